@@ -1,0 +1,334 @@
+//! The only code that reads or writes guest bytes.
+//!
+//! # What makes guest memory different
+//!
+//! Other writers are at work on it all the time: the guest's CPUs, which the compiler cannot see; devices of other processes;
+//! other threads of this one, through this crate. Rust has no plain access for that: two accesses of which one writes race,
+//! and a race is undefined behaviour; the standard library's atomics may not be of different sizes on the same bytes.
+//!
+//! # The model
+//!
+//! Guest bytes are therefore moved by assembly (`x86_64.rs`), at every size. To the language, each block of assembly stands for
+//! relaxed atomic accesses of single bytes, which may overlap others as they like, and the rest of what is promised here
+//! is a property of the instructions chosen:
+//!
+//! 1. A naturally aligned access of 1, 2, 4 or 8 bytes is one instruction, and never torn: [`read_value`], [`write_value`], and
+//!    every copy of exactly that size and alignment.
+//! 2. [`copy_elements_from_guest`] and [`copy_elements_to_guest`] move each naturally aligned element of 1, 2, 4 or 8 bytes in one
+//!    piece, in ascending order.
+//! 3. [`load_ordered`] and [`store_ordered`] add the ordering asked for. The others have none among themselves, except
+//!    that the compiler moves no block of assembly across another.
+//! 4. A bulk copy may move its bytes in any order and more than once. All of them have been moved when it returns, before
+//!    any later store of this thread.
+//!
+//! `portable.rs` stands in on targets without assembly of their own, and where no assembly can run (Miri, ThreadSanitizer, with
+//! `--cfg vm_memory_portable`). It keeps 1 to 4 on the processor, and says what it leaves open in the language.
+//!
+//! # What the callers keep
+//!
+//! Every function's contract is the same. For the guest operand: the bytes lie in memory that is mapped for the access at
+//! least as long as the call lasts, and no reference of Rust's (`&T`, `&mut T`, a slice) covers any of them. For the host operand: as
+//! for a plain copy. Nothing is assumed about the *values* of guest bytes. The functions mark nothing dirty and check no
+//! bounds: whoever calls does, before and after.
+//!
+//! # Faults
+//!
+//! A page can go away under a mapping (a file truncated, a page poisoned). Today that kills the process, as it does for a plain
+//! copy, and [`Fault`] has no value: callers write what they do about one, and the compiler removes it.
+
+use core::mem::{size_of, transmute_copy, MaybeUninit};
+use core::sync::atomic::Ordering;
+
+use crate::atomic_integer::AtomicInteger;
+use crate::bytes::{is_register_sized, AtomicAccess, ByteValued};
+
+#[cfg(all(target_arch = "x86_64", not(miri), not(vm_memory_portable)))]
+#[path = "x86_64.rs"]
+mod kernel;
+#[cfg(not(all(target_arch = "x86_64", not(miri), not(vm_memory_portable))))]
+#[path = "portable.rs"]
+mod kernel;
+
+/// The portable kernels, built for their tests beside the ones in use.
+#[cfg(all(test, target_arch = "x86_64", not(miri), not(vm_memory_portable)))]
+mod portable;
+
+#[cfg(test)]
+mod tests;
+
+/// An access that met a page which is not there.
+///
+/// It has no value as long as no fault is recovered from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {}
+
+impl Fault {
+    /// How many bytes had been moved, from the first on.
+    pub(crate) fn completed(self) -> usize {
+        match self {}
+    }
+}
+
+/// Reads a value from guest memory; in one piece if it is a naturally aligned one of 1, 2, 4 or 8 bytes.
+///
+/// # Safety
+///
+/// `src` is a guest operand (see the module) of `size_of::<T>()` bytes.
+#[inline(always)]
+pub(crate) unsafe fn read_value<T: ByteValued>(src: *const u8) -> Result<T, Fault> {
+    match size_of::<T>() {
+        0 => Ok(T::zeroed()),
+        1 => {
+            // SAFETY: the caller's contract, for one byte.
+            let bits = unsafe { kernel::load_u8(src) };
+            // SAFETY: both are 1 byte, and any bytes are a `T`.
+            Ok(unsafe { transmute_copy(&bits) })
+        }
+        2 => {
+            // SAFETY: the caller's contract, for two bytes.
+            let bits = unsafe { kernel::load_u16(src) };
+            // SAFETY: both are 2 bytes, and any bytes are a `T`.
+            Ok(unsafe { transmute_copy(&bits) })
+        }
+        4 => {
+            // SAFETY: the caller's contract, for four bytes.
+            let bits = unsafe { kernel::load_u32(src) };
+            // SAFETY: both are 4 bytes, and any bytes are a `T`.
+            Ok(unsafe { transmute_copy(&bits) })
+        }
+        8 => {
+            // SAFETY: the caller's contract, for eight bytes.
+            let bits = unsafe { kernel::load_u64(src) };
+            // SAFETY: both are 8 bytes, and any bytes are a `T`.
+            Ok(unsafe { transmute_copy(&bits) })
+        }
+        size => {
+            let mut value = MaybeUninit::<T>::uninit();
+            // SAFETY: the caller's contract; the destination is a local variable of `size` bytes.
+            unsafe { copy_from_guest(value.as_mut_ptr().cast(), src, size) }?;
+            // SAFETY: the copy has initialised all `size` bytes, and any bytes are a `T`.
+            Ok(unsafe { value.assume_init() })
+        }
+    }
+}
+
+/// Writes a value to guest memory; in one piece if it is a naturally aligned one of 1, 2, 4 or 8 bytes.
+///
+/// # Safety
+///
+/// `dst` is a guest operand (see the module) of `size_of::<T>()` bytes.
+#[inline(always)]
+pub(crate) unsafe fn write_value<T: ByteValued>(dst: *mut u8, value: T) -> Result<(), Fault> {
+    match size_of::<T>() {
+        0 => {}
+        1 => {
+            // SAFETY: both are 1 byte, and all bytes of a `T` are initialised.
+            let bits = unsafe { transmute_copy(&value) };
+            // SAFETY: the caller's contract, for one byte.
+            unsafe { kernel::store_u8(dst, bits) }
+        }
+        2 => {
+            // SAFETY: both are 2 bytes, and all bytes of a `T` are initialised.
+            let bits = unsafe { transmute_copy(&value) };
+            // SAFETY: the caller's contract, for two bytes.
+            unsafe { kernel::store_u16(dst, bits) }
+        }
+        4 => {
+            // SAFETY: both are 4 bytes, and all bytes of a `T` are initialised.
+            let bits = unsafe { transmute_copy(&value) };
+            // SAFETY: the caller's contract, for four bytes.
+            unsafe { kernel::store_u32(dst, bits) }
+        }
+        8 => {
+            // SAFETY: both are 8 bytes, and all bytes of a `T` are initialised.
+            let bits = unsafe { transmute_copy(&value) };
+            // SAFETY: the caller's contract, for eight bytes.
+            unsafe { kernel::store_u64(dst, bits) }
+        }
+        size => {
+            // SAFETY: the caller's contract; the source is a local variable of `size` initialised bytes.
+            return unsafe { copy_to_guest(dst, core::ptr::from_ref(&value).cast(), size) };
+        }
+    }
+    Ok(())
+}
+
+/// Reads an integer from guest memory in one piece, with an ordering.
+///
+/// # Panics
+///
+/// If `order` is `Release` or `AcqRel`.
+///
+/// # Safety
+///
+/// `src` is a guest operand (see the module) of `size_of::<T::A>()` bytes, aligned for `T::A`.
+#[inline(always)]
+pub(crate) unsafe fn load_ordered<T: AtomicAccess>(src: *const u8, order: Ordering) -> Result<T, Fault> {
+    assert!(
+        matches!(order, Ordering::Relaxed | Ordering::Acquire | Ordering::SeqCst),
+        "a load cannot have the ordering {order:?}"
+    );
+    if !is_register_sized::<T>() {
+        // SAFETY: the caller's contract: mapped, aligned bytes for a `T::A`, which accepts any bytes (the contract of `AtomicInteger`) and is
+        // accessed through atomics only while the reference lives.
+        let atomic = unsafe { &*src.cast::<T::A>() };
+        return Ok(atomic.load(order).into());
+    }
+    // The bits become an atomic integer of this function's own, which gives the plain one: that leans on nothing but the contract
+    // of `AtomicInteger`, and disappears in compilation.
+    // SAFETY: the caller's contract for as many bytes as `T::A` has, which is 1, 2, 4 or 8 here; aligned for it, which is the same
+    // number here.
+    let bits: u64 = unsafe { kernel::load_ordered(src, size_of::<T::A>(), order) };
+    // SAFETY: `T::A` is no larger than 8 bytes and takes any bytes. (`bits` holds the value in its low bytes, which come
+    // first in memory on a little-endian machine; `from_low_bytes` moves them there on a big-endian one.)
+    let atomic: T::A = unsafe { transmute_copy(&from_low_bytes(bits, size_of::<T::A>())) };
+    Ok(atomic.load(Ordering::Relaxed).into())
+}
+
+/// Writes an integer to guest memory in one piece, with an ordering.
+///
+/// # Panics
+///
+/// If `order` is `Acquire` or `AcqRel`.
+///
+/// # Safety
+///
+/// `dst` is a guest operand (see the module) of `size_of::<T::A>()` bytes, aligned for `T::A`.
+#[inline(always)]
+pub(crate) unsafe fn store_ordered<T: AtomicAccess>(
+    dst: *mut u8,
+    value: T,
+    order: Ordering,
+) -> Result<(), Fault> {
+    assert!(
+        matches!(order, Ordering::Relaxed | Ordering::Release | Ordering::SeqCst),
+        "a store cannot have the ordering {order:?}"
+    );
+    if !is_register_sized::<T>() {
+        // SAFETY: as in `load_ordered`.
+        let atomic = unsafe { &*dst.cast::<T::A>() };
+        atomic.store(value.into(), order);
+        return Ok(());
+    }
+    let bits = match size_of::<T>() {
+        // SAFETY: `T` is 1, 2, 4 or 8 initialised bytes here (as `T::A`), which are the width that is copied out of it.
+        1 => u64::from(unsafe { transmute_copy::<T, u8>(&value) }),
+        // SAFETY: as above.
+        2 => u64::from(unsafe { transmute_copy::<T, u16>(&value) }),
+        // SAFETY: as above.
+        4 => u64::from(unsafe { transmute_copy::<T, u32>(&value) }),
+        // SAFETY: as above.
+        _ => unsafe { transmute_copy::<T, u64>(&value) },
+    };
+    // SAFETY: the caller's contract for as many bytes as `T` has; aligned for `T::A`, whose alignment is its size here.
+    unsafe { kernel::store_ordered(dst, bits, size_of::<T>(), order) };
+    Ok(())
+}
+
+/// Moves the `size` low bytes of a number to where its memory begins.
+#[inline(always)]
+fn from_low_bytes(bits: u64, size: usize) -> u64 {
+    if cfg!(target_endian = "big") {
+        let unused_bits = 8usize.saturating_sub(size).saturating_mul(8);
+        u32::try_from(unused_bits)
+            .ok()
+            .and_then(|n| bits.checked_shl(n))
+            .unwrap_or(0)
+    } else {
+        bits
+    }
+}
+
+/// Copies bytes from guest memory to memory of the host.
+///
+/// # Safety
+///
+/// `src` is a guest operand (see the module) of `len` bytes. `dst` is valid for writes of `len` bytes, which do not overlap those
+/// of `src`.
+#[inline]
+pub(crate) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
+    // SAFETY: the caller's contract covers both operands.
+    unsafe { kernel::copy_from_guest(dst, src, len) };
+    Ok(())
+}
+
+/// Copies bytes from memory of the host to guest memory.
+///
+/// # Safety
+///
+/// `dst` is a guest operand (see the module) of `len` bytes. `src` is valid for reads of `len` initialised bytes, which do not
+/// overlap those of `dst`.
+#[inline]
+pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
+    // SAFETY: the caller's contract covers both operands.
+    unsafe { kernel::copy_to_guest(dst, src, len) };
+    Ok(())
+}
+
+/// Copies bytes from guest memory to guest memory. The ranges may overlap; the result is that of a copy through a third place,
+/// as far as nobody else writes meanwhile.
+///
+/// # Safety
+///
+/// `dst` and `src` are guest operands (see the module) of `len` bytes each.
+#[inline]
+pub(crate) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
+    // SAFETY: the caller's contract covers both operands.
+    unsafe { kernel::copy_within_guest(dst, src, len) };
+    Ok(())
+}
+
+/// Copies `count` elements of type `T` from guest memory to memory of the host; naturally aligned elements of 1, 2, 4 or 8 bytes each
+/// in one piece, in ascending order.
+///
+/// # Safety
+///
+/// As [`copy_from_guest`], for `count * size_of::<T>()` bytes, a number that must not overflow.
+#[inline]
+pub(crate) unsafe fn copy_elements_from_guest<T: ByteValued>(
+    dst: *mut T,
+    src: *const u8,
+    count: usize,
+) -> Result<(), Fault> {
+    let size = size_of::<T>();
+    if moves_whole::<T>(src) {
+        // SAFETY: the caller's contract for `count` elements of `size` bytes; `size` is 2, 4 or 8, and `src` a multiple of it.
+        unsafe { kernel::copy_elements_from_guest(dst.cast(), src, count, size) };
+        return Ok(());
+    }
+    // SAFETY: the caller's contract; the product does not overflow, by the same.
+    unsafe { copy_from_guest(dst.cast(), src, count.wrapping_mul(size)) }
+}
+
+/// Copies `count` elements of type `T` from memory of the host to guest memory; naturally aligned elements of 1, 2, 4 or 8 bytes each
+/// in one piece, in ascending order.
+///
+/// # Safety
+///
+/// As [`copy_to_guest`], for `count * size_of::<T>()` bytes, a number that must not overflow.
+#[inline]
+pub(crate) unsafe fn copy_elements_to_guest<T: ByteValued>(
+    dst: *mut u8,
+    src: *const T,
+    count: usize,
+) -> Result<(), Fault> {
+    let size = size_of::<T>();
+    if moves_whole::<T>(dst) {
+        // SAFETY: the caller's contract for `count` elements of `size` bytes; `size` is 2, 4 or 8, and `dst` a multiple of it.
+        unsafe { kernel::copy_elements_to_guest(dst, src.cast(), count, size) };
+        return Ok(());
+    }
+    // SAFETY: the caller's contract; the product does not overflow, by the same.
+    unsafe { copy_to_guest(dst, src.cast(), count.wrapping_mul(size)) }
+}
+
+/// Whether elements of type `T` at `guest` are ones that must stay whole. (Single bytes cannot be torn.)
+#[inline(always)]
+fn moves_whole<T>(guest: *const u8) -> bool {
+    match size_of::<T>() {
+        2 => guest.cast::<u16>().is_aligned(),
+        4 => guest.cast::<u32>().is_aligned(),
+        8 => guest.addr().is_multiple_of(8),
+        _ => false,
+    }
+}

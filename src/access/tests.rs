@@ -1,0 +1,375 @@
+//! One set of tests for every set of kernels: the ones in use, and the portable ones beside them.
+
+use super::*;
+use core::sync::atomic::Ordering;
+
+/// Longest copy that is tried at every alignment.
+const MAX_LEN: usize = if cfg!(miri) { 40 } else { 300 };
+
+macro_rules! kernel_tests {
+    ($name:ident, $kernel:path) => {
+        mod $name {
+            use super::*;
+            use $kernel as kernel;
+
+            /// Fills a buffer so that a byte tells where it came from.
+            fn numbered(len: usize) -> Vec<u8> {
+                (0..len).map(|i| (i % 251) as u8 ^ 0x5a).collect()
+            }
+
+            fn alignments() -> impl Iterator<Item = usize> {
+                (0..64).step_by(if cfg!(miri) { 21 } else { 3 })
+            }
+
+            #[test]
+            fn copies_move_every_length_at_every_alignment_and_nothing_else() {
+                let source = numbered(MAX_LEN + 64);
+                for src_at in alignments() {
+                    for dst_at in alignments() {
+                        for len in (0..=MAX_LEN).step_by(if src_at == dst_at { 1 } else { 7 }) {
+                            let mut expected = vec![0xeeu8; MAX_LEN + 128];
+                            expected[dst_at..dst_at + len].copy_from_slice(&source[src_at..src_at + len]);
+                            for to_guest in [false, true] {
+                                let mut target = vec![0xeeu8; MAX_LEN + 128];
+                                let src = source[src_at..].as_ptr();
+                                let dst = target[dst_at..].as_mut_ptr();
+                                // SAFETY: both vectors have at least `len` bytes from there on.
+                                unsafe {
+                                    if to_guest {
+                                        kernel::copy_to_guest(dst, src, len);
+                                    } else {
+                                        kernel::copy_from_guest(dst, src, len);
+                                    }
+                                }
+                                assert!(target == expected, "{len} bytes from {src_at} to {dst_at}");
+                            }
+                        }
+                    }
+                }
+            }
+
+            #[test]
+            fn long_copies_move_every_byte() {
+                for len in [511, 512, 513, 4095, 4096, 65_537] {
+                    let source = numbered(len);
+                    let mut target = vec![0; len + 1];
+                    // SAFETY: both vectors have at least `len` bytes.
+                    unsafe { kernel::copy_from_guest(target.as_mut_ptr(), source.as_ptr(), len) };
+                    assert_eq!(target[..len], source);
+                    assert_eq!(target[len], 0);
+                }
+            }
+
+            #[test]
+            fn overlapping_copies_read_before_they_write() {
+                for len in [1, 2, 3, 4, 7, 8, 9, 31, 64, 65, 200, 600] {
+                    for src_at in [0usize, 1, 5, 8, 63, 100] {
+                        for dst_at in [0usize, 1, 5, 8, 63, 100] {
+                            let mut memory = numbered(800);
+                            let mut expected = memory.clone();
+                            expected.copy_within(src_at..src_at + len, dst_at);
+                            let base = memory.as_mut_ptr();
+                            // SAFETY: both ranges lie in `memory`, which nothing refers to meanwhile.
+                            unsafe { kernel::copy_within_guest(base.add(dst_at), base.add(src_at), len) };
+                            assert!(memory == expected, "{len} bytes from {src_at} to {dst_at}");
+                        }
+                    }
+                }
+            }
+
+            #[test]
+            fn elements_are_moved_in_order_and_number() {
+                for size in [2, 4, 8] {
+                    for count in [0, 1, 2, 3, 17, 100] {
+                        // Eight-byte storage gives the alignment that the kernel asks for.
+                        let source: Vec<u64> = (0..101u64)
+                            .map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+                            .collect();
+                        for to_guest in [false, true] {
+                            let mut target = vec![0u64; 101];
+                            let (src, dst) = (
+                                source.as_ptr().cast::<u8>(),
+                                target.as_mut_ptr().cast::<u8>(),
+                            );
+                            // SAFETY: 101 * 8 bytes are more than `count * size`, and the vectors are aligned to 8.
+                            unsafe {
+                                if to_guest {
+                                    kernel::copy_elements_to_guest(dst, src, count, size);
+                                } else {
+                                    kernel::copy_elements_from_guest(dst, src, count, size);
+                                }
+                            }
+                            let bytes =
+                                |v: &[u64]| v.iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<u8>>();
+                            let (source, target) = (bytes(&source), bytes(&target));
+                            assert_eq!(target[..count * size], source[..count * size]);
+                            assert!(target[count * size..].iter().all(|&b| b == 0));
+                        }
+                    }
+                }
+            }
+
+            #[test]
+            fn single_accesses_move_their_width_aligned_or_not() {
+                for at in 0..16usize {
+                    let mut memory = numbered(32);
+                    let ptr = memory[at..].as_mut_ptr();
+                    let source = memory.clone();
+                    let take = |n: usize| source[at..at + n].to_vec();
+                    // SAFETY: 16 bytes lie behind `ptr`.
+                    unsafe {
+                        assert_eq!(kernel::load_u8(ptr).to_ne_bytes().to_vec(), take(1));
+                        assert_eq!(kernel::load_u16(ptr).to_ne_bytes().to_vec(), take(2));
+                        assert_eq!(kernel::load_u32(ptr).to_ne_bytes().to_vec(), take(4));
+                        assert_eq!(kernel::load_u64(ptr).to_ne_bytes().to_vec(), take(8));
+                        kernel::store_u64(ptr, 0x0807_0605_0403_0201);
+                        kernel::store_u32(ptr, 0xd4d3_d2d1);
+                        kernel::store_u16(ptr, 0xc2c1);
+                        kernel::store_u8(ptr, 0xb1);
+                    }
+                    let mut expected = source.clone();
+                    expected[at..at + 8].copy_from_slice(&0x0807_0605_0403_0201u64.to_ne_bytes());
+                    expected[at..at + 4].copy_from_slice(&0xd4d3_d2d1u32.to_ne_bytes());
+                    expected[at..at + 2].copy_from_slice(&0xc2c1u16.to_ne_bytes());
+                    expected[at] = 0xb1;
+                    assert_eq!(memory, expected);
+                }
+            }
+
+            #[test]
+            fn ordered_accesses_move_their_width() {
+                let mut memory = [u64::MAX; 2];
+                let ptr = memory.as_mut_ptr().cast::<u8>();
+                for size in [1usize, 2, 4, 8] {
+                    let mask = u64::MAX >> (64 - 8 * size);
+                    for store in [Ordering::Relaxed, Ordering::Release, Ordering::SeqCst] {
+                        for load in [Ordering::Relaxed, Ordering::Acquire, Ordering::SeqCst] {
+                            // SAFETY: `memory` is 16 bytes at an alignment of 8.
+                            unsafe {
+                                kernel::store_ordered(ptr, 0x8877_6655_4433_2211, size, store);
+                                assert_eq!(
+                                    kernel::load_ordered(ptr, size, load),
+                                    0x8877_6655_4433_2211 & mask
+                                );
+                                kernel::store_ordered(ptr, u64::MAX, size, store);
+                            }
+                        }
+                    }
+                }
+                assert_eq!(memory, [u64::MAX; 2]);
+            }
+
+            /// Nothing of a neighbouring page is touched: pages without access lie right before and right behind.
+            #[test]
+            #[cfg(all(
+                target_os = "linux",
+                not(miri),
+                any(feature = "rawfd", feature = "backend-mmap")
+            ))]
+            fn copies_stay_off_the_pages_around() {
+                let source = numbered(MAX_LEN);
+                let page = FencedPage::new();
+                for len in 0..=MAX_LEN {
+                    for at_end in [false, true] {
+                        let ptr = if at_end {
+                            page.end().wrapping_sub(len)
+                        } else {
+                            page.start()
+                        };
+                        let mut back = vec![0u8; len];
+                        // SAFETY: `len` bytes lie in the page from `ptr` on.
+                        unsafe {
+                            kernel::copy_to_guest(ptr, source.as_ptr(), len);
+                            kernel::copy_from_guest(back.as_mut_ptr(), ptr, len);
+                        }
+                        assert_eq!(back, source[..len]);
+                        // SAFETY: as above; source and destination are the same bytes.
+                        unsafe { kernel::copy_within_guest(ptr, ptr, len) };
+                    }
+                }
+            }
+
+            /// A value is never seen half written.
+            #[test]
+            #[cfg(not(miri))]
+            fn aligned_accesses_are_not_torn() {
+                use std::sync::atomic::AtomicBool;
+                let memory = std::sync::atomic::AtomicU64::new(0);
+                let ptr = memory.as_ptr() as usize;
+                let done = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        let mut ones = false;
+                        while !done.load(Ordering::Relaxed) {
+                            ones = !ones;
+                            // SAFETY: 8 aligned bytes that are accessed by kernels only while the threads run.
+                            unsafe { kernel::store_u64(ptr as *mut u8, if ones { u64::MAX } else { 0 }) };
+                        }
+                    });
+                    for _ in 0..200_000 {
+                        let mut copied = [0u8; 8];
+                        // SAFETY: as above.
+                        let (single, ordered) = unsafe {
+                            kernel::copy_from_guest(copied.as_mut_ptr(), ptr as *const u8, 8);
+                            (
+                                kernel::load_u64(ptr as *const u8),
+                                kernel::load_ordered(ptr as *const u8, 8, Ordering::Acquire),
+                            )
+                        };
+                        for value in [single, ordered, u64::from_ne_bytes(copied)] {
+                            assert!(value == 0 || value == u64::MAX, "torn: {value:#x}");
+                        }
+                    }
+                    done.store(true, Ordering::Relaxed);
+                });
+            }
+        }
+    };
+}
+
+kernel_tests!(chosen, super::super::kernel);
+#[cfg(all(target_arch = "x86_64", not(miri), not(vm_memory_portable)))]
+kernel_tests!(portable_beside, super::super::portable);
+
+/// A page of memory between two that nothing may touch.
+#[cfg(all(
+    target_os = "linux",
+    not(miri),
+    any(feature = "rawfd", feature = "backend-mmap")
+))]
+struct FencedPage {
+    base: *mut u8,
+    page: usize,
+}
+
+#[cfg(all(
+    target_os = "linux",
+    not(miri),
+    any(feature = "rawfd", feature = "backend-mmap")
+))]
+impl FencedPage {
+    fn new() -> Self {
+        // SAFETY: asks for a number.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+        // SAFETY: a new mapping, wherever the kernel puts it.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                3 * page,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(base, libc::MAP_FAILED);
+        let base = base.cast::<u8>();
+        // SAFETY: the middle page of the mapping just made.
+        let answer =
+            unsafe { libc::mprotect(base.add(page).cast(), page, libc::PROT_READ | libc::PROT_WRITE) };
+        assert_eq!(answer, 0);
+        Self { base, page }
+    }
+
+    fn start(&self) -> *mut u8 {
+        self.base.wrapping_add(self.page)
+    }
+
+    fn end(&self) -> *mut u8 {
+        self.start().wrapping_add(self.page)
+    }
+}
+
+#[cfg(all(
+    target_os = "linux",
+    not(miri),
+    any(feature = "rawfd", feature = "backend-mmap")
+))]
+impl Drop for FencedPage {
+    fn drop(&mut self) {
+        // SAFETY: the whole of the mapping that `new` made, which nothing refers to any more.
+        unsafe { libc::munmap(self.base.cast(), 3 * self.page) };
+    }
+}
+
+#[test]
+fn values_of_every_size_survive_a_round_trip() {
+    fn check<T: ByteValued + PartialEq + core::fmt::Debug>(value: T) {
+        let mut memory = [0u8; 64];
+        for at in 0..16 {
+            let ptr = memory[at..].as_mut_ptr();
+            // SAFETY: at least 48 bytes lie behind `ptr`, and no value here is larger.
+            unsafe {
+                write_value(ptr, value).unwrap();
+                assert_eq!(read_value::<T>(ptr).unwrap(), value);
+            }
+        }
+    }
+    check([(); 0].map(|()| 0u8));
+    check(0xa1u8);
+    check(0xa1a2u16);
+    check([1u8, 2, 3]);
+    check(0xa1a2_a3a4u32);
+    check(0xa1a2_a3a4_a5a6_a7a8u64);
+    check(u128::MAX / 7);
+    check([0x1234_5678u32; 12]);
+}
+
+#[test]
+#[should_panic(expected = "a load cannot have the ordering Release")]
+fn a_load_with_release_panics() {
+    let value = 0u32;
+    // SAFETY: a local variable of that type.
+    let _ = unsafe { load_ordered::<u32>(core::ptr::from_ref(&value).cast(), Ordering::Release) };
+}
+
+#[test]
+#[should_panic(expected = "a store cannot have the ordering Acquire")]
+fn a_store_with_acquire_panics() {
+    let mut value = 0u32;
+    // SAFETY: a local variable of that type.
+    let _ = unsafe { store_ordered::<u32>(core::ptr::from_mut(&mut value).cast(), 1, Ordering::Acquire) };
+}
+
+/// A user's own atomic, larger than any register: moved through its own methods.
+#[test]
+fn an_atomic_of_an_unusual_size_goes_through_its_own_methods() {
+    use crate::atomic_integer::AtomicInteger;
+    use core::sync::atomic::AtomicU32;
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    #[repr(C)]
+    struct Pair(u32, u32, u32);
+    // SAFETY: three integers of four bytes, without padding.
+    unsafe impl ByteValued for Pair {}
+    #[repr(C)]
+    struct AtomicPair(AtomicU32, AtomicU32, AtomicU32);
+    // SAFETY: consists of atomic integers only.
+    unsafe impl AtomicInteger for AtomicPair {
+        type V = Pair;
+        fn new(v: Pair) -> Self {
+            Self(v.0.into(), v.1.into(), v.2.into())
+        }
+        fn load(&self, order: Ordering) -> Pair {
+            Pair(self.0.load(order), self.1.load(order), self.2.load(order))
+        }
+        fn store(&self, v: Pair, order: Ordering) {
+            self.0.store(v.0, order);
+            self.1.store(v.1, order);
+            self.2.store(v.2, order);
+        }
+    }
+    impl AtomicAccess for Pair {
+        type A = AtomicPair;
+    }
+    let mut memory = [0u32; 3];
+    let ptr = memory.as_mut_ptr().cast::<u8>();
+    // SAFETY: 12 bytes, aligned to 4, that only these calls access.
+    unsafe {
+        store_ordered(ptr, Pair(1, 2, 3), Ordering::SeqCst).unwrap();
+        assert_eq!(
+            load_ordered::<Pair>(ptr, Ordering::Acquire).unwrap(),
+            Pair(1, 2, 3)
+        );
+    }
+}

@@ -1,0 +1,291 @@
+//! Addresses as types: what guest and region addresses have in common.
+//!
+//! An address is not a number: adding two addresses means nothing, and a guest physical address is no offset into a region.
+//! [`Address`] gives each kind of address the arithmetic that does mean something. [`GuestAddress`](crate::GuestAddress) and
+//! [`MemoryRegionAddress`](crate::MemoryRegionAddress) implement it.
+
+use core::cmp::{Eq, Ord, PartialEq, PartialOrd};
+use core::fmt::Debug;
+use core::ops::{Add, BitAnd, BitOr, Not, Sub};
+
+/// The raw number inside an address.
+///
+/// A separate trait, so that [`Address`] can name the number's type in its own bounds.
+pub trait AddressValue {
+    /// Type of the raw number.
+    type V: Copy
+        + PartialEq
+        + Eq
+        + PartialOrd
+        + Ord
+        + Not<Output = Self::V>
+        + Add<Output = Self::V>
+        + Sub<Output = Self::V>
+        + BitAnd<Output = Self::V>
+        + BitOr<Output = Self::V>
+        + Debug
+        + From<u8>;
+
+    /// The number 0.
+    fn zero() -> Self::V {
+        0u8.into()
+    }
+
+    /// The number 1.
+    fn one() -> Self::V {
+        1u8.into()
+    }
+}
+
+/// An address in some address space.
+///
+/// ```
+/// use vm_memory::{Address, GuestAddress};
+///
+/// let addr = GuestAddress(0x1234);
+/// assert_eq!(addr.checked_add(0x10), Some(GuestAddress(0x1244)));
+/// assert_eq!(GuestAddress(u64::MAX).checked_add(1), None);
+/// assert_eq!(addr.checked_align_up(0x1000), Some(GuestAddress(0x2000)));
+/// assert_eq!(addr.checked_offset_from(GuestAddress(0x1000)), Some(0x234));
+/// ```
+///
+/// What comes from a guest goes through the `checked_` forms. The `unchecked_` forms are for sums that the caller has proved
+/// to fit.
+pub trait Address:
+    AddressValue
+    + Sized
+    + Default
+    + Copy
+    + Eq
+    + PartialEq
+    + Ord
+    + PartialOrd
+    + BitAnd<<Self as AddressValue>::V, Output = Self>
+    + BitOr<<Self as AddressValue>::V, Output = Self>
+{
+    /// Makes an address of a raw number.
+    fn new(addr: Self::V) -> Self;
+
+    /// Returns the raw number.
+    fn raw_value(&self) -> Self::V;
+
+    /// Returns the bits of the address that `mask` selects.
+    fn mask(&self, mask: Self::V) -> Self::V {
+        self.raw_value() & mask
+    }
+
+    /// Returns the distance from `base` to this address, or `None` if `base` is the higher one.
+    fn checked_offset_from(&self, base: Self) -> Option<Self::V>;
+
+    /// Returns the distance from `base` to this address.
+    ///
+    /// # Panics
+    ///
+    /// If `base` is the higher one and overflow checks are on; without them the distance wraps.
+    #[expect(clippy::arithmetic_side_effects, reason = "the method is the unchecked form")]
+    fn unchecked_offset_from(&self, base: Self) -> Self::V {
+        self.raw_value() - base.raw_value()
+    }
+
+    /// Returns the lowest multiple of `power_of_two` that is not below this address, or `None` if there is none.
+    ///
+    /// # Panics
+    ///
+    /// If `power_of_two` is not a power of two.
+    fn checked_align_up(&self, power_of_two: Self::V) -> Option<Self> {
+        let low_bits = low_bits_of::<Self>(power_of_two);
+        self.checked_add(low_bits).map(|above| above & !low_bits)
+    }
+
+    /// Returns the lowest multiple of `power_of_two` that is not below this address.
+    ///
+    /// # Panics
+    ///
+    /// If `power_of_two` is not a power of two; and, with overflow checks, if there is no such address.
+    fn unchecked_align_up(&self, power_of_two: Self::V) -> Self {
+        let low_bits = low_bits_of::<Self>(power_of_two);
+        self.unchecked_add(low_bits) & !low_bits
+    }
+
+    /// Adds `other`, or returns `None` if the sum does not fit.
+    fn checked_add(&self, other: Self::V) -> Option<Self>;
+
+    /// Adds `other`; the flag tells that the sum wrapped.
+    fn overflowing_add(&self, other: Self::V) -> (Self, bool);
+
+    /// Adds `other`.
+    ///
+    /// # Panics
+    ///
+    /// If the sum does not fit and overflow checks are on; without them it wraps.
+    fn unchecked_add(&self, other: Self::V) -> Self;
+
+    /// Subtracts `other`, or returns `None` if it is greater than the address.
+    fn checked_sub(&self, other: Self::V) -> Option<Self>;
+
+    /// Subtracts `other`; the flag tells that the difference wrapped.
+    fn overflowing_sub(&self, other: Self::V) -> (Self, bool);
+
+    /// Subtracts `other`.
+    ///
+    /// # Panics
+    ///
+    /// If `other` is greater than the address and overflow checks are on; without them the difference wraps.
+    fn unchecked_sub(&self, other: Self::V) -> Self;
+}
+
+/// The bits below the one bit of `power_of_two`.
+#[inline]
+fn low_bits_of<A: Address>(power_of_two: A::V) -> A::V {
+    assert!(power_of_two != A::zero(), "an alignment of 0 is no power of two");
+    #[expect(clippy::arithmetic_side_effects, reason = "the number is not 0")]
+    let low_bits = power_of_two - A::one();
+    assert!(
+        power_of_two & low_bits == A::zero(),
+        "the alignment {power_of_two:?} is no power of two"
+    );
+    low_bits
+}
+
+/// Implements [`Address`] and its operators for a struct around one `u64`.
+macro_rules! impl_address {
+    ($name:ident) => {
+        impl $crate::address::AddressValue for $name {
+            type V = u64;
+        }
+
+        impl $crate::address::Address for $name {
+            #[inline]
+            fn new(value: u64) -> Self {
+                Self(value)
+            }
+
+            #[inline]
+            fn raw_value(&self) -> u64 {
+                self.0
+            }
+
+            #[inline]
+            fn checked_offset_from(&self, base: Self) -> Option<u64> {
+                self.0.checked_sub(base.0)
+            }
+
+            #[inline]
+            fn checked_add(&self, other: u64) -> Option<Self> {
+                self.0.checked_add(other).map(Self)
+            }
+
+            #[inline]
+            fn overflowing_add(&self, other: u64) -> (Self, bool) {
+                let (sum, wrapped) = self.0.overflowing_add(other);
+                (Self(sum), wrapped)
+            }
+
+            #[inline]
+            #[expect(
+                clippy::arithmetic_side_effects,
+                reason = "the method is the unchecked form"
+            )]
+            fn unchecked_add(&self, other: u64) -> Self {
+                Self(self.0 + other)
+            }
+
+            #[inline]
+            fn checked_sub(&self, other: u64) -> Option<Self> {
+                self.0.checked_sub(other).map(Self)
+            }
+
+            #[inline]
+            fn overflowing_sub(&self, other: u64) -> (Self, bool) {
+                let (difference, wrapped) = self.0.overflowing_sub(other);
+                (Self(difference), wrapped)
+            }
+
+            #[inline]
+            #[expect(
+                clippy::arithmetic_side_effects,
+                reason = "the method is the unchecked form"
+            )]
+            fn unchecked_sub(&self, other: u64) -> Self {
+                Self(self.0 - other)
+            }
+        }
+
+        impl core::default::Default for $name {
+            fn default() -> Self {
+                Self(0)
+            }
+        }
+
+        impl core::ops::BitAnd<u64> for $name {
+            type Output = Self;
+
+            fn bitand(self, other: u64) -> Self {
+                Self(self.0 & other)
+            }
+        }
+
+        impl core::ops::BitOr<u64> for $name {
+            type Output = Self;
+
+            fn bitor(self, other: u64) -> Self {
+                Self(self.0 | other)
+            }
+        }
+    };
+}
+pub(crate) use impl_address;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::GuestAddress;
+    use proptest::prelude::*;
+
+    #[test]
+    fn alignment_rounds_up_and_stops_at_the_top() {
+        assert_eq!(GuestAddress(0).checked_align_up(0x1000), Some(GuestAddress(0)));
+        assert_eq!(
+            GuestAddress(1).checked_align_up(0x1000),
+            Some(GuestAddress(0x1000))
+        );
+        assert_eq!(
+            GuestAddress(0x1000).unchecked_align_up(0x1000),
+            GuestAddress(0x1000)
+        );
+        assert_eq!(GuestAddress(u64::MAX).checked_align_up(2), None);
+        assert_eq!(
+            GuestAddress(u64::MAX).checked_align_up(1),
+            Some(GuestAddress(u64::MAX))
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "no power of two")]
+    fn alignment_to_three_panics() {
+        let _ = GuestAddress(0).checked_align_up(3);
+    }
+
+    #[test]
+    #[should_panic(expected = "no power of two")]
+    fn alignment_to_zero_panics() {
+        let _ = GuestAddress(0).checked_align_up(0);
+    }
+
+    proptest! {
+        /// Every form agrees with arithmetic on numbers that cannot overflow.
+        #[test]
+        fn arithmetic_agrees_with_wide_numbers(a: u64, b: u64, shift in 0u32..64) {
+            let (addr, wide_a, wide_b) = (GuestAddress(a), i128::from(a), i128::from(b));
+            let fits = |n: i128| u64::try_from(n).ok().map(GuestAddress);
+            prop_assert_eq!(addr.checked_add(b), fits(wide_a + wide_b));
+            prop_assert_eq!(addr.checked_sub(b), fits(wide_a - wide_b));
+            prop_assert_eq!(addr.checked_offset_from(GuestAddress(b)).map(GuestAddress), fits(wide_a - wide_b));
+            prop_assert_eq!(addr.overflowing_add(b).1, fits(wide_a + wide_b).is_none());
+            prop_assert_eq!(addr.overflowing_sub(b).1, fits(wide_a - wide_b).is_none());
+            let alignment = 1i128 << shift;
+            prop_assert_eq!(addr.checked_align_up(1 << shift), fits((wide_a + alignment - 1) / alignment * alignment));
+            prop_assert_eq!(addr.mask(b), a & b);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Memory maps that are swapped while devices use them.
+//!
+//! ```text
+//!   GuestMemoryAtomic ──► map A (Arc)  ◄── guard of a device that is in the middle of something
+//!          │
+//!          └─ lock().replace(map B):  from now on memory() gives map B;
+//!                                     map A goes when its last guard does
+//! ```
+//!
+//! A map does not change; hotplug makes another one, which shares the regions that stay. Readers take the map of the moment without waiting for
+//! anybody. Writers wait for each other.
+
+use std::ops::Deref;
+use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::{ArcSwap, Guard};
+
+use crate::guest_memory::{GuestAddressSpace, GuestMemory};
+
+/// A memory map that can be replaced while it is used.
+///
+/// Clones are handles to the same map: what one replaces, all see.
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use std::sync::Arc;
+/// use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend};
+/// use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
+///
+/// let map: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+/// let memory = GuestMemoryAtomic::new(map);
+/// let device = memory.clone();
+/// let before = device.memory();
+///
+/// let lock = memory.lock().unwrap();
+/// let more = GuestRegionMmap::from_range(GuestAddress(0x1000), 0x1000, None)?;
+/// lock.replace(memory.memory().insert_region(Arc::new(more))?);
+///
+/// assert_eq!(before.num_regions(), 1);
+/// assert_eq!(device.memory().num_regions(), 2);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct GuestMemoryAtomic<M: GuestMemory> {
+    map: Arc<ArcSwap<M>>,
+    /// Held from looking at the map that is to be replaced until the new one is in.
+    writers: Arc<Mutex<()>>,
+}
+
+impl<M: GuestMemory> GuestMemoryAtomic<M> {
+    /// Begins with `map`.
+    pub fn new(map: M) -> Self {
+        Arc::new(map).into()
+    }
+
+    /// Keeps other writers out, so that a new map can be made of the present one and put in its place. Readers go on.
+    ///
+    /// # Errors
+    ///
+    /// If a writer panicked in here before. The guard is in the error, and works.
+    pub fn lock(&self) -> LockResult<GuestMemoryExclusiveGuard<'_, M>> {
+        match self.writers.lock() {
+            Ok(guard) => Ok(GuestMemoryExclusiveGuard {
+                parent: self,
+                _guard: guard,
+            }),
+            Err(poisoned) => Err(PoisonError::new(GuestMemoryExclusiveGuard {
+                parent: self,
+                _guard: poisoned.into_inner(),
+            })),
+        }
+    }
+}
+
+/// Begins with a map that others share.
+impl<M: GuestMemory> From<Arc<M>> for GuestMemoryAtomic<M> {
+    fn from(map: Arc<M>) -> Self {
+        GuestMemoryAtomic {
+            map: Arc::new(ArcSwap::new(map)),
+            writers: Arc::new(Mutex::new(())),
+        }
+    }
+}
+
+/// Another handle to the same map.
+impl<M: GuestMemory> Clone for GuestMemoryAtomic<M> {
+    fn clone(&self) -> Self {
+        Self {
+            map: Arc::clone(&self.map),
+            writers: Arc::clone(&self.writers),
+        }
+    }
+}
+
+impl<M: GuestMemory> GuestAddressSpace for GuestMemoryAtomic<M> {
+    type M = M;
+    type T = GuestMemoryLoadGuard<M>;
+
+    #[inline]
+    fn memory(&self) -> Self::T {
+        GuestMemoryLoadGuard {
+            guard: self.map.load(),
+        }
+    }
+}
+
+/// The map of one moment. It stays as it is, and stays mapped, as long as this is kept.
+#[derive(Debug)]
+pub struct GuestMemoryLoadGuard<M: GuestMemory> {
+    guard: Guard<Arc<M>>,
+}
+
+impl<M: GuestMemory> GuestMemoryLoadGuard<M> {
+    /// Returns the map as a counted pointer, which is the better one to keep for long.
+    pub fn into_inner(self) -> Arc<M> {
+        Guard::into_inner(self.guard)
+    }
+}
+
+/// The same map once more.
+impl<M: GuestMemory> Clone for GuestMemoryLoadGuard<M> {
+    fn clone(&self) -> Self {
+        GuestMemoryLoadGuard {
+            guard: Guard::from_inner(Arc::clone(&*self.guard)),
+        }
+    }
+}
+
+impl<M: GuestMemory> Deref for GuestMemoryLoadGuard<M> {
+    type Target = M;
+
+    #[inline]
+    fn deref(&self) -> &M {
+        &self.guard
+    }
+}
+
+/// The right to replace the map. Other writers wait until it is gone.
+#[derive(Debug)]
+pub struct GuestMemoryExclusiveGuard<'a, M: GuestMemory> {
+    parent: &'a GuestMemoryAtomic<M>,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl<M: GuestMemory> GuestMemoryExclusiveGuard<'_, M> {
+    /// Replaces the map, and lets other writers in.
+    ///
+    /// Whoever looks from now on sees `map`. The old one goes when its last guard does.
+    pub fn replace(self, map: M) {
+        self.parent.map.store(Arc::new(map));
+    }
+}
+
+#[cfg(all(test, feature = "backend-mmap"))]
+mod tests {
+    use super::*;
+    use crate::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+
+    fn map(regions: u64) -> GuestMemoryMmap {
+        let ranges: Vec<_> = (0..regions).map(|i| (GuestAddress(i * 0x1000), 0x1000)).collect();
+        GuestMemoryMmap::from_ranges(&ranges).unwrap()
+    }
+
+    #[test]
+    fn a_guard_keeps_the_map_it_was_given() {
+        let memory = GuestMemoryAtomic::new(map(1));
+        let old = memory.memory();
+        let copy = old.clone();
+        memory.clone().lock().unwrap().replace(map(2));
+        assert_eq!((old.num_regions(), copy.num_regions()), (1, 1));
+        assert_eq!(memory.memory().num_regions(), 2);
+        assert_eq!(old.into_inner().num_regions(), 1);
+    }
+
+    #[test]
+    fn the_old_map_goes_with_its_last_guard() {
+        let first = Arc::new(map(1));
+        let memory = GuestMemoryAtomic::from(Arc::clone(&first));
+        let guard = memory.memory();
+        memory.lock().unwrap().replace(map(2));
+        assert!(Arc::strong_count(&first) >= 2);
+        drop(guard);
+        assert_eq!(Arc::strong_count(&first), 1);
+    }
+
+    #[test]
+    fn a_writer_that_panicked_poisons_the_lock_and_not_the_map() {
+        let memory = GuestMemoryAtomic::new(map(1));
+        let other = memory.clone();
+        std::thread::spawn(move || {
+            let _guard = other.lock().unwrap();
+            panic!("expected by the test");
+        })
+        .join()
+        .unwrap_err();
+        assert_eq!(memory.memory().num_regions(), 1);
+        memory.lock().unwrap_err().into_inner().replace(map(3));
+        assert_eq!(memory.memory().num_regions(), 3);
+    }
+
+    /// Writers that each add a region do not lose one another's.
+    #[test]
+    fn writers_take_turns_and_readers_go_on() {
+        let memory = GuestMemoryAtomic::new(map(1));
+        std::thread::scope(|scope| {
+            for writer in 0..4u64 {
+                let memory = memory.clone();
+                scope.spawn(move || {
+                    for i in 0..8 {
+                        let base = GuestAddress((1 + writer * 8 + i) * 0x1000);
+                        let region = Arc::new(GuestRegionMmap::from_range(base, 0x1000, None).unwrap());
+                        let lock = memory.lock().unwrap();
+                        lock.replace(memory.memory().insert_region(region).unwrap());
+                    }
+                });
+            }
+            scope.spawn(|| {
+                let mut seen = 0;
+                while seen < 33 {
+                    let now = memory.memory().num_regions();
+                    assert!(now >= seen);
+                    seen = now;
+                }
+            });
+        });
+    }
+}

@@ -1,0 +1,335 @@
+//! [`GuestMemoryBackend`]: guest physical memory as a set of regions.
+
+use core::iter::FusedIterator;
+
+use super::{
+    slices_before_error, Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, MemoryRegionAddress,
+    Permissions, Result,
+};
+use crate::address::Address;
+use crate::bitmap::{BS, MS};
+use crate::region::GuestMemoryRegion;
+use crate::volatile_memory::VolatileSlice;
+
+/// Guest physical memory: a set of regions that does not change.
+///
+/// Hotplug makes a new set, which shares the regions that stay. [`find_region`](Self::find_region) and [`iter`](Self::iter) are
+/// what an implementation is about; the rest is provided, and is worth replacing only where it can be faster.
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+///
+/// let memory: GuestMemoryMmap =
+///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1_0000), 0x1000)])?;
+/// assert_eq!(memory.num_regions(), 2);
+/// assert_eq!(memory.last_addr(), GuestAddress(0x1_0fff));
+/// assert!(memory.find_region(GuestAddress(0x1000)).is_none());
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait GuestMemoryBackend {
+    /// The type of the regions.
+    type R: GuestMemoryRegion;
+
+    /// Returns the number of regions.
+    fn num_regions(&self) -> usize {
+        self.iter().count()
+    }
+
+    /// Returns the region that has the address, or `None` if it lies in a hole.
+    fn find_region(&self, addr: GuestAddress) -> Option<&Self::R> {
+        self.iter().find(|region| region.to_region_addr(addr).is_some())
+    }
+
+    /// Returns the regions.
+    fn iter(&self) -> impl Iterator<Item = &Self::R>;
+
+    /// Returns the highest address that any region has; 0 if there is no region.
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+    ///
+    /// assert_eq!(GuestMemoryMmap::<()>::new().last_addr(), GuestAddress(0));
+    /// # }
+    /// ```
+    fn last_addr(&self) -> GuestAddress {
+        self.iter()
+            .map(GuestMemoryRegion::last_addr)
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// Returns the region that has the address, and the address in there.
+    #[inline]
+    fn to_region_addr(&self, addr: GuestAddress) -> Option<(&Self::R, MemoryRegionAddress)> {
+        let region = self.find_region(addr)?;
+        Some((region, region.to_region_addr(addr)?))
+    }
+
+    /// Returns whether a region has the address.
+    fn address_in_range(&self, addr: GuestAddress) -> bool {
+        self.find_region(addr).is_some()
+    }
+
+    /// Returns the address if a region has it.
+    fn check_address(&self, addr: GuestAddress) -> Option<GuestAddress> {
+        self.find_region(addr).map(|_| addr)
+    }
+
+    /// Returns whether regions have all of the `len` bytes at `base`. 0 bytes are everywhere.
+    ///
+    /// The range may end at 2^64 exactly, and never passes it.
+    fn check_range(&self, base: GuestAddress, len: usize) -> bool {
+        range_allows(self, base, len, Permissions::No)
+    }
+
+    /// Returns `base + offset` if a region has that address. What lies between does not matter.
+    fn checked_offset(&self, base: GuestAddress, offset: usize) -> Option<GuestAddress> {
+        let offset = u64::try_from(offset).ok()?;
+        base.checked_add(offset).and_then(|addr| self.check_address(addr))
+    }
+
+    /// Calls `f` for each part of the `count` bytes at `addr` that lies in one region, in the order of their addresses.
+    ///
+    /// `f` is given the number of bytes handled before, the number of bytes that are wanted now, where they begin in the region, and
+    /// the region. It answers how many it has handled. 0 ends the walk; fewer than wanted make it go on behind those. The walk ends
+    /// at the first hole, and the answer is the number of bytes handled until then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidGuestAddress`] if no region has `addr`; [`Error::CallbackOutOfRange`] if `f` says that it handled more than
+    /// it was given; [`Error::GuestAddressOverflow`] if the range passes 2^64; and what `f` answers.
+    #[deprecated(since = "0.17.0", note = "use the iterator of `get_slices()`")]
+    fn try_access<F>(&self, count: usize, addr: GuestAddress, mut f: F) -> Result<usize>
+    where
+        F: FnMut(usize, usize, MemoryRegionAddress, &Self::R) -> Result<usize>,
+    {
+        let mut total = 0usize;
+        let mut cur = addr;
+        while let Some((region, start)) = self.to_region_addr(cur) {
+            let wanted = count.saturating_sub(total).min(rest_of(region, start));
+            let handled = f(total, wanted, start, region)?;
+            if handled == 0 {
+                return Ok(total);
+            }
+            if handled > wanted {
+                return Err(Error::CallbackOutOfRange);
+            }
+            total = total.saturating_add(handled);
+            if total == count {
+                return Ok(total);
+            }
+            cur = u64::try_from(handled)
+                .ok()
+                .and_then(|handled| cur.checked_add(handled))
+                .ok_or(Error::GuestAddressOverflow)?;
+        }
+        match total {
+            0 => Err(Error::InvalidGuestAddress(addr)),
+            _ => Ok(total),
+        }
+    }
+
+    /// Returns the address in this process of the byte at `addr`. What is done with it is outside the crate's promises.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidGuestAddress`] if no region has it, and what the region answers.
+    fn get_host_address(&self, addr: GuestAddress) -> Result<*mut u8> {
+        let (region, start) = self
+            .to_region_addr(addr)
+            .ok_or(Error::InvalidGuestAddress(addr))?;
+        region.get_host_address(start)
+    }
+
+    /// Returns the `count` bytes at `addr`, which must lie in one region.
+    ///
+    /// Whether the region permits reading and writing is not looked at: the caller has not said what it wants.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidGuestAddress`] if no region has `addr`, and what the region answers.
+    #[inline]
+    fn get_slice(&self, addr: GuestAddress, count: usize) -> Result<VolatileSlice<'_, MS<'_, Self>>> {
+        let (region, start) = self
+            .to_region_addr(addr)
+            .ok_or(Error::InvalidGuestAddress(addr))?;
+        region.get_slice(start, count)
+    }
+
+    /// Returns the `count` bytes at `addr` as slices, one for each region that they lie in, in the order of their addresses.
+    ///
+    /// The first hole is reported as an error, which ends the iteration; so is a range that passes 2^64. For 0 bytes there is no
+    /// slice. Whether a region permits reading and writing is not looked at: the caller has not said what it wants.
+    fn get_slices<'a>(
+        &'a self,
+        addr: GuestAddress,
+        count: usize,
+    ) -> GuestMemoryBackendSliceIterator<'a, Self> {
+        GuestMemoryBackendSliceIterator::new(self, addr, count, Permissions::No)
+    }
+}
+
+/// How many bytes a region has from `start` on.
+#[inline]
+fn rest_of<R: GuestMemoryRegion>(region: &R, start: MemoryRegionAddress) -> usize {
+    usize::try_from(region.len().saturating_sub(start.raw_value())).unwrap_or(usize::MAX)
+}
+
+/// Whether all of the `len` bytes at `base` lie in regions that allow the access.
+#[inline]
+fn range_allows<M: GuestMemoryBackend + ?Sized>(
+    memory: &M,
+    base: GuestAddress,
+    len: usize,
+    access: Permissions,
+) -> bool {
+    let (mut addr, mut left) = (base, len);
+    while left != 0 {
+        let Some((region, start)) = memory.to_region_addr(addr) else {
+            return false;
+        };
+        if !region.allowed_access().allow(access) {
+            return false;
+        }
+        let here = rest_of(region, start);
+        if left <= here {
+            return true;
+        }
+        // A region that has an address has at least that byte; one that claims otherwise must not keep us here.
+        let next = u64::try_from(here).ok().and_then(|here| addr.checked_add(here));
+        match next {
+            Some(next) if here != 0 => addr = next,
+            _ => return false,
+        }
+        left = left.saturating_sub(here);
+    }
+    true
+}
+
+/// The slices that a range of guest physical memory consists of.
+///
+/// From [`GuestMemoryBackend::get_slices`].
+#[derive(Debug)]
+pub struct GuestMemoryBackendSliceIterator<'a, M: GuestMemoryBackend + ?Sized> {
+    memory: &'a M,
+    /// Where the next slice begins; `None` is 2^64.
+    addr: Option<GuestAddress>,
+    /// How many bytes are still wanted; 0 after an error.
+    left: usize,
+    /// What the regions must allow.
+    access: Permissions,
+}
+
+impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> {
+    pub(crate) fn new(memory: &'a M, addr: GuestAddress, count: usize, access: Permissions) -> Self {
+        Self {
+            memory,
+            addr: Some(addr),
+            left: count,
+            access,
+        }
+    }
+
+    /// Returns the slices up to the first error.
+    ///
+    /// # Errors
+    ///
+    /// If the very first slice is an error: then nothing can be accessed.
+    pub fn stop_on_error(self) -> Result<impl Iterator<Item = VolatileSlice<'a, MS<'a, M>>>> {
+        slices_before_error(self)
+    }
+
+    /// The next slice, when there are bytes left.
+    fn step(&mut self) -> Result<VolatileSlice<'a, MS<'a, M>>> {
+        let addr = self.addr.ok_or(Error::GuestAddressOverflow)?;
+        let (region, start) = self
+            .memory
+            .to_region_addr(addr)
+            .ok_or(Error::InvalidGuestAddress(addr))?;
+        if !region.allowed_access().allow(self.access) {
+            return Err(Error::HostAddressNotAvailable);
+        }
+        let count = self.left.min(rest_of(region, start));
+        let slice = region.get_slice(start, count)?;
+        // A region of another crate's might give something else; it must neither keep us here nor shift what follows.
+        if slice.len() != count || count == 0 {
+            return Err(Error::PartialBuffer {
+                expected: count,
+                completed: slice.len(),
+            });
+        }
+        self.left = self.left.saturating_sub(count);
+        self.addr = u64::try_from(count)
+            .ok()
+            .and_then(|count| addr.checked_add(count));
+        Ok(slice)
+    }
+}
+
+impl<'a, M: GuestMemoryBackend + ?Sized> Iterator for GuestMemoryBackendSliceIterator<'a, M> {
+    type Item = Result<VolatileSlice<'a, MS<'a, M>>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        let step = self.step();
+        if step.is_err() {
+            self.left = 0;
+        }
+        Some(step)
+    }
+}
+
+/// After the last slice or an error there is nothing more.
+impl<M: GuestMemoryBackend + ?Sized> FusedIterator for GuestMemoryBackendSliceIterator<'_, M> {}
+
+impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemorySliceIterator<'a, MS<'a, M>>
+    for GuestMemoryBackendSliceIterator<'a, M>
+{
+}
+
+/// Guest physical memory is memory without an IOMMU between.
+impl<M: GuestMemoryBackend + ?Sized> GuestMemory for M {
+    type PhysicalMemory = M;
+    type Bitmap = <M::R as GuestMemoryRegion>::B;
+
+    #[inline]
+    fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
+        range_allows(self, addr, count, access)
+    }
+
+    #[inline]
+    fn get_slices<'a>(
+        &'a self,
+        addr: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
+        Ok(GuestMemoryBackendSliceIterator::new(self, addr, count, access))
+    }
+
+    #[inline]
+    fn physical_memory(&self) -> Option<&Self::PhysicalMemory> {
+        Some(self)
+    }
+
+    #[inline]
+    fn slice_in_one_piece(
+        &self,
+        addr: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Option<VolatileSlice<'_, BS<'_, Self::Bitmap>>> {
+        let region = self.find_region(addr)?;
+        let start = addr.checked_offset_from(region.start_addr())?;
+        if !region.allowed_access().allow(access) {
+            return None;
+        }
+        let slice = region.get_slice(MemoryRegionAddress(start), count).ok()?;
+        (slice.len() == count).then_some(slice)
+    }
+}

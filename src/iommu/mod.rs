@@ -1,0 +1,176 @@
+//! Guest memory behind an IOMMU.
+//!
+//! A device behind an IOMMU uses I/O virtual addresses (IOVAs). What they stand for is up to the guest, page by page, and changes while the
+//! device runs.
+//!
+//! ```text
+//!   IommuMemory::get_slices(IOVA, count, access)
+//!     │
+//!     ├─ Iommu::translate    yours: looks into an Iotlb; what is missing there, it gets from where the mappings are
+//!     │   └─ Iotlb::lookup   IOVA ─► guest physical ranges, or what is missing and what is refused
+//!     │
+//!     └─ GuestMemoryBackend  guest physical ranges ─► slices of host memory
+//! ```
+//!
+//! That is how vhost-user has it (vhost-user specification, section "IOMMU support"): the front end sends updates and invalidations,
+//! the back end keeps an IOTLB and asks for what it misses.
+//!
+//! Lengths are in bytes. Ranges that pass 2^64 are never accessible; one may end there exactly.
+
+mod iotlb;
+mod memory;
+
+#[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
+mod tests;
+
+use std::fmt::Debug;
+use std::num::TryFromIntError;
+use std::ops::{Deref, Range};
+
+pub use iotlb::{Iotlb, IotlbIterator};
+pub use memory::{IommuMemory, IommuMemorySliceIterator};
+
+use crate::guest_memory::{GuestAddress, Permissions};
+
+/// Why an address is not translated.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The IOMMU has no mapping for it, or none that permits the access.
+    #[error("cannot translate I/O address range {iova_range}: {reason}")]
+    CannotResolve {
+        /// The range that was to be translated.
+        iova_range: IovaRange,
+        /// Why it was not.
+        reason: String,
+    },
+    /// The IOMMU is not set up for this access.
+    #[error("the IOMMU is not configured correctly: {reason}")]
+    IommuMisconfigured {
+        /// What is wrong.
+        reason: String,
+    },
+    /// One piece of memory was asked for, and the range is scattered.
+    #[error("I/O address range {iova_range} is in pieces, the first of {continuous_length} bytes")]
+    Fragmented {
+        /// The range that was to be translated.
+        iova_range: IovaRange,
+        /// How many bytes from its start on lie in one piece.
+        continuous_length: usize,
+    },
+}
+
+/// A range of I/O virtual addresses.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IovaRange {
+    /// The first address.
+    pub base: GuestAddress,
+    /// The length in bytes.
+    pub length: usize,
+}
+
+/// Prints the first and the last address.
+impl core::fmt::Display for IovaRange {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.length.checked_sub(1) {
+            None => write!(f, "0x{:x} (empty)", self.base.0),
+            Some(more) => {
+                // Wider than an address: a range that passes 2^64 shows where it wants to go.
+                let last = u128::from(self.base.0).saturating_add(more.try_into().unwrap_or(u128::MAX));
+                write!(f, "0x{:x}-0x{last:x}", self.base.0)
+            }
+        }
+    }
+}
+
+/// The range from the first address to the one behind the last. A range that ends before it begins is empty.
+impl TryFrom<Range<u64>> for IovaRange {
+    type Error = TryFromIntError;
+
+    fn try_from(range: Range<u64>) -> Result<Self, Self::Error> {
+        Ok(IovaRange {
+            base: GuestAddress(range.start),
+            length: range.end.saturating_sub(range.start).try_into()?,
+        })
+    }
+}
+
+/// A range of guest physical addresses that a range of I/O virtual ones is mapped to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MappedRange {
+    /// The first address.
+    pub base: GuestAddress,
+    /// The length in bytes.
+    pub length: usize,
+}
+
+/// What keeps a range of I/O virtual addresses from being accessed.
+#[derive(Clone, Debug)]
+pub struct IotlbFails {
+    /// Parts that no mapping is known for: asking where the mappings are kept may help.
+    pub misses: Vec<IovaRange>,
+    /// Parts whose mapping does not permit the access, or that can have no mapping, since they pass 2^64.
+    pub access_fails: Vec<IovaRange>,
+}
+
+/// An IOMMU: translates I/O virtual addresses.
+///
+/// An implementation looks into its [`Iotlb`]. When [`Iotlb::lookup`] fails, it gets what is missing from where the mappings are kept, puts it
+/// into the IOTLB and looks again; how long it waits for that is its own affair.
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use std::sync::{RwLock, RwLockReadGuard};
+/// use vm_memory::iommu::{Error, Iommu, IommuMemory, Iotlb, IotlbIterator, IovaRange};
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+///
+/// /// Knows what it was told, and asks nobody.
+/// #[derive(Debug, Default)]
+/// struct StaticIommu(RwLock<Iotlb>);
+///
+/// impl Iommu for StaticIommu {
+///     type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
+///
+///     fn translate(
+///         &self,
+///         iova: GuestAddress,
+///         length: usize,
+///         access: Permissions,
+///     ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
+///         Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|fails| {
+///             Error::CannotResolve { iova_range: IovaRange { base: iova, length }, reason: format!("{fails:?}") }
+///         })
+///     }
+/// }
+///
+/// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+/// let memory = IommuMemory::new(physical, StaticIommu::default(), true, ());
+/// assert!(memory.read_obj::<u64>(GuestAddress(0x8000_0000)).is_err());
+///
+/// let mut iotlb = memory.iommu().0.write().unwrap();
+/// iotlb.set_mapping(GuestAddress(0x8000_0000), GuestAddress(0x1000), 0x1000, Permissions::ReadWrite)?;
+/// drop(iotlb);
+/// memory.write_obj(7u64, GuestAddress(0x8000_0010))?;
+/// assert_eq!(memory.get_backend().read_obj::<u64>(GuestAddress(0x1010))?, 7);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait Iommu: Debug + Send + Sync {
+    /// What the IOTLB is reached through: a lock's guard, a counted pointer, a reference.
+    ///
+    /// It lives as long as an iterator over translated memory does.
+    type IotlbGuard<'a>: Deref<Target = Iotlb> + 'a
+    where
+        Self: 'a;
+
+    /// Translates `length` bytes at `iova`, for an access.
+    ///
+    /// # Errors
+    ///
+    /// If not all of them are mapped, or not all mappings permit the access.
+    fn translate(
+        &self,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error>;
+}
