@@ -43,12 +43,6 @@ pub enum Error {
         /// Why it was not.
         reason: String,
     },
-    /// The IOMMU is not set up for this access.
-    #[error("the IOMMU is not configured correctly: {reason}")]
-    IommuMisconfigured {
-        /// What is wrong.
-        reason: String,
-    },
     /// One piece of memory was asked for, and the range is scattered.
     #[error("I/O address range {iova_range} is in pieces, the first of {continuous_length} bytes")]
     Fragmented {
@@ -56,6 +50,12 @@ pub enum Error {
         iova_range: IovaRange,
         /// How many bytes from its start on lie in one piece.
         continuous_length: usize,
+    },
+    /// The IOMMU is not set up for this access.
+    #[error("the IOMMU is not configured correctly: {reason}")]
+    IommuMisconfigured {
+        /// What is wrong.
+        reason: String,
     },
 }
 

@@ -1,0 +1,361 @@
+//! virtio-blk (virtio 1.2, section 5.2): one request from a descriptor chain to its status byte.
+//!
+//! Everything in a chain comes from the guest and is taken as hostile. A request is checked whole
+//! before a byte of it moves, and every page that the device writes is noted beside the bitmap of
+//! guest memory, so that the two can be compared at the end.
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+};
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+use crate::disk::Disk;
+use crate::pages::PageMap;
+use crate::plan::SECTOR;
+
+/// What GET_ID answers, padded with zeroes.
+const DEVICE_ID: &[u8] = b"microvm disk";
+/// Bytes of a request header: type, reserved, sector.
+const HEADER: usize = 16;
+/// Refusals whose reason is kept for the report.
+const REASONS_KEPT: usize = 8;
+
+/// What the device did, in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Completed read requests.
+    pub reads: u64,
+    /// Completed write requests.
+    pub writes: u64,
+    /// Completed flushes.
+    pub flushes: u64,
+    /// Completed requests for the identity.
+    pub ids: u64,
+    /// Requests answered with an error.
+    pub refused: u64,
+    /// Chains without a place for a status byte.
+    pub malformed: u64,
+    /// Bytes from the disk to guest memory.
+    pub bytes_read: u64,
+    /// Bytes from guest memory to the disk.
+    pub bytes_written: u64,
+    /// Why the first requests were refused.
+    pub reasons: Vec<String>,
+}
+
+impl Counts {
+    /// All chains that were taken from the queue.
+    pub fn total(&self) -> u64 {
+        self.reads + self.writes + self.flushes + self.ids + self.refused + self.malformed
+    }
+}
+
+/// A virtio block device.
+#[derive(Debug)]
+pub struct Block {
+    disk: Disk,
+    /// What it has done so far.
+    pub counts: Counts,
+    /// Pages that it wrote for certain.
+    pub dirtied: PageMap,
+    /// Pages that a transfer which failed half way may have written.
+    pub maybe_dirtied: PageMap,
+}
+
+/// A request that gets another answer than OK.
+#[derive(Debug)]
+struct Refusal {
+    status: u32,
+    why: String,
+}
+
+impl Refusal {
+    fn io(why: impl Into<String>) -> Self {
+        Self {
+            status: VIRTIO_BLK_S_IOERR,
+            why: why.into(),
+        }
+    }
+}
+
+impl Block {
+    /// A device over `disk`; `no_pages` is an empty set over guest memory.
+    pub fn new(disk: Disk, no_pages: PageMap) -> Self {
+        let (dirtied, maybe_dirtied) = (no_pages.clone(), no_pages);
+        Self {
+            disk,
+            counts: Counts::default(),
+            dirtied,
+            maybe_dirtied,
+        }
+    }
+
+    /// Feature bits of the device type.
+    pub fn features() -> u64 {
+        1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH
+    }
+
+    /// The configuration space: `struct virtio_blk_config` up to `blk_size`.
+    pub fn config(&self, queue_max: u16) -> [u8; 24] {
+        let mut config = [0; 24];
+        config[..8].copy_from_slice(&self.disk.sectors().to_le_bytes());
+        let seg_max = u32::from(queue_max.saturating_sub(2));
+        config[12..16].copy_from_slice(&seg_max.to_le_bytes());
+        config[20..].copy_from_slice(&(SECTOR as u32).to_le_bytes());
+        config
+    }
+
+    /// The disk behind it.
+    pub fn disk(&mut self) -> &mut Disk {
+        &mut self.disk
+    }
+
+    /// Carries out one request, and returns how many bytes of its buffers the device wrote.
+    pub fn process<M>(&mut self, mem: &M, chain: DescriptorChain<&M>) -> u32
+    where
+        M: GuestMemory,
+    {
+        let Some((mut readable, mut writable)) = split(chain) else {
+            self.counts.malformed += 1;
+            self.note("a chain that loops, leaves the table or mixes directions".to_owned());
+            return 0;
+        };
+        // Without a status byte there is no way to answer.
+        let status = writable
+            .take_back(1)
+            .filter(|s| s.accessible(mem, Permissions::Write));
+        let Some(status_at) = status.and_then(|s| s.parts.first().map(|p| p.0)) else {
+            self.counts.malformed += 1;
+            self.note("a chain without a writable status byte".to_owned());
+            return 0;
+        };
+        let (status, written) = match self.carry_out(mem, &mut readable, &writable) {
+            Ok(written) => (VIRTIO_BLK_S_OK, written),
+            Err(refusal) => {
+                self.counts.refused += 1;
+                self.note(refusal.why);
+                (refusal.status, 0)
+            }
+        };
+        if mem.write_obj(status as u8, status_at).is_err() {
+            return 0;
+        }
+        self.dirtied.add(status_at.0, 1);
+        // A chain is at most 4 GiB; the queue stops it there.
+        u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
+    fn note(&mut self, why: String) {
+        if self.counts.reasons.len() < REASONS_KEPT {
+            self.counts.reasons.push(why);
+        }
+    }
+
+    fn carry_out<M>(&mut self, mem: &M, readable: &mut Segments, writable: &Segments) -> Result<u64, Refusal>
+    where
+        M: GuestMemory,
+    {
+        let mut header = [0; HEADER];
+        let parts = readable
+            .take_front(HEADER)
+            .ok_or_else(|| Refusal::io("a header cut short"))?;
+        parts
+            .read(mem, &mut header)
+            .map_err(|e| Refusal::io(format!("header: {e}")))?;
+        // The type, 32 reserved bits, the sector.
+        let header = u128::from_le_bytes(header);
+        let (kind, sector) = (header as u32, (header >> 64) as u64);
+        match kind {
+            VIRTIO_BLK_T_IN => self.read(mem, sector, writable),
+            VIRTIO_BLK_T_OUT => self.write(mem, sector, readable),
+            VIRTIO_BLK_T_FLUSH => {
+                self.disk
+                    .flush()
+                    .map_err(|e| Refusal::io(format!("flush: {e}")))?;
+                self.counts.flushes += 1;
+                Ok(0)
+            }
+            VIRTIO_BLK_T_GET_ID => self.identify(mem, writable),
+            _ => {
+                let why = format!("no request has type {kind:#x}");
+                Err(Refusal {
+                    status: VIRTIO_BLK_S_UNSUPP,
+                    why,
+                })
+            }
+        }
+    }
+
+    fn read<M>(&mut self, mem: &M, sector: u64, to: &Segments) -> Result<u64, Refusal>
+    where
+        M: GuestMemory,
+    {
+        let (mut offset, len) = self.extent(sector, to)?;
+        to.check(mem, Permissions::Write)?;
+        for &(addr, len) in &to.parts {
+            if let Err(e) = self.disk.read_to_guest(mem, addr, offset, len) {
+                self.maybe_dirtied.add(addr.0, len as u64);
+                return Err(Refusal::io(format!("reading sector {sector}: {e}")));
+            }
+            self.dirtied.add(addr.0, len as u64);
+            offset += len as u64;
+        }
+        self.counts.reads += 1;
+        self.counts.bytes_read += len;
+        Ok(len)
+    }
+
+    fn write<M>(&mut self, mem: &M, sector: u64, from: &Segments) -> Result<u64, Refusal>
+    where
+        M: GuestMemory,
+    {
+        let (mut offset, len) = self.extent(sector, from)?;
+        from.check(mem, Permissions::Read)?;
+        for &(addr, len) in &from.parts {
+            self.disk
+                .write_from_guest(mem, addr, offset, len)
+                .map_err(|e| Refusal::io(format!("writing sector {sector}: {e}")))?;
+            offset += len as u64;
+        }
+        self.disk.commit(sector, len / SECTOR);
+        self.counts.writes += 1;
+        self.counts.bytes_written += len;
+        Ok(0)
+    }
+
+    fn identify<M>(&mut self, mem: &M, to: &Segments) -> Result<u64, Refusal>
+    where
+        M: GuestMemory,
+    {
+        let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
+        for (to, from) in id.iter_mut().zip(DEVICE_ID) {
+            *to = *from;
+        }
+        to.check(mem, Permissions::Write)?;
+        let mut rest = id.as_slice();
+        for &(addr, len) in &to.parts {
+            let (now, later) = rest.split_at(len.min(rest.len()));
+            mem.write_slice(now, addr)
+                .map_err(|e| Refusal::io(format!("identity: {e}")))?;
+            self.dirtied.add(addr.0, now.len() as u64);
+            rest = later;
+        }
+        self.counts.ids += 1;
+        Ok((id.len() - rest.len()) as u64)
+    }
+
+    /// The byte offset and length of a transfer, if all of it lies on the disk.
+    fn extent(&self, sector: u64, data: &Segments) -> Result<(u64, u64), Refusal> {
+        let len = data.len();
+        if !len.is_multiple_of(SECTOR) {
+            return Err(Refusal::io(format!("{len} bytes are not whole sectors")));
+        }
+        let (count, sectors) = (len / SECTOR, self.disk.sectors());
+        match sector.checked_add(count) {
+            // The disk's length in bytes fits, so this offset does.
+            Some(end) if end <= sectors => Ok((sector * SECTOR, len)),
+            _ => Err(Refusal::io(format!(
+                "{count} sectors from {sector} on pass the end at {sectors}"
+            ))),
+        }
+    }
+}
+
+/// Runs of guest memory, in the order of their descriptors.
+///
+/// A driver may cut a request into descriptors as it likes (section 2.7.4), so header, data and
+/// status are taken by bytes and not by descriptors.
+#[derive(Debug, Default)]
+struct Segments {
+    parts: Vec<(GuestAddress, usize)>,
+}
+
+impl Segments {
+    fn len(&self) -> u64 {
+        self.parts.iter().map(|p| p.1 as u64).sum()
+    }
+
+    /// Takes `count` bytes off the front, if there are as many.
+    fn take_front(&mut self, count: usize) -> Option<Self> {
+        let (mut taken, mut left) = (Self::default(), count);
+        while left > 0 {
+            let (addr, len) = self.parts.first_mut()?;
+            let now = left.min(*len);
+            taken.parts.push((*addr, now));
+            addr.0 = addr.0.checked_add(now as u64)?;
+            *len -= now;
+            left -= now;
+            if *len == 0 {
+                self.parts.remove(0);
+            }
+        }
+        Some(taken)
+    }
+
+    /// Takes `count` bytes off the back of the last run, if it is that long.
+    fn take_back(&mut self, count: usize) -> Option<Self> {
+        while self.parts.last().is_some_and(|p| p.1 == 0) {
+            self.parts.pop();
+        }
+        let (addr, len) = self.parts.last_mut()?;
+        let rest = len.checked_sub(count)?;
+        let at = addr.0.checked_add(rest as u64)?;
+        *len = rest;
+        Some(Self {
+            parts: vec![(GuestAddress(at), count)],
+        })
+    }
+
+    fn accessible<M: GuestMemory>(&self, mem: &M, access: Permissions) -> bool {
+        self.parts
+            .iter()
+            .all(|&(addr, len)| GuestMemory::check_range(mem, addr, len, access))
+    }
+
+    fn check<M: GuestMemory>(&self, mem: &M, access: Permissions) -> Result<(), Refusal> {
+        let reachable =
+            |&&(addr, len): &&(GuestAddress, usize)| !GuestMemory::check_range(mem, addr, len, access);
+        match self.parts.iter().find(reachable) {
+            None => Ok(()),
+            Some((addr, len)) => Err(Refusal::io(format!(
+                "{len} bytes at {:#x} are not guest memory",
+                addr.0
+            ))),
+        }
+    }
+
+    fn read<M: GuestMemory>(&self, mem: &M, mut to: &mut [u8]) -> Result<(), vm_memory::GuestMemoryError> {
+        for &(addr, len) in &self.parts {
+            let (now, later) = to.split_at_mut(len.min(to.len()));
+            mem.read_slice(now, addr)?;
+            to = later;
+        }
+        Ok(())
+    }
+}
+
+/// The readable and the writable buffers of a chain. `None` for one that the queue cut off (it
+/// loops, or an index or the table leaves its place), and for one with a readable buffer behind a
+/// writable one.
+fn split<M>(chain: DescriptorChain<&M>) -> Option<(Segments, Segments)>
+where
+    M: GuestMemory,
+{
+    let (mut readable, mut writable) = (Segments::default(), Segments::default());
+    let mut complete = false;
+    for descriptor in chain {
+        complete = !descriptor.has_next();
+        let part = (descriptor.addr(), usize::try_from(descriptor.len()).ok()?);
+        if descriptor.is_write_only() {
+            writable.parts.push(part);
+        } else if writable.parts.is_empty() {
+            readable.parts.push(part);
+        } else {
+            return None;
+        }
+    }
+    complete.then_some((readable, writable))
+}

@@ -1,0 +1,209 @@
+//! A small virtual machine monitor that shows guest memory at work.
+//!
+//! Everything that touches guest memory goes through the public API of vm-memory: mapping it
+//! ([`memory`]), loading a guest ([`plan`], `boot`), a virtio block device ([`virtio_mmio`],
+//! [`block`], [`disk`]) and, where there is no KVM, the guest itself ([`driver`]). On KVM (`vm`) the
+//! guest is a program in assembly (`guest_program`), or a kernel. At the end [`verify`] holds what
+//! was dirtied, moved and counted against what must have been, and [`report`] prints it.
+//!
+//! Start reading at [`run`].
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "where there is no KVM, nothing boots a kernel")
+)]
+
+mod args;
+mod block;
+mod bus;
+mod disk;
+mod driver;
+mod error;
+mod memory;
+mod pages;
+mod plan;
+mod report;
+mod serial;
+mod verify;
+mod virtio_mmio;
+
+#[cfg(target_arch = "x86_64")]
+mod boot;
+#[cfg(target_arch = "x86_64")]
+#[expect(
+    unsafe_code,
+    reason = "the guest is assembly, and its bytes lie between two labels"
+)]
+mod guest_program;
+#[cfg(target_arch = "x86_64")]
+mod machine;
+#[cfg(target_arch = "x86_64")]
+mod vm;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use args::{human, Args};
+use block::Block;
+use bus::{Bus, Console};
+use disk::Disk;
+use error::Error;
+use memory::{Backing, GuestRam};
+use pages::PageMap;
+use plan::{Plan, CHUNK_SECTORS};
+use report::Report;
+use verify::{Dirty, Expected};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+fn main() -> ExitCode {
+    let outcome = match Args::from_command_line() {
+        Ok(Some(args)) => run(&args),
+        Ok(None) => Ok(true),
+        Err(e) => Err(e),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "microvm: {e}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Prepares and runs a guest; whether everything agreed in the end.
+fn run(args: &Args) -> Result<bool, Error> {
+    let mem = args::parse_mem(&args.mem)?;
+    #[cfg(target_arch = "x86_64")]
+    {
+        if args.kernel.is_some() {
+            return machine::run_kernel(args, mem);
+        }
+        if !args.no_kvm {
+            match vm::open(&args.kvm)? {
+                vm::Availability::Usable(kvm) => return machine::run_program(args, mem, &kvm),
+                vm::Availability::Absent(why) => return run_thread(args, mem, &why),
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    if args.kernel.is_some() {
+        return Err(Error::KernelNeedsKvm("this machine is no x86_64".to_owned()));
+    }
+    let why = if args.no_kvm {
+        "--no-kvm"
+    } else {
+        "this machine is no x86_64"
+    };
+    run_thread(args, mem, why)
+}
+
+/// Runs the driver as a thread.
+fn run_thread(args: &Args, mem: u64, why: &str) -> Result<bool, Error> {
+    let ram = Arc::new(memory::map(mem, Backing::Memfd)?);
+    let view = memory::second_view(&ram)?;
+    // Its bitmap is read after the thread is gone: the mappings are shared with this map.
+    let log = view.clone();
+    let banner = format!("no KVM ({why}); the driver runs as a thread instead");
+    let mut job = Job::new(args, &ram, &banner)?;
+    let start = Instant::now();
+    driver::run(view, &mut job.bus)?;
+    let took = start.elapsed();
+    Ok(job.finish(&ram, memory::harvest(&log), None, took, false))
+}
+
+/// A run of the built-in guest, under way.
+struct Job {
+    bus: Bus<GuestRam>,
+    plan: Plan,
+    /// The sectors that will be read, as they are now.
+    before: Vec<u8>,
+    loaded: u64,
+}
+
+impl Job {
+    /// Opens the disk, plans the run, puts the plan into guest memory, and says what will run.
+    fn new(args: &Args, ram: &Arc<GuestRam>, banner: &str) -> Result<Self, Error> {
+        let mut disk = open_disk(args)?;
+        let plan = Plan::new(ram, disk.sectors());
+        let before = disk
+            .read_sectors(0, plan.read_chunks * CHUNK_SECTORS)
+            .map_err(|why| Error::Image {
+                what: "read the disk image",
+                why,
+            })?;
+        let words = before.chunks_exact(8).map(|word| {
+            word.iter()
+                .rev()
+                .fold(0, |n: u64, byte| n << 8 | u64::from(*byte))
+        });
+        plan.store(ram, words.fold(0, plan::sum))?;
+        let size = human(ram.iter().map(GuestMemoryRegion::len).sum());
+        let (regions, image) = (ram.num_regions(), disk.describe());
+        let block = Block::new(disk, PageMap::new(ram));
+        let bus = Bus::new(Arc::clone(ram), Some(block), Console::Margin).map_err(no_bus)?;
+        // The device's pages are counted from here on.
+        let loaded = memory::harvest(ram).count();
+        say(&format!(
+            "microvm: {banner}\n\nRAM   {size} in {regions} regions\nDisk  {image}\n\n"
+        ));
+        Ok(Self {
+            bus,
+            plan,
+            before,
+            loaded,
+        })
+    }
+
+    /// Compares, reports, and says whether all agreed.
+    fn finish(
+        mut self,
+        ram: &GuestRam,
+        driver: PageMap,
+        failed: Option<String>,
+        took: Duration,
+        on_kvm: bool,
+    ) -> bool {
+        self.bus.drain_console(true);
+        let dirty = Dirty::new(ram, driver);
+        let expected = Expected {
+            plan: &self.plan,
+            before: &self.before,
+            on_kvm,
+        };
+        let checks = verify::all(ram, &mut self.bus, &dirty, &expected, failed);
+        let report = Report {
+            ram,
+            places: &self.plan.places(),
+            bus: &self.bus,
+            dirty: &dirty,
+            on_kvm,
+            loaded: self.loaded,
+            took,
+            checks: &checks,
+        };
+        say(&report.render());
+        report.passed()
+    }
+}
+
+fn open_disk(args: &Args) -> Result<Disk, Error> {
+    match &args.disk {
+        Some(path) => Disk::open(path, args.disk_write),
+        None => Disk::temporary(),
+    }
+}
+
+fn no_bus(why: virtio_queue::Error) -> Error {
+    Error::Thread {
+        what: "make the virtqueue",
+        why: why.to_string(),
+    }
+}
+
+/// Prints to standard output. A pipe that was closed is nobody's error.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

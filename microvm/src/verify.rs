@@ -1,0 +1,254 @@
+//! The end of a run: is every page, sector and count what it must be?
+
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::bus::Bus;
+use crate::memory::{self, GuestRam};
+use crate::pages::PageMap;
+use crate::plan::{mix, result, step, step_name, Plan, BAD_REQUESTS, CHUNK_SECTORS, HALF, RESULTS, SECTOR};
+
+/// One comparison.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// What was compared.
+    pub what: String,
+    /// What is wrong; nothing if it agrees.
+    pub wrong: Option<String>,
+}
+
+impl Check {
+    fn new(what: impl Into<String>, wrong: Option<String>) -> Self {
+        Self {
+            what: what.into(),
+            wrong,
+        }
+    }
+}
+
+/// The pages that were dirtied in a run, each side from its own log.
+#[derive(Clone, Debug)]
+pub struct Dirty {
+    /// By the device: the bitmap of guest memory.
+    pub device: PageMap,
+    /// By the vCPU (KVM's log) or the driver thread (the bitmap of its own mapping).
+    pub driver: PageMap,
+}
+
+impl Dirty {
+    /// Takes the device's side from `ram`.
+    pub fn new(ram: &GuestRam, driver: PageMap) -> Self {
+        Self {
+            device: memory::harvest(ram),
+            driver,
+        }
+    }
+}
+
+/// A guest that ran to its end.
+pub fn ended(bus: &Bus<GuestRam>, failed: Option<String>) -> Check {
+    let wrong = match (failed, bus.ended) {
+        (Some(why), _) => Some(why),
+        (None, Some(0)) => None,
+        (None, Some(code)) => Some(format!("the guest's exit code is {code}")),
+        (None, None) => Some("the guest never ended the run".to_owned()),
+    };
+    Check::new("the guest ended the run itself, with code 0", wrong)
+}
+
+/// The pages of the device: those that the requests it saw make it write, and no others.
+pub fn device_pages(bus: &Bus<GuestRam>, dirty: &Dirty) -> Option<Check> {
+    let block = &bus.block.as_ref()?.block;
+    let allowed = block.dirtied.union(&block.maybe_dirtied);
+    let missing = block.dirtied.minus(&dirty.device);
+    let extra = dirty.device.minus(&allowed);
+    let what = format!(
+        "the device dirtied the {} pages of its requests, no others",
+        block.dirtied.count()
+    );
+    Some(Check::new(what, pages_wrong(&missing, &extra)))
+}
+
+fn pages_wrong(missing: &PageMap, extra: &PageMap) -> Option<String> {
+    let list = |pages: &PageMap, how: &str| {
+        pages
+            .first()
+            .map(|at| format!("{} pages {how}, the first at {at:#x}", pages.count()))
+    };
+    let parts: Vec<_> = [list(missing, "missing"), list(extra, "too many")]
+        .into_iter()
+        .flatten()
+        .collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// What the built-in guest is held against.
+#[derive(Debug)]
+pub struct Expected<'a> {
+    /// The plan it had.
+    pub plan: &'a Plan,
+    /// The sectors that it was to read, as they were before the run.
+    pub before: &'a [u8],
+    /// Whether it ran on a vCPU.
+    pub on_kvm: bool,
+}
+
+/// Every comparison of a run of the built-in guest.
+pub fn all(
+    ram: &GuestRam,
+    bus: &mut Bus<GuestRam>,
+    dirty: &Dirty,
+    expected: &Expected,
+    failed: Option<String>,
+) -> Vec<Check> {
+    let mut checks = vec![
+        ended(bus, failed),
+        reported(ram, expected.plan),
+        pattern(ram, expected.plan),
+    ];
+    checks.push(read_buffers(ram, expected));
+    checks.extend(sectors(bus, expected));
+    checks.extend(counts(bus, expected.plan));
+    checks.extend(device_pages(bus, dirty));
+    checks.push(driver_pages(ram, dirty, expected));
+    checks
+}
+
+fn reported(ram: &GuestRam, plan: &Plan) -> Check {
+    let mut words = [0; result::WORDS];
+    for (index, word) in words.iter_mut().enumerate() {
+        let at = GuestAddress(RESULTS + 8 * index as u64);
+        *word = ram.read_obj::<u64>(at).map_or(step::NEVER, u64::from_le);
+    }
+    let want = [step::DONE, 0, 0, 0, 2 * plan.pattern_pages(), plan.requests()];
+    let wrong = (words != want).then(|| {
+        let [at, place, want, got, pages, requests] = words;
+        let step = step_name(at);
+        format!("{step}, at {place:#x}: wanted {want:#x}, found {got:#x}; {pages} pages, {requests} requests")
+    });
+    let what = format!(
+        "the guest found all it was to find in {} requests",
+        plan.requests()
+    );
+    Check::new(what, wrong)
+}
+
+fn pattern(ram: &GuestRam, plan: &Plan) -> Check {
+    let bad = |at: &u64| {
+        ram.read_obj::<u64>(GuestAddress(*at))
+            .map_or(true, |w| w != mix(*at))
+    };
+    let mut wrong = plan.pattern_words().filter(bad);
+    let what = format!("the host reads its pattern in {} pages", plan.pattern_pages());
+    let first = wrong
+        .next()
+        .map(|at| format!("{} words wrong, the first at {at:#x}", wrong.count() + 1));
+    Check::new(what, first)
+}
+
+fn read_buffers(ram: &GuestRam, expected: &Expected) -> Check {
+    let mut wrong = None;
+    for (sector, at, stamped) in expected.plan.read_halves() {
+        let from = (sector * SECTOR) as usize;
+        let disk = expected.before.get(from..).and_then(|b| b.get(..HALF as usize));
+        let mut want = disk.unwrap_or_default().to_vec();
+        if let (true, Some(stamp)) = (stamped, want.get_mut(..8)) {
+            stamp.copy_from_slice(&mix(at).to_le_bytes());
+        }
+        let mut got = vec![0; HALF as usize];
+        if ram.read_slice(&mut got, GuestAddress(at)).is_err() || got != want {
+            wrong.get_or_insert(format!("sector {sector} at {at:#x} is not what the file had"));
+        }
+    }
+    let sectors = expected.plan.read_chunks * CHUNK_SECTORS;
+    Check::new(
+        format!("{sectors} sectors lie in guest memory as in the file"),
+        wrong,
+    )
+}
+
+/// The disk after the run: the pattern where the guest wrote, everything else as it was.
+fn sectors(bus: &mut Bus<GuestRam>, expected: &Expected) -> Option<Check> {
+    let disk = bus.block.as_mut()?.block.disk();
+    let plan = expected.plan;
+    let (first, count) = (plan.write_sector(), plan.write_chunks * CHUNK_SECTORS);
+    let what = format!("{count} sectors in the file are as the guest wrote them");
+    let mut compare = || -> std::io::Result<Option<String>> {
+        let places = first * (SECTOR / 8)..(first + count) * (SECTOR / 8);
+        let want: Vec<u8> = places.flat_map(|place| mix(place).to_le_bytes()).collect();
+        let written = disk.read_sectors(first, count)?;
+        let mut kept = disk.read_sectors(0, plan.read_chunks * CHUNK_SECTORS)?;
+        let mut before = expected.before.to_vec();
+        // Small disks are read and written in the same place.
+        let overlap = (first * SECTOR) as usize;
+        kept.truncate(overlap);
+        before.truncate(overlap);
+        let different = |a: &[u8], b: &[u8], base: u64| {
+            let size = SECTOR as usize;
+            let bad = a.chunks(size).zip(b.chunks(size)).position(|(a, b)| a != b);
+            bad.map(|n| base + n as u64)
+        };
+        Ok(
+            match (different(&written, &want, first), different(&kept, &before, 0)) {
+                (Some(sector), _) => Some(format!("sector {sector} is not what was written")),
+                (_, Some(sector)) => Some(format!("sector {sector} was changed by nobody's request")),
+                _ => None,
+            },
+        )
+    };
+    Some(Check::new(
+        what,
+        compare().unwrap_or_else(|e| Some(e.to_string())),
+    ))
+}
+
+fn counts(bus: &Bus<GuestRam>, plan: &Plan) -> Option<Check> {
+    let block = bus.block.as_ref()?;
+    let (counts, chunk) = (&block.block.counts, CHUNK_SECTORS * SECTOR);
+    let reads = plan.read_chunks + plan.write_chunks;
+    let rows = [
+        ("reads", counts.reads, reads),
+        ("bytes read", counts.bytes_read, reads * chunk),
+        ("writes", counts.writes, plan.write_chunks),
+        ("bytes written", counts.bytes_written, plan.write_chunks * chunk),
+        ("flushes", counts.flushes, 1),
+        ("refused", counts.refused, BAD_REQUESTS),
+        ("requests", counts.total(), plan.requests()),
+        ("notifications", block.kicks, plan.kicks()),
+        ("debug exits", bus.exits.debug_exit, 1),
+    ];
+    let mut wrong: Vec<_> = rows
+        .iter()
+        .filter(|(_, got, want)| got != want)
+        .map(|(name, got, want)| format!("{got} {name} instead of {want}"))
+        .collect();
+    wrong.extend(block.broken.clone());
+    let what = format!(
+        "requests, bytes and {} notifications are counted right",
+        plan.kicks()
+    );
+    Some(Check::new(what, (!wrong.is_empty()).then(|| wrong.join("; "))))
+}
+
+fn driver_pages(ram: &GuestRam, dirty: &Dirty, expected: &Expected) -> Check {
+    let must = expected.plan.driver_pages(ram, expected.on_kvm);
+    let missing = must.minus(&dirty.driver);
+    let extra = dirty.driver.minus(&must);
+    let count = must.count();
+    if expected.on_kvm {
+        // KVM may log more: it marks a page when it maps it writable, be it for a read.
+        let what = match extra.count() {
+            0 => format!("the vCPU dirtied the {count} pages that it wrote, no others"),
+            more => {
+                format!("the vCPU dirtied the {count} pages that it wrote (KVM logs {more} more)")
+            }
+        };
+        Check::new(what, pages_wrong(&missing, &missing.minus(&missing)))
+    } else {
+        let what = format!("the driver dirtied the {count} pages that it wrote, no others");
+        Check::new(what, pages_wrong(&missing, &extra))
+    }
+}
+
+#[cfg(test)]
+#[path = "verify_tests.rs"]
+mod tests;

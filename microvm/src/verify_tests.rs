@@ -1,0 +1,257 @@
+//! Runs that go well, and runs that are spoilt afterwards: each check must see what it is for.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::block::Block;
+use crate::bus::Console;
+use crate::disk::Disk;
+use crate::memory::{map, second_view, Backing, MIN_MEM, PAGE};
+use crate::plan::{param, PARAMS};
+
+/// A finished run.
+struct Run {
+    ram: Arc<GuestRam>,
+    bus: Bus<GuestRam>,
+    plan: Plan,
+    before: Vec<u8>,
+    dirty: Dirty,
+}
+
+/// Everything up to the start; `spoil` may change what the guest is told.
+fn prepare(ram: &Arc<GuestRam>, spoil: impl FnOnce(&GuestRam)) -> (Bus<GuestRam>, Plan, Vec<u8>) {
+    let mut disk = Disk::temporary().unwrap();
+    let plan = Plan::new(ram, disk.sectors());
+    let before = disk.read_sectors(0, plan.read_chunks * CHUNK_SECTORS).unwrap();
+    let words = before
+        .chunks_exact(8)
+        .map(|w| u64::from_le_bytes(w.try_into().unwrap()));
+    plan.store(ram, words.fold(0, crate::plan::sum)).unwrap();
+    spoil(ram);
+    let block = Block::new(disk, PageMap::new(ram));
+    let bus = Bus::new(Arc::clone(ram), Some(block), Console::Margin).unwrap();
+    harvest(ram);
+    (bus, plan, before)
+}
+
+fn harvest(ram: &GuestRam) -> PageMap {
+    memory::harvest(ram)
+}
+
+impl Run {
+    fn on_thread(spoil: impl FnOnce(&GuestRam)) -> Self {
+        let ram = Arc::new(map(MIN_MEM, Backing::Memfd).unwrap());
+        let view = second_view(&ram).unwrap();
+        let log = view.clone();
+        let (mut bus, plan, before) = prepare(&ram, spoil);
+        crate::driver::run(view, &mut bus).unwrap();
+        let dirty = Dirty::new(&ram, harvest(&log));
+        Self {
+            ram,
+            bus,
+            plan,
+            before,
+            dirty,
+        }
+    }
+
+    /// The checks that fail, by number.
+    fn wrong(&mut self, on_kvm: bool) -> Vec<usize> {
+        let expected = Expected {
+            plan: &self.plan,
+            before: &self.before,
+            on_kvm,
+        };
+        let checks = all(&self.ram, &mut self.bus, &self.dirty, &expected, None);
+        assert_eq!(checks.len(), 8);
+        let wrong = checks
+            .iter()
+            .enumerate()
+            .filter(|(_, check)| check.wrong.is_some());
+        wrong.map(|(nth, _)| nth).collect()
+    }
+
+    fn results(&self) -> Vec<u64> {
+        let at = |n| GuestAddress(RESULTS + 8 * n as u64);
+        (0..result::WORDS)
+            .map(|n| self.ram.read_obj(at(n)).unwrap())
+            .collect()
+    }
+}
+
+const ENDED: usize = 0;
+const REPORTED: usize = 1;
+const PATTERN: usize = 2;
+const BUFFERS: usize = 3;
+const SECTORS: usize = 4;
+const COUNTS: usize = 5;
+const DEVICE: usize = 6;
+const DRIVER: usize = 7;
+
+#[test]
+fn each_check_sees_what_it_is_for() {
+    let mut run = Run::on_thread(|_| ());
+    assert!(run.wrong(false).is_empty());
+
+    run.bus.ended = Some(1);
+    assert_eq!(run.wrong(false), [ENDED]);
+    run.bus.ended = Some(0);
+
+    let flip = |run: &Run, at: u64| {
+        let byte: u8 = run.ram.read_obj(GuestAddress(at)).unwrap();
+        run.ram.write_obj(byte ^ 1, GuestAddress(at)).unwrap();
+    };
+    let word = run.plan.pattern_words().last().unwrap();
+    let (_, buffer, _) = run.plan.read_halves().last().unwrap();
+    for (at, check) in [(RESULTS, REPORTED), (word, PATTERN), (buffer + HALF - 1, BUFFERS)] {
+        flip(&run, at);
+        assert_eq!(run.wrong(false), [check]);
+        flip(&run, at);
+    }
+
+    run.bus.block.as_mut().unwrap().block.counts.bytes_read += 1;
+    assert_eq!(run.wrong(false), [COUNTS]);
+    run.bus.block.as_mut().unwrap().block.counts.bytes_read -= 1;
+
+    let whole = run.dirty.clone();
+    let mut one = PageMap::new(&run.ram);
+    one.add(whole.device.first().unwrap(), 1);
+    run.dirty.device = whole.device.minus(&one);
+    assert_eq!(run.wrong(false), [DEVICE]);
+    run.dirty.device = whole.device.clone();
+    run.dirty.device.add(PAGE * 3, 1);
+    assert_eq!(run.wrong(false), [DEVICE]);
+    run.dirty = whole.clone();
+
+    let mut one = PageMap::new(&run.ram);
+    one.add(whole.driver.first().unwrap(), 1);
+    run.dirty.driver = whole.driver.minus(&one);
+    assert_eq!(run.wrong(false), [DRIVER]);
+    run.dirty.driver = whole.driver.clone();
+    run.dirty.driver.add(PAGE * 3, 1);
+    assert_eq!(run.wrong(false), [DRIVER]);
+    run.dirty = whole;
+
+    // A sector of those that the guest wrote, and one of the others.
+    for sector in [run.plan.write_sector() + 3, 17] {
+        let disk = run.bus.block.as_mut().unwrap().block.disk();
+        let kept = disk.read_sectors(sector, 1).unwrap();
+        let scratch = GuestAddress(0x70_0000);
+        let saved: u64 = run.ram.read_obj(scratch).unwrap();
+        let ram = Arc::clone(&run.ram);
+        let write = |disk: &mut Disk, bytes: &[u8]| {
+            ram.write_slice(bytes, scratch).unwrap();
+            disk.write_from_guest(&*ram, scratch, sector * SECTOR, 512)
+                .unwrap();
+        };
+        write(disk, &[0; 512]);
+        assert_eq!(run.wrong(false), [SECTORS]);
+        let disk = run.bus.block.as_mut().unwrap().block.disk();
+        write(disk, &kept);
+        run.ram.write_obj(saved, scratch).unwrap();
+    }
+    assert!(run.wrong(false).is_empty());
+}
+
+#[test]
+fn the_driver_finds_a_wrong_checksum_and_a_wrong_capacity() {
+    for (index, step) in [(param::SUM, step::READ), (param::CAPACITY, step::VIRTIO)] {
+        let mut run = Run::on_thread(|ram| spoil_param(ram, index));
+        assert_eq!(
+            (run.results()[result::STEP], run.bus.ended),
+            (step, Some(step as u8))
+        );
+        assert!(run.wrong(false).starts_with(&[ENDED, REPORTED]));
+    }
+}
+
+fn spoil_param(ram: &GuestRam, index: usize) {
+    let at = GuestAddress(PARAMS + 8 * index as u64);
+    let word: u64 = ram.read_obj(at).unwrap();
+    ram.write_obj(word ^ 1, at).unwrap();
+}
+
+#[cfg(target_arch = "x86_64")]
+mod kvm {
+    use std::io::Write;
+    use std::sync::{Mutex, PoisonError};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::plan::{PROGRAM, STACK_TOP};
+    use crate::vm::{open, Availability, Entry, Machine, Outcome};
+
+    /// Runs `program` on a vCPU. `None`, said aloud, where there is no KVM.
+    fn on_vcpu(program: &[u8], limit: Duration, spoil: impl FnOnce(&GuestRam)) -> Option<(Run, Outcome)> {
+        let kvm = match open("/dev/kvm") {
+            Ok(Availability::Usable(kvm)) => kvm,
+            other => {
+                // Not println: that is not shown when a test passes.
+                let _ = writeln!(std::io::stderr(), "SKIPPED: no usable /dev/kvm: {other:?}");
+                return None;
+            }
+        };
+        let ram = Arc::new(map(MIN_MEM, Backing::Anonymous).unwrap());
+        ram.write_slice(program, GuestAddress(PROGRAM)).unwrap();
+        let machine = Machine::new(&kvm, Arc::clone(&ram), false).unwrap();
+        machine
+            .enter(Entry::Program {
+                rip: PROGRAM,
+                rsp: STACK_TOP,
+                rdi: PARAMS,
+            })
+            .unwrap();
+        let (bus, plan, before) = prepare(&ram, spoil);
+        let bus = Arc::new(Mutex::new(bus));
+        let (machine, outcome) = machine.run(&bus, Some(limit)).unwrap();
+        let dirty = Dirty::new(&ram, machine.dirty_log().unwrap());
+        let bus = Arc::into_inner(bus).unwrap();
+        let bus = bus.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Some((
+            Run {
+                ram,
+                bus,
+                plan,
+                before,
+                dirty,
+            },
+            outcome,
+        ))
+    }
+
+    #[test]
+    fn a_guest_that_hangs_halts_or_faults_is_stopped_and_said_so() {
+        let (short, long) = (Duration::from_millis(300), Duration::from_secs(120));
+        for (program, limit, why) in [
+            (&[0xeb, 0xfe][..], short, "did not finish in time"),
+            (&[0xf4], long, "halted"),
+            (&[0x0f, 0x0b], long, "exception"),
+        ] {
+            let Some((mut run, outcome)) = on_vcpu(program, limit, |_| ()) else {
+                return;
+            };
+            assert!(
+                matches!(&outcome, Outcome::Failed(e) if e.contains(why)),
+                "{outcome:?}"
+            );
+            assert!(run.wrong(true).starts_with(&[ENDED, REPORTED, PATTERN]));
+        }
+    }
+
+    #[test]
+    fn the_program_finds_a_wrong_capacity() {
+        let program = crate::guest_program::bytes();
+        let Some((run, outcome)) = on_vcpu(program, Duration::from_secs(120), |ram| {
+            spoil_param(ram, param::CAPACITY)
+        }) else {
+            return;
+        };
+        assert_eq!(
+            (outcome, run.bus.ended),
+            (Outcome::Ended, Some(step::VIRTIO as u8))
+        );
+        let results = run.results();
+        assert_eq!(results[..4], [step::VIRTIO, 0x100, 2049, 2048]);
+        assert_eq!(results[result::PAGES], run.plan.pattern_pages());
+    }
+}
