@@ -186,7 +186,7 @@ pub(crate) const fn is_register_sized<T: AtomicAccess>() -> bool {
 /// |---|---|
 /// | [`GuestMemory`](crate::GuestMemory), a whole memory | [`GuestAddress`](crate::GuestAddress) (an IOVA behind an IOMMU) |
 /// | [`GuestMemoryRegion`](crate::GuestMemoryRegion) of ordinary RAM | [`MemoryRegionAddress`](crate::MemoryRegionAddress), from the region's start |
-/// | [`VolatileSlice`](crate::VolatileSlice) | `usize`, from the slice's start |
+/// | [`VolatileSlice`] | `usize`, from the slice's start |
 ///
 /// `read` is out of the container, `write` into it; so are the streams named: `read_volatile_from` reads from a stream *into* the
 /// container, and `write_volatile_to` writes from the container into a stream.

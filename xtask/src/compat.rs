@@ -1,0 +1,398 @@
+//! `cargo xtask compat`: the published users of vm-memory, run on this crate.
+//!
+//! Each crate's source comes through cargo from the registry and is copied to `target/compat`, with the lock file it was published
+//! with. Its own tests run there with this checkout patched in for `vm-memory`. A row passes when cargo itself says that the only
+//! `vm-memory` in the test programs is ours, when no test fails, and when as many pass as on the published vm-memory.
+
+mod counts;
+mod table;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use cargo_metadata::{Message, MetadataCommand, TargetKind};
+use clap::builder::PossibleValuesParser;
+
+use crate::workspace::{cargo, cargo_path, Workspace};
+use counts::Counts;
+use table::{User, USERS};
+
+/// A test program that runs longer than this hangs, and is ended.
+const TEST_PROGRAM_LIMIT_SECONDS: u32 = 300;
+
+/// How much of a log is shown when its row fails.
+const TAIL_LINES: usize = 60;
+
+/// What `compat` can be told.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only this crate
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(table::names()))]
+    only: Option<String>,
+
+    /// Run them on the vm-memory of the registry instead: what fails there too is this machine, not this crate
+    #[arg(long)]
+    published: bool,
+}
+
+/// How one row went.
+struct Row {
+    user: &'static User,
+    counts: Counts,
+    took: Duration,
+    /// Why it failed, if it did.
+    failure: Option<String>,
+}
+
+/// Runs the rows that were asked for and prints the table.
+pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    let bench = Bench::new(workspace, args.published)?;
+    let users: Vec<_> = USERS
+        .iter()
+        .filter(|user| args.only.as_deref().is_none_or(|only| only == user.name))
+        .collect();
+    bench.unpack(&users)?;
+
+    let mut rows = Vec::new();
+    for user in users {
+        println!("{}: {}", user.label(), features(user));
+        let started = Instant::now();
+        let mut row = Row {
+            user,
+            counts: Counts::default(),
+            took: Duration::ZERO,
+            failure: None,
+        };
+        row.failure = bench
+            .test(user, &mut row.counts)
+            .err()
+            .map(|error| format!("{error:#}"));
+        row.took = started.elapsed();
+        if let Some(failure) = &row.failure {
+            let log = bench.log(user);
+            eprintln!("{}: FAILED: {failure}\n{}", user.label(), tail(&log));
+            eprintln!("{}: the whole log is {}", user.label(), log.display());
+        }
+        rows.push(row);
+    }
+    print!("\n{}", bench.table(&rows));
+    Ok(if rows.iter().all(|row| row.failure.is_none()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The features of a row, as a reader wants them.
+fn features(user: &User) -> String {
+    if user.features.is_empty() {
+        "(default)".to_owned()
+    } else {
+        user.features.replace(',', ", ")
+    }
+}
+
+/// The folder that the crates are unpacked, built and run in.
+struct Bench {
+    folder: PathBuf,
+    /// Our manifest; the only one that a `vm-memory` may come from.
+    ours: PathBuf,
+    root: PathBuf,
+    published: bool,
+}
+
+impl Bench {
+    fn new(workspace: &Workspace, published: bool) -> Result<Self> {
+        let folder = workspace.target.join("compat");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(Self {
+            folder,
+            ours: workspace.manifest(),
+            root: workspace.root.clone(),
+            published,
+        })
+    }
+
+    fn log(&self, user: &User) -> PathBuf {
+        let suffix = if self.published { ".published" } else { "" };
+        self.folder.join(format!("{}{suffix}.log", user.label()))
+    }
+
+    /// Brings the source of every crate here that is not here yet.
+    fn unpack(&self, users: &[&'static User]) -> Result<()> {
+        let missing: BTreeSet<_> = users
+            .iter()
+            .filter(|user| !self.folder.join(user.folder()).exists())
+            .map(|user| (user.name, user.version))
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let fetch = self.folder.join("fetch");
+        fs::create_dir_all(fetch.join("src"))?;
+        fs::write(fetch.join("src/lib.rs"), "")?;
+        fs::write(fetch.join("Cargo.toml"), fetch_manifest(&missing)?)?;
+        // Cargo downloads and checks the packages, and says where it unpacked each.
+        let metadata = MetadataCommand::new()
+            .cargo_path(cargo_path())
+            .manifest_path(fetch.join("Cargo.toml"))
+            .exec()
+            .context("cargo cannot fetch the crates from the registry")?;
+        for (name, version) in missing {
+            let package = metadata
+                .packages
+                .iter()
+                .find(|package| {
+                    package.name.as_str() == name
+                        && package.version.to_string() == version
+                        && package.source.is_some()
+                })
+                .with_context(|| format!("cargo fetched no {name} {version}"))?;
+            let source = package
+                .manifest_path
+                .parent()
+                .with_context(|| format!("{name}: no source folder"))?;
+            let copy = self.folder.join(format!("{name}-{version}"));
+            copy_crate(source.as_std_path(), &copy)
+                .with_context(|| format!("cannot copy {source} to {}", copy.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Builds and runs the tests of one row, and says what is wrong with the outcome.
+    fn test(&self, user: &User, counts: &mut Counts) -> Result<()> {
+        let log = self.log(user);
+        File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        self.check_source(user, self.build(user, &log)?)?;
+
+        let mut command = self.cargo_test(user);
+        command.arg("--no-fail-fast").arg("--");
+        for skip in user.skips {
+            command.args(["--skip", skip]);
+        }
+        let output = append(&log)?;
+        let status = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .status()
+            .context("cannot start cargo")?;
+        *counts = Counts::from_output(&String::from_utf8_lossy(&fs::read(&log)?))?;
+        judge(user, counts)?;
+        ensure!(status.success(), "cargo test ended with {status}");
+        Ok(())
+    }
+
+    /// Builds the test programs and returns the manifest of each `vm-memory` in them. Cargo names what is fresh from the last
+    /// run too, so a second run proves as much as the first.
+    fn build(&self, user: &User, log: &Path) -> Result<BTreeSet<PathBuf>> {
+        let mut output = append(log)?;
+        let mut child = self
+            .cargo_test(user)
+            .args(["--no-run", "--message-format=json-render-diagnostics"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(output.try_clone()?)
+            .spawn()
+            .context("cannot start cargo")?;
+        let messages = child.stdout.take().context("cargo has no output")?;
+        let mut found = BTreeSet::new();
+        for message in Message::parse_stream(BufReader::new(messages)) {
+            if let Message::CompilerArtifact(artifact) = message.context("cannot read cargo's messages")? {
+                let library = artifact.target.kind.contains(&TargetKind::Lib);
+                if library && artifact.target.name == "vm_memory" {
+                    let state = if artifact.fresh { "fresh" } else { "compiled now" };
+                    writeln!(output, "   vm-memory is {} ({state})", artifact.package_id)?;
+                    found.insert(artifact.manifest_path.into_std_path_buf());
+                }
+            }
+        }
+        let status = child.wait()?;
+        ensure!(status.success(), "the tests do not build");
+        Ok(found)
+    }
+
+    /// The one `vm-memory` that was built must be the one that was meant.
+    fn check_source(&self, user: &User, found: BTreeSet<PathBuf>) -> Result<()> {
+        let ours = self.ours.canonicalize()?;
+        let mut wrong = Vec::new();
+        for manifest in &found {
+            if (manifest.canonicalize()? == ours) == self.published {
+                wrong.push(manifest.display().to_string());
+            }
+        }
+        ensure!(!found.is_empty(), "{} was built without any vm-memory", user.name);
+        ensure!(
+            wrong.is_empty(),
+            "the patch was not taken: vm-memory was built from {}",
+            wrong.join(", ")
+        );
+        Ok(())
+    }
+
+    fn cargo_test(&self, user: &User) -> std::process::Command {
+        let mut command = cargo(&self.folder.join(user.folder()));
+        if !self.published {
+            // A Rust string literal of a path is a TOML string too.
+            command.arg("--config").arg(format!(
+                "patch.crates-io.vm-memory.path={:?}",
+                self.root.display().to_string()
+            ));
+        }
+        command
+            .args(["--config", "profile.dev.debug=0"])
+            .arg("--config")
+            .arg(format!(
+                "target.'cfg(all())'.runner=[\"timeout\", \"--foreground\", \"{TEST_PROGRAM_LIMIT_SECONDS}\"]"
+            ))
+            .arg("test")
+            .arg("--target-dir")
+            .arg(self.folder.join("target"));
+        if !user.features.is_empty() {
+            command.args(["--features", user.features]);
+        }
+        command
+    }
+
+    fn table(&self, rows: &[Row]) -> String {
+        let mut cells = vec![[
+            "crate", "features", "expected", "passed", "ignored", "left out", "s", "verdict",
+        ]
+        .map(str::to_owned)];
+        for row in rows {
+            let left_out = match row.user.reason {
+                "" => row.counts.left_out.to_string(),
+                reason => format!("{}: {reason}", row.counts.left_out),
+            };
+            cells.push([
+                format!("{} {}", row.user.name, row.user.version),
+                features(row.user),
+                row.user.expected.to_string(),
+                row.counts.passed.to_string(),
+                row.counts.ignored.to_string(),
+                left_out,
+                row.took.as_secs().to_string(),
+                row.failure
+                    .as_ref()
+                    .map_or_else(|| "ok".to_owned(), |why| format!("FAILED: {why}")),
+            ]);
+        }
+        let whose = if self.published {
+            "the vm-memory of the registry"
+        } else {
+            "this crate"
+        };
+        format!("On {whose}:\n\n{}", markdown(&cells))
+    }
+}
+
+/// What is wrong with a run that said `counts`.
+fn judge(user: &User, counts: &Counts) -> Result<()> {
+    ensure!(counts.programs > 0, "no test program reported a result");
+    ensure!(counts.failed == 0, "{} failed", counts.failed);
+    ensure!(
+        counts.passed >= user.expected,
+        "{} passed, {} did on vm-memory 0.18.0",
+        counts.passed,
+        user.expected
+    );
+    Ok(())
+}
+
+/// A manifest that makes cargo fetch exactly these versions.
+fn fetch_manifest(crates: &BTreeSet<(&str, &str)>) -> Result<String> {
+    let mut manifest = String::from(
+        "[package]\nname = \"fetch\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n[workspace]\n\n[dependencies]\n",
+    );
+    for (name, version) in crates {
+        writeln!(manifest, "{name} = \"={version}\"")?;
+    }
+    Ok(manifest)
+}
+
+/// Copies a crate's source, whole or not at all, and makes it a workspace of its own: without that, cargo takes it for a stray
+/// member of ours.
+fn copy_crate(source: &Path, copy: &Path) -> Result<()> {
+    let mut partial = copy.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    if partial.exists() {
+        fs::remove_dir_all(&partial)?;
+    }
+    copy_folder(source, &partial)?;
+    let manifest = partial.join("Cargo.toml");
+    if fs::read_to_string(&manifest)?
+        .lines()
+        .any(|line| line.trim_start().starts_with("[workspace"))
+    {
+        bail!("the published manifest has a workspace; cargo used to take it out");
+    }
+    append(&manifest)?.write_all(b"\n[workspace]\n")?;
+    fs::rename(&partial, copy)?;
+    Ok(())
+}
+
+fn copy_folder(source: &Path, copy: &Path) -> Result<()> {
+    fs::create_dir_all(copy)?;
+    for entry in fs::read_dir(source)? {
+        let entry = entry?;
+        let to = copy.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), &to)?;
+        }
+    }
+    Ok(())
+}
+
+fn append(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The end of a log.
+fn tail(log: &Path) -> String {
+    let text = match fs::read(log) {
+        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+        Err(error) => return format!("cannot read {}: {error}", log.display()),
+    };
+    let lines: Vec<_> = text.lines().collect();
+    let first = lines.len().saturating_sub(TAIL_LINES);
+    lines.get(first..).unwrap_or_default().join("\n")
+}
+
+/// A Markdown table whose columns line up; the first row is the head.
+fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for (number, row) in rows.iter().enumerate() {
+        for (width, cell) in widths.iter().zip(row) {
+            text.push_str(&format!("| {cell:<width$} "));
+        }
+        text.push_str("|\n");
+        if number == 0 {
+            for width in widths {
+                text.push_str(&format!("|-{:-<width$}-", ""));
+            }
+            text.push_str("|\n");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

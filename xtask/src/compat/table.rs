@@ -1,0 +1,154 @@
+//! The crates that are run, and how many of their tests pass on vm-memory 0.18.0 from the registry (x86_64 Linux).
+
+/// One published crate, with the features it is tested with.
+#[derive(Debug)]
+pub struct User {
+    /// Its name in the registry.
+    pub name: &'static str,
+    /// The version that was counted.
+    pub version: &'static str,
+    /// What tells this row from another of the same crate, in the name of the log.
+    pub variant: Option<&'static str>,
+    /// Features, with commas; empty for the default ones.
+    pub features: &'static str,
+    /// Unit, integration and documentation tests that pass on the registry's vm-memory.
+    pub expected: u64,
+    /// What is left out: parts of test names.
+    pub skips: &'static [&'static str],
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl User {
+    /// What the copy of its source is called.
+    pub fn folder(&self) -> String {
+        format!("{}-{}", self.name, self.version)
+    }
+
+    /// What the row is called: the crate, and the variant if there is one.
+    pub fn label(&self) -> String {
+        match self.variant {
+            Some(variant) => format!("{}-{variant}", self.name),
+            None => self.name.to_owned(),
+        }
+    }
+}
+
+/// All of them. Each is as published; a newer version is a new count, made with `--published`.
+pub const USERS: &[User] = &[
+    User {
+        name: "virtio-queue",
+        version: "0.18.0",
+        variant: None,
+        features: "test-utils",
+        expected: 58,
+        skips: &[],
+        reason: "",
+    },
+    User {
+        name: "virtio-vsock",
+        version: "0.12.0",
+        variant: None,
+        features: "",
+        expected: 10,
+        skips: &[],
+        reason: "",
+    },
+    User {
+        name: "linux-loader",
+        version: "0.14.0",
+        variant: None,
+        features: "",
+        expected: 51,
+        skips: &[],
+        reason: "",
+    },
+    User {
+        name: "linux-loader",
+        version: "0.14.0",
+        variant: Some("bzimage"),
+        features: "bzimage,elf,pe",
+        expected: 52,
+        skips: &["test_load_bzImage", "bzimage::BzImage"],
+        reason: "the kernel image they load is not published with the crate",
+    },
+    User {
+        name: "vhost",
+        version: "0.18.0",
+        variant: None,
+        features:
+            "vhost-user,vhost-user-frontend,vhost-user-backend,vhost-kern,vhost-net,vhost-vdpa,vhost-vsock,\
+                   test-utils,postcopy",
+        expected: 100,
+        skips: &["vhost_kern::net", "vhost_kern::vsock"],
+        reason: "they need /dev/vhost-net and /dev/vhost-vsock",
+    },
+    User {
+        name: "vhost-user-backend",
+        version: "0.24.0",
+        variant: None,
+        features: "postcopy",
+        expected: 29,
+        skips: &[],
+        reason: "",
+    },
+    User {
+        name: "imago",
+        version: "0.2.6",
+        variant: None,
+        features: "vm-memory",
+        expected: 76,
+        skips: &[],
+        reason: "",
+    },
+    User {
+        name: "vfio-ioctls",
+        version: "0.10.0",
+        variant: None,
+        features: "",
+        expected: 32,
+        skips: &[],
+        reason: "",
+    },
+    User {
+        name: "vfio_user",
+        version: "0.1.7",
+        variant: None,
+        features: "",
+        expected: 9,
+        skips: &[],
+        reason: "",
+    },
+];
+
+/// The names of the crates, each once.
+pub fn names() -> Vec<&'static str> {
+    let mut names: Vec<_> = USERS.iter().map(|user| user.name).collect();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{names, USERS};
+    use std::collections::HashSet;
+
+    #[test]
+    fn each_row_has_a_log_of_its_own() {
+        let labels: HashSet<_> = USERS.iter().map(super::User::label).collect();
+        assert_eq!(labels.len(), USERS.len());
+    }
+
+    #[test]
+    fn names_are_listed_once() {
+        let unique: HashSet<_> = names().into_iter().collect();
+        assert_eq!(unique.len(), names().len());
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_reason() {
+        for user in USERS {
+            assert_eq!(user.skips.is_empty(), user.reason.is_empty(), "{}", user.name);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+use super::*;
+
+fn user() -> &'static User {
+    USERS.first().unwrap()
+}
+
+fn bench(ours: &Path, published: bool) -> Bench {
+    let root = ours.parent().unwrap().to_owned();
+    Bench {
+        folder: root.join("target/compat"),
+        ours: ours.to_owned(),
+        root,
+        published,
+    }
+}
+
+fn passed(passed: u64) -> Counts {
+    Counts {
+        programs: 1,
+        passed,
+        ..Counts::default()
+    }
+}
+
+#[test]
+fn fewer_passes_than_expected_fail() {
+    assert!(judge(user(), &passed(user().expected)).is_ok());
+    assert!(judge(user(), &passed(user().expected + 1)).is_ok());
+    let why = judge(user(), &passed(user().expected - 1))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(why, "57 passed, 58 did on vm-memory 0.18.0");
+}
+
+#[test]
+fn a_failed_test_fails_whatever_passed() {
+    let counts = Counts {
+        failed: 1,
+        ..passed(1000)
+    };
+    assert_eq!(judge(user(), &counts).unwrap_err().to_string(), "1 failed");
+    assert!(judge(user(), &Counts::default()).is_err());
+}
+
+#[test]
+fn a_vm_memory_from_elsewhere_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifests = ["ours", "registry"].map(|name| {
+        let path = folder.path().join(name).join("Cargo.toml");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "").unwrap();
+        path
+    });
+    let [ours, registry] = &manifests;
+    let check = |published, found: &[&PathBuf]| {
+        bench(ours, published)
+            .check_source(user(), found.iter().map(|path| (*path).clone()).collect())
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(check(false, &[ours]), Ok(()));
+    assert_eq!(check(true, &[registry]), Ok(()));
+    let why = format!(
+        "the patch was not taken: vm-memory was built from {}",
+        registry.display()
+    );
+    assert_eq!(check(false, &[registry]), Err(why.clone()));
+    assert_eq!(check(false, &[ours, registry]), Err(why));
+    assert!(check(true, &[ours]).is_err());
+    assert!(check(false, &[]).unwrap_err().ends_with("without any vm-memory"));
+}
+
+#[test]
+fn a_copy_is_a_workspace_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, copy) = (folder.path().join("source"), folder.path().join("thing-0.1.0"));
+    fs::create_dir_all(source.join("src/deep")).unwrap();
+    fs::write(source.join("Cargo.toml"), "[package]\nname = \"thing\"").unwrap();
+    fs::write(source.join("src/deep/a.rs"), "// a").unwrap();
+    // What an interrupted run left is not taken over.
+    fs::create_dir_all(folder.path().join("thing-0.1.0.partial/stale")).unwrap();
+
+    copy_crate(&source, &copy).unwrap();
+    let manifest = fs::read_to_string(copy.join("Cargo.toml")).unwrap();
+    assert_eq!(manifest, "[package]\nname = \"thing\"\n[workspace]\n");
+    assert_eq!(fs::read_to_string(copy.join("src/deep/a.rs")).unwrap(), "// a");
+    assert!(!copy.join("stale").exists());
+
+    fs::write(source.join("Cargo.toml"), "[workspace]\n").unwrap();
+    assert!(copy_crate(&source, &folder.path().join("other")).is_err());
+}
+
+#[test]
+fn fetching_pins_the_version() {
+    let manifest = fetch_manifest(&BTreeSet::from([("a", "1.2.3"), ("b", "0.1.0")])).unwrap();
+    assert!(manifest.ends_with("[workspace]\n\n[dependencies]\na = \"=1.2.3\"\nb = \"=0.1.0\"\n"));
+}
+
+#[test]
+fn the_tail_is_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let lines: Vec<_> = (0..200).map(|number| number.to_string()).collect();
+    fs::write(&log, lines.join("\n")).unwrap();
+    let end = tail(&log);
+    assert!(end.starts_with("140\n") && end.ends_with("\n199"), "{end}");
+}
+
+#[test]
+fn columns_line_up() {
+    let rows = [["a", "long"], ["longer", "b"]].map(|row| row.map(str::to_owned));
+    assert_eq!(
+        markdown(&rows),
+        "| a      | long |\n|--------|------|\n| longer | b    |\n"
+    );
+}
