@@ -101,9 +101,14 @@ pub trait Address:
     ///
     /// # Panics
     ///
-    /// If `power_of_two` is not a power of two; and, with overflow checks, if there is no such address.
+    /// With overflow checks, if `power_of_two` is not a power of two, or there is no such address. Without them, the result is then of no
+    /// use.
+    #[expect(clippy::arithmetic_side_effects, reason = "the method is the unchecked form")]
     fn unchecked_align_up(&self, power_of_two: Self::V) -> Self {
-        let low_bits = low_bits_of::<Self>(power_of_two);
+        if cfg!(debug_assertions) {
+            low_bits_of::<Self>(power_of_two);
+        }
+        let low_bits = power_of_two - Self::one();
         self.unchecked_add(low_bits) & !low_bits
     }
 

@@ -41,10 +41,10 @@ use crate::volatile_memory::VolatileSlice;
 pub unsafe trait ByteValued: Copy + Send + Sync {
     /// Reinterprets `data` as a value, without copying.
     ///
-    /// `None` if the length is not the size of `Self`, or the bytes do not lie at its alignment.
+    /// `None` if the length is not the size of `Self`, or the bytes do not lie at its alignment; and for a type without a size.
     fn from_slice(data: &[u8]) -> Option<&Self> {
         let ptr = data.as_ptr().cast::<Self>();
-        if data.len() != size_of::<Self>() || !ptr.is_aligned() {
+        if data.is_empty() || data.len() != size_of::<Self>() || !ptr.is_aligned() {
             return None;
         }
         // SAFETY: 1. `data` is `size_of::<Self>()` initialised bytes, aligned for `Self` (both just checked), and host memory that
@@ -54,10 +54,10 @@ pub unsafe trait ByteValued: Copy + Send + Sync {
 
     /// Reinterprets `data` as a value that can be changed in place, without copying.
     ///
-    /// `None` if the length is not the size of `Self`, or the bytes do not lie at its alignment.
+    /// `None` if the length is not the size of `Self`, or the bytes do not lie at its alignment; and for a type without a size.
     fn from_mut_slice(data: &mut [u8]) -> Option<&mut Self> {
         let ptr = data.as_mut_ptr().cast::<Self>();
-        if data.len() != size_of::<Self>() || !ptr.is_aligned() {
+        if data.is_empty() || data.len() != size_of::<Self>() || !ptr.is_aligned() {
             return None;
         }
         // SAFETY: 1. As in `from_slice`, and `data` borrows the bytes exclusively. 2. All bytes of a `Self` are initialised
@@ -348,7 +348,7 @@ mod tests {
         *u32::from_mut_slice(&mut bytes[4..]).unwrap() = 2u32.to_le();
         assert_eq!(bytes, [1, 0, 0, 0, 2, 0, 0, 0]);
         assert!(u32::from_mut_slice(&mut bytes[3..7]).is_none());
-        assert!(<[u8; 0]>::from_slice(&[]).is_some());
+        assert!(<[u8; 0]>::from_slice(&[]).is_none());
     }
 
     #[test]

@@ -19,6 +19,7 @@
 use std::io::{Cursor, ErrorKind};
 
 use crate::bitmap::BitmapSlice;
+use crate::bytes::Bytes;
 use crate::volatile_memory::{Error as VolatileMemoryError, VolatileSlice};
 
 #[cfg(all(feature = "rawfd", unix))]
@@ -129,13 +130,9 @@ impl ReadVolatile for &[u8] {
         &mut self,
         buf: &mut VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError> {
-        let count = self.len().min(buf.len());
-        let Some((head, tail)) = self.split_at_checked(count) else {
-            return Ok(0);
-        };
-        buf.copy_from(head);
-        *self = tail;
-        Ok(count)
+        let moved = buf.write(self.get(..buf.len()).unwrap_or(self), 0)?;
+        *self = self.get(moved..).unwrap_or_default();
+        Ok(moved)
     }
 
     fn read_exact_volatile<B: BitmapSlice>(
@@ -157,11 +154,8 @@ impl WriteVolatile for &mut [u8] {
         buf: &VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError> {
         let count = self.len().min(buf.len());
-        let Some((head, tail)) = core::mem::take(self).split_at_mut_checked(count) else {
-            return Ok(0);
-        };
-        let moved = buf.copy_to(head);
-        *self = tail;
+        let moved = buf.read(self.get_mut(..count).unwrap_or_default(), 0)?;
+        *self = core::mem::take(self).get_mut(moved..).unwrap_or_default();
         Ok(moved)
     }
 }
@@ -177,9 +171,11 @@ impl WriteVolatile for Vec<u8> {
         self.try_reserve(buf.len())
             .map_err(|e| VolatileMemoryError::IOError(std::io::Error::new(ErrorKind::OutOfMemory, e)))?;
         self.resize(old_len.saturating_add(buf.len()), 0);
-        let moved = self.get_mut(old_len..).map_or(0, |target| buf.copy_to(target));
-        self.truncate(old_len.saturating_add(moved));
-        Ok(moved)
+        let moved = self
+            .get_mut(old_len..)
+            .map_or(Ok(0), |target| buf.read(target, 0));
+        self.truncate(old_len.saturating_add(*moved.as_ref().unwrap_or(&0)));
+        moved
     }
 }
 
@@ -243,7 +239,6 @@ fn advance<T>(cursor: &mut Cursor<T>, moved: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bytes::Bytes;
 
     /// Reads `step` bytes at a time, and is interrupted before each.
     struct Slow<'a> {

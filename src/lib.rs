@@ -116,6 +116,7 @@ compile_error!(
     reason = "moves guest bytes: the module that everything unsafe about them is in"
 )]
 mod access;
+pub use access::fault;
 pub mod address;
 #[cfg(feature = "backend-atomic")]
 pub mod atomic;

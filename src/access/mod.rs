@@ -33,11 +33,16 @@
 //!
 //! # Faults
 //!
-//! A page can go away under a mapping (a file truncated, a page poisoned). Today that kills the process, as it does for a plain
-//! copy, and [`Fault`] has no value: callers write what they do about one, and the compiler removes it.
+//! A page can go away under a mapping (a file truncated, a page poisoned). Where [`fault`] is installed, an access that meets such a page ends
+//! with a [`Fault`]; otherwise it kills the process, as it does for a plain copy. A kernel answers with the address that faulted and nothing
+//! else. What was done until then is found out by doing it again ([`recover`]): the bytes below that address are moved once more, and if
+//! that meets another fault, those below that one. So the count is exact, and no kernel keeps one.
 
 use core::mem::{size_of, transmute_copy, MaybeUninit};
 use core::sync::atomic::Ordering;
+
+use fault::Direction;
+use kernel::FaultAddress;
 
 use crate::atomic_integer::AtomicInteger;
 use crate::bytes::{is_register_sized, AtomicAccess, ByteValued};
@@ -53,20 +58,63 @@ mod kernel;
 #[cfg(all(test, target_arch = "x86_64", not(miri), not(vm_memory_portable)))]
 mod portable;
 
+pub mod fault;
+
 #[cfg(test)]
 mod tests;
 
 /// An access that met a page which is not there.
 ///
-/// It has no value as long as no fault is recovered from.
+/// What there is to know about it, [`fault::last`] tells the thread.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Fault {}
+pub(crate) struct Fault {
+    completed: usize,
+}
 
 impl Fault {
     /// How many bytes had been moved, from the first on.
     pub(crate) fn completed(self) -> usize {
-        match self {}
+        self.completed
     }
+}
+
+/// Notes a fault at `address`, in the operand at `guest`, after that many bytes.
+#[cold]
+fn met(address: FaultAddress, guest: *const u8, direction: Direction, completed: usize) -> Fault {
+    // A memory error may be reported with the start of its page.
+    fault::note(address.get().max(guest.addr()), direction, completed);
+    Fault { completed }
+}
+
+/// Finds out how many bytes a copy had moved when it faulted, by copying those once more.
+///
+/// `operand_of` tells which guest operand an address lies in, of `len` bytes. `copy` copies the first bytes of the same operands. Each round
+/// is shorter than the one before.
+#[cold]
+fn recover(
+    address: FaultAddress,
+    len: usize,
+    operand_of: impl Fn(FaultAddress) -> (*const u8, Direction),
+    mut copy: impl FnMut(usize) -> Result<(), FaultAddress>,
+) -> Fault {
+    let mut address = address;
+    let mut completed = len;
+    loop {
+        let (guest, direction) = operand_of(address);
+        let below = address.get().saturating_sub(guest.addr());
+        completed = below.min(completed.saturating_sub(1));
+        match copy(completed) {
+            Ok(()) => return met(address, guest, direction, completed),
+            Err(lower) => address = lower,
+        }
+    }
+}
+
+/// Whether two ranges of the same length have a byte in common.
+#[inline(always)]
+fn overlap(one: *const u8, other: *const u8, len: usize) -> bool {
+    let distance = one.addr().wrapping_sub(other.addr());
+    distance < len || distance.wrapping_neg() < len
 }
 
 /// Reads a value from guest memory; in one piece if it is a naturally aligned one of 1, 2, 4 or 8 bytes.
@@ -80,25 +128,25 @@ pub(crate) unsafe fn read_value<T: ByteValued>(src: *const u8) -> Result<T, Faul
         0 => Ok(T::zeroed()),
         1 => {
             // SAFETY: the caller's contract, for one byte.
-            let bits = unsafe { kernel::load_u8(src) };
+            let bits = unsafe { kernel::load_u8(src) }.map_err(|at| met(at, src, Direction::Read, 0))?;
             // SAFETY: both are 1 byte, and any bytes are a `T`.
             Ok(unsafe { transmute_copy(&bits) })
         }
         2 => {
             // SAFETY: the caller's contract, for two bytes.
-            let bits = unsafe { kernel::load_u16(src) };
+            let bits = unsafe { kernel::load_u16(src) }.map_err(|at| met(at, src, Direction::Read, 0))?;
             // SAFETY: both are 2 bytes, and any bytes are a `T`.
             Ok(unsafe { transmute_copy(&bits) })
         }
         4 => {
             // SAFETY: the caller's contract, for four bytes.
-            let bits = unsafe { kernel::load_u32(src) };
+            let bits = unsafe { kernel::load_u32(src) }.map_err(|at| met(at, src, Direction::Read, 0))?;
             // SAFETY: both are 4 bytes, and any bytes are a `T`.
             Ok(unsafe { transmute_copy(&bits) })
         }
         8 => {
             // SAFETY: the caller's contract, for eight bytes.
-            let bits = unsafe { kernel::load_u64(src) };
+            let bits = unsafe { kernel::load_u64(src) }.map_err(|at| met(at, src, Direction::Read, 0))?;
             // SAFETY: both are 8 bytes, and any bytes are a `T`.
             Ok(unsafe { transmute_copy(&bits) })
         }
@@ -120,37 +168,36 @@ pub(crate) unsafe fn read_value<T: ByteValued>(src: *const u8) -> Result<T, Faul
 #[inline(always)]
 pub(crate) unsafe fn write_value<T: ByteValued>(dst: *mut u8, value: T) -> Result<(), Fault> {
     match size_of::<T>() {
-        0 => {}
+        0 => Ok(()),
         1 => {
             // SAFETY: both are 1 byte, and all bytes of a `T` are initialised.
             let bits = unsafe { transmute_copy(&value) };
             // SAFETY: the caller's contract, for one byte.
-            unsafe { kernel::store_u8(dst, bits) }
+            unsafe { kernel::store_u8(dst, bits) }.map_err(|at| met(at, dst, Direction::Write, 0))
         }
         2 => {
             // SAFETY: both are 2 bytes, and all bytes of a `T` are initialised.
             let bits = unsafe { transmute_copy(&value) };
             // SAFETY: the caller's contract, for two bytes.
-            unsafe { kernel::store_u16(dst, bits) }
+            unsafe { kernel::store_u16(dst, bits) }.map_err(|at| met(at, dst, Direction::Write, 0))
         }
         4 => {
             // SAFETY: both are 4 bytes, and all bytes of a `T` are initialised.
             let bits = unsafe { transmute_copy(&value) };
             // SAFETY: the caller's contract, for four bytes.
-            unsafe { kernel::store_u32(dst, bits) }
+            unsafe { kernel::store_u32(dst, bits) }.map_err(|at| met(at, dst, Direction::Write, 0))
         }
         8 => {
             // SAFETY: both are 8 bytes, and all bytes of a `T` are initialised.
             let bits = unsafe { transmute_copy(&value) };
             // SAFETY: the caller's contract, for eight bytes.
-            unsafe { kernel::store_u64(dst, bits) }
+            unsafe { kernel::store_u64(dst, bits) }.map_err(|at| met(at, dst, Direction::Write, 0))
         }
         size => {
             // SAFETY: the caller's contract; the source is a local variable of `size` initialised bytes.
-            return unsafe { copy_to_guest(dst, core::ptr::from_ref(&value).cast(), size) };
+            unsafe { copy_to_guest(dst, core::ptr::from_ref(&value).cast(), size) }
         }
     }
-    Ok(())
 }
 
 /// Reads an integer from guest memory in one piece, with an ordering.
@@ -178,7 +225,8 @@ pub(crate) unsafe fn load_ordered<T: AtomicAccess>(src: *const u8, order: Orderi
     // of `AtomicInteger`, and disappears in compilation.
     // SAFETY: the caller's contract for as many bytes as `T::A` has, which is 1, 2, 4 or 8 here; aligned for it, which is the same
     // number here.
-    let bits: u64 = unsafe { kernel::load_ordered(src, size_of::<T::A>(), order) };
+    let bits = unsafe { kernel::load_ordered(src, size_of::<T::A>(), order) }
+        .map_err(|at| met(at, src, Direction::Read, 0))?;
     // SAFETY: `T::A` is no larger than 8 bytes and takes any bytes. (`bits` holds the value in its low bytes, which come
     // first in memory on a little-endian machine; `from_low_bytes` moves them there on a big-endian one.)
     let atomic: T::A = unsafe { transmute_copy(&from_low_bytes(bits, size_of::<T::A>())) };
@@ -221,8 +269,8 @@ pub(crate) unsafe fn store_ordered<T: AtomicAccess>(
         _ => unsafe { transmute_copy::<T, u64>(&value) },
     };
     // SAFETY: the caller's contract for as many bytes as `T` has; aligned for `T::A`, whose alignment is its size here.
-    unsafe { kernel::store_ordered(dst, bits, size_of::<T>(), order) };
-    Ok(())
+    unsafe { kernel::store_ordered(dst, bits, size_of::<T>(), order) }
+        .map_err(|at| met(at, dst, Direction::Write, 0))
 }
 
 /// Moves the `size` low bytes of a number to where its memory begins.
@@ -247,9 +295,9 @@ fn from_low_bytes(bits: u64, size: usize) -> u64 {
 /// of `src`.
 #[inline]
 pub(crate) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
-    // SAFETY: the caller's contract covers both operands.
-    unsafe { kernel::copy_from_guest(dst, src, len) };
-    Ok(())
+    // SAFETY: the caller's contract covers both operands, and any first part of them.
+    let copy = |len| unsafe { kernel::copy_from_guest(dst, src, len) };
+    copy(len).map_err(|at| recover(at, len, |_| (src, Direction::Read), copy))
 }
 
 /// Copies bytes from memory of the host to guest memory.
@@ -260,22 +308,32 @@ pub(crate) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -
 /// overlap those of `dst`.
 #[inline]
 pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
-    // SAFETY: the caller's contract covers both operands.
-    unsafe { kernel::copy_to_guest(dst, src, len) };
-    Ok(())
+    // SAFETY: the caller's contract covers both operands, and any first part of them.
+    let copy = |len| unsafe { kernel::copy_to_guest(dst, src, len) };
+    copy(len).map_err(|at| recover(at, len, |_| (dst, Direction::Write), copy))
 }
 
 /// Copies bytes from guest memory to guest memory. The ranges may overlap; the result is that of a copy through a third place,
-/// as far as nobody else writes meanwhile.
+/// as far as nobody else writes meanwhile. After a fault in ranges that overlap, no byte counts as moved: those that were cannot be moved again.
 ///
 /// # Safety
 ///
 /// `dst` and `src` are guest operands (see the module) of `len` bytes each.
 #[inline]
 pub(crate) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
-    // SAFETY: the caller's contract covers both operands.
-    unsafe { kernel::copy_within_guest(dst, src, len) };
-    Ok(())
+    // SAFETY: the caller's contract covers both operands, and any first part of them.
+    let copy = |len| unsafe { kernel::copy_within_guest(dst, src, len) };
+    let operand_of = |at: FaultAddress| match at.get().wrapping_sub(src.addr()) {
+        offset if offset < len => (src, Direction::Read),
+        _ => (dst.cast_const(), Direction::Write),
+    };
+    copy(len).map_err(|at| {
+        if overlap(dst, src, len) {
+            let (guest, direction) = operand_of(at);
+            return met(at, guest, direction, 0);
+        }
+        recover(at, len, operand_of, copy)
+    })
 }
 
 /// Copies `count` elements of type `T` from guest memory to memory of the host; naturally aligned elements of 1, 2, 4 or 8 bytes each
@@ -293,8 +351,16 @@ pub(crate) unsafe fn copy_elements_from_guest<T: ByteValued>(
     let size = size_of::<T>();
     if moves_whole::<T>(src) {
         // SAFETY: the caller's contract for `count` elements of `size` bytes; `size` is 2, 4 or 8, and `src` a multiple of it.
-        unsafe { kernel::copy_elements_from_guest(dst.cast(), src, count, size) };
-        return Ok(());
+        let copy = |count| unsafe { kernel::copy_elements_from_guest(dst.cast(), src, count, size) };
+        let whole = |bytes: usize| bytes.checked_div(size).unwrap_or(0);
+        return copy(count).map_err(|at| {
+            recover(
+                at,
+                count.wrapping_mul(size),
+                |_| (src, Direction::Read),
+                |bytes| copy(whole(bytes)),
+            )
+        });
     }
     // SAFETY: the caller's contract; the product does not overflow, by the same.
     unsafe { copy_from_guest(dst.cast(), src, count.wrapping_mul(size)) }
@@ -315,8 +381,16 @@ pub(crate) unsafe fn copy_elements_to_guest<T: ByteValued>(
     let size = size_of::<T>();
     if moves_whole::<T>(dst) {
         // SAFETY: the caller's contract for `count` elements of `size` bytes; `size` is 2, 4 or 8, and `dst` a multiple of it.
-        unsafe { kernel::copy_elements_to_guest(dst, src.cast(), count, size) };
-        return Ok(());
+        let copy = |count| unsafe { kernel::copy_elements_to_guest(dst, src.cast(), count, size) };
+        let whole = |bytes: usize| bytes.checked_div(size).unwrap_or(0);
+        return copy(count).map_err(|at| {
+            recover(
+                at,
+                count.wrapping_mul(size),
+                |_| (dst, Direction::Write),
+                |bytes| copy(whole(bytes)),
+            )
+        });
     }
     // SAFETY: the caller's contract; the product does not overflow, by the same.
     unsafe { copy_to_guest(dst, src.cast(), count.wrapping_mul(size)) }

@@ -16,17 +16,17 @@ macro_rules! single_accesses {
             ///
             /// `src` is a guest operand of the integer's size.
             #[inline(always)]
-            pub(super) unsafe fn $load(src: *const u8) -> $integer {
+            pub(super) unsafe fn $load(src: *const u8) -> Result<$integer, FaultAddress> {
                 let aligned = src.cast::<$atomic>();
                 if aligned.is_aligned() {
                     // SAFETY: aligned (just checked), mapped, and covered by no reference but atomics while this one lives (the caller's contract).
                     let atomic = unsafe { &*aligned };
-                    return atomic.load(Ordering::Relaxed);
+                    return Ok(atomic.load(Ordering::Relaxed));
                 }
                 let mut bytes = [0u8; size_of::<$integer>()];
                 // SAFETY: the caller's contract; the destination is a local variable of that size.
-                unsafe { copy_from_guest(bytes.as_mut_ptr(), src, bytes.len()) };
-                <$integer>::from_ne_bytes(bytes)
+                unsafe { copy_from_guest(bytes.as_mut_ptr(), src, bytes.len()) }?;
+                Ok(<$integer>::from_ne_bytes(bytes))
             }
 
             /// Writes an integer; in one piece if it is aligned.
@@ -35,20 +35,24 @@ macro_rules! single_accesses {
             ///
             /// `dst` is a guest operand of the integer's size.
             #[inline(always)]
-            pub(super) unsafe fn $store(dst: *mut u8, value: $integer) {
+            pub(super) unsafe fn $store(dst: *mut u8, value: $integer) -> Result<(), FaultAddress> {
                 let aligned = dst.cast::<$atomic>();
                 if aligned.is_aligned() {
                     // SAFETY: aligned (just checked), mapped, and covered by no reference but atomics while this one lives (the caller's contract).
                     let atomic = unsafe { &*aligned };
-                    return atomic.store(value, Ordering::Relaxed);
+                    atomic.store(value, Ordering::Relaxed);
+                    return Ok(());
                 }
                 let bytes = value.to_ne_bytes();
                 // SAFETY: the caller's contract; the source is a local variable of that size.
-                unsafe { copy_to_guest(dst, bytes.as_ptr(), bytes.len()) };
+                unsafe { copy_to_guest(dst, bytes.as_ptr(), bytes.len()) }
             }
         )*
     };
 }
+
+/// A fault's address: none is ever found, since no fault is recovered from here.
+pub(super) type FaultAddress = core::num::NonZeroUsize;
 
 /// Reads a byte.
 ///
@@ -56,10 +60,10 @@ macro_rules! single_accesses {
 ///
 /// `src` is a guest operand of 1 byte.
 #[inline(always)]
-pub(super) unsafe fn load_u8(src: *const u8) -> u8 {
+pub(super) unsafe fn load_u8(src: *const u8) -> Result<u8, FaultAddress> {
     // SAFETY: mapped, and covered by no reference but atomics while this one lives (the caller's contract).
     let atomic = unsafe { &*src.cast::<AtomicU8>() };
-    atomic.load(Ordering::Relaxed)
+    Ok(atomic.load(Ordering::Relaxed))
 }
 
 /// Writes a byte.
@@ -68,10 +72,11 @@ pub(super) unsafe fn load_u8(src: *const u8) -> u8 {
 ///
 /// `dst` is a guest operand of 1 byte.
 #[inline(always)]
-pub(super) unsafe fn store_u8(dst: *mut u8, value: u8) {
+pub(super) unsafe fn store_u8(dst: *mut u8, value: u8) -> Result<(), FaultAddress> {
     // SAFETY: mapped, and covered by no reference but atomics while this one lives (the caller's contract).
     let atomic = unsafe { &*dst.cast::<AtomicU8>() };
     atomic.store(value, Ordering::Relaxed);
+    Ok(())
 }
 
 single_accesses! {
@@ -86,25 +91,25 @@ single_accesses! {
 ///
 /// `src` is a guest operand of `size` bytes, aligned to it.
 #[inline(always)]
-pub(super) unsafe fn load_ordered(src: *const u8, size: usize, order: Ordering) -> u64 {
+pub(super) unsafe fn load_ordered(src: *const u8, size: usize, order: Ordering) -> Result<u64, FaultAddress> {
     if order == Ordering::SeqCst {
         // A sequentially consistent load, by fences around a relaxed one.
         fence(Ordering::SeqCst);
     }
     let bits = match size {
         // SAFETY: the caller's contract, for each width.
-        1 => u64::from(unsafe { load_u8(src) }),
+        1 => u64::from(unsafe { load_u8(src) }?),
         // SAFETY: as above.
-        2 => u64::from(unsafe { load_u16(src) }),
+        2 => u64::from(unsafe { load_u16(src) }?),
         // SAFETY: as above.
-        4 => u64::from(unsafe { load_u32(src) }),
+        4 => u64::from(unsafe { load_u32(src) }?),
         // SAFETY: as above.
-        _ => unsafe { load_u64(src) },
+        _ => unsafe { load_u64(src) }?,
     };
     if order != Ordering::Relaxed {
         fence(Ordering::Acquire);
     }
-    bits
+    Ok(bits)
 }
 
 /// Writes the low `size` bytes (1, 2, 4 or 8) of `bits` in one piece.
@@ -118,23 +123,29 @@ pub(super) unsafe fn load_ordered(src: *const u8, size: usize, order: Ordering) 
     clippy::cast_possible_truncation,
     reason = "the low bytes are what is wanted"
 )]
-pub(super) unsafe fn store_ordered(dst: *mut u8, bits: u64, size: usize, order: Ordering) {
+pub(super) unsafe fn store_ordered(
+    dst: *mut u8,
+    bits: u64,
+    size: usize,
+    order: Ordering,
+) -> Result<(), FaultAddress> {
     if order != Ordering::Relaxed {
         fence(Ordering::Release);
     }
     match size {
         // SAFETY: the caller's contract, for each width.
-        1 => unsafe { store_u8(dst, bits as u8) },
+        1 => unsafe { store_u8(dst, bits as u8) }?,
         // SAFETY: as above.
-        2 => unsafe { store_u16(dst, bits as u16) },
+        2 => unsafe { store_u16(dst, bits as u16) }?,
         // SAFETY: as above.
-        4 => unsafe { store_u32(dst, bits as u32) },
+        4 => unsafe { store_u32(dst, bits as u32) }?,
         // SAFETY: as above.
-        _ => unsafe { store_u64(dst, bits) },
+        _ => unsafe { store_u64(dst, bits) }?,
     }
     if order == Ordering::SeqCst {
         fence(Ordering::SeqCst);
     }
+    Ok(())
 }
 
 /// Copies `len` bytes, in one piece if they are 2, 4 or 8 at an address aligned to that.
@@ -143,23 +154,23 @@ pub(super) unsafe fn store_ordered(dst: *mut u8, bits: u64, size: usize, order: 
 ///
 /// As [`super::copy_from_guest`].
 #[expect(clippy::disallowed_methods, reason = "the host operand is plain memory")]
-pub(super) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) {
+pub(super) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
     match len {
         2 if src.cast::<u16>().is_aligned() => {
             // SAFETY: the caller's contract, for two bytes.
-            let value = unsafe { load_u16(src) };
+            let value = unsafe { load_u16(src) }?;
             // SAFETY: two bytes of the host's, by the same.
             unsafe { dst.cast::<u16>().write_unaligned(value) };
         }
         4 if src.cast::<u32>().is_aligned() => {
             // SAFETY: the caller's contract, for four bytes.
-            let value = unsafe { load_u32(src) };
+            let value = unsafe { load_u32(src) }?;
             // SAFETY: four bytes of the host's, by the same.
             unsafe { dst.cast::<u32>().write_unaligned(value) };
         }
         8 if src.cast::<AtomicU64>().is_aligned() => {
             // SAFETY: the caller's contract, for eight bytes.
-            let value = unsafe { load_u64(src) };
+            let value = unsafe { load_u64(src) }?;
             // SAFETY: eight bytes of the host's, by the same.
             unsafe { dst.cast::<u64>().write_unaligned(value) };
         }
@@ -167,12 +178,13 @@ pub(super) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) {
             for index in 0..len {
                 let (src, dst) = (src.wrapping_add(index), dst.wrapping_add(index));
                 // SAFETY: one byte of the guest operand: `index` is below `len`.
-                let value = unsafe { load_u8(src) };
+                let value = unsafe { load_u8(src) }?;
                 // SAFETY: one byte of the host operand: `index` is below `len`.
                 unsafe { dst.write(value) };
             }
         }
     }
+    Ok(())
 }
 
 /// Copies `len` bytes, in one piece if they are 2, 4 or 8 at an address aligned to that.
@@ -181,25 +193,25 @@ pub(super) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) {
 ///
 /// As [`super::copy_to_guest`].
 #[expect(clippy::disallowed_methods, reason = "the host operand is plain memory")]
-pub(super) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) {
+pub(super) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
     match len {
         2 if dst.cast::<u16>().is_aligned() => {
             // SAFETY: two bytes of the host's, by the caller's contract.
             let value = unsafe { src.cast::<u16>().read_unaligned() };
             // SAFETY: two bytes of the guest's, by the same.
-            unsafe { store_u16(dst, value) };
+            unsafe { store_u16(dst, value) }?;
         }
         4 if dst.cast::<u32>().is_aligned() => {
             // SAFETY: four bytes of the host's, by the caller's contract.
             let value = unsafe { src.cast::<u32>().read_unaligned() };
             // SAFETY: four bytes of the guest's, by the same.
-            unsafe { store_u32(dst, value) };
+            unsafe { store_u32(dst, value) }?;
         }
         8 if dst.cast::<AtomicU64>().is_aligned() => {
             // SAFETY: eight bytes of the host's, by the caller's contract.
             let value = unsafe { src.cast::<u64>().read_unaligned() };
             // SAFETY: eight bytes of the guest's, by the same.
-            unsafe { store_u64(dst, value) };
+            unsafe { store_u64(dst, value) }?;
         }
         _ => {
             for index in 0..len {
@@ -207,10 +219,11 @@ pub(super) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) {
                 // SAFETY: one byte of the host operand: `index` is below `len`.
                 let value = unsafe { src.read() };
                 // SAFETY: one byte of the guest operand: `index` is below `len`.
-                unsafe { store_u8(dst, value) };
+                unsafe { store_u8(dst, value) }?;
             }
         }
     }
+    Ok(())
 }
 
 /// Copies `len` bytes between ranges that may overlap, in one piece if they are 2, 4 or 8 and both ends are aligned to that.
@@ -218,11 +231,11 @@ pub(super) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) {
 /// # Safety
 ///
 /// As [`super::copy_within_guest`].
-pub(super) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize) {
+pub(super) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
     if matches!(len, 2 | 4 | 8) {
         let mut bytes = [0u8; 8];
         // SAFETY: the caller's contract for the source; `bytes` is at least as long.
-        unsafe { copy_from_guest(bytes.as_mut_ptr(), src, len) };
+        unsafe { copy_from_guest(bytes.as_mut_ptr(), src, len) }?;
         // SAFETY: the caller's contract for the destination; `bytes` is at least as long.
         return unsafe { copy_to_guest(dst, bytes.as_ptr(), len) };
     }
@@ -236,10 +249,11 @@ pub(super) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize)
         };
         let (src, dst) = (src.wrapping_add(index), dst.wrapping_add(index));
         // SAFETY: one byte of the source operand: `index` is below `len`.
-        let value = unsafe { load_u8(src) };
+        let value = unsafe { load_u8(src) }?;
         // SAFETY: one byte of the destination operand: `index` is below `len`.
-        unsafe { store_u8(dst, value) };
+        unsafe { store_u8(dst, value) }?;
     }
+    Ok(())
 }
 
 /// Copies `count` elements of `size` bytes (2, 4 or 8) one by one, ascending.
@@ -247,13 +261,19 @@ pub(super) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize)
 /// # Safety
 ///
 /// As [`super::copy_from_guest`] for `count * size` bytes; `src` is a multiple of `size`.
-pub(super) unsafe fn copy_elements_from_guest(dst: *mut u8, src: *const u8, count: usize, size: usize) {
+pub(super) unsafe fn copy_elements_from_guest(
+    dst: *mut u8,
+    src: *const u8,
+    count: usize,
+    size: usize,
+) -> Result<(), FaultAddress> {
     for index in 0..count {
         let offset = index.wrapping_mul(size);
         let (src, dst) = (src.wrapping_add(offset), dst.wrapping_add(offset));
         // SAFETY: `size` bytes of both operands: `index` is below `count`.
-        unsafe { copy_from_guest(dst, src, size) };
+        unsafe { copy_from_guest(dst, src, size) }?;
     }
+    Ok(())
 }
 
 /// Copies `count` elements of `size` bytes (2, 4 or 8) one by one, ascending.
@@ -261,11 +281,17 @@ pub(super) unsafe fn copy_elements_from_guest(dst: *mut u8, src: *const u8, coun
 /// # Safety
 ///
 /// As [`super::copy_to_guest`] for `count * size` bytes; `dst` is a multiple of `size`.
-pub(super) unsafe fn copy_elements_to_guest(dst: *mut u8, src: *const u8, count: usize, size: usize) {
+pub(super) unsafe fn copy_elements_to_guest(
+    dst: *mut u8,
+    src: *const u8,
+    count: usize,
+    size: usize,
+) -> Result<(), FaultAddress> {
     for index in 0..count {
         let offset = index.wrapping_mul(size);
         let (src, dst) = (src.wrapping_add(offset), dst.wrapping_add(offset));
         // SAFETY: `size` bytes of both operands: `index` is below `count`.
-        unsafe { copy_to_guest(dst, src, size) };
+        unsafe { copy_to_guest(dst, src, size) }?;
     }
+    Ok(())
 }

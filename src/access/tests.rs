@@ -36,9 +36,9 @@ macro_rules! kernel_tests {
                                 // SAFETY: both vectors have at least `len` bytes from there on.
                                 unsafe {
                                     if to_guest {
-                                        kernel::copy_to_guest(dst, src, len);
+                                        kernel::copy_to_guest(dst, src, len).unwrap();
                                     } else {
-                                        kernel::copy_from_guest(dst, src, len);
+                                        kernel::copy_from_guest(dst, src, len).unwrap();
                                     }
                                 }
                                 assert!(target == expected, "{len} bytes from {src_at} to {dst_at}");
@@ -50,11 +50,25 @@ macro_rules! kernel_tests {
 
             #[test]
             fn long_copies_move_every_byte() {
-                for len in [511, 512, 513, 4095, 4096, 65_537] {
+                for len in [
+                    301,
+                    511,
+                    512,
+                    513,
+                    1000,
+                    2047,
+                    2048,
+                    2049,
+                    4095,
+                    4096,
+                    65_537,
+                    (4 << 20) - 1,
+                    (4 << 20) + 77,
+                ] {
                     let source = numbered(len);
                     let mut target = vec![0; len + 1];
                     // SAFETY: both vectors have at least `len` bytes.
-                    unsafe { kernel::copy_from_guest(target.as_mut_ptr(), source.as_ptr(), len) };
+                    unsafe { kernel::copy_from_guest(target.as_mut_ptr(), source.as_ptr(), len) }.unwrap();
                     assert_eq!(target[..len], source);
                     assert_eq!(target[len], 0);
                 }
@@ -70,7 +84,8 @@ macro_rules! kernel_tests {
                             expected.copy_within(src_at..src_at + len, dst_at);
                             let base = memory.as_mut_ptr();
                             // SAFETY: both ranges lie in `memory`, which nothing refers to meanwhile.
-                            unsafe { kernel::copy_within_guest(base.add(dst_at), base.add(src_at), len) };
+                            unsafe { kernel::copy_within_guest(base.add(dst_at), base.add(src_at), len) }
+                                .unwrap();
                             assert!(memory == expected, "{len} bytes from {src_at} to {dst_at}");
                         }
                     }
@@ -94,9 +109,9 @@ macro_rules! kernel_tests {
                             // SAFETY: 101 * 8 bytes are more than `count * size`, and the vectors are aligned to 8.
                             unsafe {
                                 if to_guest {
-                                    kernel::copy_elements_to_guest(dst, src, count, size);
+                                    kernel::copy_elements_to_guest(dst, src, count, size).unwrap();
                                 } else {
-                                    kernel::copy_elements_from_guest(dst, src, count, size);
+                                    kernel::copy_elements_from_guest(dst, src, count, size).unwrap();
                                 }
                             }
                             let bytes =
@@ -118,14 +133,26 @@ macro_rules! kernel_tests {
                     let take = |n: usize| source[at..at + n].to_vec();
                     // SAFETY: 16 bytes lie behind `ptr`.
                     unsafe {
-                        assert_eq!(kernel::load_u8(ptr).to_ne_bytes().to_vec(), take(1));
-                        assert_eq!(kernel::load_u16(ptr).to_ne_bytes().to_vec(), take(2));
-                        assert_eq!(kernel::load_u32(ptr).to_ne_bytes().to_vec(), take(4));
-                        assert_eq!(kernel::load_u64(ptr).to_ne_bytes().to_vec(), take(8));
-                        kernel::store_u64(ptr, 0x0807_0605_0403_0201);
-                        kernel::store_u32(ptr, 0xd4d3_d2d1);
-                        kernel::store_u16(ptr, 0xc2c1);
-                        kernel::store_u8(ptr, 0xb1);
+                        assert_eq!(
+                            kernel::load_u8(ptr).unwrap().to_ne_bytes().to_vec(),
+                            take(1)
+                        );
+                        assert_eq!(
+                            kernel::load_u16(ptr).unwrap().to_ne_bytes().to_vec(),
+                            take(2)
+                        );
+                        assert_eq!(
+                            kernel::load_u32(ptr).unwrap().to_ne_bytes().to_vec(),
+                            take(4)
+                        );
+                        assert_eq!(
+                            kernel::load_u64(ptr).unwrap().to_ne_bytes().to_vec(),
+                            take(8)
+                        );
+                        kernel::store_u64(ptr, 0x0807_0605_0403_0201).unwrap();
+                        kernel::store_u32(ptr, 0xd4d3_d2d1).unwrap();
+                        kernel::store_u16(ptr, 0xc2c1).unwrap();
+                        kernel::store_u8(ptr, 0xb1).unwrap();
                     }
                     let mut expected = source.clone();
                     expected[at..at + 8].copy_from_slice(&0x0807_0605_0403_0201u64.to_ne_bytes());
@@ -146,12 +173,12 @@ macro_rules! kernel_tests {
                         for load in [Ordering::Relaxed, Ordering::Acquire, Ordering::SeqCst] {
                             // SAFETY: `memory` is 16 bytes at an alignment of 8.
                             unsafe {
-                                kernel::store_ordered(ptr, 0x8877_6655_4433_2211, size, store);
+                                kernel::store_ordered(ptr, 0x8877_6655_4433_2211, size, store).unwrap();
                                 assert_eq!(
-                                    kernel::load_ordered(ptr, size, load),
+                                    kernel::load_ordered(ptr, size, load).unwrap(),
                                     0x8877_6655_4433_2211 & mask
                                 );
-                                kernel::store_ordered(ptr, u64::MAX, size, store);
+                                kernel::store_ordered(ptr, u64::MAX, size, store).unwrap();
                             }
                         }
                     }
@@ -179,12 +206,12 @@ macro_rules! kernel_tests {
                         let mut back = vec![0u8; len];
                         // SAFETY: `len` bytes lie in the page from `ptr` on.
                         unsafe {
-                            kernel::copy_to_guest(ptr, source.as_ptr(), len);
-                            kernel::copy_from_guest(back.as_mut_ptr(), ptr, len);
+                            kernel::copy_to_guest(ptr, source.as_ptr(), len).unwrap();
+                            kernel::copy_from_guest(back.as_mut_ptr(), ptr, len).unwrap();
                         }
                         assert_eq!(back, source[..len]);
                         // SAFETY: as above; source and destination are the same bytes.
-                        unsafe { kernel::copy_within_guest(ptr, ptr, len) };
+                        unsafe { kernel::copy_within_guest(ptr, ptr, len) }.unwrap();
                     }
                 }
             }
@@ -203,17 +230,18 @@ macro_rules! kernel_tests {
                         while !done.load(Ordering::Relaxed) {
                             ones = !ones;
                             // SAFETY: 8 aligned bytes that are accessed by kernels only while the threads run.
-                            unsafe { kernel::store_u64(ptr as *mut u8, if ones { u64::MAX } else { 0 }) };
+                            unsafe { kernel::store_u64(ptr as *mut u8, if ones { u64::MAX } else { 0 }) }
+                                .unwrap();
                         }
                     });
                     for _ in 0..200_000 {
                         let mut copied = [0u8; 8];
                         // SAFETY: as above.
                         let (single, ordered) = unsafe {
-                            kernel::copy_from_guest(copied.as_mut_ptr(), ptr as *const u8, 8);
+                            kernel::copy_from_guest(copied.as_mut_ptr(), ptr as *const u8, 8).unwrap();
                             (
-                                kernel::load_u64(ptr as *const u8),
-                                kernel::load_ordered(ptr as *const u8, 8, Ordering::Acquire),
+                                kernel::load_u64(ptr as *const u8).unwrap(),
+                                kernel::load_ordered(ptr as *const u8, 8, Ordering::Acquire).unwrap(),
                             )
                         };
                         for value in [single, ordered, u64::from_ne_bytes(copied)] {

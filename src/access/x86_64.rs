@@ -3,19 +3,73 @@
 //! "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 3A: a naturally aligned access of 1, 2, 4 or 8
 //! bytes is atomic (section 9.1.1); loads are not reordered with loads, nor stores with stores, nor a store with an older load
 //! (section 9.2.2), so that every load is an acquire and every store a release, and only a sequentially consistent store needs
-//! more than a `mov`. `xchg` with memory is locked (section 9.1.2.1) and orders everything.
+//! more than a `mov`. `xchg` with memory is locked (section 9.1.2.1) and orders everything. The stores of a string instruction may
+//! become visible in any order, but all of them before those of later instructions (section 9.2.4).
 //!
 //! A block without `options(nomem)` or `options(readonly)` is also a compiler barrier: that is what makes an acquire of a load.
 //!
 //! The direction flag is clear on entry to every block and every function (Rust reference, "Inline assembly"; System V ABI, section
 //! 3.2.1), so `rep movsb` ascends.
+//!
+//! # Faults
+//!
+//! Every instruction that touches guest memory is listed in the section `vm_memory_faults_1` of the program: where it begins and ends, where to go on
+//! after a fault, and how to tell that the fault was the guest operand's. The handler in `fault.rs` looks there, puts the faulting
+//! address into `rax`, and goes on at that place; `rax` is otherwise 0 there. An access that does not fault pays for clearing and testing
+//! one register.
+//!
+//! The section is marked to be retained (`R`), so that no linker drops entries of code that is in the program; entries hold distances, not
+//! addresses, so that nothing is relocated when the program is loaded.
 
-use core::arch::asm;
-use core::sync::atomic::Ordering;
+use core::arch::{asm, naked_asm};
+use core::num::NonZeroUsize;
+use core::sync::atomic::{AtomicU8, Ordering};
 
-/// From this length on, `rep movsb` is used: the microcode moves whole cache lines from there on, if source and destination let it
-/// ("Intel 64 and IA-32 Architectures Optimization Reference Manual", section 3.7.6).
-const REP_MOVSB_MIN: usize = 512;
+/// A fault's address. (The page at 0 is never guest memory: no pointer is null.)
+pub(super) type FaultAddress = NonZeroUsize;
+
+/// An entry for the instructions between two labels, whose only memory operand is the guest's; after a fault, go on at a third.
+macro_rules! guest_operand_only {
+    ($start:literal, $end:literal, $resume:literal) => {
+        concat!(
+            ".pushsection vm_memory_faults_1, \"aR\", @progbits\n",
+            ".balign 4\n",
+            ".long ",
+            $start,
+            " - .\n",
+            ".long ",
+            $end,
+            " - .\n",
+            ".long ",
+            $resume,
+            " - .\n",
+            ".long 0\n",
+            ".popsection"
+        )
+    };
+}
+
+/// An entry for the instructions between two labels, where `r8` and `r9` hold the start and the end of one guest operand, and `r10` and
+/// `r11` those of another (or nothing); after a fault, go on at a third.
+macro_rules! guest_operands_in_registers {
+    ($start:literal, $end:literal, $resume:literal) => {
+        concat!(
+            ".pushsection vm_memory_faults_1, \"aR\", @progbits\n",
+            ".balign 4\n",
+            ".long ",
+            $start,
+            " - .\n",
+            ".long ",
+            $end,
+            " - .\n",
+            ".long ",
+            $resume,
+            " - .\n",
+            ".long 1\n",
+            ".popsection"
+        )
+    };
+}
 
 macro_rules! single_accesses {
     ($($load:ident, $store:ident, $exchange:ident, $integer:ty, $class:ident, $register:literal, $width:literal;)*) => {
@@ -26,18 +80,23 @@ macro_rules! single_accesses {
             ///
             /// `src` is a guest operand of the integer's size.
             #[inline(always)]
-            pub(super) unsafe fn $load(src: *const u8) -> $integer {
+            pub(super) unsafe fn $load(src: *const u8) -> Result<$integer, FaultAddress> {
                 let value: $integer;
-                // SAFETY: reads the bytes that the caller's contract covers, writes one register, and touches no flag and no stack.
+                let fault: usize;
+                // SAFETY: reads the bytes that the caller's contract covers, writes two registers, and touches no flag and no stack. After a
+                // fault the handler goes on behind the instruction, with `rax` set.
                 unsafe {
                     asm!(
-                        concat!("mov {value", $register, "}, ", $width, " ptr [{src}]"),
+                        concat!("2: mov {value", $register, "}, ", $width, " ptr [{src}]"),
+                        "3:",
+                        guest_operand_only!("2b", "3b", "3b"),
                         value = lateout($class) value,
                         src = in(reg) src,
+                        inout("rax") 0usize => fault,
                         options(nostack, preserves_flags, readonly),
                     );
                 }
-                value
+                done(value, fault)
             }
 
             /// Writes an integer, aligned or not, with one instruction.
@@ -46,16 +105,21 @@ macro_rules! single_accesses {
             ///
             /// `dst` is a guest operand of the integer's size.
             #[inline(always)]
-            pub(super) unsafe fn $store(dst: *mut u8, value: $integer) {
-                // SAFETY: writes the bytes that the caller's contract covers, and touches no flag and no stack.
+            pub(super) unsafe fn $store(dst: *mut u8, value: $integer) -> Result<(), FaultAddress> {
+                let fault: usize;
+                // SAFETY: writes the bytes that the caller's contract covers, and touches no flag and no stack. Faults as above.
                 unsafe {
                     asm!(
-                        concat!("mov ", $width, " ptr [{dst}], {value", $register, "}"),
+                        concat!("2: mov ", $width, " ptr [{dst}], {value", $register, "}"),
+                        "3:",
+                        guest_operand_only!("2b", "3b", "3b"),
                         value = in($class) value,
                         dst = in(reg) dst,
+                        inout("rax") 0usize => fault,
                         options(nostack, preserves_flags),
                     );
                 }
+                done((), fault)
             }
 
             /// Writes an integer with a locked instruction.
@@ -64,16 +128,21 @@ macro_rules! single_accesses {
             ///
             /// `dst` is a guest operand of the integer's size, aligned to it.
             #[inline(always)]
-            unsafe fn $exchange(dst: *mut u8, value: $integer) {
-                // SAFETY: reads and writes the bytes that the caller's contract covers, and touches no flag and no stack.
+            unsafe fn $exchange(dst: *mut u8, value: $integer) -> Result<(), FaultAddress> {
+                let fault: usize;
+                // SAFETY: reads and writes the bytes that the caller's contract covers, and touches no flag and no stack. Faults as above.
                 unsafe {
                     asm!(
-                        concat!("xchg ", $width, " ptr [{dst}], {value", $register, "}"),
+                        concat!("2: xchg ", $width, " ptr [{dst}], {value", $register, "}"),
+                        "3:",
+                        guest_operand_only!("2b", "3b", "3b"),
                         value = inout($class) value => _,
                         dst = in(reg) dst,
+                        inout("rax") 0usize => fault,
                         options(nostack, preserves_flags),
                     );
                 }
+                done((), fault)
             }
         )*
     };
@@ -86,27 +155,36 @@ single_accesses! {
     load_u64, store_u64, exchange_u64, u64, reg, ":r", "qword";
 }
 
+/// The answer of a kernel that leaves 0 or a fault's address in `rax`.
+#[inline(always)]
+fn done<T>(value: T, fault: usize) -> Result<T, FaultAddress> {
+    match NonZeroUsize::new(fault) {
+        None => Ok(value),
+        Some(address) => Err(address),
+    }
+}
+
 /// Reads `size` bytes (1, 2, 4 or 8) in one piece, and extends them with zeroes.
 ///
 /// # Safety
 ///
 /// `src` is a guest operand of `size` bytes, aligned to it.
 #[inline(always)]
-pub(super) unsafe fn load_ordered(src: *const u8, size: usize, order: Ordering) -> u64 {
+pub(super) unsafe fn load_ordered(src: *const u8, size: usize, order: Ordering) -> Result<u64, FaultAddress> {
     let bits = match size {
         // SAFETY: the caller's contract, for each width.
-        1 => u64::from(unsafe { load_u8(src) }),
+        1 => u64::from(unsafe { load_u8(src) }?),
         // SAFETY: as above.
-        2 => u64::from(unsafe { load_u16(src) }),
+        2 => u64::from(unsafe { load_u16(src) }?),
         // SAFETY: as above.
-        4 => u64::from(unsafe { load_u32(src) }),
+        4 => u64::from(unsafe { load_u32(src) }?),
         // SAFETY: as above.
-        _ => unsafe { load_u64(src) },
+        _ => unsafe { load_u64(src) }?,
     };
     if order != Ordering::Relaxed {
         compiler_barrier();
     }
-    bits
+    Ok(bits)
 }
 
 /// Writes the low `size` bytes (1, 2, 4 or 8) of `bits` in one piece.
@@ -115,12 +193,13 @@ pub(super) unsafe fn load_ordered(src: *const u8, size: usize, order: Ordering) 
 ///
 /// `dst` is a guest operand of `size` bytes, aligned to it.
 #[inline(always)]
-#[expect(
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    reason = "the low bytes are what is wanted"
-)]
-pub(super) unsafe fn store_ordered(dst: *mut u8, bits: u64, size: usize, order: Ordering) {
+#[expect(clippy::as_conversions, reason = "the low bytes are what is wanted")]
+pub(super) unsafe fn store_ordered(
+    dst: *mut u8,
+    bits: u64,
+    size: usize,
+    order: Ordering,
+) -> Result<(), FaultAddress> {
     match (size, order) {
         // SAFETY: the caller's contract, for each width.
         (1, Ordering::SeqCst) => unsafe { exchange_u8(dst, bits as u8) },
@@ -148,26 +227,83 @@ fn compiler_barrier() {
     unsafe { asm!("", options(nostack, preserves_flags)) }
 }
 
-/// Copies `len` bytes; ascending or by overlapping pieces, so the ranges must not overlap.
+/// The two ends of a guest operand, as the kernels keep them for the handler.
+#[derive(Clone, Copy)]
+struct Operand {
+    start: usize,
+    end: usize,
+}
+
+impl Operand {
+    /// No operand: no address lies in it.
+    const NONE: Operand = Operand { start: 0, end: 0 };
+
+    fn new(ptr: *const u8, len: usize) -> Self {
+        Operand {
+            start: ptr.addr(),
+            end: ptr.addr().wrapping_add(len),
+        }
+    }
+}
+
+/// What all kernels look like to [`call`]: `rdi` destination, `rsi` source, `rcx` length, and the guest operands in `r8` to `r11`, which they do
+/// not change. The answer is 0 in `rax`, or a fault's address. They use no stack, so that a `ret` ends them anywhere.
+type Kernel = unsafe extern "sysv64" fn();
+
+/// Calls one of the kernels at the end of this file.
+///
+/// # Safety
+///
+/// What the kernel's own comment asks for; `first` and `second` are the guest operands.
+#[inline(always)]
+unsafe fn call(
+    kernel: Kernel,
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+    first: Operand,
+    second: Operand,
+) -> Result<(), FaultAddress> {
+    let fault: usize;
+    // SAFETY: a kernel changes no register but those that `clobber_abi` names, and reads and writes what the caller's contract covers.
+    unsafe {
+        asm!(
+            "call {kernel}",
+            kernel = in(reg) kernel,
+            inout("rdi") dst => _,
+            inout("rsi") src => _,
+            inout("rcx") len => _,
+            inout("r8") first.start => _,
+            inout("r9") first.end => _,
+            inout("r10") second.start => _,
+            inout("r11") second.end => _,
+            lateout("rax") fault,
+            clobber_abi("sysv64"),
+        );
+    }
+    done((), fault)
+}
+
+/// Copies `len` bytes between ranges that do not overlap.
 ///
 /// # Safety
 ///
 /// As [`super::copy_from_guest`].
 #[inline(always)]
-pub(super) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) {
+pub(super) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
     // SAFETY: the caller's contract.
-    unsafe { copy_apart(dst, src, len) }
+    unsafe { copy_apart(dst, src, len, Operand::new(src, len), Operand::NONE) }
 }
 
-/// Copies `len` bytes; ascending or by overlapping pieces, so the ranges must not overlap.
+/// Copies `len` bytes between ranges that do not overlap.
 ///
 /// # Safety
 ///
 /// As [`super::copy_to_guest`].
 #[inline(always)]
-pub(super) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) {
+pub(super) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
     // SAFETY: the caller's contract.
-    unsafe { copy_apart(dst, src, len) }
+    unsafe { copy_apart(dst, src, len, Operand::new(dst, len), Operand::NONE) }
 }
 
 /// Copies `len` bytes between ranges that may overlap.
@@ -175,227 +311,584 @@ pub(super) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) {
 /// # Safety
 ///
 /// As [`super::copy_within_guest`].
-pub(super) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize) {
-    let dst_behind_src = dst.addr().wrapping_sub(src.addr());
-    let src_behind_dst = src.addr().wrapping_sub(dst.addr());
-    if dst_behind_src >= len && src_behind_dst >= len {
-        // SAFETY: the caller's contract; neither range begins in the other (just checked), so they do not overlap.
-        unsafe { copy_apart(dst, src, len) }
-    } else if dst_behind_src < len {
-        // SAFETY: the caller's contract. The destination begins in the source, so each byte is read before it is overwritten if the
-        // highest go first.
-        unsafe { copy_descending(dst, src, len) }
+pub(super) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
+    let (first, second) = (Operand::new(src, len), Operand::new(dst, len));
+    if !super::overlap(dst, src, len) {
+        // SAFETY: the caller's contract, and the ranges do not overlap.
+        return unsafe { copy_apart(dst, src, len, first, second) };
+    }
+    // If the destination begins in the source, each byte is read before it is overwritten if the highest go first; else, if the lowest do.
+    let descending = dst.addr().wrapping_sub(src.addr()) < len;
+    let kernel: Kernel = if descending {
+        descending_bytes
     } else {
-        // SAFETY: the caller's contract. The source begins in the destination, so each byte is read before it is overwritten if the
-        // lowest go first, one by one, as `rep movsb` is defined.
-        unsafe { rep_movsb(dst, src, len) }
+        ascending_bytes
+    };
+    // SAFETY: the caller's contract.
+    unsafe { call(kernel, dst, src, len, first, second) }
+}
+
+/// From here on `rep movsb`, where it is fast.
+const REP_MIN: usize = 2048;
+/// From here on past the caches.
+const STREAM_MIN: usize = 4 << 20;
+
+/// Copies `len` bytes between ranges that do not overlap, with the kernel for that length.
+///
+/// # Safety
+///
+/// `src` is valid for reads and `dst` for writes of `len` bytes; `first` and `second` are those of the two that are guest operands.
+#[inline(always)]
+unsafe fn copy_apart(
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+    first: Operand,
+    second: Operand,
+) -> Result<(), FaultAddress> {
+    let kernel: Kernel = if len <= SMALL_MAX {
+        small_bytes
+    } else {
+        kernel_for(len)
+    };
+    // SAFETY: the caller's contract; the kernel is one for this length.
+    unsafe { call(kernel, dst, src, len, first, second) }
+}
+
+/// The kernel for more than [`SMALL_MAX`] bytes.
+#[inline]
+fn kernel_for(len: usize) -> Kernel {
+    let features = features();
+    match (features & AVX != 0, features & FAST_REP != 0) {
+        (true, _) if len >= STREAM_MIN => stream_avx,
+        (_, true) if len >= REP_MIN => rep_bytes,
+        (true, _) => large_avx,
+        (false, _) => large_sse,
     }
 }
 
-/// Copies `count` elements of `size` bytes (2, 4 or 8) one by one, ascending.
+/// Copies `count` elements of `size` bytes (2, 4 or 8) in one piece each, ascending.
 ///
 /// # Safety
 ///
 /// As [`super::copy_from_guest`] for `count * size` bytes; `src` is a multiple of `size`.
-pub(super) unsafe fn copy_elements_from_guest(dst: *mut u8, src: *const u8, count: usize, size: usize) {
+pub(super) unsafe fn copy_elements_from_guest(
+    dst: *mut u8,
+    src: *const u8,
+    count: usize,
+    size: usize,
+) -> Result<(), FaultAddress> {
+    let operand = Operand::new(src, count.wrapping_mul(size));
     // SAFETY: the caller's contract.
-    unsafe { copy_elements(dst, src, count, size) }
+    unsafe { copy_elements(dst, src, count, size, operand) }
 }
 
-/// Copies `count` elements of `size` bytes (2, 4 or 8) one by one, ascending.
+/// Copies `count` elements of `size` bytes (2, 4 or 8) in one piece each, ascending.
 ///
 /// # Safety
 ///
 /// As [`super::copy_to_guest`] for `count * size` bytes; `dst` is a multiple of `size`.
-pub(super) unsafe fn copy_elements_to_guest(dst: *mut u8, src: *const u8, count: usize, size: usize) {
+pub(super) unsafe fn copy_elements_to_guest(
+    dst: *mut u8,
+    src: *const u8,
+    count: usize,
+    size: usize,
+) -> Result<(), FaultAddress> {
+    let operand = Operand::new(dst, count.wrapping_mul(size));
     // SAFETY: the caller's contract.
-    unsafe { copy_elements(dst, src, count, size) }
+    unsafe { copy_elements(dst, src, count, size, operand) }
 }
 
-macro_rules! element_loop {
-    ($dst:ident, $src:ident, $count:ident, $register:literal, $width:literal, $scale:literal) => {
-        // SAFETY: reads `$count` elements at `$src` and writes as many at `$dst`, which the caller's contract covers; no stack.
-        unsafe {
-            asm!(
+/// The vectors that elements are moved in, in bytes.
+///
+/// They are aligned on the guest's side. The manual promises that an aligned access of 16 bytes is atomic where there is AVX (section
+/// 9.1.1), and about 32 bytes says only that they may be several accesses. No processor splits them other than at multiples of 8 bytes, which
+/// leaves every element whole; a test looks for torn ones.
+const VECTOR: usize = 32;
+
+/// # Safety
+///
+/// `src` and `dst` are valid for `count` elements of `size` bytes; `operand` is the guest's of the two, a multiple of `size`, which is 2, 4
+/// or 8.
+unsafe fn copy_elements(
+    dst: *mut u8,
+    src: *const u8,
+    count: usize,
+    size: usize,
+    operand: Operand,
+) -> Result<(), FaultAddress> {
+    let bytes = count.wrapping_mul(size);
+    let one_by_one: Kernel = match size {
+        2 => elements_of_2,
+        4 => elements_of_4,
+        _ => elements_of_8,
+    };
+    let vectors: Kernel = if features() & AVX != 0 {
+        vectors_avx
+    } else {
+        vectors_sse
+    };
+    // Elements up to where the guest operand is aligned to a vector; vectors; the elements that are left.
+    let head = (operand.start.wrapping_neg() & (VECTOR - 1)).min(bytes);
+    let body = bytes.wrapping_sub(head) & !(VECTOR - 1);
+    let parts = [
+        (one_by_one, head),
+        (vectors, body),
+        (one_by_one, bytes.wrapping_sub(head).wrapping_sub(body)),
+    ];
+    let mut offset = 0usize;
+    for (kernel, len) in parts {
+        if len != 0 {
+            let (dst, src) = (dst.wrapping_add(offset), src.wrapping_add(offset));
+            // SAFETY: the parts together are the operands, and each is a multiple of what its kernel moves.
+            unsafe { call(kernel, dst, src, len, operand, Operand::NONE) }?;
+        }
+        offset = offset.wrapping_add(len);
+    }
+    Ok(())
+}
+
+/// What this processor has, or 0 as long as nobody asked.
+static FEATURES: AtomicU8 = AtomicU8::new(0);
+const KNOWN: u8 = 1;
+const AVX: u8 = 2;
+const FAST_REP: u8 = 4;
+
+#[inline(always)]
+fn features() -> u8 {
+    // Relaxed: every thread that finds 0 comes to the same answer.
+    match FEATURES.load(Ordering::Relaxed) {
+        0 => find_features(),
+        features => features,
+    }
+}
+
+#[cold]
+fn find_features() -> u8 {
+    let mut features = KNOWN;
+    // Includes whether the system saves the registers.
+    if std::arch::is_x86_feature_detected!("avx") {
+        features |= AVX;
+    }
+    if std::arch::is_x86_feature_detected!("ermsb") {
+        features |= FAST_REP;
+    }
+    FEATURES.store(features, Ordering::Relaxed);
+    features
+}
+
+/// The greatest length that [`small_bytes`] takes.
+const SMALL_MAX: usize = 128;
+
+/// Copies up to 128 bytes between ranges that do not overlap; 1, 2, 4 and 8 bytes with one load and one store, so that they stay whole where
+/// they are aligned and are stored once, other lengths by moves that meet or overlap.
+///
+/// # Safety
+///
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, at most 128.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn small_bytes() {
+    naked_asm!(
+        "2:",
+        "cmp rcx, 16",
+        "ja 20f",
+        "cmp rcx, 8",
+        "ja 13f",
+        "je 18f",
+        "cmp rcx, 4",
+        "ja 12f",
+        "je 14f",
+        "cmp rcx, 2",
+        "ja 16f",
+        "je 15f",
+        "test rcx, rcx",
+        "jz 19f",
+        "movzx eax, byte ptr [rsi]",
+        "mov byte ptr [rdi], al",
+        "jmp 19f",
+        "15:",
+        "movzx eax, word ptr [rsi]",
+        "mov word ptr [rdi], ax",
+        "jmp 19f",
+        "14:",
+        "mov eax, dword ptr [rsi]",
+        "mov dword ptr [rdi], eax",
+        "jmp 19f",
+        "18:",
+        "mov rax, qword ptr [rsi]",
+        "mov qword ptr [rdi], rax",
+        "jmp 19f",
+        "16:", // 3
+        "movzx eax, word ptr [rsi]",
+        "movzx edx, byte ptr [rsi + 2]",
+        "mov word ptr [rdi], ax",
+        "mov byte ptr [rdi + 2], dl",
+        "jmp 19f",
+        "12:", // 5 to 7
+        "mov eax, dword ptr [rsi]",
+        "mov edx, dword ptr [rsi + rcx - 4]",
+        "mov dword ptr [rdi], eax",
+        "mov dword ptr [rdi + rcx - 4], edx",
+        "jmp 19f",
+        "13:", // 9 to 16
+        "mov rax, qword ptr [rsi]",
+        "mov rdx, qword ptr [rsi + rcx - 8]",
+        "mov qword ptr [rdi], rax",
+        "mov qword ptr [rdi + rcx - 8], rdx",
+        "jmp 19f",
+        "20:", // 17 to 128
+        "movups xmm0, xmmword ptr [rsi]",
+        "movups xmm1, xmmword ptr [rsi + rcx - 16]",
+        "cmp rcx, 32",
+        "jbe 17f",
+        "movups xmm2, xmmword ptr [rsi + 16]",
+        "movups xmm3, xmmword ptr [rsi + rcx - 32]",
+        "cmp rcx, 64",
+        "jbe 21f",
+        "movups xmm4, xmmword ptr [rsi + 32]",
+        "movups xmm5, xmmword ptr [rsi + 48]",
+        "movups xmm6, xmmword ptr [rsi + rcx - 64]",
+        "movups xmm7, xmmword ptr [rsi + rcx - 48]",
+        "movups xmmword ptr [rdi + 32], xmm4",
+        "movups xmmword ptr [rdi + 48], xmm5",
+        "movups xmmword ptr [rdi + rcx - 64], xmm6",
+        "movups xmmword ptr [rdi + rcx - 48], xmm7",
+        "21:",
+        "movups xmmword ptr [rdi + 16], xmm2",
+        "movups xmmword ptr [rdi + rcx - 32], xmm3",
+        "17:",
+        "movups xmmword ptr [rdi], xmm0",
+        "movups xmmword ptr [rdi + rcx - 16], xmm1",
+        "19:",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies more than 128 bytes between ranges that do not overlap, in steps of 64.
+///
+/// # Safety
+///
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, more than 128.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn large_sse() {
+    naked_asm!(
+        "2:",
+        "movups xmm4, xmmword ptr [rsi + rcx - 64]",
+        "movups xmm5, xmmword ptr [rsi + rcx - 48]",
+        "movups xmm6, xmmword ptr [rsi + rcx - 32]",
+        "movups xmm7, xmmword ptr [rsi + rcx - 16]",
+        "sub rcx, 64",
+        "xor edx, edx",
+        "4:",
+        "movups xmm0, xmmword ptr [rsi + rdx]",
+        "movups xmm1, xmmword ptr [rsi + rdx + 16]",
+        "movups xmm2, xmmword ptr [rsi + rdx + 32]",
+        "movups xmm3, xmmword ptr [rsi + rdx + 48]",
+        "movups xmmword ptr [rdi + rdx], xmm0",
+        "movups xmmword ptr [rdi + rdx + 16], xmm1",
+        "movups xmmword ptr [rdi + rdx + 32], xmm2",
+        "movups xmmword ptr [rdi + rdx + 48], xmm3",
+        "add rdx, 64",
+        "cmp rdx, rcx",
+        "jb 4b",
+        "movups xmmword ptr [rdi + rcx], xmm4",
+        "movups xmmword ptr [rdi + rcx + 16], xmm5",
+        "movups xmmword ptr [rdi + rcx + 32], xmm6",
+        "movups xmmword ptr [rdi + rcx + 48], xmm7",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies more than 128 bytes between ranges that do not overlap, in steps of 128: the first vector where it lies, then from where the
+/// destination is aligned, and the last 128 bytes once more, which are read first.
+///
+/// # Safety
+///
+/// As [`large_sse`], on a processor with AVX.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn large_avx() {
+    naked_asm!(
+        "2:",
+        "vmovups ymm0, ymmword ptr [rsi]",
+        "vmovups ymm4, ymmword ptr [rsi + rcx - 128]",
+        "vmovups ymm5, ymmword ptr [rsi + rcx - 96]",
+        "vmovups ymm6, ymmword ptr [rsi + rcx - 64]",
+        "vmovups ymm7, ymmword ptr [rsi + rcx - 32]",
+        "sub rcx, 128",
+        "vmovups ymmword ptr [rdi], ymm0",
+        "mov rdx, rdi",
+        "neg rdx",
+        "and edx, 31",
+        "cmp rdx, rcx",
+        "jae 5f",
+        "4:",
+        "vmovups ymm0, ymmword ptr [rsi + rdx]",
+        "vmovups ymm1, ymmword ptr [rsi + rdx + 32]",
+        "vmovups ymm2, ymmword ptr [rsi + rdx + 64]",
+        "vmovups ymm3, ymmword ptr [rsi + rdx + 96]",
+        "vmovups ymmword ptr [rdi + rdx], ymm0",
+        "vmovups ymmword ptr [rdi + rdx + 32], ymm1",
+        "vmovups ymmword ptr [rdi + rdx + 64], ymm2",
+        "vmovups ymmword ptr [rdi + rdx + 96], ymm3",
+        "add rdx, 128",
+        "cmp rdx, rcx",
+        "jb 4b",
+        "5:",
+        "vmovups ymmword ptr [rdi + rcx], ymm4",
+        "vmovups ymmword ptr [rdi + rcx + 32], ymm5",
+        "vmovups ymmword ptr [rdi + rcx + 64], ymm6",
+        "vmovups ymmword ptr [rdi + rcx + 96], ymm7",
+        "xor eax, eax",
+        "3:",
+        "vzeroupper",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies more than 128 bytes between ranges that do not overlap, past the caches: the first vector where it lies, then from where the
+/// destination is aligned with non-temporal stores, which a fence orders before whatever comes later, and the last 128 bytes once more.
+///
+/// # Safety
+///
+/// As [`large_sse`], on a processor with AVX.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn stream_avx() {
+    naked_asm!(
+        "2:",
+        "vmovups ymm0, ymmword ptr [rsi]",
+        "vmovups ymm4, ymmword ptr [rsi + rcx - 128]",
+        "vmovups ymm5, ymmword ptr [rsi + rcx - 96]",
+        "vmovups ymm6, ymmword ptr [rsi + rcx - 64]",
+        "vmovups ymm7, ymmword ptr [rsi + rcx - 32]",
+        "sub rcx, 128",
+        "vmovups ymmword ptr [rdi], ymm0",
+        "mov rdx, rdi",
+        "neg rdx",
+        "and edx, 31",
+        "4:",
+        "vmovups ymm0, ymmword ptr [rsi + rdx]",
+        "vmovups ymm1, ymmword ptr [rsi + rdx + 32]",
+        "vmovups ymm2, ymmword ptr [rsi + rdx + 64]",
+        "vmovups ymm3, ymmword ptr [rsi + rdx + 96]",
+        "vmovntps ymmword ptr [rdi + rdx], ymm0",
+        "vmovntps ymmword ptr [rdi + rdx + 32], ymm1",
+        "vmovntps ymmword ptr [rdi + rdx + 64], ymm2",
+        "vmovntps ymmword ptr [rdi + rdx + 96], ymm3",
+        "add rdx, 128",
+        "cmp rdx, rcx",
+        "jb 4b",
+        "sfence",
+        "vmovups ymmword ptr [rdi + rcx], ymm4",
+        "vmovups ymmword ptr [rdi + rcx + 32], ymm5",
+        "vmovups ymmword ptr [rdi + rcx + 64], ymm6",
+        "vmovups ymmword ptr [rdi + rcx + 96], ymm7",
+        "xor eax, eax",
+        "3:",
+        "sfence",
+        "vzeroupper",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies more than 128 bytes between ranges that do not overlap, with `rep movsb` from where the destination is aligned to a cache line.
+///
+/// # Safety
+///
+/// As [`large_sse`].
+#[unsafe(naked)]
+unsafe extern "sysv64" fn rep_bytes() {
+    naked_asm!(
+        "2:",
+        "movups xmm0, xmmword ptr [rsi]",
+        "movups xmm1, xmmword ptr [rsi + 16]",
+        "movups xmm2, xmmword ptr [rsi + 32]",
+        "movups xmm3, xmmword ptr [rsi + 48]",
+        "movups xmmword ptr [rdi], xmm0",
+        "movups xmmword ptr [rdi + 16], xmm1",
+        "movups xmmword ptr [rdi + 32], xmm2",
+        "movups xmmword ptr [rdi + 48], xmm3",
+        "mov rdx, rdi",
+        "neg rdx",
+        "and edx, 63",
+        "add rdi, rdx",
+        "add rsi, rdx",
+        "sub rcx, rdx",
+        "rep movsb",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies as if byte by byte, the lowest first.
+///
+/// # Safety
+///
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn ascending_bytes() {
+    naked_asm!(
+        "2:",
+        "rep movsb",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies as if byte by byte, the highest first: eight at a time, all read before any is written, and none written that a later step reads,
+/// since the destination is the higher one.
+///
+/// # Safety
+///
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn descending_bytes() {
+    naked_asm!(
+        "2:",
+        "cmp rcx, 8",
+        "jb 4f",
+        "mov rax, qword ptr [rsi + rcx - 8]",
+        "mov qword ptr [rdi + rcx - 8], rax",
+        "sub rcx, 8",
+        "jmp 2b",
+        "4:",
+        "test rcx, rcx",
+        "jz 5f",
+        "movzx eax, byte ptr [rsi + rcx - 1]",
+        "mov byte ptr [rdi + rcx - 1], al",
+        "dec rcx",
+        "jmp 4b",
+        "5:",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Makes the kernel that moves elements of one size, one by one, ascending.
+macro_rules! element_kernel {
+    ($name:ident, $size:literal, $load:literal, $store:literal) => {
+        /// Copies elements one by one, the lowest first.
+        ///
+        /// # Safety
+        ///
+        /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of the element's size.
+        #[unsafe(naked)]
+        unsafe extern "sysv64" fn $name() {
+            naked_asm!(
+                "xor edx, edx",
                 "2:",
-                concat!("mov {value", $register, "}, ", $width, " ptr [{src} + {index}*", $scale, "]"),
-                concat!("mov ", $width, " ptr [{dst} + {index}*", $scale, "], {value", $register, "}"),
-                "inc {index}",
-                "cmp {index}, {count}",
-                "jb 2b",
-                index = inout(reg) 0usize => _,
-                value = out(reg) _,
-                src = in(reg) $src,
-                dst = in(reg) $dst,
-                count = in(reg) $count,
-                options(nostack),
+                "cmp rdx, rcx",
+                "jae 4f",
+                $load,
+                $store,
+                concat!("add rdx, ", $size),
+                "jmp 2b",
+                "4:",
+                "xor eax, eax",
+                "3:",
+                "ret",
+                guest_operands_in_registers!("2b", "3b", "3b"),
             )
         }
     };
 }
 
-/// # Safety
-///
-/// `src` and `dst` are valid for `count` elements of `size` bytes, one of them as a guest operand; `size` is 2, 4 or 8.
-unsafe fn copy_elements(dst: *mut u8, src: *const u8, count: usize, size: usize) {
-    if count == 0 {
-        return;
-    }
-    match size {
-        2 => element_loop!(dst, src, count, ":x", "word", "2"),
-        4 => element_loop!(dst, src, count, ":e", "dword", "4"),
-        _ => element_loop!(dst, src, count, ":r", "qword", "8"),
-    }
-}
+element_kernel!(
+    elements_of_2,
+    "2",
+    "movzx eax, word ptr [rsi + rdx]",
+    "mov word ptr [rdi + rdx], ax"
+);
+element_kernel!(
+    elements_of_4,
+    "4",
+    "mov eax, dword ptr [rsi + rdx]",
+    "mov dword ptr [rdi + rdx], eax"
+);
+element_kernel!(
+    elements_of_8,
+    "8",
+    "mov rax, qword ptr [rsi + rdx]",
+    "mov qword ptr [rdi + rdx], rax"
+);
 
-macro_rules! move_once {
-    ($dst:ident, $src:ident, $class:ident, $register:literal, $width:literal) => {
-        // SAFETY: one load and one store of a width that is no greater than the length, which the caller's contract covers.
-        unsafe {
-            asm!(
-                concat!("mov {value", $register, "}, ", $width, " ptr [{src}]"),
-                concat!("mov ", $width, " ptr [{dst}], {value", $register, "}"),
-                value = out($class) _,
-                src = in(reg) $src,
-                dst = in(reg) $dst,
-                options(nostack, preserves_flags),
-            )
-        }
-    };
-}
-
-/// Two moves, of the first and of the last bytes, which meet or overlap: the length lies between one width and two.
-macro_rules! move_both_ends {
-    ($dst:ident, $src:ident, $len:ident, $mov:literal, $class:ident, $register:literal, $width:literal, $size:literal) => {
-        // SAFETY: the length is at least `$size` (the arm that this is in), so that `[0, $size)` and `[len - $size, len)` lie within
-        // the operands, which the caller's contract covers. No flag, no stack.
-        unsafe {
-            asm!(
-                concat!($mov, " {first", $register, "}, ", $width, " ptr [{src}]"),
-                concat!($mov, " {last", $register, "}, ", $width, " ptr [{src} + {len} - ", $size, "]"),
-                concat!($mov, " ", $width, " ptr [{dst}], {first", $register, "}"),
-                concat!($mov, " ", $width, " ptr [{dst} + {len} - ", $size, "], {last", $register, "}"),
-                first = out($class) _,
-                last = out($class) _,
-                src = in(reg) $src,
-                dst = in(reg) $dst,
-                len = in(reg) $len,
-                options(nostack, preserves_flags),
-            )
-        }
-    };
-}
-
-/// Copies `len` bytes between ranges that do not overlap.
-///
-/// Copies of 1, 2, 4 and 8 bytes are one load and one store, so that they stay whole where they are aligned.
+/// Copies vectors of 32 bytes, the lowest first.
 ///
 /// # Safety
 ///
-/// `src` is valid for reads and `dst` for writes of `len` bytes, one of them or both as guest operands, and they do not overlap.
-unsafe fn copy_apart(dst: *mut u8, src: *const u8, len: usize) {
-    match len {
-        0 => {}
-        1 => move_once!(dst, src, reg_byte, "", "byte"),
-        2 => move_once!(dst, src, reg, ":x", "word"),
-        4 => move_once!(dst, src, reg, ":e", "dword"),
-        8 => move_once!(dst, src, reg, ":r", "qword"),
-        3 => move_both_ends!(dst, src, len, "mov", reg, ":x", "word", 2),
-        5..=7 => move_both_ends!(dst, src, len, "mov", reg, ":e", "dword", 4),
-        9..=16 => move_both_ends!(dst, src, len, "mov", reg, ":r", "qword", 8),
-        17..=32 => move_both_ends!(dst, src, len, "movups", xmm_reg, "", "xmmword", 16),
-        // SAFETY: the caller's contract, and more than 32 bytes.
-        33..REP_MOVSB_MIN => unsafe { copy_vectors(dst, src, len) },
-        // SAFETY: the caller's contract.
-        _ => unsafe { rep_movsb(dst, src, len) },
-    }
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of 32; the processor has AVX.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn vectors_avx() {
+    naked_asm!(
+        "2:",
+        "xor edx, edx",
+        "sub rcx, 128",
+        "jb 5f",
+        "4:",
+        "vmovups ymm0, ymmword ptr [rsi + rdx]",
+        "vmovups ymm1, ymmword ptr [rsi + rdx + 32]",
+        "vmovups ymm2, ymmword ptr [rsi + rdx + 64]",
+        "vmovups ymm3, ymmword ptr [rsi + rdx + 96]",
+        "vmovups ymmword ptr [rdi + rdx], ymm0",
+        "vmovups ymmword ptr [rdi + rdx + 32], ymm1",
+        "vmovups ymmword ptr [rdi + rdx + 64], ymm2",
+        "vmovups ymmword ptr [rdi + rdx + 96], ymm3",
+        "add rdx, 128",
+        "sub rcx, 128",
+        "jae 4b",
+        "5:",
+        "add rcx, 128",
+        "jz 7f",
+        "6:",
+        "vmovups ymm0, ymmword ptr [rsi + rdx]",
+        "vmovups ymmword ptr [rdi + rdx], ymm0",
+        "add rdx, 32",
+        "sub rcx, 32",
+        "jnz 6b",
+        "7:",
+        "xor eax, eax",
+        "3:",
+        "vzeroupper",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
 }
 
-/// Copies in steps of 32 bytes, and the last 32 once more.
+/// Copies vectors of 16 bytes, the lowest first.
 ///
 /// # Safety
 ///
-/// As [`copy_apart`], and `len` is at least 32.
-unsafe fn copy_vectors(dst: *mut u8, src: *const u8, len: usize) {
-    // SAFETY: `offset` ascends in steps of 32 while below `len - 32`, and ends with `len - 32` itself: every access is within `[0, len)`,
-    // which the caller's contract covers. No stack.
-    unsafe {
-        asm!(
-            "2:",
-            "movups {a}, xmmword ptr [{src} + {offset}]",
-            "movups {b}, xmmword ptr [{src} + {offset} + 16]",
-            "movups xmmword ptr [{dst} + {offset}], {a}",
-            "movups xmmword ptr [{dst} + {offset} + 16], {b}",
-            "add {offset}, 32",
-            "cmp {offset}, {last}",
-            "jb 2b",
-            "movups {a}, xmmword ptr [{src} + {last}]",
-            "movups {b}, xmmword ptr [{src} + {last} + 16]",
-            "movups xmmword ptr [{dst} + {last}], {a}",
-            "movups xmmword ptr [{dst} + {last} + 16], {b}",
-            offset = inout(reg) 0usize => _,
-            last = in(reg) len.wrapping_sub(32),
-            a = out(xmm_reg) _,
-            b = out(xmm_reg) _,
-            src = in(reg) src,
-            dst = in(reg) dst,
-            options(nostack),
-        );
-    }
-}
-
-/// Copies ascending, as if byte by byte.
-///
-/// The stores of a string instruction may become visible in any order, but all of them before those of later instructions (Intel
-/// manual, volume 3A, section 9.2.4).
-///
-/// # Safety
-///
-/// `src` is valid for reads and `dst` for writes of `len` bytes, one of them or both as guest operands.
-unsafe fn rep_movsb(dst: *mut u8, src: *const u8, len: usize) {
-    // SAFETY: reads `len` bytes at `src` and writes as many at `dst`, which the caller's contract covers; the direction flag is clear.
-    unsafe {
-        asm!(
-            "rep movsb",
-            inout("rcx") len => _,
-            inout("rsi") src => _,
-            inout("rdi") dst => _,
-            options(nostack, preserves_flags),
-        );
-    }
-}
-
-/// Copies from the highest byte down, eight at a time: a step reads all its bytes before it writes, and writes none that a later
-/// step reads, since `dst` is above `src`.
-///
-/// # Safety
-///
-/// `src` is valid for reads and `dst` for writes of `len` bytes, one of them or both as guest operands.
-unsafe fn copy_descending(dst: *mut u8, src: *const u8, len: usize) {
-    // SAFETY: `left` is the number of bytes still to be moved: a step of 8 is taken only while it is at least 8, a step of 1 while it is
-    // not 0, so every access is within `[0, len)`, which the caller's contract covers. No stack.
-    unsafe {
-        asm!(
-            "2:",
-            "cmp {left}, 8",
-            "jb 3f",
-            "mov {value}, qword ptr [{src} + {left} - 8]",
-            "mov qword ptr [{dst} + {left} - 8], {value}",
-            "sub {left}, 8",
-            "jmp 2b",
-            "3:",
-            "test {left}, {left}",
-            "jz 4f",
-            "mov {value:l}, byte ptr [{src} + {left} - 1]",
-            "mov byte ptr [{dst} + {left} - 1], {value:l}",
-            "dec {left}",
-            "jmp 3b",
-            "4:",
-            left = inout(reg) len => _,
-            value = out(reg) _,
-            src = in(reg) src,
-            dst = in(reg) dst,
-            options(nostack),
-        );
-    }
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of 32.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn vectors_sse() {
+    naked_asm!(
+        "xor edx, edx",
+        "2:",
+        "cmp rdx, rcx",
+        "jae 4f",
+        "movups xmm0, xmmword ptr [rsi + rdx]",
+        "movups xmm1, xmmword ptr [rsi + rdx + 16]",
+        "movups xmmword ptr [rdi + rdx], xmm0",
+        "movups xmmword ptr [rdi + rdx + 16], xmm1",
+        "add rdx, 32",
+        "jmp 2b",
+        "4:",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
 }

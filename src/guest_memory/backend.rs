@@ -100,7 +100,7 @@ pub trait GuestMemoryBackend {
     /// # Errors
     ///
     /// [`Error::InvalidGuestAddress`] if no region has `addr`; [`Error::CallbackOutOfRange`] if `f` says that it handled more than
-    /// it was given; [`Error::GuestAddressOverflow`] if the range passes 2^64; and what `f` answers.
+    /// there was to handle in all; and what `f` answers.
     #[deprecated(since = "0.17.0", note = "use the iterator of `get_slices()`")]
     fn try_access<F>(&self, count: usize, addr: GuestAddress, mut f: F) -> Result<usize>
     where
@@ -114,17 +114,21 @@ pub trait GuestMemoryBackend {
             if handled == 0 {
                 return Ok(total);
             }
-            if handled > wanted {
+            total = total.checked_add(handled).ok_or(Error::CallbackOutOfRange)?;
+            if total > count {
                 return Err(Error::CallbackOutOfRange);
             }
-            total = total.saturating_add(handled);
             if total == count {
                 return Ok(total);
             }
-            cur = u64::try_from(handled)
+            let next = u64::try_from(handled)
                 .ok()
-                .and_then(|handled| cur.checked_add(handled))
-                .ok_or(Error::GuestAddressOverflow)?;
+                .and_then(|handled| cur.checked_add(handled));
+            match next {
+                Some(next) => cur = next,
+                // Nothing is at 2^64.
+                None => return Ok(total),
+            }
         }
         match total {
             0 => Err(Error::InvalidGuestAddress(addr)),
@@ -150,12 +154,16 @@ pub trait GuestMemoryBackend {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidGuestAddress`] if no region has `addr`, and what the region answers.
+    /// [`Error::InvalidGuestAddress`] if no region has `addr`, [`Error::GuestAddressOverflow`] if the range passes 2^64, and what the
+    /// region answers.
     #[inline]
     fn get_slice(&self, addr: GuestAddress, count: usize) -> Result<VolatileSlice<'_, MS<'_, Self>>> {
         let (region, start) = self
             .to_region_addr(addr)
             .ok_or(Error::InvalidGuestAddress(addr))?;
+        if passes_the_end(addr, count) {
+            return Err(Error::GuestAddressOverflow);
+        }
         region.get_slice(start, count)
     }
 
@@ -172,10 +180,20 @@ pub trait GuestMemoryBackend {
     }
 }
 
-/// How many bytes a region has from `start` on.
+/// How many bytes a region has from `start` on. What it claims to have past 2^64 does not count.
 #[inline]
 fn rest_of<R: GuestMemoryRegion>(region: &R, start: MemoryRegionAddress) -> usize {
-    usize::try_from(region.len().saturating_sub(start.raw_value())).unwrap_or(usize::MAX)
+    let rest = region.len().saturating_sub(start.raw_value());
+    let addr = region.start_addr().raw_value().saturating_add(start.raw_value());
+    let before_top = u64::MAX.saturating_sub(addr).saturating_add(1);
+    usize::try_from(rest.min(before_top)).unwrap_or(usize::MAX)
+}
+
+/// Whether the `count` bytes at `addr` pass 2^64. They may end there.
+#[inline]
+fn passes_the_end(addr: GuestAddress, count: usize) -> bool {
+    let more = u64::try_from(count.saturating_sub(1)).unwrap_or(u64::MAX);
+    addr.raw_value().checked_add(more).is_none()
 }
 
 /// Whether all of the `len` bytes at `base` lie in regions that allow the access.
@@ -195,6 +213,10 @@ fn range_allows<M: GuestMemoryBackend + ?Sized>(
             return false;
         }
         let here = rest_of(region, start);
+        // The region decides; one that is not RAM has no slice to give.
+        if region.get_slice(start, left.min(here)).is_err() {
+            return false;
+        }
         if left <= here {
             return true;
         }
@@ -326,6 +348,9 @@ impl<M: GuestMemoryBackend + ?Sized> GuestMemory for M {
     ) -> Option<VolatileSlice<'_, BS<'_, Self::Bitmap>>> {
         let region = self.find_region(addr)?;
         let start = addr.checked_offset_from(region.start_addr())?;
+        if passes_the_end(addr, count) {
+            return None;
+        }
         if !region.allowed_access().allow(access) {
             return None;
         }

@@ -7,8 +7,9 @@ use core::mem::size_of;
 use core::sync::atomic::Ordering;
 
 use super::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result};
+use crate::access::fault;
 use crate::address::Address;
-use crate::bitmap::BS;
+use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::{AtomicAccess, ByteValued, Bytes};
 use crate::io::{retry_interrupted, write_zero, ReadVolatile, WriteVolatile};
 use crate::volatile_memory::{self, VolatileSlice};
@@ -23,7 +24,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline]
     fn write(&self, buf: &[u8], addr: GuestAddress) -> Result<usize> {
         if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Write) {
-            return Ok(slice.write(buf, 0)?);
+            return at_guest(addr, &slice, slice.write(buf, 0));
         }
         write_pieces(self, buf, addr)
     }
@@ -31,7 +32,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline]
     fn read(&self, buf: &mut [u8], addr: GuestAddress) -> Result<usize> {
         if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Read) {
-            return Ok(slice.read(buf, 0)?);
+            return at_guest(addr, &slice, slice.read(buf, 0));
         }
         read_pieces(self, buf, addr)
     }
@@ -39,7 +40,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline]
     fn write_slice(&self, buf: &[u8], addr: GuestAddress) -> Result<()> {
         if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Write) {
-            return Ok(slice.write_slice(buf, 0)?);
+            return at_guest(addr, &slice, slice.write_slice(buf, 0));
         }
         write_slice_pieces(self, buf, addr)
     }
@@ -47,7 +48,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline]
     fn read_slice(&self, buf: &mut [u8], addr: GuestAddress) -> Result<()> {
         if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Read) {
-            return Ok(slice.read_slice(buf, 0)?);
+            return at_guest(addr, &slice, slice.read_slice(buf, 0));
         }
         read_slice_pieces(self, buf, addr)
     }
@@ -55,7 +56,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline]
     fn write_obj<O: ByteValued>(&self, val: O, addr: GuestAddress) -> Result<()> {
         if let Some(slice) = self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Write) {
-            return Ok(slice.write_obj(val, 0)?);
+            return at_guest(addr, &slice, slice.write_obj(val, 0));
         }
         write_slice_pieces(self, val.as_slice(), addr)
     }
@@ -63,7 +64,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline]
     fn read_obj<O: ByteValued>(&self, addr: GuestAddress) -> Result<O> {
         if let Some(slice) = self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Read) {
-            return Ok(slice.read_obj(0)?);
+            return at_guest(addr, &slice, slice.read_obj(0));
         }
         let mut value = O::zeroed();
         read_slice_pieces(self, value.as_mut_slice(), addr).map(|()| value)
@@ -73,7 +74,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        for_each_piece(self, addr, count, Permissions::Write, |_, mut piece| {
+        for_each_piece(self, addr, count, Permissions::Write, |_, mut piece, _| {
             retry_interrupted(|| src.read_volatile(&mut piece))
         })
     }
@@ -88,17 +89,27 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        until_done(addr, count, |addr, count| {
-            self.read_volatile_from(addr, src, count)
-        })
+        let completed = for_each_piece(self, addr, count, Permissions::Write, |_, piece, moved| {
+            whole_piece(piece, moved, |rest| src.read_volatile(rest))
+        })?;
+        all_of(count, completed)
     }
 
+    /// Writes out memory that is scattered: each piece of it whole, to a target that takes little at a time.
+    ///
+    /// # Errors
+    ///
+    /// If nothing was moved: what the target answers, and `ErrorKind::WriteZero` if it takes nothing. After bytes have been moved, their count is
+    /// returned first; the next call meets the error.
     fn write_volatile_to<F>(&self, addr: GuestAddress, dst: &mut F, count: usize) -> Result<usize>
     where
         F: WriteVolatile,
     {
-        for_each_piece(self, addr, count, Permissions::Read, |_, piece| {
-            retry_interrupted(|| dst.write_volatile(&piece))
+        for_each_piece(self, addr, count, Permissions::Read, |_, piece, moved| {
+            whole_piece(piece, moved, |rest| match dst.write_volatile(rest)? {
+                0 => Err(write_zero()),
+                written => Ok(written),
+            })
         })
     }
 
@@ -112,19 +123,13 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: WriteVolatile,
     {
-        let answer = until_done(addr, count, |addr, count| {
-            self.write_volatile_to(addr, dst, count)
-        });
-        match answer {
-            Err(Error::PartialBuffer { completed: 0, .. }) => Err(write_zero().into()),
-            answer => answer,
-        }
+        all_of(count, self.write_volatile_to(addr, dst, count)?)
     }
 
     #[inline]
     fn store<O: AtomicAccess>(&self, val: O, addr: GuestAddress, order: Ordering) -> Result<()> {
         match self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Write) {
-            Some(slice) => Ok(slice.store(val, 0, order)?),
+            Some(slice) => at_guest(addr, &slice, slice.store(val, 0, order)),
             None => Err(not_in_one_piece(self, addr, size_of::<O>(), Permissions::Write)),
         }
     }
@@ -132,7 +137,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline]
     fn load<O: AtomicAccess>(&self, addr: GuestAddress, order: Ordering) -> Result<O> {
         match self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Read) {
-            Some(slice) => Ok(slice.load(0, order)?),
+            Some(slice) => at_guest(addr, &slice, slice.load(0, order)),
             None => Err(not_in_one_piece(self, addr, size_of::<O>(), Permissions::Read)),
         }
     }
@@ -156,26 +161,60 @@ fn not_in_one_piece<M: GuestMemory + ?Sized>(
     }
 }
 
+/// The answer of an access to the slice at `addr`; an error of it gets to know the guest address.
+#[inline(always)]
+fn at_guest<T, B: BitmapSlice>(
+    addr: GuestAddress,
+    slice: &VolatileSlice<'_, B>,
+    answer: volatile_memory::Result<T>,
+) -> Result<T> {
+    answer.map_err(|error| {
+        fault::note_guest_address(addr, slice.as_mut_ptr(), slice.len());
+        error.into()
+    })
+}
+
 #[cold]
 fn read_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestAddress) -> Result<()> {
-    let completed = read_pieces(memory, buf, addr)?;
-    if completed != buf.len() {
-        return Err(Error::PartialBuffer {
-            expected: buf.len(),
-            completed,
-        });
-    }
-    Ok(())
+    everything(addr, buf.len(), |addr, done| match buf.get_mut(done..) {
+        Some(rest) => read_pieces(memory, rest, addr),
+        None => Ok(0),
+    })
 }
 
 #[cold]
 fn write_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: GuestAddress) -> Result<()> {
-    let completed = write_pieces(memory, buf, addr)?;
-    if completed != buf.len() {
-        return Err(Error::PartialBuffer {
-            expected: buf.len(),
+    everything(addr, buf.len(), |addr, done| match buf.get(done..) {
+        Some(rest) => write_pieces(memory, rest, addr),
+        None => Ok(0),
+    })
+}
+
+/// Repeats a copy until `count` bytes have been moved, or it moves none: then the error is the system's if there is one (a page that is
+/// not there), and otherwise how far it came.
+fn everything(
+    addr: GuestAddress,
+    count: usize,
+    mut copy: impl FnMut(GuestAddress, usize) -> Result<usize>,
+) -> Result<()> {
+    let mut completed = 0usize;
+    while completed < count {
+        let partial = Err(Error::PartialBuffer {
+            expected: count,
             completed,
         });
+        let Some(next) = u64::try_from(completed)
+            .ok()
+            .and_then(|done| addr.checked_add(done))
+        else {
+            return partial;
+        };
+        match copy(next, completed) {
+            Ok(0) => return partial,
+            Ok(moved) => completed = completed.saturating_add(moved),
+            Err(error) if completed == 0 || matches!(error, Error::IOError(_)) => return Err(error),
+            Err(_) => return partial,
+        }
     }
     Ok(())
 }
@@ -187,7 +226,7 @@ fn read_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestA
         addr,
         buf.len(),
         Permissions::Read,
-        |done, piece| match buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len())) {
+        |done, piece, _| match buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len())) {
             Some(part) => piece.read(part, 0),
             None => Ok(0),
         },
@@ -201,14 +240,17 @@ fn write_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: GuestAddr
         addr,
         buf.len(),
         Permissions::Write,
-        |done, piece| match buf.get(done..).and_then(|rest| rest.get(..piece.len())) {
+        |done, piece, _| match buf.get(done..).and_then(|rest| rest.get(..piece.len())) {
             Some(part) => piece.write(part, 0),
             None => Ok(0),
         },
     )
 }
 
-/// Moves a range piece by piece, and returns how many bytes were moved. `transfer` is given how many were before, and a piece.
+/// Moves a range piece by piece, and returns how many bytes were moved.
+///
+/// `transfer` is given how many bytes were moved before, a piece, and a count that it may keep of the bytes of that piece that it has moved
+/// before an error; it answers how many it has moved in all.
 ///
 /// Stops at the first piece that is not moved whole, so that the bytes moved are without a gap; and at the first error, which is
 /// returned only if nothing was moved.
@@ -217,22 +259,38 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
     addr: GuestAddress,
     count: usize,
     access: Permissions,
-    mut transfer: impl FnMut(usize, VolatileSlice<'a, BS<'a, M::Bitmap>>) -> volatile_memory::Result<usize>,
+    mut transfer: impl FnMut(
+        usize,
+        VolatileSlice<'a, BS<'a, M::Bitmap>>,
+        &mut usize,
+    ) -> volatile_memory::Result<usize>,
 ) -> Result<usize> {
     if count == 0 {
         return Ok(0);
     }
     let mut done = 0usize;
     let mut one_piece = |piece: VolatileSlice<'a, BS<'a, M::Bitmap>>, done: &mut usize| -> Result<bool> {
-        let wanted = piece.len();
-        match transfer(*done, piece) {
+        let (wanted, host) = (piece.len(), piece.as_mut_ptr());
+        let mut before_error = 0usize;
+        let answer = transfer(*done, piece, &mut before_error);
+        if !matches!(answer, Ok(moved) if moved >= wanted) {
+            // If it was a fault, it gets to know the guest address.
+            let before = u64::try_from(*done).unwrap_or(u64::MAX);
+            fault::note_guest_address(GuestAddress(addr.0.wrapping_add(before)), host, wanted);
+        }
+        match answer {
             Ok(moved) => {
                 // A stream that claims more than it was given has not moved more.
                 *done = done.saturating_add(moved.min(wanted));
                 Ok(moved >= wanted)
             }
-            Err(error) if *done == 0 => Err(error.into()),
-            Err(_) => Ok(false),
+            Err(error) => {
+                *done = done.saturating_add(before_error.min(wanted));
+                match *done {
+                    0 => Err(error.into()),
+                    _ => Ok(false),
+                }
+            }
         }
     };
     if let Some(piece) = memory.slice_in_one_piece(addr, count, access) {
@@ -247,30 +305,28 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
     Ok(done)
 }
 
-/// Repeats a transfer that moves at least a byte each time, until `count` bytes have been moved.
-fn until_done(
-    addr: GuestAddress,
-    count: usize,
-    mut transfer: impl FnMut(GuestAddress, usize) -> Result<usize>,
-) -> Result<()> {
-    let mut completed = 0usize;
-    while completed < count {
-        let partial = Err(Error::PartialBuffer {
-            expected: count,
-            completed,
-        });
-        let Some(next) = u64::try_from(completed)
-            .ok()
-            .and_then(|done| addr.checked_add(done))
-        else {
-            return partial;
-        };
-        match transfer(next, count.saturating_sub(completed)) {
-            Ok(0) => return partial,
-            Ok(moved) => completed = completed.saturating_add(moved),
-            Err(error) if completed == 0 => return Err(error),
-            Err(_) => return partial,
+/// Repeats transfers until a piece has been moved whole, or one of them moves nothing. `moved` counts along.
+fn whole_piece<B: BitmapSlice>(
+    piece: VolatileSlice<'_, B>,
+    moved: &mut usize,
+    mut transfer: impl FnMut(&mut VolatileSlice<'_, B>) -> volatile_memory::Result<usize>,
+) -> volatile_memory::Result<usize> {
+    let wanted = piece.len();
+    while *moved < wanted {
+        let mut rest = piece.offset(*moved)?;
+        match retry_interrupted(|| transfer(&mut rest))? {
+            0 => break,
+            // A stream that claims more than it was given has not moved more.
+            now => *moved = moved.saturating_add(now).min(wanted),
         }
+    }
+    Ok(*moved)
+}
+
+/// Makes an error of a count that is not everything.
+fn all_of(expected: usize, completed: usize) -> Result<()> {
+    if completed != expected {
+        return Err(Error::PartialBuffer { expected, completed });
     }
     Ok(())
 }

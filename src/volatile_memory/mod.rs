@@ -79,10 +79,14 @@ pub enum Error {
     },
 }
 
+/// "Bad address": the number of the error on every Unix.
+const EFAULT: i32 = 14;
+
 impl Error {
     /// The error that an access reports which met a page that is not there.
     pub(crate) fn from_fault(fault: Fault) -> Self {
-        match fault {}
+        let _ = fault;
+        Error::IOError(std::io::Error::from_raw_os_error(EFAULT))
     }
 }
 
@@ -173,7 +177,11 @@ pub trait VolatileMemory {
         n: usize,
     ) -> Result<VolatileArrayRef<'_, T, BS<'_, Self::B>>> {
         let size = size_of::<T>();
-        let count = n.checked_mul(size).ok_or(Error::TooBig { nelements: n, size })?;
+        let countable = isize::try_from(n).is_ok();
+        let count = n
+            .checked_mul(size)
+            .filter(|_| countable)
+            .ok_or(Error::TooBig { nelements: n, size })?;
         let slice = slice_of_exactly(self, offset, count)?;
         // SAFETY: the slice has as many bytes as `n` values of type `T` (just checked), and lives as long as the result.
         Ok(unsafe { VolatileArrayRef::with_bitmap(slice.as_mut_ptr(), n, slice.into_bitmap(), None) })

@@ -5,7 +5,7 @@ use core::mem::size_of;
 use core::sync::atomic::Ordering;
 
 use super::{compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileMemory};
-use crate::access;
+use crate::access::{self, Fault};
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::{AtomicAccess, ByteValued, Bytes};
 use crate::io::{retry_interrupted, ReadVolatile, WriteVolatile};
@@ -180,11 +180,9 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     pub fn copy_to_volatile_slice<S: BitmapSlice>(&self, slice: VolatileSlice<'_, S>) {
         let count = self.size.min(slice.size);
         // SAFETY: `count` bytes are within both slices, which are guest operands by the contract of `with_bitmap`.
-        let moved = match unsafe { access::copy_within_guest(slice.addr, self.addr, count) } {
-            Ok(()) => count,
-            Err(fault) => fault.completed(),
-        };
-        slice.bitmap.mark_dirty(0, moved);
+        // What a fault stops is not told: the signature has no room for it.
+        let _ = unsafe { access::copy_within_guest(slice.addr, self.addr, count) };
+        slice.bitmap.mark_dirty(0, count);
     }
 
     /// Copies elements of type `T` from `buf` into the slice: as many as `buf` holds or the slice has room for whole ones of,
@@ -205,12 +203,10 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     {
         let count = whole_elements::<T>(self.size, buf.len());
         // SAFETY: `count` elements are within the slice and within `buf`, which a slice over the same bytes could not borrow.
-        let moved = match unsafe { access::copy_elements_to_guest(self.addr, buf.as_ptr(), count) } {
-            // No overflow: the elements are within the slice.
-            Ok(()) => count.saturating_mul(size_of::<T>()),
-            Err(fault) => fault.completed(),
-        };
-        self.bitmap.mark_dirty(0, moved);
+        // What a fault stops is not told: the signature has no room for it.
+        let _ = unsafe { access::copy_elements_to_guest(self.addr, buf.as_ptr(), count) };
+        // No overflow: the elements are within the slice.
+        self.bitmap.mark_dirty(0, count.saturating_mul(size_of::<T>()));
     }
 
     /// The address of the first byte.
@@ -301,47 +297,22 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
 
     #[inline]
     fn write(&self, buf: &[u8], addr: usize) -> Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
-        }
-        let count = self.available(addr, buf.len())?;
-        let dst = self.addr.wrapping_add(addr);
-        // SAFETY: `count` bytes from `addr` on are within the slice (by `available`), and as many within `buf`, which cannot be the
-        // slice's own bytes: no reference covers those.
-        match unsafe { access::copy_to_guest(dst, buf.as_ptr(), count) } {
-            Ok(()) => {
-                self.bitmap.mark_dirty(addr, count);
-                Ok(count)
-            }
-            Err(fault) => {
-                self.bitmap.mark_dirty(addr, count);
-                partial(fault)
-            }
-        }
+        moved_first(self.write_part(buf, addr)?)
     }
 
     #[inline]
     fn read(&self, buf: &mut [u8], addr: usize) -> Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
-        }
-        let count = self.available(addr, buf.len())?;
-        let src = self.addr.wrapping_add(addr);
-        // SAFETY: as in `write`, in the other direction.
-        match unsafe { access::copy_from_guest(buf.as_mut_ptr(), src, count) } {
-            Ok(()) => Ok(count),
-            Err(fault) => partial(fault),
-        }
+        moved_first(self.read_part(buf, addr)?)
     }
 
     #[inline]
     fn write_slice(&self, buf: &[u8], addr: usize) -> Result<()> {
-        all_of(buf.len(), self.write(buf, addr)?)
+        everything(buf.len(), self.write_part(buf, addr)?)
     }
 
     #[inline]
     fn read_slice(&self, buf: &mut [u8], addr: usize) -> Result<()> {
-        all_of(buf.len(), self.read(buf, addr)?)
+        everything(buf.len(), self.read_part(buf, addr)?)
     }
 
     #[inline]
@@ -415,6 +386,35 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
 }
 
 impl<B: BitmapSlice> VolatileSlice<'_, B> {
+    /// Writes what fits of `buf` at `addr`: how many bytes, or the fault that stopped it.
+    #[inline]
+    fn write_part(&self, buf: &[u8], addr: usize) -> Result<std::result::Result<usize, Fault>> {
+        if buf.is_empty() {
+            return Ok(Ok(0));
+        }
+        let count = self.available(addr, buf.len())?;
+        let dst = self.addr.wrapping_add(addr);
+        // SAFETY: `count` bytes from `addr` on are within the slice (by `available`), and as many within `buf`, which cannot be the
+        // slice's own bytes: no reference covers those.
+        let answer = unsafe { access::copy_to_guest(dst, buf.as_ptr(), count) };
+        // After a fault as well: bytes behind those that count may have been written.
+        self.bitmap.mark_dirty(addr, count);
+        Ok(answer.map(|()| count))
+    }
+
+    /// Reads what there is at `addr` into `buf`: how many bytes, or the fault that stopped it.
+    #[inline]
+    fn read_part(&self, buf: &mut [u8], addr: usize) -> Result<std::result::Result<usize, Fault>> {
+        if buf.is_empty() {
+            return Ok(Ok(0));
+        }
+        let count = self.available(addr, buf.len())?;
+        let src = self.addr.wrapping_add(addr);
+        // SAFETY: as in `write_part`, in the other direction.
+        let answer = unsafe { access::copy_from_guest(buf.as_mut_ptr(), src, count) };
+        Ok(answer.map(|()| count))
+    }
+
     /// The host address of the atomic counterpart of a `T` at `addr`, which lies in the slice and is aligned.
     #[inline]
     fn atomic_operand<T: AtomicAccess>(&self, addr: usize) -> Result<*mut u8> {
@@ -431,20 +431,22 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     }
 }
 
-/// The answer of a plain access that met a fault: what it moved before, or the fault if that is nothing.
-#[cold]
-fn partial(fault: access::Fault) -> Result<usize> {
-    match fault.completed() {
-        0 => Err(Error::from_fault(fault)),
-        moved => Ok(moved),
+/// The answer of an access that may end early: what was moved, or the fault if that is nothing.
+#[inline]
+fn moved_first(answer: std::result::Result<usize, Fault>) -> Result<usize> {
+    match answer {
+        Ok(moved) => Ok(moved),
+        Err(fault) if fault.completed() != 0 => Ok(fault.completed()),
+        Err(fault) => Err(Error::from_fault(fault)),
     }
 }
 
-/// Makes an error of a count that is not everything.
+/// The answer of an access that must move everything.
 #[inline]
-fn all_of(expected: usize, completed: usize) -> Result<()> {
-    if completed != expected {
-        return Err(Error::PartialBuffer { expected, completed });
+fn everything(expected: usize, answer: std::result::Result<usize, Fault>) -> Result<()> {
+    match answer {
+        Ok(completed) if completed == expected => Ok(()),
+        Ok(completed) => Err(Error::PartialBuffer { expected, completed }),
+        Err(fault) => Err(Error::from_fault(fault)),
     }
-    Ok(())
 }
