@@ -258,18 +258,20 @@ pub(crate) unsafe fn store_ordered<T: AtomicAccess>(
         atomic.store(value.into(), order);
         return Ok(());
     }
-    let bits = match size_of::<T>() {
-        // SAFETY: `T` is 1, 2, 4 or 8 initialised bytes here (as `T::A`), which are the width that is copied out of it.
-        1 => u64::from(unsafe { transmute_copy::<T, u8>(&value) }),
+    // The way of `load_ordered` backwards: what the user's conversion and `T::A` make of the value is what is stored.
+    let atomic = T::A::new(value.into());
+    let bits = match size_of::<T::A>() {
+        // SAFETY: `T::A` is 1, 2, 4 or 8 initialised bytes here, which are the width that is copied out of it.
+        1 => u64::from(unsafe { transmute_copy::<T::A, u8>(&atomic) }),
         // SAFETY: as above.
-        2 => u64::from(unsafe { transmute_copy::<T, u16>(&value) }),
+        2 => u64::from(unsafe { transmute_copy::<T::A, u16>(&atomic) }),
         // SAFETY: as above.
-        4 => u64::from(unsafe { transmute_copy::<T, u32>(&value) }),
+        4 => u64::from(unsafe { transmute_copy::<T::A, u32>(&atomic) }),
         // SAFETY: as above.
-        _ => unsafe { transmute_copy::<T, u64>(&value) },
+        _ => unsafe { transmute_copy::<T::A, u64>(&atomic) },
     };
-    // SAFETY: the caller's contract for as many bytes as `T` has; aligned for `T::A`, whose alignment is its size here.
-    unsafe { kernel::store_ordered(dst, bits, size_of::<T>(), order) }
+    // SAFETY: the caller's contract for as many bytes as `T::A` has; aligned for it, which is the same number here.
+    unsafe { kernel::store_ordered(dst, bits, size_of::<T::A>(), order) }
         .map_err(|at| met(at, dst, Direction::Write, 0))
 }
 

@@ -161,10 +161,11 @@ pub trait GuestMemoryBackend {
         let (region, start) = self
             .to_region_addr(addr)
             .ok_or(Error::InvalidGuestAddress(addr))?;
+        let slice = region.get_slice(start, count)?;
         if passes_the_end(addr, count) {
             return Err(Error::GuestAddressOverflow);
         }
-        region.get_slice(start, count)
+        Ok(slice)
     }
 
     /// Returns the `count` bytes at `addr` as slices, one for each region that they lie in, in the order of their addresses.

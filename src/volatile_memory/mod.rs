@@ -177,11 +177,12 @@ pub trait VolatileMemory {
         n: usize,
     ) -> Result<VolatileArrayRef<'_, T, BS<'_, Self::B>>> {
         let size = size_of::<T>();
-        let countable = isize::try_from(n).is_ok();
+        // No object is larger than `isize::MAX`, and no array longer.
+        let countable = |number: &usize| isize::try_from(*number).is_ok();
         let count = n
             .checked_mul(size)
-            .filter(|_| countable)
-            .ok_or(Error::TooBig { nelements: n, size })?;
+            .filter(|count| countable(count) && countable(&n));
+        let count = count.ok_or(Error::TooBig { nelements: n, size })?;
         let slice = slice_of_exactly(self, offset, count)?;
         // SAFETY: the slice has as many bytes as `n` values of type `T` (just checked), and lives as long as the result.
         Ok(unsafe { VolatileArrayRef::with_bitmap(slice.as_mut_ptr(), n, slice.into_bitmap(), None) })

@@ -169,7 +169,11 @@ impl Bench {
     fn test(&self, user: &User, counts: &mut Counts) -> Result<()> {
         let log = self.log(user);
         File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        self.check_source(user, self.build(user, &log)?)?;
+        let found = self.build(user, &log).with_context(|| match user.needs {
+            "" => "cannot make the test programs".to_owned(),
+            needs => format!("cannot make the test programs (which takes {needs})"),
+        })?;
+        self.check_source(user, &found)?;
 
         let mut command = self.cargo_test(user);
         command.arg("--no-fail-fast").arg("--");
@@ -214,15 +218,15 @@ impl Bench {
             }
         }
         let status = child.wait()?;
-        ensure!(status.success(), "the tests do not build");
+        ensure!(status.success(), "cargo test --no-run ended with {status}");
         Ok(found)
     }
 
     /// The one `vm-memory` that was built must be the one that was meant.
-    fn check_source(&self, user: &User, found: BTreeSet<PathBuf>) -> Result<()> {
+    fn check_source(&self, user: &User, found: &BTreeSet<PathBuf>) -> Result<()> {
         let ours = self.ours.canonicalize()?;
         let mut wrong = Vec::new();
-        for manifest in &found {
+        for manifest in found {
             if (manifest.canonicalize()? == ours) == self.published {
                 wrong.push(manifest.display().to_string());
             }
@@ -261,10 +265,10 @@ impl Bench {
     }
 
     fn table(&self, rows: &[Row]) -> String {
-        let mut cells = vec![[
-            "crate", "features", "expected", "passed", "ignored", "left out", "s", "verdict",
-        ]
-        .map(str::to_owned)];
+        let head = [
+            "crate", "expected", "passed", "ignored", "seconds", "verdict", "left out", "features",
+        ];
+        let mut cells = vec![head.map(str::to_owned)];
         for row in rows {
             let left_out = match row.user.reason {
                 "" => row.counts.left_out.to_string(),
@@ -272,15 +276,15 @@ impl Bench {
             };
             cells.push([
                 format!("{} {}", row.user.name, row.user.version),
-                features(row.user),
                 row.user.expected.to_string(),
                 row.counts.passed.to_string(),
                 row.counts.ignored.to_string(),
-                left_out,
                 row.took.as_secs().to_string(),
                 row.failure
                     .as_ref()
                     .map_or_else(|| "ok".to_owned(), |why| format!("FAILED: {why}")),
+                left_out,
+                features(row.user),
             ]);
         }
         let whose = if self.published {
@@ -370,13 +374,16 @@ fn tail(log: &Path) -> String {
     lines.get(first..).unwrap_or_default().join("\n")
 }
 
-/// A Markdown table whose columns line up; the first row is the head.
+/// A Markdown table whose columns line up, but for the last, which may be long; the first row is the head.
 fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
+    }
+    if let Some(last) = widths.last_mut() {
+        *last = 0;
     }
     let mut text = String::new();
     for (number, row) in rows.iter().enumerate() {
@@ -386,7 +393,7 @@ fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
         text.push_str("|\n");
         if number == 0 {
             for width in widths {
-                text.push_str(&format!("|-{:-<width$}-", ""));
+                text.push_str(&format!("|-{:-<width$}-", "-"));
             }
             text.push_str("|\n");
         }

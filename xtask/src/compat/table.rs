@@ -17,6 +17,8 @@ pub struct User {
     pub skips: &'static [&'static str],
     /// Why.
     pub reason: &'static str,
+    /// What its build takes beyond Rust and a C compiler.
+    pub needs: &'static str,
 }
 
 impl User {
@@ -44,6 +46,7 @@ pub const USERS: &[User] = &[
         expected: 58,
         skips: &[],
         reason: "",
+        needs: "",
     },
     User {
         name: "virtio-vsock",
@@ -53,6 +56,7 @@ pub const USERS: &[User] = &[
         expected: 10,
         skips: &[],
         reason: "",
+        needs: "",
     },
     User {
         name: "linux-loader",
@@ -62,6 +66,7 @@ pub const USERS: &[User] = &[
         expected: 51,
         skips: &[],
         reason: "",
+        needs: "",
     },
     User {
         name: "linux-loader",
@@ -71,6 +76,7 @@ pub const USERS: &[User] = &[
         expected: 52,
         skips: &["test_load_bzImage", "bzimage::BzImage"],
         reason: "the kernel image they load is not published with the crate",
+        needs: "",
     },
     User {
         name: "vhost",
@@ -82,6 +88,7 @@ pub const USERS: &[User] = &[
         expected: 100,
         skips: &["vhost_kern::net", "vhost_kern::vsock"],
         reason: "they need /dev/vhost-net and /dev/vhost-vsock",
+        needs: "",
     },
     User {
         name: "vhost-user-backend",
@@ -91,6 +98,7 @@ pub const USERS: &[User] = &[
         expected: 29,
         skips: &[],
         reason: "",
+        needs: "libclang: apt-get install libclang-dev, or its folder in LIBCLANG_PATH",
     },
     User {
         name: "imago",
@@ -100,6 +108,7 @@ pub const USERS: &[User] = &[
         expected: 76,
         skips: &[],
         reason: "",
+        needs: "",
     },
     User {
         name: "vfio-ioctls",
@@ -109,6 +118,7 @@ pub const USERS: &[User] = &[
         expected: 32,
         skips: &[],
         reason: "",
+        needs: "",
     },
     User {
         name: "vfio_user",
@@ -118,6 +128,7 @@ pub const USERS: &[User] = &[
         expected: 9,
         skips: &[],
         reason: "",
+        needs: "",
     },
 ];
 

@@ -54,7 +54,7 @@ fn a_vm_memory_from_elsewhere_fails() {
     let [ours, registry] = &manifests;
     let check = |published, found: &[&PathBuf]| {
         bench(ours, published)
-            .check_source(user(), found.iter().map(|path| (*path).clone()).collect())
+            .check_source(user(), &found.iter().map(|path| (*path).clone()).collect())
             .map_err(|error| error.to_string())
     };
     assert_eq!(check(false, &[ours]), Ok(()));
@@ -106,10 +106,37 @@ fn the_tail_is_the_end() {
 }
 
 #[test]
-fn columns_line_up() {
+fn columns_line_up_but_the_last() {
     let rows = [["a", "long"], ["longer", "b"]].map(|row| row.map(str::to_owned));
     assert_eq!(
         markdown(&rows),
-        "| a      | long |\n|--------|------|\n| longer | b    |\n"
+        "| a      | long |\n|--------|---|\n| longer | b |\n"
     );
+}
+
+#[test]
+fn the_table_says_what_failed_and_what_was_left_out() {
+    let row = |user, failure: Option<&str>| Row {
+        user,
+        counts: Counts {
+            left_out: 2,
+            ..passed(52)
+        },
+        took: Duration::from_secs(3),
+        failure: failure.map(str::to_owned),
+    };
+    let loader = USERS.iter().find(|user| user.variant.is_some()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let table = bench(&folder.path().join("Cargo.toml"), false)
+        .table(&[row(loader, None), row(loader, Some("2 failed"))]);
+    let lines: Vec<_> = table
+        .lines()
+        .filter(|line| line.starts_with("| linux-loader"))
+        .collect();
+    assert_eq!(lines.len(), 2);
+    for (line, verdict) in lines.iter().zip(["ok", "FAILED: 2 failed"]) {
+        assert!(line.contains(&format!(" {verdict} ")), "{line}");
+        assert!(line.contains(&format!(" 2: {} ", loader.reason)), "{line}");
+        assert!(line.contains(" bzimage, elf, pe "), "{line}");
+    }
 }

@@ -1,0 +1,28 @@
+//! Runs what the library of this package calls: that it compiles is the first half, that the answers are right the second.
+
+macro_rules! run {
+    ($($module:ident: $($function:ident)*;)*) => {
+        $(mod $module {
+            $(#[test]
+            fn $function() -> impl std::process::Termination {
+                compat_api::$module::$function()
+            })*
+        })*
+    };
+}
+
+run! {
+    addresses: guest_address region_address own_address;
+    bitmaps: atomic_bitmap slices own_bitmap;
+    enums: all;
+    generic: all;
+    mappings: region region_as_mapping mapping built;
+    memories: made looked_up iterated accessed behind_pointers deprecated extended;
+    own_memory: registers slots shifted;
+    own_values: structures atomics;
+    streams: host_memory files sockets own_streams;
+    swapped: address_spaces replaced;
+    translated: iotlb iommu_memory iommu_memory_swapped;
+    values: byte_valued endian atomics atomic_access;
+    volatile: slice converted reference array errors;
+}

@@ -1,0 +1,198 @@
+//! `MmapRegion`, its builder and `GuestRegionMmap`.
+#![expect(unsafe_code, reason = "raw mappings are unsafe to ask for")]
+
+use std::sync::Arc;
+
+use super::fault::{Hosts, IntoFault};
+use super::streams::file_of_len;
+use super::vm;
+use super::vm::bitmap::AtomicBitmap;
+use super::vm::mmap::{MmapRegionBuilder, MmapRegionError};
+use super::vm::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileMemory,
+};
+use crate::op::{MapFlags, MapHow, MapSpec, Span};
+use crate::out::{Fault, Out};
+
+/// Sizes between what the harness maps and what no host can map are left alone.
+fn sensible(size: usize) -> bool {
+    size <= 1 << 20 || size >= 1 << 50
+}
+
+fn flags(flags: MapFlags) -> i32 {
+    match flags {
+        MapFlags::NoFlags => 0,
+        MapFlags::PrivateAnon => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        MapFlags::SharedAnon => libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+        MapFlags::SharedOnly => libc::MAP_SHARED,
+        MapFlags::PrivateOnly => libc::MAP_PRIVATE,
+        MapFlags::FixedPrivateAnon => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+        MapFlags::NoReserveAnon => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    }
+}
+
+fn told(region: &MmapRegion<()>) -> Out {
+    Out::All(vec![
+        region.size().into(),
+        Out::Num(region.prot() as u64),
+        Out::Num(region.flags() as u64),
+        region.owned().into(),
+        region.is_hugetlbfs().into(),
+        region
+            .file_offset()
+            .map(|file| {
+                Out::All(vec![
+                    file.start().into(),
+                    Out::Bool(Arc::strong_count(file.arc()) > 0),
+                ])
+            })
+            .into(),
+        VolatileMemory::len(region).into(),
+        VolatileMemory::is_empty(region).into(),
+        ((region.as_ptr() as usize) % 4096).into(),
+    ])
+}
+
+/// Makes the mapping, and asks it everything that does not touch its memory.
+pub fn map(spec: &MapSpec) -> Out {
+    if !sensible(spec.size) {
+        return Out::NotApplicable;
+    }
+    let file = spec
+        .file
+        .as_ref()
+        .map(|file| FileOffset::new(file_of_len(file.len.min(1 << 30)), file.offset));
+    let prot = i32::from(spec.prot & 7);
+    let flags = flags(spec.flags);
+    let base = match MmapRegion::<()>::new(1 << 16) {
+        Ok(base) => base,
+        Err(error) => return Out::Failed(error.fault(&Hosts::default())),
+    };
+    let mut made: Result<MmapRegion<()>, MmapRegionError> = match (spec.how, file) {
+        (MapHow::MapNew, _) => MmapRegion::new(spec.size),
+        (MapHow::MapFromFile, Some(file)) => MmapRegion::from_file(file, spec.size),
+        (MapHow::MapFromFile, None) => return Out::NotApplicable,
+        (MapHow::MapBuild, file) => MmapRegion::build(file, spec.size, prot, flags),
+        (MapHow::MapRaw, _) => {
+            // SAFETY: the memory is mapped for as long as the result lives, which is told to nobody and never touched.
+            unsafe { MmapRegion::build_raw(base.as_ptr(), spec.size, prot, flags) }
+        }
+        (MapHow::MapRawMisaligned, _) => {
+            // SAFETY: as above; an address that is not that of a page is refused.
+            unsafe { MmapRegion::build_raw(base.as_ptr().wrapping_add(8), spec.size, prot, flags) }
+        }
+        (MapHow::MapBuilder, file) => {
+            let mut builder = MmapRegionBuilder::new(spec.size)
+                .with_mmap_prot(prot)
+                .with_mmap_flags(flags);
+            if let Some(file) = file {
+                builder = builder.with_file_offset(file);
+            }
+            if let Some(huge) = spec.huge {
+                builder = builder.with_hugetlbfs(huge);
+            }
+            builder.build()
+        }
+        (MapHow::MapBuilderBare, _) => MmapRegionBuilder::new(spec.size).build(),
+        (MapHow::MapFromRange, file) => {
+            let made = GuestRegionMmap::<()>::from_range(GuestAddress(0x1000), spec.size, file);
+            return Out::of(
+                made.map_err(|error| error.fault(&Hosts::default()))
+                    .map(|region| {
+                        let mapping = region.get_mmap();
+                        vec![
+                            told(&mapping),
+                            region.start_addr().0.into(),
+                            region.last_addr().0.into(),
+                        ]
+                    }),
+            );
+        }
+    };
+    if let (Ok(region), Some(huge)) = (&mut made, spec.huge) {
+        region.set_hugetlbfs(huge);
+    }
+    Out::of(
+        made.map(|region| told(&region))
+            .map_err(|error| error.fault(&Hosts::default())),
+    )
+}
+
+/// Whether two mappings of files overlap there.
+pub fn fds_overlap(same_file: bool, first: (u64, usize), second: (u64, usize)) -> Out {
+    const LARGEST_FILE: u64 = 1 << 16;
+    let ends = [first, second].map(|(offset, len)| offset.checked_add(len as u64));
+    if ends.iter().any(|end| end.is_none_or(|end| end > LARGEST_FILE)) {
+        return Out::NotApplicable;
+    }
+    let file = Arc::new(file_of_len(LARGEST_FILE));
+    let other = if same_file {
+        Arc::clone(&file)
+    } else {
+        Arc::new(file_of_len(LARGEST_FILE))
+    };
+    let made = |file, (offset, len)| MmapRegion::<()>::from_file(FileOffset::from_arc(file, offset), len);
+    match (made(file, first), made(other, second)) {
+        (Ok(a), Ok(b)) => {
+            let alone = MmapRegion::<()>::new(4096);
+            Out::All(vec![
+                a.fds_overlap(&b).into(),
+                b.fds_overlap(&a).into(),
+                alone.is_ok_and(|alone| alone.fds_overlap(&a)).into(),
+            ])
+        }
+        (Err(error), _) | (_, Err(error)) => Out::Failed(error.fault(&Hosts::default())),
+    }
+}
+
+/// Writes to a region whose builder chose the bitmap, and tells which pages it calls dirty.
+pub fn builder_marks(size: usize, writes: &[Span]) -> Out {
+    if size > 1 << 18 {
+        return Out::NotApplicable;
+    }
+    let made = MmapRegionBuilder::<AtomicBitmap>::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)
+        .build();
+    let region = match made {
+        Ok(region) => region,
+        Err(error) => return Out::Failed(error.fault(&Hosts::default())),
+    };
+    let slice = region.as_volatile_slice();
+    let results: Vec<Out> = writes
+        .iter()
+        .map(|span| {
+            let written = slice.write(&vec![7; span.len.min(1 << 18)], span.at);
+            Out::of(written.map_err(|error| error.fault(&Hosts(vec![region.as_ptr() as usize]))))
+        })
+        .collect();
+    let dirty = (0..size.div_ceil(4096))
+        .filter(|page| region.bitmap().is_addr_set(page * 4096))
+        .map(Out::from);
+    Out::All(vec![Out::All(results), Out::All(dirty.collect())])
+}
+
+/// A region of a mapping at a guest address.
+pub fn guest_region(base: u64, size: usize, arc: bool) -> Out {
+    if size > 1 << 20 {
+        return Out::NotApplicable;
+    }
+    let mapping = match MmapRegion::<()>::new(size) {
+        Ok(mapping) => mapping,
+        Err(error) => return Out::Failed(error.fault(&Hosts::default())),
+    };
+    let region = if arc {
+        GuestRegionMmap::with_arc(Arc::new(mapping), GuestAddress(base))
+    } else {
+        GuestRegionMmap::new(mapping, GuestAddress(base))
+    };
+    match region {
+        None => Out::Failed(Fault::Named("InvalidGuestRegion")),
+        Some(region) => Out::All(vec![
+            region.start_addr().0.into(),
+            vm::GuestMemoryRegion::len(&region).into(),
+            region.last_addr().0.into(),
+            told(&region.get_mmap()),
+        ]),
+    }
+}

@@ -1,0 +1,550 @@
+//! Does operations on one of the two crates. This folder is compiled once for each, as `vm`: what it does cannot differ.
+
+mod asks;
+mod bits;
+mod fault;
+mod kinds;
+mod maps;
+mod pure;
+mod slices;
+mod streams;
+mod tlb;
+mod touch;
+mod types;
+
+use std::sync::Arc;
+
+use self::asks::{ask, ask_any, ask_region};
+use self::fault::{Hosts, IntoFault};
+use self::kinds::{set_words, words_of, Kind, LARGEST_REGION};
+use self::slices::{walk, ActJob, Paths, SliceJob, TouchJob};
+use self::tlb::Remapper;
+use self::touch::touch;
+use super::vm;
+use crate::context::{Mapping, DEFAULT_IOMMU_BITMAP};
+use crate::host::{stream, HostRange};
+use crate::machine::{Extent, Machine, Placed, RegionState, State};
+use crate::op::{How, Kind as KindName, Layout, Op, Path, RegionSpec, Root, Target, Walk};
+use crate::out::{Fault, Out};
+use vm::bitmap::AtomicBitmap;
+use vm::iommu::Iotlb;
+use vm::{
+    GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion,
+    GuestRegionCollection, IommuMemory, MemoryRegionAddress, MmapRegion, VolatileMemory, VolatileSlice,
+};
+
+/// The length of the buffer that has no bitmap.
+const BUFFER_BYTES: usize = 8192;
+/// Regions that were removed and are still held, at most.
+const MOST_REMOVED: usize = 2;
+
+/// The type of [`std::any::type_name`] of something of this crate, to tell the two apart.
+pub fn crate_type_id() -> std::any::TypeId {
+    std::any::TypeId::of::<GuestAddress>()
+}
+
+/// One crate, with everything that the operations have made of it.
+pub struct World {
+    space: Box<dyn Space>,
+    bitmaps: [AtomicBitmap; 3],
+    alone: Iotlb,
+}
+
+impl Machine for World {
+    fn fresh() -> Self {
+        World {
+            space: Box::new(SpaceOf::<kinds::MmapPlain>::new(GuestRegionCollection::new())),
+            bitmaps: Default::default(),
+            alone: Iotlb::new(),
+        }
+    }
+
+    fn apply(&mut self, op: &Op) -> Out {
+        match *op {
+            Op::Build(ref layout) => match build(layout) {
+                Ok(space) => {
+                    self.space = space;
+                    Out::Nothing
+                }
+                Err(fault) => Out::Failed(fault),
+            },
+            Op::Bits { bitmap, ref act } => match self.bitmaps.get_mut(bitmap) {
+                Some(bitmap) => bits::bits(bitmap, act),
+                None => Out::NotApplicable,
+            },
+            Op::Tlb { alone: true, ref act } => tlb::tlb(&mut self.alone, act, &Hosts::default()),
+            Op::Map(ref spec) => maps::map(spec),
+            Op::FdsOverlap {
+                same_file,
+                first,
+                first_len,
+                second,
+                second_len,
+            } => maps::fds_overlap(same_file, (first, first_len), (second, second_len)),
+            Op::BuilderMarks { size, ref writes } => maps::builder_marks(size, writes),
+            Op::GuestRegion { base, size, arc } => maps::guest_region(base, size, arc),
+            Op::Calculate { what, a, b } => pure::arith(what, a, b),
+            Op::Value {
+                ty,
+                what,
+                len,
+                skip,
+                seed,
+            } => pure::value(ty, what, len, skip, seed),
+            Op::Endian { ty, value } => pure::endian(ty, value),
+            Op::Perms { a, b } => pure::perms(a, b),
+            _ => self.space.apply(op),
+        }
+    }
+
+    fn extents(&self) -> Vec<Extent> {
+        self.space.extents()
+    }
+
+    fn reach(&self, on: &Target) -> Vec<Placed> {
+        self.space.reach(on)
+    }
+
+    fn words_after(&self, place: Option<usize>, before: &[u64], marks: &[(usize, usize)]) -> Vec<u64> {
+        self.space.words_after(place, before, marks)
+    }
+
+    fn mappings(&mut self, alone: bool) -> Vec<Mapping> {
+        if alone {
+            tlb::mappings(&self.alone)
+        } else {
+            self.space.mappings()
+        }
+    }
+
+    fn state(&self) -> State {
+        self.space.state()
+    }
+
+    fn set_bits(&mut self, region: usize, words: &[u64]) {
+        self.space.set_bits(region, words);
+    }
+
+    fn set_iommu_bits(&mut self, words: &[u64]) {
+        self.space.set_iommu_bits(words);
+    }
+
+    fn forget_mappings(&mut self, alone: bool) {
+        if alone {
+            self.alone = Iotlb::new();
+        } else {
+            self.space.forget_mappings();
+        }
+    }
+}
+
+/// A [`SpaceOf`], whatever its regions are.
+trait Space {
+    fn apply(&mut self, op: &Op) -> Out;
+    fn extents(&self) -> Vec<Extent>;
+    fn reach(&self, on: &Target) -> Vec<Placed>;
+    fn words_after(&self, place: Option<usize>, before: &[u64], marks: &[(usize, usize)]) -> Vec<u64>;
+    fn mappings(&self) -> Vec<Mapping>;
+    fn state(&self) -> State;
+    fn set_bits(&mut self, region: usize, words: &[u64]);
+    fn set_iommu_bits(&mut self, words: &[u64]);
+    fn forget_mappings(&mut self);
+}
+
+type Collection<K> = GuestRegionCollection<<K as Kind>::R>;
+
+/// Guest memory whose regions are of one type, and all that is made of it.
+struct SpaceOf<K: Kind> {
+    memory: Collection<K>,
+    published: GuestMemoryAtomic<Collection<K>>,
+    /// What `published` has, to look at its regions.
+    seen: Collection<K>,
+    kept: Option<Arc<Collection<K>>>,
+    removed: Vec<Arc<K::R>>,
+    iommu: IommuMemory<Collection<K>, Remapper>,
+    buffer: MmapRegion<()>,
+}
+
+fn build(layout: &Layout) -> Result<Box<dyn Space>, Fault> {
+    Ok(match layout.kind {
+        KindName::MmapPlain => Box::new(SpaceOf::<kinds::MmapPlain>::build(layout)?),
+        KindName::MmapTracked => Box::new(SpaceOf::<kinds::MmapTracked>::build(layout)?),
+        KindName::MmapMaybe => Box::new(SpaceOf::<kinds::MmapMaybe>::build(layout)?),
+        KindName::Own => Box::new(SpaceOf::<kinds::Own>::build(layout)?),
+        KindName::Device => Box::new(SpaceOf::<kinds::Device>::build(layout)?),
+    })
+}
+
+fn range_of(host: (usize, usize)) -> HostRange {
+    #[expect(unsafe_code, reason = "the harness looks at guest memory by its host address")]
+    // SAFETY: kinds give the whole mapping of a region that the machine keeps, and a single thread uses it.
+    unsafe {
+        HostRange::new(host.0, host.1)
+    }
+}
+
+fn region_of<K: Kind>(spec: &RegionSpec) -> Result<K::R, Fault> {
+    let region = K::region(spec)?;
+    range_of(K::host(&region)).fill(spec.seed);
+    Ok(region)
+}
+
+impl<K: Kind> SpaceOf<K> {
+    fn new(memory: Collection<K>) -> Self {
+        let (bytes, page) = DEFAULT_IOMMU_BITMAP;
+        let mut space = SpaceOf {
+            published: GuestMemoryAtomic::new(memory.clone()),
+            seen: memory.clone(),
+            kept: None,
+            removed: Vec::new(),
+            iommu: IommuMemory::new(memory.clone(), Remapper::new(), true, K::bitmap(bytes, page)),
+            memory,
+            buffer: MmapRegion::new(BUFFER_BYTES).expect("mapping a buffer"),
+        };
+        space.buffer_range().fill(0xB0);
+        space
+    }
+
+    fn build(layout: &Layout) -> Result<Self, Fault> {
+        let specs = &layout.regions.0;
+        let collection = |made: Result<Collection<K>, vm::GuestRegionCollectionError>| {
+            made.map_err(|error| error.fault(&Hosts::default()))
+        };
+        let regions = || specs.iter().map(region_of::<K>);
+        let memory = match layout.how {
+            How::FromRegions => collection(GuestRegionCollection::from_regions(
+                regions().collect::<Result<_, _>>()?,
+            ))?,
+            How::FromArcRegions => {
+                let regions = regions()
+                    .map(|region| region.map(Arc::new))
+                    .collect::<Result<_, _>>()?;
+                collection(GuestRegionCollection::from_arc_regions(regions))?
+            }
+            How::OneByOne => {
+                let mut memory = GuestRegionCollection::new();
+                for region in regions() {
+                    memory = collection(memory.insert_region(Arc::new(region?)))?;
+                }
+                memory
+            }
+            How::FromRanges | How::FromRangesWithFiles => {
+                let made = K::from_ranges(specs, layout.how == How::FromRangesWithFiles);
+                let memory = made.ok_or(Fault::Named("not a kind with ranges"))??;
+                for (region, spec) in memory.iter().zip(specs) {
+                    range_of(K::host(region)).fill(spec.seed);
+                }
+                memory
+            }
+        };
+        Ok(Self::new(memory))
+    }
+
+    fn buffer_range(&mut self) -> HostRange {
+        range_of((self.buffer.as_ptr() as usize, BUFFER_BYTES))
+    }
+
+    /// The regions that are compared, each once: those of the current collection first, as operands count them.
+    fn regions(&self) -> Vec<&K::R> {
+        let mut regions: Vec<&K::R> = self.memory.iter().collect();
+        let others = self
+            .seen
+            .iter()
+            .chain(self.kept.iter().flat_map(|kept| kept.iter()));
+        let others = others
+            .chain(self.iommu.get_backend().iter())
+            .chain(self.removed.iter().map(|region| &**region));
+        for region in others {
+            if !regions.iter().any(|known| std::ptr::eq(*known, region)) {
+                regions.push(region);
+            }
+        }
+        regions
+    }
+
+    fn hosts(&self) -> Hosts {
+        let mut hosts: Vec<_> = self.regions().iter().map(|region| K::host(region).0).collect();
+        hosts.push(self.buffer.as_ptr() as usize);
+        Hosts(hosts)
+    }
+
+    fn touch(&self, on: &Target, at: u64, access: &crate::op::Access) -> Out {
+        let hosts = self.hosts();
+        match on {
+            Target::Memory => touch(&self.memory, GuestAddress(at), access, &hosts),
+            Target::Published => touch(&*self.published.memory(), GuestAddress(at), access, &hosts),
+            Target::Kept => match &self.kept {
+                Some(kept) => touch(&**kept, GuestAddress(at), access, &hosts),
+                None => Out::NotApplicable,
+            },
+            Target::Iommu => touch(&self.iommu, GuestAddress(at), access, &hosts),
+            Target::OneRegion(index) => match self.memory.iter().nth(*index) {
+                Some(region) => touch(region, MemoryRegionAddress(at), access, &hosts),
+                None => Out::NotApplicable,
+            },
+            Target::OneSlice(path) => self.with_slice(path, &mut TouchJob { at, access }),
+        }
+    }
+
+    fn ask(&self, on: &Target, question: &crate::op::Question) -> Out {
+        use crate::op::Question as Q;
+        let hosts = self.hosts();
+        let of_any = matches!(
+            question,
+            Q::CheckRangeFor { .. } | Q::GetSlicesFor { .. } | Q::HasPhysical
+        );
+        let both = |memory: &Collection<K>| {
+            if of_any {
+                ask_any(memory, question, &hosts)
+            } else {
+                ask(memory, question, &hosts)
+            }
+        };
+        match on {
+            Target::Memory => both(&self.memory),
+            Target::Published => both(&self.published.memory()),
+            Target::Kept => self.kept.as_ref().map_or(Out::NotApplicable, |kept| both(kept)),
+            Target::Iommu => ask_any(&self.iommu, question, &hosts),
+            Target::OneRegion(_) | Target::OneSlice(_) => Out::NotApplicable,
+        }
+    }
+}
+
+impl<K: Kind> Paths for SpaceOf<K> {
+    fn with_slice(&self, path: &Path, job: &mut impl SliceJob) -> Out {
+        let hosts = self.hosts();
+        fn go<B: vm::bitmap::BitmapSlice, E: IntoFault>(
+            slice: Result<VolatileSlice<'_, B>, E>,
+            steps: &[Walk],
+            hosts: &Hosts,
+            job: &mut impl SliceJob,
+        ) -> Out {
+            match slice {
+                Ok(slice) => walk(&slice, steps, hosts, job),
+                Err(error) => Out::Failed(error.fault(hosts)),
+            }
+        }
+        match path.root {
+            Root::OfRegion(index) => match self.memory.iter().nth(index) {
+                Some(region) => go(region.as_volatile_slice(), &path.steps, &hosts, job),
+                None => Out::NotApplicable,
+            },
+            Root::OfMapping { region, at, len } => {
+                match self.memory.iter().nth(region).and_then(K::mapping) {
+                    Some(mapping) => go(
+                        VolatileMemory::get_slice(mapping, at, len),
+                        &path.steps,
+                        &hosts,
+                        job,
+                    ),
+                    None => Out::NotApplicable,
+                }
+            }
+            Root::OfMemory { at, len } => go(
+                self.memory.get_slice(GuestAddress(at), len),
+                &path.steps,
+                &hosts,
+                job,
+            ),
+            Root::OfBuffer { len } => go(
+                VolatileMemory::get_slice(&self.buffer, 0, len),
+                &path.steps,
+                &hosts,
+                job,
+            ),
+            Root::OfLocal { len } => {
+                let mut local = stream(0xC0, 0, len.min(BUFFER_BYTES));
+                let mut hosts = hosts;
+                hosts.0.push(local.as_ptr() as usize);
+                let out = walk(&VolatileSlice::from(&mut local[..]), &path.steps, &hosts, job);
+                Out::All(vec![out, Out::Bytes(local)])
+            }
+        }
+    }
+}
+
+impl<K: Kind> Space for SpaceOf<K> {
+    fn apply(&mut self, op: &Op) -> Out {
+        match *op {
+            Op::InsertRegion(ref spec) => {
+                let inserted = region_of::<K>(spec).and_then(|region| {
+                    self.memory
+                        .insert_region(Arc::new(region))
+                        .map_err(|error| error.fault(&Hosts::default()))
+                });
+                Out::of(inserted.map(|memory| self.memory = memory))
+            }
+            Op::RemoveRegion { base, len } => match self.memory.remove_region(GuestAddress(base), len) {
+                Ok((memory, region)) => {
+                    self.memory = memory;
+                    let gone = Out::All(vec![region.start_addr().0.into(), region.len().into()]);
+                    self.removed.push(region);
+                    if self.removed.len() > MOST_REMOVED {
+                        self.removed.remove(0);
+                    }
+                    gone
+                }
+                Err(error) => Out::Failed(error.fault(&Hosts::default())),
+            },
+            Op::Publish => {
+                // A second handle, as another thread would have: both must see the replacement.
+                let handle = self.published.clone();
+                let before = handle.memory();
+                match handle.lock() {
+                    Ok(guard) => guard.replace(self.memory.clone()),
+                    Err(_) => return Out::Failed(Fault::Named("poisoned")),
+                }
+                self.seen = self.memory.clone();
+                Out::All(vec![
+                    before.num_regions().into(),
+                    self.published.memory().num_regions().into(),
+                ])
+            }
+            Op::Keep { into_inner } => {
+                let guard = self.published.memory();
+                let other = guard.clone();
+                self.kept = Some(if into_inner {
+                    guard.into_inner()
+                } else {
+                    Arc::new((*guard).clone())
+                });
+                other.num_regions().into()
+            }
+            Op::Forget => self.kept.take().is_some().into(),
+            Op::Touch {
+                ref on,
+                at,
+                ref access,
+            } => self.touch(on, at, access),
+            Op::Ask { ref on, ref question } => self.ask(on, question),
+            Op::AskRegion { region, ref question } => match self.memory.iter().nth(region) {
+                Some(region) => ask_region(region, question, &self.hosts()),
+                None => Out::NotApplicable,
+            },
+            Op::Volatile { ref path, ref act } => self.with_slice(path, &mut ActJob { paths: self, act }),
+            Op::Tlb { ref act, .. } => tlb::tlb(&mut self.iommu.iommu().tlb_mut(), act, &self.hosts()),
+            Op::NewIommu { enabled, bytes, page } => {
+                if bytes as u64 > 4 * LARGEST_REGION {
+                    return Out::NotApplicable;
+                }
+                let memory = self.memory.clone();
+                self.iommu = IommuMemory::new(memory, Remapper::new(), enabled, K::bitmap(bytes, page));
+                Out::Nothing
+            }
+            Op::EnableIommu { on } => {
+                let before = self.iommu.get_iommu_enabled();
+                self.iommu.set_iommu_enabled(on);
+                Out::All(vec![before.into(), self.iommu.get_iommu_enabled().into()])
+            }
+            Op::ReplaceBackend => {
+                let before = self.iommu.get_backend().num_regions();
+                self.iommu = self.iommu.with_replaced_backend(self.memory.clone());
+                Out::All(vec![
+                    before.into(),
+                    self.iommu.get_backend().num_regions().into(),
+                    self.iommu
+                        .physical_memory()
+                        .map(|memory| memory.num_regions())
+                        .into(),
+                ])
+            }
+            Op::CloneIommu => {
+                self.iommu = self.iommu.clone();
+                self.iommu.get_iommu_enabled().into()
+            }
+            _ => Out::NotApplicable,
+        }
+    }
+
+    fn extents(&self) -> Vec<Extent> {
+        self.memory
+            .iter()
+            .map(|region| Extent {
+                base: region.start_addr().0,
+                len: region.len(),
+            })
+            .collect()
+    }
+
+    fn reach(&self, on: &Target) -> Vec<Placed> {
+        let reached: Vec<&K::R> = match on {
+            Target::Published => self.seen.iter().collect(),
+            Target::Kept => self.kept.iter().flat_map(|kept| kept.iter()).collect(),
+            Target::Iommu => self.iommu.get_backend().iter().collect(),
+            _ => self.memory.iter().collect(),
+        };
+        let all = self.regions();
+        reached
+            .into_iter()
+            .map(|region| Placed {
+                base: region.start_addr().0,
+                len: region.len(),
+                place: all
+                    .iter()
+                    .position(|known| std::ptr::eq(*known, region))
+                    .unwrap_or(usize::MAX),
+                ram: K::is_ram(region),
+            })
+            .collect()
+    }
+
+    fn words_after(&self, place: Option<usize>, before: &[u64], marks: &[(usize, usize)]) -> Vec<u64> {
+        let bitmap = match place {
+            Some(place) => self
+                .regions()
+                .get(place)
+                .and_then(|region| K::region_bits(region)),
+            None => K::bits(self.iommu.bitmap()),
+        };
+        let Some(bitmap) = bitmap.cloned() else {
+            return Vec::new();
+        };
+        set_words(Some(&bitmap), before);
+        for (offset, len) in marks {
+            vm::bitmap::Bitmap::mark_dirty(&bitmap, *offset, *len);
+        }
+        words_of(Some(&bitmap))
+    }
+
+    fn mappings(&self) -> Vec<Mapping> {
+        tlb::mappings(&self.iommu.iommu().tlb_mut())
+    }
+
+    fn state(&self) -> State {
+        let mut regions: Vec<_> = self
+            .regions()
+            .into_iter()
+            .map(|region| RegionState {
+                memory: range_of(K::host(region)),
+                bits: words_of(K::region_bits(region)),
+                base: region.start_addr().0,
+                len: region.len(),
+            })
+            .collect();
+        let buffer = range_of((self.buffer.as_ptr() as usize, BUFFER_BYTES));
+        regions.push(RegionState {
+            memory: buffer,
+            bits: Vec::new(),
+            base: 0,
+            len: 0,
+        });
+        State {
+            regions,
+            iommu: words_of(K::bits(self.iommu.bitmap())),
+        }
+    }
+
+    fn set_bits(&mut self, region: usize, words: &[u64]) {
+        if let Some(region) = self.regions().get(region) {
+            set_words(K::region_bits(region), words);
+        }
+    }
+
+    fn set_iommu_bits(&mut self, words: &[u64]) {
+        set_words(K::bits(self.iommu.bitmap()), words);
+    }
+
+    fn forget_mappings(&mut self) {
+        *self.iommu.iommu().tlb_mut() = Iotlb::new();
+    }
+}

@@ -1,0 +1,36 @@
+//! The same operations on `vm-memory` 0.18.0 and on this crate. See README.md.
+
+pub mod context;
+pub mod gen;
+pub mod host;
+pub mod machine;
+pub mod model;
+pub mod on_ours;
+pub mod on_reference;
+pub mod op;
+pub mod out;
+pub mod rules;
+pub mod run;
+pub mod shrink;
+
+/// Everything that a printed sequence names.
+pub mod prelude {
+    pub use crate::list;
+    pub use crate::op::{
+        Access::*, Act::*, Answer::*, Arith::*, AtomTy::*, BitAct::*, Flavour::*, Handle::*, How::*, Kind::*,
+        MapFlags::*, MapHow::*, Op::*, Order::*, Perm::*, Question::*, RegionQuestion::*, Root::*, Sink::*,
+        Source::*, Step::*, Target::*, TlbAct::*, Trouble::*, Ty::*, ValueAct::*, View::*, Walk::*, *,
+    };
+    pub use crate::replay;
+}
+
+/// Does the operations on both crates, with all rules.
+///
+/// # Panics
+///
+/// At a difference that no rule allows.
+pub fn replay(ops: &[op::Op]) {
+    if let Err(difference) = run::replay_on::<on_reference::driver::World, on_ours::driver::World>(ops, &[]) {
+        panic!("{}", shrink::report(ops, &difference));
+    }
+}

@@ -1,0 +1,567 @@
+//! What an access by guest address should come to: slow, obvious, and apart from both crates. The rules ask it whether ours
+//! is right where the reference is not.
+
+mod streams;
+
+use self::streams::{room_for, system_error, Simulated};
+use crate::context::{closed, Context, Mapping, TOP};
+use crate::host::stream;
+use crate::machine::Placed;
+use crate::op::{Access, Answer, Order, Perm, Question, Sink, Source, Target, Ty};
+use crate::out::{Fault, Out, Place};
+
+/// Memory and dirty bits before the operation.
+#[derive(Clone, Debug)]
+pub struct Prior {
+    pub memory: Vec<Vec<u8>>,
+    pub bits: Vec<Vec<u64>>,
+    pub iommu: Vec<u64>,
+}
+
+/// What an operation should come to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expected {
+    pub out: Out,
+    /// Region, offset and bytes.
+    pub writes: Vec<(usize, usize, Vec<u8>)>,
+    /// Region (`None`: the bitmap of the `IommuMemory`), offset and length.
+    pub marks: Vec<(Option<usize>, usize, usize)>,
+}
+
+impl Expected {
+    fn just(out: Out) -> Self {
+        Expected {
+            out,
+            writes: Vec::new(),
+            marks: Vec::new(),
+        }
+    }
+}
+
+/// A part of a range that lies in one region.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    place: usize,
+    offset: usize,
+    len: usize,
+    /// Where the marks go: to the `IommuMemory`'s bitmap, at this offset.
+    iova: Option<u64>,
+}
+
+/// The model of one target.
+pub struct Model<'a> {
+    context: &'a Context,
+    regions: &'a [Placed],
+    translated: bool,
+    prior: &'a Prior,
+}
+
+impl<'a> Model<'a> {
+    /// That of `on`, whose regions are these; nothing if `on` is no guest memory.
+    pub fn new(context: &'a Context, on: &Target, regions: &'a [Placed], prior: &'a Prior) -> Option<Self> {
+        match on {
+            Target::OneRegion(_) | Target::OneSlice(_) => return None,
+            Target::Kept if context.kept.is_none() => return None,
+            _ => {}
+        }
+        let translated = *on == Target::Iommu && context.iommu_enabled;
+        Some(Model {
+            context,
+            regions,
+            translated,
+            prior,
+        })
+    }
+
+    /// The region with the address, and how far it is from there to its end or to 2^64.
+    fn find(&self, at: u64) -> Option<(&Placed, u64, usize)> {
+        let region = self
+            .regions
+            .iter()
+            .find(|r| at >= r.base && at - r.base < r.len)?;
+        let offset = at - region.base;
+        let rest = u128::from(region.len - offset).min(TOP - u128::from(at));
+        Some((region, offset, rest as usize))
+    }
+
+    /// The parts of a range of guest physical addresses, and what ends them early.
+    fn physical(&self, at: u64, count: usize, iova: Option<u64>) -> (Vec<Piece>, Option<Fault>) {
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        while done < count {
+            let address = u128::from(at) + done as u128;
+            if address >= TOP {
+                return (pieces, Some(Fault::GuestAddressOverflow));
+            }
+            let Some((region, offset, rest)) = self.find(address as u64) else {
+                return (pieces, Some(Fault::InvalidGuestAddress(address as u64)));
+            };
+            if !region.ram {
+                return (pieces, Some(Fault::HostAddressNotAvailable));
+            }
+            let len = rest.min(count - done);
+            let iova = iova.map(|iova| iova + done as u64);
+            pieces.push(Piece {
+                place: region.place,
+                offset: offset as usize,
+                len,
+                iova,
+            });
+            done += len;
+        }
+        (pieces, None)
+    }
+
+    /// The parts of a range, and what ends them early; or why none of it can be reached at all.
+    fn pieces(&self, at: u64, count: usize, perm: Perm) -> Result<(Vec<Piece>, Option<Fault>), Fault> {
+        if !self.translated || count == 0 {
+            return Ok(self.physical(at, count, None));
+        }
+        let unresolved = Fault::Iommu(Box::new(Fault::CannotResolve { base: at, len: count }));
+        let Some((first, last)) = closed(at, count) else {
+            return Err(unresolved);
+        };
+        if matches!(perm, Perm::Write | Perm::ReadWrite) && !self.context.iommu_tracks(at, count) {
+            return Err(Fault::Iommu(Box::new(Fault::IommuMisconfigured)));
+        }
+        let Some(ranges) = found(&self.context.tlb.mappings, first, last, perm) else {
+            return Err(unresolved);
+        };
+        let mut pieces = Vec::new();
+        for range in ranges {
+            let len = (range.last - range.first + 1) as usize;
+            let (more, fault) = self.physical(range.gpa, len, Some(range.first));
+            pieces.extend(more);
+            if fault.is_some() {
+                return Ok((pieces, fault));
+            }
+        }
+        Ok((pieces, None))
+    }
+
+    /// The parts up to the first fault: the fault only if there are none.
+    fn before_fault(&self, at: u64, count: usize, perm: Perm) -> Result<Vec<Piece>, Fault> {
+        match self.pieces(at, count, perm)? {
+            (pieces, Some(fault)) if pieces.is_empty() => Err(fault),
+            (pieces, _) => Ok(pieces),
+        }
+    }
+
+    fn read(&self, pieces: &[Piece]) -> Vec<u8> {
+        pieces
+            .iter()
+            .flat_map(|p| self.prior.memory[p.place][p.offset..p.offset + p.len].to_vec())
+            .collect()
+    }
+
+    /// The outcome of writing `bytes` to the pieces, as far as both go.
+    fn written(&self, out: Out, pieces: &[Piece], bytes: &[u8]) -> Expected {
+        let mut expected = Expected::just(out);
+        let mut done = 0;
+        for piece in pieces {
+            let len = piece.len.min(bytes.len() - done);
+            if len == 0 {
+                break;
+            }
+            expected
+                .writes
+                .push((piece.place, piece.offset, bytes[done..done + len].to_vec()));
+            expected.marks.push(match piece.iova {
+                Some(iova) => (None, iova as usize, len),
+                None => (Some(piece.place), piece.offset, len),
+            });
+            done += len;
+        }
+        expected
+    }
+
+    /// What the access should come to; nothing if the model does not say.
+    pub fn touch(&self, at: u64, access: &Access) -> Option<Expected> {
+        Some(match *access {
+            Access::WriteBytes { len, seed } => {
+                self.write(at, &stream(seed, 0, len), |done, _| Out::from(done))
+            }
+            Access::WriteSlice { len, seed } => self.write(at, &stream(seed, 0, len), whole),
+            Access::WriteObj { ty, seed } => self.write(at, &stream(seed, 0, size_of(ty)), whole),
+            Access::ReadBytes { len } => self.read_to(
+                at,
+                len,
+                |out, bytes| Out::All(vec![out, bytes]),
+                |done, _| done.into(),
+            ),
+            Access::ReadSlice { len } => {
+                self.read_to(at, len, |out, bytes| Out::All(vec![out, bytes]), whole)
+            }
+            Access::ReadObj { ty } => self.read_to(
+                at,
+                size_of(ty),
+                |out, bytes| if out == Out::Nothing { bytes } else { out },
+                whole,
+            ),
+            Access::Store { ty, value, order } => {
+                let bytes = &value.to_ne_bytes()[..atom_size(ty)];
+                match self.atom(at, bytes.len(), Perm::Write) {
+                    // The standard library's panic: nothing that a guest could bring about.
+                    Ok(_) if matches!(order, Order::Acquire | Order::AcqRel) => return None,
+                    Ok(piece) => self.written(Out::Nothing, &[piece], bytes),
+                    Err(fault) => Expected::just(Out::Failed(fault)),
+                }
+            }
+            Access::Load { ty, order } => Expected::just(match self.atom(at, atom_size(ty), Perm::Read) {
+                Ok(_) if matches!(order, Order::Release | Order::AcqRel) => return None,
+                Ok(piece) => Out::Bytes(self.read(&[piece])),
+                Err(fault) => Out::Failed(fault),
+            }),
+            Access::ReadFrom {
+                ref source,
+                count,
+                exact,
+            } => self.read_from(at, source, count, exact)?,
+            Access::WriteTo { ref sink, count, all } => self.write_to(at, sink, count, all)?,
+        })
+    }
+
+    fn write(&self, at: u64, bytes: &[u8], out: fn(usize, usize) -> Out) -> Expected {
+        match self.before_fault(at, bytes.len(), Perm::Write) {
+            Ok(pieces) => {
+                let done: usize = pieces.iter().map(|p| p.len).sum();
+                self.written(out(done, bytes.len()), &pieces, &bytes[..done])
+            }
+            Err(fault) => Expected::just(Out::Failed(fault)),
+        }
+    }
+
+    fn read_to(
+        &self,
+        at: u64,
+        len: usize,
+        join: fn(Out, Out) -> Out,
+        out: fn(usize, usize) -> Out,
+    ) -> Expected {
+        let mut buffer = vec![0xEE; len];
+        let out = match self.before_fault(at, len, Perm::Read) {
+            Ok(pieces) => {
+                let bytes = self.read(&pieces);
+                buffer[..bytes.len()].copy_from_slice(&bytes);
+                out(bytes.len(), len)
+            }
+            Err(fault) => Out::Failed(fault),
+        };
+        Expected::just(join(out, Out::Bytes(buffer)))
+    }
+
+    /// The one aligned piece that an atomic access goes to.
+    fn atom(&self, at: u64, size: usize, perm: Perm) -> Result<Piece, Fault> {
+        let pieces = self.before_fault(at, size, perm)?;
+        match pieces[..] {
+            // Regions begin at host pages.
+            [piece] if piece.len == size && piece.offset % size == 0 => Ok(piece),
+            _ => Err(Fault::InvalidBackendAddress),
+        }
+    }
+
+    fn read_from(&self, at: u64, source: &Source, count: usize, exact: bool) -> Option<Expected> {
+        if *source == Source::DeafSource {
+            return self.read_from_deaf(at, count, exact);
+        }
+        let mut source = Simulated::new(source)?;
+        let reached = match self.before_fault(at, count, Perm::Write) {
+            Ok(pieces) => pieces,
+            Err(fault) => {
+                return Some(Expected::just(Out::All(vec![
+                    Out::Failed(fault),
+                    source.position().into(),
+                ])))
+            }
+        };
+        let partial = |completed| {
+            Out::Failed(Fault::PartialBuffer {
+                expected: count,
+                completed,
+            })
+        };
+        let (mut moved, mut end) = (0, None);
+        'pieces: for piece in &reached {
+            let mut here = 0;
+            while here < piece.len {
+                match source.next(piece.len - here) {
+                    Ok(0) => {
+                        end = Some(None);
+                        break 'pieces;
+                    }
+                    Ok(n) => {
+                        here += n;
+                        moved += n;
+                        if here < piece.len && !exact {
+                            end = Some(None);
+                            break 'pieces;
+                        }
+                    }
+                    Err(fault) => {
+                        end = Some(Some(fault));
+                        break 'pieces;
+                    }
+                }
+            }
+        }
+        let out = match end {
+            Some(Some(fault)) if moved == 0 => Out::Failed(fault),
+            _ if !exact => moved.into(),
+            _ if moved == count => Out::Nothing,
+            _ => partial(moved),
+        };
+        let bytes = source.given(moved);
+        Some(self.written(Out::All(vec![out, source.position().into()]), &reached, &bytes))
+    }
+
+    /// A descriptor that cannot be read: what it may have left behind counts as written.
+    fn read_from_deaf(&self, at: u64, count: usize, exact: bool) -> Option<Expected> {
+        let (out, marked) = match self.before_fault(at, count, Perm::Write) {
+            Err(fault) => (Out::Failed(fault), None),
+            Ok(pieces) => match pieces.first() {
+                None if exact => (Out::Nothing, None),
+                None => (Out::Num(0), None),
+                Some(piece) => (Out::Failed(system_error(libc::EBADF)), Some(*piece)),
+            },
+        };
+        let mut expected = Expected::just(Out::All(vec![out, Out::Num(0)]));
+        expected.marks.extend(marked.map(|piece| match piece.iova {
+            Some(iova) => (None, iova as usize, piece.len),
+            None => (Some(piece.place), piece.offset, piece.len),
+        }));
+        Some(expected)
+    }
+
+    /// As the reference has it: each part is written whole, and an error is returned whatever was written before.
+    fn write_to(&self, at: u64, sink: &Sink, count: usize, all: bool) -> Option<Expected> {
+        let (out, taken) = match self.before_fault(at, count, Perm::Read) {
+            Err(fault) => (Out::Failed(fault), Vec::new()),
+            Ok(pieces) => {
+                let bytes = self.read(&pieces);
+                let (taken, fault) = room_for(sink, &bytes, &pieces)?;
+                let out = match fault {
+                    // As for reads (B1): the count that was done before an error comes first.
+                    Some(_) if taken != 0 && all => whole(taken, count),
+                    Some(_) if taken != 0 => taken.into(),
+                    Some(fault) => Out::Failed(fault),
+                    None if all => whole(bytes.len(), count),
+                    None => bytes.len().into(),
+                };
+                (out, bytes[..taken].to_vec())
+            }
+        };
+        let overwritten = |len: usize, pos: u64, grows: bool| {
+            let mut contents = vec![0xA5; len];
+            let pos = pos.min(1 << 20) as usize;
+            if grows && !taken.is_empty() {
+                contents.resize(len.max(pos), 0);
+            }
+            for (i, byte) in taken.iter().enumerate() {
+                match contents.get_mut(pos + i) {
+                    Some(place) => *place = *byte,
+                    None => contents.push(*byte),
+                }
+            }
+            contents
+        };
+        let moved = taken.len() as u64;
+        let (contents, position) = match *sink {
+            Sink::ScriptSink { .. } | Sink::SocketSink { .. } => (taken, 0),
+            Sink::VecSink { filled } => (overwritten(filled, filled as u64, true), 0),
+            Sink::SliceSink { room } => (overwritten(room, 0, false), moved),
+            Sink::CursorSink { room, pos } => (overwritten(room, pos, false), pos.saturating_add(moved)),
+            Sink::FileSink { filled, pos, .. } => (overwritten(filled, pos, true), pos + moved),
+            Sink::PipeSink { room, open: true, .. } => (vec![0xA5; 4096 - room.min(4096)], 0),
+            Sink::PipeSink { .. } | Sink::FullSink | Sink::MuteSink => (Vec::new(), 0),
+        };
+        Some(Expected::just(Out::All(vec![
+            out,
+            contents.into(),
+            position.into(),
+        ])))
+    }
+
+    /// What the question should be answered; nothing if the model does not say.
+    pub fn answer(&self, question: &Question) -> Option<Out> {
+        let extent = |r: &Placed| Out::All(vec![r.base.into(), r.len.into()]);
+        Some(match *question {
+            Question::CheckRangeFor { at, len, perm } => self
+                .pieces(at, len, perm)
+                .is_ok_and(|(_, fault)| fault.is_none())
+                .into(),
+            Question::GetSlicesFor { at, len, perm, stop } => self.slices(self.pieces(at, len, perm), stop),
+            Question::HasPhysical => (!self.translated).into(),
+            _ if self.translated => return None,
+            Question::CheckRange { at, len } => self.physical(at, len, None).1.is_none().into(),
+            Question::GetSlices { at, len, stop } => self.slices(Ok(self.physical(at, len, None)), stop),
+            Question::FindRegion(at) => self.find(at).map(|(r, ..)| extent(r)).into(),
+            Question::ToRegionAddr(at) => self
+                .find(at)
+                .map(|(r, offset, _)| Out::All(vec![extent(r), offset.into()]))
+                .into(),
+            Question::AddressInRange(at) => self.find(at).is_some().into(),
+            Question::CheckAddress(at) => self.find(at).map(|_| at).into(),
+            Question::CheckedOffset { at, by } => at
+                .checked_add(by as u64)
+                .filter(|sum| self.find(*sum).is_some())
+                .into(),
+            Question::TryAccess {
+                at,
+                count,
+                ref answers,
+            } => self.try_access(at, count, answers),
+            Question::GetSlice { at, len } => match self.find(at) {
+                None => Out::Failed(Fault::InvalidGuestAddress(at)),
+                Some((region, ..)) if !region.ram => Out::Failed(Fault::HostAddressNotAvailable),
+                Some((_, _, rest)) if rest < len => Out::Failed(Fault::InvalidBackendAddress),
+                Some((region, offset, _)) => slice(region.place, offset as usize, len),
+            },
+            Question::LastAddr => {
+                let ends = self
+                    .regions
+                    .iter()
+                    .map(|r| r.base.saturating_add(r.len.saturating_sub(1)));
+                ends.max().unwrap_or(0).into()
+            }
+            Question::HostAddress(at) if self.find(at).is_none() => {
+                Out::Failed(Fault::InvalidGuestAddress(at))
+            }
+            Question::NumRegions | Question::IterRegions | Question::HostAddress(_) => return None,
+        })
+    }
+
+    fn slices(&self, pieces: Result<(Vec<Piece>, Option<Fault>), Fault>, stop: bool) -> Out {
+        let (pieces, fault) = match pieces {
+            Ok(found) => found,
+            Err(fault) => return Out::Failed(fault),
+        };
+        match fault {
+            Some(fault) if stop && pieces.is_empty() => Out::Failed(fault),
+            fault => {
+                let slices = pieces.iter().map(|p| slice(p.place, p.offset, p.len));
+                Out::All(slices.chain(fault.filter(|_| !stop).map(Out::Failed)).collect())
+            }
+        }
+    }
+
+    fn try_access(&self, at: u64, count: usize, answers: &[Answer]) -> Out {
+        let (mut total, mut calls, mut answers) = (0usize, Vec::new(), answers.iter());
+        let mut next = Some(at);
+        let result = loop {
+            let Some((region, offset, rest)) = next.and_then(|at| self.find(at)) else {
+                break if total == 0 {
+                    Out::Failed(Fault::InvalidGuestAddress(at))
+                } else {
+                    total.into()
+                };
+            };
+            let wanted = rest.min(count - total);
+            let extent = Out::All(vec![region.base.into(), region.len.into()]);
+            calls.push(Out::All(vec![total.into(), wanted.into(), offset.into(), extent]));
+            let handled = match answers.next() {
+                None | Some(Answer::Whole) => wanted,
+                Some(Answer::Short(by)) => wanted.saturating_sub(*by),
+                Some(Answer::Over(by)) => wanted.saturating_add(*by),
+                Some(Answer::Refuse) => break Out::Failed(Fault::HostAddressNotAvailable),
+            };
+            if handled == 0 {
+                break total.into();
+            }
+            total = total.saturating_add(handled);
+            if total == count {
+                break total.into();
+            }
+            if total > count {
+                break Out::Failed(Fault::CallbackOutOfRange);
+            }
+            next = next.and_then(|at| at.checked_add(handled as u64));
+        };
+        Out::All(vec![result, Out::All(calls)])
+    }
+}
+
+fn whole(done: usize, wanted: usize) -> Out {
+    if done == wanted {
+        Out::Nothing
+    } else {
+        Out::Failed(Fault::PartialBuffer {
+            expected: wanted,
+            completed: done,
+        })
+    }
+}
+
+/// A slice, to be compared with one that the driver told.
+fn slice(place: usize, offset: usize, len: usize) -> Out {
+    // Only its own region is known; no address is as far from the others, nor this number itself.
+    let mut from_region = vec![usize::MAX >> 1; place + 1];
+    from_region[place] = offset;
+    Out::All(vec![
+        Out::Host(Place {
+            raw: usize::MAX >> 1,
+            from_region,
+        }),
+        len.into(),
+        len.into(),
+    ])
+}
+
+/// The mapped ranges that make up `first..=last`, neighbours that continue each other joined; nothing if there is a gap, or
+/// one that does not permit the access.
+pub fn found(mappings: &[Mapping], first: u64, last: u64, perm: Perm) -> Option<Vec<Mapping>> {
+    let mut ranges: Vec<Mapping> = Vec::new();
+    let mut next = Some(first);
+    for m in mappings.iter().filter(|m| m.last >= first && m.first <= last) {
+        let (from, to) = (m.first.max(first), m.last.min(last));
+        if next != Some(from) || !allows(m.perm, perm) {
+            return None;
+        }
+        next = to.checked_add(1);
+        let gpa = m.gpa.wrapping_add(from - m.first);
+        match ranges.last_mut() {
+            Some(before) if before.perm == m.perm && before.gpa.wrapping_add(from - before.first) == gpa => {
+                before.last = to;
+            }
+            _ => ranges.push(Mapping {
+                first: from,
+                last: to,
+                gpa,
+                perm: m.perm,
+            }),
+        }
+    }
+    (next == last.checked_add(1)).then_some(ranges)
+}
+
+/// Whether a permission includes another.
+pub fn allows(granted: Perm, wanted: Perm) -> bool {
+    match (granted, wanted) {
+        (_, Perm::No) | (Perm::ReadWrite, _) => true,
+        (granted, wanted) => granted == wanted,
+    }
+}
+
+/// The size of a value of the type.
+pub fn size_of(ty: Ty) -> usize {
+    match ty {
+        Ty::U8 | Ty::I8 => 1,
+        Ty::U16 | Ty::I16 | Ty::Be16 | Ty::Le16 => 2,
+        Ty::U32 | Ty::I32 | Ty::Be32 | Ty::Le32 => 4,
+        Ty::U64 | Ty::I64 | Ty::Usize | Ty::Isize | Ty::Be64 | Ty::Le64 | Ty::BeSize | Ty::LeSize => 8,
+        Ty::U128 | Ty::I128 => 16,
+        Ty::Bytes3 => 3,
+        Ty::Bytes40 => 40,
+        Ty::Empty => 0,
+    }
+}
+
+/// The size of a value of the type.
+pub fn atom_size(ty: crate::op::AtomTy) -> usize {
+    use crate::op::AtomTy as A;
+    match ty {
+        A::AtomU8 | A::AtomI8 => 1,
+        A::AtomU16 | A::AtomI16 => 2,
+        A::AtomU32 | A::AtomI32 => 4,
+        A::AtomU64 | A::AtomI64 | A::AtomUsize | A::AtomIsize => 8,
+    }
+}

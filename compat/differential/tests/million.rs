@@ -1,0 +1,79 @@
+//! The run: a million operations from a fresh seed, and some from seeds that do not change.
+//!
+//! `DIFF_SEED` and `DIFF_OPS` repeat or lengthen it; `DIFF_WITHOUT_RULE=B1,B2` leaves rules out, which must make it fail.
+
+use std::time::Instant;
+
+use vm_memory_differential::rules::MUST_FIRE;
+use vm_memory_differential::run::{Fired, Soak};
+use vm_memory_differential::shrink::{report, shrink};
+use vm_memory_differential::{on_ours, on_reference};
+
+type Reference = on_reference::driver::World;
+type Ours = on_ours::driver::World;
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|error| panic!("{name}={text}: {error}")),
+    )
+}
+
+fn run(seed: u64, ops: u64) -> Fired {
+    let without = std::env::var("DIFF_WITHOUT_RULE").unwrap_or_default();
+    let without = without
+        .split(',')
+        .filter(|row| !row.is_empty())
+        .map(String::from)
+        .collect();
+    let soak = Soak {
+        seed,
+        ops,
+        without,
+        deadline: None,
+        census: false,
+    };
+    println!("seed {seed}, {ops} operations");
+    let start = Instant::now();
+    match soak.run::<Reference, Ours>() {
+        Ok(seen) => {
+            println!(
+                "  {:.1} s; allowed differences: {:?}",
+                start.elapsed().as_secs_f64(),
+                seen.fired
+            );
+            seen.fired
+        }
+        Err((ops, difference)) => {
+            let (ops, difference) = shrink::<Reference, Ours>(ops, difference, &soak.without);
+            panic!(
+                "seed {seed}: a difference that no rule allows\n{}",
+                report(&ops, &difference)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_million_operations_come_to_the_same() {
+    let seed = number("DIFF_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let ops = number("DIFF_OPS").unwrap_or(1_000_000);
+    let fired = run(seed, ops);
+    if ops < 1_000_000 {
+        println!("SKIPPED: whether every rule is needed (fewer than a million operations)");
+        return;
+    }
+    let idle: Vec<_> = MUST_FIRE.iter().filter(|row| !fired.contains_key(*row)).collect();
+    assert!(
+        idle.is_empty(),
+        "seed {seed}: these rules were never needed: {idle:?}"
+    );
+}
+
+#[test]
+fn operations_from_fixed_seeds_come_to_the_same() {
+    for seed in [1, 2, 3, 0x18_0000, u64::MAX] {
+        run(seed, 50_000);
+    }
+}
