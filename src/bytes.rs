@@ -290,7 +290,8 @@ pub trait Bytes<A> {
 
     /// Writes up to `count` bytes from the container at `addr` into `dst`, and returns how many.
     ///
-    /// Stops at the first write that takes less than it was given. A write that is interrupted (`EINTR`) is tried again.
+    /// A region or a slice is written with one call of `dst`, which may take less. A whole memory goes on after a short write, until `dst` takes
+    /// nothing. A write that is interrupted (`EINTR`) is tried again.
     ///
     /// # Errors
     ///

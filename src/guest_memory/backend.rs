@@ -78,7 +78,7 @@ pub trait GuestMemoryBackend {
         self.find_region(addr).map(|_| addr)
     }
 
-    /// Returns whether regions have all of the `len` bytes at `base`. 0 bytes are everywhere.
+    /// Returns whether regions have all of the `len` bytes at `base`, in this process's memory. 0 bytes are everywhere.
     ///
     /// The range may end at 2^64 exactly, and never passes it.
     fn check_range(&self, base: GuestAddress, len: usize) -> bool {
@@ -215,7 +215,11 @@ fn range_allows<M: GuestMemoryBackend + ?Sized>(
         }
         let here = rest_of(region, start);
         // The region decides; one that is not RAM has no slice to give.
-        if region.get_slice(start, left.min(here)).is_err() {
+        let wanted = left.min(here);
+        if !region
+            .get_slice(start, wanted)
+            .is_ok_and(|slice| slice.len() == wanted)
+        {
             return false;
         }
         if left <= here {
@@ -281,7 +285,7 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> 
         if slice.len() != count || count == 0 {
             return Err(Error::PartialBuffer {
                 expected: count,
-                completed: slice.len(),
+                completed: 0,
             });
         }
         self.left = self.left.saturating_sub(count);

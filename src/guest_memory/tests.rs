@@ -1,1 +1,596 @@
-//! Placeholder
+//! Guest memory over several regions, with holes and without, against a map of single bytes.
+#![cfg(feature = "backend-bitmap")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::num::NonZeroUsize;
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::bitmap::AtomicBitmap;
+use crate::bytes::{AtomicAccess, ByteValued, Bytes};
+use crate::io::{ReadVolatile, WriteVolatile};
+use crate::mmap::MmapRegionBuilder;
+use crate::region::GuestMemoryRegion;
+use crate::volatile_memory::Error as VolatileError;
+use crate::{GuestMemoryMmap, GuestRegionMmap};
+
+type Memory = GuestMemoryMmap<AtomicBitmap>;
+
+const EIO: i32 = libc::EIO;
+const EAGAIN: i32 = libc::EAGAIN;
+
+/// Regions of these places and lengths, with a bit of the bitmap for each `page` bytes.
+fn memory(places: &[(u64, usize)], page: usize) -> Memory {
+    let regions = places.iter().map(|&(start, len)| {
+        let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(page).unwrap());
+        let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap).build().unwrap();
+        GuestRegionMmap::new(mapping, GuestAddress(start)).unwrap()
+    });
+    Memory::from_regions(regions.collect()).unwrap()
+}
+
+fn shown(value: impl core::fmt::Debug) -> String {
+    format!("{value:?}")
+}
+
+fn system_error(number: i32) -> std::io::Error {
+    std::io::Error::from_raw_os_error(number)
+}
+
+/// A source or target of `left` bytes, which moves a few of them at a time, is interrupted at times, and answers `end` for ever
+/// after: an error number, or 0 for the end of the stream.
+#[derive(Clone, Debug)]
+struct Stream {
+    left: usize,
+    steps: Vec<usize>,
+    interrupts: Vec<bool>,
+    end: i32,
+    moved: Vec<u8>,
+    calls: usize,
+    reads: usize,
+}
+
+impl Stream {
+    fn new(left: usize, steps: Vec<usize>, interrupts: Vec<bool>, end: i32) -> Self {
+        Self {
+            left,
+            steps,
+            interrupts,
+            end,
+            moved: vec![],
+            calls: 0,
+            reads: 0,
+        }
+    }
+
+    /// How many bytes go into `room` now. An answer of an interrupt is followed by one that is none.
+    fn next(&mut self, room: usize) -> std::result::Result<usize, VolatileError> {
+        self.calls += 1;
+        if self.calls % 2 == 1 && self.interrupts[self.calls / 2 % self.interrupts.len()] {
+            return Err(VolatileError::IOError(ErrorKind::Interrupted.into()));
+        }
+        self.calls += self.calls % 2;
+        match (self.left, self.end) {
+            (0, 0) => Ok(0),
+            (0, number) => Err(VolatileError::IOError(system_error(number))),
+            _ => Ok(self.step(room)),
+        }
+    }
+
+    /// The bytes of one read that is not interrupted.
+    fn step(&mut self, room: usize) -> usize {
+        let step = self.steps[self.reads % self.steps.len()];
+        self.reads += 1;
+        let count = step.min(room).min(self.left);
+        self.left -= count;
+        count
+    }
+
+    /// The bytes that come after those that were moved.
+    fn bytes(&self, count: usize) -> Vec<u8> {
+        let from = self.moved.len();
+        (from..from + count).map(|i| i as u8 ^ 0x5a).collect()
+    }
+}
+
+impl ReadVolatile for Stream {
+    fn read_volatile<B: BitmapSlice>(
+        &mut self,
+        buf: &mut VolatileSlice<B>,
+    ) -> std::result::Result<usize, VolatileError> {
+        let count = self.next(buf.len())?;
+        let bytes = self.bytes(count);
+        buf.copy_from(&bytes);
+        self.moved.extend(bytes);
+        Ok(count)
+    }
+}
+
+impl WriteVolatile for Stream {
+    fn write_volatile<B: BitmapSlice>(
+        &mut self,
+        buf: &VolatileSlice<B>,
+    ) -> std::result::Result<usize, VolatileError> {
+        let mut bytes = vec![0; self.next(buf.len())?];
+        buf.copy_to(&mut bytes);
+        self.moved.extend(&bytes);
+        Ok(bytes.len())
+    }
+}
+
+/// Every byte of a guest memory, and the regions that they are in.
+struct Model {
+    bytes: BTreeMap<u64, u8>,
+    regions: Vec<(u64, usize)>,
+    dirty: BTreeSet<u64>,
+}
+
+impl Model {
+    fn new(regions: Vec<(u64, usize)>) -> Self {
+        let bytes = regions
+            .iter()
+            .flat_map(|&(start, len)| (0..len as u64).map(move |i| (start + i, 0)));
+        Self {
+            bytes: bytes.collect(),
+            regions,
+            dirty: BTreeSet::new(),
+        }
+    }
+
+    /// The bytes from `addr` on, up to the first hole.
+    fn reach(&self, addr: u64, count: usize) -> Vec<u8> {
+        (0..count as u64)
+            .map_while(|i| self.bytes.get(&addr.checked_add(i)?).copied())
+            .collect()
+    }
+
+    /// How many bytes an access moves, or why it moves none.
+    fn movable(&self, addr: u64, count: usize) -> Result<usize> {
+        match self.reach(addr, count).len() {
+            0 if count != 0 => Err(Error::InvalidGuestAddress(GuestAddress(addr))),
+            n => Ok(n),
+        }
+    }
+
+    /// The lengths of the pieces that a range is in, up to the first hole.
+    fn pieces(&self, addr: u64, count: usize) -> Vec<usize> {
+        let (mut pieces, mut last) = (vec![], None);
+        for i in 0..self.reach(addr, count).len() as u64 {
+            let region = self.region_of(addr + i);
+            if region != last {
+                pieces.push(0);
+            }
+            *pieces.last_mut().unwrap() += 1;
+            last = region;
+        }
+        pieces
+    }
+
+    fn region_of(&self, addr: u64) -> Option<(u64, usize)> {
+        self.regions
+            .iter()
+            .copied()
+            .find(|&(start, len)| (start..start + len as u64).contains(&addr))
+    }
+
+    fn write(&mut self, addr: u64, data: &[u8]) {
+        for (i, byte) in data.iter().enumerate() {
+            *self.bytes.get_mut(&(addr + i as u64)).unwrap() = *byte;
+            self.dirty.insert(addr + i as u64);
+        }
+    }
+
+    /// Whether an atomic access finds its value in one region, at its alignment: host memory begins with a page.
+    fn atomic(&self, addr: u64, size: usize) -> Result<()> {
+        let (start, len) = self
+            .region_of(addr)
+            .ok_or(Error::InvalidGuestAddress(GuestAddress(addr)))?;
+        let offset = (addr - start) as usize;
+        if offset + size > len || !offset.is_multiple_of(size) {
+            return Err(Error::InvalidBackendAddress);
+        }
+        Ok(())
+    }
+
+    /// How many bytes a stream moves in a transfer that stops at the first short one, or why none.
+    fn transfer(&self, addr: u64, count: usize, stream: &mut Stream) -> Result<usize> {
+        self.movable(addr, count)?;
+        let mut done = 0;
+        for piece in self.pieces(addr, count) {
+            if stream.left == 0 {
+                return match stream.end {
+                    number if number != 0 && done == 0 => Err(Error::IOError(system_error(number))),
+                    _ => Ok(done),
+                };
+            }
+            let moved = stream.step(piece);
+            done += moved;
+            if moved < piece {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// How many bytes a stream moves when it is asked until all is done, and the answer then.
+    fn whole_transfer(&self, addr: u64, count: usize, stream: &Stream, reading: bool) -> (usize, Result<()>) {
+        let done = match self.movable(addr, count) {
+            Err(error) => return (0, Err(error)),
+            Ok(movable) => movable.min(stream.left),
+        };
+        let answer = match (done, stream.end) {
+            _ if done == count => Ok(()),
+            (0, 0) if !reading => Err(Error::IOError(ErrorKind::WriteZero.into())),
+            (0, number @ 1..) => Err(Error::IOError(system_error(number))),
+            _ => Err(Error::PartialBuffer {
+                expected: count,
+                completed: done,
+            }),
+        };
+        (done, answer)
+    }
+}
+
+/// An access: what it is, where (counted from a little before the first region), its length, what is written, and a stream.
+type Op = (&'static str, u64, usize, u8, Stream);
+
+#[rustfmt::skip]
+const KINDS: [&str; 13] = [
+    "write", "write_slice", "read", "read_slice", "write_obj", "read_obj", "store", "load", "read_from", "read_exact_from",
+    "write_to", "write_all_to", "ranges",
+];
+
+fn op() -> impl Strategy<Value = Op> {
+    let stream = (
+        0usize..60,
+        prop::collection::vec(prop_oneof![1usize..8, Just(100)], 1..4),
+        prop::collection::vec(any::<bool>(), 1..4),
+        prop::sample::select(vec![0, EIO, EAGAIN]),
+    )
+        .prop_map(|(left, steps, interrupts, end)| Stream::new(left, steps, interrupts, end));
+    (
+        prop::sample::select(KINDS.to_vec()),
+        0u64..90,
+        0usize..70,
+        any::<u8>(),
+        stream,
+    )
+}
+
+/// Errors as they are shown; of an `io::Error` the kind and the number, not what it says.
+fn outcome<T: core::fmt::Debug>(result: Result<T>) -> String {
+    match result {
+        Err(Error::IOError(error)) => format!("IOError({:?}, {:?})", error.kind(), error.raw_os_error()),
+        other => shown(other),
+    }
+}
+
+fn atomic_round<T: AtomicAccess>(
+    memory: &Memory,
+    addr: GuestAddress,
+    data: Option<&[u8]>,
+) -> Result<Vec<u8>> {
+    match data {
+        Some(data) => {
+            let value = T::read_exact_from(data).unwrap();
+            memory.store(value, addr, Ordering::Release).map(|()| vec![])
+        }
+        None => memory
+            .load::<T>(addr, Ordering::Acquire)
+            .map(|v| v.as_slice().to_vec()),
+    }
+}
+
+fn plain_round<T: ByteValued>(memory: &Memory, addr: GuestAddress, data: Option<&[u8]>) -> Result<Vec<u8>> {
+    match data {
+        Some(data) => memory
+            .write_obj(T::read_exact_from(data).unwrap(), addr)
+            .map(|()| vec![]),
+        None => memory.read_obj::<T>(addr).map(|v| v.as_slice().to_vec()),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Values, counts, errors, every byte and every dirty bit, at the bottom and at the top of the address space.
+    #[test]
+    fn accesses_agree_with_a_map_of_bytes(
+        layout in prop::collection::vec((0u64..3, 1usize..24), 1..5),
+        at_top in any::<bool>(),
+        page in prop::sample::select(vec![1usize, 4, 7]),
+        ops in prop::collection::vec(op(), 1..16),
+    ) {
+        let total: u64 = layout.iter().map(|&(gap, len)| gap + len as u64).sum();
+        let first = if at_top { u64::MAX - total } else { 4 };
+        let mut next = first;
+        let mut places = vec![];
+        for (gap, len) in layout {
+            places.push((next + gap, len));
+            next += gap + len as u64;
+        }
+        let memory = memory(&places, page);
+        let mut model = Model::new(places);
+        for op in ops {
+            let (kind, at, count, seed, given) = op.clone();
+            let addr = (first - 4).saturating_add(at);
+            let guest = GuestAddress(addr);
+            let data: Vec<u8> = (0..count.max(24)).map(|i| (i as u8).wrapping_mul(7) ^ seed).collect();
+            let mut stream = given.clone();
+            let reach = model.reach(addr, count);
+            let all = |expected: usize, n: Result<usize>| match n? {
+                completed if completed == expected => Ok(()),
+                completed => Err(Error::PartialBuffer { expected, completed }),
+            };
+            let movable = model.movable(addr, count);
+            let moved = *movable.as_ref().unwrap_or(&0);
+            let (got, want) = match kind {
+                "write" => {
+                    model.write(addr, &data[..moved]);
+                    (outcome(memory.write(&data[..count], guest)), outcome(movable))
+                }
+                "write_slice" => {
+                    model.write(addr, &data[..moved]);
+                    (outcome(memory.write_slice(&data[..count], guest)), outcome(all(count, movable)))
+                }
+                "read" | "read_slice" => {
+                    let mut buf = vec![0x77; count];
+                    let answers = match kind {
+                        "read" => (outcome(memory.read(&mut buf, guest)), outcome(movable)),
+                        _ => (outcome(memory.read_slice(&mut buf, guest)), outcome(all(count, movable))),
+                    };
+                    prop_assert_eq!(&buf[..moved], &*reach);
+                    prop_assert!(buf[moved..].iter().all(|&b| b == 0x77));
+                    answers
+                }
+                "write_obj" | "read_obj" => {
+                    let size = [1, 2, 3, 4, 8, 16, 24][count % 7];
+                    let writes = kind == "write_obj";
+                    let data = writes.then_some(&data[..size]);
+                    let movable = model.movable(addr, size);
+                    let reach = model.reach(addr, size);
+                    model.write(addr, &data.unwrap_or_default()[..*movable.as_ref().unwrap_or(&0) * usize::from(writes)]);
+                    let want = all(size, movable).map(|()| if writes { vec![] } else { reach });
+                    let got = match size {
+                        1 => plain_round::<u8>(&memory, guest, data),
+                        2 => plain_round::<u16>(&memory, guest, data),
+                        3 => plain_round::<[u8; 3]>(&memory, guest, data),
+                        4 => plain_round::<u32>(&memory, guest, data),
+                        8 => plain_round::<u64>(&memory, guest, data),
+                        16 => plain_round::<u128>(&memory, guest, data),
+                        _ => plain_round::<[u64; 3]>(&memory, guest, data),
+                    };
+                    (outcome(got), outcome(want))
+                }
+                "store" | "load" => {
+                    let size = 1 << (count % 4);
+                    let data = (kind == "store").then_some(&data[..size]);
+                    let want = model.atomic(addr, size).map(|()| match data {
+                        Some(data) => {
+                            model.write(addr, data);
+                            vec![]
+                        }
+                        None => model.reach(addr, size),
+                    });
+                    let got = match size {
+                        1 => atomic_round::<i8>(&memory, guest, data),
+                        2 => atomic_round::<u16>(&memory, guest, data),
+                        4 => atomic_round::<u32>(&memory, guest, data),
+                        _ => atomic_round::<i64>(&memory, guest, data),
+                    };
+                    (outcome(got), outcome(want))
+                }
+                "read_from" => {
+                    let mut expected = given.clone();
+                    let want = model.transfer(addr, count, &mut expected);
+                    model.write(addr, &expected.bytes(*want.as_ref().unwrap_or(&0)));
+                    let got = memory.read_volatile_from(guest, &mut stream, count);
+                    prop_assert_eq!((stream.left, stream.reads), (expected.left, expected.reads));
+                    (outcome(got), outcome(want))
+                }
+                "write_to" => {
+                    // Each piece is written whole.
+                    let want = match model.whole_transfer(addr, count, &given, false) {
+                        (0, Err(error)) => Err(error),
+                        (n, _) => Ok(n),
+                    };
+                    let got = memory.write_volatile_to(guest, &mut stream, count);
+                    prop_assert_eq!(&stream.moved, &reach[..given.left - stream.left]);
+                    (outcome(got), outcome(want))
+                }
+                "read_exact_from" | "write_all_to" => {
+                    let reading = kind == "read_exact_from";
+                    let (n, want) = model.whole_transfer(addr, count, &given, reading);
+                    let got = if reading {
+                        model.write(addr, &given.bytes(n));
+                        memory.read_exact_volatile_from(guest, &mut stream, count)
+                    } else {
+                        let got = memory.write_all_volatile_to(guest, &mut stream, count);
+                        prop_assert_eq!(&stream.moved, &reach[..n]);
+                        got
+                    };
+                    prop_assert_eq!(stream.left, given.left - n);
+                    (outcome(got), outcome(want))
+                }
+                _ => {
+                    let whole = reach.len() == count;
+                    prop_assert_eq!(GuestMemory::check_range(&memory, guest, count, Permissions::ReadWrite), whole);
+                    prop_assert_eq!(GuestMemoryBackend::check_range(&memory, guest, count), whole);
+                    prop_assert_eq!(memory.address_in_range(guest), model.bytes.contains_key(&addr));
+                    prop_assert_eq!(memory.find_region(guest).is_some(), model.bytes.contains_key(&addr));
+                    let mut pieces = GuestMemory::get_slices(&memory, guest, count, Permissions::Read).unwrap();
+                    let lens: Vec<usize> = pieces.by_ref().map_while(|p| p.ok().map(|p| p.len())).collect();
+                    prop_assert!(pieces.next().is_none());
+                    (shown(lens), shown(model.pieces(addr, count)))
+                }
+            };
+            prop_assert_eq!(got, want, "{:?} at {:#x}", op, addr);
+            let dirty = std::mem::take(&mut model.dirty);
+            for region in memory.iter() {
+                let start = region.start_addr().0;
+                let mut bytes = vec![0; region.size()];
+                region.as_volatile_slice().unwrap().read_slice(&mut bytes, 0).unwrap();
+                prop_assert_eq!(&bytes, &model.reach(start, bytes.len())[..], "{:?} at {:#x}", op, addr);
+                for (number, of_page) in (0..bytes.len()).collect::<Vec<_>>().chunks(page).enumerate() {
+                    let expected = of_page.iter().any(|&i| dirty.contains(&(start + i as u64)));
+                    let marked = (**region).bitmap().is_bit_set(number);
+                    prop_assert_eq!(marked, expected, "page {} after {:?}", number, op);
+                }
+                (**region).bitmap().reset();
+            }
+        }
+    }
+}
+
+/// A guest memory of somebody else's, with what the trait asks for and no more: addresses are turned around, page by page.
+struct Turned(Memory);
+
+impl GuestMemory for Turned {
+    type PhysicalMemory = Memory;
+    type Bitmap = AtomicBitmap;
+    fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
+        GuestMemory::get_slices(self, addr, count, access).is_ok_and(|mut s| s.all(|s| s.is_ok()))
+    }
+    fn get_slices<'a>(
+        &'a self,
+        addr: GuestAddress,
+        count: usize,
+        _access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, AtomicBitmap>>> {
+        if addr.0 == 0x666 {
+            return Err(Error::HostAddressNotAvailable);
+        }
+        Ok(TurnedSlices {
+            memory: &self.0,
+            addr: addr.0,
+            left: count,
+        })
+    }
+}
+
+struct TurnedSlices<'a> {
+    memory: &'a Memory,
+    addr: u64,
+    left: usize,
+}
+
+impl<'a> Iterator for TurnedSlices<'a> {
+    type Item = Result<VolatileSlice<'a, BS<'a, AtomicBitmap>>>;
+    fn next(&mut self) -> Option<Self::Item> {
+        let count = self.left.min(0x10 - (self.addr % 0x10) as usize);
+        if count == 0 {
+            return None;
+        }
+        let slice = self.memory.get_slice(GuestAddress(self.addr ^ 0x10), count);
+        self.left = if slice.is_ok() { self.left - count } else { 0 };
+        self.addr += count as u64;
+        Some(slice)
+    }
+}
+impl core::iter::FusedIterator for TurnedSlices<'_> {}
+impl<'a> GuestMemorySliceIterator<'a, BS<'a, AtomicBitmap>> for TurnedSlices<'a> {}
+
+#[test]
+fn a_guest_memory_with_nothing_but_slices_works() {
+    let memory = Turned(memory(&[(0, 0x40)], 1));
+    let one = |addr, count| {
+        memory
+            .slice_in_one_piece(GuestAddress(addr), count, Permissions::Read)
+            .map(|s| s.len())
+    };
+    assert_eq!(
+        (one(4, 8), one(0, 0x10), one(4, 0x10), one(0x40, 1)),
+        (Some(8), Some(0x10), None, None)
+    );
+    assert_eq!((one(0x666, 1), one(0, 0)), (None, None));
+    assert!(memory.physical_memory().is_none());
+    let bytes: Vec<u8> = (0..0x40).collect();
+    memory.write_slice(&bytes, GuestAddress(0)).unwrap();
+    let mut all = [0; 0x40];
+    memory.read_slice(&mut all, GuestAddress(0)).unwrap();
+    assert_eq!(all, *bytes);
+    memory.0.read_slice(&mut all, GuestAddress(0)).unwrap();
+    assert_eq!([all[0], all[0xf], all[0x10], all[0x3f]], [0x10, 0x1f, 0, 0x2f]);
+    let (at, order) = (GuestAddress(4), Ordering::SeqCst);
+    memory.store(u32::MAX, at, order).unwrap();
+    assert_eq!(memory.load::<u32>(at, order).unwrap(), u32::MAX);
+    assert_eq!(memory.0.read_obj::<u32>(GuestAddress(0x14)).unwrap(), u32::MAX);
+    let across: [u8; 4] = memory.read_obj(GuestAddress(0xe)).unwrap();
+    assert_eq!(across, [14, 15, 16, 17]);
+    assert!(matches!(
+        memory.load::<u64>(GuestAddress(0x666), Ordering::SeqCst),
+        Err(Error::HostAddressNotAvailable)
+    ));
+    assert!(matches!(
+        memory.write_obj(1u64, GuestAddress(0x3c)),
+        Err(Error::PartialBuffer {
+            expected: 8,
+            completed: 4
+        })
+    ));
+    assert!(memory.check_range(GuestAddress(0), 0x40, Permissions::Read));
+    assert!(!memory.check_range(GuestAddress(0), 0x41, Permissions::Read));
+    let mut source: &[u8] = &[9; 0x20];
+    let moved = memory.read_volatile_from(GuestAddress(8), &mut source, 0x20);
+    assert_eq!(moved.unwrap(), 0x20);
+    memory
+        .write_all_volatile_to(GuestAddress(8), &mut Vec::new(), 0x20)
+        .unwrap();
+}
+
+/// A stream that claims more than it was given moves no more than that, and nothing behind it shifts.
+#[test]
+fn a_stream_that_claims_too_much_is_not_believed() {
+    struct Liar(usize);
+    impl ReadVolatile for Liar {
+        fn read_volatile<B: BitmapSlice>(
+            &mut self,
+            buf: &mut VolatileSlice<B>,
+        ) -> std::result::Result<usize, VolatileError> {
+            self.0 += 1;
+            buf.copy_from(&[self.0 as u8; 8]);
+            Ok(usize::MAX)
+        }
+    }
+    let memory = memory(&[(0, 8), (8, 8)], 1);
+    assert_eq!(
+        memory
+            .read_volatile_from(GuestAddress(4), &mut Liar(0), 8)
+            .unwrap(),
+        8
+    );
+    memory
+        .read_exact_volatile_from(GuestAddress(0), &mut Liar(4), 16)
+        .unwrap();
+    assert_eq!(
+        memory.read_obj::<[u8; 16]>(GuestAddress(0)).unwrap(),
+        [[5; 8], [6; 8]].concat()[..]
+    );
+}
+
+#[test]
+fn errors_keep_what_they_know() {
+    let of = |error: VolatileError| shown(Error::from(error));
+    let (addr, base, offset, size) = (1, 2, 3, 4);
+    let (nelements, alignment, expected, completed) = (5, 6, 7, 8);
+    assert_eq!(of(VolatileError::OutOfBounds { addr }), "InvalidBackendAddress");
+    assert_eq!(
+        of(VolatileError::Overflow { base, offset }),
+        "InvalidBackendAddress"
+    );
+    assert_eq!(
+        of(VolatileError::TooBig { nelements, size }),
+        "InvalidBackendAddress"
+    );
+    assert_eq!(
+        of(VolatileError::Misaligned { addr, alignment }),
+        "InvalidBackendAddress"
+    );
+    let partial = shown(Error::PartialBuffer { expected, completed });
+    assert_eq!(of(VolatileError::PartialBuffer { expected, completed }), partial);
+    let system = Error::from(VolatileError::IOError(system_error(EIO)));
+    assert!(matches!(system, Error::IOError(e) if e.raw_os_error() == Some(EIO)));
+}

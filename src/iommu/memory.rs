@@ -157,9 +157,16 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
         if !self.use_iommu {
             return GuestMemory::check_range(&self.backend, addr, count, access);
         }
-        self.translate(addr, count, access).is_ok_and(|mut pieces| {
-            pieces.all(|piece| GuestMemory::check_range(&self.backend, piece.base, piece.length, access))
+        let Ok(mut pieces) = self.translate(addr, count, access) else {
+            return false;
+        };
+        let mut translated = 0usize;
+        pieces.all(|piece| {
+            translated = translated.saturating_add(piece.length);
+            GuestMemory::check_range(&self.backend, piece.base, piece.length, access)
         })
+        // An IOMMU of another crate's may have translated less than it was asked for.
+        && translated >= count
     }
 
     fn get_slices<'a>(

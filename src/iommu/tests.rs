@@ -1,1 +1,483 @@
-//! Placeholder
+//! Memory behind an IOMMU, against a map of single I/O virtual addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::bitmap::{AtomicBitmap, Bitmap};
+use crate::bytes::Bytes;
+use crate::guest_memory::{
+    Error as MemoryError, GuestMemory, GuestMemoryBackend, GuestMemorySliceIterator, Result as MemoryResult,
+};
+use crate::mmap::MmapRegionBuilder;
+use crate::region::GuestMemoryRegion;
+use crate::{GuestMemoryMmap, GuestRegionMmap, VolatileMemory};
+use Permissions::*;
+
+/// Knows what it was told, and translates no more than `at_most` bytes.
+#[derive(Debug)]
+struct Known {
+    iotlb: RwLock<Iotlb>,
+    at_most: usize,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Known {
+            iotlb: Default::default(),
+            at_most: usize::MAX,
+        }
+    }
+}
+
+impl Iommu for Known {
+    type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
+
+    fn translate(
+        &self,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
+        Iotlb::lookup(self.iotlb.read().unwrap(), iova, length.min(self.at_most), access).map_err(|fails| {
+            let reason = format!(
+                "{} missing, {} refused",
+                fails.misses.len(),
+                fails.access_fails.len()
+            );
+            Error::CannotResolve {
+                iova_range: IovaRange { base: iova, length },
+                reason,
+            }
+        })
+    }
+}
+
+type Physical = GuestMemoryMmap<AtomicBitmap>;
+type Memory = IommuMemory<Physical, Known>;
+
+/// A bitmap with a bit for each byte.
+fn bytewise(len: usize) -> AtomicBitmap {
+    AtomicBitmap::new(len, NonZeroUsize::MIN)
+}
+
+fn physical(places: &[(u64, usize, i32)]) -> Physical {
+    let regions = places.iter().map(|&(start, len, prot)| {
+        let builder = MmapRegionBuilder::new_with_bitmap(len, bytewise(len)).with_mmap_prot(prot);
+        GuestRegionMmap::new(builder.build().unwrap(), GuestAddress(start)).unwrap()
+    });
+    Physical::from_regions(regions.collect()).unwrap()
+}
+
+const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// 64 bytes at 0, and 64 at 0x100; the IOMMU is on, and its bitmap tracks 0x200 bytes.
+fn memory(mappings: &[(u64, u64, usize, Permissions)]) -> Memory {
+    let memory = IommuMemory::new(
+        physical(&[(0, 64, BOTH), (0x100, 64, BOTH)]),
+        Known::default(),
+        true,
+        bytewise(0x200),
+    );
+    map(&memory, mappings);
+    memory
+}
+
+fn map(memory: &Memory, mappings: &[(u64, u64, usize, Permissions)]) {
+    let mut iotlb = memory.iommu().iotlb.write().unwrap();
+    for &(iova, to, length, permissions) in mappings {
+        iotlb
+            .set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions)
+            .unwrap();
+    }
+}
+
+fn marked(bitmap: &AtomicBitmap) -> Vec<usize> {
+    (0..bitmap.len()).filter(|&i| bitmap.is_bit_set(i)).collect()
+}
+
+fn unresolved<T: Debug>(result: MemoryResult<T>) -> bool {
+    matches!(result, Err(MemoryError::IommuError(Error::CannotResolve { .. })))
+}
+
+#[test]
+fn off_it_is_physical_memory_and_on_it_translates() {
+    let mut memory = memory(&[(0x80, 0x100, 8, ReadWrite)]);
+    assert!(memory.get_iommu_enabled() && memory.physical_memory().is_none());
+    memory.write_obj(0x11u8, GuestAddress(0x82)).unwrap();
+    assert_eq!(marked(memory.bitmap()), [0x82]);
+    let backend = memory.get_backend();
+    assert_eq!(backend.read_obj::<u8>(GuestAddress(0x102)).unwrap(), 0x11);
+    assert!(backend.iter().all(|r| marked((**r).bitmap()).is_empty()));
+
+    memory.set_iommu_enabled(false);
+    assert!(!memory.get_iommu_enabled());
+    assert!(std::ptr::eq(
+        memory.physical_memory().unwrap(),
+        memory.get_backend()
+    ));
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(0x102)).unwrap(), 0x11);
+    memory.write_obj(0x22u8, GuestAddress(0x103)).unwrap();
+    assert_eq!(marked(memory.bitmap()), [0x82]);
+    assert_eq!(
+        marked((**memory.get_backend().iter().last().unwrap()).bitmap()),
+        [3]
+    );
+    assert!(matches!(
+        memory.read_obj::<u8>(GuestAddress(0x82)),
+        Err(MemoryError::InvalidGuestAddress(GuestAddress(0x82)))
+    ));
+    // Through slices as well.
+    let slices = memory
+        .get_slices(GuestAddress(0x104), 2, Write)
+        .unwrap()
+        .stop_on_error()
+        .unwrap();
+    slices.for_each(|slice| slice.copy_from(&[1u8, 1]));
+    assert_eq!(
+        marked((**memory.get_backend().iter().last().unwrap()).bitmap()),
+        [3, 4, 5]
+    );
+    assert_eq!(
+        memory
+            .slice_in_one_piece(GuestAddress(0x100), 64, Write)
+            .unwrap()
+            .len(),
+        64
+    );
+    assert!(memory
+        .slice_in_one_piece(GuestAddress(0x100), 65, Write)
+        .is_none());
+    assert!(
+        memory.check_range(GuestAddress(0), 64, ReadWrite) && !memory.check_range(GuestAddress(0), 65, Read)
+    );
+}
+
+#[test]
+fn every_permission_grants_itself_and_no_more() {
+    for granted in [No, Read, Write, ReadWrite] {
+        let memory = memory(&[(0, 0, 16, granted)]);
+        for wanted in [No, Read, Write, ReadWrite] {
+            let allowed = granted.allow(wanted);
+            assert_eq!(memory.check_range(GuestAddress(4), 8, wanted), allowed);
+            assert_eq!(
+                memory.slice_in_one_piece(GuestAddress(4), 8, wanted).is_some(),
+                allowed
+            );
+            assert_eq!(memory.get_slices(GuestAddress(4), 8, wanted).is_ok(), allowed);
+        }
+        let at = GuestAddress(8);
+        let (reads, writes) = (granted.allow(Read), granted.has_write());
+        assert_eq!(!unresolved(memory.read_obj::<u32>(at)), reads);
+        assert_eq!(!unresolved(memory.load::<u32>(at, Ordering::SeqCst)), reads);
+        assert_eq!(!unresolved(memory.write_volatile_to(at, &mut vec![], 4)), reads);
+        assert_eq!(!unresolved(memory.write_obj(1u32, at)), writes);
+        assert_eq!(!unresolved(memory.store(1u32, at, Ordering::SeqCst)), writes);
+        assert_eq!(
+            !unresolved(memory.read_volatile_from(at, &mut [1u8; 4].as_slice(), 4)),
+            writes
+        );
+        assert_eq!(
+            marked(memory.bitmap()),
+            if writes { vec![8, 9, 10, 11] } else { vec![] }
+        );
+    }
+}
+
+#[test]
+fn scattered_pieces_are_moved_in_the_order_of_their_addresses() {
+    let memory = memory(&[
+        (0x40, 0x110, 4, ReadWrite),
+        (0x44, 8, 4, ReadWrite),
+        (0x48, 0x100, 8, ReadWrite),
+    ]);
+    let data: Vec<u8> = (1..=16).collect();
+    memory.write_slice(&data, GuestAddress(0x40)).unwrap();
+    assert_eq!(marked(memory.bitmap()), (0x40..0x50).collect::<Vec<_>>());
+    let at = |addr| {
+        memory
+            .get_backend()
+            .read_obj::<[u8; 4]>(GuestAddress(addr))
+            .unwrap()
+    };
+    assert_eq!([at(0x110), at(8), at(0x100), at(0x104)].concat(), data);
+    assert_eq!(memory.read_obj::<[u8; 16]>(GuestAddress(0x40)).unwrap(), *data);
+
+    // A value in one piece is one; one that is scattered cannot be.
+    assert_eq!(
+        memory
+            .load::<u32>(GuestAddress(0x44), Ordering::SeqCst)
+            .unwrap()
+            .to_ne_bytes(),
+        [5, 6, 7, 8]
+    );
+    for iova in [0x40, 0x42] {
+        let answer = memory.store(1u64, GuestAddress(iova), Ordering::SeqCst);
+        assert!(
+            matches!(answer, Err(MemoryError::InvalidBackendAddress)),
+            "{answer:?}"
+        );
+        let answer = memory.load::<u64>(GuestAddress(iova), Ordering::SeqCst);
+        assert!(
+            matches!(answer, Err(MemoryError::InvalidBackendAddress)),
+            "{answer:?}"
+        );
+    }
+    assert!(matches!(
+        memory.store(1u32, GuestAddress(0x49), Ordering::SeqCst),
+        Err(MemoryError::InvalidBackendAddress)
+    ));
+    assert!(unresolved(
+        memory.load::<u64>(GuestAddress(0x4c), Ordering::SeqCst)
+    ));
+    assert_eq!(memory.read_obj::<[u8; 16]>(GuestAddress(0x40)).unwrap(), *data);
+}
+
+/// A mapping may lead anywhere; what is not there is an error that counts what was moved before.
+#[test]
+fn pieces_that_leave_physical_memory_are_errors() {
+    let memory = memory(&[
+        (0, 0x130, 0x20, ReadWrite),
+        (0x40, 0x1000, 8, ReadWrite),
+        (0x80, u64::MAX - 7, 16, Read),
+    ]);
+    assert!(memory.check_range(GuestAddress(0), 0x10, Write));
+    assert!(!memory.check_range(GuestAddress(0), 0x11, Write));
+    assert_eq!(memory.write(&[1; 0x20], GuestAddress(0)).unwrap(), 0x10);
+    assert_eq!(marked(memory.bitmap()), (0..0x10).collect::<Vec<_>>());
+    assert!(matches!(
+        memory.write_slice(&[1; 0x20], GuestAddress(0)),
+        Err(MemoryError::PartialBuffer {
+            expected: 0x20,
+            completed: 0x10
+        })
+    ));
+    assert!(matches!(
+        memory.read_obj::<u8>(GuestAddress(0x10)),
+        Err(MemoryError::InvalidGuestAddress(GuestAddress(0x140)))
+    ));
+    assert!(matches!(
+        memory.load::<u64>(GuestAddress(0x40), Ordering::SeqCst),
+        Err(MemoryError::InvalidGuestAddress(GuestAddress(0x1000)))
+    ));
+    let mut slices = memory.get_slices(GuestAddress(8), 0x10, Write).unwrap();
+    assert_eq!(slices.next().unwrap().unwrap().len(), 8);
+    assert!(slices.next().unwrap().is_err());
+    assert!(slices.next().is_none() && slices.next().is_none());
+    assert!(!memory.check_range(GuestAddress(0x80), 16, Read));
+    assert!(memory.read(&mut [0; 16], GuestAddress(0x80)).is_err());
+}
+
+/// Behind the IOMMU, a region permits what it does without one.
+#[test]
+fn a_region_keeps_its_protection() {
+    let physical = physical(&[(0, 64, BOTH), (64, 64, libc::PROT_READ)]);
+    let memory = IommuMemory::new(physical, Known::default(), true, bytewise(0x100));
+    map(&memory, &[(0, 0, 128, ReadWrite)]);
+    assert!(memory.check_range(GuestAddress(0), 128, Read) && memory.check_range(GuestAddress(0), 64, Write));
+    assert!(
+        !memory.check_range(GuestAddress(0), 65, Write) && !memory.check_range(GuestAddress(64), 1, Write)
+    );
+    assert!(matches!(
+        memory.write_obj(1u8, GuestAddress(64)),
+        Err(MemoryError::HostAddressNotAvailable)
+    ));
+    assert_eq!(memory.write(&[1; 8], GuestAddress(60)).unwrap(), 4);
+    assert_eq!(marked(memory.bitmap()), [60, 61, 62, 63]);
+}
+
+#[test]
+fn another_backend_keeps_iommu_bitmap_and_switch() {
+    let mut first = memory(&[(0, 0, 16, ReadWrite)]);
+    let second = first.with_replaced_backend(physical(&[(0, 8, BOTH)]));
+    let copy = first.clone();
+    assert!(Arc::ptr_eq(first.iommu(), second.iommu()) && Arc::ptr_eq(first.iommu(), copy.iommu()));
+    assert!(Arc::ptr_eq(first.bitmap(), second.bitmap()) && Arc::ptr_eq(first.bitmap(), copy.bitmap()));
+    first.set_iommu_enabled(false);
+    assert!(second.get_iommu_enabled() && copy.get_iommu_enabled());
+    assert!(!first.with_replaced_backend(Physical::new()).get_iommu_enabled());
+    second.write_obj(7u8, GuestAddress(3)).unwrap();
+    assert_eq!(copy.read_obj::<u8>(GuestAddress(3)).unwrap(), 0);
+    copy.write_obj(8u8, GuestAddress(4)).unwrap();
+    assert_eq!(first.read_obj::<u8>(GuestAddress(4)).unwrap(), 8);
+    assert_eq!(marked(first.bitmap()), [3, 4]);
+    assert!(second.check_range(GuestAddress(0), 8, Read) && !second.check_range(GuestAddress(0), 9, Read));
+
+    let default = Memory::default();
+    assert!(!default.get_iommu_enabled() && default.get_backend().num_regions() == 0);
+    let text = format!("{copy:?}");
+    for part in ["IommuMemory", "backend", "iommu", "use_iommu: true", "bitmap"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+}
+
+/// Somebody else's IOMMU may translate less than it was asked for: all three ways to ask agree that the range is not there.
+#[test]
+fn a_translation_that_ends_early_is_an_error() {
+    let iommu = Known {
+        at_most: 6,
+        ..Default::default()
+    };
+    let memory = IommuMemory::new(physical(&[(0, 64, BOTH)]), iommu, true, bytewise(64));
+    map(&memory, &[(0, 8, 16, ReadWrite)]);
+    assert_eq!(memory.write(&[1; 8], GuestAddress(0)).unwrap(), 6);
+    let mut slices = memory.get_slices(GuestAddress(0), 8, Read).unwrap();
+    assert_eq!(slices.next().unwrap().unwrap().len(), 6);
+    assert!(unresolved(slices.next().unwrap().map(|s| s.len())));
+    assert!(slices.next().is_none());
+    assert!(memory.slice_in_one_piece(GuestAddress(0), 8, Read).is_none());
+    assert!(memory.load::<u64>(GuestAddress(0), Ordering::SeqCst).is_err());
+    assert!(memory.check_range(GuestAddress(0), 6, Read));
+    assert!(
+        !memory.check_range(GuestAddress(0), 8, Read),
+        "get_slices has 6 of 8 bytes"
+    );
+}
+
+#[test]
+fn ranges_of_addresses_say_what_they_are() {
+    let range = |base, length| IovaRange {
+        base: GuestAddress(base),
+        length,
+    };
+    assert_eq!(IovaRange::try_from(0x10..0x18).unwrap(), range(0x10, 8));
+    assert_eq!(IovaRange::try_from(0x18..0x18).unwrap(), range(0x18, 0));
+    assert_eq!(range(0x10, 8).to_string(), "0x10-0x17");
+    assert_eq!(range(0x10, 0).to_string(), "0x10 (empty)");
+    assert_eq!(
+        range(u64::MAX, 2).to_string(),
+        "0xffffffffffffffff-0x10000000000000000"
+    );
+    let error = Error::Fragmented {
+        iova_range: range(0, 8),
+        continuous_length: 4,
+    };
+    assert_eq!(
+        error.to_string(),
+        "I/O address range 0x0-0x7 is in pieces, the first of 4 bytes"
+    );
+}
+
+fn permissions() -> impl Strategy<Value = Permissions> {
+    prop::sample::select(vec![No, Read, Write, ReadWrite, ReadWrite, ReadWrite])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(384))]
+
+    /// `check_range`, `get_slices`, `Bytes` and the marks, for random mappings of random pieces, and random ranges.
+    #[test]
+    fn all_ways_to_a_range_agree(
+        mappings in prop::collection::vec((0u64..80, 0u64..70, 1usize..24, permissions()), 0..8),
+        tracked in 40usize..100,
+        read_only in any::<bool>(),
+        accesses in prop::collection::vec((0u64..100, 0usize..30, permissions(), 0u32..4), 1..20),
+    ) {
+        // Two neighbours, a hole, and one that may be written or not.
+        let prot = if read_only { libc::PROT_READ } else { BOTH };
+        let places = [(0, 20, BOTH), (20, 10, BOTH), (36, 24, prot)];
+        let physical = physical(&places);
+        let memory = IommuMemory::new(physical, Known::default(), true, bytewise(tracked));
+        let mut table = BTreeMap::new();
+        for (iova, to, length, permissions) in mappings {
+            map(&memory, &[(iova, to, length, permissions)]);
+            table.extend((0..length as u64).map(|i| (iova + i, (to + i, permissions))));
+        }
+        let mut bytes = [0u8; 64];
+        for (iova, count, access, seed) in accesses {
+            let addr = GuestAddress(iova);
+            // The physical region of an I/O virtual address: 20 and 19 are neighbours in different ones.
+            let region_at = |iova: u64, access: Permissions| {
+                let gpa = table.get(&iova)?.0;
+                let &(start, _, prot) = places.iter().find(|&&(s, l, _)| (s..s + l as u64).contains(&gpa))?;
+                (prot == BOTH || !access.has_write()).then_some((start, gpa))
+            };
+            let range = || (0..count as u64).map(|i| iova + i);
+            // Translated and tracked as a whole, or not at all; then as far as there is memory.
+            let translated = |access: Permissions| {
+                range().all(|a| table.get(&a).is_some_and(|m| m.1.allow(access)))
+                    && (!access.has_write() || count == 0 || iova as usize + count <= tracked)
+            };
+            let reach = |access| if translated(access) { range().map_while(|a| region_at(a, access)).count() } else { 0 };
+            let whole = |access: Permissions| translated(access) && reach(access) == count;
+
+            prop_assert_eq!(memory.check_range(addr, count, access), whole(access));
+            match memory.get_slices(addr, count, access) {
+                Ok(mut slices) => {
+                    prop_assert!(translated(access));
+                    let good: usize = slices.by_ref().map_while(|s| s.ok().map(|s| s.len())).sum();
+                    prop_assert_eq!(good, reach(access));
+                    prop_assert!(slices.next().is_none());
+                }
+                Err(error) => prop_assert!(!translated(access), "{}", error),
+            }
+            if let Some(slice) = memory.slice_in_one_piece(addr, count, access) {
+                prop_assert!(whole(access) && slice.len() == count);
+            }
+
+            let data: Vec<u8> = range().map(|a| (a as u8).wrapping_mul(seed as u8 + 3)).collect();
+            let mut buf = vec![0; count];
+            let n = reach(Read);
+            prop_assert_eq!(memory.read(&mut buf, addr).ok(), (n != 0 || count == 0).then_some(n));
+            let expected: Vec<u8> = range().take(n).map(|a| bytes[table[&a].0 as usize]).collect();
+            prop_assert_eq!(&buf[..n], &*expected);
+
+            let mut n = reach(Write);
+            match seed {
+                0 => prop_assert_eq!(memory.write(&data, addr).ok(), (n != 0 || count == 0).then_some(n)),
+                1 => prop_assert_eq!(memory.write_slice(&data, addr).is_ok(), whole(Write)),
+                2 => prop_assert_eq!(
+                    memory.read_exact_volatile_from(addr, &mut data.as_slice(), count).is_ok(),
+                    whole(Write)
+                ),
+                _ => {
+                    // In one piece: all of it translated by one mapping, in one region, one behind the other, and aligned there.
+                    let places: Vec<_> = range().take(2).filter_map(|a| region_at(a, Write)).collect();
+                    let fits = count >= 2
+                        && [0, 1].iter().all(|i| table.get(&(iova + i)).is_some_and(|m| m.1.has_write()))
+                        && iova as usize + 2 <= tracked
+                        // Neighbours with other permissions are mappings of their own, and pieces.
+                        && table.get(&iova).map(|m| m.1) == table.get(&(iova + 1)).map(|m| m.1)
+                        && matches!(places[..], [(r, a), (s, b)] if r == s && b == a + 1 && (a - r) % 2 == 0);
+                    let value = u16::from_ne_bytes([data.first().copied().unwrap_or(0), data.get(1).copied().unwrap_or(0)]);
+                    if count >= 2 {
+                        prop_assert_eq!(memory.store(value, addr, Ordering::SeqCst).is_ok(), fits);
+                    }
+                    n = if fits { 2 } else { 0 };
+                }
+            }
+            let mut marks = BTreeSet::new();
+            for (a, byte) in range().zip(&data).take(n) {
+                bytes[table[&a].0 as usize] = *byte;
+                marks.insert(a as usize);
+            }
+            prop_assert_eq!(marked(memory.bitmap()), marks.into_iter().collect::<Vec<_>>());
+            memory.bitmap().reset();
+            for region in memory.get_backend().iter() {
+                let start = region.start_addr().0 as usize;
+                let mut now = vec![0; region.size()];
+                VolatileMemory::as_volatile_slice(&**region).read_slice(&mut now, 0).unwrap();
+                prop_assert_eq!(&*now, &bytes[start..start + region.size()]);
+                prop_assert!(marked((**region).bitmap()).is_empty());
+            }
+        }
+    }
+}
+
+/// The bitmap of this memory is one that is shared: its slices begin where the address is.
+#[test]
+fn marks_are_at_the_io_virtual_address() {
+    let memory = memory(&[(0x1f0, 0x10, 0x20, ReadWrite)]);
+    memory.write_obj(1u8, GuestAddress(0x1ff)).unwrap();
+    assert!(memory.bitmap().dirty_at(0x1ff));
+    let refused = memory.write_obj(1u8, GuestAddress(0x200)).unwrap_err();
+    assert!(
+        matches!(refused, MemoryError::IommuError(Error::IommuMisconfigured { .. })),
+        "{refused}"
+    );
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(0x200)).unwrap(), 0);
+}

@@ -1,1 +1,513 @@
-//! Placeholder
+//! Mappings: what they are made with, what they say about themselves, and why there is none.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use vmm_sys_util::tempfile::TempFile;
+
+use super::*;
+use crate::bytes::Bytes;
+use crate::guest_memory::{GuestAddressSpace, GuestMemory, GuestMemoryBackend};
+
+const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+fn file(len: u64) -> File {
+    let file = TempFile::new().unwrap().into_file();
+    file.set_len(len).unwrap();
+    file
+}
+
+fn page() -> usize {
+    // SAFETY: asks for a number.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
+/// Whether anything of the file is mapped in this process. (An address alone may be another thread's by now.)
+fn is_mapped(file: &TempFile) -> bool {
+    let path = file.as_path().to_str().unwrap();
+    std::fs::read_to_string("/proc/self/maps").unwrap().contains(path)
+}
+
+#[test]
+fn a_region_says_what_it_was_made_with() {
+    let region = MmapRegion::<()>::new(0x2345).unwrap();
+    assert_eq!(
+        (region.size(), region.len(), region.prot()),
+        (0x2345, 0x2345, BOTH)
+    );
+    assert_eq!(
+        region.flags(),
+        libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE
+    );
+    assert!(region.owned() && region.file_offset().is_none() && region.is_hugetlbfs().is_none());
+    assert_eq!(region.as_ptr() as usize % page(), 0);
+    assert_eq!(region.as_volatile_slice().len(), 0x2345);
+    assert_eq!(
+        region.as_volatile_slice().ptr_guard().as_ptr(),
+        region.as_ptr().cast_const()
+    );
+    assert!(matches!(
+        VolatileMemory::get_slice(&region, 0x2000, 0x346),
+        Err(crate::VolatileMemoryError::OutOfBounds { addr: 0x2346 })
+    ));
+    assert!(matches!(
+        VolatileMemory::get_slice(&region, usize::MAX, 2),
+        Err(crate::VolatileMemoryError::Overflow {
+            base: usize::MAX,
+            offset: 2
+        })
+    ));
+
+    let flags = libc::MAP_ANONYMOUS | libc::MAP_SHARED;
+    let built = MmapRegion::<()>::build(None, 0x1000, libc::PROT_READ, flags).unwrap();
+    assert_eq!(
+        (built.prot(), built.flags(), built.size()),
+        (libc::PROT_READ, flags, 0x1000)
+    );
+
+    let (place, len) = (FileOffset::new(file(0x3000), 0x1000), 0x2000);
+    place.file().write_all_at(b"in the file", 0x1010).unwrap();
+    let mapped = MmapRegion::<()>::from_file(place.clone(), len).unwrap();
+    assert_eq!(mapped.flags(), libc::MAP_NORESERVE | libc::MAP_SHARED);
+    assert_eq!(mapped.file_offset().unwrap().start(), 0x1000);
+    assert!(Arc::ptr_eq(mapped.file_offset().unwrap().arc(), place.arc()));
+    let mut text = [0; 11];
+    mapped.as_volatile_slice().read_slice(&mut text, 0x10).unwrap();
+    assert_eq!(&text, b"in the file");
+    mapped.as_volatile_slice().write_slice(b"IN", 0x10).unwrap();
+    place.file().read_exact_at(&mut text, 0x1010).unwrap();
+    assert_eq!(&text, b"IN the file");
+}
+
+#[test]
+fn a_builder_passes_on_what_it_was_told() {
+    let default = MmapRegionBuilder::<()>::new(0x1000).build().unwrap();
+    assert_eq!(
+        (default.prot(), default.flags()),
+        (BOTH, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE)
+    );
+    assert_eq!(
+        (default.owned(), default.is_hugetlbfs(), default.size()),
+        (true, None, 0x1000)
+    );
+
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    let told = MmapRegionBuilder::new_with_bitmap(0x1000, ())
+        .with_mmap_prot(libc::PROT_READ)
+        .with_mmap_flags(flags)
+        .with_hugetlbfs(false)
+        .with_file_offset(FileOffset::new(file(0x2000), 0x1000))
+        .build()
+        .unwrap();
+    assert_eq!(
+        (told.prot(), told.flags(), told.is_hugetlbfs()),
+        (libc::PROT_READ, flags, Some(false))
+    );
+    assert_eq!(told.file_offset().unwrap().start(), 0x1000);
+
+    let shared = MmapRegionBuilder::<()>::new(0x1000)
+        .with_file_offset(FileOffset::new(file(0x1000), 0))
+        .build();
+    assert_eq!(shared.unwrap().flags(), libc::MAP_NORESERVE | libc::MAP_SHARED);
+
+    let mut noted = default;
+    noted.set_hugetlbfs(true);
+    assert_eq!(noted.is_hugetlbfs(), Some(true));
+    let region = GuestRegionMmap::new(noted, GuestAddress(0)).unwrap();
+    assert_eq!(GuestMemoryRegion::is_hugetlbfs(&region), Some(true));
+}
+
+#[test]
+fn a_mapping_goes_with_its_region_unless_it_is_foreign() {
+    // Pages before and behind, so that no other thread's mapping takes the place.
+    let outer = MmapRegion::<()>::new(3 * page()).unwrap();
+    let inner = outer.as_ptr().wrapping_add(page());
+    // SAFETY: the mapping outlives the regions.
+    let raw = unsafe { MmapRegion::<()>::build_raw(inner, page(), BOTH, 77) }.unwrap();
+    // SAFETY: as above.
+    let built = unsafe { MmapRegionBuilder::<()>::new(page()).with_raw_mmap_pointer(inner) }
+        .build()
+        .unwrap();
+    assert_eq!((raw.owned(), raw.flags(), raw.as_ptr()), (false, 77, inner));
+    assert_eq!((built.owned(), built.as_ptr()), (false, inner));
+    raw.as_volatile_slice().write_obj(5u8, 3).unwrap();
+    assert_eq!(built.as_volatile_slice().read_obj::<u8>(3).unwrap(), 5);
+    drop(built);
+    raw.unmap().unwrap();
+    assert_eq!(outer.as_volatile_slice().read_obj::<u8>(page() + 3).unwrap(), 5);
+
+    // SAFETY: nothing is mapped or accessed.
+    let refused = unsafe { MmapRegion::<()>::build_raw(inner.wrapping_add(1), 1, BOTH, 0) };
+    assert!(matches!(refused, Err(MmapRegionError::InvalidPointer)));
+    // SAFETY: as above.
+    let refused =
+        unsafe { MmapRegionBuilder::<()>::new(1).with_raw_mmap_pointer(inner.wrapping_add(8)) }.build();
+    assert!(matches!(refused, Err(MmapRegionError::InvalidPointer)));
+
+    for unmap in [false, true] {
+        let file = TempFile::new().unwrap();
+        file.as_file().set_len(0x1000).unwrap();
+        let place = FileOffset::new(file.as_file().try_clone().unwrap(), 0);
+        let region = MmapRegion::<()>::from_file(place, 0x1000).unwrap();
+        assert!(is_mapped(&file));
+        if unmap {
+            region.unmap().unwrap();
+        } else {
+            drop(region);
+        }
+        assert!(!is_mapped(&file));
+    }
+}
+
+#[test]
+fn mappings_that_cannot_be_are_refused() {
+    let number = |r: std::result::Result<MmapRegion<()>, MmapRegionError>| match r {
+        Err(MmapRegionError::Mmap(error)) => error.raw_os_error(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(number(MmapRegion::new(0)), Some(libc::EINVAL));
+    assert_eq!(number(MmapRegionBuilder::new(0).build()), Some(libc::EINVAL));
+    assert_eq!(number(MmapRegion::new(usize::MAX)), Some(libc::ENOMEM));
+    let place = |start| FileOffset::new(file(0x4000), start);
+    assert_eq!(
+        number(MmapRegion::from_file(place(1), 0x1000)),
+        Some(libc::EINVAL)
+    );
+    assert!(matches!(
+        MmapRegion::<()>::from_file(place(u64::MAX - 0xfff), 0x2000),
+        Err(MmapRegionError::Mmap(_) | MmapRegionError::InvalidOffsetLength)
+    ));
+    let read_only = FileOffset::new(
+        File::open("/etc/hostname")
+            .or_else(|_| File::open("/proc/self/exe"))
+            .unwrap(),
+        0,
+    );
+    assert_eq!(number(MmapRegion::from_file(read_only, 1)), Some(libc::EACCES));
+
+    let fixed = libc::MAP_FIXED | libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
+    assert!(matches!(
+        MmapRegion::<()>::build(None, 1, BOTH, fixed),
+        Err(MmapRegionError::MapFixed)
+    ));
+    assert!(matches!(
+        MmapRegionBuilder::<()>::new(1).with_mmap_flags(fixed).build(),
+        Err(MmapRegionError::MapFixed)
+    ));
+    assert!(matches!(
+        MmapRegion::<()>::from_file(place(0x1000), 0x4000),
+        Err(MmapRegionError::MappingPastEof)
+    ));
+    assert!(matches!(
+        MmapRegionBuilder::<()>::new(0x4001)
+            .with_file_offset(place(0))
+            .build(),
+        Err(MmapRegionError::MappingPastEof)
+    ));
+    // Anonymous memory has nothing of the file that stands beside it.
+    let beside = MmapRegion::<()>::build(
+        Some(place(0)),
+        0x8000,
+        BOTH,
+        libc::MAP_ANONYMOUS | libc::MAP_PRIVATE,
+    );
+    assert_eq!(beside.unwrap().size(), 0x8000);
+}
+
+#[test]
+fn guest_regions_end_below_the_top() {
+    let mapping = || MmapRegion::<()>::new(0x1000).unwrap();
+    assert!(GuestRegionMmap::new(mapping(), GuestAddress(u64::MAX - 0xfff)).is_none());
+    assert!(GuestRegionMmap::new(mapping(), GuestAddress(u64::MAX)).is_none());
+    let shared = Arc::new(mapping());
+    let region = GuestRegionMmap::with_arc(shared.clone(), GuestAddress(u64::MAX - 0x1000)).unwrap();
+    assert_eq!(
+        (region.start_addr().0, region.last_addr().0),
+        (u64::MAX - 0x1000, u64::MAX - 1)
+    );
+    assert!(Arc::ptr_eq(&region.get_mmap(), &shared));
+    assert_eq!((GuestMemoryRegion::len(&region), region.size()), (0x1000, 0x1000));
+    assert_eq!(
+        region.get_host_address(MemoryRegionAddress(0xfff)).unwrap(),
+        shared.as_ptr().wrapping_add(0xfff)
+    );
+    for outside in [0x1000, u64::MAX] {
+        assert!(matches!(
+            region.get_host_address(MemoryRegionAddress(outside)),
+            Err(Error::InvalidBackendAddress)
+        ));
+        assert!(matches!(
+            GuestMemoryRegion::get_slice(&region, MemoryRegionAddress(outside), 1),
+            Err(Error::InvalidBackendAddress)
+        ));
+    }
+    assert!(matches!(
+        GuestRegionMmap::<()>::from_range(GuestAddress(u64::MAX), 0x1000, None),
+        Err(FromRangesError::InvalidGuestRegion)
+    ));
+    assert!(matches!(
+        GuestRegionMmap::<()>::from_range(GuestAddress(0), 0x1001, Some(FileOffset::new(file(0x1000), 0))),
+        Err(FromRangesError::MmapRegion(MmapRegionError::MappingPastEof))
+    ));
+}
+
+#[test]
+fn ranges_make_a_guest_memory_or_say_why_not() {
+    type Memory = GuestMemoryMmap<()>;
+    use GuestRegionCollectionError::*;
+    let at = GuestAddress;
+    let refused = |r: &[(GuestAddress, usize)]| Memory::from_ranges(r).unwrap_err();
+    assert!(matches!(
+        refused(&[]),
+        FromRangesError::Collection(NoMemoryRegion)
+    ));
+    assert!(matches!(
+        refused(&[(at(0x1000), 1), (at(0), 1)]),
+        FromRangesError::Collection(UnsortedMemoryRegions)
+    ));
+    assert!(matches!(
+        refused(&[(at(0), 2), (at(1), 1)]),
+        FromRangesError::Collection(MemoryRegionOverlap)
+    ));
+    assert!(matches!(
+        refused(&[(at(0), 0)]),
+        FromRangesError::MmapRegion(MmapRegionError::Mmap(_))
+    ));
+    assert!(matches!(
+        refused(&[(at(u64::MAX), 1)]),
+        FromRangesError::InvalidGuestRegion
+    ));
+
+    let place = FileOffset::new(file(0x2000), 0x1000);
+    place.file().write_all_at(&[1, 2, 3, 4], 0x1ffe - 2).unwrap();
+    let ranges = [(at(0), 0x1000, Some(place.clone())), (at(0x1000), 0x1000, None)];
+    let memory = Memory::from_ranges_with_files(ranges.iter()).unwrap();
+    memory.write_obj(0xffffu16, at(0xfff)).unwrap();
+    let mut tail = [0; 4];
+    place.file().read_exact_at(&mut tail, 0x1ffc).unwrap();
+    assert_eq!(tail, [1, 2, 3, 0xff]);
+    let region = memory.find_region(at(0)).unwrap();
+    assert_eq!(GuestMemoryRegion::file_offset(region).unwrap().start(), 0x1000);
+    assert!(GuestMemoryRegion::file_offset(memory.find_region(at(0x1000)).unwrap()).is_none());
+    assert_eq!(memory.last_addr(), at(0x1fff));
+    let short = Memory::from_ranges_with_files([(at(0), 0x3000, Some(place))]).unwrap_err();
+    assert!(matches!(
+        short,
+        FromRangesError::MmapRegion(MmapRegionError::MappingPastEof)
+    ));
+}
+
+#[test]
+fn protection_is_permission() {
+    use Permissions::*;
+    let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
+    for (prot, expected) in [
+        (libc::PROT_NONE, No),
+        (libc::PROT_READ, Read),
+        (BOTH, ReadWrite),
+        (libc::PROT_WRITE, ReadWrite),
+        (libc::PROT_READ | libc::PROT_EXEC, Read),
+    ] {
+        let mapping = MmapRegion::<()>::build(None, 0x1000, prot, flags).unwrap();
+        let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+        assert_eq!(region.allowed_access(), expected);
+        let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+        for access in [No, Read, Write, ReadWrite] {
+            let granted = expected.allow(access);
+            assert_eq!(
+                GuestMemory::check_range(&memory, GuestAddress(0), 1, access),
+                granted
+            );
+        }
+        assert_eq!(
+            memory.write_obj(1u8, GuestAddress(0)).is_ok(),
+            expected.has_write()
+        );
+        assert_eq!(
+            memory.read_obj::<u8>(GuestAddress(0)).is_ok(),
+            expected.allow(Read)
+        );
+    }
+}
+
+/// A region of a place in a file, without a mapping of it.
+fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapRegion {
+    let builder = MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));
+    // SAFETY: nothing is accessed through the region, and no slice made.
+    unsafe { builder.with_raw_mmap_pointer(host.as_ptr()) }
+        .build()
+        .unwrap()
+}
+
+proptest! {
+    /// Against sums that cannot overflow.
+    #[test]
+    fn overlaps_in_a_file_are_noticed(
+        a in prop_oneof![0u64..6, (u64::MAX >> 12) - 5..=u64::MAX >> 12],
+        b in prop_oneof![0u64..6, (u64::MAX >> 12) - 5..=u64::MAX >> 12],
+        (a_len, b_len) in (1usize..0x4000, 1usize..0x4000),
+        same in any::<bool>(),
+    ) {
+        let host = MmapRegion::new(0x1000).unwrap();
+        let one = Arc::new(File::open("/dev/zero").unwrap());
+        let other = if same { one.clone() } else { Arc::new(File::open("/dev/zero").unwrap()) };
+        prop_assert_eq!(one.as_raw_fd() == other.as_raw_fd(), same);
+        let wide = |start: u64, len: usize| (u128::from(start << 12), u128::from(start << 12) + len as u128);
+        let ((a0, a1), (b0, b1)) = (wide(a, a_len), wide(b, b_len));
+        let (left, right) = (placed(&one, a << 12, a_len, &host), placed(&other, b << 12, b_len, &host));
+        prop_assert_eq!(left.fds_overlap(&right), same && a0 < b1 && b0 < a1);
+        prop_assert_eq!(right.fds_overlap(&left), same && a0 < b1 && b0 < a1);
+        prop_assert!(!left.fds_overlap(&host) && !host.fds_overlap(&left));
+    }
+}
+
+/// Memory of somebody else's, which says nothing but what its regions are; out of order, to be harder.
+struct Bare(Vec<GuestRegionMmap>);
+
+impl GuestMemoryBackend for Bare {
+    type R = GuestRegionMmap;
+    fn iter(&self) -> impl Iterator<Item = &Self::R> {
+        self.0.iter()
+    }
+}
+
+#[test]
+fn a_backend_with_nothing_but_its_regions_works() {
+    let region = |start| GuestRegionMmap::from_range(GuestAddress(start), 0x1000, None).unwrap();
+    let memory = Bare(vec![region(0x3000), region(0x1000), region(0x2000)]);
+    assert_eq!(
+        (memory.num_regions(), memory.last_addr()),
+        (3, GuestAddress(0x3fff))
+    );
+    assert!(memory.address_in_range(GuestAddress(0x1000)) && !memory.address_in_range(GuestAddress(0xfff)));
+    assert_eq!(memory.check_address(GuestAddress(0x4000)), None);
+    assert_eq!(
+        memory.checked_offset(GuestAddress(0x1000), 0x2fff),
+        Some(GuestAddress(0x3fff))
+    );
+    assert_eq!(memory.checked_offset(GuestAddress(0x1000), 0x3000), None);
+    memory.write_slice(&[7; 0x3000], GuestAddress(0x1000)).unwrap();
+    assert_eq!(
+        memory.read_obj::<u64>(GuestAddress(0x1ffc)).unwrap(),
+        u64::from_ne_bytes([7; 8])
+    );
+    assert!(GuestMemory::check_range(
+        &memory,
+        GuestAddress(0x1000),
+        0x3000,
+        Permissions::Write
+    ));
+    assert!(!GuestMemoryBackend::check_range(
+        &memory,
+        GuestAddress(0x1000),
+        0x3001
+    ));
+    let lens: Vec<_> = GuestMemoryBackend::get_slices(&memory, GuestAddress(0x1800), 0x2000)
+        .stop_on_error()
+        .unwrap()
+        .map(|s| s.len())
+        .collect();
+    assert_eq!(lens, [0x800, 0x1000, 0x800]);
+    let host = memory.get_host_address(GuestAddress(0x2005)).unwrap();
+    assert_eq!(host, memory.0[2].as_ptr().wrapping_add(5));
+    assert!(matches!(
+        memory.get_host_address(GuestAddress(0x4000)),
+        Err(Error::InvalidGuestAddress(GuestAddress(0x4000)))
+    ));
+    // One region only: the end of it is the end.
+    assert_eq!(memory.get_slice(GuestAddress(0x2ff0), 0x10).unwrap().len(), 0x10);
+    assert!(matches!(
+        memory.get_slice(GuestAddress(0x2ff0), 0x11),
+        Err(Error::InvalidBackendAddress)
+    ));
+    assert!(Bare(vec![])
+        .physical_memory()
+        .is_some_and(|m| m.last_addr() == GuestAddress(0)));
+}
+
+#[test]
+fn maps_and_files_are_shared() {
+    use std::rc::Rc;
+    fn reads<S: GuestAddressSpace>(space: S) -> u8 {
+        let one = space.clone().memory();
+        one.clone().read_obj(GuestAddress(3)).unwrap()
+    }
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 8)]).unwrap();
+    memory.write_obj(5u8, GuestAddress(3)).unwrap();
+    assert_eq!(reads(&memory), 5);
+    let memory = Arc::new(memory);
+    assert_eq!(reads(memory.clone()), 5);
+    assert_eq!(reads(Rc::new(Arc::into_inner(memory).unwrap())), 5);
+
+    let place = FileOffset::new(File::open("/dev/zero").unwrap(), 7);
+    let other = FileOffset::from_arc(Arc::clone(place.arc()), 9);
+    assert_eq!((place.start(), other.start()), (7, 9));
+    assert!(std::ptr::eq(place.file(), other.file()));
+}
+
+#[cfg(feature = "backend-bitmap")]
+mod with_bitmaps {
+    use super::*;
+    use crate::bitmap::AtomicBitmap;
+    use std::num::NonZeroUsize;
+
+    /// Every byte of the region is tracked, whatever bitmap the region was made with.
+    fn keeps_marks(region: &MmapRegion<AtomicBitmap>) {
+        for at in [0, region.size() / 2, region.size() - 1] {
+            region.as_volatile_slice().write_obj(1u8, at).unwrap();
+            assert!(region.bitmap().dirty_at(at), "{at:#x} of {region:?}");
+        }
+    }
+
+    #[test]
+    fn every_region_has_a_bitmap_of_its_size() {
+        let len = 3 * page() + 1;
+        let small = || AtomicBitmap::new(0x10, NonZeroUsize::new(8).unwrap());
+        keeps_marks(&MmapRegion::new(len).unwrap());
+        keeps_marks(&MmapRegionBuilder::new(len).build().unwrap());
+        keeps_marks(&MmapRegionBuilder::new_with_bitmap(len, small()).build().unwrap());
+        keeps_marks(&MmapRegion::from_file(FileOffset::new(file(len as u64), 0), len).unwrap());
+        let place = FileOffset::new(file(len as u64), 0);
+        keeps_marks(
+            &MmapRegionBuilder::new(len)
+                .with_file_offset(place)
+                .build()
+                .unwrap(),
+        );
+        let host = MmapRegion::<()>::new(len).unwrap();
+        // SAFETY: the mapping outlives the region.
+        keeps_marks(&unsafe { MmapRegion::build_raw(host.as_ptr(), len, BOTH, 0) }.unwrap());
+        // SAFETY: as above.
+        let builder = unsafe { MmapRegionBuilder::new(len).with_raw_mmap_pointer(host.as_ptr()) };
+        keeps_marks(&builder.build().unwrap());
+
+        let marked = small();
+        marked.mark_dirty(9, 1);
+        let region = MmapRegionBuilder::new_with_bitmap(0x20, marked).build().unwrap();
+        assert_eq!(region.bitmap().get_and_reset(), [2]);
+        assert_eq!((region.bitmap().len(), region.bitmap().byte_size()), (4, 0x20));
+    }
+
+    #[test]
+    fn a_larger_bitmap_stays_as_it_is_and_none_is_made_for_no_mapping() {
+        let large = AtomicBitmap::new(0x100, NonZeroUsize::new(8).unwrap());
+        let region = MmapRegionBuilder::new_with_bitmap(0x20, large).build().unwrap();
+        assert_eq!(region.bitmap().len(), 32);
+        // A bitmap of that size would take the process's memory.
+        assert!(MmapRegion::<AtomicBitmap>::new(usize::MAX).is_err());
+        assert!(MmapRegionBuilder::<AtomicBitmap>::new(usize::MAX)
+            .build()
+            .is_err());
+        let guest = GuestRegionMmap::new(
+            MmapRegion::<AtomicBitmap>::new(0x2000).unwrap(),
+            GuestAddress(0x1000),
+        )
+        .unwrap();
+        guest.write_obj(1u8, MemoryRegionAddress(0x1fff)).unwrap();
+        let marks = GuestMemoryRegion::bitmap(&guest);
+        assert!(marks.dirty_at(0x1fff) && !marks.dirty_at(0));
+    }
+}

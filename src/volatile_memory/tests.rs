@@ -1,1 +1,596 @@
-//! Placeholder
+//! Slices, references and arrays against plain vectors, with a bitmap that has a bit for each byte.
+
+use core::fmt::Debug;
+use core::sync::atomic::{AtomicI16, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::cell::RefCell;
+use std::io::ErrorKind;
+use std::rc::Rc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::bitmap::{BitmapSlice, WithBitmapSlice};
+use crate::bytes::Bytes;
+use crate::io::ReadVolatile;
+
+/// Which bytes are marked, and where a slice of that begins. Marks outside of the memory make the test fail.
+#[derive(Clone, Debug)]
+struct ByteMap(Rc<RefCell<Vec<bool>>>, usize);
+
+impl WithBitmapSlice<'_> for ByteMap {
+    type S = Self;
+}
+impl BitmapSlice for ByteMap {}
+impl Bitmap for ByteMap {
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        self.0.borrow_mut()[self.1 + offset..][..len].fill(true);
+    }
+    fn dirty_at(&self, offset: usize) -> bool {
+        self.0.borrow()[self.1 + offset]
+    }
+    fn slice_at(&self, offset: usize) -> Self {
+        Self(self.0.clone(), self.1 + offset)
+    }
+}
+
+/// Memory at a known alignment, with bytes before and behind it that must stay as they are.
+struct Memory {
+    words: Vec<AtomicU64>,
+    start: usize,
+    len: usize,
+    bitmap: ByteMap,
+}
+
+const FENCE: u8 = 0xee;
+
+impl Memory {
+    /// Bytes 1, 2, 3 and so on, `shift` bytes behind a multiple of 8.
+    fn new(len: usize, shift: usize) -> Self {
+        let start = 8 + shift;
+        let mut bytes = vec![FENCE; (start + len + 8).next_multiple_of(8)];
+        bytes[start..start + len].copy_from_slice(&numbered(len, 1));
+        let word = |c: &[u8]| AtomicU64::new(u64::from_ne_bytes(c.try_into().unwrap()));
+        let words = bytes.chunks(8).map(word).collect();
+        let bitmap = ByteMap(Rc::new(RefCell::new(vec![false; len])), 0);
+        Self {
+            words,
+            start,
+            len,
+            bitmap,
+        }
+    }
+
+    fn ptr(&self) -> *mut u8 {
+        let first = self.words.as_ptr().cast_mut();
+        first.cast::<u8>().wrapping_add(self.start)
+    }
+
+    fn slice(&self) -> VolatileSlice<'_, ByteMap> {
+        // SAFETY: `len` bytes of atomics from there on, which live as long as the slice.
+        unsafe { VolatileSlice::with_bitmap(self.ptr(), self.len, self.bitmap.clone(), None) }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let bytes = |w: &AtomicU64| w.load(Ordering::Relaxed).to_ne_bytes();
+        let all: Vec<u8> = self.words.iter().flat_map(bytes).collect();
+        let end = self.start + self.len;
+        assert!(all[..self.start].iter().chain(&all[end..]).all(|&b| b == FENCE));
+        all[self.start..end].to_vec()
+    }
+
+    /// The offsets of the marked bytes, which are clean afterwards.
+    fn take_marks(&self) -> Vec<usize> {
+        let mut marks = self.bitmap.0.borrow_mut();
+        let marked = (0..self.len).filter(|&i| marks[i]).collect();
+        marks.fill(false);
+        marked
+    }
+}
+
+fn numbered(len: usize, first: usize) -> Vec<u8> {
+    (first..first + len).map(|i| i as u8).collect()
+}
+
+fn shown(value: impl Debug) -> String {
+    format!("{value:?}")
+}
+
+/// The error of an answer.
+fn failed<T>(answer: Result<T>) -> String {
+    shown(answer.map(|_| "no error").unwrap_err())
+}
+
+fn out_of_bounds(addr: usize) -> String {
+    shown(Error::OutOfBounds { addr })
+}
+
+/// Runs `$body` with `$T` as the type of that size.
+macro_rules! by_size {
+    ($size:expr, [$($n:literal: $t:ty),*], $T:ident => $body:expr) => {
+        match $size {
+            $($n => { type $T = $t; $body })*
+            size => panic!("no type of {size} bytes"),
+        }
+    };
+}
+macro_rules! plain_by_size {
+    ($size:expr, $T:ident => $body:expr) => {
+        by_size!($size, [1: u8, 2: u16, 3: [u8; 3], 4: u32, 8: u64, 16: u128, 24: [u64; 3]], $T => $body)
+    };
+}
+macro_rules! atomic_by_size {
+    ($size:expr, $T:ident => $body:expr) => {
+        by_size!($size, [1: i8, 2: u16, 4: i32, 8: u64], $T => $body)
+    };
+}
+
+fn value_of<T: ByteValued>(bytes: &[u8]) -> T {
+    T::read_exact_from(bytes).unwrap()
+}
+
+fn values<T: ByteValued>(bytes: &[u8], count: usize) -> Vec<T> {
+    bytes.chunks(size_of::<T>()).take(count).map(value_of).collect()
+}
+
+fn bytes_of<T: ByteValued>(values: &[T]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.as_slice().to_vec()).collect()
+}
+
+/// An access: what it is, where, and the size and number of its elements (bytes, where it has none); arrays have a number of their own.
+type Op = (&'static str, usize, usize, usize, usize);
+
+#[rustfmt::skip]
+const KINDS: [&str; 13] = [
+    "write", "write_slice", "read", "read_slice", "write_obj", "read_obj", "store", "load", "copy_from", "copy_to", "ref",
+    "array_from", "array_to",
+];
+
+fn op() -> impl Strategy<Value = Op> {
+    let at = prop_oneof![12 => 0usize..70, 1 => (usize::MAX - 70)..=usize::MAX];
+    let size = prop::sample::select(vec![1usize, 2, 3, 4, 8, 16, 24]);
+    (
+        prop::sample::select(KINDS.to_vec()),
+        at,
+        size,
+        0usize..80,
+        0usize..40,
+    )
+}
+
+/// The end of a range in memory of `len` bytes.
+fn end_of(at: usize, count: usize, len: usize) -> Result<usize> {
+    match at.checked_add(count) {
+        None => Err(Error::Overflow {
+            base: at,
+            offset: count,
+        }),
+        Some(end) if end > len => Err(Error::OutOfBounds { addr: end }),
+        Some(end) => Ok(end),
+    }
+}
+
+/// How many of `wanted` bytes can be moved at `at`.
+fn movable(at: usize, wanted: usize, len: usize) -> Result<usize> {
+    match wanted {
+        0 => Ok(0),
+        _ if at >= len => Err(Error::OutOfBounds { addr: at }),
+        _ => Ok(wanted.min(len - at)),
+    }
+}
+
+/// The answer of an access that wants everything, when that many bytes can be moved.
+fn all(expected: usize, movable: Result<usize>) -> Result<()> {
+    match movable? {
+        completed if completed == expected => Ok(()),
+        completed => Err(Error::PartialBuffer { expected, completed }),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 8 } else { 512 }))]
+
+    /// Values, counts, errors, every byte and every mark, at every alignment.
+    #[test]
+    fn accesses_agree_with_a_vector(
+        len in 0usize..64,
+        shift in 0usize..8,
+        ops in prop::collection::vec(op(), 1..24),
+    ) {
+        let memory = Memory::new(len, shift);
+        let host = memory.ptr() as usize;
+        let slice = memory.slice();
+        let mut model = memory.bytes();
+        let payload = numbered(80 * 24, 101);
+        for op in ops {
+            let (kind, at, size, count, elements) = op;
+            // How many bytes were moved into the slice, from `at` on.
+            let mut moved = 0;
+            let here = at.min(len);
+            let rest = model[here..].to_vec();
+            let flat = |n: usize, bytes: &[u8]| -> (usize, Vec<u8>) {
+                let mut buf = vec![0u8; size * count];
+                buf[..n * size].copy_from_slice(&bytes[..n * size]);
+                (n, buf)
+            };
+            let (got, want) = match kind {
+                "write" | "write_slice" => {
+                    let want = movable(at, count, len);
+                    moved = *want.as_ref().unwrap_or(&0);
+                    match kind {
+                        "write" => (shown(slice.write(&payload[..count], at)), shown(want)),
+                        _ => (shown(slice.write_slice(&payload[..count], at)), shown(all(count, want))),
+                    }
+                }
+                "read" | "read_slice" => {
+                    let want = movable(at, count, len);
+                    let mut buf = vec![0xaa; count];
+                    let mut expected = buf.clone();
+                    let n = *want.as_ref().unwrap_or(&0);
+                    expected[..n].copy_from_slice(&rest[..n]);
+                    let answers = match kind {
+                        "read" => (shown(slice.read(&mut buf, at)), shown(want)),
+                        _ => (shown(slice.read_slice(&mut buf, at)), shown(all(count, want))),
+                    };
+                    prop_assert_eq!(buf, expected);
+                    answers
+                }
+                "write_obj" => {
+                    let want = movable(at, size, len);
+                    moved = *want.as_ref().unwrap_or(&0);
+                    let got = plain_by_size!(size, T => slice.write_obj(value_of::<T>(&payload), at));
+                    (shown(got), shown(all(size, want)))
+                }
+                "read_obj" => {
+                    let want = all(size, movable(at, size, len)).map(|()| rest[..size].to_vec());
+                    let got = plain_by_size!(size, T => slice.read_obj::<T>(at).map(|v| bytes_of(&[v])));
+                    (shown(got), shown(want))
+                }
+                "store" | "load" => {
+                    let size = size.next_power_of_two().min(8);
+                    let place = end_of(at, size, len).and_then(|_| match (host + at) % size {
+                        0 => Ok(()),
+                        _ => Err(Error::Misaligned { addr: host + at, alignment: size }),
+                    });
+                    if kind == "load" {
+                        let want = place.map(|()| rest[..size].to_vec());
+                        let got = atomic_by_size!(size, T => {
+                            slice.load::<T>(at, Ordering::Acquire).map(|v| v.as_slice().to_vec())
+                        });
+                        (shown(got), shown(want))
+                    } else {
+                        moved = if place.is_ok() { size } else { 0 };
+                        let got = atomic_by_size!(size, T => {
+                            slice.store(value_of::<T>(&payload), at, Ordering::Release)
+                        });
+                        (shown(got), shown(place))
+                    }
+                }
+                "copy_from" | "copy_to" if at > len => (String::new(), String::new()),
+                "copy_from" => {
+                    moved = (rest.len() / size).min(count) * size;
+                    plain_by_size!(size, T => slice.offset(at).unwrap().copy_from(&values::<T>(&payload, count)));
+                    (String::new(), String::new())
+                }
+                "copy_to" => {
+                    let got = plain_by_size!(size, T => {
+                        let mut buf = vec![T::zeroed(); count];
+                        (slice.offset(at).unwrap().copy_to(&mut buf), bytes_of(&buf))
+                    });
+                    (shown(got), shown(flat((rest.len() / size).min(count), &rest)))
+                }
+                "ref" => {
+                    let want = end_of(at, size, len).map(|_| (size, payload[..size].to_vec()));
+                    moved = want.as_ref().map_or(0, |_| size);
+                    let got = plain_by_size!(size, T => slice.get_ref::<T>(at).map(|r| {
+                        r.store(value_of::<T>(&payload));
+                        (r.len(), bytes_of(&[r.load()]))
+                    }));
+                    (shown(got), shown(want))
+                }
+                "array_from" => {
+                    let want = end_of(at, size * elements, len).map(|_| elements);
+                    moved = want.as_ref().map_or(0, |_| size * elements.min(count));
+                    let got = plain_by_size!(size, T => slice.get_array_ref::<T>(at, elements).map(|a| {
+                        a.copy_from(&values::<T>(&payload, count));
+                        a.len()
+                    }));
+                    (shown(got), shown(want))
+                }
+                _ => {
+                    let want = end_of(at, size * elements, len).map(|_| flat(elements.min(count), &rest));
+                    let got = plain_by_size!(size, T => slice.get_array_ref::<T>(at, elements).map(|a| {
+                        let mut buf = vec![T::zeroed(); count];
+                        (a.copy_to(&mut buf), bytes_of(&buf))
+                    }));
+                    (shown(got), shown(want))
+                }
+            };
+            prop_assert_eq!(got, want, "{:?}", op);
+            let touched = here..here + moved;
+            model[touched.clone()].copy_from_slice(&payload[..moved]);
+            prop_assert_eq!(memory.bytes(), &*model, "{:?}", op);
+            prop_assert_eq!(memory.take_marks(), touched.collect::<Vec<_>>(), "{:?}", op);
+        }
+    }
+
+    /// Parts of slices: where they begin, how long they are, what they mark, and why they are refused.
+    #[test]
+    fn parts_agree_with_their_bounds(
+        len in 0usize..40,
+        a in prop_oneof![4 => 0usize..50, 1 => any::<usize>(), 1 => Just(usize::MAX)],
+        b in prop_oneof![4 => 0usize..50, 1 => any::<usize>(), 1 => Just(usize::MAX)],
+    ) {
+        let memory = Memory::new(len, 0);
+        let slice = memory.slice();
+        let host = memory.ptr() as usize;
+        let describe = |s: VolatileSlice<'_, ByteMap>| {
+            prop_assert_eq!(s.is_empty(), matches!(s.len(), 0));
+            prop_assert_eq!((s.ptr_guard().len(), s.ptr_guard_mut().len()), (s.len(), s.len()));
+            prop_assert_eq!(s.ptr_guard().as_ptr(), s.ptr_guard_mut().as_ptr().cast_const());
+            Ok((s.ptr_guard().as_ptr() as usize - host, s.len(), s.bitmap().1))
+        };
+        let want = end_of(a, b, len).map(|_| (a, b, a));
+        for got in [slice.subslice(a, b), slice.get_slice(a, b)] {
+            prop_assert_eq!(shown(got.map(|s| describe(s).unwrap())), shown(&want));
+        }
+        prop_assert_eq!(shown(slice.compute_end_offset(a, b)), shown(end_of(a, b, len)));
+
+        let offset_error = match host.checked_add(a) {
+            None => Error::Overflow { base: host, offset: a },
+            Some(addr) => Error::OutOfBounds { addr },
+        };
+        let (offset, split) = (slice.offset(a), slice.split_at(a));
+        if a <= len {
+            prop_assert_eq!(describe(offset.unwrap())?, (a, len - a, a));
+            let (head, tail) = split.unwrap();
+            prop_assert_eq!(describe(head)?, (0, a, 0));
+            prop_assert_eq!(describe(tail)?, (a, len - a, a));
+        } else {
+            prop_assert_eq!(shown(offset.unwrap_err()), shown(&offset_error));
+            prop_assert_eq!(shown(split.unwrap_err()), shown(&offset_error));
+        }
+    }
+
+    /// As a copy through a third place, whatever overlaps; only the target is marked.
+    #[test]
+    fn copies_between_slices_may_overlap(
+        (from, from_len) in (0usize..600, 0usize..600),
+        (to, to_len) in (0usize..600, 0usize..600),
+    ) {
+        let memory = Memory::new(600, 3);
+        let part = |at: usize, n: usize| memory.slice().subslice(at, n.min(600 - at)).unwrap();
+        let (source, target) = (part(from, from_len), part(to, to_len));
+        let count = source.len().min(target.len());
+        let mut model = memory.bytes();
+        let through: Vec<u8> = model[from..from + count].to_vec();
+        model[to..to + count].copy_from_slice(&through);
+        source.copy_to_volatile_slice(target);
+        prop_assert_eq!(memory.bytes(), model);
+        prop_assert_eq!(memory.take_marks(), (to..to + count).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn an_array_larger_than_the_address_space_is_too_big() {
+    let memory = Memory::new(16, 0);
+    let (nelements, size) = (usize::MAX / 2, 4);
+    let too_big = shown(Error::TooBig { nelements, size });
+    assert_eq!(failed(memory.slice().get_array_ref::<u32>(0, nelements)), too_big);
+}
+
+#[test]
+fn a_reference_reaches_its_value_and_no_more() {
+    let memory = Memory::new(16, 1);
+    let slice = memory.slice();
+    let value = slice.get_ref::<u32>(5).unwrap();
+    assert_eq!(value.len(), 4);
+    assert_eq!((value.ptr_guard().len(), value.ptr_guard_mut().len()), (4, 4));
+    assert_eq!(value.ptr_guard().as_ptr(), memory.ptr().wrapping_add(5));
+    assert_eq!(value.ptr_guard_mut().as_ptr(), memory.ptr().wrapping_add(5));
+    assert_eq!(value.bitmap().1, 5);
+    let inside = value.to_slice().subslice(1, 2).unwrap();
+    inside.copy_from(&[0xa1u8, 0xa2]);
+    assert_eq!(memory.take_marks(), [6, 7]);
+    assert_eq!(value.load().to_ne_bytes(), [6, 0xa1, 0xa2, 9]);
+    value.clone().store(0);
+    assert_eq!(value.load(), 0);
+
+    // SAFETY: four bytes from there on lie in the memory.
+    let bare = unsafe { VolatileRef::<u32>::new(memory.ptr()) };
+    memory.take_marks();
+    bare.store(u32::MAX);
+    assert_eq!(memory.bytes()[..5], [0xff, 0xff, 0xff, 0xff, 5]);
+    assert_eq!(memory.take_marks(), [] as [usize; 0]);
+}
+
+#[test]
+fn an_array_reaches_its_elements_and_no_more() {
+    let memory = Memory::new(40, 0);
+    let slice = memory.slice();
+    let array = slice.get_array_ref::<u16>(3, 5).unwrap();
+    assert_eq!((array.len(), array.element_size()), (5, 2));
+    assert_eq!((array.ptr_guard().len(), array.ptr_guard_mut().len()), (10, 10));
+    assert_eq!(array.ptr_guard().as_ptr(), memory.ptr().wrapping_add(3));
+    assert_eq!(array.bitmap().1, 3);
+    array.store(4, 0xabab);
+    assert_eq!(memory.take_marks(), [11, 12]);
+    assert_eq!(array.load(4), 0xabab);
+    assert_eq!(array.ref_at(1).load().to_ne_bytes(), [6, 7]);
+    assert_eq!(array.to_slice().len(), 10);
+
+    let target = memory.slice().subslice(30, 7).unwrap();
+    array.copy_to_volatile_slice(target);
+    assert_eq!(memory.bytes()[30..38], [4, 5, 6, 7, 8, 9, 10, 38]);
+    assert_eq!(memory.take_marks(), (30..37).collect::<Vec<_>>());
+
+    let bytes = VolatileArrayRef::from(memory.slice().subslice(2, 4).unwrap());
+    assert_eq!((bytes.len(), bytes.element_size()), (4, 1));
+    bytes.store(3, 0);
+    assert_eq!(memory.take_marks(), [5]);
+    // SAFETY: eight bytes from there on lie in the memory.
+    let bare = unsafe { VolatileArrayRef::<u32>::new(memory.ptr(), 2) };
+    bare.copy_from(&[0, 0, 0]);
+    assert_eq!(memory.bytes()[..9], [0, 0, 0, 0, 0, 0, 0, 0, 9]);
+    assert_eq!(memory.take_marks(), [] as [usize; 0]);
+    assert!(memory.slice().get_array_ref::<u64>(40, 0).unwrap().is_empty());
+}
+
+#[test]
+#[should_panic(expected = "index 2 is not below the length 2")]
+fn an_index_behind_the_array_panics() {
+    let memory = Memory::new(8, 0);
+    memory.slice().get_array_ref::<u16>(0, 2).unwrap().load(2);
+}
+
+#[test]
+fn references_of_rusts_want_room_and_alignment() {
+    let memory = Memory::new(16, 2);
+    let slice = memory.slice();
+    let half = slice.get_atomic_ref::<AtomicU16>(2).unwrap();
+    assert_eq!(half.load(Ordering::Relaxed).to_ne_bytes(), [3, 4]);
+    let word = slice.get_atomic_ref::<AtomicU32>(6).unwrap();
+    word.store(0, Ordering::Relaxed);
+    assert_eq!(memory.bytes()[5..11], [6, 0, 0, 0, 0, 11]);
+    let (addr, alignment) = (memory.ptr() as usize + 1, 2);
+    let misaligned = shown(Error::Misaligned { addr, alignment });
+    assert_eq!(failed(slice.get_atomic_ref::<AtomicI16>(1)), misaligned);
+    assert_eq!(failed(slice.get_atomic_ref::<AtomicI16>(15)), out_of_bounds(17));
+    // SAFETY: nobody else is here.
+    unsafe {
+        assert_eq!(slice.aligned_as_ref::<[u8; 2]>(0).unwrap(), &[1, 2]);
+        *slice.aligned_as_mut::<u16>(0).unwrap() = 0;
+        assert_eq!(failed(slice.aligned_as_ref::<u16>(1)), misaligned);
+        assert_eq!(failed(slice.aligned_as_mut::<u16>(1)), misaligned);
+        assert_eq!(failed(slice.aligned_as_ref::<u64>(14)), out_of_bounds(22));
+        assert_eq!(failed(slice.aligned_as_mut::<u64>(14)), out_of_bounds(22));
+    }
+    assert_eq!(memory.bytes()[..3], [0, 0, 3]);
+}
+
+/// What marks finds the new bytes: marking comes after the write, in every method that writes.
+#[test]
+fn marks_come_after_the_bytes() {
+    /// Notes what byte lies at the first marked one.
+    #[derive(Clone, Debug)]
+    struct Witness(Rc<RefCell<Vec<u8>>>, *const AtomicU64);
+    impl WithBitmapSlice<'_> for Witness {
+        type S = Self;
+    }
+    impl BitmapSlice for Witness {}
+    impl Bitmap for Witness {
+        fn mark_dirty(&self, _offset: usize, _len: usize) {
+            // SAFETY: the test keeps the word alive.
+            let word = unsafe { &*self.1 };
+            let now = word.load(Ordering::Relaxed).to_ne_bytes()[0];
+            self.0.borrow_mut().push(now);
+        }
+        fn dirty_at(&self, _offset: usize) -> bool {
+            false
+        }
+        fn slice_at(&self, _offset: usize) -> Self {
+            self.clone()
+        }
+    }
+    let word = AtomicU64::new(0);
+    let seen = Rc::new(RefCell::new(vec![]));
+    let witness = Witness(seen.clone(), &word);
+    // SAFETY: eight bytes of an atomic that outlives the slice.
+    let slice = unsafe { VolatileSlice::with_bitmap(word.as_ptr().cast::<u8>(), 8, witness, None) };
+    slice.write(&[1], 0).unwrap();
+    slice.write_slice(&[2], 0).unwrap();
+    slice.write_obj(3u8, 0).unwrap();
+    slice.store(4u8, 0, Ordering::SeqCst).unwrap();
+    slice.copy_from(&[5u8]);
+    slice.get_ref::<u8>(0).unwrap().store(6);
+    slice.get_array_ref::<u8>(0, 1).unwrap().copy_from(&[7]);
+    slice.read_volatile_from(0, &mut [8u8].as_slice(), 1).unwrap();
+    VolatileSlice::from([9u8].as_mut_slice()).copy_to_volatile_slice(slice);
+    assert_eq!(*seen.borrow(), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+}
+
+/// Gives a few bytes at a time, is interrupted before each time, and fails in the end.
+struct Halting {
+    bytes: Vec<u8>,
+    interrupted: bool,
+}
+
+impl ReadVolatile for Halting {
+    fn read_volatile<B: BitmapSlice>(&mut self, buf: &mut VolatileSlice<B>) -> Result<usize> {
+        self.interrupted = !self.interrupted;
+        match self.bytes.len().min(3).min(buf.len()) {
+            _ if self.interrupted => Err(Error::IOError(ErrorKind::Interrupted.into())),
+            0 => Err(Error::IOError(ErrorKind::WouldBlock.into())),
+            count => {
+                buf.copy_from(&self.bytes[..count]);
+                self.bytes.drain(..count);
+                Ok(count)
+            }
+        }
+    }
+}
+
+#[test]
+fn streams_move_what_they_have_and_mark_what_they_moved() {
+    let memory = Memory::new(20, 0);
+    let slice = memory.slice();
+    let stream = |count| Halting {
+        bytes: numbered(count, 201),
+        interrupted: false,
+    };
+    assert_eq!(slice.read_volatile_from(4, &mut stream(10), 8).unwrap(), 3);
+    assert_eq!(memory.take_marks(), [4, 5, 6]);
+    assert_eq!(slice.read_volatile_from(18, &mut stream(10), 8).unwrap(), 2);
+    assert_eq!(memory.take_marks(), [18, 19]);
+    slice.read_exact_volatile_from(0, &mut stream(10), 10).unwrap();
+    assert_eq!(memory.bytes()[..10], numbered(10, 201));
+    assert_eq!(memory.take_marks(), (0..10).collect::<Vec<_>>());
+    let would_block = shown(Error::IOError(ErrorKind::WouldBlock.into()));
+    let nothing = slice.read_volatile_from(0, &mut stream(0), 8);
+    assert_eq!(failed(nothing), would_block);
+    assert!(memory.take_marks().is_empty());
+    let some = slice.read_exact_volatile_from(0, &mut stream(4), 8);
+    assert_eq!(failed(some), would_block);
+    assert_eq!(memory.take_marks(), [0, 1, 2, 3]);
+
+    // Out of bounds: the stream is not asked.
+    let (mut source, mut target) = (stream(10), vec![]);
+    let behind = out_of_bounds(memory.ptr() as usize + 21);
+    assert_eq!(failed(slice.read_volatile_from(21, &mut source, 1)), behind);
+    assert_eq!(failed(slice.write_volatile_to(21, &mut target, 1)), behind);
+    let behind = out_of_bounds(21);
+    assert_eq!(failed(slice.read_exact_volatile_from(13, &mut source, 8)), behind);
+    assert_eq!(failed(slice.write_all_volatile_to(13, &mut target, 8)), behind);
+    assert!(source.bytes.len() == 10 && !source.interrupted && target.is_empty());
+}
+
+/// A memory of somebody else's that hands out something else than was asked for: no reference is made of it.
+#[test]
+fn slices_of_another_length_are_refused() {
+    struct Liar<'a>(VolatileSlice<'a>, usize);
+    impl VolatileMemory for Liar<'_> {
+        type B = ();
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn get_slice(&self, _offset: usize, _count: usize) -> Result<VolatileSlice<'_>> {
+            self.0.subslice(0, self.1)
+        }
+    }
+    let mut bytes = [0u64; 2];
+    for given in [0, 1, 3, 5, 16] {
+        let liar = Liar(bytes.as_bytes(), given);
+        assert!(!liar.is_empty());
+        let (expected, completed) = (4, given);
+        let partial = shown(Error::PartialBuffer { expected, completed });
+        assert_eq!(failed(liar.get_ref::<u32>(0)), partial);
+        assert_eq!(failed(liar.get_array_ref::<u16>(0, 2)), partial);
+        assert_eq!(failed(liar.get_atomic_ref::<AtomicU32>(0)), partial);
+        // SAFETY: nobody else is here.
+        unsafe {
+            assert_eq!(failed(liar.aligned_as_ref::<u32>(0)), partial);
+            assert_eq!(failed(liar.aligned_as_mut::<u32>(0)), partial);
+        }
+    }
+    let honest = Liar(bytes.as_bytes(), 16);
+    assert_eq!(honest.as_volatile_slice().len(), 16);
+}

@@ -1,0 +1,219 @@
+//! B2: ranges of I/O virtual addresses are checked at the top of the address space.
+#![cfg(all(feature = "iommu", feature = "backend-mmap"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that goes wrong may panic, and says what it does in fewer words"
+)]
+
+use std::sync::atomic::Ordering;
+use std::sync::{RwLock, RwLockReadGuard};
+
+use vm_memory::iommu::{Error, Iommu, IommuMemory, Iotlb, IotlbIterator, IovaRange, MappedRange};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions};
+use Permissions::{Read, ReadWrite, Write};
+
+const LAST_PAGE: GuestAddress = GuestAddress(0xffff_ffff_ffff_f000);
+
+/// Knows what it was told; a range that it is not asked about is noted.
+#[derive(Debug, Default)]
+struct Known(RwLock<Iotlb>);
+
+impl Iommu for Known {
+    type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
+
+    fn translate(
+        &self,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
+        Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|fails| Error::CannotResolve {
+            iova_range: IovaRange { base: iova, length },
+            reason: format!("{fails:?}"),
+        })
+    }
+}
+
+fn memory() -> IommuMemory<GuestMemoryMmap, Known> {
+    let physical = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+    IommuMemory::new(physical, Known::default(), true, ())
+}
+
+fn lookup(iotlb: &Iotlb, base: GuestAddress, length: usize) -> Option<Vec<MappedRange>> {
+    Iotlb::lookup(iotlb, base, length, ReadWrite)
+        .ok()
+        .map(Iterator::collect)
+}
+
+#[test]
+fn b2_an_overflowing_range_is_not_accessible_and_says_so() {
+    let memory = memory();
+    // Once with nothing mapped there, once with the last page mapped.
+    for mapped in [false, true] {
+        if mapped {
+            let mut iotlb = memory.iommu().0.write().unwrap();
+            iotlb
+                .set_mapping(LAST_PAGE, GuestAddress(0x1000), 0x1000, ReadWrite)
+                .unwrap();
+            iotlb
+                .set_mapping(GuestAddress(0), GuestAddress(0x2000), 0x1000, ReadWrite)
+                .unwrap();
+        }
+        for (base, length) in [
+            (LAST_PAGE, 0x2000),
+            (LAST_PAGE, 0x1001),
+            (LAST_PAGE, usize::MAX),
+            (GuestAddress(u64::MAX), 2),
+            (GuestAddress(1), usize::MAX),
+            (GuestAddress(u64::MAX), usize::MAX),
+        ] {
+            for access in [Permissions::No, Read, Write, ReadWrite] {
+                assert!(
+                    !memory.check_range(base, length, access),
+                    "{base:?} {length:#x} {access:?}"
+                );
+                assert!(memory.slice_in_one_piece(base, length, access).is_none());
+                if base == GuestAddress(1) {
+                    continue; // ends below the top: not mapped, but no overflow
+                }
+                match memory.get_slices(base, length, access).map(|_| ()) {
+                    Err(GuestMemoryError::IommuError(Error::CannotResolve { iova_range, reason })) => {
+                        assert_eq!(iova_range, IovaRange { base, length });
+                        assert!(reason.contains("end of the address space"), "{reason}");
+                    }
+                    other => panic!("{other:?}"),
+                }
+                let iotlb = memory.iommu().0.read().unwrap();
+                let fails = Iotlb::lookup(&*iotlb, base, length, access).unwrap_err();
+                assert!(fails.misses.is_empty());
+                assert_eq!(fails.access_fails, [IovaRange { base, length }]);
+            }
+        }
+    }
+    // A store that would pass the end, and one behind the last value that fits.
+    for at in [u64::MAX - 6, u64::MAX] {
+        assert!(memory.store(1u64, GuestAddress(at), Ordering::SeqCst).is_err());
+        assert!(memory.load::<u64>(GuestAddress(at), Ordering::SeqCst).is_err());
+        assert!(memory.write_obj(1u64, GuestAddress(at)).is_err());
+        assert!(memory.read_obj::<u64>(GuestAddress(at)).is_err());
+        assert!(memory
+            .read_volatile_from(GuestAddress(at), &mut [1u8; 8].as_slice(), 8)
+            .is_err());
+    }
+    let mut all = [0; 0x4000];
+    memory
+        .get_backend()
+        .read_slice(&mut all, GuestAddress(0))
+        .unwrap();
+    assert!(all.iter().all(|&b| b == 0));
+}
+
+#[test]
+fn b2_the_last_page_can_be_mapped_and_accessed() {
+    let memory = memory();
+    memory
+        .iommu()
+        .0
+        .write()
+        .unwrap()
+        .set_mapping(LAST_PAGE, GuestAddress(0x1000), 0x1000, ReadWrite)
+        .unwrap();
+    assert!(memory.check_range(LAST_PAGE, 0x1000, ReadWrite));
+    assert!(memory.check_range(GuestAddress(u64::MAX), 1, ReadWrite));
+    let last_value = GuestAddress(u64::MAX - 7);
+    memory
+        .store(0x1122_3344_5566_7788u64, last_value, Ordering::SeqCst)
+        .unwrap();
+    assert_eq!(
+        memory.load::<u64>(last_value, Ordering::SeqCst).unwrap(),
+        0x1122_3344_5566_7788
+    );
+    assert_eq!(
+        memory
+            .get_backend()
+            .read_obj::<u64>(GuestAddress(0x1ff8))
+            .unwrap(),
+        0x1122_3344_5566_7788
+    );
+    memory.write_slice(&[7; 0x1000], LAST_PAGE).unwrap();
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(u64::MAX)).unwrap(), 7);
+    let slices = memory.get_slices(LAST_PAGE, 0x1000, Write).unwrap();
+    assert_eq!(slices.map(|s| s.unwrap().len()).sum::<usize>(), 0x1000);
+
+    let mut iotlb = memory.iommu().0.write().unwrap();
+    iotlb
+        .set_mapping(GuestAddress(u64::MAX), GuestAddress(0x2000), 1, Read)
+        .unwrap();
+    iotlb.invalidate_mapping(LAST_PAGE, 0x1000);
+    assert!(lookup(&iotlb, LAST_PAGE, 1).is_none() && lookup(&iotlb, GuestAddress(u64::MAX), 1).is_none());
+}
+
+#[test]
+fn b2_a_mapping_that_overflows_is_refused_and_changes_nothing() {
+    let mut iotlb = Iotlb::new();
+    iotlb
+        .set_mapping(LAST_PAGE, GuestAddress(0x1000), 0x1000, ReadWrite)
+        .unwrap();
+    for (base, length) in [
+        (LAST_PAGE, 0x1001),
+        (LAST_PAGE, usize::MAX),
+        (GuestAddress(u64::MAX), 2),
+    ] {
+        let error = iotlb
+            .set_mapping(base, GuestAddress(0), length, Read)
+            .unwrap_err();
+        assert!(
+            matches!(&error, Error::CannotResolve { iova_range, .. } if *iova_range == IovaRange { base, length }),
+            "{error}"
+        );
+    }
+    let whole = MappedRange {
+        base: GuestAddress(0x1000),
+        length: 0x1000,
+    };
+    assert_eq!(lookup(&iotlb, LAST_PAGE, 0x1000), Some(vec![whole]));
+}
+
+#[test]
+fn b2_an_invalidation_that_overflows_is_cut_at_the_top() {
+    let half = GuestAddress(LAST_PAGE.0 + 0x800);
+    for length in [0x800, 0x801, usize::MAX] {
+        let mut iotlb = Iotlb::new();
+        iotlb
+            .set_mapping(LAST_PAGE, GuestAddress(0x1000), 0x1000, ReadWrite)
+            .unwrap();
+        iotlb
+            .set_mapping(GuestAddress(0), GuestAddress(0), 0x1000, ReadWrite)
+            .unwrap();
+        iotlb.invalidate_mapping(half, length);
+        assert!(lookup(&iotlb, LAST_PAGE, 0x800).is_some());
+        assert!(lookup(&iotlb, half, 1).is_none() && lookup(&iotlb, GuestAddress(u64::MAX), 1).is_none());
+        // It does not go on at 0.
+        assert!(lookup(&iotlb, GuestAddress(0), 0x1000).is_some());
+    }
+    let mut iotlb = Iotlb::new();
+    iotlb
+        .set_mapping(LAST_PAGE, GuestAddress(0), 0x1000, ReadWrite)
+        .unwrap();
+    iotlb.invalidate_mapping(GuestAddress(0), usize::MAX);
+    // The whole space has one address more than a length can say.
+    assert!(lookup(&iotlb, LAST_PAGE, 1).is_none() && lookup(&iotlb, GuestAddress(u64::MAX), 1).is_some());
+}
+
+#[test]
+fn b2_a_length_of_zero_is_empty() {
+    let memory = memory();
+    let mut iotlb = Iotlb::new();
+    for at in [0, 0x1000, LAST_PAGE.0, u64::MAX].map(GuestAddress) {
+        iotlb.set_mapping(at, GuestAddress(0), 0, ReadWrite).unwrap();
+        assert!(lookup(&iotlb, at, 1).is_none());
+        assert_eq!(lookup(&iotlb, at, 0), Some(vec![]));
+        iotlb.set_mapping(at, GuestAddress(0), 1, ReadWrite).unwrap();
+        iotlb.invalidate_mapping(at, 0);
+        assert!(lookup(&iotlb, at, 1).is_some());
+        assert!(memory.check_range(at, 0, ReadWrite));
+        assert_eq!(memory.get_slices(at, 0, Write).unwrap().count(), 0);
+        assert_eq!(memory.write(&[], at).unwrap(), 0);
+    }
+}

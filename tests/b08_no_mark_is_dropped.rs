@@ -1,0 +1,192 @@
+//! B8: no mark is ever dropped silently.
+#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap", feature = "iommu"))]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that goes wrong may panic, and says what it does in fewer words"
+)]
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::Ordering;
+
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::iommu::{Error, Iommu, Iotlb, IotlbIterator};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestRegionMmap,
+    IommuMemory, Permissions,
+};
+use Permissions::{No, Read, ReadWrite, Write};
+
+const PAGE: NonZeroUsize = NonZeroUsize::new(0x1000).unwrap();
+
+#[test]
+fn b8_the_builders_bitmap_grows_to_the_region() {
+    let small = || AtomicBitmap::new(1, PAGE);
+    for builder in [
+        MmapRegionBuilder::<AtomicBitmap>::new(0x5001),
+        MmapRegionBuilder::new_with_bitmap(0x5001, AtomicBitmap::default()),
+        MmapRegionBuilder::new_with_bitmap(0x5001, small()),
+    ] {
+        let region = GuestRegionMmap::new(builder.build().unwrap(), GuestAddress(0x1000)).unwrap();
+        let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+        let bitmap = memory.iter().next().unwrap().bitmap();
+        assert!(bitmap.byte_size() >= 0x5001);
+        for at in (0..0x5001).step_by(0x1000).chain([0x5000]) {
+            memory.write_obj(1u8, GuestAddress(0x1000 + at as u64)).unwrap();
+            assert!(bitmap.dirty_at(at), "{at:#x}");
+        }
+    }
+    // Where tracking is optional, too.
+    let optional = MmapRegionBuilder::new_with_bitmap(0x3000, Some(small()))
+        .build()
+        .unwrap();
+    let region = GuestRegionMmap::new(optional, GuestAddress(0)).unwrap();
+    region
+        .write_obj(1u8, vm_memory::MemoryRegionAddress(0x2fff))
+        .unwrap();
+    assert!(region.bitmap().dirty_at(0x2fff));
+}
+
+/// Maps the first 0x8000 addresses to themselves.
+#[derive(Debug)]
+struct Identity(Iotlb);
+
+impl Iommu for Identity {
+    type IotlbGuard<'a> = &'a Iotlb;
+    fn translate(
+        &self,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<&Iotlb>, Error> {
+        Iotlb::lookup(&self.0, iova, length, access).map_err(|fails| Error::IommuMisconfigured {
+            reason: format!("the test left its mapping: {fails:?}"),
+        })
+    }
+}
+
+/// 0x8000 bytes, of which the IOMMU's bitmap tracks `tracked`.
+fn memory(tracked: usize) -> IommuMemory<GuestMemoryMmap<AtomicBitmap>, Identity> {
+    let physical =
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000), (GuestAddress(0x4000), 0x4000)]).unwrap();
+    let mut iotlb = Iotlb::new();
+    iotlb
+        .set_mapping(GuestAddress(0), GuestAddress(0), 0x8000, ReadWrite)
+        .unwrap();
+    IommuMemory::new(physical, Identity(iotlb), true, AtomicBitmap::new(tracked, PAGE))
+}
+
+fn refused<T: std::fmt::Debug>(answer: Result<T, GuestMemoryError>) {
+    match answer {
+        Err(GuestMemoryError::IommuError(Error::IommuMisconfigured { reason })) => {
+            assert!(reason.contains("dirty bitmap"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn all_zero(memory: &IommuMemory<GuestMemoryMmap<AtomicBitmap>, Identity>) {
+    let mut all = vec![1; 0x8000];
+    memory
+        .get_backend()
+        .read_slice(&mut all, GuestAddress(0))
+        .unwrap();
+    assert!(all.iter().all(|&b| b == 0));
+    assert!(memory.bitmap().get_and_reset().iter().all(|&word| word == 0));
+}
+
+#[test]
+fn b8_a_write_that_the_bitmap_does_not_cover_is_refused_before_it_happens() {
+    for (tracked, addr) in [
+        (0x2000, 0x2000),
+        (0x2000, 0x1ffc),
+        (0, 0),
+        (0x5000, 0x4ffc),
+        (0x2000, 0x7ff8),
+    ] {
+        let memory = memory(tracked);
+        let at = GuestAddress(addr);
+        refused(memory.write(&[1; 8], at));
+        refused(memory.write_slice(&[1; 8], at));
+        refused(memory.write_obj([1u8; 8], at));
+        refused(memory.read_volatile_from(at, &mut [1u8; 8].as_slice(), 8));
+        refused(memory.read_exact_volatile_from(at, &mut [1u8; 8].as_slice(), 8));
+        refused(
+            memory
+                .store(1u64, GuestAddress(addr + 4), Ordering::SeqCst)
+                .and(memory.write(&[1; 8], at)),
+        );
+        all_zero(&memory);
+        assert_eq!(memory.read_obj::<[u8; 8]>(at).unwrap(), [0; 8]);
+    }
+    let memory = memory(0x2000);
+    refused(memory.store(1u64, GuestAddress(0x2000), Ordering::SeqCst));
+    all_zero(&memory);
+}
+
+#[test]
+fn b8_check_range_and_slices_agree_with_that() {
+    let memory = memory(0x2800);
+    // The last tracked page is tracked whole.
+    for (addr, count, kept) in [
+        (0, 0x3000, true),
+        (0, 0x3001, false),
+        (0x2fff, 1, true),
+        (0x3000, 1, false),
+        (0x2fff, 2, false),
+        (0x3000, 0, true),
+    ] {
+        let at = GuestAddress(addr);
+        for access in [No, Read, Write, ReadWrite] {
+            let allowed = kept || !access.has_write();
+            assert_eq!(
+                memory.check_range(at, count, access),
+                allowed,
+                "{addr:#x} {count:#x} {access:?}"
+            );
+            assert_eq!(memory.get_slices(at, count, access).is_ok(), allowed);
+            let one = memory.slice_in_one_piece(at, count, access).is_some();
+            assert_eq!(one, allowed && count != 0);
+        }
+        assert_eq!(memory.write_slice(&vec![0; count], at).is_ok(), kept);
+    }
+}
+
+#[test]
+fn b8_a_write_that_the_bitmap_covers_is_marked_by_its_address() {
+    let memory = memory(0x8000);
+    memory.write_slice(&[1; 0x1002], GuestAddress(0x3fff)).unwrap();
+    assert_eq!(memory.bitmap().get_and_reset(), [0b11_1000]);
+    memory
+        .store(1u64, GuestAddress(0x7ff8), Ordering::SeqCst)
+        .unwrap();
+    assert_eq!(memory.bitmap().get_and_reset(), [0b1000_0000]);
+    // Switched off, the regions' bitmaps are the ones, and they cover their regions.
+    let mut memory = memory.clone();
+    memory.set_iommu_enabled(false);
+    memory.write_slice(&[1; 2], GuestAddress(0x3fff)).unwrap();
+    let marks: Vec<_> = memory
+        .get_backend()
+        .iter()
+        .map(|r| r.bitmap().get_and_reset())
+        .collect();
+    assert_eq!(marks, [[0b1000], [1]]);
+    assert_eq!(memory.bitmap().get_and_reset(), [0]);
+}
+
+/// No bitmap at all is a decision: nothing is refused.
+#[test]
+fn b8_memory_without_tracking_can_be_written() {
+    let physical = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let mut iotlb = Iotlb::new();
+    iotlb
+        .set_mapping(GuestAddress(0x10_0000), GuestAddress(0), 0x1000, ReadWrite)
+        .unwrap();
+    let memory = IommuMemory::new(physical, Identity(iotlb), true, ());
+    memory.write_obj(1u8, GuestAddress(0x10_0fff)).unwrap();
+    assert!(memory.check_range(GuestAddress(0x10_0000), 0x1000, Write));
+}

@@ -1,0 +1,184 @@
+//! B14: a read that found nothing marks nothing; overlaps in a file are computed without overflow; files that end too early are named.
+#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap", feature = "rawfd"))]
+#![allow(
+    unsafe_code,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that goes wrong may panic, and says what it does in fewer words"
+)]
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::num::NonZeroUsize;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestRegionMmap,
+    MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError,
+};
+use vmm_sys_util::tempfile::TempFile;
+
+/// 0x2000 bytes at 0, with a bit for each 0x100 of them.
+fn memory() -> GuestMemoryMmap<AtomicBitmap> {
+    let bitmap = AtomicBitmap::new(0x2000, NonZeroUsize::new(0x100).unwrap());
+    let mapping = MmapRegionBuilder::new_with_bitmap(0x2000, bitmap)
+        .build()
+        .unwrap();
+    GuestMemoryMmap::from_regions(vec![GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap()]).unwrap()
+}
+
+fn marks(memory: &GuestMemoryMmap<AtomicBitmap>) -> Vec<u64> {
+    memory.iter().next().unwrap().bitmap().get_and_reset()
+}
+
+fn would_block<T: std::fmt::Debug>(answer: Result<T, GuestMemoryError>) {
+    match answer {
+        Err(GuestMemoryError::IOError(error)) => assert_eq!(error.raw_os_error(), Some(libc::EAGAIN)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn b14_a_read_that_would_block_marks_nothing() {
+    let (mut left, right) = UnixStream::pair().unwrap();
+    right.set_nonblocking(true).unwrap();
+    let memory = memory();
+    would_block(memory.read_volatile_from(GuestAddress(0), &mut &right, 0x2000));
+    would_block(memory.read_exact_volatile_from(GuestAddress(0), &mut &right, 0x2000));
+    assert_eq!(marks(&memory), [0]);
+    // What was read is marked, and no more.
+    left.write_all(&[1; 0x101]).unwrap();
+    assert_eq!(
+        memory
+            .read_volatile_from(GuestAddress(0x100), &mut &right, 0x1000)
+            .unwrap(),
+        0x101
+    );
+    assert_eq!(marks(&memory), [0b110]);
+    // The end of the stream is no write either.
+    drop(left);
+    assert_eq!(
+        memory
+            .read_volatile_from(GuestAddress(0), &mut &right, 0x2000)
+            .unwrap(),
+        0
+    );
+    assert_eq!(marks(&memory), [0]);
+}
+
+#[test]
+fn b14_another_error_may_have_left_bytes_behind_and_marks_them() {
+    let memory = memory();
+    let directory = File::open("/").unwrap();
+    let answer = memory.read_volatile_from(GuestAddress(0x180), &mut &directory, 0x100);
+    assert!(matches!(answer, Err(GuestMemoryError::IOError(e)) if e.raw_os_error() == Some(libc::EISDIR)));
+    assert_eq!(marks(&memory), [0b110]);
+}
+
+#[test]
+fn b14_a_read_that_is_interrupted_marks_nothing() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: zeroes are a valid `sigaction`: no flags (above all not SA_RESTART), and no signal blocked.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+    // SAFETY: the handler does nothing, which a handler may do.
+    let answer = unsafe { libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) };
+    assert_eq!(answer, 0);
+
+    let (mut left, right) = UnixStream::pair().unwrap();
+    let memory = memory();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // SAFETY: asks for a number.
+        let reader = unsafe { libc::pthread_self() };
+        let done = &done;
+        scope.spawn(move || {
+            // Again and again: the first ones may come before the read.
+            while !done.load(Ordering::Relaxed) {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                // SAFETY: the reader waits for this thread before it ends.
+                unsafe { libc::pthread_kill(reader, libc::SIGUSR1) };
+            }
+        });
+        let mut slice = memory.get_slice(GuestAddress(0), 0x2000).unwrap();
+        let answer = (&right).read_volatile(&mut slice);
+        done.store(true, Ordering::Relaxed);
+        assert!(
+            matches!(&answer, Err(VolatileMemoryError::IOError(e)) if e.kind() == ErrorKind::Interrupted),
+            "{answer:?}"
+        );
+        assert_eq!(marks(&memory), [0]);
+    });
+
+    // Through `Bytes`, it is tried again until there is something.
+    done.store(false, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        // SAFETY: asks for a number.
+        let reader = unsafe { libc::pthread_self() };
+        scope.spawn(move || {
+            for _ in 0..10 {
+                std::thread::sleep(std::time::Duration::from_millis(3));
+                // SAFETY: the reader waits for this thread before it ends.
+                unsafe { libc::pthread_kill(reader, libc::SIGUSR1) };
+            }
+            left.write_all(&[5; 8]).unwrap();
+        });
+        memory
+            .read_exact_volatile_from(GuestAddress(0x200), &mut &right, 8)
+            .unwrap();
+    });
+    assert_eq!(memory.read_obj::<[u8; 8]>(GuestAddress(0x200)).unwrap(), [5; 8]);
+    assert_eq!(marks(&memory), [0b100]);
+}
+
+/// A region of a place in a file which no file reaches, so that nothing of it is mapped.
+fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapRegion {
+    let builder = MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));
+    // SAFETY: nothing is accessed through the region, and no slice made.
+    unsafe { builder.with_raw_mmap_pointer(host.as_ptr()) }
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn b14_overlaps_near_the_greatest_offset_are_computed_without_overflow() {
+    let host = MmapRegion::new(0x1000).unwrap();
+    let file = Arc::new(File::open("/dev/zero").unwrap());
+    let top = u64::MAX - 0xfff;
+    for (a, a_len, b, b_len, overlap) in [
+        (top, 0x2000, top, 0x2000, true),
+        (top, 0x1000, top - 0x1000, 0x1000, false),
+        (top, 0x1000, top - 0x1000, 0x1001, true),
+        (top, usize::MAX, 0, 0x1000, false),
+        (top, usize::MAX, 0, usize::MAX, true),
+        (top - 0x1000, usize::MAX, top, usize::MAX, true),
+        (0, 0x1000, 0x1000, usize::MAX, false),
+        (0, 0x1001, 0x1000, usize::MAX, true),
+    ] {
+        let (left, right) = (placed(&file, a, a_len, &host), placed(&file, b, b_len, &host));
+        assert_eq!(
+            left.fds_overlap(&right),
+            overlap,
+            "{a:#x}+{a_len:#x}, {b:#x}+{b_len:#x}"
+        );
+        assert_eq!(right.fds_overlap(&left), overlap);
+        assert!(!left.fds_overlap(&host));
+    }
+}
+
+#[test]
+fn b14_a_file_that_ends_too_early_is_named() {
+    let file = TempFile::new().unwrap().into_file();
+    file.set_len(0x1000).unwrap();
+    let refused = MmapRegion::<()>::from_file(FileOffset::new(file, 0), 0x10_0000).unwrap_err();
+    assert!(matches!(refused, MmapRegionError::MappingPastEof), "{refused}");
+    assert_eq!(refused.to_string(), "the file ends before the mapping does");
+    let region = MmapRegion::<()>::new(0x1000).unwrap();
+    assert_eq!(region.len(), 0x1000);
+}

@@ -1,0 +1,321 @@
+//! Threads on the same guest bytes: nothing is torn that must not be, nothing is seen out of order, no mark is lost.
+//!
+//! Short enough for ThreadSanitizer; what it looks for are the accesses themselves.
+#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that goes wrong may panic, and says what it does in fewer words"
+)]
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, VolatileMemory, VolatileSlice,
+};
+
+type Memory = GuestMemoryMmap<AtomicBitmap>;
+
+const ROUNDS: u64 = 3_000;
+const PAGES: u64 = 16;
+const PAGE: u64 = 0x1000;
+
+/// Two regions without a hole between, with a bit for each page.
+fn memory() -> Memory {
+    let region = |start: u64| {
+        let len = (PAGES / 2 * PAGE) as usize;
+        let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(PAGE as usize).unwrap());
+        let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap).build().unwrap();
+        GuestRegionMmap::new(mapping, GuestAddress(start)).unwrap()
+    };
+    Memory::from_regions(vec![region(0), region(PAGES / 2 * PAGE)]).unwrap()
+}
+
+/// The bytes of a value are all the same, unless it was torn.
+fn uniform(bytes: &[u8]) {
+    assert!(bytes.iter().all(|b| *b == bytes[0]), "torn: {bytes:x?}");
+}
+
+/// Writers of 4, 8 and many bytes at a time and readers of 1 to many, all on the same 256 bytes. Whoever reads an aligned value that no
+/// writer writes in parts sees one writer's bytes.
+#[test]
+fn accesses_of_mixed_sizes_on_the_same_bytes_are_not_torn() {
+    let memory = memory();
+    let done = AtomicBool::new(false);
+    let slots = |round: u64, size: u64| GuestAddress(round * 7 % (256 / size) * size);
+    thread::scope(|scope| {
+        let writers = [0, 1, 2, 3].map(|writer| {
+            let memory = &memory;
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let byte = (round % 50 * 4 + writer) as u8;
+                    match writer {
+                        0 => memory
+                            .write_obj(u32::from_ne_bytes([byte; 4]), slots(round, 4))
+                            .unwrap(),
+                        1 => memory
+                            .store(u64::from_ne_bytes([byte; 8]), slots(round, 8), Ordering::Release)
+                            .unwrap(),
+                        2 => memory.write_slice(&[byte; 8], slots(round, 8)).unwrap(),
+                        _ => {
+                            let slice = memory.get_slice(GuestAddress(0), 256).unwrap();
+                            slice.copy_from(&[u32::from_ne_bytes([byte; 4]); 64]);
+                            slice
+                                .get_ref::<u32>(slots(round, 4).0 as usize)
+                                .unwrap()
+                                .store(u32::from_ne_bytes([byte; 4]));
+                        }
+                    }
+                }
+            })
+        });
+        for reader in 0..3 {
+            let (memory, done) = (&memory, &done);
+            scope.spawn(move || {
+                let mut round = 0;
+                while !done.load(Ordering::Relaxed) {
+                    round += 1;
+                    match reader {
+                        0 => {
+                            uniform(&memory.read_obj::<u32>(slots(round, 4)).unwrap().to_ne_bytes());
+                            uniform(
+                                &memory
+                                    .load::<u16>(slots(round, 2), Ordering::Acquire)
+                                    .unwrap()
+                                    .to_ne_bytes(),
+                            );
+                        }
+                        1 => {
+                            let mut copied = [0u32; 64];
+                            let slice = memory.get_slice(GuestAddress(0), 256).unwrap();
+                            assert_eq!(slice.copy_to(&mut copied), 64);
+                            copied.iter().for_each(|value| uniform(&value.to_ne_bytes()));
+                            let one: u64 = memory.load(slots(round, 8), Ordering::SeqCst).unwrap();
+                            one.to_ne_bytes().chunks(4).for_each(uniform);
+                        }
+                        _ => {
+                            let mut bytes = [0; 8];
+                            memory.read_slice(&mut bytes, slots(round, 8)).unwrap();
+                            bytes.chunks(4).for_each(uniform);
+                            let mut unaligned = [0; 100];
+                            memory.read_slice(&mut unaligned, GuestAddress(3)).unwrap();
+                            let mut host = [0u8; 64];
+                            let source = memory.get_slice(GuestAddress(5), 64).unwrap();
+                            source.copy_to_volatile_slice(VolatileSlice::from(host.as_mut_slice()));
+                        }
+                    }
+                }
+            });
+        }
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Whoever loads the flag with `Acquire` sees what was written before it was stored with `Release`.
+#[test]
+fn what_was_written_before_a_release_is_seen_after_an_acquire() {
+    let memory = memory();
+    // Across the boundary of the regions, so that the copy is in pieces.
+    let (data, flag, answer) = (
+        GuestAddress(PAGES / 2 * PAGE - 24),
+        GuestAddress(0x40),
+        GuestAddress(0x80),
+    );
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                memory.write_slice(&[round as u8; 48], data).unwrap();
+                memory.store(round, flag, Ordering::Release).unwrap();
+                while memory.load::<u64>(answer, Ordering::Acquire).unwrap() != round {
+                    thread::yield_now();
+                }
+            }
+        });
+        for round in 1..=ROUNDS {
+            while memory.load::<u64>(flag, Ordering::Acquire).unwrap() != round {
+                thread::yield_now();
+            }
+            assert_eq!(memory.read_obj::<[u8; 48]>(data).unwrap(), [round as u8; 48]);
+            memory.store(round, answer, Ordering::Release).unwrap();
+        }
+    });
+}
+
+/// A migration: pages are copied when they are marked, while devices write. After the last round, the copy is the memory.
+#[test]
+fn no_page_that_was_written_is_lost_to_a_harvest() {
+    let (memory, copy) = (memory(), memory());
+    let finished = AtomicU64::new(0);
+    let harvest = || {
+        let mut first = 0;
+        for region in memory.iter() {
+            for (number, word) in region.bitmap().get_and_reset().into_iter().enumerate() {
+                for bit in (0..64).filter(|bit| word & (1 << bit) != 0) {
+                    let mut page = vec![0; PAGE as usize];
+                    let at = GuestAddress(first + (number as u64 * 64 + bit) * PAGE);
+                    memory.read_slice(&mut page, at).unwrap();
+                    copy.write_slice(&page, at).unwrap();
+                }
+            }
+            first += region.size() as u64;
+        }
+    };
+    thread::scope(|scope| {
+        for writer in 0..3u64 {
+            let (memory, finished) = (&memory, &finished);
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    // Each writer has bytes of its own in every page, and some writes reach into the next page or region.
+                    let at = GuestAddress((round * 5 + writer) % (PAGES - 1) * PAGE + PAGE - 12 + writer * 8);
+                    match round % 4 {
+                        0 => memory.write_obj(round as u32, at).unwrap(),
+                        1 => memory.store(round as u32, at, Ordering::Relaxed).unwrap(),
+                        2 => memory.write_slice(&round.to_ne_bytes(), at).unwrap(),
+                        _ => {
+                            let bytes = round.to_ne_bytes();
+                            memory
+                                .read_exact_volatile_from(at, &mut bytes.as_slice(), 8)
+                                .unwrap();
+                        }
+                    }
+                }
+                finished.fetch_add(1, Ordering::Release);
+            });
+        }
+        while finished.load(Ordering::Acquire) != 3 {
+            harvest();
+        }
+    });
+    harvest();
+    let all = |memory: &Memory| {
+        let mut bytes = vec![0; (PAGES * PAGE) as usize];
+        memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        bytes
+    };
+    let (written, copied) = (all(&memory), all(&copy));
+    for page in 0..PAGES as usize {
+        let range = page * PAGE as usize..(page + 1) * PAGE as usize;
+        assert!(
+            written[range.clone()] == copied[range],
+            "page {page} was written and not found"
+        );
+    }
+    assert!(written.iter().any(|b| *b != 0));
+}
+
+/// Two writers mark every other page each, all over the same words, at the same time: after that, every page is marked.
+#[test]
+fn no_mark_is_lost_to_another_mark() {
+    const SMALL: u64 = 16;
+    let len = 4096 * SMALL;
+    let bitmap = AtomicBitmap::new(len as usize, NonZeroUsize::new(SMALL as usize).unwrap());
+    let mapping = MmapRegionBuilder::new_with_bitmap(len as usize, bitmap)
+        .build()
+        .unwrap();
+    let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+    let memory = Memory::from_regions(vec![region]).unwrap();
+    let (begun, done) = (AtomicU64::new(0), AtomicU64::new(0));
+    let mut lost = 0;
+    let rounds = ROUNDS / 10;
+    let wait_for = |counter: &AtomicU64, count| {
+        while counter.load(Ordering::Acquire) < count {
+            thread::yield_now();
+        }
+    };
+    let mark = |writer| {
+        for page in (0..4096).filter(|page| page % 2 == writer) {
+            memory.write_obj(1u8, GuestAddress(page * SMALL)).unwrap();
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=rounds {
+                wait_for(&begun, round);
+                mark(1);
+                done.store(round, Ordering::Release);
+            }
+        });
+        for round in 1..=rounds {
+            begun.store(round, Ordering::Release);
+            mark(0);
+            wait_for(&done, round);
+            let words = memory.iter().next().unwrap().bitmap().get_and_reset();
+            // Not an assertion: the other writer waits for every round.
+            lost += words.iter().map(|word| word.count_zeros()).sum::<u32>();
+        }
+    });
+    assert_eq!(lost, 0, "marks were lost");
+}
+
+/// Translations that change while they are used: an access goes to one page or to the other, whole, or says that there is none.
+#[test]
+#[cfg(feature = "iommu")]
+fn translations_change_between_accesses_and_not_within() {
+    use std::sync::{RwLock, RwLockReadGuard};
+    use vm_memory::iommu::{Error, Iommu, Iotlb, IotlbIterator, IovaRange};
+    use vm_memory::{GuestMemoryError, IommuMemory, Permissions};
+
+    #[derive(Debug, Default)]
+    struct Shared(RwLock<Iotlb>);
+    impl Iommu for Shared {
+        type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
+        fn translate(
+            &self,
+            iova: GuestAddress,
+            length: usize,
+            access: Permissions,
+        ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
+            Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|_| Error::CannotResolve {
+                iova_range: IovaRange { base: iova, length },
+                reason: "not mapped now".into(),
+            })
+        }
+    }
+    let physical = memory();
+    physical.write_slice(&[1; 0x1000], GuestAddress(0)).unwrap();
+    physical
+        .write_slice(&[2; 0x1000], GuestAddress((PAGES - 1) * PAGE))
+        .unwrap();
+    let bitmap = AtomicBitmap::new(0x1000, NonZeroUsize::new(0x1000).unwrap());
+    let memory = IommuMemory::new(physical, Shared::default(), true, bitmap);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    match memory.read_obj::<[u8; 32]>(GuestAddress(0xf0)) {
+                        Ok(bytes) => uniform(&bytes),
+                        Err(GuestMemoryError::IommuError(Error::CannotResolve { .. })) => {}
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            });
+        }
+        for round in 0..ROUNDS {
+            let mut iotlb = memory.iommu().0.write().unwrap();
+            match round % 3 {
+                0 => iotlb
+                    .set_mapping(GuestAddress(0), GuestAddress(0), 0x1000, Permissions::Read)
+                    .unwrap(),
+                1 => iotlb.invalidate_mapping(GuestAddress(0x100), 0x10),
+                _ => {
+                    let other = GuestAddress((PAGES - 1) * PAGE);
+                    iotlb
+                        .set_mapping(GuestAddress(0), other, 0x1000, Permissions::Read)
+                        .unwrap();
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
