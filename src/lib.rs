@@ -50,6 +50,7 @@
 //! | change the map while devices run | [`GuestMemoryAtomic`] |
 //! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`] |
 //! | put a device behind an IOMMU | [`iommu`], [`IommuMemory`], [`Iotlb`] |
+//! | survive pages that go away | [`fault`] |
 //!
 //! # Memory model
 //!

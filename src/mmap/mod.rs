@@ -13,7 +13,7 @@
 //!
 //! A page of a mapping that lies behind the end of its file kills the process that touches it (SIGBUS). A regular file that lacks whole pages of its
 //! region is therefore refused when it is mapped ([`MmapRegionError::MappingPastEof`]); one that ends inside the last page is not, since the
-//! rest of that page reads as zeroes. A file that is truncated later is not noticed.
+//! rest of that page reads as zeroes. A file that is truncated later is noticed where [`fault`](crate::fault) is installed.
 //!
 //! # Protection
 //!

@@ -3,6 +3,7 @@
 //! Each command is a module with an `Args` and a `run`; a new one is a module, a variant of [`Command`] and an arm in [`main`].
 
 mod compat;
+mod soak;
 mod workspace;
 
 use std::process::ExitCode;
@@ -23,12 +24,15 @@ struct Cli {
 enum Command {
     /// Run the published users of vm-memory on this crate, and count what passes
     Compat(compat::Args),
+    /// Ask 0.18.0 and this crate the same random questions, for any length
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = Workspace::find().and_then(|workspace| match cli.command {
         Command::Compat(args) => compat::run(&workspace, &args),
+        Command::Soak(args) => soak::run(&workspace, &args),
     });
     match outcome {
         Ok(code) => code,

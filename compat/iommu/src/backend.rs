@@ -1,0 +1,399 @@
+//! [`VhostIommu`]: an [`Iommu`] whose mappings the front end has.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use std::{fmt, net::Shutdown};
+
+use vhost::vhost_user::message::{BackendReq, FrontendReq};
+use vhost::VhostIotlbType;
+use vm_memory::iommu::{Error, Iommu, Iotlb, IotlbIterator, IovaRange};
+use vm_memory::{GuestAddress, Permissions};
+
+use crate::message::{Header, IotlbMessage, WireError, HEADER_SIZE, IOTLB_SIZE, MAX_PAYLOAD};
+use crate::table::{RegionTable, TableError};
+
+/// How long a write to a channel may take: a front end that does not read must not hold a device for ever.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+
+const UPDATE: u8 = kind_of(VhostIotlbType::Update);
+const INVALIDATE: u8 = kind_of(VhostIotlbType::Invalidate);
+const MISS: u8 = kind_of(VhostIotlbType::Miss);
+const ACCESS_FAIL: u8 = kind_of(VhostIotlbType::AccessFail);
+
+#[expect(
+    clippy::as_conversions,
+    reason = "the number of a `repr(u8)` enumeration, in a constant"
+)]
+const fn kind_of(kind: VhostIotlbType) -> u8 {
+    kind as u8
+}
+
+/// Why a message of the front end's was refused. It has changed nothing then.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// No request that this back end has.
+    #[error("unknown request {0}")]
+    Request(u32),
+    /// The payload has another length.
+    #[error("the payload has {0}")]
+    Payload(#[from] WireError),
+    /// A type that there is not, or that only back ends send.
+    #[error("IOTLB message of type {0}")]
+    Kind(u8),
+    /// No `VHOST_ACCESS_*`.
+    #[error("unknown permissions {0:#x}")]
+    Permissions(u8),
+    /// Nothing is to be mapped or forgotten: some protocols mean everything by that, so that guessing is dangerous.
+    #[error("a range of no bytes at I/O address {0:#x}")]
+    Empty(u64),
+    /// The range passes 2^64.
+    #[error("{1:#x} bytes at I/O address {0:#x} pass the end of the address space")]
+    Overflow(u64, u64),
+    /// What it is mapped to is not guest memory.
+    #[error(transparent)]
+    Target(#[from] TableError),
+    /// The IOTLB does not take it.
+    #[error(transparent)]
+    Iotlb(#[from] Error),
+}
+
+/// An IOMMU whose mappings the front end has: what the IOTLB misses is asked for, and waited for until a deadline.
+///
+/// A receiver thread takes updates and invalidations from the main channel. An invalidation is acknowledged when it holds
+/// the IOTLB's write lock no more, so after every access that was translated before. A thread that holds an iterator over
+/// slices of this memory must not access the memory by other means: the second read lock could wait behind a writer that waits for the first.
+pub struct VhostIommu {
+    shared: Arc<Shared>,
+    main: UnixStream,
+    receiver: Mutex<Option<JoinHandle<io::Result<()>>>>,
+}
+
+struct Shared {
+    iotlb: RwLock<Iotlb>,
+    table: RegionTable,
+    changes: Mutex<Changes>,
+    changed: Condvar,
+    /// The back-end channel; `None` after a write that failed, which may have left a part of a message there.
+    requests: Mutex<Option<UnixStream>>,
+    deadline: Duration,
+}
+
+/// What the receiver thread has done so far, for those that wait for it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Changes {
+    updates: u64,
+    invalidations: u64,
+    closed: bool,
+}
+
+impl VhostIommu {
+    /// Starts a back end on a main channel and a back-end channel. An access waits at most for `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// If the sockets cannot be set up, or the thread not started.
+    pub fn start(
+        main: UnixStream,
+        requests: UnixStream,
+        table: RegionTable,
+        deadline: Duration,
+    ) -> io::Result<Self> {
+        main.set_write_timeout(Some(WRITE_TIMEOUT))?;
+        requests.set_write_timeout(Some(WRITE_TIMEOUT))?;
+        let shared = Arc::new(Shared {
+            iotlb: RwLock::default(),
+            table,
+            changes: Mutex::default(),
+            changed: Condvar::new(),
+            requests: Mutex::new(Some(requests)),
+            deadline,
+        });
+        let channel = main.try_clone()?;
+        let server = Arc::clone(&shared);
+        let receiver = thread::Builder::new()
+            .name("iotlb-receiver".into())
+            .spawn(move || {
+                let end = server.serve(&channel);
+                server.close();
+                // The front end sees that nobody listens. That it is gone already is no error.
+                let _ = channel.shutdown(Shutdown::Both);
+                end
+            })?;
+        Ok(VhostIommu {
+            shared,
+            main,
+            receiver: Mutex::new(Some(receiver)),
+        })
+    }
+
+    /// Handles one message, as the receiver thread does.
+    ///
+    /// # Errors
+    ///
+    /// If it is refused; nothing has changed then.
+    pub fn handle(&self, header: &Header, payload: &[u8]) -> Result<(), Refusal> {
+        self.shared.handle(header, payload)
+    }
+
+    /// Whether the front end is still there and made sense so far.
+    pub fn is_connected(&self) -> bool {
+        !self.shared.changes().closed
+    }
+
+    /// The mappings that are known, for a look at them.
+    pub fn iotlb(&self) -> RwLockReadGuard<'_, Iotlb> {
+        self.shared.iotlb()
+    }
+
+    /// Ends the connection, and returns how the receiver thread ended: `None` if that has been asked before.
+    pub fn disconnect(&self) -> Option<thread::Result<io::Result<()>>> {
+        // The receiver may have done it before us.
+        let _ = self.main.shutdown(Shutdown::Both);
+        let receiver = lock(&self.receiver).take();
+        receiver.map(JoinHandle::join)
+    }
+
+    /// Waits for the receiver thread to end by itself, and returns how it did: `None` if that has been asked before.
+    pub fn wait_for_end(&self) -> Option<thread::Result<io::Result<()>>> {
+        let receiver = lock(&self.receiver).take();
+        receiver.map(JoinHandle::join)
+    }
+}
+
+impl Drop for VhostIommu {
+    fn drop(&mut self) {
+        // Nobody is left to be told how it ended; who wants to know disconnects first.
+        let _ = self.disconnect();
+    }
+}
+
+impl fmt::Debug for VhostIommu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VhostIommu")
+            .field("deadline", &self.shared.deadline)
+            .field("changes", &*self.shared.changes())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Iommu for VhostIommu {
+    type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
+
+    fn translate(
+        &self,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
+        let shared = &*self.shared;
+        let cannot = |reason: String| Error::CannotResolve {
+            iova_range: IovaRange { base: iova, length },
+            reason,
+        };
+        let too_late = || {
+            cannot(format!(
+                "the front end did not answer within {:?}",
+                shared.deadline
+            ))
+        };
+        let begin = Instant::now();
+        // The miss that was asked for last, and how many invalidations there had been.
+        let mut asked: Option<(IovaRange, u64)> = None;
+        loop {
+            // Before the look: what comes after it ends the wait below.
+            let seen = *shared.changes();
+            let fails = match Iotlb::lookup(shared.iotlb(), iova, length, access) {
+                Ok(found) => return Ok(found),
+                Err(fails) => fails,
+            };
+            if seen.closed {
+                return Err(cannot("the front end is gone".into()));
+            }
+            if let Some(first) = fails.access_fails.first() {
+                // One message for an access, however many mappings refuse it.
+                shared
+                    .ask(ACCESS_FAIL, first, access)
+                    .map_err(|error| cannot(format!("no permission, and reporting it failed: {error}")))?;
+                return Err(cannot(format!("{access:?} is not permitted at {first}")));
+            }
+            // Asked for one by one, as front ends answer one page of a miss or all of it. The same one again only if its answer may
+            // have been invalidated since.
+            let miss = fails.misses.into_iter().next();
+            if let Some(miss) =
+                miss.filter(|miss| asked.as_ref() != Some(&(miss.clone(), seen.invalidations)))
+            {
+                if asked.is_some() && begin.elapsed() >= shared.deadline {
+                    return Err(too_late());
+                }
+                shared
+                    .ask(MISS, &miss, access)
+                    .map_err(|error| cannot(format!("asking for {miss} failed: {error}")))?;
+                asked = Some((miss, seen.invalidations));
+            }
+            let left = shared.deadline.saturating_sub(begin.elapsed());
+            if !shared.wait_for_change(seen, left) {
+                return Err(too_late());
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn iotlb(&self) -> RwLockReadGuard<'_, Iotlb> {
+        self.iotlb.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        lock(&self.changes)
+    }
+
+    /// Changes the IOTLB, and then says so.
+    fn change<T>(&self, iotlb: impl FnOnce(&mut Iotlb) -> T, count: impl FnOnce(&mut Changes)) -> T {
+        let done = iotlb(&mut self.iotlb.write().unwrap_or_else(PoisonError::into_inner));
+        count(&mut self.changes());
+        self.changed.notify_all();
+        done
+    }
+
+    /// Whether anything has changed since `seen` before `left` is over.
+    fn wait_for_change(&self, seen: Changes, left: Duration) -> bool {
+        let (now, _) = self
+            .changed
+            .wait_timeout_while(self.changes(), left, |now| *now == seen)
+            .unwrap_or_else(PoisonError::into_inner);
+        *now != seen
+    }
+
+    /// Sends a message to the front end.
+    fn ask(&self, kind: u8, range: &IovaRange, access: Permissions) -> io::Result<()> {
+        let message = IotlbMessage {
+            iova: range.base.0,
+            size: u64::try_from(range.length).unwrap_or(u64::MAX),
+            uaddr: 0,
+            perm: perm_of(access),
+            kind,
+        };
+        let size = u32::try_from(IOTLB_SIZE).unwrap_or(u32::MAX);
+        let header = Header::request(BackendReq::IOTLB_MSG.into(), size, false);
+        let bytes = [&header.to_bytes()[..], &message.to_bytes()].concat();
+        let mut requests = lock(&self.requests);
+        let channel = requests
+            .as_mut()
+            .ok_or_else(|| io::Error::from(ErrorKind::NotConnected))?;
+        let sent = channel.write_all(&bytes);
+        if sent.is_err() {
+            *requests = None;
+        }
+        sent
+    }
+
+    /// Takes messages until the front end ends the connection, or sends what makes the rest unreadable.
+    fn serve(&self, mut channel: &UnixStream) -> io::Result<()> {
+        loop {
+            let mut bytes = [0; HEADER_SIZE];
+            let Some((first, rest)) = bytes.split_first_mut() else {
+                return Ok(());
+            };
+            // The end of the connection between two messages is no error; within one it is.
+            if channel.read(std::slice::from_mut(first))? == 0 {
+                return Ok(());
+            }
+            channel.read_exact(rest)?;
+            let header = Header::from_bytes(&bytes);
+            let size = usize::try_from(header.size).unwrap_or(usize::MAX);
+            if !header.is_of_this_version() || header.is_reply() || size > MAX_PAYLOAD {
+                let what = format!("{header:?} is no request of this protocol");
+                return Err(io::Error::new(ErrorKind::InvalidData, what));
+            }
+            let mut payload = vec![0; size];
+            channel.read_exact(&mut payload)?;
+            let answer = self.handle(&header, &payload);
+            if header.needs_reply() {
+                let reply = Header::reply_to(header.request).to_bytes();
+                let ack = u64::from(answer.is_err()).to_ne_bytes();
+                channel.write_all(&[&reply[..], &ack].concat())?;
+            }
+        }
+    }
+
+    /// Nobody can take mappings back any more, so none is left; and nobody answers.
+    fn close(&self) {
+        *lock(&self.requests) = None;
+        self.change(Iotlb::invalidate_all, |changes| changes.closed = true);
+    }
+
+    fn handle(&self, header: &Header, payload: &[u8]) -> Result<(), Refusal> {
+        if header.request != u32::from(FrontendReq::IOTLB_MSG) {
+            return Err(Refusal::Request(header.request));
+        }
+        let message = IotlbMessage::from_bytes(payload)?;
+        match message.kind {
+            UPDATE => self.update(&message),
+            INVALIDATE => self.invalidate(&message),
+            other => Err(Refusal::Kind(other)),
+        }
+    }
+
+    fn update(&self, message: &IotlbMessage) -> Result<(), Refusal> {
+        let permissions = permissions_of(message.perm).ok_or(Refusal::Permissions(message.perm))?;
+        let more = message.size.checked_sub(1).ok_or(Refusal::Empty(message.iova))?;
+        let overflow = || Refusal::Overflow(message.iova, message.size);
+        message.iova.checked_add(more).ok_or_else(overflow)?;
+        // All that can be refused is refused before the first piece is set.
+        let pieces = self.table.translate(message.uaddr, message.size)?;
+        usize::try_from(message.size).map_err(|_| overflow())?;
+        self.change(
+            |iotlb| {
+                let mut iova = message.iova;
+                for (target, len) in pieces {
+                    let length = usize::try_from(len).map_err(|_| overflow())?;
+                    iotlb.set_mapping(GuestAddress(iova), target, length, permissions)?;
+                    // Wraps only behind the last piece of a range that ends at 2^64.
+                    iova = iova.wrapping_add(len);
+                }
+                Ok(())
+            },
+            |changes| changes.updates = changes.updates.wrapping_add(1),
+        )
+    }
+
+    fn invalidate(&self, message: &IotlbMessage) -> Result<(), Refusal> {
+        if message.size == 0 {
+            return Err(Refusal::Empty(message.iova));
+        }
+        // Cut at the top rather than refused: what it names must not be translated any more.
+        let length = usize::try_from(message.size).unwrap_or(usize::MAX);
+        self.change(
+            |iotlb| iotlb.invalidate_mapping(GuestAddress(message.iova), length),
+            |changes| changes.invalidations = changes.invalidations.wrapping_add(1),
+        );
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `VHOST_ACCESS_*` has the numbers of `Permissions`.
+fn permissions_of(perm: u8) -> Option<Permissions> {
+    Some(match perm {
+        0 => Permissions::No,
+        1 => Permissions::Read,
+        2 => Permissions::Write,
+        3 => Permissions::ReadWrite,
+        _ => return None,
+    })
+}
+
+fn perm_of(permissions: Permissions) -> u8 {
+    match permissions {
+        Permissions::No => 0,
+        Permissions::Read => 1,
+        Permissions::Write => 2,
+        Permissions::ReadWrite => 3,
+    }
+}

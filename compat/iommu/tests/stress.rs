@@ -1,0 +1,451 @@
+//! Devices that do I/O while the front end maps and takes back: nothing is translated once its invalidation has been acknowledged.
+//!
+//! Each page that is mapped is stamped with the number of its mapping. When the mapping has been taken back, the page is filled
+//! with [`POISON`], and later serves another one. So
+//!
+//! - a device that reads poison, or the stamp of a mapping that had been taken back before the read began, has used a dead mapping;
+//! - a page that is no longer all poison when it is used again has been written through a dead mapping.
+//!
+//! `IOMMU_SECONDS` says how long it runs; 3 by default.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::panic,
+        reason = "a test that goes wrong may panic, and says what it does in fewer words"
+    )
+)]
+
+mod common;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{end, setup, user, Memory, Physical, Setup, HIGH, LOW, PAGE, REGION};
+use compat_iommu::FrontEnd;
+use vhost::{VhostAccess, VhostIotlbType};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::iommu::Error as IommuError;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryResult, Permissions};
+
+/// Pages that the front end maps, from this address on.
+const IOVA: u64 = 0x10_0000;
+const PAGES: u64 = 8;
+const DEVICES: u64 = 3;
+
+/// No stamp, and nothing that a device writes.
+const POISON: u64 = 0xdead_dead_dead_dead;
+/// The highest byte of what devices write.
+const MARK: u64 = 0x77 << 56;
+/// Where in a page the device's half begins; the stamps are before it.
+const DEVICE_HALF: u64 = PAGE / 2;
+
+/// A mapping in the front end's table.
+#[derive(Clone, Copy)]
+struct Mapped {
+    guest: u64,
+    number: u64,
+    writable: bool,
+}
+
+struct Guest<'a> {
+    physical: &'a Physical,
+    front_end: &'a FrontEnd,
+    /// Locked while something is sent: an update must not overtake the invalidation of what it tells.
+    table: Mutex<Vec<Option<Mapped>>>,
+    /// For each page, the number of the last mapping that has been taken back.
+    dead: Vec<AtomicU64>,
+    stop: AtomicBool,
+}
+
+/// Stops the others when a thread ends, be it by a panic.
+struct StopAll<'a>(&'a AtomicBool);
+
+impl Drop for StopAll<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn iova_of(page: u64) -> u64 {
+    IOVA + page * PAGE
+}
+
+fn stamp(page: u64, number: u64) -> u64 {
+    number * PAGES + page
+}
+
+impl Guest<'_> {
+    fn words(&self, guest: u64) -> Vec<u64> {
+        let mut bytes = vec![0; PAGE as usize];
+        self.physical.read_slice(&mut bytes, GuestAddress(guest)).unwrap();
+        words(&bytes)
+    }
+
+    fn fill(&self, guest: u64, from: u64, to: u64, word: u64) {
+        let bytes = word.to_ne_bytes().repeat(((to - from) / 8) as usize);
+        self.physical
+            .write_slice(&bytes, GuestAddress(guest + from))
+            .unwrap();
+    }
+
+    fn tell(&self, page: u64, mapped: Mapped) {
+        let access = if mapped.writable {
+            VhostAccess::ReadWrite
+        } else {
+            VhostAccess::ReadOnly
+        };
+        let sent = self
+            .front_end
+            .update(iova_of(page), PAGE, user(mapped.guest), access);
+        assert!(sent.unwrap());
+    }
+
+    /// After the acknowledgement: the page is looked at, and given away.
+    fn take_back(&self, page: u64, mapped: Mapped) {
+        self.dead[page as usize].store(mapped.number, Ordering::Release);
+        let words = self.words(mapped.guest);
+        let (stamps, devices) = words.split_at(words.len() / 2);
+        assert!(
+            stamps.iter().all(|word| *word == stamp(page, mapped.number)),
+            "the stamps have been written to"
+        );
+        let written = devices.iter().filter(|word| **word != 0);
+        for word in written {
+            assert_eq!(word >> 56, MARK >> 56, "page {page} has {word:#x}");
+            assert!(mapped.writable, "page {page} is read-only, and was written");
+        }
+        self.fill(mapped.guest, 0, PAGE, POISON);
+    }
+
+    /// Maps, and takes back.
+    fn map_and_take_back(&self) -> (u64, u64) {
+        let _stop = StopAll(&self.stop);
+        let mut random = fastrand::Rng::new();
+        let mut free: VecDeque<u64> = (0..REGION / PAGE)
+            .flat_map(|page| [LOW + page * PAGE, HIGH + page * PAGE])
+            .collect();
+        for guest in &free {
+            self.fill(*guest, 0, PAGE, POISON);
+        }
+        let (mut number, mut taken_back) = (0, 0);
+        while !self.stop.load(Ordering::Relaxed) {
+            let mut table = self.table.lock().unwrap();
+            let page = random.u64(0..PAGES);
+            if random.u8(..) < 4 {
+                // All of them at once, and what is behind them.
+                assert!(self.front_end.invalidate(IOVA, u64::MAX).unwrap());
+                for (page, mapped) in (0..).zip(table.iter_mut()) {
+                    if let Some(mapped) = mapped.take() {
+                        self.take_back(page, mapped);
+                        free.push_back(mapped.guest);
+                        taken_back += 1;
+                    }
+                }
+            } else if let Some(mapped) = table[page as usize].take() {
+                assert!(self.front_end.invalidate(iova_of(page), PAGE).unwrap());
+                self.take_back(page, mapped);
+                free.push_back(mapped.guest);
+                taken_back += 1;
+            } else {
+                let guest = free.pop_front().unwrap();
+                assert!(
+                    self.words(guest).iter().all(|word| *word == POISON),
+                    "guest page {guest:#x} was written after its mapping had been taken back"
+                );
+                number += 1;
+                self.fill(guest, 0, DEVICE_HALF, stamp(page, number));
+                self.fill(guest, DEVICE_HALF, PAGE, 0);
+                let mapped = Mapped {
+                    guest,
+                    number,
+                    writable: random.u8(..4) != 0,
+                };
+                table[page as usize] = Some(mapped);
+                if random.bool() {
+                    self.tell(page, mapped);
+                }
+            }
+            drop(table);
+            if random.u8(..4) == 0 {
+                thread::sleep(Duration::from_micros(random.u64(0..300)));
+            }
+        }
+        (number, taken_back)
+    }
+
+    /// Answers misses with what is mapped; about what is not it says nothing.
+    fn answer_misses(&self) -> (u64, u64) {
+        let _stop = StopAll(&self.stop);
+        let (mut misses, mut breaches) = (0, 0);
+        while !self.stop.load(Ordering::Relaxed) {
+            let Some(request) = self
+                .front_end
+                .next_request(Some(Duration::from_millis(20)))
+                .unwrap()
+            else {
+                continue;
+            };
+            if request.kind == VhostIotlbType::AccessFail as u8 {
+                breaches += 1;
+                continue;
+            }
+            assert_eq!(request.kind, VhostIotlbType::Miss as u8);
+            misses += 1;
+            let table = self.table.lock().unwrap();
+            let last = request.iova + request.size - 1;
+            let pages = (request.iova - IOVA) / PAGE..=(last - IOVA) / PAGE;
+            for page in pages {
+                if let Some(mapped) = table[page as usize] {
+                    self.tell(page, mapped);
+                }
+            }
+        }
+        (misses, breaches)
+    }
+}
+
+fn words(bytes: &[u8]) -> Vec<u64> {
+    bytes
+        .chunks_exact(8)
+        .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
+        .collect()
+}
+
+/// What a device has done: reads, writes, and accesses that were refused.
+#[derive(Debug, Default)]
+struct Count {
+    reads: u64,
+    writes: u64,
+    refused: u64,
+}
+
+struct Device<'a> {
+    memory: &'a Memory,
+    guest: &'a Guest<'a>,
+    written: &'a [AtomicBool],
+    random: fastrand::Rng,
+    count: Count,
+}
+
+impl Device<'_> {
+    /// Refused is what the IOMMU does not translate, and nothing else.
+    fn refused<T>(&mut self, answer: GuestMemoryResult<T>) -> Option<T> {
+        match answer {
+            Ok(value) => Some(value),
+            Err(GuestMemoryError::IommuError(IommuError::CannotResolve { reason, .. })) => {
+                let known = reason.contains("did not answer") || reason.contains("not permitted");
+                assert!(known || self.guest.stop.load(Ordering::Relaxed), "{reason}");
+                self.count.refused += 1;
+                None
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    fn check_stamps(&self, page: u64, dead: u64, words: &[u64]) {
+        let first = words[0];
+        assert_ne!(first, POISON, "page {page} was read after it had been taken back");
+        assert_eq!(first % PAGES, page);
+        assert!(
+            first / PAGES > dead,
+            "page {page}: mapping {} was used, {dead} had been taken back",
+            first / PAGES
+        );
+        assert!(words.iter().all(|word| *word == first), "{words:x?}");
+    }
+
+    fn check_device_half(&self, words: &[u64]) {
+        for word in words {
+            assert!(*word == 0 || word >> 56 == MARK >> 56, "{word:#x}");
+        }
+    }
+
+    /// Bytes by one of the ways there are.
+    fn read(&mut self, iova: u64, len: usize) -> GuestMemoryResult<Vec<u8>> {
+        let at = GuestAddress(iova);
+        let mut bytes = vec![0; len];
+        match self.random.u8(..3) {
+            0 => self.memory.read_slice(&mut bytes, at)?,
+            1 => {
+                bytes.clear();
+                self.memory.write_all_volatile_to(at, &mut bytes, len)?;
+            }
+            _ => {
+                let mut done = 0;
+                // The loop holds the iterator as long as its slices are used.
+                for slice in self.memory.get_slices(at, len, Permissions::Read)? {
+                    let slice = slice?;
+                    slice.copy_to(&mut bytes[done..done + slice.len()]);
+                    done += slice.len();
+                }
+                assert_eq!(done, len);
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn write(&mut self, iova: u64, bytes: &[u8]) -> GuestMemoryResult<()> {
+        let at = GuestAddress(iova);
+        match self.random.u8(..2) {
+            0 => self.memory.write_slice(bytes, at),
+            _ => self
+                .memory
+                .read_exact_volatile_from(at, &mut &bytes[..], bytes.len()),
+        }
+    }
+
+    fn wrote(&mut self, page: u64) {
+        self.count.writes += 1;
+        self.written[page as usize].store(true, Ordering::Relaxed);
+    }
+
+    fn step(&mut self) {
+        let page = self.random.u64(0..PAGES);
+        let dead = |page: u64| self.guest.dead[page as usize].load(Ordering::Acquire);
+        let in_device_half = iova_of(page) + DEVICE_HALF + 8 * self.random.u64(0..200);
+        match self.random.u8(..7) {
+            0 => {
+                let before = dead(page);
+                let iova = iova_of(page) + 8 * self.random.u64(0..200);
+                let answer = self.read(iova, 64);
+                if let Some(bytes) = self.refused(answer) {
+                    self.check_stamps(page, before, &words(&bytes));
+                    self.count.reads += 1;
+                }
+            }
+            1 => {
+                let before = dead(page);
+                let iova = GuestAddress(iova_of(page) + 8 * self.random.u64(0..256));
+                let answer = if self.random.bool() {
+                    self.memory.read_obj::<u64>(iova)
+                } else {
+                    self.memory.load::<u64>(iova, Ordering::Acquire)
+                };
+                if let Some(word) = self.refused(answer) {
+                    self.check_stamps(page, before, &[word]);
+                    self.count.reads += 1;
+                }
+            }
+            // The end of a page and the beginning of the next, which lies elsewhere.
+            2 if page + 1 < PAGES => {
+                let before = dead(page + 1);
+                let answer = self.read(iova_of(page + 1) - 256, 512);
+                if let Some(bytes) = self.refused(answer) {
+                    let words = words(&bytes);
+                    self.check_device_half(&words[..32]);
+                    self.check_stamps(page + 1, before, &words[32..]);
+                    self.count.reads += 1;
+                }
+            }
+            3 => {
+                let value = MARK | self.random.u64(..1 << 56);
+                let iova = GuestAddress(in_device_half);
+                let answer = if self.random.bool() {
+                    self.memory.write_obj(value, iova)
+                } else {
+                    self.memory.store(value, iova, Ordering::Release)
+                };
+                if self.refused(answer).is_some() {
+                    self.wrote(page);
+                }
+            }
+            // A copy from page to page.
+            4 | 5 => {
+                let answer = self.read(in_device_half, 256);
+                let Some(mut bytes) = self.refused(answer) else {
+                    return;
+                };
+                self.check_device_half(&words(&bytes));
+                bytes[..8].copy_from_slice(&(MARK | 1).to_ne_bytes());
+                let to = self.random.u64(0..PAGES);
+                let answer = self.write(iova_of(to) + DEVICE_HALF + 0x100, &bytes);
+                if self.refused(answer).is_some() {
+                    self.wrote(to);
+                }
+            }
+            _ => {
+                let access = [Permissions::Read, Permissions::Write][usize::from(self.random.bool())];
+                let iova = GuestAddress(iova_of(page));
+                // Either is right: the front end changes its mind all the time.
+                let _ = self.memory.check_range(iova, PAGE as usize, access);
+            }
+        }
+    }
+
+    fn run(mut self) -> Count {
+        let _stop = StopAll(&self.guest.stop);
+        while !self.guest.stop.load(Ordering::Relaxed) {
+            self.step();
+        }
+        self.count
+    }
+}
+
+#[test]
+fn nothing_is_translated_after_its_invalidation_was_acknowledged() {
+    let seconds = match std::env::var("IOMMU_SECONDS") {
+        Ok(text) => text.parse().expect("IOMMU_SECONDS is a number of seconds"),
+        Err(_) => 3,
+    };
+    // Pages that are not mapped are waited for in vain: not for long.
+    let Setup {
+        memory,
+        physical,
+        front_end,
+    } = setup(Duration::from_millis(3));
+    let guest = Guest {
+        physical: &physical,
+        front_end: &front_end,
+        table: Mutex::new(vec![None; PAGES as usize]),
+        dead: (0..PAGES).map(|_| AtomicU64::new(0)).collect(),
+        stop: AtomicBool::new(false),
+    };
+    let written: Vec<AtomicBool> = (0..PAGES).map(|_| AtomicBool::new(false)).collect();
+    thread::scope(|scope| {
+        let mapper = scope.spawn(|| guest.map_and_take_back());
+        let answers = scope.spawn(|| guest.answer_misses());
+        let devices: Vec<_> = (0..DEVICES)
+            .map(|_| {
+                let device = Device {
+                    memory: &memory,
+                    guest: &guest,
+                    written: &written,
+                    random: fastrand::Rng::new(),
+                    count: Count::default(),
+                };
+                scope.spawn(|| device.run())
+            })
+            .collect();
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(seconds) && !guest.stop.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        guest.stop.store(true, Ordering::Relaxed);
+        let (mapped, taken_back) = mapper.join().unwrap();
+        let (misses, breaches) = answers.join().unwrap();
+        let counts: Vec<Count> = devices.into_iter().map(|device| device.join().unwrap()).collect();
+        println!("{seconds} s: mapped {mapped}, taken back {taken_back}, misses {misses}, breaches {breaches}, devices {counts:?}");
+        // Without any of these, nothing was tested.
+        assert!(taken_back > 10 && misses > 10 && breaches > 0);
+        for count in counts {
+            assert!(count.reads > 10 && count.writes > 10 && count.refused > 0);
+        }
+    });
+    for (page, written) in (0..).zip(&written) {
+        if written.load(Ordering::Relaxed) {
+            assert!(
+                memory.bitmap().dirty_at(iova_of(page) as usize),
+                "the mark of page {page} is lost"
+            );
+        }
+    }
+    end(&memory);
+}

@@ -1,0 +1,343 @@
+//! IOTLB messages and lookups, near both ends of the address space and anywhere; and accesses through what is mapped.
+
+use std::num::NonZeroUsize;
+use std::sync::{RwLock, RwLockReadGuard};
+
+use arbitrary::{Arbitrary, Unstructured};
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::iommu::{Error, Iommu, Iotlb, IotlbIterator, IovaRange};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    GuestMemoryRegion, IommuMemory, Permissions,
+};
+
+use crate::model::{joined, last_of, permissions, Mappings, Memory, PAGE};
+
+const MOST_STEPS: usize = 64;
+
+/// Guest physical memory: two regions that are neighbours, a hole, and one more.
+const REGIONS: [(u64, u64); 3] = [(0, 2 * PAGE), (2 * PAGE, PAGE), (5 * PAGE, PAGE + 0x80)];
+/// The I/O virtual addresses that are marked when they are written.
+const TRACKED: usize = 0x1_0000;
+
+type Physical = GuestMemoryMmap<AtomicBitmap>;
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum At {
+    Low(u16),
+    Top(u16),
+    Page(u8),
+    Anywhere(u64),
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Len {
+    Bytes(u16),
+    Pages(u8),
+    /// Up to 2^64, and so many more.
+    ToTheEnd(u8),
+    Huge(u16),
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Step {
+    Update { iova: At, to: At, len: Len, perm: u8 },
+    Invalidate { iova: At, len: Len },
+    InvalidateAll,
+    Lookup { iova: At, len: Len, perm: u8 },
+    Write { iova: At, len: u16 },
+    Read { iova: At, len: u16 },
+}
+
+/// Knows what it was told, and asks nobody.
+#[derive(Debug, Default)]
+struct Told(RwLock<Iotlb>);
+
+impl Iommu for Told {
+    type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
+
+    fn translate(
+        &self,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
+        Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|fails| Error::CannotResolve {
+            iova_range: IovaRange { base: iova, length },
+            reason: format!("{fails:?}"),
+        })
+    }
+}
+
+/// Runs an input.
+pub fn run(data: &[u8]) {
+    let mut bytes = Unstructured::new(data);
+    let Ok(steps) = Vec::<Step>::arbitrary(&mut bytes) else {
+        return;
+    };
+    let mut pair = Pair::new();
+    for (number, step) in steps.into_iter().take(MOST_STEPS).enumerate() {
+        pair.step(step, number as u8 + 1);
+    }
+    pair.compare();
+}
+
+fn addr(at: At) -> u64 {
+    match at {
+        At::Low(at) => u64::from(at),
+        At::Top(by) => u64::MAX - u64::from(by),
+        At::Page(page) => u64::from(page % 16) * PAGE,
+        At::Anywhere(at) => at,
+    }
+}
+
+fn count(base: u64, len: Len) -> usize {
+    match len {
+        Len::Bytes(len) => usize::from(len),
+        Len::Pages(pages) => usize::from(pages) * PAGE as usize,
+        Len::ToTheEnd(more) => (u64::MAX - base).saturating_add(u64::from(more)) as usize,
+        Len::Huge(less) => usize::MAX - usize::from(less),
+    }
+}
+
+struct Pair {
+    memory: IommuMemory<Physical, Told>,
+    mappings: Mappings,
+    physical: Memory,
+    /// Marked pages of the I/O virtual address space.
+    dirty: std::collections::BTreeSet<u64>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let ranges = REGIONS.map(|(at, len)| (GuestAddress(at), len as usize));
+        let physical = Physical::from_ranges(&ranges).unwrap();
+        let bitmap = AtomicBitmap::new(TRACKED, NonZeroUsize::new(PAGE as usize).unwrap());
+        Pair {
+            memory: IommuMemory::new(physical, Told::default(), true, bitmap),
+            mappings: Mappings::default(),
+            physical: Memory::new(REGIONS.to_vec()),
+            dirty: Default::default(),
+        }
+    }
+
+    fn step(&mut self, step: Step, fill: u8) {
+        match step {
+            Step::Update { iova, to, len, perm } => {
+                let (iova, to) = (addr(iova), addr(to));
+                let (length, perm) = (count(iova, len), permissions(perm));
+                let answer =
+                    self.iotlb(|iotlb| iotlb.set_mapping(GuestAddress(iova), GuestAddress(to), length, perm));
+                match last_of(iova, length) {
+                    Some(last) => {
+                        assert!(answer.is_ok(), "{answer:?}");
+                        self.mappings.set(iova, last, Some((to, perm)));
+                    }
+                    None => assert_eq!(answer.is_ok(), length == 0, "{answer:?}"),
+                }
+                self.lookup(iova, length, perm);
+            }
+            Step::Invalidate { iova, len } => {
+                let iova = addr(iova);
+                let length = count(iova, len);
+                self.iotlb(|iotlb| iotlb.invalidate_mapping(GuestAddress(iova), length));
+                if length != 0 {
+                    let last = last_of(iova, length).unwrap_or(u64::MAX);
+                    self.mappings.set(iova, last, None);
+                }
+                self.lookup(iova, length, Permissions::No);
+            }
+            Step::InvalidateAll => {
+                self.iotlb(Iotlb::invalidate_all);
+                self.mappings = Mappings::default();
+            }
+            Step::Lookup { iova, len, perm } => {
+                let iova = addr(iova);
+                self.lookup(iova, count(iova, len), permissions(perm));
+            }
+            Step::Write { iova, len } => self.write(addr(iova), usize::from(len & 0x1fff), fill),
+            Step::Read { iova, len } => self.read(addr(iova), usize::from(len & 0x1fff)),
+        }
+    }
+
+    fn iotlb<T>(&self, change: impl FnOnce(&mut Iotlb) -> T) -> T {
+        change(&mut self.memory.iommu().0.write().unwrap())
+    }
+
+    /// The library's answer against the model's: what is mapped, or what is missing and what is refused.
+    fn lookup(&self, iova: u64, length: usize, access: Permissions) {
+        let iotlb = self.memory.iommu().0.read().unwrap();
+        let answer = Iotlb::lookup(&*iotlb, GuestAddress(iova), length, access);
+        let Some(last) = last_of(iova, length) else {
+            match answer {
+                Ok(mut pieces) => assert!(length == 0 && pieces.next().is_none()),
+                Err(fails) => {
+                    assert!(length != 0 && fails.misses.is_empty());
+                    let base = GuestAddress(iova);
+                    assert_eq!(fails.access_fails, [IovaRange { base, length }]);
+                }
+            }
+            return;
+        };
+        let parts = self.mappings.parts(iova, last);
+        let len = |(first, last): (u64, u64)| u128::from(last - first) + 1;
+        let missing = parts.iter().filter(|part| part.2.is_none());
+        let refused = parts
+            .iter()
+            .filter(|part| part.2.is_some_and(|(_, granted)| !granted.allow(access)));
+        let missing = joined(missing.map(|part| (part.0, len((part.0, part.1)))));
+        let refused = joined(refused.map(|part| (part.0, len((part.0, part.1)))));
+        match answer {
+            Ok(pieces) => {
+                assert!(
+                    missing.is_empty() && refused.is_empty(),
+                    "missing {missing:x?}, refused {refused:x?}"
+                );
+                let found: Vec<(u64, u128)> =
+                    pieces.map(|piece| (piece.base.0, piece.length as u128)).collect();
+                assert!(found.iter().all(|(_, len)| *len != 0));
+                // A piece may be cut where only permissions change; where the target does, it must be.
+                let expected = parts
+                    .iter()
+                    .map(|part| (part.2.unwrap().0, len((part.0, part.1))));
+                assert_eq!(rejoined(found), rejoined(expected));
+            }
+            Err(fails) => {
+                let flat =
+                    |ranges: Vec<IovaRange>| joined(ranges.iter().map(|r| (r.base.0, r.length as u128)));
+                assert_eq!(flat(fails.misses), missing);
+                assert_eq!(flat(fails.access_fails), refused);
+                assert!(!missing.is_empty() || !refused.is_empty());
+            }
+        }
+    }
+
+    /// The guest physical ranges of an access; `None` if it is refused as a whole.
+    fn translated(&self, iova: u64, length: usize, access: Permissions) -> Option<Vec<(u64, usize)>> {
+        if length == 0 {
+            return Some(Vec::new());
+        }
+        let parts = self.mappings.parts(iova, last_of(iova, length)?);
+        let piece = |(first, last, mapped): &(u64, u64, crate::model::Mapped)| {
+            let (target, granted) = (*mapped)?;
+            granted
+                .allow(access)
+                .then_some((target, (last - first) as usize + 1))
+        };
+        parts.iter().map(piece).collect()
+    }
+
+    /// The pieces of memory that an access reaches before the first hole.
+    fn reached(&self, translated: &[(u64, usize)]) -> Vec<(u64, usize)> {
+        let mut reached = Vec::new();
+        for (target, len) in translated {
+            reached.extend(self.physical.pieces(*target, *len));
+            if self.physical.reachable(*target, *len) != *len {
+                break;
+            }
+        }
+        reached
+    }
+
+    fn write(&mut self, iova: u64, len: usize, fill: u8) {
+        let data: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(13) ^ fill).collect();
+        let answer = self.memory.write(&data, GuestAddress(iova));
+        let allowed = self
+            .memory
+            .check_range(GuestAddress(iova), len, Permissions::Write);
+        let tracked = iova
+            .checked_add(len as u64)
+            .is_some_and(|end| end <= TRACKED as u64);
+        let Some(translated) = self
+            .translated(iova, len, Permissions::Write)
+            .filter(|_| tracked || len == 0)
+        else {
+            assert!(
+                matches!(answer, Err(GuestMemoryError::IommuError(_))),
+                "{answer:?}"
+            );
+            assert!(!allowed);
+            return;
+        };
+        let reached = self.reached(&translated);
+        let done: usize = reached.iter().map(|(_, len)| len).sum();
+        match answer {
+            Ok(moved) => assert_eq!(moved, done),
+            Err(error) => assert!(done == 0 && len != 0, "{error:?}"),
+        }
+        if len != 0 || tracked {
+            assert_eq!(allowed, done == len);
+        }
+        let mut rest = &data[..done];
+        for (target, len) in reached {
+            let (part, others) = rest.split_at(len);
+            self.physical.write_unmarked(target, part);
+            rest = others;
+        }
+        if let Some(last) = last_of(iova, done) {
+            self.dirty.extend(iova / PAGE..=last / PAGE);
+        }
+    }
+
+    fn read(&self, iova: u64, len: usize) {
+        let mut buf = vec![0xee; len];
+        let answer = self.memory.read(&mut buf, GuestAddress(iova));
+        let allowed = self
+            .memory
+            .check_range(GuestAddress(iova), len, Permissions::Read);
+        let Some(translated) = self.translated(iova, len, Permissions::Read) else {
+            assert!(
+                matches!(answer, Err(GuestMemoryError::IommuError(_))),
+                "{answer:?}"
+            );
+            assert!(!allowed);
+            return;
+        };
+        let reached = self.reached(&translated);
+        let expected: Vec<u8> = reached
+            .iter()
+            .flat_map(|(target, len)| self.physical.read(*target, *len))
+            .collect();
+        match answer {
+            Ok(moved) => assert_eq!(moved, expected.len()),
+            Err(error) => assert!(expected.is_empty() && len != 0, "{error:?}"),
+        }
+        assert_eq!(allowed, expected.len() == len);
+        assert_eq!(buf[..expected.len()], expected);
+        assert!(buf[expected.len()..].iter().all(|byte| *byte == 0xee));
+    }
+
+    /// All of the marks, and all of memory.
+    fn compare(&self) {
+        for page in 0..TRACKED as u64 / PAGE {
+            let marked = self.memory.bitmap().dirty_at((page * PAGE) as usize);
+            assert_eq!(marked, self.dirty.contains(&page), "mark of I/O page {page}");
+        }
+        for region in self.memory.get_backend().iter() {
+            let mut buf = vec![0; region.len() as usize];
+            let start = region.start_addr();
+            self.memory.get_backend().read_slice(&mut buf, start).unwrap();
+            assert_eq!(
+                buf,
+                self.physical.read(start.0, buf.len()),
+                "region at {:#x}",
+                start.0
+            );
+            assert!((0..buf.len())
+                .step_by(PAGE as usize)
+                .all(|at| !region.bitmap().dirty_at(at)));
+        }
+    }
+}
+
+/// Joins ranges whose targets continue each other, past 2^64 too: there the target wraps.
+fn rejoined(ranges: impl IntoIterator<Item = (u64, u128)>) -> Vec<(u64, u128)> {
+    let mut all: Vec<(u64, u128)> = Vec::new();
+    for (first, len) in ranges {
+        match all.last_mut() {
+            Some((start, before)) if start.wrapping_add(*before as u64) == first => *before += len,
+            _ => all.push((first, len)),
+        }
+    }
+    all
+}
