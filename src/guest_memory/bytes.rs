@@ -8,7 +8,6 @@ use core::sync::atomic::Ordering;
 
 use super::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result};
 use crate::access::fault;
-use crate::address::Address;
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::{AtomicAccess, ByteValued, Bytes};
 use crate::io::{retry_interrupted, write_zero, ReadVolatile, WriteVolatile};
@@ -74,9 +73,10 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        for_each_piece(self, addr, count, Permissions::Write, |_, mut piece, _| {
+        let moved = for_each_piece(self, addr, count, Permissions::Write, |_, mut piece, _| {
             retry_interrupted(|| src.read_volatile(&mut piece))
-        })
+        })?;
+        Ok(moved.count)
     }
 
     /// Fills memory that is scattered, from a source that delivers little at a time, until all of it has been moved.
@@ -89,10 +89,10 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        let completed = for_each_piece(self, addr, count, Permissions::Write, |_, piece, moved| {
+        let moved = for_each_piece(self, addr, count, Permissions::Write, |_, piece, moved| {
             whole_piece(piece, moved, |rest| src.read_volatile(rest))
         })?;
-        all_of(count, completed)
+        all_of(count, moved.count)
     }
 
     /// Writes out memory that is scattered: each piece of it whole, to a target that takes little at a time.
@@ -105,12 +105,13 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: WriteVolatile,
     {
-        for_each_piece(self, addr, count, Permissions::Read, |_, piece, moved| {
+        let moved = for_each_piece(self, addr, count, Permissions::Read, |_, piece, moved| {
             whole_piece(piece, moved, |rest| match dst.write_volatile(rest)? {
                 0 => Err(write_zero()),
                 written => Ok(written),
             })
-        })
+        })?;
+        Ok(moved.count)
     }
 
     /// Writes out memory that is scattered, to a target that takes little at a time, until all of it has been moved.
@@ -130,7 +131,9 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     fn store<O: AtomicAccess>(&self, val: O, addr: GuestAddress, order: Ordering) -> Result<()> {
         match self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Write) {
             Some(slice) => at_guest(addr, &slice, slice.store(val, 0, order)),
-            None => Err(not_in_one_piece(self, addr, size_of::<O>(), Permissions::Write)),
+            None => with_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
+                slice.store(val, 0, order)
+            }),
         }
     }
 
@@ -138,26 +141,28 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     fn load<O: AtomicAccess>(&self, addr: GuestAddress, order: Ordering) -> Result<O> {
         match self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Read) {
             Some(slice) => at_guest(addr, &slice, slice.load(0, order)),
-            None => Err(not_in_one_piece(self, addr, size_of::<O>(), Permissions::Read)),
+            None => with_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
+                slice.load(0, order)
+            }),
         }
     }
 }
 
-/// Why an atomic access has no slice to go to.
+/// An atomic access to memory that gives out no slice by itself: what it was translated through is held until the access is done.
 #[cold]
-fn not_in_one_piece<M: GuestMemory + ?Sized>(
-    memory: &M,
+fn with_one_piece<'a, M: GuestMemory + ?Sized, T>(
+    memory: &'a M,
     addr: GuestAddress,
     count: usize,
     access: Permissions,
-) -> Error {
-    match memory.get_slices(addr, count, access) {
-        Err(error) => error,
-        Ok(mut pieces) => match pieces.next() {
-            Some(Err(error)) => error,
-            // There is memory, but it ends or is scattered.
-            _ => Error::InvalidBackendAddress,
-        },
+    transfer: impl FnOnce(&VolatileSlice<'a, BS<'a, M::Bitmap>>) -> volatile_memory::Result<T>,
+) -> Result<T> {
+    let mut pieces = memory.get_slices(addr, count, access)?;
+    match pieces.next() {
+        Some(Ok(slice)) if slice.len() == count => at_guest(addr, &slice, transfer(&slice)),
+        Some(Err(error)) => Err(error),
+        // There is memory, but it ends or is scattered.
+        _ => Err(Error::InvalidBackendAddress),
     }
 }
 
@@ -176,78 +181,60 @@ fn at_guest<T, B: BitmapSlice>(
 
 #[cold]
 fn read_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestAddress) -> Result<()> {
-    everything(addr, buf.len(), |addr, done| match buf.get_mut(done..) {
-        Some(rest) => read_pieces(memory, rest, addr),
-        None => Ok(0),
-    })
+    let count = buf.len();
+    let moved = for_each_piece(memory, addr, count, Permissions::Read, |done, piece, _| {
+        let part = buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len()));
+        part.map_or(Ok(0), |part| piece.read_slice(part, 0).map(|()| piece.len()))
+    })?;
+    moved.all_or_fault(count)
 }
 
 #[cold]
 fn write_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: GuestAddress) -> Result<()> {
-    everything(addr, buf.len(), |addr, done| match buf.get(done..) {
-        Some(rest) => write_pieces(memory, rest, addr),
-        None => Ok(0),
-    })
-}
-
-/// Repeats a copy until `count` bytes have been moved, or it moves none: then the error is the system's if there is one (a page that is
-/// not there), and otherwise how far it came.
-fn everything(
-    addr: GuestAddress,
-    count: usize,
-    mut copy: impl FnMut(GuestAddress, usize) -> Result<usize>,
-) -> Result<()> {
-    let mut completed = 0usize;
-    while completed < count {
-        let partial = Err(Error::PartialBuffer {
-            expected: count,
-            completed,
-        });
-        let Some(next) = u64::try_from(completed)
-            .ok()
-            .and_then(|done| addr.checked_add(done))
-        else {
-            return partial;
-        };
-        match copy(next, completed) {
-            Ok(0) => return partial,
-            Ok(moved) => completed = completed.saturating_add(moved),
-            Err(error) if completed == 0 || matches!(error, Error::IOError(_)) => return Err(error),
-            Err(_) => return partial,
-        }
-    }
-    Ok(())
+    let moved = for_each_piece(memory, addr, buf.len(), Permissions::Write, |done, piece, _| {
+        let part = buf.get(done..).and_then(|rest| rest.get(..piece.len()));
+        part.map_or(Ok(0), |part| piece.write_slice(part, 0).map(|()| piece.len()))
+    })?;
+    moved.all_or_fault(buf.len())
 }
 
 #[cold]
 fn read_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestAddress) -> Result<usize> {
-    for_each_piece(
-        memory,
-        addr,
-        buf.len(),
-        Permissions::Read,
-        |done, piece, _| match buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len())) {
-            Some(part) => piece.read(part, 0),
-            None => Ok(0),
-        },
-    )
+    let moved = for_each_piece(memory, addr, buf.len(), Permissions::Read, |done, piece, _| {
+        let part = buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len()));
+        part.map_or(Ok(0), |part| piece.read(part, 0))
+    })?;
+    Ok(moved.count)
 }
 
 #[cold]
 fn write_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: GuestAddress) -> Result<usize> {
-    for_each_piece(
-        memory,
-        addr,
-        buf.len(),
-        Permissions::Write,
-        |done, piece, _| match buf.get(done..).and_then(|rest| rest.get(..piece.len())) {
-            Some(part) => piece.write(part, 0),
-            None => Ok(0),
-        },
-    )
+    let moved = for_each_piece(memory, addr, buf.len(), Permissions::Write, |done, piece, _| {
+        let part = buf.get(done..).and_then(|rest| rest.get(..piece.len()));
+        part.map_or(Ok(0), |part| piece.write(part, 0))
+    })?;
+    Ok(moved.count)
 }
 
-/// Moves a range piece by piece, and returns how many bytes were moved.
+/// What became of a range that was moved piece by piece.
+struct Moved {
+    /// How many bytes were moved, without a gap.
+    count: usize,
+    /// The error that stopped it after that, if it was one.
+    stopped_by: Option<Error>,
+}
+
+impl Moved {
+    /// Everything; or the error of a page that is not there; or how far it came.
+    fn all_or_fault(self, expected: usize) -> Result<()> {
+        match self.stopped_by {
+            Some(error @ Error::IOError(_)) => Err(error),
+            _ => all_of(expected, self.count),
+        }
+    }
+}
+
+/// Moves a range piece by piece. What it was translated through is held until the last byte has been moved.
 ///
 /// `transfer` is given how many bytes were moved before, a piece, and a count that it may keep of the bytes of that piece that it has moved
 /// before an error; it answers how many it has moved in all.
@@ -264,12 +251,16 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
         VolatileSlice<'a, BS<'a, M::Bitmap>>,
         &mut usize,
     ) -> volatile_memory::Result<usize>,
-) -> Result<usize> {
+) -> Result<Moved> {
+    let mut moved = Moved {
+        count: 0,
+        stopped_by: None,
+    };
     if count == 0 {
-        return Ok(0);
+        return Ok(moved);
     }
-    let mut done = 0usize;
-    let mut one_piece = |piece: VolatileSlice<'a, BS<'a, M::Bitmap>>, done: &mut usize| -> Result<bool> {
+    let mut one_piece = |piece: VolatileSlice<'a, BS<'a, M::Bitmap>>, moved: &mut Moved| -> Result<bool> {
+        let done = &mut moved.count;
         let (wanted, host) = (piece.len(), piece.as_mut_ptr());
         let mut before_error = 0usize;
         let answer = transfer(*done, piece, &mut before_error);
@@ -286,23 +277,24 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
             }
             Err(error) => {
                 *done = done.saturating_add(before_error.min(wanted));
-                match *done {
-                    0 => Err(error.into()),
-                    _ => Ok(false),
+                if *done == 0 {
+                    return Err(error.into());
                 }
+                moved.stopped_by = Some(error.into());
+                Ok(false)
             }
         }
     };
     if let Some(piece) = memory.slice_in_one_piece(addr, count, access) {
-        one_piece(piece, &mut done)?;
-        return Ok(done);
+        one_piece(piece, &mut moved)?;
+        return Ok(moved);
     }
     for piece in memory.get_slices(addr, count, access)?.stop_on_error()? {
-        if !one_piece(piece, &mut done)? {
+        if !one_piece(piece, &mut moved)? {
             break;
         }
     }
-    Ok(done)
+    Ok(moved)
 }
 
 /// Repeats transfers until a piece has been moved whole, or one of them moves nothing. `moved` counts along.

@@ -190,9 +190,10 @@ pub trait GuestMemory {
 
     /// Returns the `count` bytes at `addr` as one slice, if they lie in one piece of host memory and `access` is allowed.
     ///
-    /// This is the short way of [`Bytes`](crate::Bytes): nearly every access lies in one region. `None` is no
-    /// error: [`get_slices`](Self::get_slices) tells what is there. An implementation that finds the piece without an iterator
-    /// should say so here; the provided method asks `get_slices`.
+    /// This is the short way of [`Bytes`](crate::Bytes): nearly every access lies in one region. `None` is no error:
+    /// [`get_slices`](Self::get_slices) tells what is there, and whoever got `None` asks it. The slice must be good for as long as `self` is
+    /// borrowed. A memory that translates addresses cannot promise that: its iterator holds on to what the slice was translated through, and
+    /// the slice would outlive that. So the provided method gives none, and [`Bytes`](crate::Bytes) keeps the iterator until the bytes have been moved.
     #[inline]
     fn slice_in_one_piece(
         &self,
@@ -200,8 +201,9 @@ pub trait GuestMemory {
         count: usize,
         access: Permissions,
     ) -> Option<VolatileSlice<'_, BS<'_, Self::Bitmap>>> {
-        let first = self.get_slices(addr, count, access).ok()?.next()?.ok()?;
-        (first.len() == count).then_some(first)
+        // A slice from an iterator may be good only for as long as the iterator holds on to what it was translated through.
+        let _ = (addr, count, access);
+        None
     }
 }
 

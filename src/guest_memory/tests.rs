@@ -496,16 +496,10 @@ impl<'a> GuestMemorySliceIterator<'a, BS<'a, AtomicBitmap>> for TurnedSlices<'a>
 #[test]
 fn a_guest_memory_with_nothing_but_slices_works() {
     let memory = Turned(memory(&[(0, 0x40)], 1));
-    let one = |addr, count| {
-        memory
-            .slice_in_one_piece(GuestAddress(addr), count, Permissions::Read)
-            .map(|s| s.len())
-    };
-    assert_eq!(
-        (one(4, 8), one(0, 0x10), one(4, 0x10), one(0x40, 1)),
-        (Some(8), Some(0x10), None, None)
-    );
-    assert_eq!((one(0x666, 1), one(0, 0)), (None, None));
+    // It has not said that its slices outlive their iterator.
+    assert!(memory
+        .slice_in_one_piece(GuestAddress(4), 8, Permissions::Read)
+        .is_none());
     assert!(memory.physical_memory().is_none());
     let bytes: Vec<u8> = (0..0x40).collect();
     memory.write_slice(&bytes, GuestAddress(0)).unwrap();

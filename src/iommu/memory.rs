@@ -213,12 +213,8 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
         if !self.use_iommu {
             return self.backend.slice_in_one_piece(addr, count, access);
         }
-        let first = self.translate(addr, count, access).ok()?.next()?;
-        if first.length != count {
-            return None;
-        }
-        let slice = self.backend.slice_in_one_piece(first.base, count, access)?;
-        Some(slice.with_other_bitmap(self.bitmap_at(addr)))
+        // The slice would outlive the guard of the IOTLB, and what fails would be asked for again by `get_slices`.
+        None
     }
 }
 

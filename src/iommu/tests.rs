@@ -164,10 +164,8 @@ fn every_permission_grants_itself_and_no_more() {
         for wanted in [No, Read, Write, ReadWrite] {
             let allowed = granted.allow(wanted);
             assert_eq!(memory.check_range(GuestAddress(4), 8, wanted), allowed);
-            assert_eq!(
-                memory.slice_in_one_piece(GuestAddress(4), 8, wanted).is_some(),
-                allowed
-            );
+            // A slice by itself would outlive the guard of the IOTLB.
+            assert!(memory.slice_in_one_piece(GuestAddress(4), 8, wanted).is_none());
             assert_eq!(memory.get_slices(GuestAddress(4), 8, wanted).is_ok(), allowed);
         }
         let at = GuestAddress(8);

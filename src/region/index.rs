@@ -15,6 +15,9 @@ use crate::guest_memory::{GuestAddress, GuestUsize};
 /// binary search where they are crowded.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RegionIndex {
+    /// The first region once more: it is the only one of many guests, and the one that most accesses of many others go to.
+    first_start: u64,
+    first_len: u64,
     starts: Box<[u64]>,
     lens: Box<[u64]>,
     /// For each bucket, and one behind the last: the number of regions that begin before it. Empty for a few regions.
@@ -39,6 +42,8 @@ impl RegionIndex {
             })
             .unzip();
         let mut index = Self {
+            first_start: starts.first().copied().unwrap_or_default(),
+            first_len: lens.first().copied().unwrap_or_default(),
             starts: starts.into(),
             lens: lens.into(),
             begun: Box::default(),
@@ -72,10 +77,19 @@ impl RegionIndex {
     /// The number of the region that has the address.
     #[inline]
     pub(super) fn find(&self, addr: GuestAddress) -> Option<usize> {
-        if let ([start], [len]) = (&*self.starts, &*self.lens) {
-            // Below the start, the difference wraps to more than any length.
-            return (addr.0.wrapping_sub(*start) < *len).then_some(0);
+        // Below the start, the difference wraps to more than any length.
+        if addr.0.wrapping_sub(self.first_start) < self.first_len {
+            return Some(0);
         }
+        if self.starts.len() < 2 {
+            return None;
+        }
+        self.find_beyond_first(addr)
+    }
+
+    /// The number of the region that has the address, which is not the first.
+    #[inline]
+    fn find_beyond_first(&self, addr: GuestAddress) -> Option<usize> {
         let number = self.last_begun(addr.0)?;
         let offset = addr.0.wrapping_sub(*self.starts.get(number)?);
         (offset < *self.lens.get(number)?).then_some(number)

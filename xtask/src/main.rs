@@ -2,6 +2,7 @@
 //!
 //! Each command is a module with an `Args` and a `run`; a new one is a module, a variant of [`Command`] and an arm in [`main`].
 
+mod bench;
 mod compat;
 mod soak;
 mod workspace;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Run the published users of vm-memory on this crate, and count what passes
     Compat(compat::Args),
+    /// Measure 0.18.0, this crate and the limit side by side, in the three builds that users ship
+    Bench(bench::Args),
     /// Ask 0.18.0 and this crate the same random questions, for any length
     Soak(soak::Args),
 }
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = Workspace::find().and_then(|workspace| match cli.command {
         Command::Compat(args) => compat::run(&workspace, &args),
+        Command::Bench(args) => bench::run(&workspace, &args),
         Command::Soak(args) => soak::run(&workspace, &args),
     });
     match outcome {

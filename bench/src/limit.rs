@@ -1,0 +1,416 @@
+//! What the machine allows: a check of bounds on a flat array and one access, or `memcpy`; for many regions a binary search.
+
+use std::hint::black_box;
+use std::ops::Range;
+
+use anyhow::{Context, Result};
+use memmap2::{MmapMut, MmapOptions};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::contest::{timed, Batch};
+use crate::layout::Layout;
+use crate::shapes::{blk, pages_in, ring, Mappings, BITMAP_LEN, PAGE, SECOND_SLICE};
+use crate::stage::{Stage, GUEST_LEN};
+use crate::values::{HostArray, S16};
+
+/// The shared pages as one array, and where regions begin in it.
+struct Flat {
+    bytes: MmapMut,
+    starts: Vec<u64>,
+    region_len: u64,
+}
+
+impl Flat {
+    fn new(stage: &Stage, layout: Layout) -> Result<Self> {
+        let mut options = MmapOptions::new();
+        options.len(GUEST_LEN);
+        #[expect(
+            unsafe_code,
+            reason = "the sides must have the same pages, to be treated alike by the caches"
+        )]
+        // SAFETY: nobody but this process has the file, nobody makes it shorter, and what else maps it is accessed only while no
+        // reference into this mapping is used: one thread has this stage, and each batch ends before the next begins.
+        let bytes = unsafe { options.map_mut(&stage.file) };
+        let bytes = bytes.context("cannot map the guest's memory")?;
+        Ok(Self {
+            bytes,
+            starts: layout.starts().map(|(start, _)| start).collect(),
+            region_len: layout.region_len as u64,
+        })
+    }
+
+    /// Where `size` bytes at `address` are, if all of them are in one region.
+    #[inline(always)]
+    fn find(&self, address: u64, size: usize) -> Option<Range<usize>> {
+        let region = self
+            .starts
+            .partition_point(|start| *start <= address)
+            .checked_sub(1)?;
+        let offset = address - *self.starts.get(region)?;
+        if offset.checked_add(size as u64)? > self.region_len {
+            return None;
+        }
+        let start = region * self.region_len as usize + offset as usize;
+        Some(start..start + size)
+    }
+
+    /// The same, where there is one region, at 0.
+    #[inline(always)]
+    fn find_in_one(&self, address: u64, size: usize) -> Option<Range<usize>> {
+        let start = address as usize;
+        Some(start..start.checked_add(size)?)
+    }
+
+    #[inline(always)]
+    fn read<T: FromBytes>(&self, address: u64) -> Option<T> {
+        let bytes = self.bytes.get(self.find_in_one(address, size_of::<T>())?)?;
+        T::read_from_bytes(bytes).ok()
+    }
+
+    #[inline(always)]
+    fn write<T: IntoBytes + Immutable>(&mut self, value: T, address: u64) -> Option<()> {
+        let bytes = self.find_in_one(address, size_of::<T>())?;
+        value.write_to(self.bytes.get_mut(bytes)?).ok()
+    }
+}
+
+/// Runs one body for one region, and one with a search for many.
+macro_rules! search {
+    ($stage:ident, $regions:ident, $size:expr, $align:expr, |$flat:ident, $range:ident| $body:expr) => {{
+        let layout = Layout::apart($regions);
+        let $flat = Flat::new($stage, layout)?;
+        let addresses = layout.addresses($size, $align);
+        Ok(if $regions == 1 {
+            Batch::of(move |number| {
+                let $range = $flat.find_in_one(black_box(addresses.at(number)), $size)?;
+                $body
+            })
+        } else {
+            Batch::of(move |number| {
+                let $range = $flat.find(black_box(addresses.at(number)), $size)?;
+                $body
+            })
+        })
+    }};
+}
+
+pub fn find_region(stage: &Stage, regions: usize) -> Result<Batch> {
+    search!(stage, regions, 1, 1, |flat, range| flat
+        .bytes
+        .get(range)
+        .map(<[u8]>::as_ptr))
+}
+
+pub fn get_slice64(stage: &Stage, regions: usize) -> Result<Batch> {
+    search!(stage, regions, 64, 8, |flat, range| flat
+        .bytes
+        .get(range)
+        .map(<[u8]>::as_ptr))
+}
+
+pub fn check_range4k(stage: &Stage, regions: usize) -> Result<Batch> {
+    search!(stage, regions, 4096, 64, |flat, range| flat
+        .bytes
+        .get(range)
+        .map(<[u8]>::len))
+}
+
+pub fn read_obj<T: FromBytes + 'static>(stage: &Stage, regions: usize) -> Result<Batch> {
+    search!(stage, regions, size_of::<T>(), size_of::<T>(), |flat, range| {
+        T::read_from_bytes(flat.bytes.get(range)?).ok()
+    })
+}
+
+pub fn write_obj<T: IntoBytes + Immutable + Default + 'static>(stage: &Stage) -> Result<Batch> {
+    let layout = Layout::apart(1);
+    let mut flat = Flat::new(stage, layout)?;
+    let addresses = layout.addresses(size_of::<T>(), size_of::<T>());
+    Ok(Batch::of(move |number| {
+        flat.write(black_box(T::default()), black_box(addresses.at(number)))
+    }))
+}
+
+/// The same, with the dirty bit set.
+pub fn write_obj_tracked<T: IntoBytes + Immutable + Default + 'static>(stage: &Stage) -> Result<Batch> {
+    let layout = Layout::apart(1);
+    let mut flat = Flat::new(stage, layout)?;
+    let addresses = layout.addresses(size_of::<T>(), size_of::<T>());
+    let mut words = vec![u64::MAX; GUEST_LEN / PAGE / 64];
+    Ok(Batch::of(move |number| {
+        let address = black_box(addresses.at(number));
+        flat.write(black_box(T::default()), address)?;
+        mark(&mut words, address as usize, size_of::<T>())
+    }))
+}
+
+/// How buffers of `len` bytes are aligned in the guest.
+fn alignment(len: usize) -> usize {
+    len.min(64)
+}
+
+pub fn read_slice(stage: &Stage, len: usize) -> Result<Batch> {
+    let layout = Layout::apart(1);
+    let flat = Flat::new(stage, layout)?;
+    let addresses = layout.addresses(len, alignment(len));
+    let host = stage.host.clone();
+    Ok(Batch::around(move |iterations| {
+        host.with(len, |buffer| {
+            timed(iterations, |number| {
+                let buffer = black_box(&mut *buffer);
+                let range = flat.find_in_one(black_box(addresses.at(number)), buffer.len())?;
+                buffer.copy_from_slice(flat.bytes.get(range)?);
+                Some(())
+            })
+        })
+    }))
+}
+
+pub fn write_slice(stage: &Stage, len: usize) -> Result<Batch> {
+    let layout = Layout::apart(1);
+    let mut flat = Flat::new(stage, layout)?;
+    let addresses = layout.addresses(len, alignment(len));
+    let host = stage.host.clone();
+    Ok(Batch::around(move |iterations| {
+        host.with(len, |buffer| {
+            timed(iterations, |number| {
+                let buffer = black_box(&*buffer);
+                let range = flat.find_in_one(black_box(addresses.at(number)), buffer.len())?;
+                flat.bytes.get_mut(range)?.copy_from_slice(buffer);
+                Some(())
+            })
+        })
+    }))
+}
+
+/// Two searches and two copies.
+pub fn read_slice_cross(stage: &Stage, len: usize, regions: usize) -> Result<Batch> {
+    let layout = Layout::adjacent(regions);
+    let flat = Flat::new(stage, layout)?;
+    let addresses = layout.crossings(len);
+    let host = stage.host.clone();
+    Ok(Batch::around(move |iterations| {
+        host.with(len, |buffer| {
+            timed(iterations, |number| {
+                let buffer = black_box(&mut *buffer);
+                let address = black_box(addresses.at(number));
+                let (first, second) = buffer.split_at_mut_checked(black_box(len / 2))?;
+                first.copy_from_slice(flat.bytes.get(flat.find(address, first.len())?)?);
+                let range = flat.find(address + first.len() as u64, second.len())?;
+                second.copy_from_slice(flat.bytes.get(range)?);
+                Some(())
+            })
+        })
+    }))
+}
+
+pub fn copy_to<T: FromBytes + IntoBytes + Copy + Default + 'static, const N: usize>(
+    stage: &Stage,
+) -> Result<Batch> {
+    let flat = Flat::new(stage, Layout::apart(1))?;
+    let mut host = HostArray::<T, N>::boxed();
+    Ok(Batch::of(move |_| {
+        let from = black_box(flat.bytes.get(..N * size_of::<T>())?);
+        black_box(host.values.as_mut_slice())
+            .as_mut_bytes()
+            .copy_from_slice(from);
+        Some(())
+    }))
+}
+
+pub fn copy_from<T: IntoBytes + Immutable + Copy + Default + 'static, const N: usize>(
+    stage: &Stage,
+) -> Result<Batch> {
+    let mut flat = Flat::new(stage, Layout::apart(1))?;
+    let host = HostArray::<T, N>::boxed();
+    Ok(Batch::of(move |_| {
+        let to = black_box(flat.bytes.get_mut(..N * size_of::<T>())?);
+        to.copy_from_slice(black_box(host.values.as_slice()).as_bytes());
+        Some(())
+    }))
+}
+
+pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
+    let mut flat = Flat::new(stage, Layout::apart(1))?;
+    Ok(Batch::of(move |_| {
+        let (from, to) = flat.bytes.split_at_mut_checked(SECOND_SLICE)?;
+        black_box(to.get_mut(..len)?).copy_from_slice(black_box(from.get(..len)?));
+        Some(())
+    }))
+}
+
+/// `memcpy`, for the plot.
+pub fn copy_bytes(stage: &Stage, len: usize, shift: usize) -> Result<Batch> {
+    let flat = Flat::new(stage, Layout::apart(1))?;
+    let host = stage.host.clone();
+    Ok(Batch::around(move |iterations| {
+        host.with(len, |buffer| {
+            timed(iterations, |_| {
+                let from = black_box(flat.bytes.get(shift..shift + len)?);
+                black_box(&mut *buffer).copy_from_slice(from);
+                Some(())
+            })
+        })
+    }))
+}
+
+/// Sets the bits that are not set, without any thought of other threads.
+#[inline(always)]
+fn mark(words: &mut [u64], offset: usize, len: usize) -> Option<()> {
+    let first = offset / PAGE;
+    let last = (offset + len - 1) / PAGE;
+    let words = words.get_mut(first / 64..=last / 64)?;
+    let (head, tail) = (u64::MAX << (first % 64), u64::MAX >> (63 - last % 64));
+    let count = words.len();
+    for (number, word) in words.iter_mut().enumerate() {
+        let mut mask = u64::MAX;
+        if number == 0 {
+            mask &= head;
+        }
+        if number + 1 == count {
+            mask &= tail;
+        }
+        // Through black_box, or the loop becomes vectors, which no atomics do.
+        if black_box(*word) & mask != mask {
+            *word |= mask;
+        }
+    }
+    Some(())
+}
+
+pub fn mark_dirty(len: usize) -> Result<Batch> {
+    let mut words = vec![u64::MAX; BITMAP_LEN / PAGE / 64];
+    let offsets = pages_in(len);
+    Ok(Batch::of(move |number| {
+        mark(&mut words, black_box(offsets.at(number) as usize), black_box(len))
+    }))
+}
+
+pub fn dirty_at() -> Result<Batch> {
+    let words = vec![u64::MAX; BITMAP_LEN / PAGE / 64];
+    let offsets = pages_in(1);
+    Ok(Batch::of(move |number| {
+        let page = black_box(offsets.at(number) as usize) / PAGE;
+        words
+            .get(page / 64)
+            .is_some_and(|word| word >> (page % 64) & 1 == 1)
+    }))
+}
+
+/// A pointer that is there already.
+pub fn memory_guard() -> Result<Batch> {
+    let memory = Box::new(0u64);
+    Ok(Batch::of(move |_| {
+        black_box(core::ptr::from_ref(&*memory));
+    }))
+}
+
+pub fn iotlb_hit(mappings: Mappings) -> Result<Batch> {
+    let table = mappings.table();
+    let addresses = mappings.addresses(8);
+    Ok(Batch::of(move |number| {
+        table.lookup(black_box(addresses.at(number)))
+    }))
+}
+
+pub fn iotlb_miss(mappings: Mappings) -> Result<Batch> {
+    let table = mappings.table();
+    let addresses = mappings.holes();
+    Ok(Batch::of(move |number| {
+        table.lookup(black_box(addresses.at(number))).is_none()
+    }))
+}
+
+pub fn iommu_read_obj(stage: &Stage, mappings: Mappings) -> Result<Batch> {
+    let table = mappings.table();
+    let addresses = mappings.addresses(8);
+    let flat = Flat::new(stage, Layout::apart(1))?;
+    Ok(Batch::of(move |number| {
+        let address = table.lookup(black_box(addresses.at(number)))?;
+        flat.read::<u64>(address)
+    }))
+}
+
+/// What a device does without any layer between it and the ring.
+fn add_used_to(flat: &mut Flat, next: &mut u16, head: u16, len: u32) -> Option<()> {
+    let element = ring::USED + 4 + 8 * u64::from(*next % ring::SIZE);
+    flat.write([u32::from(head), len], element)?;
+    *next = next.wrapping_add(1);
+    flat.write(*next, ring::USED + 2)
+}
+
+pub fn add_used(stage: &Stage) -> Result<Batch> {
+    let mut flat = Flat::new(stage, Layout::apart(1))?;
+    let mut next = 0;
+    Ok(Batch::of(move |number| {
+        add_used_to(
+            &mut flat,
+            &mut next,
+            black_box(number as u16 % ring::SIZE),
+            black_box(4096),
+        )
+    }))
+}
+
+/// A ring as a driver leaves it.
+fn fill(flat: &mut Flat, descriptors: &[S16], per_chain: u16) -> Option<()> {
+    for (number, descriptor) in descriptors.iter().enumerate() {
+        flat.write(*descriptor, ring::DESCRIPTORS + 16 * number as u64)?;
+    }
+    let chains = descriptors.len() as u16 / per_chain;
+    for chain in 0..chains {
+        flat.write(chain * per_chain, ring::AVAILABLE + 4 + 2 * u64::from(chain))?;
+    }
+    flat.write(chains, ring::AVAILABLE + 2)
+}
+
+/// Head and first descriptor of an entry of the ring.
+#[inline(always)]
+fn take(flat: &Flat, entry: u64) -> Option<(u16, S16)> {
+    let head: u16 = flat.read(ring::AVAILABLE + 4 + 2 * (entry % u64::from(ring::SIZE)))?;
+    let descriptor = flat.read(ring::DESCRIPTORS + 16 * u64::from(head))?;
+    Some((head, descriptor))
+}
+
+pub fn iter128x1(stage: &Stage) -> Result<Batch> {
+    let mut flat = Flat::new(stage, Layout::apart(1))?;
+    fill(&mut flat, &ring::singles(), 1).context("the ring does not fit")?;
+    let batch = Batch::around(move |iterations| {
+        Ok(timed(iterations, |_| {
+            let available: u16 = black_box(flat.read(ring::AVAILABLE + 2)?);
+            for entry in 0..u64::from(available) {
+                black_box(take(&flat, entry)?);
+            }
+            Some(())
+        }))
+    });
+    Ok(batch.per(ring::SINGLES))
+}
+
+pub fn blk4k(stage: &Stage) -> Result<Batch> {
+    let mut flat = Flat::new(stage, Layout::apart(1))?;
+    let host = stage.host.clone();
+    let mut next = 0;
+    fill(&mut flat, &blk::descriptors(), 3).context("the ring does not fit")?;
+    let batch = Batch::around(move |iterations| {
+        host.with(blk::DATA_LEN, |sectors| {
+            timed(iterations, |_| {
+                for request in 0..u64::from(blk::REQUESTS) {
+                    let available: u16 = black_box(flat.read(ring::AVAILABLE + 2)?);
+                    if request == u64::from(available) {
+                        return None;
+                    }
+                    let (head, header) = take(&flat, request)?;
+                    let data: S16 = flat.read(16 * u64::from(header.next))?;
+                    let status: S16 = flat.read(16 * u64::from(data.next))?;
+                    black_box(flat.read::<S16>(header.address)?);
+                    let range = flat.find_in_one(data.address, blk::DATA_LEN)?;
+                    flat.bytes.get_mut(range)?.copy_from_slice(black_box(&*sectors));
+                    flat.write(0u8, status.address)?;
+                    add_used_to(&mut flat, &mut next, head, blk::DATA_LEN as u32 + 1)?;
+                }
+                Some(())
+            })
+        })
+    });
+    Ok(batch.per(blk::REQUESTS))
+}

@@ -1,0 +1,207 @@
+//! The published vm-memory 0.18.0 ("reference"), this crate ("ours") and what the machine allows ("limit"), in one binary.
+//!
+//! The workloads are written once, in `workloads/`, and compiled for both crates. Rounds are interleaved (reference, ours, limit; limit,
+//! ours, reference; …), so that what else the machine does meets all three; medians are taken over the rounds, and ratios pair by pair.
+//!
+//! `cargo xtask bench` builds and runs this in the three builds that users ship, and writes RESULTS.md.
+
+mod contest;
+mod layout;
+mod limit;
+mod report;
+mod rows;
+mod shapes;
+mod stage;
+mod throughput;
+mod values;
+
+/// The workloads on the published crate.
+#[path = "workloads"]
+mod reference_side {
+    use reference as vm_memory;
+    use virtio_queue_reference as virtio_queue;
+
+    pub mod access;
+    pub mod bitmaps;
+    pub mod copies;
+    pub mod iommu;
+    pub mod kinds;
+    pub mod maps;
+    pub mod queues;
+}
+
+/// The same files on this crate.
+#[path = "workloads"]
+#[expect(
+    clippy::duplicate_mod,
+    reason = "one source for both sides is what makes them comparable"
+)]
+mod ours_side {
+    use ours as vm_memory;
+    use virtio_queue_ours as virtio_queue;
+
+    pub mod access;
+    pub mod bitmaps;
+    pub mod copies;
+    pub mod iommu;
+    pub mod kinds;
+    pub mod maps;
+    pub mod queues;
+}
+
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{bail, Context, Result};
+use clap::{Parser, ValueEnum};
+
+use contest::{Contest, Effort};
+use report::Build;
+use rows::{Row, ROWS};
+use stage::Stage;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(about = "vm-memory 0.18.0, this crate and the limit, measured in one binary")]
+struct Cli {
+    /// Only rows whose name contains this
+    #[arg(long, value_name = "SUBSTRING", default_value = "")]
+    filter: String,
+    /// How many times each row runs each side
+    #[arg(long, value_name = "N", default_value_t = 21)]
+    rounds: usize,
+    /// Five short rounds: shows that everything runs, and about how fast
+    #[arg(long)]
+    quick: bool,
+    /// Which build this is; found from the folder of the program otherwise
+    #[arg(long, value_enum)]
+    build: Option<Build>,
+    /// Write the rows to this file too, with tabs between the fields
+    #[arg(long, value_name = "FILE")]
+    tsv: Option<PathBuf>,
+    /// List the names of the rows
+    #[arg(long)]
+    list: bool,
+    /// Measure copies of 1 B to 16 MiB instead, and draw them in this file
+    #[arg(long, value_name = "FILE.svg")]
+    throughput: Option<PathBuf>,
+    /// Do nothing but run this row's operation, without a clock: for callgrind
+    #[arg(long, value_name = "ROW")]
+    count: Option<String>,
+    /// How many times `--count` runs it
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    iterations: u64,
+    /// Which side `--count` runs
+    #[arg(long, value_enum, default_value = "ours")]
+    side: Side,
+}
+
+/// Who runs an operation.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Side {
+    /// vm-memory 0.18.0 from the registry
+    Reference,
+    /// This crate
+    Ours,
+    /// A flat array
+    Limit,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let effort = if cli.quick {
+        Effort {
+            rounds: 5,
+            batch: Duration::from_micros(500),
+        }
+    } else {
+        Effort {
+            rounds: cli.rounds.max(1),
+            batch: Duration::from_millis(2),
+        }
+    };
+    let stage = Stage::new()?;
+
+    if cli.list {
+        for row in ROWS {
+            println!("{}", row.name);
+        }
+        return Ok(());
+    }
+    if let Some(name) = &cli.count {
+        return count(&stage, name, cli.side, cli.iterations);
+    }
+    let build = match cli.build {
+        Some(build) => build,
+        None => Build::of_this_program()?,
+    };
+    if let Some(path) = &cli.throughput {
+        return throughput::run(&stage, effort, build, path);
+    }
+
+    let rows: Vec<&Row> = ROWS.iter().filter(|row| row.name.contains(&cli.filter)).collect();
+    if rows.is_empty() {
+        bail!("no row contains '{}'; --list names them", cli.filter);
+    }
+    let mut report = report::Report::new(build, effort);
+    for row in rows {
+        let contest = (row.contest)(&stage).with_context(|| format!("{}: cannot set up", row.name))?;
+        let outcome = contest
+            .run(effort)
+            .with_context(|| format!("{}: failed", row.name))?;
+        report.add(row, outcome);
+    }
+    report.finish(cli.tsv.as_deref())
+}
+
+/// Runs one operation `iterations` times.
+fn count(stage: &Stage, name: &str, side: Side, iterations: u64) -> Result<()> {
+    let row = ROWS
+        .iter()
+        .find(|row| row.name == name)
+        .with_context(|| format!("no row is called '{name}'; --list names them"))?;
+    let Contest {
+        mut reference,
+        mut ours,
+        limit,
+    } = (row.contest)(stage)?;
+    let batch = match side {
+        Side::Reference => &mut reference,
+        Side::Ours => &mut ours,
+        Side::Limit => &mut limit.with_context(|| format!("{name}: has no limit"))?,
+    };
+    black_box((batch.run)(iterations)?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::any::TypeId;
+
+    /// Cargo could, one day, take the two sources for one, and this would measure a crate against itself.
+    #[test]
+    fn each_side_is_what_it_says() {
+        assert_ne!(
+            TypeId::of::<ours::GuestAddress>(),
+            TypeId::of::<reference::GuestAddress>()
+        );
+        // Each virtio-queue takes the memory of its side, or this would not compile.
+        fn queue_works_on_ours<M: ours::GuestMemory>(queue: &virtio_queue_ours::Queue, memory: &M) -> bool {
+            virtio_queue_ours::QueueT::is_valid(queue, memory)
+        }
+        fn queue_works_on_reference<M: reference::GuestMemory>(
+            queue: &virtio_queue_reference::Queue,
+            memory: &M,
+        ) -> bool {
+            virtio_queue_reference::QueueT::is_valid(queue, memory)
+        }
+        let ours = ours::GuestMemoryMmap::<()>::from_ranges(&[(ours::GuestAddress(0), 4096)]).expect("ours");
+        let reference = reference::GuestMemoryMmap::<()>::from_ranges(&[(reference::GuestAddress(0), 4096)])
+            .expect("reference");
+        let queue = virtio_queue_ours::QueueT::new(16).expect("a queue");
+        assert!(!queue_works_on_ours(&queue, &ours));
+        let queue = virtio_queue_reference::QueueT::new(16).expect("a queue");
+        assert!(!queue_works_on_reference(&queue, &reference));
+    }
+}

@@ -1,0 +1,151 @@
+//! The table, for a reader and for a program.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::contest::{Effort, Outcome};
+use crate::rows::Row;
+
+/// The builds that users ship; profiles of Cargo.toml.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Build {
+    /// Fat LTO, one codegen unit
+    Fat,
+    /// Cargo's own default
+    Release,
+    /// Fat, for size, abort on panic
+    Size,
+}
+
+impl Build {
+    /// Cargo puts what it builds into a folder that is called after the profile.
+    pub fn of_this_program() -> Result<Self> {
+        let program = std::env::current_exe().context("cannot find this program")?;
+        program
+            .parent()
+            .and_then(Path::file_name)
+            .and_then(|folder| Self::from_str(&folder.to_string_lossy(), false).ok())
+            .with_context(|| {
+                format!(
+                    "{}: not in a folder called fat, release or size; say --build",
+                    program.display()
+                )
+            })
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fat => "fat",
+            Self::Release => "release",
+            Self::Size => "size",
+        }
+    }
+}
+
+/// Rows as they come in.
+pub struct Report {
+    build: Build,
+    effort: Effort,
+    tsv: String,
+    rows: usize,
+    short: Vec<String>,
+}
+
+impl Report {
+    pub fn new(build: Build, effort: Effort) -> Self {
+        println!(
+            "Build `{}`, medians of {} interleaved rounds, ns an operation; ratios pair by pair, reference ÷ ours.\n",
+            build.name(),
+            effort.rounds
+        );
+        println!(
+            "{:<64} {:>11} {:>11} {:>11} {:>7} {:>6}",
+            "operation", "reference", "ours", "limit", "ratio", "aim"
+        );
+        Self {
+            build,
+            effort,
+            tsv: "operation\treference\tours\tlimit\tratio\tof_limit\taim\n".to_owned(),
+            rows: 0,
+            short: Vec::new(),
+        }
+    }
+
+    /// Prints a row, now: the next may take a while.
+    pub fn add(&mut self, row: &Row, outcome: Outcome) {
+        let aim = row.aim(self.build);
+        let Outcome {
+            reference,
+            ours,
+            limit,
+            ratio,
+            of_limit,
+        } = outcome;
+        let short = ratio < aim;
+        println!(
+            "{:<64} {:>11} {:>11} {:>11} {:>7} {:>6} {}",
+            row.name,
+            digits(reference),
+            digits(ours),
+            limit.map_or("–".to_owned(), digits),
+            digits(ratio),
+            aim,
+            if short { "SHORT" } else { "" }
+        );
+        let optional = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
+        // Writing to a String does not fail.
+        let _ = writeln!(
+            self.tsv,
+            "{}\t{reference:.4}\t{ours:.4}\t{}\t{ratio:.4}\t{}\t{aim}",
+            row.name,
+            optional(limit),
+            optional(of_limit)
+        );
+        self.rows += 1;
+        if short {
+            self.short.push(row.name.to_owned());
+        }
+    }
+
+    /// Prints the verdict, and writes the file.
+    pub fn finish(self, tsv: Option<&Path>) -> Result<()> {
+        println!(
+            "\n{}: {} rows, {} fall short of their aim ({} rounds)",
+            self.build.name(),
+            self.rows,
+            self.short.len(),
+            self.effort.rounds
+        );
+        if let Some(path) = tsv {
+            fs::write(path, self.tsv).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Three digits, or all of those before the point.
+pub fn digits(value: f64) -> String {
+    if value >= 100.0 {
+        format!("{value:.0}")
+    } else if value >= 10.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.2}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::digits;
+
+    #[test]
+    fn three_digits() {
+        assert_eq!(digits(1.2345), "1.23");
+        assert_eq!(digits(45.67), "45.7");
+        assert_eq!(digits(2_500_000.4), "2500000");
+    }
+}

@@ -1,0 +1,201 @@
+//! Copies of 1 B to 16 MiB: ours, glibc's `memcpy`, and the reference; as a table and as a plot.
+
+use std::path::Path;
+
+use anyhow::{anyhow, Context, Result};
+use plotters::prelude::*;
+
+use crate::contest::{median, Contest, Effort};
+use crate::report::{digits, Build};
+use crate::stage::Stage;
+use crate::{limit, ours_side, reference_side};
+
+/// Ours shall be at this part of `memcpy` in the median of the grid, and nowhere under the other.
+const MEDIAN_AIM: f64 = 0.97;
+const FLOOR: f64 = 0.85;
+
+/// How far the guest's buffer is from a cache line: on it, and off it.
+const SHIFTS: [usize; 2] = [0, 3];
+
+/// One copy.
+struct Point {
+    len: usize,
+    /// GB/s.
+    reference: f64,
+    ours: f64,
+    memcpy: f64,
+}
+
+/// Powers of two, and the middle between each and the next.
+fn grid() -> Vec<usize> {
+    let mut grid = Vec::new();
+    for power in 0..=24u32 {
+        let len = 1usize << power;
+        grid.push(len);
+        if (1..24).contains(&power) {
+            grid.push(len + len / 2);
+        }
+    }
+    grid
+}
+
+/// Measures the grid, prints it, and draws the aligned copies.
+pub fn run(stage: &Stage, effort: Effort, build: Build, path: &Path) -> Result<()> {
+    println!(
+        "Build `{}`, VolatileSlice::copy_to::<u8>, GB/s, medians of {} interleaved rounds.\n",
+        build.name(),
+        effort.rounds
+    );
+    println!(
+        "{:>9} {:>6} {:>10} {:>10} {:>10} {:>12}",
+        "bytes", "shift", "reference", "ours", "memcpy", "of memcpy"
+    );
+    let mut aligned = Vec::new();
+    let mut parts = Vec::new();
+    for shift in SHIFTS {
+        for len in grid() {
+            let contest = Contest {
+                reference: reference_side::copies::copy_bytes(stage, len, shift)?,
+                ours: ours_side::copies::copy_bytes(stage, len, shift)?,
+                limit: Some(limit::copy_bytes(stage, len, shift)?),
+            };
+            let outcome = contest.run(effort).with_context(|| format!("{len} bytes"))?;
+            let limit = outcome.limit.context("memcpy was not measured")?;
+            let part = outcome.of_limit.context("memcpy was not measured")?;
+            let point = Point {
+                len,
+                reference: len as f64 / outcome.reference,
+                ours: len as f64 / outcome.ours,
+                memcpy: len as f64 / limit,
+            };
+            println!(
+                "{len:>9} {shift:>6} {:>10} {:>10} {:>10} {part:>12.2} {}",
+                digits(point.reference),
+                digits(point.ours),
+                digits(point.memcpy),
+                if part < FLOOR { "SHORT" } else { "" }
+            );
+            parts.push(part);
+            if shift == 0 {
+                aligned.push(point);
+            }
+        }
+    }
+    let below = parts.iter().filter(|part| **part < FLOOR).count();
+    let middle = median(parts).context("nothing was measured")?;
+    println!(
+        "\nof memcpy: median {middle:.3} (aim {MEDIAN_AIM}){}, {below} under {FLOOR}",
+        if middle < MEDIAN_AIM { " SHORT" } else { "" }
+    );
+    draw(&aligned, build, path).with_context(|| format!("cannot draw {}", path.display()))
+}
+
+/// A length as people write it.
+fn size(len: f64) -> String {
+    let len = len.round() as u64;
+    match len {
+        0..1024 => format!("{len} B"),
+        1024..1_048_576 => format!("{} KiB", len >> 10),
+        _ => format!("{} MiB", len >> 20),
+    }
+}
+
+/// A curve of the plot.
+type Curve = (&'static str, RGBColor, fn(&Point) -> f64);
+
+const CURVES: [Curve; 3] = [
+    ("memcpy (glibc)", RGBColor(120, 120, 120), |point| point.memcpy),
+    ("vm-memory 0.18.0", RGBColor(214, 96, 28), |point| point.reference),
+    ("this crate", RGBColor(0, 96, 172), |point| point.ours),
+];
+
+fn draw(points: &[Point], build: Build, path: &Path) -> Result<()> {
+    let highest = points
+        .iter()
+        .flat_map(|point| [point.reference, point.ours, point.memcpy])
+        .fold(1.0, f64::max);
+    let last = points.last().context("no points")?.len as f64;
+
+    // An error of plotters borrows the drawing.
+    let failed = |error: &dyn std::fmt::Display| anyhow!("{error}");
+    let area = SVGBackend::new(path, (960, 540)).into_drawing_area();
+    area.fill(&WHITE).map_err(|error| failed(&error))?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption(
+            format!("Copy from guest memory to a buffer, build `{}`", build.name()),
+            ("sans-serif", 20),
+        )
+        .margin(16)
+        .x_label_area_size(44)
+        .y_label_area_size(56)
+        .build_cartesian_2d((1.0..last).log_scale().base(2.0), 0.0..highest * 1.05)
+        .map_err(|error| failed(&error))?;
+    chart
+        .configure_mesh()
+        .x_desc("bytes in one copy")
+        .y_desc("GB/s")
+        .x_labels(13)
+        .x_label_formatter(&|len| size(*len))
+        .light_line_style(WHITE)
+        .draw()
+        .map_err(|error| failed(&error))?;
+    for (name, color, value) in CURVES {
+        chart
+            .draw_series(LineSeries::new(
+                points.iter().map(|point| (point.len as f64, value(point))),
+                color.stroke_width(2),
+            ))
+            .map_err(|error| failed(&error))?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .border_style(BLACK)
+        .background_style(WHITE)
+        .draw()
+        .map_err(|error| failed(&error))?;
+    area.present().map_err(|error| failed(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{draw, grid, size, Point};
+    use crate::report::Build;
+
+    #[test]
+    fn grid_ascends_from_one_byte_to_sixteen_mebibytes() {
+        let grid = grid();
+        assert!(grid.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(grid.first(), Some(&1));
+        assert_eq!(grid.last(), Some(&(16 << 20)));
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size(512.0), "512 B");
+        assert_eq!(size(65536.0), "64 KiB");
+        assert_eq!(size(16777216.0), "16 MiB");
+    }
+
+    #[test]
+    fn a_plot_is_drawn() {
+        let path = std::env::temp_dir().join(format!("vm-memory-bench-{}.svg", std::process::id()));
+        let points: Vec<_> = grid()
+            .into_iter()
+            .map(|len| Point {
+                len,
+                reference: 1.0,
+                ours: 3.0,
+                memcpy: 2.0,
+            })
+            .collect();
+        draw(&points, Build::Fat, &path).expect("a plot");
+        let svg = std::fs::read_to_string(&path).expect("the file");
+        std::fs::remove_file(&path).expect("removed");
+        assert!(svg.starts_with("<svg"));
+        assert!(svg.matches("<polyline").count() >= 3);
+        assert!(svg.contains("memcpy (glibc)"));
+    }
+}

@@ -1,0 +1,53 @@
+//! Structures that are read and written whole.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// 16 bytes, such as a descriptor of a virtqueue.
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct S16 {
+    pub address: u64,
+    pub len: u32,
+    pub flags: u16,
+    pub next: u16,
+}
+
+/// 64 bytes.
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct S64 {
+    pub words: [u64; 8],
+}
+
+macro_rules! byte_valued {
+    ($($name:ty),*) => {
+        $(
+            // SAFETY: zerocopy's `FromBytes` and `IntoBytes`, derived above, prove that every pattern of bits is a value and that
+            // there is no padding.
+            #[expect(unsafe_code, reason = "the trait is a promise about bytes")]
+            unsafe impl ours::ByteValued for $name {}
+
+            // SAFETY: as above.
+            #[expect(unsafe_code, reason = "the trait is a promise about bytes")]
+            unsafe impl reference::ByteValued for $name {}
+        )*
+    };
+}
+
+byte_valued!(S16, S64);
+
+/// An array of the host that starts where [`HOST_OFFSET`](crate::stage::HOST_OFFSET) says, on every side.
+#[repr(C, align(4096))]
+pub struct HostArray<T, const N: usize> {
+    before: [u8; crate::stage::HOST_OFFSET],
+    pub values: [T; N],
+}
+
+impl<T: Copy + Default, const N: usize> HostArray<T, N> {
+    pub fn boxed() -> Box<Self> {
+        Box::new(Self {
+            before: [0; crate::stage::HOST_OFFSET],
+            values: [T::default(); N],
+        })
+    }
+}

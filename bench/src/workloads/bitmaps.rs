@@ -1,0 +1,57 @@
+//! Dirty bitmaps.
+
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+
+use super::vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use crate::contest::Batch;
+use crate::shapes::{pages_in, BITMAP_LEN, PAGE};
+
+fn bitmap() -> Result<AtomicBitmap> {
+    Ok(AtomicBitmap::new(
+        BITMAP_LEN,
+        NonZeroUsize::new(PAGE).context("pages have a size")?,
+    ))
+}
+
+/// Marks what is marked already, as devices do between two harvests.
+pub fn mark_dirty(len: usize) -> Result<Batch> {
+    let bitmap = bitmap()?;
+    bitmap.mark_dirty(0, BITMAP_LEN);
+    ensure!(bitmap.dirty_at(BITMAP_LEN - 1), "the last page is not dirty");
+    let offsets = pages_in(len);
+    Ok(Batch::of(move |number| {
+        bitmap.mark_dirty(black_box(offsets.at(number) as usize), black_box(len));
+    }))
+}
+
+pub fn dirty_at() -> Result<Batch> {
+    let bitmap = bitmap()?;
+    bitmap.mark_dirty(0, BITMAP_LEN);
+    let offsets = pages_in(1);
+    Ok(Batch::of(move |number| {
+        bitmap.dirty_at(black_box(offsets.at(number) as usize))
+    }))
+}
+
+/// Harvests a bitmap in which one page in 10 000 is dirty; marking those again is not timed.
+pub fn get_and_reset() -> Result<Batch> {
+    let bitmap = bitmap()?;
+    let pages = BITMAP_LEN / PAGE;
+    Ok(Batch::around(move |iterations| {
+        let mut took = Duration::ZERO;
+        for _ in 0..iterations {
+            for page in (0..pages).step_by(10_000) {
+                bitmap.mark_dirty(page * PAGE, 1);
+            }
+            let start = Instant::now();
+            let words = black_box(bitmap.get_and_reset());
+            took += start.elapsed();
+            ensure!(words.first() == Some(&1), "the first page was not harvested");
+        }
+        Ok(took)
+    }))
+}

@@ -1,0 +1,60 @@
+//! Typed copies of a `VolatileSlice`.
+
+use std::hint::black_box;
+
+use anyhow::Result;
+
+use super::kinds::{memory, Plain};
+use super::vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
+use crate::contest::{timed, Batch};
+use crate::layout::Layout;
+use crate::stage::Stage;
+use crate::values::HostArray;
+
+pub fn copy_to<T: ByteValued + Default + 'static, const N: usize>(stage: &Stage) -> Result<Batch> {
+    let memory = memory::<Plain>(stage, Layout::apart(1))?;
+    let mut host = HostArray::<T, N>::boxed();
+    Ok(Batch::around(move |iterations| {
+        let slice = memory.get_slice(GuestAddress(0), N * size_of::<T>())?;
+        Ok(timed(iterations, |_| {
+            let copied = black_box(&slice).copy_to(black_box(host.values.as_mut_slice()));
+            copied == N
+        }))
+    }))
+}
+
+pub fn copy_from<T: ByteValued + Default + 'static, const N: usize>(stage: &Stage) -> Result<Batch> {
+    let memory = memory::<Plain>(stage, Layout::apart(1))?;
+    let host = HostArray::<T, N>::boxed();
+    Ok(Batch::around(move |iterations| {
+        let slice = memory.get_slice(GuestAddress(0), N * size_of::<T>())?;
+        Ok(timed(iterations, |_| {
+            black_box(&slice).copy_from(black_box(host.values.as_slice()));
+        }))
+    }))
+}
+
+pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
+    let memory = memory::<Plain>(stage, Layout::apart(1))?;
+    Ok(Batch::around(move |iterations| {
+        let from = memory.get_slice(GuestAddress(0), len)?;
+        let to = memory.get_slice(GuestAddress(crate::shapes::SECOND_SLICE as u64), len)?;
+        Ok(timed(iterations, |_| {
+            black_box(&from).copy_to_volatile_slice(*black_box(&to));
+        }))
+    }))
+}
+
+/// Bytes from the guest to the host, for the plot: `shift` is how far both are from a cache line.
+pub fn copy_bytes(stage: &Stage, len: usize, shift: usize) -> Result<Batch> {
+    let memory = memory::<Plain>(stage, Layout::apart(1))?;
+    let host = stage.host.clone();
+    Ok(Batch::around(move |iterations| {
+        let slice = memory.get_slice(GuestAddress(shift as u64), len)?;
+        host.with(len, |buffer| {
+            timed(iterations, |_| {
+                black_box(&slice).copy_to(black_box(&mut *buffer)) == len
+            })
+        })
+    }))
+}

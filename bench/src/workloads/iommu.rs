@@ -1,0 +1,129 @@
+//! The IOTLB, and memory behind it.
+
+use std::hint::black_box;
+use std::sync::{RwLock, RwLockReadGuard};
+
+use anyhow::{bail, ensure, Result};
+
+use super::kinds::{memory, Plain};
+use super::vm_memory::iommu::{Error, IovaRange};
+use super::vm_memory::iommu::{Iommu, IommuMemory, Iotlb, IotlbIterator};
+use super::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+use crate::contest::Batch;
+use crate::layout::Layout;
+use crate::shapes::{Mappings, PAGE};
+use crate::stage::Stage;
+
+fn iotlb(mappings: Mappings) -> Result<Iotlb> {
+    let mut iotlb = Iotlb::new();
+    for (iova, physical) in mappings.pages() {
+        iotlb.set_mapping(
+            GuestAddress(iova),
+            GuestAddress(physical),
+            PAGE,
+            Permissions::ReadWrite,
+        )?;
+    }
+    Ok(iotlb)
+}
+
+/// An access of 8 bytes that is mapped, and all of its pieces taken.
+pub fn hit(mappings: Mappings) -> Result<Batch> {
+    let iotlb = iotlb(mappings)?;
+    let addresses = mappings.addresses(8);
+    Ok(Batch::of(move |number| {
+        let iova = black_box(GuestAddress(addresses.at(number)));
+        Iotlb::lookup(&iotlb, iova, 8, Permissions::Read).map(|pieces| {
+            for piece in pieces {
+                black_box(piece);
+            }
+        })
+    }))
+}
+
+/// An access to 16 pages, each mapped to another place.
+pub fn hit_64k(mappings: Mappings) -> Result<Batch> {
+    let iotlb = iotlb(mappings)?;
+    let addresses = mappings.addresses(16 * PAGE);
+    let pieces = Iotlb::lookup(
+        &iotlb,
+        GuestAddress(addresses.at(0)),
+        16 * PAGE,
+        Permissions::Read,
+    );
+    match pieces {
+        Ok(pieces) => {
+            let pieces = pieces.count();
+            ensure!(pieces == 16 || pieces == 17, "{pieces} pieces");
+        }
+        Err(fails) => bail!("not mapped: {fails:?}"),
+    }
+    Ok(Batch::of(move |number| {
+        let iova = black_box(GuestAddress(addresses.at(number)));
+        Iotlb::lookup(&iotlb, iova, black_box(16 * PAGE), Permissions::Read).map(|pieces| {
+            for piece in pieces {
+                black_box(piece);
+            }
+        })
+    }))
+}
+
+/// An access of 8 bytes to a hole between mappings.
+pub fn miss(mappings: Mappings) -> Result<Batch> {
+    let iotlb = iotlb(mappings)?;
+    let addresses = mappings.holes();
+    Ok(Batch::of(move |number| {
+        let iova = black_box(GuestAddress(addresses.at(number)));
+        Iotlb::lookup(&iotlb, iova, 8, Permissions::Read).err()
+    }))
+}
+
+/// An IOMMU as backends write them: a lock around an IOTLB.
+#[derive(Debug)]
+struct Locked(RwLock<Iotlb>);
+
+impl Iommu for Locked {
+    type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
+
+    fn translate(
+        &self,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
+        let iotlb = match self.0.read() {
+            Ok(iotlb) => iotlb,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        Iotlb::lookup(iotlb, iova, length, access).map_err(|_| Error::CannotResolve {
+            iova_range: IovaRange { base: iova, length },
+            reason: "not mapped".to_owned(),
+        })
+    }
+}
+
+fn translated(
+    stage: &Stage,
+    mappings: Mappings,
+    enabled: bool,
+) -> Result<IommuMemory<GuestMemoryMmap, Locked>> {
+    let iommu = Locked(RwLock::new(iotlb(mappings)?));
+    let physical = memory::<Plain>(stage, Layout::apart(1))?;
+    Ok(IommuMemory::new(physical, iommu, enabled, ()))
+}
+
+pub fn read_obj(stage: &Stage, mappings: Mappings) -> Result<Batch> {
+    let memory = translated(stage, mappings, true)?;
+    let addresses = mappings.addresses(8);
+    Ok(Batch::of(move |number| {
+        memory.read_obj::<u64>(black_box(GuestAddress(addresses.at(number))))
+    }))
+}
+
+pub fn read_obj_switched_off(stage: &Stage, mappings: Mappings) -> Result<Batch> {
+    let memory = translated(stage, mappings, false)?;
+    let addresses = Layout::apart(1).addresses(8, 8);
+    Ok(Batch::of(move |number| {
+        memory.read_obj::<u64>(black_box(GuestAddress(addresses.at(number))))
+    }))
+}
