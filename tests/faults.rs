@@ -207,6 +207,38 @@ fn what_may_have_been_written_is_marked() {
     assert!(region.bitmap().dirty_at(0) && region.bitmap().dirty_at(PAGE));
 }
 
+/// A value of several pieces over the edge: what was written before the fault is marked.
+#[test]
+fn a_value_that_is_written_in_part_is_marked() {
+    fault::install().unwrap();
+    let (memory, _file) = shared(2);
+    let region = memory.find_region(BASE).unwrap();
+    let addr = GuestAddress(BASE.0 + PAGE as u64 - 8);
+    protect(&memory, 1, libc::PROT_NONE);
+    region.bitmap().reset();
+    assert!(is_efault(&memory.write_obj([7u8; 16], addr).unwrap_err()));
+    assert_eq!(memory.read_obj::<[u8; 8]>(addr).unwrap(), [7; 8]);
+    assert!(region.bitmap().dirty_at(0));
+}
+
+/// The number of faults that a copy takes does not grow with its length.
+#[test]
+fn a_long_copy_into_nothing_ends_soon() {
+    fault::install().unwrap();
+    let pages = 32 << 8;
+    let (memory, file) = shared(pages);
+    file.set_len(PAGE as u64).unwrap();
+    let mut buf = vec![0u8; pages * PAGE];
+    let begun = std::time::Instant::now();
+    assert_eq!(memory.read(&mut buf, BASE).unwrap(), PAGE);
+    assert_eq!(memory.write(&buf[..16_000], BASE).unwrap(), PAGE);
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
 #[test]
 fn a_page_that_may_be_read_only_refuses_writes() {
     fault::install().unwrap();

@@ -30,6 +30,8 @@
 //! - A thread that blocks SIGBUS or SIGSEGV: the kernel kills a process that faults with the signal blocked.
 //! - Pointers that were handed out (`ptr_guard`, `get_host_address`), and references (`aligned_as_ref`, `get_atomic_ref`): accesses through
 //!   them are not this crate's. System calls through them answer `EFAULT` by themselves.
+//! - Accesses in another shared object than the one that `install` is in (`dylib`, `prefer-dynamic`): each has a table of its own, and the
+//!   handler knows one. For the same reason, an object that called `install` must not be unloaded.
 //! - Targets other than x86_64 Linux: [`install`] answers `Unsupported` there.
 //!
 //! System calls: `sigaction(2)` when installed, and again with `raise(3)` when a signal that is not ours meets the default action.
@@ -37,6 +39,7 @@
 #[cfg(all(
     target_os = "linux",
     target_arch = "x86_64",
+    target_pointer_width = "64",
     not(miri),
     not(vm_memory_portable),
     any(feature = "rawfd", feature = "backend-mmap", feature = "backend-bitmap")
@@ -46,6 +49,7 @@ mod handler;
 #[cfg(not(all(
     target_os = "linux",
     target_arch = "x86_64",
+    target_pointer_width = "64",
     not(miri),
     not(vm_memory_portable),
     any(feature = "rawfd", feature = "backend-mmap", feature = "backend-bitmap")

@@ -15,7 +15,7 @@
 //! 1. A naturally aligned access of 1, 2, 4 or 8 bytes is one instruction, and never torn: [`read_value`], [`write_value`], and
 //!    every copy of exactly that size and alignment.
 //! 2. [`copy_elements_from_guest`] and [`copy_elements_to_guest`] move each naturally aligned element of 1, 2, 4 or 8 bytes in one
-//!    piece, in ascending order.
+//!    piece, in ascending order; except that within an aligned 32 bytes, which may be moved together, there is none.
 //! 3. [`load_ordered`] and [`store_ordered`] add the ordering asked for. The others have none among themselves, except
 //!    that the compiler moves no block of assembly across another.
 //! 4. A bulk copy may move its bytes in any order and more than once. All of them have been moved when it returns, before
@@ -47,10 +47,20 @@ use kernel::FaultAddress;
 use crate::atomic_integer::AtomicInteger;
 use crate::bytes::{is_register_sized, AtomicAccess, ByteValued};
 
-#[cfg(all(target_arch = "x86_64", not(miri), not(vm_memory_portable)))]
+#[cfg(all(
+    target_arch = "x86_64",
+    target_pointer_width = "64",
+    not(miri),
+    not(vm_memory_portable)
+))]
 #[path = "x86_64.rs"]
 mod kernel;
-#[cfg(not(all(target_arch = "x86_64", not(miri), not(vm_memory_portable))))]
+#[cfg(not(all(
+    target_arch = "x86_64",
+    target_pointer_width = "64",
+    not(miri),
+    not(vm_memory_portable)
+)))]
 #[path = "portable.rs"]
 mod kernel;
 
@@ -89,7 +99,7 @@ fn met(address: FaultAddress, guest: *const u8, direction: Direction, completed:
 /// Finds out how many bytes a copy had moved when it faulted, by copying those once more.
 ///
 /// `operand_of` tells which guest operand an address lies in, of `len` bytes. `copy` copies the first bytes of the same operands. Each round
-/// is shorter than the one before.
+/// is shorter than the one before; since `copy` moves the lowest first, there are two or three, unless more pages go away meanwhile.
 #[cold]
 fn recover(
     address: FaultAddress,
@@ -297,9 +307,11 @@ fn from_low_bytes(bits: u64, size: usize) -> u64 {
 /// of `src`.
 #[inline]
 pub(crate) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
-    // SAFETY: the caller's contract covers both operands, and any first part of them.
-    let copy = |len| unsafe { kernel::copy_from_guest(dst, src, len) };
-    copy(len).map_err(|at| recover(at, len, |_| (src, Direction::Read), copy))
+    // SAFETY: the caller's contract covers both operands.
+    let answer = unsafe { kernel::copy_from_guest(dst, src, len) };
+    // SAFETY: as above, for a first part of them.
+    let again = |len| unsafe { kernel::copy_from_guest_ascending(dst, src, len) };
+    answer.map_err(|at| recover(at, len, |_| (src, Direction::Read), again))
 }
 
 /// Copies bytes from memory of the host to guest memory.
@@ -310,9 +322,11 @@ pub(crate) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -
 /// overlap those of `dst`.
 #[inline]
 pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
-    // SAFETY: the caller's contract covers both operands, and any first part of them.
-    let copy = |len| unsafe { kernel::copy_to_guest(dst, src, len) };
-    copy(len).map_err(|at| recover(at, len, |_| (dst, Direction::Write), copy))
+    // SAFETY: the caller's contract covers both operands.
+    let answer = unsafe { kernel::copy_to_guest(dst, src, len) };
+    // SAFETY: as above, for a first part of them.
+    let again = |len| unsafe { kernel::copy_to_guest_ascending(dst, src, len) };
+    answer.map_err(|at| recover(at, len, |_| (dst, Direction::Write), again))
 }
 
 /// Copies bytes from guest memory to guest memory. The ranges may overlap; the result is that of a copy through a third place,
@@ -323,18 +337,20 @@ pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> 
 /// `dst` and `src` are guest operands (see the module) of `len` bytes each.
 #[inline]
 pub(crate) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
-    // SAFETY: the caller's contract covers both operands, and any first part of them.
-    let copy = |len| unsafe { kernel::copy_within_guest(dst, src, len) };
+    // SAFETY: the caller's contract covers both operands.
+    let answer = unsafe { kernel::copy_within_guest(dst, src, len) };
+    // SAFETY: as above, for a first part of them; called only if they do not overlap.
+    let again = |len| unsafe { kernel::copy_within_guest_ascending(dst, src, len) };
     let operand_of = |at: FaultAddress| match at.get().wrapping_sub(src.addr()) {
         offset if offset < len => (src, Direction::Read),
         _ => (dst.cast_const(), Direction::Write),
     };
-    copy(len).map_err(|at| {
+    answer.map_err(|at| {
         if overlap(dst, src, len) {
             let (guest, direction) = operand_of(at);
             return met(at, guest, direction, 0);
         }
-        recover(at, len, operand_of, copy)
+        recover(at, len, operand_of, again)
     })
 }
 

@@ -226,6 +226,12 @@ pub(super) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> 
     Ok(())
 }
 
+/// All copies begin with the lowest byte here (and no fault is recovered from).
+pub(super) use self::{
+    copy_from_guest as copy_from_guest_ascending, copy_to_guest as copy_to_guest_ascending,
+    copy_within_guest as copy_within_guest_ascending,
+};
+
 /// Copies `len` bytes between ranges that may overlap, in one piece if they are 2, 4 or 8 and both ends are aligned to that.
 ///
 /// # Safety

@@ -71,6 +71,20 @@ macro_rules! kernel_tests {
                     unsafe { kernel::copy_from_guest(target.as_mut_ptr(), source.as_ptr(), len) }.unwrap();
                     assert_eq!(target[..len], source);
                     assert_eq!(target[len], 0);
+                    target.fill(0);
+                    let (src, dst) = (source.as_ptr(), target.as_mut_ptr());
+                    // SAFETY: as above.
+                    unsafe {
+                        kernel::copy_from_guest_ascending(dst, src, len / 2).unwrap();
+                        assert_eq!(
+                            (&target[..len / 2], target[len / 2]),
+                            (&source[..len / 2], 0)
+                        );
+                        kernel::copy_to_guest_ascending(dst, src, len - 1).unwrap();
+                        kernel::copy_within_guest_ascending(dst, src, len).unwrap();
+                    }
+                    assert_eq!(target[..len], source);
+                    assert_eq!(target[len], 0);
                 }
             }
 

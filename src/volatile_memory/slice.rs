@@ -321,9 +321,10 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
             return self.write_slice(val.as_slice(), addr);
         }
         // SAFETY: the bytes of a `T` lie in the slice at `addr` (just checked).
-        unsafe { access::write_value(self.addr.wrapping_add(addr), val) }.map_err(Error::from_fault)?;
+        let answer = unsafe { access::write_value(self.addr.wrapping_add(addr), val) };
+        // After a fault as well: a value of several pieces may have been written in part.
         self.bitmap.mark_dirty(addr, size_of::<T>());
-        Ok(())
+        answer.map_err(Error::from_fault)
     }
 
     #[inline]

@@ -37,9 +37,9 @@ const IN_REGISTERS: i32 = 1;
 extern "C" {
     /// The linker's names for the two ends of the section.
     #[link_name = "__start_vm_memory_faults_1"]
-    static TABLE_START: Entry;
+    static TABLE_START: [Entry; 0];
     #[link_name = "__stop_vm_memory_faults_1"]
-    static TABLE_END: Entry;
+    static TABLE_END: [Entry; 0];
 }
 
 /// The handlers that were there before, for SIGBUS and SIGSEGV.
@@ -120,6 +120,8 @@ struct FaultInfo {
 
 /// A memory error that an access ran into (`BUS_MCEERR_AR`).
 const MEMORY_ERROR: c_int = 4;
+/// A memory error that was found without an access (`BUS_MCEERR_AO`).
+const MEMORY_ERROR_ELSEWHERE: c_int = 5;
 
 impl Fault {
     /// What the signal says about an access; `None` if it was raised by something else.
@@ -145,7 +147,8 @@ impl Fault {
             _ => 1,
         };
         Some(Fault {
-            address: info.address,
+            // The page of a memory error begins below the address.
+            address: info.address & !len.wrapping_sub(1),
             len,
         })
     }
@@ -201,10 +204,27 @@ fn address(register: Option<libc::greg_t>) -> Option<usize> {
     register.map(|register| register as usize)
 }
 
+/// Writes an entry that no fault matches, next to the code that looks at the table: the linker takes objects only for what they are needed for, and
+/// a program that installs the handler and has no access linked in would have no table.
+#[inline(always)]
+fn anchor_table() {
+    // SAFETY: no instruction at all; the entry is in read-only data, with no code between its start and its end.
+    unsafe {
+        core::arch::asm!(
+            ".pushsection vm_memory_faults_1, \"aR\", @progbits",
+            ".balign 4",
+            ".long 0, 0, 0, -1",
+            ".popsection",
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
+
 /// Where to go on after a fault at an instruction, and how its guest operand is known.
 fn find(at: usize) -> Option<(usize, i32)> {
-    let mut entry = &raw const TABLE_START;
-    let end = &raw const TABLE_END;
+    anchor_table();
+    let mut entry = (&raw const TABLE_START).cast::<Entry>();
+    let end = (&raw const TABLE_END).cast::<Entry>();
     while entry < end {
         // SAFETY: the section is a sequence of entries and nothing else, each written whole by the kernels' macros, aligned to 4 as `Entry`
         // is; `entry` is between its ends.
@@ -225,7 +245,9 @@ fn find(at: usize) -> Option<(usize, i32)> {
 /// Does with a signal what would have been done without us.
 fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: as in `on_signal`.
-    let sent = unsafe { (*info).si_code } <= 0;
+    let code = unsafe { (*info).si_code };
+    // The kernel's notice of a memory error that nobody has touched yet is no fault of an instruction either.
+    let sent = code <= 0 || (signal == libc::SIGBUS && code == MEMORY_ERROR_ELSEWHERE);
     let index = SIGNALS.iter().position(|one| *one == signal);
     let previous = index.and_then(|index| PREVIOUS.get(index)?.get());
     let withdrawn = index.and_then(|index| WITHDRAWN.get(index));
@@ -237,6 +259,10 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
                 && previous.sa_sigaction != libc::SIG_DFL
                 && withdrawn.is_some_and(|withdrawn| !withdrawn.load(Ordering::Relaxed)) =>
         {
+            if let (true, Some(withdrawn)) = (previous.sa_flags & libc::SA_RESETHAND != 0, withdrawn) {
+                // It was to be called once.
+                withdrawn.store(true, Ordering::Relaxed);
+            }
             call(previous, signal, info, context);
             if sent {
                 stay(signal, withdrawn);
