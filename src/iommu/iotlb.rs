@@ -1,6 +1,7 @@
 //! [`Iotlb`]: the mappings that are known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::ops::Deref;
 
 use super::{Error, IotlbFails, IovaRange, MappedRange};
@@ -8,7 +9,8 @@ use crate::guest_memory::{GuestAddress, Permissions};
 
 /// The mappings of I/O virtual addresses that are known, of any length and at any address.
 ///
-/// Neighbours that continue each other, with the same permissions, are one mapping.
+/// Neighbours that continue each other, with the same permissions, are one mapping. A guest chooses how many there are:
+/// [`set_bound`](Self::set_bound) keeps it from choosing how much memory they take.
 ///
 /// ```
 /// use vm_memory::iommu::{Iotlb, MappedRange};
@@ -38,6 +40,12 @@ use crate::guest_memory::{GuestAddress, Permissions};
 pub struct Iotlb {
     /// By first address. No two have an address in common.
     mappings: BTreeMap<u64, Mapping>,
+    /// How many mappings are kept at most.
+    bound: Option<NonZeroUsize>,
+    /// When there is a bound: the age and the first address of every mapping, the oldest first.
+    ages: BTreeSet<(u64, u64)>,
+    /// The age of the next mapping.
+    next_age: u64,
 }
 
 /// What the addresses from a first to a last one are mapped to.
@@ -48,6 +56,8 @@ struct Mapping {
     /// What to add to an I/O virtual address, wrapping, for its guest physical address.
     offset: u64,
     permissions: Permissions,
+    /// When it was made, or last grew: later is greater.
+    age: u64,
 }
 
 impl Mapping {
@@ -78,6 +88,41 @@ impl Iotlb {
         Default::default()
     }
 
+    /// Keeps no more than `bound` mappings from now on, or as many as there are (`None`, as in the beginning).
+    ///
+    /// The oldest go first, now and whenever there would be more; a mapping that grows by a neighbour counts as new. What has gone is a
+    /// miss. A range that is in more pieces than the bound can never be found whole: an [`Iommu`](super::Iommu) must not ask for it for ever.
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::new();
+    /// iotlb.set_bound(std::num::NonZeroUsize::new(2));
+    /// for page in [0x1000, 0x5000, 0x3000] {
+    ///     iotlb.set_mapping(GuestAddress(page), GuestAddress(0), 0x1000, Permissions::Read)?;
+    /// }
+    /// assert!(Iotlb::lookup(&iotlb, GuestAddress(0x1000), 1, Permissions::Read).is_err());
+    /// assert!(Iotlb::lookup(&iotlb, GuestAddress(0x5000), 1, Permissions::Read).is_ok());
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    pub fn set_bound(&mut self, bound: Option<NonZeroUsize>) {
+        self.bound = bound;
+        self.ages = match bound {
+            Some(_) => self
+                .mappings
+                .iter()
+                .map(|(start, mapping)| (mapping.age, *start))
+                .collect(),
+            None => BTreeSet::new(),
+        };
+        self.evict();
+    }
+
+    /// Returns how many mappings are kept at most, if there is a bound.
+    pub fn bound(&self) -> Option<NonZeroUsize> {
+        self.bound
+    }
+
     /// Maps the `length` addresses from `iova` on to those from `map_to` on, instead of whatever they were mapped to.
     ///
     /// Mapping 0 addresses changes nothing.
@@ -106,7 +151,9 @@ impl Iotlb {
             last,
             offset: map_to.0.wrapping_sub(first),
             permissions: perm,
+            age: self.next_age,
         };
+        self.next_age = self.next_age.wrapping_add(1);
         if let Some((&before_start, before)) = self.mappings.range(..first).next_back() {
             if before.last.checked_add(1) == Some(first) && before.continues(&mapping) {
                 start = before_start;
@@ -116,11 +163,12 @@ impl Iotlb {
             if let Some(after) = self.mappings.get(&after_start) {
                 if after.continues(&mapping) {
                     mapping.last = after.last;
-                    self.mappings.remove(&after_start);
+                    self.take(after_start);
                 }
             }
         }
-        self.mappings.insert(start, mapping);
+        self.put(start, mapping);
+        self.evict();
         Ok(())
     }
 
@@ -128,12 +176,15 @@ impl Iotlb {
     pub fn invalidate_mapping(&mut self, iova: GuestAddress, length: usize) {
         if length != 0 {
             self.remove(iova.0, last_of(iova.0, length).unwrap_or(u64::MAX));
+            // One mapping may have become two.
+            self.evict();
         }
     }
 
     /// Forgets all mappings.
     pub fn invalidate_all(&mut self) {
         self.mappings.clear();
+        self.ages.clear();
     }
 
     /// Looks up `length` addresses from `iova` on, for an access.
@@ -171,6 +222,37 @@ impl Iotlb {
                 access,
             }),
             Some(fails) => Err(fails),
+        }
+    }
+
+    /// Adds a mapping, or replaces the one with that first address.
+    fn put(&mut self, start: u64, mapping: Mapping) {
+        let replaced = self.mappings.insert(start, mapping);
+        if self.bound.is_some() {
+            if let Some(replaced) = replaced {
+                self.ages.remove(&(replaced.age, start));
+            }
+            self.ages.insert((mapping.age, start));
+        }
+    }
+
+    /// Removes the mapping with that first address.
+    fn take(&mut self, start: u64) {
+        if let Some(taken) = self.mappings.remove(&start) {
+            self.ages.remove(&(taken.age, start));
+        }
+    }
+
+    /// Removes the oldest mappings, down to the bound.
+    fn evict(&mut self) {
+        let Some(bound) = self.bound else {
+            return;
+        };
+        while self.mappings.len() > bound.get() {
+            let Some((_, start)) = self.ages.pop_first() else {
+                return;
+            };
+            self.mappings.remove(&start);
         }
     }
 
@@ -230,14 +312,14 @@ impl Iotlb {
                     ..*before
                 };
                 if let Some(after) = last.checked_add(1).filter(|after| *after <= reaches) {
-                    self.mappings.insert(after, rest);
+                    self.put(after, rest);
                 }
             }
         }
         while let Some((&start, &mapping)) = self.mappings.range(first..=last).next() {
-            self.mappings.remove(&start);
+            self.take(start);
             if let Some(after) = last.checked_add(1).filter(|after| *after <= mapping.last) {
-                self.mappings.insert(after, mapping);
+                self.put(after, mapping);
             }
         }
     }
@@ -433,6 +515,51 @@ mod tests {
                 }
             }
             compare(&iotlb, &model)?;
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 128 }))]
+
+        /// B14: with a bound there are never more, what is found is right, and what was mapped last is found.
+        #[test]
+        fn b14_a_bound_is_kept_and_the_oldest_go(
+            bound in 1usize..6,
+            first in prop::collection::vec(step(), 0..8),
+            steps in prop::collection::vec(step(), 0..24),
+        ) {
+            let (mut bounded, mut unbounded) = (Iotlb::new(), Iotlb::new());
+            for (number, step) in first.iter().chain(&steps).enumerate() {
+                if number == first.len() {
+                    bounded.set_bound(NonZeroUsize::new(bound));
+                }
+                for iotlb in [&mut bounded, &mut unbounded] {
+                    match *step {
+                        Step::Map { iova, to, length, permissions } => {
+                            let _ = iotlb.set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions);
+                        }
+                        Step::Invalidate { iova, length } => iotlb.invalidate_mapping(GuestAddress(iova), length),
+                        Step::Clear => iotlb.invalidate_all(),
+                    }
+                }
+                if bounded.bound().is_none() {
+                    continue;
+                }
+                prop_assert!(bounded.mappings.len() <= bound);
+                let ages: BTreeSet<_> = bounded.mappings.iter().map(|(start, m)| (m.age, *start)).collect();
+                prop_assert_eq!(&ages, &bounded.ages);
+                for base in (0..WINDOW).chain(u64::MAX - WINDOW + 1..=u64::MAX) {
+                    let found = |iotlb| Iotlb::lookup(iotlb, GuestAddress(base), 1, No).ok().and_then(|mut i| i.next());
+                    if let Some(here) = found(&bounded) {
+                        prop_assert_eq!(Some(here), found(&unbounded));
+                    }
+                }
+                if let Step::Map { iova, length, .. } = *step {
+                    prop_assert!(last_of(iova, length).is_none() || Iotlb::lookup(&bounded, GuestAddress(iova), length, No).is_ok());
+                }
+            }
+            bounded.set_bound(None);
+            prop_assert!(bounded.ages.is_empty() && bounded.bound().is_none());
         }
     }
 
