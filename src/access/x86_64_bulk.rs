@@ -1,0 +1,377 @@
+//! The kernels behind copies on x86_64: functions of assembly alone.
+//!
+//! `rdi` is the destination, `rsi` the source, `rcx` the length in bytes, and `r8` to `r11` are the guest operands, which no kernel changes. The
+//! answer is 0 in `rax`, or a fault's address. They use no stack, so that a `ret` ends them anywhere, and change no register but those that the
+//! System V calling convention lets a function change.
+
+use core::arch::naked_asm;
+
+/// The greatest length that [`small_bytes`] takes.
+pub(super) const SMALL_MAX: usize = 128;
+
+/// Copies up to 128 bytes, all read before any is written; 1, 2, 4 and 8 bytes with one load and one store, so that they stay whole where
+/// they are aligned and are stored once, other lengths by moves that meet or overlap.
+///
+/// # Safety
+///
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, at most 128.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn small_bytes() {
+    naked_asm!(
+        "2:",
+        "cmp rcx, 16",
+        "ja 20f",
+        "cmp rcx, 8",
+        "ja 13f",
+        "je 18f",
+        "cmp rcx, 4",
+        "ja 12f",
+        "je 14f",
+        "cmp rcx, 2",
+        "ja 16f",
+        "je 15f",
+        "test rcx, rcx",
+        "jz 19f",
+        "movzx eax, byte ptr [rsi]",
+        "mov byte ptr [rdi], al",
+        "jmp 19f",
+        "15:",
+        "movzx eax, word ptr [rsi]",
+        "mov word ptr [rdi], ax",
+        "jmp 19f",
+        "14:",
+        "mov eax, dword ptr [rsi]",
+        "mov dword ptr [rdi], eax",
+        "jmp 19f",
+        "18:",
+        "mov rax, qword ptr [rsi]",
+        "mov qword ptr [rdi], rax",
+        "jmp 19f",
+        "16:", // 3
+        "movzx eax, word ptr [rsi]",
+        "movzx edx, byte ptr [rsi + 2]",
+        "mov word ptr [rdi], ax",
+        "mov byte ptr [rdi + 2], dl",
+        "jmp 19f",
+        "12:", // 5 to 7
+        "mov eax, dword ptr [rsi]",
+        "mov edx, dword ptr [rsi + rcx - 4]",
+        "mov dword ptr [rdi], eax",
+        "mov dword ptr [rdi + rcx - 4], edx",
+        "jmp 19f",
+        "13:", // 9 to 16
+        "mov rax, qword ptr [rsi]",
+        "mov rdx, qword ptr [rsi + rcx - 8]",
+        "mov qword ptr [rdi], rax",
+        "mov qword ptr [rdi + rcx - 8], rdx",
+        "jmp 19f",
+        "20:", // 17 to 128
+        "movups xmm0, xmmword ptr [rsi]",
+        "movups xmm1, xmmword ptr [rsi + rcx - 16]",
+        "cmp rcx, 32",
+        "jbe 17f",
+        "movups xmm2, xmmword ptr [rsi + 16]",
+        "movups xmm3, xmmword ptr [rsi + rcx - 32]",
+        "cmp rcx, 64",
+        "jbe 21f",
+        "movups xmm4, xmmword ptr [rsi + 32]",
+        "movups xmm5, xmmword ptr [rsi + 48]",
+        "movups xmm6, xmmword ptr [rsi + rcx - 64]",
+        "movups xmm7, xmmword ptr [rsi + rcx - 48]",
+        "movups xmmword ptr [rdi + 32], xmm4",
+        "movups xmmword ptr [rdi + 48], xmm5",
+        "movups xmmword ptr [rdi + rcx - 64], xmm6",
+        "movups xmmword ptr [rdi + rcx - 48], xmm7",
+        "21:",
+        "movups xmmword ptr [rdi + 16], xmm2",
+        "movups xmmword ptr [rdi + rcx - 32], xmm3",
+        "17:",
+        "movups xmmword ptr [rdi], xmm0",
+        "movups xmmword ptr [rdi + rcx - 16], xmm1",
+        "19:",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies more than 128 bytes between ranges that do not overlap, in steps of 64.
+///
+/// # Safety
+///
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, more than 128.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn large_sse() {
+    naked_asm!(
+        "2:",
+        "movups xmm4, xmmword ptr [rsi + rcx - 64]",
+        "movups xmm5, xmmword ptr [rsi + rcx - 48]",
+        "movups xmm6, xmmword ptr [rsi + rcx - 32]",
+        "movups xmm7, xmmword ptr [rsi + rcx - 16]",
+        "sub rcx, 64",
+        "xor edx, edx",
+        "4:",
+        "movups xmm0, xmmword ptr [rsi + rdx]",
+        "movups xmm1, xmmword ptr [rsi + rdx + 16]",
+        "movups xmm2, xmmword ptr [rsi + rdx + 32]",
+        "movups xmm3, xmmword ptr [rsi + rdx + 48]",
+        "movups xmmword ptr [rdi + rdx], xmm0",
+        "movups xmmword ptr [rdi + rdx + 16], xmm1",
+        "movups xmmword ptr [rdi + rdx + 32], xmm2",
+        "movups xmmword ptr [rdi + rdx + 48], xmm3",
+        "add rdx, 64",
+        "cmp rdx, rcx",
+        "jb 4b",
+        "movups xmmword ptr [rdi + rcx], xmm4",
+        "movups xmmword ptr [rdi + rcx + 16], xmm5",
+        "movups xmmword ptr [rdi + rcx + 32], xmm6",
+        "movups xmmword ptr [rdi + rcx + 48], xmm7",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies more than 128 bytes between ranges that do not overlap, in steps of 128: the first vector where it lies, then from where the
+/// destination is aligned, and the last 128 bytes once more, which are read first.
+///
+/// # Safety
+///
+/// As [`large_sse`], on a processor with AVX.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn large_avx() {
+    naked_asm!(
+        "2:",
+        "vmovups ymm0, ymmword ptr [rsi]",
+        "vmovups ymm4, ymmword ptr [rsi + rcx - 128]",
+        "vmovups ymm5, ymmword ptr [rsi + rcx - 96]",
+        "vmovups ymm6, ymmword ptr [rsi + rcx - 64]",
+        "vmovups ymm7, ymmword ptr [rsi + rcx - 32]",
+        "sub rcx, 128",
+        "vmovups ymmword ptr [rdi], ymm0",
+        "mov rdx, rdi",
+        "neg rdx",
+        "and edx, 31",
+        "cmp rdx, rcx",
+        "jae 5f",
+        "4:",
+        "vmovups ymm0, ymmword ptr [rsi + rdx]",
+        "vmovups ymm1, ymmword ptr [rsi + rdx + 32]",
+        "vmovups ymm2, ymmword ptr [rsi + rdx + 64]",
+        "vmovups ymm3, ymmword ptr [rsi + rdx + 96]",
+        "vmovups ymmword ptr [rdi + rdx], ymm0",
+        "vmovups ymmword ptr [rdi + rdx + 32], ymm1",
+        "vmovups ymmword ptr [rdi + rdx + 64], ymm2",
+        "vmovups ymmword ptr [rdi + rdx + 96], ymm3",
+        "add rdx, 128",
+        "cmp rdx, rcx",
+        "jb 4b",
+        "5:",
+        "vmovups ymmword ptr [rdi + rcx], ymm4",
+        "vmovups ymmword ptr [rdi + rcx + 32], ymm5",
+        "vmovups ymmword ptr [rdi + rcx + 64], ymm6",
+        "vmovups ymmword ptr [rdi + rcx + 96], ymm7",
+        "xor eax, eax",
+        "3:",
+        "vzeroupper",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies more than 128 bytes between ranges that do not overlap, with `rep movsb` from where the destination is aligned to a cache line.
+///
+/// # Safety
+///
+/// As [`large_sse`].
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn rep_bytes() {
+    naked_asm!(
+        "2:",
+        "movups xmm0, xmmword ptr [rsi]",
+        "movups xmm1, xmmword ptr [rsi + 16]",
+        "movups xmm2, xmmword ptr [rsi + 32]",
+        "movups xmm3, xmmword ptr [rsi + 48]",
+        "movups xmmword ptr [rdi], xmm0",
+        "movups xmmword ptr [rdi + 16], xmm1",
+        "movups xmmword ptr [rdi + 32], xmm2",
+        "movups xmmword ptr [rdi + 48], xmm3",
+        "mov rdx, rdi",
+        "neg rdx",
+        "and edx, 63",
+        "add rdi, rdx",
+        "add rsi, rdx",
+        "sub rcx, rdx",
+        "rep movsb",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies as if byte by byte, the lowest first.
+///
+/// # Safety
+///
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn ascending_bytes() {
+    naked_asm!(
+        "2:",
+        "rep movsb",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies as if byte by byte, the highest first: eight at a time, all read before any is written, and none written that a later step reads,
+/// since the destination is the higher one.
+///
+/// # Safety
+///
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn descending_bytes() {
+    naked_asm!(
+        "2:",
+        "cmp rcx, 8",
+        "jb 4f",
+        "mov rax, qword ptr [rsi + rcx - 8]",
+        "mov qword ptr [rdi + rcx - 8], rax",
+        "sub rcx, 8",
+        "jmp 2b",
+        "4:",
+        "test rcx, rcx",
+        "jz 5f",
+        "movzx eax, byte ptr [rsi + rcx - 1]",
+        "mov byte ptr [rdi + rcx - 1], al",
+        "dec rcx",
+        "jmp 4b",
+        "5:",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Makes the kernel that moves elements of one size, one by one, ascending.
+macro_rules! element_kernel {
+    ($name:ident, $size:literal, $load:literal, $store:literal) => {
+        /// Copies elements one by one, the lowest first.
+        ///
+        /// # Safety
+        ///
+        /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of the element's size.
+        #[unsafe(naked)]
+        pub(super) unsafe extern "sysv64" fn $name() {
+            naked_asm!(
+                "xor edx, edx",
+                "2:",
+                "cmp rdx, rcx",
+                "jae 4f",
+                $load,
+                $store,
+                concat!("add rdx, ", $size),
+                "jmp 2b",
+                "4:",
+                "xor eax, eax",
+                "3:",
+                "ret",
+                guest_operands_in_registers!("2b", "3b", "3b"),
+            )
+        }
+    };
+}
+
+element_kernel!(
+    elements_of_2,
+    "2",
+    "movzx eax, word ptr [rsi + rdx]",
+    "mov word ptr [rdi + rdx], ax"
+);
+element_kernel!(
+    elements_of_4,
+    "4",
+    "mov eax, dword ptr [rsi + rdx]",
+    "mov dword ptr [rdi + rdx], eax"
+);
+element_kernel!(
+    elements_of_8,
+    "8",
+    "mov rax, qword ptr [rsi + rdx]",
+    "mov qword ptr [rdi + rdx], rax"
+);
+
+/// Copies vectors of 32 bytes, the lowest first.
+///
+/// # Safety
+///
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of 32; the processor has AVX.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn vectors_avx() {
+    naked_asm!(
+        "2:",
+        "xor edx, edx",
+        "sub rcx, 128",
+        "jb 5f",
+        "4:",
+        "vmovups ymm0, ymmword ptr [rsi + rdx]",
+        "vmovups ymm1, ymmword ptr [rsi + rdx + 32]",
+        "vmovups ymm2, ymmword ptr [rsi + rdx + 64]",
+        "vmovups ymm3, ymmword ptr [rsi + rdx + 96]",
+        "vmovups ymmword ptr [rdi + rdx], ymm0",
+        "vmovups ymmword ptr [rdi + rdx + 32], ymm1",
+        "vmovups ymmword ptr [rdi + rdx + 64], ymm2",
+        "vmovups ymmword ptr [rdi + rdx + 96], ymm3",
+        "add rdx, 128",
+        "sub rcx, 128",
+        "jae 4b",
+        "5:",
+        "add rcx, 128",
+        "jz 7f",
+        "6:",
+        "vmovups ymm0, ymmword ptr [rsi + rdx]",
+        "vmovups ymmword ptr [rdi + rdx], ymm0",
+        "add rdx, 32",
+        "sub rcx, 32",
+        "jnz 6b",
+        "7:",
+        "xor eax, eax",
+        "3:",
+        "vzeroupper",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
+
+/// Copies vectors of 16 bytes, the lowest first.
+///
+/// # Safety
+///
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of 32.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn vectors_sse() {
+    naked_asm!(
+        "xor edx, edx",
+        "2:",
+        "cmp rdx, rcx",
+        "jae 4f",
+        "movups xmm0, xmmword ptr [rsi + rdx]",
+        "movups xmm1, xmmword ptr [rsi + rdx + 16]",
+        "movups xmmword ptr [rdi + rdx], xmm0",
+        "movups xmmword ptr [rdi + rdx + 16], xmm1",
+        "add rdx, 32",
+        "jmp 2b",
+        "4:",
+        "xor eax, eax",
+        "3:",
+        "ret",
+        guest_operands_in_registers!("2b", "3b", "3b"),
+    )
+}
