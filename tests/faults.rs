@@ -393,13 +393,16 @@ fn dies_as_it_would_without_us() {
     let Ok(what) = std::env::var("FAULTS_DIE") else {
         return;
     };
+    if what == "once" {
+        install_a_handler_that_is_called_once();
+    }
     if what != "sent without us" {
         fault::install().unwrap();
     }
-    let (memory, _file) = shared(1);
+    let (memory, file) = shared(1);
     match what.as_str() {
         // SAFETY: not sound, and meant to kill the process.
-        "null" => unsafe { std::hint::black_box(std::ptr::null::<u8>()).read_volatile() }.into(),
+        "null" | "once" => unsafe { std::hint::black_box(std::ptr::null::<u8>()).read_volatile() }.into(),
         "sent" | "sent without us" => {
             // SAFETY: sends a signal to this process.
             unsafe { libc::raise(libc::SIGBUS) };
@@ -412,6 +415,31 @@ fn dies_as_it_would_without_us() {
             // SAFETY: as above.
             unsafe { libc::raise(libc::SIGBUS) };
             0
+        }
+        "notice" => {
+            // A memory error that nobody has touched: code 5 of SIGBUS (sigaction(2), BUS_MCEERR_AO), in `siginfo_t` the third number.
+            let mut info = [0i32; 32];
+            info[0] = libc::SIGBUS;
+            info[2] = 5;
+            // SAFETY: asks for a number.
+            let process = unsafe { libc::getpid() };
+            // SAFETY: asks for a number.
+            let thread = unsafe { libc::gettid() };
+            // SAFETY: `info` is as large as `siginfo_t`; to itself, a thread may send any code (rt_sigqueueinfo(2)).
+            let answer = unsafe {
+                libc::syscall(
+                    libc::SYS_rt_tgsigqueueinfo,
+                    process,
+                    thread,
+                    libc::SIGBUS,
+                    info.as_ptr(),
+                )
+            };
+            assert_eq!(answer, 0);
+            println!("survived the notice");
+            file.set_len(0).unwrap();
+            assert!(is_efault(&memory.read_obj::<u8>(BASE).unwrap_err()));
+            std::process::exit(77);
         }
         "stack" => overflow(1),
         "host" => {
@@ -426,6 +454,23 @@ fn dies_as_it_would_without_us() {
         other => unreachable!("{other}"),
     };
     unreachable!("should have died");
+}
+
+/// As a crash logger does that leaves the rest to the default action.
+fn install_a_handler_that_is_called_once() {
+    extern "C" fn logger(_: i32) {
+        let line = b"logged\n";
+        // SAFETY: a buffer and its length; async-signal-safe (signal-safety(7)).
+        unsafe { libc::write(1, line.as_ptr().cast(), line.len()) };
+    }
+    let handler: extern "C" fn(i32) = logger;
+    // SAFETY: zeroes are a valid `sigaction`.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler as usize;
+    action.sa_flags = libc::SA_RESETHAND;
+    // SAFETY: a handler of one argument, as the flags say.
+    let answer = unsafe { libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut()) };
+    assert_eq!(answer, 0);
 }
 
 fn overflow(depth: u64) -> u64 {
@@ -472,4 +517,21 @@ fn a_stack_overflow_is_still_reported() {
     assert_eq!(output.status.signal(), Some(libc::SIGABRT));
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(message.contains("overflowed its stack"), "{message}");
+}
+
+#[test]
+fn a_notice_of_a_memory_error_leaves_the_handler_in_place() {
+    let output = in_a_process_of_its_own("notice");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("survived the notice"));
+    assert_eq!(output.status.code(), Some(77), "{output:?}");
+}
+
+#[test]
+fn a_handler_that_is_to_be_called_once_is_called_once() {
+    let output = in_a_process_of_its_own("once");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).matches("logged").count(),
+        1
+    );
+    assert_eq!(output.status.signal(), Some(libc::SIGSEGV));
 }
