@@ -154,7 +154,7 @@ pub trait GuestMemoryBackend {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidGuestAddress`] if no region has `addr`, [`Error::GuestAddressOverflow`] if the range passes 2^64, and what the
+    /// [`Error::InvalidGuestAddress`] if no region has `addr`, [`Error::InvalidBackendAddress`] if the range passes 2^64, and what the
     /// region answers.
     #[inline]
     fn get_slice(&self, addr: GuestAddress, count: usize) -> Result<VolatileSlice<'_, MS<'_, Self>>> {
@@ -163,7 +163,8 @@ pub trait GuestMemoryBackend {
             .ok_or(Error::InvalidGuestAddress(addr))?;
         let slice = region.get_slice(start, count)?;
         if passes_the_end(addr, count) {
-            return Err(Error::GuestAddressOverflow);
+            // What the region claims to have past 2^64 is not in it.
+            return Err(Error::InvalidBackendAddress);
         }
         Ok(slice)
     }

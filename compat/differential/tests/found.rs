@@ -395,3 +395,33 @@ fn too_many_elements_of_size_0_are_too_big() {
         },
     ]);
 }
+
+/// The reference panics where a copy goes to an empty region: B11 allows that, wherever in the operation the region is.
+#[test]
+fn a_copy_to_an_empty_region_is_an_error() {
+    replay(&[
+        Build(Layout {
+            kind: Own,
+            how: OneByOne,
+            regions: list![RegionSpec {
+                base: 0x0,
+                len: 0x0,
+                page: 0x0,
+                flavour: Ram,
+                seed: 0x0
+            }],
+        }),
+        Volatile {
+            path: Path {
+                root: OfRegion(0x0),
+                steps: list![],
+            },
+            act: CopyToSlice {
+                to: Path {
+                    root: OfMemory { at: 0x0, len: 0x0 },
+                    steps: list![],
+                },
+            },
+        },
+    ]);
+}

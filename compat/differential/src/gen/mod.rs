@@ -238,10 +238,8 @@ impl Gen<'_> {
             _ => {
                 let count = self.any_length(at, extents);
                 let mut sink = self.sink(count);
-                // The model cannot say what a pipe does, where a rule would have to ask it.
-                let judged =
-                    self.context.has_odd_regions || at.checked_add(count as u64).is_none_or(|end| end == 0);
-                if judged && matches!(sink, Sink::PipeSink { .. }) {
+                // The model cannot say what a pipe does, where a rule would have to ask it; slices are written to pipes elsewhere.
+                if matches!(sink, Sink::PipeSink { .. }) {
                     sink = Sink::SocketSink { open: true };
                 }
                 Access::WriteTo {
