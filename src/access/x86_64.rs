@@ -28,10 +28,11 @@ use core::sync::atomic::{AtomicU8, Ordering};
 /// A fault's address. (The page at 0 is never guest memory: no pointer is null.)
 pub(super) type FaultAddress = NonZeroUsize;
 
-/// An entry for the instructions between two labels, whose only memory operand is the guest's; after a fault, go on at a third.
+/// An entry for the instructions between two labels; after a fault, go on at a third. The last number tells the guest operand: 0, the only memory
+/// operand they have; 1, `r8` and `r9` hold the start and the end of one, and `r10` and `r11` those of another (or nothing).
 #[cfg(target_os = "linux")]
-macro_rules! guest_operand_only {
-    ($start:literal, $end:literal, $resume:literal) => {
+macro_rules! fault_entry {
+    ($start:literal, $end:literal, $resume:literal, $operand:literal) => {
         concat!(
             ".pushsection vm_memory_faults_1, \"aR\", @progbits\n",
             ".balign 4\n",
@@ -44,45 +45,17 @@ macro_rules! guest_operand_only {
             ".long ",
             $resume,
             " - .\n",
-            ".long 0\n",
+            ".long ",
+            $operand,
+            "\n",
             ".popsection"
         )
     };
 }
-
-/// An entry for the instructions between two labels, where `r8` and `r9` hold the start and the end of one guest operand, and `r10` and
-/// `r11` those of another (or nothing); after a fault, go on at a third.
-#[cfg(target_os = "linux")]
-macro_rules! guest_operands_in_registers {
-    ($start:literal, $end:literal, $resume:literal) => {
-        concat!(
-            ".pushsection vm_memory_faults_1, \"aR\", @progbits\n",
-            ".balign 4\n",
-            ".long ",
-            $start,
-            " - .\n",
-            ".long ",
-            $end,
-            " - .\n",
-            ".long ",
-            $resume,
-            " - .\n",
-            ".long 1\n",
-            ".popsection"
-        )
-    };
-}
-
 /// Where there is no handler there is no table: other object formats have other sections.
 #[cfg(not(target_os = "linux"))]
-macro_rules! guest_operand_only {
-    ($($label:literal),*) => {
-        ""
-    };
-}
-#[cfg(not(target_os = "linux"))]
-macro_rules! guest_operands_in_registers {
-    ($($label:literal),*) => {
+macro_rules! fault_entry {
+    ($($part:literal),*) => {
         ""
     };
 }
@@ -109,7 +82,7 @@ macro_rules! single_accesses {
                     asm!(
                         concat!("2: mov {value", $register, "}, ", $width, " ptr [{src}]"),
                         "3:",
-                        guest_operand_only!("2b", "3b", "3b"),
+                        fault_entry!("2b", "3b", "3b", "0"),
                         value = lateout($class) value,
                         src = in(reg) src,
                         inout("rax") 0usize => fault,
@@ -132,7 +105,7 @@ macro_rules! single_accesses {
                     asm!(
                         concat!("2: mov ", $width, " ptr [{dst}], {value", $register, "}"),
                         "3:",
-                        guest_operand_only!("2b", "3b", "3b"),
+                        fault_entry!("2b", "3b", "3b", "0"),
                         value = in($class) value,
                         dst = in(reg) dst,
                         inout("rax") 0usize => fault,
@@ -155,7 +128,7 @@ macro_rules! single_accesses {
                     asm!(
                         concat!("2: xchg ", $width, " ptr [{dst}], {value", $register, "}"),
                         "3:",
-                        guest_operand_only!("2b", "3b", "3b"),
+                        fault_entry!("2b", "3b", "3b", "0"),
                         value = inout($class) value => _,
                         dst = in(reg) dst,
                         inout("rax") 0usize => fault,

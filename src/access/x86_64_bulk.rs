@@ -92,7 +92,7 @@ pub(super) unsafe extern "sysv64" fn small_bytes() {
         "xor eax, eax",
         "3:",
         "ret",
-        guest_operands_in_registers!("2b", "3b", "3b"),
+        fault_entry!("2b", "3b", "3b", "1"),
     )
 }
 
@@ -130,7 +130,7 @@ pub(super) unsafe extern "sysv64" fn large_sse() {
         "xor eax, eax",
         "3:",
         "ret",
-        guest_operands_in_registers!("2b", "3b", "3b"),
+        fault_entry!("2b", "3b", "3b", "1"),
     )
 }
 
@@ -177,7 +177,7 @@ pub(super) unsafe extern "sysv64" fn large_avx() {
         "3:",
         "vzeroupper",
         "ret",
-        guest_operands_in_registers!("2b", "3b", "3b"),
+        fault_entry!("2b", "3b", "3b", "1"),
     )
 }
 
@@ -208,7 +208,7 @@ pub(super) unsafe extern "sysv64" fn rep_bytes() {
         "xor eax, eax",
         "3:",
         "ret",
-        guest_operands_in_registers!("2b", "3b", "3b"),
+        fault_entry!("2b", "3b", "3b", "1"),
     )
 }
 
@@ -225,7 +225,7 @@ pub(super) unsafe extern "sysv64" fn ascending_bytes() {
         "xor eax, eax",
         "3:",
         "ret",
-        guest_operands_in_registers!("2b", "3b", "3b"),
+        fault_entry!("2b", "3b", "3b", "1"),
     )
 }
 
@@ -256,7 +256,7 @@ pub(super) unsafe extern "sysv64" fn descending_bytes() {
         "xor eax, eax",
         "3:",
         "ret",
-        guest_operands_in_registers!("2b", "3b", "3b"),
+        fault_entry!("2b", "3b", "3b", "1"),
     )
 }
 
@@ -283,7 +283,7 @@ macro_rules! element_kernel {
                 "xor eax, eax",
                 "3:",
                 "ret",
-                guest_operands_in_registers!("2b", "3b", "3b"),
+                fault_entry!("2b", "3b", "3b", "1"),
             )
         }
     };
@@ -346,7 +346,7 @@ pub(super) unsafe extern "sysv64" fn vectors_avx() {
         "3:",
         "vzeroupper",
         "ret",
-        guest_operands_in_registers!("2b", "3b", "3b"),
+        fault_entry!("2b", "3b", "3b", "1"),
     )
 }
 
@@ -372,6 +372,6 @@ pub(super) unsafe extern "sysv64" fn vectors_sse() {
         "xor eax, eax",
         "3:",
         "ret",
-        guest_operands_in_registers!("2b", "3b", "3b"),
+        fault_entry!("2b", "3b", "3b", "1"),
     )
 }
