@@ -102,6 +102,20 @@ fn every_kind_of_access_to_a_page_that_is_gone_is_an_error() {
     io(memory.read_volatile_from(gone, &mut &zero, 64).map(drop));
 
     let slice = memory.get_slice(gone, 64).unwrap();
+    let io = |answer: Result<(), VolatileMemoryError>| {
+        assert!(
+            matches!(&answer, Err(VolatileMemoryError::IOError(e)) if e.raw_os_error() == Some(libc::EFAULT)),
+            "{answer:?}"
+        );
+    };
+    let order = Ordering::SeqCst;
+    io(slice.fill_with_byte(1));
+    io(slice.atomic_swap(1u8, 0, order).map(drop));
+    io(slice.atomic_fetch_add(1u16, 0, order).map(drop));
+    io(slice.atomic_fetch_and(1u32, 0, order).map(drop));
+    io(slice.atomic_fetch_or(1u64, 0, order).map(drop));
+    io(slice.atomic_compare_exchange(0u8, 1, 0, order, order).map(drop));
+    io(slice.atomic_compare_exchange(0u64, 1, 0, order, order).map(drop));
     assert_eq!(slice.get_ref::<u32>(0).unwrap().load(), 0);
     slice.get_ref::<u32>(0).unwrap().store(1);
     assert_eq!(slice.copy_to(&mut [0u32; 4]), 0);
@@ -193,6 +207,34 @@ fn typed_copies_stop_at_a_whole_element() {
         assert_eq!(slice.copy_to(&mut back), elements);
         assert_eq!(back[..elements], source[..elements]);
         protect(&memory, 1, libc::PROT_READ | libc::PROT_WRITE);
+    }
+}
+
+#[test]
+fn a_fill_writes_and_counts_what_lies_before_the_fault() {
+    fault::install().unwrap();
+    let (memory, file) = shared(2);
+    file.set_len(PAGE as u64).unwrap();
+    for len in (1..300).chain([PAGE]) {
+        let start = GuestAddress(BASE.0 + (PAGE - len) as u64);
+        for more in [1, 63, PAGE] {
+            let slice = memory.get_slice(BASE, 2 * PAGE).unwrap();
+            slice
+                .subslice(PAGE - len, len)
+                .unwrap()
+                .fill_with_byte(0)
+                .unwrap();
+            slice
+                .subslice(PAGE - len, len + more)
+                .unwrap()
+                .fill_with_byte(0xab)
+                .unwrap_err();
+            let fault = fault::last().unwrap();
+            assert_eq!((fault.completed, fault.direction), (len, Direction::Write));
+            let mut written = vec![0; len];
+            memory.read_slice(&mut written, start).unwrap();
+            assert!(written.iter().all(|b| *b == 0xab), "{len} and {more}");
+        }
     }
 }
 

@@ -16,7 +16,7 @@
 //!    every copy of exactly that size and alignment.
 //! 2. [`copy_elements_from_guest`] and [`copy_elements_to_guest`] move each naturally aligned element of 1, 2, 4 or 8 bytes in one
 //!    piece, in ascending order; except that within an aligned 32 bytes, which may be moved together, there is none.
-//! 3. [`load_ordered`] and [`store_ordered`] add the ordering asked for. The others have none among themselves, except
+//! 3. [`load_ordered`], [`store_ordered`], [`fetch`] and [`compare_exchange`] add the ordering asked for. The others have none among themselves, except
 //!    that the compiler moves no block of assembly across another.
 //! 4. A bulk copy may move its bytes in any order and more than once. All of them have been moved when it returns, before
 //!    any later store of this thread.
@@ -231,16 +231,11 @@ pub(crate) unsafe fn load_ordered<T: AtomicAccess>(src: *const u8, order: Orderi
         let atomic = unsafe { &*src.cast::<T::A>() };
         return Ok(atomic.load(order).into());
     }
-    // The bits become an atomic integer of this function's own, which gives the plain one: that leans on nothing but the contract
-    // of `AtomicInteger`, and disappears in compilation.
     // SAFETY: the caller's contract for as many bytes as `T::A` has, which is 1, 2, 4 or 8 here; aligned for it, which is the same
     // number here.
     let bits = unsafe { kernel::load_ordered(src, size_of::<T::A>(), order) }
         .map_err(|at| met(at, src, Direction::Read, 0))?;
-    // SAFETY: `T::A` is no larger than 8 bytes and takes any bytes. (`bits` holds the value in its low bytes, which come
-    // first in memory on a little-endian machine; `from_low_bytes` moves them there on a big-endian one.)
-    let atomic: T::A = unsafe { transmute_copy(&from_low_bytes(bits, size_of::<T::A>())) };
-    Ok(atomic.load(Ordering::Relaxed).into())
+    Ok(from_bits::<T>(bits))
 }
 
 /// Writes an integer to guest memory in one piece, with an ordering.
@@ -268,21 +263,120 @@ pub(crate) unsafe fn store_ordered<T: AtomicAccess>(
         atomic.store(value.into(), order);
         return Ok(());
     }
-    // The way of `load_ordered` backwards: what the user's conversion and `T::A` make of the value is what is stored.
-    let atomic = T::A::new(value.into());
-    let bits = match size_of::<T::A>() {
-        // SAFETY: `T::A` is 1, 2, 4 or 8 initialised bytes here, which are the width that is copied out of it.
-        1 => u64::from(unsafe { transmute_copy::<T::A, u8>(&atomic) }),
-        // SAFETY: as above.
-        2 => u64::from(unsafe { transmute_copy::<T::A, u16>(&atomic) }),
-        // SAFETY: as above.
-        4 => u64::from(unsafe { transmute_copy::<T::A, u32>(&atomic) }),
-        // SAFETY: as above.
-        _ => unsafe { transmute_copy::<T::A, u64>(&atomic) },
-    };
     // SAFETY: the caller's contract for as many bytes as `T::A` has; aligned for it, which is the same number here.
-    unsafe { kernel::store_ordered(dst, bits, size_of::<T::A>(), order) }
+    unsafe { kernel::store_ordered(dst, to_bits(value), size_of::<T::A>(), order) }
         .map_err(|at| met(at, dst, Direction::Write, 0))
+}
+
+/// What a read-modify-write makes of what is there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fetch {
+    /// The operand.
+    Swap,
+    /// The sum, which wraps.
+    Add,
+    /// The bits that both have.
+    And,
+    /// The bits that either has.
+    Or,
+}
+
+impl Fetch {
+    /// The new value. Bits above the operand's size are of no interest.
+    #[inline(always)]
+    fn apply(self, there: u64, operand: u64) -> u64 {
+        match self {
+            Self::Swap => operand,
+            Self::Add => there.wrapping_add(operand),
+            Self::And => there & operand,
+            Self::Or => there | operand,
+        }
+    }
+}
+
+/// Changes an integer in guest memory in one piece, with an ordering, and returns what was there.
+///
+/// # Safety
+///
+/// `dst` is a guest operand (see the module) of `size_of::<T::A>()` bytes, aligned for `T::A`, which is [register sized](is_register_sized).
+#[inline(always)]
+pub(crate) unsafe fn fetch<T: AtomicAccess>(
+    dst: *mut u8,
+    change: Fetch,
+    operand: T,
+    order: Ordering,
+) -> Result<T, Fault> {
+    // SAFETY: the caller's contract for as many bytes as `T::A` has, which is 1, 2, 4 or 8.
+    unsafe { kernel::fetch(dst, change, to_bits(operand), size_of::<T::A>(), order) }
+        .map(from_bits::<T>)
+        .map_err(|at| met(at, dst, Direction::Write, 0))
+}
+
+/// Writes an integer to guest memory in one piece if another is there, with an ordering for either case, and returns what was there: `Ok` if it was
+/// the one asked for.
+///
+/// # Panics
+///
+/// If `failure` is `Release` or `AcqRel`.
+///
+/// # Safety
+///
+/// As [`fetch`].
+#[inline(always)]
+pub(crate) unsafe fn compare_exchange<T: AtomicAccess>(
+    dst: *mut u8,
+    current: T,
+    new: T,
+    success: Ordering,
+    failure: Ordering,
+) -> Result<core::result::Result<T, T>, Fault> {
+    assert!(
+        matches!(failure, Ordering::Relaxed | Ordering::Acquire | Ordering::SeqCst),
+        "a failed exchange cannot have the ordering {failure:?}"
+    );
+    let current = to_bits(current);
+    // SAFETY: the caller's contract for as many bytes as `T::A` has, which is 1, 2, 4 or 8.
+    let previous =
+        unsafe { kernel::compare_exchange(dst, current, to_bits(new), size_of::<T::A>(), success, failure) }
+            .map_err(|at| met(at, dst, Direction::Write, 0))?;
+    let value = from_bits::<T>(previous);
+    Ok(if previous == current {
+        Ok(value)
+    } else {
+        Err(value)
+    })
+}
+
+/// An integer as the kernels take it: the bytes of its atomic counterpart, extended with zeroes. The value goes through an atomic integer of this
+/// function's own: that leans on nothing but the contract of `AtomicInteger`, and disappears in compilation.
+#[inline(always)]
+fn to_bits<T: AtomicAccess>(value: T) -> u64 {
+    let atomic = T::A::new(value.into());
+    match size_of::<T::A>() {
+        // SAFETY: `T::A` is 1 byte, and all bytes of an atomic integer are initialised.
+        1 => u64::from(unsafe { transmute_copy::<T::A, u8>(&atomic) }),
+        // SAFETY: as above, for two bytes.
+        2 => u64::from(unsafe { transmute_copy::<T::A, u16>(&atomic) }),
+        // SAFETY: as above, for four bytes.
+        4 => u64::from(unsafe { transmute_copy::<T::A, u32>(&atomic) }),
+        // SAFETY: as above, for eight bytes.
+        8 => unsafe { transmute_copy::<T::A, u64>(&atomic) },
+        // Not asked for: callers look at `is_register_sized`.
+        _ => 0,
+    }
+}
+
+/// The way of [`to_bits`] backwards.
+#[inline(always)]
+fn from_bits<T: AtomicAccess>(bits: u64) -> T {
+    if size_of::<T::A>() > size_of::<u64>() {
+        // Not asked for: callers look at `is_register_sized`.
+        return T::zeroed();
+    }
+    // SAFETY: `T::A` is no larger than 8 bytes (just checked) and takes any bytes (the contract of `AtomicInteger`). (`bits` holds the value in its
+    // low bytes, which come first in memory on a little-endian machine; `from_low_bytes` moves them there on a big-endian one.)
+    let atomic: T::A = unsafe { transmute_copy(&from_low_bytes(bits, size_of::<T::A>())) };
+    atomic.load(Ordering::Relaxed).into()
 }
 
 /// Moves the `size` low bytes of a number to where its memory begins.
@@ -352,6 +446,20 @@ pub(crate) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize)
         }
         recover(at, len, operand_of, again)
     })
+}
+
+/// Writes one byte to all of a range of guest memory.
+///
+/// # Safety
+///
+/// `dst` is a guest operand (see the module) of `len` bytes.
+#[inline]
+pub(crate) unsafe fn fill_guest(dst: *mut u8, value: u8, len: usize) -> Result<(), Fault> {
+    // SAFETY: the caller's contract.
+    let answer = unsafe { kernel::fill_guest(dst, value, len) };
+    // SAFETY: as above, for a first part of it.
+    let again = |len| unsafe { kernel::fill_guest_ascending(dst, value, len) };
+    answer.map_err(|at| recover(at, len, |_| (dst, Direction::Write), again))
 }
 
 /// Copies `count` elements of type `T` from guest memory to memory of the host; naturally aligned elements of 1, 2, 4 or 8 bytes each

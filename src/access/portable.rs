@@ -7,6 +7,8 @@
 
 use core::sync::atomic::{fence, AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
 
+use super::Fetch;
+
 macro_rules! single_accesses {
     ($($load:ident, $store:ident, $integer:ty, $atomic:ty;)*) => {
         $(
@@ -148,6 +150,94 @@ pub(super) unsafe fn store_ordered(
     Ok(())
 }
 
+/// Changes `size` bytes (1, 2, 4 or 8) in one piece, and returns what was there, extended with zeroes.
+///
+/// # Safety
+///
+/// `dst` is a guest operand of `size` bytes, aligned to it.
+#[inline]
+pub(super) unsafe fn fetch(
+    dst: *mut u8,
+    change: Fetch,
+    operand: u64,
+    size: usize,
+    order: Ordering,
+) -> Result<u64, FaultAddress> {
+    // SAFETY: the caller's contract.
+    let mut seen = unsafe { load_ordered(dst, size, Ordering::Relaxed) }?;
+    loop {
+        let wanted = change.apply(seen, operand);
+        // SAFETY: the caller's contract.
+        match unsafe { compare_exchange(dst, seen, wanted, size, order, Ordering::Relaxed) }? {
+            previous if previous == seen => return Ok(seen),
+            previous => seen = previous,
+        }
+    }
+}
+
+/// Writes the low `size` bytes (1, 2, 4 or 8) of `new` in one piece if those of `current` are there, and returns what was there, extended with
+/// zeroes.
+///
+/// # Safety
+///
+/// `dst` is a guest operand of `size` bytes, aligned to it.
+#[inline]
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "the low bytes are what is wanted"
+)]
+pub(super) unsafe fn compare_exchange(
+    dst: *mut u8,
+    current: u64,
+    new: u64,
+    size: usize,
+    success: Ordering,
+    failure: Ordering,
+) -> Result<u64, FaultAddress> {
+    let either = match size {
+        1 => {
+            // SAFETY: mapped, and covered by no reference but atomics while this one lives (the caller's contract).
+            let atomic = unsafe { &*dst.cast::<AtomicU8>() };
+            let answer = atomic.compare_exchange(current as u8, new as u8, success, failure);
+            answer.map(u64::from).map_err(u64::from)
+        }
+        2 => {
+            // SAFETY: as above, and aligned by the same contract.
+            let atomic = unsafe { &*dst.cast::<AtomicU16>() };
+            let answer = atomic.compare_exchange(current as u16, new as u16, success, failure);
+            answer.map(u64::from).map_err(u64::from)
+        }
+        4 => {
+            // SAFETY: as above.
+            let atomic = unsafe { &*dst.cast::<AtomicU32>() };
+            let answer = atomic.compare_exchange(current as u32, new as u32, success, failure);
+            answer.map(u64::from).map_err(u64::from)
+        }
+        _ => {
+            // SAFETY: as above.
+            let atomic = unsafe { &*dst.cast::<AtomicU64>() };
+            atomic.compare_exchange(current, new, success, failure)
+        }
+    };
+    Ok(match either {
+        Ok(previous) | Err(previous) => previous,
+    })
+}
+
+/// Writes `len` times the byte `value`.
+///
+/// # Safety
+///
+/// `dst` is a guest operand of `len` bytes.
+pub(super) unsafe fn fill_guest(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
+    for index in 0..len {
+        // SAFETY: one byte of the operand: `index` is below `len`.
+        unsafe { store_u8(dst.wrapping_add(index), value) }?;
+    }
+    Ok(())
+}
+
 /// Copies `len` bytes, in one piece if they are 2, 4 or 8 at an address aligned to that.
 ///
 /// # Safety
@@ -229,7 +319,7 @@ pub(super) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> 
 /// All copies begin with the lowest byte here (and no fault is recovered from).
 pub(super) use self::{
     copy_from_guest as copy_from_guest_ascending, copy_to_guest as copy_to_guest_ascending,
-    copy_within_guest as copy_within_guest_ascending,
+    copy_within_guest as copy_within_guest_ascending, fill_guest as fill_guest_ascending,
 };
 
 /// Copies `len` bytes between ranges that may overlap, in one piece if they are 2, 4 or 8 and both ends are aligned to that.

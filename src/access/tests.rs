@@ -17,20 +17,19 @@ macro_rules! kernel_tests {
                 (0..len).map(|i| (i % 251) as u8 ^ 0x5a).collect()
             }
 
+            /// Every alignment to 64.
             fn alignments() -> impl Iterator<Item = usize> {
-                (0..64).step_by(if cfg!(miri) { 21 } else { 3 })
+                (0..64).step_by(if cfg!(miri) { 21 } else { 1 })
             }
 
             #[test]
             fn copies_move_every_length_at_every_alignment_and_nothing_else() {
                 let source = numbered(MAX_LEN + 64);
+                let (clean, mut target) = (vec![0xeeu8; MAX_LEN + 128], vec![0xeeu8; MAX_LEN + 128]);
                 for src_at in alignments() {
                     for dst_at in alignments() {
-                        for len in (0..=MAX_LEN).step_by(if src_at == dst_at { 1 } else { 7 }) {
-                            let mut expected = vec![0xeeu8; MAX_LEN + 128];
-                            expected[dst_at..dst_at + len].copy_from_slice(&source[src_at..src_at + len]);
+                        for len in 0..=MAX_LEN {
                             for to_guest in [false, true] {
-                                let mut target = vec![0xeeu8; MAX_LEN + 128];
                                 let src = source[src_at..].as_ptr();
                                 let dst = target[dst_at..].as_mut_ptr();
                                 // SAFETY: both vectors have at least `len` bytes from there on.
@@ -41,8 +40,44 @@ macro_rules! kernel_tests {
                                         kernel::copy_from_guest(dst, src, len).unwrap();
                                     }
                                 }
-                                assert!(target == expected, "{len} bytes from {src_at} to {dst_at}");
+                                let (written, behind) = (dst_at..dst_at + len, dst_at + len..);
+                                assert!(
+                                    target[..dst_at] == clean[..dst_at]
+                                        && target[written.clone()] == source[src_at..src_at + len]
+                                        && target[behind.clone()] == clean[behind],
+                                    "{len} bytes from {src_at} to {dst_at}"
+                                );
+                                target[written.clone()].copy_from_slice(&clean[written]);
                             }
+                        }
+                    }
+                }
+            }
+
+            #[test]
+            fn fills_write_every_length_at_every_alignment_and_nothing_else() {
+                let mut target = vec![0xeeu8; (1 << 16) + 128];
+                for len in (0..=MAX_LEN).chain([1000, 4096, (1 << 14) - 1, 1 << 14, 1 << 16]) {
+                    for at in alignments() {
+                        for ascending in [false, true] {
+                            let dst = target[at..].as_mut_ptr();
+                            // SAFETY: the vector has `len` bytes from there on.
+                            unsafe {
+                                if ascending {
+                                    kernel::fill_guest_ascending(dst, 0x3c, len).unwrap();
+                                } else {
+                                    kernel::fill_guest(dst, 0x3c, len).unwrap();
+                                }
+                            }
+                            let (before, rest) = target.split_at(at);
+                            let (filled, behind) = rest.split_at(len);
+                            assert!(before.iter().all(|b| *b == 0xee), "{len} bytes at {at}");
+                            assert!(filled.iter().all(|b| *b == 0x3c), "{len} bytes at {at}");
+                            assert!(
+                                behind[..64].iter().all(|b| *b == 0xee),
+                                "{len} bytes at {at}"
+                            );
+                            target[at..at + len].fill(0xee);
                         }
                     }
                 }
@@ -90,18 +125,21 @@ macro_rules! kernel_tests {
 
             #[test]
             fn overlapping_copies_read_before_they_write() {
-                for len in [1, 2, 3, 4, 7, 8, 9, 31, 64, 65, 200, 600] {
-                    for src_at in [0usize, 1, 5, 8, 63, 100] {
-                        for dst_at in [0usize, 1, 5, 8, 63, 100] {
-                            let mut memory = numbered(800);
-                            let mut expected = memory.clone();
-                            expected.copy_within(src_at..src_at + len, dst_at);
-                            let base = memory.as_mut_ptr();
-                            // SAFETY: both ranges lie in `memory`, which nothing refers to meanwhile.
-                            unsafe { kernel::copy_within_guest(base.add(dst_at), base.add(src_at), len) }
-                                .unwrap();
-                            assert!(memory == expected, "{len} bytes from {src_at} to {dst_at}");
-                        }
+                let steps = if cfg!(miri) { 17 } else { 1 };
+                let fresh = numbered(MAX_LEN + 256);
+                let (mut memory, mut expected) = (fresh.clone(), fresh.clone());
+                for len in (1..=MAX_LEN).step_by(steps) {
+                    // From 128 bytes further down to 128 bytes further up.
+                    for dst_at in (0..=256).step_by(steps) {
+                        let src_at = 128;
+                        memory.copy_from_slice(&fresh);
+                        expected.copy_from_slice(&fresh);
+                        expected.copy_within(src_at..src_at + len, dst_at);
+                        let base = memory.as_mut_ptr();
+                        // SAFETY: both ranges lie in `memory`, which nothing refers to meanwhile.
+                        unsafe { kernel::copy_within_guest(base.add(dst_at), base.add(src_at), len) }
+                            .unwrap();
+                        assert!(memory == expected, "{len} bytes from {src_at} to {dst_at}");
                     }
                 }
             }
@@ -200,7 +238,110 @@ macro_rules! kernel_tests {
                 assert_eq!(memory, [u64::MAX; 2]);
             }
 
-            /// Nothing of a neighbouring page is touched: pages without access lie right before and right behind.
+            #[test]
+            fn changes_in_one_piece_return_what_was_there() {
+                let (first, second) = (0x8877_6655_4433_2211u64, 0xf0e1_d2c3_b4a5_9687u64);
+                let orders = [
+                    Ordering::Relaxed,
+                    Ordering::Acquire,
+                    Ordering::Release,
+                    Ordering::AcqRel,
+                    Ordering::SeqCst,
+                ];
+                for size in [1usize, 2, 4, 8] {
+                    let mask = u64::MAX >> (64 - 8 * size);
+                    for order in orders {
+                        for (change, wanted) in [
+                            (Fetch::Swap, second),
+                            (Fetch::Add, first.wrapping_add(second)),
+                            (Fetch::And, first & second),
+                            (Fetch::Or, first | second),
+                        ] {
+                            let mut memory = [u64::MAX; 2];
+                            let ptr = memory.as_mut_ptr().cast::<u8>();
+                            // SAFETY: `memory` is 16 bytes at an alignment of 8.
+                            unsafe {
+                                kernel::store_ordered(ptr, first, size, Ordering::Relaxed).unwrap();
+                                let there = kernel::fetch(ptr, change, second, size, order).unwrap();
+                                assert_eq!(there, first & mask, "{change:?} {order:?}");
+                                let now = kernel::load_ordered(ptr, size, Ordering::Relaxed).unwrap();
+                                assert_eq!(now, wanted & mask, "{change:?} {order:?}");
+                                kernel::store_ordered(ptr, u64::MAX, size, Ordering::Relaxed).unwrap();
+                            }
+                            assert_eq!(memory, [u64::MAX; 2]);
+                        }
+                        for failure in [Ordering::Relaxed, Ordering::Acquire, Ordering::SeqCst] {
+                            let mut memory = [0u64; 2];
+                            let ptr = memory.as_mut_ptr().cast::<u8>();
+                            // SAFETY: as above.
+                            let (failed, done, now) = unsafe {
+                                kernel::store_ordered(ptr, first, size, Ordering::Relaxed).unwrap();
+                                (
+                                    kernel::compare_exchange(ptr, second & mask, 0, size, order, failure)
+                                        .unwrap(),
+                                    kernel::compare_exchange(
+                                        ptr,
+                                        first & mask,
+                                        second & mask,
+                                        size,
+                                        order,
+                                        failure,
+                                    )
+                                    .unwrap(),
+                                    kernel::load_ordered(ptr, size, Ordering::Relaxed).unwrap(),
+                                )
+                            };
+                            assert_eq!(
+                                [failed, done, now],
+                                [first & mask, first & mask, second & mask]
+                            );
+                            assert_eq!(memory[1], 0);
+                        }
+                    }
+                }
+            }
+
+            /// Two threads that change one number lose no change to each other, whatever its width.
+            #[test]
+            fn changes_in_one_piece_are_not_lost() {
+                let rounds = if cfg!(miri) { 50 } else { 20_000u64 };
+                for size in [1usize, 2, 4, 8] {
+                    let mut memory = [0u64; 1];
+                    let ptr = memory.as_mut_ptr() as usize;
+                    std::thread::scope(|scope| {
+                        for bit in 0..2 {
+                            scope.spawn(move || {
+                                let ptr = ptr as *mut u8;
+                                for _ in 0..rounds {
+                                    // SAFETY: 8 aligned bytes that are accessed by kernels only while the threads run.
+                                    unsafe {
+                                        kernel::fetch(ptr, Fetch::Add, 4, size, Ordering::Relaxed).unwrap();
+                                        kernel::fetch(ptr, Fetch::Or, 1 << bit, size, Ordering::Relaxed)
+                                            .unwrap();
+                                        let mask = u64::MAX >> (64 - 8 * size);
+                                        let was = kernel::fetch(
+                                            ptr,
+                                            Fetch::And,
+                                            mask & !(1 << bit),
+                                            size,
+                                            Ordering::Relaxed,
+                                        )
+                                        .unwrap();
+                                        // Nobody else clears this bit.
+                                        assert_ne!(was & (1 << bit), 0);
+                                    }
+                                }
+                            });
+                        }
+                    });
+                    let mask = u64::MAX >> (64 - 8 * size);
+                    // SAFETY: as above; the threads are done.
+                    let now = unsafe { kernel::load_ordered(ptr as *const u8, size, Ordering::Relaxed) };
+                    assert_eq!(now.unwrap(), (rounds * 8) & mask);
+                }
+            }
+
+            /// Nothing of a neighbouring page is touched: pages without access lie right before and right behind both operands.
             #[test]
             #[cfg(all(
                 target_os = "linux",
@@ -208,24 +349,75 @@ macro_rules! kernel_tests {
                 any(feature = "rawfd", feature = "backend-mmap")
             ))]
             fn copies_stay_off_the_pages_around() {
-                let source = numbered(MAX_LEN);
-                let page = FencedPage::new();
-                for len in 0..=MAX_LEN {
-                    for at_end in [false, true] {
-                        let ptr = if at_end {
-                            page.end().wrapping_sub(len)
-                        } else {
-                            page.start()
+                let (one, other) = (FencedPage::new(), FencedPage::new());
+                for len in (0..=MAX_LEN).chain([1000, 4095, 4096]) {
+                    for ends in 0..4 {
+                        let place = |page: &FencedPage, at_end: bool| match at_end {
+                            true => page.end().wrapping_sub(len),
+                            false => page.start(),
                         };
-                        let mut back = vec![0u8; len];
-                        // SAFETY: `len` bytes lie in the page from `ptr` on.
+                        let (src, dst) = (place(&one, ends & 1 != 0), place(&other, ends & 2 != 0));
+                        // SAFETY: `len` bytes lie in either page from there on.
                         unsafe {
-                            kernel::copy_to_guest(ptr, source.as_ptr(), len).unwrap();
-                            kernel::copy_from_guest(back.as_mut_ptr(), ptr, len).unwrap();
+                            kernel::fill_guest(src, (len % 250) as u8 + 1, len).unwrap();
+                            kernel::fill_guest_ascending(dst, 0, len).unwrap();
+                            kernel::copy_to_guest(dst, src, len).unwrap();
+                            let copied = (0..len)
+                                .all(|i| kernel::load_u8(dst.add(i)).unwrap() == (len % 250) as u8 + 1);
+                            assert!(copied, "{len} bytes");
+                            kernel::copy_from_guest(dst, src, len).unwrap();
+                            kernel::copy_from_guest_ascending(dst, src, len).unwrap();
+                            kernel::copy_to_guest_ascending(dst, src, len).unwrap();
+                            kernel::copy_within_guest(dst, src, len).unwrap();
+                            kernel::copy_within_guest_ascending(dst, src, len).unwrap();
+                            kernel::copy_within_guest(src, src, len).unwrap();
                         }
-                        assert_eq!(back, source[..len]);
-                        // SAFETY: as above; source and destination are the same bytes.
-                        unsafe { kernel::copy_within_guest(ptr, ptr, len) }.unwrap();
+                        for size in [2, 4, 8] {
+                            // At the end of the page, or at its start, at the size's alignment.
+                            let bytes = len / size * size;
+                            let place = |page: &FencedPage, at_end: bool| match at_end {
+                                true => page.end().wrapping_sub(bytes),
+                                false => page.start(),
+                            };
+                            let (src, dst) = (place(&one, ends & 1 != 0), place(&other, ends & 2 != 0));
+                            // SAFETY: as above, aligned to `size` since pages are.
+                            unsafe {
+                                kernel::copy_elements_to_guest(dst, src, len / size, size).unwrap();
+                                kernel::copy_elements_from_guest(dst, src, len / size, size).unwrap();
+                            }
+                        }
+                    }
+                    // Overlapping, from the first byte and up to the last.
+                    let shift = len.min(4096 - len).min(13);
+                    let (low, high) = (one.start(), one.end().wrapping_sub(len));
+                    // SAFETY: as above: `shift` bytes are left.
+                    unsafe {
+                        kernel::copy_within_guest(low, low.add(shift), len).unwrap();
+                        kernel::copy_within_guest(low.add(shift), low, len).unwrap();
+                        kernel::copy_within_guest(high, high.sub(shift), len).unwrap();
+                        kernel::copy_within_guest(high.sub(shift), high, len).unwrap();
+                    }
+                }
+                for (first, last) in [(one.start(), one.end()), (other.start(), other.end())] {
+                    for size in [1usize, 2, 4, 8] {
+                        for ptr in [first, last.wrapping_sub(size)] {
+                            // SAFETY: `size` bytes lie in the page, aligned to it.
+                            unsafe {
+                                kernel::load_ordered(ptr, size, Ordering::SeqCst).unwrap();
+                                kernel::store_ordered(ptr, 1, size, Ordering::SeqCst).unwrap();
+                                kernel::fetch(ptr, Fetch::Add, 1, size, Ordering::SeqCst).unwrap();
+                                kernel::fetch(ptr, Fetch::Or, 1, size, Ordering::SeqCst).unwrap();
+                                kernel::compare_exchange(
+                                    ptr,
+                                    3,
+                                    1,
+                                    size,
+                                    Ordering::AcqRel,
+                                    Ordering::Relaxed,
+                                )
+                                .unwrap();
+                            }
+                        }
                     }
                 }
             }

@@ -25,6 +25,8 @@ use core::arch::asm;
 use core::num::NonZeroUsize;
 use core::sync::atomic::{AtomicU8, Ordering};
 
+use super::Fetch;
+
 /// A fault's address. (The page at 0 is never guest memory: no pointer is null.)
 pub(super) type FaultAddress = NonZeroUsize;
 
@@ -65,7 +67,8 @@ mod bulk;
 use bulk::*;
 
 macro_rules! single_accesses {
-    ($($load:ident, $store:ident, $exchange:ident, $integer:ty, $class:ident, $register:literal, $width:literal;)*) => {
+    ($($load:ident, $store:ident, $exchange:ident, $add:ident, $compare_exchange:ident, $integer:ty, $class:ident, $register:literal,
+       $width:literal, $accumulator:literal;)*) => {
         $(
             /// Reads an integer, aligned or not, with one instruction.
             ///
@@ -115,13 +118,14 @@ macro_rules! single_accesses {
                 done((), fault)
             }
 
-            /// Writes an integer with a locked instruction.
+            /// Writes an integer with a locked instruction, and returns what was there.
             ///
             /// # Safety
             ///
             /// `dst` is a guest operand of the integer's size, aligned to it.
             #[inline(always)]
-            unsafe fn $exchange(dst: *mut u8, value: $integer) -> Result<(), FaultAddress> {
+            unsafe fn $exchange(dst: *mut u8, value: $integer) -> Result<$integer, FaultAddress> {
+                let previous: $integer;
                 let fault: usize;
                 // SAFETY: reads and writes the bytes that the caller's contract covers, and touches no flag and no stack. Faults as above.
                 unsafe {
@@ -129,23 +133,79 @@ macro_rules! single_accesses {
                         concat!("2: xchg ", $width, " ptr [{dst}], {value", $register, "}"),
                         "3:",
                         fault_entry!("2b", "3b", "3b", "0"),
-                        value = inout($class) value => _,
+                        value = inout($class) value => previous,
                         dst = in(reg) dst,
                         inout("rax") 0usize => fault,
                         options(nostack, preserves_flags),
                     );
                 }
-                done((), fault)
+                done(previous, fault)
+            }
+
+            /// Adds to an integer with a locked instruction, and returns what was there.
+            ///
+            /// # Safety
+            ///
+            /// `dst` is a guest operand of the integer's size, aligned to it.
+            #[inline(always)]
+            unsafe fn $add(dst: *mut u8, value: $integer) -> Result<$integer, FaultAddress> {
+                let previous: $integer;
+                let fault: usize;
+                // SAFETY: reads and writes the bytes that the caller's contract covers, and touches no stack. Faults as above.
+                unsafe {
+                    asm!(
+                        concat!("2: lock xadd ", $width, " ptr [{dst}], {value", $register, "}"),
+                        "3:",
+                        fault_entry!("2b", "3b", "3b", "0"),
+                        value = inout($class) value => previous,
+                        dst = in(reg) dst,
+                        inout("rax") 0usize => fault,
+                        options(nostack),
+                    );
+                }
+                done(previous, fault)
+            }
+
+            /// Writes `new` if `current` is there, with a locked instruction, and returns what was there.
+            ///
+            /// # Safety
+            ///
+            /// `dst` is a guest operand of the integer's size, aligned to it.
+            #[inline(always)]
+            unsafe fn $compare_exchange(
+                dst: *mut u8,
+                current: $integer,
+                new: $integer,
+            ) -> Result<$integer, FaultAddress> {
+                let previous: $integer;
+                let fault: usize;
+                // SAFETY: reads and writes the bytes that the caller's contract covers, and touches no stack. `rax` is what is compared with and
+                // what was there; it has been moved and is 0 at the place where a fault goes on.
+                unsafe {
+                    asm!(
+                        concat!("2: lock cmpxchg ", $width, " ptr [{dst}], {new", $register, "}"),
+                        concat!("mov {previous", $register, "}, ", $accumulator),
+                        "xor eax, eax",
+                        "3:",
+                        fault_entry!("2b", "3b", "3b", "0"),
+                        previous = out($class) previous,
+                        new = in($class) new,
+                        dst = in(reg) dst,
+                        inout("rax") u64::from(current) => fault,
+                        options(nostack),
+                    );
+                }
+                done(previous, fault)
             }
         )*
     };
 }
 
 single_accesses! {
-    load_u8, store_u8, exchange_u8, u8, reg_byte, "", "byte";
-    load_u16, store_u16, exchange_u16, u16, reg, ":x", "word";
-    load_u32, store_u32, exchange_u32, u32, reg, ":e", "dword";
-    load_u64, store_u64, exchange_u64, u64, reg, ":r", "qword";
+    load_u8, store_u8, exchange_u8, add_u8, compare_exchange_u8, u8, reg_byte, "", "byte", "al";
+    load_u16, store_u16, exchange_u16, add_u16, compare_exchange_u16, u16, reg, ":x", "word", "ax";
+    load_u32, store_u32, exchange_u32, add_u32, compare_exchange_u32, u32, reg, ":e", "dword", "eax";
+    load_u64, store_u64, exchange_u64, add_u64, compare_exchange_u64, u64, reg, ":r", "qword", "rax";
 }
 
 /// The answer of a kernel that leaves 0 or a fault's address in `rax`.
@@ -193,24 +253,96 @@ pub(super) unsafe fn store_ordered(
     size: usize,
     order: Ordering,
 ) -> Result<(), FaultAddress> {
-    match (size, order) {
-        // SAFETY: the caller's contract, for each width.
-        (1, Ordering::SeqCst) => unsafe { exchange_u8(dst, bits as u8) },
-        // SAFETY: as above.
-        (2, Ordering::SeqCst) => unsafe { exchange_u16(dst, bits as u16) },
-        // SAFETY: as above.
-        (4, Ordering::SeqCst) => unsafe { exchange_u32(dst, bits as u32) },
-        // SAFETY: as above.
-        (_, Ordering::SeqCst) => unsafe { exchange_u64(dst, bits) },
-        // SAFETY: as above.
-        (1, _) => unsafe { store_u8(dst, bits as u8) },
-        // SAFETY: as above.
-        (2, _) => unsafe { store_u16(dst, bits as u16) },
-        // SAFETY: as above.
-        (4, _) => unsafe { store_u32(dst, bits as u32) },
-        // SAFETY: as above.
-        (_, _) => unsafe { store_u64(dst, bits) },
+    if order == Ordering::SeqCst {
+        // SAFETY: the caller's contract.
+        return unsafe { fetch(dst, Fetch::Swap, bits, size, order) }.map(drop);
     }
+    match size {
+        // SAFETY: the caller's contract, for each width.
+        1 => unsafe { store_u8(dst, bits as u8) },
+        // SAFETY: as above.
+        2 => unsafe { store_u16(dst, bits as u16) },
+        // SAFETY: as above.
+        4 => unsafe { store_u32(dst, bits as u32) },
+        // SAFETY: as above.
+        _ => unsafe { store_u64(dst, bits) },
+    }
+}
+
+/// Changes `size` bytes (1, 2, 4 or 8) in one piece, and returns what was there, extended with zeroes. Locked instructions have every ordering.
+///
+/// # Safety
+///
+/// `dst` is a guest operand of `size` bytes, aligned to it.
+#[inline(always)]
+#[expect(clippy::as_conversions, reason = "the low bytes are what is wanted")]
+pub(super) unsafe fn fetch(
+    dst: *mut u8,
+    change: Fetch,
+    operand: u64,
+    size: usize,
+    order: Ordering,
+) -> Result<u64, FaultAddress> {
+    Ok(match (change, size) {
+        // SAFETY: the caller's contract, for each width.
+        (Fetch::Swap, 1) => u64::from(unsafe { exchange_u8(dst, operand as u8) }?),
+        // SAFETY: as above.
+        (Fetch::Swap, 2) => u64::from(unsafe { exchange_u16(dst, operand as u16) }?),
+        // SAFETY: as above.
+        (Fetch::Swap, 4) => u64::from(unsafe { exchange_u32(dst, operand as u32) }?),
+        // SAFETY: as above.
+        (Fetch::Swap, _) => unsafe { exchange_u64(dst, operand) }?,
+        // SAFETY: as above.
+        (Fetch::Add, 1) => u64::from(unsafe { add_u8(dst, operand as u8) }?),
+        // SAFETY: as above.
+        (Fetch::Add, 2) => u64::from(unsafe { add_u16(dst, operand as u16) }?),
+        // SAFETY: as above.
+        (Fetch::Add, 4) => u64::from(unsafe { add_u32(dst, operand as u32) }?),
+        // SAFETY: as above.
+        (Fetch::Add, _) => unsafe { add_u64(dst, operand) }?,
+        // No instruction returns what was there. Whoever makes an attempt fail has changed the bytes; a guest that does so all the time keeps
+        // this thread for as long as it wins each time, as it could with any atomic of the standard library.
+        (Fetch::And | Fetch::Or, _) => {
+            // SAFETY: the caller's contract.
+            let mut seen = unsafe { load_ordered(dst, size, Ordering::Relaxed) }?;
+            loop {
+                let wanted = change.apply(seen, operand);
+                // SAFETY: the caller's contract.
+                match unsafe { compare_exchange(dst, seen, wanted, size, order, Ordering::Relaxed) }? {
+                    previous if previous == seen => break seen,
+                    previous => seen = previous,
+                }
+            }
+        }
+    })
+}
+
+/// Writes the low `size` bytes (1, 2, 4 or 8) of `new` in one piece if those of `current` are there, and returns what was there, extended with
+/// zeroes. A locked instruction has every ordering.
+///
+/// # Safety
+///
+/// `dst` is a guest operand of `size` bytes, aligned to it.
+#[inline(always)]
+#[expect(clippy::as_conversions, reason = "the low bytes are what is wanted")]
+pub(super) unsafe fn compare_exchange(
+    dst: *mut u8,
+    current: u64,
+    new: u64,
+    size: usize,
+    _success: Ordering,
+    _failure: Ordering,
+) -> Result<u64, FaultAddress> {
+    Ok(match size {
+        // SAFETY: the caller's contract, for each width.
+        1 => u64::from(unsafe { compare_exchange_u8(dst, current as u8, new as u8) }?),
+        // SAFETY: as above.
+        2 => u64::from(unsafe { compare_exchange_u16(dst, current as u16, new as u16) }?),
+        // SAFETY: as above.
+        4 => u64::from(unsafe { compare_exchange_u32(dst, current as u32, new as u32) }?),
+        // SAFETY: as above.
+        _ => unsafe { compare_exchange_u64(dst, current, new) }?,
+    })
 }
 
 /// Keeps the compiler from moving any access across.
@@ -421,6 +553,46 @@ fn kernel_for(len: usize) -> Kernel {
         (true, _) => large_avx,
         (false, _) => large_sse,
     }
+}
+
+/// Writes `len` times the byte `value`, in no particular order.
+///
+/// # Safety
+///
+/// `dst` is a guest operand of `len` bytes.
+#[inline]
+pub(super) unsafe fn fill_guest(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
+    let kernel: Kernel = if len >= REP_MIN && features() & FAST_REP != 0 {
+        fill_ascending
+    } else {
+        fill_vectors
+    };
+    // SAFETY: the caller's contract.
+    unsafe { call_fill(kernel, dst, value, len) }
+}
+
+/// As [`fill_guest`], the lowest byte first: a fault is at the first byte that is not there.
+///
+/// # Safety
+///
+/// As [`fill_guest`].
+pub(super) unsafe fn fill_guest_ascending(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
+    // SAFETY: the caller's contract.
+    unsafe { call_fill(fill_ascending, dst, value, len) }
+}
+
+/// Calls one of the kernels that fill.
+///
+/// # Safety
+///
+/// As [`fill_guest`].
+#[inline]
+unsafe fn call_fill(kernel: Kernel, dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
+    // These kernels have no source: its register holds the byte, eight times over, which is no address that anybody follows.
+    let pattern = usize::from(value).wrapping_mul(usize::from_ne_bytes([1; 8]));
+    let pattern = core::ptr::without_provenance(pattern);
+    // SAFETY: the caller's contract for the destination.
+    unsafe { call(kernel, dst, pattern, len, Operand::new(dst, len), Operand::NONE) }
 }
 
 /// Copies `count` elements of `size` bytes (2, 4 or 8) in one piece each, ascending.

@@ -5,9 +5,9 @@ use core::mem::size_of;
 use core::sync::atomic::Ordering;
 
 use super::{compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileMemory};
-use crate::access::{self, Fault};
+use crate::access::{self, Fault, Fetch};
 use crate::bitmap::{BitmapSlice, BS};
-use crate::bytes::{AtomicAccess, ByteValued, Bytes};
+use crate::bytes::{is_register_sized, AtomicAccess, ByteValued, Bytes};
 use crate::io::{retry_interrupted, ReadVolatile, WriteVolatile};
 
 /// A slice of memory that others write while we look, and the bitmap that its writes are marked in.
@@ -207,6 +207,145 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         let _ = unsafe { access::copy_elements_to_guest(self.addr, buf.as_ptr(), count) };
         // No overflow: the elements are within the slice.
         self.bitmap.mark_dirty(0, count.saturating_mul(size_of::<T>()));
+    }
+
+    /// Writes the byte `value` everywhere, in no particular order.
+    ///
+    /// ```
+    /// use vm_memory::VolatileSlice;
+    ///
+    /// let mut memory = [1u8; 5];
+    /// VolatileSlice::from(memory.as_mut_slice()).subslice(1, 3)?.fill_with_byte(7)?;
+    /// assert_eq!(memory, [1, 7, 7, 7, 1]);
+    /// # Ok::<(), vm_memory::VolatileMemoryError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `IOError` with `EFAULT` at a page that is not there ([`fault`](crate::fault)); which byte it was, [`fault::last`](crate::fault::last) tells.
+    pub fn fill_with_byte(&self, value: u8) -> Result<()> {
+        // SAFETY: the whole slice is a guest operand by the contract of `with_bitmap`.
+        let answer = unsafe { access::fill_guest(self.addr, value, self.size) };
+        // After a fault as well: bytes before it have been written.
+        self.bitmap.mark_dirty(0, self.size);
+        answer.map_err(Error::from_fault)
+    }
+
+    /// Writes the integer at `addr` in one piece, and returns what was there.
+    ///
+    /// ```
+    /// use std::sync::atomic::Ordering;
+    /// use vm_memory::VolatileSlice;
+    ///
+    /// # let mut storage = [0u64; 2];
+    /// # // SAFETY: aligned storage of its own.
+    /// # let slice = unsafe { VolatileSlice::new(storage.as_mut_ptr().cast(), 16) };
+    /// assert_eq!(slice.atomic_swap(7u32, 4, Ordering::AcqRel)?, 0);
+    /// assert_eq!(slice.atomic_fetch_add(u32::MAX, 4, Ordering::Relaxed)?, 7);
+    /// assert_eq!(slice.atomic_fetch_or(8u32, 4, Ordering::SeqCst)?, 6);
+    /// assert_eq!(slice.atomic_fetch_and(12u32, 4, Ordering::Release)?, 14);
+    /// # Ok::<(), vm_memory::VolatileMemoryError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Bytes::load): if the integer does not lie in the slice, is not aligned, or its page is not there. `TooBig` if the atomic
+    /// counterpart of `T`, a user's own type, does not have the size of `T`.
+    #[inline]
+    pub fn atomic_swap<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<T> {
+        self.fetch(Fetch::Swap, val, addr, order)
+    }
+
+    /// Adds `val` to the integer at `addr` in one piece, wrapping around, and returns what was there.
+    ///
+    /// # Errors
+    ///
+    /// As [`atomic_swap`](Self::atomic_swap).
+    #[inline]
+    pub fn atomic_fetch_add<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<T> {
+        self.fetch(Fetch::Add, val, addr, order)
+    }
+
+    /// Clears the bits that `val` does not have in the integer at `addr`, in one piece, and returns what was there.
+    ///
+    /// # Errors
+    ///
+    /// As [`atomic_swap`](Self::atomic_swap).
+    #[inline]
+    pub fn atomic_fetch_and<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<T> {
+        self.fetch(Fetch::And, val, addr, order)
+    }
+
+    /// Sets the bits of `val` in the integer at `addr`, in one piece, and returns what was there.
+    ///
+    /// # Errors
+    ///
+    /// As [`atomic_swap`](Self::atomic_swap).
+    #[inline]
+    pub fn atomic_fetch_or<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<T> {
+        self.fetch(Fetch::Or, val, addr, order)
+    }
+
+    /// Writes `new` to the integer at `addr` in one piece if `current` is there. Returns what was there: `Ok` if it was written, `Err` if not.
+    ///
+    /// ```
+    /// use std::sync::atomic::Ordering::{AcqRel, Acquire};
+    /// use vm_memory::VolatileSlice;
+    ///
+    /// # let mut storage = [0u64; 2];
+    /// # // SAFETY: aligned storage of its own.
+    /// # let slice = unsafe { VolatileSlice::new(storage.as_mut_ptr().cast(), 16) };
+    /// assert_eq!(slice.atomic_compare_exchange(0u16, 5, 2, AcqRel, Acquire)?, Ok(0));
+    /// assert_eq!(slice.atomic_compare_exchange(0u16, 6, 2, AcqRel, Acquire)?, Err(5));
+    /// # Ok::<(), vm_memory::VolatileMemoryError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`atomic_swap`](Self::atomic_swap).
+    ///
+    /// # Panics
+    ///
+    /// If `failure` is `Release` or `AcqRel`, as the standard library's atomics do.
+    #[inline]
+    pub fn atomic_compare_exchange<T: AtomicAccess>(
+        &self,
+        current: T,
+        new: T,
+        addr: usize,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<std::result::Result<T, T>> {
+        let target = self.register_operand::<T>(addr)?;
+        // SAFETY: the bytes of a `T::A` lie at `target` in the slice, aligned for it, and it is register sized.
+        let answer = unsafe { access::compare_exchange(target, current, new, success, failure) }
+            .map_err(Error::from_fault)?;
+        if answer.is_ok() {
+            self.bitmap.mark_dirty(addr, size_of::<T::A>());
+        }
+        Ok(answer)
+    }
+
+    /// Changes the integer at `addr`, and marks it.
+    #[inline]
+    fn fetch<T: AtomicAccess>(&self, change: Fetch, operand: T, addr: usize, order: Ordering) -> Result<T> {
+        let target = self.register_operand::<T>(addr)?;
+        // SAFETY: the bytes of a `T::A` lie at `target` in the slice, aligned for it, and it is register sized.
+        let answer = unsafe { access::fetch(target, change, operand, order) }.map_err(Error::from_fault)?;
+        self.bitmap.mark_dirty(addr, size_of::<T::A>());
+        Ok(answer)
+    }
+
+    /// As [`atomic_operand`](Self::atomic_operand), of a type that moves as one register.
+    #[inline]
+    fn register_operand<T: AtomicAccess>(&self, addr: usize) -> Result<*mut u8> {
+        if !is_register_sized::<T>() {
+            return Err(Error::TooBig {
+                nelements: 1,
+                size: size_of::<T::A>(),
+            });
+        }
+        self.atomic_operand::<T>(addr)
     }
 
     /// The address of the first byte.
