@@ -129,45 +129,41 @@ fn overlap(one: *const u8, other: *const u8, len: usize) -> bool {
 
 /// Reads a value from guest memory; in one piece if it is a naturally aligned one of 1, 2, 4 or 8 bytes.
 ///
+/// The value is written where the caller wants it: handed on by value through the layers above, a large one would be copied from each into the next.
+///
 /// # Safety
 ///
 /// `src` is a guest operand (see the module) of `size_of::<T>()` bytes.
 #[inline(always)]
-pub(crate) unsafe fn read_value<T: ByteValued>(src: *const u8) -> Result<T, Fault> {
-    match size_of::<T>() {
-        0 => Ok(T::zeroed()),
-        1 => {
-            // SAFETY: the caller's contract, for one byte.
-            let bits = unsafe { kernel::load_u8(src) }.map_err(|at| met(at, src, Direction::Read, 0))?;
-            // SAFETY: both are 1 byte, and any bytes are a `T`.
-            Ok(unsafe { transmute_copy(&bits) })
-        }
-        2 => {
-            // SAFETY: the caller's contract, for two bytes.
-            let bits = unsafe { kernel::load_u16(src) }.map_err(|at| met(at, src, Direction::Read, 0))?;
-            // SAFETY: both are 2 bytes, and any bytes are a `T`.
-            Ok(unsafe { transmute_copy(&bits) })
-        }
-        4 => {
-            // SAFETY: the caller's contract, for four bytes.
-            let bits = unsafe { kernel::load_u32(src) }.map_err(|at| met(at, src, Direction::Read, 0))?;
-            // SAFETY: both are 4 bytes, and any bytes are a `T`.
-            Ok(unsafe { transmute_copy(&bits) })
-        }
-        8 => {
-            // SAFETY: the caller's contract, for eight bytes.
-            let bits = unsafe { kernel::load_u64(src) }.map_err(|at| met(at, src, Direction::Read, 0))?;
-            // SAFETY: both are 8 bytes, and any bytes are a `T`.
-            Ok(unsafe { transmute_copy(&bits) })
-        }
-        size => {
-            let mut value = MaybeUninit::<T>::uninit();
-            // SAFETY: the caller's contract; the destination is a local variable of `size` bytes.
-            unsafe { copy_from_guest(value.as_mut_ptr().cast(), src, size) }?;
-            // SAFETY: the copy has initialised all `size` bytes, and any bytes are a `T`.
-            Ok(unsafe { value.assume_init() })
-        }
+pub(crate) unsafe fn read_value<T: ByteValued>(
+    value: &mut MaybeUninit<T>,
+    src: *const u8,
+) -> Result<&mut T, Fault> {
+    let size = size_of::<T>();
+    let dst = value.as_mut_ptr().cast();
+    if size > IN_LINE_MAX {
+        // SAFETY: the caller's contract; the destination is the caller's own `size` bytes.
+        unsafe { copy_from_guest(dst, src, size) }?;
+    // SAFETY: as above, and no more than `IN_LINE_MAX`.
+    } else if let Err(address) = unsafe { read_in_line(dst, src, size) } {
+        // SAFETY: the caller's contract.
+        return Err(unsafe { recover_value_from_guest::<T>(address, src) });
     }
+    // SAFETY: all `size` bytes have been written, and any bytes are a `T`.
+    Ok(unsafe { value.assume_init_mut() })
+}
+
+/// [`recover`] for a value that was read in line. It is read again to another place: the caller's never leaves registers where nobody points at it.
+///
+/// # Safety
+///
+/// As [`read_value`].
+#[cold]
+#[inline(never)]
+unsafe fn recover_value_from_guest<T: ByteValued>(address: FaultAddress, src: *const u8) -> Fault {
+    let mut scratch = MaybeUninit::<T>::uninit();
+    // SAFETY: the caller's contract; the destination is a local variable of that size.
+    unsafe { recover_from_guest(address, scratch.as_mut_ptr().cast(), src, size_of::<T>()) }
 }
 
 /// Writes a value to guest memory; in one piece if it is a naturally aligned one of 1, 2, 4 or 8 bytes.
@@ -176,38 +172,113 @@ pub(crate) unsafe fn read_value<T: ByteValued>(src: *const u8) -> Result<T, Faul
 ///
 /// `dst` is a guest operand (see the module) of `size_of::<T>()` bytes.
 #[inline(always)]
-pub(crate) unsafe fn write_value<T: ByteValued>(dst: *mut u8, value: T) -> Result<(), Fault> {
-    match size_of::<T>() {
-        0 => Ok(()),
-        1 => {
-            // SAFETY: both are 1 byte, and all bytes of a `T` are initialised.
-            let bits = unsafe { transmute_copy(&value) };
-            // SAFETY: the caller's contract, for one byte.
-            unsafe { kernel::store_u8(dst, bits) }.map_err(|at| met(at, dst, Direction::Write, 0))
-        }
-        2 => {
-            // SAFETY: both are 2 bytes, and all bytes of a `T` are initialised.
-            let bits = unsafe { transmute_copy(&value) };
-            // SAFETY: the caller's contract, for two bytes.
-            unsafe { kernel::store_u16(dst, bits) }.map_err(|at| met(at, dst, Direction::Write, 0))
-        }
-        4 => {
-            // SAFETY: both are 4 bytes, and all bytes of a `T` are initialised.
-            let bits = unsafe { transmute_copy(&value) };
-            // SAFETY: the caller's contract, for four bytes.
-            unsafe { kernel::store_u32(dst, bits) }.map_err(|at| met(at, dst, Direction::Write, 0))
-        }
-        8 => {
-            // SAFETY: both are 8 bytes, and all bytes of a `T` are initialised.
-            let bits = unsafe { transmute_copy(&value) };
-            // SAFETY: the caller's contract, for eight bytes.
-            unsafe { kernel::store_u64(dst, bits) }.map_err(|at| met(at, dst, Direction::Write, 0))
-        }
-        size => {
-            // SAFETY: the caller's contract; the source is a local variable of `size` initialised bytes.
-            unsafe { copy_to_guest(dst, core::ptr::from_ref(&value).cast(), size) }
-        }
+pub(crate) unsafe fn write_value<T: ByteValued>(dst: *mut u8, value: &T) -> Result<(), Fault> {
+    let size = size_of::<T>();
+    let src = core::ptr::from_ref(value).cast();
+    if size > IN_LINE_MAX {
+        // SAFETY: the caller's contract; the source is `size` bytes, which are initialised, as all bytes of a `T`.
+        return unsafe { copy_to_guest(dst, src, size) };
     }
+    // SAFETY: as above, and no more than `IN_LINE_MAX`.
+    match unsafe { write_in_line(dst, src, size) } {
+        Ok(()) => Ok(()),
+        // SAFETY: the caller's contract.
+        Err(address) => Err(unsafe { recover_value_to_guest(address, dst, *value) }),
+    }
+}
+
+/// [`recover`] for a value that was written in line; see [`recover_value_from_guest`].
+///
+/// # Safety
+///
+/// As [`write_value`].
+#[cold]
+#[inline(never)]
+unsafe fn recover_value_to_guest<T: ByteValued>(address: FaultAddress, dst: *mut u8, value: T) -> Fault {
+    // SAFETY: the caller's contract; the source is a local variable of that size.
+    unsafe { recover_to_guest(address, dst, core::ptr::from_ref(&value).cast(), size_of::<T>()) }
+}
+
+/// Values of up to so many bytes are moved in line: a descriptor of a virtqueue, a request's header. (bench, "read_obj.s16" and "read_obj.s64".)
+const IN_LINE_MAX: usize = 64;
+
+/// Reads a value of at most [`IN_LINE_MAX`] bytes, the lowest first: 16 at a time, then what is left in one piece of each smaller power of two. None
+/// overlaps another: the value is next read in larger pieces, which the processor can put together from one store each and not from two.
+///
+/// # Safety
+///
+/// As [`copy_from_guest`].
+#[inline(always)]
+#[expect(clippy::disallowed_methods, reason = "the host operand is plain memory")]
+unsafe fn read_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(), FaultAddress> {
+    let mut at = 0usize;
+    macro_rules! piece {
+        ($len:literal, $load:ident, $integer:ty) => {
+            // SAFETY: the caller's contract for `len` bytes, which end with the operand or before.
+            let piece = unsafe { kernel::$load(src.wrapping_add(at)) }?;
+            // SAFETY: as many bytes of the host's, by the same.
+            unsafe {
+                dst.wrapping_add(at)
+                    .cast::<$integer>()
+                    .write_unaligned(piece)
+            };
+            at = at.wrapping_add($len);
+        };
+    }
+    while size.wrapping_sub(at) >= 16 {
+        piece!(16, load_u128, u128);
+    }
+    if size & 8 != 0 {
+        piece!(8, load_u64, u64);
+    }
+    if size & 4 != 0 {
+        piece!(4, load_u32, u32);
+    }
+    if size & 2 != 0 {
+        piece!(2, load_u16, u16);
+    }
+    if size & 1 != 0 {
+        piece!(1, load_u8, u8);
+    }
+    debug_assert!(at == size);
+    Ok(())
+}
+
+/// Writes a value of at most [`IN_LINE_MAX`] bytes as [`read_in_line`] reads one.
+///
+/// # Safety
+///
+/// As [`copy_to_guest`].
+#[inline(always)]
+#[expect(clippy::disallowed_methods, reason = "the host operand is plain memory")]
+unsafe fn write_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(), FaultAddress> {
+    let mut at = 0usize;
+    macro_rules! piece {
+        ($len:literal, $store:ident, $integer:ty) => {
+            // SAFETY: the caller's contract for `len` bytes of the host's, which end with the operand or before.
+            let piece = unsafe { src.wrapping_add(at).cast::<$integer>().read_unaligned() };
+            // SAFETY: as many bytes of the guest's, by the same.
+            unsafe { kernel::$store(dst.wrapping_add(at), piece) }?;
+            at = at.wrapping_add($len);
+        };
+    }
+    while size.wrapping_sub(at) >= 16 {
+        piece!(16, store_u128, u128);
+    }
+    if size & 8 != 0 {
+        piece!(8, store_u64, u64);
+    }
+    if size & 4 != 0 {
+        piece!(4, store_u32, u32);
+    }
+    if size & 2 != 0 {
+        piece!(2, store_u16, u16);
+    }
+    if size & 1 != 0 {
+        piece!(1, store_u8, u8);
+    }
+    debug_assert!(at == size);
+    Ok(())
 }
 
 /// Reads an integer from guest memory in one piece, with an ordering.
@@ -402,10 +473,23 @@ fn from_low_bytes(bits: u64, size: usize) -> u64 {
 #[inline]
 pub(crate) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
     // SAFETY: the caller's contract covers both operands.
-    let answer = unsafe { kernel::copy_from_guest(dst, src, len) };
-    // SAFETY: as above, for a first part of them.
+    match unsafe { kernel::copy_from_guest(dst, src, len) } {
+        Ok(()) => Ok(()),
+        // SAFETY: the caller's contract.
+        Err(address) => Err(unsafe { recover_from_guest(address, dst, src, len) }),
+    }
+}
+
+/// [`recover`] for a copy from guest memory.
+///
+/// # Safety
+///
+/// As [`copy_from_guest`].
+#[cold]
+unsafe fn recover_from_guest(address: FaultAddress, dst: *mut u8, src: *const u8, len: usize) -> Fault {
+    // SAFETY: the caller's contract, for a first part of the operands.
     let again = |len| unsafe { kernel::copy_from_guest_ascending(dst, src, len) };
-    answer.map_err(|at| recover(at, len, |_| (src, Direction::Read), again))
+    recover(address, len, |_| (src, Direction::Read), again)
 }
 
 /// Copies bytes from memory of the host to guest memory.
@@ -417,10 +501,23 @@ pub(crate) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -
 #[inline]
 pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
     // SAFETY: the caller's contract covers both operands.
-    let answer = unsafe { kernel::copy_to_guest(dst, src, len) };
-    // SAFETY: as above, for a first part of them.
+    match unsafe { kernel::copy_to_guest(dst, src, len) } {
+        Ok(()) => Ok(()),
+        // SAFETY: the caller's contract.
+        Err(address) => Err(unsafe { recover_to_guest(address, dst, src, len) }),
+    }
+}
+
+/// [`recover`] for a copy to guest memory.
+///
+/// # Safety
+///
+/// As [`copy_to_guest`].
+#[cold]
+unsafe fn recover_to_guest(address: FaultAddress, dst: *mut u8, src: *const u8, len: usize) -> Fault {
+    // SAFETY: the caller's contract, for a first part of the operands.
     let again = |len| unsafe { kernel::copy_to_guest_ascending(dst, src, len) };
-    answer.map_err(|at| recover(at, len, |_| (dst, Direction::Write), again))
+    recover(address, len, |_| (dst, Direction::Write), again)
 }
 
 /// Copies bytes from guest memory to guest memory. The ranges may overlap; the result is that of a copy through a third place,

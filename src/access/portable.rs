@@ -87,6 +87,31 @@ single_accesses! {
     load_u64, store_u64, u64, AtomicU64;
 }
 
+/// Reads 16 bytes.
+///
+/// # Safety
+///
+/// `src` is a guest operand of 16 bytes.
+#[inline]
+pub(super) unsafe fn load_u128(src: *const u8) -> Result<u128, FaultAddress> {
+    let mut bytes = [0u8; 16];
+    // SAFETY: the caller's contract; the destination is a local variable of that size.
+    unsafe { copy_from_guest(bytes.as_mut_ptr(), src, bytes.len()) }?;
+    Ok(u128::from_ne_bytes(bytes))
+}
+
+/// Writes 16 bytes.
+///
+/// # Safety
+///
+/// `dst` is a guest operand of 16 bytes.
+#[inline]
+pub(super) unsafe fn store_u128(dst: *mut u8, value: u128) -> Result<(), FaultAddress> {
+    let bytes = value.to_ne_bytes();
+    // SAFETY: the caller's contract; the source is a local variable of that size.
+    unsafe { copy_to_guest(dst, bytes.as_ptr(), bytes.len()) }
+}
+
 /// Reads `size` bytes (1, 2, 4 or 8) in one piece, and extends them with zeroes.
 ///
 /// # Safety

@@ -534,8 +534,8 @@ fn values_of_every_size_survive_a_round_trip() {
             let ptr = memory[at..].as_mut_ptr();
             // SAFETY: at least 48 bytes lie behind `ptr`, and no value here is larger.
             unsafe {
-                write_value(ptr, value).unwrap();
-                assert_eq!(read_value::<T>(ptr).unwrap(), value);
+                write_value(ptr, &value).unwrap();
+                assert_eq!(*read_value(&mut MaybeUninit::<T>::uninit(), ptr).unwrap(), value);
             }
         }
     }

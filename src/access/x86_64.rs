@@ -22,6 +22,8 @@
 //! addresses, so that nothing is relocated when the program is loaded.
 
 use core::arch::asm;
+use core::arch::x86_64::__m128i;
+use core::mem::transmute;
 use core::num::NonZeroUsize;
 use core::sync::atomic::{AtomicU8, Ordering};
 
@@ -68,31 +70,31 @@ use bulk::*;
 
 macro_rules! single_accesses {
     ($($load:ident, $store:ident, $exchange:ident, $add:ident, $compare_exchange:ident, $integer:ty, $class:ident, $register:literal,
-       $width:literal, $accumulator:literal;)*) => {
+       $width:literal, $accumulator:literal, $mov:literal, $whole:literal, $loaded:ty;)*) => {
         $(
-            /// Reads an integer, aligned or not, with one instruction.
+            /// Reads an integer, aligned or not, with one instruction, which fills the register: to write a part of it would wait for the rest.
             ///
             /// # Safety
             ///
             /// `src` is a guest operand of the integer's size.
             #[inline(always)]
             pub(super) unsafe fn $load(src: *const u8) -> Result<$integer, FaultAddress> {
-                let value: $integer;
+                let value: $loaded;
                 let fault: usize;
                 // SAFETY: reads the bytes that the caller's contract covers, writes two registers, and touches no flag and no stack. After a
                 // fault the handler goes on behind the instruction, with `rax` set.
                 unsafe {
                     asm!(
-                        concat!("2: mov {value", $register, "}, ", $width, " ptr [{src}]"),
+                        concat!("2: ", $mov, " {value", $whole, "}, ", $width, " ptr [{src}]"),
                         "3:",
                         fault_entry!("2b", "3b", "3b", "0"),
-                        value = lateout($class) value,
+                        value = lateout(reg) value,
                         src = in(reg) src,
                         inout("rax") 0usize => fault,
                         options(nostack, preserves_flags, readonly),
                     );
                 }
-                done(value, fault)
+                done(value as $integer, fault)
             }
 
             /// Writes an integer, aligned or not, with one instruction.
@@ -202,10 +204,60 @@ macro_rules! single_accesses {
 }
 
 single_accesses! {
-    load_u8, store_u8, exchange_u8, add_u8, compare_exchange_u8, u8, reg_byte, "", "byte", "al";
-    load_u16, store_u16, exchange_u16, add_u16, compare_exchange_u16, u16, reg, ":x", "word", "ax";
-    load_u32, store_u32, exchange_u32, add_u32, compare_exchange_u32, u32, reg, ":e", "dword", "eax";
-    load_u64, store_u64, exchange_u64, add_u64, compare_exchange_u64, u64, reg, ":r", "qword", "rax";
+    load_u8, store_u8, exchange_u8, add_u8, compare_exchange_u8, u8, reg_byte, "", "byte", "al", "movzx", ":e", u32;
+    load_u16, store_u16, exchange_u16, add_u16, compare_exchange_u16, u16, reg, ":x", "word", "ax", "movzx", ":e", u32;
+    load_u32, store_u32, exchange_u32, add_u32, compare_exchange_u32, u32, reg, ":e", "dword", "eax", "mov", ":e", u32;
+    load_u64, store_u64, exchange_u64, add_u64, compare_exchange_u64, u64, reg, ":r", "qword", "rax", "mov", ":r", u64;
+}
+
+/// Reads 16 bytes, aligned or not, with one instruction, which may be several accesses.
+///
+/// # Safety
+///
+/// `src` is a guest operand of 16 bytes.
+#[inline(always)]
+pub(super) unsafe fn load_u128(src: *const u8) -> Result<u128, FaultAddress> {
+    let value: __m128i;
+    let fault: usize;
+    // SAFETY: as in `load_u8` and its kin, for 16 bytes; every x86_64 processor has SSE.
+    unsafe {
+        asm!(
+            "2: movups {value}, xmmword ptr [{src}]",
+            "3:",
+            fault_entry!("2b", "3b", "3b", "0"),
+            value = lateout(xmm_reg) value,
+            src = in(reg) src,
+            inout("rax") 0usize => fault,
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    // SAFETY: both are 16 bytes, and any bytes are a number.
+    done(unsafe { transmute::<__m128i, u128>(value) }, fault)
+}
+
+/// Writes 16 bytes, aligned or not, with one instruction, which may be several accesses.
+///
+/// # Safety
+///
+/// `dst` is a guest operand of 16 bytes.
+#[inline(always)]
+pub(super) unsafe fn store_u128(dst: *mut u8, value: u128) -> Result<(), FaultAddress> {
+    // SAFETY: both are 16 bytes, and any bytes are a vector.
+    let value = unsafe { transmute::<u128, __m128i>(value) };
+    let fault: usize;
+    // SAFETY: as in `store_u8` and its kin, for 16 bytes; every x86_64 processor has SSE.
+    unsafe {
+        asm!(
+            "2: movups xmmword ptr [{dst}], {value}",
+            "3:",
+            fault_entry!("2b", "3b", "3b", "0"),
+            value = in(xmm_reg) value,
+            dst = in(reg) dst,
+            inout("rax") 0usize => fault,
+            options(nostack, preserves_flags),
+        );
+    }
+    done((), fault)
 }
 
 /// The answer of a kernel that leaves 0 or a fault's address in `rax`.

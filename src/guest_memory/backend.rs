@@ -156,17 +156,12 @@ pub trait GuestMemoryBackend {
     ///
     /// [`Error::InvalidGuestAddress`] if no region has `addr`, [`Error::InvalidBackendAddress`] if the range passes 2^64, and what the
     /// region answers.
-    #[inline]
+    #[inline(always)]
     fn get_slice(&self, addr: GuestAddress, count: usize) -> Result<VolatileSlice<'_, MS<'_, Self>>> {
-        let (region, start) = self
-            .to_region_addr(addr)
-            .ok_or(Error::InvalidGuestAddress(addr))?;
-        let slice = region.get_slice(start, count)?;
-        if passes_the_end(addr, count) {
-            // What the region claims to have past 2^64 is not in it.
-            return Err(Error::InvalidBackendAddress);
+        match self.slice_in_one_piece(addr, count, Permissions::No) {
+            Some(slice) => Ok(slice),
+            None => slice_of_region(self, addr, count),
         }
-        Ok(slice)
     }
 
     /// Returns the `count` bytes at `addr` as slices, one for each region that they lie in, in the order of their addresses.
@@ -180,6 +175,25 @@ pub trait GuestMemoryBackend {
     ) -> GuestMemoryBackendSliceIterator<'a, Self> {
         GuestMemoryBackendSliceIterator::new(self, addr, count, Permissions::No)
     }
+}
+
+/// What [`GuestMemoryBackend::get_slice`] answers where there is no short way: as a rule, an error.
+#[cold]
+#[inline(never)]
+fn slice_of_region<M: GuestMemoryBackend + ?Sized>(
+    memory: &M,
+    addr: GuestAddress,
+    count: usize,
+) -> Result<VolatileSlice<'_, MS<'_, M>>> {
+    let (region, start) = memory
+        .to_region_addr(addr)
+        .ok_or(Error::InvalidGuestAddress(addr))?;
+    let slice = region.get_slice(start, count)?;
+    if passes_the_end(addr, count) {
+        // What the region claims to have past 2^64 is not in it.
+        return Err(Error::InvalidBackendAddress);
+    }
+    Ok(slice)
 }
 
 /// How many bytes a region has from `start` on. What it claims to have past 2^64 does not count.
@@ -199,8 +213,22 @@ fn passes_the_end(addr: GuestAddress, count: usize) -> bool {
 }
 
 /// Whether all of the `len` bytes at `base` lie in regions that allow the access.
-#[inline]
+#[inline(always)]
 fn range_allows<M: GuestMemoryBackend + ?Sized>(
+    memory: &M,
+    base: GuestAddress,
+    len: usize,
+    access: Permissions,
+) -> bool {
+    len == 0
+        || memory.slice_in_one_piece(base, len, access).is_some()
+        || regions_allow(memory, base, len, access)
+}
+
+/// The same, of a range that is not one piece, or that nothing is known of.
+#[cold]
+#[inline(never)]
+fn regions_allow<M: GuestMemoryBackend + ?Sized>(
     memory: &M,
     base: GuestAddress,
     len: usize,
@@ -271,6 +299,8 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> 
     }
 
     /// The next slice, when there are bytes left.
+    #[cold]
+    #[inline(never)]
     fn step(&mut self) -> Result<VolatileSlice<'a, MS<'a, M>>> {
         let addr = self.addr.ok_or(Error::GuestAddressOverflow)?;
         let (region, start) = self
@@ -300,9 +330,18 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> 
 impl<'a, M: GuestMemoryBackend + ?Sized> Iterator for GuestMemoryBackendSliceIterator<'a, M> {
     type Item = Result<VolatileSlice<'a, MS<'a, M>>>;
 
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         if self.left == 0 {
             return None;
+        }
+        // Nearly every range is one piece.
+        if let Some(slice) = self
+            .addr
+            .and_then(|addr| self.memory.slice_in_one_piece(addr, self.left, self.access))
+        {
+            self.left = 0;
+            return Some(Ok(slice));
         }
         let step = self.step();
         if step.is_err() {
@@ -345,7 +384,7 @@ impl<M: GuestMemoryBackend + ?Sized> GuestMemory for M {
         Some(self)
     }
 
-    #[inline]
+    #[inline(always)]
     fn slice_in_one_piece(
         &self,
         addr: GuestAddress,

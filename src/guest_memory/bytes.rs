@@ -1,12 +1,13 @@
 //! [`Bytes`] by guest address.
 //!
 //! Nearly every access lies in one piece of host memory, and goes to it without an iterator; what does not is moved piece by
-//! piece, out of line.
+//! piece, out of line. The short way is always inlined: left to the compiler it is, in some builds and for some types, and an access then costs
+//! twice as much.
 
-use core::mem::size_of;
+use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
 
-use super::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result};
+use super::{Error, GuestAddress, GuestMemory, Permissions, Result};
 use crate::access::fault;
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::{AtomicAccess, ByteValued, Bytes};
@@ -20,7 +21,7 @@ use crate::volatile_memory::{self, VolatileSlice};
 impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     type E = Error;
 
-    #[inline]
+    #[inline(always)]
     fn write(&self, buf: &[u8], addr: GuestAddress) -> Result<usize> {
         if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Write) {
             return at_guest(addr, &slice, slice.write(buf, 0));
@@ -28,7 +29,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         write_pieces(self, buf, addr)
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&self, buf: &mut [u8], addr: GuestAddress) -> Result<usize> {
         if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Read) {
             return at_guest(addr, &slice, slice.read(buf, 0));
@@ -36,7 +37,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         read_pieces(self, buf, addr)
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_slice(&self, buf: &[u8], addr: GuestAddress) -> Result<()> {
         if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Write) {
             return at_guest(addr, &slice, slice.write_slice(buf, 0));
@@ -44,7 +45,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         write_slice_pieces(self, buf, addr)
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_slice(&self, buf: &mut [u8], addr: GuestAddress) -> Result<()> {
         if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Read) {
             return at_guest(addr, &slice, slice.read_slice(buf, 0));
@@ -52,7 +53,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         read_slice_pieces(self, buf, addr)
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_obj<O: ByteValued>(&self, val: O, addr: GuestAddress) -> Result<()> {
         if let Some(slice) = self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Write) {
             return at_guest(addr, &slice, slice.write_obj(val, 0));
@@ -60,10 +61,11 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         write_slice_pieces(self, val.as_slice(), addr)
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_obj<O: ByteValued>(&self, addr: GuestAddress) -> Result<O> {
         if let Some(slice) = self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Read) {
-            return at_guest(addr, &slice, slice.read_obj(0));
+            let mut value = MaybeUninit::uninit();
+            return at_guest(addr, &slice, slice.read_obj_into(&mut value, 0)).map(|value| *value);
         }
         let mut value = O::zeroed();
         read_slice_pieces(self, value.as_mut_slice(), addr).map(|()| value)
@@ -127,7 +129,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         all_of(count, self.write_volatile_to(addr, dst, count)?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn store<O: AtomicAccess>(&self, val: O, addr: GuestAddress, order: Ordering) -> Result<()> {
         match self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Write) {
             Some(slice) => at_guest(addr, &slice, slice.store(val, 0, order)),
@@ -137,7 +139,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn load<O: AtomicAccess>(&self, addr: GuestAddress, order: Ordering) -> Result<O> {
         match self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Read) {
             Some(slice) => at_guest(addr, &slice, slice.load(0, order)),
@@ -150,6 +152,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
 /// An atomic access to memory that gives out no slice by itself: what it was translated through is held until the access is done.
 #[cold]
+#[inline(never)]
 fn with_one_piece<'a, M: GuestMemory + ?Sized, T>(
     memory: &'a M,
     addr: GuestAddress,
@@ -173,13 +176,19 @@ fn at_guest<T, B: BitmapSlice>(
     slice: &VolatileSlice<'_, B>,
     answer: volatile_memory::Result<T>,
 ) -> Result<T> {
-    answer.map_err(|error| {
-        fault::note_guest_address(addr, slice.as_mut_ptr(), slice.len());
-        error.into()
-    })
+    answer.map_err(|error| failed_at(addr, slice.as_mut_ptr(), slice.len(), error))
+}
+
+/// The error of an access to `len` bytes that lie at `addr` for the guest and at `host` here.
+#[cold]
+#[inline(never)]
+fn failed_at(addr: GuestAddress, host: *const u8, len: usize, error: volatile_memory::Error) -> Error {
+    fault::note_guest_address(addr, host, len);
+    error.into()
 }
 
 #[cold]
+#[inline(never)]
 fn read_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestAddress) -> Result<()> {
     let count = buf.len();
     let moved = for_each_piece(memory, addr, count, Permissions::Read, |done, piece, _| {
@@ -190,6 +199,7 @@ fn read_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: 
 }
 
 #[cold]
+#[inline(never)]
 fn write_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: GuestAddress) -> Result<()> {
     let moved = for_each_piece(memory, addr, buf.len(), Permissions::Write, |done, piece, _| {
         let part = buf.get(done..).and_then(|rest| rest.get(..piece.len()));
@@ -199,6 +209,7 @@ fn write_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: Gue
 }
 
 #[cold]
+#[inline(never)]
 fn read_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestAddress) -> Result<usize> {
     let moved = for_each_piece(memory, addr, buf.len(), Permissions::Read, |done, piece, _| {
         let part = buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len()));
@@ -208,6 +219,7 @@ fn read_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestA
 }
 
 #[cold]
+#[inline(never)]
 fn write_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: GuestAddress) -> Result<usize> {
     let moved = for_each_piece(memory, addr, buf.len(), Permissions::Write, |done, piece, _| {
         let part = buf.get(done..).and_then(|rest| rest.get(..piece.len()));
@@ -289,9 +301,15 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
         one_piece(piece, &mut moved)?;
         return Ok(moved);
     }
-    for piece in memory.get_slices(addr, count, access)?.stop_on_error()? {
-        if !one_piece(piece, &mut moved)? {
-            break;
+    for piece in memory.get_slices(addr, count, access)? {
+        match piece {
+            Ok(piece) => {
+                if !one_piece(piece, &mut moved)? {
+                    break;
+                }
+            }
+            Err(error) if moved.count == 0 => return Err(error),
+            Err(_) => break,
         }
     }
     Ok(moved)

@@ -68,6 +68,7 @@ pub enum Error {
 }
 
 impl From<volatile_memory::Error> for Error {
+    #[cold]
     fn from(error: volatile_memory::Error) -> Self {
         match error {
             volatile_memory::Error::OutOfBounds { .. }

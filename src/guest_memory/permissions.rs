@@ -26,15 +26,22 @@ pub enum Permissions {
 
 impl Permissions {
     /// Returns whether what `self` grants covers everything that `access` wants.
-    #[inline]
+    #[inline(always)]
     pub fn allow(&self, access: Self) -> bool {
-        *self & access == access
+        access.bits() & !self.bits() == 0
     }
 
     /// Returns whether writing is in it.
     #[inline]
     pub fn has_write(&self) -> bool {
         self.allow(Permissions::Write)
+    }
+
+    /// A bit for each of the two parts.
+    #[inline(always)]
+    #[expect(clippy::as_conversions, reason = "the discriminants are the bits")]
+    const fn bits(self) -> u8 {
+        self as u8
     }
 
     /// Whether reading is in it.

@@ -41,15 +41,13 @@ pub enum GuestRegionCollectionError {
 /// ```
 #[derive(Debug)]
 pub struct GuestRegionCollection<R> {
-    regions: Vec<Arc<R>>,
-    index: RegionIndex,
+    index: RegionIndex<R>,
 }
 
 /// A collection without regions.
 impl<R> Default for GuestRegionCollection<R> {
     fn default() -> Self {
         Self {
-            regions: Vec::new(),
             index: RegionIndex::default(),
         }
     }
@@ -59,7 +57,6 @@ impl<R> Default for GuestRegionCollection<R> {
 impl<R> Clone for GuestRegionCollection<R> {
     fn clone(&self) -> Self {
         Self {
-            regions: self.regions.clone(),
             index: self.index.clone(),
         }
     }
@@ -109,13 +106,11 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         &self,
         region: Arc<R>,
     ) -> Result<GuestRegionCollection<R>, GuestRegionCollectionError> {
-        let place = self
-            .regions
-            .partition_point(|other| other.start_addr() <= region.start_addr());
-        let mut regions = Vec::with_capacity(self.regions.len().saturating_add(1));
-        regions.extend_from_slice(self.regions.get(..place).unwrap_or_default());
+        let place = self.index.begun(region.start_addr());
+        let mut regions = Vec::with_capacity(self.index.len().saturating_add(1));
+        regions.extend(self.index.regions().take(place).cloned());
         regions.push(region);
-        regions.extend_from_slice(self.regions.get(place..).unwrap_or_default());
+        regions.extend(self.index.regions().skip(place).cloned());
         Self::from_arc_regions(regions)
     }
 
@@ -129,25 +124,26 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         base: GuestAddress,
         size: GuestUsize,
     ) -> Result<(GuestRegionCollection<R>, Arc<R>), GuestRegionCollectionError> {
-        let place = self
-            .regions
-            .binary_search_by_key(&base, |region| region.start_addr())
-            .ok()
-            .filter(|place| {
-                self.regions
-                    .get(*place)
-                    .is_some_and(|region| region.len() == size)
-            })
+        let removed = self
+            .index
+            .begun(base)
+            .checked_sub(1)
+            .and_then(|place| self.index.regions().nth(place))
+            .filter(|region| region.start_addr() == base && region.len() == size)
             .ok_or(GuestRegionCollectionError::NoMemoryRegion)?;
-        let mut regions = self.regions.clone();
-        let removed = regions.remove(place);
-        Ok((Self::of_sorted(regions), removed))
+        let others = self
+            .index
+            .regions()
+            .filter(|region| !Arc::ptr_eq(region, removed));
+        let rest = Self::of_sorted(others.cloned().collect());
+        Ok((rest, Arc::clone(removed)))
     }
 
     /// Makes a collection of regions that are known to be sorted and not to overlap.
     fn of_sorted(regions: Vec<Arc<R>>) -> Self {
-        let index = RegionIndex::new(regions.iter().map(|region| (region.start_addr(), region.len())));
-        Self { regions, index }
+        Self {
+            index: RegionIndex::new(regions.into_iter()),
+        }
     }
 }
 
@@ -156,18 +152,15 @@ impl<R: GuestMemoryRegion> GuestMemoryBackend for GuestRegionCollection<R> {
 
     #[inline]
     fn num_regions(&self) -> usize {
-        self.regions.len()
+        self.index.len()
     }
 
-    #[inline]
+    #[inline(always)]
     fn find_region(&self, addr: GuestAddress) -> Option<&R> {
-        self.index
-            .find(addr)
-            .and_then(|number| self.regions.get(number))
-            .map(Arc::as_ref)
+        self.index.find(addr)
     }
 
     fn iter(&self) -> impl Iterator<Item = &R> {
-        self.regions.iter().map(Arc::as_ref)
+        self.index.regions().map(Arc::as_ref)
     }
 }

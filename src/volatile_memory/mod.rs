@@ -250,11 +250,19 @@ pub trait VolatileMemory {
     /// [`Error::Overflow`] if the sum does not fit, [`Error::OutOfBounds`] if it is greater than the size.
     #[inline]
     fn compute_end_offset(&self, base: usize, offset: usize) -> Result<usize> {
-        let end = compute_offset(base, offset)?;
-        if end > self.len() {
-            return Err(Error::OutOfBounds { addr: end });
+        match base.checked_add(offset) {
+            Some(end) if end <= self.len() => Ok(end),
+            _ => Err(no_such_end(base, offset)),
         }
-        Ok(end)
+    }
+}
+
+/// What is wrong with an end that is not in memory.
+#[cold]
+fn no_such_end(base: usize, offset: usize) -> Error {
+    match compute_offset(base, offset) {
+        Ok(end) => Error::OutOfBounds { addr: end },
+        Err(error) => error,
     }
 }
 

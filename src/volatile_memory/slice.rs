@@ -1,7 +1,7 @@
 //! [`VolatileSlice`]: bytes that others write while we look.
 
 use core::marker::PhantomData;
-use core::mem::size_of;
+use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
 
 use super::{compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileMemory};
@@ -377,7 +377,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         let addr = self.addr.addr();
         // No division: an alignment is a power of two.
         if addr & alignment.wrapping_sub(1) != 0 {
-            return Err(Error::Misaligned { addr, alignment });
+            return Err(misaligned(addr, alignment));
         }
         Ok(())
     }
@@ -396,6 +396,11 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
             _ => Err(Error::OutOfBounds { addr: offset }),
         }
     }
+}
+
+#[cold]
+fn misaligned(addr: usize, alignment: usize) -> Error {
+    Error::Misaligned { addr, alignment }
 }
 
 /// How many elements of type `T` fit whole into `bytes`, but no more than `wanted`. Elements without a size always fit.
@@ -434,46 +439,42 @@ impl<B: BitmapSlice> VolatileMemory for VolatileSlice<'_, B> {
 impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     type E = Error;
 
-    #[inline]
+    #[inline(always)]
     fn write(&self, buf: &[u8], addr: usize) -> Result<usize> {
         moved_first(self.write_part(buf, addr)?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&self, buf: &mut [u8], addr: usize) -> Result<usize> {
         moved_first(self.read_part(buf, addr)?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_slice(&self, buf: &[u8], addr: usize) -> Result<()> {
         everything(buf.len(), self.write_part(buf, addr)?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_slice(&self, buf: &mut [u8], addr: usize) -> Result<()> {
         everything(buf.len(), self.read_part(buf, addr)?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_obj<T: ByteValued>(&self, val: T, addr: usize) -> Result<()> {
         if !self.holds(addr, size_of::<T>()) {
             return self.write_slice(val.as_slice(), addr);
         }
         // SAFETY: the bytes of a `T` lie in the slice at `addr` (just checked).
-        let answer = unsafe { access::write_value(self.addr.wrapping_add(addr), val) };
+        let answer = unsafe { access::write_value(self.addr.wrapping_add(addr), &val) };
         // After a fault as well: a value of several pieces may have been written in part.
         self.bitmap.mark_dirty(addr, size_of::<T>());
         answer.map_err(Error::from_fault)
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_obj<T: ByteValued>(&self, addr: usize) -> Result<T> {
-        if !self.holds(addr, size_of::<T>()) {
-            let mut value = T::zeroed();
-            return self.read_slice(value.as_mut_slice(), addr).map(|()| value);
-        }
-        // SAFETY: the bytes of a `T` lie in the slice at `addr` (just checked).
-        unsafe { access::read_value(self.addr.wrapping_add(addr)) }.map_err(Error::from_fault)
+        self.read_obj_into(&mut MaybeUninit::uninit(), addr)
+            .map(|value| *value)
     }
 
     fn read_volatile_from<F>(&self, addr: usize, src: &mut F, count: usize) -> Result<usize>
@@ -508,7 +509,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         dst.write_all_volatile(&self.subslice(addr, count)?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn store<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<()> {
         let target = self.atomic_operand::<T>(addr)?;
         // SAFETY: the bytes of a `T::A` lie at `target` in the slice, aligned for it.
@@ -517,7 +518,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn load<T: AtomicAccess>(&self, addr: usize, order: Ordering) -> Result<T> {
         let source = self.atomic_operand::<T>(addr)?;
         // SAFETY: the bytes of a `T::A` lie at `source` in the slice, aligned for it.
@@ -526,8 +527,23 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
 }
 
 impl<B: BitmapSlice> VolatileSlice<'_, B> {
+    /// [`read_obj`](Bytes::read_obj), to where the caller wants the value.
+    #[inline(always)]
+    pub(crate) fn read_obj_into<'v, T: ByteValued>(
+        &self,
+        value: &'v mut MaybeUninit<T>,
+        addr: usize,
+    ) -> Result<&'v mut T> {
+        if !self.holds(addr, size_of::<T>()) {
+            let value = value.write(T::zeroed());
+            return self.read_slice(value.as_mut_slice(), addr).map(|()| value);
+        }
+        // SAFETY: the bytes of a `T` lie in the slice at `addr` (just checked).
+        unsafe { access::read_value(value, self.addr.wrapping_add(addr)) }.map_err(Error::from_fault)
+    }
+
     /// Writes what fits of `buf` at `addr`: how many bytes, or the fault that stopped it.
-    #[inline]
+    #[inline(always)]
     fn write_part(&self, buf: &[u8], addr: usize) -> Result<std::result::Result<usize, Fault>> {
         if buf.is_empty() {
             return Ok(Ok(0));
@@ -543,7 +559,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     }
 
     /// Reads what there is at `addr` into `buf`: how many bytes, or the fault that stopped it.
-    #[inline]
+    #[inline(always)]
     fn read_part(&self, buf: &mut [u8], addr: usize) -> Result<std::result::Result<usize, Fault>> {
         if buf.is_empty() {
             return Ok(Ok(0));
@@ -556,23 +572,20 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     }
 
     /// The host address of the atomic counterpart of a `T` at `addr`, which lies in the slice and is aligned.
-    #[inline]
+    #[inline(always)]
     fn atomic_operand<T: AtomicAccess>(&self, addr: usize) -> Result<*mut u8> {
         self.compute_end_offset(addr, size_of::<T::A>())?;
         let host = self.addr.wrapping_add(addr);
         let alignment = align_of::<T::A>();
         if host.addr() & alignment.wrapping_sub(1) != 0 {
-            return Err(Error::Misaligned {
-                addr: host.addr(),
-                alignment,
-            });
+            return Err(misaligned(host.addr(), alignment));
         }
         Ok(host)
     }
 }
 
 /// The answer of an access that may end early: what was moved, or the fault if that is nothing.
-#[inline]
+#[inline(always)]
 fn moved_first(answer: std::result::Result<usize, Fault>) -> Result<usize> {
     match answer {
         Ok(moved) => Ok(moved),
@@ -582,7 +595,7 @@ fn moved_first(answer: std::result::Result<usize, Fault>) -> Result<usize> {
 }
 
 /// The answer of an access that must move everything.
-#[inline]
+#[inline(always)]
 fn everything(expected: usize, answer: std::result::Result<usize, Fault>) -> Result<()> {
     match answer {
         Ok(completed) if completed == expected => Ok(()),

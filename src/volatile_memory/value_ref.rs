@@ -1,7 +1,7 @@
 //! [`VolatileRef`]: one value in memory that others write.
 
 use core::marker::PhantomData;
-use core::mem::size_of;
+use core::mem::{size_of, MaybeUninit};
 
 use super::{PtrGuard, PtrGuardMut, VolatileSlice};
 use crate::access;
@@ -88,7 +88,7 @@ where
     pub fn store(&self, v: T) {
         // SAFETY: the contract of `with_bitmap`: the bytes of a `T` lie at `addr`.
         // What a fault stops is not told: the signature has no room for it.
-        let _ = unsafe { access::write_value(self.addr, v) };
+        let _ = unsafe { access::write_value(self.addr, &v) };
         self.bitmap.mark_dirty(0, size_of::<T>());
     }
 
@@ -96,7 +96,10 @@ where
     #[inline]
     pub fn load(&self) -> T {
         // SAFETY: the contract of `with_bitmap`: the bytes of a `T` lie at `addr`.
-        unsafe { access::read_value(self.addr) }.unwrap_or_else(|_fault| T::zeroed())
+        match unsafe { access::read_value(&mut MaybeUninit::uninit(), self.addr) } {
+            Ok(value) => *value,
+            Err(_fault) => T::zeroed(),
+        }
     }
 
     /// Returns the bytes of the value.
