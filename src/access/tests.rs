@@ -201,12 +201,20 @@ macro_rules! kernel_tests {
                             kernel::load_u64(ptr).unwrap().to_ne_bytes().to_vec(),
                             take(8)
                         );
+                        assert_eq!(
+                            kernel::load_u128(ptr).unwrap().to_ne_bytes().to_vec(),
+                            take(16)
+                        );
+                        let value = u128::from_ne_bytes(std::array::from_fn(|i| 0xa0 + i as u8));
+                        kernel::store_u128(ptr, value).unwrap();
                         kernel::store_u64(ptr, 0x0807_0605_0403_0201).unwrap();
                         kernel::store_u32(ptr, 0xd4d3_d2d1).unwrap();
                         kernel::store_u16(ptr, 0xc2c1).unwrap();
                         kernel::store_u8(ptr, 0xb1).unwrap();
                     }
                     let mut expected = source.clone();
+                    expected[at..at + 16]
+                        .copy_from_slice(&std::array::from_fn::<u8, 16, _>(|i| 0xa0 + i as u8));
                     expected[at..at + 8].copy_from_slice(&0x0807_0605_0403_0201u64.to_ne_bytes());
                     expected[at..at + 4].copy_from_slice(&0xd4d3_d2d1u32.to_ne_bytes());
                     expected[at..at + 2].copy_from_slice(&0xc2c1u16.to_ne_bytes());

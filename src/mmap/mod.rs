@@ -28,6 +28,8 @@ use std::sync::Arc;
 #[cfg(unix)]
 mod unix;
 #[cfg(unix)]
+use unix::HostRange;
+#[cfg(unix)]
 pub use unix::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 
 #[cfg(test)]
@@ -42,7 +44,7 @@ use crate::guest_memory::{
 use crate::region::{
     GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionCollectionError,
 };
-use crate::volatile_memory::{VolatileMemory, VolatileSlice};
+use crate::volatile_memory::VolatileSlice;
 
 /// Why ranges do not make a guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +72,10 @@ pub enum FromRangesError {
 /// ```
 #[derive(Debug)]
 pub struct GuestRegionMmap<B = ()> {
-    mapping: Arc<MmapRegion<B>>,
     guest_base: GuestAddress,
+    /// That of the mapping.
+    host: HostRange,
+    mapping: Arc<MmapRegion<B>>,
 }
 
 /// The mapping behind the region.
@@ -97,7 +101,11 @@ impl<B: Bitmap> GuestRegionMmap<B> {
     pub fn with_arc(mapping: Arc<MmapRegion<B>>, guest_base: GuestAddress) -> Option<Self> {
         let size = u64::try_from(mapping.size()).ok()?;
         guest_base.checked_add(size)?;
-        Some(Self { mapping, guest_base })
+        Some(Self {
+            guest_base,
+            host: mapping.host_range(),
+            mapping,
+        })
     }
 
     /// Returns the mapping, to share it.
@@ -134,7 +142,7 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
         reason = "no loss: that the size fits was checked when the region was made"
     )]
     fn len(&self) -> GuestUsize {
-        self.mapping.size() as GuestUsize
+        self.host.size() as GuestUsize
     }
 
     #[inline]
@@ -160,10 +168,13 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
         self.mapping.file_offset()
     }
 
-    #[inline]
+    #[inline(always)]
     fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_, BS<'_, B>>> {
         let offset = usize::try_from(offset.raw_value()).map_err(|_| Error::InvalidBackendAddress)?;
-        Ok(VolatileMemory::get_slice(&*self.mapping, offset, count)?)
+        let bitmap = || self.mapping.bitmap().slice_at(offset);
+        // SAFETY: the range is that of `self.mapping`, which nobody can change (`with_arc` takes it from there), and which stays in place as long as
+        // `self` is borrowed: `self` shares it, and it is that mapping's own or was promised to stay (`build_raw`, `with_raw_mmap_pointer`).
+        unsafe { self.host.slice(offset, count, bitmap) }.ok_or_else(outside)
     }
 
     #[cfg(target_os = "linux")]
@@ -173,8 +184,14 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
 
     #[inline]
     fn allowed_access(&self) -> Permissions {
-        self.mapping.permissions()
+        self.host.permissions()
     }
+}
+
+/// The error of a range that is not in a region. Made only where it is one: to drop an error that is not needed is a call, on the shortest of ways.
+#[cold]
+fn outside() -> Error {
+    Error::InvalidBackendAddress
 }
 
 /// A mapping is ordinary memory.

@@ -11,6 +11,7 @@ use vmm_sys_util::tempfile::TempFile;
 use super::*;
 use crate::bytes::Bytes;
 use crate::guest_memory::{GuestAddressSpace, GuestMemory, GuestMemoryBackend};
+use crate::volatile_memory::VolatileMemory;
 
 const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
 

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 
-use crate::bitmap::{Bitmap, NewBitmap, BS};
+use crate::bitmap::{Bitmap, BitmapSlice, NewBitmap, BS};
 use crate::guest_memory::{FileOffset, Permissions};
 use crate::volatile_memory::{self, VolatileMemory, VolatileSlice};
 
@@ -136,13 +136,12 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
         };
         let flags = self.flags.unwrap_or(default_flags);
         let mapping = match self.raw_ptr {
-            Some(addr) => Mapping::foreign(addr, self.size)?,
+            Some(addr) => Mapping::foreign(addr, self.size, self.prot)?,
             None => Mapping::new(self.size, self.prot, flags, self.file_offset.as_ref())?,
         };
         let mut bitmap = self.bitmap;
         bitmap.grow_to_track(self.size);
         Ok(MmapRegion {
-            permissions: permissions_of(self.prot),
             mapping,
             bitmap,
             file_offset: self.file_offset,
@@ -176,7 +175,6 @@ fn permissions_of(prot: i32) -> Permissions {
 #[derive(Debug)]
 pub struct MmapRegion<B = ()> {
     mapping: Mapping,
-    permissions: Permissions,
     bitmap: B,
     file_offset: Option<FileOffset>,
     prot: i32,
@@ -215,10 +213,8 @@ impl<B: NewBitmap> MmapRegion<B> {
         let mapping = Mapping::new(size, prot, flags, file_offset.as_ref())?;
         // Only now that the mapping is there: a size beyond all memory fails there, and with an error.
         let bitmap = B::with_len(size);
-        let permissions = permissions_of(prot);
         Ok(MmapRegion {
             mapping,
-            permissions,
             bitmap,
             file_offset,
             prot,
@@ -238,12 +234,10 @@ impl<B: NewBitmap> MmapRegion<B> {
     /// `addr` must point to a mapping of at least `size` bytes, made with `prot` and `flags`, which stays in place until the region and every
     /// slice of it are gone. No reference of Rust's may cover any of it.
     pub unsafe fn build_raw(addr: *mut u8, size: usize, prot: i32, flags: i32) -> Result<Self> {
-        let mapping = Mapping::foreign(addr, size)?;
+        let mapping = Mapping::foreign(addr, size, prot)?;
         let bitmap = B::with_len(size);
-        let permissions = permissions_of(prot);
         Ok(MmapRegion {
             mapping,
-            permissions,
             bitmap,
             file_offset: None,
             prot,
@@ -263,23 +257,22 @@ impl<B> MmapRegion<B> {
         self.mapping.unmap()
     }
 
-    /// What accesses may do here.
-    #[inline]
-    pub(super) fn permissions(&self) -> Permissions {
-        self.permissions
+    /// Where the bytes are.
+    pub(super) fn host_range(&self) -> HostRange {
+        self.mapping.host
     }
 }
 
 impl<B: Bitmap> MmapRegion<B> {
     /// Returns the address of the first byte in this process. What is done with it is outside the crate's promises.
     pub fn as_ptr(&self) -> *mut u8 {
-        self.mapping.addr
+        self.mapping.host.addr
     }
 
     /// Returns the size in bytes.
     #[inline]
     pub fn size(&self) -> usize {
-        self.mapping.size
+        self.mapping.host.size
     }
 
     /// Returns the place in the file that is mapped, if there is one.
@@ -342,7 +335,7 @@ impl<B: Bitmap> VolatileMemory for MmapRegion<B> {
 
     #[inline]
     fn len(&self) -> usize {
-        self.mapping.size
+        self.mapping.host.size
     }
 
     #[inline]
@@ -351,28 +344,88 @@ impl<B: Bitmap> VolatileMemory for MmapRegion<B> {
         offset: usize,
         count: usize,
     ) -> volatile_memory::Result<VolatileSlice<'_, BS<'_, B>>> {
-        self.compute_end_offset(offset, count)?;
-        let addr = self.mapping.addr.wrapping_add(offset);
-        // SAFETY: 1. `[offset, offset + count)` lies in the mapping (just checked). 2. The mapping stays as long as `self` is borrowed: it is
-        // this region's own, or its maker promised so (`build_raw`, `with_raw_mmap_pointer`). 3. Nothing in this crate makes references
-        // to it; code that makes some through pointers or `aligned_as_mut` has promised to keep them apart from other accesses.
-        Ok(unsafe { VolatileSlice::with_bitmap(addr, count, self.bitmap.slice_at(offset), None) })
+        // SAFETY: the mapping stays as long as `self` is borrowed: it is this region's own, or its maker promised so (`build_raw`,
+        // `with_raw_mmap_pointer`).
+        let slice = unsafe {
+            self.host_range()
+                .slice(offset, count, || self.bitmap.slice_at(offset))
+        };
+        match slice {
+            Some(slice) => Ok(slice),
+            // There is no such end, then.
+            None => {
+                let addr = self.compute_end_offset(offset, count)?;
+                Err(volatile_memory::Error::OutOfBounds { addr })
+            }
+        }
     }
 }
 
-/// An address range of this process, and whether it is ours to give back.
-#[derive(Debug)]
-struct Mapping {
+/// Where the bytes of a mapping are, and what accesses may do to them. A region of guest memory keeps a copy, so that an access finds what it needs
+/// beside the guest address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HostRange {
     addr: *mut u8,
     size: usize,
-    owned: bool,
+    permissions: Permissions,
 }
 
-// SAFETY: the pointer is to memory that belongs to no thread, and `Mapping` hands it out by value only; what is done with it goes through
+// SAFETY: the pointer is to memory that belongs to no thread, and `HostRange` hands it out by value only; what is done with it goes through
 // `access`, which is made for many threads.
-unsafe impl Send for Mapping {}
-// SAFETY: as above; nothing can be changed through `&Mapping`.
-unsafe impl Sync for Mapping {}
+unsafe impl Send for HostRange {}
+// SAFETY: as above; nothing can be changed through `&HostRange`.
+unsafe impl Sync for HostRange {}
+
+impl HostRange {
+    fn new(addr: *mut u8, size: usize, prot: i32) -> Self {
+        let permissions = permissions_of(prot);
+        Self {
+            addr,
+            size,
+            permissions,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// What accesses may do here.
+    #[inline(always)]
+    pub(super) fn permissions(&self) -> Permissions {
+        self.permissions
+    }
+
+    /// The `count` bytes at `offset`; `None` if they do not all lie in the mapping. `bitmap` makes their bitmap.
+    ///
+    /// # Safety
+    ///
+    /// The mapping stays in place for `'a`.
+    #[inline(always)]
+    pub(super) unsafe fn slice<'a, S: BitmapSlice>(
+        &self,
+        offset: usize,
+        count: usize,
+        bitmap: impl FnOnce() -> S,
+    ) -> Option<VolatileSlice<'a, S>> {
+        if offset.checked_add(count)? > self.size {
+            return None;
+        }
+        let addr = self.addr.wrapping_add(offset);
+        // SAFETY: 1. `[offset, offset + count)` lies in the mapping (just checked). 2. The mapping stays for `'a`, by the caller's contract.
+        // 3. Nothing in this crate makes references to it; code that makes some through pointers or `aligned_as_mut` has promised to keep
+        // them apart from other accesses.
+        Some(unsafe { VolatileSlice::with_bitmap(addr, count, bitmap(), None) })
+    }
+}
+
+/// A mapping of this process, and whether it is ours to give back.
+#[derive(Debug)]
+struct Mapping {
+    host: HostRange,
+    owned: bool,
+}
 
 impl Mapping {
     /// Maps `size` bytes.
@@ -392,8 +445,7 @@ impl Mapping {
         }
         // From here on the mapping is given back whatever happens.
         let mapping = Self {
-            addr: addr.cast(),
-            size,
+            host: HostRange::new(addr.cast(), size, prot),
             owned: true,
         };
         if let Some(place) = file_offset.filter(|_| flags & libc::MAP_ANONYMOUS == 0) {
@@ -403,13 +455,12 @@ impl Mapping {
     }
 
     /// Takes a mapping that was made elsewhere.
-    fn foreign(addr: *mut u8, size: usize) -> Result<Self> {
+    fn foreign(addr: *mut u8, size: usize, prot: i32) -> Result<Self> {
         if !addr.addr().is_multiple_of(page_size()) {
             return Err(MmapRegionError::InvalidPointer);
         }
         Ok(Self {
-            addr,
-            size,
+            host: HostRange::new(addr, size, prot),
             owned: false,
         })
     }
@@ -419,12 +470,15 @@ impl Mapping {
         if !core::mem::take(&mut self.owned) {
             return Ok(());
         }
-        let mut size = self.size;
+        let HostRange {
+            addr, size: wanted, ..
+        } = self.host;
+        let mut size = wanted;
         let mut page = page_size();
         loop {
             // SAFETY: `[addr, addr + size)` is this mapping and no more (see below), and it is given up: no slice of it is left, since slices
             // borrow the region.
-            let answer = unsafe { libc::munmap(self.addr.cast(), size) };
+            let answer = unsafe { libc::munmap(addr.cast(), size) };
             if answer == 0 {
                 return Ok(());
             }
@@ -434,7 +488,7 @@ impl Mapping {
             // huge page.
             let larger = page
                 .checked_mul(2)
-                .and_then(|p| self.size.checked_next_multiple_of(p).map(|s| (p, s)));
+                .and_then(|p| wanted.checked_next_multiple_of(p).map(|s| (p, s)));
             match larger {
                 Some((larger_page, rounded))
                     if error.raw_os_error() == Some(libc::EINVAL) && larger_page <= LARGEST_PAGE =>
