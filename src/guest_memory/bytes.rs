@@ -75,10 +75,19 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        let moved = for_each_piece(self, addr, count, Permissions::Write, |_, mut piece, _| {
-            retry_interrupted(|| src.read_volatile(&mut piece))
-        })?;
-        Ok(moved.count)
+        let mut moved = 0;
+        let answer = for_each_piece(
+            self,
+            addr,
+            count,
+            Permissions::Write,
+            &mut moved,
+            |_, piece, _| {
+                let mut piece = piece.clone();
+                retry_interrupted(|| src.read_volatile(&mut piece))
+            },
+        );
+        moved_first(answer, moved)
     }
 
     /// Fills memory that is scattered, from a source that delivers little at a time, until all of it has been moved.
@@ -91,10 +100,16 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        let moved = for_each_piece(self, addr, count, Permissions::Write, |_, piece, moved| {
-            whole_piece(piece, moved, |rest| src.read_volatile(rest))
-        })?;
-        all_of(count, moved.count)
+        let mut moved = 0;
+        let answer = for_each_piece(
+            self,
+            addr,
+            count,
+            Permissions::Write,
+            &mut moved,
+            |_, piece, moved| whole_piece(piece, moved, |rest| src.read_volatile(rest)),
+        );
+        all_of(count, moved_first(answer, moved)?)
     }
 
     /// Writes out memory that is scattered: each piece of it whole, to a target that takes little at a time.
@@ -107,13 +122,21 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: WriteVolatile,
     {
-        let moved = for_each_piece(self, addr, count, Permissions::Read, |_, piece, moved| {
-            whole_piece(piece, moved, |rest| match dst.write_volatile(rest)? {
-                0 => Err(write_zero()),
-                written => Ok(written),
-            })
-        })?;
-        Ok(moved.count)
+        let mut moved = 0;
+        let answer = for_each_piece(
+            self,
+            addr,
+            count,
+            Permissions::Read,
+            &mut moved,
+            |_, piece, moved| {
+                whole_piece(piece, moved, |rest| match dst.write_volatile(rest)? {
+                    0 => Err(write_zero()),
+                    written => Ok(written),
+                })
+            },
+        );
+        moved_first(answer, moved)
     }
 
     /// Writes out memory that is scattered, to a target that takes little at a time, until all of it has been moved.
@@ -190,134 +213,162 @@ fn failed_at(addr: GuestAddress, host: *const u8, len: usize, error: volatile_me
 #[cold]
 #[inline(never)]
 fn read_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestAddress) -> Result<()> {
+    let mut moved = 0;
     let count = buf.len();
-    let moved = for_each_piece(memory, addr, count, Permissions::Read, |done, piece, _| {
-        let part = buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len()));
-        part.map_or(Ok(0), |part| piece.read_slice(part, 0).map(|()| piece.len()))
-    })?;
-    moved.all_or_fault(count)
+    let answer = for_each_piece(
+        memory,
+        addr,
+        count,
+        Permissions::Read,
+        &mut moved,
+        |done, piece, _| {
+            let part = buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len()));
+            part.map_or(Ok(0), |part| piece.read_slice(part, 0).map(|()| piece.len()))
+        },
+    );
+    all_or_fault(answer, count, moved)
 }
 
 #[cold]
 #[inline(never)]
 fn write_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: GuestAddress) -> Result<()> {
-    let moved = for_each_piece(memory, addr, buf.len(), Permissions::Write, |done, piece, _| {
-        let part = buf.get(done..).and_then(|rest| rest.get(..piece.len()));
-        part.map_or(Ok(0), |part| piece.write_slice(part, 0).map(|()| piece.len()))
-    })?;
-    moved.all_or_fault(buf.len())
+    let mut moved = 0;
+    let count = buf.len();
+    let answer = for_each_piece(
+        memory,
+        addr,
+        count,
+        Permissions::Write,
+        &mut moved,
+        |done, piece, _| {
+            let part = buf.get(done..).and_then(|rest| rest.get(..piece.len()));
+            part.map_or(Ok(0), |part| piece.write_slice(part, 0).map(|()| piece.len()))
+        },
+    );
+    all_or_fault(answer, count, moved)
 }
 
 #[cold]
 #[inline(never)]
 fn read_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestAddress) -> Result<usize> {
-    let moved = for_each_piece(memory, addr, buf.len(), Permissions::Read, |done, piece, _| {
-        let part = buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len()));
-        part.map_or(Ok(0), |part| piece.read(part, 0))
-    })?;
-    Ok(moved.count)
+    let mut moved = 0;
+    let count = buf.len();
+    let answer = for_each_piece(
+        memory,
+        addr,
+        count,
+        Permissions::Read,
+        &mut moved,
+        |done, piece, _| {
+            let part = buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len()));
+            part.map_or(Ok(0), |part| piece.read(part, 0))
+        },
+    );
+    moved_first(answer, moved)
 }
 
 #[cold]
 #[inline(never)]
 fn write_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: GuestAddress) -> Result<usize> {
-    let moved = for_each_piece(memory, addr, buf.len(), Permissions::Write, |done, piece, _| {
-        let part = buf.get(done..).and_then(|rest| rest.get(..piece.len()));
-        part.map_or(Ok(0), |part| piece.write(part, 0))
-    })?;
-    Ok(moved.count)
+    let mut moved = 0;
+    let answer = for_each_piece(
+        memory,
+        addr,
+        buf.len(),
+        Permissions::Write,
+        &mut moved,
+        |done, piece, _| {
+            let part = buf.get(done..).and_then(|rest| rest.get(..piece.len()));
+            part.map_or(Ok(0), |part| piece.write(part, 0))
+        },
+    );
+    moved_first(answer, moved)
 }
 
-/// What became of a range that was moved piece by piece.
-struct Moved {
-    /// How many bytes were moved, without a gap.
-    count: usize,
-    /// The error that stopped it after that, if it was one.
-    stopped_by: Option<Error>,
+/// The count, or what went wrong if that is 0.
+fn moved_first(answer: Result<()>, moved: usize) -> Result<usize> {
+    match answer {
+        Err(error) if moved == 0 => Err(error),
+        _ => Ok(moved),
+    }
 }
 
-impl Moved {
-    /// Everything; or the error of a page that is not there; or how far it came.
-    fn all_or_fault(self, expected: usize) -> Result<()> {
-        match self.stopped_by {
-            Some(error @ Error::IOError(_)) => Err(error),
-            _ => all_of(expected, self.count),
-        }
+/// Everything; or the error of a page that is not there; or how far it came.
+fn all_or_fault(answer: Result<()>, expected: usize, moved: usize) -> Result<()> {
+    match answer {
+        Err(error @ Error::IOError(_)) => Err(error),
+        answer => all_of(expected, moved_first(answer, moved)?),
     }
 }
 
 /// Moves a range piece by piece. What it was translated through is held until the last byte has been moved.
 ///
 /// `transfer` is given how many bytes were moved before, a piece, and a count that it may keep of the bytes of that piece that it has moved
-/// before an error; it answers how many it has moved in all.
+/// before an error; it answers how many it has moved in all. The sum is kept in `moved`, which is 0 before: handing it out with the error, by
+/// value, cost more than all the rest.
 ///
-/// Stops at the first piece that is not moved whole, so that the bytes moved are without a gap; and at the first error, which is
-/// returned only if nothing was moved.
+/// Stops at the first piece that is not moved whole, so that the bytes moved are without a gap.
+///
+/// # Errors
+///
+/// The first one that `transfer` answers; a hole only if nothing was moved before it.
 fn for_each_piece<'a, M: GuestMemory + ?Sized>(
     memory: &'a M,
     addr: GuestAddress,
     count: usize,
     access: Permissions,
+    moved: &mut usize,
     mut transfer: impl FnMut(
         usize,
-        VolatileSlice<'a, BS<'a, M::Bitmap>>,
+        &VolatileSlice<'a, BS<'a, M::Bitmap>>,
         &mut usize,
     ) -> volatile_memory::Result<usize>,
-) -> Result<Moved> {
-    let mut moved = Moved {
-        count: 0,
-        stopped_by: None,
-    };
+) -> Result<()> {
     if count == 0 {
-        return Ok(moved);
+        return Ok(());
     }
-    let mut one_piece = |piece: VolatileSlice<'a, BS<'a, M::Bitmap>>, moved: &mut Moved| -> Result<bool> {
-        let done = &mut moved.count;
-        let (wanted, host) = (piece.len(), piece.as_mut_ptr());
+    let mut one_piece = |piece: &VolatileSlice<'a, BS<'a, M::Bitmap>>, moved: &mut usize| -> Result<bool> {
+        let (done, wanted) = (*moved, piece.len());
         let mut before_error = 0usize;
-        let answer = transfer(*done, piece, &mut before_error);
-        if !matches!(answer, Ok(moved) if moved >= wanted) {
-            // If it was a fault, it gets to know the guest address.
-            let before = u64::try_from(*done).unwrap_or(u64::MAX);
-            fault::note_guest_address(GuestAddress(addr.0.wrapping_add(before)), host, wanted);
-        }
-        match answer {
-            Ok(moved) => {
+        match transfer(done, piece, &mut before_error) {
+            Ok(now) if now >= wanted => {
                 // A stream that claims more than it was given has not moved more.
-                *done = done.saturating_add(moved.min(wanted));
-                Ok(moved >= wanted)
+                *moved = done.saturating_add(wanted);
+                Ok(true)
             }
-            Err(error) => {
-                *done = done.saturating_add(before_error.min(wanted));
-                if *done == 0 {
-                    return Err(error.into());
-                }
-                moved.stopped_by = Some(error.into());
-                Ok(false)
+            stopped => {
+                // If it was a fault, it gets to know the guest address.
+                let before = u64::try_from(done).unwrap_or(u64::MAX);
+                fault::note_guest_address(
+                    GuestAddress(addr.0.wrapping_add(before)),
+                    piece.as_mut_ptr(),
+                    wanted,
+                );
+                *moved = done.saturating_add(*stopped.as_ref().unwrap_or(&before_error.min(wanted)));
+                stopped.map(|_| false).map_err(Error::from)
             }
         }
     };
     if let Some(piece) = memory.slice_in_one_piece(addr, count, access) {
-        one_piece(piece, &mut moved)?;
-        return Ok(moved);
+        return one_piece(&piece, moved).map(|_| ());
     }
     for piece in memory.get_slices(addr, count, access)? {
         match piece {
             Ok(piece) => {
-                if !one_piece(piece, &mut moved)? {
+                if !one_piece(&piece, moved)? {
                     break;
                 }
             }
-            Err(error) if moved.count == 0 => return Err(error),
+            Err(error) if *moved == 0 => return Err(error),
             Err(_) => break,
         }
     }
-    Ok(moved)
+    Ok(())
 }
 
 /// Repeats transfers until a piece has been moved whole, or one of them moves nothing. `moved` counts along.
 fn whole_piece<B: BitmapSlice>(
-    piece: VolatileSlice<'_, B>,
+    piece: &VolatileSlice<'_, B>,
     moved: &mut usize,
     mut transfer: impl FnMut(&mut VolatileSlice<'_, B>) -> volatile_memory::Result<usize>,
 ) -> volatile_memory::Result<usize> {
