@@ -319,7 +319,8 @@ fn a_file_that_shrinks_and_grows_under_copies_is_survived() {
             match answer {
                 Ok(moved) if moved == buf.len() => {}
                 Ok(moved) => {
-                    assert!(moved >= PAGE && moved % PAGE == 0, "{moved}");
+                    // Anywhere from the second page on: a page can go while it is being copied.
+                    assert!((PAGE..buf.len()).contains(&moved), "{moved}");
                     faults += 1;
                 }
                 Err(error) => {
@@ -423,11 +424,15 @@ fn a_userfaultfd_that_answers_with_sigbus_is_an_error() {
 
 /// What must still kill, each in a process of its own.
 fn in_a_process_of_its_own(what: &str) -> Output {
-    Command::new(std::env::current_exe().unwrap())
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
         .args(["--exact", "dies_as_it_would_without_us", "--nocapture"])
-        .env("FAULTS_DIE", what)
-        .output()
-        .unwrap()
+        .env("FAULTS_DIE", what);
+    if cfg!(panic = "abort") {
+        // A test program that aborts on panic runs each test in a child of its own, and would report its death in its own way.
+        command.args(["-Zunstable-options", "--force-run-in-process"]);
+    }
+    command.output().unwrap()
 }
 
 #[test]
