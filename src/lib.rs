@@ -67,7 +67,7 @@
 //!
 //! | feature | brings |
 //! |---|---|
-//! | `rawfd` (default) | [`ReadVolatile`] and [`WriteVolatile`] for files, sockets and descriptors |
+//! | `rawfd` (default) | [`ReadVolatile`] and [`WriteVolatile`] for files, sockets and descriptors; [`vectored`] |
 //! | `backend-mmap` | [`mmap`]: memory in mappings of this process |
 //! | `backend-bitmap` | [`bitmap::AtomicBitmap`] |
 //! | `backend-atomic` | [`atomic`]: maps that are swapped |
@@ -149,6 +149,12 @@ pub mod iommu;
 #[expect(unsafe_code, reason = "makes and removes mappings, and slices of them")]
 pub mod mmap;
 pub mod region;
+#[cfg(all(feature = "rawfd", unix))]
+#[expect(
+    unsafe_code,
+    reason = "hands pointers into guest memory to readv(2) and writev(2), and keeps slices of memory that it owns"
+)]
+pub mod vectored;
 #[expect(unsafe_code, reason = "turns pointers with a length into slices and values")]
 pub mod volatile_memory;
 
