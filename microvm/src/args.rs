@@ -32,6 +32,14 @@ pub struct Args {
     #[arg(long, conflicts_with = "kernel")]
     pub no_kvm: bool,
 
+    /// Cut the end of the disk image and of a third region off, and grow them again, while the guest runs
+    #[arg(long, conflicts_with_all = ["kernel", "disk"])]
+    pub chaos: bool,
+
+    /// What --chaos draws its lengths and pauses from [default: the clock]
+    #[arg(long, value_name = "N", requires = "chaos")]
+    pub seed: Option<u64>,
+
     /// The KVM device
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
     pub kvm: String,

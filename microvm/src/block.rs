@@ -10,8 +10,11 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT,
 };
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
+use std::sync::Arc;
+
+use crate::chaos::{self, Chaos, Moment};
 use crate::disk::Disk;
 use crate::pages::PageMap;
 use crate::plan::SECTOR;
@@ -42,6 +45,8 @@ pub struct Counts {
     pub bytes_read: u64,
     /// Bytes from guest memory to the disk.
     pub bytes_written: u64,
+    /// Requests of the storm ([`crate::chaos`]), which count nowhere else.
+    pub storm: chaos::Counts,
     /// Why the first requests were refused.
     pub reasons: Vec<String>,
 }
@@ -49,7 +54,8 @@ pub struct Counts {
 impl Counts {
     /// All chains that were taken from the queue.
     pub fn total(&self) -> u64 {
-        self.reads + self.writes + self.flushes + self.ids + self.refused + self.malformed
+        let storm = self.storm.moved + self.storm.failed;
+        self.reads + self.writes + self.flushes + self.ids + self.refused + self.malformed + storm
     }
 }
 
@@ -57,6 +63,8 @@ impl Counts {
 #[derive(Debug)]
 pub struct Block {
     disk: Disk,
+    /// What cuts files under it.
+    chaos: Option<Arc<Chaos>>,
     /// What it has done so far.
     pub counts: Counts,
     /// Pages that it wrote for certain.
@@ -70,6 +78,10 @@ pub struct Block {
 struct Refusal {
     status: u32,
     why: String,
+    /// Whether a page was gone.
+    fault: bool,
+    /// Whether it has been counted.
+    counted: bool,
 }
 
 impl Refusal {
@@ -77,6 +89,22 @@ impl Refusal {
         Self {
             status: VIRTIO_BLK_S_IOERR,
             why: why.into(),
+            fault: false,
+            counted: false,
+        }
+    }
+
+    /// A transfer that ended with `error`.
+    fn transfer(what: &str, sector: u64, error: &GuestMemoryError) -> Self {
+        let fault = match error {
+            GuestMemoryError::IOError(error) => error.raw_os_error() == Some(libc::EFAULT),
+            // Some bytes of the part had been moved.
+            GuestMemoryError::PartialBuffer { .. } => true,
+            _ => false,
+        };
+        Self {
+            fault,
+            ..Self::io(format!("{what} sector {sector}: {error}"))
         }
     }
 }
@@ -87,10 +115,24 @@ impl Block {
         let (dirtied, maybe_dirtied) = (no_pages.clone(), no_pages);
         Self {
             disk,
+            chaos: None,
             counts: Counts::default(),
             dirtied,
             maybe_dirtied,
         }
+    }
+
+    /// The same device, under which files are cut.
+    pub fn with_chaos(self, chaos: Arc<Chaos>) -> Self {
+        Self {
+            chaos: Some(chaos),
+            ..self
+        }
+    }
+
+    /// What cuts files under it.
+    pub fn chaos(&self) -> Option<&Chaos> {
+        self.chaos.as_deref()
     }
 
     /// Feature bits of the device type.
@@ -135,8 +177,10 @@ impl Block {
         let (status, written) = match self.carry_out(mem, &mut readable, &writable) {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
             Err(refusal) => {
-                self.counts.refused += 1;
-                self.note(refusal.why);
+                if !refusal.counted {
+                    self.counts.refused += 1;
+                    self.note(refusal.why);
+                }
                 (refusal.status, 0)
             }
         };
@@ -169,8 +213,18 @@ impl Block {
         let header = u128::from_le_bytes(header);
         let (kind, sector) = (header as u32, (header >> 64) as u64);
         match kind {
-            VIRTIO_BLK_T_IN => self.read(mem, sector, writable),
-            VIRTIO_BLK_T_OUT => self.write(mem, sector, readable),
+            VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => {
+                let (reads, data) = match kind {
+                    VIRTIO_BLK_T_IN => (true, writable),
+                    _ => (false, &*readable),
+                };
+                match self.chaos.clone() {
+                    Some(chaos) if (chaos.storm().sector..self.disk.sectors()).contains(&sector) => {
+                        self.in_the_storm(&chaos, mem, sector, reads, data)
+                    }
+                    _ => self.transfer(mem, sector, reads, data),
+                }
+            }
             VIRTIO_BLK_T_FLUSH => {
                 self.disk
                     .flush()
@@ -183,10 +237,86 @@ impl Block {
                 let why = format!("no request has type {kind:#x}");
                 Err(Refusal {
                     status: VIRTIO_BLK_S_UNSUPP,
-                    why,
+                    ..Refusal::io(why)
                 })
             }
         }
+    }
+
+    /// Moves data, counts it, and returns how many bytes of the buffers were written.
+    fn transfer<M>(&mut self, mem: &M, sector: u64, reads: bool, data: &Segments) -> Result<u64, Refusal>
+    where
+        M: GuestMemory,
+    {
+        let len = if reads {
+            self.read(mem, sector, data)?
+        } else {
+            self.write(mem, sector, data)?
+        };
+        let (requests, bytes) = match reads {
+            true => (&mut self.counts.reads, &mut self.counts.bytes_read),
+            false => (&mut self.counts.writes, &mut self.counts.bytes_written),
+        };
+        *requests += 1;
+        *bytes += len;
+        Ok(if reads { len } else { 0 })
+    }
+
+    /// The same while files are cut, and counted apart.
+    fn in_the_storm<M>(
+        &mut self,
+        chaos: &Chaos,
+        mem: &M,
+        sector: u64,
+        reads: bool,
+        data: &Segments,
+    ) -> Result<u64, Refusal>
+    where
+        M: GuestMemory,
+    {
+        let nth = self.counts.storm.moved + self.counts.storm.failed;
+        let moment = chaos
+            .before(nth)
+            .map_err(|e| Refusal::io(format!("cutting files: {e}")))?;
+        let outcome = if reads {
+            self.read(mem, sector, data)
+        } else {
+            self.write(mem, sector, data).map(|_| 0)
+        };
+        let mut good = outcome.as_ref().map_or_else(|refusal| refusal.fault, |_| true);
+        if let Moment::Certain { whole, .. } = moment {
+            good &= outcome.is_ok() == whole;
+            if whole {
+                self.counts.storm.certain_whole += 1;
+                good &= self.holds_the_same(mem, sector, data);
+            } else {
+                self.counts.storm.certain_cut += 1;
+            }
+        }
+        self.counts.storm.wrong += u64::from(!good);
+        match outcome {
+            Ok(written) => {
+                self.counts.storm.moved += 1;
+                Ok(written)
+            }
+            Err(refusal) => {
+                self.counts.storm.failed += 1;
+                if !good {
+                    self.note(refusal.why.clone());
+                }
+                Err(Refusal {
+                    counted: true,
+                    ..refusal
+                })
+            }
+        }
+    }
+
+    /// Whether guest memory has the bytes of the file.
+    fn holds_the_same<M: GuestMemory>(&mut self, mem: &M, sector: u64, data: &Segments) -> bool {
+        let mut guest = vec![0; usize::try_from(data.len()).unwrap_or(0)];
+        let file = self.disk.read_sectors(sector, data.len() / SECTOR);
+        data.read(mem, &mut guest).is_ok() && file.is_ok_and(|file| file == guest)
     }
 
     fn read<M>(&mut self, mem: &M, sector: u64, to: &Segments) -> Result<u64, Refusal>
@@ -198,13 +328,11 @@ impl Block {
         for &(addr, len) in &to.parts {
             if let Err(e) = self.disk.read_to_guest(mem, addr, offset, len) {
                 self.maybe_dirtied.add(addr.0, len as u64);
-                return Err(Refusal::io(format!("reading sector {sector}: {e}")));
+                return Err(Refusal::transfer("reading", sector, &e));
             }
             self.dirtied.add(addr.0, len as u64);
             offset += len as u64;
         }
-        self.counts.reads += 1;
-        self.counts.bytes_read += len;
         Ok(len)
     }
 
@@ -217,13 +345,11 @@ impl Block {
         for &(addr, len) in &from.parts {
             self.disk
                 .write_from_guest(mem, addr, offset, len)
-                .map_err(|e| Refusal::io(format!("writing sector {sector}: {e}")))?;
+                .map_err(|e| Refusal::transfer("writing", sector, &e))?;
             offset += len as u64;
         }
         self.disk.commit(sector, len / SECTOR);
-        self.counts.writes += 1;
-        self.counts.bytes_written += len;
-        Ok(0)
+        Ok(len)
     }
 
     fn identify<M>(&mut self, mem: &M, to: &Segments) -> Result<u64, Refusal>

@@ -6,7 +6,10 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryError, MmapRegion, VolatileMemory,
+    VolatileMemoryError,
+};
 
 use crate::error::Error;
 use crate::plan::{mix, CHUNK_SECTORS, SECTOR};
@@ -21,6 +24,8 @@ const IMAGE_PLACE: u64 = 1 << 48;
 pub struct Disk {
     base: File,
     overlay: Option<Overlay>,
+    /// The base again, in memory: then bytes are copied between this and guest memory.
+    mapping: Option<MmapRegion>,
     sectors: u64,
     name: String,
 }
@@ -40,18 +45,42 @@ impl Disk {
     ///
     /// [`Error::Image`] when it cannot be made.
     pub fn temporary() -> Result<Self, Error> {
+        Self::temporary_of(IMAGE_SECTORS)
+    }
+
+    /// Makes a temporary image with so many sectors more, and maps it: its bytes are copied to guest memory and not read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Image`] when it cannot be made.
+    pub fn temporary_and_mapped(more: u64) -> Result<Self, Error> {
+        let fail = |why| Error::Image {
+            what: "map the temporary disk image",
+            why,
+        };
+        let mut disk = Self::temporary_of(IMAGE_SECTORS + more)?;
+        let len = usize::try_from(disk.sectors * SECTOR).map_err(|e| fail(io::Error::other(e)))?;
+        let place = FileOffset::new(disk.file().map_err(fail)?, 0);
+        let mapping = MmapRegion::from_file(place, len).map_err(|e| fail(io::Error::other(e)))?;
+        disk.mapping = Some(mapping);
+        disk.name = "temporary image, mapped".to_owned();
+        Ok(disk)
+    }
+
+    fn temporary_of(sectors: u64) -> Result<Self, Error> {
         let fail = |why| Error::Image {
             what: "make a temporary disk image",
             why,
         };
         let mut base = tempfile::tempfile().map_err(fail)?;
-        let words = IMAGE_PLACE..IMAGE_PLACE + IMAGE_SECTORS * SECTOR / 8;
+        let words = IMAGE_PLACE..IMAGE_PLACE + sectors * SECTOR / 8;
         let bytes: Vec<u8> = words.flat_map(|place| mix(place).to_le_bytes()).collect();
         base.write_all(&bytes).map_err(fail)?;
         Ok(Self {
             base,
             overlay: None,
-            sectors: IMAGE_SECTORS,
+            mapping: None,
+            sectors,
             name: "temporary image".to_owned(),
         })
     }
@@ -112,6 +141,7 @@ impl Disk {
         Ok(Self {
             base,
             overlay,
+            mapping: None,
             sectors,
             name: path.display().to_string(),
         })
@@ -120,6 +150,15 @@ impl Disk {
     /// Its capacity.
     pub fn sectors(&self) -> u64 {
         self.sectors
+    }
+
+    /// The file of the image, once more.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn file(&self) -> io::Result<File> {
+        self.base.try_clone()
     }
 
     /// What to call it in the report.
@@ -146,6 +185,15 @@ impl Disk {
     where
         M: GuestMemory + ?Sized,
     {
+        if let Some(mapping) = &self.mapping {
+            return copy_in_parts(offset, addr, len, |part, at, addr| {
+                mapping
+                    .as_volatile_slice()
+                    .read_slice(part, at)
+                    .map_err(of_mapping)?;
+                mem.write_slice(part, addr)
+            });
+        }
         let mut left = len;
         while left > 0 {
             let (file, run) = self.run_at(offset, left);
@@ -178,6 +226,15 @@ impl Disk {
     where
         M: GuestMemory + ?Sized,
     {
+        if let Some(mapping) = &self.mapping {
+            return copy_in_parts(offset, addr, len, |part, at, addr| {
+                mem.read_slice(part, addr)?;
+                mapping
+                    .as_volatile_slice()
+                    .write_slice(part, at)
+                    .map_err(of_mapping)
+            });
+        }
         let file = match &mut self.overlay {
             Some(overlay) => &mut overlay.file,
             None => &mut self.base,
@@ -260,6 +317,41 @@ impl Disk {
             },
             run,
         )
+    }
+}
+
+/// Calls `copy` with a buffer, an offset in the mapped disk, and a guest address, for one part of the range after another.
+fn copy_in_parts(
+    offset: u64,
+    addr: GuestAddress,
+    len: usize,
+    copy: impl Fn(&mut [u8], usize, GuestAddress) -> Result<(), GuestMemoryError>,
+) -> Result<(), GuestMemoryError> {
+    let mut buffer = [0; SECTOR as usize];
+    let mut done = 0;
+    while done < len {
+        let part = buffer.len().min(len - done);
+        let at = offset
+            .checked_add(done as u64)
+            .and_then(|at| usize::try_from(at).ok());
+        let guest = addr.0.checked_add(done as u64);
+        let (Some(at), Some(guest), Some(buffer)) = (at, guest, buffer.get_mut(..part)) else {
+            return Err(GuestMemoryError::GuestAddressOverflow);
+        };
+        copy(buffer, at, GuestAddress(guest))?;
+        done += part;
+    }
+    Ok(())
+}
+
+/// An error of the mapped disk. `From` would make a place that is not there one of guest memory.
+fn of_mapping(error: VolatileMemoryError) -> GuestMemoryError {
+    match error {
+        VolatileMemoryError::IOError(error) => GuestMemoryError::IOError(error),
+        VolatileMemoryError::PartialBuffer { expected, completed } => {
+            GuestMemoryError::PartialBuffer { expected, completed }
+        }
+        other => GuestMemoryError::IOError(io::Error::other(other)),
     }
 }
 

@@ -119,6 +119,8 @@ struct Driver {
     sum: u64,
     pages: u64,
     requests: u64,
+    /// Of those, the ones that may have failed and did.
+    failed: u64,
 }
 
 impl Driver {
@@ -132,6 +134,7 @@ impl Driver {
             sum: 0,
             pages: 0,
             requests: 0,
+            failed: 0,
         }
     }
 
@@ -151,6 +154,7 @@ impl Driver {
         results[result::GOT] = failure.got;
         results[result::PAGES] = self.pages;
         results[result::REQUESTS] = self.requests;
+        results[result::FAILED] = self.failed;
         for (index, word) in results.into_iter().enumerate() {
             // If this cannot be written, the host finds that nothing was reported.
             let _ = self
@@ -267,6 +271,7 @@ impl Driver {
         let (before, after) = (this(pass::BEFORE), this(pass::AFTER));
         let [low, low_stride] = [this(pass::LOW), this(pass::LOW_STRIDE)];
         let [high, high_stride] = [this(pass::HIGH), this(pass::HIGH_STRIDE)];
+        let may_fail = this(pass::MAY_FAIL) != 0;
         let buffers = |chunk: u64| [low + chunk * low_stride, high + chunk * high_stride];
         let sector_of = |chunk: u64| sector + chunk * CHUNK_SECTORS;
         let mut chunk = 0;
@@ -281,7 +286,7 @@ impl Driver {
             } else {
                 1
             };
-            self.kick((batch.end - batch.start) as u16, VIRTIO_BLK_S_OK, len)?;
+            self.kick((batch.end - batch.start) as u16, VIRTIO_BLK_S_OK, len, may_fail)?;
             for chunk in batch.clone() {
                 self.apply(after, buffers(chunk), sector_of(chunk))?;
                 if after == op::SUM && chunk >= self.param(param::STAMP_FROM) {
@@ -297,6 +302,7 @@ impl Driver {
         let sectors = chunks * CHUNK_SECTORS;
         self.print(
             match after {
+                _ if may_fail => format!("storm  {sectors} sectors from sector {sector} on\n"),
                 op::SUM => format!("read   {sectors} sectors, checksum agrees\n"),
                 op::COMPARE => format!("check  {sectors} sectors read back and compared\n"),
                 _ => format!("write  {sectors} sectors from sector {sector} on\n"),
@@ -341,7 +347,7 @@ impl Driver {
     /// One request alone, which must end with `status`.
     fn single(&mut self, kind: u32, sector: u64, data: Buffers, status: u32) -> Result<(), Failure> {
         self.enqueue(0, kind, sector, data)?;
-        self.kick(1, status, 1)
+        self.kick(1, status, 1, false)
     }
 
     /// Writes header and descriptors of slot `slot`, and puts it into the available ring.
@@ -378,8 +384,9 @@ impl Driver {
         )
     }
 
-    /// Publishes the last `count` requests, notifies, and waits until all are used.
-    fn kick(&mut self, count: u16, status: u32, len: u32) -> Result<(), Failure> {
+    /// Publishes the last `count` requests, notifies, and waits until all are used. If they `may_fail`, an I/O error is as good as an
+    /// answer.
+    fn kick(&mut self, count: u16, status: u32, len: u32, may_fail: bool) -> Result<(), Failure> {
         let avail = GuestAddress(self.param(param::AVAIL) + 2);
         let stored = self.mem.store(self.next.to_le(), avail, Ordering::Release);
         stored.map_err(|e| lost(avail.0, &e))?;
@@ -413,14 +420,21 @@ impl Driver {
         for slot in 0..count {
             let index = self.next.wrapping_sub(count).wrapping_add(slot);
             let element = self.word(used + 4 + 8 * u64::from(index % QUEUE_SIZE as u16))?;
-            let want = (u64::from(slot) * 4) | (u64::from(len) << 32);
-            check(step::QUEUE, u64::from(index), want, element)?;
             let at = self.param(param::REQUESTS) + 32 * u64::from(slot) + 16;
             let got = self
                 .mem
                 .read_obj::<u8>(GuestAddress(at))
                 .map_err(|e| lost(at, &e))?;
-            check(step::STATUS, u64::from(slot), u64::from(status), u64::from(got))?;
+            // What fails writes its status and nothing else.
+            let io_error = u32::from(got) == VIRTIO_BLK_S_IOERR;
+            let len = if io_error { 1 } else { len };
+            let want = (u64::from(slot) * 4) | (u64::from(len) << 32);
+            check(step::QUEUE, u64::from(index), want, element)?;
+            if may_fail && io_error {
+                self.failed += 1;
+            } else {
+                check(step::STATUS, u64::from(slot), u64::from(status), u64::from(got))?;
+            }
             self.requests += 1;
         }
         Ok(())

@@ -100,6 +100,14 @@ pub enum Error {
         /// What the library said.
         why: vm_memory::GuestMemoryError,
     },
+    /// Files cannot be cut off and grown again.
+    #[error("--chaos: cannot {what}: {why}")]
+    Chaos {
+        /// What was tried.
+        what: &'static str,
+        /// What the operating system said.
+        why: io::Error,
+    },
     /// A thread could not be started, or died.
     #[error("cannot {what}: {why}")]
     Thread {

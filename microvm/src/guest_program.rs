@@ -8,6 +8,7 @@
 
 use std::arch::global_asm;
 
+use virtio_bindings::virtio_blk::VIRTIO_BLK_S_IOERR;
 use virtio_bindings::virtio_mmio as reg;
 
 use crate::bus::DEBUG_EXIT;
@@ -44,6 +45,7 @@ global_asm!(
     w_high_stride = const pass::HIGH_STRIDE * 8,
     w_before = const pass::BEFORE * 8,
     w_after = const pass::AFTER * 8,
+    w_may_fail = const pass::MAY_FAIL * 8,
     op_none = const op::NONE,
     op_wipe = const op::WIPE,
     op_compare = const op::COMPARE,
@@ -55,6 +57,7 @@ global_asm!(
     r_got = const result::GOT * 8,
     r_pages = const result::PAGES * 8,
     r_requests = const result::REQUESTS * 8,
+    r_failed = const result::FAILED * 8,
     s_done = const step::DONE,
     s_memory = const step::MEMORY,
     s_virtio = const step::VIRTIO,
@@ -72,6 +75,7 @@ global_asm!(
     half = const HALF,
     half_words = const HALF / 8,
     bad_type = const BAD_TYPE,
+    io_error = const VIRTIO_BLK_S_IOERR,
     magic = const MAGIC,
     version = const VERSION,
     com1 = const COM1,

@@ -18,7 +18,7 @@ use crate::plan::{PARAMS, PROGRAM, STACK_TOP};
 use crate::report::Report;
 use crate::verify::{self, Dirty};
 use crate::vm::{self, Availability, Entry, Machine, Outcome};
-use crate::{no_bus, open_disk, say, Job};
+use crate::{map, no_bus, open_disk, say, Job};
 
 /// A guest that is not done by then hangs. It takes milliseconds, and seconds where KVM emulates it.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
@@ -29,7 +29,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(120);
 ///
 /// Whatever keeps it from starting.
 pub fn run_program(args: &Args, mem: u64, kvm: &Kvm) -> Result<bool, Error> {
-    let ram = Arc::new(memory::map(mem, Backing::Anonymous)?);
+    let ram = Arc::new(map(args, mem, Backing::Anonymous)?);
     ram.write_slice(guest_program::bytes(), GuestAddress(PROGRAM))
         .map_err(|why| Error::GuestMemory {
             what: "load the guest program",
@@ -44,7 +44,7 @@ pub fn run_program(args: &Args, mem: u64, kvm: &Kvm) -> Result<bool, Error> {
     let mut job = Job::new(args, &ram, &format!("a 64-bit guest on {}", args.kvm))?;
     let (driver, failed, took);
     (job.bus, driver, failed, took) = run_machine(machine, job.bus, Some(TIME_LIMIT))?;
-    Ok(job.finish(&ram, driver, failed, took, true))
+    job.finish(&ram, driver, failed, took, true)
 }
 
 /// Boots the kernel that `args` names.

@@ -15,6 +15,7 @@
 mod args;
 mod block;
 mod bus;
+mod chaos;
 mod disk;
 mod driver;
 mod error;
@@ -47,6 +48,7 @@ use std::time::{Duration, Instant};
 use args::{human, Args};
 use block::Block;
 use bus::{Bus, Console};
+use chaos::Chaos;
 use disk::Disk;
 use error::Error;
 use memory::{Backing, GuestRam};
@@ -101,7 +103,7 @@ fn run(args: &Args) -> Result<bool, Error> {
 
 /// Runs the driver as a thread.
 fn run_thread(args: &Args, mem: u64, why: &str) -> Result<bool, Error> {
-    let ram = Arc::new(memory::map(mem, Backing::Memfd)?);
+    let ram = Arc::new(map(args, mem, Backing::Memfd)?);
     let view = memory::second_view(&ram)?;
     // Its bitmap is read after the thread is gone: the mappings are shared with this map.
     let log = view.clone();
@@ -110,7 +112,17 @@ fn run_thread(args: &Args, mem: u64, why: &str) -> Result<bool, Error> {
     let start = Instant::now();
     driver::run(view, &mut job.bus)?;
     let took = start.elapsed();
-    Ok(job.finish(&ram, memory::harvest(&log), None, took, false))
+    job.finish(&ram, memory::harvest(&log), None, took, false)
+}
+
+/// Maps guest memory, with what the options add to it.
+fn map(args: &Args, mem: u64, backing: Backing) -> Result<GuestRam, Error> {
+    let ram = memory::map(mem, backing)?;
+    if args.chaos {
+        chaos::with_region(&ram)
+    } else {
+        Ok(ram)
+    }
 }
 
 /// A run of the built-in guest, under way.
@@ -120,13 +132,21 @@ struct Job {
     /// The sectors that will be read, as they are now.
     before: Vec<u8>,
     loaded: u64,
+    chaos: Option<chaos::Running>,
 }
 
 impl Job {
     /// Opens the disk, plans the run, puts the plan into guest memory, and says what will run.
     fn new(args: &Args, ram: &Arc<GuestRam>, banner: &str) -> Result<Self, Error> {
         let mut disk = open_disk(args)?;
-        let plan = Plan::new(ram, disk.sectors());
+        let chaos = match args.chaos {
+            true => Some(Chaos::new(ram, &disk, seed(args))?),
+            false => None,
+        };
+        let plan = match &chaos {
+            Some(chaos) => Plan::new(ram, chaos.storm().sector).with_storm(chaos.storm()),
+            None => Plan::new(ram, disk.sectors()),
+        };
         let before = disk
             .read_sectors(0, plan.read_chunks * CHUNK_SECTORS)
             .map_err(|why| Error::Image {
@@ -141,18 +161,27 @@ impl Job {
         plan.store(ram, words.fold(0, plan::sum))?;
         let size = human(ram.iter().map(GuestMemoryRegion::len).sum());
         let (regions, image) = (ram.num_regions(), disk.describe());
-        let block = Block::new(disk, PageMap::new(ram));
+        let mut block = Block::new(disk, PageMap::new(ram));
+        if let Some(chaos) = &chaos {
+            block = block.with_chaos(Arc::clone(chaos));
+        }
         let bus = Bus::new(Arc::clone(ram), Some(block), Console::Margin).map_err(no_bus)?;
         // The device's pages are counted from here on.
         let loaded = memory::harvest(ram).count();
         say(&format!(
-            "microvm: {banner}\n\nRAM   {size} in {regions} regions\nDisk  {image}\n\n"
+            "microvm: {banner}\n\nRAM   {size} in {regions} regions\nDisk  {image}\n"
         ));
+        if let Some(chaos) = &chaos {
+            say(&format!("Chaos --seed {}\n", chaos.seed()));
+        }
+        say("\n");
+        let chaos = chaos.map(|chaos| chaos.start()).transpose()?;
         Ok(Self {
             bus,
             plan,
             before,
             loaded,
+            chaos,
         })
     }
 
@@ -164,7 +193,10 @@ impl Job {
         failed: Option<String>,
         took: Duration,
         on_kvm: bool,
-    ) -> bool {
+    ) -> Result<bool, Error> {
+        if let Some(running) = self.chaos.take() {
+            running.stop()?;
+        }
         self.bus.drain_console(true);
         let dirty = Dirty::new(ram, driver);
         let expected = Expected {
@@ -184,15 +216,24 @@ impl Job {
             checks: &checks,
         };
         say(&report.render());
-        report.passed()
+        Ok(report.passed())
     }
 }
 
 fn open_disk(args: &Args) -> Result<Disk, Error> {
     match &args.disk {
+        None if args.chaos => Disk::temporary_and_mapped(chaos::CHUNKS * CHUNK_SECTORS),
         Some(path) => Disk::open(path, args.disk_write),
         None => Disk::temporary(),
     }
+}
+
+/// The seed of `--chaos`: given, or the time.
+fn seed(args: &Args) -> u64 {
+    args.seed.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(1, |now| u64::from(now.subsec_nanos()))
+    })
 }
 
 fn no_bus(why: virtio_queue::Error) -> Error {

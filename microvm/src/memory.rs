@@ -8,6 +8,7 @@
 //! ```
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use vm_memory::bitmap::AtomicBitmap;
@@ -68,6 +69,18 @@ pub fn map(mem: u64, backing: Backing) -> Result<GuestRam, Error> {
         regions.push(region(start, len, file).map_err(|why| cannot_map(mem, why))?);
     }
     GuestRam::from_regions(regions).map_err(|why| cannot_map(mem, why))
+}
+
+/// The same memory and one more region of `len` bytes at `start`, which is a file's.
+///
+/// # Errors
+///
+/// [`Error::MapMemory`] when it cannot be mapped, or another region is there.
+pub fn with_file_region(ram: &GuestRam, start: u64, len: u64) -> Result<GuestRam, Error> {
+    let file = memfd(len).map_err(|why| cannot_map(len, why))?;
+    let region = region(start, len, Some(file)).map_err(|why| cannot_map(len, why))?;
+    ram.insert_region(Arc::new(region))
+        .map_err(|why| cannot_map(len, why))
 }
 
 /// Maps the same memory a second time, with dirty bitmaps of its own: what a vCPU's accesses are to

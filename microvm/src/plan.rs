@@ -60,6 +60,9 @@ pub const BAD_REQUESTS: u64 = 3;
 /// The request type that no device knows.
 pub const BAD_TYPE: u32 = 0x77;
 
+/// Passes of a [`Storm`]: reads and writes in turn.
+pub const STORM_PASSES: usize = 4;
+
 /// The multiplier of [`mix`]: odd, so that no two addresses get the same word.
 pub const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The seed of [`mix`].
@@ -95,8 +98,10 @@ pub mod param {
     pub const PASS_COUNT: usize = 17;
     /// The passes, of [`super::pass::WORDS`] words each.
     pub const PASSES: usize = 18;
+    /// Passes that there is room for.
+    pub const MAX_PASSES: usize = 3 + super::STORM_PASSES;
     /// Words of the whole table.
-    pub const WORDS: usize = PASSES + 3 * super::pass::WORDS;
+    pub const WORDS: usize = PASSES + MAX_PASSES * super::pass::WORDS;
 }
 
 /// Indices of a pass: a run of equal requests over consecutive chunks.
@@ -119,8 +124,10 @@ pub mod pass {
     pub const BEFORE: usize = 7;
     /// What is done with them after it.
     pub const AFTER: usize = 8;
+    /// Not 0 if a request may come back with an I/O error.
+    pub const MAY_FAIL: usize = 9;
     /// Words of a pass.
-    pub const WORDS: usize = 9;
+    pub const WORDS: usize = 10;
 }
 
 /// What a guest does with a buffer.
@@ -151,8 +158,10 @@ pub mod result {
     pub const PAGES: usize = 4;
     /// Requests that the device completed as they should be, refused ones included.
     pub const REQUESTS: usize = 5;
+    /// Of those, requests of a pass that may fail which did.
+    pub const FAILED: usize = 6;
     /// Words of the results.
-    pub const WORDS: usize = 6;
+    pub const WORDS: usize = 7;
 }
 
 /// The steps of a guest, as it reports the one that failed.
@@ -221,6 +230,27 @@ impl Buffers {
     }
 }
 
+/// Requests between sectors and guest memory that may be gone when the device gets there ([`crate::chaos`]).
+///
+/// They come after all others, some of them reads and some writes, and each may fail. The guest only names the buffers: a vCPU
+/// that touched memory which is gone would be stopped by KVM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Storm {
+    /// The first of the sectors; they are the last ones of the disk.
+    pub sector: u64,
+    /// Chunks of each pass.
+    pub chunks: u64,
+    /// Guest address of the buffers, a chunk each, one behind the other.
+    pub buffers: u64,
+}
+
+impl Storm {
+    /// Requests of all passes.
+    pub fn requests(&self) -> u64 {
+        STORM_PASSES as u64 * self.chunks
+    }
+}
+
 /// The plan of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -229,6 +259,9 @@ pub struct Plan {
     write: [Buffers; 2],
     /// Sectors of the disk.
     pub capacity: u64,
+    /// Sectors that stay where they are: all, unless there is a storm.
+    steady: u64,
+    storm: Option<Storm>,
     /// Chunks that are read, from sector 0 on.
     pub read_chunks: u64,
     /// Chunks that are written, at the end of the disk.
@@ -271,15 +304,31 @@ impl Plan {
             read: pair(2, READ_CHUNKS),
             write: pair(3, WRITE_CHUNKS),
             capacity,
+            steady: capacity,
+            storm: None,
             read_chunks,
             write_chunks,
             stamp_from: read_chunks / 2,
         }
     }
 
+    /// Adds a storm on sectors behind those of the plan.
+    pub fn with_storm(self, storm: Storm) -> Self {
+        Self {
+            capacity: storm.sector + storm.chunks * CHUNK_SECTORS,
+            storm: Some(storm),
+            ..self
+        }
+    }
+
+    /// Requests of the storm.
+    pub fn storm_requests(&self) -> u64 {
+        self.storm.map_or(0, |storm| storm.requests())
+    }
+
     /// The first sector that is written.
     pub fn write_sector(&self) -> u64 {
-        self.capacity - self.write_chunks * CHUNK_SECTORS
+        self.steady - self.write_chunks * CHUNK_SECTORS
     }
 
     /// Pages of the pattern, in both regions.
@@ -289,12 +338,15 @@ impl Plan {
 
     /// Good and bad requests that the guest sends.
     pub fn requests(&self) -> u64 {
-        self.read_chunks + 2 * self.write_chunks + 1 + BAD_REQUESTS
+        self.read_chunks + 2 * self.write_chunks + self.storm_requests() + 1 + BAD_REQUESTS
     }
 
     /// Notifications of the queue: one for each batch of requests.
     pub fn kicks(&self) -> u64 {
-        self.read_chunks.div_ceil(SLOTS) + 2 * self.write_chunks.div_ceil(SLOTS) + 1 + BAD_REQUESTS
+        let storm = self
+            .storm
+            .map_or(0, |storm| STORM_PASSES as u64 * storm.chunks.div_ceil(SLOTS));
+        self.read_chunks.div_ceil(SLOTS) + 2 * self.write_chunks.div_ceil(SLOTS) + storm + 1 + BAD_REQUESTS
     }
 
     /// Writes parameters and empty results to guest memory.
@@ -313,7 +365,16 @@ impl Plan {
             self.capacity,
             checksum,
         ]);
-        table.extend([self.stamp_from, HOLE_START + (VIRTIO_MMIO - HOLE_START) / 2, 3]);
+        let passes = 3 + if self.storm.is_some() {
+            STORM_PASSES as u64
+        } else {
+            0
+        };
+        table.extend([
+            self.stamp_from,
+            HOLE_START + (VIRTIO_MMIO - HOLE_START) / 2,
+            passes,
+        ]);
         let mut pass = |kind: u64, sector: u64, chunks: u64, on: &[Buffers; 2], before, after| {
             let [low, high] = on;
             table.extend([
@@ -325,7 +386,7 @@ impl Plan {
                 high.start,
                 high.stride,
             ]);
-            table.extend([before, after]);
+            table.extend([before, after, 0]);
         };
         pass(0, 0, self.read_chunks, &self.read, op::NONE, op::SUM);
         pass(
@@ -344,6 +405,25 @@ impl Plan {
             op::WIPE,
             op::COMPARE,
         );
+        if let Some(Storm {
+            sector,
+            chunks,
+            buffers,
+        }) = self.storm
+        {
+            for nth in 0..STORM_PASSES as u64 {
+                table.extend([
+                    nth % 2,
+                    sector,
+                    chunks,
+                    buffers,
+                    2 * HALF,
+                    buffers + HALF,
+                    2 * HALF,
+                ]);
+                table.extend([op::NONE, op::NONE, 1]);
+            }
+        }
         let mut results = [0; result::WORDS];
         results[result::STEP] = step::NEVER;
         let words = [(PARAMS, table.as_slice()), (RESULTS, results.as_slice())];
@@ -492,6 +572,21 @@ mod tests {
         };
         assert_eq!((word(param::SUM), word(param::PASS_COUNT)), (7, 3));
         assert_eq!(word(param::PASSES + 2 * pass::WORDS + pass::AFTER), op::COMPARE);
+        assert_eq!(word(param::PASSES + 3 * pass::WORDS), 0);
+        let storm = Storm {
+            sector: 64,
+            chunks: 3,
+            buffers: 0x1234_0000,
+        };
+        let plan = plan.with_storm(storm);
+        plan.store(&ram, 7).unwrap();
+        assert_eq!((word(param::CAPACITY), word(param::PASS_COUNT)), (64 + 24, 7));
+        let last = param::PASSES + (param::MAX_PASSES - 1) * pass::WORDS;
+        assert_eq!(word(last + pass::MAY_FAIL), 1);
         assert_eq!(word(param::WORDS), 0);
+        assert_eq!(
+            (plan.requests(), plan.kicks()),
+            (3 * 8 + 4 * 3 + 1 + 3, 3 + 4 + 1 + 3)
+        );
     }
 }

@@ -102,26 +102,40 @@ pub fn all(
 ) -> Vec<Check> {
     let mut checks = vec![
         ended(bus, failed),
-        reported(ram, expected.plan),
+        reported(ram, bus, expected.plan),
         pattern(ram, expected.plan),
     ];
     checks.push(read_buffers(ram, expected));
     checks.extend(sectors(bus, expected));
     checks.extend(counts(bus, expected.plan));
+    checks.extend(storm(bus, expected.plan));
     checks.extend(device_pages(bus, dirty));
     checks.push(driver_pages(ram, dirty, expected));
     checks
 }
 
-fn reported(ram: &GuestRam, plan: &Plan) -> Check {
+fn reported(ram: &GuestRam, bus: &Bus<GuestRam>, plan: &Plan) -> Check {
     let mut words = [0; result::WORDS];
     for (index, word) in words.iter_mut().enumerate() {
         let at = GuestAddress(RESULTS + 8 * index as u64);
         *word = ram.read_obj::<u64>(at).map_or(step::NEVER, u64::from_le);
     }
-    let want = [step::DONE, 0, 0, 0, 2 * plan.pattern_pages(), plan.requests()];
+    // Which requests of the storm failed is the device's to say.
+    let failed = bus
+        .block
+        .as_ref()
+        .map_or(0, |block| block.block.counts.storm.failed);
+    let want = [
+        step::DONE,
+        0,
+        0,
+        0,
+        2 * plan.pattern_pages(),
+        plan.requests(),
+        failed,
+    ];
     let wrong = (words != want).then(|| {
-        let [at, place, want, got, pages, requests] = words;
+        let [at, place, want, got, pages, requests, _] = words;
         let step = step_name(at);
         format!("{step}, at {place:#x}: wanted {want:#x}, found {got:#x}; {pages} pages, {requests} requests")
     });
@@ -226,6 +240,33 @@ fn counts(bus: &Bus<GuestRam>, plan: &Plan) -> Option<Check> {
         "requests, bytes and {} notifications are counted right",
         plan.kicks()
     );
+    Some(Check::new(what, (!wrong.is_empty()).then(|| wrong.join("; "))))
+}
+
+/// The requests on files that were cut under them, if there were any.
+fn storm(bus: &Bus<GuestRam>, plan: &Plan) -> Option<Check> {
+    let block = &bus.block.as_ref()?.block;
+    let (chaos, storm) = (block.chaos()?, block.counts.storm);
+    let cuts = chaos.cuts();
+    let what = format!(
+        "{} of {} requests under {cuts} cuts failed, all others moved",
+        storm.failed,
+        storm.failed + storm.moved
+    );
+    let certain = plan.storm_requests() / 8;
+    let wrong = [
+        (storm.failed + storm.moved, plan.storm_requests(), "requests"),
+        (storm.certain_whole, certain, "requests between whole files"),
+        (storm.certain_cut, certain, "requests on a file that was cut"),
+        (storm.wrong, 0, "that ended otherwise than they had to"),
+        (u64::from(cuts <= certain), 0, "files cut by the thread alone"),
+        (u64::from(storm.failed < certain), 0, "failures missing"),
+    ];
+    let wrong: Vec<_> = wrong
+        .iter()
+        .filter(|(got, want, _)| got != want)
+        .map(|(got, want, name)| format!("{got} {name} instead of {want}"))
+        .collect();
     Some(Check::new(what, (!wrong.is_empty()).then(|| wrong.join("; "))))
 }
 

@@ -8,6 +8,10 @@ use tempfile::TempDir;
 const CHECKS: usize = 8;
 
 fn assert_all_agrees(args: &[&str]) -> String {
+    assert_agrees(args, CHECKS)
+}
+
+fn assert_agrees(args: &[&str], checks: usize) -> String {
     let output = microvm(args);
     let text = stdout(&output);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -15,7 +19,7 @@ fn assert_all_agrees(args: &[&str]) -> String {
     assert!(stderr.is_empty(), "{stderr}");
     assert_eq!(
         text.lines().filter(|line| line.starts_with("  ok ")).count(),
-        CHECKS,
+        checks,
         "{text}"
     );
     assert!(
@@ -76,6 +80,32 @@ fn without_the_device_it_says_so_and_runs() {
         first.starts_with("microvm: no KVM (there is no /no/kvm); "),
         "{first}"
     );
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn files_are_cut_under_a_guest_on_kvm() {
+    if !has_kvm("files_are_cut_under_a_guest_on_kvm") {
+        return;
+    }
+    let text = assert_agrees(&["--chaos"], CHECKS + 1);
+    assert!(text.contains("\nChaos --seed "), "{text}");
+    assert!(text.contains("  100000000-107ffffff : System RAM"), "{text}");
+    assert!(text.contains("  140000000-14003ffff : System RAM"), "{text}");
+    assert!(
+        text.contains("  | storm  512 sectors from sector 2048 on"),
+        "{text}"
+    );
+}
+
+#[test]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn files_are_cut_under_a_driver_as_a_thread() {
+    for seed in ["0", "1", "18446744073709551615"] {
+        let text = assert_agrees(&["--no-kvm", "--chaos", "--seed", seed], CHECKS + 1);
+        assert!(text.contains(&format!("\nChaos --seed {seed}\n")), "{text}");
+        assert!(text.contains(" of 256 requests under "), "{text}");
+    }
 }
 
 #[test]
@@ -146,6 +176,8 @@ fn bad_options_are_one_line() {
             vec!["--no-kvm", "--kernel", "x"],
             vec!["--no-kvm", "cannot be used with", "--kernel"],
         ),
+        (vec!["--seed", "1"], vec!["--chaos"]),
+        (vec!["--chaos", "--disk", "x"], vec!["cannot be used with"]),
         (vec!["--nonsense"], vec!["unexpected argument '--nonsense'"]),
         (vec!["--kvm", "/dev/null"], vec!["/dev/null: ", "--no-kvm"]),
         (vec!["--kvm", folder], vec!["directory", "--no-kvm"]),
