@@ -40,7 +40,7 @@ impl Permissions {
     /// A bit for each of the two parts.
     #[inline(always)]
     #[expect(clippy::as_conversions, reason = "the discriminants are the bits")]
-    const fn bits(self) -> u8 {
+    pub(crate) const fn bits(self) -> u8 {
         self as u8
     }
 

@@ -1,9 +1,10 @@
 //! [`Iotlb`]: the mappings that are known.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::ops::Deref;
 
+use super::mapping_table::{Mapping, MappingTable, Place};
 use super::{Error, IotlbFails, IovaRange, MappedRange};
 use crate::guest_memory::{GuestAddress, Permissions};
 
@@ -38,33 +39,13 @@ use crate::guest_memory::{GuestAddress, Permissions};
 /// ```
 #[derive(Debug, Default)]
 pub struct Iotlb {
-    /// By first address. No two have an address in common.
-    mappings: BTreeMap<u64, Mapping>,
+    mappings: MappingTable,
     /// How many mappings are kept at most.
     bound: Option<NonZeroUsize>,
     /// When there is a bound: the age and the first address of every mapping, the oldest first.
     ages: BTreeSet<(u64, u64)>,
     /// The age of the next mapping.
     next_age: u64,
-}
-
-/// What the addresses from a first to a last one are mapped to.
-#[derive(Clone, Copy, Debug)]
-struct Mapping {
-    /// The last address: a range may end with the address space, where there is no next one.
-    last: u64,
-    /// What to add to an I/O virtual address, wrapping, for its guest physical address.
-    offset: u64,
-    permissions: Permissions,
-    /// When it was made, or last grew: later is greater.
-    age: u64,
-}
-
-impl Mapping {
-    /// Whether two mappings that are neighbours are one.
-    fn continues(&self, other: &Mapping) -> bool {
-        self.offset == other.offset && self.permissions == other.permissions
-    }
 }
 
 /// The last of `length` addresses from `base` on; `None` if there is none, or it would be past the end of the address space.
@@ -111,7 +92,7 @@ impl Iotlb {
             Some(_) => self
                 .mappings
                 .iter()
-                .map(|(start, mapping)| (mapping.age, *start))
+                .map(|mapping| (mapping.age(), mapping.start))
                 .collect(),
             None => BTreeSet::new(),
         };
@@ -146,28 +127,27 @@ impl Iotlb {
         };
         self.remove(first, last);
 
-        let mut start = first;
-        let mut mapping = Mapping {
-            last,
-            offset: map_to.0.wrapping_sub(first),
-            permissions: perm,
-            age: self.next_age,
-        };
+        let age = self.next_age;
         self.next_age = self.next_age.wrapping_add(1);
-        if let Some((&before_start, before)) = self.mappings.range(..first).next_back() {
-            if before.last.checked_add(1) == Some(first) && before.continues(&mapping) {
-                start = before_start;
+        let new = Mapping::new(first, last, map_to.0.wrapping_sub(first), perm, age);
+        let (mut start, mut end) = (first, last);
+        if let Some(before) = first.checked_sub(1).and_then(|before| self.mapping_at(before)) {
+            if before.1.continues(&new) {
+                start = before.1.start;
             }
         }
-        if let Some(after_start) = last.checked_add(1) {
-            if let Some(after) = self.mappings.get(&after_start) {
-                if after.continues(&mapping) {
-                    mapping.last = after.last;
-                    self.take(after_start);
-                }
+        if let Some(after) = last.checked_add(1).and_then(|after| self.mapping_at(after)) {
+            if after.1.continues(&new) {
+                end = after.1.last;
             }
         }
-        self.put(start, mapping);
+        if start == first && end == last {
+            self.put(new);
+        } else {
+            // They are one, as old as the newest part.
+            self.take_within(start, end);
+            self.put(Mapping::new(start, end, new.offset, perm, age));
+        }
         self.evict();
         Ok(())
     }
@@ -195,52 +175,51 @@ impl Iotlb {
     ///
     /// If not all of them are mapped, or not all mappings permit the access: every part of which that is so. A range that passes
     /// 2^64 fails as a whole, in `access_fails`.
+    #[inline(always)]
     pub fn lookup<D: Deref<Target = Iotlb>>(
         tlb: D,
         iova: GuestAddress,
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<D>, IotlbFails> {
-        if length == 0 {
-            return Ok(IotlbIterator {
-                tlb,
-                rest: None,
-                access,
-            });
-        }
-        let Some(last) = last_of(iova.0, length) else {
-            let whole = IovaRange { base: iova, length };
-            return Err(IotlbFails {
-                misses: Vec::new(),
-                access_fails: vec![whole],
-            });
+        let found = |tlb: D, place| IotlbIterator {
+            tlb,
+            next: iova.0,
+            left: length,
+            place,
+            access,
         };
-        match tlb.find_fails(iova.0, last, access) {
-            None => Ok(IotlbIterator {
-                tlb,
-                rest: Some((iova.0, last)),
-                access,
-            }),
-            Some(fails) => Err(fails),
-        }
-    }
-
-    /// Adds a mapping, or replaces the one with that first address.
-    fn put(&mut self, start: u64, mapping: Mapping) {
-        let replaced = self.mappings.insert(start, mapping);
-        if self.bound.is_some() {
-            if let Some(replaced) = replaced {
-                self.ages.remove(&(replaced.age, start));
+        let Some(last) = last_of(iova.0, length) else {
+            if length == 0 {
+                return Ok(found(tlb, Place::default()));
             }
-            self.ages.insert((mapping.age, start));
+            return Err(passes_as_a_whole(iova, length));
+        };
+        let before = tlb.mappings.last_at_or_before(iova.0);
+        if let Some((place, mapping)) = before {
+            let whole = last <= mapping.last && mapping.allows(access);
+            if whole || tlb.mappings.cover(place, iova.0, last, access) {
+                return Ok(found(tlb, place));
+            }
+        }
+        let place = before.map(|(place, _)| place).unwrap_or_default();
+        Err(tlb.find_fails(place, iova.0, last, access))
+    }
+
+    /// Adds a mapping.
+    fn put(&mut self, mapping: Mapping) {
+        self.mappings.insert(mapping);
+        if self.bound.is_some() {
+            self.ages.insert((mapping.age(), mapping.start));
         }
     }
 
-    /// Removes the mapping with that first address.
-    fn take(&mut self, start: u64) {
-        if let Some(taken) = self.mappings.remove(&start) {
-            self.ages.remove(&(taken.age, start));
-        }
+    /// Removes all mappings that lie in a range with all of their addresses.
+    fn take_within(&mut self, first: u64, last: u64) {
+        let Self { mappings, ages, .. } = self;
+        mappings.remove_within(first, last, |mapping| {
+            ages.remove(&(mapping.age(), mapping.start));
+        });
     }
 
     /// Removes the oldest mappings, down to the bound.
@@ -252,76 +231,100 @@ impl Iotlb {
             let Some((_, start)) = self.ages.pop_first() else {
                 return;
             };
-            self.mappings.remove(&start);
+            if let Some((_, mapping)) = self.mapping_at(start) {
+                let last = mapping.last;
+                self.mappings.remove_within(start, last, |_| {});
+            }
         }
     }
 
-    /// The mapping of one address, and the first address that it has.
-    fn mapping_at(&self, addr: u64) -> Option<(u64, &Mapping)> {
-        let (&start, mapping) = self.mappings.range(..=addr).next_back()?;
-        (addr <= mapping.last).then_some((start, mapping))
+    /// The mapping of one address, and its place.
+    #[inline(always)]
+    fn mapping_at(&self, addr: u64) -> Option<(Place, &Mapping)> {
+        self.mappings
+            .last_at_or_before(addr)
+            .filter(|(_, mapping)| addr <= mapping.last)
     }
 
-    /// What keeps the addresses from `first` to `last` from being accessed, if anything does.
-    fn find_fails(&self, first: u64, last: u64, access: Permissions) -> Option<IotlbFails> {
+    /// What keeps the addresses from `first` to `last` from being accessed. The last mapping that begins at `first` or before it is at
+    /// `place`, if there is one; else that is the first one's.
+    #[cold]
+    fn find_fails(&self, mut place: Place, first: u64, last: u64, access: Permissions) -> IotlbFails {
+        // The first one may end before the range.
+        if self
+            .mappings
+            .get(place)
+            .is_some_and(|mapping| mapping.last < first)
+        {
+            place = self.mappings.next(place);
+        }
+        if self
+            .mappings
+            .get(place)
+            .is_none_or(|mapping| mapping.start > last)
+        {
+            return IotlbFails {
+                misses: vec![range_of(first, last)],
+                access_fails: Vec::new(),
+            };
+        }
         let (mut misses, mut access_fails) = (Vec::new(), Vec::new());
-        let mut next = first;
-        let before = self.mapping_at(first).map(|(start, mapping)| (start, *mapping));
-        let behind = match first.checked_add(1) {
-            Some(after_first) if after_first <= last => Some(self.mappings.range(after_first..=last)),
-            _ => None,
-        };
-        let others = behind
-            .into_iter()
-            .flatten()
-            .map(|(start, mapping)| (*start, *mapping));
-        let mut covered = false;
-        for (start, mapping) in before.into_iter().chain(others) {
-            let from = start.max(first);
-            let to = mapping.last.min(last);
-            if next < from {
-                misses.push(range_of(next, from.wrapping_sub(1)));
+        let mut next = Some(first);
+        while let Some(mapping) = self.mappings.get(place) {
+            let Some(from) = next.filter(|_| mapping.start <= last) else {
+                break;
+            };
+            place = self.mappings.next(place);
+            let start = mapping.start.max(first);
+            let end = mapping.last.min(last);
+            if from < start {
+                misses.push(range_of(from, start.wrapping_sub(1)));
             }
-            if !mapping.permissions.allow(access) {
-                access_fails.push(range_of(from, to));
+            if !mapping.allows(access) {
+                access_fails.push(range_of(start, end));
             }
-            match to.checked_add(1) {
-                Some(after) if to < last => next = after,
-                _ => {
-                    covered = true;
-                    break;
-                }
-            }
+            next = end.checked_add(1).filter(|_| end < last);
         }
-        if !covered {
-            misses.push(range_of(next, last));
+        if let Some(from) = next {
+            misses.push(range_of(from, last));
         }
-        (!misses.is_empty() || !access_fails.is_empty()).then_some(IotlbFails { misses, access_fails })
+        IotlbFails { misses, access_fails }
     }
 
     /// Removes the addresses from `first` to `last` from all mappings.
     fn remove(&mut self, first: u64, last: u64) {
         // The one that begins before the range may reach into it, or over all of it.
-        if let Some((_, before)) = self.mappings.range_mut(..first).next_back() {
-            let reaches = before.last;
-            if reaches >= first {
-                // `first` is above that mapping's start, so it is not 0.
-                before.last = first.wrapping_sub(1);
-                let rest = Mapping {
-                    last: reaches,
-                    ..*before
-                };
-                if let Some(after) = last.checked_add(1).filter(|after| *after <= reaches) {
-                    self.put(after, rest);
-                }
-            }
-        }
-        while let Some((&start, &mapping)) = self.mappings.range(first..=last).next() {
-            self.take(start);
+        let before = first.checked_sub(1).and_then(|before| self.mapping_at(before));
+        if let Some((place, &mapping)) = before.filter(|(_, mapping)| mapping.last >= first) {
+            self.mappings
+                .change(place, |mapping| mapping.last = first.wrapping_sub(1));
             if let Some(after) = last.checked_add(1).filter(|after| *after <= mapping.last) {
-                self.put(after, mapping);
+                self.put(Mapping {
+                    start: after,
+                    ..mapping
+                });
+                return;
             }
         }
+        self.take_within(first, last);
+        // So may the last one reach out of it.
+        if let Some((place, &mapping)) = self.mapping_at(last) {
+            let after = last.saturating_add(1);
+            self.mappings.change(place, |mapping| mapping.start = after);
+            if self.bound.is_some() {
+                self.ages.remove(&(mapping.age(), mapping.start));
+                self.ages.insert((mapping.age(), after));
+            }
+        }
+    }
+}
+
+/// The answer to a lookup of a range that passes the end of the address space.
+#[cold]
+fn passes_as_a_whole(base: GuestAddress, length: usize) -> IotlbFails {
+    IotlbFails {
+        misses: Vec::new(),
+        access_fails: vec![IovaRange { base, length }],
     }
 }
 
@@ -343,26 +346,57 @@ pub(super) fn passes_the_end(base: GuestAddress, length: usize) -> Error {
 #[derive(Clone, Debug)]
 pub struct IotlbIterator<D: Deref<Target = Iotlb>> {
     tlb: D,
-    /// The first and the last address that are left.
-    rest: Option<(u64, u64)>,
+    /// The first address that is left.
+    next: u64,
+    /// How many are left.
+    left: usize,
+    /// Where its mapping was found. The pointer may lead to another IOTLB by now.
+    place: Place,
     access: Permissions,
+}
+
+impl<D: Deref<Target = Iotlb>> IotlbIterator<D> {
+    /// The mapping of the next address, and its place.
+    #[inline(always)]
+    fn mapping(&self) -> Option<(Place, Mapping)> {
+        let mappings = &self.tlb.mappings;
+        match mappings.get(self.place) {
+            // No two have an address in common: whatever was found before, this one is right.
+            Some(mapping) if mapping.start <= self.next && self.next <= mapping.last => {
+                Some((self.place, *mapping))
+            }
+            _ => self
+                .tlb
+                .mapping_at(self.next)
+                .map(|(place, mapping)| (place, *mapping)),
+        }
+    }
 }
 
 impl<D: Deref<Target = Iotlb>> Iterator for IotlbIterator<D> {
     type Item = MappedRange;
 
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
-        let (first, last) = self.rest.take()?;
-        let (_, mapping) = self.tlb.mapping_at(first)?;
-        if !mapping.permissions.allow(self.access) {
+        let more = self.left.checked_sub(1)?;
+        let found = self.mapping().filter(|(_, mapping)| mapping.allows(self.access));
+        let Some((place, mapping)) = found else {
+            self.left = 0;
             return None;
+        };
+        let base = GuestAddress(self.next.wrapping_add(mapping.offset));
+        // One less than the length: the length itself may be 2^64.
+        let more_here = usize::try_from(mapping.last.wrapping_sub(self.next)).unwrap_or(usize::MAX);
+        if more <= more_here {
+            let length = self.left;
+            self.left = 0;
+            return Some(MappedRange { base, length });
         }
-        let to = mapping.last.min(last);
-        self.rest = to.checked_add(1).filter(|_| to < last).map(|after| (after, last));
-        Some(MappedRange {
-            base: GuestAddress(first.wrapping_add(mapping.offset)),
-            length: range_of(first, to).length,
-        })
+        let length = more_here.wrapping_add(1);
+        self.left = self.left.wrapping_sub(length);
+        self.next = mapping.last.wrapping_add(1);
+        self.place = self.tlb.mappings.next(place);
+        Some(MappedRange { base, length })
     }
 }
 
@@ -373,6 +407,7 @@ impl<D: Deref<Target = Iotlb>> core::iter::FusedIterator for IotlbIterator<D> {}
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
     use Permissions::*;
 
     /// The whole address space of the model: this many addresses at the bottom and as many at the top.
@@ -509,9 +544,9 @@ mod tests {
                     }
                 }
                 // Mappings never touch without a difference, and never overlap.
-                for ((_, a), (start, b)) in iotlb.mappings.iter().zip(iotlb.mappings.iter().skip(1)) {
-                    prop_assert!(a.last < *start);
-                    prop_assert!(a.last + 1 != *start || !a.continues(b));
+                for (a, b) in iotlb.mappings.iter().zip(iotlb.mappings.iter().skip(1)) {
+                    prop_assert!(a.last < b.start);
+                    prop_assert!(a.last + 1 != b.start || !a.continues(b));
                 }
             }
             compare(&iotlb, &model)?;
@@ -546,7 +581,7 @@ mod tests {
                     continue;
                 }
                 prop_assert!(bounded.mappings.len() <= bound);
-                let ages: BTreeSet<_> = bounded.mappings.iter().map(|(start, m)| (m.age, *start)).collect();
+                let ages: BTreeSet<_> = bounded.mappings.iter().map(|m| (m.age(), m.start)).collect();
                 prop_assert_eq!(&ages, &bounded.ages);
                 for base in (0..WINDOW).chain(u64::MAX - WINDOW + 1..=u64::MAX) {
                     let found = |iotlb| Iotlb::lookup(iotlb, GuestAddress(base), 1, No).ok().and_then(|mut i| i.next());
@@ -621,7 +656,7 @@ mod tests {
             .set_mapping(GuestAddress(u64::MAX), GuestAddress(0), 0, ReadWrite)
             .unwrap();
         iotlb.invalidate_mapping(GuestAddress(0), 0);
-        assert!(iotlb.mappings.is_empty());
+        assert_eq!(iotlb.mappings.len(), 0);
         for addr in [0, 0x1000, u64::MAX] {
             assert_eq!(
                 Iotlb::lookup(&iotlb, GuestAddress(addr), 0, Read)

@@ -18,6 +18,7 @@
 //! Lengths are in bytes. Ranges that pass 2^64 are never accessible; one may end there exactly.
 
 mod iotlb;
+mod mapping_table;
 mod memory;
 
 #[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
