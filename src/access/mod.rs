@@ -364,19 +364,6 @@ pub(crate) enum Fetch {
     Or,
 }
 
-impl Fetch {
-    /// The new value. Bits above the operand's size are of no interest.
-    #[inline(always)]
-    fn apply(self, there: u64, operand: u64) -> u64 {
-        match self {
-            Self::Swap => operand,
-            Self::Add => there.wrapping_add(operand),
-            Self::And => there & operand,
-            Self::Or => there | operand,
-        }
-    }
-}
-
 /// Changes an integer in guest memory in one piece, with an ordering, and returns what was there.
 ///
 /// # Safety

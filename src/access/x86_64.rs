@@ -330,10 +330,11 @@ pub(super) unsafe fn fetch(
         // No instruction returns what was there. Whoever makes an attempt fail has changed the bytes; a guest that does so all the time keeps
         // this thread for as long as it wins each time, as it could with any atomic of the standard library.
         (Fetch::And | Fetch::Or, _) => {
+            let is_and = change == Fetch::And;
             // SAFETY: the caller's contract.
             let mut seen = unsafe { load_ordered(dst, size, Ordering::Relaxed) }?;
             loop {
-                let wanted = change.apply(seen, operand);
+                let wanted = if is_and { seen & operand } else { seen | operand };
                 // SAFETY: the caller's contract.
                 match unsafe { compare_exchange(dst, seen, wanted, size, order, Ordering::Relaxed) }? {
                     previous if previous == seen => break seen,
