@@ -394,10 +394,11 @@ fn an_empty_pool_of_huge_pages_is_an_error() {
 /// A region whose pages a userfaultfd answers for, with SIGBUS.
 #[test]
 fn a_userfaultfd_that_answers_with_sigbus_is_an_error() {
+    // The numbers of requests are of one type in glibc and of another in musl.
     const UFFD_API: u64 = 0xaa;
     const UFFD_FEATURE_SIGBUS: u64 = 1 << 7;
-    const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-    const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+    const UFFDIO_API: u32 = 0xc018_aa3f;
+    const UFFDIO_REGISTER: u32 = 0xc020_aa00;
     const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 
     fault::install().unwrap();
@@ -411,13 +412,19 @@ fn a_userfaultfd_that_answers_with_sigbus_is_an_error() {
     let userfaultfd = unsafe { File::from_raw_fd(fd as i32) };
     let mut api = [UFFD_API, UFFD_FEATURE_SIGBUS, 0];
     // SAFETY: `struct uffdio_api` is three 64-bit numbers (Linux, include/uapi/linux/userfaultfd.h).
-    let answer = unsafe { libc::ioctl(userfaultfd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()) };
+    let answer = unsafe { libc::ioctl(userfaultfd.as_raw_fd(), UFFDIO_API as _, api.as_mut_ptr()) };
     assert_eq!(answer, 0);
     let memory = Memory::from_ranges(&[(BASE, 4 * PAGE)]).unwrap();
     let host = memory.get_host_address(BASE).unwrap() as u64;
     let mut register = [host, 4 * PAGE as u64, UFFDIO_REGISTER_MODE_MISSING, 0];
     // SAFETY: `struct uffdio_register` is four 64-bit numbers; the range is a mapping that only this test uses.
-    let answer = unsafe { libc::ioctl(userfaultfd.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr()) };
+    let answer = unsafe {
+        libc::ioctl(
+            userfaultfd.as_raw_fd(),
+            UFFDIO_REGISTER as _,
+            register.as_mut_ptr(),
+        )
+    };
     assert_eq!(answer, 0);
     assert!(is_efault(&memory.read_obj::<u64>(BASE).unwrap_err()));
     assert!(is_efault(
