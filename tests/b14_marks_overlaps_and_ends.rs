@@ -95,15 +95,15 @@ fn b14_a_read_that_is_interrupted_marks_nothing() {
     let memory = memory();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // SAFETY: asks for a number.
-        let reader = unsafe { libc::pthread_self() };
+        // SAFETY: asks for a number; in musl, for a pointer.
+        let reader = unsafe { libc::pthread_self() } as usize;
         let done = &done;
         scope.spawn(move || {
             // Again and again: the first ones may come before the read.
             while !done.load(Ordering::Relaxed) {
                 std::thread::sleep(std::time::Duration::from_millis(5));
                 // SAFETY: the reader waits for this thread before it ends.
-                unsafe { libc::pthread_kill(reader, libc::SIGUSR1) };
+                unsafe { libc::pthread_kill(reader as libc::pthread_t, libc::SIGUSR1) };
             }
         });
         let mut slice = memory.get_slice(GuestAddress(0), 0x2000).unwrap();
@@ -119,13 +119,13 @@ fn b14_a_read_that_is_interrupted_marks_nothing() {
     // Through `Bytes`, it is tried again until there is something.
     done.store(false, Ordering::Relaxed);
     std::thread::scope(|scope| {
-        // SAFETY: asks for a number.
-        let reader = unsafe { libc::pthread_self() };
+        // SAFETY: asks for a number; in musl, for a pointer.
+        let reader = unsafe { libc::pthread_self() } as usize;
         scope.spawn(move || {
             for _ in 0..10 {
                 std::thread::sleep(std::time::Duration::from_millis(3));
                 // SAFETY: the reader waits for this thread before it ends.
-                unsafe { libc::pthread_kill(reader, libc::SIGUSR1) };
+                unsafe { libc::pthread_kill(reader as libc::pthread_t, libc::SIGUSR1) };
             }
             left.write_all(&[5; 8]).unwrap();
         });

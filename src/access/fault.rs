@@ -32,24 +32,26 @@
 //!   them are not this crate's. System calls through them answer `EFAULT` by themselves.
 //! - Accesses in another shared object than the one that `install` is in (`dylib`, `prefer-dynamic`): each has a table of its own, and the
 //!   handler knows one. For the same reason, an object that called `install` must not be unloaded.
-//! - Targets other than x86_64 Linux: [`install`] answers `Unsupported` there.
+//! - Targets other than Linux on x86_64 and (little-endian) aarch64: [`install`] answers `Unsupported` there.
 //!
 //! System calls: `sigaction(2)` when installed, and again with `raise(3)` when a signal that is not ours meets the default action.
 
 #[cfg(all(
     target_os = "linux",
-    target_arch = "x86_64",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
     target_pointer_width = "64",
+    target_endian = "little",
     not(miri),
     not(vm_memory_portable),
     any(feature = "rawfd", feature = "backend-mmap", feature = "backend-bitmap")
 ))]
-#[path = "fault/linux_x86_64.rs"]
+#[path = "fault/linux.rs"]
 mod handler;
 #[cfg(not(all(
     target_os = "linux",
-    target_arch = "x86_64",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
     target_pointer_width = "64",
+    target_endian = "little",
     not(miri),
     not(vm_memory_portable),
     any(feature = "rawfd", feature = "backend-mmap", feature = "backend-bitmap")

@@ -8,7 +8,7 @@
 //!
 //! # The model
 //!
-//! Guest bytes are therefore moved by assembly (`x86_64.rs`), at every size. To the language, each block of assembly stands for
+//! Guest bytes are therefore moved by assembly (`x86_64.rs`, `aarch64.rs`), at every size. To the language, each block of assembly stands for
 //! relaxed atomic accesses of single bytes, which may overlap others as they like, and the rest of what is promised here
 //! is a property of the instructions chosen:
 //!
@@ -47,25 +47,37 @@ use kernel::FaultAddress;
 use crate::atomic_integer::AtomicInteger;
 use crate::bytes::{is_register_sized, AtomicAccess, ByteValued};
 
-#[cfg(all(
-    target_arch = "x86_64",
-    target_pointer_width = "64",
-    not(miri),
-    not(vm_memory_portable)
-))]
-#[path = "x86_64.rs"]
-mod kernel;
-#[cfg(not(all(
-    target_arch = "x86_64",
-    target_pointer_width = "64",
-    not(miri),
-    not(vm_memory_portable)
-)))]
-#[path = "portable.rs"]
+// Assembly is for ELF: on other formats (Mach-O, COFF) it would have no table of faults, and nobody has run it there.
+#[cfg_attr(
+    all(
+        target_arch = "x86_64",
+        target_pointer_width = "64",
+        all(unix, not(target_vendor = "apple"), not(miri), not(vm_memory_portable))
+    ),
+    path = "x86_64.rs"
+)]
+#[cfg_attr(
+    all(
+        target_arch = "aarch64",
+        target_pointer_width = "64",
+        target_endian = "little",
+        all(unix, not(target_vendor = "apple"), not(miri), not(vm_memory_portable))
+    ),
+    path = "aarch64.rs"
+)]
+#[cfg_attr(
+    not(all(
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        target_pointer_width = "64",
+        target_endian = "little",
+        all(unix, not(target_vendor = "apple"), not(miri), not(vm_memory_portable))
+    )),
+    path = "portable.rs"
+)]
 mod kernel;
 
 /// The portable kernels, built for their tests beside the ones in use.
-#[cfg(all(test, target_arch = "x86_64", not(miri), not(vm_memory_portable)))]
+#[cfg(all(test, not(miri), not(vm_memory_portable)))]
 mod portable;
 
 pub mod fault;
@@ -350,19 +362,6 @@ pub(crate) enum Fetch {
     And,
     /// The bits that either has.
     Or,
-}
-
-impl Fetch {
-    /// The new value. Bits above the operand's size are of no interest.
-    #[inline(always)]
-    fn apply(self, there: u64, operand: u64) -> u64 {
-        match self {
-            Self::Swap => operand,
-            Self::Add => there.wrapping_add(operand),
-            Self::And => there & operand,
-            Self::Or => there | operand,
-        }
-    }
 }
 
 /// Changes an integer in guest memory in one piece, with an ordering, and returns what was there.

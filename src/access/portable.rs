@@ -191,7 +191,13 @@ pub(super) unsafe fn fetch(
     // SAFETY: the caller's contract.
     let mut seen = unsafe { load_ordered(dst, size, Ordering::Relaxed) }?;
     loop {
-        let wanted = change.apply(seen, operand);
+        // Bits above the size are of no interest.
+        let wanted = match change {
+            Fetch::Swap => operand,
+            Fetch::Add => seen.wrapping_add(operand),
+            Fetch::And => seen & operand,
+            Fetch::Or => seen | operand,
+        };
         // SAFETY: the caller's contract.
         match unsafe { compare_exchange(dst, seen, wanted, size, order, Ordering::Relaxed) }? {
             previous if previous == seen => return Ok(seen),

@@ -470,7 +470,7 @@ macro_rules! kernel_tests {
 }
 
 kernel_tests!(chosen, super::super::kernel);
-#[cfg(all(target_arch = "x86_64", not(miri), not(vm_memory_portable)))]
+#[cfg(all(not(miri), not(vm_memory_portable)))]
 kernel_tests!(portable_beside, super::super::portable);
 
 /// A page of memory between two that nothing may touch.

@@ -13,13 +13,7 @@
 //!
 //! # Faults
 //!
-//! Every instruction that touches guest memory is listed in the section `vm_memory_faults_1` of the program: where it begins and ends, where to go on
-//! after a fault, and how to tell that the fault was the guest operand's. The handler in `fault.rs` looks there, puts the faulting
-//! address into `rax`, and goes on at that place; `rax` is otherwise 0 there. An access that does not fault pays for clearing and testing
-//! one register.
-//!
-//! The section is marked to be retained (`R`), so that no linker drops entries of code that is in the program; entries hold distances, not
-//! addresses, so that nothing is relocated when the program is loaded.
+//! The handler puts the faulting address into `rax` (`fault_entry.rs`).
 
 use core::arch::asm;
 use core::arch::x86_64::__m128i;
@@ -32,41 +26,22 @@ use super::Fetch;
 /// A fault's address. (The page at 0 is never guest memory: no pointer is null.)
 pub(super) type FaultAddress = NonZeroUsize;
 
-/// An entry for the instructions between two labels; after a fault, go on at a third. The last number tells the guest operand: 0, the only memory
-/// operand they have; 1, `r8` and `r9` hold the start and the end of one, and `r10` and `r11` those of another (or nothing).
-#[cfg(target_os = "linux")]
-macro_rules! fault_entry {
-    ($start:literal, $end:literal, $resume:literal, $operand:literal) => {
-        concat!(
-            ".pushsection vm_memory_faults_1, \"aR\", @progbits\n",
-            ".balign 4\n",
-            ".long ",
-            $start,
-            " - .\n",
-            ".long ",
-            $end,
-            " - .\n",
-            ".long ",
-            $resume,
-            " - .\n",
-            ".long ",
-            $operand,
-            "\n",
-            ".popsection"
-        )
-    };
-}
-/// Where there is no handler there is no table: other object formats have other sections.
-#[cfg(not(target_os = "linux"))]
-macro_rules! fault_entry {
-    ($($part:literal),*) => {
-        ""
-    };
-}
+#[macro_use]
+#[path = "fault_entry.rs"]
+mod fault_entry;
 
 #[path = "x86_64_bulk.rs"]
 mod bulk;
-use bulk::*;
+use bulk::{fill_ascending, fill_vectors, large_avx, large_sse, rep_bytes, vectors_avx, vectors_sse};
+
+#[path = "copies.rs"]
+mod copies;
+use copies::Operand;
+pub(super) use copies::{
+    copy_elements_from_guest, copy_elements_to_guest, copy_from_guest, copy_from_guest_ascending,
+    copy_to_guest, copy_to_guest_ascending, copy_within_guest, copy_within_guest_ascending, fill_guest,
+    fill_guest_ascending,
+};
 
 macro_rules! single_accesses {
     ($($load:ident, $store:ident, $exchange:ident, $add:ident, $compare_exchange:ident, $integer:ty, $class:ident, $register:literal,
@@ -355,10 +330,11 @@ pub(super) unsafe fn fetch(
         // No instruction returns what was there. Whoever makes an attempt fail has changed the bytes; a guest that does so all the time keeps
         // this thread for as long as it wins each time, as it could with any atomic of the standard library.
         (Fetch::And | Fetch::Or, _) => {
+            let is_and = change == Fetch::And;
             // SAFETY: the caller's contract.
             let mut seen = unsafe { load_ordered(dst, size, Ordering::Relaxed) }?;
             loop {
-                let wanted = change.apply(seen, operand);
+                let wanted = if is_and { seen & operand } else { seen | operand };
                 // SAFETY: the caller's contract.
                 match unsafe { compare_exchange(dst, seen, wanted, size, order, Ordering::Relaxed) }? {
                     previous if previous == seen => break seen,
@@ -404,25 +380,6 @@ fn compiler_barrier() {
     unsafe { asm!("", options(nostack, preserves_flags)) }
 }
 
-/// The two ends of a guest operand, as the kernels keep them for the handler.
-#[derive(Clone, Copy)]
-struct Operand {
-    start: usize,
-    end: usize,
-}
-
-impl Operand {
-    /// No operand: no address lies in it.
-    const NONE: Operand = Operand { start: 0, end: 0 };
-
-    fn new(ptr: *const u8, len: usize) -> Self {
-        Operand {
-            start: ptr.addr(),
-            end: ptr.addr().wrapping_add(len),
-        }
-    }
-}
-
 /// What all kernels look like to [`call`]; `x86_64_bulk.rs` says how they take their operands.
 type Kernel = unsafe extern "sysv64" fn();
 
@@ -460,145 +417,13 @@ unsafe fn call(
     done((), fault)
 }
 
-/// Copies `len` bytes between ranges that do not overlap.
-///
-/// # Safety
-///
-/// As [`super::copy_from_guest`].
-#[inline(always)]
-pub(super) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
-    // SAFETY: the caller's contract.
-    unsafe { copy_apart(dst, src, len, Operand::new(src, len), Operand::NONE) }
-}
-
-/// Copies `len` bytes between ranges that do not overlap.
-///
-/// # Safety
-///
-/// As [`super::copy_to_guest`].
-#[inline(always)]
-pub(super) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
-    // SAFETY: the caller's contract.
-    unsafe { copy_apart(dst, src, len, Operand::new(dst, len), Operand::NONE) }
-}
-
-/// Copies `len` bytes between ranges that may overlap.
-///
-/// # Safety
-///
-/// As [`super::copy_within_guest`].
-pub(super) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
-    let (first, second) = (Operand::new(src, len), Operand::new(dst, len));
-    if len <= SMALL_MAX {
-        // SAFETY: the caller's contract, and short enough; that kernel reads everything before it writes, so that the ranges may overlap.
-        return unsafe { call(small_bytes, dst, src, len, first, second) };
-    }
-    if !super::overlap(dst, src, len) {
-        // SAFETY: the caller's contract, and the ranges do not overlap.
-        return unsafe { copy_apart(dst, src, len, first, second) };
-    }
-    // If the destination begins in the source, each byte is read before it is overwritten if the highest go first; else, if the lowest do.
-    let descending = dst.addr().wrapping_sub(src.addr()) < len;
-    let kernel: Kernel = if descending {
-        descending_bytes
-    } else {
-        ascending_bytes
-    };
-    // SAFETY: the caller's contract.
-    unsafe { call(kernel, dst, src, len, first, second) }
-}
-
-/// As [`copy_from_guest`], the lowest byte first: a fault is at the first byte that is not there, and all bytes before it have been moved.
-///
-/// # Safety
-///
-/// As [`super::copy_from_guest`].
-pub(super) unsafe fn copy_from_guest_ascending(
-    dst: *mut u8,
-    src: *const u8,
-    len: usize,
-) -> Result<(), FaultAddress> {
-    // SAFETY: the caller's contract.
-    unsafe {
-        call(
-            ascending_bytes,
-            dst,
-            src,
-            len,
-            Operand::new(src, len),
-            Operand::NONE,
-        )
-    }
-}
-
-/// As [`copy_to_guest`], the lowest byte first: a fault is at the first byte that is not there, and all bytes before it have been moved.
-///
-/// # Safety
-///
-/// As [`super::copy_to_guest`].
-pub(super) unsafe fn copy_to_guest_ascending(
-    dst: *mut u8,
-    src: *const u8,
-    len: usize,
-) -> Result<(), FaultAddress> {
-    // SAFETY: the caller's contract.
-    unsafe {
-        call(
-            ascending_bytes,
-            dst,
-            src,
-            len,
-            Operand::new(dst, len),
-            Operand::NONE,
-        )
-    }
-}
-
-/// As [`copy_within_guest`] for ranges that do not overlap, the lowest byte first: a fault is at the first byte that is not there, and all
-/// bytes before it have been moved.
-///
-/// # Safety
-///
-/// As [`super::copy_within_guest`], and the ranges do not overlap.
-pub(super) unsafe fn copy_within_guest_ascending(
-    dst: *mut u8,
-    src: *const u8,
-    len: usize,
-) -> Result<(), FaultAddress> {
-    let (first, second) = (Operand::new(src, len), Operand::new(dst, len));
-    // SAFETY: the caller's contract.
-    unsafe { call(ascending_bytes, dst, src, len, first, second) }
-}
-
 /// From here on `rep movsb`, where it is fast. Shorter copies are faster with vectors (bench, "copy_to_vs, 4096B": 0.53 of 0.18.0's speed with
 /// `rep movsb`, 1.18 with vectors). Non-temporal stores were no faster at 16 MiB, and are not here.
 const REP_MIN: usize = 1 << 14;
 
-/// Copies `len` bytes between ranges that do not overlap, with the kernel for that length.
-///
-/// # Safety
-///
-/// `src` is valid for reads and `dst` for writes of `len` bytes; `first` and `second` are those of the two that are guest operands.
-#[inline(always)]
-unsafe fn copy_apart(
-    dst: *mut u8,
-    src: *const u8,
-    len: usize,
-    first: Operand,
-    second: Operand,
-) -> Result<(), FaultAddress> {
-    let kernel: Kernel = if len <= SMALL_MAX {
-        small_bytes
-    } else {
-        kernel_for(len)
-    };
-    // SAFETY: the caller's contract; the kernel is one for this length.
-    unsafe { call(kernel, dst, src, len, first, second) }
-}
-
 /// The kernel for more than [`SMALL_MAX`] bytes.
 #[inline]
-fn kernel_for(len: usize) -> Kernel {
+fn copy_kernel(len: usize) -> Kernel {
     let features = features();
     match (features & AVX != 0, features & FAST_REP != 0) {
         (_, true) if len >= REP_MIN => rep_bytes,
@@ -607,125 +432,27 @@ fn kernel_for(len: usize) -> Kernel {
     }
 }
 
-/// Writes `len` times the byte `value`, in no particular order.
-///
-/// # Safety
-///
-/// `dst` is a guest operand of `len` bytes.
+/// The kernel for fills.
 #[inline]
-pub(super) unsafe fn fill_guest(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
-    let kernel: Kernel = if len >= REP_MIN && features() & FAST_REP != 0 {
+fn fill_kernel(len: usize) -> Kernel {
+    if len >= REP_MIN && features() & FAST_REP != 0 {
         fill_ascending
     } else {
         fill_vectors
-    };
-    // SAFETY: the caller's contract.
-    unsafe { call_fill(kernel, dst, value, len) }
+    }
 }
 
-/// As [`fill_guest`], the lowest byte first: a fault is at the first byte that is not there.
+/// The kernel for whole aligned blocks of 32 bytes, which moves them as vectors.
 ///
-/// # Safety
-///
-/// As [`fill_guest`].
-pub(super) unsafe fn fill_guest_ascending(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
-    // SAFETY: the caller's contract.
-    unsafe { call_fill(fill_ascending, dst, value, len) }
-}
-
-/// Calls one of the kernels that fill.
-///
-/// # Safety
-///
-/// As [`fill_guest`].
-#[inline]
-unsafe fn call_fill(kernel: Kernel, dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
-    // These kernels have no source: its register holds the byte, eight times over, which is no address that anybody follows.
-    let pattern = usize::from(value).wrapping_mul(usize::from_ne_bytes([1; 8]));
-    let pattern = core::ptr::without_provenance(pattern);
-    // SAFETY: the caller's contract for the destination.
-    unsafe { call(kernel, dst, pattern, len, Operand::new(dst, len), Operand::NONE) }
-}
-
-/// Copies `count` elements of `size` bytes (2, 4 or 8) in one piece each, ascending.
-///
-/// # Safety
-///
-/// As [`super::copy_from_guest`] for `count * size` bytes; `src` is a multiple of `size`.
-pub(super) unsafe fn copy_elements_from_guest(
-    dst: *mut u8,
-    src: *const u8,
-    count: usize,
-    size: usize,
-) -> Result<(), FaultAddress> {
-    let operand = Operand::new(src, count.wrapping_mul(size));
-    // SAFETY: the caller's contract.
-    unsafe { copy_elements(dst, src, count, size, operand) }
-}
-
-/// Copies `count` elements of `size` bytes (2, 4 or 8) in one piece each, ascending.
-///
-/// # Safety
-///
-/// As [`super::copy_to_guest`] for `count * size` bytes; `dst` is a multiple of `size`.
-pub(super) unsafe fn copy_elements_to_guest(
-    dst: *mut u8,
-    src: *const u8,
-    count: usize,
-    size: usize,
-) -> Result<(), FaultAddress> {
-    let operand = Operand::new(dst, count.wrapping_mul(size));
-    // SAFETY: the caller's contract.
-    unsafe { copy_elements(dst, src, count, size, operand) }
-}
-
-/// The vectors that elements are moved in, in bytes.
-///
-/// They are aligned on the guest's side. The manual says of an access of more than 8 bytes only that it may be several (section 9.1.1; the promise
-/// for 16 bytes is for other instructions). No processor is known to split an aligned one other than at multiples of 8 bytes, which
-/// leaves every element whole; a test looks for torn ones. Within one vector there is no order.
-const VECTOR: usize = 32;
-
-/// # Safety
-///
-/// `src` and `dst` are valid for `count` elements of `size` bytes; `operand` is the guest's of the two, a multiple of `size`, which is 2, 4
-/// or 8.
-unsafe fn copy_elements(
-    dst: *mut u8,
-    src: *const u8,
-    count: usize,
-    size: usize,
-    operand: Operand,
-) -> Result<(), FaultAddress> {
-    let bytes = count.wrapping_mul(size);
-    let one_by_one: Kernel = match size {
-        2 => elements_of_2,
-        4 => elements_of_4,
-        _ => elements_of_8,
-    };
-    let vectors: Kernel = if features() & AVX != 0 {
+/// The manual says of an access of more than 8 bytes only that it may be several (section 9.1.1; the promise for 16 bytes is for other
+/// instructions). No processor is known to split an aligned one other than at multiples of 8 bytes, which leaves every element whole; a test
+/// looks for torn ones. Within one vector there is no order.
+fn blocks_kernel() -> Kernel {
+    if features() & AVX != 0 {
         vectors_avx
     } else {
         vectors_sse
-    };
-    // Elements up to where the guest operand is aligned to a vector; vectors; the elements that are left.
-    let head = (operand.start.wrapping_neg() & (VECTOR - 1)).min(bytes);
-    let body = bytes.wrapping_sub(head) & !(VECTOR - 1);
-    let parts = [
-        (one_by_one, head),
-        (vectors, body),
-        (one_by_one, bytes.wrapping_sub(head).wrapping_sub(body)),
-    ];
-    let mut offset = 0usize;
-    for (kernel, len) in parts {
-        if len != 0 {
-            let (dst, src) = (dst.wrapping_add(offset), src.wrapping_add(offset));
-            // SAFETY: the parts together are the operands, and each is a multiple of what its kernel moves.
-            unsafe { call(kernel, dst, src, len, operand, Operand::NONE) }?;
-        }
-        offset = offset.wrapping_add(len);
     }
-    Ok(())
 }
 
 /// What this processor has, or 0 as long as nobody asked.

@@ -4,6 +4,7 @@
 
 mod bench;
 mod compat;
+mod emulate;
 mod soak;
 mod workspace;
 
@@ -27,6 +28,8 @@ enum Command {
     Compat(compat::Args),
     /// Measure 0.18.0, this crate and the limit side by side, in the three builds that users ship
     Bench(bench::Args),
+    /// Run the library's tests on other targets: aarch64 under qemu, musl; and build it for Windows and macOS
+    Emulate(emulate::Args),
     /// Ask 0.18.0 and this crate the same random questions, for any length
     Soak(soak::Args),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let outcome = Workspace::find().and_then(|workspace| match cli.command {
         Command::Compat(args) => compat::run(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),
+        Command::Emulate(args) => emulate::run(&workspace, &args),
         Command::Soak(args) => soak::run(&workspace, &args),
     });
     match outcome {

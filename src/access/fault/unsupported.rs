@@ -6,7 +6,7 @@ use std::io::{Error, ErrorKind, Result};
 pub(super) fn install() -> Result<()> {
     Err(Error::new(
         ErrorKind::Unsupported,
-        "faults in guest memory are recovered from only on x86_64 Linux, with one of the features rawfd, backend-mmap and \
+        "faults in guest memory are recovered from only on Linux on x86_64 and aarch64, with one of the features rawfd, backend-mmap and \
          backend-bitmap",
     ))
 }

@@ -1,4 +1,4 @@
-//! The signal handler, and the table that it looks things up in.
+//! The signal handler, and the table that it looks things up in. What of it is one processor's, is in a file for each.
 //!
 //! The only state that the handler reads is written before it is installed, and never again: the table is in the program's read-only data, and
 //! `PREVIOUS` is filled between asking for the former handlers and setting ours. The release store of `PREVIOUS`' cells (`OnceLock`) and the
@@ -6,8 +6,12 @@
 
 #![expect(
     clippy::as_conversions,
-    reason = "registers, addresses and pointers to functions are the same bits"
+    reason = "addresses and pointers to functions are the same bits"
 )]
+
+#[cfg_attr(target_arch = "x86_64", path = "linux/x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "linux/aarch64.rs")]
+mod processor;
 
 use core::ffi::{c_int, c_void};
 use core::mem::{size_of, MaybeUninit};
@@ -16,7 +20,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::io::{Error, Result};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// An entry of the table, as the kernels write it (`x86_64.rs`). The places are distances from the fields themselves.
+use processor::Registers;
+
+/// An entry of the table, as the kernels write it (`fault_entry.rs`). The places are distances from the fields themselves.
 #[repr(C)]
 struct Entry {
     /// The first instruction.
@@ -31,7 +37,7 @@ struct Entry {
 
 /// The instructions have no other memory operand.
 const ONLY_OPERAND: i32 = 0;
-/// It lies between `r8` and `r9`, or between `r10` and `r11`.
+/// Registers hold the start and the end of one and of another ([`Registers::operands`]).
 const IN_REGISTERS: i32 = 1;
 
 extern "C" {
@@ -91,8 +97,8 @@ extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, context: *mut
     let fault = unsafe { Fault::from_info(info) };
     if let Some(fault) = fault {
         // SAFETY: the kernel passes a pointer to the interrupted context, which belongs to the handler until it returns.
-        let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
-        if recover(registers, &fault) {
+        let context = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext };
+        if recover(&mut Registers::of(context), &fault) {
             return;
         }
     }
@@ -154,54 +160,31 @@ impl Fault {
     }
 
     /// The first address that is both gone and in an operand.
-    fn within(&self, start: usize, end: usize) -> Option<usize> {
+    fn within(&self, (start, end): (usize, usize)) -> Option<usize> {
         let first = self.address.max(start);
         (first < end && first.wrapping_sub(self.address) < self.len).then_some(first)
     }
 }
 
 /// Lets a kernel of this crate's go on with the fault's address, if the fault is in its guest operand.
-fn recover(registers: &mut [libc::greg_t; 23], fault: &Fault) -> bool {
-    let [r8, r9, r10, r11] = [libc::REG_R8, libc::REG_R9, libc::REG_R10, libc::REG_R11].map(|number| {
-        usize::try_from(number)
-            .ok()
-            .and_then(|number| registers.get(number))
-            .copied()
-    });
-    let (Some(r8), Some(r9), Some(r10), Some(r11)) = (address(r8), address(r9), address(r10), address(r11))
-    else {
-        return false;
-    };
-    let Some(at) = address(registers.get(REG_RIP).copied()) else {
-        return false;
-    };
-    let Some((resume, operand)) = find(at) else {
+fn recover(registers: &mut Registers<'_>, fault: &Fault) -> bool {
+    let Some((resume, operand)) = find(registers.program_counter()) else {
         return false;
     };
     let first = match operand {
         ONLY_OPERAND => Some(fault.address),
-        IN_REGISTERS => fault.within(r8, r9).or_else(|| fault.within(r10, r11)),
+        IN_REGISTERS => {
+            let [one, other] = registers.operands();
+            fault.within(one).or_else(|| fault.within(other))
+        }
         _ => None,
     };
     let Some(first) = first else {
         return false;
     };
-    if let Some(rax) = registers.get_mut(REG_RAX) {
-        // An address that cannot be, but must not read as "no fault".
-        *rax = first.max(1).cast_signed() as libc::greg_t;
-    }
-    if let Some(rip) = registers.get_mut(REG_RIP) {
-        *rip = resume.cast_signed() as libc::greg_t;
-    }
+    // An address that cannot be, but must not read as "no fault".
+    registers.go_on(resume, first.max(1));
     true
-}
-
-const REG_RIP: usize = libc::REG_RIP as usize;
-const REG_RAX: usize = libc::REG_RAX as usize;
-
-/// A register as an address.
-fn address(register: Option<libc::greg_t>) -> Option<usize> {
-    register.map(|register| register as usize)
 }
 
 /// Writes an entry that no fault matches, next to the code that looks at the table: the linker takes objects only for what they are needed for, and

@@ -1,0 +1,388 @@
+//! The kernels behind copies on aarch64: functions of assembly alone.
+//!
+//! `x0` is the destination, `x1` the source, `x2` the length in bytes, and `x3` to `x6` are the guest operands, which no kernel changes. The
+//! answer is 0 in `x16`, or a fault's address. They use no stack, so that a `ret` ends them anywhere, and change no register but `x0` to `x2`, `x7` to `x17`
+//! and `v0` to `v7`, which any function may change ("Procedure Call Standard for the Arm 64-bit Architecture", section 6.1).
+//!
+//! Each begins with `hint 34`, which is `bti c`: the place that a call through a register must go to where the processor checks that, and nothing elsewhere.
+
+use core::arch::naked_asm;
+
+/// The greatest length that [`small_bytes`] takes.
+pub(super) const SMALL_MAX: usize = 128;
+
+/// Copies up to 128 bytes, all read before any is written; 1, 2, 4 and 8 bytes with one load and one store, so that they stay whole where
+/// they are aligned and are stored once, other lengths by moves that meet or overlap.
+///
+/// # Safety
+///
+/// `x1` is valid for reads and `x0` for writes of `x2` bytes, at most 128.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn small_bytes() {
+    naked_asm!(
+        "hint 34",
+        "2:",
+        "add x10, x1, x2",
+        "add x11, x0, x2",
+        "cmp x2, 16",
+        "b.hi 20f",
+        "cmp x2, 8",
+        "b.hi 13f",
+        "b.eq 18f",
+        "cmp x2, 4",
+        "b.hi 12f",
+        "b.eq 14f",
+        "cmp x2, 2",
+        "b.hi 16f",
+        "b.eq 15f",
+        "cbz x2, 19f",
+        "ldrb w7, [x1]",
+        "strb w7, [x0]",
+        "b 19f",
+        "15:",
+        "ldrh w7, [x1]",
+        "strh w7, [x0]",
+        "b 19f",
+        "14:",
+        "ldr w7, [x1]",
+        "str w7, [x0]",
+        "b 19f",
+        "18:",
+        "ldr x7, [x1]",
+        "str x7, [x0]",
+        "b 19f",
+        "16:", // 3
+        "ldrh w7, [x1]",
+        "ldrb w8, [x1, 2]",
+        "strh w7, [x0]",
+        "strb w8, [x0, 2]",
+        "b 19f",
+        "12:", // 5 to 7
+        "ldr w7, [x1]",
+        "ldur w8, [x10, -4]",
+        "str w7, [x0]",
+        "stur w8, [x11, -4]",
+        "b 19f",
+        "13:", // 9 to 16
+        "ldr x7, [x1]",
+        "ldur x8, [x10, -8]",
+        "str x7, [x0]",
+        "stur x8, [x11, -8]",
+        "b 19f",
+        "20:", // 17 to 128
+        "ldr q0, [x1]",
+        "ldur q1, [x10, -16]",
+        "cmp x2, 32",
+        "b.ls 17f",
+        "ldr q2, [x1, 16]",
+        "ldur q3, [x10, -32]",
+        "cmp x2, 64",
+        "b.ls 21f",
+        "ldp q4, q5, [x1, 32]",
+        "ldp q6, q7, [x10, -64]",
+        "stp q4, q5, [x0, 32]",
+        "stp q6, q7, [x11, -64]",
+        "21:",
+        "str q2, [x0, 16]",
+        "stur q3, [x11, -32]",
+        "17:",
+        "str q0, [x0]",
+        "stur q1, [x11, -16]",
+        "19:",
+        "mov x16, 0",
+        "3:",
+        "ret",
+        fault_entry!("2b", "3b", "3b", "1"),
+    )
+}
+
+/// Copies more than 128 bytes between ranges that do not overlap: 16 where they lie, then steps of 64 from where the destination is aligned, and the
+/// last 64 once more.
+///
+/// # Safety
+///
+/// `x1` is valid for reads and `x0` for writes of `x2` bytes, more than 128.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn large_vectors() {
+    naked_asm!(
+        "hint 34",
+        "2:",
+        "add x10, x1, x2",
+        "add x11, x0, x2",
+        "sub x11, x11, 64",
+        "ldr q0, [x1]",
+        "str q0, [x0]",
+        "neg x7, x0",
+        "and x7, x7, 15",
+        "add x0, x0, x7",
+        "add x1, x1, x7",
+        "4:",
+        "ldp q0, q1, [x1]",
+        "ldp q2, q3, [x1, 32]",
+        "stp q0, q1, [x0]",
+        "stp q2, q3, [x0, 32]",
+        "add x1, x1, 64",
+        "add x0, x0, 64",
+        "cmp x0, x11",
+        "b.lo 4b",
+        "ldp q0, q1, [x10, -64]",
+        "ldp q2, q3, [x10, -32]",
+        "stp q0, q1, [x11]",
+        "stp q2, q3, [x11, 32]",
+        "mov x16, 0",
+        "3:",
+        "ret",
+        fault_entry!("2b", "3b", "3b", "1"),
+    )
+}
+
+/// Copies as if byte by byte, the lowest first: 16 at a time, read before they are written, and none written that a later step reads if the destination is
+/// the lower one. What is left goes in one piece of each smaller power of two.
+///
+/// # Safety
+///
+/// `x1` is valid for reads and `x0` for writes of `x2` bytes.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn ascending_bytes() {
+    naked_asm!(
+        "hint 34",
+        "2:",
+        "subs x2, x2, 16",
+        "b.lo 5f",
+        "4:",
+        "ldp x7, x8, [x1], 16",
+        "stp x7, x8, [x0], 16",
+        "subs x2, x2, 16",
+        "b.hs 4b",
+        // 16 less than what is left: the same in the lowest four bits.
+        "5:",
+        "tbz x2, 3, 6f",
+        "ldr x7, [x1], 8",
+        "str x7, [x0], 8",
+        "6:",
+        "tbz x2, 2, 7f",
+        "ldr w7, [x1], 4",
+        "str w7, [x0], 4",
+        "7:",
+        "tbz x2, 1, 8f",
+        "ldrh w7, [x1], 2",
+        "strh w7, [x0], 2",
+        "8:",
+        "tbz x2, 0, 9f",
+        "ldrb w7, [x1]",
+        "strb w7, [x0]",
+        "9:",
+        "mov x16, 0",
+        "3:",
+        "ret",
+        fault_entry!("2b", "3b", "3b", "1"),
+    )
+}
+
+/// Copies as if byte by byte, the highest first: 16 at a time, read before they are written, and none written that a later step reads if the destination
+/// is the higher one. What is left goes in one piece of each smaller power of two.
+///
+/// # Safety
+///
+/// `x1` is valid for reads and `x0` for writes of `x2` bytes.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn descending_bytes() {
+    naked_asm!(
+        "hint 34",
+        "2:",
+        "add x1, x1, x2",
+        "add x0, x0, x2",
+        "subs x2, x2, 16",
+        "b.lo 5f",
+        "4:",
+        "ldp x7, x8, [x1, -16]!",
+        "stp x7, x8, [x0, -16]!",
+        "subs x2, x2, 16",
+        "b.hs 4b",
+        // 16 less than what is left: the same in the lowest four bits.
+        "5:",
+        "tbz x2, 3, 6f",
+        "ldr x7, [x1, -8]!",
+        "str x7, [x0, -8]!",
+        "6:",
+        "tbz x2, 2, 7f",
+        "ldr w7, [x1, -4]!",
+        "str w7, [x0, -4]!",
+        "7:",
+        "tbz x2, 1, 8f",
+        "ldrh w7, [x1, -2]!",
+        "strh w7, [x0, -2]!",
+        "8:",
+        "tbz x2, 0, 9f",
+        "ldurb w7, [x1, -1]",
+        "sturb w7, [x0, -1]",
+        "9:",
+        "mov x16, 0",
+        "3:",
+        "ret",
+        fault_entry!("2b", "3b", "3b", "1"),
+    )
+}
+
+/// Writes one byte everywhere, `x1` being eight of it: stores that overlap, and from 64 bytes on a loop that ends with those.
+///
+/// # Safety
+///
+/// `x0` is valid for writes of `x2` bytes.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn fill_vectors() {
+    naked_asm!(
+        "hint 34",
+        "2:",
+        "add x11, x0, x2",
+        "cmp x2, 16",
+        "b.lo 5f",
+        "dup v0.2d, x1",
+        "cmp x2, 64",
+        "b.lo 4f",
+        "sub x8, x11, 64",
+        "6:",
+        "stp q0, q0, [x0]",
+        "stp q0, q0, [x0, 32]",
+        "add x0, x0, 64",
+        "cmp x0, x8",
+        "b.lo 6b",
+        "stp q0, q0, [x8]",
+        "stp q0, q0, [x8, 32]",
+        "b 19f",
+        "4:", // 16 to 63
+        "str q0, [x0]",
+        "stur q0, [x11, -16]",
+        "cmp x2, 32",
+        "b.ls 19f",
+        "str q0, [x0, 16]",
+        "stur q0, [x11, -32]",
+        "b 19f",
+        "5:",
+        "tbz x2, 3, 7f",
+        "str x1, [x0]",
+        "stur x1, [x11, -8]",
+        "b 19f",
+        "7:",
+        "tbz x2, 2, 8f",
+        "str w1, [x0]",
+        "stur w1, [x11, -4]",
+        "b 19f",
+        "8:",
+        "cbz x2, 19f",
+        "strb w1, [x0]",
+        "sturb w1, [x11, -1]",
+        "lsr x2, x2, 1",
+        "strb w1, [x0, x2]",
+        "19:",
+        "mov x16, 0",
+        "3:",
+        "ret",
+        fault_entry!("2b", "3b", "3b", "1"),
+    )
+}
+
+/// Writes one byte everywhere, `x1` being eight of it, the lowest address first.
+///
+/// # Safety
+///
+/// `x0` is valid for writes of `x2` bytes.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn fill_ascending() {
+    naked_asm!(
+        "hint 34",
+        "2:",
+        "subs x2, x2, 16",
+        "b.lo 5f",
+        "4:",
+        "stp x1, x1, [x0], 16",
+        "subs x2, x2, 16",
+        "b.hs 4b",
+        // 16 less than what is left: the same in the lowest four bits.
+        "5:",
+        "tbz x2, 3, 6f",
+        "str x1, [x0], 8",
+        "6:",
+        "tbz x2, 2, 7f",
+        "str w1, [x0], 4",
+        "7:",
+        "tbz x2, 1, 8f",
+        "strh w1, [x0], 2",
+        "8:",
+        "tbz x2, 0, 9f",
+        "strb w1, [x0]",
+        "9:",
+        "mov x16, 0",
+        "3:",
+        "ret",
+        fault_entry!("2b", "3b", "3b", "1"),
+    )
+}
+
+/// Makes the kernel that moves elements of one size, one by one, ascending.
+macro_rules! element_kernel {
+    ($name:ident, $load:literal, $store:literal, $next:literal) => {
+        /// Copies elements one by one, the lowest first.
+        ///
+        /// # Safety
+        ///
+        /// `x1` is valid for reads and `x0` for writes of `x2` bytes, a multiple of the element's size and not 0.
+        #[unsafe(naked)]
+        pub(super) unsafe extern "C" fn $name() {
+            naked_asm!(
+                "hint 34",
+                "2:",
+                $load,
+                $store,
+                $next,
+                "b.ne 2b",
+                "mov x16, 0",
+                "3:",
+                "ret",
+                fault_entry!("2b", "3b", "3b", "1"),
+            )
+        }
+    };
+}
+
+element_kernel!(
+    elements_of_2,
+    "ldrh w7, [x1], 2",
+    "strh w7, [x0], 2",
+    "subs x2, x2, 2"
+);
+element_kernel!(
+    elements_of_4,
+    "ldr w7, [x1], 4",
+    "str w7, [x0], 4",
+    "subs x2, x2, 4"
+);
+element_kernel!(
+    elements_of_8,
+    "ldr x7, [x1], 8",
+    "str x7, [x0], 8",
+    "subs x2, x2, 8"
+);
+
+/// Copies blocks of 32 bytes as pairs of 8 bytes, the lowest first.
+///
+/// # Safety
+///
+/// `x1` is valid for reads and `x0` for writes of `x2` bytes, a multiple of 32 and not 0.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn pairs() {
+    naked_asm!(
+        "hint 34",
+        "2:",
+        "ldp x7, x8, [x1], 16",
+        "ldp x9, x10, [x1], 16",
+        "stp x7, x8, [x0], 16",
+        "stp x9, x10, [x0], 16",
+        "subs x2, x2, 32",
+        "b.ne 2b",
+        "mov x16, 0",
+        "3:",
+        "ret",
+        fault_entry!("2b", "3b", "3b", "1"),
+    )
+}

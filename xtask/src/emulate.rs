@@ -1,0 +1,384 @@
+//! `cargo xtask emulate`: the library on targets that this machine is not.
+//!
+//! - Its tests on aarch64 Linux, under `qemu-aarch64-static`, with Debian's Rust, which comes with a standard library for arm64.
+//! - Its tests with musl, on this processor; the standard library is built from Debian's source.
+//! - Objects for Windows and macOS, which must not have the section of the fault table, whose directives are ELF's.
+//!
+//! Each is skipped aloud where its tools are missing; with `--install`, they are installed first. What tests skip is said aloud too.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{ensure, Context, Result};
+
+use crate::compat::counts::Counts;
+use crate::workspace::Workspace;
+
+/// What `emulate` can be told.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Install missing tools with apt-get first (as root)
+    #[arg(long)]
+    install: bool,
+
+    /// Only this one
+    #[arg(long, value_enum)]
+    only: Option<Target>,
+}
+
+/// What is built, and run where it can be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+enum Target {
+    /// Tests on aarch64 Linux, emulated
+    Aarch64,
+    /// Tests on x86_64 Linux with musl
+    Musl,
+    /// Objects for Windows and macOS
+    Formats,
+}
+
+/// A file that shows that a Debian package is there.
+struct Tool {
+    file: &'static str,
+    package: &'static str,
+}
+
+const fn tool(file: &'static str, package: &'static str) -> Tool {
+    Tool { file, package }
+}
+
+const RUSTC: Tool = tool("/usr/bin/rustc", "rustc-web");
+const CARGO: Tool = tool("/usr/bin/cargo", "cargo-web");
+const RUST_SOURCE: Tool = tool("/usr/lib/rustlib/src/rust/library/std/Cargo.toml", "rust-web-src");
+/// An unwinder that is not of glibc's make: the one of GCC asks for a function of glibc's.
+const UNWINDER: Tool = tool("/usr/lib/llvm-14/lib/libunwind.a", "libunwind-14-dev");
+
+const AARCH64: &[Tool] = &[
+    RUSTC,
+    CARGO,
+    tool(
+        "/usr/lib/rustlib/aarch64-unknown-linux-gnu/lib",
+        "libstd-rust-web-dev:arm64",
+    ),
+    tool("/usr/bin/aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+    tool("/usr/aarch64-linux-gnu/lib/libc.so.6", "libc6-dev-arm64-cross"),
+    tool("/usr/bin/qemu-aarch64-static", "qemu-user-static"),
+];
+const MUSL: &[Tool] = &[
+    RUSTC,
+    CARGO,
+    RUST_SOURCE,
+    tool("/usr/bin/musl-gcc", "musl-tools"),
+    UNWINDER,
+];
+const FORMATS: &[Tool] = &[RUSTC, CARGO, RUST_SOURCE];
+
+const FEATURES: &str = "rawfd,backend-mmap,backend-bitmap,backend-atomic,iommu";
+/// The section of the fault table (`src/access/fault_entry.rs`).
+const SECTION: &[u8] = b"vm_memory_faults_1";
+/// A run that takes longer hangs, and is ended.
+const LIMIT_SECONDS: &str = "900";
+/// How much of a log is shown when its run fails.
+const TAIL_LINES: usize = 60;
+
+impl Target {
+    const ALL: [Self; 3] = [Self::Aarch64, Self::Musl, Self::Formats];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Aarch64 => "aarch64 Linux, emulated",
+            Self::Musl => "x86_64 Linux with musl",
+            Self::Formats => "objects for Windows and macOS",
+        }
+    }
+
+    fn tools(self) -> &'static [Tool] {
+        match self {
+            Self::Aarch64 => AARCH64,
+            Self::Musl => MUSL,
+            Self::Formats => FORMATS,
+        }
+    }
+
+    /// The packages that are not there.
+    fn missing(self) -> Vec<&'static str> {
+        let missing = self.tools().iter().filter(|tool| !Path::new(tool.file).exists());
+        missing.map(|tool| tool.package).collect()
+    }
+}
+
+/// Does what was asked for.
+pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    let bench = Bench::new(workspace)?;
+    let wanted = Target::ALL
+        .into_iter()
+        .filter(|target| args.only.is_none_or(|only| only == *target));
+    let mut failed = false;
+    for target in wanted {
+        if args.install && !target.missing().is_empty() {
+            if let Err(error) = install(&target.missing()) {
+                println!("{}: cannot install: {error:#}", target.name());
+            }
+        }
+        let missing = target.missing();
+        if !missing.is_empty() {
+            println!(
+                "SKIPPED: {}: not installed: {}",
+                target.name(),
+                missing.join(", ")
+            );
+            continue;
+        }
+        let started = Instant::now();
+        let outcome = match target {
+            Target::Aarch64 => bench.aarch64(),
+            Target::Musl => bench.musl(),
+            Target::Formats => bench.formats(),
+        };
+        match outcome {
+            Ok(what) => println!("{}: {what} ({} s)", target.name(), started.elapsed().as_secs()),
+            Err(error) => {
+                println!("{}: FAILED: {error:#}", target.name());
+                failed = true;
+            }
+        }
+    }
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Installs Debian packages.
+fn install(packages: &[&str]) -> Result<()> {
+    if packages.iter().any(|package| package.ends_with(":arm64")) {
+        succeed(Command::new("dpkg").args(["--add-architecture", "arm64"]))?;
+    }
+    succeed(Command::new("apt-get").args(["update", "-qq"]))?;
+    let install = ["install", "-y", "-qq", "--no-install-recommends"];
+    succeed(
+        Command::new("apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(install)
+            .args(packages),
+    )
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
+}
+
+/// Where it is built: a target folder of its own, since it is another compiler.
+struct Bench {
+    root: PathBuf,
+    folder: PathBuf,
+}
+
+impl Bench {
+    fn new(workspace: &Workspace) -> Result<Self> {
+        let folder = workspace.target.join("emulate");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(Self {
+            root: workspace.root.clone(),
+            folder,
+        })
+    }
+
+    /// Debian's cargo and rustc, and none of the settings of the ones that run this program.
+    fn cargo(&self, subcommand: &str) -> Command {
+        let mut command = Command::new("timeout");
+        for variable in [
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "RUSTDOCFLAGS",
+            "CARGO_BUILD_TARGET",
+        ] {
+            command.env_remove(variable);
+        }
+        command
+            .args(["--kill-after=10", LIMIT_SECONDS, CARGO.file, subcommand])
+            .args(["-p", "vm-memory"])
+            .current_dir(&self.root)
+            .env("RUSTC", RUSTC.file)
+            .env("RUSTDOC", "/usr/bin/rustdoc")
+            .env("CARGO_TARGET_DIR", &self.folder);
+        command
+    }
+
+    fn test(&self, target: &str) -> Command {
+        let mut command = self.cargo("test");
+        // An emulated loop over every alignment of every length takes minutes if it is not optimised.
+        command.env("CARGO_PROFILE_TEST_OPT_LEVEL", "1").args([
+            "--no-fail-fast",
+            "--features",
+            FEATURES,
+            "--target",
+            target,
+        ]);
+        command
+    }
+
+    fn aarch64(&self) -> Result<String> {
+        let target = "aarch64-unknown-linux-gnu";
+        let mut command = self.test(target);
+        command
+            .env(
+                "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
+                "aarch64-linux-gnu-gcc",
+            )
+            // Tests ask for this one too: they start themselves again.
+            .env(
+                "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER",
+                "qemu-aarch64-static",
+            );
+        let counts = self.count("aarch64", command)?;
+        // Otherwise it was the portable kernels that passed, and looking for the section in other formats would prove nothing.
+        let library = self.folder.join(target).join("debug/libvm_memory.rlib");
+        ensure!(
+            contains(&library, SECTION)?,
+            "{} has no fault table",
+            library.display()
+        );
+        Ok(counts)
+    }
+
+    fn musl(&self) -> Result<String> {
+        let libraries = self.folder.join("musl-libraries");
+        fs::create_dir_all(&libraries)?;
+        let unwinder = libraries.join("libunwind.a");
+        if unwinder.symlink_metadata().is_err() {
+            symlink(UNWINDER.file, &unwinder)
+                .with_context(|| format!("cannot make {}", unwinder.display()))?;
+        }
+        // The unwinder was compiled with glibc's headers, which make `fprintf` another name. It is called before `abort` only.
+        let flags = format!(
+            "-Clink-self-contained=no -Clinker=musl-gcc -Lnative={} -Clink-arg=-Wl,--defsym=__fprintf_chk=abort",
+            libraries.display()
+        );
+        let mut command = self.test("x86_64-unknown-linux-musl");
+        command
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTDOCFLAGS", &flags)
+            .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS", &flags)
+            .arg("-Zbuild-std=std,panic_abort,panic_unwind,test");
+        self.count("musl", command)
+    }
+
+    /// Runs tests, says what they skip, and how many there were.
+    fn count(&self, name: &str, mut command: Command) -> Result<String> {
+        command.args(["--", "--show-output"]);
+        let text = self.log(name, &mut command)?;
+        for line in text.lines().filter(|line| line.contains("SKIPPED:")) {
+            println!("{name}: {line}");
+        }
+        let counts = Counts::from_output(&text)?;
+        ensure!(
+            counts.programs > 0 && counts.passed > 0 && counts.failed == 0,
+            "{} test programs, {} passed, {} failed",
+            counts.programs,
+            counts.passed,
+            counts.failed
+        );
+        Ok(format!(
+            "{} tests passed in {} programs",
+            counts.passed, counts.programs
+        ))
+    }
+
+    fn formats(&self) -> Result<String> {
+        for target in ["x86_64-pc-windows-msvc", "aarch64-apple-darwin"] {
+            let object = self.folder.join(format!("{target}.o"));
+            let mut command = self.cargo("rustc");
+            command
+                .env("RUSTC_BOOTSTRAP", "1")
+                .args([
+                    "--lib",
+                    "--no-default-features",
+                    "-Zbuild-std=std,panic_abort",
+                    "--target",
+                    target,
+                ])
+                .arg("--")
+                .arg(format!("--emit=obj={}", object.display()));
+            self.log(target, &mut command)?;
+            ensure!(
+                !contains(&object, SECTION)?,
+                "{} has a fault table",
+                object.display()
+            );
+        }
+        Ok("built, and no section of ELF's in them".to_owned())
+    }
+
+    /// Runs a command, keeps what it says in a file, and returns it.
+    fn log(&self, name: &str, command: &mut Command) -> Result<String> {
+        let path = self.folder.join(format!("{name}.log"));
+        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let status = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .status()
+            .context("cannot start timeout(1)")?;
+        let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+        if !status.success() {
+            let lines: Vec<_> = text.lines().collect();
+            let tail = lines
+                .get(lines.len().saturating_sub(TAIL_LINES)..)
+                .unwrap_or_default();
+            eprintln!("{}", tail.join("\n"));
+        }
+        ensure!(
+            status.success(),
+            "cargo ended with {status}; the whole log is {}",
+            path.display()
+        );
+        Ok(text)
+    }
+}
+
+/// Whether a file has these bytes in it.
+fn contains(file: &Path, bytes: &[u8]) -> Result<bool> {
+    let all = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(all.windows(bytes.len()).any(|window| window == bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_found_wherever_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("object");
+        for (content, expected) in [
+            (&b"..vm_memory_faults_1"[..], true),
+            (b"vm_memory_faults_2..", false),
+            (b"", false),
+        ] {
+            fs::write(&file, content).unwrap();
+            assert_eq!(contains(&file, SECTION).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn every_target_names_the_packages_of_its_compiler() {
+        for target in Target::ALL {
+            let packages: Vec<_> = target.tools().iter().map(|tool| tool.package).collect();
+            assert!(
+                packages.contains(&"rustc-web") && packages.contains(&"cargo-web"),
+                "{target:?}"
+            );
+        }
+    }
+}
