@@ -23,52 +23,73 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
     #[inline(always)]
     fn write(&self, buf: &[u8], addr: GuestAddress) -> Result<usize> {
-        if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Write) {
-            return at_guest(addr, &slice, slice.write(buf, 0));
+        let answer = in_one_piece(self, addr, buf.len(), Permissions::Write, |slice| {
+            slice.write(buf, 0)
+        });
+        match answer {
+            Some(answer) => answer,
+            None => write_pieces(self, buf, addr),
         }
-        write_pieces(self, buf, addr)
     }
 
     #[inline(always)]
     fn read(&self, buf: &mut [u8], addr: GuestAddress) -> Result<usize> {
-        if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Read) {
-            return at_guest(addr, &slice, slice.read(buf, 0));
+        let answer = in_one_piece(self, addr, buf.len(), Permissions::Read, |slice| {
+            slice.read(buf, 0)
+        });
+        match answer {
+            Some(answer) => answer,
+            None => read_pieces(self, buf, addr),
         }
-        read_pieces(self, buf, addr)
     }
 
     #[inline(always)]
     fn write_slice(&self, buf: &[u8], addr: GuestAddress) -> Result<()> {
-        if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Write) {
-            return at_guest(addr, &slice, slice.write_slice(buf, 0));
+        let answer = in_one_piece(self, addr, buf.len(), Permissions::Write, |slice| {
+            slice.write_slice(buf, 0)
+        });
+        match answer {
+            Some(answer) => answer,
+            None => write_slice_pieces(self, buf, addr),
         }
-        write_slice_pieces(self, buf, addr)
     }
 
     #[inline(always)]
     fn read_slice(&self, buf: &mut [u8], addr: GuestAddress) -> Result<()> {
-        if let Some(slice) = self.slice_in_one_piece(addr, buf.len(), Permissions::Read) {
-            return at_guest(addr, &slice, slice.read_slice(buf, 0));
+        let answer = in_one_piece(self, addr, buf.len(), Permissions::Read, |slice| {
+            slice.read_slice(buf, 0)
+        });
+        match answer {
+            Some(answer) => answer,
+            None => read_slice_pieces(self, buf, addr),
         }
-        read_slice_pieces(self, buf, addr)
     }
 
     #[inline(always)]
     fn write_obj<O: ByteValued>(&self, val: O, addr: GuestAddress) -> Result<()> {
-        if let Some(slice) = self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Write) {
-            return at_guest(addr, &slice, slice.write_obj(val, 0));
+        let answer = in_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
+            slice.write_obj(val, 0)
+        });
+        match answer {
+            Some(answer) => answer,
+            None => write_slice_pieces(self, val.as_slice(), addr),
         }
-        write_slice_pieces(self, val.as_slice(), addr)
     }
 
     #[inline(always)]
     fn read_obj<O: ByteValued>(&self, addr: GuestAddress) -> Result<O> {
-        if let Some(slice) = self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Read) {
-            let mut value = MaybeUninit::uninit();
-            return at_guest(addr, &slice, slice.read_obj_into(&mut value, 0)).map(|value| *value);
+        // A value handed up in an `Option<Result>` goes through the stack in other sizes than it came, which costs more than all the rest.
+        let mut value = MaybeUninit::uninit();
+        let answer = in_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
+            slice.read_obj_into(&mut value, 0)
+        });
+        match answer {
+            Some(answer) => answer.map(|value| *value),
+            None => {
+                let mut value = O::zeroed();
+                read_slice_pieces(self, value.as_mut_slice(), addr).map(|()| value)
+            }
         }
-        let mut value = O::zeroed();
-        read_slice_pieces(self, value.as_mut_slice(), addr).map(|()| value)
     }
 
     fn read_volatile_from<F>(&self, addr: GuestAddress, src: &mut F, count: usize) -> Result<usize>
@@ -154,8 +175,11 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
     #[inline(always)]
     fn store<O: AtomicAccess>(&self, val: O, addr: GuestAddress, order: Ordering) -> Result<()> {
-        match self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Write) {
-            Some(slice) => at_guest(addr, &slice, slice.store(val, 0, order)),
+        let answer = in_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
+            slice.store(val, 0, order)
+        });
+        match answer {
+            Some(answer) => answer,
             None => with_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
                 slice.store(val, 0, order)
             }),
@@ -164,8 +188,13 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
     #[inline(always)]
     fn load<O: AtomicAccess>(&self, addr: GuestAddress, order: Ordering) -> Result<O> {
-        match self.slice_in_one_piece(addr, size_of::<O>(), Permissions::Read) {
-            Some(slice) => at_guest(addr, &slice, slice.load(0, order)),
+        // As in `read_obj`.
+        let mut value = O::zeroed();
+        let answer = in_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
+            slice.load(0, order).map(|loaded| value = loaded)
+        });
+        match answer {
+            Some(answer) => answer.map(|()| value),
             None => with_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
                 slice.load(0, order)
             }),
@@ -173,7 +202,23 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     }
 }
 
-/// An atomic access to memory that gives out no slice by itself: what it was translated through is held until the access is done.
+/// The short way: an access to bytes that lie in one piece. `None` if they do not, or may not be accessed.
+#[inline(always)]
+fn in_one_piece<M: GuestMemory + ?Sized, T>(
+    memory: &M,
+    addr: GuestAddress,
+    count: usize,
+    access: Permissions,
+    transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<T>,
+) -> Option<Result<T>> {
+    memory
+        .with_slice_in_one_piece(addr, count, access, |slice| {
+            at_guest(addr, slice, transfer(slice))
+        })
+        .unwrap_or_else(|error| Some(Err(error)))
+}
+
+/// An atomic access to memory that lends no slice by itself: what it was translated through is held until the access is done.
 #[cold]
 #[inline(never)]
 fn with_one_piece<'a, M: GuestMemory + ?Sized, T>(

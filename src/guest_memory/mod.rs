@@ -191,10 +191,10 @@ pub trait GuestMemory {
 
     /// Returns the `count` bytes at `addr` as one slice, if they lie in one piece of host memory and `access` is allowed.
     ///
-    /// This is the short way of [`Bytes`](crate::Bytes): nearly every access lies in one region. `None` is no error:
-    /// [`get_slices`](Self::get_slices) tells what is there, and whoever got `None` asks it. The slice must be good for as long as `self` is
-    /// borrowed. A memory that translates addresses cannot promise that: its iterator holds on to what the slice was translated through, and
-    /// the slice would outlive that. So the provided method gives none, and [`Bytes`](crate::Bytes) keeps the iterator until the bytes have been moved.
+    /// `None` is no error: [`get_slices`](Self::get_slices) tells what is there, and whoever got `None` asks it. The slice must be good for as
+    /// long as `self` is borrowed. A memory that translates addresses cannot promise that: its iterator holds on to what the slice was
+    /// translated through, and the slice would outlive that. So the provided method gives none;
+    /// [`with_slice_in_one_piece`](Self::with_slice_in_one_piece) is for such memory, too.
     #[inline]
     fn slice_in_one_piece(
         &self,
@@ -205,6 +205,48 @@ pub trait GuestMemory {
         // A slice from an iterator may be good only for as long as the iterator holds on to what it was translated through.
         let _ = (addr, count, access);
         None
+    }
+
+    /// Lends the `count` bytes at `addr` to `transfer` as one slice, if they lie in one piece of host memory and `access` is allowed.
+    ///
+    /// This is the short way of [`Bytes`](crate::Bytes): nearly every access lies in one region, or in one mapping of an IOMMU. What the
+    /// address was translated through is held until `transfer` returns, so that no invalidation is acknowledged while bytes are moving; `transfer`
+    /// can keep nothing of the slice.
+    ///
+    /// `Ok(None)` is no error: `transfer` did not run, and [`get_slices`](Self::get_slices) tells what is there.
+    ///
+    /// # Errors
+    ///
+    /// If the range cannot be translated, or not for this access. `get_slices` need not be asked then: it would have the same question put to
+    /// whoever keeps the mappings.
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+    /// let length = |addr, count| {
+    ///     memory.with_slice_in_one_piece(GuestAddress(addr), count, Permissions::Read, |slice| slice.len())
+    /// };
+    /// assert_eq!(length(0xff0, 0x10)?, Some(0x10));
+    /// assert_eq!(length(0xff0, 0x11)?, None);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline(always)]
+    fn with_slice_in_one_piece<T, F>(
+        &self,
+        addr: GuestAddress,
+        count: usize,
+        access: Permissions,
+        transfer: F,
+    ) -> Result<Option<T>>
+    where
+        F: for<'s> FnOnce(&VolatileSlice<'s, BS<'s, Self::Bitmap>>) -> T,
+    {
+        Ok(self
+            .slice_in_one_piece(addr, count, access)
+            .map(|slice| transfer(&slice)))
     }
 }
 

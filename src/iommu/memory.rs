@@ -84,6 +84,9 @@ impl<M: GuestMemoryBackend, I: Iommu> IommuMemory<M, I> {
     }
 
     /// Translates a range, for an access that it permits and whose marks are kept.
+    ///
+    /// Inlined, since an iterator that is returned through memory costs as much as the search.
+    #[inline(always)]
     fn translate(
         &self,
         iova: GuestAddress,
@@ -96,12 +99,7 @@ impl<M: GuestMemoryBackend, I: Iommu> IommuMemory<M, I> {
             return Err(passes_the_end(iova, count));
         }
         if access.has_write() && !self.marks_are_kept(iova, count) {
-            return Err(Error::IommuMisconfigured {
-                reason: format!(
-                    "the dirty bitmap does not track all of the {count} bytes at I/O address 0x{:x}",
-                    iova.0
-                ),
-            });
+            return Err(marks_are_lost(iova, count));
         }
         self.iommu.translate(iova, count, access)
     }
@@ -115,6 +113,17 @@ impl<M: GuestMemoryBackend, I: Iommu> IommuMemory<M, I> {
         // On a machine that cannot count to the address, the bitmap does not track it either: a write has been refused.
         self.bitmap
             .slice_at(usize::try_from(iova.0).unwrap_or(usize::MAX))
+    }
+}
+
+/// The error of a write whose mark has no place.
+#[cold]
+fn marks_are_lost(iova: GuestAddress, count: usize) -> Error {
+    Error::IommuMisconfigured {
+        reason: format!(
+            "the dirty bitmap does not track all of the {count} bytes at I/O address 0x{:x}",
+            iova.0
+        ),
     }
 }
 
@@ -213,8 +222,37 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
         if !self.use_iommu {
             return self.backend.slice_in_one_piece(addr, count, access);
         }
-        // The slice would outlive the guard of the IOTLB, and what fails would be asked for again by `get_slices`.
+        // The slice would outlive the guard of the IOTLB.
         None
+    }
+
+    #[inline(always)]
+    fn with_slice_in_one_piece<T, F>(
+        &self,
+        addr: GuestAddress,
+        count: usize,
+        access: Permissions,
+        transfer: F,
+    ) -> Result<Option<T>>
+    where
+        F: for<'s> FnOnce(&VolatileSlice<'s, BS<'s, Self::Bitmap>>) -> T,
+    {
+        if !self.use_iommu {
+            return self
+                .backend
+                .with_slice_in_one_piece(addr, count, access, transfer);
+        }
+        // The guard of the IOTLB is in there until the end.
+        let mut pieces = self
+            .translate(addr, count, access)
+            .map_err(GuestMemoryError::IommuError)?;
+        let Some(piece) = pieces.next().filter(|piece| piece.length >= count) else {
+            return Ok(None);
+        };
+        self.backend
+            .with_slice_in_one_piece(piece.base, count, access, |slice| {
+                transfer(&slice.clone().with_other_bitmap(self.bitmap_at(addr)))
+            })
     }
 }
 

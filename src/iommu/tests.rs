@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use proptest::prelude::*;
@@ -23,6 +23,7 @@ use Permissions::*;
 struct Known {
     iotlb: RwLock<Iotlb>,
     at_most: usize,
+    asked: AtomicUsize,
 }
 
 impl Default for Known {
@@ -30,6 +31,7 @@ impl Default for Known {
         Known {
             iotlb: Default::default(),
             at_most: usize::MAX,
+            asked: AtomicUsize::new(0),
         }
     }
 }
@@ -43,6 +45,7 @@ impl Iommu for Known {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         Iotlb::lookup(self.iotlb.read().unwrap(), iova, length.min(self.at_most), access).map_err(|fails| {
             let reason = format!(
                 "{} missing, {} refused",
@@ -311,6 +314,54 @@ fn another_backend_keeps_iommu_bitmap_and_switch() {
     for part in ["IommuMemory", "backend", "iommu", "use_iommu: true", "bitmap"] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
+}
+
+/// An IOTLB that is changed while bytes are moving would let a front end take the page away.
+#[test]
+fn the_short_way_holds_the_iotlb_until_the_end_and_marks_by_iova() {
+    let memory = memory(&[(0x80, 0x100, 64, ReadWrite), (0xc0, 0, 64, Read)]);
+    let held = |slice: &VolatileSlice<'_, _>| {
+        let locked = memory.iommu().iotlb.try_write().is_err();
+        (slice.len(), locked, slice.write_obj(7u16, 2).is_ok())
+    };
+    let lent = memory.with_slice_in_one_piece(GuestAddress(0x90), 8, ReadWrite, held);
+    assert_eq!(lent.unwrap(), Some((8, true, true)));
+    assert!(memory.iommu().iotlb.try_write().is_ok());
+    assert_eq!(marked(memory.bitmap()), [0x92, 0x93]);
+    assert_eq!(
+        memory.get_backend().read_obj::<u16>(GuestAddress(0x112)).unwrap(),
+        7
+    );
+
+    // Two mappings, and none: no error, and an error.
+    let scattered = memory.with_slice_in_one_piece(GuestAddress(0xb8), 16, Read, |_| ());
+    assert!(scattered.unwrap().is_none());
+    assert!(unresolved(memory.with_slice_in_one_piece(
+        GuestAddress(0x1),
+        8,
+        Read,
+        |_| ()
+    )));
+}
+
+/// A miss may be a message to another process, which is waited for.
+#[test]
+fn what_is_not_mapped_is_asked_for_once() {
+    let memory = memory(&[]);
+    let asked = |access: &dyn Fn()| {
+        let before = memory.iommu().asked.load(Ordering::Relaxed);
+        access();
+        memory.iommu().asked.load(Ordering::Relaxed) - before
+    };
+    let addr = GuestAddress(8);
+    assert_eq!(asked(&|| assert!(memory.read_obj::<u64>(addr).is_err())), 1);
+    assert_eq!(asked(&|| assert!(memory.write_obj(1u64, addr).is_err())), 1);
+    assert_eq!(asked(&|| assert!(memory.write_slice(&[1; 8], addr).is_err())), 1);
+    assert_eq!(asked(&|| assert!(memory.read(&mut [1; 8], addr).is_err())), 1);
+    assert_eq!(
+        asked(&|| assert!(memory.load::<u64>(addr, Ordering::SeqCst).is_err())),
+        1
+    );
 }
 
 /// Somebody else's IOMMU may translate less than it was asked for: all three ways to ask agree that the range is not there.
