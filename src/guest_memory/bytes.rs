@@ -191,7 +191,8 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         // As in `read_obj`.
         let mut value = O::zeroed();
         let answer = in_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
-            slice.load(0, order).map(|loaded| value = loaded)
+            value = slice.load(0, order)?;
+            Ok(())
         });
         match answer {
             Some(answer) => answer.map(|()| value),
@@ -211,11 +212,13 @@ fn in_one_piece<M: GuestMemory + ?Sized, T>(
     access: Permissions,
     transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<T>,
 ) -> Option<Result<T>> {
-    memory
-        .with_slice_in_one_piece(addr, count, access, |slice| {
-            at_guest(addr, slice, transfer(slice))
-        })
-        .unwrap_or_else(|error| Some(Err(error)))
+    let answer = memory.with_slice_in_one_piece(addr, count, access, |slice| {
+        at_guest(addr, slice, transfer(slice))
+    });
+    match answer {
+        Ok(answer) => answer,
+        Err(error) => Some(Err(error)),
+    }
 }
 
 /// An atomic access to memory that lends no slice by itself: what it was translated through is held until the access is done.

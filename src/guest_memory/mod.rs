@@ -244,9 +244,11 @@ pub trait GuestMemory {
     where
         F: for<'s> FnOnce(&VolatileSlice<'s, BS<'s, Self::Bitmap>>) -> T,
     {
-        Ok(self
-            .slice_in_one_piece(addr, count, access)
-            .map(|slice| transfer(&slice)))
+        // `Option::map` is a call when built for size.
+        match self.slice_in_one_piece(addr, count, access) {
+            Some(slice) => Ok(Some(transfer(&slice))),
+            None => Ok(None),
+        }
     }
 }
 

@@ -320,11 +320,10 @@ fn another_backend_keeps_iommu_bitmap_and_switch() {
 #[test]
 fn the_short_way_holds_the_iotlb_until_the_end_and_marks_by_iova() {
     let memory = memory(&[(0x80, 0x100, 64, ReadWrite), (0xc0, 0, 64, Read)]);
-    let held = |slice: &VolatileSlice<'_, _>| {
+    let lent = memory.with_slice_in_one_piece(GuestAddress(0x90), 8, ReadWrite, |slice| {
         let locked = memory.iommu().iotlb.try_write().is_err();
         (slice.len(), locked, slice.write_obj(7u16, 2).is_ok())
-    };
-    let lent = memory.with_slice_in_one_piece(GuestAddress(0x90), 8, ReadWrite, held);
+    });
     assert_eq!(lent.unwrap(), Some((8, true, true)));
     assert!(memory.iommu().iotlb.try_write().is_ok());
     assert_eq!(marked(memory.bitmap()), [0x92, 0x93]);
