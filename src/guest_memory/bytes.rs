@@ -23,69 +23,74 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
     #[inline(always)]
     fn write(&self, buf: &[u8], addr: GuestAddress) -> Result<usize> {
-        let answer = in_one_piece(self, addr, buf.len(), Permissions::Write, |slice| {
-            slice.write(buf, 0)
-        });
-        match answer {
-            Some(answer) => answer,
-            None => write_pieces(self, buf, addr),
+        let mut moved = 0;
+        let done = in_one_piece(self, addr, buf.len(), Permissions::Write, |slice| {
+            moved = slice.write(buf, 0)?;
+            Ok(())
+        })?;
+        match done {
+            true => Ok(moved),
+            false => write_pieces(self, buf, addr),
         }
     }
 
     #[inline(always)]
     fn read(&self, buf: &mut [u8], addr: GuestAddress) -> Result<usize> {
-        let answer = in_one_piece(self, addr, buf.len(), Permissions::Read, |slice| {
-            slice.read(buf, 0)
-        });
-        match answer {
-            Some(answer) => answer,
-            None => read_pieces(self, buf, addr),
+        let mut moved = 0;
+        let done = in_one_piece(self, addr, buf.len(), Permissions::Read, |slice| {
+            moved = slice.read(buf, 0)?;
+            Ok(())
+        })?;
+        match done {
+            true => Ok(moved),
+            false => read_pieces(self, buf, addr),
         }
     }
 
     #[inline(always)]
     fn write_slice(&self, buf: &[u8], addr: GuestAddress) -> Result<()> {
-        let answer = in_one_piece(self, addr, buf.len(), Permissions::Write, |slice| {
+        let done = in_one_piece(self, addr, buf.len(), Permissions::Write, |slice| {
             slice.write_slice(buf, 0)
-        });
-        match answer {
-            Some(answer) => answer,
-            None => write_slice_pieces(self, buf, addr),
+        })?;
+        match done {
+            true => Ok(()),
+            false => write_slice_pieces(self, buf, addr),
         }
     }
 
     #[inline(always)]
     fn read_slice(&self, buf: &mut [u8], addr: GuestAddress) -> Result<()> {
-        let answer = in_one_piece(self, addr, buf.len(), Permissions::Read, |slice| {
+        let done = in_one_piece(self, addr, buf.len(), Permissions::Read, |slice| {
             slice.read_slice(buf, 0)
-        });
-        match answer {
-            Some(answer) => answer,
-            None => read_slice_pieces(self, buf, addr),
+        })?;
+        match done {
+            true => Ok(()),
+            false => read_slice_pieces(self, buf, addr),
         }
     }
 
     #[inline(always)]
     fn write_obj<O: ByteValued>(&self, val: O, addr: GuestAddress) -> Result<()> {
-        let answer = in_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
+        let done = in_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
             slice.write_obj(val, 0)
-        });
-        match answer {
-            Some(answer) => answer,
-            None => write_slice_pieces(self, val.as_slice(), addr),
+        })?;
+        match done {
+            true => Ok(()),
+            false => write_slice_pieces(self, val.as_slice(), addr),
         }
     }
 
     #[inline(always)]
     fn read_obj<O: ByteValued>(&self, addr: GuestAddress) -> Result<O> {
-        // A value handed up in an `Option<Result>` goes through the stack in other sizes than it came, which costs more than all the rest.
         let mut value = MaybeUninit::uninit();
-        let answer = in_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
-            slice.read_obj_into(&mut value, 0)
-        });
-        match answer {
-            Some(answer) => answer.map(|value| *value),
-            None => {
+        let mut read = None;
+        let done = in_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
+            read = Some(slice.read_obj_into(&mut value, 0)?);
+            Ok(())
+        })?;
+        match read {
+            Some(value) if done => Ok(*value),
+            _ => {
                 let mut value = O::zeroed();
                 read_slice_pieces(self, value.as_mut_slice(), addr).map(|()| value)
             }
@@ -175,12 +180,12 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
     #[inline(always)]
     fn store<O: AtomicAccess>(&self, val: O, addr: GuestAddress, order: Ordering) -> Result<()> {
-        let answer = in_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
+        let done = in_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
             slice.store(val, 0, order)
-        });
-        match answer {
-            Some(answer) => answer,
-            None => with_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
+        })?;
+        match done {
+            true => Ok(()),
+            false => with_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
                 slice.store(val, 0, order)
             }),
         }
@@ -188,36 +193,41 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
     #[inline(always)]
     fn load<O: AtomicAccess>(&self, addr: GuestAddress, order: Ordering) -> Result<O> {
-        // As in `read_obj`.
         let mut value = O::zeroed();
-        let answer = in_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
+        let done = in_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
             value = slice.load(0, order)?;
             Ok(())
-        });
-        match answer {
-            Some(answer) => answer.map(|()| value),
-            None => with_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
+        })?;
+        match done {
+            true => Ok(value),
+            false => with_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
                 slice.load(0, order)
             }),
         }
     }
 }
 
-/// The short way: an access to bytes that lie in one piece. `None` if they do not, or may not be accessed.
+/// The short way: an access to bytes that lie in one piece. `false` if they do not, or may not be accessed; it has not run then.
+///
+/// Values and errors leave `transfer` by reference: what is handed up in an `Option<Result<_>>` is written to the stack in one size and read back
+/// in another, which the processor does not forward, and that costs more than all the rest.
 #[inline(always)]
-fn in_one_piece<M: GuestMemory + ?Sized, T>(
+fn in_one_piece<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
     count: usize,
     access: Permissions,
-    transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<T>,
-) -> Option<Result<T>> {
-    let answer = memory.with_slice_in_one_piece(addr, count, access, |slice| {
-        at_guest(addr, slice, transfer(slice))
-    });
-    match answer {
-        Ok(answer) => answer,
-        Err(error) => Some(Err(error)),
+    transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<()>,
+) -> Result<bool> {
+    let mut failure = None;
+    let ran = memory.with_slice_in_one_piece(addr, count, access, |slice| {
+        if let Err(error) = at_guest(addr, slice, transfer(slice)) {
+            failure = Some(error);
+        }
+    })?;
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(ran.is_some()),
     }
 }
 
