@@ -1,39 +1,21 @@
-//! [`AtomicBitmap`]: a bit for each page, in words that threads set and clear at the same time.
+//! [`AtomicBitmap`]: a bit for each page, which threads set and take at the same time.
 //!
-//! # No interleaving loses a page
+//! Pages, sizes, growth and modes are here; the bits, and why none of them is lost, in `marks.rs`.
 //!
-//! Three parties: a *writer* (a device thread) stores bytes `D` and then marks their page, `M = fetch_or(bit, Release)`. A *harvest*
-//! takes a word, `H = swap(0, AcqRel)`, and then reads the bytes of the pages whose bits it found, `R`.
-//!
-//! All operations on one word are ordered (modification order). Take any writer's `M` and any harvest's `H` of that word:
-//!
-//! - `M` before `H`: no operation between them clears the bit, or there would be an earlier harvest `H'` that found it, and what
-//!   follows holds for `H'`. So `H` finds the bit. Every operation between them is a read-modify-write, which continues the release
-//!   sequence that `M` heads, so `H` acquires what `M` released: `D` happens before `R`, and `R` sees the new bytes.
-//! - `M` after `H`: the bit is set when `M` is done, whatever it was before, and the next harvest finds it.
-//!
-//! In both cases the page is copied after `D`. This rests on two choices. `M` is a read-modify-write even where the bit seems to be
-//! set already: a plain look first could be answered before `D` is visible, and a harvest in between would clear the bit and read old
-//! bytes. And marking comes after the write: the slices of guest memory see to that. The clearing of single pages
-//! (`reset_bit`, `reset_addr_range`) is a read-modify-write as well, so that it breaks no release sequence.
-//!
-//! A harvest may pass over a word in which a relaxed look finds no bit: it clears nothing, and is the case "`M` after `H`" for every mark
-//! that it does not see. A harvest after the writers have stopped (joined, or paused through a lock) sees all their marks, since
-//! those happen before it.
-//!
-//! `D` is a block of assembly, of which the compiler moves nothing past an atomic operation with a memory clobber; on x86_64 the locked
-//! instruction of `M` is also a full barrier for the processor (Intel manual, volume 3A, section 9.2.3.9).
+//! `D`, the bytes that are written before their page is marked, is a block of assembly, of which the compiler moves nothing past an atomic
+//! operation, since that may touch memory; on x86_64 the locked instruction of a mark is also a full barrier for the processor (Intel manual, volume 3A,
+//! section 9.2.3.9), and on aarch64 it releases.
 
 use core::num::NonZeroUsize;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::io;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
-
-/// Bits in a word.
-const WORD_BITS: usize = 64;
-
-/// The page size where none is given and none can be asked for, in bytes.
-const DEFAULT_PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+use super::barrier::barrier_in_all_threads;
+use super::bits::{mask, position, WORD_BITS};
+use super::dirty_pages::DirtyPages;
+use super::marks::Marks;
+use super::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice, DEFAULT_PAGE_SIZE};
 
 /// A bitmap with a bit for each page of a range of memory, which threads mark and harvest at the same time.
 ///
@@ -51,14 +33,38 @@ const DEFAULT_PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero
 /// ```
 ///
 /// Bits past the end of the bitmap do not exist: setting one does nothing, and it never reads as set.
+///
+/// A bit takes a bit: a bitmap for 1 TiB in pages of 4 KiB takes 32 MiB, and half a percent more for a summary by which a harvest finds few
+/// marks without looking at all of it.
 #[derive(Debug)]
 pub struct AtomicBitmap {
-    words: Vec<AtomicU64>,
+    marks: Marks,
+    /// What it has grown by without being borrowed mutably.
+    grown: OnceLock<Box<Grown>>,
+    growing: Mutex<()>,
     /// Number of pages.
-    pages: usize,
+    pages: AtomicUsize,
     /// Number of bytes that the pages stand for; the last page may be a part of one.
-    byte_size: usize,
+    byte_size: AtomicUsize,
     page_size: PageSize,
+    /// One of the modes below.
+    mode: AtomicU8,
+}
+
+/// Every write marks.
+const ALWAYS: u8 = 0;
+/// A write marks what is not marked.
+const LOOK_FIRST: u8 = 1;
+/// Added to either: no write marks.
+const OFF: u8 = 2;
+
+/// More words, behind those that there were.
+#[derive(Debug)]
+struct Grown {
+    /// The number of the first one.
+    first: usize,
+    marks: Marks,
+    next: OnceLock<Box<Grown>>,
 }
 
 /// A page size, ready to divide by.
@@ -76,6 +82,14 @@ impl PageSize {
             Self::Shift(bytes.trailing_zeros())
         } else {
             Self::Odd(bytes)
+        }
+    }
+
+    /// The size in bytes.
+    fn bytes(self) -> NonZeroUsize {
+        match self {
+            Self::Shift(shift) => NonZeroUsize::new(1usize.wrapping_shl(shift)).unwrap_or(NonZeroUsize::MIN),
+            Self::Odd(size) => size,
         }
     }
 
@@ -105,23 +119,79 @@ impl AtomicBitmap {
     pub fn new(byte_size: usize, page_size: NonZeroUsize) -> Self {
         let page_size = PageSize::new(page_size);
         let pages = page_size.pages_for(byte_size);
-        let words = (0..pages.div_ceil(WORD_BITS))
-            .map(|_| AtomicU64::new(0))
-            .collect();
-        Self {
-            words,
-            pages,
+        Self::of(
+            Marks::new(pages.div_ceil(WORD_BITS)),
             byte_size,
             page_size,
+            ALWAYS,
+        )
+    }
+
+    fn of(marks: Marks, byte_size: usize, page_size: PageSize, mode: u8) -> Self {
+        Self {
+            marks,
+            grown: OnceLock::new(),
+            growing: Mutex::new(()),
+            pages: AtomicUsize::new(page_size.pages_for(byte_size)),
+            byte_size: AtomicUsize::new(byte_size),
+            page_size,
+            mode: AtomicU8::new(mode),
         }
     }
 
     /// Tracks `additional_size` more bytes at the end, whose pages are clean.
+    ///
+    /// For a bitmap that others use, see [`grow`](Self::grow).
     pub fn enlarge(&mut self, additional_size: usize) {
-        self.byte_size = self.byte_size.saturating_add(additional_size);
-        self.pages = self.page_size.pages_for(self.byte_size);
-        self.words
-            .resize_with(self.pages.div_ceil(WORD_BITS), || AtomicU64::new(0));
+        self.grow(self.byte_size().saturating_add(additional_size));
+        // Nobody else uses it: it can be of one piece again.
+        if self.grown.get().is_some() {
+            *self = self.clone();
+        }
+    }
+
+    /// Tracks `byte_size` bytes in all from now on, if it does not yet. The new pages are clean.
+    ///
+    /// Others may mark and harvest at the same time. What has grown is found by a few more steps at each mark: a bitmap that
+    /// grows often is better made large enough.
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+    ///
+    /// let bitmap = AtomicBitmap::new(0x4000, NonZeroUsize::new(0x1000).unwrap());
+    /// bitmap.mark_dirty(0x4000, 1);
+    /// bitmap.grow(0x8000);
+    /// bitmap.mark_dirty(0x7000, 1);
+    /// assert_eq!(bitmap.get_and_reset(), [0b1000_0000]);
+    /// ```
+    pub fn grow(&self, byte_size: usize) {
+        let _only_one = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        if byte_size <= self.byte_size() {
+            return;
+        }
+        let pages = self.page_size.pages_for(byte_size);
+        let mut end = self.marks.len();
+        let mut last = &self.grown;
+        while let Some(grown) = last.get() {
+            end = grown.first.saturating_add(grown.marks.len());
+            last = &grown.next;
+        }
+        let missing = pages.div_ceil(WORD_BITS).saturating_sub(end);
+        if missing != 0 {
+            // As much again as there is: there will not be many pieces.
+            let words = missing.max(end);
+            last.get_or_init(|| {
+                Box::new(Grown {
+                    first: end,
+                    marks: Marks::new(words),
+                    next: OnceLock::new(),
+                })
+            });
+        }
+        self.byte_size.store(byte_size, Ordering::Release);
+        // After the words: who sees these pages finds them.
+        self.pages.store(pages, Ordering::Release);
     }
 
     /// Returns whether the page with number `index` is marked; `false` if there is no such page.
@@ -129,9 +199,11 @@ impl AtomicBitmap {
     pub fn is_bit_set(&self, index: usize) -> bool {
         let (word, bit) = position(index);
         // Bits past the last page are never set, so that only the word needs to exist.
-        self.words
-            .get(word)
-            .is_some_and(|word| word.load(Ordering::Acquire) & bit != 0)
+        let word = match word < self.marks.len() {
+            true => self.marks.word(word),
+            false => self.grown_word(word),
+        };
+        word & bit != 0
     }
 
     /// Returns whether the page of the byte at `addr` is marked; `false` if the bitmap does not track it.
@@ -141,120 +213,351 @@ impl AtomicBitmap {
     }
 
     /// Marks the pages of the `len` bytes at `start_addr`. Bytes that the bitmap does not track are passed over.
+    ///
+    /// It does so whether [tracking](Self::stop_tracking) is on or off.
     #[inline]
     pub fn set_addr_range(&self, start_addr: usize, len: usize) {
-        self.for_each_word(start_addr, len, |word, bits| {
-            word.fetch_or(bits, Ordering::Release);
-        });
+        let Some((first, last)) = self.pages_of(start_addr, len) else {
+            return;
+        };
+        let (first_word, first_bit) = position(first);
+        let (last_word, last_bit) = position(last);
+        if first_word == last_word && last_word < self.marks.len() {
+            self.marks.set(first_word, bits_between(first_bit, last_bit));
+        } else {
+            self.set_words(first, last);
+        }
     }
 
     /// Clears the marks of all pages that have one of the `len` bytes at `start_addr`.
     pub fn reset_addr_range(&self, start_addr: usize, len: usize) {
-        self.for_each_word(start_addr, len, |word, bits| {
-            word.fetch_and(!bits, Ordering::AcqRel);
-        });
+        if let Some((first, last)) = self.pages_of(start_addr, len) {
+            self.for_each_word(first, last, |marks, word, bits| marks.clear(word, bits));
+            self.after_taking(|bitmap| bitmap.set_addr_range(start_addr, len));
+        }
     }
 
     /// Marks the page with number `index`, if there is one.
     pub fn set_bit(&self, index: usize) {
-        if index < self.pages {
-            let (word, bit) = position(index);
-            if let Some(word) = self.words.get(word) {
-                word.fetch_or(bit, Ordering::Release);
-            }
+        if index < self.len() {
+            self.set_words(index, index);
         }
     }
 
     /// Clears the mark of the page with number `index`, if there is one.
     pub fn reset_bit(&self, index: usize) {
-        let (word, bit) = position(index);
-        if let Some(word) = self.words.get(word) {
-            word.fetch_and(!bit, Ordering::AcqRel);
+        if index < self.len() {
+            self.for_each_word(index, index, |marks, word, bits| marks.clear(word, bits));
+            self.after_taking(|bitmap| bitmap.set_bit(index));
         }
     }
 
     /// Returns the number of pages.
     #[expect(clippy::len_without_is_empty, reason = "the interface of 0.18.0")]
     pub fn len(&self) -> usize {
-        self.pages
+        // Whoever sees pages sees their words.
+        self.pages.load(Ordering::Acquire)
     }
 
     /// Returns the number of bytes that are tracked.
     pub fn byte_size(&self) -> usize {
-        self.byte_size
+        self.byte_size.load(Ordering::Acquire)
     }
 
-    /// Harvests the bitmap: returns all marks and clears them, word by word.
+    /// Returns the size of a page in bytes.
+    pub fn page_size(&self) -> NonZeroUsize {
+        self.page_size.bytes()
+    }
+
+    /// Harvests the bitmap: returns all marks and clears them.
     ///
     /// Bit `i` of word `w` is page `64 * w + i`. A page that is written while this runs is in the result, or will be in the next.
+    /// [`harvest_words`](Self::harvest_words) and [`harvest_into`](Self::harvest_into) need no memory of their own.
     pub fn get_and_reset(&self) -> Vec<u64> {
-        self.words
-            .iter()
-            .map(|word| match word.load(Ordering::Relaxed) {
-                0 => 0,
-                _ => word.swap(0, Ordering::AcqRel),
-            })
-            .collect()
+        let mut words = vec![0; self.len().div_ceil(WORD_BITS)];
+        self.harvest_words(&mut words);
+        words
     }
 
     /// Clears all marks.
     pub fn reset(&self) {
-        for word in &self.words {
-            word.swap(0, Ordering::AcqRel);
+        self.take(0, usize::MAX, |_, _| {});
+        self.after_taking(|bitmap| bitmap.set_addr_range(0, usize::MAX));
+    }
+
+    /// Harvests into a buffer: adds the marks of as many pages as it has bits for, and clears them. Returns how many words had some.
+    ///
+    /// Bit `i` of word `w` is page `64 * w + i`, as in `KVM_GET_DIRTY_LOG`. What is in the buffer stays: several logs may come together in it.
+    /// Pages that it has no bits for stay marked.
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+    ///
+    /// let bitmap = AtomicBitmap::new(0x10_000, NonZeroUsize::new(0x1000).unwrap());
+    /// bitmap.mark_dirty(0x1ffe, 4);
+    /// let mut log = [0b1000]; // KVM's
+    /// assert_eq!(bitmap.harvest_words(&mut log), 1);
+    /// assert_eq!(log, [0b1110]);
+    /// ```
+    pub fn harvest_words(&self, words: &mut [u64]) -> usize {
+        let mut found = 0usize;
+        self.take(0, words.len().saturating_mul(WORD_BITS), |word, bits| {
+            if let Some(target) = words.get_mut(word) {
+                *target |= bits;
+                found = found.saturating_add(1);
+            }
+        });
+        self.after_taking(|bitmap| bitmap.set_from_words(0, words, bitmap.page_size()));
+        found
+    }
+
+    /// Harvests into a [`DirtyPages`]: adds the marks of as many bytes as that is for, and clears them.
+    pub fn harvest_into(&self, dirty: &mut DirtyPages) {
+        self.harvest_from(0, dirty);
+    }
+
+    /// Harvests the bytes from `offset` on.
+    pub(super) fn harvest_from(&self, offset: usize, dirty: &mut DirtyPages) {
+        let Some((first, last)) = self.pages_of(offset, dirty.byte_size()) else {
+            return;
+        };
+        let same = dirty.page_size() == self.page_size() && offset == 0;
+        let size = self.page_size().get();
+        self.take(first, last.saturating_add(1), |word, bits| {
+            if same {
+                dirty.add_word(word, bits);
+                return;
+            }
+            let page = word.saturating_mul(WORD_BITS);
+            for run in super::dirty_pages::bit_runs(core::iter::once((0, bits))) {
+                let start = page.saturating_add(run.start).saturating_mul(size);
+                let end = start.saturating_add(run.len().saturating_mul(size));
+                // The first page may begin before the offset.
+                let from = start.max(offset);
+                dirty.add_range(from.saturating_sub(offset), end.saturating_sub(from));
+            }
+        });
+        self.after_taking(|bitmap| {
+            for run in dirty.runs() {
+                bitmap.set_addr_range(offset.saturating_add(run.start), run.len());
+            }
+        });
+    }
+
+    /// Marks what another log has: bit `i` of word `w` stands for `page_size` bytes, the first of them at `offset`.
+    ///
+    /// For what KVM, a vhost back end or a device logged in words of its own. Bits past the end are passed over.
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::AtomicBitmap;
+    ///
+    /// let bitmap = AtomicBitmap::new(0x10_000, NonZeroUsize::new(0x2000).unwrap());
+    /// bitmap.set_from_words(0, &[0b1001], NonZeroUsize::new(0x1000).unwrap());
+    /// assert_eq!(bitmap.get_and_reset(), [0b11]);
+    /// ```
+    pub fn set_from_words(&self, offset: usize, words: &[u64], page_size: NonZeroUsize) {
+        let size = page_size.get();
+        for run in super::dirty_pages::bit_runs(words.iter().copied().enumerate()) {
+            let start = offset.saturating_add(run.start.saturating_mul(size));
+            self.set_addr_range(start, run.len().saturating_mul(size));
         }
     }
 
-    /// Calls `update` for each word that has bits of the pages of `len` bytes at `start`, with a mask of those bits.
-    #[inline]
-    fn for_each_word(&self, start: usize, len: usize, update: impl Fn(&AtomicU64, u64)) {
-        let Some(last_byte) = len.checked_sub(1).map(|more| start.saturating_add(more)) else {
-            return;
-        };
-        let Some(last_page) = self.pages.checked_sub(1) else {
-            return;
-        };
+    /// Marks pages again whose transfer failed: undoes a harvest, or a part of one.
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyPages};
+    ///
+    /// let page = NonZeroUsize::new(0x1000).unwrap();
+    /// let bitmap = AtomicBitmap::new(0x10_000, page);
+    /// bitmap.mark_dirty(0x3000, 1);
+    /// let mut dirty = DirtyPages::new(0x10_000, page);
+    /// bitmap.harvest_into(&mut dirty);
+    /// bitmap.put_back(&dirty);
+    /// assert_eq!(bitmap.get_and_reset(), [0b1000]);
+    /// ```
+    pub fn put_back(&self, dirty: &DirtyPages) {
+        self.set_from_words(0, dirty.words(), dirty.page_size());
+    }
+
+    /// From now on, writes do not mark a page that is marked: that takes a look, where marking takes a locked instruction, several times as long.
+    ///
+    /// Harvests pay for it: each makes a system call, [`barrier_in_all_threads`], since without one a look may be answered before the bytes are
+    /// visible, and a page is lost. So does each of the methods that clear marks. Clones do as the original does.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answers, if it cannot have that barrier (`membarrier(2)`); nothing has changed then. Should it refuse a later one, the harvest
+    /// leaves all that it found marked as well: nothing is lost, and nothing gets clean.
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+    ///
+    /// let mut bitmap = AtomicBitmap::new(0x10_000, NonZeroUsize::new(0x1000).unwrap());
+    /// if let Err(error) = bitmap.look_before_marking() {
+    ///     println!("marking is slower here: {error}");
+    /// }
+    /// bitmap.mark_dirty(0x3000, 1);
+    /// bitmap.mark_dirty(0x3000, 1);
+    /// assert_eq!(bitmap.get_and_reset(), [0b1000]);
+    /// ```
+    pub fn look_before_marking(&mut self) -> io::Result<()> {
+        barrier_in_all_threads()?;
+        *self.mode.get_mut() |= LOOK_FIRST;
+        Ok(())
+    }
+
+    /// From now on, [`mark_dirty`](Bitmap::mark_dirty), and with it every write to guest memory, marks nothing. What is marked stays.
+    ///
+    /// A write costs what it costs without a bitmap then, and one look at a byte that nobody writes.
+    pub fn stop_tracking(&self) {
+        self.mode.fetch_or(OFF, Ordering::SeqCst);
+    }
+
+    /// From now on, writes mark again.
+    ///
+    /// A write that another thread has under way at this moment may be neither marked nor visible yet. Before the first copy of the memory, have the
+    /// threads that write pass a lock, or stop, or call [`barrier_in_all_threads`] after this: what they wrote before is visible then, and
+    /// what they write from then on is marked.
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+    ///
+    /// let bitmap = AtomicBitmap::new(0x10_000, NonZeroUsize::new(0x1000).unwrap());
+    /// bitmap.stop_tracking();
+    /// bitmap.mark_dirty(0, 1);
+    /// bitmap.start_tracking();
+    /// bitmap.mark_dirty(0x1000, 1);
+    /// assert_eq!(bitmap.get_and_reset(), [0b10]);
+    /// ```
+    pub fn start_tracking(&self) {
+        self.mode.fetch_and(!OFF, Ordering::SeqCst);
+    }
+
+    /// Returns whether writes mark.
+    pub fn is_tracking(&self) -> bool {
+        self.mode.load(Ordering::Relaxed) & OFF == 0
+    }
+
+    /// The first and the last page of `len` bytes at `start`, as far as they are tracked.
+    #[inline(always)]
+    fn pages_of(&self, start: usize, len: usize) -> Option<(usize, usize)> {
+        let last_byte = start.saturating_add(len.checked_sub(1)?);
+        let last_page = self.len().checked_sub(1)?;
         let first = self.page_size.page_of(start);
         let last = self.page_size.page_of(last_byte).min(last_page);
-        if first > last {
-            return;
+        (first <= last).then_some((first, last))
+    }
+
+    /// Marks by a look first.
+    #[inline(never)]
+    fn look_and_set(&self, start: usize, len: usize) {
+        if let Some((first, last)) = self.pages_of(start, len) {
+            self.for_each_word(first, last, Marks::look_and_set);
         }
-        let (first_word, first_bit) = position(first);
-        let (last_word, last_bit) = position(last);
-        // `bit - 1` are the bits below one, and `bit | (bit - 1)` those up to it; a bit is never 0.
-        let from_first = !first_bit.wrapping_sub(1);
-        let up_to_last = last_bit | last_bit.wrapping_sub(1);
-        if first_word == last_word {
-            if let Some(word) = self.words.get(first_word) {
-                update(word, from_first & up_to_last);
-            }
-            return;
+    }
+
+    /// Marks the pages from `first` to `last`, in several words, or in words that have been added.
+    #[inline(never)]
+    fn set_words(&self, first: usize, last: usize) {
+        let (first_word, _) = position(first);
+        let (last_word, _) = position(last);
+        // Whole words a line at a time; both ends bit by bit.
+        if last_word < self.marks.len() && last_word.saturating_sub(first_word) > 1 {
+            let next = first_word.saturating_add(1);
+            self.marks.set(first_word, mask(first % WORD_BITS, WORD_BITS));
+            self.marks.set_words(next, last_word);
+            let behind = (last % WORD_BITS).saturating_add(1);
+            self.marks.set(last_word, mask(0, behind));
+        } else {
+            self.for_each_word(first, last, Marks::set);
         }
-        if let Some([first, between @ .., last]) = self.words.get(first_word..=last_word) {
-            update(first, from_first);
-            for word in between {
-                update(word, u64::MAX);
+    }
+
+    /// Calls `update` for each word that has bits of the pages from `first` to `last`, with those bits.
+    fn for_each_word(&self, first: usize, last: usize, update: impl Fn(&Marks, usize, u64)) {
+        for word in first / WORD_BITS..=last / WORD_BITS {
+            let start = word.saturating_mul(WORD_BITS);
+            let end = last.saturating_add(1).saturating_sub(start);
+            let bits = mask(first.saturating_sub(start), end);
+            if word < self.marks.len() {
+                update(&self.marks, word, bits);
+            } else if let Some(grown) = self.grown_at(word) {
+                update(&grown.marks, word.saturating_sub(grown.first), bits);
             }
-            update(last, up_to_last);
+        }
+    }
+
+    /// What has grown that a word is in.
+    #[cold]
+    fn grown_at(&self, word: usize) -> Option<&Grown> {
+        let mut next = self.grown.get();
+        while let Some(grown) = next {
+            if word < grown.first.saturating_add(grown.marks.len()) {
+                return Some(grown);
+            }
+            next = grown.next.get();
+        }
+        None
+    }
+
+    #[cold]
+    fn grown_word(&self, word: usize) -> u64 {
+        self.grown_at(word)
+            .map_or(0, |grown| grown.marks.word(word.saturating_sub(grown.first)))
+    }
+
+    /// Takes the marks of the pages from `first` to before `end`, and calls `found` for each word that has some.
+    fn take(&self, first: usize, end: usize, mut found: impl FnMut(usize, u64)) {
+        self.marks.take(first, end, &mut found);
+        let mut next = self.grown.get();
+        while let Some(grown) = next {
+            let start = grown.first.saturating_mul(WORD_BITS);
+            let (first, end) = (first.saturating_sub(start), end.saturating_sub(start));
+            grown.marks.take(first, end, |word, bits| {
+                found(grown.first.saturating_add(word), bits);
+            });
+            next = grown.next.get();
+        }
+    }
+
+    /// The barrier that stands between taking marks and reading bytes where writers look first. Without one, the marks are put back.
+    #[inline]
+    fn after_taking(&self, put_back: impl FnOnce(&Self)) {
+        if self.mode.load(Ordering::Relaxed) & LOOK_FIRST != 0 && barrier_in_all_threads().is_err() {
+            put_back(self);
         }
     }
 }
 
-/// The word of a page, and its bit in there.
+/// The bits from one to another of the same word.
 #[inline(always)]
-fn position(page: usize) -> (usize, u64) {
-    (page / WORD_BITS, 1u64 << (page % WORD_BITS))
+fn bits_between(first: u64, last: u64) -> u64 {
+    // `bit - 1` are the bits below one, and `bit | (bit - 1)` those up to it; a bit is never 0.
+    (last | last.wrapping_sub(1)) & !first.wrapping_sub(1)
 }
 
 /// A copy of the marks as they are found, word by word.
 impl Clone for AtomicBitmap {
     fn clone(&self) -> Self {
-        let copy = |word: &AtomicU64| AtomicU64::new(word.load(Ordering::Acquire));
-        Self {
-            words: self.words.iter().map(copy).collect(),
-            pages: self.pages,
-            byte_size: self.byte_size,
-            page_size: self.page_size,
+        let pages = self.len();
+        let copy = Marks::new(pages.div_ceil(WORD_BITS));
+        let mut first = 0;
+        let mut from = Some((&self.marks, self.grown.get()));
+        while let Some((marks, next)) = from {
+            marks.copy_to(&copy, first);
+            from = next.map(|grown| {
+                first = grown.first;
+                (&grown.marks, grown.next.get())
+            });
         }
+        let byte_size = self.byte_size().min(pages.saturating_mul(self.page_size().get()));
+        Self::of(copy, byte_size, self.page_size, self.mode.load(Ordering::Relaxed))
     }
 }
 
@@ -272,7 +575,11 @@ impl<'a> WithBitmapSlice<'a> for AtomicBitmap {
 impl Bitmap for AtomicBitmap {
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
-        self.set_addr_range(offset, len);
+        match self.mode.load(Ordering::Relaxed) {
+            ALWAYS => self.set_addr_range(offset, len),
+            LOOK_FIRST => self.look_and_set(offset, len),
+            _ => {}
+        }
     }
 
     #[inline]
@@ -290,11 +597,11 @@ impl Bitmap for AtomicBitmap {
         len == 0
             || offset
                 .checked_add(len.wrapping_sub(1))
-                .is_some_and(|last_byte| self.page_size.page_of(last_byte) < self.pages)
+                .is_some_and(|last_byte| self.page_size.page_of(last_byte) < self.len())
     }
 
     fn grow_to_track(&mut self, len: usize) {
-        self.enlarge(len.saturating_sub(self.byte_size));
+        self.enlarge(len.saturating_sub(self.byte_size()));
     }
 }
 
@@ -316,90 +623,4 @@ fn host_page_size() -> NonZeroUsize {
         }
     }
     DEFAULT_PAGE_SIZE
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn bitmap(bytes: usize, page: usize) -> AtomicBitmap {
-        AtomicBitmap::new(bytes, NonZeroUsize::new(page).unwrap())
-    }
-
-    #[test]
-    fn a_part_of_a_page_counts_as_one() {
-        assert_eq!(bitmap(0, 1).len(), 0);
-        assert_eq!(bitmap(1, 4096).len(), 1);
-        assert_eq!(bitmap(4096, 4096).len(), 1);
-        assert_eq!(bitmap(4097, 4096).len(), 2);
-        assert_eq!(bitmap(100, 3).len(), 34);
-        assert_eq!(bitmap(usize::MAX, usize::MAX).len(), 1);
-    }
-
-    #[test]
-    fn bits_past_the_end_do_not_exist() {
-        let bitmap = bitmap(10_000, 4096);
-        bitmap.set_bit(3);
-        bitmap.set_bit(usize::MAX);
-        bitmap.set_addr_range(usize::MAX, usize::MAX);
-        assert_eq!(bitmap.get_and_reset(), [0]);
-        bitmap.set_addr_range(0, usize::MAX);
-        assert_eq!(bitmap.get_and_reset(), [0b111]);
-    }
-
-    #[test]
-    fn ranges_fill_whole_words_and_nothing_beside() {
-        let bitmap = bitmap(300 * 16, 16);
-        bitmap.set_addr_range(16 * 60 + 15, 16 * 200);
-        assert_eq!(
-            bitmap.clone().get_and_reset(),
-            [0xf << 60, u64::MAX, u64::MAX, u64::MAX, 0x1f]
-        );
-        bitmap.reset_addr_range(16 * 64, 16 * 128);
-        assert_eq!(bitmap.get_and_reset(), [0xf << 60, 0, 0, u64::MAX, 0x1f]);
-    }
-
-    #[test]
-    fn growth_keeps_marks_and_adds_clean_pages() {
-        let mut bitmap = bitmap(10_000, 4096);
-        bitmap.set_bit(1);
-        bitmap.enlarge(1);
-        assert_eq!((bitmap.len(), bitmap.byte_size()), (3, 10_001));
-        bitmap.enlarge(4096 * 70);
-        assert_eq!(bitmap.len(), 73);
-        assert_eq!(bitmap.get_and_reset(), [2, 0]);
-        bitmap.grow_to_track(100);
-        assert_eq!(bitmap.len(), 73);
-    }
-
-    /// What a thread marked before it was joined is found, whatever else went on.
-    #[test]
-    fn no_mark_is_lost_to_a_harvest_at_the_same_time() {
-        let rounds = if cfg!(miri) { 50 } else { 20_000 };
-        let bitmap = bitmap(64 * 4096, 4096);
-        let written: Vec<AtomicU64> = (0..64).map(|_| AtomicU64::new(0)).collect();
-        let mut copied = vec![0u64; 64];
-        std::thread::scope(|scope| {
-            let writer = scope.spawn(|| {
-                for round in 1..=rounds {
-                    let page = (round * 7 % 64) as usize;
-                    written[page].store(round, Ordering::Relaxed);
-                    bitmap.mark_dirty(page * 4096, 1);
-                }
-            });
-            let mut harvest = || {
-                let bits = bitmap.get_and_reset()[0];
-                for page in (0..64).filter(|page| bits & (1 << page) != 0) {
-                    copied[page] = written[page].load(Ordering::Relaxed);
-                }
-            };
-            while !writer.is_finished() {
-                harvest();
-            }
-            writer.join().unwrap();
-            harvest();
-        });
-        let last: Vec<u64> = written.iter().map(|w| w.load(Ordering::Relaxed)).collect();
-        assert_eq!(copied, last);
-    }
 }

@@ -18,14 +18,39 @@
 #[cfg(feature = "backend-bitmap")]
 mod atomic;
 #[cfg(feature = "backend-bitmap")]
+mod barrier;
+#[cfg(feature = "backend-bitmap")]
+mod bits;
+#[cfg(feature = "backend-bitmap")]
+mod dirty_memory;
+#[cfg(feature = "backend-bitmap")]
+mod dirty_pages;
+#[cfg(feature = "backend-bitmap")]
+mod marks;
+#[cfg(feature = "backend-bitmap")]
 mod slice;
+#[cfg(feature = "backend-bitmap")]
+mod sync;
+
+#[cfg(all(test, feature = "backend-bitmap"))]
+mod atomic_tests;
 
 use core::fmt::Debug;
 
 #[cfg(feature = "backend-bitmap")]
 pub use atomic::AtomicBitmap;
 #[cfg(feature = "backend-bitmap")]
+pub use barrier::barrier_in_all_threads;
+#[cfg(feature = "backend-bitmap")]
+pub use dirty_memory::{DirtyLog, DirtyMemory, LogWords};
+#[cfg(feature = "backend-bitmap")]
+pub use dirty_pages::{DirtyPages, DirtyRuns};
+#[cfg(feature = "backend-bitmap")]
 pub use slice::{ArcSlice, RefSlice};
+
+/// The page size where none is given and none can be asked for, in bytes.
+#[cfg(feature = "backend-bitmap")]
+const DEFAULT_PAGE_SIZE: core::num::NonZeroUsize = core::num::NonZeroUsize::new(4096).expect("not zero");
 
 use crate::guest_memory::GuestMemoryBackend;
 use crate::region::GuestMemoryRegion;

@@ -31,6 +31,18 @@ impl<B> BaseSlice<B> {
     }
 }
 
+impl<B: Deref> BaseSlice<B> {
+    /// Returns the bitmap that it is a part of.
+    pub fn bitmap(&self) -> &B::Target {
+        &self.inner
+    }
+
+    /// Returns where in the bitmap it begins, in bytes.
+    pub fn base_offset(&self) -> usize {
+        self.base_offset
+    }
+}
+
 impl<B> WithBitmapSlice<'_> for BaseSlice<B>
 where
     B: Clone + Deref,
