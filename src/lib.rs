@@ -46,8 +46,8 @@
 //! | get at slices of host memory | [`GuestMemory::get_slices`], [`VolatileSlice`] |
 //! | make memory | [`GuestMemoryMmap`], [`MmapRegion`], [`mmap`] |
 //! | use regions of your own kind | [`GuestMemoryRegion`], [`GuestRegionCollection`] |
-//! | track dirty pages | [`bitmap`], [`bitmap::AtomicBitmap`] |
-//! | change the map while devices run | [`GuestMemoryAtomic`] |
+//! | track dirty pages | [`bitmap`], [`bitmap::AtomicBitmap`], [`bitmap::DirtyMemory`] |
+//! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] |
 //! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`] |
 //! | put a device behind an IOMMU | [`iommu`], [`IommuMemory`], [`Iotlb`] |
 //! | survive pages that go away | [`fault`] |
@@ -160,7 +160,7 @@ pub mod volatile_memory;
 
 pub use address::{Address, AddressValue};
 #[cfg(feature = "backend-atomic")]
-pub use atomic::{GuestMemoryAtomic, GuestMemoryLoadGuard};
+pub use atomic::{GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryReader};
 pub use atomic_integer::AtomicInteger;
 pub use bytes::{AtomicAccess, ByteValued, Bytes};
 pub use endian::{Be16, Be32, Be64, BeSize, Le16, Le32, Le64, LeSize};

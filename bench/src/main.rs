@@ -8,6 +8,7 @@
 mod contest;
 mod layout;
 mod limit;
+mod new_abilities;
 mod report;
 mod rows;
 mod shapes;

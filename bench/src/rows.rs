@@ -4,6 +4,8 @@ use anyhow::Result;
 
 use crate::contest::Contest;
 use crate::limit;
+use crate::new_abilities;
+use crate::reference_side;
 use crate::report::Build;
 use crate::shapes::Mappings;
 use crate::stage::Stage;
@@ -47,6 +49,23 @@ macro_rules! row {
                 };
                 let limit = [$($limit?)?].into_iter().next();
                 Ok(Contest { reference, ours, limit })
+            },
+        }
+    };
+}
+
+/// A row of something that 0.18.0 has no method for: what is beside it, then ours.
+macro_rules! new_row {
+    ($name:literal, $aims:expr, |$stage:pat_param| $beside:expr, $ours:expr) => {
+        Row {
+            name: $name,
+            aims: $aims,
+            contest: |$stage: &Stage| {
+                Ok(Contest {
+                    reference: $beside?,
+                    ours: $ours?,
+                    limit: None,
+                })
             },
         }
     };
@@ -103,9 +122,13 @@ pub const ROWS: &[Row] = &[
     row!("mark_dirty, 1M, already", [50.0, 50.0, 50.0], |_| bitmaps::mark_dirty(1 << 20), limit::mark_dirty(1 << 20)),
     row!("mark_dirty, 1G, already", [55.0, 55.0, 55.0], |_| bitmaps::mark_dirty(1 << 30), limit::mark_dirty(1 << 30)),
     row!("get_and_reset, 1G, 0.01%", [13.0, 19.0, 9.0], |_| bitmaps::get_and_reset()),
+    new_row!("mark_dirty, 1B, already, by a look", [1.1, 1.1, 1.1], |_| reference_side::bitmaps::mark_dirty(1), new_abilities::look_before_marking(1)),
+    new_row!("mark_dirty, 1B, switched off", [2.5, 2.5, 2.5], |_| reference_side::bitmaps::mark_dirty(1), new_abilities::mark_switched_off()),
+    new_row!("harvest, 1T, 0.001%", [50.0, 50.0, 50.0], |_| new_abilities::harvest_large_reference(), new_abilities::harvest_large()),
     row!("dirty_at", [0.95, 0.95, 0.95], |_| bitmaps::dirty_at(), limit::dirty_at()),
     row!("GuestMemoryAtomic: memory()", [1.0, 1.0, 1.0], |stage| maps::memory_guard(stage), limit::memory_guard()),
     row!("GuestMemoryAtomic: memory().clone", [1.0, 1.0, 1.0], |stage| maps::memory_guard_clone(stage)),
+    new_row!("GuestMemoryReader: memory()", [5.0, 5.0, 5.0], |stage| reference_side::maps::memory_guard(stage), new_abilities::reader(stage)),
     row!("GuestMemoryAtomic: lock_replace(n=4)", [0.8, 0.8, 0.8], |stage| maps::lock_replace(stage, 4)),
     row!("Iotlb::lookup of 8 B hit, n=1, fragmented", [4.1, 5.7, 9.4], |_| iommu::hit(Mappings::fragmented(1)), limit::iotlb_hit(Mappings::fragmented(1))),
     row!("Iotlb::lookup of 8 B hit, n=100, fragmented", [14.0, 18.0, 20.0], |_| iommu::hit(Mappings::fragmented(100)), limit::iotlb_hit(Mappings::fragmented(100))),
@@ -126,6 +149,7 @@ pub const ROWS: &[Row] = &[
     row!("virtio-queue 0.18: iter128x1(per chain), n=1, AtomicBitmap", [2.6, 1.3, 2.2], |stage| queues::iter128x1::<Tracked>(stage), limit::iter128x1(stage)),
     row!("virtio-queue 0.18: blk4k(per req), n=1", [2.6, 1.2, 2.2], |stage| queues::blk4k::<Plain>(stage), limit::blk4k(stage)),
     row!("virtio-queue 0.18: blk4k(per req), n=1, AtomicBitmap", [3.3, 1.4, 2.8], |stage| queues::blk4k::<Tracked>(stage), limit::blk4k(stage)),
+    new_row!("vectored: 64 KiB over eight regions, beside preadv(2) by hand", [0.95, 0.95, 0.95], |stage| new_abilities::read_by_hand(stage), new_abilities::read_over_regions(stage)),
 ];
 
 #[cfg(test)]

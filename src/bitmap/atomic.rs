@@ -217,16 +217,7 @@ impl AtomicBitmap {
     /// It does so whether [tracking](Self::stop_tracking) is on or off.
     #[inline]
     pub fn set_addr_range(&self, start_addr: usize, len: usize) {
-        let Some((first, last)) = self.pages_of(start_addr, len) else {
-            return;
-        };
-        let (first_word, first_bit) = position(first);
-        let (last_word, last_bit) = position(last);
-        if first_word == last_word && last_word < self.marks.len() {
-            self.marks.set(first_word, bits_between(first_bit, last_bit));
-        } else {
-            self.set_words(first, last);
-        }
+        self.set_pages(start_addr, len, self.looks_first());
     }
 
     /// Clears the marks of all pages that have one of the `len` bytes at `start_addr`.
@@ -240,7 +231,7 @@ impl AtomicBitmap {
     /// Marks the page with number `index`, if there is one.
     pub fn set_bit(&self, index: usize) {
         if index < self.len() {
-            self.set_words(index, index);
+            self.set_words(index, index, self.looks_first());
         }
     }
 
@@ -454,21 +445,39 @@ impl AtomicBitmap {
         (first <= last).then_some((first, last))
     }
 
-    /// Marks by a look first.
-    #[inline(never)]
-    fn look_and_set(&self, start: usize, len: usize) {
-        if let Some((first, last)) = self.pages_of(start, len) {
-            self.for_each_word(first, last, Marks::look_and_set);
+    #[inline(always)]
+    fn looks_first(&self) -> bool {
+        self.mode.load(Ordering::Relaxed) & LOOK_FIRST != 0
+    }
+
+    /// Marks the pages of `len` bytes at `start`.
+    #[inline(always)]
+    fn set_pages(&self, start: usize, len: usize, look: bool) {
+        let Some((first, last)) = self.pages_of(start, len) else {
+            return;
+        };
+        let (first_word, first_bit) = position(first);
+        let (last_word, last_bit) = position(last);
+        if first_word != last_word || last_word >= self.marks.len() {
+            return self.set_words(first, last, look);
+        }
+        let bits = bits_between(first_bit, last_bit);
+        if look {
+            self.marks.look_and_set(first_word, bits);
+        } else {
+            self.marks.set(first_word, bits);
         }
     }
 
     /// Marks the pages from `first` to `last`, in several words, or in words that have been added.
     #[inline(never)]
-    fn set_words(&self, first: usize, last: usize) {
+    fn set_words(&self, first: usize, last: usize, look: bool) {
         let (first_word, _) = position(first);
         let (last_word, _) = position(last);
-        // Whole words a line at a time; both ends bit by bit.
-        if last_word < self.marks.len() && last_word.saturating_sub(first_word) > 1 {
+        if look {
+            self.for_each_word(first, last, Marks::look_and_set);
+        } else if last_word < self.marks.len() && last_word.saturating_sub(first_word) > 1 {
+            // Whole words a line at a time; both ends bit by bit.
             let next = first_word.saturating_add(1);
             self.marks.set(first_word, mask(first % WORD_BITS, WORD_BITS));
             self.marks.set_words(next, last_word);
@@ -529,7 +538,7 @@ impl AtomicBitmap {
     /// The barrier that stands between taking marks and reading bytes where writers look first. Without one, the marks are put back.
     #[inline]
     fn after_taking(&self, put_back: impl FnOnce(&Self)) {
-        if self.mode.load(Ordering::Relaxed) & LOOK_FIRST != 0 && barrier_in_all_threads().is_err() {
+        if self.looks_first() && barrier_in_all_threads().is_err() {
             put_back(self);
         }
     }
@@ -575,10 +584,9 @@ impl<'a> WithBitmapSlice<'a> for AtomicBitmap {
 impl Bitmap for AtomicBitmap {
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
-        match self.mode.load(Ordering::Relaxed) {
-            ALWAYS => self.set_addr_range(offset, len),
-            LOOK_FIRST => self.look_and_set(offset, len),
-            _ => {}
+        let mode = self.mode.load(Ordering::Relaxed);
+        if mode & OFF == 0 {
+            self.set_pages(offset, len, mode & LOOK_FIRST != 0);
         }
     }
 

@@ -7,8 +7,14 @@
 //!                                     map A goes when its last guard does
 //! ```
 //!
+//! [`GuestMemoryAtomic::update`] does that with one call, and returns map A with a way to learn when that is; a thread that looks often has a
+//! [`GuestMemoryReader`].
+//!
 //! A map does not change; hotplug makes another one, which shares the regions that stay. Readers take the map of the moment without waiting for
 //! anybody. Writers wait for each other.
+
+mod reader;
+mod replaced;
 
 use std::ops::Deref;
 use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
@@ -16,6 +22,9 @@ use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
 use arc_swap::{ArcSwap, Guard};
 
 use crate::guest_memory::{GuestAddressSpace, GuestMemory};
+
+pub use reader::GuestMemoryReader;
+pub use replaced::{ReplacedMap, StillRead};
 
 /// A memory map that can be replaced while it is used.
 ///
@@ -223,6 +232,137 @@ mod tests {
                     seen = now;
                 }
             });
+        });
+    }
+
+    #[test]
+    fn a_reader_sees_every_change_and_pins_what_it_saw() {
+        let memory = GuestMemoryAtomic::new(map(1));
+        let mut reader = memory.reader();
+        assert_eq!(reader.memory().num_regions(), 1);
+        let old = memory.update(|_| Ok::<_, ()>(map(2))).unwrap();
+        assert_eq!(old.readers(), 1);
+        assert_eq!(reader.memory().num_regions(), 2);
+        assert_eq!(old.readers(), 0);
+
+        let mut copy = reader.clone();
+        assert_eq!(copy.memory().num_regions(), 2);
+        let old = memory.update(|_| Ok::<_, ()>(map(3))).unwrap();
+        assert_eq!(old.readers(), 2);
+        reader.release();
+        assert_eq!(old.readers(), 1);
+        assert_eq!((copy.memory().num_regions(), old.readers()), (3, 0));
+        assert_eq!(reader.memory().num_regions(), 3);
+    }
+
+    #[test]
+    fn a_replaced_map_counts_its_readers_and_is_given_back() {
+        let memory = GuestMemoryAtomic::new(map(1));
+        // More guards than arc-swap has places for, and on two threads.
+        let mut guards: Vec<_> = (0..20).map(|_| memory.memory()).collect();
+        let other = memory.clone();
+        guards.extend(
+            std::thread::spawn(move || (0..20).map(|_| other.memory()).collect::<Vec<_>>())
+                .join()
+                .unwrap(),
+        );
+        let old = memory
+            .update(|map| {
+                map.insert_region(Arc::new(
+                    GuestRegionMmap::from_range(GuestAddress(0x9000), 0x1000, None).unwrap(),
+                ))
+            })
+            .unwrap();
+        let later = memory.memory();
+        assert_eq!((old.map().num_regions(), later.num_regions()), (1, 2));
+        for left in (0..40).rev() {
+            assert_eq!(old.readers(), left + 1);
+            guards.pop();
+        }
+        old.wait(std::time::Instant::now()).unwrap();
+        assert_eq!(old.into_map().unwrap().num_regions(), 1);
+    }
+
+    #[test]
+    fn waiting_with_a_guard_in_hand_is_an_error() {
+        let memory = GuestMemoryAtomic::new(map(1));
+        let mine = memory.memory();
+        let old = memory.update(|_| Ok::<_, ()>(map(2))).unwrap();
+        let started = std::time::Instant::now();
+        let wait = std::time::Duration::from_millis(20);
+        assert_eq!(old.wait(started + wait), Err(StillRead { readers: 1 }));
+        assert!(started.elapsed() >= wait);
+        let old = old.into_map().unwrap_err();
+        drop(mine);
+        old.wait(started).unwrap();
+    }
+
+    #[test]
+    fn a_change_that_fails_or_panics_changes_nothing() {
+        let memory = GuestMemoryAtomic::new(map(1));
+        assert_eq!(memory.update(|_| Err::<GuestMemoryMmap, _>(7)).unwrap_err(), 7);
+        let other = memory.clone();
+        std::thread::spawn(move || {
+            other.update(|_| -> Result<GuestMemoryMmap, ()> { panic!("expected by the test") })
+        })
+        .join()
+        .unwrap_err();
+        assert_eq!(memory.memory().num_regions(), 1);
+        memory.update(|_| Ok::<_, ()>(map(2))).unwrap();
+        assert_eq!(memory.memory().num_regions(), 2);
+    }
+
+    /// A region is unmapped when its map has no readers, and not before: readers on other threads never meet a page that is gone.
+    #[test]
+    fn nobody_reads_what_was_given_back() {
+        let memory = GuestMemoryAtomic::new(map(2));
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for cached in [false, true] {
+                let (memory, stop) = (memory.clone(), &stop);
+                scope.spawn(move || {
+                    let mut reader = memory.reader();
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        let read = |map: &GuestMemoryMmap| {
+                            map.iter()
+                                .map(|region| {
+                                    let value: u8 = crate::Bytes::read_obj(
+                                        map,
+                                        crate::GuestMemoryRegion::start_addr(region),
+                                    )
+                                    .unwrap();
+                                    u64::from(value)
+                                })
+                                .sum::<u64>()
+                        };
+                        match cached {
+                            true => read(reader.memory()),
+                            false => read(&memory.memory()),
+                        };
+                    }
+                });
+            }
+            for _ in 0..200 {
+                let mut gone = None;
+                let old = memory
+                    .update(|map| {
+                        map.remove_region(GuestAddress(0x1000), 0x1000)
+                            .map(|(map, region)| {
+                                gone = Some(region);
+                                map
+                            })
+                    })
+                    .unwrap();
+                old.wait(std::time::Instant::now() + std::time::Duration::from_secs(20))
+                    .unwrap();
+                drop(old.into_map().unwrap());
+                assert_eq!(Arc::strong_count(gone.as_ref().unwrap()), 1);
+                drop(gone);
+                let region =
+                    Arc::new(GuestRegionMmap::from_range(GuestAddress(0x1000), 0x1000, None).unwrap());
+                memory.update(|map| map.insert_region(region)).unwrap();
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
     }
 }

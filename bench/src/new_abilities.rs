@@ -1,0 +1,132 @@
+//! What 0.18.0 has no method for: ours beside what its user would do, or beside the system call by hand.
+
+use std::cell::RefCell;
+use std::hint::black_box;
+use std::io::IoSliceMut;
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+use memmap2::MmapMut;
+use ours::bitmap::{AtomicBitmap, Bitmap, DirtyPages};
+use ours::{vectored, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
+
+use crate::contest::Batch;
+use crate::layout::Layout;
+use crate::ours_side::kinds::{memory, Plain};
+use crate::shapes::{pages_in, BITMAP_LEN, PAGE};
+use crate::stage::Stage;
+
+const PAGE_SIZE: NonZeroUsize = match NonZeroUsize::new(PAGE) {
+    Some(size) => size,
+    None => NonZeroUsize::MIN,
+};
+
+/// A guest of 1 TiB, of which one page in 100 000 is dirty.
+const LARGE: usize = 1 << 40;
+const LARGE_STEP: usize = 100_000 * PAGE;
+
+/// A thread's own handle, where 0.18.0 has `memory()`.
+pub fn reader(stage: &Stage) -> Result<Batch> {
+    let atomic = GuestMemoryAtomic::new(memory::<Plain>(stage, Layout::apart(4))?);
+    let mut reader = atomic.reader();
+    Ok(Batch::of(move |_| {
+        black_box(core::ptr::from_ref(black_box(&mut reader).memory()));
+    }))
+}
+
+/// Marks what is marked already, by a look.
+pub fn look_before_marking(len: usize) -> Result<Batch> {
+    let mut bitmap = AtomicBitmap::new(BITMAP_LEN, PAGE_SIZE);
+    bitmap.look_before_marking().context("membarrier(2)")?;
+    bitmap.mark_dirty(0, BITMAP_LEN);
+    let offsets = pages_in(len);
+    Ok(Batch::of(move |number| {
+        bitmap.mark_dirty(black_box(offsets.at(number) as usize), black_box(len));
+    }))
+}
+
+/// Writes to a bitmap that is switched off.
+pub fn mark_switched_off() -> Result<Batch> {
+    let bitmap = AtomicBitmap::new(BITMAP_LEN, PAGE_SIZE);
+    bitmap.stop_tracking();
+    let offsets = pages_in(1);
+    Ok(Batch::of(move |number| {
+        bitmap.mark_dirty(black_box(offsets.at(number) as usize), black_box(1));
+    }))
+}
+
+/// Harvests a large bitmap, all into the same buffer.
+pub fn harvest_large() -> Result<Batch> {
+    let bitmap = AtomicBitmap::new(LARGE, PAGE_SIZE);
+    let mut dirty = DirtyPages::new(LARGE, PAGE_SIZE);
+    Ok(Batch::around(move |iterations| {
+        let mut took = Duration::ZERO;
+        for _ in 0..iterations {
+            for offset in (0..LARGE).step_by(LARGE_STEP) {
+                bitmap.mark_dirty(offset, 1);
+            }
+            let start = Instant::now();
+            dirty.clear();
+            bitmap.harvest_into(&mut dirty);
+            let runs = black_box(&dirty).runs().count();
+            took += start.elapsed();
+            ensure!(runs == LARGE.div_ceil(LARGE_STEP), "{runs} runs");
+        }
+        Ok(took)
+    }))
+}
+
+/// The same on 0.18.0: the words are gone through for the runs, a word at a time.
+pub fn harvest_large_reference() -> Result<Batch> {
+    use reference::bitmap::Bitmap;
+    let bitmap = reference::bitmap::AtomicBitmap::new(LARGE, PAGE_SIZE);
+    Ok(Batch::around(move |iterations| {
+        let mut took = Duration::ZERO;
+        for _ in 0..iterations {
+            for offset in (0..LARGE).step_by(LARGE_STEP) {
+                bitmap.mark_dirty(offset, 1);
+            }
+            let start = Instant::now();
+            let words = bitmap.get_and_reset();
+            let runs: u32 = black_box(&words)
+                .iter()
+                .filter(|word| **word != 0)
+                .map(|word| word.count_ones())
+                .sum();
+            took += start.elapsed();
+            ensure!(runs as usize == LARGE.div_ceil(LARGE_STEP), "{runs} runs");
+        }
+        Ok(took)
+    }))
+}
+
+/// Regions of 8 KiB, and how much is read over them.
+const PIECE: usize = 8 << 10;
+const PIECES: usize = 8;
+
+/// Reads 64 KiB of a file over eight regions.
+pub fn read_over_regions(stage: &Stage) -> Result<Batch> {
+    let file = stage.file.try_clone()?;
+    let ranges: Vec<_> = (0..PIECES)
+        .map(|number| (GuestAddress((number * PIECE) as u64), PIECE))
+        .collect();
+    let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges)?;
+    Ok(Batch::of(move |_| {
+        vectored::read_from_at(black_box(&memory), GuestAddress(0), PIECE * PIECES, &file, 0).ok()
+    }))
+}
+
+/// The same by one `preadv(2)` into eight mappings, vectors and all made anew for each.
+pub fn read_by_hand(stage: &Stage) -> Result<Batch> {
+    let file = stage.file.try_clone()?;
+    let maps: Result<Vec<_>, _> = (0..PIECES).map(|_| MmapMut::map_anon(PIECE)).collect();
+    let maps = RefCell::new(maps?);
+    Ok(Batch::of(move |_| {
+        let mut maps = maps.borrow_mut();
+        let mut vectors = black_box(&mut *maps).iter_mut().map(|map| IoSliceMut::new(map));
+        let mut vectors: [IoSliceMut<'_>; PIECES] =
+            core::array::from_fn(|_| vectors.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
+        rustix::io::preadv(&file, &mut vectors, 0).ok()
+    }))
+}
