@@ -26,8 +26,8 @@ use crate::guest_memory::GuestMemory;
 /// let mut reader = memory.reader();
 /// reader.memory().write_obj(7u8, GuestAddress(0))?;
 ///
-/// memory.update(|_| GuestMemoryMmap::from_ranges(&[]))?;
-/// assert_eq!(reader.memory().num_regions(), 0);
+/// memory.update(|_| GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)]))?;
+/// assert_eq!(reader.memory().num_regions(), 2);
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::ops::Deref;
+use std::sync::Arc;
 
+use super::counters::{IotlbCounters, LookupCounters};
 use super::mapping_table::{Mapping, MappingTable, Place};
 use super::{Error, IotlbFails, IovaRange, MappedRange};
 use crate::guest_memory::{GuestAddress, Permissions};
@@ -37,7 +39,9 @@ use crate::guest_memory::{GuestAddress, Permissions};
 /// assert_eq!(missing.misses[0].length, 0x800);
 /// # Ok::<(), vm_memory::iommu::Error>(())
 /// ```
-#[derive(Debug, Default)]
+///
+/// A clone is a copy of the mappings; lookups of both are counted together.
+#[derive(Clone, Debug, Default)]
 pub struct Iotlb {
     mappings: MappingTable,
     /// How many mappings are kept at most.
@@ -46,6 +50,11 @@ pub struct Iotlb {
     ages: BTreeSet<(u64, u64)>,
     /// The age of the next mapping.
     next_age: u64,
+    /// The addresses of the last mapping that had to go.
+    evicted: Option<(u64, u64)>,
+    evictions: u64,
+    /// When lookups are counted.
+    counters: Option<Arc<LookupCounters>>,
 }
 
 /// The last of `length` addresses from `base` on; `None` if there is none, or it would be past the end of the address space.
@@ -72,7 +81,9 @@ impl Iotlb {
     /// Keeps no more than `bound` mappings from now on, or as many as there are (`None`, as in the beginning).
     ///
     /// The oldest go first, now and whenever there would be more; a mapping that grows by a neighbour counts as new. What has gone is a
-    /// miss. A range that is in more pieces than the bound can never be found whole: an [`Iommu`](super::Iommu) must not ask for it for ever.
+    /// miss. A range that is in more pieces than the bound can never be found whole. When all mappings that there are lie in the range that is looked
+    /// for, and the last one that had to go did, too, what is missing is in [`access_fails`](IotlbFails::access_fails): asking for it again would go on
+    /// for ever.
     ///
     /// ```
     /// use vm_memory::{GuestAddress, Iotlb, Permissions};
@@ -102,6 +113,64 @@ impl Iotlb {
     /// Returns how many mappings are kept at most, if there is a bound.
     pub fn bound(&self) -> Option<NonZeroUsize> {
         self.bound
+    }
+
+    /// Counts lookups from now on, at the cost of an addition for each, in a place of the thread's own.
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::new();
+    /// iotlb.count_lookups();
+    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x1000, Permissions::Read)?;
+    /// let _ = Iotlb::lookup(&iotlb, GuestAddress(0x1000), 1, Permissions::Read);
+    /// let _ = Iotlb::lookup(&iotlb, GuestAddress(0x3000), 1, Permissions::Read);
+    /// let counters = iotlb.counters();
+    /// assert_eq!((counters.hits, counters.misses, counters.entries), (1, 1, 1));
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    pub fn count_lookups(&mut self) {
+        self.count_lookups_in(&Arc::default());
+    }
+
+    /// Counts lookups together with others, unless they are counted already.
+    pub(super) fn count_lookups_in(&mut self, counters: &Arc<LookupCounters>) {
+        self.counters.get_or_insert_with(|| Arc::clone(counters));
+    }
+
+    /// Returns what it has done so far.
+    pub fn counters(&self) -> IotlbCounters {
+        let (hits, misses) = self.counters.as_ref().map_or((0, 0), |counters| counters.sums());
+        IotlbCounters {
+            hits,
+            misses,
+            evictions: self.evictions,
+            entries: self.mappings.len(),
+        }
+    }
+
+    /// Returns what all of the `length` addresses from `iova` on permit; `None` if one of them is not mapped, or the range passes 2^64.
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::new();
+    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x1000, Permissions::ReadWrite)?;
+    /// iotlb.set_mapping(GuestAddress(0x2000), GuestAddress(0), 0x1000, Permissions::Read)?;
+    /// assert_eq!(iotlb.granted(GuestAddress(0x1000), 0x1000), Some(Permissions::ReadWrite));
+    /// assert_eq!(iotlb.granted(GuestAddress(0x1800), 0x1000), Some(Permissions::Read));
+    /// assert_eq!(iotlb.granted(GuestAddress(0x2800), 0x1000), None);
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    pub fn granted(&self, iova: GuestAddress, length: usize) -> Option<Permissions> {
+        let grants = |access| Iotlb::look::<_, false>(self, iova, length, access).is_ok();
+        let all = [
+            Permissions::ReadWrite,
+            Permissions::Read,
+            Permissions::Write,
+            Permissions::No,
+        ];
+        all.into_iter().find(|access| grants(*access))
     }
 
     /// Maps the `length` addresses from `iova` on to those from `map_to` on, instead of whatever they were mapped to.
@@ -182,6 +251,17 @@ impl Iotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<D>, IotlbFails> {
+        Self::look::<D, true>(tlb, iova, length, access)
+    }
+
+    /// [`lookup`](Self::lookup), which is counted or not.
+    #[inline(always)]
+    fn look<D: Deref<Target = Iotlb>, const COUNTED: bool>(
+        tlb: D,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<D>, IotlbFails> {
         let found = |tlb: D, place| IotlbIterator {
             tlb,
             next: iova.0,
@@ -199,10 +279,18 @@ impl Iotlb {
         if let Some((place, mapping)) = before {
             let whole = last <= mapping.last && mapping.allows(access);
             if whole || tlb.mappings.cover(place, iova.0, last, access) {
+                if COUNTED {
+                    if let Some(counters) = &tlb.counters {
+                        counters.count(true);
+                    }
+                }
                 return Ok(found(tlb, place));
             }
         }
         let place = before.map(|(place, _)| place).unwrap_or_default();
+        if let Some(counters) = tlb.counters.as_ref().filter(|_| COUNTED) {
+            counters.count(false);
+        }
         Err(tlb.find_fails(place, iova.0, last, access))
     }
 
@@ -234,6 +322,8 @@ impl Iotlb {
             if let Some((_, mapping)) = self.mapping_at(start) {
                 let last = mapping.last;
                 self.mappings.remove_within(start, last, |_| {});
+                self.evicted = Some((start, last));
+                self.evictions = self.evictions.wrapping_add(1);
             }
         }
     }
@@ -270,11 +360,13 @@ impl Iotlb {
         }
         let (mut misses, mut access_fails) = (Vec::new(), Vec::new());
         let mut next = Some(first);
+        let mut found = 0usize;
         while let Some(mapping) = self.mappings.get(place) {
             let Some(from) = next.filter(|_| mapping.start <= last) else {
                 break;
             };
             place = self.mappings.next(place);
+            found = found.saturating_add(1);
             let start = mapping.start.max(first);
             let end = mapping.last.min(last);
             if from < start {
@@ -288,7 +380,19 @@ impl Iotlb {
         if let Some(from) = next {
             misses.push(range_of(from, last));
         }
+        if self.range_needs_more_than_the_bound(found, first, last) {
+            access_fails.append(&mut misses);
+            access_fails.sort_by_key(|range| range.base);
+        }
         IotlbFails { misses, access_fails }
+    }
+
+    /// Whether a range that `found` mappings lie in had one more, which had to go for them: then it never has all of its mappings at a time.
+    fn range_needs_more_than_the_bound(&self, found: usize, first: u64, last: u64) -> bool {
+        let full = self.bound.is_some_and(|bound| found >= bound.get());
+        full && self
+            .evicted
+            .is_some_and(|(start, end)| start <= last && first <= end)
     }
 
     /// Removes the addresses from `first` to `last` from all mappings.

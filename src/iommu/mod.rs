@@ -17,9 +17,15 @@
 //!
 //! Lengths are in bytes. Ranges that pass 2^64 are never accessible; one may end there exactly.
 
+mod counters;
 mod iotlb;
 mod mapping_table;
 mod memory;
+mod shared;
+#[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
+mod shared_tests;
+mod snapshots;
+mod sync;
 
 #[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
 mod tests;
@@ -28,8 +34,10 @@ use std::fmt::Debug;
 use std::num::TryFromIntError;
 use std::ops::{Deref, Range};
 
+pub use counters::IotlbCounters;
 pub use iotlb::{Iotlb, IotlbIterator};
 pub use memory::{IommuMemory, IommuMemorySliceIterator};
+pub use shared::{Invalidation, IotlbSnapshot, SharedIotlb, StillMapped};
 
 use crate::guest_memory::{GuestAddress, Permissions};
 
@@ -111,6 +119,42 @@ pub struct IotlbFails {
     pub misses: Vec<IovaRange>,
     /// Parts whose mapping does not permit the access, or that can have no mapping, since they pass 2^64.
     pub access_fails: Vec<IovaRange>,
+}
+
+impl IotlbFails {
+    /// Makes the error of a lookup of `length` bytes at `iova` that failed so: the first thing that is wrong, with its address and length, and
+    /// what was wanted of it.
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::new();
+    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x1000, Permissions::Read)?;
+    /// let fails = Iotlb::lookup(&iotlb, GuestAddress(0x1800), 0x10, Permissions::Write).unwrap_err();
+    /// assert_eq!(
+    ///     fails.into_error(GuestAddress(0x1800), 0x10, Permissions::Write).to_string(),
+    ///     "cannot translate I/O address range 0x1800-0x180f: 0x1800-0x180f does not permit to write"
+    /// );
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    #[cold]
+    pub fn into_error(self, iova: GuestAddress, length: usize, access: Permissions) -> Error {
+        let wanted = match access {
+            Permissions::No => "be mapped",
+            Permissions::Read => "read",
+            Permissions::Write => "write",
+            Permissions::ReadWrite => "read and write",
+        };
+        let reason = match (self.access_fails.first(), self.misses.first()) {
+            (Some(refused), _) => format!("{refused} does not permit to {wanted}"),
+            (None, Some(missing)) => format!("{missing} is not mapped, and was to {wanted}"),
+            (None, None) => format!("it was to {wanted}"),
+        };
+        Error::CannotResolve {
+            iova_range: IovaRange { base: iova, length },
+            reason,
+        }
+    }
 }
 
 /// An IOMMU: translates I/O virtual addresses.

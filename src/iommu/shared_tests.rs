@@ -1,0 +1,218 @@
+//! [`SharedIotlb`] against an [`Iotlb`], and its readers.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::bytes::Bytes;
+use crate::guest_memory::GuestMemory;
+use crate::GuestMemoryMmap;
+use Permissions::*;
+
+const PAGE: u64 = 0x1000;
+
+fn found(iotlb: &SharedIotlb, page: u64, pages: usize) -> Option<Vec<MappedRange>> {
+    let found = iotlb.lookup(GuestAddress(page * PAGE), pages * 0x1000, Read);
+    found.ok().map(|found| found.collect())
+}
+
+proptest! {
+    /// Whatever readers keep, changes do the same as on an IOTLB, and every snapshot stays as it was.
+    #[test]
+    fn changes_do_what_they_do_on_an_iotlb(
+        steps in prop::collection::vec((0u8..10, 0u64..40, 0u64..40, 1usize..5, 0usize..6), 0..120),
+    ) {
+        let shared = SharedIotlb::new();
+        let mut plain = Iotlb::new();
+        let mut kept: Vec<(IotlbSnapshot, Iotlb)> = Vec::new();
+        for (what, page, to, pages, place) in steps {
+            let (iova, length) = (GuestAddress(page * PAGE), pages * 0x1000);
+            match what {
+                0..=4 => {
+                    shared.set_mapping(iova, GuestAddress(to * PAGE), length, ReadWrite).unwrap();
+                    plain.set_mapping(iova, GuestAddress(to * PAGE), length, ReadWrite).unwrap();
+                }
+                5 | 6 => {
+                    let gone = shared.invalidate_mapping(iova, length);
+                    plain.invalidate_mapping(iova, length);
+                    prop_assert_eq!(gone.users(), kept.len());
+                }
+                7 => {
+                    let bound = NonZeroUsize::new(pages * 4);
+                    shared.set_bound(bound);
+                    plain.set_bound(bound);
+                }
+                8 => kept.insert(place.min(kept.len()), (shared.snapshot(), plain.clone())),
+                _ if place == 0 => {
+                    shared.invalidate_all().users();
+                    plain.invalidate_all();
+                }
+                _ => kept.truncate(place),
+            }
+            // One that is refused changes nothing, and breaks nothing.
+            prop_assert!(shared.set_mapping(GuestAddress(u64::MAX), iova, 2, Read).is_err());
+            let same = |one: &Iotlb, other: &Iotlb| (0..45u64).all(|page| {
+                let at = GuestAddress(page * PAGE);
+                let look = |iotlb| Iotlb::lookup(iotlb, at, 0x1000, Read).ok().map(|found| found.collect::<Vec<_>>());
+                look(one) == look(other)
+            });
+            prop_assert!(same(&shared.snapshot(), &plain));
+            prop_assert_eq!(shared.counters().entries, plain.counters().entries);
+            for (snapshot, then) in &kept {
+                prop_assert!(same(snapshot, then), "a snapshot has changed");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_invalidation_is_done_when_what_was_made_before_is_gone() {
+    let iotlb = SharedIotlb::new();
+    iotlb
+        .set_mapping(GuestAddress(0), GuestAddress(0x7000), 0x1000, ReadWrite)
+        .unwrap();
+    let before = iotlb.lookup(GuestAddress(0), 8, Read).unwrap();
+    let gone = iotlb.invalidate_mapping(GuestAddress(0), 0x1000);
+    let after = iotlb.snapshot();
+    assert_eq!((gone.users(), found(&iotlb, 0, 1)), (1, None));
+    let soon = Instant::now() + Duration::from_millis(10);
+    assert_eq!(gone.wait(soon), Err(StillMapped { users: 1 }));
+    // Many changes later, it is known still.
+    for page in 0..2000 {
+        iotlb
+            .set_mapping(GuestAddress(page * PAGE), GuestAddress(0), 0x1000, Read)
+            .unwrap();
+        assert_eq!(gone.users(), 1);
+    }
+    let later = iotlb.invalidate_all();
+    assert_eq!(later.users(), 2);
+    assert_eq!(
+        before.collect::<Vec<_>>(),
+        [MappedRange {
+            base: GuestAddress(0x7000),
+            length: 8
+        }]
+    );
+    gone.wait(Instant::now()).unwrap();
+    assert_eq!((gone.is_done(), later.users()), (true, 1));
+    drop(after);
+    assert!(later.is_done());
+}
+
+/// Without a second one in the hand, nothing is copied: there are never more than two.
+#[test]
+fn two_snapshots_are_exchanged() {
+    let iotlb = SharedIotlb::new();
+    let mut places = std::collections::BTreeSet::new();
+    for page in 0..500u64 {
+        iotlb
+            .set_mapping(GuestAddress(page * PAGE), GuestAddress(0), 0x1000, Read)
+            .unwrap();
+        places.insert(std::ptr::from_ref::<Iotlb>(&iotlb.snapshot()).addr());
+    }
+    assert_eq!(places.len(), 2);
+}
+
+#[test]
+fn lookups_are_counted_over_all_snapshots_and_evictions_once() {
+    let iotlb = SharedIotlb::new();
+    iotlb.count_lookups();
+    iotlb.set_bound(NonZeroUsize::new(2));
+    for page in 0..5 {
+        iotlb
+            .set_mapping(GuestAddress(page * 2 * PAGE), GuestAddress(0), 0x1000, Read)
+            .unwrap();
+        assert!(found(&iotlb, page * 2, 1).is_some());
+    }
+    assert!(found(&iotlb, 0, 1).is_none());
+    let expected = IotlbCounters {
+        hits: 5,
+        misses: 1,
+        evictions: 3,
+        entries: 2,
+    };
+    assert_eq!(iotlb.counters(), expected);
+    assert!(format!("{iotlb:?}").contains("evictions: 3"));
+}
+
+/// Asked for again and again, a range of more mappings than the bound would have them push each other out for ever.
+#[test]
+fn b14_a_range_that_needs_more_than_the_bound_is_refused() {
+    let iotlb = SharedIotlb::new();
+    iotlb.set_bound(NonZeroUsize::new(3));
+    let mut rounds = 0;
+    let refused = loop {
+        rounds += 1;
+        assert!(rounds < 10, "still asking");
+        match iotlb.lookup(GuestAddress(0), 5 * 0x1000, Read) {
+            Ok(_) => unreachable!("five mappings in a table of three"),
+            Err(fails) if !fails.access_fails.is_empty() => break fails,
+            Err(fails) => {
+                for missing in fails.misses {
+                    for page in 0..missing.length as u64 / PAGE {
+                        let iova = missing.base.0 + page * PAGE;
+                        // Every other page, so that none is continued by the next.
+                        iotlb
+                            .set_mapping(GuestAddress(iova), GuestAddress(iova * 2), 0x1000, Read)
+                            .unwrap();
+                    }
+                }
+            }
+        }
+    };
+    assert!(refused.misses.is_empty());
+    // One that fits is a plain miss.
+    let fails = iotlb.lookup(GuestAddress(0x10_0000), 0x1000, Read).unwrap_err();
+    assert!(fails.access_fails.is_empty() && fails.misses.len() == 1);
+    // And so is the range once it has become two mappings.
+    iotlb.invalidate_all().users();
+    let fails = iotlb.lookup(GuestAddress(0), 5 * 0x1000, Read).unwrap_err();
+    assert!(fails.access_fails.is_empty());
+}
+
+/// A page is mapped to one of two, and the other one is given another owner when nobody uses it: a reader never finds its bytes changed under it.
+#[test]
+fn b9_no_access_outlives_its_invalidation_and_none_waits() {
+    let rounds = 400u64;
+    let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+    let iotlb = SharedIotlb::new();
+    let memory = IommuMemory::new(physical.clone(), iotlb.clone(), true, ());
+    let (stop, read) = (AtomicBool::new(false), AtomicU64::new(0));
+    let iova = GuestAddress(0x10_0000);
+    iotlb
+        .set_mapping(iova, GuestAddress(0), 0x1000, ReadWrite)
+        .unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let Ok(mut slices) = memory.get_slices(iova, 8, Read) else {
+                        continue;
+                    };
+                    let slice = slices.next().unwrap().unwrap();
+                    let first: u64 = slice.read_obj(0).unwrap();
+                    std::hint::spin_loop();
+                    // The iterator is still there, and with it the page.
+                    assert_eq!(slice.read_obj::<u64>(0).unwrap(), first);
+                    read.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 0..rounds {
+            // All of them read from the other page, or from none, before this one is written.
+            let (now, next) = (round % 2 * PAGE, (round + 1) % 2 * PAGE);
+            let gone = iotlb
+                .set_mapping(iova, GuestAddress(next), 0x1000, ReadWrite)
+                .unwrap();
+            gone.wait(Instant::now() + Duration::from_secs(20)).unwrap();
+            physical.write_obj(round, GuestAddress(now)).unwrap();
+        }
+        while read.load(Ordering::Relaxed) < 100 {
+            std::thread::yield_now();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
