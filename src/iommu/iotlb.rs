@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::ops::Deref;
-use std::sync::Arc;
 
-use super::counters::{IotlbCounters, LookupCounters};
 use super::mapping_table::{Mapping, MappingTable, Place};
 use super::{Error, IotlbFails, IovaRange, MappedRange};
 use crate::guest_memory::{GuestAddress, Permissions};
@@ -40,7 +38,7 @@ use crate::guest_memory::{GuestAddress, Permissions};
 /// # Ok::<(), vm_memory::iommu::Error>(())
 /// ```
 ///
-/// A clone is a copy of the mappings; lookups of both are counted together.
+/// A clone is a copy of the mappings.
 #[derive(Clone, Debug, Default)]
 pub struct Iotlb {
     mappings: MappingTable,
@@ -53,8 +51,6 @@ pub struct Iotlb {
     /// The addresses of the last mapping that had to go.
     evicted: Option<(u64, u64)>,
     evictions: u64,
-    /// When lookups are counted.
-    counters: Option<Arc<LookupCounters>>,
 }
 
 /// The last of `length` addresses from `base` on; `None` if there is none, or it would be past the end of the address space.
@@ -115,38 +111,14 @@ impl Iotlb {
         self.bound
     }
 
-    /// Counts lookups from now on, at the cost of an addition for each, in a place of the thread's own.
-    ///
-    /// ```
-    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
-    ///
-    /// let mut iotlb = Iotlb::new();
-    /// iotlb.count_lookups();
-    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x1000, Permissions::Read)?;
-    /// let _ = Iotlb::lookup(&iotlb, GuestAddress(0x1000), 1, Permissions::Read);
-    /// let _ = Iotlb::lookup(&iotlb, GuestAddress(0x3000), 1, Permissions::Read);
-    /// let counters = iotlb.counters();
-    /// assert_eq!((counters.hits, counters.misses, counters.entries), (1, 1, 1));
-    /// # Ok::<(), vm_memory::iommu::Error>(())
-    /// ```
-    pub fn count_lookups(&mut self) {
-        self.count_lookups_in(&Arc::default());
+    /// Returns how many mappings there are.
+    pub fn entries(&self) -> usize {
+        self.mappings.len()
     }
 
-    /// Counts lookups together with others, unless they are counted already.
-    pub(super) fn count_lookups_in(&mut self, counters: &Arc<LookupCounters>) {
-        self.counters.get_or_insert_with(|| Arc::clone(counters));
-    }
-
-    /// Returns what it has done so far.
-    pub fn counters(&self) -> IotlbCounters {
-        let (hits, misses) = self.counters.as_ref().map_or((0, 0), |counters| counters.sums());
-        IotlbCounters {
-            hits,
-            misses,
-            evictions: self.evictions,
-            entries: self.mappings.len(),
-        }
+    /// Returns how many mappings had to go for others so far, because of the [bound](Self::set_bound).
+    pub fn evictions(&self) -> u64 {
+        self.evictions
     }
 
     /// Returns what all of the `length` addresses from `iova` on permit; `None` if one of them is not mapped, or the range passes 2^64.
@@ -163,7 +135,7 @@ impl Iotlb {
     /// # Ok::<(), vm_memory::iommu::Error>(())
     /// ```
     pub fn granted(&self, iova: GuestAddress, length: usize) -> Option<Permissions> {
-        let grants = |access| Iotlb::look::<_, false>(self, iova, length, access).is_ok();
+        let grants = |access| Iotlb::lookup(self, iova, length, access).is_ok();
         let all = [
             Permissions::ReadWrite,
             Permissions::Read,
@@ -251,17 +223,6 @@ impl Iotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<D>, IotlbFails> {
-        Self::look::<D, true>(tlb, iova, length, access)
-    }
-
-    /// [`lookup`](Self::lookup), which is counted or not.
-    #[inline(always)]
-    fn look<D: Deref<Target = Iotlb>, const COUNTED: bool>(
-        tlb: D,
-        iova: GuestAddress,
-        length: usize,
-        access: Permissions,
-    ) -> Result<IotlbIterator<D>, IotlbFails> {
         let found = |tlb: D, place| IotlbIterator {
             tlb,
             next: iova.0,
@@ -279,18 +240,10 @@ impl Iotlb {
         if let Some((place, mapping)) = before {
             let whole = last <= mapping.last && mapping.allows(access);
             if whole || tlb.mappings.cover(place, iova.0, last, access) {
-                if COUNTED {
-                    if let Some(counters) = &tlb.counters {
-                        counters.count(true);
-                    }
-                }
                 return Ok(found(tlb, place));
             }
         }
         let place = before.map(|(place, _)| place).unwrap_or_default();
-        if let Some(counters) = tlb.counters.as_ref().filter(|_| COUNTED) {
-            counters.count(false);
-        }
         Err(tlb.find_fails(place, iova.0, last, access))
     }
 
