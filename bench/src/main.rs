@@ -6,13 +6,16 @@
 //! `cargo xtask bench` builds and runs this in the three builds that users ship, and writes RESULTS.md.
 
 mod contest;
+mod growth;
 mod layout;
 mod limit;
 mod new_abilities;
+mod plot;
 mod report;
 mod rows;
 mod shapes;
 mod stage;
+mod threads;
 mod throughput;
 mod values;
 
@@ -87,6 +90,12 @@ struct Cli {
     /// Measure copies of 1 B to 16 MiB instead, and draw them in this file
     #[arg(long, value_name = "FILE.svg")]
     throughput: Option<PathBuf>,
+    /// Measure IOTLBs of 1 to 1 000 000 mappings instead, and draw them in this file
+    #[arg(long, value_name = "FILE.svg")]
+    growth: Option<PathBuf>,
+    /// Measure lookups in an IOTLB by several threads instead
+    #[arg(long)]
+    threads: bool,
     /// Do nothing but run this row's operation, without a clock: for callgrind
     #[arg(long, value_name = "ROW")]
     count: Option<String>,
@@ -139,6 +148,12 @@ fn main() -> Result<()> {
     };
     if let Some(path) = &cli.throughput {
         return throughput::run(&stage, effort, build, path);
+    }
+    if let Some(path) = &cli.growth {
+        return growth::run(effort, build, path);
+    }
+    if cli.threads {
+        return threads::run(effort, build);
     }
 
     let rows: Vec<&Row> = ROWS.iter().filter(|row| row.name.contains(&cli.filter)).collect();

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 use memmap2::MmapMut;
 use ours::bitmap::{AtomicBitmap, Bitmap, DirtyPages};
-use ours::{vectored, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
+use ours::iommu::SharedIotlb;
+use ours::{vectored, Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap, IommuMemory, Permissions};
 
 use crate::contest::Batch;
 use crate::layout::Layout;
 use crate::ours_side::kinds::{memory, Plain};
-use crate::shapes::{pages_in, BITMAP_LEN, PAGE};
+use crate::shapes::{pages_in, Mappings, BITMAP_LEN, PAGE};
 use crate::stage::Stage;
 
 const PAGE_SIZE: NonZeroUsize = match NonZeroUsize::new(PAGE) {
@@ -128,5 +129,42 @@ pub fn read_by_hand(stage: &Stage) -> Result<Batch> {
         let mut vectors: [IoSliceMut<'_>; PIECES] =
             core::array::from_fn(|_| vectors.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
         rustix::io::preadv(&file, &mut vectors, 0).ok()
+    }))
+}
+
+fn shared_iotlb(mappings: Mappings) -> Result<SharedIotlb> {
+    let iotlb = SharedIotlb::new();
+    for (iova, to) in mappings.pages() {
+        iotlb.set_mapping(GuestAddress(iova), GuestAddress(to), PAGE, Permissions::ReadWrite)?;
+    }
+    Ok(iotlb)
+}
+
+/// Takes a page out of a shared IOTLB and puts it in again.
+pub fn remap_shared(mappings: Mappings) -> Result<Batch> {
+    let iotlb = shared_iotlb(mappings)?;
+    let pages: Vec<_> = mappings.pages().collect();
+    let addresses = mappings.addresses(8);
+    let first = pages.first().context("no page")?.0;
+    Ok(Batch::of(move |number| {
+        let page = (addresses.at(number) - first) as usize / PAGE;
+        let (iova, to) = *pages.get(page)?;
+        let gone = iotlb.invalidate_mapping(GuestAddress(iova), PAGE);
+        black_box(gone);
+        iotlb
+            .set_mapping(GuestAddress(iova), GuestAddress(to), PAGE, Permissions::ReadWrite)
+            .ok()
+    }))
+}
+
+/// A read through a shared IOTLB.
+pub fn read_obj_shared(stage: &Stage, mappings: Mappings) -> Result<Batch> {
+    let physical = memory::<Plain>(stage, Layout::apart(1))?;
+    let memory = IommuMemory::new(physical, shared_iotlb(mappings)?, true, ());
+    let addresses = mappings.addresses(8);
+    Ok(Batch::of(move |number| {
+        memory
+            .read_obj::<u64>(black_box(GuestAddress(addresses.at(number))))
+            .ok()
     }))
 }

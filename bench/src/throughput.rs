@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::{anyhow, Context, Result};
-use plotters::prelude::*;
+use anyhow::{Context, Result};
 
 use crate::contest::{median, Contest, Effort};
+use crate::plot::{Curve, Plot, BLUE, GREY, ORANGE};
 use crate::report::{digits, Build};
 use crate::stage::Stage;
 use crate::{limit, ours_side, reference_side};
@@ -87,7 +87,7 @@ pub fn run(stage: &Stage, effort: Effort, build: Build, path: &Path) -> Result<(
         "\nof memcpy: median {middle:.3} (aim {MEDIAN_AIM}){}, {below} under {FLOOR}",
         if middle < MEDIAN_AIM { " SHORT" } else { "" }
     );
-    draw(&aligned, build, path).with_context(|| format!("cannot draw {}", path.display()))
+    draw(&aligned, build, path)
 }
 
 /// A length as people write it.
@@ -100,63 +100,34 @@ fn size(len: f64) -> String {
     }
 }
 
-/// A curve of the plot.
-type Curve = (&'static str, RGBColor, fn(&Point) -> f64);
+/// What is drawn of each point.
+type Line = (&'static str, plotters::style::RGBColor, fn(&Point) -> f64);
 
-const CURVES: [Curve; 3] = [
-    ("memcpy (glibc)", RGBColor(120, 120, 120), |point| point.memcpy),
-    ("vm-memory 0.18.0", RGBColor(214, 96, 28), |point| point.reference),
-    ("this crate", RGBColor(0, 96, 172), |point| point.ours),
+const LINES: [Line; 3] = [
+    ("memcpy (glibc)", GREY, |point| point.memcpy),
+    ("vm-memory 0.18.0", ORANGE, |point| point.reference),
+    ("this crate", BLUE, |point| point.ours),
 ];
 
 fn draw(points: &[Point], build: Build, path: &Path) -> Result<()> {
-    let highest = points
-        .iter()
-        .flat_map(|point| [point.reference, point.ours, point.memcpy])
-        .fold(1.0, f64::max);
-    let last = points.last().context("no points")?.len as f64;
-
-    // An error of plotters borrows the drawing.
-    let failed = |error: &dyn std::fmt::Display| anyhow!("{error}");
-    let area = SVGBackend::new(path, (960, 540)).into_drawing_area();
-    area.fill(&WHITE).map_err(|error| failed(&error))?;
-    let mut chart = ChartBuilder::on(&area)
-        .caption(
-            format!("Copy from guest memory to a buffer, build `{}`", build.name()),
-            ("sans-serif", 20),
-        )
-        .margin(16)
-        .x_label_area_size(44)
-        .y_label_area_size(56)
-        .build_cartesian_2d((1.0..last).log_scale().base(2.0), 0.0..highest * 1.05)
-        .map_err(|error| failed(&error))?;
-    chart
-        .configure_mesh()
-        .x_desc("bytes in one copy")
-        .y_desc("GB/s")
-        .x_labels(13)
-        .x_label_formatter(&|len| size(*len))
-        .light_line_style(WHITE)
-        .draw()
-        .map_err(|error| failed(&error))?;
-    for (name, color, value) in CURVES {
-        chart
-            .draw_series(LineSeries::new(
-                points.iter().map(|point| (point.len as f64, value(point))),
-                color.stroke_width(2),
-            ))
-            .map_err(|error| failed(&error))?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
-    }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .border_style(BLACK)
-        .background_style(WHITE)
-        .draw()
-        .map_err(|error| failed(&error))?;
-    area.present().map_err(|error| failed(&error))
+    let curves = LINES.into_iter().map(|(name, color, value)| Curve {
+        name,
+        color,
+        points: points
+            .iter()
+            .map(|point| (point.len as f64, value(point)))
+            .collect(),
+    });
+    let plot = Plot {
+        caption: format!("Copy from guest memory to a buffer, build `{}`", build.name()),
+        x: "bytes in one copy",
+        y: "GB/s",
+        x_labels: 13,
+        x_label: size,
+        base: 2.0,
+        curves: curves.collect(),
+    };
+    plot.draw(path)
 }
 
 #[cfg(test)]

@@ -166,11 +166,20 @@ impl Iotlb {
         let Some(last) = last_of(first, length) else {
             return Err(passes_the_end(iova, length));
         };
-        self.remove(first, last);
-
         let age = self.next_age;
         self.next_age = self.next_age.wrapping_add(1);
         let new = Mapping::new(first, last, map_to.0.wrapping_sub(first), perm, age);
+        if let Some(place) = self.hole_behind(&new) {
+            // As nearly always: one search.
+            self.mappings.insert_behind(place, new);
+            if self.bound.is_some() {
+                self.ages.insert((age, first));
+                self.evict();
+            }
+            return Ok(());
+        }
+
+        self.remove(first, last);
         let (mut start, mut end) = (first, last);
         if let Some(before) = first.checked_sub(1).and_then(|before| self.mapping_at(before)) {
             if before.1.continues(&new) {
@@ -196,7 +205,16 @@ impl Iotlb {
     /// Forgets how the `length` addresses from `iova` on are mapped. A range that passes 2^64 is cut there.
     pub fn invalidate_mapping(&mut self, iova: GuestAddress, length: usize) {
         if length != 0 {
-            self.remove(iova.0, last_of(iova.0, length).unwrap_or(u64::MAX));
+            let last = last_of(iova.0, length).unwrap_or(u64::MAX);
+            if let Some((place, &mapping)) = self.mappings.last_at_or_before(iova.0) {
+                let exactly = mapping.start == iova.0 && mapping.last == last;
+                if exactly && self.mappings.remove_at(place) {
+                    // As nearly always: one search.
+                    self.ages.remove(&(mapping.age(), mapping.start));
+                    return;
+                }
+            }
+            self.remove(iova.0, last);
             // One mapping may have become two.
             self.evict();
         }
@@ -245,6 +263,22 @@ impl Iotlb {
         }
         let place = before.map(|(place, _)| place).unwrap_or_default();
         Err(tlb.find_fails(place, iova.0, last, access))
+    }
+
+    /// The place of the mapping before a new one, if the new one's addresses are free and it continues neither of its neighbours.
+    fn hole_behind(&self, new: &Mapping) -> Option<Place> {
+        let (place, before) = self.mappings.last_at_or_before(new.start)?;
+        let joins_before = before.last.checked_add(1) == Some(new.start) && before.continues(new);
+        if before.last >= new.start || joins_before {
+            return None;
+        }
+        if let Some(after) = self.mappings.get(self.mappings.next(place)) {
+            let joins_after = new.last.checked_add(1) == Some(after.start) && after.continues(new);
+            if after.start <= new.last || joins_after {
+                return None;
+            }
+        }
+        Some(place)
     }
 
     /// Adds a mapping.

@@ -120,9 +120,18 @@ impl Leaf {
         // Rounded up, so that the start of a mapping is its own and not the one's before.
         self.scale = match u64::try_from(self.len.saturating_sub(1)) {
             Ok(steps) if steps != 0 && span > steps => {
-                let whole = u128::from(steps).wrapping_shl(64);
-                let scale = whole.checked_div(u128::from(span)).unwrap_or(0);
-                u64::try_from(scale).unwrap_or(u64::MAX).saturating_add(1)
+                // In the upper 32 bits of the span: a division of 128 bits takes as long as the rest, and guesses are checked.
+                let shift = 32u32.saturating_sub(span.leading_zeros());
+                let part = steps
+                    .wrapping_shl(56)
+                    .checked_div(span.wrapping_shr(shift))
+                    .unwrap_or(0);
+                match shift.checked_sub(8) {
+                    Some(less) => part.wrapping_shr(less).saturating_add(1),
+                    None => part
+                        .saturating_add(1)
+                        .saturating_mul(1u64.wrapping_shl(8u32.saturating_sub(shift))),
+                }
             }
             Ok(0) | Err(_) => 0,
             Ok(_) => u64::MAX,
@@ -347,6 +356,34 @@ impl MappingTable {
         self.leaves
             .partition_point(|leaf| leaf.first <= addr)
             .checked_sub(1)
+    }
+
+    /// Puts a mapping in right behind the one at a place, which is the last that begins before it.
+    pub(super) fn insert_behind(&mut self, place: Place, mapping: Mapping) {
+        match self.leaves.get_mut(place.leaf) {
+            Some(leaf) if leaf.len < CAPACITY => {
+                leaf.insert(place.entry.wrapping_add(1), mapping);
+                self.len = self.len.saturating_add(1);
+            }
+            _ => self.insert(mapping),
+        }
+    }
+
+    /// Takes out the mapping at a place, if it is not the only one of its leaf; else it stays, and the answer is `false`.
+    pub(super) fn remove_at(&mut self, place: Place) -> bool {
+        let Some(leaf) = self
+            .leaves
+            .get_mut(place.leaf)
+            .filter(|leaf| leaf.len > 1 && place.entry < leaf.len)
+        else {
+            return false;
+        };
+        leaf.remove(place.entry..place.entry.wrapping_add(1));
+        self.len = self.len.saturating_sub(1);
+        if leaf.len <= CAPACITY / 2 {
+            self.join_small(place.leaf);
+        }
+        true
     }
 
     /// Puts a mapping in. It has no address in common with any other.

@@ -78,6 +78,23 @@ pub fn miss(mappings: Mappings) -> Result<Batch> {
     }))
 }
 
+/// Takes a page out of an IOTLB that is behind a lock and puts it in again.
+pub fn remap(mappings: Mappings) -> Result<Batch> {
+    let iotlb = RwLock::new(iotlb(mappings)?);
+    let pages: Vec<_> = mappings.pages().collect();
+    let addresses = mappings.addresses(8);
+    let first = pages.first().map_or(0, |page| page.0);
+    Ok(Batch::of(move |number| {
+        let page = (addresses.at(number) - first) as usize / PAGE;
+        let (iova, to) = *pages.get(page)?;
+        let mut iotlb = iotlb.write().ok()?;
+        iotlb.invalidate_mapping(GuestAddress(iova), PAGE);
+        iotlb
+            .set_mapping(GuestAddress(iova), GuestAddress(to), PAGE, Permissions::ReadWrite)
+            .ok()
+    }))
+}
+
 /// An IOMMU as backends write them: a lock around an IOTLB.
 #[derive(Debug)]
 struct Locked(RwLock<Iotlb>);
