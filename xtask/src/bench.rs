@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: the published vm-memory, this crate and the limit, measured in the three builds that users ship.
 //!
 //! The measuring is done by the program in `bench/`, once for each build. Here they are built and run, their tables are put side by
-//! side in `bench/RESULTS.md`, and copy throughput is drawn in `bench/copy-throughput.svg`.
+//! side in `bench/RESULTS.md`, and copy throughput and what an IOTLB costs as it grows are drawn in `bench/*.svg`.
 //!
 //! `--instructions` counts instructions with callgrind instead, and compares them with `bench/instructions.tsv`: no clock, so no
 //! noise.
@@ -113,8 +113,8 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         tables.push((*build, bench.measure(*build, program, args)?));
     }
     let whole = args.filter.is_none() && !args.quick && builds == BUILDS;
-    let throughput = if args.filter.is_none() {
-        Some(bench.throughput(&programs, args, whole)?)
+    let curves = if args.filter.is_none() {
+        Some(bench.curves(&programs, args, whole)?)
     } else {
         None
     };
@@ -124,7 +124,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             &Machine::ask(&bench.folder)?,
             args.rounds,
             &tables,
-            throughput.as_deref(),
+            curves.as_ref(),
         )?;
         fs::write(&results, text).with_context(|| format!("cannot write {}", results.display()))?;
         println!("written: {}", results.display());
@@ -132,6 +132,31 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         println!("bench/RESULTS.md stays as it is: that takes all builds, all rows and all rounds");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is measured besides the rows, as RESULTS.md says it.
+struct Curves {
+    throughput: String,
+    growth: String,
+    threads: String,
+}
+
+/// Runs a program, shows what it says, and returns that line by line.
+fn said_by(command: &mut Command) -> Result<Vec<String>> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    let output = child.stdout.take().context("the program has no output")?;
+    let mut said = Vec::new();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        said.push(line);
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(said)
 }
 
 /// Where the program is, and where it is built.
@@ -182,28 +207,26 @@ impl Bench {
         lines(&text).with_context(|| format!("{}: not what the program writes", tsv.display()))
     }
 
-    /// Draws copy throughput, of the first build, and returns the verdict. Only a whole run replaces the plot of the last one.
-    fn throughput(&self, programs: &[(Build, PathBuf)], args: &Args, whole: bool) -> Result<String> {
+    /// Draws copy throughput and an IOTLB that grows, measures threads that share one, all of the first build, and returns what RESULTS.md says of
+    /// them. Only a whole run replaces the plots of the last one.
+    fn curves(&self, programs: &[(Build, PathBuf)], args: &Args, whole: bool) -> Result<Curves> {
         let (build, program) = programs.first().context("no build")?;
         let folder = if whole { &self.folder } else { &self.target };
-        let plot = folder.join("copy-throughput.svg");
-        let mut child = self
-            .program(*build, program, args)
-            .arg("--throughput")
-            .arg(&plot)
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        let output = child.stdout.take().context("the program has no output")?;
-        let mut last = String::new();
-        for line in BufReader::new(output).lines() {
-            last = line?;
-            println!("{last}");
-        }
-        let status = child.wait()?;
-        ensure!(status.success(), "{} ended with {status}", program.display());
-        println!("written: {}", plot.display());
-        Ok(last)
+        let draw = |option: &str, file: &str| -> Result<String> {
+            let plot = folder.join(file);
+            let mut command = self.program(*build, program, args);
+            let said = said_by(command.arg(option).arg(&plot))?;
+            println!("written: {}", plot.display());
+            said.last().cloned().context("the program said nothing")
+        };
+        let throughput = draw("--throughput", "copy-throughput.svg")?;
+        let growth = draw("--growth", "iotlb-growth.svg")?;
+        let threads = said_by(self.program(*build, program, args).arg("--threads"))?.join("\n");
+        Ok(Curves {
+            throughput,
+            growth,
+            threads,
+        })
     }
 
     /// Counts the instructions of the hottest operations, and compares or pins them.
@@ -458,7 +481,7 @@ fn results_text(
     machine: &Machine,
     rounds: u32,
     tables: &[(Build, Vec<Line>)],
-    throughput: Option<&str>,
+    curves: Option<&Curves>,
 ) -> Result<String> {
     let mut text = String::from("# The last run of `cargo xtask bench`\n\n");
     writeln!(text, "- Machine: {}, {}", machine.processor, machine.kernel)?;
@@ -479,10 +502,12 @@ fn results_text(
             lines.len()
         )?;
     }
-    if let Some(throughput) = throughput {
+    if let Some(curves) = curves {
         writeln!(
             text,
-            "- Copies of 1 B to 16 MiB, {throughput}\n\n![Copy throughput](copy-throughput.svg)"
+            "- Copies of 1 B to 16 MiB, {}\n- {}\n\n![Copy throughput](copy-throughput.svg)\n\n![An IOTLB as it grows](iotlb-growth.svg)\n\n\
+             {}",
+            curves.throughput, curves.growth, curves.threads
         )?;
     }
     text.push_str(
@@ -581,7 +606,13 @@ mod tests {
             date: "2025-01-01".to_owned(),
         };
         let tables = [Build::Fat, Build::Size].map(|build| (build, lines(TSV).unwrap()));
-        let text = results_text(&machine, 21, &tables, Some("median 1.0")).unwrap();
+        let curves = Curves {
+            throughput: "median 1.0".into(),
+            growth: "a million: 2 ns".into(),
+            threads: "| by | a | b |".into(),
+        };
+        let text = results_text(&machine, 21, &tables, Some(&curves)).unwrap();
+        assert!(text.contains("a million: 2 ns") && text.contains("| by | a | b |"));
         assert!(text.contains("| fast | 50.0 / 50.0 | 2.00 / 2.00 | 1.00 / 1.00 | 25.0 / 25.0 | 20 / 20 |"));
         assert!(text.contains(
             "| slow | 25.0 µs / 25.0 µs | 20.0 µs / 20.0 µs | – / – | **1.25** / **1.25** | 2 / 2 |"
