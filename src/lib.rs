@@ -49,7 +49,7 @@
 //! | track dirty pages | [`bitmap`], [`bitmap::AtomicBitmap`], [`bitmap::DirtyMemory`] |
 //! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] |
 //! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`] |
-//! | put a device behind an IOMMU | [`iommu`], [`IommuMemory`], [`Iotlb`] |
+//! | put a device behind an IOMMU | [`iommu`], [`IommuMemory`], [`iommu::SharedIotlb`] |
 //! | survive pages that go away | [`fault`] |
 //!
 //! # Memory model

@@ -12,3 +12,10 @@ mod bitmap {
     mod marks_tests;
     mod sync;
 }
+
+mod iommu {
+    #[path = "../../../src/iommu/snapshots.rs"]
+    mod snapshots;
+    mod snapshots_tests;
+    mod sync;
+}

@@ -15,6 +15,8 @@
 //! That is how vhost-user has it (vhost-user specification, section "IOMMU support"): the front end sends updates and invalidations,
 //! the back end keeps an IOTLB and asks for what it misses.
 //!
+//! A [`SharedIotlb`] is one that threads look into without a lock.
+//!
 //! Lengths are in bytes. Ranges that pass 2^64 are never accessible; one may end there exactly.
 
 mod counters;

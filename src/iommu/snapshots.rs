@@ -17,7 +17,7 @@
 //! were given up with readers in them, has no count but the writer's own. Counts are read under the writer's lock, and followed by an acquiring
 //! fence: what a reader did with its snapshot happened before.
 
-use super::sync::{fence, Arc, ArcSwap, Guard, Mutex, Ordering, Weak};
+use super::sync::{fence, Arc, ArcSwap, Guard, Mutex, Ordering};
 
 /// A value that is changed by operations that can be done again, on another copy of it, with the same outcome.
 pub(super) trait Replay: Clone {
@@ -61,8 +61,8 @@ struct Writer<T: Replay> {
     version: u64,
     /// Ones that were current, to be made current again when nobody reads them.
     spares: Vec<Arc<Snapshot<T>>>,
-    /// Ones that had readers when they were too old to be made current again, with their versions.
-    left: Vec<(u64, Weak<Snapshot<T>>)>,
+    /// Ones that had readers when they were too old to be made current again.
+    left: Vec<Arc<Snapshot<T>>>,
     /// The last operations, up to the current version.
     log: Vec<T::Operation>,
 }
@@ -122,16 +122,15 @@ impl<T: Replay> Snapshots<T> {
     /// How many readers there are of what was before a version.
     pub(super) fn readers_before(&self, version: u64) -> usize {
         let mut writer = super::sync::lock(&self.writer);
-        let spares = writer.spares.iter().filter(|spare| spare.version < version);
-        let in_spares: usize = spares
-            .map(|spare| Arc::strong_count(spare).saturating_sub(1))
+        writer.forget_unread();
+        let before = writer.spares.iter().chain(&writer.left);
+        let readers = before
+            .filter(|snapshot| snapshot.version < version)
+            .map(|snapshot| Arc::strong_count(snapshot).saturating_sub(1))
             .sum();
-        writer.left.retain(|(_, left)| left.strong_count() != 0);
-        let left = writer.left.iter().filter(|(of, _)| *of < version);
-        let in_left: usize = left.map(|(_, left)| left.strong_count()).sum();
         // Each reader gave its count back with a release, and the counts were read from what came of that.
         fence(Ordering::Acquire);
-        in_spares.saturating_add(in_left)
+        readers
     }
 }
 
@@ -155,6 +154,11 @@ impl<T: Replay> Writer<T> {
         Some(spare)
     }
 
+    /// Lets go of those that were given up and have no readers now.
+    fn forget_unread(&mut self) {
+        self.left.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+    }
+
     /// Gives up spares that it would take longer to bring up to date than to make anew, and forgets operations that no spare lacks.
     fn tidy(&mut self, operations_for_a_copy: usize) {
         let worth = u64::try_from(operations_for_a_copy).unwrap_or(u64::MAX);
@@ -164,9 +168,8 @@ impl<T: Replay> Writer<T> {
                 break;
             }
             let oldest = self.spares.remove(0);
-            // The others of these may be gone by now.
-            self.left.retain(|(_, left)| left.strong_count() != 0);
-            self.left.push((oldest.version, Arc::downgrade(&oldest)));
+            self.forget_unread();
+            self.left.push(oldest);
         }
         let oldest = self.spares.first().map_or(self.version, |spare| spare.version);
         let lacks = usize::try_from(self.version.saturating_sub(oldest)).unwrap_or(usize::MAX);

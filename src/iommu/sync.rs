@@ -1,7 +1,7 @@
 //! What [`snapshots`](super::snapshots) is made of. `loom/` has the same names for what it explores.
 
 pub(crate) use core::sync::atomic::{fence, Ordering};
-pub(crate) use std::sync::{Arc, Mutex, Weak};
+pub(crate) use std::sync::{Arc, Mutex};
 
 pub(crate) use arc_swap::ArcSwap;
 

@@ -606,7 +606,7 @@ mod tests {
             date: "2025-01-01".to_owned(),
         };
         let tables = [Build::Fat, Build::Size].map(|build| (build, lines(TSV).unwrap()));
-        let curves = Curves {
+        let curves = super::Curves {
             throughput: "median 1.0".into(),
             growth: "a million: 2 ns".into(),
             threads: "| by | a | b |".into(),
