@@ -136,6 +136,47 @@ impl NewBitmap for () {
     fn with_len(_len: usize) -> Self {}
 }
 
+/// Marks in both.
+impl<'a, A, B> WithBitmapSlice<'a> for (A, B)
+where
+    A: WithBitmapSlice<'a>,
+    B: WithBitmapSlice<'a>,
+{
+    type S = (A::S, B::S);
+}
+
+/// Marks in both.
+impl<A: BitmapSlice, B: BitmapSlice> BitmapSlice for (A, B) {}
+
+/// Marks in both; a page is dirty that one of them has marked.
+impl<A: Bitmap, B: Bitmap> Bitmap for (A, B) {
+    #[inline]
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        self.0.mark_dirty(offset, len);
+        self.1.mark_dirty(offset, len);
+    }
+
+    #[inline]
+    fn dirty_at(&self, offset: usize) -> bool {
+        self.0.dirty_at(offset) || self.1.dirty_at(offset)
+    }
+
+    #[inline]
+    fn slice_at(&self, offset: usize) -> (BS<'_, A>, BS<'_, B>) {
+        (self.0.slice_at(offset), self.1.slice_at(offset))
+    }
+
+    #[inline]
+    fn tracks_range(&self, offset: usize, len: usize) -> bool {
+        self.0.tracks_range(offset, len) && self.1.tracks_range(offset, len)
+    }
+
+    fn grow_to_track(&mut self, len: usize) {
+        self.0.grow_to_track(len);
+        self.1.grow_to_track(len);
+    }
+}
+
 /// Tracks when it is `Some`.
 impl<'a, B> WithBitmapSlice<'a> for Option<B>
 where

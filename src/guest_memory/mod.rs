@@ -14,6 +14,7 @@
 mod address_space;
 mod backend;
 mod bytes;
+mod hold;
 mod permissions;
 
 #[cfg(all(test, feature = "backend-mmap"))]
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 pub use address_space::GuestAddressSpace;
 pub use backend::{GuestMemoryBackend, GuestMemoryBackendSliceIterator};
+pub use hold::TranslationHold;
 pub use permissions::Permissions;
 
 use crate::address::impl_address;
@@ -187,6 +189,14 @@ pub trait GuestMemory {
     /// Returns the physical memory if there is nothing between: if addresses are guest physical addresses.
     fn physical_memory(&self) -> Option<&Self::PhysicalMemory> {
         None
+    }
+
+    /// Returns what keeps the translations of addresses in use that are made from now on, until it is dropped; `None` if there is no such thing.
+    ///
+    /// For slices that outlive their iterator, in I/O that completes later: see [`Iommu::hold_translation`](crate::iommu::Iommu::hold_translation). Guest physical
+    /// memory has nothing to hold.
+    fn hold_translation(&self) -> Option<TranslationHold> {
+        self.physical_memory().map(|_| TranslationHold::nothing())
     }
 
     /// Returns the `count` bytes at `addr` as one slice, if they lie in one piece of host memory and `access` is allowed.

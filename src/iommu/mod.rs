@@ -22,12 +22,14 @@
 mod counters;
 mod iotlb;
 mod mapping_table;
+mod marked;
 mod memory;
 mod shared;
 #[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
 mod shared_tests;
 mod snapshots;
 mod sync;
+mod translated;
 
 #[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
 mod tests;
@@ -38,10 +40,11 @@ use std::ops::{Deref, Range};
 
 pub use counters::IotlbCounters;
 pub use iotlb::{Iotlb, IotlbIterator};
+pub use marked::MarkedIommuMemory;
 pub use memory::{IommuMemory, IommuMemorySliceIterator};
 pub use shared::{Invalidation, IotlbSnapshot, SharedIotlb, StillMapped};
 
-use crate::guest_memory::{GuestAddress, Permissions};
+use crate::guest_memory::{GuestAddress, Permissions, TranslationHold};
 
 /// Why an address is not translated.
 #[derive(Debug, thiserror::Error)]
@@ -220,4 +223,12 @@ pub trait Iommu: Debug + Send + Sync {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error>;
+
+    /// Returns what keeps every translation in use that is made from now on, until it is dropped: an invalidation must not be acknowledged before.
+    ///
+    /// For I/O that completes later ([`IoBuffer`](crate::vectored::IoBuffer)). `None`, as the provided method has it, if there is no such thing: an IOMMU
+    /// whose guard is that of a lock cannot have it on another thread. One that has a [`SharedIotlb`] returns that one's.
+    fn hold_translation(&self) -> Option<TranslationHold> {
+        None
+    }
 }

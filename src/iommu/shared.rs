@@ -10,7 +10,7 @@ use super::counters::LookupCounters;
 use super::snapshots::{Replay, Snapshot, Snapshots};
 use super::sync::Guard;
 use super::{Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator};
-use crate::guest_memory::{GuestAddress, Permissions};
+use crate::guest_memory::{GuestAddress, Permissions, TranslationHold};
 
 /// How long a wait sleeps between two looks at most.
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
@@ -215,6 +215,12 @@ impl Iommu for SharedIotlb {
     ) -> Result<IotlbIterator<IotlbSnapshot>, Error> {
         self.lookup(iova, length, access)
             .map_err(|fails| fails.into_error(iova, length, access))
+    }
+
+    fn hold_translation(&self) -> Option<TranslationHold> {
+        // Made before the translations, it is older than every change that they are older than.
+        let snapshot = Guard::into_inner(self.inner.snapshots.load());
+        Some(TranslationHold::of(snapshot))
     }
 }
 

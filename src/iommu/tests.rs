@@ -529,3 +529,74 @@ fn marks_are_at_the_io_virtual_address() {
     );
     assert_eq!(memory.read_obj::<u8>(GuestAddress(0x200)).unwrap(), 0);
 }
+
+/// The same writes, marked by I/O address, by guest address, and by both; off, all mark where the guest's memory is.
+#[test]
+fn writes_are_marked_by_iova_by_guest_address_or_by_both() {
+    let mappings = [(0x80, 0x100, 64, ReadWrite), (0xc0, 0, 64, ReadWrite)];
+    let iommu = || {
+        let known = Known::default();
+        let mut iotlb = known.iotlb.write().unwrap();
+        for (iova, to, length, permissions) in mappings {
+            iotlb
+                .set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions)
+                .unwrap();
+        }
+        drop(iotlb);
+        known
+    };
+    let places = [(0, 64, BOTH), (0x100, 64, BOTH)];
+    let in_regions = |memory: &Physical| {
+        let regions = memory.iter().map(|region| {
+            let start = region.start_addr().0 as usize;
+            let slice = region.bitmap();
+            (0..64)
+                .filter(|byte| slice.dirty_at(*byte))
+                .map(|byte| start + byte)
+                .collect::<Vec<_>>()
+        });
+        regions.flatten().collect::<Vec<_>>()
+    };
+
+    let (physical_one, physical_two) = (physical(&places), physical(&places));
+    let mut by_guest = MarkedIommuMemory::by_guest_address(physical_one, iommu(), true);
+    let by_both = MarkedIommuMemory::by_both(physical_two, iommu(), true, bytewise(0xc4));
+    // Over two mappings, in one, by a slice, and by a stream.
+    by_guest.write_slice(&[1; 6], GuestAddress(0xbd)).unwrap();
+    by_both.write_slice(&[1; 6], GuestAddress(0xbd)).unwrap();
+    let expected = [0, 1, 2, 0x13d, 0x13e, 0x13f];
+    assert_eq!(in_regions(by_guest.get_backend()), expected);
+    assert_eq!(in_regions(by_both.get_backend()), expected);
+    assert_eq!(marked(by_both.bitmap()), (0xbd..0xc3).collect::<Vec<_>>());
+    by_both.write_obj(7u8, GuestAddress(0x80)).unwrap();
+    let slice = by_both
+        .get_slices(GuestAddress(0x82), 2, Write)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    slice.store(7u16, 0, Ordering::SeqCst).unwrap();
+    assert_eq!(marked(by_both.bitmap())[..3], [0x80, 0x82, 0x83]);
+    assert_eq!(in_regions(by_both.get_backend())[3..6], [0x100, 0x102, 0x103]);
+
+    // A mark without a place is an error before the write (B8); what only reads needs none.
+    let refused = by_both.write_slice(&[2; 4], GuestAddress(0xc2));
+    assert!(matches!(
+        refused,
+        Err(MemoryError::IommuError(Error::IommuMisconfigured { .. }))
+    ));
+    assert!(
+        !by_both.check_range(GuestAddress(0xc2), 4, Write)
+            && by_both.check_range(GuestAddress(0xc2), 4, Read)
+    );
+    assert_eq!(by_both.read_obj::<u8>(GuestAddress(0xc2)).unwrap(), 1);
+
+    by_guest.set_iommu_enabled(false);
+    assert!(by_guest.physical_memory().is_some() && !by_guest.get_iommu_enabled());
+    by_guest.write_obj(1u8, GuestAddress(0x120)).unwrap();
+    assert!(in_regions(by_guest.get_backend()).contains(&0x120));
+    let copy = by_both.clone();
+    copy.write_obj(1u8, GuestAddress(0x90)).unwrap();
+    assert!(by_both.bitmap().is_bit_set(0x90));
+    assert!(format!("{copy:?}").contains("MarkedIommuMemory"));
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::pieces::{gather, IoVector, Pieces};
 use crate::bitmap::BS;
-use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result};
+use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result, TranslationHold};
 
 /// Ranges of guest memory that an I/O operation uses, which completes later and maybe on another thread.
 ///
@@ -44,11 +44,14 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result}
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Behind an IOMMU there is none so far ([`push`](Self::push) refuses): its invalidations would have to wait for the operation.
+/// Behind an IOMMU, invalidations have to wait for the operation: it keeps what [`GuestMemory::hold_translation`] returns, and [`push`](Self::push) refuses where that
+/// is nothing. A [`SharedIotlb`](crate::iommu::SharedIotlb) has it.
 pub struct IoBuffer<M: GuestMemory + 'static> {
     // Borrows from `memory`, and goes before it: fields are dropped in the order of their declaration. The lifetime is never given out.
     pieces: Pieces<'static, BS<'static, M::Bitmap>>,
     memory: Arc<M>,
+    /// What the first range was translated through, and what holds that for all that come later: it is the oldest.
+    hold: Option<TranslationHold>,
     access: Permissions,
 }
 
@@ -65,6 +68,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         IoBuffer {
             pieces: Pieces::new(),
             memory,
+            hold: None,
             access,
         }
     }
@@ -74,13 +78,14 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// # Errors
     ///
     /// If any byte of the range cannot be accessed (see [`GuestMemory::get_slices`]), or the buffer would have more than `usize::MAX`
-    /// bytes. `ErrorKind::Unsupported` behind an IOMMU.
+    /// bytes. `ErrorKind::Unsupported` behind an IOMMU that cannot be held.
     pub fn push(&mut self, addr: GuestAddress, count: usize) -> Result<()> {
         // SAFETY: `self.memory` keeps the object at this address, and its mappings, until it is dropped, which is after the pieces are. `get_slices` works
         // for every lifetime and cannot know this one, so that nothing else keeps what borrows from it.
         let memory: &'static M = unsafe { &*Arc::as_ptr(&self.memory) };
-        if memory.physical_memory().is_none() {
-            return Err(translated());
+        if self.hold.is_none() {
+            // Before the translation: an invalidation in between waits for it.
+            self.hold = Some(memory.hold_translation().ok_or_else(not_held)?);
         }
         let mut slices = memory.get_slices(addr, count, self.access)?;
         match gather(&mut slices) {
@@ -124,6 +129,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         Some(IoBuffer {
             pieces: self.pieces.split_off(at)?,
             memory: Arc::clone(&self.memory),
+            hold: self.hold.clone(),
             access: self.access,
         })
     }
@@ -165,10 +171,10 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 }
 
 #[cold]
-fn translated() -> Error {
+fn not_held() -> Error {
     Error::IOError(std::io::Error::new(
         std::io::ErrorKind::Unsupported,
-        "an IoBuffer keeps physical memory, and not what an IOMMU translates",
+        "nothing keeps what this memory translates in use until an operation completes (Iommu::hold_translation)",
     ))
 }
 

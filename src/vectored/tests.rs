@@ -264,7 +264,7 @@ fn vectors_on_the_heap_stay_where_they_are() {
 
 #[cfg(feature = "iommu")]
 #[test]
-fn behind_an_iommu_there_are_vectors_and_no_buffer() {
+fn behind_the_lock_of_an_iommu_there_are_vectors_and_no_buffer() {
     use crate::{Iommu, IommuMemory, Iotlb};
     #[derive(Debug)]
     struct Fixed(std::sync::RwLock<Iotlb>);
@@ -412,4 +412,40 @@ proptest! {
         expected.dedup();
         prop_assert_eq!(dirty(&memory), expected);
     }
+}
+
+/// An operation that is under way keeps the invalidation of its pages from being acknowledged.
+#[cfg(feature = "iommu")]
+#[test]
+fn b9_a_buffer_behind_a_shared_iotlb_is_waited_for() {
+    use crate::iommu::SharedIotlb;
+    use crate::IommuMemory;
+    let iotlb = SharedIotlb::new();
+    for page in 0..3u64 {
+        let to = GuestAddress((2 - page) * 0x1000);
+        iotlb
+            .set_mapping(GuestAddress(page * 0x1000), to, PAGE, Permissions::ReadWrite)
+            .unwrap();
+    }
+    let bitmap = AtomicBitmap::new(3 * PAGE, PAGE.try_into().unwrap());
+    let memory = Arc::new(IommuMemory::new(regions(3), iotlb.clone(), true, bitmap));
+    let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
+    buffer.push(GuestAddress(0), 2 * PAGE).unwrap();
+    let rest = buffer.split_off(PAGE + 8).unwrap();
+    let gone = iotlb.invalidate_all();
+    assert!(!gone.is_done() && memory.read_obj::<u8>(GuestAddress(0)).is_err());
+
+    let worker = std::thread::spawn(move || {
+        buffer.copy_from(0, &[7; PAGE + 8]).unwrap();
+        buffer.complete(PAGE + 8);
+    });
+    worker.join().unwrap();
+    assert!(!gone.is_done(), "the other part is still under way");
+    drop(rest);
+    assert!(gone.is_done());
+    assert_eq!(
+        memory.get_backend().read_obj::<u8>(GuestAddress(0x1007)).unwrap(),
+        7
+    );
+    assert_eq!(memory.bitmap().get_and_reset(), [0b11]);
 }
