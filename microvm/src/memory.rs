@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, DirtyMemory};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -103,9 +103,11 @@ pub fn second_view(ram: &GuestRam) -> Result<GuestRam, Error> {
 
 /// Takes the dirty bitmap of every region, and leaves them clean.
 pub fn harvest(ram: &GuestRam) -> PageMap {
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(ram);
     let mut pages = PageMap::new(ram);
-    for (index, region) in ram.iter().enumerate() {
-        pages.set_words(index, &region.get_mmap().bitmap().get_and_reset());
+    for (start, len) in dirty.runs() {
+        pages.add(start.0, len as u64);
     }
     pages
 }
