@@ -1,11 +1,10 @@
 //! IOTLB messages and lookups, near both ends of the address space and anywhere; and accesses through what is mapped.
 
 use std::num::NonZeroUsize;
-use std::sync::{RwLock, RwLockReadGuard};
 
 use arbitrary::{Arbitrary, Unstructured};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
-use vm_memory::iommu::{Error, Iommu, Iotlb, IotlbIterator, IovaRange};
+use vm_memory::iommu::{Invalidation, IotlbSnapshot, IovaRange, SharedIotlb};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     GuestMemoryRegion, IommuMemory, Permissions,
@@ -49,26 +48,6 @@ enum Step {
     Read { iova: At, len: u16 },
 }
 
-/// Knows what it was told, and asks nobody.
-#[derive(Debug, Default)]
-struct Told(RwLock<Iotlb>);
-
-impl Iommu for Told {
-    type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
-
-    fn translate(
-        &self,
-        iova: GuestAddress,
-        length: usize,
-        access: Permissions,
-    ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
-        Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|fails| Error::CannotResolve {
-            iova_range: IovaRange { base: iova, length },
-            reason: format!("{fails:?}"),
-        })
-    }
-}
-
 /// Runs an input.
 pub fn run(data: &[u8]) {
     let mut bytes = Unstructured::new(data);
@@ -77,7 +56,9 @@ pub fn run(data: &[u8]) {
     };
     let mut pair = Pair::new();
     for (number, step) in steps.into_iter().take(MOST_STEPS).enumerate() {
-        pair.step(step, number as u8 + 1);
+        let number = number as u8 + 1;
+        pair.hold(number);
+        pair.step(step, number);
     }
     pair.compare();
 }
@@ -101,7 +82,9 @@ fn count(base: u64, len: Len) -> usize {
 }
 
 struct Pair {
-    memory: IommuMemory<Physical, Told>,
+    memory: IommuMemory<Physical, SharedIotlb>,
+    /// What devices have in their hands, each with an invalidation made while it was there.
+    held: Vec<(IotlbSnapshot, Invalidation)>,
     mappings: Mappings,
     physical: Memory,
     /// Marked pages of the I/O virtual address space.
@@ -114,7 +97,8 @@ impl Pair {
         let physical = Physical::from_ranges(&ranges).unwrap();
         let bitmap = AtomicBitmap::new(TRACKED, NonZeroUsize::new(PAGE as usize).unwrap());
         Pair {
-            memory: IommuMemory::new(physical, Told::default(), true, bitmap),
+            memory: IommuMemory::new(physical, SharedIotlb::new(), true, bitmap),
+            held: Vec::new(),
             mappings: Mappings::default(),
             physical: Memory::new(REGIONS.to_vec()),
             dirty: Default::default(),
@@ -127,7 +111,9 @@ impl Pair {
                 let (iova, to) = (addr(iova), addr(to));
                 let (length, perm) = (count(iova, len), permissions(perm));
                 let answer =
-                    self.iotlb(|iotlb| iotlb.set_mapping(GuestAddress(iova), GuestAddress(to), length, perm));
+                    self.memory
+                        .iommu()
+                        .set_mapping(GuestAddress(iova), GuestAddress(to), length, perm);
                 match last_of(iova, length) {
                     Some(last) => {
                         assert!(answer.is_ok(), "{answer:?}");
@@ -140,7 +126,8 @@ impl Pair {
             Step::Invalidate { iova, len } => {
                 let iova = addr(iova);
                 let length = count(iova, len);
-                self.iotlb(|iotlb| iotlb.invalidate_mapping(GuestAddress(iova), length));
+                let gone = self.memory.iommu().invalidate_mapping(GuestAddress(iova), length);
+                assert_eq!(gone.users(), self.held.len());
                 if length != 0 {
                     let last = last_of(iova, length).unwrap_or(u64::MAX);
                     self.mappings.set(iova, last, None);
@@ -148,7 +135,8 @@ impl Pair {
                 self.lookup(iova, length, Permissions::No);
             }
             Step::InvalidateAll => {
-                self.iotlb(Iotlb::invalidate_all);
+                let gone = self.memory.iommu().invalidate_all();
+                assert_eq!(gone.users(), self.held.len());
                 self.mappings = Mappings::default();
             }
             Step::Lookup { iova, len, perm } => {
@@ -160,14 +148,26 @@ impl Pair {
         }
     }
 
-    fn iotlb<T>(&self, change: impl FnOnce(&mut Iotlb) -> T) -> T {
-        change(&mut self.memory.iommu().0.write().unwrap())
+    /// Devices take the IOTLB of the moment now and then, and let go of it later: whatever is in their hands, changes go on, and are done when it is gone.
+    fn hold(&mut self, number: u8) {
+        let iotlb = self.memory.iommu();
+        if number.is_multiple_of(5) {
+            let snapshot = iotlb.snapshot();
+            // An empty range: it changes nothing, and what is held was made before.
+            let gone = iotlb.invalidate_mapping(GuestAddress(0), 0);
+            self.held.push((snapshot, gone));
+        }
+        if number.is_multiple_of(17) {
+            let (snapshot, gone) = self.held.remove(0);
+            assert!(!gone.is_done());
+            drop(snapshot);
+            assert!(gone.is_done(), "it was the oldest");
+        }
     }
 
     /// The library's answer against the model's: what is mapped, or what is missing and what is refused.
     fn lookup(&self, iova: u64, length: usize, access: Permissions) {
-        let iotlb = self.memory.iommu().0.read().unwrap();
-        let answer = Iotlb::lookup(&*iotlb, GuestAddress(iova), length, access);
+        let answer = self.memory.iommu().lookup(GuestAddress(iova), length, access);
         let Some(last) = last_of(iova, length) else {
             match answer {
                 Ok(mut pieces) => assert!(length == 0 && pieces.next().is_none()),

@@ -4,6 +4,7 @@
 //! `tests/replay.rs` runs every file of `corpus/` through them, on stable Rust and without libFuzzer.
 
 pub mod access;
+pub mod dirty;
 pub mod iotlb;
 pub mod model;
 pub mod regions;
@@ -13,8 +14,9 @@ pub mod stream;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 3] = [
+pub const TARGETS: [Target; 4] = [
     ("access", access::run),
+    ("dirty", dirty::run),
     ("iotlb", iotlb::run),
     ("regions", regions::run),
 ];
