@@ -40,6 +40,10 @@ pub struct Args {
     #[arg(long, value_name = "N", requires = "chaos")]
     pub seed: Option<u64>,
 
+    /// Put the disk behind an IOMMU, whose mappings the driver changes while requests are in flight; implies --no-kvm
+    #[arg(long, conflicts_with_all = ["kernel", "chaos"])]
+    pub iommu: bool,
+
     /// The KVM device
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
     pub kvm: String,

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use crate::chaos::{self, Chaos, Moment};
 use crate::disk::Disk;
+use crate::iommu::DeviceMemory;
 use crate::pages::PageMap;
 use crate::plan::SECTOR;
 
@@ -155,10 +156,17 @@ impl Block {
         &mut self.disk
     }
 
+    /// Notes that the device wrote `len` bytes at `addr`.
+    pub fn wrote(&mut self, mem: &impl DeviceMemory, addr: u64, len: u64) {
+        for (at, len) in mem.guest_ranges(addr, len) {
+            self.dirtied.add(at, len);
+        }
+    }
+
     /// Carries out one request, and returns how many bytes of its buffers the device wrote.
     pub fn process<M>(&mut self, mem: &M, chain: DescriptorChain<&M>) -> u32
     where
-        M: GuestMemory,
+        M: DeviceMemory,
     {
         let Some((mut readable, mut writable)) = split(chain) else {
             self.counts.malformed += 1;
@@ -187,7 +195,7 @@ impl Block {
         if mem.write_obj(status as u8, status_at).is_err() {
             return 0;
         }
-        self.dirtied.add(status_at.0, 1);
+        self.wrote(mem, status_at.0, 1);
         // A chain is at most 4 GiB; the queue stops it there.
         u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1)
     }
@@ -200,7 +208,7 @@ impl Block {
 
     fn carry_out<M>(&mut self, mem: &M, readable: &mut Segments, writable: &Segments) -> Result<u64, Refusal>
     where
-        M: GuestMemory,
+        M: DeviceMemory,
     {
         let mut header = [0; HEADER];
         let parts = readable
@@ -246,7 +254,7 @@ impl Block {
     /// Moves data, counts it, and returns how many bytes of the buffers were written.
     fn transfer<M>(&mut self, mem: &M, sector: u64, reads: bool, data: &Segments) -> Result<u64, Refusal>
     where
-        M: GuestMemory,
+        M: DeviceMemory,
     {
         let len = if reads {
             self.read(mem, sector, data)?
@@ -272,7 +280,7 @@ impl Block {
         data: &Segments,
     ) -> Result<u64, Refusal>
     where
-        M: GuestMemory,
+        M: DeviceMemory,
     {
         let nth = self.counts.storm.moved + self.counts.storm.failed;
         let moment = chaos
@@ -321,16 +329,18 @@ impl Block {
 
     fn read<M>(&mut self, mem: &M, sector: u64, to: &Segments) -> Result<u64, Refusal>
     where
-        M: GuestMemory,
+        M: DeviceMemory,
     {
         let (mut offset, len) = self.extent(sector, to)?;
         to.check(mem, Permissions::Write)?;
         for &(addr, len) in &to.parts {
             if let Err(e) = self.disk.read_to_guest(mem, addr, offset, len) {
-                self.maybe_dirtied.add(addr.0, len as u64);
+                for (at, len) in mem.guest_ranges(addr.0, len as u64) {
+                    self.maybe_dirtied.add(at, len);
+                }
                 return Err(Refusal::transfer("reading", sector, &e));
             }
-            self.dirtied.add(addr.0, len as u64);
+            self.wrote(mem, addr.0, len as u64);
             offset += len as u64;
         }
         Ok(len)
@@ -354,7 +364,7 @@ impl Block {
 
     fn identify<M>(&mut self, mem: &M, to: &Segments) -> Result<u64, Refusal>
     where
-        M: GuestMemory,
+        M: DeviceMemory,
     {
         let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
         for (to, from) in id.iter_mut().zip(DEVICE_ID) {
@@ -366,7 +376,7 @@ impl Block {
             let (now, later) = rest.split_at(len.min(rest.len()));
             mem.write_slice(now, addr)
                 .map_err(|e| Refusal::io(format!("identity: {e}")))?;
-            self.dirtied.add(addr.0, now.len() as u64);
+            self.wrote(mem, addr.0, now.len() as u64);
             rest = later;
         }
         self.counts.ids += 1;

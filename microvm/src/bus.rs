@@ -4,9 +4,8 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use vm_memory::GuestMemory;
-
 use crate::block::Block;
+use crate::iommu::DeviceMemory;
 use crate::serial::{Serial, COM1, COM1_LEN};
 use crate::virtio_mmio::VirtioMmio;
 
@@ -93,7 +92,7 @@ pub struct Bus<M> {
     console: Console,
 }
 
-impl<M: GuestMemory> Bus<M> {
+impl<M: DeviceMemory> Bus<M> {
     /// Devices over guest memory `mem`.
     ///
     /// # Errors

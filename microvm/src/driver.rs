@@ -15,10 +15,11 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, Permissions};
 
 use crate::bus::{Bus, DEBUG_EXIT};
 use crate::error::Error;
+use crate::iommu::{DeviceMemory, Mapper};
 use crate::memory::{GuestRam, PAGE};
 use crate::plan::{
     mix, op, param, pass, result, step, sum, BAD_REQUESTS, BAD_TYPE, CHUNK_SECTORS, HALF, PARAMS,
@@ -40,12 +41,17 @@ enum Access {
     MmioRead(u64),
 }
 
-/// Runs the driver on `view` and the devices of `bus` until the driver is done.
+/// Runs the driver on `view` and the devices of `bus` until the driver is done. With a mapper, the device is behind an IOMMU, and the mapper is
+/// returned.
 ///
 /// # Errors
 ///
 /// [`Error::Thread`] when the driver's thread cannot be started or dies.
-pub fn run<M: GuestMemory>(view: GuestRam, bus: &mut Bus<M>) -> Result<(), Error> {
+pub fn run<M: DeviceMemory>(
+    view: GuestRam,
+    bus: &mut Bus<M>,
+    mapper: Option<Mapper>,
+) -> Result<Option<Mapper>, Error> {
     let fail = |why: String| Error::Thread {
         what: "run the driver's thread",
         why,
@@ -53,8 +59,9 @@ pub fn run<M: GuestMemory>(view: GuestRam, bus: &mut Bus<M>) -> Result<(), Error
     let (to_device, accesses) = sync_channel(POSTED);
     let (to_driver, answers) = sync_channel(1);
     let driver = thread::Builder::new().name("driver".to_owned()).spawn(move || {
-        let mut driver = Driver::new(view, to_device, answers);
+        let mut driver = Driver::new(view, to_device, answers, mapper);
         driver.run();
+        driver.mapper
     });
     let driver = driver.map_err(|e| fail(e.to_string()))?;
     for access in accesses {
@@ -113,6 +120,9 @@ struct Driver {
     mem: GuestRam,
     to_device: SyncSender<Access>,
     answers: Receiver<u32>,
+    mapper: Option<Mapper>,
+    /// Where the device finds headers and status bytes.
+    headers: u64,
     params: Vec<u64>,
     /// Requests made available so far: the index of the available ring.
     next: u16,
@@ -124,11 +134,18 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(mem: GuestRam, to_device: SyncSender<Access>, answers: Receiver<u32>) -> Self {
+    fn new(
+        mem: GuestRam,
+        to_device: SyncSender<Access>,
+        answers: Receiver<u32>,
+        mapper: Option<Mapper>,
+    ) -> Self {
         Self {
             mem,
             to_device,
             answers,
+            mapper,
+            headers: 0,
             params: Vec::new(),
             next: 0,
             sum: 0,
@@ -241,15 +258,16 @@ impl Driver {
         )?;
         self.set_register(reg::VIRTIO_MMIO_QUEUE_SEL, 0);
         self.set_register(reg::VIRTIO_MMIO_QUEUE_NUM, QUEUE_SIZE as u32);
-        for (reg, index) in [
-            (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, param::DESC),
-            (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, param::AVAIL),
-            (reg::VIRTIO_MMIO_QUEUE_USED_LOW, param::USED),
+        for (reg, index, len) in [
+            (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, param::DESC, 16 * QUEUE_SIZE),
+            (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, param::AVAIL, 6 + 2 * QUEUE_SIZE),
+            (reg::VIRTIO_MMIO_QUEUE_USED_LOW, param::USED, 6 + 8 * QUEUE_SIZE),
         ] {
-            let address = self.param(index);
+            let address = self.kept(self.param(index), len);
             self.set_register(reg, address as u32);
             self.set_register(reg + 4, (address >> 32) as u32);
         }
+        self.headers = self.kept(self.param(param::REQUESTS), 32 * SLOTS);
         self.set_register(reg::VIRTIO_MMIO_QUEUE_READY, 1);
         self.set_register(reg::VIRTIO_MMIO_STATUS, 0xf);
         expect(
@@ -362,13 +380,15 @@ impl Driver {
         } else {
             next
         };
+        let seen = self.headers + 32 * u64::from(slot);
         let after_header = if data.is_some() { first + 1 } else { first + 3 };
-        self.descriptor(first, header, 16, next, after_header)?;
-        if let Some([low, high]) = data {
+        self.descriptor(first, seen, 16, next, after_header)?;
+        if let Some(halves) = data {
+            let [low, high] = halves.map(|at| self.for_request(at, kind));
             self.descriptor(first + 1, low, HALF, direction, first + 2)?;
             self.descriptor(first + 2, high, HALF, direction, first + 3)?;
         }
-        self.descriptor(first + 3, header + 16, 1, write, 0)?;
+        self.descriptor(first + 3, seen + 16, 1, write, 0)?;
         let ring = self.param(param::AVAIL) + 4;
         self.store(first.to_le(), ring + 2 * u64::from(self.next % QUEUE_SIZE as u16))?;
         self.next = self.next.wrapping_add(1);
@@ -407,7 +427,13 @@ impl Driver {
                     u64::from(index),
                 )?;
             }
+            if let Some(mapper) = &mut self.mapper {
+                mapper.change_in_flight();
+            }
             thread::yield_now();
+        }
+        if let Some(mapper) = &mut self.mapper {
+            mapper.requests_are_done();
         }
         let interrupt = self.register(reg::VIRTIO_MMIO_INTERRUPT_STATUS);
         check(
@@ -438,6 +464,24 @@ impl Driver {
             self.requests += 1;
         }
         Ok(())
+    }
+
+    /// Where the device finds what lies at `at` for as long as it runs.
+    fn kept(&mut self, at: u64, len: u64) -> u64 {
+        self.mapper.as_mut().map_or(at, |mapper| mapper.keep(at, len))
+    }
+
+    /// Where the device finds half a chunk at `at` until the request is done. The hole is mapped by nobody.
+    fn for_request(&mut self, at: u64, kind: u32) -> u64 {
+        let hole = self.param(param::HOLE);
+        let access = match kind {
+            VIRTIO_BLK_T_IN => Permissions::Write,
+            _ => Permissions::Read,
+        };
+        match &mut self.mapper {
+            Some(mapper) if at != hole => mapper.for_request(at, HALF, access),
+            _ => at,
+        }
     }
 
     fn param(&self, index: usize) -> u64 {

@@ -12,7 +12,8 @@ use crate::boot::{self, Boot};
 use crate::bus::{Bus, Console};
 use crate::error::Error;
 use crate::guest_program;
-use crate::memory::{self, Backing, GuestRam};
+use crate::iommu::{self, DeviceRam};
+use crate::memory::{self, Backing};
 use crate::pages::PageMap;
 use crate::plan::{PARAMS, PROGRAM, STACK_TOP};
 use crate::report::Report;
@@ -41,7 +42,7 @@ pub fn run_program(args: &Args, mem: u64, kvm: &Kvm) -> Result<bool, Error> {
         rsp: STACK_TOP,
         rdi: PARAMS,
     })?;
-    let mut job = Job::new(args, &ram, &format!("a 64-bit guest on {}", args.kvm))?;
+    let mut job = Job::new(args, &ram, &format!("a 64-bit guest on {}", args.kvm), None)?;
     let (driver, failed, took);
     (job.bus, driver, failed, took) = run_machine(machine, job.bus, Some(TIME_LIMIT))?;
     job.finish(&ram, driver, failed, took, true)
@@ -82,7 +83,7 @@ pub fn run_kernel(args: &Args, mem: u64) -> Result<bool, Error> {
         human(mem)
     ));
     let block = disk.map(|disk| Block::new(disk, PageMap::new(&ram)));
-    let bus = Bus::new(Arc::clone(&ram), block, Console::Raw).map_err(no_bus)?;
+    let bus = Bus::new(iommu::for_devices(&ram, None), block, Console::Raw).map_err(no_bus)?;
     let loaded = memory::harvest(&ram).count();
     let (bus, driver, failed, took) = run_machine(machine, bus, None)?;
     let dirty = Dirty::new(&ram, driver);
@@ -94,6 +95,7 @@ pub fn run_kernel(args: &Args, mem: u64) -> Result<bool, Error> {
         bus: &bus,
         dirty: &dirty,
         on_kvm: true,
+        mapper: None,
         loaded,
         took,
         checks: &checks,
@@ -106,9 +108,9 @@ pub fn run_kernel(args: &Args, mem: u64) -> Result<bool, Error> {
 /// took.
 fn run_machine(
     machine: Machine,
-    bus: Bus<GuestRam>,
+    bus: Bus<DeviceRam>,
     limit: Option<Duration>,
-) -> Result<(Bus<GuestRam>, PageMap, Option<String>, Duration), Error> {
+) -> Result<(Bus<DeviceRam>, PageMap, Option<String>, Duration), Error> {
     let bus = Arc::new(Mutex::new(bus));
     let start = Instant::now();
     let (machine, outcome) = machine.run(&bus, limit)?;

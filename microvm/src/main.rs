@@ -19,6 +19,7 @@ mod chaos;
 mod disk;
 mod driver;
 mod error;
+mod iommu;
 mod memory;
 mod pages;
 mod plan;
@@ -51,11 +52,13 @@ use bus::{Bus, Console};
 use chaos::Chaos;
 use disk::Disk;
 use error::Error;
+use iommu::{DeviceRam, Mapper};
 use memory::{Backing, GuestRam};
 use pages::PageMap;
 use plan::{Plan, CHUNK_SECTORS};
 use report::Report;
 use verify::{Dirty, Expected};
+use vm_memory::iommu::SharedIotlb;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 fn main() -> ExitCode {
@@ -82,7 +85,7 @@ fn run(args: &Args) -> Result<bool, Error> {
         if args.kernel.is_some() {
             return machine::run_kernel(args, mem);
         }
-        if !args.no_kvm {
+        if !args.no_kvm && !args.iommu {
             match vm::open(&args.kvm)? {
                 vm::Availability::Usable(kvm) => return machine::run_program(args, mem, &kvm),
                 vm::Availability::Absent(why) => return run_thread(args, mem, &why),
@@ -93,7 +96,9 @@ fn run(args: &Args) -> Result<bool, Error> {
     if args.kernel.is_some() {
         return Err(Error::KernelNeedsKvm("this machine is no x86_64".to_owned()));
     }
-    let why = if args.no_kvm {
+    let why = if args.iommu {
+        "--iommu"
+    } else if args.no_kvm {
         "--no-kvm"
     } else {
         "this machine is no x86_64"
@@ -108,9 +113,13 @@ fn run_thread(args: &Args, mem: u64, why: &str) -> Result<bool, Error> {
     // Its bitmap is read after the thread is gone: the mappings are shared with this map.
     let log = view.clone();
     let banner = format!("no KVM ({why}); the driver runs as a thread instead");
-    let mut job = Job::new(args, &ram, &banner)?;
+    let iotlb = args.iommu.then(SharedIotlb::new);
+    if let Some(iotlb) = &iotlb {
+        iotlb.count_lookups();
+    }
+    let mut job = Job::new(args, &ram, &banner, iotlb.clone())?;
     let start = Instant::now();
-    driver::run(view, &mut job.bus)?;
+    job.mapper = driver::run(view, &mut job.bus, iotlb.map(Mapper::new))?;
     let took = start.elapsed();
     job.finish(&ram, memory::harvest(&log), None, took, false)
 }
@@ -127,17 +136,24 @@ fn map(args: &Args, mem: u64, backing: Backing) -> Result<GuestRam, Error> {
 
 /// A run of the built-in guest, under way.
 struct Job {
-    bus: Bus<GuestRam>,
+    bus: Bus<DeviceRam>,
     plan: Plan,
     /// The sectors that will be read, as they are now.
     before: Vec<u8>,
     loaded: u64,
     chaos: Option<chaos::Running>,
+    /// The driver's side of the IOMMU, after it has run.
+    mapper: Option<Mapper>,
 }
 
 impl Job {
     /// Opens the disk, plans the run, puts the plan into guest memory, and says what will run.
-    fn new(args: &Args, ram: &Arc<GuestRam>, banner: &str) -> Result<Self, Error> {
+    fn new(
+        args: &Args,
+        ram: &Arc<GuestRam>,
+        banner: &str,
+        iotlb: Option<SharedIotlb>,
+    ) -> Result<Self, Error> {
         let mut disk = open_disk(args)?;
         let chaos = match args.chaos {
             true => Some(Chaos::new(ram, &disk, seed(args))?),
@@ -165,7 +181,7 @@ impl Job {
         if let Some(chaos) = &chaos {
             block = block.with_chaos(Arc::clone(chaos));
         }
-        let bus = Bus::new(Arc::clone(ram), Some(block), Console::Margin).map_err(no_bus)?;
+        let bus = Bus::new(iommu::for_devices(ram, iotlb), Some(block), Console::Margin).map_err(no_bus)?;
         // The device's pages are counted from here on.
         let loaded = memory::harvest(ram).count();
         say(&format!(
@@ -182,6 +198,7 @@ impl Job {
             before,
             loaded,
             chaos,
+            mapper: None,
         })
     }
 
@@ -203,6 +220,7 @@ impl Job {
             plan: &self.plan,
             before: &self.before,
             on_kvm,
+            mapper: self.mapper.as_ref(),
         };
         let checks = verify::all(ram, &mut self.bus, &dirty, &expected, failed);
         let report = Report {
@@ -211,6 +229,7 @@ impl Job {
             bus: &self.bus,
             dirty: &dirty,
             on_kvm,
+            mapper: self.mapper.as_ref(),
             loaded: self.loaded,
             took,
             checks: &checks,

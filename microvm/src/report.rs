@@ -7,6 +7,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::args::human;
 use crate::bus::{Bus, VIRTIO_MMIO, VIRTIO_MMIO_LEN};
+use crate::iommu::{DeviceRam, Mapper};
 use crate::memory::{GuestRam, PAGE};
 use crate::pages::PageMap;
 use crate::verify::{Check, Dirty};
@@ -22,11 +23,13 @@ pub struct Report<'a> {
     /// What lies where in it: guest address, length, name.
     pub places: &'a [(u64, u64, &'static str)],
     /// The devices, and what they counted.
-    pub bus: &'a Bus<GuestRam>,
+    pub bus: &'a Bus<DeviceRam>,
     /// Dirty pages.
     pub dirty: &'a Dirty,
     /// Whether a vCPU ran, or a thread.
     pub on_kvm: bool,
+    /// The driver's side of the IOMMU, if there was one.
+    pub mapper: Option<&'a Mapper>,
     /// Pages that microvm wrote before the start.
     pub loaded: u64,
     /// How long the guest ran.
@@ -48,6 +51,7 @@ impl Report<'_> {
         let _ = self.memory_map(&mut out);
         let _ = self.exits(&mut out);
         let _ = self.requests(&mut out);
+        let _ = self.iommu(&mut out);
         let _ = self.dirty_pages(&mut out);
         let _ = self.verdict(&mut out);
         out
@@ -129,6 +133,25 @@ impl Report<'_> {
         }
         for why in counts.reasons.iter().chain(&block.broken) {
             writeln!(out, "    - {why}")?;
+        }
+        Ok(())
+    }
+
+    fn iommu(&self, out: &mut String) -> std::fmt::Result {
+        let (Some(mapper), Some(block)) = (self.mapper, &self.bus.block) else {
+            return Ok(());
+        };
+        let counters = block.mem().iommu().counters();
+        let counts = mapper.counts;
+        writeln!(out, "\nIOMMU: {} mappings left", counters.entries)?;
+        for (name, count) in [
+            ("pages mapped", counts.mapped + mapper.kept),
+            ("mapped in flight", counts.in_flight),
+            ("pages unmapped", counts.unmapped),
+            ("lookups, found", counters.hits),
+            ("lookups, not found", counters.misses),
+        ] {
+            writeln!(out, "  {name:<24}{count:>8}")?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::Bus;
+use crate::iommu::{DeviceRam, Mapper};
 use crate::memory::{self, GuestRam};
 use crate::pages::PageMap;
 use crate::plan::{mix, result, step, step_name, Plan, BAD_REQUESTS, CHUNK_SECTORS, HALF, RESULTS, SECTOR};
@@ -45,7 +46,7 @@ impl Dirty {
 }
 
 /// A guest that ran to its end.
-pub fn ended(bus: &Bus<GuestRam>, failed: Option<String>) -> Check {
+pub fn ended(bus: &Bus<DeviceRam>, failed: Option<String>) -> Check {
     let wrong = match (failed, bus.ended) {
         (Some(why), _) => Some(why),
         (None, Some(0)) => None,
@@ -56,7 +57,7 @@ pub fn ended(bus: &Bus<GuestRam>, failed: Option<String>) -> Check {
 }
 
 /// The pages of the device: those that the requests it saw make it write, and no others.
-pub fn device_pages(bus: &Bus<GuestRam>, dirty: &Dirty) -> Option<Check> {
+pub fn device_pages(bus: &Bus<DeviceRam>, dirty: &Dirty) -> Option<Check> {
     let block = &bus.block.as_ref()?.block;
     let allowed = block.dirtied.union(&block.maybe_dirtied);
     let missing = block.dirtied.minus(&dirty.device);
@@ -90,12 +91,14 @@ pub struct Expected<'a> {
     pub before: &'a [u8],
     /// Whether it ran on a vCPU.
     pub on_kvm: bool,
+    /// The driver's side of the IOMMU, if there was one.
+    pub mapper: Option<&'a Mapper>,
 }
 
 /// Every comparison of a run of the built-in guest.
 pub fn all(
     ram: &GuestRam,
-    bus: &mut Bus<GuestRam>,
+    bus: &mut Bus<DeviceRam>,
     dirty: &Dirty,
     expected: &Expected,
     failed: Option<String>,
@@ -109,12 +112,36 @@ pub fn all(
     checks.extend(sectors(bus, expected));
     checks.extend(counts(bus, expected.plan));
     checks.extend(storm(bus, expected.plan));
+    checks.extend(iommu(bus, expected.mapper));
     checks.extend(device_pages(bus, dirty));
     checks.push(driver_pages(ram, dirty, expected));
     checks
 }
 
-fn reported(ram: &GuestRam, bus: &Bus<GuestRam>, plan: &Plan) -> Check {
+/// Behind an IOMMU: whatever was mapped for requests was unmapped again, and no device was using it by then.
+fn iommu(bus: &Bus<DeviceRam>, mapper: Option<&Mapper>) -> Option<Check> {
+    let (mapper, block) = (mapper?, bus.block.as_ref()?);
+    let (counts, left) = (mapper.counts, block.mem().iommu().counters().entries as u64);
+    let wrong = if counts.refused + counts.pending != 0 {
+        Some(format!(
+            "{} mappings refused, {} invalidations not done",
+            counts.refused, counts.pending
+        ))
+    } else if counts.mapped != counts.unmapped || left > mapper.kept {
+        Some(format!(
+            "{} pages mapped, {} unmapped, {left} mappings left",
+            counts.mapped, counts.unmapped
+        ))
+    } else if counts.in_flight == 0 {
+        Some("no mapping was changed while a request was in flight".to_owned())
+    } else {
+        None
+    };
+    let what = format!("the IOMMU has forgotten the {} pages of requests", counts.mapped);
+    Some(Check::new(what, wrong))
+}
+
+fn reported(ram: &GuestRam, bus: &Bus<DeviceRam>, plan: &Plan) -> Check {
     let mut words = [0; result::WORDS];
     for (index, word) in words.iter_mut().enumerate() {
         let at = GuestAddress(RESULTS + 8 * index as u64);
@@ -181,7 +208,7 @@ fn read_buffers(ram: &GuestRam, expected: &Expected) -> Check {
 }
 
 /// The disk after the run: the pattern where the guest wrote, everything else as it was.
-fn sectors(bus: &mut Bus<GuestRam>, expected: &Expected) -> Option<Check> {
+fn sectors(bus: &mut Bus<DeviceRam>, expected: &Expected) -> Option<Check> {
     let disk = bus.block.as_mut()?.block.disk();
     let plan = expected.plan;
     let (first, count) = (plan.write_sector(), plan.write_chunks * CHUNK_SECTORS);
@@ -215,7 +242,7 @@ fn sectors(bus: &mut Bus<GuestRam>, expected: &Expected) -> Option<Check> {
     ))
 }
 
-fn counts(bus: &Bus<GuestRam>, plan: &Plan) -> Option<Check> {
+fn counts(bus: &Bus<DeviceRam>, plan: &Plan) -> Option<Check> {
     let block = bus.block.as_ref()?;
     let (counts, chunk) = (&block.block.counts, CHUNK_SECTORS * SECTOR);
     let reads = plan.read_chunks + plan.write_chunks;
@@ -244,7 +271,7 @@ fn counts(bus: &Bus<GuestRam>, plan: &Plan) -> Option<Check> {
 }
 
 /// The requests on files that were cut under them, if there were any.
-fn storm(bus: &Bus<GuestRam>, plan: &Plan) -> Option<Check> {
+fn storm(bus: &Bus<DeviceRam>, plan: &Plan) -> Option<Check> {
     let block = &bus.block.as_ref()?.block;
     let (chaos, storm) = (block.chaos()?, block.counts.storm);
     let cuts = chaos.cuts();

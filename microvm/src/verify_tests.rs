@@ -12,14 +12,14 @@ use crate::plan::{param, PARAMS};
 /// A finished run.
 struct Run {
     ram: Arc<GuestRam>,
-    bus: Bus<GuestRam>,
+    bus: Bus<DeviceRam>,
     plan: Plan,
     before: Vec<u8>,
     dirty: Dirty,
 }
 
 /// Everything up to the start; `spoil` may change what the guest is told.
-fn prepare(ram: &Arc<GuestRam>, spoil: impl FnOnce(&GuestRam)) -> (Bus<GuestRam>, Plan, Vec<u8>) {
+fn prepare(ram: &Arc<GuestRam>, spoil: impl FnOnce(&GuestRam)) -> (Bus<DeviceRam>, Plan, Vec<u8>) {
     let mut disk = Disk::temporary().unwrap();
     let plan = Plan::new(ram, disk.sectors());
     let before = disk.read_sectors(0, plan.read_chunks * CHUNK_SECTORS).unwrap();
@@ -29,7 +29,7 @@ fn prepare(ram: &Arc<GuestRam>, spoil: impl FnOnce(&GuestRam)) -> (Bus<GuestRam>
     plan.store(ram, words.fold(0, crate::plan::sum)).unwrap();
     spoil(ram);
     let block = Block::new(disk, PageMap::new(ram));
-    let bus = Bus::new(Arc::clone(ram), Some(block), Console::Margin).unwrap();
+    let bus = Bus::new(crate::iommu::for_devices(ram, None), Some(block), Console::Margin).unwrap();
     harvest(ram);
     (bus, plan, before)
 }
@@ -44,7 +44,7 @@ impl Run {
         let view = second_view(&ram).unwrap();
         let log = view.clone();
         let (mut bus, plan, before) = prepare(&ram, spoil);
-        crate::driver::run(view, &mut bus).unwrap();
+        crate::driver::run(view, &mut bus, None).unwrap();
         let dirty = Dirty::new(&ram, harvest(&log));
         Self {
             ram,
@@ -61,6 +61,7 @@ impl Run {
             plan: &self.plan,
             before: &self.before,
             on_kvm,
+            mapper: None,
         };
         let checks = all(&self.ram, &mut self.bus, &self.dirty, &expected, None);
         assert_eq!(checks.len(), 8);

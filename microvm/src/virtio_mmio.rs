@@ -5,15 +5,14 @@
 
 use std::sync::Arc;
 
+use crate::block::Block;
+use crate::iommu::DeviceMemory;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemory;
-
-use crate::block::Block;
 
 /// Descriptors of the queue, at most.
 pub const QUEUE_MAX: u16 = 64;
@@ -42,7 +41,7 @@ pub struct VirtioMmio<M> {
     pub broken: Option<String>,
 }
 
-impl<M: GuestMemory> VirtioMmio<M> {
+impl<M: DeviceMemory> VirtioMmio<M> {
     /// A device that reaches guest memory through `mem`.
     ///
     /// # Errors
@@ -62,6 +61,11 @@ impl<M: GuestMemory> VirtioMmio<M> {
             kicks: 0,
             broken: None,
         })
+    }
+
+    /// What it sees of guest memory.
+    pub fn mem(&self) -> &M {
+        &self.mem
     }
 
     /// Whether the device asserts its interrupt.
@@ -220,9 +224,8 @@ impl<M: GuestMemory> VirtioMmio<M> {
             // The element, and the index behind the flags.
             let used = self.queue.used_ring();
             self.block
-                .dirtied
-                .add(used.saturating_add(4 + 8 * u64::from(at)), 8);
-            self.block.dirtied.add(used.saturating_add(2), 2);
+                .wrote(mem, used.saturating_add(4 + 8 * u64::from(at)), 8);
+            self.block.wrote(mem, used.saturating_add(2), 2);
         }
         Ok(count)
     }

@@ -17,6 +17,7 @@ use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
 use crate::bus::Bus;
 use crate::error::Error;
+use crate::iommu::DeviceRam;
 use crate::memory::{GuestRam, HIGH_START};
 use crate::pages::PageMap;
 
@@ -283,7 +284,7 @@ impl Machine {
     /// [`Error::Thread`] when the vCPU's thread cannot be started or dies.
     pub fn run(
         self,
-        bus: &Arc<Mutex<Bus<GuestRam>>>,
+        bus: &Arc<Mutex<Bus<DeviceRam>>>,
         limit: Option<Duration>,
     ) -> Result<(Self, Outcome), Error> {
         let fail = |why: String| Error::Thread {
@@ -321,7 +322,7 @@ impl Machine {
         vcpu.join().map_err(|_| fail("it panicked".to_owned()))
     }
 
-    fn run_vcpu(&mut self, bus: &Mutex<Bus<GuestRam>>, stop: &std::sync::atomic::AtomicBool) -> Outcome {
+    fn run_vcpu(&mut self, bus: &Mutex<Bus<DeviceRam>>, stop: &std::sync::atomic::AtomicBool) -> Outcome {
         let mut lines = Lines::default();
         loop {
             if stop.load(std::sync::atomic::Ordering::Acquire) {
@@ -453,7 +454,7 @@ struct Lines {
 }
 
 impl Lines {
-    fn update(&mut self, vm: &VmFd, bus: &Bus<GuestRam>) {
+    fn update(&mut self, vm: &VmFd, bus: &Bus<DeviceRam>) {
         let serial = bus.serial.interrupt_line();
         let block = bus.block.as_ref().is_some_and(|b| b.interrupt_line());
         for (line, now, irq) in [
@@ -470,7 +471,7 @@ impl Lines {
 
 /// Hands the terminal's bytes to the serial port. The thread lives until its input or the process
 /// ends.
-fn forward_stdin(vm: Arc<VmFd>, bus: Weak<Mutex<Bus<GuestRam>>>) {
+fn forward_stdin(vm: Arc<VmFd>, bus: Weak<Mutex<Bus<DeviceRam>>>) {
     let forward = move || {
         let mut bytes = [0; 256];
         while let Ok(count @ 1..) = std::io::stdin().lock().read(&mut bytes) {
@@ -493,7 +494,7 @@ fn forward_stdin(vm: Arc<VmFd>, bus: Weak<Mutex<Bus<GuestRam>>>) {
     let _ = thread::Builder::new().name("stdin".to_owned()).spawn(forward);
 }
 
-fn lock(bus: &Mutex<Bus<GuestRam>>) -> MutexGuard<'_, Bus<GuestRam>> {
+fn lock(bus: &Mutex<Bus<DeviceRam>>) -> MutexGuard<'_, Bus<DeviceRam>> {
     bus.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -109,6 +109,19 @@ fn files_are_cut_under_a_driver_as_a_thread() {
 }
 
 #[test]
+fn a_disk_behind_an_iommu_whose_mappings_change_under_it() {
+    for mem in ["64M", "6G"] {
+        let text = assert_agrees(&["--iommu", "--mem", mem], CHECKS + 1);
+        assert!(
+            text.contains("no KVM (--iommu)") && text.contains("\nIOMMU: "),
+            "{text}"
+        );
+        assert!(text.contains("the IOMMU has forgotten the "), "{text}");
+    }
+    assert_refused(&microvm(&["--iommu", "--chaos"]), &["--chaos"]);
+}
+
+#[test]
 fn memory_of_any_size() {
     for mem in ["16M", "16388K", "100M", "3G", "8G", "64G"] {
         let text = assert_all_agrees(&["--no-kvm", "--mem", mem]);
