@@ -119,11 +119,33 @@ impl SharedIotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<IotlbSnapshot>, IotlbFails> {
-        let found = Iotlb::lookup(self.snapshot(), iova, length, access);
-        if let Some(counters) = self.inner.counters.get() {
-            counters.count(found.is_ok());
+        self.look(iova, length, access, |fails| fails)
+    }
+
+    /// Looks up, counts, and makes an error of what fails: here, and not of a result that has been made, which would be moved once more.
+    #[inline(always)]
+    fn look<E>(
+        &self,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+        error: impl FnOnce(IotlbFails) -> E,
+    ) -> Result<IotlbIterator<IotlbSnapshot>, E> {
+        let counters = self.inner.counters.get();
+        match Iotlb::lookup(self.snapshot(), iova, length, access) {
+            Ok(found) => {
+                if let Some(counters) = counters {
+                    counters.count(true);
+                }
+                Ok(found)
+            }
+            Err(fails) => {
+                if let Some(counters) = counters {
+                    counters.count(false);
+                }
+                Err(error(fails))
+            }
         }
-        found
     }
 
     /// Returns the IOTLB as it is now. It stays so, and an [`Invalidation`] made while it is kept waits for it.
@@ -213,8 +235,9 @@ impl Iommu for SharedIotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<IotlbSnapshot>, Error> {
-        self.lookup(iova, length, access)
-            .map_err(|fails| fails.into_error(iova, length, access))
+        self.look(iova, length, access, |fails| {
+            fails.into_error(iova, length, access)
+        })
     }
 
     fn hold_translation(&self) -> Option<TranslationHold> {
