@@ -26,7 +26,7 @@ const MANY: u64 = 11_000;
 const TOLERANCE: f64 = 1.02;
 
 /// The operations whose instructions are counted: what devices do for each request.
-const HOT: [&str; 10] = [
+const HOT: [&str; 15] = [
     "get_slice64, n=1",
     "read_obj.u16, n=1",
     "read_obj.u64, n=1",
@@ -37,6 +37,11 @@ const HOT: [&str; 10] = [
     "store.u64, n=1",
     "read_slice, 64, n=1",
     "virtio-queue 0.18: add_used, n=1",
+    "mark_dirty, 1B, already",
+    "GuestMemoryReader: memory()",
+    "Iotlb::lookup of 8 B hit, n=10000, fragmented",
+    "IommuMemory: read_obj.u64 behind an RwLock, n=1, fragmented",
+    "IommuMemory: read_obj.u64 behind a SharedIotlb, n=10000",
 ];
 
 /// What `bench` can be told.
@@ -58,7 +63,7 @@ pub struct Args {
     #[arg(long)]
     quick: bool,
 
-    /// Count the instructions of the ten hottest operations instead, and compare them with bench/instructions.tsv
+    /// Count the instructions of the hottest operations instead, and compare them with bench/instructions.tsv
     #[arg(long)]
     instructions: bool,
 
@@ -244,7 +249,7 @@ impl Bench {
         };
         let mut more = 0u32;
         println!(
-            "{:<8} {:<36} {:>9} {:>9}",
+            "{:<8} {:<60} {:>9} {:>9}",
             "build", "operation", "counted", "pinned"
         );
         for build in &args.builds {
@@ -256,7 +261,7 @@ impl Bench {
                 let verdict = verdict(counted, pinned);
                 let pinned = pinned.map_or_else(|| "–".to_owned(), |pinned| format!("{pinned:.1}"));
                 println!(
-                    "{:<8} {operation:<36} {counted:>9.1} {pinned:>9} {verdict}",
+                    "{:<8} {operation:<60} {counted:>9.1} {pinned:>9} {verdict}",
                     build.name()
                 );
                 if verdict == MORE || verdict == NOT_PINNED {

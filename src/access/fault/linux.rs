@@ -56,10 +56,10 @@ const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
 
 /// Installs the handler, once.
 pub(super) fn install() -> Result<()> {
-    static INSTALLING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
-    for (signal, previous) in SIGNALS.into_iter().zip(&PREVIOUS) {
-        if previous.get().is_some() {
+    static INSTALLED: Mutex<[bool; 2]> = Mutex::new([false; 2]);
+    let mut all_installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    for ((signal, previous), installed) in SIGNALS.into_iter().zip(&PREVIOUS).zip(&mut *all_installed) {
+        if *installed {
             continue;
         }
         let mut old = MaybeUninit::<libc::sigaction>::zeroed();
@@ -69,13 +69,14 @@ pub(super) fn install() -> Result<()> {
         }
         // SAFETY: the call has succeeded and filled it; zeroes are a valid `sigaction` as well.
         let old = unsafe { old.assume_init() };
-        // Before ours is in place: the handler may run at once.
-        let _ = previous.set(old);
-        let action = our_action(&old);
+        // Before ours is in place: the handler may run at once. An attempt that failed has left what was there then, and nothing of ours.
+        let old = previous.get_or_init(|| old);
+        let action = our_action(old);
         // SAFETY: `on_signal` is a handler of three arguments, as SA_SIGINFO says, and async-signal-safe.
         if unsafe { libc::sigaction(signal, &action, null_mut()) } != 0 {
             return Err(Error::last_os_error());
         }
+        *installed = true;
     }
     Ok(())
 }
