@@ -157,6 +157,8 @@ pub mod region;
 pub mod vectored;
 #[expect(unsafe_code, reason = "turns pointers with a length into slices and values")]
 pub mod volatile_memory;
+#[cfg(any(feature = "backend-atomic", feature = "iommu"))]
+mod wait;
 
 pub use address::{Address, AddressValue};
 #[cfg(feature = "backend-atomic")]

@@ -2,13 +2,11 @@
 
 use core::sync::atomic::{fence, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::GuestMemoryAtomic;
 use crate::guest_memory::GuestMemory;
-
-/// How long a wait sleeps between two looks at most.
-const LONGEST_SLEEP: Duration = Duration::from_millis(1);
+use crate::wait::until_none;
 
 impl<M: GuestMemory> GuestMemoryAtomic<M> {
     /// Replaces the map by what `change` makes of it, as one change: whoever looks sees all of it or nothing.
@@ -105,19 +103,7 @@ impl<M: GuestMemory> ReplacedMap<M> {
     ///
     /// [`StillRead`] at the deadline. A thread that waits with a guard in its own hand gets that, too, instead of waiting for ever.
     pub fn wait(&self, deadline: Instant) -> Result<(), StillRead> {
-        let mut sleep = Duration::from_micros(1);
-        loop {
-            let readers = self.readers();
-            if readers == 0 {
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(StillRead { readers });
-            }
-            std::thread::sleep(sleep.min(left));
-            sleep = sleep.saturating_mul(2).min(LONGEST_SLEEP);
-        }
+        until_none(deadline, || self.readers()).map_err(|readers| StillRead { readers })
     }
 
     /// Returns the map itself, if it has no readers.

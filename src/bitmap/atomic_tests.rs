@@ -136,6 +136,9 @@ mod model {
     }
 
     proptest! {
+        // The model goes over bytes: under an emulator or a sanitizer, that takes its time.
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
         #[test]
         fn marks_are_a_set_of_pages(
             page in prop_oneof![Just(1usize), Just(16), Just(4096), Just(7), Just(100)],

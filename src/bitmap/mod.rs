@@ -48,12 +48,12 @@ pub use dirty_pages::{DirtyPages, DirtyRuns};
 #[cfg(feature = "backend-bitmap")]
 pub use slice::{ArcSlice, RefSlice};
 
+use crate::guest_memory::GuestMemoryBackend;
+use crate::region::GuestMemoryRegion;
+
 /// The page size where none is given and none can be asked for, in bytes.
 #[cfg(feature = "backend-bitmap")]
 const DEFAULT_PAGE_SIZE: core::num::NonZeroUsize = core::num::NonZeroUsize::new(4096).expect("not zero");
-
-use crate::guest_memory::GuestMemoryBackend;
-use crate::region::GuestMemoryRegion;
 
 /// What can hand out slices of a bitmap that live for `'a`.
 pub trait WithBitmapSlice<'a> {

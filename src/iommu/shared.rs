@@ -4,16 +4,14 @@ use core::fmt::{self, Debug};
 use core::num::NonZeroUsize;
 use core::ops::Deref;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::counters::LookupCounters;
 use super::snapshots::{Replay, Snapshot, Snapshots};
 use super::sync::Guard;
 use super::{Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator};
 use crate::guest_memory::{GuestAddress, Permissions, TranslationHold};
-
-/// How long a wait sleeps between two looks at most.
-const LONGEST_SLEEP: Duration = Duration::from_millis(1);
+use crate::wait::until_none;
 
 /// An [`Iotlb`] that many threads look into while others change it, without a lock.
 ///
@@ -314,18 +312,6 @@ impl Invalidation {
     ///
     /// [`StillMapped`] at the deadline. A thread that waits with an iterator in its own hand gets that, too, instead of waiting for ever.
     pub fn wait(&self, deadline: Instant) -> Result<(), StillMapped> {
-        let mut sleep = Duration::from_micros(1);
-        loop {
-            let users = self.users();
-            if users == 0 {
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(StillMapped { users });
-            }
-            std::thread::sleep(sleep.min(left));
-            sleep = sleep.saturating_mul(2).min(LONGEST_SLEEP);
-        }
+        until_none(deadline, || self.users()).map_err(|users| StillMapped { users })
     }
 }
