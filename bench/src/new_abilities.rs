@@ -57,6 +57,44 @@ pub fn mark_switched_off() -> Result<Batch> {
     }))
 }
 
+/// A guest of 64 GiB, all of which is dirty.
+const DIRTY: usize = 64 << 30;
+
+/// Harvests a bitmap with every bit set, all into the same buffer.
+pub fn harvest_dirty() -> Result<Batch> {
+    let bitmap = AtomicBitmap::new(DIRTY, PAGE_SIZE);
+    let mut dirty = DirtyPages::new(DIRTY, PAGE_SIZE);
+    Ok(Batch::around(move |iterations| {
+        let mut took = Duration::ZERO;
+        for _ in 0..iterations {
+            bitmap.mark_dirty(0, DIRTY);
+            let start = Instant::now();
+            dirty.clear();
+            bitmap.harvest_into(&mut dirty);
+            took += start.elapsed();
+            ensure!(dirty.total_pages() == DIRTY / PAGE, "pages are missing");
+        }
+        Ok(took)
+    }))
+}
+
+/// The same on 0.18.0.
+pub fn harvest_dirty_reference() -> Result<Batch> {
+    use reference::bitmap::Bitmap;
+    let bitmap = reference::bitmap::AtomicBitmap::new(DIRTY, PAGE_SIZE);
+    Ok(Batch::around(move |iterations| {
+        let mut took = Duration::ZERO;
+        for _ in 0..iterations {
+            bitmap.mark_dirty(0, DIRTY);
+            let start = Instant::now();
+            let words = black_box(bitmap.get_and_reset());
+            took += start.elapsed();
+            ensure!(words.iter().all(|word| *word == u64::MAX), "pages are missing");
+        }
+        Ok(took)
+    }))
+}
+
 /// Harvests a large bitmap, all into the same buffer.
 pub fn harvest_large() -> Result<Batch> {
     let bitmap = AtomicBitmap::new(LARGE, PAGE_SIZE);

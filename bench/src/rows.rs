@@ -125,6 +125,7 @@ pub const ROWS: &[Row] = &[
     new_row!("mark_dirty, 1B, already, by a look", [1.1, 1.1, 1.1], |_| reference_side::bitmaps::mark_dirty(1), new_abilities::look_before_marking(1)),
     new_row!("mark_dirty, 1B, switched off", [2.5, 2.5, 2.5], |_| reference_side::bitmaps::mark_dirty(1), new_abilities::mark_switched_off()),
     new_row!("harvest, 1T, 0.001%", [50.0, 50.0, 50.0], |_| new_abilities::harvest_large_reference(), new_abilities::harvest_large()),
+    new_row!("harvest, 64G, all of it", [1.0, 1.0, 1.0], |_| new_abilities::harvest_dirty_reference(), new_abilities::harvest_dirty()),
     row!("dirty_at", [0.95, 0.95, 0.95], |_| bitmaps::dirty_at(), limit::dirty_at()),
     row!("GuestMemoryAtomic: memory()", [1.0, 1.0, 1.0], |stage| maps::memory_guard(stage), limit::memory_guard()),
     row!("GuestMemoryAtomic: memory().clone", [1.0, 1.0, 1.0], |stage| maps::memory_guard_clone(stage)),

@@ -313,22 +313,22 @@ impl AtomicBitmap {
         let Some((first, last)) = self.pages_of(offset, dirty.byte_size()) else {
             return;
         };
-        let same = dirty.page_size() == self.page_size() && offset == 0;
-        let size = self.page_size().get();
-        self.take(first, last.saturating_add(1), |word, bits| {
-            if same {
-                dirty.add_word(word, bits);
-                return;
-            }
-            let page = word.saturating_mul(WORD_BITS);
-            for run in super::dirty_pages::bit_runs(core::iter::once((0, bits))) {
-                let start = page.saturating_add(run.start).saturating_mul(size);
-                let end = start.saturating_add(run.len().saturating_mul(size));
-                // The first page may begin before the offset.
-                let from = start.max(offset);
-                dirty.add_range(from.saturating_sub(offset), end.saturating_sub(from));
-            }
-        });
+        let end = last.saturating_add(1);
+        if dirty.page_size() == self.page_size() && offset == 0 {
+            self.take(first, end, |word, bits| dirty.add_word(word, bits));
+        } else {
+            let size = self.page_size().get();
+            self.take(first, end, |word, bits| {
+                let page = word.saturating_mul(WORD_BITS);
+                for run in super::dirty_pages::bit_runs(core::iter::once((0, bits))) {
+                    let start = page.saturating_add(run.start).saturating_mul(size);
+                    let end = start.saturating_add(run.len().saturating_mul(size));
+                    // The first page may begin before the offset.
+                    let from = start.max(offset);
+                    dirty.add_range(from.saturating_sub(offset), end.saturating_sub(from));
+                }
+            });
+        }
         self.after_taking(|bitmap| {
             for run in dirty.runs() {
                 bitmap.set_addr_range(offset.saturating_add(run.start), run.len());

@@ -158,15 +158,19 @@ impl DirtyPages {
     }
 
     /// Adds bits of a word, of pages that exist.
+    #[inline]
     pub(super) fn add_word(&mut self, word: usize, bits: u64) {
         let Some(target) = self.words.get_mut(word) else {
             return;
         };
-        *target |= bits;
-        let line = word / LINE_WORDS;
-        if let Some(above) = self.summary.get_mut(line / WORD_BITS) {
-            *above |= 1u64 << (line % WORD_BITS);
+        // Where it was not empty, its line is noted.
+        if *target == 0 {
+            let line = word / LINE_WORDS;
+            if let Some(above) = self.summary.get_mut(line / WORD_BITS) {
+                *above |= 1u64 << (line % WORD_BITS);
+            }
         }
+        *target |= bits;
     }
 
     /// The words that are not empty, ascending.

@@ -172,16 +172,26 @@ impl Marks {
             };
             let whole = within(first_whole, end_whole);
             let lines = self.take_noted(above, whole) | (within(first_line, end_line) & !whole);
-            for line in each_bit(lines) {
-                let line = first_here.saturating_add(line);
+            for line_here in each_bit(lines) {
+                let line = first_here.saturating_add(line_here);
                 let first_word = line.saturating_mul(LINE_WORDS);
                 if self.is_empty_line(first_word) {
                     continue;
                 }
+                if whole.wrapping_shr(u32::try_from(line_here).unwrap_or(0)) & 1 != 0 {
+                    let line = self.words.get(first_word..).unwrap_or_default();
+                    for (number, word) in line.iter().take(LINE_WORDS).enumerate() {
+                        let bits = take(word, u64::MAX);
+                        if bits != 0 {
+                            found(first_word.saturating_add(number), bits);
+                        }
+                    }
+                    continue;
+                }
                 for word in first_word..first_word.saturating_add(LINE_WORDS) {
                     let start = word.saturating_mul(WORD_BITS);
-                    let bits =
-                        self.take_word(word, mask(first.saturating_sub(start), end.saturating_sub(start)));
+                    let inside = mask(first.saturating_sub(start), end.saturating_sub(start));
+                    let bits = self.words.get(word).map_or(0, |word| take(word, inside));
                     if bits != 0 {
                         found(word, bits);
                     }
@@ -220,22 +230,6 @@ impl Marks {
         }
     }
 
-    /// Takes these bits from a word.
-    #[inline]
-    fn take_word(&self, word: usize, bits: u64) -> u64 {
-        let Some(word) = self.words.get(word) else {
-            return 0;
-        };
-        if word.load(Ordering::SeqCst) & bits == 0 {
-            return 0;
-        }
-        let taken = match bits {
-            u64::MAX => word.swap(0, Ordering::SeqCst),
-            _ => word.fetch_and(!bits, Ordering::SeqCst),
-        };
-        taken & bits
-    }
-
     /// Sets the marks as they are found in `other`, from its word `first` on.
     pub(super) fn copy_to(&self, other: &Marks, first: usize) {
         for (number, word) in self.words.iter().enumerate() {
@@ -245,6 +239,19 @@ impl Marks {
             }
         }
     }
+}
+
+/// Takes these bits from a word.
+#[inline(always)]
+fn take(word: &AtomicU64, bits: u64) -> u64 {
+    if word.load(Ordering::SeqCst) & bits == 0 {
+        return 0;
+    }
+    let taken = match bits {
+        u64::MAX => word.swap(0, Ordering::SeqCst),
+        _ => word.fetch_and(!bits, Ordering::SeqCst),
+    };
+    taken & bits
 }
 
 /// The word of the summary and its bit for the line of a word.
