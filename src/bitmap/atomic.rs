@@ -39,6 +39,8 @@ use super::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice, DEFAULT_PAGE_SIZE};
 #[derive(Debug)]
 pub struct AtomicBitmap {
     marks: Marks,
+    /// Pages that are in `marks`, and have been from the start.
+    first_pages: usize,
     /// What it has grown by without being borrowed mutably.
     grown: OnceLock<Box<Grown>>,
     growing: Mutex<()>,
@@ -128,11 +130,13 @@ impl AtomicBitmap {
     }
 
     fn of(marks: Marks, byte_size: usize, page_size: PageSize, mode: u8) -> Self {
+        let pages = page_size.pages_for(byte_size);
         Self {
+            first_pages: pages.min(marks.len().saturating_mul(WORD_BITS)),
             marks,
             grown: OnceLock::new(),
             growing: Mutex::new(()),
-            pages: AtomicUsize::new(page_size.pages_for(byte_size)),
+            pages: AtomicUsize::new(pages),
             byte_size: AtomicUsize::new(byte_size),
             page_size,
             mode: AtomicU8::new(mode),
@@ -453,12 +457,14 @@ impl AtomicBitmap {
     /// Marks the pages of `len` bytes at `start`.
     #[inline(always)]
     fn set_pages(&self, start: usize, len: usize, look: bool) {
-        let Some((first, last)) = self.pages_of(start, len) else {
+        let Some(more) = len.checked_sub(1) else {
             return;
         };
+        let first = self.page_size.page_of(start);
+        let last = self.page_size.page_of(start.saturating_add(more));
         let (first_word, first_bit) = position(first);
         let (last_word, last_bit) = position(last);
-        if first_word != last_word || last_word >= self.marks.len() {
+        if first_word != last_word || last >= self.first_pages {
             return self.set_words(first, last, look);
         }
         let bits = bits_between(first_bit, last_bit);
@@ -469,9 +475,13 @@ impl AtomicBitmap {
         }
     }
 
-    /// Marks the pages from `first` to `last`, in several words, or in words that have been added.
+    /// Marks the pages from `first` to `last`, as far as there are such: in several words, or in pages that have been added.
     #[inline(never)]
     fn set_words(&self, first: usize, last: usize, look: bool) {
+        let last = match self.len().checked_sub(1) {
+            Some(end) if first <= end => last.min(end),
+            _ => return,
+        };
         let (first_word, _) = position(first);
         let (last_word, _) = position(last);
         if look {
