@@ -23,6 +23,8 @@ use crate::wait::until_none;
 /// [`lookup`](Self::lookup) in a [`translate`](Iommu::translate) of your own.
 ///
 /// A change is done on two snapshots in turn, so it takes twice as long as on an [`Iotlb`]; while readers keep old ones for long, some changes take a copy.
+/// Each iterator or buffer that is kept may keep a table of its own: a guest that has many requests in flight and maps in between makes as many copies. A
+/// [bound](Self::set_bound) and the size of the queues bound the memory they take together (40 bytes a mapping and copy).
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
