@@ -24,7 +24,7 @@ use crate::wait::until_none;
 ///
 /// A change is done on two snapshots in turn, so it takes twice as long as on an [`Iotlb`]; while readers keep old ones for long, some changes take a copy.
 /// Each iterator or buffer that is kept may keep a table of its own: a guest that has many requests in flight and maps in between makes as many copies. A
-/// [bound](Self::set_bound) and the size of the queues bound the memory they take together (40 bytes a mapping and copy).
+/// [bound](Self::set_bound) and the size of the queues bound the memory they take together (32 to 64 bytes a mapping and copy).
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
