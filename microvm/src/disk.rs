@@ -1,4 +1,4 @@
-//! The file behind the block device: sectors go between it and guest memory with no buffer between.
+//! The file behind the block device: sectors go between it and guest memory with no buffer between, by `preadv(2)` and `pwritev(2)`.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -7,7 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryError, MmapRegion, VolatileMemory,
+    vectored, Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryError, MmapRegion, VolatileMemory,
     VolatileMemoryError,
 };
 
@@ -197,9 +197,7 @@ impl Disk {
         let mut left = len;
         while left > 0 {
             let (file, run) = self.run_at(offset, left);
-            file.seek(SeekFrom::Start(offset))
-                .map_err(GuestMemoryError::IOError)?;
-            mem.read_exact_volatile_from(addr, file, run)?;
+            vectored::read_exact_from_at(mem, addr, run, file, offset)?;
             left -= run;
             offset += run as u64;
             addr.0 = addr
@@ -235,13 +233,11 @@ impl Disk {
                     .map_err(of_mapping)
             });
         }
-        let file = match &mut self.overlay {
-            Some(overlay) => &mut overlay.file,
-            None => &mut self.base,
+        let file = match &self.overlay {
+            Some(overlay) => &overlay.file,
+            None => &self.base,
         };
-        file.seek(SeekFrom::Start(offset))
-            .map_err(GuestMemoryError::IOError)?;
-        mem.write_all_volatile_to(addr, file, len)
+        vectored::write_all_to_at(mem, addr, len, file, offset)
     }
 
     /// Says that `count` sectors from `first` on have been written whole.
