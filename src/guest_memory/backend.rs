@@ -310,7 +310,11 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> 
         if !region.allowed_access().allow(self.access) {
             return Err(Error::HostAddressNotAvailable);
         }
-        let count = self.left.min(rest_of(region, start));
+        let there = self.left.min(rest_of(region, start));
+        let count = region.reachable_bytes(start, there).min(there);
+        if count == 0 && there != 0 {
+            return Err(Error::HostAddressNotAvailable);
+        }
         let slice = region.get_slice(start, count)?;
         // A region of another crate's might give something else; it must neither keep us here nor shift what follows.
         if slice.len() != count || count == 0 {

@@ -25,8 +25,12 @@ use std::borrow::Borrow;
 use std::ops::Deref;
 use std::sync::Arc;
 
+mod blocks;
+#[cfg(unix)]
+mod owner;
 #[cfg(unix)]
 mod unix;
+pub use blocks::{PluggedBlocks, PluggedBlocksError};
 #[cfg(unix)]
 use unix::HostRange;
 #[cfg(unix)]
@@ -112,6 +116,21 @@ impl<B: Bitmap> GuestRegionMmap<B> {
     pub fn get_mmap(&self) -> Arc<MmapRegion<B>> {
         Arc::clone(&self.mapping)
     }
+
+    /// A range of a mapping whose blocks decide, or the error of one that is not in the region. Out of line: to drop an error that is not needed is a
+    /// call, on the shortest of ways.
+    #[cold]
+    fn slice_further(&self, offset: usize, count: usize) -> Result<VolatileSlice<'_, BS<'_, B>>> {
+        let inside = offset
+            .checked_add(count)
+            .is_some_and(|end| end <= self.host.size());
+        match self.mapping.plugged_slice(offset, count) {
+            Some(slice) => Ok(slice),
+            // There is no host memory for this access, for now.
+            None if inside => Err(Error::HostAddressNotAvailable),
+            None => Err(Error::InvalidBackendAddress),
+        }
+    }
 }
 
 impl<B: NewBitmap> GuestRegionMmap<B> {
@@ -174,7 +193,17 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
         let bitmap = || self.mapping.bitmap().slice_at(offset);
         // SAFETY: the range is that of `self.mapping`, which nobody can change (`with_arc` takes it from there), and which stays in place as long as
         // `self` is borrowed: `self` shares it, and it is that mapping's own or was promised to stay (`build_raw`, `with_raw_mmap_pointer`).
-        unsafe { self.host.slice(offset, count, bitmap) }.ok_or_else(outside)
+        match unsafe { self.host.slice(offset, count, bitmap) } {
+            Some(slice) => Ok(slice),
+            None => self.slice_further(offset, count),
+        }
+    }
+
+    fn reachable_bytes(&self, addr: MemoryRegionAddress, count: usize) -> usize {
+        match (self.mapping.plugged_blocks(), usize::try_from(addr.raw_value())) {
+            (Some(blocks), Ok(offset)) => blocks.plugged_from(offset, count),
+            _ => count,
+        }
     }
 
     #[cfg(target_os = "linux")]
@@ -186,12 +215,6 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
     fn allowed_access(&self) -> Permissions {
         self.host.permissions()
     }
-}
-
-/// The error of a range that is not in a region. Made only where it is one: to drop an error that is not needed is a call, on the shortest of ways.
-#[cold]
-fn outside() -> Error {
-    Error::InvalidBackendAddress
 }
 
 /// A mapping is ordinary memory.

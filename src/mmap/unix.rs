@@ -1,11 +1,17 @@
 //! Mappings by `mmap(2)`.
 
+use std::any::Any;
+use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::ptr::null_mut;
+use std::sync::Arc;
 
+use super::blocks::PluggedBlocks;
+use super::owner::Owner;
 use crate::bitmap::{Bitmap, BitmapSlice, NewBitmap, BS};
 use crate::guest_memory::{FileOffset, Permissions};
 use crate::volatile_memory::{self, VolatileMemory, VolatileSlice};
@@ -58,6 +64,8 @@ pub struct MmapRegionBuilder<B = ()> {
     file_offset: Option<FileOffset>,
     raw_ptr: Option<*mut u8>,
     hugetlbfs: Option<bool>,
+    owner: Option<Owner>,
+    blocks: Option<Arc<PluggedBlocks>>,
     bitmap: B,
 }
 
@@ -78,6 +86,8 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             file_offset: None,
             raw_ptr: None,
             hugetlbfs: None,
+            owner: None,
+            blocks: None,
             bitmap,
         }
     }
@@ -114,9 +124,27 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     /// # Safety
     ///
     /// `raw_ptr` must point to a mapping of at least the region's size, with the region's protection, which stays in place until the region
-    /// and every slice of it are gone. No reference of Rust's may cover any of it.
+    /// and every slice of it are gone; it may go away with an [owner](Self::with_owner). No reference of Rust's may cover any of it.
     pub unsafe fn with_raw_mmap_pointer(mut self, raw_ptr: *mut u8) -> Self {
         self.raw_ptr = Some(raw_ptr);
+        self
+    }
+
+    /// Keeps `owner` until the region is gone: what a mapping made elsewhere ([`with_raw_mmap_pointer`](Self::with_raw_mmap_pointer)) stays
+    /// in place by, and what is to be known of it. [`MmapRegion::owner`] hands it out again.
+    pub fn with_owner<T>(mut self, owner: Arc<T>) -> Self
+    where
+        T: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe,
+    {
+        self.owner = Some(Owner::new(owner));
+        self
+    }
+
+    /// Lets accesses reach the plugged blocks of the mapping only.
+    ///
+    /// What is in no block (if `blocks` are of a smaller mapping) is not reached.
+    pub fn with_plugged_blocks(mut self, blocks: Arc<PluggedBlocks>) -> Self {
+        self.blocks = Some(blocks);
         self
     }
 
@@ -135,10 +163,13 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             None => libc::MAP_ANONYMOUS | libc::MAP_PRIVATE,
         };
         let flags = self.flags.unwrap_or(default_flags);
-        let mapping = match self.raw_ptr {
+        let mut mapping = match self.raw_ptr {
             Some(addr) => Mapping::foreign(addr, self.size, self.prot)?,
             None => Mapping::new(self.size, self.prot, flags, self.file_offset.as_ref())?,
         };
+        if self.blocks.is_some() {
+            mapping.host.open = 0;
+        }
         let mut bitmap = self.bitmap;
         bitmap.grow_to_track(self.size);
         Ok(MmapRegion {
@@ -148,6 +179,8 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             prot: self.prot,
             flags,
             hugetlbfs: self.hugetlbfs,
+            blocks: self.blocks,
+            owner: self.owner,
         })
     }
 }
@@ -162,7 +195,8 @@ fn permissions_of(prot: i32) -> Permissions {
 
 /// A mapping of this process, with a bitmap that marks its written pages.
 ///
-/// It is unmapped when it is dropped, unless it was made elsewhere ([`build_raw`](Self::build_raw)).
+/// It is unmapped when it is dropped, unless it was made elsewhere ([`build_raw`](Self::build_raw)); then its
+/// [owner](MmapRegionBuilder::with_owner) is dropped, if it has one.
 ///
 /// ```
 /// use vm_memory::{Bytes, MmapRegion, VolatileMemory};
@@ -180,6 +214,9 @@ pub struct MmapRegion<B = ()> {
     prot: i32,
     flags: i32,
     hugetlbfs: Option<bool>,
+    /// Which blocks can be reached; all of the mapping, if there are none.
+    blocks: Option<Arc<PluggedBlocks>>,
+    owner: Option<Owner>,
 }
 
 impl<B: NewBitmap> MmapRegion<B> {
@@ -220,6 +257,8 @@ impl<B: NewBitmap> MmapRegion<B> {
             prot,
             flags,
             hugetlbfs: None,
+            blocks: None,
+            owner: None,
         })
     }
 
@@ -243,6 +282,8 @@ impl<B: NewBitmap> MmapRegion<B> {
             prot,
             flags,
             hugetlbfs: None,
+            blocks: None,
+            owner: None,
         })
     }
 }
@@ -322,6 +363,29 @@ impl<B: Bitmap> MmapRegion<B> {
         self.hugetlbfs
     }
 
+    /// Returns the object that the region was told to keep ([`MmapRegionBuilder::with_owner`]), if that is a `T`.
+    pub fn owner<T: Any>(&self) -> Option<&T> {
+        self.owner.as_ref()?.get()
+    }
+
+    /// Returns the blocks that decide what can be reached, if there are some.
+    pub fn plugged_blocks(&self) -> Option<&Arc<PluggedBlocks>> {
+        self.blocks.as_ref()
+    }
+
+    /// The range of a mapping whose blocks decide, if all that it touches are plugged. For `get_slice`s that have found [`HostRange::slice`] closed.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn plugged_slice(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_, BS<'_, B>>> {
+        let blocks = self.blocks.as_ref()?;
+        if !blocks.is_plugged(offset, count) {
+            return None;
+        }
+        let host = self.host_range().opened();
+        // SAFETY: the mapping stays as long as `self` is borrowed, as for `get_slice`.
+        unsafe { host.slice(offset, count, || self.bitmap.slice_at(offset)) }
+    }
+
     /// Returns the bitmap that writes are marked in.
     #[inline]
     pub fn bitmap(&self) -> &B {
@@ -350,9 +414,9 @@ impl<B: Bitmap> VolatileMemory for MmapRegion<B> {
             self.host_range()
                 .slice(offset, count, || self.bitmap.slice_at(offset))
         };
-        match slice {
+        match slice.or_else(|| self.plugged_slice(offset, count)) {
             Some(slice) => Ok(slice),
-            // There is no such end, then.
+            // There is no such end, then; or it is in a block that is not plugged.
             None => {
                 let addr = self.compute_end_offset(offset, count)?;
                 Err(volatile_memory::Error::OutOfBounds { addr })
@@ -367,6 +431,8 @@ impl<B: Bitmap> VolatileMemory for MmapRegion<B> {
 pub(super) struct HostRange {
     addr: *mut u8,
     size: usize,
+    /// How many bytes can be reached without looking further: all, or none where [`PluggedBlocks`] decide.
+    open: usize,
     permissions: Permissions,
 }
 
@@ -382,6 +448,7 @@ impl HostRange {
         Self {
             addr,
             size,
+            open: size,
             permissions,
         }
     }
@@ -397,7 +464,15 @@ impl HostRange {
         self.permissions
     }
 
-    /// The `count` bytes at `offset`; `None` if they do not all lie in the mapping. `bitmap` makes their bitmap.
+    /// The same range, with all of it to be reached.
+    fn opened(self) -> Self {
+        Self {
+            open: self.size,
+            ..self
+        }
+    }
+
+    /// The `count` bytes at `offset`; `None` if they do not all lie in the mapping, or its blocks decide. `bitmap` makes their bitmap.
     ///
     /// # Safety
     ///
@@ -409,11 +484,11 @@ impl HostRange {
         count: usize,
         bitmap: impl FnOnce() -> S,
     ) -> Option<VolatileSlice<'a, S>> {
-        if offset.checked_add(count)? > self.size {
+        if offset.checked_add(count)? > self.open {
             return None;
         }
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: 1. `[offset, offset + count)` lies in the mapping (just checked). 2. The mapping stays for `'a`, by the caller's contract.
+        // SAFETY: 1. `[offset, offset + count)` lies in the mapping (just checked: `open` is at most its size). 2. The mapping stays for `'a`, by the caller's contract.
         // 3. Nothing in this crate makes references to it; code that makes some through pointers or `aligned_as_mut` has promised to keep
         // them apart from other accesses.
         Some(unsafe { VolatileSlice::with_bitmap(addr, count, bitmap(), None) })

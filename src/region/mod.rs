@@ -127,6 +127,15 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
     fn allowed_access(&self) -> Permissions {
         Permissions::ReadWrite
     }
+
+    /// Returns how many of the `count` bytes at `addr` come before the first that cannot be reached although it lies in the region.
+    ///
+    /// Regions are reached as a whole unless they say otherwise; one with [blocks](crate::mmap::PluggedBlocks) that come and go is not. Accesses
+    /// and iterators over slices stop there as they stop at a hole between regions.
+    fn reachable_bytes(&self, addr: MemoryRegionAddress, count: usize) -> usize {
+        let _ = addr;
+        count
+    }
 }
 
 /// Marks a region that is ordinary memory: it gets [`Bytes`] from its [`as_volatile_slice`](GuestMemoryRegion::as_volatile_slice).

@@ -9,13 +9,45 @@ use crate::guest_memory::{Error, MemoryRegionAddress, Permissions, Result};
 use crate::io::{ReadVolatile, WriteVolatile};
 use crate::volatile_memory::VolatileSlice;
 
-/// The whole region, if it permits the access.
+/// Where the `count` bytes at `addr` are, if the region permits the access: a slice, and their place in it. As a rule that is the whole region.
 #[inline]
-fn whole<R: GuestMemoryRegion>(region: &R, access: Permissions) -> Result<VolatileSlice<'_, BS<'_, R::B>>> {
+fn place<R: GuestMemoryRegion>(
+    region: &R,
+    addr: MemoryRegionAddress,
+    count: usize,
+    access: Permissions,
+) -> Result<(VolatileSlice<'_, BS<'_, R::B>>, usize)> {
     if !region.allowed_access().allow(access) {
         return Err(Error::HostAddressNotAvailable);
     }
-    region.as_volatile_slice()
+    match region.as_volatile_slice() {
+        Ok(whole) => Ok((whole, index(addr)?)),
+        Err(error) => reachable_part(region, addr, count, error).map(|part| (part, 0)),
+    }
+}
+
+/// What can be reached of the `count` bytes at `addr`, in a region that cannot be had as a whole; `error` if it says that it could.
+#[cold]
+#[inline(never)]
+fn reachable_part<R: GuestMemoryRegion>(
+    region: &R,
+    addr: MemoryRegionAddress,
+    count: usize,
+    error: Error,
+) -> Result<VolatileSlice<'_, BS<'_, R::B>>> {
+    let rest = region
+        .len()
+        .checked_sub(addr.0)
+        .ok_or(Error::InvalidBackendAddress)?;
+    let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
+    if region.reachable_bytes(MemoryRegionAddress(0), len) == len {
+        return Err(error);
+    }
+    let wanted = usize::try_from(rest).map_or(count, |rest| rest.min(count));
+    match region.reachable_bytes(addr, wanted) {
+        0 if wanted != 0 => Err(Error::HostAddressNotAvailable),
+        reachable => region.get_slice(addr, reachable.min(wanted)),
+    }
 }
 
 /// A region address as an index. One that is no index is past every slice.
@@ -33,69 +65,81 @@ impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
 
     #[inline]
     fn write(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<usize> {
-        Ok(whole(self, Permissions::Write)?.write(buf, index(addr)?)?)
+        let (slice, at) = place(self, addr, buf.len(), Permissions::Write)?;
+        Ok(slice.write(buf, at)?)
     }
 
     #[inline]
     fn read(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<usize> {
-        Ok(whole(self, Permissions::Read)?.read(buf, index(addr)?)?)
+        let (slice, at) = place(self, addr, buf.len(), Permissions::Read)?;
+        Ok(slice.read(buf, at)?)
     }
 
     #[inline]
     fn write_slice(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<()> {
-        Ok(whole(self, Permissions::Write)?.write_slice(buf, index(addr)?)?)
+        let (slice, at) = place(self, addr, buf.len(), Permissions::Write)?;
+        Ok(slice.write_slice(buf, at)?)
     }
 
     #[inline]
     fn read_slice(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<()> {
-        Ok(whole(self, Permissions::Read)?.read_slice(buf, index(addr)?)?)
+        let (slice, at) = place(self, addr, buf.len(), Permissions::Read)?;
+        Ok(slice.read_slice(buf, at)?)
     }
 
     #[inline]
     fn write_obj<T: ByteValued>(&self, val: T, addr: MemoryRegionAddress) -> Result<()> {
-        Ok(whole(self, Permissions::Write)?.write_obj(val, index(addr)?)?)
+        let (slice, at) = place(self, addr, size_of::<T>(), Permissions::Write)?;
+        Ok(slice.write_obj(val, at)?)
     }
 
     #[inline]
     fn read_obj<T: ByteValued>(&self, addr: MemoryRegionAddress) -> Result<T> {
-        Ok(whole(self, Permissions::Read)?.read_obj(index(addr)?)?)
+        let (slice, at) = place(self, addr, size_of::<T>(), Permissions::Read)?;
+        Ok(slice.read_obj(at)?)
     }
 
     fn read_volatile_from<F>(&self, addr: MemoryRegionAddress, src: &mut F, count: usize) -> Result<usize>
     where
         F: ReadVolatile,
     {
-        Ok(whole(self, Permissions::Write)?.read_volatile_from(index(addr)?, src, count)?)
+        let (slice, at) = place(self, addr, count, Permissions::Write)?;
+        Ok(slice.read_volatile_from(at, src, count)?)
     }
 
     fn read_exact_volatile_from<F>(&self, addr: MemoryRegionAddress, src: &mut F, count: usize) -> Result<()>
     where
         F: ReadVolatile,
     {
-        Ok(whole(self, Permissions::Write)?.read_exact_volatile_from(index(addr)?, src, count)?)
+        let (slice, at) = place(self, addr, count, Permissions::Write)?;
+        Ok(slice.read_exact_volatile_from(at, src, count)?)
     }
 
     fn write_volatile_to<F>(&self, addr: MemoryRegionAddress, dst: &mut F, count: usize) -> Result<usize>
     where
         F: WriteVolatile,
     {
-        Ok(whole(self, Permissions::Read)?.write_volatile_to(index(addr)?, dst, count)?)
+        let (slice, at) = place(self, addr, count, Permissions::Read)?;
+        Ok(slice.write_volatile_to(at, dst, count)?)
     }
 
     fn write_all_volatile_to<F>(&self, addr: MemoryRegionAddress, dst: &mut F, count: usize) -> Result<()>
     where
         F: WriteVolatile,
     {
-        Ok(whole(self, Permissions::Read)?.write_all_volatile_to(index(addr)?, dst, count)?)
+        let (slice, at) = place(self, addr, count, Permissions::Read)?;
+        Ok(slice.write_all_volatile_to(at, dst, count)?)
     }
 
     #[inline]
     fn store<T: AtomicAccess>(&self, val: T, addr: MemoryRegionAddress, order: Ordering) -> Result<()> {
-        Ok(whole(self, Permissions::Write)?.store(val, index(addr)?, order)?)
+        let (slice, at) = place(self, addr, size_of::<T>(), Permissions::Write)?;
+        Ok(slice.store(val, at, order)?)
     }
 
     #[inline]
     fn load<T: AtomicAccess>(&self, addr: MemoryRegionAddress, order: Ordering) -> Result<T> {
-        Ok(whole(self, Permissions::Read)?.load(index(addr)?, order)?)
+        let (slice, at) = place(self, addr, size_of::<T>(), Permissions::Read)?;
+        Ok(slice.load(at, order)?)
     }
 }

@@ -1,0 +1,172 @@
+//! A region whose blocks come and go: what is unplugged is a hole to every access, and nothing is paid for it elsewhere.
+#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap", unix))]
+#![expect(
+    clippy::as_conversions,
+    clippy::unwrap_used,
+    reason = "a test that goes wrong may panic, and says what it does in fewer words"
+)]
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, Permissions, VolatileMemory,
+};
+
+const BLOCK: usize = 0x4000;
+const START: u64 = 0x10_0000;
+
+/// Four blocks behind a page of ordinary memory, of which the last two pages of the hole between are none.
+fn memory() -> (GuestMemoryMmap<AtomicBitmap>, Arc<PluggedBlocks>) {
+    let blocks = Arc::new(PluggedBlocks::new(4 * BLOCK, NonZeroUsize::new(BLOCK).unwrap()).unwrap());
+    let mapping = MmapRegionBuilder::new(4 * BLOCK)
+        .with_plugged_blocks(Arc::clone(&blocks))
+        .build()
+        .unwrap();
+    let first = GuestRegionMmap::from_range(GuestAddress(START - 0x1000), 0x1000, None).unwrap();
+    let second = GuestRegionMmap::new(mapping, GuestAddress(START)).unwrap();
+    (
+        GuestMemoryMmap::from_regions(vec![first, second]).unwrap(),
+        blocks,
+    )
+}
+
+fn reachable(memory: &GuestMemoryMmap<AtomicBitmap>, addr: u64, count: usize) -> bool {
+    let range = GuestMemory::check_range(memory, GuestAddress(addr), count, Permissions::ReadWrite);
+    assert_eq!(
+        range,
+        GuestMemoryBackend::check_range(memory, GuestAddress(addr), count)
+    );
+    range
+}
+
+#[test]
+fn what_is_unplugged_is_a_hole_to_every_access() {
+    let (memory, blocks) = memory();
+    let block = |n: u64| START + n * BLOCK as u64;
+    blocks.plug(0, BLOCK).unwrap();
+    blocks.plug(2 * BLOCK, 2 * BLOCK).unwrap();
+
+    assert!(reachable(&memory, START - 8, 8 + BLOCK) && reachable(&memory, block(2), 2 * BLOCK));
+    assert!(!reachable(&memory, START - 8, 9 + BLOCK) && !reachable(&memory, block(2) - 1, 1));
+
+    // Up to the hole, and then the error of the hole.
+    let mut bytes = vec![7; BLOCK + 16];
+    assert_eq!(memory.write(&bytes, GuestAddress(START - 8)).unwrap(), BLOCK + 8);
+    assert!(matches!(
+        memory.read_slice(&mut bytes, GuestAddress(START - 8)).unwrap_err(),
+        GuestMemoryError::PartialBuffer { completed, .. } if completed == BLOCK + 8
+    ));
+    let refused = |error| matches!(error, GuestMemoryError::HostAddressNotAvailable);
+    assert!(refused(
+        memory.write_obj(1u64, GuestAddress(block(1))).unwrap_err()
+    ));
+    assert!(refused(
+        memory
+            .load::<u32>(GuestAddress(block(1)), Ordering::SeqCst)
+            .unwrap_err()
+    ));
+    assert!(memory
+        .get_slice(GuestAddress(block(2) - 1), 2)
+        .is_err_and(refused));
+    let slices: Vec<_> = GuestMemoryBackend::get_slices(&memory, GuestAddress(START - 8), 2 * BLOCK)
+        .map(|slice| slice.map(|slice| slice.len()).map_err(|_| ()))
+        .collect();
+    assert_eq!(slices, [Ok(8), Ok(BLOCK), Err(())]);
+
+    let mut zeroes = File::open("/dev/zero").unwrap();
+    let moved = memory.read_volatile_from(GuestAddress(block(0)), &mut zeroes, 2 * BLOCK);
+    assert_eq!(moved.unwrap(), BLOCK);
+}
+
+#[test]
+fn a_region_by_itself_stops_where_its_blocks_do() {
+    let (memory, blocks) = memory();
+    let region = memory.find_region(GuestAddress(START)).unwrap();
+    let at = |offset: usize| MemoryRegionAddress(offset as u64);
+    assert!(region.as_volatile_slice().is_err() && region.get_mmap().get_slice(0, 1).is_err());
+    assert!(matches!(
+        region.write_obj(1u8, at(0)).unwrap_err(),
+        GuestMemoryError::HostAddressNotAvailable
+    ));
+    blocks.plug(BLOCK, BLOCK).unwrap();
+    region.write_obj(0x55u8, at(2 * BLOCK - 1)).unwrap();
+    assert_eq!(region.get_mmap().get_slice(BLOCK, BLOCK).unwrap().len(), BLOCK);
+    let mut seen = [0; 4];
+    assert_eq!(region.read(&mut seen, at(2 * BLOCK - 1)).unwrap(), 1);
+    assert_eq!(seen, [0x55, 0, 0, 0]);
+    assert!(matches!(
+        region.read_slice(&mut seen, at(2 * BLOCK - 1)).unwrap_err(),
+        GuestMemoryError::PartialBuffer {
+            expected: 4,
+            completed: 1
+        }
+    ));
+    // Its marks are where its bytes are.
+    assert!(region.bitmap().dirty_at(2 * BLOCK - 1) && !region.bitmap().dirty_at(0));
+    // Outside is outside, plugged or not.
+    for (offset, count) in [(4 * BLOCK, 1), (usize::MAX, 1), (3 * BLOCK, usize::MAX)] {
+        assert!(matches!(
+            region.get_slice(at(offset), count).unwrap_err(),
+            GuestMemoryError::InvalidBackendAddress
+        ));
+        assert!(region.read(&mut seen, at(offset)).is_err());
+    }
+    blocks.plug(0, 4 * BLOCK).unwrap();
+    assert_eq!(region.as_volatile_slice().unwrap().len(), 4 * BLOCK);
+}
+
+/// Whoever learns that a block is gone does not reach it any more.
+#[test]
+fn no_access_that_begins_after_unplugging_reaches_the_block() {
+    let (memory, blocks) = memory();
+    let gone = AtomicBool::new(false);
+    for _ in 0..2_000 {
+        blocks.plug(BLOCK, BLOCK).unwrap();
+        gone.store(false, Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !gone.load(Ordering::Acquire) {
+                    // Either is right as long as nobody has said that it is gone.
+                    let _ = memory.write_obj(1u64, GuestAddress(START + BLOCK as u64));
+                }
+                assert!(memory
+                    .write_obj(1u64, GuestAddress(START + BLOCK as u64))
+                    .is_err());
+            });
+            blocks.unplug(BLOCK, BLOCK).unwrap();
+            gone.store(true, Ordering::Release);
+        });
+    }
+}
+
+#[derive(Debug)]
+struct Kept(Arc<AtomicBool>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn an_owner_is_kept_as_long_as_its_region_and_handed_out_by_type() {
+    let dropped = Arc::new(AtomicBool::new(false));
+    let region = MmapRegionBuilder::<()>::new(0x1000)
+        .with_owner(Arc::new(Kept(Arc::clone(&dropped))))
+        .build()
+        .unwrap();
+    let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
+    assert!(region.owner::<String>().is_none());
+    assert!(Arc::ptr_eq(&region.owner::<Kept>().unwrap().0, &dropped));
+    let mapping = region.get_mmap();
+    drop(region);
+    assert!(!dropped.load(Ordering::Relaxed));
+    drop(mapping);
+    assert!(dropped.load(Ordering::Relaxed));
+}
