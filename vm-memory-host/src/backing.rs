@@ -1,0 +1,142 @@
+//! What is behind a region: made, or looked at, before anything is mapped.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
+
+use crate::error::BuildError;
+use crate::machine::Machine;
+use crate::mapping::Kind;
+use crate::region::{Backing, Region, Sharing};
+use crate::sys;
+
+/// The file of a region, if it has one, and its pages.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) kind: Kind,
+    pub(crate) file: Option<(Arc<File>, u64)>,
+    pub(crate) sharing: Sharing,
+    pub(crate) page_size: u64,
+}
+
+/// Makes what a region is to be kept in, or looks at what was given.
+pub(crate) fn open(region: &Region, machine: &Machine) -> Result<Opened, BuildError> {
+    let opened = match &region.backing {
+        Backing::Anonymous => Opened {
+            kind: Kind::Anonymous,
+            file: None,
+            sharing: Sharing::Private,
+            page_size: sys::page_size(),
+        },
+        Backing::Memfd => memfd(region, None)?,
+        Backing::Hugetlb { page_size } => {
+            let there = machine.pools().iter().map(|pool| pool.page_size).collect();
+            let there: Vec<u64> = there;
+            if !there.contains(page_size) {
+                return Err(BuildError::NoSuchHugePage {
+                    region: region.span(),
+                    page_size: *page_size,
+                    there,
+                });
+            }
+            // Before the file is made: its length would be rounded up, and pages set aside that nobody uses.
+            aligned(region, *page_size)?;
+            memfd(region, Some(*page_size))?
+        }
+        Backing::File {
+            file,
+            offset,
+            sharing,
+        } => given(region, file, *offset, *sharing)?,
+    };
+    aligned(region, opened.page_size)?;
+    Ok(opened)
+}
+
+/// A memfd of its own, sealed.
+fn memfd(region: &Region, huge: Option<u64>) -> Result<Opened, BuildError> {
+    let name = region.options.name.as_deref().unwrap_or("guest-ram");
+    let refused = |source: io::Error| BuildError::System {
+        region: region.span(),
+        what: "make a memfd",
+        source,
+        advice: "let the process have more descriptors (ulimit -n) and longer files (ulimit -f)".to_owned(),
+    };
+    let name = CString::new(name).map_err(|error| refused(error.into()))?;
+    let file = sys::memfd(&name, region.size, huge).map_err(refused)?;
+    sys::seal_length(&file).map_err(refused)?;
+    Ok(Opened {
+        kind: if huge.is_some() {
+            Kind::Hugetlb
+        } else {
+            Kind::Memfd
+        },
+        file: Some((Arc::new(file), 0)),
+        sharing: Sharing::Shared,
+        page_size: huge.unwrap_or_else(sys::page_size),
+    })
+}
+
+/// A file that was given.
+fn given(region: &Region, file: &Arc<File>, offset: u64, sharing: Sharing) -> Result<Opened, BuildError> {
+    let span = region.span();
+    let refused = |source: io::Error| BuildError::System {
+        region: span,
+        what: "look at its file",
+        source,
+        advice: "give an open file, a memfd or a device that can be mapped".to_owned(),
+    };
+    let (file_system, block_size) = sys::file_system(file).map_err(refused)?;
+    let (kind, page_size) = match file_system {
+        sys::HUGETLBFS => (Kind::Hugetlb, block_size),
+        sys::TMPFS => (Kind::Memfd, sys::page_size()),
+        _ => (Kind::File, sys::page_size()),
+    };
+    if !offset.is_multiple_of(page_size) {
+        return Err(BuildError::Misaligned {
+            region: span,
+            what: "offset in the file",
+            value: offset,
+            page_size,
+        });
+    }
+    let greatest = u64::MAX >> 1;
+    let needed = offset.checked_add(region.size).filter(|end| *end <= greatest);
+    let needed = needed.ok_or(BuildError::FileOffset { region: span, offset })?;
+    let metadata = file.metadata().map_err(refused)?;
+    let kind_of_file = metadata.file_type();
+    if kind_of_file.is_dir() || kind_of_file.is_fifo() || kind_of_file.is_socket() {
+        return Err(refused(io::Error::from_raw_os_error(libc::ENODEV)));
+    }
+    // The length of a device is not told; one that is too short refuses the mapping.
+    if kind_of_file.is_file() && metadata.len() < needed {
+        return Err(BuildError::FileTooShort {
+            region: span,
+            needed,
+            length: metadata.len(),
+        });
+    }
+    Ok(Opened {
+        kind,
+        file: Some((Arc::clone(file), offset)),
+        sharing,
+        page_size,
+    })
+}
+
+/// Guest address and size must be whole pages: KVM maps no others, and the system rounds.
+fn aligned(region: &Region, page_size: u64) -> Result<(), BuildError> {
+    for (what, value) in [("size", region.size), ("guest address", region.start.0)] {
+        if !value.is_multiple_of(page_size) {
+            return Err(BuildError::Misaligned {
+                region: region.span(),
+                what,
+                value,
+                page_size,
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,457 @@
+//! [`MemoryBuilder`]: from a layout to guest memory.
+
+use std::io;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+
+use vm_memory::bitmap::Bitmap;
+use vm_memory::mmap::{NewBitmap, PluggedBlocks, PluggedBlocksError};
+use vm_memory::{FileOffset, GuestMemoryMmap, GuestRegionMmap};
+
+use crate::backing::{self, Opened};
+use crate::error::BuildError;
+use crate::machine::Machine;
+use crate::mapping::{HostMapping, Kind, Replaced};
+use crate::prefault::{self, Progress};
+use crate::region::{Backing, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages};
+use crate::sys::{self, Advice, Reserved, Source};
+
+/// What is told of the progress of a prefault, and says whether to go on.
+type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
+
+/// Builds a guest's memory from a list of regions.
+///
+/// Everything is looked at before anything is mapped, and what cannot be had is an error, with the region, what was asked for, what there is, and what
+/// to do; nothing stays mapped then.
+///
+/// Regions that are adjacent for the guest are adjacent in this process, in one reservation with a guard on both sides that no access gets
+/// through. Addresses are chosen so that huge pages of the host can be huge pages of the guest:
+///
+/// ```text
+///   guest   0x0            0x4000_0000      0x1_0000_0000
+///           ├── region 1 ──┼── region 2 ──┤       ├── region 3 ──┤
+///   host  ▒ ├── region 1 ──┼── region 2 ──┤ ▒   ▒ ├── region 3 ──┤ ▒      ▒ guard, PROT_NONE
+/// ```
+///
+/// ```
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{Backing, MemoryBuilder, Region, TransparentHugePages};
+///
+/// let memory: GuestMemoryMmap = MemoryBuilder::new()
+///     .region(Region::new(GuestAddress(0), 32 << 20).backing(Backing::Memfd).name("low"))
+///     .region(Region::new(GuestAddress(1 << 32), 64 << 20).transparent_huge_pages(TransparentHugePages::On))
+///     .build()?;
+/// memory.write_obj(0x55aau16, GuestAddress(0x1fe))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// System calls: `mmap`, `munmap`; `memfd_create`, `ftruncate`, `fcntl` for memfds; `fstatfs`, `statx` for files; `madvise`, `mbind`, `mlock2`, `prctl` for the
+/// options that ask for them; `fallocate` for blocks of huge pages; and those that read files below /sys. `clone3`, `madvise` for prefaulting.
+#[derive(Default)]
+pub struct MemoryBuilder {
+    regions: Vec<Region>,
+    prefault: Option<(NonZeroUsize, Callback)>,
+}
+
+impl std::fmt::Debug for MemoryBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryBuilder")
+            .field("regions", &self.regions)
+            .finish_non_exhaustive()
+    }
+}
+
+impl MemoryBuilder {
+    /// Begins without a region.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a region. The order does not matter.
+    pub fn region(mut self, region: Region) -> Self {
+        self.regions.push(region);
+        self
+    }
+
+    /// Brings all pages in before the memory is handed out, with so many threads. `progress` is told from time to time, and ends the build when it
+    /// answers [`ControlFlow::Break`]. See [`prefault`](crate::prefault()).
+    pub fn prefault<F>(self, threads: NonZeroUsize, progress: F) -> Self
+    where
+        F: FnMut(Progress) -> ControlFlow<()> + Send + 'static,
+    {
+        Self {
+            prefault: Some((threads, Box::new(progress))),
+            ..self
+        }
+    }
+
+    /// Builds the memory, with a bitmap of the machine's pages for each region.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`], with the region that cannot be had.
+    pub fn build<B: NewBitmap>(self) -> Result<GuestMemoryMmap<B>, BuildError> {
+        self.build_with_bitmaps(B::with_len)
+    }
+
+    /// Builds the memory, with bitmaps that `bitmap` makes for regions of a size in bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    pub fn build_with_bitmaps<B: Bitmap>(
+        self,
+        mut bitmap: impl FnMut(usize) -> B,
+    ) -> Result<GuestMemoryMmap<B>, BuildError> {
+        let machine = Machine::here();
+        let regions = sorted(self.regions)?;
+        let mut mappings = Vec::with_capacity(regions.len());
+        for together in regions.chunk_by(|one, next| end(one) == Some(next.start.0)) {
+            map_together(together, &machine, &mut mappings)?;
+        }
+        if let Some((threads, mut progress)) = self.prefault {
+            let mappings: Vec<&HostMapping> = mappings.iter().map(Arc::as_ref).collect();
+            prefault::run(&mappings, threads, &mut progress)?;
+        }
+        for mapping in &mappings {
+            lock(mapping)?;
+        }
+        let regions = mappings.iter().map(|mapping| region(mapping, &mut bitmap));
+        Ok(GuestMemoryMmap::from_regions(regions.collect::<Result<_, _>>()?)?)
+    }
+}
+
+/// Where a region ends; nothing if that is not below 2^64.
+fn end(region: &Region) -> Option<u64> {
+    region.start.0.checked_add(region.size)
+}
+
+/// The regions in the order of their addresses, none of which overlap.
+fn sorted(mut regions: Vec<Region>) -> Result<Vec<Region>, BuildError> {
+    if regions.is_empty() {
+        return Err(BuildError::NoRegion);
+    }
+    regions.sort_by_key(|region| region.start);
+    let mut before: Option<&Region> = None;
+    for region in &regions {
+        let (start, size) = (region.start.0, region.size);
+        if size == 0 {
+            return Err(BuildError::Empty { start });
+        }
+        if end(region).is_none() || usize::try_from(size).is_err() {
+            return Err(BuildError::PastTop { start, size });
+        }
+        if let Some(before) = before.filter(|before| end(before).is_none_or(|end| end > start)) {
+            return Err(BuildError::Overlap {
+                region: region.span(),
+                other: before.span(),
+            });
+        }
+        before = Some(region);
+    }
+    Ok(regions)
+}
+
+/// Maps regions that are adjacent, in one reservation.
+fn map_together(
+    regions: &[Region],
+    machine: &Machine,
+    mappings: &mut Vec<Arc<HostMapping>>,
+) -> Result<(), BuildError> {
+    let mut opened = Vec::with_capacity(regions.len());
+    let (mut total, mut align) = (0u64, sys::page_size());
+    for region in regions {
+        let behind = backing::open(region, machine)?;
+        check_options(region, &behind, machine)?;
+        total = total.saturating_add(region.size);
+        align = align.max(alignment(region, &behind, machine));
+        opened.push(behind);
+    }
+    let Some(first) = regions.first() else {
+        return Ok(());
+    };
+    let rest = first.start.0 & align.wrapping_sub(1);
+    let no_addresses = |source: io::Error| BuildError::System {
+        region: Span {
+            start: first.start.0,
+            size: total,
+        },
+        what: "reserve addresses of this process",
+        source,
+        advice: "take less memory, or let the process have more of it (ulimit -v)".to_owned(),
+    };
+    let too_large = |_| no_addresses(io::Error::from_raw_os_error(libc::ENOMEM));
+    let size = |n: u64| usize::try_from(n).map_err(too_large);
+    let guard = size(sys::page_size())?;
+    let reserved = Reserved::new(size(total)?, guard, size(align)?, size(rest)?);
+    let mut reserved = reserved.map_err(no_addresses)?;
+    for (region, behind) in regions.iter().zip(opened) {
+        mappings.push(map_one(region, behind, &mut reserved, machine)?);
+    }
+    Ok(())
+}
+
+/// What the address of a region must be a multiple of, apart from where the guest has it: the size of the largest pages that it can have.
+fn alignment(region: &Region, behind: &Opened, machine: &Machine) -> u64 {
+    if region.options.transparent_huge_pages == TransparentHugePages::Off || behind.kind == Kind::Hugetlb {
+        return behind.page_size;
+    }
+    let huge = machine.transparent_huge_page().unwrap_or(behind.page_size);
+    if region.size < huge {
+        behind.page_size
+    } else {
+        huge
+    }
+}
+
+/// What can be known to be impossible before anything is mapped.
+fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<(), BuildError> {
+    let options = &region.options;
+    let span = region.span();
+    let conflict = |what: &'static str| Err(BuildError::Conflict { region: span, what });
+    if options.transparent_huge_pages == TransparentHugePages::On {
+        let private = behind.sharing == Sharing::Private;
+        match behind.kind {
+            Kind::Hugetlb => return conflict("its pages are huge ones already; leave the transparent ones"),
+            Kind::File => return conflict("transparent huge pages are for anonymous memory and memfds only"),
+            Kind::Memfd if private => {
+                return conflict("copies of a memfd's pages are never huge; leave transparent huge pages")
+            }
+            Kind::Anonymous | Kind::Memfd => {}
+        }
+        if let Some((path, setting)) = machine.transparent_huge_pages_refused(behind.kind == Kind::Memfd) {
+            return Err(BuildError::TransparentHugePagesOff {
+                region: span,
+                path,
+                setting,
+            });
+        }
+    }
+    if options.mergeable && (behind.kind == Kind::Hugetlb || behind.sharing == Sharing::Shared) {
+        return conflict("only private memory can have its pages merged; take anonymous memory");
+    }
+    if region.blocks.is_some() && options.lock == Lock::Now {
+        return conflict(
+            "blocks that are not plugged cannot be locked now; lock them as they come (OnFault)",
+        );
+    }
+    if let Some(name) = &options.name {
+        let printable = |c: u8| matches!(c, 0x20..=0x7e) && !b"\\`$[]".contains(&c);
+        if name.is_empty() || name.len() > 79 || !name.bytes().all(printable) {
+            return Err(BuildError::Name {
+                region: span,
+                name: name.clone(),
+            });
+        }
+        if matches!(region.backing, Backing::File { .. }) {
+            return conflict("a file is called by its path in /proc/self/maps; leave the name");
+        }
+    }
+    let nodes = match &options.numa {
+        NumaPolicy::Inherit => return Ok(()),
+        NumaPolicy::Bind(nodes) | NumaPolicy::Interleave(nodes) => nodes.as_slice(),
+        NumaPolicy::Preferred(node) => std::slice::from_ref(node),
+    };
+    if nodes.is_empty() {
+        return Err(BuildError::NoNode { region: span });
+    }
+    let there = machine.nodes();
+    match nodes.iter().find(|node| !there.contains(node)) {
+        Some(node) => Err(BuildError::NoSuchNode {
+            region: span,
+            node: *node,
+            there,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Maps one region in its place, with its options.
+fn map_one(
+    region: &Region,
+    behind: Opened,
+    reserved: &mut Reserved,
+    machine: &Machine,
+) -> Result<Arc<HostMapping>, BuildError> {
+    let span = region.span();
+    let refused =
+        |what: &'static str, source: io::Error, advice: &str| system(span, what, source, advice.to_owned());
+    let len = usize::try_from(region.size).map_err(|_| BuildError::PastTop {
+        start: span.start,
+        size: span.size,
+    })?;
+    let huge = behind.kind == Kind::Hugetlb;
+    let source = match &behind.file {
+        None => Source::Anonymous,
+        Some((file, offset)) => Source::File {
+            file,
+            offset: *offset,
+            shared: behind.sharing == Sharing::Shared,
+            // The pages of blocks are taken when they are plugged.
+            set_aside: huge && region.blocks.is_none(),
+        },
+    };
+    let mapped = reserved
+        .map(len, source)
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOMEM) if huge => huge_pages(span, behind.page_size, None, machine),
+            Some(libc::EACCES) => refused(
+                "be mapped",
+                source,
+                "open the file for reading, and for writing if it is shared",
+            ),
+            _ => refused("be mapped", source, "take less memory, or another file"),
+        })?;
+    let blocks = match region.blocks {
+        None => None,
+        Some(blocks) => {
+            let plugged = make_blocks(region, &behind, blocks.size)?;
+            Some((blocks, Arc::new(plugged)))
+        }
+    };
+    let mapping = HostMapping {
+        mapped,
+        start: region.start,
+        kind: behind.kind,
+        file: behind.file,
+        sharing: behind.sharing,
+        page_size: behind.page_size,
+        options: region.options.clone(),
+        blocks,
+        changes: Mutex::new(Replaced::default()),
+    };
+    mapping.apply_options(0, len).map_err(|(what, source)| {
+        refused(
+            what,
+            source,
+            "leave that option, or take a kernel that is built with it",
+        )
+    })?;
+    mapping.apply_name(0, len).map_err(|source| {
+        refused(
+            "have a name",
+            source,
+            "leave the name: the kernel has no names (CONFIG_ANON_VMA_NAME)",
+        )
+    })?;
+    bind_huge_pages(&mapping, machine)?;
+    crate::plug::begin(&mapping, &region.plugged).map_err(|error| {
+        let what = "have its first blocks plugged";
+        refused(
+            what,
+            io::Error::other(error),
+            "free huge pages, or plug fewer blocks",
+        )
+    })?;
+    Ok(Arc::new(mapping))
+}
+
+/// The bits of a region's blocks.
+fn make_blocks(region: &Region, behind: &Opened, size: NonZeroU64) -> Result<PluggedBlocks, BuildError> {
+    let span = region.span();
+    let fail = |source| BuildError::Blocks { region: span, source };
+    let wrong_size = |_| PluggedBlocksError::BlockSize {
+        block_size: usize::MAX,
+    };
+    let block_size = NonZeroUsize::try_from(size).map_err(|e| fail(wrong_size(e)))?;
+    for (value, unit, what) in [
+        (size.get(), behind.page_size, "size of a block"),
+        (region.size, size.get(), "size, with its blocks,"),
+    ] {
+        if !value.is_multiple_of(unit) {
+            return Err(BuildError::Misaligned {
+                region: span,
+                what,
+                value,
+                page_size: unit,
+            });
+        }
+    }
+    let len = usize::try_from(region.size).map_err(|e| fail(wrong_size(e)))?;
+    PluggedBlocks::new(len, block_size).map_err(fail)
+}
+
+/// Takes the huge pages of a region that is bound to nodes now: they were set aside on any node, and one that has none left would answer a later
+/// access with SIGBUS.
+fn bind_huge_pages(mapping: &HostMapping, machine: &Machine) -> Result<(), BuildError> {
+    let (NumaPolicy::Bind(nodes) | NumaPolicy::Interleave(nodes)) = &mapping.options.numa else {
+        return Ok(());
+    };
+    if mapping.kind != Kind::Hugetlb || mapping.blocks.is_some() {
+        return Ok(());
+    }
+    let populated = mapping
+        .mapped
+        .advise(0, mapping.mapped.len(), Advice::PopulateWrite);
+    let node = nodes.first().copied();
+    populated.map_err(|source| match source.raw_os_error() {
+        Some(libc::EFAULT | libc::ENOMEM) => huge_pages(mapping.span(), mapping.page_size, node, machine),
+        _ => system(
+            mapping.span(),
+            "take its huge pages from its NUMA nodes",
+            source,
+            "take a kernel of 5.14 or later, or leave the policy".to_owned(),
+        ),
+    })
+}
+
+/// The error of too few huge pages.
+fn huge_pages(region: Span, page_size: u64, node: Option<u32>, machine: &Machine) -> BuildError {
+    let pool = match node {
+        Some(node) => machine.pool_of_node(node, page_size),
+        None => machine
+            .pools()
+            .into_iter()
+            .find(|pool| pool.page_size == page_size),
+    };
+    BuildError::HugePages {
+        region,
+        page_size,
+        wanted: region.size.checked_div(page_size).unwrap_or(0),
+        free: pool.map_or(0, |pool| pool.free),
+        node,
+    }
+}
+
+fn lock(mapping: &HostMapping) -> Result<(), BuildError> {
+    let locked = mapping.apply_lock(0, mapping.mapped.len(), mapping.options.lock);
+    locked.map_err(|source| {
+        let limit = sys::lock_limit().map_or_else(|| "any number of".to_owned(), |limit| limit.to_string());
+        let advice = format!(
+            "{} bytes are wanted, and this process may lock {limit} (ulimit -l, CAP_IPC_LOCK)",
+            mapping.mapped.len()
+        );
+        system(mapping.span(), "be locked in memory", source, advice)
+    })
+}
+
+fn system(region: Span, what: &'static str, source: io::Error, advice: String) -> BuildError {
+    BuildError::System {
+        region,
+        what,
+        source,
+        advice,
+    }
+}
+
+/// The region of vm-memory that a mapping is.
+fn region<B: Bitmap>(
+    mapping: &Arc<HostMapping>,
+    bitmap: &mut impl FnMut(usize) -> B,
+) -> Result<GuestRegionMmap<B>, BuildError> {
+    let span = mapping.span();
+    let file = mapping
+        .file
+        .as_ref()
+        .map(|(file, offset)| FileOffset::from_arc(Arc::clone(file), *offset));
+    let blocks = mapping.plugged_blocks().cloned();
+    let huge = mapping.kind == Kind::Hugetlb;
+    let bitmap = bitmap(mapping.mapped.len());
+    let region = sys::Mapped::region(mapping, file, huge, blocks, bitmap)
+        .map_err(|source| BuildError::Region { region: span, source })?;
+    GuestRegionMmap::new(region, mapping.start).ok_or(BuildError::PastTop {
+        start: span.start,
+        size: span.size,
+    })
+}

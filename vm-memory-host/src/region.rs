@@ -1,0 +1,285 @@
+//! [`Region`]: what a piece of guest memory is to be.
+
+use std::fs::File;
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vm_memory::GuestAddress;
+
+/// What a region's bytes are kept in.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Backing {
+    /// Private pages of zeroes, which no other process can map.
+    Anonymous,
+    /// A memfd (memfd_create(2)) of its own: shared memory that a descriptor can be handed to other processes for (vhost-user). Once it has its length, it is sealed
+    /// against shrinking, growing and other seals, so that no process it is handed to can make pages go away by cutting it off. (One that can
+    /// write to it can still punch holes, which read as zeroes.)
+    Memfd,
+    /// The same of huge pages of so many bytes, out of the machine's pool (Linux, "HugeTLB Pages").
+    Hugetlb {
+        /// The size of a huge page in bytes: 2 MiB, 1 GiB, or what else the machine has.
+        page_size: u64,
+    },
+    /// A file, or any descriptor that can be mapped: one that was handed over, a memfd of another process's, a file of hugetlbfs.
+    File {
+        /// The file, open for reading; for writing, too, if it is shared.
+        file: Arc<File>,
+        /// Where in the file the region begins, in bytes.
+        offset: u64,
+        /// Whether writes go to the file.
+        sharing: Sharing,
+    },
+}
+
+impl Backing {
+    /// A file, from `offset` on (bytes), of which writes go to the file and to all who map it.
+    pub fn shared_file(file: impl Into<OwnedFd>, offset: u64) -> Self {
+        let (file, sharing) = (Arc::new(File::from(file.into())), Sharing::Shared);
+        Self::File {
+            file,
+            offset,
+            sharing,
+        }
+    }
+
+    /// A file, from `offset` on (bytes), of which what is written is copied first and seen by nobody else: a snapshot that guests start from.
+    pub fn private_file(file: impl Into<OwnedFd>, offset: u64) -> Self {
+        let (file, sharing) = (Arc::new(File::from(file.into())), Sharing::Private);
+        Self::File {
+            file,
+            offset,
+            sharing,
+        }
+    }
+}
+
+/// Who sees what is written to the mapping of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sharing {
+    /// The file, and everybody who maps it (`MAP_SHARED`).
+    Shared,
+    /// Nobody else: pages are copied when they are written (`MAP_PRIVATE`).
+    Private,
+}
+
+/// Whether the kernel may put transparent huge pages below a region (Linux, "Transparent Hugepage Support").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TransparentHugePages {
+    /// As the machine is set.
+    #[default]
+    Leave,
+    /// Where it can (`MADV_HUGEPAGE`).
+    On,
+    /// Never (`MADV_NOHUGEPAGE`).
+    Off,
+}
+
+/// On which NUMA nodes a region takes its pages (mbind(2)). Nodes are numbered as under /sys/devices/system/node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NumaPolicy {
+    /// As the process does.
+    #[default]
+    Inherit,
+    /// On these nodes and on no others.
+    Bind(Vec<u32>),
+    /// On this node while it has some.
+    Preferred(u32),
+    /// On these nodes in turn.
+    Interleave(Vec<u32>),
+}
+
+/// Whether a region's pages stay in memory (mlock2(2)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lock {
+    /// The system may swap them out.
+    #[default]
+    No,
+    /// They are brought in now, and stay.
+    Now,
+    /// Each stays from when it is first used.
+    OnFault,
+}
+
+/// What else is to be true of a region's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// Transparent huge pages.
+    pub transparent_huge_pages: TransparentHugePages,
+    /// NUMA nodes.
+    pub numa: NumaPolicy,
+    /// Locked in memory.
+    pub lock: Lock,
+    /// Whether its bytes are part of a core dump of this process.
+    pub core_dump: bool,
+    /// Whether pages that are the same may be merged (Linux, "Kernel Samepage Merging").
+    pub mergeable: bool,
+    /// Whether a child of fork(2) has it, too.
+    pub forked: bool,
+    /// What it is called in /proc/self/maps.
+    pub name: Option<String>,
+}
+
+impl Default for Options {
+    /// Nothing special: dumped, not merged, forked, no name.
+    fn default() -> Self {
+        Self {
+            transparent_huge_pages: TransparentHugePages::default(),
+            numa: NumaPolicy::default(),
+            lock: Lock::default(),
+            core_dump: true,
+            mergeable: false,
+            forked: true,
+            name: None,
+        }
+    }
+}
+
+/// The blocks of a region that a guest plugs and unplugs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocks {
+    /// Their size in bytes, a power of two.
+    pub size: NonZeroU64,
+    /// What becomes of those that are not plugged.
+    pub unplugged: Unplugged,
+}
+
+/// What holds a guest's CPUs from blocks that are not plugged. Accesses of this process are held back in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unplugged {
+    /// Nothing: a vCPU that touches one gets pages of zeroes there, which cost memory until the block is unplugged again.
+    #[default]
+    Mapped,
+    /// It has no protection (`PROT_NONE`): `KVM_RUN` answers a vCPU that touches it with `EFAULT`. An access of this process that is under way when a
+    /// block is unplugged meets SIGSEGV then, which is an error where [`vm_memory::fault`] is installed, and the end of the process elsewhere.
+    Protected,
+}
+
+/// A piece of guest memory, as it is to be.
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{Backing, Lock, Region};
+///
+/// let region = Region::new(GuestAddress(0), 64 << 20)
+///     .backing(Backing::Memfd)
+///     .lock(Lock::OnFault)
+///     .core_dump(false)
+///     .name("guest-ram");
+/// assert_eq!(region.options().name.as_deref(), Some("guest-ram"));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Region {
+    pub(crate) start: GuestAddress,
+    pub(crate) size: u64,
+    pub(crate) backing: Backing,
+    pub(crate) options: Options,
+    pub(crate) blocks: Option<Blocks>,
+    /// Ranges (offset, length) of blocks that are plugged from the start.
+    pub(crate) plugged: Vec<(u64, u64)>,
+}
+
+impl Region {
+    /// A region of `size` bytes at a guest physical address, of anonymous memory.
+    pub fn new(start: GuestAddress, size: u64) -> Self {
+        Self {
+            start,
+            size,
+            backing: Backing::Anonymous,
+            options: Options::default(),
+            blocks: None,
+            plugged: Vec::new(),
+        }
+    }
+
+    /// Sets what its bytes are kept in.
+    pub fn backing(self, backing: Backing) -> Self {
+        Self { backing, ..self }
+    }
+
+    /// Sets whether it may have transparent huge pages.
+    pub fn transparent_huge_pages(mut self, policy: TransparentHugePages) -> Self {
+        self.options.transparent_huge_pages = policy;
+        self
+    }
+
+    /// Sets on which NUMA nodes it takes its pages.
+    pub fn numa(mut self, policy: NumaPolicy) -> Self {
+        self.options.numa = policy;
+        self
+    }
+
+    /// Sets whether its pages stay in memory.
+    pub fn lock(mut self, lock: Lock) -> Self {
+        self.options.lock = lock;
+        self
+    }
+
+    /// Sets whether it is part of a core dump; it is unless told otherwise.
+    pub fn core_dump(mut self, core_dump: bool) -> Self {
+        self.options.core_dump = core_dump;
+        self
+    }
+
+    /// Sets whether pages that are the same may be merged; they are not unless told otherwise.
+    pub fn mergeable(mut self, mergeable: bool) -> Self {
+        self.options.mergeable = mergeable;
+        self
+    }
+
+    /// Sets whether children of fork(2) have it; they do unless told otherwise.
+    pub fn forked(mut self, forked: bool) -> Self {
+        self.options.forked = forked;
+        self
+    }
+
+    /// Sets what it is called in /proc/self/maps. A file is called by its path there, and cannot be given a name.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.options.name = Some(name.into());
+        self
+    }
+
+    /// Sets all options at once.
+    pub fn with_options(self, options: Options) -> Self {
+        Self { options, ..self }
+    }
+
+    /// Makes it a region of blocks of `size` bytes that come and go while the guest runs ([`plug`](crate::plug), [`unplug`](crate::unplug)). None is
+    /// there in the beginning.
+    pub fn blocks(mut self, size: NonZeroU64, unplugged: Unplugged) -> Self {
+        self.blocks = Some(Blocks { size, unplugged });
+        self
+    }
+
+    /// Returns its options.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Where it is.
+    pub(crate) fn span(&self) -> Span {
+        Span {
+            start: self.start.0,
+            size: self.size,
+        }
+    }
+}
+
+/// A range of guest physical addresses, as messages tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    /// The guest physical address of the first byte.
+    pub start: u64,
+    /// The number of bytes.
+    pub size: u64,
+}
+
+/// As in /proc/iomem: first and last address, in hexadecimal.
+impl std::fmt::Display for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let last = self.start.saturating_add(self.size.saturating_sub(1));
+        write!(f, "{:08x}-{last:08x}", self.start)
+    }
+}

@@ -1,0 +1,201 @@
+//! [`residency`]: how much memory guest memory really takes.
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
+
+use crate::error::NotProvisioned;
+use crate::mapping::{provisioned, HostMapping};
+use crate::region::Span;
+use crate::sys;
+
+/// What a region takes, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Residency {
+    /// In memory: pages that this process has, or that are in the file or memfd behind it, whoever brought them there (`mincore(2)`).
+    pub resident: u64,
+    /// Mapped in this process for now (`Rss` of /proc/self/smaps; pages of hugetlb are counted, too).
+    pub mapped: u64,
+    /// Of those, in huge pages: transparent ones that are mapped whole, and hugetlb.
+    pub huge: u64,
+    /// Swapped out.
+    pub swapped: u64,
+    /// Locked in memory.
+    pub locked: u64,
+}
+
+/// Why it cannot be told.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResidencyError {
+    /// The region was not built by this crate.
+    #[error(transparent)]
+    NotProvisioned(#[from] NotProvisioned),
+    /// The system does not say.
+    #[error("region {region}: cannot ask what is in memory: {source}")]
+    System {
+        /// The region.
+        region: Span,
+        /// What the system answered.
+        source: io::Error,
+    },
+}
+
+/// Returns what each region of guest memory takes, in the order of their addresses.
+///
+/// System calls: `mincore`, and those that read /proc/self/smaps. It looks at every page, so that it takes time for a large guest.
+///
+/// # Errors
+///
+/// [`ResidencyError`].
+///
+/// ```
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{residency, MemoryBuilder, Region};
+///
+/// let region = Region::new(GuestAddress(0), 64 << 20);
+/// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+/// memory.write_obj(1u8, GuestAddress(0x1000))?;
+/// let (span, takes) = residency(&memory)?[0];
+/// assert!(takes.resident >= 4096 && takes.resident < span.size);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn residency<B, M>(memory: &M) -> Result<Vec<(Span, Residency)>, ResidencyError>
+where
+    B: Bitmap,
+    M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
+{
+    let mappings = memory.iter().map(provisioned).collect::<Result<Vec<_>, _>>()?;
+    let fail = |region: Span| move |source: io::Error| ResidencyError::System { region, source };
+    let mut answers = Vec::with_capacity(mappings.len());
+    for mapping in &mappings {
+        let resident = resident(mapping).map_err(fail(mapping.span()))?;
+        answers.push((
+            mapping.span(),
+            Residency {
+                resident,
+                ..Residency::default()
+            },
+        ));
+    }
+    let (Some(first), false) = (answers.first().map(|(span, _)| *span), answers.is_empty()) else {
+        return Ok(answers);
+    };
+    let smaps = fs::read_to_string("/proc/self/smaps").map_err(fail(first))?;
+    let ranges: Vec<Range<usize>> = mappings.iter().map(|mapping| host_range(mapping)).collect();
+    for area in areas(&smaps) {
+        let place = ranges.iter().position(|range| range.contains(&area.start));
+        if let Some((_, answer)) = place.and_then(|place| answers.get_mut(place)) {
+            answer.mapped = answer.mapped.saturating_add(area.mapped);
+            answer.huge = answer.huge.saturating_add(area.huge);
+            answer.swapped = answer.swapped.saturating_add(area.swapped);
+            answer.locked = answer.locked.saturating_add(area.locked);
+        }
+    }
+    Ok(answers)
+}
+
+fn host_range(mapping: &HostMapping) -> Range<usize> {
+    let start = mapping.host_address();
+    start..start.saturating_add(mapping.mapped().len())
+}
+
+/// How many bytes of a mapping are in memory.
+fn resident(mapping: &HostMapping) -> io::Result<u64> {
+    let page = usize::try_from(sys::page_size()).unwrap_or(4096);
+    // A byte for each page, and 1 GiB at a time.
+    let step = 1usize << 30;
+    let len = mapping.mapped().len();
+    let mut pages = vec![0u8; len.min(step).div_ceil(page)];
+    let mut count = 0u64;
+    for offset in (0..len).step_by(step) {
+        let here = len.saturating_sub(offset).min(step);
+        mapping.mapped().resident(offset, here, &mut pages)?;
+        let there = pages.iter().take(here.div_ceil(page));
+        let there = there.filter(|page| *page & 1 != 0).count();
+        count = count.saturating_add(u64::try_from(there).unwrap_or(0));
+    }
+    Ok(count.saturating_mul(sys::page_size()))
+}
+
+/// What smaps says of one area of this process's addresses, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Area {
+    start: usize,
+    mapped: u64,
+    huge: u64,
+    swapped: u64,
+    locked: u64,
+}
+
+/// The areas in the text of a smaps file (proc_pid_smaps(5)): a line with the range of addresses, and lines with a name and KiB.
+fn areas(smaps: &str) -> Vec<Area> {
+    let mut areas: Vec<Area> = Vec::new();
+    for line in smaps.lines() {
+        let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
+        if let Some((start, _)) = first.split_once('-') {
+            if let Ok(start) = usize::from_str_radix(start, 16) {
+                areas.push(Area {
+                    start,
+                    ..Area::default()
+                });
+            }
+            continue;
+        }
+        let number = rest.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+        let (Some(area), Some(bytes)) = (areas.last_mut(), number.and_then(|n| n.checked_mul(1024))) else {
+            continue;
+        };
+        let add = |to: &mut u64| *to = to.saturating_add(bytes);
+        match first {
+            "Rss:" => add(&mut area.mapped),
+            "AnonHugePages:" | "ShmemPmdMapped:" | "FilePmdMapped:" => add(&mut area.huge),
+            "Shared_Hugetlb:" | "Private_Hugetlb:" => {
+                add(&mut area.mapped);
+                add(&mut area.huge);
+            }
+            "Swap:" => add(&mut area.swapped),
+            "Locked:" => add(&mut area.locked),
+            _ => {}
+        }
+    }
+    areas
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn smaps_is_read_area_by_area() {
+        let text = "7f0000000000-7f0000200000 rw-p 00000000 00:00 0    [anon:guest]\n\
+            Size:               2048 kB\n\
+            Rss:                2048 kB\n\
+            AnonHugePages:      2048 kB\n\
+            Swap:                  4 kB\n\
+            Locked:                8 kB\n\
+            VmFlags: rd wr mr mw me ac hg \n\
+            7f0000200000-7f0000600000 rw-s 00000000 00:0f 77   /anon_hugepage (deleted)\n\
+            Rss:                   0 kB\n\
+            Shared_Hugetlb:        0 kB\n\
+            Private_Hugetlb:    4096 kB\n";
+        let first = Area {
+            start: 0x7f00_0000_0000,
+            mapped: 2 << 20,
+            huge: 2 << 20,
+            swapped: 4096,
+            locked: 8192,
+        };
+        let second = Area {
+            start: 0x7f00_0020_0000,
+            mapped: 4 << 20,
+            huge: 4 << 20,
+            ..Area::default()
+        };
+        assert_eq!(areas(text), [first, second]);
+        assert!(areas("nonsense\n12 34\nRss: 5 kB\n").is_empty());
+    }
+}

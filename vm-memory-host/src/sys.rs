@@ -1,0 +1,454 @@
+//! The system calls, and the only `unsafe` of this crate.
+//!
+//! What is handed out is safe to use: a [`Reservation`] owns a range of this process's addresses, a [`Mapped`] owns a part of it that memory is
+//! mapped in, and every call on a part is checked to stay inside.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{Error, Result};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use vm_memory::bitmap::Bitmap;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError, PluggedBlocks};
+use vm_memory::{FileOffset, MmapRegion, VolatileSlice};
+
+use crate::mapping::HostMapping;
+
+/// Protection of memory that a guest has.
+const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+
+/// The size of a page in bytes.
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: asks for a number.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4096)
+}
+
+/// A range of addresses that belongs to nobody else, and in which nothing can be accessed.
+///
+/// ```text
+///   addr                                                    addr + len
+///   ├ guard ┤── region ──┤── region ──┤ … ├── region ──┤ guard ┤
+/// ```
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    addr: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the pointer is to memory that belongs to no thread. It is used for system calls, and for accesses by the functions of vm-memory, which
+// are made for many threads.
+unsafe impl Send for Reservation {}
+// SAFETY: as above; nothing of it can be changed through `&Reservation`.
+unsafe impl Sync for Reservation {}
+
+impl Reservation {
+    /// Reserves `len` bytes, of which the byte at `offset` has an address that leaves `rest` when divided by `align`, a power of two.
+    fn new(len: usize, offset: usize, align: usize, rest: usize) -> Result<Self> {
+        let too_large = || Error::from_raw_os_error(libc::ENOMEM);
+        let more = len.checked_add(align).ok_or_else(too_large)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: without MAP_FIXED, a new mapping replaces none that is there.
+        let addr = unsafe { libc::mmap(null_mut(), more, libc::PROT_NONE, flags, -1, 0) };
+        if addr == libc::MAP_FAILED {
+            return Err(Error::last_os_error());
+        }
+        let addr: *mut u8 = addr.cast();
+        // How far the byte at `offset` is from such an address: less than `align`.
+        let ahead = rest.wrapping_sub(addr.addr().wrapping_add(offset)) & align.wrapping_sub(1);
+        let reservation = Self {
+            addr: addr.wrapping_add(ahead),
+            len,
+        };
+        let behind = more.saturating_sub(ahead).saturating_sub(len);
+        // What is left on both sides. If the system refuses, some addresses stay reserved, and nothing else.
+        for (addr, len) in [(addr, ahead), (reservation.addr.wrapping_add(len), behind)] {
+            if len != 0 {
+                // SAFETY: the range is a part of the mapping that was just made, and not of `reservation`; nobody knows of it.
+                let _ = unsafe { libc::munmap(addr.cast(), len) };
+            }
+        }
+        Ok(reservation)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: the range is this reservation's own, and nothing is mapped in it any more: each `Mapped` keeps the reservation.
+        let _ = unsafe { libc::munmap(self.addr.cast(), self.len) };
+    }
+}
+
+/// A reservation that parts are being mapped in, from its start to its end.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    reservation: Arc<Reservation>,
+    /// Where the part that comes next begins.
+    next: usize,
+}
+
+/// What is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source<'a> {
+    /// Zeroes of this process's own.
+    Anonymous,
+    /// A file.
+    File {
+        file: &'a File,
+        offset: u64,
+        /// Whether others see what is written.
+        shared: bool,
+        /// Whether pages of a pool are set aside for all of it.
+        set_aside: bool,
+    },
+}
+
+impl Reserved {
+    /// Reserves `len` bytes and a guard of `guard` bytes before and behind. The address of the first byte leaves `rest` when divided by `align`, a
+    /// power of two.
+    pub(crate) fn new(len: usize, guard: usize, align: usize, rest: usize) -> Result<Self> {
+        let with_guards = guard.checked_mul(2).and_then(|guards| len.checked_add(guards));
+        let with_guards = with_guards.ok_or_else(|| Error::from_raw_os_error(libc::ENOMEM))?;
+        let reservation = Arc::new(Reservation::new(with_guards, guard, align, rest)?);
+        Ok(Self {
+            reservation,
+            next: guard,
+        })
+    }
+
+    /// Maps the next `len` bytes.
+    pub(crate) fn map(&mut self, len: usize, source: Source<'_>) -> Result<Mapped> {
+        let end = self.next.checked_add(len);
+        let end = end.filter(|end| *end <= self.reservation.len);
+        let end = end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
+        let mapped = Mapped {
+            reservation: Arc::clone(&self.reservation),
+            offset: self.next,
+            len,
+        };
+        map_over(mapped.addr(), len, source)?;
+        self.next = end;
+        Ok(mapped)
+    }
+}
+
+/// Maps over a range of addresses that belongs to the caller.
+///
+/// It is private to this module, and called for parts of reservations only.
+fn map_over(addr: *mut u8, len: usize, source: Source<'_>) -> Result<()> {
+    let (flags, fd, offset) = match source {
+        Source::Anonymous => (
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        ),
+        Source::File {
+            file,
+            offset,
+            shared,
+            set_aside,
+        } => {
+            let kind = if shared {
+                libc::MAP_SHARED
+            } else {
+                libc::MAP_PRIVATE
+            };
+            let reserve = if set_aside { 0 } else { libc::MAP_NORESERVE };
+            // An offset past the greatest one is negative here, and refused by the system.
+            (kind | reserve, file.as_raw_fd(), offset.cast_signed())
+        }
+    };
+    let flags = flags | libc::MAP_FIXED;
+    // SAFETY: the range lies in a reservation (`Reserved::map`, `Mapped::replace`), whose addresses are its own; what is replaced is the
+    // reservation itself or a part that the caller owns, which stays mapped and accessible.
+    let answer = unsafe { libc::mmap(addr.cast(), len, READ_WRITE, flags, fd, offset) };
+    if answer == libc::MAP_FAILED {
+        return Err(Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Memory that is mapped in a part of a reservation. When it is dropped, the part goes back to the reservation.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    reservation: Arc<Reservation>,
+    /// Where in the reservation it begins.
+    offset: usize,
+    len: usize,
+}
+
+/// What `madvise(2)` is told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Advice {
+    HugePages,
+    NoHugePages,
+    Mergeable,
+    NoDump,
+    NoFork,
+    /// Gives the pages back.
+    DontNeed,
+    /// The same where pages are locked (Linux 5.18).
+    DontNeedLocked,
+    /// Makes pages present for writing (Linux 5.14).
+    PopulateWrite,
+    /// Makes pages present for reading.
+    PopulateRead,
+}
+
+/// The policy of `mbind(2)`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum NodePolicy {
+    Bind,
+    Preferred,
+    Interleave,
+}
+
+impl Mapped {
+    fn addr(&self) -> *mut u8 {
+        self.reservation.addr.wrapping_add(self.offset)
+    }
+
+    /// Where it begins in this process.
+    pub(crate) fn host_address(&self) -> usize {
+        self.addr().addr()
+    }
+
+    /// Its length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The address of a part; `EINVAL` if it is none.
+    fn part(&self, offset: usize, len: usize) -> Result<*mut u8> {
+        let end = offset.checked_add(len).filter(|end| *end <= self.len);
+        end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
+        Ok(self.addr().wrapping_add(offset))
+    }
+
+    /// `madvise(2)` of a part.
+    pub(crate) fn advise(&self, offset: usize, len: usize, advice: Advice) -> Result<()> {
+        let advice = match advice {
+            Advice::HugePages => libc::MADV_HUGEPAGE,
+            Advice::NoHugePages => libc::MADV_NOHUGEPAGE,
+            Advice::Mergeable => libc::MADV_MERGEABLE,
+            Advice::NoDump => libc::MADV_DONTDUMP,
+            Advice::NoFork => libc::MADV_DONTFORK,
+            Advice::DontNeed => libc::MADV_DONTNEED,
+            Advice::DontNeedLocked => MADV_DONTNEED_LOCKED,
+            Advice::PopulateWrite => libc::MADV_POPULATE_WRITE,
+            Advice::PopulateRead => libc::MADV_POPULATE_READ,
+        };
+        let addr = self.part(offset, len)?;
+        // SAFETY: the range is this mapping's. No advice unmaps it or takes its protection; those that change its bytes make them zeroes, or
+        // those of the file, as a guest that writes at any time could.
+        check(unsafe { libc::madvise(addr.cast(), len, advice) })
+    }
+
+    /// Maps zeroes of this process's own in place of a part of what is mapped.
+    pub(crate) fn replace(&self, offset: usize, len: usize) -> Result<()> {
+        map_over(self.part(offset, len)?, len, Source::Anonymous)
+    }
+
+    /// Takes away or gives back what a part permits.
+    pub(crate) fn protect(&self, offset: usize, len: usize, accessible: bool) -> Result<()> {
+        let addr = self.part(offset, len)?;
+        let protection = if accessible { READ_WRITE } else { libc::PROT_NONE };
+        // SAFETY: the range is this mapping's. What cannot be accessed any more is not lent: `PluggedBlocks` are asked first; an access that was
+        // under way is answered with a signal, which is no undefined behaviour, and an error where `fault` is installed.
+        check(unsafe { libc::mprotect(addr.cast(), len, protection) })
+    }
+
+    /// Locks a part: now, or each page when it is first there.
+    pub(crate) fn lock(&self, offset: usize, len: usize, on_fault: bool) -> Result<()> {
+        let flags = if on_fault { libc::MLOCK_ONFAULT } else { 0 };
+        let addr = self.part(offset, len)?;
+        // SAFETY: locking changes no bytes.
+        check(unsafe { libc::mlock2(addr.cast(), len, flags) })
+    }
+
+    /// Gives a part a name in /proc/self/maps (Linux 5.17; of shared anonymous memory 6.2).
+    pub(crate) fn name(&self, offset: usize, len: usize, name: &CStr) -> Result<()> {
+        let addr = self.part(offset, len)?;
+        let (set, what) = (libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME);
+        // SAFETY: the kernel reads the name, up to its end; the mapping's bytes do not change.
+        check(unsafe { libc::prctl(set, what, addr, len, name.as_ptr()) })
+    }
+
+    /// Sets on which nodes a part takes its pages. `mask` has a bit for each.
+    pub(crate) fn bind(&self, offset: usize, len: usize, policy: NodePolicy, mask: &[u64]) -> Result<()> {
+        let mode = match policy {
+            NodePolicy::Preferred => libc::MPOL_PREFERRED,
+            NodePolicy::Bind => libc::MPOL_BIND,
+            NodePolicy::Interleave => libc::MPOL_INTERLEAVE,
+        };
+        let addr = self.part(offset, len)?;
+        // One more than there are bits: the kernel counts from one (mbind(2), "BUGS" of get_mempolicy(2)).
+        let bits = mask.len().saturating_mul(64).saturating_add(1);
+        // SAFETY: the kernel reads `bits - 1` bits at `mask`, which are there; the mapping's bytes do not change.
+        let answer = unsafe { libc::syscall(libc::SYS_mbind, addr, len, mode, mask.as_ptr(), bits, 0) };
+        check(libc::c_int::try_from(answer).unwrap_or(-1))
+    }
+
+    /// For each page of a part, whether it is in memory; `pages` is as long as there are.
+    pub(crate) fn resident(&self, offset: usize, len: usize, pages: &mut [u8]) -> Result<()> {
+        let page = usize::try_from(page_size()).unwrap_or(4096);
+        if pages.len() < len.div_ceil(page) {
+            return Err(Error::from_raw_os_error(libc::EINVAL));
+        }
+        let addr = self.part(offset, len)?;
+        // SAFETY: the kernel writes a byte for each page of the range, and `pages` has as many (just checked).
+        check(unsafe { libc::mincore(addr.cast(), len, pages.as_mut_ptr()) })
+    }
+
+    /// Writes zeroes to a part.
+    pub(crate) fn zero(&self, offset: usize, len: usize) -> Result<()> {
+        let addr = self.part(offset, len)?;
+        // SAFETY: the range is mapped as long as `self` is there, which outlives `slice`, and no reference of Rust's covers it.
+        let slice = unsafe { VolatileSlice::new(addr, len) };
+        slice.fill_with_byte(0).map_err(Error::other)
+    }
+
+    /// Makes a region of vm-memory of the whole mapping, which `owner` has.
+    pub(crate) fn region<B: Bitmap>(
+        owner: &Arc<HostMapping>,
+        file: Option<FileOffset>,
+        hugetlb: bool,
+        blocks: Option<Arc<PluggedBlocks>>,
+        bitmap: B,
+    ) -> std::result::Result<MmapRegion<B>, MmapRegionError> {
+        let mapped = owner.mapped();
+        let shared = owner.is_shared();
+        let anonymous = if file.is_none() { libc::MAP_ANONYMOUS } else { 0 };
+        let kind = if shared {
+            libc::MAP_SHARED
+        } else {
+            libc::MAP_PRIVATE
+        };
+        let mut builder = MmapRegionBuilder::new_with_bitmap(mapped.len, bitmap)
+            .with_mmap_prot(READ_WRITE)
+            .with_mmap_flags(kind | anonymous | libc::MAP_NORESERVE)
+            .with_hugetlbfs(hugetlb)
+            .with_owner(Arc::clone(owner));
+        if let Some(file) = file {
+            builder = builder.with_file_offset(file);
+        }
+        if let Some(blocks) = blocks {
+            builder = builder.with_plugged_blocks(blocks);
+        }
+        // SAFETY: 1. `mapped` is as long as the region, and was mapped with its protection; what `protect` takes away, `PluggedBlocks` keep
+        // accesses from. 2. It stays in place while `owner` lives, which has it by value and does not give it out, and the region keeps
+        // `owner`. 3. It is accessed through vm-memory only, so that no reference of Rust's covers it.
+        let builder = unsafe { builder.with_raw_mmap_pointer(mapped.addr()) };
+        builder.build()
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // The part becomes what it was, so that nobody else is given its addresses while the reservation has its others.
+        // SAFETY: the range is this mapping's, and `self` is the last that knows of it: a region that was made of it keeps its owner.
+        let answer = unsafe { libc::mmap(self.addr().cast(), self.len, libc::PROT_NONE, flags, -1, 0) };
+        if answer == libc::MAP_FAILED {
+            // No room for another mapping in the kernel's table; give the pages back at least, and leave the addresses to `Reservation`.
+            // SAFETY: as above; the bytes are nobody's any more.
+            let _ = unsafe { libc::madvise(self.addr().cast(), self.len, libc::MADV_DONTNEED) };
+        }
+    }
+}
+
+/// `MADV_DONTNEED_LOCKED` (Linux `include/uapi/asm-generic/mman-common.h`, since 5.18).
+const MADV_DONTNEED_LOCKED: libc::c_int = 24;
+
+/// Makes an anonymous file of `len` bytes: of ordinary pages, or of huge ones of `huge` bytes. It can be sealed.
+pub(crate) fn memfd(name: &CStr, len: u64, huge: Option<u64>) -> Result<File> {
+    let mut flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    if let Some(size) = huge {
+        // The size as a power of two, at bit 26 (memfd_create(2), "MFD_HUGE_2MB").
+        flags |= libc::MFD_HUGETLB
+            | size
+                .trailing_zeros()
+                .wrapping_shl(libc::MAP_HUGE_SHIFT.unsigned_abs());
+    }
+    // SAFETY: the kernel reads the name, up to its end.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+    check(fd)?;
+    // SAFETY: the descriptor is new, and nobody else has it.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    file.set_len(len)?;
+    Ok(file)
+}
+
+/// Seals a memfd: nobody can change its length any more, nor its seals.
+pub(crate) fn seal_length(file: &File) -> Result<()> {
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: changes flags of a file.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })
+}
+
+/// What `fstatfs(2)` says of a file: the kind of its file system, and the size of its blocks, which on hugetlbfs is that of its pages.
+pub(crate) fn file_system(file: &File) -> Result<(i128, u64)> {
+    let mut answer = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: `answer` has room for what fstatfs(2) writes.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), answer.as_mut_ptr()) })?;
+    // SAFETY: zeroes are a valid `statfs`, and the call has succeeded in filling it.
+    let answer = unsafe { answer.assume_init() };
+    // The fields are of different types for different targets.
+    let (kind, block_size) = (i128::from(answer.f_type), i128::from(answer.f_bsize));
+    Ok((kind, u64::try_from(block_size).unwrap_or(0)))
+}
+
+/// The kind of file system that hugetlbfs is (`HUGETLBFS_MAGIC`, Linux `include/uapi/linux/magic.h`).
+pub(crate) const HUGETLBFS: i128 = 0x958458f6;
+/// The kind of file system that tmpfs is, and with it a memfd (`TMPFS_MAGIC`).
+pub(crate) const TMPFS: i128 = 0x01021994;
+
+/// Gives pages of a file back: they read as zeroes. Its length stays.
+pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> Result<()> {
+    allocate(
+        file,
+        libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+        offset,
+        len,
+    )
+}
+
+/// Takes pages for a range of a file, where there are none.
+pub(crate) fn take_pages(file: &File, offset: u64, len: u64) -> Result<()> {
+    allocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
+}
+
+fn allocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> Result<()> {
+    let invalid = |_| Error::from_raw_os_error(libc::EINVAL);
+    let offset = libc::off_t::try_from(offset).map_err(invalid)?;
+    let len = libc::off_t::try_from(len).map_err(invalid)?;
+    loop {
+        // SAFETY: changes a file; memory that is mapped from it stays mapped, and its bytes may change at any time anyway.
+        match check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }) {
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            answer => return answer,
+        }
+    }
+}
+
+/// How many bytes this process may lock; `None` for as many as it likes.
+pub(crate) fn lock_limit() -> Option<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` has room for what getrlimit(2) writes.
+    let answer = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+    (answer == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+fn check(answer: libc::c_int) -> Result<()> {
+    if answer < 0 {
+        Err(Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
