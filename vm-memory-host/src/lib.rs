@@ -17,7 +17,7 @@
 //! ```
 //!
 //! What is built is an ordinary [`GuestMemoryMmap`](vm_memory::GuestMemoryMmap): it can be put behind an IOMMU, swapped by
-//! [`GuestMemoryAtomic`](vm_memory::atomic::GuestMemoryAtomic), and its regions can be parts of other maps. A region carries what this crate knows of it,
+//! `GuestMemoryAtomic`, and its regions can be parts of other maps. A region carries what this crate knows of it,
 //! so that all functions work on any map that has it, and it is unmapped when the last map drops it: whole regions come and go by the swap of
 //! the map.
 //!

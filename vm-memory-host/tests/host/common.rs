@@ -1,0 +1,158 @@
+//! What several of these tests need.
+
+use std::fs::{self, File};
+use std::num::NonZeroU64;
+
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory_host::{huge_page_pools, provisioned, residency, Backing, BuildError, MemoryBuilder, Region};
+
+pub(crate) type Memory = GuestMemoryMmap<AtomicBitmap>;
+
+pub(crate) const PAGE: u64 = 4096;
+pub(crate) const MIB: u64 = 1 << 20;
+/// The huge pages of these tests.
+pub(crate) const HUGE: u64 = 2 * MIB;
+
+pub(crate) fn build(region: Region) -> Result<Memory, BuildError> {
+    MemoryBuilder::new().region(region).build()
+}
+
+/// The only region's memory in this process, as a number.
+pub(crate) fn host(memory: &Memory) -> usize {
+    provisioned(memory.iter().next().unwrap()).unwrap().host_address()
+}
+
+/// How many bytes of the only region are in memory.
+pub(crate) fn resident(memory: &Memory) -> u64 {
+    residency(memory).unwrap()[0].1.resident
+}
+
+/// A file with a pattern, by the number of its page in each of its bytes.
+pub(crate) fn patterned_file(pages: u64) -> File {
+    let file = tempfile::tempfile().unwrap();
+    let bytes: Vec<u8> = (0..pages)
+        .flat_map(|page| [page_byte(page); PAGE as usize])
+        .collect();
+    std::io::Write::write_all(&mut &file, &bytes).unwrap();
+    file
+}
+
+pub(crate) fn page_byte(page: u64) -> u8 {
+    (page % 255) as u8 + 1
+}
+
+/// The bytes of a page of guest memory, if they are all the same.
+pub(crate) fn page_of(memory: &Memory, addr: u64) -> Option<u8> {
+    let mut bytes = [0; PAGE as usize];
+    memory.read_slice(&mut bytes, GuestAddress(addr)).unwrap();
+    bytes.iter().all(|byte| *byte == bytes[0]).then_some(bytes[0])
+}
+
+/// Writes a byte to every page of a range.
+pub(crate) fn fill(memory: &Memory, addr: u64, len: u64, byte: u8) {
+    for page in (addr..addr + len).step_by(PAGE as usize) {
+        memory
+            .write_slice(&[byte; PAGE as usize], GuestAddress(page))
+            .unwrap();
+    }
+}
+
+/// What /proc/self/smaps says of the area that begins at an address.
+pub(crate) fn smaps(start: usize) -> String {
+    let text = fs::read_to_string("/proc/self/smaps").unwrap();
+    let head = format!("{start:x}-");
+    let mut lines = text.lines().skip_while(|line| !line.starts_with(&head));
+    let first = lines.next().expect("there is such an area").to_owned();
+    let more = lines.take_while(|line| line.split(' ').next().is_some_and(|word| word.ends_with(':')));
+    more.fold(first, |all, line| all + "\n" + line)
+}
+
+/// Whether an area has a flag of proc_pid_smaps(5), "VmFlags".
+pub(crate) fn has_flag(start: usize, flag: &str) -> bool {
+    let area = smaps(start);
+    let flags = area.lines().find_map(|line| line.strip_prefix("VmFlags:"));
+    flags
+        .expect("the kernel tells flags")
+        .split(' ')
+        .any(|word| word == flag)
+}
+
+/// Huge pages of 2 MiB, held for one test; the number in the pool is put back at the end. Tests of all programs take turns.
+pub(crate) struct HugePages {
+    before: u64,
+    _turn: File,
+}
+
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
+
+impl HugePages {
+    /// Makes sure that exactly so many are free. Says so aloud if that cannot be.
+    pub(crate) fn reserve(count: u64, test: &str) -> Option<Self> {
+        let turn = File::create("/tmp/vm-memory-hugepages.lock").unwrap();
+        turn.lock().unwrap();
+        let skip = |why: String| {
+            println!("SKIPPED: {test}: {why}");
+            None
+        };
+        let before: u64 = match fs::read_to_string(POOL).map(|text| text.trim().parse()) {
+            Ok(Ok(number)) => number,
+            other => return skip(format!("no pool of huge pages: {other:?}")),
+        };
+        let pages = Self { before, _turn: turn };
+        let used = pool().map_or(0, |(total, free)| total - free);
+        if let Err(error) = fs::write(POOL, format!("{}", used + count)) {
+            return skip(format!("the pool of huge pages cannot be changed: {error}"));
+        }
+        match pool() {
+            Some((_, free)) if free == count => Some(pages),
+            other => skip(format!(
+                "{count} huge pages were asked for, and the pool has {other:?}"
+            )),
+        }
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = fs::write(POOL, format!("{}", self.before));
+    }
+}
+
+/// How many huge pages of 2 MiB there are, and how many are free.
+pub(crate) fn pool() -> Option<(u64, u64)> {
+    let pool = huge_page_pools()
+        .into_iter()
+        .find(|pool| pool.page_size == HUGE)?;
+    Some((pool.total, pool.free))
+}
+
+/// A region of each kind of backing, of `size` bytes at `start`; hugetlb only where `huge` says that there are pages.
+pub(crate) fn of_each_kind(start: u64, size: u64, huge: bool) -> Vec<(&'static str, Region)> {
+    let region = |backing| Region::new(GuestAddress(start), size).backing(backing);
+    let file = || patterned_file(size / PAGE + 1);
+    let mut all = vec![
+        ("anonymous", region(Backing::Anonymous)),
+        ("memfd", region(Backing::Memfd)),
+        ("shared file", region(Backing::shared_file(file(), PAGE))),
+        ("private file", region(Backing::private_file(file(), PAGE))),
+    ];
+    if huge {
+        all.push(("hugetlb", region(Backing::Hugetlb { page_size: HUGE })));
+    }
+    all
+}
+
+/// How much of what is given back may stay in memory, as zeroes: the cache of a disk's file has folios of up to 2 MiB, and one that is being written
+/// is not cut where a hole begins or ends in it.
+pub(crate) fn kept_at_edges(kind: &str) -> u64 {
+    if kind == "shared file" {
+        2 * HUGE
+    } else {
+        0
+    }
+}
+
+pub(crate) fn blocks(size: u64) -> NonZeroU64 {
+    NonZeroU64::new(size).unwrap()
+}

@@ -1,0 +1,229 @@
+//! Pages that are given back read as zeroes, and are not in memory any more.
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::common::*;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory_host::{
+    discard, prefault, Backing, ChangeError, Lock, MemoryBuilder, Region, Sharing, TransparentHugePages,
+};
+
+const START: u64 = 64 * MIB;
+const SIZE: u64 = 16 * MIB;
+
+#[test]
+fn each_backing_gives_its_pages_back_as_zeroes() {
+    let pages = HugePages::reserve(SIZE / HUGE, "giving hugetlb back");
+    for (kind, region) in of_each_kind(START, SIZE, pages.is_some()) {
+        let memory = build(region).unwrap();
+        fill(&memory, START, SIZE, 0x5a);
+        let region = memory.iter().next().unwrap();
+        region.get_mmap().bitmap().get_and_reset();
+        let before = resident(&memory);
+        assert_eq!(before, SIZE, "{kind}");
+        let (from, len) = (START + HUGE, 6 * HUGE);
+        assert_eq!(discard(&memory, GuestAddress(from), len).unwrap(), len, "{kind}");
+        let after = resident(&memory);
+        assert!(
+            after >= before - len && after <= before - len + kept_at_edges(kind),
+            "{kind}: {after:#x}"
+        );
+        for page in (START..START + SIZE).step_by(PAGE as usize) {
+            let gone = (from..from + len).contains(&page);
+            assert_eq!(
+                page_of(&memory, page),
+                Some(if gone { 0 } else { 0x5a }),
+                "{kind}, page {page:#x}"
+            );
+        }
+        // Their bytes are others now.
+        let dirty = region
+            .get_mmap()
+            .bitmap()
+            .get_and_reset()
+            .iter()
+            .map(|word| word.count_ones())
+            .sum::<u32>();
+        assert_eq!(u64::from(dirty), len / PAGE, "{kind}");
+        // And they can be used again.
+        fill(&memory, from, len, 0x77);
+        assert_eq!(page_of(&memory, from + len - PAGE), Some(0x77));
+    }
+}
+
+/// Memory that is locked, named, never huge and not dumped is so again after pages of its file were replaced.
+#[test]
+fn what_was_replaced_is_as_it_was_asked_for() {
+    let file = patterned_file(SIZE / PAGE);
+    let region = Region::new(GuestAddress(START), SIZE)
+        .backing(Backing::private_file(file, 0))
+        .core_dump(false)
+        .forked(false)
+        .transparent_huge_pages(TransparentHugePages::Off)
+        .lock(Lock::OnFault);
+    let memory = build(region).unwrap();
+    discard(&memory, GuestAddress(START + MIB), MIB).unwrap();
+    for flag in ["dd", "dc", "nh", "lo"] {
+        assert!(has_flag(host(&memory) + MIB as usize, flag), "{flag}");
+    }
+    // The second time there are pages of its own to give back, which are locked.
+    fill(&memory, START + MIB, MIB, 3);
+    assert_eq!(discard(&memory, GuestAddress(START + MIB), MIB).unwrap(), MIB);
+    assert_eq!(page_of(&memory, START + MIB), Some(0));
+}
+
+#[test]
+fn locked_memory_can_be_given_back() {
+    for region in [
+        Region::new(GuestAddress(0), MIB).lock(Lock::Now),
+        Region::new(GuestAddress(0), MIB)
+            .lock(Lock::OnFault)
+            .backing(Backing::Memfd),
+    ] {
+        let memory = build(region).unwrap();
+        fill(&memory, 0, MIB, 1);
+        assert_eq!(discard(&memory, GuestAddress(0), MIB).unwrap(), MIB);
+        assert_eq!(resident(&memory), 0);
+        assert_eq!(page_of(&memory, 0), Some(0));
+    }
+}
+
+#[test]
+fn a_hole_punched_in_shared_memory_is_one_for_all_who_map_it() {
+    let file = Arc::new(patterned_file(16));
+    let view = || {
+        let backing = Backing::File {
+            file: Arc::clone(&file),
+            offset: 4 * PAGE,
+            sharing: Sharing::Shared,
+        };
+        build(Region::new(GuestAddress(0), 8 * PAGE).backing(backing)).unwrap()
+    };
+    let (one, other) = (view(), view());
+    discard(&one, GuestAddress(PAGE), PAGE).unwrap();
+    assert_eq!(
+        (page_of(&other, PAGE), page_of(&other, 0)),
+        (Some(0), Some(page_byte(4)))
+    );
+    assert_eq!(file.metadata().unwrap().len(), 16 * PAGE);
+}
+
+#[test]
+fn what_is_no_range_of_pages_changes_nothing() {
+    let pages = HugePages::reserve(1, "a part of a huge page");
+    let mut builder = MemoryBuilder::new()
+        .region(Region::new(GuestAddress(0), MIB))
+        .region(Region::new(GuestAddress(2 * MIB), MIB).backing(Backing::Memfd));
+    if pages.is_some() {
+        builder = builder
+            .region(Region::new(GuestAddress(8 * MIB), HUGE).backing(Backing::Hugetlb { page_size: HUGE }));
+    }
+    let memory: Memory = builder.build().unwrap();
+    fill(&memory, 0, MIB, 1);
+    let refused = |addr: u64, len: u64| discard(&memory, GuestAddress(addr), len).unwrap_err();
+    assert!(matches!(refused(0, MIB + PAGE), ChangeError::Hole { addr } if addr == MIB));
+    assert!(matches!(refused(0, u64::MAX), ChangeError::Hole { addr } if addr == MIB));
+    assert!(matches!(refused(u64::MAX, 2), ChangeError::PastTop { .. }));
+    assert!(matches!(refused(1, PAGE), ChangeError::Unaligned { granularity, .. } if granularity == PAGE));
+    assert!(matches!(refused(0, PAGE + 1), ChangeError::Unaligned { .. }));
+    if pages.is_some() {
+        let error = refused(8 * MIB, PAGE);
+        assert_eq!(
+            error.to_string(),
+            "region 00800000-009fffff: 0x1000 bytes at 0x800000 are not whole pages of 0x200000 bytes"
+        );
+    }
+    assert_eq!(page_of(&memory, 0), Some(1));
+    assert_eq!(discard(&memory, GuestAddress(5), 0).unwrap(), 0);
+
+    let foreign = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let error = discard(&foreign, GuestAddress(0), 0x1000).unwrap_err();
+    assert!(matches!(error, ChangeError::NotProvisioned(_)), "{error}");
+    let error = prefault(&foreign, NonZeroUsize::MIN, |_| ControlFlow::Continue(())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "region 00000000-00000fff: was not built by vm-memory-host"
+    );
+}
+
+/// A guest that gives every second page back cannot use up the kernel's table of mappings; its pages are zeroes all the same.
+#[test]
+fn a_guest_that_gives_back_in_thousands_of_places_keeps_some() {
+    let pages = 10_000;
+    let region =
+        Region::new(GuestAddress(0), pages * PAGE).backing(Backing::private_file(patterned_file(pages), 0));
+    let memory = build(region).unwrap();
+    let areas = || {
+        std::fs::read_to_string("/proc/self/maps")
+            .unwrap()
+            .lines()
+            .count()
+    };
+    let before = areas();
+    let mut given_back = 0;
+    for page in (0..pages).step_by(2) {
+        given_back += discard(&memory, GuestAddress(page * PAGE), PAGE).unwrap();
+        assert_eq!(page_of(&memory, page * PAGE), Some(0));
+        assert_eq!(page_of(&memory, (page + 1) * PAGE), Some(page_byte(page + 1)));
+    }
+    assert_eq!(given_back, 4096 * PAGE);
+    assert!(areas() - before < 8300, "{} areas more", areas() - before);
+    // What joins ranges is given back again.
+    assert_eq!(discard(&memory, GuestAddress(PAGE), PAGE).unwrap(), PAGE);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Against the bytes that there must be: a discard is a write of zeroes, on every backing.
+    #[test]
+    fn discards_are_writes_of_zeroes(
+        kind in 0usize..4,
+        steps in prop::collection::vec((any::<bool>(), 0u64..40, 1u64..12, any::<u8>()), 1..40),
+    ) {
+        let pages = 48u64;
+        let (name, region) = of_each_kind(0, pages * PAGE, false).swap_remove(kind);
+        let memory = build(region).unwrap();
+        let file = name.contains("file");
+        let mut model: Vec<u8> = (0..pages).map(|page| if file { page_byte(page + 1) } else { 0 }).collect();
+        for (give_back, first, count, byte) in steps {
+            let count = count.min(pages - first);
+            if give_back {
+                prop_assert_eq!(discard(&memory, GuestAddress(first * PAGE), count * PAGE).unwrap(), count * PAGE);
+            } else {
+                fill(&memory, first * PAGE, count * PAGE, byte);
+            }
+            model[first as usize..(first + count) as usize].fill(if give_back { 0 } else { byte });
+            for page in 0..pages {
+                prop_assert_eq!(page_of(&memory, page * PAGE), Some(model[page as usize]), "{}, page {}", name, page);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_range_over_several_regions_is_one_call() {
+    let memory: Memory = MemoryBuilder::new()
+        .region(Region::new(GuestAddress(0), MIB))
+        .region(Region::new(GuestAddress(MIB), MIB).backing(Backing::Memfd))
+        .region(
+            Region::new(GuestAddress(2 * MIB), MIB).backing(Backing::private_file(patterned_file(256), 0)),
+        )
+        .build()
+        .unwrap();
+    fill(&memory, 0, 3 * MIB, 8);
+    let middle = GuestAddress(MIB / 2);
+    assert_eq!(discard(&memory, middle, 2 * MIB).unwrap(), 2 * MIB);
+    for page in (0..3 * MIB).step_by(PAGE as usize) {
+        let gone = (MIB / 2..MIB / 2 + 2 * MIB).contains(&page);
+        assert_eq!(
+            page_of(&memory, page),
+            Some(if gone { 0 } else { 8 }),
+            "page {page:#x}"
+        );
+    }
+    assert!(memory.read_obj::<u8>(GuestAddress(3 * MIB)).is_err());
+}

@@ -1,0 +1,159 @@
+//! What cannot be had is an error that says so.
+
+use std::fs::File;
+
+use super::common::*;
+use vm_memory::GuestAddress;
+use vm_memory_host::{
+    Backing, BuildError, Lock, MemoryBuilder, NumaPolicy, Region, TransparentHugePages, Unplugged,
+};
+
+/// The error of a region, as a user reads it.
+fn message(region: Region) -> String {
+    match build(region) {
+        Ok(_) => "it was built".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn region(start: u64, size: u64) -> Region {
+    Region::new(GuestAddress(start), size)
+}
+
+#[test]
+fn each_has_its_own_message() {
+    let none = MemoryBuilder::new().build::<()>().unwrap_err();
+    assert!(matches!(none, BuildError::NoRegion));
+    let file = |pages| patterned_file(pages);
+    let huge = |start, size| region(start, size).backing(Backing::Hugetlb { page_size: HUGE });
+    let expected = [
+        (region(MIB, 0), "region at 0x100000: its size is 0"),
+        (region(u64::MAX - 0xfff, 0x1000), "region at 0xfffffffffffff000: 0x1000 bytes do not end below 2^64"),
+        (region(0, 0x1001), "region 00000000-00001000: its size, 0x1001, is not a multiple of its pages' 0x1000 bytes"),
+        (region(0x10, 0x1000), "its guest address, 0x10, is not"),
+        (huge(0, 3 * MIB), "its size, 0x300000, is not a multiple of its pages' 0x200000 bytes"),
+        (huge(MIB, HUGE), "its guest address, 0x100000, is not a multiple of its pages' 0x200000 bytes"),
+        (
+            region(0, 3 * MIB).backing(Backing::Hugetlb { page_size: 3 * MIB }),
+            "the machine has no huge pages of 0x300000 bytes, but of 0x200000",
+        ),
+        (
+            region(0, 4 * PAGE).backing(Backing::shared_file(file(4), PAGE)),
+            "region 00000000-00003fff: needs a file of 0x5000 bytes, and it has 0x4000; make it longer (truncate --size=20480)",
+        ),
+        (region(0, PAGE).backing(Backing::shared_file(file(4), 5)), "its offset in the file, 0x5, is not"),
+        (
+            region(0, PAGE).backing(Backing::shared_file(file(4), u64::MAX - 0xfff)),
+            "offset 0xfffffffffffff000 and its size are past the greatest length of a file",
+        ),
+        (
+            region(0, PAGE).backing(Backing::shared_file(File::open("/").unwrap(), 0)),
+            "cannot look at its file: No such device",
+        ),
+        (region(0, PAGE).numa(NumaPolicy::Bind(vec![0, 77])), "the machine has no memory on NUMA node 77, but on [0]"),
+        (region(0, PAGE).numa(NumaPolicy::Interleave(vec![])), "its NUMA policy names no node"),
+        (region(0, PAGE).name("a$b"), "the name \"a$b\" cannot be shown"),
+        (region(0, PAGE).name("x".repeat(80)), "cannot be shown in /proc/self/maps"),
+        (region(0, PAGE).name("n").backing(Backing::shared_file(file(4), 0)), "a file is called by its path"),
+        (region(0, PAGE).mergeable(true).backing(Backing::Memfd), "only private memory can have its pages merged"),
+        (
+            region(0, HUGE)
+                .transparent_huge_pages(TransparentHugePages::On)
+                .backing(Backing::private_file(patterned_file(512), 0)),
+            "leave transparent huge pages",
+        ),
+        (
+            region(0, 4 * MIB).blocks(blocks(MIB), Unplugged::Mapped).lock(Lock::Now),
+            "blocks that are not plugged cannot be locked now",
+        ),
+        (region(0, 4 * MIB).blocks(blocks(3 * MIB), Unplugged::Mapped), "its size, with its blocks,, 0x400000"),
+        (region(0, 4 * PAGE).blocks(blocks(0x800), Unplugged::Mapped), "its size of a block, 0x800"),
+        (
+            region(0, 0x3000).blocks(blocks(0x3000), Unplugged::Mapped),
+            "0x3000 bytes are no size of a block: it is not a power of two",
+        ),
+        (region(0, 1 << 47), "cannot reserve addresses of this process: "),
+    ];
+    for (region, start) in expected {
+        let shown = format!("{region:?}");
+        // Files that are not on a disk have another reason not to be huge.
+        let message = message(region);
+        assert!(
+            message.contains(start)
+                || (start.starts_with("leave trans") && message.contains("transparent huge pages")),
+            "{shown}:\n{message}\nlacks\n{start}"
+        );
+    }
+}
+
+#[test]
+fn regions_that_overlap_are_named() {
+    for (one, other) in [
+        ((0, 2 * MIB), (MIB, MIB)),
+        ((MIB, MIB), (0, 2 * MIB)),
+        ((0, MIB), (0, PAGE)),
+    ] {
+        let error = MemoryBuilder::new()
+            .region(region(one.0, one.1))
+            .region(region(other.0, other.1))
+            .build::<()>()
+            .unwrap_err();
+        assert!(matches!(error, BuildError::Overlap { .. }), "{error}");
+    }
+    // The last page of the address space cannot be a region's: its end is no address.
+    let error = MemoryBuilder::new()
+        .region(region(0, MIB))
+        .region(region(u64::MAX - 0xffff, 0x10000))
+        .build::<()>()
+        .unwrap_err();
+    assert!(matches!(error, BuildError::PastTop { .. }), "{error}");
+}
+
+#[test]
+fn a_pool_that_is_too_small_is_told_with_its_size() {
+    let Some(_pages) = HugePages::reserve(2, "an empty pool") else {
+        return;
+    };
+    let huge = region(0, 3 * HUGE).backing(Backing::Hugetlb { page_size: HUGE });
+    let message = message(huge.clone());
+    assert_eq!(
+        message,
+        "region 00000000-005fffff: wants 3 huge pages of 0x200000 bytes, 2 are free; \
+        add 1 to /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+    );
+    assert_eq!(pool().unwrap().1, 2);
+    // The pages are promised when it is built, not when they are used.
+    let two = build(region(0, 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE })).unwrap();
+    assert_eq!(pool().unwrap().1, 0);
+    assert!(build(region(0, HUGE).backing(Backing::Hugetlb { page_size: HUGE })).is_err());
+    fill(&two, 0, 2 * HUGE, 1);
+    drop(two);
+    assert_eq!(pool().unwrap().1, 2);
+    let bound = region(0, 2 * HUGE)
+        .backing(Backing::Hugetlb { page_size: HUGE })
+        .numa(NumaPolicy::Bind(vec![0]));
+    match build(bound) {
+        Ok(bound) => assert_eq!(resident(&bound), 2 * HUGE),
+        Err(error) => println!("SKIPPED: huge pages of one node: {error}"),
+    }
+}
+
+/// A file that can only be read cannot be shared for writing, and can be copied.
+#[test]
+fn a_file_that_is_open_for_reading_can_be_private_only() {
+    let path = tempfile::NamedTempFile::new().unwrap();
+    path.as_file().set_len(4 * PAGE).unwrap();
+    let open = || File::open(path.path()).unwrap();
+    let message = message(region(0, 4 * PAGE).backing(Backing::shared_file(open(), 0)));
+    assert!(
+        message.contains("cannot be mapped: Permission denied"),
+        "{message}"
+    );
+    assert!(
+        message.contains("open the file for reading, and for writing if it is shared"),
+        "{message}"
+    );
+    let memory = build(region(0, 4 * PAGE).backing(Backing::private_file(open(), 0))).unwrap();
+    fill(&memory, 0, PAGE, 9);
+    assert_eq!(page_of(&memory, 0), Some(9));
+}
