@@ -11,6 +11,7 @@ mod layout;
 mod limit;
 mod new_abilities;
 mod plot;
+mod provision;
 mod report;
 mod rows;
 mod shapes;
@@ -96,6 +97,9 @@ struct Cli {
     /// Measure lookups in an IOTLB by several threads instead
     #[arg(long)]
     threads: bool,
+    /// Measure how long pages take to be brought in, and reads all over 4 GiB with huge pages and without, instead
+    #[arg(long)]
+    provision: bool,
     /// Do nothing but run this row's operation, without a clock: for callgrind
     #[arg(long, value_name = "ROW")]
     count: Option<String>,
@@ -154,6 +158,9 @@ fn main() -> Result<()> {
     }
     if cli.threads {
         return threads::run(effort, build);
+    }
+    if cli.provision {
+        return provision::run(effort, build);
     }
 
     let rows: Vec<&Row> = ROWS.iter().filter(|row| row.name.contains(&cli.filter)).collect();

@@ -1,0 +1,169 @@
+//! What provisioning is for: how long it takes to bring pages in, and what huge pages save a device that reads all over the guest's memory.
+
+use std::fs;
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::{anyhow, Context, Result};
+use ours::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory_host::{
+    huge_page_pools, prefault, residency, Backing, MemoryBuilder, Region, TransparentHugePages,
+};
+
+use crate::contest::{median, Effort};
+use crate::report::{digits, Build};
+
+/// The guest's memory.
+const SIZE: u64 = 4 << 30;
+/// The size of the huge pages.
+const HUGE: u64 = 2 << 20;
+/// Reads of a round.
+const READS: u64 = 1 << 20;
+/// Rounds of prefaults: each brings in 4 GiB twice.
+const PREFAULTS: usize = 5;
+
+/// Huge pages that were added to the pool, until this is dropped.
+struct HugePages {
+    before: String,
+}
+
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
+
+impl HugePages {
+    /// Makes room for the guest's memory; the reason why not, otherwise.
+    fn reserve() -> Result<Self> {
+        let before = fs::read_to_string(POOL)?;
+        let wanted = SIZE / HUGE + before.trim().parse::<u64>()?;
+        fs::write(POOL, wanted.to_string()).context("the pool of huge pages cannot be changed")?;
+        let pages = Self { before };
+        let free = huge_page_pools()
+            .iter()
+            .find(|pool| pool.page_size == HUGE)
+            .map_or(0, |pool| pool.free);
+        if free < SIZE / HUGE {
+            return Err(anyhow!(
+                "{} huge pages were asked for, and {free} are there",
+                SIZE / HUGE
+            ));
+        }
+        Ok(pages)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        // The kernel takes back what is free.
+        let _ = fs::write(POOL, self.before.trim());
+    }
+}
+
+fn build(backing: Backing, huge: TransparentHugePages) -> Result<GuestMemoryMmap> {
+    let region = Region::new(GuestAddress(0), SIZE)
+        .backing(backing)
+        .transparent_huge_pages(huge);
+    Ok(MemoryBuilder::new().region(region).build()?)
+}
+
+/// Seconds to bring all of it in.
+fn seconds_to_prefault(memory: &GuestMemoryMmap, threads: usize) -> Result<f64> {
+    let threads = NonZeroUsize::new(threads).context("no thread")?;
+    let start = Instant::now();
+    prefault(memory, threads, |_| ControlFlow::Continue(()))?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Nanoseconds a read of 8 bytes, each at an address that depends on the one before, all over the memory.
+fn read_all_over(memory: &GuestMemoryMmap, seed: u64) -> Result<f64> {
+    let mut state = seed;
+    let start = Instant::now();
+    for _ in 0..READS {
+        // A linear congruential generator (the multiplier of Knuth's MMIX); its high bits are the better ones.
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        let addr = (state >> 16) % (SIZE / 8) * 8;
+        let value: u64 = memory.read_obj(GuestAddress(black_box(addr)))?;
+        // It is 0; the processor does not know, and waits.
+        state ^= value;
+    }
+    Ok(start.elapsed().as_secs_f64() * 1e9 / READS as f64)
+}
+
+/// Measures and prints.
+pub fn run(effort: Effort, build_of_this: Build) -> Result<()> {
+    println!(
+        "Build `{}`, {} GiB of guest memory by `vm-memory-host`, time on the clock on the wall, medians.\n",
+        build_of_this.name(),
+        SIZE >> 30
+    );
+    println!("| bringing 4 KiB pages in, by | seconds |\n|---|---|");
+    let (mut one, mut two) = (Vec::new(), Vec::new());
+    for _ in 0..PREFAULTS.min(effort.rounds) {
+        for (threads, times) in [(1, &mut one), (2, &mut two)] {
+            let memory = build(Backing::Anonymous, TransparentHugePages::Off)?;
+            times.push(seconds_to_prefault(&memory, threads)?);
+        }
+    }
+    for (name, times) in [("one thread", one), ("two threads", two)] {
+        println!("| {name} | {} |", digits(median(times).context("no rounds")?));
+    }
+
+    let small = build(Backing::Anonymous, TransparentHugePages::Off)?;
+    seconds_to_prefault(&small, 2)?;
+    println!(
+        "\n| a read of 8 bytes anywhere, each waiting for the one before | ns | factor |\n|---|---|---|"
+    );
+    let pages = HugePages::reserve();
+    let mut others: Vec<(&str, Result<GuestMemoryMmap>)> = vec![(
+        "2 MiB pages of hugetlb",
+        pages
+            .as_ref()
+            .map_err(|error| anyhow!("{error}"))
+            .and_then(|_| build(Backing::Hugetlb { page_size: HUGE }, TransparentHugePages::Leave)),
+    )];
+    others.push((
+        "transparent huge pages",
+        build(Backing::Anonymous, TransparentHugePages::On),
+    ));
+    let mut sides: Vec<(&str, GuestMemoryMmap, Vec<f64>, Vec<f64>)> = Vec::new();
+    for (name, memory) in others {
+        match memory.and_then(|memory| seconds_to_prefault(&memory, 2).map(|_| memory)) {
+            Ok(memory) => {
+                let huge: u64 = residency(&memory)?.iter().map(|(_, takes)| takes.huge).sum();
+                if huge < SIZE {
+                    println!(
+                        "| {name}: SKIPPED: {} of {} MiB are huge | | |",
+                        huge >> 20,
+                        SIZE >> 20
+                    );
+                } else {
+                    sides.push((name, memory, Vec::new(), Vec::new()));
+                }
+            }
+            Err(why) => println!("| {name}: SKIPPED: {why} | | |"),
+        }
+    }
+    let mut alone = Vec::new();
+    for round in 0..effort.rounds as u64 {
+        let by_small = read_all_over(&small, round)?;
+        alone.push(by_small);
+        for (_, memory, times, factors) in &mut sides {
+            let by_huge = read_all_over(memory, round)?;
+            times.push(by_huge);
+            factors.push(by_small / by_huge);
+        }
+    }
+    println!(
+        "| pages of 4 KiB | {} | |",
+        digits(median(alone).context("no rounds")?)
+    );
+    for (name, _, times, factors) in sides {
+        let (time, factor) = (median(times), median(factors));
+        println!(
+            "| {name} | {} | {} |",
+            digits(time.context("no rounds")?),
+            digits(factor.context("no rounds")?)
+        );
+    }
+    Ok(())
+}
