@@ -277,6 +277,8 @@ pub struct GuestMemoryBackendSliceIterator<'a, M: GuestMemoryBackend + ?Sized> {
     left: usize,
     /// What the regions must allow.
     access: Permissions,
+    /// Whether the range was found not to be in one piece: then its parts are not tried to be, one after the other.
+    in_parts: bool,
 }
 
 impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> {
@@ -286,6 +288,7 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> 
             addr: Some(addr),
             left: count,
             access,
+            in_parts: false,
         }
     }
 
@@ -340,12 +343,15 @@ impl<'a, M: GuestMemoryBackend + ?Sized> Iterator for GuestMemoryBackendSliceIte
             return None;
         }
         // Nearly every range is one piece.
-        if let Some(slice) = self
-            .addr
-            .and_then(|addr| self.memory.slice_in_one_piece(addr, self.left, self.access))
-        {
-            self.left = 0;
-            return Some(Ok(slice));
+        if !self.in_parts {
+            if let Some(slice) = self
+                .addr
+                .and_then(|addr| self.memory.slice_in_one_piece(addr, self.left, self.access))
+            {
+                self.left = 0;
+                return Some(Ok(slice));
+            }
+            self.in_parts = true;
         }
         let step = self.step();
         if step.is_err() {

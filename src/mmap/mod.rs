@@ -120,16 +120,16 @@ impl<B: Bitmap> GuestRegionMmap<B> {
     /// A range of a mapping whose blocks decide, or the error of one that is not in the region. Out of line: to drop an error that is not needed is a
     /// call, on the shortest of ways.
     #[cold]
+    #[inline(never)]
     fn slice_further(&self, offset: usize, count: usize) -> Result<VolatileSlice<'_, BS<'_, B>>> {
-        let inside = offset
-            .checked_add(count)
-            .is_some_and(|end| end <= self.host.size());
-        match self.mapping.plugged_slice(offset, count) {
-            Some(slice) => Ok(slice),
-            // There is no host memory for this access, for now.
-            None if inside => Err(Error::HostAddressNotAvailable),
-            None => Err(Error::InvalidBackendAddress),
+        let end = offset.checked_add(count);
+        if end.is_none_or(|end| end > self.host.size()) {
+            return Err(Error::InvalidBackendAddress);
         }
+        // In a block that is not plugged there is no host memory, for now.
+        self.mapping
+            .plugged_slice(offset, count)
+            .ok_or(Error::HostAddressNotAvailable)
     }
 }
 

@@ -512,3 +512,19 @@ mod with_bitmaps {
         assert!(marks.dirty_at(0x1fff) && !marks.dirty_at(0));
     }
 }
+
+/// Who may map page 0 gets no region there: a reference to its first byte would be null.
+#[cfg(target_os = "linux")]
+#[test]
+fn nothing_is_mapped_at_address_0() {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let region = MmapRegion::<()>::build(None, 0x1000, libc::PROT_READ | libc::PROT_WRITE, flags);
+    let Err(MmapRegionError::Mmap(error)) = region else {
+        panic!("a region at {:p}", region.unwrap().as_ptr());
+    };
+    // EPERM is for those who may not map it in the first place.
+    assert!(
+        matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM)),
+        "{error}"
+    );
+}

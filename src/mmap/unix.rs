@@ -488,7 +488,8 @@ impl HostRange {
             return None;
         }
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: 1. `[offset, offset + count)` lies in the mapping (just checked: `open` is at most its size). 2. The mapping stays for `'a`, by the caller's contract.
+        // SAFETY: 1. `[offset, offset + count)` lies in the mapping (just checked: `open` is at most its size). An access that its protection
+        // refuses is one that faults. 2. The mapping stays for `'a`, by the caller's contract.
         // 3. Nothing in this crate makes references to it; code that makes some through pointers or `aligned_as_mut` has promised to keep
         // them apart from other accesses.
         Some(unsafe { VolatileSlice::with_bitmap(addr, count, bitmap(), None) })
@@ -517,6 +518,13 @@ impl Mapping {
         let addr = unsafe { libc::mmap(null_mut(), size, prot, flags, fd, offset) };
         if addr == libc::MAP_FAILED {
             return Err(MmapRegionError::Mmap(io::Error::last_os_error()));
+        }
+        if addr.is_null() {
+            // Who may map page 0 (CAP_SYS_RAWIO) gets it for `MAP_FIXED_NOREPLACE`. No reference of Rust's may be to it, and pointers are not null
+            // all over this crate.
+            // SAFETY: the mapping was just made, and nobody knows of it.
+            let _ = unsafe { libc::munmap(addr, size) };
+            return Err(MmapRegionError::Mmap(io::Error::from_raw_os_error(libc::EINVAL)));
         }
         // From here on the mapping is given back whatever happens.
         let mapping = Self {
