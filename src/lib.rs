@@ -44,7 +44,8 @@
 //! |---|---|
 //! | read and write by address | [`Bytes`], and [`ByteValued`] for structures of your own |
 //! | get at slices of host memory | [`GuestMemory::get_slices`], [`VolatileSlice`] |
-//! | make memory | [`GuestMemoryMmap`], [`MmapRegion`], [`mmap`] |
+//! | make memory | [`GuestMemoryMmap`], [`MmapRegion`], [`mmap`]; the crate `vm-memory-host` for huge pages, NUMA and the like |
+//! | let parts of it come and go | [`mmap::PluggedBlocks`], [`GuestMemoryAtomic`] |
 //! | use regions of your own kind | [`GuestMemoryRegion`], [`GuestRegionCollection`] |
 //! | track dirty pages | [`bitmap`], [`bitmap::AtomicBitmap`], [`bitmap::DirtyMemory`] |
 //! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] |
