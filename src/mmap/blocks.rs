@@ -181,8 +181,8 @@ impl PluggedBlocks {
         self.runs_in(0, self.size)
     }
 
-    /// The plugged ranges among the `count` bytes at `offset`.
-    fn runs_in(&self, offset: usize, count: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
+    /// Returns the plugged ranges among the `count` bytes at `offset`, as [`runs`](Self::runs) does. Looks at nothing else.
+    pub fn runs_in(&self, offset: usize, count: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
         let end = offset.saturating_add(count).min(self.size);
         let mut at = offset;
         core::iter::from_fn(move || {

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use crate::error::BuildError;
@@ -49,7 +49,7 @@ pub(crate) fn open(region: &Region, machine: &Machine) -> Result<Opened, BuildEr
             file,
             offset,
             sharing,
-        } => given(region, file, *offset, *sharing)?,
+        } => given(region, file, *offset, *sharing, machine)?,
     };
     aligned(region, opened.page_size)?;
     Ok(opened)
@@ -80,7 +80,13 @@ fn memfd(region: &Region, huge: Option<u64>) -> Result<Opened, BuildError> {
 }
 
 /// A file that was given.
-fn given(region: &Region, file: &Arc<File>, offset: u64, sharing: Sharing) -> Result<Opened, BuildError> {
+fn given(
+    region: &Region,
+    file: &Arc<File>,
+    offset: u64,
+    sharing: Sharing,
+    machine: &Machine,
+) -> Result<Opened, BuildError> {
     let span = region.span();
     let refused = |source: io::Error| BuildError::System {
         region: span,
@@ -88,12 +94,26 @@ fn given(region: &Region, file: &Arc<File>, offset: u64, sharing: Sharing) -> Re
         source,
         advice: "give an open file, a memfd or a device that can be mapped".to_owned(),
     };
-    let (file_system, block_size) = sys::file_system(file).map_err(refused)?;
-    let (kind, page_size) = match file_system {
-        sys::HUGETLBFS => (Kind::Hugetlb, block_size),
+    let file_system = sys::file_system(file).map_err(refused)?;
+    let (kind, page_size) = match file_system.kind {
+        sys::HUGETLBFS => (Kind::Hugetlb, file_system.block_size),
         sys::TMPFS => (Kind::Memfd, sys::page_size()),
         _ => (Kind::File, sys::page_size()),
     };
+    if let Some(described) = region
+        .described
+        .filter(|described| *described != (kind, page_size))
+    {
+        let show = |(kind, page_size): (Kind, u64)| format!("{kind:?} with pages of {page_size:#x} bytes");
+        return Err(BuildError::NotAsDescribed {
+            region: span,
+            described: show(described),
+            found: show((kind, page_size)),
+        });
+    }
+    if region.options.sealed && !sys::cannot_shrink(file) {
+        return Err(BuildError::NotSealed { region: span });
+    }
     if !offset.is_multiple_of(page_size) {
         return Err(BuildError::Misaligned {
             region: span,
@@ -110,13 +130,28 @@ fn given(region: &Region, file: &Arc<File>, offset: u64, sharing: Sharing) -> Re
     if kind_of_file.is_dir() || kind_of_file.is_fifo() || kind_of_file.is_socket() {
         return Err(refused(io::Error::from_raw_os_error(libc::ENODEV)));
     }
-    // The length of a device is not told; one that is too short refuses the mapping.
-    if kind_of_file.is_file() && metadata.len() < needed {
+    // Character devices have no length, and refuse what they do not have.
+    let length = match (kind_of_file.is_file(), kind_of_file.is_block_device()) {
+        (true, _) => Some(metadata.len()),
+        (_, true) => machine.block_device_length(metadata.rdev()),
+        _ => None,
+    };
+    if let Some(length) = length.filter(|length| *length < needed) {
         return Err(BuildError::FileTooShort {
             region: span,
             needed,
-            length: metadata.len(),
+            length,
         });
+    }
+    let may_be_full = kind == Kind::File || (kind == Kind::Memfd && file_system.is_limited);
+    let on_disk = kind_of_file.is_file() && may_be_full && sharing == Sharing::Shared;
+    if on_disk && !region.options.sparse {
+        sys::allocate_range(file, offset, region.size).map_err(|source| BuildError::System {
+            region: span,
+            what: "have blocks on its disk for all of its file",
+            source,
+            advice: "make room there, or say that the file may have holes (Region::sparse)".to_owned(),
+        })?;
     }
     Ok(Opened {
         kind,

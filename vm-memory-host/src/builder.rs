@@ -3,7 +3,7 @@
 use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, RwLock};
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::{NewBitmap, PluggedBlocks, PluggedBlocksError};
@@ -14,7 +14,7 @@ use crate::error::BuildError;
 use crate::machine::Machine;
 use crate::mapping::{HostMapping, Kind, Replaced};
 use crate::prefault::{self, Progress};
-use crate::region::{Backing, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages};
+use crate::region::{Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged};
 use crate::sys::{self, Advice, Reserved, Source};
 
 /// What is told of the progress of a prefault, and says whether to go on.
@@ -220,7 +220,8 @@ fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<
             }
             Kind::Anonymous | Kind::Memfd => {}
         }
-        if let Some((path, setting)) = machine.transparent_huge_pages_refused(behind.kind == Kind::Memfd) {
+        let shared = behind.kind == Kind::Memfd;
+        if let Some((path, setting)) = machine.transparent_huge_pages_refused(shared) {
             return Err(BuildError::TransparentHugePagesOff {
                 region: span,
                 path,
@@ -230,6 +231,16 @@ fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<
     }
     if options.mergeable && (behind.kind == Kind::Hugetlb || behind.sharing == Sharing::Shared) {
         return conflict("only private memory can have its pages merged; take anonymous memory");
+    }
+    let shared_file = behind.kind == Kind::File && behind.sharing == Sharing::Shared;
+    if shared_file && options.numa != NumaPolicy::Inherit {
+        return conflict(
+            "the cache of a file on a disk follows no NUMA policy of a mapping; leave it, or take a memfd",
+        );
+    }
+    let private_file = behind.file.is_some() && behind.sharing == Sharing::Private;
+    if region.blocks.is_some() && (behind.kind == Kind::File || private_file) {
+        return conflict("blocks are for anonymous memory, memfds and shared huge pages; a file's pages cannot be made zeroes for nothing");
     }
     if region.blocks.is_some() && options.lock == Lock::Now {
         return conflict(
@@ -244,7 +255,7 @@ fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<
                 name: name.clone(),
             });
         }
-        if matches!(region.backing, Backing::File { .. }) {
+        if behind.kind == Kind::File {
             return conflict("a file is called by its path in /proc/self/maps; leave the name");
         }
     }
@@ -292,10 +303,11 @@ fn map_one(
             set_aside: huge && region.blocks.is_none(),
         },
     };
+    let free = free_huge_pages(behind.page_size, &[], machine);
     let mapped = reserved
         .map(len, source)
         .map_err(|source| match source.raw_os_error() {
-            Some(libc::ENOMEM) if huge => huge_pages(span, behind.page_size, None, machine),
+            Some(libc::ENOMEM) if huge => huge_pages(span, behind.page_size, &[], free),
             Some(libc::EACCES) => refused(
                 "be mapped",
                 source,
@@ -310,6 +322,23 @@ fn map_one(
             Some((blocks, Arc::new(plugged)))
         }
     };
+    let mut changes = Replaced::default();
+    if region
+        .blocks
+        .is_some_and(|blocks| blocks.unplugged == Unplugged::Protected)
+    {
+        let blocks = region
+            .blocks
+            .and_then(|blocks| region.size.checked_div(blocks.size.get()));
+        let blocks = blocks.unwrap_or(u64::MAX);
+        if !usize::try_from(blocks).is_ok_and(|blocks| changes.areas.take(blocks)) {
+            return Err(BuildError::TooManyBlocks {
+                region: span,
+                blocks,
+                most: u64::try_from(Machine::most_areas()).unwrap_or(u64::MAX),
+            });
+        }
+    }
     let mapping = HostMapping {
         mapped,
         start: region.start,
@@ -319,7 +348,7 @@ fn map_one(
         page_size: behind.page_size,
         options: region.options.clone(),
         blocks,
-        changes: Mutex::new(Replaced::default()),
+        changes: RwLock::new(changes),
     };
     mapping.apply_options(0, len).map_err(|(what, source)| {
         refused(
@@ -357,7 +386,7 @@ fn make_blocks(region: &Region, behind: &Opened, size: NonZeroU64) -> Result<Plu
     let block_size = NonZeroUsize::try_from(size).map_err(|e| fail(wrong_size(e)))?;
     for (value, unit, what) in [
         (size.get(), behind.page_size, "size of a block"),
-        (region.size, size.get(), "size, with its blocks,"),
+        (region.size, size.get(), "size (of blocks)"),
     ] {
         if !value.is_multiple_of(unit) {
             return Err(BuildError::Misaligned {
@@ -373,7 +402,7 @@ fn make_blocks(region: &Region, behind: &Opened, size: NonZeroU64) -> Result<Plu
 }
 
 /// Takes the huge pages of a region that is bound to nodes now: they were set aside on any node, and one that has none left would answer a later
-/// access with SIGBUS.
+/// access with SIGBUS. Those of blocks are taken when they are plugged.
 fn bind_huge_pages(mapping: &HostMapping, machine: &Machine) -> Result<(), BuildError> {
     let (NumaPolicy::Bind(nodes) | NumaPolicy::Interleave(nodes)) = &mapping.options.numa else {
         return Ok(());
@@ -381,12 +410,11 @@ fn bind_huge_pages(mapping: &HostMapping, machine: &Machine) -> Result<(), Build
     if mapping.kind != Kind::Hugetlb || mapping.blocks.is_some() {
         return Ok(());
     }
-    let populated = mapping
-        .mapped
-        .advise(0, mapping.mapped.len(), Advice::PopulateWrite);
-    let node = nodes.first().copied();
+    let free = free_huge_pages(mapping.page_size, nodes, machine);
+    let all = mapping.mapped.len();
+    let populated = mapping.mapped.advise(0, all, Advice::PopulateWrite);
     populated.map_err(|source| match source.raw_os_error() {
-        Some(libc::EFAULT | libc::ENOMEM) => huge_pages(mapping.span(), mapping.page_size, node, machine),
+        Some(libc::EFAULT | libc::ENOMEM) => huge_pages(mapping.span(), mapping.page_size, nodes, free),
         _ => system(
             mapping.span(),
             "take its huge pages from its NUMA nodes",
@@ -396,21 +424,27 @@ fn bind_huge_pages(mapping: &HostMapping, machine: &Machine) -> Result<(), Build
     })
 }
 
+/// How many huge pages are free: on these nodes, or on any.
+fn free_huge_pages(page_size: u64, nodes: &[u32], machine: &Machine) -> u64 {
+    if nodes.is_empty() {
+        let pools = machine.pools();
+        let pool = pools.iter().find(|pool| pool.page_size == page_size);
+        return pool.map_or(0, |pool| pool.free);
+    }
+    let pools = nodes
+        .iter()
+        .filter_map(|node| machine.pool_of_node(*node, page_size));
+    pools.fold(0, |sum, pool| sum.saturating_add(pool.free))
+}
+
 /// The error of too few huge pages.
-fn huge_pages(region: Span, page_size: u64, node: Option<u32>, machine: &Machine) -> BuildError {
-    let pool = match node {
-        Some(node) => machine.pool_of_node(node, page_size),
-        None => machine
-            .pools()
-            .into_iter()
-            .find(|pool| pool.page_size == page_size),
-    };
+fn huge_pages(region: Span, page_size: u64, nodes: &[u32], free: u64) -> BuildError {
     BuildError::HugePages {
         region,
         page_size,
         wanted: region.size.checked_div(page_size).unwrap_or(0),
-        free: pool.map_or(0, |pool| pool.free),
-        node,
+        free,
+        nodes: nodes.to_vec(),
     }
 }
 

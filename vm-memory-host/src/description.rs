@@ -11,10 +11,11 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::builder::MemoryBuilder;
 use crate::error::NotProvisioned;
-use crate::mapping::{provisioned, HostMapping, Kind};
+use crate::mapping::{provisioned, span_of, HostMapping, Kind};
 use crate::region::{Backing, Blocks, Options, Region, Sharing, Span};
 
-/// A guest's memory as data: what a table of a vhost-user front end, a snapshot or a second process needs.
+/// A guest's memory as data: what a snapshot or a second process needs, and a vhost-user front end for its table of memory regions. (The address in
+/// this process, which that has too, is no part of it: [`HostMapping::host_address`].)
 ///
 /// Descriptors are not data: regions name them by their number in a list that goes beside the description (`SCM_RIGHTS`, unix(7)). A file that several
 /// regions are parts of is in it once.
@@ -38,6 +39,8 @@ use crate::region::{Backing, Blocks, Options, Region, Sharing, Span};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
+    /// Which form of description this is: [`VERSION`](Self::VERSION). Another one is refused.
+    pub version: u32,
     /// The regions, in the order of their addresses.
     pub regions: Vec<RegionDescription>,
 }
@@ -88,6 +91,16 @@ pub enum FileKind {
     File,
 }
 
+impl FileKind {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Memfd => Kind::Memfd,
+            Self::Hugetlb => Kind::Hugetlb,
+            Self::File => Kind::File,
+        }
+    }
+}
+
 /// The blocks of a region, and which of them are plugged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlocksDescription {
@@ -101,6 +114,12 @@ pub struct BlocksDescription {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DescriptionError {
+    /// The description is of a form that this crate does not know.
+    #[error("a description of version {version}, and this takes {}", Description::VERSION)]
+    Version {
+        /// Its version.
+        version: u32,
+    },
     /// A region names a descriptor that is not in the list.
     #[error("region {region}: names descriptor {index}, and there are {count}")]
     NoDescriptor {
@@ -127,13 +146,14 @@ where
     for region in memory.iter() {
         let mapping = provisioned(region)?;
         regions.push(RegionDescription {
-            span: mapping.span(),
+            span: span_of(region),
             backing: backing(mapping, &mut files),
             options: mapping.options().clone(),
             blocks: blocks(mapping),
         });
     }
-    Ok((Description { regions }, files))
+    let version = Description::VERSION;
+    Ok((Description { version, regions }, files))
 }
 
 fn backing(mapping: &HostMapping, files: &mut Vec<Arc<File>>) -> BackingDescription {
@@ -169,16 +189,24 @@ fn blocks(mapping: &HostMapping) -> Option<BlocksDescription> {
 }
 
 impl Description {
+    /// The form of descriptions that this crate makes and takes.
+    pub const VERSION: u32 = 1;
+
     /// Begins to build the same memory from descriptors that were received with the description: shared memory has the same bytes then, private memory
     /// those of its file, anonymous memory zeroes.
     ///
     /// A description may come from a process that is not trusted: everything in it is looked at when it is built. A file that its sender can
-    /// cut off later is another matter: see [`vm_memory::fault`].
+    /// cut off later is another matter: ask for one that is [sealed](Region::sealed), or see [`vm_memory::fault`].
     ///
     /// # Errors
     ///
     /// [`DescriptionError`].
     pub fn builder(&self, descriptors: Vec<OwnedFd>) -> Result<MemoryBuilder, DescriptionError> {
+        if self.version != Self::VERSION {
+            return Err(DescriptionError::Version {
+                version: self.version,
+            });
+        }
         let files: Vec<Arc<File>> = descriptors
             .into_iter()
             .map(|fd| Arc::new(File::from(fd)))
@@ -211,6 +239,9 @@ impl RegionDescription {
             },
         };
         let mut region = Region::new(GuestAddress(self.span.start), self.span.size).backing(backing);
+        if let BackingDescription::Descriptor { page_size, file, .. } = &self.backing {
+            region.described = Some((file.kind(), *page_size));
+        }
         region.options = self.options.clone();
         if let Some(described) = &self.blocks {
             region.blocks = Some(described.blocks);

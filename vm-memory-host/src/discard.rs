@@ -6,13 +6,9 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::ChangeError;
-use crate::mapping::{parts, HostMapping, Kind};
+use crate::mapping::{parts, HostMapping, Kind, Replaced};
 use crate::region::{Lock, Sharing};
 use crate::sys::{self, Advice};
-
-/// How many separate ranges of one private file may have pages of zeroes in their place. Each costs the kernel two entries in a table that has 65 530 for the
-/// whole process (`vm.max_map_count`), and a guest chooses what it gives back.
-pub(crate) const MOST_REPLACED: usize = 4096;
 
 /// Gives the pages of a range of guest memory back to the system: they cost nothing until they are used again, and read as zeroes.
 ///
@@ -26,15 +22,17 @@ pub(crate) const MOST_REPLACED: usize = 4096;
 /// | hugetlb | the same | in whole huge pages |
 /// | private file | `mmap` of zeroes in its place | dropping the copies would bring the file's bytes back |
 ///
-/// A private file whose pages are given back in thousands of separate places keeps some: those are overwritten with zeroes. So are those of a private
-/// mapping of huge pages.
+/// Huge pages stay promised to their region, so that an access never finds the pool empty; a region may [let others have them](crate::Region::release_huge_pages). A
+/// private file whose pages are given back in thousands of separate places keeps some, since each costs the kernel two entries in a table that it has for
+/// the whole process (`vm.max_map_count`): they are overwritten with zeroes. So are those of a private mapping of huge pages. A part of a transparent huge
+/// page costs memory until the kernel has split it.
 ///
 /// The pages are marked dirty, since their bytes are others now. Devices must not be at work in the range, and memory that a device of the
 /// host's has pinned (VFIO) must not be given back: it would go on using the old pages.
 ///
-/// Returns how many bytes were given back.
+/// Returns how many bytes others can have now.
 ///
-/// System calls: `madvise`, `fallocate`; `mmap` and those of the region's options for private files.
+/// System calls: `madvise`, `fallocate`; `mmap`, `munmap` for huge pages; for private files `mmap`, `madvise`, `mbind` and `mlock2`, as the region's options have it.
 ///
 /// # Errors
 ///
@@ -57,7 +55,7 @@ where
     B: Bitmap,
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
 {
-    let parts = parts(memory, addr, len, |mapping| Ok(("pages", mapping.page_size())))?;
+    let parts = parts(memory, addr, len, |_, mapping| Ok(("pages", mapping.page_size())))?;
     let mut given_back = 0u64;
     for part in parts {
         let answer = give_back(part.mapping, part.offset, part.len);
@@ -69,16 +67,37 @@ where
     Ok(given_back)
 }
 
-/// Gives a part of a mapping back, in whole pages; how many bytes that were.
-pub(crate) fn give_back(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
-    let bytes = u64::try_from(len).unwrap_or(u64::MAX);
+/// Gives a part of a mapping back, in whole pages; how many bytes others can have.
+fn give_back(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
+    let mut changes = mapping.change();
     match (&mapping.file, mapping.sharing) {
-        (None, _) => drop_pages(mapping, offset, len).map(|()| bytes),
-        (Some((file, start)), Sharing::Shared) => {
-            let at = start.saturating_add(u64::try_from(offset).unwrap_or(u64::MAX));
-            sys::punch_hole(file, at, bytes).map(|()| bytes)
+        (Some((file, start)), Sharing::Shared) if mapping.kind == Kind::Hugetlb => {
+            clear(mapping, offset, len)?;
+            if mapping.options.release_huge_pages {
+                return Ok(bytes(len));
+            }
+            // Blocks that are not plugged have been promised nothing.
+            let promised = match mapping.plugged_blocks() {
+                None => vec![(offset, len)],
+                Some(blocks) => blocks.runs_in(offset, len).collect(),
+            };
+            let mut given_back = bytes(len);
+            for (at, run) in promised {
+                sys::promise_huge_pages(file, start.saturating_add(bytes(at)), run)?;
+                given_back = given_back.saturating_sub(bytes(run));
+            }
+            Ok(given_back)
         }
-        (Some(_), Sharing::Private) => replace(mapping, offset, len),
+        (Some(_), Sharing::Private) => replace(mapping, &mut changes, offset, len),
+        _ => clear(mapping, offset, len).map(|()| bytes(len)),
+    }
+}
+
+/// Makes a part of memory that is no private file zeroes that cost nothing. The pages of a pool go to the pool.
+pub(crate) fn clear(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
+    match &mapping.file {
+        None => drop_pages(mapping, offset, len),
+        Some((file, start)) => sys::punch_hole(file, start.saturating_add(bytes(offset)), bytes(len)),
     }
 }
 
@@ -92,28 +111,27 @@ fn drop_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()
 }
 
 /// Puts zeroes in the place of a private file's bytes.
-fn replace(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
-    let bytes = u64::try_from(len).unwrap_or(u64::MAX);
+fn replace(mapping: &HostMapping, replaced: &mut Replaced, offset: usize, len: usize) -> io::Result<u64> {
     let end = offset.saturating_add(len);
-    let mut replaced = mapping.changes();
     if replaced.has(offset, end) {
-        return drop_pages(mapping, offset, len).map(|()| bytes);
+        return drop_pages(mapping, offset, len).map(|()| bytes(len));
     }
-    let more = replaced
-        .len()
-        .saturating_sub(replaced.touching(offset, end))
-        .saturating_add(1);
-    if mapping.kind == Kind::Hugetlb || more > MOST_REPLACED {
+    if mapping.kind == Kind::Hugetlb || !replaced.has_room(offset, end) {
         return mapping.mapped().zero(offset, len).map(|()| 0);
     }
     mapping.mapped().replace(offset, len)?;
-    replaced.add(offset, end);
-    // The new pages are to be as those that they replace. A lock is one on use: zeroes that nobody has looked at are worth no memory.
+    // The new pages are to be as those that they replace. A lock is one on use: zeroes that nobody has looked at are worth no memory. What fails
+    // here is tried again with the next discard, which finds no note of this one.
     mapping.apply_options(offset, len).map_err(|(_, source)| source)?;
     let lock = match mapping.options.lock {
         Lock::No => Lock::No,
         Lock::Now | Lock::OnFault => Lock::OnFault,
     };
     mapping.apply_lock(offset, len, lock)?;
-    Ok(bytes)
+    replaced.add(offset, end);
+    Ok(bytes(len))
+}
+
+fn bytes(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
 }

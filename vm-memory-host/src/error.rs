@@ -61,8 +61,8 @@ pub enum BuildError {
     /// There are too few huge pages.
     #[error(
         "region {region}: wants {wanted} huge pages of {page_size:#x} bytes, {free} are free{}; \
-        add {} to /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages",
-        on_node(.node), .wanted.saturating_sub(*.free), .page_size / 1024
+        add {} to {}/hugepages-{}kB/nr_hugepages",
+        on_nodes(.nodes), .wanted.saturating_sub(*.free).max(1), directory_of(.nodes), .page_size / 1024
     )]
     HugePages {
         /// The region.
@@ -71,10 +71,10 @@ pub enum BuildError {
         page_size: u64,
         /// How many are wanted.
         wanted: u64,
-        /// How many were free just after they could not be had; others may have given some back by then.
+        /// How many were free when they were asked for; others may have taken some since.
         free: u64,
-        /// The NUMA node that they were to come from.
-        node: Option<u32>,
+        /// The NUMA nodes that they were to come from; empty for any.
+        nodes: Vec<u32>,
     },
     /// The file ends before the region does.
     #[error(
@@ -124,6 +124,35 @@ pub enum BuildError {
         path: String,
         /// What it says.
         setting: String,
+    },
+    /// The file is not what its description says.
+    #[error("region {region}: its description says {described}, and its file is {found}; send the descriptors in their order")]
+    NotAsDescribed {
+        /// The region.
+        region: Span,
+        /// What the description says.
+        described: String,
+        /// What the file is.
+        found: String,
+    },
+    /// The file can be cut off by others.
+    #[error("region {region}: its file is not sealed against shrinking; take one that is (F_SEAL_SHRINK), or do without")]
+    NotSealed {
+        /// The region.
+        region: Span,
+    },
+    /// The guest could make the kernel keep more areas of addresses than a process may have.
+    #[error(
+        "region {region}: its {blocks} protected blocks could take that many areas of addresses, and {most} are for \
+        all such regions of the process; take larger blocks, or leave them mapped"
+    )]
+    TooManyBlocks {
+        /// The region.
+        region: Span,
+        /// How many blocks it has.
+        blocks: u64,
+        /// Half of `vm.max_map_count`.
+        most: u64,
     },
     /// Two things that were asked for exclude each other.
     #[error("region {region}: {what}")]
@@ -208,7 +237,7 @@ pub enum PrefaultError {
         done: u64,
         /// How many there were to bring in.
         total: u64,
-        /// What the system answered: `EFAULT` or `ENOMEM` if there is no memory, `EHWPOISON` if some is broken.
+        /// What the system answered: `EFAULT` or `ENOMEM` if there is no memory, `EHWPOISON` if some is broken, `EINVAL` from a kernel before 5.14.
         source: io::Error,
     },
 }
@@ -308,6 +337,17 @@ fn sizes(there: &[u64]) -> String {
     sizes.join(", ")
 }
 
-fn on_node(node: &Option<u32>) -> String {
-    node.map_or_else(String::new, |node| format!(" on NUMA node {node}"))
+fn on_nodes(nodes: &[u32]) -> String {
+    match nodes {
+        [] => String::new(),
+        nodes => format!(" on NUMA nodes {nodes:?}"),
+    }
+}
+
+/// Where the kernel is told how many huge pages there shall be.
+fn directory_of(nodes: &[u32]) -> String {
+    match nodes.first() {
+        None => "/sys/kernel/mm/hugepages".to_owned(),
+        Some(node) => format!("/sys/devices/system/node/node{node}/hugepages"),
+    }
 }

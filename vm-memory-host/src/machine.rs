@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::OnceLock;
 
 use crate::sys;
 
@@ -33,6 +35,34 @@ pub struct HugePagePool {
 /// ```
 pub fn huge_page_pools() -> Vec<HugePagePool> {
     Machine::here().pools()
+}
+
+/// Areas of addresses that guests can make the kernel keep, of which it has so many for the whole process (`vm.max_map_count`). Each is counted
+/// before it can be made, and while this is there.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Areas(usize);
+
+static AREAS: AtomicUsize = AtomicUsize::new(0);
+
+impl Areas {
+    /// Counts so many more; nothing changes if that would be too many.
+    pub(crate) fn take(&mut self, more: usize) -> bool {
+        // Relaxed: it is a count and orders nothing.
+        let sum = |now: usize| now.checked_add(more).filter(|sum| *sum <= Machine::most_areas());
+        let taken = AREAS
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum)
+            .is_ok();
+        if taken {
+            self.0 = self.0.saturating_add(more);
+        }
+        taken
+    }
+}
+
+impl Drop for Areas {
+    fn drop(&mut self) {
+        AREAS.fetch_sub(self.0, Ordering::Relaxed);
+    }
 }
 
 impl Machine {
@@ -86,6 +116,22 @@ impl Machine {
             None | Some("inherit") => refusal(directory.join(name)),
             Some(_) => refusal(of_size),
         }
+    }
+
+    /// The length in bytes of the block device with this number; `stat` tells it of files only.
+    pub(crate) fn block_device_length(&self, device: u64) -> Option<u64> {
+        let (major, minor) = (libc::major(device), libc::minor(device));
+        // In sectors of 512 bytes, whatever the device's own are (Linux, "Documentation/ABI/stable/sysfs-block").
+        number(&self.sys.join(format!("dev/block/{major}:{minor}/size")))?.checked_mul(512)
+    }
+
+    /// How many areas of addresses guests may make the kernel keep, in all of this process: half of those that it keeps at most.
+    pub(crate) fn most_areas() -> usize {
+        static MOST: OnceLock<usize> = OnceLock::new();
+        *MOST.get_or_init(|| {
+            let most = number(Path::new("/proc/sys/vm/max_map_count")).unwrap_or(65_530);
+            usize::try_from(most / 2).unwrap_or(usize::MAX)
+        })
     }
 
     /// The size of a transparent huge page in bytes, if there are some.

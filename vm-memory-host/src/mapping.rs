@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::PluggedBlocks;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::error::{ChangeError, NotProvisioned};
+use crate::machine::{Areas, Machine};
 use crate::region::{Blocks, Lock, NumaPolicy, Options, Sharing, Span, TransparentHugePages};
 use crate::sys::{Advice, Mapped, NodePolicy};
 
@@ -40,43 +41,48 @@ pub struct HostMapping {
     pub(crate) page_size: u64,
     pub(crate) options: Options,
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
-    /// Held while pages are given back or blocks change, so that one is over before the next begins.
-    pub(crate) changes: Mutex<Replaced>,
+    /// Written while pages are given back or blocks change, so that one is over before the next begins; read while pages are brought in.
+    pub(crate) changes: RwLock<Replaced>,
 }
 
 /// Ranges of the mapping of a private file in whose place pages of zeroes were mapped: where they begin, and where they end.
 #[derive(Debug, Default)]
-pub(crate) struct Replaced(BTreeMap<usize, usize>);
+pub(crate) struct Replaced {
+    ranges: BTreeMap<usize, usize>,
+    /// The areas that these ranges and protected blocks can be.
+    pub(crate) areas: Areas,
+}
 
 impl Replaced {
-    /// How many ranges there are.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
+    /// Makes room for a range in what a process may have; false if there is none. Ranges that it joins with give theirs to it.
+    pub(crate) fn has_room(&mut self, start: usize, end: usize) -> bool {
+        // Each is an area, and so is what comes behind it.
+        self.touching(start, end) != 0 || self.areas.take(2)
     }
 
     /// Adds a range, and joins it with what it touches.
     pub(crate) fn add(&mut self, start: usize, end: usize) {
         let (mut start, mut end) = (start, end);
-        while let Some((&other, &other_end)) = self.0.range(..=end).next_back() {
+        while let Some((&other, &other_end)) = self.ranges.range(..=end).next_back() {
             if other_end < start {
                 break;
             }
-            self.0.remove(&other);
+            self.ranges.remove(&other);
             start = start.min(other);
             end = end.max(other_end);
         }
-        self.0.insert(start, end);
+        self.ranges.insert(start, end);
     }
 
     /// How many of them touch or overlap a range, which would join them.
-    pub(crate) fn touching(&self, start: usize, end: usize) -> usize {
-        let up_to = self.0.range(..=end).rev();
+    fn touching(&self, start: usize, end: usize) -> usize {
+        let up_to = self.ranges.range(..=end).rev();
         up_to.take_while(|(_, other_end)| **other_end >= start).count()
     }
 
     /// Whether all of a range is in one of them.
     pub(crate) fn has(&self, start: usize, end: usize) -> bool {
-        self.0
+        self.ranges
             .range(..=start)
             .next_back()
             .is_some_and(|(_, other_end)| *other_end >= end)
@@ -89,12 +95,8 @@ impl Replaced {
 ///
 /// If this crate did not make it.
 pub fn provisioned<B: Bitmap>(region: &GuestRegionMmap<B>) -> Result<&HostMapping, NotProvisioned> {
-    region.owner().ok_or(NotProvisioned {
-        region: Span {
-            start: region.start_addr().0,
-            size: region.len(),
-        },
-    })
+    let span = span_of(region);
+    region.owner().ok_or(NotProvisioned { region: span })
 }
 
 impl HostMapping {
@@ -103,7 +105,7 @@ impl HostMapping {
         self.kind
     }
 
-    /// Returns where it is in the guest's memory.
+    /// Returns where in the guest's memory it was built to be. A map may have it elsewhere.
     pub fn span(&self) -> Span {
         // A `usize` is no wider than 64 bits on any target.
         let size = u64::try_from(self.mapped.len()).unwrap_or(u64::MAX);
@@ -148,9 +150,14 @@ impl HostMapping {
         &self.mapped
     }
 
-    pub(crate) fn changes(&self) -> MutexGuard<'_, Replaced> {
-        // What panics while it holds this has changed nothing by half: each change is one system call and one note of it.
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    /// To change blocks or give pages back. What panics while it holds this (nothing here does) has noted what it had done.
+    pub(crate) fn change(&self) -> RwLockWriteGuard<'_, Replaced> {
+        self.changes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To keep blocks as they are.
+    pub(crate) fn hold(&self) -> RwLockReadGuard<'_, Replaced> {
+        self.changes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the kernel all options of a part but locking: when the part is built, and again when it was replaced. The error comes with what could
@@ -169,8 +176,10 @@ impl HostMapping {
             Advice::HugePages,
             "have transparent huge pages",
         )?;
+        // A kernel without them needs not be told.
+        let some = Machine::here().transparent_huge_page().is_some();
         advise(
-            huge == TransparentHugePages::Off,
+            huge == TransparentHugePages::Off && some,
             Advice::NoHugePages,
             "do without transparent huge pages",
         )?;
@@ -235,6 +244,14 @@ pub(crate) fn node_mask(policy: &NumaPolicy) -> Option<(NodePolicy, Vec<u64>)> {
     Some((policy, mask))
 }
 
+/// Where a region is in the map that has it.
+pub(crate) fn span_of<B: Bitmap>(region: &GuestRegionMmap<B>) -> Span {
+    Span {
+        start: region.start_addr().0,
+        size: region.len(),
+    }
+}
+
 /// A part of a range of guest memory that lies in one region.
 pub(crate) struct Part<'a, B> {
     pub(crate) region: &'a GuestRegionMmap<B>,
@@ -252,7 +269,7 @@ pub(crate) fn parts<'a, B, M>(
     memory: &'a M,
     addr: GuestAddress,
     len: u64,
-    granularity: impl Fn(&HostMapping) -> Result<(&'static str, u64), ChangeError>,
+    granularity: impl Fn(&GuestRegionMmap<B>, &HostMapping) -> Result<(&'static str, u64), ChangeError>,
 ) -> Result<Vec<Part<'a, B>>, ChangeError>
 where
     B: Bitmap,
@@ -276,10 +293,10 @@ where
             .len()
             .saturating_sub(offset.0)
             .min(len.saturating_sub(before));
-        let (what, granularity) = granularity(mapping)?;
+        let (what, granularity) = granularity(region, mapping)?;
         if !offset.0.is_multiple_of(granularity) || !here.is_multiple_of(granularity) || here == 0 {
             return Err(ChangeError::Unaligned {
-                region: mapping.span(),
+                region: span_of(region),
                 start: at.0,
                 len: here,
                 what,
@@ -304,7 +321,7 @@ impl<B: Bitmap> Part<'_, B> {
     /// The error of a call that the system refused for this part.
     pub(crate) fn refused(&self, what: &'static str, source: io::Error) -> ChangeError {
         ChangeError::System {
-            region: self.mapping.span(),
+            region: span_of(self.region),
             what,
             start: self.start(),
             len: u64::try_from(self.len).unwrap_or(u64::MAX),
@@ -316,7 +333,7 @@ impl<B: Bitmap> Part<'_, B> {
     /// The guest physical address of its first byte.
     pub(crate) fn start(&self) -> u64 {
         let offset = u64::try_from(self.offset).unwrap_or(u64::MAX);
-        self.mapping.start.0.saturating_add(offset)
+        self.region.start_addr().0.saturating_add(offset)
     }
 
     /// Marks its pages dirty: their bytes are others now.
@@ -335,7 +352,7 @@ mod tests {
         for (start, end) in [(10, 20), (40, 50), (30, 35), (20, 30)] {
             replaced.add(start, end);
         }
-        assert_eq!(replaced.len(), 2);
+        assert_eq!(replaced.ranges.len(), 2);
         assert!(replaced.has(10, 35) && !replaced.has(10, 36) && !replaced.has(9, 11));
         assert_eq!(
             (
@@ -345,10 +362,13 @@ mod tests {
             ),
             (2, 0, 2)
         );
+        // What joins takes nothing of what a process may have.
+        assert!(replaced.has_room(35, 36) && replaced.areas == Areas::default());
+        assert!(replaced.has_room(60, 70) && replaced.areas != Areas::default());
         replaced.add(0, 100);
-        assert_eq!((replaced.len(), replaced.has(0, 100)), (1, true));
+        assert_eq!((replaced.ranges.len(), replaced.has(0, 100)), (1, true));
         replaced.add(20, 30);
-        assert_eq!(replaced.len(), 1);
+        assert_eq!(replaced.ranges.len(), 1);
     }
 
     #[test]

@@ -6,19 +6,19 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::PluggedBlocks;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
-use crate::discard::give_back;
+use crate::discard::clear;
 use crate::error::ChangeError;
 use crate::machine::Machine;
-use crate::mapping::{parts, HostMapping, Kind, Part};
-use crate::region::Unplugged;
-use crate::sys;
+use crate::mapping::{parts, span_of, HostMapping, Kind, Part};
+use crate::region::{Blocks, Unplugged};
+use crate::sys::{self, Advice};
 
 /// Lets a guest have the blocks of a range: accesses reach them from now on. What was plugged stays as it is.
 ///
 /// The guest drives this (virtio-mem, virtio 1.2 section 5.15): no map is copied, and nobody who uses the memory takes notice. Blocks read as zeroes when
 /// they come. The huge pages of blocks are taken now, so that an access never finds the pool empty.
 ///
-/// System calls: `fallocate` for blocks of huge pages, `mprotect` for those that are [protected](Unplugged::Protected).
+/// System calls: `madvise` or `fallocate`; `mprotect` for blocks that are [protected](Unplugged::Protected).
 ///
 /// # Errors
 ///
@@ -48,7 +48,8 @@ where
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
 {
     for part in parts(memory, addr, len, blocks_of)? {
-        plug_part(part.mapping, part.offset, part.len).map_err(|source| not_plugged(&part, source))?;
+        let plugged = plug_part(part.mapping, part.offset, part.len);
+        plugged.map_err(|source| not_plugged(&part, source))?;
     }
     Ok(())
 }
@@ -56,9 +57,9 @@ where
 /// Takes the blocks of a range from a guest: accesses that begin from now on do not reach them ([`PluggedBlocks`] says more), and their pages are
 /// given back. What was not plugged stays so, and is given back all the same.
 ///
-/// The pages are marked dirty.
+/// The pages are marked dirty. Huge pages go to the pool.
 ///
-/// System calls: those of [`discard`](crate::discard()), and `mprotect` for blocks that are [protected](Unplugged::Protected).
+/// System calls: `madvise` or `fallocate`; `mprotect` for blocks that are [protected](Unplugged::Protected).
 ///
 /// # Errors
 ///
@@ -78,13 +79,18 @@ where
 }
 
 /// What the range must be whole parts of.
-fn blocks_of(mapping: &HostMapping) -> Result<(&'static str, u64), ChangeError> {
-    let region = mapping.span();
-    let (blocks, _) = mapping.blocks.as_ref().ok_or(ChangeError::NoBlocks { region })?;
+fn blocks_of<B: Bitmap>(
+    region: &GuestRegionMmap<B>,
+    mapping: &HostMapping,
+) -> Result<(&'static str, u64), ChangeError> {
+    let no_blocks = || ChangeError::NoBlocks {
+        region: span_of(region),
+    };
+    let (blocks, _) = mapping.blocks.as_ref().ok_or_else(no_blocks)?;
     Ok(("blocks", blocks.size.get()))
 }
 
-/// Plugs the first blocks of a region that has just been mapped, and protects the others.
+/// Plugs the first blocks of a region that has just been mapped, with the bytes that they have, and protects the others.
 pub(crate) fn begin(mapping: &HostMapping, plugged: &[(u64, u64)]) -> io::Result<()> {
     let Some((blocks, bits)) = &mapping.blocks else {
         return match plugged {
@@ -103,9 +109,26 @@ pub(crate) fn begin(mapping: &HostMapping, plugged: &[(u64, u64)]) -> io::Result
         if !inside || !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        plug_part(mapping, offset, len)?;
+        make_ready(mapping, blocks, offset, len)?;
+        bits.plug(offset, len).map_err(io::Error::other)?;
     }
     Ok(())
+}
+
+/// The blocks of a part that are not plugged, in runs.
+fn missing(bits: &PluggedBlocks, offset: usize, len: usize) -> Vec<(usize, usize)> {
+    let end = offset.saturating_add(len);
+    let (mut missing, mut at) = (Vec::new(), offset);
+    for (start, run) in bits.runs_in(offset, len) {
+        if at < start {
+            missing.push((at, start.saturating_sub(at)));
+        }
+        at = start.saturating_add(run);
+    }
+    if at < end {
+        missing.push((at, end.saturating_sub(at)));
+    }
+    missing
 }
 
 fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
@@ -113,61 +136,78 @@ fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()>
         return Ok(());
     };
     // Until all is done no other change comes between.
-    let changes = mapping.changes();
-    if mapping.kind == Kind::Hugetlb {
-        if let Some((file, start)) = &mapping.file {
-            let at = start.saturating_add(bytes(offset));
-            if let Err(error) = sys::take_pages(file, at, bytes(len)) {
-                // What came before there were no more goes back, but for blocks that were there.
-                give_back_unplugged(mapping, bits, offset, len);
-                return Err(error);
-            }
+    let _changes = mapping.change();
+    let missing = missing(bits, offset, len);
+    let ready = missing.iter().try_for_each(|&(at, run)| {
+        // A vCPU may have written there, or the file have had bytes.
+        clear(mapping, at, run)?;
+        make_ready(mapping, blocks, at, run)
+    });
+    if ready.is_err() {
+        for (at, run) in missing {
+            // There is an error to report already; what cannot be given back now is given back when it is plugged or unplugged.
+            let _ = put_away(mapping, blocks, at, run);
         }
+        return ready;
     }
-    if blocks.unplugged == Unplugged::Protected {
-        mapping.mapped().protect(offset, len, true)?;
-    }
-    let plugged = bits.plug(offset, len).map_err(io::Error::other);
-    drop(changes);
-    plugged
-}
-
-/// Gives back the pages of blocks that are not plugged, after some were taken for them in vain.
-fn give_back_unplugged(mapping: &HostMapping, bits: &PluggedBlocks, offset: usize, len: usize) {
-    let block = bits.block_size();
-    for at in (offset..offset.saturating_add(len)).step_by(block) {
-        if bits.is_unplugged(at, block) {
-            // There is another error to report already.
-            let _ = give_back(mapping, at, block);
-        }
-    }
+    bits.plug(offset, len).map_err(io::Error::other)
 }
 
 fn unplug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
     let Some((blocks, bits)) = &mapping.blocks else {
         return Ok(());
     };
-    {
-        // The bits first: an access that begins later must find nothing. What comes between them and the discard is a plug of the same blocks,
-        // which the lock keeps out.
-        let _changes = mapping.changes();
-        bits.unplug(offset, len).map_err(io::Error::other)?;
-        if blocks.unplugged == Unplugged::Protected {
-            mapping.mapped().protect(offset, len, false)?;
-        }
+    let _changes = mapping.change();
+    if let (Kind::Hugetlb, false) = (mapping.kind, mapping.options.release_huge_pages) {
+        take_promised(mapping, bits, offset, len);
     }
-    give_back(mapping, offset, len).map(|_| ())
+    // The bits before the pages: an access that begins later must find nothing.
+    bits.unplug(offset, len).map_err(io::Error::other)?;
+    put_away(mapping, blocks, offset, len)
+}
+
+/// Makes blocks ready to be used: they can be accessed, and have their huge pages, on the nodes that they are to be on.
+fn make_ready(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
+    if blocks.unplugged == Unplugged::Protected {
+        mapping.mapped().protect(offset, len, true)?;
+    }
+    if mapping.kind == Kind::Hugetlb {
+        mapping.mapped().advise(offset, len, Advice::PopulateWrite)?;
+    }
+    Ok(())
+}
+
+/// Takes blocks out of use: their pages go, and they cannot be accessed.
+fn put_away(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
+    let protected = match blocks.unplugged {
+        Unplugged::Protected => mapping.mapped().protect(offset, len, false),
+        Unplugged::Mapped => Ok(()),
+    };
+    clear(mapping, offset, len).and(protected)
+}
+
+/// Takes the huge pages that a discard has left promised to plugged blocks, so that they go with the hole that is punched next: the kernel takes a
+/// promise back with its page only. Each such block has its page or the promise of one, so that nothing is taken from others.
+fn take_promised(mapping: &HostMapping, bits: &PluggedBlocks, offset: usize, len: usize) {
+    let Some((file, start)) = &mapping.file else {
+        return;
+    };
+    for (at, run) in bits.runs_in(offset, len) {
+        // If it fails, the promise stays with the region; there is nobody to tell who could mend it.
+        let _ = sys::allocate_range(file, start.saturating_add(bytes(at)), bytes(run));
+    }
 }
 
 fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError {
     let page_size = part.mapping.page_size();
-    if part.mapping.kind() != Kind::Hugetlb || source.raw_os_error() != Some(libc::ENOSPC) {
+    let exhausted = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
+    if part.mapping.kind() != Kind::Hugetlb || !exhausted {
         return part.refused("plug", source);
     }
     let pools = Machine::here().pools();
     let pool = pools.into_iter().find(|pool| pool.page_size == page_size);
     ChangeError::NoPages {
-        region: part.mapping.span(),
+        region: span_of(part.region),
         start: part.start(),
         len: bytes(part.len),
         free: pool.map_or(0, |pool| pool.free),

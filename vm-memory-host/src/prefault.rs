@@ -1,5 +1,6 @@
 //! [`prefault`]: pages that are there before the guest asks for them.
 
+use std::io;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -100,12 +101,11 @@ pub(crate) fn run(
         let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) else {
             return;
         };
-        let answer = step
-            .mapping
-            .mapped()
-            .advise(step.offset, step.len, advice(step.mapping));
-        // A callback that panics ends the whole call; the others need not care.
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = bring_in(step);
+        // A callback that has panicked ends the whole call.
+        let Ok(mut state) = state.lock() else {
+            return;
+        };
         if state.end.is_some() {
             return;
         }
@@ -144,6 +144,18 @@ pub(crate) fn run(
     });
     let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
     state.end.map_or(Ok(()), Err)
+}
+
+/// Brings the pages of a step in: of blocks, those that are still plugged.
+fn bring_in(step: &Step<'_>) -> io::Result<()> {
+    let (mapping, advice) = (step.mapping, advice(step.mapping));
+    let Some(blocks) = mapping.plugged_blocks() else {
+        return mapping.mapped().advise(step.offset, step.len, advice);
+    };
+    // A block that is unplugged meanwhile would keep what is brought in.
+    let _held = mapping.hold();
+    let mut plugged = blocks.runs_in(step.offset, step.len);
+    plugged.try_for_each(|(offset, len)| mapping.mapped().advise(offset, len, advice))
 }
 
 /// The parts of a mapping that can be reached, in steps.

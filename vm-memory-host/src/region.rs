@@ -8,6 +8,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
+use crate::mapping::Kind;
+
 /// What a region's bytes are kept in.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -120,10 +122,16 @@ pub struct Options {
     pub forked: bool,
     /// What it is called in /proc/self/maps.
     pub name: Option<String>,
+    /// Whether a shared file may have holes, for which there may be no room on its disk when they are written.
+    pub sparse: bool,
+    /// Whether its file must be sealed against shrinking.
+    pub sealed: bool,
+    /// Whether huge pages that are given back can be had by others.
+    pub release_huge_pages: bool,
 }
 
 impl Default for Options {
-    /// Nothing special: dumped, not merged, forked, no name.
+    /// Nothing special: dumped, not merged, forked, no name, no holes.
     fn default() -> Self {
         Self {
             transparent_huge_pages: TransparentHugePages::default(),
@@ -133,6 +141,9 @@ impl Default for Options {
             mergeable: false,
             forked: true,
             name: None,
+            sparse: false,
+            sealed: false,
+            release_huge_pages: false,
         }
     }
 }
@@ -149,10 +160,12 @@ pub struct Blocks {
 /// What holds a guest's CPUs from blocks that are not plugged. Accesses of this process are held back in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unplugged {
-    /// Nothing: a vCPU that touches one gets pages of zeroes there, which cost memory until the block is unplugged again.
+    /// Nothing: a vCPU that touches one gets pages of zeroes there, which cost memory until the block is plugged or unplugged again.
     #[default]
     Mapped,
-    /// It has no protection (`PROT_NONE`): `KVM_RUN` answers a vCPU that touches it with `EFAULT`. An access of this process that is under way when a
+    /// It has no protection (`PROT_NONE`): `KVM_RUN` answers a vCPU that touches it with `EFAULT`. That costs the kernel an entry in its table of areas for each
+    /// change from blocks that are there to ones that are not, so that no more blocks of the kind can be had in a process than half of that table has
+    /// (`vm.max_map_count`, 65 530 as a rule). An access of this process that is under way when a
     /// block is unplugged meets SIGSEGV then, which is an error where [`vm_memory::fault`] is installed, and the end of the process elsewhere.
     Protected,
 }
@@ -179,6 +192,8 @@ pub struct Region {
     pub(crate) blocks: Option<Blocks>,
     /// Ranges (offset, length) of blocks that are plugged from the start.
     pub(crate) plugged: Vec<(u64, u64)>,
+    /// What a description says of its file: its kind, and the size of its pages.
+    pub(crate) described: Option<(Kind, u64)>,
 }
 
 impl Region {
@@ -191,6 +206,7 @@ impl Region {
             options: Options::default(),
             blocks: None,
             plugged: Vec::new(),
+            described: None,
         }
     }
 
@@ -217,7 +233,7 @@ impl Region {
         self
     }
 
-    /// Sets whether it is part of a core dump; it is unless told otherwise.
+    /// Sets whether it may be part of a core dump; the process's coredump_filter (core(5)) decides, unless told otherwise here.
     pub fn core_dump(mut self, core_dump: bool) -> Self {
         self.options.core_dump = core_dump;
         self
@@ -229,15 +245,39 @@ impl Region {
         self
     }
 
-    /// Sets whether children of fork(2) have it; they do unless told otherwise.
+    /// Sets whether children of fork(2) have it; they do unless told otherwise. A child without it must not use any map that has the region: other
+    /// things of its own may be at these addresses.
     pub fn forked(mut self, forked: bool) -> Self {
         self.options.forked = forked;
         self
     }
 
-    /// Sets what it is called in /proc/self/maps. A file is called by its path there, and cannot be given a name.
+    /// Sets what it is called in /proc/self/maps. A file is called by its path there, and cannot be given a name; a memfd that was handed over keeps
+    /// the one that it was made with.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.options.name = Some(name.into());
+        self
+    }
+
+    /// Sets whether a file that is shared may have holes. Unless it may, it takes blocks on its disk for all of the region when the region is built
+    /// (fallocate(2)): a hole for which there is none when it is written is a SIGBUS. Pages that are [given back](crate::discard()) are holes again.
+    pub fn sparse(mut self, sparse: bool) -> Self {
+        self.options.sparse = sparse;
+        self
+    }
+
+    /// Sets whether its file must be sealed against shrinking (fcntl(2), `F_SEAL_SHRINK`): whoever handed it over cannot make pages go away then.
+    /// Memfds that are made here are.
+    pub fn sealed(mut self, sealed: bool) -> Self {
+        self.options.sealed = sealed;
+        self
+    }
+
+    /// Sets whether huge pages that a guest [gives back](crate::discard()) go to the pool for others. Unless they do, they stay promised to this
+    /// region, which finds them there again. If they do, a guest that uses them again when the pool is empty meets SIGBUS, as does this process: an error
+    /// where [`vm_memory::fault`] is installed, and the end of the process elsewhere. The pages of blocks that are unplugged always go to the pool.
+    pub fn release_huge_pages(mut self, release: bool) -> Self {
+        self.options.release_huge_pages = release;
         self
     }
 
@@ -247,7 +287,7 @@ impl Region {
     }
 
     /// Makes it a region of blocks of `size` bytes that come and go while the guest runs ([`plug`](crate::plug), [`unplug`](crate::unplug)). None is
-    /// there in the beginning.
+    /// there in the beginning. It must be of anonymous memory, a memfd or shared huge pages: those can be made zeroes that cost nothing.
     pub fn blocks(mut self, size: NonZeroU64, unplugged: Unplugged) -> Self {
         self.blocks = Some(Blocks { size, unplugged });
         self

@@ -8,14 +8,18 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::NotProvisioned;
-use crate::mapping::{provisioned, HostMapping};
+use crate::mapping::{provisioned, span_of, HostMapping};
 use crate::region::Span;
 use crate::sys;
 
 /// What a region takes, in bytes.
+///
+/// `resident` is exact. The others are what the kernel tells of its areas of addresses; where it keeps adjacent regions as one, each is given a part of
+/// that by its size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Residency {
-    /// In memory: pages that this process has, or that are in the file or memfd behind it, whoever brought them there (`mincore(2)`).
+    /// In memory: pages that this process has, or that are in the file or memfd behind it, whoever brought them there (`mincore(2)`; of a file that the
+    /// process neither owns nor may write the kernel says that all is).
     pub resident: u64,
     /// Mapped in this process for now (`Rss` of /proc/self/smaps; pages of hugetlb are counted, too).
     pub mapped: u64,
@@ -68,13 +72,17 @@ where
     B: Bitmap,
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
 {
-    let mappings = memory.iter().map(provisioned).collect::<Result<Vec<_>, _>>()?;
+    let known = |region| Ok((span_of(region), provisioned(region)?));
+    let mappings = memory
+        .iter()
+        .map(known)
+        .collect::<Result<Vec<_>, NotProvisioned>>()?;
     let fail = |region: Span| move |source: io::Error| ResidencyError::System { region, source };
     let mut answers = Vec::with_capacity(mappings.len());
-    for mapping in &mappings {
-        let resident = resident(mapping).map_err(fail(mapping.span()))?;
+    for (span, mapping) in &mappings {
+        let resident = resident(mapping).map_err(fail(*span))?;
         answers.push((
-            mapping.span(),
+            *span,
             Residency {
                 resident,
                 ..Residency::default()
@@ -85,14 +93,14 @@ where
         return Ok(answers);
     };
     let smaps = fs::read_to_string("/proc/self/smaps").map_err(fail(first))?;
-    let ranges: Vec<Range<usize>> = mappings.iter().map(|mapping| host_range(mapping)).collect();
+    let ranges: Vec<Range<usize>> = mappings.iter().map(|(_, mapping)| host_range(mapping)).collect();
     for area in areas(&smaps) {
-        let place = ranges.iter().position(|range| range.contains(&area.start));
-        if let Some((_, answer)) = place.and_then(|place| answers.get_mut(place)) {
-            answer.mapped = answer.mapped.saturating_add(area.mapped);
-            answer.huge = answer.huge.saturating_add(area.huge);
-            answer.swapped = answer.swapped.saturating_add(area.swapped);
-            answer.locked = answer.locked.saturating_add(area.locked);
+        for (range, (_, answer)) in ranges.iter().zip(&mut answers) {
+            let share = |bytes: u64| area.share_of(bytes, range);
+            answer.mapped = answer.mapped.saturating_add(share(area.mapped));
+            answer.huge = answer.huge.saturating_add(share(area.huge));
+            answer.swapped = answer.swapped.saturating_add(share(area.swapped));
+            answer.locked = answer.locked.saturating_add(share(area.locked));
         }
     }
     Ok(answers)
@@ -125,10 +133,25 @@ fn resident(mapping: &HostMapping) -> io::Result<u64> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Area {
     start: usize,
+    end: usize,
     mapped: u64,
     huge: u64,
     swapped: u64,
     locked: u64,
+}
+
+impl Area {
+    /// What part of so many bytes of the area falls to a range of addresses.
+    fn share_of(&self, bytes: u64, range: &Range<usize>) -> u64 {
+        let common = self
+            .end
+            .min(range.end)
+            .saturating_sub(self.start.max(range.start));
+        let wide = |n: usize| u128::try_from(n).unwrap_or(u128::MAX);
+        let len = wide(self.end.saturating_sub(self.start));
+        let part = u128::from(bytes).saturating_mul(wide(common)).checked_div(len);
+        part.and_then(|part| u64::try_from(part).ok()).unwrap_or(0)
+    }
 }
 
 /// The areas in the text of a smaps file (proc_pid_smaps(5)): a line with the range of addresses, and lines with a name and KiB.
@@ -136,10 +159,12 @@ fn areas(smaps: &str) -> Vec<Area> {
     let mut areas: Vec<Area> = Vec::new();
     for line in smaps.lines() {
         let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
-        if let Some((start, _)) = first.split_once('-') {
-            if let Ok(start) = usize::from_str_radix(start, 16) {
+        if let Some((start, end)) = first.split_once('-') {
+            let number = |text| usize::from_str_radix(text, 16);
+            if let (Ok(start), Ok(end)) = (number(start), number(end)) {
                 areas.push(Area {
                     start,
+                    end,
                     ..Area::default()
                 });
             }
@@ -184,6 +209,7 @@ mod tests {
             Private_Hugetlb:    4096 kB\n";
         let first = Area {
             start: 0x7f00_0000_0000,
+            end: 0x7f00_0020_0000,
             mapped: 2 << 20,
             huge: 2 << 20,
             swapped: 4096,
@@ -191,11 +217,16 @@ mod tests {
         };
         let second = Area {
             start: 0x7f00_0020_0000,
+            end: 0x7f00_0060_0000,
             mapped: 4 << 20,
             huge: 4 << 20,
             ..Area::default()
         };
         assert_eq!(areas(text), [first, second]);
+        let shares = [0x7f00_0000_0000..0x7f00_0030_0000, 0x7f00_0050_0000..usize::MAX];
+        let share = |range| second.share_of(second.mapped, range);
+        assert_eq!(shares.each_ref().map(share), [1 << 20, 1 << 20]);
+        assert_eq!(second.share_of(7, &(0..5)), 0);
         assert!(areas("nonsense\n12 34\nRss: 5 kB\n").is_empty());
     }
 }

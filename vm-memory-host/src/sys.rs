@@ -9,6 +9,7 @@ use std::io::{Error, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use vm_memory::bitmap::Bitmap;
@@ -37,6 +38,10 @@ pub(crate) fn page_size() -> u64 {
 pub(crate) struct Reservation {
     addr: *mut u8,
     len: usize,
+    /// The process that it is in: a child of fork(2) has a copy of this, and other things at these addresses, if it was not given them.
+    process: u32,
+    /// Whether a part of it may have become somebody else's: then nothing here is unmapped any more.
+    lost: AtomicBool,
 }
 
 // SAFETY: the pointer is to memory that belongs to no thread. It is used for system calls, and for accesses by the functions of vm-memory, which
@@ -62,6 +67,8 @@ impl Reservation {
         let reservation = Self {
             addr: addr.wrapping_add(ahead),
             len,
+            process: std::process::id(),
+            lost: AtomicBool::new(false),
         };
         let behind = more.saturating_sub(ahead).saturating_sub(len);
         // What is left on both sides. If the system refuses, some addresses stay reserved, and nothing else.
@@ -75,10 +82,91 @@ impl Reservation {
     }
 }
 
+impl Reservation {
+    /// Whether all addresses are still its own, in this process.
+    fn is_whole(&self) -> bool {
+        // Relaxed: who drops the last reference sees what others did before they dropped theirs, by `Arc`; a part asks for itself.
+        !self.lost.load(Ordering::Relaxed) && self.process == std::process::id()
+    }
+
+    /// Maps over a part of the reservation.
+    ///
+    /// If that fails the part may be mapped by nobody (mmap(2) unmaps first: Linux before 6.12, and later for files), and another thread may have got
+    /// those addresses by now. The reservation is given up then: its addresses stay taken until the process ends, which costs nothing else.
+    fn map_over(&self, offset: usize, len: usize, protection: libc::c_int, source: Source<'_>) -> Result<()> {
+        let (flags, fd, place) = arguments(source);
+        let addr = self.addr.wrapping_add(offset);
+        // SAFETY: the range lies in this reservation (`Reserved::map`, `Mapped::part`, `Mapped::drop`), all addresses of which are its own
+        // (`is_whole`, asked by the callers); what is replaced is the reservation itself or a part that the caller has.
+        let answer = unsafe { libc::mmap(addr.cast(), len, protection, flags | libc::MAP_FIXED, fd, place) };
+        if answer == libc::MAP_FAILED {
+            let error = Error::last_os_error();
+            self.lost.store(true, Ordering::Relaxed);
+            return Err(error);
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // SAFETY: the range is this reservation's own, and nothing is mapped in it any more: each `Mapped` keeps the reservation.
+        if self.is_whole() {
+            // SAFETY: the range is this reservation's own (just asked), and nothing is mapped in it any more: each `Mapped` keeps the
+            // reservation.
+            let _ = unsafe { libc::munmap(self.addr.cast(), self.len) };
+        }
+    }
+}
+
+/// A mapping wherever the system likes, to see whether one can be made at all; unmapped when it is dropped.
+struct Trial {
+    addr: *mut u8,
+    len: usize,
+}
+
+impl Trial {
+    fn new(len: usize, source: Source<'_>) -> Result<Self> {
+        let (flags, fd, place) = arguments(source);
+        // SAFETY: without MAP_FIXED, a new mapping replaces none that is there.
+        let addr = unsafe { libc::mmap(null_mut(), len, READ_WRITE, flags, fd, place) };
+        if addr == libc::MAP_FAILED {
+            return Err(Error::last_os_error());
+        }
+        let addr = addr.cast();
+        Ok(Self { addr, len })
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is its own, and nobody knows of it.
         let _ = unsafe { libc::munmap(self.addr.cast(), self.len) };
+    }
+}
+
+/// Flags, descriptor and offset of mmap(2).
+fn arguments(source: Source<'_>) -> (libc::c_int, libc::c_int, libc::off_t) {
+    match source {
+        Source::Anonymous => (
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        ),
+        Source::File {
+            file,
+            offset,
+            shared,
+            set_aside,
+        } => {
+            let kind = if shared {
+                libc::MAP_SHARED
+            } else {
+                libc::MAP_PRIVATE
+            };
+            let reserve = if set_aside { 0 } else { libc::MAP_NORESERVE };
+            // An offset past the greatest one is negative here, and refused by the system.
+            (kind | reserve, file.as_raw_fd(), offset.cast_signed())
+        }
     }
 }
 
@@ -124,51 +212,25 @@ impl Reserved {
         let end = self.next.checked_add(len);
         let end = end.filter(|end| *end <= self.reservation.len);
         let end = end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
-        let mapped = Mapped {
-            reservation: Arc::clone(&self.reservation),
-            offset: self.next,
-            len,
+        // What a file can refuse it refuses here, where nothing is replaced. Pages of a pool that are set aside for a shared mapping stay so for the
+        // next one: they belong to the file (Linux, "Hugetlbfs Reservation"). Those of a private one do not, so that it has to go first.
+        let trial = match source {
+            Source::Anonymous => None,
+            Source::File { .. } => Some(Trial::new(len, source)?),
         };
-        map_over(mapped.addr(), len, source)?;
-        self.next = end;
-        Ok(mapped)
-    }
-}
-
-/// Maps over a range of addresses that belongs to the caller.
-///
-/// It is private to this module, and called for parts of reservations only.
-fn map_over(addr: *mut u8, len: usize, source: Source<'_>) -> Result<()> {
-    let (flags, fd, offset) = match source {
-        Source::Anonymous => (
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        ),
-        Source::File {
-            file,
-            offset,
-            shared,
-            set_aside,
-        } => {
-            let kind = if shared {
-                libc::MAP_SHARED
-            } else {
-                libc::MAP_PRIVATE
-            };
-            let reserve = if set_aside { 0 } else { libc::MAP_NORESERVE };
-            // An offset past the greatest one is negative here, and refused by the system.
-            (kind | reserve, file.as_raw_fd(), offset.cast_signed())
+        let trial = trial.filter(|_| matches!(source, Source::File { shared: true, .. }));
+        if !self.reservation.is_whole() {
+            return Err(Error::from_raw_os_error(libc::ENOMEM));
         }
-    };
-    let flags = flags | libc::MAP_FIXED;
-    // SAFETY: the range lies in a reservation (`Reserved::map`, `Mapped::replace`), whose addresses are its own; what is replaced is the
-    // reservation itself or a part that the caller owns, which stays mapped and accessible.
-    let answer = unsafe { libc::mmap(addr.cast(), len, READ_WRITE, flags, fd, offset) };
-    if answer == libc::MAP_FAILED {
-        return Err(Error::last_os_error());
+        self.reservation.map_over(self.next, len, READ_WRITE, source)?;
+        drop(trial);
+        let offset = std::mem::replace(&mut self.next, end);
+        Ok(Mapped {
+            reservation: Arc::clone(&self.reservation),
+            offset,
+            len,
+        })
     }
-    Ok(())
 }
 
 /// Memory that is mapped in a part of a reservation. When it is dropped, the part goes back to the reservation.
@@ -248,8 +310,28 @@ impl Mapped {
     }
 
     /// Maps zeroes of this process's own in place of a part of what is mapped.
+    ///
+    /// # Aborts
+    ///
+    /// If the system has unmapped the part and cannot map zeroes: guest memory would be anybody's. That takes a kernel before 6.12 that accounts
+    /// all memory (`vm.overcommit_memory` is 2) and has none left.
     pub(crate) fn replace(&self, offset: usize, len: usize) -> Result<()> {
-        map_over(self.part(offset, len)?, len, Source::Anonymous)
+        self.part(offset, len)?;
+        let place = self.offset.saturating_add(offset);
+        let replaced = self
+            .reservation
+            .map_over(place, len, READ_WRITE, Source::Anonymous);
+        if replaced.is_err() {
+            let page = usize::try_from(page_size()).unwrap_or(4096);
+            let mut pages = vec![0; len.div_ceil(page)];
+            // ENOMEM says that there is an address in the range that is not mapped (mincore(2)).
+            if self.resident(offset, len, &mut pages).is_err() {
+                std::process::abort();
+            }
+            // It was refused before anything was unmapped.
+            self.reservation.lost.store(false, Ordering::Relaxed);
+        }
+        replaced
     }
 
     /// Takes away or gives back what a part permits.
@@ -348,15 +430,15 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        // The part becomes what it was, so that nobody else is given its addresses while the reservation has its others.
-        // SAFETY: the range is this mapping's, and `self` is the last that knows of it: a region that was made of it keeps its owner.
-        let answer = unsafe { libc::mmap(self.addr().cast(), self.len, libc::PROT_NONE, flags, -1, 0) };
-        if answer == libc::MAP_FAILED {
-            // No room for another mapping in the kernel's table; give the pages back at least, and leave the addresses to `Reservation`.
-            // SAFETY: as above; the bytes are nobody's any more.
-            let _ = unsafe { libc::madvise(self.addr().cast(), self.len, libc::MADV_DONTNEED) };
+        if self.reservation.process != std::process::id() {
+            return;
         }
+        // The part becomes what it was, so that nobody else is given its addresses while the reservation has its others. It is this mapping's, even
+        // where the reservation has lost another part, and `self` is the last that knows of it: a region that was made of it keeps its owner.
+        let (offset, len) = (self.offset, self.len);
+        let _ = self
+            .reservation
+            .map_over(offset, len, libc::PROT_NONE, Source::Anonymous);
     }
 }
 
@@ -389,8 +471,8 @@ pub(crate) fn seal_length(file: &File) -> Result<()> {
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })
 }
 
-/// What `fstatfs(2)` says of a file: the kind of its file system, and the size of its blocks, which on hugetlbfs is that of its pages.
-pub(crate) fn file_system(file: &File) -> Result<(i128, u64)> {
+/// What `fstatfs(2)` says of a file.
+pub(crate) fn file_system(file: &File) -> Result<FileSystem> {
     let mut answer = MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: `answer` has room for what fstatfs(2) writes.
     check(unsafe { libc::fstatfs(file.as_raw_fd(), answer.as_mut_ptr()) })?;
@@ -398,7 +480,20 @@ pub(crate) fn file_system(file: &File) -> Result<(i128, u64)> {
     let answer = unsafe { answer.assume_init() };
     // The fields are of different types for different targets.
     let (kind, block_size) = (i128::from(answer.f_type), i128::from(answer.f_bsize));
-    Ok((kind, u64::try_from(block_size).unwrap_or(0)))
+    Ok(FileSystem {
+        kind,
+        block_size: u64::try_from(block_size).unwrap_or(0),
+        is_limited: answer.f_blocks != 0,
+    })
+}
+
+/// What a file is on.
+pub(crate) struct FileSystem {
+    pub(crate) kind: i128,
+    /// On hugetlbfs, the size of a page in bytes.
+    pub(crate) block_size: u64,
+    /// Whether it has an end: the kernel's own tmpfs, which memfds are on, has none.
+    pub(crate) is_limited: bool,
 }
 
 /// The kind of file system that hugetlbfs is (`HUGETLBFS_MAGIC`, Linux `include/uapi/linux/magic.h`).
@@ -416,8 +511,8 @@ pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> Result<()> {
     )
 }
 
-/// Takes pages for a range of a file, where there are none.
-pub(crate) fn take_pages(file: &File, offset: u64, len: u64) -> Result<()> {
+/// Takes pages, or blocks of a disk, for a range of a file where there are none.
+pub(crate) fn allocate_range(file: &File, offset: u64, len: u64) -> Result<()> {
     allocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
 }
 
@@ -432,6 +527,25 @@ fn allocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> Result<()>
             answer => return answer,
         }
     }
+}
+
+/// Promises the pages of a range of a file of hugetlbfs to the file again, where they are not: the promise goes with a hole that is punched, and comes
+/// with a shared mapping and stays (Linux, "Hugetlbfs Reservation").
+pub(crate) fn promise_huge_pages(file: &File, offset: u64, len: usize) -> Result<()> {
+    let source = Source::File {
+        file,
+        offset,
+        shared: true,
+        set_aside: true,
+    };
+    Trial::new(len, source).map(drop)
+}
+
+/// Whether a file is sealed against shrinking; false for one that cannot be.
+pub(crate) fn cannot_shrink(file: &File) -> bool {
+    // SAFETY: asks for flags.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    seals >= 0 && seals & libc::F_SEAL_SHRINK != 0
 }
 
 /// How many bytes this process may lock; `None` for as many as it likes.
