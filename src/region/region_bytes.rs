@@ -22,31 +22,35 @@ fn place<R: GuestMemoryRegion>(
     }
     match region.as_volatile_slice() {
         Ok(whole) => Ok((whole, index(addr)?)),
-        Err(error) => reachable_part(region, addr, count, error).map(|part| (part, 0)),
+        Err(error) => place_in_part(region, addr, count, error),
     }
 }
 
-/// What can be reached of the `count` bytes at `addr`, in a region that cannot be had as a whole; `error` if it says that it could.
+/// The same, in a region that cannot be had as a whole. `error` if it says that it could.
 #[cold]
 #[inline(never)]
-fn reachable_part<R: GuestMemoryRegion>(
+fn place_in_part<R: GuestMemoryRegion>(
     region: &R,
     addr: MemoryRegionAddress,
     count: usize,
     error: Error,
-) -> Result<VolatileSlice<'_, BS<'_, R::B>>> {
-    let rest = region
-        .len()
-        .checked_sub(addr.0)
-        .ok_or(Error::InvalidBackendAddress)?;
+) -> Result<(VolatileSlice<'_, BS<'_, R::B>>, usize)> {
+    let rest = region.len().checked_sub(addr.0);
+    let rest = rest.ok_or(Error::InvalidBackendAddress)?;
+    let wanted = usize::try_from(rest).map_or(count, |rest| rest.min(count));
+    // Where blocks come and go, what was missing a moment ago may be there now: then the region is had as a whole, or has another gap.
     let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
     if region.reachable_bytes(MemoryRegionAddress(0), len) == len {
-        return Err(error);
+        if let Ok(whole) = region.as_volatile_slice() {
+            return Ok((whole, index(addr)?));
+        }
+        if region.reachable_bytes(MemoryRegionAddress(0), len) == len {
+            return Err(error);
+        }
     }
-    let wanted = usize::try_from(rest).map_or(count, |rest| rest.min(count));
     match region.reachable_bytes(addr, wanted) {
         0 if wanted != 0 => Err(Error::HostAddressNotAvailable),
-        reachable => region.get_slice(addr, reachable.min(wanted)),
+        reachable => Ok((region.get_slice(addr, reachable.min(wanted))?, 0)),
     }
 }
 

@@ -489,3 +489,52 @@ fn region<B: Bitmap>(
         size: span.size,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::GuestAddress;
+
+    /// What the machine is set to have none of is refused, whatever the kernel would say.
+    #[test]
+    fn transparent_huge_pages_that_are_off_are_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = directory.path().join("kernel/mm/transparent_hugepage");
+        std::fs::create_dir_all(&settings).unwrap();
+        std::fs::write(settings.join("hpage_pmd_size"), "2097152").unwrap();
+        std::fs::write(settings.join("enabled"), "always [madvise] never").unwrap();
+        std::fs::write(settings.join("shmem_enabled"), "always advise [never]").unwrap();
+        let machine = Machine::at(directory.path());
+        let region = Region::new(GuestAddress(0), 4 << 20).transparent_huge_pages(TransparentHugePages::On);
+        let behind = backing::open(&region, &machine).unwrap();
+        assert!(check_options(&region, &behind, &machine).is_ok());
+        assert_eq!(alignment(&region, &behind, &machine), 2 << 20);
+        let region = region.backing(crate::Backing::Memfd);
+        let behind = backing::open(&region, &machine).unwrap();
+        let error = check_options(&region, &behind, &machine).unwrap_err();
+        assert!(error.to_string().contains("shmem_enabled says never"), "{error}");
+    }
+
+    /// Policies are of the nodes that there are.
+    #[test]
+    fn nodes_are_those_of_the_machine() {
+        let directory = tempfile::tempdir().unwrap();
+        let nodes = directory.path().join("devices/system/node");
+        std::fs::create_dir_all(&nodes).unwrap();
+        std::fs::write(nodes.join("has_memory"), "0,2-3").unwrap();
+        let machine = Machine::at(directory.path());
+        for (nodes, missing) in [(vec![0, 3], None), (vec![2, 1], Some(1))] {
+            let region = Region::new(GuestAddress(0), 4 << 20).numa(NumaPolicy::Bind(nodes));
+            let behind = backing::open(&region, &machine).unwrap();
+            let told = match check_options(&region, &behind, &machine) {
+                Ok(()) => None,
+                Err(BuildError::NoSuchNode { node, there, .. }) => {
+                    assert_eq!(there, [0, 2, 3]);
+                    Some(node)
+                }
+                Err(error) => panic!("{error}"),
+            };
+            assert_eq!(told, missing);
+        }
+    }
+}

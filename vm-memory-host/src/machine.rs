@@ -73,6 +73,12 @@ impl Machine {
         }
     }
 
+    /// A machine as a tree of files tells it.
+    #[cfg(test)]
+    pub(crate) fn at(sys: &Path) -> Self {
+        Self { sys: sys.to_owned() }
+    }
+
     pub(crate) fn pools(&self) -> Vec<HugePagePool> {
         let directory = self.sys.join("kernel/mm/hugepages");
         let Ok(entries) = fs::read_dir(directory) else {
@@ -194,9 +200,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let machine = Machine {
-            sys: directory.path().to_owned(),
-        };
+        let machine = Machine::at(directory.path());
         (directory, machine)
     }
 

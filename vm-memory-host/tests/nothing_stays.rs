@@ -49,7 +49,7 @@ fn nothing_half_built_stays() {
         &|| region(3).backing(Backing::Hugetlb { page_size: 1 << 40 }),
         &|| region(3).backing(Backing::shared_file(short(), 0)),
         &|| region(3).numa(NumaPolicy::Bind(vec![1000])),
-        &|| Region::new(GuestAddress(1 << 40), 1 << 47),
+        &|| Region::new(GuestAddress(1 << 40), 1 << 56),
         &|| region(3).backing(Backing::shared_file(zero(), u64::MAX >> 1)),
         &|| region(2),
     ];

@@ -111,20 +111,6 @@ fn addresses_let_huge_pages_be_huge_for_the_guest() {
     }
 }
 
-/// The area of /proc/self/maps that has an address, as its range and its permissions.
-fn area(address: usize) -> Option<(usize, usize, String)> {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    maps.lines().find_map(|line| {
-        let (range, rest) = line.split_once(' ')?;
-        let (start, end) = range.split_once('-')?;
-        let number = |text| usize::from_str_radix(text, 16).ok();
-        let (start, end) = (number(start)?, number(end)?);
-        (start..end)
-            .contains(&address)
-            .then(|| (start, end, rest[..4].to_owned()))
-    })
-}
-
 #[test]
 fn adjacent_regions_share_a_reservation_with_guards_outside() {
     let memory: Memory = MemoryBuilder::new()
@@ -179,7 +165,10 @@ fn options_are_what_the_kernel_was_told() {
         .mergeable(true)
         .transparent_huge_pages(TransparentHugePages::Off);
     if !names_are_shown() {
-        println!("SKIPPED: a name of anonymous memory: the kernel has none (CONFIG_ANON_VMA_NAME)");
+        skipped::<()>(
+            "a name of anonymous memory",
+            "the kernel has none (CONFIG_ANON_VMA_NAME)".to_owned(),
+        );
         let error = build(all.clone()).unwrap_err().to_string();
         assert!(error.contains("cannot have a name"), "{error}");
     }
@@ -199,7 +188,7 @@ fn options_are_what_the_kernel_was_told() {
     let huge = build(region.clone().transparent_huge_pages(TransparentHugePages::On));
     match huge {
         Ok(huge) => assert!(has_flag(host(&huge), "hg")),
-        Err(error) => println!("SKIPPED: transparent huge pages on: {error}"),
+        Err(error) => drop(skipped::<()>("transparent huge pages", error.to_string())),
     }
     for (lock, there) in [(Lock::Now, true), (Lock::OnFault, false)] {
         let locked = build(region.clone().lock(lock)).unwrap();
@@ -218,7 +207,7 @@ fn pages_come_from_the_nodes_that_were_named() {
         let memory = match build(Region::new(GuestAddress(0), MIB).numa(policy.clone())) {
             Ok(memory) => memory,
             Err(error) if error.to_string().contains("Function not implemented") => {
-                println!("SKIPPED: {policy:?}: {error}");
+                skipped::<()>("a NUMA policy", error.to_string());
                 continue;
             }
             Err(error) => panic!("{error}"),
@@ -241,6 +230,8 @@ fn a_description_builds_the_same_again() {
         .region(
             Region::new(GuestAddress(0), 4 * MIB)
                 .backing(Backing::Memfd)
+                .name("low")
+                .sealed(true)
                 .lock(Lock::OnFault),
         )
         .region(Region::new(GuestAddress(8 * MIB), 8 * PAGE).backing(Backing::private_file(file, PAGE)))
@@ -273,6 +264,21 @@ fn a_description_builds_the_same_again() {
         assert_eq!(page_of(&memory, 32 * MIB), Some(0x77));
     }
 
+    // Descriptors in another order are not what was described.
+    let mut swapped = fds();
+    swapped.swap(0, 1);
+    let error = received
+        .builder(swapped)
+        .unwrap()
+        .build::<()>()
+        .unwrap_err()
+        .to_string();
+    let told = error.contains("is not sealed against shrinking") || error.contains("its description says");
+    assert!(told, "{error}");
+    let mut later = received.clone();
+    later.version += 1;
+    assert!(later.builder(fds()).is_err());
+
     // A descriptor less is told.
     let mut fewer = fds();
     fewer.pop();
@@ -281,7 +287,7 @@ fn a_description_builds_the_same_again() {
 
     let shown = description.to_string();
     assert!(
-        shown.starts_with("00000000-003fffff : memfd, descriptor 0 at 0x0\n"),
+        shown.starts_with("00000000-003fffff : memfd \"low\", descriptor 0 at 0x0\n"),
         "{shown}"
     );
     assert!(
@@ -382,4 +388,49 @@ fn a_prefault_ends_when_it_is_told_to() {
         message.starts_with("cancelled after 0x2000000 of 0x10000000"),
         "{message}"
     );
+}
+
+#[test]
+fn a_shared_file_has_its_blocks_unless_it_may_have_holes() {
+    use std::os::unix::fs::MetadataExt;
+    for sparse in [false, true] {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 * MIB).unwrap();
+        let shared = Backing::shared_file(file.try_clone().unwrap(), MIB);
+        let memory = build(
+            Region::new(GuestAddress(0), 2 * MIB)
+                .backing(shared)
+                .sparse(sparse),
+        )
+        .unwrap();
+        let taken = file.metadata().unwrap().blocks() * 512;
+        let kind = provisioned(memory.iter().next().unwrap()).unwrap().kind();
+        let wanted = if sparse { 0 } else { 2 * MIB };
+        assert!(
+            taken >= wanted && (taken == 0) == sparse,
+            "{taken:#x} on {kind:?}"
+        );
+        assert_eq!(file.metadata().unwrap().len(), 4 * MIB);
+    }
+}
+
+#[test]
+fn pages_are_brought_in_for_writing_by_as_many_threads() {
+    let memory = build(Region::new(GuestAddress(0), 512 * MIB)).unwrap();
+    let mut threads = std::collections::HashSet::new();
+    vm_memory_host::prefault(&memory, std::num::NonZeroUsize::new(2).unwrap(), |_| {
+        threads.insert(std::thread::current().id());
+        // A turn for the other one.
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::ops::ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(threads.len(), 2);
+    // Not the one page of zeroes, which would be copied when the guest writes.
+    let anonymous = smaps(host(&memory));
+    let anonymous = anonymous
+        .lines()
+        .find_map(|line| line.strip_prefix("Anonymous:"))
+        .unwrap();
+    assert_eq!(anonymous.trim(), format!("{} kB", 512 << 10));
 }

@@ -1,6 +1,7 @@
 //! What several of these tests need.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::num::NonZeroU64;
 
 use vm_memory::bitmap::AtomicBitmap;
@@ -34,7 +35,7 @@ pub(crate) fn patterned_file(pages: u64) -> File {
     let bytes: Vec<u8> = (0..pages)
         .flat_map(|page| [page_byte(page); PAGE as usize])
         .collect();
-    std::io::Write::write_all(&mut &file, &bytes).unwrap();
+    (&file).write_all(&bytes).unwrap();
     file
 }
 
@@ -78,9 +79,11 @@ pub(crate) fn has_flag(start: usize, flag: &str) -> bool {
         .any(|word| word == flag)
 }
 
-/// Huge pages of 2 MiB, held for one test; the number in the pool is put back at the end. Tests of all programs take turns.
+/// Huge pages of 2 MiB, for one test; the number in the pool is put back at the end. Tests of all programs take turns. What others have in use stays theirs.
 pub(crate) struct HugePages {
     before: u64,
+    /// Keeps what is free beyond what was asked for.
+    rest: Option<Memory>,
     _turn: File,
 }
 
@@ -89,34 +92,52 @@ const POOL: &str = "/proc/sys/vm/nr_hugepages";
 impl HugePages {
     /// Makes sure that exactly so many are free. Says so aloud if that cannot be.
     pub(crate) fn reserve(count: u64, test: &str) -> Option<Self> {
-        let turn = File::create("/tmp/vm-memory-hugepages.lock").unwrap();
-        turn.lock().unwrap();
-        let skip = |why: String| {
-            println!("SKIPPED: {test}: {why}");
-            None
+        let turn = File::options()
+            .create(true)
+            .append(true)
+            .open("/tmp/vm-memory-hugepages.lock");
+        let turn = match turn.and_then(|turn| turn.lock().map(|()| turn)) {
+            Ok(turn) => turn,
+            Err(error) => return skipped(test, format!("no turn at the pool of huge pages: {error}")),
         };
-        let before: u64 = match fs::read_to_string(POOL).map(|text| text.trim().parse()) {
-            Ok(Ok(number)) => number,
-            other => return skip(format!("no pool of huge pages: {other:?}")),
+        let number = fs::read_to_string(POOL).ok().map(|text| text.trim().parse());
+        let (Some(Ok(before)), Some((_, free))) = (number, pool()) else {
+            return skipped(test, "no pool of huge pages".to_owned());
         };
-        let pages = Self { before, _turn: turn };
-        let used = pool().map_or(0, |(total, free)| total - free);
-        if let Err(error) = fs::write(POOL, format!("{}", used + count)) {
-            return skip(format!("the pool of huge pages cannot be changed: {error}"));
+        let mut pages = Self {
+            before,
+            rest: None,
+            _turn: turn,
+        };
+        let wanted = before + count.saturating_sub(free);
+        if let Err(error) = fs::write(POOL, format!("{wanted}")) {
+            return skipped(test, format!("the pool of huge pages cannot be changed: {error}"));
+        }
+        if let Some((_, free)) = pool().filter(|(_, free)| *free > count) {
+            let rest = Region::new(GuestAddress(0), (free - count) * HUGE);
+            pages.rest = build(rest.backing(Backing::Hugetlb { page_size: HUGE })).ok();
         }
         match pool() {
             Some((_, free)) if free == count => Some(pages),
-            other => skip(format!(
-                "{count} huge pages were asked for, and the pool has {other:?}"
-            )),
+            other => skipped(
+                test,
+                format!("{count} huge pages were asked for, and the pool has {other:?}"),
+            ),
         }
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
+        self.rest = None;
         let _ = fs::write(POOL, format!("{}", self.before));
     }
+}
+
+/// Says aloud what cannot be tested here: by itself, since what a test prints is shown only when it fails.
+pub(crate) fn skipped<T>(test: &str, why: String) -> Option<T> {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
+    None
 }
 
 /// How many huge pages of 2 MiB there are, and how many are free.
@@ -155,4 +176,18 @@ pub(crate) fn kept_at_edges(kind: &str) -> u64 {
 
 pub(crate) fn blocks(size: u64) -> NonZeroU64 {
     NonZeroU64::new(size).unwrap()
+}
+
+/// The area of /proc/self/maps that has an address, as its range and its permissions.
+pub(crate) fn area(address: usize) -> Option<(usize, usize, String)> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().find_map(|line| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        let (start, end) = (number(start)?, number(end)?);
+        (start..end)
+            .contains(&address)
+            .then(|| (start, end, rest[..4].to_owned()))
+    })
 }

@@ -1,10 +1,11 @@
 //! Blocks that a guest plugs and unplugs: reached while they are there, gone and for nothing while they are not.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::common::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
+use vm_memory_host::discard;
 use vm_memory_host::{
     describe, plug, prefault, provisioned, unplug, Backing, ChangeError, Region, Unplugged,
 };
@@ -21,20 +22,34 @@ fn blocks_of_each_backing_come_and_go() {
     let pages = HugePages::reserve(4, "blocks of hugetlb");
     for unplugged in [Unplugged::Mapped, Unplugged::Protected] {
         for (kind, region) in of_each_kind(START, SIZE, pages.is_some()) {
-            let memory = build(region.blocks(blocks(HUGE), unplugged)).unwrap();
+            let region = region.blocks(blocks(HUGE), unplugged);
+            if kind.contains("file") {
+                let error = build(region).map(|_| ()).unwrap_err().to_string();
+                assert!(
+                    error.contains("blocks are for anonymous memory, memfds and shared huge pages"),
+                    "{error}"
+                );
+                continue;
+            }
+            let memory = build(region).unwrap();
+            let protected = |offset: u64| {
+                area(host(&memory) + offset as usize)
+                    .unwrap()
+                    .2
+                    .starts_with("---")
+            };
+            assert_eq!(protected(HUGE), unplugged == Unplugged::Protected);
             let what = format!("{kind}, {unplugged:?}");
             assert!(!reachable(&memory, START, 1), "{what}");
             assert!(
                 memory.write_obj(1u8, GuestAddress(START + HUGE)).is_err(),
                 "{what}"
             );
-            if !kind.contains("file") {
-                assert_eq!(
-                    resident(&memory),
-                    0,
-                    "{what}: nothing is taken for what is not there"
-                );
-            }
+            assert_eq!(
+                resident(&memory),
+                0,
+                "{what}: nothing is taken for what is not there"
+            );
 
             plug(&memory, GuestAddress(START + HUGE), 2 * HUGE).unwrap();
             assert!(reachable(&memory, START + HUGE, 2 * HUGE) && !reachable(&memory, START + HUGE - 1, 2));
@@ -45,11 +60,12 @@ fn blocks_of_each_backing_come_and_go() {
             region.get_mmap().bitmap().get_and_reset();
 
             unplug(&memory, GuestAddress(START + 2 * HUGE), HUGE).unwrap();
-            let after = resident(&memory);
-            assert!(
-                after >= before - HUGE && after <= before - HUGE + kept_at_edges(kind),
-                "{what}: {after:#x}"
-            );
+            assert_eq!(resident(&memory), before - HUGE, "{what}");
+            assert_eq!(protected(2 * HUGE), unplugged == Unplugged::Protected, "{what}");
+            assert!(!protected(HUGE), "{what}");
+            // A discard of what is not there leaves it so.
+            discard(&memory, GuestAddress(START + 2 * HUGE), HUGE).unwrap();
+            assert_eq!(protected(2 * HUGE), unplugged == Unplugged::Protected, "{what}");
             assert!(
                 memory.read_obj::<u8>(GuestAddress(START + 2 * HUGE)).is_err(),
                 "{what}"
@@ -180,29 +196,147 @@ fn a_prefault_leaves_out_what_is_not_plugged() {
 #[test]
 fn a_device_at_work_meets_an_error() {
     if let Err(error) = vm_memory::fault::install() {
-        println!("SKIPPED: a device at work on a protected block: {error}");
+        skipped::<()>("a device at work on a protected block", error.to_string());
         return;
     }
     let region = Region::new(GuestAddress(START), SIZE).blocks(blocks(HUGE), Unplugged::Protected);
     let memory = build(region).unwrap();
     let over = AtomicBool::new(false);
+    let (done, meant) = (AtomicU64::new(0), AtomicU64::new(0));
     let refused = std::thread::scope(|scope| {
         let device = scope.spawn(|| {
-            let (mut bytes, mut refused) = (vec![5u8; HUGE as usize], 0);
+            let mut bytes = vec![5u8; HUGE as usize];
             while !over.load(Ordering::Relaxed) {
-                refused += u64::from(memory.write_slice(&bytes, GuestAddress(START)).is_err());
-                refused += u64::from(memory.read_slice(&mut bytes, GuestAddress(START)).is_err());
+                let written = memory.write_slice(&bytes, GuestAddress(START)).is_ok();
+                let read = memory.read_slice(&mut bytes, GuestAddress(START)).is_ok();
+                done.fetch_add(u64::from(written) + u64::from(read), Ordering::Relaxed);
+                meant.fetch_add(2, Ordering::Relaxed);
             }
-            refused
         });
-        for _ in 0..500 {
+        // Until there was an access that was let through and one that was not, and then some.
+        let refused = || {
+            meant
+                .load(Ordering::Relaxed)
+                .saturating_sub(done.load(Ordering::Relaxed))
+        };
+        let mut rounds = 0;
+        while rounds < 500 || done.load(Ordering::Relaxed) == 0 || refused() == 0 {
             plug(&memory, GuestAddress(START), HUGE).unwrap();
             std::thread::yield_now();
             unplug(&memory, GuestAddress(START), HUGE).unwrap();
+            rounds += 1;
         }
         over.store(true, Ordering::Relaxed);
-        device.join().unwrap()
+        device.join().unwrap();
+        refused()
     });
     assert!(refused > 0);
+    unplug(&memory, GuestAddress(START), HUGE).unwrap();
     assert_eq!(resident(&memory), 0);
+}
+
+/// A block that is plugged again while it is being unplugged keeps what is written to it from then on.
+#[test]
+fn what_is_plugged_keeps_its_bytes_whoever_unplugs_at_the_same_time() {
+    let pages = HugePages::reserve(1, "two who plug and unplug huge pages");
+    for (kind, region) in of_each_kind(START, HUGE, pages.is_some()) {
+        if kind.contains("file") {
+            continue;
+        }
+        let memory = build(region.blocks(blocks(HUGE), Unplugged::Mapped)).unwrap();
+        // How often the block was unplugged, counted before each time.
+        let (over, unplugged) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    unplugged.fetch_add(1, Ordering::SeqCst);
+                    unplug(&memory, GuestAddress(START), HUGE).unwrap();
+                    unplugged.fetch_add(1, Ordering::SeqCst);
+                    // A turn for the other one.
+                    std::thread::yield_now();
+                }
+            });
+            let at = GuestAddress(START + HUGE - 8);
+            let (mut kept, mut round) = (0, 0u64);
+            while round < 2000 || kept < 20 {
+                round += 1;
+                plug(&memory, GuestAddress(START), HUGE).unwrap();
+                let before = unplugged.load(Ordering::SeqCst);
+                let written = memory.write_obj(round, at).is_ok();
+                std::thread::yield_now();
+                let seen = memory.read_obj::<u64>(at);
+                // Nobody was unplugging it all the while: the bytes are there.
+                let alone = before % 2 == 0 && unplugged.load(Ordering::SeqCst) == before;
+                if let (true, Ok(seen), true) = (written, seen, alone) {
+                    assert!(seen == round, "{kind}: {seen} for {round}");
+                    kept += 1;
+                }
+            }
+            over.store(true, Ordering::SeqCst);
+        });
+    }
+}
+
+/// Of what is plugged and discarded, the pages are still the block's; of what is unplugged they are not.
+#[test]
+fn huge_pages_are_promised_to_blocks_that_are_there() {
+    let Some(_pages) = HugePages::reserve(2, "promises to blocks") else {
+        return;
+    };
+    let region = Region::new(GuestAddress(START), 4 * HUGE)
+        .backing(Backing::Hugetlb { page_size: HUGE })
+        .blocks(blocks(HUGE), Unplugged::Mapped);
+    let memory = build(region).unwrap();
+    plug(&memory, GuestAddress(START), 2 * HUGE).unwrap();
+    fill(&memory, START, 2 * HUGE, 9);
+    assert_eq!(discard(&memory, GuestAddress(START), 4 * HUGE).unwrap(), 2 * HUGE);
+    assert_eq!((resident(&memory), pool().unwrap().1), (0, 0));
+    unplug(&memory, GuestAddress(START), HUGE).unwrap();
+    assert_eq!(pool().unwrap().1, 1);
+    fill(&memory, START + HUGE, HUGE, 3);
+    unplug(&memory, GuestAddress(START), 4 * HUGE).unwrap();
+    assert_eq!(pool().unwrap().1, 2);
+}
+
+/// What a vCPU has left in a block that was not there is gone when the block comes.
+#[test]
+fn blocks_are_zeroes_when_they_come() {
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        let region = Region::new(GuestAddress(0), 2 * HUGE).backing(backing);
+        let memory = build(region.blocks(blocks(HUGE), Unplugged::Mapped)).unwrap();
+        // As a vCPU would: past the bits.
+        let region = memory.iter().next().unwrap();
+        let bits = provisioned(region).unwrap().plugged_blocks().unwrap();
+        bits.plug(0, HUGE as usize).unwrap();
+        fill(&memory, 0, HUGE, 7);
+        bits.unplug(0, HUGE as usize).unwrap();
+        plug(&memory, GuestAddress(0), HUGE).unwrap();
+        assert_eq!(page_of(&memory, PAGE), Some(0));
+        // What is there stays as it is.
+        fill(&memory, 0, PAGE, 8);
+        plug(&memory, GuestAddress(0), 2 * HUGE).unwrap();
+        assert_eq!(page_of(&memory, 0), Some(8));
+    }
+}
+
+/// Pages that are brought in while blocks go do not stay behind.
+#[test]
+fn a_prefault_leaves_nothing_in_blocks_that_go() {
+    let region = Region::new(GuestAddress(0), 64 * MIB).blocks(blocks(HUGE), Unplugged::Protected);
+    let memory = build(region).unwrap();
+    for _ in 0..20 {
+        plug(&memory, GuestAddress(0), 64 * MIB).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                prefault(&memory, std::num::NonZeroUsize::MIN, |_| {
+                    std::ops::ControlFlow::Continue(())
+                })
+                .unwrap();
+            });
+            for block in (0..64 * MIB).step_by(HUGE as usize) {
+                unplug(&memory, GuestAddress(block), HUGE).unwrap();
+            }
+        });
+        assert_eq!(resident(&memory), 0);
+    }
 }

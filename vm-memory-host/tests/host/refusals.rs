@@ -35,7 +35,7 @@ fn each_has_its_own_message() {
         (huge(MIB, HUGE), "its guest address, 0x100000, is not a multiple of its pages' 0x200000 bytes"),
         (
             region(0, 3 * MIB).backing(Backing::Hugetlb { page_size: 3 * MIB }),
-            "the machine has no huge pages of 0x300000 bytes, but of 0x200000",
+            "the machine has no huge pages of 0x300000 bytes, but of ",
         ),
         (
             region(0, 4 * PAGE).backing(Backing::shared_file(file(4), PAGE)),
@@ -50,7 +50,7 @@ fn each_has_its_own_message() {
             region(0, PAGE).backing(Backing::shared_file(File::open("/").unwrap(), 0)),
             "cannot look at its file: No such device",
         ),
-        (region(0, PAGE).numa(NumaPolicy::Bind(vec![0, 77])), "the machine has no memory on NUMA node 77, but on [0]"),
+        (region(0, PAGE).numa(NumaPolicy::Bind(vec![77])), "the machine has no memory on NUMA node 77, but on [0"),
         (region(0, PAGE).numa(NumaPolicy::Interleave(vec![])), "its NUMA policy names no node"),
         (region(0, PAGE).name("a$b"), "the name \"a$b\" cannot be shown"),
         (region(0, PAGE).name("x".repeat(80)), "cannot be shown in /proc/self/maps"),
@@ -66,13 +66,13 @@ fn each_has_its_own_message() {
             region(0, 4 * MIB).blocks(blocks(MIB), Unplugged::Mapped).lock(Lock::Now),
             "blocks that are not plugged cannot be locked now",
         ),
-        (region(0, 4 * MIB).blocks(blocks(3 * MIB), Unplugged::Mapped), "its size, with its blocks,, 0x400000"),
+        (region(0, 4 * MIB).blocks(blocks(3 * MIB), Unplugged::Mapped), "its size (of blocks), 0x400000"),
         (region(0, 4 * PAGE).blocks(blocks(0x800), Unplugged::Mapped), "its size of a block, 0x800"),
         (
             region(0, 0x3000).blocks(blocks(0x3000), Unplugged::Mapped),
             "0x3000 bytes are no size of a block: it is not a power of two",
         ),
-        (region(0, 1 << 47), "cannot reserve addresses of this process: "),
+        (region(0, 1 << 56), "cannot reserve addresses of this process: "),
     ];
     for (region, start) in expected {
         let shown = format!("{region:?}");
@@ -134,7 +134,7 @@ fn a_pool_that_is_too_small_is_told_with_its_size() {
         .numa(NumaPolicy::Bind(vec![0]));
     match build(bound) {
         Ok(bound) => assert_eq!(resident(&bound), 2 * HUGE),
-        Err(error) => println!("SKIPPED: huge pages of one node: {error}"),
+        Err(error) => drop(skipped::<()>("huge pages of one node", error.to_string())),
     }
 }
 
@@ -144,7 +144,13 @@ fn a_file_that_is_open_for_reading_can_be_private_only() {
     let path = tempfile::NamedTempFile::new().unwrap();
     path.as_file().set_len(4 * PAGE).unwrap();
     let open = || File::open(path.path()).unwrap();
-    let message = message(region(0, 4 * PAGE).backing(Backing::shared_file(open(), 0)));
+    let shared = || region(0, 4 * PAGE).backing(Backing::shared_file(open(), 0));
+    let no_blocks = message(shared());
+    assert!(
+        no_blocks.contains("cannot have blocks on its disk for all of its file: Bad file descriptor"),
+        "{no_blocks}"
+    );
+    let message = message(shared().sparse(true));
     assert!(
         message.contains("cannot be mapped: Permission denied"),
         "{message}"
