@@ -378,11 +378,12 @@ impl<R> RegionIndex<R> {
     /// The region that has the address.
     #[inline(always)]
     pub(super) fn find(&self, addr: GuestAddress) -> Option<&R> {
-        if let [only] = &*self.entries {
-            // Below the start, the distance wraps to more than any length.
-            return (addr.0.wrapping_sub(only.start) < only.len).then_some(&*only.region);
+        let first = self.entries.first()?;
+        // Below the first start, the distance wraps to more than any length.
+        let distance = addr.0.wrapping_sub(first.start);
+        if self.entries.len() == 1 {
+            return (distance < first.len).then_some(&*first.region);
         }
-        let distance = addr.0.wrapping_sub(self.entries.first()?.start);
         // Addresses behind the last bucket are the last region's, or nobody's; so are those below the first region, whose distance wraps. All
         // buckets of the last entry are as good for them.
         let bucket = usize::try_from(distance >> self.shift).unwrap_or(usize::MAX);
