@@ -58,7 +58,7 @@
 //! Guest memory is written at any moment by CPUs that the compiler cannot see, and by other threads through this crate.
 //!
 //! - A naturally aligned access of 1, 2, 4 or 8 bytes is never torn: [`Bytes::read_obj`], [`Bytes::write_obj`], [`VolatileRef`], each
-//!   element of [`VolatileSlice::copy_to`] and [`copy_from`](VolatileSlice::copy_from) (in ascending order), and every copy of exactly that size and alignment.
+//!   element of [`VolatileSlice::copy_to`] and [`copy_from`](VolatileSlice::copy_from) (in ascending order, but for those in the same aligned 32 bytes), and every copy of exactly that size and alignment.
 //! - [`Bytes::load`] and [`Bytes::store`] are that, with the ordering asked for.
 //! - Everything else may be seen in parts, in any order.
 //! - A page is marked dirty after it was written; no interleaving with a harvest loses it.

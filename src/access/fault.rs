@@ -81,13 +81,16 @@ pub struct LastFault {
     pub host_address: usize,
     /// Which way the bytes were going.
     pub direction: Direction,
-    /// How many bytes the piece of the access that lies in one region had moved before.
+    /// How many bytes the piece of the access that lies in one region had moved before, from the first on. 0 for a copy within guest memory to a place
+    /// that overlaps and is higher, or lower by less than 16 bytes: what such a copy has moved cannot be told.
     pub completed: usize,
 }
 
 std::thread_local! {
     /// Set by accesses, after the handler has returned: the handler itself touches none of this.
     static LAST: Cell<Option<LastFault>> = const { Cell::new(None) };
+    /// How many there were. It wraps.
+    static COUNT: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Returns the last fault that an access of this thread has met, if it has met one.
@@ -95,15 +98,33 @@ pub fn last() -> Option<LastFault> {
     LAST.get()
 }
 
+/// How many faults this thread has noted, for telling whether one came in between. It wraps.
+#[inline]
+pub(crate) fn count() -> u64 {
+    COUNT.get()
+}
+
 /// Notes a fault of this thread's.
 #[cold]
 pub(super) fn note(host_address: usize, direction: Direction, completed: usize) {
+    COUNT.set(COUNT.get().wrapping_add(1));
     LAST.set(Some(LastFault {
         guest_address: None,
         host_address,
         direction,
         completed,
     }));
+}
+
+/// Adds the bytes that a larger access had moved before the part that has met the last fault.
+#[cold]
+pub(super) fn add_completed(before: usize) {
+    if let Some(fault) = LAST.get() {
+        LAST.set(Some(LastFault {
+            completed: fault.completed.saturating_add(before),
+            ..fault
+        }));
+    }
 }
 
 /// Adds the guest address to the last fault, for an access to `len` bytes that lie at `guest` for the guest and at `host` here.

@@ -81,6 +81,9 @@ mod kernel;
 mod portable;
 
 pub mod fault;
+mod within;
+
+pub(crate) use within::copy_within_guest;
 
 #[cfg(test)]
 mod tests;
@@ -517,31 +520,6 @@ unsafe fn recover_to_guest(address: FaultAddress, dst: *mut u8, src: *const u8, 
     // SAFETY: the caller's contract, for a first part of the operands.
     let again = |len| unsafe { kernel::copy_to_guest_ascending(dst, src, len) };
     recover(address, len, |_| (dst, Direction::Write), again)
-}
-
-/// Copies bytes from guest memory to guest memory. The ranges may overlap; the result is that of a copy through a third place,
-/// as far as nobody else writes meanwhile. After a fault in ranges that overlap, no byte counts as moved: those that were cannot be moved again.
-///
-/// # Safety
-///
-/// `dst` and `src` are guest operands (see the module) of `len` bytes each.
-#[inline]
-pub(crate) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
-    // SAFETY: the caller's contract covers both operands.
-    let answer = unsafe { kernel::copy_within_guest(dst, src, len) };
-    // SAFETY: as above, for a first part of them; called only if they do not overlap.
-    let again = |len| unsafe { kernel::copy_within_guest_ascending(dst, src, len) };
-    let operand_of = |at: FaultAddress| match at.get().wrapping_sub(src.addr()) {
-        offset if offset < len => (src, Direction::Read),
-        _ => (dst.cast_const(), Direction::Write),
-    };
-    answer.map_err(|at| {
-        if overlap(dst, src, len) {
-            let (guest, direction) = operand_of(at);
-            return met(at, guest, direction, 0);
-        }
-        recover(at, len, operand_of, again)
-    })
 }
 
 /// Writes one byte to all of a range of guest memory.

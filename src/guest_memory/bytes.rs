@@ -8,7 +8,7 @@ use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
 
 use super::{Error, GuestAddress, GuestMemory, Permissions, Result};
-use crate::access::fault;
+use crate::access::{fault, Fault};
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::{AtomicAccess, ByteValued, Bytes};
 use crate::io::{retry_interrupted, write_zero, ReadVolatile, WriteVolatile};
@@ -25,7 +25,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     fn write(&self, buf: &[u8], addr: GuestAddress) -> Result<usize> {
         let mut moved = 0;
         let done = in_one_piece(self, addr, buf.len(), Permissions::Write, |slice| {
-            moved = slice.write(buf, 0)?;
+            moved = moved_at(addr, slice, slice.write_part(buf, 0)?)?;
             Ok(())
         })?;
         match done {
@@ -38,7 +38,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     fn read(&self, buf: &mut [u8], addr: GuestAddress) -> Result<usize> {
         let mut moved = 0;
         let done = in_one_piece(self, addr, buf.len(), Permissions::Read, |slice| {
-            moved = slice.read(buf, 0)?;
+            moved = moved_at(addr, slice, slice.read_part(buf, 0)?)?;
             Ok(())
         })?;
         match done {
@@ -264,8 +264,37 @@ fn at_guest<T, B: BitmapSlice>(
 #[cold]
 #[inline(never)]
 fn failed_at(addr: GuestAddress, host: *const u8, len: usize, error: volatile_memory::Error) -> Error {
-    fault::note_guest_address(addr, host, len);
+    // Any other error has nothing to do with the thread's last fault.
+    if matches!(error, volatile_memory::Error::IOError(_)) {
+        fault::note_guest_address(addr, host, len);
+    }
     error.into()
+}
+
+/// How much of the slice at `addr` was moved; a fault is one of the access only if that is nothing. It gets to know the guest address in either case.
+#[inline(always)]
+fn moved_at<B: BitmapSlice>(
+    addr: GuestAddress,
+    slice: &VolatileSlice<'_, B>,
+    answer: std::result::Result<usize, Fault>,
+) -> volatile_memory::Result<usize> {
+    answer.or_else(|fault| faulted_at(addr, slice.as_mut_ptr(), slice.len(), fault))
+}
+
+/// The answer of an access to `len` bytes, at `addr` for the guest and at `host` here, that met a fault.
+#[cold]
+#[inline(never)]
+fn faulted_at(
+    addr: GuestAddress,
+    host: *const u8,
+    len: usize,
+    fault: Fault,
+) -> volatile_memory::Result<usize> {
+    fault::note_guest_address(addr, host, len);
+    match fault.completed() {
+        0 => Err(volatile_memory::Error::from_fault(fault)),
+        completed => Ok(completed),
+    }
 }
 
 #[cold]
@@ -385,6 +414,7 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
     if count == 0 {
         return Ok(());
     }
+    let faults_before = fault::count();
     let mut one_piece = |piece: &VolatileSlice<'a, BS<'a, M::Bitmap>>, moved: &mut usize| -> Result<bool> {
         let (done, wanted) = (*moved, piece.len());
         let mut before_error = 0usize;
@@ -395,13 +425,16 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
                 Ok(true)
             }
             stopped => {
-                // If it was a fault, it gets to know the guest address.
-                let before = u64::try_from(done).unwrap_or(u64::MAX);
-                fault::note_guest_address(
-                    GuestAddress(addr.0.wrapping_add(before)),
-                    piece.as_mut_ptr(),
-                    wanted,
-                );
+                // If it was a fault, it gets to know the guest address. A stream that ended, or a system call that met the page, leaves the last fault
+                // of an earlier access alone, which may well have been at the same place in this process.
+                if fault::count() != faults_before {
+                    let before = u64::try_from(done).unwrap_or(u64::MAX);
+                    fault::note_guest_address(
+                        GuestAddress(addr.0.wrapping_add(before)),
+                        piece.as_mut_ptr(),
+                        wanted,
+                    );
+                }
                 *moved = done.saturating_add(*stopped.as_ref().unwrap_or(&before_error.min(wanted)));
                 stopped.map(|_| false).map_err(Error::from)
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::index::RegionIndex;
+use super::index::{Entry, RegionIndex};
 use super::GuestMemoryRegion;
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend, GuestUsize};
 
@@ -94,7 +94,9 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
                 return Err(GuestRegionCollectionError::MemoryRegionOverlap);
             }
         }
-        Ok(Self::of_sorted(regions))
+        Ok(Self {
+            index: RegionIndex::of(regions.into_iter().map(Entry::new).collect()),
+        })
     }
 
     /// Returns the collection with one more region.
@@ -106,12 +108,19 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         &self,
         region: Arc<R>,
     ) -> Result<GuestRegionCollection<R>, GuestRegionCollectionError> {
-        let place = self.index.begun(region.start_addr());
-        let mut regions = Vec::with_capacity(self.index.len().saturating_add(1));
-        regions.extend(self.index.regions().take(place).cloned());
-        regions.push(region);
-        regions.extend(self.index.regions().skip(place).cloned());
-        Self::from_arc_regions(regions)
+        let new = Entry::new(region);
+        let place = self.index.begun(GuestAddress(new.start()));
+        // The others do not overlap among themselves: the two that it comes between are all that it can meet.
+        let before = place.checked_sub(1).and_then(|place| self.index.entry(place));
+        let after = self.index.entry(place);
+        if before.is_some_and(|before| before.last() >= new.start())
+            || after.is_some_and(|after| new.last() >= after.start())
+        {
+            return Err(GuestRegionCollectionError::MemoryRegionOverlap);
+        }
+        Ok(Self {
+            index: self.index.with(place, new),
+        })
     }
 
     /// Returns the collection without the region that begins at `base` and is `size` bytes long, and that region.
@@ -124,25 +133,14 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         base: GuestAddress,
         size: GuestUsize,
     ) -> Result<(GuestRegionCollection<R>, Arc<R>), GuestRegionCollectionError> {
-        let removed = self
-            .index
-            .begun(base)
-            .checked_sub(1)
-            .and_then(|place| self.index.regions().nth(place))
-            .filter(|region| region.start_addr() == base && region.len() == size)
-            .ok_or(GuestRegionCollectionError::NoMemoryRegion)?;
-        let others = self
-            .index
-            .regions()
-            .filter(|region| !Arc::ptr_eq(region, removed));
-        let rest = Self::of_sorted(others.cloned().collect());
-        Ok((rest, Arc::clone(removed)))
-    }
-
-    /// Makes a collection of regions that are known to be sorted and not to overlap.
-    fn of_sorted(regions: Vec<Arc<R>>) -> Self {
-        Self {
-            index: RegionIndex::new(regions.into_iter()),
+        let number = self.index.begun(base).wrapping_sub(1);
+        match self.index.entry(number) {
+            Some(entry) if entry.start() == base.0 && entry.region().len() == size => {
+                let removed = Arc::clone(entry.region());
+                let index = self.index.without(number);
+                Ok((Self { index }, removed))
+            }
+            _ => Err(GuestRegionCollectionError::NoMemoryRegion),
         }
     }
 }

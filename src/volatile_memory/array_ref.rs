@@ -145,7 +145,8 @@ where
 
     /// Copies as many elements as the array and `buf` both have into `buf`, and returns how many.
     ///
-    /// Naturally aligned elements of 1, 2, 4 or 8 bytes are each read in one piece, in ascending order.
+    /// Naturally aligned elements of 1, 2, 4 or 8 bytes are each read in one piece, in ascending order; those that lie in the same aligned 32 bytes
+    /// may be read together, in no particular order.
     pub fn copy_to(&self, buf: &mut [T]) -> usize {
         let count = self.nelem.min(buf.len());
         buf.get_mut(..count).map_or(0, |buf| self.to_slice().copy_to(buf))

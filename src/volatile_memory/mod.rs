@@ -20,6 +20,8 @@ mod slice;
 mod value_ref;
 
 #[cfg(test)]
+mod read_modify_write_tests;
+#[cfg(test)]
 mod tests;
 
 use core::mem::{align_of, size_of};

@@ -1,7 +1,7 @@
 //! [`VolatileSlice`]: bytes that others write while we look.
 
 use core::marker::PhantomData;
-use core::mem::{size_of, MaybeUninit};
+use core::mem::{offset_of, size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
 
 use super::{compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileMemory};
@@ -33,6 +33,14 @@ pub struct VolatileSlice<'a, B = ()> {
     bitmap: B,
     phantom: PhantomData<&'a u8>,
 }
+
+// An array of slices without a bitmap can be handed to readv(2) as it is (POSIX, <sys/uio.h>: `iov_base`, then `iov_len`).
+const _: () = {
+    assert!(size_of::<VolatileSlice<'_, ()>>() == 2 * size_of::<usize>());
+    assert!(align_of::<VolatileSlice<'_, ()>>() == align_of::<usize>());
+    assert!(offset_of!(VolatileSlice<'_, ()>, addr) == 0);
+    assert!(offset_of!(VolatileSlice<'_, ()>, size) == size_of::<usize>());
+};
 
 impl<'a> VolatileSlice<'a, ()> {
     /// Makes a slice of `size` bytes at `addr`, with nothing to mark its writes in.
@@ -154,7 +162,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// Copies elements of type `T` from the slice into `buf`: as many as `buf` holds or the slice has whole ones of,
     /// whichever is less, and returns how many.
     ///
-    /// Naturally aligned elements of 1, 2, 4 or 8 bytes are each read in one piece, in ascending order.
+    /// Naturally aligned elements of 1, 2, 4 or 8 bytes are each read in one piece, in ascending order; those that lie in the same aligned 32 bytes
+    /// may be read together, in no particular order.
     ///
     /// ```
     /// use vm_memory::VolatileSlice;
@@ -188,7 +197,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// Copies elements of type `T` from `buf` into the slice: as many as `buf` holds or the slice has room for whole ones of,
     /// whichever is less.
     ///
-    /// Naturally aligned elements of 1, 2, 4 or 8 bytes are each written in one piece, in ascending order.
+    /// Naturally aligned elements of 1, 2, 4 or 8 bytes are each written in one piece, in ascending order; those that lie in the same aligned 32
+    /// bytes may be written together, in no particular order.
     ///
     /// ```
     /// use vm_memory::VolatileSlice;
@@ -544,7 +554,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
 
     /// Writes what fits of `buf` at `addr`: how many bytes, or the fault that stopped it.
     #[inline(always)]
-    fn write_part(&self, buf: &[u8], addr: usize) -> Result<std::result::Result<usize, Fault>> {
+    pub(crate) fn write_part(&self, buf: &[u8], addr: usize) -> Result<std::result::Result<usize, Fault>> {
         if buf.is_empty() {
             return Ok(Ok(0));
         }
@@ -560,7 +570,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
 
     /// Reads what there is at `addr` into `buf`: how many bytes, or the fault that stopped it.
     #[inline(always)]
-    fn read_part(&self, buf: &mut [u8], addr: usize) -> Result<std::result::Result<usize, Fault>> {
+    pub(crate) fn read_part(&self, buf: &mut [u8], addr: usize) -> Result<std::result::Result<usize, Fault>> {
         if buf.is_empty() {
             return Ok(Ok(0));
         }

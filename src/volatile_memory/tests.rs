@@ -15,7 +15,7 @@ use crate::io::ReadVolatile;
 
 /// Which bytes are marked, and where a slice of that begins. Marks outside of the memory make the test fail.
 #[derive(Clone, Debug)]
-struct ByteMap(Rc<RefCell<Vec<bool>>>, usize);
+pub(super) struct ByteMap(Rc<RefCell<Vec<bool>>>, usize);
 
 impl WithBitmapSlice<'_> for ByteMap {
     type S = Self;
@@ -34,7 +34,7 @@ impl Bitmap for ByteMap {
 }
 
 /// Memory at a known alignment, with bytes before and behind it that must stay as they are.
-struct Memory {
+pub(super) struct Memory {
     words: Vec<AtomicU64>,
     start: usize,
     len: usize,
@@ -45,7 +45,7 @@ const FENCE: u8 = 0xee;
 
 impl Memory {
     /// Bytes 1, 2, 3 and so on, `shift` bytes behind a multiple of 8.
-    fn new(len: usize, shift: usize) -> Self {
+    pub(super) fn new(len: usize, shift: usize) -> Self {
         let start = 8 + shift;
         let mut bytes = vec![FENCE; (start + len + 8).next_multiple_of(8)];
         bytes[start..start + len].copy_from_slice(&numbered(len, 1));
@@ -60,17 +60,17 @@ impl Memory {
         }
     }
 
-    fn ptr(&self) -> *mut u8 {
+    pub(super) fn ptr(&self) -> *mut u8 {
         let first = self.words.as_ptr().cast_mut();
         first.cast::<u8>().wrapping_add(self.start)
     }
 
-    fn slice(&self) -> VolatileSlice<'_, ByteMap> {
+    pub(super) fn slice(&self) -> VolatileSlice<'_, ByteMap> {
         // SAFETY: `len` bytes of atomics from there on, which live as long as the slice.
         unsafe { VolatileSlice::with_bitmap(self.ptr(), self.len, self.bitmap.clone(), None) }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         let bytes = |w: &AtomicU64| w.load(Ordering::Relaxed).to_ne_bytes();
         let all: Vec<u8> = self.words.iter().flat_map(bytes).collect();
         let end = self.start + self.len;
@@ -79,7 +79,7 @@ impl Memory {
     }
 
     /// The offsets of the marked bytes, which are clean afterwards.
-    fn take_marks(&self) -> Vec<usize> {
+    pub(super) fn take_marks(&self) -> Vec<usize> {
         let mut marks = self.bitmap.0.borrow_mut();
         let marked = (0..self.len).filter(|&i| marks[i]).collect();
         marks.fill(false);
@@ -91,16 +91,16 @@ fn numbered(len: usize, first: usize) -> Vec<u8> {
     (first..first + len).map(|i| i as u8).collect()
 }
 
-fn shown(value: impl Debug) -> String {
+pub(super) fn shown(value: impl Debug) -> String {
     format!("{value:?}")
 }
 
 /// The error of an answer.
-fn failed<T>(answer: Result<T>) -> String {
+pub(super) fn failed<T>(answer: Result<T>) -> String {
     shown(answer.map(|_| "no error").unwrap_err())
 }
 
-fn out_of_bounds(addr: usize) -> String {
+pub(super) fn out_of_bounds(addr: usize) -> String {
     shown(Error::OutOfBounds { addr })
 }
 
@@ -504,8 +504,22 @@ fn marks_come_after_the_bytes() {
     slice.get_ref::<u8>(0).unwrap().store(6);
     slice.get_array_ref::<u8>(0, 1).unwrap().copy_from(&[7]);
     slice.read_volatile_from(0, &mut [8u8].as_slice(), 1).unwrap();
-    VolatileSlice::from([9u8].as_mut_slice()).copy_to_volatile_slice(slice);
-    assert_eq!(*seen.borrow(), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    VolatileSlice::from([9u8].as_mut_slice()).copy_to_volatile_slice(slice.clone());
+    slice.fill_with_byte(10).unwrap();
+    let order = Ordering::SeqCst;
+    slice.atomic_swap(11u8, 0, order).unwrap();
+    slice.atomic_fetch_add(1u8, 0, order).unwrap();
+    slice.atomic_fetch_or(1u8, 0, order).unwrap();
+    slice.atomic_fetch_and(0xfeu8, 0, order).unwrap();
+    slice.atomic_fetch_or(3u8, 0, order).unwrap();
+    slice
+        .atomic_compare_exchange(15u8, 16, 0, order, order)
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        *seen.borrow(),
+        [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 12, 15, 16]
+    );
 }
 
 /// Gives a few bytes at a time, is interrupted before each time, and fails in the end.

@@ -1,13 +1,14 @@
 //! Maps that are swapped while in use.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::kinds::{memory, Plain};
-use super::vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
+use super::vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestRegionMmap};
 use crate::contest::Batch;
-use crate::layout::Layout;
+use crate::layout::{Layout, MANY_LEN};
 use crate::stage::Stage;
 
 pub fn memory_guard(stage: &Stage) -> Result<Batch> {
@@ -35,4 +36,29 @@ pub fn lock_replace(stage: &Stage, regions: usize) -> Result<Batch> {
         guard.replace(map.clone());
         Some(())
     }))
+}
+
+/// Makes a map with one more region, in the hole in the middle of a map of `regions`; both are dropped then.
+pub fn insert_region(stage: &Stage, regions: usize) -> Result<Batch> {
+    let layout = Layout::apart(regions);
+    let map = memory::<Plain>(stage, layout)?;
+    let hole = GuestAddress(middle(layout) + layout.region_len as u64);
+    let region = GuestRegionMmap::<Plain>::from_range(hole, MANY_LEN, None);
+    let region = Arc::new(region.context("no region")?);
+    Ok(Batch::of(move |_| {
+        black_box(&map).insert_region(Arc::clone(&region)).ok()
+    }))
+}
+
+/// Makes a map without the region in the middle of a map of `regions`; it is dropped then.
+pub fn remove_region(stage: &Stage, regions: usize) -> Result<Batch> {
+    let layout = Layout::apart(regions);
+    let map = memory::<Plain>(stage, layout)?;
+    let (start, len) = (GuestAddress(middle(layout)), layout.region_len as u64);
+    Ok(Batch::of(move |_| black_box(&map).remove_region(start, len).ok()))
+}
+
+/// Where the region in the middle starts.
+fn middle(layout: Layout) -> u64 {
+    (layout.regions as u64 - 1) / 2 * layout.stride
 }

@@ -13,6 +13,10 @@
 #[cfg_attr(target_arch = "aarch64", path = "linux/aarch64.rs")]
 mod processor;
 
+#[cfg(test)]
+#[path = "linux/tests.rs"]
+mod tests;
+
 use core::ffi::{c_int, c_void};
 use core::mem::{size_of, MaybeUninit};
 use core::ptr::{null, null_mut};
@@ -107,6 +111,7 @@ extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, context: *mut
 }
 
 /// A range of addresses that an access faulted at.
+#[cfg_attr(test, derive(Debug, Eq, PartialEq))]
 struct Fault {
     address: usize,
     /// How many bytes from there on are gone: 1, or as many as the kernel says for a memory error.

@@ -28,4 +28,20 @@ impl<'a> Registers<'a> {
         self.context.regs[16] = answer as _;
         self.context.pc = at as _;
     }
+
+    /// Interrupted at an instruction, with two guest operands.
+    #[cfg(test)]
+    pub(super) fn interrupt(&mut self, at: usize, operands: [(usize, usize); 2]) {
+        let [first, second] = operands;
+        self.context.pc = at as _;
+        for (register, value) in (3usize..).zip([first.0, first.1, second.0, second.1]) {
+            self.context.regs[register] = value as _;
+        }
+    }
+
+    /// The register of the answer.
+    #[cfg(test)]
+    pub(super) fn answer(&self) -> usize {
+        self.context.regs[16] as usize
+    }
 }

@@ -46,4 +46,22 @@ impl<'a> Registers<'a> {
         self.general[RAX] = answer as libc::greg_t;
         self.general[RIP] = at as libc::greg_t;
     }
+
+    /// Interrupted at an instruction, with two guest operands.
+    #[cfg(test)]
+    pub(super) fn interrupt(&mut self, at: usize, operands: [(usize, usize); 2]) {
+        let [first, second] = operands;
+        for (register, value) in [RIP, R8, R9, R10, R11]
+            .into_iter()
+            .zip([at, first.0, first.1, second.0, second.1])
+        {
+            self.general[register] = value as libc::greg_t;
+        }
+    }
+
+    /// The register of the answer.
+    #[cfg(test)]
+    pub(super) fn answer(&self) -> usize {
+        self.general[RAX] as usize
+    }
 }

@@ -1,0 +1,223 @@
+use std::sync::atomic::Ordering;
+
+use super::*;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::fault::{self, Direction};
+use vm_memory::Bytes;
+
+/// The first page is there, the second is not: every length that reaches over the edge, at every distance from it.
+#[test]
+fn bytes_before_the_fault_are_counted_exactly() {
+    fault::install().unwrap();
+    let (memory, _file) = shared(2);
+    let edge = GuestAddress(BASE.0 + PAGE as u64);
+    let host_edge = memory.get_host_address(edge).unwrap() as usize;
+    let numbers: Vec<u8> = (0..4096).map(|i| (i % 251) as u8 + 1).collect();
+    protect(&memory, 1, libc::PROT_NONE);
+    for len in (1..=300usize).chain([1000, 2048, 4096]) {
+        let source = &numbers[..len];
+        for inside in (0..len).step_by(if len <= 300 { 1 } else { 13 }) {
+            let addr = GuestAddress(edge.0 - inside as u64);
+            let before = memory.get_slice(addr, inside).unwrap();
+            let check = |direction| {
+                let expected = fault::LastFault {
+                    guest_address: Some(edge),
+                    host_address: host_edge,
+                    direction,
+                    completed: inside,
+                };
+                assert_eq!(fault::last(), Some(expected), "{inside} of {len}");
+            };
+
+            before.fill_with_byte(0).unwrap();
+            let answer = memory.write(source, addr);
+            match inside {
+                0 => assert!(is_efault(&answer.unwrap_err())),
+                _ => assert_eq!(answer.unwrap(), inside, "write {len}"),
+            }
+            check(Direction::Write);
+            let mut buf = [0u8; 4096];
+            let buf = &mut buf[..len];
+            memory.read_slice(&mut buf[..inside], addr).unwrap();
+            assert_eq!(buf[..inside], source[..inside]);
+            assert!(is_efault(&memory.write_slice(source, addr).unwrap_err()));
+            check(Direction::Write);
+
+            buf.fill(0);
+            let answer = memory.read(buf, addr);
+            match inside {
+                0 => assert!(is_efault(&answer.unwrap_err())),
+                _ => assert_eq!(answer.unwrap(), inside, "read {len}"),
+            }
+            check(Direction::Read);
+            assert_eq!(buf[..inside], source[..inside]);
+            assert!(is_efault(&memory.read_slice(buf, addr).unwrap_err()));
+            check(Direction::Read);
+        }
+    }
+}
+
+/// The same over a border between regions, piece by piece: the count is the piece's, the address the byte's.
+#[test]
+fn a_fault_behind_the_first_piece_has_its_guest_address() {
+    fault::install().unwrap();
+    let second = GuestAddress(BASE.0 + PAGE as u64);
+    let memory = Memory::from_ranges(&[(BASE, PAGE), (second, 2 * PAGE)]).unwrap();
+    let host = memory.get_host_address(second).unwrap();
+    // SAFETY: a page of the mapping, which nothing but accesses of the crate touches.
+    let answer = unsafe { libc::mprotect(host.wrapping_add(PAGE).cast(), PAGE, libc::PROT_NONE) };
+    assert_eq!(answer, 0);
+    let gone = GuestAddress(second.0 + PAGE as u64);
+    let mut buf = vec![0; 2 * PAGE];
+    let start = GuestAddress(BASE.0 + 100);
+    assert_eq!(memory.read(&mut buf, start).unwrap(), 2 * PAGE - 100);
+    let fault = fault::last().unwrap();
+    assert_eq!((fault.guest_address, fault.completed), (Some(gone), PAGE));
+    assert_eq!(memory.write(&buf, start).unwrap(), 2 * PAGE - 100);
+    let fault = fault::last().unwrap();
+    assert_eq!(
+        (fault.guest_address, fault.direction),
+        (Some(gone), Direction::Write)
+    );
+    assert!(is_efault(&memory.read_slice(&mut buf, start).unwrap_err()));
+    assert_eq!(fault::last().unwrap().guest_address, Some(gone));
+}
+
+/// A fault of an access that was not by guest address stays one, whatever other accesses to the same place end early or fail.
+#[test]
+fn an_old_fault_is_left_alone() {
+    fault::install().unwrap();
+    let (memory, file) = shared(2);
+    let gone = GuestAddress(BASE.0 + PAGE as u64);
+    file.set_len(PAGE as u64).unwrap();
+    memory.get_slice(gone, 8).unwrap().read_obj::<u64>(0).unwrap_err();
+    let old = fault::last().unwrap();
+    assert_eq!(old.guest_address, None);
+    file.set_len(2 * PAGE as u64).unwrap();
+
+    // Streams that end, over one piece and over a hole.
+    assert_eq!(
+        memory.read_volatile_from(gone, &mut &[1u8; 3][..], 64).unwrap(),
+        3
+    );
+    assert_eq!(
+        memory
+            .read_volatile_from(gone, &mut &[1u8; 3][..], 2 * PAGE)
+            .unwrap(),
+        3
+    );
+    memory
+        .read_exact_volatile_from(gone, &mut &[1u8; 3][..], 64)
+        .unwrap_err();
+    // Misaligned: no fault either.
+    memory
+        .load::<u64>(GuestAddress(gone.0 - 4), Ordering::Acquire)
+        .unwrap_err();
+    // A system call that meets the page notes nothing.
+    file.set_len(PAGE as u64).unwrap();
+    let zero = File::open("/dev/zero").unwrap();
+    assert!(is_efault(
+        &memory.read_volatile_from(gone, &mut &zero, 64).unwrap_err()
+    ));
+    assert_eq!(fault::last(), Some(old));
+
+    // A stream's own copy does.
+    assert!(is_efault(
+        &memory
+            .read_volatile_from(gone, &mut &[1u8; 3][..], 64)
+            .unwrap_err()
+    ));
+    assert_eq!(fault::last().unwrap().guest_address, Some(gone));
+}
+
+#[test]
+fn typed_copies_stop_at_a_whole_element() {
+    fault::install().unwrap();
+    let (memory, _file) = shared(2);
+    for elements in [1usize, 2, 31, 32, 100, 500] {
+        let slice = memory
+            .get_slice(
+                GuestAddress(BASE.0 + (PAGE - elements * 4) as u64),
+                elements * 4 + 400,
+            )
+            .unwrap();
+        let source: Vec<u32> = (1..=(elements + 100) as u32).collect();
+        protect(&memory, 1, libc::PROT_NONE);
+        slice.copy_from(&source);
+        let mut back = vec![0u32; elements + 100];
+        assert_eq!(slice.copy_to(&mut back), elements);
+        assert_eq!(back[..elements], source[..elements]);
+        protect(&memory, 1, libc::PROT_READ | libc::PROT_WRITE);
+    }
+}
+
+#[test]
+fn a_fill_writes_and_counts_what_lies_before_the_fault() {
+    fault::install().unwrap();
+    let (memory, file) = shared(2);
+    file.set_len(PAGE as u64).unwrap();
+    for len in (1..300).chain([PAGE]) {
+        let start = GuestAddress(BASE.0 + (PAGE - len) as u64);
+        for more in [1, 63, PAGE] {
+            let slice = memory.get_slice(BASE, 2 * PAGE).unwrap();
+            slice
+                .subslice(PAGE - len, len)
+                .unwrap()
+                .fill_with_byte(0)
+                .unwrap();
+            slice
+                .subslice(PAGE - len, len + more)
+                .unwrap()
+                .fill_with_byte(0xab)
+                .unwrap_err();
+            let fault = fault::last().unwrap();
+            assert_eq!((fault.completed, fault.direction), (len, Direction::Write));
+            let mut written = vec![0; len];
+            memory.read_slice(&mut written, start).unwrap();
+            assert!(written.iter().all(|b| *b == 0xab), "{len} and {more}");
+        }
+    }
+}
+
+#[test]
+fn what_may_have_been_written_is_marked() {
+    fault::install().unwrap();
+    let (memory, _file) = shared(3);
+    protect(&memory, 2, libc::PROT_NONE);
+    let region = memory.find_region(BASE).unwrap();
+    region.bitmap().reset();
+    assert_eq!(memory.write(&[1; 3 * PAGE], BASE).unwrap(), 2 * PAGE);
+    assert!(region.bitmap().dirty_at(0) && region.bitmap().dirty_at(PAGE));
+}
+
+/// A value of several pieces over the edge: what was written before the fault is marked.
+#[test]
+fn a_value_that_is_written_in_part_is_marked() {
+    fault::install().unwrap();
+    let (memory, _file) = shared(2);
+    let region = memory.find_region(BASE).unwrap();
+    let addr = GuestAddress(BASE.0 + PAGE as u64 - 8);
+    protect(&memory, 1, libc::PROT_NONE);
+    region.bitmap().reset();
+    assert!(is_efault(&memory.write_obj([7u8; 16], addr).unwrap_err()));
+    assert_eq!(memory.read_obj::<[u8; 8]>(addr).unwrap(), [7; 8]);
+    assert!(region.bitmap().dirty_at(0));
+}
+
+/// The number of faults that a copy takes does not grow with its length.
+#[test]
+fn a_long_copy_into_nothing_ends_soon() {
+    fault::install().unwrap();
+    let pages = 32 << 8;
+    let (memory, file) = shared(pages);
+    file.set_len(PAGE as u64).unwrap();
+    let mut buf = vec![0u8; pages * PAGE];
+    let begun = std::time::Instant::now();
+    assert_eq!(memory.read(&mut buf, BASE).unwrap(), PAGE);
+    assert_eq!(memory.write(&buf[..16_000], BASE).unwrap(), PAGE);
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
+}

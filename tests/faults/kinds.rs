@@ -1,0 +1,71 @@
+use std::sync::atomic::Ordering;
+
+use super::*;
+use vm_memory::{fault, Bytes, VolatileMemory, VolatileMemoryError};
+
+#[test]
+fn every_kind_of_access_to_a_page_that_is_gone_is_an_error() {
+    fault::install().unwrap();
+    let (memory, file) = shared(4);
+    file.set_len(2 * PAGE as u64).unwrap();
+    let gone = GuestAddress(BASE.0 + 2 * PAGE as u64);
+    let mut buf = [0u8; 64];
+    let io = |answer: Result<(), GuestMemoryError>| assert!(is_efault(&answer.unwrap_err()));
+
+    io(memory.read_obj::<u8>(gone).map(drop));
+    io(memory.read_obj::<u16>(gone).map(drop));
+    io(memory.read_obj::<u32>(gone).map(drop));
+    io(memory.read_obj::<u64>(gone).map(drop));
+    io(memory.read_obj::<[u8; 13]>(gone).map(drop));
+    io(memory.write_obj(1u8, gone));
+    io(memory.write_obj(1u64, gone));
+    io(memory.write_obj([1u8; 100], gone));
+    io(memory.load::<u32>(gone, Ordering::Acquire).map(drop));
+    io(memory.store(1u32, gone, Ordering::SeqCst));
+    io(memory.store(1u16, gone, Ordering::Relaxed));
+    io(memory.read_slice(&mut buf, gone));
+    io(memory.write_slice(&buf, gone));
+    io(memory.read(&mut buf, gone).map(drop));
+    io(memory.write(&buf, gone).map(drop));
+    io(memory.write_volatile_to(gone, &mut Vec::new(), 64).map(drop));
+    io(memory
+        .write_volatile_to(gone, &mut &mut [0u8; 64][..], 64)
+        .map(drop));
+    io(memory.read_volatile_from(gone, &mut &[0u8; 64][..], 64).map(drop));
+    // System calls meet the page themselves.
+    let zero = File::open("/dev/zero").unwrap();
+    io(memory.read_volatile_from(gone, &mut &zero, 64).map(drop));
+
+    let slice = memory.get_slice(gone, 64).unwrap();
+    let io = |answer: Result<(), VolatileMemoryError>| {
+        assert!(
+            matches!(&answer, Err(VolatileMemoryError::IOError(e)) if e.raw_os_error() == Some(libc::EFAULT)),
+            "{answer:?}"
+        );
+    };
+    let order = Ordering::SeqCst;
+    io(slice.fill_with_byte(1));
+    io(slice.atomic_swap(1u8, 0, order).map(drop));
+    io(slice.atomic_fetch_add(1u16, 0, order).map(drop));
+    io(slice.atomic_fetch_and(1u32, 0, order).map(drop));
+    io(slice.atomic_fetch_or(1u64, 0, order).map(drop));
+    io(slice.atomic_compare_exchange(0u8, 1, 0, order, order).map(drop));
+    io(slice.atomic_compare_exchange(0u64, 1, 0, order, order).map(drop));
+    assert_eq!(slice.get_ref::<u32>(0).unwrap().load(), 0);
+    slice.get_ref::<u32>(0).unwrap().store(1);
+    assert_eq!(slice.copy_to(&mut [0u32; 4]), 0);
+    slice.copy_from(&[1u16; 8]);
+    let mut host = [7u8; 64];
+    slice.copy_to_volatile_slice(host.as_mut_slice().into());
+    assert_eq!(host, [7; 64]);
+    assert!(matches!(
+        slice.read_obj::<u64>(0),
+        Err(VolatileMemoryError::IOError(_))
+    ));
+
+    // The rest is intact, and the page comes back with its file.
+    memory.write_obj(5u64, BASE).unwrap();
+    file.set_len(4 * PAGE as u64).unwrap();
+    assert_eq!(memory.read_obj::<u64>(gone).unwrap(), 0);
+    assert_eq!(memory.read_obj::<u64>(BASE).unwrap(), 5);
+}

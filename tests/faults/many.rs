@@ -1,0 +1,69 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+use vm_memory::{fault, Bytes};
+
+#[test]
+fn a_file_that_shrinks_and_grows_under_copies_is_survived() {
+    fault::install().unwrap();
+    let (memory, file) = shared(64);
+    let done = AtomicBool::new(false);
+    let mut faults = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                file.set_len(PAGE as u64).unwrap();
+                std::thread::yield_now();
+                file.set_len(64 * PAGE as u64).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        let mut buf = vec![0u8; 64 * PAGE];
+        for round in 0..4000 {
+            let answer = match round % 3 {
+                0 => memory.read(&mut buf, BASE),
+                1 => memory.write(&buf, BASE),
+                _ => memory
+                    .read_obj::<u64>(GuestAddress(BASE.0 + 63 * PAGE as u64))
+                    .map(|_| buf.len()),
+            };
+            match answer {
+                Ok(moved) if moved == buf.len() => {}
+                Ok(moved) => {
+                    // Anywhere from the second page on: a page can go while it is being copied.
+                    assert!((PAGE..buf.len()).contains(&moved), "{moved}");
+                    faults += 1;
+                }
+                Err(error) => {
+                    assert!(is_efault(&error), "{error}");
+                    faults += 1;
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    println!("{faults} of 4000 accesses met a page that was gone");
+    assert!(faults > 0, "no access met a page that was gone");
+}
+
+#[test]
+fn faults_may_come_by_the_hundred_thousand_and_from_two_threads() {
+    fault::install().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let (memory, file) = shared(2);
+                file.set_len(0).unwrap();
+                let mut buf = [0u8; 40];
+                for round in 0..25_000u64 {
+                    let place = GuestAddress(BASE.0 + round % 4000);
+                    assert!(is_efault(&memory.read_obj::<u32>(BASE).unwrap_err()));
+                    assert!(is_efault(&memory.write(&buf, place).unwrap_err()));
+                    assert_eq!(fault::last().unwrap().guest_address, Some(place));
+                    assert!(is_efault(&memory.read(&mut buf, BASE).unwrap_err()));
+                    assert!(is_efault(&memory.store(1u8, BASE, Ordering::SeqCst).unwrap_err()));
+                }
+            });
+        }
+    });
+}

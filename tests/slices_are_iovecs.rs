@@ -1,0 +1,36 @@
+//! Slices without a bitmap, handed to the kernel as they are.
+#![cfg(all(feature = "backend-mmap", unix))]
+#![expect(unsafe_code, reason = "a system call is made by hand")]
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::fd::AsRawFd;
+
+use vm_memory::{Bytes, VolatileSlice};
+
+/// readv(2) takes an array of them for an array of `struct iovec`: each gets its bytes, and nothing around it is touched.
+#[test]
+fn readv_takes_an_array_of_slices() {
+    let path = std::env::temp_dir().join(format!("slices_are_iovecs.{}", std::process::id()));
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)
+        .unwrap();
+    std::fs::remove_file(&path).unwrap();
+    file.write_all(b"abcdefg").unwrap();
+    file.rewind().unwrap();
+
+    let mut memory = [b'.'; 16];
+    let whole = VolatileSlice::from(memory.as_mut_slice());
+    let slices = [(1, 3), (6, 0), (10, 4)].map(|(at, len)| whole.subslice(at, len).unwrap());
+    let count = slices.len().try_into().unwrap();
+    // SAFETY: `VolatileSlice<()>` is laid out as `struct iovec` (its own assertion), and the bytes are borrowed for as long as the call lasts.
+    let moved = unsafe { libc::readv(file.as_raw_fd(), slices.as_ptr().cast(), count) };
+    assert_eq!(moved, 7);
+    let mut seen = [0; 16];
+    whole.read_slice(&mut seen, 0).unwrap();
+    assert_eq!(&seen, b".abc......defg..");
+}
