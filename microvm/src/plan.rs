@@ -640,7 +640,14 @@ mod tests {
     fn the_table_has_the_length_its_indices_say() {
         let ram = map(MIN_MEM, Backing::Anonymous).unwrap();
         let plan = Plan::new(&ram, 64);
+        // Rings of another run, in memory that is a file's.
+        for ring in [QUEUE_AVAIL, QUEUE_USED] {
+            ram.write_obj(u64::MAX, GuestAddress(ring)).unwrap();
+        }
         plan.store(&ram, 7).unwrap();
+        for ring in [QUEUE_AVAIL, QUEUE_USED] {
+            assert_eq!(ram.read_obj::<u32>(GuestAddress(ring)).unwrap(), 0);
+        }
         let word = |index: usize| {
             ram.read_obj::<u64>(GuestAddress(PARAMS + 8 * index as u64))
                 .unwrap()
@@ -663,5 +670,14 @@ mod tests {
             (plan.requests(), plan.kicks()),
             (3 * 8 + 4 * 3 + 1 + 3, 3 + 4 + 1 + 3)
         );
+        let plug = Place::above(&ram);
+        let plan = plan.with_plug(Some(plug));
+        plan.store(&ram, 7).unwrap();
+        assert_eq!((word(param::PLUG), word(last + pass::MAY_FAIL)), (PLUG_MMIO, 1));
+        assert_eq!(word(param::PLUG_PASS + pass::AFTER), op::COMPARE);
+        assert_eq!(word(param::PLUG_PASS + pass::SECTOR), plan.write_sector());
+        // 8 chunks more are read, and 3 requests refused.
+        assert_eq!((plan.requests(), plan.kicks()), (40 + 8 + 3, 11 + 1 + 3));
+        assert_eq!(plan.no_pages(&ram).all(), (MIN_MEM + plug.size) / PAGE);
     }
 }
