@@ -6,7 +6,8 @@ use clap::error::ErrorKind;
 use clap::Parser;
 
 use crate::error::Error;
-use crate::memory::{MAX_MEM, MIN_MEM, PAGE};
+use crate::memory::{Backing, MAX_MEM, MIN_MEM, PAGE};
+use crate::uring::DiskIo;
 
 /// A small virtual machine monitor that shows guest memory at work.
 ///
@@ -19,6 +20,23 @@ pub struct Args {
     /// Guest RAM, with suffix K, M or G; half of it (at most 3G) lies below the 32-bit hole
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     pub mem: String,
+
+    /// What guest RAM is kept in: memfd, anon, hugetlb (pages of 2 MiB) or file:PATH, which is mapped shared and made if it is not there
+    /// [default: anon on KVM, memfd for the driver thread, which needs a second mapping]
+    #[arg(long, value_name = "KIND", value_parser = Backing::parse)]
+    pub backing: Option<Backing>,
+
+    /// Bring all of guest RAM in before the guest starts
+    #[arg(long)]
+    pub prefault: bool,
+
+    /// Let 16M of memory come while the guest runs, of which it uses half, and go again
+    #[arg(long, conflicts_with = "kernel")]
+    pub plug: bool,
+
+    /// How the disk is read and written; io_uring takes all requests of a notification together
+    #[arg(long, value_name = "HOW", default_value = "sync", conflicts_with = "chaos")]
+    pub disk_io: DiskIo,
 
     /// Disk image of the guest; unchanged unless --disk-write is given [default: a temporary one]
     #[arg(long, value_name = "FILE")]

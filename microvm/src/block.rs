@@ -12,6 +12,8 @@ use virtio_bindings::virtio_blk::{
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
+mod later;
+
 use std::sync::Arc;
 
 use crate::chaos::{self, Chaos, Moment};
@@ -19,6 +21,9 @@ use crate::disk::Disk;
 use crate::iommu::DeviceMemory;
 use crate::pages::PageMap;
 use crate::plan::SECTOR;
+use crate::segments::{split, Segments};
+use crate::uring::Ring;
+use later::{Later, Transfer};
 
 /// What GET_ID answers, padded with zeroes.
 const DEVICE_ID: &[u8] = b"microvm disk";
@@ -66,12 +71,24 @@ pub struct Block {
     disk: Disk,
     /// What cuts files under it.
     chaos: Option<Arc<Chaos>>,
+    /// What moves bytes, if not the calling thread.
+    ring: Option<Ring>,
+    /// Requests of this notification that the ring is to carry out.
+    later: Vec<Later>,
     /// What it has done so far.
     pub counts: Counts,
     /// Pages that it wrote for certain.
     pub dirtied: PageMap,
     /// Pages that a transfer which failed half way may have written.
     pub maybe_dirtied: PageMap,
+}
+
+/// How far a request is.
+enum Carried {
+    /// Done; so many bytes of its buffers were written.
+    Out(u64),
+    /// To be done by the ring.
+    Later(Transfer),
 }
 
 /// A request that gets another answer than OK.
@@ -117,6 +134,8 @@ impl Block {
         Self {
             disk,
             chaos: None,
+            ring: None,
+            later: Vec::new(),
             counts: Counts::default(),
             dirtied,
             maybe_dirtied,
@@ -129,6 +148,25 @@ impl Block {
             chaos: Some(chaos),
             ..self
         }
+    }
+
+    /// The same device, which moves bytes by `ring` if there is one.
+    pub fn with_ring(self, ring: Option<Ring>) -> Self {
+        Self { ring, ..self }
+    }
+
+    /// How the calling thread moves bytes, where there is no ring.
+    pub fn way(&self) -> &'static str {
+        if self.disk.is_mapped() {
+            "copied from the mapped image"
+        } else {
+            "by preadv and pwritev"
+        }
+    }
+
+    /// What moves its bytes.
+    pub fn ring(&self) -> Option<&Ring> {
+        self.ring.as_ref()
     }
 
     /// What cuts files under it.
@@ -163,15 +201,16 @@ impl Block {
         }
     }
 
-    /// Carries out one request, and returns how many bytes of its buffers the device wrote.
-    pub fn process<M>(&mut self, mem: &M, chain: DescriptorChain<&M>) -> u32
+    /// Carries out one request, whose chain has the head `head`, and returns how many bytes of its buffers the device wrote. Nothing if that is left to
+    /// [`finish`](Self::finish).
+    pub fn process<M>(&mut self, mem: &M, head: u16, chain: DescriptorChain<&M>) -> Option<u32>
     where
         M: DeviceMemory,
     {
         let Some((mut readable, mut writable)) = split(chain) else {
             self.counts.malformed += 1;
             self.note("a chain that loops, leaves the table or mixes directions".to_owned());
-            return 0;
+            return Some(0);
         };
         // Without a status byte there is no way to answer.
         let status = writable
@@ -180,9 +219,28 @@ impl Block {
         let Some(status_at) = status.and_then(|s| s.parts.first().map(|p| p.0)) else {
             self.counts.malformed += 1;
             self.note("a chain without a writable status byte".to_owned());
-            return 0;
+            return Some(0);
         };
-        let (status, written) = match self.carry_out(mem, &mut readable, &writable) {
+        match self.carry_out(mem, &mut readable, writable) {
+            Ok(Carried::Later(data)) => {
+                self.later.push(Later {
+                    head,
+                    status_at,
+                    data,
+                });
+                None
+            }
+            Ok(Carried::Out(written)) => Some(self.answer(mem, status_at, Ok(written))),
+            Err(refusal) => Some(self.answer(mem, status_at, Err(refusal))),
+        }
+    }
+
+    /// Writes the status byte, and returns how many bytes the device wrote, that one among them.
+    fn answer<M>(&mut self, mem: &M, status_at: GuestAddress, outcome: Result<u64, Refusal>) -> u32
+    where
+        M: DeviceMemory,
+    {
+        let (status, written) = match outcome {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
             Err(refusal) => {
                 if !refusal.counted {
@@ -206,7 +264,12 @@ impl Block {
         }
     }
 
-    fn carry_out<M>(&mut self, mem: &M, readable: &mut Segments, writable: &Segments) -> Result<u64, Refusal>
+    fn carry_out<M>(
+        &mut self,
+        mem: &M,
+        readable: &mut Segments,
+        writable: Segments,
+    ) -> Result<Carried, Refusal>
     where
         M: DeviceMemory,
     {
@@ -224,13 +287,16 @@ impl Block {
             VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => {
                 let (reads, data) = match kind {
                     VIRTIO_BLK_T_IN => (true, writable),
-                    _ => (false, &*readable),
+                    _ => (false, std::mem::take(readable)),
                 };
                 match self.chaos.clone() {
-                    Some(chaos) if (chaos.storm().sector..self.disk.sectors()).contains(&sector) => {
-                        self.in_the_storm(&chaos, mem, sector, reads, data)
+                    _ if self.ring.is_some() => {
+                        return self.look_at(mem, sector, reads, data).map(Carried::Later)
                     }
-                    _ => self.transfer(mem, sector, reads, data),
+                    Some(chaos) if (chaos.storm().sector..self.disk.sectors()).contains(&sector) => {
+                        self.in_the_storm(&chaos, mem, sector, reads, &data)
+                    }
+                    _ => self.transfer(mem, sector, reads, &data),
                 }
             }
             VIRTIO_BLK_T_FLUSH => {
@@ -240,7 +306,7 @@ impl Block {
                 self.counts.flushes += 1;
                 Ok(0)
             }
-            VIRTIO_BLK_T_GET_ID => self.identify(mem, writable),
+            VIRTIO_BLK_T_GET_ID => self.identify(mem, &writable),
             _ => {
                 let why = format!("no request has type {kind:#x}");
                 Err(Refusal {
@@ -249,6 +315,28 @@ impl Block {
                 })
             }
         }
+        .map(Carried::Out)
+    }
+
+    /// Checks all of a transfer that is carried out later.
+    fn look_at<M>(&self, mem: &M, sector: u64, reads: bool, data: Segments) -> Result<Transfer, Refusal>
+    where
+        M: DeviceMemory,
+    {
+        let (offset, len) = self.extent(sector, &data)?;
+        let access = if reads {
+            Permissions::Write
+        } else {
+            Permissions::Read
+        };
+        data.check(mem, access).map_err(Refusal::io)?;
+        Ok(Transfer {
+            reads,
+            sector,
+            offset,
+            len,
+            data,
+        })
     }
 
     /// Moves data, counts it, and returns how many bytes of the buffers were written.
@@ -261,13 +349,22 @@ impl Block {
         } else {
             self.write(mem, sector, data)?
         };
+        Ok(self.count(reads, len))
+    }
+
+    /// Counts a transfer, and returns how many bytes of the buffers were written.
+    fn count(&mut self, reads: bool, len: u64) -> u64 {
         let (requests, bytes) = match reads {
             true => (&mut self.counts.reads, &mut self.counts.bytes_read),
             false => (&mut self.counts.writes, &mut self.counts.bytes_written),
         };
         *requests += 1;
         *bytes += len;
-        Ok(if reads { len } else { 0 })
+        if reads {
+            len
+        } else {
+            0
+        }
     }
 
     /// The same while files are cut, and counted apart.
@@ -332,7 +429,7 @@ impl Block {
         M: DeviceMemory,
     {
         let (mut offset, len) = self.extent(sector, to)?;
-        to.check(mem, Permissions::Write)?;
+        to.check(mem, Permissions::Write).map_err(Refusal::io)?;
         for &(addr, len) in &to.parts {
             if let Err(e) = self.disk.read_to_guest(mem, addr, offset, len) {
                 for (at, len) in mem.guest_ranges(addr.0, len as u64) {
@@ -351,7 +448,7 @@ impl Block {
         M: GuestMemory,
     {
         let (mut offset, len) = self.extent(sector, from)?;
-        from.check(mem, Permissions::Read)?;
+        from.check(mem, Permissions::Read).map_err(Refusal::io)?;
         for &(addr, len) in &from.parts {
             self.disk
                 .write_from_guest(mem, addr, offset, len)
@@ -370,7 +467,7 @@ impl Block {
         for (to, from) in id.iter_mut().zip(DEVICE_ID) {
             *to = *from;
         }
-        to.check(mem, Permissions::Write)?;
+        to.check(mem, Permissions::Write).map_err(Refusal::io)?;
         let mut rest = id.as_slice();
         for &(addr, len) in &to.parts {
             let (now, later) = rest.split_at(len.min(rest.len()));
@@ -398,100 +495,4 @@ impl Block {
             ))),
         }
     }
-}
-
-/// Runs of guest memory, in the order of their descriptors.
-///
-/// A driver may cut a request into descriptors as it likes (section 2.7.4), so header, data and
-/// status are taken by bytes and not by descriptors.
-#[derive(Debug, Default)]
-struct Segments {
-    parts: Vec<(GuestAddress, usize)>,
-}
-
-impl Segments {
-    fn len(&self) -> u64 {
-        self.parts.iter().map(|p| p.1 as u64).sum()
-    }
-
-    /// Takes `count` bytes off the front, if there are as many.
-    fn take_front(&mut self, count: usize) -> Option<Self> {
-        let (mut taken, mut left) = (Self::default(), count);
-        while left > 0 {
-            let (addr, len) = self.parts.first_mut()?;
-            let now = left.min(*len);
-            taken.parts.push((*addr, now));
-            addr.0 = addr.0.checked_add(now as u64)?;
-            *len -= now;
-            left -= now;
-            if *len == 0 {
-                self.parts.remove(0);
-            }
-        }
-        Some(taken)
-    }
-
-    /// Takes `count` bytes off the back of the last run, if it is that long.
-    fn take_back(&mut self, count: usize) -> Option<Self> {
-        while self.parts.last().is_some_and(|p| p.1 == 0) {
-            self.parts.pop();
-        }
-        let (addr, len) = self.parts.last_mut()?;
-        let rest = len.checked_sub(count)?;
-        let at = addr.0.checked_add(rest as u64)?;
-        *len = rest;
-        Some(Self {
-            parts: vec![(GuestAddress(at), count)],
-        })
-    }
-
-    fn accessible<M: GuestMemory>(&self, mem: &M, access: Permissions) -> bool {
-        self.parts
-            .iter()
-            .all(|&(addr, len)| GuestMemory::check_range(mem, addr, len, access))
-    }
-
-    fn check<M: GuestMemory>(&self, mem: &M, access: Permissions) -> Result<(), Refusal> {
-        let reachable =
-            |&&(addr, len): &&(GuestAddress, usize)| !GuestMemory::check_range(mem, addr, len, access);
-        match self.parts.iter().find(reachable) {
-            None => Ok(()),
-            Some((addr, len)) => Err(Refusal::io(format!(
-                "{len} bytes at {:#x} are not guest memory",
-                addr.0
-            ))),
-        }
-    }
-
-    fn read<M: GuestMemory>(&self, mem: &M, mut to: &mut [u8]) -> Result<(), vm_memory::GuestMemoryError> {
-        for &(addr, len) in &self.parts {
-            let (now, later) = to.split_at_mut(len.min(to.len()));
-            mem.read_slice(now, addr)?;
-            to = later;
-        }
-        Ok(())
-    }
-}
-
-/// The readable and the writable buffers of a chain. `None` for one that the queue cut off (it
-/// loops, or an index or the table leaves its place), and for one with a readable buffer behind a
-/// writable one.
-fn split<M>(chain: DescriptorChain<&M>) -> Option<(Segments, Segments)>
-where
-    M: GuestMemory,
-{
-    let (mut readable, mut writable) = (Segments::default(), Segments::default());
-    let mut complete = false;
-    for descriptor in chain {
-        complete = !descriptor.has_next();
-        let part = (descriptor.addr(), usize::try_from(descriptor.len()).ok()?);
-        if descriptor.is_write_only() {
-            writable.parts.push(part);
-        } else if writable.parts.is_empty() {
-            readable.parts.push(part);
-        } else {
-            return None;
-        }
-    }
-    complete.then_some((readable, writable))
 }

@@ -2,10 +2,12 @@
 //! access.
 
 use std::io::Write;
-use std::sync::Arc;
+
+use vm_memory::GuestMemoryAtomic;
 
 use crate::block::Block;
 use crate::iommu::DeviceMemory;
+use crate::plug::{Plug, PLUG_MMIO, PLUG_MMIO_LEN};
 use crate::serial::{Serial, COM1, COM1_LEN};
 use crate::virtio_mmio::VirtioMmio;
 
@@ -37,6 +39,8 @@ pub struct Exits {
     pub mmio_read: u64,
     /// Writes to the block device's registers, notifications included.
     pub mmio_write: u64,
+    /// Registers of the device that memory comes by, either way.
+    pub plug: u64,
     /// MMIO where nothing is.
     pub mmio_nowhere: u64,
     /// Writes to the debug-exit port.
@@ -54,12 +58,13 @@ impl Exits {
     }
 
     /// Name and count of every kind.
-    pub fn rows(&self) -> [(&'static str, u64); 9] {
+    pub fn rows(&self) -> [(&'static str, u64); 10] {
         [
             ("serial port, byte out", self.serial_out),
             ("serial port, in", self.serial_in),
             ("virtio-mmio, write", self.mmio_write),
             ("virtio-mmio, read", self.mmio_read),
+            ("memory device", self.plug),
             ("other I/O ports", self.other_ports),
             ("MMIO where nothing is", self.mmio_nowhere),
             ("debug exit", self.debug_exit),
@@ -80,11 +85,13 @@ pub enum Console {
 
 /// The devices of a machine.
 #[derive(Debug)]
-pub struct Bus<M> {
+pub struct Bus<M: DeviceMemory> {
     /// The first serial port.
     pub serial: Serial,
     /// The block device; a kernel that was given no disk has none.
     pub block: Option<VirtioMmio<M>>,
+    /// The device that memory comes by, with `--plug`.
+    pub plug: Option<Plug>,
     /// Accesses so far.
     pub exits: Exits,
     /// The exit code of a guest that has ended the run; 0 for a reset.
@@ -92,18 +99,23 @@ pub struct Bus<M> {
     console: Console,
 }
 
-impl<M: DeviceMemory> Bus<M> {
+impl<M: DeviceMemory + 'static> Bus<M> {
     /// Devices over guest memory `mem`.
     ///
     /// # Errors
     ///
     /// That of [`VirtioMmio::new`].
-    pub fn new(mem: Arc<M>, block: Option<Block>, console: Console) -> Result<Self, virtio_queue::Error> {
+    pub fn new(
+        mem: GuestMemoryAtomic<M>,
+        block: Option<Block>,
+        console: Console,
+    ) -> Result<Self, virtio_queue::Error> {
         let block = block.map(|block| VirtioMmio::new(mem, block)).transpose()?;
         let (serial, exits) = (Serial::default(), Exits::default());
         Ok(Self {
             serial,
             block,
+            plug: None,
             exits,
             ended: None,
             console,
@@ -149,10 +161,14 @@ impl<M: DeviceMemory> Bus<M> {
 
     /// The guest reads at a guest physical address that is not memory.
     pub fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
-        match (virtio_offset(addr), &self.block) {
-            (Some(offset), Some(block)) => {
+        match (virtio_offset(addr), &self.block, plug_offset(addr), &self.plug) {
+            (Some(offset), Some(block), ..) => {
                 self.exits.mmio_read += 1;
                 block.read(offset, data);
+            }
+            (_, _, Some(offset), Some(plug)) => {
+                self.exits.plug += 1;
+                plug.read(offset, data);
             }
             _ => {
                 self.exits.mmio_nowhere += 1;
@@ -163,10 +179,19 @@ impl<M: DeviceMemory> Bus<M> {
 
     /// The guest writes at a guest physical address that is not memory.
     pub fn mmio_write(&mut self, addr: u64, data: &[u8]) {
-        match (virtio_offset(addr), &mut self.block) {
-            (Some(offset), Some(block)) => {
+        match (
+            virtio_offset(addr),
+            &mut self.block,
+            plug_offset(addr),
+            &mut self.plug,
+        ) {
+            (Some(offset), Some(block), ..) => {
                 self.exits.mmio_write += 1;
                 block.write(offset, data);
+            }
+            (_, _, Some(offset), Some(plug)) => {
+                self.exits.plug += 1;
+                plug.write(offset, data);
             }
             _ => self.exits.mmio_nowhere += 1,
         }
@@ -204,4 +229,9 @@ impl<M: DeviceMemory> Bus<M> {
 fn virtio_offset(addr: u64) -> Option<u64> {
     addr.checked_sub(VIRTIO_MMIO)
         .filter(|offset| *offset < VIRTIO_MMIO_LEN)
+}
+
+fn plug_offset(addr: u64) -> Option<u64> {
+    addr.checked_sub(PLUG_MMIO)
+        .filter(|offset| *offset < PLUG_MMIO_LEN)
 }

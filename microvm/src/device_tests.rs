@@ -2,10 +2,14 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
+use std::io::Write;
+use std::sync::Arc;
+
 use super::*;
 use crate::disk::Disk;
 use crate::memory::{harvest, map, Backing, GuestRam, HIGH_START, HOLE_START, MIN_MEM};
 use crate::pages::PageMap;
+use crate::uring::Ring;
 
 const DESC: u64 = 0x1000;
 const AVAIL: u64 = 0x2000;
@@ -28,6 +32,9 @@ const UNTOUCHED: u8 = 0xaa;
 /// Address, length and flags of a descriptor.
 type Part = (u64, u32, u16);
 
+/// A request, by its name: type, sector, parts, and the status it must get.
+type Case = (&'static str, u32, u64, Vec<Part>, u8);
+
 /// A device with a queue that is ready.
 struct Rig {
     ram: Arc<GuestRam>,
@@ -37,10 +44,24 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// The device without a ring, and with one where the kernel has it; if not, says so aloud.
+    fn both(test: &str) -> Vec<Self> {
+        let ring = Ring::open().unwrap();
+        if let Err(why) = &ring {
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {test} by io_uring: {why}");
+        }
+        let ring = ring.ok().map(|ring| Self::with(Some(ring)));
+        [Self::new()].into_iter().chain(ring).collect()
+    }
+
+    fn with(ring: Option<Ring>) -> Self {
         let ram = Arc::new(map(MIN_MEM, Backing::Anonymous).unwrap());
-        let block = Block::new(Disk::temporary().unwrap(), PageMap::new(&ram));
+        let block = Block::new(Disk::temporary().unwrap(), PageMap::new(&ram)).with_ring(ring);
         let mut rig = Self {
-            device: VirtioMmio::new(Arc::clone(&ram), block).unwrap(),
+            device: VirtioMmio::new(Arc::clone(&ram).into(), block).unwrap(),
             ram,
             next: 0,
         };
@@ -136,55 +157,57 @@ impl Rig {
 
 #[test]
 fn a_request_may_be_cut_anywhere() {
-    let mut rig = Rig::new();
-    let want = rig.device.block.disk().read_sectors(5, 3).unwrap();
-    rig.header(IN, 5);
-    // The header in three pieces, the data across a page and in odd pieces, the status behind it.
-    let status = DATA + 1536;
-    let (result, len) = rig.send(&[
-        (HEADER, 1, 0),
-        (HEADER + 1, 0, 0),
-        (HEADER + 1, 8, 0),
-        (HEADER + 9, 7, 0),
-        (DATA, 700, WRITE),
-        (DATA + 700, 1, WRITE),
-        (DATA + 701, 836, WRITE),
-    ]);
-    assert_eq!((result, len), (UNTOUCHED, 1537));
-    assert_eq!(rig.ram.read_obj::<u8>(GuestAddress(status)).unwrap(), OK);
-    let mut got = vec![0; 1536];
-    rig.ram.read_slice(&mut got, GuestAddress(DATA)).unwrap();
-    assert_eq!(got, want);
+    for mut rig in Rig::both("a_request_may_be_cut_anywhere") {
+        let want = rig.device.block.disk().read_sectors(5, 3).unwrap();
+        rig.header(IN, 5);
+        // The header in three pieces, the data across a page and in odd pieces, the status behind it.
+        let status = DATA + 1536;
+        let (result, len) = rig.send(&[
+            (HEADER, 1, 0),
+            (HEADER + 1, 0, 0),
+            (HEADER + 1, 8, 0),
+            (HEADER + 9, 7, 0),
+            (DATA, 700, WRITE),
+            (DATA + 700, 1, WRITE),
+            (DATA + 701, 836, WRITE),
+        ]);
+        assert_eq!((result, len), (UNTOUCHED, 1537));
+        assert_eq!(rig.ram.read_obj::<u8>(GuestAddress(status)).unwrap(), OK);
+        let mut got = vec![0; 1536];
+        rig.ram.read_slice(&mut got, GuestAddress(DATA)).unwrap();
+        assert_eq!(got, want);
+    }
 }
 
 #[test]
 fn writes_reads_flushes_and_tells_its_name() {
-    let mut rig = Rig::new();
-    rig.ram.write_slice(&[7; 1024], GuestAddress(DATA)).unwrap();
-    rig.header(OUT, 2046);
-    assert_eq!(
-        rig.send(&[(HEADER, 16, 0), (DATA, 1024, 0), (STATUS, 1, WRITE)]),
-        (OK, 1)
-    );
-    assert_eq!(rig.device.block.disk().read_sectors(2046, 2).unwrap(), [7; 1024]);
-    rig.header(4, 0);
-    assert_eq!(rig.send(&[(HEADER, 16, 0), (STATUS, 1, WRITE)]), (OK, 1));
-    rig.header(8, 0);
-    assert_eq!(
-        rig.send(&[(HEADER, 16, 0), (DATA, 20, WRITE), (STATUS, 1, WRITE)]),
-        (OK, 21)
-    );
-    let mut id = [0; 20];
-    rig.ram.read_slice(&mut id, GuestAddress(DATA)).unwrap();
-    assert!(id.starts_with(b"microvm disk\0"));
-    assert_eq!(rig.device.block.counts.total(), 3);
+    for mut rig in Rig::both("writes_reads_flushes_and_tells_its_name") {
+        rig.ram.write_slice(&[7; 1024], GuestAddress(DATA)).unwrap();
+        rig.header(OUT, 2046);
+        assert_eq!(
+            rig.send(&[(HEADER, 16, 0), (DATA, 1024, 0), (STATUS, 1, WRITE)]),
+            (OK, 1)
+        );
+        assert_eq!(rig.device.block.disk().read_sectors(2046, 2).unwrap(), [7; 1024]);
+        rig.header(4, 0);
+        assert_eq!(rig.send(&[(HEADER, 16, 0), (STATUS, 1, WRITE)]), (OK, 1));
+        rig.header(8, 0);
+        assert_eq!(
+            rig.send(&[(HEADER, 16, 0), (DATA, 20, WRITE), (STATUS, 1, WRITE)]),
+            (OK, 21)
+        );
+        let mut id = [0; 20];
+        rig.ram.read_slice(&mut id, GuestAddress(DATA)).unwrap();
+        assert!(id.starts_with(b"microvm disk\0"));
+        assert_eq!(rig.device.block.counts.total(), 3);
+    }
 }
 
 #[test]
 fn a_bad_request_is_refused_and_moves_nothing() {
     let last = HIGH_START + MIN_MEM / 2;
     let data = |at, len| vec![(HEADER, 16, 0), (at, len, WRITE), (STATUS, 1, WRITE)];
-    let cases: Vec<(&str, u32, u64, Vec<Part>, u8)> = vec![
+    let cases: Vec<Case> = vec![
         ("past the end", IN, 2047, data(DATA, 1024), IOERR),
         ("far past the end", IN, u64::MAX, data(DATA, 512), IOERR),
         ("not whole sectors", IN, 0, data(DATA, 511), IOERR),
@@ -258,12 +281,17 @@ fn a_bad_request_is_refused_and_moves_nothing() {
             UNTOUCHED,
         ),
     ];
-    let mut rig = Rig::new();
+    for mut rig in Rig::both("a_bad_request_is_refused_and_moves_nothing") {
+        refuses_all(&mut rig, &cases);
+    }
+}
+
+fn refuses_all(rig: &mut Rig, cases: &[Case]) {
     let before = rig.device.block.disk().read_sectors(0, 2048).unwrap();
-    for (what, kind, sector, parts, want) in cases {
+    for &(what, kind, sector, ref parts, want) in cases {
         rig.header(kind, sector);
         rig.ram.write_slice(&[0x55; 1024], GuestAddress(DATA)).unwrap();
-        let (status, len) = rig.send(&parts);
+        let (status, len) = rig.send(parts);
         assert_eq!((status, len), (want, u32::from(want != UNTOUCHED)), "{what}");
         let mut data = [0; 1024];
         rig.ram.read_slice(&mut data, GuestAddress(DATA)).unwrap();
@@ -366,6 +394,12 @@ fn registers_keep_their_order() {
 /// Random descriptors, rings and registers: no panic, no hang, and no page written in secret.
 #[test]
 fn nothing_that_a_guest_writes_upsets_the_device() {
+    for mut rig in Rig::both("nothing_that_a_guest_writes_upsets_the_device") {
+        nothing_upsets(&mut rig);
+    }
+}
+
+fn nothing_upsets(rig: &mut Rig) {
     let mut state = 0x1234_5678_9abc_def1_u64;
     let mut random = move |below: u64| {
         state ^= state << 13;
@@ -373,7 +407,6 @@ fn nothing_that_a_guest_writes_upsets_the_device() {
         state ^= state << 17;
         state % below
     };
-    let mut rig = Rig::new();
     let places = [
         HEADER,
         STATUS,
@@ -434,4 +467,96 @@ fn nothing_that_a_guest_writes_upsets_the_device() {
         counts.malformed,
     ];
     assert!(all.iter().all(|count| *count > 100), "{counts:?}");
+}
+
+/// Several requests in one notification: each is answered, in whatever order they end.
+#[test]
+fn requests_of_one_notification_are_all_answered() {
+    for mut rig in Rig::both("requests_of_one_notification_are_all_answered") {
+        let by_ring = rig.device.block.ring().is_some();
+        let want = rig.device.block.disk().read_sectors(0, 4).unwrap();
+        let at = |n: u64| (HEADER + 32 * n, STATUS + 16 * n, DATA + 512 * n);
+        for n in 0..4 {
+            let (header, status, data) = at(n);
+            rig.ram.write_obj(u64::from(IN), GuestAddress(header)).unwrap();
+            // The last one passes the end of the disk.
+            let sector = if n == 3 { 2048 } else { n };
+            rig.ram.write_obj(sector, GuestAddress(header + 8)).unwrap();
+            rig.ram.write_obj(UNTOUCHED, GuestAddress(status)).unwrap();
+            let head = 3 * n as u16;
+            rig.descriptor(3 * n, header, 16, NEXT, head + 1);
+            rig.descriptor(3 * n + 1, data, 512, NEXT | WRITE, head + 2);
+            rig.descriptor(3 * n + 2, status, 1, WRITE, 0);
+            let ring = GuestAddress(AVAIL + 4 + 2 * n);
+            rig.ram.write_obj(head, ring).unwrap();
+        }
+        rig.ram.write_obj(4_u16, GuestAddress(AVAIL + 2)).unwrap();
+        harvest(&rig.ram);
+        rig.write(0x50, 0);
+        rig.check_dirty();
+        assert_eq!(rig.ram.read_obj::<u16>(GuestAddress(USED + 2)).unwrap(), 4);
+        let mut heads: Vec<(u32, u32)> = (0..4)
+            .map(|n| {
+                let element = USED + 4 + 8 * n;
+                let word = |at| rig.ram.read_obj(GuestAddress(at)).unwrap();
+                (word(element), word(element + 4))
+            })
+            .collect();
+        heads.sort_unstable();
+        assert_eq!(heads, [(0, 513), (3, 513), (6, 513), (9, 1)]);
+        for n in 0..3 {
+            let (_, status, data) = at(n);
+            assert_eq!(rig.ram.read_obj::<u8>(GuestAddress(status)).unwrap(), OK);
+            let mut got = [0; 512];
+            rig.ram.read_slice(&mut got, GuestAddress(data)).unwrap();
+            assert_eq!(got[..], want[512 * n as usize..][..512]);
+        }
+        assert_eq!(rig.ram.read_obj::<u8>(GuestAddress(at(3).1)).unwrap(), IOERR);
+        if by_ring {
+            let counts = rig.device.block.ring().unwrap().counts;
+            assert_eq!((counts.operations, counts.most, counts.bytes), (3, 3, 3 * 512));
+        }
+        assert_eq!(
+            (rig.device.block.counts.reads, rig.device.block.counts.refused),
+            (3, 1)
+        );
+    }
+}
+
+/// Writes go to the overlay, and a read after them takes sectors from both files: an operation for each run.
+#[test]
+fn a_ring_reads_from_the_image_and_its_overlay() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let bytes: Vec<u8> = (0..16).flat_map(|n| [n; 512]).collect();
+    std::fs::write(file.path(), &bytes).unwrap();
+    for mut rig in Rig::both("a_ring_reads_from_the_image_and_its_overlay") {
+        *rig.device.block.disk() = Disk::open(file.path(), false).unwrap();
+        rig.ram.write_slice(&[0xee; 1024], GuestAddress(DATA)).unwrap();
+        rig.header(OUT, 4);
+        assert_eq!(
+            rig.send(&[(HEADER, 16, 0), (DATA, 1024, 0), (STATUS, 1, WRITE)]),
+            (OK, 1)
+        );
+        rig.header(IN, 2);
+        let parts = [(HEADER, 16, 0), (DATA, 512 * 6, WRITE), (STATUS, 1, WRITE)];
+        assert_eq!(rig.send(&parts), (OK, 512 * 6 + 1));
+        let mut want = bytes.clone();
+        want[4 * 512..6 * 512].fill(0xee);
+        let mut got = [0; 512 * 6];
+        rig.ram.read_slice(&mut got, GuestAddress(DATA)).unwrap();
+        assert_eq!(got[..], want[2 * 512..8 * 512]);
+        if let Some(ring) = rig.device.block.ring() {
+            assert_eq!((ring.counts.operations, ring.counts.most), (1 + 3, 3));
+        }
+        assert_eq!(std::fs::read(file.path()).unwrap(), bytes);
+
+        // The image ends before the disk does: an error, and nothing in secret.
+        file.as_file().set_len(7 * 512).unwrap();
+        rig.header(IN, 6);
+        let parts = [(HEADER, 16, 0), (DATA, 1024, WRITE), (STATUS, 1, WRITE)];
+        assert_eq!(rig.send(&parts), (IOERR, 1));
+        assert_eq!(rig.device.block.counts.refused, 1);
+        file.as_file().set_len(16 * 512).unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+    }
 }

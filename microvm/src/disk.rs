@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
@@ -152,6 +153,11 @@ impl Disk {
         self.sectors
     }
 
+    /// Whether its bytes are copied, and not read and written.
+    pub fn is_mapped(&self) -> bool {
+        self.mapping.is_some()
+    }
+
     /// The file of the image, once more.
     ///
     /// # Errors
@@ -238,6 +244,18 @@ impl Disk {
             None => &self.base,
         };
         vectored::write_all_to_at(mem, addr, len, file, offset)
+    }
+
+    /// The file that byte `offset` of the disk is read from or written to, and how many bytes from there on, `most` at most, are so in the same
+    /// file. It is open as long as the disk is.
+    pub fn place(&mut self, offset: u64, most: usize, reads: bool) -> (RawFd, usize) {
+        match &self.overlay {
+            Some(overlay) if !reads => (overlay.file.as_raw_fd(), most),
+            _ => {
+                let (file, run) = self.run_at(offset, most);
+                (file.as_raw_fd(), run)
+            }
+        }
     }
 
     /// Says that `count` sectors from `first` on have been written whole.

@@ -5,6 +5,8 @@
 //! device's, as KVM logs a vCPU's. What would be an exit is a message to the thread of the devices;
 //! a register write is not waited for, so the driver polls the used ring while the device fills it.
 
+mod plugging;
+
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::thread;
@@ -15,7 +17,10 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, Permissions};
+use vm_memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryError, GuestMemoryLoadGuard,
+    Permissions,
+};
 
 use crate::bus::{Bus, DEBUG_EXIT};
 use crate::error::Error;
@@ -47,8 +52,8 @@ enum Access {
 /// # Errors
 ///
 /// [`Error::Thread`] when the driver's thread cannot be started or dies.
-pub fn run<M: DeviceMemory>(
-    view: GuestRam,
+pub fn run<M: DeviceMemory + 'static>(
+    view: GuestMemoryAtomic<GuestRam>,
     bus: &mut Bus<M>,
     mapper: Option<Mapper>,
 ) -> Result<Option<Mapper>, Error> {
@@ -117,7 +122,7 @@ fn check(step: u64, place: u64, want: u64, got: u64) -> Result<(), Failure> {
 type Buffers = Option<[u64; 2]>;
 
 struct Driver {
-    mem: GuestRam,
+    mem: GuestMemoryAtomic<GuestRam>,
     to_device: SyncSender<Access>,
     answers: Receiver<u32>,
     mapper: Option<Mapper>,
@@ -131,11 +136,13 @@ struct Driver {
     requests: u64,
     /// Of those, the ones that may have failed and did.
     failed: u64,
+    /// Pages of plugged memory that were checked.
+    plugged: u64,
 }
 
 impl Driver {
     fn new(
-        mem: GuestRam,
+        mem: GuestMemoryAtomic<GuestRam>,
         to_device: SyncSender<Access>,
         answers: Receiver<u32>,
         mapper: Option<Mapper>,
@@ -152,7 +159,13 @@ impl Driver {
             pages: 0,
             requests: 0,
             failed: 0,
+            plugged: 0,
         }
+    }
+
+    /// Memory as it is now. Regions come and go, so nobody keeps this for long.
+    fn mem(&self) -> GuestMemoryLoadGuard<GuestRam> {
+        self.mem.memory()
     }
 
     /// Everything that the guest does; the results are in guest memory afterwards.
@@ -172,10 +185,11 @@ impl Driver {
         results[result::PAGES] = self.pages;
         results[result::REQUESTS] = self.requests;
         results[result::FAILED] = self.failed;
+        results[result::PLUGGED] = self.plugged;
         for (index, word) in results.into_iter().enumerate() {
             // If this cannot be written, the host finds that nothing was reported.
             let _ = self
-                .mem
+                .mem()
                 .write_obj(word.to_le(), GuestAddress(RESULTS + 8 * index as u64));
         }
         self.send(Access::PortOut(DEBUG_EXIT, failure.step as u8));
@@ -196,7 +210,7 @@ impl Driver {
             self.param(param::CAPACITY)
         ));
         for nth in 0..self.param(param::PASS_COUNT) as usize {
-            self.pass(param::PASSES + nth * pass::WORDS)?;
+            self.pass(param::PASSES + nth * pass::WORDS, 0)?;
         }
         self.single(VIRTIO_BLK_T_FLUSH, 0, None, VIRTIO_BLK_S_OK)?;
         self.print("flush  done\n");
@@ -204,6 +218,9 @@ impl Driver {
         self.print(&format!(
             "refuse {BAD_REQUESTS} bad requests came back as errors\n"
         ));
+        if self.param(param::PLUG) != 0 {
+            self.plug()?;
+        }
         self.pattern(true)?;
         self.print("memory still as written\n");
         Ok(())
@@ -282,15 +299,15 @@ impl Driver {
         Ok(())
     }
 
-    /// The requests of one pass, [`SLOTS`] at a time.
-    fn pass(&mut self, at: usize) -> Result<(), Failure> {
+    /// The requests of one pass, [`SLOTS`] at a time, with buffers whose addresses count from `base`.
+    fn pass(&mut self, at: usize, base: u64) -> Result<(), Failure> {
         let this = |index: usize| self.params.get(at + index).copied().unwrap_or(0);
         let (kind, sector, chunks) = (this(pass::TYPE) as u32, this(pass::SECTOR), this(pass::CHUNKS));
         let (before, after) = (this(pass::BEFORE), this(pass::AFTER));
         let [low, low_stride] = [this(pass::LOW), this(pass::LOW_STRIDE)];
         let [high, high_stride] = [this(pass::HIGH), this(pass::HIGH_STRIDE)];
         let may_fail = this(pass::MAY_FAIL) != 0;
-        let buffers = |chunk: u64| [low + chunk * low_stride, high + chunk * high_stride];
+        let buffers = |chunk: u64| [base + low + chunk * low_stride, base + high + chunk * high_stride];
         let sector_of = |chunk: u64| sector + chunk * CHUNK_SECTORS;
         let mut chunk = 0;
         while chunk < chunks {
@@ -408,13 +425,13 @@ impl Driver {
     /// answer.
     fn kick(&mut self, count: u16, status: u32, len: u32, may_fail: bool) -> Result<(), Failure> {
         let avail = GuestAddress(self.param(param::AVAIL) + 2);
-        let stored = self.mem.store(self.next.to_le(), avail, Ordering::Release);
+        let stored = self.mem().store(self.next.to_le(), avail, Ordering::Release);
         stored.map_err(|e| lost(avail.0, &e))?;
         self.set_register(reg::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
         let used = self.param(param::USED);
         let start = Instant::now();
         loop {
-            let index = self.mem.load::<u16>(GuestAddress(used + 2), Ordering::Acquire);
+            let index = self.mem().load::<u16>(GuestAddress(used + 2), Ordering::Acquire);
             let index = u16::from_le(index.map_err(|e| lost(used, &e))?);
             if index == self.next {
                 break;
@@ -448,7 +465,7 @@ impl Driver {
             let element = self.word(used + 4 + 8 * u64::from(index % QUEUE_SIZE as u16))?;
             let at = self.param(param::REQUESTS) + 32 * u64::from(slot) + 16;
             let got = self
-                .mem
+                .mem()
                 .read_obj::<u8>(GuestAddress(at))
                 .map_err(|e| lost(at, &e))?;
             // What fails writes its status and nothing else.
@@ -489,7 +506,7 @@ impl Driver {
     }
 
     fn word(&self, at: u64) -> Result<u64, Failure> {
-        let word = self.mem.read_obj::<u64>(GuestAddress(at));
+        let word = self.mem().read_obj::<u64>(GuestAddress(at));
         word.map(u64::from_le).map_err(|e| lost(at, &e))
     }
 
@@ -498,7 +515,7 @@ impl Driver {
     }
 
     fn store<T: vm_memory::ByteValued>(&self, value: T, at: u64) -> Result<(), Failure> {
-        self.mem
+        self.mem()
             .write_obj(value, GuestAddress(at))
             .map_err(|e| lost(at, &e))
     }

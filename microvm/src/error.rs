@@ -25,6 +25,31 @@ pub enum Error {
         /// What the library or the kernel said.
         why: String,
     },
+    /// Guest memory cannot be had as it was asked for.
+    #[error("cannot have guest memory: {0}")]
+    Build(#[from] vm_memory_host::BuildError),
+    /// The pages of guest memory cannot be brought in.
+    #[error("--prefault: {0}")]
+    Prefault(#[from] vm_memory_host::PrefaultError),
+    /// The driver thread cannot have a mapping of its own.
+    #[error(
+        "--backing anon: the driver thread needs a second mapping of guest memory, and anonymous memory has none; \
+        give --backing memfd, or run on KVM"
+    )]
+    NoSecondView,
+    /// A file of guest memory has no room for what is plugged.
+    #[error("--backing file:{}: {len} bytes are too few for --plug, which needs {needed}; make it longer (truncate --size={needed})", path.display())]
+    BackingTooShort {
+        /// The path as given.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: u64,
+        /// What it takes.
+        needed: u64,
+    },
+    /// io_uring is there but cannot be used.
+    #[error("--disk-io io_uring: {0}; --disk-io sync does without")]
+    Uring(io::Error),
     /// A file named on the command line cannot be opened.
     #[error("{option} {}: {why}; check the path and its permissions", path.display())]
     OpenFile {

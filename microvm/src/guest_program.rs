@@ -13,9 +13,10 @@ use virtio_bindings::virtio_mmio as reg;
 
 use crate::bus::DEBUG_EXIT;
 use crate::plan::{
-    op, param, pass, result, step, BAD_TYPE, CHUNK_SECTORS, HALF, PATTERN_STEP, QUEUE_SIZE, RESULTS, SECTOR,
-    SLOTS,
+    op, param, pass, result, step, BAD_TYPE, CHUNK_SECTORS, HALF, PATTERN_STEP, PLUG_WORD, QUEUE_SIZE,
+    RESULTS, SECTOR, SLOTS,
 };
+use crate::plug::{command, reg as plug_reg, status, MAGIC as PLUG_MAGIC};
 use crate::serial::COM1;
 use crate::virtio_mmio::{MAGIC, VERSION};
 
@@ -35,7 +36,10 @@ global_asm!(
     p_hole = const param::HOLE * 8,
     p_pass_count = const param::PASS_COUNT * 8,
     p_passes = const param::PASSES * 8,
+    p_plug = const param::PLUG * 8,
+    p_plug_pass = const param::PLUG_PASS * 8,
     pass_len = const pass::WORDS * 8,
+    pass_words = const pass::WORDS,
     w_type = const pass::TYPE * 8,
     w_sector = const pass::SECTOR * 8,
     w_chunks = const pass::CHUNKS * 8,
@@ -58,6 +62,7 @@ global_asm!(
     r_pages = const result::PAGES * 8,
     r_requests = const result::REQUESTS * 8,
     r_failed = const result::FAILED * 8,
+    r_plugged = const result::PLUGGED * 8,
     s_done = const step::DONE,
     s_memory = const step::MEMORY,
     s_virtio = const step::VIRTIO,
@@ -65,6 +70,20 @@ global_asm!(
     s_status = const step::STATUS,
     s_read = const step::READ,
     s_write = const step::WRITE,
+    s_plug = const step::PLUG,
+    plug_magic = const PLUG_MAGIC,
+    plug_word = const PLUG_WORD,
+    plug_magic_reg = const plug_reg::MAGIC,
+    plug_status = const plug_reg::STATUS,
+    plug_command = const plug_reg::COMMAND,
+    plug_blocks = const plug_reg::BLOCKS,
+    plug_address = const plug_reg::ADDRESS,
+    plug_size = const plug_reg::SIZE,
+    plug_block_size = const plug_reg::BLOCK_SIZE,
+    plug_come = const command::PLUG,
+    plug_go = const command::UNPLUG,
+    plug_there = const status::PLUGGED,
+    plug_none = const status::NONE,
     pattern_step = const PATTERN_STEP,
     queue_size = const QUEUE_SIZE,
     slots = const SLOTS,

@@ -73,6 +73,11 @@ microvm_guest_start:
     lea rsi, [rip + .Lmvm_refuse]
     call .Lmvm_puts
 
+    cmp qword ptr [rbx + {p_plug}], 0
+    je .Lmvm_no_plug
+    call .Lmvm_plug
+.Lmvm_no_plug:
+
     # What the device wrote has not spilled over the pattern.
     call .Lmvm_verify
     lea rsi, [rip + .Lmvm_still]
@@ -148,6 +153,146 @@ microvm_guest_start:
     add rsi, 24
     dec ecx
     jnz .Lmvm_verify_area
+    ret
+
+# Memory that comes while this runs, is used, and goes again.
+# Frame: [rsp] where it begins, [rsp+8] bytes of the blocks that come first, [rsp+16] of those that stay.
+.Lmvm_plug:
+    sub rsp, 24
+    mov rdi, [rbx + {p_plug}]
+    mov r10d, {s_plug}
+    mov r9d, {plug_magic_reg}
+    mov r8d, [rdi + {plug_magic_reg}]
+    mov eax, {plug_magic}
+    cmp r8d, eax
+    jne .Lmvm_fail
+    mov dword ptr [rdi + {plug_command}], {plug_come}
+    mov eax, {plug_there}
+    call .Lmvm_plug_status
+    mov eax, [rdi + {plug_address}]
+    mov edx, [rdi + {plug_address} + 4]
+    shl rdx, 32
+    or rax, rdx
+    mov [rsp], rax
+    mov eax, [rdi + {plug_size}]
+    mov edx, [rdi + {plug_size} + 4]
+    shl rdx, 32
+    or rax, rdx
+    shr rax, 1
+    mov [rsp + 8], rax
+    shr rax, 1
+    mov [rsp + 16], rax
+    # Half of its blocks.
+    mov rax, [rsp + 8]
+    call .Lmvm_plug_want
+
+    # A word in each page, and sectors of the disk beside some of them.
+    mov rdi, [rsp]
+    mov rcx, [rsp + 8]
+    shr rcx, 12
+.Lmvm_plug_fill:
+    lea rdx, [rdi + {plug_word}]
+    mov rax, rdx
+    xor rax, r14
+    imul rax, r15
+    mov [rdx], rax
+    add rdi, 4096
+    dec rcx
+    jnz .Lmvm_plug_fill
+    mov rdx, [rsp]
+    sub rsp, {pass_len}
+    xor ecx, ecx
+.Lmvm_plug_copy:
+    mov rax, [rbx + rcx * 8 + {p_plug_pass}]
+    mov [rsp + rcx * 8], rax
+    inc ecx
+    cmp ecx, {pass_words}
+    jb .Lmvm_plug_copy
+    add [rsp + {w_low}], rdx
+    add [rsp + {w_high}], rdx
+    mov rbp, rsp
+    call .Lmvm_pass
+    add rsp, {pass_len}
+    # The block behind has not come.
+    mov r8, [rsp]
+    add r8, [rsp + 8]
+    call .Lmvm_plug_bad
+    mov rdi, [rsp]
+    mov rcx, [rsp + 8]
+    call .Lmvm_plug_verify
+    lea rsi, [rip + .Lmvm_plugged]
+    call .Lmvm_puts
+    mov rax, [rsp + 8]
+    shr rax, 20
+    lea rsi, [rip + .Lmvm_mebibytes]
+    call .Lmvm_number
+
+    # Half of those go again; the others are as they were.
+    mov rdi, [rbx + {p_plug}]
+    mov rax, [rsp + 16]
+    call .Lmvm_plug_want
+    mov r8, [rsp]
+    add r8, [rsp + 16]
+    call .Lmvm_plug_bad
+    mov rdi, [rsp]
+    mov rcx, [rsp + 16]
+    call .Lmvm_plug_verify
+
+    # And all the rest.
+    mov rdi, [rbx + {p_plug}]
+    mov dword ptr [rdi + {plug_command}], {plug_go}
+    mov eax, {plug_none}
+    call .Lmvm_plug_status
+    mov r8, [rsp]
+    call .Lmvm_plug_bad
+    lea rsi, [rip + .Lmvm_unplugged]
+    call .Lmvm_puts
+    add rsp, 24
+    ret
+
+# Wants the first RAX bytes of the region, of the device at RDI.
+.Lmvm_plug_want:
+    mov ecx, [rdi + {plug_block_size}]
+    xor edx, edx
+    div rcx
+    mov [rdi + {plug_blocks}], eax
+    mov eax, {plug_there}
+    # Falls through to status.
+
+# The device at RDI must have status EAX.
+.Lmvm_plug_status:
+    mov r10d, {s_plug}
+    mov r9d, {plug_status}
+    mov r8d, [rdi + {plug_status}]
+    cmp r8d, eax
+    jne .Lmvm_fail
+    ret
+
+# A read to R8, where there is no memory, must be refused.
+.Lmvm_plug_bad:
+    mov r9, r8
+    lea rbp, [rbx + {p_passes}]
+    xor esi, esi
+    xor edx, edx
+    mov edi, 1
+    jmp .Lmvm_single
+
+# Checks the words in the pages of the RCX bytes from RDI on.
+.Lmvm_plug_verify:
+    shr rcx, 12
+.Lmvm_plug_verify_page:
+    lea r9, [rdi + {plug_word}]
+    mov rax, r9
+    xor rax, r14
+    imul rax, r15
+    mov r8, [r9]
+    mov r10d, {s_memory}
+    cmp r8, rax
+    jne .Lmvm_fail
+    inc qword ptr [{results} + {r_plugged}]
+    add rdi, 4096
+    dec rcx
+    jnz .Lmvm_plug_verify_page
     ret
 
 # The register at offset R9 must have the value EAX in the bits EDX.
@@ -587,6 +732,9 @@ microvm_guest_start:
 .Lmvm_compared: .asciz " sectors read back and compared\n"
 .Lmvm_flush:    .asciz "flush  done\n"
 .Lmvm_refuse:   .asciz "refuse 3 bad requests came back as errors\n"
+.Lmvm_plugged:  .asciz "plug   "
+.Lmvm_mebibytes: .asciz " MiB came, were written and read\n"
+.Lmvm_unplugged: .asciz "unplug half of them, then all\n"
 .Lmvm_still:    .asciz "memory still as written\n"
 .globl microvm_guest_end
 microvm_guest_end:

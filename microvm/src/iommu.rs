@@ -4,11 +4,10 @@
 //! while the device is at work, and unmaps them when it is done; no address is used twice. Writes are marked by guest
 //! address, so that everything that is compared at the end is what it is without an IOMMU.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vm_memory::iommu::{Invalidation, MarkedIommuMemory, SharedIotlb};
-use vm_memory::{GuestAddress, GuestMemory, Permissions};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryAtomic, Permissions};
 
 use crate::memory::{GuestRam, PAGE};
 
@@ -20,10 +19,10 @@ const FIRST: u64 = 1 << 40;
 /// How long the driver waits for an invalidation.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Guest memory for devices, behind an IOMMU if there is an IOTLB.
-pub fn for_devices(ram: &GuestRam, iotlb: Option<SharedIotlb>) -> Arc<DeviceRam> {
+/// Guest memory for devices, behind an IOMMU if there is an IOTLB. Regions may come and go.
+pub fn for_devices(ram: &GuestRam, iotlb: Option<SharedIotlb>) -> GuestMemoryAtomic<DeviceRam> {
     let on = iotlb.is_some();
-    Arc::new(DeviceRam::by_guest_address(
+    GuestMemoryAtomic::new(DeviceRam::by_guest_address(
         ram.clone(),
         iotlb.unwrap_or_default(),
         on,
@@ -173,13 +172,13 @@ impl Mapper {
 mod tests {
     use super::*;
     use crate::memory::{harvest, map, Backing, HIGH_START, MIN_MEM};
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestAddressSpace};
 
     #[test]
     fn a_device_reaches_what_is_mapped_and_marks_it_where_it_is() {
         let ram = map(MIN_MEM, Backing::Anonymous).unwrap();
         let iotlb = SharedIotlb::new();
-        let device = for_devices(&ram, Some(iotlb.clone()));
+        let device = for_devices(&ram, Some(iotlb.clone())).memory();
         let mut mapper = Mapper::new(iotlb);
         let at = HIGH_START + PAGE - 4;
         let iova = mapper.for_request(at, 8, Permissions::Write);
@@ -207,7 +206,7 @@ mod tests {
     #[test]
     fn without_an_iommu_addresses_are_guest_addresses() {
         let ram = map(MIN_MEM, Backing::Anonymous).unwrap();
-        let device = for_devices(&ram, None);
+        let device = for_devices(&ram, None).memory();
         device.write_obj(7_u8, GuestAddress(5)).unwrap();
         assert_eq!(device.guest_ranges(5, 1), ram.guest_ranges(5, 1));
         assert_eq!(harvest(&ram).count(), 1);

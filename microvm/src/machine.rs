@@ -19,7 +19,7 @@ use crate::plan::{PARAMS, PROGRAM, STACK_TOP};
 use crate::report::Report;
 use crate::verify::{self, Dirty};
 use crate::vm::{self, Availability, Entry, Machine, Outcome};
-use crate::{map, no_bus, open_disk, say, Job};
+use crate::{no_bus, open_disk, open_ring, say, Host, Job};
 
 /// A guest that is not done by then hangs. It takes milliseconds, and seconds where KVM emulates it.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
@@ -30,22 +30,28 @@ const TIME_LIMIT: Duration = Duration::from_secs(120);
 ///
 /// Whatever keeps it from starting.
 pub fn run_program(args: &Args, mem: u64, kvm: &Kvm) -> Result<bool, Error> {
-    let ram = Arc::new(map(args, mem, Backing::Anonymous)?);
-    ram.write_slice(guest_program::bytes(), GuestAddress(PROGRAM))
+    let host = Host::new(args, mem, Backing::Anonymous)?;
+    host.ram
+        .write_slice(guest_program::bytes(), GuestAddress(PROGRAM))
         .map_err(|why| Error::GuestMemory {
             what: "load the guest program",
             why,
         })?;
-    let machine = Machine::new(kvm, Arc::clone(&ram), false)?;
+    let end = host.place.map_or(0, |place| place.start + place.size);
+    let machine = Machine::new(kvm, Arc::clone(&host.ram), end, false)?;
     machine.enter(Entry::Program {
         rip: PROGRAM,
         rsp: STACK_TOP,
         rdi: PARAMS,
     })?;
-    let mut job = Job::new(args, &ram, &format!("a 64-bit guest on {}", args.kvm), None)?;
+    let (banner, side) = (
+        format!("a 64-bit guest on {}", args.kvm),
+        Box::new(machine.slot()),
+    );
+    let mut job = Job::new(args, &host, &banner, None, side)?;
     let (driver, failed, took);
     (job.bus, driver, failed, took) = run_machine(machine, job.bus, Some(TIME_LIMIT))?;
-    job.finish(&ram, driver, failed, took, true)
+    job.finish(&host, driver, failed, took, true)
 }
 
 /// Boots the kernel that `args` names.
@@ -58,7 +64,8 @@ pub fn run_kernel(args: &Args, mem: u64) -> Result<bool, Error> {
         return Ok(true);
     };
     let disk = args.disk.is_some().then(|| open_disk(args)).transpose()?;
-    let ram = Arc::new(memory::map(mem, Backing::Anonymous)?);
+    let host = Host::new(args, mem, Backing::Anonymous)?;
+    let ram = Arc::clone(&host.ram);
     // Before KVM is looked at, so that a bad file is told of on any machine.
     let (initrd, cmdline) = (args.initrd.as_deref(), args.cmdline.as_str());
     let (entry, how) = boot::load(
@@ -74,7 +81,7 @@ pub fn run_kernel(args: &Args, mem: u64) -> Result<bool, Error> {
         Availability::Usable(kvm) => kvm,
         Availability::Absent(why) => return Err(Error::KernelNeedsKvm(why)),
     };
-    let machine = Machine::new(&kvm, Arc::clone(&ram), true)?;
+    let machine = Machine::new(&kvm, Arc::clone(&ram), 0, true)?;
     machine.enter(entry)?;
     say(&format!(
         "microvm: {} on {}, {how}, {} of RAM\n",
@@ -82,15 +89,19 @@ pub fn run_kernel(args: &Args, mem: u64) -> Result<bool, Error> {
         args.kvm,
         human(mem)
     ));
-    let block = disk.map(|disk| Block::new(disk, PageMap::new(&ram)));
+    let ring = open_ring(args)?;
+    let block = disk.map(|disk| Block::new(disk, PageMap::new(&ram)).with_ring(ring));
     let bus = Bus::new(iommu::for_devices(&ram, None), block, Console::Raw).map_err(no_bus)?;
     let loaded = memory::harvest(&ram).count();
     let (bus, driver, failed, took) = run_machine(machine, bus, None)?;
     let dirty = Dirty::new(&ram, driver);
     let mut checks = vec![verify::ended(&bus, failed)];
     checks.extend(verify::device_pages(&bus, &dirty));
+    checks.push(verify::host_memory(&ram, &host.source, &dirty));
+    checks.extend(verify::prefaulted(&ram, host.prefaulted));
     let report = Report {
         ram: &ram,
+        prefaulted: host.prefaulted,
         places: &[],
         bus: &bus,
         dirty: &dirty,

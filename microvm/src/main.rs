@@ -2,8 +2,8 @@
 //!
 //! Everything that touches guest memory goes through the public API of vm-memory: mapping it
 //! ([`memory`]), loading a guest ([`plan`], `boot`), a virtio block device ([`virtio_mmio`],
-//! [`block`], [`disk`]) and, where there is no KVM, the guest itself ([`driver`]). On KVM (`vm`) the
-//! guest is a program in assembly (`guest_program`), or a kernel. At the end [`verify`] holds what
+//! [`block`], [`disk`], by system calls or by [`uring`]), memory that comes and goes ([`plug`]) and, where there is no KVM, the guest itself
+//! ([`driver`]). On KVM (`vm`) the guest is a program in assembly (`guest_program`), or a kernel. At the end [`verify`] holds what
 //! was dirtied, moved and counted against what must have been, and [`report`] prints it.
 //!
 //! Start reading at [`run`].
@@ -23,8 +23,13 @@ mod iommu;
 mod memory;
 mod pages;
 mod plan;
+mod plug;
+mod prefault;
 mod report;
+mod segments;
 mod serial;
+#[expect(unsafe_code, reason = "io_uring takes pointers to guest memory")]
+mod uring;
 mod verify;
 mod virtio_mmio;
 
@@ -53,13 +58,16 @@ use chaos::Chaos;
 use disk::Disk;
 use error::Error;
 use iommu::{DeviceRam, Mapper};
-use memory::{Backing, GuestRam};
+use memory::{Backing, GuestRam, Source};
 use pages::PageMap;
 use plan::{Plan, CHUNK_SECTORS};
+use plug::{GuestSide, Place, Plug, ThreadSide};
+use prefault::Prefaulted;
 use report::Report;
+use uring::{DiskIo, Ring};
 use verify::{Dirty, Expected};
 use vm_memory::iommu::SharedIotlb;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion};
 
 fn main() -> ExitCode {
     let outcome = match Args::from_command_line() {
@@ -108,29 +116,65 @@ fn run(args: &Args) -> Result<bool, Error> {
 
 /// Runs the driver as a thread.
 fn run_thread(args: &Args, mem: u64, why: &str) -> Result<bool, Error> {
-    let ram = Arc::new(map(args, mem, Backing::Memfd)?);
-    let view = memory::second_view(&ram)?;
+    let host = Host::new(args, mem, Backing::Memfd)?;
+    let view = memory::second_view(&host.ram)?;
     // Its bitmap is read after the thread is gone: the mappings are shared with this map.
     let log = view.clone();
+    let view = GuestMemoryAtomic::new(view);
     let banner = format!("no KVM ({why}); the driver runs as a thread instead");
     let iotlb = args.iommu.then(SharedIotlb::new);
     if let Some(iotlb) = &iotlb {
         iotlb.count_lookups();
     }
-    let mut job = Job::new(args, &ram, &banner, iotlb.clone())?;
+    let side = Box::new(ThreadSide::new(view.clone()));
+    let mut job = Job::new(args, &host, &banner, iotlb.clone(), side)?;
     let start = Instant::now();
     job.mapper = driver::run(view, &mut job.bus, iotlb.map(Mapper::new))?;
     let took = start.elapsed();
-    job.finish(&ram, memory::harvest(&log), None, took, false)
+    job.finish(&host, memory::harvest(&log), None, took, false)
 }
 
-/// Maps guest memory, with what the options add to it.
-fn map(args: &Args, mem: u64, backing: Backing) -> Result<GuestRam, Error> {
-    let ram = memory::map(mem, backing)?;
-    if args.chaos {
-        chaos::with_region(&ram)
-    } else {
-        Ok(ram)
+/// What a guest gets from this machine.
+#[derive(Debug)]
+struct Host {
+    ram: Arc<GuestRam>,
+    source: Source,
+    /// Where memory may come later.
+    place: Option<Place>,
+    prefaulted: Option<Prefaulted>,
+}
+
+impl Host {
+    /// Maps guest memory, kept in `usual` unless the options say otherwise, with what they add to it.
+    fn new(args: &Args, mem: u64, usual: Backing) -> Result<Self, Error> {
+        let backing = args.backing.clone().unwrap_or(usual);
+        let source = Source::open(backing, mem, if args.plug { plug::SIZE } else { 0 })?;
+        let mut ram = source.map()?;
+        if args.chaos {
+            ram = chaos::with_region(&ram)?;
+        }
+        let prefaulted = args.prefault.then(|| prefault::run(&ram)).transpose()?;
+        Ok(Self {
+            place: args.plug.then(|| Place::above(&ram)),
+            ram: Arc::new(ram),
+            source,
+            prefaulted,
+        })
+    }
+}
+
+/// The ring that `--disk-io` asks for, if the kernel lets this process have one.
+fn open_ring(args: &Args) -> Result<Option<Ring>, Error> {
+    if args.disk_io == DiskIo::Sync {
+        return Ok(None);
+    }
+    match Ring::open()? {
+        Ok(ring) => Ok(Some(ring)),
+        Err(why) => {
+            let text = format!("microvm: --disk-io io_uring: {why}; going on with sync");
+            let _ = writeln!(std::io::stderr(), "{text}");
+            Ok(None)
+        }
     }
 }
 
@@ -150,10 +194,12 @@ impl Job {
     /// Opens the disk, plans the run, puts the plan into guest memory, and says what will run.
     fn new(
         args: &Args,
-        ram: &Arc<GuestRam>,
+        host: &Host,
         banner: &str,
         iotlb: Option<SharedIotlb>,
+        side: Box<dyn GuestSide>,
     ) -> Result<Self, Error> {
+        let ram = &host.ram;
         let mut disk = open_disk(args)?;
         let chaos = match args.chaos {
             true => Some(Chaos::new(ram, &disk, seed(args))?),
@@ -163,6 +209,7 @@ impl Job {
             Some(chaos) => Plan::new(ram, chaos.storm().sector).with_storm(chaos.storm()),
             None => Plan::new(ram, disk.sectors()),
         };
+        let plan = plan.with_plug(host.place);
         let before = disk
             .read_sectors(0, plan.read_chunks * CHUNK_SECTORS)
             .map_err(|why| Error::Image {
@@ -177,11 +224,16 @@ impl Job {
         plan.store(ram, words.fold(0, plan::sum))?;
         let size = human(ram.iter().map(GuestMemoryRegion::len).sum());
         let (regions, image) = (ram.num_regions(), disk.describe());
-        let mut block = Block::new(disk, PageMap::new(ram));
+        let mut block = Block::new(disk, plan.no_pages(ram)).with_ring(open_ring(args)?);
         if let Some(chaos) = &chaos {
             block = block.with_chaos(Arc::clone(chaos));
         }
-        let bus = Bus::new(iommu::for_devices(ram, iotlb), Some(block), Console::Margin).map_err(no_bus)?;
+        let devices = iommu::for_devices(ram, iotlb);
+        let mut bus = Bus::new(devices.clone(), Some(block), Console::Margin).map_err(no_bus)?;
+        let no_pages = plan.no_pages(ram);
+        bus.plug = host
+            .place
+            .map(|place| Plug::new(place, host.source.clone(), devices, side, no_pages));
         // The device's pages are counted from here on.
         let loaded = memory::harvest(ram).count();
         say(&format!(
@@ -205,7 +257,7 @@ impl Job {
     /// Compares, reports, and says whether all agreed.
     fn finish(
         mut self,
-        ram: &GuestRam,
+        host: &Host,
         driver: PageMap,
         failed: Option<String>,
         took: Duration,
@@ -215,8 +267,11 @@ impl Job {
             running.stop()?;
         }
         self.bus.drain_console(true);
-        let dirty = Dirty::new(ram, driver);
+        let ram: &GuestRam = &host.ram;
+        let dirty = Dirty::new(ram, driver).with_plug(self.bus.plug.as_ref());
         let expected = Expected {
+            source: &host.source,
+            prefaulted: host.prefaulted,
             plan: &self.plan,
             before: &self.before,
             on_kvm,
@@ -225,6 +280,7 @@ impl Job {
         let checks = verify::all(ram, &mut self.bus, &dirty, &expected, failed);
         let report = Report {
             ram,
+            prefaulted: host.prefaulted,
             places: &self.plan.places(),
             bus: &self.bus,
             dirty: &dirty,

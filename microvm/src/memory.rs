@@ -7,15 +7,18 @@
 //!  +--------------+ . . . . . . . + . . . . +-------------------------+
 //! ```
 
-use std::num::NonZeroUsize;
+use std::fs::{File, OpenOptions};
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use vm_memory::bitmap::{AtomicBitmap, DirtyMemory};
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MmapRegion,
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory_host::{
+    describe, provisioned, BackingDescription, BuildError, FileKind, Kind, MemoryBuilder, Region,
+    RegionDescription, Residency, Sharing, Unplugged,
 };
 
 use crate::args::human;
@@ -24,6 +27,8 @@ use crate::pages::PageMap;
 
 /// Guest memory of a microvm: mapped, with one bit per 4 KiB page.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
+/// One region of it.
+pub type GuestRegion = GuestRegionMmap<AtomicBitmap>;
 
 /// Bytes of a page: what a bit of KVM's dirty log stands for, and so of ours.
 pub const PAGE: u64 = 4096;
@@ -36,13 +41,172 @@ pub const HOLE_START: u64 = 0xc000_0000;
 /// Where RAM goes on behind the hole.
 pub const HIGH_START: u64 = 1 << 32;
 
-/// What guest memory is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The huge pages of `--backing hugetlb`.
+const HUGE_PAGE: u64 = 2 << 20;
+/// What memfds are called below /proc/self/fd.
+const NAME: &str = "microvm-ram";
+
+/// What guest memory is kept in (`--backing`).
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backing {
     /// Private anonymous pages.
     Anonymous,
     /// A memfd per region, which can be mapped a second time.
     Memfd,
+    /// The same of huge pages.
+    Hugetlb,
+    /// Parts of one file.
+    File(PathBuf),
+}
+
+impl Backing {
+    /// Parses what follows `--backing`.
+    ///
+    /// # Errors
+    ///
+    /// A line for the user.
+    pub fn parse(given: &str) -> Result<Self, String> {
+        match (given, given.strip_prefix("file:")) {
+            ("anon", _) => Ok(Self::Anonymous),
+            ("memfd", _) => Ok(Self::Memfd),
+            ("hugetlb", _) => Ok(Self::Hugetlb),
+            (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => Err("give memfd, anon, hugetlb or file:PATH".to_owned()),
+        }
+    }
+
+    /// Whether a region that was described is kept in this.
+    pub fn is(&self, described: &BackingDescription) -> bool {
+        match described {
+            BackingDescription::Anonymous => *self == Self::Anonymous,
+            BackingDescription::Descriptor { file, sharing, .. } => {
+                // A file may be one of tmpfs or hugetlbfs.
+                let kind = match self {
+                    Self::Anonymous => false,
+                    Self::Memfd => *file == FileKind::Memfd,
+                    Self::Hugetlb => *file == FileKind::Hugetlb,
+                    Self::File(_) => true,
+                };
+                kind && *sharing == Sharing::Shared
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Where the regions of a guest come from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// What they are kept in.
+    pub backing: Backing,
+    mem: u64,
+    /// The file that they are parts of.
+    file: Option<Arc<File>>,
+}
+
+impl Source {
+    /// Makes ready to map `mem` bytes of guest memory, and `more` that are plugged later. A file that is not there is made, as long as that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OpenFile`] for a file that cannot be had, [`Error::BackingTooShort`] for one that has no room for what comes later.
+    pub fn open(backing: Backing, mem: u64, more: u64) -> Result<Self, Error> {
+        let file = match &backing {
+            Backing::File(path) => Some(Arc::new(open_file(path, mem, more)?)),
+            _ => None,
+        };
+        Ok(Self { backing, mem, file })
+    }
+
+    /// Maps guest memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Build`] when it cannot be had.
+    pub fn map(&self) -> Result<GuestRam, Error> {
+        let mut builder = MemoryBuilder::new();
+        let mut offset = 0;
+        for (start, len) in layout(self.mem) {
+            builder = builder.region(self.region(start, len, offset));
+            offset += len;
+        }
+        Ok(build(builder)?)
+    }
+
+    /// Maps a region of blocks that a guest plugs, none of which is there in the beginning.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] when it cannot be had.
+    pub fn map_blocks(&self, start: u64, len: u64, block: NonZeroU64) -> Result<GuestRam, BuildError> {
+        let region = self.region(start, len, self.mem);
+        build(MemoryBuilder::new().region(region.blocks(block, Unplugged::Mapped)))
+    }
+
+    /// A region, which begins at `offset` if there is one file for all.
+    fn region(&self, start: u64, len: u64, offset: u64) -> Region {
+        let region = Region::new(GuestAddress(start), len);
+        match (&self.backing, &self.file) {
+            (Backing::Anonymous, _) | (Backing::File(_), None) => region,
+            (Backing::Memfd, _) => region.backing(vm_memory_host::Backing::Memfd).name(NAME),
+            (Backing::Hugetlb, _) => {
+                let page_size = HUGE_PAGE;
+                region
+                    .backing(vm_memory_host::Backing::Hugetlb { page_size })
+                    .name(NAME)
+            }
+            (Backing::File(_), Some(file)) => region.backing(vm_memory_host::Backing::File {
+                file: Arc::clone(file),
+                offset,
+                sharing: Sharing::Shared,
+            }),
+        }
+    }
+}
+
+fn open_file(path: &Path, mem: u64, more: u64) -> Result<File, Error> {
+    let fail = |why| Error::OpenFile {
+        option: "--backing",
+        path: path.to_owned(),
+        why,
+    };
+    // Looked at before it is opened: opening a FIFO waits for its other end.
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => return Err(fail(std::io::Error::other("not a regular file"))),
+        _ => {}
+    }
+    let new = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path);
+    match new {
+        Ok(file) => {
+            file.set_len(mem + more).map_err(fail)?;
+            Ok(file)
+        }
+        Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(path)
+                .map_err(fail)?;
+            let len = file.metadata().map_err(fail)?.len();
+            // What is too short for the regions of the start is the builder's to tell.
+            if more > 0 && (mem..mem + more).contains(&len) {
+                let (path, needed) = (path.to_owned(), mem + more);
+                return Err(Error::BackingTooShort { path, len, needed });
+            }
+            Ok(file)
+        }
+        Err(why) => Err(fail(why)),
+    }
+}
+
+/// Builds memory with a bit for each of KVM's pages, which need not be the host's.
+fn build(builder: MemoryBuilder) -> Result<GuestRam, BuildError> {
+    let page = NonZeroUsize::MIN.saturating_add(PAGE as usize - 1);
+    builder.build_with_bitmaps(|len| AtomicBitmap::new(len, page))
 }
 
 /// The two regions of a guest with `mem` bytes, as (guest address, length).
@@ -54,33 +218,31 @@ pub fn layout(mem: u64) -> [(u64, u64); 2] {
     [(0, low), (HIGH_START, mem - low)]
 }
 
-/// Maps guest memory of `mem` bytes.
-///
-/// # Errors
-///
-/// [`Error::MapMemory`] when the host has not that much, or the size does not fit its addresses.
+/// Maps guest memory of `mem` bytes, for tests.
+#[cfg(test)]
 pub fn map(mem: u64, backing: Backing) -> Result<GuestRam, Error> {
-    let mut regions = Vec::new();
-    for (start, len) in layout(mem) {
-        let file = match backing {
-            Backing::Anonymous => None,
-            Backing::Memfd => Some(memfd(len).map_err(|why| cannot_map(mem, why))?),
-        };
-        regions.push(region(start, len, file).map_err(|why| cannot_map(mem, why))?);
-    }
-    GuestRam::from_regions(regions).map_err(|why| cannot_map(mem, why))
+    Source::open(backing, mem, 0)?.map()
 }
 
-/// The same memory and one more region of `len` bytes at `start`, which is a file's.
+/// The same memory and one more region of `len` bytes at `start`, which is a file's of its own: one that can be cut off, as no memfd of
+/// [`Backing::Memfd`] can.
 ///
 /// # Errors
 ///
-/// [`Error::MapMemory`] when it cannot be mapped, or another region is there.
+/// [`Error::MapMemory`] when there is no file, or another region is there; [`Error::Build`] when it cannot be mapped.
 pub fn with_file_region(ram: &GuestRam, start: u64, len: u64) -> Result<GuestRam, Error> {
     let file = memfd(len).map_err(|why| cannot_map(len, why))?;
-    let region = region(start, len, Some(file)).map_err(|why| cannot_map(len, why))?;
-    ram.insert_region(Arc::new(region))
-        .map_err(|why| cannot_map(len, why))
+    let region = Region::new(GuestAddress(start), len);
+    let one = build(MemoryBuilder::new().region(region.backing(file)))?;
+    let region = only_region(&one).ok_or_else(|| cannot_map(len, "it was not built"))?;
+    ram.insert_region(region).map_err(|why| cannot_map(len, why))
+}
+
+/// The region of a memory that has one.
+pub fn only_region(one: &GuestRam) -> Option<Arc<GuestRegion>> {
+    let region = one.iter().next()?;
+    let removed = one.remove_region(region.start_addr(), region.len());
+    removed.ok().map(|(_, region)| region)
 }
 
 /// Maps the same memory a second time, with dirty bitmaps of its own: what a vCPU's accesses are to
@@ -88,51 +250,70 @@ pub fn with_file_region(ram: &GuestRam, start: u64, len: u64) -> Result<GuestRam
 ///
 /// # Errors
 ///
-/// [`Error::MapMemory`] when `ram` has no files behind it, or they cannot be mapped again.
+/// [`Error::NoSecondView`] when a region of `ram` has no file behind it, [`Error::Build`] when they cannot be mapped again.
 pub fn second_view(ram: &GuestRam) -> Result<GuestRam, Error> {
     let total = ram.iter().map(GuestMemoryRegion::len).sum();
-    let mut regions = Vec::new();
-    for r in ram.iter() {
-        let file = GuestMemoryRegion::file_offset(r).cloned();
-        let file = file.ok_or_else(|| cannot_map(total, "the region has no file behind it"))?;
-        let again = region(r.start_addr().0, r.len(), Some(file));
-        regions.push(again.map_err(|why| cannot_map(total, why))?);
+    let (mut description, files) = describe(ram).map_err(|why| cannot_map(total, why))?;
+    for region in &mut description.regions {
+        if region.backing == BackingDescription::Anonymous {
+            return Err(Error::NoSecondView);
+        }
+        // They are files now, which cannot be given another name.
+        region.options.name = None;
     }
-    GuestRam::from_regions(regions).map_err(|why| cannot_map(total, why))
+    let files = files.iter().map(|file| file.try_clone().map(Into::into));
+    let files = files
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|why| cannot_map(total, why))?;
+    let builder = description.builder(files).map_err(|why| cannot_map(total, why))?;
+    Ok(build(builder)?)
+}
+
+/// What is known of the memory behind each region; nothing if this program did not build it.
+pub fn described(ram: &GuestRam) -> Vec<RegionDescription> {
+    describe(ram).map_or_else(|_| Vec::new(), |(description, _)| description.regions)
+}
+
+/// What each region takes, in the order of their addresses.
+///
+/// # Errors
+///
+/// Why that cannot be told, in words.
+pub fn residency(ram: &GuestRam) -> Result<Vec<Residency>, String> {
+    let takes = vm_memory_host::residency(ram).map_err(|e| e.to_string())?;
+    let regions = ram.iter().zip(takes).map(|(region, (_, mut takes))| {
+        let mapping = provisioned(region).map_err(|e| e.to_string())?;
+        // Of huge pages mincore(2) tells those that this mapping has, and not those that the driver's has.
+        if let (Kind::Hugetlb, Some((file, 0))) = (mapping.kind(), mapping.file()) {
+            let all = file.metadata().map_err(|e| e.to_string())?;
+            // A region begins with its file, and may be a part of it.
+            takes.resident = takes.resident.max((all.blocks() * 512).min(region.len()));
+        }
+        Ok(takes)
+    });
+    regions.collect()
 }
 
 /// Takes the dirty bitmap of every region, and leaves them clean.
 pub fn harvest(ram: &GuestRam) -> PageMap {
-    let mut dirty = DirtyMemory::new();
-    dirty.harvest(ram);
     let mut pages = PageMap::new(ram);
-    for (start, len) in dirty.runs() {
-        pages.add(start.0, len as u64);
-    }
+    harvest_into(ram, &mut pages);
     pages
 }
 
-fn region(start: u64, len: u64, file: Option<FileOffset>) -> Result<GuestRegionMmap<AtomicBitmap>, String> {
-    let len = usize::try_from(len).map_err(|e| e.to_string())?;
-    let page = NonZeroUsize::new(PAGE as usize).ok_or("no page size")?;
-    // Not from_ranges: its bitmap counts host pages, which need not be KVM's.
-    let mut builder = MmapRegionBuilder::new_with_bitmap(len, AtomicBitmap::new(len, page))
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
-    builder = match file {
-        Some(file) => builder
-            .with_file_offset(file)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE),
-        None => builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
-    };
-    let mapping: MmapRegion<AtomicBitmap> = builder.build().map_err(|e| e.to_string())?;
-    GuestRegionMmap::new(mapping, GuestAddress(start))
-        .ok_or_else(|| format!("{len:#x} bytes at {start:#x} pass the end of the address space"))
+/// The same, added to a set that may be over more memory.
+pub fn harvest_into(ram: &GuestRam, pages: &mut PageMap) {
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(ram);
+    for (start, len) in dirty.runs() {
+        pages.add(start.0, len as u64);
+    }
 }
 
-fn memfd(len: u64) -> Result<FileOffset, rustix::io::Errno> {
-    let fd = memfd_create("microvm-ram", MemfdFlags::CLOEXEC)?;
+fn memfd(len: u64) -> Result<vm_memory_host::Backing, rustix::io::Errno> {
+    let fd = memfd_create(NAME, MemfdFlags::CLOEXEC)?;
     ftruncate(&fd, len)?;
-    Ok(FileOffset::new(fd.into(), 0))
+    Ok(vm_memory_host::Backing::shared_file(fd, 0))
 }
 
 fn cannot_map(mem: u64, why: impl std::fmt::Display) -> Error {
@@ -173,6 +354,73 @@ mod tests {
     #[test]
     fn anonymous_memory_has_no_second_view() {
         let ram = map(MIN_MEM, Backing::Anonymous).unwrap();
-        assert!(second_view(&ram).is_err());
+        let refused = second_view(&ram).unwrap_err().to_string();
+        assert!(refused.contains("--backing memfd"), "{refused}");
+    }
+
+    #[test]
+    fn a_file_holds_both_regions_one_behind_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ram");
+        let backing = Backing::parse(&format!("file:{}", path.display())).unwrap();
+        let ram = map(MIN_MEM, backing.clone()).unwrap();
+        let view = second_view(&ram).unwrap();
+        ram.write_obj(0x11_u8, GuestAddress(0x123)).unwrap();
+        view.write_obj(0x22_u8, GuestAddress(HIGH_START + 5)).unwrap();
+        assert!(described(&ram).iter().all(|region| backing.is(&region.backing)));
+        drop((ram, view));
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(bytes.len() as u64, MIN_MEM);
+        assert_eq!((bytes[0x123], bytes[(8 << 20) + 5]), (0x11, 0x22));
+
+        // It is there now: long enough for this, and not for what is plugged later, or a larger guest.
+        map(MIN_MEM, backing.clone()).unwrap();
+        let refused = Source::open(backing.clone(), MIN_MEM, PAGE)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains(&format!("truncate --size={}", MIN_MEM + PAGE)),
+            "{refused}"
+        );
+        let refused = map(2 * MIN_MEM, backing).unwrap_err().to_string();
+        assert!(refused.contains("needs a file of"), "{refused}");
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_backing_is_one_of_four() {
+        assert_eq!(Backing::parse("anon"), Ok(Backing::Anonymous));
+        assert_eq!(Backing::parse("memfd"), Ok(Backing::Memfd));
+        assert_eq!(Backing::parse("hugetlb"), Ok(Backing::Hugetlb));
+        assert_eq!(Backing::parse("file:a:b"), Ok(Backing::File("a:b".into())));
+        for wrong in ["", "file", "file:", "ANON", "memfd:x"] {
+            assert!(Backing::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_was_mapped_is_what_was_asked_for() {
+        let [anonymous, memfd] =
+            [Backing::Anonymous, Backing::Memfd].map(|backing| map(MIN_MEM, backing).unwrap());
+        for (ram, right, wrong) in [
+            (&anonymous, Backing::Anonymous, Backing::Memfd),
+            (&memfd, Backing::Memfd, Backing::Hugetlb),
+        ] {
+            assert_eq!(described(ram).len(), 2);
+            assert!(described(ram)
+                .iter()
+                .all(|region| right.is(&region.backing) && !wrong.is(&region.backing)));
+        }
+    }
+
+    #[test]
+    fn huge_pages_need_whole_ones() {
+        let refused = map(MIN_MEM + PAGE, Backing::Hugetlb).unwrap_err().to_string();
+        assert!(
+            refused.contains("is not a multiple of its pages' 0x200000 bytes")
+                || refused.contains("has no huge pages")
+                || refused.contains("huge pages of 0x200000 bytes"),
+            "{refused}"
+        );
     }
 }

@@ -79,6 +79,17 @@ impl PageMap {
         self.words().map(|w| u64::from(w.count_ones())).sum()
     }
 
+    /// For each region its guest address, and how many of its pages are in the set.
+    pub fn counts(&self) -> Vec<(u64, u64)> {
+        let count = |r: &Region| r.words.iter().map(|w| u64::from(w.count_ones())).sum();
+        self.regions.iter().map(|r| (r.start, count(r))).collect()
+    }
+
+    /// Pages of all regions, in the set or not.
+    pub fn all(&self) -> u64 {
+        self.regions.iter().map(|r| r.pages).sum()
+    }
+
     /// The guest address of the first page.
     pub fn first(&self) -> Option<u64> {
         self.regions.iter().find_map(|r| {
@@ -159,7 +170,8 @@ mod tests {
         set.add(PAGE - 1, 2);
         set.add((1 << 32) + 3 * PAGE, PAGE);
         set.add(7 * PAGE, 0);
-        assert_eq!(set.count(), 3);
+        assert_eq!((set.count(), set.all()), (3, 140));
+        assert_eq!(set.counts(), [(0, 2), (1 << 32, 1)]);
         assert_eq!(set.first(), Some(0));
     }
 

@@ -15,6 +15,9 @@
 //!
 //! A request moves a chunk of 4 KiB, half of it to or from each region. The halves in the high
 //! region straddle a page boundary.
+//!
+//! Memory that is plugged ([`crate::plug`]) has a pattern word at the end of each page, and at the start of some the halves of the chunks that
+//! were written before, read into it.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -22,6 +25,7 @@ use crate::bus::{VIRTIO_MMIO, VIRTIO_MMIO_LEN};
 use crate::error::Error;
 use crate::memory::{GuestRam, HIGH_START, HOLE_START, PAGE};
 use crate::pages::PageMap;
+use crate::plug::{Place, PLUG_MMIO, PLUG_MMIO_LEN};
 
 /// Where the table of parameters lies.
 pub const PARAMS: u64 = 0x8000;
@@ -57,6 +61,13 @@ const PATTERN_PAGES: u64 = 512;
 pub const PATTERN_STEP: u64 = 512;
 /// Requests that the device must refuse: past the end, of no known type, with a buffer in the hole.
 pub const BAD_REQUESTS: u64 = 3;
+/// Requests more that it must refuse where memory is plugged: with a buffer in a block that has not come, in one that has gone, and in the region that
+/// has gone.
+pub const BAD_PLUG_REQUESTS: u64 = 3;
+/// Accesses to the registers of the device that memory comes by, where there is one.
+pub const PLUG_ACCESSES: u64 = 15;
+/// Where in each page of plugged memory its pattern word lies.
+pub const PLUG_WORD: u64 = PAGE - 8;
 /// The request type that no device knows.
 pub const BAD_TYPE: u32 = 0x77;
 
@@ -96,12 +107,16 @@ pub mod param {
     pub const HOLE: usize = 16;
     /// Number of passes.
     pub const PASS_COUNT: usize = 17;
+    /// Guest address of the registers of the device that memory comes by; 0 if there is none.
+    pub const PLUG: usize = 18;
     /// The passes, of [`super::pass::WORDS`] words each.
-    pub const PASSES: usize = 18;
+    pub const PASSES: usize = 19;
     /// Passes that there is room for.
     pub const MAX_PASSES: usize = 3 + super::STORM_PASSES;
+    /// A pass whose buffers lie in plugged memory; their addresses count from where it begins.
+    pub const PLUG_PASS: usize = PASSES + MAX_PASSES * super::pass::WORDS;
     /// Words of the whole table.
-    pub const WORDS: usize = PASSES + MAX_PASSES * super::pass::WORDS;
+    pub const WORDS: usize = PLUG_PASS + super::pass::WORDS;
 }
 
 /// Indices of a pass: a run of equal requests over consecutive chunks.
@@ -160,8 +175,10 @@ pub mod result {
     pub const REQUESTS: usize = 5;
     /// Of those, requests of a pass that may fail which did.
     pub const FAILED: usize = 6;
+    /// Pages of plugged memory that were checked, both times together.
+    pub const PLUGGED: usize = 7;
     /// Words of the results.
-    pub const WORDS: usize = 7;
+    pub const WORDS: usize = 8;
 }
 
 /// The steps of a guest, as it reports the one that failed.
@@ -180,6 +197,8 @@ pub mod step {
     pub const READ: u64 = 5;
     /// What was written does not read back.
     pub const WRITE: u64 = 6;
+    /// The device that memory comes by is none, or refuses.
+    pub const PLUG: u64 = 7;
     /// The host puts this there before the start.
     pub const NEVER: u64 = u64::MAX;
 }
@@ -194,6 +213,7 @@ pub fn step_name(step: u64) -> &'static str {
         step::STATUS => "request status (where: slot)",
         step::READ => "checksum of the disk",
         step::WRITE => "reading back what was written (where: word of the disk)",
+        step::PLUG => "plugging memory (where: register)",
         step::NEVER => "the guest never reported",
         _ => "a step that does not exist",
     }
@@ -262,6 +282,8 @@ pub struct Plan {
     /// Sectors that stay where they are: all, unless there is a storm.
     steady: u64,
     storm: Option<Storm>,
+    /// Where memory comes while the guest runs, if it does.
+    pub plug: Option<Place>,
     /// Chunks that are read, from sector 0 on.
     pub read_chunks: u64,
     /// Chunks that are written, at the end of the disk.
@@ -306,6 +328,7 @@ impl Plan {
             capacity,
             steady: capacity,
             storm: None,
+            plug: None,
             read_chunks,
             write_chunks,
             stamp_from: read_chunks / 2,
@@ -319,6 +342,38 @@ impl Plan {
             storm: Some(storm),
             ..self
         }
+    }
+
+    /// Lets memory come while the guest runs.
+    pub fn with_plug(self, plug: Option<Place>) -> Self {
+        Self { plug, ..self }
+    }
+
+    /// No page of `ram`, nor of the memory that comes.
+    pub fn no_pages(&self, ram: &GuestRam) -> PageMap {
+        let layout = ram.iter().map(|r| (r.start_addr().0, r.len()));
+        let plug = self.plug.map(|plug| (plug.start, plug.size));
+        PageMap::with_layout(&layout.chain(plug).collect::<Vec<_>>())
+    }
+
+    /// Chunks that are read into plugged memory: the ones that were written before.
+    fn plug_chunks(&self) -> u64 {
+        self.plug.map_or(0, |_| self.write_chunks)
+    }
+
+    /// Requests that the device must refuse.
+    pub fn bad_requests(&self) -> u64 {
+        BAD_REQUESTS + self.plug.map_or(0, |_| BAD_PLUG_REQUESTS)
+    }
+
+    /// Requests that read.
+    pub fn reads(&self) -> u64 {
+        self.read_chunks + self.write_chunks + self.plug_chunks()
+    }
+
+    /// Pages of plugged memory that the guest checks, both times together.
+    pub fn plugged_pages(&self) -> u64 {
+        self.plug.map_or(0, |plug| (plug.first() + plug.kept()) / PAGE)
     }
 
     /// Requests of the storm.
@@ -338,7 +393,7 @@ impl Plan {
 
     /// Good and bad requests that the guest sends.
     pub fn requests(&self) -> u64 {
-        self.read_chunks + 2 * self.write_chunks + self.storm_requests() + 1 + BAD_REQUESTS
+        self.reads() + self.write_chunks + self.storm_requests() + 1 + self.bad_requests()
     }
 
     /// Notifications of the queue: one for each batch of requests.
@@ -346,7 +401,8 @@ impl Plan {
         let storm = self
             .storm
             .map_or(0, |storm| STORM_PASSES as u64 * storm.chunks.div_ceil(SLOTS));
-        self.read_chunks.div_ceil(SLOTS) + 2 * self.write_chunks.div_ceil(SLOTS) + storm + 1 + BAD_REQUESTS
+        let written = 2 * self.write_chunks.div_ceil(SLOTS) + self.plug_chunks().div_ceil(SLOTS);
+        self.read_chunks.div_ceil(SLOTS) + written + storm + 1 + self.bad_requests()
     }
 
     /// Writes parameters and empty results to guest memory.
@@ -374,6 +430,7 @@ impl Plan {
             self.stamp_from,
             HOLE_START + (VIRTIO_MMIO - HOLE_START) / 2,
             passes,
+            self.plug.map_or(0, |_| PLUG_MMIO),
         ]);
         let mut pass = |kind: u64, sector: u64, chunks: u64, on: &[Buffers; 2], before, after| {
             let [low, high] = on;
@@ -424,9 +481,21 @@ impl Plan {
                 table.extend([op::NONE, op::NONE, 1]);
             }
         }
+        if self.plug.is_some() {
+            // Halves in pages of their own, clear of the pattern words.
+            table.resize(param::PLUG_PASS, 0);
+            table.extend([0, self.write_sector(), self.write_chunks, 0, 2 * PAGE]);
+            table.extend([PAGE, 2 * PAGE, op::WIPE, op::COMPARE, 0]);
+        }
         let mut results = [0; result::WORDS];
         results[result::STEP] = step::NEVER;
-        let words = [(PARAMS, table.as_slice()), (RESULTS, results.as_slice())];
+        // Memory that is a file's may have rings of another run.
+        let words = [
+            (PARAMS, table.as_slice()),
+            (RESULTS, results.as_slice()),
+            (QUEUE_AVAIL, &[0]),
+            (QUEUE_USED, &[0]),
+        ];
         for (at, words) in words {
             let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
             ram.write_slice(&bytes, GuestAddress(at))
@@ -440,7 +509,10 @@ impl Plan {
 
     /// The pages that the driver writes: a thread, or a vCPU, which has its `stack` there too.
     pub fn driver_pages(&self, ram: &GuestRam, stack: bool) -> PageMap {
-        let mut pages = PageMap::new(ram);
+        let mut pages = self.no_pages(ram);
+        if let Some(plug) = self.plug {
+            pages.add(plug.start, plug.first());
+        }
         if stack {
             pages.add(STACK_TOP - 8, 8);
         }
@@ -499,6 +571,9 @@ impl Plan {
             (QUEUE_USED, PAGE, "used ring"),
             (VIRTIO_MMIO, VIRTIO_MMIO_LEN, "virtio-mmio block device"),
         ];
+        if self.plug.is_some() {
+            places.push((PLUG_MMIO, PLUG_MMIO_LEN, "memory device"));
+        }
         let span = |start: u64, stride: u64, count: u64| (start & !(PAGE - 1), stride * count);
         for area in self.areas {
             let (start, len) = span(area.start, area.stride, area.pages);
@@ -565,7 +640,14 @@ mod tests {
     fn the_table_has_the_length_its_indices_say() {
         let ram = map(MIN_MEM, Backing::Anonymous).unwrap();
         let plan = Plan::new(&ram, 64);
+        // Rings of another run, in memory that is a file's.
+        for ring in [QUEUE_AVAIL, QUEUE_USED] {
+            ram.write_obj(u64::MAX, GuestAddress(ring)).unwrap();
+        }
         plan.store(&ram, 7).unwrap();
+        for ring in [QUEUE_AVAIL, QUEUE_USED] {
+            assert_eq!(ram.read_obj::<u32>(GuestAddress(ring)).unwrap(), 0);
+        }
         let word = |index: usize| {
             ram.read_obj::<u64>(GuestAddress(PARAMS + 8 * index as u64))
                 .unwrap()
@@ -588,5 +670,14 @@ mod tests {
             (plan.requests(), plan.kicks()),
             (3 * 8 + 4 * 3 + 1 + 3, 3 + 4 + 1 + 3)
         );
+        let plug = Place::above(&ram);
+        let plan = plan.with_plug(Some(plug));
+        plan.store(&ram, 7).unwrap();
+        assert_eq!((word(param::PLUG), word(last + pass::MAY_FAIL)), (PLUG_MMIO, 1));
+        assert_eq!(word(param::PLUG_PASS + pass::AFTER), op::COMPARE);
+        assert_eq!(word(param::PLUG_PASS + pass::SECTOR), plan.write_sector());
+        // 8 chunks more are read, and 3 requests refused.
+        assert_eq!((plan.requests(), plan.kicks()), (40 + 8 + 3, 11 + 1 + 3));
+        assert_eq!(plan.no_pages(&ram).all(), (MIN_MEM + plug.size) / PAGE);
     }
 }

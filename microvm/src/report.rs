@@ -8,8 +8,10 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use crate::args::human;
 use crate::bus::{Bus, VIRTIO_MMIO, VIRTIO_MMIO_LEN};
 use crate::iommu::{DeviceRam, Mapper};
-use crate::memory::{GuestRam, PAGE};
+use crate::memory::{self, GuestRam, PAGE};
 use crate::pages::PageMap;
+use crate::plug::{PLUG_MMIO, PLUG_MMIO_LEN};
+use crate::prefault::Prefaulted;
 use crate::verify::{Check, Dirty};
 
 /// Cells of a strip.
@@ -20,6 +22,8 @@ const CELLS: u64 = 64;
 pub struct Report<'a> {
     /// Guest memory.
     pub ram: &'a GuestRam,
+    /// What was brought in before the start, if that was asked for.
+    pub prefaulted: Option<Prefaulted>,
     /// What lies where in it: guest address, length, name.
     pub places: &'a [(u64, u64, &'static str)],
     /// The devices, and what they counted.
@@ -49,6 +53,8 @@ impl Report<'_> {
         let mut out = String::new();
         // Writing to a String does not fail.
         let _ = self.memory_map(&mut out);
+        let _ = self.host_memory(&mut out);
+        let _ = self.plugged(&mut out);
         let _ = self.exits(&mut out);
         let _ = self.requests(&mut out);
         let _ = self.iommu(&mut out);
@@ -67,18 +73,78 @@ impl Report<'_> {
         if self.bus.block.is_some() {
             top.push((VIRTIO_MMIO, VIRTIO_MMIO_LEN, "virtio-mmio block device"));
         }
+        if let Some(plug) = &self.bus.plug {
+            let place = plug.place();
+            top.push((PLUG_MMIO, PLUG_MMIO_LEN, "memory device"));
+            top.push((place.start, place.size, "came and went"));
+        }
         top.sort_unstable();
         for (start, len, name) in top {
             let end = start + (len - 1);
             writeln!(out, "  {start:08x}-{end:08x} : {name}")?;
             for &(at, len, name) in self.places {
                 // A place is within one of these, or is one of these.
-                if at >= start && at <= end && (at, len) != (VIRTIO_MMIO, VIRTIO_MMIO_LEN) {
+                if at >= start && at <= end && ![VIRTIO_MMIO, PLUG_MMIO].contains(&at) {
                     writeln!(out, "    {at:08x}-{:08x} : {name}", at + (len - 1))?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// What is behind guest memory on this machine, and how much of it is there.
+    fn host_memory(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "\nHost memory")?;
+        let (regions, takes) = (memory::described(self.ram), memory::residency(self.ram));
+        let takes = match takes {
+            Ok(takes) => takes,
+            Err(why) => return writeln!(out, "  {why}"),
+        };
+        for (region, takes) in regions.iter().zip(takes) {
+            out.push_str(&wrapped(&region.to_string()));
+            let (resident, mapped) = (human(takes.resident), human(takes.mapped));
+            write!(out, "    {resident} in memory, {mapped} mapped here")?;
+            if takes.huge > 0 {
+                write!(out, ", {} in huge pages", human(takes.huge))?;
+            }
+            writeln!(out)?;
+        }
+        match &self.prefaulted {
+            Some(prefaulted) => writeln!(out, "  {}", prefaulted.describe()),
+            None => Ok(()),
+        }
+    }
+
+    /// Memory that came while the guest ran, and went.
+    fn plugged(&self, out: &mut String) -> std::fmt::Result {
+        let Some(plug) = &self.bus.plug else {
+            return Ok(());
+        };
+        let story = &plug.story;
+        writeln!(out, "\nPlugged memory")?;
+        out.push_str(&wrapped(&story.described));
+        let [most, fewer] = story.resident.map(human);
+        let [before, during, after] = story.process.map(human);
+        let none = |bytes: u64| match bytes {
+            0 => "none".to_owned(),
+            bytes => human(bytes),
+        };
+        let rows = [
+            ("before", none(0), before),
+            ("with half of its blocks", most, during),
+            ("with a quarter", fewer, String::new()),
+            ("after", none(story.left_in_file), after),
+        ];
+        writeln!(out, "  {:<24}{:>11}{:>11}", "in memory", "region", "process")?;
+        for (when, region, process) in rows {
+            writeln!(
+                out,
+                "{}",
+                format!("  {when:<24}{region:>11}{process:>11}").trim_end()
+            )?;
+        }
+        let us = story.waited.as_micros();
+        writeln!(out, "  nobody read the old map after {us} us")
     }
 
     fn exits(&self, out: &mut String) -> std::fmt::Result {
@@ -104,6 +170,14 @@ impl Report<'_> {
         };
         let counts = &block.block.counts;
         writeln!(out, "\nBlock device: {} requests", counts.total())?;
+        match block.block.ring().map(|ring| ring.counts) {
+            Some(ring) => writeln!(
+                out,
+                "  by io_uring: {} operations, {} at a time at most, {} went on",
+                ring.operations, ring.most, ring.short
+            )?,
+            None => writeln!(out, "  {}, one after the other", block.block.way())?,
+        }
         for (name, count, bytes, way) in [
             (
                 "read",
@@ -159,7 +233,7 @@ impl Report<'_> {
     fn dirty_pages(&self, out: &mut String) -> std::fmt::Result {
         let Dirty { device, driver } = self.dirty;
         let merged = device.union(driver);
-        let all: u64 = self.ram.iter().map(|r| r.len() / PAGE).sum();
+        let all = merged.all();
         let (who, log, letter) = if self.on_kvm {
             ("vCPU", "KVM's dirty log", 'v')
         } else {
@@ -220,6 +294,22 @@ impl Report<'_> {
     }
 }
 
+/// Text of a description, on lines of 80 columns at most.
+fn wrapped(text: &str) -> String {
+    let (mut out, mut line) = (String::new(), "  ".to_owned());
+    for (nth, part) in text.split(", ").enumerate() {
+        if nth > 0 && line.chars().count() + part.chars().count() > 76 {
+            let _ = writeln!(out, "{line},");
+            line = "      ".to_owned();
+        } else if nth > 0 {
+            line.push_str(", ");
+        }
+        line.push_str(part);
+    }
+    let _ = writeln!(out, "{line}");
+    out
+}
+
 /// A line for each region: what was dirtied where.
 fn strips(device: &PageMap, driver: &PageMap, letter: char) -> String {
     let mut out = String::new();
@@ -243,6 +333,16 @@ fn strips(device: &PageMap, driver: &PageMap, letter: char) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_line_goes_on_in_the_next() {
+        assert_eq!(wrapped("short, and this"), "  short, and this\n");
+        let [a, b] = ["a".repeat(40), "b".repeat(40)];
+        assert_eq!(
+            wrapped(&format!("{a}, {b}, c")),
+            format!("  {a},\n      {b}, c\n")
+        );
+    }
 
     #[test]
     fn a_strip_shows_who_wrote_where() {

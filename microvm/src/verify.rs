@@ -1,12 +1,18 @@
 //! The end of a run: is every page, sector and count what it must be?
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory_host::{BackingDescription, FileKind};
 
+use crate::args::human;
 use crate::bus::Bus;
 use crate::iommu::{DeviceRam, Mapper};
-use crate::memory::{self, GuestRam};
+use crate::memory::{self, Backing, GuestRam, Source, PAGE};
 use crate::pages::PageMap;
-use crate::plan::{mix, result, step, step_name, Plan, BAD_REQUESTS, CHUNK_SECTORS, HALF, RESULTS, SECTOR};
+use crate::plan::{
+    mix, result, step, step_name, Plan, CHUNK_SECTORS, HALF, PLUG_ACCESSES, RESULTS, SECTOR, SLOTS,
+};
+use crate::plug::Plug;
+use crate::prefault::Prefaulted;
 
 /// One comparison.
 #[derive(Clone, Debug)]
@@ -41,6 +47,17 @@ impl Dirty {
         Self {
             device: memory::harvest(ram),
             driver,
+        }
+    }
+
+    /// Adds the pages of memory that came and went.
+    pub fn with_plug(self, plug: Option<&Plug>) -> Self {
+        match plug {
+            Some(plug) => Self {
+                device: plug.story.device.union(&self.device),
+                driver: plug.story.guest.union(&self.driver),
+            },
+            None => self,
         }
     }
 }
@@ -93,6 +110,10 @@ pub struct Expected<'a> {
     pub on_kvm: bool,
     /// The driver's side of the IOMMU, if there was one.
     pub mapper: Option<&'a Mapper>,
+    /// Where its memory came from.
+    pub source: &'a Source,
+    /// What was brought in before it began, if that was asked for.
+    pub prefaulted: Option<Prefaulted>,
 }
 
 /// Every comparison of a run of the built-in guest.
@@ -115,7 +136,124 @@ pub fn all(
     checks.extend(iommu(bus, expected.mapper));
     checks.extend(device_pages(bus, dirty));
     checks.push(driver_pages(ram, dirty, expected));
+    checks.push(host_memory(ram, expected.source, dirty));
+    checks.extend(prefaulted(ram, expected.prefaulted));
+    checks.extend(plugged(bus, expected.source));
     checks
+}
+
+/// Guest memory is kept in what it was to be kept in, and takes as much memory as it must.
+pub fn host_memory(ram: &GuestRam, source: &Source, dirty: &Dirty) -> Check {
+    let dirty = dirty.device.union(&dirty.driver).counts();
+    let compare = || -> Result<Option<String>, String> {
+        let (regions, takes) = (memory::described(ram), memory::residency(ram)?);
+        if regions.len() != ram.num_regions() || takes.len() != regions.len() {
+            return Ok(Some(format!("{} regions are described", regions.len())));
+        }
+        let mut next = 0;
+        for (nth, (region, takes)) in regions.iter().zip(takes).enumerate() {
+            let (start, size) = (region.span.start, region.span.size);
+            // A third one is that of --chaos: a file of its own, whose pages come and go.
+            let steady = nth < 2;
+            let place = match &region.backing {
+                BackingDescription::Descriptor { offset, file, .. } => Some((*offset, *file)),
+                _ => None,
+            };
+            let right = match (steady, &source.backing) {
+                (true, Backing::File(_)) => place.is_some_and(|(offset, _)| offset == next),
+                (true, backing) => backing.is(&region.backing) && place.is_none_or(|place| place.0 == 0),
+                (false, _) => place == Some((0, FileKind::Memfd)),
+            };
+            next += size;
+            if !right {
+                return Ok(Some(format!("it is {region}")));
+            }
+            let pages = dirty.iter().find(|(at, _)| *at == start).map_or(0, |at| at.1);
+            let there = takes.resident + takes.swapped;
+            let mapped = takes.mapped <= size && takes.huge <= takes.mapped;
+            // A file's pages may have been written back and dropped.
+            let stays = steady && !matches!(source.backing, Backing::File(_));
+            if there > size || !mapped || (stays && there < pages * PAGE) {
+                let span = region.span;
+                return Ok(Some(format!("of {span}: {takes:?}, and {pages} pages are dirty")));
+            }
+        }
+        Ok(None)
+    };
+    let what = match &source.backing {
+        Backing::Anonymous => "guest memory is anonymous, and every dirty page is there",
+        Backing::Memfd => "guest memory is in memfds, and every dirty page is there",
+        Backing::Hugetlb => "guest memory is in huge pages, and every dirty page is there",
+        Backing::File(_) => "guest memory is in one file, a region behind the other",
+    };
+    Check::new(what, compare().unwrap_or_else(Some))
+}
+
+/// All of guest memory was there before the guest began.
+pub fn prefaulted(ram: &GuestRam, prefaulted: Option<Prefaulted>) -> Option<Check> {
+    let Prefaulted { bytes, resident, .. } = prefaulted?;
+    let size: u64 = ram.iter().map(GuestMemoryRegion::len).sum();
+    let what = format!("{} were brought in before the guest began", human(size));
+    let wrong =
+        (bytes != size || resident != size).then(|| format!("{bytes} bytes were, {resident} of them stayed"));
+    Some(Check::new(what, wrong))
+}
+
+/// What `/proc/self/smaps_rollup` may differ by for reasons of the process's own.
+const OWN_MEMORY: u64 = 2 << 20;
+
+/// Memory came while the guest ran, was used, and went again.
+fn plugged(bus: &Bus<DeviceRam>, source: &Source) -> Option<Check> {
+    let plug = bus.plug.as_ref()?;
+    let (place, story) = (plug.place(), &plug.story);
+    let (first, kept) = (place.first(), place.kept());
+    // The cache of a file reads ahead, be it into blocks that nobody has, and keeps what is being written where a hole begins or ends.
+    let (ahead, edges) = match source.backing {
+        Backing::File(_) => (place.size - first, 2 * place.block),
+        _ => (0, 0),
+    };
+    let [most, fewer] = story.resident;
+    let [before, during, after] = story.process;
+    let mut wrong: Vec<String> = story.refused.iter().cloned().collect();
+    if story.granted != [1, 2, 1] {
+        wrong.push(format!(
+            "wishes granted: {:?} instead of [1, 2, 1]",
+            story.granted
+        ));
+    }
+    if !story.as_asked {
+        wrong.push(format!("it was {:?}", story.described));
+    }
+    for (what, got, least, greatest) in [
+        ("with half of its blocks", most, first, first + ahead),
+        ("with a quarter", fewer, kept, kept + ahead),
+        (
+            "less then",
+            most.saturating_sub(fewer),
+            first - kept - edges,
+            first - kept,
+        ),
+        ("in the file at the end", story.left_in_file, 0, edges),
+    ] {
+        if !(least..=greatest).contains(&got) {
+            wrong.push(format!(
+                "{got} bytes are in memory {what}, not {least} to {greatest}"
+            ));
+        }
+    }
+    let least = first - OWN_MEMORY;
+    for (what, grown) in [
+        ("came", during.saturating_sub(before)),
+        ("went", during.saturating_sub(after)),
+    ] {
+        if grown < least {
+            wrong.push(format!(
+                "{grown} bytes of the process {what}, at least {least} must"
+            ));
+        }
+    }
+    let what = format!("{} came, were used and went", human(first));
+    Some(Check::new(what, (!wrong.is_empty()).then(|| wrong.join("; "))))
 }
 
 /// Behind an IOMMU: whatever was mapped for requests was unmapped again, and no device was using it by then.
@@ -160,9 +298,10 @@ fn reported(ram: &GuestRam, bus: &Bus<DeviceRam>, plan: &Plan) -> Check {
         2 * plan.pattern_pages(),
         plan.requests(),
         failed,
+        plan.plugged_pages(),
     ];
     let wrong = (words != want).then(|| {
-        let [at, place, want, got, pages, requests, _] = words;
+        let [at, place, want, got, pages, requests, ..] = words;
         let step = step_name(at);
         format!("{step}, at {place:#x}: wanted {want:#x}, found {got:#x}; {pages} pages, {requests} requests")
     });
@@ -245,17 +384,22 @@ fn sectors(bus: &mut Bus<DeviceRam>, expected: &Expected) -> Option<Check> {
 fn counts(bus: &Bus<DeviceRam>, plan: &Plan) -> Option<Check> {
     let block = bus.block.as_ref()?;
     let (counts, chunk) = (&block.block.counts, CHUNK_SECTORS * SECTOR);
-    let reads = plan.read_chunks + plan.write_chunks;
+    let reads = plan.reads();
     let rows = [
         ("reads", counts.reads, reads),
         ("bytes read", counts.bytes_read, reads * chunk),
         ("writes", counts.writes, plan.write_chunks),
         ("bytes written", counts.bytes_written, plan.write_chunks * chunk),
         ("flushes", counts.flushes, 1),
-        ("refused", counts.refused, BAD_REQUESTS),
+        ("refused", counts.refused, plan.bad_requests()),
         ("requests", counts.total(), plan.requests()),
         ("notifications", block.kicks, plan.kicks()),
         ("debug exits", bus.exits.debug_exit, 1),
+        (
+            "accesses to the memory device",
+            bus.exits.plug,
+            plan.plug.map_or(0, |_| PLUG_ACCESSES),
+        ),
     ];
     let mut wrong: Vec<_> = rows
         .iter()
@@ -263,6 +407,13 @@ fn counts(bus: &Bus<DeviceRam>, plan: &Plan) -> Option<Check> {
         .map(|(name, got, want)| format!("{got} {name} instead of {want}"))
         .collect();
     wrong.extend(block.broken.clone());
+    if let Some(ring) = block.block.ring() {
+        let (ring, moved) = (ring.counts, counts.bytes_read + counts.bytes_written);
+        if ring.completed != ring.operations || ring.bytes != moved || ring.most < plan.read_chunks.min(SLOTS)
+        {
+            wrong.push(format!("io_uring: {ring:?}"));
+        }
+    }
     let what = format!(
         "requests, bytes and {} notifications are counted right",
         plan.kicks()

@@ -6,8 +6,9 @@ use super::*;
 use crate::block::Block;
 use crate::bus::Console;
 use crate::disk::Disk;
-use crate::memory::{map, second_view, Backing, MIN_MEM, PAGE};
+use crate::memory::{second_view, Backing, HIGH_START, MIN_MEM, PAGE};
 use crate::plan::{param, PARAMS};
+use crate::plug::{Place, Plug, ThreadSide};
 
 /// A finished run.
 struct Run {
@@ -16,19 +17,25 @@ struct Run {
     plan: Plan,
     before: Vec<u8>,
     dirty: Dirty,
+    source: Source,
+    prefaulted: Option<Prefaulted>,
 }
 
 /// Everything up to the start; `spoil` may change what the guest is told.
-fn prepare(ram: &Arc<GuestRam>, spoil: impl FnOnce(&GuestRam)) -> (Bus<DeviceRam>, Plan, Vec<u8>) {
+fn prepare(
+    ram: &Arc<GuestRam>,
+    place: Option<Place>,
+    spoil: impl FnOnce(&GuestRam),
+) -> (Bus<DeviceRam>, Plan, Vec<u8>) {
     let mut disk = Disk::temporary().unwrap();
-    let plan = Plan::new(ram, disk.sectors());
+    let plan = Plan::new(ram, disk.sectors()).with_plug(place);
     let before = disk.read_sectors(0, plan.read_chunks * CHUNK_SECTORS).unwrap();
     let words = before
         .chunks_exact(8)
         .map(|w| u64::from_le_bytes(w.try_into().unwrap()));
     plan.store(ram, words.fold(0, crate::plan::sum)).unwrap();
     spoil(ram);
-    let block = Block::new(disk, PageMap::new(ram));
+    let block = Block::new(disk, plan.no_pages(ram));
     let bus = Bus::new(crate::iommu::for_devices(ram, None), Some(block), Console::Margin).unwrap();
     harvest(ram);
     (bus, plan, before)
@@ -40,18 +47,33 @@ fn harvest(ram: &GuestRam) -> PageMap {
 
 impl Run {
     fn on_thread(spoil: impl FnOnce(&GuestRam)) -> Self {
-        let ram = Arc::new(map(MIN_MEM, Backing::Memfd).unwrap());
+        Self::on_thread_with(false, spoil)
+    }
+
+    fn on_thread_with(plugged: bool, spoil: impl FnOnce(&GuestRam)) -> Self {
+        let source = Source::open(Backing::Memfd, MIN_MEM, 0).unwrap();
+        let ram = Arc::new(source.map().unwrap());
         let view = second_view(&ram).unwrap();
         let log = view.clone();
-        let (mut bus, plan, before) = prepare(&ram, spoil);
+        let view = vm_memory::GuestMemoryAtomic::new(view);
+        let place = plugged.then(|| Place::above(&ram));
+        let (mut bus, plan, before) = prepare(&ram, place, spoil);
+        bus.plug = place.map(|place| {
+            // With the devices' own handle of the map.
+            let devices = bus.block.as_ref().unwrap().handle();
+            let side = Box::new(ThreadSide::new(view.clone()));
+            Plug::new(place, source.clone(), devices, side, plan.no_pages(&ram))
+        });
         crate::driver::run(view, &mut bus, None).unwrap();
-        let dirty = Dirty::new(&ram, harvest(&log));
+        let dirty = Dirty::new(&ram, harvest(&log)).with_plug(bus.plug.as_ref());
         Self {
             ram,
             bus,
             plan,
             before,
             dirty,
+            source,
+            prefaulted: None,
         }
     }
 
@@ -62,9 +84,14 @@ impl Run {
             before: &self.before,
             on_kvm,
             mapper: None,
+            source: &self.source,
+            prefaulted: self.prefaulted,
         };
         let checks = all(&self.ram, &mut self.bus, &self.dirty, &expected, None);
-        assert_eq!(checks.len(), 8);
+        assert_eq!(
+            checks.len(),
+            9 + usize::from(self.prefaulted.is_some()) + usize::from(self.bus.plug.is_some())
+        );
         let wrong = checks
             .iter()
             .enumerate()
@@ -88,6 +115,7 @@ const SECTORS: usize = 4;
 const COUNTS: usize = 5;
 const DEVICE: usize = 6;
 const DRIVER: usize = 7;
+const HOST: usize = 8;
 
 #[test]
 fn each_check_sees_what_it_is_for() {
@@ -155,6 +183,94 @@ fn each_check_sees_what_it_is_for() {
 }
 
 #[test]
+fn what_the_host_provides_is_looked_at() {
+    let mut run = Run::on_thread(|_| ());
+    let resident = MIN_MEM;
+    let good = Prefaulted {
+        bytes: MIN_MEM,
+        resident,
+        took: std::time::Duration::ZERO,
+        threads: 2,
+    };
+    run.prefaulted = Some(good);
+    assert!(run.wrong(false).is_empty());
+    for bad in [
+        Prefaulted { bytes: 0, ..good },
+        Prefaulted {
+            resident: MIN_MEM - PAGE,
+            ..good
+        },
+    ] {
+        run.prefaulted = Some(bad);
+        assert_eq!(run.wrong(false), [HOST + 1]);
+    }
+    run.prefaulted = None;
+    for other in [Backing::Anonymous, Backing::Hugetlb, Backing::File("x".into())] {
+        let memfd = std::mem::replace(&mut run.source.backing, other);
+        assert_eq!(run.wrong(false), [HOST]);
+        run.source.backing = memfd;
+    }
+    // A dirty page that has gone.
+    let pages = run.dirty.device.union(&run.dirty.driver);
+    let page = pages.counts();
+    assert!(page.iter().all(|(_, count)| *count > 0));
+    vm_memory_host::discard(&*run.ram, GuestAddress(HIGH_START), MIN_MEM / 2).unwrap();
+    harvest(&run.ram);
+    assert!(run.wrong(false).contains(&HOST));
+}
+
+#[test]
+fn memory_that_came_and_went_is_looked_at() {
+    const PLUGGED: usize = HOST + 1;
+    let mut run = Run::on_thread_with(true, |_| ());
+    // Other tests are in the same process.
+    let story = &mut run.bus.plug.as_mut().unwrap().story;
+    assert!(story.process.iter().all(|bytes| *bytes > 0));
+    story.process = [50 << 20, 58 << 20, 50 << 20];
+    assert!(run.wrong(false).is_empty());
+    assert_eq!(run.dirty.driver.counts()[2].1, 2048);
+    assert_eq!(run.dirty.device.counts()[2].1, 32);
+
+    let good = run.bus.plug.as_ref().unwrap().story.clone();
+    let mut spoil = |change: &dyn Fn(&mut crate::plug::Story)| {
+        let story = &mut run.bus.plug.as_mut().unwrap().story;
+        change(story);
+        let wrong = run.wrong(false);
+        run.bus.plug.as_mut().unwrap().story = good.clone();
+        wrong
+    };
+    assert_eq!(spoil(&|story| story.granted[2] = 0), [PLUGGED]);
+    assert_eq!(spoil(&|story| story.as_asked = false), [PLUGGED]);
+    assert_eq!(spoil(&|story| story.refused = Some("no".to_owned())), [PLUGGED]);
+    assert_eq!(spoil(&|story| story.resident[0] -= PAGE), [PLUGGED]);
+    assert_eq!(spoil(&|story| story.resident[1] += PAGE), [PLUGGED]);
+    assert_eq!(spoil(&|story| story.left_in_file = PAGE), [PLUGGED]);
+    assert_eq!(spoil(&|story| story.process[0] = story.process[1]), [PLUGGED]);
+    assert_eq!(spoil(&|story| story.process[2] = story.process[1]), [PLUGGED]);
+    assert!(spoil(&|_| ()).is_empty());
+
+    // Pages of it that only one of the logs has.
+    let place = run.plan.plug.unwrap();
+    run.dirty.device.add(place.start + place.first(), 1);
+    assert_eq!(run.wrong(false), [DEVICE]);
+    run.dirty.driver.add(place.start + place.first(), 1);
+    assert_eq!(run.wrong(false), [DEVICE, DRIVER]);
+}
+
+#[test]
+fn the_driver_finds_that_no_memory_comes() {
+    let mut run = Run::on_thread(|ram| {
+        // Where the block device is, which has another magic number.
+        let at = GuestAddress(PARAMS + 8 * param::PLUG as u64);
+        ram.write_obj(crate::bus::VIRTIO_MMIO, at).unwrap();
+    });
+    let results = run.results();
+    assert_eq!(results[..2], [step::PLUG, 0]);
+    assert_eq!(results[2], u64::from(crate::plug::MAGIC));
+    assert!(run.wrong(false).starts_with(&[ENDED, REPORTED]));
+}
+
+#[test]
 fn the_driver_finds_a_wrong_checksum_and_a_wrong_capacity() {
     for (index, step) in [(param::SUM, step::READ), (param::CAPACITY, step::VIRTIO)] {
         let mut run = Run::on_thread(|ram| spoil_param(ram, index));
@@ -192,9 +308,10 @@ mod kvm {
                 return None;
             }
         };
-        let ram = Arc::new(map(MIN_MEM, Backing::Anonymous).unwrap());
+        let source = Source::open(Backing::Anonymous, MIN_MEM, 0).unwrap();
+        let ram = Arc::new(source.map().unwrap());
         ram.write_slice(program, GuestAddress(PROGRAM)).unwrap();
-        let machine = Machine::new(&kvm, Arc::clone(&ram), false).unwrap();
+        let machine = Machine::new(&kvm, Arc::clone(&ram), 0, false).unwrap();
         machine
             .enter(Entry::Program {
                 rip: PROGRAM,
@@ -202,7 +319,7 @@ mod kvm {
                 rdi: PARAMS,
             })
             .unwrap();
-        let (bus, plan, before) = prepare(&ram, spoil);
+        let (bus, plan, before) = prepare(&ram, None, spoil);
         let bus = Arc::new(Mutex::new(bus));
         let (machine, outcome) = machine.run(&bus, Some(limit)).unwrap();
         let dirty = Dirty::new(&ram, machine.dirty_log().unwrap());
@@ -215,6 +332,8 @@ mod kvm {
                 plan,
                 before,
                 dirty,
+                source,
+                prefaulted: None,
             },
             outcome,
         ))

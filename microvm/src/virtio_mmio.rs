@@ -3,8 +3,6 @@
 //!
 //! MMIO exits of a vCPU and calls of the driver thread end here alike.
 
-use std::sync::Arc;
-
 use crate::block::Block;
 use crate::iommu::DeviceMemory;
 use virtio_bindings::virtio_config::{
@@ -13,6 +11,7 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard};
 
 /// Descriptors of the queue, at most.
 pub const QUEUE_MAX: u16 = 64;
@@ -24,8 +23,8 @@ const VENDOR: u32 = 0x6d76_6d6d;
 
 /// A block device behind virtio-mmio registers.
 #[derive(Debug)]
-pub struct VirtioMmio<M> {
-    mem: Arc<M>,
+pub struct VirtioMmio<M: DeviceMemory> {
+    mem: GuestMemoryAtomic<M>,
     /// The device.
     pub block: Block,
     queue: Queue,
@@ -41,13 +40,13 @@ pub struct VirtioMmio<M> {
     pub broken: Option<String>,
 }
 
-impl<M: DeviceMemory> VirtioMmio<M> {
+impl<M: DeviceMemory + 'static> VirtioMmio<M> {
     /// A device that reaches guest memory through `mem`.
     ///
     /// # Errors
     ///
     /// That of the queue, if it does not like [`QUEUE_MAX`].
-    pub fn new(mem: Arc<M>, block: Block) -> Result<Self, virtio_queue::Error> {
+    pub fn new(mem: GuestMemoryAtomic<M>, block: Block) -> Result<Self, virtio_queue::Error> {
         Ok(Self {
             mem,
             block,
@@ -63,9 +62,15 @@ impl<M: DeviceMemory> VirtioMmio<M> {
         })
     }
 
-    /// What it sees of guest memory.
-    pub fn mem(&self) -> &M {
-        &self.mem
+    /// What it sees of guest memory for now.
+    pub fn mem(&self) -> GuestMemoryLoadGuard<M> {
+        self.mem.memory()
+    }
+
+    /// Its handle of guest memory, for those who change the map.
+    #[cfg(test)]
+    pub fn handle(&self) -> GuestMemoryAtomic<M> {
+        self.mem.clone()
     }
 
     /// Whether the device asserts its interrupt.
@@ -207,27 +212,35 @@ impl<M: DeviceMemory> VirtioMmio<M> {
     }
 
     fn serve(&mut self) -> Result<usize, String> {
-        let mem: &M = &self.mem;
-        if !self.queue.is_valid(mem) {
+        // The map of this moment, for all requests of this notification.
+        let mem = self.mem.memory().into_inner();
+        if !self.queue.is_valid(&*mem) {
             return Err("the queue does not lie in guest memory".to_owned());
         }
         // At most as many as the queue has descriptors: the iterator refuses more.
-        let chains: Vec<_> = self.queue.iter(mem).map_err(|e| e.to_string())?.collect();
-        let count = chains.len();
+        let chains: Vec<_> = self.queue.iter(&*mem).map_err(|e| e.to_string())?.collect();
+        let (queue, count) = (&mut self.queue, chains.len());
+        let mut used = |block: &mut Block, head: u16, written: u32| {
+            let at = queue.next_used() % queue.size();
+            queue.add_used(&*mem, head, written).map_err(|e| e.to_string())?;
+            // The element, and the index behind the flags.
+            let used = queue.used_ring();
+            block.wrote(&*mem, used.saturating_add(4 + 8 * u64::from(at)), 8);
+            block.wrote(&*mem, used.saturating_add(2), 2);
+            Ok::<(), String>(())
+        };
+        let mut outcome = Ok(());
         for chain in chains {
             let head = chain.head_index();
-            let written = self.block.process(mem, chain);
-            let at = self.queue.next_used() % self.queue.size();
-            self.queue
-                .add_used(mem, head, written)
-                .map_err(|e| e.to_string())?;
-            // The element, and the index behind the flags.
-            let used = self.queue.used_ring();
-            self.block
-                .wrote(mem, used.saturating_add(4 + 8 * u64::from(at)), 8);
-            self.block.wrote(mem, used.saturating_add(2), 2);
+            if let Some(written) = self.block.process(&*mem, head, chain) {
+                outcome = used(&mut self.block, head, written);
+                if outcome.is_err() {
+                    break;
+                }
+            }
         }
-        Ok(count)
+        // What the device has begun it ends, whatever became of the queue.
+        outcome.and(self.block.finish(&mem, used)).map(|()| count)
     }
 }
 

@@ -12,21 +12,22 @@ use kvm_bindings::{
     KVM_MEM_LOG_DIRTY_PAGES,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
 use crate::bus::Bus;
 use crate::error::Error;
 use crate::iommu::DeviceRam;
-use crate::memory::{GuestRam, HIGH_START};
+use crate::memory::{self, GuestRam, GuestRegion, HIGH_START};
 use crate::pages::PageMap;
+use crate::plug::GuestSide;
 
 /// Where KVM keeps three pages of its own on Intel: below the BIOS, outside of RAM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const GDT: u64 = 0x500;
 const PML4: u64 = 0xa000;
 const PDPT: u64 = 0xb000;
-/// A page directory for each GiB from here on; for 65 GiB they end below 0x4e000.
+/// A page directory for each GiB from here on; for 73 GiB they end below 0x56000.
 const PAGE_DIRECTORIES: u64 = 0xc000;
 const GIB: u64 = 1 << 30;
 const LARGE_PAGE: u64 = 2 << 20;
@@ -131,17 +132,19 @@ pub struct Machine {
     vm: Arc<VmFd>,
     vcpu: VcpuFd,
     ram: Arc<GuestRam>,
+    /// The last address that memory has, or may have later.
+    last: u64,
     has_irqchip: bool,
 }
 
 impl Machine {
-    /// Makes a machine with `ram` as its memory. A kernel needs interrupts and timers
+    /// Makes a machine with `ram` as its memory, to which more may come below `end`. A kernel needs interrupts and timers
     /// (`with_irqchip`), the built-in program neither.
     ///
     /// # Errors
     ///
     /// [`Error::Kvm`].
-    pub fn new(kvm: &Kvm, ram: Arc<GuestRam>, with_irqchip: bool) -> Result<Self, Error> {
+    pub fn new(kvm: &Kvm, ram: Arc<GuestRam>, end: u64, with_irqchip: bool) -> Result<Self, Error> {
         let vm = kvm.create_vm().map_err(|e| refused("create a machine", e))?;
         vm.set_tss_address(TSS_ADDRESS)
             .map_err(|e| refused("place the TSS", e))?;
@@ -152,28 +155,24 @@ impl Machine {
                 .map_err(|e| refused("create a timer", e))?;
         }
         for (slot, region) in ram.iter().enumerate() {
-            let host = region.get_host_address(vm_memory::MemoryRegionAddress(0));
-            let slot = kvm_userspace_memory_region {
-                slot: slot as u32,
-                flags: KVM_MEM_LOG_DIRTY_PAGES,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: host.map_err(|e| refused("find the memory", e))? as u64,
-            };
+            let slot = slot_of(slot as u32, region).map_err(|e| refused("find the memory", e))?;
             set_memory(&vm, slot).map_err(|e| refused("take the memory", e))?;
         }
         let vcpu = vm.create_vcpu(0).map_err(|e| refused("create a vCPU", e))?;
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(|e| refused("tell its CPUID", e))?;
-        let end = HIGH_START.max(ram.last_addr().0);
+        let last = HIGH_START.max(ram.last_addr().0).max(end.saturating_sub(1));
         for leaf in cpuid
             .as_slice()
             .iter()
             .filter(|leaf| leaf.function == 0x8000_0008)
         {
             // Bits 0 to 7: how wide a guest physical address is.
-            if end.checked_shr(leaf.eax & 0xff).is_some_and(|beyond| beyond != 0) {
+            if last
+                .checked_shr(leaf.eax & 0xff)
+                .is_some_and(|beyond| beyond != 0)
+            {
                 return Err(refused("reach that much memory", "try a smaller --mem"));
             }
         }
@@ -182,8 +181,18 @@ impl Machine {
             vm: Arc::new(vm),
             vcpu,
             ram,
+            last,
             has_irqchip: with_irqchip,
         })
+    }
+
+    /// A memory slot behind those of its memory.
+    pub fn slot(&self) -> Slot {
+        Slot {
+            vm: Arc::clone(&self.vm),
+            number: self.ram.num_regions() as u32,
+            region: None,
+        }
     }
 
     /// Puts the vCPU at its entry point. Writes GDT and page tables to guest memory.
@@ -254,7 +263,7 @@ impl Machine {
     /// Page tables that map every guest physical address to itself, up to the end of RAM and at
     /// least 4 GiB (the hole has devices), with pages of 2 MiB.
     fn identity_map(&self) -> Result<(), Error> {
-        let top = (self.ram.last_addr().0 / GIB + 1).max(4);
+        let top = self.last / GIB + 1;
         let directory = |gib: u64| PAGE_DIRECTORIES + gib * 4096;
         self.store_words(PML4, &[PDPT | TABLE])?;
         let directories: Vec<u64> = (0..top).map(|gib| directory(gib) | TABLE).collect();
@@ -399,6 +408,74 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
+/// A memory slot for a region that comes and goes.
+#[derive(Debug)]
+pub struct Slot {
+    vm: Arc<VmFd>,
+    number: u32,
+    /// What KVM has been given.
+    region: Option<Arc<GuestRegion>>,
+}
+
+impl Slot {
+    /// Takes the region from KVM, if it has one.
+    fn clear(&mut self) -> Result<(), String> {
+        let Some(region) = self.region.take() else {
+            return Ok(());
+        };
+        let mut nothing = slot_of(self.number, &region).map_err(|e| e.to_string())?;
+        nothing.memory_size = 0;
+        set_memory(&self.vm, nothing).map_err(|e| {
+            // KVM still has it: it must stay.
+            std::mem::forget(region);
+            format!("KVM cannot give the memory back: {e}")
+        })
+    }
+}
+
+impl GuestSide for Slot {
+    fn insert(&mut self, one: &GuestRam) -> Result<(), String> {
+        let region = memory::only_region(one).ok_or("it was not built")?;
+        let slot = slot_of(self.number, &region).map_err(|e| e.to_string())?;
+        set_memory(&self.vm, slot).map_err(|e| format!("KVM cannot take the memory: {e}"))?;
+        self.region = Some(region);
+        Ok(())
+    }
+
+    fn blocks(&mut self, _: u64, _: u64, _: bool, _: &mut PageMap) -> Result<(), String> {
+        // A vCPU that touches a block which is not plugged gets zeroes there.
+        Ok(())
+    }
+
+    fn remove(&mut self, dirtied: &mut PageMap) -> Result<(), String> {
+        let region = self.region.as_ref().ok_or("KVM has no such memory")?;
+        let len = usize::try_from(region.len()).map_err(|e| e.to_string())?;
+        let log = self.vm.get_dirty_log(self.number, len);
+        let log = log.map_err(|e| format!("KVM cannot tell its dirty log: {e}"))?;
+        dirtied.set_words(self.number as usize, &log);
+        self.clear()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // A guest may have ended without giving it back; what KVM keeps is never unmapped.
+        let _ = self.clear();
+    }
+}
+
+/// A region as KVM takes it.
+fn slot_of(slot: u32, region: &GuestRegion) -> Result<kvm_userspace_memory_region, GuestMemoryError> {
+    let host = region.get_host_address(vm_memory::MemoryRegionAddress(0))?;
+    Ok(kvm_userspace_memory_region {
+        slot,
+        flags: KVM_MEM_LOG_DIRTY_PAGES,
+        guest_phys_addr: region.start_addr().0,
+        memory_size: region.len(),
+        userspace_addr: host as u64,
+    })
+}
+
 /// A flat segment of 4 GiB.
 fn segment(selector: u16, type_: u8, long: bool) -> kvm_segment {
     let (l, db) = (u8::from(long), u8::from(!long));
@@ -439,7 +516,8 @@ fn set_memory(vm: &VmFd, slot: kvm_userspace_memory_region) -> Result<(), kvm_io
     // SAFETY: 1. `slot` describes one region of a `GuestRam`: mapped, readable and writable, for as
     //    long as the region lives.
     // 2. `Machine` holds that memory in an `Arc` and drops the machine's descriptors before it; the
-    //    `VmFd` of the stdin thread runs no vCPU, and goes with the process.
+    //    `VmFd` of the stdin thread runs no vCPU, and goes with the process. A `Slot` keeps its region until
+    //    KVM has given it back.
     // 3. The guest's accesses race with the host's only as bytes that vm-memory moves volatilely.
     unsafe { vm.set_user_memory_region(slot) }
 }

@@ -1,0 +1,51 @@
+//! Huge pages for a test, out of the machine's pool.
+#![expect(clippy::unwrap_used, reason = "tests end at the first thing that is wrong")]
+
+use std::fs;
+
+use crate::common::skipped;
+
+/// Huge pages of 2 MiB that are free for one test. Tests of all programs take turns, and the number in the pool is put back.
+pub struct HugePages {
+    before: String,
+    _turn: fs::File,
+}
+
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
+
+impl HugePages {
+    /// Makes sure that `count` are free; says so aloud if that cannot be.
+    pub fn reserve(count: u64, test: &str) -> Option<Self> {
+        let turn = fs::File::create("/tmp/vm-memory-hugepages.lock").unwrap();
+        turn.lock().unwrap();
+        let free = || {
+            let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+            fs::read_to_string(path).map_or(0, |text| text.trim().parse().unwrap_or(0))
+        };
+        let before = match fs::read_to_string(POOL) {
+            Ok(before) => before,
+            Err(e) => {
+                skipped(test, &format!("no pool of huge pages: {e}"));
+                return None;
+            }
+        };
+        let pages = Self { before, _turn: turn };
+        let total: u64 = pages.before.trim().parse().unwrap();
+        let missing = count.saturating_sub(free());
+        if let Err(e) = fs::write(POOL, (total + missing).to_string()) {
+            skipped(test, &format!("the pool of huge pages cannot be changed: {e}"));
+            return None;
+        }
+        if free() < count {
+            skipped(test, &format!("{count} huge pages cannot be had, but {}", free()));
+            return None;
+        }
+        Some(pages)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = fs::write(POOL, self.before.trim());
+    }
+}
