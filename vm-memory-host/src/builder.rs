@@ -14,7 +14,7 @@ use crate::error::BuildError;
 use crate::machine::Machine;
 use crate::mapping::{HostMapping, Kind, Replaced};
 use crate::prefault::{self, Progress};
-use crate::region::{Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged};
+use crate::region::{Backing, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged};
 use crate::sys::{self, Advice, Reserved, Source};
 
 /// What is told of the progress of a prefault, and says whether to go on.
@@ -106,6 +106,7 @@ impl MemoryBuilder {
     ) -> Result<GuestMemoryMmap<B>, BuildError> {
         let machine = Machine::here();
         let regions = sorted(self.regions)?;
+        check_pools(&regions, &machine)?;
         let mut mappings = Vec::with_capacity(regions.len());
         for together in regions.chunk_by(|one, next| end(one) == Some(next.start.0)) {
             map_together(together, &machine, &mut mappings)?;
@@ -151,6 +152,35 @@ fn sorted(mut regions: Vec<Region>) -> Result<Vec<Region>, BuildError> {
         before = Some(region);
     }
     Ok(regions)
+}
+
+/// Whether the machine has huge pages enough for all regions together: one error, and not one for each region. Others may take some meanwhile; what counts is
+/// that they are set aside when a region is mapped.
+fn check_pools(regions: &[Region], machine: &Machine) -> Result<(), BuildError> {
+    for pool in machine.pools() {
+        let size = pool.page_size;
+        let mut set_aside = regions.iter().filter(|region| {
+            matches!(region.backing, Backing::Hugetlb { page_size } if page_size == size)
+                && region.blocks.is_none()
+                && region.size.is_multiple_of(size)
+        });
+        let pages = |region: &Region| region.size.checked_div(size).unwrap_or(0);
+        let wanted = set_aside
+            .clone()
+            .fold(0u64, |sum, region| sum.saturating_add(pages(region)));
+        if wanted > pool.free.saturating_add(pool.overcommit) {
+            if let Some(region) = set_aside.next_back() {
+                return Err(BuildError::HugePages {
+                    region: region.span(),
+                    page_size: size,
+                    wanted,
+                    free: pool.free,
+                    nodes: Vec::new(),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Maps regions that are adjacent, in one reservation.

@@ -60,7 +60,7 @@ pub enum BuildError {
     },
     /// There are too few huge pages.
     #[error(
-        "region {region}: wants {wanted} huge pages of {page_size:#x} bytes, {free} are free{}; \
+        "region {region}: with the others it wants {wanted} huge pages of {page_size:#x} bytes, {free} are free{}; \
         add {} to {}/hugepages-{}kB/nr_hugepages",
         on_nodes(.nodes), .wanted.saturating_sub(*.free).max(1), directory_of(.nodes), .page_size / 1024
     )]
@@ -69,7 +69,7 @@ pub enum BuildError {
         region: Span,
         /// The size of a huge page in bytes.
         page_size: u64,
-        /// How many are wanted.
+        /// How many are wanted, for this region and others that are built with it.
         wanted: u64,
         /// How many were free when they were asked for; others may have taken some since.
         free: u64,

@@ -3,12 +3,13 @@
 use std::fs;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::NotProvisioned;
-use crate::mapping::{provisioned, span_of, HostMapping};
+use crate::mapping::{provisioned, span_of, HostMapping, Kind};
 use crate::region::Span;
 use crate::sys;
 
@@ -19,7 +20,7 @@ use crate::sys;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Residency {
     /// In memory: pages that this process has, or that are in the file or memfd behind it, whoever brought them there (`mincore(2)`; of a file that the
-    /// process neither owns nor may write the kernel says that all is).
+    /// process neither owns nor may write the kernel says that all is, and of a part of a file of huge pages what this process has).
     pub resident: u64,
     /// Mapped in this process for now (`Rss` of /proc/self/smaps; pages of hugetlb are counted, too).
     pub mapped: u64,
@@ -113,6 +114,14 @@ fn host_range(mapping: &HostMapping) -> Range<usize> {
 
 /// How many bytes of a mapping are in memory.
 fn resident(mapping: &HostMapping) -> io::Result<u64> {
+    let len = u64::try_from(mapping.mapped().len()).unwrap_or(u64::MAX);
+    if let (Kind::Hugetlb, true, Some((file, 0))) = (mapping.kind(), mapping.is_shared(), mapping.file()) {
+        // Of huge pages mincore(2) knows those that this mapping has; the file knows all.
+        let file = file.metadata()?;
+        if file.len() == len {
+            return Ok(file.blocks().saturating_mul(512));
+        }
+    }
     let page = usize::try_from(sys::page_size()).unwrap_or(4096);
     // A byte for each page, and 1 GiB at a time.
     let step = 1usize << 30;

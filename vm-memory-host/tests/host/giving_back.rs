@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::common::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
-    discard, prefault, residency, Backing, ChangeError, Lock, MemoryBuilder, Region, Sharing,
+    describe, discard, prefault, residency, Backing, ChangeError, Lock, MemoryBuilder, Region, Sharing,
     TransparentHugePages,
 };
 
@@ -227,6 +227,22 @@ fn huge_pages_stay_promised_unless_they_are_released() {
     // What was promised is there.
     fill(&kept, 0, HUGE, 2);
     assert_eq!(page_of(&kept, 0), Some(2));
+}
+
+/// What another mapping of the file brought in is in memory, too.
+#[test]
+fn what_is_in_memory_is_so_for_all_who_map_it() {
+    let pages = HugePages::reserve(2, "huge pages that another mapping brought in");
+    for (kind, region) in of_each_kind(0, 2 * HUGE, pages.is_some()) {
+        if kind == "hugetlb" || kind == "memfd" {
+            let memory = build(region).unwrap();
+            let (description, files) = describe(&memory).unwrap();
+            let received = vec![files[0].try_clone().unwrap().into()];
+            let other: Memory = description.builder(received).unwrap().build().unwrap();
+            fill(&other, HUGE, HUGE, 1);
+            assert_eq!((resident(&memory), resident(&other)), (HUGE, HUGE), "{kind}");
+        }
+    }
 }
 
 #[test]

@@ -118,10 +118,26 @@ fn a_pool_that_is_too_small_is_told_with_its_size() {
     let message = message(huge.clone());
     assert_eq!(
         message,
-        "region 00000000-005fffff: wants 3 huge pages of 0x200000 bytes, 2 are free; \
+        "region 00000000-005fffff: with the others it wants 3 huge pages of 0x200000 bytes, 2 are free; \
         add 1 to /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
     );
     assert_eq!(pool().unwrap().1, 2);
+    // Two that do not fit together are one error, with what both want.
+    let both = MemoryBuilder::new()
+        .region(region(0, 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE }))
+        .region(region(8 * MIB, 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE }));
+    let error = both.build::<()>().unwrap_err();
+    assert!(
+        matches!(
+            error,
+            BuildError::HugePages {
+                wanted: 4,
+                free: 2,
+                ..
+            }
+        ),
+        "{error}"
+    );
     // The pages are promised when it is built, not when they are used.
     let two = build(region(0, 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE })).unwrap();
     assert_eq!(pool().unwrap().1, 0);
