@@ -14,7 +14,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::barrier::barrier_in_all_threads;
 use super::bits::{each_word, mask, position, WORD_BITS};
-use super::dirty_pages::{log_ranges, DirtyPages};
+use super::dirty_pages::{bit_runs, log_ranges, DirtyPages};
 use super::marks::Marks;
 use super::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice, DEFAULT_PAGE_SIZE};
 
@@ -336,31 +336,33 @@ impl AtomicBitmap {
         );
         let of_others_before = first.saturating_mul(size) < offset;
         let of_others_behind = behind < behind_last.min(self.byte_size());
-        let same = dirty.page_size() == self.page_size() && offset == 0;
-        let mut found = |word: usize, bits: u64| {
-            if same {
-                return dirty.add_word(word, bits);
-            }
-            let page = word.saturating_mul(WORD_BITS);
-            for run in super::dirty_pages::bit_runs(core::iter::once((0, bits))) {
-                let start = page.saturating_add(run.start).saturating_mul(size);
-                let end = start.saturating_add(run.len().saturating_mul(size));
-                // The first page may begin before the offset.
-                let from = start.max(offset);
-                dirty.add_range(from.saturating_sub(offset), end.saturating_sub(from));
-            }
-        };
         for (of_others, page) in [(of_others_before, first), (of_others_behind, last)] {
             // Twice if it is the same page, which does no harm.
             if of_others && self.is_bit_set(page) {
                 let (word, bit) = position(page);
-                found(word, bit);
+                self.add_found(offset, word, bit, dirty);
             }
         }
         let first = first.saturating_add(usize::from(of_others_before));
         let end = last.saturating_add(usize::from(!of_others_behind));
-        self.take(first, end, found);
+        match dirty.page_size() == self.page_size() && offset == 0 {
+            true => self.take(first, end, |word, bits| dirty.add_word(word, bits)),
+            false => self.take(first, end, |word, bits| self.add_found(offset, word, bits, dirty)),
+        }
         self.looks_first()
+    }
+
+    /// Adds the pages of a word to those of the bytes from `offset` on.
+    fn add_found(&self, offset: usize, word: usize, bits: u64, dirty: &mut DirtyPages) {
+        let size = self.page_size().get();
+        let page = word.saturating_mul(WORD_BITS);
+        for run in bit_runs(core::iter::once((0, bits))) {
+            let start = page.saturating_add(run.start).saturating_mul(size);
+            let end = start.saturating_add(run.len().saturating_mul(size));
+            // The first page may begin before the offset.
+            let from = start.max(offset);
+            dirty.add_range(from.saturating_sub(offset), end.saturating_sub(from));
+        }
     }
 
     /// Marks what another log has: bit `i` of word `w` stands for `page_size` bytes, the first of them at `offset`.

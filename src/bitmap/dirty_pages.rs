@@ -83,14 +83,19 @@ impl DirtyPages {
 
     /// Forgets all of them.
     pub fn clear(&mut self) {
-        for (above, lines) in self.summary.iter_mut().enumerate() {
-            for line in each_bit(core::mem::take(lines)) {
-                let first = above
-                    .saturating_mul(WORD_BITS)
-                    .saturating_add(line)
-                    .saturating_mul(LINE_WORDS);
-                let end = first.saturating_add(LINE_WORDS).min(self.words.len());
-                self.words.get_mut(first..end).unwrap_or_default().fill(0);
+        let under = LINE_WORDS.saturating_mul(WORD_BITS);
+        for (lines, words) in self.summary.iter_mut().zip(self.words.chunks_mut(under)) {
+            match core::mem::take(lines) {
+                0 => {}
+                // All at once, which takes less time.
+                u64::MAX => words.fill(0),
+                some => {
+                    for line in each_bit(some) {
+                        let first = line.saturating_mul(LINE_WORDS);
+                        let end = first.saturating_add(LINE_WORDS).min(words.len());
+                        words.get_mut(first..end).unwrap_or_default().fill(0);
+                    }
+                }
             }
         }
     }
