@@ -192,6 +192,13 @@ impl DirtyRegion {
             .saturating_add(u64::try_from(last).unwrap_or(u64::MAX))
     }
 
+    /// Whether it has the bounds and the pages of a region, as they are now.
+    fn is_for(&self, start: GuestAddress, len: u64, log: &dyn DirtyLog) -> bool {
+        self.start == start
+            && u64::try_from(self.pages.byte_size()) == Ok(len)
+            && self.pages.page_size() == log.page_size()
+    }
+
     /// Adds what of this range of guest addresses lies in it.
     fn add(&mut self, first: u64, last: u64) {
         let from = first.max(self.start.0);
@@ -295,28 +302,45 @@ impl DirtyMemory {
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
+        let mut known = self.regions.iter();
+        let as_known = |region: &M::R| {
+            known
+                .next()
+                .is_some_and(|known| known.is_for(region.start_addr(), region.len(), &region.bitmap()))
+        };
+        if !memory.iter().all(as_known) || known.next().is_some() {
+            self.lay_out_anew(memory);
+        }
+        for region in memory.iter() {
+            let number = self
+                .regions
+                .partition_point(|known| known.start < region.start_addr());
+            if let Some(known) = self.regions.get_mut(number) {
+                each(&region.bitmap(), &mut known.pages);
+            }
+        }
+    }
+
+    #[cold]
+    fn lay_out_anew<M>(&mut self, memory: &M)
+    where
+        M: GuestMemoryBackend + ?Sized,
+        for<'a> MS<'a, M>: DirtyLog,
+    {
         let mut before = core::mem::take(&mut self.regions).into_iter().peekable();
         let mut gone = Vec::new();
         for region in memory.iter() {
-            let Ok(len) = usize::try_from(region.len()) else {
-                continue;
-            };
             let (start, log) = (region.start_addr(), region.bitmap());
             // Both are in the order of their addresses, as a rule; nothing is lost where they are not.
             while let Some(known) = before.next_if(|known| known.start < start) {
                 gone.push(known);
             }
-            let known = before.next_if(|known| {
-                known.start == start
-                    && known.pages.byte_size() == len
-                    && known.pages.page_size() == log.page_size()
-            });
-            let mut known = known.unwrap_or_else(|| DirtyRegion {
+            let known = before.next_if(|known| known.is_for(start, region.len(), &log));
+            self.regions.push(known.unwrap_or_else(|| DirtyRegion {
                 start,
-                pages: DirtyPages::new(len, log.page_size()),
-            });
-            each(&log, &mut known.pages);
-            self.regions.push(known);
+                // A region that is longer than that has no mapping in this process.
+                pages: DirtyPages::new(usize::try_from(region.len()).unwrap_or(0), log.page_size()),
+            }));
         }
         self.regions.sort_by_key(|region| region.start);
         gone.extend(before);
