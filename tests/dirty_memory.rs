@@ -12,7 +12,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyMemory, LogWords};
+use vm_memory::bitmap::{ArcSlice, AtomicBitmap, Bitmap, DirtyLog, DirtyMemory, DirtyPages, LogWords};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -149,4 +149,168 @@ fn memory_without_bitmaps_has_what_others_logged() {
     }
     assert_eq!(harvested::<()>(), [(GuestAddress(0x2000), 0x1000)]);
     assert_eq!(harvested::<AtomicBitmap>(), [(GuestAddress(0x1000), 0x2000)]);
+}
+
+/// Runs by numbers.
+fn runs(dirty: &DirtyMemory) -> Vec<(u64, usize)> {
+    dirty.runs().map(|(start, len)| (start.0, len)).collect()
+}
+
+/// A region that grew where it is, shrank, moved to other bounds, or has other pages now, has what was found before and is not sent yet.
+#[test]
+fn what_is_not_sent_outlives_a_change_of_the_regions() {
+    let old = memory(&[(0, 4, 1), (4, 4, 1)]);
+    for page in [1u64, 3, 4, 7] {
+        old.write_obj(1u8, GuestAddress(page * 0x1000)).unwrap();
+    }
+    let mut found = DirtyMemory::new();
+    found.harvest(&old);
+    let after = |layout: &[(u64, usize, usize)]| {
+        let mut dirty = found.clone();
+        dirty.harvest(&memory(layout));
+        runs(&dirty)
+    };
+    let all = [(0x1000, 0x1000), (0x3000, 0x2000), (0x7000, 0x1000)];
+    assert_eq!(after(&[(0, 9, 1)]), all, "both in one, which is longer");
+    assert_eq!(
+        after(&[(0, 4, 2), (4, 4, 1)]),
+        [(0, 0x4000), (0x4000, 0x1000), (0x7000, 0x1000)],
+        "other pages"
+    );
+    assert_eq!(
+        after(&[(0, 3, 1), (3, 4, 1)]),
+        [(0x1000, 0x1000), (0x3000, 0x2000)],
+        "other bounds, and a page that is gone"
+    );
+    assert_eq!(
+        after(&[(6, 9, 1)]),
+        [(0x7000, 0x1000)],
+        "one that begins within a former one"
+    );
+    assert_eq!(after(&[(20, 1, 1)]), [], "none of them");
+}
+
+/// Of a run whose start is gone, or a piece of its middle, the rest is put back.
+#[test]
+fn what_is_left_of_a_run_is_put_back() {
+    let old = memory(&[(0, 200, 1)]);
+    old.write_slice(&[1; 0x8000], GuestAddress(0)).unwrap();
+    old.write_obj(1u8, GuestAddress(0xc7000)).unwrap();
+    let mut found = DirtyMemory::new();
+    found.harvest(&old);
+    let new = memory(&[(2, 1, 1), (4, 1, 2), (6, 100, 1), (199, 4, 1)]);
+    found.put_back(&new);
+    let mut again = DirtyMemory::new();
+    again.harvest(&new);
+    assert_eq!(
+        runs(&again),
+        [
+            (0x2000, 0x1000),
+            (0x4000, 0x1000),
+            (0x6000, 0x2000),
+            (0xc7000, 0x1000)
+        ]
+    );
+}
+
+/// Two regions share a bitmap, and one of its pages, of which each has a part.
+#[test]
+fn a_page_over_the_edge_of_a_region_stays_marked_for_the_other_one() {
+    let bitmap = Arc::new(AtomicBitmap::new(0x8000, NonZeroUsize::new(0x2000).unwrap()));
+    let region = |start: usize, len: usize| {
+        let mapping = MmapRegionBuilder::new_with_bitmap(len, ArcSlice::new(Arc::clone(&bitmap), start));
+        GuestRegionMmap::new(mapping.build().unwrap(), GuestAddress(start as u64)).unwrap()
+    };
+    let regions = vec![region(0, 0x3000), region(0x3000, 0x2000), region(0x5000, 0x3000)];
+    let memory = GuestMemoryMmap::from_regions(regions).unwrap();
+    for at in [0x3800u64, 0x4800, 0x7000] {
+        memory.write_obj(1u8, GuestAddress(at)).unwrap();
+        let mut dirty = DirtyMemory::new();
+        dirty.harvest(&memory);
+        let has = dirty
+            .runs()
+            .any(|(start, len)| (start.0..start.0 + len as u64).contains(&at));
+        assert!(has, "{at:#x}: {dirty:?}");
+    }
+    // The other way round: the region behind is harvested first.
+    memory.write_obj(1u8, GuestAddress(0x2800)).unwrap();
+    let behind = memory.find_region(GuestAddress(0x3000)).unwrap();
+    let mut pages = DirtyPages::new(0x2000, NonZeroUsize::new(0x2000).unwrap());
+    behind.bitmap().harvest_into(&mut pages);
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&memory);
+    assert_eq!(runs(&dirty)[0], (0x2000, 0x1000));
+    // A page that one region has as a whole gets clean, and the one at the end of the bitmap, too.
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&memory);
+    assert!(!bitmap.dirty_at(0) && !bitmap.dirty_at(0x6000));
+}
+
+/// Tracking is off, and on again: what was put back in between is marked.
+#[test]
+fn what_is_put_back_while_tracking_is_off_is_kept() {
+    let memory = memory(&[(0, 4, 1)]);
+    memory.write_obj(1u8, GuestAddress(0x1000)).unwrap();
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&memory);
+    DirtyMemory::set_tracking(&memory, false);
+    dirty.put_back(&memory);
+    dirty.clear();
+    DirtyMemory::set_tracking(&memory, true);
+    dirty.harvest(&memory);
+    assert_eq!(runs(&dirty), [(0x1000, 0x1000)]);
+}
+
+/// A log that comes before the first harvest is in there, and one that is older than a change of the regions.
+#[test]
+fn a_log_that_comes_first_is_kept() {
+    let page_size = NonZeroUsize::new(PAGE).unwrap();
+    let log = |words| LogWords {
+        start: GuestAddress(0),
+        words,
+        page_size,
+    };
+    let small = memory(&[(0, 4, 1), (8, 4, 1)]);
+    let mut dirty = DirtyMemory::new();
+    dirty.add_log(&small, &log(&[0b1000_1001_0000_0010]));
+    assert_eq!(
+        runs(&dirty),
+        [(0x1000, 0x1000), (0x8000, 0x1000), (0xb000, 0x1000)]
+    );
+    let large = memory(&[(0, 12, 1)]);
+    large.write_obj(1u8, GuestAddress(0x9000)).unwrap();
+    dirty.add_log(&large, &log(&[0b1]));
+    dirty.harvest(&large);
+    assert_eq!(runs(&dirty), [(0, 0x2000), (0x8000, 0x2000), (0xb000, 0x1000)]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Marking from a log is harvesting with it, at any granularity of either, whether tracking is on or off.
+    #[test]
+    fn marking_from_a_log_is_harvesting_with_it(
+        start in 0u64..100,
+        first in 1usize..150,
+        gap in 0u64..70,
+        second in 1usize..150,
+        factors in (1usize..4, 1usize..4),
+        from in 0u64..300,
+        words in prop::collection::vec(prop_oneof![Just(0), Just(u64::MAX), any::<u64>()], 0..5),
+        log_page in prop_oneof![Just(PAGE), Just(2 * PAGE), Just(3 * PAGE), Just(1024), Just(3000)],
+        tracking in any::<bool>(),
+    ) {
+        let memory = memory(&[(start, first, factors.0), (start + first as u64 + gap, second, factors.1)]);
+        DirtyMemory::set_tracking(&memory, tracking);
+        let log = LogWords {
+            start: GuestAddress(from * PAGE as u64),
+            words: &words,
+            page_size: NonZeroUsize::new(log_page).unwrap(),
+        };
+        let (mut marked, mut with) = (DirtyMemory::new(), DirtyMemory::new());
+        with.harvest_with(&memory, &[log]);
+        DirtyMemory::mark(&memory, &log);
+        marked.harvest(&memory);
+        prop_assert_eq!(runs(&marked), runs(&with));
+    }
 }

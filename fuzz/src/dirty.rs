@@ -91,11 +91,12 @@ pub fn run(data: &[u8]) {
                     .and_then(NonZeroUsize::new)
                     .unwrap_or(NonZeroUsize::MIN);
                 let start = addr(at);
-                dirty.add_log(&LogWords {
+                let log = LogWords {
                     start: GuestAddress(start),
                     words: &words,
                     page_size,
-                });
+                };
+                dirty.add_log(&memory, &log);
                 for bit in (0..words.len() * 64).filter(|bit| words[bit / 64] >> (bit % 64) & 1 != 0) {
                     let first = u128::from(start) + bit as u128 * page_size.get() as u128;
                     found.extend(pages(first, first + page_size.get() as u128));
@@ -108,10 +109,7 @@ pub fn run(data: &[u8]) {
             Step::PutBack => {
                 dirty.put_back(&memory);
                 dirty.clear();
-                if on {
-                    marked.append(&mut found);
-                }
-                found.clear();
+                marked.append(&mut found);
             }
             Step::Switch { on: to } => {
                 DirtyMemory::set_tracking(&memory, to);

@@ -1,7 +1,8 @@
 //! Every interleaving of the library's lock-free parts, by [loom](https://docs.rs/loom).
 //!
 //! The files under test are the library's own, compiled here with loom's atomics in the place of the processor's:
-//! `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path loom/Cargo.toml`. Each test explores all interleavings to the end.
+//! `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path loom/Cargo.toml`. Each test explores all interleavings to the end, but for one that says how
+//! far it goes.
 #![cfg(loom)]
 
 mod bitmap {
@@ -9,13 +10,17 @@ mod bitmap {
     mod bits;
     #[path = "../../../src/bitmap/marks.rs"]
     mod marks;
+    #[cfg(test)]
     mod marks_tests;
+    #[cfg(test)]
+    mod mutants;
     mod sync;
 }
 
 mod iommu {
     #[path = "../../../src/iommu/snapshots.rs"]
     mod snapshots;
+    #[cfg(test)]
     mod snapshots_tests;
     mod sync;
 }

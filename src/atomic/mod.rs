@@ -16,12 +16,14 @@
 mod reader;
 mod replaced;
 
-use std::ops::Deref;
-use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
+use core::ops::Deref;
+use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Guard};
 
 use crate::guest_memory::{GuestAddressSpace, GuestMemory};
+
+use replaced::Earlier;
 
 pub use reader::GuestMemoryReader;
 pub use replaced::{ReplacedMap, StillRead};
@@ -53,8 +55,9 @@ pub use replaced::{ReplacedMap, StillRead};
 #[derive(Debug)]
 pub struct GuestMemoryAtomic<M: GuestMemory> {
     map: Arc<ArcSwap<M>>,
-    /// Held from looking at the map that is to be replaced until the new one is in.
-    writers: Arc<Mutex<()>>,
+    /// Held from looking at the map that is to be replaced until the new one is in. In it are the maps that were replaced, as far as somebody still
+    /// had them at the last change: a region that is taken away from one map may be in use by way of any earlier one.
+    writers: Arc<Mutex<Earlier<M>>>,
 }
 
 impl<M: GuestMemory> GuestMemoryAtomic<M> {
@@ -65,6 +68,8 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
 
     /// Keeps other writers out, so that a new map can be made of the present one and put in its place. Readers go on.
     ///
+    /// A thread that has one of these guards and calls `lock` or [`update`](Self::update) of the same memory waits for itself, for ever.
+    ///
     /// # Errors
     ///
     /// If a writer panicked in here before. The guard is in the error, and works.
@@ -72,11 +77,11 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
         match self.writers.lock() {
             Ok(guard) => Ok(GuestMemoryExclusiveGuard {
                 parent: self,
-                _guard: guard,
+                earlier: guard,
             }),
             Err(poisoned) => Err(PoisonError::new(GuestMemoryExclusiveGuard {
                 parent: self,
-                _guard: poisoned.into_inner(),
+                earlier: poisoned.into_inner(),
             })),
         }
     }
@@ -87,7 +92,7 @@ impl<M: GuestMemory> From<Arc<M>> for GuestMemoryAtomic<M> {
     fn from(map: Arc<M>) -> Self {
         GuestMemoryAtomic {
             map: Arc::new(ArcSwap::new(map)),
-            writers: Arc::new(Mutex::new(())),
+            writers: Arc::default(),
         }
     }
 }
@@ -149,15 +154,16 @@ impl<M: GuestMemory> Deref for GuestMemoryLoadGuard<M> {
 #[derive(Debug)]
 pub struct GuestMemoryExclusiveGuard<'a, M: GuestMemory> {
     parent: &'a GuestMemoryAtomic<M>,
-    _guard: MutexGuard<'a, ()>,
+    earlier: MutexGuard<'a, Earlier<M>>,
 }
 
 impl<M: GuestMemory> GuestMemoryExclusiveGuard<'_, M> {
     /// Replaces the map, and lets other writers in.
     ///
     /// Whoever looks from now on sees `map`. The old one goes when its last guard does.
-    pub fn replace(self, map: M) {
-        self.parent.map.store(Arc::new(map));
+    pub fn replace(mut self, map: M) {
+        let old = self.parent.map.swap(Arc::new(map));
+        self.earlier.remember(&old, Weak::new());
     }
 }
 
@@ -281,6 +287,81 @@ mod tests {
         }
         old.wait(std::time::Instant::now()).unwrap();
         assert_eq!(old.into_map().unwrap().num_regions(), 1);
+    }
+
+    /// Adds a region of a page.
+    fn with_page(map: &GuestMemoryMmap, at: u64) -> GuestMemoryMmap {
+        let page = GuestRegionMmap::from_range(GuestAddress(at), 0x1000, None).unwrap();
+        map.insert_region(Arc::new(page)).unwrap()
+    }
+
+    /// A guard is of the map before last, which has the region that the last change took away: the region is in use.
+    #[test]
+    fn a_wait_is_for_readers_of_all_earlier_maps() {
+        let now = std::time::Instant::now();
+        for legacy in [false, true] {
+            let memory = GuestMemoryAtomic::new(map(2));
+            let device = memory.memory();
+            let mut reader = memory.reader();
+            assert_eq!(reader.memory().num_regions(), 2);
+            match legacy {
+                true => {
+                    let lock = memory.lock().unwrap();
+                    lock.replace(with_page(&memory.memory(), 0x8000));
+                }
+                false => drop(memory.update(|map| Ok::<_, ()>(with_page(map, 0x8000))).unwrap()),
+            }
+            // By another handle to the same memory.
+            let old = memory
+                .clone()
+                .update(|map| {
+                    map.remove_region(GuestAddress(0x1000), 0x1000)
+                        .map(|(map, _)| map)
+                })
+                .unwrap();
+            assert_eq!(old.wait(now), Err(StillRead { readers: 2 }), "legacy: {legacy}");
+            let old = old.into_map().unwrap_err();
+            let copy = device.clone();
+            drop(device);
+            assert_eq!(old.readers(), 2);
+            assert_eq!(reader.memory().num_regions(), 2);
+            assert_eq!(old.readers(), 1);
+            drop(copy);
+            old.wait(now).unwrap();
+            assert_eq!(old.into_map().unwrap().num_regions(), 3);
+        }
+    }
+
+    /// Whoever keeps handles to look at them from time to time does not keep them from each other.
+    #[test]
+    fn a_handle_is_no_reader() {
+        let memory = GuestMemoryAtomic::new(map(1));
+        let guard = memory.memory();
+        let first = memory.update(|_| Ok::<_, ()>(map(2))).unwrap();
+        let second = memory.update(|_| Ok::<_, ()>(map(3))).unwrap();
+        assert_eq!((first.readers(), second.readers()), (1, 1));
+        drop(guard);
+        assert_eq!((first.readers(), second.readers()), (0, 0));
+        drop(first.into_map().unwrap());
+        assert_eq!(second.readers(), 0);
+    }
+
+    /// What nobody reads any more is not remembered, however many changes there are.
+    #[test]
+    fn maps_that_are_gone_are_forgotten() {
+        let memory = GuestMemoryAtomic::new(map(1));
+        let guard = memory.memory();
+        for change in 0..100 {
+            match change % 2 {
+                0 => drop(memory.update(|_| Ok::<_, ()>(map(1))).unwrap()),
+                _ => memory.lock().unwrap().replace(map(1)),
+            }
+        }
+        assert!(memory.writers.lock().unwrap().count() <= 2);
+        let old = memory.update(|_| Ok::<_, ()>(map(1))).unwrap();
+        assert_eq!(old.readers(), 1);
+        drop(guard);
+        assert_eq!(old.readers(), 0);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! [`ReplacedMap`]: a map that is not the one of the moment any more, and when nobody reads it.
 
+use core::fmt::{self, Debug};
 use core::sync::atomic::{fence, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Instant;
 
 use super::GuestMemoryAtomic;
@@ -11,10 +12,14 @@ use crate::wait::until_none;
 impl<M: GuestMemory> GuestMemoryAtomic<M> {
     /// Replaces the map by what `change` makes of it, as one change: whoever looks sees all of it or nothing.
     ///
-    /// Other writers wait until it is done: no region that one of them adds is lost. Readers go on. `change` must not call [`lock`](Self::lock) or `update`
-    /// of the same memory, which wait for it.
+    /// Other writers wait until it is done: no region that one of them adds is lost. Readers go on.
     ///
-    /// Returns the map that was replaced, which tells when nobody reads it any more.
+    /// Returns the map that was replaced, which tells when nobody reads it any more, nor any map before it.
+    ///
+    /// # Deadlocks
+    ///
+    /// `change` must not call [`lock`](Self::lock) or `update` of the same memory, and whoever calls this must not have a guard of `lock` in its hand: it
+    /// would wait for itself, for ever.
     ///
     /// # Errors
     ///
@@ -52,10 +57,16 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
     /// ```
     pub fn update<E>(&self, change: impl FnOnce(&M) -> Result<M, E>) -> Result<ReplacedMap<M>, E> {
         // One that panicked in `change` has changed nothing.
-        let _only_writer = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut earlier = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         let map = change(&self.map.load())?;
+        let map = self.map.swap(Arc::new(map));
+        let before = earlier.clone();
+        let handle = Arc::new(());
+        earlier.remember(&map, Arc::downgrade(&handle));
         Ok(ReplacedMap {
-            map: self.map.swap(Arc::new(map)),
+            _handle: handle,
+            map,
+            earlier: before,
         })
     }
 }
@@ -63,16 +74,88 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
 /// A map that was replaced, from [`GuestMemoryAtomic::update`].
 ///
 /// While somebody still reads it, its regions are in use: a removed one must not be given back, handed to another guest or told to the device that
-/// it is gone. Guards, [cached readers](super::GuestMemoryReader) that have not looked since, and whatever else holds the map as an `Arc` (an `IoBuffer` in flight)
-/// count as readers. When this handle is dropped, the map goes with its last reader, as after [`replace`](super::GuestMemoryExclusiveGuard::replace).
+/// it is gone. The same regions may be in maps that were replaced before, by `update` or by [`replace`](super::GuestMemoryExclusiveGuard::replace), and so
+/// readers of those count as well:
+///
+/// ```text
+///   map 1 {A, B} ◄── guard of a device      map 2 {A, B, C}      map 3 {A, C}
+///        └── update: add C ────────────────────┘ └── update: remove B ──┘
+///                                                 the handle of map 2 waits for that guard: it may read B
+/// ```
+///
+/// Readers are guards, [cached readers](super::GuestMemoryReader) that have not looked since, and whatever else holds such a map as an `Arc` (an `IoBuffer` in
+/// flight). Handles like this are none: who reads through [`map`](Self::map) knows it. When a handle is dropped, its map goes with its last reader, as after
+/// `replace`.
 #[derive(Debug)]
 pub struct ReplacedMap<M: GuestMemory> {
+    /// What [`Earlier`] knows this handle by. It goes before the map does.
+    _handle: Arc<()>,
     map: Arc<M>,
+    earlier: Earlier<M>,
 }
 
-/// The deadline has passed, and somebody still reads the map. If that is the waiting thread itself, which holds a guard, no wait will end better.
+/// The maps that were replaced before, as far as somebody had them at the time.
+pub(super) struct Earlier<M> {
+    maps: Vec<(Weak<M>, Weak<()>)>,
+}
+
+impl<M> Earlier<M> {
+    /// Adds a map that was replaced just now, and what goes with its handle; forgets those that are gone.
+    pub(super) fn remember(&mut self, old: &Arc<M>, handle: Weak<()>) {
+        self.maps.retain(|(map, _)| Weak::strong_count(map) != 0);
+        // Whoever read one of those gave its count back with a release, and the counts were read from what came of that. So what those readers did happens
+        // before all that is done with the list from here on, under its lock: a handle that does not know of these maps need not ask for them.
+        fence(Ordering::Acquire);
+        self.maps.push((Arc::downgrade(old), handle));
+    }
+
+    /// Returns how many readers there are of all of them.
+    fn readers(&self) -> usize {
+        let of_one = |(map, handle): &(Weak<M>, Weak<()>)| {
+            let all = Weak::strong_count(map);
+            // A handle gives back itself first and then its map, with a release: if `all` is without its map, it is seen to be gone. The other way
+            // round there is one reader too many for a moment.
+            fence(Ordering::Acquire);
+            all.saturating_sub(Weak::strong_count(handle))
+        };
+        self.maps.iter().map(of_one).fold(0, usize::saturating_add)
+    }
+
+    /// Returns how many maps are remembered.
+    #[cfg(all(test, feature = "backend-mmap"))]
+    pub(super) fn count(&self) -> usize {
+        self.maps.len()
+    }
+}
+
+/// None.
+impl<M> Default for Earlier<M> {
+    fn default() -> Self {
+        Self { maps: Vec::new() }
+    }
+}
+
+/// The same ones.
+impl<M> Clone for Earlier<M> {
+    fn clone(&self) -> Self {
+        Self {
+            maps: self.maps.clone(),
+        }
+    }
+}
+
+impl<M> Debug for Earlier<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Earlier")
+            .field("maps", &self.maps.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The deadline has passed, and somebody still reads the map, or one before it. If that is the waiting thread itself, which holds a guard, no wait will end
+/// better.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the replaced map still has {readers} readers; does the waiting thread hold a guard of it?")]
+#[error("the replaced map and those before it still have {readers} readers; does the waiting thread hold a guard?")]
 pub struct StillRead {
     /// How many there are.
     pub readers: usize,
@@ -84,34 +167,52 @@ impl<M: GuestMemory> ReplacedMap<M> {
         &self.map
     }
 
-    /// Returns how many readers it still has. It does not get new ones but by those there are.
+    /// Returns how many readers it and the maps before it still have. There do not come new ones but by those there are.
     ///
-    /// With 0, what readers did happened before.
+    /// With 0, what readers did happened before, and there will be none any more.
     pub fn readers(&self) -> usize {
-        // arc-swap counts a guard only when the map is replaced, which it was: a guard taken before is one of these, and there is none taken after.
+        // arc-swap counts a guard only when the map is replaced, which all of these were: a guard taken before is in the count, and there is none taken after.
+        // So each of these counts stays 0 once it is, and it makes no difference that they are read one after the other.
         let readers = Arc::strong_count(&self.map).saturating_sub(1);
+        let readers = readers.saturating_add(self.earlier.readers());
         // Each reader gave its count back with a release, and the count was read from what came of that.
         fence(Ordering::Acquire);
         readers
     }
 
-    /// Waits until it has no readers, but no longer than until `deadline`.
+    /// Waits until there are no readers of it and of the maps before it, but no longer than until `deadline`.
     ///
-    /// Readers do not tell when they go, so that reading costs nothing: this looks again and again, and sleeps in between.
+    /// Readers do not tell when they go, so that reading costs nothing: this looks again and again, and sleeps in between, up to a millisecond.
     ///
     /// # Errors
     ///
-    /// [`StillRead`] at the deadline. A thread that waits with a guard in its own hand gets that, too, instead of waiting for ever.
+    /// [`StillRead`] at the deadline, and not before it. A thread that waits with a guard in its own hand gets that, too, at the same time, instead of
+    /// waiting for ever: it cannot be told sooner, since a guard does not know which thread has it.
     pub fn wait(&self, deadline: Instant) -> Result<(), StillRead> {
         until_none(deadline, || self.readers()).map_err(|readers| StillRead { readers })
     }
 
-    /// Returns the map itself, if it has no readers.
+    /// Returns the map itself, if there are no readers of it and of the maps before it.
     ///
     /// # Errors
     ///
-    /// This handle again, if somebody reads it.
+    /// This handle again, if there are.
     pub fn into_map(self) -> Result<M, Self> {
-        Arc::try_unwrap(self.map).map_err(|map| Self { map })
+        match self.readers() {
+            0 => {
+                let Self {
+                    _handle,
+                    map,
+                    earlier,
+                } = self;
+                // The map goes before its handle here, but nobody else has it.
+                Arc::try_unwrap(map).map_err(|map| Self {
+                    _handle,
+                    map,
+                    earlier,
+                })
+            }
+            _ => Err(self),
+        }
     }
 }

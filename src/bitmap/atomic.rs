@@ -7,13 +7,14 @@
 //! section 9.2.3.9), and on aarch64 it releases.
 
 use core::num::NonZeroUsize;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::barrier::barrier_in_all_threads;
-use super::bits::{mask, position, WORD_BITS};
-use super::dirty_pages::DirtyPages;
+use super::bits::{each_word, mask, position, WORD_BITS};
+use super::dirty_pages::{bit_runs, log_ranges, DirtyPages};
 use super::marks::Marks;
 use super::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice, DEFAULT_PAGE_SIZE};
 
@@ -34,7 +35,7 @@ use super::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice, DEFAULT_PAGE_SIZE};
 ///
 /// Bits past the end of the bitmap do not exist: setting one does nothing, and it never reads as set.
 ///
-/// A bit takes a bit: a bitmap for 1 TiB in pages of 4 KiB takes 32 MiB, and half a percent more for a summary by which a harvest finds few
+/// A bit takes a bit: a bitmap for 1 TiB in pages of 4 KiB takes 32 MiB, and 0.2 % more for a summary by which a harvest finds few
 /// marks without looking at all of it.
 #[derive(Debug)]
 pub struct AtomicBitmap {
@@ -314,30 +315,54 @@ impl AtomicBitmap {
 
     /// Harvests the bytes from `offset` on.
     pub(super) fn harvest_from(&self, offset: usize, dirty: &mut DirtyPages) {
-        let Some((first, last)) = self.pages_of(offset, dirty.byte_size()) else {
-            return;
-        };
-        let end = last.saturating_add(1);
-        if dirty.page_size() == self.page_size() && offset == 0 {
-            self.take(first, end, |word, bits| dirty.add_word(word, bits));
-        } else {
-            let size = self.page_size().get();
-            self.take(first, end, |word, bits| {
-                let page = word.saturating_mul(WORD_BITS);
-                for run in super::dirty_pages::bit_runs(core::iter::once((0, bits))) {
-                    let start = page.saturating_add(run.start).saturating_mul(size);
-                    let end = start.saturating_add(run.len().saturating_mul(size));
-                    // The first page may begin before the offset.
-                    let from = start.max(offset);
-                    dirty.add_range(from.saturating_sub(offset), end.saturating_sub(from));
-                }
-            });
+        if self.take_from(offset, dirty) && barrier_in_all_threads().is_err() {
+            self.put_back_at(offset, &mut dirty.runs());
         }
-        self.after_taking(|bitmap| {
-            for run in dirty.runs() {
-                bitmap.set_addr_range(offset.saturating_add(run.start), run.len());
+    }
+
+    /// Takes the marks of the bytes from `offset` on. Returns whether a barrier in all threads has to come before those bytes are read; where there can be
+    /// none, all that is in `dirty` is to be put back.
+    ///
+    /// A page that has bytes of these and tracked ones of others is not taken: its one bit says that some of them were written, and those others belong to
+    /// somebody who has not looked yet. It is looked at, and stays marked.
+    pub(super) fn take_from(&self, offset: usize, dirty: &mut DirtyPages) -> bool {
+        let Some((first, last)) = self.pages_of(offset, dirty.byte_size()) else {
+            return false;
+        };
+        let size = self.page_size().get();
+        let (behind, behind_last) = (
+            offset.saturating_add(dirty.byte_size()),
+            last.saturating_add(1).saturating_mul(size),
+        );
+        let of_others_before = first.saturating_mul(size) < offset;
+        let of_others_behind = behind < behind_last.min(self.byte_size());
+        for (of_others, page) in [(of_others_before, first), (of_others_behind, last)] {
+            // Twice if it is the same page, which does no harm.
+            if of_others && self.is_bit_set(page) {
+                let (word, bit) = position(page);
+                self.add_found(offset, word, bit, dirty);
             }
-        });
+        }
+        let first = first.saturating_add(usize::from(of_others_before));
+        let end = last.saturating_add(usize::from(!of_others_behind));
+        match dirty.page_size() == self.page_size() && offset == 0 {
+            true => self.take(first, end, |word, bits| dirty.add_word(word, bits)),
+            false => self.take(first, end, |word, bits| self.add_found(offset, word, bits, dirty)),
+        }
+        self.looks_first()
+    }
+
+    /// Adds the pages of a word to those of the bytes from `offset` on.
+    fn add_found(&self, offset: usize, word: usize, bits: u64, dirty: &mut DirtyPages) {
+        let size = self.page_size().get();
+        let page = word.saturating_mul(WORD_BITS);
+        for run in bit_runs(core::iter::once((0, bits))) {
+            let start = page.saturating_add(run.start).saturating_mul(size);
+            let end = start.saturating_add(run.len().saturating_mul(size));
+            // The first page may begin before the offset.
+            let from = start.max(offset);
+            dirty.add_range(from.saturating_sub(offset), end.saturating_sub(from));
+        }
     }
 
     /// Marks what another log has: bit `i` of word `w` stands for `page_size` bytes, the first of them at `offset`.
@@ -353,11 +378,13 @@ impl AtomicBitmap {
     /// assert_eq!(bitmap.get_and_reset(), [0b11]);
     /// ```
     pub fn set_from_words(&self, offset: usize, words: &[u64], page_size: NonZeroUsize) {
-        let size = page_size.get();
-        for run in super::dirty_pages::bit_runs(words.iter().copied().enumerate()) {
-            let start = offset.saturating_add(run.start.saturating_mul(size));
-            self.set_addr_range(start, run.len().saturating_mul(size));
+        let first_page = offset / self.page_size();
+        let aligned = offset.is_multiple_of(self.page_size().get()) && first_page.is_multiple_of(WORD_BITS);
+        if page_size == self.page_size() && aligned {
+            let first = first_page / WORD_BITS;
+            return self.set_whole_words((first..).zip(words.iter().copied()));
         }
+        self.set_ranges(log_ranges(0, offset, words, page_size, self.byte_size()));
     }
 
     /// Marks pages again whose transfer failed: undoes a harvest, or a part of one.
@@ -375,7 +402,56 @@ impl AtomicBitmap {
     /// assert_eq!(bitmap.get_and_reset(), [0b1000]);
     /// ```
     pub fn put_back(&self, dirty: &DirtyPages) {
-        self.set_from_words(0, dirty.words(), dirty.page_size());
+        match dirty.page_size() == self.page_size() {
+            true => self.set_whole_words(dirty.dirty_words()),
+            false => self.set_ranges(dirty.runs()),
+        }
+    }
+
+    /// Marks ranges of bytes again that begin at `offset`.
+    pub(super) fn put_back_at(&self, offset: usize, ranges: &mut dyn Iterator<Item = Range<usize>>) {
+        // The sum wraps as that of a slice does.
+        self.set_ranges(ranges.map(|range| {
+            let start = offset.wrapping_add(range.start);
+            start..start.saturating_add(range.len())
+        }));
+    }
+
+    /// Marks the pages of ranges of bytes that ascend: one read-modify-write a word, however many of them lie in it.
+    fn set_ranges(&self, ranges: impl Iterator<Item = Range<usize>>) {
+        let look = self.looks_first();
+        let pages = ranges.filter_map(|range| self.pages_of(range.start, range.len()));
+        let pages = pages.map(|(first, last)| first..last.saturating_add(1));
+        each_word(pages, |word, bits| self.update_word(word, bits, look));
+    }
+
+    /// Marks what words say, as far as there are such pages.
+    fn set_whole_words(&self, words: impl Iterator<Item = (usize, u64)>) {
+        let (look, pages) = (self.looks_first(), self.len());
+        let end = pages.div_ceil(WORD_BITS);
+        for (word, bits) in words.take_while(|(word, _)| *word < end) {
+            let left = pages.saturating_sub(word.saturating_mul(WORD_BITS));
+            let bits = bits & mask(0, left);
+            if bits != 0 {
+                self.update_word(word, bits, look);
+            }
+        }
+    }
+
+    /// Marks pages of a word, of which there are such.
+    #[inline]
+    fn update_word(&self, word: usize, bits: u64, look: bool) {
+        let (marks, word) = match self.marks.len() {
+            len if word < len => (&self.marks, word),
+            _ => match self.grown_at(word) {
+                Some(grown) => (&grown.marks, word.saturating_sub(grown.first)),
+                None => return,
+            },
+        };
+        match look {
+            true => marks.look_and_set(word, bits),
+            false => marks.set(word, bits),
+        }
     }
 
     /// From now on, writes do not mark a page that is marked: that takes a look, where marking takes a locked instruction, several times as long.
@@ -417,7 +493,7 @@ impl AtomicBitmap {
     ///
     /// A write that another thread has under way at this moment may be neither marked nor visible yet. Before the first copy of the memory, have the
     /// threads that write pass a lock, or stop, or call [`barrier_in_all_threads`] after this: what they wrote before is visible then, and
-    /// what they write from then on is marked.
+    /// what they write from then on is marked. [`DirtyMemory::start_tracking`](super::DirtyMemory::start_tracking) does both, for a whole memory.
     ///
     /// ```
     /// use std::num::NonZeroUsize;
@@ -545,6 +621,23 @@ impl AtomicBitmap {
         }
     }
 
+    /// Copies the first pages. There may be more of them by now, in the last word of these as well.
+    pub(super) fn copy_of(&self, pages: usize) -> Self {
+        let copy = Marks::new(pages.div_ceil(WORD_BITS));
+        let mut first = 0;
+        let mut from = Some((&self.marks, self.grown.get()));
+        while let Some((marks, next)) = from {
+            marks.copy_to(&copy, first);
+            from = next.map(|grown| {
+                first = grown.first;
+                (&grown.marks, grown.next.get())
+            });
+        }
+        copy.clear(pages / WORD_BITS, mask(pages % WORD_BITS, WORD_BITS));
+        let byte_size = self.byte_size().min(pages.saturating_mul(self.page_size().get()));
+        Self::of(copy, byte_size, self.page_size, self.mode.load(Ordering::Relaxed))
+    }
+
     /// The barrier that stands between taking marks and reading bytes where writers look first. Without one, the marks are put back.
     #[inline]
     fn after_taking(&self, put_back: impl FnOnce(&Self)) {
@@ -561,22 +654,10 @@ fn bits_between(first: u64, last: u64) -> u64 {
     (last | last.wrapping_sub(1)) & !first.wrapping_sub(1)
 }
 
-/// A copy of the marks as they are found, word by word.
+/// A copy of the marks as they are found, word by word, of the pages that there are when it begins.
 impl Clone for AtomicBitmap {
     fn clone(&self) -> Self {
-        let pages = self.len();
-        let copy = Marks::new(pages.div_ceil(WORD_BITS));
-        let mut first = 0;
-        let mut from = Some((&self.marks, self.grown.get()));
-        while let Some((marks, next)) = from {
-            marks.copy_to(&copy, first);
-            from = next.map(|grown| {
-                first = grown.first;
-                (&grown.marks, grown.next.get())
-            });
-        }
-        let byte_size = self.byte_size().min(pages.saturating_mul(self.page_size().get()));
-        Self::of(copy, byte_size, self.page_size, self.mode.load(Ordering::Relaxed))
+        self.copy_of(self.len())
     }
 }
 

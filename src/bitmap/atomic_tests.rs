@@ -200,7 +200,10 @@ mod model {
                         let len = 5000;
                         let mut dirty = DirtyPages::new(len, NonZeroUsize::new(page).unwrap());
                         marks.slice_at(offset).harvest_into(&mut dirty);
-                        let taken: BTreeSet<usize> = of(offset, len).filter(|page| model.remove(page)).collect();
+                        let taken: BTreeSet<usize> = of(offset, len).filter(|page| model.contains(page)).collect();
+                        // A page that it has only a part of stays marked for others.
+                        let whole = |number: &usize| number * page >= offset && ((number + 1) * page).min(size) <= offset + len;
+                        model.retain(|number| !taken.contains(number) || !whole(number));
                         let bytes = taken.iter().flat_map(|number| number * page..(number + 1) * page).filter(|byte| (offset..offset + len).contains(byte));
                         let expected: BTreeSet<usize> = bytes.map(|byte| (byte - offset) / page).collect();
                         let found: BTreeSet<usize> = dirty.runs().flat_map(|run| run.map(|byte| byte / page)).collect();
@@ -227,6 +230,69 @@ mod model {
             prop_assert!(marks.get_and_reset().iter().all(|word| *word == 0));
         }
     }
+}
+
+/// It grew after the copy was begun, by pages that are in the last word of the copy, and one of them is marked.
+#[test]
+fn a_copy_has_no_pages_past_its_last() {
+    let original = bitmap(66 * 16, 16);
+    original.set_bit(65);
+    let pages = original.len();
+    original.grow(500 * 16);
+    original.set_bit(66);
+    original.set_bit(300);
+    let copy = original.copy_of(pages);
+    assert_eq!((copy.len(), copy.byte_size()), (66, 66 * 16));
+    assert!(!copy.is_bit_set(66));
+    assert_eq!(copy.get_and_reset(), [0, 0b10]);
+    // Of whole words, there is none behind.
+    assert_eq!(original.copy_of(64).get_and_reset(), [0]);
+    assert_eq!(original.clone().get_and_reset()[..2], [0, 0b110]);
+}
+
+/// A harvest of many regions asks for one barrier, and for none where no bitmap looks before it marks.
+#[cfg(feature = "backend-mmap")]
+#[test]
+fn a_harvest_of_many_regions_takes_one_barrier() {
+    use crate::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+    let memory = |look: bool| {
+        let regions = (0..5u64).map(|number| {
+            let mut marks = bitmap(0x2000, 4096);
+            if look && number != 2 {
+                // Where the kernel refuses, it is not asked again.
+                marks.look_before_marking().ok()?;
+            }
+            let mapping = crate::mmap::MmapRegionBuilder::new_with_bitmap(0x2000, marks).build();
+            GuestRegionMmap::new(mapping.unwrap(), GuestAddress(number * 0x4000))
+        });
+        let regions = regions.collect::<Option<Vec<_>>>()?;
+        Some(GuestMemoryMmap::from_regions(regions).unwrap())
+    };
+    for (look, expected) in [(false, 0), (true, 1)] {
+        let Some(memory) = memory(look) else {
+            println!("SKIPPED: no membarrier(2)");
+            continue;
+        };
+        for number in 0..5u64 {
+            memory.write_obj(1u8, GuestAddress(number * 0x4000)).unwrap();
+        }
+        let before = super::barrier::ASKED_FOR.get();
+        let mut dirty = DirtyMemory::new();
+        dirty.harvest(&memory);
+        assert_eq!(super::barrier::ASKED_FOR.get() - before, expected);
+        assert_eq!(dirty.total_pages(), 5);
+    }
+    let memory = memory(false).unwrap();
+    let before = super::barrier::ASKED_FOR.get();
+    DirtyMemory::set_tracking(&memory, false);
+    assert_eq!(super::barrier::ASKED_FOR.get() - before, 0);
+    let _ = DirtyMemory::start_tracking(&memory);
+    assert_eq!(super::barrier::ASKED_FOR.get() - before, 1);
+    memory.write_obj(1u8, GuestAddress(0)).unwrap();
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&memory);
+    assert_eq!(dirty.total_pages(), 1);
 }
 
 /// It grows while others mark in it, and what they mark is found.

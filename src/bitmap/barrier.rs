@@ -2,6 +2,12 @@
 
 use std::io;
 
+#[cfg(test)]
+std::thread_local! {
+    /// How often this thread has asked for one.
+    pub(super) static ASKED_FOR: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+}
+
 /// Has every thread of this process that is running go through a full memory barrier now.
 ///
 /// What other threads had written before this was called, in the order of their programs, is seen by what this one reads when it has returned; what
@@ -20,6 +26,8 @@ use std::io;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub fn barrier_in_all_threads() -> io::Result<()> {
+    #[cfg(test)]
+    ASKED_FOR.with(|asked_for| asked_for.set(asked_for.get().saturating_add(1)));
     #[cfg(all(target_os = "linux", not(miri)))]
     {
         match membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED) {

@@ -30,8 +30,8 @@
 //! it is `B`, `R` sees `D`. If it is `B'`, the look comes after `T` and `H`, finds one of the two missing, and marks. `B` is for the compiler alone, and `B'`
 //! is `membarrier(2)`, which has every other thread of the process go through a full barrier at that moment.
 //!
-//! `loom/` runs all of this, with this very file: writers, a harvest at the same time and one behind them. Weakened there, each of these orderings
-//! loses a page.
+//! `loom/` runs all of this, with this very file: writers, a harvest at the same time and one behind them. `mutants.rs` there weakens these operations one
+//! by one (`M`, `L`, `F`, `T`, the look at a line, `H`, both barriers) and has a model lose a page for each; it also lists what the models do not need.
 
 use super::bits::{each_bit, mask, WORD_BITS};
 use super::sync::{light_barrier, AtomicU64, Ordering};
@@ -165,6 +165,7 @@ impl Marks {
             first.div_ceil(LINE_BITS),
             if last_whole { end_line } else { end / LINE_BITS },
         );
+        let mut full = false;
         for above in first_line / WORD_BITS..end_line.div_ceil(WORD_BITS) {
             let first_here = above.saturating_mul(WORD_BITS);
             let within = |first: usize, end: usize| {
@@ -175,15 +176,22 @@ impl Marks {
             for line_here in each_bit(lines) {
                 let line = first_here.saturating_add(line_here);
                 let first_word = line.saturating_mul(LINE_WORDS);
-                if self.is_empty_line(first_word) {
+                let is_whole = whole.wrapping_shr(u32::try_from(line_here).unwrap_or(0)) & 1 != 0;
+                // Behind a full line, another one is likely: a look would find nothing to pass over, and wait for the exchanges before it.
+                let seen = match full && is_whole {
+                    true => [u64::MAX; LINE_WORDS],
+                    false => self.look_at_line(first_word),
+                };
+                if seen.iter().fold(0, |all, bits| all | bits) == 0 {
                     continue;
                 }
-                if whole.wrapping_shr(u32::try_from(line_here).unwrap_or(0)) & 1 != 0 {
-                    let line = self.words.get(first_word..).unwrap_or_default();
-                    for (number, word) in line.iter().take(LINE_WORDS).enumerate() {
-                        let bits = take(word, u64::MAX);
-                        if bits != 0 {
-                            found(first_word.saturating_add(number), bits);
+                if is_whole {
+                    let taken = self.take_line(first_word, seen);
+                    full = true;
+                    for (number, bits) in taken.into_iter().enumerate() {
+                        match bits {
+                            0 => full = false,
+                            _ => found(first_word.saturating_add(number), bits),
                         }
                     }
                     continue;
@@ -217,17 +225,30 @@ impl Marks {
         noted & lines
     }
 
-    /// Whether a look at all words of a line finds no bit.
-    #[inline]
-    fn is_empty_line(&self, first_word: usize) -> bool {
-        match self.words.get(first_word..first_word.saturating_add(LINE_WORDS)) {
-            Some(line) => {
-                line.iter()
-                    .fold(0, |bits, word| bits | word.load(Ordering::SeqCst))
-                    == 0
-            }
-            None => false,
+    /// Looks at the words of a line; there is nothing in those that do not exist.
+    #[inline(always)]
+    fn look_at_line(&self, first_word: usize) -> [u64; LINE_WORDS] {
+        let mut seen = [0; LINE_WORDS];
+        let line = self.words.get(first_word..).unwrap_or_default();
+        for (seen, word) in seen.iter_mut().zip(line) {
+            *seen = word.load(Ordering::SeqCst);
         }
+        seen
+    }
+
+    /// Takes those words of a line that a look found something in.
+    ///
+    /// All of them before any goes to the caller: an exchange waits for the stores before it, and those of the caller go to memory that no cache has.
+    #[inline(always)]
+    fn take_line(&self, first_word: usize, seen: [u64; LINE_WORDS]) -> [u64; LINE_WORDS] {
+        let mut taken = [0; LINE_WORDS];
+        let line = self.words.get(first_word..).unwrap_or_default();
+        for ((taken, seen), word) in taken.iter_mut().zip(seen).zip(line) {
+            if seen != 0 {
+                *taken = word.swap(0, Ordering::SeqCst);
+            }
+        }
+        taken
     }
 
     /// Sets the marks as they are found in `other`, from its word `first` on.

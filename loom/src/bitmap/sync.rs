@@ -1,8 +1,147 @@
-//! The names of `src/bitmap/sync.rs`, as loom has them.
+//! The names of `src/bitmap/sync.rs`, as loom has them, with two things to choose for a run: what a load is, and an operation that is done wrong.
 
-pub(crate) use loom::sync::atomic::{fence, AtomicU64, Ordering};
+use core::cell::Cell;
+use core::panic::Location;
+
+use loom::sync::atomic::{self, fence};
+
+pub(crate) use loom::sync::atomic::Ordering;
+
+/// How the operations of `marks.rs` are explored.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Run {
+    /// Loads are read-modify-writes that change nothing.
+    ///
+    /// loom 0.7.3 does not try a read-modify-write of another thread before a load of the same atomic that it has seen go first, so that some interleavings
+    /// are left out of a run of plain loads. A run of this kind has them all; what it has not is the old values that a plain load may read.
+    pub(crate) loads_modify: bool,
+    /// An operation that is not as it is written.
+    pub(crate) mutant: Option<Mutant>,
+}
+
+/// One that has to be found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mutant {
+    /// The line in `marks.rs`; 0 for the writer's barrier, 1 for the harvest's.
+    pub(crate) line: u32,
+    pub(crate) wrong: Wrong,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wrong {
+    /// Orders nothing.
+    Relaxed,
+    /// Orders what it is at most without being sequentially consistent.
+    AcqRel,
+    /// A load, and then a store.
+    InTwo,
+    /// Is not there.
+    Missing,
+}
+
+std::thread_local! {
+    /// loom runs all threads of a model on the thread that explores it.
+    static RUN: Cell<Run> = const { Cell::new(Run { loads_modify: false, mutant: None }) };
+}
+
+/// What is explored on this thread from now on.
+pub(crate) fn choose(run: Run) {
+    RUN.set(run);
+}
+
+/// What is wrong with an operation at this place.
+fn wrong(line: u32) -> Option<Wrong> {
+    let mutant = RUN.get().mutant?;
+    (mutant.line == line).then_some(mutant.wrong)
+}
+
+#[derive(Debug)]
+pub(crate) struct AtomicU64(atomic::AtomicU64);
+
+impl AtomicU64 {
+    pub(crate) fn new(value: u64) -> Self {
+        Self(atomic::AtomicU64::new(value))
+    }
+
+    #[track_caller]
+    pub(crate) fn load(&self, order: Ordering) -> u64 {
+        let (order, modifies) = match (wrong(Location::caller().line()), RUN.get().loads_modify) {
+            (None, modifies) => (order, modifies),
+            (Some(Wrong::Relaxed), modifies) => (Ordering::Relaxed, modifies),
+            (Some(Wrong::AcqRel), false) => (Ordering::Acquire, false),
+            (Some(Wrong::AcqRel), true) => (Ordering::AcqRel, true),
+            // Nothing is seen.
+            (Some(_), _) => return 0,
+        };
+        match modifies {
+            true => self.0.fetch_or(0, order),
+            false => self.0.load(order),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn swap(&self, value: u64, order: Ordering) -> u64 {
+        self.modify(
+            Location::caller().line(),
+            order,
+            |_| value,
+            |order| self.0.swap(value, order),
+        )
+    }
+
+    #[track_caller]
+    pub(crate) fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+        let line = Location::caller().line();
+        self.modify(
+            line,
+            order,
+            |now| now | bits,
+            |order| self.0.fetch_or(bits, order),
+        )
+    }
+
+    #[track_caller]
+    pub(crate) fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        let line = Location::caller().line();
+        self.modify(
+            line,
+            order,
+            |now| now & bits,
+            |order| self.0.fetch_and(bits, order),
+        )
+    }
+
+    fn modify(
+        &self,
+        line: u32,
+        order: Ordering,
+        change: impl Fn(u64) -> u64,
+        operation: impl Fn(Ordering) -> u64,
+    ) -> u64 {
+        match wrong(line) {
+            None => operation(order),
+            Some(Wrong::Relaxed) => operation(Ordering::Relaxed),
+            Some(Wrong::AcqRel) => operation(Ordering::AcqRel),
+            Some(Wrong::InTwo) => {
+                let now = self.0.load(Ordering::SeqCst);
+                self.0.store(change(now), Ordering::SeqCst);
+                now
+            }
+            Some(Wrong::Missing) => 0,
+        }
+    }
+}
 
 /// Of a pair of barriers, one of which is forced on all threads, loom knows the sum: both are full.
 pub(crate) fn light_barrier() {
-    fence(Ordering::SeqCst);
+    if wrong(0).is_none() {
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// The other one: `membarrier(2)`.
+pub(crate) fn heavy_barrier() {
+    if wrong(1).is_none() {
+        fence(Ordering::SeqCst);
+    }
 }
