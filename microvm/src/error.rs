@@ -37,16 +37,6 @@ pub enum Error {
         give --backing memfd, or run on KVM"
     )]
     NoSecondView,
-    /// A file of guest memory has no room for what is plugged.
-    #[error("--backing file:{}: {len} bytes are too few for --plug, which needs {needed}; make it longer (truncate --size={needed})", path.display())]
-    BackingTooShort {
-        /// The path as given.
-        path: PathBuf,
-        /// Its length in bytes.
-        len: u64,
-        /// What it takes.
-        needed: u64,
-    },
     /// io_uring is there but cannot be used.
     #[error("--disk-io io_uring: {0}; --disk-io sync does without")]
     Uring(io::Error),

@@ -148,7 +148,7 @@ impl Host {
     /// Maps guest memory, kept in `usual` unless the options say otherwise, with what they add to it.
     fn new(args: &Args, mem: u64, usual: Backing) -> Result<Self, Error> {
         let backing = args.backing.clone().unwrap_or(usual);
-        let source = Source::open(backing, mem, if args.plug { plug::SIZE } else { 0 })?;
+        let source = Source::open(backing, mem)?;
         let mut ram = source.map()?;
         if args.chaos {
             ram = chaos::with_region(&ram)?;

@@ -9,7 +9,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,8 +16,8 @@ use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use vm_memory::bitmap::{AtomicBitmap, DirtyMemory};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 use vm_memory_host::{
-    describe, provisioned, BackingDescription, BuildError, FileKind, Kind, MemoryBuilder, Region,
-    RegionDescription, Residency, Sharing, Unplugged,
+    describe, BackingDescription, BuildError, FileKind, MemoryBuilder, Region, RegionDescription, Residency,
+    Sharing, Unplugged,
 };
 
 use crate::args::human;
@@ -105,14 +104,14 @@ pub struct Source {
 }
 
 impl Source {
-    /// Makes ready to map `mem` bytes of guest memory, and `more` that are plugged later. A file that is not there is made, as long as that.
+    /// Makes ready to map `mem` bytes of guest memory. A file that is not there is made, as long as that.
     ///
     /// # Errors
     ///
-    /// [`Error::OpenFile`] for a file that cannot be had, [`Error::BackingTooShort`] for one that has no room for what comes later.
-    pub fn open(backing: Backing, mem: u64, more: u64) -> Result<Self, Error> {
+    /// [`Error::OpenFile`] for a file that cannot be had.
+    pub fn open(backing: Backing, mem: u64) -> Result<Self, Error> {
         let file = match &backing {
-            Backing::File(path) => Some(Arc::new(open_file(path, mem, more)?)),
+            Backing::File(path) => Some(Arc::new(open_file(path, mem)?)),
             _ => None,
         };
         Ok(Self { backing, mem, file })
@@ -133,13 +132,25 @@ impl Source {
         Ok(build(builder)?)
     }
 
+    /// What regions that are plugged are kept in. A file has no blocks that come and go, and a memfd has.
+    pub fn plugged(&self) -> Backing {
+        match &self.backing {
+            Backing::File(_) => Backing::Memfd,
+            other => other.clone(),
+        }
+    }
+
     /// Maps a region of blocks that a guest plugs, none of which is there in the beginning.
     ///
     /// # Errors
     ///
     /// [`BuildError`] when it cannot be had.
     pub fn map_blocks(&self, start: u64, len: u64, block: NonZeroU64) -> Result<GuestRam, BuildError> {
-        let region = self.region(start, len, self.mem);
+        let plugged = Self {
+            backing: self.plugged(),
+            ..self.clone()
+        };
+        let region = plugged.region(start, len, 0);
         build(MemoryBuilder::new().region(region.blocks(block, Unplugged::Mapped)))
     }
 
@@ -164,7 +175,7 @@ impl Source {
     }
 }
 
-fn open_file(path: &Path, mem: u64, more: u64) -> Result<File, Error> {
+fn open_file(path: &Path, mem: u64) -> Result<File, Error> {
     let fail = |why| Error::OpenFile {
         option: "--backing",
         path: path.to_owned(),
@@ -182,22 +193,12 @@ fn open_file(path: &Path, mem: u64, more: u64) -> Result<File, Error> {
         .open(path);
     match new {
         Ok(file) => {
-            file.set_len(mem + more).map_err(fail)?;
+            file.set_len(mem).map_err(fail)?;
             Ok(file)
         }
         Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(path)
-                .map_err(fail)?;
-            let len = file.metadata().map_err(fail)?.len();
-            // What is too short for the regions of the start is the builder's to tell.
-            if more > 0 && (mem..mem + more).contains(&len) {
-                let (path, needed) = (path.to_owned(), mem + more);
-                return Err(Error::BackingTooShort { path, len, needed });
-            }
-            Ok(file)
+            // One that is too short is the builder's to tell.
+            OpenOptions::new().read(true).write(true).open(path).map_err(fail)
         }
         Err(why) => Err(fail(why)),
     }
@@ -221,7 +222,7 @@ pub fn layout(mem: u64) -> [(u64, u64); 2] {
 /// Maps guest memory of `mem` bytes, for tests.
 #[cfg(test)]
 pub fn map(mem: u64, backing: Backing) -> Result<GuestRam, Error> {
-    Source::open(backing, mem, 0)?.map()
+    Source::open(backing, mem)?.map()
 }
 
 /// The same memory and one more region of `len` bytes at `start`, which is a file's of its own: one that can be cut off, as no memfd of
@@ -253,13 +254,10 @@ pub fn only_region(one: &GuestRam) -> Option<Arc<GuestRegion>> {
 /// [`Error::NoSecondView`] when a region of `ram` has no file behind it, [`Error::Build`] when they cannot be mapped again.
 pub fn second_view(ram: &GuestRam) -> Result<GuestRam, Error> {
     let total = ram.iter().map(GuestMemoryRegion::len).sum();
-    let (mut description, files) = describe(ram).map_err(|why| cannot_map(total, why))?;
-    for region in &mut description.regions {
-        if region.backing == BackingDescription::Anonymous {
-            return Err(Error::NoSecondView);
-        }
-        // They are files now, which cannot be given another name.
-        region.options.name = None;
+    let (description, files) = describe(ram).map_err(|why| cannot_map(total, why))?;
+    let mut regions = description.regions.iter();
+    if regions.any(|region| region.backing == BackingDescription::Anonymous) {
+        return Err(Error::NoSecondView);
     }
     let files = files.iter().map(|file| file.try_clone().map(Into::into));
     let files = files
@@ -281,17 +279,7 @@ pub fn described(ram: &GuestRam) -> Vec<RegionDescription> {
 /// Why that cannot be told, in words.
 pub fn residency(ram: &GuestRam) -> Result<Vec<Residency>, String> {
     let takes = vm_memory_host::residency(ram).map_err(|e| e.to_string())?;
-    let regions = ram.iter().zip(takes).map(|(region, (_, mut takes))| {
-        let mapping = provisioned(region).map_err(|e| e.to_string())?;
-        // Of huge pages mincore(2) tells those that this mapping has, and not those that the driver's has.
-        if let (Kind::Hugetlb, Some((file, 0))) = (mapping.kind(), mapping.file()) {
-            let all = file.metadata().map_err(|e| e.to_string())?;
-            // A region begins with its file, and may be a part of it.
-            takes.resident = takes.resident.max((all.blocks() * 512).min(region.len()));
-        }
-        Ok(takes)
-    });
-    regions.collect()
+    Ok(takes.into_iter().map(|(_, takes)| takes).collect())
 }
 
 /// Takes the dirty bitmap of every region, and leaves them clean.
@@ -373,15 +361,8 @@ mod tests {
         assert_eq!(bytes.len() as u64, MIN_MEM);
         assert_eq!((bytes[0x123], bytes[(8 << 20) + 5]), (0x11, 0x22));
 
-        // It is there now: long enough for this, and not for what is plugged later, or a larger guest.
+        // It is there now: long enough for this, and not for a larger guest.
         map(MIN_MEM, backing.clone()).unwrap();
-        let refused = Source::open(backing.clone(), MIN_MEM, PAGE)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            refused.contains(&format!("truncate --size={}", MIN_MEM + PAGE)),
-            "{refused}"
-        );
         let refused = map(2 * MIN_MEM, backing).unwrap_err().to_string();
         assert!(refused.contains("needs a file of"), "{refused}");
         assert_eq!(std::fs::read(&path).unwrap(), bytes);

@@ -27,10 +27,10 @@ use vm_memory::iommu::SharedIotlb;
 use vm_memory::{
     GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollectionError,
 };
-use vm_memory_host::{discard, plug, unplug};
+use vm_memory_host::{plug, unplug};
 
 use crate::iommu::DeviceRam;
-use crate::memory::{self, Backing, GuestRam, GuestRegion, Source};
+use crate::memory::{self, GuestRam, GuestRegion, Source};
 use crate::pages::PageMap;
 
 /// Where the registers lie: behind those of the block device.
@@ -157,8 +157,6 @@ pub struct Story {
     pub as_asked: bool,
     /// Bytes of the region in memory: with most blocks, and with fewer.
     pub resident: [u64; 2],
-    /// Bytes of it that a file still has in memory when the region has gone.
-    pub left_in_file: u64,
     /// Bytes of this process in memory: before, with most blocks, and after.
     pub process: [u64; 3],
     /// How long it took until nobody read the old map.
@@ -200,7 +198,6 @@ impl Plug {
             described: String::new(),
             as_asked: false,
             resident: [0; 2],
-            left_in_file: 0,
             process: [0; 3],
             waited: Duration::ZERO,
             refused: None,
@@ -351,12 +348,6 @@ impl Plug {
         old.wait(start + self.patience).map_err(|e| e.to_string())?;
         self.story.waited = start.elapsed();
         drop(old.into_map().map_err(|_| "the old map has readers again")?);
-        if let Backing::File(_) = self.source.backing {
-            // The file stays when its mapping goes: what it has of the region must be given back.
-            let Place { start, size, .. } = self.place;
-            discard(one, GuestAddress(start), size).map_err(|e| e.to_string())?;
-            self.story.left_in_file = resident(one)?;
-        }
         Ok(())
     }
 
@@ -380,7 +371,7 @@ impl Plug {
 
     fn note_description(&mut self, one: &GuestRam) {
         for region in memory::described(one) {
-            self.story.as_asked = self.source.backing.is(&region.backing);
+            self.story.as_asked = self.source.plugged().is(&region.backing);
             self.story.described = region.to_string();
         }
     }

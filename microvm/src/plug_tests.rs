@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::iommu::for_devices;
+use crate::memory::Backing;
 use crate::memory::{map, MIN_MEM, PAGE};
 use vm_memory::{Bytes, GuestAddressSpace};
 
 /// A device, the devices' map, and the map of the driver's side.
 fn rig(backing: Backing) -> (Plug, GuestMemoryAtomic<DeviceRam>, GuestMemoryAtomic<GuestRam>) {
-    let source = Source::open(backing.clone(), MIN_MEM, SIZE).unwrap();
+    let source = Source::open(backing.clone(), MIN_MEM).unwrap();
     let ram = source.map().unwrap();
     let place = Place::above(&ram);
     let devices = for_devices(&ram, None);

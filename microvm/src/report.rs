@@ -133,7 +133,7 @@ impl Report<'_> {
             ("before", none(0), before),
             ("with half of its blocks", most, during),
             ("with a quarter", fewer, String::new()),
-            ("after", none(story.left_in_file), after),
+            ("after", none(0), after),
         ];
         writeln!(out, "  {:<24}{:>11}{:>11}", "in memory", "region", "process")?;
         for (when, region, process) in rows {

@@ -222,7 +222,6 @@ fn a_backing_that_cannot_be_had_is_one_line() {
     let short = file(&dir, "short", &[0; 4096]);
     let of_file = |path: &Path| format!("file:{}", path.display());
     let (folder, missing) = (of_file(dir.path()), of_file(&dir.path().join("a/b")));
-    let for_plug = of_file(&file(&dir, "for_plug", &vec![0; 16 << 20]));
     let short = of_file(&short);
     let cases: &[(&[&str], &[&str])] = &[
         (
@@ -236,10 +235,6 @@ fn a_backing_that_cannot_be_had_is_one_line() {
         (
             &["--backing", &short],
             &["needs a file of 0x8000000 bytes", "truncate --size"],
-        ),
-        (
-            &["--backing", &for_plug, "--mem", "16M", "--plug"],
-            &["too few for --plug", "truncate --size=33554432"],
         ),
         (&["--plug", "--kernel", "x"], &["cannot be used with"]),
         (&["--disk-io", "io_uring", "--chaos"], &["cannot be used with"]),

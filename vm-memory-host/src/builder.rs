@@ -162,7 +162,7 @@ fn check_pools(regions: &[Region], machine: &Machine) -> Result<(), BuildError> 
         let mut set_aside = regions.iter().filter(|region| {
             matches!(region.backing, Backing::Hugetlb { page_size } if page_size == size)
                 && region.blocks.is_none()
-                && region.size.is_multiple_of(size)
+                && (region.size | region.start.0).is_multiple_of(size)
         });
         let pages = |region: &Region| region.size.checked_div(size).unwrap_or(0);
         let wanted = set_aside
