@@ -321,3 +321,11 @@ fn growth_at_the_same_time_loses_nothing() {
     found.extend((0..words.len() * 64).filter(|bit| words[bit / 64] >> (bit % 64) & 1 != 0));
     assert_eq!(found.len(), 5000);
 }
+
+/// A monitor that prints its guest memory for a message does not print a number for each 64 pages of it.
+#[test]
+fn a_bitmap_is_printed_in_a_line() {
+    let bitmap = AtomicBitmap::new(1 << 40, NonZeroUsize::new(4096).unwrap());
+    let printed = format!("{bitmap:?}");
+    assert!(printed.len() < 300 && printed.contains("4194304 words"), "{printed}");
+}

@@ -52,11 +52,17 @@ const SUMMARY_FROM: usize = LINE_WORDS;
 const SUMMARY_WORDS: usize = LINE_WORDS * WORD_BITS;
 
 /// Bits that threads set and take at the same time.
-#[derive(Debug)]
 pub(super) struct Marks {
     words: Box<[AtomicU64]>,
     /// Empty if there are few words: then a harvest looks at all of them.
     summary: Box<[AtomicU64]>,
+}
+
+/// How many words there are, and not which bits: those of a guest are millions, and change while they are printed.
+impl core::fmt::Debug for Marks {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{} words", self.words.len())
+    }
 }
 
 impl Marks {
