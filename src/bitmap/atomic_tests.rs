@@ -327,5 +327,8 @@ fn growth_at_the_same_time_loses_nothing() {
 fn a_bitmap_is_printed_in_a_line() {
     let bitmap = AtomicBitmap::new(1 << 40, NonZeroUsize::new(4096).unwrap());
     let printed = format!("{bitmap:?}");
-    assert!(printed.len() < 300 && printed.contains("4194304 words"), "{printed}");
+    assert!(
+        printed.len() < 300 && printed.contains("4194304 words"),
+        "{printed}"
+    );
 }
