@@ -3,6 +3,7 @@
 #![expect(
     clippy::arithmetic_side_effects,
     clippy::as_conversions,
+    clippy::unwrap_used,
     unsafe_code,
     reason = "a test that goes wrong may panic; an allocator is unsafe to write"
 )]
