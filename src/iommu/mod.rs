@@ -200,6 +200,17 @@ impl IotlbFails {
     }
 }
 
+/// The most that is granted of what can be asked for.
+fn widest(mut is_granted: impl FnMut(Permissions) -> bool) -> Option<Permissions> {
+    let all = [
+        Permissions::ReadWrite,
+        Permissions::Read,
+        Permissions::Write,
+        Permissions::No,
+    ];
+    all.into_iter().find(|access| is_granted(*access))
+}
+
 /// An IOMMU: translates I/O virtual addresses.
 ///
 /// An implementation looks into its [`Iotlb`]. When [`Iotlb::lookup`] fails, it gets what is missing from where the mappings are kept, puts it

@@ -3,7 +3,7 @@
 use core::fmt::{self, Debug};
 use core::num::NonZeroUsize;
 use core::ops::Deref;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::LookupCounters;
@@ -61,8 +61,6 @@ pub struct SharedIotlb {
 #[derive(Debug)]
 struct Inner {
     snapshots: Snapshots<Iotlb>,
-    /// When lookups are counted.
-    counters: OnceLock<LookupCounters>,
 }
 
 /// What changes an IOTLB.
@@ -72,6 +70,7 @@ pub(super) enum Change {
     Forget(GuestAddress, usize),
     ForgetAll,
     Bound(Option<NonZeroUsize>),
+    Count(Arc<LookupCounters>),
 }
 
 impl Replay for Iotlb {
@@ -80,6 +79,7 @@ impl Replay for Iotlb {
 
     fn apply(&mut self, change: &Change) -> Result<(), Error> {
         match *change {
+            Change::Count(ref counters) => self.count_in(Arc::clone(counters)),
             Change::Map(iova, map_to, length, permissions) => {
                 return self.set_mapping(iova, map_to, length, permissions);
             }
@@ -100,7 +100,6 @@ impl Default for Inner {
     fn default() -> Self {
         Self {
             snapshots: Snapshots::new(Iotlb::new()),
-            counters: OnceLock::new(),
         }
     }
 }
@@ -123,33 +122,7 @@ impl SharedIotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<IotlbSnapshot>, IotlbFails> {
-        self.look(iova, length, access, |fails| fails)
-    }
-
-    /// Looks up, counts, and makes an error of what fails: here, and not of a result that has been made, which would be moved once more.
-    #[inline(always)]
-    fn look<E>(
-        &self,
-        iova: GuestAddress,
-        length: usize,
-        access: Permissions,
-        error: impl FnOnce(IotlbFails) -> E,
-    ) -> Result<IotlbIterator<IotlbSnapshot>, E> {
-        let counters = self.inner.counters.get();
-        match Iotlb::lookup(self.snapshot(), iova, length, access) {
-            Ok(found) => {
-                if let Some(counters) = counters {
-                    counters.count(true);
-                }
-                Ok(found)
-            }
-            Err(fails) => {
-                if let Some(counters) = counters {
-                    counters.count(false);
-                }
-                Err(error(fails))
-            }
-        }
+        Iotlb::counted_lookup(self.snapshot(), iova, length, access)
     }
 
     /// Returns the IOTLB as it is now. It stays so, and an [`Invalidation`] made while it is kept waits for it.
@@ -196,22 +169,34 @@ impl SharedIotlb {
         self.change(Change::Bound(bound));
     }
 
-    /// Counts [lookups](Self::lookup) from now on, at the cost of an addition for each, in a place of the thread's own.
+    /// Returns what all of the `length` addresses from `iova` on permit: see [`Iotlb::granted`].
+    ///
+    /// ```
+    /// use vm_memory::iommu::SharedIotlb;
+    /// use vm_memory::{GuestAddress, Permissions};
+    ///
+    /// let iotlb = SharedIotlb::new();
+    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x1000, Permissions::Read)?;
+    /// assert_eq!(iotlb.granted(GuestAddress(0x1800), 8), Some(Permissions::Read));
+    /// assert_eq!(iotlb.granted(GuestAddress(0x2000), 8), None);
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    pub fn granted(&self, iova: GuestAddress, length: usize) -> Option<Permissions> {
+        self.snapshot().granted(iova, length)
+    }
+
+    /// Counts [lookups](Self::lookup) and [translations](Iommu::translate) from now on, at the cost of an addition for each, in a place of the thread's own. Of those
+    /// in a [snapshot](Self::snapshot), [`Iotlb::counted_lookup`] counts.
     pub fn count_lookups(&self) {
-        self.inner.counters.get_or_init(Default::default);
+        if !self.snapshot().counts() {
+            // Of several at the same time, the first one stays.
+            self.change(Change::Count(Arc::default()));
+        }
     }
 
     /// Returns what it has done so far.
     pub fn counters(&self) -> IotlbCounters {
-        let counters = self.inner.counters.get();
-        let (hits, misses) = counters.map_or((0, 0), LookupCounters::sums);
-        let snapshot = self.snapshot();
-        IotlbCounters {
-            hits,
-            misses,
-            evictions: snapshot.evictions(),
-            entries: snapshot.entries(),
-        }
+        self.snapshot().counters()
     }
 
     fn change(&self, change: Change) -> Invalidation {
@@ -239,7 +224,7 @@ impl Iommu for SharedIotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<IotlbSnapshot>, Error> {
-        self.look(iova, length, access, |fails| {
+        Iotlb::look(self.snapshot(), iova, length, access, Iotlb::count, |fails| {
             fails.into_error(iova, length, access)
         })
     }

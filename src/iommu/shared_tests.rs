@@ -136,6 +136,49 @@ fn lookups_are_counted_over_all_snapshots_and_evictions_once() {
     };
     assert_eq!(iotlb.counters(), expected);
     assert!(format!("{iotlb:?}").contains("evictions: 3"));
+
+    // To be told once more changes nothing; snapshots count when they are told to, and translations do.
+    iotlb.count_lookups();
+    let snapshot = iotlb.snapshot();
+    let at = GuestAddress(8 * PAGE);
+    assert!(Iotlb::lookup(&*snapshot, at, 8, Read).is_ok());
+    assert!(Iotlb::counted_lookup(&*snapshot, at, 8, Read).is_ok());
+    assert!(Iotlb::counted_lookup(&*snapshot, at, 8, Write).is_err());
+    assert!(Iotlb::counted_lookup(snapshot, at, 0, Write).is_ok());
+    assert!(iotlb.translate(at, 8, Read).is_ok());
+    assert!(iotlb.translate(at, 8, Write).is_err());
+    assert!(iotlb.translate(GuestAddress(u64::MAX), 8, Read).is_err());
+    assert_eq!((iotlb.counters().hits, iotlb.counters().misses), (8, 4));
+}
+
+#[test]
+fn a_plain_iotlb_counts_when_it_is_told_to() {
+    let mut iotlb = Iotlb::new();
+    iotlb.set_bound(NonZeroUsize::new(1));
+    for page in [0, 2] {
+        iotlb
+            .set_mapping(GuestAddress(page * PAGE), GuestAddress(0), 0x1000, Read)
+            .unwrap();
+    }
+    let look =
+        |iotlb: &Iotlb, page: u64| Iotlb::counted_lookup(iotlb, GuestAddress(page * PAGE), 8, Read).is_ok();
+    assert!(look(&iotlb, 2));
+    let before = IotlbCounters {
+        evictions: 1,
+        entries: 1,
+        ..IotlbCounters::default()
+    };
+    assert_eq!(iotlb.counters(), before);
+    iotlb.count_lookups();
+    let copy = iotlb.clone();
+    assert!(look(&iotlb, 2) && look(&copy, 2) && !look(&iotlb, 0));
+    assert!(Iotlb::lookup(&iotlb, GuestAddress(2 * PAGE), 8, Read).is_ok());
+    let after = IotlbCounters {
+        hits: 2,
+        misses: 1,
+        ..before
+    };
+    assert_eq!((iotlb.counters(), copy.counters()), (after, after));
 }
 
 /// Asked for again and again, a range of more mappings than the bound would have them push each other out for ever.
