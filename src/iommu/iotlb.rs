@@ -903,6 +903,29 @@ mod tests {
         }
     }
 
+    /// However many pieces there are, they are found by one search: over leaves, too.
+    #[test]
+    fn a_lookup_and_its_iteration_make_one_search() {
+        use crate::iommu::mapping_table::SEARCHES;
+        let mut iotlb = Iotlb::new();
+        for page in 0..1000u64 {
+            iotlb
+                .set_mapping(
+                    GuestAddress(page * 0x1000),
+                    GuestAddress(page * 0x3000),
+                    0x1000,
+                    ReadWrite,
+                )
+                .unwrap();
+        }
+        for first in [0, 120, 500, 984] {
+            let before = SEARCHES.get();
+            let found = Iotlb::lookup(&iotlb, GuestAddress(first * 0x1000), 0x1_0000, Read).unwrap();
+            assert_eq!(found.count(), 16);
+            assert_eq!(SEARCHES.get() - before, 1, "from page {first} on");
+        }
+    }
+
     /// A pointer whose target is exchanged between a lookup and its iteration: nothing wrong is handed out.
     #[test]
     fn an_iotlb_that_is_exchanged_ends_the_iteration() {

@@ -285,6 +285,12 @@ impl Hints {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How many searches this thread has made.
+    pub(super) static SEARCHES: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+}
+
 /// Mappings that have no address in common.
 #[derive(Debug, Default)]
 pub(super) struct MappingTable {
@@ -391,6 +397,8 @@ impl MappingTable {
     /// The last mapping that begins at or before an address.
     #[inline(always)]
     pub(super) fn last_at_or_before(&self, addr: u64) -> Option<(Place, &Mapping)> {
+        #[cfg(test)]
+        SEARCHES.set(SEARCHES.get().wrapping_add(1));
         let leaf = self.leaf_of(addr)?;
         let mappings = self.leaves.get(leaf)?;
         let entry = mappings.last_at_or_before(addr);
