@@ -9,7 +9,7 @@
     reason = "a test that goes wrong may panic, and says what it does in fewer words"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
 
 use vm_memory::iommu::{IotlbSnapshot, IovaRange, SharedIotlb};
@@ -200,6 +200,15 @@ fn page_at(at: u64) -> u64 {
 struct Shared {
     iotlb: SharedIotlb,
     kept: Vec<(IotlbSnapshot, Model)>,
+    /// Requests in flight: each operation finds the last few snapshots in use, more or less of them from time to time.
+    in_flight: VecDeque<IotlbSnapshot>,
+    depth: usize,
+}
+
+impl Shared {
+    fn users(&self) -> usize {
+        self.kept.len() + self.in_flight.len()
+    }
 }
 
 impl Subject for Shared {
@@ -212,11 +221,11 @@ impl Subject for Shared {
 
     fn forget(&mut self, iova: u64, length: u64) {
         let gone = self.iotlb.invalidate_mapping(GuestAddress(iova), length as usize);
-        assert_eq!(gone.users(), self.kept.len());
+        assert_eq!(gone.users(), self.users());
     }
 
     fn forget_all(&mut self) {
-        assert_eq!(self.iotlb.invalidate_all().users(), self.kept.len());
+        assert_eq!(self.iotlb.invalidate_all().users(), self.users());
     }
 
     fn check(&mut self, model: &Model, random: &mut Random) {
@@ -227,6 +236,13 @@ impl Subject for Shared {
             if self.kept.len() > 6 {
                 self.kept.truncate(random.below(6) as usize);
             }
+        }
+        if random.below(1000) == 0 {
+            self.depth = random.below(12) as usize;
+        }
+        self.in_flight.push_back(self.iotlb.snapshot());
+        while self.in_flight.len() > self.depth {
+            self.in_flight.pop_front();
         }
         compare(&self.iotlb.snapshot(), model, random);
         if let Some((snapshot, then)) = self.kept.get(random.below(8) as usize) {
