@@ -71,10 +71,12 @@ struct Writer<T: Replay> {
     version: u64,
     /// The last operations, up to the current version.
     log: VecDeque<T::Operation>,
+    /// One that nobody reads, taken out of the list when that was locked last.
+    spare: Option<Arc<Snapshot<T>>>,
 }
 
-/// How many are kept that nobody reads, to be made current again. One is enough for the exchange, and a second one for when somebody reads the first.
-const SPARES: usize = 2;
+/// How many are kept in the list that nobody reads, to be made current again when somebody reads the others.
+const SPARES: usize = 1;
 
 impl<T: Replay> Snapshots<T> {
     /// Begins with a value.
@@ -85,6 +87,7 @@ impl<T: Replay> Snapshots<T> {
             writer: Mutex::new(Writer {
                 version: 0,
                 log: VecDeque::new(),
+                spare: None,
             }),
         }
     }
@@ -98,8 +101,8 @@ impl<T: Replay> Snapshots<T> {
     /// Does an operation. Returns its version: see [`readers_before`](Self::readers_before).
     pub(super) fn apply(&self, operation: T::Operation) -> Result<u64, T::Error> {
         let mut writer = super::sync::lock(&self.writer);
-        let (spare, unneeded) = self.take_spare();
-        let mut next = match spare {
+        let spare = writer.spare.take();
+        let mut next = match spare.or_else(|| take_spare(&mut super::sync::lock(&self.before))) {
             Some(spare) => spare,
             None => {
                 let current = self.current.load();
@@ -122,7 +125,7 @@ impl<T: Replay> Snapshots<T> {
             None => Ok(()),
         };
         if let Err(error) = outcome {
-            super::sync::lock(&self.before).push(next);
+            writer.spare = Some(next);
             return Err(error);
         }
         let worth = next.value.operations_for_a_copy();
@@ -131,20 +134,16 @@ impl<T: Replay> Snapshots<T> {
         while writer.log.len() > worth {
             writer.log.pop_front();
         }
-        let before = self.current.swap(next);
-        super::sync::lock(&self.before).push(before);
+        let replaced = self.current.swap(next);
+        let mut before = super::sync::lock(&self.before);
+        before.push(replaced);
+        writer.spare = take_spare(&mut before);
+        let unneeded = take_unread(&mut before);
+        drop(before);
         drop(writer);
         // Not under a lock: it may be the last to have many things.
         drop(unneeded);
         Ok(version)
-    }
-
-    /// Takes out the newest that nobody reads, and those that are more than are kept.
-    fn take_spare(&self) -> (Option<Arc<Snapshot<T>>>, List<T>) {
-        let mut before = super::sync::lock(&self.before);
-        let unneeded = take_unread(&mut before);
-        let newest = before.iter().rposition(is_unread);
-        (newest.map(|number| before.remove(number)), unneeded)
     }
 
     /// How many readers there are of what was before a version.
@@ -168,6 +167,12 @@ impl<T: Replay> Snapshots<T> {
 fn is_unread<T>(snapshot: &Arc<Snapshot<T>>) -> bool {
     // Who then changes it, or lets go of it, looks again with an acquiring load.
     Arc::strong_count(snapshot) == 1
+}
+
+/// Takes out the newest that nobody reads.
+fn take_spare<T>(before: &mut List<T>) -> Option<Arc<Snapshot<T>>> {
+    let newest = before.iter().rposition(is_unread)?;
+    Some(before.remove(newest))
 }
 
 /// Takes out those that nobody reads, but for the newest ones that are kept.
