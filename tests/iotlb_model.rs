@@ -1,15 +1,18 @@
-//! An `Iotlb` with thousands of mappings against a map of pages: many operations, any order, dense and sparse addresses.
+//! An `Iotlb` with thousands of mappings against a map of pages: many operations, any order, dense and sparse addresses. Beside it one with a bound, and a
+//! `SharedIotlb` whose snapshots are kept now and then.
 #![cfg(feature = "iommu")]
 #![expect(
     clippy::arithmetic_side_effects,
     clippy::as_conversions,
     clippy::indexing_slicing,
+    clippy::unwrap_used,
     reason = "a test that goes wrong may panic, and says what it does in fewer words"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroUsize;
 
-use vm_memory::iommu::IovaRange;
+use vm_memory::iommu::{IotlbSnapshot, IovaRange, SharedIotlb};
 use vm_memory::{GuestAddress, Iotlb, Permissions};
 
 /// Pages of the model.
@@ -106,12 +109,180 @@ fn compare(iotlb: &Iotlb, model: &Model, random: &mut Random) {
     }
 }
 
-/// `VM_MEMORY_IOTLB_OPERATIONS=10000000` for the long run, which takes half a minute in release.
+/// An IOTLB that is changed and looked into.
+trait Subject {
+    fn map(&mut self, iova: u64, to: u64, length: u64, permissions: Permissions);
+    fn forget(&mut self, iova: u64, length: u64);
+    fn forget_all(&mut self);
+    /// After each operation, with the model as it is now.
+    fn check(&mut self, model: &Model, random: &mut Random);
+}
+
+impl Subject for Iotlb {
+    fn map(&mut self, iova: u64, to: u64, length: u64, permissions: Permissions) {
+        let (iova, to) = (GuestAddress(iova), GuestAddress(to));
+        self.set_mapping(iova, to, length as usize, permissions).unwrap();
+    }
+
+    fn forget(&mut self, iova: u64, length: u64) {
+        self.invalidate_mapping(GuestAddress(iova), length as usize);
+    }
+
+    fn forget_all(&mut self) {
+        self.invalidate_all();
+    }
+
+    fn check(&mut self, model: &Model, random: &mut Random) {
+        compare(self, model, random);
+    }
+}
+
+/// One with a bound: it has no more mappings than that, all of what was mapped last, and of all others what it has is right.
+struct Bounded {
+    iotlb: Iotlb,
+    bound: usize,
+    last: Option<u64>,
+}
+
+impl Subject for Bounded {
+    fn map(&mut self, iova: u64, to: u64, length: u64, permissions: Permissions) {
+        self.iotlb.map(iova, to, length, permissions);
+        self.last = Some(iova);
+    }
+
+    fn forget(&mut self, iova: u64, length: u64) {
+        self.iotlb.forget(iova, length);
+        self.last = None;
+    }
+
+    fn forget_all(&mut self) {
+        self.iotlb.forget_all();
+        self.last = None;
+    }
+
+    fn check(&mut self, model: &Model, random: &mut Random) {
+        if random.below(10_000) == 0 {
+            self.bound = 1 + random.below(3000) as usize;
+            self.iotlb.set_bound(NonZeroUsize::new(self.bound));
+        }
+        assert!(self.iotlb.entries() <= self.bound);
+        let page = random.below(PAGES);
+        let at = [Some(iova(page)), self.last].into_iter().flatten();
+        for at in at {
+            let found = Iotlb::lookup(&self.iotlb, GuestAddress(at), 8, Permissions::No);
+            let to = found.ok().and_then(|mut pieces| pieces.next());
+            if let Some(to) = to.as_ref().map(|piece| piece.base.0) {
+                let page = if at == iova(page) { page } else { page_at(at) };
+                assert_eq!(model.get(&page).map(|(to, _)| *to), Some(to), "{at:#x}");
+            }
+            assert!(to.is_some() || self.last != Some(at), "{at:#x} was mapped last");
+        }
+    }
+}
+
+/// The page at an address.
+fn page_at(at: u64) -> u64 {
+    // Addresses ascend with the pages.
+    let (mut low, mut high) = (0, PAGES);
+    while high - low > 1 {
+        let middle = (low + high) / 2;
+        if iova(middle) <= at {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
+/// One whose snapshots are kept for a while, each with the model as it was then.
+#[derive(Default)]
+struct Shared {
+    iotlb: SharedIotlb,
+    kept: Vec<(IotlbSnapshot, Model)>,
+    /// Requests in flight: each operation finds the last few snapshots in use, more or less of them from time to time.
+    in_flight: VecDeque<IotlbSnapshot>,
+    depth: usize,
+}
+
+impl Shared {
+    fn users(&self) -> usize {
+        self.kept.len() + self.in_flight.len()
+    }
+}
+
+impl Subject for Shared {
+    fn map(&mut self, iova: u64, to: u64, length: u64, permissions: Permissions) {
+        let (iova, to) = (GuestAddress(iova), GuestAddress(to));
+        self.iotlb
+            .set_mapping(iova, to, length as usize, permissions)
+            .unwrap();
+    }
+
+    fn forget(&mut self, iova: u64, length: u64) {
+        let gone = self.iotlb.invalidate_mapping(GuestAddress(iova), length as usize);
+        assert_eq!(gone.users(), self.users());
+    }
+
+    fn forget_all(&mut self) {
+        assert_eq!(self.iotlb.invalidate_all().users(), self.users());
+    }
+
+    fn check(&mut self, model: &Model, random: &mut Random) {
+        // Rarely, as the model is copied.
+        if random.below(2000) == 0 {
+            let place = random.below(self.kept.len() as u64 + 1) as usize;
+            self.kept.insert(place, (self.iotlb.snapshot(), model.clone()));
+            if self.kept.len() > 6 {
+                self.kept.truncate(random.below(6) as usize);
+            }
+        }
+        if random.below(1000) == 0 {
+            self.depth = random.below(12) as usize;
+        }
+        self.in_flight.push_back(self.iotlb.snapshot());
+        while self.in_flight.len() > self.depth {
+            self.in_flight.pop_front();
+        }
+        compare(&self.iotlb.snapshot(), model, random);
+        if let Some((snapshot, then)) = self.kept.get(random.below(8) as usize) {
+            compare(snapshot, then, random);
+        }
+    }
+}
+
 #[test]
 fn lookups_agree_with_a_map_of_pages() {
-    let operations = std::env::var("VM_MEMORY_IOTLB_OPERATIONS").map_or(100_000, |n| n.parse().unwrap());
+    operate(&mut Iotlb::new(), operations());
+}
+
+#[test]
+fn with_a_bound_what_is_found_is_right_and_what_was_mapped_last_is_found() {
+    let mut iotlb = Iotlb::new();
+    iotlb.set_bound(NonZeroUsize::new(500));
+    let mut bounded = Bounded {
+        iotlb,
+        bound: 500,
+        last: None,
+    };
+    operate(&mut bounded, operations() / 10 + 1);
+    assert!(bounded.iotlb.evictions() > 100, "{}", bounded.iotlb.evictions());
+}
+
+#[test]
+fn snapshots_of_a_shared_one_agree_with_the_map_of_their_time() {
+    operate(&mut Shared::default(), operations() / 10 + 2);
+}
+
+/// `VM_MEMORY_IOTLB_OPERATIONS=10000000` for the long run, which takes half a minute in release; `.ci/run` makes it.
+fn operations() -> u64 {
+    std::env::var("VM_MEMORY_IOTLB_OPERATIONS").map_or(100_000, |n| n.parse().unwrap())
+}
+
+/// Does so many operations at random, others for each number, and checks after each.
+fn operate(iotlb: &mut impl Subject, operations: u64) {
     let mut random = Random(operations);
-    let (mut iotlb, mut model) = (Iotlb::new(), Model::new());
+    let mut model = Model::new();
     let mut most = 0;
     for number in 0..operations {
         let page = random.below(PAGES);
@@ -124,37 +295,33 @@ fn lookups_agree_with_a_map_of_pages() {
                     _ => random.below(PAGES) * PAGE,
                 };
                 let permissions = PERMISSIONS[random.below(4) as usize];
-                iotlb
-                    .set_mapping(
-                        GuestAddress(iova(page)),
-                        GuestAddress(to),
-                        (pages * PAGE) as usize,
-                        permissions,
-                    )
-                    .unwrap();
+                iotlb.map(iova(page), to, pages * PAGE, permissions);
                 model.extend((0..pages).map(|n| (page + n, (to + n * PAGE, permissions))));
             }
             60..=69 => {
                 let pages = run(page, 1 + random.below(8));
-                iotlb.invalidate_mapping(GuestAddress(iova(page)), (pages * PAGE) as usize);
-                model.retain(|other, _| !(page..page + pages).contains(other));
+                iotlb.forget(iova(page), pages * PAGE);
+                // Not `retain`, which goes over all of them.
+                for other in page..page + pages {
+                    model.remove(&other);
+                }
             }
             70 if number % 64 == 0 => {
                 // A large part, holes between clusters included.
                 let end = (page + random.below(PAGES / 2)).min(PAGES - 1);
                 let length = iova(end) - iova(page);
-                iotlb.invalidate_mapping(GuestAddress(iova(page)), length as usize);
+                iotlb.forget(iova(page), length);
                 model.retain(|other, _| *other < page || *other >= end);
             }
             71 if number % 65_536 == 0 => {
-                iotlb.invalidate_all();
+                iotlb.forget_all();
                 model.clear();
             }
             _ => {}
         }
         most = most.max(model.len());
-        compare(&iotlb, &model, &mut random);
+        iotlb.check(&model, &mut random);
     }
-    assert!(most > 2000, "only {most} pages were ever mapped");
+    assert!(most > 500, "only {most} pages were ever mapped");
     println!("{operations} operations, at most {most} pages mapped");
 }

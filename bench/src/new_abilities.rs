@@ -1,6 +1,7 @@
 //! What 0.18.0 has no method for: ours beside what its user would do, or beside the system call by hand.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::io::IoSliceMut;
 use std::num::NonZeroUsize;
@@ -192,6 +193,30 @@ pub fn remap_shared(mappings: Mappings) -> Result<Batch> {
         iotlb
             .set_mapping(GuestAddress(iova), GuestAddress(to), PAGE, Permissions::ReadWrite)
             .ok()
+    }))
+}
+
+/// Takes a page out of a shared IOTLB and puts it in again, while requests are in flight: each time one is done and another one begins, which hold their snapshots.
+pub fn remap_shared_held(mappings: Mappings, held: usize) -> Result<Batch> {
+    let iotlb = shared_iotlb(mappings)?;
+    let pages: Vec<_> = mappings.pages().collect();
+    let addresses = mappings.addresses(8);
+    let first = pages.first().context("no page")?.0;
+    let requests = RefCell::new(VecDeque::with_capacity(held + 1));
+    Ok(Batch::of(move |number| {
+        let page = (addresses.at(number) - first) as usize / PAGE;
+        let (iova, to) = *pages.get(page)?;
+        let mut requests = requests.borrow_mut();
+        if requests.len() >= held {
+            requests.pop_front();
+        }
+        let gone = iotlb.invalidate_mapping(GuestAddress(iova), PAGE);
+        black_box(gone);
+        let done = iotlb
+            .set_mapping(GuestAddress(iova), GuestAddress(to), PAGE, Permissions::ReadWrite)
+            .ok();
+        requests.push_back(iotlb.snapshot());
+        done
     }))
 }
 

@@ -1,10 +1,11 @@
-//! IOTLB messages and lookups, near both ends of the address space and anywhere; and accesses through what is mapped.
+//! IOTLB messages and lookups, near both ends of the address space and anywhere; and accesses through what is mapped, marked by I/O address and by both.
+//! Beside it an IOTLB with a bound that changes.
 
 use std::num::NonZeroUsize;
 
 use arbitrary::{Arbitrary, Unstructured};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
-use vm_memory::iommu::{Invalidation, IotlbSnapshot, IovaRange, SharedIotlb};
+use vm_memory::iommu::{Invalidation, Iotlb, IotlbSnapshot, IovaRange, MarkedIommuMemory, SharedIotlb};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     GuestMemoryRegion, IommuMemory, Permissions,
@@ -46,6 +47,8 @@ enum Step {
     Lookup { iova: At, len: Len, perm: u8 },
     Write { iova: At, len: u16 },
     Read { iova: At, len: u16 },
+    Bound { most: u8 },
+    Granted { iova: At, len: Len },
 }
 
 /// Runs an input.
@@ -83,25 +86,35 @@ fn count(base: u64, len: Len) -> usize {
 
 struct Pair {
     memory: IommuMemory<Physical, SharedIotlb>,
+    /// The same IOTLB before another memory, where the same is written: by both addresses.
+    marked: MarkedIommuMemory<Physical, SharedIotlb, AtomicBitmap>,
+    /// An IOTLB that is told the same, and keeps less.
+    bounded: Iotlb,
     /// What devices have in their hands, each with an invalidation made while it was there.
     held: Vec<(IotlbSnapshot, Invalidation)>,
     mappings: Mappings,
     physical: Memory,
     /// Marked pages of the I/O virtual address space.
     dirty: std::collections::BTreeSet<u64>,
+    /// Marked pages of the physical address space.
+    dirty_physical: std::collections::BTreeSet<u64>,
 }
 
 impl Pair {
     fn new() -> Self {
         let ranges = REGIONS.map(|(at, len)| (GuestAddress(at), len as usize));
-        let physical = Physical::from_ranges(&ranges).unwrap();
-        let bitmap = AtomicBitmap::new(TRACKED, NonZeroUsize::new(PAGE as usize).unwrap());
+        let physical = || Physical::from_ranges(&ranges).unwrap();
+        let bitmap = || AtomicBitmap::new(TRACKED, NonZeroUsize::new(PAGE as usize).unwrap());
+        let iotlb = SharedIotlb::new();
         Pair {
-            memory: IommuMemory::new(physical, SharedIotlb::new(), true, bitmap),
+            memory: IommuMemory::new(physical(), iotlb.clone(), true, bitmap()),
+            marked: MarkedIommuMemory::by_both(physical(), iotlb, true, bitmap()),
+            bounded: Iotlb::new(),
             held: Vec::new(),
             mappings: Mappings::default(),
             physical: Memory::new(REGIONS.to_vec()),
             dirty: Default::default(),
+            dirty_physical: Default::default(),
         }
     }
 
@@ -114,8 +127,14 @@ impl Pair {
                     self.memory
                         .iommu()
                         .set_mapping(GuestAddress(iova), GuestAddress(to), length, perm);
+                let same = self
+                    .bounded
+                    .set_mapping(GuestAddress(iova), GuestAddress(to), length, perm);
+                assert_eq!(answer.is_ok(), same.is_ok());
                 match last_of(iova, length) {
                     Some(last) => {
+                        // What was mapped last is there, with any bound.
+                        assert!(Iotlb::lookup(&self.bounded, GuestAddress(iova), length, perm).is_ok());
                         assert!(answer.is_ok(), "{answer:?}");
                         self.mappings.set(iova, last, Some((to, perm)));
                     }
@@ -128,6 +147,7 @@ impl Pair {
                 let length = count(iova, len);
                 let gone = self.memory.iommu().invalidate_mapping(GuestAddress(iova), length);
                 assert_eq!(gone.users(), self.held.len());
+                self.bounded.invalidate_mapping(GuestAddress(iova), length);
                 if length != 0 {
                     let last = last_of(iova, length).unwrap_or(u64::MAX);
                     self.mappings.set(iova, last, None);
@@ -137,6 +157,7 @@ impl Pair {
             Step::InvalidateAll => {
                 let gone = self.memory.iommu().invalidate_all();
                 assert_eq!(gone.users(), self.held.len());
+                self.bounded.invalidate_all();
                 self.mappings = Mappings::default();
             }
             Step::Lookup { iova, len, perm } => {
@@ -145,6 +166,92 @@ impl Pair {
             }
             Step::Write { iova, len } => self.write(addr(iova), usize::from(len & 0x1fff), fill),
             Step::Read { iova, len } => self.read(addr(iova), usize::from(len & 0x1fff)),
+            Step::Bound { most } => self.bounded.set_bound(NonZeroUsize::new(usize::from(most % 8))),
+            Step::Granted { iova, len } => {
+                let iova = addr(iova);
+                self.granted(iova, count(iova, len));
+            }
+        }
+        let bound = self.bounded.bound().map_or(usize::MAX, NonZeroUsize::get);
+        assert!(self.bounded.entries() <= bound);
+    }
+
+    /// What is granted: by the IOTLB, and by all of the way to the memory.
+    fn granted(&self, iova: u64, length: usize) {
+        let at = GuestAddress(iova);
+        let by_iotlb = self.memory.iommu().granted(at, length);
+        let by_memory = self.memory.granted(at, length);
+        assert_eq!(by_memory, self.marked.granted(at, length));
+        if length == 0 {
+            assert_eq!(by_iotlb, Some(Permissions::ReadWrite));
+            return;
+        }
+        let parts = last_of(iova, length).map(|last| self.mappings.parts(iova, last));
+        let common = parts.as_ref().and_then(|parts| {
+            parts.iter().try_fold(Permissions::ReadWrite, |common, part| {
+                let (_, granted) = part.2?;
+                Some(permissions(common as u8 & granted as u8))
+            })
+        });
+        assert_eq!(by_iotlb, common);
+        let is_there = parts.is_some_and(|parts| {
+            parts.iter().all(|(first, last, mapped)| {
+                let length = usize::try_from(u128::from(last - first) + 1).ok();
+                let reached = mapped.zip(length).map(|((to, _), length)| {
+                    let pieces = self.physical.pieces(to, length);
+                    pieces.iter().map(|(_, length)| length).sum::<usize>() == length
+                });
+                reached.unwrap_or(false)
+            })
+        });
+        let tracked = iova
+            .checked_add(length as u64)
+            .is_some_and(|end| end <= TRACKED as u64);
+        let expected = common.filter(|_| is_there).map(|common| match tracked {
+            true => common,
+            false => permissions(common as u8 & Permissions::Read as u8),
+        });
+        assert_eq!(by_memory, expected);
+    }
+
+    /// The IOTLB with the bound: what it finds is right, what it misses it may ask for, and it refuses only what takes too many mappings.
+    fn lookup_bounded(&self, iova: u64, length: usize, access: Permissions) {
+        let answer = Iotlb::lookup(&self.bounded, GuestAddress(iova), length, access);
+        let Some(last) = last_of(iova, length) else {
+            return;
+        };
+        let parts = self.mappings.parts(iova, last);
+        match answer {
+            Ok(pieces) => {
+                let found = pieces.map(|piece| (piece.base.0, piece.length as u128));
+                let expected = parts
+                    .iter()
+                    .map(|part| (part.2.unwrap().0, u128::from(part.1 - part.0) + 1));
+                assert_eq!(rejoined(found), rejoined(expected));
+            }
+            Err(fails) if fails.is_refused_by_bound() => {
+                assert!(fails.misses.is_empty());
+                // What is missing between two that continue each other may join them.
+                let known = parts.iter().filter_map(|(first, _, mapped)| {
+                    let (to, granted) = (*mapped)?;
+                    Some((to.wrapping_sub(*first), granted))
+                });
+                let mut known: Vec<_> = known.collect();
+                known.dedup();
+                let pieces = known.len();
+                let bound = self.bounded.bound().map_or(usize::MAX, NonZeroUsize::get);
+                assert!(
+                    pieces > bound,
+                    "{pieces} mappings are refused by a bound of {bound}"
+                );
+            }
+            Err(fails) => {
+                for refused in fails.access_fails {
+                    let last = last_of(refused.base.0, refused.length).unwrap();
+                    let parts = self.mappings.parts(refused.base.0, last);
+                    assert!(parts.iter().all(|part| !part.2.unwrap().1.allow(access)));
+                }
+            }
         }
     }
 
@@ -167,6 +274,7 @@ impl Pair {
 
     /// The library's answer against the model's: what is mapped, or what is missing and what is refused.
     fn lookup(&self, iova: u64, length: usize, access: Permissions) {
+        self.lookup_bounded(iova, length, access);
         let answer = self.memory.iommu().lookup(GuestAddress(iova), length, access);
         let Some(last) = last_of(iova, length) else {
             match answer {
@@ -242,6 +350,8 @@ impl Pair {
     fn write(&mut self, iova: u64, len: usize, fill: u8) {
         let data: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(13) ^ fill).collect();
         let answer = self.memory.write(&data, GuestAddress(iova));
+        let same = self.marked.write(&data, GuestAddress(iova));
+        assert_eq!(answer.as_ref().ok(), same.as_ref().ok());
         let allowed = self
             .memory
             .check_range(GuestAddress(iova), len, Permissions::Write);
@@ -272,6 +382,9 @@ impl Pair {
         for (target, len) in reached {
             let (part, others) = rest.split_at(len);
             self.physical.write_unmarked(target, part);
+            if let Some(last) = last_of(target, len) {
+                self.dirty_physical.extend(target / PAGE..=last / PAGE);
+            }
             rest = others;
         }
         if let Some(last) = last_of(iova, done) {
@@ -312,6 +425,23 @@ impl Pair {
         for page in 0..TRACKED as u64 / PAGE {
             let marked = self.memory.bitmap().dirty_at((page * PAGE) as usize);
             assert_eq!(marked, self.dirty.contains(&page), "mark of I/O page {page}");
+            let by_both = self.marked.bitmap().dirty_at((page * PAGE) as usize);
+            assert_eq!(by_both, marked, "mark of I/O page {page}, by both");
+        }
+        for region in self.marked.get_backend().iter() {
+            let mut buf = vec![0; region.len() as usize];
+            let start = region.start_addr();
+            self.marked.get_backend().read_slice(&mut buf, start).unwrap();
+            assert_eq!(buf, self.physical.read(start.0, buf.len()));
+            for at in (0..region.len()).step_by(PAGE as usize) {
+                let expected = self.dirty_physical.contains(&((start.0 + at) / PAGE));
+                assert_eq!(
+                    region.bitmap().dirty_at(at as usize),
+                    expected,
+                    "{at:#x} of {:#x}",
+                    start.0
+                );
+            }
         }
         for region in self.memory.get_backend().iter() {
             let mut buf = vec![0; region.len() as usize];

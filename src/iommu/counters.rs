@@ -49,7 +49,7 @@ impl LookupCounters {
     }
 }
 
-/// What a [`SharedIotlb`](super::SharedIotlb) has done since it was made, or since its lookups are counted.
+/// What an [`Iotlb`](super::Iotlb) or a [`SharedIotlb`](super::SharedIotlb) has done since it was made, or since its lookups are counted.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct IotlbCounters {
     /// Lookups that found everything; 0 unless they are counted.

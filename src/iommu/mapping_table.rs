@@ -6,22 +6,29 @@
 //!   leaves    │ first, scale, len │ …     a step right or left of the hint, or a binary search, if it was wrong
 //!               │
 //!               ▼
-//!   entries   │ start last offset tag │ × 128, sorted; `scale` says about which
+//!   entries   │ start last offset tag │ × 128, sorted; `scale` says about which; shared by copies of the table until one of them changes it
 //! ```
 //!
 //! Where addresses are spread evenly, as they are in an I/O address space that is mapped page by page, both guesses are right and a search looks
 //! at three places, however many mappings there are. Where they are not, a guest may make both wrong: then there are two binary
 //! searches, which it cannot make longer. Nothing trusts a guess: an entry is taken if the address lies behind its start and before the next one's.
 //!
-//! Leaves are full after mappings that were made in ascending order. Where mappings go, neighbouring leaves that fill less than half of one become
-//! one.
+//! Leaves are full after mappings that were made in ascending order. Where mappings go, neighbouring leaves that fill three quarters of one become
+//! one: not more, or a mapping that comes and goes would have them split and join each time. So two neighbours fill more than that, and a mapping
+//! takes no more than 4096 * 2 / 97 = 85 bytes in its leaf.
+//!
+//! A copy of a table costs a count for each leaf, and each leaf that is changed afterwards, a copy of that. A copy that is brought up to date
+//! ([`clone_from`](Clone::clone_from)) costs a comparison for each leaf that both have.
 
 use core::ops::Range;
+use std::sync::Arc;
 
 use crate::guest_memory::Permissions;
 
 /// Mappings in a leaf at most.
 const CAPACITY: usize = 128;
+/// Neighbouring leaves of so many mappings together become one.
+const JOINED: usize = CAPACITY / 4 * 3;
 /// Hints for each leaf: the more, the less often a hint is one leaf off.
 const HINTS_PER_LEAF: usize = 4;
 /// The hints are made anew when one in so many leaves has come or gone.
@@ -79,30 +86,58 @@ pub(super) struct Place {
 }
 
 /// Neighbouring mappings. Never empty.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Leaf {
     /// The start of the first one.
     first: u64,
     /// How many mappings begin in an address, as a fraction of 2^64, if they are spread evenly.
     scale: u64,
-    /// Sorted up to `len`.
-    entries: Box<[Mapping; CAPACITY]>,
+    /// Sorted up to `len`. Other tables may have them, too: whoever changes them takes a copy then.
+    entries: Arc<[Mapping; CAPACITY]>,
     len: usize,
+}
+
+/// Shares the mappings.
+impl Clone for Leaf {
+    fn clone(&self) -> Self {
+        Leaf {
+            entries: Arc::clone(&self.entries),
+            ..*self
+        }
+    }
+
+    /// A leaf that has the same mappings keeps them: no count is touched, which costs more than all the rest.
+    #[inline]
+    fn clone_from(&mut self, source: &Self) {
+        if !Arc::ptr_eq(&self.entries, &source.entries) {
+            self.entries = Arc::clone(&source.entries);
+        }
+        self.first = source.first;
+        self.scale = source.scale;
+        self.len = source.len;
+    }
 }
 
 impl Leaf {
     fn of(mappings: &[Mapping]) -> Self {
+        let mut entries = [Mapping::default(); CAPACITY];
+        let len = mappings.len().min(CAPACITY);
+        for (to, from) in entries.iter_mut().zip(mappings) {
+            *to = *from;
+        }
         let mut leaf = Leaf {
             first: 0,
             scale: 0,
-            entries: Box::new([Mapping::default(); CAPACITY]),
-            len: mappings.len().min(CAPACITY),
+            entries: Arc::new(entries),
+            len,
         };
-        if let Some(to) = leaf.entries.get_mut(..mappings.len()) {
-            to.copy_from_slice(mappings);
-        }
         leaf.measure();
         leaf
+    }
+
+    /// The mappings, to be changed: by this table alone.
+    fn own(&mut self) -> &mut [Mapping; CAPACITY] {
+        Arc::make_mut(&mut self.entries)
     }
 
     #[inline(always)]
@@ -161,21 +196,35 @@ impl Leaf {
 
     /// Puts a mapping in at a number, before those from there on. There is room.
     fn insert(&mut self, at: usize, mapping: Mapping) {
-        if let Some(moved) = self.entries.get_mut(at..self.len.saturating_add(1)) {
+        let end = self.len.saturating_add(1);
+        if let Some(moved) = self.own().get_mut(at..end) {
             moved.rotate_right(1);
             if let Some(first) = moved.first_mut() {
                 *first = mapping;
             }
-            self.len = self.len.saturating_add(1);
+            self.len = end;
             self.measure();
         }
     }
 
     /// Takes mappings out.
     fn remove(&mut self, range: Range<usize>) {
-        if range.end <= self.len {
-            self.entries.copy_within(range.end..self.len, range.start);
-            self.len = self.len.saturating_sub(range.len());
+        let len = self.len;
+        if range.end <= len {
+            if range.end < len {
+                self.own().copy_within(range.end..len, range.start);
+            }
+            self.len = len.saturating_sub(range.len());
+            self.measure();
+        }
+    }
+
+    /// Takes over the mappings of the leaf behind this one. There is room.
+    fn append(&mut self, behind: &Leaf) {
+        let (len, end) = (self.len, self.len.saturating_add(behind.len));
+        if let Some(to) = self.own().get_mut(len..end) {
+            to.copy_from_slice(behind.mappings());
+            self.len = end;
             self.measure();
         }
     }
@@ -188,7 +237,8 @@ struct Hints {
     base: u64,
     /// Each is for so many addresses, as a power of two.
     shift: u32,
-    leaves: Vec<u32>,
+    /// Shared by copies of the table.
+    leaves: Arc<[u32]>,
 }
 
 impl Hints {
@@ -220,7 +270,7 @@ impl Hints {
         Hints {
             base,
             shift,
-            leaves: hints,
+            leaves: hints.into(),
         }
     }
 
@@ -235,14 +285,50 @@ impl Hints {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How many searches this thread has made.
+    pub(super) static SEARCHES: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+}
+
 /// Mappings that have no address in common.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct MappingTable {
     leaves: Vec<Leaf>,
+    /// For each leaf, an age that no mapping in it is older than.
+    oldest: Vec<u64>,
     hints: Hints,
     /// How many leaves have come or gone since the hints were made.
     stale: usize,
     len: usize,
+}
+
+/// Shares the leaves.
+impl Clone for MappingTable {
+    fn clone(&self) -> Self {
+        let mut copy = Self::default();
+        copy.clone_from(self);
+        copy
+    }
+
+    fn clone_from(&mut self, source: &Self) {
+        let Self {
+            leaves,
+            oldest,
+            hints,
+            stale,
+            len,
+        } = source;
+        self.leaves.clone_from(leaves);
+        self.oldest.clone_from(oldest);
+        self.hints.base = hints.base;
+        self.hints.shift = hints.shift;
+        if !Arc::ptr_eq(&self.hints.leaves, &hints.leaves) {
+            self.hints.leaves = Arc::clone(&hints.leaves);
+        }
+        self.stale = *stale;
+        self.len = *len;
+    }
 }
 
 impl MappingTable {
@@ -250,11 +336,17 @@ impl MappingTable {
         self.len
     }
 
+    /// How many leaves there are.
+    pub(super) fn leaves(&self) -> usize {
+        self.leaves.len()
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 
     /// All of them, in order.
+    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Mapping> {
         self.leaves.iter().flat_map(Leaf::mappings)
     }
@@ -305,6 +397,8 @@ impl MappingTable {
     /// The last mapping that begins at or before an address.
     #[inline(always)]
     pub(super) fn last_at_or_before(&self, addr: u64) -> Option<(Place, &Mapping)> {
+        #[cfg(test)]
+        SEARCHES.set(SEARCHES.get().wrapping_add(1));
         let leaf = self.leaf_of(addr)?;
         let mappings = self.leaves.get(leaf)?;
         let entry = mappings.last_at_or_before(addr);
@@ -363,6 +457,7 @@ impl MappingTable {
         match self.leaves.get_mut(place.leaf) {
             Some(leaf) if leaf.len < CAPACITY => {
                 leaf.insert(place.entry.wrapping_add(1), mapping);
+                self.has_age(place.leaf, mapping.age());
                 self.len = self.len.saturating_add(1);
             }
             _ => self.insert(mapping),
@@ -380,10 +475,61 @@ impl MappingTable {
         };
         leaf.remove(place.entry..place.entry.wrapping_add(1));
         self.len = self.len.saturating_sub(1);
-        if leaf.len <= CAPACITY / 2 {
+        if leaf.len < JOINED {
             self.join_small(place.leaf);
         }
         true
+    }
+
+    /// Takes out the oldest mapping; of several, the one of the lowest addresses.
+    pub(super) fn remove_oldest(&mut self) -> Option<Mapping> {
+        loop {
+            // Of leaves with the same age the first, as of mappings.
+            let (number, age) = self
+                .oldest
+                .iter()
+                .copied()
+                .enumerate()
+                .min_by_key(|(_, age)| *age)?;
+            let leaf = self.leaves.get(number)?;
+            let mut next = u64::MAX;
+            let mut found: Option<(usize, Mapping)> = None;
+            for (entry, mapping) in leaf.mappings().iter().enumerate() {
+                match found {
+                    Some((_, oldest)) if oldest.age() <= mapping.age() => next = next.min(mapping.age()),
+                    _ => {
+                        next = found.map_or(next, |(_, oldest)| oldest.age());
+                        found = Some((entry, *mapping));
+                    }
+                }
+            }
+            let (entry, mapping) = found?;
+            if mapping.age() > age {
+                // The one that was so old is gone. Each time it is not there, it was taken out before: that is paid for.
+                self.set_age(number, mapping.age());
+                continue;
+            }
+            // The others of this leaf are so old, whatever leaf they are in afterwards.
+            self.set_age(number, next);
+            if !self.remove_at(Place { leaf: number, entry }) {
+                self.remove_within(mapping.start, mapping.last);
+            }
+            return Some(mapping);
+        }
+    }
+
+    fn set_age(&mut self, leaf: usize, age: u64) {
+        if let Some(oldest) = self.oldest.get_mut(leaf) {
+            *oldest = age;
+        }
+    }
+
+    /// A mapping of that age has come into a leaf.
+    #[inline]
+    fn has_age(&mut self, leaf: usize, age: u64) {
+        if let Some(oldest) = self.oldest.get_mut(leaf) {
+            *oldest = age.min(*oldest);
+        }
     }
 
     /// Puts a mapping in. It has no address in common with any other.
@@ -394,6 +540,7 @@ impl MappingTable {
         let is_last = number.saturating_add(1) >= self.leaves.len();
         let Some(leaf) = self.leaves.get_mut(number) else {
             self.leaves.push(Leaf::of(&[mapping]));
+            self.oldest.push(mapping.age());
             self.leaves_changed(1);
             return;
         };
@@ -402,6 +549,7 @@ impl MappingTable {
             .partition_point(|other| other.start < mapping.start);
         if leaf.len < CAPACITY {
             leaf.insert(at, mapping);
+            self.has_age(number, mapping.age());
             if mapping.start < self.hints.base {
                 // No hint is for it.
                 self.leaves_changed(1);
@@ -411,6 +559,7 @@ impl MappingTable {
         // Behind everything: leaves stay full.
         if is_last && at == leaf.len {
             self.leaves.push(Leaf::of(&[mapping]));
+            self.oldest.push(mapping.age());
             self.leaves_changed(1);
             return;
         }
@@ -423,14 +572,19 @@ impl MappingTable {
             upper.insert(at.saturating_sub(half), mapping);
         }
         self.leaves.insert(number.saturating_add(1), upper);
+        self.has_age(number, mapping.age());
+        let age = self.oldest.get(number).copied().unwrap_or(0);
+        self.oldest.insert(number.saturating_add(1), age);
         self.leaves_changed(1);
+        // A half may go together with what did not go together with the whole.
+        self.join_small(number);
     }
 
-    /// Calls `change` with the mapping at a place, whose start must stay between its neighbours'.
+    /// Calls `change` with the mapping at a place, whose start must stay between its neighbours', and which must not become older.
     pub(super) fn change(&mut self, place: Place, change: impl FnOnce(&mut Mapping)) {
         let Place { leaf, entry } = place;
         if let Some(leaf) = self.leaves.get_mut(leaf).filter(|leaf| entry < leaf.len) {
-            if let Some(mapping) = leaf.entries.get_mut(entry) {
+            if let Some(mapping) = leaf.own().get_mut(entry) {
                 let start = mapping.start;
                 change(mapping);
                 if mapping.start != start {
@@ -440,8 +594,8 @@ impl MappingTable {
         }
     }
 
-    /// Takes out all mappings that lie between two addresses with all of theirs, and calls `taken` with each.
-    pub(super) fn remove_within(&mut self, first: u64, last: u64, mut taken: impl FnMut(&Mapping)) {
+    /// Takes out all mappings that lie between two addresses with all of theirs.
+    pub(super) fn remove_within(&mut self, first: u64, last: u64) {
         let Some((place, _)) = self.first_at_or_behind(first) else {
             return;
         };
@@ -457,11 +611,6 @@ impl MappingTable {
                 // The first mapping of this leaf reaches past the range, or the last one of the leaf lies before it.
                 continue;
             }
-            leaf.mappings()
-                .get(begin..end)
-                .unwrap_or_default()
-                .iter()
-                .for_each(&mut taken);
             self.len = self.len.saturating_sub(end.wrapping_sub(begin));
             leaf.remove(begin..end);
             if leaf.len == 0 {
@@ -471,26 +620,27 @@ impl MappingTable {
         }
         if let Some(range) = emptied {
             let gone = range.len();
-            self.leaves.drain(range);
+            self.leaves.drain(range.clone());
+            self.oldest.drain(range);
             self.leaves_changed(gone);
         }
         self.join_small(from);
     }
 
-    /// Makes one leaf of two neighbours that would fill no more than half of it, around the leaf with that number.
+    /// Makes one leaf of two neighbours that fill no more than [`JOINED`] together, around the leaf with that number.
     fn join_small(&mut self, number: usize) {
         for left in [number.saturating_add(1), number, number.saturating_sub(1)] {
             let right = left.saturating_add(1);
-            let (Some(a), Some(b)) = (self.leaves.get(left), self.leaves.get(right)) else {
+            let len = |number: usize| self.leaves.get(number).map(|leaf| leaf.len);
+            let (Some(a), Some(b)) = (len(left), len(right)) else {
                 continue;
             };
-            if a.len.saturating_add(b.len) <= CAPACITY / 2 {
-                let mut both = a.mappings().to_vec();
-                both.extend_from_slice(b.mappings());
+            if a.saturating_add(b) <= JOINED {
+                let (upper, age) = (self.leaves.remove(right), self.oldest.remove(right));
                 if let Some(leaf) = self.leaves.get_mut(left) {
-                    *leaf = Leaf::of(&both);
+                    leaf.append(&upper);
                 }
-                self.leaves.remove(right);
+                self.has_age(left, age);
                 self.leaves_changed(1);
             }
         }
@@ -502,5 +652,136 @@ impl MappingTable {
             self.hints = Hints::of(&self.leaves);
             self.stale = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::btree_map::Entry;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    /// Thousands of mappings that come, go and are evicted in any order, in a table and in one that is made equal to it now and then: the oldest go, every one that
+    /// there is is found, and neither table sees what the other one does.
+    #[test]
+    fn the_oldest_go_and_copies_stay_what_they_were() {
+        let mut state = 1u64;
+        let mut random = move |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        // By first address: the age. By age, the first address.
+        let (mut table, mut model) = (MappingTable::default(), BTreeMap::new());
+        let mut ages = BTreeSet::new();
+        let (mut copy, mut model_of_copy) = (MappingTable::default(), Vec::new());
+        let contents = |table: &MappingTable| -> Vec<(u64, u64)> {
+            table
+                .iter()
+                .map(|mapping| (mapping.start, mapping.age()))
+                .collect()
+        };
+        let steps: u64 = if cfg!(miri) { 2_000 } else { 60_000 };
+        for step in 0..steps {
+            let start = random(1 << 13) * 16;
+            match random(100) {
+                // It grows to some thousands, and shrinks to nothing.
+                0..=79 if step / 10_000 % 2 == 0 => {
+                    if let Entry::Vacant(free) = model.entry(start) {
+                        // Of the same age, now and then, or older than others.
+                        let age = (step / 3).saturating_sub(random(2) * random(100));
+                        table.insert(Mapping::new(start, start + 9, 0, Permissions::Read, age));
+                        free.insert(age);
+                        ages.insert((age, start));
+                    }
+                }
+                0..=59 => {
+                    let oldest = table
+                        .remove_oldest()
+                        .map(|mapping| (mapping.age(), mapping.start));
+                    assert_eq!(oldest, ages.pop_first());
+                    model.remove(&oldest.unwrap_or_default().1);
+                }
+                60..=89 => {
+                    let end = start + 16 * random(20);
+                    table.remove_within(start, end);
+                    model.retain(|at, age| {
+                        let stays = *at < start || at + 9 > end;
+                        if !stays {
+                            ages.remove(&(*age, *at));
+                        }
+                        stays
+                    });
+                }
+                _ if step % 50 == 0 => {
+                    copy.clone_from(&table);
+                    model_of_copy = contents(&table);
+                }
+                _ => {
+                    let found = table.last_at_or_before(start).map(|(_, mapping)| mapping.start);
+                    let expected = model.range(..=start).next_back().map(|(start, _)| *start);
+                    assert_eq!(found, expected);
+                }
+            }
+            assert_eq!(table.len(), model.len());
+            if step % 500 == 0 {
+                let all: Vec<_> = model.iter().map(|(start, age)| (*start, *age)).collect();
+                assert_eq!(contents(&table), all);
+                assert_eq!(contents(&copy), model_of_copy);
+                assert_eq!(table.oldest.len(), table.leaves.len());
+                for pair in table.leaves.windows(2) {
+                    assert!(pair[0].len + pair[1].len > JOINED, "two that could be one");
+                }
+            }
+        }
+    }
+
+    /// A half of a leaf goes together with a small neighbour, which the whole did not go together with.
+    #[test]
+    fn the_halves_of_a_leaf_join_their_neighbours() {
+        let mut table = MappingTable::default();
+        let mapping = |start: u64| Mapping::new(start, start + 9, 0, Permissions::Read, start);
+        for start in 0..256u64 {
+            table.insert(mapping(start * 32));
+        }
+        table.remove_within(133 * 32, u64::MAX);
+        let lens =
+            |table: &MappingTable| -> Vec<usize> { table.leaves.iter().map(|leaf| leaf.len).collect() };
+        assert_eq!(lens(&table), [128, 5]);
+        table.insert(mapping(3 * 32 + 16));
+        assert_eq!(lens(&table), [65, 69]);
+    }
+
+    /// What a copy costs that is brought up to date: the leaves that are the same stay as they are.
+    #[test]
+    fn a_copy_that_is_brought_up_to_date_shares_all_and_counts_only_what_changed() {
+        let mut table = MappingTable::default();
+        for start in 0..1000u64 {
+            table.insert(Mapping::new(
+                start * 16,
+                start * 16 + 9,
+                0,
+                Permissions::Read,
+                start,
+            ));
+        }
+        let mut copy = table.clone();
+        let counts = |table: &MappingTable| -> Vec<usize> {
+            table
+                .leaves
+                .iter()
+                .map(|leaf| Arc::strong_count(&leaf.entries))
+                .collect()
+        };
+        assert_eq!(counts(&table), [2; 8]);
+        table.remove_within(16 * 130, 16 * 130 + 9);
+        assert_eq!(counts(&table), [2, 1, 2, 2, 2, 2, 2, 2]);
+        assert_eq!((table.len(), copy.len()), (999, 1000));
+        copy.clone_from(&table);
+        assert_eq!(counts(&table), [2; 8]);
+        assert_eq!(copy.len(), 999);
+        drop(copy);
+        assert_eq!(counts(&table), [1; 8]);
     }
 }

@@ -82,6 +82,29 @@ impl<M: GuestMemoryBackend, I: Iommu, B: Bitmap> MarkedIommuMemory<M, I, B> {
         &self.translated.iommu
     }
 
+    /// Returns what all of the `count` bytes from `addr` on permit: the IOMMU, while it is on, the physical memory behind it, and the bitmap, which
+    /// must have a place for the marks of a write. `None` if one of them is not mapped, or not in the physical memory.
+    ///
+    /// It asks the IOMMU for one access after another: one that asks elsewhere for what is missing does so here, too.
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use vm_memory::iommu::{MarkedIommuMemory, SharedIotlb};
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap, Permissions};
+    ///
+    /// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+    /// let iotlb = SharedIotlb::new();
+    /// iotlb.set_mapping(GuestAddress(0x8000_0000), GuestAddress(0x1000), 0x1000, Permissions::Read)?;
+    /// let memory = MarkedIommuMemory::by_guest_address(physical, iotlb, true);
+    /// assert_eq!(memory.granted(GuestAddress(0x8000_0000), 0x1000), Some(Permissions::Read));
+    /// assert_eq!(memory.granted(GuestAddress(0x8000_0800), 0x1000), None);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn granted(&self, addr: GuestAddress, count: usize) -> Option<Permissions> {
+        self.translated.granted(&*self.bitmap, addr, count)
+    }
+
     /// Returns the physical memory.
     pub fn get_backend(&self) -> &M {
         &self.translated.backend

@@ -123,10 +123,42 @@ pub struct IotlbFails {
     /// Parts that no mapping is known for: asking where the mappings are kept may help.
     pub misses: Vec<IovaRange>,
     /// Parts whose mapping does not permit the access, or that can have no mapping, since they pass 2^64.
+    ///
+    /// If the last one is empty, the range was refused as it takes more mappings than the [bound](Iotlb::set_bound) permits at a time, and all that is
+    /// missing is among the others: asking for that would never end.
     pub access_fails: Vec<IovaRange>,
 }
 
+impl IovaRange {
+    /// What says in [`IotlbFails::access_fails`] that the bound is the reason.
+    fn refused_by_bound(base: GuestAddress) -> Self {
+        IovaRange { base, length: 0 }
+    }
+}
+
 impl IotlbFails {
+    /// Returns whether the range takes more mappings than the [bound](Iotlb::set_bound) of the IOTLB permits at a time.
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::new();
+    /// iotlb.set_bound(std::num::NonZeroUsize::new(1));
+    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0x7000), 0x1000, Permissions::Read)?;
+    /// iotlb.set_mapping(GuestAddress(0x2000), GuestAddress(0), 0x1000, Permissions::Read)?;
+    /// let fails = Iotlb::lookup(&iotlb, GuestAddress(0x1000), 0x2000, Permissions::Read).unwrap_err();
+    /// assert!(fails.is_refused_by_bound());
+    ///
+    /// // One of the two is a plain miss.
+    /// let fails = Iotlb::lookup(&iotlb, GuestAddress(0x1000), 0x1000, Permissions::Read).unwrap_err();
+    /// assert!(!fails.is_refused_by_bound());
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    pub fn is_refused_by_bound(&self) -> bool {
+        // A range that is looked up and empty is always found, so that no part that fails is empty.
+        self.access_fails.last().is_some_and(|range| range.length == 0)
+    }
+
     /// Makes the error of a lookup of `length` bytes at `iova` that failed so: the first thing that is wrong, with its address and length, and
     /// what was wanted of it.
     ///
@@ -150,6 +182,12 @@ impl IotlbFails {
             Permissions::Write => "write",
             Permissions::ReadWrite => "read and write",
         };
+        if self.is_refused_by_bound() {
+            return Error::CannotResolve {
+                iova_range: IovaRange { base: iova, length },
+                reason: "it takes more mappings than the bound of the IOTLB permits at a time".into(),
+            };
+        }
         let reason = match (self.access_fails.first(), self.misses.first()) {
             (Some(refused), _) => format!("{refused} does not permit to {wanted}"),
             (None, Some(missing)) => format!("{missing} is not mapped, and was to {wanted}"),
@@ -160,6 +198,17 @@ impl IotlbFails {
             reason,
         }
     }
+}
+
+/// The most that is granted of what can be asked for.
+fn widest(mut is_granted: impl FnMut(Permissions) -> bool) -> Option<Permissions> {
+    let all = [
+        Permissions::ReadWrite,
+        Permissions::Read,
+        Permissions::Write,
+        Permissions::No,
+    ];
+    all.into_iter().find(|access| is_granted(*access))
 }
 
 /// An IOMMU: translates I/O virtual addresses.

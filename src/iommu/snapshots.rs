@@ -3,19 +3,25 @@
 //! ```text
 //!   readers ──► current: Arc<Snapshot>, version 7         they keep what they loaded as long as they like
 //!
-//!   writer:     spares:  Arc<Snapshot>, version 6   1. one that nobody reads: do the operations that it lacks again (7), and the new one (8)
-//!               log:     … 7                        2. make it the current one; the old one is a spare
+//!   writer:     before:  Arc<Snapshot>, version 6   1. the newest that nobody reads: do the operations that it lacks again (7), and the new one (8)
+//!               log:     … 7                        2. make it the current one; the old one is one of those before
 //! ```
 //!
-//! In the steady state there are two snapshots, and every operation is done twice; nothing is copied and nothing waits. A reader that keeps its snapshot for
-//! long takes that out of the exchange: then a copy is made, once.
+//! While nobody keeps a snapshot for long there are two, and every operation is done twice; nothing is copied and nothing waits. Readers that keep theirs
+//! take them out of the exchange. What they let go of lacks many operations: it is made equal to the current one, which costs what
+//! [`clone_from`](Clone::clone_from) does. Where there is none, a copy is made.
 //!
 //! # When nobody reads what was before
 //!
 //! `swap` counts every reader that has loaded the pointer before it returns (arc-swap pays their debts), and nobody loads it after. So the count of a
-//! snapshot that is not the current one only falls. A version is out of use when every snapshot with a lower one, the spares and those that
-//! were given up with readers in them, has no count but the writer's own. Counts are read under the writer's lock, and followed by an acquiring
-//! fence: what a reader did with its snapshot happened before.
+//! snapshot that is not the current one only falls. A version is out of use when every snapshot with a lower one has no count but the list's own.
+//! Counts are read under the lock of the list, and followed by an acquiring fence: what a reader did with its snapshot happened before.
+//!
+//! The writer takes a snapshot out of the list to change it, and puts the one that it has replaced in, a moment after nobody loads that any more. Who looks in
+//! between misses neither: the first had no reader, and the second is of the version right before the one that is being made, so that nobody waits for
+//! it yet. So the list is locked only to go over it, and who asks for readers never waits for an operation or a copy.
+
+use std::collections::VecDeque;
 
 use super::sync::{fence, Arc, ArcSwap, Guard, Mutex, Ordering};
 
@@ -29,12 +35,12 @@ pub(super) trait Replay: Clone {
     /// Does an operation. With an error, nothing has changed.
     fn apply(&mut self, operation: &Self::Operation) -> Result<(), Self::Error>;
 
-    /// How many operations take as long as copying the value.
+    /// How many operations take as long as making another value equal to this one, by [`clone_from`](Clone::clone_from).
     fn operations_for_a_copy(&self) -> usize;
 }
 
 /// A value as it was after so many operations.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Snapshot<T> {
     value: T,
     version: u64,
@@ -48,10 +54,14 @@ impl<T> Snapshot<T> {
     }
 }
 
+type List<T> = Vec<Arc<Snapshot<T>>>;
+
 /// See the documentation of the module.
 #[derive(Debug)]
 pub(super) struct Snapshots<T: Replay> {
     current: ArcSwap<Snapshot<T>>,
+    /// Ones that were current, the oldest first. It is locked after the writer, never before.
+    before: Mutex<List<T>>,
     writer: Mutex<Writer<T>>,
 }
 
@@ -59,27 +69,25 @@ pub(super) struct Snapshots<T: Replay> {
 struct Writer<T: Replay> {
     /// The version of the current one.
     version: u64,
-    /// Ones that were current, to be made current again when nobody reads them.
-    spares: Vec<Arc<Snapshot<T>>>,
-    /// Ones that had readers when they were too old to be made current again.
-    left: Vec<Arc<Snapshot<T>>>,
     /// The last operations, up to the current version.
-    log: Vec<T::Operation>,
+    log: VecDeque<T::Operation>,
+    /// One that nobody reads, taken out of the list when that was locked last.
+    spare: Option<Arc<Snapshot<T>>>,
 }
 
-/// Spares at most. More than two are kept only while readers are in them.
-const SPARES: usize = 3;
+/// How many are kept in the list that nobody reads, to be made current again when somebody reads the others.
+const SPARES: usize = 1;
 
 impl<T: Replay> Snapshots<T> {
     /// Begins with a value.
     pub(super) fn new(value: T) -> Self {
         Self {
             current: ArcSwap::new(Arc::new(Snapshot { value, version: 0 })),
+            before: Mutex::new(Vec::new()),
             writer: Mutex::new(Writer {
                 version: 0,
-                spares: Vec::new(),
-                left: Vec::new(),
-                log: Vec::new(),
+                log: VecDeque::new(),
+                spare: None,
             }),
         }
     }
@@ -93,90 +101,111 @@ impl<T: Replay> Snapshots<T> {
     /// Does an operation. Returns its version: see [`readers_before`](Self::readers_before).
     pub(super) fn apply(&self, operation: T::Operation) -> Result<u64, T::Error> {
         let mut writer = super::sync::lock(&self.writer);
-        let mut next = writer.take_spare().unwrap_or_else(|| {
-            let copy = Snapshot::clone(&self.current.load());
-            Arc::new(copy)
-        });
+        let spare = writer.spare.take();
+        let mut next = match spare.or_else(|| take_spare(&mut super::sync::lock(&self.before))) {
+            Some(spare) => spare,
+            None => {
+                let current = self.current.load();
+                Arc::new(Snapshot {
+                    value: current.value.clone(),
+                    version: writer.version,
+                })
+            }
+        };
         let version = writer.version.saturating_add(1);
         // Nobody else has it: it was taken out because of that, or made here.
         let outcome = match Arc::get_mut(&mut next) {
-            Some(snapshot) => snapshot
-                .value
-                .apply(&operation)
-                .map(|()| snapshot.version = version),
+            Some(snapshot) => {
+                writer.bring_up_to_date(snapshot, &self.current);
+                snapshot
+                    .value
+                    .apply(&operation)
+                    .map(|()| snapshot.version = version)
+            }
             None => Ok(()),
         };
         if let Err(error) = outcome {
-            writer.spares.push(next);
+            writer.spare = Some(next);
             return Err(error);
         }
+        let worth = next.value.operations_for_a_copy();
         writer.version = version;
-        writer.log.push(operation);
-        let cost_of_copy = next.value.operations_for_a_copy();
-        let before = self.current.swap(next);
-        writer.spares.push(before);
-        writer.tidy(cost_of_copy);
+        writer.log.push_back(operation);
+        while writer.log.len() > worth {
+            writer.log.pop_front();
+        }
+        let replaced = self.current.swap(next);
+        let mut before = super::sync::lock(&self.before);
+        before.push(replaced);
+        writer.spare = take_spare(&mut before);
+        let unneeded = take_unread(&mut before);
+        drop(before);
+        drop(writer);
+        // Not under a lock: it may be the last to have many things.
+        drop(unneeded);
         Ok(version)
     }
 
     /// How many readers there are of what was before a version.
     pub(super) fn readers_before(&self, version: u64) -> usize {
-        let mut writer = super::sync::lock(&self.writer);
-        writer.forget_unread();
-        let before = writer.spares.iter().chain(&writer.left);
-        let readers = before
+        let mut list = super::sync::lock(&self.before);
+        let readers = list
+            .iter()
             .filter(|snapshot| snapshot.version < version)
             .map(|snapshot| Arc::strong_count(snapshot).saturating_sub(1))
             .sum();
         // Each reader gave its count back with a release, and the counts were read from what came of that.
         fence(Ordering::Acquire);
+        let unneeded = take_unread(&mut list);
+        drop(list);
+        drop(unneeded);
         readers
     }
 }
 
+/// Whether nobody reads one of the list: then nobody ever will.
+fn is_unread<T>(snapshot: &Arc<Snapshot<T>>) -> bool {
+    // Who then changes it, or lets go of it, looks again with an acquiring load.
+    Arc::strong_count(snapshot) == 1
+}
+
+/// Takes out the newest that nobody reads.
+fn take_spare<T>(before: &mut List<T>) -> Option<Arc<Snapshot<T>>> {
+    let newest = before.iter().rposition(is_unread)?;
+    Some(before.remove(newest))
+}
+
+/// Takes out those that nobody reads, but for the newest ones that are kept.
+fn take_unread<T>(before: &mut List<T>) -> List<T> {
+    let unread = before.iter().filter(|snapshot| is_unread(snapshot)).count();
+    let mut surplus = unread.saturating_sub(SPARES);
+    if surplus == 0 {
+        return Vec::new();
+    }
+    before
+        .extract_if(.., |snapshot| {
+            let taken = surplus != 0 && is_unread(snapshot);
+            surplus = surplus.saturating_sub(usize::from(taken));
+            taken
+        })
+        .collect()
+}
+
 impl<T: Replay> Writer<T> {
-    /// Takes out the newest spare that nobody reads, with the operations done that it lacks.
-    fn take_spare(&mut self) -> Option<Arc<Snapshot<T>>> {
-        // The newest is the last.
-        let number = self
-            .spares
-            .iter_mut()
-            .rposition(|spare| Arc::get_mut(spare).is_some())?;
-        let mut spare = self.spares.remove(number);
-        let snapshot = Arc::get_mut(&mut spare)?;
-        let lacks = usize::try_from(self.version.saturating_sub(snapshot.version)).ok()?;
-        let done = self.log.len().checked_sub(lacks)?;
-        for operation in self.log.get(done..)? {
-            // What was done once can be done again.
-            snapshot.value.apply(operation).ok()?;
+    /// Makes a snapshot equal to the current one: by the operations that it lacks, if that is shorter than by a copy.
+    fn bring_up_to_date(&self, snapshot: &mut Snapshot<T>, current: &ArcSwap<Snapshot<T>>) {
+        let lacks = usize::try_from(self.version.saturating_sub(snapshot.version)).unwrap_or(usize::MAX);
+        // What was done once can be done again.
+        let done_again = match self.log.len().checked_sub(lacks) {
+            Some(done) => self
+                .log
+                .range(done..)
+                .all(|operation| snapshot.value.apply(operation).is_ok()),
+            None => false,
+        };
+        if !done_again {
+            snapshot.value.clone_from(&current.load().value);
         }
         snapshot.version = self.version;
-        Some(spare)
-    }
-
-    /// Lets go of those that were given up and have no readers now.
-    fn forget_unread(&mut self) {
-        self.left.retain(|snapshot| Arc::strong_count(snapshot) > 1);
-    }
-
-    /// Gives up spares that it would take longer to bring up to date than to make anew, and forgets operations that no spare lacks.
-    fn tidy(&mut self, operations_for_a_copy: usize) {
-        let worth = u64::try_from(operations_for_a_copy).unwrap_or(u64::MAX);
-        while let Some(oldest) = self.spares.first() {
-            let lacks = self.version.saturating_sub(oldest.version);
-            if self.spares.len() <= SPARES && lacks <= worth {
-                break;
-            }
-            let oldest = self.spares.remove(0);
-            self.forget_unread();
-            self.left.push(oldest);
-        }
-        let oldest = self.spares.first().map_or(self.version, |spare| spare.version);
-        let lacks = usize::try_from(self.version.saturating_sub(oldest)).unwrap_or(usize::MAX);
-        let unneeded = self.log.len().saturating_sub(lacks);
-        // Not one by one: that would move all the others each time.
-        if unneeded >= lacks.max(16) {
-            self.log.drain(..unneeded);
-        }
     }
 }

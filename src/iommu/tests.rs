@@ -291,6 +291,50 @@ fn a_region_keeps_its_protection() {
     assert_eq!(marked(memory.bitmap()), [60, 61, 62, 63]);
 }
 
+/// What is granted is what the IOMMU, the memory behind it, and the bitmap have in common.
+#[test]
+fn what_is_granted_is_what_all_of_the_way_permits() {
+    let physical = physical(&[(0, 64, BOTH), (64, 64, libc::PROT_READ)]);
+    let mut memory = IommuMemory::new(physical.clone(), Known::default(), true, bytewise(0x40));
+    map(
+        &memory,
+        &[
+            (0, 0, 8, ReadWrite),
+            (8, 0, 8, Read),
+            (16, 0, 8, Write),
+            (24, 0, 8, No),
+            // Protected by the region, behind the bitmap, and outside of the physical memory.
+            (32, 64, 8, ReadWrite),
+            (0x40, 0, 8, ReadWrite),
+            (0x48, 0x100, 8, ReadWrite),
+        ],
+    );
+    let granted = |memory: &Memory, at, length| memory.granted(GuestAddress(at), length);
+    let expected = [
+        (0, 8, Some(ReadWrite)),
+        (0, 9, Some(Read)),
+        (8, 9, Some(No)),
+        (16, 8, Some(Write)),
+        (24, 1, Some(No)),
+        (32, 8, Some(Read)),
+        (0x40, 8, Some(Read)),
+        (0x48, 8, None),
+        (0x44, 8, None),
+        (40, 1, None),
+        (u64::MAX, 2, None),
+    ];
+    for (at, length, expected) in expected {
+        assert_eq!(granted(&memory, at, length), expected, "{at:#x}, {length}");
+        let marked = MarkedIommuMemory::by_both(physical.clone(), Known::default(), true, bytewise(0x40));
+        *marked.iommu().iotlb.write().unwrap() = memory.iommu().iotlb.read().unwrap().clone();
+        assert_eq!(marked.granted(GuestAddress(at), length), expected, "{at:#x}");
+    }
+    memory.set_iommu_enabled(false);
+    assert_eq!(granted(&memory, 24, 8), Some(ReadWrite));
+    assert_eq!(granted(&memory, 60, 8), Some(Read));
+    assert_eq!(granted(&memory, 0x80, 8), None);
+}
+
 #[test]
 fn another_backend_keeps_iommu_bitmap_and_switch() {
     let mut first = memory(&[(0, 0, 16, ReadWrite)]);

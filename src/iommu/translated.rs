@@ -4,7 +4,7 @@ use std::fmt::{self, Debug};
 use std::sync::Arc;
 
 use super::iotlb::passes_the_end;
-use super::{Error, Iommu, IotlbIterator, IovaRange};
+use super::{widest, Error, Iommu, IotlbIterator, IovaRange};
 use crate::bitmap::{Bitmap, BS, MS};
 use crate::guest_memory::{
     Error as GuestMemoryError, GuestAddress, GuestMemory, GuestMemoryBackend,
@@ -91,6 +91,16 @@ impl<M: GuestMemoryBackend, I: Iommu> Translated<M, I> {
         })
         // An IOMMU of another crate's may have translated less than it was asked for.
         && translated >= count
+    }
+
+    /// The most that all of a range permits.
+    pub(super) fn granted(
+        &self,
+        bitmap: &impl Bitmap,
+        addr: GuestAddress,
+        count: usize,
+    ) -> Option<Permissions> {
+        widest(|access| self.check_range(bitmap, addr, count, access))
     }
 
     /// The slices of a range, with the bitmaps of the physical memory.
