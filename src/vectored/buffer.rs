@@ -47,7 +47,9 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result,
 /// Behind an IOMMU, invalidations have to wait for the operation: it keeps what [`GuestMemory::hold_translation`] returns, and [`push`](Self::push) refuses where that
 /// is nothing. A [`SharedIotlb`](crate::iommu::SharedIotlb) has it.
 pub struct IoBuffer<M: GuestMemory + 'static> {
-    // Borrows from `memory`, and goes before it: fields are dropped in the order of their declaration. The lifetime is never given out.
+    // Borrows from `memory`, and goes before it: fields are dropped in the order of their declaration. The lifetime is never given out. What borrows lies in
+    // `SmallVec`s, whose elements are `MaybeUninit` or on the heap: a buffer that is handed over by value does not promise that they outlive the call
+    // that drops `memory`, as references that lie in it plainly would.
     pieces: Pieces<'static, BS<'static, M::Bitmap>>,
     memory: Arc<M>,
     /// What the first range was translated through, and what holds that for all that come later: it is the oldest.

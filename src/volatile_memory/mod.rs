@@ -231,8 +231,10 @@ pub trait VolatileMemory {
 
     /// Returns a reference to the atomic integer at `offset`.
     ///
-    /// Nothing marks what is written through it. To the language, atomics of different sizes on the same bytes race with
-    /// each other; [`Bytes::load`](crate::Bytes::load) and [`Bytes::store`](crate::Bytes::store) do not.
+    /// The one method of this crate's that is safe to call and not sound by itself: 0.18.0 has it so. To the language, atomics of different sizes on the
+    /// same bytes race with each other, and one that is written to memory that cannot be is undefined; [`Bytes::load`](crate::Bytes::load) and
+    /// [`Bytes::store`](crate::Bytes::store) are neither. Nothing marks what is written through it, and where its page is gone the process is killed,
+    /// whatever is [installed](crate::fault).
     ///
     /// # Errors
     ///

@@ -68,8 +68,9 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// # Safety
     ///
-    /// For the whole of `'a`, the bytes must be mapped for reading and writing, and be accessed only through this crate, by
-    /// atomics or by what the compiler does not see (a guest, a system call): no reference of Rust's to them may be alive.
+    /// For the whole of `'a`, the bytes must be mapped, and be accessed only through this crate, by atomics or by what the compiler does not see (a
+    /// guest, a system call): no reference of Rust's to them may be alive. An access that the mapping's protection refuses faults, as one to a page that
+    /// is gone does ([`fault`](crate::fault)).
     pub unsafe fn with_bitmap(
         addr: *mut u8,
         size: usize,

@@ -289,14 +289,19 @@ fn call(previous: &libc::sigaction, signal: c_int, info: *mut libc::siginfo_t, c
     if previous.sa_flags & libc::SA_SIGINFO != 0 {
         type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
         // SAFETY: with SA_SIGINFO, and neither SIG_DFL nor SIG_IGN, the field is a function of that type (sigaction(2)).
-        let handler = unsafe { core::mem::transmute::<usize, Handler>(previous.sa_sigaction) };
+        let handler = unsafe { core::mem::transmute::<*const (), Handler>(function_of(previous)) };
         handler(signal, info, context);
     } else {
         type Handler = extern "C" fn(c_int);
         // SAFETY: without SA_SIGINFO, and neither SIG_DFL nor SIG_IGN, the field is a function of that type (sigaction(2)).
-        let handler = unsafe { core::mem::transmute::<usize, Handler>(previous.sa_sigaction) };
+        let handler = unsafe { core::mem::transmute::<*const (), Handler>(function_of(previous)) };
         handler(signal);
     }
+}
+
+/// The address of a handler as a pointer: what C keeps as a number is one of a function, whose provenance was exposed when it was put there.
+fn function_of(previous: &libc::sigaction) -> *const () {
+    core::ptr::with_exposed_provenance(previous.sa_sigaction)
 }
 
 /// Lets the kernel end the process.

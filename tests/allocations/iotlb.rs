@@ -1,54 +1,18 @@
-//! What an IOTLB takes from the allocator: by an allocator that counts what its own thread does, which is why this is a program of its own.
-#![cfg(feature = "iommu")]
-#![expect(
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::unwrap_used,
-    unsafe_code,
-    reason = "a test that goes wrong may panic; an allocator is unsafe to write"
-)]
+//! What an IOTLB takes from the allocator.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::VecDeque;
 
 use vm_memory::iommu::SharedIotlb;
 use vm_memory::{GuestAddress, Iotlb, Permissions};
 
+use crate::counting_allocator::{bytes_out, taken_by};
+
 const PAGE: u64 = 0x1000;
-
-thread_local! {
-    // Constants without destructors: reaching them allocates nothing.
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-    static BYTES: Cell<isize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: both methods do what those of the system's allocator do, with the same arguments, and only count beside it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        BYTES.set(BYTES.get() + layout.size() as isize);
-        // SAFETY: the contract of this method is the one of that.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        BYTES.set(BYTES.get() - layout.size() as isize);
-        // SAFETY: the block is from `alloc` with this layout, by the contract of this method, and so from the system's allocator.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// How many allocations something makes, and what comes of it.
 fn allocations<T>(of: impl FnOnce() -> T) -> (usize, T) {
-    let before = ALLOCATIONS.get();
-    let outcome = of();
-    (ALLOCATIONS.get() - before, outcome)
+    let (taken, outcome) = taken_by(of);
+    (taken.allocations, outcome)
 }
 
 /// Every other page, to places that do not continue each other.
@@ -112,15 +76,15 @@ fn a_hit_allocates_nothing_and_a_miss_what_its_answer_has() {
 /// Bytes a mapping, as the documentation of `SharedIotlb` has them.
 #[test]
 fn a_mapping_takes_32_to_90_bytes_whichever_ones_go() {
-    let each = |before: isize, iotlb: &Iotlb| (BYTES.get() - before) as usize / iotlb.entries();
-    let before = BYTES.get();
+    let each = |before: isize, iotlb: &Iotlb| (bytes_out() - before) as usize / iotlb.entries();
+    let before = bytes_out();
     let full = fragmented(100_000);
     assert!((32..40).contains(&each(before, &full)), "{}", each(before, &full));
     drop(full);
 
     // Of each leaf of 128, all go but so many of every other, and so many of the ones in between: none of them can go together with its neighbour.
     for (some, others) in [(64, 1), (96, 1), (96, 32), (48, 49), (33, 64), (128, 1)] {
-        let before = BYTES.get();
+        let before = bytes_out();
         let mut iotlb = fragmented(100_000);
         for (number, (iova, _)) in pages(100_000).enumerate() {
             let stays = if number / 128 % 2 == 0 { some } else { others };
@@ -141,7 +105,7 @@ fn a_snapshot_that_is_kept_takes_what_has_changed() {
         shared.set_mapping(iova, to, 0x1000, Permissions::Read).unwrap();
     }
     let mut kept = VecDeque::new();
-    let before = BYTES.get();
+    let before = bytes_out();
     for (iova, to) in pages(320) {
         let to = GuestAddress(to.0 + (1 << 40));
         shared.set_mapping(iova, to, 0x1000, Permissions::Read).unwrap();
@@ -150,12 +114,12 @@ fn a_snapshot_that_is_kept_takes_what_has_changed() {
             kept.pop_front();
         }
     }
-    let each = (BYTES.get() - before) / 32;
+    let each = (bytes_out() - before) / 32;
     // A leaf of 4 KiB, and 48 bytes for each of 79 leaves. A table of its own would take 320 KB.
     assert!((4096..12_000).contains(&each), "{each} bytes each");
     // And gives them back, at the next change.
     kept.clear();
     shared.invalidate_mapping(GuestAddress(0), 0x1000).users();
-    let rest = BYTES.get() - before;
+    let rest = bytes_out() - before;
     assert!(rest < 100_000, "{rest} bytes");
 }

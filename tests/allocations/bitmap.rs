@@ -1,0 +1,36 @@
+//! What a bitmap for 1 TiB takes of the heap.
+
+use std::num::NonZeroUsize;
+
+use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyPages};
+
+/// The bytes that are out after `make` made something, beyond those that were before.
+fn taken_by<T>(make: impl FnOnce() -> T) -> (isize, T) {
+    let (taken, made) = crate::counting_allocator::taken_by(make);
+    (taken.bytes, made)
+}
+
+#[test]
+fn a_bitmap_of_a_tebibyte_takes_32_mebibytes_and_a_hundredth() {
+    const PAGES: usize = 1 << 28;
+    let page_size = NonZeroUsize::new(4096).unwrap();
+    let most = (32 << 20) + (32 << 20) / 100;
+    let within = 32 << 20..=most;
+
+    let (bytes, bitmap) = taken_by(|| AtomicBitmap::new(PAGES * 4096, page_size));
+    assert_eq!(bitmap.len(), PAGES);
+    assert!(within.contains(&bytes), "{bytes} bytes");
+
+    let (bytes, mut dirty) = taken_by(|| DirtyPages::new(PAGES * 4096, page_size));
+    assert!(within.contains(&bytes), "{bytes} bytes");
+
+    // Marking and harvesting take nothing.
+    let (bytes, ()) = taken_by(|| {
+        bitmap.mark_dirty(12345 * 4096, 1 << 30);
+        bitmap.harvest_into(&mut dirty);
+        bitmap.put_back(&dirty);
+        assert_eq!(dirty.total_pages(), 1 << 18);
+        dirty.clear();
+    });
+    assert_eq!(bytes, 0);
+}

@@ -1,0 +1,56 @@
+//! What an `IoBuffer` takes from the allocator: nothing for a chain of up to eight pieces.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::vectored::{self, IoBuffer};
+use vm_memory::{GuestAddress, GuestMemoryMmap, Permissions};
+
+use crate::counting_allocator::taken_by;
+
+type Memory = GuestMemoryMmap<AtomicBitmap>;
+
+/// Sixteen regions of a page, adjacent.
+fn memory() -> Arc<Memory> {
+    let ranges: Vec<_> = (0..16).map(|n| (GuestAddress(n * 0x1000), 0x1000)).collect();
+    Arc::new(Memory::from_ranges(&ranges).unwrap())
+}
+
+#[test]
+fn chains_of_eight_pieces_take_nothing() {
+    let memory = memory();
+    let (taken, ()) = taken_by(|| {
+        let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
+        // Descriptors as a driver makes them: some lie in one region, one in three.
+        buffer.push(GuestAddress(0x10), 0x20).unwrap();
+        buffer.push(GuestAddress(0x2ff0), 0x1020).unwrap();
+        for n in 8..12 {
+            buffer.push(GuestAddress(n * 0x1000), 0x200).unwrap();
+        }
+        assert_eq!(buffer.vectors().len(), 8);
+        buffer.copy_from(0x18, &[7; 0x40]).unwrap();
+        buffer.copy_to(0x18, &mut [0; 0x40]).unwrap();
+        let status = buffer.split_off(0x1800).unwrap();
+        buffer.truncate(0x1000);
+        assert_eq!((buffer.complete(0x1000), status.complete(1)), (0x1000, 1));
+    });
+    assert_eq!((taken.allocations, taken.bytes), (0, 0));
+
+    // A ninth does.
+    let (taken, buffer) = taken_by(|| {
+        let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Read);
+        buffer.push(GuestAddress(0), 9 * 0x1000).unwrap();
+        buffer
+    });
+    assert_eq!(buffer.vectors().len(), 9);
+    assert!(taken.allocations > 0);
+}
+
+#[test]
+fn a_read_over_eight_regions_takes_nothing() {
+    let (memory, zeroes) = (memory(), File::open("/dev/zero").unwrap());
+    let (taken, moved) =
+        taken_by(|| vectored::read_from_at(&*memory, GuestAddress(0), 8 * 0x1000, &zeroes, 0).unwrap());
+    assert_eq!((taken.allocations, moved), (0, 8 * 0x1000));
+}

@@ -1,0 +1,23 @@
+//! What structures of this crate take from the allocator. A program of its own, with an allocator that counts what each thread takes.
+#![cfg(all(
+    unix,
+    feature = "rawfd",
+    feature = "backend-mmap",
+    feature = "backend-bitmap",
+    feature = "iommu"
+))]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::unwrap_used,
+    unsafe_code,
+    reason = "a test that goes wrong may panic; an allocator is unsafe to write"
+)]
+
+mod bitmap;
+mod counting_allocator;
+mod io_buffer;
+mod iotlb;
+
+#[global_allocator]
+static ALLOCATOR: counting_allocator::Counting = counting_allocator::Counting;
