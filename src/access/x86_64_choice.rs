@@ -42,7 +42,7 @@ macro_rules! choices {
             $(#[$doc])*
             pub(in crate::access) mod $name {
                 use super::*;
-                pub(in crate::access) use super::super::{load_ordered, load_u8, store_ordered};
+                pub(in crate::access) use super::super::{load_ordered, store_ordered};
 
                 pub(super) const CHOICE: Choice = Choice {
                     features: KNOWN | $features,

@@ -261,8 +261,10 @@ macro_rules! bulk_tests {
                         kernel::fill_guest(src, (len % 250) as u8 + 1, len).unwrap();
                         kernel::fill_guest_ascending(dst, 0, len).unwrap();
                         kernel::copy_to_guest(dst, src, len).unwrap();
-                        let copied =
-                            (0..len).all(|i| kernel::load_u8(dst.add(i)).unwrap() == (len % 250) as u8 + 1);
+                        let copied = (0..len).all(|i| {
+                            let byte = kernel::load_ordered(dst.add(i), 1, Ordering::Relaxed).unwrap();
+                            byte == (len % 250) as u64 + 1
+                        });
                         assert!(copied, "{len} bytes");
                         kernel::copy_from_guest(dst, src, len).unwrap();
                         kernel::copy_from_guest_ascending(dst, src, len).unwrap();
