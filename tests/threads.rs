@@ -121,6 +121,70 @@ fn accesses_of_mixed_sizes_on_the_same_bytes_are_not_torn() {
     });
 }
 
+/// How often a value is read: one that is written in two parts is seen between them once in some thousand times.
+const TORN_ROUNDS: u64 = if cfg!(vm_memory_portable) { 1_000 } else { 200_000 };
+
+/// One thread that writes a value and one that reads it, by each pair of the kinds of access that keep it whole.
+macro_rules! values_are_not_torn {
+    ($($name:ident, $type:ty;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                const SIZE: usize = size_of::<$type>();
+                // An element before the first whole block of a typed copy.
+                const AT: GuestAddress = GuestAddress(32 - SIZE as u64);
+                let memory = memory();
+                let elements = || memory.get_slice(AT, SIZE * 20).unwrap();
+                let write = |kind, value: $type| match kind {
+                    0 => memory.write_obj(value, AT).unwrap(),
+                    1 => memory.store(value, AT, Ordering::Release).unwrap(),
+                    2 => memory.write_slice(&value.to_ne_bytes(), AT).unwrap(),
+                    _ => elements().copy_from(&[value; 20]),
+                };
+                let read = |kind| -> $type {
+                    match kind {
+                        0 => memory.read_obj(AT).unwrap(),
+                        1 => memory.load(AT, Ordering::Acquire).unwrap(),
+                        2 => {
+                            let mut bytes = [0; SIZE];
+                            memory.read_slice(&mut bytes, AT).unwrap();
+                            <$type>::from_ne_bytes(bytes)
+                        }
+                        _ => {
+                            let mut copied = [0; 20];
+                            elements().copy_to(&mut copied);
+                            copied[0]
+                        }
+                    }
+                };
+                for (writer, reader) in (0..16).map(|pair| (pair / 4, pair % 4)) {
+                    let done = AtomicBool::new(false);
+                    write(writer, 0);
+                    let torn = thread::scope(|scope| {
+                        scope.spawn(|| {
+                            while !done.load(Ordering::Relaxed) {
+                                write(writer, <$type>::MAX);
+                                write(writer, 0);
+                            }
+                        });
+                        let mut values = (0..TORN_ROUNDS).map(|_| read(reader));
+                        let torn = values.find(|value| *value != 0 && *value != <$type>::MAX);
+                        done.store(true, Ordering::Relaxed);
+                        torn
+                    });
+                    assert_eq!(torn, None, "written as {writer}, read as {reader}");
+                }
+            }
+        )*
+    };
+}
+
+values_are_not_torn! {
+    values_of_two_bytes_are_not_torn, u16;
+    values_of_four_bytes_are_not_torn, u32;
+    values_of_eight_bytes_are_not_torn, u64;
+}
+
 /// Whoever loads the flag with `Acquire` sees what was written before it was stored with `Release`.
 #[test]
 fn what_was_written_before_a_release_is_seen_after_an_acquire() {

@@ -11,6 +11,7 @@ use crate::contest::{timed, Batch};
 use crate::layout::Layout;
 use crate::shapes::{blk, pages_in, ring, Mappings, BITMAP_LEN, PAGE, SECOND_SLICE};
 use crate::stage::{Stage, GUEST_LEN};
+use crate::throughput::Shift;
 use crate::values::{HostArray, S16};
 
 /// The shared pages as one array, and where regions begin in it.
@@ -239,13 +240,14 @@ pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
 }
 
 /// `memcpy`, for the plot.
-pub fn copy_bytes(stage: &Stage, len: usize, shift: usize) -> Result<Batch> {
+pub fn copy_bytes(stage: &Stage, len: usize, shift: Shift) -> Result<Batch> {
     let flat = Flat::new(stage, Layout::apart(1))?;
     let host = stage.host.clone();
     Ok(Batch::around(move |iterations| {
-        host.with(len, |buffer| {
+        host.with(shift.host + len, |buffer| {
+            let buffer = buffer.get_mut(shift.host..).unwrap_or_default();
             timed(iterations, |_| {
-                let from = black_box(flat.bytes.get(shift..shift + len)?);
+                let from = black_box(flat.bytes.get(shift.guest..shift.guest + len)?);
                 black_box(&mut *buffer).copy_from_slice(from);
                 Some(())
             })

@@ -82,7 +82,7 @@ struct Cli {
     /// Which build this is; found from the folder of the program otherwise
     #[arg(long, value_enum)]
     build: Option<Build>,
-    /// Write the rows to this file too, with tabs between the fields
+    /// Write the rows, or what --throughput measures, to this file too, with tabs between the fields
     #[arg(long, value_name = "FILE")]
     tsv: Option<PathBuf>,
     /// List the names of the rows
@@ -151,7 +151,7 @@ fn main() -> Result<()> {
         None => Build::of_this_program()?,
     };
     if let Some(path) = &cli.throughput {
-        return throughput::run(&stage, effort, build, path);
+        return throughput::run(&stage, effort, build, path, cli.tsv.as_deref());
     }
     if let Some(path) = &cli.growth {
         return growth::run(effort, build, path);

@@ -1,5 +1,7 @@
 //! Copies of 1 B to 16 MiB: ours, glibc's `memcpy`, and the reference; as a table and as a plot.
 
+use std::fmt::Write as _;
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -14,8 +16,20 @@ use crate::{limit, ours_side, reference_side};
 const MEDIAN_AIM: f64 = 0.97;
 const FLOOR: f64 = 0.85;
 
-/// How far the guest's buffer is from a cache line: on it, and off it.
-const SHIFTS: [usize; 2] = [0, 3];
+/// How far the guest's buffer and the host's are behind a cache line: both on it, either off it, both off it.
+const SHIFTS: [Shift; 4] = [
+    Shift { guest: 0, host: 0 },
+    Shift { guest: 3, host: 0 },
+    Shift { guest: 0, host: 3 },
+    Shift { guest: 3, host: 5 },
+];
+
+/// How far buffers are behind a cache line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shift {
+    pub guest: usize,
+    pub host: usize,
+}
 
 /// One copy.
 struct Point {
@@ -39,19 +53,20 @@ fn grid() -> Vec<usize> {
     grid
 }
 
-/// Measures the grid, prints it, and draws the aligned copies.
-pub fn run(stage: &Stage, effort: Effort, build: Build, path: &Path) -> Result<()> {
+/// Measures the grid, prints it, writes it to `tsv`, and draws the aligned copies.
+pub fn run(stage: &Stage, effort: Effort, build: Build, path: &Path, tsv: Option<&Path>) -> Result<()> {
     println!(
         "Build `{}`, VolatileSlice::copy_to::<u8>, GB/s, medians of {} interleaved rounds.\n",
         build.name(),
         effort.rounds
     );
     println!(
-        "{:>9} {:>6} {:>10} {:>10} {:>10} {:>12}",
-        "bytes", "shift", "reference", "ours", "memcpy", "of memcpy"
+        "{:>9} {:>5} {:>5} {:>10} {:>10} {:>10} {:>12}",
+        "bytes", "guest", "host", "reference", "ours", "memcpy", "of memcpy"
     );
     let mut aligned = Vec::new();
     let mut parts = Vec::new();
+    let mut lines = String::from("bytes\tguest\thost\tpart\n");
     for shift in SHIFTS {
         for len in grid() {
             let contest = Contest {
@@ -69,14 +84,18 @@ pub fn run(stage: &Stage, effort: Effort, build: Build, path: &Path) -> Result<(
                 memcpy: len as f64 / limit,
             };
             println!(
-                "{len:>9} {shift:>6} {:>10} {:>10} {:>10} {part:>12.2} {}",
+                "{len:>9} {:>5} {:>5} {:>10} {:>10} {:>10} {part:>12.2} {}",
+                shift.guest,
+                shift.host,
                 digits(point.reference),
                 digits(point.ours),
                 digits(point.memcpy),
                 if part < FLOOR { "SHORT" } else { "" }
             );
             parts.push(part);
-            if shift == 0 {
+            // Writing to a String does not fail.
+            let _ = writeln!(lines, "{len}\t{}\t{}\t{part:.4}", shift.guest, shift.host);
+            if shift == SHIFTS[0] {
                 aligned.push(point);
             }
         }
@@ -87,6 +106,9 @@ pub fn run(stage: &Stage, effort: Effort, build: Build, path: &Path) -> Result<(
         "\nof memcpy: median {middle:.3} (aim {MEDIAN_AIM}){}, {below} under {FLOOR}",
         if middle < MEDIAN_AIM { " SHORT" } else { "" }
     );
+    if let Some(tsv) = tsv {
+        fs::write(tsv, lines).with_context(|| format!("cannot write {}", tsv.display()))?;
+    }
     draw(&aligned, build, path)
 }
 

@@ -38,7 +38,7 @@ mod fault_entry;
 
 #[path = "aarch64_bulk.rs"]
 mod bulk;
-use bulk::{fill_vectors, large_vectors, pairs};
+use bulk::{fill_vectors, large_vectors, pairs, small_bytes, SMALL_MAX};
 
 #[path = "copies.rs"]
 mod copies;
@@ -537,10 +537,14 @@ unsafe fn call(
     done((), fault)
 }
 
-/// The kernel for more than [`SMALL_MAX`](bulk::SMALL_MAX) bytes.
+/// The kernel for copies of this length.
 #[inline(always)]
-fn copy_kernel(_len: usize) -> Kernel {
-    large_vectors
+fn copy_kernel(len: usize) -> Kernel {
+    if len <= SMALL_MAX {
+        small_bytes
+    } else {
+        large_vectors
+    }
 }
 
 /// The kernel for fills.

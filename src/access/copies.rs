@@ -161,13 +161,8 @@ unsafe fn copy_apart(
     first: Operand,
     second: Operand,
 ) -> Result<(), FaultAddress> {
-    let kernel: Kernel = if len <= SMALL_MAX {
-        small_bytes
-    } else {
-        copy_kernel(len)
-    };
     // SAFETY: the caller's contract; the kernel is one for this length.
-    unsafe { call(kernel, dst, src, len, first, second) }
+    unsafe { call(copy_kernel(len), dst, src, len, first, second) }
 }
 
 /// Writes `len` times the byte `value`, in no particular order.

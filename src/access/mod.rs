@@ -14,8 +14,8 @@
 //!
 //! 1. A naturally aligned access of 1, 2, 4 or 8 bytes is one instruction, and never torn: [`read_value`], [`write_value`], and
 //!    every copy of exactly that size and alignment.
-//! 2. [`copy_elements_from_guest`] and [`copy_elements_to_guest`] move each naturally aligned element of 1, 2, 4 or 8 bytes in one
-//!    piece, in ascending order; except that within an aligned 32 bytes, which may be moved together, there is none.
+//! 2. [`copy_elements_from_guest`] and [`copy_elements_to_guest`] move each naturally aligned element of 2, 4 or 8 bytes in one
+//!    piece, in ascending order; except that within an aligned 32 bytes, which may be moved together, there is none. Single bytes are a bulk copy.
 //! 3. [`load_ordered`], [`store_ordered`], [`fetch`] and [`compare_exchange`] add the ordering asked for. The others have none among themselves, except
 //!    that the compiler moves no block of assembly across another.
 //! 4. A bulk copy may move its bytes in any order and more than once. All of them have been moved when it returns, before

@@ -17,9 +17,10 @@
 
 use core::arch::asm;
 use core::arch::x86_64::__m128i;
+use core::hint::select_unpredictable;
 use core::mem::transmute;
 use core::num::NonZeroUsize;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
 use super::Fetch;
 
@@ -32,7 +33,15 @@ mod fault_entry;
 
 #[path = "x86_64_bulk.rs"]
 mod bulk;
-use bulk::{fill_ascending, fill_vectors, large_avx, large_sse, rep_bytes, vectors_avx, vectors_sse};
+use bulk::{
+    fill_ascending, fill_vectors, middle_avx, middle_avx512, middle_not_found_yet, middle_sse, rep_bytes,
+    small_bytes, streaming_avx, vectors_avx, vectors_sse,
+};
+
+/// Tests choose for themselves which kernels run.
+#[cfg(test)]
+#[path = "x86_64_choice.rs"]
+pub(super) mod choice;
 
 #[path = "copies.rs"]
 mod copies;
@@ -417,25 +426,97 @@ unsafe fn call(
     done((), fault)
 }
 
+/// Up to here, what the processor has makes no difference.
+const NARROW_MAX: usize = 32;
+
 /// From here on `rep movsb`, where it is fast. Shorter copies are faster with vectors (bench, "copy_to_vs, 4096B": 0.53 of 0.18.0's speed with
-/// `rep movsb`, 1.18 with vectors). Non-temporal stores were no faster at 16 MiB, and are not here.
+/// `rep movsb`, 1.18 with vectors).
 const REP_MIN: usize = 1 << 14;
 
-/// The kernel for more than [`SMALL_MAX`] bytes.
-#[inline]
-fn copy_kernel(len: usize) -> Kernel {
-    let features = features();
-    match (features & AVX != 0, features & FAST_REP != 0) {
-        (_, true) if len >= REP_MIN => rep_bytes,
-        (true, _) => large_avx,
-        (false, _) => large_sse,
+/// From here on stores that go past the caches (DESIGN.md, "Copies").
+const STREAMING_MIN: usize = 24 << 20;
+
+#[inline(always)]
+fn rep_min() -> usize {
+    #[cfg(test)]
+    if let Some(choice) = choice::current() {
+        return choice.rep_min;
     }
+    REP_MIN
+}
+
+#[inline(always)]
+fn streaming_min() -> usize {
+    #[cfg(test)]
+    if let Some(choice) = choice::current() {
+        return choice.streaming_min;
+    }
+    STREAMING_MIN
+}
+
+/// The kernel for copies of this length. A copy of 64 bytes takes 2 ns, and each branch that is taken a tenth of that: the most common have none, and
+/// the processor foresees where the call goes.
+#[inline(always)]
+fn copy_kernel(len: usize) -> Kernel {
+    if len >= rep_min() {
+        return long_copy_kernel(len);
+    }
+    let (narrow, middle): (Kernel, Kernel) = (small_bytes, middle_kernel());
+    select_unpredictable(len <= NARROW_MAX, narrow, middle)
+}
+
+/// The kernel for [`REP_MIN`] bytes or more.
+#[inline(never)]
+fn long_copy_kernel(len: usize) -> Kernel {
+    let features = features();
+    if features & FAST_REP == 0 {
+        middle_kernel()
+    } else if features & AVX != 0 && len >= streaming_min() {
+        streaming_avx
+    } else {
+        rep_bytes
+    }
+}
+
+/// The kernel for copies of more than [`NARROW_MAX`] bytes without `rep movsb`.
+#[expect(clippy::as_conversions, reason = "nothing else makes a pointer of a function")]
+static MIDDLE: AtomicPtr<()> = AtomicPtr::new(middle_not_found_yet as *mut ());
+
+#[inline(always)]
+fn middle_kernel() -> Kernel {
+    #[cfg(test)]
+    if let Some(choice) = choice::current() {
+        return middle_kernel_of(choice.features);
+    }
+    // Relaxed: whatever a thread finds there is right.
+    let kernel = MIDDLE.load(Ordering::Relaxed);
+    // SAFETY: `MIDDLE` holds nothing but kernels.
+    unsafe { transmute::<*mut (), Kernel>(kernel) }
+}
+
+fn middle_kernel_of(features: u8) -> Kernel {
+    if features & AVX512 != 0 {
+        middle_avx512
+    } else if features & AVX != 0 {
+        middle_avx
+    } else {
+        middle_sse
+    }
+}
+
+/// The way from [`middle_not_found_yet`] to the kernel, which is taken until the first thread has gone it.
+#[cold]
+#[expect(clippy::as_conversions, reason = "nothing else makes a pointer of a function")]
+extern "sysv64" fn find_middle_kernel() -> Kernel {
+    let kernel = middle_kernel_of(features());
+    MIDDLE.store(kernel as *mut (), Ordering::Relaxed);
+    kernel
 }
 
 /// The kernel for fills.
 #[inline]
 fn fill_kernel(len: usize) -> Kernel {
-    if len >= REP_MIN && features() & FAST_REP != 0 {
+    if len >= rep_min() && features() & FAST_REP != 0 {
         fill_ascending
     } else {
         fill_vectors
@@ -460,9 +541,15 @@ static FEATURES: AtomicU8 = AtomicU8::new(0);
 const KNOWN: u8 = 1;
 const AVX: u8 = 2;
 const FAST_REP: u8 = 4;
+/// Vectors of 64 bytes, and no slower clock because of them.
+const AVX512: u8 = 8;
 
 #[inline(always)]
 fn features() -> u8 {
+    #[cfg(test)]
+    if let Some(choice) = choice::current() {
+        return choice.features;
+    }
     // Relaxed: every thread that finds 0 comes to the same answer.
     match FEATURES.load(Ordering::Relaxed) {
         0 => find_features(),
@@ -479,6 +566,11 @@ fn find_features() -> u8 {
     }
     if std::arch::is_x86_feature_detected!("ermsb") {
         features |= FAST_REP;
+    }
+    // The first processors with AVX-512 lower their clock for a while where such vectors are used. The ones since then that do not have VBMI2 too
+    // (Intel: Ice Lake; AMD: Zen 4).
+    if std::arch::is_x86_feature_detected!("avx512vl") && std::arch::is_x86_feature_detected!("avx512vbmi2") {
+        features |= AVX512;
     }
     FEATURES.store(features, Ordering::Relaxed);
     features

@@ -1,7 +1,7 @@
 //! The kernels behind copies on x86_64: functions of assembly alone.
 //!
 //! `rdi` is the destination, `rsi` the source, `rcx` the length in bytes, and `r8` to `r11` are the guest operands, which no kernel changes. The
-//! answer is 0 in `rax`, or a fault's address. They use no stack, so that a `ret` ends them anywhere, and change no register but those that the
+//! answer is 0 in `rax`, or a fault's address. They use no stack where they touch guest memory, so that a `ret` ends them anywhere, and change no register but those that the
 //! System V calling convention lets a function change.
 
 use core::arch::naked_asm;
@@ -96,14 +96,16 @@ pub(super) unsafe extern "sysv64" fn small_bytes() {
     )
 }
 
-/// Copies more than 128 bytes between ranges that do not overlap, in steps of 64.
+/// Copies 32 bytes or more between ranges that do not overlap: up to 128 as [`small_bytes`], more in steps of 64.
 ///
 /// # Safety
 ///
-/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, more than 128.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, at least 32.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn large_sse() {
+pub(super) unsafe extern "sysv64" fn middle_sse() {
     naked_asm!(
+        "cmp rcx, 128",
+        "jbe {small_bytes}",
         "2:",
         "movups xmm4, xmmword ptr [rsi + rcx - 64]",
         "movups xmm5, xmmword ptr [rsi + rcx - 48]",
@@ -131,24 +133,29 @@ pub(super) unsafe extern "sysv64" fn large_sse() {
         "3:",
         "ret",
         fault_entry!("2b", "3b", "3b", "1"),
+        small_bytes = sym small_bytes,
     )
 }
 
-/// Copies more than 128 bytes between ranges that do not overlap, in steps of 128: the first vector where it lies, then from where the
-/// destination is aligned, and the last 128 bytes once more, which are read first.
+/// Copies 32 bytes or more between ranges that do not overlap. Up to 128, all of them are read by moves that overlap, and then written; more go in
+/// steps of 128: the first vector where it lies, then from where the destination is aligned, and the last 128 bytes once more, which are read first.
 ///
 /// # Safety
 ///
-/// As [`large_sse`], on a processor with AVX.
+/// As [`middle_sse`], on a processor with AVX.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn large_avx() {
+pub(super) unsafe extern "sysv64" fn middle_avx() {
     naked_asm!(
         "2:",
         "vmovups ymm0, ymmword ptr [rsi]",
-        "vmovups ymm4, ymmword ptr [rsi + rcx - 128]",
-        "vmovups ymm5, ymmword ptr [rsi + rcx - 96]",
-        "vmovups ymm6, ymmword ptr [rsi + rcx - 64]",
         "vmovups ymm7, ymmword ptr [rsi + rcx - 32]",
+        "cmp rcx, 64",
+        "jbe 6f",
+        "vmovups ymm6, ymmword ptr [rsi + rcx - 64]",
+        "cmp rcx, 128",
+        "jbe 7f",
+        "vmovups ymm5, ymmword ptr [rsi + rcx - 96]",
+        "vmovups ymm4, ymmword ptr [rsi + rcx - 128]",
         "sub rcx, 128",
         "vmovups ymmword ptr [rdi], ymm0",
         "mov rdx, rdi",
@@ -173,9 +180,90 @@ pub(super) unsafe extern "sysv64" fn large_avx() {
         "vmovups ymmword ptr [rdi + rcx + 32], ymm5",
         "vmovups ymmword ptr [rdi + rcx + 64], ymm6",
         "vmovups ymmword ptr [rdi + rcx + 96], ymm7",
+        "jmp 8f",
+        "7:", // 65 to 128
+        "vmovups ymm1, ymmword ptr [rsi + 32]",
+        "vmovups ymmword ptr [rdi + 32], ymm1",
+        "vmovups ymmword ptr [rdi + rcx - 64], ymm6",
+        "6:", // 32 to 64
+        "vmovups ymmword ptr [rdi], ymm0",
+        "vmovups ymmword ptr [rdi + rcx - 32], ymm7",
+        "8:",
         "xor eax, eax",
         "3:",
         "vzeroupper",
+        "ret",
+        fault_entry!("2b", "3b", "3b", "1"),
+    )
+}
+
+/// Copies 32 bytes or more between ranges that do not overlap: up to 256 by vectors that meet or overlap, all read before any is written; more as
+/// [`middle_avx`] does, with vectors of 64 bytes and in steps of 256. The registers are those that need no `vzeroupper`.
+///
+/// # Safety
+///
+/// As [`middle_sse`], on a processor with AVX-512VL.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn middle_avx512() {
+    naked_asm!(
+        "2:",
+        "cmp rcx, 64",
+        "jb 6f",
+        "vmovdqu64 zmm16, zmmword ptr [rsi]",
+        "vmovdqu64 zmm23, zmmword ptr [rsi + rcx - 64]",
+        "cmp rcx, 128",
+        "ja 7f",
+        "vmovdqu64 zmmword ptr [rdi], zmm16",
+        "vmovdqu64 zmmword ptr [rdi + rcx - 64], zmm23",
+        "xor eax, eax",
+        "ret",
+        "6:", // 32 to 63
+        "vmovdqu64 ymm16, ymmword ptr [rsi]",
+        "vmovdqu64 ymm17, ymmword ptr [rsi + rcx - 32]",
+        "vmovdqu64 ymmword ptr [rdi], ymm16",
+        "vmovdqu64 ymmword ptr [rdi + rcx - 32], ymm17",
+        "xor eax, eax",
+        "ret",
+        "7:",
+        "vmovdqu64 zmm22, zmmword ptr [rsi + rcx - 128]",
+        "cmp rcx, 256",
+        "ja 8f",
+        "vmovdqu64 zmm17, zmmword ptr [rsi + 64]",
+        "vmovdqu64 zmmword ptr [rdi], zmm16",
+        "vmovdqu64 zmmword ptr [rdi + 64], zmm17",
+        "vmovdqu64 zmmword ptr [rdi + rcx - 128], zmm22",
+        "vmovdqu64 zmmword ptr [rdi + rcx - 64], zmm23",
+        "xor eax, eax",
+        "ret",
+        "8:",
+        "vmovdqu64 zmm21, zmmword ptr [rsi + rcx - 192]",
+        "vmovdqu64 zmm20, zmmword ptr [rsi + rcx - 256]",
+        "sub rcx, 256",
+        "vmovdqu64 zmmword ptr [rdi], zmm16",
+        "mov rdx, rdi",
+        "neg rdx",
+        "and edx, 63",
+        "cmp rdx, rcx",
+        "jae 5f",
+        "4:",
+        "vmovdqu64 zmm16, zmmword ptr [rsi + rdx]",
+        "vmovdqu64 zmm17, zmmword ptr [rsi + rdx + 64]",
+        "vmovdqu64 zmm18, zmmword ptr [rsi + rdx + 128]",
+        "vmovdqu64 zmm19, zmmword ptr [rsi + rdx + 192]",
+        "vmovdqu64 zmmword ptr [rdi + rdx], zmm16",
+        "vmovdqu64 zmmword ptr [rdi + rdx + 64], zmm17",
+        "vmovdqu64 zmmword ptr [rdi + rdx + 128], zmm18",
+        "vmovdqu64 zmmword ptr [rdi + rdx + 192], zmm19",
+        "add rdx, 256",
+        "cmp rdx, rcx",
+        "jb 4b",
+        "5:",
+        "vmovdqu64 zmmword ptr [rdi + rcx], zmm20",
+        "vmovdqu64 zmmword ptr [rdi + rcx + 64], zmm21",
+        "vmovdqu64 zmmword ptr [rdi + rcx + 128], zmm22",
+        "vmovdqu64 zmmword ptr [rdi + rcx + 192], zmm23",
+        "xor eax, eax",
+        "3:",
         "ret",
         fault_entry!("2b", "3b", "3b", "1"),
     )
@@ -185,7 +273,7 @@ pub(super) unsafe extern "sysv64" fn large_avx() {
 ///
 /// # Safety
 ///
-/// As [`large_sse`].
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, more than 128.
 #[unsafe(naked)]
 pub(super) unsafe extern "sysv64" fn rep_bytes() {
     naked_asm!(
@@ -209,6 +297,97 @@ pub(super) unsafe extern "sysv64" fn rep_bytes() {
         "3:",
         "ret",
         fault_entry!("2b", "3b", "3b", "1"),
+    )
+}
+
+/// Copies more than 128 bytes between ranges that do not overlap, with stores that go past the caches: 64 bytes of each of four pages in turn, from where
+/// the destination is aligned to a cache line, and what is left of 16 KiB with `rep movsb`. All of them come before any later store, on the way after a
+/// fault too.
+///
+/// # Safety
+///
+/// As [`rep_bytes`], on a processor with AVX.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn streaming_avx() {
+    naked_asm!(
+        "2:",
+        "vmovups ymm0, ymmword ptr [rsi]",
+        "vmovups ymm1, ymmword ptr [rsi + 32]",
+        "vmovups ymmword ptr [rdi], ymm0",
+        "vmovups ymmword ptr [rdi + 32], ymm1",
+        "mov rdx, rdi",
+        "neg rdx",
+        "and edx, 63",
+        "add rdi, rdx",
+        "add rsi, rdx",
+        "sub rcx, rdx",
+        "sub rcx, 16384",
+        "jb 6f",
+        "4:",
+        "mov edx, 64",
+        "5:",
+        "vmovups ymm0, ymmword ptr [rsi]",
+        "vmovups ymm1, ymmword ptr [rsi + 32]",
+        "vmovups ymm2, ymmword ptr [rsi + 4096]",
+        "vmovups ymm3, ymmword ptr [rsi + 4128]",
+        "vmovups ymm4, ymmword ptr [rsi + 8192]",
+        "vmovups ymm5, ymmword ptr [rsi + 8224]",
+        "vmovups ymm6, ymmword ptr [rsi + 12288]",
+        "vmovups ymm7, ymmword ptr [rsi + 12320]",
+        "vmovntps ymmword ptr [rdi], ymm0",
+        "vmovntps ymmword ptr [rdi + 32], ymm1",
+        "vmovntps ymmword ptr [rdi + 4096], ymm2",
+        "vmovntps ymmword ptr [rdi + 4128], ymm3",
+        "vmovntps ymmword ptr [rdi + 8192], ymm4",
+        "vmovntps ymmword ptr [rdi + 8224], ymm5",
+        "vmovntps ymmword ptr [rdi + 12288], ymm6",
+        "vmovntps ymmword ptr [rdi + 12320], ymm7",
+        "add rsi, 64",
+        "add rdi, 64",
+        "dec edx",
+        "jnz 5b",
+        "add rsi, 12288",
+        "add rdi, 12288",
+        "sub rcx, 16384",
+        "jae 4b",
+        "6:",
+        "add rcx, 16384",
+        "rep movsb",
+        "xor eax, eax",
+        "3:",
+        "sfence",
+        "vzeroupper",
+        "ret",
+        fault_entry!("2b", "3b", "3b", "1"),
+    )
+}
+
+/// Asks `find` which kernel it is that this one stands for, and goes on there with the same operands.
+///
+/// # Safety
+///
+/// As that kernel.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn middle_not_found_yet() {
+    // Who calls a kernel has aligned the stack; the return address and seven registers keep it so.
+    naked_asm!(
+        "push rdi",
+        "push rsi",
+        "push rcx",
+        "push r8",
+        "push r9",
+        "push r10",
+        "push r11",
+        "call {find}",
+        "pop r11",
+        "pop r10",
+        "pop r9",
+        "pop r8",
+        "pop rcx",
+        "pop rsi",
+        "pop rdi",
+        "jmp rax",
+        find = sym super::find_middle_kernel,
     )
 }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask emulate`: the library on targets that this machine is not.
 //!
-//! - Its tests on aarch64 Linux, under `qemu-aarch64-static`, with Debian's Rust, which comes with a standard library for arm64.
+//! - Its tests on aarch64 Linux, under `qemu-aarch64-static`, with Debian's Rust, which comes with a standard library for arm64; those of the kernels
+//!   once more with the atomic instructions of LSE.
 //! - Its tests with musl, on this processor; the standard library is built from Debian's source.
 //! - Objects for Windows and macOS, which must not have the section of the fault table, whose directives are ELF's.
 //!
@@ -9,7 +10,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
@@ -34,6 +35,8 @@ pub struct Args {
 enum Target {
     /// Tests on aarch64 Linux, emulated
     Aarch64,
+    /// Tests of the kernels on aarch64 Linux with the atomic instructions of LSE, emulated
+    Aarch64Lse,
     /// Tests on x86_64 Linux with musl
     Musl,
     /// Objects for Windows and macOS
@@ -76,6 +79,11 @@ const MUSL: &[Tool] = &[
 ];
 const FORMATS: &[Tool] = &[RUSTC, CARGO, RUST_SOURCE];
 
+const AARCH64_LINUX: &str = "aarch64-unknown-linux-gnu";
+/// A processor with the base set of instructions, and one with all that the emulator knows.
+const BASE_PROCESSOR: &str = "cortex-a72";
+const ANY_PROCESSOR: &str = "max";
+
 const FEATURES: &str = "rawfd,backend-mmap,backend-bitmap,backend-atomic,iommu";
 /// The section of the fault table (`src/access/fault_entry.rs`).
 const SECTION: &[u8] = b"vm_memory_faults_1";
@@ -85,11 +93,12 @@ const LIMIT_SECONDS: &str = "900";
 const TAIL_LINES: usize = 60;
 
 impl Target {
-    const ALL: [Self; 3] = [Self::Aarch64, Self::Musl, Self::Formats];
+    const ALL: [Self; 4] = [Self::Aarch64, Self::Aarch64Lse, Self::Musl, Self::Formats];
 
     fn name(self) -> &'static str {
         match self {
             Self::Aarch64 => "aarch64 Linux, emulated",
+            Self::Aarch64Lse => "aarch64 Linux with LSE, emulated",
             Self::Musl => "x86_64 Linux with musl",
             Self::Formats => "objects for Windows and macOS",
         }
@@ -97,7 +106,7 @@ impl Target {
 
     fn tools(self) -> &'static [Tool] {
         match self {
-            Self::Aarch64 => AARCH64,
+            Self::Aarch64 | Self::Aarch64Lse => AARCH64,
             Self::Musl => MUSL,
             Self::Formats => FORMATS,
         }
@@ -135,6 +144,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         let started = Instant::now();
         let outcome = match target {
             Target::Aarch64 => bench.aarch64(),
+            Target::Aarch64Lse => bench.aarch64_lse(),
             Target::Musl => bench.musl(),
             Target::Formats => bench.formats(),
         };
@@ -228,22 +238,27 @@ impl Bench {
         command
     }
 
-    fn aarch64(&self) -> Result<String> {
-        let target = "aarch64-unknown-linux-gnu";
-        let mut command = self.test(target);
+    /// The tests on aarch64, on a processor that the emulator knows by that name.
+    fn test_aarch64(&self, processor: &str) -> Command {
+        let mut command = self.test(AARCH64_LINUX);
         command
             .env(
                 "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
                 "aarch64-linux-gnu-gcc",
             )
-            // Tests ask for this one too: they start themselves again.
+            // Tests ask for this one too: they start themselves again, on the processor that the emulator finds in the environment.
             .env(
                 "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER",
                 "qemu-aarch64-static",
-            );
-        let counts = self.count("aarch64", command)?;
+            )
+            .env("QEMU_CPU", processor);
+        command
+    }
+
+    fn aarch64(&self) -> Result<String> {
+        let counts = self.count("aarch64", self.test_aarch64(BASE_PROCESSOR))?;
         // Otherwise it was the portable kernels that passed, and looking for the section in other formats would prove nothing.
-        let built = self.folder.join(target).join("debug/deps");
+        let built = self.folder.join(AARCH64_LINUX).join("debug/deps");
         for entry in fs::read_dir(&built).with_context(|| format!("cannot read {}", built.display()))? {
             let file = entry?.path();
             let library = file.extension().is_some_and(|extension| extension == "rlib");
@@ -252,6 +267,35 @@ impl Bench {
             }
         }
         bail!("no library in {} has a fault table", built.display())
+    }
+
+    /// The same kernels with the instructions of LSE in place of loops. A program of them does not run on the processor that the other ones run on, so
+    /// that its passing shows that these are not those.
+    fn aarch64_lse(&self) -> Result<String> {
+        let with_lse = |processor| {
+            let mut command = self.test_aarch64(processor);
+            command.env(
+                "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+                "-Ctarget-feature=+lse",
+            );
+            // A folder of its own, or the next run of the others would build everything again.
+            command.env("CARGO_TARGET_DIR", self.folder.join("lse"));
+            command
+        };
+        let mut refused = with_lse(BASE_PROCESSOR);
+        refused.args(["--lib", "access::tests::chosen::changes_in_one_piece"]);
+        let (status, _) = self.keep("aarch64-lse-refused", &mut refused)?;
+        ensure!(
+            !status.success(),
+            "a processor without LSE runs what was built for one with it"
+        );
+        let mut kernels = with_lse(ANY_PROCESSOR);
+        kernels.args(["--lib", "access::"]);
+        let kernels = self.count("aarch64-lse", kernels)?;
+        let mut faults = with_lse(ANY_PROCESSOR);
+        faults.args(["--test", "fault*", "--test", "threads"]);
+        let faults = self.count("aarch64-lse-faults", faults)?;
+        Ok(format!("kernels: {kernels}; faults and threads: {faults}"))
     }
 
     fn musl(&self) -> Result<String> {
@@ -322,17 +366,9 @@ impl Bench {
         Ok("built, and no section of ELF's in them".to_owned())
     }
 
-    /// Runs a command, keeps what it says in a file, and returns it.
+    /// Runs a command that must succeed, keeps what it says in a file, and returns it.
     fn log(&self, name: &str, command: &mut Command) -> Result<String> {
-        let path = self.folder.join(format!("{name}.log"));
-        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        let status = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .status()
-            .context("cannot start timeout(1)")?;
-        let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+        let (status, text) = self.keep(name, command)?;
         if !status.success() {
             let lines: Vec<_> = text.lines().collect();
             let tail = lines
@@ -343,9 +379,27 @@ impl Bench {
         ensure!(
             status.success(),
             "cargo ended with {status}; the whole log is {}",
-            path.display()
+            self.log_file(name).display()
         );
         Ok(text)
+    }
+
+    fn log_file(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.log"))
+    }
+
+    /// Runs a command, keeps what it says in a file, and returns that and how it ended.
+    fn keep(&self, name: &str, command: &mut Command) -> Result<(ExitStatus, String)> {
+        let path = self.log_file(name);
+        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let status = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .status()
+            .context("cannot start timeout(1)")?;
+        let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+        Ok((status, text))
     }
 }
 

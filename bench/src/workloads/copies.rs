@@ -9,6 +9,7 @@ use super::vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
 use crate::contest::{timed, Batch};
 use crate::layout::Layout;
 use crate::stage::Stage;
+use crate::throughput::Shift;
 use crate::values::HostArray;
 
 pub fn copy_to<T: ByteValued + Default + 'static, const N: usize>(stage: &Stage) -> Result<Batch> {
@@ -45,13 +46,14 @@ pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
     }))
 }
 
-/// Bytes from the guest to the host, for the plot: `shift` is how far both are from a cache line.
-pub fn copy_bytes(stage: &Stage, len: usize, shift: usize) -> Result<Batch> {
+/// Bytes from the guest to the host, for the plot.
+pub fn copy_bytes(stage: &Stage, len: usize, shift: Shift) -> Result<Batch> {
     let memory = memory::<Plain>(stage, Layout::apart(1))?;
     let host = stage.host.clone();
     Ok(Batch::around(move |iterations| {
-        let slice = memory.get_slice(GuestAddress(shift as u64), len)?;
-        host.with(len, |buffer| {
+        let slice = memory.get_slice(GuestAddress(shift.guest as u64), len)?;
+        host.with(shift.host + len, |buffer| {
+            let buffer = buffer.get_mut(shift.host..).unwrap_or_default();
             timed(iterations, |_| {
                 black_box(&slice).copy_to(black_box(&mut *buffer)) == len
             })

@@ -1,0 +1,290 @@
+//! `bench/RESULTS.md`: the tables of the builds side by side.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{bail, ensure, Context, Result};
+
+use super::throughput::{short_copies, Throughput};
+use super::Build;
+
+/// What is measured besides the rows, as RESULTS.md says it.
+pub(super) struct Curves {
+    /// Copies, in each build.
+    pub(super) throughput: Vec<(Build, Throughput)>,
+    pub(super) growth: String,
+    pub(super) threads: String,
+}
+
+/// A row of one build.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Line {
+    operation: String,
+    reference: f64,
+    ours: f64,
+    limit: Option<f64>,
+    ratio: f64,
+    aim: f64,
+}
+
+impl Line {
+    fn falls_short(&self) -> bool {
+        self.ratio < self.aim
+    }
+}
+
+/// Reads what the program wrote with `--tsv`.
+pub(super) fn lines(text: &str) -> Result<Vec<Line>> {
+    let number = |field: &str| -> Result<f64> {
+        field
+            .parse()
+            .with_context(|| format!("'{field}' is not a number"))
+    };
+    let mut lines = Vec::new();
+    for line in text.lines().skip(1) {
+        let fields: Vec<_> = line.split('\t').collect();
+        let &[operation, reference, ours, limit, ratio, _of_limit, aim] = fields.as_slice() else {
+            bail!("'{line}' has not seven fields");
+        };
+        lines.push(Line {
+            operation: operation.to_owned(),
+            reference: number(reference)?,
+            ours: number(ours)?,
+            limit: if limit.is_empty() {
+                None
+            } else {
+                Some(number(limit)?)
+            },
+            ratio: number(ratio)?,
+            aim: number(aim)?,
+        });
+    }
+    ensure!(!lines.is_empty(), "no rows");
+    Ok(lines)
+}
+
+/// What a result depends on.
+pub(super) struct Machine {
+    processor: String,
+    kernel: String,
+    compiler: String,
+    commit: String,
+    date: String,
+}
+
+impl Machine {
+    pub(super) fn ask(folder: &Path) -> Result<Self> {
+        let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let models: Vec<_> = processors
+            .lines()
+            .filter(|line| line.starts_with("model name"))
+            .filter_map(|line| line.split_once(':').map(|(_, model)| model.trim()))
+            .collect();
+        let changed = !said(Command::new("git").current_dir(folder).args([
+            "status",
+            "--porcelain",
+            "--",
+            "../src",
+            "../Cargo.toml",
+            ".",
+        ]))?
+        .is_empty();
+        let commit = said(
+            Command::new("git")
+                .current_dir(folder)
+                .args(["rev-parse", "--short", "HEAD"]),
+        )?;
+        Ok(Self {
+            processor: format!(
+                "{}× {}",
+                models.len(),
+                models.first().unwrap_or(&"unknown processor")
+            ),
+            kernel: said(Command::new("uname").args(["-s", "-r", "-m"]))?,
+            compiler: said(Command::new("rustc").arg("--version").current_dir(folder))?,
+            commit: if changed {
+                format!("{commit}, changed")
+            } else {
+                commit
+            },
+            date: said(Command::new("date").args(["-u", "+%F"]))?,
+        })
+    }
+}
+
+/// What a command prints.
+fn said(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} ended with {}",
+        output.status
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// RESULTS.md.
+pub(super) fn results_text(
+    machine: &Machine,
+    rounds: u32,
+    tables: &[(Build, Vec<Line>)],
+    curves: Option<&Curves>,
+) -> Result<String> {
+    let mut text = String::from("# The last run of `cargo xtask bench`\n\n");
+    writeln!(text, "- Machine: {}, {}", machine.processor, machine.kernel)?;
+    writeln!(text, "- Compiler: {}", machine.compiler)?;
+    writeln!(text, "- Commit: {}", machine.commit)?;
+    writeln!(text, "- Date: {}", machine.date)?;
+    writeln!(
+        text,
+        "- {rounds} rounds, interleaved (reference, ours, limit) in one binary; medians; the ratio is reference ÷ ours, pair by \
+         pair. Processor time of the thread, not of the clock on the wall.\n"
+    )?;
+    for (build, lines) in tables {
+        let short = lines.iter().filter(|line| line.falls_short()).count();
+        writeln!(
+            text,
+            "- `{}`: {} rows, {short} short of their aim",
+            build.name(),
+            lines.len()
+        )?;
+    }
+    if let Some(curves) = curves {
+        for (build, throughput) in &curves.throughput {
+            writeln!(
+                text,
+                "- `{}`: copies of 1 B to 16 MiB, {}",
+                build.name(),
+                throughput.verdict
+            )?;
+        }
+        writeln!(
+            text,
+            "- {}\n\n![Copy throughput](copy-throughput.svg)\n\n![An IOTLB as it grows](iotlb-growth.svg)\n\n{}\n",
+            curves.growth, curves.threads
+        )?;
+        text.push_str(&short_copies(&curves.throughput)?);
+    }
+    text.push_str(
+        "\nns an operation unless it says otherwise; fat / release / size. **Bold**: short of the aim.\n\n",
+    );
+    text.push_str("| operation | reference | ours | limit | ratio | aim |\n|---|---|---|---|---|---|\n");
+
+    let (_, first) = tables.first().context("no build")?;
+    for row in first {
+        let mut cells: [Vec<String>; 5] = Default::default();
+        for (build, lines) in tables {
+            let line = lines
+                .iter()
+                .find(|line| line.operation == row.operation)
+                .with_context(|| format!("`{}` has no row '{}'", build.name(), row.operation))?;
+            let ratio = digits(line.ratio);
+            let ratio = if line.falls_short() {
+                format!("**{ratio}**")
+            } else {
+                ratio
+            };
+            let limit = line.limit.map_or_else(|| "–".to_owned(), time);
+            let values = [
+                time(line.reference),
+                time(line.ours),
+                limit,
+                ratio,
+                line.aim.to_string(),
+            ];
+            for (cell, value) in cells.iter_mut().zip(values) {
+                cell.push(value);
+            }
+        }
+        let cells = cells.map(|cell| cell.join(" / "));
+        writeln!(text, "| {} | {} |", row.operation, cells.join(" | "))?;
+    }
+    Ok(text)
+}
+
+/// A time as people read it; without a unit: nanoseconds.
+fn time(nanoseconds: f64) -> String {
+    if nanoseconds >= 1e6 {
+        format!("{} ms", digits(nanoseconds / 1e6))
+    } else if nanoseconds >= 1e4 {
+        format!("{} µs", digits(nanoseconds / 1e3))
+    } else {
+        digits(nanoseconds)
+    }
+}
+
+/// Three digits, or all of those before the point.
+fn digits(value: f64) -> String {
+    if value >= 100.0 {
+        format!("{value:.0}")
+    } else if value >= 10.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.2}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{lines, results_text, time, Build, Machine};
+
+    const TSV: &str = "operation\treference\tours\tlimit\tratio\tof_limit\taim\n\
+                       fast\t50.0\t2.0\t1.0\t25.0\t0.5\t20\n\
+                       slow\t25000.0\t20000.0\t\t1.25\t\t2\n";
+
+    #[test]
+    fn rows_are_read() {
+        let lines = lines(TSV).unwrap();
+        assert_eq!(lines.len(), 2);
+        assert_eq!((lines[0].ours, lines[0].limit), (2.0, Some(1.0)));
+        assert!(!lines[0].falls_short());
+        assert_eq!(lines[1].limit, None);
+        assert!(lines[1].falls_short());
+    }
+
+    #[test]
+    fn what_is_not_a_table_is_refused() {
+        assert!(lines("operation\n").is_err());
+        assert!(lines("head\nname\t1\t2\n").is_err());
+        assert!(lines("head\nname\tx\t2\t3\t4\t5\t6\n").is_err());
+    }
+
+    #[test]
+    fn builds_stand_side_by_side() {
+        let machine = Machine {
+            processor: "2× somebody's".to_owned(),
+            kernel: "Linux".to_owned(),
+            compiler: "rustc".to_owned(),
+            commit: "abc".to_owned(),
+            date: "2025-01-01".to_owned(),
+        };
+        let tables = [Build::Fat, Build::Size].map(|build| (build, lines(TSV).unwrap()));
+        let curves = super::Curves {
+            throughput: Vec::new(),
+            growth: "a million: 2 ns".into(),
+            threads: "| by | a | b |".into(),
+        };
+        let text = results_text(&machine, 21, &tables, Some(&curves)).unwrap();
+        assert!(text.contains("a million: 2 ns") && text.contains("| by | a | b |"));
+        assert!(text.contains("| fast | 50.0 / 50.0 | 2.00 / 2.00 | 1.00 / 1.00 | 25.0 / 25.0 | 20 / 20 |"));
+        assert!(text.contains(
+            "| slow | 25.0 µs / 25.0 µs | 20.0 µs / 20.0 µs | – / – | **1.25** / **1.25** | 2 / 2 |"
+        ));
+        assert!(text.contains("`size`: 2 rows, 1 short"));
+
+        let mut torn = tables;
+        torn[1].1.pop();
+        assert!(results_text(&machine, 21, &torn, None).is_err());
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(time(9999.0), "9999");
+        assert_eq!(time(54_321.0), "54.3 µs");
+        assert_eq!(time(2_500_000.0), "2.50 ms");
+    }
+}
