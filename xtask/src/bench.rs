@@ -82,6 +82,8 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if args.instructions {
         return bench.instructions(args);
     }
+    // Before anything is written: what this run writes is no change that it measured.
+    let machine = Machine::ask(&bench.folder)?;
     let mut builds = args.builds.clone();
     builds.sort_unstable();
     builds.dedup();
@@ -103,12 +105,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     };
     if whole {
         let results = bench.folder.join("RESULTS.md");
-        let text = results_text(
-            &Machine::ask(&bench.folder)?,
-            args.rounds,
-            &tables,
-            curves.as_ref(),
-        )?;
+        let text = results_text(&machine, args.rounds, &tables, curves.as_ref())?;
         fs::write(&results, text).with_context(|| format!("cannot write {}", results.display()))?;
         println!("written: {}", results.display());
     } else {
@@ -183,7 +180,7 @@ impl Bench {
         lines(&text).with_context(|| format!("{}: not what the program writes", tsv.display()))
     }
 
-    /// Measures copies in each build, and an IOTLB that grows and threads that share one in the first, and returns what RESULTS.md says of them. What the
+    /// Measures copies in each build, and an IOTLB that grows, threads that share one and memory that is provisioned in the first, and returns what RESULTS.md says of them. What the
     /// first build does is drawn; only a whole run replaces the plots of the last one.
     fn curves(&self, programs: &[(Build, PathBuf)], args: &Args, whole: bool) -> Result<Curves> {
         let (build, program) = programs.first().context("no build")?;
@@ -216,11 +213,15 @@ impl Bench {
             throughput.push((*build, Throughput { verdict, points }));
         }
         let growth = draw("--growth", "iotlb-growth.svg")?;
-        let threads = said_by(self.program(*build, program, args).arg("--threads"))?.join("\n");
+        let table = |option: &str| -> Result<String> {
+            let said = said_by(self.program(*build, program, args).arg(option))?;
+            Ok(said.join("\n"))
+        };
         Ok(Curves {
             throughput,
             growth,
-            threads,
+            threads: table("--threads")?,
+            provision: table("--provision")?,
         })
     }
 }

@@ -16,6 +16,8 @@ pub(super) struct Curves {
     pub(super) throughput: Vec<(Build, Throughput)>,
     pub(super) growth: String,
     pub(super) threads: String,
+    /// Guest memory that is provisioned: how long it takes, and what it saves.
+    pub(super) provision: String,
 }
 
 /// A row of one build.
@@ -87,6 +89,7 @@ impl Machine {
             "--porcelain",
             "--",
             "../src",
+            "../vm-memory-host",
             "../Cargo.toml",
             ".",
         ]))?
@@ -164,8 +167,8 @@ pub(super) fn results_text(
         }
         writeln!(
             text,
-            "- {}\n\n![Copy throughput](copy-throughput.svg)\n\n![An IOTLB as it grows](iotlb-growth.svg)\n\n{}\n",
-            curves.growth, curves.threads
+            "- {}\n\n![Copy throughput](copy-throughput.svg)\n\n![An IOTLB as it grows](iotlb-growth.svg)\n\n{}\n\n{}\n",
+            curves.growth, curves.threads, curves.provision
         )?;
         text.push_str(&short_copies(&curves.throughput)?);
     }
@@ -267,9 +270,10 @@ mod tests {
             throughput: Vec::new(),
             growth: "a million: 2 ns".into(),
             threads: "| by | a | b |".into(),
+            provision: "two threads: 1 s".into(),
         };
         let text = results_text(&machine, 21, &tables, Some(&curves)).unwrap();
-        assert!(text.contains("a million: 2 ns") && text.contains("| by | a | b |"));
+        assert!(text.contains("a million: 2 ns") && text.contains("| by | a | b |\n\ntwo threads: 1 s"));
         assert!(text.contains("| fast | 50.0 / 50.0 | 2.00 / 2.00 | 1.00 / 1.00 | 25.0 / 25.0 | 20 / 20 |"));
         assert!(text.contains(
             "| slow | 25.0 µs / 25.0 µs | 20.0 µs / 20.0 µs | – / – | **1.25** / **1.25** | 2 / 2 |"
