@@ -440,9 +440,6 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
             }
         }
     };
-    if let Some(piece) = memory.slice_in_one_piece(addr, count, access) {
-        return one_piece(&piece, moved).map(|_| ());
-    }
     for piece in memory.get_slices(addr, count, access)? {
         match piece {
             Ok(piece) => {

@@ -3,7 +3,7 @@
 use core::fmt::{self, Debug};
 use std::sync::Arc;
 
-use super::pieces::{gather, IoVector, Pieces};
+use super::pieces::{IoVector, Pieces};
 use crate::bitmap::BS;
 use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result, TranslationHold};
 
@@ -90,10 +90,10 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
             self.hold = Some(memory.hold_translation().ok_or_else(not_held)?);
         }
         let mut slices = memory.get_slices(addr, count, self.access)?;
-        match gather(&mut slices) {
-            (pieces, None) => self.pieces.append(pieces),
-            (_, Some(error)) => Err(error),
-        }
+        // Beside the others, so that an error leaves those as they are.
+        let mut pieces = Pieces::new();
+        pieces.gather(&mut slices)?;
+        self.pieces.append(pieces)
     }
 
     /// Returns the vectors, in the order in which their ranges were added.

@@ -56,7 +56,7 @@ pub use pieces::{io_vectors, IoVector, IoVectors};
 
 use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result};
 use descriptor::{Place, Transfer};
-use pieces::gather;
+use pieces::Pieces;
 
 /// Reads up to `count` bytes from `fd`, at its own position, into guest memory at `addr`, by one `readv(2)`. Returns how many; 0 at the end of a file.
 ///
@@ -185,9 +185,9 @@ fn once<M: GuestMemory + ?Sized>(
 ) -> Result<usize> {
     // The iterator is kept until the bytes have been moved: it holds on to what the range was translated through.
     let mut slices = memory.get_slices(addr, count, transfer.access())?;
-    let (pieces, error) = gather(&mut slices);
-    match error {
-        Some(error) if pieces.len() == 0 => Err(error),
+    let mut pieces = Pieces::new();
+    match pieces.gather(&mut slices) {
+        Err(error) if pieces.len() == 0 => Err(error),
         _ => pieces
             .transfer_once(transfer, fd.as_fd(), place)
             .map_err(Error::IOError),
@@ -205,7 +205,8 @@ fn whole<M: GuestMemory + ?Sized>(
 ) -> Result<()> {
     // As in `once`.
     let mut slices = memory.get_slices(addr, count, transfer.access())?;
-    let (pieces, error) = gather(&mut slices);
+    let mut pieces = Pieces::new();
+    let error = pieces.gather(&mut slices).err();
     let (completed, stopped_by) = pieces.transfer_all(transfer, fd.as_fd(), place);
     match stopped_by.map(Error::IOError).or(error) {
         None => Ok(()),

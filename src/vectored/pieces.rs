@@ -67,21 +67,18 @@ pub(super) struct Pieces<'a, S> {
     len: usize,
 }
 
-/// Takes slices until they end or one is an error, which is returned too.
-pub(super) fn gather<'a, S: BitmapSlice>(
-    slices: &mut impl Iterator<Item = Result<VolatileSlice<'a, S>>>,
-) -> (Pieces<'a, S>, Option<Error>) {
-    let mut pieces = Pieces::new();
-    for slice in slices {
-        match slice.and_then(|slice| pieces.push(slice)) {
-            Ok(()) => {}
-            Err(error) => return (pieces, Some(error)),
-        }
-    }
-    (pieces, None)
-}
-
 impl<'a, S: BitmapSlice> Pieces<'a, S> {
+    /// Appends slices until they end or one is an error.
+    pub(super) fn gather(
+        &mut self,
+        slices: &mut impl Iterator<Item = Result<VolatileSlice<'a, S>>>,
+    ) -> Result<()> {
+        for slice in slices {
+            self.push(slice?)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn new() -> Self {
         Pieces {
             slices: SmallVec::new(),
@@ -165,6 +162,13 @@ impl<'a, S: BitmapSlice> Pieces<'a, S> {
 
     /// Marks `count` bytes from `offset` on as written, as far as there are any.
     pub(super) fn mark_dirty(&self, offset: usize, count: usize) {
+        if offset == 0 && count >= self.len {
+            // All of it, as a rule.
+            for piece in &self.slices {
+                piece.bitmap().mark_dirty(0, piece.len());
+            }
+            return;
+        }
         let mut left = count;
         for piece in self.beginning_at(offset) {
             if left == 0 {
@@ -326,13 +330,12 @@ pub fn io_vectors<'a, M: GuestMemory + ?Sized>(
     access: Permissions,
 ) -> Result<IoVectors<'a, BS<'a, M::Bitmap>, impl Sized + 'a>> {
     let mut slices = memory.get_slices(addr, count, access)?;
-    match gather(&mut slices) {
-        (pieces, None) => Ok(IoVectors {
-            pieces,
-            _held: slices,
-        }),
-        (_, Some(error)) => Err(error),
-    }
+    let mut pieces = Pieces::new();
+    pieces.gather(&mut slices)?;
+    Ok(IoVectors {
+        pieces,
+        _held: slices,
+    })
 }
 
 impl<S: BitmapSlice, H> IoVectors<'_, S, H> {
