@@ -434,3 +434,49 @@ fn pages_are_brought_in_for_writing_by_as_many_threads() {
         .unwrap();
     assert_eq!(anonymous.trim(), format!("{} kB", 512 << 10));
 }
+
+/// The largest pages that there are, where the machine can find one.
+#[test]
+fn huge_pages_of_a_gibibyte() {
+    const GIB: u64 = 1 << 30;
+    let test = "huge pages of 1 GiB";
+    // Others that change pools wait for this one.
+    let Some(_turn) = HugePages::reserve(0, test) else {
+        return;
+    };
+    let number = "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages";
+    let free = || {
+        let pools = vm_memory_host::huge_page_pools();
+        pools
+            .iter()
+            .find(|pool| pool.page_size == GIB)
+            .map_or(0, |pool| pool.free)
+    };
+    let before = std::fs::read_to_string(number).unwrap_or_default();
+    let more = before.trim().parse::<u64>().map(|number| number + 1);
+    let more = more.map_or(Err("the machine has none".to_owned()), |more| {
+        std::fs::write(number, more.to_string()).map_err(|error| error.to_string())
+    });
+    if more.is_err() || free() == 0 {
+        skipped::<()>(test, format!("none could be had: {more:?}, {} free", free()));
+    } else {
+        let region = Region::new(GuestAddress(4 * GIB), GIB).backing(Backing::Hugetlb { page_size: GIB });
+        let memory = build(region).unwrap();
+        assert_eq!((host(&memory) as u64 % GIB, free()), (0, 0));
+        memory
+            .write_obj(0x1234_5678u32, GuestAddress(5 * GIB - 4))
+            .unwrap();
+        assert_eq!(
+            memory.read_obj::<u32>(GuestAddress(5 * GIB - 4)).unwrap(),
+            0x1234_5678
+        );
+        assert_eq!(resident(&memory), GIB);
+        let half = Region::new(GuestAddress(0), GIB / 2).backing(Backing::Hugetlb { page_size: GIB });
+        let error = build(half).map(|_| ()).unwrap_err().to_string();
+        assert!(
+            error.contains("not a multiple of its pages' 0x40000000 bytes"),
+            "{error}"
+        );
+    }
+    let _ = std::fs::write(number, before.trim());
+}
