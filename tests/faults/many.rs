@@ -19,7 +19,10 @@ fn a_file_that_shrinks_and_grows_under_copies_is_survived() {
             }
         });
         let mut buf = vec![0u8; 64 * PAGE];
-        for round in 0..4000 {
+        // So many, and on until one has met a page that is gone: the other thread gets its turn when the machine likes.
+        let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let mut rounds = (0u64..).take_while(|round| *round < 4000 || std::time::Instant::now() < patience);
+        while let Some(round) = rounds.next().filter(|round| *round < 4000 || faults == 0) {
             let answer = match round % 3 {
                 0 => memory.read(&mut buf, BASE),
                 1 => memory.write(&buf, BASE),
@@ -42,7 +45,7 @@ fn a_file_that_shrinks_and_grows_under_copies_is_survived() {
         }
         done.store(true, Ordering::Relaxed);
     });
-    println!("{faults} of 4000 accesses met a page that was gone");
+    println!("{faults} of 4000 accesses or more met a page that was gone");
     assert!(faults > 0, "no access met a page that was gone");
 }
 
