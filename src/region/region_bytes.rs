@@ -35,9 +35,6 @@ fn place_in_part<R: GuestMemoryRegion>(
     count: usize,
     error: Error,
 ) -> Result<(VolatileSlice<'_, BS<'_, R::B>>, usize)> {
-    let rest = region.len().checked_sub(addr.0);
-    let rest = rest.ok_or(Error::InvalidBackendAddress)?;
-    let wanted = usize::try_from(rest).map_or(count, |rest| rest.min(count));
     // Where blocks come and go, what was missing a moment ago may be there now: then the region is had as a whole, or has another gap.
     let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
     if region.reachable_bytes(MemoryRegionAddress(0), len) == len {
@@ -48,6 +45,9 @@ fn place_in_part<R: GuestMemoryRegion>(
             return Err(error);
         }
     }
+    let rest = region.len().checked_sub(addr.0);
+    let rest = rest.ok_or(Error::InvalidBackendAddress)?;
+    let wanted = usize::try_from(rest).map_or(count, |rest| rest.min(count));
     match region.reachable_bytes(addr, wanted) {
         0 if wanted != 0 => Err(Error::HostAddressNotAvailable),
         reachable => Ok((region.get_slice(addr, reachable.min(wanted))?, 0)),
