@@ -567,3 +567,37 @@ mod of_mappings {
         assert_eq!(target, [7, 7, 0, 0]);
     }
 }
+
+/// Memory that is in no process: it has no slice to give, for whatever address it is asked.
+#[derive(Debug)]
+struct Elsewhere;
+
+impl GuestMemoryRegion for Elsewhere {
+    type B = ();
+    fn len(&self) -> GuestUsize {
+        0x1000
+    }
+    fn start_addr(&self) -> GuestAddress {
+        GuestAddress(0)
+    }
+    fn bitmap(&self) {}
+}
+impl GuestMemoryRegionBytes for Elsewhere {}
+
+/// compat/differential found that it was the address, where that is outside as well.
+#[test]
+fn what_a_region_has_not_comes_before_where_it_is_not() {
+    let mut bytes = [0; 4];
+    for addr in [0, 0xffe, 0x1000, u64::MAX] {
+        let error = Elsewhere.read(&mut bytes, MemoryRegionAddress(addr)).unwrap_err();
+        assert!(
+            matches!(error, Error::HostAddressNotAvailable),
+            "{addr:#x}: {error}"
+        );
+        let error = Elsewhere.write_obj(1u8, MemoryRegionAddress(addr)).unwrap_err();
+        assert!(
+            matches!(error, Error::HostAddressNotAvailable),
+            "{addr:#x}: {error}"
+        );
+    }
+}
