@@ -6,7 +6,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::ChangeError;
-use crate::mapping::{parts, HostMapping, Kind, Replaced};
+use crate::mapping::{bytes, parts, HostMapping, Kind, Replaced};
 use crate::region::{Lock, Sharing};
 use crate::sys::{self, Advice};
 
@@ -130,8 +130,4 @@ fn replace(mapping: &HostMapping, replaced: &mut Replaced, offset: usize, len: u
     mapping.apply_lock(offset, len, lock)?;
     replaced.add(offset, end);
     Ok(bytes(len))
-}
-
-fn bytes(len: usize) -> u64 {
-    u64::try_from(len).unwrap_or(u64::MAX)
 }

@@ -107,11 +107,9 @@ impl HostMapping {
 
     /// Returns where in the guest's memory it was built to be. A map may have it elsewhere.
     pub fn span(&self) -> Span {
-        // A `usize` is no wider than 64 bits on any target.
-        let size = u64::try_from(self.mapped.len()).unwrap_or(u64::MAX);
         Span {
             start: self.start.0,
-            size,
+            size: bytes(self.mapped.len()),
         }
     }
 
@@ -244,6 +242,11 @@ pub(crate) fn node_mask(policy: &NumaPolicy) -> Option<(NodePolicy, Vec<u64>)> {
     Some((policy, mask))
 }
 
+/// A number of bytes of this process, as the kernel and the guest count: no `usize` is wider than 64 bits on any target.
+pub(crate) fn bytes(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
+
 /// Where a region is in the map that has it.
 pub(crate) fn span_of<B: Bitmap>(region: &GuestRegionMmap<B>) -> Span {
     Span {
@@ -324,7 +327,7 @@ impl<B: Bitmap> Part<'_, B> {
             region: span_of(self.region),
             what,
             start: self.start(),
-            len: u64::try_from(self.len).unwrap_or(u64::MAX),
+            len: bytes(self.len),
             done: self.before,
             source,
         }
@@ -332,8 +335,7 @@ impl<B: Bitmap> Part<'_, B> {
 
     /// The guest physical address of its first byte.
     pub(crate) fn start(&self) -> u64 {
-        let offset = u64::try_from(self.offset).unwrap_or(u64::MAX);
-        self.region.start_addr().0.saturating_add(offset)
+        self.region.start_addr().0.saturating_add(bytes(self.offset))
     }
 
     /// Marks its pages dirty: their bytes are others now.

@@ -9,14 +9,14 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 use crate::discard::clear;
 use crate::error::ChangeError;
 use crate::machine::Machine;
-use crate::mapping::{parts, span_of, HostMapping, Kind, Part};
+use crate::mapping::{bytes, parts, span_of, HostMapping, Kind, Part};
 use crate::region::{Blocks, Unplugged};
 use crate::sys::{self, Advice};
 
 /// Lets a guest have the blocks of a range: accesses reach them from now on. What was plugged stays as it is.
 ///
 /// The guest drives this (virtio-mem, virtio 1.2 section 5.15): no map is copied, and nobody who uses the memory takes notice. Blocks read as zeroes when
-/// they come. The huge pages of blocks are taken now, so that an access never finds the pool empty.
+/// they come, and are not marked dirty for it: they were when they went, and what a vCPU writes to a block that it does not have is nobody's. The huge pages of blocks are taken now, so that an access never finds the pool empty.
 ///
 /// System calls: `madvise` or `fallocate`; `mprotect` for blocks that are [protected](Unplugged::Protected).
 ///
@@ -215,8 +215,4 @@ fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError 
         done: part.before,
         source,
     }
-}
-
-fn bytes(len: usize) -> u64 {
-    u64::try_from(len).unwrap_or(u64::MAX)
 }

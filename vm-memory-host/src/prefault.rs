@@ -10,7 +10,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::PrefaultError;
-use crate::mapping::{provisioned, HostMapping, Kind};
+use crate::mapping::{bytes, provisioned, HostMapping, Kind};
 use crate::region::Sharing;
 use crate::sys::Advice;
 
@@ -182,8 +182,4 @@ fn advice(mapping: &HostMapping) -> Advice {
     } else {
         Advice::PopulateWrite
     }
-}
-
-fn bytes(len: usize) -> u64 {
-    u64::try_from(len).unwrap_or(u64::MAX)
 }

@@ -92,7 +92,8 @@ impl Reservation {
     /// Maps over a part of the reservation.
     ///
     /// If that fails the part may be mapped by nobody (mmap(2) unmaps first: Linux before 6.12, and later for files), and another thread may have got
-    /// those addresses by now. The reservation is given up then: its addresses stay taken until the process ends, which costs nothing else.
+    /// those addresses by now. Unless the caller finds that it was not, the reservation is given up then (`map_over_or_lose`): its addresses stay
+    /// taken until the process ends, which costs nothing else.
     fn map_over(&self, offset: usize, len: usize, protection: libc::c_int, source: Source<'_>) -> Result<()> {
         let (flags, fd, place) = arguments(source);
         let addr = self.addr.wrapping_add(offset);
@@ -100,11 +101,24 @@ impl Reservation {
         // (`is_whole`, asked by the callers); what is replaced is the reservation itself or a part that the caller has.
         let answer = unsafe { libc::mmap(addr.cast(), len, protection, flags | libc::MAP_FIXED, fd, place) };
         if answer == libc::MAP_FAILED {
-            let error = Error::last_os_error();
-            self.lost.store(true, Ordering::Relaxed);
-            return Err(error);
+            return Err(Error::last_os_error());
         }
         Ok(())
+    }
+
+    /// Maps over a part of the reservation, or gives the reservation up.
+    fn map_over_or_lose(
+        &self,
+        offset: usize,
+        len: usize,
+        protection: libc::c_int,
+        source: Source<'_>,
+    ) -> Result<()> {
+        let answer = self.map_over(offset, len, protection, source);
+        if answer.is_err() {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        answer
     }
 }
 
@@ -222,7 +236,8 @@ impl Reserved {
         if !self.reservation.is_whole() {
             return Err(Error::from_raw_os_error(libc::ENOMEM));
         }
-        self.reservation.map_over(self.next, len, READ_WRITE, source)?;
+        self.reservation
+            .map_over_or_lose(self.next, len, READ_WRITE, source)?;
         drop(trial);
         let offset = std::mem::replace(&mut self.next, end);
         Ok(Mapped {
@@ -329,7 +344,6 @@ impl Mapped {
                 std::process::abort();
             }
             // It was refused before anything was unmapped.
-            self.reservation.lost.store(false, Ordering::Relaxed);
         }
         replaced
     }
@@ -438,7 +452,7 @@ impl Drop for Mapped {
         let (offset, len) = (self.offset, self.len);
         let _ = self
             .reservation
-            .map_over(offset, len, libc::PROT_NONE, Source::Anonymous);
+            .map_over_or_lose(offset, len, libc::PROT_NONE, Source::Anonymous);
     }
 }
 
