@@ -275,6 +275,21 @@ fn a_description_builds_the_same_again() {
         .to_string();
     let told = error.contains("is not sealed against shrinking") || error.contains("its description says");
     assert!(told, "{error}");
+    // Nor is a memfd of ordinary pages one of huge ones, whatever its description says.
+    let mut larger = received.clone();
+    if let vm_memory_host::BackingDescription::Descriptor { page_size, .. } = &mut larger.regions[0].backing {
+        *page_size = HUGE;
+    }
+    let error = larger
+        .builder(fds())
+        .unwrap()
+        .build::<()>()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("its description says Memfd with pages of 0x200000 bytes"),
+        "{error}"
+    );
     let mut later = received.clone();
     later.version += 1;
     assert!(later.builder(fds()).is_err());
