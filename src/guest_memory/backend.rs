@@ -45,6 +45,34 @@ pub trait GuestMemoryBackend {
     /// Returns the regions.
     fn iter(&self) -> impl Iterator<Item = &Self::R>;
 
+    /// Returns the region that has the address, and then those that follow it without a hole between, in the order of their addresses.
+    ///
+    /// A range that lies in several regions is gone through so. The provided method looks for each; one that keeps its regions sorted has the next
+    /// one at hand.
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+    ///
+    /// let sizes = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000), (GuestAddress(0x4000), 0x1000)];
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&sizes)?;
+    /// let starts: Vec<u64> = memory.regions_from(GuestAddress(0x10)).map(|region| region.start_addr().0).collect();
+    /// assert_eq!(starts, [0, 0x1000]);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn regions_from(&self, addr: GuestAddress) -> impl Iterator<Item = &Self::R> {
+        core::iter::successors(self.find_region(addr), |region| {
+            // One without a byte, or one that overlaps this, would keep us here without end.
+            let behind = region
+                .start_addr()
+                .checked_add(region.len())
+                .filter(|_| region.len() != 0)?;
+            self.find_region(behind)
+                .filter(|next| next.start_addr() == behind)
+        })
+    }
+
     /// Returns the highest address that any region has; 0 if there is no region.
     ///
     /// ```
@@ -109,7 +137,7 @@ pub trait GuestMemoryBackend {
         let mut total = 0usize;
         let mut cur = addr;
         while let Some((region, start)) = self.to_region_addr(cur) {
-            let wanted = count.saturating_sub(total).min(rest_of(region, start));
+            let wanted = count.saturating_sub(total).min(rest_of(region, cur, start));
             let handled = f(total, wanted, start, region)?;
             if handled == 0 {
                 return Ok(total);
@@ -196,13 +224,42 @@ fn slice_of_region<M: GuestMemoryBackend + ?Sized>(
     Ok(slice)
 }
 
-/// How many bytes a region has from `start` on. What it claims to have past 2^64 does not count.
+/// How many bytes a region has from `start` on, which is the guest's `addr`. What it claims to have past 2^64 does not count.
 #[inline]
-fn rest_of<R: GuestMemoryRegion>(region: &R, start: MemoryRegionAddress) -> usize {
+fn rest_of<R: GuestMemoryRegion>(region: &R, addr: GuestAddress, start: MemoryRegionAddress) -> usize {
     let rest = region.len().saturating_sub(start.raw_value());
-    let addr = region.start_addr().raw_value().saturating_add(start.raw_value());
-    let before_top = u64::MAX.saturating_sub(addr).saturating_add(1);
-    usize::try_from(rest.min(before_top)).unwrap_or(usize::MAX)
+    let rest = match addr.checked_add(rest) {
+        Some(_) => rest,
+        None => u64::MAX.saturating_sub(addr.raw_value()).saturating_add(1),
+    };
+    usize::try_from(rest).unwrap_or(usize::MAX)
+}
+
+/// The part of the `count` bytes from `start` on that a region has, where it did not answer with all of them.
+#[cold]
+#[inline(never)]
+fn other_part<'a, R: GuestMemoryRegion>(
+    region: &'a R,
+    start: MemoryRegionAddress,
+    count: usize,
+    answer: Result<VolatileSlice<'a, BS<'a, R::B>>>,
+) -> Result<VolatileSlice<'a, BS<'a, R::B>>> {
+    // Only where a part of it is missing is anything before that worth asking for.
+    let (slice, count) = match answer {
+        Ok(slice) => (slice, count),
+        Err(error) => match region.reachable_bytes(start, count) {
+            reachable if reachable == 0 || reachable >= count => return Err(error),
+            reachable => (region.get_slice(start, reachable)?, reachable),
+        },
+    };
+    // A region of another crate's might give something else; it must neither keep us here nor shift what follows.
+    if slice.len() != count || count == 0 {
+        return Err(Error::PartialBuffer {
+            expected: count,
+            completed: 0,
+        });
+    }
+    Ok(slice)
 }
 
 /// Whether the `count` bytes at `addr` pass 2^64. They may end there.
@@ -234,35 +291,9 @@ fn regions_allow<M: GuestMemoryBackend + ?Sized>(
     len: usize,
     access: Permissions,
 ) -> bool {
-    let (mut addr, mut left) = (base, len);
-    while left != 0 {
-        let Some((region, start)) = memory.to_region_addr(addr) else {
-            return false;
-        };
-        if !region.allowed_access().allow(access) {
-            return false;
-        }
-        let here = rest_of(region, start);
-        // The region decides; one that is not RAM has no slice to give.
-        let wanted = left.min(here);
-        if !region
-            .get_slice(start, wanted)
-            .is_ok_and(|slice| slice.len() == wanted)
-        {
-            return false;
-        }
-        if left <= here {
-            return true;
-        }
-        // A region that has an address has at least that byte; one that claims otherwise must not keep us here.
-        let next = u64::try_from(here).ok().and_then(|here| addr.checked_add(here));
-        match next {
-            Some(next) if here != 0 => addr = next,
-            _ => return false,
-        }
-        left = left.saturating_sub(here);
-    }
-    true
+    GuestMemoryBackendSliceIterator::new(memory, base, len, access)
+        .each_slice(|_| Ok(()))
+        .is_ok()
 }
 
 /// The slices that a range of guest physical memory consists of.
@@ -309,31 +340,27 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> 
             .memory
             .to_region_addr(addr)
             .ok_or(Error::InvalidGuestAddress(addr))?;
+        self.part_of(region, addr, start)
+    }
+
+    /// The next slice, which is in `region`, from `start` on.
+    #[inline(always)]
+    fn part_of(
+        &mut self,
+        region: &'a M::R,
+        addr: GuestAddress,
+        start: MemoryRegionAddress,
+    ) -> Result<VolatileSlice<'a, MS<'a, M>>> {
         if !region.allowed_access().allow(self.access) {
             return Err(Error::HostAddressNotAvailable);
         }
-        let mut count = self.left.min(rest_of(region, start));
+        let count = self.left.min(rest_of(region, addr, start));
         let slice = match region.get_slice(start, count) {
-            Ok(slice) => slice,
-            // Only where a part of it is missing is anything before that worth asking for.
-            Err(error) => {
-                let reachable = region.reachable_bytes(start, count);
-                if reachable == 0 || reachable >= count {
-                    return Err(error);
-                }
-                count = reachable;
-                region.get_slice(start, count)?
-            }
+            Ok(slice) if slice.len() == count && count != 0 => slice,
+            answer => other_part(region, start, count, answer)?,
         };
-        // A region of another crate's might give something else; it must neither keep us here nor shift what follows.
-        if slice.len() != count || count == 0 {
-            return Err(Error::PartialBuffer {
-                expected: count,
-                completed: 0,
-            });
-        }
-        self.left = self.left.saturating_sub(count);
-        self.addr = u64::try_from(count)
+        self.left = self.left.saturating_sub(slice.len());
+        self.addr = u64::try_from(slice.len())
             .ok()
             .and_then(|count| addr.checked_add(count));
         Ok(slice)
@@ -373,6 +400,26 @@ impl<M: GuestMemoryBackend + ?Sized> FusedIterator for GuestMemoryBackendSliceIt
 impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemorySliceIterator<'a, MS<'a, M>>
     for GuestMemoryBackendSliceIterator<'a, M>
 {
+    /// A part is made where it is taken, and not as a `Result` in memory.
+    #[inline]
+    fn each_slice(&mut self, mut take: impl FnMut(VolatileSlice<'a, MS<'a, M>>) -> Result<()>) -> Result<()> {
+        let mut regions = self.memory.regions_from(self.addr.unwrap_or_default());
+        while self.left != 0 {
+            let here = self.addr.zip(regions.next());
+            let part =
+                match here.and_then(|(addr, region)| Some((addr, region, region.to_region_addr(addr)?))) {
+                    Some((addr, region, start)) => self.part_of(region, addr, start),
+                    // As a rule there is nothing more, and this tells why.
+                    None => self.step(),
+                };
+            let taken = part.and_then(&mut take);
+            if taken.is_err() {
+                self.left = 0;
+                return taken;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Guest physical memory is memory without an IOMMU between.

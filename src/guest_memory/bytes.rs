@@ -7,7 +7,7 @@
 use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
 
-use super::{Error, GuestAddress, GuestMemory, Permissions, Result};
+use super::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator as _, Permissions, Result};
 use crate::access::{fault, Fault};
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::{AtomicAccess, ByteValued, Bytes};
@@ -440,18 +440,22 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
             }
         }
     };
-    for piece in memory.get_slices(addr, count, access)? {
-        match piece {
-            Ok(piece) => {
-                if !one_piece(&piece, moved)? {
-                    break;
-                }
+    // What the last transfer answered, if it was not all.
+    let mut last = None;
+    let end = memory
+        .get_slices(addr, count, access)?
+        .each_slice(|piece| match one_piece(&piece, moved) {
+            Ok(true) => Ok(()),
+            stopped => {
+                last = Some(stopped.map(|_| ()));
+                Err(Error::InvalidBackendAddress)
             }
-            Err(error) if *moved == 0 => return Err(error),
-            Err(_) => break,
-        }
+        });
+    match (last, end) {
+        (Some(last), _) => last,
+        (None, Err(error)) if *moved == 0 => Err(error),
+        (None, _) => Ok(()),
     }
-    Ok(())
 }
 
 /// Repeats transfers until a piece has been moved whole, or one of them moves nothing. `moved` counts along.

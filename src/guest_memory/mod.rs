@@ -274,6 +274,41 @@ pub trait GuestMemorySliceIterator<'a, B: BitmapSlice>:
     fn stop_on_error(self) -> Result<impl Iterator<Item = VolatileSlice<'a, B>>> {
         slices_before_error(self)
     }
+
+    /// Hands all slices that are left to `take`, in order.
+    ///
+    /// As a loop over the iterator, which it is unless an implementation has a shorter way. The iterator is borrowed, not used up: what it holds on
+    /// to is held until it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The first error among the slices, or of `take`: either is the last thing that happens.
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use vm_memory::guest_memory::GuestMemorySliceIterator;
+    /// use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap =
+    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)])?;
+    /// let mut lengths = Vec::new();
+    /// let mut slices = GuestMemory::get_slices(&memory, GuestAddress(0xf00), 0x1200, Permissions::Read)?;
+    /// let end = slices.each_slice(|slice| {
+    ///     lengths.push(slice.len());
+    ///     Ok(())
+    /// });
+    /// assert_eq!(lengths, [0x100, 0x1000]);
+    /// assert!(end.is_err(), "nothing is at 0x2000");
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    fn each_slice(&mut self, mut take: impl FnMut(VolatileSlice<'a, B>) -> Result<()>) -> Result<()> {
+        for slice in self {
+            take(slice?)?;
+        }
+        Ok(())
+    }
 }
 
 /// What [`GuestMemorySliceIterator::stop_on_error`] does.

@@ -161,4 +161,9 @@ impl<R: GuestMemoryRegion> GuestMemoryBackend for GuestRegionCollection<R> {
     fn iter(&self) -> impl Iterator<Item = &R> {
         self.index.regions().map(Arc::as_ref)
     }
+
+    #[inline(always)]
+    fn regions_from(&self, addr: GuestAddress) -> impl Iterator<Item = &R> {
+        self.index.find_run(addr)
+    }
 }

@@ -378,22 +378,49 @@ impl<R> RegionIndex<R> {
     /// The region that has the address.
     #[inline(always)]
     pub(super) fn find(&self, addr: GuestAddress) -> Option<&R> {
+        self.find_numbered(addr).map(|(_, entry)| &*entry.region)
+    }
+
+    /// The region that has the address, and those that follow it without a hole.
+    #[inline(always)]
+    pub(super) fn find_run(&self, addr: GuestAddress) -> impl Iterator<Item = &R> {
+        let (from, mut next) = self
+            .find_numbered(addr)
+            .map_or((usize::MAX, 0), |(number, entry)| (number, entry.start));
+        self.entries
+            .get(from..)
+            .unwrap_or_default()
+            .iter()
+            .map_while(move |entry| {
+                if entry.start != next {
+                    return None;
+                }
+                // Nothing begins at 2^64, to which this wraps: a region that begins at 0 is the first one.
+                next = entry.start.wrapping_add(entry.len);
+                Some(&*entry.region)
+            })
+    }
+
+    /// The region that has the address, and its number.
+    #[inline(always)]
+    fn find_numbered(&self, addr: GuestAddress) -> Option<(usize, &Entry<R>)> {
         let first = self.entries.first()?;
         // Below the first start, the distance wraps to more than any length.
         let distance = addr.0.wrapping_sub(first.start);
         if self.entries.len() == 1 {
-            return (distance < first.len).then_some(&*first.region);
+            return (distance < first.len).then_some((0, first));
         }
         // Addresses behind the last bucket are the last region's, or nobody's; so are those below the first region, whose distance wraps. All
         // buckets of the last entry are as good for them.
         let bucket = usize::try_from(distance >> self.shift).unwrap_or(usize::MAX);
         let part = (bucket / BUCKETS).min(self.entries.len().wrapping_sub(1));
         let number = self.entries.get(part)?.last_in.of(bucket)?;
-        let entry = self.entries.get(usize::from(number))?;
+        let number = usize::from(number);
+        let entry = self.entries.get(number)?;
         if addr.0.wrapping_sub(entry.start) < entry.len {
-            return Some(&entry.region);
+            return Some((number, entry));
         }
-        if addr.0 >= entry.start && number != NUMBERS_END {
+        if addr.0 >= entry.start && number != usize::from(NUMBERS_END) {
             return None;
         }
         self.search(addr)
@@ -401,9 +428,10 @@ impl<R> RegionIndex<R> {
 
     /// The region that has the address, by halves.
     #[cold]
-    fn search(&self, addr: GuestAddress) -> Option<&R> {
-        let entry = self.entries.get(self.begun(addr).checked_sub(1)?)?;
-        (addr.0.wrapping_sub(entry.start) < entry.len).then_some(&*entry.region)
+    fn search(&self, addr: GuestAddress) -> Option<(usize, &Entry<R>)> {
+        let number = self.begun(addr).checked_sub(1)?;
+        let entry = self.entries.get(number)?;
+        (addr.0.wrapping_sub(entry.start) < entry.len).then_some((number, entry))
     }
 }
 

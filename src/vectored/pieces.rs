@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::descriptor::{call, Place, Transfer, MAX_PIECES};
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::Bytes;
-use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result};
+use crate::guest_memory::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result};
 use crate::volatile_memory::VolatileSlice;
 
 /// So many pieces take no allocation.
@@ -69,14 +69,8 @@ pub(super) struct Pieces<'a, S> {
 
 impl<'a, S: BitmapSlice> Pieces<'a, S> {
     /// Appends slices until they end or one is an error.
-    pub(super) fn gather(
-        &mut self,
-        slices: &mut impl Iterator<Item = Result<VolatileSlice<'a, S>>>,
-    ) -> Result<()> {
-        for slice in slices {
-            self.push(slice?)?;
-        }
-        Ok(())
+    pub(super) fn gather(&mut self, slices: &mut impl GuestMemorySliceIterator<'a, S>) -> Result<()> {
+        slices.each_slice(|slice| self.push(slice))
     }
 
     pub(super) fn new() -> Self {
