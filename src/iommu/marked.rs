@@ -62,6 +62,31 @@ impl<M: GuestMemoryBackend, I: Iommu, B: Bitmap> MarkedIommuMemory<M, I, B> {
         }
     }
 
+    /// Returns the same view of another physical memory: after a region was added or taken away. IOMMU and bitmap are shared with `self`; the switch is
+    /// copied.
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::sync::Arc;
+    /// use vm_memory::iommu::{MarkedIommuMemory, SharedIotlb};
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, Permissions};
+    ///
+    /// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+    /// let iotlb = SharedIotlb::new();
+    /// iotlb.set_mapping(GuestAddress(0x8000_0000), GuestAddress(0x4000), 0x1000, Permissions::ReadWrite)?;
+    /// let device = MarkedIommuMemory::by_guest_address(physical.clone(), iotlb, true);
+    /// assert!(device.read_obj::<u64>(GuestAddress(0x8000_0000)).is_err());
+    ///
+    /// let plugged = GuestRegionMmap::from_range(GuestAddress(0x4000), 0x1000, None)?;
+    /// let device = device.with_replaced_backend(physical.insert_region(Arc::new(plugged))?);
+    /// assert_eq!(device.read_obj::<u64>(GuestAddress(0x8000_0000))?, 0);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn with_replaced_backend(&self, new_backend: M) -> Self {
+        self.before(new_backend)
+    }
+
     /// Returns the bitmap by I/O virtual address.
     pub fn bitmap(&self) -> &Arc<B> {
         &self.bitmap
@@ -123,13 +148,19 @@ impl<M: GuestMemoryBackend, I: Iommu, B: Bitmap> MarkedIommuMemory<M, I, B> {
     }
 }
 
+impl<M: GuestMemoryBackend, I: Iommu, B> MarkedIommuMemory<M, I, B> {
+    fn before(&self, backend: M) -> Self {
+        MarkedIommuMemory {
+            translated: self.translated.before(backend),
+            bitmap: Arc::clone(&self.bitmap),
+        }
+    }
+}
+
 /// The same IOMMU and the same bitmap, before the same kind of physical memory.
 impl<M: GuestMemoryBackend + Clone, I: Iommu, B> Clone for MarkedIommuMemory<M, I, B> {
     fn clone(&self) -> Self {
-        MarkedIommuMemory {
-            translated: self.translated.before(self.translated.backend.clone()),
-            bitmap: Arc::clone(&self.bitmap),
-        }
+        self.before(self.translated.backend.clone())
     }
 }
 

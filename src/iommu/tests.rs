@@ -345,6 +345,13 @@ fn another_backend_keeps_iommu_bitmap_and_switch() {
     first.set_iommu_enabled(false);
     assert!(second.get_iommu_enabled() && copy.get_iommu_enabled());
     assert!(!first.with_replaced_backend(Physical::new()).get_iommu_enabled());
+    let mut by_both =
+        MarkedIommuMemory::by_both(physical(&[(0, 8, BOTH)]), Known::default(), false, bytewise(8));
+    let other = by_both.with_replaced_backend(Physical::new());
+    assert!(Arc::ptr_eq(by_both.iommu(), other.iommu()) && Arc::ptr_eq(by_both.bitmap(), other.bitmap()));
+    assert!(!other.get_iommu_enabled() && other.get_backend().num_regions() == 0);
+    by_both.set_iommu_enabled(true);
+    assert!(!other.get_iommu_enabled());
     second.write_obj(7u8, GuestAddress(3)).unwrap();
     assert_eq!(copy.read_obj::<u8>(GuestAddress(3)).unwrap(), 0);
     copy.write_obj(8u8, GuestAddress(4)).unwrap();

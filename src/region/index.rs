@@ -152,43 +152,15 @@ impl<R> RegionIndex<R> {
     }
 
     /// The index with one more region: so many that are here come before it.
-    pub(super) fn with(&self, place: usize, mut entry: Entry<R>) -> Self {
+    pub(super) fn with(&self, place: usize, entry: Entry<R>) -> Self {
         let (before, after) = self
             .entries
             .split_at_checked(place)
             .unwrap_or((&self.entries, &[]));
-        let mut entries = Vec::with_capacity(self.entries.len().saturating_add(1));
         let last = after.last().unwrap_or(&entry).start;
-        let Some(table) = self.table_from(
-            entry.start,
-            last,
-            self.entries.len().saturating_add(1),
-            Change::More,
-        ) else {
-            entries.extend(before.iter().cloned());
-            entries.push(entry);
-            entries.extend(after.iter().cloned());
-            return Self::of(entries);
-        };
-        entries.extend(
-            before
-                .iter()
-                .enumerate()
-                .map(|(at, before)| before.with_part(table.part(at))),
-        );
-        entry.last_in = table.part(place);
-        entries.push(entry);
-        let behind = place.saturating_add(1)..;
-        entries.extend(
-            after
-                .iter()
-                .zip(behind)
-                .map(|(after, at)| after.with_part(table.part(at))),
-        );
-        Self {
-            entries: entries.into(),
-            shift: self.shift,
-        }
+        let regions = self.entries.len().saturating_add(1);
+        let table = self.table_from(entry.start, last, regions, Change::More);
+        self.put_together(before, Some(entry), after, table)
     }
 
     /// The index without the region of that number.
@@ -203,9 +175,26 @@ impl<R> RegionIndex<R> {
         let Some(last) = after.last().or(before.last()) else {
             return Self::default();
         };
-        let mut entries = Vec::with_capacity(before.len().saturating_add(after.len()));
-        let Some(table) = self.table_from(removed.start, last.start, entries.capacity(), Change::Less) else {
+        let regions = self.entries.len().saturating_sub(1);
+        let table = self.table_from(removed.start, last.start, regions, Change::Less);
+        self.put_together(before, None, after, table)
+    }
+
+    /// The index of the regions `before`, of a new one if there is one, and of those `after`, with the table of this index as it is changed, or with
+    /// another one.
+    #[inline(always)]
+    fn put_together(
+        &self,
+        before: &[Entry<R>],
+        new: Option<Entry<R>>,
+        after: &[Entry<R>],
+        table: Option<ChangedTable<'_, R>>,
+    ) -> Self {
+        let regions = before.len().saturating_add(after.len());
+        let mut entries = Vec::with_capacity(regions.saturating_add(usize::from(new.is_some())));
+        let Some(table) = table else {
             entries.extend(before.iter().cloned());
+            entries.extend(new);
             entries.extend(after.iter().cloned());
             return Self::of(entries);
         };
@@ -215,10 +204,15 @@ impl<R> RegionIndex<R> {
                 .enumerate()
                 .map(|(at, before)| before.with_part(table.part(at))),
         );
+        if let Some(mut new) = new {
+            new.last_in = table.part(before.len());
+            entries.push(new);
+        }
+        let behind = entries.len()..;
         entries.extend(
             after
                 .iter()
-                .zip(number..)
+                .zip(behind)
                 .map(|(after, at)| after.with_part(table.part(at))),
         );
         Self {
