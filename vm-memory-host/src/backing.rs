@@ -23,6 +23,7 @@ pub(crate) struct Opened {
 
 /// Makes what a region is to be kept in, or looks at what was given.
 pub(crate) fn open(region: &Region, machine: &Machine) -> Result<Opened, BuildError> {
+    named(region)?;
     let opened = match &region.backing {
         Backing::Anonymous => Opened {
             kind: Kind::Anonymous,
@@ -55,15 +56,29 @@ pub(crate) fn open(region: &Region, machine: &Machine) -> Result<Opened, BuildEr
     Ok(opened)
 }
 
+/// The greatest length of a file in bytes: lengths have a sign (`off_t`).
+const GREATEST_LENGTH: u64 = u64::MAX >> 1;
+
 /// A memfd of its own, sealed.
 fn memfd(region: &Region, huge: Option<u64>) -> Result<Opened, BuildError> {
+    let span = region.span();
     let name = region.options.name.as_deref().unwrap_or("guest-ram");
     let refused = |source: io::Error| BuildError::System {
-        region: region.span(),
+        region: span,
         what: "make a memfd",
+        advice: match source.raw_os_error() {
+            Some(libc::EFBIG) => "let the process have longer files (ulimit -f)",
+            _ => "let the process have more descriptors (ulimit -n)",
+        }
+        .to_owned(),
         source,
-        advice: "let the process have more descriptors (ulimit -n) and longer files (ulimit -f)".to_owned(),
     };
+    if region.size > GREATEST_LENGTH {
+        return Err(BuildError::FileOffset {
+            region: span,
+            offset: 0,
+        });
+    }
     let name = CString::new(name).map_err(|error| refused(error.into()))?;
     let file = sys::memfd(&name, region.size, huge).map_err(refused)?;
     sys::seal_length(&file).map_err(refused)?;
@@ -94,10 +109,16 @@ fn given(
         source,
         advice: "give an open file, a memfd or a device that can be mapped".to_owned(),
     };
+    let metadata = file.metadata().map_err(refused)?;
+    let kind_of_file = metadata.file_type();
+    if kind_of_file.is_dir() || kind_of_file.is_fifo() || kind_of_file.is_socket() {
+        return Err(refused(io::Error::from_raw_os_error(libc::ENODEV)));
+    }
     let file_system = sys::file_system(file).map_err(refused)?;
-    let (kind, page_size) = match file_system.kind {
-        sys::HUGETLBFS => (Kind::Hugetlb, file_system.block_size),
-        sys::TMPFS => (Kind::Memfd, sys::page_size()),
+    // The file system of a device is that of its name, /dev, which is a tmpfs as a rule.
+    let (kind, page_size) = match (file_system.kind, kind_of_file.is_file()) {
+        (sys::HUGETLBFS, true) => (Kind::Hugetlb, file_system.block_size),
+        (sys::TMPFS, true) => (Kind::Memfd, sys::page_size()),
         _ => (Kind::File, sys::page_size()),
     };
     if let Some(described) = region
@@ -111,6 +132,12 @@ fn given(
             found: show((kind, page_size)),
         });
     }
+    if sharing == Sharing::Shared && !sys::is_open_for_writing(file).map_err(refused)? {
+        return Err(BuildError::Conflict {
+            region: span,
+            what: "its file is shared and not open for writing; open it for reading and writing, or let its pages be copied (Backing::private_file)",
+        });
+    }
     if region.options.sealed && !sys::cannot_shrink(file) {
         return Err(BuildError::NotSealed { region: span });
     }
@@ -119,17 +146,14 @@ fn given(
             region: span,
             what: "offset in the file",
             value: offset,
-            page_size,
+            unit: "pages",
+            unit_size: page_size,
         });
     }
-    let greatest = u64::MAX >> 1;
-    let needed = offset.checked_add(region.size).filter(|end| *end <= greatest);
+    let needed = offset
+        .checked_add(region.size)
+        .filter(|end| *end <= GREATEST_LENGTH);
     let needed = needed.ok_or(BuildError::FileOffset { region: span, offset })?;
-    let metadata = file.metadata().map_err(refused)?;
-    let kind_of_file = metadata.file_type();
-    if kind_of_file.is_dir() || kind_of_file.is_fifo() || kind_of_file.is_socket() {
-        return Err(refused(io::Error::from_raw_os_error(libc::ENODEV)));
-    }
     // Character devices have no length, and refuse what they do not have.
     let length = match (kind_of_file.is_file(), kind_of_file.is_block_device()) {
         (true, _) => Some(metadata.len()),
@@ -169,9 +193,25 @@ fn aligned(region: &Region, page_size: u64) -> Result<(), BuildError> {
                 region: region.span(),
                 what,
                 value,
-                page_size,
+                unit: "pages",
+                unit_size: page_size,
             });
         }
+    }
+    Ok(())
+}
+
+/// The name must be one that the kernel shows, and a memfd may have.
+fn named(region: &Region) -> Result<(), BuildError> {
+    let Some(name) = &region.options.name else {
+        return Ok(());
+    };
+    let printable = |c: u8| matches!(c, 0x20..=0x7e) && !b"\\`$[]".contains(&c);
+    if name.is_empty() || name.len() > 79 || !name.bytes().all(printable) {
+        return Err(BuildError::Name {
+            region: region.span(),
+            name: name.clone(),
+        });
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use vm_memory::{FileOffset, GuestMemoryMmap, GuestRegionMmap};
 use crate::backing::{self, Opened};
 use crate::error::BuildError;
 use crate::machine::Machine;
-use crate::mapping::{HostMapping, Kind, Replaced};
+use crate::mapping::{bytes, HostMapping, Kind, Replaced};
 use crate::prefault::{self, Progress};
 use crate::region::{Backing, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged};
 use crate::sys::{self, Advice, Reserved, Source};
@@ -107,6 +107,7 @@ impl MemoryBuilder {
         let machine = Machine::here();
         let regions = sorted(self.regions)?;
         check_pools(&regions, &machine)?;
+        check_memory(&regions, self.prefault.is_some(), &machine)?;
         let mut mappings = Vec::with_capacity(regions.len());
         for together in regions.chunk_by(|one, next| end(one) == Some(next.start.0)) {
             map_together(together, &machine, &mut mappings)?;
@@ -178,6 +179,39 @@ fn check_pools(regions: &[Region], machine: &Machine) -> Result<(), BuildError> 
                     nodes: Vec::new(),
                 });
             }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the machine has memory enough for what is to be there from the start. Asked for more, the kernel ends processes, of which this is likely to be the first.
+fn check_memory(regions: &[Region], prefault: bool, machine: &Machine) -> Result<(), BuildError> {
+    let Some(available) = machine.available_memory() else {
+        return Ok(());
+    };
+    let mut wanted = 0u64;
+    for region in regions {
+        // Huge pages are counted by their pool, and the cache of a file is memory to be had, unless it is locked.
+        let own = matches!(region.backing, Backing::Anonymous | Backing::Memfd);
+        let locked = region.options.lock == Lock::Now && !matches!(region.backing, Backing::Hugetlb { .. });
+        let plugged = region
+            .plugged
+            .iter()
+            .fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
+        let now = if region.blocks.is_some() {
+            plugged
+        } else {
+            region.size
+        };
+        if locked || (own && prefault) {
+            wanted = wanted.saturating_add(now);
+        }
+        if wanted > available {
+            return Err(BuildError::Memory {
+                region: region.span(),
+                wanted,
+                available,
+            });
         }
     }
     Ok(())
@@ -277,17 +311,8 @@ fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<
             "blocks that are not plugged cannot be locked now; lock them as they come (OnFault)",
         );
     }
-    if let Some(name) = &options.name {
-        let printable = |c: u8| matches!(c, 0x20..=0x7e) && !b"\\`$[]".contains(&c);
-        if name.is_empty() || name.len() > 79 || !name.bytes().all(printable) {
-            return Err(BuildError::Name {
-                region: span,
-                name: name.clone(),
-            });
-        }
-        if behind.kind == Kind::File {
-            return conflict("a file is called by its path in /proc/self/maps; leave the name");
-        }
+    if options.name.is_some() && behind.kind == Kind::File {
+        return conflict("a file is called by its path in /proc/self/maps; leave the name");
     }
     let nodes = match &options.numa {
         NumaPolicy::Inherit => return Ok(()),
@@ -338,11 +363,7 @@ fn map_one(
         .map(len, source)
         .map_err(|source| match source.raw_os_error() {
             Some(libc::ENOMEM) if huge => huge_pages(span, behind.page_size, &[], free),
-            Some(libc::EACCES) => refused(
-                "be mapped",
-                source,
-                "open the file for reading, and for writing if it is shared",
-            ),
+            Some(libc::EACCES) => refused("be mapped", source, "open the file for reading"),
             _ => refused("be mapped", source, "take less memory, or another file"),
         })?;
     let blocks = match region.blocks {
@@ -395,13 +416,21 @@ fn map_one(
         )
     })?;
     bind_huge_pages(&mapping, machine)?;
-    crate::plug::begin(&mapping, &region.plugged).map_err(|error| {
-        let what = "have its first blocks plugged";
-        refused(
-            what,
-            io::Error::other(error),
-            "free huge pages, or plug fewer blocks",
-        )
+    let plugged = first_blocks(region)?;
+    crate::plug::begin(&mapping, &plugged).map_err(|source| match source.raw_os_error() {
+        Some(libc::EFAULT | libc::ENOMEM) if huge => {
+            let len = plugged
+                .iter()
+                .fold(0u64, |sum, (_, len)| sum.saturating_add(bytes(*len)));
+            BuildError::HugePages {
+                region: span,
+                page_size: mapping.page_size,
+                wanted: len.checked_div(mapping.page_size).unwrap_or(0),
+                free,
+                nodes: Vec::new(),
+            }
+        }
+        _ => refused("have its first blocks plugged", source, "plug fewer blocks"),
     })?;
     Ok(Arc::new(mapping))
 }
@@ -414,21 +443,46 @@ fn make_blocks(region: &Region, behind: &Opened, size: NonZeroU64) -> Result<Plu
         block_size: usize::MAX,
     };
     let block_size = NonZeroUsize::try_from(size).map_err(|e| fail(wrong_size(e)))?;
-    for (value, unit, what) in [
-        (size.get(), behind.page_size, "size of a block"),
-        (region.size, size.get(), "size (of blocks)"),
+    if !size.is_power_of_two() {
+        return Err(fail(PluggedBlocksError::BlockSize {
+            block_size: block_size.get(),
+        }));
+    }
+    for (what, value, unit, unit_size) in [
+        ("size of a block", size.get(), "pages", behind.page_size),
+        ("size", region.size, "blocks", size.get()),
     ] {
-        if !value.is_multiple_of(unit) {
+        if !value.is_multiple_of(unit_size) {
             return Err(BuildError::Misaligned {
                 region: span,
                 what,
                 value,
-                page_size: unit,
+                unit,
+                unit_size,
             });
         }
     }
     let len = usize::try_from(region.size).map_err(|e| fail(wrong_size(e)))?;
     PluggedBlocks::new(len, block_size).map_err(fail)
+}
+
+/// The ranges of a region's blocks that are to be plugged from the start, as offset and length.
+fn first_blocks(region: &Region) -> Result<Vec<(usize, usize)>, BuildError> {
+    let block_size = region.blocks.map_or(0, |blocks| blocks.size.get());
+    let whole = |&(offset, len): &(u64, u64)| {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= region.size);
+        let whole = block_size != 0 && (offset | len).is_multiple_of(block_size);
+        let numbers = usize::try_from(offset).ok().zip(usize::try_from(len).ok());
+        numbers
+            .filter(|_| inside && whole)
+            .ok_or_else(|| BuildError::Plugged {
+                region: region.span(),
+                offset,
+                len,
+                block_size,
+            })
+    };
+    region.plugged.iter().map(whole).collect()
 }
 
 /// Takes the huge pages of a region that is bound to nodes now: they were set aside on any node, and one that has none left would answer a later

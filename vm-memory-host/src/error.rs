@@ -21,7 +21,7 @@ pub enum BuildError {
         start: u64,
     },
     /// A region reaches past the greatest guest physical address.
-    #[error("region at {start:#x}: {size:#x} bytes do not end below 2^64")]
+    #[error("region at {start:#x}: {size:#x} bytes do not end below 2^64 (no region may have the last page of the address space: its end would be no address)")]
     PastTop {
         /// Its guest physical address.
         start: u64,
@@ -36,17 +36,49 @@ pub enum BuildError {
         /// The other one.
         other: Span,
     },
-    /// A number that must be a multiple of the size of a page is none.
-    #[error("region {region}: its {what}, {value:#x}, is not a multiple of its pages' {page_size:#x} bytes")]
+    /// A number that must be a multiple of the size of a page, or of a block, is none.
+    #[error(
+        "region {region}: its {what}, {value:#x}, is not a multiple of its {unit}' {unit_size:#x} bytes"
+    )]
     Misaligned {
         /// The region.
         region: Span,
-        /// Which number: its guest address, its size, its offset in the file.
+        /// Which number: its guest address, its size, its offset in the file, the size of its blocks.
         what: &'static str,
         /// The number.
         value: u64,
-        /// The size of its pages in bytes.
-        page_size: u64,
+        /// `pages` or `blocks`.
+        unit: &'static str,
+        /// Their size in bytes.
+        unit_size: u64,
+    },
+    /// A range that is to be plugged from the start is not whole blocks of the region.
+    #[error(
+        "region {region}: {len:#x} bytes at offset {offset:#x}, which are to be plugged, are not whole blocks of {block_size:#x} bytes in it"
+    )]
+    Plugged {
+        /// The region.
+        region: Span,
+        /// Where the range begins in the region, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// The size of a block in bytes.
+        block_size: u64,
+    },
+    /// The machine has not as much memory as is to be there from the start: locked, or brought in.
+    #[error(
+        "region {region}: {}{wanted:#x} bytes are to be in memory from the start, and {available:#x} are to be had; \
+        take less, lock what is used (Lock::OnFault), or bring in nothing",
+        with_the_others(*.wanted > .region.size)
+    )]
+    Memory {
+        /// The region.
+        region: Span,
+        /// How many bytes are to be there, of this region and others that are built with it.
+        wanted: u64,
+        /// How many the system can give, by what it says (`MemAvailable` and `SwapFree`, proc_meminfo(5)) and by the limits of the process's control groups.
+        available: u64,
     },
     /// The machine has no huge pages of that size.
     #[error("region {region}: the machine has no huge pages of {page_size:#x} bytes, but of {}", sizes(.there))]
@@ -60,9 +92,9 @@ pub enum BuildError {
     },
     /// There are too few huge pages.
     #[error(
-        "region {region}: with the others it wants {wanted} huge pages of {page_size:#x} bytes, {free} are free{}; \
-        add {} to {}/hugepages-{}kB/nr_hugepages",
-        on_nodes(.nodes), .wanted.saturating_sub(*.free).max(1), directory_of(.nodes), .page_size / 1024
+        "region {region}: {}{}",
+        with_the_others(.wanted.saturating_mul(*.page_size) > .region.size),
+        too_few_huge_pages(*.wanted, *.free, *.page_size, .nodes)
     )]
     HugePages {
         /// The region.
@@ -224,6 +256,14 @@ pub enum PrefaultError {
     /// The region was not made by this crate.
     #[error(transparent)]
     NotProvisioned(#[from] NotProvisioned),
+    /// The machine has not as much memory.
+    #[error("{wanted:#x} bytes are to be brought in, and {available:#x} are to be had; take less, or bring in nothing")]
+    Memory {
+        /// How many bytes are not in memory yet.
+        wanted: u64,
+        /// How many the system can give; as in [`BuildError::Memory`].
+        available: u64,
+    },
     /// The system refused some.
     #[error("region {region}: cannot bring in {len:#x} bytes at guest address {start:#x}: {source}; {done:#x} bytes of {total:#x} had been")]
     System {
@@ -292,7 +332,10 @@ pub enum ChangeError {
         region: Span,
     },
     /// There are no pages for a block. It was not plugged.
-    #[error("region {region}: no pages for {len:#x} bytes at {start:#x}, {free} huge pages of {page_size:#x} bytes are free: {source}; {done:#x} bytes had been plugged")]
+    #[error(
+        "region {region}: no pages for {len:#x} bytes at {start:#x}: {}; {done:#x} bytes had been plugged",
+        too_few_huge_pages(*.wanted, *.free, *.page_size, &[])
+    )]
     NoPages {
         /// The region.
         region: Span,
@@ -300,6 +343,8 @@ pub enum ChangeError {
         start: u64,
         /// The number of bytes that they were wanted for.
         len: u64,
+        /// How many huge pages were wanted.
+        wanted: u64,
         /// How many huge pages are free.
         free: u64,
         /// Their size in bytes.
@@ -337,11 +382,26 @@ fn sizes(there: &[u64]) -> String {
     sizes.join(", ")
 }
 
-fn on_nodes(nodes: &[u32]) -> String {
-    match nodes {
+fn with_the_others(others: bool) -> &'static str {
+    if others {
+        "with the others, "
+    } else {
+        ""
+    }
+}
+
+/// What there is, and what to do about it.
+fn too_few_huge_pages(wanted: u64, free: u64, page_size: u64, nodes: &[u32]) -> String {
+    let on_nodes = match nodes {
         [] => String::new(),
         nodes => format!(" on NUMA nodes {nodes:?}"),
-    }
+    };
+    format!(
+        "{wanted} huge pages of {page_size:#x} bytes are wanted, {free} are free{on_nodes}; add {} to {}/hugepages-{}kB/nr_hugepages",
+        wanted.saturating_sub(free).max(1),
+        directory_of(nodes),
+        page_size / 1024
+    )
 }
 
 /// Where the kernel is told how many huge pages there shall be.

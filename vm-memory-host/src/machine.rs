@@ -7,10 +7,11 @@ use std::sync::OnceLock;
 
 use crate::sys;
 
-/// Where the kernel tells of the machine. Tests put a tree of their own there.
+/// Where the kernel tells of the machine. Tests put trees of their own there.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     sys: PathBuf,
+    proc: PathBuf,
 }
 
 /// A pool of huge pages of one size, counted in pages.
@@ -70,13 +71,17 @@ impl Machine {
     pub(crate) fn here() -> Self {
         Self {
             sys: PathBuf::from("/sys"),
+            proc: PathBuf::from("/proc"),
         }
     }
 
     /// A machine as a tree of files tells it.
     #[cfg(test)]
     pub(crate) fn at(sys: &Path) -> Self {
-        Self { sys: sys.to_owned() }
+        Self {
+            sys: sys.to_owned(),
+            proc: sys.join("proc"),
+        }
     }
 
     pub(crate) fn pools(&self) -> Vec<HugePagePool> {
@@ -122,6 +127,35 @@ impl Machine {
             None | Some("inherit") => refusal(directory.join(name)),
             Some(_) => refusal(of_size),
         }
+    }
+
+    /// How many bytes of memory the system can give, as far as it says: what is not used or can be had from caches, and what can be swapped out; and no
+    /// more than the control groups of the process may have in all (Linux, "Control Group v2", `memory.max`).
+    pub(crate) fn available_memory(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.proc.join("meminfo")).ok()?;
+        let of = |name: &str| {
+            let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+            let kib: u64 = rest
+                .trim_start_matches(':')
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()?;
+            kib.checked_mul(1024)
+        };
+        let available = of("MemAvailable")?.saturating_add(of("SwapFree").unwrap_or(0));
+        let groups = fs::read_to_string(self.proc.join("self/cgroup")).unwrap_or_default();
+        let group = groups
+            .lines()
+            .find_map(|line| line.strip_prefix("0::/"))
+            .unwrap_or("");
+        let root = self.sys.join("fs/cgroup");
+        let directory = root.join(group);
+        let limits = directory
+            .ancestors()
+            .take_while(|directory| directory.starts_with(&root))
+            .filter_map(|directory| number(&directory.join("memory.max")));
+        Some(limits.fold(available, u64::min))
     }
 
     /// The length in bytes of the block device with this number; `stat` tells it of files only.
@@ -231,6 +265,27 @@ mod tests {
         };
         assert_eq!(pools[0], of_2_mib);
         assert!(machine.pool_of_node(0, 2 << 20).is_none());
+    }
+
+    #[test]
+    fn memory_is_what_can_be_had_within_the_limits() {
+        let meminfo = (
+            "proc/meminfo",
+            "MemTotal: 900 kB\nMemFree: 1 kB\nMemAvailable:    300 kB\nSwapFree: 100 kB\n",
+        );
+        let group = ("proc/self/cgroup", "1:cpu:/other\n0::/vms/one\n");
+        let max = |path: &'static str, max: &'static str| (path, max);
+        let available = |files: &[(&str, &str)]| tree(files).1.available_memory();
+        assert_eq!(available(&[]), None);
+        assert_eq!(available(&[meminfo]), Some(400 << 10));
+        let (above, own) = ("sys/unused", "fs/cgroup/vms/one/memory.max");
+        assert_eq!(
+            available(&[meminfo, group, max(above, "1"), max(own, "max\n")]),
+            Some(400 << 10)
+        );
+        let limit = max("fs/cgroup/vms/memory.max", "4096\n");
+        assert_eq!(available(&[meminfo, group, limit, max(own, "8192")]), Some(4096));
+        assert!(Machine::here().available_memory().is_some_and(|bytes| bytes > 0));
     }
 
     #[test]

@@ -90,25 +90,15 @@ fn blocks_of<B: Bitmap>(
     Ok(("blocks", blocks.size.get()))
 }
 
-/// Plugs the first blocks of a region that has just been mapped, with the bytes that they have, and protects the others.
-pub(crate) fn begin(mapping: &HostMapping, plugged: &[(u64, u64)]) -> io::Result<()> {
+/// Plugs the first blocks of a region that has just been mapped, which are whole blocks in it, with the bytes that they have, and protects the others.
+pub(crate) fn begin(mapping: &HostMapping, plugged: &[(usize, usize)]) -> io::Result<()> {
     let Some((blocks, bits)) = &mapping.blocks else {
-        return match plugged {
-            [] => Ok(()),
-            _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
-        };
+        return Ok(());
     };
     if blocks.unplugged == Unplugged::Protected {
         mapping.mapped().protect(0, mapping.mapped().len(), false)?;
     }
     for &(offset, len) in plugged {
-        let number = |n: u64| usize::try_from(n).map_err(io::Error::other);
-        let (offset, len) = (number(offset)?, number(len)?);
-        let (size, block) = (bits.size(), bits.block_size());
-        let inside = offset.checked_add(len).is_some_and(|end| end <= size);
-        if !inside || !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
         make_ready(mapping, blocks, offset, len)?;
         bits.plug(offset, len).map_err(io::Error::other)?;
     }
@@ -206,10 +196,19 @@ fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError 
     }
     let pools = Machine::here().pools();
     let pool = pools.into_iter().find(|pool| pool.page_size == page_size);
+    let missing = part
+        .mapping
+        .plugged_blocks()
+        .map(|bits| missing(bits, part.offset, part.len));
+    let wanted = missing
+        .into_iter()
+        .flatten()
+        .fold(0u64, |sum, (_, len)| sum.saturating_add(bytes(len)));
     ChangeError::NoPages {
         region: span_of(part.region),
         start: part.start(),
         len: bytes(part.len),
+        wanted: wanted.checked_div(page_size).unwrap_or(0),
         free: pool.map_or(0, |pool| pool.free),
         page_size,
         done: part.before,

@@ -10,8 +10,10 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::PrefaultError;
+use crate::machine::Machine;
 use crate::mapping::{bytes, provisioned, HostMapping, Kind};
 use crate::region::Sharing;
+use crate::residency::resident;
 use crate::sys::Advice;
 
 /// How far a prefault is.
@@ -86,6 +88,7 @@ pub(crate) fn run(
     threads: NonZeroUsize,
     progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
 ) -> Result<(), PrefaultError> {
+    check_memory(mappings, Machine::here().available_memory())?;
     let steps: Vec<Step<'_>> = mappings.iter().flat_map(|mapping| steps(mapping)).collect();
     let total = steps
         .iter()
@@ -144,6 +147,32 @@ pub(crate) fn run(
     });
     let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
     state.end.map_or(Ok(()), Err)
+}
+
+/// Whether the machine has the memory. What is in memory already is looked up only if the whole would be too much.
+fn check_memory(mappings: &[&HostMapping], available: Option<u64>) -> Result<(), PrefaultError> {
+    let Some(available) = available else {
+        return Ok(());
+    };
+    // Huge pages are in a pool, and the cache of a file is memory to be had.
+    let own = || {
+        mappings
+            .iter()
+            .filter(|mapping| matches!(mapping.kind(), Kind::Anonymous | Kind::Memfd))
+    };
+    let all =
+        |mapping: &HostMapping| steps(mapping).fold(0u64, |sum, step| sum.saturating_add(bytes(step.len)));
+    let mut wanted = own().fold(0u64, |sum, mapping| sum.saturating_add(all(mapping)));
+    for mapping in own() {
+        if wanted <= available {
+            return Ok(());
+        }
+        wanted = wanted.saturating_sub(resident(mapping).unwrap_or(0));
+    }
+    if wanted <= available {
+        return Ok(());
+    }
+    Err(PrefaultError::Memory { wanted, available })
 }
 
 /// Brings the pages of a step in: of blocks, those that are still plugged.

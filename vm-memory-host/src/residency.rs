@@ -113,7 +113,7 @@ fn host_range(mapping: &HostMapping) -> Range<usize> {
 }
 
 /// How many bytes of a mapping are in memory.
-fn resident(mapping: &HostMapping) -> io::Result<u64> {
+pub(crate) fn resident(mapping: &HostMapping) -> io::Result<u64> {
     let len = u64::try_from(mapping.mapped().len()).unwrap_or(u64::MAX);
     if let (Kind::Hugetlb, true, Some((file, 0))) = (mapping.kind(), mapping.is_shared(), mapping.file()) {
         // Of huge pages mincore(2) knows those that this mapping has; the file knows all.

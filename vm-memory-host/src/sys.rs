@@ -474,6 +474,10 @@ pub(crate) fn memfd(name: &CStr, len: u64, huge: Option<u64>) -> Result<File> {
     check(fd)?;
     // SAFETY: the descriptor is new, and nobody else has it.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    if file_size_limit().is_some_and(|limit| len > limit) {
+        // The kernel would send SIGXFSZ, which ends the process, before it answers that.
+        return Err(Error::from_raw_os_error(libc::EFBIG));
+    }
     file.set_len(len)?;
     Ok(file)
 }
@@ -483,6 +487,14 @@ pub(crate) fn seal_length(file: &File) -> Result<()> {
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
     // SAFETY: changes flags of a file.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })
+}
+
+/// Whether a descriptor can be written to, as a shared mapping is.
+pub(crate) fn is_open_for_writing(file: &File) -> Result<bool> {
+    // SAFETY: reads flags of a descriptor.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    check(flags)?;
+    Ok(flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
 /// What `fstatfs(2)` says of a file.
@@ -564,12 +576,23 @@ pub(crate) fn cannot_shrink(file: &File) -> bool {
 
 /// How many bytes this process may lock; `None` for as many as it likes.
 pub(crate) fn lock_limit() -> Option<u64> {
+    // SAFETY: `limit` has room for what getrlimit(2) writes.
+    limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, limit) })
+}
+
+/// How long a file may be that this process makes longer, in bytes; `None` for any length.
+fn file_size_limit() -> Option<u64> {
+    // SAFETY: as above.
+    limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, limit) })
+}
+
+/// A limit that `get` asks for. (Their names are of different types for different targets.)
+fn limit(get: impl FnOnce(&mut libc::rlimit) -> libc::c_int) -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` has room for what getrlimit(2) writes.
-    let answer = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+    let answer = get(&mut limit);
     (answer == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 

@@ -102,7 +102,7 @@ fn blocks_of_huge_pages_are_taken_when_they_are_plugged() {
     assert!(
         error
             .to_string()
-            .contains("no pages for 0x800000 bytes at 0x100000000, 2 huge pages of 0x200000 bytes are free"),
+            .contains("no pages for 0x800000 bytes at 0x100000000: 3 huge pages of 0x200000 bytes are wanted, 2 are free; add 1 to "),
         "{error}"
     );
     // It changed nothing: what it took in vain is back, and what was there before is there.
@@ -167,15 +167,19 @@ fn a_description_knows_what_is_plugged() {
     assert_eq!(describe(&again).unwrap().0, description);
 
     // One that lies about its blocks is refused.
-    let mut wrong = description.clone();
-    wrong.regions[0].blocks.as_mut().unwrap().plugged = vec![(HUGE, u64::MAX)];
-    let error = wrong
-        .builder(fds())
-        .unwrap()
-        .build::<()>()
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("cannot have its first blocks plugged"), "{error}");
+    for (offset, len) in [(HUGE, u64::MAX), (1, HUGE), (0, 1), (3 * HUGE, 6 * HUGE)] {
+        let mut wrong = description.clone();
+        wrong.regions[0].blocks.as_mut().unwrap().plugged = vec![(offset, len)];
+        let error = wrong
+            .builder(fds())
+            .unwrap()
+            .build::<()>()
+            .unwrap_err()
+            .to_string();
+        let told =
+            format!("{len:#x} bytes at offset {offset:#x}, which are to be plugged, are not whole blocks");
+        assert!(error.contains(&told), "{error}");
+    }
 }
 
 #[test]
