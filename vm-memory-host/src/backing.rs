@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
@@ -19,6 +19,10 @@ pub(crate) struct Opened {
     pub(crate) file: Option<(Arc<File>, u64)>,
     pub(crate) sharing: Sharing,
     pub(crate) page_size: u64,
+    /// Whether it is on a tmpfs of somebody's own, with settings and a size of its own.
+    pub(crate) own_tmpfs: bool,
+    /// As in `HostMapping`.
+    pub(crate) allocated: bool,
 }
 
 /// Makes what a region is to be kept in, or looks at what was given.
@@ -30,6 +34,8 @@ pub(crate) fn open(region: &Region, machine: &Machine) -> Result<Opened, BuildEr
             file: None,
             sharing: Sharing::Private,
             page_size: sys::page_size(),
+            own_tmpfs: false,
+            allocated: false,
         },
         Backing::Memfd => memfd(region, None)?,
         Backing::Hugetlb { page_size } => {
@@ -50,7 +56,7 @@ pub(crate) fn open(region: &Region, machine: &Machine) -> Result<Opened, BuildEr
             file,
             offset,
             sharing,
-        } => given(region, file, *offset, *sharing, machine)?,
+        } => given(region, file, *offset, *sharing)?,
     };
     aligned(region, opened.page_size)?;
     Ok(opened)
@@ -91,17 +97,13 @@ fn memfd(region: &Region, huge: Option<u64>) -> Result<Opened, BuildError> {
         file: Some((Arc::new(file), 0)),
         sharing: Sharing::Shared,
         page_size: huge.unwrap_or_else(sys::page_size),
+        own_tmpfs: false,
+        allocated: false,
     })
 }
 
 /// A file that was given.
-fn given(
-    region: &Region,
-    file: &Arc<File>,
-    offset: u64,
-    sharing: Sharing,
-    machine: &Machine,
-) -> Result<Opened, BuildError> {
+fn given(region: &Region, file: &Arc<File>, offset: u64, sharing: Sharing) -> Result<Opened, BuildError> {
     let span = region.span();
     let refused = |source: io::Error| BuildError::System {
         region: span,
@@ -157,7 +159,7 @@ fn given(
     // Character devices have no length, and refuse what they do not have.
     let length = match (kind_of_file.is_file(), kind_of_file.is_block_device()) {
         (true, _) => Some(metadata.len()),
-        (_, true) => machine.block_device_length(metadata.rdev()),
+        (_, true) => Some(end_of(file).map_err(refused)?),
         _ => None,
     };
     if let Some(length) = length.filter(|length| *length < needed) {
@@ -167,14 +169,24 @@ fn given(
             length,
         });
     }
-    let may_be_full = kind == Kind::File || (kind == Kind::Memfd && file_system.is_limited);
-    let on_disk = kind_of_file.is_file() && may_be_full && sharing == Sharing::Shared;
-    if on_disk && !region.options.sparse {
-        sys::allocate_range(file, offset, region.size).map_err(|source| BuildError::System {
+    let own_tmpfs = kind == Kind::Memfd && file_system.is_limited;
+    let on_disk = kind == Kind::File && kind_of_file.is_file();
+    // A hole in a file of a tmpfs takes a page when it is read, too.
+    let allocated = !region.options.sparse && (own_tmpfs || (on_disk && sharing == Sharing::Shared));
+    // Those of blocks are taken when they are plugged.
+    if allocated && region.blocks.is_none() {
+        allocate(file, offset, region.size).map_err(|source| BuildError::System {
             region: span,
-            what: "have blocks on its disk for all of its file",
+            what: "have room on its file system for all of its file",
+            advice: match source.raw_os_error() {
+                Some(libc::EBADF) => {
+                    "open it for writing, too, or say that the file may have holes (Region::sparse)"
+                }
+                Some(libc::EFBIG) => "let the process have longer files (ulimit -f)",
+                _ => "make room there, or say that the file may have holes (Region::sparse)",
+            }
+            .to_owned(),
             source,
-            advice: "make room there, or say that the file may have holes (Region::sparse)".to_owned(),
         })?;
     }
     Ok(Opened {
@@ -182,7 +194,31 @@ fn given(
         file: Some((Arc::clone(file), offset)),
         sharing,
         page_size,
+        own_tmpfs,
+        allocated,
     })
+}
+
+/// Takes room for a range of a file where it has none. One without holes needs not be open for writing.
+fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    match sys::allocate_range(file, offset, len) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
+            let metadata = file.metadata()?;
+            match metadata.blocks().saturating_mul(512) >= metadata.len() {
+                true => Ok(()),
+                false => Err(error),
+            }
+        }
+        answer => answer,
+    }
+}
+
+/// Where a block device ends: `stat` tells it of files only.
+fn end_of(mut device: &File) -> io::Result<u64> {
+    let position = device.stream_position()?;
+    let end = device.seek(SeekFrom::End(0))?;
+    device.seek(SeekFrom::Start(position))?;
+    Ok(end)
 }
 
 /// Guest address and size must be whole pages: KVM maps no others, and the system rounds.

@@ -76,6 +76,24 @@ impl MemoryBuilder {
 
     /// Brings all pages in before the memory is handed out, with so many threads. `progress` is told from time to time, and ends the build when it
     /// answers [`ControlFlow::Break`]. See [`prefault`](crate::prefault()).
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use std::ops::ControlFlow;
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{residency, MemoryBuilder, Region};
+    ///
+    /// let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    /// let memory: GuestMemoryMmap = MemoryBuilder::new()
+    ///     .region(Region::new(GuestAddress(0), 64 << 20))
+    ///     .prefault(threads, |progress| {
+    ///         eprint!("\r{} of {} MiB", progress.done >> 20, progress.total >> 20);
+    ///         ControlFlow::Continue(())
+    ///     })
+    ///     .build()?;
+    /// assert_eq!(residency(&memory)?[0].1.resident, 64 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn prefault<F>(self, threads: NonZeroUsize, progress: F) -> Self
     where
         F: FnMut(Progress) -> ControlFlow<()> + Send + 'static,
@@ -108,8 +126,14 @@ impl MemoryBuilder {
         let regions = sorted(self.regions)?;
         check_pools(&regions, &machine)?;
         check_memory(&regions, self.prefault.is_some(), &machine)?;
-        let mut mappings = Vec::with_capacity(regions.len());
-        for together in regions.chunk_by(|one, next| end(one) == Some(next.start.0)) {
+        let mut opened = Vec::with_capacity(regions.len());
+        for region in regions {
+            let behind = backing::open(&region, &machine)?;
+            check_options(&region, &behind, &machine)?;
+            opened.push((region, behind));
+        }
+        let mut mappings = Vec::with_capacity(opened.len());
+        for together in opened.chunk_by(|(one, _), (next, _)| end(one) == Some(next.start.0)) {
             map_together(together, &machine, &mut mappings)?;
         }
         if let Some((threads, mut progress)) = self.prefault {
@@ -219,20 +243,16 @@ fn check_memory(regions: &[Region], prefault: bool, machine: &Machine) -> Result
 
 /// Maps regions that are adjacent, in one reservation.
 fn map_together(
-    regions: &[Region],
+    regions: &[(Region, Opened)],
     machine: &Machine,
     mappings: &mut Vec<Arc<HostMapping>>,
 ) -> Result<(), BuildError> {
-    let mut opened = Vec::with_capacity(regions.len());
     let (mut total, mut align) = (0u64, sys::page_size());
-    for region in regions {
-        let behind = backing::open(region, machine)?;
-        check_options(region, &behind, machine)?;
+    for (region, behind) in regions {
         total = total.saturating_add(region.size);
-        align = align.max(alignment(region, &behind, machine));
-        opened.push(behind);
+        align = align.max(alignment(region, behind, machine));
     }
-    let Some(first) = regions.first() else {
+    let Some((first, _)) = regions.first() else {
         return Ok(());
     };
     let rest = first.start.0 & align.wrapping_sub(1);
@@ -250,7 +270,7 @@ fn map_together(
     let guard = size(sys::page_size())?;
     let reserved = Reserved::new(size(total)?, guard, size(align)?, size(rest)?);
     let mut reserved = reserved.map_err(no_addresses)?;
-    for (region, behind) in regions.iter().zip(opened) {
+    for (region, behind) in regions {
         mappings.push(map_one(region, behind, &mut reserved, machine)?);
     }
     Ok(())
@@ -285,7 +305,9 @@ fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<
             Kind::Anonymous | Kind::Memfd => {}
         }
         let shared = behind.kind == Kind::Memfd;
-        if let Some((path, setting)) = machine.transparent_huge_pages_refused(shared) {
+        // A tmpfs that somebody has mounted has a setting of its own (tmpfs(5), "huge").
+        let refused = (!behind.own_tmpfs).then(|| machine.transparent_huge_pages_refused(shared));
+        if let Some((path, setting)) = refused.flatten() {
             return Err(BuildError::TransparentHugePagesOff {
                 region: span,
                 path,
@@ -336,7 +358,7 @@ fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<
 /// Maps one region in its place, with its options.
 fn map_one(
     region: &Region,
-    behind: Opened,
+    behind: &Opened,
     reserved: &mut Reserved,
     machine: &Machine,
 ) -> Result<Arc<HostMapping>, BuildError> {
@@ -348,28 +370,37 @@ fn map_one(
         size: span.size,
     })?;
     let huge = behind.kind == Kind::Hugetlb;
+    // The pages of blocks are taken when they are plugged; and what another process gives back to the pool is not taken back from it.
+    let given_back = region.described.is_some() && region.options.release_huge_pages;
+    let set_aside = huge && region.blocks.is_none() && !given_back;
     let source = match &behind.file {
         None => Source::Anonymous,
         Some((file, offset)) => Source::File {
             file,
             offset: *offset,
             shared: behind.sharing == Sharing::Shared,
-            // The pages of blocks are taken when they are plugged.
-            set_aside: huge && region.blocks.is_none(),
+            set_aside,
         },
     };
     let free = free_huge_pages(behind.page_size, &[], machine);
     let mapped = reserved
         .map(len, source)
         .map_err(|source| match source.raw_os_error() {
-            Some(libc::ENOMEM) if huge => huge_pages(span, behind.page_size, &[], free),
+            Some(libc::ENOMEM) if set_aside && region.size.checked_div(behind.page_size).is_some_and(|wanted| free < wanted) => {
+                huge_pages(span, behind.page_size, &[], free)
+            }
+            Some(libc::ENOMEM) if set_aside => refused(
+                "have huge pages set aside",
+                source,
+                "take less memory, let the process have more of it (ulimit -v), or mount the hugetlbfs of its file with more room (size=)",
+            ),
             Some(libc::EACCES) => refused("be mapped", source, "open the file for reading"),
             _ => refused("be mapped", source, "take less memory, or another file"),
         })?;
     let blocks = match region.blocks {
         None => None,
         Some(blocks) => {
-            let plugged = make_blocks(region, &behind, blocks.size)?;
+            let plugged = make_blocks(region, behind, blocks.size)?;
             Some((blocks, Arc::new(plugged)))
         }
     };
@@ -394,7 +425,8 @@ fn map_one(
         mapped,
         start: region.start,
         kind: behind.kind,
-        file: behind.file,
+        file: behind.file.clone(),
+        allocated: behind.allocated,
         sharing: behind.sharing,
         page_size: behind.page_size,
         options: region.options.clone(),

@@ -13,9 +13,10 @@ use crate::builder::MemoryBuilder;
 use crate::error::NotProvisioned;
 use crate::mapping::{provisioned, span_of, HostMapping, Kind};
 use crate::region::{Backing, Blocks, Options, Region, Sharing, Span};
+use crate::sys;
 
 /// A guest's memory as data: what a snapshot or a second process needs, and a vhost-user front end for its table of memory regions. (The address in
-/// this process, which that has too, is no part of it: [`HostMapping::host_address`].)
+/// this process, which that has too, is no part of it: [`HostMapping::host_address`] has an example.)
 ///
 /// Descriptors are not data: regions name them by their number in a list that goes beside the description (`SCM_RIGHTS`, unix(7)). A file that several
 /// regions are parts of is in it once.
@@ -145,10 +146,13 @@ where
     let (mut regions, mut files) = (Vec::new(), Vec::new());
     for region in memory.iter() {
         let mapping = provisioned(region)?;
+        let mut options = mapping.options().clone();
+        // As it is: a receiver that is told so finds out if it gets another file.
+        options.sealed |= mapping.file().is_some_and(|(file, _)| sys::cannot_shrink(file));
         regions.push(RegionDescription {
             span: span_of(region),
             backing: backing(mapping, &mut files),
-            options: mapping.options().clone(),
+            options,
             blocks: blocks(mapping),
         });
     }
@@ -195,8 +199,27 @@ impl Description {
     /// Begins to build the same memory from descriptors that were received with the description: shared memory has the same bytes then, private memory
     /// those of its file, anonymous memory zeroes.
     ///
-    /// A description may come from a process that is not trusted: everything in it is looked at when it is built. A file that its sender can
-    /// cut off later is another matter: ask for one that is [sealed](Region::sealed), or see [`vm_memory::fault`].
+    /// A description may come from a process that is not trusted: everything in it is looked at when it is built. Two things are for the receiver to
+    /// decide. A file that its sender can cut off later: ask for one that is [sealed](Region::sealed), by `options.sealed` of each region, or
+    /// see [`vm_memory::fault`]. And how large a guest may be: addresses cost nothing, but a bitmap costs a bit for each page, and blocks a bit for each
+    /// block.
+    ///
+    /// ```
+    /// # use vm_memory::GuestAddress;
+    /// # use vm_memory_host::{describe, Backing, Description, MemoryBuilder, Region};
+    /// # let region = Region::new(GuestAddress(0), 1 << 20).backing(Backing::Memfd);
+    /// # let (description, files) = describe(&MemoryBuilder::new().region(region).build::<()>()?)?;
+    /// # let text = serde_json::to_string(&description)?;
+    /// # let received = files.iter().map(|file| file.try_clone().map(Into::into)).collect::<Result<_, _>>()?;
+    /// let mut description: Description = serde_json::from_str(&text)?;
+    /// let size: u128 = description.regions.iter().map(|region| u128::from(region.span.size)).sum();
+    /// assert!(size <= 64 << 30, "no guest of ours is that large");
+    /// for region in &mut description.regions {
+    ///     region.options.sealed = true;
+    /// }
+    /// let memory = description.builder(received)?.build::<()>()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -1,6 +1,8 @@
 //! [`discard`]: pages that a guest gives back.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
@@ -8,6 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 use crate::error::ChangeError;
 use crate::mapping::{bytes, parts, HostMapping, Kind, Replaced};
 use crate::region::{Lock, Sharing};
+use crate::residency::known_to_mincore;
 use crate::sys::{self, Advice};
 
 /// Gives the pages of a range of guest memory back to the system: they cost nothing until they are used again, and read as zeroes.
@@ -19,10 +22,12 @@ use crate::sys::{self, Advice};
 /// |---|---|---|
 /// | anonymous | `madvise(MADV_DONTNEED)` | |
 /// | memfd, shared file | `fallocate(FALLOC_FL_PUNCH_HOLE)` | gone for all processes that map it |
-/// | hugetlb | the same | in whole huge pages |
+/// | block device | `fallocate(FALLOC_FL_ZERO_RANGE)` | the device has zeroes then |
+/// | hugetlb | overwritten with zeroes | nothing is had by others |
+/// | hugetlb that [lets others have its pages](crate::Region::release_huge_pages) | `FALLOC_FL_PUNCH_HOLE` | in whole huge pages |
 /// | private file | `mmap` of zeroes in its place | dropping the copies would bring the file's bytes back |
 ///
-/// Huge pages stay promised to their region, so that an access never finds the pool empty; a region may [let others have them](crate::Region::release_huge_pages). A
+/// Huge pages stay with their region unless it says otherwise: a page that has gone to the pool may be somebody else's when the guest uses it again. A
 /// private file whose pages are given back in thousands of separate places keeps some, since each costs the kernel two entries in a table that it has for
 /// the whole process (`vm.max_map_count`): they are overwritten with zeroes. So are those of a private mapping of huge pages. A part of a transparent huge
 /// page costs memory until the kernel has split it.
@@ -30,9 +35,10 @@ use crate::sys::{self, Advice};
 /// The pages are marked dirty, since their bytes are others now. Devices must not be at work in the range, and memory that a device of the
 /// host's has pinned (VFIO) must not be given back: it would go on using the old pages.
 ///
-/// Returns how many bytes others can have now.
+/// Returns how many bytes the region lays no claim to any more, and others can have: the length of the range, as a rule, whether anything was in memory there
+/// or not. (The cache of a disk's file has folios of up to 2 MiB; where one reaches over an end of the range, it may stay, as zeroes.)
 ///
-/// System calls: `madvise`, `fallocate`; `mmap`, `munmap` for huge pages; for private files `mmap`, `madvise`, `mbind` and `mlock2`, as the region's options have it.
+/// System calls: `madvise`, `fallocate`; `mincore` for huge pages; for private files `mmap`, `madvise`, `mbind` and `mlock2`, as the region's options have it.
 ///
 /// # Errors
 ///
@@ -72,42 +78,100 @@ fn give_back(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64
     let mut changes = mapping.change();
     match (&mapping.file, mapping.sharing) {
         (Some((file, start)), Sharing::Shared) if mapping.kind == Kind::Hugetlb => {
-            clear(mapping, offset, len)?;
             if mapping.options.release_huge_pages {
-                return Ok(bytes(len));
+                if mapping.blocks.is_none() {
+                    take_promised(mapping, file, *start, offset, len);
+                }
+                return clear(mapping, offset, len).map(|()| bytes(len));
             }
-            // Blocks that are not plugged have been promised nothing.
-            let promised = match mapping.plugged_blocks() {
+            // Blocks that are not plugged have no pages that are theirs.
+            let kept = match mapping.plugged_blocks() {
                 None => vec![(offset, len)],
                 Some(blocks) => blocks.runs_in(offset, len).collect(),
             };
             let mut given_back = bytes(len);
-            for (at, run) in promised {
-                sys::promise_huge_pages(file, start.saturating_add(bytes(at)), run)?;
+            for (at, run) in kept {
+                overwrite(mapping, file, at, run)?;
                 given_back = given_back.saturating_sub(bytes(run));
             }
             Ok(given_back)
         }
         (Some(_), Sharing::Private) => replace(mapping, &mut changes, offset, len),
+        (Some((file, _)), Sharing::Shared)
+            if mapping.kind == Kind::File && file.metadata()?.file_type().is_char_device() =>
+        {
+            // What a device has behind its mapping is its own affair: /dev/zero, memory that no descriptor leads to.
+            mapping.mapped().zero(offset, len).map(|()| 0)
+        }
         _ => clear(mapping, offset, len).map(|()| bytes(len)),
     }
+}
+
+/// The huge pages of a part, one by one: where each begins, and how long it is.
+fn huge_pages(mapping: &HostMapping, offset: usize, len: usize) -> impl Iterator<Item = (usize, usize)> {
+    let page = usize::try_from(mapping.page_size).unwrap_or(usize::MAX).max(1);
+    (0..len)
+        .step_by(page)
+        .map(move |at| (offset.saturating_add(at), page.min(len.saturating_sub(at))))
+}
+
+/// Takes the huge pages that the region was promised when it was built and has not used: a promise goes to the pool with its page only.
+fn take_promised(mapping: &HostMapping, file: &File, start: u64, offset: usize, len: usize) {
+    for (at, page) in huge_pages(mapping, offset, len) {
+        // A page that has gone to the pool before cannot be had, maybe, and need not be.
+        let _ = sys::allocate_range(file, start.saturating_add(bytes(at)), bytes(page));
+    }
+}
+
+/// Makes huge pages zeroes that stay with the region. Those that nobody has used are zeroes already.
+fn overwrite(mapping: &HostMapping, file: &File, offset: usize, len: usize) -> io::Result<()> {
+    let mut others = None;
+    for (at, page) in huge_pages(mapping, offset, len) {
+        if known_to_mincore(mapping, at, page)? == 0 {
+            // Not mapped here: another process that has the file may have written to it.
+            let others = match others {
+                Some(others) => others,
+                None => *others.insert(file_has_more(mapping, file)?),
+            };
+            if !others {
+                continue;
+            }
+        }
+        mapping.mapped().zero(at, page)?;
+    }
+    Ok(())
+}
+
+/// Whether a file of huge pages has pages that the mapping has not.
+fn file_has_more(mapping: &HostMapping, file: &File) -> io::Result<bool> {
+    let here = known_to_mincore(mapping, 0, mapping.mapped().len())?;
+    Ok(file.metadata()?.blocks().saturating_mul(512) != here)
 }
 
 /// Makes a part of memory that is no private file zeroes that cost nothing. The pages of a pool go to the pool.
 pub(crate) fn clear(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
     match &mapping.file {
         None => drop_pages(mapping, offset, len),
-        Some((file, start)) => sys::punch_hole(file, start.saturating_add(bytes(offset)), bytes(len)),
+        Some((file, start)) => {
+            let (start, len) = (start.saturating_add(bytes(offset)), bytes(len));
+            // A hole in a device may have any bytes, or be refused when its cache has been dropped.
+            match mapping.kind == Kind::File && file.metadata()?.file_type().is_block_device() {
+                true => sys::zero_range(file, start, len),
+                false => sys::punch_hole(file, start, len),
+            }
+        }
     }
 }
 
 /// Drops the pages that the mapping has for itself.
 fn drop_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
-    let advice = match mapping.options.lock {
-        Lock::No => Advice::DontNeed,
-        Lock::Now | Lock::OnFault => Advice::DontNeedLocked,
-    };
-    mapping.mapped().advise(offset, len, advice)
+    match mapping.mapped().advise(offset, len, Advice::DontNeed) {
+        // Locked: by the region's own options, or by a process that locks all that it has (mlockall(2)).
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            mapping.mapped().advise(offset, len, Advice::DontNeedLocked)
+        }
+        answer => answer,
+    }
 }
 
 /// Puts zeroes in the place of a private file's bytes.

@@ -259,7 +259,7 @@ pub enum PrefaultError {
     /// The machine has not as much memory.
     #[error("{wanted:#x} bytes are to be brought in, and {available:#x} are to be had; take less, or bring in nothing")]
     Memory {
-        /// How many bytes are not in memory yet.
+        /// How many bytes are not in memory yet; if they are more than machine and swap have in all, how many there are to bring in.
         wanted: u64,
         /// How many the system can give; as in [`BuildError::Memory`].
         available: u64,

@@ -132,18 +132,7 @@ impl Machine {
     /// How many bytes of memory the system can give, as far as it says: what is not used or can be had from caches, and what can be swapped out; and no
     /// more than the control groups of the process may have in all (Linux, "Control Group v2", `memory.max`).
     pub(crate) fn available_memory(&self) -> Option<u64> {
-        let text = fs::read_to_string(self.proc.join("meminfo")).ok()?;
-        let of = |name: &str| {
-            let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
-            let kib: u64 = rest
-                .trim_start_matches(':')
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()?;
-            kib.checked_mul(1024)
-        };
-        let available = of("MemAvailable")?.saturating_add(of("SwapFree").unwrap_or(0));
+        let available = self.memory("MemAvailable", "SwapFree")?;
         let groups = fs::read_to_string(self.proc.join("self/cgroup")).unwrap_or_default();
         let group = groups
             .lines()
@@ -158,13 +147,6 @@ impl Machine {
         Some(limits.fold(available, u64::min))
     }
 
-    /// The length in bytes of the block device with this number; `stat` tells it of files only.
-    pub(crate) fn block_device_length(&self, device: u64) -> Option<u64> {
-        let (major, minor) = (libc::major(device), libc::minor(device));
-        // In sectors of 512 bytes, whatever the device's own are (Linux, "Documentation/ABI/stable/sysfs-block").
-        number(&self.sys.join(format!("dev/block/{major}:{minor}/size")))?.checked_mul(512)
-    }
-
     /// How many areas of addresses guests may make the kernel keep, in all of this process: half of those that it keeps at most.
     pub(crate) fn most_areas() -> usize {
         static MOST: OnceLock<usize> = OnceLock::new();
@@ -172,6 +154,24 @@ impl Machine {
             let most = number(Path::new("/proc/sys/vm/max_map_count")).unwrap_or(65_530);
             usize::try_from(most / 2).unwrap_or(usize::MAX)
         })
+    }
+
+    /// How many bytes of memory and swap there are in all.
+    pub(crate) fn all_memory(&self) -> Option<u64> {
+        self.memory("MemTotal", "SwapTotal")
+    }
+
+    /// What proc_meminfo(5) says of memory and of swap, together, in bytes.
+    fn memory(&self, of_memory: &str, of_swap: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.proc.join("meminfo")).ok()?;
+        let of = |name: &str| {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+            kib.checked_mul(1024)
+        };
+        Some(of(of_memory)?.saturating_add(of(of_swap).unwrap_or(0)))
     }
 
     /// The size of a transparent huge page in bytes, if there are some.

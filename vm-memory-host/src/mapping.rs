@@ -40,6 +40,8 @@ pub struct HostMapping {
     pub(crate) sharing: Sharing,
     pub(crate) page_size: u64,
     pub(crate) options: Options,
+    /// Whether its file has room for all of the region, or for all plugged blocks: its file system may have none later.
+    pub(crate) allocated: bool,
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
     /// Written while pages are given back or blocks change, so that one is over before the next begins; read while pages are brought in.
     pub(crate) changes: RwLock<Replaced>,
@@ -120,6 +122,29 @@ impl HostMapping {
 
     /// Returns its address in this process. It leaves the same rest as the guest's address when divided by the size of a huge page, so that KVM can
     /// map huge pages for the guest.
+    ///
+    /// A vhost-user front end tells its back end of each region where it is here, and with which descriptor it can be mapped (vhost-user specification,
+    /// section "Memory region description"):
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+    /// use vm_memory_host::{provisioned, Backing, MemoryBuilder, Region};
+    ///
+    /// let region = Region::new(GuestAddress(1 << 32), 16 << 20).backing(Backing::Memfd);
+    /// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+    /// for region in memory.iter() {
+    ///     let mapping = provisioned(region)?;
+    ///     let span = mapping.span();
+    ///     let (file, offset) = mapping.file().ok_or("no other process can map this")?;
+    ///     println!(
+    ///         "guest address {:#x}, size {:#x}, user address {:#x}, mmap offset {offset:#x} of {file:?}",
+    ///         span.start,
+    ///         span.size,
+    ///         mapping.host_address()
+    ///     );
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn host_address(&self) -> usize {
         self.mapped.host_address()
     }

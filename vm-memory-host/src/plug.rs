@@ -16,7 +16,8 @@ use crate::sys::{self, Advice};
 /// Lets a guest have the blocks of a range: accesses reach them from now on. What was plugged stays as it is.
 ///
 /// The guest drives this (virtio-mem, virtio 1.2 section 5.15): no map is copied, and nobody who uses the memory takes notice. Blocks read as zeroes when
-/// they come, and are not marked dirty for it: they were when they went, and what a vCPU writes to a block that it does not have is nobody's. The huge pages of blocks are taken now, so that an access never finds the pool empty.
+/// they come, and are not marked dirty for it: they were when they went, and what a vCPU writes to a block that it does not have is nobody's. The huge pages of blocks are taken now, so that an access never finds the pool empty; so are the pages of a
+/// file on a tmpfs that has an end, unless it may be [sparse](crate::Region::sparse).
 ///
 /// System calls: `madvise` or `fallocate`; `mprotect` for blocks that are [protected](Unplugged::Protected).
 ///
@@ -64,18 +65,19 @@ where
 /// # Errors
 ///
 /// [`ChangeError`]; where the range is not whole blocks, is not all memory, or is of a region without blocks, nothing was done. Where the system
-/// refuses to take the pages back, the blocks are unplugged all the same.
+/// refuses to take pages back, all blocks of the range are unplugged all the same, and the first refusal is told.
 pub fn unplug<B, M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>
 where
     B: Bitmap,
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
 {
+    let mut first = Ok(());
     for part in parts(memory, addr, len, blocks_of)? {
         let answer = unplug_part(part.mapping, part.offset, part.len);
         part.mark_dirty();
-        answer.map_err(|source| part.refused("take back the pages of", source))?;
+        first = first.and(answer.map_err(|source| part.refused("take back the pages of", source)));
     }
-    Ok(())
+    first
 }
 
 /// What the range must be whole parts of.
@@ -148,9 +150,6 @@ fn unplug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<(
         return Ok(());
     };
     let _changes = mapping.change();
-    if let (Kind::Hugetlb, false) = (mapping.kind, mapping.options.release_huge_pages) {
-        take_promised(mapping, bits, offset, len);
-    }
     // The bits before the pages: an access that begins later must find nothing.
     bits.unplug(offset, len).map_err(io::Error::other)?;
     put_away(mapping, blocks, offset, len)
@@ -164,7 +163,12 @@ fn make_ready(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize)
     if mapping.kind == Kind::Hugetlb {
         mapping.mapped().advise(offset, len, Advice::PopulateWrite)?;
     }
-    Ok(())
+    match &mapping.file {
+        Some((file, start)) if mapping.allocated => {
+            sys::allocate_range(file, start.saturating_add(bytes(offset)), bytes(len))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Takes blocks out of use: their pages go, and they cannot be accessed.
@@ -174,18 +178,6 @@ fn put_away(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -
         Unplugged::Mapped => Ok(()),
     };
     clear(mapping, offset, len).and(protected)
-}
-
-/// Takes the huge pages that a discard has left promised to plugged blocks, so that they go with the hole that is punched next: the kernel takes a
-/// promise back with its page only. Each such block has its page or the promise of one, so that nothing is taken from others.
-fn take_promised(mapping: &HostMapping, bits: &PluggedBlocks, offset: usize, len: usize) {
-    let Some((file, start)) = &mapping.file else {
-        return;
-    };
-    for (at, run) in bits.runs_in(offset, len) {
-        // If it fails, the promise stays with the region; there is nobody to tell who could mend it.
-        let _ = sys::allocate_range(file, start.saturating_add(bytes(at)), bytes(run));
-    }
 }
 
 fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError {

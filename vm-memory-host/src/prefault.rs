@@ -88,7 +88,7 @@ pub(crate) fn run(
     threads: NonZeroUsize,
     progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
 ) -> Result<(), PrefaultError> {
-    check_memory(mappings, Machine::here().available_memory())?;
+    check_memory(mappings, &Machine::here())?;
     let steps: Vec<Step<'_>> = mappings.iter().flat_map(|mapping| steps(mapping)).collect();
     let total = steps
         .iter()
@@ -149,25 +149,25 @@ pub(crate) fn run(
     state.end.map_or(Ok(()), Err)
 }
 
-/// Whether the machine has the memory. What is in memory already is looked up only if the whole would be too much.
-fn check_memory(mappings: &[&HostMapping], available: Option<u64>) -> Result<(), PrefaultError> {
-    let Some(available) = available else {
+/// Whether the machine has the memory. What is in memory already is looked up only if the whole would be too much, and that could change it.
+fn check_memory(mappings: &[&HostMapping], machine: &Machine) -> Result<(), PrefaultError> {
+    let (Some(available), Some(all)) = (machine.available_memory(), machine.all_memory()) else {
         return Ok(());
     };
     // Huge pages are in a pool, and the cache of a file is memory to be had.
     let own = || {
-        mappings
-            .iter()
-            .filter(|mapping| matches!(mapping.kind(), Kind::Anonymous | Kind::Memfd))
+        let mappings = mappings.iter().copied();
+        mappings.filter(|mapping| matches!(mapping.kind(), Kind::Anonymous | Kind::Memfd))
     };
-    let all =
-        |mapping: &HostMapping| steps(mapping).fold(0u64, |sum, step| sum.saturating_add(bytes(step.len)));
-    let mut wanted = own().fold(0u64, |sum, mapping| sum.saturating_add(all(mapping)));
-    for mapping in own() {
-        if wanted <= available {
-            return Ok(());
+    let lengths = own().flat_map(steps).map(|step| bytes(step.len));
+    let mut wanted = lengths.fold(0u64, u64::saturating_add);
+    if wanted <= available.saturating_add(all) {
+        for mapping in own() {
+            if wanted <= available {
+                return Ok(());
+            }
+            wanted = wanted.saturating_sub(resident(mapping).unwrap_or(0));
         }
-        wanted = wanted.saturating_sub(resident(mapping).unwrap_or(0));
     }
     if wanted <= available {
         return Ok(());

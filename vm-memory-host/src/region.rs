@@ -20,7 +20,21 @@ pub enum Backing {
     /// against shrinking, growing and other seals, so that no process it is handed to can make pages go away by cutting it off. (One that can
     /// write to it can still punch holes, which read as zeroes.)
     Memfd,
-    /// The same of huge pages of so many bytes, out of the machine's pool (Linux, "HugeTLB Pages").
+    /// The same of huge pages of so many bytes, out of the machine's pool (Linux, "HugeTLB Pages"). A hole that another process punches in it gives a
+    /// page to the pool, and no seal prevents that: whoever uses it when the pool is empty meets SIGBUS ([`vm_memory::fault`]).
+    ///
+    /// ```no_run
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{huge_page_pools, Backing, MemoryBuilder, Region};
+    ///
+    /// let pools = huge_page_pools();
+    /// let pool = pools.first().ok_or("no huge pages on this machine")?;
+    /// let region = Region::new(GuestAddress(0), 64 * pool.page_size);
+    /// let region = region.backing(Backing::Hugetlb { page_size: pool.page_size });
+    /// // An error says how many pages are missing, and where to add them.
+    /// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     Hugetlb {
         /// The size of a huge page in bytes: 2 MiB, 1 GiB, or what else the machine has.
         page_size: u64,
@@ -37,7 +51,23 @@ pub enum Backing {
 }
 
 impl Backing {
-    /// A file, from `offset` on (bytes), of which writes go to the file and to all who map it.
+    /// A file, from `offset` on (bytes), of which writes go to the file and to all who map it. It must be open for reading and writing.
+    ///
+    /// ```
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{Backing, MemoryBuilder, Region};
+    ///
+    /// let file = tempfile::tempfile()?;
+    /// file.set_len(1 << 20)?;
+    /// let region = Region::new(GuestAddress(0), 1 << 20).backing(Backing::shared_file(file.try_clone()?, 0));
+    /// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+    /// memory.write_slice(b"kept", GuestAddress(0x1000))?;
+    ///
+    /// let mut bytes = [0; 4];
+    /// std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0x1000)?;
+    /// assert_eq!(&bytes, b"kept");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn shared_file(file: impl Into<OwnedFd>, offset: u64) -> Self {
         let (file, sharing) = (Arc::new(File::from(file.into())), Sharing::Shared);
         Self::File {
@@ -48,6 +78,25 @@ impl Backing {
     }
 
     /// A file, from `offset` on (bytes), of which what is written is copied first and seen by nobody else: a snapshot that guests start from.
+    ///
+    /// ```
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{Backing, MemoryBuilder, Region};
+    ///
+    /// let snapshot = tempfile::NamedTempFile::new()?;
+    /// std::fs::write(snapshot.path(), [7; 0x2000])?;
+    /// let guest = || -> Result<GuestMemoryMmap, Box<dyn std::error::Error>> {
+    ///     // Open for reading is enough.
+    ///     let file = std::fs::File::open(snapshot.path())?;
+    ///     let region = Region::new(GuestAddress(0), 0x2000).backing(Backing::private_file(file, 0));
+    ///     Ok(MemoryBuilder::new().region(region).build()?)
+    /// };
+    /// let (one, other) = (guest()?, guest()?);
+    /// one.write_obj(8u8, GuestAddress(0))?;
+    /// assert_eq!(one.read_obj::<u8>(GuestAddress(0))?, 8);
+    /// assert_eq!(other.read_obj::<u8>(GuestAddress(0))?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn private_file(file: impl Into<OwnedFd>, offset: u64) -> Self {
         let (file, sharing) = (Arc::new(File::from(file.into())), Sharing::Private);
         Self::File {
@@ -79,7 +128,21 @@ pub enum TransparentHugePages {
     Off,
 }
 
-/// On which NUMA nodes a region takes its pages (mbind(2)). Nodes are numbered as under /sys/devices/system/node.
+/// On which NUMA nodes a region takes its pages (mbind(2)). Nodes are numbered as under /sys/devices/system/node. Pages that a file has already stay where
+/// they are.
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{MemoryBuilder, NumaPolicy, Region};
+///
+/// let region = |start, node| Region::new(GuestAddress(start), 64 << 20).numa(NumaPolicy::Bind(vec![node]));
+/// let builder = MemoryBuilder::new().region(region(0, 0)).region(region(1 << 32, 1));
+/// match builder.build::<()>() {
+///     Ok(memory) => println!("a node of the guest on each of two of the machine: {memory:?}"),
+///     // region 100000000-103ffffff: the machine has no memory on NUMA node 1, but on [0]
+///     Err(error) => println!("{error}"),
+/// }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NumaPolicy {
     /// As the process does.
@@ -253,28 +316,29 @@ impl Region {
     }
 
     /// Sets what it is called in /proc/self/maps. A file is called by its path there, and cannot be given a name; a memfd that was handed over keeps
-    /// the one that it was made with.
+    /// the one that it was made with. Names of anonymous memory are an option of the kernel's (`CONFIG_ANON_VMA_NAME`, Linux 5.17): without it, they are an error.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.options.name = Some(name.into());
         self
     }
 
-    /// Sets whether a file that is shared may have holes. Unless it may, it takes blocks on its disk for all of the region when the region is built
-    /// (fallocate(2)): a hole for which there is none when it is written is a SIGBUS. Pages that are [given back](crate::discard()) are holes again.
+    /// Sets whether a file may have holes. Unless it may, a file that is shared takes blocks on its disk for all of the region when the region is built
+    /// (fallocate(2)), and a file of a tmpfs that has an end takes pages, shared or not: a hole for which there is nothing when it is used is a SIGBUS. Pages
+    /// that are [given back](crate::discard()) are holes again.
     pub fn sparse(mut self, sparse: bool) -> Self {
         self.options.sparse = sparse;
         self
     }
 
     /// Sets whether its file must be sealed against shrinking (fcntl(2), `F_SEAL_SHRINK`): whoever handed it over cannot make pages go away then.
-    /// Memfds that are made here are.
+    /// Memfds that are made here are, and are described so.
     pub fn sealed(mut self, sealed: bool) -> Self {
         self.options.sealed = sealed;
         self
     }
 
-    /// Sets whether huge pages that a guest [gives back](crate::discard()) go to the pool for others. Unless they do, they stay promised to this
-    /// region, which finds them there again. If they do, a guest that uses them again when the pool is empty meets SIGBUS, as does this process: an error
+    /// Sets whether huge pages that a guest [gives back](crate::discard()) go to the pool for others. Unless they do, they stay with this
+    /// region, as zeroes. If they do, a guest that uses them again when the pool is empty meets SIGBUS, as does this process: an error
     /// where [`vm_memory::fault`] is installed, and the end of the process elsewhere. The pages of blocks that are unplugged always go to the pool.
     pub fn release_huge_pages(mut self, release: bool) -> Self {
         self.options.release_huge_pages = release;

@@ -20,7 +20,8 @@ use crate::sys;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Residency {
     /// In memory: pages that this process has, or that are in the file or memfd behind it, whoever brought them there (`mincore(2)`; of a file that the
-    /// process neither owns nor may write the kernel says that all is, and of a part of a file of huge pages what this process has).
+    /// process neither owns nor may write the kernel says that all is, and of a part of a file of huge pages what this process has). Anonymous
+    /// pages that were only read count here, though all of them are one page of zeroes that costs nothing; `mapped` leaves them out.
     pub resident: u64,
     /// Mapped in this process for now (`Rss` of /proc/self/smaps; pages of hugetlb are counted, too).
     pub mapped: u64,
@@ -93,7 +94,9 @@ where
     let (Some(first), false) = (answers.first().map(|(span, _)| *span), answers.is_empty()) else {
         return Ok(answers);
     };
-    let smaps = fs::read_to_string("/proc/self/smaps").map_err(fail(first))?;
+    // Names of files in there need not be text.
+    let smaps = fs::read("/proc/self/smaps").map_err(fail(first))?;
+    let smaps = String::from_utf8_lossy(&smaps);
     let ranges: Vec<Range<usize>> = mappings.iter().map(|(_, mapping)| host_range(mapping)).collect();
     for area in areas(&smaps) {
         for (range, (_, answer)) in ranges.iter().zip(&mut answers) {
@@ -122,15 +125,21 @@ pub(crate) fn resident(mapping: &HostMapping) -> io::Result<u64> {
             return Ok(file.blocks().saturating_mul(512));
         }
     }
+    known_to_mincore(mapping, 0, mapping.mapped().len())
+}
+
+/// How many bytes of a part of a mapping `mincore(2)` says are in memory: of huge pages of hugetlb, those that this mapping has.
+pub(crate) fn known_to_mincore(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
     let page = usize::try_from(sys::page_size()).unwrap_or(4096);
     // A byte for each page, and 1 GiB at a time.
     let step = 1usize << 30;
-    let len = mapping.mapped().len();
     let mut pages = vec![0u8; len.min(step).div_ceil(page)];
     let mut count = 0u64;
-    for offset in (0..len).step_by(step) {
-        let here = len.saturating_sub(offset).min(step);
-        mapping.mapped().resident(offset, here, &mut pages)?;
+    for done in (0..len).step_by(step) {
+        let here = len.saturating_sub(done).min(step);
+        mapping
+            .mapped()
+            .resident(offset.saturating_add(done), here, &mut pages)?;
         let there = pages.iter().take(here.div_ceil(page));
         let there = there.filter(|page| *page & 1 != 0).count();
         count = count.saturating_add(u64::try_from(there).unwrap_or(0));

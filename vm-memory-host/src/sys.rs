@@ -527,6 +527,16 @@ pub(crate) const HUGETLBFS: i128 = 0x958458f6;
 /// The kind of file system that tmpfs is, and with it a memfd (`TMPFS_MAGIC`).
 pub(crate) const TMPFS: i128 = 0x01021994;
 
+/// Makes a range of a file zeroes. Its length stays.
+pub(crate) fn zero_range(file: &File, offset: u64, len: u64) -> Result<()> {
+    allocate(
+        file,
+        libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+        offset,
+        len,
+    )
+}
+
 /// Gives pages of a file back: they read as zeroes. Its length stays.
 pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> Result<()> {
     allocate(
@@ -553,18 +563,6 @@ fn allocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> Result<()>
             answer => return answer,
         }
     }
-}
-
-/// Promises the pages of a range of a file of hugetlbfs to the file again, where they are not: the promise goes with a hole that is punched, and comes
-/// with a shared mapping and stays (Linux, "Hugetlbfs Reservation").
-pub(crate) fn promise_huge_pages(file: &File, offset: u64, len: usize) -> Result<()> {
-    let source = Source::File {
-        file,
-        offset,
-        shared: true,
-        set_aside: true,
-    };
-    Trial::new(len, source).map(drop)
 }
 
 /// Whether a file is sealed against shrinking; false for one that cannot be.

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::num::NonZeroU64;
+use std::process::Command;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -159,7 +160,9 @@ pub(crate) fn of_each_kind(start: u64, size: u64, huge: bool) -> Vec<(&'static s
         ("private file", region(Backing::private_file(file(), PAGE))),
     ];
     if huge {
-        all.push(("hugetlb", region(Backing::Hugetlb { page_size: HUGE })));
+        let hugetlb = region(Backing::Hugetlb { page_size: HUGE });
+        all.push(("hugetlb", hugetlb.clone().release_huge_pages(true)));
+        all.push(("kept hugetlb", hugetlb));
     }
     all
 }
@@ -190,4 +193,66 @@ pub(crate) fn area(address: usize) -> Option<(usize, usize, String)> {
             .contains(&address)
             .then(|| (start, end, rest[..4].to_owned()))
     })
+}
+
+/// A file system that is mounted in a directory of its own, for one test.
+pub(crate) struct Mounted {
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl Mounted {
+    pub(crate) fn tmpfs(options: &str, test: &str) -> Option<Self> {
+        Self::new("tmpfs", options, test)
+    }
+
+    /// Mounts one; says so aloud if that cannot be.
+    pub(crate) fn new(kind: &str, options: &str, test: &str) -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", kind, "-o", options, "vm-memory-test"])
+            .arg(directory.path())
+            .output();
+        match mount {
+            Ok(done) if done.status.success() => Some(Self { directory }),
+            other => skipped(test, format!("a {kind} cannot be mounted: {other:?}")),
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: what a test that has failed still maps must not keep it.
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.directory.path())
+            .status();
+    }
+}
+
+/// A block device that is a file.
+pub(crate) struct LoopDevice {
+    pub(crate) path: String,
+}
+
+impl LoopDevice {
+    /// Makes one; says so aloud if that cannot be.
+    pub(crate) fn of(file: &std::path::Path, test: &str) -> Option<Self> {
+        match Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()
+        {
+            Ok(done) if done.status.success() => {
+                let path = String::from_utf8(done.stdout).unwrap().trim().to_owned();
+                Some(Self { path })
+            }
+            other => skipped(test, format!("no loop device: {other:?}")),
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.path]).status();
+    }
 }

@@ -1,7 +1,11 @@
 //! Pages that are given back read as zeroes, and are not in memory any more.
 
+use std::fs::File;
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -9,8 +13,8 @@ use proptest::prelude::*;
 use super::common::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
-    describe, discard, prefault, residency, Backing, ChangeError, Lock, MemoryBuilder, Region, Sharing,
-    TransparentHugePages,
+    describe, discard, plug, prefault, provisioned, residency, Backing, BuildError, ChangeError, Kind, Lock,
+    MemoryBuilder, Region, Sharing, TransparentHugePages, Unplugged,
 };
 
 const START: u64 = 64 * MIB;
@@ -27,7 +31,8 @@ fn each_backing_gives_its_pages_back_as_zeroes() {
         let before = resident(&memory);
         assert_eq!(before, SIZE, "{kind}");
         let (from, len) = (START + HUGE, 6 * HUGE);
-        let others_can_have = if kind == "hugetlb" { 0 } else { len };
+        // Huge pages that are not released stay, as zeroes.
+        let others_can_have = if kind == "kept hugetlb" { 0 } else { len };
         assert_eq!(
             discard(&memory, GuestAddress(from), len).unwrap(),
             others_can_have,
@@ -35,7 +40,7 @@ fn each_backing_gives_its_pages_back_as_zeroes() {
         );
         let after = resident(&memory);
         assert!(
-            after >= before - len && after <= before - len + kept_at_edges(kind),
+            after >= before - others_can_have && after <= before - others_can_have + kept_at_edges(kind),
             "{kind}: {after:#x}"
         );
         for page in (START..START + SIZE).step_by(PAGE as usize) {
@@ -208,25 +213,248 @@ fn a_range_over_several_regions_is_one_call() {
     assert!(memory.read_obj::<u8>(GuestAddress(3 * MIB)).is_err());
 }
 
-/// A huge page that is given back stays promised to its region, unless the region lets others have it.
+/// A huge page that is given back stays with its region, unless the region lets others have it.
 #[test]
-fn huge_pages_stay_promised_unless_they_are_released() {
-    let Some(_pages) = HugePages::reserve(2, "promises of huge pages") else {
+fn huge_pages_stay_unless_they_are_released() {
+    let Some(_pages) = HugePages::reserve(2, "huge pages that stay") else {
         return;
     };
     let huge = || Region::new(GuestAddress(0), HUGE).backing(Backing::Hugetlb { page_size: HUGE });
     let kept = build(huge()).unwrap();
-    fill(&kept, 0, HUGE, 1);
+    // One that nobody has used is not brought in for it.
     assert_eq!(discard(&kept, GuestAddress(0), HUGE).unwrap(), 0);
     assert_eq!((resident(&kept), pool().unwrap().1), (0, 1));
+    fill(&kept, 0, HUGE, 1);
+    assert_eq!(discard(&kept, GuestAddress(0), HUGE).unwrap(), 0);
+    assert_eq!((page_of(&kept, 0), pool().unwrap().1), (Some(0), 1));
     let released = build(huge().release_huge_pages(true)).unwrap();
     fill(&released, 0, HUGE, 1);
     assert_eq!(pool().unwrap().1, 0);
     assert_eq!(discard(&released, GuestAddress(0), HUGE).unwrap(), HUGE);
     assert_eq!(pool().unwrap().1, 1);
-    // What was promised is there.
+    // What is the region's is there.
     fill(&kept, 0, HUGE, 2);
     assert_eq!(page_of(&kept, 0), Some(2));
+}
+
+/// While a huge page is given back that the region keeps, nobody else can take it.
+#[test]
+fn a_kept_huge_page_is_never_anybody_elses() {
+    let Some(_pages) = HugePages::reserve(1, "a huge page that others want") else {
+        return;
+    };
+    let huge = || Region::new(GuestAddress(0), HUGE).backing(Backing::Hugetlb { page_size: HUGE });
+    let memory = build(huge()).unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                assert!(build(huge()).is_err(), "another region has the page");
+            }
+        });
+        for round in 1..300u16 {
+            fill(&memory, 0, PAGE, round.to_le_bytes()[0] | 1);
+            discard(&memory, GuestAddress(0), HUGE).unwrap();
+            assert_eq!(page_of(&memory, 0), Some(0));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// What another process wrote to a page that this one has never touched is gone, too.
+#[test]
+fn a_kept_huge_page_is_zeroes_for_all_who_map_it() {
+    let Some(_pages) = HugePages::reserve(2, "huge pages of two mappings") else {
+        return;
+    };
+    let region = Region::new(GuestAddress(0), 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE });
+    let memory = build(region).unwrap();
+    let (description, files) = describe(&memory).unwrap();
+    let received = vec![files[0].try_clone().unwrap().into()];
+    let other: Memory = description.builder(received).unwrap().build().unwrap();
+    fill(&other, HUGE, HUGE, 7);
+    assert_eq!(discard(&memory, GuestAddress(0), 2 * HUGE).unwrap(), 0);
+    assert_eq!(
+        (page_of(&other, HUGE), page_of(&memory, HUGE)),
+        (Some(0), Some(0))
+    );
+}
+
+/// Pages that were promised and never used go to the pool with the others, and are not taken back by a process that maps the file, too.
+#[test]
+fn released_huge_pages_are_in_the_pool() {
+    let Some(_pages) = HugePages::reserve(3, "huge pages that are released") else {
+        return;
+    };
+    let huge = Backing::Hugetlb { page_size: HUGE };
+    let memory = build(
+        Region::new(GuestAddress(0), 3 * HUGE)
+            .backing(huge)
+            .release_huge_pages(true),
+    )
+    .unwrap();
+    fill(&memory, HUGE, HUGE, 1);
+    assert_eq!(pool().unwrap().1, 0);
+    for _ in 0..2 {
+        assert_eq!(discard(&memory, GuestAddress(0), 2 * HUGE).unwrap(), 2 * HUGE);
+        assert_eq!(pool().unwrap().1, 2);
+    }
+    let (description, files) = describe(&memory).unwrap();
+    let received = vec![files[0].try_clone().unwrap().into()];
+    let other: Memory = description.builder(received).unwrap().build().unwrap();
+    assert_eq!(pool().unwrap().1, 2);
+    drop(other);
+    assert_eq!(pool().unwrap().1, 2);
+    fill(&memory, 2 * HUGE, HUGE, 1);
+    assert_eq!(pool().unwrap().1, 2);
+}
+
+/// Whose name /dev has is a tmpfs, as memfds are, and no memfd.
+#[test]
+fn a_device_is_no_memfd() {
+    let zero = || {
+        Backing::shared_file(
+            File::options().read(true).write(true).open("/dev/zero").unwrap(),
+            0,
+        )
+    };
+    let memory = build(Region::new(GuestAddress(0), 4 * MIB).backing(zero())).unwrap();
+    assert_eq!(
+        provisioned(memory.iter().next().unwrap()).unwrap().kind(),
+        Kind::File
+    );
+    fill(&memory, 0, MIB, 7);
+    // There is nothing that a hole could be punched in.
+    assert_eq!(discard(&memory, GuestAddress(0), MIB).unwrap(), 0);
+    assert_eq!(page_of(&memory, MIB - PAGE), Some(0));
+    let blocks = Region::new(GuestAddress(0), 4 * MIB)
+        .backing(zero())
+        .blocks(blocks(MIB), Unplugged::Mapped);
+    assert!(matches!(build(blocks), Err(BuildError::Conflict { .. })));
+}
+
+/// A block device gives zeroes, whatever it can do with holes, and has an end.
+#[test]
+fn a_block_device_has_zeroes_where_pages_were_given_back() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), vec![0xab; 8 << 20]).unwrap();
+    let Some(device) = LoopDevice::of(file.path(), "a block device") else {
+        return;
+    };
+    let shared = |size| {
+        let device = File::options().read(true).write(true).open(&device.path).unwrap();
+        Region::new(GuestAddress(0), size).backing(Backing::shared_file(device, 0))
+    };
+    let memory = build(shared(8 * MIB)).unwrap();
+    assert_eq!(page_of(&memory, 0), Some(0xab));
+    fill(&memory, 0, 2 * MIB, 7);
+    discard(&memory, GuestAddress(0), MIB).unwrap();
+    for (page, byte) in [(0, 0), (MIB - PAGE, 0), (MIB, 7), (4 * MIB, 0xab)] {
+        assert_eq!(page_of(&memory, page), Some(byte), "{page:#x}");
+    }
+    let error = build(shared(8 * MIB + PAGE)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("needs a file of 0x801000 bytes, and it has 0x800000"),
+        "{error}"
+    );
+    let blocks = shared(4 * MIB).blocks(blocks(MIB), Unplugged::Mapped);
+    assert!(matches!(build(blocks), Err(BuildError::Conflict { .. })));
+}
+
+/// On a tmpfs with an end, what was built can be used: shared, copied, or in blocks that are plugged.
+#[test]
+fn a_tmpfs_that_is_full_is_no_end_of_the_process() {
+    let Some(tmpfs) = Mounted::tmpfs("size=8m", "a tmpfs with an end") else {
+        return;
+    };
+    let file = |name: &str, len| {
+        let path = tmpfs.directory.path().join(name);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .unwrap();
+        file.set_len(len).unwrap();
+        file
+    };
+    let size = 16 * MIB;
+    for backing in [
+        Backing::shared_file(file("a", size), 0),
+        Backing::private_file(file("a", size), 0),
+    ] {
+        let region = Region::new(GuestAddress(0), size).backing(backing);
+        let error = build(region).unwrap_err().to_string();
+        assert!(
+            error.contains("cannot have room on its file system for all of its file: No space"),
+            "{error}"
+        );
+    }
+    drop(std::fs::remove_file(tmpfs.directory.path().join("a")));
+    // One that can only be read needs no room if it has no holes.
+    let whole = file("b", MIB);
+    (&whole).write_all(&vec![3; 1 << 20]).unwrap();
+    let reading = |name| Backing::private_file(File::open(tmpfs.directory.path().join(name)).unwrap(), 0);
+    let memory = build(Region::new(GuestAddress(0), MIB).backing(reading("b"))).unwrap();
+    assert_eq!(page_of(&memory, 0), Some(3));
+    drop(file("holes", MIB));
+    let error = build(Region::new(GuestAddress(0), MIB).backing(reading("holes")))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("open it for writing, too"), "{error}");
+    // Blocks take their room when they are plugged, and give it back.
+    let region = Region::new(GuestAddress(0), 4 * MIB).backing(Backing::shared_file(file("c", 4 * MIB), 0));
+    let memory = build(region.blocks(blocks(HUGE), Unplugged::Mapped)).unwrap();
+    plug(&memory, GuestAddress(0), HUGE).unwrap();
+    let filled = std::fs::write(tmpfs.directory.path().join("d"), vec![1; 16 << 20]);
+    assert!(filled.is_err(), "the tmpfs has no end");
+    fill(&memory, 0, HUGE, 7);
+    let error = plug(&memory, GuestAddress(HUGE), HUGE).unwrap_err().to_string();
+    assert!(error.contains("cannot plug"), "{error}");
+    assert!(memory.read_obj::<u8>(GuestAddress(HUGE)).is_err());
+}
+
+/// A limit of the file system is told as one, and not as a pool that is too small.
+#[test]
+fn a_hugetlbfs_that_is_full_is_not_an_empty_pool() {
+    let Some(_pages) = HugePages::reserve(4, "a hugetlbfs with an end") else {
+        return;
+    };
+    let Some(mounted) = Mounted::new("hugetlbfs", "size=2m,pagesize=2m", "a hugetlbfs with an end") else {
+        return;
+    };
+    let path = mounted.directory.path().join("a");
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .unwrap();
+    file.set_len(2 * HUGE).unwrap();
+    let error = build(Region::new(GuestAddress(0), 2 * HUGE).backing(Backing::shared_file(file, 0)));
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("mount the hugetlbfs of its file with more room"),
+        "{error}"
+    );
+}
+
+/// A name that is no text does not keep anybody from being told.
+#[test]
+fn residency_is_told_whatever_files_are_called() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(std::ffi::OsStr::from_bytes(b"ram-\xff"));
+    std::fs::write(&path, vec![1; MIB as usize]).unwrap();
+    let memory = build(
+        Region::new(GuestAddress(0), MIB).backing(Backing::private_file(File::open(&path).unwrap(), 0)),
+    );
+    let memory = memory.unwrap();
+    fill(&memory, 0, PAGE, 1);
+    assert!(resident(&memory) >= PAGE);
 }
 
 /// What another mapping of the file brought in is in memory, too.
@@ -234,7 +462,7 @@ fn huge_pages_stay_promised_unless_they_are_released() {
 fn what_is_in_memory_is_so_for_all_who_map_it() {
     let pages = HugePages::reserve(2, "huge pages that another mapping brought in");
     for (kind, region) in of_each_kind(0, 2 * HUGE, pages.is_some()) {
-        if kind == "hugetlb" || kind == "memfd" {
+        if kind.ends_with("hugetlb") || kind == "memfd" {
             let memory = build(region).unwrap();
             let (description, files) = describe(&memory).unwrap();
             let received = vec![files[0].try_clone().unwrap().into()];

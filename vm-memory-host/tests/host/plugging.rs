@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::common::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
-use vm_memory_host::discard;
 use vm_memory_host::{
-    describe, plug, prefault, provisioned, unplug, Backing, ChangeError, Region, Unplugged,
+    describe, discard, plug, prefault, provisioned, unplug, Backing, ChangeError, MemoryBuilder, Region,
+    Unplugged,
 };
 
 const START: u64 = 1 << 32;
@@ -272,8 +272,8 @@ fn what_is_plugged_keeps_its_bytes_whoever_unplugs_at_the_same_time() {
 
 /// Of what is plugged and discarded, the pages are still the block's; of what is unplugged they are not.
 #[test]
-fn huge_pages_are_promised_to_blocks_that_are_there() {
-    let Some(_pages) = HugePages::reserve(2, "promises to blocks") else {
+fn huge_pages_are_those_of_blocks_that_are_there() {
+    let Some(_pages) = HugePages::reserve(2, "huge pages of blocks") else {
         return;
     };
     let region = Region::new(GuestAddress(START), 4 * HUGE)
@@ -283,12 +283,40 @@ fn huge_pages_are_promised_to_blocks_that_are_there() {
     plug(&memory, GuestAddress(START), 2 * HUGE).unwrap();
     fill(&memory, START, 2 * HUGE, 9);
     assert_eq!(discard(&memory, GuestAddress(START), 4 * HUGE).unwrap(), 2 * HUGE);
-    assert_eq!((resident(&memory), pool().unwrap().1), (0, 0));
+    assert_eq!((resident(&memory), pool().unwrap().1), (2 * HUGE, 0));
+    assert_eq!(page_of(&memory, START), Some(0));
     unplug(&memory, GuestAddress(START), HUGE).unwrap();
     assert_eq!(pool().unwrap().1, 1);
     fill(&memory, START + HUGE, HUGE, 3);
     unplug(&memory, GuestAddress(START), 4 * HUGE).unwrap();
     assert_eq!(pool().unwrap().1, 2);
+}
+
+/// Where the system refuses to take pages back, the blocks are gone all the same: those of all regions.
+#[test]
+fn blocks_are_unplugged_whatever_becomes_of_their_pages() {
+    let file = rustix::fs::memfd_create("sealed later", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    rustix::fs::ftruncate(&file, HUGE).unwrap();
+    let memory: Memory = MemoryBuilder::new()
+        .region(
+            Region::new(GuestAddress(0), HUGE)
+                .backing(Backing::shared_file(file.try_clone().unwrap(), 0))
+                .blocks(blocks(HUGE), Unplugged::Mapped),
+        )
+        .region(Region::new(GuestAddress(HUGE), HUGE).blocks(blocks(HUGE), Unplugged::Mapped))
+        .build()
+        .unwrap();
+    plug(&memory, GuestAddress(0), 2 * HUGE).unwrap();
+    // No hole can be punched from now on.
+    rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::FUTURE_WRITE).unwrap();
+    let error = unplug(&memory, GuestAddress(0), 2 * HUGE)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("region 00000000-001fffff: cannot take back the pages of"),
+        "{error}"
+    );
+    assert!(!reachable(&memory, 0, 1) && !reachable(&memory, HUGE, 1));
 }
 
 /// What a vCPU has left in a block that was not there is gone when the block comes.

@@ -5,7 +5,8 @@ use std::fs::File;
 use super::common::*;
 use vm_memory::GuestAddress;
 use vm_memory_host::{
-    Backing, BuildError, Lock, MemoryBuilder, NumaPolicy, Region, TransparentHugePages, Unplugged,
+    Backing, BuildError, Lock, MemoryBuilder, NumaPolicy, PrefaultError, Region, TransparentHugePages,
+    Unplugged,
 };
 
 /// The error of a region, as a user reads it.
@@ -163,6 +164,91 @@ fn a_pool_that_is_too_small_is_told_with_its_size() {
     match build(bound) {
         Ok(bound) => assert_eq!(resident(&bound), 2 * HUGE),
         Err(error) => drop(skipped::<()>("huge pages of one node", error.to_string())),
+    }
+}
+
+/// Everything is looked at before anything is mapped: a file of huge pages that was handed over has no pages set aside for a build that fails.
+#[test]
+fn a_build_that_fails_sets_no_huge_pages_aside() {
+    let Some(_pages) = HugePages::reserve(2, "a build that fails") else {
+        return;
+    };
+    let flags = rustix::fs::MemfdFlags::HUGETLB | rustix::fs::MemfdFlags::HUGE_2MB;
+    let file = rustix::fs::memfd_create("huge", flags).unwrap();
+    rustix::fs::ftruncate(&file, 2 * HUGE).unwrap();
+    let error = MemoryBuilder::new()
+        .region(region(0, 2 * HUGE).backing(Backing::shared_file(file.try_clone().unwrap(), 0)))
+        .region(region(8 * MIB, PAGE).numa(NumaPolicy::Bind(vec![77])))
+        .build::<()>()
+        .unwrap_err();
+    assert!(matches!(error, BuildError::NoSuchNode { .. }), "{error}");
+    assert_eq!(pool().unwrap().1, 2);
+}
+
+/// What the machine has not is not locked or brought in: the kernel would end processes for it, and this one first.
+#[test]
+fn more_memory_than_there_is_is_an_error() {
+    let much = || region(0, 1 << 44);
+    let threads = std::num::NonZeroUsize::MIN;
+    let go_on = |_| std::ops::ControlFlow::Continue(());
+    let error = MemoryBuilder::new()
+        .region(much())
+        .prefault(threads, go_on)
+        .build::<()>()
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            BuildError::Memory {
+                wanted: 0x1000_0000_0000,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    // With others, and said so; a sender that is not trusted can ask for it, too.
+    let both = MemoryBuilder::new()
+        .region(region(1 << 45, MIB).lock(Lock::Now))
+        .region(much().lock(Lock::OnFault));
+    let (description, _) = vm_memory_host::describe(&both.build::<()>().unwrap()).unwrap();
+    let mut hostile = description.clone();
+    hostile.regions[0].options.lock = Lock::Now;
+    let error = hostile
+        .builder(vec![])
+        .unwrap()
+        .build::<()>()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("bytes are to be in memory from the start, and"),
+        "{error}"
+    );
+    // What is mapped can be as large as it likes; it is brought in only as far as there is memory.
+    let memory = MemoryBuilder::new().region(much()).build::<()>().unwrap();
+    let error = vm_memory_host::prefault(&memory, threads, go_on)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("0x100000000000 bytes are to be brought in, and "),
+        "{error}"
+    );
+    // What is there already is looked at where it could make the difference.
+    let all = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let total = all
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .unwrap();
+    let kib: u64 = total.split_whitespace().next().unwrap().parse().unwrap();
+    let size = (kib << 10).next_multiple_of(HUGE);
+    let memory = MemoryBuilder::new()
+        .region(region(0, size))
+        .build::<()>()
+        .unwrap();
+    vm_memory::Bytes::write_slice(&memory, &[1; 1 << 20], GuestAddress(0)).unwrap();
+    match vm_memory_host::prefault(&memory, threads, |_| std::ops::ControlFlow::Break(())) {
+        Err(PrefaultError::Memory { wanted, .. }) => assert!(wanted <= size - MIB, "{wanted:#x}"),
+        // Swap makes up for it, maybe.
+        other => assert!(matches!(other, Err(PrefaultError::Cancelled { .. })), "{other:?}"),
     }
 }
 
