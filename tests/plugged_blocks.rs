@@ -170,3 +170,15 @@ fn an_owner_is_kept_as_long_as_its_region_and_handed_out_by_type() {
     drop(mapping);
     assert!(dropped.load(Ordering::Relaxed));
 }
+
+/// A device that asks for all of a region does not panic because the guest has unplugged a block.
+#[test]
+fn all_of_a_region_is_nothing_while_a_block_is_missing() {
+    let (memory, blocks) = memory();
+    let region = memory.find_region(GuestAddress(START)).unwrap();
+    blocks.plug(0, 4 * BLOCK).unwrap();
+    assert_eq!(region.get_mmap().as_volatile_slice().len(), 4 * BLOCK);
+    blocks.unplug(BLOCK, BLOCK).unwrap();
+    assert_eq!(region.get_mmap().as_volatile_slice().len(), 0);
+    assert!(GuestMemoryRegion::as_volatile_slice(region).is_err());
+}

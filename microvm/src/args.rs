@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     pub mem: String,
 
-    /// What guest RAM is kept in: memfd, anon, hugetlb (pages of 2 MiB) or file:PATH, which is mapped shared and made if it is not there
+    /// What guest RAM is kept in: memfd, anon, hugetlb (pages of 2 MiB, of which --mem takes 128 for 256M and --plug 8 more) or file:PATH, which is mapped shared and made if it is not there
     /// [default: anon on KVM, memfd for the driver thread, which needs a second mapping]
     #[arg(long, value_name = "KIND", value_parser = Backing::parse)]
     pub backing: Option<Backing>,

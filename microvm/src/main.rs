@@ -116,6 +116,9 @@ fn run(args: &Args) -> Result<bool, Error> {
 
 /// Runs the driver as a thread.
 fn run_thread(args: &Args, mem: u64, why: &str) -> Result<bool, Error> {
+    if args.backing == Some(Backing::Anonymous) {
+        return Err(Error::NoSecondView);
+    }
     let host = Host::new(args, mem, Backing::Memfd)?;
     let view = memory::second_view(&host.ram)?;
     // Its bitmap is read after the thread is gone: the mappings are shared with this map.

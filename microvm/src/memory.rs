@@ -101,6 +101,8 @@ pub struct Source {
     mem: u64,
     /// The file that they are parts of.
     file: Option<Arc<File>>,
+    /// Where it was made, if it was not there.
+    made: Option<PathBuf>,
 }
 
 impl Source {
@@ -110,11 +112,18 @@ impl Source {
     ///
     /// [`Error::OpenFile`] for a file that cannot be had.
     pub fn open(backing: Backing, mem: u64) -> Result<Self, Error> {
-        let file = match &backing {
-            Backing::File(path) => Some(Arc::new(open_file(path, mem)?)),
-            _ => None,
-        };
-        Ok(Self { backing, mem, file })
+        let (mut file, mut made) = (None, None);
+        if let Backing::File(path) = &backing {
+            let (opened, is_new) = open_file(path, mem)?;
+            file = Some(Arc::new(opened));
+            made = is_new.then(|| path.clone());
+        }
+        Ok(Self {
+            backing,
+            mem,
+            file,
+            made,
+        })
     }
 
     /// Maps guest memory.
@@ -129,7 +138,11 @@ impl Source {
             builder = builder.region(self.region(start, len, offset));
             offset += len;
         }
-        Ok(build(builder)?)
+        build(builder).map_err(|error| {
+            // There is an error to report already, and it is not that a file stays behind.
+            let _ = self.made.as_ref().map(std::fs::remove_file);
+            error.into()
+        })
     }
 
     /// What regions that are plugged are kept in. A file has no blocks that come and go, and a memfd has.
@@ -175,7 +188,8 @@ impl Source {
     }
 }
 
-fn open_file(path: &Path, mem: u64) -> Result<File, Error> {
+/// Opens a file, or makes one of `mem` bytes; whether it was made.
+fn open_file(path: &Path, mem: u64) -> Result<(File, bool), Error> {
     let fail = |why| Error::OpenFile {
         option: "--backing",
         path: path.to_owned(),
@@ -193,12 +207,22 @@ fn open_file(path: &Path, mem: u64) -> Result<File, Error> {
         .open(path);
     match new {
         Ok(file) => {
-            file.set_len(mem).map_err(fail)?;
-            Ok(file)
+            // Past its limit (ulimit -f), the process would be sent SIGXFSZ.
+            let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize);
+            let set = match limit.current.is_some_and(|limit| mem > limit) {
+                true => Err(rustix::io::Errno::FBIG.into()),
+                false => file.set_len(mem),
+            };
+            set.map_err(|why| {
+                let _ = std::fs::remove_file(path);
+                fail(why)
+            })?;
+            Ok((file, true))
         }
         Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => {
             // One that is too short is the builder's to tell.
-            OpenOptions::new().read(true).write(true).open(path).map_err(fail)
+            let opened = OpenOptions::new().read(true).write(true).open(path);
+            opened.map(|file| (file, false)).map_err(fail)
         }
         Err(why) => Err(fail(why)),
     }

@@ -423,6 +423,16 @@ impl<B: Bitmap> VolatileMemory for MmapRegion<B> {
             }
         }
     }
+
+    /// As for any memory; but of a region whose blocks come and go, it is nothing unless all of them are there: a guest decides that, and must not make
+    /// this panic.
+    fn as_volatile_slice(&self) -> VolatileSlice<'_, BS<'_, B>> {
+        match self.get_slice(0, self.len()) {
+            Ok(slice) => slice,
+            // SAFETY: the slice has no bytes, so that nothing is accessed through it.
+            Err(_) => unsafe { VolatileSlice::with_bitmap(self.as_ptr(), 0, self.bitmap.slice_at(0), None) },
+        }
+    }
 }
 
 /// Where the bytes of a mapping are, and what accesses may do to them. A region of guest memory keeps a copy, so that an access finds what it needs
