@@ -10,16 +10,19 @@
 )]
 
 mod common;
+#[path = "common/emulator.rs"]
+mod emulator;
 
 use std::fs::File;
 use std::os::fd::FromRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::emulator;
+use common::skipped;
+use emulator::emulator;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
-const NUMBER: &str = "/proc/sys/vm/nr_hugepages";
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
 const HUGE: usize = 2 << 20;
 
 /// Only one test at a time looks at huge pages.
@@ -43,21 +46,28 @@ fn meminfo(name: &str) -> u64 {
 }
 
 impl Reserved {
-    fn new() -> Option<Self> {
+    /// Says aloud if that cannot be.
+    fn new(test: &str) -> Option<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         if meminfo("Hugepagesize:") != 2048 {
-            println!("SKIPPED: the huge pages of this machine are not of 2 MiB");
+            skipped(test, "the huge pages of this machine are not of 2 MiB");
             return None;
         }
         if let Some(emulator) = emulator() {
-            println!("SKIPPED: {emulator:?} chooses addresses at multiples of small pages, where no huge page goes");
+            let why = format!(
+                "{emulator:?} chooses addresses at multiples of small pages, where no huge page goes"
+            );
+            skipped(test, why);
             return None;
         }
-        let before = number(NUMBER)?;
+        let Some(before) = number(POOL) else {
+            skipped(test, "no pool of huge pages");
+            return None;
+        };
         let reserved = Self { before, _turn: turn };
         let wanted = before + 4;
-        if std::fs::write(NUMBER, wanted.to_string()).is_err() || number(NUMBER) != Some(wanted) {
-            println!("SKIPPED: no huge pages can be reserved");
+        if std::fs::write(POOL, wanted.to_string()).is_err() || number(POOL) != Some(wanted) {
+            skipped(test, "no huge pages can be reserved");
             return None;
         }
         Some(reserved)
@@ -67,7 +77,7 @@ impl Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         // Where it could not be changed, it cannot be put back and need not be.
-        let _ = std::fs::write(NUMBER, self.before.to_string());
+        let _ = std::fs::write(POOL, self.before.to_string());
     }
 }
 
@@ -119,7 +129,9 @@ const SIZES: [usize; 6] = [1, 0x1000, HUGE - 1, HUGE, HUGE + 1, HUGE + 0x3000];
 
 #[test]
 fn b12_anonymous_huge_pages_are_unmapped_whole() {
-    let Some(_reserved) = Reserved::new() else { return };
+    let Some(_reserved) = Reserved::new("b12_anonymous_huge_pages_are_unmapped_whole") else {
+        return;
+    };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
     for size in SIZES {
         goes_away("anon_hugepage", size, || {
@@ -140,7 +152,9 @@ fn b12_anonymous_huge_pages_are_unmapped_whole() {
 
 #[test]
 fn b12_files_of_huge_pages_are_unmapped_whole() {
-    let Some(_reserved) = Reserved::new() else { return };
+    let Some(_reserved) = Reserved::new("b12_files_of_huge_pages_are_unmapped_whole") else {
+        return;
+    };
     for size in SIZES {
         goes_away("memfd:b12", size, || {
             let file = huge_memfd();
@@ -161,7 +175,9 @@ fn b12_files_of_huge_pages_are_unmapped_whole() {
 
 #[test]
 fn b12_a_second_region_stays_when_the_first_goes() {
-    let Some(_reserved) = Reserved::new() else { return };
+    let Some(_reserved) = Reserved::new("b12_a_second_region_stays_when_the_first_goes") else {
+        return;
+    };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
     let make = || {
         MmapRegionBuilder::<()>::new(HUGE + 1)

@@ -12,8 +12,11 @@
     reason = "a test that goes wrong may panic, and says what it does in fewer words"
 )]
 
+mod common;
+
 use std::num::NonZeroUsize;
 
+use common::skipped;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyMemory, DirtyPages, LogWords};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
@@ -65,6 +68,7 @@ fn without_system_calls(work: impl FnOnce()) -> Option<i32> {
 
 #[test]
 fn marks_and_harvests_make_no_system_call() {
+    let test = "marks_and_harvests_make_no_system_call";
     let page = NonZeroUsize::new(PAGE).unwrap();
     // Of the second kind, which has a summary, as well.
     for pages in [100usize, 1 << 22] {
@@ -86,7 +90,7 @@ fn marks_and_harvests_make_no_system_call() {
             bitmap.reset();
         });
         match answer {
-            None => return println!("SKIPPED: no strict seccomp filter here"),
+            None => return skipped(test, "no strict seccomp filter here"),
             Some(signal) => assert_eq!(signal, 0, "killed by this signal, with {pages} pages"),
         }
     }
@@ -127,7 +131,7 @@ fn marks_and_harvests_make_no_system_call() {
     assert_eq!(killed, Some(libc::SIGKILL));
     let mut looking = AtomicBitmap::new(PAGE, page);
     if let Err(error) = looking.look_before_marking() {
-        return println!("SKIPPED: no membarrier(2): {error}");
+        return skipped(test, format!("no membarrier(2): {error}"));
     }
     let mut dirty = DirtyPages::new(PAGE, page);
     let killed = without_system_calls(|| looking.harvest_into(&mut dirty));

@@ -7,10 +7,13 @@
 ))]
 #![expect(unsafe_code, reason = "io_uring takes pointers")]
 
+mod common;
+
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use common::skipped;
 use io_uring::{opcode, types, IoUring};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::vectored::IoBuffer;
@@ -20,11 +23,11 @@ type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 const PAGE: usize = 0x1000;
 
-fn ring() -> Option<IoUring> {
+fn ring(test: &str) -> Option<IoUring> {
     match IoUring::new(8) {
         Ok(ring) => Some(ring),
         Err(error) => {
-            println!("SKIPPED: no io_uring: {error}");
+            skipped(test, format!("no io_uring: {error}"));
             None
         }
     }
@@ -40,7 +43,8 @@ fn dirty(memory: &Memory) -> Vec<u64> {
 
 #[test]
 fn reads_and_writes_complete_on_another_thread_and_mark_what_was_written() {
-    let Some(mut ring) = ring() else { return };
+    let test = "reads_and_writes_complete_on_another_thread_and_mark_what_was_written";
+    let Some(mut ring) = ring(test) else { return };
     let ranges: Vec<_> = (0..8).map(|i| (GuestAddress(i * 0x1000), PAGE)).collect();
     let memory = Arc::new(Memory::from_ranges(&ranges).unwrap());
     let bytes: Vec<u8> = (0..5 * PAGE + 100)
@@ -80,7 +84,7 @@ fn reads_and_writes_complete_on_another_thread_and_mark_what_was_written() {
     assert_eq!(seen, bytes);
 
     // And back, from the middle.
-    let Some(mut ring) = self::ring() else { return };
+    let Some(mut ring) = self::ring(test) else { return };
     let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Read);
     buffer.push(GuestAddress(0x800), 2 * PAGE).unwrap();
     let vectors = buffer.vectors_on_heap();

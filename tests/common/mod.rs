@@ -1,16 +1,11 @@
-//! What several test programs ask for.
+//! What every test program needs that may have something to skip.
 
-use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::Write;
 
-/// What cargo runs this program with, where the machine cannot run it by itself (`cargo xtask emulate`).
-pub(crate) fn emulator() -> Option<OsString> {
-    if cfg!(all(
-        target_arch = "aarch64",
-        target_os = "linux",
-        target_env = "gnu"
-    )) {
-        std::env::var_os("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER")
-    } else {
-        None
-    }
+/// Says aloud what cannot be tested here. Not by `println!`, which is shown only when a test fails; and in one write, so that nothing that others say at the
+/// same time comes between.
+pub(crate) fn skipped(test: &str, why: impl Display) {
+    let line = format!("SKIPPED: {test}: {why}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }

@@ -1,7 +1,8 @@
 use std::os::fd::AsRawFd;
 
 use super::*;
-use crate::common::emulator;
+use crate::common::skipped;
+use crate::emulator::emulator;
 use vm_memory::fault::{self, Direction};
 use vm_memory::{Bytes, GuestRegionMmap, VolatileMemory};
 
@@ -18,31 +19,27 @@ fn a_page_that_may_be_read_only_refuses_writes() {
 
 #[test]
 fn an_empty_pool_of_huge_pages_is_an_error() {
+    let test = "an_empty_pool_of_huge_pages_is_an_error";
     fault::install().unwrap();
     // SAFETY: as in `memfd`.
     let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB | libc::MFD_HUGE_2MB) };
     if fd < 0 {
-        println!("SKIPPED: no huge pages of 2 MiB on this machine");
-        return;
+        return skipped(test, "no huge pages of 2 MiB on this machine");
     }
     // SAFETY: as in `memfd`.
     let file = unsafe { File::from_raw_fd(fd) };
     // More than any pool has; MAP_NORESERVE lets it be mapped all the same.
     let size = 1usize << 40;
     file.set_len(size as u64).unwrap();
-    let free = std::fs::read_to_string("/proc/sys/vm/nr_hugepages").unwrap();
-    if free.trim() != "0" {
-        println!(
-            "SKIPPED: the pool of huge pages is not empty, but has {}",
-            free.trim()
-        );
-        return;
+    let number = std::fs::read_to_string("/proc/sys/vm/nr_hugepages").unwrap();
+    if number.trim() != "0" {
+        let why = format!("the pool of huge pages is not empty, but has {}", number.trim());
+        return skipped(test, why);
     }
     let region = GuestRegionMmap::<()>::from_range(BASE, size, Some(FileOffset::new(file, 0)));
     if let (Err(error), Some(emulator)) = (&region, emulator()) {
         // It chooses addresses itself, at multiples of small pages.
-        println!("SKIPPED: {emulator:?} cannot map huge pages: {error}");
-        return;
+        return skipped(test, format!("{emulator:?} cannot map huge pages: {error}"));
     }
     let region = region.unwrap();
     let slice = region.as_volatile_slice();
@@ -64,8 +61,11 @@ fn a_userfaultfd_that_answers_with_sigbus_is_an_error() {
     // SAFETY: makes a descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | 1) };
     if fd < 0 {
-        println!("SKIPPED: no userfaultfd: {}", std::io::Error::last_os_error());
-        return;
+        let error = std::io::Error::last_os_error();
+        return skipped(
+            "a_userfaultfd_that_answers_with_sigbus_is_an_error",
+            format!("no userfaultfd: {error}"),
+        );
     }
     // SAFETY: the descriptor was just made, and nobody else has it.
     let userfaultfd = unsafe { File::from_raw_fd(fd as i32) };
@@ -100,6 +100,7 @@ fn a_userfaultfd_that_answers_with_sigbus_is_an_error() {
 /// A page with a memory error that an access runs into. The kernel is asked for one by a child, which it kills for having the page.
 #[test]
 fn a_poisoned_page_is_an_error() {
+    let test = "a_poisoned_page_is_an_error";
     fault::install().unwrap();
     let (memory, _file) = shared(3);
     memory.write_slice(&[7; 3 * PAGE], BASE).unwrap();
@@ -122,12 +123,11 @@ fn a_poisoned_page_is_an_error() {
     assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
     if libc::WIFEXITED(status) && libc::WEXITSTATUS(status) != 0 {
         let error = std::io::Error::from_raw_os_error(libc::WEXITSTATUS(status));
-        println!("SKIPPED: the kernel poisons no page: {error}");
-        return;
+        return skipped(test, format!("the kernel poisons no page: {error}"));
     }
     if let Some(emulator) = emulator() {
-        println!("SKIPPED: {emulator:?} says that it has poisoned a page, and has not");
-        return;
+        let why = format!("{emulator:?} says that it has poisoned a page, and has not");
+        return skipped(test, why);
     }
     // In its middle: the kernel says where the page begins, or the very byte.
     let gone = GuestAddress(BASE.0 + PAGE as u64 + 100);

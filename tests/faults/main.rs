@@ -19,6 +19,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/emulator.rs"]
+mod emulator;
 
 /// What makes pages go away.
 mod causes;

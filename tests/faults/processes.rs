@@ -2,7 +2,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
 use super::*;
-use crate::common::emulator;
+use crate::common::skipped;
+use crate::emulator::emulator;
 use vm_memory::{fault, Bytes};
 
 /// What must still kill, each in a process of its own.
@@ -288,9 +289,12 @@ fn a_notice_of_a_memory_error_leaves_the_handler_in_place() {
     let output = in_a_process_of_its_own("notice");
     let message = String::from_utf8_lossy(&output.stderr);
     if let (true, Some(emulator)) = (message.contains("accel/tcg"), emulator()) {
-        println!(
-            "SKIPPED: {emulator:?} takes the notice for a fault of its own: {}",
-            message.trim()
+        skipped(
+            "a_notice_of_a_memory_error_leaves_the_handler_in_place",
+            format!(
+                "{emulator:?} takes the notice for a fault of its own: {}",
+                message.trim()
+            ),
         );
         return;
     }
