@@ -150,6 +150,8 @@ pub mod iommu;
 #[expect(unsafe_code, reason = "makes and removes mappings, and slices of them")]
 pub mod mmap;
 pub mod region;
+#[cfg(test)]
+mod skipped;
 #[cfg(all(feature = "rawfd", unix))]
 #[expect(
     unsafe_code,

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use super::{find_features, FaultAddress, AVX, AVX512, FAST_REP, KNOWN};
+use crate::skipped::skipped;
 
 /// What kernels are chosen by.
 #[derive(Clone, Copy)]
@@ -99,6 +100,7 @@ fn each_choice_picks_its_kernels() {
     };
     use super::{blocks_kernel, copy_kernel, fill_kernel, Kernel};
 
+    let test = "each_choice_picks_its_kernels";
     let picks = |choice, wanted: [Kernel; 3]| {
         let picked = with(choice, || {
             [copy_kernel(SHORTEST), fill_kernel(SHORTEST), blocks_kernel()]
@@ -109,14 +111,18 @@ fn each_choice_picks_its_kernels() {
     picks(sse::CHOICE, [middle_sse, fill_vectors, vectors_sse]);
     picks(rep::CHOICE, [rep_bytes, fill_ascending, vectors_sse]);
     if find_features() & AVX == 0 {
-        println!("SKIPPED: this processor has no AVX: the kernels that need it were not run");
-        return;
+        return skipped(
+            test,
+            "this processor has no AVX: the kernels that need it were not run",
+        );
     }
     picks(avx::CHOICE, [middle_avx, fill_vectors, vectors_avx]);
     picks(streaming::CHOICE, [streaming_avx, fill_ascending, vectors_avx]);
     if find_features() & AVX512 == 0 {
-        println!("SKIPPED: this processor has no AVX-512: the kernels that need it were not run");
-        return;
+        return skipped(
+            test,
+            "this processor has no AVX-512: the kernels that need it were not run",
+        );
     }
     picks(avx512::CHOICE, [middle_avx512, fill_vectors, vectors_avx]);
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::atomic::AtomicBitmap;
 use super::*;
+use crate::skipped::skipped;
 
 fn bitmap(bytes: usize, page: usize) -> AtomicBitmap {
     AtomicBitmap::new(bytes, NonZeroUsize::new(page).unwrap())
@@ -63,7 +64,10 @@ fn no_mark_is_lost_to_a_harvest_at_the_same_time() {
     let mut looking = bitmap(64 * 4096, 4096);
     match looking.look_before_marking() {
         Ok(()) => no_mark_is_lost(looking),
-        Err(error) => println!("SKIPPED: no membarrier(2): {error}"),
+        Err(error) => skipped(
+            "no_mark_is_lost_to_a_harvest_at_the_same_time",
+            format!("no membarrier(2): {error}"),
+        ),
     }
 }
 
@@ -271,7 +275,7 @@ fn a_harvest_of_many_regions_takes_one_barrier() {
     };
     for (look, expected) in [(false, 0), (true, 1)] {
         let Some(memory) = memory(look) else {
-            println!("SKIPPED: no membarrier(2)");
+            skipped("a_harvest_of_many_regions_takes_one_barrier", "no membarrier(2)");
             continue;
         };
         for number in 0..5u64 {
