@@ -12,26 +12,24 @@
 mod common;
 #[path = "common/emulator.rs"]
 mod emulator;
+#[path = "common/huge_pages.rs"]
+mod huge_pages;
 
 use std::fs::File;
 use std::os::fd::FromRawFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::skipped;
 use emulator::emulator;
+use huge_pages::POOL;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
-const POOL: &str = "/proc/sys/vm/nr_hugepages";
 const HUGE: usize = 2 << 20;
 
-/// Only one test at a time looks at huge pages.
-static TURN: Mutex<()> = Mutex::new(());
-
-/// Four huge pages more than there were; the number is put back in the end.
+/// Four huge pages more than there were; the number is put back in the end, and until then nobody else changes it.
 struct Reserved {
     before: u64,
-    _turn: MutexGuard<'static, ()>,
+    _turn: File,
 }
 
 fn number(path: &str) -> Option<u64> {
@@ -48,7 +46,7 @@ fn meminfo(name: &str) -> u64 {
 impl Reserved {
     /// Says aloud if that cannot be.
     fn new(test: &str) -> Option<Self> {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = huge_pages::turn(test)?;
         if meminfo("Hugepagesize:") != 2048 {
             skipped(test, "the huge pages of this machine are not of 2 MiB");
             return None;

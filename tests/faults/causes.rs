@@ -3,6 +3,7 @@ use std::os::fd::AsRawFd;
 use super::*;
 use crate::common::skipped;
 use crate::emulator::emulator;
+use crate::huge_pages;
 use vm_memory::fault::{self, Direction};
 use vm_memory::{Bytes, GuestRegionMmap, VolatileMemory};
 
@@ -31,7 +32,11 @@ fn an_empty_pool_of_huge_pages_is_an_error() {
     // More than any pool has; MAP_NORESERVE lets it be mapped all the same.
     let size = 1usize << 40;
     file.set_len(size as u64).unwrap();
-    let number = std::fs::read_to_string("/proc/sys/vm/nr_hugepages").unwrap();
+    // It stays empty until this test is over.
+    let Some(_turn) = huge_pages::turn(test) else {
+        return;
+    };
+    let number = std::fs::read_to_string(huge_pages::POOL).unwrap();
     if number.trim() != "0" {
         let why = format!("the pool of huge pages is not empty, but has {}", number.trim());
         return skipped(test, why);

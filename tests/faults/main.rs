@@ -21,6 +21,8 @@
 mod common;
 #[path = "../common/emulator.rs"]
 mod emulator;
+#[path = "../common/huge_pages.rs"]
+mod huge_pages;
 
 /// What makes pages go away.
 mod causes;
