@@ -12,12 +12,22 @@ pub struct HugePages {
 }
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
+/// The file that the tests of vm-memory and vm-memory-host lock, too.
+const TURN: &str = "/tmp/vm-memory-hugepages.lock";
 
 impl HugePages {
     /// Makes sure that `count` are free; says so aloud if that cannot be.
     pub fn reserve(count: u64, test: &str) -> Option<Self> {
-        let turn = fs::File::create("/tmp/vm-memory-hugepages.lock").unwrap();
-        turn.lock().unwrap();
+        // Whoever made it, others may read it, which is enough for a lock; to write to it, or to open it as if it
+        // had to be made, they may not (proc_sys_fs(5), protected_regular).
+        let turn = fs::File::open(TURN).or_else(|_| fs::File::options().create(true).append(true).open(TURN));
+        let turn = match turn.and_then(|turn| turn.lock().map(|()| turn)) {
+            Ok(turn) => turn,
+            Err(e) => {
+                skipped(test, &format!("no turn at the pool of huge pages: {TURN}: {e}"));
+                return None;
+            }
+        };
         let free = || {
             let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
             fs::read_to_string(path).map_or(0, |text| text.trim().parse().unwrap_or(0))
