@@ -32,9 +32,11 @@ pub fn has_kvm(test: &str) -> bool {
     }
 }
 
-/// Says aloud that `test` is skipped. Not by println, which is not shown when a test passes.
+/// Says aloud that `test` is skipped. Not by println, which is not shown when a test passes; and in one write, so that
+/// nothing that others say at the same time comes between.
 pub fn skipped(test: &str, why: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
+    let line = format!("SKIPPED: {test}: {why}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// A run that could not start: status 2, and one line of standard error with all of `words`.

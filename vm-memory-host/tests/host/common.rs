@@ -89,17 +89,23 @@ pub(crate) struct HugePages {
 }
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
+/// The file that the tests of vm-memory and microvm lock, too.
+const TURN: &str = "/tmp/vm-memory-hugepages.lock";
 
 impl HugePages {
     /// Makes sure that exactly so many are free. Says so aloud if that cannot be.
     pub(crate) fn reserve(count: u64, test: &str) -> Option<Self> {
-        let turn = File::options()
-            .create(true)
-            .append(true)
-            .open("/tmp/vm-memory-hugepages.lock");
+        // Whoever made it, others may read it, which is enough for a lock; to write to it, or to open it as if it had to be made, they may not
+        // (proc_sys_fs(5), protected_regular).
+        let turn = File::open(TURN).or_else(|_| File::options().create(true).append(true).open(TURN));
         let turn = match turn.and_then(|turn| turn.lock().map(|()| turn)) {
             Ok(turn) => turn,
-            Err(error) => return skipped(test, format!("no turn at the pool of huge pages: {error}")),
+            Err(error) => {
+                return skipped(
+                    test,
+                    format!("no turn at the pool of huge pages: {TURN}: {error}"),
+                )
+            }
         };
         let number = fs::read_to_string(POOL).ok().map(|text| text.trim().parse());
         let (Some(Ok(before)), Some((_, free))) = (number, pool()) else {
@@ -135,9 +141,11 @@ impl Drop for HugePages {
     }
 }
 
-/// Says aloud what cannot be tested here: by itself, since what a test prints is shown only when it fails.
+/// Says aloud what cannot be tested here: by itself, since what a test prints is shown only when it fails; and in one write, so that nothing that others say
+/// at the same time comes between.
 pub(crate) fn skipped<T>(test: &str, why: String) -> Option<T> {
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
+    let line = format!("SKIPPED: {test}: {why}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
     None
 }
 
