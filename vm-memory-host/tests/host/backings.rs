@@ -184,16 +184,19 @@ fn options_are_what_the_kernel_was_told() {
     let named = build(region("a-memfd").backing(Backing::Memfd).core_dump(false)).unwrap();
     assert!(smaps(host(&named)).contains("memfd:a-memfd") && has_flag(host(&named), "dd"));
 
-    let region = Region::new(GuestAddress(0), 4 * MIB);
-    let huge = build(region.clone().transparent_huge_pages(TransparentHugePages::On));
+    let huge = Region::new(GuestAddress(0), 4 * MIB).transparent_huge_pages(TransparentHugePages::On);
+    let huge = build(huge);
     match huge {
         Ok(huge) => assert!(has_flag(host(&huge), "hg")),
         Err(error) => drop(skipped::<()>("transparent huge pages", error.to_string())),
     }
-    for (lock, there) in [(Lock::Now, true), (Lock::OnFault, false)] {
-        let locked = build(region.clone().lock(lock)).unwrap();
+    if !can_lock("locked memory among the options") {
+        return;
+    }
+    for (lock, there) in [(Lock::Now, LOCKED), (Lock::OnFault, 0)] {
+        let locked = build(Region::new(GuestAddress(0), LOCKED).lock(lock)).unwrap();
         assert!(has_flag(host(&locked), "lo"), "{lock:?}");
-        assert_eq!(resident(&locked), if there { 4 * MIB } else { 0 });
+        assert_eq!(resident(&locked), there);
     }
 }
 
@@ -226,15 +229,20 @@ fn pages_come_from_the_nodes_that_were_named() {
 fn a_description_builds_the_same_again() {
     let pages = HugePages::reserve(2, "hugetlb in a description");
     let file = patterned_file(64);
+    // There are two of it at the same time.
+    let mut private =
+        Region::new(GuestAddress(8 * MIB), LOCKED / 2).backing(Backing::private_file(file, PAGE));
+    if can_lock("locked memory in a description") {
+        private = private.lock(Lock::OnFault);
+    }
     let mut builder = MemoryBuilder::new()
         .region(
             Region::new(GuestAddress(0), 4 * MIB)
                 .backing(Backing::Memfd)
                 .name("low")
-                .sealed(true)
-                .lock(Lock::OnFault),
+                .sealed(true),
         )
-        .region(Region::new(GuestAddress(8 * MIB), 8 * PAGE).backing(Backing::private_file(file, PAGE)))
+        .region(private)
         .region(Region::new(GuestAddress(16 * MIB), MIB).core_dump(false));
     if pages.is_some() {
         let huge =

@@ -149,6 +149,30 @@ pub(crate) fn skipped<T>(test: &str, why: String) -> Option<T> {
     None
 }
 
+/// Whether this process may lock what these tests lock at the same time, each of them [`LOCKED`] bytes or less. If not, says aloud that `test` is skipped.
+pub(crate) fn can_lock(test: &str) -> bool {
+    let line = |path: &str, name: &str| {
+        let text = fs::read_to_string(path).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.expect("the kernel says so").trim().to_owned()
+    };
+    // For whom there is no limit (capabilities(7), CAP_IPC_LOCK).
+    let capabilities = u64::from_str_radix(&line("/proc/self/status", "CapEff:"), 16).unwrap();
+    // "unlimited" is no number.
+    let limits = line("/proc/self/limits", "Max locked memory");
+    let limit = limits.split(' ').next().and_then(|soft| soft.parse::<u64>().ok());
+    match limit {
+        Some(limit) if capabilities & (1 << 14) == 0 && limit < 8 * LOCKED => {
+            skipped::<()>(test, format!("{limit} bytes may be locked (ulimit -l)"));
+            false
+        }
+        _ => true,
+    }
+}
+
+/// How much memory a test locks at most: so little that an ordinary user may.
+pub(crate) const LOCKED: u64 = 16 * PAGE;
+
 /// How many huge pages of 2 MiB there are, and how many are free.
 pub(crate) fn pool() -> Option<(u64, u64)> {
     let pool = huge_page_pools()

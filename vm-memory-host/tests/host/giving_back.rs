@@ -69,35 +69,42 @@ fn each_backing_gives_its_pages_back_as_zeroes() {
 /// Memory that is locked, named, never huge and not dumped is so again after pages of its file were replaced.
 #[test]
 fn what_was_replaced_is_as_it_was_asked_for() {
-    let file = patterned_file(SIZE / PAGE);
-    let region = Region::new(GuestAddress(START), SIZE)
+    if !can_lock("what_was_replaced_is_as_it_was_asked_for") {
+        return;
+    }
+    let file = patterned_file(LOCKED / PAGE);
+    let region = Region::new(GuestAddress(START), LOCKED)
         .backing(Backing::private_file(file, 0))
         .core_dump(false)
         .forked(false)
         .transparent_huge_pages(TransparentHugePages::Off)
         .lock(Lock::OnFault);
     let memory = build(region).unwrap();
-    discard(&memory, GuestAddress(START + MIB), MIB).unwrap();
+    let (at, len) = (LOCKED / 4, LOCKED / 2);
+    discard(&memory, GuestAddress(START + at), len).unwrap();
     for flag in ["dd", "dc", "nh", "lo"] {
-        assert!(has_flag(host(&memory) + MIB as usize, flag), "{flag}");
+        assert!(has_flag(host(&memory) + at as usize, flag), "{flag}");
     }
     // The second time there are pages of its own to give back, which are locked.
-    fill(&memory, START + MIB, MIB, 3);
-    assert_eq!(discard(&memory, GuestAddress(START + MIB), MIB).unwrap(), MIB);
-    assert_eq!(page_of(&memory, START + MIB), Some(0));
+    fill(&memory, START + at, len, 3);
+    assert_eq!(discard(&memory, GuestAddress(START + at), len).unwrap(), len);
+    assert_eq!(page_of(&memory, START + at), Some(0));
 }
 
 #[test]
 fn locked_memory_can_be_given_back() {
+    if !can_lock("locked_memory_can_be_given_back") {
+        return;
+    }
     for region in [
-        Region::new(GuestAddress(0), MIB).lock(Lock::Now),
-        Region::new(GuestAddress(0), MIB)
+        Region::new(GuestAddress(0), LOCKED).lock(Lock::Now),
+        Region::new(GuestAddress(0), LOCKED)
             .lock(Lock::OnFault)
             .backing(Backing::Memfd),
     ] {
         let memory = build(region).unwrap();
-        fill(&memory, 0, MIB, 1);
-        assert_eq!(discard(&memory, GuestAddress(0), MIB).unwrap(), MIB);
+        fill(&memory, 0, LOCKED, 1);
+        assert_eq!(discard(&memory, GuestAddress(0), LOCKED).unwrap(), LOCKED);
         assert_eq!(resident(&memory), 0);
         assert_eq!(page_of(&memory, 0), Some(0));
     }
@@ -475,9 +482,12 @@ fn what_is_in_memory_is_so_for_all_who_map_it() {
 
 #[test]
 fn what_a_region_takes_is_its_own() {
+    if !can_lock("what_a_region_takes_is_its_own") {
+        return;
+    }
     let pages = HugePages::reserve(2, "what huge pages take");
     let mut builder = MemoryBuilder::new()
-        .region(Region::new(GuestAddress(0), MIB).lock(Lock::Now))
+        .region(Region::new(GuestAddress(0), LOCKED).lock(Lock::Now))
         .region(Region::new(GuestAddress(MIB), MIB).backing(Backing::Memfd))
         .region(Region::new(GuestAddress(2 * MIB), 2 * MIB));
     if pages.is_some() {
@@ -492,7 +502,7 @@ fn what_a_region_takes_is_its_own() {
     }
     let takes = residency(&memory).unwrap();
     let numbers = |n: usize| (takes[n].1.resident, takes[n].1.mapped, takes[n].1.huge);
-    assert_eq!((numbers(0), takes[0].1.locked), ((MIB, MIB, 0), MIB));
+    assert_eq!((numbers(0), takes[0].1.locked), ((LOCKED, LOCKED, 0), LOCKED));
     assert_eq!((numbers(1), takes[1].1.locked), ((4 * PAGE, 4 * PAGE, 0), 0));
     assert_eq!(numbers(2), (0, 0, 0));
     if pages.is_some() {
