@@ -151,6 +151,11 @@ pub(crate) fn skipped<T>(test: &str, why: String) -> Option<T> {
 
 /// Whether this process may lock what these tests lock at the same time, each of them [`LOCKED`] bytes or less. If not, says aloud that `test` is skipped.
 pub(crate) fn can_lock(test: &str) -> bool {
+    can_lock_all_of(8 * LOCKED, test)
+}
+
+/// Whether this process may lock so many bytes. If not, says aloud that `test` is skipped.
+pub(crate) fn can_lock_all_of(bytes: u64, test: &str) -> bool {
     let line = |path: &str, name: &str| {
         let text = fs::read_to_string(path).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -162,7 +167,7 @@ pub(crate) fn can_lock(test: &str) -> bool {
     let limits = line("/proc/self/limits", "Max locked memory");
     let limit = limits.split(' ').next().and_then(|soft| soft.parse::<u64>().ok());
     match limit {
-        Some(limit) if capabilities & (1 << 14) == 0 && limit < 8 * LOCKED => {
+        Some(limit) if capabilities & (1 << 14) == 0 && limit < bytes => {
             skipped::<()>(test, format!("{limit} bytes may be locked (ulimit -l)"));
             false
         }
