@@ -71,11 +71,11 @@ pub struct Args {
     pub kernel: Option<PathBuf>,
 
     /// Initial RAM disk for the kernel
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(long, value_name = "FILE", requires = "kernel", conflicts_with = "no_kvm")]
     pub initrd: Option<PathBuf>,
 
     /// Command line for the kernel; with --disk, the virtio device is appended to it
-    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = DEFAULT_CMDLINE)]
+    #[arg(long, value_name = "TEXT", requires = "kernel", conflicts_with = "no_kvm", default_value = DEFAULT_CMDLINE)]
     pub cmdline: String,
 }
 

@@ -500,6 +500,14 @@ fn bad_options_are_one_line() {
         (vec!["--disk-write"], vec!["--disk <FILE>"]),
         (vec!["--initrd", "x"], vec!["--kernel <FILE>"]),
         (
+            vec!["--no-kvm", "--initrd", "x"],
+            vec!["cannot be used with", "--no-kvm"],
+        ),
+        (
+            vec!["--no-kvm", "--cmdline", "x"],
+            vec!["cannot be used with", "--no-kvm"],
+        ),
+        (
             vec!["--no-kvm", "--kernel", "x"],
             vec!["--no-kvm", "cannot be used with", "--kernel"],
         ),
