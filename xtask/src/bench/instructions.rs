@@ -18,7 +18,7 @@ const MANY: u64 = 11_000;
 const TOLERANCE: f64 = 1.02;
 
 /// The operations whose instructions are counted: what devices do for each request.
-const HOT: [&str; 18] = [
+const HOT: [&str; 20] = [
     "find_region, n=64",
     "get_slice64, n=1",
     "read_obj.u16, n=1",
@@ -30,6 +30,8 @@ const HOT: [&str; 18] = [
     "store.u64, n=1",
     "read_slice, 64, n=1",
     "write_slice, 04K, n=1",
+    "read_slice_cross, 16, n=64",
+    "vectored: 64 KiB over eight regions, beside preadv(2) by hand",
     "VolatileSlice::copy_to, u32, 4096B",
     "virtio-queue 0.18: add_used, n=1",
     "mark_dirty, 1B, already",
