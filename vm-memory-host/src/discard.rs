@@ -8,7 +8,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 use crate::error::ChangeError;
 use crate::mapping::{bytes, parts, HostMapping, Kind, Replaced};
 use crate::region::{Lock, Sharing};
-use crate::sys::{self, Advice};
+use crate::sys::{self, Advice, Mapped};
 
 /// Gives the pages of a range of guest memory back to the system: they cost nothing until they are used again, and read as zeroes.
 ///
@@ -20,11 +20,12 @@ use crate::sys::{self, Advice};
 /// | anonymous | `madvise(MADV_DONTNEED)` | |
 /// | memfd, shared file | `fallocate(FALLOC_FL_PUNCH_HOLE)` | gone for all processes that map it |
 /// | hugetlb | the same | in whole huge pages |
-/// | private file | `mmap` of zeroes in its place | dropping the copies would bring the file's bytes back |
+/// | private file | `mremap` of zeroes into its place | dropping the copies would bring the file's bytes back |
 ///
 /// Huge pages stay promised to their region, so that an access never finds the pool empty; a region may [let others have them](crate::Region::release_huge_pages). A
 /// private file whose pages are given back in thousands of separate places keeps some, since each costs the kernel two entries in a table that it has for
-/// the whole process (`vm.max_map_count`): they are overwritten with zeroes. So are those of a private mapping of huge pages. A part of a transparent huge
+/// the whole process (`vm.max_map_count`): they are overwritten with zeroes. So are those of a private mapping of huge pages, and those of a private file
+/// where the process has no room to map zeroes elsewhere first (`RLIMIT_AS`, and `RLIMIT_MEMLOCK` if they are locked). A part of a transparent huge
 /// page costs memory until the kernel has split it.
 ///
 /// The pages are marked dirty, since their bytes are others now. Devices must not be at work in the range, and memory that a device of the
@@ -32,7 +33,8 @@ use crate::sys::{self, Advice};
 ///
 /// Returns how many bytes others can have now.
 ///
-/// System calls: `madvise`, `fallocate`; `mmap`, `munmap` for huge pages; for private files `mmap`, `madvise`, `mbind` and `mlock2`, as the region's options have it.
+/// System calls: `madvise`, `fallocate`; `mmap`, `munmap` for huge pages; for private files `mmap`, `munmap`, `mprotect`, `mremap` and `mincore`, and `madvise`,
+/// `mbind`, `munlock` and `mlock2`, as the region's options and mlockall(2) have it.
 ///
 /// # Errors
 ///
@@ -116,18 +118,28 @@ fn replace(mapping: &HostMapping, replaced: &mut Replaced, offset: usize, len: u
     if replaced.has(offset, end) {
         return drop_pages(mapping, offset, len).map(|()| bytes(len));
     }
-    if mapping.kind == Kind::Hugetlb || !replaced.has_room(offset, end) {
-        return mapping.mapped().zero(offset, len).map(|()| 0);
+    let overwrite = || mapping.mapped().zero(offset, len).map(|()| 0);
+    if mapping.kind == Kind::Hugetlb {
+        return overwrite();
     }
-    mapping.mapped().replace(offset, len)?;
-    // The new pages are to be as those that they replace. A lock is one on use: zeroes that nobody has looked at are worth no memory. What fails
-    // here is tried again with the next discard, which finds no note of this one.
-    mapping.apply_options(offset, len).map_err(|(_, source)| source)?;
-    let lock = match mapping.options.lock {
-        Lock::No => Lock::No,
-        Lock::Now | Lock::OnFault => Lock::OnFault,
-    };
-    mapping.apply_lock(offset, len, lock)?;
-    replaced.add(offset, end);
-    Ok(bytes(len))
+    match replaced.replace(offset, end, || put_zeroes(mapping, offset, len)) {
+        None => overwrite(),
+        Some(Ok(())) => Ok(bytes(len)),
+        // There is no room for another mapping, or for one that is locked (`RLIMIT_AS`, `RLIMIT_MEMLOCK`, `vm.max_map_count`).
+        Some(Err(error)) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EAGAIN)) => overwrite(),
+        Some(Err(error)) => Err(error),
+    }
+}
+
+/// Maps zeroes in the place of a part. They are as the pages that they replace from the first moment on: what a guest brings in is of the nodes that it
+/// is to be of, and locked. A lock is one on use: zeroes that nobody has looked at are worth no memory.
+fn put_zeroes(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
+    let (zeroes, locked) = Mapped::zeroes(len)?;
+    mapping
+        .apply_options_to(&zeroes, 0, len)
+        .map_err(|(_, source)| source)?;
+    if mapping.options.lock != Lock::No && !locked {
+        zeroes.lock(0, len, true)?;
+    }
+    mapping.mapped().put(offset, zeroes)
 }
