@@ -129,6 +129,18 @@ impl Reservation {
         }
         answer
     }
+
+    /// Makes a part that nothing was mapped in memory of this process's own.
+    ///
+    /// The reservation is what a mapping of `Source::Anonymous` would be, but for what it permits. To permit more unmaps nothing, so that a
+    /// refusal (`RLIMIT_DATA`, `vm.overcommit_memory` of 2) loses nothing, and counts nothing twice against `RLIMIT_MEMLOCK` in a process that has
+    /// called mlockall(2).
+    fn open(&self, offset: usize, len: usize) -> Result<()> {
+        let addr = self.addr.wrapping_add(offset);
+        // SAFETY: the range is the one that comes next in `Reserved::map`, which has just asked `is_whole`: it is this reservation's own, and
+        // there is no `Mapped` of it yet. What can be accessed more than before breaks nothing that others rely on.
+        check(unsafe { libc::mprotect(addr.cast(), len, READ_WRITE) })
+    }
 }
 
 impl Drop for Reservation {
@@ -251,8 +263,12 @@ impl Reserved {
         if !self.reservation.is_whole() {
             return Err(Error::from_raw_os_error(libc::ENOMEM));
         }
-        self.reservation
-            .map_over_or_lose(self.next, len, READ_WRITE, source)?;
+        match source {
+            Source::Anonymous => self.reservation.open(self.next, len)?,
+            Source::File { .. } => self
+                .reservation
+                .map_over_or_lose(self.next, len, READ_WRITE, source)?,
+        }
         drop(trial);
         let offset = std::mem::replace(&mut self.next, end);
         Ok(Mapped {
@@ -314,7 +330,14 @@ impl Mapped {
     }
 
     /// The address of a part; `EINVAL` if it is none.
+    ///
+    /// In a child of fork(2) it is refused: where the memory was kept from children, the child may have anything at these addresses.
     fn part(&self, offset: usize, len: usize) -> Result<*mut u8> {
+        if !self.reservation.is_here() {
+            return Err(Error::other(
+                "the memory was built by another process, of which this is a child",
+            ));
+        }
         let end = offset.checked_add(len).filter(|end| *end <= self.len);
         end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
         Ok(self.addr().wrapping_add(offset))
@@ -727,5 +750,48 @@ fn check(answer: libc::c_int) -> Result<()> {
         Err(Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a child of fork(2), what was kept from it has left addresses where its own memory may be.
+    #[test]
+    fn a_child_of_fork_changes_nothing_at_these_addresses() {
+        let page = usize::try_from(page_size()).unwrap();
+        let mut reserved = Reserved::new(page, page, page, 0).unwrap();
+        let mut mapped = reserved.map(page, Source::Anonymous).unwrap();
+        drop(reserved);
+        let other = std::process::id().wrapping_add(1);
+        let here = std::mem::replace(&mut Arc::get_mut(&mut mapped.reservation).unwrap().process, other);
+        let (zeroes, _) = Mapped::zeroes(page).unwrap();
+        assert!(mapped.put(0, zeroes).is_err());
+        for answer in [
+            mapped.zero(0, page),
+            mapped.protect(0, page, false),
+            mapped.advise(0, page, Advice::DontNeed),
+        ] {
+            let error = answer.unwrap_err();
+            assert!(error.to_string().contains("another process"), "{error}");
+        }
+        Arc::get_mut(&mut mapped.reservation).unwrap().process = here;
+        mapped.zero(0, page).unwrap();
+    }
+
+    #[test]
+    fn zeroes_are_put_in_a_part_and_nowhere_else() {
+        let page = usize::try_from(page_size()).unwrap();
+        let mut reserved = Reserved::new(4 * page, page, page, 0).unwrap();
+        let mapped = reserved.map(4 * page, Source::Anonymous).unwrap();
+        let (zeroes, _) = Mapped::zeroes(2 * page).unwrap();
+        assert!(mapped.put(3 * page, zeroes).is_err());
+        let (zeroes, _) = Mapped::zeroes(2 * page).unwrap();
+        mapped.put(page, zeroes).unwrap();
+        mapped.zero(0, 4 * page).unwrap();
+        let mut pages = [0; 4];
+        mapped.resident(0, 4 * page, &mut pages).unwrap();
+        assert_eq!(pages.map(|page| page & 1), [1; 4]);
     }
 }
