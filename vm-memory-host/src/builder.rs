@@ -46,7 +46,7 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// System calls: `mmap`, `munmap`; `memfd_create`, `ftruncate`, `fcntl` for memfds; `fstatfs`, `statx` for files; `madvise`, `mbind`, `mlock2`, `prctl` for the
+/// System calls: `mmap`, `munmap`, `mprotect`; `memfd_create`, `ftruncate`, `fcntl` for memfds; `fstatfs`, `statx` for files; `madvise`, `mbind`, `mlock2`, `prctl` for the
 /// options that ask for them; `fallocate` for blocks of huge pages; and those that read files below /sys. `clone3`, `madvise` for prefaulting.
 #[derive(Default)]
 pub struct MemoryBuilder {
@@ -383,7 +383,7 @@ fn map_one(
         },
     };
     let free = free_huge_pages(behind.page_size, &[], machine);
-    let mapped = reserved
+    let mut mapped = reserved
         .map(len, source)
         .map_err(|source| match source.raw_os_error() {
             Some(libc::ENOMEM) if set_aside && region.size.checked_div(behind.page_size).is_some_and(|wanted| free < wanted) => {
@@ -397,6 +397,7 @@ fn map_one(
             Some(libc::EACCES) => refused("be mapped", source, "open the file for reading"),
             _ => refused("be mapped", source, "take less memory, or another file"),
         })?;
+    mapped.forked = region.options.forked;
     let blocks = match region.blocks {
         None => None,
         Some(blocks) => {

@@ -11,7 +11,7 @@ use crate::error::ChangeError;
 use crate::mapping::{bytes, parts, HostMapping, Kind, Replaced};
 use crate::region::{Lock, Sharing};
 use crate::residency::known_to_mincore;
-use crate::sys::{self, Advice};
+use crate::sys::{self, Advice, Mapped};
 
 /// Gives the pages of a range of guest memory back to the system: they cost nothing until they are used again, and read as zeroes.
 ///
@@ -25,11 +25,12 @@ use crate::sys::{self, Advice};
 /// | block device | `fallocate(FALLOC_FL_ZERO_RANGE)` | the device has zeroes then |
 /// | hugetlb | overwritten with zeroes | nothing is had by others |
 /// | hugetlb that [lets others have its pages](crate::Region::release_huge_pages) | `FALLOC_FL_PUNCH_HOLE` | in whole huge pages |
-/// | private file | `mmap` of zeroes in its place | dropping the copies would bring the file's bytes back |
+/// | private file | `mremap` of zeroes into its place | dropping the copies would bring the file's bytes back |
 ///
 /// Huge pages stay with their region unless it says otherwise: a page that has gone to the pool may be somebody else's when the guest uses it again. A
 /// private file whose pages are given back in thousands of separate places keeps some, since each costs the kernel two entries in a table that it has for
-/// the whole process (`vm.max_map_count`): they are overwritten with zeroes. So are those of a private mapping of huge pages. A part of a transparent huge
+/// the whole process (`vm.max_map_count`): they are overwritten with zeroes. So are those of a private mapping of huge pages, and those of a private file
+/// where the process has no room to map zeroes elsewhere first (`RLIMIT_AS`, and `RLIMIT_MEMLOCK` if they are locked). A part of a transparent huge
 /// page costs memory until the kernel has split it.
 ///
 /// The pages are marked dirty, since their bytes are others now. Devices must not be at work in the range, and memory that a device of the
@@ -38,7 +39,8 @@ use crate::sys::{self, Advice};
 /// Returns how many bytes the region lays no claim to any more, and others can have: the length of the range, as a rule, whether anything was in memory there
 /// or not. (The cache of a disk's file has folios of up to 2 MiB; where one reaches over an end of the range, it may stay, as zeroes.)
 ///
-/// System calls: `madvise`, `fallocate`; `mincore` for huge pages; for private files `mmap`, `madvise`, `mbind` and `mlock2`, as the region's options have it.
+/// System calls: `madvise`, `fallocate`; `mincore` for huge pages; for private files `mmap`, `munmap`, `mprotect`, `mremap` and `mincore`, and `madvise`,
+/// `mbind`, `munlock` and `mlock2`, as the region's options and mlockall(2) have it.
 ///
 /// # Errors
 ///
@@ -180,18 +182,28 @@ fn replace(mapping: &HostMapping, replaced: &mut Replaced, offset: usize, len: u
     if replaced.has(offset, end) {
         return drop_pages(mapping, offset, len).map(|()| bytes(len));
     }
-    if mapping.kind == Kind::Hugetlb || !replaced.has_room(offset, end) {
-        return mapping.mapped().zero(offset, len).map(|()| 0);
+    let overwrite = || mapping.mapped().zero(offset, len).map(|()| 0);
+    if mapping.kind == Kind::Hugetlb {
+        return overwrite();
     }
-    mapping.mapped().replace(offset, len)?;
-    // The new pages are to be as those that they replace. A lock is one on use: zeroes that nobody has looked at are worth no memory. What fails
-    // here is tried again with the next discard, which finds no note of this one.
-    mapping.apply_options(offset, len).map_err(|(_, source)| source)?;
-    let lock = match mapping.options.lock {
-        Lock::No => Lock::No,
-        Lock::Now | Lock::OnFault => Lock::OnFault,
-    };
-    mapping.apply_lock(offset, len, lock)?;
-    replaced.add(offset, end);
-    Ok(bytes(len))
+    match replaced.replace(offset, end, || put_zeroes(mapping, offset, len)) {
+        None => overwrite(),
+        Some(Ok(())) => Ok(bytes(len)),
+        // There is no room for another mapping, or for one that is locked (`RLIMIT_AS`, `RLIMIT_MEMLOCK`, `vm.max_map_count`).
+        Some(Err(error)) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EAGAIN)) => overwrite(),
+        Some(Err(error)) => Err(error),
+    }
+}
+
+/// Maps zeroes in the place of a part. They are as the pages that they replace from the first moment on: what a guest brings in is of the nodes that it
+/// is to be of, and locked. A lock is one on use: zeroes that nobody has looked at are worth no memory.
+fn put_zeroes(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
+    let (zeroes, locked) = Mapped::zeroes(len)?;
+    mapping
+        .apply_options_to(&zeroes, 0, len)
+        .map_err(|(_, source)| source)?;
+    if mapping.options.lock != Lock::No && !locked {
+        zeroes.lock(0, len, true)?;
+    }
+    mapping.mapped().put(offset, zeroes)
 }

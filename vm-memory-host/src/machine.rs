@@ -58,11 +58,24 @@ impl Areas {
         }
         taken
     }
+
+    /// Counts so many less, which cannot be made any more.
+    pub(crate) fn release(&mut self, less: usize) {
+        let less = less.min(self.0);
+        self.0 = self.0.saturating_sub(less);
+        AREAS.fetch_sub(less, Ordering::Relaxed);
+    }
+
+    /// How many are counted here.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        self.0
+    }
 }
 
 impl Drop for Areas {
     fn drop(&mut self) {
-        AREAS.fetch_sub(self.0, Ordering::Relaxed);
+        self.release(self.0);
     }
 }
 

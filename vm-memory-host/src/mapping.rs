@@ -30,7 +30,8 @@ pub enum Kind {
 
 /// The memory behind a region that this crate has built.
 ///
-/// A region keeps it, and [`provisioned`] finds it. When the last map that has the region is dropped, its pages are given back.
+/// A region keeps it, and [`provisioned`] finds it. When the last map that has the region is dropped, its pages are given back (`munmap`, or `madvise`,
+/// `munlock`, `mmap` and `munmap` while regions that were built next to it are there).
 #[derive(Debug)]
 pub struct HostMapping {
     pub(crate) mapped: Mapped,
@@ -47,39 +48,78 @@ pub struct HostMapping {
     pub(crate) changes: RwLock<Replaced>,
 }
 
-/// Ranges of the mapping of a private file in whose place pages of zeroes were mapped: where they begin, and where they end.
+/// Ranges of the mapping of a private file in whose place pages of zeroes were mapped, by where they begin.
+///
+/// How many areas of addresses the kernel keeps for them is up to what the guest does with its pages, and is not asked for: what is counted is what it can
+/// be at most. What is put in its place untouched (`Mapped::put`) becomes one with a range that it touches, whatever has been done to that; two ranges
+/// that it touches may have pages each of its own, and stay apart. All ranges of a mapping have the same options.
 #[derive(Debug, Default)]
 pub(crate) struct Replaced {
-    ranges: BTreeMap<usize, usize>,
+    ranges: BTreeMap<usize, Range>,
     /// The areas that these ranges and protected blocks can be.
     pub(crate) areas: Areas,
 }
 
+/// A range of zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    /// Where it ends.
+    end: usize,
+    /// How many areas it can be.
+    pieces: usize,
+}
+
+impl Range {
+    /// The areas that it can be, and what comes behind it.
+    fn areas(self) -> usize {
+        self.pieces.saturating_add(1)
+    }
+}
+
 impl Replaced {
-    /// Makes room for a range in what a process may have; false if there is none. Ranges that it joins with give theirs to it.
-    pub(crate) fn has_room(&mut self, start: usize, end: usize) -> bool {
-        // Each is an area, and so is what comes behind it.
-        self.touching(start, end) != 0 || self.areas.take(2)
-    }
-
-    /// Adds a range, and joins it with what it touches.
-    pub(crate) fn add(&mut self, start: usize, end: usize) {
-        let (mut start, mut end) = (start, end);
-        while let Some((&other, &other_end)) = self.ranges.range(..=end).next_back() {
-            if other_end < start {
-                break;
-            }
-            self.ranges.remove(&other);
-            start = start.min(other);
-            end = end.max(other_end);
-        }
-        self.ranges.insert(start, end);
-    }
-
-    /// How many of them touch or overlap a range, which would join them.
-    fn touching(&self, start: usize, end: usize) -> usize {
+    /// Puts zeroes in a range by `put`, if a process may have so many areas; nothing is done if it may not. A range that is [in one](Self::has) must not be
+    /// put there again.
+    pub(crate) fn replace<E>(
+        &mut self,
+        start: usize,
+        end: usize,
+        put: impl FnOnce() -> Result<(), E>,
+    ) -> Option<Result<(), E>> {
+        // Those that it touches or overlaps become one with it.
         let up_to = self.ranges.range(..=end).rev();
-        up_to.take_while(|(_, other_end)| **other_end >= start).count()
+        let touched: Vec<(usize, Range)> = up_to
+            .take_while(|(_, range)| range.end >= start)
+            .map(|(&at, &range)| (at, range))
+            .collect();
+        let (mut from, mut to, mut pieces, mut before) = (start, end, 0usize, 0usize);
+        for (at, range) in &touched {
+            before = before.saturating_add(range.areas());
+            // Of those that it covers nothing stays.
+            if *at < start || range.end > end {
+                pieces = pieces.saturating_add(range.pieces);
+            }
+            from = from.min(*at);
+            to = to.max(range.end);
+        }
+        let joined = Range {
+            end: to,
+            pieces: pieces.max(1),
+        };
+        let more = joined.areas().saturating_sub(before);
+        if !self.areas.take(more) {
+            return None;
+        }
+        let answer = put();
+        if answer.is_err() {
+            self.areas.release(more);
+            return Some(answer);
+        }
+        for (at, _) in &touched {
+            self.ranges.remove(at);
+        }
+        self.ranges.insert(from, joined);
+        self.areas.release(before.saturating_sub(joined.areas()));
+        Some(answer)
     }
 
     /// Whether all of a range is in one of them.
@@ -87,7 +127,7 @@ impl Replaced {
         self.ranges
             .range(..=start)
             .next_back()
-            .is_some_and(|(_, other_end)| *other_end >= end)
+            .is_some_and(|(_, range)| range.end >= end)
     }
 }
 
@@ -183,14 +223,20 @@ impl HostMapping {
         self.changes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the kernel all options of a part but locking: when the part is built, and again when it was replaced. The error comes with what could
-    /// not be done.
+    /// Tells the kernel all options of a part but locking. The error comes with what could not be done.
     pub(crate) fn apply_options(&self, offset: usize, len: usize) -> Result<(), (&'static str, io::Error)> {
+        self.apply_options_to(&self.mapped, offset, len)
+    }
+
+    /// Tells the kernel the same of a part of other memory, which is to be a part of this.
+    pub(crate) fn apply_options_to(
+        &self,
+        memory: &Mapped,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), (&'static str, io::Error)> {
         let advise = |wanted: bool, advice: Advice, what: &'static str| match wanted {
-            true => self
-                .mapped
-                .advise(offset, len, advice)
-                .map_err(|error| (what, error)),
+            true => memory.advise(offset, len, advice).map_err(|error| (what, error)),
             false => Ok(()),
         };
         let huge = self.options.transparent_huge_pages;
@@ -218,7 +264,7 @@ impl HostMapping {
         )?;
         advise(!self.options.forked, Advice::NoFork, "be kept from children")?;
         if let Some((policy, mask)) = node_mask(&self.options.numa) {
-            let bound = self.mapped.bind(offset, len, policy, &mask);
+            let bound = memory.bind(offset, len, policy, &mask);
             bound.map_err(|error| ("take pages from its NUMA nodes", error))?;
         }
         Ok(())
@@ -373,29 +419,85 @@ impl<B: Bitmap> Part<'_, B> {
 mod tests {
     use super::*;
 
+    fn put(replaced: &mut Replaced, start: usize, end: usize) -> usize {
+        assert_eq!(replaced.replace(start, end, || Ok::<(), ()>(())), Some(Ok(())));
+        replaced.areas.count()
+    }
+
     #[test]
     fn ranges_that_touch_are_one() {
         let mut replaced = Replaced::default();
-        for (start, end) in [(10, 20), (40, 50), (30, 35), (20, 30)] {
-            replaced.add(start, end);
-        }
+        assert_eq!(put(&mut replaced, 10, 20), 2);
+        assert_eq!(put(&mut replaced, 40, 50), 4);
+        assert_eq!(put(&mut replaced, 30, 35), 6);
+        // What touches two leaves their areas apart, and takes the one between them.
+        assert_eq!(put(&mut replaced, 20, 30), 5);
         assert_eq!(replaced.ranges.len(), 2);
         assert!(replaced.has(10, 35) && !replaced.has(10, 36) && !replaced.has(9, 11));
-        assert_eq!(
-            (
-                replaced.touching(35, 40),
-                replaced.touching(36, 39),
-                replaced.touching(0, 100)
-            ),
-            (2, 0, 2)
-        );
-        // What joins takes nothing of what a process may have.
-        assert!(replaced.has_room(35, 36) && replaced.areas == Areas::default());
-        assert!(replaced.has_room(60, 70) && replaced.areas != Areas::default());
-        replaced.add(0, 100);
+        // What touches one takes nothing of what a process may have.
+        assert_eq!(put(&mut replaced, 35, 36), 5);
+        assert_eq!(put(&mut replaced, 9, 12), 5);
+        // What is covered is nothing any more, and what is covered in part may be all that it was.
+        assert_eq!(put(&mut replaced, 30, 60), 3);
+        assert_eq!(put(&mut replaced, 0, 100), 2);
         assert_eq!((replaced.ranges.len(), replaced.has(0, 100)), (1, true));
-        replaced.add(20, 30);
-        assert_eq!(replaced.ranges.len(), 1);
+    }
+
+    #[test]
+    fn what_is_refused_takes_no_areas() {
+        let mut replaced = Replaced::default();
+        assert_eq!(replaced.replace(10, 20, || Err(())), Some(Err(())));
+        assert_eq!((replaced.ranges.len(), replaced.areas.count()), (0, 0));
+        put(&mut replaced, 10, 20);
+        assert_eq!(replaced.replace(15, 30, || Err(())), Some(Err(())));
+        assert!(replaced.has(10, 20) && !replaced.has(10, 30) && replaced.areas.count() == 2);
+    }
+
+    /// Whatever a guest gives back and writes to, and in whatever order: the kernel keeps no more areas for it than are counted.
+    #[test]
+    fn areas_are_never_more_than_are_counted() {
+        const PAGES: u64 = 64;
+        const PAGE: u64 = 4096;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(PAGES * PAGE).unwrap();
+        let mut state = 1u64;
+        let mut random = |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let mut most = 0;
+        for _ in 0..40 {
+            let backing = crate::Backing::private_file(file.try_clone().unwrap(), 0);
+            let region = crate::Region::new(GuestAddress(0), PAGES * PAGE).backing(backing);
+            let memory: vm_memory::GuestMemoryMmap =
+                crate::MemoryBuilder::new().region(region).build().unwrap();
+            let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
+            let first = mapping.host_address();
+            let inside = first..first + mapping.mapped().len();
+            for _ in 0..80 {
+                let page = random(PAGES);
+                let len = match random(4) {
+                    0 => 1 + random(PAGES - page),
+                    _ => 1,
+                };
+                crate::discard(&memory, GuestAddress(page * PAGE), len * PAGE).unwrap();
+                if random(2) == 0 {
+                    let touched = GuestAddress(random(PAGES) * PAGE);
+                    vm_memory::Bytes::write_obj(&memory, 1u8, touched).unwrap();
+                    vm_memory::Bytes::write_obj(&memory, 1u8, GuestAddress(page * PAGE)).unwrap();
+                }
+                let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+                let starts = maps.lines().filter_map(|line| line.split_once('-'));
+                let starts = starts.filter_map(|(start, _)| usize::from_str_radix(start, 16).ok());
+                let areas = starts.filter(|start| inside.contains(start)).count();
+                let counted = mapping.hold().areas.count();
+                assert!(areas <= counted + 1, "{areas} areas, {counted} are counted");
+                most = most.max(areas);
+            }
+        }
+        assert!(most > 10, "{most}");
     }
 
     #[test]

@@ -309,7 +309,7 @@ impl Region {
     }
 
     /// Sets whether children of fork(2) have it; they do unless told otherwise. A child without it must not use any map that has the region: other
-    /// things of its own may be at these addresses.
+    /// things of its own may be at these addresses. (Giving back, plugging and prefaulting are refused there.)
     pub fn forked(mut self, forked: bool) -> Self {
         self.options.forked = forked;
         self

@@ -40,7 +40,9 @@ pub(crate) struct Reservation {
     len: usize,
     /// The process that it is in: a child of fork(2) has a copy of this, and other things at these addresses, if it was not given them.
     process: u32,
-    /// Whether a part of it may have become somebody else's: then nothing here is unmapped any more.
+    /// Where the part of it begins and ends that was given away, and is empty if there is none: it is somebody else's, and not unmapped.
+    gap: (usize, usize),
+    /// Whether a part of it may have become somebody else's, and nobody knows which: then nothing here is unmapped any more.
     lost: AtomicBool,
 }
 
@@ -68,6 +70,7 @@ impl Reservation {
             addr: addr.wrapping_add(ahead),
             len,
             process: std::process::id(),
+            gap: (len, len),
             lost: AtomicBool::new(false),
         };
         let behind = more.saturating_sub(ahead).saturating_sub(len);
@@ -83,10 +86,15 @@ impl Reservation {
 }
 
 impl Reservation {
+    /// Whether it is in this process, and not in one that this is a child of.
+    fn is_here(&self) -> bool {
+        self.process == std::process::id()
+    }
+
     /// Whether all addresses are still its own, in this process.
     fn is_whole(&self) -> bool {
         // Relaxed: who drops the last reference sees what others did before they dropped theirs, by `Arc`; a part asks for itself.
-        !self.lost.load(Ordering::Relaxed) && self.process == std::process::id()
+        !self.lost.load(Ordering::Relaxed) && self.is_here()
     }
 
     /// Maps over a part of the reservation.
@@ -97,8 +105,9 @@ impl Reservation {
     fn map_over(&self, offset: usize, len: usize, protection: libc::c_int, source: Source<'_>) -> Result<()> {
         let (flags, fd, place) = arguments(source);
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: the range lies in this reservation (`Reserved::map`, `Mapped::part`, `Mapped::drop`), all addresses of which are its own
-        // (`is_whole`, asked by the callers); what is replaced is the reservation itself or a part that the caller has.
+        // SAFETY: the range lies in this reservation, and its addresses are the reservation's own. They are either those that come next in
+        // `Reserved::map`, which has just asked `is_whole`, or those of a `Mapped` that is being dropped, which has just asked `is_here`: the
+        // parts of others are lost without it.
         let answer = unsafe { libc::mmap(addr.cast(), len, protection, flags | libc::MAP_FIXED, fd, place) };
         if answer == libc::MAP_FAILED {
             return Err(Error::last_os_error());
@@ -120,14 +129,32 @@ impl Reservation {
         }
         answer
     }
+
+    /// Makes a part that nothing was mapped in memory of this process's own.
+    ///
+    /// The reservation is what a mapping of `Source::Anonymous` would be, but for what it permits. To permit more unmaps nothing, so that a
+    /// refusal (`RLIMIT_DATA`, `vm.overcommit_memory` of 2) loses nothing, and counts nothing twice against `RLIMIT_MEMLOCK` in a process that has
+    /// called mlockall(2).
+    fn open(&self, offset: usize, len: usize) -> Result<()> {
+        let addr = self.addr.wrapping_add(offset);
+        // SAFETY: the range is the one that comes next in `Reserved::map`, which has just asked `is_whole`: it is this reservation's own, and
+        // there is no `Mapped` of it yet. What can be accessed more than before breaks nothing that others rely on.
+        check(unsafe { libc::mprotect(addr.cast(), len, READ_WRITE) })
+    }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if self.is_whole() {
-            // SAFETY: the range is this reservation's own (just asked), and nothing is mapped in it any more: each `Mapped` keeps the
-            // reservation.
-            let _ = unsafe { libc::munmap(self.addr.cast(), self.len) };
+        if !self.is_whole() {
+            return;
+        }
+        let (start, end) = self.gap;
+        for (offset, len) in [(0, start), (end, self.len.saturating_sub(end))] {
+            if len != 0 {
+                // SAFETY: the range is this reservation's own: all that is outside of `gap` is (just asked). Nobody uses what is mapped in it any
+                // more: each `Mapped` keeps the reservation, and is dropped before it.
+                let _ = unsafe { libc::munmap(self.addr.wrapping_add(offset).cast(), len) };
+            }
         }
     }
 }
@@ -139,10 +166,10 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(len: usize, source: Source<'_>) -> Result<Self> {
+    fn new(len: usize, protection: libc::c_int, source: Source<'_>) -> Result<Self> {
         let (flags, fd, place) = arguments(source);
         // SAFETY: without MAP_FIXED, a new mapping replaces none that is there.
-        let addr = unsafe { libc::mmap(null_mut(), len, READ_WRITE, flags, fd, place) };
+        let addr = unsafe { libc::mmap(null_mut(), len, protection, flags, fd, place) };
         if addr == libc::MAP_FAILED {
             return Err(Error::last_os_error());
         }
@@ -230,20 +257,25 @@ impl Reserved {
         // next one: they belong to the file (Linux, "Hugetlbfs Reservation"). Those of a private one do not, so that it has to go first.
         let trial = match source {
             Source::Anonymous => None,
-            Source::File { .. } => Some(Trial::new(len, source)?),
+            Source::File { .. } => Some(Trial::new(len, READ_WRITE, source)?),
         };
         let trial = trial.filter(|_| matches!(source, Source::File { shared: true, .. }));
         if !self.reservation.is_whole() {
             return Err(Error::from_raw_os_error(libc::ENOMEM));
         }
-        self.reservation
-            .map_over_or_lose(self.next, len, READ_WRITE, source)?;
+        match source {
+            Source::Anonymous => self.reservation.open(self.next, len)?,
+            Source::File { .. } => self
+                .reservation
+                .map_over_or_lose(self.next, len, READ_WRITE, source)?,
+        }
         drop(trial);
         let offset = std::mem::replace(&mut self.next, end);
         Ok(Mapped {
             reservation: Arc::clone(&self.reservation),
             offset,
             len,
+            forked: true,
         })
     }
 }
@@ -255,6 +287,8 @@ pub(crate) struct Mapped {
     /// Where in the reservation it begins.
     offset: usize,
     len: usize,
+    /// Whether a child of fork(2) has it, too.
+    pub(crate) forked: bool,
 }
 
 /// What `madvise(2)` is told.
@@ -299,7 +333,14 @@ impl Mapped {
     }
 
     /// The address of a part; `EINVAL` if it is none.
+    ///
+    /// In a child of fork(2) that has not got the memory it is refused: the child may have anything at these addresses.
     fn part(&self, offset: usize, len: usize) -> Result<*mut u8> {
+        if !self.forked && !self.reservation.is_here() {
+            return Err(Error::other(
+                "the memory was built by another process, of which this is a child, and was kept from children (Region::forked)",
+            ));
+        }
         let end = offset.checked_add(len).filter(|end| *end <= self.len);
         end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
         Ok(self.addr().wrapping_add(offset))
@@ -324,28 +365,112 @@ impl Mapped {
         check(unsafe { libc::madvise(addr.cast(), len, advice) })
     }
 
-    /// Maps zeroes of this process's own in place of a part of what is mapped.
+    /// Maps zeroes of this process's own somewhere else, which are then told their options and put in a place. They are locked on use if the process
+    /// locks all that it maps; `true` comes with them then.
+    ///
+    /// Nothing touches them before they are in their place: only then does the kernel make one area of them and of what is next to them there. (Pages
+    /// have an `anon_vma`, by which the kernel finds who maps them, and areas that have each its own stay apart for good.) That takes more than to
+    /// leave them alone:
+    ///
+    /// - They have a page of other protection on both sides, so that they are no part of an area of somebody else's, which may have pages.
+    /// - What is accessible and locked gets its pages at once (mlockall(2) with `MCL_FUTURE`). So they are not accessible until they are not locked.
+    pub(crate) fn zeroes(len: usize) -> Result<(Self, bool)> {
+        let zeroes = Self::apart(len)?;
+        // Locked memory refuses this advice, and there is no page that it could take.
+        let unlocked = zeroes.advise(0, len, Advice::DontNeed);
+        let locked = unlocked.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
+        if locked {
+            zeroes.unlock(0, len)?;
+        }
+        zeroes.protect(0, len, true)?;
+        if locked {
+            zeroes.lock(0, len, true)?;
+        }
+        Ok((zeroes, locked))
+    }
+
+    /// An area of addresses that is no part of another one and that nothing can be accessed in, in a reservation of its own.
+    fn apart(len: usize) -> Result<Self> {
+        let page = usize::try_from(page_size()).unwrap_or(4096);
+        let no_room = || Error::from_raw_os_error(libc::ENOMEM);
+        let end = page.checked_add(len).ok_or_else(no_room)?;
+        let with_guards = end.checked_add(page).ok_or_else(no_room)?;
+        let (flags, fd, place) = arguments(Source::Anonymous);
+        // Once, but for another thread that gets the addresses before this one is back.
+        for _ in 0..8 {
+            // SAFETY: without MAP_FIXED, a new mapping replaces none that is there.
+            let addr = unsafe { libc::mmap(null_mut(), with_guards, libc::PROT_READ, flags, fd, place) };
+            if addr == libc::MAP_FAILED {
+                return Err(Error::last_os_error());
+            }
+            let mut reservation = Reservation {
+                addr: addr.cast(),
+                len: with_guards,
+                process: std::process::id(),
+                gap: (with_guards, with_guards),
+                lost: AtomicBool::new(false),
+            };
+            let middle: *mut libc::c_void = reservation.addr.wrapping_add(page).cast();
+            // SAFETY: the range is a part of the mapping that was just made, and nobody knows of it.
+            check(unsafe { libc::munmap(middle, len) })?;
+            reservation.gap = (page, end);
+            let only_there = flags | libc::MAP_FIXED_NOREPLACE;
+            // SAFETY: with MAP_FIXED_NOREPLACE, and without MAP_FIXED, a new mapping replaces none that is there.
+            let answer = unsafe { libc::mmap(middle, len, libc::PROT_NONE, only_there, fd, place) };
+            if answer == middle {
+                reservation.gap = (with_guards, with_guards);
+                return Ok(Self {
+                    reservation: Arc::new(reservation),
+                    offset: page,
+                    len,
+                    forked: true,
+                });
+            }
+            if answer != libc::MAP_FAILED {
+                // Linux before 4.17 maps it elsewhere.
+                // SAFETY: the mapping was just made, and nobody knows of it.
+                let _ = unsafe { libc::munmap(answer, len) };
+                continue;
+            }
+            let error = Error::last_os_error();
+            if error.raw_os_error() != Some(libc::EEXIST) {
+                return Err(error);
+            }
+        }
+        Err(no_room())
+    }
+
+    /// Puts zeroes that were made ready in place of a part that is as long, in one step: who accesses the part meanwhile finds what was there, or waits
+    /// and finds the zeroes, with all their options.
     ///
     /// # Aborts
     ///
-    /// If the system has unmapped the part and cannot map zeroes: guest memory would be anybody's. That takes a kernel before 6.12 that accounts
-    /// all memory (`vm.overcommit_memory` is 2) and has none left.
-    pub(crate) fn replace(&self, offset: usize, len: usize) -> Result<()> {
-        self.part(offset, len)?;
-        let place = self.offset.saturating_add(offset);
-        let replaced = self
-            .reservation
-            .map_over(place, len, READ_WRITE, Source::Anonymous);
-        if replaced.is_err() {
-            let page = usize::try_from(page_size()).unwrap_or(4096);
-            let mut pages = vec![0; len.div_ceil(page)];
-            // ENOMEM says that there is an address in the range that is not mapped (mincore(2)).
-            if self.resident(offset, len, &mut pages).is_err() {
-                std::process::abort();
-            }
-            // It was refused before anything was unmapped.
+    /// If the system has unmapped the part and cannot map the zeroes there: guest memory would be anybody's. That takes a kernel that has no memory for
+    /// its own tables, or that accounts all memory (`vm.overcommit_memory` is 2) and has none left.
+    pub(crate) fn put(&self, offset: usize, mut zeroes: Self) -> Result<()> {
+        let len = zeroes.len;
+        let (to, from) = (self.part(offset, len)?, zeroes.part(0, len)?);
+        let (start, end) = (zeroes.offset, zeroes.offset.saturating_add(len));
+        let reservation = Arc::get_mut(&mut zeroes.reservation);
+        let reservation = reservation.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: what is replaced is a part of this mapping, in this process or in a copy that a child has of it (`part`, just asked), and stays mapped, with the protection that it
+        // had: bytes change, as a guest that writes at any time could change them. What is moved away is all of `zeroes`, which nobody else has:
+        // it is taken by value, and its reservation is lent to nobody (`get_mut`).
+        let answer = unsafe { libc::mremap(from.cast(), len, len, flags, to) };
+        if answer != libc::MAP_FAILED {
+            reservation.gap = (start, end);
+            return Ok(());
         }
-        replaced
+        let refused = Error::last_os_error();
+        let page = usize::try_from(page_size()).unwrap_or(4096);
+        let mut pages = vec![0; len.div_ceil(page)];
+        // ENOMEM says that there is an address in the range that is not mapped (mincore(2)).
+        if self.resident(offset, len, &mut pages).is_err() {
+            std::process::abort();
+        }
+        // It was refused before anything was unmapped.
+        Err(refused)
     }
 
     /// Takes away or gives back what a part permits.
@@ -363,6 +488,13 @@ impl Mapped {
         let addr = self.part(offset, len)?;
         // SAFETY: locking changes no bytes.
         check(unsafe { libc::mlock2(addr.cast(), len, flags) })
+    }
+
+    /// Lets a part be swapped out.
+    fn unlock(&self, offset: usize, len: usize) -> Result<()> {
+        let addr = self.part(offset, len)?;
+        // SAFETY: unlocking changes no bytes.
+        check(unsafe { libc::munlock(addr.cast(), len) })
     }
 
     /// Gives a part a name in /proc/self/maps (Linux 5.17; of shared anonymous memory 6.2).
@@ -444,15 +576,36 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        if self.reservation.process != std::process::id() {
+        if !self.reservation.is_here() {
             return;
         }
+        let is_last = Arc::get_mut(&mut self.reservation).is_some();
+        if is_last && self.reservation.is_whole() {
+            // The reservation goes with this, its last part, and takes it along.
+            return;
+        }
+        // Nobody has a use for the pages, and they need not wait for what may be refused: pages go even where there is no room for anything. What
+        // is locked is counted until it is unlocked, and may refuse to go. There is nobody to tell of an error.
+        let (offset, len) = (self.offset, self.len);
+        let _ = self.unlock(0, len);
+        let _ = self.advise(0, len, Advice::DontNeed);
         // The part becomes what it was, so that nobody else is given its addresses while the reservation has its others. It is this mapping's, even
         // where the reservation has lost another part, and `self` is the last that knows of it: a region that was made of it keeps its owner.
-        let (offset, len) = (self.offset, self.len);
-        let _ = self
-            .reservation
-            .map_over_or_lose(offset, len, libc::PROT_NONE, Source::Anonymous);
+        //
+        // What would refuse that is found elsewhere (`RLIMIT_AS`, `vm.max_map_count`): where it was refused here, nobody could say whether the part
+        // is still mapped, and it could not be unmapped.
+        let page = usize::try_from(page_size()).unwrap_or(4096);
+        if !is_last && Trial::new(page, libc::PROT_NONE, Source::Anonymous).is_ok() {
+            let _ = self
+                .reservation
+                .map_over_or_lose(offset, len, libc::PROT_NONE, Source::Anonymous);
+            return;
+        }
+        // Unmapped, it lets its file go, and with the file the pages. Others may have these addresses from now on, so that the reservation is given up first.
+        self.reservation.lost.store(true, Ordering::Relaxed);
+        // SAFETY: the range is this mapping's, in this process (asked above), and nothing has been tried that could have unmapped it. `self` is the
+        // last that knows of it, as said above.
+        let _ = unsafe { libc::munmap(self.addr().cast(), len) };
     }
 }
 
@@ -599,5 +752,51 @@ fn check(answer: libc::c_int) -> Result<()> {
         Err(Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a child of fork(2), what was kept from it has left addresses where its own memory may be.
+    #[test]
+    fn a_child_of_fork_changes_nothing_at_these_addresses() {
+        let page = usize::try_from(page_size()).unwrap();
+        let mut reserved = Reserved::new(page, page, page, 0).unwrap();
+        let mut mapped = reserved.map(page, Source::Anonymous).unwrap();
+        drop(reserved);
+        let other = std::process::id().wrapping_add(1);
+        let here = std::mem::replace(&mut Arc::get_mut(&mut mapped.reservation).unwrap().process, other);
+        // A child has what was not kept from it.
+        mapped.zero(0, page).unwrap();
+        mapped.forked = false;
+        let (zeroes, _) = Mapped::zeroes(page).unwrap();
+        assert!(mapped.put(0, zeroes).is_err());
+        for answer in [
+            mapped.zero(0, page),
+            mapped.protect(0, page, false),
+            mapped.advise(0, page, Advice::DontNeed),
+        ] {
+            let error = answer.unwrap_err();
+            assert!(error.to_string().contains("another process"), "{error}");
+        }
+        Arc::get_mut(&mut mapped.reservation).unwrap().process = here;
+        mapped.zero(0, page).unwrap();
+    }
+
+    #[test]
+    fn zeroes_are_put_in_a_part_and_nowhere_else() {
+        let page = usize::try_from(page_size()).unwrap();
+        let mut reserved = Reserved::new(4 * page, page, page, 0).unwrap();
+        let mapped = reserved.map(4 * page, Source::Anonymous).unwrap();
+        let (zeroes, _) = Mapped::zeroes(2 * page).unwrap();
+        assert!(mapped.put(3 * page, zeroes).is_err());
+        let (zeroes, _) = Mapped::zeroes(2 * page).unwrap();
+        mapped.put(page, zeroes).unwrap();
+        mapped.zero(0, 4 * page).unwrap();
+        let mut pages = [0; 4];
+        mapped.resident(0, 4 * page, &mut pages).unwrap();
+        assert_eq!(pages.map(|page| page & 1), [1; 4]);
     }
 }
