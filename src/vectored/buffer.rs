@@ -107,6 +107,38 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Returns the vectors as [`vectors`](Self::vectors) does, at an address that stays the same when `self` is moved, until ranges are added
     /// or split off.
+    ///
+    /// With the crate `io-uring`, whose operations take a pointer to `iovec`s:
+    ///
+    /// ```no_run
+    /// # #[cfg(all(target_os = "linux", feature = "backend-mmap"))] {
+    /// use std::os::fd::AsRawFd;
+    /// use std::sync::Arc;
+    ///
+    /// use io_uring::{opcode, types, IoUring};
+    /// use vm_memory::vectored::IoBuffer;
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
+    /// let disk = std::fs::File::open("disk.img")?;
+    /// let mut ring = IoUring::new(8)?;
+    ///
+    /// let mut buffer = IoBuffer::new(Arc::new(memory), Permissions::Write);
+    /// buffer.push(GuestAddress(0x1000), 0x2000)?;
+    /// let vectors = buffer.vectors_on_heap();
+    /// let count = u32::try_from(vectors.len())?;
+    /// let read = opcode::Readv::new(types::Fd(disk.as_raw_fd()), vectors.as_ptr().cast(), count).build();
+    /// // SAFETY: vectors and memory stay in place until the operation is over, since `buffer` is kept until then.
+    /// unsafe { ring.submission().push(&read)? };
+    /// ring.submit_and_wait(1)?;
+    ///
+    /// let answer = ring.completion().next().ok_or("no completion")?.result();
+    /// // A negative answer is an error, after which all of it may have been written.
+    /// let written = usize::try_from(answer).unwrap_or(buffer.len());
+    /// buffer.complete(written);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn vectors_on_heap(&mut self) -> &[IoVector] {
         self.pieces.vectors_on_heap()
     }

@@ -183,9 +183,6 @@ fn put_away(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -
 fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError {
     let page_size = part.mapping.page_size();
     let exhausted = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
-    if part.mapping.kind() != Kind::Hugetlb || !exhausted {
-        return part.refused("plug", source);
-    }
     let pools = Machine::here().pools();
     let pool = pools.into_iter().find(|pool| pool.page_size == page_size);
     let missing = part
@@ -196,12 +193,18 @@ fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError 
         .into_iter()
         .flatten()
         .fold(0u64, |sum, (_, len)| sum.saturating_add(bytes(len)));
+    let wanted = wanted.checked_div(page_size).unwrap_or(0);
+    let free = pool.map_or(0, |pool| pool.free);
+    // (ENOMEM is also what a process is told that has too many areas of addresses.)
+    if part.mapping.kind() != Kind::Hugetlb || !exhausted || free >= wanted {
+        return part.refused("plug", source);
+    }
     ChangeError::NoPages {
         region: span_of(part.region),
         start: part.start(),
         len: bytes(part.len),
-        wanted: wanted.checked_div(page_size).unwrap_or(0),
-        free: pool.map_or(0, |pool| pool.free),
+        wanted,
+        free,
         page_size,
         done: part.before,
         source,
