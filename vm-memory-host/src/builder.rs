@@ -125,13 +125,13 @@ impl MemoryBuilder {
         let machine = Machine::here();
         let regions = sorted(self.regions)?;
         check_pools(&regions, &machine)?;
-        check_memory(&regions, self.prefault.is_some(), &machine)?;
         let mut opened = Vec::with_capacity(regions.len());
         for region in regions {
             let behind = backing::open(&region, &machine)?;
             check_options(&region, &behind, &machine)?;
             opened.push((region, behind));
         }
+        check_memory(&opened, self.prefault.is_some(), &machine)?;
         let mut mappings = Vec::with_capacity(opened.len());
         for together in opened.chunk_by(|(one, _), (next, _)| end(one) == Some(next.start.0)) {
             map_together(together, &machine, &mut mappings)?;
@@ -209,15 +209,16 @@ fn check_pools(regions: &[Region], machine: &Machine) -> Result<(), BuildError> 
 }
 
 /// Whether the machine has memory enough for what is to be there from the start. Asked for more, the kernel ends processes, of which this is likely to be the first.
-fn check_memory(regions: &[Region], prefault: bool, machine: &Machine) -> Result<(), BuildError> {
+fn check_memory(regions: &[(Region, Opened)], prefault: bool, machine: &Machine) -> Result<(), BuildError> {
     let Some(available) = machine.available_memory() else {
         return Ok(());
     };
     let mut wanted = 0u64;
-    for region in regions {
-        // Huge pages are counted by their pool, and the cache of a file is memory to be had, unless it is locked.
+    for (region, behind) in regions {
+        // Huge pages are counted by their pool, the cache of a file is memory to be had unless it is locked, and what another process has made may
+        // have its pages.
         let own = matches!(region.backing, Backing::Anonymous | Backing::Memfd);
-        let locked = region.options.lock == Lock::Now && !matches!(region.backing, Backing::Hugetlb { .. });
+        let locked = region.options.lock == Lock::Now && behind.kind != Kind::Hugetlb;
         let plugged = region
             .plugged
             .iter()
@@ -630,6 +631,45 @@ mod tests {
         let behind = backing::open(&region, &machine).unwrap();
         let error = check_options(&region, &behind, &machine).unwrap_err();
         assert!(error.to_string().contains("shmem_enabled says never"), "{error}");
+    }
+
+    /// What is locked or brought in must be there; huge pages are in their pool, whoever made their file.
+    #[test]
+    fn memory_is_wanted_of_the_machine_or_of_a_pool() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(directory.path().join("proc")).unwrap();
+        std::fs::write(directory.path().join("proc/meminfo"), "MemAvailable: 8192 kB\n").unwrap();
+        let machine = Machine::at(directory.path());
+        let region = |start| Region::new(GuestAddress(start), 6 << 20);
+        let refused = |regions: [Region; 2], kind, prefault| {
+            let opened = regions.map(|region| {
+                let behind = backing::open(&Region::new(GuestAddress(0), 0x1000), &machine).unwrap();
+                (region, Opened { kind, ..behind })
+            });
+            match check_memory(&opened, prefault, &machine) {
+                Ok(()) => None,
+                Err(BuildError::Memory {
+                    wanted, available, ..
+                }) => Some((wanted, available)),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let locked = |start| region(start).lock(Lock::Now);
+        let too_much = Some((12 << 20, 8 << 20));
+        assert_eq!(
+            refused([region(0), region(1 << 32)], Kind::Anonymous, false),
+            None
+        );
+        assert_eq!(
+            refused([region(0), region(1 << 32)], Kind::Anonymous, true),
+            too_much
+        );
+        assert_eq!(
+            refused([region(0), locked(1 << 32)], Kind::Anonymous, false),
+            None
+        );
+        assert_eq!(refused([locked(0), locked(1 << 32)], Kind::File, false), too_much);
+        assert_eq!(refused([locked(0), locked(1 << 32)], Kind::Hugetlb, false), None);
     }
 
     /// Policies are of the nodes that there are.
