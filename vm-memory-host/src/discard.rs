@@ -189,8 +189,16 @@ fn replace(mapping: &HostMapping, replaced: &mut Replaced, offset: usize, len: u
     match replaced.replace(offset, end, || put_zeroes(mapping, offset, len)) {
         None => overwrite(),
         Some(Ok(())) => Ok(bytes(len)),
-        // There is no room for another mapping, or for one that is locked (`RLIMIT_AS`, `RLIMIT_MEMLOCK`, `vm.max_map_count`).
-        Some(Err(error)) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EAGAIN)) => overwrite(),
+        // There is no room for another mapping, or for one that is locked (`RLIMIT_AS`, `RLIMIT_MEMLOCK`, `vm.max_map_count`), or nothing may be
+        // locked any more (a process that has given its privileges up).
+        Some(Err(error))
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM)
+            ) =>
+        {
+            overwrite()
+        }
         Some(Err(error)) => Err(error),
     }
 }

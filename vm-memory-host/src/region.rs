@@ -309,7 +309,7 @@ impl Region {
     }
 
     /// Sets whether children of fork(2) have it; they do unless told otherwise. A child without it must not use any map that has the region: other
-    /// things of its own may be at these addresses. (Giving back, plugging and prefaulting are refused there.)
+    /// things of its own may be at these addresses. (Giving back, plugging and prefaulting are refused there, unless the child has its parent's number, in a PID namespace of its own.)
     pub fn forked(mut self, forked: bool) -> Self {
         self.options.forked = forked;
         self

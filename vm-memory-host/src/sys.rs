@@ -49,7 +49,7 @@ pub(crate) struct Reservation {
 // SAFETY: the pointer is to memory that belongs to no thread. It is used for system calls, and for accesses by the functions of vm-memory, which
 // are made for many threads.
 unsafe impl Send for Reservation {}
-// SAFETY: as above; nothing of it can be changed through `&Reservation`.
+// SAFETY: as above; what changes through `&Reservation` is an atomic, and, by system calls, parts that have one owner each.
 unsafe impl Sync for Reservation {}
 
 impl Reservation {
@@ -87,6 +87,9 @@ impl Reservation {
 
 impl Reservation {
     /// Whether it is in this process, and not in one that this is a child of.
+    ///
+    /// By the process's number: a child that has the same one, in a PID namespace of its own, is taken for its parent. If memory was kept from it, it must not use
+    /// or drop any map that has it (`Region::forked`).
     fn is_here(&self) -> bool {
         self.process == std::process::id()
     }
@@ -449,14 +452,20 @@ impl Mapped {
     /// its own tables, or that accounts all memory (`vm.overcommit_memory` is 2) and has none left.
     pub(crate) fn put(&self, offset: usize, mut zeroes: Self) -> Result<()> {
         let len = zeroes.len;
+        if !self.reservation.is_here() {
+            // Whether a child has the memory is not only this crate's to say: a driver may have kept it from children, too.
+            return Err(Error::other(
+                "the memory was built by another process, of which this is a child",
+            ));
+        }
         let (to, from) = (self.part(offset, len)?, zeroes.part(0, len)?);
         let (start, end) = (zeroes.offset, zeroes.offset.saturating_add(len));
         let reservation = Arc::get_mut(&mut zeroes.reservation);
         let reservation = reservation.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: what is replaced is a part of this mapping, in this process or in a copy that a child has of it (`part`, just asked), and stays mapped, with the protection that it
-        // had: bytes change, as a guest that writes at any time could change them. What is moved away is all of `zeroes`, which nobody else has:
-        // it is taken by value, and its reservation is lent to nobody (`get_mut`).
+        // SAFETY: what is replaced is a part of this mapping (`part`), in the process that has it (asked above), and stays mapped, with the protection
+        // that it had: bytes change, as a guest that writes at any time could change them. What is moved away is all of `zeroes`, which nobody else
+        // has: it is taken by value, and its reservation is lent to nobody (`get_mut`).
         let answer = unsafe { libc::mremap(from.cast(), len, len, flags, to) };
         if answer != libc::MAP_FAILED {
             reservation.gap = (start, end);
@@ -464,12 +473,20 @@ impl Mapped {
         }
         let refused = Error::last_os_error();
         let page = usize::try_from(page_size()).unwrap_or(4096);
-        let mut pages = vec![0; len.div_ceil(page)];
-        // ENOMEM says that there is an address in the range that is not mapped (mincore(2)).
-        if self.resident(offset, len, &mut pages).is_err() {
-            std::process::abort();
+        // Nothing is allocated here: that could map something into the hole, if there is one.
+        let mut pages = [0; 4096];
+        let step = page.saturating_mul(pages.len());
+        for done in (0..len).step_by(step) {
+            let here = len.saturating_sub(done).min(step);
+            // ENOMEM says that there is an address in the range that is not mapped (mincore(2)).
+            if self
+                .resident(offset.saturating_add(done), here, &mut pages)
+                .is_err()
+            {
+                std::process::abort();
+            }
         }
-        // It was refused before anything was unmapped.
+        // It was refused before anything was unmapped; or another thread has filled the whole hole since, which nobody could tell.
         Err(refused)
     }
 
@@ -477,8 +494,8 @@ impl Mapped {
     pub(crate) fn protect(&self, offset: usize, len: usize, accessible: bool) -> Result<()> {
         let addr = self.part(offset, len)?;
         let protection = if accessible { READ_WRITE } else { libc::PROT_NONE };
-        // SAFETY: the range is this mapping's. What cannot be accessed any more is not lent: `PluggedBlocks` are asked first; an access that was
-        // under way is answered with a signal, which is no undefined behaviour, and an error where `fault` is installed.
+        // SAFETY: the range is this mapping's. What cannot be accessed any more is not lent from now on: `PluggedBlocks` are asked first; an access
+        // that was under way is answered with a signal, which is no undefined behaviour, and an error where `fault` is installed.
         check(unsafe { libc::mprotect(addr.cast(), len, protection) })
     }
 
@@ -502,7 +519,15 @@ impl Mapped {
         let addr = self.part(offset, len)?;
         let (set, what) = (libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME);
         // SAFETY: the kernel reads the name, up to its end; the mapping's bytes do not change.
-        check(unsafe { libc::prctl(set, what, addr, len, name.as_ptr()) })
+        check(unsafe {
+            libc::prctl(
+                set,
+                libc::c_ulong::from(what.unsigned_abs()),
+                addr,
+                len,
+                name.as_ptr(),
+            )
+        })
     }
 
     /// Sets on which nodes a part takes its pages. `mask` has a bit for each.
@@ -595,11 +620,20 @@ impl Drop for Mapped {
         // What would refuse that is found elsewhere (`RLIMIT_AS`, `vm.max_map_count`): where it was refused here, nobody could say whether the part
         // is still mapped, and it could not be unmapped.
         let page = usize::try_from(page_size()).unwrap_or(4096);
-        if !is_last && Trial::new(page, libc::PROT_NONE, Source::Anonymous).is_ok() {
-            let _ = self
+        let is_kept = !is_last && self.reservation.is_whole();
+        if is_kept && Trial::new(page, libc::PROT_NONE, Source::Anonymous).is_ok() {
+            let replaced = self
                 .reservation
-                .map_over_or_lose(offset, len, libc::PROT_NONE, Source::Anonymous);
-            return;
+                .map_over(offset, len, libc::PROT_NONE, Source::Anonymous);
+            match replaced {
+                Ok(()) => return,
+                // More locked memory than the process may have (mlockall(2)): refused before anything is unmapped (mmap(2)).
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+                Err(_) => {
+                    self.reservation.lost.store(true, Ordering::Relaxed);
+                    return;
+                }
+            }
         }
         // Unmapped, it lets its file go, and with the file the pages. Others may have these addresses from now on, so that the reservation is given up first.
         self.reservation.lost.store(true, Ordering::Relaxed);
