@@ -77,6 +77,20 @@ fn areas() -> Vec<String> {
     maps.lines().map(str::to_owned).collect()
 }
 
+/// How many areas a process may have.
+fn most_areas() -> u64 {
+    let most = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    most.trim().parse().unwrap()
+}
+
+/// A mapping of a file of its own, without bytes yet, of which what is written is copied.
+fn private_file(size: u64) -> GuestMemoryMmap {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(size).unwrap();
+    let region = Region::new(GuestAddress(0), size).backing(Backing::private_file(file, 0));
+    MemoryBuilder::new().region(region).build().unwrap()
+}
+
 fn filled(regions: &[Region]) -> GuestMemoryMmap {
     let builder = regions.iter().fold(MemoryBuilder::new(), |builder, region| {
         builder.region(region.clone())
@@ -211,15 +225,8 @@ fn replacements_that_are_refused_use_up_no_areas() {
     if !is_alone("replacements_that_are_refused_use_up_no_areas") {
         return;
     }
-    let most: u64 = fs::read_to_string("/proc/sys/vm/max_map_count")
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(4 * MIB).unwrap();
-    let region = Region::new(GuestAddress(0), 4 * MIB).backing(Backing::private_file(file, 0));
-    let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+    let most = most_areas();
+    let memory = private_file(4 * MIB);
     memory.write_obj(1u8, GuestAddress(0)).unwrap();
     let limit = Limited::to(Resource::As, MIB);
     for _ in 0..most / 4 + 100 {
@@ -241,16 +248,9 @@ fn ranges_that_join_give_their_areas_back() {
     if !is_alone("ranges_that_join_give_their_areas_back") {
         return;
     }
-    let most: u64 = fs::read_to_string("/proc/sys/vm/max_map_count")
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    let file = tempfile::tempfile().unwrap();
+    let most = most_areas();
     let pages = most / 2 + 1000;
-    file.set_len(pages * PAGE).unwrap();
-    let region = Region::new(GuestAddress(0), pages * PAGE).backing(Backing::private_file(file, 0));
-    let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+    let memory = private_file(pages * PAGE);
     let give_back =
         |page: u64, count: u64| discard(&memory, GuestAddress(page * PAGE), count * PAGE).unwrap();
     for page in (0..pages).step_by(2) {

@@ -220,21 +220,25 @@ fn a_range_over_several_regions_is_one_call() {
     assert!(memory.read_obj::<u8>(GuestAddress(3 * MIB)).is_err());
 }
 
+/// A region of one huge page.
+fn huge_page() -> Region {
+    Region::new(GuestAddress(0), HUGE).backing(Backing::Hugetlb { page_size: HUGE })
+}
+
 /// A huge page that is given back stays with its region, unless the region lets others have it.
 #[test]
 fn huge_pages_stay_unless_they_are_released() {
     let Some(_pages) = HugePages::reserve(2, "huge pages that stay") else {
         return;
     };
-    let huge = || Region::new(GuestAddress(0), HUGE).backing(Backing::Hugetlb { page_size: HUGE });
-    let kept = build(huge()).unwrap();
+    let kept = build(huge_page()).unwrap();
     // One that nobody has used is not brought in for it.
     assert_eq!(discard(&kept, GuestAddress(0), HUGE).unwrap(), 0);
     assert_eq!((resident(&kept), pool().unwrap().1), (0, 1));
     fill(&kept, 0, HUGE, 1);
     assert_eq!(discard(&kept, GuestAddress(0), HUGE).unwrap(), 0);
     assert_eq!((page_of(&kept, 0), pool().unwrap().1), (Some(0), 1));
-    let released = build(huge().release_huge_pages(true)).unwrap();
+    let released = build(huge_page().release_huge_pages(true)).unwrap();
     fill(&released, 0, HUGE, 1);
     assert_eq!(pool().unwrap().1, 0);
     assert_eq!(discard(&released, GuestAddress(0), HUGE).unwrap(), HUGE);
@@ -250,13 +254,12 @@ fn a_kept_huge_page_is_never_anybody_elses() {
     let Some(_pages) = HugePages::reserve(1, "a huge page that others want") else {
         return;
     };
-    let huge = || Region::new(GuestAddress(0), HUGE).backing(Backing::Hugetlb { page_size: HUGE });
-    let memory = build(huge()).unwrap();
+    let memory = build(huge_page()).unwrap();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                assert!(build(huge()).is_err(), "another region has the page");
+                assert!(build(huge_page()).is_err(), "another region has the page");
             }
         });
         for round in 1..300u16 {
