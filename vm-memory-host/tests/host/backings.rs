@@ -88,6 +88,8 @@ fn a_memfd_is_sealed_and_huge_ones_are_too() {
             assert_eq!(error.raw_os_error(), Some(libc::EPERM), "length {len:#x}");
         }
         assert_eq!(file.metadata().unwrap().len(), HUGE);
+        // And is described so.
+        assert!(describe(&memory).unwrap().0.regions[0].options.sealed);
     }
 }
 
