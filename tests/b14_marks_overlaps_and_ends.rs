@@ -39,7 +39,9 @@ fn marks(memory: &GuestMemoryMmap<AtomicBitmap>) -> Vec<u64> {
 
 fn would_block<T: std::fmt::Debug>(answer: Result<T, GuestMemoryError>) {
     match answer {
-        Err(GuestMemoryError::IOError(error)) => assert_eq!(error.raw_os_error(), Some(libc::EAGAIN)),
+        Err(GuestMemoryError::IOError(error)) => {
+            assert_eq!(error.raw_os_error(), Some(libc::EAGAIN))
+        }
         other => panic!("{other:?}"),
     }
 }

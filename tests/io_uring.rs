@@ -84,7 +84,9 @@ fn reads_and_writes_complete_on_another_thread_and_mark_what_was_written() {
     assert_eq!(seen, bytes);
 
     // And back, from the middle.
-    let Some(mut ring) = self::ring(test) else { return };
+    let Some(mut ring) = self::ring(test) else {
+        return;
+    };
     let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Read);
     buffer.push(GuestAddress(0x800), 2 * PAGE).unwrap();
     let vectors = buffer.vectors_on_heap();

@@ -40,7 +40,9 @@ impl Shared for std::sync::RwLock<reference::Iotlb> {
     }
 
     fn remap(&self, iova: u64, to: u64) -> bool {
-        let Ok(mut guard) = self.write() else { return false };
+        let Ok(mut guard) = self.write() else {
+            return false;
+        };
         let (iova, to) = (reference::GuestAddress(iova), reference::GuestAddress(to));
         guard.invalidate_mapping(iova, PAGE);
         guard

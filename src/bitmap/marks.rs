@@ -30,7 +30,7 @@
 //! it is `B`, `R` sees `D`. If it is `B'`, the look comes after `T` and `H`, finds one of the two missing, and marks. `B` is for the compiler alone, and `B'`
 //! is `membarrier(2)`, which has every other thread of the process go through a full barrier at that moment.
 //!
-//! `loom/` runs all of this, with this very file: writers, a harvest at the same time and one behind them. `mutants.rs` there weakens these operations one
+//! `verify/loom/` runs all of this, with this very file: writers, a harvest at the same time and one behind them. `mutants.rs` there weakens these operations one
 //! by one (`M`, `L`, `F`, `T`, the look at a line, `H`, both barriers) and has a model lose a page for each; it also lists what the models do not need.
 
 use super::bits::{each_bit, mask, WORD_BITS};

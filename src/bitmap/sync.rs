@@ -1,4 +1,4 @@
-//! What [`marks`](super::marks) is made of: atomics, and barriers. `loom/` has the same names for what it explores.
+//! What [`marks`](super::marks) is made of: atomics, and barriers. `verify/loom/` has the same names for what it explores.
 
 pub(crate) use core::sync::atomic::{AtomicU64, Ordering};
 

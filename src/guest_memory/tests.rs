@@ -263,7 +263,9 @@ fn op() -> impl Strategy<Value = Op> {
 /// Errors as they are shown; of an `io::Error` the kind and the number, not what it says.
 fn outcome<T: core::fmt::Debug>(result: Result<T>) -> String {
     match result {
-        Err(Error::IOError(error)) => format!("IOError({:?}, {:?})", error.kind(), error.raw_os_error()),
+        Err(Error::IOError(error)) => {
+            format!("IOError({:?}, {:?})", error.kind(), error.raw_os_error())
+        }
         other => shown(other),
     }
 }

@@ -1,4 +1,4 @@
-//! What [`snapshots`](super::snapshots) is made of. `loom/` has the same names for what it explores.
+//! What [`snapshots`](super::snapshots) is made of. `verify/loom/` has the same names for what it explores.
 
 pub(crate) use core::sync::atomic::{fence, Ordering};
 pub(crate) use std::sync::{Arc, Mutex};

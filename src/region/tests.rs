@@ -188,7 +188,9 @@ fn a_region_that_claims_to_pass_the_end_has_nothing_at_zero() {
     for others in [&[][..], &[(0x1000, 0x10)]] {
         let places: Vec<_> = others.iter().copied().chain([(u64::MAX - 0xf, 0x20)]).collect();
         // To refuse it is good as well.
-        let Ok(memory) = collection(&places) else { continue };
+        let Ok(memory) = collection(&places) else {
+            continue;
+        };
         for addr in [0, 1, 0xf] {
             assert!(
                 !memory.address_in_range(GuestAddress(addr)),
@@ -584,7 +586,7 @@ impl GuestMemoryRegion for Elsewhere {
 }
 impl GuestMemoryRegionBytes for Elsewhere {}
 
-/// compat/differential found that it was the address, where that is outside as well.
+/// verify/differential found that it was the address, where that is outside as well.
 #[test]
 fn what_a_region_has_not_comes_before_where_it_is_not() {
     let mut bytes = [0; 4];

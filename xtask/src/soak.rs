@@ -1,4 +1,4 @@
-//! The comparison with 0.18.0 (`compat/differential`), for as long as one likes.
+//! The comparison with 0.18.0 (`verify/differential`), for as long as one likes.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ pub struct Args {
 
 /// Builds the comparison and runs it.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let folder = workspace.root.join("compat/differential");
+    let folder = workspace.root.join("verify/differential");
     let status = cargo(&folder)
         .args(["run", "--release", "--quiet", "--bin", "soak", "--"])
         .args(&args.options)

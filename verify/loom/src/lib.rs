@@ -1,14 +1,14 @@
 //! Every interleaving of the library's lock-free parts, by [loom](https://docs.rs/loom).
 //!
 //! The files under test are the library's own, compiled here with loom's atomics in the place of the processor's:
-//! `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path loom/Cargo.toml`. Each test explores all interleavings to the end, but for one that says how
+//! `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path verify/loom/Cargo.toml`. Each test explores all interleavings to the end, but for one that says how
 //! far it goes.
 #![cfg(loom)]
 
 mod bitmap {
-    #[path = "../../../src/bitmap/bits.rs"]
+    #[path = "../../../../src/bitmap/bits.rs"]
     mod bits;
-    #[path = "../../../src/bitmap/marks.rs"]
+    #[path = "../../../../src/bitmap/marks.rs"]
     mod marks;
     #[cfg(test)]
     mod marks_tests;
@@ -18,7 +18,7 @@ mod bitmap {
 }
 
 mod iommu {
-    #[path = "../../../src/iommu/snapshots.rs"]
+    #[path = "../../../../src/iommu/snapshots.rs"]
     mod snapshots;
     #[cfg(test)]
     mod snapshots_tests;

@@ -42,7 +42,9 @@ impl fmt::Debug for Place {
             .enumerate()
             .min_by_key(|(_, offset)| **offset)
         {
-            Some((region, offset)) if *offset < 1 << 32 => write!(f, "region {region} + {offset:#x}"),
+            Some((region, offset)) if *offset < 1 << 32 => {
+                write!(f, "region {region} + {offset:#x}")
+            }
             _ => write!(f, "{:#x}", self.raw),
         }
     }

@@ -195,7 +195,9 @@ impl ReadVolatile for Feed {
                 result
             }
             Feed::Cursor(cursor) => cursor.read_volatile(buf),
-            Feed::File { file, handle } => through!(handle, File, file, ReadVolatile::read_volatile(buf)),
+            Feed::File { file, handle } => {
+                through!(handle, File, file, ReadVolatile::read_volatile(buf))
+            }
             Feed::Pipe { reader, handle, .. } => {
                 through!(handle, OwnedFd, reader, ReadVolatile::read_volatile(buf))
             }

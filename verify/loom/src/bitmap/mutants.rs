@@ -6,7 +6,7 @@ use super::marks_tests as models;
 use super::sync::{choose, Mutant, Run, Wrong};
 use Wrong::{AcqRel, InTwo, Missing, Relaxed};
 
-const SOURCE: &str = include_str!("../../../src/bitmap/marks.rs");
+const SOURCE: &str = include_str!("../../../../src/bitmap/marks.rs");
 
 /// The number of the one line that has this in it.
 fn line(of: &str) -> u32 {

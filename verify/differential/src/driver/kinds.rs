@@ -63,7 +63,9 @@ pub fn bitmap_of(bytes: usize, page: usize) -> AtomicBitmap {
 
 /// The bits that are set, and how many there are.
 pub fn words_of(bitmap: Option<&AtomicBitmap>) -> Vec<u64> {
-    let Some(bitmap) = bitmap else { return Vec::new() };
+    let Some(bitmap) = bitmap else {
+        return Vec::new();
+    };
     let mut words = bitmap.clone().get_and_reset();
     words.push(bitmap.len() as u64);
     words
