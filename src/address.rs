@@ -82,7 +82,10 @@ pub trait Address:
     /// # Panics
     ///
     /// If `base` is the higher one and overflow checks are on; without them the distance wraps.
-    #[expect(clippy::arithmetic_side_effects, reason = "the method is the unchecked form")]
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "the method is the unchecked form"
+    )]
     fn unchecked_offset_from(&self, base: Self) -> Self::V {
         self.raw_value() - base.raw_value()
     }
@@ -103,7 +106,10 @@ pub trait Address:
     ///
     /// With overflow checks, if `power_of_two` is not a power of two, or there is no such address. Without them, the result is then of no
     /// use.
-    #[expect(clippy::arithmetic_side_effects, reason = "the method is the unchecked form")]
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "the method is the unchecked form"
+    )]
     fn unchecked_align_up(&self, power_of_two: Self::V) -> Self {
         if cfg!(debug_assertions) {
             low_bits_of::<Self>(power_of_two);
@@ -142,7 +148,10 @@ pub trait Address:
 /// The bits below the one bit of `power_of_two`.
 #[inline]
 fn low_bits_of<A: Address>(power_of_two: A::V) -> A::V {
-    assert!(power_of_two != A::zero(), "an alignment of 0 is no power of two");
+    assert!(
+        power_of_two != A::zero(),
+        "an alignment of 0 is no power of two"
+    );
     #[expect(clippy::arithmetic_side_effects, reason = "the number is not 0")]
     let low_bits = power_of_two - A::one();
     assert!(
@@ -249,7 +258,10 @@ mod tests {
 
     #[test]
     fn alignment_rounds_up_and_stops_at_the_top() {
-        assert_eq!(GuestAddress(0).checked_align_up(0x1000), Some(GuestAddress(0)));
+        assert_eq!(
+            GuestAddress(0).checked_align_up(0x1000),
+            Some(GuestAddress(0))
+        );
         assert_eq!(
             GuestAddress(1).checked_align_up(0x1000),
             Some(GuestAddress(0x1000))

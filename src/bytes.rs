@@ -284,7 +284,12 @@ pub trait Bytes<A> {
     /// # Errors
     ///
     /// If the container ends, the source ends or a read fails before that.
-    fn read_exact_volatile_from<F>(&self, addr: A, src: &mut F, count: usize) -> Result<(), Self::E>
+    fn read_exact_volatile_from<F>(
+        &self,
+        addr: A,
+        src: &mut F,
+        count: usize,
+    ) -> Result<(), Self::E>
     where
         F: ReadVolatile;
 
@@ -356,7 +361,10 @@ mod tests {
     fn values_go_through_streams() {
         let mut stream = Vec::new();
         0x0102_0304u32.write_all_to(&mut stream).unwrap();
-        assert_eq!(u32::read_exact_from(stream.as_slice()).unwrap(), 0x0102_0304);
+        assert_eq!(
+            u32::read_exact_from(stream.as_slice()).unwrap(),
+            0x0102_0304
+        );
         let short = u64::read_exact_from(stream.as_slice()).unwrap_err();
         assert_eq!(short.kind(), std::io::ErrorKind::UnexpectedEof);
     }

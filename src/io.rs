@@ -168,8 +168,9 @@ impl WriteVolatile for Vec<u8> {
     ) -> Result<usize, VolatileMemoryError> {
         let old_len = self.len();
         // Guests choose lengths: without memory for this one, an error and not the end of the process.
-        self.try_reserve(buf.len())
-            .map_err(|e| VolatileMemoryError::IOError(std::io::Error::new(ErrorKind::OutOfMemory, e)))?;
+        self.try_reserve(buf.len()).map_err(|e| {
+            VolatileMemoryError::IOError(std::io::Error::new(ErrorKind::OutOfMemory, e))
+        })?;
         self.resize(old_len.saturating_add(buf.len()), 0);
         let moved = self
             .get_mut(old_len..)
@@ -271,12 +272,15 @@ mod tests {
             step: 3,
             interrupt: false,
         };
-        slow.read_exact_volatile(&mut slice.offset(0).unwrap()).unwrap();
+        slow.read_exact_volatile(&mut slice.offset(0).unwrap())
+            .unwrap();
         assert_eq!(slow.bytes, [11, 12]);
         let end = slow
             .read_exact_volatile(&mut slice.offset(0).unwrap())
             .unwrap_err();
-        assert!(matches!(end, VolatileMemoryError::IOError(e) if e.kind() == ErrorKind::UnexpectedEof));
+        assert!(
+            matches!(end, VolatileMemoryError::IOError(e) if e.kind() == ErrorKind::UnexpectedEof)
+        );
         assert_eq!(memory, [11, 12, 3, 4, 5, 6, 7, 8, 9, 10]);
     }
 

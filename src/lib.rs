@@ -86,7 +86,10 @@
         feature = "backend-bitmap",
         feature = "iommu"
     )),
-    allow(rustdoc::broken_intra_doc_links, reason = "links to what a feature brings")
+    allow(
+        rustdoc::broken_intra_doc_links,
+        reason = "links to what a feature brings"
+    )
 )]
 #![cfg_attr(
     test,
@@ -158,7 +161,10 @@ mod skipped;
     reason = "hands pointers into guest memory to readv(2) and writev(2), and keeps slices of memory that it owns"
 )]
 pub mod vectored;
-#[expect(unsafe_code, reason = "turns pointers with a length into slices and values")]
+#[expect(
+    unsafe_code,
+    reason = "turns pointers with a length into slices and values"
+)]
 pub mod volatile_memory;
 #[cfg(any(feature = "backend-atomic", feature = "iommu"))]
 mod wait;
@@ -170,8 +176,8 @@ pub use atomic_integer::AtomicInteger;
 pub use bytes::{AtomicAccess, ByteValued, Bytes};
 pub use endian::{Be16, Be32, Be64, BeSize, Le16, Le32, Le64, LeSize};
 pub use guest_memory::{
-    Error as GuestMemoryError, FileOffset, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryBackend,
-    GuestUsize, MemoryRegionAddress, Permissions, Result as GuestMemoryResult,
+    Error as GuestMemoryError, FileOffset, GuestAddress, GuestAddressSpace, GuestMemory,
+    GuestMemoryBackend, GuestUsize, MemoryRegionAddress, Permissions, Result as GuestMemoryResult,
 };
 pub use io::{ReadVolatile, WriteVolatile};
 #[cfg(feature = "iommu")]

@@ -18,13 +18,14 @@ use std::os::unix::net::UnixStream;
 
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, MmapRegion, ReadVolatile, VolatileMemory,
-    VolatileMemoryError, VolatileSlice, WriteVolatile,
+    Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, MmapRegion, ReadVolatile,
+    VolatileMemory, VolatileMemoryError, VolatileSlice, WriteVolatile,
 };
 
 /// Two regions without a hole between them.
 fn memory() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)]).unwrap()
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)])
+        .unwrap()
 }
 
 /// Moves up to `step` bytes at a time and is interrupted before each; behind the last of `left` bytes, `end` is the answer.
@@ -71,7 +72,9 @@ impl ReadVolatile for Slow {
         buf: &mut VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError> {
         let count = self.count(buf.len())?;
-        let bytes: Vec<u8> = (0..count).map(|i| (self.moved.len() + i) as u8 | 0x80).collect();
+        let bytes: Vec<u8> = (0..count)
+            .map(|i| (self.moved.len() + i) as u8 | 0x80)
+            .collect();
         buf.copy_from(&bytes);
         self.moved.extend(bytes);
         Ok(count)
@@ -370,19 +373,27 @@ fn b1_a_transfer_may_be_larger_than_one_system_call_moves() {
     }
     // SAFETY: the mapping stays until `outer` is dropped, behind the region.
     let region =
-        unsafe { MmapRegion::<()>::build_raw(outer.as_ptr(), TOTAL, both, libc::MAP_SHARED) }.unwrap();
+        unsafe { MmapRegion::<()>::build_raw(outer.as_ptr(), TOTAL, both, libc::MAP_SHARED) }
+            .unwrap();
     let region = vm_memory::GuestRegionMmap::new(region, GuestAddress(0x1000)).unwrap();
     let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
     memory
         .read_exact_volatile_from(GuestAddress(0x1000), &mut &source, TOTAL)
         .unwrap();
-    let text: [u8; 16] = memory.read_obj(GuestAddress(0x1000 + LIMIT as u64 - 8)).unwrap();
+    let text: [u8; 16] = memory
+        .read_obj(GuestAddress(0x1000 + LIMIT as u64 - 8))
+        .unwrap();
     assert_eq!(&text, b"around the limit");
-    let end: [u8; 3] = memory.read_obj(GuestAddress(0x1000 + TOTAL as u64 - 3)).unwrap();
+    let end: [u8; 3] = memory
+        .read_obj(GuestAddress(0x1000 + TOTAL as u64 - 3))
+        .unwrap();
     assert_eq!(&end, b"end");
 
     // The null device takes everything without a look at it, but no more than that at a time.
-    let null = std::fs::File::options().write(true).open("/dev/null").unwrap();
+    let null = std::fs::File::options()
+        .write(true)
+        .open("/dev/null")
+        .unwrap();
     memory
         .write_all_volatile_to(GuestAddress(0x1000), &mut &null, TOTAL)
         .unwrap();

@@ -28,9 +28,11 @@ impl Iommu for Known {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
-        Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|fails| Error::CannotResolve {
-            iova_range: IovaRange { base: iova, length },
-            reason: format!("{fails:?}"),
+        Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|fails| {
+            Error::CannotResolve {
+                iova_range: IovaRange { base: iova, length },
+                reason: format!("{fails:?}"),
+            }
         })
     }
 }
@@ -78,7 +80,10 @@ fn b2_an_overflowing_range_is_not_accessible_and_says_so() {
                     continue; // ends below the top: not mapped, but no overflow
                 }
                 match memory.get_slices(base, length, access).map(|_| ()) {
-                    Err(GuestMemoryError::IommuError(Error::CannotResolve { iova_range, reason })) => {
+                    Err(GuestMemoryError::IommuError(Error::CannotResolve {
+                        iova_range,
+                        reason,
+                    })) => {
                         assert_eq!(iova_range, IovaRange { base, length });
                         assert!(reason.contains("end of the address space"), "{reason}");
                     }
@@ -93,8 +98,12 @@ fn b2_an_overflowing_range_is_not_accessible_and_says_so() {
     }
     // A store that would pass the end, and one behind the last value that fits.
     for at in [u64::MAX - 6, u64::MAX] {
-        assert!(memory.store(1u64, GuestAddress(at), Ordering::SeqCst).is_err());
-        assert!(memory.load::<u64>(GuestAddress(at), Ordering::SeqCst).is_err());
+        assert!(memory
+            .store(1u64, GuestAddress(at), Ordering::SeqCst)
+            .is_err());
+        assert!(memory
+            .load::<u64>(GuestAddress(at), Ordering::SeqCst)
+            .is_err());
         assert!(memory.write_obj(1u64, GuestAddress(at)).is_err());
         assert!(memory.read_obj::<u64>(GuestAddress(at)).is_err());
         assert!(memory
@@ -146,7 +155,10 @@ fn b2_the_last_page_can_be_mapped_and_accessed() {
         .set_mapping(GuestAddress(u64::MAX), GuestAddress(0x2000), 1, Read)
         .unwrap();
     iotlb.invalidate_mapping(LAST_PAGE, 0x1000);
-    assert!(lookup(&iotlb, LAST_PAGE, 1).is_none() && lookup(&iotlb, GuestAddress(u64::MAX), 1).is_none());
+    assert!(
+        lookup(&iotlb, LAST_PAGE, 1).is_none()
+            && lookup(&iotlb, GuestAddress(u64::MAX), 1).is_none()
+    );
 }
 
 #[test]
@@ -188,7 +200,10 @@ fn b2_an_invalidation_that_overflows_is_cut_at_the_top() {
             .unwrap();
         iotlb.invalidate_mapping(half, length);
         assert!(lookup(&iotlb, LAST_PAGE, 0x800).is_some());
-        assert!(lookup(&iotlb, half, 1).is_none() && lookup(&iotlb, GuestAddress(u64::MAX), 1).is_none());
+        assert!(
+            lookup(&iotlb, half, 1).is_none()
+                && lookup(&iotlb, GuestAddress(u64::MAX), 1).is_none()
+        );
         // It does not go on at 0.
         assert!(lookup(&iotlb, GuestAddress(0), 0x1000).is_some());
     }
@@ -198,7 +213,10 @@ fn b2_an_invalidation_that_overflows_is_cut_at_the_top() {
         .unwrap();
     iotlb.invalidate_mapping(GuestAddress(0), usize::MAX);
     // The whole space has one address more than a length can say.
-    assert!(lookup(&iotlb, LAST_PAGE, 1).is_none() && lookup(&iotlb, GuestAddress(u64::MAX), 1).is_some());
+    assert!(
+        lookup(&iotlb, LAST_PAGE, 1).is_none()
+            && lookup(&iotlb, GuestAddress(u64::MAX), 1).is_some()
+    );
 }
 
 #[test]
@@ -206,10 +224,14 @@ fn b2_a_length_of_zero_is_empty() {
     let memory = memory();
     let mut iotlb = Iotlb::new();
     for at in [0, 0x1000, LAST_PAGE.0, u64::MAX].map(GuestAddress) {
-        iotlb.set_mapping(at, GuestAddress(0), 0, ReadWrite).unwrap();
+        iotlb
+            .set_mapping(at, GuestAddress(0), 0, ReadWrite)
+            .unwrap();
         assert!(lookup(&iotlb, at, 1).is_none());
         assert_eq!(lookup(&iotlb, at, 0), Some(vec![]));
-        iotlb.set_mapping(at, GuestAddress(0), 1, ReadWrite).unwrap();
+        iotlb
+            .set_mapping(at, GuestAddress(0), 1, ReadWrite)
+            .unwrap();
         iotlb.invalidate_mapping(at, 0);
         assert!(lookup(&iotlb, at, 1).is_some());
         assert!(memory.check_range(at, 0, ReadWrite));

@@ -38,9 +38,16 @@ fn b3_an_array_of_a_slice_has_its_length() {
     let mut memory = [0u8; 7];
     let array = VolatileArrayRef::from(VolatileSlice::from(memory.as_mut_slice()));
     assert_eq!(
-        (array.len(), array.ptr_guard().len(), array.ptr_guard_mut().len()),
+        (
+            array.len(),
+            array.ptr_guard().len(),
+            array.ptr_guard_mut().len()
+        ),
         (7, 7, 7)
     );
     let element = array.ref_at(6);
-    assert_eq!((element.ptr_guard().len(), element.ptr_guard_mut().len()), (1, 1));
+    assert_eq!(
+        (element.ptr_guard().len(), element.ptr_guard_mut().len()),
+        (1, 1)
+    );
 }

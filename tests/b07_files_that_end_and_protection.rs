@@ -17,8 +17,9 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, MmapRegion, Permissions, VolatileMemory,
+    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError,
+    GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
+    Permissions, VolatileMemory,
 };
 use vmm_sys_util::tempfile::TempFile;
 use Permissions::{No, Read, ReadWrite, Write};
@@ -46,7 +47,13 @@ fn can_map(place: &FileOffset, size: usize) -> bool {
     let answers = [
         MmapRegion::<()>::from_file(place.clone(), size).map(|_| ()),
         MmapRegion::<()>::build(Some(place.clone()), size, both, libc::MAP_SHARED).map(|_| ()),
-        MmapRegion::<()>::build(Some(place.clone()), size, libc::PROT_READ, libc::MAP_PRIVATE).map(|_| ()),
+        MmapRegion::<()>::build(
+            Some(place.clone()),
+            size,
+            libc::PROT_READ,
+            libc::MAP_PRIVATE,
+        )
+        .map(|_| ()),
         MmapRegionBuilder::<()>::new(size)
             .with_file_offset(place.clone())
             .build()
@@ -102,11 +109,21 @@ fn b7_a_file_that_ends_inside_the_last_page_is_not_refused() {
 #[test]
 fn b7_what_is_no_regular_file_has_no_end() {
     let zero = FileOffset::new(
-        File::options().read(true).write(true).open("/dev/zero").unwrap(),
+        File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/zero")
+            .unwrap(),
         0,
     );
     let region = MmapRegion::<()>::from_file(zero, 4 * page()).unwrap();
-    assert_eq!(region.as_volatile_slice().read_obj::<u64>(3 * page()).unwrap(), 0);
+    assert_eq!(
+        region
+            .as_volatile_slice()
+            .read_obj::<u64>(3 * page())
+            .unwrap(),
+        0
+    );
 }
 
 fn memory(prot: i32) -> GuestMemoryMmap {
@@ -130,7 +147,10 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, GuestMemoryError>) {
 
 /// `check_range` and `get_slices` say what `granted` says, in the region and across its start.
 fn ranges_agree(memory: &impl GuestMemory, granted: Permissions) {
-    let (inside, across) = (GuestAddress(page() as u64 + 8), GuestAddress(page() as u64 - 8));
+    let (inside, across) = (
+        GuestAddress(page() as u64 + 8),
+        GuestAddress(page() as u64 - 8),
+    );
     for wanted in [No, Read, Write, ReadWrite] {
         let allowed = granted.allow(wanted);
         for (addr, good) in [(inside, 0), (across, 8)] {
@@ -151,12 +171,18 @@ fn ranges_agree(memory: &impl GuestMemory, granted: Permissions) {
         } else {
             refused(first);
         }
-        assert_eq!(memory.slice_in_one_piece(inside, 16, wanted).is_some(), allowed);
+        assert_eq!(
+            memory.slice_in_one_piece(inside, 16, wanted).is_some(),
+            allowed
+        );
     }
 }
 
 fn writes_fail(memory: &impl GuestMemory) {
-    let (inside, across) = (GuestAddress(page() as u64 + 8), GuestAddress(page() as u64 - 8));
+    let (inside, across) = (
+        GuestAddress(page() as u64 + 8),
+        GuestAddress(page() as u64 - 8),
+    );
     refused(memory.write(&[1; 4], inside));
     refused(memory.write_slice(&[1; 4], inside));
     refused(memory.write_obj(1u64, inside));
@@ -193,7 +219,9 @@ fn b7_a_read_only_region_refuses_writes_and_can_be_read() {
     assert_eq!(memory.read_obj::<u64>(inside).unwrap(), 0);
     assert_eq!(memory.load::<u64>(inside, Ordering::SeqCst).unwrap(), 0);
     let mut copied = vec![];
-    memory.write_all_volatile_to(inside, &mut copied, 16).unwrap();
+    memory
+        .write_all_volatile_to(inside, &mut copied, 16)
+        .unwrap();
     assert_eq!(copied, [0; 16]);
 
     let region = memory.find_region(inside).unwrap();
@@ -235,8 +263,17 @@ fn b7_a_region_without_protection_cannot_be_read() {
 fn b7_the_builders_default_can_be_read_and_written() {
     let region = MmapRegionBuilder::<()>::new(page()).build().unwrap();
     assert_eq!(region.prot(), libc::PROT_READ | libc::PROT_WRITE);
-    region.as_volatile_slice().write_obj(5u8, page() - 1).unwrap();
-    assert_eq!(region.as_volatile_slice().read_obj::<u8>(page() - 1).unwrap(), 5);
+    region
+        .as_volatile_slice()
+        .write_obj(5u8, page() - 1)
+        .unwrap();
+    assert_eq!(
+        region
+            .as_volatile_slice()
+            .read_obj::<u8>(page() - 1)
+            .unwrap(),
+        5
+    );
     let guest = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
     assert_eq!(guest.allowed_access(), ReadWrite);
     ranges_agree(&memory(libc::PROT_READ | libc::PROT_WRITE), ReadWrite);

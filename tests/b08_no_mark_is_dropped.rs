@@ -1,5 +1,10 @@
 //! B8: no mark is ever dropped silently.
-#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap", feature = "iommu"))]
+#![cfg(all(
+    unix,
+    feature = "backend-mmap",
+    feature = "backend-bitmap",
+    feature = "iommu"
+))]
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::as_conversions,
@@ -16,8 +21,8 @@ use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::iommu::{Error, Iommu, Iotlb, IotlbIterator};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestRegionMmap,
-    IommuMemory, Permissions,
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    GuestRegionMmap, IommuMemory, Permissions,
 };
 use Permissions::{No, Read, ReadWrite, Write};
 
@@ -36,7 +41,9 @@ fn b8_the_builders_bitmap_grows_to_the_region() {
         let bitmap = memory.iter().next().unwrap().bitmap();
         assert!(bitmap.byte_size() >= 0x5001);
         for at in (0..0x5001).step_by(0x1000).chain([0x5000]) {
-            memory.write_obj(1u8, GuestAddress(0x1000 + at as u64)).unwrap();
+            memory
+                .write_obj(1u8, GuestAddress(0x1000 + at as u64))
+                .unwrap();
             assert!(bitmap.dirty_at(at), "{at:#x}");
         }
     }
@@ -72,12 +79,18 @@ impl Iommu for Identity {
 /// 0x8000 bytes, of which the IOMMU's bitmap tracks `tracked`.
 fn memory(tracked: usize) -> IommuMemory<GuestMemoryMmap<AtomicBitmap>, Identity> {
     let physical =
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000), (GuestAddress(0x4000), 0x4000)]).unwrap();
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000), (GuestAddress(0x4000), 0x4000)])
+            .unwrap();
     let mut iotlb = Iotlb::new();
     iotlb
         .set_mapping(GuestAddress(0), GuestAddress(0), 0x8000, ReadWrite)
         .unwrap();
-    IommuMemory::new(physical, Identity(iotlb), true, AtomicBitmap::new(tracked, PAGE))
+    IommuMemory::new(
+        physical,
+        Identity(iotlb),
+        true,
+        AtomicBitmap::new(tracked, PAGE),
+    )
 }
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, GuestMemoryError>) {
@@ -96,7 +109,11 @@ fn all_zero(memory: &IommuMemory<GuestMemoryMmap<AtomicBitmap>, Identity>) {
         .read_slice(&mut all, GuestAddress(0))
         .unwrap();
     assert!(all.iter().all(|&b| b == 0));
-    assert!(memory.bitmap().get_and_reset().iter().all(|&word| word == 0));
+    assert!(memory
+        .bitmap()
+        .get_and_reset()
+        .iter()
+        .all(|&word| word == 0));
 }
 
 #[test]
@@ -157,7 +174,9 @@ fn b8_check_range_and_slices_agree_with_that() {
 #[test]
 fn b8_a_write_that_the_bitmap_covers_is_marked_by_its_address() {
     let memory = memory(0x8000);
-    memory.write_slice(&[1; 0x1002], GuestAddress(0x3fff)).unwrap();
+    memory
+        .write_slice(&[1; 0x1002], GuestAddress(0x3fff))
+        .unwrap();
     assert_eq!(memory.bitmap().get_and_reset(), [0b11_1000]);
     memory
         .store(1u64, GuestAddress(0x7ff8), Ordering::SeqCst)

@@ -76,7 +76,12 @@ fn b10_a_range_may_end_at_the_end_of_the_address_space() {
     let memory = memory();
     assert_eq!(memory.last_addr(), GuestAddress(u64::MAX));
     assert!(GuestMemoryBackend::check_range(&memory, TOP, 16));
-    assert!(GuestMemory::check_range(&memory, TOP, 16, Permissions::ReadWrite));
+    assert!(GuestMemory::check_range(
+        &memory,
+        TOP,
+        16,
+        Permissions::ReadWrite
+    ));
     memory.write_slice(&[7; 16], TOP).unwrap();
     assert_eq!(
         memory.read_obj::<u128>(TOP).unwrap(),
@@ -145,7 +150,10 @@ fn b10_a_range_never_goes_on_at_zero() {
             .unwrap(),
         16
     );
-    assert_eq!(memory.write_volatile_to(TOP, &mut vec![], 0x20).unwrap(), 16);
+    assert_eq!(
+        memory.write_volatile_to(TOP, &mut vec![], 0x20).unwrap(),
+        16
+    );
     partial(memory.read_exact_volatile_from(TOP, &mut data.as_slice(), 0x20));
     partial(memory.write_all_volatile_to(TOP, &mut vec![], 0x20));
     assert!(memory

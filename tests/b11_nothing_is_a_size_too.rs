@@ -26,7 +26,11 @@ impl GuestMemoryRegion for Empty {
         GuestAddress(self.0)
     }
     fn bitmap(&self) {}
-    fn get_slice(&self, _: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_>, GuestMemoryError> {
+    fn get_slice(
+        &self,
+        _: MemoryRegionAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_>, GuestMemoryError> {
         match count {
             0 => Ok(VolatileSlice::from([].as_mut_slice())),
             _ => Err(GuestMemoryError::InvalidBackendAddress),
@@ -39,7 +43,13 @@ impl GuestMemoryRegionBytes for Empty {}
 fn b11_a_region_without_bytes_has_no_address() {
     for start in [0, 0x1000, u64::MAX] {
         let region = Empty(start);
-        for addr in [0, start.wrapping_sub(1), start, start.wrapping_add(1), u64::MAX] {
+        for addr in [
+            0,
+            start.wrapping_sub(1),
+            start,
+            start.wrapping_add(1),
+            u64::MAX,
+        ] {
             assert_eq!(region.to_region_addr(GuestAddress(addr)), None);
             assert_eq!(region.check_address(MemoryRegionAddress(addr)), None);
             assert!(!region.address_in_range(MemoryRegionAddress(addr)));
@@ -51,7 +61,10 @@ fn b11_a_region_without_bytes_has_no_address() {
         assert!(region.read_obj::<u8>(at).is_err() && region.write_obj(1u8, at).is_err());
         assert!(region.load::<u8>(at, Ordering::SeqCst).is_err());
         assert_eq!(
-            (region.read(&mut [], at).unwrap(), region.write(&[], at).unwrap()),
+            (
+                region.read(&mut [], at).unwrap(),
+                region.write(&[], at).unwrap()
+            ),
             (0, 0)
         );
 
@@ -60,7 +73,12 @@ fn b11_a_region_without_bytes_has_no_address() {
         assert!(memory.find_region(addr).is_none() && memory.to_region_addr(addr).is_none());
         assert!(!GuestMemoryBackend::check_range(&memory, addr, 1));
         assert!(GuestMemoryBackend::check_range(&memory, addr, 0));
-        assert!(!GuestMemory::check_range(&memory, addr, 1, Permissions::Read));
+        assert!(!GuestMemory::check_range(
+            &memory,
+            addr,
+            1,
+            Permissions::Read
+        ));
         assert_eq!(GuestMemoryBackend::get_slices(&memory, addr, 0).count(), 0);
         let read = memory.read_obj::<u8>(addr);
         assert!(

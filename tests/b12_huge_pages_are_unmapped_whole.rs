@@ -40,7 +40,9 @@ fn number(path: &str) -> Option<u64> {
 fn meminfo(name: &str) -> u64 {
     let all = std::fs::read_to_string("/proc/meminfo").unwrap();
     let line = all.lines().find(|line| line.starts_with(name));
-    line.map_or(0, |line| line.split_whitespace().nth(1).unwrap().parse().unwrap())
+    line.map_or(0, |line| {
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    })
 }
 
 impl Reserved {
@@ -62,7 +64,10 @@ impl Reserved {
             skipped(test, "no pool of huge pages");
             return None;
         };
-        let reserved = Self { before, _turn: turn };
+        let reserved = Self {
+            before,
+            _turn: turn,
+        };
         let wanted = before + 4;
         if std::fs::write(POOL, wanted.to_string()).is_err() || number(POOL) != Some(wanted) {
             skipped(test, "no huge pages can be reserved");
@@ -86,7 +91,10 @@ fn mapped(name: &str) -> usize {
         let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
         usize::from_str_radix(end, 16).unwrap() - usize::from_str_radix(start, 16).unwrap()
     };
-    maps.lines().filter(|line| line.contains(name)).map(size).sum()
+    maps.lines()
+        .filter(|line| line.contains(name))
+        .map(size)
+        .sum()
 }
 
 fn huge_memfd() -> File {
@@ -198,7 +206,8 @@ fn b12_unmap_answers_for_ordinary_and_foreign_mappings() {
     let outer = MmapRegion::<()>::new(0x3000).unwrap();
     // SAFETY: the mapping outlives the region.
     let foreign =
-        unsafe { MmapRegion::<()>::build_raw(outer.as_ptr(), 0x1000, outer.prot(), outer.flags()) }.unwrap();
+        unsafe { MmapRegion::<()>::build_raw(outer.as_ptr(), 0x1000, outer.prot(), outer.flags()) }
+            .unwrap();
     foreign.unmap().unwrap();
     outer.as_volatile_slice().write_obj(1u8, 0).unwrap();
     assert_eq!(outer.as_volatile_slice().read_obj::<u8>(0).unwrap(), 1);

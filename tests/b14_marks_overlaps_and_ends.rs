@@ -1,5 +1,10 @@
 //! B14: a read that found nothing marks nothing; overlaps in a file are computed without overflow; files that end too early are named.
-#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap", feature = "rawfd"))]
+#![cfg(all(
+    unix,
+    feature = "backend-mmap",
+    feature = "backend-bitmap",
+    feature = "rawfd"
+))]
 #![allow(
     unsafe_code,
     clippy::arithmetic_side_effects,
@@ -19,8 +24,8 @@ use std::sync::Arc;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestRegionMmap,
-    MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    GuestRegionMmap, MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError,
 };
 use vmm_sys_util::tempfile::TempFile;
 
@@ -30,7 +35,8 @@ fn memory() -> GuestMemoryMmap<AtomicBitmap> {
     let mapping = MmapRegionBuilder::new_with_bitmap(0x2000, bitmap)
         .build()
         .unwrap();
-    GuestMemoryMmap::from_regions(vec![GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap()]).unwrap()
+    GuestMemoryMmap::from_regions(vec![GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap()])
+        .unwrap()
 }
 
 fn marks(memory: &GuestMemoryMmap<AtomicBitmap>) -> Vec<u64> {
@@ -79,7 +85,9 @@ fn b14_another_error_may_have_left_bytes_behind_and_marks_them() {
     let memory = memory();
     let directory = File::open("/").unwrap();
     let answer = memory.read_volatile_from(GuestAddress(0x180), &mut &directory, 0x100);
-    assert!(matches!(answer, Err(GuestMemoryError::IOError(e)) if e.raw_os_error() == Some(libc::EISDIR)));
+    assert!(
+        matches!(answer, Err(GuestMemoryError::IOError(e)) if e.raw_os_error() == Some(libc::EISDIR))
+    );
     assert_eq!(marks(&memory), [0b110]);
 }
 
@@ -135,13 +143,17 @@ fn b14_a_read_that_is_interrupted_marks_nothing() {
             .read_exact_volatile_from(GuestAddress(0x200), &mut &right, 8)
             .unwrap();
     });
-    assert_eq!(memory.read_obj::<[u8; 8]>(GuestAddress(0x200)).unwrap(), [5; 8]);
+    assert_eq!(
+        memory.read_obj::<[u8; 8]>(GuestAddress(0x200)).unwrap(),
+        [5; 8]
+    );
     assert_eq!(marks(&memory), [0b100]);
 }
 
 /// A region of a place in a file which no file reaches, so that nothing of it is mapped.
 fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapRegion {
-    let builder = MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));
+    let builder =
+        MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));
     // SAFETY: nothing is accessed through the region, and no slice made.
     unsafe { builder.with_raw_mmap_pointer(host.as_ptr()) }
         .build()
@@ -163,7 +175,10 @@ fn b14_overlaps_near_the_greatest_offset_are_computed_without_overflow() {
         (0, 0x1000, 0x1000, usize::MAX, false),
         (0, 0x1001, 0x1000, usize::MAX, true),
     ] {
-        let (left, right) = (placed(&file, a, a_len, &host), placed(&file, b, b_len, &host));
+        let (left, right) = (
+            placed(&file, a, a_len, &host),
+            placed(&file, b, b_len, &host),
+        );
         assert_eq!(
             left.fds_overlap(&right),
             overlap,
@@ -179,7 +194,10 @@ fn b14_a_file_that_ends_too_early_is_named() {
     let file = TempFile::new().unwrap().into_file();
     file.set_len(0x1000).unwrap();
     let refused = MmapRegion::<()>::from_file(FileOffset::new(file, 0), 0x10_0000).unwrap_err();
-    assert!(matches!(refused, MmapRegionError::MappingPastEof), "{refused}");
+    assert!(
+        matches!(refused, MmapRegionError::MappingPastEof),
+        "{refused}"
+    );
     assert_eq!(refused.to_string(), "the file ends before the mapping does");
     let region = MmapRegion::<()>::new(0x1000).unwrap();
     assert_eq!(region.len(), 0x1000);

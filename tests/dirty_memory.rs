@@ -12,7 +12,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use vm_memory::bitmap::{ArcSlice, AtomicBitmap, Bitmap, DirtyLog, DirtyMemory, DirtyPages, LogWords};
+use vm_memory::bitmap::{
+    ArcSlice, AtomicBitmap, Bitmap, DirtyLog, DirtyMemory, DirtyPages, LogWords,
+};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -25,7 +27,9 @@ fn memory(regions: &[(u64, usize, usize)]) -> GuestMemoryMmap<AtomicBitmap> {
     let regions = regions.iter().map(|&(first, pages, factor)| {
         let len = pages * PAGE;
         let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(PAGE * factor).unwrap());
-        let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap).build().unwrap();
+        let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap)
+            .build()
+            .unwrap();
         GuestRegionMmap::new(mapping, GuestAddress(first * PAGE as u64)).unwrap()
     });
     GuestMemoryMmap::from_regions(regions.collect()).unwrap()
@@ -148,7 +152,10 @@ fn memory_without_bitmaps_has_what_others_logged() {
         dirty.runs().collect()
     }
     assert_eq!(harvested::<()>(), [(GuestAddress(0x2000), 0x1000)]);
-    assert_eq!(harvested::<AtomicBitmap>(), [(GuestAddress(0x1000), 0x2000)]);
+    assert_eq!(
+        harvested::<AtomicBitmap>(),
+        [(GuestAddress(0x1000), 0x2000)]
+    );
 }
 
 /// Runs by numbers.
@@ -216,12 +223,20 @@ fn what_is_left_of_a_run_is_put_back() {
 /// Two regions share a bitmap, and one of its pages, of which each has a part.
 #[test]
 fn a_page_over_the_edge_of_a_region_stays_marked_for_the_other_one() {
-    let bitmap = Arc::new(AtomicBitmap::new(0x8000, NonZeroUsize::new(0x2000).unwrap()));
+    let bitmap = Arc::new(AtomicBitmap::new(
+        0x8000,
+        NonZeroUsize::new(0x2000).unwrap(),
+    ));
     let region = |start: usize, len: usize| {
-        let mapping = MmapRegionBuilder::new_with_bitmap(len, ArcSlice::new(Arc::clone(&bitmap), start));
+        let mapping =
+            MmapRegionBuilder::new_with_bitmap(len, ArcSlice::new(Arc::clone(&bitmap), start));
         GuestRegionMmap::new(mapping.build().unwrap(), GuestAddress(start as u64)).unwrap()
     };
-    let regions = vec![region(0, 0x3000), region(0x3000, 0x2000), region(0x5000, 0x3000)];
+    let regions = vec![
+        region(0, 0x3000),
+        region(0x3000, 0x2000),
+        region(0x5000, 0x3000),
+    ];
     let memory = GuestMemoryMmap::from_regions(regions).unwrap();
     for at in [0x3800u64, 0x4800, 0x7000] {
         memory.write_obj(1u8, GuestAddress(at)).unwrap();
@@ -281,7 +296,10 @@ fn a_log_that_comes_first_is_kept() {
     large.write_obj(1u8, GuestAddress(0x9000)).unwrap();
     dirty.add_log(&large, &log(&[0b1]));
     dirty.harvest(&large);
-    assert_eq!(runs(&dirty), [(0, 0x2000), (0x8000, 0x2000), (0xb000, 0x1000)]);
+    assert_eq!(
+        runs(&dirty),
+        [(0, 0x2000), (0x8000, 0x2000), (0xb000, 0x1000)]
+    );
 }
 
 proptest! {

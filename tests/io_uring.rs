@@ -17,7 +17,9 @@ use common::skipped;
 use io_uring::{opcode, types, IoUring};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::vectored::IoBuffer;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, Permissions};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, Permissions,
+};
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
 
@@ -90,7 +92,8 @@ fn reads_and_writes_complete_on_another_thread_and_mark_what_was_written() {
     let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Read);
     buffer.push(GuestAddress(0x800), 2 * PAGE).unwrap();
     let vectors = buffer.vectors_on_heap();
-    let write = opcode::Writev::new(types::Fd(file.as_raw_fd()), vectors.as_ptr().cast(), 3).build();
+    let write =
+        opcode::Writev::new(types::Fd(file.as_raw_fd()), vectors.as_ptr().cast(), 3).build();
     // SAFETY: as above.
     unsafe { ring.submission().push(&write) }.unwrap();
     ring.submit_and_wait(1).unwrap();

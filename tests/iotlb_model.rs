@@ -72,7 +72,8 @@ fn compare(iotlb: &Iotlb, model: &Model, random: &mut Random) {
     let length = 1 + random.below(pages * PAGE - skip);
     let base = iova(first) + skip;
     let last_page = first + (skip + length - 1) / PAGE;
-    let mapped = (first..=last_page).all(|page| model.get(&page).is_some_and(|(_, p)| p.allow(access)));
+    let mapped =
+        (first..=last_page).all(|page| model.get(&page).is_some_and(|(_, p)| p.allow(access)));
     match Iotlb::lookup(iotlb, GuestAddress(base), length as usize, access) {
         Ok(pieces) => {
             assert!(mapped, "found {length:#x} at {base:#x}");
@@ -103,8 +104,12 @@ fn compare(iotlb: &Iotlb, model: &Model, random: &mut Random) {
                     Some(_) => {}
                 }
             }
-            let sum = |ranges: &[IovaRange]| ranges.iter().map(|range| range.length as u64).sum::<u64>();
-            assert_eq!((sum(&fails.misses), sum(&fails.access_fails)), (misses, refused));
+            let sum =
+                |ranges: &[IovaRange]| ranges.iter().map(|range| range.length as u64).sum::<u64>();
+            assert_eq!(
+                (sum(&fails.misses), sum(&fails.access_fails)),
+                (misses, refused)
+            );
         }
     }
 }
@@ -121,7 +126,8 @@ trait Subject {
 impl Subject for Iotlb {
     fn map(&mut self, iova: u64, to: u64, length: u64, permissions: Permissions) {
         let (iova, to) = (GuestAddress(iova), GuestAddress(to));
-        self.set_mapping(iova, to, length as usize, permissions).unwrap();
+        self.set_mapping(iova, to, length as usize, permissions)
+            .unwrap();
     }
 
     fn forget(&mut self, iova: u64, length: u64) {
@@ -175,7 +181,10 @@ impl Subject for Bounded {
                 let page = if at == iova(page) { page } else { page_at(at) };
                 assert_eq!(model.get(&page).map(|(to, _)| *to), Some(to), "{at:#x}");
             }
-            assert!(to.is_some() || self.last != Some(at), "{at:#x} was mapped last");
+            assert!(
+                to.is_some() || self.last != Some(at),
+                "{at:#x} was mapped last"
+            );
         }
     }
 }
@@ -220,7 +229,9 @@ impl Subject for Shared {
     }
 
     fn forget(&mut self, iova: u64, length: u64) {
-        let gone = self.iotlb.invalidate_mapping(GuestAddress(iova), length as usize);
+        let gone = self
+            .iotlb
+            .invalidate_mapping(GuestAddress(iova), length as usize);
         assert_eq!(gone.users(), self.users());
     }
 
@@ -232,7 +243,8 @@ impl Subject for Shared {
         // Rarely, as the model is copied.
         if random.below(2000) == 0 {
             let place = random.below(self.kept.len() as u64 + 1) as usize;
-            self.kept.insert(place, (self.iotlb.snapshot(), model.clone()));
+            self.kept
+                .insert(place, (self.iotlb.snapshot(), model.clone()));
             if self.kept.len() > 6 {
                 self.kept.truncate(random.below(6) as usize);
             }
@@ -266,7 +278,11 @@ fn with_a_bound_what_is_found_is_right_and_what_was_mapped_last_is_found() {
         last: None,
     };
     operate(&mut bounded, operations() / 10 + 1);
-    assert!(bounded.iotlb.evictions() > 100, "{}", bounded.iotlb.evictions());
+    assert!(
+        bounded.iotlb.evictions() > 100,
+        "{}",
+        bounded.iotlb.evictions()
+    );
 }
 
 #[test]

@@ -23,7 +23,8 @@ const START: u64 = 0x10_0000;
 
 /// Four blocks behind a page of ordinary memory, of which the last two pages of the hole between are none.
 fn memory() -> (GuestMemoryMmap<AtomicBitmap>, Arc<PluggedBlocks>) {
-    let blocks = Arc::new(PluggedBlocks::new(4 * BLOCK, NonZeroUsize::new(BLOCK).unwrap()).unwrap());
+    let blocks =
+        Arc::new(PluggedBlocks::new(4 * BLOCK, NonZeroUsize::new(BLOCK).unwrap()).unwrap());
     let mapping = MmapRegionBuilder::new(4 * BLOCK)
         .with_plugged_blocks(Arc::clone(&blocks))
         .build()
@@ -57,7 +58,10 @@ fn what_is_unplugged_is_a_hole_to_every_access() {
 
     // Up to the hole, and then the error of the hole.
     let mut bytes = vec![7; BLOCK + 16];
-    assert_eq!(memory.write(&bytes, GuestAddress(START - 8)).unwrap(), BLOCK + 8);
+    assert_eq!(
+        memory.write(&bytes, GuestAddress(START - 8)).unwrap(),
+        BLOCK + 8
+    );
     assert!(matches!(
         memory.read_slice(&mut bytes, GuestAddress(START - 8)).unwrap_err(),
         GuestMemoryError::PartialBuffer { completed, .. } if completed == BLOCK + 8
@@ -74,9 +78,10 @@ fn what_is_unplugged_is_a_hole_to_every_access() {
     assert!(memory
         .get_slice(GuestAddress(block(2) - 1), 2)
         .is_err_and(refused));
-    let slices: Vec<_> = GuestMemoryBackend::get_slices(&memory, GuestAddress(START - 8), 2 * BLOCK)
-        .map(|slice| slice.map(|slice| slice.len()).map_err(|_| ()))
-        .collect();
+    let slices: Vec<_> =
+        GuestMemoryBackend::get_slices(&memory, GuestAddress(START - 8), 2 * BLOCK)
+            .map(|slice| slice.map(|slice| slice.len()).map_err(|_| ()))
+            .collect();
     assert_eq!(slices, [Ok(8), Ok(BLOCK), Err(())]);
 
     let mut zeroes = File::open("/dev/zero").unwrap();
@@ -96,7 +101,10 @@ fn a_region_by_itself_stops_where_its_blocks_do() {
     ));
     blocks.plug(BLOCK, BLOCK).unwrap();
     region.write_obj(0x55u8, at(2 * BLOCK - 1)).unwrap();
-    assert_eq!(region.get_mmap().get_slice(BLOCK, BLOCK).unwrap().len(), BLOCK);
+    assert_eq!(
+        region.get_mmap().get_slice(BLOCK, BLOCK).unwrap().len(),
+        BLOCK
+    );
     let mut seen = [0; 4];
     assert_eq!(region.read(&mut seen, at(2 * BLOCK - 1)).unwrap(), 1);
     assert_eq!(seen, [0x55, 0, 0, 0]);

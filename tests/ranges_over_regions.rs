@@ -15,8 +15,8 @@ use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
 use vm_memory::{
     GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
-    GuestMemoryRegionBytes, GuestRegionCollection, GuestUsize, MemoryRegionAddress, MmapRegion, Permissions,
-    VolatileSlice,
+    GuestMemoryRegionBytes, GuestRegionCollection, GuestUsize, MemoryRegionAddress, MmapRegion,
+    Permissions, VolatileSlice,
 };
 
 const PAGE: usize = 0x1000;
@@ -53,7 +53,11 @@ impl Region {
             builder
         };
         let mapping = builder.build().unwrap();
-        Self { start, kind, mapping }
+        Self {
+            start,
+            kind,
+            mapping,
+        }
     }
 }
 
@@ -132,7 +136,10 @@ fn slice_by_slice(
     access: Permissions,
 ) -> Walk {
     let mut walk = (Vec::new(), None);
-    for slice in memory.get_slices(GuestAddress(addr), count, access).unwrap() {
+    for slice in memory
+        .get_slices(GuestAddress(addr), count, access)
+        .unwrap()
+    {
         assert_eq!(walk.1, None, "something comes behind an error");
         match slice {
             Ok(slice) => walk.0.push(place(&slice)),
@@ -142,8 +149,15 @@ fn slice_by_slice(
     walk
 }
 
-fn all_at_once(memory: &impl GuestMemory<Bitmap = ()>, addr: u64, count: usize, access: Permissions) -> Walk {
-    let mut slices = memory.get_slices(GuestAddress(addr), count, access).unwrap();
+fn all_at_once(
+    memory: &impl GuestMemory<Bitmap = ()>,
+    addr: u64,
+    count: usize,
+    access: Permissions,
+) -> Walk {
+    let mut slices = memory
+        .get_slices(GuestAddress(addr), count, access)
+        .unwrap();
     let mut places = Vec::new();
     let end = slices.each_slice(|slice| {
         places.push(place(&slice));
@@ -185,8 +199,9 @@ fn reach(regions: &[(u64, Kind)], addr: u64, count: usize, access: Permissions) 
 /// By a look at every region for every byte: those that follow each other without a hole from the one that has the address.
 fn by_looking(regions: &[u64], addr: u64) -> Vec<u64> {
     let has = |addr: u128| {
-        let has =
-            |start: &&u64| (u128::from(**start)..u128::from(**start) + 2 * PAGE as u128).contains(&addr);
+        let has = |start: &&u64| {
+            (u128::from(**start)..u128::from(**start) + 2 * PAGE as u128).contains(&addr)
+        };
         regions.iter().find(has).copied()
     };
     let mut found = Vec::new();
@@ -315,7 +330,8 @@ fn a_region_without_bytes_ends_the_walk() {
 fn the_walk_ends_where_it_is_told_to() {
     let regions = (0..3).map(|number| Region::new(number * 2 * PAGE as u64, Kind::Memory));
     let memory = GuestRegionCollection::from_regions(regions.collect()).unwrap();
-    let mut slices = GuestMemory::get_slices(&memory, GuestAddress(0), 6 * PAGE, Permissions::Read).unwrap();
+    let mut slices =
+        GuestMemory::get_slices(&memory, GuestAddress(0), 6 * PAGE, Permissions::Read).unwrap();
     let mut seen = 0;
     let end = slices.each_slice(|slice| {
         seen += slice.len();

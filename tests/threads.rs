@@ -18,7 +18,8 @@ use std::thread;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, VolatileMemory, VolatileSlice,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, VolatileMemory,
+    VolatileSlice,
 };
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
@@ -32,7 +33,9 @@ fn memory() -> Memory {
     let region = |start: u64| {
         let len = (PAGES / 2 * PAGE) as usize;
         let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(PAGE as usize).unwrap());
-        let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap).build().unwrap();
+        let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap)
+            .build()
+            .unwrap();
         GuestRegionMmap::new(mapping, GuestAddress(start)).unwrap()
     };
     Memory::from_regions(vec![region(0), region(PAGES / 2 * PAGE)]).unwrap()
@@ -61,7 +64,11 @@ fn accesses_of_mixed_sizes_on_the_same_bytes_are_not_torn() {
                             .write_obj(u32::from_ne_bytes([byte; 4]), slots(round, 4))
                             .unwrap(),
                         1 => memory
-                            .store(u64::from_ne_bytes([byte; 8]), slots(round, 8), Ordering::Release)
+                            .store(
+                                u64::from_ne_bytes([byte; 8]),
+                                slots(round, 8),
+                                Ordering::Release,
+                            )
                             .unwrap(),
                         2 => memory.write_slice(&[byte; 8], slots(round, 8)).unwrap(),
                         _ => {
@@ -84,7 +91,12 @@ fn accesses_of_mixed_sizes_on_the_same_bytes_are_not_torn() {
                     round += 1;
                     match reader {
                         0 => {
-                            uniform(&memory.read_obj::<u32>(slots(round, 4)).unwrap().to_ne_bytes());
+                            uniform(
+                                &memory
+                                    .read_obj::<u32>(slots(round, 4))
+                                    .unwrap()
+                                    .to_ne_bytes(),
+                            );
                             uniform(
                                 &memory
                                     .load::<u16>(slots(round, 2), Ordering::Acquire)
@@ -96,7 +108,9 @@ fn accesses_of_mixed_sizes_on_the_same_bytes_are_not_torn() {
                             let mut copied = [0u32; 64];
                             let slice = memory.get_slice(GuestAddress(0), 256).unwrap();
                             assert_eq!(slice.copy_to(&mut copied), 64);
-                            copied.iter().for_each(|value| uniform(&value.to_ne_bytes()));
+                            copied
+                                .iter()
+                                .for_each(|value| uniform(&value.to_ne_bytes()));
                             let one: u64 = memory.load(slots(round, 8), Ordering::SeqCst).unwrap();
                             one.to_ne_bytes().chunks(4).for_each(uniform);
                         }
@@ -122,7 +136,11 @@ fn accesses_of_mixed_sizes_on_the_same_bytes_are_not_torn() {
 }
 
 /// How often a value is read: one that is written in two parts is seen between them once in some thousand times.
-const TORN_ROUNDS: u64 = if cfg!(vm_memory_portable) { 1_000 } else { 200_000 };
+const TORN_ROUNDS: u64 = if cfg!(vm_memory_portable) {
+    1_000
+} else {
+    200_000
+};
 
 /// One thread that writes a value and one that reads it, by each pair of the kinds of access that keep it whole.
 macro_rules! values_are_not_torn {
@@ -209,7 +227,10 @@ fn what_was_written_before_a_release_is_seen_after_an_acquire() {
             while memory.load::<u64>(flag, Ordering::Acquire).unwrap() != round {
                 thread::yield_now();
             }
-            assert_eq!(memory.read_obj::<[u8; 48]>(data).unwrap(), [round as u8; 48]);
+            assert_eq!(
+                memory.read_obj::<[u8; 48]>(data).unwrap(),
+                [round as u8; 48]
+            );
             memory.store(round, answer, Ordering::Release).unwrap();
         }
     });
@@ -240,7 +261,9 @@ fn no_page_that_was_written_is_lost_to_a_harvest() {
             scope.spawn(move || {
                 for round in 0..ROUNDS {
                     // Each writer has bytes of its own in every page, and some writes reach into the next page or region.
-                    let at = GuestAddress((round * 5 + writer) % (PAGES - 1) * PAGE + PAGE - 12 + writer * 8);
+                    let at = GuestAddress(
+                        (round * 5 + writer) % (PAGES - 1) * PAGE + PAGE - 12 + writer * 8,
+                    );
                     match round % 4 {
                         0 => memory.write_obj(round as u32, at).unwrap(),
                         1 => memory.store(round as u32, at, Ordering::Relaxed).unwrap(),
@@ -339,9 +362,11 @@ fn translations_change_between_accesses_and_not_within() {
             length: usize,
             access: Permissions,
         ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
-            Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|_| Error::CannotResolve {
-                iova_range: IovaRange { base: iova, length },
-                reason: "not mapped now".into(),
+            Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|_| {
+                Error::CannotResolve {
+                    iova_range: IovaRange { base: iova, length },
+                    reason: "not mapped now".into(),
+                }
             })
         }
     }

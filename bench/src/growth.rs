@@ -57,7 +57,10 @@ pub fn run(effort: Effort, build: Build, path: &Path) -> Result<()> {
             digits(remap.ours),
             digits(shared)
         );
-        for (curve, y) in curves.iter_mut().zip([lookup.reference, lookup.ours, shared]) {
+        for (curve, y) in curves
+            .iter_mut()
+            .zip([lookup.reference, lookup.ours, shared])
+        {
             curve.points.push((count as f64, y));
         }
         last = (lookup.reference, lookup.ours);

@@ -117,9 +117,13 @@ pub fn check_range4k(stage: &Stage, regions: usize) -> Result<Batch> {
 }
 
 pub fn read_obj<T: FromBytes + 'static>(stage: &Stage, regions: usize) -> Result<Batch> {
-    search!(stage, regions, size_of::<T>(), size_of::<T>(), |flat, range| {
-        T::read_from_bytes(flat.bytes.get(range)?).ok()
-    })
+    search!(
+        stage,
+        regions,
+        size_of::<T>(),
+        size_of::<T>(),
+        |flat, range| { T::read_from_bytes(flat.bytes.get(range)?).ok() }
+    )
 }
 
 pub fn write_obj<T: IntoBytes + Immutable + Default + 'static>(stage: &Stage) -> Result<Batch> {
@@ -132,7 +136,9 @@ pub fn write_obj<T: IntoBytes + Immutable + Default + 'static>(stage: &Stage) ->
 }
 
 /// The same, with the dirty bit set.
-pub fn write_obj_tracked<T: IntoBytes + Immutable + Default + 'static>(stage: &Stage) -> Result<Batch> {
+pub fn write_obj_tracked<T: IntoBytes + Immutable + Default + 'static>(
+    stage: &Stage,
+) -> Result<Batch> {
     let layout = Layout::apart(1);
     let mut flat = Flat::new(stage, layout)?;
     let addresses = layout.addresses(size_of::<T>(), size_of::<T>());
@@ -283,7 +289,11 @@ pub fn mark_dirty(len: usize) -> Result<Batch> {
     let mut words = vec![u64::MAX; BITMAP_LEN / PAGE / 64];
     let offsets = pages_in(len);
     Ok(Batch::of(move |number| {
-        mark(&mut words, black_box(offsets.at(number) as usize), black_box(len))
+        mark(
+            &mut words,
+            black_box(offsets.at(number) as usize),
+            black_box(len),
+        )
     }))
 }
 
@@ -360,7 +370,10 @@ fn fill(flat: &mut Flat, descriptors: &[S16], per_chain: u16) -> Option<()> {
     }
     let chains = descriptors.len() as u16 / per_chain;
     for chain in 0..chains {
-        flat.write(chain * per_chain, ring::AVAILABLE + 4 + 2 * u64::from(chain))?;
+        flat.write(
+            chain * per_chain,
+            ring::AVAILABLE + 4 + 2 * u64::from(chain),
+        )?;
     }
     flat.write(chains, ring::AVAILABLE + 2)
 }
@@ -406,7 +419,9 @@ pub fn blk4k(stage: &Stage) -> Result<Batch> {
                     let status: S16 = flat.read(16 * u64::from(data.next))?;
                     black_box(flat.read::<S16>(header.address)?);
                     let range = flat.find_in_one(data.address, blk::DATA_LEN)?;
-                    flat.bytes.get_mut(range)?.copy_from_slice(black_box(&*sectors));
+                    flat.bytes
+                        .get_mut(range)?
+                        .copy_from_slice(black_box(&*sectors));
                     flat.write(0u8, status.address)?;
                     add_used_to(&mut flat, &mut next, head, blk::DATA_LEN as u32 + 1)?;
                 }

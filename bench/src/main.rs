@@ -163,13 +163,17 @@ fn main() -> Result<()> {
         return provision::run(effort, build);
     }
 
-    let rows: Vec<&Row> = ROWS.iter().filter(|row| row.name.contains(&cli.filter)).collect();
+    let rows: Vec<&Row> = ROWS
+        .iter()
+        .filter(|row| row.name.contains(&cli.filter))
+        .collect();
     if rows.is_empty() {
         bail!("no row contains '{}'; --list names them", cli.filter);
     }
     let mut report = report::Report::new(build, effort);
     for row in rows {
-        let contest = (row.contest)(&stage).with_context(|| format!("{}: cannot set up", row.name))?;
+        let contest =
+            (row.contest)(&stage).with_context(|| format!("{}: cannot set up", row.name))?;
         let outcome = contest
             .run(effort)
             .with_context(|| format!("{}: failed", row.name))?;
@@ -210,7 +214,10 @@ mod tests {
             TypeId::of::<reference::GuestAddress>()
         );
         // Each virtio-queue takes the memory of its side, or this would not compile.
-        fn queue_works_on_ours<M: ours::GuestMemory>(queue: &virtio_queue_ours::Queue, memory: &M) -> bool {
+        fn queue_works_on_ours<M: ours::GuestMemory>(
+            queue: &virtio_queue_ours::Queue,
+            memory: &M,
+        ) -> bool {
             virtio_queue_ours::QueueT::is_valid(queue, memory)
         }
         fn queue_works_on_reference<M: reference::GuestMemory>(
@@ -219,9 +226,11 @@ mod tests {
         ) -> bool {
             virtio_queue_reference::QueueT::is_valid(queue, memory)
         }
-        let ours = ours::GuestMemoryMmap::<()>::from_ranges(&[(ours::GuestAddress(0), 4096)]).expect("ours");
-        let reference = reference::GuestMemoryMmap::<()>::from_ranges(&[(reference::GuestAddress(0), 4096)])
-            .expect("reference");
+        let ours = ours::GuestMemoryMmap::<()>::from_ranges(&[(ours::GuestAddress(0), 4096)])
+            .expect("ours");
+        let reference =
+            reference::GuestMemoryMmap::<()>::from_ranges(&[(reference::GuestAddress(0), 4096)])
+                .expect("reference");
         let queue = virtio_queue_ours::QueueT::new(16).expect("a queue");
         assert!(!queue_works_on_ours(&queue, &ours));
         let queue = virtio_queue_reference::QueueT::new(16).expect("a queue");

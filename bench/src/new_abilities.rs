@@ -11,7 +11,9 @@ use anyhow::{ensure, Context, Result};
 use memmap2::MmapMut;
 use ours::bitmap::{AtomicBitmap, Bitmap, DirtyPages};
 use ours::iommu::SharedIotlb;
-use ours::{vectored, Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap, IommuMemory, Permissions};
+use ours::{
+    vectored, Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap, IommuMemory, Permissions,
+};
 
 use crate::contest::Batch;
 use crate::layout::Layout;
@@ -90,7 +92,10 @@ pub fn harvest_dirty_reference() -> Result<Batch> {
             let start = Instant::now();
             let words = black_box(bitmap.get_and_reset());
             took += start.elapsed();
-            ensure!(words.iter().all(|word| *word == u64::MAX), "pages are missing");
+            ensure!(
+                words.iter().all(|word| *word == u64::MAX),
+                "pages are missing"
+            );
         }
         Ok(took)
     }))
@@ -153,7 +158,14 @@ pub fn read_over_regions(stage: &Stage) -> Result<Batch> {
         .collect();
     let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges)?;
     Ok(Batch::of(move |_| {
-        vectored::read_from_at(black_box(&memory), GuestAddress(0), PIECE * PIECES, &file, 0).ok()
+        vectored::read_from_at(
+            black_box(&memory),
+            GuestAddress(0),
+            PIECE * PIECES,
+            &file,
+            0,
+        )
+        .ok()
     }))
 }
 
@@ -164,7 +176,9 @@ pub fn read_by_hand(stage: &Stage) -> Result<Batch> {
     let maps = RefCell::new(maps?);
     Ok(Batch::of(move |_| {
         let mut maps = maps.borrow_mut();
-        let mut vectors = black_box(&mut *maps).iter_mut().map(|map| IoSliceMut::new(map));
+        let mut vectors = black_box(&mut *maps)
+            .iter_mut()
+            .map(|map| IoSliceMut::new(map));
         let mut vectors: [IoSliceMut<'_>; PIECES] =
             core::array::from_fn(|_| vectors.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
         rustix::io::preadv(&file, &mut vectors, 0).ok()
@@ -174,7 +188,12 @@ pub fn read_by_hand(stage: &Stage) -> Result<Batch> {
 fn shared_iotlb(mappings: Mappings) -> Result<SharedIotlb> {
     let iotlb = SharedIotlb::new();
     for (iova, to) in mappings.pages() {
-        iotlb.set_mapping(GuestAddress(iova), GuestAddress(to), PAGE, Permissions::ReadWrite)?;
+        iotlb.set_mapping(
+            GuestAddress(iova),
+            GuestAddress(to),
+            PAGE,
+            Permissions::ReadWrite,
+        )?;
     }
     Ok(iotlb)
 }
@@ -191,7 +210,12 @@ pub fn remap_shared(mappings: Mappings) -> Result<Batch> {
         let gone = iotlb.invalidate_mapping(GuestAddress(iova), PAGE);
         black_box(gone);
         iotlb
-            .set_mapping(GuestAddress(iova), GuestAddress(to), PAGE, Permissions::ReadWrite)
+            .set_mapping(
+                GuestAddress(iova),
+                GuestAddress(to),
+                PAGE,
+                Permissions::ReadWrite,
+            )
             .ok()
     }))
 }
@@ -213,7 +237,12 @@ pub fn remap_shared_held(mappings: Mappings, held: usize) -> Result<Batch> {
         let gone = iotlb.invalidate_mapping(GuestAddress(iova), PAGE);
         black_box(gone);
         let done = iotlb
-            .set_mapping(GuestAddress(iova), GuestAddress(to), PAGE, Permissions::ReadWrite)
+            .set_mapping(
+                GuestAddress(iova),
+                GuestAddress(to),
+                PAGE,
+                Permissions::ReadWrite,
+            )
             .ok();
         requests.push_back(iotlb.snapshot());
         done

@@ -50,7 +50,10 @@ impl Plot {
             .margin(16)
             .x_label_area_size(44)
             .y_label_area_size(56)
-            .build_cartesian_2d((first..last).log_scale().base(self.base), 0.0..highest * 1.05)
+            .build_cartesian_2d(
+                (first..last).log_scale().base(self.base),
+                0.0..highest * 1.05,
+            )
             .map_err(|error| failed(&error))?;
         chart
             .configure_mesh()

@@ -105,7 +105,10 @@ pub fn run(effort: Effort, build_of_this: Build) -> Result<()> {
         }
     }
     for (name, times) in [("one thread", one), ("two threads", two)] {
-        println!("| {name} | {} |", digits(median(times).context("no rounds")?));
+        println!(
+            "| {name} | {} |",
+            digits(median(times).context("no rounds")?)
+        );
     }
 
     let small = build(Backing::Anonymous, TransparentHugePages::Off)?;
@@ -119,7 +122,12 @@ pub fn run(effort: Effort, build_of_this: Build) -> Result<()> {
         pages
             .as_ref()
             .map_err(|error| anyhow!("{error}"))
-            .and_then(|_| build(Backing::Hugetlb { page_size: HUGE }, TransparentHugePages::Leave)),
+            .and_then(|_| {
+                build(
+                    Backing::Hugetlb { page_size: HUGE },
+                    TransparentHugePages::Leave,
+                )
+            }),
     )];
     others.push((
         "transparent huge pages",
@@ -129,7 +137,10 @@ pub fn run(effort: Effort, build_of_this: Build) -> Result<()> {
     for (name, memory) in others {
         match memory.and_then(|memory| seconds_to_prefault(&memory, 2).map(|_| memory)) {
             Ok(memory) => {
-                let huge: u64 = residency(&memory)?.iter().map(|(_, takes)| takes.huge).sum();
+                let huge: u64 = residency(&memory)?
+                    .iter()
+                    .map(|(_, takes)| takes.huge)
+                    .sum();
                 if huge < SIZE {
                     println!(
                         "| {name}: SKIPPED: {} of {} MiB are huge | | |",

@@ -96,7 +96,8 @@ impl Report {
             aim,
             if short { "SHORT" } else { "" }
         );
-        let optional = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
+        let optional =
+            |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
         // Writing to a String does not fail.
         let _ = writeln!(
             self.tsv,
@@ -121,7 +122,8 @@ impl Report {
             self.effort.rounds
         );
         if let Some(path) = tsv {
-            fs::write(path, self.tsv).with_context(|| format!("cannot write {}", path.display()))?;
+            fs::write(path, self.tsv)
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
     }

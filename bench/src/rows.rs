@@ -201,7 +201,11 @@ mod tests {
         let mut ran = 0;
         for row in ROWS.iter().filter(|row| !row.name.contains("1000000")) {
             let outcome = (row.contest)(&stage).and_then(|contest| contest.run(effort));
-            assert!(outcome.is_ok_and(|outcome| outcome.ratio > 0.0), "{}", row.name);
+            assert!(
+                outcome.is_ok_and(|outcome| outcome.ratio > 0.0),
+                "{}",
+                row.name
+            );
             ran += 1;
         }
         assert!(ran > 60, "{ran} rows ran");

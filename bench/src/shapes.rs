@@ -65,7 +65,11 @@ impl Mappings {
     /// the caches.
     pub fn pages(self) -> impl Iterator<Item = (u64, u64)> {
         (0..self.count).map(move |number| {
-            let page = if self.fragmented { number * 7 % 256 } else { number };
+            let page = if self.fragmented {
+                number * 7 % 256
+            } else {
+                number
+            };
             (self.iova(number), page * PAGE as u64)
         })
     }

@@ -45,7 +45,8 @@ impl Stage {
         let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).context("memfd_create")?);
         file.set_len(GUEST_LEN as u64)
             .context("cannot set the length of the guest's memory")?;
-        let host = MmapMut::map_anon(HOST_LEN + HOST_OFFSET + 64).context("no buffer of the host")?;
+        let host =
+            MmapMut::map_anon(HOST_LEN + HOST_OFFSET + 64).context("no buffer of the host")?;
         Ok(Self {
             file,
             host: HostBuffer(Rc::new(RefCell::new(host))),

@@ -139,7 +139,12 @@ pub fn run(effort: Effort, build: Build) -> Result<()> {
     let cases: [(&str, usize, bool, bool); 5] = [
         ("one thread", 1, true, false),
         ("one thread, and another changes it", 1, true, true),
-        ("two threads, each with its own (the control)", 2, false, false),
+        (
+            "two threads, each with its own (the control)",
+            2,
+            false,
+            false,
+        ),
         ("two threads", 2, true, false),
         ("two threads, and a third changes it", 2, true, true),
     ];

@@ -54,7 +54,13 @@ fn grid() -> Vec<usize> {
 }
 
 /// Measures the grid, prints it, writes it to `tsv`, and draws the aligned copies.
-pub fn run(stage: &Stage, effort: Effort, build: Build, path: &Path, tsv: Option<&Path>) -> Result<()> {
+pub fn run(
+    stage: &Stage,
+    effort: Effort,
+    build: Build,
+    path: &Path,
+    tsv: Option<&Path>,
+) -> Result<()> {
     println!(
         "Build `{}`, VolatileSlice::copy_to::<u8>, GB/s, medians of {} interleaved rounds.\n",
         build.name(),
@@ -74,7 +80,9 @@ pub fn run(stage: &Stage, effort: Effort, build: Build, path: &Path, tsv: Option
                 ours: ours_side::copies::copy_bytes(stage, len, shift)?,
                 limit: Some(limit::copy_bytes(stage, len, shift)?),
             };
-            let outcome = contest.run(effort).with_context(|| format!("{len} bytes"))?;
+            let outcome = contest
+                .run(effort)
+                .with_context(|| format!("{len} bytes"))?;
             let limit = outcome.limit.context("memcpy was not measured")?;
             let part = outcome.of_limit.context("memcpy was not measured")?;
             let point = Point {
@@ -141,7 +149,10 @@ fn draw(points: &[Point], build: Build, path: &Path) -> Result<()> {
             .collect(),
     });
     let plot = Plot {
-        caption: format!("Copy from guest memory to a buffer, build `{}`", build.name()),
+        caption: format!(
+            "Copy from guest memory to a buffer, build `{}`",
+            build.name()
+        ),
         x: "bytes in one copy",
         y: "GB/s",
         x_labels: 13,

@@ -35,7 +35,12 @@ pub struct Args {
     pub plug: bool,
 
     /// How the disk is read and written; io_uring takes all requests of a notification together
-    #[arg(long, value_name = "HOW", default_value = "sync", conflicts_with = "chaos")]
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "sync",
+        conflicts_with = "chaos"
+    )]
     pub disk_io: DiskIo,
 
     /// Disk image of the guest; unchanged unless --disk-write is given [default: a temporary one]
@@ -71,7 +76,12 @@ pub struct Args {
     pub kernel: Option<PathBuf>,
 
     /// Initial RAM disk for the kernel
-    #[arg(long, value_name = "FILE", requires = "kernel", conflicts_with = "no_kvm")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "kernel",
+        conflicts_with = "no_kvm"
+    )]
     pub initrd: Option<PathBuf>,
 
     /// Command line for the kernel; with --disk, the virtio device is appended to it

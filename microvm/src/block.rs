@@ -5,9 +5,9 @@
 //! guest memory, so that the two can be compared at the end.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
@@ -293,7 +293,9 @@ impl Block {
                     _ if self.ring.is_some() => {
                         return self.look_at(mem, sector, reads, data).map(Carried::Later)
                     }
-                    Some(chaos) if (chaos.storm().sector..self.disk.sectors()).contains(&sector) => {
+                    Some(chaos)
+                        if (chaos.storm().sector..self.disk.sectors()).contains(&sector) =>
+                    {
                         self.in_the_storm(&chaos, mem, sector, reads, &data)
                     }
                     _ => self.transfer(mem, sector, reads, &data),
@@ -319,7 +321,13 @@ impl Block {
     }
 
     /// Checks all of a transfer that is carried out later.
-    fn look_at<M>(&self, mem: &M, sector: u64, reads: bool, data: Segments) -> Result<Transfer, Refusal>
+    fn look_at<M>(
+        &self,
+        mem: &M,
+        sector: u64,
+        reads: bool,
+        data: Segments,
+    ) -> Result<Transfer, Refusal>
     where
         M: DeviceMemory,
     {
@@ -340,7 +348,13 @@ impl Block {
     }
 
     /// Moves data, counts it, and returns how many bytes of the buffers were written.
-    fn transfer<M>(&mut self, mem: &M, sector: u64, reads: bool, data: &Segments) -> Result<u64, Refusal>
+    fn transfer<M>(
+        &mut self,
+        mem: &M,
+        sector: u64,
+        reads: bool,
+        data: &Segments,
+    ) -> Result<u64, Refusal>
     where
         M: DeviceMemory,
     {
@@ -388,7 +402,9 @@ impl Block {
         } else {
             self.write(mem, sector, data).map(|_| 0)
         };
-        let mut good = outcome.as_ref().map_or_else(|refusal| refusal.fault, |_| true);
+        let mut good = outcome
+            .as_ref()
+            .map_or_else(|refusal| refusal.fault, |_| true);
         if let Moment::Certain { whole, .. } = moment {
             good &= outcome.is_ok() == whole;
             if whole {

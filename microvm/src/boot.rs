@@ -99,7 +99,12 @@ pub fn load(ram: &GuestRam, boot: &Boot) -> Result<(Entry, String), Error> {
 
 const TRY: &str = "check the file, or try a larger --mem";
 
-fn start_pvh(ram: &GuestRam, boot: &Boot, entry: GuestAddress, kernel_end: u64) -> Result<Entry, Error> {
+fn start_pvh(
+    ram: &GuestRam,
+    boot: &Boot,
+    entry: GuestAddress,
+    kernel_end: u64,
+) -> Result<Entry, Error> {
     let bad = |why: String| bad_file("--kernel", boot.kernel, why);
     if !ram.address_in_range(entry) {
         return Err(bad(format!(
@@ -158,10 +163,19 @@ fn start_linux(ram: &GuestRam, boot: &Boot, kernel: &KernelLoaderResult) -> Resu
         ));
     }
     // A compressed kernel unpacks itself in place, and needs more room than its file.
-    let unpacked = kernel.kernel_load.0.saturating_add(u64::from(header.init_size));
+    let unpacked = kernel
+        .kernel_load
+        .0
+        .saturating_add(u64::from(header.init_size));
     let end = kernel.kernel_end.max(unpacked);
-    if !GuestMemoryBackend::check_range(ram, kernel.kernel_load, (end - kernel.kernel_load.0) as usize) {
-        return Err(bad("the kernel does not fit into low memory; try a larger --mem"));
+    if !GuestMemoryBackend::check_range(
+        ram,
+        kernel.kernel_load,
+        (end - kernel.kernel_load.0) as usize,
+    ) {
+        return Err(bad(
+            "the kernel does not fit into low memory; try a larger --mem",
+        ));
     }
     header.type_of_loader = 0xff;
     header.cmd_line_ptr = CMDLINE as u32;
@@ -186,7 +200,8 @@ fn start_linux(ram: &GuestRam, boot: &Boot, kernel: &KernelLoaderResult) -> Resu
     }
     params.e820_table = table;
     let params = BootParams::new(&params, GuestAddress(ZERO_PAGE));
-    LinuxBootConfigurator::write_bootparams(&params, ram).map_err(|e| bad(&format!("{e}; {TRY}")))?;
+    LinuxBootConfigurator::write_bootparams(&params, ram)
+        .map_err(|e| bad(&format!("{e}; {TRY}")))?;
     Ok(Entry::Linux64 {
         rip: kernel.kernel_load.0 + ENTRY_64,
         zero_page: ZERO_PAGE,
@@ -199,7 +214,10 @@ fn memory_map(ram: &GuestRam) -> Vec<(u64, u64)> {
     for region in ram.iter() {
         let (start, end) = (region.start_addr().0, region.start_addr().0 + region.len());
         if start == 0 {
-            map.extend([(0, LOW_RAM_END), (KERNEL_MIN, end.saturating_sub(KERNEL_MIN))]);
+            map.extend([
+                (0, LOW_RAM_END),
+                (KERNEL_MIN, end.saturating_sub(KERNEL_MIN)),
+            ]);
         } else {
             map.push((start, end - start));
         }
@@ -226,7 +244,12 @@ fn store_cmdline(ram: &GuestRam, boot: &Boot) -> Result<(), Error> {
 }
 
 /// Loads the initrd as high as it may lie in the low region: address and size.
-fn load_initrd(ram: &GuestRam, boot: &Boot, kernel_end: u64, max: u64) -> Result<Option<(u64, u64)>, Error> {
+fn load_initrd(
+    ram: &GuestRam,
+    boot: &Boot,
+    kernel_end: u64,
+    max: u64,
+) -> Result<Option<(u64, u64)>, Error> {
     let Some(path) = boot.initrd else {
         return Ok(None);
     };
@@ -235,7 +258,8 @@ fn load_initrd(ram: &GuestRam, boot: &Boot, kernel_end: u64, max: u64) -> Result
     let size = file
         .seek(SeekFrom::End(0))
         .map_err(|e| bad(format!("{e}; check the file")))?;
-    file.rewind().map_err(|e| bad(format!("{e}; check the file")))?;
+    file.rewind()
+        .map_err(|e| bad(format!("{e}; check the file")))?;
     let low_end = ram.iter().next().map_or(0, |r| r.start_addr().0 + r.len());
     let at = low_end
         .min(max.saturating_add(1))

@@ -161,7 +161,12 @@ impl<M: DeviceMemory + 'static> Bus<M> {
 
     /// The guest reads at a guest physical address that is not memory.
     pub fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
-        match (virtio_offset(addr), &self.block, plug_offset(addr), &self.plug) {
+        match (
+            virtio_offset(addr),
+            &self.block,
+            plug_offset(addr),
+            &self.plug,
+        ) {
             (Some(offset), Some(block), ..) => {
                 self.exits.mmio_read += 1;
                 block.read(offset, data);

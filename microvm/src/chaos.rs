@@ -129,7 +129,8 @@ impl Chaos {
         let steady = disk.sectors() - CHUNKS * CHUNK_SECTORS;
         let files = Files {
             disk: (
-                disk.file().map_err(|why| cannot("share the disk image", why))?,
+                disk.file()
+                    .map_err(|why| cannot("share the disk image", why))?,
                 steady * SECTOR,
             ),
             region: region.map_err(|why| cannot("share the region's file", why))?,
@@ -302,8 +303,16 @@ mod tests {
             };
             whole_and_cut[usize::from(whole)] += 1;
             let lengths = || {
-                let region = ram.find_region(GuestAddress(chaos.storm().buffers)).unwrap();
-                let region = region.file_offset().unwrap().file().metadata().unwrap().len();
+                let region = ram
+                    .find_region(GuestAddress(chaos.storm().buffers))
+                    .unwrap();
+                let region = region
+                    .file_offset()
+                    .unwrap()
+                    .file()
+                    .metadata()
+                    .unwrap()
+                    .len();
                 (file.metadata().unwrap().len() - steady, region)
             };
             let full = CHUNKS * PAGE;

@@ -70,7 +70,14 @@ impl Rig {
     }
 
     fn start(&mut self, addresses: [u64; 3]) {
-        for (reg, value) in [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x38, 16)] {
+        for (reg, value) in [
+            (0x70, 0),
+            (0x70, 3),
+            (0x24, 1),
+            (0x20, 1),
+            (0x70, 11),
+            (0x38, 16),
+        ] {
             self.write(reg, value);
         }
         for (reg, address) in [0x80, 0x90, 0xa0].into_iter().zip(addresses) {
@@ -95,14 +102,20 @@ impl Rig {
     }
 
     fn header(&self, kind: u32, sector: u64) {
-        self.ram.write_obj(u64::from(kind), GuestAddress(HEADER)).unwrap();
-        self.ram.write_obj(sector, GuestAddress(HEADER + 8)).unwrap();
+        self.ram
+            .write_obj(u64::from(kind), GuestAddress(HEADER))
+            .unwrap();
+        self.ram
+            .write_obj(sector, GuestAddress(HEADER + 8))
+            .unwrap();
         self.ram.write_obj(UNTOUCHED, GuestAddress(STATUS)).unwrap();
     }
 
     fn descriptor(&self, nth: u64, at: u64, len: u32, flags: u16, next: u16) {
         let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48;
-        self.ram.write_obj(at, GuestAddress(DESC + 16 * nth)).unwrap();
+        self.ram
+            .write_obj(at, GuestAddress(DESC + 16 * nth))
+            .unwrap();
         self.ram
             .write_obj(rest, GuestAddress(DESC + 16 * nth + 8))
             .unwrap();
@@ -114,7 +127,9 @@ impl Rig {
         let ring = GuestAddress(AVAIL + 4 + 2 * u64::from(self.next % SIZE));
         self.ram.write_obj(head, ring).unwrap();
         self.next = self.next.wrapping_add(1);
-        self.ram.write_obj(self.next, GuestAddress(AVAIL + 2)).unwrap();
+        self.ram
+            .write_obj(self.next, GuestAddress(AVAIL + 2))
+            .unwrap();
         harvest(&self.ram);
         self.write(0x50, 0);
     }
@@ -142,7 +157,8 @@ impl Rig {
         let (got, block) = (harvest(&self.ram), &mut self.device.block);
         assert_eq!(block.dirtied.minus(&got).first(), None, "missing");
         assert_eq!(
-            got.minus(&block.dirtied.union(&block.maybe_dirtied)).first(),
+            got.minus(&block.dirtied.union(&block.maybe_dirtied))
+                .first(),
             None,
             "extra"
         );
@@ -188,7 +204,10 @@ fn writes_reads_flushes_and_tells_its_name() {
             rig.send(&[(HEADER, 16, 0), (DATA, 1024, 0), (STATUS, 1, WRITE)]),
             (OK, 1)
         );
-        assert_eq!(rig.device.block.disk().read_sectors(2046, 2).unwrap(), [7; 1024]);
+        assert_eq!(
+            rig.device.block.disk().read_sectors(2046, 2).unwrap(),
+            [7; 1024]
+        );
         rig.header(4, 0);
         assert_eq!(rig.send(&[(HEADER, 16, 0), (STATUS, 1, WRITE)]), (OK, 1));
         rig.header(8, 0);
@@ -290,15 +309,24 @@ fn refuses_all(rig: &mut Rig, cases: &[Case]) {
     let before = rig.device.block.disk().read_sectors(0, 2048).unwrap();
     for &(what, kind, sector, ref parts, want) in cases {
         rig.header(kind, sector);
-        rig.ram.write_slice(&[0x55; 1024], GuestAddress(DATA)).unwrap();
+        rig.ram
+            .write_slice(&[0x55; 1024], GuestAddress(DATA))
+            .unwrap();
         let (status, len) = rig.send(parts);
-        assert_eq!((status, len), (want, u32::from(want != UNTOUCHED)), "{what}");
+        assert_eq!(
+            (status, len),
+            (want, u32::from(want != UNTOUCHED)),
+            "{what}"
+        );
         let mut data = [0; 1024];
         rig.ram.read_slice(&mut data, GuestAddress(DATA)).unwrap();
         assert_eq!(data, [0x55; 1024], "{what}");
         assert!(!rig.needs_reset(), "{what}");
     }
-    assert_eq!(rig.device.block.disk().read_sectors(0, 2048).unwrap(), before);
+    assert_eq!(
+        rig.device.block.disk().read_sectors(0, 2048).unwrap(),
+        before
+    );
     assert_eq!(
         (
             rig.device.block.counts.bytes_read,
@@ -312,7 +340,12 @@ fn refuses_all(rig: &mut Rig, cases: &[Case]) {
 fn chains_that_loop_or_leave_the_table_end() {
     let mut rig = Rig::new();
     rig.header(IN, 0);
-    for (next, flags) in [(0, NEXT), (SIZE, NEXT), (u16::MAX, NEXT | WRITE), (0, INDIRECT)] {
+    for (next, flags) in [
+        (0, NEXT),
+        (SIZE, NEXT),
+        (u16::MAX, NEXT | WRITE),
+        (0, INDIRECT),
+    ] {
         rig.descriptor(0, HEADER, 16, flags, next);
         rig.kick(0);
         rig.check_dirty();
@@ -388,7 +421,10 @@ fn registers_keep_their_order() {
     let mut wide = [1; 8];
     rig.device.read(0x100, &mut wide);
     rig.device.read(0xffc, &mut [1; 8]);
-    assert_eq!((byte, u64::from_le_bytes(wide), rig.read(0x70)), ([0], 2048, 3));
+    assert_eq!(
+        (byte, u64::from_le_bytes(wide), rig.read(0x70)),
+        ([0], 2048, 3)
+    );
 }
 
 /// Random descriptors, rings and registers: no panic, no hang, and no page written in secret.
@@ -422,7 +458,10 @@ fn nothing_upsets(rig: &mut Rig) {
     let lengths = [0, 1, 15, 16, 17, 511, 512, 1024, 4096, u64::from(u32::MAX)];
     for round in 0..20_000 {
         let kind = [0, 1, 4, 8, random(1 << 32) as u32][random(5) as usize];
-        rig.header(kind, [random(2048), 2047, random(u64::MAX)][random(3) as usize]);
+        rig.header(
+            kind,
+            [random(2048), 2047, random(u64::MAX)][random(3) as usize],
+        );
         // A sound chain, of which some fields are replaced.
         let to_guest = [0, WRITE][usize::from(kind == 0)];
         let chain = [
@@ -478,7 +517,9 @@ fn requests_of_one_notification_are_all_answered() {
         let at = |n: u64| (HEADER + 32 * n, STATUS + 16 * n, DATA + 512 * n);
         for n in 0..4 {
             let (header, status, data) = at(n);
-            rig.ram.write_obj(u64::from(IN), GuestAddress(header)).unwrap();
+            rig.ram
+                .write_obj(u64::from(IN), GuestAddress(header))
+                .unwrap();
             // The last one passes the end of the disk.
             let sector = if n == 3 { 2048 } else { n };
             rig.ram.write_obj(sector, GuestAddress(header + 8)).unwrap();
@@ -511,13 +552,22 @@ fn requests_of_one_notification_are_all_answered() {
             rig.ram.read_slice(&mut got, GuestAddress(data)).unwrap();
             assert_eq!(got[..], want[512 * n as usize..][..512]);
         }
-        assert_eq!(rig.ram.read_obj::<u8>(GuestAddress(at(3).1)).unwrap(), IOERR);
+        assert_eq!(
+            rig.ram.read_obj::<u8>(GuestAddress(at(3).1)).unwrap(),
+            IOERR
+        );
         if by_ring {
             let counts = rig.device.block.ring().unwrap().counts;
-            assert_eq!((counts.operations, counts.most, counts.bytes), (3, 3, 3 * 512));
+            assert_eq!(
+                (counts.operations, counts.most, counts.bytes),
+                (3, 3, 3 * 512)
+            );
         }
         assert_eq!(
-            (rig.device.block.counts.reads, rig.device.block.counts.refused),
+            (
+                rig.device.block.counts.reads,
+                rig.device.block.counts.refused
+            ),
             (3, 1)
         );
     }
@@ -531,7 +581,9 @@ fn a_ring_reads_from_the_image_and_its_overlay() {
     std::fs::write(file.path(), &bytes).unwrap();
     for mut rig in Rig::both("a_ring_reads_from_the_image_and_its_overlay") {
         *rig.device.block.disk() = Disk::open(file.path(), false).unwrap();
-        rig.ram.write_slice(&[0xee; 1024], GuestAddress(DATA)).unwrap();
+        rig.ram
+            .write_slice(&[0xee; 1024], GuestAddress(DATA))
+            .unwrap();
         rig.header(OUT, 4);
         assert_eq!(
             rig.send(&[(HEADER, 16, 0), (DATA, 1024, 0), (STATUS, 1, WRITE)]),

@@ -8,8 +8,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use vm_memory::{
-    vectored, Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryError, MmapRegion, VolatileMemory,
-    VolatileMemoryError,
+    vectored, Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryError, MmapRegion,
+    VolatileMemory, VolatileMemoryError,
 };
 
 use crate::error::Error;
@@ -285,7 +285,9 @@ impl Disk {
     /// What the file system says.
     pub fn read_sectors(&mut self, first: u64, count: u64) -> io::Result<Vec<u8>> {
         let too_large = || io::Error::from(io::ErrorKind::InvalidInput);
-        let len = count.checked_mul(SECTOR).and_then(|n| usize::try_from(n).ok());
+        let len = count
+            .checked_mul(SECTOR)
+            .and_then(|n| usize::try_from(n).ok());
         let mut bytes = vec![0; len.ok_or_else(too_large)?];
         let mut offset = first.checked_mul(SECTOR).ok_or_else(too_large)?;
         let mut rest = bytes.as_mut_slice();
@@ -362,9 +364,13 @@ fn copy_in_parts(
 fn of_mapping(error: VolatileMemoryError) -> GuestMemoryError {
     match error {
         VolatileMemoryError::IOError(error) => GuestMemoryError::IOError(error),
-        VolatileMemoryError::PartialBuffer { expected, completed } => {
-            GuestMemoryError::PartialBuffer { expected, completed }
-        }
+        VolatileMemoryError::PartialBuffer {
+            expected,
+            completed,
+        } => GuestMemoryError::PartialBuffer {
+            expected,
+            completed,
+        },
         other => GuestMemoryError::IOError(io::Error::other(other)),
     }
 }
@@ -376,7 +382,9 @@ mod tests {
 
     fn image(sectors: u64) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        let bytes: Vec<u8> = (0..sectors).flat_map(|s| [s as u8; SECTOR as usize]).collect();
+        let bytes: Vec<u8> = (0..sectors)
+            .flat_map(|s| [s as u8; SECTOR as usize])
+            .collect();
         file.write_all(&bytes).unwrap();
         file
     }
@@ -391,7 +399,8 @@ mod tests {
         ram.write_slice(&[0xee; 4 * SECTOR as usize], from).unwrap();
         for (first, count) in [(3, 2), (5, 1), (15, 1)] {
             let len = usize::try_from(count * SECTOR).unwrap();
-            disk.write_from_guest(&ram, from, first * SECTOR, len).unwrap();
+            disk.write_from_guest(&ram, from, first * SECTOR, len)
+                .unwrap();
             disk.commit(first, count);
         }
         let mut want = before.clone();
@@ -425,7 +434,9 @@ mod tests {
         let ram = map(MIN_MEM, Backing::Anonymous).unwrap();
         let mut disk = Disk::open(file.path(), false).unwrap();
         file.as_file().set_len(4096).unwrap();
-        assert!(disk.read_to_guest(&ram, GuestAddress(0), 4096, 512).is_err());
+        assert!(disk
+            .read_to_guest(&ram, GuestAddress(0), 4096, 512)
+            .is_err());
         assert!(disk.read_sectors(7, 2).is_err());
     }
 

@@ -18,8 +18,8 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{
-    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryError, GuestMemoryLoadGuard,
-    Permissions,
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryError,
+    GuestMemoryLoadGuard, Permissions,
 };
 
 use crate::bus::{Bus, DEBUG_EXIT};
@@ -63,11 +63,13 @@ pub fn run<M: DeviceMemory + 'static>(
     };
     let (to_device, accesses) = sync_channel(POSTED);
     let (to_driver, answers) = sync_channel(1);
-    let driver = thread::Builder::new().name("driver".to_owned()).spawn(move || {
-        let mut driver = Driver::new(view, to_device, answers, mapper);
-        driver.run();
-        driver.mapper
-    });
+    let driver = thread::Builder::new()
+        .name("driver".to_owned())
+        .spawn(move || {
+            let mut driver = Driver::new(view, to_device, answers, mapper);
+            driver.run();
+            driver.mapper
+        });
     let driver = driver.map_err(|e| fail(e.to_string()))?;
     for access in accesses {
         let answer = match access {
@@ -203,7 +205,10 @@ impl Driver {
         self.print("driver thread, two RAM regions\n");
         self.pattern(false)?;
         self.pattern(true)?;
-        self.print(&format!("memory {} pages written and read back\n", self.pages));
+        self.print(&format!(
+            "memory {} pages written and read back\n",
+            self.pages
+        ));
         self.set_up()?;
         self.print(&format!(
             "disk   {} sectors behind virtio-mmio\n",
@@ -247,7 +252,12 @@ impl Driver {
     /// Section 3.1.1: from reset to DRIVER_OK, with one queue.
     fn set_up(&mut self) -> Result<(), Failure> {
         let expect = |reg: u32, want: u32, got: u32| {
-            check(step::VIRTIO, u64::from(reg), u64::from(want), u64::from(got))
+            check(
+                step::VIRTIO,
+                u64::from(reg),
+                u64::from(want),
+                u64::from(got),
+            )
         };
         for (reg, want) in [
             (reg::VIRTIO_MMIO_MAGIC_VALUE, MAGIC),
@@ -276,9 +286,21 @@ impl Driver {
         self.set_register(reg::VIRTIO_MMIO_QUEUE_SEL, 0);
         self.set_register(reg::VIRTIO_MMIO_QUEUE_NUM, QUEUE_SIZE as u32);
         for (reg, index, len) in [
-            (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, param::DESC, 16 * QUEUE_SIZE),
-            (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, param::AVAIL, 6 + 2 * QUEUE_SIZE),
-            (reg::VIRTIO_MMIO_QUEUE_USED_LOW, param::USED, 6 + 8 * QUEUE_SIZE),
+            (
+                reg::VIRTIO_MMIO_QUEUE_DESC_LOW,
+                param::DESC,
+                16 * QUEUE_SIZE,
+            ),
+            (
+                reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+                param::AVAIL,
+                6 + 2 * QUEUE_SIZE,
+            ),
+            (
+                reg::VIRTIO_MMIO_QUEUE_USED_LOW,
+                param::USED,
+                6 + 8 * QUEUE_SIZE,
+            ),
         ] {
             let address = self.kept(self.param(index), len);
             self.set_register(reg, address as u32);
@@ -292,7 +314,10 @@ impl Driver {
             0xf,
             self.register(reg::VIRTIO_MMIO_STATUS),
         )?;
-        for (reg, shift) in [(reg::VIRTIO_MMIO_CONFIG, 0), (reg::VIRTIO_MMIO_CONFIG + 4, 32)] {
+        for (reg, shift) in [
+            (reg::VIRTIO_MMIO_CONFIG, 0),
+            (reg::VIRTIO_MMIO_CONFIG + 4, 32),
+        ] {
             let want = (self.param(param::CAPACITY) >> shift) as u32;
             expect(reg, want, self.register(reg))?;
         }
@@ -302,12 +327,21 @@ impl Driver {
     /// The requests of one pass, [`SLOTS`] at a time, with buffers whose addresses count from `base`.
     fn pass(&mut self, at: usize, base: u64) -> Result<(), Failure> {
         let this = |index: usize| self.params.get(at + index).copied().unwrap_or(0);
-        let (kind, sector, chunks) = (this(pass::TYPE) as u32, this(pass::SECTOR), this(pass::CHUNKS));
+        let (kind, sector, chunks) = (
+            this(pass::TYPE) as u32,
+            this(pass::SECTOR),
+            this(pass::CHUNKS),
+        );
         let (before, after) = (this(pass::BEFORE), this(pass::AFTER));
         let [low, low_stride] = [this(pass::LOW), this(pass::LOW_STRIDE)];
         let [high, high_stride] = [this(pass::HIGH), this(pass::HIGH_STRIDE)];
         let may_fail = this(pass::MAY_FAIL) != 0;
-        let buffers = |chunk: u64| [base + low + chunk * low_stride, base + high + chunk * high_stride];
+        let buffers = |chunk: u64| {
+            [
+                base + low + chunk * low_stride,
+                base + high + chunk * high_stride,
+            ]
+        };
         let sector_of = |chunk: u64| sector + chunk * CHUNK_SECTORS;
         let mut chunk = 0;
         while chunk < chunks {
@@ -321,7 +355,12 @@ impl Driver {
             } else {
                 1
             };
-            self.kick((batch.end - batch.start) as u16, VIRTIO_BLK_S_OK, len, may_fail)?;
+            self.kick(
+                (batch.end - batch.start) as u16,
+                VIRTIO_BLK_S_OK,
+                len,
+                may_fail,
+            )?;
             for chunk in batch.clone() {
                 self.apply(after, buffers(chunk), sector_of(chunk))?;
                 if after == op::SUM && chunk >= self.param(param::STAMP_FROM) {
@@ -354,7 +393,10 @@ impl Driver {
         }
         for (half, buffer) in halves.into_iter().enumerate() {
             for n in 0..HALF / 8 {
-                let (at, place) = (buffer + 8 * n, sector * (SECTOR / 8) + half as u64 * HALF / 8 + n);
+                let (at, place) = (
+                    buffer + 8 * n,
+                    sector * (SECTOR / 8) + half as u64 * HALF / 8 + n,
+                );
                 match what {
                     op::FILL => self.set_word(at, mix(place))?,
                     op::WIPE => self.set_word(at, 0)?,
@@ -380,7 +422,13 @@ impl Driver {
     }
 
     /// One request alone, which must end with `status`.
-    fn single(&mut self, kind: u32, sector: u64, data: Buffers, status: u32) -> Result<(), Failure> {
+    fn single(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        data: Buffers,
+        status: u32,
+    ) -> Result<(), Failure> {
         self.enqueue(0, kind, sector, data)?;
         self.kick(1, status, 1, false)
     }
@@ -407,12 +455,22 @@ impl Driver {
         }
         self.descriptor(first + 3, seen + 16, 1, write, 0)?;
         let ring = self.param(param::AVAIL) + 4;
-        self.store(first.to_le(), ring + 2 * u64::from(self.next % QUEUE_SIZE as u16))?;
+        self.store(
+            first.to_le(),
+            ring + 2 * u64::from(self.next % QUEUE_SIZE as u16),
+        )?;
         self.next = self.next.wrapping_add(1);
         Ok(())
     }
 
-    fn descriptor(&self, nth: u16, at: u64, len: u64, flags: u32, next: u16) -> Result<(), Failure> {
+    fn descriptor(
+        &self,
+        nth: u16,
+        at: u64,
+        len: u64,
+        flags: u32,
+        next: u16,
+    ) -> Result<(), Failure> {
         let descriptor = self.param(param::DESC) + 16 * u64::from(nth);
         self.set_word(descriptor, at)?;
         self.set_word(
@@ -425,13 +483,17 @@ impl Driver {
     /// answer.
     fn kick(&mut self, count: u16, status: u32, len: u32, may_fail: bool) -> Result<(), Failure> {
         let avail = GuestAddress(self.param(param::AVAIL) + 2);
-        let stored = self.mem().store(self.next.to_le(), avail, Ordering::Release);
+        let stored = self
+            .mem()
+            .store(self.next.to_le(), avail, Ordering::Release);
         stored.map_err(|e| lost(avail.0, &e))?;
         self.set_register(reg::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
         let used = self.param(param::USED);
         let start = Instant::now();
         loop {
-            let index = self.mem().load::<u16>(GuestAddress(used + 2), Ordering::Acquire);
+            let index = self
+                .mem()
+                .load::<u16>(GuestAddress(used + 2), Ordering::Acquire);
             let index = u16::from_le(index.map_err(|e| lost(used, &e))?);
             if index == self.next {
                 break;
@@ -476,7 +538,12 @@ impl Driver {
             if may_fail && io_error {
                 self.failed += 1;
             } else {
-                check(step::STATUS, u64::from(slot), u64::from(status), u64::from(got))?;
+                check(
+                    step::STATUS,
+                    u64::from(slot),
+                    u64::from(status),
+                    u64::from(got),
+                )?;
             }
             self.requests += 1;
         }
@@ -485,7 +552,9 @@ impl Driver {
 
     /// Where the device finds what lies at `at` for as long as it runs.
     fn kept(&mut self, at: u64, len: u64) -> u64 {
-        self.mapper.as_mut().map_or(at, |mapper| mapper.keep(at, len))
+        self.mapper
+            .as_mut()
+            .map_or(at, |mapper| mapper.keep(at, len))
     }
 
     /// Where the device finds half a chunk at `at` until the request is done. The hole is mapped by nobody.
@@ -532,7 +601,10 @@ impl Driver {
     }
 
     fn set_register(&self, reg: u32, value: u32) {
-        self.send(Access::MmioWrite(self.param(param::MMIO) + u64::from(reg), value));
+        self.send(Access::MmioWrite(
+            self.param(param::MMIO) + u64::from(reg),
+            value,
+        ));
     }
 
     fn ask(&self, access: Access) -> u32 {

@@ -13,8 +13,8 @@ use virtio_bindings::virtio_mmio as reg;
 
 use crate::bus::DEBUG_EXIT;
 use crate::plan::{
-    op, param, pass, result, step, BAD_TYPE, CHUNK_SECTORS, HALF, PATTERN_STEP, PLUG_WORD, QUEUE_SIZE,
-    RESULTS, SECTOR, SLOTS,
+    op, param, pass, result, step, BAD_TYPE, CHUNK_SECTORS, HALF, PATTERN_STEP, PLUG_WORD,
+    QUEUE_SIZE, RESULTS, SECTOR, SLOTS,
 };
 use crate::plug::{command, reg as plug_reg, status, MAGIC as PLUG_MAGIC};
 use crate::serial::COM1;

@@ -52,7 +52,11 @@ impl DeviceMemory for DeviceRam {
         let found = vm_memory::Iotlb::lookup(&*snapshot, GuestAddress(addr), len, Permissions::No);
         found.map_or_else(
             |_| Vec::new(),
-            |found| found.map(|piece| (piece.base.0, piece.length as u64)).collect(),
+            |found| {
+                found
+                    .map(|piece| (piece.base.0, piece.length as u64))
+                    .collect()
+            },
         )
     }
 }
@@ -163,7 +167,10 @@ impl Mapper {
             self.counts.unmapped += 1;
         }
         let deadline = Instant::now() + PATIENCE;
-        let pending = gone.iter().filter(|gone| gone.wait(deadline).is_err()).count();
+        let pending = gone
+            .iter()
+            .filter(|gone| gone.wait(deadline).is_err())
+            .count();
         self.counts.pending += pending as u64;
     }
 }

@@ -102,7 +102,9 @@ fn run(args: &Args) -> Result<bool, Error> {
     }
     #[cfg(not(target_arch = "x86_64"))]
     if args.kernel.is_some() {
-        return Err(Error::KernelNeedsKvm("this machine is no x86_64".to_owned()));
+        return Err(Error::KernelNeedsKvm(
+            "this machine is no x86_64".to_owned(),
+        ));
     }
     let why = if args.iommu {
         "--iommu"

@@ -14,10 +14,12 @@ use std::sync::Arc;
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use vm_memory::bitmap::{AtomicBitmap, DirtyMemory};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 use vm_memory_host::{
-    describe, BackingDescription, BuildError, FileKind, MemoryBuilder, Region, RegionDescription, Residency,
-    Sharing, Unplugged,
+    describe, BackingDescription, BuildError, FileKind, MemoryBuilder, Region, RegionDescription,
+    Residency, Sharing, Unplugged,
 };
 
 use crate::args::human;
@@ -158,7 +160,12 @@ impl Source {
     /// # Errors
     ///
     /// [`BuildError`] when it cannot be had.
-    pub fn map_blocks(&self, start: u64, len: u64, block: NonZeroU64) -> Result<GuestRam, BuildError> {
+    pub fn map_blocks(
+        &self,
+        start: u64,
+        len: u64,
+        block: NonZeroU64,
+    ) -> Result<GuestRam, BuildError> {
         let plugged = Self {
             backing: self.plugged(),
             ..self.clone()
@@ -197,7 +204,9 @@ fn open_file(path: &Path, mem: u64) -> Result<(File, bool), Error> {
     };
     // Looked at before it is opened: opening a FIFO waits for its other end.
     match std::fs::metadata(path) {
-        Ok(found) if !found.is_file() => return Err(fail(std::io::Error::other("not a regular file"))),
+        Ok(found) if !found.is_file() => {
+            return Err(fail(std::io::Error::other("not a regular file")))
+        }
         _ => {}
     }
     let new = OpenOptions::new()
@@ -260,7 +269,8 @@ pub fn with_file_region(ram: &GuestRam, start: u64, len: u64) -> Result<GuestRam
     let region = Region::new(GuestAddress(start), len);
     let one = build(MemoryBuilder::new().region(region.backing(file)))?;
     let region = only_region(&one).ok_or_else(|| cannot_map(len, "it was not built"))?;
-    ram.insert_region(region).map_err(|why| cannot_map(len, why))
+    ram.insert_region(region)
+        .map_err(|why| cannot_map(len, why))
 }
 
 /// The region of a memory that has one.
@@ -287,7 +297,9 @@ pub fn second_view(ram: &GuestRam) -> Result<GuestRam, Error> {
     let files = files
         .collect::<Result<Vec<_>, _>>()
         .map_err(|why| cannot_map(total, why))?;
-    let builder = description.builder(files).map_err(|why| cannot_map(total, why))?;
+    let builder = description
+        .builder(files)
+        .map_err(|why| cannot_map(total, why))?;
     Ok(build(builder)?)
 }
 
@@ -378,8 +390,11 @@ mod tests {
         let ram = map(MIN_MEM, backing.clone()).unwrap();
         let view = second_view(&ram).unwrap();
         ram.write_obj(0x11_u8, GuestAddress(0x123)).unwrap();
-        view.write_obj(0x22_u8, GuestAddress(HIGH_START + 5)).unwrap();
-        assert!(described(&ram).iter().all(|region| backing.is(&region.backing)));
+        view.write_obj(0x22_u8, GuestAddress(HIGH_START + 5))
+            .unwrap();
+        assert!(described(&ram)
+            .iter()
+            .all(|region| backing.is(&region.backing)));
         drop((ram, view));
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(bytes.len() as u64, MIN_MEM);
@@ -420,7 +435,9 @@ mod tests {
 
     #[test]
     fn huge_pages_need_whole_ones() {
-        let refused = map(MIN_MEM + PAGE, Backing::Hugetlb).unwrap_err().to_string();
+        let refused = map(MIN_MEM + PAGE, Backing::Hugetlb)
+            .unwrap_err()
+            .to_string();
         assert!(
             refused.contains("is not a multiple of its pages' 0x200000 bytes")
                 || refused.contains("has no huge pages")

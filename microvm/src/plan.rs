@@ -373,7 +373,8 @@ impl Plan {
 
     /// Pages of plugged memory that the guest checks, both times together.
     pub fn plugged_pages(&self) -> u64 {
-        self.plug.map_or(0, |plug| (plug.first() + plug.kept()) / PAGE)
+        self.plug
+            .map_or(0, |plug| (plug.first() + plug.kept()) / PAGE)
     }
 
     /// Requests of the storm.
@@ -398,9 +399,9 @@ impl Plan {
 
     /// Notifications of the queue: one for each batch of requests.
     pub fn kicks(&self) -> u64 {
-        let storm = self
-            .storm
-            .map_or(0, |storm| STORM_PASSES as u64 * storm.chunks.div_ceil(SLOTS));
+        let storm = self.storm.map_or(0, |storm| {
+            STORM_PASSES as u64 * storm.chunks.div_ceil(SLOTS)
+        });
         let written = 2 * self.write_chunks.div_ceil(SLOTS) + self.plug_chunks().div_ceil(SLOTS);
         self.read_chunks.div_ceil(SLOTS) + written + storm + 1 + self.bad_requests()
     }
@@ -540,7 +541,8 @@ impl Plan {
     pub fn pattern_words(&self) -> impl Iterator<Item = u64> + '_ {
         self.areas.iter().flat_map(|area| {
             let page = move |n| area.start + n * area.stride;
-            (0..area.pages).flat_map(move |n| (page(n)..page(n) + PAGE).step_by(PATTERN_STEP as usize))
+            (0..area.pages)
+                .flat_map(move |n| (page(n)..page(n) + PAGE).step_by(PATTERN_STEP as usize))
         })
     }
 
@@ -653,7 +655,10 @@ mod tests {
                 .unwrap()
         };
         assert_eq!((word(param::SUM), word(param::PASS_COUNT)), (7, 3));
-        assert_eq!(word(param::PASSES + 2 * pass::WORDS + pass::AFTER), op::COMPARE);
+        assert_eq!(
+            word(param::PASSES + 2 * pass::WORDS + pass::AFTER),
+            op::COMPARE
+        );
         assert_eq!(word(param::PASSES + 3 * pass::WORDS), 0);
         let storm = Storm {
             sector: 64,
@@ -662,7 +667,10 @@ mod tests {
         };
         let plan = plan.with_storm(storm);
         plan.store(&ram, 7).unwrap();
-        assert_eq!((word(param::CAPACITY), word(param::PASS_COUNT)), (64 + 24, 7));
+        assert_eq!(
+            (word(param::CAPACITY), word(param::PASS_COUNT)),
+            (64 + 24, 7)
+        );
         let last = param::PASSES + (param::MAX_PASSES - 1) * pass::WORDS;
         assert_eq!(word(last + pass::MAY_FAIL), 1);
         assert_eq!(word(param::WORDS), 0);
@@ -673,7 +681,10 @@ mod tests {
         let plug = Place::above(&ram);
         let plan = plan.with_plug(Some(plug));
         plan.store(&ram, 7).unwrap();
-        assert_eq!((word(param::PLUG), word(last + pass::MAY_FAIL)), (PLUG_MMIO, 1));
+        assert_eq!(
+            (word(param::PLUG), word(last + pass::MAY_FAIL)),
+            (PLUG_MMIO, 1)
+        );
         assert_eq!(word(param::PLUG_PASS + pass::AFTER), op::COMPARE);
         assert_eq!(word(param::PLUG_PASS + pass::SECTOR), plan.write_sector());
         // 8 chunks more are read, and 3 requests refused.

@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 use vm_memory::atomic::ReplacedMap;
 use vm_memory::iommu::SharedIotlb;
 use vm_memory::{
-    GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollectionError,
+    GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion,
+    GuestRegionCollectionError,
 };
 use vm_memory_host::{plug, unplug};
 
@@ -132,7 +133,13 @@ pub trait GuestSide: Send + std::fmt::Debug {
     /// # Errors
     ///
     /// Why it cannot be so for the guest, in words.
-    fn blocks(&mut self, at: u64, len: u64, come: bool, dirtied: &mut PageMap) -> Result<(), String>;
+    fn blocks(
+        &mut self,
+        at: u64,
+        len: u64,
+        come: bool,
+        dirtied: &mut PageMap,
+    ) -> Result<(), String>;
 
     /// Takes the region from the guest, and adds the pages that it wrote to `dirtied`.
     ///
@@ -347,7 +354,10 @@ impl Plug {
         let start = Instant::now();
         old.wait(start + self.patience).map_err(|e| e.to_string())?;
         self.story.waited = start.elapsed();
-        drop(old.into_map().map_err(|_| "the old map has readers again")?);
+        drop(
+            old.into_map()
+                .map_err(|_| "the old map has readers again")?,
+        );
         Ok(())
     }
 
@@ -407,7 +417,13 @@ impl GuestSide for ThreadSide {
         Ok(())
     }
 
-    fn blocks(&mut self, at: u64, len: u64, come: bool, dirtied: &mut PageMap) -> Result<(), String> {
+    fn blocks(
+        &mut self,
+        at: u64,
+        len: u64,
+        come: bool,
+        dirtied: &mut PageMap,
+    ) -> Result<(), String> {
         let one = self.one.as_ref().ok_or("the driver has no region")?;
         if come {
             return plug(one, GuestAddress(at), len).map_err(|e| e.to_string());
@@ -424,7 +440,8 @@ impl GuestSide for ThreadSide {
         memory::harvest_into(&one, dirtied);
         let old = self.view.update(|ram| without(ram, &region));
         let old = old.map_err(|e| e.to_string())?;
-        old.wait(Instant::now() + PATIENCE).map_err(|e| e.to_string())
+        old.wait(Instant::now() + PATIENCE)
+            .map_err(|e| e.to_string())
     }
 }
 

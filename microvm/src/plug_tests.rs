@@ -7,7 +7,13 @@ use crate::memory::{map, MIN_MEM, PAGE};
 use vm_memory::{Bytes, GuestAddressSpace};
 
 /// A device, the devices' map, and the map of the driver's side.
-fn rig(backing: Backing) -> (Plug, GuestMemoryAtomic<DeviceRam>, GuestMemoryAtomic<GuestRam>) {
+fn rig(
+    backing: Backing,
+) -> (
+    Plug,
+    GuestMemoryAtomic<DeviceRam>,
+    GuestMemoryAtomic<GuestRam>,
+) {
     let source = Source::open(backing.clone(), MIN_MEM).unwrap();
     let ram = source.map().unwrap();
     let place = Place::above(&ram);
@@ -45,7 +51,10 @@ fn memory_is_there_from_the_wish_to_the_next() {
     let start = plug.place().start;
     assert_eq!(start, 8 << 30);
     assert_eq!(read(&plug, reg::MAGIC), u32::from_le_bytes(*b"plug"));
-    assert_eq!([read(&plug, reg::ADDRESS), read(&plug, reg::ADDRESS + 4)], [0, 2]);
+    assert_eq!(
+        [read(&plug, reg::ADDRESS), read(&plug, reg::ADDRESS + 4)],
+        [0, 2]
+    );
     assert_eq!(
         [read(&plug, reg::SIZE), read(&plug, reg::SIZE + 4)],
         [16 << 20, 0]
@@ -58,7 +67,10 @@ fn memory_is_there_from_the_wish_to_the_next() {
         device
     };
     assert!(!can(last));
-    assert_eq!(write(&mut plug, reg::COMMAND, command::PLUG), status::PLUGGED);
+    assert_eq!(
+        write(&mut plug, reg::COMMAND, command::PLUG),
+        status::PLUGGED
+    );
     assert!(!can(last));
     assert_eq!(write(&mut plug, reg::BLOCKS, 2), status::PLUGGED);
     assert_eq!(read(&plug, reg::BLOCKS), 2);
@@ -81,7 +93,10 @@ fn memory_is_there_from_the_wish_to_the_next() {
     assert!(can(GuestAddress(start + SIZE - 8)));
     // What was given back comes as zeroes.
     assert_eq!(view.memory().read_obj::<u64>(last).unwrap(), 0);
-    assert_eq!(write(&mut plug, reg::COMMAND, command::UNPLUG), status::NONE);
+    assert_eq!(
+        write(&mut plug, reg::COMMAND, command::UNPLUG),
+        status::NONE
+    );
     assert!(!can(GuestAddress(start)));
     assert_eq!(read(&plug, reg::BLOCKS), 0);
     assert_eq!(
@@ -97,19 +112,34 @@ fn memory_is_there_from_the_wish_to_the_next() {
     assert_eq!(plug.story.device.count(), 4);
     assert_eq!(plug.story.guest.count(), 3);
     // And once more.
-    assert_eq!(write(&mut plug, reg::COMMAND, command::PLUG), status::PLUGGED);
-    assert_eq!(write(&mut plug, reg::COMMAND, command::UNPLUG), status::NONE);
+    assert_eq!(
+        write(&mut plug, reg::COMMAND, command::PLUG),
+        status::PLUGGED
+    );
+    assert_eq!(
+        write(&mut plug, reg::COMMAND, command::UNPLUG),
+        status::NONE
+    );
 }
 
 #[test]
 fn a_wish_out_of_its_turn_is_refused_and_changes_nothing() {
     let (mut plug, devices, _) = rig(Backing::Memfd);
     let regions = || devices.memory().get_backend().num_regions();
-    assert_eq!(write(&mut plug, reg::COMMAND, command::UNPLUG), status::REFUSED);
+    assert_eq!(
+        write(&mut plug, reg::COMMAND, command::UNPLUG),
+        status::REFUSED
+    );
     assert_eq!(write(&mut plug, reg::BLOCKS, 1), status::REFUSED);
     assert_eq!(regions(), 2);
-    assert_eq!(write(&mut plug, reg::COMMAND, command::PLUG), status::PLUGGED);
-    assert_eq!(write(&mut plug, reg::COMMAND, command::PLUG), status::REFUSED);
+    assert_eq!(
+        write(&mut plug, reg::COMMAND, command::PLUG),
+        status::PLUGGED
+    );
+    assert_eq!(
+        write(&mut plug, reg::COMMAND, command::PLUG),
+        status::REFUSED
+    );
     for blocks in [9, u32::MAX] {
         assert_eq!(write(&mut plug, reg::BLOCKS, blocks), status::REFUSED);
     }
@@ -127,7 +157,10 @@ fn a_wish_out_of_its_turn_is_refused_and_changes_nothing() {
     let mut wide = [1; 8];
     plug.read(0, &mut wide);
     assert_eq!(wide, [0; 8]);
-    assert_eq!(write(&mut plug, reg::COMMAND, command::UNPLUG), status::NONE);
+    assert_eq!(
+        write(&mut plug, reg::COMMAND, command::UNPLUG),
+        status::NONE
+    );
 }
 
 #[test]
@@ -141,7 +174,10 @@ fn memory_that_somebody_reads_is_not_taken_from_him() {
     write(&mut plug, reg::BLOCKS, 1);
     let at = GuestAddress(plug.place().start);
     let reader = devices.memory();
-    assert_eq!(write(&mut plug, reg::COMMAND, command::UNPLUG), status::REFUSED);
+    assert_eq!(
+        write(&mut plug, reg::COMMAND, command::UNPLUG),
+        status::REFUSED
+    );
     let why = plug.story.refused.clone().unwrap();
     assert!(why.contains("1 readers"), "{why}");
     reader.write_obj(1_u8, at).unwrap();
@@ -152,7 +188,10 @@ fn memory_that_somebody_reads_is_not_taken_from_him() {
 fn a_guest_that_cannot_have_it_leaves_no_region_behind() {
     // The side of a thread cannot map anonymous memory once more.
     let (mut plug, devices, _) = rig(Backing::Anonymous);
-    assert_eq!(write(&mut plug, reg::COMMAND, command::PLUG), status::REFUSED);
+    assert_eq!(
+        write(&mut plug, reg::COMMAND, command::PLUG),
+        status::REFUSED
+    );
     assert_eq!(devices.memory().get_backend().num_regions(), 2);
     let why = plug.story.refused.clone().unwrap();
     assert!(why.contains("needs a second mapping"), "{why}");

@@ -38,7 +38,9 @@ pub fn run(ram: &GuestRam) -> Result<Prefaulted, Error> {
     let total = ram.iter().map(GuestMemoryRegion::len).sum();
     // Hides itself where it is not a terminal.
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("prefault {bar:40} {bytes} of {total_bytes}, {elapsed}") {
+    if let Ok(style) =
+        ProgressStyle::with_template("prefault {bar:40} {bytes} of {total_bytes}, {elapsed}")
+    {
         bar.set_style(style);
     }
     let start = Instant::now();
@@ -49,7 +51,10 @@ pub fn run(ram: &GuestRam) -> Result<Prefaulted, Error> {
     let prefaulted = Prefaulted {
         bytes,
         resident: residency(ram).map_or(0, |regions| {
-            regions.iter().map(|takes| takes.resident + takes.swapped).sum()
+            regions
+                .iter()
+                .map(|takes| takes.resident + takes.swapped)
+                .sum()
         }),
         took,
         threads: THREADS.get(),

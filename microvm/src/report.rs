@@ -135,7 +135,11 @@ impl Report<'_> {
             ("with a quarter", fewer, String::new()),
             ("after", none(0), after),
         ];
-        writeln!(out, "  {:<24}{:>11}{:>11}", "in memory", "region", "process")?;
+        writeln!(
+            out,
+            "  {:<24}{:>11}{:>11}",
+            "in memory", "region", "process"
+        )?;
         for (when, region, process) in rows {
             writeln!(
                 out,
@@ -149,7 +153,11 @@ impl Report<'_> {
 
     fn exits(&self, out: &mut String) -> std::fmt::Result {
         let exits = &self.bus.exits;
-        let what = if self.on_kvm { "Exits" } else { "Device accesses" };
+        let what = if self.on_kvm {
+            "Exits"
+        } else {
+            "Device accesses"
+        };
         let ms = self.took.as_secs_f64() * 1e3;
         writeln!(out, "\n{what}: {} in {ms:.1} ms", exits.total())?;
         let kicks = self.bus.block.as_ref().map_or(0, |b| b.kicks);
@@ -286,7 +294,11 @@ impl Report<'_> {
                 }
             }
         }
-        let bad = self.checks.iter().filter(|check| check.wrong.is_some()).count();
+        let bad = self
+            .checks
+            .iter()
+            .filter(|check| check.wrong.is_some())
+            .count();
         match bad {
             0 => writeln!(out, "\nEverything agrees."),
             bad => writeln!(out, "\n{bad} of {} checks FAILED.", self.checks.len()),
@@ -313,7 +325,8 @@ fn wrapped(text: &str) -> String {
 /// A line for each region: what was dirtied where.
 fn strips(device: &PageMap, driver: &PageMap, letter: char) -> String {
     let mut out = String::new();
-    for ((start, device), (_, driver)) in device.strips(CELLS).into_iter().zip(driver.strips(CELLS)) {
+    for ((start, device), (_, driver)) in device.strips(CELLS).into_iter().zip(driver.strips(CELLS))
+    {
         let cells: String = device
             .iter()
             .zip(&driver)
@@ -347,7 +360,8 @@ mod tests {
     #[test]
     fn a_strip_shows_who_wrote_where() {
         let layout = [(0, 64 * 4 * PAGE), (1 << 32, 3 * PAGE)];
-        let (mut device, mut driver) = (PageMap::with_layout(&layout), PageMap::with_layout(&layout));
+        let (mut device, mut driver) =
+            (PageMap::with_layout(&layout), PageMap::with_layout(&layout));
         device.add(0, 1);
         driver.add(5 * PAGE, 1);
         device.add(8 * PAGE, PAGE);

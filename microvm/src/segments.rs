@@ -63,8 +63,9 @@ impl Segments {
     ///
     /// The first run that does not, in words.
     pub fn check<M: GuestMemory>(&self, mem: &M, access: Permissions) -> Result<(), String> {
-        let reachable =
-            |&&(addr, len): &&(GuestAddress, usize)| !GuestMemory::check_range(mem, addr, len, access);
+        let reachable = |&&(addr, len): &&(GuestAddress, usize)| {
+            !GuestMemory::check_range(mem, addr, len, access)
+        };
         match self.parts.iter().find(reachable) {
             None => Ok(()),
             Some((addr, len)) => Err(format!("{len} bytes at {:#x} are not guest memory", addr.0)),

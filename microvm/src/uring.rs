@@ -118,7 +118,12 @@ impl Ring {
                 counts: Counts::default(),
             })),
             // Not built in; turned off (kernel.io_uring_disabled), or kept from by a seccomp filter.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EACCES)) => {
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ENOSYS | libc::EPERM | libc::EACCES)
+                ) =>
+            {
                 Ok(Err(format!("the kernel refuses it ({e})")))
             }
             Err(e) => Err(Error::Uring(e)),
@@ -156,7 +161,11 @@ impl Ring {
             self.counts.most = self.counts.most.max(count as u64);
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
+                Err(e)
+                    if matches!(
+                        e.raw_os_error(),
+                        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                    ) => {}
                 Err(e) => return Err(e),
             }
             let completions: Vec<_> = self
@@ -177,16 +186,27 @@ impl Ring {
     }
 
     /// Hands an operation that is in `flying` to the kernel, with the next submission.
-    fn push<M: GuestMemory + 'static>(&mut self, flying: &mut Flying<M>, number: usize) -> io::Result<()> {
+    fn push<M: GuestMemory + 'static>(
+        &mut self,
+        flying: &mut Flying<M>,
+        number: usize,
+    ) -> io::Result<()> {
         let Some(operation) = flying.get_mut(number) else {
             return Err(io::Error::other("an operation of no number"));
         };
         let (file, offset, reads) = (types::Fd(operation.file), operation.offset, operation.reads);
         let vectors = operation.buffer.vectors_on_heap();
-        let (start, count) = (vectors.as_ptr().cast(), vectors.len().min(MOST_VECTORS) as u32);
+        let (start, count) = (
+            vectors.as_ptr().cast(),
+            vectors.len().min(MOST_VECTORS) as u32,
+        );
         let entry = match reads {
-            true => opcode::Readv::new(file, start, count).offset(offset).build(),
-            false => opcode::Writev::new(file, start, count).offset(offset).build(),
+            true => opcode::Readv::new(file, start, count)
+                .offset(offset)
+                .build(),
+            false => opcode::Writev::new(file, start, count)
+                .offset(offset)
+                .build(),
         };
         let entry = entry.user_data(number as u64);
         // SAFETY: 1. The vectors are on the heap, and change no more: nothing is added to or split off the buffer before its completion takes
@@ -218,7 +238,9 @@ impl Ring {
                 drop(buffer);
                 let why = match reads {
                     true => io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before"),
-                    false => io::Error::new(io::ErrorKind::WriteZero, "the file takes no more bytes"),
+                    false => {
+                        io::Error::new(io::ErrorKind::WriteZero, "the file takes no more bytes")
+                    }
                 };
                 done(request, Err(why));
                 return None;

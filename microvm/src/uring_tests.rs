@@ -64,8 +64,10 @@ fn what_comes_in_pieces_goes_on_where_it_stopped() {
     let writer = std::thread::spawn(move || sender.write_all(&sent).unwrap());
     let (mut ended, len) = (Vec::new(), bytes.len());
     let read = operation(&ram, 3, &receiver, len, true);
-    ring.run(vec![read], |request, moved| ended.push((request, moved.is_ok())))
-        .unwrap();
+    ring.run(vec![read], |request, moved| {
+        ended.push((request, moved.is_ok()))
+    })
+    .unwrap();
     writer.join().unwrap();
     assert_eq!(ended, [(3, true)]);
     let counts = ring.counts;
@@ -118,7 +120,10 @@ fn a_file_that_ends_is_an_error_and_what_came_is_marked() {
     assert_eq!(ring.counts.bytes, 100);
     // 100 bytes of the first page, and nothing by the write.
     let dirty = harvest(&ram);
-    assert_eq!((dirty.count(), dirty.first()), (1, Some(MIN_MEM / 2 - PAGE)));
+    assert_eq!(
+        (dirty.count(), dirty.first()),
+        (1, Some(MIN_MEM / 2 - PAGE))
+    );
     // Works as before.
     let mut ended = 0;
     let read = operation(&ram, 7, &file, 100, true);

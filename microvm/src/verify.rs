@@ -161,21 +161,28 @@ pub fn host_memory(ram: &GuestRam, source: &Source, dirty: &Dirty) -> Check {
             };
             let right = match (steady, &source.backing) {
                 (true, Backing::File(_)) => place.is_some_and(|(offset, _)| offset == next),
-                (true, backing) => backing.is(&region.backing) && place.is_none_or(|place| place.0 == 0),
+                (true, backing) => {
+                    backing.is(&region.backing) && place.is_none_or(|place| place.0 == 0)
+                }
                 (false, _) => place == Some((0, FileKind::Memfd)),
             };
             next += size;
             if !right {
                 return Ok(Some(format!("it is {region}")));
             }
-            let pages = dirty.iter().find(|(at, _)| *at == start).map_or(0, |at| at.1);
+            let pages = dirty
+                .iter()
+                .find(|(at, _)| *at == start)
+                .map_or(0, |at| at.1);
             let there = takes.resident + takes.swapped;
             let mapped = takes.mapped <= size && takes.huge <= takes.mapped;
             // A file's pages may have been written back and dropped.
             let stays = steady && !matches!(source.backing, Backing::File(_));
             if there > size || !mapped || (stays && there < pages * PAGE) {
                 let span = region.span;
-                return Ok(Some(format!("of {span}: {takes:?}, and {pages} pages are dirty")));
+                return Ok(Some(format!(
+                    "of {span}: {takes:?}, and {pages} pages are dirty"
+                )));
             }
         }
         Ok(None)
@@ -191,11 +198,13 @@ pub fn host_memory(ram: &GuestRam, source: &Source, dirty: &Dirty) -> Check {
 
 /// All of guest memory was there before the guest began.
 pub fn prefaulted(ram: &GuestRam, prefaulted: Option<Prefaulted>) -> Option<Check> {
-    let Prefaulted { bytes, resident, .. } = prefaulted?;
+    let Prefaulted {
+        bytes, resident, ..
+    } = prefaulted?;
     let size: u64 = ram.iter().map(GuestMemoryRegion::len).sum();
     let what = format!("{} were brought in before the guest began", human(size));
-    let wrong =
-        (bytes != size || resident != size).then(|| format!("{bytes} bytes were, {resident} of them stayed"));
+    let wrong = (bytes != size || resident != size)
+        .then(|| format!("{bytes} bytes were, {resident} of them stayed"));
     Some(Check::new(what, wrong))
 }
 
@@ -239,7 +248,10 @@ fn plugged(bus: &Bus<DeviceRam>) -> Option<Check> {
         }
     }
     let what = format!("{} came, were used and went", human(first));
-    Some(Check::new(what, (!wrong.is_empty()).then(|| wrong.join("; "))))
+    Some(Check::new(
+        what,
+        (!wrong.is_empty()).then(|| wrong.join("; ")),
+    ))
 }
 
 /// Behind an IOMMU: whatever was mapped for requests was unmapped again, and no device was using it by then.
@@ -261,7 +273,10 @@ fn iommu(bus: &Bus<DeviceRam>, mapper: Option<&Mapper>) -> Option<Check> {
     } else {
         None
     };
-    let what = format!("the IOMMU has forgotten the {} pages of requests", counts.mapped);
+    let what = format!(
+        "the IOMMU has forgotten the {} pages of requests",
+        counts.mapped
+    );
     Some(Check::new(what, wrong))
 }
 
@@ -304,7 +319,10 @@ fn pattern(ram: &GuestRam, plan: &Plan) -> Check {
             .map_or(true, |w| w != mix(*at))
     };
     let mut wrong = plan.pattern_words().filter(bad);
-    let what = format!("the host reads its pattern in {} pages", plan.pattern_pages());
+    let what = format!(
+        "the host reads its pattern in {} pages",
+        plan.pattern_pages()
+    );
     let first = wrong
         .next()
         .map(|at| format!("{} words wrong, the first at {at:#x}", wrong.count() + 1));
@@ -315,14 +333,19 @@ fn read_buffers(ram: &GuestRam, expected: &Expected) -> Check {
     let mut wrong = None;
     for (sector, at, stamped) in expected.plan.read_halves() {
         let from = (sector * SECTOR) as usize;
-        let disk = expected.before.get(from..).and_then(|b| b.get(..HALF as usize));
+        let disk = expected
+            .before
+            .get(from..)
+            .and_then(|b| b.get(..HALF as usize));
         let mut want = disk.unwrap_or_default().to_vec();
         if let (true, Some(stamp)) = (stamped, want.get_mut(..8)) {
             stamp.copy_from_slice(&mix(at).to_le_bytes());
         }
         let mut got = vec![0; HALF as usize];
         if ram.read_slice(&mut got, GuestAddress(at)).is_err() || got != want {
-            wrong.get_or_insert(format!("sector {sector} at {at:#x} is not what the file had"));
+            wrong.get_or_insert(format!(
+                "sector {sector} at {at:#x} is not what the file had"
+            ));
         }
     }
     let sectors = expected.plan.read_chunks * CHUNK_SECTORS;
@@ -354,9 +377,14 @@ fn sectors(bus: &mut Bus<DeviceRam>, expected: &Expected) -> Option<Check> {
             bad.map(|n| base + n as u64)
         };
         Ok(
-            match (different(&written, &want, first), different(&kept, &before, 0)) {
+            match (
+                different(&written, &want, first),
+                different(&kept, &before, 0),
+            ) {
                 (Some(sector), _) => Some(format!("sector {sector} is not what was written")),
-                (_, Some(sector)) => Some(format!("sector {sector} was changed by nobody's request")),
+                (_, Some(sector)) => {
+                    Some(format!("sector {sector} was changed by nobody's request"))
+                }
                 _ => None,
             },
         )
@@ -375,7 +403,11 @@ fn counts(bus: &Bus<DeviceRam>, plan: &Plan) -> Option<Check> {
         ("reads", counts.reads, reads),
         ("bytes read", counts.bytes_read, reads * chunk),
         ("writes", counts.writes, plan.write_chunks),
-        ("bytes written", counts.bytes_written, plan.write_chunks * chunk),
+        (
+            "bytes written",
+            counts.bytes_written,
+            plan.write_chunks * chunk,
+        ),
         ("flushes", counts.flushes, 1),
         ("refused", counts.refused, plan.bad_requests()),
         ("requests", counts.total(), plan.requests()),
@@ -395,7 +427,9 @@ fn counts(bus: &Bus<DeviceRam>, plan: &Plan) -> Option<Check> {
     wrong.extend(block.broken.clone());
     if let Some(ring) = block.block.ring() {
         let (ring, moved) = (ring.counts, counts.bytes_read + counts.bytes_written);
-        if ring.completed != ring.operations || ring.bytes != moved || ring.most < plan.read_chunks.min(SLOTS)
+        if ring.completed != ring.operations
+            || ring.bytes != moved
+            || ring.most < plan.read_chunks.min(SLOTS)
         {
             wrong.push(format!("io_uring: {ring:?}"));
         }
@@ -404,7 +438,10 @@ fn counts(bus: &Bus<DeviceRam>, plan: &Plan) -> Option<Check> {
         "requests, bytes and {} notifications are counted right",
         plan.kicks()
     );
-    Some(Check::new(what, (!wrong.is_empty()).then(|| wrong.join("; "))))
+    Some(Check::new(
+        what,
+        (!wrong.is_empty()).then(|| wrong.join("; ")),
+    ))
 }
 
 /// The requests on files that were cut under them, if there were any.
@@ -419,11 +456,23 @@ fn storm(bus: &Bus<DeviceRam>, plan: &Plan) -> Option<Check> {
     );
     let certain = plan.storm_requests() / 8;
     let wrong = [
-        (storm.failed + storm.moved, plan.storm_requests(), "requests"),
+        (
+            storm.failed + storm.moved,
+            plan.storm_requests(),
+            "requests",
+        ),
         (storm.certain_whole, certain, "requests between whole files"),
-        (storm.certain_cut, certain, "requests on a file that was cut"),
+        (
+            storm.certain_cut,
+            certain,
+            "requests on a file that was cut",
+        ),
         (storm.wrong, 0, "that ended otherwise than they had to"),
-        (u64::from(cuts <= certain), 0, "files cut by the thread alone"),
+        (
+            u64::from(cuts <= certain),
+            0,
+            "files cut by the thread alone",
+        ),
         (u64::from(storm.failed < certain), 0, "failures missing"),
     ];
     let wrong: Vec<_> = wrong
@@ -431,7 +480,10 @@ fn storm(bus: &Bus<DeviceRam>, plan: &Plan) -> Option<Check> {
         .filter(|(got, want, _)| got != want)
         .map(|(got, want, name)| format!("{got} {name} instead of {want}"))
         .collect();
-    Some(Check::new(what, (!wrong.is_empty()).then(|| wrong.join("; "))))
+    Some(Check::new(
+        what,
+        (!wrong.is_empty()).then(|| wrong.join("; ")),
+    ))
 }
 
 fn driver_pages(ram: &GuestRam, dirty: &Dirty, expected: &Expected) -> Check {

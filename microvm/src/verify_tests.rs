@@ -29,14 +29,21 @@ fn prepare(
 ) -> (Bus<DeviceRam>, Plan, Vec<u8>) {
     let mut disk = Disk::temporary().unwrap();
     let plan = Plan::new(ram, disk.sectors()).with_plug(place);
-    let before = disk.read_sectors(0, plan.read_chunks * CHUNK_SECTORS).unwrap();
+    let before = disk
+        .read_sectors(0, plan.read_chunks * CHUNK_SECTORS)
+        .unwrap();
     let words = before
         .chunks_exact(8)
         .map(|w| u64::from_le_bytes(w.try_into().unwrap()));
     plan.store(ram, words.fold(0, crate::plan::sum)).unwrap();
     spoil(ram);
     let block = Block::new(disk, plan.no_pages(ram));
-    let bus = Bus::new(crate::iommu::for_devices(ram, None), Some(block), Console::Margin).unwrap();
+    let bus = Bus::new(
+        crate::iommu::for_devices(ram, None),
+        Some(block),
+        Console::Margin,
+    )
+    .unwrap();
     harvest(ram);
     (bus, plan, before)
 }
@@ -132,7 +139,11 @@ fn each_check_sees_what_it_is_for() {
     };
     let word = run.plan.pattern_words().last().unwrap();
     let (_, buffer, _) = run.plan.read_halves().last().unwrap();
-    for (at, check) in [(RESULTS, REPORTED), (word, PATTERN), (buffer + HALF - 1, BUFFERS)] {
+    for (at, check) in [
+        (RESULTS, REPORTED),
+        (word, PATTERN),
+        (buffer + HALF - 1, BUFFERS),
+    ] {
         flip(&run, at);
         assert_eq!(run.wrong(false), [check]);
         flip(&run, at);
@@ -205,7 +216,11 @@ fn what_the_host_provides_is_looked_at() {
         assert_eq!(run.wrong(false), [HOST + 1]);
     }
     run.prefaulted = None;
-    for other in [Backing::Anonymous, Backing::Hugetlb, Backing::File("x".into())] {
+    for other in [
+        Backing::Anonymous,
+        Backing::Hugetlb,
+        Backing::File("x".into()),
+    ] {
         let memfd = std::mem::replace(&mut run.source.backing, other);
         assert_eq!(run.wrong(false), [HOST]);
         run.source.backing = memfd;
@@ -241,11 +256,20 @@ fn memory_that_came_and_went_is_looked_at() {
     };
     assert_eq!(spoil(&|story| story.granted[2] = 0), [PLUGGED]);
     assert_eq!(spoil(&|story| story.as_asked = false), [PLUGGED]);
-    assert_eq!(spoil(&|story| story.refused = Some("no".to_owned())), [PLUGGED]);
+    assert_eq!(
+        spoil(&|story| story.refused = Some("no".to_owned())),
+        [PLUGGED]
+    );
     assert_eq!(spoil(&|story| story.resident[0] -= PAGE), [PLUGGED]);
     assert_eq!(spoil(&|story| story.resident[1] += PAGE), [PLUGGED]);
-    assert_eq!(spoil(&|story| story.process[0] = story.process[1]), [PLUGGED]);
-    assert_eq!(spoil(&|story| story.process[2] = story.process[1]), [PLUGGED]);
+    assert_eq!(
+        spoil(&|story| story.process[0] = story.process[1]),
+        [PLUGGED]
+    );
+    assert_eq!(
+        spoil(&|story| story.process[2] = story.process[1]),
+        [PLUGGED]
+    );
     assert!(spoil(&|_| ()).is_empty());
 
     // Pages of it that only one of the logs has.
@@ -298,7 +322,11 @@ mod kvm {
     use crate::vm::{open, Availability, Entry, Machine, Outcome};
 
     /// Runs `program` on a vCPU. `None`, said aloud, where there is no KVM.
-    fn on_vcpu(program: &[u8], limit: Duration, spoil: impl FnOnce(&GuestRam)) -> Option<(Run, Outcome)> {
+    fn on_vcpu(
+        program: &[u8],
+        limit: Duration,
+        spoil: impl FnOnce(&GuestRam),
+    ) -> Option<(Run, Outcome)> {
         let kvm = match open("/dev/kvm") {
             Ok(Availability::Usable(kvm)) => kvm,
             other => {

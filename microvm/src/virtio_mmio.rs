@@ -6,7 +6,8 @@
 use crate::block::Block;
 use crate::iommu::DeviceMemory;
 use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_mmio as reg;
@@ -222,7 +223,9 @@ impl<M: DeviceMemory + 'static> VirtioMmio<M> {
         let (queue, count) = (&mut self.queue, chains.len());
         let mut used = |block: &mut Block, head: u16, written: u32| {
             let at = queue.next_used() % queue.size();
-            queue.add_used(&*mem, head, written).map_err(|e| e.to_string())?;
+            queue
+                .add_used(&*mem, head, written)
+                .map_err(|e| e.to_string())?;
             // The element, and the index behind the flags.
             let used = queue.used_ring();
             block.wrote(&*mem, used.saturating_add(4 + 8 * u64::from(at)), 8);

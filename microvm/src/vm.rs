@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{
-    kvm_fpu, kvm_pit_config, kvm_regs, kvm_segment, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES,
-    KVM_MEM_LOG_DIRTY_PAGES,
+    kvm_fpu, kvm_pit_config, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
@@ -100,7 +100,8 @@ pub fn open(device: &str) -> Result<Availability, Error> {
         why,
         fix,
     };
-    let path = CString::new(device).map_err(|e| fail(e.to_string(), "give the path of the KVM device"))?;
+    let path =
+        CString::new(device).map_err(|e| fail(e.to_string(), "give the path of the KVM device"))?;
     let kvm = match Kvm::new_with_path(&path) {
         Ok(kvm) => kvm,
         Err(e) => {
@@ -112,7 +113,10 @@ pub fn open(device: &str) -> Result<Availability, Error> {
                     e.to_string(),
                     "join the group that owns it (kvm on most systems), or run with --no-kvm",
                 )),
-                _ => Err(fail(e.to_string(), "give another device, or run with --no-kvm")),
+                _ => Err(fail(
+                    e.to_string(),
+                    "give another device, or run with --no-kvm",
+                )),
             };
         }
     };
@@ -145,7 +149,9 @@ impl Machine {
     ///
     /// [`Error::Kvm`].
     pub fn new(kvm: &Kvm, ram: Arc<GuestRam>, end: u64, with_irqchip: bool) -> Result<Self, Error> {
-        let vm = kvm.create_vm().map_err(|e| refused("create a machine", e))?;
+        let vm = kvm
+            .create_vm()
+            .map_err(|e| refused("create a machine", e))?;
         vm.set_tss_address(TSS_ADDRESS)
             .map_err(|e| refused("place the TSS", e))?;
         if with_irqchip {
@@ -176,7 +182,8 @@ impl Machine {
                 return Err(refused("reach that much memory", "try a smaller --mem"));
             }
         }
-        vcpu.set_cpuid2(&cpuid).map_err(|e| refused("set CPUID", e))?;
+        vcpu.set_cpuid2(&cpuid)
+            .map_err(|e| refused("set CPUID", e))?;
         Ok(Self {
             vm: Arc::new(vm),
             vcpu,
@@ -211,7 +218,10 @@ impl Machine {
             Entry::Linux64 { rip, zero_page } => (regs.rip, regs.rsi) = (rip, zero_page),
             Entry::Pvh { rip, start_info } => (regs.rip, regs.rbx) = (rip, start_info),
         }
-        let mut sregs = self.vcpu.get_sregs().map_err(|e| refused("read registers", e))?;
+        let mut sregs = self
+            .vcpu
+            .get_sregs()
+            .map_err(|e| refused("read registers", e))?;
         let code = segment(CODE_SELECTOR, 0xb, long);
         let data = segment(DATA_SELECTOR, 0x3, false);
         sregs.cs = code;
@@ -232,7 +242,13 @@ impl Machine {
             ..segment(TASK_SELECTOR, 0xb, false)
         };
         sregs.tr = task;
-        let gdt = [0, 0, descriptor(&code), descriptor(&data), descriptor(&task)];
+        let gdt = [
+            0,
+            0,
+            descriptor(&code),
+            descriptor(&data),
+            descriptor(&task),
+        ];
         self.store_words(GDT, &gdt)?;
         (sregs.gdt.base, sregs.gdt.limit) = (GDT, 8 * gdt.len() as u16 - 1);
         // Any exception of the built-in program is a triple fault, and reported as such.
@@ -257,7 +273,9 @@ impl Machine {
             mxcsr: 0x1f80,
             ..Default::default()
         };
-        self.vcpu.set_fpu(&fpu).map_err(|e| refused("set the FPU", e))
+        self.vcpu
+            .set_fpu(&fpu)
+            .map_err(|e| refused("set the FPU", e))
     }
 
     /// Page tables that map every guest physical address to itself, up to the end of RAM and at
@@ -310,12 +328,14 @@ impl Machine {
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let (bus, stopped) = (Arc::clone(bus), Arc::clone(&stop));
         let (mut machine, deadline) = (self, limit.map(|limit| Instant::now() + limit));
-        let vcpu = thread::Builder::new().name("vcpu".to_owned()).spawn(move || {
-            let outcome = machine.run_vcpu(&bus, &stopped);
-            // Nobody waits any more if the run was given up, and joins instead.
-            let _ = done.send(());
-            (machine, outcome)
-        });
+        let vcpu = thread::Builder::new()
+            .name("vcpu".to_owned())
+            .spawn(move || {
+                let outcome = machine.run_vcpu(&bus, &stopped);
+                // Nobody waits any more if the run was given up, and joins instead.
+                let _ = done.send(());
+                (machine, outcome)
+            });
         let vcpu = vcpu.map_err(|e| fail(e.to_string()))?;
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -331,7 +351,11 @@ impl Machine {
         vcpu.join().map_err(|_| fail("it panicked".to_owned()))
     }
 
-    fn run_vcpu(&mut self, bus: &Mutex<Bus<DeviceRam>>, stop: &std::sync::atomic::AtomicBool) -> Outcome {
+    fn run_vcpu(
+        &mut self,
+        bus: &Mutex<Bus<DeviceRam>>,
+        stop: &std::sync::atomic::AtomicBool,
+    ) -> Outcome {
         let mut lines = Lines::default();
         loop {
             if stop.load(std::sync::atomic::Ordering::Acquire) {
@@ -393,7 +417,8 @@ impl Machine {
     pub fn dirty_log(&self) -> Result<PageMap, Error> {
         let mut pages = PageMap::new(&self.ram);
         for (slot, region) in self.ram.iter().enumerate() {
-            let len = usize::try_from(region.len()).map_err(|e| refused("tell its dirty log", e))?;
+            let len =
+                usize::try_from(region.len()).map_err(|e| refused("tell its dirty log", e))?;
             let words = self.vm.get_dirty_log(slot as u32, len);
             pages.set_words(slot, &words.map_err(|e| refused("tell its dirty log", e))?);
         }
@@ -465,7 +490,10 @@ impl Drop for Slot {
 }
 
 /// A region as KVM takes it.
-fn slot_of(slot: u32, region: &GuestRegion) -> Result<kvm_userspace_memory_region, GuestMemoryError> {
+fn slot_of(
+    slot: u32,
+    region: &GuestRegion,
+) -> Result<kvm_userspace_memory_region, GuestMemoryError> {
     let host = region.get_host_address(vm_memory::MemoryRegionAddress(0))?;
     Ok(kvm_userspace_memory_region {
         slot,
@@ -569,7 +597,9 @@ fn forward_stdin(vm: Arc<VmFd>, bus: Weak<Mutex<Bus<DeviceRam>>>) {
         }
     };
     // Without this thread a kernel has no keyboard, and that is all.
-    let _ = thread::Builder::new().name("stdin".to_owned()).spawn(forward);
+    let _ = thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(forward);
 }
 
 fn lock(bus: &Mutex<Bus<DeviceRam>>) -> MutexGuard<'_, Bus<DeviceRam>> {

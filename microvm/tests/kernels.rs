@@ -25,7 +25,10 @@ fn an_elf_kernel_boots_by_pvh() {
     let base = ["--kernel", arg(&kernel), "--cmdline", "console=here quiet"];
     for (more, printed) in [
         (vec![], "console=here quiet\n"),
-        (vec!["--initrd", arg(&initrd)], "console=here quiet\nmy initrd\n"),
+        (
+            vec!["--initrd", arg(&initrd)],
+            "console=here quiet\nmy initrd\n",
+        ),
         (vec!["--mem", "5G"], "console=here quiet\n"),
     ] {
         let output = microvm(&[&base[..], &more].concat());
@@ -62,7 +65,14 @@ fn a_kernel_is_told_of_its_disk() {
         file(&dir, "vmlinux", &elf(&pvh_code(0), true)),
         file(&dir, "disk", &[0; 4096]),
     );
-    let output = microvm(&["--kernel", arg(&kernel), "--disk", arg(&disk), "--cmdline", "a"]);
+    let output = microvm(&[
+        "--kernel",
+        arg(&kernel),
+        "--disk",
+        arg(&disk),
+        "--cmdline",
+        "a",
+    ]);
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(
@@ -154,14 +164,26 @@ fn what_is_no_kernel_is_one_line() {
             vec!["text: neither an ELF file nor a bzImage", "vmlinux"],
         ),
         (vec![arg(&empty)], vec!["neither an ELF file nor a bzImage"]),
-        (vec![arg(&cut)], vec!["cut: cannot be loaded", "check the file"]),
+        (
+            vec![arg(&cut)],
+            vec!["cut: cannot be loaded", "check the file"],
+        ),
         (vec![arg(&cut_image)], vec!["cut_image: "]),
         (vec![arg(&wild)], vec!["wild: cannot be loaded"]),
-        (vec![arg(&huge)], vec!["huge: the kernel does not fit", "--mem"]),
+        (
+            vec![arg(&huge)],
+            vec!["huge: the kernel does not fit", "--mem"],
+        ),
         (vec![arg(&no_note)], vec!["no PVH note", "CONFIG_PVH"]),
         (vec![arg(&no_64)], vec!["no 64-bit entry"]),
-        (vec![arg(&missing)], vec!["--kernel", "missing: No such file"]),
-        (vec![arg(dir.path())], vec!["--kernel", "not a regular file"]),
+        (
+            vec![arg(&missing)],
+            vec!["--kernel", "missing: No such file"],
+        ),
+        (
+            vec![arg(dir.path())],
+            vec!["--kernel", "not a regular file"],
+        ),
         (
             vec![arg(&kernel), "--initrd", arg(&missing)],
             vec!["--initrd", "No such file"],
@@ -174,7 +196,10 @@ fn what_is_no_kernel_is_one_line() {
             vec![arg(&image), "--initrd", arg(&large)],
             vec!["--initrd", "do not fit", "--mem"],
         ),
-        (vec![arg(&kernel), "--cmdline", &long], vec!["--cmdline", "4095"]),
+        (
+            vec![arg(&kernel), "--cmdline", &long],
+            vec!["--cmdline", "4095"],
+        ),
         (
             vec![arg(&kernel), "--kvm", "/nonexistent"],
             vec!["--kernel needs KVM"],

@@ -31,7 +31,9 @@ fn assert_good(output: &Output, checks: usize) -> (String, String) {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(0), "{text}{stderr}");
     assert_eq!(
-        text.lines().filter(|line| line.starts_with("  ok ")).count(),
+        text.lines()
+            .filter(|line| line.starts_with("  ok "))
+            .count(),
         checks,
         "{text}"
     );
@@ -95,7 +97,10 @@ fn a_guest_on_kvm_with_a_small_disk_and_odd_memory() {
     let disk = file(&dir, "disk", &[0x5a; 9 * 512]);
     let text = assert_all_agrees(&["--mem", "7000004K", "--disk", arg(&disk)]);
     assert!(text.contains("  00000000-bfffffff : System RAM"), "{text}");
-    assert!(text.contains("  | write  8 sectors from sector 1 on"), "{text}");
+    assert!(
+        text.contains("  | write  8 sectors from sector 1 on"),
+        "{text}"
+    );
     assert_eq!(std::fs::read(&disk).unwrap(), [0x5a; 9 * 512]);
 }
 
@@ -126,8 +131,14 @@ fn files_are_cut_under_a_guest_on_kvm() {
     }
     let text = assert_agrees(&["--chaos"], CHECKS + 1);
     assert!(text.contains("\nChaos --seed "), "{text}");
-    assert!(text.contains("  100000000-107ffffff : System RAM"), "{text}");
-    assert!(text.contains("  140000000-14003ffff : System RAM"), "{text}");
+    assert!(
+        text.contains("  100000000-107ffffff : System RAM"),
+        "{text}"
+    );
+    assert!(
+        text.contains("  140000000-14003ffff : System RAM"),
+        "{text}"
+    );
     assert!(
         text.contains("  | storm  512 sectors from sector 2048 on"),
         "{text}"
@@ -135,7 +146,10 @@ fn files_are_cut_under_a_guest_on_kvm() {
 }
 
 #[test]
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
 fn files_are_cut_under_a_driver_as_a_thread() {
     for seed in ["0", "1", "18446744073709551615"] {
         let text = assert_agrees(&["--no-kvm", "--chaos", "--seed", seed], CHECKS + 1);
@@ -188,7 +202,10 @@ fn guest_memory_is_kept_in_what_was_asked_for() {
         }
         if way.is_empty() {
             let text = run("anon");
-            assert!(has_line(&text, "  100000000-100ffffff : anonymous"), "{text}");
+            assert!(
+                has_line(&text, "  100000000-100ffffff : anonymous"),
+                "{text}"
+            );
         }
     }
 }
@@ -218,7 +235,10 @@ fn guest_memory_in_huge_pages() {
             text.contains("in memory, 8 MiB mapped here, 8 MiB in huge pages"),
             "{text}"
         );
-        assert!(text.contains("ok     8 MiB came, were used and went"), "{text}");
+        assert!(
+            text.contains("ok     8 MiB came, were used and went"),
+            "{text}"
+        );
     }
     let odd = microvm(&["--backing", "hugetlb", "--mem", "16388K"]);
     assert_refused(
@@ -244,14 +264,20 @@ fn a_backing_that_cannot_be_had_is_one_line() {
         ),
         (&["--iommu", "--backing", "anon"], &["--backing memfd"]),
         (&["--backing", "disk"], &["--backing", "file:PATH"]),
-        (&["--backing", &folder], &["--backing", "not a regular file"]),
+        (
+            &["--backing", &folder],
+            &["--backing", "not a regular file"],
+        ),
         (&["--backing", &missing], &["a/b: No such file"]),
         (
             &["--backing", &short],
             &["needs a file of 0x8000000 bytes", "truncate --size"],
         ),
         (&["--plug", "--kernel", "x"], &["cannot be used with"]),
-        (&["--disk-io", "io_uring", "--chaos"], &["cannot be used with"]),
+        (
+            &["--disk-io", "io_uring", "--chaos"],
+            &["cannot be used with"],
+        ),
         (&["--disk-io", "aio"], &["--disk-io", "aio"]),
     ];
     for (args, words) in cases {
@@ -273,7 +299,8 @@ fn all_of_guest_memory_is_there_before_the_guest() {
         );
         assert!(has_line(&text, &format!("  {told}")), "{text}");
         assert_eq!(
-            text.matches("    40 MiB in memory, 40 MiB mapped here").count(),
+            text.matches("    40 MiB in memory, 40 MiB mapped here")
+                .count(),
             2,
             "{text}"
         );
@@ -305,16 +332,25 @@ fn memory_comes_while_the_guest_runs_and_goes_again() {
         }
     }
     let text = assert_agrees(&["--iommu", "--plug", "--mem", "64G"], CHECKS + 2);
-    assert!(text.contains("  1200000000-1200ffffff : came and went"), "{text}");
+    assert!(
+        text.contains("  1200000000-1200ffffff : came and went"),
+        "{text}"
+    );
 }
 
 #[test]
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
 fn memory_comes_while_files_are_cut() {
     for way in ways("memory_comes_while_files_are_cut") {
         let args = [&["--chaos", "--plug", "--seed", "3"], &way[..]].concat();
         let text = assert_agrees(&args, CHECKS + 2);
-        assert!(text.contains("  200000000-200ffffff : came and went"), "{text}");
+        assert!(
+            text.contains("  200000000-200ffffff : came and went"),
+            "{text}"
+        );
     }
 }
 
@@ -383,8 +419,9 @@ fn where_io_uring_is_refused_it_says_so_and_goes_on() {
         let output = command.output().unwrap();
         let (text, stderr) = assert_good(&output, CHECKS);
         let why = std::io::Error::from_raw_os_error(errno);
-        let line =
-            format!("microvm: --disk-io io_uring: the kernel refuses it ({why}); going on with sync\n");
+        let line = format!(
+            "microvm: --disk-io io_uring: the kernel refuses it ({why}); going on with sync\n"
+        );
         assert_eq!(stderr, line);
         assert!(
             has_line(&text, "  by preadv and pwritev, one after the other"),
@@ -479,9 +516,15 @@ fn bad_options_are_one_line() {
             vec!["--mem 0: too small", "at least 16 MiB", "256M"],
         ),
         (vec!["--mem", "1M"], vec!["--mem 1M: too small"]),
-        (vec!["--mem", "1000G"], vec!["--mem 1000G: too large", "64 GiB"]),
+        (
+            vec!["--mem", "1000G"],
+            vec!["--mem 1000G: too large", "64 GiB"],
+        ),
         (vec!["--mem", "lots"], vec!["--mem lots: unknown suffix"]),
-        (vec!["--mem", "16777217"], vec!["not a multiple of the page size"]),
+        (
+            vec!["--mem", "16777217"],
+            vec!["not a multiple of the page size"],
+        ),
         (vec!["--mem"], vec!["--mem <SIZE>", "--help"]),
         (
             vec!["--disk", arg(&missing)],
@@ -495,7 +538,10 @@ fn bad_options_are_one_line() {
             vec!["--disk", arg(&odd)],
             vec!["1000 bytes", "512-byte sectors", "truncate -s %512"],
         ),
-        (vec!["--disk", arg(&tiny)], vec!["512 bytes is too small", "4096"]),
+        (
+            vec!["--disk", arg(&tiny)],
+            vec!["512 bytes is too small", "4096"],
+        ),
         (vec!["--disk", arg(&empty)], vec!["0 bytes is too small"]),
         (vec!["--disk-write"], vec!["--disk <FILE>"]),
         (vec!["--initrd", "x"], vec!["--kernel <FILE>"]),
@@ -541,7 +587,10 @@ fn kvm_without_permission_is_one_line() {
     let dir = TempDir::new().unwrap();
     let root = std::fs::metadata(dir.path()).unwrap().uid() == 0;
     if !root || kvm.permissions().mode() & 0o006 != 0 {
-        return skipped(test, "needs root, and a /dev/kvm that not everyone may open");
+        return skipped(
+            test,
+            "needs root, and a /dev/kvm that not everyone may open",
+        );
     }
     // A copy where an unprivileged user may run it.
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -550,7 +599,10 @@ fn kvm_without_permission_is_one_line() {
     let mut command = std::process::Command::new(copy);
     match command.uid(65534).gid(65534).output() {
         Ok(output) => {
-            assert_refused(&output, &["/dev/kvm: Permission denied", "group", "--no-kvm"]);
+            assert_refused(
+                &output,
+                &["/dev/kvm: Permission denied", "group", "--no-kvm"],
+            );
         }
         Err(e) => skipped(test, &format!("cannot run as another user: {e}")),
     }
@@ -561,7 +613,9 @@ fn help_and_version_are_no_errors() {
     for option in ["--help", "-h", "--version"] {
         let output = microvm(&[option]);
         assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0));
-        assert!(stdout(&output).lines().all(|line| line.chars().count() <= 80));
+        assert!(stdout(&output)
+            .lines()
+            .all(|line| line.chars().count() <= 80));
     }
 }
 

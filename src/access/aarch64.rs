@@ -45,8 +45,8 @@ mod copies;
 use copies::Operand;
 pub(super) use copies::{
     copy_elements_from_guest, copy_elements_to_guest, copy_from_guest, copy_from_guest_ascending,
-    copy_to_guest, copy_to_guest_ascending, copy_within_guest, copy_within_guest_ascending, fill_guest,
-    fill_guest_ascending,
+    copy_to_guest, copy_to_guest_ascending, copy_within_guest, copy_within_guest_ascending,
+    fill_guest, fill_guest_ascending,
 };
 
 macro_rules! single_accesses {
@@ -235,7 +235,11 @@ ordered_accesses! {
 ///
 /// `src` is a guest operand of `size` bytes, aligned to it.
 #[inline(always)]
-pub(super) unsafe fn load_ordered(src: *const u8, size: usize, order: Ordering) -> Result<u64, FaultAddress> {
+pub(super) unsafe fn load_ordered(
+    src: *const u8,
+    size: usize,
+    order: Ordering,
+) -> Result<u64, FaultAddress> {
     if order == Ordering::Relaxed {
         return Ok(match size {
             // SAFETY: the caller's contract, for each width.

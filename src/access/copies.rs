@@ -171,7 +171,11 @@ unsafe fn copy_apart(
 ///
 /// `dst` is a guest operand of `len` bytes.
 #[inline]
-pub(in crate::access) unsafe fn fill_guest(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
+pub(in crate::access) unsafe fn fill_guest(
+    dst: *mut u8,
+    value: u8,
+    len: usize,
+) -> Result<(), FaultAddress> {
     // SAFETY: the caller's contract.
     unsafe { call_fill(fill_kernel(len), dst, value, len) }
 }
@@ -196,12 +200,26 @@ pub(in crate::access) unsafe fn fill_guest_ascending(
 ///
 /// As [`fill_guest`].
 #[inline]
-unsafe fn call_fill(kernel: Kernel, dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
+unsafe fn call_fill(
+    kernel: Kernel,
+    dst: *mut u8,
+    value: u8,
+    len: usize,
+) -> Result<(), FaultAddress> {
     // These kernels have no source: its register holds the byte, eight times over, which is no address that anybody follows.
     let pattern = usize::from(value).wrapping_mul(usize::from_ne_bytes([1; 8]));
     let pattern = core::ptr::without_provenance(pattern);
     // SAFETY: the caller's contract for the destination.
-    unsafe { call(kernel, dst, pattern, len, Operand::new(dst, len), Operand::NONE) }
+    unsafe {
+        call(
+            kernel,
+            dst,
+            pattern,
+            len,
+            Operand::new(dst, len),
+            Operand::NONE,
+        )
+    }
 }
 
 /// Copies `count` elements of `size` bytes (2, 4 or 8) in one piece each, ascending.

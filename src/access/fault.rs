@@ -43,7 +43,11 @@
     target_endian = "little",
     not(miri),
     not(vm_memory_portable),
-    any(feature = "rawfd", feature = "backend-mmap", feature = "backend-bitmap")
+    any(
+        feature = "rawfd",
+        feature = "backend-mmap",
+        feature = "backend-bitmap"
+    )
 ))]
 #[path = "fault/linux.rs"]
 mod handler;
@@ -54,7 +58,11 @@ mod handler;
     target_endian = "little",
     not(miri),
     not(vm_memory_portable),
-    any(feature = "rawfd", feature = "backend-mmap", feature = "backend-bitmap")
+    any(
+        feature = "rawfd",
+        feature = "backend-mmap",
+        feature = "backend-bitmap"
+    )
 )))]
 #[path = "fault/unsupported.rs"]
 mod handler;

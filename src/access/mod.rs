@@ -209,9 +209,20 @@ pub(crate) unsafe fn write_value<T: ByteValued>(dst: *mut u8, value: &T) -> Resu
 /// As [`write_value`].
 #[cold]
 #[inline(never)]
-unsafe fn recover_value_to_guest<T: ByteValued>(address: FaultAddress, dst: *mut u8, value: T) -> Fault {
+unsafe fn recover_value_to_guest<T: ByteValued>(
+    address: FaultAddress,
+    dst: *mut u8,
+    value: T,
+) -> Fault {
     // SAFETY: the caller's contract; the source is a local variable of that size.
-    unsafe { recover_to_guest(address, dst, core::ptr::from_ref(&value).cast(), size_of::<T>()) }
+    unsafe {
+        recover_to_guest(
+            address,
+            dst,
+            core::ptr::from_ref(&value).cast(),
+            size_of::<T>(),
+        )
+    }
 }
 
 /// Values of up to so many bytes are moved in line: a descriptor of a virtqueue, a request's header. (bench, "read_obj.s16" and "read_obj.s64".)
@@ -224,7 +235,10 @@ const IN_LINE_MAX: usize = 64;
 ///
 /// As [`copy_from_guest`].
 #[inline(always)]
-#[expect(clippy::disallowed_methods, reason = "the host operand is plain memory")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the host operand is plain memory"
+)]
 unsafe fn read_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(), FaultAddress> {
     let mut at = 0usize;
     macro_rules! piece {
@@ -265,7 +279,10 @@ unsafe fn read_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(), 
 ///
 /// As [`copy_to_guest`].
 #[inline(always)]
-#[expect(clippy::disallowed_methods, reason = "the host operand is plain memory")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the host operand is plain memory"
+)]
 unsafe fn write_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(), FaultAddress> {
     let mut at = 0usize;
     macro_rules! piece {
@@ -306,9 +323,15 @@ unsafe fn write_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(),
 ///
 /// `src` is a guest operand (see the module) of `size_of::<T::A>()` bytes, aligned for `T::A`.
 #[inline(always)]
-pub(crate) unsafe fn load_ordered<T: AtomicAccess>(src: *const u8, order: Ordering) -> Result<T, Fault> {
+pub(crate) unsafe fn load_ordered<T: AtomicAccess>(
+    src: *const u8,
+    order: Ordering,
+) -> Result<T, Fault> {
     assert!(
-        matches!(order, Ordering::Relaxed | Ordering::Acquire | Ordering::SeqCst),
+        matches!(
+            order,
+            Ordering::Relaxed | Ordering::Acquire | Ordering::SeqCst
+        ),
         "a load cannot have the ordering {order:?}"
     );
     if !is_register_sized::<T>() {
@@ -340,7 +363,10 @@ pub(crate) unsafe fn store_ordered<T: AtomicAccess>(
     order: Ordering,
 ) -> Result<(), Fault> {
     assert!(
-        matches!(order, Ordering::Relaxed | Ordering::Release | Ordering::SeqCst),
+        matches!(
+            order,
+            Ordering::Relaxed | Ordering::Release | Ordering::SeqCst
+        ),
         "a store cannot have the ordering {order:?}"
     );
     if !is_register_sized::<T>() {
@@ -404,14 +430,25 @@ pub(crate) unsafe fn compare_exchange<T: AtomicAccess>(
     failure: Ordering,
 ) -> Result<core::result::Result<T, T>, Fault> {
     assert!(
-        matches!(failure, Ordering::Relaxed | Ordering::Acquire | Ordering::SeqCst),
+        matches!(
+            failure,
+            Ordering::Relaxed | Ordering::Acquire | Ordering::SeqCst
+        ),
         "a failed exchange cannot have the ordering {failure:?}"
     );
     let current = to_bits(current);
     // SAFETY: the caller's contract for as many bytes as `T::A` has, which is 1, 2, 4 or 8.
-    let previous =
-        unsafe { kernel::compare_exchange(dst, current, to_bits(new), size_of::<T::A>(), success, failure) }
-            .map_err(|at| met(at, dst, Direction::Write, 0))?;
+    let previous = unsafe {
+        kernel::compare_exchange(
+            dst,
+            current,
+            to_bits(new),
+            size_of::<T::A>(),
+            success,
+            failure,
+        )
+    }
+    .map_err(|at| met(at, dst, Direction::Write, 0))?;
     let value = from_bits::<T>(previous);
     Ok(if previous == current {
         Ok(value)
@@ -473,7 +510,11 @@ fn from_low_bytes(bits: u64, size: usize) -> u64 {
 /// `src` is a guest operand (see the module) of `len` bytes. `dst` is valid for writes of `len` bytes, which do not overlap those
 /// of `src`.
 #[inline]
-pub(crate) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
+pub(crate) unsafe fn copy_from_guest(
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> Result<(), Fault> {
     // SAFETY: the caller's contract covers both operands.
     match unsafe { kernel::copy_from_guest(dst, src, len) } {
         Ok(()) => Ok(()),
@@ -488,7 +529,12 @@ pub(crate) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -
 ///
 /// As [`copy_from_guest`].
 #[cold]
-unsafe fn recover_from_guest(address: FaultAddress, dst: *mut u8, src: *const u8, len: usize) -> Fault {
+unsafe fn recover_from_guest(
+    address: FaultAddress,
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> Fault {
     // SAFETY: the caller's contract, for a first part of the operands.
     let again = |len| unsafe { kernel::copy_from_guest_ascending(dst, src, len) };
     recover(address, len, |_| (src, Direction::Read), again)
@@ -516,7 +562,12 @@ pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> 
 ///
 /// As [`copy_to_guest`].
 #[cold]
-unsafe fn recover_to_guest(address: FaultAddress, dst: *mut u8, src: *const u8, len: usize) -> Fault {
+unsafe fn recover_to_guest(
+    address: FaultAddress,
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> Fault {
     // SAFETY: the caller's contract, for a first part of the operands.
     let again = |len| unsafe { kernel::copy_to_guest_ascending(dst, src, len) };
     recover(address, len, |_| (dst, Direction::Write), again)
@@ -551,7 +602,8 @@ pub(crate) unsafe fn copy_elements_from_guest<T: ByteValued>(
     let size = size_of::<T>();
     if moves_whole::<T>(src) {
         // SAFETY: the caller's contract for `count` elements of `size` bytes; `size` is 2, 4 or 8, and `src` a multiple of it.
-        let copy = |count| unsafe { kernel::copy_elements_from_guest(dst.cast(), src, count, size) };
+        let copy =
+            |count| unsafe { kernel::copy_elements_from_guest(dst.cast(), src, count, size) };
         let whole = |bytes: usize| bytes.checked_div(size).unwrap_or(0);
         return copy(count).map_err(|at| {
             recover(

@@ -118,7 +118,11 @@ pub(super) unsafe fn store_u128(dst: *mut u8, value: u128) -> Result<(), FaultAd
 ///
 /// `src` is a guest operand of `size` bytes, aligned to it.
 #[inline(always)]
-pub(super) unsafe fn load_ordered(src: *const u8, size: usize, order: Ordering) -> Result<u64, FaultAddress> {
+pub(super) unsafe fn load_ordered(
+    src: *const u8,
+    size: usize,
+    order: Ordering,
+) -> Result<u64, FaultAddress> {
     if order == Ordering::SeqCst {
         // A sequentially consistent load, by fences around a relaxed one.
         fence(Ordering::SeqCst);
@@ -274,8 +278,15 @@ pub(super) unsafe fn fill_guest(dst: *mut u8, value: u8, len: usize) -> Result<(
 /// # Safety
 ///
 /// As [`super::copy_from_guest`].
-#[expect(clippy::disallowed_methods, reason = "the host operand is plain memory")]
-pub(super) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the host operand is plain memory"
+)]
+pub(super) unsafe fn copy_from_guest(
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> Result<(), FaultAddress> {
     match len {
         2 if src.cast::<u16>().is_aligned() => {
             // SAFETY: the caller's contract, for two bytes.
@@ -313,8 +324,15 @@ pub(super) unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -
 /// # Safety
 ///
 /// As [`super::copy_to_guest`].
-#[expect(clippy::disallowed_methods, reason = "the host operand is plain memory")]
-pub(super) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the host operand is plain memory"
+)]
+pub(super) unsafe fn copy_to_guest(
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> Result<(), FaultAddress> {
     match len {
         2 if dst.cast::<u16>().is_aligned() => {
             // SAFETY: two bytes of the host's, by the caller's contract.
@@ -358,7 +376,11 @@ pub(super) use self::{
 /// # Safety
 ///
 /// As [`super::copy_within_guest`].
-pub(super) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
+pub(super) unsafe fn copy_within_guest(
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> Result<(), FaultAddress> {
     if matches!(len, 2 | 4 | 8) {
         let mut bytes = [0u8; 8];
         // SAFETY: the caller's contract for the source; `bytes` is at least as long.

@@ -112,7 +112,13 @@ impl FencedPages {
         assert_ne!(base, libc::MAP_FAILED);
         let base = base.cast::<u8>();
         // SAFETY: the middle of the mapping just made.
-        let answer = unsafe { libc::mprotect(base.add(len).cast(), len, libc::PROT_READ | libc::PROT_WRITE) };
+        let answer = unsafe {
+            libc::mprotect(
+                base.add(len).cast(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+            )
+        };
         assert_eq!(answer, 0);
         Self { base, len }
     }
@@ -147,7 +153,10 @@ fn values_of_every_size_survive_a_round_trip() {
             // SAFETY: at least 48 bytes lie behind `ptr`, and no value here is larger.
             unsafe {
                 write_value(ptr, &value).unwrap();
-                assert_eq!(*read_value(&mut MaybeUninit::<T>::uninit(), ptr).unwrap(), value);
+                assert_eq!(
+                    *read_value(&mut MaybeUninit::<T>::uninit(), ptr).unwrap(),
+                    value
+                );
             }
         }
     }
@@ -174,7 +183,9 @@ fn a_load_with_release_panics() {
 fn a_store_with_acquire_panics() {
     let mut value = 0u32;
     // SAFETY: a local variable of that type.
-    let _ = unsafe { store_ordered::<u32>(core::ptr::from_mut(&mut value).cast(), 1, Ordering::Acquire) };
+    let _ = unsafe {
+        store_ordered::<u32>(core::ptr::from_mut(&mut value).cast(), 1, Ordering::Acquire)
+    };
 }
 
 /// A user's own atomic, larger than any register: moved through its own methods.

@@ -15,7 +15,11 @@ use super::{met, overlap, recover, Fault};
 ///
 /// `dst` and `src` are guest operands (see [`access`](super)) of `len` bytes each.
 #[inline]
-pub(crate) unsafe fn copy_within_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
+pub(crate) unsafe fn copy_within_guest(
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> Result<(), Fault> {
     let distance = src.addr().wrapping_sub(dst.addr());
     if distance < len && distance >= PIECE_MIN {
         // SAFETY: the caller's contract; the destination is `distance` bytes below the source, which is not 0.
@@ -69,7 +73,12 @@ unsafe fn copy_down_in_pieces(
 ///
 /// As [`copy_within_guest`].
 #[cold]
-unsafe fn recover_within_guest(address: FaultAddress, dst: *mut u8, src: *const u8, len: usize) -> Fault {
+unsafe fn recover_within_guest(
+    address: FaultAddress,
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> Fault {
     // SAFETY: the caller's contract, for a first part of the operands; called only if they do not overlap.
     let again = |len| unsafe { kernel::copy_within_guest_ascending(dst, src, len) };
     let operand_of = |at: FaultAddress| match at.get().wrapping_sub(src.addr()) {

@@ -34,8 +34,8 @@ mod fault_entry;
 #[path = "x86_64_bulk.rs"]
 mod bulk;
 use bulk::{
-    fill_ascending, fill_vectors, middle_avx, middle_avx512, middle_not_found_yet, middle_sse, rep_bytes,
-    small_bytes, streaming_avx, vectors_avx, vectors_sse,
+    fill_ascending, fill_vectors, middle_avx, middle_avx512, middle_not_found_yet, middle_sse,
+    rep_bytes, small_bytes, streaming_avx, vectors_avx, vectors_sse,
 };
 
 /// Tests choose for themselves which kernels run.
@@ -48,8 +48,8 @@ mod copies;
 use copies::Operand;
 pub(super) use copies::{
     copy_elements_from_guest, copy_elements_to_guest, copy_from_guest, copy_from_guest_ascending,
-    copy_to_guest, copy_to_guest_ascending, copy_within_guest, copy_within_guest_ascending, fill_guest,
-    fill_guest_ascending,
+    copy_to_guest, copy_to_guest_ascending, copy_within_guest, copy_within_guest_ascending,
+    fill_guest, fill_guest_ascending,
 };
 
 macro_rules! single_accesses {
@@ -259,7 +259,11 @@ fn done<T>(value: T, fault: usize) -> Result<T, FaultAddress> {
 ///
 /// `src` is a guest operand of `size` bytes, aligned to it.
 #[inline(always)]
-pub(super) unsafe fn load_ordered(src: *const u8, size: usize, order: Ordering) -> Result<u64, FaultAddress> {
+pub(super) unsafe fn load_ordered(
+    src: *const u8,
+    size: usize,
+    order: Ordering,
+) -> Result<u64, FaultAddress> {
     let bits = match size {
         // SAFETY: the caller's contract, for each width.
         1 => u64::from(unsafe { load_u8(src) }?),
@@ -343,9 +347,15 @@ pub(super) unsafe fn fetch(
             // SAFETY: the caller's contract.
             let mut seen = unsafe { load_ordered(dst, size, Ordering::Relaxed) }?;
             loop {
-                let wanted = if is_and { seen & operand } else { seen | operand };
+                let wanted = if is_and {
+                    seen & operand
+                } else {
+                    seen | operand
+                };
                 // SAFETY: the caller's contract.
-                match unsafe { compare_exchange(dst, seen, wanted, size, order, Ordering::Relaxed) }? {
+                match unsafe {
+                    compare_exchange(dst, seen, wanted, size, order, Ordering::Relaxed)
+                }? {
                     previous if previous == seen => break seen,
                     previous => seen = previous,
                 }
@@ -479,7 +489,10 @@ fn long_copy_kernel(len: usize) -> Kernel {
 }
 
 /// The kernel for copies of more than [`NARROW_MAX`] bytes without `rep movsb`.
-#[expect(clippy::as_conversions, reason = "nothing else makes a pointer of a function")]
+#[expect(
+    clippy::as_conversions,
+    reason = "nothing else makes a pointer of a function"
+)]
 static MIDDLE: AtomicPtr<()> = AtomicPtr::new(middle_not_found_yet as *mut ());
 
 #[inline(always)]
@@ -506,7 +519,10 @@ fn middle_kernel_of(features: u8) -> Kernel {
 
 /// The way from [`middle_not_found_yet`] to the kernel, which is taken until the first thread has gone it.
 #[cold]
-#[expect(clippy::as_conversions, reason = "nothing else makes a pointer of a function")]
+#[expect(
+    clippy::as_conversions,
+    reason = "nothing else makes a pointer of a function"
+)]
 extern "sysv64" fn find_middle_kernel() -> Kernel {
     let kernel = middle_kernel_of(features());
     MIDDLE.store(kernel as *mut (), Ordering::Relaxed);
@@ -569,7 +585,9 @@ fn find_features() -> u8 {
     }
     // The first processors with AVX-512 lower their clock for a while where such vectors are used. The ones since then that do not have VBMI2 too
     // (Intel: Ice Lake; AMD: Zen 4).
-    if std::arch::is_x86_feature_detected!("avx512vl") && std::arch::is_x86_feature_detected!("avx512vbmi2") {
+    if std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512vbmi2")
+    {
         features |= AVX512;
     }
     FEATURES.store(features, Ordering::Relaxed);

@@ -95,15 +95,19 @@ choices! {
 #[test]
 fn each_choice_picks_its_kernels() {
     use super::bulk::{
-        fill_ascending, fill_vectors, middle_avx, middle_avx512, middle_sse, rep_bytes, streaming_avx,
-        vectors_avx, vectors_sse,
+        fill_ascending, fill_vectors, middle_avx, middle_avx512, middle_sse, rep_bytes,
+        streaming_avx, vectors_avx, vectors_sse,
     };
     use super::{blocks_kernel, copy_kernel, fill_kernel, Kernel};
 
     let test = "each_choice_picks_its_kernels";
     let picks = |choice, wanted: [Kernel; 3]| {
         let picked = with(choice, || {
-            [copy_kernel(SHORTEST), fill_kernel(SHORTEST), blocks_kernel()]
+            [
+                copy_kernel(SHORTEST),
+                fill_kernel(SHORTEST),
+                blocks_kernel(),
+            ]
         });
         let addresses = |kernels: [Kernel; 3]| kernels.map(|kernel| kernel as usize);
         assert_eq!(addresses(picked), addresses(wanted));
@@ -117,7 +121,10 @@ fn each_choice_picks_its_kernels() {
         );
     }
     picks(avx::CHOICE, [middle_avx, fill_vectors, vectors_avx]);
-    picks(streaming::CHOICE, [streaming_avx, fill_ascending, vectors_avx]);
+    picks(
+        streaming::CHOICE,
+        [streaming_avx, fill_ascending, vectors_avx],
+    );
     if find_features() & AVX512 == 0 {
         return skipped(
             test,

@@ -173,7 +173,9 @@ mod tests {
     use crate::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
     fn map(regions: u64) -> GuestMemoryMmap {
-        let ranges: Vec<_> = (0..regions).map(|i| (GuestAddress(i * 0x1000), 0x1000)).collect();
+        let ranges: Vec<_> = (0..regions)
+            .map(|i| (GuestAddress(i * 0x1000), 0x1000))
+            .collect();
         GuestMemoryMmap::from_ranges(&ranges).unwrap()
     }
 
@@ -224,7 +226,8 @@ mod tests {
                 scope.spawn(move || {
                     for i in 0..8 {
                         let base = GuestAddress((1 + writer * 8 + i) * 0x1000);
-                        let region = Arc::new(GuestRegionMmap::from_range(base, 0x1000, None).unwrap());
+                        let region =
+                            Arc::new(GuestRegionMmap::from_range(base, 0x1000, None).unwrap());
                         let lock = memory.lock().unwrap();
                         lock.replace(memory.memory().insert_region(region).unwrap());
                     }
@@ -309,7 +312,11 @@ mod tests {
                     let lock = memory.lock().unwrap();
                     lock.replace(with_page(&memory.memory(), 0x8000));
                 }
-                false => drop(memory.update(|map| Ok::<_, ()>(with_page(map, 0x8000))).unwrap()),
+                false => drop(
+                    memory
+                        .update(|map| Ok::<_, ()>(with_page(map, 0x8000)))
+                        .unwrap(),
+                ),
             }
             // By another handle to the same memory.
             let old = memory
@@ -319,7 +326,11 @@ mod tests {
                         .map(|(map, _)| map)
                 })
                 .unwrap();
-            assert_eq!(old.wait(now), Err(StillRead { readers: 2 }), "legacy: {legacy}");
+            assert_eq!(
+                old.wait(now),
+                Err(StillRead { readers: 2 }),
+                "legacy: {legacy}"
+            );
             let old = old.into_map().unwrap_err();
             let copy = device.clone();
             drop(device);
@@ -381,7 +392,10 @@ mod tests {
     #[test]
     fn a_change_that_fails_or_panics_changes_nothing() {
         let memory = GuestMemoryAtomic::new(map(1));
-        assert_eq!(memory.update(|_| Err::<GuestMemoryMmap, _>(7)).unwrap_err(), 7);
+        assert_eq!(
+            memory.update(|_| Err::<GuestMemoryMmap, _>(7)).unwrap_err(),
+            7
+        );
         let other = memory.clone();
         std::thread::spawn(move || {
             other.update(|_| -> Result<GuestMemoryMmap, ()> { panic!("expected by the test") })
@@ -439,8 +453,9 @@ mod tests {
                 drop(old.into_map().unwrap());
                 assert_eq!(Arc::strong_count(gone.as_ref().unwrap()), 1);
                 drop(gone);
-                let region =
-                    Arc::new(GuestRegionMmap::from_range(GuestAddress(0x1000), 0x1000, None).unwrap());
+                let region = Arc::new(
+                    GuestRegionMmap::from_range(GuestAddress(0x1000), 0x1000, None).unwrap(),
+                );
                 memory.update(|map| map.insert_region(region)).unwrap();
             }
             stop.store(true, std::sync::atomic::Ordering::Relaxed);

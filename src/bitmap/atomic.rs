@@ -91,7 +91,9 @@ impl PageSize {
     /// The size in bytes.
     fn bytes(self) -> NonZeroUsize {
         match self {
-            Self::Shift(shift) => NonZeroUsize::new(1usize.wrapping_shl(shift)).unwrap_or(NonZeroUsize::MIN),
+            Self::Shift(shift) => {
+                NonZeroUsize::new(1usize.wrapping_shl(shift)).unwrap_or(NonZeroUsize::MIN)
+            }
             Self::Odd(size) => size,
         }
     }
@@ -392,7 +394,8 @@ impl AtomicBitmap {
         } else if last_word < self.marks.len() && last_word.saturating_sub(first_word) > 1 {
             // Whole words a line at a time; both ends bit by bit.
             let next = first_word.saturating_add(1);
-            self.marks.set(first_word, mask(first % WORD_BITS, WORD_BITS));
+            self.marks
+                .set(first_word, mask(first % WORD_BITS, WORD_BITS));
             self.marks.set_words(next, last_word);
             let behind = (last % WORD_BITS).saturating_add(1);
             self.marks.set(last_word, mask(0, behind));
@@ -430,8 +433,9 @@ impl AtomicBitmap {
 
     #[cold]
     fn grown_word(&self, word: usize) -> u64 {
-        self.grown_at(word)
-            .map_or(0, |grown| grown.marks.word(word.saturating_sub(grown.first)))
+        self.grown_at(word).map_or(0, |grown| {
+            grown.marks.word(word.saturating_sub(grown.first))
+        })
     }
 
     /// Copies the first pages. There may be more of them by now, in the last word of these as well.
@@ -447,8 +451,15 @@ impl AtomicBitmap {
             });
         }
         copy.clear(pages / WORD_BITS, mask(pages % WORD_BITS, WORD_BITS));
-        let byte_size = self.byte_size().min(pages.saturating_mul(self.page_size().get()));
-        Self::of(copy, byte_size, self.page_size, self.mode.load(Ordering::Relaxed))
+        let byte_size = self
+            .byte_size()
+            .min(pages.saturating_mul(self.page_size().get()));
+        Self::of(
+            copy,
+            byte_size,
+            self.page_size,
+            self.mode.load(Ordering::Relaxed),
+        )
     }
 }
 

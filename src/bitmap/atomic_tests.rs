@@ -275,11 +275,16 @@ fn a_harvest_of_many_regions_takes_one_barrier() {
     };
     for (look, expected) in [(false, 0), (true, 1)] {
         let Some(memory) = memory(look) else {
-            skipped("a_harvest_of_many_regions_takes_one_barrier", "no membarrier(2)");
+            skipped(
+                "a_harvest_of_many_regions_takes_one_barrier",
+                "no membarrier(2)",
+            );
             continue;
         };
         for number in 0..5u64 {
-            memory.write_obj(1u8, GuestAddress(number * 0x4000)).unwrap();
+            memory
+                .write_obj(1u8, GuestAddress(number * 0x4000))
+                .unwrap();
         }
         let before = super::barrier::ASKED_FOR.get();
         let mut dirty = DirtyMemory::new();
@@ -318,7 +323,8 @@ fn growth_at_the_same_time_loses_nothing() {
             size = (size + 70 * 4096).min(5000 * 4096);
             bitmap.grow(size);
             let words = bitmap.get_and_reset();
-            found.extend((0..words.len() * 64).filter(|bit| words[bit / 64] >> (bit % 64) & 1 != 0));
+            found
+                .extend((0..words.len() * 64).filter(|bit| words[bit / 64] >> (bit % 64) & 1 != 0));
         }
     });
     let words = bitmap.get_and_reset();

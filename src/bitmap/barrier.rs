@@ -45,7 +45,10 @@ pub fn barrier_in_all_threads() -> io::Result<()> {
 
 #[cfg(all(target_os = "linux", not(miri)))]
 fn membarrier(command: libc::c_int) -> io::Result<()> {
-    #[expect(unsafe_code, reason = "membarrier(2) has no form in libc but the system call")]
+    #[expect(
+        unsafe_code,
+        reason = "membarrier(2) has no form in libc but the system call"
+    )]
     // SAFETY: the system call takes numbers (command, flags, CPU) and touches no memory of this process.
     let answer = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
     match answer {

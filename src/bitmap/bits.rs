@@ -14,7 +14,10 @@ pub(super) fn position(bit: usize) -> (usize, u64) {
 /// The bits of a word from number `first` to before number `end`, either of which may be past its end.
 #[inline]
 pub(super) fn mask(first: usize, end: usize) -> u64 {
-    let below = |bit: usize| match u32::try_from(bit).ok().and_then(|bit| 1u64.checked_shl(bit)) {
+    let below = |bit: usize| match u32::try_from(bit)
+        .ok()
+        .and_then(|bit| 1u64.checked_shl(bit))
+    {
         Some(bit) => bit.wrapping_sub(1),
         None => u64::MAX,
     };
@@ -32,12 +35,18 @@ pub(super) fn each_bit(mut bits: u64) -> impl Iterator<Item = usize> {
 }
 
 /// Calls `update` for each word that has bits of the ranges, with those bits: once a word, if the ranges ascend.
-pub(super) fn each_word(ranges: impl Iterator<Item = Range<usize>>, mut update: impl FnMut(usize, u64)) {
+pub(super) fn each_word(
+    ranges: impl Iterator<Item = Range<usize>>,
+    mut update: impl FnMut(usize, u64),
+) {
     let (mut at, mut gathered) = (0, 0);
     for range in ranges {
         for word in range.start / WORD_BITS..range.end.div_ceil(WORD_BITS) {
             let start = word.saturating_mul(WORD_BITS);
-            let bits = mask(range.start.saturating_sub(start), range.end.saturating_sub(start));
+            let bits = mask(
+                range.start.saturating_sub(start),
+                range.end.saturating_sub(start),
+            );
             if word != at && gathered != 0 {
                 update(at, core::mem::take(&mut gathered));
             }
@@ -75,7 +84,9 @@ mod tests {
     fn ranges_of_a_word_come_together() {
         let words = |ranges: &[Range<usize>]| {
             let mut words = Vec::new();
-            each_word(ranges.iter().cloned(), |word, bits| words.push((word, bits)));
+            each_word(ranges.iter().cloned(), |word, bits| {
+                words.push((word, bits))
+            });
             words
         };
         assert_eq!(words(&[]), []);

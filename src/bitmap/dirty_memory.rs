@@ -68,7 +68,8 @@ impl<S: DirtyLog> DirtyLog for Option<S> {
     }
 
     fn harvest_before_barrier(&self, dirty: &mut DirtyPages) -> bool {
-        self.as_ref().is_some_and(|log| log.harvest_before_barrier(dirty))
+        self.as_ref()
+            .is_some_and(|log| log.harvest_before_barrier(dirty))
     }
 
     fn put_back(&self, ranges: &mut dyn Iterator<Item = Range<usize>>) {
@@ -129,10 +130,18 @@ pub struct LogWords<'a> {
 
 impl LogWords<'_> {
     /// Its ranges within a region of `len` bytes at `start`, as bytes of that.
-    fn ranges_in(&self, start: GuestAddress, len: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+    fn ranges_in(
+        &self,
+        start: GuestAddress,
+        len: usize,
+    ) -> impl Iterator<Item = Range<usize>> + '_ {
         // It may begin before the region, or within it.
         let behind = self.start.0.saturating_sub(start.0);
-        let (skipped, words) = pass_over(start.0.saturating_sub(self.start.0), self.words, self.page_size);
+        let (skipped, words) = pass_over(
+            start.0.saturating_sub(self.start.0),
+            self.words,
+            self.page_size,
+        );
         let offset = usize::try_from(behind).unwrap_or(usize::MAX);
         log_ranges(skipped, offset, words, self.page_size, len)
     }
@@ -212,7 +221,11 @@ impl DirtyRegion {
     }
 
     /// What is dirty of `len` bytes at another address, as bytes of those.
-    fn ranges_in(&self, start: GuestAddress, len: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+    fn ranges_in(
+        &self,
+        start: GuestAddress,
+        len: usize,
+    ) -> impl Iterator<Item = Range<usize>> + '_ {
         let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let skipped = size(start.0.saturating_sub(self.start.0));
         let offset = size(self.start.0.saturating_sub(start.0));
@@ -290,7 +303,9 @@ impl DirtyMemory {
                 }
                 None => {
                     let ahead = region.start.0.saturating_sub(log.start.0);
-                    region.pages.add_words_before(ahead, log.words, log.page_size);
+                    region
+                        .pages
+                        .add_words_before(ahead, log.words, log.page_size);
                 }
             }
         }
@@ -304,9 +319,9 @@ impl DirtyMemory {
     {
         let mut known = self.regions.iter();
         let as_known = |region: &M::R| {
-            known
-                .next()
-                .is_some_and(|known| known.is_for(region.start_addr(), region.len(), &region.bitmap()))
+            known.next().is_some_and(|known| {
+                known.is_for(region.start_addr(), region.len(), &region.bitmap())
+            })
         };
         if !memory.iter().all(as_known) || known.next().is_some() {
             self.lay_out_anew(memory);
@@ -348,9 +363,14 @@ impl DirtyMemory {
         for (start, len) in gone.iter().flat_map(runs_of) {
             let last = u64::try_from(len.saturating_sub(1)).unwrap_or(u64::MAX);
             let last = start.0.saturating_add(last);
-            let first_region = self.regions.partition_point(|region| region.last() < start.0);
+            let first_region = self
+                .regions
+                .partition_point(|region| region.last() < start.0);
             let regions = self.regions.get_mut(first_region..).unwrap_or_default();
-            for region in regions.iter_mut().take_while(|region| region.start.0 <= last) {
+            for region in regions
+                .iter_mut()
+                .take_while(|region| region.start.0 <= last)
+            {
                 region.add(start.0, last);
             }
         }
@@ -363,7 +383,9 @@ impl DirtyMemory {
 
     /// Returns the regions that the memory had at the last harvest, or when the last log was added: the first guest address of each, and its dirty pages.
     pub fn regions(&self) -> impl Iterator<Item = (GuestAddress, &DirtyPages)> {
-        self.regions.iter().map(|region| (region.start, &region.pages))
+        self.regions
+            .iter()
+            .map(|region| (region.start, &region.pages))
     }
 
     /// Returns how many pages are dirty, each counted in the size of its region's pages.

@@ -117,7 +117,8 @@ impl DirtyPages {
     /// Adds a log of another's: bit `i` of word `w` stands for `page_size` bytes, the first of them at `offset`. Bits past the end are passed over.
     pub fn add_words(&mut self, offset: usize, words: &[u64], page_size: NonZeroUsize) {
         let first_page = offset / self.page_size;
-        let aligned = offset.is_multiple_of(self.page_size.get()) && first_page.is_multiple_of(WORD_BITS);
+        let aligned =
+            offset.is_multiple_of(self.page_size.get()) && first_page.is_multiple_of(WORD_BITS);
         if page_size == self.page_size && aligned {
             let last = self.byte_size.div_ceil(self.page_size.get());
             for (word, &bits) in (first_page / WORD_BITS..self.words.len()).zip(words) {
@@ -132,7 +133,12 @@ impl DirtyPages {
     }
 
     /// Adds a log that began before: its first `skipped` bytes are not in here.
-    pub(super) fn add_words_before(&mut self, skipped: u64, words: &[u64], page_size: NonZeroUsize) {
+    pub(super) fn add_words_before(
+        &mut self,
+        skipped: u64,
+        words: &[u64],
+        page_size: NonZeroUsize,
+    ) {
         let (skipped, words) = pass_over(skipped, words, page_size);
         match skipped {
             0 => self.add_words(0, words, page_size),
@@ -396,7 +402,9 @@ mod tests {
         };
         let most = std::time::Duration::from_millis(1);
         assert!(quickest(&mut |dirty| dirty.add_words(3, &log, page)) < most);
-        assert!(quickest(&mut |dirty| dirty.add_words(0, &log, NonZeroUsize::new(32).unwrap())) < most);
+        assert!(
+            quickest(&mut |dirty| dirty.add_words(0, &log, NonZeroUsize::new(32).unwrap())) < most
+        );
         assert!(quickest(&mut |dirty| dirty.add_words_before(17, &log, page)) < most);
         assert!(quickest(&mut |dirty| dirty.add_words_before(64 * 16 * 5 + 1, &log, page)) < most);
     }

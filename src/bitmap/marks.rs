@@ -123,7 +123,10 @@ impl Marks {
     #[inline(always)]
     pub(super) fn look_and_set(&self, word: usize, bits: u64) {
         light_barrier();
-        let here = self.words.get(word).map(|word| word.load(Ordering::Relaxed));
+        let here = self
+            .words
+            .get(word)
+            .map(|word| word.load(Ordering::Relaxed));
         let (above, bit) = place_above(word);
         // Without a summary, everything is noted.
         let noted = match self.summary.get(above) {
@@ -169,13 +172,20 @@ impl Marks {
         let last_whole = end == self.words.len().saturating_mul(WORD_BITS);
         let (first_whole, end_whole) = (
             first.div_ceil(LINE_BITS),
-            if last_whole { end_line } else { end / LINE_BITS },
+            if last_whole {
+                end_line
+            } else {
+                end / LINE_BITS
+            },
         );
         let mut full = false;
         for above in first_line / WORD_BITS..end_line.div_ceil(WORD_BITS) {
             let first_here = above.saturating_mul(WORD_BITS);
             let within = |first: usize, end: usize| {
-                mask(first.saturating_sub(first_here), end.saturating_sub(first_here))
+                mask(
+                    first.saturating_sub(first_here),
+                    end.saturating_sub(first_here),
+                )
             };
             let whole = within(first_whole, end_whole);
             let lines = self.take_noted(above, whole) | (within(first_line, end_line) & !whole);

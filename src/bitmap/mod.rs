@@ -53,7 +53,8 @@ use crate::region::GuestMemoryRegion;
 
 /// The page size where none is given and none can be asked for, in bytes.
 #[cfg(feature = "backend-bitmap")]
-const DEFAULT_PAGE_SIZE: core::num::NonZeroUsize = core::num::NonZeroUsize::new(4096).expect("not zero");
+const DEFAULT_PAGE_SIZE: core::num::NonZeroUsize =
+    core::num::NonZeroUsize::new(4096).expect("not zero");
 
 /// What can hand out slices of a bitmap that live for `'a`.
 pub trait WithBitmapSlice<'a> {
@@ -257,9 +258,19 @@ mod tests {
     /// A mark, or the clearing of marks, of a range.
     #[derive(Clone, Debug)]
     enum Step {
-        Mark { slice: usize, offset: usize, len: usize },
-        Set { offset: usize, len: usize },
-        Reset { offset: usize, len: usize },
+        Mark {
+            slice: usize,
+            offset: usize,
+            len: usize,
+        },
+        Set {
+            offset: usize,
+            len: usize,
+        },
+        Reset {
+            offset: usize,
+            len: usize,
+        },
         Enlarge(usize),
         Harvest,
     }
@@ -270,7 +281,11 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            (number(), number(), number()).prop_map(|(slice, offset, len)| Step::Mark { slice, offset, len }),
+            (number(), number(), number()).prop_map(|(slice, offset, len)| Step::Mark {
+                slice,
+                offset,
+                len
+            }),
             (number(), number()).prop_map(|(offset, len)| Step::Set { offset, len }),
             (number(), number()).prop_map(|(offset, len)| Step::Reset { offset, len }),
             (0usize..0x100).prop_map(Step::Enlarge),
@@ -343,7 +358,10 @@ mod tests {
 
     #[test]
     fn slices_of_both_kinds_reach_the_same_bitmap() {
-        let bitmap = Arc::new(AtomicBitmap::new(0x8000, NonZeroUsize::new(0x1000).unwrap()));
+        let bitmap = Arc::new(AtomicBitmap::new(
+            0x8000,
+            NonZeroUsize::new(0x1000).unwrap(),
+        ));
         let by_reference = bitmap.slice_at(0x1000);
         let by_count = ArcSlice::new(bitmap.clone(), 0x1000);
         by_reference.slice_at(0x1000).mark_dirty(0, 1);

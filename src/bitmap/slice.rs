@@ -67,7 +67,8 @@ where
 {
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
-        self.inner.mark_dirty(self.base_offset.wrapping_add(offset), len);
+        self.inner
+            .mark_dirty(self.base_offset.wrapping_add(offset), len);
     }
 
     #[inline]

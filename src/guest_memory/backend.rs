@@ -3,8 +3,8 @@
 use core::iter::FusedIterator;
 
 use super::{
-    slices_before_error, Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, MemoryRegionAddress,
-    Permissions, Result,
+    slices_before_error, Error, GuestAddress, GuestMemory, GuestMemorySliceIterator,
+    MemoryRegionAddress, Permissions, Result,
 };
 use crate::address::Address;
 use crate::bitmap::{BS, MS};
@@ -39,7 +39,8 @@ pub trait GuestMemoryBackend {
 
     /// Returns the region that has the address, or `None` if it lies in a hole.
     fn find_region(&self, addr: GuestAddress) -> Option<&Self::R> {
-        self.iter().find(|region| region.to_region_addr(addr).is_some())
+        self.iter()
+            .find(|region| region.to_region_addr(addr).is_some())
     }
 
     /// Returns the regions.
@@ -116,7 +117,8 @@ pub trait GuestMemoryBackend {
     /// Returns `base + offset` if a region has that address. What lies between does not matter.
     fn checked_offset(&self, base: GuestAddress, offset: usize) -> Option<GuestAddress> {
         let offset = u64::try_from(offset).ok()?;
-        base.checked_add(offset).and_then(|addr| self.check_address(addr))
+        base.checked_add(offset)
+            .and_then(|addr| self.check_address(addr))
     }
 
     /// Calls `f` for each part of the `count` bytes at `addr` that lies in one region, in the order of their addresses.
@@ -142,7 +144,9 @@ pub trait GuestMemoryBackend {
             if handled == 0 {
                 return Ok(total);
             }
-            total = total.checked_add(handled).ok_or(Error::CallbackOutOfRange)?;
+            total = total
+                .checked_add(handled)
+                .ok_or(Error::CallbackOutOfRange)?;
             if total > count {
                 return Err(Error::CallbackOutOfRange);
             }
@@ -185,7 +189,11 @@ pub trait GuestMemoryBackend {
     /// [`Error::InvalidGuestAddress`] if no region has `addr`, [`Error::InvalidBackendAddress`] if the range passes 2^64, and what the
     /// region answers.
     #[inline(always)]
-    fn get_slice(&self, addr: GuestAddress, count: usize) -> Result<VolatileSlice<'_, MS<'_, Self>>> {
+    fn get_slice(
+        &self,
+        addr: GuestAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_, MS<'_, Self>>> {
         match self.slice_in_one_piece(addr, count, Permissions::No) {
             Some(slice) => Ok(slice),
             None => slice_of_region(self, addr, count),
@@ -226,7 +234,11 @@ fn slice_of_region<M: GuestMemoryBackend + ?Sized>(
 
 /// How many bytes a region has from `start` on, which is the guest's `addr`. What it claims to have past 2^64 does not count.
 #[inline]
-fn rest_of<R: GuestMemoryRegion>(region: &R, addr: GuestAddress, start: MemoryRegionAddress) -> usize {
+fn rest_of<R: GuestMemoryRegion>(
+    region: &R,
+    addr: GuestAddress,
+    start: MemoryRegionAddress,
+) -> usize {
     let rest = region.len().saturating_sub(start.raw_value());
     let rest = match addr.checked_add(rest) {
         Some(_) => rest,
@@ -313,7 +325,12 @@ pub struct GuestMemoryBackendSliceIterator<'a, M: GuestMemoryBackend + ?Sized> {
 }
 
 impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> {
-    pub(crate) fn new(memory: &'a M, addr: GuestAddress, count: usize, access: Permissions) -> Self {
+    pub(crate) fn new(
+        memory: &'a M,
+        addr: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Self {
         Self {
             memory,
             addr: Some(addr),
@@ -402,16 +419,20 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemorySliceIterator<'a, MS<'a, M>>
 {
     /// A part is made where it is taken, and not as a `Result` in memory.
     #[inline]
-    fn each_slice(&mut self, mut take: impl FnMut(VolatileSlice<'a, MS<'a, M>>) -> Result<()>) -> Result<()> {
+    fn each_slice(
+        &mut self,
+        mut take: impl FnMut(VolatileSlice<'a, MS<'a, M>>) -> Result<()>,
+    ) -> Result<()> {
         let mut regions = self.memory.regions_from(self.addr.unwrap_or_default());
         while self.left != 0 {
             let here = self.addr.zip(regions.next());
-            let part =
-                match here.and_then(|(addr, region)| Some((addr, region, region.to_region_addr(addr)?))) {
-                    Some((addr, region, start)) => self.part_of(region, addr, start),
-                    // As a rule there is nothing more, and this tells why.
-                    None => self.step(),
-                };
+            let part = match here
+                .and_then(|(addr, region)| Some((addr, region, region.to_region_addr(addr)?)))
+            {
+                Some((addr, region, start)) => self.part_of(region, addr, start),
+                // As a rule there is nothing more, and this tells why.
+                None => self.step(),
+            };
             let taken = part.and_then(&mut take);
             if taken.is_err() {
                 self.left = 0;
@@ -439,7 +460,9 @@ impl<M: GuestMemoryBackend + ?Sized> GuestMemory for M {
         count: usize,
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
-        Ok(GuestMemoryBackendSliceIterator::new(self, addr, count, access))
+        Ok(GuestMemoryBackendSliceIterator::new(
+            self, addr, count, access,
+        ))
     }
 
     #[inline]

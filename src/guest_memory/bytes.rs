@@ -122,7 +122,12 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     ///
     /// [`Error::PartialBuffer`] says how many bytes were moved before the end of the source, an error or a hole; the next call
     /// meets what it was. If nothing was moved, that error itself, or `PartialBuffer` at the end of the source.
-    fn read_exact_volatile_from<F>(&self, addr: GuestAddress, src: &mut F, count: usize) -> Result<()>
+    fn read_exact_volatile_from<F>(
+        &self,
+        addr: GuestAddress,
+        src: &mut F,
+        count: usize,
+    ) -> Result<()>
     where
         F: ReadVolatile,
     {
@@ -263,7 +268,12 @@ fn at_guest<T, B: BitmapSlice>(
 /// The error of an access to `len` bytes that lie at `addr` for the guest and at `host` here.
 #[cold]
 #[inline(never)]
-fn failed_at(addr: GuestAddress, host: *const u8, len: usize, error: volatile_memory::Error) -> Error {
+fn failed_at(
+    addr: GuestAddress,
+    host: *const u8,
+    len: usize,
+    error: volatile_memory::Error,
+) -> Error {
     // Any other error has nothing to do with the thread's last fault.
     if matches!(error, volatile_memory::Error::IOError(_)) {
         fault::note_guest_address(addr, host, len);
@@ -299,7 +309,11 @@ fn faulted_at(
 
 #[cold]
 #[inline(never)]
-fn read_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestAddress) -> Result<()> {
+fn read_slice_pieces<M: GuestMemory + ?Sized>(
+    memory: &M,
+    buf: &mut [u8],
+    addr: GuestAddress,
+) -> Result<()> {
     let mut moved = 0;
     let count = buf.len();
     let answer = for_each_piece(
@@ -309,8 +323,12 @@ fn read_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: 
         Permissions::Read,
         &mut moved,
         |done, piece, _| {
-            let part = buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len()));
-            part.map_or(Ok(0), |part| piece.read_slice(part, 0).map(|()| piece.len()))
+            let part = buf
+                .get_mut(done..)
+                .and_then(|rest| rest.get_mut(..piece.len()));
+            part.map_or(Ok(0), |part| {
+                piece.read_slice(part, 0).map(|()| piece.len())
+            })
         },
     );
     all_or_fault(answer, count, moved)
@@ -318,7 +336,11 @@ fn read_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: 
 
 #[cold]
 #[inline(never)]
-fn write_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: GuestAddress) -> Result<()> {
+fn write_slice_pieces<M: GuestMemory + ?Sized>(
+    memory: &M,
+    buf: &[u8],
+    addr: GuestAddress,
+) -> Result<()> {
     let mut moved = 0;
     let count = buf.len();
     let answer = for_each_piece(
@@ -329,7 +351,9 @@ fn write_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: Gue
         &mut moved,
         |done, piece, _| {
             let part = buf.get(done..).and_then(|rest| rest.get(..piece.len()));
-            part.map_or(Ok(0), |part| piece.write_slice(part, 0).map(|()| piece.len()))
+            part.map_or(Ok(0), |part| {
+                piece.write_slice(part, 0).map(|()| piece.len())
+            })
         },
     );
     all_or_fault(answer, count, moved)
@@ -337,7 +361,11 @@ fn write_slice_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: Gue
 
 #[cold]
 #[inline(never)]
-fn read_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestAddress) -> Result<usize> {
+fn read_pieces<M: GuestMemory + ?Sized>(
+    memory: &M,
+    buf: &mut [u8],
+    addr: GuestAddress,
+) -> Result<usize> {
     let mut moved = 0;
     let count = buf.len();
     let answer = for_each_piece(
@@ -347,7 +375,9 @@ fn read_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestA
         Permissions::Read,
         &mut moved,
         |done, piece, _| {
-            let part = buf.get_mut(done..).and_then(|rest| rest.get_mut(..piece.len()));
+            let part = buf
+                .get_mut(done..)
+                .and_then(|rest| rest.get_mut(..piece.len()));
             part.map_or(Ok(0), |part| piece.read(part, 0))
         },
     );
@@ -356,7 +386,11 @@ fn read_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &mut [u8], addr: GuestA
 
 #[cold]
 #[inline(never)]
-fn write_pieces<M: GuestMemory + ?Sized>(memory: &M, buf: &[u8], addr: GuestAddress) -> Result<usize> {
+fn write_pieces<M: GuestMemory + ?Sized>(
+    memory: &M,
+    buf: &[u8],
+    addr: GuestAddress,
+) -> Result<usize> {
     let mut moved = 0;
     let answer = for_each_piece(
         memory,
@@ -415,42 +449,44 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
         return Ok(());
     }
     let faults_before = fault::count();
-    let mut one_piece = |piece: &VolatileSlice<'a, BS<'a, M::Bitmap>>, moved: &mut usize| -> Result<bool> {
-        let (done, wanted) = (*moved, piece.len());
-        let mut before_error = 0usize;
-        match transfer(done, piece, &mut before_error) {
-            Ok(now) if now >= wanted => {
-                // A stream that claims more than it was given has not moved more.
-                *moved = done.saturating_add(wanted);
-                Ok(true)
-            }
-            stopped => {
-                // If it was a fault, it gets to know the guest address. A stream that ended, or a system call that met the page, leaves the last fault
-                // of an earlier access alone, which may well have been at the same place in this process.
-                if fault::count() != faults_before {
-                    let before = u64::try_from(done).unwrap_or(u64::MAX);
-                    fault::note_guest_address(
-                        GuestAddress(addr.0.wrapping_add(before)),
-                        piece.as_mut_ptr(),
-                        wanted,
-                    );
+    let mut one_piece =
+        |piece: &VolatileSlice<'a, BS<'a, M::Bitmap>>, moved: &mut usize| -> Result<bool> {
+            let (done, wanted) = (*moved, piece.len());
+            let mut before_error = 0usize;
+            match transfer(done, piece, &mut before_error) {
+                Ok(now) if now >= wanted => {
+                    // A stream that claims more than it was given has not moved more.
+                    *moved = done.saturating_add(wanted);
+                    Ok(true)
                 }
-                *moved = done.saturating_add(*stopped.as_ref().unwrap_or(&before_error.min(wanted)));
-                stopped.map(|_| false).map_err(Error::from)
+                stopped => {
+                    // If it was a fault, it gets to know the guest address. A stream that ended, or a system call that met the page, leaves the last fault
+                    // of an earlier access alone, which may well have been at the same place in this process.
+                    if fault::count() != faults_before {
+                        let before = u64::try_from(done).unwrap_or(u64::MAX);
+                        fault::note_guest_address(
+                            GuestAddress(addr.0.wrapping_add(before)),
+                            piece.as_mut_ptr(),
+                            wanted,
+                        );
+                    }
+                    *moved =
+                        done.saturating_add(*stopped.as_ref().unwrap_or(&before_error.min(wanted)));
+                    stopped.map(|_| false).map_err(Error::from)
+                }
             }
-        }
-    };
+        };
     // What the last transfer answered, if it was not all.
     let mut last = None;
-    let end = memory
-        .get_slices(addr, count, access)?
-        .each_slice(|piece| match one_piece(&piece, moved) {
+    let end = memory.get_slices(addr, count, access)?.each_slice(|piece| {
+        match one_piece(&piece, moved) {
             Ok(true) => Ok(()),
             stopped => {
                 last = Some(stopped.map(|_| ()));
                 Err(Error::InvalidBackendAddress)
             }
-        });
+        }
+    });
     match (last, end) {
         (Some(last), _) => last,
         (None, Err(error)) if *moved == 0 => Err(error),
@@ -479,7 +515,10 @@ fn whole_piece<B: BitmapSlice>(
 /// Makes an error of a count that is not everything.
 fn all_of(expected: usize, completed: usize) -> Result<()> {
     if completed != expected {
-        return Err(Error::PartialBuffer { expected, completed });
+        return Err(Error::PartialBuffer {
+            expected,
+            completed,
+        });
     }
     Ok(())
 }

@@ -78,9 +78,13 @@ impl From<volatile_memory::Error> for Error {
             | volatile_memory::Error::TooBig { .. }
             | volatile_memory::Error::Misaligned { .. } => Error::InvalidBackendAddress,
             volatile_memory::Error::IOError(error) => Error::IOError(error),
-            volatile_memory::Error::PartialBuffer { expected, completed } => {
-                Error::PartialBuffer { expected, completed }
-            }
+            volatile_memory::Error::PartialBuffer {
+                expected,
+                completed,
+            } => Error::PartialBuffer {
+                expected,
+                completed,
+            },
         }
     }
 }
@@ -303,7 +307,10 @@ pub trait GuestMemorySliceIterator<'a, B: BitmapSlice>:
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    fn each_slice(&mut self, mut take: impl FnMut(VolatileSlice<'a, B>) -> Result<()>) -> Result<()> {
+    fn each_slice(
+        &mut self,
+        mut take: impl FnMut(VolatileSlice<'a, B>) -> Result<()>,
+    ) -> Result<()> {
         for slice in self {
             take(slice?)?;
         }
@@ -312,7 +319,9 @@ pub trait GuestMemorySliceIterator<'a, B: BitmapSlice>:
 }
 
 /// What [`GuestMemorySliceIterator::stop_on_error`] does.
-fn slices_before_error<T>(mut slices: impl Iterator<Item = Result<T>>) -> Result<impl Iterator<Item = T>> {
+fn slices_before_error<T>(
+    mut slices: impl Iterator<Item = Result<T>>,
+) -> Result<impl Iterator<Item = T>> {
     let first = slices.next().transpose()?;
     Ok(first.into_iter().chain(slices.map_while(Result::ok)))
 }

@@ -26,7 +26,9 @@ const EAGAIN: i32 = libc::EAGAIN;
 fn memory(places: &[(u64, usize)], page: usize) -> Memory {
     let regions = places.iter().map(|&(start, len)| {
         let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(page).unwrap());
-        let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap).build().unwrap();
+        let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap)
+            .build()
+            .unwrap();
         GuestRegionMmap::new(mapping, GuestAddress(start)).unwrap()
     });
     Memory::from_regions(regions.collect()).unwrap()
@@ -216,7 +218,13 @@ impl Model {
     }
 
     /// How many bytes a stream moves when it is asked until all is done, and the answer then.
-    fn whole_transfer(&self, addr: u64, count: usize, stream: &Stream, reading: bool) -> (usize, Result<()>) {
+    fn whole_transfer(
+        &self,
+        addr: u64,
+        count: usize,
+        stream: &Stream,
+        reading: bool,
+    ) -> (usize, Result<()>) {
         let done = match self.movable(addr, count) {
             Err(error) => return (0, Err(error)),
             Ok(movable) => movable.min(stream.left),
@@ -278,7 +286,9 @@ fn atomic_round<T: AtomicAccess>(
     match data {
         Some(data) => {
             let value = T::read_exact_from(data).unwrap();
-            memory.store(value, addr, Ordering::Release).map(|()| vec![])
+            memory
+                .store(value, addr, Ordering::Release)
+                .map(|()| vec![])
         }
         None => memory
             .load::<T>(addr, Ordering::Acquire)
@@ -286,7 +296,11 @@ fn atomic_round<T: AtomicAccess>(
     }
 }
 
-fn plain_round<T: ByteValued>(memory: &Memory, addr: GuestAddress, data: Option<&[u8]>) -> Result<Vec<u8>> {
+fn plain_round<T: ByteValued>(
+    memory: &Memory,
+    addr: GuestAddress,
+    data: Option<&[u8]>,
+) -> Result<Vec<u8>> {
     match data {
         Some(data) => memory
             .write_obj(T::read_exact_from(data).unwrap(), addr)
@@ -509,11 +523,17 @@ fn a_guest_memory_with_nothing_but_slices_works() {
     memory.read_slice(&mut all, GuestAddress(0)).unwrap();
     assert_eq!(all, *bytes);
     memory.0.read_slice(&mut all, GuestAddress(0)).unwrap();
-    assert_eq!([all[0], all[0xf], all[0x10], all[0x3f]], [0x10, 0x1f, 0, 0x2f]);
+    assert_eq!(
+        [all[0], all[0xf], all[0x10], all[0x3f]],
+        [0x10, 0x1f, 0, 0x2f]
+    );
     let (at, order) = (GuestAddress(4), Ordering::SeqCst);
     memory.store(u32::MAX, at, order).unwrap();
     assert_eq!(memory.load::<u32>(at, order).unwrap(), u32::MAX);
-    assert_eq!(memory.0.read_obj::<u32>(GuestAddress(0x14)).unwrap(), u32::MAX);
+    assert_eq!(
+        memory.0.read_obj::<u32>(GuestAddress(0x14)).unwrap(),
+        u32::MAX
+    );
     let across: [u8; 4] = memory.read_obj(GuestAddress(0xe)).unwrap();
     assert_eq!(across, [14, 15, 16, 17]);
     assert!(matches!(
@@ -572,7 +592,10 @@ fn errors_keep_what_they_know() {
     let of = |error: VolatileError| shown(Error::from(error));
     let (addr, base, offset, size) = (1, 2, 3, 4);
     let (nelements, alignment, expected, completed) = (5, 6, 7, 8);
-    assert_eq!(of(VolatileError::OutOfBounds { addr }), "InvalidBackendAddress");
+    assert_eq!(
+        of(VolatileError::OutOfBounds { addr }),
+        "InvalidBackendAddress"
+    );
     assert_eq!(
         of(VolatileError::Overflow { base, offset }),
         "InvalidBackendAddress"
@@ -585,8 +608,17 @@ fn errors_keep_what_they_know() {
         of(VolatileError::Misaligned { addr, alignment }),
         "InvalidBackendAddress"
     );
-    let partial = shown(Error::PartialBuffer { expected, completed });
-    assert_eq!(of(VolatileError::PartialBuffer { expected, completed }), partial);
+    let partial = shown(Error::PartialBuffer {
+        expected,
+        completed,
+    });
+    assert_eq!(
+        of(VolatileError::PartialBuffer {
+            expected,
+            completed
+        }),
+        partial
+    );
     let system = Error::from(VolatileError::IOError(system_error(EIO)));
     assert!(matches!(system, Error::IOError(e) if e.raw_os_error() == Some(EIO)));
 }

@@ -18,7 +18,8 @@ fn read_from<B: BitmapSlice>(
     let target = buf.ptr_guard_mut();
     // SAFETY: `target` points to `target.len()` bytes that are mapped as long as `buf` lives; the kernel writes no more than those. The
     // compiler does not see the kernel's writes, as it does not see a guest's.
-    let answer = unsafe { libc::read(fd.as_fd().as_raw_fd(), target.as_ptr().cast(), target.len()) };
+    let answer =
+        unsafe { libc::read(fd.as_fd().as_raw_fd(), target.as_ptr().cast(), target.len()) };
     let Ok(moved) = usize::try_from(answer) else {
         let error = std::io::Error::last_os_error();
         // Nothing was tried yet, or nothing was there: no byte has changed. After any other error a device may have left bytes
@@ -33,11 +34,16 @@ fn read_from<B: BitmapSlice>(
 }
 
 /// Writes from `buf` to a descriptor.
-fn write_to<B: BitmapSlice>(fd: &impl AsFd, buf: &VolatileSlice<B>) -> Result<usize, VolatileMemoryError> {
+fn write_to<B: BitmapSlice>(
+    fd: &impl AsFd,
+    buf: &VolatileSlice<B>,
+) -> Result<usize, VolatileMemoryError> {
     let source = buf.ptr_guard();
     // SAFETY: `source` points to `source.len()` bytes that are mapped as long as `buf` lives; the kernel reads no more than those.
-    let answer = unsafe { libc::write(fd.as_fd().as_raw_fd(), source.as_ptr().cast(), source.len()) };
-    usize::try_from(answer).map_err(|_| VolatileMemoryError::IOError(std::io::Error::last_os_error()))
+    let answer =
+        unsafe { libc::write(fd.as_fd().as_raw_fd(), source.as_ptr().cast(), source.len()) };
+    usize::try_from(answer)
+        .map_err(|_| VolatileMemoryError::IOError(std::io::Error::last_os_error()))
 }
 
 macro_rules! read_by_descriptor {
@@ -125,7 +131,9 @@ mod tests {
         let mut memory = [0u8; 4];
         let slice = VolatileSlice::from(memory.as_mut_slice());
         let error = slice.read_volatile_from(0, &mut &file, 4).unwrap_err();
-        assert!(matches!(error, VolatileMemoryError::IOError(e) if e.raw_os_error() == Some(libc::EISDIR)));
+        assert!(
+            matches!(error, VolatileMemoryError::IOError(e) if e.raw_os_error() == Some(libc::EISDIR))
+        );
     }
 
     /// B14: a read that finds nothing there yet changes nothing, and marks nothing.
@@ -140,8 +148,12 @@ mod tests {
         let ptr = memory.as_mut_ptr();
         // SAFETY: `memory` outlives the slice, and is accessed through it only.
         let slice = unsafe { VolatileSlice::with_bitmap(ptr, 0x1000, bitmap.slice_at(0), None) };
-        let error = slice.read_volatile_from(0, &mut &right, 0x1000).unwrap_err();
-        assert!(matches!(error, VolatileMemoryError::IOError(e) if e.kind() == ErrorKind::WouldBlock));
+        let error = slice
+            .read_volatile_from(0, &mut &right, 0x1000)
+            .unwrap_err();
+        assert!(
+            matches!(error, VolatileMemoryError::IOError(e) if e.kind() == ErrorKind::WouldBlock)
+        );
         assert_eq!(bitmap.get_and_reset(), [0]);
 
         (&left).write_all(&[7; 0x180]).unwrap();

@@ -251,7 +251,10 @@ impl Iotlb {
 
         self.remove(first, last);
         let (mut start, mut end) = (first, last);
-        if let Some(before) = first.checked_sub(1).and_then(|before| self.mapping_at(before)) {
+        if let Some(before) = first
+            .checked_sub(1)
+            .and_then(|before| self.mapping_at(before))
+        {
             if before.1.continues(&new) {
                 start = before.1.start;
             }
@@ -421,7 +424,10 @@ impl Iotlb {
     /// Removes the oldest mappings, down to the bound.
     #[inline]
     fn evict(&mut self) {
-        if self.bound.is_some_and(|bound| self.mappings.len() > bound.get()) {
+        if self
+            .bound
+            .is_some_and(|bound| self.mappings.len() > bound.get())
+        {
             self.evict_some();
         }
     }
@@ -448,7 +454,13 @@ impl Iotlb {
     /// What keeps the addresses from `first` to `last` from being accessed. The last mapping that begins at `first` or before it is at
     /// `place`, if there is one; else that is the first one's.
     #[cold]
-    fn find_fails(&self, mut place: Place, first: u64, last: u64, access: Permissions) -> IotlbFails {
+    fn find_fails(
+        &self,
+        mut place: Place,
+        first: u64,
+        last: u64,
+        access: Permissions,
+    ) -> IotlbFails {
         // The first one may end before the range.
         if self
             .mappings
@@ -493,7 +505,10 @@ impl Iotlb {
             access_fails.sort_by_key(|range| range.base);
             access_fails.push(IovaRange::refused_by_bound(GuestAddress(first)));
         }
-        IotlbFails { misses, access_fails }
+        IotlbFails {
+            misses,
+            access_fails,
+        }
     }
 
     /// Whether a range can never have all of its mappings at a time. The first of those that there are is at `place`.
@@ -532,7 +547,9 @@ impl Iotlb {
     /// Removes the addresses from `first` to `last` from all mappings.
     fn remove(&mut self, first: u64, last: u64) {
         // The one that begins before the range may reach into it, or over all of it.
-        let before = first.checked_sub(1).and_then(|before| self.mapping_at(before));
+        let before = first
+            .checked_sub(1)
+            .and_then(|before| self.mapping_at(before));
         if let Some((place, &mapping)) = before.filter(|(_, mapping)| mapping.last >= first) {
             self.mappings
                 .change(place, |mapping| mapping.last = first.wrapping_sub(1));
@@ -613,7 +630,9 @@ impl<D: Deref<Target = Iotlb>> Iterator for IotlbIterator<D> {
     #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         let more = self.left.checked_sub(1)?;
-        let found = self.mapping().filter(|(_, mapping)| mapping.allows(self.access));
+        let found = self
+            .mapping()
+            .filter(|(_, mapping)| mapping.allows(self.access));
         let Some((place, mapping)) = found else {
             self.left = 0;
             return None;
@@ -726,15 +745,20 @@ mod tests {
                         Ok(pieces) => {
                             prop_assert!(missing.is_empty() && refused.is_empty());
                             let targets: Vec<u64> = pieces
-                                .flat_map(|p| (0..p.length as u64).map(move |i| p.base.0.wrapping_add(i)))
+                                .flat_map(|p| {
+                                    (0..p.length as u64).map(move |i| p.base.0.wrapping_add(i))
+                                })
                                 .collect();
-                            let expected: Vec<u64> = addresses(base, length).map(|a| model[&a].0).collect();
+                            let expected: Vec<u64> =
+                                addresses(base, length).map(|a| model[&a].0).collect();
                             prop_assert_eq!(targets, expected);
                         }
                         Err(fails) => {
                             prop_assert_eq!(flat(&fails.misses), missing);
                             prop_assert_eq!(flat(&fails.access_fails), refused);
-                            prop_assert!(!fails.misses.is_empty() || !fails.access_fails.is_empty());
+                            prop_assert!(
+                                !fails.misses.is_empty() || !fails.access_fails.is_empty()
+                            );
                         }
                     }
                 }
@@ -920,7 +944,8 @@ mod tests {
         }
         for first in [0, 120, 500, 984] {
             let before = SEARCHES.get();
-            let found = Iotlb::lookup(&iotlb, GuestAddress(first * 0x1000), 0x1_0000, Read).unwrap();
+            let found =
+                Iotlb::lookup(&iotlb, GuestAddress(first * 0x1000), 0x1_0000, Read).unwrap();
             assert_eq!(found.count(), 16);
             assert_eq!(SEARCHES.get() - before, 1, "from page {first} on");
         }
@@ -948,8 +973,13 @@ mod tests {
             }
         }
         let switched = Cell::new(false);
-        let mut pieces =
-            Iotlb::lookup(Switch(&switched, &full, &empty), GuestAddress(0), 0x2000, Read).unwrap();
+        let mut pieces = Iotlb::lookup(
+            Switch(&switched, &full, &empty),
+            GuestAddress(0),
+            0x2000,
+            Read,
+        )
+        .unwrap();
         assert_eq!(pieces.next().map(|p| p.base), Some(GuestAddress(0x1000)));
         switched.set(true);
         assert_eq!(pieces.next(), None);

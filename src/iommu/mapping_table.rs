@@ -52,7 +52,13 @@ const PERMISSION_BITS: u32 = 2;
 const PERMISSION_MASK: u64 = (1 << PERMISSION_BITS) - 1;
 
 impl Mapping {
-    pub(super) fn new(start: u64, last: u64, offset: u64, permissions: Permissions, age: u64) -> Self {
+    pub(super) fn new(
+        start: u64,
+        last: u64,
+        offset: u64,
+        permissions: Permissions,
+        age: u64,
+    ) -> Self {
         Mapping {
             start,
             last,
@@ -176,7 +182,8 @@ impl Leaf {
     /// The number of the last mapping that begins at or before an address, which is not before the first.
     #[inline(always)]
     fn last_at_or_before(&self, addr: u64) -> usize {
-        let product = u128::from(addr.wrapping_sub(self.first)).wrapping_mul(u128::from(self.scale));
+        let product =
+            u128::from(addr.wrapping_sub(self.first)).wrapping_mul(u128::from(self.scale));
         let guess = usize::try_from(product.wrapping_shr(64))
             .unwrap_or(usize::MAX)
             .min(self.len.wrapping_sub(1));
@@ -423,7 +430,10 @@ impl MappingTable {
             return (only.first <= addr).then_some(0);
         }
         let guess = self.hints.of_address(addr);
-        let begins = self.leaves.get(guess).is_some_and(|leaf| leaf.first <= addr);
+        let begins = self
+            .leaves
+            .get(guess)
+            .is_some_and(|leaf| leaf.first <= addr);
         let before_next = self
             .leaves
             .get(guess.wrapping_add(1))
@@ -496,7 +506,9 @@ impl MappingTable {
             let mut found: Option<(usize, Mapping)> = None;
             for (entry, mapping) in leaf.mappings().iter().enumerate() {
                 match found {
-                    Some((_, oldest)) if oldest.age() <= mapping.age() => next = next.min(mapping.age()),
+                    Some((_, oldest)) if oldest.age() <= mapping.age() => {
+                        next = next.min(mapping.age())
+                    }
                     _ => {
                         next = found.map_or(next, |(_, oldest)| oldest.age());
                         found = Some((entry, *mapping));
@@ -511,7 +523,10 @@ impl MappingTable {
             }
             // The others of this leaf are so old, whatever leaf they are in afterwards.
             self.set_age(number, next);
-            if !self.remove_at(Place { leaf: number, entry }) {
+            if !self.remove_at(Place {
+                leaf: number,
+                entry,
+            }) {
                 self.remove_within(mapping.start, mapping.last);
             }
             return Some(mapping);
@@ -605,8 +620,12 @@ impl MappingTable {
             if leaf.first > last {
                 break;
             }
-            let begin = leaf.mappings().partition_point(|mapping| mapping.start < first);
-            let end = leaf.mappings().partition_point(|mapping| mapping.last <= last);
+            let begin = leaf
+                .mappings()
+                .partition_point(|mapping| mapping.start < first);
+            let end = leaf
+                .mappings()
+                .partition_point(|mapping| mapping.last <= last);
             if begin >= end {
                 // The first mapping of this leaf reaches past the range, or the last one of the leaf lies before it.
                 continue;
@@ -719,7 +738,9 @@ mod tests {
                     model_of_copy = contents(&table);
                 }
                 _ => {
-                    let found = table.last_at_or_before(start).map(|(_, mapping)| mapping.start);
+                    let found = table
+                        .last_at_or_before(start)
+                        .map(|(_, mapping)| mapping.start);
                     let expected = model.range(..=start).next_back().map(|(start, _)| *start);
                     assert_eq!(found, expected);
                 }
@@ -746,8 +767,9 @@ mod tests {
             table.insert(mapping(start * 32));
         }
         table.remove_within(133 * 32, u64::MAX);
-        let lens =
-            |table: &MappingTable| -> Vec<usize> { table.leaves.iter().map(|leaf| leaf.len).collect() };
+        let lens = |table: &MappingTable| -> Vec<usize> {
+            table.leaves.iter().map(|leaf| leaf.len).collect()
+        };
         assert_eq!(lens(&table), [128, 5]);
         table.insert(mapping(3 * 32 + 16));
         assert_eq!(lens(&table), [65, 69]);

@@ -180,7 +180,8 @@ impl<M: GuestMemoryBackend, I: Iommu, B: Bitmap> GuestMemory for MarkedIommuMemo
     type Bitmap = (BitmapOf<M>, Option<B>);
 
     fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
-        self.translated.check_range(&*self.bitmap, addr, count, access)
+        self.translated
+            .check_range(&*self.bitmap, addr, count, access)
     }
 
     fn get_slices<'a>(
@@ -216,9 +217,10 @@ impl<M: GuestMemoryBackend, I: Iommu, B: Bitmap> GuestMemory for MarkedIommuMemo
                 .slice_in_one_piece(addr, count, access)
                 .map(|slice| transfer(&Self::marked(bitmap, slice, None))));
         }
-        self.translated.with_slice(bitmap, addr, count, access, |slice| {
-            transfer(&Self::marked(bitmap, slice, Some(addr)))
-        })
+        self.translated
+            .with_slice(bitmap, addr, count, access, |slice| {
+                transfer(&Self::marked(bitmap, slice, Some(addr)))
+            })
     }
 
     fn hold_translation(&self) -> Option<TranslationHold> {
@@ -237,7 +239,11 @@ impl<'a, M: GuestMemoryBackend, I: Iommu, B: Bitmap> Iterator for MarkedSlices<'
 
     fn next(&mut self) -> Option<Self::Item> {
         let slice = self.slices.next()?;
-        Some(slice.map(|(slice, iova)| MarkedIommuMemory::<M, I, B>::marked(self.bitmap, slice, iova)))
+        Some(
+            slice.map(|(slice, iova)| {
+                MarkedIommuMemory::<M, I, B>::marked(self.bitmap, slice, iova)
+            }),
+        )
     }
 }
 

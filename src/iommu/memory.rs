@@ -37,7 +37,12 @@ pub(super) type BitmapOf<M> = <<M as GuestMemoryBackend>::R as GuestMemoryRegion
 
 impl<M: GuestMemoryBackend, I: Iommu> IommuMemory<M, I> {
     /// Puts an IOMMU before `backend`, switched on or off; writes through it are marked in `bitmap`, by I/O virtual address.
-    pub fn new(backend: M, iommu: I, use_iommu: bool, bitmap: <Self as GuestMemory>::Bitmap) -> Self {
+    pub fn new(
+        backend: M,
+        iommu: I,
+        use_iommu: bool,
+        bitmap: <Self as GuestMemory>::Bitmap,
+    ) -> Self {
         IommuMemory {
             translated: Translated::new(backend, iommu, use_iommu),
             bitmap: Arc::new(bitmap),
@@ -137,7 +142,8 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
     type Bitmap = BitmapOf<M>;
 
     fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
-        self.translated.check_range(&*self.bitmap, addr, count, access)
+        self.translated
+            .check_range(&*self.bitmap, addr, count, access)
     }
 
     fn get_slices<'a>(
@@ -164,7 +170,8 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
         access: Permissions,
     ) -> Option<VolatileSlice<'_, BS<'_, Self::Bitmap>>> {
         // While it is on, the slice would outlive the guard of the IOTLB.
-        self.physical_memory()?.slice_in_one_piece(addr, count, access)
+        self.physical_memory()?
+            .slice_in_one_piece(addr, count, access)
     }
 
     #[inline(always)]
@@ -182,9 +189,10 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
             return physical.with_slice_in_one_piece(addr, count, access, transfer);
         }
         let bitmap = &*self.bitmap;
-        self.translated.with_slice(bitmap, addr, count, access, |slice| {
-            transfer(&slice.with_other_bitmap(bitmap_at(bitmap, addr)))
-        })
+        self.translated
+            .with_slice(bitmap, addr, count, access, |slice| {
+                transfer(&slice.with_other_bitmap(bitmap_at(bitmap, addr)))
+            })
     }
 
     fn hold_translation(&self) -> Option<TranslationHold> {

@@ -89,7 +89,8 @@ impl core::fmt::Display for IovaRange {
             None => write!(f, "0x{:x} (empty)", self.base.0),
             Some(more) => {
                 // Wider than an address: a range that passes 2^64 shows where it wants to go.
-                let last = u128::from(self.base.0).saturating_add(more.try_into().unwrap_or(u128::MAX));
+                let last =
+                    u128::from(self.base.0).saturating_add(more.try_into().unwrap_or(u128::MAX));
                 write!(f, "0x{:x}-0x{last:x}", self.base.0)
             }
         }
@@ -156,7 +157,9 @@ impl IotlbFails {
     /// ```
     pub fn is_refused_by_bound(&self) -> bool {
         // A range that is looked up and empty is always found, so that no part that fails is empty.
-        self.access_fails.last().is_some_and(|range| range.length == 0)
+        self.access_fails
+            .last()
+            .is_some_and(|range| range.length == 0)
     }
 
     /// Makes the error of a lookup of `length` bytes at `iova` that failed so: the first thing that is wrong, with its address and length, and
@@ -185,7 +188,8 @@ impl IotlbFails {
         if self.is_refused_by_bound() {
             return Error::CannotResolve {
                 iova_range: IovaRange { base: iova, length },
-                reason: "it takes more mappings than the bound of the IOTLB permits at a time".into(),
+                reason: "it takes more mappings than the bound of the IOTLB permits at a time"
+                    .into(),
             };
         }
         let reason = match (self.access_fails.first(), self.misses.first()) {

@@ -160,8 +160,9 @@ fn a_plain_iotlb_counts_when_it_is_told_to() {
             .set_mapping(GuestAddress(page * PAGE), GuestAddress(0), 0x1000, Read)
             .unwrap();
     }
-    let look =
-        |iotlb: &Iotlb, page: u64| Iotlb::counted_lookup(iotlb, GuestAddress(page * PAGE), 8, Read).is_ok();
+    let look = |iotlb: &Iotlb, page: u64| {
+        Iotlb::counted_lookup(iotlb, GuestAddress(page * PAGE), 8, Read).is_ok()
+    };
     assert!(look(&iotlb, 2));
     let before = IotlbCounters {
         evictions: 1,
@@ -208,7 +209,9 @@ fn b14_a_range_that_needs_more_than_the_bound_is_refused() {
     };
     assert!(refused.misses.is_empty());
     // One that fits is a plain miss.
-    let fails = iotlb.lookup(GuestAddress(0x10_0000), 0x1000, Read).unwrap_err();
+    let fails = iotlb
+        .lookup(GuestAddress(0x10_0000), 0x1000, Read)
+        .unwrap_err();
     assert!(fails.access_fails.is_empty() && fails.misses.len() == 1);
     // And so is the range once it has become two mappings.
     iotlb.invalidate_all().users();
@@ -222,15 +225,25 @@ fn b14_a_range_that_has_become_one_mapping_is_a_miss_and_then_found() {
     let mut iotlb = Iotlb::new();
     iotlb.set_bound(NonZeroUsize::new(2));
     let page = |number: u64| GuestAddress(number * PAGE);
-    iotlb.set_mapping(page(1), page(0x50), 0x1000, Read).unwrap();
-    iotlb.set_mapping(page(9), page(0x70), 0x1000, Read).unwrap();
+    iotlb
+        .set_mapping(page(1), page(0x50), 0x1000, Read)
+        .unwrap();
+    iotlb
+        .set_mapping(page(9), page(0x70), 0x1000, Read)
+        .unwrap();
     // Page 1 has to go.
-    iotlb.set_mapping(page(0), page(0x10), 0x1000, Read).unwrap();
+    iotlb
+        .set_mapping(page(0), page(0x10), 0x1000, Read)
+        .unwrap();
     iotlb.invalidate_mapping(page(9), 0x1000);
-    iotlb.set_mapping(page(2), page(0x12), 0x1000, Read).unwrap();
+    iotlb
+        .set_mapping(page(2), page(0x12), 0x1000, Read)
+        .unwrap();
     let fails = Iotlb::lookup(&iotlb, page(0), 0x3000, Read).unwrap_err();
     assert!(fails.access_fails.is_empty(), "{fails:?}");
-    iotlb.set_mapping(page(1), page(0x11), 0x1000, Read).unwrap();
+    iotlb
+        .set_mapping(page(1), page(0x11), 0x1000, Read)
+        .unwrap();
     assert_eq!(iotlb.entries(), 1);
     assert!(Iotlb::lookup(&iotlb, page(0), 0x3000, Read).is_ok());
 }
@@ -262,7 +275,12 @@ fn b14_a_range_that_the_bound_refuses_says_so() {
     let fill = |iotlb: &mut Iotlb| {
         for page in [0, 1] {
             iotlb
-                .set_mapping(GuestAddress(page * PAGE), GuestAddress(0), 0x1000, ReadWrite)
+                .set_mapping(
+                    GuestAddress(page * PAGE),
+                    GuestAddress(0),
+                    0x1000,
+                    ReadWrite,
+                )
                 .unwrap();
         }
         Iotlb::lookup(&*iotlb, GuestAddress(0), 0x2000, Read).unwrap_err()
@@ -368,7 +386,8 @@ proptest! {
 #[test]
 fn b9_no_access_outlives_its_invalidation_and_none_waits() {
     let rounds = 400u64;
-    let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+    let physical: GuestMemoryMmap =
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
     let iotlb = SharedIotlb::new();
     let memory = IommuMemory::new(physical.clone(), iotlb.clone(), true, ());
     let (stop, read) = (AtomicBool::new(false), AtomicU64::new(0));

@@ -194,7 +194,8 @@ fn take_unread<T>(before: &mut List<T>) -> List<T> {
 impl<T: Replay> Writer<T> {
     /// Makes a snapshot equal to the current one: by the operations that it lacks, if that is shorter than by a copy.
     fn bring_up_to_date(&self, snapshot: &mut Snapshot<T>, current: &ArcSwap<Snapshot<T>>) {
-        let lacks = usize::try_from(self.version.saturating_sub(snapshot.version)).unwrap_or(usize::MAX);
+        let lacks =
+            usize::try_from(self.version.saturating_sub(snapshot.version)).unwrap_or(usize::MAX);
         // What was done once can be done again.
         let done_again = match self.log.len().checked_sub(lacks) {
             Some(done) => self

@@ -10,5 +10,7 @@ pub(crate) type Guard<T> = arc_swap::Guard<Arc<T>>;
 
 /// Locks. One who panicked in there had not changed anything that the next one cannot do with.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -11,7 +11,8 @@ use super::*;
 use crate::bitmap::{AtomicBitmap, Bitmap};
 use crate::bytes::Bytes;
 use crate::guest_memory::{
-    Error as MemoryError, GuestMemory, GuestMemoryBackend, GuestMemorySliceIterator, Result as MemoryResult,
+    Error as MemoryError, GuestMemory, GuestMemoryBackend, GuestMemorySliceIterator,
+    Result as MemoryResult,
 };
 use crate::mmap::MmapRegionBuilder;
 use crate::region::GuestMemoryRegion;
@@ -46,7 +47,13 @@ impl Iommu for Known {
         access: Permissions,
     ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
         self.asked.fetch_add(1, Ordering::Relaxed);
-        Iotlb::lookup(self.iotlb.read().unwrap(), iova, length.min(self.at_most), access).map_err(|fails| {
+        Iotlb::lookup(
+            self.iotlb.read().unwrap(),
+            iova,
+            length.min(self.at_most),
+            access,
+        )
+        .map_err(|fails| {
             let reason = format!(
                 "{} missing, {} refused",
                 fails.misses.len(),
@@ -100,11 +107,16 @@ fn map(memory: &Memory, mappings: &[(u64, u64, usize, Permissions)]) {
 }
 
 fn marked(bitmap: &AtomicBitmap) -> Vec<usize> {
-    (0..bitmap.len()).filter(|&i| bitmap.is_bit_set(i)).collect()
+    (0..bitmap.len())
+        .filter(|&i| bitmap.is_bit_set(i))
+        .collect()
 }
 
 fn unresolved<T: Debug>(result: MemoryResult<T>) -> bool {
-    matches!(result, Err(MemoryError::IommuError(Error::CannotResolve { .. })))
+    matches!(
+        result,
+        Err(MemoryError::IommuError(Error::CannotResolve { .. }))
+    )
 }
 
 #[test]
@@ -156,7 +168,8 @@ fn off_it_is_physical_memory_and_on_it_translates() {
         .slice_in_one_piece(GuestAddress(0x100), 65, Write)
         .is_none());
     assert!(
-        memory.check_range(GuestAddress(0), 64, ReadWrite) && !memory.check_range(GuestAddress(0), 65, Read)
+        memory.check_range(GuestAddress(0), 64, ReadWrite)
+            && !memory.check_range(GuestAddress(0), 65, Read)
     );
 }
 
@@ -168,16 +181,27 @@ fn every_permission_grants_itself_and_no_more() {
             let allowed = granted.allow(wanted);
             assert_eq!(memory.check_range(GuestAddress(4), 8, wanted), allowed);
             // A slice by itself would outlive the guard of the IOTLB.
-            assert!(memory.slice_in_one_piece(GuestAddress(4), 8, wanted).is_none());
-            assert_eq!(memory.get_slices(GuestAddress(4), 8, wanted).is_ok(), allowed);
+            assert!(memory
+                .slice_in_one_piece(GuestAddress(4), 8, wanted)
+                .is_none());
+            assert_eq!(
+                memory.get_slices(GuestAddress(4), 8, wanted).is_ok(),
+                allowed
+            );
         }
         let at = GuestAddress(8);
         let (reads, writes) = (granted.allow(Read), granted.has_write());
         assert_eq!(!unresolved(memory.read_obj::<u32>(at)), reads);
         assert_eq!(!unresolved(memory.load::<u32>(at, Ordering::SeqCst)), reads);
-        assert_eq!(!unresolved(memory.write_volatile_to(at, &mut vec![], 4)), reads);
+        assert_eq!(
+            !unresolved(memory.write_volatile_to(at, &mut vec![], 4)),
+            reads
+        );
         assert_eq!(!unresolved(memory.write_obj(1u32, at)), writes);
-        assert_eq!(!unresolved(memory.store(1u32, at, Ordering::SeqCst)), writes);
+        assert_eq!(
+            !unresolved(memory.store(1u32, at, Ordering::SeqCst)),
+            writes
+        );
         assert_eq!(
             !unresolved(memory.read_volatile_from(at, &mut [1u8; 4].as_slice(), 4)),
             writes
@@ -206,7 +230,10 @@ fn scattered_pieces_are_moved_in_the_order_of_their_addresses() {
             .unwrap()
     };
     assert_eq!([at(0x110), at(8), at(0x100), at(0x104)].concat(), data);
-    assert_eq!(memory.read_obj::<[u8; 16]>(GuestAddress(0x40)).unwrap(), *data);
+    assert_eq!(
+        memory.read_obj::<[u8; 16]>(GuestAddress(0x40)).unwrap(),
+        *data
+    );
 
     // A value in one piece is one; one that is scattered cannot be.
     assert_eq!(
@@ -235,7 +262,10 @@ fn scattered_pieces_are_moved_in_the_order_of_their_addresses() {
     assert!(unresolved(
         memory.load::<u64>(GuestAddress(0x4c), Ordering::SeqCst)
     ));
-    assert_eq!(memory.read_obj::<[u8; 16]>(GuestAddress(0x40)).unwrap(), *data);
+    assert_eq!(
+        memory.read_obj::<[u8; 16]>(GuestAddress(0x40)).unwrap(),
+        *data
+    );
 }
 
 /// A mapping may lead anywhere; what is not there is an error that counts what was moved before.
@@ -279,9 +309,13 @@ fn a_region_keeps_its_protection() {
     let physical = physical(&[(0, 64, BOTH), (64, 64, libc::PROT_READ)]);
     let memory = IommuMemory::new(physical, Known::default(), true, bytewise(0x100));
     map(&memory, &[(0, 0, 128, ReadWrite)]);
-    assert!(memory.check_range(GuestAddress(0), 128, Read) && memory.check_range(GuestAddress(0), 64, Write));
     assert!(
-        !memory.check_range(GuestAddress(0), 65, Write) && !memory.check_range(GuestAddress(64), 1, Write)
+        memory.check_range(GuestAddress(0), 128, Read)
+            && memory.check_range(GuestAddress(0), 64, Write)
+    );
+    assert!(
+        !memory.check_range(GuestAddress(0), 65, Write)
+            && !memory.check_range(GuestAddress(64), 1, Write)
     );
     assert!(matches!(
         memory.write_obj(1u8, GuestAddress(64)),
@@ -325,9 +359,14 @@ fn what_is_granted_is_what_all_of_the_way_permits() {
     ];
     for (at, length, expected) in expected {
         assert_eq!(granted(&memory, at, length), expected, "{at:#x}, {length}");
-        let marked = MarkedIommuMemory::by_both(physical.clone(), Known::default(), true, bytewise(0x40));
+        let marked =
+            MarkedIommuMemory::by_both(physical.clone(), Known::default(), true, bytewise(0x40));
         *marked.iommu().iotlb.write().unwrap() = memory.iommu().iotlb.read().unwrap().clone();
-        assert_eq!(marked.granted(GuestAddress(at), length), expected, "{at:#x}");
+        assert_eq!(
+            marked.granted(GuestAddress(at), length),
+            expected,
+            "{at:#x}"
+        );
     }
     memory.set_iommu_enabled(false);
     assert_eq!(granted(&memory, 24, 8), Some(ReadWrite));
@@ -341,14 +380,25 @@ fn another_backend_keeps_iommu_bitmap_and_switch() {
     let second = first.with_replaced_backend(physical(&[(0, 8, BOTH)]));
     let copy = first.clone();
     assert!(Arc::ptr_eq(first.iommu(), second.iommu()) && Arc::ptr_eq(first.iommu(), copy.iommu()));
-    assert!(Arc::ptr_eq(first.bitmap(), second.bitmap()) && Arc::ptr_eq(first.bitmap(), copy.bitmap()));
+    assert!(
+        Arc::ptr_eq(first.bitmap(), second.bitmap()) && Arc::ptr_eq(first.bitmap(), copy.bitmap())
+    );
     first.set_iommu_enabled(false);
     assert!(second.get_iommu_enabled() && copy.get_iommu_enabled());
-    assert!(!first.with_replaced_backend(Physical::new()).get_iommu_enabled());
-    let mut by_both =
-        MarkedIommuMemory::by_both(physical(&[(0, 8, BOTH)]), Known::default(), false, bytewise(8));
+    assert!(!first
+        .with_replaced_backend(Physical::new())
+        .get_iommu_enabled());
+    let mut by_both = MarkedIommuMemory::by_both(
+        physical(&[(0, 8, BOTH)]),
+        Known::default(),
+        false,
+        bytewise(8),
+    );
     let other = by_both.with_replaced_backend(Physical::new());
-    assert!(Arc::ptr_eq(by_both.iommu(), other.iommu()) && Arc::ptr_eq(by_both.bitmap(), other.bitmap()));
+    assert!(
+        Arc::ptr_eq(by_both.iommu(), other.iommu())
+            && Arc::ptr_eq(by_both.bitmap(), other.bitmap())
+    );
     assert!(!other.get_iommu_enabled() && other.get_backend().num_regions() == 0);
     by_both.set_iommu_enabled(true);
     assert!(!other.get_iommu_enabled());
@@ -357,12 +407,21 @@ fn another_backend_keeps_iommu_bitmap_and_switch() {
     copy.write_obj(8u8, GuestAddress(4)).unwrap();
     assert_eq!(first.read_obj::<u8>(GuestAddress(4)).unwrap(), 8);
     assert_eq!(marked(first.bitmap()), [3, 4]);
-    assert!(second.check_range(GuestAddress(0), 8, Read) && !second.check_range(GuestAddress(0), 9, Read));
+    assert!(
+        second.check_range(GuestAddress(0), 8, Read)
+            && !second.check_range(GuestAddress(0), 9, Read)
+    );
 
     let default = Memory::default();
     assert!(!default.get_iommu_enabled() && default.get_backend().num_regions() == 0);
     let text = format!("{copy:?}");
-    for part in ["IommuMemory", "backend", "iommu", "use_iommu: true", "bitmap"] {
+    for part in [
+        "IommuMemory",
+        "backend",
+        "iommu",
+        "use_iommu: true",
+        "bitmap",
+    ] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
 }
@@ -379,7 +438,10 @@ fn the_short_way_holds_the_iotlb_until_the_end_and_marks_by_iova() {
     assert!(memory.iommu().iotlb.try_write().is_ok());
     assert_eq!(marked(memory.bitmap()), [0x92, 0x93]);
     assert_eq!(
-        memory.get_backend().read_obj::<u16>(GuestAddress(0x112)).unwrap(),
+        memory
+            .get_backend()
+            .read_obj::<u16>(GuestAddress(0x112))
+            .unwrap(),
         7
     );
 
@@ -406,8 +468,14 @@ fn what_is_not_mapped_is_asked_for_once() {
     let addr = GuestAddress(8);
     assert_eq!(asked(&|| assert!(memory.read_obj::<u64>(addr).is_err())), 1);
     assert_eq!(asked(&|| assert!(memory.write_obj(1u64, addr).is_err())), 1);
-    assert_eq!(asked(&|| assert!(memory.write_slice(&[1; 8], addr).is_err())), 1);
-    assert_eq!(asked(&|| assert!(memory.read(&mut [1; 8], addr).is_err())), 1);
+    assert_eq!(
+        asked(&|| assert!(memory.write_slice(&[1; 8], addr).is_err())),
+        1
+    );
+    assert_eq!(
+        asked(&|| assert!(memory.read(&mut [1; 8], addr).is_err())),
+        1
+    );
     assert_eq!(
         asked(&|| assert!(memory.load::<u64>(addr, Ordering::SeqCst).is_err())),
         1
@@ -428,8 +496,12 @@ fn a_translation_that_ends_early_is_an_error() {
     assert_eq!(slices.next().unwrap().unwrap().len(), 6);
     assert!(unresolved(slices.next().unwrap().map(|s| s.len())));
     assert!(slices.next().is_none());
-    assert!(memory.slice_in_one_piece(GuestAddress(0), 8, Read).is_none());
-    assert!(memory.load::<u64>(GuestAddress(0), Ordering::SeqCst).is_err());
+    assert!(memory
+        .slice_in_one_piece(GuestAddress(0), 8, Read)
+        .is_none());
+    assert!(memory
+        .load::<u64>(GuestAddress(0), Ordering::SeqCst)
+        .is_err());
     assert!(memory.check_range(GuestAddress(0), 6, Read));
     assert!(
         !memory.check_range(GuestAddress(0), 8, Read),
@@ -575,7 +647,10 @@ fn marks_are_at_the_io_virtual_address() {
     assert!(memory.bitmap().dirty_at(0x1ff));
     let refused = memory.write_obj(1u8, GuestAddress(0x200)).unwrap_err();
     assert!(
-        matches!(refused, MemoryError::IommuError(Error::IommuMisconfigured { .. })),
+        matches!(
+            refused,
+            MemoryError::IommuError(Error::IommuMisconfigured { .. })
+        ),
         "{refused}"
     );
     assert_eq!(memory.read_obj::<u8>(GuestAddress(0x200)).unwrap(), 0);
@@ -628,7 +703,10 @@ fn writes_are_marked_by_iova_by_guest_address_or_by_both() {
         .unwrap();
     slice.store(7u16, 0, Ordering::SeqCst).unwrap();
     assert_eq!(marked(by_both.bitmap())[..3], [0x80, 0x82, 0x83]);
-    assert_eq!(in_regions(by_both.get_backend())[3..6], [0x100, 0x102, 0x103]);
+    assert_eq!(
+        in_regions(by_both.get_backend())[3..6],
+        [0x100, 0x102, 0x103]
+    );
 
     // A mark without a place is an error before the write (B8); what only reads needs none.
     let refused = by_both.write_slice(&[2; 4], GuestAddress(0xc2));

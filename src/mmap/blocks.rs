@@ -62,7 +62,9 @@ pub enum PluggedBlocksError {
         block_size: usize,
     },
     /// The range does not begin and end where blocks do.
-    #[error("{count:#x} bytes at offset {offset:#x} are not whole blocks of {block_size:#x} bytes")]
+    #[error(
+        "{count:#x} bytes at offset {offset:#x} are not whole blocks of {block_size:#x} bytes"
+    )]
     NotBlocks {
         /// Where the range begins, in bytes from the start of the mapping.
         offset: usize,
@@ -92,14 +94,19 @@ impl PluggedBlocks {
     /// # Errors
     ///
     /// [`PluggedBlocksError::BlockSize`] if that is no power of two.
-    pub fn new(size: usize, block_size: core::num::NonZeroUsize) -> Result<Self, PluggedBlocksError> {
+    pub fn new(
+        size: usize,
+        block_size: core::num::NonZeroUsize,
+    ) -> Result<Self, PluggedBlocksError> {
         if !block_size.is_power_of_two() {
             let block_size = block_size.get();
             return Err(PluggedBlocksError::BlockSize { block_size });
         }
         let count = size.div_ceil(block_size.get()).div_ceil(BITS);
         Ok(Self {
-            words: core::iter::repeat_with(AtomicU64::default).take(count).collect(),
+            words: core::iter::repeat_with(AtomicU64::default)
+                .take(count)
+                .collect(),
             size,
             shift: block_size.trailing_zeros(),
         })
@@ -172,7 +179,8 @@ impl PluggedBlocks {
 
     /// Returns how many bytes are plugged.
     pub fn plugged_bytes(&self) -> usize {
-        self.runs().fold(0, |sum, (_, length)| sum.saturating_add(length))
+        self.runs()
+            .fold(0, |sum, (_, length)| sum.saturating_add(length))
     }
 
     /// Returns the plugged ranges in ascending order, as offsets and lengths in bytes; adjacent blocks are one range. What changes meanwhile is
@@ -182,7 +190,11 @@ impl PluggedBlocks {
     }
 
     /// Returns the plugged ranges among the `count` bytes at `offset`, as [`runs`](Self::runs) does. Looks at nothing else.
-    pub fn runs_in(&self, offset: usize, count: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
+    pub fn runs_in(
+        &self,
+        offset: usize,
+        count: usize,
+    ) -> impl Iterator<Item = (usize, usize)> + '_ {
         let end = offset.saturating_add(count).min(self.size);
         let mut at = offset;
         core::iter::from_fn(move || {
@@ -211,13 +223,19 @@ impl PluggedBlocks {
     }
 
     fn is_inside(&self, offset: usize, count: usize) -> bool {
-        offset.checked_add(count).is_some_and(|end| end <= self.size)
+        offset
+            .checked_add(count)
+            .is_some_and(|end| end <= self.size)
     }
 
     fn check_blocks(&self, offset: usize, count: usize) -> Result<(), PluggedBlocksError> {
         let size = self.size;
         if !self.is_inside(offset, count) {
-            return Err(PluggedBlocksError::Outside { offset, count, size });
+            return Err(PluggedBlocksError::Outside {
+                offset,
+                count,
+                size,
+            });
         }
         let block_size = self.block_size();
         let end = offset.saturating_add(count);
@@ -240,10 +258,18 @@ impl PluggedBlocks {
         };
         let (first, last) = (offset >> self.shift, last >> self.shift);
         let (first_word, last_word) = (first / BITS, last / BITS);
-        let words = self.words.iter().enumerate().take(last_word.saturating_add(1));
+        let words = self
+            .words
+            .iter()
+            .enumerate()
+            .take(last_word.saturating_add(1));
         words.skip(first_word).all(|(index, word)| {
             let from = if index == first_word { first % BITS } else { 0 };
-            let to = if index == last_word { last % BITS } else { BITS - 1 };
+            let to = if index == last_word {
+                last % BITS
+            } else {
+                BITS - 1
+            };
             let mask = (u64::MAX << from) & (u64::MAX >> (BITS - 1).saturating_sub(to));
             f(word, mask)
         })
@@ -271,7 +297,12 @@ mod tests {
                 Err(PluggedBlocksError::NotBlocks { .. })
             ));
         }
-        for (offset, count) in [(0x1000, 0x801), (usize::MAX, 2), (0, usize::MAX), (0x1801, 0)] {
+        for (offset, count) in [
+            (0x1000, 0x801),
+            (usize::MAX, 2),
+            (0, usize::MAX),
+            (0x1801, 0),
+        ] {
             assert!(matches!(
                 blocks.unplug(offset, count),
                 Err(PluggedBlocksError::Outside { .. })

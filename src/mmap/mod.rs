@@ -188,8 +188,13 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
     }
 
     #[inline(always)]
-    fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_, BS<'_, B>>> {
-        let offset = usize::try_from(offset.raw_value()).map_err(|_| Error::InvalidBackendAddress)?;
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_, BS<'_, B>>> {
+        let offset =
+            usize::try_from(offset.raw_value()).map_err(|_| Error::InvalidBackendAddress)?;
         let bitmap = || self.mapping.bitmap().slice_at(offset);
         // SAFETY: the range is that of `self.mapping`, which nobody can change (`with_arc` takes it from there), and which stays in place as long as
         // `self` is borrowed: `self` shares it, and it is that mapping's own or was promised to stay (`build_raw`, `with_raw_mmap_pointer`).
@@ -200,7 +205,10 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
     }
 
     fn reachable_bytes(&self, addr: MemoryRegionAddress, count: usize) -> usize {
-        match (self.mapping.plugged_blocks(), usize::try_from(addr.raw_value())) {
+        match (
+            self.mapping.plugged_blocks(),
+            usize::try_from(addr.raw_value()),
+        ) {
             (Some(blocks), Ok(offset)) => blocks.plugged_from(offset, count),
             _ => count,
         }
@@ -229,7 +237,9 @@ impl<B: NewBitmap> GuestRegionCollection<GuestRegionMmap<B>> {
     /// # Errors
     ///
     /// As [`from_ranges_with_files`](Self::from_ranges_with_files).
-    pub fn from_ranges(ranges: &[(GuestAddress, usize)]) -> std::result::Result<Self, FromRangesError> {
+    pub fn from_ranges(
+        ranges: &[(GuestAddress, usize)],
+    ) -> std::result::Result<Self, FromRangesError> {
         Self::from_ranges_with_files(ranges.iter().map(|(addr, size)| (*addr, *size, None)))
     }
 

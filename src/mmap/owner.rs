@@ -15,7 +15,9 @@ trait Kept: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe {}
 impl<T: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe> Kept for T {}
 
 impl Owner {
-    pub(super) fn new<T: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe>(owner: Arc<T>) -> Self {
+    pub(super) fn new<T: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe>(
+        owner: Arc<T>,
+    ) -> Self {
         Self(owner)
     }
 

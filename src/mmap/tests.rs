@@ -29,7 +29,9 @@ fn page() -> usize {
 /// Whether anything of the file is mapped in this process. (An address alone may be another thread's by now.)
 fn is_mapped(file: &TempFile) -> bool {
     let path = file.as_path().to_str().unwrap();
-    std::fs::read_to_string("/proc/self/maps").unwrap().contains(path)
+    std::fs::read_to_string("/proc/self/maps")
+        .unwrap()
+        .contains(path)
 }
 
 #[test]
@@ -74,9 +76,15 @@ fn a_region_says_what_it_was_made_with() {
     let mapped = MmapRegion::<()>::from_file(place.clone(), len).unwrap();
     assert_eq!(mapped.flags(), libc::MAP_NORESERVE | libc::MAP_SHARED);
     assert_eq!(mapped.file_offset().unwrap().start(), 0x1000);
-    assert!(Arc::ptr_eq(mapped.file_offset().unwrap().arc(), place.arc()));
+    assert!(Arc::ptr_eq(
+        mapped.file_offset().unwrap().arc(),
+        place.arc()
+    ));
     let mut text = [0; 11];
-    mapped.as_volatile_slice().read_slice(&mut text, 0x10).unwrap();
+    mapped
+        .as_volatile_slice()
+        .read_slice(&mut text, 0x10)
+        .unwrap();
     assert_eq!(&text, b"in the file");
     mapped.as_volatile_slice().write_slice(b"IN", 0x10).unwrap();
     place.file().read_exact_at(&mut text, 0x1010).unwrap();
@@ -112,7 +120,10 @@ fn a_builder_passes_on_what_it_was_told() {
     let shared = MmapRegionBuilder::<()>::new(0x1000)
         .with_file_offset(FileOffset::new(file(0x1000), 0))
         .build();
-    assert_eq!(shared.unwrap().flags(), libc::MAP_NORESERVE | libc::MAP_SHARED);
+    assert_eq!(
+        shared.unwrap().flags(),
+        libc::MAP_NORESERVE | libc::MAP_SHARED
+    );
 
     let mut noted = default;
     noted.set_hugetlbfs(true);
@@ -138,14 +149,21 @@ fn a_mapping_goes_with_its_region_unless_it_is_foreign() {
     assert_eq!(built.as_volatile_slice().read_obj::<u8>(3).unwrap(), 5);
     drop(built);
     raw.unmap().unwrap();
-    assert_eq!(outer.as_volatile_slice().read_obj::<u8>(page() + 3).unwrap(), 5);
+    assert_eq!(
+        outer
+            .as_volatile_slice()
+            .read_obj::<u8>(page() + 3)
+            .unwrap(),
+        5
+    );
 
     // SAFETY: nothing is mapped or accessed.
     let refused = unsafe { MmapRegion::<()>::build_raw(inner.wrapping_add(1), 1, BOTH, 0) };
     assert!(matches!(refused, Err(MmapRegionError::InvalidPointer)));
     // SAFETY: as above.
     let refused =
-        unsafe { MmapRegionBuilder::<()>::new(1).with_raw_mmap_pointer(inner.wrapping_add(8)) }.build();
+        unsafe { MmapRegionBuilder::<()>::new(1).with_raw_mmap_pointer(inner.wrapping_add(8)) }
+            .build();
     assert!(matches!(refused, Err(MmapRegionError::InvalidPointer)));
 
     for unmap in [false, true] {
@@ -170,7 +188,10 @@ fn mappings_that_cannot_be_are_refused() {
         other => panic!("{other:?}"),
     };
     assert_eq!(number(MmapRegion::new(0)), Some(libc::EINVAL));
-    assert_eq!(number(MmapRegionBuilder::new(0).build()), Some(libc::EINVAL));
+    assert_eq!(
+        number(MmapRegionBuilder::new(0).build()),
+        Some(libc::EINVAL)
+    );
     assert_eq!(number(MmapRegion::new(usize::MAX)), Some(libc::ENOMEM));
     let place = |start| FileOffset::new(file(0x4000), start);
     assert_eq!(
@@ -187,7 +208,10 @@ fn mappings_that_cannot_be_are_refused() {
             .unwrap(),
         0,
     );
-    assert_eq!(number(MmapRegion::from_file(read_only, 1)), Some(libc::EACCES));
+    assert_eq!(
+        number(MmapRegion::from_file(read_only, 1)),
+        Some(libc::EACCES)
+    );
 
     let fixed = libc::MAP_FIXED | libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
     assert!(matches!(
@@ -195,7 +219,9 @@ fn mappings_that_cannot_be_are_refused() {
         Err(MmapRegionError::MapFixed)
     ));
     assert!(matches!(
-        MmapRegionBuilder::<()>::new(1).with_mmap_flags(fixed).build(),
+        MmapRegionBuilder::<()>::new(1)
+            .with_mmap_flags(fixed)
+            .build(),
         Err(MmapRegionError::MapFixed)
     ));
     assert!(matches!(
@@ -224,13 +250,17 @@ fn guest_regions_end_below_the_top() {
     assert!(GuestRegionMmap::new(mapping(), GuestAddress(u64::MAX - 0xfff)).is_none());
     assert!(GuestRegionMmap::new(mapping(), GuestAddress(u64::MAX)).is_none());
     let shared = Arc::new(mapping());
-    let region = GuestRegionMmap::with_arc(shared.clone(), GuestAddress(u64::MAX - 0x1000)).unwrap();
+    let region =
+        GuestRegionMmap::with_arc(shared.clone(), GuestAddress(u64::MAX - 0x1000)).unwrap();
     assert_eq!(
         (region.start_addr().0, region.last_addr().0),
         (u64::MAX - 0x1000, u64::MAX - 1)
     );
     assert!(Arc::ptr_eq(&region.get_mmap(), &shared));
-    assert_eq!((GuestMemoryRegion::len(&region), region.size()), (0x1000, 0x1000));
+    assert_eq!(
+        (GuestMemoryRegion::len(&region), region.size()),
+        (0x1000, 0x1000)
+    );
     assert_eq!(
         region.get_host_address(MemoryRegionAddress(0xfff)).unwrap(),
         shared.as_ptr().wrapping_add(0xfff)
@@ -250,7 +280,11 @@ fn guest_regions_end_below_the_top() {
         Err(FromRangesError::InvalidGuestRegion)
     ));
     assert!(matches!(
-        GuestRegionMmap::<()>::from_range(GuestAddress(0), 0x1001, Some(FileOffset::new(file(0x1000), 0))),
+        GuestRegionMmap::<()>::from_range(
+            GuestAddress(0),
+            0x1001,
+            Some(FileOffset::new(file(0x1000), 0))
+        ),
         Err(FromRangesError::MmapRegion(MmapRegionError::MappingPastEof))
     ));
 }
@@ -283,15 +317,24 @@ fn ranges_make_a_guest_memory_or_say_why_not() {
     ));
 
     let place = FileOffset::new(file(0x2000), 0x1000);
-    place.file().write_all_at(&[1, 2, 3, 4], 0x1ffe - 2).unwrap();
-    let ranges = [(at(0), 0x1000, Some(place.clone())), (at(0x1000), 0x1000, None)];
+    place
+        .file()
+        .write_all_at(&[1, 2, 3, 4], 0x1ffe - 2)
+        .unwrap();
+    let ranges = [
+        (at(0), 0x1000, Some(place.clone())),
+        (at(0x1000), 0x1000, None),
+    ];
     let memory = Memory::from_ranges_with_files(ranges.iter()).unwrap();
     memory.write_obj(0xffffu16, at(0xfff)).unwrap();
     let mut tail = [0; 4];
     place.file().read_exact_at(&mut tail, 0x1ffc).unwrap();
     assert_eq!(tail, [1, 2, 3, 0xff]);
     let region = memory.find_region(at(0)).unwrap();
-    assert_eq!(GuestMemoryRegion::file_offset(region).unwrap().start(), 0x1000);
+    assert_eq!(
+        GuestMemoryRegion::file_offset(region).unwrap().start(),
+        0x1000
+    );
     assert!(GuestMemoryRegion::file_offset(memory.find_region(at(0x1000)).unwrap()).is_none());
     assert_eq!(memory.last_addr(), at(0x1fff));
     let short = Memory::from_ranges_with_files([(at(0), 0x3000, Some(place))]).unwrap_err();
@@ -336,7 +379,8 @@ fn protection_is_permission() {
 
 /// A region of a place in a file, without a mapping of it.
 fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapRegion {
-    let builder = MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));
+    let builder =
+        MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));
     // SAFETY: nothing is accessed through the region, and no slice made.
     unsafe { builder.with_raw_mmap_pointer(host.as_ptr()) }
         .build()
@@ -383,14 +427,19 @@ fn a_backend_with_nothing_but_its_regions_works() {
         (memory.num_regions(), memory.last_addr()),
         (3, GuestAddress(0x3fff))
     );
-    assert!(memory.address_in_range(GuestAddress(0x1000)) && !memory.address_in_range(GuestAddress(0xfff)));
+    assert!(
+        memory.address_in_range(GuestAddress(0x1000))
+            && !memory.address_in_range(GuestAddress(0xfff))
+    );
     assert_eq!(memory.check_address(GuestAddress(0x4000)), None);
     assert_eq!(
         memory.checked_offset(GuestAddress(0x1000), 0x2fff),
         Some(GuestAddress(0x3fff))
     );
     assert_eq!(memory.checked_offset(GuestAddress(0x1000), 0x3000), None);
-    memory.write_slice(&[7; 0x3000], GuestAddress(0x1000)).unwrap();
+    memory
+        .write_slice(&[7; 0x3000], GuestAddress(0x1000))
+        .unwrap();
     assert_eq!(
         memory.read_obj::<u64>(GuestAddress(0x1ffc)).unwrap(),
         u64::from_ne_bytes([7; 8])
@@ -419,7 +468,10 @@ fn a_backend_with_nothing_but_its_regions_works() {
         Err(Error::InvalidGuestAddress(GuestAddress(0x4000)))
     ));
     // One region only: the end of it is the end.
-    assert_eq!(memory.get_slice(GuestAddress(0x2ff0), 0x10).unwrap().len(), 0x10);
+    assert_eq!(
+        memory.get_slice(GuestAddress(0x2ff0), 0x10).unwrap().len(),
+        0x10
+    );
     assert!(matches!(
         memory.get_slice(GuestAddress(0x2ff0), 0x11),
         Err(Error::InvalidBackendAddress)
@@ -469,7 +521,11 @@ mod with_bitmaps {
         let small = || AtomicBitmap::new(0x10, NonZeroUsize::new(8).unwrap());
         keeps_marks(&MmapRegion::new(len).unwrap());
         keeps_marks(&MmapRegionBuilder::new(len).build().unwrap());
-        keeps_marks(&MmapRegionBuilder::new_with_bitmap(len, small()).build().unwrap());
+        keeps_marks(
+            &MmapRegionBuilder::new_with_bitmap(len, small())
+                .build()
+                .unwrap(),
+        );
         keeps_marks(&MmapRegion::from_file(FileOffset::new(file(len as u64), 0), len).unwrap());
         let place = FileOffset::new(file(len as u64), 0);
         keeps_marks(
@@ -487,15 +543,22 @@ mod with_bitmaps {
 
         let marked = small();
         marked.mark_dirty(9, 1);
-        let region = MmapRegionBuilder::new_with_bitmap(0x20, marked).build().unwrap();
+        let region = MmapRegionBuilder::new_with_bitmap(0x20, marked)
+            .build()
+            .unwrap();
         assert_eq!(region.bitmap().get_and_reset(), [2]);
-        assert_eq!((region.bitmap().len(), region.bitmap().byte_size()), (4, 0x20));
+        assert_eq!(
+            (region.bitmap().len(), region.bitmap().byte_size()),
+            (4, 0x20)
+        );
     }
 
     #[test]
     fn a_larger_bitmap_stays_as_it_is_and_none_is_made_for_no_mapping() {
         let large = AtomicBitmap::new(0x100, NonZeroUsize::new(8).unwrap());
-        let region = MmapRegionBuilder::new_with_bitmap(0x20, large).build().unwrap();
+        let region = MmapRegionBuilder::new_with_bitmap(0x20, large)
+            .build()
+            .unwrap();
         assert_eq!(region.bitmap().len(), 32);
         // A bitmap of that size would take the process's memory.
         assert!(MmapRegion::<AtomicBitmap>::new(usize::MAX).is_err());

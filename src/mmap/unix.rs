@@ -190,7 +190,10 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
 /// No processor that Linux runs on can write a page without reading it, so that `PROT_WRITE` grants both (mmap(2), "NOTES").
 fn permissions_of(prot: i32) -> Permissions {
     let has = |bit: i32| prot & bit != 0;
-    Permissions::of(has(libc::PROT_READ | libc::PROT_WRITE), has(libc::PROT_WRITE))
+    Permissions::of(
+        has(libc::PROT_READ | libc::PROT_WRITE),
+        has(libc::PROT_WRITE),
+    )
 }
 
 /// A mapping of this process, with a bitmap that marks its written pages.
@@ -238,7 +241,12 @@ impl<B: NewBitmap> MmapRegion<B> {
     /// system answered.
     pub fn from_file(file_offset: FileOffset, size: usize) -> Result<Self> {
         let flags = libc::MAP_NORESERVE | libc::MAP_SHARED;
-        Self::build(Some(file_offset), size, libc::PROT_READ | libc::PROT_WRITE, flags)
+        Self::build(
+            Some(file_offset),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            flags,
+        )
     }
 
     /// Maps `size` bytes, of a file or not, with a protection and flags of `mmap(2)`.
@@ -246,7 +254,12 @@ impl<B: NewBitmap> MmapRegion<B> {
     /// # Errors
     ///
     /// As [`MmapRegionBuilder::build`].
-    pub fn build(file_offset: Option<FileOffset>, size: usize, prot: i32, flags: i32) -> Result<Self> {
+    pub fn build(
+        file_offset: Option<FileOffset>,
+        size: usize,
+        prot: i32,
+        flags: i32,
+    ) -> Result<Self> {
         let mapping = Mapping::new(size, prot, flags, file_offset.as_ref())?;
         // Only now that the mapping is there: a size beyond all memory fails there, and with an error.
         let bitmap = B::with_len(size);
@@ -376,7 +389,11 @@ impl<B: Bitmap> MmapRegion<B> {
     /// The range of a mapping whose blocks decide, if all that it touches are plugged. For `get_slice`s that have found [`HostRange::slice`] closed.
     #[cold]
     #[inline(never)]
-    pub(super) fn plugged_slice(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_, BS<'_, B>>> {
+    pub(super) fn plugged_slice(
+        &self,
+        offset: usize,
+        count: usize,
+    ) -> Option<VolatileSlice<'_, BS<'_, B>>> {
         let blocks = self.blocks.as_ref()?;
         if !blocks.is_plugged(offset, count) {
             return None;
@@ -430,7 +447,9 @@ impl<B: Bitmap> VolatileMemory for MmapRegion<B> {
         match self.get_slice(0, self.len()) {
             Ok(slice) => slice,
             // SAFETY: the slice has no bytes, so that nothing is accessed through it.
-            Err(_) => unsafe { VolatileSlice::with_bitmap(self.as_ptr(), 0, self.bitmap.slice_at(0), None) },
+            Err(_) => unsafe {
+                VolatileSlice::with_bitmap(self.as_ptr(), 0, self.bitmap.slice_at(0), None)
+            },
         }
     }
 }
@@ -534,7 +553,9 @@ impl Mapping {
             // all over this crate.
             // SAFETY: the mapping was just made, and nobody knows of it.
             let _ = unsafe { libc::munmap(addr, size) };
-            return Err(MmapRegionError::Mmap(io::Error::from_raw_os_error(libc::EINVAL)));
+            return Err(MmapRegionError::Mmap(io::Error::from_raw_os_error(
+                libc::EINVAL,
+            )));
         }
         // From here on the mapping is given back whatever happens.
         let mapping = Self {
@@ -584,7 +605,8 @@ impl Mapping {
                 .and_then(|p| wanted.checked_next_multiple_of(p).map(|s| (p, s)));
             match larger {
                 Some((larger_page, rounded))
-                    if error.raw_os_error() == Some(libc::EINVAL) && larger_page <= LARGEST_PAGE =>
+                    if error.raw_os_error() == Some(libc::EINVAL)
+                        && larger_page <= LARGEST_PAGE =>
                 {
                     (page, size) = (larger_page, rounded);
                 }

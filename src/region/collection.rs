@@ -111,7 +111,9 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         let new = Entry::new(region);
         let place = self.index.begun(GuestAddress(new.start()));
         // The others do not overlap among themselves: the two that it comes between are all that it can meet.
-        let before = place.checked_sub(1).and_then(|place| self.index.entry(place));
+        let before = place
+            .checked_sub(1)
+            .and_then(|place| self.index.entry(place));
         let after = self.index.entry(place);
         if before.is_some_and(|before| before.last() >= new.start())
             || after.is_some_and(|after| new.last() >= after.start())

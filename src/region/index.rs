@@ -98,7 +98,9 @@ impl<R: GuestMemoryRegion> Entry<R> {
     pub(super) fn new(region: Arc<R>) -> Self {
         let start = region.start_addr().0;
         // What a region claims to have past 2^64 does not count.
-        let len = region.len().min(u64::MAX.saturating_sub(start).saturating_add(1));
+        let len = region
+            .len()
+            .min(u64::MAX.saturating_sub(start).saturating_add(1));
         Entry {
             start,
             len,
@@ -479,7 +481,10 @@ mod tests {
             for span in spans.into_iter().filter(|_| regions > 1).chain([0]) {
                 let shift = shift(span, regions);
                 assert!(span >> shift <= last, "{span} and {regions}");
-                assert!(shift == 0 || span >> (shift - 1) > last, "{span} and {regions}");
+                assert!(
+                    shift == 0 || span >> (shift - 1) > last,
+                    "{span} and {regions}"
+                );
             }
         }
     }
@@ -515,7 +520,9 @@ mod tests {
     fn insertion_and_removal_keep_the_table_right() {
         let mut random = 1u64;
         let mut next = || {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             random >> 33
         };
         for spread in [1u64, 1 << 12, 1 << 50] {

@@ -57,9 +57,14 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
     }
 
     /// Returns `base + offset` if it lies in the region.
-    fn checked_offset(&self, base: MemoryRegionAddress, offset: usize) -> Option<MemoryRegionAddress> {
+    fn checked_offset(
+        &self,
+        base: MemoryRegionAddress,
+        offset: usize,
+    ) -> Option<MemoryRegionAddress> {
         let offset = u64::try_from(offset).ok()?;
-        base.checked_add(offset).and_then(|addr| self.check_address(addr))
+        base.checked_add(offset)
+            .and_then(|addr| self.check_address(addr))
     }
 
     /// Returns where in the region a guest physical address lies, or `None` if it does not.

@@ -103,7 +103,12 @@ impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
         Ok(slice.read_obj(at)?)
     }
 
-    fn read_volatile_from<F>(&self, addr: MemoryRegionAddress, src: &mut F, count: usize) -> Result<usize>
+    fn read_volatile_from<F>(
+        &self,
+        addr: MemoryRegionAddress,
+        src: &mut F,
+        count: usize,
+    ) -> Result<usize>
     where
         F: ReadVolatile,
     {
@@ -111,7 +116,12 @@ impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
         Ok(slice.read_volatile_from(at, src, count)?)
     }
 
-    fn read_exact_volatile_from<F>(&self, addr: MemoryRegionAddress, src: &mut F, count: usize) -> Result<()>
+    fn read_exact_volatile_from<F>(
+        &self,
+        addr: MemoryRegionAddress,
+        src: &mut F,
+        count: usize,
+    ) -> Result<()>
     where
         F: ReadVolatile,
     {
@@ -119,7 +129,12 @@ impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
         Ok(slice.read_exact_volatile_from(at, src, count)?)
     }
 
-    fn write_volatile_to<F>(&self, addr: MemoryRegionAddress, dst: &mut F, count: usize) -> Result<usize>
+    fn write_volatile_to<F>(
+        &self,
+        addr: MemoryRegionAddress,
+        dst: &mut F,
+        count: usize,
+    ) -> Result<usize>
     where
         F: WriteVolatile,
     {
@@ -127,7 +142,12 @@ impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
         Ok(slice.write_volatile_to(at, dst, count)?)
     }
 
-    fn write_all_volatile_to<F>(&self, addr: MemoryRegionAddress, dst: &mut F, count: usize) -> Result<()>
+    fn write_all_volatile_to<F>(
+        &self,
+        addr: MemoryRegionAddress,
+        dst: &mut F,
+        count: usize,
+    ) -> Result<()>
     where
         F: WriteVolatile,
     {
@@ -136,7 +156,12 @@ impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
     }
 
     #[inline]
-    fn store<T: AtomicAccess>(&self, val: T, addr: MemoryRegionAddress, order: Ordering) -> Result<()> {
+    fn store<T: AtomicAccess>(
+        &self,
+        val: T,
+        addr: MemoryRegionAddress,
+        order: Ordering,
+    ) -> Result<()> {
         let (slice, at) = place(self, addr, size_of::<T>(), Permissions::Write)?;
         Ok(slice.store(val, at, order)?)
     }

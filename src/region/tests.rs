@@ -106,8 +106,15 @@ impl Bytes<MemoryRegionAddress> for Registers {
 
 type Collection = GuestRegionCollection<Registers>;
 
-fn collection(places: &[(u64, usize)]) -> std::result::Result<Collection, GuestRegionCollectionError> {
-    Collection::from_regions(places.iter().map(|&(start, len)| registers(start, len)).collect())
+fn collection(
+    places: &[(u64, usize)],
+) -> std::result::Result<Collection, GuestRegionCollectionError> {
+    Collection::from_regions(
+        places
+            .iter()
+            .map(|&(start, len)| registers(start, len))
+            .collect(),
+    )
 }
 
 #[test]
@@ -125,11 +132,21 @@ fn a_region_that_is_no_ram_is_reached_through_itself() {
     assert!(no_host(region.get_slice(at, 1).map(|_| ())));
     assert!(no_host(region.as_volatile_slice().map(|_| ())));
     assert!(no_host(region.get_host_address(at).map(|_| ())));
-    assert!(no_host(memory.get_host_address(GuestAddress(0x118)).map(|_| ())));
-    assert!(no_host(memory.get_slice(GuestAddress(0x118), 1).map(|_| ())));
-    assert!(no_host(memory.read_obj::<u8>(GuestAddress(0x118)).map(|_| ())));
+    assert!(no_host(
+        memory.get_host_address(GuestAddress(0x118)).map(|_| ())
+    ));
+    assert!(no_host(
+        memory.get_slice(GuestAddress(0x118), 1).map(|_| ())
+    ));
+    assert!(no_host(
+        memory.read_obj::<u8>(GuestAddress(0x118)).map(|_| ())
+    ));
     assert!(no_host(memory.write_obj(1u8, GuestAddress(0x118))));
-    assert!(no_host(memory.store(1u8, GuestAddress(0x118), Ordering::SeqCst)));
+    assert!(no_host(memory.store(
+        1u8,
+        GuestAddress(0x118),
+        Ordering::SeqCst
+    )));
     assert!(no_host(
         memory
             .read_volatile_from(GuestAddress(0x118), &mut [1u8].as_slice(), 1)
@@ -168,7 +185,10 @@ fn addresses_in_a_region_end_with_it() {
     assert!(!region.address_in_range(MemoryRegionAddress(u64::MAX)));
     assert_eq!(region.checked_offset(MemoryRegionAddress(8), 7), at(0xf));
     assert_eq!(region.checked_offset(MemoryRegionAddress(8), 8), None);
-    assert_eq!(region.checked_offset(MemoryRegionAddress(8), usize::MAX), None);
+    assert_eq!(
+        region.checked_offset(MemoryRegionAddress(8), usize::MAX),
+        None
+    );
 
     // A collection finds it, up to the last address and no further.
     let memory = Collection::from_regions(vec![region]).unwrap();
@@ -186,7 +206,11 @@ fn addresses_in_a_region_end_with_it() {
 #[test]
 fn a_region_that_claims_to_pass_the_end_has_nothing_at_zero() {
     for others in [&[][..], &[(0x1000, 0x10)]] {
-        let places: Vec<_> = others.iter().copied().chain([(u64::MAX - 0xf, 0x20)]).collect();
+        let places: Vec<_> = others
+            .iter()
+            .copied()
+            .chain([(u64::MAX - 0xf, 0x20)])
+            .collect();
         // To refuse it is good as well.
         let Ok(memory) = collection(&places) else {
             continue;
@@ -206,7 +230,12 @@ fn a_region_that_claims_to_pass_the_end_has_nothing_at_zero() {
             !GuestMemoryBackend::check_range(&memory, last, 0x11),
             "{places:x?}"
         );
-        assert!(!GuestMemory::check_range(&memory, last, 0x20, Permissions::Read));
+        assert!(!GuestMemory::check_range(
+            &memory,
+            last,
+            0x20,
+            Permissions::Read
+        ));
     }
 }
 
@@ -220,14 +249,24 @@ fn a_region_of_no_bytes_has_no_addresses() {
     assert_eq!(region.checked_offset(MemoryRegionAddress(0), 0), None);
     let memory = collection(&[(0xff0, 0x10), (0x1000, 0), (0x1001, 0x10)]).unwrap();
     assert!(memory.find_region(GuestAddress(0x1000)).is_none());
-    assert_eq!(memory.find_region(GuestAddress(0xfff)).unwrap().start, 0xff0);
-    assert_eq!(memory.find_region(GuestAddress(0x1001)).unwrap().start, 0x1001);
+    assert_eq!(
+        memory.find_region(GuestAddress(0xfff)).unwrap().start,
+        0xff0
+    );
+    assert_eq!(
+        memory.find_region(GuestAddress(0x1001)).unwrap().start,
+        0x1001
+    );
     assert!(!GuestMemoryBackend::check_range(
         &memory,
         GuestAddress(0xff0),
         0x11
     ));
-    assert!(GuestMemoryBackend::check_range(&memory, GuestAddress(0x1000), 0));
+    assert!(GuestMemoryBackend::check_range(
+        &memory,
+        GuestAddress(0x1000),
+        0
+    ));
     assert!(memory.read_obj::<u8>(GuestAddress(0x1000)).is_err());
 }
 
@@ -247,7 +286,10 @@ fn regions_that_do_not_go_together_are_refused() {
         collection(&[(0x10, 1), (0x10, 1)]),
         Err(MemoryRegionOverlap)
     ));
-    assert_eq!(collection(&[(0, 0x10), (0x10, 1)]).unwrap().num_regions(), 2);
+    assert_eq!(
+        collection(&[(0, 0x10), (0x10, 1)]).unwrap().num_regions(),
+        2
+    );
     assert!(matches!(
         Collection::from_arc_regions(vec![]),
         Err(NoMemoryRegion)
@@ -266,7 +308,10 @@ fn regions_that_do_not_go_together_are_refused() {
 #[test]
 fn an_empty_collection_has_nothing() {
     let memory = Collection::new();
-    assert_eq!((memory.num_regions(), memory.last_addr()), (0, GuestAddress(0)));
+    assert_eq!(
+        (memory.num_regions(), memory.last_addr()),
+        (0, GuestAddress(0))
+    );
     assert!(memory.iter().next().is_none() && memory.find_region(GuestAddress(0)).is_none());
     assert!(matches!(
         memory.remove_region(GuestAddress(0), 0),
@@ -372,7 +417,9 @@ fn try_access_walks_regions() {
     });
     assert!(matches!(fails, Err(Error::HostAddressNotAvailable)));
     assert_eq!(
-        memory.try_access(0, GuestAddress(0), |_, n, _, _| Ok(n)).unwrap(),
+        memory
+            .try_access(0, GuestAddress(0), |_, n, _, _| Ok(n))
+            .unwrap(),
         0
     );
 }
@@ -413,7 +460,11 @@ mod of_mappings {
             GuestAddress(self.start)
         }
         fn bitmap(&self) {}
-        fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_>> {
+        fn get_slice(
+            &self,
+            offset: MemoryRegionAddress,
+            count: usize,
+        ) -> Result<VolatileSlice<'_>> {
             if offset
                 .0
                 .checked_add(count as u64)
@@ -527,7 +578,11 @@ mod of_mappings {
                 assert_eq!(first.is_ok(), granted);
             }
             // Those that do not say what they want are not held back.
-            assert!(GuestMemoryBackend::check_range(&memory, GuestAddress(0x18), 8));
+            assert!(GuestMemoryBackend::check_range(
+                &memory,
+                GuestAddress(0x18),
+                8
+            ));
             assert!(memory.get_slice(GuestAddress(0x18), 8).is_ok());
         }
     }
@@ -536,18 +591,27 @@ mod of_mappings {
     fn region_accesses_end_with_the_region() {
         let region = ram(0x1000, 0x10, None);
         assert_eq!(region.write(&[1; 8], MemoryRegionAddress(0xc)).unwrap(), 4);
-        assert_eq!(region.read(&mut [0; 8], MemoryRegionAddress(0xc)).unwrap(), 4);
+        assert_eq!(
+            region.read(&mut [0; 8], MemoryRegionAddress(0xc)).unwrap(),
+            4
+        );
         let behind = |r: Result<()>| matches!(r, Err(Error::InvalidBackendAddress));
-        assert!(behind(region.write(&[1], MemoryRegionAddress(0x10)).map(|_| ())));
         assert!(behind(
-            region.read_obj::<u8>(MemoryRegionAddress(u64::MAX)).map(|_| ())
+            region.write(&[1], MemoryRegionAddress(0x10)).map(|_| ())
+        ));
+        assert!(behind(
+            region
+                .read_obj::<u8>(MemoryRegionAddress(u64::MAX))
+                .map(|_| ())
         ));
         assert!(behind(
             region
                 .load::<u32>(MemoryRegionAddress(2), Ordering::SeqCst)
                 .map(|_| ())
         ));
-        let partial = region.write_obj(1u64, MemoryRegionAddress(0xc)).unwrap_err();
+        let partial = region
+            .write_obj(1u64, MemoryRegionAddress(0xc))
+            .unwrap_err();
         assert!(matches!(
             partial,
             Error::PartialBuffer {
@@ -591,12 +655,16 @@ impl GuestMemoryRegionBytes for Elsewhere {}
 fn what_a_region_has_not_comes_before_where_it_is_not() {
     let mut bytes = [0; 4];
     for addr in [0, 0xffe, 0x1000, u64::MAX] {
-        let error = Elsewhere.read(&mut bytes, MemoryRegionAddress(addr)).unwrap_err();
+        let error = Elsewhere
+            .read(&mut bytes, MemoryRegionAddress(addr))
+            .unwrap_err();
         assert!(
             matches!(error, Error::HostAddressNotAvailable),
             "{addr:#x}: {error}"
         );
-        let error = Elsewhere.write_obj(1u8, MemoryRegionAddress(addr)).unwrap_err();
+        let error = Elsewhere
+            .write_obj(1u8, MemoryRegionAddress(addr))
+            .unwrap_err();
         assert!(
             matches!(error, Error::HostAddressNotAvailable),
             "{addr:#x}: {error}"

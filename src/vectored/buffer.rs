@@ -59,9 +59,15 @@ pub struct IoBuffer<M: GuestMemory + 'static> {
 
 // SAFETY: the pieces are addresses in mappings that `memory` keeps, and slices of its bitmaps. Memory behind a `VolatileSlice` may be accessed by
 // any thread at any time; `memory` may be shared with (`Sync`) and dropped on (`Send`) another thread, and so may the bitmap slices be moved.
-unsafe impl<M: GuestMemory + Send + Sync + 'static> Send for IoBuffer<M> where BS<'static, M::Bitmap>: Send {}
+unsafe impl<M: GuestMemory + Send + Sync + 'static> Send for IoBuffer<M> where
+    BS<'static, M::Bitmap>: Send
+{
+}
 // SAFETY: `&IoBuffer` gives out addresses, accesses to guest memory, and marks through shared bitmap slices.
-unsafe impl<M: GuestMemory + Send + Sync + 'static> Sync for IoBuffer<M> where BS<'static, M::Bitmap>: Sync {}
+unsafe impl<M: GuestMemory + Send + Sync + 'static> Sync for IoBuffer<M> where
+    BS<'static, M::Bitmap>: Sync
+{
+}
 
 impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Makes a buffer of no bytes in `memory`, for accesses of the kind `access`: [`Permissions::Write`] for what a device writes (a read of a

@@ -84,7 +84,14 @@ pub fn read_from_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<usize> {
-    once(memory, addr, count, Transfer::Read, file, Place::Offset(offset))
+    once(
+        memory,
+        addr,
+        count,
+        Transfer::Read,
+        file,
+        Place::Offset(offset),
+    )
 }
 
 /// Writes up to `count` bytes of guest memory at `addr` to `fd`, at its own position, by one `writev(2)`. Returns how many.
@@ -113,7 +120,14 @@ pub fn write_to_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<usize> {
-    once(memory, addr, count, Transfer::Write, file, Place::Offset(offset))
+    once(
+        memory,
+        addr,
+        count,
+        Transfer::Write,
+        file,
+        Place::Offset(offset),
+    )
 }
 
 /// Reads `count` bytes from `fd` into guest memory at `addr`; as [`read_from`], until all are read.
@@ -142,7 +156,14 @@ pub fn read_exact_from_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<()> {
-    whole(memory, addr, count, Transfer::Read, file, Place::Offset(offset))
+    whole(
+        memory,
+        addr,
+        count,
+        Transfer::Read,
+        file,
+        Place::Offset(offset),
+    )
 }
 
 /// Writes `count` bytes of guest memory at `addr` to `fd`; as [`write_to`], until all are written.
@@ -171,7 +192,14 @@ pub fn write_all_to_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<()> {
-    whole(memory, addr, count, Transfer::Write, file, Place::Offset(offset))
+    whole(
+        memory,
+        addr,
+        count,
+        Transfer::Write,
+        file,
+        Place::Offset(offset),
+    )
 }
 
 /// One call for a range.

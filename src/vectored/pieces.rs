@@ -9,7 +9,9 @@ use smallvec::SmallVec;
 use super::descriptor::{call, Place, Transfer, MAX_PIECES};
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::Bytes;
-use crate::guest_memory::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result};
+use crate::guest_memory::{
+    Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result,
+};
 use crate::volatile_memory::VolatileSlice;
 
 /// So many pieces take no allocation.
@@ -69,7 +71,10 @@ pub(super) struct Pieces<'a, S> {
 
 impl<'a, S: BitmapSlice> Pieces<'a, S> {
     /// Appends slices until they end or one is an error.
-    pub(super) fn gather(&mut self, slices: &mut impl GuestMemorySliceIterator<'a, S>) -> Result<()> {
+    pub(super) fn gather(
+        &mut self,
+        slices: &mut impl GuestMemorySliceIterator<'a, S>,
+    ) -> Result<()> {
         slices.each_slice(|slice| self.push(slice))
     }
 
@@ -281,7 +286,9 @@ fn ended(transfer: Transfer) -> std::io::Error {
             ErrorKind::UnexpectedEof,
             "the source ended before the range was full",
         ),
-        Transfer::Write => std::io::Error::new(ErrorKind::WriteZero, "the target takes no more bytes"),
+        Transfer::Write => {
+            std::io::Error::new(ErrorKind::WriteZero, "the target takes no more bytes")
+        }
     }
 }
 

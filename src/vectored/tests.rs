@@ -15,7 +15,9 @@ const PAGE: usize = 0x1000;
 
 /// So many regions of a page each, one behind the other.
 fn regions(count: u64) -> Memory {
-    let ranges: Vec<_> = (0..count).map(|i| (GuestAddress(i * 0x1000), PAGE)).collect();
+    let ranges: Vec<_> = (0..count)
+        .map(|i| (GuestAddress(i * 0x1000), PAGE))
+        .collect();
     Memory::from_ranges(&ranges).unwrap()
 }
 
@@ -56,7 +58,10 @@ fn a_range_over_eight_regions_is_one_call_each_way() {
     assert_eq!(dirty(&memory).len(), 8);
 
     let mut target = temporary_file(&[]);
-    assert_eq!(write_to(&memory, GuestAddress(5), count, &target).unwrap(), count);
+    assert_eq!(
+        write_to(&memory, GuestAddress(5), count, &target).unwrap(),
+        count
+    );
     assert_eq!(
         write_to_at(&memory, GuestAddress(5), 7, &target, count as u64).unwrap(),
         7
@@ -216,7 +221,11 @@ fn vectors_name_the_range_and_nothing_else() {
     let host = |address| memory.get_host_address(GuestAddress(address)).unwrap();
     assert_eq!(
         named,
-        [(host(0xff0), 0x10), (host(0x1000), 0x1000), (host(0x2000), 0x10)]
+        [
+            (host(0xff0), 0x10),
+            (host(0x1000), 0x1000),
+            (host(0x2000), 0x10)
+        ]
     );
     range.mark_dirty(0x10, 0x1001);
     assert_eq!(dirty(&memory), [0x1000, 0x2000]);
@@ -275,16 +284,24 @@ fn behind_the_lock_of_an_iommu_there_are_vectors_and_no_buffer() {
             iova: GuestAddress,
             length: usize,
             access: Permissions,
-        ) -> std::result::Result<crate::iommu::IotlbIterator<Self::IotlbGuard<'_>>, crate::iommu::Error>
-        {
-            Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|_| panic!("all is mapped"))
+        ) -> std::result::Result<
+            crate::iommu::IotlbIterator<Self::IotlbGuard<'_>>,
+            crate::iommu::Error,
+        > {
+            Iotlb::lookup(self.0.read().unwrap(), iova, length, access)
+                .map_err(|_| panic!("all is mapped"))
         }
     }
     let mut iotlb = Iotlb::new();
     for page in 0..3u64 {
         let to = GuestAddress((2 - page) * 0x1000);
         iotlb
-            .set_mapping(GuestAddress(page * 0x1000), to, PAGE, Permissions::ReadWrite)
+            .set_mapping(
+                GuestAddress(page * 0x1000),
+                to,
+                PAGE,
+                Permissions::ReadWrite,
+            )
             .unwrap();
     }
     let bitmap = AtomicBitmap::new(3 * PAGE, PAGE.try_into().unwrap());
@@ -329,10 +346,12 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let near = || prop_oneof![4 => 0usize..600, 1 => any::<usize>()];
     prop_oneof![
-        (prop_oneof![4 => 0u64..0x2c0, 1 => any::<u64>()], near()).prop_map(|(a, n)| Step::Push(a, n)),
+        (prop_oneof![4 => 0u64..0x2c0, 1 => any::<u64>()], near())
+            .prop_map(|(a, n)| Step::Push(a, n)),
         near().prop_map(Step::Split),
         near().prop_map(Step::Truncate),
-        (near(), prop::collection::vec(any::<u8>(), 0..200)).prop_map(|(o, bytes)| Step::Put(o, bytes)),
+        (near(), prop::collection::vec(any::<u8>(), 0..200))
+            .prop_map(|(o, bytes)| Step::Put(o, bytes)),
         (near(), 0usize..300).prop_map(|(o, n)| Step::Look(o, n)),
     ]
 }
@@ -424,7 +443,12 @@ fn b9_a_buffer_behind_a_shared_iotlb_is_waited_for() {
     for page in 0..3u64 {
         let to = GuestAddress((2 - page) * 0x1000);
         iotlb
-            .set_mapping(GuestAddress(page * 0x1000), to, PAGE, Permissions::ReadWrite)
+            .set_mapping(
+                GuestAddress(page * 0x1000),
+                to,
+                PAGE,
+                Permissions::ReadWrite,
+            )
             .unwrap();
     }
     let bitmap = AtomicBitmap::new(3 * PAGE, PAGE.try_into().unwrap());
@@ -444,7 +468,10 @@ fn b9_a_buffer_behind_a_shared_iotlb_is_waited_for() {
     drop(rest);
     assert!(gone.is_done());
     assert_eq!(
-        memory.get_backend().read_obj::<u8>(GuestAddress(0x1007)).unwrap(),
+        memory
+            .get_backend()
+            .read_obj::<u8>(GuestAddress(0x1007))
+            .unwrap(),
         7
     );
     assert_eq!(memory.bitmap().get_and_reset(), [0b11]);

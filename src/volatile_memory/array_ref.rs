@@ -149,7 +149,8 @@ where
     /// may be read together, in no particular order.
     pub fn copy_to(&self, buf: &mut [T]) -> usize {
         let count = self.nelem.min(buf.len());
-        buf.get_mut(..count).map_or(0, |buf| self.to_slice().copy_to(buf))
+        buf.get_mut(..count)
+            .map_or(0, |buf| self.to_slice().copy_to(buf))
     }
 
     /// Copies as many bytes as the array and `slice` both have into `slice`, in no particular order. The two may overlap.

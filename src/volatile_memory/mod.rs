@@ -109,7 +109,8 @@ pub type Result<T> = core::result::Result<T, Error>;
 /// [`Error::Overflow`] if the sum does not fit.
 #[inline]
 pub fn compute_offset(base: usize, offset: usize) -> Result<usize> {
-    base.checked_add(offset).ok_or(Error::Overflow { base, offset })
+    base.checked_add(offset)
+        .ok_or(Error::Overflow { base, offset })
 }
 
 /// Memory that is accessed through [`VolatileSlice`]s.
@@ -187,7 +188,9 @@ pub trait VolatileMemory {
         let count = count.ok_or(Error::TooBig { nelements: n, size })?;
         let slice = slice_of_exactly(self, offset, count)?;
         // SAFETY: the slice has as many bytes as `n` values of type `T` (just checked), and lives as long as the result.
-        Ok(unsafe { VolatileArrayRef::with_bitmap(slice.as_mut_ptr(), n, slice.into_bitmap(), None) })
+        Ok(unsafe {
+            VolatileArrayRef::with_bitmap(slice.as_mut_ptr(), n, slice.into_bitmap(), None)
+        })
     }
 
     /// Returns a plain reference to the value of type `T` at `offset`. Nothing marks or orders what is read through it.

@@ -122,7 +122,13 @@ fn exchanges_if_it_is_there<T: AtomicAccess + core::fmt::Debug>() {
         assert_eq!(memory.take_marks(), [] as [usize; 0]);
 
         let answer = slice
-            .atomic_compare_exchange(filled::<T>(7), filled(9), at, Ordering::AcqRel, Ordering::Acquire)
+            .atomic_compare_exchange(
+                filled::<T>(7),
+                filled(9),
+                at,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            )
             .unwrap();
         assert_eq!(answer.map_err(drop).unwrap().as_slice(), vec![7; size]);
         let mut expected = vec![7; MEMORY];

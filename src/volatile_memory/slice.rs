@@ -144,14 +144,19 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     #[inline]
     pub fn offset(&self, count: usize) -> Result<VolatileSlice<'a, B>> {
         let addr = compute_offset(self.addr.addr(), count)?;
-        let rest = self.size.checked_sub(count).ok_or(Error::OutOfBounds { addr })?;
+        let rest = self
+            .size
+            .checked_sub(count)
+            .ok_or(Error::OutOfBounds { addr })?;
         Ok(self.part(count, rest))
     }
 
     /// The `count` bytes at `offset`, which the caller has found to lie in the slice.
     #[inline]
     fn part(&self, offset: usize, count: usize) -> Self {
-        debug_assert!(offset.checked_add(count).is_some_and(|end| end <= self.size));
+        debug_assert!(offset
+            .checked_add(count)
+            .is_some_and(|end| end <= self.size));
         VolatileSlice {
             addr: self.addr.wrapping_add(offset),
             size: count,
@@ -217,7 +222,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         // What a fault stops is not told: the signature has no room for it.
         let _ = unsafe { access::copy_elements_to_guest(self.addr, buf.as_ptr(), count) };
         // No overflow: the elements are within the slice.
-        self.bitmap.mark_dirty(0, count.saturating_mul(size_of::<T>()));
+        self.bitmap
+            .mark_dirty(0, count.saturating_mul(size_of::<T>()));
     }
 
     /// Writes the byte `value` everywhere, in no particular order.
@@ -273,7 +279,12 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// As [`atomic_swap`](Self::atomic_swap).
     #[inline]
-    pub fn atomic_fetch_add<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<T> {
+    pub fn atomic_fetch_add<T: AtomicAccess>(
+        &self,
+        val: T,
+        addr: usize,
+        order: Ordering,
+    ) -> Result<T> {
         self.fetch(Fetch::Add, val, addr, order)
     }
 
@@ -283,7 +294,12 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// As [`atomic_swap`](Self::atomic_swap).
     #[inline]
-    pub fn atomic_fetch_and<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<T> {
+    pub fn atomic_fetch_and<T: AtomicAccess>(
+        &self,
+        val: T,
+        addr: usize,
+        order: Ordering,
+    ) -> Result<T> {
         self.fetch(Fetch::And, val, addr, order)
     }
 
@@ -293,7 +309,12 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// As [`atomic_swap`](Self::atomic_swap).
     #[inline]
-    pub fn atomic_fetch_or<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<T> {
+    pub fn atomic_fetch_or<T: AtomicAccess>(
+        &self,
+        val: T,
+        addr: usize,
+        order: Ordering,
+    ) -> Result<T> {
         self.fetch(Fetch::Or, val, addr, order)
     }
 
@@ -339,10 +360,17 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
 
     /// Changes the integer at `addr`, and marks it.
     #[inline]
-    fn fetch<T: AtomicAccess>(&self, change: Fetch, operand: T, addr: usize, order: Ordering) -> Result<T> {
+    fn fetch<T: AtomicAccess>(
+        &self,
+        change: Fetch,
+        operand: T,
+        addr: usize,
+        order: Ordering,
+    ) -> Result<T> {
         let target = self.register_operand::<T>(addr)?;
         // SAFETY: the bytes of a `T::A` lie at `target` in the slice, aligned for it, and it is register sized.
-        let answer = unsafe { access::fetch(target, change, operand, order) }.map_err(Error::from_fault)?;
+        let answer =
+            unsafe { access::fetch(target, change, operand, order) }.map_err(Error::from_fault)?;
         self.bitmap.mark_dirty(addr, size_of::<T::A>());
         Ok(answer)
     }
@@ -550,12 +578,17 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             return self.read_slice(value.as_mut_slice(), addr).map(|()| value);
         }
         // SAFETY: the bytes of a `T` lie in the slice at `addr` (just checked).
-        unsafe { access::read_value(value, self.addr.wrapping_add(addr)) }.map_err(Error::from_fault)
+        unsafe { access::read_value(value, self.addr.wrapping_add(addr)) }
+            .map_err(Error::from_fault)
     }
 
     /// Writes what fits of `buf` at `addr`: how many bytes, or the fault that stopped it.
     #[inline(always)]
-    pub(crate) fn write_part(&self, buf: &[u8], addr: usize) -> Result<std::result::Result<usize, Fault>> {
+    pub(crate) fn write_part(
+        &self,
+        buf: &[u8],
+        addr: usize,
+    ) -> Result<std::result::Result<usize, Fault>> {
         if buf.is_empty() {
             return Ok(Ok(0));
         }
@@ -571,7 +604,11 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
 
     /// Reads what there is at `addr` into `buf`: how many bytes, or the fault that stopped it.
     #[inline(always)]
-    pub(crate) fn read_part(&self, buf: &mut [u8], addr: usize) -> Result<std::result::Result<usize, Fault>> {
+    pub(crate) fn read_part(
+        &self,
+        buf: &mut [u8],
+        addr: usize,
+    ) -> Result<std::result::Result<usize, Fault>> {
         if buf.is_empty() {
             return Ok(Ok(0));
         }
@@ -610,7 +647,10 @@ fn moved_first(answer: std::result::Result<usize, Fault>) -> Result<usize> {
 fn everything(expected: usize, answer: std::result::Result<usize, Fault>) -> Result<()> {
     match answer {
         Ok(completed) if completed == expected => Ok(()),
-        Ok(completed) => Err(Error::PartialBuffer { expected, completed }),
+        Ok(completed) => Err(Error::PartialBuffer {
+            expected,
+            completed,
+        }),
         Err(fault) => Err(Error::from_fault(fault)),
     }
 }

@@ -74,7 +74,10 @@ impl Memory {
         let bytes = |w: &AtomicU64| w.load(Ordering::Relaxed).to_ne_bytes();
         let all: Vec<u8> = self.words.iter().flat_map(bytes).collect();
         let end = self.start + self.len;
-        assert!(all[..self.start].iter().chain(&all[end..]).all(|&b| b == FENCE));
+        assert!(all[..self.start]
+            .iter()
+            .chain(&all[end..])
+            .all(|&b| b == FENCE));
         all[self.start..end].to_vec()
     }
 
@@ -129,7 +132,11 @@ fn value_of<T: ByteValued>(bytes: &[u8]) -> T {
 }
 
 fn values<T: ByteValued>(bytes: &[u8], count: usize) -> Vec<T> {
-    bytes.chunks(size_of::<T>()).take(count).map(value_of).collect()
+    bytes
+        .chunks(size_of::<T>())
+        .take(count)
+        .map(value_of)
+        .collect()
 }
 
 fn bytes_of<T: ByteValued>(values: &[T]) -> Vec<u8> {
@@ -182,7 +189,10 @@ fn movable(at: usize, wanted: usize, len: usize) -> Result<usize> {
 fn all(expected: usize, movable: Result<usize>) -> Result<()> {
     match movable? {
         completed if completed == expected => Ok(()),
-        completed => Err(Error::PartialBuffer { expected, completed }),
+        completed => Err(Error::PartialBuffer {
+            expected,
+            completed,
+        }),
     }
 }
 
@@ -375,7 +385,10 @@ fn an_array_larger_than_the_address_space_is_too_big() {
     let memory = Memory::new(16, 0);
     let (nelements, size) = (usize::MAX / 2, 4);
     let too_big = shown(Error::TooBig { nelements, size });
-    assert_eq!(failed(memory.slice().get_array_ref::<u32>(0, nelements)), too_big);
+    assert_eq!(
+        failed(memory.slice().get_array_ref::<u32>(0, nelements)),
+        too_big
+    );
 }
 
 #[test]
@@ -384,7 +397,10 @@ fn a_reference_reaches_its_value_and_no_more() {
     let slice = memory.slice();
     let value = slice.get_ref::<u32>(5).unwrap();
     assert_eq!(value.len(), 4);
-    assert_eq!((value.ptr_guard().len(), value.ptr_guard_mut().len()), (4, 4));
+    assert_eq!(
+        (value.ptr_guard().len(), value.ptr_guard_mut().len()),
+        (4, 4)
+    );
     assert_eq!(value.ptr_guard().as_ptr(), memory.ptr().wrapping_add(5));
     assert_eq!(value.ptr_guard_mut().as_ptr(), memory.ptr().wrapping_add(5));
     assert_eq!(value.bitmap().1, 5);
@@ -409,7 +425,10 @@ fn an_array_reaches_its_elements_and_no_more() {
     let slice = memory.slice();
     let array = slice.get_array_ref::<u16>(3, 5).unwrap();
     assert_eq!((array.len(), array.element_size()), (5, 2));
-    assert_eq!((array.ptr_guard().len(), array.ptr_guard_mut().len()), (10, 10));
+    assert_eq!(
+        (array.ptr_guard().len(), array.ptr_guard_mut().len()),
+        (10, 10)
+    );
     assert_eq!(array.ptr_guard().as_ptr(), memory.ptr().wrapping_add(3));
     assert_eq!(array.bitmap().1, 3);
     array.store(4, 0xabab);
@@ -432,7 +451,11 @@ fn an_array_reaches_its_elements_and_no_more() {
     bare.copy_from(&[0, 0, 0]);
     assert_eq!(memory.bytes()[..9], [0, 0, 0, 0, 0, 0, 0, 0, 9]);
     assert_eq!(memory.take_marks(), [] as [usize; 0]);
-    assert!(memory.slice().get_array_ref::<u64>(40, 0).unwrap().is_empty());
+    assert!(memory
+        .slice()
+        .get_array_ref::<u64>(40, 0)
+        .unwrap()
+        .is_empty());
 }
 
 #[test]
@@ -454,7 +477,10 @@ fn references_of_rusts_want_room_and_alignment() {
     let (addr, alignment) = (memory.ptr() as usize + 1, 2);
     let misaligned = shown(Error::Misaligned { addr, alignment });
     assert_eq!(failed(slice.get_atomic_ref::<AtomicI16>(1)), misaligned);
-    assert_eq!(failed(slice.get_atomic_ref::<AtomicI16>(15)), out_of_bounds(17));
+    assert_eq!(
+        failed(slice.get_atomic_ref::<AtomicI16>(15)),
+        out_of_bounds(17)
+    );
     // SAFETY: nobody else is here.
     unsafe {
         assert_eq!(slice.aligned_as_ref::<[u8; 2]>(0).unwrap(), &[1, 2]);
@@ -503,7 +529,9 @@ fn marks_come_after_the_bytes() {
     slice.copy_from(&[5u8]);
     slice.get_ref::<u8>(0).unwrap().store(6);
     slice.get_array_ref::<u8>(0, 1).unwrap().copy_from(&[7]);
-    slice.read_volatile_from(0, &mut [8u8].as_slice(), 1).unwrap();
+    slice
+        .read_volatile_from(0, &mut [8u8].as_slice(), 1)
+        .unwrap();
     VolatileSlice::from([9u8].as_mut_slice()).copy_to_volatile_slice(slice.clone());
     slice.fill_with_byte(10).unwrap();
     let order = Ordering::SeqCst;
@@ -555,7 +583,9 @@ fn streams_move_what_they_have_and_mark_what_they_moved() {
     assert_eq!(memory.take_marks(), [4, 5, 6]);
     assert_eq!(slice.read_volatile_from(18, &mut stream(10), 8).unwrap(), 2);
     assert_eq!(memory.take_marks(), [18, 19]);
-    slice.read_exact_volatile_from(0, &mut stream(10), 10).unwrap();
+    slice
+        .read_exact_volatile_from(0, &mut stream(10), 10)
+        .unwrap();
     assert_eq!(memory.bytes()[..10], numbered(10, 201));
     assert_eq!(memory.take_marks(), (0..10).collect::<Vec<_>>());
     let would_block = shown(Error::IOError(ErrorKind::WouldBlock.into()));
@@ -572,8 +602,14 @@ fn streams_move_what_they_have_and_mark_what_they_moved() {
     assert_eq!(failed(slice.read_volatile_from(21, &mut source, 1)), behind);
     assert_eq!(failed(slice.write_volatile_to(21, &mut target, 1)), behind);
     let behind = out_of_bounds(21);
-    assert_eq!(failed(slice.read_exact_volatile_from(13, &mut source, 8)), behind);
-    assert_eq!(failed(slice.write_all_volatile_to(13, &mut target, 8)), behind);
+    assert_eq!(
+        failed(slice.read_exact_volatile_from(13, &mut source, 8)),
+        behind
+    );
+    assert_eq!(
+        failed(slice.write_all_volatile_to(13, &mut target, 8)),
+        behind
+    );
     assert!(source.bytes.len() == 10 && !source.interrupted && target.is_empty());
 }
 
@@ -595,7 +631,10 @@ fn slices_of_another_length_are_refused() {
         let liar = Liar(bytes.as_bytes(), given);
         assert!(!liar.is_empty());
         let (expected, completed) = (4, given);
-        let partial = shown(Error::PartialBuffer { expected, completed });
+        let partial = shown(Error::PartialBuffer {
+            expected,
+            completed,
+        });
         assert_eq!(failed(liar.get_ref::<u32>(0)), partial);
         assert_eq!(failed(liar.get_array_ref::<u16>(0, 2)), partial);
         assert_eq!(failed(liar.get_atomic_ref::<AtomicU32>(0)), partial);

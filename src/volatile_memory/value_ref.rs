@@ -55,7 +55,11 @@ where
     /// # Safety
     ///
     /// As [`VolatileSlice::with_bitmap`], for `size_of::<T>()` bytes.
-    pub unsafe fn with_bitmap(addr: *mut u8, bitmap: B, _mmap: Option<&'a PhantomData<()>>) -> Self {
+    pub unsafe fn with_bitmap(
+        addr: *mut u8,
+        bitmap: B,
+        _mmap: Option<&'a PhantomData<()>>,
+    ) -> Self {
         VolatileRef {
             addr,
             bitmap,

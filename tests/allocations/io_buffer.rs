@@ -13,7 +13,9 @@ type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 /// Sixteen regions of a page, adjacent.
 fn memory() -> Arc<Memory> {
-    let ranges: Vec<_> = (0..16).map(|n| (GuestAddress(n * 0x1000), 0x1000)).collect();
+    let ranges: Vec<_> = (0..16)
+        .map(|n| (GuestAddress(n * 0x1000), 0x1000))
+        .collect();
     Arc::new(Memory::from_ranges(&ranges).unwrap())
 }
 
@@ -50,7 +52,8 @@ fn chains_of_eight_pieces_take_nothing() {
 #[test]
 fn a_read_over_eight_regions_takes_nothing() {
     let (memory, zeroes) = (memory(), File::open("/dev/zero").unwrap());
-    let (taken, moved) =
-        taken_by(|| vectored::read_from_at(&*memory, GuestAddress(0), 8 * 0x1000, &zeroes, 0).unwrap());
+    let (taken, moved) = taken_by(|| {
+        vectored::read_from_at(&*memory, GuestAddress(0), 8 * 0x1000, &zeroes, 0).unwrap()
+    });
     assert_eq!((taken.allocations, moved), (0, 8 * 0x1000));
 }

@@ -17,13 +17,20 @@ fn allocations<T>(of: impl FnOnce() -> T) -> (usize, T) {
 
 /// Every other page, to places that do not continue each other.
 fn pages(count: u64) -> impl Iterator<Item = (GuestAddress, GuestAddress)> {
-    (0..count).map(|number| (GuestAddress(number * 2 * PAGE), GuestAddress(number * 3 * PAGE)))
+    (0..count).map(|number| {
+        (
+            GuestAddress(number * 2 * PAGE),
+            GuestAddress(number * 3 * PAGE),
+        )
+    })
 }
 
 fn fragmented(count: u64) -> Iotlb {
     let mut iotlb = Iotlb::new();
     for (iova, to) in pages(count) {
-        iotlb.set_mapping(iova, to, 0x1000, Permissions::Read).unwrap();
+        iotlb
+            .set_mapping(iova, to, 0x1000, Permissions::Read)
+            .unwrap();
     }
     iotlb
 }
@@ -35,12 +42,19 @@ fn a_hit_allocates_nothing_and_a_miss_what_its_answer_has() {
     for number in 0..16 {
         let iova = GuestAddress((1 << 32) + number * PAGE);
         iotlb
-            .set_mapping(iova, GuestAddress(number * 5 * PAGE), 0x1000, Permissions::Read)
+            .set_mapping(
+                iova,
+                GuestAddress(number * 5 * PAGE),
+                0x1000,
+                Permissions::Read,
+            )
             .unwrap();
     }
     let shared = SharedIotlb::new();
     let (iova, to) = (GuestAddress(0), GuestAddress(0x5000));
-    shared.set_mapping(iova, to, 0x1000, Permissions::Read).unwrap();
+    shared
+        .set_mapping(iova, to, 0x1000, Permissions::Read)
+        .unwrap();
     // The first look of a thread makes its place in arc-swap.
     drop(shared.snapshot());
 
@@ -79,7 +93,11 @@ fn a_mapping_takes_32_to_90_bytes_whichever_ones_go() {
     let each = |before: isize, iotlb: &Iotlb| (bytes_out() - before) as usize / iotlb.entries();
     let before = bytes_out();
     let full = fragmented(100_000);
-    assert!((32..40).contains(&each(before, &full)), "{}", each(before, &full));
+    assert!(
+        (32..40).contains(&each(before, &full)),
+        "{}",
+        each(before, &full)
+    );
     drop(full);
 
     // Of each leaf of 128, all go but so many of every other, and so many of the ones in between: none of them can go together with its neighbour.
@@ -102,13 +120,17 @@ fn a_mapping_takes_32_to_90_bytes_whichever_ones_go() {
 fn a_snapshot_that_is_kept_takes_what_has_changed() {
     let shared = SharedIotlb::new();
     for (iova, to) in pages(10_000) {
-        shared.set_mapping(iova, to, 0x1000, Permissions::Read).unwrap();
+        shared
+            .set_mapping(iova, to, 0x1000, Permissions::Read)
+            .unwrap();
     }
     let mut kept = VecDeque::new();
     let before = bytes_out();
     for (iova, to) in pages(320) {
         let to = GuestAddress(to.0 + (1 << 40));
-        shared.set_mapping(iova, to, 0x1000, Permissions::Read).unwrap();
+        shared
+            .set_mapping(iova, to, 0x1000, Permissions::Read)
+            .unwrap();
         kept.push_back(shared.snapshot());
         if kept.len() > 32 {
             kept.pop_front();

@@ -23,7 +23,8 @@ fn an_empty_pool_of_huge_pages_is_an_error() {
     let test = "an_empty_pool_of_huge_pages_is_an_error";
     fault::install().unwrap();
     // SAFETY: as in `memfd`.
-    let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB | libc::MFD_HUGE_2MB) };
+    let fd =
+        unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB | libc::MFD_HUGE_2MB) };
     if fd < 0 {
         return skipped(test, "no huge pages of 2 MiB on this machine");
     }
@@ -38,7 +39,10 @@ fn an_empty_pool_of_huge_pages_is_an_error() {
     };
     let number = std::fs::read_to_string(huge_pages::POOL).unwrap();
     if number.trim() != "0" {
-        let why = format!("the pool of huge pages is not empty, but has {}", number.trim());
+        let why = format!(
+            "the pool of huge pages is not empty, but has {}",
+            number.trim()
+        );
         return skipped(test, why);
     }
     let region = GuestRegionMmap::<()>::from_range(BASE, size, Some(FileOffset::new(file, 0)));
@@ -137,7 +141,9 @@ fn a_poisoned_page_is_an_error() {
     // In its middle: the kernel says where the page begins, or the very byte.
     let gone = GuestAddress(BASE.0 + PAGE as u64 + 100);
     assert!(is_efault(&memory.read_obj::<u64>(gone).unwrap_err()));
-    assert!(is_efault(&memory.read_slice(&mut [0; 300], gone).unwrap_err()));
+    assert!(is_efault(
+        &memory.read_slice(&mut [0; 300], gone).unwrap_err()
+    ));
     let fault = fault::last().unwrap();
     assert_eq!((fault.guest_address, fault.completed), (Some(gone), 0));
     let mut buf = vec![0; 2 * PAGE];

@@ -90,14 +90,20 @@ fn an_old_fault_is_left_alone() {
     let (memory, file) = shared(2);
     let gone = GuestAddress(BASE.0 + PAGE as u64);
     file.set_len(PAGE as u64).unwrap();
-    memory.get_slice(gone, 8).unwrap().read_obj::<u64>(0).unwrap_err();
+    memory
+        .get_slice(gone, 8)
+        .unwrap()
+        .read_obj::<u64>(0)
+        .unwrap_err();
     let old = fault::last().unwrap();
     assert_eq!(old.guest_address, None);
     file.set_len(2 * PAGE as u64).unwrap();
 
     // Streams that end, over one piece and over a hole.
     assert_eq!(
-        memory.read_volatile_from(gone, &mut &[1u8; 3][..], 64).unwrap(),
+        memory
+            .read_volatile_from(gone, &mut &[1u8; 3][..], 64)
+            .unwrap(),
         3
     );
     assert_eq!(

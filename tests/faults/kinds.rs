@@ -27,11 +27,15 @@ fn every_kind_of_access_to_a_page_that_is_gone_is_an_error() {
     io(memory.write_slice(&buf, gone));
     io(memory.read(&mut buf, gone).map(drop));
     io(memory.write(&buf, gone).map(drop));
-    io(memory.write_volatile_to(gone, &mut Vec::new(), 64).map(drop));
+    io(memory
+        .write_volatile_to(gone, &mut Vec::new(), 64)
+        .map(drop));
     io(memory
         .write_volatile_to(gone, &mut &mut [0u8; 64][..], 64)
         .map(drop));
-    io(memory.read_volatile_from(gone, &mut &[0u8; 64][..], 64).map(drop));
+    io(memory
+        .read_volatile_from(gone, &mut &[0u8; 64][..], 64)
+        .map(drop));
     // System calls meet the page themselves.
     let zero = File::open("/dev/zero").unwrap();
     io(memory.read_volatile_from(gone, &mut &zero, 64).map(drop));
@@ -49,8 +53,12 @@ fn every_kind_of_access_to_a_page_that_is_gone_is_an_error() {
     io(slice.atomic_fetch_add(1u16, 0, order).map(drop));
     io(slice.atomic_fetch_and(1u32, 0, order).map(drop));
     io(slice.atomic_fetch_or(1u64, 0, order).map(drop));
-    io(slice.atomic_compare_exchange(0u8, 1, 0, order, order).map(drop));
-    io(slice.atomic_compare_exchange(0u64, 1, 0, order, order).map(drop));
+    io(slice
+        .atomic_compare_exchange(0u8, 1, 0, order, order)
+        .map(drop));
+    io(slice
+        .atomic_compare_exchange(0u64, 1, 0, order, order)
+        .map(drop));
     assert_eq!(slice.get_ref::<u32>(0).unwrap().load(), 0);
     slice.get_ref::<u32>(0).unwrap().store(1);
     assert_eq!(slice.copy_to(&mut [0u32; 4]), 0);

@@ -21,7 +21,8 @@ fn a_file_that_shrinks_and_grows_under_copies_is_survived() {
         let mut buf = vec![0u8; 64 * PAGE];
         // So many, and on until one has met a page that is gone: the other thread gets its turn when the machine likes.
         let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        let mut rounds = (0u64..).take_while(|round| *round < 4000 || std::time::Instant::now() < patience);
+        let mut rounds =
+            (0u64..).take_while(|round| *round < 4000 || std::time::Instant::now() < patience);
         while let Some(round) = rounds.next().filter(|round| *round < 4000 || faults == 0) {
             let answer = match round % 3 {
                 0 => memory.read(&mut buf, BASE),
@@ -64,7 +65,9 @@ fn faults_may_come_by_the_hundred_thousand_and_from_two_threads() {
                     assert!(is_efault(&memory.write(&buf, place).unwrap_err()));
                     assert_eq!(fault::last().unwrap().guest_address, Some(place));
                     assert!(is_efault(&memory.read(&mut buf, BASE).unwrap_err()));
-                    assert!(is_efault(&memory.store(1u8, BASE, Ordering::SeqCst).unwrap_err()));
+                    assert!(is_efault(
+                        &memory.store(1u8, BASE, Ordering::SeqCst).unwrap_err()
+                    ));
                 }
             });
         }

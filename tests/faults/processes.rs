@@ -17,7 +17,11 @@ fn in_a_process_of_its_own(what: &str) -> Output {
         command.arg(program);
     }
     command
-        .args(["--exact", "processes::dies_as_it_would_without_us", "--nocapture"])
+        .args([
+            "--exact",
+            "processes::dies_as_it_would_without_us",
+            "--nocapture",
+        ])
         .env("FAULTS_DIE", what);
     if cfg!(panic = "abort") {
         // A test program that aborts on panic runs each test in a child of its own, and would report its death in its own way.
@@ -42,8 +46,10 @@ fn dies_as_it_would_without_us() {
     }
     let (memory, file) = shared(1);
     match what.as_str() {
-        // SAFETY: not sound, and meant to kill the process.
-        "null" | "once" => unsafe { std::hint::black_box(std::ptr::null::<u8>()).read_volatile() }.into(),
+        "null" | "once" => {
+            // SAFETY: not sound, and meant to kill the process.
+            unsafe { std::hint::black_box(std::ptr::null::<u8>()).read_volatile() }.into()
+        }
         "sent" | "sent without us" => {
             // SAFETY: sends a signal to this process.
             unsafe { libc::raise(libc::SIGBUS) };
@@ -245,7 +251,11 @@ fn a_host_buffer_that_is_not_there_still_kills() {
                 String::from_utf8_lossy(&output.stdout).contains("before"),
                 "{what}: {output:?}"
             );
-            assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{what}: {output:?}");
+            assert_eq!(
+                output.status.signal(),
+                Some(libc::SIGSEGV),
+                "{what}: {output:?}"
+            );
         }
     }
 }
@@ -306,7 +316,9 @@ fn a_notice_of_a_memory_error_leaves_the_handler_in_place() {
 fn a_handler_that_is_to_be_called_once_is_called_once() {
     let output = in_a_process_of_its_own("once");
     assert_eq!(
-        String::from_utf8_lossy(&output.stdout).matches("logged").count(),
+        String::from_utf8_lossy(&output.stdout)
+            .matches("logged")
+            .count(),
         1
     );
     assert_eq!(output.status.signal(), Some(libc::SIGSEGV));

@@ -21,7 +21,8 @@ fn place(inside: usize) -> GuestAddress {
 fn pipe() -> (File, File) {
     let mut ends = [0; 2];
     // SAFETY: room for two descriptors.
-    assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
+    let created = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
+    assert_eq!(created, 0);
     // SAFETY: the descriptors were just made, and nobody else has them.
     let [reader, writer] = ends.map(|fd| unsafe { File::from_raw_fd(fd) });
     (reader, writer)
@@ -57,7 +58,10 @@ fn reads_over_the_edge(source: &mut (impl ReadVolatile + Read), inside: usize) {
         .read_exact_volatile_from(place(inside - done), source, LEN - done)
         .unwrap_err()
     {
-        GuestMemoryError::PartialBuffer { expected, completed } => {
+        GuestMemoryError::PartialBuffer {
+            expected,
+            completed,
+        } => {
             assert_eq!(expected, LEN - done);
             completed
         }
@@ -73,7 +77,11 @@ fn reads_over_the_edge(source: &mut (impl ReadVolatile + Read), inside: usize) {
 }
 
 /// write(2) of `LEN` numbered bytes over the edge: `received` gives what has arrived, which is what was counted.
-fn writes_over_the_edge(target: &mut impl WriteVolatile, inside: usize, received: impl FnOnce() -> Vec<u8>) {
+fn writes_over_the_edge(
+    target: &mut impl WriteVolatile,
+    inside: usize,
+    received: impl FnOnce() -> Vec<u8>,
+) {
     let (memory, file) = shared(2);
     memory.write_slice(&numbered(), place(inside)).unwrap();
     file.set_len(PAGE as u64).unwrap();

@@ -9,7 +9,11 @@ fn numbered(len: usize) -> Vec<u8> {
 
 /// Copies `len` bytes between places in `memory`, and returns the fault that it has met.
 fn copy(memory: &Memory, from: usize, to: usize, len: usize) -> LastFault {
-    let slice = |at: usize| memory.get_slice(GuestAddress(BASE.0 + at as u64), len).unwrap();
+    let slice = |at: usize| {
+        memory
+            .get_slice(GuestAddress(BASE.0 + at as u64), len)
+            .unwrap()
+    };
     memory.find_region(BASE).unwrap().bitmap().reset();
     slice(from).copy_to_volatile_slice(slice(to));
     fault::last().unwrap()
@@ -19,7 +23,8 @@ fn copy(memory: &Memory, from: usize, to: usize, len: usize) -> LastFault {
 fn is_marked(memory: &Memory, at: usize, len: usize) -> bool {
     let region = memory.find_region(BASE).unwrap();
     (0..region.size() / PAGE).all(|page| {
-        region.bitmap().dirty_at(page * PAGE) == (page >= at / PAGE && page <= (at + len - 1) / PAGE)
+        region.bitmap().dirty_at(page * PAGE)
+            == (page >= at / PAGE && page <= (at + len - 1) / PAGE)
     })
 }
 
@@ -54,7 +59,11 @@ fn bytes_before_a_fault_of_either_side_are_counted_exactly() {
                 } else {
                     Direction::Write
                 };
-                assert_eq!((fault.direction, fault.completed), (direction, inside), "{len}");
+                assert_eq!(
+                    (fault.direction, fault.completed),
+                    (direction, inside),
+                    "{len}"
+                );
                 assert_eq!((fault.host_address, fault.guest_address), (host_edge, None));
                 let mut moved = vec![0; inside];
                 memory
@@ -74,7 +83,17 @@ fn a_copy_to_a_lower_place_counts_exactly() {
     fault::install().unwrap();
     let (memory, _file) = shared(5);
     let len = 2 * PAGE;
-    for distance in [16, 17, 64, 100, 1000, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE - 1] {
+    for distance in [
+        16,
+        17,
+        64,
+        100,
+        1000,
+        PAGE - 1,
+        PAGE,
+        PAGE + 1,
+        2 * PAGE - 1,
+    ] {
         for shift in [0, 1, 8, 1000, PAGE - 1] {
             let (to, from) = (shift, shift + distance);
             for (page, protection) in [
@@ -90,7 +109,9 @@ fn a_copy_to_a_lower_place_counts_exactly() {
                 } else {
                     edge.wrapping_sub(to)
                 };
-                if completed >= len || (protection == libc::PROT_NONE && edge < from && from < edge + PAGE) {
+                if completed >= len
+                    || (protection == libc::PROT_NONE && edge < from && from < edge + PAGE)
+                {
                     // Not in the way, or the copy begins in it.
                     continue;
                 }

@@ -103,7 +103,12 @@ fn memfd(region: &Region, huge: Option<u64>) -> Result<Opened, BuildError> {
 }
 
 /// A file that was given.
-fn given(region: &Region, file: &Arc<File>, offset: u64, sharing: Sharing) -> Result<Opened, BuildError> {
+fn given(
+    region: &Region,
+    file: &Arc<File>,
+    offset: u64,
+    sharing: Sharing,
+) -> Result<Opened, BuildError> {
     let span = region.span();
     let refused = |source: io::Error| BuildError::System {
         region: span,
@@ -127,7 +132,8 @@ fn given(region: &Region, file: &Arc<File>, offset: u64, sharing: Sharing) -> Re
         .described
         .filter(|described| *described != (kind, page_size))
     {
-        let show = |(kind, page_size): (Kind, u64)| format!("{kind:?} with pages of {page_size:#x} bytes");
+        let show =
+            |(kind, page_size): (Kind, u64)| format!("{kind:?} with pages of {page_size:#x} bytes");
         return Err(BuildError::NotAsDescribed {
             region: span,
             described: show(described),
@@ -155,7 +161,10 @@ fn given(region: &Region, file: &Arc<File>, offset: u64, sharing: Sharing) -> Re
     let needed = offset
         .checked_add(region.size)
         .filter(|end| *end <= GREATEST_LENGTH);
-    let needed = needed.ok_or(BuildError::FileOffset { region: span, offset })?;
+    let needed = needed.ok_or(BuildError::FileOffset {
+        region: span,
+        offset,
+    })?;
     // Character devices have no length, and refuse what they do not have.
     let length = match (kind_of_file.is_file(), kind_of_file.is_block_device()) {
         (true, _) => Some(metadata.len()),
@@ -172,7 +181,8 @@ fn given(region: &Region, file: &Arc<File>, offset: u64, sharing: Sharing) -> Re
     let own_tmpfs = kind == Kind::Memfd && file_system.is_limited;
     let on_disk = kind == Kind::File && kind_of_file.is_file();
     // A hole in a file of a tmpfs takes a page when it is read, too.
-    let allocated = !region.options.sparse && (own_tmpfs || (on_disk && sharing == Sharing::Shared));
+    let allocated =
+        !region.options.sparse && (own_tmpfs || (on_disk && sharing == Sharing::Shared));
     // Those of blocks are taken when they are plugged.
     if allocated && region.blocks.is_none() {
         allocate(file, offset, region.size).map_err(|source| BuildError::System {

@@ -14,7 +14,9 @@ use crate::error::BuildError;
 use crate::machine::Machine;
 use crate::mapping::{bytes, HostMapping, Kind, Replaced};
 use crate::prefault::{self, Progress};
-use crate::region::{Backing, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged};
+use crate::region::{
+    Backing, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged,
+};
 use crate::sys::{self, Advice, Reserved, Source};
 
 /// What is told of the progress of a prefault, and says whether to go on.
@@ -144,7 +146,9 @@ impl MemoryBuilder {
             lock(mapping)?;
         }
         let regions = mappings.iter().map(|mapping| region(mapping, &mut bitmap));
-        Ok(GuestMemoryMmap::from_regions(regions.collect::<Result<_, _>>()?)?)
+        Ok(GuestMemoryMmap::from_regions(
+            regions.collect::<Result<_, _>>()?,
+        )?)
     }
 }
 
@@ -209,7 +213,11 @@ fn check_pools(regions: &[Region], machine: &Machine) -> Result<(), BuildError> 
 }
 
 /// Whether the machine has memory enough for what is to be there from the start. Asked for more, the kernel ends processes, of which this is likely to be the first.
-fn check_memory(regions: &[(Region, Opened)], prefault: bool, machine: &Machine) -> Result<(), BuildError> {
+fn check_memory(
+    regions: &[(Region, Opened)],
+    prefault: bool,
+    machine: &Machine,
+) -> Result<(), BuildError> {
     let Some(available) = machine.available_memory() else {
         return Ok(());
     };
@@ -279,7 +287,9 @@ fn map_together(
 
 /// What the address of a region must be a multiple of, apart from where the guest has it: the size of the largest pages that it can have.
 fn alignment(region: &Region, behind: &Opened, machine: &Machine) -> u64 {
-    if region.options.transparent_huge_pages == TransparentHugePages::Off || behind.kind == Kind::Hugetlb {
+    if region.options.transparent_huge_pages == TransparentHugePages::Off
+        || behind.kind == Kind::Hugetlb
+    {
         return behind.page_size;
     }
     let huge = machine.transparent_huge_page().unwrap_or(behind.page_size);
@@ -298,10 +308,16 @@ fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<
     if options.transparent_huge_pages == TransparentHugePages::On {
         let private = behind.sharing == Sharing::Private;
         match behind.kind {
-            Kind::Hugetlb => return conflict("its pages are huge ones already; leave the transparent ones"),
-            Kind::File => return conflict("transparent huge pages are for anonymous memory and memfds only"),
+            Kind::Hugetlb => {
+                return conflict("its pages are huge ones already; leave the transparent ones")
+            }
+            Kind::File => {
+                return conflict("transparent huge pages are for anonymous memory and memfds only")
+            }
             Kind::Memfd if private => {
-                return conflict("copies of a memfd's pages are never huge; leave transparent huge pages")
+                return conflict(
+                    "copies of a memfd's pages are never huge; leave transparent huge pages",
+                )
             }
             Kind::Anonymous | Kind::Memfd => {}
         }
@@ -364,8 +380,9 @@ fn map_one(
     machine: &Machine,
 ) -> Result<Arc<HostMapping>, BuildError> {
     let span = region.span();
-    let refused =
-        |what: &'static str, source: io::Error, advice: &str| system(span, what, source, advice.to_owned());
+    let refused = |what: &'static str, source: io::Error, advice: &str| {
+        system(span, what, source, advice.to_owned())
+    };
     let len = usize::try_from(region.size).map_err(|_| BuildError::PastTop {
         start: span.start,
         size: span.size,
@@ -470,9 +487,16 @@ fn map_one(
 }
 
 /// The bits of a region's blocks.
-fn make_blocks(region: &Region, behind: &Opened, size: NonZeroU64) -> Result<PluggedBlocks, BuildError> {
+fn make_blocks(
+    region: &Region,
+    behind: &Opened,
+    size: NonZeroU64,
+) -> Result<PluggedBlocks, BuildError> {
     let span = region.span();
-    let fail = |source| BuildError::Blocks { region: span, source };
+    let fail = |source| BuildError::Blocks {
+        region: span,
+        source,
+    };
     let wrong_size = |_| PluggedBlocksError::BlockSize {
         block_size: usize::MAX,
     };
@@ -504,7 +528,9 @@ fn make_blocks(region: &Region, behind: &Opened, size: NonZeroU64) -> Result<Plu
 fn first_blocks(region: &Region) -> Result<Vec<(usize, usize)>, BuildError> {
     let block_size = region.blocks.map_or(0, |blocks| blocks.size.get());
     let whole = |&(offset, len): &(u64, u64)| {
-        let inside = offset.checked_add(len).is_some_and(|end| end <= region.size);
+        let inside = offset
+            .checked_add(len)
+            .is_some_and(|end| end <= region.size);
         let whole = block_size != 0 && (offset | len).is_multiple_of(block_size);
         let numbers = usize::try_from(offset).ok().zip(usize::try_from(len).ok());
         numbers
@@ -532,7 +558,9 @@ fn bind_huge_pages(mapping: &HostMapping, machine: &Machine) -> Result<(), Build
     let all = mapping.mapped.len();
     let populated = mapping.mapped.advise(0, all, Advice::PopulateWrite);
     populated.map_err(|source| match source.raw_os_error() {
-        Some(libc::EFAULT | libc::ENOMEM) => huge_pages(mapping.span(), mapping.page_size, nodes, free),
+        Some(libc::EFAULT | libc::ENOMEM) => {
+            huge_pages(mapping.span(), mapping.page_size, nodes, free)
+        }
         _ => system(
             mapping.span(),
             "take its huge pages from its NUMA nodes",
@@ -569,7 +597,8 @@ fn huge_pages(region: Span, page_size: u64, nodes: &[u32], free: u64) -> BuildEr
 fn lock(mapping: &HostMapping) -> Result<(), BuildError> {
     let locked = mapping.apply_lock(0, mapping.mapped.len(), mapping.options.lock);
     locked.map_err(|source| {
-        let limit = sys::lock_limit().map_or_else(|| "any number of".to_owned(), |limit| limit.to_string());
+        let limit =
+            sys::lock_limit().map_or_else(|| "any number of".to_owned(), |limit| limit.to_string());
         let advice = format!(
             "{} bytes are wanted, and this process may lock {limit} (ulimit -l, CAP_IPC_LOCK)",
             mapping.mapped.len()
@@ -600,8 +629,12 @@ fn region<B: Bitmap>(
     let blocks = mapping.plugged_blocks().cloned();
     let huge = mapping.kind == Kind::Hugetlb;
     let bitmap = bitmap(mapping.mapped.len());
-    let region = sys::Mapped::region(mapping, file, huge, blocks, bitmap)
-        .map_err(|source| BuildError::Region { region: span, source })?;
+    let region = sys::Mapped::region(mapping, file, huge, blocks, bitmap).map_err(|source| {
+        BuildError::Region {
+            region: span,
+            source,
+        }
+    })?;
     GuestRegionMmap::new(region, mapping.start).ok_or(BuildError::PastTop {
         start: span.start,
         size: span.size,
@@ -623,14 +656,18 @@ mod tests {
         std::fs::write(settings.join("enabled"), "always [madvise] never").unwrap();
         std::fs::write(settings.join("shmem_enabled"), "always advise [never]").unwrap();
         let machine = Machine::at(directory.path());
-        let region = Region::new(GuestAddress(0), 4 << 20).transparent_huge_pages(TransparentHugePages::On);
+        let region =
+            Region::new(GuestAddress(0), 4 << 20).transparent_huge_pages(TransparentHugePages::On);
         let behind = backing::open(&region, &machine).unwrap();
         assert!(check_options(&region, &behind, &machine).is_ok());
         assert_eq!(alignment(&region, &behind, &machine), 2 << 20);
         let region = region.backing(crate::Backing::Memfd);
         let behind = backing::open(&region, &machine).unwrap();
         let error = check_options(&region, &behind, &machine).unwrap_err();
-        assert!(error.to_string().contains("shmem_enabled says never"), "{error}");
+        assert!(
+            error.to_string().contains("shmem_enabled says never"),
+            "{error}"
+        );
     }
 
     /// What is locked or brought in must be there; huge pages are in their pool, whoever made their file.
@@ -638,12 +675,17 @@ mod tests {
     fn memory_is_wanted_of_the_machine_or_of_a_pool() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(directory.path().join("proc")).unwrap();
-        std::fs::write(directory.path().join("proc/meminfo"), "MemAvailable: 8192 kB\n").unwrap();
+        std::fs::write(
+            directory.path().join("proc/meminfo"),
+            "MemAvailable: 8192 kB\n",
+        )
+        .unwrap();
         let machine = Machine::at(directory.path());
         let region = |start| Region::new(GuestAddress(start), 6 << 20);
         let refused = |regions: [Region; 2], kind, prefault| {
             let opened = regions.map(|region| {
-                let behind = backing::open(&Region::new(GuestAddress(0), 0x1000), &machine).unwrap();
+                let behind =
+                    backing::open(&Region::new(GuestAddress(0), 0x1000), &machine).unwrap();
                 (region, Opened { kind, ..behind })
             });
             match check_memory(&opened, prefault, &machine) {
@@ -668,8 +710,14 @@ mod tests {
             refused([region(0), locked(1 << 32)], Kind::Anonymous, false),
             None
         );
-        assert_eq!(refused([locked(0), locked(1 << 32)], Kind::File, false), too_much);
-        assert_eq!(refused([locked(0), locked(1 << 32)], Kind::Hugetlb, false), None);
+        assert_eq!(
+            refused([locked(0), locked(1 << 32)], Kind::File, false),
+            too_much
+        );
+        assert_eq!(
+            refused([locked(0), locked(1 << 32)], Kind::Hugetlb, false),
+            None
+        );
     }
 
     /// Policies are of the nodes that there are.

@@ -116,7 +116,10 @@ pub struct BlocksDescription {
 #[non_exhaustive]
 pub enum DescriptionError {
     /// The description is of a form that this crate does not know.
-    #[error("a description of version {version}, and this takes {}", Description::VERSION)]
+    #[error(
+        "a description of version {version}, and this takes {}",
+        Description::VERSION
+    )]
     Version {
         /// Its version.
         version: u32,
@@ -148,7 +151,9 @@ where
         let mapping = provisioned(region)?;
         let mut options = mapping.options().clone();
         // As it is: a receiver that is told so finds out if it gets another file.
-        options.sealed |= mapping.file().is_some_and(|(file, _)| sys::cannot_shrink(file));
+        options.sealed |= mapping
+            .file()
+            .is_some_and(|(file, _)| sys::cannot_shrink(file));
         regions.push(RegionDescription {
             span: span_of(region),
             backing: backing(mapping, &mut files),
@@ -185,7 +190,9 @@ fn backing(mapping: &HostMapping, files: &mut Vec<Arc<File>>) -> BackingDescript
 fn blocks(mapping: &HostMapping) -> Option<BlocksDescription> {
     let (blocks, bits) = mapping.blocks.as_ref()?;
     let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-    let plugged = bits.runs().map(|(offset, len)| (number(offset), number(len)));
+    let plugged = bits
+        .runs()
+        .map(|(offset, len)| (number(offset), number(len)));
     Some(BlocksDescription {
         blocks: *blocks,
         plugged: plugged.collect(),
@@ -252,17 +259,24 @@ impl RegionDescription {
                 sharing,
                 ..
             } => Backing::File {
-                file: files.get(*index).cloned().ok_or(DescriptionError::NoDescriptor {
-                    region: self.span,
-                    index: *index,
-                    count: files.len(),
-                })?,
+                file: files
+                    .get(*index)
+                    .cloned()
+                    .ok_or(DescriptionError::NoDescriptor {
+                        region: self.span,
+                        index: *index,
+                        count: files.len(),
+                    })?,
                 offset: *offset,
                 sharing: *sharing,
             },
         };
-        let mut region = Region::new(GuestAddress(self.span.start), self.span.size).backing(backing);
-        if let BackingDescription::Descriptor { page_size, file, .. } = &self.backing {
+        let mut region =
+            Region::new(GuestAddress(self.span.start), self.span.size).backing(backing);
+        if let BackingDescription::Descriptor {
+            page_size, file, ..
+        } = &self.backing
+        {
             region.described = Some((file.kind(), *page_size));
         }
         region.options = self.options.clone();
@@ -290,7 +304,9 @@ impl Display for RegionDescription {
         write!(f, "{} : ", self.span)?;
         match &self.backing {
             BackingDescription::Anonymous => write!(f, "anonymous")?,
-            BackingDescription::Descriptor { file, page_size, .. } => match file {
+            BackingDescription::Descriptor {
+                file, page_size, ..
+            } => match file {
                 FileKind::Memfd => write!(f, "memfd")?,
                 FileKind::File => write!(f, "file")?,
                 FileKind::Hugetlb => write!(f, "hugetlb {} KiB", page_size / 1024)?,

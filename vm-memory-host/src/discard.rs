@@ -63,7 +63,9 @@ where
     B: Bitmap,
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
 {
-    let parts = parts(memory, addr, len, |_, mapping| Ok(("pages", mapping.page_size())))?;
+    let parts = parts(memory, addr, len, |_, mapping| {
+        Ok(("pages", mapping.page_size()))
+    })?;
     let mut given_back = 0u64;
     for part in parts {
         let answer = give_back(part.mapping, part.offset, part.len);
@@ -110,8 +112,14 @@ fn give_back(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64
 }
 
 /// The huge pages of a part, one by one: where each begins, and how long it is.
-fn huge_pages(mapping: &HostMapping, offset: usize, len: usize) -> impl Iterator<Item = (usize, usize)> {
-    let page = usize::try_from(mapping.page_size).unwrap_or(usize::MAX).max(1);
+fn huge_pages(
+    mapping: &HostMapping,
+    offset: usize,
+    len: usize,
+) -> impl Iterator<Item = (usize, usize)> {
+    let page = usize::try_from(mapping.page_size)
+        .unwrap_or(usize::MAX)
+        .max(1);
     (0..len)
         .step_by(page)
         .map(move |at| (offset.saturating_add(at), page.min(len.saturating_sub(at))))
@@ -177,7 +185,12 @@ fn drop_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()
 }
 
 /// Puts zeroes in the place of a private file's bytes.
-fn replace(mapping: &HostMapping, replaced: &mut Replaced, offset: usize, len: usize) -> io::Result<u64> {
+fn replace(
+    mapping: &HostMapping,
+    replaced: &mut Replaced,
+    offset: usize,
+    len: usize,
+) -> io::Result<u64> {
     let end = offset.saturating_add(len);
     if replaced.has(offset, end) {
         return drop_pages(mapping, offset, len).map(|()| bytes(len));

@@ -122,7 +122,9 @@ pub enum BuildError {
         length: u64,
     },
     /// The region reaches past the greatest offset that a file can have.
-    #[error("region {region}: offset {offset:#x} and its size are past the greatest length of a file")]
+    #[error(
+        "region {region}: offset {offset:#x} and its size are past the greatest length of a file"
+    )]
     FileOffset {
         /// The region.
         region: Span,

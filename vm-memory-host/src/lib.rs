@@ -88,6 +88,7 @@ pub use mapping::{provisioned, HostMapping, Kind};
 pub use plug::{plug, unplug};
 pub use prefault::{prefault, Progress};
 pub use region::{
-    Backing, Blocks, Lock, NumaPolicy, Options, Region, Sharing, Span, TransparentHugePages, Unplugged,
+    Backing, Blocks, Lock, NumaPolicy, Options, Region, Sharing, Span, TransparentHugePages,
+    Unplugged,
 };
 pub use residency::{residency, Residency, ResidencyError};

@@ -49,7 +49,10 @@ impl Areas {
     /// Counts so many more; nothing changes if that would be too many.
     pub(crate) fn take(&mut self, more: usize) -> bool {
         // Relaxed: it is a count and orders nothing.
-        let sum = |now: usize| now.checked_add(more).filter(|sum| *sum <= Machine::most_areas());
+        let sum = |now: usize| {
+            now.checked_add(more)
+                .filter(|sum| *sum <= Machine::most_areas())
+        };
         let taken = AREAS
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum)
             .is_ok();
@@ -102,7 +105,9 @@ impl Machine {
         let Ok(entries) = fs::read_dir(directory) else {
             return Vec::new();
         };
-        let mut pools: Vec<_> = entries.filter_map(|entry| pool(&entry.ok()?.path())).collect();
+        let mut pools: Vec<_> = entries
+            .filter_map(|entry| pool(&entry.ok()?.path()))
+            .collect();
         pools.sort_by_key(|pool| pool.page_size);
         pools
     }
@@ -189,8 +194,12 @@ impl Machine {
 
     /// The size of a transparent huge page in bytes, if there are some.
     pub(crate) fn transparent_huge_page(&self) -> Option<u64> {
-        number(&self.sys.join("kernel/mm/transparent_hugepage/hpage_pmd_size"))
-            .filter(|size| size.is_power_of_two() && *size >= sys::page_size())
+        number(
+            &self
+                .sys
+                .join("kernel/mm/transparent_hugepage/hpage_pmd_size"),
+        )
+        .filter(|size| size.is_power_of_two() && *size >= sys::page_size())
     }
 }
 
@@ -254,15 +263,24 @@ mod tests {
     #[test]
     fn pools_are_read_by_size() {
         let (_keep, machine) = tree(&[
-            ("kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "1\n"),
+            (
+                "kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages",
+                "1\n",
+            ),
             ("kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "20\n"),
-            ("kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "12\n"),
+            (
+                "kernel/mm/hugepages/hugepages-2048kB/free_hugepages",
+                "12\n",
+            ),
             ("kernel/mm/hugepages/hugepages-2048kB/resv_hugepages", "5\n"),
             (
                 "kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages",
                 "3\n",
             ),
-            ("kernel/mm/hugepages/hugepages-2048kB/surplus_hugepages", "1\n"),
+            (
+                "kernel/mm/hugepages/hugepages-2048kB/surplus_hugepages",
+                "1\n",
+            ),
             ("kernel/mm/hugepages/nonsense/nr_hugepages", "1\n"),
         ]);
         let pools = machine.pools();
@@ -297,8 +315,13 @@ mod tests {
             Some(400 << 10)
         );
         let limit = max("fs/cgroup/vms/memory.max", "4096\n");
-        assert_eq!(available(&[meminfo, group, limit, max(own, "8192")]), Some(4096));
-        assert!(Machine::here().available_memory().is_some_and(|bytes| bytes > 0));
+        assert_eq!(
+            available(&[meminfo, group, limit, max(own, "8192")]),
+            Some(4096)
+        );
+        assert!(Machine::here()
+            .available_memory()
+            .is_some_and(|bytes| bytes > 0));
     }
 
     #[test]

@@ -191,7 +191,9 @@ impl HostMapping {
 
     /// Returns its file, and where in the file it begins, in bytes.
     pub fn file(&self) -> Option<(&File, u64)> {
-        self.file.as_ref().map(|(file, offset)| (file.as_ref(), *offset))
+        self.file
+            .as_ref()
+            .map(|(file, offset)| (file.as_ref(), *offset))
     }
 
     /// Returns what was asked for when it was built.
@@ -224,7 +226,11 @@ impl HostMapping {
     }
 
     /// Tells the kernel all options of a part but locking. The error comes with what could not be done.
-    pub(crate) fn apply_options(&self, offset: usize, len: usize) -> Result<(), (&'static str, io::Error)> {
+    pub(crate) fn apply_options(
+        &self,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), (&'static str, io::Error)> {
         self.apply_options_to(&self.mapped, offset, len)
     }
 
@@ -236,7 +242,9 @@ impl HostMapping {
         len: usize,
     ) -> Result<(), (&'static str, io::Error)> {
         let advise = |wanted: bool, advice: Advice, what: &'static str| match wanted {
-            true => memory.advise(offset, len, advice).map_err(|error| (what, error)),
+            true => memory
+                .advise(offset, len, advice)
+                .map_err(|error| (what, error)),
             false => Ok(()),
         };
         let huge = self.options.transparent_huge_pages;
@@ -262,7 +270,11 @@ impl HostMapping {
             Advice::NoDump,
             "be left out of core dumps",
         )?;
-        advise(!self.options.forked, Advice::NoFork, "be kept from children")?;
+        advise(
+            !self.options.forked,
+            Advice::NoFork,
+            "be kept from children",
+        )?;
         if let Some((policy, mask)) = node_mask(&self.options.numa) {
             let bound = memory.bind(offset, len, policy, &mask);
             bound.map_err(|error| ("take pages from its NUMA nodes", error))?;
@@ -406,7 +418,10 @@ impl<B: Bitmap> Part<'_, B> {
 
     /// The guest physical address of its first byte.
     pub(crate) fn start(&self) -> u64 {
-        self.region.start_addr().0.saturating_add(bytes(self.offset))
+        self.region
+            .start_addr()
+            .0
+            .saturating_add(bytes(self.offset))
     }
 
     /// Marks its pages dirty: their bytes are others now.
@@ -420,7 +435,10 @@ mod tests {
     use super::*;
 
     fn put(replaced: &mut Replaced, start: usize, end: usize) -> usize {
-        assert_eq!(replaced.replace(start, end, || Ok::<(), ()>(())), Some(Ok(())));
+        assert_eq!(
+            replaced.replace(start, end, || Ok::<(), ()>(())),
+            Some(Ok(()))
+        );
         replaced.areas.count()
     }
 

@@ -161,7 +161,9 @@ fn make_ready(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize)
         mapping.mapped().protect(offset, len, true)?;
     }
     if mapping.kind == Kind::Hugetlb {
-        mapping.mapped().advise(offset, len, Advice::PopulateWrite)?;
+        mapping
+            .mapped()
+            .advise(offset, len, Advice::PopulateWrite)?;
     }
     match &mapping.file {
         Some((file, start)) if mapping.allocated => {

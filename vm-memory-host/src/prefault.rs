@@ -58,13 +58,20 @@ const STEP: usize = 32 << 20;
 /// })?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn prefault<B, M, F>(memory: &M, threads: NonZeroUsize, mut progress: F) -> Result<(), PrefaultError>
+pub fn prefault<B, M, F>(
+    memory: &M,
+    threads: NonZeroUsize,
+    mut progress: F,
+) -> Result<(), PrefaultError>
 where
     B: Bitmap,
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
     F: FnMut(Progress) -> ControlFlow<()> + Send,
 {
-    let mappings = memory.iter().map(provisioned).collect::<Result<Vec<_>, _>>()?;
+    let mappings = memory
+        .iter()
+        .map(provisioned)
+        .collect::<Result<Vec<_>, _>>()?;
     run(&mappings, threads, &mut progress)
 }
 

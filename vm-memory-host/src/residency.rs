@@ -97,7 +97,10 @@ where
     // Names of files in there need not be text.
     let smaps = fs::read("/proc/self/smaps").map_err(fail(first))?;
     let smaps = String::from_utf8_lossy(&smaps);
-    let ranges: Vec<Range<usize>> = mappings.iter().map(|(_, mapping)| host_range(mapping)).collect();
+    let ranges: Vec<Range<usize>> = mappings
+        .iter()
+        .map(|(_, mapping)| host_range(mapping))
+        .collect();
     for area in areas(&smaps) {
         for (range, (_, answer)) in ranges.iter().zip(&mut answers) {
             let share = |bytes: u64| area.share_of(bytes, range);
@@ -118,7 +121,9 @@ fn host_range(mapping: &HostMapping) -> Range<usize> {
 /// How many bytes of a mapping are in memory.
 pub(crate) fn resident(mapping: &HostMapping) -> io::Result<u64> {
     let len = u64::try_from(mapping.mapped().len()).unwrap_or(u64::MAX);
-    if let (Kind::Hugetlb, true, Some((file, 0))) = (mapping.kind(), mapping.is_shared(), mapping.file()) {
+    if let (Kind::Hugetlb, true, Some((file, 0))) =
+        (mapping.kind(), mapping.is_shared(), mapping.file())
+    {
         // Of huge pages mincore(2) knows those that this mapping has; the file knows all.
         let file = file.metadata()?;
         if file.len() == len {
@@ -129,7 +134,11 @@ pub(crate) fn resident(mapping: &HostMapping) -> io::Result<u64> {
 }
 
 /// How many bytes of a part of a mapping `mincore(2)` says are in memory: of huge pages of hugetlb, those that this mapping has.
-pub(crate) fn known_to_mincore(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
+pub(crate) fn known_to_mincore(
+    mapping: &HostMapping,
+    offset: usize,
+    len: usize,
+) -> io::Result<u64> {
     let page = usize::try_from(sys::page_size()).unwrap_or(4096);
     // A byte for each page, and 1 GiB at a time.
     let step = 1usize << 30;
@@ -167,7 +176,9 @@ impl Area {
             .saturating_sub(self.start.max(range.start));
         let wide = |n: usize| u128::try_from(n).unwrap_or(u128::MAX);
         let len = wide(self.end.saturating_sub(self.start));
-        let part = u128::from(bytes).saturating_mul(wide(common)).checked_div(len);
+        let part = u128::from(bytes)
+            .saturating_mul(wide(common))
+            .checked_div(len);
         part.and_then(|part| u64::try_from(part).ok()).unwrap_or(0)
     }
 }
@@ -188,8 +199,13 @@ fn areas(smaps: &str) -> Vec<Area> {
             }
             continue;
         }
-        let number = rest.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
-        let (Some(area), Some(bytes)) = (areas.last_mut(), number.and_then(|n| n.checked_mul(1024))) else {
+        let number = rest
+            .split_whitespace()
+            .next()
+            .and_then(|n| n.parse::<u64>().ok());
+        let (Some(area), Some(bytes)) =
+            (areas.last_mut(), number.and_then(|n| n.checked_mul(1024)))
+        else {
             continue;
         };
         let add = |to: &mut u64| *to = to.saturating_add(bytes);
@@ -241,7 +257,10 @@ mod tests {
             ..Area::default()
         };
         assert_eq!(areas(text), [first, second]);
-        let shares = [0x7f00_0000_0000..0x7f00_0030_0000, 0x7f00_0050_0000..usize::MAX];
+        let shares = [
+            0x7f00_0000_0000..0x7f00_0030_0000,
+            0x7f00_0050_0000..usize::MAX,
+        ];
         let share = |range| second.share_of(second.mapped, range);
         assert_eq!(shares.each_ref().map(share), [1 << 20, 1 << 20]);
         assert_eq!(second.share_of(7, &(0..5)), 0);

@@ -25,7 +25,12 @@ fn areas_are_counted_for_the_whole_process() {
         .trim()
         .parse()
         .unwrap();
-    let areas = || fs::read_to_string("/proc/self/maps").unwrap().lines().count() as u64;
+    let areas = || {
+        fs::read_to_string("/proc/self/maps")
+            .unwrap()
+            .lines()
+            .count() as u64
+    };
 
     // Protected blocks, each of which could be an area.
     let blocks = |count: u64| {
@@ -42,16 +47,22 @@ fn areas_are_counted_for_the_whole_process() {
     // A private file, of which every second page is given back: two areas each, and pages enough for all that there may be.
     let pages = most / 2 + 1000;
     let file = tempfile::tempfile().unwrap();
-    let bytes: Vec<u8> = (0..pages * PAGE).map(|at| (at / PAGE % 255) as u8 + 1).collect();
+    let bytes: Vec<u8> = (0..pages * PAGE)
+        .map(|at| (at / PAGE % 255) as u8 + 1)
+        .collect();
     std::io::Write::write_all(&mut &file, &bytes).unwrap();
     let memory =
-        build(Region::new(GuestAddress(0), pages * PAGE).backing(Backing::private_file(file, 0))).unwrap();
+        build(Region::new(GuestAddress(0), pages * PAGE).backing(Backing::private_file(file, 0)))
+            .unwrap();
     let before = areas();
     let mut given_back = 0;
     for page in (0..pages).step_by(2) {
         given_back += discard(&memory, GuestAddress(page * PAGE), PAGE).unwrap();
     }
-    assert!(given_back > 0 && given_back < pages / 2 * PAGE, "{given_back:#x}");
+    assert!(
+        given_back > 0 && given_back < pages / 2 * PAGE,
+        "{given_back:#x}"
+    );
     assert!(
         areas() - before < most / 2 + 100,
         "{} areas more",
@@ -59,9 +70,15 @@ fn areas_are_counted_for_the_whole_process() {
     );
     // It is zeroes all the same, and nothing else is.
     for page in 0..pages {
-        let expected = if page % 2 == 0 { 0 } else { (page % 255) as u8 + 1 };
+        let expected = if page % 2 == 0 {
+            0
+        } else {
+            (page % 255) as u8 + 1
+        };
         let mut seen = [0x55; PAGE as usize];
-        memory.read_slice(&mut seen, GuestAddress(page * PAGE)).unwrap();
+        memory
+            .read_slice(&mut seen, GuestAddress(page * PAGE))
+            .unwrap();
         assert!(seen.iter().all(|byte| *byte == expected), "page {page}");
     }
     // What joins two of them is given back again, and blocks have to wait for all of it to go.

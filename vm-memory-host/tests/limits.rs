@@ -18,7 +18,9 @@ use rustix::mm::{mlockall, munlockall, MlockAllFlags};
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
-use vm_memory_host::{discard, plug, provisioned, unplug, Backing, MemoryBuilder, Region, Unplugged};
+use vm_memory_host::{
+    discard, plug, provisioned, unplug, Backing, MemoryBuilder, Region, Unplugged,
+};
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
@@ -33,7 +35,11 @@ fn is_alone(test: &str) -> bool {
     // With one thread, the test is run by the first one, and others map nothing meanwhile.
     again.args(["--exact", test, "--nocapture", "--test-threads=1"]);
     // A panic at a limit has no memory for more than its message.
-    let answer = again.env(ALONE, "").env("RUST_BACKTRACE", "0").output().unwrap();
+    let answer = again
+        .env(ALONE, "")
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&answer.stderr);
     for line in said.lines().filter(|line| line.starts_with("SKIPPED")) {
         let _ = writeln!(std::io::stderr(), "{line}");
@@ -68,8 +74,16 @@ impl Drop for Limited {
 /// Bytes, by the name of a line of /proc/self/status.
 fn status(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .unwrap();
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<u64>()
+        .unwrap()
+        << 10
 }
 
 fn areas() -> Vec<String> {
@@ -92,9 +106,11 @@ fn private_file(size: u64) -> GuestMemoryMmap {
 }
 
 fn filled(regions: &[Region]) -> GuestMemoryMmap {
-    let builder = regions.iter().fold(MemoryBuilder::new(), |builder, region| {
-        builder.region(region.clone())
-    });
+    let builder = regions
+        .iter()
+        .fold(MemoryBuilder::new(), |builder, region| {
+            builder.region(region.clone())
+        });
     let prefault = builder.prefault(NonZeroUsize::MIN, |_| ControlFlow::Continue(()));
     prefault.build().unwrap()
 }
@@ -201,7 +217,10 @@ fn addresses_that_went_back_are_left_alone() {
     drop(limit);
     // The kernel fills one gap after the other, and comes to this one.
     let mut others: Vec<MmapRegion> = Vec::new();
-    while !others.iter().any(|other| hole.contains(&other.as_ptr().addr())) {
+    while !others
+        .iter()
+        .any(|other| hole.contains(&other.as_ptr().addr()))
+    {
         if others.len() == 4096 {
             let _ = writeln!(
                 std::io::stderr(),
@@ -310,7 +329,10 @@ fn memory_of_a_locked_process_is_counted_once() {
     mine.effective.remove(CapabilitySet::IPC_LOCK);
     set_capabilities(None, mine).unwrap();
     if let Err(error) = mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
-        let _ = writeln!(std::io::stderr(), "SKIPPED: a process that is locked: {error}");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: a process that is locked: {error}"
+        );
         return;
     }
     let region = Region::new(GuestAddress(0), 4 * MIB);
@@ -327,7 +349,10 @@ fn a_process_that_is_locked_makes_no_areas() {
         return;
     }
     if let Err(error) = mlockall(MlockAllFlags::FUTURE) {
-        let _ = writeln!(std::io::stderr(), "SKIPPED: a process that is locked: {error}");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: a process that is locked: {error}"
+        );
         return;
     }
     let file = tempfile::tempfile().unwrap();
@@ -336,7 +361,10 @@ fn a_process_that_is_locked_makes_no_areas() {
     let built = MemoryBuilder::new().region(region).build::<()>();
     match built {
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "SKIPPED: a process that is locked: {error}");
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED: a process that is locked: {error}"
+            );
         }
         Ok(memory) => {
             let before = areas().len();
@@ -384,7 +412,9 @@ fn what_a_process_has_locked_can_be_given_back() {
     if !is_alone("what_a_process_has_locked_can_be_given_back") {
         return;
     }
-    if let Err(error) = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
+    if let Err(error) =
+        mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
+    {
         let _ = writeln!(
             std::io::stderr(),
             "SKIPPED: a process that locks its memory: {error}"
@@ -392,7 +422,8 @@ fn what_a_process_has_locked_can_be_given_back() {
         return;
     }
     let region = || Region::new(GuestAddress(0), 4 * MIB);
-    let build = |region| -> GuestMemoryMmap { MemoryBuilder::new().region(region).build().unwrap() };
+    let build =
+        |region| -> GuestMemoryMmap { MemoryBuilder::new().region(region).build().unwrap() };
     let memory = build(region());
     memory.write_obj(7u8, GuestAddress(0)).unwrap();
     assert_eq!(discard(&memory, GuestAddress(0), MIB).unwrap(), MIB);

@@ -17,7 +17,10 @@ const PAGE: u64 = 4096;
 const PAGES: u64 = 3000;
 
 fn areas() -> usize {
-    fs::read_to_string("/proc/self/maps").unwrap().lines().count()
+    fs::read_to_string("/proc/self/maps")
+        .unwrap()
+        .lines()
+        .count()
 }
 
 /// Gives back page after page of a private file, each of which a vCPU writes to all the time. How many areas there are more then.
@@ -29,7 +32,11 @@ fn more_areas(options: impl Fn(Region) -> Region) -> Result<usize, String> {
         .region(options(region))
         .build()
         .map_err(|error| error.to_string())?;
-    let (current, over, ready) = (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(false));
+    let (current, over, ready) = (
+        AtomicU64::new(0),
+        AtomicBool::new(false),
+        AtomicBool::new(false),
+    );
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {

@@ -143,7 +143,13 @@ impl Bench {
     fn build(&self, build: Build) -> Result<PathBuf> {
         println!("building `{}`", build.name());
         let status = cargo(&self.folder)
-            .args(["build", "--quiet", "--profile", build.name(), "--target-dir"])
+            .args([
+                "build",
+                "--quiet",
+                "--profile",
+                build.name(),
+                "--target-dir",
+            ])
             .arg(&self.target)
             .status()
             .context("cannot start cargo")?;
@@ -157,7 +163,12 @@ impl Bench {
 
     fn program(&self, build: Build, program: &Path, args: &Args) -> Command {
         let mut command = Command::new(program);
-        command.args(["--build", build.name(), "--rounds", &args.rounds.to_string()]);
+        command.args([
+            "--build",
+            build.name(),
+            "--rounds",
+            &args.rounds.to_string(),
+        ]);
         if args.quick {
             command.arg("--quick");
         }
@@ -175,8 +186,13 @@ impl Bench {
         let status = command
             .status()
             .with_context(|| format!("cannot start {}", program.display()))?;
-        ensure!(status.success(), "{} ended with {status}", program.display());
-        let text = fs::read_to_string(&tsv).with_context(|| format!("cannot read {}", tsv.display()))?;
+        ensure!(
+            status.success(),
+            "{} ended with {status}",
+            program.display()
+        );
+        let text =
+            fs::read_to_string(&tsv).with_context(|| format!("cannot read {}", tsv.display()))?;
         lines(&text).with_context(|| format!("{}: not what the program writes", tsv.display()))
     }
 
@@ -201,15 +217,20 @@ impl Bench {
             };
             let tsv = self.target.join(format!("copies-{name}.tsv"));
             let mut command = self.program(*build, program, args);
-            command.arg("--throughput").arg(&plot).arg("--tsv").arg(&tsv);
+            command
+                .arg("--throughput")
+                .arg(&plot)
+                .arg("--tsv")
+                .arg(&tsv);
             let verdict = said_by(&mut command)?
                 .last()
                 .cloned()
                 .context("the program said nothing")?;
             println!("written: {}", plot.display());
-            let text = fs::read_to_string(&tsv).with_context(|| format!("cannot read {}", tsv.display()))?;
-            let points =
-                points(&text).with_context(|| format!("{}: not what the program writes", tsv.display()))?;
+            let text = fs::read_to_string(&tsv)
+                .with_context(|| format!("cannot read {}", tsv.display()))?;
+            let points = points(&text)
+                .with_context(|| format!("{}: not what the program writes", tsv.display()))?;
             throughput.push((*build, Throughput { verdict, points }));
         }
         let growth = draw("--growth", "iotlb-growth.svg")?;

@@ -208,10 +208,16 @@ impl Bench {
         let messages = child.stdout.take().context("cargo has no output")?;
         let mut found = BTreeSet::new();
         for message in Message::parse_stream(BufReader::new(messages)) {
-            if let Message::CompilerArtifact(artifact) = message.context("cannot read cargo's messages")? {
+            if let Message::CompilerArtifact(artifact) =
+                message.context("cannot read cargo's messages")?
+            {
                 let library = artifact.target.kind.contains(&TargetKind::Lib);
                 if library && artifact.target.name == "vm_memory" {
-                    let state = if artifact.fresh { "fresh" } else { "compiled now" };
+                    let state = if artifact.fresh {
+                        "fresh"
+                    } else {
+                        "compiled now"
+                    };
                     writeln!(output, "   vm-memory is {} ({state})", artifact.package_id)?;
                     found.insert(artifact.manifest_path.into_std_path_buf());
                 }
@@ -231,7 +237,11 @@ impl Bench {
                 wrong.push(manifest.display().to_string());
             }
         }
-        ensure!(!found.is_empty(), "{} was built without any vm-memory", user.name);
+        ensure!(
+            !found.is_empty(),
+            "{} was built without any vm-memory",
+            user.name
+        );
         ensure!(
             wrong.is_empty(),
             "the patch was not taken: vm-memory was built from {}",

@@ -55,7 +55,10 @@ const fn tool(file: &'static str, package: &'static str) -> Tool {
 
 const RUSTC: Tool = tool("/usr/bin/rustc", "rustc-web");
 const CARGO: Tool = tool("/usr/bin/cargo", "cargo-web");
-const RUST_SOURCE: Tool = tool("/usr/lib/rustlib/src/rust/library/std/Cargo.toml", "rust-web-src");
+const RUST_SOURCE: Tool = tool(
+    "/usr/lib/rustlib/src/rust/library/std/Cargo.toml",
+    "rust-web-src",
+);
 /// An unwinder that is not of glibc's make: the one of GCC asks for a function of glibc's.
 const UNWINDER: Tool = tool("/usr/lib/llvm-14/lib/libunwind.a", "libunwind-14-dev");
 
@@ -67,7 +70,10 @@ const AARCH64: &[Tool] = &[
         "libstd-rust-web-dev:arm64",
     ),
     tool("/usr/bin/aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
-    tool("/usr/aarch64-linux-gnu/lib/libc.so.6", "libc6-dev-arm64-cross"),
+    tool(
+        "/usr/aarch64-linux-gnu/lib/libc.so.6",
+        "libc6-dev-arm64-cross",
+    ),
     tool("/usr/bin/qemu-aarch64-static", "qemu-user-static"),
 ];
 const MUSL: &[Tool] = &[
@@ -114,7 +120,10 @@ impl Target {
 
     /// The packages that are not there.
     fn missing(self) -> Vec<&'static str> {
-        let missing = self.tools().iter().filter(|tool| !Path::new(tool.file).exists());
+        let missing = self
+            .tools()
+            .iter()
+            .filter(|tool| !Path::new(tool.file).exists());
         missing.map(|tool| tool.package).collect()
     }
 }
@@ -149,7 +158,11 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             Target::Formats => bench.formats(),
         };
         match outcome {
-            Ok(what) => println!("{}: {what} ({} s)", target.name(), started.elapsed().as_secs()),
+            Ok(what) => println!(
+                "{}: {what} ({} s)",
+                target.name(),
+                started.elapsed().as_secs()
+            ),
             Err(error) => {
                 println!("{}: FAILED: {error:#}", target.name());
                 failed = true;
@@ -259,10 +272,17 @@ impl Bench {
         let counts = self.count("aarch64", self.test_aarch64(BASE_PROCESSOR))?;
         // Otherwise it was the portable kernels that passed, and looking for the section in other formats would prove nothing.
         let built = self.folder.join(AARCH64_LINUX).join("debug/deps");
-        for entry in fs::read_dir(&built).with_context(|| format!("cannot read {}", built.display()))? {
+        for entry in
+            fs::read_dir(&built).with_context(|| format!("cannot read {}", built.display()))?
+        {
             let file = entry?.path();
-            let library = file.extension().is_some_and(|extension| extension == "rlib");
-            if library && file.to_string_lossy().contains("libvm_memory-") && contains(&file, SECTION)? {
+            let library = file
+                .extension()
+                .is_some_and(|extension| extension == "rlib");
+            if library
+                && file.to_string_lossy().contains("libvm_memory-")
+                && contains(&file, SECTION)?
+            {
                 return Ok(counts);
             }
         }
@@ -391,7 +411,8 @@ impl Bench {
     /// Runs a command, keeps what it says in a file, and returns that and how it ended.
     fn keep(&self, name: &str, command: &mut Command) -> Result<(ExitStatus, String)> {
         let path = self.log_file(name);
-        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         let status = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

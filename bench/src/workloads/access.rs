@@ -39,7 +39,11 @@ pub fn check_range4k(stage: &Stage, regions: usize) -> Result<Batch> {
     let memory = memory::<Plain>(stage, layout)?;
     let addresses = layout.addresses(4096, 64);
     Ok(Batch::of(move |number| {
-        GuestMemoryBackend::check_range(&memory, black_box(GuestAddress(addresses.at(number))), 4096)
+        GuestMemoryBackend::check_range(
+            &memory,
+            black_box(GuestAddress(addresses.at(number))),
+            4096,
+        )
     }))
 }
 
@@ -47,17 +51,24 @@ pub fn get_slices64_next(stage: &Stage, regions: usize) -> Result<Batch> {
     let layout = Layout::apart(regions);
     let memory = memory::<Plain>(stage, layout)?;
     let addresses = layout.addresses(64, 8);
-    Ok(Batch::of(move |number| {
-        match GuestMemoryBackend::get_slices(&memory, black_box(GuestAddress(addresses.at(number))), 64)
-            .next()
+    Ok(Batch::of(
+        move |number| match GuestMemoryBackend::get_slices(
+            &memory,
+            black_box(GuestAddress(addresses.at(number))),
+            64,
+        )
+        .next()
         {
             Some(Ok(slice)) => Some(slice.ptr_guard().as_ptr()),
             _ => None,
-        }
-    }))
+        },
+    ))
 }
 
-pub fn read_obj<T: ByteValued, B: NewBitmap + 'static>(stage: &Stage, regions: usize) -> Result<Batch> {
+pub fn read_obj<T: ByteValued, B: NewBitmap + 'static>(
+    stage: &Stage,
+    regions: usize,
+) -> Result<Batch> {
     let layout = Layout::apart(regions);
     let memory = memory::<B>(stage, layout)?;
     let addresses = layout.addresses(size_of::<T>(), size_of::<T>());
@@ -81,12 +92,18 @@ pub fn write_obj<T: ByteValued + Default, B: NewBitmap + 'static>(
     }))
 }
 
-pub fn load<T: AtomicAccess, B: NewBitmap + 'static>(stage: &Stage, regions: usize) -> Result<Batch> {
+pub fn load<T: AtomicAccess, B: NewBitmap + 'static>(
+    stage: &Stage,
+    regions: usize,
+) -> Result<Batch> {
     let layout = Layout::apart(regions);
     let memory = memory::<B>(stage, layout)?;
     let addresses = layout.addresses(size_of::<T>(), size_of::<T>());
     Ok(Batch::of(move |number| {
-        memory.load::<T>(black_box(GuestAddress(addresses.at(number))), Ordering::Acquire)
+        memory.load::<T>(
+            black_box(GuestAddress(addresses.at(number))),
+            Ordering::Acquire,
+        )
     }))
 }
 
@@ -136,7 +153,10 @@ pub fn write_slice<B: NewBitmap + 'static>(stage: &Stage, len: usize) -> Result<
     Ok(Batch::around(move |iterations| {
         host.with(len, |buffer| {
             timed(iterations, |number| {
-                memory.write_slice(black_box(&*buffer), black_box(GuestAddress(addresses.at(number))))
+                memory.write_slice(
+                    black_box(&*buffer),
+                    black_box(GuestAddress(addresses.at(number))),
+                )
             })
         })
     }))

@@ -21,7 +21,10 @@ fn bitmap() -> Result<AtomicBitmap> {
 pub fn mark_dirty(len: usize) -> Result<Batch> {
     let bitmap = bitmap()?;
     bitmap.mark_dirty(0, BITMAP_LEN);
-    ensure!(bitmap.dirty_at(BITMAP_LEN - 1), "the last page is not dirty");
+    ensure!(
+        bitmap.dirty_at(BITMAP_LEN - 1),
+        "the last page is not dirty"
+    );
     let offsets = pages_in(len);
     Ok(Batch::of(move |number| {
         bitmap.mark_dirty(black_box(offsets.at(number) as usize), black_box(len));
@@ -50,7 +53,10 @@ pub fn get_and_reset() -> Result<Batch> {
             let start = Instant::now();
             let words = black_box(bitmap.get_and_reset());
             took += start.elapsed();
-            ensure!(words.first() == Some(&1), "the first page was not harvested");
+            ensure!(
+                words.first() == Some(&1),
+                "the first page was not harvested"
+            );
         }
         Ok(took)
     }))

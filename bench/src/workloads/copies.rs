@@ -24,7 +24,9 @@ pub fn copy_to<T: ByteValued + Default + 'static, const N: usize>(stage: &Stage)
     }))
 }
 
-pub fn copy_from<T: ByteValued + Default + 'static, const N: usize>(stage: &Stage) -> Result<Batch> {
+pub fn copy_from<T: ByteValued + Default + 'static, const N: usize>(
+    stage: &Stage,
+) -> Result<Batch> {
     let memory = memory::<Plain>(stage, Layout::apart(1))?;
     let host = HostArray::<T, N>::boxed();
     Ok(Batch::around(move |iterations| {

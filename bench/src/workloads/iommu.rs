@@ -90,7 +90,12 @@ pub fn remap(mappings: Mappings) -> Result<Batch> {
         let mut iotlb = iotlb.write().ok()?;
         iotlb.invalidate_mapping(GuestAddress(iova), PAGE);
         iotlb
-            .set_mapping(GuestAddress(iova), GuestAddress(to), PAGE, Permissions::ReadWrite)
+            .set_mapping(
+                GuestAddress(iova),
+                GuestAddress(to),
+                PAGE,
+                Permissions::ReadWrite,
+            )
             .ok()
     }))
 }

@@ -55,7 +55,9 @@ pub fn remove_region(stage: &Stage, regions: usize) -> Result<Batch> {
     let layout = Layout::apart(regions);
     let map = memory::<Plain>(stage, layout)?;
     let (start, len) = (GuestAddress(middle(layout)), layout.region_len as u64);
-    Ok(Batch::of(move |_| black_box(&map).remove_region(start, len).ok()))
+    Ok(Batch::of(move |_| {
+        black_box(&map).remove_region(start, len).ok()
+    }))
 }
 
 /// Where the region in the middle starts.

@@ -15,9 +15,16 @@ use crate::stage::Stage;
 use crate::values::S16;
 
 /// A queue whose driver has made `chains` available, each of `per_chain` descriptors.
-fn queue<B: NewBitmap>(memory: &GuestMemoryMmap<B>, descriptors: &[S16], per_chain: u16) -> Result<Queue> {
+fn queue<B: NewBitmap>(
+    memory: &GuestMemoryMmap<B>,
+    descriptors: &[S16],
+    per_chain: u16,
+) -> Result<Queue> {
     for (number, descriptor) in descriptors.iter().enumerate() {
-        memory.write_obj(*descriptor, GuestAddress(ring::DESCRIPTORS + 16 * number as u64))?;
+        memory.write_obj(
+            *descriptor,
+            GuestAddress(ring::DESCRIPTORS + 16 * number as u64),
+        )?;
     }
     let chains = descriptors.len() as u16 / per_chain;
     for chain in 0..chains {
@@ -40,7 +47,11 @@ pub fn add_used<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
     let memory = memory::<B>(stage, Layout::apart(1))?;
     let mut queue = queue(&memory, &[], 1)?;
     Ok(Batch::of(move |number| {
-        queue.add_used(&memory, black_box(number as u16 % ring::SIZE), black_box(4096))
+        queue.add_used(
+            &memory,
+            black_box(number as u16 % ring::SIZE),
+            black_box(4096),
+        )
     }))
 }
 

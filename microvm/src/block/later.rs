@@ -180,7 +180,12 @@ impl Block {
     }
 
     /// Notes that not all bytes of a transfer were.
-    fn failed<M: DeviceMemory>(&mut self, mem: &M, transfer: &Transfer, error: &GuestMemoryError) -> Refusal {
+    fn failed<M: DeviceMemory>(
+        &mut self,
+        mem: &M,
+        transfer: &Transfer,
+        error: &GuestMemoryError,
+    ) -> Refusal {
         if transfer.reads {
             for &(addr, len) in &transfer.data.parts {
                 for (at, len) in mem.guest_ranges(addr.0, len as u64) {

@@ -23,7 +23,8 @@ impl Driver {
             )
         };
         let words = |this: &Self, reg: u32| {
-            let [low, high] = [reg, reg + 4].map(|reg| u64::from(this.ask(Access::MmioRead(at(reg)))));
+            let [low, high] =
+                [reg, reg + 4].map(|reg| u64::from(this.ask(Access::MmioRead(at(reg)))));
             low | high << 32
         };
         let magic = u64::from(self.ask(Access::MmioRead(at(reg::MAGIC))));

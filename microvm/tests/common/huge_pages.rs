@@ -1,5 +1,8 @@
 //! Huge pages for a test, out of the machine's pool.
-#![expect(clippy::unwrap_used, reason = "tests end at the first thing that is wrong")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "tests end at the first thing that is wrong"
+)]
 
 use std::fs;
 
@@ -20,11 +23,15 @@ impl HugePages {
     pub fn reserve(count: u64, test: &str) -> Option<Self> {
         // Whoever made it, others may read it, which is enough for a lock; to write to it, or to open it as if it
         // had to be made, they may not (proc_sys_fs(5), protected_regular).
-        let turn = fs::File::open(TURN).or_else(|_| fs::File::options().create(true).append(true).open(TURN));
+        let turn = fs::File::open(TURN)
+            .or_else(|_| fs::File::options().create(true).append(true).open(TURN));
         let turn = match turn.and_then(|turn| turn.lock().map(|()| turn)) {
             Ok(turn) => turn,
             Err(e) => {
-                skipped(test, &format!("no turn at the pool of huge pages: {TURN}: {e}"));
+                skipped(
+                    test,
+                    &format!("no turn at the pool of huge pages: {TURN}: {e}"),
+                );
                 return None;
             }
         };
@@ -39,15 +46,24 @@ impl HugePages {
                 return None;
             }
         };
-        let pages = Self { before, _turn: turn };
+        let pages = Self {
+            before,
+            _turn: turn,
+        };
         let total: u64 = pages.before.trim().parse().unwrap();
         let missing = count.saturating_sub(free());
         if let Err(e) = fs::write(POOL, (total + missing).to_string()) {
-            skipped(test, &format!("the pool of huge pages cannot be changed: {e}"));
+            skipped(
+                test,
+                &format!("the pool of huge pages cannot be changed: {e}"),
+            );
             return None;
         }
         if free() < count {
-            skipped(test, &format!("{count} huge pages cannot be had, but {}", free()));
+            skipped(
+                test,
+                &format!("{count} huge pages cannot be had, but {}", free()),
+            );
             return None;
         }
         Some(pages)

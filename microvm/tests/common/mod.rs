@@ -1,5 +1,8 @@
 //! Running the binary.
-#![expect(clippy::unwrap_used, reason = "tests end at the first thing that is wrong")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "tests end at the first thing that is wrong"
+)]
 
 use std::fs::OpenOptions;
 use std::io::Write;

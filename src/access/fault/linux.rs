@@ -62,7 +62,9 @@ const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
 pub(super) fn install() -> Result<()> {
     static INSTALLED: Mutex<[bool; 2]> = Mutex::new([false; 2]);
     let mut all_installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
-    for ((signal, previous), installed) in SIGNALS.into_iter().zip(&PREVIOUS).zip(&mut *all_installed) {
+    for ((signal, previous), installed) in
+        SIGNALS.into_iter().zip(&PREVIOUS).zip(&mut *all_installed)
+    {
         if *installed {
             continue;
         }
@@ -92,8 +94,9 @@ fn our_action(old: &libc::sigaction) -> libc::sigaction {
     action.sa_sigaction = on_signal as extern "C" fn(_, _, _) as usize;
     // The mask is the previous handler's, which may be called from ours; the signal itself stays open if it was.
     action.sa_mask = old.sa_mask;
-    action.sa_flags =
-        libc::SA_SIGINFO | libc::SA_ONSTACK | (old.sa_flags & (libc::SA_NODEFER | libc::SA_RESTART));
+    action.sa_flags = libc::SA_SIGINFO
+        | libc::SA_ONSTACK
+        | (old.sa_flags & (libc::SA_NODEFER | libc::SA_RESTART));
     action
 }
 
@@ -248,7 +251,9 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
                 && previous.sa_sigaction != libc::SIG_DFL
                 && withdrawn.is_some_and(|withdrawn| !withdrawn.load(Ordering::Relaxed)) =>
         {
-            if let (true, Some(withdrawn)) = (previous.sa_flags & libc::SA_RESETHAND != 0, withdrawn) {
+            if let (true, Some(withdrawn)) =
+                (previous.sa_flags & libc::SA_RESETHAND != 0, withdrawn)
+            {
                 // It was to be called once.
                 withdrawn.store(true, Ordering::Relaxed);
             }
@@ -285,7 +290,12 @@ fn stay(signal: c_int, withdrawn: Option<&AtomicBool>) {
 }
 
 /// Calls the handler that was there before.
-fn call(previous: &libc::sigaction, signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+fn call(
+    previous: &libc::sigaction,
+    signal: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut c_void,
+) {
     if previous.sa_flags & libc::SA_SIGINFO != 0 {
         type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
         // SAFETY: with SA_SIGINFO, and neither SIG_DFL nor SIG_IGN, the field is a function of that type (sigaction(2)).

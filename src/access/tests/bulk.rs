@@ -83,7 +83,8 @@ macro_rules! bulk_tests {
                 let source = numbered(len);
                 let mut target = vec![0; len + 1];
                 // SAFETY: both vectors have at least `len` bytes.
-                unsafe { kernel::copy_from_guest(target.as_mut_ptr(), source.as_ptr(), len) }.unwrap();
+                unsafe { kernel::copy_from_guest(target.as_mut_ptr(), source.as_ptr(), len) }
+                    .unwrap();
                 assert_eq!(target[..len], source);
                 assert_eq!(target[len], 0);
                 target.fill(0);
@@ -117,7 +118,8 @@ macro_rules! bulk_tests {
                     expected.copy_within(src_at..src_at + len, dst_at);
                     let base = memory.as_mut_ptr();
                     // SAFETY: both ranges lie in `memory`, which nothing refers to meanwhile.
-                    unsafe { kernel::copy_within_guest(base.add(dst_at), base.add(src_at), len) }.unwrap();
+                    unsafe { kernel::copy_within_guest(base.add(dst_at), base.add(src_at), len) }
+                        .unwrap();
                     assert!(memory == expected, "{len} bytes from {src_at} to {dst_at}");
                 }
             }
@@ -155,8 +157,10 @@ macro_rules! bulk_tests {
                     for len in 0..=MAX_LEN {
                         let base = memory.as_mut_ptr();
                         // SAFETY: both ranges lie in `memory`, which nothing refers to meanwhile.
-                        unsafe { kernel::copy_within_guest(base.add(dst_at), base.add(src_at), len) }
-                            .unwrap();
+                        unsafe {
+                            kernel::copy_within_guest(base.add(dst_at), base.add(src_at), len)
+                        }
+                        .unwrap();
                         let (written, behind) = (dst_at..dst_at + len, dst_at + len..);
                         assert!(
                             memory[..dst_at] == fresh[..dst_at]
@@ -216,19 +220,23 @@ macro_rules! bulk_tests {
                                 } else {
                                     (&mut host.0, host_at, guest_at)
                                 };
-                                let (src, dst) = (source.0[src_at..].as_ptr(), target[dst_at..].as_mut_ptr());
+                                let (src, dst) =
+                                    (source.0[src_at..].as_ptr(), target[dst_at..].as_mut_ptr());
                                 // SAFETY: `len` bytes lie behind both, and the guest's of the two is aligned to `size`.
                                 unsafe {
                                     if to_guest {
-                                        kernel::copy_elements_to_guest(dst, src, count, size).unwrap();
+                                        kernel::copy_elements_to_guest(dst, src, count, size)
+                                            .unwrap();
                                     } else {
-                                        kernel::copy_elements_from_guest(dst, src, count, size).unwrap();
+                                        kernel::copy_elements_from_guest(dst, src, count, size)
+                                            .unwrap();
                                     }
                                 }
                                 let (written, behind) = (dst_at..dst_at + len, dst_at + len..);
                                 assert!(
                                     target[..dst_at] == clean[..dst_at]
-                                        && target[written.clone()] == source.0[src_at..src_at + len]
+                                        && target[written.clone()]
+                                            == source.0[src_at..src_at + len]
                                         && target[behind.clone()] == clean[behind],
                                     "{count} elements of {size} bytes from {src_at} to {dst_at}"
                                 );
@@ -262,7 +270,8 @@ macro_rules! bulk_tests {
                         kernel::fill_guest_ascending(dst, 0, len).unwrap();
                         kernel::copy_to_guest(dst, src, len).unwrap();
                         let copied = (0..len).all(|i| {
-                            let byte = kernel::load_ordered(dst.add(i), 1, Ordering::Relaxed).unwrap();
+                            let byte =
+                                kernel::load_ordered(dst.add(i), 1, Ordering::Relaxed).unwrap();
                             byte == (len % 250) as u64 + 1
                         });
                         assert!(copied, "{len} bytes");

@@ -35,7 +35,12 @@ macro_rules! order_tests {
                                 let (dst, src) = ((guest + size) as *mut u8, host[size..].as_ptr());
                                 // SAFETY: as many bytes as both have from their first element on, which kernels alone access while the threads run.
                                 unsafe {
-                                    kernel::copy_elements_to_guest(dst, src, order::LEN / size - 1, size)
+                                    kernel::copy_elements_to_guest(
+                                        dst,
+                                        src,
+                                        order::LEN / size - 1,
+                                        size,
+                                    )
                                 }
                                 .unwrap();
                             }
@@ -44,7 +49,11 @@ macro_rules! order_tests {
                         let generation_at = |at: usize| {
                             // SAFETY: as above: one element.
                             unsafe {
-                                kernel::load_ordered((guest + at) as *const u8, size, Ordering::Acquire)
+                                kernel::load_ordered(
+                                    (guest + at) as *const u8,
+                                    size,
+                                    Ordering::Acquire,
+                                )
                             }
                         };
                         let mut wrong = None;
@@ -83,7 +92,12 @@ macro_rules! order_tests {
                                     let dst = (guest + block) as *mut u8;
                                     // SAFETY: an element of the guest's, which kernels alone access while the threads run.
                                     unsafe {
-                                        kernel::store_ordered(dst, generation, size, Ordering::Release)
+                                        kernel::store_ordered(
+                                            dst,
+                                            generation,
+                                            size,
+                                            Ordering::Release,
+                                        )
                                     }
                                     .unwrap();
                                 }
@@ -93,10 +107,16 @@ macro_rules! order_tests {
                         let mut host = vec![0u8; order::LEN];
                         let mut wrong = None;
                         while !done.load(Ordering::Acquire) && wrong.is_none() {
-                            let (dst, src) = (host[size..].as_mut_ptr(), (guest + size) as *const u8);
+                            let (dst, src) =
+                                (host[size..].as_mut_ptr(), (guest + size) as *const u8);
                             // SAFETY: as many bytes as both have from their first element on.
                             unsafe {
-                                kernel::copy_elements_from_guest(dst, src, order::LEN / size - 1, size)
+                                kernel::copy_elements_from_guest(
+                                    dst,
+                                    src,
+                                    order::LEN / size - 1,
+                                    size,
+                                )
                             }
                             .unwrap();
                             let mut newest = 0;

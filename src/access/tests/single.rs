@@ -39,7 +39,8 @@ macro_rules! single_tests {
                     kernel::store_u8(ptr, 0xb1).unwrap();
                 }
                 let mut expected = source.clone();
-                expected[at..at + 16].copy_from_slice(&std::array::from_fn::<u8, 16, _>(|i| 0xa0 + i as u8));
+                expected[at..at + 16]
+                    .copy_from_slice(&std::array::from_fn::<u8, 16, _>(|i| 0xa0 + i as u8));
                 expected[at..at + 8].copy_from_slice(&0x0807_0605_0403_0201u64.to_ne_bytes());
                 expected[at..at + 4].copy_from_slice(&0xd4d3_d2d1u32.to_ne_bytes());
                 expected[at..at + 2].copy_from_slice(&0xc2c1u16.to_ne_bytes());
@@ -110,8 +111,15 @@ macro_rules! single_tests {
                         let (failed, done, now) = unsafe {
                             kernel::store_ordered(ptr, first, size, Ordering::Relaxed).unwrap();
                             (
-                                kernel::compare_exchange(ptr, second & mask, 0, size, order, failure)
-                                    .unwrap(),
+                                kernel::compare_exchange(
+                                    ptr,
+                                    second & mask,
+                                    0,
+                                    size,
+                                    order,
+                                    failure,
+                                )
+                                .unwrap(),
                                 kernel::compare_exchange(
                                     ptr,
                                     first & mask,
@@ -148,8 +156,16 @@ macro_rules! single_tests {
                             for _ in 0..rounds {
                                 // SAFETY: 8 aligned bytes that are accessed by kernels only while the threads run.
                                 unsafe {
-                                    kernel::fetch(ptr, Fetch::Add, 4, size, Ordering::Relaxed).unwrap();
-                                    kernel::fetch(ptr, Fetch::Or, 1 << bit, size, Ordering::Relaxed).unwrap();
+                                    kernel::fetch(ptr, Fetch::Add, 4, size, Ordering::Relaxed)
+                                        .unwrap();
+                                    kernel::fetch(
+                                        ptr,
+                                        Fetch::Or,
+                                        1 << bit,
+                                        size,
+                                        Ordering::Relaxed,
+                                    )
+                                    .unwrap();
                                     let mask = u64::MAX >> (64 - 8 * size);
                                     let was = kernel::fetch(
                                         ptr,
@@ -168,7 +184,7 @@ macro_rules! single_tests {
                 });
                 let mask = u64::MAX >> (64 - 8 * size);
                 // SAFETY: as above; the threads are done.
-                let now = unsafe { kernel::load_ordered(ptr as *const u8, size, Ordering::Relaxed) };
+                let now = unsafe { kernel::load_ordered(ptr as _, size, Ordering::Relaxed) };
                 assert_eq!(now.unwrap(), (rounds * 8) & mask);
             }
         }
@@ -187,8 +203,10 @@ macro_rules! single_tests {
                     while !done.load(Ordering::Relaxed) {
                         ones = !ones;
                         // SAFETY: 8 aligned bytes that are accessed by kernels only while the threads run.
-                        unsafe { kernel::store_u64(ptr as *mut u8, if ones { u64::MAX } else { 0 }) }
-                            .unwrap();
+                        unsafe {
+                            kernel::store_u64(ptr as *mut u8, if ones { u64::MAX } else { 0 })
+                        }
+                        .unwrap();
                     }
                 });
                 for _ in 0..200_000 {
@@ -253,8 +271,15 @@ macro_rules! single_tests {
                             kernel::fetch(at, change, operand, size, order).unwrap();
                             assert_eq!(kernel::load_ordered(at, size, order).unwrap(), expected);
                         }
-                        kernel::compare_exchange(at, 0x4b, 1, size, Ordering::AcqRel, Ordering::Relaxed)
-                            .unwrap();
+                        kernel::compare_exchange(
+                            at,
+                            0x4b,
+                            1,
+                            size,
+                            Ordering::AcqRel,
+                            Ordering::Relaxed,
+                        )
+                        .unwrap();
                         assert_eq!(kernel::load_ordered(at, size, order).unwrap(), 1);
                     }
                 }

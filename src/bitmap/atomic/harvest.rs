@@ -91,7 +91,9 @@ impl AtomicBitmap {
         let end = last.saturating_add(usize::from(!of_others_behind));
         match dirty.page_size() == self.page_size() && offset == 0 {
             true => self.take(first, end, |word, bits| dirty.add_word(word, bits)),
-            false => self.take(first, end, |word, bits| self.add_found(offset, word, bits, dirty)),
+            false => self.take(first, end, |word, bits| {
+                self.add_found(offset, word, bits, dirty)
+            }),
         }
         self.looks_first()
     }
@@ -123,7 +125,8 @@ impl AtomicBitmap {
     /// ```
     pub fn set_from_words(&self, offset: usize, words: &[u64], page_size: NonZeroUsize) {
         let first_page = offset / self.page_size();
-        let aligned = offset.is_multiple_of(self.page_size().get()) && first_page.is_multiple_of(WORD_BITS);
+        let aligned =
+            offset.is_multiple_of(self.page_size().get()) && first_page.is_multiple_of(WORD_BITS);
         if page_size == self.page_size() && aligned {
             let first = first_page / WORD_BITS;
             return self.set_whole_words((first..).zip(words.iter().copied()));

@@ -47,7 +47,10 @@ pub fn region_address() {
     assert_eq!(offset.unchecked_sub(1), MemoryRegionAddress(0xf));
     assert_eq!(offset.unchecked_offset_from(MemoryRegionAddress(1)), 0xf);
     assert_eq!(offset.unchecked_align_up(0x20), MemoryRegionAddress(0x20));
-    assert_eq!(MemoryRegionAddress::default().0, MemoryRegionAddress::zero());
+    assert_eq!(
+        MemoryRegionAddress::default().0,
+        MemoryRegionAddress::zero()
+    );
     assert_eq!(MemoryRegionAddress::one(), 1);
 }
 

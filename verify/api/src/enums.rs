@@ -12,7 +12,10 @@ pub fn memory_error(error: &MemoryError) -> &'static str {
         MemoryError::InvalidGuestAddress(GuestAddress(_)) => "invalid guest address",
         MemoryError::IOError(error) if error.raw_os_error().is_some() => "operating system",
         MemoryError::IOError(_) => "input/output",
-        MemoryError::PartialBuffer { expected, completed } if expected > completed => "partial",
+        MemoryError::PartialBuffer {
+            expected,
+            completed,
+        } if expected > completed => "partial",
         MemoryError::PartialBuffer { .. } => "partial, but whole",
         MemoryError::InvalidBackendAddress => "backend address",
         MemoryError::HostAddressNotAvailable => "no host address",
@@ -108,7 +111,10 @@ pub fn all() {
         iova_range: range(),
         reason: "why".to_owned(),
     };
-    assert_eq!(memory_error(&MemoryError::IommuError(iommu)), "cannot resolve");
+    assert_eq!(
+        memory_error(&MemoryError::IommuError(iommu)),
+        "cannot resolve"
+    );
     let fragmented = IommuError::Fragmented {
         iova_range: range(),
         continuous_length: 1,
@@ -124,9 +130,15 @@ pub fn all() {
         "overflow"
     );
     let overlap = GuestRegionCollectionError::MemoryRegionOverlap;
-    assert_eq!(ranges_error(&FromRangesError::Collection(overlap)), "overlap");
+    assert_eq!(
+        ranges_error(&FromRangesError::Collection(overlap)),
+        "overlap"
+    );
     let past = MmapRegionError::MappingPastEof;
-    assert_eq!(ranges_error(&FromRangesError::MmapRegion(past)), "past the end");
+    assert_eq!(
+        ranges_error(&FromRangesError::MmapRegion(past)),
+        "past the end"
+    );
     for (value, each) in [
         Permissions::No,
         Permissions::Read,
@@ -145,7 +157,10 @@ pub fn all() {
             each & Permissions::Write
         );
     }
-    let IotlbFails { misses, access_fails } = IotlbFails {
+    let IotlbFails {
+        misses,
+        access_fails,
+    } = IotlbFails {
         misses: vec![range()],
         access_fails: Vec::new(),
     };

@@ -5,8 +5,8 @@
 
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion, ReadVolatile,
-    VolatileSlice,
+    Bytes, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    ReadVolatile, VolatileSlice,
 };
 
 /// Proof that the method of the user ran.

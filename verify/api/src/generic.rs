@@ -9,7 +9,13 @@ fn with_backend<M: GuestMemoryBackend>(memory: &M) -> Outcome {
     // The bound decides here: these are unambiguous although `GuestMemory` has both names too.
     assert!(memory.check_range(GuestAddress(0), PAGE));
     assert_eq!(memory.get_slices(GuestAddress(0), 8).count(), 1);
-    assert_eq!(memory.get_slices(GuestAddress(0), 8).stop_on_error()?.count(), 1);
+    assert_eq!(
+        memory
+            .get_slices(GuestAddress(0), 8)
+            .stop_on_error()?
+            .count(),
+        1
+    );
     assert_eq!(
         memory.iter().map(GuestMemoryRegion::len).sum::<u64>(),
         PAGE as u64
@@ -20,14 +26,17 @@ fn with_backend<M: GuestMemoryBackend>(memory: &M) -> Outcome {
     region.write_obj(1u8, MemoryRegionAddress(8))?;
     memory.write_obj(2u8, GuestAddress(9))?;
     assert_eq!(
-        memory.get_slice(GuestAddress(8), 2)?.read_obj::<[u8; 2]>(0)?,
+        memory
+            .get_slice(GuestAddress(8), 2)?
+            .read_obj::<[u8; 2]>(0)?,
         [1, 2]
     );
     assert!(!memory.get_host_address(GuestAddress(8))?.is_null());
     assert_eq!(memory.num_regions(), 1);
     assert!(memory.address_in_range(memory.last_addr()));
     assert!(
-        memory.check_address(GuestAddress(8)).is_some() && memory.to_region_addr(GuestAddress(8)).is_some()
+        memory.check_address(GuestAddress(8)).is_some()
+            && memory.to_region_addr(GuestAddress(8)).is_some()
     );
     assert!(memory.checked_offset(GuestAddress(8), PAGE).is_none());
     assert!(memory.physical_memory().is_some());
@@ -37,7 +46,13 @@ fn with_backend<M: GuestMemoryBackend>(memory: &M) -> Outcome {
 fn with_memory<M: GuestMemory + ?Sized>(memory: &M) -> Outcome {
     assert!(memory.check_range(GuestAddress(0), 8, Permissions::Write));
     let slices = memory.get_slices(GuestAddress(0), 8, Permissions::Read)?;
-    assert_eq!(slices.stop_on_error()?.map(|slice| slice.len()).sum::<usize>(), 8);
+    assert_eq!(
+        slices
+            .stop_on_error()?
+            .map(|slice| slice.len())
+            .sum::<usize>(),
+        8
+    );
     let slice = memory
         .get_slices(GuestAddress(0), 8, Permissions::ReadWrite)?
         .next()
@@ -86,7 +101,9 @@ fn with_volatile<V: VolatileMemory>(memory: &V) -> Outcome {
         memory.as_volatile_slice().len(),
         memory.compute_end_offset(0, memory.len())?
     );
-    assert!(memory.get_atomic_ref::<std::sync::atomic::AtomicU8>(0).is_ok());
+    assert!(memory
+        .get_atomic_ref::<std::sync::atomic::AtomicU8>(0)
+        .is_ok());
     Ok(())
 }
 

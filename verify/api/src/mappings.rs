@@ -67,10 +67,11 @@ pub fn region() -> Outcome {
 
 /// What a region gives by deref to its mapping.
 pub fn region_as_mapping() -> Outcome {
-    let region =
-        GuestRegionMmap::<()>::new(MmapRegion::new(PAGE)?, GuestAddress(0x4000)).ok_or("past the end")?;
+    let region = GuestRegionMmap::<()>::new(MmapRegion::new(PAGE)?, GuestAddress(0x4000))
+        .ok_or("past the end")?;
     let mapping: Arc<MmapRegion> = region.get_mmap();
-    let again = GuestRegionMmap::with_arc(mapping.clone(), GuestAddress(0x8000)).ok_or("past the end")?;
+    let again =
+        GuestRegionMmap::with_arc(mapping.clone(), GuestAddress(0x8000)).ok_or("past the end")?;
     assert_eq!(region.as_ptr(), mapping.as_ptr());
     assert_eq!(again.as_ptr(), region.as_ptr());
     assert_eq!(region.size(), PAGE);
@@ -82,7 +83,12 @@ pub fn region_as_mapping() -> Outcome {
     assert_eq!(region.compute_end_offset(0, PAGE)?, PAGE);
     region.get_ref::<u32>(4)?.store(5);
     assert_eq!(region.get_array_ref::<u16>(4, 2)?.load(0), 5);
-    assert_eq!(region.get_atomic_ref::<AtomicU32>(4)?.load(Ordering::Relaxed), 5);
+    assert_eq!(
+        region
+            .get_atomic_ref::<AtomicU32>(4)?
+            .load(Ordering::Relaxed),
+        5
+    );
     // By the name of the trait it is the mapping's, without it the region's.
     assert_eq!(VolatileMemory::get_slice(&*region, 4, 4)?.len(), 4);
     assert_eq!(VolatileMemory::len(&*region), PAGE);
@@ -119,7 +125,9 @@ pub fn mapping() -> Outcome {
     assert!(mapping.bitmap().dirty_at(0));
     assert_eq!(mapping.get_array_ref::<u8>(0, 2)?.len(), 2);
     assert_eq!(
-        mapping.get_atomic_ref::<AtomicU32>(0)?.load(Ordering::Relaxed),
+        mapping
+            .get_atomic_ref::<AtomicU32>(0)?
+            .load(Ordering::Relaxed),
         0x0101_0109
     );
     // SAFETY: nothing else touches the mapping, and the reference is gone before the next statement.
@@ -149,7 +157,8 @@ pub fn built() -> Outcome {
         .with_file_offset(FileOffset::new(file(1)?, 0));
     assert_eq!(builder.build()?.size(), PAGE);
     // SAFETY: as above.
-    let raw = unsafe { MmapRegionBuilder::<()>::new(PAGE).with_raw_mmap_pointer(anonymous.as_ptr()) };
+    let raw =
+        unsafe { MmapRegionBuilder::<()>::new(PAGE).with_raw_mmap_pointer(anonymous.as_ptr()) };
     assert_eq!(raw.build()?.as_ptr(), anonymous.as_ptr());
     assert!(matches!(
         MmapRegion::<()>::build(None, PAGE, prot, flags | libc::MAP_FIXED),

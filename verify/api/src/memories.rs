@@ -8,7 +8,8 @@ use crate::everything::*;
 use crate::{Outcome, PAGE};
 
 /// Two regions with a hole between them, as every caller here sees them.
-const RANGES: [(GuestAddress, usize); 2] = [(GuestAddress(0), 2 * PAGE), (GuestAddress(0x10000), PAGE)];
+const RANGES: [(GuestAddress, usize); 2] =
+    [(GuestAddress(0), 2 * PAGE), (GuestAddress(0x10000), PAGE)];
 
 /// The default memory, whose bitmap is `()`, made in each way.
 pub fn made() -> Outcome {
@@ -21,11 +22,9 @@ pub fn made() -> Outcome {
         .map(|(base, size)| GuestRegionMmap::<()>::from_range(*base, *size, None))
         .collect::<std::result::Result<Vec<_>, _>>()?;
     let collected = GuestMemoryMmap::from_regions(regions)?;
-    let shared = GuestMemoryMmap::from_arc_regions(vec![Arc::new(GuestRegionMmap::<()>::from_range(
-        GuestAddress(0),
-        PAGE,
-        None,
-    )?)])?;
+    let shared = GuestMemoryMmap::from_arc_regions(vec![Arc::new(
+        GuestRegionMmap::<()>::from_range(GuestAddress(0), PAGE, None)?,
+    )])?;
     let empty: GuestRegionCollection<GuestRegionMmap> = GuestRegionCollection::new();
     let default = GuestMemoryMmap::<()>::default();
     let counts: Vec<_> = [&inferred, &named, &collected, &shared, &empty, &default]
@@ -79,7 +78,10 @@ pub fn looked_up() -> Outcome {
         2 * PAGE,
         Permissions::ReadWrite
     ));
-    assert_eq!(GuestMemoryBackend::get_slices(&memory, inside, 16).count(), 1);
+    assert_eq!(
+        GuestMemoryBackend::get_slices(&memory, inside, 16).count(),
+        1
+    );
     assert_eq!(
         GuestMemory::get_slices(&memory, inside, 16, Permissions::Read)?.count(),
         1
@@ -90,8 +92,10 @@ pub fn looked_up() -> Outcome {
 
 /// The slices, with the adapters of [`Iterator`] in scope beside [`GuestMemorySliceIterator`].
 pub fn iterated() -> Outcome {
-    let memory =
-        GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), PAGE), (GuestAddress(PAGE as u64), PAGE)])?;
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[
+        (GuestAddress(0), PAGE),
+        (GuestAddress(PAGE as u64), PAGE),
+    ])?;
     let slices = || GuestMemoryBackend::get_slices(&memory, GuestAddress(0), 2 * PAGE);
     let mut iterator = slices();
     assert_eq!(
@@ -116,7 +120,8 @@ pub fn iterated() -> Outcome {
     assert_eq!(collected?.len(), 2);
     assert!(slices().all(|slice| slice.is_ok_and(|slice| !slice.is_empty())));
     assert_eq!(slices().fuse().enumerate().last().ok_or("none")?.0, 1);
-    let by_permission = GuestMemory::get_slices(&memory, GuestAddress(8), PAGE, Permissions::Write)?;
+    let by_permission =
+        GuestMemory::get_slices(&memory, GuestAddress(8), PAGE, Permissions::Write)?;
     assert_eq!(by_permission.stop_on_error()?.count(), 2);
     let beyond = |from| GuestMemoryBackend::get_slices(&memory, GuestAddress(from), 3 * PAGE);
     assert_eq!(beyond(0).stop_on_error()?.count(), 2);
@@ -130,7 +135,8 @@ pub fn accessed() -> Outcome {
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .build()?;
     let region = GuestRegionMmap::new(mapping, GuestAddress(0)).ok_or("past the end")?;
-    let memory: GuestMemoryMmap<Option<AtomicBitmap>> = GuestMemoryMmap::from_regions(vec![region])?;
+    let memory: GuestMemoryMmap<Option<AtomicBitmap>> =
+        GuestMemoryMmap::from_regions(vec![region])?;
     let address = GuestAddress(0x100);
     assert_eq!(memory.write(&[1, 2, 3], address)?, 3);
     memory.write_slice(&[4, 5, 6, 7], address)?;
@@ -150,7 +156,10 @@ pub fn accessed() -> Outcome {
     let flags: u8 = memory.load(address, Ordering::Relaxed)?;
     assert_eq!(flags, 7);
 
-    assert_eq!(memory.read_volatile_from(address, &mut &[9u8; 8][..], 8)?, 8);
+    assert_eq!(
+        memory.read_volatile_from(address, &mut &[9u8; 8][..], 8)?,
+        8
+    );
     memory.read_exact_volatile_from(address, &mut Cursor::new(vec![8u8; 8]), 8)?;
     let mut sink = Vec::new();
     assert_eq!(memory.write_volatile_to(address, &mut sink, 4)?, 4);
@@ -185,20 +194,29 @@ pub fn behind_pointers() -> Outcome {
 }
 
 /// The deprecated way through memory, which stays.
-#[expect(deprecated, reason = "0.18.0 deprecates it, and its users still call it")]
+#[expect(
+    deprecated,
+    reason = "0.18.0 deprecates it, and its users still call it"
+)]
 pub fn deprecated() -> Outcome {
-    let memory =
-        GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), PAGE), (GuestAddress(PAGE as u64), PAGE)])?;
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[
+        (GuestAddress(0), PAGE),
+        (GuestAddress(PAGE as u64), PAGE),
+    ])?;
     let mut seen = Vec::new();
-    let done = memory.try_access(0x20, GuestAddress(0xff0), |offset, length, address, region| {
-        seen.push((
-            offset,
-            length,
-            address.raw_value(),
-            region.start_addr().raw_value(),
-        ));
-        Ok(length)
-    })?;
+    let done = memory.try_access(
+        0x20,
+        GuestAddress(0xff0),
+        |offset, length, address, region| {
+            seen.push((
+                offset,
+                length,
+                address.raw_value(),
+                region.start_addr().raw_value(),
+            ));
+            Ok(length)
+        },
+    )?;
     assert_eq!(done, 0x20);
     assert_eq!(seen, [(0, 0x10, 0xff0, 0), (0x10, 0x10, 0, 0x1000)]);
     Ok(())

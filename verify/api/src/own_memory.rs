@@ -76,7 +76,12 @@ impl Bytes<MemoryRegionAddress> for Registers {
         refused()
     }
 
-    fn store<T: AtomicAccess>(&self, _: T, _: MemoryRegionAddress, _: Ordering) -> MemoryResult<()> {
+    fn store<T: AtomicAccess>(
+        &self,
+        _: T,
+        _: MemoryRegionAddress,
+        _: Ordering,
+    ) -> MemoryResult<()> {
         refused()
     }
 
@@ -232,7 +237,8 @@ pub fn registers() -> Outcome {
     assert_eq!(registers.read_obj::<u8>(MemoryRegionAddress(5))?, 5);
     registers.write_obj(5u8, MemoryRegionAddress(5))?;
     assert!(
-        registers.as_volatile_slice().is_err() && registers.get_slice(MemoryRegionAddress(0), 1).is_err()
+        registers.as_volatile_slice().is_err()
+            && registers.get_slice(MemoryRegionAddress(0), 1).is_err()
     );
     assert!(registers.get_host_address(MemoryRegionAddress(0)).is_err());
     let () = registers.bitmap();
@@ -241,7 +247,9 @@ pub fn registers() -> Outcome {
     let map = GuestRegionCollection::from_regions(vec![registers])?;
     assert!(map.address_in_range(GuestAddress(0xfee0_0010)));
     assert!(map.read_obj::<u8>(GuestAddress(0xfee0_0010)).is_err());
-    let (region, offset) = map.to_region_addr(GuestAddress(0xfee0_0010)).ok_or("no region")?;
+    let (region, offset) = map
+        .to_region_addr(GuestAddress(0xfee0_0010))
+        .ok_or("no region")?;
     assert_eq!(region.read_obj::<u8>(offset)?, 0x10);
     Ok(())
 }
@@ -256,7 +264,10 @@ pub fn slots() -> Outcome {
     };
     let collection = GuestRegionCollection::from_regions(two()?)?;
     collection.write_obj(0x0102_0304u32, GuestAddress(0xffe))?;
-    assert_eq!(collection.read_obj::<u32>(GuestAddress(0xffe))?, 0x0102_0304);
+    assert_eq!(
+        collection.read_obj::<u32>(GuestAddress(0xffe))?,
+        0x0102_0304
+    );
     assert_eq!(
         collection
             .iter()
@@ -275,11 +286,21 @@ pub fn slots() -> Outcome {
         slots.iter().map(|region| region.len()).sum::<u64>(),
         2 * PAGE as u64
     );
-    assert!(GuestMemoryBackend::check_range(&slots, GuestAddress(0), 2 * PAGE));
-    assert_eq!(slots.physical_memory().map(|memory| memory.0.len()), Some(2));
+    assert!(GuestMemoryBackend::check_range(
+        &slots,
+        GuestAddress(0),
+        2 * PAGE
+    ));
+    assert_eq!(
+        slots.physical_memory().map(|memory| memory.0.len()),
+        Some(2)
+    );
     let region = slots.find_region(GuestAddress(0)).ok_or("no region")?;
     region.store(1u32, MemoryRegionAddress(0), Ordering::Release)?;
-    assert_eq!(region.load::<u32>(MemoryRegionAddress(0), Ordering::Acquire)?, 1);
+    assert_eq!(
+        region.load::<u32>(MemoryRegionAddress(0), Ordering::Acquire)?,
+        1
+    );
     slots.0[1].plugged = false;
     assert!(slots.write_obj(0u8, GuestAddress(PAGE as u64)).is_err());
     Ok(())
@@ -296,7 +317,11 @@ pub fn shifted() -> Outcome {
     assert_eq!(memory.read_obj::<u32>(GuestAddress(0x1008))?, 5);
     assert!(view.check_range(GuestAddress(0), PAGE, Permissions::Read));
     assert!(!view.check_range(GuestAddress(1), PAGE, Permissions::Read));
-    assert_eq!(view.get_slices(GuestAddress(0), 8, Permissions::Read)?.count(), 1);
+    assert_eq!(
+        view.get_slices(GuestAddress(0), 8, Permissions::Read)?
+            .count(),
+        1
+    );
     assert!(view.physical_memory().is_none());
     assert!(view.read_obj::<u8>(GuestAddress(u64::MAX)).is_err());
     let holder = &view;

@@ -73,7 +73,10 @@ pub fn structures() -> Outcome {
         ..Default::default()
     };
     memory.write_obj(descriptor, GuestAddress(0x10))?;
-    assert_eq!(memory.read_obj::<Descriptor>(GuestAddress(0x10))?, descriptor);
+    assert_eq!(
+        memory.read_obj::<Descriptor>(GuestAddress(0x10))?,
+        descriptor
+    );
     assert_eq!(descriptor.as_slice().len(), 16);
     descriptor.as_mut_slice()[0] = 1;
     assert_eq!(descriptor.address, 0x1001);
@@ -91,8 +94,15 @@ pub fn structures() -> Outcome {
 /// The value with an atomic of its own: what that converts is converted on the way in and on the way out.
 pub fn atomics() -> Outcome {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), PAGE)])?;
-    memory.store(Doorbell(0x0102_0304), GuestAddress(0x100), Ordering::Release)?;
-    assert_eq!(memory.read_obj::<[u8; 4]>(GuestAddress(0x100))?, [1, 2, 3, 4]);
+    memory.store(
+        Doorbell(0x0102_0304),
+        GuestAddress(0x100),
+        Ordering::Release,
+    )?;
+    assert_eq!(
+        memory.read_obj::<[u8; 4]>(GuestAddress(0x100))?,
+        [1, 2, 3, 4]
+    );
     assert_eq!(
         memory.load::<Doorbell>(GuestAddress(0x100), Ordering::Acquire)?,
         Doorbell(0x0102_0304)

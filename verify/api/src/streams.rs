@@ -63,7 +63,12 @@ pub fn files() -> Outcome {
     let reference: &mut File = &mut file;
     reference.rewind()?;
     assert_eq!(reference.read_volatile(&mut slice)?, 4);
-    assert_eq!(Read::by_ref(&mut file).take(2).read_to_end(&mut Vec::new())?, 2);
+    assert_eq!(
+        Read::by_ref(&mut file)
+            .take(2)
+            .read_to_end(&mut Vec::new())?,
+        2
+    );
     let mut descriptor = OwnedFd::from(file);
     send(&mut descriptor)?;
     send(&mut &descriptor)?;

@@ -78,7 +78,13 @@ pub fn replaced() -> Outcome {
     assert_eq!(before.read_obj::<u8>(GuestAddress(1))?, 1);
     assert_eq!(space.memory().read_obj::<u8>(GuestAddress(1))?, 2);
     assert_eq!(before.clone().into_inner().num_regions(), 1);
-    assert_eq!(Device { space: space.clone() }.byte()?, 2);
+    assert_eq!(
+        Device {
+            space: space.clone()
+        }
+        .byte()?,
+        2
+    );
     let larger = space
         .memory()
         .insert_region(Arc::new(GuestRegionMmap::from_range(
@@ -90,6 +96,11 @@ pub fn replaced() -> Outcome {
     guard.replace(larger);
     assert_eq!(space.memory().iter().count(), 2);
     let from = GuestMemoryAtomic::from(Arc::new(memory(6)?));
-    assert_eq!(from.memory().get_slice(GuestAddress(1), 1)?.read_obj::<u8>(0)?, 6);
+    assert_eq!(
+        from.memory()
+            .get_slice(GuestAddress(1), 1)?
+            .read_obj::<u8>(0)?,
+        6
+    );
     Ok(())
 }

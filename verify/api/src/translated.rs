@@ -72,7 +72,8 @@ pub fn iotlb() -> Outcome {
         Permissions::ReadWrite,
     )?;
     let found: IotlbIterator<&Iotlb> =
-        Iotlb::lookup(&iotlb, GuestAddress(0x1800), PAGE, Permissions::Read).map_err(|_| "a miss")?;
+        Iotlb::lookup(&iotlb, GuestAddress(0x1800), PAGE, Permissions::Read)
+            .map_err(|_| "a miss")?;
     let ranges: Vec<MappedRange> = found.collect();
     assert_eq!(
         ranges
@@ -81,9 +82,14 @@ pub fn iotlb() -> Outcome {
             .collect::<Vec<_>>(),
         [(0x8800, 0x800), (0x4000, 0x800)]
     );
-    let fails = Iotlb::lookup(Arc::new(Iotlb::default()), GuestAddress(0), 1, Permissions::Read)
-        .err()
-        .ok_or("a hit")?;
+    let fails = Iotlb::lookup(
+        Arc::new(Iotlb::default()),
+        GuestAddress(0),
+        1,
+        Permissions::Read,
+    )
+    .err()
+    .ok_or("a hit")?;
     assert_eq!((fails.misses.len(), fails.access_fails.len()), (1, 0));
     let fails = Iotlb::lookup(&iotlb, GuestAddress(0x1000), 1, Permissions::Write)
         .err()
@@ -105,7 +111,11 @@ pub fn iommu_memory() -> Outcome {
     assert!(memory.check_range(GuestAddress(0), 2 * PAGE, Permissions::ReadWrite));
     memory.write_obj(7u32, GuestAddress(0x1ffe))?;
     assert_eq!(memory.read_obj::<u32>(GuestAddress(0x1ffe))?, 7);
-    memory.store(8u32, GuestAddress(0x2000), std::sync::atomic::Ordering::Release)?;
+    memory.store(
+        8u32,
+        GuestAddress(0x2000),
+        std::sync::atomic::Ordering::Release,
+    )?;
     assert_eq!(
         memory.load::<u32>(GuestAddress(0x2000), std::sync::atomic::Ordering::Acquire)?,
         8

@@ -82,10 +82,16 @@ pub fn atomic_access() {
     let mut bytes = [0u64];
     let slice = bytes[0].as_bytes();
     assert!(
-        at_least(&slice, 0u8) && at_least(&slice, 0u16) && at_least(&slice, 0u32) && at_least(&slice, 0u64)
+        at_least(&slice, 0u8)
+            && at_least(&slice, 0u16)
+            && at_least(&slice, 0u32)
+            && at_least(&slice, 0u64)
     );
     assert!(
-        at_least(&slice, 0i8) && at_least(&slice, 0i16) && at_least(&slice, 0i32) && at_least(&slice, 0i64)
+        at_least(&slice, 0i8)
+            && at_least(&slice, 0i16)
+            && at_least(&slice, 0i32)
+            && at_least(&slice, 0i64)
     );
     assert!(at_least(&slice, 0usize) && at_least(&slice, 0isize));
     assert!(!at_least(&slice, 1u8));

@@ -34,7 +34,12 @@ pub fn slice() -> Outcome {
     assert_eq!(slice.compute_end_offset(1, 1)?, 2);
     assert_eq!(slice.get_ref::<u16>(2)?.load(), 2);
     assert_eq!(slice.get_array_ref::<u16>(2, 2)?.load(1), 3);
-    assert_eq!(slice.get_atomic_ref::<AtomicU16>(0)?.load(Ordering::Relaxed), 1);
+    assert_eq!(
+        slice
+            .get_atomic_ref::<AtomicU16>(0)?
+            .load(Ordering::Relaxed),
+        1
+    );
     // SAFETY: one thread, and the reference is gone before the next statement.
     assert_eq!(*unsafe { slice.aligned_as_ref::<u16>(0) }?, 1);
     // SAFETY: as above.
@@ -72,8 +77,9 @@ pub fn converted() -> Outcome {
 
     let bitmap = AtomicBitmap::new(16, std::num::NonZeroUsize::MIN);
     // SAFETY: the vector is of this length, and is reached in no other way while the slice lives.
-    let tracked =
-        unsafe { VolatileSlice::with_bitmap(bytes.as_mut_ptr(), bytes.len(), bitmap.slice_at(0), None) };
+    let tracked = unsafe {
+        VolatileSlice::with_bitmap(bytes.as_mut_ptr(), bytes.len(), bitmap.slice_at(0), None)
+    };
     tracked.write_obj(2u8, 3)?;
     assert!(tracked.bitmap().dirty_at(3));
     assert!(bitmap.is_bit_set(3) && !bitmap.is_bit_set(4));
@@ -128,7 +134,8 @@ pub fn array() -> Outcome {
     array.copy_to_volatile_slice(VolatileSlice::from(&mut target[..]));
     assert_eq!(target[0], 9);
     // SAFETY: as above.
-    let tracked = unsafe { VolatileArrayRef::<u16, ()>::with_bitmap(words.as_mut_ptr().cast(), 4, (), None) };
+    let tracked =
+        unsafe { VolatileArrayRef::<u16, ()>::with_bitmap(words.as_mut_ptr().cast(), 4, (), None) };
     assert_eq!(tracked.load(1), 8);
     Ok(())
 }

@@ -51,7 +51,10 @@ impl TlbModel {
                 continue;
             }
             if m.first < first {
-                left.push(Mapping { last: first - 1, ..m });
+                left.push(Mapping {
+                    last: first - 1,
+                    ..m
+                });
             }
             if m.last > last {
                 let skipped = last + 1 - m.first;
@@ -102,7 +105,10 @@ impl TlbModel {
         if let Some(gap) = next.filter(|next| *next <= last) {
             misses.push((gap, length(gap, last)));
         }
-        Fault::Unmapped { misses, access_fails }
+        Fault::Unmapped {
+            misses,
+            access_fails,
+        }
     }
 
     /// Whether these mappings are the same, however they are cut into ranges.
@@ -129,7 +135,12 @@ impl TlbModel {
     /// Takes over what an act that succeeded has done.
     pub fn note(&mut self, act: &TlbAct, out: &Out) {
         match *act {
-            TlbAct::SetMapping { iova, gpa, len, perm } if *out == Out::Nothing => {
+            TlbAct::SetMapping {
+                iova,
+                gpa,
+                len,
+                perm,
+            } if *out == Out::Nothing => {
                 if let Some((first, last)) = closed(iova, len) {
                     self.set(first, last, gpa, perm);
                 }
@@ -205,7 +216,11 @@ impl Context {
             Op::Publish => self.published = self.extents.clone(),
             Op::Keep { .. } => self.kept = Some(self.published.clone()),
             Op::Forget => self.kept = None,
-            Op::NewIommu { enabled, bytes, page } if *out == Out::Nothing => {
+            Op::NewIommu {
+                enabled,
+                bytes,
+                page,
+            } if *out == Out::Nothing => {
                 self.backend = self.extents.clone();
                 self.iommu_enabled = enabled;
                 self.iommu_bitmap = (bytes, page);
@@ -213,7 +228,10 @@ impl Context {
             }
             Op::EnableIommu { on } => self.iommu_enabled = on,
             Op::ReplaceBackend => self.backend = self.extents.clone(),
-            Op::Tlb { alone: true, ref act } => self.alone.note(act, out),
+            Op::Tlb {
+                alone: true,
+                ref act,
+            } => self.alone.note(act, out),
             Op::Tlb {
                 alone: false,
                 ref act,

@@ -1,5 +1,8 @@
 //! Looking at the memory of both crates from outside, at host addresses that they gave.
-#![expect(unsafe_code, reason = "guest memory is compared without using either crate")]
+#![expect(
+    unsafe_code,
+    reason = "guest memory is compared without using either crate"
+)]
 
 /// The smallest unit that the host maps.
 pub const PAGE: usize = 4096;
@@ -65,7 +68,9 @@ impl HostRange {
         if a == b {
             return Vec::new();
         }
-        (0..a.len().min(b.len())).filter(|&i| a[i] != b[i]).collect()
+        (0..a.len().min(b.len()))
+            .filter(|&i| a[i] != b[i])
+            .collect()
     }
 
     /// Makes it equal to `other`, up to the shorter of both.

@@ -17,9 +17,10 @@ pub mod shrink;
 pub mod prelude {
     pub use crate::list;
     pub use crate::op::{
-        Access::*, Act::*, Answer::*, Arith::*, AtomTy::*, BitAct::*, Flavour::*, Handle::*, How::*, Kind::*,
-        MapFlags::*, MapHow::*, Op::*, Order::*, Perm::*, Question::*, RegionQuestion::*, Root::*, Sink::*,
-        Source::*, Step::*, Target::*, TlbAct::*, Trouble::*, Ty::*, ValueAct::*, View::*, Walk::*, *,
+        Access::*, Act::*, Answer::*, Arith::*, AtomTy::*, BitAct::*, Flavour::*, Handle::*,
+        How::*, Kind::*, MapFlags::*, MapHow::*, Op::*, Order::*, Perm::*, Question::*,
+        RegionQuestion::*, Root::*, Sink::*, Source::*, Step::*, Target::*, TlbAct::*, Trouble::*,
+        Ty::*, ValueAct::*, View::*, Walk::*, *,
     };
     pub use crate::replay;
 }
@@ -30,7 +31,9 @@ pub mod prelude {
 ///
 /// At a difference that no rule allows.
 pub fn replay(ops: &[op::Op]) {
-    if let Err(difference) = run::replay_on::<on_reference::driver::World, on_ours::driver::World>(ops, &[]) {
+    if let Err(difference) =
+        run::replay_on::<on_reference::driver::World, on_ours::driver::World>(ops, &[])
+    {
         panic!("{}", shrink::report(ops, &difference));
     }
 }

@@ -58,7 +58,12 @@ pub trait Machine {
 
     /// What the words of a region's bitmap, or of the `IommuMemory`'s (`None`), would be if those ranges of offset and
     /// length were marked and the words had been `before`.
-    fn words_after(&self, place: Option<usize>, before: &[u64], marks: &[(usize, usize)]) -> Vec<u64>;
+    fn words_after(
+        &self,
+        place: Option<usize>,
+        before: &[u64],
+        marks: &[(usize, usize)],
+    ) -> Vec<u64>;
 
     /// All that the IOTLB that stands alone, or that of the `IommuMemory`, has, the last address included.
     fn mappings(&mut self, alone: bool) -> Vec<Mapping>;

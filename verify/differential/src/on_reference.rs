@@ -3,5 +3,8 @@
 use ::reference as vm;
 
 #[path = "driver/mod.rs"]
-#[expect(clippy::duplicate_mod, reason = "one text, two crates: that is the point")]
+#[expect(
+    clippy::duplicate_mod,
+    reason = "one text, two crates: that is the point"
+)]
 pub mod driver;

@@ -36,7 +36,12 @@ pub(crate) trait Facts {
     /// Memory and dirty bits of ours, now.
     fn ours(&self) -> &State;
     /// See [`Machine::words_after`].
-    fn words_after(&self, place: Option<usize>, before: &[u64], marks: &[(usize, usize)]) -> Vec<u64>;
+    fn words_after(
+        &self,
+        place: Option<usize>,
+        before: &[u64],
+        marks: &[(usize, usize)],
+    ) -> Vec<u64>;
     /// Whether ours has exactly the mappings that the model has after this act.
     fn tlb_is_right(&self, alone: bool, act: &TlbAct) -> bool;
 }
@@ -147,9 +152,8 @@ fn range_of(op: &Op) -> Option<(&Target, u64, usize, Perm)> {
             Some((on, *at, count, perm))
         }
         Op::Ask { on, question } => match *question {
-            Question::CheckRangeFor { at, len, perm } | Question::GetSlicesFor { at, len, perm, .. } => {
-                Some((on, at, len, perm))
-            }
+            Question::CheckRangeFor { at, len, perm }
+            | Question::GetSlicesFor { at, len, perm, .. } => Some((on, at, len, perm)),
             Question::CheckRange { at, len }
             | Question::GetSlice { at, len }
             | Question::GetSlices { at, len, .. } => Some((on, at, len, Perm::No)),
@@ -231,7 +235,9 @@ fn is_state(case: &Case<'_>, prior: &Prior, expected: &Expected) -> bool {
                 case.facts.words_after(Some(place), before, &marks)
             }
     });
-    same_memory && same_bits && ours.iommu == case.facts.words_after(None, &prior.iommu, &marks_of(None))
+    same_memory
+        && same_bits
+        && ours.iommu == case.facts.words_after(None, &prior.iommu, &marks_of(None))
 }
 
 impl Prior {
@@ -243,7 +249,11 @@ impl Prior {
                 .iter()
                 .map(|region| region.memory.to_vec())
                 .collect(),
-            bits: state.regions.iter().map(|region| region.bits.clone()).collect(),
+            bits: state
+                .regions
+                .iter()
+                .map(|region| region.bits.clone())
+                .collect(),
             iommu: state.iommu.clone(),
         }
     }
@@ -262,8 +272,8 @@ fn b1(case: &Case<'_>) -> Option<Then> {
         return Some(Then::Sync);
     }
     // Where only marks differ, it is B14's.
-    let about =
-        *count > 0 && (case.reference != case.ours || case.apart.regions.iter().any(|r| !r.bytes.is_empty()));
+    let about = *count > 0
+        && (case.reference != case.ours || case.apart.regions.iter().any(|r| !r.bytes.is_empty()));
     (about && as_modelled(case)).then_some(Then::Sync)
 }
 
@@ -285,7 +295,9 @@ fn lost_count_of_a_pipe(case: &Case<'_>) -> bool {
     let (Out::All(reference), Out::All(ours)) = (case.reference, case.ours) else {
         return false;
     };
-    let ([Out::Failed(Fault::Io(..)), theirs @ ..], [count, same @ ..]) = (&reference[..], &ours[..]) else {
+    let ([Out::Failed(Fault::Io(..)), theirs @ ..], [count, same @ ..]) =
+        (&reference[..], &ours[..])
+    else {
         return false;
     };
     let counted = match count {
@@ -356,9 +368,11 @@ fn b2_tlb(case: &Case<'_>, alone: bool, act: &TlbAct) -> Option<Then> {
     };
     // A lookup changes nothing; of one that fails, the parts may be told in other cuts than the model's.
     let right = match (act, case.ours, &right) {
-        (TlbAct::Lookup { .. }, Out::Failed(Fault::Unmapped { .. }), Out::Failed(Fault::Unmapped { .. })) => {
-            true
-        }
+        (
+            TlbAct::Lookup { .. },
+            Out::Failed(Fault::Unmapped { .. }),
+            Out::Failed(Fault::Unmapped { .. }),
+        ) => true,
         _ => *case.ours == right && case.facts.tlb_is_right(alone, act),
     };
     let right = at_the_edge(iova, len) && right;
@@ -383,11 +397,15 @@ fn b3(case: &Case<'_>) -> Option<Then> {
     };
     let ((reference, left), (ours, right)) = (told(case.reference)?, told(case.ours)?);
     let lengths = reference[1] == Out::from(*count) && ours[1] == Out::from(count * size_of(*ty));
-    (lengths && reference[0] == ours[0] && left == right && case.apart.is_nothing()).then_some(Then::Sync)
+    (lengths && reference[0] == ours[0] && left == right && case.apart.is_nothing())
+        .then_some(Then::Sync)
 }
 
 fn b7(case: &Case<'_>) -> Option<Then> {
-    let Op::Map(MapSpec { how, size, file, .. }) = case.op else {
+    let Op::Map(MapSpec {
+        how, size, file, ..
+    }) = case.op
+    else {
         return None;
     };
     if *how == crate::op::MapHow::MapBuilderBare {
@@ -429,7 +447,9 @@ fn b8_builder(case: &Case<'_>, size: usize, writes: &[Span]) -> Option<Then> {
         .filter(|page| dirty[*page])
         .map(Out::from)
         .collect();
-    let right = reference[0] == ours[0] && reference[1] == Out::All(Vec::new()) && ours[1] == Out::All(pages);
+    let right = reference[0] == ours[0]
+        && reference[1] == Out::All(Vec::new())
+        && ours[1] == Out::All(pages);
     right.then_some(Then::Sync)
 }
 
@@ -477,7 +497,9 @@ fn b10_region(case: &Case<'_>) -> Option<Then> {
             question: Question::HostAddress(at),
         } => {
             let regions = case.facts.reach(on);
-            regions.iter().find(|r| wraps(r.base, r.len) && *at >= r.base)?;
+            regions
+                .iter()
+                .find(|r| wraps(r.base, r.len) && *at >= r.base)?;
             let not_found = *case.reference == Out::Failed(Fault::InvalidGuestAddress(*at));
             let told = matches!(
                 case.ours,
@@ -517,8 +539,8 @@ fn b10(case: &Case<'_>) -> Option<Then> {
     let translated = is_translated(case);
     let passes = if translated {
         // A mapping may lead past 2^64 in guest physical addresses.
-        let ranges =
-            closed(at, len).and_then(|(first, last)| found(&case.before.tlb.mappings, first, last, Perm::No));
+        let ranges = closed(at, len)
+            .and_then(|(first, last)| found(&case.before.tlb.mappings, first, last, Perm::No));
         ranges.is_some_and(|ranges| {
             ranges
                 .iter()
@@ -535,7 +557,9 @@ fn b11(case: &Case<'_>) -> Option<Then> {
     match case.op {
         // Whether empty regions may share an address with others is nobody's business; that it does not panic is.
         Op::Build(layout) if layout.regions.iter().any(|r| r.len == 0) => settled(case),
-        Op::InsertRegion(spec) if spec.len == 0 || case.before.extents.iter().any(|e| e.len == 0) => {
+        Op::InsertRegion(spec)
+            if spec.len == 0 || case.before.extents.iter().any(|e| e.len == 0) =>
+        {
             settled(case)
         }
         Op::RemoveRegion { .. } if case.before.extents.iter().any(|e| e.len == 0) => settled(case),
@@ -547,7 +571,8 @@ fn b11(case: &Case<'_>) -> Option<Then> {
                 .filter(|extent| extent.len == 0)?;
             let right = match question {
                 RegionQuestion::Extent => {
-                    *case.ours == Out::All(vec![Out::Num(0), extent.base.into(), extent.base.into()])
+                    *case.ours
+                        == Out::All(vec![Out::Num(0), extent.base.into(), extent.base.into()])
                 }
                 RegionQuestion::RegionFromGuest(_) => *case.ours == Out::Absent,
                 _ => false,
@@ -560,7 +585,8 @@ fn b11(case: &Case<'_>) -> Option<Then> {
                 let refused = format!("{:?}", case.ours).contains("InvalidGuestAddress");
                 return (case.reference.panicked() && refused).then_some(Then::Sync);
             }
-            let (Act::CopyTo { ty, .. } | Act::CopyFrom { ty, .. } | Act::ArrayCopyTo { ty, .. }) = act
+            let (Act::CopyTo { ty, .. } | Act::CopyFrom { ty, .. } | Act::ArrayCopyTo { ty, .. }) =
+                act
             else {
                 return None;
             };
@@ -644,7 +670,12 @@ impl<A: Machine, B: Machine> Facts for Facing<'_, A, B> {
         self.state
     }
 
-    fn words_after(&self, place: Option<usize>, before: &[u64], marks: &[(usize, usize)]) -> Vec<u64> {
+    fn words_after(
+        &self,
+        place: Option<usize>,
+        before: &[u64],
+        marks: &[(usize, usize)],
+    ) -> Vec<u64> {
         self.reference.words_after(place, before, marks)
     }
 

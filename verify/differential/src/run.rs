@@ -63,7 +63,8 @@ impl Apart {
             iommu: bits_apart(&reference.iommu, &ours.iommu),
             ..Apart::default()
         };
-        if reference.iommu.len() != ours.iommu.len() || reference.iommu.last() != ours.iommu.last() {
+        if reference.iommu.len() != ours.iommu.len() || reference.iommu.last() != ours.iommu.last()
+        {
             apart.shape = Some("the bitmap of IommuMemory has another size".into());
         }
         if reference.regions.len() != ours.regions.len() {
@@ -152,7 +153,11 @@ impl fmt::Display for Apart {
             }
             if region.bytes.len() > SHOWN {
                 let last = region.bytes.last().map_or(0, |byte| byte.offset);
-                writeln!(f, "    … {} bytes, the last at {last:#x}", region.bytes.len())?;
+                writeln!(
+                    f,
+                    "    … {} bytes, the last at {last:#x}",
+                    region.bytes.len()
+                )?;
             }
             show_bits(f, &region.bits, SHOWN)?;
         }
@@ -171,7 +176,11 @@ fn show_bits(f: &mut fmt::Formatter<'_>, bits: &[BitApart], shown: usize) -> fmt
         } else {
             ("the reference", "ours")
         };
-        writeln!(f, "    dirty bit {}: set in {set}, clear in {clear}", bit.index)?;
+        writeln!(
+            f,
+            "    dirty bit {}: set in {set}, clear in {clear}",
+            bit.index
+        )?;
     }
     match bits.last() {
         Some(last) if bits.len() > shown => {
@@ -197,7 +206,9 @@ impl Difference {
     pub fn kind(&self) -> String {
         let place = match &self.apart {
             apart if apart.shape.is_some() => "; another shape",
-            apart if apart.regions.iter().any(|region| !region.bytes.is_empty()) => "; bytes differ",
+            apart if apart.regions.iter().any(|region| !region.bytes.is_empty()) => {
+                "; bytes differ"
+            }
             apart if !apart.is_nothing() => "; dirty bits differ",
             _ => "",
         };
@@ -331,7 +342,8 @@ impl<A: Machine, B: Machine> Pair<A, B> {
                 Then::Sync => {
                     for region in &apart.regions {
                         let index = region.region;
-                        let (mut to, from) = (state_a.regions[index].memory, state_b.regions[index].memory);
+                        let (mut to, from) =
+                            (state_a.regions[index].memory, state_b.regions[index].memory);
                         to.copy_from(&from);
                         self.reference.set_bits(index, &state_b.regions[index].bits);
                     }
@@ -430,7 +442,10 @@ pub fn guarded(machine: &mut impl Machine, op: &Op) -> Out {
 /// # Errors
 ///
 /// The first difference that no rule allows.
-pub fn replay_on<A: Machine, B: Machine>(ops: &[Op], without: &[String]) -> Result<Fired, Box<Difference>> {
+pub fn replay_on<A: Machine, B: Machine>(
+    ops: &[Op],
+    without: &[String],
+) -> Result<Fired, Box<Difference>> {
     let mut pair = Pair::<A, B>::new(without);
     for (index, op) in ops.iter().enumerate() {
         pair.step(index, op)?;
@@ -484,7 +499,11 @@ impl Soak {
     ) -> Seen {
         let mut rng = Rng::with_seed(self.seed);
         let mut seen = Seen::default();
-        while seen.ops < self.ops && self.deadline.is_none_or(|end| std::time::Instant::now() < end) {
+        while seen.ops < self.ops
+            && self
+                .deadline
+                .is_none_or(|end| std::time::Instant::now() < end)
+        {
             let mut pair = Pair::<A, B>::new(&self.without);
             pair.census = self.census.then(|| std::mem::take(&mut seen.census));
             let mut done: Vec<Op> = Vec::with_capacity(SEQUENCE);

@@ -286,7 +286,10 @@ fn a_region_past_the_top_is_cut_there() {
         Touch {
             on: Published,
             at: 0xffffffffffffffff,
-            access: WriteSlice { len: 0x2, seed: 0x1 },
+            access: WriteSlice {
+                len: 0x2,
+                seed: 0x1,
+            },
         },
     ]);
 }

@@ -87,7 +87,12 @@ impl Machine for Bent {
         self.0.reach(on)
     }
 
-    fn words_after(&self, place: Option<usize>, before: &[u64], marks: &[(usize, usize)]) -> Vec<u64> {
+    fn words_after(
+        &self,
+        place: Option<usize>,
+        before: &[u64],
+        marks: &[(usize, usize)],
+    ) -> Vec<u64> {
         self.0.words_after(place, before, marks)
     }
 

@@ -64,7 +64,10 @@ fn a_million_operations_come_to_the_same() {
         println!("SKIPPED: whether every rule is needed (fewer than a million operations)");
         return;
     }
-    let idle: Vec<_> = MUST_FIRE.iter().filter(|row| !fired.contains_key(*row)).collect();
+    let idle: Vec<_> = MUST_FIRE
+        .iter()
+        .filter(|row| !fired.contains_key(*row))
+        .collect();
     assert!(
         idle.is_empty(),
         "seed {seed}: these rules were never needed: {idle:?}"

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use arbitrary::{Arbitrary, Unstructured};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{
-    AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError,
-    GuestMemoryMmap, GuestMemoryRegion, GuestMemoryResult, Permissions,
+    AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend,
+    GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion, GuestMemoryResult, Permissions,
 };
 
 use crate::model::{last_of, permissions, Memory, PAGE};
@@ -128,7 +128,10 @@ fn kind(error: GuestMemoryError) -> Kind {
         GuestMemoryError::InvalidGuestAddress(at) => Kind::NoMemory(at.0),
         GuestMemoryError::InvalidBackendAddress => Kind::LeavesRegion,
         GuestMemoryError::GuestAddressOverflow => Kind::Overflow,
-        GuestMemoryError::PartialBuffer { expected, completed } => Kind::Partial(expected, completed),
+        GuestMemoryError::PartialBuffer {
+            expected,
+            completed,
+        } => Kind::Partial(expected, completed),
         GuestMemoryError::IOError(error) => Kind::Io(error.kind()),
         other => Kind::Other(format!("{other:?}")),
     }
@@ -290,9 +293,13 @@ impl Pair {
                 _ => self.load::<u64>(at),
             },
             Step::ReadFrom(at, len, plan) => self.read_from(self.addr(at), self.count(len), plan),
-            Step::ReadExactFrom(at, len, plan) => self.read_exact_from(self.addr(at), self.count(len), plan),
+            Step::ReadExactFrom(at, len, plan) => {
+                self.read_exact_from(self.addr(at), self.count(len), plan)
+            }
             Step::WriteTo(at, len, plan) => self.write_to(self.addr(at), self.count(len), plan),
-            Step::WriteAllTo(at, len, plan) => self.write_all_to(self.addr(at), self.count(len), plan),
+            Step::WriteAllTo(at, len, plan) => {
+                self.write_all_to(self.addr(at), self.count(len), plan)
+            }
             Step::Check(at, len, access) => {
                 let (addr, count) = (self.addr(at), self.count(len));
                 let expected = self.model.reachable(addr, count) == count;
@@ -301,9 +308,14 @@ impl Pair {
                     GuestMemory::check_range(&self.guest, at, count, permissions(access)),
                     expected
                 );
-                assert_eq!(GuestMemoryBackend::check_range(&self.guest, at, count), expected);
+                assert_eq!(
+                    GuestMemoryBackend::check_range(&self.guest, at, count),
+                    expected
+                );
             }
-            Step::Slices(at, len, access) => self.slices(self.addr(at), self.count(len), permissions(access)),
+            Step::Slices(at, len, access) => {
+                self.slices(self.addr(at), self.count(len), permissions(access))
+            }
             Step::Offset(at, len) => {
                 let (addr, count) = (self.addr(at), self.count(len));
                 let to = addr.checked_add(count as u64);
@@ -355,14 +367,20 @@ impl Pair {
         let answer = result(self.guest.read_obj::<T>(GuestAddress(addr)));
         let expected = self.moved_all(addr, size_of::<T>());
         let bytes = answer.map(|value| value.as_slice().to_vec());
-        assert_eq!(bytes, expected.map(|()| self.model.read(addr, size_of::<T>())));
+        assert_eq!(
+            bytes,
+            expected.map(|()| self.model.read(addr, size_of::<T>()))
+        );
     }
 
     fn store<T: AtomicAccess + ByteValued>(&mut self, at: At) {
         let (addr, mut value) = (self.addr(at), T::zeroed());
         let data = self.data(size_of::<T>());
         value.as_mut_slice().copy_from_slice(&data);
-        let answer = result(self.guest.store(value, GuestAddress(addr), Ordering::Release));
+        let answer = result(
+            self.guest
+                .store(value, GuestAddress(addr), Ordering::Release),
+        );
         assert_eq!(answer, self.moved_at_once(addr, size_of::<T>()));
         if answer.is_ok() {
             self.model.write(addr, &data);
@@ -374,7 +392,10 @@ impl Pair {
         let answer = result(self.guest.load::<T>(GuestAddress(addr), Ordering::Acquire));
         let bytes = answer.map(|value| value.as_slice().to_vec());
         let expected = self.moved_at_once(addr, size_of::<T>());
-        assert_eq!(bytes, expected.map(|()| self.model.read(addr, size_of::<T>())));
+        assert_eq!(
+            bytes,
+            expected.map(|()| self.model.read(addr, size_of::<T>()))
+        );
     }
 
     /// How many bytes one call moves between a range and a stream of the model.
@@ -426,7 +447,11 @@ impl Pair {
                         continue;
                     }
                 };
-                return if done == 0 { Err(Kind::Io(error)) } else { Ok(done) };
+                return if done == 0 {
+                    Err(Kind::Io(error))
+                } else {
+                    Ok(done)
+                };
             }
         }
         Ok(done)
@@ -438,7 +463,8 @@ impl Pair {
         let answer = result(self.guest.read_volatile_from(at, &mut source, count));
         let expected = self.one_call(addr, count, &mut ModelStream::of(plan));
         assert_eq!(answer, expected);
-        self.model.write(addr, &source.data[..expected.unwrap_or(0)]);
+        self.model
+            .write(addr, &source.data[..expected.unwrap_or(0)]);
     }
 
     fn read_exact_from(&mut self, addr: u64, count: usize, plan: StreamPlan) {
@@ -484,7 +510,9 @@ impl Pair {
         let mut expected = pieces.iter();
         let mut failed = false;
         let mut written = Vec::new();
-        for slice in GuestMemory::get_slices(&self.guest, GuestAddress(addr), count, access).unwrap() {
+        for slice in
+            GuestMemory::get_slices(&self.guest, GuestAddress(addr), count, access).unwrap()
+        {
             assert!(!failed, "a slice after an error");
             match slice {
                 Ok(slice) => {
@@ -522,22 +550,27 @@ impl Pair {
         for part in descriptors.iter().filter(|part| !part.device_writes) {
             let (addr, count) = (self.addr(part.at), usize::from(part.len) & LONGEST);
             let before = gathered.len();
-            let answer = result(
-                self.guest
-                    .write_volatile_to(GuestAddress(addr), &mut gathered, count),
-            );
+            let answer = result(self.guest.write_volatile_to(
+                GuestAddress(addr),
+                &mut gathered,
+                count,
+            ));
             assert_eq!(answer, self.moved(addr, count));
-            assert_eq!(gathered[before..], self.model.read(addr, gathered.len() - before));
+            assert_eq!(
+                gathered[before..],
+                self.model.read(addr, gathered.len() - before)
+            );
         }
         let mut rest = &gathered[..];
         for part in descriptors.iter().filter(|part| part.device_writes) {
             let addr = self.addr(part.at);
             let count = (usize::from(part.len) & LONGEST).min(rest.len());
             let data = &rest[..count];
-            let answer = result(
-                self.guest
-                    .read_volatile_from(GuestAddress(addr), &mut rest, count),
-            );
+            let answer = result(self.guest.read_volatile_from(
+                GuestAddress(addr),
+                &mut rest,
+                count,
+            ));
             self.wrote(addr, data, answer);
         }
     }
@@ -550,7 +583,11 @@ impl Pair {
             let marked: Vec<u64> = pages
                 .filter(|page| words[(page / 64) as usize] >> (page % 64) & 1 != 0)
                 .collect();
-            let expected = self.model.dirty.iter().filter(|(region, _)| *region == number);
+            let expected = self
+                .model
+                .dirty
+                .iter()
+                .filter(|(region, _)| *region == number);
             let expected: Vec<u64> = expected.map(|(_, page)| *page).collect();
             assert_eq!(marked, expected, "dirty pages of region {number}");
             assert!((0..region.len())
@@ -565,8 +602,14 @@ impl Pair {
         self.harvest();
         for (start, len) in self.model.regions.clone() {
             let mut buf = vec![0; len as usize];
-            self.guest.read_slice(&mut buf, GuestAddress(start)).unwrap();
-            assert_eq!(buf, self.model.read(start, buf.len()), "region at {start:#x}");
+            self.guest
+                .read_slice(&mut buf, GuestAddress(start))
+                .unwrap();
+            assert_eq!(
+                buf,
+                self.model.read(start, buf.len()),
+                "region at {start:#x}"
+            );
         }
     }
 }

@@ -29,11 +29,20 @@ enum At {
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    Mark { at: At, len: u32 },
-    Log { at: At, words: Vec<u64>, page_size: u64 },
+    Mark {
+        at: At,
+        len: u32,
+    },
+    Log {
+        at: At,
+        words: Vec<u64>,
+        page_size: u64,
+    },
     Harvest,
     PutBack,
-    Switch { on: bool },
+    Switch {
+        on: bool,
+    },
 }
 
 fn addr(at: At) -> u64 {
@@ -49,7 +58,9 @@ fn addr(at: At) -> u64 {
 fn pages(first: u128, end: u128) -> impl Iterator<Item = u64> {
     REGIONS.into_iter().flat_map(move |(start, len)| {
         let of_region = (0..len / PAGE).map(move |page| start + page * PAGE);
-        of_region.filter(move |page| u128::from(*page) < end && first < u128::from(*page) + u128::from(PAGE))
+        of_region.filter(move |page| {
+            u128::from(*page) < end && first < u128::from(*page) + u128::from(PAGE)
+        })
     })
 }
 
@@ -84,7 +95,11 @@ pub fn run(data: &[u8]) {
                     marked.extend(pages(u128::from(at), u128::from(at) + len as u128));
                 }
             }
-            Step::Log { at, words, page_size } => {
+            Step::Log {
+                at,
+                words,
+                page_size,
+            } => {
                 let words: Vec<u64> = words.into_iter().take(MOST_WORDS).collect();
                 let page_size = usize::try_from(page_size)
                     .ok()
@@ -97,7 +112,9 @@ pub fn run(data: &[u8]) {
                     page_size,
                 };
                 dirty.add_log(&memory, &log);
-                for bit in (0..words.len() * 64).filter(|bit| words[bit / 64] >> (bit % 64) & 1 != 0) {
+                for bit in
+                    (0..words.len() * 64).filter(|bit| words[bit / 64] >> (bit % 64) & 1 != 0)
+                {
                     let first = u128::from(start) + bit as u128 * page_size.get() as u128;
                     found.extend(pages(first, first + page_size.get() as u128));
                 }

@@ -5,7 +5,9 @@ use std::num::NonZeroUsize;
 
 use arbitrary::{Arbitrary, Unstructured};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
-use vm_memory::iommu::{Invalidation, Iotlb, IotlbSnapshot, IovaRange, MarkedIommuMemory, SharedIotlb};
+use vm_memory::iommu::{
+    Invalidation, Iotlb, IotlbSnapshot, IovaRange, MarkedIommuMemory, SharedIotlb,
+};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     GuestMemoryRegion, IommuMemory, Permissions,
@@ -41,14 +43,37 @@ enum Len {
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Step {
-    Update { iova: At, to: At, len: Len, perm: u8 },
-    Invalidate { iova: At, len: Len },
+    Update {
+        iova: At,
+        to: At,
+        len: Len,
+        perm: u8,
+    },
+    Invalidate {
+        iova: At,
+        len: Len,
+    },
     InvalidateAll,
-    Lookup { iova: At, len: Len, perm: u8 },
-    Write { iova: At, len: u16 },
-    Read { iova: At, len: u16 },
-    Bound { most: u8 },
-    Granted { iova: At, len: Len },
+    Lookup {
+        iova: At,
+        len: Len,
+        perm: u8,
+    },
+    Write {
+        iova: At,
+        len: u16,
+    },
+    Read {
+        iova: At,
+        len: u16,
+    },
+    Bound {
+        most: u8,
+    },
+    Granted {
+        iova: At,
+        len: Len,
+    },
 }
 
 /// Runs an input.
@@ -120,21 +145,30 @@ impl Pair {
 
     fn step(&mut self, step: Step, fill: u8) {
         match step {
-            Step::Update { iova, to, len, perm } => {
+            Step::Update {
+                iova,
+                to,
+                len,
+                perm,
+            } => {
                 let (iova, to) = (addr(iova), addr(to));
                 let (length, perm) = (count(iova, len), permissions(perm));
-                let answer =
-                    self.memory
-                        .iommu()
+                let answer = self.memory.iommu().set_mapping(
+                    GuestAddress(iova),
+                    GuestAddress(to),
+                    length,
+                    perm,
+                );
+                let same =
+                    self.bounded
                         .set_mapping(GuestAddress(iova), GuestAddress(to), length, perm);
-                let same = self
-                    .bounded
-                    .set_mapping(GuestAddress(iova), GuestAddress(to), length, perm);
                 assert_eq!(answer.is_ok(), same.is_ok());
                 match last_of(iova, length) {
                     Some(last) => {
                         // What was mapped last is there, with any bound.
-                        assert!(Iotlb::lookup(&self.bounded, GuestAddress(iova), length, perm).is_ok());
+                        assert!(
+                            Iotlb::lookup(&self.bounded, GuestAddress(iova), length, perm).is_ok()
+                        );
                         assert!(answer.is_ok(), "{answer:?}");
                         self.mappings.set(iova, last, Some((to, perm)));
                     }
@@ -145,7 +179,10 @@ impl Pair {
             Step::Invalidate { iova, len } => {
                 let iova = addr(iova);
                 let length = count(iova, len);
-                let gone = self.memory.iommu().invalidate_mapping(GuestAddress(iova), length);
+                let gone = self
+                    .memory
+                    .iommu()
+                    .invalidate_mapping(GuestAddress(iova), length);
                 assert_eq!(gone.users(), self.held.len());
                 self.bounded.invalidate_mapping(GuestAddress(iova), length);
                 if length != 0 {
@@ -166,7 +203,9 @@ impl Pair {
             }
             Step::Write { iova, len } => self.write(addr(iova), usize::from(len & 0x1fff), fill),
             Step::Read { iova, len } => self.read(addr(iova), usize::from(len & 0x1fff)),
-            Step::Bound { most } => self.bounded.set_bound(NonZeroUsize::new(usize::from(most % 8))),
+            Step::Bound { most } => self
+                .bounded
+                .set_bound(NonZeroUsize::new(usize::from(most % 8))),
             Step::Granted { iova, len } => {
                 let iova = addr(iova);
                 self.granted(iova, count(iova, len));
@@ -188,10 +227,12 @@ impl Pair {
         }
         let parts = last_of(iova, length).map(|last| self.mappings.parts(iova, last));
         let common = parts.as_ref().and_then(|parts| {
-            parts.iter().try_fold(Permissions::ReadWrite, |common, part| {
-                let (_, granted) = part.2?;
-                Some(permissions(common as u8 & granted as u8))
-            })
+            parts
+                .iter()
+                .try_fold(Permissions::ReadWrite, |common, part| {
+                    let (_, granted) = part.2?;
+                    Some(permissions(common as u8 & granted as u8))
+                })
         });
         assert_eq!(by_iotlb, common);
         let is_there = parts.is_some_and(|parts| {
@@ -275,7 +316,10 @@ impl Pair {
     /// The library's answer against the model's: what is mapped, or what is missing and what is refused.
     fn lookup(&self, iova: u64, length: usize, access: Permissions) {
         self.lookup_bounded(iova, length, access);
-        let answer = self.memory.iommu().lookup(GuestAddress(iova), length, access);
+        let answer = self
+            .memory
+            .iommu()
+            .lookup(GuestAddress(iova), length, access);
         let Some(last) = last_of(iova, length) else {
             match answer {
                 Ok(mut pieces) => assert!(length == 0 && pieces.next().is_none()),
@@ -301,8 +345,9 @@ impl Pair {
                     missing.is_empty() && refused.is_empty(),
                     "missing {missing:x?}, refused {refused:x?}"
                 );
-                let found: Vec<(u64, u128)> =
-                    pieces.map(|piece| (piece.base.0, piece.length as u128)).collect();
+                let found: Vec<(u64, u128)> = pieces
+                    .map(|piece| (piece.base.0, piece.length as u128))
+                    .collect();
                 assert!(found.iter().all(|(_, len)| *len != 0));
                 // A piece may be cut where only permissions change; where the target does, it must be.
                 let expected = parts
@@ -311,8 +356,9 @@ impl Pair {
                 assert_eq!(rejoined(found), rejoined(expected));
             }
             Err(fails) => {
-                let flat =
-                    |ranges: Vec<IovaRange>| joined(ranges.iter().map(|r| (r.base.0, r.length as u128)));
+                let flat = |ranges: Vec<IovaRange>| {
+                    joined(ranges.iter().map(|r| (r.base.0, r.length as u128)))
+                };
                 assert_eq!(flat(fails.misses), missing);
                 assert_eq!(flat(fails.access_fails), refused);
                 assert!(!missing.is_empty() || !refused.is_empty());
@@ -321,7 +367,12 @@ impl Pair {
     }
 
     /// The guest physical ranges of an access; `None` if it is refused as a whole.
-    fn translated(&self, iova: u64, length: usize, access: Permissions) -> Option<Vec<(u64, usize)>> {
+    fn translated(
+        &self,
+        iova: u64,
+        length: usize,
+        access: Permissions,
+    ) -> Option<Vec<(u64, usize)>> {
         if length == 0 {
             return Some(Vec::new());
         }
@@ -348,7 +399,9 @@ impl Pair {
     }
 
     fn write(&mut self, iova: u64, len: usize, fill: u8) {
-        let data: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(13) ^ fill).collect();
+        let data: Vec<u8> = (0..len)
+            .map(|i| (i as u8).wrapping_mul(13) ^ fill)
+            .collect();
         let answer = self.memory.write(&data, GuestAddress(iova));
         let same = self.marked.write(&data, GuestAddress(iova));
         assert_eq!(answer.as_ref().ok(), same.as_ref().ok());
@@ -424,14 +477,21 @@ impl Pair {
     fn compare(&self) {
         for page in 0..TRACKED as u64 / PAGE {
             let marked = self.memory.bitmap().dirty_at((page * PAGE) as usize);
-            assert_eq!(marked, self.dirty.contains(&page), "mark of I/O page {page}");
+            assert_eq!(
+                marked,
+                self.dirty.contains(&page),
+                "mark of I/O page {page}"
+            );
             let by_both = self.marked.bitmap().dirty_at((page * PAGE) as usize);
             assert_eq!(by_both, marked, "mark of I/O page {page}, by both");
         }
         for region in self.marked.get_backend().iter() {
             let mut buf = vec![0; region.len() as usize];
             let start = region.start_addr();
-            self.marked.get_backend().read_slice(&mut buf, start).unwrap();
+            self.marked
+                .get_backend()
+                .read_slice(&mut buf, start)
+                .unwrap();
             assert_eq!(buf, self.physical.read(start.0, buf.len()));
             for at in (0..region.len()).step_by(PAGE as usize) {
                 let expected = self.dirty_physical.contains(&((start.0 + at) / PAGE));
@@ -446,7 +506,10 @@ impl Pair {
         for region in self.memory.get_backend().iter() {
             let mut buf = vec![0; region.len() as usize];
             let start = region.start_addr();
-            self.memory.get_backend().read_slice(&mut buf, start).unwrap();
+            self.memory
+                .get_backend()
+                .read_slice(&mut buf, start)
+                .unwrap();
             assert_eq!(
                 buf,
                 self.physical.read(start.0, buf.len()),

@@ -28,7 +28,8 @@ impl Memory {
 
     /// The number of the region that has an address, and the offset in there.
     pub fn find(&self, addr: u64) -> Option<(usize, u64)> {
-        let has = |(start, len): (u64, u64)| (addr >= start && addr - start < len).then(|| addr - start);
+        let has =
+            |(start, len): (u64, u64)| (addr >= start && addr - start < len).then(|| addr - start);
         self.regions
             .iter()
             .enumerate()
@@ -163,7 +164,9 @@ pub fn joined(ranges: impl IntoIterator<Item = (u64, u128)>) -> Vec<(u64, u128)>
     let mut all: Vec<(u64, u128)> = Vec::new();
     for (first, len) in ranges {
         match all.last_mut() {
-            Some((start, before)) if u128::from(*start) + *before == u128::from(first) => *before += len,
+            Some((start, before)) if u128::from(*start) + *before == u128::from(first) => {
+                *before += len
+            }
             _ => all.push((first, len)),
         }
     }

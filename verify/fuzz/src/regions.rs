@@ -5,8 +5,8 @@ use std::sync::Arc;
 use arbitrary::{Arbitrary, Unstructured};
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionCollectionError,
-    GuestRegionMmap,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionCollectionError, GuestRegionMmap,
 };
 
 const MOST_STEPS: usize = 48;
@@ -182,7 +182,9 @@ impl Pair {
                 self.model.clear();
                 for (start, len) in ranges {
                     self.made = self.made.wrapping_add(1);
-                    self.memory.write_obj(self.made, GuestAddress(*start)).unwrap();
+                    self.memory
+                        .write_obj(self.made, GuestAddress(*start))
+                        .unwrap();
                     self.model.push((*start, *len, self.made));
                 }
             }
@@ -211,16 +213,24 @@ impl Pair {
             .all(|(at, size, _)| !overlap((*at, *size), (start, len)));
         match answer {
             Ok(memory) => {
-                assert!(free, "{len:#x} bytes at {start:#x} were put over {before:x?}");
+                assert!(
+                    free,
+                    "{len:#x} bytes at {start:#x} were put over {before:x?}"
+                );
                 self.memory = memory;
                 self.made = self.made.wrapping_add(1);
-                self.memory.write_obj(self.made, GuestAddress(start)).unwrap();
+                self.memory
+                    .write_obj(self.made, GuestAddress(start))
+                    .unwrap();
                 self.model.push((start, len, self.made));
                 self.model.sort_unstable();
             }
             Err(error) => {
                 assert_eq!(error, Wrong::Overlap);
-                assert!(!free, "{len:#x} bytes at {start:#x} have a place in {before:x?}");
+                assert!(
+                    !free,
+                    "{len:#x} bytes at {start:#x} have a place in {before:x?}"
+                );
             }
         }
     }
@@ -240,7 +250,10 @@ impl Pair {
                 self.memory = memory;
             }
             (Err(error), None) => assert_eq!(wrong(error), Wrong::Nothing),
-            (answer, place) => panic!("{len:#x} at {start:#x}: {:?}, not {place:?}", answer.map(drop)),
+            (answer, place) => panic!(
+                "{len:#x} at {start:#x}: {:?}, not {place:?}",
+                answer.map(drop)
+            ),
         }
     }
 
@@ -256,7 +269,11 @@ impl Pair {
             .memory
             .find_region(at)
             .map(|region| (region.start_addr().0, region.len()));
-        assert_eq!(found, expected.map(|(start, len, _)| (start, len)), "{addr:#x}");
+        assert_eq!(
+            found,
+            expected.map(|(start, len, _)| (start, len)),
+            "{addr:#x}"
+        );
         let place = self.memory.to_region_addr(at).map(|(_, offset)| offset.0);
         assert_eq!(place, expected.map(|(start, ..)| addr - start));
         assert_eq!(self.memory.address_in_range(at), expected.is_some());
@@ -271,7 +288,11 @@ impl Pair {
             .iter()
             .map(|region| (region.start_addr().0, region.len()))
             .collect();
-        let expected: Vec<_> = self.model.iter().map(|(start, len, _)| (*start, *len)).collect();
+        let expected: Vec<_> = self
+            .model
+            .iter()
+            .map(|(start, len, _)| (*start, *len))
+            .collect();
         assert_eq!(there, expected);
         assert_eq!(self.memory.num_regions(), expected.len());
         let last = expected
@@ -281,7 +302,10 @@ impl Pair {
             .unwrap_or(0);
         assert_eq!(self.memory.last_addr().0, last);
         for (start, len, byte) in &self.model {
-            assert_eq!(self.memory.read_obj::<u8>(GuestAddress(*start)).unwrap(), *byte);
+            assert_eq!(
+                self.memory.read_obj::<u8>(GuestAddress(*start)).unwrap(),
+                *byte
+            );
             for edge in [start.wrapping_sub(1), *start, start + len - 1, start + len] {
                 self.find(edge);
             }

@@ -49,7 +49,9 @@ impl Stream {
     fn next(&mut self, len: usize) -> Result<usize, VolatileMemoryError> {
         if self.plan.interrupted && !self.interrupted {
             self.interrupted = true;
-            return Err(VolatileMemoryError::IOError(io::ErrorKind::Interrupted.into()));
+            return Err(VolatileMemoryError::IOError(
+                io::ErrorKind::Interrupted.into(),
+            ));
         }
         self.interrupted = false;
         let left = usize::from(self.plan.has) - self.done;

@@ -8,7 +8,9 @@ use vm_memory_fuzz::TARGETS;
 #[test]
 fn the_corpora_run_clean() {
     for (name, run) in TARGETS {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("corpus")
+            .join(name);
         let mut count = 0;
         for entry in fs::read_dir(&folder).expect("the corpus is checked in") {
             let path = entry.expect("the folder can be read").path();

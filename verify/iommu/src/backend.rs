@@ -214,9 +214,9 @@ impl Iommu for VhostIommu {
             }
             if let Some(first) = fails.access_fails.first() {
                 // One message for an access, however many mappings refuse it.
-                shared
-                    .ask(ACCESS_FAIL, first, access)
-                    .map_err(|error| cannot(format!("no permission, and reporting it failed: {error}")))?;
+                shared.ask(ACCESS_FAIL, first, access).map_err(|error| {
+                    cannot(format!("no permission, and reporting it failed: {error}"))
+                })?;
                 return Err(cannot(format!("{access:?} is not permitted at {first}")));
             }
             // Asked for one by one, as front ends answer one page of a miss or all of it. The same one again only if its answer may
@@ -251,7 +251,11 @@ impl Shared {
     }
 
     /// Changes the IOTLB, and then says so.
-    fn change<T>(&self, iotlb: impl FnOnce(&mut Iotlb) -> T, count: impl FnOnce(&mut Changes)) -> T {
+    fn change<T>(
+        &self,
+        iotlb: impl FnOnce(&mut Iotlb) -> T,
+        count: impl FnOnce(&mut Changes),
+    ) -> T {
         let done = iotlb(&mut self.iotlb.write().unwrap_or_else(PoisonError::into_inner));
         count(&mut self.changes());
         self.changed.notify_all();
@@ -339,7 +343,10 @@ impl Shared {
 
     fn update(&self, message: &IotlbMessage) -> Result<(), Refusal> {
         let permissions = permissions_of(message.perm).ok_or(Refusal::Permissions(message.perm))?;
-        let more = message.size.checked_sub(1).ok_or(Refusal::Empty(message.iova))?;
+        let more = message
+            .size
+            .checked_sub(1)
+            .ok_or(Refusal::Empty(message.iova))?;
         let overflow = || Refusal::Overflow(message.iova, message.size);
         message.iova.checked_add(more).ok_or_else(overflow)?;
         // All that can be refused is refused before the first piece is set.

@@ -143,7 +143,10 @@ impl FrontEnd {
     /// # Errors
     ///
     /// If the back end sends something else than an IOTLB message, or the socket fails.
-    pub fn next_request(&self, patience: Option<Duration>) -> Result<Option<IotlbMessage>, FrontEndError> {
+    pub fn next_request(
+        &self,
+        patience: Option<Duration>,
+    ) -> Result<Option<IotlbMessage>, FrontEndError> {
         self.requests.set_read_timeout(patience)?;
         let mut channel = &self.requests;
         let mut bytes = [0; HEADER_SIZE];
@@ -161,7 +164,10 @@ impl FrontEnd {
         }
         let header = Header::from_bytes(&bytes);
         let size = usize::try_from(header.size).unwrap_or(usize::MAX);
-        if header.request != u32::from(BackendReq::IOTLB_MSG) || size != IOTLB_SIZE || header.is_reply() {
+        if header.request != u32::from(BackendReq::IOTLB_MSG)
+            || size != IOTLB_SIZE
+            || header.is_reply()
+        {
             return Err(FrontEndError::Unexpected(header));
         }
         let mut payload = [0; IOTLB_SIZE];
@@ -170,12 +176,18 @@ impl FrontEnd {
     }
 }
 
-#[expect(clippy::as_conversions, reason = "the number of a `repr(u8)` enumeration")]
+#[expect(
+    clippy::as_conversions,
+    reason = "the number of a `repr(u8)` enumeration"
+)]
 fn perm_of(access: VhostAccess) -> u8 {
     access as u8
 }
 
-#[expect(clippy::as_conversions, reason = "the number of a `repr(u8)` enumeration")]
+#[expect(
+    clippy::as_conversions,
+    reason = "the number of a `repr(u8)` enumeration"
+)]
 fn kind_of(kind: VhostIotlbType) -> u8 {
     kind as u8
 }

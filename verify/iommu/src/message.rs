@@ -132,7 +132,12 @@ impl IotlbMessage {
     /// The payload as bytes, with zeroes for padding.
     pub fn to_bytes(&self) -> [u8; IOTLB_SIZE] {
         let mut bytes = [0; IOTLB_SIZE];
-        let fields = [self.iova, self.size, self.uaddr, u64::from_ne_bytes(self.tail())];
+        let fields = [
+            self.iova,
+            self.size,
+            self.uaddr,
+            u64::from_ne_bytes(self.tail()),
+        ];
         for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
             place.copy_from_slice(&field.to_ne_bytes());
         }

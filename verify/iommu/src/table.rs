@@ -58,7 +58,8 @@ impl RegionTable {
     pub fn new(mut regions: Vec<FrontEndRegion>) -> Result<Self, TableError> {
         for region in &regions {
             let fits = region.len.checked_sub(1).is_some_and(|more| {
-                region.user.checked_add(more).is_some() && region.guest.0.checked_add(more).is_some()
+                region.user.checked_add(more).is_some()
+                    && region.guest.0.checked_add(more).is_some()
             });
             if !fits {
                 return Err(TableError::Region { user: region.user });
@@ -84,7 +85,9 @@ impl RegionTable {
         let Some(more) = size.checked_sub(1) else {
             return Ok(Vec::new());
         };
-        let last = user.checked_add(more).ok_or(TableError::Overflow { user })?;
+        let last = user
+            .checked_add(more)
+            .ok_or(TableError::Overflow { user })?;
         let mut pieces = Vec::new();
         let mut next = user;
         for region in &self.regions {
@@ -130,13 +133,19 @@ mod tests {
         .unwrap();
         assert_eq!(
             table.translate(0x7000_0ff0, 0x20),
-            Ok(vec![(GuestAddress(0xff0), 0x10), (GuestAddress(0x8000), 0x10)])
+            Ok(vec![
+                (GuestAddress(0xff0), 0x10),
+                (GuestAddress(0x8000), 0x10)
+            ])
         );
         assert_eq!(
             table.translate(0x7000_1fff, 2),
             Err(TableError::Unmapped { user: 0x7000_2000 })
         );
-        assert_eq!(table.translate(0x10, 1), Err(TableError::Unmapped { user: 0x10 }));
+        assert_eq!(
+            table.translate(0x10, 1),
+            Err(TableError::Unmapped { user: 0x10 })
+        );
         assert_eq!(
             table.translate(0x7000_3fff, 1),
             Ok(vec![(GuestAddress(0x2_0fff), 1)])

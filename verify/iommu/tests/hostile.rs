@@ -73,15 +73,24 @@ fn a_refused_message_changes_nothing_and_the_next_one_is_heard() {
             },
         ),
         ("the range overflows", update(top, PAGE + 1, user(PAGE))),
-        ("the range overflows by far", update(IOVA, u64::MAX, user(PAGE))),
+        (
+            "the range overflows by far",
+            update(IOVA, u64::MAX, user(PAGE)),
+        ),
         ("the target overflows", update(IOVA, PAGE, u64::MAX - 1)),
         ("the target is no memory", update(IOVA, PAGE, 0)),
         (
             "the target ends behind memory",
             update(IOVA, PAGE, last_user - PAGE + 1),
         ),
-        ("the target begins behind memory", update(IOVA, 1, last_user)),
-        ("all of memory and a byte", update(IOVA, 2 * REGION + 1, USER)),
+        (
+            "the target begins behind memory",
+            update(IOVA, 1, last_user),
+        ),
+        (
+            "all of memory and a byte",
+            update(IOVA, 2 * REGION + 1, USER),
+        ),
         ("permissions 4", IotlbMessage { perm: 4, ..good }),
         ("permissions 0xff", IotlbMessage { perm: 0xff, ..good }),
         ("type 0", IotlbMessage { kind: 0, ..good }),
@@ -107,7 +116,10 @@ fn a_refused_message_changes_nothing_and_the_next_one_is_heard() {
         let header = Header::request(request(), size as u32, true);
         let mut long = payload.to_vec();
         long.resize(size, 0);
-        assert!(!front_end.send_with(&header, &long).unwrap(), "{size} bytes");
+        assert!(
+            !front_end.send_with(&header, &long).unwrap(),
+            "{size} bytes"
+        );
     }
     for other in [0, 1, 21, 23, u32::MAX] {
         let header = Header::request(other, IOTLB_SIZE as u32, true);
@@ -231,12 +243,14 @@ fn message() -> impl Strategy<Value = IotlbMessage> {
     let perm = prop_oneof![8 => 0u8..4, 1 => any::<u8>()];
     let kind = prop_oneof![6 => Just(UPDATE), 3 => Just(INVALIDATE), 1 => any::<u8>()];
     let uaddr = prop_oneof![3 => USER..USER + 2 * REGION, 1 => number()];
-    (number(), number(), uaddr, perm, kind).prop_map(|(iova, size, uaddr, perm, kind)| IotlbMessage {
-        iova,
-        size,
-        uaddr,
-        perm,
-        kind,
+    (number(), number(), uaddr, perm, kind).prop_map(|(iova, size, uaddr, perm, kind)| {
+        IotlbMessage {
+            iova,
+            size,
+            uaddr,
+            perm,
+            kind,
+        }
     })
 }
 

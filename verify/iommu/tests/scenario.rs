@@ -26,8 +26,8 @@ use vm_memory::bitmap::{Bitmap, BitmapSlice};
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::iommu::Error as IommuError;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, Permissions,
-    ReadVolatile, VolatileMemoryError, VolatileSlice,
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    Permissions, ReadVolatile, VolatileMemoryError, VolatileSlice,
 };
 
 const LONG: Duration = Duration::from_secs(10);
@@ -73,17 +73,27 @@ fn misses_are_asked_for_and_resolve() {
         });
 
         let data: Vec<u8> = (0..0x2800u32).map(|i| (i * 7 + i / 256) as u8).collect();
-        memory.write_slice(&data, GuestAddress(IOVA + 0x400)).unwrap();
+        memory
+            .write_slice(&data, GuestAddress(IOVA + 0x400))
+            .unwrap();
         let mut back = vec![0; data.len()];
-        memory.read_slice(&mut back, GuestAddress(IOVA + 0x400)).unwrap();
+        memory
+            .read_slice(&mut back, GuestAddress(IOVA + 0x400))
+            .unwrap();
         assert_eq!(back, data);
 
         let misses = answers.join().unwrap();
-        let asked: Vec<_> = misses.iter().map(|m| (m.iova, m.size, m.perm, m.kind)).collect();
+        let asked: Vec<_> = misses
+            .iter()
+            .map(|m| (m.iova, m.size, m.perm, m.kind))
+            .collect();
         // All of it at first; then what the answer left open.
         assert_eq!(
             asked,
-            [(IOVA + 0x400, 0x2800, 2, MISS), (IOVA + PAGE, 0x1c00, 2, MISS)]
+            [
+                (IOVA + 0x400, 0x2800, 2, MISS),
+                (IOVA + PAGE, 0x1c00, 2, MISS)
+            ]
         );
         let mut there = vec![0; 0xc00];
         physical
@@ -107,13 +117,18 @@ fn an_update_may_scatter_over_regions() {
     assert!(front_end
         .update(IOVA, 2 * PAGE, uaddr, VhostAccess::ReadWrite)
         .unwrap());
-    memory.write_slice(&[7; 0x2000], GuestAddress(IOVA)).unwrap();
+    memory
+        .write_slice(&[7; 0x2000], GuestAddress(IOVA))
+        .unwrap();
     for guest in [LOW + REGION - PAGE, HIGH] {
         let mut page = [0; 0x1000];
         physical.read_slice(&mut page, GuestAddress(guest)).unwrap();
         assert_eq!(page, [7; 0x1000]);
     }
-    assert_eq!(physical.read_obj::<u8>(GuestAddress(HIGH + PAGE)).unwrap(), 0);
+    assert_eq!(
+        physical.read_obj::<u8>(GuestAddress(HIGH + PAGE)).unwrap(),
+        0
+    );
     end(&memory);
 }
 
@@ -251,7 +266,9 @@ fn a_silent_front_end_costs_one_deadline_and_one_question() {
         memory.store(1u32, iova, std::sync::atomic::Ordering::Release)
     });
     ask("write_volatile_to", &mut || {
-        memory.write_volatile_to(iova, &mut Vec::new(), 64).map(drop)
+        memory
+            .write_volatile_to(iova, &mut Vec::new(), 64)
+            .map(drop)
     });
     ask("get_slices", &mut || {
         memory.get_slices(iova, 64, Permissions::Read).map(drop)
@@ -303,16 +320,29 @@ fn writes_are_marked_by_iova_and_refused_where_marks_have_no_place() {
     map(end_of_space - PAGE, 2 * PAGE, HIGH + 8 * PAGE);
 
     memory.read_obj::<u64>(GuestAddress(IOVA)).unwrap();
-    assert!(memory.bitmap().get_and_reset().iter().all(|word| *word == 0));
+    assert!(memory
+        .bitmap()
+        .get_and_reset()
+        .iter()
+        .all(|word| *word == 0));
 
     memory
         .write_slice(&[1; 16], GuestAddress(IOVA + 2 * PAGE - 8))
         .unwrap();
-    memory.write_obj(1u8, GuestAddress(end_of_space - 1)).unwrap();
+    memory
+        .write_obj(1u8, GuestAddress(end_of_space - 1))
+        .unwrap();
     let pages: Vec<u64> = (0..end_of_space / PAGE)
-        .filter(|page| memory.bitmap().dirty_at(usize::try_from(page * PAGE).unwrap()))
+        .filter(|page| {
+            memory
+                .bitmap()
+                .dirty_at(usize::try_from(page * PAGE).unwrap())
+        })
         .collect();
-    assert_eq!(pages, [IOVA / PAGE + 1, IOVA / PAGE + 2, end_of_space / PAGE - 1]);
+    assert_eq!(
+        pages,
+        [IOVA / PAGE + 1, IOVA / PAGE + 2, end_of_space / PAGE - 1]
+    );
 
     // B8: mapped and permitted, but its mark would be lost.
     let refused = memory.write_obj(1u8, GuestAddress(end_of_space));
@@ -325,13 +355,20 @@ fn writes_are_marked_by_iova_and_refused_where_marks_have_no_place() {
         ),
         "{refused:?}"
     );
-    assert_eq!(physical.read_obj::<u8>(GuestAddress(HIGH + 9 * PAGE)).unwrap(), 0);
+    assert_eq!(
+        physical
+            .read_obj::<u8>(GuestAddress(HIGH + 9 * PAGE))
+            .unwrap(),
+        0
+    );
     memory.read_obj::<u8>(GuestAddress(end_of_space)).unwrap();
 
     // Nothing in the bitmaps of the regions: with the IOMMU on, addresses there mean nothing to the front end.
     for region in physical.iter() {
         for page in 0..REGION / PAGE {
-            assert!(!region.bitmap().dirty_at(usize::try_from(page * PAGE).unwrap()));
+            assert!(!region
+                .bitmap()
+                .dirty_at(usize::try_from(page * PAGE).unwrap()));
         }
     }
     end(&memory);

@@ -33,7 +33,9 @@ use compat_iommu::FrontEnd;
 use vhost::{VhostAccess, VhostIotlbType};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::iommu::Error as IommuError;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryResult, Permissions};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryResult, Permissions,
+};
 
 /// Pages that the front end maps, from this address on.
 const IOVA: u64 = 0x10_0000;
@@ -85,7 +87,9 @@ fn stamp(page: u64, number: u64) -> u64 {
 impl Guest<'_> {
     fn words(&self, guest: u64) -> Vec<u64> {
         let mut bytes = vec![0; PAGE as usize];
-        self.physical.read_slice(&mut bytes, GuestAddress(guest)).unwrap();
+        self.physical
+            .read_slice(&mut bytes, GuestAddress(guest))
+            .unwrap();
         words(&bytes)
     }
 
@@ -114,7 +118,9 @@ impl Guest<'_> {
         let words = self.words(mapped.guest);
         let (stamps, devices) = words.split_at(words.len() / 2);
         assert!(
-            stamps.iter().all(|word| *word == stamp(page, mapped.number)),
+            stamps
+                .iter()
+                .all(|word| *word == stamp(page, mapped.number)),
             "the stamps have been written to"
         );
         let written = devices.iter().filter(|word| **word != 0);
@@ -252,7 +258,10 @@ impl Device<'_> {
 
     fn check_stamps(&self, page: u64, dead: u64, words: &[u64]) {
         let first = words[0];
-        assert_ne!(first, POISON, "page {page} was read after it had been taken back");
+        assert_ne!(
+            first, POISON,
+            "page {page} was read after it had been taken back"
+        );
         assert_eq!(first % PAGES, page);
         assert!(
             first / PAGES > dead,
@@ -372,7 +381,8 @@ impl Device<'_> {
                 }
             }
             _ => {
-                let access = [Permissions::Read, Permissions::Write][usize::from(self.random.bool())];
+                let access =
+                    [Permissions::Read, Permissions::Write][usize::from(self.random.bool())];
                 let iova = GuestAddress(iova_of(page));
                 // Either is right: the front end changes its mind all the time.
                 let _ = self.memory.check_range(iova, PAGE as usize, access);
@@ -425,13 +435,17 @@ fn nothing_is_translated_after_its_invalidation_was_acknowledged() {
             })
             .collect();
         let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(seconds) && !guest.stop.load(Ordering::Relaxed) {
+        while begin.elapsed() < Duration::from_secs(seconds) && !guest.stop.load(Ordering::Relaxed)
+        {
             thread::sleep(Duration::from_millis(20));
         }
         guest.stop.store(true, Ordering::Relaxed);
         let (mapped, taken_back) = mapper.join().unwrap();
         let (misses, breaches) = answers.join().unwrap();
-        let counts: Vec<Count> = devices.into_iter().map(|device| device.join().unwrap()).collect();
+        let counts: Vec<Count> = devices
+            .into_iter()
+            .map(|device| device.join().unwrap())
+            .collect();
         println!("{seconds} s: mapped {mapped}, taken back {taken_back}, misses {misses}, breaches {breaches}, devices {counts:?}");
         // Without any of these, nothing was tested.
         assert!(taken_back > 10 && misses > 10 && breaches > 0);

@@ -16,7 +16,8 @@ use std::mem::{offset_of, size_of};
 
 use compat_iommu::{Header, IotlbMessage, HEADER_SIZE, IOTLB_SIZE};
 use vhost::vhost_kern::vhost_binding::{
-    vhost_iotlb_msg, VHOST_IOTLB_ACCESS_FAIL, VHOST_IOTLB_INVALIDATE, VHOST_IOTLB_MISS, VHOST_IOTLB_UPDATE,
+    vhost_iotlb_msg, VHOST_IOTLB_ACCESS_FAIL, VHOST_IOTLB_INVALIDATE, VHOST_IOTLB_MISS,
+    VHOST_IOTLB_UPDATE,
 };
 use vhost::vhost_user::message::{BackendReq, FrontendReq};
 use vhost::VhostIotlbType;
@@ -66,13 +67,19 @@ fn types_and_requests_have_the_numbers_of_the_specification() {
 fn a_header_is_request_flags_and_size() {
     let header = Header::request(22, 32, true);
     let bytes = header.to_bytes();
-    let expected: Vec<u8> = [22u32, 0b1001, 32].iter().flat_map(|n| n.to_ne_bytes()).collect();
+    let expected: Vec<u8> = [22u32, 0b1001, 32]
+        .iter()
+        .flat_map(|n| n.to_ne_bytes())
+        .collect();
     assert_eq!(bytes.as_slice(), expected);
     assert_eq!(bytes.len(), HEADER_SIZE);
     assert_eq!(Header::from_bytes(&bytes), header);
     assert!(header.needs_reply() && header.is_of_this_version() && !header.is_reply());
     assert_eq!(Header::reply_to(22).flags, 0b101);
     for flags in [0, 0b10, 0b11, 0b1_0001, u32::MAX] {
-        assert!(!Header { flags, ..header }.is_of_this_version(), "{flags:#b}");
+        assert!(
+            !Header { flags, ..header }.is_of_this_version(),
+            "{flags:#b}"
+        );
     }
 }

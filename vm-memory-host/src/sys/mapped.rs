@@ -133,7 +133,8 @@ impl Mapped {
         // Once, but for another thread that gets the addresses before this one is back.
         for _ in 0..8 {
             // SAFETY: without MAP_FIXED, a new mapping replaces none that is there.
-            let addr = unsafe { libc::mmap(null_mut(), with_guards, libc::PROT_READ, flags, fd, place) };
+            let addr =
+                unsafe { libc::mmap(null_mut(), with_guards, libc::PROT_READ, flags, fd, place) };
             if addr == libc::MAP_FAILED {
                 return Err(Error::last_os_error());
             }
@@ -224,7 +225,11 @@ impl Mapped {
     /// Takes away or gives back what a part permits.
     pub(crate) fn protect(&self, offset: usize, len: usize, accessible: bool) -> Result<()> {
         let addr = self.part(offset, len)?;
-        let protection = if accessible { READ_WRITE } else { libc::PROT_NONE };
+        let protection = if accessible {
+            READ_WRITE
+        } else {
+            libc::PROT_NONE
+        };
         // SAFETY: the range is this mapping's. What cannot be accessed any more is not lent from now on: `PluggedBlocks` are asked first; an access
         // that was under way is answered with a signal, which is no undefined behaviour, and an error where `fault` is installed.
         check(unsafe { libc::mprotect(addr.cast(), len, protection) })
@@ -262,7 +267,13 @@ impl Mapped {
     }
 
     /// Sets on which nodes a part takes its pages. `mask` has a bit for each.
-    pub(crate) fn bind(&self, offset: usize, len: usize, policy: NodePolicy, mask: &[u64]) -> Result<()> {
+    pub(crate) fn bind(
+        &self,
+        offset: usize,
+        len: usize,
+        policy: NodePolicy,
+        mask: &[u64],
+    ) -> Result<()> {
         let mode = match policy {
             NodePolicy::Preferred => libc::MPOL_PREFERRED,
             NodePolicy::Bind => libc::MPOL_BIND,
@@ -272,7 +283,8 @@ impl Mapped {
         // One more than there are bits: the kernel counts from one (mbind(2), "BUGS" of get_mempolicy(2)).
         let bits = mask.len().saturating_mul(64).saturating_add(1);
         // SAFETY: the kernel reads `bits - 1` bits at `mask`, which are there; the mapping's bytes do not change.
-        let answer = unsafe { libc::syscall(libc::SYS_mbind, addr, len, mode, mask.as_ptr(), bits, 0) };
+        let answer =
+            unsafe { libc::syscall(libc::SYS_mbind, addr, len, mode, mask.as_ptr(), bits, 0) };
         check(libc::c_int::try_from(answer).unwrap_or(-1))
     }
 
@@ -305,7 +317,11 @@ impl Mapped {
     ) -> std::result::Result<MmapRegion<B>, MmapRegionError> {
         let mapped = owner.mapped();
         let shared = owner.is_shared();
-        let anonymous = if file.is_none() { libc::MAP_ANONYMOUS } else { 0 };
+        let anonymous = if file.is_none() {
+            libc::MAP_ANONYMOUS
+        } else {
+            0
+        };
         let kind = if shared {
             libc::MAP_SHARED
         } else {
@@ -353,9 +369,9 @@ impl Drop for Mapped {
         let page = usize::try_from(page_size()).unwrap_or(4096);
         let is_kept = !is_last && self.reservation.is_whole();
         if is_kept && Trial::new(page, libc::PROT_NONE, Source::Anonymous).is_ok() {
-            let replaced = self
-                .reservation
-                .map_over(offset, len, libc::PROT_NONE, Source::Anonymous);
+            let replaced =
+                self.reservation
+                    .map_over(offset, len, libc::PROT_NONE, Source::Anonymous);
             match replaced {
                 Ok(()) => return,
                 // More locked memory than the process may have (mlockall(2)): refused before anything is unmapped (mmap(2)).
@@ -390,7 +406,10 @@ mod tests {
         let mut mapped = reserved.map(page, Source::Anonymous).unwrap();
         drop(reserved);
         let other = std::process::id().wrapping_add(1);
-        let here = std::mem::replace(&mut Arc::get_mut(&mut mapped.reservation).unwrap().process, other);
+        let here = std::mem::replace(
+            &mut Arc::get_mut(&mut mapped.reservation).unwrap().process,
+            other,
+        );
         // A child has what was not kept from it.
         mapped.zero(0, page).unwrap();
         mapped.forked = false;

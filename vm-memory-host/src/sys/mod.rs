@@ -8,8 +8,8 @@ mod mapped;
 mod reservation;
 
 pub(crate) use files::{
-    allocate_range, cannot_shrink, file_system, is_open_for_writing, memfd, punch_hole, seal_length,
-    zero_range, HUGETLBFS, TMPFS,
+    allocate_range, cannot_shrink, file_system, is_open_for_writing, memfd, punch_hole,
+    seal_length, zero_range, HUGETLBFS, TMPFS,
 };
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
 pub(crate) use reservation::{Reserved, Source};

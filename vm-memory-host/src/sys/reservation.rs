@@ -98,7 +98,16 @@ impl Reservation {
         // SAFETY: the range lies in this reservation, and its addresses are the reservation's own. They are either those that come next in
         // `Reserved::map`, which has just asked `is_whole`, or those of a `Mapped` that is being dropped, which has just asked `is_here`: the
         // parts of others are lost without it.
-        let answer = unsafe { libc::mmap(addr.cast(), len, protection, flags | libc::MAP_FIXED, fd, place) };
+        let answer = unsafe {
+            libc::mmap(
+                addr.cast(),
+                len,
+                protection,
+                flags | libc::MAP_FIXED,
+                fd,
+                place,
+            )
+        };
         if answer == libc::MAP_FAILED {
             return Err(Error::last_os_error());
         }
@@ -229,7 +238,9 @@ impl Reserved {
     /// Reserves `len` bytes and a guard of `guard` bytes before and behind. The address of the first byte leaves `rest` when divided by `align`, a
     /// power of two.
     pub(crate) fn new(len: usize, guard: usize, align: usize, rest: usize) -> Result<Self> {
-        let with_guards = guard.checked_mul(2).and_then(|guards| len.checked_add(guards));
+        let with_guards = guard
+            .checked_mul(2)
+            .and_then(|guards| len.checked_add(guards));
         let with_guards = with_guards.ok_or_else(|| Error::from_raw_os_error(libc::ENOMEM))?;
         let reservation = Arc::new(Reservation::new(with_guards, guard, align, rest)?);
         Ok(Self {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::common::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{
-    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion,
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
+    GuestMemoryRegion,
 };
 use vm_memory_host::{
     describe, provisioned, Backing, Kind, Lock, MemoryBuilder, NumaPolicy, Region, Sharing,
@@ -35,7 +36,9 @@ fn each_backing_holds_bytes_and_marks_pages() {
             0x1122_3344_5566_7788,
             "{kind}"
         );
-        assert!(memory.write_obj(1u8, GuestAddress(START + SIZE)).is_err() && memory.check_range(at, 8));
+        assert!(
+            memory.write_obj(1u8, GuestAddress(START + SIZE)).is_err() && memory.check_range(at, 8)
+        );
         let region = memory.iter().next().unwrap();
         assert!(
             region.bitmap().dirty_at(SIZE as usize - 1) && !region.bitmap().dirty_at(0),
@@ -51,9 +54,11 @@ fn shared_backings_are_the_files_and_private_ones_are_not() {
     let file = patterned_file(4);
     let again = || file.try_clone().unwrap();
     let shared =
-        build(Region::new(GuestAddress(0), 2 * PAGE).backing(Backing::shared_file(again(), PAGE))).unwrap();
+        build(Region::new(GuestAddress(0), 2 * PAGE).backing(Backing::shared_file(again(), PAGE)))
+            .unwrap();
     let private =
-        build(Region::new(GuestAddress(0), 2 * PAGE).backing(Backing::private_file(again(), PAGE))).unwrap();
+        build(Region::new(GuestAddress(0), 2 * PAGE).backing(Backing::private_file(again(), PAGE)))
+            .unwrap();
     fill(&private, 0, PAGE, 0xaa);
     assert_eq!(page_of(&shared, 0), Some(page_byte(1)));
     fill(&shared, PAGE, PAGE, 0xbb);
@@ -108,7 +113,8 @@ fn addresses_let_huge_pages_be_huge_for_the_guest() {
     }
     let pages = HugePages::reserve(2, "the address of hugetlb");
     if pages.is_some() {
-        let region = Region::new(GuestAddress(HUGE), 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE });
+        let region =
+            Region::new(GuestAddress(HUGE), 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE });
         assert_eq!(host(&build(region).unwrap()) as u64 % HUGE, 0);
     }
 }
@@ -135,7 +141,9 @@ fn adjacent_regions_share_a_reservation_with_guards_outside() {
     }
     assert!(has_flag(at(64 * MIB), "sh") && area(at(12 * MIB)).unwrap().2 == "rw-p");
     // Each is unmapped when it goes, and its neighbours stay.
-    let (without, removed) = memory.remove_region(GuestAddress(8 * MIB), 4 * MIB).unwrap();
+    let (without, removed) = memory
+        .remove_region(GuestAddress(8 * MIB), 4 * MIB)
+        .unwrap();
     let middle = at(8 * MIB);
     drop((memory, removed));
     assert_eq!(area(middle).unwrap().2, "---p");
@@ -174,7 +182,12 @@ fn options_are_what_the_kernel_was_told() {
         let error = build(all.clone()).unwrap_err().to_string();
         assert!(error.contains("cannot have a name"), "{error}");
     }
-    let all = build(if names_are_shown() { all } else { without_name(all) }).unwrap();
+    let all = build(if names_are_shown() {
+        all
+    } else {
+        without_name(all)
+    })
+    .unwrap();
     for flag in ["dd", "dc", "mg", "nh"] {
         assert!(has_flag(host(&all), flag), "{flag}");
     }
@@ -186,7 +199,8 @@ fn options_are_what_the_kernel_was_told() {
     let named = build(region("a-memfd").backing(Backing::Memfd).core_dump(false)).unwrap();
     assert!(smaps(host(&named)).contains("memfd:a-memfd") && has_flag(host(&named), "dd"));
 
-    let huge = Region::new(GuestAddress(0), 4 * MIB).transparent_huge_pages(TransparentHugePages::On);
+    let huge =
+        Region::new(GuestAddress(0), 4 * MIB).transparent_huge_pages(TransparentHugePages::On);
     let huge = build(huge);
     match huge {
         Ok(huge) => assert!(has_flag(host(&huge), "hg")),
@@ -247,8 +261,8 @@ fn a_description_builds_the_same_again() {
         .region(private)
         .region(Region::new(GuestAddress(16 * MIB), MIB).core_dump(false));
     if pages.is_some() {
-        let huge =
-            Region::new(GuestAddress(32 * MIB), 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE });
+        let huge = Region::new(GuestAddress(32 * MIB), 2 * HUGE)
+            .backing(Backing::Hugetlb { page_size: HUGE });
         builder = builder.region(huge);
     }
     let memory: Memory = builder.build().unwrap();
@@ -283,11 +297,14 @@ fn a_description_builds_the_same_again() {
         .build::<()>()
         .unwrap_err()
         .to_string();
-    let told = error.contains("is not sealed against shrinking") || error.contains("its description says");
+    let told =
+        error.contains("is not sealed against shrinking") || error.contains("its description says");
     assert!(told, "{error}");
     // Nor is a memfd of ordinary pages one of huge ones, whatever its description says.
     let mut larger = received.clone();
-    if let vm_memory_host::BackingDescription::Descriptor { page_size, .. } = &mut larger.regions[0].backing {
+    if let vm_memory_host::BackingDescription::Descriptor { page_size, .. } =
+        &mut larger.regions[0].backing
+    {
         *page_size = HUGE;
     }
     let error = larger
@@ -317,7 +334,9 @@ fn a_description_builds_the_same_again() {
     );
     assert!(
         shown.contains("00800000-00807fff : file, descriptor 1 at 0x1000, copied when written\n")
-            || shown.contains("00800000-00807fff : memfd, descriptor 1 at 0x1000, copied when written\n"),
+            || shown.contains(
+                "00800000-00807fff : memfd, descriptor 1 at 0x1000, copied when written\n"
+            ),
         "{shown}"
     );
     assert!(shown.contains("01000000-010fffff : anonymous\n"), "{shown}");
@@ -483,9 +502,13 @@ fn huge_pages_of_a_gibibyte() {
         std::fs::write(number, more.to_string()).map_err(|error| error.to_string())
     });
     if more.is_err() || free() == 0 {
-        skipped::<()>(test, format!("none could be had: {more:?}, {} free", free()));
+        skipped::<()>(
+            test,
+            format!("none could be had: {more:?}, {} free", free()),
+        );
     } else {
-        let region = Region::new(GuestAddress(4 * GIB), GIB).backing(Backing::Hugetlb { page_size: GIB });
+        let region =
+            Region::new(GuestAddress(4 * GIB), GIB).backing(Backing::Hugetlb { page_size: GIB });
         // What others left in the pool is theirs.
         let there = free();
         let memory = build(region).unwrap();
@@ -498,7 +521,8 @@ fn huge_pages_of_a_gibibyte() {
             0x1234_5678
         );
         assert_eq!(resident(&memory), GIB);
-        let half = Region::new(GuestAddress(0), GIB / 2).backing(Backing::Hugetlb { page_size: GIB });
+        let half =
+            Region::new(GuestAddress(0), GIB / 2).backing(Backing::Hugetlb { page_size: GIB });
         let error = build(half).map(|_| ()).unwrap_err().to_string();
         assert!(
             error.contains("not a multiple of its pages' 0x40000000 bytes"),

@@ -7,7 +7,9 @@ use std::process::Command;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vm_memory_host::{huge_page_pools, provisioned, residency, Backing, BuildError, MemoryBuilder, Region};
+use vm_memory_host::{
+    huge_page_pools, provisioned, residency, Backing, BuildError, MemoryBuilder, Region,
+};
 
 pub(crate) type Memory = GuestMemoryMmap<AtomicBitmap>;
 
@@ -22,7 +24,9 @@ pub(crate) fn build(region: Region) -> Result<Memory, BuildError> {
 
 /// The only region's memory in this process, as a number.
 pub(crate) fn host(memory: &Memory) -> usize {
-    provisioned(memory.iter().next().unwrap()).unwrap().host_address()
+    provisioned(memory.iter().next().unwrap())
+        .unwrap()
+        .host_address()
 }
 
 /// How many bytes of the only region are in memory.
@@ -48,7 +52,10 @@ pub(crate) fn page_byte(page: u64) -> u8 {
 pub(crate) fn page_of(memory: &Memory, addr: u64) -> Option<u8> {
     let mut bytes = [0; PAGE as usize];
     memory.read_slice(&mut bytes, GuestAddress(addr)).unwrap();
-    bytes.iter().all(|byte| *byte == bytes[0]).then_some(bytes[0])
+    bytes
+        .iter()
+        .all(|byte| *byte == bytes[0])
+        .then_some(bytes[0])
 }
 
 /// Writes a byte to every page of a range.
@@ -66,7 +73,11 @@ pub(crate) fn smaps(start: usize) -> String {
     let head = format!("{start:x}-");
     let mut lines = text.lines().skip_while(|line| !line.starts_with(&head));
     let first = lines.next().expect("there is such an area").to_owned();
-    let more = lines.take_while(|line| line.split(' ').next().is_some_and(|word| word.ends_with(':')));
+    let more = lines.take_while(|line| {
+        line.split(' ')
+            .next()
+            .is_some_and(|word| word.ends_with(':'))
+    });
     more.fold(first, |all, line| all + "\n" + line)
 }
 
@@ -97,7 +108,8 @@ impl HugePages {
     pub(crate) fn reserve(count: u64, test: &str) -> Option<Self> {
         // Whoever made it, others may read it, which is enough for a lock; to write to it, or to open it as if it had to be made, they may not
         // (proc_sys_fs(5), protected_regular).
-        let turn = File::open(TURN).or_else(|_| File::options().create(true).append(true).open(TURN));
+        let turn =
+            File::open(TURN).or_else(|_| File::options().create(true).append(true).open(TURN));
         let turn = match turn.and_then(|turn| turn.lock().map(|()| turn)) {
             Ok(turn) => turn,
             Err(error) => {
@@ -107,7 +119,9 @@ impl HugePages {
                 )
             }
         };
-        let number = fs::read_to_string(POOL).ok().map(|text| text.trim().parse());
+        let number = fs::read_to_string(POOL)
+            .ok()
+            .map(|text| text.trim().parse());
         let (Some(Ok(before)), Some((_, free))) = (number, pool()) else {
             return skipped(test, "no pool of huge pages".to_owned());
         };
@@ -118,7 +132,10 @@ impl HugePages {
         };
         let wanted = before + count.saturating_sub(free);
         if let Err(error) = fs::write(POOL, format!("{wanted}")) {
-            return skipped(test, format!("the pool of huge pages cannot be changed: {error}"));
+            return skipped(
+                test,
+                format!("the pool of huge pages cannot be changed: {error}"),
+            );
         }
         if let Some((_, free)) = pool().filter(|(_, free)| *free > count) {
             let rest = Region::new(GuestAddress(0), (free - count) * HUGE);
@@ -165,7 +182,10 @@ pub(crate) fn can_lock_all_of(bytes: u64, test: &str) -> bool {
     let capabilities = u64::from_str_radix(&line("/proc/self/status", "CapEff:"), 16).unwrap();
     // "unlimited" is no number.
     let limits = line("/proc/self/limits", "Max locked memory");
-    let limit = limits.split(' ').next().and_then(|soft| soft.parse::<u64>().ok());
+    let limit = limits
+        .split(' ')
+        .next()
+        .and_then(|soft| soft.parse::<u64>().ok());
     match limit {
         Some(limit) if capabilities & (1 << 14) == 0 && limit < bytes => {
             skipped::<()>(test, format!("{limit} bytes may be locked (ulimit -l)"));
@@ -290,6 +310,8 @@ impl LoopDevice {
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.path]).status();
+        let _ = Command::new("losetup")
+            .args(["--detach", &self.path])
+            .status();
     }
 }

@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use super::common::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
-    describe, discard, plug, prefault, provisioned, residency, Backing, BuildError, ChangeError, Kind, Lock,
-    MemoryBuilder, Region, Sharing, TransparentHugePages, Unplugged,
+    describe, discard, plug, prefault, provisioned, residency, Backing, BuildError, ChangeError,
+    Kind, Lock, MemoryBuilder, Region, Sharing, TransparentHugePages, Unplugged,
 };
 
 const START: u64 = 64 * MIB;
@@ -40,7 +40,8 @@ fn each_backing_gives_its_pages_back_as_zeroes() {
         );
         let after = resident(&memory);
         assert!(
-            after >= before - others_can_have && after <= before - others_can_have + kept_at_edges(kind),
+            after >= before - others_can_have
+                && after <= before - others_can_have + kept_at_edges(kind),
             "{kind}: {after:#x}"
         );
         for page in (START..START + SIZE).step_by(PAGE as usize) {
@@ -87,7 +88,10 @@ fn what_was_replaced_is_as_it_was_asked_for() {
     }
     // The second time there are pages of its own to give back, which are locked.
     fill(&memory, START + at, len, 3);
-    assert_eq!(discard(&memory, GuestAddress(START + at), len).unwrap(), len);
+    assert_eq!(
+        discard(&memory, GuestAddress(START + at), len).unwrap(),
+        len
+    );
     assert_eq!(page_of(&memory, START + at), Some(0));
 }
 
@@ -137,8 +141,9 @@ fn what_is_no_range_of_pages_changes_nothing() {
         .region(Region::new(GuestAddress(0), MIB))
         .region(Region::new(GuestAddress(2 * MIB), MIB).backing(Backing::Memfd));
     if pages.is_some() {
-        builder = builder
-            .region(Region::new(GuestAddress(8 * MIB), HUGE).backing(Backing::Hugetlb { page_size: HUGE }));
+        builder = builder.region(
+            Region::new(GuestAddress(8 * MIB), HUGE).backing(Backing::Hugetlb { page_size: HUGE }),
+        );
     }
     let memory: Memory = builder.build().unwrap();
     fill(&memory, 0, MIB, 1);
@@ -146,8 +151,13 @@ fn what_is_no_range_of_pages_changes_nothing() {
     assert!(matches!(refused(0, MIB + PAGE), ChangeError::Hole { addr } if addr == MIB));
     assert!(matches!(refused(0, u64::MAX), ChangeError::Hole { addr } if addr == MIB));
     assert!(matches!(refused(u64::MAX, 2), ChangeError::PastTop { .. }));
-    assert!(matches!(refused(1, PAGE), ChangeError::Unaligned { granularity, .. } if granularity == PAGE));
-    assert!(matches!(refused(0, PAGE + 1), ChangeError::Unaligned { .. }));
+    assert!(
+        matches!(refused(1, PAGE), ChangeError::Unaligned { granularity, .. } if granularity == PAGE)
+    );
+    assert!(matches!(
+        refused(0, PAGE + 1),
+        ChangeError::Unaligned { .. }
+    ));
     if pages.is_some() {
         let error = refused(8 * MIB, PAGE);
         assert_eq!(
@@ -202,7 +212,8 @@ fn a_range_over_several_regions_is_one_call() {
         .region(Region::new(GuestAddress(0), MIB))
         .region(Region::new(GuestAddress(MIB), MIB).backing(Backing::Memfd))
         .region(
-            Region::new(GuestAddress(2 * MIB), MIB).backing(Backing::private_file(patterned_file(256), 0)),
+            Region::new(GuestAddress(2 * MIB), MIB)
+                .backing(Backing::private_file(patterned_file(256), 0)),
         )
         .build()
         .unwrap();
@@ -277,7 +288,8 @@ fn a_kept_huge_page_is_zeroes_for_all_who_map_it() {
     let Some(_pages) = HugePages::reserve(2, "huge pages of two mappings") else {
         return;
     };
-    let region = Region::new(GuestAddress(0), 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE });
+    let region =
+        Region::new(GuestAddress(0), 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE });
     let memory = build(region).unwrap();
     let (description, files) = describe(&memory).unwrap();
     let received = vec![files[0].try_clone().unwrap().into()];
@@ -306,7 +318,10 @@ fn released_huge_pages_are_in_the_pool() {
     fill(&memory, HUGE, HUGE, 1);
     assert_eq!(pool().unwrap().1, 0);
     for _ in 0..2 {
-        assert_eq!(discard(&memory, GuestAddress(0), 2 * HUGE).unwrap(), 2 * HUGE);
+        assert_eq!(
+            discard(&memory, GuestAddress(0), 2 * HUGE).unwrap(),
+            2 * HUGE
+        );
         assert_eq!(pool().unwrap().1, 2);
     }
     let (description, files) = describe(&memory).unwrap();
@@ -324,7 +339,11 @@ fn released_huge_pages_are_in_the_pool() {
 fn a_device_is_no_memfd() {
     let zero = || {
         Backing::shared_file(
-            File::options().read(true).write(true).open("/dev/zero").unwrap(),
+            File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/zero")
+                .unwrap(),
             0,
         )
     };
@@ -352,7 +371,11 @@ fn a_block_device_has_zeroes_where_pages_were_given_back() {
         return;
     };
     let shared = |size| {
-        let device = File::options().read(true).write(true).open(&device.path).unwrap();
+        let device = File::options()
+            .read(true)
+            .write(true)
+            .open(&device.path)
+            .unwrap();
         Region::new(GuestAddress(0), size).backing(Backing::shared_file(device, 0))
     };
     let memory = build(shared(8 * MIB)).unwrap();
@@ -407,7 +430,8 @@ fn a_tmpfs_that_is_full_is_no_end_of_the_process() {
     // One that can only be read needs no room if it has no holes.
     let whole = file("b", MIB);
     (&whole).write_all(&vec![3; 1 << 20]).unwrap();
-    let reading = |name| Backing::private_file(File::open(tmpfs.directory.path().join(name)).unwrap(), 0);
+    let reading =
+        |name| Backing::private_file(File::open(tmpfs.directory.path().join(name)).unwrap(), 0);
     let memory = build(Region::new(GuestAddress(0), MIB).backing(reading("b"))).unwrap();
     assert_eq!(page_of(&memory, 0), Some(3));
     drop(file("holes", MIB));
@@ -416,13 +440,16 @@ fn a_tmpfs_that_is_full_is_no_end_of_the_process() {
         .to_string();
     assert!(error.contains("open it for writing, too"), "{error}");
     // Blocks take their room when they are plugged, and give it back.
-    let region = Region::new(GuestAddress(0), 4 * MIB).backing(Backing::shared_file(file("c", 4 * MIB), 0));
+    let region =
+        Region::new(GuestAddress(0), 4 * MIB).backing(Backing::shared_file(file("c", 4 * MIB), 0));
     let memory = build(region.blocks(blocks(HUGE), Unplugged::Mapped)).unwrap();
     plug(&memory, GuestAddress(0), HUGE).unwrap();
     let filled = std::fs::write(tmpfs.directory.path().join("d"), vec![1; 16 << 20]);
     assert!(filled.is_err(), "the tmpfs has no end");
     fill(&memory, 0, HUGE, 7);
-    let error = plug(&memory, GuestAddress(HUGE), HUGE).unwrap_err().to_string();
+    let error = plug(&memory, GuestAddress(HUGE), HUGE)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("cannot plug"), "{error}");
     assert!(memory.read_obj::<u8>(GuestAddress(HUGE)).is_err());
 }
@@ -433,7 +460,11 @@ fn a_hugetlbfs_that_is_full_is_not_an_empty_pool() {
     let Some(_pages) = HugePages::reserve(4, "a hugetlbfs with an end") else {
         return;
     };
-    let Some(mounted) = Mounted::new("hugetlbfs", "size=2m,pagesize=2m", "a hugetlbfs with an end") else {
+    let Some(mounted) = Mounted::new(
+        "hugetlbfs",
+        "size=2m,pagesize=2m",
+        "a hugetlbfs with an end",
+    ) else {
         return;
     };
     let path = mounted.directory.path().join("a");
@@ -445,7 +476,8 @@ fn a_hugetlbfs_that_is_full_is_not_an_empty_pool() {
         .open(path)
         .unwrap();
     file.set_len(2 * HUGE).unwrap();
-    let error = build(Region::new(GuestAddress(0), 2 * HUGE).backing(Backing::shared_file(file, 0)));
+    let error =
+        build(Region::new(GuestAddress(0), 2 * HUGE).backing(Backing::shared_file(file, 0)));
     let error = error.unwrap_err().to_string();
     assert!(
         error.contains("mount the hugetlbfs of its file with more room"),
@@ -457,10 +489,13 @@ fn a_hugetlbfs_that_is_full_is_not_an_empty_pool() {
 #[test]
 fn residency_is_told_whatever_files_are_called() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join(std::ffi::OsStr::from_bytes(b"ram-\xff"));
+    let path = directory
+        .path()
+        .join(std::ffi::OsStr::from_bytes(b"ram-\xff"));
     std::fs::write(&path, vec![1; MIB as usize]).unwrap();
     let memory = build(
-        Region::new(GuestAddress(0), MIB).backing(Backing::private_file(File::open(&path).unwrap(), 0)),
+        Region::new(GuestAddress(0), MIB)
+            .backing(Backing::private_file(File::open(&path).unwrap(), 0)),
     );
     let memory = memory.unwrap();
     fill(&memory, 0, PAGE, 1);
@@ -478,7 +513,11 @@ fn what_is_in_memory_is_so_for_all_who_map_it() {
             let received = vec![files[0].try_clone().unwrap().into()];
             let other: Memory = description.builder(received).unwrap().build().unwrap();
             fill(&other, HUGE, HUGE, 1);
-            assert_eq!((resident(&memory), resident(&other)), (HUGE, HUGE), "{kind}");
+            assert_eq!(
+                (resident(&memory), resident(&other)),
+                (HUGE, HUGE),
+                "{kind}"
+            );
         }
     }
 }
@@ -495,7 +534,8 @@ fn what_a_region_takes_is_its_own() {
         .region(Region::new(GuestAddress(2 * MIB), 2 * MIB));
     if pages.is_some() {
         builder = builder.region(
-            Region::new(GuestAddress(4 * MIB), 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE }),
+            Region::new(GuestAddress(4 * MIB), 2 * HUGE)
+                .backing(Backing::Hugetlb { page_size: HUGE }),
         );
     }
     let memory: Memory = builder.build().unwrap();
@@ -505,8 +545,14 @@ fn what_a_region_takes_is_its_own() {
     }
     let takes = residency(&memory).unwrap();
     let numbers = |n: usize| (takes[n].1.resident, takes[n].1.mapped, takes[n].1.huge);
-    assert_eq!((numbers(0), takes[0].1.locked), ((LOCKED, LOCKED, 0), LOCKED));
-    assert_eq!((numbers(1), takes[1].1.locked), ((4 * PAGE, 4 * PAGE, 0), 0));
+    assert_eq!(
+        (numbers(0), takes[0].1.locked),
+        ((LOCKED, LOCKED, 0), LOCKED)
+    );
+    assert_eq!(
+        (numbers(1), takes[1].1.locked),
+        ((4 * PAGE, 4 * PAGE, 0), 0)
+    );
     assert_eq!(numbers(2), (0, 0, 0));
     if pages.is_some() {
         assert_eq!(numbers(3), (HUGE, HUGE, HUGE));

@@ -4,17 +4,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::common::*;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions,
+};
 use vm_memory_host::{
-    describe, discard, plug, prefault, provisioned, unplug, Backing, ChangeError, MemoryBuilder, Region,
-    Unplugged,
+    describe, discard, plug, prefault, provisioned, unplug, Backing, ChangeError, MemoryBuilder,
+    Region, Unplugged,
 };
 
 const START: u64 = 1 << 32;
 const SIZE: u64 = 16 * MIB;
 
 fn reachable(memory: &Memory, addr: u64, len: u64) -> bool {
-    GuestMemory::check_range(memory, GuestAddress(addr), len as usize, Permissions::ReadWrite)
+    GuestMemory::check_range(
+        memory,
+        GuestAddress(addr),
+        len as usize,
+        Permissions::ReadWrite,
+    )
 }
 
 #[test]
@@ -52,7 +59,10 @@ fn blocks_of_each_backing_come_and_go() {
             );
 
             plug(&memory, GuestAddress(START + HUGE), 2 * HUGE).unwrap();
-            assert!(reachable(&memory, START + HUGE, 2 * HUGE) && !reachable(&memory, START + HUGE - 1, 2));
+            assert!(
+                reachable(&memory, START + HUGE, 2 * HUGE)
+                    && !reachable(&memory, START + HUGE - 1, 2)
+            );
             assert!(!reachable(&memory, START + 3 * HUGE - 1, 2), "{what}");
             fill(&memory, START + HUGE, 2 * HUGE, 0x33);
             let before = resident(&memory);
@@ -61,16 +71,30 @@ fn blocks_of_each_backing_come_and_go() {
 
             unplug(&memory, GuestAddress(START + 2 * HUGE), HUGE).unwrap();
             assert_eq!(resident(&memory), before - HUGE, "{what}");
-            assert_eq!(protected(2 * HUGE), unplugged == Unplugged::Protected, "{what}");
+            assert_eq!(
+                protected(2 * HUGE),
+                unplugged == Unplugged::Protected,
+                "{what}"
+            );
             assert!(!protected(HUGE), "{what}");
             // A discard of what is not there leaves it so.
             discard(&memory, GuestAddress(START + 2 * HUGE), HUGE).unwrap();
-            assert_eq!(protected(2 * HUGE), unplugged == Unplugged::Protected, "{what}");
-            assert!(
-                memory.read_obj::<u8>(GuestAddress(START + 2 * HUGE)).is_err(),
+            assert_eq!(
+                protected(2 * HUGE),
+                unplugged == Unplugged::Protected,
                 "{what}"
             );
-            assert_eq!(page_of(&memory, START + 2 * HUGE - PAGE), Some(0x33), "{what}");
+            assert!(
+                memory
+                    .read_obj::<u8>(GuestAddress(START + 2 * HUGE))
+                    .is_err(),
+                "{what}"
+            );
+            assert_eq!(
+                page_of(&memory, START + 2 * HUGE - PAGE),
+                Some(0x33),
+                "{what}"
+            );
             assert!(
                 region.bitmap().dirty_at(2 * HUGE as usize) && !region.bitmap().dirty_at(0),
                 "{what}"
@@ -176,8 +200,9 @@ fn a_description_knows_what_is_plugged() {
             .build::<()>()
             .unwrap_err()
             .to_string();
-        let told =
-            format!("{len:#x} bytes at offset {offset:#x}, which are to be plugged, are not whole blocks");
+        let told = format!(
+            "{len:#x} bytes at offset {offset:#x}, which are to be plugged, are not whole blocks"
+        );
         assert!(error.contains(&told), "{error}");
     }
 }
@@ -254,16 +279,21 @@ fn what_is_plugged_keeps_its_bytes_whoever_unplugs_at_the_same_time() {
             plug(&memory, GuestAddress(START), size).unwrap();
             fill(&memory, START, size, 1);
             std::thread::scope(|scope| {
-                let unplugging = scope.spawn(|| unplug(&memory, GuestAddress(START), size).unwrap());
+                let unplugging =
+                    scope.spawn(|| unplug(&memory, GuestAddress(START), size).unwrap());
                 while bits.is_plugged((last - START) as usize, 1) {
                     std::hint::spin_loop();
                 }
                 plug(&memory, GuestAddress(last), HUGE).unwrap();
-                memory.write_obj(round, GuestAddress(last + HUGE - 8)).unwrap();
+                memory
+                    .write_obj(round, GuestAddress(last + HUGE - 8))
+                    .unwrap();
                 unplugging.join().unwrap();
             });
             assert_eq!(
-                memory.read_obj::<u64>(GuestAddress(last + HUGE - 8)).unwrap(),
+                memory
+                    .read_obj::<u64>(GuestAddress(last + HUGE - 8))
+                    .unwrap(),
                 round
             );
         }
@@ -282,7 +312,10 @@ fn huge_pages_are_those_of_blocks_that_are_there() {
     let memory = build(region).unwrap();
     plug(&memory, GuestAddress(START), 2 * HUGE).unwrap();
     fill(&memory, START, 2 * HUGE, 9);
-    assert_eq!(discard(&memory, GuestAddress(START), 4 * HUGE).unwrap(), 2 * HUGE);
+    assert_eq!(
+        discard(&memory, GuestAddress(START), 4 * HUGE).unwrap(),
+        2 * HUGE
+    );
     assert_eq!((resident(&memory), pool().unwrap().1), (2 * HUGE, 0));
     assert_eq!(page_of(&memory, START), Some(0));
     unplug(&memory, GuestAddress(START), HUGE).unwrap();
@@ -295,7 +328,8 @@ fn huge_pages_are_those_of_blocks_that_are_there() {
 /// Where the system refuses to take pages back, the blocks are gone all the same: those of all regions.
 #[test]
 fn blocks_are_unplugged_whatever_becomes_of_their_pages() {
-    let file = rustix::fs::memfd_create("sealed later", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    let file =
+        rustix::fs::memfd_create("sealed later", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
     rustix::fs::ftruncate(&file, HUGE).unwrap();
     let memory: Memory = MemoryBuilder::new()
         .region(

@@ -5,8 +5,8 @@ use std::fs::File;
 use super::common::*;
 use vm_memory::GuestAddress;
 use vm_memory_host::{
-    Backing, BuildError, Lock, MemoryBuilder, NumaPolicy, PrefaultError, Region, TransparentHugePages,
-    Unplugged,
+    Backing, BuildError, Lock, MemoryBuilder, NumaPolicy, PrefaultError, Region,
+    TransparentHugePages, Unplugged,
 };
 
 /// The error of a region, as a user reads it.
@@ -137,7 +137,9 @@ fn a_pool_that_is_too_small_is_told_with_its_size() {
         .region(region(8 * MIB, 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE }));
     let error = both.build::<()>().unwrap_err();
     assert!(
-        error.to_string().contains(": with the others, 4 huge pages"),
+        error
+            .to_string()
+            .contains(": with the others, 4 huge pages"),
         "{error}"
     );
     assert!(
@@ -253,7 +255,10 @@ fn more_memory_than_there_is_is_an_error() {
     match vm_memory_host::prefault(&memory, threads, |_| std::ops::ControlFlow::Break(())) {
         Err(PrefaultError::Memory { wanted, .. }) => assert!(wanted <= size - MIB, "{wanted:#x}"),
         // Swap makes up for it, maybe.
-        other => assert!(matches!(other, Err(PrefaultError::Cancelled { .. })), "{other:?}"),
+        other => assert!(
+            matches!(other, Err(PrefaultError::Cancelled { .. })),
+            "{other:?}"
+        ),
     }
 }
 
@@ -267,7 +272,9 @@ fn a_file_that_is_open_for_reading_can_be_private_only() {
     for region in [shared(), shared().sparse(true)] {
         let message = message(region);
         assert!(
-            message.contains("its file is shared and not open for writing; open it for reading and writing"),
+            message.contains(
+                "its file is shared and not open for writing; open it for reading and writing"
+            ),
             "{message}"
         );
     }

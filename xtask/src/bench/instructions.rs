@@ -51,9 +51,13 @@ impl Bench {
         }
         let file = self.folder.join("instructions.tsv");
         let mut pins = match fs::read_to_string(&file) {
-            Ok(text) => pins(&text).with_context(|| format!("{}: not what --pin writes", file.display()))?,
+            Ok(text) => {
+                pins(&text).with_context(|| format!("{}: not what --pin writes", file.display()))?
+            }
             Err(_) if args.pin => Pins::new(),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", file.display()))
+            }
         };
         let mut more = 0u32;
         println!(
@@ -81,7 +85,8 @@ impl Bench {
             }
         }
         if args.pin {
-            fs::write(&file, pins_text(&pins)).with_context(|| format!("cannot write {}", file.display()))?;
+            fs::write(&file, pins_text(&pins))
+                .with_context(|| format!("cannot write {}", file.display()))?;
             println!("written: {}", file.display());
             return Ok(ExitCode::SUCCESS);
         }
@@ -112,7 +117,12 @@ impl Bench {
             .arg("--tool=callgrind")
             .arg(format!("--callgrind-out-file={}", profile.display()))
             .arg(program)
-            .args(["--count", operation, "--iterations", &iterations.to_string()])
+            .args([
+                "--count",
+                operation,
+                "--iterations",
+                &iterations.to_string(),
+            ])
             .output()
             .context("cannot start valgrind")?;
         ensure!(

@@ -94,11 +94,12 @@ impl Machine {
             ".",
         ]))?
         .is_empty();
-        let commit = said(
-            Command::new("git")
-                .current_dir(folder)
-                .args(["rev-parse", "--short", "HEAD"]),
-        )?;
+        let commit =
+            said(
+                Command::new("git")
+                    .current_dir(folder)
+                    .args(["rev-parse", "--short", "HEAD"]),
+            )?;
         Ok(Self {
             processor: format!(
                 "{}× {}",
@@ -175,7 +176,9 @@ pub(super) fn results_text(
     text.push_str(
         "\nns an operation unless it says otherwise; fat / release / size. **Bold**: short of the aim.\n\n",
     );
-    text.push_str("| operation | reference | ours | limit | ratio | aim |\n|---|---|---|---|---|---|\n");
+    text.push_str(
+        "| operation | reference | ours | limit | ratio | aim |\n|---|---|---|---|---|---|\n",
+    );
 
     let (_, first) = tables.first().context("no build")?;
     for row in first {
@@ -273,8 +276,12 @@ mod tests {
             provision: "two threads: 1 s".into(),
         };
         let text = results_text(&machine, 21, &tables, Some(&curves)).unwrap();
-        assert!(text.contains("a million: 2 ns") && text.contains("| by | a | b |\n\ntwo threads: 1 s"));
-        assert!(text.contains("| fast | 50.0 / 50.0 | 2.00 / 2.00 | 1.00 / 1.00 | 25.0 / 25.0 | 20 / 20 |"));
+        assert!(
+            text.contains("a million: 2 ns") && text.contains("| by | a | b |\n\ntwo threads: 1 s")
+        );
+        assert!(text.contains(
+            "| fast | 50.0 / 50.0 | 2.00 / 2.00 | 1.00 / 1.00 | 25.0 / 25.0 | 20 / 20 |"
+        ));
         assert!(text.contains(
             "| slow | 25.0 µs / 25.0 µs | 20.0 µs / 20.0 µs | – / – | **1.25** / **1.25** | 2 / 2 |"
         ));

@@ -62,7 +62,9 @@ pub(super) fn short_copies(builds: &[(Build, Throughput)]) -> Result<String> {
     let mut places: BTreeMap<Place, Vec<Option<f64>>> = BTreeMap::new();
     for (column, (_, throughput)) in builds.iter().enumerate() {
         for (place, part) in &throughput.points {
-            let parts = places.entry(*place).or_insert_with(|| vec![None; builds.len()]);
+            let parts = places
+                .entry(*place)
+                .or_insert_with(|| vec![None; builds.len()]);
             *parts.get_mut(column).context("no such column")? = Some(*part);
         }
     }
@@ -87,7 +89,11 @@ pub(super) fn short_copies(builds: &[(Build, Throughput)]) -> Result<String> {
             })
             .collect();
         let Place { bytes, guest, host } = place;
-        writeln!(text, "| {bytes} | {guest} | {host} | {} |", cells.join(" | "))?;
+        writeln!(
+            text,
+            "| {bytes} | {guest} | {host} | {} |",
+            cells.join(" | ")
+        )?;
     }
     Ok(text)
 }
@@ -109,7 +115,9 @@ mod tests {
         let fat = throughput(&format!(
             "{head}64\t0\t0\t0.8449\n128\t0\t3\t0.99\n48\t0\t0\t0.95\n"
         ));
-        let size = throughput(&format!("{head}64\t0\t0\t1.01\n128\t0\t3\t0.9\n48\t0\t0\t0.5\n"));
+        let size = throughput(&format!(
+            "{head}64\t0\t0\t1.01\n128\t0\t3\t0.9\n48\t0\t0\t0.5\n"
+        ));
         let text = short_copies(&[(Build::Fat, fat), (Build::Size, size)]).unwrap();
         let rows: Vec<_> = text.lines().skip(2).collect();
         assert_eq!(

@@ -42,7 +42,8 @@ impl Counts {
                 .find_map(|part| part.trim().strip_suffix(name)?.trim().parse().ok())
                 .with_context(|| format!("no number of tests {name}"))
         };
-        let add = |sum: u64, number: u64| sum.checked_add(number).context("too many tests to count");
+        let add =
+            |sum: u64, number: u64| sum.checked_add(number).context("too many tests to count");
         Ok(Self {
             programs: add(self.programs, 1)?,
             passed: add(self.passed, field("passed")?)?,
@@ -83,7 +84,9 @@ noise without a newline test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 me
     #[test]
     fn no_result_is_no_program() {
         assert_eq!(
-            Counts::from_output("error: could not compile").unwrap().programs,
+            Counts::from_output("error: could not compile")
+                .unwrap()
+                .programs,
             0
         );
     }

@@ -159,7 +159,12 @@ mod tests {
     #[test]
     fn what_is_left_out_has_a_reason() {
         for user in USERS {
-            assert_eq!(user.skips.is_empty(), user.reason.is_empty(), "{}", user.name);
+            assert_eq!(
+                user.skips.is_empty(),
+                user.reason.is_empty(),
+                "{}",
+                user.name
+            );
         }
     }
 }

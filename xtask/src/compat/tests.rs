@@ -66,13 +66,18 @@ fn a_vm_memory_from_elsewhere_fails() {
     assert_eq!(check(false, &[registry]), Err(why.clone()));
     assert_eq!(check(false, &[ours, registry]), Err(why));
     assert!(check(true, &[ours]).is_err());
-    assert!(check(false, &[]).unwrap_err().ends_with("without any vm-memory"));
+    assert!(check(false, &[])
+        .unwrap_err()
+        .ends_with("without any vm-memory"));
 }
 
 #[test]
 fn a_copy_is_a_workspace_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
-    let (source, copy) = (folder.path().join("source"), folder.path().join("thing-0.1.0"));
+    let (source, copy) = (
+        folder.path().join("source"),
+        folder.path().join("thing-0.1.0"),
+    );
     fs::create_dir_all(source.join("src/deep")).unwrap();
     fs::write(source.join("Cargo.toml"), "[package]\nname = \"thing\"").unwrap();
     fs::write(source.join("src/deep/a.rs"), "// a").unwrap();
@@ -82,7 +87,10 @@ fn a_copy_is_a_workspace_of_its_own() {
     copy_crate(&source, &copy).unwrap();
     let manifest = fs::read_to_string(copy.join("Cargo.toml")).unwrap();
     assert_eq!(manifest, "[package]\nname = \"thing\"\n[workspace]\n");
-    assert_eq!(fs::read_to_string(copy.join("src/deep/a.rs")).unwrap(), "// a");
+    assert_eq!(
+        fs::read_to_string(copy.join("src/deep/a.rs")).unwrap(),
+        "// a"
+    );
     assert!(!copy.join("stale").exists());
 
     fs::write(source.join("Cargo.toml"), "[workspace]\n").unwrap();

@@ -1,6 +1,9 @@
 //! The registers of an interrupted aarch64 processor.
 
-#![expect(clippy::as_conversions, reason = "registers are the same bits as addresses")]
+#![expect(
+    clippy::as_conversions,
+    reason = "registers are the same bits as addresses"
+)]
 
 /// The registers, as they were at the faulting instruction and will be when the handler has returned.
 pub(super) struct Registers<'a> {

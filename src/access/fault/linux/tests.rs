@@ -24,7 +24,8 @@ fn seen(signo: c_int, code: c_int, address: usize, address_lsb: i16) -> Option<(
         rest: [0; 16],
     };
     // SAFETY: the fields of a fault, as the kernel fills them, and zeroes.
-    unsafe { Fault::from_info(core::ptr::from_ref(&info).cast()) }.map(|fault| (fault.address, fault.len))
+    unsafe { Fault::from_info(core::ptr::from_ref(&info).cast()) }
+        .map(|fault| (fault.address, fault.len))
 }
 
 const ADDRESS: usize = 0x7f12_3456_789a;
@@ -121,7 +122,11 @@ const WITHIN: [Within; 14] = [
 fn a_fault_within_an_operand_is_at_its_first_byte_there() {
     for (address, len, operand, expected) in WITHIN {
         let fault = Fault { address, len };
-        assert_eq!(fault.within(operand), expected, "{fault:x?} in {operand:x?}");
+        assert_eq!(
+            fault.within(operand),
+            expected,
+            "{fault:x?} in {operand:x?}"
+        );
     }
 }
 
@@ -161,7 +166,11 @@ fn recovered(at: usize, operands: [(usize, usize); 2], fault: Fault) -> (bool, u
 fn a_kernel_goes_on_if_the_fault_is_in_either_of_its_guest_operands() {
     let (at, resume) = instruction(IN_REGISTERS);
     for (address, len, operand, expected) in WITHIN {
-        for operands in [[operand, (0, 0)], [(0, 0), operand], [(0x10, 0x20), operand]] {
+        for operands in [
+            [operand, (0, 0)],
+            [(0, 0), operand],
+            [(0x10, 0x20), operand],
+        ] {
             let answer = recovered(at, operands, Fault { address, len });
             let wanted = expected.map_or((false, at, 77), |first| (true, resume, first));
             assert_eq!(answer, wanted, "{address:x} of {len:x} in {operands:x?}");
@@ -190,7 +199,12 @@ fn an_instruction_with_one_operand_goes_on_whatever_the_registers_hold() {
 #[test]
 fn no_other_instruction_is_touched() {
     let everything = [(0, usize::MAX), (0, usize::MAX)];
-    for at in [0, 1, no_other_instruction_is_touched as fn() as usize, usize::MAX] {
+    for at in [
+        0,
+        1,
+        no_other_instruction_is_touched as fn() as usize,
+        usize::MAX,
+    ] {
         let fault = Fault {
             address: 0x5000,
             len: 1,

@@ -32,7 +32,11 @@ fn main() -> ExitCode {
                 soak.ops = u64::MAX;
             }),
             "--without-rule" => args.next().map(|row| soak.without.push(row)),
-            "--outcomes" => return args.next().map_or(ExitCode::from(2), |path| outcomes(&path)),
+            "--outcomes" => {
+                return args
+                    .next()
+                    .map_or(ExitCode::from(2), |path| outcomes(&path))
+            }
             "--census" => {
                 soak.census = true;
                 Some(())
@@ -117,7 +121,10 @@ fn survey<A: Machine, B: Machine>(soak: &Soak) -> ExitCode {
         let (ops, difference) = shrink::<A, B>(ops, difference, &soak.without);
         println!("{}", report(&ops, &difference));
     }
-    println!("{} operations; allowed differences: {:?}", seen.ops, seen.fired);
+    println!(
+        "{} operations; allowed differences: {:?}",
+        seen.ops, seen.fired
+    );
     ExitCode::SUCCESS
 }
 

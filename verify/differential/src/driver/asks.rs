@@ -6,8 +6,8 @@ use super::vm;
 use super::vm::bitmap::{Bitmap, BitmapSlice};
 use super::vm::guest_memory::GuestMemorySliceIterator;
 use super::vm::{
-    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, MemoryRegionAddress,
-    VolatileSlice,
+    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    MemoryRegionAddress, VolatileSlice,
 };
 use crate::op::{Answer, Question, RegionQuestion};
 use crate::out::{Fault, Out};
@@ -25,7 +25,10 @@ pub fn place<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, hosts: &Hosts) -> Out
 }
 
 fn extent<R: GuestMemoryRegion>(region: &R) -> Out {
-    Out::All(vec![Out::Num(region.start_addr().0), Out::Num(region.len())])
+    Out::All(vec![
+        Out::Num(region.start_addr().0),
+        Out::Num(region.len()),
+    ])
 }
 
 fn each<'a, B: BitmapSlice>(
@@ -98,7 +101,10 @@ where
         Question::CheckRange { at, len } => {
             GuestMemoryBackend::check_range(memory, GuestAddress(at), len).into()
         }
-        Question::CheckedOffset { at, by } => memory.checked_offset(GuestAddress(at), by).map(|a| a.0).into(),
+        Question::CheckedOffset { at, by } => memory
+            .checked_offset(GuestAddress(at), by)
+            .map(|a| a.0)
+            .into(),
         Question::TryAccess {
             at,
             count,
@@ -149,7 +155,11 @@ where
 }
 
 /// Answers what a region can answer.
-pub fn ask_region<R: GuestMemoryRegion>(region: &R, question: &RegionQuestion, hosts: &Hosts) -> Out {
+pub fn ask_region<R: GuestMemoryRegion>(
+    region: &R,
+    question: &RegionQuestion,
+    hosts: &Hosts,
+) -> Out {
     let failed = |error: GuestMemoryError| -> Fault { error.fault(hosts) };
     match *question {
         RegionQuestion::Extent => Out::All(vec![
@@ -166,15 +176,20 @@ pub fn ask_region<R: GuestMemoryRegion>(region: &R, question: &RegionQuestion, h
                 .map_err(failed),
         ),
         RegionQuestion::RegionDirtyAt(at) => region.bitmap().dirty_at(at).into(),
-        RegionQuestion::RegionCheckAddress(at) => {
-            region.check_address(MemoryRegionAddress(at)).map(|a| a.0).into()
+        RegionQuestion::RegionCheckAddress(at) => region
+            .check_address(MemoryRegionAddress(at))
+            .map(|a| a.0)
+            .into(),
+        RegionQuestion::RegionInRange(at) => {
+            region.address_in_range(MemoryRegionAddress(at)).into()
         }
-        RegionQuestion::RegionInRange(at) => region.address_in_range(MemoryRegionAddress(at)).into(),
         RegionQuestion::RegionCheckedOffset { at, by } => region
             .checked_offset(MemoryRegionAddress(at), by)
             .map(|a| a.0)
             .into(),
-        RegionQuestion::RegionFromGuest(at) => region.to_region_addr(GuestAddress(at)).map(|a| a.0).into(),
+        RegionQuestion::RegionFromGuest(at) => {
+            region.to_region_addr(GuestAddress(at)).map(|a| a.0).into()
+        }
         RegionQuestion::RegionHostAddress(at) => Out::of(
             region
                 .get_host_address(MemoryRegionAddress(at))

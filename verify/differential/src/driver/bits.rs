@@ -126,7 +126,11 @@ pub fn bits(bitmap: &mut AtomicBitmap, act: &BitAct) -> Out {
             viewed(bitmap, view, skips, &mut |marks| marks.mark(at, len));
             Out::Nothing
         }
-        BitAct::ReadDirty { view, ref skips, at } => {
+        BitAct::ReadDirty {
+            view,
+            ref skips,
+            at,
+        } => {
             let mut seen = false;
             viewed(bitmap, view, skips, &mut |marks| seen = marks.dirty(at));
             Out::Bool(seen)

@@ -10,7 +10,11 @@ pub struct Hosts(pub Vec<usize>);
 impl Hosts {
     /// `address`, as far as it can be compared with one of the other machine.
     pub fn place(&self, address: usize) -> Out {
-        let from_region = self.0.iter().map(|&base| address.wrapping_sub(base)).collect();
+        let from_region = self
+            .0
+            .iter()
+            .map(|&base| address.wrapping_sub(base))
+            .collect();
         Out::Host(Place {
             raw: address,
             from_region,
@@ -31,7 +35,13 @@ impl IntoFault for vm::GuestMemoryError {
             E::InvalidGuestAddress(at) => Fault::InvalidGuestAddress(at.0),
             E::InvalidBackendAddress => Fault::InvalidBackendAddress,
             E::IOError(error) => error.into(),
-            E::PartialBuffer { expected, completed } => Fault::PartialBuffer { expected, completed },
+            E::PartialBuffer {
+                expected,
+                completed,
+            } => Fault::PartialBuffer {
+                expected,
+                completed,
+            },
             E::HostAddressNotAvailable => Fault::HostAddressNotAvailable,
             E::CallbackOutOfRange => Fault::CallbackOutOfRange,
             E::GuestAddressOverflow => Fault::GuestAddressOverflow,
@@ -55,7 +65,13 @@ impl IntoFault for vm::VolatileMemoryError {
                 alignment,
             },
             E::IOError(error) => error.into(),
-            E::PartialBuffer { expected, completed } => Fault::PartialBuffer { expected, completed },
+            E::PartialBuffer {
+                expected,
+                completed,
+            } => Fault::PartialBuffer {
+                expected,
+                completed,
+            },
         }
     }
 }
@@ -83,7 +99,9 @@ impl IntoFault for vm::iommu::Error {
 
 impl IntoFault for vm::iommu::IotlbFails {
     fn fault(self, _: &Hosts) -> Fault {
-        let plain = |ranges: Vec<vm::iommu::IovaRange>| ranges.iter().map(|r| (r.base.0, r.length)).collect();
+        let plain = |ranges: Vec<vm::iommu::IovaRange>| {
+            ranges.iter().map(|r| (r.base.0, r.length)).collect()
+        };
         Fault::Unmapped {
             misses: plain(self.misses),
             access_fails: plain(self.access_fails),

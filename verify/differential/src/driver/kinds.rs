@@ -10,8 +10,8 @@ use super::vm::bitmap::{AtomicBitmap, Bitmap, BS};
 use super::vm::mmap::MmapRegionBuilder;
 use super::vm::{
     AtomicAccess, Bytes, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
-    GuestMemoryResult, GuestRegionCollection, GuestRegionMmap, GuestUsize, MemoryRegionAddress, MmapRegion,
-    ReadVolatile, VolatileMemory, VolatileSlice, WriteVolatile,
+    GuestMemoryResult, GuestRegionCollection, GuestRegionMmap, GuestUsize, MemoryRegionAddress,
+    MmapRegion, ReadVolatile, VolatileMemory, VolatileSlice, WriteVolatile,
 };
 use crate::host::whole_pages;
 use crate::op::{Flavour, RegionSpec};
@@ -29,7 +29,10 @@ pub trait Kind: 'static {
     fn region(spec: &RegionSpec) -> Result<Self::R, Fault>;
 
     /// The collection made by `from_ranges` or `from_ranges_with_files`, if the kind has these.
-    fn from_ranges(_: &[RegionSpec], _files: bool) -> Option<Result<GuestRegionCollection<Self::R>, Fault>> {
+    fn from_ranges(
+        _: &[RegionSpec],
+        _files: bool,
+    ) -> Option<Result<GuestRegionCollection<Self::R>, Fault>> {
         None
     }
 
@@ -103,17 +106,19 @@ fn mapped_ranges<B: vm::bitmap::NewBitmap>(
         return Some(Err(Fault::Named("too large for the harness")));
     }
     let made = if files {
-        GuestRegionCollection::from_ranges_with_files(specs.iter().enumerate().map(|(index, spec)| {
-            // Files of their own, of one behind another one's page, so that offsets differ.
-            let offset = (index as u64 % 3) * 4096;
-            let file = (index % 4 != 3).then(|| {
-                vm::FileOffset::new(
-                    file_of_len(offset + whole_pages(spec.len as usize) as u64),
-                    offset,
-                )
-            });
-            (GuestAddress(spec.base), spec.len as usize, file)
-        }))
+        GuestRegionCollection::from_ranges_with_files(specs.iter().enumerate().map(
+            |(index, spec)| {
+                // Files of their own, of one behind another one's page, so that offsets differ.
+                let offset = (index as u64 % 3) * 4096;
+                let file = (index % 4 != 3).then(|| {
+                    vm::FileOffset::new(
+                        file_of_len(offset + whole_pages(spec.len as usize) as u64),
+                        offset,
+                    )
+                });
+                (GuestAddress(spec.base), spec.len as usize, file)
+            },
+        ))
     } else {
         let ranges: Vec<_> = specs
             .iter()
@@ -173,7 +178,10 @@ impl Kind for MmapTracked {
     type R = GuestRegionMmap<AtomicBitmap>;
 
     fn region(spec: &RegionSpec) -> Result<Self::R, Fault> {
-        mapped(spec, bitmap_of(spec.len.min(LARGEST_REGION) as usize, spec.page))
+        mapped(
+            spec,
+            bitmap_of(spec.len.min(LARGEST_REGION) as usize, spec.page),
+        )
     }
 
     fn from_ranges(
@@ -278,9 +286,11 @@ impl GuestMemoryRegion for OwnRegion {
             return Err(GuestMemoryError::HostAddressNotAvailable);
         }
         match offset.0.checked_add(count as u64) {
-            Some(end) if end <= self.len => {
-                Ok(VolatileMemory::get_slice(&self.ram, offset.0 as usize, count)?)
-            }
+            Some(end) if end <= self.len => Ok(VolatileMemory::get_slice(
+                &self.ram,
+                offset.0 as usize,
+                count,
+            )?),
             _ => Err(GuestMemoryError::InvalidBackendAddress),
         }
     }
@@ -298,7 +308,9 @@ impl Kind for Own {
     fn region(spec: &RegionSpec) -> Result<Self::R, Fault> {
         let bytes = match spec.flavour {
             Flavour::NotRam => 1,
-            _ if spec.len > LARGEST_REGION => return Err(Fault::Named("too large for the harness")),
+            _ if spec.len > LARGEST_REGION => {
+                return Err(Fault::Named("too large for the harness"))
+            }
             _ => spec.len.max(1) as usize,
         };
         let ram = MmapRegionBuilder::new_with_bitmap(bytes, bitmap_of(bytes, spec.page))
@@ -427,11 +439,20 @@ impl Bytes<MemoryRegionAddress> for DeviceRegion {
         Err(GuestMemoryError::HostAddressNotAvailable)
     }
 
-    fn store<T: AtomicAccess>(&self, _: T, addr: MemoryRegionAddress, _: Ordering) -> GuestMemoryResult<()> {
+    fn store<T: AtomicAccess>(
+        &self,
+        _: T,
+        addr: MemoryRegionAddress,
+        _: Ordering,
+    ) -> GuestMemoryResult<()> {
         self.reach(addr, size_of::<T>()).map(|_| ())
     }
 
-    fn load<T: AtomicAccess>(&self, addr: MemoryRegionAddress, _: Ordering) -> GuestMemoryResult<T> {
+    fn load<T: AtomicAccess>(
+        &self,
+        addr: MemoryRegionAddress,
+        _: Ordering,
+    ) -> GuestMemoryResult<T> {
         self.reach(addr, size_of::<T>()).map(|_| T::zeroed())
     }
 }
@@ -467,7 +488,10 @@ impl Kind for Device {
     }
 
     fn host(region: &Self::R) -> (usize, usize) {
-        (region.asked.as_ptr() as usize, whole_pages(region.asked.size()))
+        (
+            region.asked.as_ptr() as usize,
+            whole_pages(region.asked.size()),
+        )
     }
 
     fn is_ram(_: &Self::R) -> bool {

@@ -122,7 +122,10 @@ pub fn map(spec: &MapSpec) -> Out {
 pub fn fds_overlap(same_file: bool, first: (u64, usize), second: (u64, usize)) -> Out {
     const LARGEST_FILE: u64 = 1 << 16;
     let ends = [first, second].map(|(offset, len)| offset.checked_add(len as u64));
-    if ends.iter().any(|end| end.is_none_or(|end| end > LARGEST_FILE)) {
+    if ends
+        .iter()
+        .any(|end| end.is_none_or(|end| end > LARGEST_FILE))
+    {
         return Out::NotApplicable;
     }
     let file = Arc::new(file_of_len(LARGEST_FILE));
@@ -131,7 +134,8 @@ pub fn fds_overlap(same_file: bool, first: (u64, usize), second: (u64, usize)) -
     } else {
         Arc::new(file_of_len(LARGEST_FILE))
     };
-    let made = |file, (offset, len)| MmapRegion::<()>::from_file(FileOffset::from_arc(file, offset), len);
+    let made =
+        |file, (offset, len)| MmapRegion::<()>::from_file(FileOffset::from_arc(file, offset), len);
     match (made(file, first), made(other, second)) {
         (Ok(a), Ok(b)) => {
             let alone = MmapRegion::<()>::new(4096);

@@ -29,8 +29,9 @@ use crate::out::{Fault, Out};
 use vm::bitmap::AtomicBitmap;
 use vm::iommu::Iotlb;
 use vm::{
-    GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion,
-    GuestRegionCollection, IommuMemory, MemoryRegionAddress, MmapRegion, VolatileMemory, VolatileSlice,
+    GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryBackend,
+    GuestMemoryRegion, GuestRegionCollection, IommuMemory, MemoryRegionAddress, MmapRegion,
+    VolatileMemory, VolatileSlice,
 };
 
 /// The length of the buffer that has no bitmap.
@@ -53,7 +54,9 @@ pub struct World {
 impl Machine for World {
     fn fresh() -> Self {
         World {
-            space: Box::new(SpaceOf::<kinds::MmapPlain>::new(GuestRegionCollection::new())),
+            space: Box::new(SpaceOf::<kinds::MmapPlain>::new(
+                GuestRegionCollection::new(),
+            )),
             bitmaps: Default::default(),
             alone: Iotlb::new(),
         }
@@ -72,7 +75,10 @@ impl Machine for World {
                 Some(bitmap) => bits::bits(bitmap, act),
                 None => Out::NotApplicable,
             },
-            Op::Tlb { alone: true, ref act } => tlb::tlb(&mut self.alone, act, &Hosts::default()),
+            Op::Tlb {
+                alone: true,
+                ref act,
+            } => tlb::tlb(&mut self.alone, act, &Hosts::default()),
             Op::Map(ref spec) => maps::map(spec),
             Op::FdsOverlap {
                 same_file,
@@ -105,7 +111,12 @@ impl Machine for World {
         self.space.reach(on)
     }
 
-    fn words_after(&self, place: Option<usize>, before: &[u64], marks: &[(usize, usize)]) -> Vec<u64> {
+    fn words_after(
+        &self,
+        place: Option<usize>,
+        before: &[u64],
+        marks: &[(usize, usize)],
+    ) -> Vec<u64> {
         self.space.words_after(place, before, marks)
     }
 
@@ -143,7 +154,12 @@ trait Space {
     fn apply(&mut self, op: &Op) -> Out;
     fn extents(&self) -> Vec<Extent>;
     fn reach(&self, on: &Target) -> Vec<Placed>;
-    fn words_after(&self, place: Option<usize>, before: &[u64], marks: &[(usize, usize)]) -> Vec<u64>;
+    fn words_after(
+        &self,
+        place: Option<usize>,
+        before: &[u64],
+        marks: &[(usize, usize)],
+    ) -> Vec<u64>;
     fn mappings(&self) -> Vec<Mapping>;
     fn state(&self) -> State;
     fn set_bits(&mut self, region: usize, words: &[u64]);
@@ -176,7 +192,10 @@ fn build(layout: &Layout) -> Result<Box<dyn Space>, Fault> {
 }
 
 fn range_of(host: (usize, usize)) -> HostRange {
-    #[expect(unsafe_code, reason = "the harness looks at guest memory by its host address")]
+    #[expect(
+        unsafe_code,
+        reason = "the harness looks at guest memory by its host address"
+    )]
     // SAFETY: kinds give the whole mapping of a region that the machine keeps, and a single thread uses it.
     unsafe {
         HostRange::new(host.0, host.1)
@@ -197,7 +216,12 @@ impl<K: Kind> SpaceOf<K> {
             seen: memory.clone(),
             kept: None,
             removed: Vec::new(),
-            iommu: IommuMemory::new(memory.clone(), Remapper::new(), true, K::bitmap(bytes, page)),
+            iommu: IommuMemory::new(
+                memory.clone(),
+                Remapper::new(),
+                true,
+                K::bitmap(bytes, page),
+            ),
             memory,
             buffer: MmapRegion::new(BUFFER_BYTES).expect("mapping a buffer"),
         };
@@ -263,7 +287,11 @@ impl<K: Kind> SpaceOf<K> {
     }
 
     fn hosts(&self) -> Hosts {
-        let mut hosts: Vec<_> = self.regions().iter().map(|region| K::host(region).0).collect();
+        let mut hosts: Vec<_> = self
+            .regions()
+            .iter()
+            .map(|region| K::host(region).0)
+            .collect();
         hosts.push(self.buffer.as_ptr() as usize);
         Hosts(hosts)
     }
@@ -303,7 +331,10 @@ impl<K: Kind> SpaceOf<K> {
         match on {
             Target::Memory => both(&self.memory),
             Target::Published => both(&self.published.memory()),
-            Target::Kept => self.kept.as_ref().map_or(Out::NotApplicable, |kept| both(kept)),
+            Target::Kept => self
+                .kept
+                .as_ref()
+                .map_or(Out::NotApplicable, |kept| both(kept)),
             Target::Iommu => ask_any(&self.iommu, question, &hosts),
             Target::OneRegion(_) | Target::OneSlice(_) => Out::NotApplicable,
         }
@@ -356,7 +387,12 @@ impl<K: Kind> Paths for SpaceOf<K> {
                 let mut local = stream(0xC0, 0, len.min(BUFFER_BYTES));
                 let mut hosts = hosts;
                 hosts.0.push(local.as_ptr() as usize);
-                let out = walk(&VolatileSlice::from(&mut local[..]), &path.steps, &hosts, job);
+                let out = walk(
+                    &VolatileSlice::from(&mut local[..]),
+                    &path.steps,
+                    &hosts,
+                    job,
+                );
                 Out::All(vec![out, Out::Bytes(local)])
             }
         }
@@ -374,18 +410,21 @@ impl<K: Kind> Space for SpaceOf<K> {
                 });
                 Out::of(inserted.map(|memory| self.memory = memory))
             }
-            Op::RemoveRegion { base, len } => match self.memory.remove_region(GuestAddress(base), len) {
-                Ok((memory, region)) => {
-                    self.memory = memory;
-                    let gone = Out::All(vec![region.start_addr().0.into(), region.len().into()]);
-                    self.removed.push(region);
-                    if self.removed.len() > MOST_REMOVED {
-                        self.removed.remove(0);
+            Op::RemoveRegion { base, len } => {
+                match self.memory.remove_region(GuestAddress(base), len) {
+                    Ok((memory, region)) => {
+                        self.memory = memory;
+                        let gone =
+                            Out::All(vec![region.start_addr().0.into(), region.len().into()]);
+                        self.removed.push(region);
+                        if self.removed.len() > MOST_REMOVED {
+                            self.removed.remove(0);
+                        }
+                        gone
                     }
-                    gone
+                    Err(error) => Out::Failed(error.fault(&Hosts::default())),
                 }
-                Err(error) => Out::Failed(error.fault(&Hosts::default())),
-            },
+            }
             Op::Publish => {
                 // A second handle, as another thread would have: both must see the replacement.
                 let handle = self.published.clone();
@@ -416,19 +455,34 @@ impl<K: Kind> Space for SpaceOf<K> {
                 at,
                 ref access,
             } => self.touch(on, at, access),
-            Op::Ask { ref on, ref question } => self.ask(on, question),
-            Op::AskRegion { region, ref question } => match self.memory.iter().nth(region) {
+            Op::Ask {
+                ref on,
+                ref question,
+            } => self.ask(on, question),
+            Op::AskRegion {
+                region,
+                ref question,
+            } => match self.memory.iter().nth(region) {
                 Some(region) => ask_region(region, question, &self.hosts()),
                 None => Out::NotApplicable,
             },
-            Op::Volatile { ref path, ref act } => self.with_slice(path, &mut ActJob { paths: self, act }),
-            Op::Tlb { ref act, .. } => tlb::tlb(&mut self.iommu.iommu().tlb_mut(), act, &self.hosts()),
-            Op::NewIommu { enabled, bytes, page } => {
+            Op::Volatile { ref path, ref act } => {
+                self.with_slice(path, &mut ActJob { paths: self, act })
+            }
+            Op::Tlb { ref act, .. } => {
+                tlb::tlb(&mut self.iommu.iommu().tlb_mut(), act, &self.hosts())
+            }
+            Op::NewIommu {
+                enabled,
+                bytes,
+                page,
+            } => {
                 if bytes as u64 > 4 * LARGEST_REGION {
                     return Out::NotApplicable;
                 }
                 let memory = self.memory.clone();
-                self.iommu = IommuMemory::new(memory, Remapper::new(), enabled, K::bitmap(bytes, page));
+                self.iommu =
+                    IommuMemory::new(memory, Remapper::new(), enabled, K::bitmap(bytes, page));
                 Out::Nothing
             }
             Op::EnableIommu { on } => {
@@ -488,7 +542,12 @@ impl<K: Kind> Space for SpaceOf<K> {
             .collect()
     }
 
-    fn words_after(&self, place: Option<usize>, before: &[u64], marks: &[(usize, usize)]) -> Vec<u64> {
+    fn words_after(
+        &self,
+        place: Option<usize>,
+        before: &[u64],
+        marks: &[(usize, usize)],
+    ) -> Vec<u64> {
         let bitmap = match place {
             Some(place) => self
                 .regions()

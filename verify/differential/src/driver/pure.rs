@@ -12,7 +12,8 @@ use crate::out::Out;
 
 fn on<A: Address<V = u64>>(what: Arith, a: u64, b: u64) -> Out {
     let left = A::new(a);
-    let pair = |(address, carry): (A, bool)| Out::All(vec![address.raw_value().into(), carry.into()]);
+    let pair =
+        |(address, carry): (A, bool)| Out::All(vec![address.raw_value().into(), carry.into()]);
     match what {
         Arith::CheckedAdd => left.checked_add(b).map(|r| r.raw_value()).into(),
         Arith::CheckedSub => left.checked_sub(b).map(|r| r.raw_value()).into(),

@@ -1,5 +1,8 @@
 //! The methods of `VolatileMemory`, `VolatileSlice`, `VolatileRef` and `VolatileArrayRef`.
-#![expect(unsafe_code, reason = "aligned_as_ref and aligned_as_mut are unsafe to call")]
+#![expect(
+    unsafe_code,
+    reason = "aligned_as_ref and aligned_as_mut are unsafe to call"
+)]
 
 use std::sync::atomic::Ordering;
 
@@ -120,10 +123,15 @@ impl<P: Paths> SliceJob for ActJob<'_, P> {
             Act::Guard { mutable: false } => place(slice, hosts),
             Act::Guard { mutable: true } => {
                 let guard = slice.ptr_guard_mut();
-                Out::All(vec![hosts.place(guard.as_ptr() as usize), Out::from(guard.len())])
+                Out::All(vec![
+                    hosts.place(guard.as_ptr() as usize),
+                    Out::from(guard.len()),
+                ])
             }
             Act::CopyToSlice { ref to } => self.paths.with_slice(to, &mut CopySlice(slice)),
-            Act::EndOffset { base, by } => Out::of(slice.compute_end_offset(base, by).map_err(failed)),
+            Act::EndOffset { base, by } => {
+                Out::of(slice.compute_end_offset(base, by).map_err(failed))
+            }
             Act::ArrayOfSlice => {
                 let array = VolatileArrayRef::from(slice.clone());
                 Out::All(vec![
@@ -254,9 +262,9 @@ fn typed<T: ByteValued, B: BitmapSlice, P: Paths>(
                 vec![hosts.place(guard.as_ptr() as usize), Out::from(guard.len())]
             }
         })),
-        Act::ArrayLoad { at, count, index, .. } => {
-            Out::of(array_at(at, count).map(|array| bytes_of(&[array.load(index)])))
-        }
+        Act::ArrayLoad {
+            at, count, index, ..
+        } => Out::of(array_at(at, count).map(|array| bytes_of(&[array.load(index)]))),
         Act::ArrayStore {
             at,
             count,
@@ -264,10 +272,14 @@ fn typed<T: ByteValued, B: BitmapSlice, P: Paths>(
             seed,
             ..
         } => Out::of(array_at(at, count).map(|array| array.store(index, value_of(seed)))),
-        Act::ArrayRefAt { at, count, index, .. } => {
+        Act::ArrayRefAt {
+            at, count, index, ..
+        } => {
             Out::of(array_at(at, count).map(|array| place(&array.ref_at(index).to_slice(), hosts)))
         }
-        Act::ArrayCopyTo { at, count, room, .. } => {
+        Act::ArrayCopyTo {
+            at, count, room, ..
+        } => {
             if too_many(room) {
                 return Out::NotApplicable;
             }

@@ -145,7 +145,10 @@ impl Feed {
                 Feed::Socket { reader, writer }
             }
             Source::DeafSource => {
-                let file = File::options().write(true).open("/dev/null").expect("/dev/null");
+                let file = File::options()
+                    .write(true)
+                    .open("/dev/null")
+                    .expect("/dev/null");
                 Feed::File {
                     file,
                     handle: Handle::Owned,
@@ -222,7 +225,12 @@ impl ReadVolatile for Feed {
                 through!(handle, File, file, ReadVolatile::read_exact_volatile(buf))
             }
             Feed::Pipe { reader, handle, .. } => {
-                through!(handle, OwnedFd, reader, ReadVolatile::read_exact_volatile(buf))
+                through!(
+                    handle,
+                    OwnedFd,
+                    reader,
+                    ReadVolatile::read_exact_volatile(buf)
+                )
             }
             Feed::Socket { reader, .. } => reader.read_exact_volatile(buf),
         }
@@ -298,7 +306,11 @@ impl Drain {
                 data: vec![0xA5; room],
                 position: pos,
             },
-            Sink::FileSink { filled, pos, handle } => {
+            Sink::FileSink {
+                filled,
+                pos,
+                handle,
+            } => {
                 let mut file = file_of(&vec![0xA5; filled]);
                 file.seek(SeekFrom::Start(pos)).expect("seeking in a memfd");
                 Drain::File {
@@ -327,7 +339,10 @@ impl Drain {
                 }
             }
             Sink::FullSink => {
-                let file = File::options().write(true).open("/dev/full").expect("/dev/full");
+                let file = File::options()
+                    .write(true)
+                    .open("/dev/full")
+                    .expect("/dev/full");
                 Drain::File {
                     file,
                     handle: Handle::Owned,
@@ -351,7 +366,9 @@ impl Drain {
             Drain::Script { taken, .. } | Drain::Vector(taken) => (taken, 0),
             Drain::Slice { data, taken } => (data, taken as u64),
             Drain::Cursor { data, position } => (data, position),
-            Drain::File { readable: false, .. } => (Vec::new(), 0),
+            Drain::File {
+                readable: false, ..
+            } => (Vec::new(), 0),
             Drain::File { mut file, .. } => {
                 let position = file.stream_position().expect("the position of a memfd");
                 file.rewind().expect("rewinding a memfd");
@@ -435,7 +452,12 @@ impl WriteVolatile for Drain {
                 through!(handle, File, file, WriteVolatile::write_all_volatile(buf))
             }
             Drain::Pipe { writer, handle, .. } => {
-                through!(handle, OwnedFd, writer, WriteVolatile::write_all_volatile(buf))
+                through!(
+                    handle,
+                    OwnedFd,
+                    writer,
+                    WriteVolatile::write_all_volatile(buf)
+                )
             }
             Drain::Socket { writer, .. } => writer.write_all_volatile(buf),
         }
@@ -443,7 +465,8 @@ impl WriteVolatile for Drain {
 }
 
 fn pipe() -> (OwnedFd, OwnedFd) {
-    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).expect("pipe");
+    let (reader, writer) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).expect("pipe");
     rustix::pipe::fcntl_setpipe_size(&writer, PIPE_BYTES).expect("F_SETPIPE_SZ");
     (reader, writer)
 }

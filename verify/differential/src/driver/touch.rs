@@ -76,7 +76,11 @@ where
             };
             Out::All(vec![result, Out::Num(feed.position())])
         }
-        Access::WriteTo { ref sink, count, all } => {
+        Access::WriteTo {
+            ref sink,
+            count,
+            all,
+        } => {
             let mut drain = Drain::new(sink);
             let result = if all {
                 out!(memory.write_all_volatile_to(at, &mut drain, count))

@@ -82,7 +82,9 @@ impl Gen<'_> {
             6 => value.wrapping_sub(self.rng.u64(1..9)),
             7 => value.wrapping_add(1),
             8 => value.wrapping_sub(1),
-            _ => value.wrapping_add(self.rng.u64(0..0x2000)).wrapping_sub(0x1000),
+            _ => value
+                .wrapping_add(self.rng.u64(0..0x2000))
+                .wrapping_sub(0x1000),
         }
     }
 
@@ -173,7 +175,10 @@ impl Gen<'_> {
     }
 
     fn region_len(&self, index: usize) -> u64 {
-        self.context.extents.get(index).map_or(0, |extent| extent.len)
+        self.context
+            .extents
+            .get(index)
+            .map_or(0, |extent| extent.len)
     }
 
     fn offset(&mut self, len: u64) -> u64 {
@@ -195,7 +200,11 @@ impl Gen<'_> {
         if self.one_in(30) {
             return self.pick(Order::ALL);
         }
-        let sane = if store { Order::Release } else { Order::Acquire };
+        let sane = if store {
+            Order::Release
+        } else {
+            Order::Acquire
+        };
         self.pick(&[Order::Relaxed, Order::SeqCst, sane])
     }
 
@@ -216,7 +225,10 @@ impl Gen<'_> {
             3 => Access::ReadSlice {
                 len: self.length(at, extents),
             },
-            4 | 5 => Access::WriteObj { ty: self.ty(), seed },
+            4 | 5 => Access::WriteObj {
+                ty: self.ty(),
+                seed,
+            },
             6 | 7 => Access::ReadObj { ty: self.ty() },
             8 => Access::Store {
                 ty: self.atom(),
@@ -292,7 +304,11 @@ impl Gen<'_> {
             self.rng.u32(0..15)
         };
         let question = match choice {
-            0 => self.pick(&[Question::NumRegions, Question::IterRegions, Question::LastAddr]),
+            0 => self.pick(&[
+                Question::NumRegions,
+                Question::IterRegions,
+                Question::LastAddr,
+            ]),
             1 => Question::FindRegion(at),
             2 => Question::ToRegionAddr(at),
             3 => Question::AddressInRange(at),
@@ -381,7 +397,9 @@ impl Gen<'_> {
                     page: self.pick(GRANULARITIES),
                 }
             }
-            11 => Op::EnableIommu { on: !self.one_in(3) },
+            11 => Op::EnableIommu {
+                on: !self.one_in(3),
+            },
             12 => Op::ReplaceBackend,
             13 => Op::CloneIommu,
             14..90 => self.touch(),

@@ -8,7 +8,13 @@ impl Gen<'_> {
     pub(super) fn bits(&mut self) -> Op {
         let bytes = self.pick(&[0, 1, 63, 64, 65, 100, 4095, 4096, 4097, 0x3000, 0x10000]);
         let at = self.offset(bytes) as usize;
-        let len = self.any_length(at as u64, &[Extent { base: 0, len: bytes }]);
+        let len = self.any_length(
+            at as u64,
+            &[Extent {
+                base: 0,
+                len: bytes,
+            }],
+        );
         let view = self.pick(View::ALL);
         let skips: List<usize> = (0..self.rng.usize(0..4))
             .map(|_| self.rng.usize(0..5000))
@@ -31,7 +37,12 @@ impl Gen<'_> {
             14 => BitAct::Harvest,
             15 => BitAct::ResetAll,
             16 => BitAct::CloneOver,
-            17..20 => BitAct::MarkDirty { view, skips, at, len },
+            17..20 => BitAct::MarkDirty {
+                view,
+                skips,
+                at,
+                len,
+            },
             _ => BitAct::ReadDirty { view, skips, at },
         };
         Op::Bits {
@@ -95,8 +106,18 @@ impl Gen<'_> {
                 let how = self.pick(MapHow::ALL);
                 let file = (how == MapHow::MapFromFile || self.one_in(2)).then(|| {
                     // Long enough for the size most of the time.
-                    let offset =
-                        self.pick(&[0, 0, 0, 4096, 8192, 1, 100, u64::MAX - 4095, u64::MAX, 1 << 63]);
+                    let offset = self.pick(&[
+                        0,
+                        0,
+                        0,
+                        4096,
+                        8192,
+                        1,
+                        100,
+                        u64::MAX - 4095,
+                        u64::MAX,
+                        1 << 63,
+                    ]);
                     let end = (size as u64).saturating_add(offset).min(1 << 24);
                     let len = if self.one_in(3) { self.near(end) } else { end };
                     FileSpec {
@@ -110,7 +131,9 @@ impl Gen<'_> {
                     _ => None,
                 };
                 let flags = match file {
-                    Some(_) if !self.one_in(4) => self.pick(&[MapFlags::SharedOnly, MapFlags::PrivateOnly]),
+                    Some(_) if !self.one_in(4) => {
+                        self.pick(&[MapFlags::SharedOnly, MapFlags::PrivateOnly])
+                    }
                     _ => self.pick(MapFlags::ALL),
                 };
                 let prot = if self.one_in(2) { 3 } else { self.rng.u8(0..8) };
@@ -160,14 +183,20 @@ impl Gen<'_> {
                 if self.one_in(3) {
                     a = self.rng.u64(..);
                 }
-                if matches!(what, Arith::CheckedAlignUp | Arith::UncheckedAlignUp) && !self.one_in(10) {
+                if matches!(what, Arith::CheckedAlignUp | Arith::UncheckedAlignUp)
+                    && !self.one_in(10)
+                {
                     b = 1 << self.rng.u32(0..64);
                 }
                 Op::Calculate { what, a, b }
             }
             2 | 3 => {
                 let ty = self.pick(Ty::ALL);
-                let skip = if self.one_in(2) { 0 } else { self.rng.usize(0..64) };
+                let skip = if self.one_in(2) {
+                    0
+                } else {
+                    self.rng.usize(0..64)
+                };
                 let len = if self.one_in(3) {
                     self.rng.usize(0..70)
                 } else {

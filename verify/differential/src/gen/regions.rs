@@ -136,12 +136,10 @@ impl Gen<'_> {
 
     pub(super) fn remove(&mut self) -> Op {
         let index = self.region_index();
-        let extent = self
-            .context
-            .extents
-            .get(index)
-            .copied()
-            .unwrap_or(Extent { base: 0, len: 0x1000 });
+        let extent = self.context.extents.get(index).copied().unwrap_or(Extent {
+            base: 0,
+            len: 0x1000,
+        });
         if self.one_in(3) {
             Op::RemoveRegion {
                 base: self.near(extent.base),

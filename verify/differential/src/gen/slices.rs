@@ -126,7 +126,10 @@ impl Gen<'_> {
                 seed,
             },
             4 => Act::CopyToSlice { to: self.path() },
-            5 => Act::EndOffset { base: at, by: count },
+            5 => Act::EndOffset {
+                base: at,
+                by: count,
+            },
             6 => Act::RefLoad { at, ty },
             7 => Act::RefStore { at, ty, seed },
             8 => Act::RefExtent { at, ty },
@@ -137,7 +140,12 @@ impl Gen<'_> {
                 ty,
                 mutable: self.rng.bool(),
             },
-            11 => Act::ArrayLoad { at, count, ty, index },
+            11 => Act::ArrayLoad {
+                at,
+                count,
+                ty,
+                index,
+            },
             12 => Act::ArrayStore {
                 at,
                 count,
@@ -145,7 +153,12 @@ impl Gen<'_> {
                 index,
                 seed,
             },
-            13 => Act::ArrayRefAt { at, count, ty, index },
+            13 => Act::ArrayRefAt {
+                at,
+                count,
+                ty,
+                index,
+            },
             14 => Act::ArrayCopyTo {
                 at,
                 count,
@@ -166,7 +179,10 @@ impl Gen<'_> {
                 to: self.path(),
             },
             17 => Act::ArrayOfSlice,
-            18 => Act::AtomicRefLoad { at, ty: self.atom() },
+            18 => Act::AtomicRefLoad {
+                at,
+                ty: self.atom(),
+            },
             19 => Act::AtomicRefStore {
                 at,
                 ty: self.atom(),

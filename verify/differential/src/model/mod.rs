@@ -58,7 +58,12 @@ pub struct Model<'a> {
 
 impl<'a> Model<'a> {
     /// That of `on`, whose regions are these; nothing if `on` is no guest memory.
-    pub fn new(context: &'a Context, on: &Target, regions: &'a [Placed], prior: &'a Prior) -> Option<Self> {
+    pub fn new(
+        context: &'a Context,
+        on: &Target,
+        regions: &'a [Placed],
+        prior: &'a Prior,
+    ) -> Option<Self> {
         match on {
             Target::OneRegion(_) | Target::OneSlice(_) => return None,
             Target::Kept if context.kept.is_none() => return None,
@@ -113,11 +118,19 @@ impl<'a> Model<'a> {
     }
 
     /// The parts of a range, and what ends them early; or why none of it can be reached at all.
-    fn pieces(&self, at: u64, count: usize, perm: Perm) -> Result<(Vec<Piece>, Option<Fault>), Fault> {
+    fn pieces(
+        &self,
+        at: u64,
+        count: usize,
+        perm: Perm,
+    ) -> Result<(Vec<Piece>, Option<Fault>), Fault> {
         if !self.translated || count == 0 {
             return Ok(self.physical(at, count, None));
         }
-        let unresolved = Fault::Iommu(Box::new(Fault::CannotResolve { base: at, len: count }));
+        let unresolved = Fault::Iommu(Box::new(Fault::CannotResolve {
+            base: at,
+            len: count,
+        }));
         let Some((first, last)) = closed(at, count) else {
             return Err(unresolved);
         };
@@ -207,17 +220,23 @@ impl<'a> Model<'a> {
                     Err(fault) => Expected::just(Out::Failed(fault)),
                 }
             }
-            Access::Load { ty, order } => Expected::just(match self.atom(at, atom_size(ty), Perm::Read) {
-                Ok(_) if matches!(order, Order::Release | Order::AcqRel) => return None,
-                Ok(piece) => Out::Bytes(self.read(&[piece])),
-                Err(fault) => Out::Failed(fault),
-            }),
+            Access::Load { ty, order } => {
+                Expected::just(match self.atom(at, atom_size(ty), Perm::Read) {
+                    Ok(_) if matches!(order, Order::Release | Order::AcqRel) => return None,
+                    Ok(piece) => Out::Bytes(self.read(&[piece])),
+                    Err(fault) => Out::Failed(fault),
+                })
+            }
             Access::ReadFrom {
                 ref source,
                 count,
                 exact,
             } => self.read_from(at, source, count, exact)?,
-            Access::WriteTo { ref sink, count, all } => self.write_to(at, sink, count, all)?,
+            Access::WriteTo {
+                ref sink,
+                count,
+                all,
+            } => self.write_to(at, sink, count, all)?,
         })
     }
 
@@ -311,7 +330,11 @@ impl<'a> Model<'a> {
             _ => partial(moved),
         };
         let bytes = source.given(moved);
-        Some(self.written(Out::All(vec![out, source.position().into()]), &reached, &bytes))
+        Some(self.written(
+            Out::All(vec![out, source.position().into()]),
+            &reached,
+            &bytes,
+        ))
     }
 
     /// A descriptor that cannot be read: what it may have left behind counts as written.
@@ -369,9 +392,13 @@ impl<'a> Model<'a> {
             Sink::ScriptSink { .. } | Sink::SocketSink { .. } => (taken, 0),
             Sink::VecSink { filled } => (overwritten(filled, filled as u64, true), 0),
             Sink::SliceSink { room } => (overwritten(room, 0, false), moved),
-            Sink::CursorSink { room, pos } => (overwritten(room, pos, false), pos.saturating_add(moved)),
+            Sink::CursorSink { room, pos } => {
+                (overwritten(room, pos, false), pos.saturating_add(moved))
+            }
             Sink::FileSink { filled, pos, .. } => (overwritten(filled, pos, true), pos + moved),
-            Sink::PipeSink { room, open: true, .. } => (vec![0xA5; 4096 - room.min(4096)], 0),
+            Sink::PipeSink {
+                room, open: true, ..
+            } => (vec![0xA5; 4096 - room.min(4096)], 0),
             Sink::PipeSink { .. } | Sink::FullSink | Sink::MuteSink => (Vec::new(), 0),
         };
         Some(Expected::just(Out::All(vec![
@@ -389,11 +416,18 @@ impl<'a> Model<'a> {
                 .pieces(at, len, perm)
                 .is_ok_and(|(_, fault)| fault.is_none())
                 .into(),
-            Question::GetSlicesFor { at, len, perm, stop } => self.slices(self.pieces(at, len, perm), stop),
+            Question::GetSlicesFor {
+                at,
+                len,
+                perm,
+                stop,
+            } => self.slices(self.pieces(at, len, perm), stop),
             Question::HasPhysical => (!self.translated).into(),
             _ if self.translated => return None,
             Question::CheckRange { at, len } => self.physical(at, len, None).1.is_none().into(),
-            Question::GetSlices { at, len, stop } => self.slices(Ok(self.physical(at, len, None)), stop),
+            Question::GetSlices { at, len, stop } => {
+                self.slices(Ok(self.physical(at, len, None)), stop)
+            }
             Question::FindRegion(at) => self.find(at).map(|(r, ..)| extent(r)).into(),
             Question::ToRegionAddr(at) => self
                 .find(at)
@@ -439,7 +473,11 @@ impl<'a> Model<'a> {
             Some(fault) if stop && pieces.is_empty() => Out::Failed(fault),
             fault => {
                 let slices = pieces.iter().map(|p| slice(p.place, p.offset, p.len));
-                Out::All(slices.chain(fault.filter(|_| !stop).map(Out::Failed)).collect())
+                Out::All(
+                    slices
+                        .chain(fault.filter(|_| !stop).map(Out::Failed))
+                        .collect(),
+                )
             }
         }
     }
@@ -457,7 +495,12 @@ impl<'a> Model<'a> {
             };
             let wanted = rest.min(count - total);
             let extent = Out::All(vec![region.base.into(), region.len.into()]);
-            calls.push(Out::All(vec![total.into(), wanted.into(), offset.into(), extent]));
+            calls.push(Out::All(vec![
+                total.into(),
+                wanted.into(),
+                offset.into(),
+                extent,
+            ]));
             let handled = match answers.next() {
                 None | Some(Answer::Whole) => wanted,
                 Some(Answer::Short(by)) => wanted.saturating_sub(*by),
@@ -511,7 +554,10 @@ fn slice(place: usize, offset: usize, len: usize) -> Out {
 pub fn found(mappings: &[Mapping], first: u64, last: u64, perm: Perm) -> Option<Vec<Mapping>> {
     let mut ranges: Vec<Mapping> = Vec::new();
     let mut next = Some(first);
-    for m in mappings.iter().filter(|m| m.last >= first && m.first <= last) {
+    for m in mappings
+        .iter()
+        .filter(|m| m.last >= first && m.first <= last)
+    {
         let (from, to) = (m.first.max(first), m.last.min(last));
         if next != Some(from) || !allows(m.perm, perm) {
             return None;
@@ -519,7 +565,9 @@ pub fn found(mappings: &[Mapping], first: u64, last: u64, perm: Perm) -> Option<
         next = to.checked_add(1);
         let gpa = m.gpa.wrapping_add(from - m.first);
         match ranges.last_mut() {
-            Some(before) if before.perm == m.perm && before.gpa.wrapping_add(from - before.first) == gpa => {
+            Some(before)
+                if before.perm == m.perm && before.gpa.wrapping_add(from - before.first) == gpa =>
+            {
                 before.last = to;
             }
             _ => ranges.push(Mapping {
@@ -547,7 +595,14 @@ pub fn size_of(ty: Ty) -> usize {
         Ty::U8 | Ty::I8 => 1,
         Ty::U16 | Ty::I16 | Ty::Be16 | Ty::Le16 => 2,
         Ty::U32 | Ty::I32 | Ty::Be32 | Ty::Le32 => 4,
-        Ty::U64 | Ty::I64 | Ty::Usize | Ty::Isize | Ty::Be64 | Ty::Le64 | Ty::BeSize | Ty::LeSize => 8,
+        Ty::U64
+        | Ty::I64
+        | Ty::Usize
+        | Ty::Isize
+        | Ty::Be64
+        | Ty::Le64
+        | Ty::BeSize
+        | Ty::LeSize => 8,
         Ty::U128 | Ty::I128 => 16,
         Ty::Bytes3 => 3,
         Ty::Bytes40 => 40,

@@ -13,7 +13,11 @@ pub(super) fn system_error(number: i32) -> Fault {
 }
 
 /// How many of the bytes a sink takes, and what it answers then; nothing if the model does not say.
-pub(super) fn room_for(sink: &Sink, bytes: &[u8], pieces: &[Piece]) -> Option<(usize, Option<Fault>)> {
+pub(super) fn room_for(
+    sink: &Sink,
+    bytes: &[u8],
+    pieces: &[Piece],
+) -> Option<(usize, Option<Fault>)> {
     let zero = Fault::Io(ErrorKind::WriteZero, None);
     let room = match *sink {
         _ if bytes.is_empty() => return Some((0, None)),
@@ -92,7 +96,9 @@ impl Simulated {
             Source::CursorSource { len, pos, seed } | Source::FileSource { len, pos, seed, .. } => {
                 stock(seed, len, pos, false, false)
             }
-            Source::PipeSource { len, open, seed, .. } => stock(seed, len.min(4096), 0, open, true),
+            Source::PipeSource {
+                len, open, seed, ..
+            } => stock(seed, len.min(4096), 0, open, true),
             Source::SocketSource { len, open, seed } => stock(seed, len.min(4096), 0, open, true),
             Source::DeafSource => return None,
         })
@@ -134,7 +140,9 @@ impl Simulated {
     pub(super) fn given(&self, count: usize) -> Vec<u8> {
         match *self {
             Simulated::Script { seed, .. } => stream(seed, 0, count),
-            Simulated::Stock { seed, start, .. } => stream(seed, start.min(1 << 30) as usize, count),
+            Simulated::Stock { seed, start, .. } => {
+                stream(seed, start.min(1 << 30) as usize, count)
+            }
         }
     }
 

@@ -62,7 +62,8 @@ pub struct Setup {
 
 pub fn setup(deadline: Duration) -> Setup {
     let size = usize::try_from(REGION).unwrap();
-    let physical = Physical::from_ranges(&[(GuestAddress(LOW), size), (GuestAddress(HIGH), size)]).unwrap();
+    let physical =
+        Physical::from_ranges(&[(GuestAddress(LOW), size), (GuestAddress(HIGH), size)]).unwrap();
     let (front_end, main, requests) = FrontEnd::pair().unwrap();
     let iommu = VhostIommu::start(main, requests, table(), deadline).unwrap();
     let bitmap = AtomicBitmap::new(IOVA_SPACE, NonZeroUsize::new(0x1000).unwrap());

@@ -10,7 +10,9 @@ const SOURCE: &str = include_str!("../../../../src/bitmap/marks.rs");
 
 /// The number of the one line that has this in it.
 fn line(of: &str) -> u32 {
-    let mut lines = (1u32..).zip(SOURCE.lines()).filter(|(_, line)| line.contains(of));
+    let mut lines = (1u32..)
+        .zip(SOURCE.lines())
+        .filter(|(_, line)| line.contains(of));
     let (number, _) = lines.next().unwrap_or_else(|| panic!("no line has {of:?}"));
     assert!(lines.next().is_none(), "several lines have {of:?}");
     number
@@ -49,7 +51,11 @@ fn a_mark() {
         &[Relaxed, AcqRel, InTwo, Missing],
     );
     let words = line("word.fetch_or(u64::MAX, Ordering::SeqCst)");
-    found(words, models::whole_words_are_marked, &[Relaxed, InTwo, Missing]);
+    found(
+        words,
+        models::whole_words_are_marked,
+        &[Relaxed, InTwo, Missing],
+    );
 }
 
 /// `L` and `F`, the note of its line.
@@ -109,11 +115,23 @@ fn clearing_and_looking() {
         models::a_note_without_marks_misleads_nobody,
         &[Relaxed, AcqRel],
     );
-    found(clear, models::clearing_a_page_leaves_the_others_alone, &[InTwo]);
+    found(
+        clear,
+        models::clearing_a_page_leaves_the_others_alone,
+        &[InTwo],
+    );
     let look = line(".map_or(0, |word| word.load(Ordering::Acquire))");
-    found(look, models::a_look_that_finds_a_mark_sees_the_bytes, &[Relaxed]);
+    found(
+        look,
+        models::a_look_that_finds_a_mark_sees_the_bytes,
+        &[Relaxed],
+    );
     let copy = line("match word.load(Ordering::Acquire)");
-    found(copy, models::a_copy_has_the_marks_of_what_it_sees, &[Relaxed]);
+    found(
+        copy,
+        models::a_copy_has_the_marks_of_what_it_sees,
+        &[Relaxed],
+    );
 }
 
 /// `B` and `B'`, the barriers of looking first.

@@ -140,7 +140,9 @@ impl Replay for Shared {
 #[test]
 fn what_snapshots_share_is_not_changed_while_one_of_them_is_read() {
     loom::model(|| {
-        let snapshots = Arc::new(Snapshots::new(Shared(Arc::new(Watched(UnsafeCell::new(0))))));
+        let snapshots = Arc::new(Snapshots::new(Shared(Arc::new(Watched(UnsafeCell::new(
+            0,
+        ))))));
         let reader = {
             let snapshots = Arc::clone(&snapshots);
             thread::spawn(move || {
@@ -163,7 +165,9 @@ fn what_snapshots_share_is_not_changed_while_one_of_them_is_read() {
 #[test]
 fn what_is_out_of_use_is_not_read_while_others_change() {
     loom::model(|| {
-        let snapshots = Arc::new(Snapshots::new(Shared(Arc::new(Watched(UnsafeCell::new(0))))));
+        let snapshots = Arc::new(Snapshots::new(Shared(Arc::new(Watched(UnsafeCell::new(
+            0,
+        ))))));
         let page = Arc::new(Watched(UnsafeCell::new(0)));
         let reader = {
             let (snapshots, page) = (Arc::clone(&snapshots), Arc::clone(&page));
