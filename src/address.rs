@@ -1,8 +1,8 @@
-//! Addresses as types: what guest and region addresses have in common.
+//! Guest addresses, offsets into a region, and the arithmetic on them.
 //!
-//! An address is not a number: adding two addresses means nothing, and a guest physical address is no offset into a region.
-//! [`Address`] gives each kind of address the arithmetic that does mean something. [`GuestAddress`](crate::GuestAddress) and
-//! [`MemoryRegionAddress`](crate::MemoryRegionAddress) implement it.
+//! Adding two addresses is meaningless, and a guest physical address is not an offset into a region.
+//! Each kind of address is therefore a type of its own: [`GuestAddress`] and
+//! [`MemoryRegionAddress`]. The trait [`Address`] provides the arithmetic that is meaningful.
 
 use core::cmp::{Eq, Ord, PartialEq, PartialOrd};
 use core::fmt::Debug;
@@ -164,11 +164,11 @@ fn low_bits_of<A: Address>(power_of_two: A::V) -> A::V {
 /// Implements [`Address`] and its operators for a struct around one `u64`.
 macro_rules! impl_address {
     ($name:ident) => {
-        impl $crate::address::AddressValue for $name {
+        impl AddressValue for $name {
             type V = u64;
         }
 
-        impl $crate::address::Address for $name {
+        impl Address for $name {
             #[inline]
             fn new(value: u64) -> Self {
                 Self(value)
@@ -248,12 +248,20 @@ macro_rules! impl_address {
         }
     };
 }
-pub(crate) use impl_address;
+
+/// An address as the guest sees it: guest physical, or an IOVA behind an IOMMU.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
+pub struct GuestAddress(pub u64);
+impl_address!(GuestAddress);
+
+/// An offset into a region, in bytes from the start of the region.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
+pub struct MemoryRegionAddress(pub u64);
+impl_address!(MemoryRegionAddress);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::GuestAddress;
     use proptest::prelude::*;
 
     #[test]

@@ -69,7 +69,7 @@ mod handler;
 
 use core::cell::Cell;
 
-use crate::guest_memory::GuestAddress;
+use crate::address::GuestAddress;
 
 /// Which way the bytes were going.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

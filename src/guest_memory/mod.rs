@@ -23,12 +23,12 @@ mod tests;
 use std::fs::File;
 use std::sync::Arc;
 
+pub use crate::address::{GuestAddress, MemoryRegionAddress};
 pub use address_space::GuestAddressSpace;
 pub use backend::{GuestMemoryBackend, GuestMemoryBackendSliceIterator};
 pub use hold::TranslationHold;
 pub use permissions::Permissions;
 
-use crate::address::impl_address;
 use crate::address::AddressValue;
 use crate::bitmap::{Bitmap, BitmapSlice, BS};
 use crate::volatile_memory::{self, VolatileSlice};
@@ -91,16 +91,6 @@ impl From<volatile_memory::Error> for Error {
 
 /// What the methods of this module return.
 pub type Result<T> = core::result::Result<T, Error>;
-
-/// A guest address: physical, or an IOVA where an IOMMU is on.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
-pub struct GuestAddress(pub u64);
-impl_address!(GuestAddress);
-
-/// An address in a region, counted in bytes from the region's start.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
-pub struct MemoryRegionAddress(pub u64);
-impl_address!(MemoryRegionAddress);
 
 /// The raw number in a [`GuestAddress`], and the length of a region in bytes.
 pub type GuestUsize = <GuestAddress as AddressValue>::V;
