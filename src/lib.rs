@@ -47,7 +47,7 @@
 //! | make memory | [`GuestMemoryMmap`], [`MmapRegion`], [`mmap`]; the crate `vm-memory-host` for huge pages, NUMA and the like |
 //! | let parts of it come and go | [`mmap::PluggedBlocks`], [`GuestMemoryAtomic`] |
 //! | use regions of your own kind | [`GuestMemoryRegion`], [`GuestRegionCollection`] |
-//! | track dirty pages | [`bitmap`], [`bitmap::AtomicBitmap`], [`bitmap::DirtyMemory`] |
+//! | track dirty pages | [`bitmap`], [`bitmap::AtomicBitmap`], [`dirty::DirtyMemory`] |
 //! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] |
 //! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`] |
 //! | put a device behind an IOMMU | [`iommu`], [`IommuMemory`], [`iommu::SharedIotlb`] |
@@ -136,6 +136,8 @@ pub mod bitmap;
     reason = "the trait of plain values is a promise about their bytes"
 )]
 pub mod bytes;
+#[cfg(feature = "backend-bitmap")]
+pub mod dirty;
 #[expect(unsafe_code, reason = "its types make the promise of plain values")]
 pub mod endian;
 pub mod guest_memory;

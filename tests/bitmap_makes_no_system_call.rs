@@ -17,7 +17,8 @@ mod common;
 use std::num::NonZeroUsize;
 
 use common::skipped;
-use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyMemory, DirtyPages, LogWords};
+use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyPages};
+use vm_memory::dirty::{DirtyMemory, LogWords};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 

@@ -12,9 +12,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use vm_memory::bitmap::{
-    ArcSlice, AtomicBitmap, Bitmap, DirtyLog, DirtyMemory, DirtyPages, LogWords,
-};
+use vm_memory::bitmap::{ArcSlice, AtomicBitmap, Bitmap, DirtyLog, DirtyPages};
+use vm_memory::dirty::{DirtyMemory, LogWords};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,

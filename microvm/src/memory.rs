@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
-use vm_memory::bitmap::{AtomicBitmap, DirtyMemory};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::dirty::DirtyMemory;
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };

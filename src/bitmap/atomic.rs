@@ -322,7 +322,7 @@ impl AtomicBitmap {
     ///
     /// A write that another thread has under way at this moment may be neither marked nor visible yet. Before the first copy of the memory, have the
     /// threads that write pass a lock, or stop, or call [`barrier_in_all_threads`] after this: what they wrote before is visible then, and
-    /// what they write from then on is marked. [`DirtyMemory::start_tracking`](super::DirtyMemory::start_tracking) does both, for a whole memory.
+    /// what they write from then on is marked. [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking) does both, for a whole memory.
     ///
     /// ```
     /// use std::num::NonZeroUsize;

@@ -254,56 +254,6 @@ fn a_copy_has_no_pages_past_its_last() {
     assert_eq!(original.clone().get_and_reset()[..2], [0, 0b110]);
 }
 
-/// A harvest of many regions asks for one barrier, and for none where no bitmap looks before it marks.
-#[cfg(feature = "backend-mmap")]
-#[test]
-fn a_harvest_of_many_regions_takes_one_barrier() {
-    use crate::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
-
-    let memory = |look: bool| {
-        let regions = (0..5u64).map(|number| {
-            let mut marks = bitmap(0x2000, 4096);
-            if look && number != 2 {
-                // Where the kernel refuses, it is not asked again.
-                marks.look_before_marking().ok()?;
-            }
-            let mapping = crate::mmap::MmapRegionBuilder::new_with_bitmap(0x2000, marks).build();
-            GuestRegionMmap::new(mapping.unwrap(), GuestAddress(number * 0x4000))
-        });
-        let regions = regions.collect::<Option<Vec<_>>>()?;
-        Some(GuestMemoryMmap::from_regions(regions).unwrap())
-    };
-    for (look, expected) in [(false, 0), (true, 1)] {
-        let Some(memory) = memory(look) else {
-            skipped(
-                "a_harvest_of_many_regions_takes_one_barrier",
-                "no membarrier(2)",
-            );
-            continue;
-        };
-        for number in 0..5u64 {
-            memory
-                .write_obj(1u8, GuestAddress(number * 0x4000))
-                .unwrap();
-        }
-        let before = super::barrier::ASKED_FOR.get();
-        let mut dirty = DirtyMemory::new();
-        dirty.harvest(&memory);
-        assert_eq!(super::barrier::ASKED_FOR.get() - before, expected);
-        assert_eq!(dirty.total_pages(), 5);
-    }
-    let memory = memory(false).unwrap();
-    let before = super::barrier::ASKED_FOR.get();
-    DirtyMemory::set_tracking(&memory, false);
-    assert_eq!(super::barrier::ASKED_FOR.get() - before, 0);
-    let _ = DirtyMemory::start_tracking(&memory);
-    assert_eq!(super::barrier::ASKED_FOR.get() - before, 1);
-    memory.write_obj(1u8, GuestAddress(0)).unwrap();
-    let mut dirty = DirtyMemory::new();
-    dirty.harvest(&memory);
-    assert_eq!(dirty.total_pages(), 1);
-}
-
 /// It grows while others mark in it, and what they mark is found.
 #[test]
 fn growth_at_the_same_time_loses_nothing() {

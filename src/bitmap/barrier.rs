@@ -5,7 +5,7 @@ use std::io;
 #[cfg(test)]
 std::thread_local! {
     /// How often this thread has asked for one.
-    pub(super) static ASKED_FOR: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+    pub(crate) static ASKED_FOR: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
 }
 
 /// Has every thread of this process that is running go through a full memory barrier now.

@@ -133,7 +133,7 @@ impl DirtyPages {
     }
 
     /// Adds a log that began before: its first `skipped` bytes are not in here.
-    pub(super) fn add_words_before(
+    pub(crate) fn add_words_before(
         &mut self,
         skipped: u64,
         words: &[u64],
@@ -162,7 +162,7 @@ impl DirtyPages {
     }
 
     /// Returns the dirty pages that have bytes from `offset` on, and maybe a few before it: it takes no time by what lies before.
-    pub(super) fn runs_around(&self, offset: usize) -> DirtyRuns<'_> {
+    pub(crate) fn runs_around(&self, offset: usize) -> DirtyRuns<'_> {
         let line = offset / self.page_size / WORD_BITS / LINE_WORDS;
         let above = line / WORD_BITS;
         let lines = self.summary.get(above).copied().unwrap_or(0);
@@ -244,7 +244,7 @@ impl Iterator for DirtyWords<'_> {
 }
 
 /// Passes over the words of a log that are of its first `skipped` bytes only. Returns how many bytes are left to pass over, and the words.
-pub(super) fn pass_over(skipped: u64, words: &[u64], page_size: NonZeroUsize) -> (usize, &[u64]) {
+pub(crate) fn pass_over(skipped: u64, words: &[u64], page_size: NonZeroUsize) -> (usize, &[u64]) {
     let wide = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
     let of_word = wide(page_size.get()).saturating_mul(wide(WORD_BITS));
     let gone = usize::try_from(skipped.checked_div(of_word).unwrap_or(0)).unwrap_or(usize::MAX);
@@ -256,7 +256,7 @@ pub(super) fn pass_over(skipped: u64, words: &[u64], page_size: NonZeroUsize) ->
 
 /// The ranges of a log, as bytes of the `byte_size` that it is for: its first byte is at `offset` there, or its first `skipped` bytes are not in there. It
 /// ends where the memory does, however long the log is.
-pub(super) fn log_ranges(
+pub(crate) fn log_ranges(
     skipped: usize,
     offset: usize,
     words: &[u64],

@@ -18,13 +18,13 @@
 #[cfg(feature = "backend-bitmap")]
 mod atomic;
 #[cfg(feature = "backend-bitmap")]
-mod barrier;
+pub(crate) mod barrier;
 #[cfg(feature = "backend-bitmap")]
 mod bits;
 #[cfg(feature = "backend-bitmap")]
-mod dirty_memory;
-#[cfg(feature = "backend-bitmap")]
 mod dirty_pages;
+#[cfg(feature = "backend-bitmap")]
+mod log;
 #[cfg(feature = "backend-bitmap")]
 mod marks;
 #[cfg(feature = "backend-bitmap")]
@@ -42,9 +42,11 @@ pub use atomic::AtomicBitmap;
 #[cfg(feature = "backend-bitmap")]
 pub use barrier::barrier_in_all_threads;
 #[cfg(feature = "backend-bitmap")]
-pub use dirty_memory::{DirtyLog, DirtyMemory, LogWords};
+pub(crate) use dirty_pages::{log_ranges, pass_over};
 #[cfg(feature = "backend-bitmap")]
 pub use dirty_pages::{DirtyPages, DirtyRuns};
+#[cfg(feature = "backend-bitmap")]
+pub use log::DirtyLog;
 #[cfg(feature = "backend-bitmap")]
 pub use slice::{ArcSlice, RefSlice};
 
@@ -108,6 +110,8 @@ pub trait NewBitmap: Bitmap + Default {
 pub type BS<'a, B> = <B as WithBitmapSlice<'a>>::S;
 
 /// The slice type of the bitmaps in the memory `M`.
+///
+/// `vm-memory` 0.18.0 publishes this alias here. It is the only item of this module that names a layer above it.
 pub type MS<'a, M> = BS<'a, <<M as GuestMemoryBackend>::R as GuestMemoryRegion>::B>;
 
 /// Tracks nothing.

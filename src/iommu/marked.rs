@@ -23,7 +23,8 @@ use crate::volatile_memory::VolatileSlice;
 ///
 /// ```
 /// # #[cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))] {
-/// use vm_memory::bitmap::{AtomicBitmap, DirtyMemory};
+/// use vm_memory::bitmap::AtomicBitmap;
+/// use vm_memory::dirty::DirtyMemory;
 /// use vm_memory::iommu::{MarkedIommuMemory, SharedIotlb};
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
 ///

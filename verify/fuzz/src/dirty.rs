@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 use arbitrary::{Arbitrary, Unstructured};
-use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyMemory, LogWords};
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::dirty::{DirtyMemory, LogWords};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::model::PAGE;

@@ -1,151 +1,17 @@
 //! [`DirtyMemory`]: the dirty pages of a whole guest memory, from its bitmaps and from the logs of others.
 
-use core::num::NonZeroUsize;
-use core::ops::{Deref, Range};
+mod log_words;
+#[cfg(all(test, feature = "backend-mmap"))]
+mod tests;
+
+use core::ops::Range;
 use std::io;
 
-use super::atomic::AtomicBitmap;
-use super::barrier::barrier_in_all_threads;
-use super::dirty_pages::{log_ranges, pass_over, DirtyPages};
-use super::slice::BaseSlice;
-use super::{DEFAULT_PAGE_SIZE, MS};
+pub use log_words::LogWords;
+
+use crate::bitmap::{barrier_in_all_threads, DirtyLog, DirtyPages, MS};
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend};
 use crate::region::GuestMemoryRegion;
-
-/// A bitmap, or a part of one, whose marks can be harvested.
-///
-/// Implement it for the slices of a bitmap of your own, and [`DirtyMemory`] works with it. The unit type has no marks; `Option` has those of what
-/// it has.
-pub trait DirtyLog {
-    /// Returns the size of a page in bytes.
-    fn page_size(&self) -> NonZeroUsize;
-
-    /// Adds the marks of its first bytes to `dirty`, as many as that is for, and clears them.
-    fn harvest_into(&self, dirty: &mut DirtyPages);
-
-    /// Harvests as [`harvest_into`](Self::harvest_into) does, but for the [barrier in all threads](super::barrier_in_all_threads) that has to come before the
-    /// bytes are read, if there has to be one: returns whether. So the harvest of many logs takes one for all of them.
-    ///
-    /// Where the system refuses it, all that is in `dirty` is to be [put back](Self::put_back). The default is `harvest_into`, and that no barrier is
-    /// needed.
-    fn harvest_before_barrier(&self, dirty: &mut DirtyPages) -> bool {
-        self.harvest_into(dirty);
-        false
-    }
-
-    /// Marks ranges of bytes again, which ascend, whether [tracking](Self::set_tracking) is on or off. Bytes past the end are passed over.
-    fn put_back(&self, ranges: &mut dyn Iterator<Item = Range<usize>>);
-
-    /// Switches on or off that writes mark; where there is nothing to switch, that does nothing.
-    ///
-    /// Before the first copy, there has to be a barrier in all threads: see [`AtomicBitmap::start_tracking`], and [`DirtyMemory::start_tracking`], which has it.
-    fn set_tracking(&self, on: bool) {
-        let _ = on;
-    }
-}
-
-/// Has no marks.
-impl DirtyLog for () {
-    fn page_size(&self) -> NonZeroUsize {
-        DEFAULT_PAGE_SIZE
-    }
-
-    fn harvest_into(&self, _dirty: &mut DirtyPages) {}
-
-    fn put_back(&self, _ranges: &mut dyn Iterator<Item = Range<usize>>) {}
-}
-
-/// Has marks when it is `Some`.
-impl<S: DirtyLog> DirtyLog for Option<S> {
-    fn page_size(&self) -> NonZeroUsize {
-        self.as_ref().map_or(DEFAULT_PAGE_SIZE, S::page_size)
-    }
-
-    fn harvest_into(&self, dirty: &mut DirtyPages) {
-        if let Some(log) = self {
-            log.harvest_into(dirty);
-        }
-    }
-
-    fn harvest_before_barrier(&self, dirty: &mut DirtyPages) -> bool {
-        self.as_ref()
-            .is_some_and(|log| log.harvest_before_barrier(dirty))
-    }
-
-    fn put_back(&self, ranges: &mut dyn Iterator<Item = Range<usize>>) {
-        if let Some(log) = self {
-            log.put_back(ranges);
-        }
-    }
-
-    fn set_tracking(&self, on: bool) {
-        if let Some(log) = self {
-            log.set_tracking(on);
-        }
-    }
-}
-
-/// The marks from its offset on. Switches the whole bitmap.
-///
-/// A page of which it has a part, and somebody else another, is harvested each time and stays marked for the other one. Have slices of a bitmap that regions
-/// share begin and end with its pages.
-impl<B: Deref<Target = AtomicBitmap>> DirtyLog for BaseSlice<B> {
-    fn page_size(&self) -> NonZeroUsize {
-        self.bitmap().page_size()
-    }
-
-    fn harvest_into(&self, dirty: &mut DirtyPages) {
-        self.bitmap().harvest_from(self.base_offset(), dirty);
-    }
-
-    fn harvest_before_barrier(&self, dirty: &mut DirtyPages) -> bool {
-        self.bitmap().take_from(self.base_offset(), dirty)
-    }
-
-    fn put_back(&self, ranges: &mut dyn Iterator<Item = Range<usize>>) {
-        self.bitmap().put_back_at(self.base_offset(), ranges);
-    }
-
-    fn set_tracking(&self, on: bool) {
-        match on {
-            true => self.bitmap().start_tracking(),
-            false => self.bitmap().stop_tracking(),
-        }
-    }
-}
-
-/// The words of a log that somebody else keeps: KVM for a slot, or a vhost back end for all of memory.
-///
-/// Bit `i` of word `w` stands for page `64 * w + i`. A log of bytes, such as that of vhost-user (vhost-user specification, "Migration"), is one of words in
-/// little-endian order.
-#[derive(Clone, Copy, Debug)]
-pub struct LogWords<'a> {
-    /// Where its first page is.
-    pub start: GuestAddress,
-    /// Its words.
-    pub words: &'a [u64],
-    /// The size of its pages in bytes.
-    pub page_size: NonZeroUsize,
-}
-
-impl LogWords<'_> {
-    /// Its ranges within a region of `len` bytes at `start`, as bytes of that.
-    fn ranges_in(
-        &self,
-        start: GuestAddress,
-        len: usize,
-    ) -> impl Iterator<Item = Range<usize>> + '_ {
-        // It may begin before the region, or within it.
-        let behind = self.start.0.saturating_sub(start.0);
-        let (skipped, words) = pass_over(
-            start.0.saturating_sub(self.start.0),
-            self.words,
-            self.page_size,
-        );
-        let offset = usize::try_from(behind).unwrap_or(usize::MAX);
-        log_ranges(skipped, offset, words, self.page_size, len)
-    }
-}
 
 /// The dirty pages of a whole memory.
 ///
@@ -154,7 +20,8 @@ impl LogWords<'_> {
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
 /// use std::num::NonZeroUsize;
-/// use vm_memory::bitmap::{AtomicBitmap, DirtyMemory, LogWords};
+/// use vm_memory::bitmap::AtomicBitmap;
+/// use vm_memory::dirty::{DirtyMemory, LogWords};
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 ///
 /// let memory: GuestMemoryMmap<AtomicBitmap> =
@@ -252,7 +119,7 @@ impl DirtyMemory {
     /// What it had before of addresses that the memory does not have any more is forgotten. Where regions have come, gone, grown or moved, the
     /// rest stays, in the pages of the regions that have those addresses now.
     ///
-    /// System calls: none; one `membarrier(2)` for all regions together if the bitmap of one [looks before it marks](AtomicBitmap::look_before_marking).
+    /// System calls: none; one `membarrier(2)` for all regions together if the bitmap of one [looks before it marks](crate::bitmap::AtomicBitmap::look_before_marking).
     pub fn harvest<M>(&mut self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -441,7 +308,8 @@ impl DirtyMemory {
     /// ```
     /// # #[cfg(feature = "backend-mmap")] {
     /// use std::num::NonZeroUsize;
-    /// use vm_memory::bitmap::{AtomicBitmap, DirtyMemory, LogWords};
+    /// use vm_memory::bitmap::AtomicBitmap;
+    /// use vm_memory::dirty::{DirtyMemory, LogWords};
     /// use vm_memory::{GuestAddress, GuestMemoryMmap};
     ///
     /// let memory: GuestMemoryMmap<AtomicBitmap> =
@@ -477,7 +345,7 @@ impl DirtyMemory {
     /// Switches on or off that writes to a memory mark, in all of its regions. It makes no system call.
     ///
     /// When it is switched on, writes that other threads have under way may be neither marked nor visible yet. Before the first copy there has to be a
-    /// barrier in all threads: [`start_tracking`](Self::start_tracking) has it, and [`AtomicBitmap::start_tracking`] says what else will do.
+    /// barrier in all threads: [`start_tracking`](Self::start_tracking) has it, and [`AtomicBitmap::start_tracking`](crate::bitmap::AtomicBitmap::start_tracking) says what else will do.
     pub fn set_tracking<M>(memory: &M, on: bool)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -501,7 +369,8 @@ impl DirtyMemory {
     ///
     /// ```
     /// # #[cfg(feature = "backend-mmap")] {
-    /// use vm_memory::bitmap::{AtomicBitmap, DirtyMemory};
+    /// use vm_memory::bitmap::AtomicBitmap;
+    /// use vm_memory::dirty::DirtyMemory;
     /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
     ///
     /// let memory: GuestMemoryMmap<AtomicBitmap> = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_000)])?;

@@ -1,0 +1,55 @@
+use std::num::NonZeroUsize;
+
+use super::*;
+use crate::bitmap::barrier::ASKED_FOR;
+use crate::bitmap::AtomicBitmap;
+use crate::mmap::MmapRegionBuilder;
+use crate::skipped::skipped;
+use crate::{Bytes, GuestMemoryMmap, GuestRegionMmap};
+
+/// A harvest of many regions asks for one barrier, and for none where no bitmap looks before it marks.
+#[test]
+fn a_harvest_of_many_regions_takes_one_barrier() {
+    let memory = |look: bool| {
+        let regions = (0..5u64).map(|number| {
+            let mut marks = AtomicBitmap::new(0x2000, NonZeroUsize::new(4096).unwrap());
+            if look && number != 2 {
+                // Where the kernel refuses, it is not asked again.
+                marks.look_before_marking().ok()?;
+            }
+            let mapping = MmapRegionBuilder::new_with_bitmap(0x2000, marks).build();
+            GuestRegionMmap::new(mapping.unwrap(), GuestAddress(number * 0x4000))
+        });
+        let regions = regions.collect::<Option<Vec<_>>>()?;
+        Some(GuestMemoryMmap::from_regions(regions).unwrap())
+    };
+    for (look, expected) in [(false, 0), (true, 1)] {
+        let Some(memory) = memory(look) else {
+            skipped(
+                "a_harvest_of_many_regions_takes_one_barrier",
+                "no membarrier(2)",
+            );
+            continue;
+        };
+        for number in 0..5u64 {
+            memory
+                .write_obj(1u8, GuestAddress(number * 0x4000))
+                .unwrap();
+        }
+        let before = ASKED_FOR.get();
+        let mut dirty = DirtyMemory::new();
+        dirty.harvest(&memory);
+        assert_eq!(ASKED_FOR.get() - before, expected);
+        assert_eq!(dirty.total_pages(), 5);
+    }
+    let memory = memory(false).unwrap();
+    let before = ASKED_FOR.get();
+    DirtyMemory::set_tracking(&memory, false);
+    assert_eq!(ASKED_FOR.get() - before, 0);
+    let _ = DirtyMemory::start_tracking(&memory);
+    assert_eq!(ASKED_FOR.get() - before, 1);
+    memory.write_obj(1u8, GuestAddress(0)).unwrap();
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&memory);
+    assert_eq!(dirty.total_pages(), 1);
+}
