@@ -348,35 +348,17 @@ fn no_mark_is_lost_to_another_mark() {
 #[test]
 #[cfg(feature = "iommu")]
 fn translations_change_between_accesses_and_not_within() {
-    use std::sync::{RwLock, RwLockReadGuard};
-    use vm_memory::iommu::{Error, Iommu, Iotlb, IotlbIterator, IovaRange};
+    use std::sync::RwLock;
+    use vm_memory::iommu::{Error, Iotlb};
     use vm_memory::{GuestMemoryError, IommuMemory, Permissions};
 
-    #[derive(Debug, Default)]
-    struct Shared(RwLock<Iotlb>);
-    impl Iommu for Shared {
-        type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
-        fn translate(
-            &self,
-            iova: GuestAddress,
-            length: usize,
-            access: Permissions,
-        ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
-            Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|_| {
-                Error::CannotResolve {
-                    iova_range: IovaRange { base: iova, length },
-                    reason: "not mapped now".into(),
-                }
-            })
-        }
-    }
     let physical = memory();
     physical.write_slice(&[1; 0x1000], GuestAddress(0)).unwrap();
     physical
         .write_slice(&[2; 0x1000], GuestAddress((PAGES - 1) * PAGE))
         .unwrap();
     let bitmap = AtomicBitmap::new(0x1000, NonZeroUsize::new(0x1000).unwrap());
-    let memory = IommuMemory::new(physical, Shared::default(), true, bitmap);
+    let memory = IommuMemory::new(physical, RwLock::<Iotlb>::default(), true, bitmap);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..2 {
@@ -391,7 +373,7 @@ fn translations_change_between_accesses_and_not_within() {
             });
         }
         for round in 0..ROUNDS {
-            let mut iotlb = memory.iommu().0.write().unwrap();
+            let mut iotlb = memory.iommu().write().unwrap();
             match round % 3 {
                 0 => iotlb
                     .set_mapping(GuestAddress(0), GuestAddress(0), 0x1000, Permissions::Read)

@@ -21,6 +21,7 @@
 
 mod counters;
 mod iotlb;
+mod locked;
 mod mapping_table;
 mod marked;
 mod memory;
@@ -215,22 +216,37 @@ fn widest(mut is_granted: impl FnMut(Permissions) -> bool) -> Option<Permissions
     all.into_iter().find(|access| is_granted(*access))
 }
 
-/// An IOMMU: translates I/O virtual addresses.
+/// Translates I/O virtual addresses, as an IOMMU does.
 ///
-/// An implementation looks into its [`Iotlb`]. When [`Iotlb::lookup`] fails, it gets what is missing from where the mappings are kept, puts it
-/// into the IOTLB and looks again; how long it waits for that is its own affair.
+/// An implementation looks into its [`Iotlb`]. When [`Iotlb::lookup`] fails, it gets the missing
+/// mappings from wherever they are kept, adds them to the IOTLB and looks again. How long it waits
+/// for them is its own decision.
+///
+/// An IOMMU whose mappings are all in its IOTLB needs no implementation of its own: use a
+/// [`SharedIotlb`], or an `RwLock<Iotlb>`.
+///
+/// # Examples
+///
+/// A vhost-user back end asks its front end for a mapping that it does not have:
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
 /// use std::sync::{RwLock, RwLockReadGuard};
-/// use vm_memory::iommu::{Error, Iommu, IommuMemory, Iotlb, IotlbIterator, IovaRange};
+/// use vm_memory::iommu::{Error, Iommu, IommuMemory, Iotlb, IotlbIterator};
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
 ///
-/// /// Knows what it was told, and asks nobody.
 /// #[derive(Debug, Default)]
-/// struct StaticIommu(RwLock<Iotlb>);
+/// struct VhostUserIommu(RwLock<Iotlb>);
 ///
-/// impl Iommu for StaticIommu {
+/// impl VhostUserIommu {
+///     /// Sends a miss message and waits for the update. Here, each page is mapped to itself.
+///     fn query_front_end(&self, iova: GuestAddress, length: usize) -> Result<(), Error> {
+///         let mut iotlb = self.0.write().unwrap();
+///         iotlb.set_mapping(iova, iova, length, Permissions::ReadWrite)
+///     }
+/// }
+///
+/// impl Iommu for VhostUserIommu {
 ///     type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
 ///
 ///     fn translate(
@@ -239,24 +255,28 @@ fn widest(mut is_granted: impl FnMut(Permissions) -> bool) -> Option<Permissions
 ///         length: usize,
 ///         access: Permissions,
 ///     ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
-///         Iotlb::lookup(self.0.read().unwrap(), iova, length, access).map_err(|fails| {
-///             Error::CannotResolve { iova_range: IovaRange { base: iova, length }, reason: format!("{fails:?}") }
-///         })
+///         let fails = match Iotlb::lookup(self.0.read().unwrap(), iova, length, access) {
+///             Ok(found) => return Ok(found),
+///             Err(fails) => fails,
+///         };
+///         for miss in fails.misses {
+///             self.query_front_end(miss.base, miss.length)?;
+///         }
+///         // Translates, or fails: this IOMMU queries once.
+///         self.0.translate(iova, length, access)
 ///     }
 /// }
 ///
 /// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
-/// let memory = IommuMemory::new(physical, StaticIommu::default(), true, ());
-/// assert!(memory.read_obj::<u64>(GuestAddress(0x8000_0000)).is_err());
-///
-/// let mut iotlb = memory.iommu().0.write().unwrap();
-/// iotlb.set_mapping(GuestAddress(0x8000_0000), GuestAddress(0x1000), 0x1000, Permissions::ReadWrite)?;
-/// drop(iotlb);
-/// memory.write_obj(7u64, GuestAddress(0x8000_0010))?;
-/// assert_eq!(memory.get_backend().read_obj::<u64>(GuestAddress(0x1010))?, 7);
+/// let memory = IommuMemory::new(physical, VhostUserIommu::default(), true, ());
+/// memory.write_obj(7u64, GuestAddress(0x1000))?;
+/// assert_eq!(memory.get_backend().read_obj::<u64>(GuestAddress(0x1000))?, 7);
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[doc(alias = "vIOMMU")]
+#[doc(alias = "DMA")]
+#[doc(alias = "vhost-user")]
 pub trait Iommu: Debug + Send + Sync {
     /// What the IOTLB is reached through: a lock's guard, a counted pointer, a reference.
     ///

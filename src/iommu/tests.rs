@@ -19,25 +19,25 @@ use crate::region::GuestMemoryRegion;
 use crate::{GuestMemoryMmap, GuestRegionMmap, VolatileMemory};
 use Permissions::*;
 
-/// Knows what it was told, and translates no more than `at_most` bytes.
+/// An IOMMU that counts its translations, and translates no more than `at_most` bytes of a range.
 #[derive(Debug)]
-struct Known {
+struct Partial {
     iotlb: RwLock<Iotlb>,
     at_most: usize,
-    asked: AtomicUsize,
+    translations: AtomicUsize,
 }
 
-impl Default for Known {
-    fn default() -> Self {
-        Known {
-            iotlb: Default::default(),
-            at_most: usize::MAX,
-            asked: AtomicUsize::new(0),
+impl Partial {
+    fn new(at_most: usize) -> Self {
+        Partial {
+            iotlb: RwLock::default(),
+            at_most,
+            translations: AtomicUsize::new(0),
         }
     }
 }
 
-impl Iommu for Known {
+impl Iommu for Partial {
     type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
 
     fn translate(
@@ -46,29 +46,13 @@ impl Iommu for Known {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        Iotlb::lookup(
-            self.iotlb.read().unwrap(),
-            iova,
-            length.min(self.at_most),
-            access,
-        )
-        .map_err(|fails| {
-            let reason = format!(
-                "{} missing, {} refused",
-                fails.misses.len(),
-                fails.access_fails.len()
-            );
-            Error::CannotResolve {
-                iova_range: IovaRange { base: iova, length },
-                reason,
-            }
-        })
+        self.translations.fetch_add(1, Ordering::Relaxed);
+        self.iotlb.translate(iova, length.min(self.at_most), access)
     }
 }
 
 type Physical = GuestMemoryMmap<AtomicBitmap>;
-type Memory = IommuMemory<Physical, Known>;
+type Memory = IommuMemory<Physical, RwLock<Iotlb>>;
 
 /// A bitmap with a bit for each byte.
 fn bytewise(len: usize) -> AtomicBitmap {
@@ -89,16 +73,16 @@ const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
 fn memory(mappings: &[(u64, u64, usize, Permissions)]) -> Memory {
     let memory = IommuMemory::new(
         physical(&[(0, 64, BOTH), (0x100, 64, BOTH)]),
-        Known::default(),
+        RwLock::<Iotlb>::default(),
         true,
         bytewise(0x200),
     );
-    map(&memory, mappings);
+    map(memory.iommu(), mappings);
     memory
 }
 
-fn map(memory: &Memory, mappings: &[(u64, u64, usize, Permissions)]) {
-    let mut iotlb = memory.iommu().iotlb.write().unwrap();
+fn map(iotlb: &RwLock<Iotlb>, mappings: &[(u64, u64, usize, Permissions)]) {
+    let mut iotlb = iotlb.write().unwrap();
     for &(iova, to, length, permissions) in mappings {
         iotlb
             .set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions)
@@ -307,8 +291,8 @@ fn pieces_that_leave_physical_memory_are_errors() {
 #[test]
 fn a_region_keeps_its_protection() {
     let physical = physical(&[(0, 64, BOTH), (64, 64, libc::PROT_READ)]);
-    let memory = IommuMemory::new(physical, Known::default(), true, bytewise(0x100));
-    map(&memory, &[(0, 0, 128, ReadWrite)]);
+    let memory = IommuMemory::new(physical, RwLock::<Iotlb>::default(), true, bytewise(0x100));
+    map(memory.iommu(), &[(0, 0, 128, ReadWrite)]);
     assert!(
         memory.check_range(GuestAddress(0), 128, Read)
             && memory.check_range(GuestAddress(0), 64, Write)
@@ -329,9 +313,14 @@ fn a_region_keeps_its_protection() {
 #[test]
 fn what_is_granted_is_what_all_of_the_way_permits() {
     let physical = physical(&[(0, 64, BOTH), (64, 64, libc::PROT_READ)]);
-    let mut memory = IommuMemory::new(physical.clone(), Known::default(), true, bytewise(0x40));
+    let mut memory = IommuMemory::new(
+        physical.clone(),
+        RwLock::<Iotlb>::default(),
+        true,
+        bytewise(0x40),
+    );
     map(
-        &memory,
+        memory.iommu(),
         &[
             (0, 0, 8, ReadWrite),
             (8, 0, 8, Read),
@@ -359,9 +348,13 @@ fn what_is_granted_is_what_all_of_the_way_permits() {
     ];
     for (at, length, expected) in expected {
         assert_eq!(granted(&memory, at, length), expected, "{at:#x}, {length}");
-        let marked =
-            MarkedIommuMemory::by_both(physical.clone(), Known::default(), true, bytewise(0x40));
-        *marked.iommu().iotlb.write().unwrap() = memory.iommu().iotlb.read().unwrap().clone();
+        let marked = MarkedIommuMemory::by_both(
+            physical.clone(),
+            RwLock::<Iotlb>::default(),
+            true,
+            bytewise(0x40),
+        );
+        *marked.iommu().write().unwrap() = memory.iommu().read().unwrap().clone();
         assert_eq!(
             marked.granted(GuestAddress(at), length),
             expected,
@@ -390,7 +383,7 @@ fn another_backend_keeps_iommu_bitmap_and_switch() {
         .get_iommu_enabled());
     let mut by_both = MarkedIommuMemory::by_both(
         physical(&[(0, 8, BOTH)]),
-        Known::default(),
+        RwLock::<Iotlb>::default(),
         false,
         bytewise(8),
     );
@@ -431,11 +424,11 @@ fn another_backend_keeps_iommu_bitmap_and_switch() {
 fn the_short_way_holds_the_iotlb_until_the_end_and_marks_by_iova() {
     let memory = memory(&[(0x80, 0x100, 64, ReadWrite), (0xc0, 0, 64, Read)]);
     let lent = memory.with_slice_in_one_piece(GuestAddress(0x90), 8, ReadWrite, |slice| {
-        let locked = memory.iommu().iotlb.try_write().is_err();
+        let locked = memory.iommu().try_write().is_err();
         (slice.len(), locked, slice.write_obj(7u16, 2).is_ok())
     });
     assert_eq!(lent.unwrap(), Some((8, true, true)));
-    assert!(memory.iommu().iotlb.try_write().is_ok());
+    assert!(memory.iommu().try_write().is_ok());
     assert_eq!(marked(memory.bitmap()), [0x92, 0x93]);
     assert_eq!(
         memory
@@ -456,14 +449,39 @@ fn the_short_way_holds_the_iotlb_until_the_end_and_marks_by_iova() {
     )));
 }
 
+#[test]
+fn rw_lock_of_iotlb_after_panic_still_translates() {
+    let memory = memory(&[(0x80, 0x100, 8, ReadWrite)]);
+    let iommu = Arc::clone(memory.iommu());
+    std::thread::spawn(move || {
+        let _guard = iommu.write().unwrap();
+        panic!("expected by the test");
+    })
+    .join()
+    .unwrap_err();
+    assert!(memory.iommu().is_poisoned());
+    memory.write_obj(1u8, GuestAddress(0x80)).unwrap();
+}
+
+#[test]
+fn rw_lock_of_iotlb_counts_translations() {
+    let memory = memory(&[(0x80, 0x100, 8, ReadWrite)]);
+    memory.iommu().write().unwrap().count_lookups();
+    memory.read_obj::<u8>(GuestAddress(0x80)).unwrap();
+    assert!(unresolved(memory.read_obj::<u8>(GuestAddress(0))));
+    let counters = memory.iommu().read().unwrap().counters();
+    assert_eq!((counters.hits, counters.misses), (1, 1));
+}
+
 /// A miss may be a message to another process, which is waited for.
 #[test]
 fn what_is_not_mapped_is_asked_for_once() {
-    let memory = memory(&[]);
+    let physical = physical(&[(0, 64, BOTH)]);
+    let memory = IommuMemory::new(physical, Partial::new(usize::MAX), true, bytewise(64));
     let asked = |access: &dyn Fn()| {
-        let before = memory.iommu().asked.load(Ordering::Relaxed);
+        let before = memory.iommu().translations.load(Ordering::Relaxed);
         access();
-        memory.iommu().asked.load(Ordering::Relaxed) - before
+        memory.iommu().translations.load(Ordering::Relaxed) - before
     };
     let addr = GuestAddress(8);
     assert_eq!(asked(&|| assert!(memory.read_obj::<u64>(addr).is_err())), 1);
@@ -485,12 +503,9 @@ fn what_is_not_mapped_is_asked_for_once() {
 /// Somebody else's IOMMU may translate less than it was asked for: all three ways to ask agree that the range is not there.
 #[test]
 fn a_translation_that_ends_early_is_an_error() {
-    let iommu = Known {
-        at_most: 6,
-        ..Default::default()
-    };
-    let memory = IommuMemory::new(physical(&[(0, 64, BOTH)]), iommu, true, bytewise(64));
-    map(&memory, &[(0, 8, 16, ReadWrite)]);
+    let physical = physical(&[(0, 64, BOTH)]);
+    let memory = IommuMemory::new(physical, Partial::new(6), true, bytewise(64));
+    map(&memory.iommu().iotlb, &[(0, 8, 16, ReadWrite)]);
     assert_eq!(memory.write(&[1; 8], GuestAddress(0)).unwrap(), 6);
     let mut slices = memory.get_slices(GuestAddress(0), 8, Read).unwrap();
     assert_eq!(slices.next().unwrap().unwrap().len(), 6);
@@ -552,10 +567,10 @@ proptest! {
         let prot = if read_only { libc::PROT_READ } else { BOTH };
         let places = [(0, 20, BOTH), (20, 10, BOTH), (36, 24, prot)];
         let physical = physical(&places);
-        let memory = IommuMemory::new(physical, Known::default(), true, bytewise(tracked));
+        let memory = IommuMemory::new(physical, RwLock::<Iotlb>::default(), true, bytewise(tracked));
         let mut table = BTreeMap::new();
         for (iova, to, length, permissions) in mappings {
-            map(&memory, &[(iova, to, length, permissions)]);
+            map(memory.iommu(), &[(iova, to, length, permissions)]);
             table.extend((0..length as u64).map(|i| (iova + i, (to + i, permissions))));
         }
         let mut bytes = [0u8; 64];
@@ -661,15 +676,9 @@ fn marks_are_at_the_io_virtual_address() {
 fn writes_are_marked_by_iova_by_guest_address_or_by_both() {
     let mappings = [(0x80, 0x100, 64, ReadWrite), (0xc0, 0, 64, ReadWrite)];
     let iommu = || {
-        let known = Known::default();
-        let mut iotlb = known.iotlb.write().unwrap();
-        for (iova, to, length, permissions) in mappings {
-            iotlb
-                .set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions)
-                .unwrap();
-        }
-        drop(iotlb);
-        known
+        let iotlb = RwLock::default();
+        map(&iotlb, &mappings);
+        iotlb
     };
     let places = [(0, 64, BOTH), (0x100, 64, BOTH)];
     let in_regions = |memory: &Physical| {
