@@ -1,182 +1,10 @@
 //! Plain values, and [`Bytes`]: reading and writing them at an address.
 
-use core::mem::{align_of, size_of, MaybeUninit};
-use core::slice;
 use core::sync::atomic::Ordering;
-use std::io::{Read, Write};
 
-use crate::atomic_integer::AtomicInteger;
 use crate::io::{ReadVolatile, WriteVolatile};
-use crate::volatile_memory::VolatileSlice;
-
-/// A plain value: any bytes of its size are a value of it, and all its bytes are initialised.
-///
-/// Such values are copied between host and guest byte by byte. Integers, arrays of such values and the types of
-/// [`endian`](crate::endian) are; a `repr(C)` struct of such fields can be.
-///
-/// ```
-/// use vm_memory::{ByteValued, Le16, Le32, Le64};
-///
-/// /// A descriptor of a split virtqueue (virtio 1.2, section 2.7.5).
-/// #[repr(C)]
-/// #[derive(Clone, Copy, Default)]
-/// struct Descriptor {
-///     addr: Le64,
-///     len: Le32,
-///     flags: Le16,
-///     next: Le16,
-/// }
-/// // SAFETY: `repr(C)`, 8 + 4 + 2 + 2 bytes at an alignment of 8: no padding; every field takes any bytes.
-/// unsafe impl ByteValued for Descriptor {}
-///
-/// let descriptor = Descriptor { len: 512.into(), ..Default::default() };
-/// assert_eq!(descriptor.as_slice()[8..12], [0, 2, 0, 0]);
-/// ```
-///
-/// # Safety
-///
-/// Every bit pattern of the type's size must be a valid value of it, and it must have no padding, no pointers, references or
-/// interior mutability: a guest chooses the bytes, and other code reads them all. A type with padding is caught by no
-/// compiler; lay structures out by hand.
-pub unsafe trait ByteValued: Copy + Send + Sync {
-    /// Reinterprets `data` as a value, without copying.
-    ///
-    /// `None` if the length is not the size of `Self`, or the bytes do not lie at its alignment; and for a type without a size.
-    fn from_slice(data: &[u8]) -> Option<&Self> {
-        let ptr = data.as_ptr().cast::<Self>();
-        if data.is_empty() || data.len() != size_of::<Self>() || !ptr.is_aligned() {
-            return None;
-        }
-        // SAFETY: 1. `data` is `size_of::<Self>()` initialised bytes, aligned for `Self` (both just checked), and host memory that
-        // `data` borrows for as long as the result lives. 2. Any bytes are a value of `Self` (the trait's contract).
-        Some(unsafe { &*ptr })
-    }
-
-    /// Reinterprets `data` as a value that can be changed in place, without copying.
-    ///
-    /// `None` if the length is not the size of `Self`, or the bytes do not lie at its alignment; and for a type without a size.
-    fn from_mut_slice(data: &mut [u8]) -> Option<&mut Self> {
-        let ptr = data.as_mut_ptr().cast::<Self>();
-        if data.is_empty() || data.len() != size_of::<Self>() || !ptr.is_aligned() {
-            return None;
-        }
-        // SAFETY: 1. As in `from_slice`, and `data` borrows the bytes exclusively. 2. All bytes of a `Self` are initialised
-        // (the trait's contract), so whatever is stored through the result leaves valid `u8`s behind.
-        Some(unsafe { &mut *ptr })
-    }
-
-    /// Returns the bytes of the value.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the bytes of a host value, not of a guest"
-    )]
-    fn as_slice(&self) -> &[u8] {
-        let ptr = core::ptr::from_ref(self).cast::<u8>();
-        // SAFETY: `self` is `size_of::<Self>()` bytes, all initialised (the trait's contract), not changing while borrowed (no interior
-        // mutability, same contract), and no value is larger than `isize::MAX`.
-        unsafe { slice::from_raw_parts(ptr, size_of::<Self>()) } // not guest memory
-    }
-
-    /// Returns the bytes of the value, to be changed in place.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the bytes of a host value, not of a guest"
-    )]
-    fn as_mut_slice(&mut self) -> &mut [u8] {
-        let ptr = core::ptr::from_mut(self).cast::<u8>();
-        // SAFETY: as in `as_slice`; `self` is borrowed exclusively, and any bytes stored are a value of `Self`.
-        unsafe { slice::from_raw_parts_mut(ptr, size_of::<Self>()) } // not guest memory
-    }
-
-    /// Returns the bytes of the value as a [`VolatileSlice`], for what takes one.
-    fn as_bytes(&mut self) -> VolatileSlice<'_> {
-        VolatileSlice::from(self.as_mut_slice())
-    }
-
-    /// Returns the value whose bytes are all 0.
-    fn zeroed() -> Self {
-        // SAFETY: all zeroes is a bit pattern, and every bit pattern is a value (the trait's contract).
-        unsafe { MaybeUninit::<Self>::zeroed().assume_init() }
-    }
-
-    /// Writes the bytes of the value to `dst`.
-    ///
-    /// # Errors
-    ///
-    /// What `dst` answers; part of the value may have been written.
-    fn write_all_to<W: Write>(&self, mut dst: W) -> std::io::Result<()> {
-        dst.write_all(self.as_slice())
-    }
-
-    /// Reads a value from `src`.
-    ///
-    /// # Errors
-    ///
-    /// What `src` answers; `UnexpectedEof` if it ends first.
-    fn read_exact_from<R: Read>(mut src: R) -> std::io::Result<Self> {
-        let mut value = Self::zeroed();
-        src.read_exact(value.as_mut_slice())?;
-        Ok(value)
-    }
-}
-
-macro_rules! byte_valued_integers {
-    ($($integer:ty),*) => {
-        $(
-            // SAFETY: a plain integer: no padding, and every bit pattern is a value.
-            unsafe impl ByteValued for $integer {}
-        )*
-    };
-}
-byte_valued_integers!(u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize);
-
-// SAFETY: an array is its elements one after the other, without padding between or behind them (Rust reference, "Array layout"), so
-// every property that the contract asks for carries over from the element.
-unsafe impl<T: ByteValued, const N: usize> ByteValued for [T; N] {}
-
-/// A plain value that can be read and written in one piece, through the atomic integer `A`.
-///
-/// The integers that have an atomic counterpart implement it.
-pub trait AtomicAccess:
-    ByteValued
-    // The value and the integer in the atomic convert into each other.
-    + From<<<Self as AtomicAccess>::A as AtomicInteger>::V>
-    + Into<<<Self as AtomicAccess>::A as AtomicInteger>::V>
-{
-    /// The atomic integer of the value's size.
-    type A: AtomicInteger;
-}
-
-macro_rules! impl_atomic_access {
-    ($($plain:ty: $atomic:ident, $width:literal;)*) => {
-        $(
-            #[cfg(target_has_atomic = $width)]
-            impl AtomicAccess for $plain {
-                type A = core::sync::atomic::$atomic;
-            }
-        )*
-    };
-}
-
-impl_atomic_access! {
-    i8: AtomicI8, "8";
-    i16: AtomicI16, "16";
-    i32: AtomicI32, "32";
-    i64: AtomicI64, "64";
-    isize: AtomicIsize, "ptr";
-    u8: AtomicU8, "8";
-    u16: AtomicU16, "16";
-    u32: AtomicU32, "32";
-    u64: AtomicU64, "64";
-    usize: AtomicUsize, "ptr";
-}
-
-/// Whether `T` and its atomic counterpart agree in size and alignment: then they move as one register.
-pub(crate) const fn is_register_sized<T: AtomicAccess>() -> bool {
-    matches!(size_of::<T::A>(), 1 | 2 | 4 | 8)
-        && size_of::<T::A>() == size_of::<T>()
-        && align_of::<T::A>() == size_of::<T::A>()
-}
+pub(crate) use crate::value::is_register_sized;
+pub use crate::value::{AtomicAccess, ByteValued};
 
 /// A range of bytes with addresses of type `A`.
 ///
@@ -186,7 +14,7 @@ pub(crate) const fn is_register_sized<T: AtomicAccess>() -> bool {
 /// |---|---|
 /// | [`GuestMemory`](crate::GuestMemory), a whole memory | [`GuestAddress`](crate::GuestAddress) (an IOVA behind an IOMMU) |
 /// | [`GuestMemoryRegion`](crate::GuestMemoryRegion) of ordinary RAM | [`MemoryRegionAddress`](crate::MemoryRegionAddress), from the region's start |
-/// | [`VolatileSlice`] | `usize`, from the slice's start |
+/// | [`VolatileSlice`](crate::VolatileSlice) | `usize`, from the slice's start |
 ///
 /// `read` is out of the container, `write` into it; so are the streams named: `read_volatile_from` reads from a stream *into* the
 /// container, and `write_volatile_to` writes from the container into a stream.
@@ -341,40 +169,6 @@ pub trait Bytes<A> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn from_slice_wants_size_and_alignment() {
-        let mut storage = [0u64; 2];
-        let bytes = storage.as_mut_slice();
-        let bytes = bytes.first_mut().unwrap().as_mut_slice();
-        bytes.copy_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(u64::from_slice(bytes).map(|v| v.to_le()), Some(1));
-        assert!(u32::from_slice(bytes).is_none());
-        assert!(u16::from_slice(&bytes[1..3]).is_none());
-        *u32::from_mut_slice(&mut bytes[4..]).unwrap() = 2u32.to_le();
-        assert_eq!(bytes, [1, 0, 0, 0, 2, 0, 0, 0]);
-        assert!(u32::from_mut_slice(&mut bytes[3..7]).is_none());
-        assert!(<[u8; 0]>::from_slice(&[]).is_none());
-    }
-
-    #[test]
-    fn values_go_through_streams() {
-        let mut stream = Vec::new();
-        0x0102_0304u32.write_all_to(&mut stream).unwrap();
-        assert_eq!(
-            u32::read_exact_from(stream.as_slice()).unwrap(),
-            0x0102_0304
-        );
-        let short = u64::read_exact_from(stream.as_slice()).unwrap_err();
-        assert_eq!(short.kind(), std::io::ErrorKind::UnexpectedEof);
-    }
-
-    #[test]
-    fn as_bytes_reaches_the_value() {
-        let mut value = 0u32;
-        value.as_bytes().write_slice(&[1, 2, 3, 4], 0).unwrap();
-        assert_eq!(value, u32::from_ne_bytes([1, 2, 3, 4]));
-    }
 
     /// `Bytes` on a type that implements only what it must: the provided methods do the rest.
     #[test]

@@ -13,7 +13,7 @@
 //! assert_eq!(Be16::from(0x0102).as_slice(), &[1, 2]);
 //! ```
 
-use crate::bytes::ByteValued;
+use crate::value::ByteValued;
 
 macro_rules! endian_type {
     ($name:ident, $native:ident, $to:ident, $from:ident, $order:literal) => {

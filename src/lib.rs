@@ -131,10 +131,6 @@ pub mod atomic;
 )]
 mod atomic_integer;
 pub mod bitmap;
-#[expect(
-    unsafe_code,
-    reason = "the trait of plain values is a promise about their bytes"
-)]
 pub mod bytes;
 #[cfg(feature = "backend-bitmap")]
 pub mod dirty;
@@ -157,6 +153,11 @@ pub mod mmap;
 pub mod region;
 #[cfg(test)]
 mod skipped;
+#[expect(
+    unsafe_code,
+    reason = "the trait of plain values is a promise about their bytes"
+)]
+mod value;
 #[cfg(all(feature = "rawfd", unix))]
 #[expect(
     unsafe_code,

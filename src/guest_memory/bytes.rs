@@ -10,8 +10,9 @@ use core::sync::atomic::Ordering;
 use super::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator as _, Permissions, Result};
 use crate::access::{fault, Fault};
 use crate::bitmap::{BitmapSlice, BS};
-use crate::bytes::{AtomicAccess, ByteValued, Bytes};
+use crate::bytes::Bytes;
 use crate::io::{retry_interrupted, write_zero, ReadVolatile, WriteVolatile};
+use crate::value::{AtomicAccess, ByteValued};
 use crate::volatile_memory::{self, VolatileSlice};
 
 /// Addresses are guest physical addresses, or IOVAs where an IOMMU is on.

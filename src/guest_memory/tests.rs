@@ -10,10 +10,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::bitmap::AtomicBitmap;
-use crate::bytes::{AtomicAccess, ByteValued, Bytes};
+use crate::bytes::Bytes;
 use crate::io::{ReadVolatile, WriteVolatile};
 use crate::mmap::MmapRegionBuilder;
 use crate::region::GuestMemoryRegion;
+use crate::value::{AtomicAccess, ByteValued};
 use crate::volatile_memory::Error as VolatileError;
 use crate::{GuestMemoryMmap, GuestRegionMmap};
 

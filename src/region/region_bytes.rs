@@ -4,9 +4,10 @@ use core::sync::atomic::Ordering;
 
 use super::{GuestMemoryRegion, GuestMemoryRegionBytes};
 use crate::bitmap::BS;
-use crate::bytes::{AtomicAccess, ByteValued, Bytes};
+use crate::bytes::Bytes;
 use crate::guest_memory::{Error, MemoryRegionAddress, Permissions, Result};
 use crate::io::{ReadVolatile, WriteVolatile};
+use crate::value::{AtomicAccess, ByteValued};
 use crate::volatile_memory::VolatileSlice;
 
 /// Where the `count` bytes at `addr` are, if the region permits the access: a slice, and their place in it. As a rule that is the whole region.

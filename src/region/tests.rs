@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::*;
-use crate::bytes::AtomicAccess;
 use crate::guest_memory::{GuestMemory, GuestMemoryBackend};
 use crate::io::{ReadVolatile, WriteVolatile};
+use crate::value::AtomicAccess;
 
 /// Registers of a device: no RAM, so that all accesses go through its own [`Bytes`].
 #[derive(Debug)]

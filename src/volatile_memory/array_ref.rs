@@ -5,7 +5,7 @@ use core::mem::size_of;
 
 use super::{PtrGuard, PtrGuardMut, VolatileRef, VolatileSlice};
 use crate::bitmap::BitmapSlice;
-use crate::bytes::ByteValued;
+use crate::value::ByteValued;
 
 /// A reference to an array of values of type `T`, which need not be aligned, in memory that others write.
 ///

@@ -33,7 +33,7 @@ pub use value_ref::VolatileRef;
 use crate::access::Fault;
 use crate::atomic_integer::AtomicInteger;
 use crate::bitmap::{Bitmap, BS};
-use crate::bytes::ByteValued;
+use crate::value::ByteValued;
 
 /// What is wrong with an access to volatile memory.
 #[derive(Debug, thiserror::Error)]

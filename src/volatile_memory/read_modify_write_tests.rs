@@ -7,7 +7,8 @@ use super::tests::{failed, out_of_bounds, shown, Memory};
 use super::*;
 use crate::atomic_integer::AtomicInteger;
 use crate::bitmap::BitmapSlice;
-use crate::bytes::{AtomicAccess, ByteValued, Bytes};
+use crate::bytes::Bytes;
+use crate::value::{AtomicAccess, ByteValued};
 
 const MEMORY: usize = 24;
 

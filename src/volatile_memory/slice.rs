@@ -7,8 +7,9 @@ use core::sync::atomic::Ordering;
 use super::{compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileMemory};
 use crate::access::{self, Fault, Fetch};
 use crate::bitmap::{BitmapSlice, BS};
-use crate::bytes::{is_register_sized, AtomicAccess, ByteValued, Bytes};
+use crate::bytes::Bytes;
 use crate::io::{retry_interrupted, ReadVolatile, WriteVolatile};
+use crate::value::{is_register_sized, AtomicAccess, ByteValued};
 
 /// A slice of memory that others write while we look, and the bitmap that its writes are marked in.
 ///

@@ -6,7 +6,7 @@ use core::mem::{size_of, MaybeUninit};
 use super::{PtrGuard, PtrGuardMut, VolatileSlice};
 use crate::access;
 use crate::bitmap::BitmapSlice;
-use crate::bytes::ByteValued;
+use crate::value::ByteValued;
 
 /// A reference to a value of type `T`, which need not be aligned, in memory that others write.
 ///
