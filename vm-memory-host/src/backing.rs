@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use crate::error::BuildError;
 use crate::machine::Machine;
-use crate::mapping::Kind;
-use crate::region::{Backing, Region, Sharing};
+use crate::region::{Backing, Kind, Region, Sharing};
 use crate::sys;
 
 /// The file of a region, if it has one, and its pages.
@@ -33,7 +32,7 @@ pub(crate) fn open(region: &Region, machine: &Machine) -> Result<Opened, BuildEr
             kind: Kind::Anonymous,
             file: None,
             sharing: Sharing::Private,
-            page_size: sys::page_size(),
+            page_size: sys::page_size_u64(),
             own_tmpfs: false,
             allocated: false,
         },
@@ -96,7 +95,7 @@ fn memfd(region: &Region, huge: Option<u64>) -> Result<Opened, BuildError> {
         },
         file: Some((Arc::new(file), 0)),
         sharing: Sharing::Shared,
-        page_size: huge.unwrap_or_else(sys::page_size),
+        page_size: huge.unwrap_or_else(sys::page_size_u64),
         own_tmpfs: false,
         allocated: false,
     })
@@ -125,8 +124,8 @@ fn given(
     // The file system of a device is that of its name, /dev, which is a tmpfs as a rule.
     let (kind, page_size) = match (file_system.kind, kind_of_file.is_file()) {
         (sys::HUGETLBFS, true) => (Kind::Hugetlb, file_system.block_size),
-        (sys::TMPFS, true) => (Kind::Memfd, sys::page_size()),
-        _ => (Kind::File, sys::page_size()),
+        (sys::TMPFS, true) => (Kind::Memfd, sys::page_size_u64()),
+        _ => (Kind::File, sys::page_size_u64()),
     };
     if let Some(described) = region
         .described

@@ -7,17 +7,18 @@ use std::sync::{Arc, RwLock};
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::{NewBitmap, PluggedBlocks, PluggedBlocksError};
-use vm_memory::{FileOffset, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
 use crate::backing::{self, Opened};
 use crate::error::BuildError;
 use crate::machine::Machine;
-use crate::mapping::{bytes, HostMapping, Kind, Replaced};
+use crate::mapping::{bytes, HostMapping, Replaced};
 use crate::prefault::{self, Progress};
 use crate::region::{
-    Backing, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged,
+    Backing, Kind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged,
 };
 use crate::sys::{self, Advice, Reserved, Source};
+use crate::vma::most_areas;
 
 /// What is told of the progress of a prefault, and says whether to go on.
 type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
@@ -256,7 +257,7 @@ fn map_together(
     machine: &Machine,
     mappings: &mut Vec<Arc<HostMapping>>,
 ) -> Result<(), BuildError> {
-    let (mut total, mut align) = (0u64, sys::page_size());
+    let (mut total, mut align) = (0u64, sys::page_size_u64());
     for (region, behind) in regions {
         total = total.saturating_add(region.size);
         align = align.max(alignment(region, behind, machine));
@@ -276,7 +277,7 @@ fn map_together(
     };
     let too_large = |_| no_addresses(io::Error::from_raw_os_error(libc::ENOMEM));
     let size = |n: u64| usize::try_from(n).map_err(too_large);
-    let guard = size(sys::page_size())?;
+    let guard = sys::page_size();
     let reserved = Reserved::new(size(total)?, guard, size(align)?, size(rest)?);
     let mut reserved = reserved.map_err(no_addresses)?;
     for (region, behind) in regions {
@@ -436,7 +437,7 @@ fn map_one(
             return Err(BuildError::TooManyBlocks {
                 region: span,
                 blocks,
-                most: u64::try_from(Machine::most_areas()).unwrap_or(u64::MAX),
+                most: u64::try_from(most_areas()).unwrap_or(u64::MAX),
             });
         }
     }
@@ -622,19 +623,13 @@ fn region<B: Bitmap>(
     bitmap: &mut impl FnMut(usize) -> B,
 ) -> Result<GuestRegionMmap<B>, BuildError> {
     let span = mapping.span();
-    let file = mapping
-        .file
-        .as_ref()
-        .map(|(file, offset)| FileOffset::from_arc(Arc::clone(file), *offset));
-    let blocks = mapping.plugged_blocks().cloned();
-    let huge = mapping.kind == Kind::Hugetlb;
-    let bitmap = bitmap(mapping.mapped.len());
-    let region = sys::Mapped::region(mapping, file, huge, blocks, bitmap).map_err(|source| {
-        BuildError::Region {
+    let bitmap = bitmap(mapping.mapped().len());
+    let region = mapping
+        .mmap_region(bitmap)
+        .map_err(|source| BuildError::Region {
             region: span,
             source,
-        }
-    })?;
+        })?;
     GuestRegionMmap::new(region, mapping.start).ok_or(BuildError::PastTop {
         start: span.start,
         size: span.size,

@@ -11,8 +11,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::builder::MemoryBuilder;
 use crate::error::NotProvisioned;
-use crate::mapping::{provisioned, span_of, HostMapping, Kind};
-use crate::region::{Backing, Blocks, Options, Region, Sharing, Span};
+use crate::mapping::{provisioned, span_of, HostMapping};
+use crate::region::{Backing, Blocks, Kind, Options, Region, Sharing, Span};
 use crate::sys;
 
 /// A guest's memory as data: what a snapshot or a second process needs, and a vhost-user front end for its table of memory regions. (The address in

@@ -8,8 +8,8 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::ChangeError;
-use crate::mapping::{bytes, parts, HostMapping, Kind, Replaced};
-use crate::region::{Lock, Sharing};
+use crate::mapping::{bytes, parts, HostMapping, Replaced};
+use crate::region::{Kind, Lock, Sharing};
 use crate::residency::known_to_mincore;
 use crate::sys::{self, Advice, Mapped};
 

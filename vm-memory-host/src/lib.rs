@@ -44,6 +44,24 @@
 //! ```
 //!
 //! Linux only. Each function lists the system calls that it makes, for seccomp filters.
+//!
+//! # Layers
+//!
+//! A module imports only from its own line or from lines above it.
+//!
+//! ```text
+//! sys                   system calls: reservations, mapped memory, files
+//! region                Region, Backing, Options: the caller's request
+//! error                 the error types
+//! machine, vma          huge page pools, NUMA nodes, available memory; the count of VMAs
+//! backing               backing files, opened and checked
+//! mapping               HostMapping, and the vm-memory region over it
+//! residency             pages in memory
+//! discard, prefault     pages returned to the system, pages populated
+//! plug                  blocks made accessible and inaccessible
+//! builder               MemoryBuilder: checks a request and maps it
+//! description           guest memory as data
+//! ```
 
 #![cfg(target_os = "linux")]
 #![cfg_attr(
@@ -72,9 +90,10 @@ mod region;
 mod residency;
 #[expect(
     unsafe_code,
-    reason = "makes the system calls, and owns the addresses that they are about"
+    reason = "makes system calls and owns the addresses that they change"
 )]
 mod sys;
+mod vma;
 
 pub use builder::MemoryBuilder;
 pub use description::{
@@ -84,11 +103,11 @@ pub use description::{
 pub use discard::discard;
 pub use error::{BuildError, ChangeError, NotProvisioned, PrefaultError};
 pub use machine::{huge_page_pools, HugePagePool};
-pub use mapping::{provisioned, HostMapping, Kind};
+pub use mapping::{provisioned, HostMapping};
 pub use plug::{plug, unplug};
 pub use prefault::{prefault, Progress};
 pub use region::{
-    Backing, Blocks, Lock, NumaPolicy, Options, Region, Sharing, Span, TransparentHugePages,
+    Backing, Blocks, Kind, Lock, NumaPolicy, Options, Region, Sharing, Span, TransparentHugePages,
     Unplugged,
 };
 pub use residency::{residency, Residency, ResidencyError};

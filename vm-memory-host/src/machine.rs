@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::OnceLock;
 
 use crate::sys;
 
@@ -36,50 +34,6 @@ pub struct HugePagePool {
 /// ```
 pub fn huge_page_pools() -> Vec<HugePagePool> {
     Machine::here().pools()
-}
-
-/// Areas of addresses that guests can make the kernel keep, of which it has so many for the whole process (`vm.max_map_count`). Each is counted
-/// before it can be made, and while this is there.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Areas(usize);
-
-static AREAS: AtomicUsize = AtomicUsize::new(0);
-
-impl Areas {
-    /// Counts so many more; nothing changes if that would be too many.
-    pub(crate) fn take(&mut self, more: usize) -> bool {
-        // Relaxed: it is a count and orders nothing.
-        let sum = |now: usize| {
-            now.checked_add(more)
-                .filter(|sum| *sum <= Machine::most_areas())
-        };
-        let taken = AREAS
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum)
-            .is_ok();
-        if taken {
-            self.0 = self.0.saturating_add(more);
-        }
-        taken
-    }
-
-    /// Counts so many less, which cannot be made any more.
-    pub(crate) fn release(&mut self, less: usize) {
-        let less = less.min(self.0);
-        self.0 = self.0.saturating_sub(less);
-        AREAS.fetch_sub(less, Ordering::Relaxed);
-    }
-
-    /// How many are counted here.
-    #[cfg(test)]
-    pub(crate) fn count(&self) -> usize {
-        self.0
-    }
-}
-
-impl Drop for Areas {
-    fn drop(&mut self) {
-        self.release(self.0);
-    }
 }
 
 impl Machine {
@@ -165,15 +119,6 @@ impl Machine {
         Some(limits.fold(available, u64::min))
     }
 
-    /// How many areas of addresses guests may make the kernel keep, in all of this process: half of those that it keeps at most.
-    pub(crate) fn most_areas() -> usize {
-        static MOST: OnceLock<usize> = OnceLock::new();
-        *MOST.get_or_init(|| {
-            let most = number(Path::new("/proc/sys/vm/max_map_count")).unwrap_or(65_530);
-            usize::try_from(most / 2).unwrap_or(usize::MAX)
-        })
-    }
-
     /// How many bytes of memory and swap there are in all.
     pub(crate) fn all_memory(&self) -> Option<u64> {
         self.memory("MemTotal", "SwapTotal")
@@ -199,7 +144,7 @@ impl Machine {
                 .sys
                 .join("kernel/mm/transparent_hugepage/hpage_pmd_size"),
         )
-        .filter(|size| size.is_power_of_two() && *size >= sys::page_size())
+        .filter(|size| size.is_power_of_two() && *size >= sys::page_size_u64())
     }
 }
 
@@ -222,7 +167,7 @@ fn pool(directory: &Path) -> Option<HugePagePool> {
     })
 }
 
-fn number(path: &Path) -> Option<u64> {
+pub(crate) fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 

@@ -9,8 +9,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 use crate::discard::clear;
 use crate::error::ChangeError;
 use crate::machine::Machine;
-use crate::mapping::{bytes, parts, span_of, HostMapping, Kind, Part};
-use crate::region::{Blocks, Unplugged};
+use crate::mapping::{bytes, parts, span_of, HostMapping, Part};
+use crate::region::{Blocks, Kind, Unplugged};
 use crate::sys::{self, Advice};
 
 /// Lets a guest have the blocks of a range: accesses reach them from now on. What was plugged stays as it is.

@@ -11,8 +11,8 @@ use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::PrefaultError;
 use crate::machine::Machine;
-use crate::mapping::{bytes, provisioned, HostMapping, Kind};
-use crate::region::Sharing;
+use crate::mapping::{bytes, provisioned, HostMapping};
+use crate::region::{Kind, Sharing};
 use crate::residency::resident;
 use crate::sys::Advice;
 

@@ -8,8 +8,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
-use crate::mapping::Kind;
-
 /// What a region's bytes are kept in.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -105,6 +103,20 @@ impl Backing {
             sharing,
         }
     }
+}
+
+/// What a region's bytes are kept in, as it was found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Private pages of this process.
+    Anonymous,
+    /// A memfd, or another file of tmpfs.
+    Memfd,
+    /// A file of hugetlbfs, or a memfd of huge pages.
+    Hugetlb,
+    /// A file on a disk, or a device.
+    File,
 }
 
 /// Who sees what is written to the mapping of a file.

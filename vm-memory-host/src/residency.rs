@@ -9,8 +9,8 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::NotProvisioned;
-use crate::mapping::{provisioned, span_of, HostMapping, Kind};
-use crate::region::Span;
+use crate::mapping::{provisioned, span_of, HostMapping};
+use crate::region::{Kind, Span};
 use crate::sys;
 
 /// What a region takes, in bytes.
@@ -139,7 +139,7 @@ pub(crate) fn known_to_mincore(
     offset: usize,
     len: usize,
 ) -> io::Result<u64> {
-    let page = usize::try_from(sys::page_size()).unwrap_or(4096);
+    let page = sys::page_size();
     // A byte for each page, and 1 GiB at a time.
     let step = 1usize << 30;
     let mut pages = vec![0u8; len.min(step).div_ceil(page)];
@@ -153,7 +153,7 @@ pub(crate) fn known_to_mincore(
         let there = there.filter(|page| *page & 1 != 0).count();
         count = count.saturating_add(u64::try_from(there).unwrap_or(0));
     }
-    Ok(count.saturating_mul(sys::page_size()))
+    Ok(count.saturating_mul(sys::page_size_u64()))
 }
 
 /// What smaps says of one area of this process's addresses, in bytes.

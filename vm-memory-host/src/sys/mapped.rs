@@ -6,13 +6,10 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use vm_memory::bitmap::Bitmap;
-use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError, PluggedBlocks};
-use vm_memory::{FileOffset, MmapRegion, VolatileSlice};
+use vm_memory::VolatileSlice;
 
 use super::reservation::{arguments, Reservation, Source, Trial};
 use super::{check, page_size, READ_WRITE};
-use crate::mapping::HostMapping;
 
 /// Memory that is mapped in a part of a reservation. When it is dropped, the part goes back to the reservation.
 #[derive(Debug)]
@@ -52,7 +49,8 @@ pub(crate) enum NodePolicy {
 }
 
 impl Mapped {
-    fn addr(&self) -> *mut u8 {
+    /// Its first byte.
+    pub(crate) fn addr(&self) -> *mut u8 {
         self.reservation.addr.wrapping_add(self.offset)
     }
 
@@ -125,7 +123,7 @@ impl Mapped {
 
     /// An area of addresses that is no part of another one and that nothing can be accessed in, in a reservation of its own.
     fn apart(len: usize) -> Result<Self> {
-        let page = usize::try_from(page_size()).unwrap_or(4096);
+        let page = page_size();
         let no_room = || Error::from_raw_os_error(libc::ENOMEM);
         let end = page.checked_add(len).ok_or_else(no_room)?;
         let with_guards = end.checked_add(page).ok_or_else(no_room)?;
@@ -204,7 +202,7 @@ impl Mapped {
             return Ok(());
         }
         let refused = Error::last_os_error();
-        let page = usize::try_from(page_size()).unwrap_or(4096);
+        let page = page_size();
         // Nothing is allocated here: that could map something into the hole, if there is one.
         let mut pages = [0; 4096];
         let step = page.saturating_mul(pages.len());
@@ -290,7 +288,7 @@ impl Mapped {
 
     /// For each page of a part, whether it is in memory; `pages` is as long as there are.
     pub(crate) fn resident(&self, offset: usize, len: usize, pages: &mut [u8]) -> Result<()> {
-        let page = usize::try_from(page_size()).unwrap_or(4096);
+        let page = page_size();
         if pages.len() < len.div_ceil(page) {
             return Err(Error::from_raw_os_error(libc::EINVAL));
         }
@@ -305,44 +303,6 @@ impl Mapped {
         // SAFETY: the range is mapped as long as `self` is there, which outlives `slice`, and no reference of Rust's covers it.
         let slice = unsafe { VolatileSlice::new(addr, len) };
         slice.fill_with_byte(0).map_err(Error::other)
-    }
-
-    /// Makes a region of vm-memory of the whole mapping, which `owner` has.
-    pub(crate) fn region<B: Bitmap>(
-        owner: &Arc<HostMapping>,
-        file: Option<FileOffset>,
-        hugetlb: bool,
-        blocks: Option<Arc<PluggedBlocks>>,
-        bitmap: B,
-    ) -> std::result::Result<MmapRegion<B>, MmapRegionError> {
-        let mapped = owner.mapped();
-        let shared = owner.is_shared();
-        let anonymous = if file.is_none() {
-            libc::MAP_ANONYMOUS
-        } else {
-            0
-        };
-        let kind = if shared {
-            libc::MAP_SHARED
-        } else {
-            libc::MAP_PRIVATE
-        };
-        let mut builder = MmapRegionBuilder::new_with_bitmap(mapped.len, bitmap)
-            .with_mmap_prot(READ_WRITE)
-            .with_mmap_flags(kind | anonymous | libc::MAP_NORESERVE)
-            .with_hugetlbfs(hugetlb)
-            .with_owner(Arc::clone(owner));
-        if let Some(file) = file {
-            builder = builder.with_file_offset(file);
-        }
-        if let Some(blocks) = blocks {
-            builder = builder.with_plugged_blocks(blocks);
-        }
-        // SAFETY: 1. `mapped` is as long as the region, and was mapped with its protection; what `protect` takes away, `PluggedBlocks` keep
-        // accesses from. 2. It stays in place while `owner` lives, which has it by value and does not give it out, and the region keeps
-        // `owner`. 3. It is accessed through vm-memory only, so that no reference of Rust's covers it.
-        let builder = unsafe { builder.with_raw_mmap_pointer(mapped.addr()) };
-        builder.build()
     }
 }
 
@@ -366,7 +326,7 @@ impl Drop for Mapped {
         //
         // What would refuse that is found elsewhere (`RLIMIT_AS`, `vm.max_map_count`): where it was refused here, nobody could say whether the part
         // is still mapped, and it could not be unmapped.
-        let page = usize::try_from(page_size()).unwrap_or(4096);
+        let page = page_size();
         let is_kept = !is_last && self.reservation.is_whole();
         if is_kept && Trial::new(page, libc::PROT_NONE, Source::Anonymous).is_ok() {
             let replaced =
@@ -401,7 +361,7 @@ mod tests {
     /// In a child of fork(2), what was kept from it has left addresses where its own memory may be.
     #[test]
     fn a_child_of_fork_changes_nothing_at_these_addresses() {
-        let page = usize::try_from(page_size()).unwrap();
+        let page = page_size();
         let mut reserved = Reserved::new(page, page, page, 0).unwrap();
         let mut mapped = reserved.map(page, Source::Anonymous).unwrap();
         drop(reserved);
@@ -429,7 +389,7 @@ mod tests {
 
     #[test]
     fn zeroes_are_put_in_a_part_and_nowhere_else() {
-        let page = usize::try_from(page_size()).unwrap();
+        let page = page_size();
         let mut reserved = Reserved::new(4 * page, page, page, 0).unwrap();
         let mapped = reserved.map(4 * page, Source::Anonymous).unwrap();
         let (zeroes, _) = Mapped::zeroes(2 * page).unwrap();

@@ -19,11 +19,16 @@ use std::io::{Error, Result};
 /// Protection of memory that a guest has.
 const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
-/// The size of a page in bytes.
-pub(crate) fn page_size() -> u64 {
-    // SAFETY: asks for a number.
+/// Returns the size of an ordinary page in bytes.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: `sysconf(3)` takes any number and touches no memory of the caller.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(size).unwrap_or(4096)
+    usize::try_from(size).unwrap_or(4096)
+}
+
+/// Returns [`page_size`] for arithmetic with file offsets and guest addresses.
+pub(crate) fn page_size_u64() -> u64 {
+    u64::try_from(page_size()).unwrap_or(4096)
 }
 
 /// How many bytes this process may lock; `None` for as many as it likes.
