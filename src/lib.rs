@@ -1,16 +1,16 @@
 //! Guest physical memory for virtual machine monitors.
 //!
-//! Between a VMM's devices, loaders and migration code, and the bytes that the guest's CPUs are using at the same moment, lies this crate.
-//! It takes the place of the published crate `vm-memory` 0.18.0, without a line changed in its users; README.md says what is better,
-//! and where that shows.
+//! This crate is the layer between a VMM's devices, loaders and migration code, and the bytes that
+//! the guest's CPUs use at the same time. It replaces the published crate `vm-memory` 0.18.0 without
+//! a change to the code of its users.
 //!
 //! ```text
 //!     device, loader, migration
-//!        │ read_obj(GuestAddress)          │ read_volatile_from(file)     │ get_slices, check_range
-//!        ▼                                 ▼                              ▼
-//!   Bytes<GuestAddress> ──────────────► GuestMemory                 GuestAddressSpace (maps that are swapped)
-//!                                          │
-//!                    ┌─────────────────────┴──────────┐
+//!        │ read_obj(GuestAddress)     │ read_volatile_from(file)   │ get_slices, check_range
+//!        ▼                            ▼                            ▼
+//!   Bytes<GuestAddress> ─────────► GuestMemory              GuestAddressSpace (maps that are swapped)
+//!                                     │
+//!                    ┌────────────────┴───────────────┐
 //!                    ▼ guest physical address         ▼ IOVA
 //!            GuestMemoryBackend ◄───────────────── IommuMemory ──► Iommu, Iotlb
 //!                    │ find_region
@@ -18,7 +18,7 @@
 //!            GuestMemoryRegion      0x0 ├──── RAM ────┤  hole  ├──── RAM ────┤
 //!                    │ get_slice
 //!                    ▼
-//!              VolatileSlice ──► one primitive that moves the bytes ──► Bitmap (marked dirty, after the write)
+//!              VolatileSlice ──► access routine (moves the bytes) ──► Bitmap (marks them dirty)
 //! ```
 //!
 //! ```
@@ -26,8 +26,8 @@
 //! use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 //!
 //! // 1 GiB of RAM below the 32-bit hole of a PC, and 1 GiB above it.
-//! let memory: GuestMemoryMmap =
-//!     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 30), (GuestAddress(1 << 32), 1 << 30)])?;
+//! let ranges = [(GuestAddress(0), 1 << 30), (GuestAddress(1 << 32), 1 << 30)];
+//! let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges)?;
 //!
 //! memory.write_slice(b"console=ttyS0\0", GuestAddress(0x2_0000))?;
 //! memory.write_obj(0x2_0000u64, GuestAddress(0x1_0000_0000))?;
@@ -38,47 +38,76 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # Where to go from here
+//! # Tasks
 //!
-//! | to | see |
-//! |---|---|
-//! | read and write by address | [`Bytes`], and [`ByteValued`] for structures of your own |
-//! | get at slices of host memory | [`GuestMemory::get_slices`], [`VolatileSlice`] |
-//! | make memory | [`GuestMemoryMmap`], [`MmapRegion`], [`mmap`]; the crate `vm-memory-host` for huge pages, NUMA and the like |
-//! | let parts of it come and go | [`mmap::PluggedBlocks`], [`GuestMemoryAtomic`] |
-//! | use regions of your own kind | [`GuestMemoryRegion`], [`GuestRegionCollection`] |
-//! | track dirty pages | [`bitmap`], [`bitmap::AtomicBitmap`], [`dirty::DirtyMemory`] |
-//! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] |
-//! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`] |
-//! | put a device behind an IOMMU | [`iommu`], [`IommuMemory`], [`iommu::SharedIotlb`] |
-//! | survive pages that go away | [`fault`] |
+//! The programs are in the folder `examples/` of the repository. Run one with
+//! `cargo run -p examples --example NAME`.
+//!
+//! | task | items | program |
+//! |---|---|---|
+//! | read and write by address | [`Bytes`]; [`ByteValued`] for structures of your own | `boot` |
+//! | borrow slices of host memory | [`GuestMemory::get_slices`], [`VolatileSlice`] | |
+//! | create memory | [`GuestMemoryMmap`], [`mmap`]; the crate `vm-memory-host` for huge pages and NUMA | `boot` |
+//! | implement a region type | [`GuestMemoryRegion`], [`GuestRegionCollection`] | `own_region` |
+//! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`], [`vectored`] | `net_device` |
+//! | complete I/O later, with io_uring or AIO | [`vectored::IoBuffer`] | `block_device` |
+//! | migrate a guest | [`bitmap::AtomicBitmap`], [`dirty::DirtyMemory`] | `migration` |
+//! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] | `hotplug` |
+//! | plug, unplug and discard parts of a region | [`mmap::PluggedBlocks`]; `vm-memory-host` | `balloon` |
+//! | share memory with another process | [`FileOffset`], [`GuestMemoryMmap::from_ranges_with_files`] | `vhost_user_backend` |
+//! | put a device behind an IOMMU | [`iommu`], [`IommuMemory`], [`iommu::SharedIotlb`] | `iommu_device` |
+//! | survive pages that disappear | [`fault`] | `truncated_file` |
 //!
 //! # Memory model
 //!
-//! Guest memory is written at any moment by CPUs that the compiler cannot see, and by other threads through this crate.
+//! Guest memory is written at any moment by CPUs that the compiler cannot see, and by other threads
+//! through this crate.
 //!
-//! - A naturally aligned access of 1, 2, 4 or 8 bytes is never torn: [`Bytes::read_obj`], [`Bytes::write_obj`], [`VolatileRef`], each
-//!   element of [`VolatileSlice::copy_to`] and [`copy_from`](VolatileSlice::copy_from) (in ascending order, but for those in the same aligned 32 bytes), and every copy of exactly that size and alignment.
-//! - [`Bytes::load`] and [`Bytes::store`] are that, with the ordering asked for.
-//! - Everything else may be seen in parts, in any order.
-//! - A page is marked dirty after it was written; no interleaving with a harvest loses it.
-//! - What is reached by pointer or reference ([`VolatileMemory::get_atomic_ref`], `aligned_as_ref`, `ptr_guard`) is outside these promises.
+//! - A naturally aligned access of 1, 2, 4 or 8 bytes is one instruction and is never torn. This
+//!   holds for [`Bytes::read_obj`], [`Bytes::write_obj`], [`VolatileRef`], any copy of exactly that
+//!   size and alignment, and each element of [`VolatileSlice::copy_to`] and
+//!   [`copy_from`](VolatileSlice::copy_from).
+//! - Elements of a typed copy move in ascending order, except within the same aligned 32 bytes.
+//! - [`Bytes::load`] and [`Bytes::store`] add the requested ordering.
+//! - Any other access may be observed in parts, in any order.
+//! - A page is marked dirty after it was written. No interleaving with a harvest loses it.
+//! - Memory reached through a pointer or a reference ([`VolatileMemory::get_atomic_ref`],
+//!   `aligned_as_ref`, `ptr_guard`) is outside these promises.
 //!
 //! # Features
 //!
-//! | feature | brings |
+//! | feature | content |
 //! |---|---|
 //! | `rawfd` (default) | [`ReadVolatile`] and [`WriteVolatile`] for files, sockets and descriptors; [`vectored`] |
 //! | `backend-mmap` | [`mmap`]: memory in mappings of this process |
-//! | `backend-bitmap` | [`bitmap::AtomicBitmap`] |
-//! | `backend-atomic` | [`atomic`]: maps that are swapped |
+//! | `backend-bitmap` | [`bitmap::AtomicBitmap`]; [`dirty`]: the dirty pages of a whole memory |
+//! | `backend-atomic` | [`atomic`]: maps that are swapped while in use |
 //! | `iommu` | [`iommu`]: translated memory |
+//! | `xen` | not implemented: one `compile_error!` |
+//!
+//! # Platforms
+//!
+//! Linux on x86_64 and aarch64 has assembly access routines and fault recovery. Other Unix systems
+//! use the same routines on these processors, without fault recovery. Apple's systems and other
+//! processors move bytes by relaxed atomics. On Windows, everything except `backend-mmap` and
+//! `rawfd` is available. The oldest supported compiler is Rust 1.89.
 //!
 //! # System calls
 //!
-//! No path makes a system call that the same path of 0.18.0 does not make, except that mapping a file asks `fstat` for its length: see
-//! [`mmap`]. Each module that makes any lists them.
+//! A path makes no system call that the same path of 0.18.0 does not make, with one exception:
+//! mapping a file calls `fstat`. A new function makes the calls below only where it is called. Add
+//! them to the seccomp filter of that thread.
+//!
+//! | function | system calls | phase |
+//! |---|---|---|
+//! | [`GuestMemoryMmap`], [`MmapRegion`] | `mmap`, `munmap`; `fstat` (or `newfstatat`) for a file | boot, hotplug |
+//! | [`ReadVolatile`], [`WriteVolatile`] | `read`, `write` | run time |
+//! | [`vectored`] | `readv`, `writev`, `preadv`, `pwritev` | run time |
+//! | [`fault::install`] | `sigaction`; `raise` for a signal whose default action ends the process | boot |
+//! | [`dirty::DirtyMemory::start_tracking`] | `membarrier` | migration |
+//! | harvests of bitmaps with [`look_before_marking`](bitmap::AtomicBitmap::look_before_marking) | `membarrier` | migration |
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(
         feature = "backend-mmap",
@@ -88,7 +117,7 @@
     )),
     allow(
         rustdoc::broken_intra_doc_links,
-        reason = "links to what a feature brings"
+        reason = "links to items of features that are off"
     )
 )]
 #![cfg_attr(
@@ -102,24 +131,21 @@
         clippy::unwrap_used,
         clippy::expect_used,
         clippy::panic,
-        reason = "a test that goes wrong may panic, and says what it does in fewer words"
+        reason = "tests may panic"
     )
 )]
 
 #[cfg(feature = "xen")]
 compile_error!(
-    "vm-memory: the feature `xen` is not built yet; leave it off, or stay with 0.18.0 from the registry"
+    "vm-memory: the feature `xen` is not implemented; disable it, or use 0.18.0 from the registry"
 );
 
 #[cfg(all(feature = "backend-mmap", not(unix)))]
 compile_error!(
-    "vm-memory: the feature `backend-mmap` is built for Unix only so far; leave it off on this target"
+    "vm-memory: the feature `backend-mmap` is implemented for Unix only; disable it on this target"
 );
 
-#[expect(
-    unsafe_code,
-    reason = "moves guest bytes: the module that everything unsafe about them is in"
-)]
+#[expect(unsafe_code, reason = "moves guest bytes; no other module does")]
 mod access;
 pub use access::fault;
 pub mod address;
@@ -127,46 +153,49 @@ pub mod address;
 pub mod atomic;
 #[expect(
     unsafe_code,
-    reason = "the trait of atomic integers is a promise about their bytes"
+    reason = "`AtomicInteger` is an unsafe trait: a promise about the bytes of its types"
 )]
 mod atomic_integer;
 pub mod bitmap;
 pub mod bytes;
 #[cfg(feature = "backend-bitmap")]
 pub mod dirty;
-#[expect(unsafe_code, reason = "its types make the promise of plain values")]
+#[expect(unsafe_code, reason = "implements `ByteValued` for its types")]
 pub mod endian;
 pub mod guest_memory;
 #[cfg_attr(
     all(feature = "rawfd", unix),
     expect(
         unsafe_code,
-        reason = "hands pointers into guest memory to read(2) and write(2)"
+        reason = "passes pointers into guest memory to read(2) and write(2)"
     )
 )]
 pub mod io;
 #[cfg(feature = "iommu")]
 pub mod iommu;
 #[cfg(feature = "backend-mmap")]
-#[expect(unsafe_code, reason = "makes and removes mappings, and slices of them")]
+#[expect(
+    unsafe_code,
+    reason = "creates and removes mappings, and slices of them"
+)]
 pub mod mmap;
 pub mod region;
 #[cfg(test)]
 mod skipped;
 #[expect(
     unsafe_code,
-    reason = "the trait of plain values is a promise about their bytes"
+    reason = "`ByteValued` is an unsafe trait: a promise about the bytes of its types"
 )]
 mod value;
 #[cfg(all(feature = "rawfd", unix))]
 #[expect(
     unsafe_code,
-    reason = "hands pointers into guest memory to readv(2) and writev(2), and keeps slices of memory that it owns"
+    reason = "passes pointers into guest memory to readv(2) and writev(2), and stores slices of memory that it owns"
 )]
 pub mod vectored;
 #[expect(
     unsafe_code,
-    reason = "turns pointers with a length into slices and values"
+    reason = "creates slices and values from a pointer and a length"
 )]
 pub mod volatile_memory;
 #[cfg(any(feature = "backend-atomic", feature = "iommu"))]
@@ -194,3 +223,8 @@ pub use volatile_memory::{
     Error as VolatileMemoryError, Result as VolatileMemoryResult, VolatileArrayRef, VolatileMemory,
     VolatileRef, VolatileSlice,
 };
+
+/// The code in README.md, compiled and run as a documentation test.
+#[cfg(all(doctest, unix, feature = "backend-mmap", feature = "backend-bitmap"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
