@@ -20,6 +20,7 @@ use std::io::{Cursor, ErrorKind};
 
 use crate::bitmap::BitmapSlice;
 use crate::bytes::Bytes;
+use crate::convert::to_u64;
 use crate::volatile_memory::{Error as VolatileMemoryError, VolatileSlice};
 
 #[cfg(all(feature = "rawfd", unix))]
@@ -233,8 +234,7 @@ fn position_within(position: u64, len: usize) -> usize {
 }
 
 fn advance<T>(cursor: &mut Cursor<T>, moved: usize) {
-    let moved = u64::try_from(moved).unwrap_or(u64::MAX);
-    cursor.set_position(cursor.position().saturating_add(moved));
+    cursor.set_position(cursor.position().saturating_add(to_u64(moved)));
 }
 
 #[cfg(test)]

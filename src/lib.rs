@@ -158,6 +158,7 @@ pub mod atomic;
 mod atomic_integer;
 pub mod bitmap;
 pub mod bytes;
+mod convert;
 #[cfg(feature = "backend-bitmap")]
 pub mod dirty;
 #[expect(unsafe_code, reason = "implements `ByteValued` for its types")]

@@ -53,7 +53,7 @@ fn b2_an_overflowing_range_is_not_accessible_and_says_so() {
                     !memory.check_range(base, length, access),
                     "{base:?} {length:#x} {access:?}"
                 );
-                assert!(memory.slice_in_one_piece(base, length, access).is_none());
+                assert!(memory.contiguous_slice(base, length, access).is_none());
                 if base == GuestAddress(1) {
                     continue; // ends below the top: not mapped, but no overflow
                 }

@@ -172,7 +172,7 @@ fn ranges_agree(memory: &impl GuestMemory, granted: Permissions) {
             refused(first);
         }
         assert_eq!(
-            memory.slice_in_one_piece(inside, 16, wanted).is_some(),
+            memory.contiguous_slice(inside, 16, wanted).is_some(),
             allowed
         );
     }

@@ -114,7 +114,7 @@ fn b10_a_range_never_goes_on_at_zero() {
     for count in [17usize, 0x20, usize::MAX] {
         for access in [Permissions::No, Permissions::Read, Permissions::ReadWrite] {
             assert!(!GuestMemory::check_range(&memory, TOP, count, access));
-            assert!(memory.slice_in_one_piece(TOP, count, access).is_none());
+            assert!(memory.contiguous_slice(TOP, count, access).is_none());
         }
         assert!(!GuestMemoryBackend::check_range(&memory, TOP, count));
         let mut slices = GuestMemoryBackend::get_slices(&memory, TOP, count);

@@ -159,7 +159,7 @@ fn all_at_once(
         .get_slices(GuestAddress(addr), count, access)
         .unwrap();
     let mut places = Vec::new();
-    let end = slices.each_slice(|slice| {
+    let end = slices.try_for_each_slice(|slice| {
         places.push(place(&slice));
         Ok(())
     });
@@ -333,7 +333,7 @@ fn the_walk_ends_where_it_is_told_to() {
     let mut slices =
         GuestMemory::get_slices(&memory, GuestAddress(0), 6 * PAGE, Permissions::Read).unwrap();
     let mut seen = 0;
-    let end = slices.each_slice(|slice| {
+    let end = slices.try_for_each_slice(|slice| {
         seen += slice.len();
         match seen {
             seen if seen > 2 * PAGE => Err(GuestMemoryError::InvalidBackendAddress),

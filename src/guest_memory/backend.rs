@@ -8,6 +8,7 @@ use super::{
 };
 use crate::address::Address;
 use crate::bitmap::{BS, MS};
+use crate::convert::{to_u64, to_usize};
 use crate::region::GuestMemoryRegion;
 use crate::volatile_memory::VolatileSlice;
 
@@ -194,7 +195,7 @@ pub trait GuestMemoryBackend {
         addr: GuestAddress,
         count: usize,
     ) -> Result<VolatileSlice<'_, MS<'_, Self>>> {
-        match self.slice_in_one_piece(addr, count, Permissions::No) {
+        match self.contiguous_slice(addr, count, Permissions::No) {
             Some(slice) => Ok(slice),
             None => slice_of_region(self, addr, count),
         }
@@ -244,7 +245,7 @@ fn rest_of<R: GuestMemoryRegion>(
         Some(_) => rest,
         None => u64::MAX.saturating_sub(addr.raw_value()).saturating_add(1),
     };
-    usize::try_from(rest).unwrap_or(usize::MAX)
+    to_usize(rest)
 }
 
 /// The part of the `count` bytes from `start` on that a region has, where it did not answer with all of them.
@@ -277,7 +278,7 @@ fn other_part<'a, R: GuestMemoryRegion>(
 /// Whether the `count` bytes at `addr` pass 2^64. They may end there.
 #[inline]
 fn passes_the_end(addr: GuestAddress, count: usize) -> bool {
-    let more = u64::try_from(count.saturating_sub(1)).unwrap_or(u64::MAX);
+    let more = to_u64(count.saturating_sub(1));
     addr.raw_value().checked_add(more).is_none()
 }
 
@@ -290,7 +291,7 @@ fn range_allows<M: GuestMemoryBackend + ?Sized>(
     access: Permissions,
 ) -> bool {
     len == 0
-        || memory.slice_in_one_piece(base, len, access).is_some()
+        || memory.contiguous_slice(base, len, access).is_some()
         || regions_allow(memory, base, len, access)
 }
 
@@ -304,7 +305,7 @@ fn regions_allow<M: GuestMemoryBackend + ?Sized>(
     access: Permissions,
 ) -> bool {
     GuestMemoryBackendSliceIterator::new(memory, base, len, access)
-        .each_slice(|_| Ok(()))
+        .try_for_each_slice(|_| Ok(()))
         .is_ok()
 }
 
@@ -396,7 +397,7 @@ impl<'a, M: GuestMemoryBackend + ?Sized> Iterator for GuestMemoryBackendSliceIte
         if !self.in_parts {
             if let Some(slice) = self
                 .addr
-                .and_then(|addr| self.memory.slice_in_one_piece(addr, self.left, self.access))
+                .and_then(|addr| self.memory.contiguous_slice(addr, self.left, self.access))
             {
                 self.left = 0;
                 return Some(Ok(slice));
@@ -419,7 +420,7 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemorySliceIterator<'a, MS<'a, M>>
 {
     /// A part is made where it is taken, and not as a `Result` in memory.
     #[inline]
-    fn each_slice(
+    fn try_for_each_slice(
         &mut self,
         mut take: impl FnMut(VolatileSlice<'a, MS<'a, M>>) -> Result<()>,
     ) -> Result<()> {
@@ -471,7 +472,7 @@ impl<M: GuestMemoryBackend + ?Sized> GuestMemory for M {
     }
 
     #[inline(always)]
-    fn slice_in_one_piece(
+    fn contiguous_slice(
         &self,
         addr: GuestAddress,
         count: usize,

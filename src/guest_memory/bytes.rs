@@ -11,6 +11,7 @@ use super::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator as _, Per
 use crate::access::{fault, Fault};
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::Bytes;
+use crate::convert::to_u64;
 use crate::io::{retry_interrupted, write_zero, ReadVolatile, WriteVolatile};
 use crate::value::{AtomicAccess, ByteValued};
 use crate::volatile_memory::{self, VolatileSlice};
@@ -226,7 +227,7 @@ fn in_one_piece<M: GuestMemory + ?Sized>(
     transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<()>,
 ) -> Result<bool> {
     let mut failure = None;
-    let ran = memory.with_slice_in_one_piece(addr, count, access, |slice| {
+    let ran = memory.with_contiguous_slice(addr, count, access, |slice| {
         if let Err(error) = at_guest(addr, slice, transfer(slice)) {
             failure = Some(error);
         }
@@ -464,7 +465,7 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
                     // If it was a fault, it gets to know the guest address. A stream that ended, or a system call that met the page, leaves the last fault
                     // of an earlier access alone, which may well have been at the same place in this process.
                     if fault::count() != faults_before {
-                        let before = u64::try_from(done).unwrap_or(u64::MAX);
+                        let before = to_u64(done);
                         fault::note_guest_address(
                             GuestAddress(addr.0.wrapping_add(before)),
                             piece.as_mut_ptr(),
@@ -479,15 +480,15 @@ fn for_each_piece<'a, M: GuestMemory + ?Sized>(
         };
     // What the last transfer answered, if it was not all.
     let mut last = None;
-    let end = memory.get_slices(addr, count, access)?.each_slice(|piece| {
-        match one_piece(&piece, moved) {
+    let end = memory
+        .get_slices(addr, count, access)?
+        .try_for_each_slice(|piece| match one_piece(&piece, moved) {
             Ok(true) => Ok(()),
             stopped => {
                 last = Some(stopped.map(|_| ()));
                 Err(Error::InvalidBackendAddress)
             }
-        }
-    });
+        });
     match (last, end) {
         (Some(last), _) => last,
         (None, Err(error)) if *moved == 0 => Err(error),

@@ -198,9 +198,9 @@ pub trait GuestMemory {
     /// `None` is no error: [`get_slices`](Self::get_slices) tells what is there, and whoever got `None` asks it. The slice must be good for as
     /// long as `self` is borrowed. A memory that translates addresses cannot promise that: its iterator holds on to what the slice was
     /// translated through, and the slice would outlive that. So the provided method gives none;
-    /// [`with_slice_in_one_piece`](Self::with_slice_in_one_piece) is for such memory, too.
+    /// [`with_contiguous_slice`](Self::with_contiguous_slice) is for such memory, too.
     #[inline]
-    fn slice_in_one_piece(
+    fn contiguous_slice(
         &self,
         addr: GuestAddress,
         count: usize,
@@ -230,7 +230,7 @@ pub trait GuestMemory {
     ///
     /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
     /// let length = |addr, count| {
-    ///     memory.with_slice_in_one_piece(GuestAddress(addr), count, Permissions::Read, |slice| slice.len())
+    ///     memory.with_contiguous_slice(GuestAddress(addr), count, Permissions::Read, |slice| slice.len())
     /// };
     /// assert_eq!(length(0xff0, 0x10)?, Some(0x10));
     /// assert_eq!(length(0xff0, 0x11)?, None);
@@ -238,7 +238,7 @@ pub trait GuestMemory {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline(always)]
-    fn with_slice_in_one_piece<T, F>(
+    fn with_contiguous_slice<T, F>(
         &self,
         addr: GuestAddress,
         count: usize,
@@ -249,7 +249,7 @@ pub trait GuestMemory {
         F: for<'s> FnOnce(&VolatileSlice<'s, BS<'s, Self::Bitmap>>) -> T,
     {
         // `Option::map` is a call when built for size.
-        match self.slice_in_one_piece(addr, count, access) {
+        match self.contiguous_slice(addr, count, access) {
             Some(slice) => Ok(Some(transfer(&slice))),
             None => Ok(None),
         }
@@ -287,7 +287,7 @@ pub trait GuestMemorySliceIterator<'a, B: BitmapSlice>:
     ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)])?;
     /// let mut lengths = Vec::new();
     /// let mut slices = GuestMemory::get_slices(&memory, GuestAddress(0xf00), 0x1200, Permissions::Read)?;
-    /// let end = slices.each_slice(|slice| {
+    /// let end = slices.try_for_each_slice(|slice| {
     ///     lengths.push(slice.len());
     ///     Ok(())
     /// });
@@ -297,7 +297,7 @@ pub trait GuestMemorySliceIterator<'a, B: BitmapSlice>:
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    fn each_slice(
+    fn try_for_each_slice(
         &mut self,
         mut take: impl FnMut(VolatileSlice<'a, B>) -> Result<()>,
     ) -> Result<()> {

@@ -515,7 +515,7 @@ fn a_guest_memory_with_nothing_but_slices_works() {
     let memory = Turned(memory(&[(0, 0x40)], 1));
     // It has not said that its slices outlive their iterator.
     assert!(memory
-        .slice_in_one_piece(GuestAddress(4), 8, Permissions::Read)
+        .contiguous_slice(GuestAddress(4), 8, Permissions::Read)
         .is_none());
     assert!(memory.physical_memory().is_none());
     let bytes: Vec<u8> = (0..0x40).collect();

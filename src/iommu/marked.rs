@@ -202,7 +202,7 @@ impl<M: GuestMemoryBackend, I: Iommu, B: Bitmap> GuestMemory for MarkedIommuMemo
     }
 
     #[inline(always)]
-    fn with_slice_in_one_piece<T, F>(
+    fn with_contiguous_slice<T, F>(
         &self,
         addr: GuestAddress,
         count: usize,
@@ -215,7 +215,7 @@ impl<M: GuestMemoryBackend, I: Iommu, B: Bitmap> GuestMemory for MarkedIommuMemo
         let bitmap = &*self.bitmap;
         if let Some(physical) = self.physical_memory() {
             return Ok(physical
-                .slice_in_one_piece(addr, count, access)
+                .contiguous_slice(addr, count, access)
                 .map(|slice| transfer(&Self::marked(bitmap, slice, None))));
         }
         self.translated

@@ -163,7 +163,7 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
     }
 
     #[inline]
-    fn slice_in_one_piece(
+    fn contiguous_slice(
         &self,
         addr: GuestAddress,
         count: usize,
@@ -171,11 +171,11 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
     ) -> Option<VolatileSlice<'_, BS<'_, Self::Bitmap>>> {
         // While it is on, the slice would outlive the guard of the IOTLB.
         self.physical_memory()?
-            .slice_in_one_piece(addr, count, access)
+            .contiguous_slice(addr, count, access)
     }
 
     #[inline(always)]
-    fn with_slice_in_one_piece<T, F>(
+    fn with_contiguous_slice<T, F>(
         &self,
         addr: GuestAddress,
         count: usize,
@@ -186,7 +186,7 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
         F: for<'s> FnOnce(&VolatileSlice<'s, BS<'s, Self::Bitmap>>) -> T,
     {
         if let Some(physical) = self.physical_memory() {
-            return physical.with_slice_in_one_piece(addr, count, access, transfer);
+            return physical.with_contiguous_slice(addr, count, access, transfer);
         }
         let bitmap = &*self.bitmap;
         self.translated

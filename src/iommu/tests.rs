@@ -143,13 +143,13 @@ fn off_it_is_physical_memory_and_on_it_translates() {
     );
     assert_eq!(
         memory
-            .slice_in_one_piece(GuestAddress(0x100), 64, Write)
+            .contiguous_slice(GuestAddress(0x100), 64, Write)
             .unwrap()
             .len(),
         64
     );
     assert!(memory
-        .slice_in_one_piece(GuestAddress(0x100), 65, Write)
+        .contiguous_slice(GuestAddress(0x100), 65, Write)
         .is_none());
     assert!(
         memory.check_range(GuestAddress(0), 64, ReadWrite)
@@ -166,7 +166,7 @@ fn every_permission_grants_itself_and_no_more() {
             assert_eq!(memory.check_range(GuestAddress(4), 8, wanted), allowed);
             // A slice by itself would outlive the guard of the IOTLB.
             assert!(memory
-                .slice_in_one_piece(GuestAddress(4), 8, wanted)
+                .contiguous_slice(GuestAddress(4), 8, wanted)
                 .is_none());
             assert_eq!(
                 memory.get_slices(GuestAddress(4), 8, wanted).is_ok(),
@@ -423,7 +423,7 @@ fn another_backend_keeps_iommu_bitmap_and_switch() {
 #[test]
 fn the_short_way_holds_the_iotlb_until_the_end_and_marks_by_iova() {
     let memory = memory(&[(0x80, 0x100, 64, ReadWrite), (0xc0, 0, 64, Read)]);
-    let lent = memory.with_slice_in_one_piece(GuestAddress(0x90), 8, ReadWrite, |slice| {
+    let lent = memory.with_contiguous_slice(GuestAddress(0x90), 8, ReadWrite, |slice| {
         let locked = memory.iommu().try_write().is_err();
         (slice.len(), locked, slice.write_obj(7u16, 2).is_ok())
     });
@@ -439,9 +439,9 @@ fn the_short_way_holds_the_iotlb_until_the_end_and_marks_by_iova() {
     );
 
     // Two mappings, and none: no error, and an error.
-    let scattered = memory.with_slice_in_one_piece(GuestAddress(0xb8), 16, Read, |_| ());
+    let scattered = memory.with_contiguous_slice(GuestAddress(0xb8), 16, Read, |_| ());
     assert!(scattered.unwrap().is_none());
-    assert!(unresolved(memory.with_slice_in_one_piece(
+    assert!(unresolved(memory.with_contiguous_slice(
         GuestAddress(0x1),
         8,
         Read,
@@ -511,9 +511,7 @@ fn a_translation_that_ends_early_is_an_error() {
     assert_eq!(slices.next().unwrap().unwrap().len(), 6);
     assert!(unresolved(slices.next().unwrap().map(|s| s.len())));
     assert!(slices.next().is_none());
-    assert!(memory
-        .slice_in_one_piece(GuestAddress(0), 8, Read)
-        .is_none());
+    assert!(memory.contiguous_slice(GuestAddress(0), 8, Read).is_none());
     assert!(memory
         .load::<u64>(GuestAddress(0), Ordering::SeqCst)
         .is_err());
@@ -601,7 +599,7 @@ proptest! {
                 }
                 Err(error) => prop_assert!(!translated(access), "{}", error),
             }
-            if let Some(slice) = memory.slice_in_one_piece(addr, count, access) {
+            if let Some(slice) = memory.contiguous_slice(addr, count, access) {
                 prop_assert!(whole(access) && slice.len() == count);
             }
 

@@ -128,7 +128,7 @@ impl<M: GuestMemoryBackend, I: Iommu> Translated<M, I> {
         })
     }
 
-    /// [`GuestMemory::with_slice_in_one_piece`] while the IOMMU is on, with the bitmap of the physical memory.
+    /// [`GuestMemory::with_contiguous_slice`] while the IOMMU is on, with the bitmap of the physical memory.
     #[inline(always)]
     pub(super) fn with_slice<'a, T>(
         &'a self,
@@ -145,7 +145,7 @@ impl<M: GuestMemoryBackend, I: Iommu> Translated<M, I> {
         let Some(piece) = pieces.next().filter(|piece| piece.length >= count) else {
             return Ok(None);
         };
-        match self.backend.slice_in_one_piece(piece.base, count, access) {
+        match self.backend.contiguous_slice(piece.base, count, access) {
             Some(slice) => Ok(Some(transfer(slice))),
             None => Ok(None),
         }

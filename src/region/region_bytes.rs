@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 use super::{GuestMemoryRegion, GuestMemoryRegionBytes};
 use crate::bitmap::BS;
 use crate::bytes::Bytes;
+use crate::convert::to_usize;
 use crate::guest_memory::{Error, MemoryRegionAddress, Permissions, Result};
 use crate::io::{ReadVolatile, WriteVolatile};
 use crate::value::{AtomicAccess, ByteValued};
@@ -37,7 +38,7 @@ fn place_in_part<R: GuestMemoryRegion>(
     error: Error,
 ) -> Result<(VolatileSlice<'_, BS<'_, R::B>>, usize)> {
     // Where blocks come and go, what was missing a moment ago may be there now: then the region is had as a whole, or has another gap.
-    let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
+    let len = to_usize(region.len());
     if region.reachable_bytes(MemoryRegionAddress(0), len) == len {
         if let Ok(whole) = region.as_volatile_slice() {
             return Ok((whole, index(addr)?));

@@ -570,7 +570,7 @@ mod of_mappings {
                 let granted = allowed.allow(access);
                 let at = GuestAddress(0x18);
                 assert_eq!(GuestMemory::check_range(&memory, at, 8, access), granted);
-                assert_eq!(memory.slice_in_one_piece(at, 8, access).is_some(), granted);
+                assert_eq!(memory.contiguous_slice(at, 8, access).is_some(), granted);
                 let first = GuestMemory::get_slices(&memory, at, 8, access)
                     .unwrap()
                     .next()

@@ -75,7 +75,7 @@ impl<'a, S: BitmapSlice> Pieces<'a, S> {
         &mut self,
         slices: &mut impl GuestMemorySliceIterator<'a, S>,
     ) -> Result<()> {
-        slices.each_slice(|slice| self.push(slice))
+        slices.try_for_each_slice(|slice| self.push(slice))
     }
 
     pub(super) fn new() -> Self {
