@@ -108,6 +108,22 @@
 //! | harvests of bitmaps with [`look_before_marking`](bitmap::AtomicBitmap::look_before_marking) | `membarrier` | migration |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Production code obeys these; tests may panic. The lints for both are in Cargo.toml.
+#![cfg_attr(
+    not(test),
+    deny(
+        missing_docs,
+        missing_debug_implementations,
+        unreachable_pub,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::multiple_unsafe_ops_per_block,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 #![cfg_attr(
     not(all(
         feature = "backend-mmap",
@@ -118,20 +134,6 @@
     allow(
         rustdoc::broken_intra_doc_links,
         reason = "links to items of features that are off"
-    )
-)]
-#![cfg_attr(
-    test,
-    allow(
-        missing_docs,
-        clippy::arithmetic_side_effects,
-        clippy::as_conversions,
-        clippy::indexing_slicing,
-        clippy::multiple_unsafe_ops_per_block,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        reason = "tests may panic"
     )
 )]
 

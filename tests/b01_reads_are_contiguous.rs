@@ -1,15 +1,6 @@
 //! B1: what a stream delivers lies without a gap from the address asked for, and progress is never lost.
 #![cfg(all(unix, feature = "backend-mmap", feature = "rawfd"))]
-#![allow(
-    unsafe_code,
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
+#![expect(unsafe_code, reason = "calls memfd_create(2) and mmap(2)")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;

@@ -1,10 +1,5 @@
 //! B2: ranges of I/O virtual addresses are checked at the top of the address space.
 #![cfg(all(feature = "iommu", feature = "backend-mmap"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::sync::atomic::Ordering;
 use std::sync::RwLock;

@@ -1,5 +1,4 @@
 //! B3: pointers to an array of volatile values come with the length in bytes, not in elements.
-#![allow(clippy::unwrap_used, reason = "a test that goes wrong may panic")]
 
 use vm_memory::{VolatileArrayRef, VolatileMemory, VolatileSlice};
 

@@ -1,15 +1,6 @@
 //! B7: files that end before their mapping does, and mappings that may not be read or written.
 #![cfg(all(unix, feature = "backend-mmap"))]
-#![allow(
-    unsafe_code,
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
+#![expect(unsafe_code, reason = "calls sysconf(3)")]
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

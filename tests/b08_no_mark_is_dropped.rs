@@ -5,14 +5,6 @@
     feature = "backend-bitmap",
     feature = "iommu"
 ))]
-#![allow(
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;

@@ -1,12 +1,5 @@
 //! B10: a range of guest memory may end at 2^64 exactly, and never passes it.
-#![allow(
-    unsafe_code,
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
+#![expect(unsafe_code, reason = "makes slices of its own regions")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,9 +1,4 @@
 //! B11: regions without bytes and types without a size do not panic.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::sync::atomic::Ordering;
 

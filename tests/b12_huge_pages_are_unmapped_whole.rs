@@ -1,12 +1,8 @@
 //! B12: a region on huge pages is unmapped whole, whatever its size; and `unmap` reports what dropping cannot.
 #![cfg(all(target_os = "linux", feature = "backend-mmap"))]
-#![allow(
+#![expect(
     unsafe_code,
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
+    reason = "calls memfd_create(2) and wraps foreign mappings"
 )]
 
 mod common;

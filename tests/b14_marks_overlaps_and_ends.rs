@@ -5,13 +5,9 @@
     feature = "backend-bitmap",
     feature = "rawfd"
 ))]
-#![allow(
+#![expect(
     unsafe_code,
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
+    reason = "installs a signal handler, and wraps foreign mappings"
 )]
 
 use std::fs::File;

@@ -7,10 +7,6 @@
     not(miri)
 ))]
 #![expect(unsafe_code, reason = "fork(2), prctl(2) and waitpid(2)")]
-#![expect(
-    clippy::panic,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 mod common;
 

@@ -1,11 +1,5 @@
 //! The dirty pages of a whole memory, against a set of single bytes.
 #![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
-#![expect(
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::unwrap_used,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;

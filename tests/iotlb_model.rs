@@ -1,13 +1,6 @@
 //! An `Iotlb` with thousands of mappings against a map of pages: many operations, any order, dense and sparse addresses. Beside it one with a bound, and a
 //! `SharedIotlb` whose snapshots are kept now and then.
 #![cfg(feature = "iommu")]
-#![expect(
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;

@@ -1,10 +1,5 @@
 //! A region whose blocks come and go: what is unplugged is a hole to every access, and nothing is paid for it elsewhere.
 #![cfg(all(feature = "backend-mmap", feature = "backend-bitmap", unix))]
-#![expect(
-    clippy::as_conversions,
-    clippy::unwrap_used,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::fs::File;
 use std::num::NonZeroUsize;

@@ -1,11 +1,5 @@
 //! A range over several regions is the same by whichever way it is walked: slice by slice, all slices at once, or region by region.
 #![cfg(all(feature = "backend-mmap", unix))]
-#![expect(
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::unwrap_used,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::sync::Arc;
 

@@ -2,14 +2,6 @@
 //!
 //! Short enough for ThreadSanitizer; what it looks for are the accesses themselves.
 #![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
-#![allow(
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

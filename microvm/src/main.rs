@@ -7,6 +7,19 @@
 //! was dirtied, moved and counted against what must have been, and [`report`] prints it.
 //!
 //! Start reading at [`run`].
+
+#![cfg_attr(
+    not(test),
+    deny(
+        missing_docs,
+        missing_debug_implementations,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::multiple_unsafe_ops_per_block,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 #![cfg_attr(
     not(target_arch = "x86_64"),
     expect(dead_code, reason = "where there is no KVM, nothing boots a kernel")

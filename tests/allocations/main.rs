@@ -6,13 +6,7 @@
     feature = "backend-bitmap",
     feature = "iommu"
 ))]
-#![expect(
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::unwrap_used,
-    unsafe_code,
-    reason = "a test that goes wrong may panic; an allocator is unsafe to write"
-)]
+#![expect(unsafe_code, reason = "a global allocator is unsafe to implement")]
 
 mod bitmap;
 mod counting_allocator;

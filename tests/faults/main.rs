@@ -8,13 +8,9 @@
     not(vm_memory_portable)
 ))]
 #![expect(
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
     clippy::disallowed_methods,
     unsafe_code,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
+    reason = "calls mmap(2) and sigaction(2), and reads the mappings directly"
 )]
 
 #[path = "../common/mod.rs"]

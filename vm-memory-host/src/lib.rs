@@ -64,16 +64,21 @@
 //! ```
 
 #![cfg(target_os = "linux")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Production code obeys these; tests may panic. The lints for both are in the root Cargo.toml.
 #![cfg_attr(
-    test,
-    allow(
+    not(test),
+    deny(
+        missing_docs,
+        missing_debug_implementations,
+        unreachable_pub,
         clippy::arithmetic_side_effects,
         clippy::as_conversions,
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
         clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::multiple_unsafe_ops_per_block,
         clippy::panic,
-        reason = "a test that goes wrong may panic, and says what it does in fewer words"
+        clippy::unwrap_used
     )
 )]
 

@@ -1,9 +1,5 @@
 //! A guest cannot use up the areas of addresses that the kernel keeps for a process. A program of its own: what is counted is the process's.
 #![cfg(target_os = "linux")]
-#![expect(
-    clippy::as_conversions,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::fs;
 use std::num::NonZeroU64;

@@ -1,11 +1,6 @@
 //! Memory is given back, and built, in a process that is at its limits. Each test starts this program again for itself: it changes limits, and counts what is
 //! mapped.
 #![cfg(target_os = "linux")]
-#![expect(
-    clippy::as_conversions,
-    clippy::unwrap_used,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::fs;
 use std::io::Write;

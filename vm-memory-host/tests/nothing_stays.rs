@@ -1,9 +1,5 @@
 //! What was half built when something could not be had is gone. A program of its own: it counts what this process has mapped and open.
 #![cfg(target_os = "linux")]
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::fs;
 use std::ops::ControlFlow;

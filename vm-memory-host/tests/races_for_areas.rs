@@ -1,10 +1,5 @@
 //! A guest that uses the pages that it gives back, while it gives them back. A program of its own: it counts the areas of addresses of the process.
 #![cfg(target_os = "linux")]
-#![expect(
-    clippy::arithmetic_side_effects,
-    clippy::unwrap_used,
-    reason = "a test that goes wrong may panic, and says what it does in fewer words"
-)]
 
 use std::fs;
 use std::io::Write;

@@ -2,6 +2,20 @@
 //!
 //! Each command is a module with an `Args` and a `run`; a new one is a module, a variant of [`Command`] and an arm in [`main`].
 
+#![cfg_attr(
+    not(test),
+    deny(
+        missing_docs,
+        missing_debug_implementations,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
 mod bench;
 mod compat;
 mod emulate;

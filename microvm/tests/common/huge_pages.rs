@@ -1,8 +1,4 @@
 //! Huge pages for a test, out of the machine's pool.
-#![expect(
-    clippy::unwrap_used,
-    reason = "tests end at the first thing that is wrong"
-)]
 
 use std::fs;
 

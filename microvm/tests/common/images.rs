@@ -1,8 +1,4 @@
 //! Kernel images, written byte by byte.
-#![expect(
-    clippy::indexing_slicing,
-    reason = "tests end at the first thing that is wrong"
-)]
 
 /// `mov esi, [base + offset]`: the pointer to a text into ESI, from the structure at EBX (or RBX;
 /// the encoding is the same).

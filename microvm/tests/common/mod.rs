@@ -1,8 +1,4 @@
 //! Running the binary.
-#![expect(
-    clippy::unwrap_used,
-    reason = "tests end at the first thing that is wrong"
-)]
 
 use std::fs::OpenOptions;
 use std::io::Write;

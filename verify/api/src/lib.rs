@@ -11,6 +11,10 @@
 //! Each module is one area, with functions that panic when an answer is wrong; `tests/calls.rs` runs them.
 #![deny(warnings)]
 #![deny(deprecated)]
+#![expect(
+    unsafe_code,
+    reason = "calls the unsafe functions of the interface too"
+)]
 
 pub mod addresses;
 pub mod bitmaps;

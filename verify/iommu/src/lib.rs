@@ -16,6 +16,20 @@
 //! header of vhost-user, and the kernel's `struct vhost_iotlb_msg` as payload. The back end is what a user of the feature `iommu`
 //! has to write; the front end is the least that a test needs, and sends whatever it is told, hostile messages too.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        missing_docs,
+        missing_debug_implementations,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
 mod backend;
 mod frontend;
 mod message;

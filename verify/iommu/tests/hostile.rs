@@ -1,17 +1,5 @@
 //! Messages that no front end should send: refused, or the end of the connection, and never anything else.
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::arithmetic_side_effects,
-        clippy::as_conversions,
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::panic,
-        reason = "a test that goes wrong may panic, and says what it does in fewer words"
-    )
-)]
-
 mod common;
 
 use std::time::Duration;

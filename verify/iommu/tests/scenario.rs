@@ -1,17 +1,5 @@
 //! A device behind an IOMMU whose mappings the front end has: what it may rely on, step by step.
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::arithmetic_side_effects,
-        clippy::as_conversions,
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::panic,
-        reason = "a test that goes wrong may panic, and says what it does in fewer words"
-    )
-)]
-
 mod common;
 
 use std::io;

@@ -8,18 +8,6 @@
 //!
 //! `IOMMU_SECONDS` says how long it runs; 3 by default.
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::arithmetic_side_effects,
-        clippy::as_conversions,
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::panic,
-        reason = "a test that goes wrong may panic, and says what it does in fewer words"
-    )
-)]
-
 mod common;
 
 use std::collections::VecDeque;

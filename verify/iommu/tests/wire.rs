@@ -1,17 +1,5 @@
 //! Our layout of the messages against the kernel's, as the `vhost` crate has it.
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::arithmetic_side_effects,
-        clippy::as_conversions,
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::panic,
-        reason = "a test that goes wrong may panic, and says what it does in fewer words"
-    )
-)]
-
 use std::mem::{offset_of, size_of};
 
 use compat_iommu::{Header, IotlbMessage, HEADER_SIZE, IOTLB_SIZE};

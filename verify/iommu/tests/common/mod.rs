@@ -1,17 +1,6 @@
 //! A device, its back end, and a front end that shares the guest's memory with it.
 
-#![cfg_attr(
-    test,
-    allow(
-        dead_code,
-        clippy::arithmetic_side_effects,
-        clippy::as_conversions,
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::panic,
-        reason = "a test that goes wrong may panic, and says what it does in fewer words"
-    )
-)]
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
