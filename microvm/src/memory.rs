@@ -19,8 +19,8 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 use vm_memory_host::{
-    describe, BackingDescription, BuildError, FileKind, MemoryBuilder, Region, RegionDescription,
-    Residency, Sharing, Unplugged,
+    describe, BackingDescription, BackingKind, BuildError, MemoryBuilder, Region,
+    RegionDescription, Residency, Sharing, Unplugged,
 };
 
 use crate::args::human;
@@ -81,15 +81,15 @@ impl Backing {
     pub fn is(&self, described: &BackingDescription) -> bool {
         match described {
             BackingDescription::Anonymous => *self == Self::Anonymous,
-            BackingDescription::Descriptor { file, sharing, .. } => {
+            BackingDescription::Descriptor { kind, sharing, .. } => {
                 // A file may be one of tmpfs or hugetlbfs.
-                let kind = match self {
+                let matches = match self {
                     Self::Anonymous => false,
-                    Self::Memfd => *file == FileKind::Memfd,
-                    Self::Hugetlb => *file == FileKind::Hugetlb,
+                    Self::Memfd => *kind == BackingKind::Memfd,
+                    Self::Hugetlb => *kind == BackingKind::Hugetlb,
                     Self::File(_) => true,
                 };
-                kind && *sharing == Sharing::Shared
+                matches && *sharing == Sharing::Shared
             }
             _ => false,
         }

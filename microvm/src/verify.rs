@@ -1,7 +1,7 @@
 //! The end of a run: is every page, sector and count what it must be?
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-use vm_memory_host::{BackingDescription, FileKind};
+use vm_memory_host::{BackingDescription, BackingKind};
 
 use crate::args::human;
 use crate::bus::Bus;
@@ -156,7 +156,7 @@ pub fn host_memory(ram: &GuestRam, source: &Source, dirty: &Dirty) -> Check {
             // A third one is that of --chaos: a file of its own, whose pages come and go.
             let steady = nth < 2;
             let place = match &region.backing {
-                BackingDescription::Descriptor { offset, file, .. } => Some((*offset, *file)),
+                BackingDescription::Descriptor { offset, kind, .. } => Some((*offset, *kind)),
                 _ => None,
             };
             let right = match (steady, &source.backing) {
@@ -164,7 +164,7 @@ pub fn host_memory(ram: &GuestRam, source: &Source, dirty: &Dirty) -> Check {
                 (true, backing) => {
                     backing.is(&region.backing) && place.is_none_or(|place| place.0 == 0)
                 }
-                (false, _) => place == Some((0, FileKind::Memfd)),
+                (false, _) => place == Some((0, BackingKind::Memfd)),
             };
             next += size;
             if !right {

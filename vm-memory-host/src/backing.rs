@@ -8,28 +8,28 @@ use std::sync::Arc;
 
 use crate::error::BuildError;
 use crate::machine::Machine;
-use crate::region::{Backing, Kind, Region, Sharing};
+use crate::region::{Backing, BackingKind, Region, Sharing};
 use crate::sys;
 
-/// The file of a region, if it has one, and its pages.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    pub(crate) kind: Kind,
+/// A region's backing with its file open and checked.
+#[derive(Clone, Debug)]
+pub(crate) struct OpenedBacking {
+    pub(crate) kind: BackingKind,
     pub(crate) file: Option<(Arc<File>, u64)>,
     pub(crate) sharing: Sharing,
     pub(crate) page_size: u64,
     /// Whether it is on a tmpfs of somebody's own, with settings and a size of its own.
     pub(crate) own_tmpfs: bool,
-    /// As in `HostMapping`.
+    /// Whether its file has room for all of the region, or for all plugged blocks: its file system may have none later.
     pub(crate) allocated: bool,
 }
 
 /// Makes what a region is to be kept in, or looks at what was given.
-pub(crate) fn open(region: &Region, machine: &Machine) -> Result<Opened, BuildError> {
+pub(crate) fn open(region: &Region, machine: &Machine) -> Result<OpenedBacking, BuildError> {
     named(region)?;
     let opened = match &region.backing {
-        Backing::Anonymous => Opened {
-            kind: Kind::Anonymous,
+        Backing::Anonymous => OpenedBacking {
+            kind: BackingKind::Anonymous,
             file: None,
             sharing: Sharing::Private,
             page_size: sys::page_size_u64(),
@@ -65,7 +65,7 @@ pub(crate) fn open(region: &Region, machine: &Machine) -> Result<Opened, BuildEr
 const GREATEST_LENGTH: u64 = u64::MAX >> 1;
 
 /// A memfd of its own, sealed.
-fn memfd(region: &Region, huge: Option<u64>) -> Result<Opened, BuildError> {
+fn memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, BuildError> {
     let span = region.span();
     let name = region.options.name.as_deref().unwrap_or("guest-ram");
     let refused = |source: io::Error| BuildError::System {
@@ -87,11 +87,11 @@ fn memfd(region: &Region, huge: Option<u64>) -> Result<Opened, BuildError> {
     let name = CString::new(name).map_err(|error| refused(error.into()))?;
     let file = sys::memfd(&name, region.size, huge).map_err(refused)?;
     sys::seal_length(&file).map_err(refused)?;
-    Ok(Opened {
+    Ok(OpenedBacking {
         kind: if huge.is_some() {
-            Kind::Hugetlb
+            BackingKind::Hugetlb
         } else {
-            Kind::Memfd
+            BackingKind::Memfd
         },
         file: Some((Arc::new(file), 0)),
         sharing: Sharing::Shared,
@@ -107,7 +107,7 @@ fn given(
     file: &Arc<File>,
     offset: u64,
     sharing: Sharing,
-) -> Result<Opened, BuildError> {
+) -> Result<OpenedBacking, BuildError> {
     let span = region.span();
     let refused = |source: io::Error| BuildError::System {
         region: span,
@@ -123,16 +123,17 @@ fn given(
     let file_system = sys::file_system(file).map_err(refused)?;
     // The file system of a device is that of its name, /dev, which is a tmpfs as a rule.
     let (kind, page_size) = match (file_system.kind, kind_of_file.is_file()) {
-        (sys::HUGETLBFS, true) => (Kind::Hugetlb, file_system.block_size),
-        (sys::TMPFS, true) => (Kind::Memfd, sys::page_size_u64()),
-        _ => (Kind::File, sys::page_size_u64()),
+        (sys::HUGETLBFS, true) => (BackingKind::Hugetlb, file_system.block_size),
+        (sys::TMPFS, true) => (BackingKind::Memfd, sys::page_size_u64()),
+        _ => (BackingKind::File, sys::page_size_u64()),
     };
     if let Some(described) = region
         .described
         .filter(|described| *described != (kind, page_size))
     {
-        let show =
-            |(kind, page_size): (Kind, u64)| format!("{kind:?} with pages of {page_size:#x} bytes");
+        let show = |(kind, page_size): (BackingKind, u64)| {
+            format!("{kind:?} with pages of {page_size:#x} bytes")
+        };
         return Err(BuildError::NotAsDescribed {
             region: span,
             described: show(described),
@@ -177,8 +178,8 @@ fn given(
             length,
         });
     }
-    let own_tmpfs = kind == Kind::Memfd && file_system.is_limited;
-    let on_disk = kind == Kind::File && kind_of_file.is_file();
+    let own_tmpfs = kind == BackingKind::Memfd && file_system.is_limited;
+    let on_disk = kind == BackingKind::File && kind_of_file.is_file();
     // A hole in a file of a tmpfs takes a page when it is read, too.
     let allocated =
         !region.options.sparse && (own_tmpfs || (on_disk && sharing == Sharing::Shared));
@@ -198,7 +199,7 @@ fn given(
             source,
         })?;
     }
-    Ok(Opened {
+    Ok(OpenedBacking {
         kind,
         file: Some((Arc::clone(file), offset)),
         sharing,

@@ -9,13 +9,13 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::{NewBitmap, PluggedBlocks, PluggedBlocksError};
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
-use crate::backing::{self, Opened};
+use crate::backing::{self, OpenedBacking};
 use crate::error::BuildError;
 use crate::machine::Machine;
 use crate::mapping::{bytes, HostMapping, Replaced};
 use crate::prefault::{self, Progress};
 use crate::region::{
-    Backing, Kind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged,
+    Backing, BackingKind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged,
 };
 use crate::sys::{self, Advice, Reserved, Source};
 use crate::vma::most_areas;
@@ -215,7 +215,7 @@ fn check_pools(regions: &[Region], machine: &Machine) -> Result<(), BuildError> 
 
 /// Whether the machine has memory enough for what is to be there from the start. Asked for more, the kernel ends processes, of which this is likely to be the first.
 fn check_memory(
-    regions: &[(Region, Opened)],
+    regions: &[(Region, OpenedBacking)],
     prefault: bool,
     machine: &Machine,
 ) -> Result<(), BuildError> {
@@ -227,7 +227,7 @@ fn check_memory(
         // Huge pages are counted by their pool, the cache of a file is memory to be had unless it is locked, and what another process has made may
         // have its pages.
         let own = matches!(region.backing, Backing::Anonymous | Backing::Memfd);
-        let locked = region.options.lock == Lock::Now && behind.kind != Kind::Hugetlb;
+        let locked = region.options.lock == Lock::Now && behind.kind != BackingKind::Hugetlb;
         let plugged = region
             .plugged
             .iter()
@@ -253,7 +253,7 @@ fn check_memory(
 
 /// Maps regions that are adjacent, in one reservation.
 fn map_together(
-    regions: &[(Region, Opened)],
+    regions: &[(Region, OpenedBacking)],
     machine: &Machine,
     mappings: &mut Vec<Arc<HostMapping>>,
 ) -> Result<(), BuildError> {
@@ -287,9 +287,9 @@ fn map_together(
 }
 
 /// What the address of a region must be a multiple of, apart from where the guest has it: the size of the largest pages that it can have.
-fn alignment(region: &Region, behind: &Opened, machine: &Machine) -> u64 {
+fn alignment(region: &Region, behind: &OpenedBacking, machine: &Machine) -> u64 {
     if region.options.transparent_huge_pages == TransparentHugePages::Off
-        || behind.kind == Kind::Hugetlb
+        || behind.kind == BackingKind::Hugetlb
     {
         return behind.page_size;
     }
@@ -302,27 +302,31 @@ fn alignment(region: &Region, behind: &Opened, machine: &Machine) -> u64 {
 }
 
 /// What can be known to be impossible before anything is mapped.
-fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<(), BuildError> {
+fn check_options(
+    region: &Region,
+    behind: &OpenedBacking,
+    machine: &Machine,
+) -> Result<(), BuildError> {
     let options = &region.options;
     let span = region.span();
     let conflict = |what: &'static str| Err(BuildError::Conflict { region: span, what });
     if options.transparent_huge_pages == TransparentHugePages::On {
         let private = behind.sharing == Sharing::Private;
         match behind.kind {
-            Kind::Hugetlb => {
+            BackingKind::Hugetlb => {
                 return conflict("its pages are huge ones already; leave the transparent ones")
             }
-            Kind::File => {
+            BackingKind::File => {
                 return conflict("transparent huge pages are for anonymous memory and memfds only")
             }
-            Kind::Memfd if private => {
+            BackingKind::Memfd if private => {
                 return conflict(
                     "copies of a memfd's pages are never huge; leave transparent huge pages",
                 )
             }
-            Kind::Anonymous | Kind::Memfd => {}
+            BackingKind::Anonymous | BackingKind::Memfd => {}
         }
-        let shared = behind.kind == Kind::Memfd;
+        let shared = behind.kind == BackingKind::Memfd;
         // A tmpfs that somebody has mounted has a setting of its own (tmpfs(5), "huge").
         let refused = (!behind.own_tmpfs).then(|| machine.transparent_huge_pages_refused(shared));
         if let Some((path, setting)) = refused.flatten() {
@@ -333,17 +337,19 @@ fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<
             });
         }
     }
-    if options.mergeable && (behind.kind == Kind::Hugetlb || behind.sharing == Sharing::Shared) {
+    if options.mergeable
+        && (behind.kind == BackingKind::Hugetlb || behind.sharing == Sharing::Shared)
+    {
         return conflict("only private memory can have its pages merged; take anonymous memory");
     }
-    let shared_file = behind.kind == Kind::File && behind.sharing == Sharing::Shared;
+    let shared_file = behind.kind == BackingKind::File && behind.sharing == Sharing::Shared;
     if shared_file && options.numa != NumaPolicy::Inherit {
         return conflict(
             "the cache of a file on a disk follows no NUMA policy of a mapping; leave it, or take a memfd",
         );
     }
     let private_file = behind.file.is_some() && behind.sharing == Sharing::Private;
-    if region.blocks.is_some() && (behind.kind == Kind::File || private_file) {
+    if region.blocks.is_some() && (behind.kind == BackingKind::File || private_file) {
         return conflict("blocks are for anonymous memory, memfds and shared huge pages; a file's pages cannot be made zeroes for nothing");
     }
     if region.blocks.is_some() && options.lock == Lock::Now {
@@ -351,7 +357,7 @@ fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<
             "blocks that are not plugged cannot be locked now; lock them as they come (OnFault)",
         );
     }
-    if options.name.is_some() && behind.kind == Kind::File {
+    if options.name.is_some() && behind.kind == BackingKind::File {
         return conflict("a file is called by its path in /proc/self/maps; leave the name");
     }
     let nodes = match &options.numa {
@@ -376,7 +382,7 @@ fn check_options(region: &Region, behind: &Opened, machine: &Machine) -> Result<
 /// Maps one region in its place, with its options.
 fn map_one(
     region: &Region,
-    behind: &Opened,
+    behind: &OpenedBacking,
     reserved: &mut Reserved,
     machine: &Machine,
 ) -> Result<Arc<HostMapping>, BuildError> {
@@ -388,7 +394,7 @@ fn map_one(
         start: span.start,
         size: span.size,
     })?;
-    let huge = behind.kind == Kind::Hugetlb;
+    let huge = behind.kind == BackingKind::Hugetlb;
     // The pages of blocks are taken when they are plugged; and what another process gives back to the pool is not taken back from it.
     let given_back = region.described.is_some() && region.options.release_huge_pages;
     let set_aside = huge && region.blocks.is_none() && !given_back;
@@ -444,11 +450,7 @@ fn map_one(
     let mapping = HostMapping {
         mapped,
         start: region.start,
-        kind: behind.kind,
-        file: behind.file.clone(),
-        allocated: behind.allocated,
-        sharing: behind.sharing,
-        page_size: behind.page_size,
+        backing: behind.clone(),
         options: region.options.clone(),
         blocks,
         changes: RwLock::new(changes),
@@ -476,8 +478,8 @@ fn map_one(
                 .fold(0u64, |sum, (_, len)| sum.saturating_add(bytes(*len)));
             BuildError::HugePages {
                 region: span,
-                page_size: mapping.page_size,
-                wanted: len.checked_div(mapping.page_size).unwrap_or(0),
+                page_size: mapping.backing.page_size,
+                wanted: len.checked_div(mapping.backing.page_size).unwrap_or(0),
                 free,
                 nodes: Vec::new(),
             }
@@ -490,7 +492,7 @@ fn map_one(
 /// The bits of a region's blocks.
 fn make_blocks(
     region: &Region,
-    behind: &Opened,
+    behind: &OpenedBacking,
     size: NonZeroU64,
 ) -> Result<PluggedBlocks, BuildError> {
     let span = region.span();
@@ -552,15 +554,15 @@ fn bind_huge_pages(mapping: &HostMapping, machine: &Machine) -> Result<(), Build
     let (NumaPolicy::Bind(nodes) | NumaPolicy::Interleave(nodes)) = &mapping.options.numa else {
         return Ok(());
     };
-    if mapping.kind != Kind::Hugetlb || mapping.blocks.is_some() {
+    if mapping.backing.kind != BackingKind::Hugetlb || mapping.blocks.is_some() {
         return Ok(());
     }
-    let free = free_huge_pages(mapping.page_size, nodes, machine);
+    let free = free_huge_pages(mapping.backing.page_size, nodes, machine);
     let all = mapping.mapped.len();
     let populated = mapping.mapped.advise(0, all, Advice::PopulateWrite);
     populated.map_err(|source| match source.raw_os_error() {
         Some(libc::EFAULT | libc::ENOMEM) => {
-            huge_pages(mapping.span(), mapping.page_size, nodes, free)
+            huge_pages(mapping.span(), mapping.backing.page_size, nodes, free)
         }
         _ => system(
             mapping.span(),
@@ -681,7 +683,7 @@ mod tests {
             let opened = regions.map(|region| {
                 let behind =
                     backing::open(&Region::new(GuestAddress(0), 0x1000), &machine).unwrap();
-                (region, Opened { kind, ..behind })
+                (region, OpenedBacking { kind, ..behind })
             });
             match check_memory(&opened, prefault, &machine) {
                 Ok(()) => None,
@@ -694,23 +696,23 @@ mod tests {
         let locked = |start| region(start).lock(Lock::Now);
         let too_much = Some((12 << 20, 8 << 20));
         assert_eq!(
-            refused([region(0), region(1 << 32)], Kind::Anonymous, false),
+            refused([region(0), region(1 << 32)], BackingKind::Anonymous, false),
             None
         );
         assert_eq!(
-            refused([region(0), region(1 << 32)], Kind::Anonymous, true),
+            refused([region(0), region(1 << 32)], BackingKind::Anonymous, true),
             too_much
         );
         assert_eq!(
-            refused([region(0), locked(1 << 32)], Kind::Anonymous, false),
+            refused([region(0), locked(1 << 32)], BackingKind::Anonymous, false),
             None
         );
         assert_eq!(
-            refused([locked(0), locked(1 << 32)], Kind::File, false),
+            refused([locked(0), locked(1 << 32)], BackingKind::File, false),
             too_much
         );
         assert_eq!(
-            refused([locked(0), locked(1 << 32)], Kind::Hugetlb, false),
+            refused([locked(0), locked(1 << 32)], BackingKind::Hugetlb, false),
             None
         );
     }

@@ -12,7 +12,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 use crate::builder::MemoryBuilder;
 use crate::error::NotProvisioned;
 use crate::mapping::{provisioned, span_of, HostMapping};
-use crate::region::{Backing, Blocks, Kind, Options, Region, Sharing, Span};
+use crate::region::{Backing, BackingKind, Blocks, Options, Region, Sharing, Span};
 use crate::sys;
 
 /// A guest's memory as data: what a snapshot or a second process needs, and a vhost-user front end for its table of memory regions. (The address in
@@ -75,31 +75,9 @@ pub enum BackingDescription {
         sharing: Sharing,
         /// The size of its pages in bytes.
         page_size: u64,
-        /// What kind of file it is.
-        file: FileKind,
+        /// The kind of file.
+        kind: BackingKind,
     },
-}
-
-/// What kind of file is behind a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum FileKind {
-    /// A memfd, or another file of tmpfs.
-    Memfd,
-    /// Huge pages.
-    Hugetlb,
-    /// A file on a disk, or a device.
-    File,
-}
-
-impl FileKind {
-    fn kind(self) -> Kind {
-        match self {
-            Self::Memfd => Kind::Memfd,
-            Self::Hugetlb => Kind::Hugetlb,
-            Self::File => Kind::File,
-        }
-    }
 }
 
 /// The blocks of a region, and which of them are plugged.
@@ -166,7 +144,7 @@ where
 }
 
 fn backing(mapping: &HostMapping, files: &mut Vec<Arc<File>>) -> BackingDescription {
-    let Some((file, offset)) = &mapping.file else {
+    let Some((file, offset)) = &mapping.backing.file else {
         return BackingDescription::Anonymous;
     };
     let known = files.iter().position(|other| Arc::ptr_eq(other, file));
@@ -177,13 +155,9 @@ fn backing(mapping: &HostMapping, files: &mut Vec<Arc<File>>) -> BackingDescript
     BackingDescription::Descriptor {
         index,
         offset: *offset,
-        sharing: mapping.sharing,
+        sharing: mapping.backing.sharing,
         page_size: mapping.page_size(),
-        file: match mapping.kind() {
-            Kind::Memfd => FileKind::Memfd,
-            Kind::Hugetlb => FileKind::Hugetlb,
-            Kind::File | Kind::Anonymous => FileKind::File,
-        },
+        kind: mapping.kind(),
     }
 }
 
@@ -274,10 +248,10 @@ impl RegionDescription {
         let mut region =
             Region::new(GuestAddress(self.span.start), self.span.size).backing(backing);
         if let BackingDescription::Descriptor {
-            page_size, file, ..
+            page_size, kind, ..
         } = &self.backing
         {
-            region.described = Some((file.kind(), *page_size));
+            region.described = Some((*kind, *page_size));
         }
         region.options = self.options.clone();
         if let Some(described) = &self.blocks {
@@ -305,11 +279,12 @@ impl Display for RegionDescription {
         match &self.backing {
             BackingDescription::Anonymous => write!(f, "anonymous")?,
             BackingDescription::Descriptor {
-                file, page_size, ..
-            } => match file {
-                FileKind::Memfd => write!(f, "memfd")?,
-                FileKind::File => write!(f, "file")?,
-                FileKind::Hugetlb => write!(f, "hugetlb {} KiB", page_size / 1024)?,
+                kind, page_size, ..
+            } => match kind {
+                BackingKind::Anonymous => write!(f, "anonymous")?,
+                BackingKind::Memfd => write!(f, "memfd")?,
+                BackingKind::File => write!(f, "file")?,
+                BackingKind::Hugetlb => write!(f, "hugetlb {} KiB", page_size / 1024)?,
             },
         }
         if let Some(name) = &self.options.name {

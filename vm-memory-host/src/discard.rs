@@ -9,7 +9,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::ChangeError;
 use crate::mapping::{bytes, parts, HostMapping, Replaced};
-use crate::region::{Kind, Lock, Sharing};
+use crate::region::{BackingKind, Lock, Sharing};
 use crate::residency::known_to_mincore;
 use crate::sys::{self, Advice, Mapped};
 
@@ -80,8 +80,8 @@ where
 /// Gives a part of a mapping back, in whole pages; how many bytes others can have.
 fn give_back(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
     let mut changes = mapping.change();
-    match (&mapping.file, mapping.sharing) {
-        (Some((file, start)), Sharing::Shared) if mapping.kind == Kind::Hugetlb => {
+    match (&mapping.backing.file, mapping.backing.sharing) {
+        (Some((file, start)), Sharing::Shared) if mapping.backing.kind == BackingKind::Hugetlb => {
             if mapping.options.release_huge_pages {
                 if mapping.blocks.is_none() {
                     take_promised(mapping, file, *start, offset, len);
@@ -102,7 +102,8 @@ fn give_back(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64
         }
         (Some(_), Sharing::Private) => replace(mapping, &mut changes, offset, len),
         (Some((file, _)), Sharing::Shared)
-            if mapping.kind == Kind::File && file.metadata()?.file_type().is_char_device() =>
+            if mapping.backing.kind == BackingKind::File
+                && file.metadata()?.file_type().is_char_device() =>
         {
             // What a device has behind its mapping is its own affair: /dev/zero, memory that no descriptor leads to.
             mapping.mapped().zero(offset, len).map(|()| 0)
@@ -117,7 +118,7 @@ fn huge_pages(
     offset: usize,
     len: usize,
 ) -> impl Iterator<Item = (usize, usize)> {
-    let page = usize::try_from(mapping.page_size)
+    let page = usize::try_from(mapping.backing.page_size)
         .unwrap_or(usize::MAX)
         .max(1);
     (0..len)
@@ -160,12 +161,14 @@ fn file_has_more(mapping: &HostMapping, file: &File) -> io::Result<bool> {
 
 /// Makes a part of memory that is no private file zeroes that cost nothing. The pages of a pool go to the pool.
 pub(crate) fn clear(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
-    match &mapping.file {
+    match &mapping.backing.file {
         None => drop_pages(mapping, offset, len),
         Some((file, start)) => {
             let (start, len) = (start.saturating_add(bytes(offset)), bytes(len));
             // A hole in a device may have any bytes, or be refused when its cache has been dropped.
-            match mapping.kind == Kind::File && file.metadata()?.file_type().is_block_device() {
+            match mapping.backing.kind == BackingKind::File
+                && file.metadata()?.file_type().is_block_device()
+            {
                 true => sys::zero_range(file, start, len),
                 false => sys::punch_hole(file, start, len),
             }
@@ -196,7 +199,7 @@ fn replace(
         return drop_pages(mapping, offset, len).map(|()| bytes(len));
     }
     let overwrite = || mapping.mapped().zero(offset, len).map(|()| 0);
-    if mapping.kind == Kind::Hugetlb {
+    if mapping.backing.kind == BackingKind::Hugetlb {
         return overwrite();
     }
     match replaced.replace(offset, end, || put_zeroes(mapping, offset, len)) {

@@ -102,7 +102,7 @@ mod vma;
 
 pub use builder::MemoryBuilder;
 pub use description::{
-    describe, BackingDescription, BlocksDescription, Description, DescriptionError, FileKind,
+    describe, BackingDescription, BlocksDescription, Description, DescriptionError,
     RegionDescription,
 };
 pub use discard::discard;
@@ -112,7 +112,7 @@ pub use mapping::{provisioned, HostMapping};
 pub use plug::{plug, unplug};
 pub use prefault::{prefault, Progress};
 pub use region::{
-    Backing, Blocks, Kind, Lock, NumaPolicy, Options, Region, Sharing, Span, TransparentHugePages,
-    Unplugged,
+    Backing, BackingKind, Blocks, Lock, NumaPolicy, Options, Region, Sharing, Span,
+    TransparentHugePages, Unplugged,
 };
 pub use residency::{residency, Residency, ResidencyError};

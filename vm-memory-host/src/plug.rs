@@ -10,7 +10,7 @@ use crate::discard::clear;
 use crate::error::ChangeError;
 use crate::machine::Machine;
 use crate::mapping::{bytes, parts, span_of, HostMapping, Part};
-use crate::region::{Blocks, Kind, Unplugged};
+use crate::region::{BackingKind, Blocks, Unplugged};
 use crate::sys::{self, Advice};
 
 /// Lets a guest have the blocks of a range: accesses reach them from now on. What was plugged stays as it is.
@@ -160,13 +160,13 @@ fn make_ready(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize)
     if blocks.unplugged == Unplugged::Protected {
         mapping.mapped().protect(offset, len, true)?;
     }
-    if mapping.kind == Kind::Hugetlb {
+    if mapping.backing.kind == BackingKind::Hugetlb {
         mapping
             .mapped()
             .advise(offset, len, Advice::PopulateWrite)?;
     }
-    match &mapping.file {
-        Some((file, start)) if mapping.allocated => {
+    match &mapping.backing.file {
+        Some((file, start)) if mapping.backing.allocated => {
             sys::allocate_range(file, start.saturating_add(bytes(offset)), bytes(len))
         }
         _ => Ok(()),
@@ -198,7 +198,7 @@ fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError 
     let wanted = wanted.checked_div(page_size).unwrap_or(0);
     let free = pool.map_or(0, |pool| pool.free);
     // (ENOMEM is also what a process is told that has too many areas of addresses.)
-    if part.mapping.kind() != Kind::Hugetlb || !exhausted || free >= wanted {
+    if part.mapping.kind() != BackingKind::Hugetlb || !exhausted || free >= wanted {
         return part.refused("plug", source);
     }
     ChangeError::NoPages {

@@ -12,7 +12,7 @@ use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 use crate::error::PrefaultError;
 use crate::machine::Machine;
 use crate::mapping::{bytes, provisioned, HostMapping};
-use crate::region::{Kind, Sharing};
+use crate::region::{BackingKind, Sharing};
 use crate::residency::resident;
 use crate::sys::Advice;
 
@@ -164,7 +164,8 @@ fn check_memory(mappings: &[&HostMapping], machine: &Machine) -> Result<(), Pref
     // Huge pages are in a pool, and the cache of a file is memory to be had.
     let own = || {
         let mappings = mappings.iter().copied();
-        mappings.filter(|mapping| matches!(mapping.kind(), Kind::Anonymous | Kind::Memfd))
+        mappings
+            .filter(|mapping| matches!(mapping.kind(), BackingKind::Anonymous | BackingKind::Memfd))
     };
     let lengths = own().flat_map(steps).map(|step| bytes(step.len));
     let mut wanted = lengths.fold(0u64, u64::saturating_add);
@@ -212,8 +213,8 @@ fn steps(mapping: &HostMapping) -> impl Iterator<Item = Step<'_>> {
 }
 
 fn advice(mapping: &HostMapping) -> Advice {
-    let copied = mapping.file().is_some() && mapping.sharing == Sharing::Private;
-    if copied && mapping.kind() != Kind::Hugetlb {
+    let copied = mapping.file().is_some() && mapping.backing.sharing == Sharing::Private;
+    if copied && mapping.kind() != BackingKind::Hugetlb {
         Advice::PopulateRead
     } else {
         Advice::PopulateWrite

@@ -106,9 +106,9 @@ impl Backing {
 }
 
 /// What a region's bytes are kept in, as it was found to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub enum Kind {
+pub enum BackingKind {
     /// Private pages of this process.
     Anonymous,
     /// A memfd, or another file of tmpfs.
@@ -268,7 +268,7 @@ pub struct Region {
     /// Ranges (offset, length) of blocks that are plugged from the start.
     pub(crate) plugged: Vec<(u64, u64)>,
     /// What a description says of its file: its kind, and the size of its pages.
-    pub(crate) described: Option<(Kind, u64)>,
+    pub(crate) described: Option<(BackingKind, u64)>,
 }
 
 impl Region {

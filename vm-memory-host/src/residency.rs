@@ -10,7 +10,7 @@ use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::NotProvisioned;
 use crate::mapping::{provisioned, span_of, HostMapping};
-use crate::region::{Kind, Span};
+use crate::region::{BackingKind, Span};
 use crate::sys;
 
 /// What a region takes, in bytes.
@@ -121,7 +121,7 @@ fn host_range(mapping: &HostMapping) -> Range<usize> {
 /// How many bytes of a mapping are in memory.
 pub(crate) fn resident(mapping: &HostMapping) -> io::Result<u64> {
     let len = u64::try_from(mapping.mapped().len()).unwrap_or(u64::MAX);
-    if let (Kind::Hugetlb, true, Some((file, 0))) =
+    if let (BackingKind::Hugetlb, true, Some((file, 0))) =
         (mapping.kind(), mapping.is_shared(), mapping.file())
     {
         // Of huge pages mincore(2) knows those that this mapping has; the file knows all.

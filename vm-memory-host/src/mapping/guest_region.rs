@@ -8,7 +8,7 @@ use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use super::HostMapping;
 use crate::error::NotProvisioned;
-use crate::region::{Kind, Span};
+use crate::region::{BackingKind, Span};
 
 /// Returns what is known of the memory behind a region.
 ///
@@ -38,16 +38,16 @@ impl HostMapping {
             true => libc::MAP_SHARED,
             false => libc::MAP_PRIVATE,
         };
-        let anonymous = match self.file {
+        let anonymous = match self.backing.file {
             Some(_) => 0,
             None => libc::MAP_ANONYMOUS,
         };
         let mut builder = MmapRegionBuilder::new_with_bitmap(self.mapped.len(), bitmap)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(sharing | anonymous | libc::MAP_NORESERVE)
-            .with_hugetlbfs(self.kind == Kind::Hugetlb)
+            .with_hugetlbfs(self.backing.kind == BackingKind::Hugetlb)
             .with_owner(Arc::clone(self));
-        if let Some((file, offset)) = &self.file {
+        if let Some((file, offset)) = &self.backing.file {
             builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), *offset));
         }
         if let Some(blocks) = self.plugged_blocks() {

@@ -20,8 +20,11 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use vm_memory::mmap::PluggedBlocks;
 use vm_memory::GuestAddress;
 
+use crate::backing::OpenedBacking;
 use crate::machine::Machine;
-use crate::region::{Blocks, Kind, Lock, NumaPolicy, Options, Sharing, Span, TransparentHugePages};
+use crate::region::{
+    BackingKind, Blocks, Lock, NumaPolicy, Options, Sharing, Span, TransparentHugePages,
+};
 use crate::sys::{Advice, Mapped, NodePolicy};
 
 /// The memory behind a region that this crate has built.
@@ -32,13 +35,8 @@ use crate::sys::{Advice, Mapped, NodePolicy};
 pub struct HostMapping {
     pub(crate) mapped: Mapped,
     pub(crate) start: GuestAddress,
-    pub(crate) kind: Kind,
-    pub(crate) file: Option<(Arc<File>, u64)>,
-    pub(crate) sharing: Sharing,
-    pub(crate) page_size: u64,
+    pub(crate) backing: OpenedBacking,
     pub(crate) options: Options,
-    /// Whether its file has room for all of the region, or for all plugged blocks: its file system may have none later.
-    pub(crate) allocated: bool,
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
     /// Written while pages are given back or blocks change, so that one is over before the next begins; read while pages are brought in.
     pub(crate) changes: RwLock<Replaced>,
@@ -46,8 +44,8 @@ pub struct HostMapping {
 
 impl HostMapping {
     /// Returns what its bytes are kept in.
-    pub fn kind(&self) -> Kind {
-        self.kind
+    pub fn kind(&self) -> BackingKind {
+        self.backing.kind
     }
 
     /// Returns where in the guest's memory it was built to be. A map may have it elsewhere.
@@ -60,7 +58,7 @@ impl HostMapping {
 
     /// Returns the size of its pages in bytes: pages are given back and blocks are plugged in multiples of this.
     pub fn page_size(&self) -> u64 {
-        self.page_size
+        self.backing.page_size
     }
 
     /// Returns its address in this process. It leaves the same rest as the guest's address when divided by the size of a huge page, so that KVM can
@@ -94,7 +92,8 @@ impl HostMapping {
 
     /// Returns its file, and where in the file it begins, in bytes.
     pub fn file(&self) -> Option<(&File, u64)> {
-        self.file
+        self.backing
+            .file
             .as_ref()
             .map(|(file, offset)| (file.as_ref(), *offset))
     }
@@ -111,7 +110,7 @@ impl HostMapping {
 
     /// Whether what is written is seen by others.
     pub(crate) fn is_shared(&self) -> bool {
-        self.file.is_some() && self.sharing == Sharing::Shared
+        self.backing.file.is_some() && self.backing.sharing == Sharing::Shared
     }
 
     pub(crate) fn mapped(&self) -> &Mapped {
@@ -197,7 +196,7 @@ impl HostMapping {
     /// Names a part in /proc/self/maps, where the kernel has no other name for it.
     pub(crate) fn apply_name(&self, offset: usize, len: usize) -> io::Result<()> {
         match &self.options.name {
-            Some(name) if self.file.is_none() => {
+            Some(name) if self.backing.file.is_none() => {
                 let name = std::ffi::CString::new(name.as_str())?;
                 self.mapped.name(offset, len, &name)
             }

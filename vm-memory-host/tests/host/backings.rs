@@ -11,7 +11,7 @@ use vm_memory::{
     GuestMemoryRegion,
 };
 use vm_memory_host::{
-    describe, provisioned, Backing, Kind, Lock, MemoryBuilder, NumaPolicy, Region, Sharing,
+    describe, provisioned, Backing, BackingKind, Lock, MemoryBuilder, NumaPolicy, Region, Sharing,
     TransparentHugePages,
 };
 
@@ -74,7 +74,10 @@ fn shared_backings_are_the_files_and_private_ones_are_not() {
     let mapping = provisioned(shared.iter().next().unwrap()).unwrap();
     assert_eq!(mapping.file().unwrap().1, PAGE);
     // Whether temporary files are on a disk is the machine's business.
-    assert!(matches!(mapping.kind(), Kind::File | Kind::Memfd));
+    assert!(matches!(
+        mapping.kind(),
+        BackingKind::File | BackingKind::Memfd
+    ));
 }
 
 #[test]

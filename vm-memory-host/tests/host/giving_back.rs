@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use super::common::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
-    describe, discard, plug, prefault, provisioned, residency, Backing, BuildError, ChangeError,
-    Kind, Lock, MemoryBuilder, Region, Sharing, TransparentHugePages, Unplugged,
+    describe, discard, plug, prefault, provisioned, residency, Backing, BackingKind, BuildError,
+    ChangeError, Lock, MemoryBuilder, Region, Sharing, TransparentHugePages, Unplugged,
 };
 
 const START: u64 = 64 * MIB;
@@ -350,7 +350,7 @@ fn a_device_is_no_memfd() {
     let memory = build(Region::new(GuestAddress(0), 4 * MIB).backing(zero())).unwrap();
     assert_eq!(
         provisioned(memory.iter().next().unwrap()).unwrap().kind(),
-        Kind::File
+        BackingKind::File
     );
     fill(&memory, 0, MIB, 7);
     // There is nothing that a hole could be punched in.
