@@ -1,8 +1,22 @@
-//! [`Bytes`] by guest address.
+//! [`Bytes`] by guest address, for every [`GuestMemory`].
 //!
-//! Nearly every access lies in one piece of host memory, and goes to it without an iterator; what does not is moved piece by
-//! piece, out of line. The short way is always inlined: left to the compiler it is, in some builds and for some types, and an access then costs
-//! twice as much.
+//! ```text
+//!   an access of `count` bytes at `addr`
+//!        │
+//!        ▼
+//!   contiguous()    fast path, inlined: the range is one slice of host memory, and one access
+//!        │          routine moves it.
+//!        │ the range is not contiguous
+//!        ▼
+//!   scattered()     slow path, out of line: moves one segment after the other, and keeps count
+//!                   in a Progress.
+//! ```
+//!
+//! Invariants:
+//!
+//! - The bytes moved have no gap: a transfer stops at the first segment that it cannot complete.
+//! - The translation of an IOVA is held until the last byte is moved.
+//! - When an access faults, [`fault::last`] gets the guest address of the fault.
 
 use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
@@ -16,69 +30,70 @@ use crate::io::{retry_interrupted, write_zero, ReadVolatile, WriteVolatile};
 use crate::value::{AtomicAccess, ByteValued};
 use crate::volatile_memory::{self, VolatileSlice};
 
-/// Addresses are guest physical addresses, or IOVAs where an IOMMU is on.
+/// Accesses by guest physical address, or by IOVA behind an IOMMU.
 ///
-/// An access that begins in a hole, or in memory that does not permit it, is an error. One that runs into such a place moves what
-/// lies before it: see [`Bytes`] for how that is reported. The range may end at 2^64 exactly, and never passes it.
+/// An access that starts in a hole, or in memory that does not permit it, returns an error. An
+/// access that reaches a hole moves the bytes before it; see [`Bytes`] for how each method reports
+/// that. A range may end at 2^64, but not wrap around.
 impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     type E = Error;
 
     #[inline(always)]
     fn write(&self, buf: &[u8], addr: GuestAddress) -> Result<usize> {
         let mut moved = 0;
-        let done = in_one_piece(self, addr, buf.len(), Permissions::Write, |slice| {
-            moved = moved_at(addr, slice, slice.write_part(buf, 0)?)?;
-            Ok(())
-        })?;
-        match done {
-            true => Ok(moved),
-            false => write_pieces(self, buf, addr),
+        let ran = contiguous(self, addr, buf.len(), Permissions::Write, |slice| {
+            counted(slice.write_part(buf, 0)?, &mut moved)
+        });
+        match ran {
+            Ok(true) => Ok(moved),
+            Ok(false) => write_scattered(self, buf, addr).count(),
+            Err(error) => Progress::stopped(moved, error).count(),
         }
     }
 
     #[inline(always)]
     fn read(&self, buf: &mut [u8], addr: GuestAddress) -> Result<usize> {
         let mut moved = 0;
-        let done = in_one_piece(self, addr, buf.len(), Permissions::Read, |slice| {
-            moved = moved_at(addr, slice, slice.read_part(buf, 0)?)?;
-            Ok(())
-        })?;
-        match done {
-            true => Ok(moved),
-            false => read_pieces(self, buf, addr),
+        let ran = contiguous(self, addr, buf.len(), Permissions::Read, |slice| {
+            counted(slice.read_part(buf, 0)?, &mut moved)
+        });
+        match ran {
+            Ok(true) => Ok(moved),
+            Ok(false) => read_scattered(self, buf, addr).count(),
+            Err(error) => Progress::stopped(moved, error).count(),
         }
     }
 
     #[inline(always)]
     fn write_slice(&self, buf: &[u8], addr: GuestAddress) -> Result<()> {
-        let done = in_one_piece(self, addr, buf.len(), Permissions::Write, |slice| {
+        let ran = contiguous(self, addr, buf.len(), Permissions::Write, |slice| {
             slice.write_slice(buf, 0)
         })?;
-        match done {
+        match ran {
             true => Ok(()),
-            false => write_slice_pieces(self, buf, addr),
+            false => write_scattered(self, buf, addr).all_or_fault(buf.len()),
         }
     }
 
     #[inline(always)]
     fn read_slice(&self, buf: &mut [u8], addr: GuestAddress) -> Result<()> {
-        let done = in_one_piece(self, addr, buf.len(), Permissions::Read, |slice| {
+        let ran = contiguous(self, addr, buf.len(), Permissions::Read, |slice| {
             slice.read_slice(buf, 0)
         })?;
-        match done {
+        match ran {
             true => Ok(()),
-            false => read_slice_pieces(self, buf, addr),
+            false => read_scattered(self, buf, addr).all_or_fault(buf.len()),
         }
     }
 
     #[inline(always)]
     fn write_obj<O: ByteValued>(&self, val: O, addr: GuestAddress) -> Result<()> {
-        let done = in_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
+        let ran = contiguous(self, addr, size_of::<O>(), Permissions::Write, |slice| {
             slice.write_obj(val, 0)
         })?;
-        match done {
+        match ran {
             true => Ok(()),
-            false => write_slice_pieces(self, val.as_slice(), addr),
+            false => write_scattered(self, val.as_slice(), addr).all_or_fault(size_of::<O>()),
         }
     }
 
@@ -86,15 +101,17 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     fn read_obj<O: ByteValued>(&self, addr: GuestAddress) -> Result<O> {
         let mut value = MaybeUninit::uninit();
         let mut read = None;
-        let done = in_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
+        let ran = contiguous(self, addr, size_of::<O>(), Permissions::Read, |slice| {
             read = Some(slice.read_obj_into(&mut value, 0)?);
             Ok(())
         })?;
         match read {
-            Some(value) if done => Ok(*value),
+            Some(value) if ran => Ok(*value),
             _ => {
                 let mut value = O::zeroed();
-                read_slice_pieces(self, value.as_mut_slice(), addr).map(|()| value)
+                read_scattered(self, value.as_mut_slice(), addr)
+                    .all_or_fault(size_of::<O>())
+                    .map(|()| value)
             }
         }
     }
@@ -103,27 +120,20 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        let mut moved = 0;
-        let answer = for_each_piece(
-            self,
-            addr,
-            count,
-            Permissions::Write,
-            &mut moved,
-            |_, piece, _| {
-                let mut piece = piece.clone();
-                retry_interrupted(|| src.read_volatile(&mut piece))
-            },
-        );
-        moved_first(answer, moved)
+        let read = |mut segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
+            *moved = retry_interrupted(|| src.read_volatile(&mut segment))?;
+            Ok(())
+        };
+        scattered(self, addr, count, Permissions::Write, read).count()
     }
 
-    /// Fills memory that is scattered, from a source that delivers little at a time, until all of it has been moved.
+    /// Fills the range from a source that may deliver a few bytes at a time.
     ///
     /// # Errors
     ///
-    /// [`Error::PartialBuffer`] says how many bytes were moved before the end of the source, an error or a hole; the next call
-    /// meets what it was. If nothing was moved, that error itself, or `PartialBuffer` at the end of the source.
+    /// If any byte was moved before the source ended or failed, or before a hole, returns
+    /// [`Error::PartialBuffer`] with the count. Otherwise returns the error itself, or
+    /// `PartialBuffer` with a count of 0 if the source is at its end.
     fn read_exact_volatile_from<F>(
         &self,
         addr: GuestAddress,
@@ -133,51 +143,38 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        let mut moved = 0;
-        let answer = for_each_piece(
-            self,
-            addr,
-            count,
-            Permissions::Write,
-            &mut moved,
-            |_, piece, moved| whole_piece(piece, moved, |rest| src.read_volatile(rest)),
-        );
-        all_of(count, moved_first(answer, moved)?)
+        let read = |segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
+            repeat_until_full(&segment, moved, |rest| src.read_volatile(rest))
+        };
+        scattered(self, addr, count, Permissions::Write, read).all(count)
     }
 
-    /// Writes out memory that is scattered: each piece of it whole, to a target that takes little at a time.
+    /// Writes the range to a target that may accept a few bytes at a time.
     ///
     /// # Errors
     ///
-    /// If nothing was moved: what the target answers, and `ErrorKind::WriteZero` if it takes nothing. After bytes have been moved, their count is
-    /// returned first; the next call meets the error.
+    /// If no byte was moved, returns the error of the target, or `ErrorKind::WriteZero` if it
+    /// accepts no bytes. Otherwise returns the count; the next call meets the error.
     fn write_volatile_to<F>(&self, addr: GuestAddress, dst: &mut F, count: usize) -> Result<usize>
     where
         F: WriteVolatile,
     {
-        let mut moved = 0;
-        let answer = for_each_piece(
-            self,
-            addr,
-            count,
-            Permissions::Read,
-            &mut moved,
-            |_, piece, moved| {
-                whole_piece(piece, moved, |rest| match dst.write_volatile(rest)? {
-                    0 => Err(write_zero()),
-                    written => Ok(written),
-                })
-            },
-        );
-        moved_first(answer, moved)
+        let write = |segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
+            repeat_until_full(&segment, moved, |rest| match dst.write_volatile(rest)? {
+                0 => Err(write_zero()),
+                written => Ok(written),
+            })
+        };
+        scattered(self, addr, count, Permissions::Read, write).count()
     }
 
-    /// Writes out memory that is scattered, to a target that takes little at a time, until all of it has been moved.
+    /// Writes the range to a target that may accept a few bytes at a time, until all is written.
     ///
     /// # Errors
     ///
-    /// [`Error::PartialBuffer`] says how many bytes were moved before the target took no more, an error or a hole; the next call
-    /// meets what it was. If nothing was moved, that error itself; `ErrorKind::WriteZero` if the target takes nothing.
+    /// If any byte was moved before the target failed or accepted no more, or before a hole,
+    /// returns [`Error::PartialBuffer`] with the count. Otherwise returns the error itself, or
+    /// `ErrorKind::WriteZero` if the target accepts no bytes.
     fn write_all_volatile_to<F>(&self, addr: GuestAddress, dst: &mut F, count: usize) -> Result<()>
     where
         F: WriteVolatile,
@@ -187,12 +184,13 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
     #[inline(always)]
     fn store<O: AtomicAccess>(&self, val: O, addr: GuestAddress, order: Ordering) -> Result<()> {
-        let done = in_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
+        let access = Permissions::Write;
+        let ran = contiguous(self, addr, size_of::<O>(), access, |slice| {
             slice.store(val, 0, order)
         })?;
-        match done {
+        match ran {
             true => Ok(()),
-            false => with_one_piece(self, addr, size_of::<O>(), Permissions::Write, |slice| {
+            false => only_segment(self, addr, size_of::<O>(), access, |slice| {
                 slice.store(val, 0, order)
             }),
         }
@@ -201,25 +199,81 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline(always)]
     fn load<O: AtomicAccess>(&self, addr: GuestAddress, order: Ordering) -> Result<O> {
         let mut value = O::zeroed();
-        let done = in_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
+        let access = Permissions::Read;
+        let ran = contiguous(self, addr, size_of::<O>(), access, |slice| {
             value = slice.load(0, order)?;
             Ok(())
         })?;
-        match done {
+        match ran {
             true => Ok(value),
-            false => with_one_piece(self, addr, size_of::<O>(), Permissions::Read, |slice| {
+            false => only_segment(self, addr, size_of::<O>(), access, |slice| {
                 slice.load(0, order)
             }),
         }
     }
 }
 
-/// The short way: an access to bytes that lie in one piece. `false` if they do not, or may not be accessed; it has not run then.
+/// The progress of a transfer: the bytes moved, and the error that stopped it, if one did.
+#[derive(Default)]
+struct Progress {
+    moved: usize,
+    error: Option<Error>,
+}
+
+impl Progress {
+    fn stopped(moved: usize, error: Error) -> Self {
+        let error = Some(error);
+        Self { moved, error }
+    }
+
+    /// Returns the bytes moved. The error counts only if there are none.
+    #[cold]
+    #[inline(never)]
+    fn count(self) -> Result<usize> {
+        match self.error {
+            Some(error) if self.moved == 0 => Err(error),
+            _ => Ok(self.moved),
+        }
+    }
+
+    /// Returns `Ok` if all `expected` bytes were moved.
+    fn all(self, expected: usize) -> Result<()> {
+        all_of(expected, self.count()?)
+    }
+
+    /// Like [`all`](Self::all), but a fault is returned even after bytes were moved.
+    #[cold]
+    #[inline(never)]
+    fn all_or_fault(self, expected: usize) -> Result<()> {
+        match self.error {
+            Some(error @ Error::IOError(_)) => Err(error),
+            _ => self.all(expected),
+        }
+    }
+}
+
+/// Returns `Ok` if all bytes were moved, and the count in an error if not.
+fn all_of(expected: usize, completed: usize) -> Result<()> {
+    if completed != expected {
+        return Err(Error::PartialBuffer {
+            expected,
+            completed,
+        });
+    }
+    Ok(())
+}
+
+/// Runs `transfer` on the range if it is contiguous. Returns whether it ran.
 ///
-/// Values and errors leave `transfer` by reference: what is handed up in an `Option<Result<_>>` is written to the stack in one size and read back
-/// in another, which the processor does not forward, and that costs more than all the rest.
+/// `transfer` passes values out through captured references. Returned in an `Option<Result<_>>`,
+/// they would go through the stack in one size and come back in another, and the processor does
+/// not forward such a store to the load.
+///
+/// # Errors
+///
+/// The error of `transfer`, or of the translation of `addr`.
 #[inline(always)]
-fn in_one_piece<M: GuestMemory + ?Sized>(
+fn contiguous<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
     count: usize,
@@ -228,8 +282,8 @@ fn in_one_piece<M: GuestMemory + ?Sized>(
 ) -> Result<bool> {
     let mut failure = None;
     let ran = memory.with_contiguous_slice(addr, count, access, |slice| {
-        if let Err(error) = at_guest(addr, slice, transfer(slice)) {
-            failure = Some(error);
+        if let Err(error) = transfer(slice) {
+            failure = Some(located(error, addr, slice.as_mut_ptr(), slice.len()));
         }
     })?;
     match failure {
@@ -238,289 +292,165 @@ fn in_one_piece<M: GuestMemory + ?Sized>(
     }
 }
 
-/// An atomic access to memory that lends no slice by itself: what it was translated through is held until the access is done.
+/// Runs an atomic access on a range of which the memory lends no [contiguous slice].
+///
+/// The iterator holds the translation until the access is done.
+///
+/// [contiguous slice]: GuestMemory::with_contiguous_slice
 #[cold]
 #[inline(never)]
-fn with_one_piece<'a, M: GuestMemory + ?Sized, T>(
+fn only_segment<'a, M: GuestMemory + ?Sized, T>(
     memory: &'a M,
     addr: GuestAddress,
     count: usize,
     access: Permissions,
     transfer: impl FnOnce(&VolatileSlice<'a, BS<'a, M::Bitmap>>) -> volatile_memory::Result<T>,
 ) -> Result<T> {
-    let mut pieces = memory.get_slices(addr, count, access)?;
-    match pieces.next() {
-        Some(Ok(slice)) if slice.len() == count => at_guest(addr, &slice, transfer(&slice)),
+    let mut segments = memory.get_slices(addr, count, access)?;
+    match segments.next() {
+        Some(Ok(slice)) if slice.len() == count => {
+            transfer(&slice).map_err(|error| located(error, addr, slice.as_mut_ptr(), slice.len()))
+        }
         Some(Err(error)) => Err(error),
-        // There is memory, but it ends or is scattered.
+        // The range is scattered, or ends in a hole.
         _ => Err(Error::InvalidBackendAddress),
     }
 }
 
-/// The answer of an access to the slice at `addr`; an error of it gets to know the guest address.
-#[inline(always)]
-fn at_guest<T, B: BitmapSlice>(
+/// Runs `transfer` on each segment of the range, until one is not moved whole.
+///
+/// `transfer` gets the segment, its offset in the range, and a count. It sets the count to the
+/// bytes of the segment that it moved, also when it fails. A count greater than the segment, from
+/// a stream that claims too much, is cut.
+///
+/// A hole is an error only if no byte was moved before it.
+fn scattered<'a, M: GuestMemory + ?Sized>(
+    memory: &'a M,
     addr: GuestAddress,
-    slice: &VolatileSlice<'_, B>,
-    answer: volatile_memory::Result<T>,
-) -> Result<T> {
-    answer.map_err(|error| failed_at(addr, slice.as_mut_ptr(), slice.len(), error))
+    count: usize,
+    access: Permissions,
+    mut transfer: impl FnMut(
+        VolatileSlice<'a, BS<'a, M::Bitmap>>,
+        usize,
+        &mut usize,
+    ) -> volatile_memory::Result<()>,
+) -> Progress {
+    let mut progress = Progress::default();
+    if count == 0 {
+        return progress;
+    }
+    let faults_before = fault::count();
+    let mut segments = match memory.get_slices(addr, count, access) {
+        Ok(segments) => segments,
+        Err(error) => return Progress::stopped(0, error),
+    };
+    let mut stop = None;
+    let walk = segments.try_for_each_slice(|segment| {
+        let (host, len, offset) = (segment.as_mut_ptr(), segment.len(), progress.moved);
+        let mut moved = 0;
+        let result = transfer(segment, offset, &mut moved);
+        progress.moved = offset.saturating_add(moved.min(len));
+        if result.is_ok() && moved >= len {
+            return Ok(());
+        }
+        // A stream that ends, or a system call that fails at the page, is not a fault of this
+        // access: the last fault must keep its address.
+        if fault::count() != faults_before {
+            let guest = GuestAddress(addr.0.wrapping_add(to_u64(offset)));
+            fault::note_guest_address(guest, host, len);
+        }
+        stop = Some(result);
+        // Ends the walk. The value is not used.
+        Err(Error::InvalidBackendAddress)
+    });
+    progress.error = match (stop, walk) {
+        (Some(result), _) => result.err().map(Error::from),
+        (None, Err(error)) if progress.moved == 0 => Some(error),
+        (None, _) => None,
+    };
+    progress
 }
 
-/// The error of an access to `len` bytes that lie at `addr` for the guest and at `host` here.
 #[cold]
 #[inline(never)]
-fn failed_at(
+fn write_scattered<M: GuestMemory + ?Sized>(
+    memory: &M,
+    buf: &[u8],
+    addr: GuestAddress,
+) -> Progress {
+    let access = Permissions::Write;
+    scattered(memory, addr, buf.len(), access, |segment, offset, moved| {
+        let end = offset.saturating_add(segment.len());
+        let part = buf.get(offset..end).unwrap_or_default();
+        counted(segment.write_part(part, 0)?, moved)
+    })
+}
+
+#[cold]
+#[inline(never)]
+fn read_scattered<M: GuestMemory + ?Sized>(
+    memory: &M,
+    buf: &mut [u8],
+    addr: GuestAddress,
+) -> Progress {
+    let (count, access) = (buf.len(), Permissions::Read);
+    scattered(memory, addr, count, access, |segment, offset, moved| {
+        let end = offset.saturating_add(segment.len());
+        let part = buf.get_mut(offset..end).unwrap_or_default();
+        counted(segment.read_part(part, 0)?, moved)
+    })
+}
+
+/// Stores the bytes that an access moved in `moved`, also if it faulted.
+#[inline(always)]
+fn counted(
+    result: std::result::Result<usize, Fault>,
+    moved: &mut usize,
+) -> volatile_memory::Result<()> {
+    match result {
+        Ok(count) => {
+            *moved = count;
+            Ok(())
+        }
+        Err(fault) => {
+            *moved = fault.completed();
+            Err(volatile_memory::Error::from_fault(fault))
+        }
+    }
+}
+
+/// Converts the error of an access to `len` bytes, at `addr` for the guest and at `host` here.
+///
+/// A fault gets the guest address.
+#[cold]
+#[inline(never)]
+fn located(
+    error: volatile_memory::Error,
     addr: GuestAddress,
     host: *const u8,
     len: usize,
-    error: volatile_memory::Error,
 ) -> Error {
-    // Any other error has nothing to do with the thread's last fault.
+    // Other errors are unrelated to the thread's last fault.
     if matches!(error, volatile_memory::Error::IOError(_)) {
         fault::note_guest_address(addr, host, len);
     }
     error.into()
 }
 
-/// How much of the slice at `addr` was moved; a fault is one of the access only if that is nothing. It gets to know the guest address in either case.
-#[inline(always)]
-fn moved_at<B: BitmapSlice>(
-    addr: GuestAddress,
-    slice: &VolatileSlice<'_, B>,
-    answer: std::result::Result<usize, Fault>,
-) -> volatile_memory::Result<usize> {
-    answer.or_else(|fault| faulted_at(addr, slice.as_mut_ptr(), slice.len(), fault))
-}
-
-/// The answer of an access to `len` bytes, at `addr` for the guest and at `host` here, that met a fault.
-#[cold]
-#[inline(never)]
-fn faulted_at(
-    addr: GuestAddress,
-    host: *const u8,
-    len: usize,
-    fault: Fault,
-) -> volatile_memory::Result<usize> {
-    fault::note_guest_address(addr, host, len);
-    match fault.completed() {
-        0 => Err(volatile_memory::Error::from_fault(fault)),
-        completed => Ok(completed),
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn read_slice_pieces<M: GuestMemory + ?Sized>(
-    memory: &M,
-    buf: &mut [u8],
-    addr: GuestAddress,
-) -> Result<()> {
-    let mut moved = 0;
-    let count = buf.len();
-    let answer = for_each_piece(
-        memory,
-        addr,
-        count,
-        Permissions::Read,
-        &mut moved,
-        |done, piece, _| {
-            let part = buf
-                .get_mut(done..)
-                .and_then(|rest| rest.get_mut(..piece.len()));
-            part.map_or(Ok(0), |part| {
-                piece.read_slice(part, 0).map(|()| piece.len())
-            })
-        },
-    );
-    all_or_fault(answer, count, moved)
-}
-
-#[cold]
-#[inline(never)]
-fn write_slice_pieces<M: GuestMemory + ?Sized>(
-    memory: &M,
-    buf: &[u8],
-    addr: GuestAddress,
-) -> Result<()> {
-    let mut moved = 0;
-    let count = buf.len();
-    let answer = for_each_piece(
-        memory,
-        addr,
-        count,
-        Permissions::Write,
-        &mut moved,
-        |done, piece, _| {
-            let part = buf.get(done..).and_then(|rest| rest.get(..piece.len()));
-            part.map_or(Ok(0), |part| {
-                piece.write_slice(part, 0).map(|()| piece.len())
-            })
-        },
-    );
-    all_or_fault(answer, count, moved)
-}
-
-#[cold]
-#[inline(never)]
-fn read_pieces<M: GuestMemory + ?Sized>(
-    memory: &M,
-    buf: &mut [u8],
-    addr: GuestAddress,
-) -> Result<usize> {
-    let mut moved = 0;
-    let count = buf.len();
-    let answer = for_each_piece(
-        memory,
-        addr,
-        count,
-        Permissions::Read,
-        &mut moved,
-        |done, piece, _| {
-            let part = buf
-                .get_mut(done..)
-                .and_then(|rest| rest.get_mut(..piece.len()));
-            part.map_or(Ok(0), |part| piece.read(part, 0))
-        },
-    );
-    moved_first(answer, moved)
-}
-
-#[cold]
-#[inline(never)]
-fn write_pieces<M: GuestMemory + ?Sized>(
-    memory: &M,
-    buf: &[u8],
-    addr: GuestAddress,
-) -> Result<usize> {
-    let mut moved = 0;
-    let answer = for_each_piece(
-        memory,
-        addr,
-        buf.len(),
-        Permissions::Write,
-        &mut moved,
-        |done, piece, _| {
-            let part = buf.get(done..).and_then(|rest| rest.get(..piece.len()));
-            part.map_or(Ok(0), |part| piece.write(part, 0))
-        },
-    );
-    moved_first(answer, moved)
-}
-
-/// The count, or what went wrong if that is 0.
-fn moved_first(answer: Result<()>, moved: usize) -> Result<usize> {
-    match answer {
-        Err(error) if moved == 0 => Err(error),
-        _ => Ok(moved),
-    }
-}
-
-/// Everything; or the error of a page that is not there; or how far it came.
-fn all_or_fault(answer: Result<()>, expected: usize, moved: usize) -> Result<()> {
-    match answer {
-        Err(error @ Error::IOError(_)) => Err(error),
-        answer => all_of(expected, moved_first(answer, moved)?),
-    }
-}
-
-/// Moves a range piece by piece. What it was translated through is held until the last byte has been moved.
-///
-/// `transfer` is given how many bytes were moved before, a piece, and a count that it may keep of the bytes of that piece that it has moved
-/// before an error; it answers how many it has moved in all. The sum is kept in `moved`, which is 0 before: handing it out with the error, by
-/// value, cost more than all the rest.
-///
-/// Stops at the first piece that is not moved whole, so that the bytes moved are without a gap.
-///
-/// # Errors
-///
-/// The first one that `transfer` answers; a hole only if nothing was moved before it.
-fn for_each_piece<'a, M: GuestMemory + ?Sized>(
-    memory: &'a M,
-    addr: GuestAddress,
-    count: usize,
-    access: Permissions,
-    moved: &mut usize,
-    mut transfer: impl FnMut(
-        usize,
-        &VolatileSlice<'a, BS<'a, M::Bitmap>>,
-        &mut usize,
-    ) -> volatile_memory::Result<usize>,
-) -> Result<()> {
-    if count == 0 {
-        return Ok(());
-    }
-    let faults_before = fault::count();
-    let mut one_piece =
-        |piece: &VolatileSlice<'a, BS<'a, M::Bitmap>>, moved: &mut usize| -> Result<bool> {
-            let (done, wanted) = (*moved, piece.len());
-            let mut before_error = 0usize;
-            match transfer(done, piece, &mut before_error) {
-                Ok(now) if now >= wanted => {
-                    // A stream that claims more than it was given has not moved more.
-                    *moved = done.saturating_add(wanted);
-                    Ok(true)
-                }
-                stopped => {
-                    // If it was a fault, it gets to know the guest address. A stream that ended, or a system call that met the page, leaves the last fault
-                    // of an earlier access alone, which may well have been at the same place in this process.
-                    if fault::count() != faults_before {
-                        let before = to_u64(done);
-                        fault::note_guest_address(
-                            GuestAddress(addr.0.wrapping_add(before)),
-                            piece.as_mut_ptr(),
-                            wanted,
-                        );
-                    }
-                    *moved =
-                        done.saturating_add(*stopped.as_ref().unwrap_or(&before_error.min(wanted)));
-                    stopped.map(|_| false).map_err(Error::from)
-                }
-            }
-        };
-    // What the last transfer answered, if it was not all.
-    let mut last = None;
-    let end = memory
-        .get_slices(addr, count, access)?
-        .try_for_each_slice(|piece| match one_piece(&piece, moved) {
-            Ok(true) => Ok(()),
-            stopped => {
-                last = Some(stopped.map(|_| ()));
-                Err(Error::InvalidBackendAddress)
-            }
-        });
-    match (last, end) {
-        (Some(last), _) => last,
-        (None, Err(error)) if *moved == 0 => Err(error),
-        (None, _) => Ok(()),
-    }
-}
-
-/// Repeats transfers until a piece has been moved whole, or one of them moves nothing. `moved` counts along.
-fn whole_piece<B: BitmapSlice>(
-    piece: &VolatileSlice<'_, B>,
+/// Repeats `transfer` on the rest of a segment, until all of it is moved or a transfer moves
+/// nothing. `moved` counts the bytes.
+fn repeat_until_full<B: BitmapSlice>(
+    segment: &VolatileSlice<'_, B>,
     moved: &mut usize,
     mut transfer: impl FnMut(&mut VolatileSlice<'_, B>) -> volatile_memory::Result<usize>,
-) -> volatile_memory::Result<usize> {
-    let wanted = piece.len();
-    while *moved < wanted {
-        let mut rest = piece.offset(*moved)?;
+) -> volatile_memory::Result<()> {
+    while *moved < segment.len() {
+        let mut rest = segment.offset(*moved)?;
         match retry_interrupted(|| transfer(&mut rest))? {
             0 => break,
-            // A stream that claims more than it was given has not moved more.
-            now => *moved = moved.saturating_add(now).min(wanted),
+            // A stream may claim to have moved more than it was given.
+            now => *moved = moved.saturating_add(now).min(segment.len()),
         }
-    }
-    Ok(*moved)
-}
-
-/// Makes an error of a count that is not everything.
-fn all_of(expected: usize, completed: usize) -> Result<()> {
-    if completed != expected {
-        return Err(Error::PartialBuffer {
-            expected,
-            completed,
-        });
     }
     Ok(())
 }
