@@ -183,8 +183,6 @@ pub mod iommu;
 )]
 pub mod mmap;
 pub mod region;
-#[cfg(test)]
-mod skipped;
 #[expect(
     unsafe_code,
     reason = "`ByteValued` is an unsafe trait: a promise about the bytes of its types"

@@ -1,30 +1,22 @@
 //! B7: files that end before their mapping does, and mappings that may not be read or written.
 #![cfg(all(unix, feature = "backend-mmap"))]
-#![expect(unsafe_code, reason = "calls sysconf(3)")]
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
+use test_support::{page_size, temp_file_of_len};
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError,
     GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
     Permissions, VolatileMemory,
 };
-use vmm_sys_util::tempfile::TempFile;
 use Permissions::{No, Read, ReadWrite, Write};
-
-fn page() -> usize {
-    // SAFETY: asks for a number.
-    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap()
-}
 
 /// The place `start` bytes into a new file of `len` bytes.
 fn place(len: usize, start: usize) -> FileOffset {
-    let file = TempFile::new().unwrap().into_file();
-    file.set_len(len as u64).unwrap();
-    FileOffset::new(file, start as u64)
+    FileOffset::new(temp_file_of_len(len as u64), start as u64)
 }
 
 /// Whether every way to map `size` bytes there answers the same: `true` if it is mapped, `false` if the file ends too early.
@@ -70,7 +62,7 @@ fn can_map(place: &FileOffset, size: usize) -> bool {
 
 #[test]
 fn b7_a_file_that_lacks_whole_pages_is_refused() {
-    let page = page();
+    let page = page_size();
     assert!(!can_map(&place(0, 0), 1));
     assert!(!can_map(&place(page, 0), page + 1));
     assert!(!can_map(&place(page, 0), 2 * page));
@@ -84,7 +76,7 @@ fn b7_a_file_that_lacks_whole_pages_is_refused() {
 
 #[test]
 fn b7_a_file_that_ends_inside_the_last_page_is_not_refused() {
-    let page = page();
+    let page = page_size();
     assert!(can_map(&place(page + 1, 0), 2 * page));
     assert!(can_map(&place(1, 0), page));
     assert!(can_map(&place(2 * page + 7, page), 2 * page));
@@ -107,11 +99,11 @@ fn b7_what_is_no_regular_file_has_no_end() {
             .unwrap(),
         0,
     );
-    let region = MmapRegion::<()>::from_file(zero, 4 * page()).unwrap();
+    let region = MmapRegion::<()>::from_file(zero, 4 * page_size()).unwrap();
     assert_eq!(
         region
             .as_volatile_slice()
-            .read_obj::<u64>(3 * page())
+            .read_obj::<u64>(3 * page_size())
             .unwrap(),
         0
     );
@@ -119,14 +111,14 @@ fn b7_what_is_no_regular_file_has_no_end() {
 
 fn memory(prot: i32) -> GuestMemoryMmap {
     let region = |start: usize, prot| {
-        let mapping = MmapRegionBuilder::new(page())
+        let mapping = MmapRegionBuilder::new(page_size())
             .with_mmap_prot(prot)
             .build()
             .unwrap();
         GuestRegionMmap::new(mapping, GuestAddress(start as u64)).unwrap()
     };
     let both = libc::PROT_READ | libc::PROT_WRITE;
-    GuestMemoryMmap::from_regions(vec![region(0, both), region(page(), prot)]).unwrap()
+    GuestMemoryMmap::from_regions(vec![region(0, both), region(page_size(), prot)]).unwrap()
 }
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, GuestMemoryError>) {
@@ -139,8 +131,8 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, GuestMemoryError>) {
 /// `check_range` and `get_slices` say what `granted` says, in the region and across its start.
 fn ranges_agree(memory: &impl GuestMemory, granted: Permissions) {
     let (inside, across) = (
-        GuestAddress(page() as u64 + 8),
-        GuestAddress(page() as u64 - 8),
+        GuestAddress(page_size() as u64 + 8),
+        GuestAddress(page_size() as u64 - 8),
     );
     for wanted in [No, Read, Write, ReadWrite] {
         let allowed = granted.allow(wanted);
@@ -171,8 +163,8 @@ fn ranges_agree(memory: &impl GuestMemory, granted: Permissions) {
 
 fn writes_fail(memory: &impl GuestMemory) {
     let (inside, across) = (
-        GuestAddress(page() as u64 + 8),
-        GuestAddress(page() as u64 - 8),
+        GuestAddress(page_size() as u64 + 8),
+        GuestAddress(page_size() as u64 - 8),
     );
     refused(memory.write(&[1; 4], inside));
     refused(memory.write_slice(&[1; 4], inside));
@@ -204,7 +196,7 @@ fn writes_fail(memory: &impl GuestMemory) {
 #[test]
 fn b7_a_read_only_region_refuses_writes_and_can_be_read() {
     let memory = memory(libc::PROT_READ);
-    let inside = GuestAddress(page() as u64 + 8);
+    let inside = GuestAddress(page_size() as u64 + 8);
     ranges_agree(&memory, Read);
     writes_fail(&memory);
     assert_eq!(memory.read_obj::<u64>(inside).unwrap(), 0);
@@ -231,7 +223,7 @@ fn b7_a_read_only_region_refuses_writes_and_can_be_read() {
 #[test]
 fn b7_a_region_without_protection_cannot_be_read() {
     let memory = memory(libc::PROT_NONE);
-    let inside = GuestAddress(page() as u64 + 8);
+    let inside = GuestAddress(page_size() as u64 + 8);
     ranges_agree(&memory, No);
     writes_fail(&memory);
     refused(memory.read(&mut [0; 4], inside));
@@ -252,16 +244,16 @@ fn b7_a_region_without_protection_cannot_be_read() {
 
 #[test]
 fn b7_the_builders_default_can_be_read_and_written() {
-    let region = MmapRegionBuilder::<()>::new(page()).build().unwrap();
+    let region = MmapRegionBuilder::<()>::new(page_size()).build().unwrap();
     assert_eq!(region.prot(), libc::PROT_READ | libc::PROT_WRITE);
     region
         .as_volatile_slice()
-        .write_obj(5u8, page() - 1)
+        .write_obj(5u8, page_size() - 1)
         .unwrap();
     assert_eq!(
         region
             .as_volatile_slice()
-            .read_obj::<u8>(page() - 1)
+            .read_obj::<u8>(page_size() - 1)
             .unwrap(),
         5
     );

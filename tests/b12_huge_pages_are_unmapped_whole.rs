@@ -5,79 +5,25 @@
     reason = "calls memfd_create(2) and wraps foreign mappings"
 )]
 
-mod common;
-#[path = "common/emulator.rs"]
-mod emulator;
-#[path = "common/huge_pages.rs"]
-mod huge_pages;
-
 use std::fs::File;
 use std::os::fd::FromRawFd;
 
-use common::skipped;
-use emulator::emulator;
-use huge_pages::POOL;
+use test_support::{emulator, skipped, HugePages};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 const HUGE: usize = 2 << 20;
 
-/// Four huge pages more than there were; the number is put back in the end, and until then nobody else changes it.
-struct Reserved {
-    before: u64,
-    _turn: File,
-}
-
-fn number(path: &str) -> Option<u64> {
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// The value of a line of /proc/meminfo.
-fn meminfo(name: &str) -> u64 {
-    let all = std::fs::read_to_string("/proc/meminfo").unwrap();
-    let line = all.lines().find(|line| line.starts_with(name));
-    line.map_or(0, |line| {
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    })
-}
-
-impl Reserved {
-    /// Says aloud if that cannot be.
-    fn new(test: &str) -> Option<Self> {
-        let turn = huge_pages::turn(test)?;
-        if meminfo("Hugepagesize:") != 2048 {
-            skipped(test, "the huge pages of this machine are not of 2 MiB");
-            return None;
-        }
-        if let Some(emulator) = emulator() {
-            let why = format!(
-                "{emulator:?} chooses addresses at multiples of small pages, where no huge page goes"
-            );
-            skipped(test, why);
-            return None;
-        }
-        let Some(before) = number(POOL) else {
-            skipped(test, "no pool of huge pages");
-            return None;
-        };
-        let reserved = Self {
-            before,
-            _turn: turn,
-        };
-        let wanted = before + 4;
-        if std::fs::write(POOL, wanted.to_string()).is_err() || number(POOL) != Some(wanted) {
-            skipped(test, "no huge pages can be reserved");
-            return None;
-        }
-        Some(reserved)
+/// Makes four huge pages available, and skips `test` where that is not possible.
+fn reserve(test: &str) -> Option<HugePages> {
+    if let Some(emulator) = emulator() {
+        skipped(
+            test,
+            format!("{emulator:?} maps huge pages at addresses that are not aligned for them"),
+        );
+        return None;
     }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        // Where it could not be changed, it cannot be put back and need not be.
-        let _ = std::fs::write(POOL, self.before.to_string());
-    }
+    HugePages::reserve(4, test)
 }
 
 /// How many bytes of huge pages are mapped in this process under a name.
@@ -131,7 +77,7 @@ const SIZES: [usize; 6] = [1, 0x1000, HUGE - 1, HUGE, HUGE + 1, HUGE + 0x3000];
 
 #[test]
 fn b12_anonymous_huge_pages_are_unmapped_whole() {
-    let Some(_reserved) = Reserved::new("b12_anonymous_huge_pages_are_unmapped_whole") else {
+    let Some(pool) = reserve("b12_anonymous_huge_pages_are_unmapped_whole") else {
         return;
     };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
@@ -149,12 +95,12 @@ fn b12_anonymous_huge_pages_are_unmapped_whole() {
         });
     }
     // All pages are back.
-    assert!(meminfo("HugePages_Free:") >= 4);
+    assert!(pool.free() >= 4);
 }
 
 #[test]
 fn b12_files_of_huge_pages_are_unmapped_whole() {
-    let Some(_reserved) = Reserved::new("b12_files_of_huge_pages_are_unmapped_whole") else {
+    let Some(_reserved) = reserve("b12_files_of_huge_pages_are_unmapped_whole") else {
         return;
     };
     for size in SIZES {
@@ -177,7 +123,7 @@ fn b12_files_of_huge_pages_are_unmapped_whole() {
 
 #[test]
 fn b12_a_second_region_stays_when_the_first_goes() {
-    let Some(_reserved) = Reserved::new("b12_a_second_region_stays_when_the_first_goes") else {
+    let Some(_reserved) = reserve("b12_a_second_region_stays_when_the_first_goes") else {
         return;
     };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;

@@ -23,7 +23,6 @@ use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     GuestRegionMmap, MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError,
 };
-use vmm_sys_util::tempfile::TempFile;
 
 /// 0x2000 bytes at 0, with a bit for each 0x100 of them.
 fn memory() -> GuestMemoryMmap<AtomicBitmap> {
@@ -187,8 +186,7 @@ fn b14_overlaps_near_the_greatest_offset_are_computed_without_overflow() {
 
 #[test]
 fn b14_a_file_that_ends_too_early_is_named() {
-    let file = TempFile::new().unwrap().into_file();
-    file.set_len(0x1000).unwrap();
+    let file = test_support::temp_file_of_len(0x1000);
     let refused = MmapRegion::<()>::from_file(FileOffset::new(file, 0), 0x10_0000).unwrap_err();
     assert!(
         matches!(refused, MmapRegionError::MappingPastEof),

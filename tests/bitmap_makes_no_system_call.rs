@@ -8,11 +8,9 @@
 ))]
 #![expect(unsafe_code, reason = "fork(2), prctl(2) and waitpid(2)")]
 
-mod common;
-
 use std::num::NonZeroUsize;
 
-use common::skipped;
+use test_support::skipped;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyPages};
 use vm_memory::dirty::{DirtyMemory, LogWords};
 use vm_memory::mmap::MmapRegionBuilder;

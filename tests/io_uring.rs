@@ -7,14 +7,12 @@
 ))]
 #![expect(unsafe_code, reason = "io_uring takes pointers")]
 
-mod common;
-
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use common::skipped;
 use io_uring::{opcode, types, IoUring};
+use test_support::{skipped, temp_file};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::vectored::IoBuffer;
 use vm_memory::{
@@ -52,8 +50,7 @@ fn reads_and_writes_complete_on_another_thread_and_mark_what_was_written() {
     let bytes: Vec<u8> = (0..5 * PAGE + 100)
         .map(|i| u8::try_from(i * 11 / 3 % 251).unwrap())
         .collect();
-    let mut file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
-    file.write_all(&bytes).unwrap();
+    let mut file = temp_file(&bytes);
 
     // All of guest memory, of which the file fills five regions and a bit.
     let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);

@@ -96,8 +96,7 @@ impl FencedPages {
     }
 
     fn new(pages: usize) -> Self {
-        // SAFETY: asks for a number.
-        let len = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize * pages;
+        let len = test_support::page_size() * pages;
         // SAFETY: a new mapping, wherever the kernel puts it.
         let base = unsafe {
             libc::mmap(

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use super::{find_features, FaultAddress, AVX, AVX512, FAST_REP, KNOWN};
-use crate::skipped::skipped;
+use test_support::skipped;
 
 /// What kernels are chosen by.
 #[derive(Clone, Copy)]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::atomic::AtomicBitmap;
 use super::*;
-use crate::skipped::skipped;
+use test_support::skipped;
 
 fn bitmap(bytes: usize, page: usize) -> AtomicBitmap {
     AtomicBitmap::new(bytes, NonZeroUsize::new(page).unwrap())

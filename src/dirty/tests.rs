@@ -4,8 +4,8 @@ use super::*;
 use crate::bitmap::barrier::ASKED_FOR;
 use crate::bitmap::AtomicBitmap;
 use crate::mmap::MmapRegionBuilder;
-use crate::skipped::skipped;
 use crate::{Bytes, GuestMemoryMmap, GuestRegionMmap};
+use test_support::skipped;
 
 /// A harvest of many regions asks for one barrier, and for none where no bitmap looks before it marks.
 #[test]

@@ -90,18 +90,12 @@ write_by_descriptor!(Stdout, &Stdout);
 mod tests {
     use super::*;
     use crate::bytes::Bytes;
-    use std::io::{Read, Seek, SeekFrom, Write};
-
-    fn temporary_file(contents: &[u8]) -> File {
-        let mut file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
-        file.write_all(contents).unwrap();
-        file.seek(SeekFrom::Start(0)).unwrap();
-        file
-    }
+    use std::io::{Read, Seek, SeekFrom};
+    use test_support::temp_file;
 
     #[test]
     fn files_read_and_write_without_a_buffer() {
-        let mut file = temporary_file(b"0123456789");
+        let mut file = temp_file(b"0123456789");
         let mut memory = [0u8; 6];
         let slice = VolatileSlice::from(memory.as_mut_slice());
         slice.read_exact_volatile_from(0, &mut file, 6).unwrap();
@@ -140,6 +134,8 @@ mod tests {
     #[test]
     #[cfg(feature = "backend-bitmap")]
     fn b14_a_read_that_would_block_marks_nothing() {
+        use std::io::Write as _;
+
         use crate::bitmap::{AtomicBitmap, Bitmap};
         let (left, right) = UnixStream::pair().unwrap();
         right.set_nonblocking(true).unwrap();

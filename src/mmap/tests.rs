@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use vmm_sys_util::tempfile::TempFile;
+use tempfile::NamedTempFile;
 
 use super::*;
 use crate::bytes::Bytes;
@@ -16,19 +16,16 @@ use crate::volatile_memory::VolatileMemory;
 const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 fn file(len: u64) -> File {
-    let file = TempFile::new().unwrap().into_file();
-    file.set_len(len).unwrap();
-    file
+    test_support::temp_file_of_len(len)
 }
 
 fn page() -> usize {
-    // SAFETY: asks for a number.
-    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+    test_support::page_size()
 }
 
 /// Whether anything of the file is mapped in this process. (An address alone may be another thread's by now.)
-fn is_mapped(file: &TempFile) -> bool {
-    let path = file.as_path().to_str().unwrap();
+fn is_mapped(file: &NamedTempFile) -> bool {
+    let path = file.path().to_str().unwrap();
     std::fs::read_to_string("/proc/self/maps")
         .unwrap()
         .contains(path)
@@ -167,7 +164,7 @@ fn a_mapping_goes_with_its_region_unless_it_is_foreign() {
     assert!(matches!(refused, Err(MmapRegionError::InvalidPointer)));
 
     for unmap in [false, true] {
-        let file = TempFile::new().unwrap();
+        let file = NamedTempFile::new().unwrap();
         file.as_file().set_len(0x1000).unwrap();
         let place = FileOffset::new(file.as_file().try_clone().unwrap(), 0);
         let region = MmapRegion::<()>::from_file(place, 0x1000).unwrap();

@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use test_support::temp_file;
 
 use super::*;
 use crate::bitmap::AtomicBitmap;
@@ -19,13 +20,6 @@ fn regions(count: u64) -> Memory {
         .map(|i| (GuestAddress(i * 0x1000), PAGE))
         .collect();
     Memory::from_ranges(&ranges).unwrap()
-}
-
-fn temporary_file(contents: &[u8]) -> File {
-    let mut file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
-    file.write_all(contents).unwrap();
-    file.seek(SeekFrom::Start(0)).unwrap();
-    file
 }
 
 fn pattern(len: usize) -> Vec<u8> {
@@ -45,7 +39,7 @@ fn dirty(memory: &Memory) -> Vec<u64> {
 fn a_range_over_eight_regions_is_one_call_each_way() {
     let memory = regions(8);
     let bytes = pattern(8 * PAGE);
-    let file = temporary_file(&bytes);
+    let file = temp_file(&bytes);
     // Not the exact form: one call is all there is.
     let count = 8 * PAGE - 10;
     assert_eq!(
@@ -57,7 +51,7 @@ fn a_range_over_eight_regions_is_one_call_each_way() {
     assert_eq!(seen, bytes[5..5 + count]);
     assert_eq!(dirty(&memory).len(), 8);
 
-    let mut target = temporary_file(&[]);
+    let mut target = temp_file(&[]);
     assert_eq!(
         write_to(&memory, GuestAddress(5), count, &target).unwrap(),
         count
@@ -77,7 +71,7 @@ fn a_range_over_eight_regions_is_one_call_each_way() {
 #[test]
 fn only_what_was_read_is_marked() {
     let memory = regions(4);
-    let file = temporary_file(&[9; PAGE + 1]);
+    let file = temp_file(&[9; PAGE + 1]);
     assert_eq!(
         read_from(&memory, GuestAddress(0x800), 3 * PAGE, &file).unwrap(),
         PAGE + 1
@@ -117,7 +111,7 @@ fn partial_transfers_go_on_where_they_stopped() {
 fn more_pieces_than_the_kernel_takes_are_several_calls() {
     let memory = regions(1500);
     let bytes = pattern(1500 * PAGE);
-    let file = temporary_file(&bytes);
+    let file = temp_file(&bytes);
     let once = read_from_at(&memory, GuestAddress(0), bytes.len(), &file, 0).unwrap();
     assert_eq!(once, 1024 * PAGE);
     assert_eq!(dirty(&memory).len(), 1024);
@@ -126,7 +120,7 @@ fn more_pieces_than_the_kernel_takes_are_several_calls() {
     let mut seen = vec![0; bytes.len() - 1];
     memory.read_slice(&mut seen, GuestAddress(1)).unwrap();
     assert_eq!(seen, bytes[1..]);
-    let target = temporary_file(&[]);
+    let target = temp_file(&[]);
     write_all_to_at(&memory, GuestAddress(1), bytes.len() - 1, &target, 3).unwrap();
     assert_eq!(target.metadata().unwrap().len(), bytes.len() as u64 + 2);
 }
@@ -134,7 +128,7 @@ fn more_pieces_than_the_kernel_takes_are_several_calls() {
 #[test]
 fn errors_say_what_had_been_done() {
     let memory = regions(2);
-    let file = temporary_file(&[3; 100]);
+    let file = temp_file(&[3; 100]);
     // The file ends.
     let error = read_exact_from_at(&memory, GuestAddress(0), 200, &file, 0).unwrap_err();
     assert!(matches!(
@@ -147,7 +141,7 @@ fn errors_say_what_had_been_done() {
     let error = read_exact_from_at(&memory, GuestAddress(0), 200, &file, 100).unwrap_err();
     assert!(matches!(error, Error::IOError(e) if e.kind() == ErrorKind::UnexpectedEof));
     // Memory ends.
-    let mut target = temporary_file(&[]);
+    let mut target = temp_file(&[]);
     let error = write_all_to(&memory, GuestAddress(0x1ff0), 0x20, &target).unwrap_err();
     assert!(matches!(
         error,
@@ -190,7 +184,7 @@ fn errors_of_the_descriptor_mark_what_a_device_may_have_written() {
 
 #[test]
 fn a_page_that_is_gone_ends_the_call_before_it() {
-    let file = temporary_file(&[1; 4 * PAGE]);
+    let file = temp_file(&[1; 4 * PAGE]);
     let backing = crate::FileOffset::new(file.try_clone().unwrap(), 0);
     let ranges = [(GuestAddress(0), 4 * PAGE, Some(backing))];
     let memory = Memory::from_ranges_with_files(ranges).unwrap();
@@ -291,7 +285,7 @@ fn behind_the_lock_of_an_iommu_there_are_vectors_and_no_buffer() {
     let bitmap = AtomicBitmap::new(3 * PAGE, PAGE.try_into().unwrap());
     let memory = IommuMemory::new(regions(3), RwLock::new(iotlb), true, bitmap);
     let bytes = pattern(3 * PAGE);
-    let file = temporary_file(&bytes);
+    let file = temp_file(&bytes);
     assert_eq!(
         read_from(&memory, GuestAddress(0), 3 * PAGE, &file).unwrap(),
         3 * PAGE

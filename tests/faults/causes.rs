@@ -1,9 +1,7 @@
 use std::os::fd::AsRawFd;
 
 use super::*;
-use crate::common::skipped;
-use crate::emulator::emulator;
-use crate::huge_pages;
+use test_support::{emulator, skipped, HugePages};
 use vm_memory::fault::{self, Direction};
 use vm_memory::{Bytes, GuestRegionMmap, VolatileMemory};
 
@@ -34,15 +32,11 @@ fn an_empty_pool_of_huge_pages_is_an_error() {
     let size = 1usize << 40;
     file.set_len(size as u64).unwrap();
     // It stays empty until this test is over.
-    let Some(_turn) = huge_pages::turn(test) else {
+    let Some(pool) = HugePages::lock(test) else {
         return;
     };
-    let number = std::fs::read_to_string(huge_pages::POOL).unwrap();
-    if number.trim() != "0" {
-        let why = format!(
-            "the pool of huge pages is not empty, but has {}",
-            number.trim()
-        );
+    if pool.total() > 0 {
+        let why = format!("the pool of huge pages has {} pages", pool.total());
         return skipped(test, why);
     }
     let region = GuestRegionMmap::<()>::from_range(BASE, size, Some(FileOffset::new(file, 0)));

@@ -13,13 +13,6 @@
     reason = "calls mmap(2) and sigaction(2), and reads the mappings directly"
 )]
 
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/emulator.rs"]
-mod emulator;
-#[path = "../common/huge_pages.rs"]
-mod huge_pages;
-
 /// What makes pages go away.
 mod causes;
 /// How many bytes were moved before.

@@ -2,8 +2,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
 use super::*;
-use crate::common::skipped;
-use crate::emulator::emulator;
+use test_support::{emulator, skipped};
 use vm_memory::{fault, Bytes};
 
 /// What must still kill, each in a process of its own.

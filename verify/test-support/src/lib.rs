@@ -1,0 +1,48 @@
+//! Helpers that the tests of every crate in this workspace share.
+//!
+//! | helper | use |
+//! |---|---|
+//! | [`skipped`] | reports a test that this machine cannot run |
+//! | [`page_size`] | the size of a page of this system |
+//! | [`temp_file`], [`temp_file_of_len`] | files that disappear with their descriptor |
+//! | [`HugePages`] | exclusive use of the machine's huge pages |
+//! | [`emulator`] | the program that runs the tests of another processor |
+//!
+//! A test that cannot run on a machine says so and passes. `SKIPPED:` in the output of a test run
+//! lists what that run did not prove.
+//!
+//! ```
+//! fn writes_to_a_pipe_wait() {
+//!     if !std::path::Path::new("/dev/null").exists() {
+//!         return test_support::skipped("writes_to_a_pipe_wait", "no /dev/null");
+//!     }
+//!     let file = test_support::temp_file(&[7; 100]);
+//!     assert_eq!(file.metadata().unwrap().len(), 100);
+//! }
+//! # writes_to_a_pipe_wait();
+//! ```
+
+mod emulator;
+mod files;
+mod huge_pages;
+
+use std::fmt::Display;
+use std::io::Write;
+
+pub use emulator::emulator;
+pub use files::{temp_file, temp_file_of_len};
+pub use huge_pages::HugePages;
+
+/// Reports that `test` does not run on this machine, and the reason.
+///
+/// The line `SKIPPED: {test}: {why}` goes to standard error directly, because libtest shows the
+/// captured output of failed tests only. One write keeps the lines of several threads apart.
+pub fn skipped(test: &str, why: impl Display) {
+    let line = format!("SKIPPED: {test}: {why}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Returns the size of a page of this system, in bytes.
+pub fn page_size() -> usize {
+    rustix::param::page_size()
+}
