@@ -1,32 +1,41 @@
-//! What is behind a region: made, or looked at, before anything is mapped.
+//! [`OpenedBacking`]: a region's backing, created or checked before anything is mapped.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{File, FileType, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use crate::error::BuildError;
 use crate::machine::Machine;
-use crate::region::{Backing, BackingKind, Region, Sharing};
+use crate::region::{Backing, BackingKind, Region, Sharing, Span};
 use crate::sys;
 
 /// A region's backing with its file open and checked.
 #[derive(Clone, Debug)]
 pub(crate) struct OpenedBacking {
     pub(crate) kind: BackingKind,
+    /// The file, and the offset in bytes at which the region begins in it.
     pub(crate) file: Option<(Arc<File>, u64)>,
     pub(crate) sharing: Sharing,
+    /// The size of its pages in bytes.
     pub(crate) page_size: u64,
-    /// Whether it is on a tmpfs of somebody's own, with settings and a size of its own.
+    /// Whether the file is on a tmpfs that a user mounted, with a size and settings of its own.
     pub(crate) own_tmpfs: bool,
-    /// Whether its file has room for all of the region, or for all plugged blocks: its file system may have none later.
+    /// Whether file space is allocated for all of the region, or for all its plugged blocks.
     pub(crate) allocated: bool,
 }
 
-/// Makes what a region is to be kept in, or looks at what was given.
+impl OpenedBacking {
+    /// Returns whether other mappings of the file see what is written.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.file.is_some() && self.sharing == Sharing::Shared
+    }
+}
+
+/// Creates the memfd of a region, or checks the file that the region brings.
 pub(crate) fn open(region: &Region, machine: &Machine) -> Result<OpenedBacking, BuildError> {
-    named(region)?;
+    check_name(region)?;
     let opened = match &region.backing {
         Backing::Anonymous => OpenedBacking {
             kind: BackingKind::Anonymous,
@@ -36,10 +45,10 @@ pub(crate) fn open(region: &Region, machine: &Machine) -> Result<OpenedBacking, 
             own_tmpfs: false,
             allocated: false,
         },
-        Backing::Memfd => memfd(region, None)?,
+        Backing::Memfd => create_memfd(region, None)?,
         Backing::Hugetlb { page_size } => {
-            let there = machine.pools().iter().map(|pool| pool.page_size).collect();
-            let there: Vec<u64> = there;
+            let pools = machine.pools();
+            let there: Vec<u64> = pools.iter().map(|pool| pool.page_size).collect();
             if !there.contains(page_size) {
                 return Err(BuildError::NoSuchHugePage {
                     region: region.span(),
@@ -47,40 +56,36 @@ pub(crate) fn open(region: &Region, machine: &Machine) -> Result<OpenedBacking, 
                     there,
                 });
             }
-            // Before the file is made: its length would be rounded up, and pages set aside that nobody uses.
-            aligned(region, *page_size)?;
-            memfd(region, Some(*page_size))?
+            // Before the memfd exists: the kernel would round its length up.
+            check_alignment(region, *page_size)?;
+            create_memfd(region, Some(*page_size))?
         }
         Backing::File {
             file,
             offset,
             sharing,
-        } => given(region, file, *offset, *sharing)?,
+        } => open_file(region, file, *offset, *sharing)?,
     };
-    aligned(region, opened.page_size)?;
+    check_alignment(region, opened.page_size)?;
     Ok(opened)
 }
 
-/// The greatest length of a file in bytes: lengths have a sign (`off_t`).
-const GREATEST_LENGTH: u64 = u64::MAX >> 1;
+/// The largest length of a file in bytes: the maximum of the signed `off_t`.
+const MAX_FILE_LENGTH: u64 = u64::MAX >> 1;
 
-/// A memfd of its own, sealed.
-fn memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, BuildError> {
-    let span = region.span();
+/// Creates a memfd for a region, and seals its length. `huge` is the size of its huge pages.
+fn create_memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, BuildError> {
     let name = region.options.name.as_deref().unwrap_or("guest-ram");
-    let refused = |source: io::Error| BuildError::System {
-        region: span,
-        what: "make a memfd",
-        advice: match source.raw_os_error() {
-            Some(libc::EFBIG) => "let the process have longer files (ulimit -f)",
-            _ => "let the process have more descriptors (ulimit -n)",
-        }
-        .to_owned(),
-        source,
+    let refused = |source: io::Error| {
+        let advice = match source.raw_os_error() {
+            Some(libc::EFBIG) => "raise the file size limit (ulimit -f)",
+            _ => "raise the limit of open files (ulimit -n)",
+        };
+        system(region.span(), "create its memfd", source, advice)
     };
-    if region.size > GREATEST_LENGTH {
+    if region.size > MAX_FILE_LENGTH {
         return Err(BuildError::FileOffset {
-            region: span,
+            region: region.span(),
             offset: 0,
         });
     }
@@ -88,10 +93,9 @@ fn memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, BuildError
     let file = sys::memfd(&name, region.size, huge).map_err(refused)?;
     sys::seal_length(&file).map_err(refused)?;
     Ok(OpenedBacking {
-        kind: if huge.is_some() {
-            BackingKind::Hugetlb
-        } else {
-            BackingKind::Memfd
+        kind: match huge {
+            Some(_) => BackingKind::Hugetlb,
+            None => BackingKind::Memfd,
         },
         file: Some((Arc::new(file), 0)),
         sharing: Sharing::Shared,
@@ -101,103 +105,36 @@ fn memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, BuildError
     })
 }
 
-/// A file that was given.
-fn given(
+/// Checks the file of a region, and allocates its space unless the region may be sparse.
+fn open_file(
     region: &Region,
     file: &Arc<File>,
     offset: u64,
     sharing: Sharing,
 ) -> Result<OpenedBacking, BuildError> {
     let span = region.span();
-    let refused = |source: io::Error| BuildError::System {
-        region: span,
-        what: "look at its file",
-        source,
-        advice: "give an open file, a memfd or a device that can be mapped".to_owned(),
+    let refused = |source: io::Error| {
+        let advice = "pass a regular file, a memfd or a device that supports mmap(2)";
+        system(span, "examine its file", source, advice)
     };
     let metadata = file.metadata().map_err(refused)?;
-    let kind_of_file = metadata.file_type();
-    if kind_of_file.is_dir() || kind_of_file.is_fifo() || kind_of_file.is_socket() {
+    let file_type = metadata.file_type();
+    if file_type.is_dir() || file_type.is_fifo() || file_type.is_socket() {
         return Err(refused(io::Error::from_raw_os_error(libc::ENODEV)));
     }
     let file_system = sys::file_system(file).map_err(refused)?;
-    // The file system of a device is that of its name, /dev, which is a tmpfs as a rule.
-    let (kind, page_size) = match (file_system.kind, kind_of_file.is_file()) {
-        (sys::HUGETLBFS, true) => (BackingKind::Hugetlb, file_system.block_size),
-        (sys::TMPFS, true) => (BackingKind::Memfd, sys::page_size_u64()),
-        _ => (BackingKind::File, sys::page_size_u64()),
-    };
-    if let Some(described) = region
-        .described
-        .filter(|described| *described != (kind, page_size))
-    {
-        let show = |(kind, page_size): (BackingKind, u64)| {
-            format!("{kind:?} with pages of {page_size:#x} bytes")
-        };
-        return Err(BuildError::NotAsDescribed {
-            region: span,
-            described: show(described),
-            found: show((kind, page_size)),
-        });
-    }
-    if sharing == Sharing::Shared && !sys::is_open_for_writing(file).map_err(refused)? {
-        return Err(BuildError::Conflict {
-            region: span,
-            what: "its file is shared and not open for writing; open it for reading and writing, or let its pages be copied (Backing::private_file)",
-        });
-    }
-    if region.options.sealed && !sys::cannot_shrink(file) {
-        return Err(BuildError::NotSealed { region: span });
-    }
-    if !offset.is_multiple_of(page_size) {
-        return Err(BuildError::Misaligned {
-            region: span,
-            what: "offset in the file",
-            value: offset,
-            unit: "pages",
-            unit_size: page_size,
-        });
-    }
-    let needed = offset
-        .checked_add(region.size)
-        .filter(|end| *end <= GREATEST_LENGTH);
-    let needed = needed.ok_or(BuildError::FileOffset {
-        region: span,
-        offset,
-    })?;
-    // Character devices have no length, and refuse what they do not have.
-    let length = match (kind_of_file.is_file(), kind_of_file.is_block_device()) {
-        (true, _) => Some(metadata.len()),
-        (_, true) => Some(end_of(file).map_err(refused)?),
-        _ => None,
-    };
-    if let Some(length) = length.filter(|length| *length < needed) {
-        return Err(BuildError::FileTooShort {
-            region: span,
-            needed,
-            length,
-        });
-    }
+    let (kind, page_size) = kind_of(file_type, &file_system);
+    check_description(region, kind, page_size)?;
+    check_access(region, file, sharing, refused)?;
+    check_length(region, file, offset, page_size, &metadata, refused)?;
     let own_tmpfs = kind == BackingKind::Memfd && file_system.is_limited;
-    let on_disk = kind == BackingKind::File && kind_of_file.is_file();
-    // A hole in a file of a tmpfs takes a page when it is read, too.
+    let on_disk = kind == BackingKind::File && file_type.is_file();
+    // On a tmpfs, a read of a hole takes a page, too, so private mappings count.
     let allocated =
         !region.options.sparse && (own_tmpfs || (on_disk && sharing == Sharing::Shared));
-    // Those of blocks are taken when they are plugged.
+    // Blocks take their space when they are plugged.
     if allocated && region.blocks.is_none() {
-        allocate(file, offset, region.size).map_err(|source| BuildError::System {
-            region: span,
-            what: "have room on its file system for all of its file",
-            advice: match source.raw_os_error() {
-                Some(libc::EBADF) => {
-                    "open it for writing, too, or say that the file may have holes (Region::sparse)"
-                }
-                Some(libc::EFBIG) => "let the process have longer files (ulimit -f)",
-                _ => "make room there, or say that the file may have holes (Region::sparse)",
-            }
-            .to_owned(),
-            source,
-        })?;
+        allocate(region, file, offset)?;
     }
     Ok(OpenedBacking {
         kind,
@@ -209,37 +146,141 @@ fn given(
     })
 }
 
-/// Takes room for a range of a file where it has none. One without holes needs not be open for writing.
-fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    match sys::allocate_range(file, offset, len) {
-        Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
-            let metadata = file.metadata()?;
-            match metadata.blocks().saturating_mul(512) >= metadata.len() {
-                true => Ok(()),
-                false => Err(error),
-            }
-        }
-        answer => answer,
+/// Returns the kind of a file, and the size of its pages.
+///
+/// For a device node, `fstatfs(2)` reports the file system of /dev, which usually is a tmpfs. A
+/// device is therefore a `File` whatever it is on.
+fn kind_of(file_type: FileType, file_system: &sys::FileSystem) -> (BackingKind, u64) {
+    match (file_system.kind, file_type.is_file()) {
+        (sys::HUGETLBFS, true) => (BackingKind::Hugetlb, file_system.block_size),
+        (sys::TMPFS, true) => (BackingKind::Memfd, sys::page_size_u64()),
+        _ => (BackingKind::File, sys::page_size_u64()),
     }
 }
 
-/// Where a block device ends: `stat` tells it of files only.
-fn end_of(mut device: &File) -> io::Result<u64> {
+/// Checks a file against the description that the region comes from, if there is one.
+fn check_description(region: &Region, kind: BackingKind, page_size: u64) -> Result<(), BuildError> {
+    let found = (kind, page_size);
+    let show = |(kind, page_size): (BackingKind, u64)| {
+        format!("{kind} with pages of {page_size:#x} bytes")
+    };
+    match region.described {
+        Some(described) if described != found => Err(BuildError::NotAsDescribed {
+            region: region.span(),
+            described: show(described),
+            found: show(found),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that the descriptor permits the mapping and has the seals that the region requires.
+fn check_access(
+    region: &Region,
+    file: &File,
+    sharing: Sharing,
+    refused: impl Fn(io::Error) -> BuildError,
+) -> Result<(), BuildError> {
+    let span = region.span();
+    if sharing == Sharing::Shared && !sys::is_open_for_writing(file).map_err(refused)? {
+        return Err(BuildError::Conflict {
+            region: span,
+            what: "a shared file must be open for writing; \
+                open it for reading and writing, or use Backing::private_file",
+        });
+    }
+    if region.options.sealed && !sys::cannot_shrink(file) {
+        return Err(BuildError::NotSealed { region: span });
+    }
+    Ok(())
+}
+
+/// Checks that a region's part of its file is aligned and exists.
+fn check_length(
+    region: &Region,
+    file: &File,
+    offset: u64,
+    page_size: u64,
+    metadata: &Metadata,
+    refused: impl Fn(io::Error) -> BuildError,
+) -> Result<(), BuildError> {
+    let span = region.span();
+    if !offset.is_multiple_of(page_size) {
+        return Err(BuildError::Misaligned {
+            region: span,
+            what: "file offset",
+            value: offset,
+            unit: "page",
+            unit_size: page_size,
+        });
+    }
+    let needed = offset
+        .checked_add(region.size)
+        .filter(|end| *end <= MAX_FILE_LENGTH);
+    let needed = needed.ok_or(BuildError::FileOffset {
+        region: span,
+        offset,
+    })?;
+    let file_type = metadata.file_type();
+    // A character device has no length; its driver refuses what it cannot map.
+    let length = match (file_type.is_file(), file_type.is_block_device()) {
+        (true, _) => Some(metadata.len()),
+        (_, true) => Some(block_device_length(file).map_err(refused)?),
+        _ => None,
+    };
+    match length {
+        Some(length) if length < needed => Err(BuildError::FileTooShort {
+            region: span,
+            needed,
+            length,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the length of a block device, which `fstat(2)` does not report.
+fn block_device_length(mut device: &File) -> io::Result<u64> {
     let position = device.stream_position()?;
     let end = device.seek(SeekFrom::End(0))?;
     device.seek(SeekFrom::Start(position))?;
     Ok(end)
 }
 
-/// Guest address and size must be whole pages: KVM maps no others, and the system rounds.
-fn aligned(region: &Region, page_size: u64) -> Result<(), BuildError> {
+/// Allocates file space for all of a region.
+fn allocate(region: &Region, file: &File, offset: u64) -> Result<(), BuildError> {
+    let allocated = match sys::allocate_range(file, offset, region.size) {
+        // A file without holes need not be open for writing.
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => has_no_holes(file, error),
+        result => result,
+    };
+    allocated.map_err(|source| {
+        let advice = match source.raw_os_error() {
+            Some(libc::EBADF) => "open it for writing or allow holes (Region::sparse)",
+            Some(libc::EFBIG) => "raise the file size limit (ulimit -f)",
+            _ => "free space on its file system or allow holes (Region::sparse)",
+        };
+        system(region.span(), "allocate space for its file", source, advice)
+    })
+}
+
+/// Returns `error` if a file has fewer blocks than its length needs.
+fn has_no_holes(file: &File, error: io::Error) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    match metadata.blocks().saturating_mul(512) >= metadata.len() {
+        true => Ok(()),
+        false => Err(error),
+    }
+}
+
+/// Checks that guest address and size are multiples of the page size.
+fn check_alignment(region: &Region, page_size: u64) -> Result<(), BuildError> {
     for (what, value) in [("size", region.size), ("guest address", region.start.0)] {
         if !value.is_multiple_of(page_size) {
             return Err(BuildError::Misaligned {
                 region: region.span(),
                 what,
                 value,
-                unit: "pages",
+                unit: "page",
                 unit_size: page_size,
             });
         }
@@ -247,17 +288,26 @@ fn aligned(region: &Region, page_size: u64) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// The name must be one that the kernel shows, and a memfd may have.
-fn named(region: &Region) -> Result<(), BuildError> {
+/// Checks that `prctl(2)` (`PR_SET_VMA_ANON_NAME`) and `memfd_create(2)` accept a region's name.
+fn check_name(region: &Region) -> Result<(), BuildError> {
     let Some(name) = &region.options.name else {
         return Ok(());
     };
-    let printable = |c: u8| matches!(c, 0x20..=0x7e) && !b"\\`$[]".contains(&c);
-    if name.is_empty() || name.len() > 79 || !name.bytes().all(printable) {
+    let is_printable = |c: u8| matches!(c, 0x20..=0x7e) && !b"\\`$[]".contains(&c);
+    if name.is_empty() || name.len() > 79 || !name.bytes().all(is_printable) {
         return Err(BuildError::Name {
             region: region.span(),
             name: name.clone(),
         });
     }
     Ok(())
+}
+
+fn system(region: Span, what: &'static str, source: io::Error, advice: &str) -> BuildError {
+    BuildError::System {
+        region,
+        what,
+        source,
+        advice: advice.to_owned(),
+    }
 }

@@ -95,7 +95,7 @@ pub struct BlocksDescription {
 pub enum DescriptionError {
     /// The description is of a form that this crate does not know.
     #[error(
-        "a description of version {version}, and this takes {}",
+        "description has version {version}, but this crate reads version {}; use the crate that wrote it",
         Description::VERSION
     )]
     Version {
@@ -103,7 +103,7 @@ pub enum DescriptionError {
         version: u32,
     },
     /// A region names a descriptor that is not in the list.
-    #[error("region {region}: names descriptor {index}, and there are {count}")]
+    #[error("region {region}: descriptor {index} is missing, only {count} were passed; pass all that describe() returned")]
     NoDescriptor {
         /// The region.
         region: Span,
@@ -281,10 +281,8 @@ impl Display for RegionDescription {
             BackingDescription::Descriptor {
                 kind, page_size, ..
             } => match kind {
-                BackingKind::Anonymous => write!(f, "anonymous")?,
-                BackingKind::Memfd => write!(f, "memfd")?,
-                BackingKind::File => write!(f, "file")?,
-                BackingKind::Hugetlb => write!(f, "hugetlb {} KiB", page_size / 1024)?,
+                BackingKind::Hugetlb => write!(f, "{kind} {} KiB", page_size / 1024)?,
+                _ => write!(f, "{kind}")?,
             },
         }
         if let Some(name) = &self.options.name {
@@ -299,7 +297,7 @@ impl Display for RegionDescription {
         {
             write!(f, ", descriptor {index} at {offset:#x}")?;
             if *sharing == Sharing::Private {
-                write!(f, ", copied when written")?;
+                write!(f, ", private copy")?;
             }
         }
         if let Some(described) = &self.blocks {

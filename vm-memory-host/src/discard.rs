@@ -71,7 +71,7 @@ where
         let answer = give_back(part.mapping, part.offset, part.len);
         // Even if it failed: a part of it may have gone.
         part.mark_dirty();
-        let here = answer.map_err(|source| part.refused("give back", source))?;
+        let here = answer.map_err(|source| part.refused("discard", source))?;
         given_back = given_back.saturating_add(here);
     }
     Ok(given_back)

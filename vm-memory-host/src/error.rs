@@ -1,4 +1,6 @@
-//! Why memory cannot be had, or not be changed.
+//! The errors of this crate.
+//!
+//! Each message names the region, what failed, the value and the limit, and what to do.
 
 use std::io;
 
@@ -7,93 +9,123 @@ use vm_memory::GuestRegionCollectionError;
 
 use crate::region::Span;
 
-/// Why guest memory was not built. Nothing of it stays mapped.
+/// An error of [`MemoryBuilder::build`](crate::MemoryBuilder::build).
+///
+/// Nothing stays mapped after a failed build.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{BuildError, MemoryBuilder, Region};
+///
+/// let region = |start| Region::new(GuestAddress(start), 2 << 20);
+/// let builder = MemoryBuilder::new().region(region(0)).region(region(1 << 20));
+/// match builder.build::<()>() {
+///     Err(BuildError::Overlap { region, other }) => {
+///         assert_eq!((region.start, other.start), (1 << 20, 0));
+///     }
+///     other => panic!("{other:?}"),
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// There is nothing to build.
-    #[error("guest memory without a region: add one")]
+    /// The builder has no regions.
+    #[error("guest memory has no regions; add at least one")]
     NoRegion,
-    /// A region has no bytes.
-    #[error("region at {start:#x}: its size is 0; leave it out")]
+    /// A region has size 0.
+    #[error("region at {start:#x} has size 0; set a size or leave the region out")]
     Empty {
         /// Its guest physical address.
         start: u64,
     },
-    /// A region reaches past the greatest guest physical address.
-    #[error("region at {start:#x}: {size:#x} bytes do not end below 2^64 (no region may have the last page of the address space: its end would be no address)")]
+    /// A region does not end below 2^64, or does not fit the address space of this process.
+    #[error(
+        "region at {start:#x}: size {size:#x} reaches past the last usable guest address, \
+        0xfffffffffffffffe; move the region down or make it smaller"
+    )]
     PastTop {
         /// Its guest physical address.
         start: u64,
         /// Its size in bytes.
         size: u64,
     },
-    /// Two regions have addresses in common.
-    #[error("region {region}: overlaps region {other}")]
+    /// Two regions overlap.
+    #[error("region {region} overlaps region {other}; move or shrink one of them")]
     Overlap {
-        /// The one that begins further up.
+        /// The region with the higher address.
         region: Span,
-        /// The other one.
+        /// The region with the lower address.
         other: Span,
     },
-    /// A number that must be a multiple of the size of a page, or of a block, is none.
+    /// A number is not a multiple of the page size or the block size.
     #[error(
-        "region {region}: its {what}, {value:#x}, is not a multiple of its {unit}' {unit_size:#x} bytes"
+        "region {region}: {what} {value:#x} is not a multiple of the {unit} size, {unit_size:#x}; \
+        align it"
     )]
     Misaligned {
         /// The region.
         region: Span,
-        /// Which number: its guest address, its size, its offset in the file, the size of its blocks.
+        /// The number: `guest address`, `size`, `file offset` or `block size`.
         what: &'static str,
-        /// The number.
+        /// Its value.
         value: u64,
-        /// `pages` or `blocks`.
+        /// `page` or `block`.
         unit: &'static str,
-        /// Their size in bytes.
+        /// The size of a page or block in bytes.
         unit_size: u64,
     },
-    /// A range that is to be plugged from the start is not whole blocks of the region.
+    /// A range of initially plugged blocks does not consist of whole blocks in the region.
     #[error(
-        "region {region}: {len:#x} bytes at offset {offset:#x}, which are to be plugged, are not whole blocks of {block_size:#x} bytes in it"
+        "region {region}: cannot plug {len:#x} bytes at offset {offset:#x}; \
+        the range must be whole blocks of {block_size:#x} bytes inside the region"
     )]
     Plugged {
         /// The region.
         region: Span,
-        /// Where the range begins in the region, in bytes.
+        /// The offset of the range in the region, in bytes.
         offset: u64,
         /// Its length in bytes.
         len: u64,
         /// The size of a block in bytes.
         block_size: u64,
     },
-    /// The machine has not as much memory as is to be there from the start: locked, or brought in.
+    /// The host has less memory than the build must lock or populate.
     #[error(
-        "region {region}: {}{wanted:#x} bytes are to be in memory from the start, and {available:#x} are to be had; \
-        take less, lock what is used (Lock::OnFault), or bring in nothing",
-        with_the_others(*.wanted > .region.size)
+        "region {region}: {}{wanted:#x} bytes must be resident at startup, but only {available:#x} \
+        bytes are available; use less memory, lock on fault (Lock::OnFault), or do not prefault",
+        with_others(*.wanted > .region.size)
     )]
     Memory {
         /// The region.
         region: Span,
-        /// How many bytes are to be there, of this region and others that are built with it.
+        /// The number of bytes to lock or populate, for this and the other regions of the build.
         wanted: u64,
-        /// How many the system can give, by what it says (`MemAvailable` and `SwapFree`, proc_meminfo(5)) and by the limits of the process's control groups.
+        /// The number of available bytes.
+        ///
+        /// This is the sum of `MemAvailable` and `SwapFree` (proc_meminfo(5)), or the lowest limit
+        /// of the process's control groups if that is less.
         available: u64,
     },
-    /// The machine has no huge pages of that size.
-    #[error("region {region}: the machine has no huge pages of {page_size:#x} bytes, but of {}", sizes(.there))]
+    /// The host has no huge pages of the requested size.
+    #[error(
+        "region {region}: the host has no huge pages of {page_size:#x} bytes; \
+        use one of its sizes: {}",
+        sizes(.there)
+    )]
     NoSuchHugePage {
         /// The region.
         region: Span,
-        /// The size that was asked for, in bytes.
+        /// The requested size in bytes.
         page_size: u64,
-        /// The sizes that there are, in bytes.
+        /// The sizes that the host has, in bytes.
         there: Vec<u64>,
     },
-    /// There are too few huge pages.
+    /// The pool has too few huge pages.
     #[error(
         "region {region}: {}{}",
-        with_the_others(.wanted.saturating_mul(*.page_size) > .region.size),
+        with_others(.wanted.saturating_mul(*.page_size) > .region.size),
         too_few_huge_pages(*.wanted, *.free, *.page_size, .nodes)
     )]
     HugePages {
@@ -101,105 +133,119 @@ pub enum BuildError {
         region: Span,
         /// The size of a huge page in bytes.
         page_size: u64,
-        /// How many are wanted, for this region and others that are built with it.
+        /// The number of pages that this and the other regions of the build need.
         wanted: u64,
-        /// How many were free when they were asked for; others may have taken some since.
+        /// The number of free pages when the build checked.
         free: u64,
-        /// The NUMA nodes that they were to come from; empty for any.
+        /// The NUMA nodes that the pages must come from; empty for any.
         nodes: Vec<u32>,
     },
     /// The file ends before the region does.
     #[error(
-        "region {region}: needs a file of {needed:#x} bytes, and it has {length:#x}; \
-        make it longer (truncate --size={needed}), or the region smaller"
+        "region {region}: needs a file of {needed:#x} bytes, but the file ends at {length:#x}; \
+        extend it (truncate --size={needed}) or make the region smaller"
     )]
     FileTooShort {
         /// The region.
         region: Span,
-        /// Where it ends in the file, in bytes.
+        /// The file offset at which the region ends, in bytes.
         needed: u64,
         /// The length of the file in bytes.
         length: u64,
     },
-    /// The region reaches past the greatest offset that a file can have.
+    /// The region would end past the largest length of a file.
     #[error(
-        "region {region}: offset {offset:#x} and its size are past the greatest length of a file"
+        "region {region}: file offset {offset:#x} plus the region's size exceeds the largest file \
+        length, 0x7fffffffffffffff; use a smaller offset or size"
     )]
     FileOffset {
         /// The region.
         region: Span,
-        /// Where it was to begin in the file, in bytes.
+        /// The file offset at which the region begins, in bytes.
         offset: u64,
     },
-    /// There is no such NUMA node, or it has no memory.
-    #[error("region {region}: the machine has no memory on NUMA node {node}, but on {there:?}")]
+    /// A NUMA node does not exist or has no memory.
+    #[error(
+        "region {region}: NUMA node {node} has no memory on this host; \
+        use one of the nodes {there:?}"
+    )]
     NoSuchNode {
         /// The region.
         region: Span,
         /// The node.
         node: u32,
-        /// The nodes that there are.
+        /// The nodes that have memory.
         there: Vec<u32>,
     },
-    /// A policy names no node.
+    /// A NUMA policy lists no nodes.
     #[error(
-        "region {region}: its NUMA policy names no node; name one, or let it inherit that of the process"
+        "region {region}: the NUMA policy lists no nodes; \
+        list at least one or use NumaPolicy::Inherit"
     )]
     NoNode {
         /// The region.
         region: Span,
     },
-    /// The machine is set to have no transparent huge pages there.
-    #[error("region {region}: transparent huge pages are off: {path} says {setting}; write advise or madvise there, or leave them")]
+    /// The host has transparent huge pages disabled for this kind of memory.
+    #[error(
+        "region {region}: transparent huge pages are disabled, {path} is {setting}; \
+        write advise or madvise to it, or use TransparentHugePages::Leave"
+    )]
     TransparentHugePagesOff {
         /// The region.
         region: Span,
-        /// The file that the setting is in.
+        /// The file that holds the setting.
         path: String,
-        /// What it says.
+        /// The setting, or `missing`.
         setting: String,
     },
-    /// The file is not what its description says.
-    #[error("region {region}: its description says {described}, and its file is {found}; send the descriptors in their order")]
+    /// The file is not of the kind that its description states.
+    #[error(
+        "region {region}: the description states {described}, but the file is {found}; \
+        pass the descriptors in the order of the description"
+    )]
     NotAsDescribed {
         /// The region.
         region: Span,
-        /// What the description says.
+        /// The kind and page size that the description states.
         described: String,
-        /// What the file is.
+        /// The kind and page size of the file.
         found: String,
     },
-    /// The file can be cut off by others.
-    #[error("region {region}: its file is not sealed against shrinking; take one that is (F_SEAL_SHRINK), or do without")]
+    /// The file must be sealed against shrinking, and is not.
+    #[error(
+        "region {region}: the file is not sealed against shrinking; \
+        seal it (F_SEAL_SHRINK) or do not require seals (Region::sealed)"
+    )]
     NotSealed {
         /// The region.
         region: Span,
     },
-    /// The guest could make the kernel keep more areas of addresses than a process may have.
+    /// The region's protected blocks could need more VMAs than this process may use for guests.
     #[error(
-        "region {region}: its {blocks} protected blocks could take that many areas of addresses, and {most} are for \
-        all such regions of the process; take larger blocks, or leave them mapped"
+        "region {region}: its {blocks} protected blocks could need as many VMAs, and the limit of \
+        this process for guest memory is {most}; use larger blocks or Unplugged::Mapped"
     )]
     TooManyBlocks {
         /// The region.
         region: Span,
-        /// How many blocks it has.
+        /// The number of its blocks.
         blocks: u64,
-        /// Half of `vm.max_map_count`.
+        /// Half of `vm.max_map_count`, for all regions of the process.
         most: u64,
     },
-    /// Two things that were asked for exclude each other.
+    /// Two requests exclude each other.
     #[error("region {region}: {what}")]
     Conflict {
         /// The region.
         region: Span,
-        /// What they are, and what to do.
+        /// The conflict, and what to do.
         what: &'static str,
     },
-    /// A name that the kernel does not take.
+    /// The kernel does not accept the region's name.
     #[error(
-        "region {region}: the name {name:?} cannot be shown in /proc/self/maps; \
-        take up to 79 printable ASCII characters other than \\ ` $ [ ]"
+        "region {region}: name {name:?} cannot be shown in /proc/self/maps; \
+        use 1 to 79 printable ASCII characters other than \\ ` $ [ ]"
     )]
     Name {
         /// The region.
@@ -207,207 +253,254 @@ pub enum BuildError {
         /// The name.
         name: String,
     },
-    /// Blocks do not fit their region.
+    /// The block size does not fit the region.
     #[error("region {region}: {source}")]
     Blocks {
         /// The region.
         region: Span,
-        /// Why.
+        /// The error of vm-memory.
         source: PluggedBlocksError,
     },
-    /// The system refused something.
+    /// The system refused a call.
     #[error("region {region}: cannot {what}: {source}; {advice}")]
     System {
         /// The region.
         region: Span,
-        /// What was to be done.
+        /// The operation.
         what: &'static str,
-        /// What the system answered.
+        /// The error of the system.
         source: io::Error,
-        /// What to do about it.
+        /// What to do.
         advice: String,
     },
-    /// The regions could not be made ones of vm-memory.
+    /// vm-memory refused a mapping.
     #[error("region {region}: {source}")]
     Region {
         /// The region.
         region: Span,
-        /// Why.
+        /// The error of vm-memory.
         source: MmapRegionError,
     },
-    /// The regions do not go together.
-    #[error("the regions do not make a guest memory: {0}")]
+    /// vm-memory refused the collection of regions.
+    #[error("the regions do not form a guest memory: {0}")]
     Collection(#[from] GuestRegionCollectionError),
-    /// The pages could not be brought in.
+    /// Prefaulting failed.
     #[error(transparent)]
     Prefault(#[from] PrefaultError),
 }
 
-/// Why pages were not brought in.
+/// An error of [`prefault`](crate::prefault()).
+///
+/// Pages that were populated before the error stay populated.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PrefaultError {
-    /// The callback said so.
-    #[error("cancelled after {done:#x} of {total:#x} bytes")]
+    /// The callback returned [`ControlFlow::Break`](std::ops::ControlFlow::Break).
+    #[error("prefault cancelled after {done:#x} of {total:#x} bytes")]
     Cancelled {
-        /// How many bytes had been brought in.
+        /// The number of populated bytes.
         done: u64,
-        /// How many there were to bring in.
+        /// The number of bytes to populate.
         total: u64,
     },
-    /// The region was not made by this crate.
+    /// A region was not built by this crate.
     #[error(transparent)]
     NotProvisioned(#[from] NotProvisioned),
-    /// The machine has not as much memory.
-    #[error("{wanted:#x} bytes are to be brought in, and {available:#x} are to be had; take less, or bring in nothing")]
+    /// The host has too little memory. Nothing was populated.
+    #[error(
+        "prefault needs {wanted:#x} bytes, but only {available:#x} bytes are available; \
+        use less memory or do not prefault"
+    )]
     Memory {
-        /// How many bytes are not in memory yet; if they are more than machine and swap have in all, how many there are to bring in.
+        /// The number of bytes to populate.
+        ///
+        /// Bytes that are resident already are excluded, unless the total exceeds the host's
+        /// memory and swap.
         wanted: u64,
-        /// How many the system can give; as in [`BuildError::Memory`].
+        /// The number of available bytes, computed as in [`BuildError::Memory`].
         available: u64,
     },
-    /// The system refused some.
-    #[error("region {region}: cannot bring in {len:#x} bytes at guest address {start:#x}: {source}; {done:#x} bytes of {total:#x} had been")]
+    /// The system refused to populate a range.
+    #[error(
+        "region {region}: cannot populate {len:#x} bytes at {start:#x}: {source}; \
+        {done:#x} of {total:#x} bytes were populated before"
+    )]
     System {
         /// The region.
         region: Span,
-        /// The guest physical address of the first byte that was asked for.
+        /// The guest physical address of the range.
         start: u64,
-        /// How many bytes were asked for.
+        /// The length of the range in bytes.
         len: u64,
-        /// How many bytes had been brought in by then.
+        /// The number of bytes that were populated before.
         done: u64,
-        /// How many there were to bring in.
+        /// The number of bytes to populate.
         total: u64,
-        /// What the system answered: `EFAULT` or `ENOMEM` if there is no memory, `EHWPOISON` if some is broken, `EINVAL` from a kernel before 5.14.
+        /// The error of the system.
+        ///
+        /// `EFAULT` or `ENOMEM` means that there is no memory, `EHWPOISON` that a page is broken,
+        /// and `EINVAL` that the kernel is older than Linux 5.14.
         source: io::Error,
     },
 }
 
-/// A region that this crate did not make, so that it does not know what is behind it.
+/// The error for a region that this crate did not build.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+/// use vm_memory_host::provisioned;
+///
+/// let foreign = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+/// let region = foreign.iter().next().ok_or("no region")?;
+/// assert!(provisioned(region).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("region {region}: was not built by vm-memory-host")]
+#[error("region {region} was not built by vm-memory-host; build it with MemoryBuilder")]
 pub struct NotProvisioned {
     /// The region.
     pub region: Span,
 }
 
-/// Why a range of guest memory was not given back, or not plugged or unplugged.
+/// An error of [`discard`](crate::discard()), [`plug`](crate::plug()) or
+/// [`unplug`](crate::unplug()).
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{discard, ChangeError, MemoryBuilder, Region};
+///
+/// let region = Region::new(GuestAddress(0), 1 << 20);
+/// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+/// match discard(&memory, GuestAddress(0), 2 << 20) {
+///     Err(ChangeError::Hole { addr }) => assert_eq!(addr, 1 << 20),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChangeError {
     /// A part of the range is in no region. Nothing was changed.
-    #[error("no region has guest address {addr:#x}")]
+    #[error("no region contains guest address {addr:#x}; pass a range without holes")]
     Hole {
-        /// The first guest physical address that is in none.
+        /// The lowest guest physical address of the range that is in no region.
         addr: u64,
     },
-    /// The range passes the greatest guest physical address. Nothing was changed.
-    #[error("{len:#x} bytes at {start:#x} pass 2^64")]
+    /// The range passes the end of the guest's address space. Nothing was changed.
+    #[error("{len:#x} bytes at guest address {start:#x} pass 2^64; pass a shorter range")]
     PastTop {
-        /// The first guest physical address.
+        /// The guest physical address of the range.
         start: u64,
-        /// The number of bytes.
+        /// Its length in bytes.
         len: u64,
     },
-    /// The region was not made by this crate. Nothing was changed.
+    /// A region was not built by this crate. Nothing was changed.
     #[error(transparent)]
     NotProvisioned(#[from] NotProvisioned),
-    /// The range does not begin and end where pages do, or blocks. Nothing was changed.
-    #[error("region {region}: {len:#x} bytes at {start:#x} are not whole {what} of {granularity:#x} bytes")]
+    /// The range does not consist of whole pages or blocks. Nothing was changed.
+    #[error(
+        "region {region}: {len:#x} bytes at {start:#x} are not whole {what} of {granularity:#x} \
+        bytes; align the range"
+    )]
     Unaligned {
         /// The region.
         region: Span,
-        /// The first guest physical address of the range there.
+        /// The guest physical address of the range's part in the region.
         start: u64,
-        /// The number of bytes there.
+        /// The length of that part in bytes.
         len: u64,
         /// `pages` or `blocks`.
         what: &'static str,
-        /// Their size in bytes.
+        /// The size of a page or block in bytes.
         granularity: u64,
     },
-    /// The region has no blocks that could be plugged. Nothing was changed.
-    #[error("region {region}: has no blocks (Region::blocks)")]
+    /// The region has no blocks. Nothing was changed.
+    #[error("region {region} has no blocks; build it with Region::blocks")]
     NoBlocks {
         /// The region.
         region: Span,
     },
-    /// There are no pages for a block. It was not plugged.
+    /// The pool has too few huge pages for a block, which was not plugged.
     #[error(
-        "region {region}: no pages for {len:#x} bytes at {start:#x}: {}; {done:#x} bytes had been plugged",
+        "region {region}: cannot plug {len:#x} bytes at {start:#x}: {}; \
+        {done:#x} bytes were plugged before",
         too_few_huge_pages(*.wanted, *.free, *.page_size, &[])
     )]
     NoPages {
         /// The region.
         region: Span,
-        /// The first guest physical address that pages were wanted for.
+        /// The guest physical address of the range's part in the region.
         start: u64,
-        /// The number of bytes that they were wanted for.
+        /// The length of that part in bytes.
         len: u64,
-        /// How many huge pages were wanted.
+        /// The number of huge pages that it needs.
         wanted: u64,
-        /// How many huge pages are free.
+        /// The number of free huge pages.
         free: u64,
-        /// Their size in bytes.
+        /// The size of a huge page in bytes.
         page_size: u64,
-        /// How many bytes of the range, from its start, were plugged before.
+        /// The number of bytes at the start of the range that were plugged.
         done: u64,
-        /// What the system answered.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The system refused a change. What comes before it was changed.
+    /// The system refused a call. The part of the range before `start` was changed.
     #[error(
-        "region {region}: cannot {what} {len:#x} bytes at {start:#x}: {source}; {done:#x} bytes had been"
+        "region {region}: cannot {what} {len:#x} bytes at {start:#x}: {source}; \
+        {done:#x} bytes were changed before"
     )]
     System {
         /// The region.
         region: Span,
-        /// What was to be done.
+        /// The operation.
         what: &'static str,
-        /// The first guest physical address of what was refused.
+        /// The guest physical address of the range's part in the region.
         start: u64,
-        /// The number of its bytes.
+        /// The length of that part in bytes.
         len: u64,
-        /// How many bytes of the range, from its start, were changed before.
+        /// The number of bytes at the start of the range that were changed.
         done: u64,
-        /// What the system answered.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
 fn sizes(there: &[u64]) -> String {
     if there.is_empty() {
-        return "none at all".to_owned();
+        return "none".to_owned();
     }
     let sizes: Vec<String> = there.iter().map(|size| format!("{size:#x}")).collect();
     sizes.join(", ")
 }
 
-fn with_the_others(others: bool) -> &'static str {
+fn with_others(others: bool) -> &'static str {
     if others {
-        "with the others, "
+        "together with the other regions, "
     } else {
         ""
     }
 }
 
-/// What there is, and what to do about it.
+/// Says how many huge pages are missing, and where to add them.
 fn too_few_huge_pages(wanted: u64, free: u64, page_size: u64, nodes: &[u32]) -> String {
     let on_nodes = match nodes {
         [] => String::new(),
         nodes => format!(" on NUMA nodes {nodes:?}"),
     };
     format!(
-        "{wanted} huge pages of {page_size:#x} bytes are wanted, {free} are free{on_nodes}; add {} to {}/hugepages-{}kB/nr_hugepages",
+        "{wanted} huge pages of {page_size:#x} bytes are required, but only {free} are free\
+        {on_nodes}; add {} to {}/hugepages-{}kB/nr_hugepages",
         wanted.saturating_sub(free).max(1),
-        directory_of(nodes),
+        pool_directory(nodes),
         page_size / 1024
     )
 }
 
-/// Where the kernel is told how many huge pages there shall be.
-fn directory_of(nodes: &[u32]) -> String {
+fn pool_directory(nodes: &[u32]) -> String {
     match nodes.first() {
         None => "/sys/kernel/mm/hugepages".to_owned(),
         Some(node) => format!("/sys/devices/system/node/node{node}/hugepages"),

@@ -75,7 +75,7 @@ where
     for part in parts(memory, addr, len, blocks_of)? {
         let answer = unplug_part(part.mapping, part.offset, part.len);
         part.mark_dirty();
-        first = first.and(answer.map_err(|source| part.refused("take back the pages of", source)));
+        first = first.and(answer.map_err(|source| part.refused("discard the pages of", source)));
     }
     first
 }

@@ -119,6 +119,17 @@ pub enum BackingKind {
     File,
 }
 
+impl std::fmt::Display for BackingKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Anonymous => "anonymous",
+            Self::Memfd => "memfd",
+            Self::Hugetlb => "hugetlb",
+            Self::File => "file",
+        })
+    }
+}
+
 /// Who sees what is written to the mapping of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sharing {

@@ -41,7 +41,7 @@ pub enum ResidencyError {
     #[error(transparent)]
     NotProvisioned(#[from] NotProvisioned),
     /// The system does not say.
-    #[error("region {region}: cannot ask what is in memory: {source}")]
+    #[error("region {region}: cannot read its residency: {source}")]
     System {
         /// The region.
         region: Span,
@@ -122,7 +122,7 @@ fn host_range(mapping: &HostMapping) -> Range<usize> {
 pub(crate) fn resident(mapping: &HostMapping) -> io::Result<u64> {
     let len = u64::try_from(mapping.mapped().len()).unwrap_or(u64::MAX);
     if let (BackingKind::Hugetlb, true, Some((file, 0))) =
-        (mapping.kind(), mapping.is_shared(), mapping.file())
+        (mapping.kind(), mapping.backing.is_shared(), mapping.file())
     {
         // Of huge pages mincore(2) knows those that this mapping has; the file knows all.
         let file = file.metadata()?;

@@ -34,7 +34,7 @@ fn areas_are_counted_for_the_whole_process() {
         Region::new(GuestAddress(0), count * PAGE).blocks(size, Unplugged::Protected)
     };
     let error = build(blocks(most)).unwrap_err();
-    let wanted = format!("its {most} protected blocks could take that many areas of addresses");
+    let wanted = format!("its {most} protected blocks could need as many VMAs");
     assert!(error.contains(&wanted), "{error}");
     let half = build(blocks(most / 2)).unwrap();
     assert!(build(blocks(1)).is_err());

@@ -293,7 +293,7 @@ fn a_build_that_fails_leaves_no_addresses() {
     drop(limit);
     for answer in answers {
         let error = answer.unwrap_err();
-        assert!(error.to_string().contains("be mapped"), "{error}");
+        assert!(error.to_string().contains("cannot map it"), "{error}");
     }
     let after = status("VmSize");
     assert!(
@@ -395,7 +395,7 @@ fn a_memfd_that_may_not_be_so_long_is_an_error() {
     };
     let error = memfd(16 * MIB).unwrap_err().to_string();
     assert!(
-        error.contains("let the process have longer files (ulimit -f)"),
+        error.contains("raise the file size limit (ulimit -f)"),
         "{error}"
     );
     assert!(memfd(MIB).is_ok());

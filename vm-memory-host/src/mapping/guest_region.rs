@@ -34,7 +34,7 @@ impl HostMapping {
         self: &Arc<Self>,
         bitmap: B,
     ) -> Result<MmapRegion<B>, MmapRegionError> {
-        let sharing = match self.is_shared() {
+        let sharing = match self.backing.is_shared() {
             true => libc::MAP_SHARED,
             false => libc::MAP_PRIVATE,
         };

@@ -22,9 +22,7 @@ use vm_memory::GuestAddress;
 
 use crate::backing::OpenedBacking;
 use crate::machine::Machine;
-use crate::region::{
-    BackingKind, Blocks, Lock, NumaPolicy, Options, Sharing, Span, TransparentHugePages,
-};
+use crate::region::{BackingKind, Blocks, Lock, NumaPolicy, Options, Span, TransparentHugePages};
 use crate::sys::{Advice, Mapped, NodePolicy};
 
 /// The memory behind a region that this crate has built.
@@ -108,11 +106,6 @@ impl HostMapping {
         self.blocks.as_ref().map(|(_, blocks)| blocks)
     }
 
-    /// Whether what is written is seen by others.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.backing.file.is_some() && self.backing.sharing == Sharing::Shared
-    }
-
     pub(crate) fn mapped(&self) -> &Mapped {
         &self.mapped
     }
@@ -153,33 +146,33 @@ impl HostMapping {
         advise(
             huge == TransparentHugePages::On,
             Advice::HugePages,
-            "have transparent huge pages",
+            "enable transparent huge pages",
         )?;
         // A kernel without them needs not be told.
         let some = Machine::here().transparent_huge_page().is_some();
         advise(
             huge == TransparentHugePages::Off && some,
             Advice::NoHugePages,
-            "do without transparent huge pages",
+            "disable transparent huge pages",
         )?;
         advise(
             self.options.mergeable,
             Advice::Mergeable,
-            "let equal pages be merged",
+            "enable merging of its pages",
         )?;
         advise(
             !self.options.core_dump,
             Advice::NoDump,
-            "be left out of core dumps",
+            "exclude it from core dumps",
         )?;
         advise(
             !self.options.forked,
             Advice::NoFork,
-            "be kept from children",
+            "exclude it from child processes",
         )?;
         if let Some((policy, mask)) = node_mask(&self.options.numa) {
             let bound = memory.bind(offset, len, policy, &mask);
-            bound.map_err(|error| ("take pages from its NUMA nodes", error))?;
+            bound.map_err(|error| ("set its NUMA policy", error))?;
         }
         Ok(())
     }

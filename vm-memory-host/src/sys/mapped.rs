@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::io::{Error, Result};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
@@ -337,13 +337,13 @@ impl Drop for Mapped {
                 // More locked memory than the process may have (mlockall(2)): refused before anything is unmapped (mmap(2)).
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
                 Err(_) => {
-                    self.reservation.lost.store(true, Ordering::Relaxed);
+                    self.reservation.abandon();
                     return;
                 }
             }
         }
         // Unmapped, it lets its file go, and with the file the pages. Others may have these addresses from now on, so that the reservation is given up first.
-        self.reservation.lost.store(true, Ordering::Relaxed);
+        self.reservation.abandon();
         // SAFETY: the range is this mapping's, in this process (asked above), and nothing has been tried that could have unmapped it. `self` is the
         // last that knows of it, as said above.
         let _ = unsafe { libc::munmap(self.addr().cast(), len) };

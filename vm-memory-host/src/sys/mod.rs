@@ -9,7 +9,7 @@ mod reservation;
 
 pub(crate) use files::{
     allocate_range, cannot_shrink, file_system, is_open_for_writing, memfd, punch_hole,
-    seal_length, zero_range, HUGETLBFS, TMPFS,
+    seal_length, zero_range, FileSystem, HUGETLBFS, TMPFS,
 };
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
 pub(crate) use reservation::{Reserved, Source};

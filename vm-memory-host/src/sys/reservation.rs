@@ -84,7 +84,7 @@ impl Reservation {
     /// Maps over a part of the reservation.
     ///
     /// If that fails the part may be mapped by nobody (mmap(2) unmaps first: Linux before 6.12, and later for files), and another thread may have got
-    /// those addresses by now. Unless the caller finds that it was not, the reservation is given up then (`map_over_or_lose`): its addresses stay
+    /// those addresses by now. Unless the caller finds that it was not, the reservation is given up then ([`abandon`](Self::abandon)): its addresses stay
     /// taken until the process ends, which costs nothing else.
     pub(super) fn map_over(
         &self,
@@ -114,19 +114,9 @@ impl Reservation {
         Ok(())
     }
 
-    /// Maps over a part of the reservation, or gives the reservation up.
-    fn map_over_or_lose(
-        &self,
-        offset: usize,
-        len: usize,
-        protection: libc::c_int,
-        source: Source<'_>,
-    ) -> Result<()> {
-        let answer = self.map_over(offset, len, protection, source);
-        if answer.is_err() {
-            self.lost.store(true, Ordering::Relaxed);
-        }
-        answer
+    /// Gives the reservation up: nothing in it is unmapped from now on.
+    pub(super) fn abandon(&self) {
+        self.lost.store(true, Ordering::Relaxed);
     }
 
     /// Makes a part that nothing was mapped in memory of this process's own.
@@ -196,14 +186,14 @@ pub(super) fn arguments(source: Source<'_>) -> (libc::c_int, libc::c_int, libc::
             file,
             offset,
             shared,
-            set_aside,
+            reserve,
         } => {
             let kind = if shared {
                 libc::MAP_SHARED
             } else {
                 libc::MAP_PRIVATE
             };
-            let reserve = if set_aside { 0 } else { libc::MAP_NORESERVE };
+            let reserve = if reserve { 0 } else { libc::MAP_NORESERVE };
             // An offset past the greatest one is negative here, and refused by the system.
             (kind | reserve, file.as_raw_fd(), offset.cast_signed())
         }
@@ -230,7 +220,7 @@ pub(crate) enum Source<'a> {
         /// Whether others see what is written.
         shared: bool,
         /// Whether pages of a pool are set aside for all of it.
-        set_aside: bool,
+        reserve: bool,
     },
 }
 
@@ -268,7 +258,8 @@ impl Reserved {
             Source::Anonymous => self.reservation.open(self.next, len)?,
             Source::File { .. } => self
                 .reservation
-                .map_over_or_lose(self.next, len, READ_WRITE, source)?,
+                .map_over(self.next, len, READ_WRITE, source)
+                .inspect_err(|_| self.reservation.abandon())?,
         }
         drop(trial);
         let offset = std::mem::replace(&mut self.next, end);

@@ -183,7 +183,7 @@ fn options_are_what_the_kernel_was_told() {
             "the kernel has none (CONFIG_ANON_VMA_NAME)".to_owned(),
         );
         let error = build(all.clone()).unwrap_err().to_string();
-        assert!(error.contains("cannot have a name"), "{error}");
+        assert!(error.contains("cannot set its name"), "{error}");
     }
     let all = build(if names_are_shown() {
         all
@@ -300,10 +300,10 @@ fn a_description_builds_the_same_again() {
         .build::<()>()
         .unwrap_err()
         .to_string();
-    let told =
-        error.contains("is not sealed against shrinking") || error.contains("its description says");
+    let told = error.contains("is not sealed against shrinking")
+        || error.contains("the description states");
     assert!(told, "{error}");
-    // Nor is a memfd of ordinary pages one of huge ones, whatever its description says.
+    // Nor is a memfd of ordinary pages one of huge ones, whatever the description states.
     let mut larger = received.clone();
     if let vm_memory_host::BackingDescription::Descriptor { page_size, .. } =
         &mut larger.regions[0].backing
@@ -317,7 +317,7 @@ fn a_description_builds_the_same_again() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("its description says Memfd with pages of 0x200000 bytes"),
+        error.contains("the description states memfd with pages of 0x200000 bytes"),
         "{error}"
     );
     let mut later = received.clone();
@@ -328,7 +328,7 @@ fn a_description_builds_the_same_again() {
     let mut fewer = fds();
     fewer.pop();
     let error = received.builder(fewer).unwrap_err().to_string();
-    assert!(error.contains("names descriptor"), "{error}");
+    assert!(error.contains("is missing, only"), "{error}");
 
     let shown = description.to_string();
     assert!(
@@ -336,10 +336,8 @@ fn a_description_builds_the_same_again() {
         "{shown}"
     );
     assert!(
-        shown.contains("00800000-00807fff : file, descriptor 1 at 0x1000, copied when written\n")
-            || shown.contains(
-                "00800000-00807fff : memfd, descriptor 1 at 0x1000, copied when written\n"
-            ),
+        shown.contains("00800000-00807fff : file, descriptor 1 at 0x1000, private copy\n")
+            || shown.contains("00800000-00807fff : memfd, descriptor 1 at 0x1000, private copy\n"),
         "{shown}"
     );
     assert!(shown.contains("01000000-010fffff : anonymous\n"), "{shown}");
@@ -432,7 +430,7 @@ fn a_prefault_ends_when_it_is_told_to() {
     assert!(told.load(Ordering::Relaxed));
     let message = error.to_string();
     assert!(
-        message.starts_with("cancelled after 0x2000000 of 0x10000000"),
+        message.starts_with("prefault cancelled after 0x2000000 of 0x10000000"),
         "{message}"
     );
 }
@@ -528,7 +526,7 @@ fn huge_pages_of_a_gibibyte() {
             Region::new(GuestAddress(0), GIB / 2).backing(Backing::Hugetlb { page_size: GIB });
         let error = build(half).map(|_| ()).unwrap_err().to_string();
         assert!(
-            error.contains("not a multiple of its pages' 0x40000000 bytes"),
+            error.contains("not a multiple of the page size, 0x40000000"),
             "{error}"
         );
     }

@@ -162,7 +162,7 @@ fn what_is_no_range_of_pages_changes_nothing() {
         let error = refused(8 * MIB, PAGE);
         assert_eq!(
             error.to_string(),
-            "region 00800000-009fffff: 0x1000 bytes at 0x800000 are not whole pages of 0x200000 bytes"
+            "region 00800000-009fffff: 0x1000 bytes at 0x800000 are not whole pages of 0x200000 bytes; align the range"
         );
     }
     assert_eq!(page_of(&memory, 0), Some(1));
@@ -174,7 +174,7 @@ fn what_is_no_range_of_pages_changes_nothing() {
     let error = prefault(&foreign, NonZeroUsize::MIN, |_| ControlFlow::Continue(())).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "region 00000000-00000fff: was not built by vm-memory-host"
+        "region 00000000-00000fff was not built by vm-memory-host; build it with MemoryBuilder"
     );
 }
 
@@ -389,7 +389,7 @@ fn a_block_device_has_zeroes_where_pages_were_given_back() {
     assert!(
         error
             .to_string()
-            .contains("needs a file of 0x801000 bytes, and it has 0x800000"),
+            .contains("needs a file of 0x801000 bytes, but the file ends at 0x800000"),
         "{error}"
     );
     let blocks = shared(4 * MIB).blocks(blocks(MIB), Unplugged::Mapped);
@@ -422,7 +422,7 @@ fn a_tmpfs_that_is_full_is_no_end_of_the_process() {
         let region = Region::new(GuestAddress(0), size).backing(backing);
         let error = build(region).unwrap_err().to_string();
         assert!(
-            error.contains("cannot have room on its file system for all of its file: No space"),
+            error.contains("cannot allocate space for its file: No space"),
             "{error}"
         );
     }
@@ -438,7 +438,10 @@ fn a_tmpfs_that_is_full_is_no_end_of_the_process() {
     let error = build(Region::new(GuestAddress(0), MIB).backing(reading("holes")))
         .unwrap_err()
         .to_string();
-    assert!(error.contains("open it for writing, too"), "{error}");
+    assert!(
+        error.contains("open it for writing or allow holes"),
+        "{error}"
+    );
     // Blocks take their room when they are plugged, and give it back.
     let region =
         Region::new(GuestAddress(0), 4 * MIB).backing(Backing::shared_file(file("c", 4 * MIB), 0));
@@ -480,7 +483,7 @@ fn a_hugetlbfs_that_is_full_is_not_an_empty_pool() {
         build(Region::new(GuestAddress(0), 2 * HUGE).backing(Backing::shared_file(file, 0)));
     let error = error.unwrap_err().to_string();
     assert!(
-        error.contains("mount the hugetlbfs of its file with more room"),
+        error.contains("mount the file's hugetlbfs with more space"),
         "{error}"
     );
 }

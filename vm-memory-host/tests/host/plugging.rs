@@ -33,7 +33,9 @@ fn blocks_of_each_backing_come_and_go() {
             if kind.contains("file") {
                 let error = build(region).map(|_| ()).unwrap_err().to_string();
                 assert!(
-                    error.contains("blocks are for anonymous memory, memfds and shared huge pages"),
+                    error.contains(
+                        "blocks need anonymous memory, a shared memfd or shared huge pages"
+                    ),
                     "{error}"
                 );
                 continue;
@@ -126,7 +128,7 @@ fn blocks_of_huge_pages_are_taken_when_they_are_plugged() {
     assert!(
         error
             .to_string()
-            .contains("no pages for 0x800000 bytes at 0x100000000: 3 huge pages of 0x200000 bytes are wanted, 2 are free; add 1 to "),
+            .contains("cannot plug 0x800000 bytes at 0x100000000: 3 huge pages of 0x200000 bytes are required, but only 2 are free; add 1 to "),
         "{error}"
     );
     // It changed nothing: what it took in vain is back, and what was there before is there.
@@ -201,7 +203,7 @@ fn a_description_knows_what_is_plugged() {
             .unwrap_err()
             .to_string();
         let told = format!(
-            "{len:#x} bytes at offset {offset:#x}, which are to be plugged, are not whole blocks"
+            "cannot plug {len:#x} bytes at offset {offset:#x}; the range must be whole blocks"
         );
         assert!(error.contains(&told), "{error}");
     }
@@ -347,7 +349,7 @@ fn blocks_are_unplugged_whatever_becomes_of_their_pages() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.starts_with("region 00000000-001fffff: cannot take back the pages of"),
+        error.starts_with("region 00000000-001fffff: cannot discard the pages of"),
         "{error}"
     );
     assert!(!reachable(&memory, 0, 1) && !reachable(&memory, HUGE, 1));

@@ -28,60 +28,60 @@ fn each_has_its_own_message() {
     let file = |pages| patterned_file(pages);
     let huge = |start, size| region(start, size).backing(Backing::Hugetlb { page_size: HUGE });
     let expected = [
-        (region(MIB, 0), "region at 0x100000: its size is 0"),
-        (region(u64::MAX - 0xfff, 0x1000), "region at 0xfffffffffffff000: 0x1000 bytes do not end below 2^64"),
-        (region(0, 0x1001), "region 00000000-00001000: its size, 0x1001, is not a multiple of its pages' 0x1000 bytes"),
-        (region(0x10, 0x1000), "its guest address, 0x10, is not"),
-        (huge(0, 3 * MIB), "its size, 0x300000, is not a multiple of its pages' 0x200000 bytes"),
-        (huge(MIB, HUGE), "its guest address, 0x100000, is not a multiple of its pages' 0x200000 bytes"),
+        (region(MIB, 0), "region at 0x100000 has size 0"),
+        (region(u64::MAX - 0xfff, 0x1000), "region at 0xfffffffffffff000: size 0x1000 reaches past the last usable guest address"),
+        (region(0, 0x1001), "region 00000000-00001000: size 0x1001 is not a multiple of the page size, 0x1000"),
+        (region(0x10, 0x1000), "guest address 0x10 is not"),
+        (huge(0, 3 * MIB), "size 0x300000 is not a multiple of the page size, 0x200000"),
+        (huge(MIB, HUGE), "guest address 0x100000 is not a multiple of the page size, 0x200000"),
         (
             region(0, 3 * MIB).backing(Backing::Hugetlb { page_size: 3 * MIB }),
-            "the machine has no huge pages of 0x300000 bytes, but of ",
+            "the host has no huge pages of 0x300000 bytes; use one of its sizes: ",
         ),
         (
             region(0, 4 * PAGE).backing(Backing::shared_file(file(4), PAGE)),
-            "region 00000000-00003fff: needs a file of 0x5000 bytes, and it has 0x4000; make it longer (truncate --size=20480)",
+            "region 00000000-00003fff: needs a file of 0x5000 bytes, but the file ends at 0x4000; extend it (truncate --size=20480)",
         ),
-        (region(0, PAGE).backing(Backing::shared_file(file(4), 5)), "its offset in the file, 0x5, is not"),
+        (region(0, PAGE).backing(Backing::shared_file(file(4), 5)), "file offset 0x5 is not"),
         (
             region(0, PAGE).backing(Backing::shared_file(file(4), u64::MAX - 0xfff)),
-            "offset 0xfffffffffffff000 and its size are past the greatest length of a file",
+            "file offset 0xfffffffffffff000 plus the region's size exceeds the largest file length",
         ),
         (
             region(0, PAGE).backing(Backing::shared_file(File::open("/").unwrap(), 0)),
-            "cannot look at its file: No such device",
+            "cannot examine its file: No such device",
         ),
-        (region(0, PAGE).numa(NumaPolicy::Bind(vec![77])), "the machine has no memory on NUMA node 77, but on [0"),
-        (region(0, PAGE).numa(NumaPolicy::Interleave(vec![])), "its NUMA policy names no node"),
-        (region(0, PAGE).name("a$b"), "the name \"a$b\" cannot be shown"),
+        (region(0, PAGE).numa(NumaPolicy::Bind(vec![77])), "NUMA node 77 has no memory on this host; use one of the nodes [0"),
+        (region(0, PAGE).numa(NumaPolicy::Interleave(vec![])), "the NUMA policy lists no nodes"),
+        (region(0, PAGE).name("a$b"), "name \"a$b\" cannot be shown"),
         (region(0, PAGE).name("x".repeat(80)), "cannot be shown in /proc/self/maps"),
         (region(0, PAGE).name("x".repeat(300)).backing(Backing::Memfd), "cannot be shown in /proc/self/maps"),
-        (region(0, PAGE).name("a\0b").backing(Backing::Memfd), "the name \"a\\0b\" cannot be shown"),
-        (region(0, 1 << 63).backing(Backing::Memfd), "offset 0x0 and its size are past the greatest length of a file"),
-        (region(0, 1 << 44).lock(Lock::Now), "0x100000000000 bytes are to be in memory from the start, and "),
-        (region(0, PAGE).name("n").backing(Backing::shared_file(file(4), 0)), "a file is called by its path"),
-        (region(0, PAGE).mergeable(true).backing(Backing::Memfd), "only private memory can have its pages merged"),
+        (region(0, PAGE).name("a\0b").backing(Backing::Memfd), "name \"a\\0b\" cannot be shown"),
+        (region(0, 1 << 63).backing(Backing::Memfd), "file offset 0x0 plus the region's size exceeds the largest file length"),
+        (region(0, 1 << 44).lock(Lock::Now), "0x100000000000 bytes must be resident at startup, but only "),
+        (region(0, PAGE).name("n").backing(Backing::shared_file(file(4), 0)), "/proc/self/maps shows a file by its path"),
+        (region(0, PAGE).mergeable(true).backing(Backing::Memfd), "only private pages can be merged"),
         (
             region(0, HUGE)
                 .transparent_huge_pages(TransparentHugePages::On)
                 .backing(Backing::private_file(patterned_file(512), 0)),
-            "leave transparent huge pages",
+            "TransparentHugePages::Leave",
         ),
         (
             region(0, 4 * MIB).blocks(blocks(MIB), Unplugged::Mapped).lock(Lock::Now),
-            "blocks that are not plugged cannot be locked now",
+            "unplugged blocks cannot be locked",
         ),
         (region(0, 4 * MIB).blocks(blocks(3 * MIB), Unplugged::Mapped), "it is not a power of two"),
         (
             region(0, 3 * MIB).blocks(blocks(2 * MIB), Unplugged::Mapped),
-            "its size, 0x300000, is not a multiple of its blocks' 0x200000 bytes",
+            "size 0x300000 is not a multiple of the block size, 0x200000",
         ),
-        (region(0, 4 * PAGE).blocks(blocks(0x800), Unplugged::Mapped), "its size of a block, 0x800"),
+        (region(0, 4 * PAGE).blocks(blocks(0x800), Unplugged::Mapped), "block size 0x800"),
         (
             region(0, 0x3000).blocks(blocks(0x3000), Unplugged::Mapped),
             "0x3000 bytes are no size of a block: it is not a power of two",
         ),
-        (region(0, 1 << 56), "cannot reserve addresses of this process: "),
+        (region(0, 1 << 56), "cannot reserve host addresses: "),
     ];
     for (region, start) in expected {
         let shown = format!("{region:?}");
@@ -89,7 +89,8 @@ fn each_has_its_own_message() {
         let message = message(region);
         assert!(
             message.contains(start)
-                || (start.starts_with("leave trans") && message.contains("transparent huge pages")),
+                || (start.starts_with("TransparentHuge")
+                    && message.contains("transparent huge pages")),
             "{shown}:\n{message}\nlacks\n{start}"
         );
     }
@@ -127,7 +128,7 @@ fn a_pool_that_is_too_small_is_told_with_its_size() {
     let message = message(huge.clone());
     assert_eq!(
         message,
-        "region 00000000-005fffff: 3 huge pages of 0x200000 bytes are wanted, 2 are free; \
+        "region 00000000-005fffff: 3 huge pages of 0x200000 bytes are required, but only 2 are free; \
         add 1 to /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
     );
     assert_eq!(pool().unwrap().1, 2);
@@ -139,7 +140,7 @@ fn a_pool_that_is_too_small_is_told_with_its_size() {
     assert!(
         error
             .to_string()
-            .contains(": with the others, 4 huge pages"),
+            .contains(": together with the other regions, 4 huge pages"),
         "{error}"
     );
     assert!(
@@ -227,7 +228,7 @@ fn more_memory_than_there_is_is_an_error() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("bytes are to be in memory from the start, and"),
+        error.contains("bytes must be resident at startup, but only"),
         "{error}"
     );
     // What is mapped can be as large as it likes; it is brought in only as far as there is memory.
@@ -236,7 +237,7 @@ fn more_memory_than_there_is_is_an_error() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.starts_with("0x100000000000 bytes are to be brought in, and "),
+        error.starts_with("prefault needs 0x100000000000 bytes, but only "),
         "{error}"
     );
     // What is there already is looked at where it could make the difference.
@@ -273,7 +274,7 @@ fn a_file_that_is_open_for_reading_can_be_private_only() {
         let message = message(region);
         assert!(
             message.contains(
-                "its file is shared and not open for writing; open it for reading and writing"
+                "a shared file must be open for writing; open it for reading and writing"
             ),
             "{message}"
         );

@@ -1,0 +1,323 @@
+//! The checks of a request that need no mapping.
+
+use crate::backing::OpenedBacking;
+use crate::error::BuildError;
+use crate::machine::Machine;
+use crate::region::{
+    Backing, BackingKind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages,
+};
+
+/// Returns the end of a region, or `None` if it is not below 2^64.
+pub(super) fn end(region: &Region) -> Option<u64> {
+    region.start.0.checked_add(region.size)
+}
+
+/// Sorts regions by address, and checks that they fit the address space and do not overlap.
+pub(super) fn sort(mut regions: Vec<Region>) -> Result<Vec<Region>, BuildError> {
+    if regions.is_empty() {
+        return Err(BuildError::NoRegion);
+    }
+    regions.sort_by_key(|region| region.start);
+    let mut before: Option<&Region> = None;
+    for region in &regions {
+        let (start, size) = (region.start.0, region.size);
+        if size == 0 {
+            return Err(BuildError::Empty { start });
+        }
+        if end(region).is_none() || usize::try_from(size).is_err() {
+            return Err(BuildError::PastTop { start, size });
+        }
+        if let Some(before) = before.filter(|before| end(before).is_none_or(|end| end > start)) {
+            return Err(BuildError::Overlap {
+                region: region.span(),
+                other: before.span(),
+            });
+        }
+        before = Some(region);
+    }
+    Ok(regions)
+}
+
+/// Checks that the host has enough huge pages for all regions together.
+///
+/// Another process may take pages after this check. The reservation that `mmap(2)` makes decides.
+pub(super) fn pools(regions: &[Region], machine: &Machine) -> Result<(), BuildError> {
+    for pool in machine.pools() {
+        let size = pool.page_size;
+        // Blocks take their pages when they are plugged. Misaligned regions are refused later.
+        let mut reserved = regions.iter().filter(|region| {
+            matches!(region.backing, Backing::Hugetlb { page_size } if page_size == size)
+                && region.blocks.is_none()
+                && (region.size | region.start.0).is_multiple_of(size)
+        });
+        let pages = |region: &Region| region.size.checked_div(size).unwrap_or(0);
+        let wanted = reserved
+            .clone()
+            .fold(0u64, |sum, region| sum.saturating_add(pages(region)));
+        if wanted > pool.free.saturating_add(pool.overcommit) {
+            if let Some(region) = reserved.next_back() {
+                return Err(BuildError::HugePages {
+                    region: region.span(),
+                    page_size: size,
+                    wanted,
+                    free: pool.free,
+                    nodes: Vec::new(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the host has enough memory for all pages that must be resident after the build.
+///
+/// Without this check the OOM killer would run, and probably choose this process.
+pub(super) fn memory(
+    regions: &[(Region, OpenedBacking)],
+    prefault: bool,
+    machine: &Machine,
+) -> Result<(), BuildError> {
+    let Some(available) = machine.available_memory() else {
+        return Ok(());
+    };
+    let mut wanted = 0u64;
+    for (region, backing) in regions {
+        // A prefault of a file fills the page cache, which is reclaimable unless it is locked, and
+        // the pages of a received memfd may exist already. Pools account for huge pages.
+        let own = matches!(region.backing, Backing::Anonymous | Backing::Memfd);
+        let locked = region.options.lock == Lock::Now && backing.kind != BackingKind::Hugetlb;
+        let plugged = region
+            .plugged
+            .iter()
+            .fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
+        let resident = if region.blocks.is_some() {
+            plugged
+        } else {
+            region.size
+        };
+        if locked || (own && prefault) {
+            wanted = wanted.saturating_add(resident);
+        }
+        if wanted > available {
+            return Err(BuildError::Memory {
+                region: region.span(),
+                wanted,
+                available,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a region's options fit its backing and the host.
+pub(super) fn options(
+    region: &Region,
+    backing: &OpenedBacking,
+    machine: &Machine,
+) -> Result<(), BuildError> {
+    transparent_huge_pages(region, backing, machine)?;
+    conflicts(region, backing)?;
+    nodes(&region.options.numa, region.span(), machine)
+}
+
+fn transparent_huge_pages(
+    region: &Region,
+    backing: &OpenedBacking,
+    machine: &Machine,
+) -> Result<(), BuildError> {
+    if region.options.transparent_huge_pages != TransparentHugePages::On {
+        return Ok(());
+    }
+    let conflict = match backing.kind {
+        BackingKind::Hugetlb => Some(
+            "transparent huge pages do not apply to hugetlb pages; use TransparentHugePages::Leave",
+        ),
+        BackingKind::File => Some(
+            "transparent huge pages need anonymous memory or a memfd, not a file; \
+            use TransparentHugePages::Leave",
+        ),
+        BackingKind::Memfd if backing.sharing == Sharing::Private => Some(
+            "private copies of a memfd's pages are never transparent huge pages; \
+            share the memfd or use TransparentHugePages::Leave",
+        ),
+        BackingKind::Anonymous | BackingKind::Memfd => None,
+    };
+    if let Some(what) = conflict {
+        return Err(BuildError::Conflict {
+            region: region.span(),
+            what,
+        });
+    }
+    // A tmpfs that was mounted by a user has a setting of its own (tmpfs(5), "huge").
+    if backing.own_tmpfs {
+        return Ok(());
+    }
+    let shared = backing.kind == BackingKind::Memfd;
+    match machine.transparent_huge_pages_refused(shared) {
+        Some((path, setting)) => Err(BuildError::TransparentHugePagesOff {
+            region: region.span(),
+            path,
+            setting,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Checks the options that contradict a backing or each other.
+fn conflicts(region: &Region, backing: &OpenedBacking) -> Result<(), BuildError> {
+    let options = &region.options;
+    let shared = backing.sharing == Sharing::Shared;
+    let private_file = backing.file.is_some() && !shared;
+    let conflicts = [
+        (
+            options.mergeable && (backing.kind == BackingKind::Hugetlb || shared),
+            "only private pages can be merged; use anonymous memory or do not set mergeable",
+        ),
+        (
+            backing.kind == BackingKind::File && shared && options.numa != NumaPolicy::Inherit,
+            "a NUMA policy has no effect on the page cache of a shared file; \
+            use a memfd or NumaPolicy::Inherit",
+        ),
+        (
+            region.blocks.is_some() && (backing.kind == BackingKind::File || private_file),
+            "blocks need anonymous memory, a shared memfd or shared huge pages, \
+            whose pages can be freed; use one of these",
+        ),
+        (
+            region.blocks.is_some() && options.lock == Lock::Now,
+            "unplugged blocks cannot be locked; use Lock::OnFault",
+        ),
+        (
+            options.name.is_some() && backing.kind == BackingKind::File,
+            "/proc/self/maps shows a file by its path; do not set a name",
+        ),
+    ];
+    match conflicts.into_iter().find(|(is_conflict, _)| *is_conflict) {
+        Some((_, what)) => Err(BuildError::Conflict {
+            region: region.span(),
+            what,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Checks that a policy names nodes that have memory.
+fn nodes(policy: &NumaPolicy, region: Span, machine: &Machine) -> Result<(), BuildError> {
+    let nodes = match policy {
+        NumaPolicy::Inherit => return Ok(()),
+        NumaPolicy::Bind(nodes) | NumaPolicy::Interleave(nodes) => nodes.as_slice(),
+        NumaPolicy::Preferred(node) => std::slice::from_ref(node),
+    };
+    if nodes.is_empty() {
+        return Err(BuildError::NoNode { region });
+    }
+    let there = machine.nodes();
+    match nodes.iter().find(|node| !there.contains(node)) {
+        Some(node) => Err(BuildError::NoSuchNode {
+            region,
+            node: *node,
+            there,
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing;
+    use vm_memory::GuestAddress;
+
+    #[test]
+    fn options_with_transparent_huge_pages_disabled_returns_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = directory.path().join("kernel/mm/transparent_hugepage");
+        std::fs::create_dir_all(&settings).unwrap();
+        std::fs::write(settings.join("hpage_pmd_size"), "2097152").unwrap();
+        std::fs::write(settings.join("enabled"), "always [madvise] never").unwrap();
+        std::fs::write(settings.join("shmem_enabled"), "always advise [never]").unwrap();
+        let machine = Machine::at(directory.path());
+        let region =
+            Region::new(GuestAddress(0), 4 << 20).transparent_huge_pages(TransparentHugePages::On);
+        let opened = backing::open(&region, &machine).unwrap();
+        assert!(options(&region, &opened, &machine).is_ok());
+        let region = region.backing(Backing::Memfd);
+        let opened = backing::open(&region, &machine).unwrap();
+        let error = options(&region, &opened, &machine).unwrap_err();
+        assert!(
+            error.to_string().contains("shmem_enabled is never"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn memory_counts_locked_and_prefaulted_pages_but_not_pools() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(directory.path().join("proc")).unwrap();
+        std::fs::write(
+            directory.path().join("proc/meminfo"),
+            "MemAvailable: 8192 kB\n",
+        )
+        .unwrap();
+        let machine = Machine::at(directory.path());
+        let region = |start| Region::new(GuestAddress(start), 6 << 20);
+        let refused = |regions: [Region; 2], kind, prefault| {
+            let opened = regions.map(|region| {
+                let backing =
+                    backing::open(&Region::new(GuestAddress(0), 0x1000), &machine).unwrap();
+                (region, OpenedBacking { kind, ..backing })
+            });
+            match memory(&opened, prefault, &machine) {
+                Ok(()) => None,
+                Err(BuildError::Memory {
+                    wanted, available, ..
+                }) => Some((wanted, available)),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let locked = |start| region(start).lock(Lock::Now);
+        let too_much = Some((12 << 20, 8 << 20));
+        assert_eq!(
+            refused([region(0), region(1 << 32)], BackingKind::Anonymous, false),
+            None
+        );
+        assert_eq!(
+            refused([region(0), region(1 << 32)], BackingKind::Anonymous, true),
+            too_much
+        );
+        assert_eq!(
+            refused([region(0), locked(1 << 32)], BackingKind::Anonymous, false),
+            None
+        );
+        assert_eq!(
+            refused([locked(0), locked(1 << 32)], BackingKind::File, false),
+            too_much
+        );
+        assert_eq!(
+            refused([locked(0), locked(1 << 32)], BackingKind::Hugetlb, false),
+            None
+        );
+    }
+
+    #[test]
+    fn options_with_numa_node_without_memory_returns_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let nodes = directory.path().join("devices/system/node");
+        std::fs::create_dir_all(&nodes).unwrap();
+        std::fs::write(nodes.join("has_memory"), "0,2-3").unwrap();
+        let machine = Machine::at(directory.path());
+        for (nodes, missing) in [(vec![0, 3], None), (vec![2, 1], Some(1))] {
+            let region = Region::new(GuestAddress(0), 4 << 20).numa(NumaPolicy::Bind(nodes));
+            let opened = backing::open(&region, &machine).unwrap();
+            let found = match options(&region, &opened, &machine) {
+                Ok(()) => None,
+                Err(BuildError::NoSuchNode { node, there, .. }) => {
+                    assert_eq!(there, [0, 2, 3]);
+                    Some(node)
+                }
+                Err(error) => panic!("{error}"),
+            };
+            assert_eq!(found, missing);
+        }
+    }
+}

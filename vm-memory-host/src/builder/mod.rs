@@ -1,0 +1,232 @@
+//! [`MemoryBuilder`]: builds guest memory from a list of regions.
+//!
+//! A build has three phases, and the first error ends it:
+//!
+//! 1. `check` compares the request with what the host has. Nothing is mapped yet.
+//! 2. `map` maps runs of adjacent regions, one reservation a run, and applies their options.
+//! 3. Pages are populated and locked, and each mapping becomes a region of vm-memory.
+
+mod check;
+mod map;
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use vm_memory::bitmap::Bitmap;
+use vm_memory::mmap::NewBitmap;
+use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
+
+use crate::backing;
+use crate::error::BuildError;
+use crate::machine::Machine;
+use crate::mapping::HostMapping;
+use crate::prefault::{self, Progress};
+use crate::region::Region;
+
+/// The callback that receives the progress of a prefault and may cancel it.
+type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
+
+/// A builder of guest memory.
+///
+/// The builder checks the whole request before it maps anything. If the host cannot provide a
+/// region, the build fails with an error that names the region, the request, the limit and a
+/// remedy, and everything that was mapped is unmapped.
+///
+/// Regions that are adjacent in guest memory are adjacent in this process, in one reservation with
+/// an inaccessible guard page on both sides. Host addresses equal guest addresses modulo the size of
+/// a huge page, so that KVM can map huge pages for the guest:
+///
+/// ```text
+///   guest   0x0            0x4000_0000      0x1_0000_0000
+///           ├── region 1 ──┼── region 2 ──┤       ├── region 3 ──┤
+///   host  ▒ ├── region 1 ──┼── region 2 ──┤ ▒   ▒ ├── region 3 ──┤ ▒      ▒ guard, PROT_NONE
+/// ```
+///
+/// The [crate documentation](crate#system-calls) lists the system calls of a build.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{Backing, MemoryBuilder, Region, TransparentHugePages};
+///
+/// let low = Region::new(GuestAddress(0), 32 << 20).backing(Backing::Memfd).name("low");
+/// let high = Region::new(GuestAddress(1 << 32), 64 << 20)
+///     .transparent_huge_pages(TransparentHugePages::On);
+/// let memory: GuestMemoryMmap = MemoryBuilder::new().region(low).region(high).build()?;
+/// memory.write_obj(0x55aau16, GuestAddress(0x1fe))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Errors say what to do:
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{MemoryBuilder, Region};
+///
+/// let region = Region::new(GuestAddress(0), 0x1001);
+/// let error = MemoryBuilder::new().region(region).build::<()>().unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "region 00000000-00001000: size 0x1001 is not a multiple of the page size, 0x1000; align it"
+/// );
+/// ```
+#[derive(Default)]
+#[doc(alias = "hostmem")]
+#[doc(alias = "memory-backend")]
+pub struct MemoryBuilder {
+    regions: Vec<Region>,
+    prefault: Option<(NonZeroUsize, Callback)>,
+}
+
+impl std::fmt::Debug for MemoryBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryBuilder")
+            .field("regions", &self.regions)
+            .finish_non_exhaustive()
+    }
+}
+
+impl MemoryBuilder {
+    /// Creates a builder without regions.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a region. Regions may be added in any order.
+    pub fn region(mut self, region: Region) -> Self {
+        self.regions.push(region);
+        self
+    }
+
+    /// Populates all pages during the build, with `threads` threads.
+    ///
+    /// The builder calls `progress` after each step. [`ControlFlow::Break`] cancels the build. See
+    /// [`prefault`](crate::prefault()) for which pages are populated and how.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use std::ops::ControlFlow;
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{residency, MemoryBuilder, Region};
+    ///
+    /// let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    /// let memory: GuestMemoryMmap = MemoryBuilder::new()
+    ///     .region(Region::new(GuestAddress(0), 64 << 20))
+    ///     .prefault(threads, |progress| {
+    ///         eprint!("\r{} of {} MiB", progress.done >> 20, progress.total >> 20);
+    ///         ControlFlow::Continue(())
+    ///     })
+    ///     .build()?;
+    /// assert_eq!(residency(&memory)?[0].1.resident, 64 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "prealloc")]
+    #[doc(alias = "populate")]
+    pub fn prefault<F>(self, threads: NonZeroUsize, progress: F) -> Self
+    where
+        F: FnMut(Progress) -> ControlFlow<()> + Send + 'static,
+    {
+        Self {
+            prefault: Some((threads, Box::new(progress))),
+            ..self
+        }
+    }
+
+    /// Builds the memory, with a dirty bitmap of the host's page size for each region.
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`BuildError`] if
+    ///
+    /// - the regions are empty, overlap, are not aligned, or do not fit the guest's address space;
+    /// - an option contradicts a region's backing;
+    /// - the host lacks huge pages, NUMA nodes, memory, file space or addresses;
+    /// - the system refuses a call; or
+    /// - the callback of [`prefault`](Self::prefault) returns [`ControlFlow::Break`] before all pages
+    ///   are populated.
+    pub fn build<B: NewBitmap>(self) -> Result<GuestMemoryMmap<B>, BuildError> {
+        self.build_with_bitmaps(B::with_len)
+    }
+
+    /// Builds the memory, with a bitmap from `bitmap` for each region.
+    ///
+    /// `bitmap` receives the size of the region in bytes.
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
+    ///
+    /// # Examples
+    ///
+    /// Track dirty memory by blocks of 64 KiB:
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::AtomicBitmap;
+    /// use vm_memory::GuestAddress;
+    /// use vm_memory_host::{MemoryBuilder, Region};
+    ///
+    /// let granularity = NonZeroUsize::new(64 << 10).unwrap();
+    /// let memory = MemoryBuilder::new()
+    ///     .region(Region::new(GuestAddress(0), 16 << 20))
+    ///     .build_with_bitmaps(|size| AtomicBitmap::new(size, granularity))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn build_with_bitmaps<B: Bitmap>(
+        self,
+        mut bitmap: impl FnMut(usize) -> B,
+    ) -> Result<GuestMemoryMmap<B>, BuildError> {
+        let machine = Machine::here();
+        let regions = check::sort(self.regions)?;
+        check::pools(&regions, &machine)?;
+        let mut opened = Vec::with_capacity(regions.len());
+        for region in regions {
+            let backing = backing::open(&region, &machine)?;
+            check::options(&region, &backing, &machine)?;
+            opened.push((region, backing));
+        }
+        check::memory(&opened, self.prefault.is_some(), &machine)?;
+        let mut mappings = Vec::with_capacity(opened.len());
+        let is_adjacent =
+            |one: &Region, next: &Region| check::end(one).is_some_and(|end| end == next.start.0);
+        for run in opened.chunk_by(|(one, _), (next, _)| is_adjacent(one, next)) {
+            map::adjacent(run, &machine, &mut mappings)?;
+        }
+        if let Some((threads, mut progress)) = self.prefault {
+            let mappings: Vec<&HostMapping> = mappings.iter().map(Arc::as_ref).collect();
+            prefault::run(&mappings, threads, &mut progress)?;
+        }
+        for mapping in &mappings {
+            map::lock(mapping)?;
+        }
+        let regions = mappings
+            .iter()
+            .map(|mapping| guest_region(mapping, &mut bitmap));
+        Ok(GuestMemoryMmap::from_regions(
+            regions.collect::<Result<_, _>>()?,
+        )?)
+    }
+}
+
+/// Makes the vm-memory region over a mapping.
+fn guest_region<B: Bitmap>(
+    mapping: &Arc<HostMapping>,
+    bitmap: &mut impl FnMut(usize) -> B,
+) -> Result<GuestRegionMmap<B>, BuildError> {
+    let span = mapping.span();
+    let bitmap = bitmap(mapping.mapped().len());
+    let region = mapping
+        .mmap_region(bitmap)
+        .map_err(|source| BuildError::Region {
+            region: span,
+            source,
+        })?;
+    GuestRegionMmap::new(region, mapping.start).ok_or(BuildError::PastTop {
+        start: span.start,
+        size: span.size,
+    })
+}
