@@ -7,8 +7,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use crate::error::BuildError;
-use crate::machine::Machine;
 use crate::region::{Backing, BackingKind, Region, Sharing, Span};
+use crate::resources::HostResources;
 use crate::sys;
 
 /// A region's backing with its file open and checked.
@@ -34,7 +34,7 @@ impl OpenedBacking {
 }
 
 /// Creates the memfd of a region, or checks the file that the region brings.
-pub(crate) fn open(region: &Region, machine: &Machine) -> Result<OpenedBacking, BuildError> {
+pub(crate) fn open(region: &Region, host: &HostResources) -> Result<OpenedBacking, BuildError> {
     check_name(region)?;
     let opened = match &region.backing {
         Backing::Anonymous => OpenedBacking {
@@ -47,7 +47,7 @@ pub(crate) fn open(region: &Region, machine: &Machine) -> Result<OpenedBacking, 
         },
         Backing::Memfd => create_memfd(region, None)?,
         Backing::Hugetlb { page_size } => {
-            let pools = machine.pools();
+            let pools = host.pools();
             let there: Vec<u64> = pools.iter().map(|pool| pool.page_size).collect();
             if !there.contains(page_size) {
                 return Err(BuildError::NoSuchHugePage {

@@ -8,7 +8,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::ChangeError;
-use crate::mapping::{bytes, parts, HostMapping, Replaced};
+use crate::mapping::{bytes, parts, HostMapping, ZeroedRanges};
 use crate::region::{BackingKind, Lock, Sharing};
 use crate::residency::known_to_mincore;
 use crate::sys::{self, Advice, Mapped};
@@ -79,7 +79,7 @@ where
 
 /// Gives a part of a mapping back, in whole pages; how many bytes others can have.
 fn give_back(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
-    let mut changes = mapping.change();
+    let mut changes = mapping.lock_changes();
     match (&mapping.backing.file, mapping.backing.sharing) {
         (Some((file, start)), Sharing::Shared) if mapping.backing.kind == BackingKind::Hugetlb => {
             if mapping.options.release_huge_pages {
@@ -106,7 +106,7 @@ fn give_back(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64
                 && file.metadata()?.file_type().is_char_device() =>
         {
             // What a device has behind its mapping is its own affair: /dev/zero, memory that no descriptor leads to.
-            mapping.mapped().zero(offset, len).map(|()| 0)
+            mapping.mapped().fill_zeroes(offset, len).map(|()| 0)
         }
         _ => clear(mapping, offset, len).map(|()| bytes(len)),
     }
@@ -148,7 +148,7 @@ fn overwrite(mapping: &HostMapping, file: &File, offset: usize, len: usize) -> i
                 continue;
             }
         }
-        mapping.mapped().zero(at, page)?;
+        mapping.mapped().fill_zeroes(at, page)?;
     }
     Ok(())
 }
@@ -190,7 +190,7 @@ fn drop_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()
 /// Puts zeroes in the place of a private file's bytes.
 fn replace(
     mapping: &HostMapping,
-    replaced: &mut Replaced,
+    replaced: &mut ZeroedRanges,
     offset: usize,
     len: usize,
 ) -> io::Result<u64> {
@@ -198,7 +198,7 @@ fn replace(
     if replaced.has(offset, end) {
         return drop_pages(mapping, offset, len).map(|()| bytes(len));
     }
-    let overwrite = || mapping.mapped().zero(offset, len).map(|()| 0);
+    let overwrite = || mapping.mapped().fill_zeroes(offset, len).map(|()| 0);
     if mapping.backing.kind == BackingKind::Hugetlb {
         return overwrite();
     }
@@ -222,12 +222,12 @@ fn replace(
 /// Maps zeroes in the place of a part. They are as the pages that they replace from the first moment on: what a guest brings in is of the nodes that it
 /// is to be of, and locked. A lock is one on use: zeroes that nobody has looked at are worth no memory.
 fn put_zeroes(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
-    let (zeroes, locked) = Mapped::zeroes(len)?;
+    let (zeroes, locked) = Mapped::detached_zeroed(len)?;
     mapping
         .apply_options_to(&zeroes, 0, len)
         .map_err(|(_, source)| source)?;
     if mapping.options.lock != Lock::No && !locked {
         zeroes.lock(0, len, true)?;
     }
-    mapping.mapped().put(offset, zeroes)
+    mapping.mapped().splice_over(offset, zeroes)
 }

@@ -53,7 +53,7 @@
 //! sys                   system calls: reservations, mapped memory, files
 //! region                Region, Backing, Options: the caller's request
 //! error                 the error types
-//! machine, vma          huge page pools, NUMA nodes, available memory; the count of VMAs
+//! host, vma          huge page pools, NUMA nodes, available memory; the count of VMAs
 //! backing               backing files, opened and checked
 //! mapping               HostMapping, and the vm-memory region over it
 //! residency             pages in memory
@@ -87,12 +87,12 @@ mod builder;
 mod description;
 mod discard;
 mod error;
-mod machine;
 mod mapping;
 mod plug;
 mod prefault;
 mod region;
 mod residency;
+mod resources;
 #[expect(
     unsafe_code,
     reason = "makes system calls and owns the addresses that they change"
@@ -107,7 +107,6 @@ pub use description::{
 };
 pub use discard::discard;
 pub use error::{BuildError, ChangeError, NotProvisioned, PrefaultError};
-pub use machine::{huge_page_pools, HugePagePool};
 pub use mapping::{provisioned, HostMapping};
 pub use plug::{plug, unplug};
 pub use prefault::{prefault, Progress};
@@ -116,3 +115,4 @@ pub use region::{
     TransparentHugePages, Unplugged,
 };
 pub use residency::{residency, Residency, ResidencyError};
+pub use resources::{huge_page_pools, HugePagePool};

@@ -8,9 +8,9 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::discard::clear;
 use crate::error::ChangeError;
-use crate::machine::Machine;
 use crate::mapping::{bytes, parts, span_of, HostMapping, Part};
 use crate::region::{BackingKind, Blocks, Unplugged};
+use crate::resources::HostResources;
 use crate::sys::{self, Advice};
 
 /// Lets a guest have the blocks of a range: accesses reach them from now on. What was plugged stays as it is.
@@ -128,7 +128,7 @@ fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()>
         return Ok(());
     };
     // Until all is done no other change comes between.
-    let _changes = mapping.change();
+    let _changes = mapping.lock_changes();
     let missing = missing(bits, offset, len);
     let ready = missing.iter().try_for_each(|&(at, run)| {
         // A vCPU may have written there, or the file have had bytes.
@@ -149,7 +149,7 @@ fn unplug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<(
     let Some((blocks, bits)) = &mapping.blocks else {
         return Ok(());
     };
-    let _changes = mapping.change();
+    let _changes = mapping.lock_changes();
     // The bits before the pages: an access that begins later must find nothing.
     bits.unplug(offset, len).map_err(io::Error::other)?;
     put_away(mapping, blocks, offset, len)
@@ -185,7 +185,7 @@ fn put_away(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -
 fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError {
     let page_size = part.mapping.page_size();
     let exhausted = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
-    let pools = Machine::here().pools();
+    let pools = HostResources::current().pools();
     let pool = pools.into_iter().find(|pool| pool.page_size == page_size);
     let missing = part
         .mapping

@@ -10,10 +10,10 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::PrefaultError;
-use crate::machine::Machine;
 use crate::mapping::{bytes, provisioned, HostMapping};
 use crate::region::{BackingKind, Sharing};
 use crate::residency::resident;
+use crate::resources::HostResources;
 use crate::sys::Advice;
 
 /// How far a prefault is.
@@ -95,7 +95,7 @@ pub(crate) fn run(
     threads: NonZeroUsize,
     progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
 ) -> Result<(), PrefaultError> {
-    check_memory(mappings, &Machine::here())?;
+    check_memory(mappings, &HostResources::current())?;
     let steps: Vec<Step<'_>> = mappings.iter().flat_map(|mapping| steps(mapping)).collect();
     let total = steps
         .iter()
@@ -157,8 +157,8 @@ pub(crate) fn run(
 }
 
 /// Whether the machine has the memory. What is in memory already is looked up only if the whole would be too much, and that could change it.
-fn check_memory(mappings: &[&HostMapping], machine: &Machine) -> Result<(), PrefaultError> {
-    let (Some(available), Some(all)) = (machine.available_memory(), machine.all_memory()) else {
+fn check_memory(mappings: &[&HostMapping], host: &HostResources) -> Result<(), PrefaultError> {
+    let (Some(available), Some(all)) = (host.available_memory(), host.all_memory()) else {
         return Ok(());
     };
     // Huge pages are in a pool, and the cache of a file is memory to be had.
@@ -190,7 +190,7 @@ fn bring_in(step: &Step<'_>) -> io::Result<()> {
         return mapping.mapped().advise(step.offset, step.len, advice);
     };
     // A block that is unplugged meanwhile would keep what is brought in.
-    let _held = mapping.hold();
+    let _held = mapping.hold_blocks();
     let mut plugged = blocks.runs_in(step.offset, step.len);
     plugged.try_for_each(|(offset, len)| mapping.mapped().advise(offset, len, advice))
 }

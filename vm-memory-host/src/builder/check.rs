@@ -2,10 +2,10 @@
 
 use crate::backing::OpenedBacking;
 use crate::error::BuildError;
-use crate::machine::Machine;
 use crate::region::{
     Backing, BackingKind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages,
 };
+use crate::resources::HostResources;
 
 /// Returns the end of a region, or `None` if it is not below 2^64.
 pub(super) fn end(region: &Region) -> Option<u64> {
@@ -41,8 +41,8 @@ pub(super) fn sort(mut regions: Vec<Region>) -> Result<Vec<Region>, BuildError> 
 /// Checks that the host has enough huge pages for all regions together.
 ///
 /// Another process may take pages after this check. The reservation that `mmap(2)` makes decides.
-pub(super) fn pools(regions: &[Region], machine: &Machine) -> Result<(), BuildError> {
-    for pool in machine.pools() {
+pub(super) fn pools(regions: &[Region], host: &HostResources) -> Result<(), BuildError> {
+    for pool in host.pools() {
         let size = pool.page_size;
         // Blocks take their pages when they are plugged. Misaligned regions are refused later.
         let mut reserved = regions.iter().filter(|region| {
@@ -75,9 +75,9 @@ pub(super) fn pools(regions: &[Region], machine: &Machine) -> Result<(), BuildEr
 pub(super) fn memory(
     regions: &[(Region, OpenedBacking)],
     prefault: bool,
-    machine: &Machine,
+    host: &HostResources,
 ) -> Result<(), BuildError> {
-    let Some(available) = machine.available_memory() else {
+    let Some(available) = host.available_memory() else {
         return Ok(());
     };
     let mut wanted = 0u64;
@@ -113,17 +113,17 @@ pub(super) fn memory(
 pub(super) fn options(
     region: &Region,
     backing: &OpenedBacking,
-    machine: &Machine,
+    host: &HostResources,
 ) -> Result<(), BuildError> {
-    transparent_huge_pages(region, backing, machine)?;
+    transparent_huge_pages(region, backing, host)?;
     conflicts(region, backing)?;
-    nodes(&region.options.numa, region.span(), machine)
+    nodes(&region.options.numa, region.span(), host)
 }
 
 fn transparent_huge_pages(
     region: &Region,
     backing: &OpenedBacking,
-    machine: &Machine,
+    host: &HostResources,
 ) -> Result<(), BuildError> {
     if region.options.transparent_huge_pages != TransparentHugePages::On {
         return Ok(());
@@ -153,7 +153,7 @@ fn transparent_huge_pages(
         return Ok(());
     }
     let shared = backing.kind == BackingKind::Memfd;
-    match machine.transparent_huge_pages_refused(shared) {
+    match host.transparent_huge_pages_refused(shared) {
         Some((path, setting)) => Err(BuildError::TransparentHugePagesOff {
             region: region.span(),
             path,
@@ -202,7 +202,7 @@ fn conflicts(region: &Region, backing: &OpenedBacking) -> Result<(), BuildError>
 }
 
 /// Checks that a policy names nodes that have memory.
-fn nodes(policy: &NumaPolicy, region: Span, machine: &Machine) -> Result<(), BuildError> {
+fn nodes(policy: &NumaPolicy, region: Span, host: &HostResources) -> Result<(), BuildError> {
     let nodes = match policy {
         NumaPolicy::Inherit => return Ok(()),
         NumaPolicy::Bind(nodes) | NumaPolicy::Interleave(nodes) => nodes.as_slice(),
@@ -211,7 +211,7 @@ fn nodes(policy: &NumaPolicy, region: Span, machine: &Machine) -> Result<(), Bui
     if nodes.is_empty() {
         return Err(BuildError::NoNode { region });
     }
-    let there = machine.nodes();
+    let there = host.nodes();
     match nodes.iter().find(|node| !there.contains(node)) {
         Some(node) => Err(BuildError::NoSuchNode {
             region,
@@ -236,14 +236,14 @@ mod tests {
         std::fs::write(settings.join("hpage_pmd_size"), "2097152").unwrap();
         std::fs::write(settings.join("enabled"), "always [madvise] never").unwrap();
         std::fs::write(settings.join("shmem_enabled"), "always advise [never]").unwrap();
-        let machine = Machine::at(directory.path());
+        let host = HostResources::at(directory.path());
         let region =
             Region::new(GuestAddress(0), 4 << 20).transparent_huge_pages(TransparentHugePages::On);
-        let opened = backing::open(&region, &machine).unwrap();
-        assert!(options(&region, &opened, &machine).is_ok());
+        let opened = backing::open(&region, &host).unwrap();
+        assert!(options(&region, &opened, &host).is_ok());
         let region = region.backing(Backing::Memfd);
-        let opened = backing::open(&region, &machine).unwrap();
-        let error = options(&region, &opened, &machine).unwrap_err();
+        let opened = backing::open(&region, &host).unwrap();
+        let error = options(&region, &opened, &host).unwrap_err();
         assert!(
             error.to_string().contains("shmem_enabled is never"),
             "{error}"
@@ -259,15 +259,14 @@ mod tests {
             "MemAvailable: 8192 kB\n",
         )
         .unwrap();
-        let machine = Machine::at(directory.path());
+        let host = HostResources::at(directory.path());
         let region = |start| Region::new(GuestAddress(start), 6 << 20);
         let refused = |regions: [Region; 2], kind, prefault| {
             let opened = regions.map(|region| {
-                let backing =
-                    backing::open(&Region::new(GuestAddress(0), 0x1000), &machine).unwrap();
+                let backing = backing::open(&Region::new(GuestAddress(0), 0x1000), &host).unwrap();
                 (region, OpenedBacking { kind, ..backing })
             });
-            match memory(&opened, prefault, &machine) {
+            match memory(&opened, prefault, &host) {
                 Ok(()) => None,
                 Err(BuildError::Memory {
                     wanted, available, ..
@@ -305,11 +304,11 @@ mod tests {
         let nodes = directory.path().join("devices/system/node");
         std::fs::create_dir_all(&nodes).unwrap();
         std::fs::write(nodes.join("has_memory"), "0,2-3").unwrap();
-        let machine = Machine::at(directory.path());
+        let host = HostResources::at(directory.path());
         for (nodes, missing) in [(vec![0, 3], None), (vec![2, 1], Some(1))] {
             let region = Region::new(GuestAddress(0), 4 << 20).numa(NumaPolicy::Bind(nodes));
-            let opened = backing::open(&region, &machine).unwrap();
-            let found = match options(&region, &opened, &machine) {
+            let opened = backing::open(&region, &host).unwrap();
+            let found = match options(&region, &opened, &host) {
                 Ok(()) => None,
                 Err(BuildError::NoSuchNode { node, there, .. }) => {
                     assert_eq!(there, [0, 2, 3]);

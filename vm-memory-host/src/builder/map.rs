@@ -8,22 +8,22 @@ use vm_memory::mmap::{PluggedBlocks, PluggedBlocksError};
 
 use crate::backing::OpenedBacking;
 use crate::error::BuildError;
-use crate::machine::Machine;
-use crate::mapping::{bytes, HostMapping, Replaced};
+use crate::mapping::{bytes, HostMapping, ZeroedRanges};
 use crate::region::{BackingKind, NumaPolicy, Region, Span, TransparentHugePages, Unplugged};
+use crate::resources::HostResources;
 use crate::sys::{self, Advice, Mapped, Reserved, Source};
-use crate::vma::most_areas;
+use crate::vma::vma_limit;
 
 /// Maps adjacent regions in one reservation, and appends their mappings to `mappings`.
 pub(super) fn adjacent(
     regions: &[(Region, OpenedBacking)],
-    machine: &Machine,
+    host: &HostResources,
     mappings: &mut Vec<Arc<HostMapping>>,
 ) -> Result<(), BuildError> {
     let (mut total, mut align) = (0u64, sys::page_size_u64());
     for (region, backing) in regions {
         total = total.saturating_add(region.size);
-        align = align.max(alignment(region, backing, machine));
+        align = align.max(alignment(region, backing, host));
     }
     let Some((first, _)) = regions.first() else {
         return Ok(());
@@ -42,7 +42,7 @@ pub(super) fn adjacent(
     let reserved = Reserved::new(size(total)?, sys::page_size(), size(align)?, size(rest)?);
     let mut reserved = reserved.map_err(no_addresses)?;
     for (region, backing) in regions {
-        mappings.push(one(region, backing, &mut reserved, machine)?);
+        mappings.push(one(region, backing, &mut reserved, host)?);
     }
     Ok(())
 }
@@ -50,13 +50,13 @@ pub(super) fn adjacent(
 /// Returns the alignment of a region's host address relative to its guest address.
 ///
 /// This is the size of the largest page that the region can have.
-fn alignment(region: &Region, backing: &OpenedBacking, machine: &Machine) -> u64 {
+fn alignment(region: &Region, backing: &OpenedBacking, host: &HostResources) -> u64 {
     if region.options.transparent_huge_pages == TransparentHugePages::Off
         || backing.kind == BackingKind::Hugetlb
     {
         return backing.page_size;
     }
-    let huge = machine.transparent_huge_page();
+    let huge = host.transparent_huge_page();
     huge.filter(|huge| region.size >= *huge)
         .unwrap_or(backing.page_size)
 }
@@ -66,10 +66,10 @@ fn one(
     region: &Region,
     backing: &OpenedBacking,
     reserved: &mut Reserved,
-    machine: &Machine,
+    host: &HostResources,
 ) -> Result<Arc<HostMapping>, BuildError> {
     let span = region.span();
-    let free = free_huge_pages(backing.page_size, &[], machine);
+    let free = free_huge_pages(backing.page_size, &[], host);
     let mut mapped = map_source(region, backing, reserved, free)?;
     mapped.forked = region.options.forked;
     let len = mapped.len();
@@ -96,7 +96,7 @@ fn one(
         let advice = "do not set a name, or use a kernel with CONFIG_ANON_VMA_NAME";
         system(span, "set its name", source, advice)
     })?;
-    bind_huge_pages(&mapping, machine)?;
+    bind_huge_pages(&mapping, host)?;
     plug_initial_blocks(region, &mapping, free)?;
     Ok(Arc::new(mapping))
 }
@@ -145,8 +145,8 @@ fn map_source(
 }
 
 /// Counts the VMAs that a region's protected blocks can need.
-fn count_protected_blocks(region: &Region) -> Result<Replaced, BuildError> {
-    let mut changes = Replaced::default();
+fn count_protected_blocks(region: &Region) -> Result<ZeroedRanges, BuildError> {
+    let mut changes = ZeroedRanges::default();
     let protected = region
         .blocks
         .filter(|blocks| blocks.unplugged == Unplugged::Protected);
@@ -155,12 +155,12 @@ fn count_protected_blocks(region: &Region) -> Result<Replaced, BuildError> {
     };
     let blocks = region.size.checked_div(protected.size.get());
     let blocks = blocks.unwrap_or(u64::MAX);
-    let is_counted = usize::try_from(blocks).is_ok_and(|blocks| changes.areas.take(blocks));
+    let is_counted = usize::try_from(blocks).is_ok_and(|blocks| changes.vmas.try_take(blocks));
     if !is_counted {
         return Err(BuildError::TooManyBlocks {
             region: region.span(),
             blocks,
-            most: bytes(most_areas()),
+            most: bytes(vma_limit()),
         });
     }
     Ok(changes)
@@ -259,7 +259,7 @@ fn initial_blocks(region: &Region) -> Result<Vec<(usize, usize)>, BuildError> {
 ///
 /// `mmap(2)` reserves huge pages of any node. A node without free pages would cause a SIGBUS on a
 /// later access. Blocks are populated when they are plugged.
-fn bind_huge_pages(mapping: &HostMapping, machine: &Machine) -> Result<(), BuildError> {
+fn bind_huge_pages(mapping: &HostMapping, host: &HostResources) -> Result<(), BuildError> {
     let (NumaPolicy::Bind(nodes) | NumaPolicy::Interleave(nodes)) = &mapping.options.numa else {
         return Ok(());
     };
@@ -267,7 +267,7 @@ fn bind_huge_pages(mapping: &HostMapping, machine: &Machine) -> Result<(), Build
         return Ok(());
     }
     let page_size = mapping.page_size();
-    let free = free_huge_pages(page_size, nodes, machine);
+    let free = free_huge_pages(page_size, nodes, host);
     let all = mapping.mapped().len();
     let populated = mapping.mapped().advise(0, all, Advice::PopulateWrite);
     populated.map_err(|source| match source.raw_os_error() {
@@ -282,15 +282,15 @@ fn bind_huge_pages(mapping: &HostMapping, machine: &Machine) -> Result<(), Build
 }
 
 /// Returns the number of free huge pages on `nodes`, or on the host if `nodes` is empty.
-fn free_huge_pages(page_size: u64, nodes: &[u32], machine: &Machine) -> u64 {
+fn free_huge_pages(page_size: u64, nodes: &[u32], host: &HostResources) -> u64 {
     if nodes.is_empty() {
-        let pools = machine.pools();
+        let pools = host.pools();
         let pool = pools.iter().find(|pool| pool.page_size == page_size);
         return pool.map_or(0, |pool| pool.free);
     }
     let pools = nodes
         .iter()
-        .filter_map(|node| machine.pool_of_node(*node, page_size));
+        .filter_map(|node| host.pool_of_node(*node, page_size));
     pools.fold(0, |sum, pool| sum.saturating_add(pool.free))
 }
 
@@ -342,14 +342,10 @@ mod tests {
         let settings = directory.path().join("kernel/mm/transparent_hugepage");
         std::fs::create_dir_all(&settings).unwrap();
         std::fs::write(settings.join("hpage_pmd_size"), "2097152").unwrap();
-        let machine = Machine::at(directory.path());
+        let host = HostResources::at(directory.path());
         let of = |size, policy| {
             let region = Region::new(GuestAddress(0), size).transparent_huge_pages(policy);
-            alignment(
-                &region,
-                &backing::open(&region, &machine).unwrap(),
-                &machine,
-            )
+            alignment(&region, &backing::open(&region, &host).unwrap(), &host)
         };
         assert_eq!(of(4 << 20, TransparentHugePages::On), 2 << 20);
         assert_eq!(of(4 << 20, TransparentHugePages::Leave), 2 << 20);

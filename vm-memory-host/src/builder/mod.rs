@@ -19,10 +19,10 @@ use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
 use crate::backing;
 use crate::error::BuildError;
-use crate::machine::Machine;
 use crate::mapping::HostMapping;
 use crate::prefault::{self, Progress};
 use crate::region::Region;
+use crate::resources::HostResources;
 
 /// The callback that receives the progress of a prefault and may cancel it.
 type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
@@ -180,21 +180,21 @@ impl MemoryBuilder {
         self,
         mut bitmap: impl FnMut(usize) -> B,
     ) -> Result<GuestMemoryMmap<B>, BuildError> {
-        let machine = Machine::here();
+        let host = HostResources::current();
         let regions = check::sort(self.regions)?;
-        check::pools(&regions, &machine)?;
+        check::pools(&regions, &host)?;
         let mut opened = Vec::with_capacity(regions.len());
         for region in regions {
-            let backing = backing::open(&region, &machine)?;
-            check::options(&region, &backing, &machine)?;
+            let backing = backing::open(&region, &host)?;
+            check::options(&region, &backing, &host)?;
             opened.push((region, backing));
         }
-        check::memory(&opened, self.prefault.is_some(), &machine)?;
+        check::memory(&opened, self.prefault.is_some(), &host)?;
         let mut mappings = Vec::with_capacity(opened.len());
         let is_adjacent =
             |one: &Region, next: &Region| check::end(one).is_some_and(|end| end == next.start.0);
         for run in opened.chunk_by(|(one, _), (next, _)| is_adjacent(one, next)) {
-            map::adjacent(run, &machine, &mut mappings)?;
+            map::adjacent(run, &host, &mut mappings)?;
         }
         if let Some((threads, mut progress)) = self.prefault {
             let mappings: Vec<&HostMapping> = mappings.iter().map(Arc::as_ref).collect();

@@ -6,12 +6,12 @@
 )]
 mod guest_region;
 mod parts;
-mod replaced;
+mod zeroed_ranges;
 
 pub use guest_region::provisioned;
 pub(crate) use guest_region::span_of;
 pub(crate) use parts::{parts, Part};
-pub(crate) use replaced::Replaced;
+pub(crate) use zeroed_ranges::ZeroedRanges;
 
 use std::fs::File;
 use std::io;
@@ -21,8 +21,8 @@ use vm_memory::mmap::PluggedBlocks;
 use vm_memory::GuestAddress;
 
 use crate::backing::OpenedBacking;
-use crate::machine::Machine;
 use crate::region::{BackingKind, Blocks, Lock, NumaPolicy, Options, Span, TransparentHugePages};
+use crate::resources::HostResources;
 use crate::sys::{Advice, Mapped, NodePolicy};
 
 /// The memory behind a region that this crate has built.
@@ -37,7 +37,7 @@ pub struct HostMapping {
     pub(crate) options: Options,
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
     /// Written while pages are given back or blocks change, so that one is over before the next begins; read while pages are brought in.
-    pub(crate) changes: RwLock<Replaced>,
+    pub(crate) changes: RwLock<ZeroedRanges>,
 }
 
 impl HostMapping {
@@ -111,12 +111,12 @@ impl HostMapping {
     }
 
     /// To change blocks or give pages back. What panics while it holds this (nothing here does) has noted what it had done.
-    pub(crate) fn change(&self) -> RwLockWriteGuard<'_, Replaced> {
+    pub(crate) fn lock_changes(&self) -> RwLockWriteGuard<'_, ZeroedRanges> {
         self.changes.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// To keep blocks as they are.
-    pub(crate) fn hold(&self) -> RwLockReadGuard<'_, Replaced> {
+    pub(crate) fn hold_blocks(&self) -> RwLockReadGuard<'_, ZeroedRanges> {
         self.changes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -149,7 +149,7 @@ impl HostMapping {
             "enable transparent huge pages",
         )?;
         // A kernel without them needs not be told.
-        let some = Machine::here().transparent_huge_page().is_some();
+        let some = HostResources::current().transparent_huge_page().is_some();
         advise(
             huge == TransparentHugePages::Off && some,
             Advice::NoHugePages,

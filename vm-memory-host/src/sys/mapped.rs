@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use super::reservation::{arguments, Reservation, Source, Trial};
+use super::reservation::{arguments, Reservation, Source, TrialMapping};
 use super::{check, page_size, READ_WRITE};
 
 /// Memory that is mapped in a part of a reservation. When it is dropped, the part goes back to the reservation.
@@ -106,8 +106,8 @@ impl Mapped {
     ///
     /// - They have a page of other protection on both sides, so that they are no part of an area of somebody else's, which may have pages.
     /// - What is accessible and locked gets its pages at once (mlockall(2) with `MCL_FUTURE`). So they are not accessible until they are not locked.
-    pub(crate) fn zeroes(len: usize) -> Result<(Self, bool)> {
-        let zeroes = Self::apart(len)?;
+    pub(crate) fn detached_zeroed(len: usize) -> Result<(Self, bool)> {
+        let zeroes = Self::detached_inaccessible(len)?;
         // Locked memory refuses this advice, and there is no page that it could take.
         let unlocked = zeroes.advise(0, len, Advice::DontNeed);
         let locked = unlocked.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
@@ -122,7 +122,7 @@ impl Mapped {
     }
 
     /// An area of addresses that is no part of another one and that nothing can be accessed in, in a reservation of its own.
-    fn apart(len: usize) -> Result<Self> {
+    fn detached_inaccessible(len: usize) -> Result<Self> {
         let page = page_size();
         let no_room = || Error::from_raw_os_error(libc::ENOMEM);
         let end = page.checked_add(len).ok_or_else(no_room)?;
@@ -180,7 +180,7 @@ impl Mapped {
     ///
     /// If the system has unmapped the part and cannot map the zeroes there: guest memory would be anybody's. That takes a kernel that has no memory for
     /// its own tables, or that accounts all memory (`vm.overcommit_memory` is 2) and has none left.
-    pub(crate) fn put(&self, offset: usize, mut zeroes: Self) -> Result<()> {
+    pub(crate) fn splice_over(&self, offset: usize, mut zeroes: Self) -> Result<()> {
         let len = zeroes.len;
         if !self.reservation.is_here() {
             // Whether a child has the memory is not only this crate's to say: a driver may have kept it from children, too.
@@ -298,7 +298,7 @@ impl Mapped {
     }
 
     /// Writes zeroes to a part.
-    pub(crate) fn zero(&self, offset: usize, len: usize) -> Result<()> {
+    pub(crate) fn fill_zeroes(&self, offset: usize, len: usize) -> Result<()> {
         let addr = self.part(offset, len)?;
         // SAFETY: the range is mapped as long as `self` is there, which outlives `slice`, and no reference of Rust's covers it.
         let slice = unsafe { VolatileSlice::new(addr, len) };
@@ -328,10 +328,10 @@ impl Drop for Mapped {
         // is still mapped, and it could not be unmapped.
         let page = page_size();
         let is_kept = !is_last && self.reservation.is_whole();
-        if is_kept && Trial::new(page, libc::PROT_NONE, Source::Anonymous).is_ok() {
+        if is_kept && TrialMapping::new(page, libc::PROT_NONE, Source::Anonymous).is_ok() {
             let replaced =
                 self.reservation
-                    .map_over(offset, len, libc::PROT_NONE, Source::Anonymous);
+                    .map_fixed(offset, len, libc::PROT_NONE, Source::Anonymous);
             match replaced {
                 Ok(()) => return,
                 // More locked memory than the process may have (mlockall(2)): refused before anything is unmapped (mmap(2)).
@@ -371,12 +371,12 @@ mod tests {
             other,
         );
         // A child has what was not kept from it.
-        mapped.zero(0, page).unwrap();
+        mapped.fill_zeroes(0, page).unwrap();
         mapped.forked = false;
-        let (zeroes, _) = Mapped::zeroes(page).unwrap();
-        assert!(mapped.put(0, zeroes).is_err());
+        let (zeroes, _) = Mapped::detached_zeroed(page).unwrap();
+        assert!(mapped.splice_over(0, zeroes).is_err());
         for answer in [
-            mapped.zero(0, page),
+            mapped.fill_zeroes(0, page),
             mapped.protect(0, page, false),
             mapped.advise(0, page, Advice::DontNeed),
         ] {
@@ -384,7 +384,7 @@ mod tests {
             assert!(error.to_string().contains("another process"), "{error}");
         }
         Arc::get_mut(&mut mapped.reservation).unwrap().process = here;
-        mapped.zero(0, page).unwrap();
+        mapped.fill_zeroes(0, page).unwrap();
     }
 
     #[test]
@@ -392,11 +392,11 @@ mod tests {
         let page = page_size();
         let mut reserved = Reserved::new(4 * page, page, page, 0).unwrap();
         let mapped = reserved.map(4 * page, Source::Anonymous).unwrap();
-        let (zeroes, _) = Mapped::zeroes(2 * page).unwrap();
-        assert!(mapped.put(3 * page, zeroes).is_err());
-        let (zeroes, _) = Mapped::zeroes(2 * page).unwrap();
-        mapped.put(page, zeroes).unwrap();
-        mapped.zero(0, 4 * page).unwrap();
+        let (zeroes, _) = Mapped::detached_zeroed(2 * page).unwrap();
+        assert!(mapped.splice_over(3 * page, zeroes).is_err());
+        let (zeroes, _) = Mapped::detached_zeroed(2 * page).unwrap();
+        mapped.splice_over(page, zeroes).unwrap();
+        mapped.fill_zeroes(0, 4 * page).unwrap();
         let mut pages = [0; 4];
         mapped.resident(0, 4 * page, &mut pages).unwrap();
         assert_eq!(pages.map(|page| page & 1), [1; 4]);

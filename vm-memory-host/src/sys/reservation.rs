@@ -86,7 +86,7 @@ impl Reservation {
     /// If that fails the part may be mapped by nobody (mmap(2) unmaps first: Linux before 6.12, and later for files), and another thread may have got
     /// those addresses by now. Unless the caller finds that it was not, the reservation is given up then ([`abandon`](Self::abandon)): its addresses stay
     /// taken until the process ends, which costs nothing else.
-    pub(super) fn map_over(
+    pub(super) fn map_fixed(
         &self,
         offset: usize,
         len: usize,
@@ -124,7 +124,7 @@ impl Reservation {
     /// The reservation is what a mapping of `Source::Anonymous` would be, but for what it permits. To permit more unmaps nothing, so that a
     /// refusal (`RLIMIT_DATA`, `vm.overcommit_memory` of 2) loses nothing, and counts nothing twice against `RLIMIT_MEMLOCK` in a process that has
     /// called mlockall(2).
-    fn open(&self, offset: usize, len: usize) -> Result<()> {
+    fn make_accessible(&self, offset: usize, len: usize) -> Result<()> {
         let addr = self.addr.wrapping_add(offset);
         // SAFETY: the range is the one that comes next in `Reserved::map`, which has just asked `is_whole`: it is this reservation's own, and
         // there is no `Mapped` of it yet. What can be accessed more than before breaks nothing that others rely on.
@@ -149,12 +149,12 @@ impl Drop for Reservation {
 }
 
 /// A mapping wherever the system likes, to see whether one can be made at all; unmapped when it is dropped.
-pub(super) struct Trial {
+pub(super) struct TrialMapping {
     addr: *mut u8,
     len: usize,
 }
 
-impl Trial {
+impl TrialMapping {
     pub(super) fn new(len: usize, protection: libc::c_int, source: Source<'_>) -> Result<Self> {
         let (flags, fd, place) = arguments(source);
         // SAFETY: without MAP_FIXED, a new mapping replaces none that is there.
@@ -167,7 +167,7 @@ impl Trial {
     }
 }
 
-impl Drop for Trial {
+impl Drop for TrialMapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is its own, and nobody knows of it.
         let _ = unsafe { libc::munmap(self.addr.cast(), self.len) };
@@ -248,17 +248,17 @@ impl Reserved {
         // next one: they belong to the file (Linux, "Hugetlbfs Reservation"). Those of a private one do not, so that it has to go first.
         let trial = match source {
             Source::Anonymous => None,
-            Source::File { .. } => Some(Trial::new(len, READ_WRITE, source)?),
+            Source::File { .. } => Some(TrialMapping::new(len, READ_WRITE, source)?),
         };
         let trial = trial.filter(|_| matches!(source, Source::File { shared: true, .. }));
         if !self.reservation.is_whole() {
             return Err(Error::from_raw_os_error(libc::ENOMEM));
         }
         match source {
-            Source::Anonymous => self.reservation.open(self.next, len)?,
+            Source::Anonymous => self.reservation.make_accessible(self.next, len)?,
             Source::File { .. } => self
                 .reservation
-                .map_over(self.next, len, READ_WRITE, source)
+                .map_fixed(self.next, len, READ_WRITE, source)
                 .inspect_err(|_| self.reservation.abandon())?,
         }
         drop(trial);

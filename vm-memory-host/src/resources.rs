@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::sys;
 
-/// Where the kernel tells of the machine. Tests put trees of their own there.
+/// Where the kernel tells of the host. Tests put trees of their own there.
 #[derive(Clone, Debug)]
-pub(crate) struct Machine {
+pub(crate) struct HostResources {
     sys: PathBuf,
     proc: PathBuf,
 }
@@ -33,12 +33,12 @@ pub struct HugePagePool {
 /// }
 /// ```
 pub fn huge_page_pools() -> Vec<HugePagePool> {
-    Machine::here().pools()
+    HostResources::current().pools()
 }
 
-impl Machine {
+impl HostResources {
     /// This one.
-    pub(crate) fn here() -> Self {
+    pub(crate) fn current() -> Self {
         Self {
             sys: PathBuf::from("/sys"),
             proc: PathBuf::from("/proc"),
@@ -194,20 +194,20 @@ fn numbers(text: &str) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Machine) {
+    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, HostResources) {
         let directory = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = directory.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let machine = Machine::at(directory.path());
-        (directory, machine)
+        let host = HostResources::at(directory.path());
+        (directory, host)
     }
 
     #[test]
     fn pools_are_read_by_size() {
-        let (_keep, machine) = tree(&[
+        let (_keep, host) = tree(&[
             (
                 "kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages",
                 "1\n",
@@ -228,7 +228,7 @@ mod tests {
             ),
             ("kernel/mm/hugepages/nonsense/nr_hugepages", "1\n"),
         ]);
-        let pools = machine.pools();
+        let pools = host.pools();
         assert_eq!(
             pools.iter().map(|pool| pool.page_size).collect::<Vec<_>>(),
             [2 << 20, 1 << 30]
@@ -240,7 +240,7 @@ mod tests {
             overcommit: 2,
         };
         assert_eq!(pools[0], of_2_mib);
-        assert!(machine.pool_of_node(0, 2 << 20).is_none());
+        assert!(host.pool_of_node(0, 2 << 20).is_none());
     }
 
     #[test]
@@ -264,15 +264,15 @@ mod tests {
             available(&[meminfo, group, limit, max(own, "8192")]),
             Some(4096)
         );
-        assert!(Machine::here()
+        assert!(HostResources::current()
             .available_memory()
             .is_some_and(|bytes| bytes > 0));
     }
 
     #[test]
     fn nodes_are_a_list_with_ranges() {
-        let (_keep, machine) = tree(&[("devices/system/node/has_memory", "0-2,5\n")]);
-        assert_eq!(machine.nodes(), [0, 1, 2, 5]);
+        let (_keep, host) = tree(&[("devices/system/node/has_memory", "0-2,5\n")]);
+        assert_eq!(host.nodes(), [0, 1, 2, 5]);
         let (_keep, without) = tree(&[]);
         assert_eq!(without.nodes(), [0]);
         assert_eq!(numbers("0-4294967295").len(), 4096);
@@ -285,9 +285,8 @@ mod tests {
         let size = ("kernel/mm/transparent_hugepage/hpage_pmd_size", "2097152\n");
         let of_size = "kernel/mm/transparent_hugepage/hugepages-2048kB/enabled";
         let refused = |files: &[(&str, &str)]| {
-            let (_keep, machine) = tree(files);
-            machine
-                .transparent_huge_pages_refused(false)
+            let (_keep, host) = tree(files);
+            host.transparent_huge_pages_refused(false)
                 .map(|(_, word)| word)
         };
         assert_eq!(refused(&[size, (all, "always [madvise] never")]), None);

@@ -1,19 +1,19 @@
-//! [`Replaced`]: ranges of a private file that were replaced by zeroes.
+//! [`ZeroedRanges`]: ranges of a private file that were replaced by zeroes.
 
 use std::collections::BTreeMap;
 
-use crate::vma::Areas;
+use crate::vma::VmaBudget;
 
 /// Ranges of the mapping of a private file in whose place pages of zeroes were mapped, by where they begin.
 ///
 /// How many areas of addresses the kernel keeps for them is up to what the guest does with its pages, and is not asked for: what is counted is what it can
-/// be at most. What is put in its place untouched (`Mapped::put`) becomes one with a range that it touches, whatever has been done to that; two ranges
+/// be at most. What is put in its place untouched (`Mapped::splice_over`) becomes one with a range that it touches, whatever has been done to that; two ranges
 /// that it touches may have pages each of its own, and stay apart. All ranges of a mapping have the same options.
 #[derive(Debug, Default)]
-pub(crate) struct Replaced {
+pub(crate) struct ZeroedRanges {
     ranges: BTreeMap<usize, Range>,
     /// The areas that these ranges and protected blocks can be.
-    pub(crate) areas: Areas,
+    pub(crate) vmas: VmaBudget,
 }
 
 /// A range of zeroes.
@@ -32,7 +32,7 @@ impl Range {
     }
 }
 
-impl Replaced {
+impl ZeroedRanges {
     /// Puts zeroes in a range by `put`, if a process may have so many areas; nothing is done if it may not. A range that is [in one](Self::has) must not be
     /// put there again.
     pub(crate) fn replace<E>(
@@ -62,19 +62,19 @@ impl Replaced {
             pieces: pieces.max(1),
         };
         let more = joined.areas().saturating_sub(before);
-        if !self.areas.take(more) {
+        if !self.vmas.try_take(more) {
             return None;
         }
         let answer = put();
         if answer.is_err() {
-            self.areas.release(more);
+            self.vmas.release(more);
             return Some(answer);
         }
         for (at, _) in &touched {
             self.ranges.remove(at);
         }
         self.ranges.insert(from, joined);
-        self.areas.release(before.saturating_sub(joined.areas()));
+        self.vmas.release(before.saturating_sub(joined.areas()));
         Some(answer)
     }
 
@@ -93,17 +93,17 @@ mod tests {
     use crate::mapping::provisioned;
     use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-    fn put(replaced: &mut Replaced, start: usize, end: usize) -> usize {
+    fn put(replaced: &mut ZeroedRanges, start: usize, end: usize) -> usize {
         assert_eq!(
             replaced.replace(start, end, || Ok::<(), ()>(())),
             Some(Ok(()))
         );
-        replaced.areas.count()
+        replaced.vmas.count()
     }
 
     #[test]
     fn ranges_that_touch_are_one() {
-        let mut replaced = Replaced::default();
+        let mut replaced = ZeroedRanges::default();
         assert_eq!(put(&mut replaced, 10, 20), 2);
         assert_eq!(put(&mut replaced, 40, 50), 4);
         assert_eq!(put(&mut replaced, 30, 35), 6);
@@ -122,12 +122,12 @@ mod tests {
 
     #[test]
     fn what_is_refused_takes_no_areas() {
-        let mut replaced = Replaced::default();
+        let mut replaced = ZeroedRanges::default();
         assert_eq!(replaced.replace(10, 20, || Err(())), Some(Err(())));
-        assert_eq!((replaced.ranges.len(), replaced.areas.count()), (0, 0));
+        assert_eq!((replaced.ranges.len(), replaced.vmas.count()), (0, 0));
         put(&mut replaced, 10, 20);
         assert_eq!(replaced.replace(15, 30, || Err(())), Some(Err(())));
-        assert!(replaced.has(10, 20) && !replaced.has(10, 30) && replaced.areas.count() == 2);
+        assert!(replaced.has(10, 20) && !replaced.has(10, 30) && replaced.vmas.count() == 2);
     }
 
     /// Whatever a guest gives back and writes to, and in whatever order: the kernel keeps no more areas for it than are counted.
@@ -169,7 +169,7 @@ mod tests {
                 let starts = maps.lines().filter_map(|line| line.split_once('-'));
                 let starts = starts.filter_map(|(start, _)| usize::from_str_radix(start, 16).ok());
                 let areas = starts.filter(|start| inside.contains(start)).count();
-                let counted = mapping.hold().areas.count();
+                let counted = mapping.hold_blocks().vmas.count();
                 assert!(areas <= counted + 1, "{areas} areas, {counted} are counted");
                 most = most.max(areas);
             }

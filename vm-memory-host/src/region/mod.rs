@@ -1,0 +1,254 @@
+//! [`Region`]: the request for one region of guest memory.
+
+mod backing;
+mod options;
+
+pub use backing::{Backing, BackingKind, Sharing};
+pub use options::{Lock, NumaPolicy, Options, TransparentHugePages};
+
+use std::fmt;
+use std::num::NonZeroU64;
+
+use serde::{Deserialize, Serialize};
+use vm_memory::GuestAddress;
+
+/// The blocks of a region that a guest plugs and unplugs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocks {
+    /// The size of a block in bytes, a power of two.
+    pub size: NonZeroU64,
+    /// The treatment of unplugged blocks.
+    pub unplugged: Unplugged,
+}
+
+/// The treatment of unplugged blocks, as the guest's CPUs see them.
+///
+/// Accesses of this process through vm-memory never reach an unplugged block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unplugged {
+    /// Blocks stay mapped. A vCPU that touches an unplugged block gets pages of zeroes, which use
+    /// memory until the block is next plugged or unplugged.
+    #[default]
+    Mapped,
+    /// Blocks become inaccessible (`PROT_NONE`). `KVM_RUN` fails with `EFAULT` for a vCPU that
+    /// touches one.
+    ///
+    /// Each boundary between plugged and unplugged blocks costs a VMA, so the protected blocks of
+    /// a process are limited to half of `vm.max_map_count` (65530 by default).
+    ///
+    /// An access of this process that is in progress when its block is unplugged raises SIGSEGV.
+    /// It becomes an error if [`vm_memory::fault`] is installed; otherwise the process ends.
+    #[doc(alias = "PROT_NONE")]
+    Protected,
+}
+
+/// A request for one region of guest memory.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{Backing, Lock, Region};
+///
+/// let region = Region::new(GuestAddress(0), 64 << 20)
+///     .backing(Backing::Memfd)
+///     .lock(Lock::OnFault)
+///     .core_dump(false)
+///     .name("guest-ram");
+/// assert_eq!(region.options().name.as_deref(), Some("guest-ram"));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Region {
+    pub(crate) start: GuestAddress,
+    pub(crate) size: u64,
+    pub(crate) backing: Backing,
+    pub(crate) options: Options,
+    pub(crate) blocks: Option<Blocks>,
+    /// Initially plugged ranges, as offset and length.
+    pub(crate) plugged: Vec<(u64, u64)>,
+    /// The kind and page size of the file, if the region comes from a description.
+    pub(crate) described: Option<(BackingKind, u64)>,
+}
+
+impl Region {
+    /// Creates a request for `size` bytes of anonymous memory at guest address `start`.
+    pub fn new(start: GuestAddress, size: u64) -> Self {
+        Self {
+            start,
+            size,
+            backing: Backing::Anonymous,
+            options: Options::default(),
+            blocks: None,
+            plugged: Vec::new(),
+            described: None,
+        }
+    }
+
+    /// Sets the memory or file to map.
+    pub fn backing(self, backing: Backing) -> Self {
+        Self { backing, ..self }
+    }
+
+    /// Sets the use of transparent huge pages.
+    #[doc(alias = "THP")]
+    pub fn transparent_huge_pages(mut self, policy: TransparentHugePages) -> Self {
+        self.options.transparent_huge_pages = policy;
+        self
+    }
+
+    /// Sets the NUMA nodes that pages come from.
+    #[doc(alias = "mbind")]
+    pub fn numa(mut self, policy: NumaPolicy) -> Self {
+        self.options.numa = policy;
+        self
+    }
+
+    /// Sets the locking of pages in memory.
+    #[doc(alias = "mlock")]
+    pub fn lock(mut self, lock: Lock) -> Self {
+        self.options.lock = lock;
+        self
+    }
+
+    /// Sets whether core dumps may include the region. The default is `true`.
+    ///
+    /// If `true`, the coredump_filter of the process decides (core(5)).
+    #[doc(alias = "MADV_DONTDUMP")]
+    pub fn core_dump(mut self, core_dump: bool) -> Self {
+        self.options.core_dump = core_dump;
+        self
+    }
+
+    /// Sets whether the kernel may merge pages with equal contents (KSM). The default is `false`.
+    ///
+    /// Only private pages can be merged.
+    #[doc(alias = "KSM")]
+    #[doc(alias = "MADV_MERGEABLE")]
+    pub fn mergeable(mut self, mergeable: bool) -> Self {
+        self.options.mergeable = mergeable;
+        self
+    }
+
+    /// Sets whether children of fork(2) inherit the region. The default is `true`.
+    ///
+    /// A child that does not inherit it must not use or drop any map with the region: the child's
+    /// own memory may be at these addresses. [`discard`](crate::discard()), [`plug`](crate::plug())
+    /// and [`prefault`](crate::prefault()) detect such a child and return an error, unless it has
+    /// the process number of its parent in another PID namespace.
+    #[doc(alias = "MADV_DONTFORK")]
+    pub fn forked(mut self, forked: bool) -> Self {
+        self.options.forked = forked;
+        self
+    }
+
+    /// Sets the name of the region in /proc/self/maps.
+    ///
+    /// Names of anonymous memory need Linux 5.17 with `CONFIG_ANON_VMA_NAME`; the build fails
+    /// without it. A new memfd is created with the name, and one that was passed keeps its own. A
+    /// file on a disk is shown by its path and cannot have a name.
+    #[doc(alias = "PR_SET_VMA_ANON_NAME")]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.options.name = Some(name.into());
+        self
+    }
+
+    /// Sets whether a file may have holes. The default is `false`.
+    ///
+    /// A hole raises SIGBUS when it is used while its file system has no free space. The build
+    /// therefore allocates space for the whole region (fallocate(2)), for shared files on a disk and
+    /// for all files on a tmpfs with a size limit. [Discarded](crate::discard()) pages become holes
+    /// again.
+    #[doc(alias = "fallocate")]
+    pub fn sparse(mut self, sparse: bool) -> Self {
+        self.options.sparse = sparse;
+        self
+    }
+
+    /// Sets whether the file must be sealed against shrinking (fcntl(2), `F_SEAL_SHRINK`).
+    ///
+    /// The sender of a sealed file cannot truncate it while the guest runs. Memfds that the builder
+    /// creates are always sealed.
+    #[doc(alias = "F_SEAL_SHRINK")]
+    pub fn sealed(mut self, sealed: bool) -> Self {
+        self.options.sealed = sealed;
+        self
+    }
+
+    /// Sets whether [discarded](crate::discard()) huge pages return to the pool. The default is
+    /// `false`: they stay with the region and read as zeroes.
+    ///
+    /// If `true`, an access to a discarded page raises SIGBUS while the pool is empty, in the guest
+    /// and in this process. Here it becomes an error if [`vm_memory::fault`] is installed; otherwise
+    /// the process ends. Pages of unplugged blocks always return to the pool.
+    pub fn release_huge_pages(mut self, release: bool) -> Self {
+        self.options.release_huge_pages = release;
+        self
+    }
+
+    /// Sets all options at once.
+    pub fn with_options(self, options: Options) -> Self {
+        Self { options, ..self }
+    }
+
+    /// Divides the region into blocks of `size` bytes, all initially unplugged.
+    ///
+    /// The guest plugs and unplugs blocks while it runs ([`plug`](crate::plug()),
+    /// [`unplug`](crate::unplug())). The backing must be anonymous memory, a shared memfd or shared
+    /// huge pages, because the pages of an unplugged block are freed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::num::NonZeroU64;
+    /// use vm_memory::GuestAddress;
+    /// use vm_memory_host::{Region, Unplugged};
+    ///
+    /// let block = NonZeroU64::new(2 << 20).unwrap();
+    /// let region = Region::new(GuestAddress(1 << 32), 1 << 30).blocks(block, Unplugged::Mapped);
+    /// ```
+    #[doc(alias = "virtio-mem")]
+    #[doc(alias = "hotplug")]
+    pub fn blocks(mut self, size: NonZeroU64, unplugged: Unplugged) -> Self {
+        self.blocks = Some(Blocks { size, unplugged });
+        self
+    }
+
+    /// Returns the options.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(crate) fn span(&self) -> Span {
+        Span {
+            start: self.start.0,
+            size: self.size,
+        }
+    }
+}
+
+/// A range of guest physical addresses.
+///
+/// It is displayed as in /proc/iomem: first and last address, in hexadecimal.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory_host::Span;
+///
+/// let span = Span { start: 0, size: 4 << 20 };
+/// assert_eq!(span.to_string(), "00000000-003fffff");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    /// The guest physical address of the first byte.
+    pub start: u64,
+    /// The number of bytes.
+    pub size: u64,
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let last = self.start.saturating_add(self.size.saturating_sub(1));
+        write!(f, "{:08x}-{last:08x}", self.start)
+    }
+}

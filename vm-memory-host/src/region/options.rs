@@ -1,0 +1,142 @@
+//! [`Options`]: the attributes of a region's memory.
+
+use serde::{Deserialize, Serialize};
+
+/// The use of transparent huge pages in a region (Linux, "Transparent Hugepage Support").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[doc(alias = "THP")]
+pub enum TransparentHugePages {
+    /// The host's setting applies.
+    #[default]
+    Leave,
+    /// The kernel uses them where it can (`MADV_HUGEPAGE`).
+    #[doc(alias = "MADV_HUGEPAGE")]
+    On,
+    /// The kernel does not use them (`MADV_NOHUGEPAGE`).
+    #[doc(alias = "MADV_NOHUGEPAGE")]
+    Off,
+}
+
+/// The NUMA nodes that a region takes its pages from (mbind(2)).
+///
+/// Nodes are numbered as in /sys/devices/system/node. Pages that a file has already are not
+/// migrated.
+///
+/// # Examples
+///
+/// A guest with two NUMA nodes, each on a node of the host:
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{MemoryBuilder, NumaPolicy, Region};
+///
+/// let node = |start, node| {
+///     Region::new(GuestAddress(start), 64 << 20).numa(NumaPolicy::Bind(vec![node]))
+/// };
+/// let builder = MemoryBuilder::new().region(node(0, 0)).region(node(1 << 32, 1));
+/// match builder.build::<()>() {
+///     Ok(memory) => println!("{memory:?}"),
+///     // "region 100000000-103ffffff: NUMA node 1 has no memory on this host; …"
+///     Err(error) => println!("{error}"),
+/// }
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[doc(alias = "NUMA")]
+#[doc(alias = "mbind")]
+pub enum NumaPolicy {
+    /// The policy of the process applies.
+    #[default]
+    Inherit,
+    /// Pages come from these nodes only (`MPOL_BIND`).
+    #[doc(alias = "MPOL_BIND")]
+    Bind(Vec<u32>),
+    /// Pages come from this node as long as it has free pages (`MPOL_PREFERRED`).
+    #[doc(alias = "MPOL_PREFERRED")]
+    Preferred(u32),
+    /// Pages come from these nodes in turn (`MPOL_INTERLEAVE`).
+    #[doc(alias = "MPOL_INTERLEAVE")]
+    Interleave(Vec<u32>),
+}
+
+/// The locking of a region's pages in memory (mlock2(2)).
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{Lock, Region};
+///
+/// let region = Region::new(GuestAddress(0), 16 << 20).lock(Lock::OnFault);
+/// assert_eq!(region.options().lock, Lock::OnFault);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[doc(alias = "mlock")]
+#[doc(alias = "mlock2")]
+pub enum Lock {
+    /// The kernel may swap pages out.
+    #[default]
+    No,
+    /// All pages are populated and locked during the build.
+    Now,
+    /// A page is locked from its first use (`MLOCK_ONFAULT`).
+    #[doc(alias = "MLOCK_ONFAULT")]
+    OnFault,
+}
+
+/// The attributes of a region's memory.
+///
+/// [`Region`](crate::Region) has a method for each field, which explains it in full.
+///
+/// # Examples
+///
+/// Use the same attributes for several regions:
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{Lock, Options, Region};
+///
+/// let options = Options { lock: Lock::OnFault, core_dump: false, ..Options::default() };
+/// let low = Region::new(GuestAddress(0), 16 << 20).with_options(options.clone());
+/// let high = Region::new(GuestAddress(1 << 32), 16 << 20).with_options(options);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// The use of transparent huge pages.
+    pub transparent_huge_pages: TransparentHugePages,
+    /// The NUMA nodes that pages come from.
+    pub numa: NumaPolicy,
+    /// The locking of pages in memory.
+    pub lock: Lock,
+    /// Whether core dumps of this process may include the region.
+    pub core_dump: bool,
+    /// Whether the kernel may merge pages with equal contents.
+    pub mergeable: bool,
+    /// Whether children of fork(2) inherit the region.
+    pub forked: bool,
+    /// The name of the region in /proc/self/maps.
+    pub name: Option<String>,
+    /// Whether a file may have holes for which its file system may lack space later.
+    pub sparse: bool,
+    /// Whether the file must be sealed against shrinking.
+    pub sealed: bool,
+    /// Whether discarded huge pages return to the pool.
+    pub release_huge_pages: bool,
+}
+
+impl Default for Options {
+    /// Returns options with no policy, no lock and no name; dumped and inherited by children.
+    fn default() -> Self {
+        Self {
+            transparent_huge_pages: TransparentHugePages::default(),
+            numa: NumaPolicy::default(),
+            lock: Lock::default(),
+            core_dump: true,
+            mergeable: false,
+            forked: true,
+            name: None,
+            sparse: false,
+            sealed: false,
+            release_huge_pages: false,
+        }
+    }
+}
