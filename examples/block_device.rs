@@ -1,0 +1,98 @@
+//! A block device with io_uring: requests are submitted together, complete in any order, and mark
+//! the pages that were written when they have completed.
+//!
+//! `cargo run -p examples --example block_device`
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use io_uring::{opcode, types, IoUring};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::dirty::DirtyMemory;
+use vm_memory::vectored::IoBuffer;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+
+type Memory = GuestMemoryMmap<AtomicBitmap>;
+
+const SECTOR: u64 = 512;
+
+struct Disk {
+    ring: IoUring,
+    image: File,
+    /// For each request that the kernel works on: its data, and the address of its status byte.
+    in_flight: HashMap<u64, (IoBuffer<Memory>, GuestAddress)>,
+}
+
+impl Disk {
+    /// Submits a read of `data`, the writable buffers of a request, from `sector` on.
+    #[expect(unsafe_code, reason = "io_uring takes pointers")]
+    fn submit(&mut self, id: u64, sector: u64, data: IoBuffer<Memory>, status: GuestAddress) {
+        // Stored first: the vectors and the memory must stay in place until the completion.
+        let (data, _) = self.in_flight.entry(id).or_insert((data, status));
+        let vectors = data.vectors_on_heap();
+        let (pointer, count) = (vectors.as_ptr().cast(), vectors.len() as u32);
+        let read = opcode::Readv::new(types::Fd(self.image.as_raw_fd()), pointer, count)
+            .offset(sector * SECTOR)
+            .build()
+            .user_data(id);
+        // SAFETY: `in_flight` keeps the buffer, and with it vectors and mappings, until `complete`
+        // removes it, which is after the kernel has finished the operation.
+        unsafe { self.ring.submission().push(&read) }.expect("the ring has room for each request");
+    }
+
+    /// Waits for `count` requests, marks what they wrote, and tells the guest.
+    fn complete(&mut self, memory: &Memory, count: usize) -> Result<(), Box<dyn Error>> {
+        self.ring.submit_and_wait(count)?;
+        for completion in self.ring.completion() {
+            let id = completion.user_data();
+            let (data, status) = self.in_flight.remove(&id).ok_or("unknown request")?;
+            let (result, wanted) = (completion.result(), data.len());
+            // After an error, any part may have been written: mark all of it.
+            data.complete(usize::try_from(result).unwrap_or(wanted));
+            let failed = u8::from(result != wanted as i32);
+            memory.write_obj(failed, status)?;
+            println!("request {id}: {result} of {wanted} bytes, status {failed}");
+        }
+        Ok(())
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let ring = match IoUring::new(8) {
+        Ok(ring) => ring,
+        Err(error) => {
+            println!("SKIPPED: io_uring is not available: {error}");
+            return Ok(());
+        }
+    };
+    let mut image = tempfile::tempfile()?;
+    for sector in 0..16u8 {
+        image.write_all(&[sector; SECTOR as usize])?;
+    }
+    let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x10_000)])?);
+    let in_flight = HashMap::new();
+    #[rustfmt::skip]
+    let mut disk = Disk { ring, image, in_flight };
+
+    // Two good requests, and one that reads past the end of the image.
+    for (id, sector, addr) in [(0, 0, 0x2f00), (1, 8, 0x5000), (2, 15, 0x8000)] {
+        let mut data = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
+        data.push(GuestAddress(addr), 0x200)?;
+        data.push(GuestAddress(addr + 0x1000), 0x200)?;
+        disk.submit(id, sector, data, GuestAddress(0xf000 + id));
+    }
+    disk.complete(&memory, 3)?;
+
+    assert_eq!(memory.read_obj::<[u8; 3]>(GuestAddress(0xf000))?, [0, 0, 1]);
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(0x6000))?, 9); // second half of request 1
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&*memory);
+    let runs: Vec<_> = dirty.runs().map(|(start, len)| (start.0, len)).collect();
+    println!("dirty: {runs:x?}");
+    assert_eq!(runs, [(0x2000, 0x5000), (0x8000, 0x1000), (0xf000, 0x1000)]);
+    Ok(())
+}

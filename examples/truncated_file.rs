@@ -1,0 +1,65 @@
+//! Survive a file that is truncated under its mapping: with `fault::install`, SIGBUS becomes an error
+//! of the access, and the VMM goes on.
+//!
+//! `cargo run -p examples --example truncated_file`
+
+use std::error::Error;
+
+use vm_memory::fault;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+const PAGE: usize = 4096;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // Once for the process, after other handlers of SIGBUS and SIGSEGV are installed.
+    if let Err(error) = fault::install() {
+        println!("SKIPPED: fault recovery is not available: {error}");
+        return Ok(());
+    }
+
+    let file = tempfile::tempfile()?;
+    file.set_len(4 * PAGE as u64)?;
+    let offset = FileOffset::new(file.try_clone()?, 0);
+    let ranges = [(GuestAddress(0x10_0000), 4 * PAGE, Some(offset))];
+    let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges_with_files(ranges)?;
+    memory.write_slice(&[7; 4 * PAGE], GuestAddress(0x10_0000))?;
+
+    // Another process, which has the file as well, truncates it to half its size.
+    file.set_len(2 * PAGE as u64)?;
+
+    // An access to a page that is gone fails with EFAULT.
+    let gone = GuestAddress(0x10_0000 + 2 * PAGE as u64);
+    let error = memory.read_obj::<u64>(gone).unwrap_err();
+    println!("read_obj: {error}");
+    let GuestMemoryError::IOError(source) = error else {
+        return Err("another error than the operating system's".into());
+    };
+    assert_eq!(source.raw_os_error(), Some(libc::EFAULT));
+
+    // The thread can ask what happened: where, in which direction, and how far the access came.
+    let met = fault::last().ok_or("no fault was recorded")?;
+    println!("last fault: {met:x?}");
+    assert_eq!(met.guest_address, Some(gone));
+    assert_eq!(met.direction, fault::Direction::Read);
+
+    // A long access returns what it moved before the page.
+    let mut bytes = [0; PAGE];
+    let read = memory.read(&mut bytes, GuestAddress(gone.0 - 100))?;
+    println!("read: {read} of {PAGE} bytes");
+    assert_eq!((read, bytes[99], bytes[100]), (100, 7, 0));
+    let error = memory
+        .write_slice(&bytes, GuestAddress(gone.0 - 100))
+        .unwrap_err();
+    println!("write_slice: {error}");
+    assert_eq!(fault::last().map(|met| met.completed), Some(100));
+
+    // The pages that are left work as before.
+    memory.write_obj(8u64, GuestAddress(0x10_1000))?;
+    assert_eq!(memory.read_obj::<u64>(GuestAddress(0x10_1000))?, 8);
+
+    // A file that is too short from the start is refused when it is mapped.
+    let ranges = [(GuestAddress(0), 4 * PAGE, Some(FileOffset::new(file, 0)))];
+    let error = GuestMemoryMmap::<()>::from_ranges_with_files(ranges).unwrap_err();
+    println!("mapping: {error}");
+    Ok(())
+}
