@@ -159,6 +159,8 @@ pub mod atomic;
 )]
 mod atomic_integer;
 pub mod bitmap;
+#[cfg(any(feature = "backend-bitmap", feature = "backend-mmap"))]
+mod bits;
 pub mod bytes;
 mod convert;
 #[cfg(feature = "backend-bitmap")]
@@ -182,6 +184,8 @@ pub mod iommu;
     reason = "creates and removes mappings, and slices of them"
 )]
 pub mod mmap;
+#[cfg(any(feature = "backend-bitmap", feature = "backend-mmap"))]
+mod page_size;
 pub mod region;
 #[expect(
     unsafe_code,

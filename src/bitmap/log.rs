@@ -6,7 +6,7 @@ use core::ops::{Deref, Range};
 use super::atomic::AtomicBitmap;
 use super::dirty_pages::DirtyPages;
 use super::slice::BaseSlice;
-use super::DEFAULT_PAGE_SIZE;
+use crate::page_size::DEFAULT_PAGE_SIZE;
 
 /// A bitmap, or a part of one, whose marks can be harvested.
 ///

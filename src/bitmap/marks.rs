@@ -33,23 +33,15 @@
 //! `verify/loom/` runs all of this, with this very file: writers, a harvest at the same time and one behind them. `mutants.rs` there weakens these operations one
 //! by one (`M`, `L`, `F`, `T`, the look at a line, `H`, both barriers) and has a model lose a page for each; it also lists what the models do not need.
 
-use super::bits::{each_bit, mask, WORD_BITS};
+use crate::bits::{each_bit, mask, summary_slot, LINE_BITS, LINE_WORDS, SUMMARY_WORDS, WORD_BITS};
+
 use super::sync::{light_barrier, AtomicU64, Ordering};
 
-/// Words in a line.
-#[cfg(not(loom))]
-const LINE_WORDS: usize = 8;
-#[cfg(loom)]
-const LINE_WORDS: usize = 2;
-/// Bits in a line.
-const LINE_BITS: usize = LINE_WORDS * WORD_BITS;
 /// Fewer words have no summary: a harvest looks at this many in some 10 µs, and a mark that need not look above takes a third less time.
 #[cfg(not(loom))]
 const SUMMARY_FROM: usize = 1 << 15;
 #[cfg(loom)]
 const SUMMARY_FROM: usize = LINE_WORDS;
-/// Words under a word of the summary.
-const SUMMARY_WORDS: usize = LINE_WORDS * WORD_BITS;
 
 /// Bits that threads set and take at the same time.
 pub(super) struct Marks {
@@ -127,7 +119,7 @@ impl Marks {
             .words
             .get(word)
             .map(|word| word.load(Ordering::Relaxed));
-        let (above, bit) = place_above(word);
+        let (above, bit) = summary_slot(word);
         // Without a summary, everything is noted.
         let noted = match self.summary.get(above) {
             Some(above) => above.load(Ordering::Relaxed) & bit != 0,
@@ -145,7 +137,7 @@ impl Marks {
         if self.summary.is_empty() {
             return;
         }
-        let (above, bit) = place_above(word);
+        let (above, bit) = summary_slot(word);
         if let Some(above) = self.summary.get(above) {
             if above.load(Ordering::SeqCst) & bit == 0 {
                 above.fetch_or(bit, Ordering::SeqCst);
@@ -289,13 +281,6 @@ fn take(word: &AtomicU64, bits: u64) -> u64 {
         _ => word.fetch_and(!bits, Ordering::SeqCst),
     };
     taken & bits
-}
-
-/// The word of the summary and its bit for the line of a word.
-#[inline(always)]
-fn place_above(word: usize) -> (usize, u64) {
-    let line = word / LINE_WORDS;
-    (line / WORD_BITS, 1u64 << (line % WORD_BITS))
 }
 
 #[cfg(all(test, not(loom)))]

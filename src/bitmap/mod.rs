@@ -20,20 +20,17 @@ mod atomic;
 #[cfg(feature = "backend-bitmap")]
 pub(crate) mod barrier;
 #[cfg(feature = "backend-bitmap")]
-mod bits;
-#[cfg(feature = "backend-bitmap")]
 mod dirty_pages;
 #[cfg(feature = "backend-bitmap")]
 mod log;
+#[cfg(feature = "backend-bitmap")]
+mod log_ranges;
 #[cfg(feature = "backend-bitmap")]
 mod marks;
 #[cfg(feature = "backend-bitmap")]
 mod slice;
 #[cfg(feature = "backend-bitmap")]
 mod sync;
-
-#[cfg(all(test, feature = "backend-bitmap"))]
-mod atomic_tests;
 
 use core::fmt::Debug;
 
@@ -42,21 +39,16 @@ pub use atomic::AtomicBitmap;
 #[cfg(feature = "backend-bitmap")]
 pub use barrier::barrier_in_all_threads;
 #[cfg(feature = "backend-bitmap")]
-pub(crate) use dirty_pages::{log_ranges, pass_over};
-#[cfg(feature = "backend-bitmap")]
 pub use dirty_pages::{DirtyPages, DirtyRuns};
 #[cfg(feature = "backend-bitmap")]
 pub use log::DirtyLog;
+#[cfg(feature = "backend-bitmap")]
+pub(crate) use log_ranges::{log_ranges, skip_words};
 #[cfg(feature = "backend-bitmap")]
 pub use slice::{ArcSlice, RefSlice};
 
 use crate::guest_memory::GuestMemoryBackend;
 use crate::region::GuestMemoryRegion;
-
-/// The page size where none is given and none can be asked for, in bytes.
-#[cfg(feature = "backend-bitmap")]
-const DEFAULT_PAGE_SIZE: core::num::NonZeroUsize =
-    core::num::NonZeroUsize::new(4096).expect("not zero");
 
 /// What can hand out slices of a bitmap that live for `'a`.
 pub trait WithBitmapSlice<'a> {

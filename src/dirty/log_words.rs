@@ -3,7 +3,7 @@
 use core::num::NonZeroUsize;
 use core::ops::Range;
 
-use crate::bitmap::{log_ranges, pass_over};
+use crate::bitmap::{log_ranges, skip_words};
 use crate::guest_memory::GuestAddress;
 
 /// The words of a log that somebody else keeps: KVM for a slot, or a vhost back end for all of memory.
@@ -29,7 +29,7 @@ impl LogWords<'_> {
     ) -> impl Iterator<Item = Range<usize>> + '_ {
         // It may begin before the region, or within it.
         let behind = self.start.0.saturating_sub(start.0);
-        let (skipped, words) = pass_over(
+        let (skipped, words) = skip_words(
             start.0.saturating_sub(self.start.0),
             self.words,
             self.page_size,

@@ -83,7 +83,8 @@ impl DirtyRegion {
         let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         if let Some(more) = more {
             let offset = size(from.saturating_sub(self.start.0));
-            self.pages.add_range(offset, size(more).saturating_add(1));
+            self.pages
+                .insert_range(offset, size(more).saturating_add(1));
         }
     }
 

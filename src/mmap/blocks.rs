@@ -1,6 +1,9 @@
 //! [`PluggedBlocks`]: which parts of a mapping a guest has for now.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::bits::{bit_runs, words_of, WORD_BITS};
 
 /// Which blocks of a mapping can be reached: a bit for each, changed while devices run.
 ///
@@ -85,9 +88,6 @@ pub enum PluggedBlocksError {
     },
 }
 
-/// Bits in a word.
-const BITS: usize = 64;
-
 impl PluggedBlocks {
     /// Makes blocks of `block_size` bytes for a mapping of `size` bytes, none of them plugged. The last one may be shorter.
     ///
@@ -102,7 +102,7 @@ impl PluggedBlocks {
             let block_size = block_size.get();
             return Err(PluggedBlocksError::BlockSize { block_size });
         }
-        let count = size.div_ceil(block_size.get()).div_ceil(BITS);
+        let count = size.div_ceil(block_size.get()).div_ceil(WORD_BITS);
         Ok(Self {
             words: core::iter::repeat_with(AtomicU64::default)
                 .take(count)
@@ -129,11 +129,11 @@ impl PluggedBlocks {
     /// If the range is not in the mapping, or does not consist of whole blocks. Nothing is changed then.
     pub fn plug(&self, offset: usize, count: usize) -> Result<(), PluggedBlocksError> {
         self.check_blocks(offset, count)?;
-        // Release: who sees the bit sees what was made ready before (Acquire in `is_plugged`).
-        self.for_words(offset, count, |word, mask| {
+        for (word, mask) in self.words_in(offset, count) {
+            // Release: a thread that loads the bit with Acquire (`is_plugged`) also sees the writes
+            // that made the block ready.
             word.fetch_or(mask, Ordering::Release);
-            true
-        });
+        }
         Ok(())
     }
 
@@ -144,10 +144,9 @@ impl PluggedBlocks {
     /// If the range is not in the mapping, or does not consist of whole blocks. Nothing is changed then.
     pub fn unplug(&self, offset: usize, count: usize) -> Result<(), PluggedBlocksError> {
         self.check_blocks(offset, count)?;
-        self.for_words(offset, count, |word, mask| {
+        for (word, mask) in self.words_in(offset, count) {
             word.fetch_and(!mask, Ordering::Release);
-            true
-        });
+        }
         Ok(())
     }
 
@@ -155,26 +154,29 @@ impl PluggedBlocks {
     ///
     /// What is not in the mapping is not plugged.
     pub fn is_plugged(&self, offset: usize, count: usize) -> bool {
-        self.is_inside(offset, count)
-            && self.for_words(offset, count, |word, mask| {
-                word.load(Ordering::Acquire) & mask == mask
-            })
+        self.is_inside(offset, count) && self.plugged_from(offset, count) == count
     }
 
     /// Returns whether no block that has any of the `count` bytes at `offset` is plugged.
     pub fn is_unplugged(&self, offset: usize, count: usize) -> bool {
-        let inside = self.size.saturating_sub(offset).min(count);
-        self.for_words(offset, inside, |word, mask| {
-            word.load(Ordering::Acquire) & mask == 0
-        })
+        let mut words = self.words_in(offset, count);
+        words.all(|(word, mask)| word.load(Ordering::Acquire) & mask == 0)
     }
 
     /// Returns how many of the `count` bytes at `offset` come before the first that is in no plugged block.
     pub fn plugged_from(&self, offset: usize, count: usize) -> usize {
-        match self.runs_in(offset, count).next() {
-            Some((start, length)) if start == offset => length,
-            _ => 0,
-        }
+        let end = offset.saturating_add(count).min(self.size);
+        let gap = words_of(self.blocks_of(offset, count)).find_map(|(number, mask)| {
+            let missing = mask & !self.words.get(number)?.load(Ordering::Acquire);
+            let bit = usize::try_from(missing.trailing_zeros()).ok()?;
+            (missing != 0).then(|| number.saturating_mul(WORD_BITS).saturating_add(bit))
+        });
+        let end = match gap {
+            // Blocks end within the mapping but for the last one: no overflow.
+            Some(block) => block.saturating_mul(self.block_size()).max(offset),
+            None => end,
+        };
+        end.saturating_sub(offset)
     }
 
     /// Returns how many bytes are plugged.
@@ -196,30 +198,17 @@ impl PluggedBlocks {
         count: usize,
     ) -> impl Iterator<Item = (usize, usize)> + '_ {
         let end = offset.saturating_add(count).min(self.size);
-        let mut at = offset;
-        core::iter::from_fn(move || {
-            let start = self.next_block(at, end, true)?;
-            at = self.next_block(start, end, false).unwrap_or(end);
-            Some((start, at.saturating_sub(start)))
+        let words = words_of(self.blocks_of(offset, count));
+        let plugged = words.filter_map(|(number, mask)| {
+            let bits = self.words.get(number)?.load(Ordering::Acquire);
+            Some((number, bits & mask))
+        });
+        bit_runs(plugged).map(move |run| {
+            // The first and the last block may be in the range only in part.
+            let byte = |block: usize| block.saturating_mul(self.block_size());
+            let (start, end) = (byte(run.start).max(offset), byte(run.end).min(end));
+            (start, end.saturating_sub(start))
         })
-    }
-
-    /// The first byte from `at` to `end` that is in a block which is plugged or not, as `plugged` says. Looks at words, not at blocks.
-    fn next_block(&self, at: usize, end: usize, plugged: bool) -> Option<usize> {
-        let mut at = at;
-        while at < end {
-            let block = at >> self.shift;
-            let word = self.words.get(block / BITS)?.load(Ordering::Acquire);
-            let wanted = if plugged { word } else { !word };
-            let ahead = wanted >> (block % BITS);
-            if ahead & 1 != 0 {
-                return Some(at);
-            }
-            let blocks = usize::try_from(ahead.trailing_zeros()).unwrap_or(BITS);
-            let next = block.checked_add(blocks.min(BITS.saturating_sub(block % BITS)))?;
-            at = next.checked_mul(self.block_size())?;
-        }
-        None
     }
 
     fn is_inside(&self, offset: usize, count: usize) -> bool {
@@ -250,29 +239,21 @@ impl PluggedBlocks {
         Ok(())
     }
 
-    /// Calls `f` for each word that has bits of the `count` bytes at `offset`, with a mask of those, until it answers false. Returns whether it never
-    /// did. The range is in the mapping.
-    fn for_words(&self, offset: usize, count: usize, f: impl Fn(&AtomicU64, u64) -> bool) -> bool {
-        let Some(last) = count.checked_sub(1).map(|n| offset.saturating_add(n)) else {
-            return true;
-        };
-        let (first, last) = (offset >> self.shift, last >> self.shift);
-        let (first_word, last_word) = (first / BITS, last / BITS);
-        let words = self
-            .words
-            .iter()
-            .enumerate()
-            .take(last_word.saturating_add(1));
-        words.skip(first_word).all(|(index, word)| {
-            let from = if index == first_word { first % BITS } else { 0 };
-            let to = if index == last_word {
-                last % BITS
-            } else {
-                BITS - 1
-            };
-            let mask = (u64::MAX << from) & (u64::MAX >> (BITS - 1).saturating_sub(to));
-            f(word, mask)
-        })
+    /// Returns the numbers of the blocks that have any of the `count` bytes at `offset`.
+    fn blocks_of(&self, offset: usize, count: usize) -> Range<usize> {
+        let end = offset.saturating_add(count).min(self.size);
+        match end.checked_sub(1) {
+            Some(last) if offset < end => {
+                offset >> self.shift..(last >> self.shift).saturating_add(1)
+            }
+            _ => 0..0,
+        }
+    }
+
+    /// Returns the words of those blocks, each with a mask of their bits.
+    fn words_in(&self, offset: usize, count: usize) -> impl Iterator<Item = (&AtomicU64, u64)> {
+        let words = words_of(self.blocks_of(offset, count));
+        words.filter_map(|(number, mask)| Some((self.words.get(number)?, mask)))
     }
 }
 

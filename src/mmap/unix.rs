@@ -14,6 +14,7 @@ use super::blocks::PluggedBlocks;
 use super::owner::Owner;
 use crate::bitmap::{Bitmap, BitmapSlice, NewBitmap, BS};
 use crate::guest_memory::{FileOffset, Permissions};
+use crate::page_size::host_page_size;
 use crate::volatile_memory::{self, VolatileMemory, VolatileSlice};
 
 /// Why there is no mapping.
@@ -570,7 +571,7 @@ impl Mapping {
 
     /// Takes a mapping that was made elsewhere.
     fn foreign(addr: *mut u8, size: usize, prot: i32) -> Result<Self> {
-        if !addr.addr().is_multiple_of(page_size()) {
+        if !addr.addr().is_multiple_of(host_page_size().get()) {
             return Err(MmapRegionError::InvalidPointer);
         }
         Ok(Self {
@@ -588,7 +589,7 @@ impl Mapping {
             addr, size: wanted, ..
         } = self.host;
         let mut size = wanted;
-        let mut page = page_size();
+        let mut page = host_page_size().get();
         loop {
             // SAFETY: `[addr, addr + size)` is this mapping and no more (see below), and it is given up: no slice of it is left, since slices
             // borrow the region.
@@ -634,7 +635,7 @@ fn check_file_end(place: &FileOffset, size: usize) -> Result<()> {
     let Some(file_size) = regular_file_size(place.file()).map_err(MmapRegionError::Mmap)? else {
         return Ok(());
     };
-    let page = u64::try_from(page_size()).unwrap_or(1);
+    let page = u64::try_from(host_page_size().get()).unwrap_or(1);
     let end = u64::try_from(size)
         .ok()
         .and_then(|size| place.start().checked_add(size));
@@ -660,11 +661,4 @@ fn regular_file_size(file: &File) -> io::Result<Option<u64>> {
         return Ok(None);
     }
     Ok(u64::try_from(stat.st_size).ok())
-}
-
-/// The size of a page in bytes.
-fn page_size() -> usize {
-    // SAFETY: asks for a number.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(size).unwrap_or(4096)
 }

@@ -4,9 +4,10 @@ use core::num::NonZeroUsize;
 use core::ops::Range;
 
 use super::super::barrier::barrier_in_all_threads;
-use super::super::bits::{each_word, mask, position, WORD_BITS};
-use super::super::dirty_pages::{bit_runs, log_ranges, DirtyPages};
+use super::super::dirty_pages::DirtyPages;
+use super::super::log_ranges::log_ranges;
 use super::AtomicBitmap;
+use crate::bits::{bit_runs, gather_words, mask, position, WORD_BITS};
 
 impl AtomicBitmap {
     /// Harvests the bitmap: returns all marks and clears them.
@@ -21,7 +22,7 @@ impl AtomicBitmap {
 
     /// Clears all marks.
     pub fn reset(&self) {
-        self.take(0, usize::MAX, |_, _| {});
+        self.marks.take(0, usize::MAX, |_, _| {});
         self.after_taking(|bitmap| bitmap.set_addr_range(0, usize::MAX));
     }
 
@@ -42,12 +43,13 @@ impl AtomicBitmap {
     /// ```
     pub fn harvest_words(&self, words: &mut [u64]) -> usize {
         let mut found = 0usize;
-        self.take(0, words.len().saturating_mul(WORD_BITS), |word, bits| {
-            if let Some(target) = words.get_mut(word) {
-                *target |= bits;
-                found = found.saturating_add(1);
-            }
-        });
+        self.marks
+            .take(0, words.len().saturating_mul(WORD_BITS), |word, bits| {
+                if let Some(target) = words.get_mut(word) {
+                    *target |= bits;
+                    found = found.saturating_add(1);
+                }
+            });
         self.after_taking(|bitmap| bitmap.set_from_words(0, words, bitmap.page_size()));
         found
     }
@@ -90,8 +92,10 @@ impl AtomicBitmap {
         let first = first.saturating_add(usize::from(of_others_before));
         let end = last.saturating_add(usize::from(!of_others_behind));
         match dirty.page_size() == self.page_size() && offset == 0 {
-            true => self.take(first, end, |word, bits| dirty.add_word(word, bits)),
-            false => self.take(first, end, |word, bits| {
+            true => self
+                .marks
+                .take(first, end, |word, bits| dirty.add_word(word, bits)),
+            false => self.marks.take(first, end, |word, bits| {
                 self.add_found(offset, word, bits, dirty)
             }),
         }
@@ -107,7 +111,7 @@ impl AtomicBitmap {
             let end = start.saturating_add(run.len().saturating_mul(size));
             // The first page may begin before the offset.
             let from = start.max(offset);
-            dirty.add_range(from.saturating_sub(offset), end.saturating_sub(from));
+            dirty.insert_range(from.saturating_sub(offset), end.saturating_sub(from));
         }
     }
 
@@ -173,7 +177,9 @@ impl AtomicBitmap {
         let look = self.looks_first();
         let pages = ranges.filter_map(|range| self.pages_of(range.start, range.len()));
         let pages = pages.map(|(first, last)| first..last.saturating_add(1));
-        each_word(pages, |word, bits| self.update_word(word, bits, look));
+        for (word, bits) in gather_words(pages) {
+            self.update_word(word, bits, look);
+        }
     }
 
     /// Marks what words say, as far as there are such pages.
@@ -186,20 +192,6 @@ impl AtomicBitmap {
             if bits != 0 {
                 self.update_word(word, bits, look);
             }
-        }
-    }
-
-    /// Takes the marks of the pages from `first` to before `end`, and calls `found` for each word that has some.
-    fn take(&self, first: usize, end: usize, mut found: impl FnMut(usize, u64)) {
-        self.marks.take(first, end, &mut found);
-        let mut next = self.grown.get();
-        while let Some(grown) = next {
-            let start = grown.first.saturating_mul(WORD_BITS);
-            let (first, end) = (first.saturating_sub(start), end.saturating_sub(start));
-            grown.marks.take(first, end, |word, bits| {
-                found(grown.first.saturating_add(word), bits);
-            });
-            next = grown.next.get();
         }
     }
 

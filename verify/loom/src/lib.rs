@@ -5,9 +5,10 @@
 //! far it goes.
 #![cfg(loom)]
 
+#[path = "../../../src/bits/mod.rs"]
+mod bits;
+
 mod bitmap {
-    #[path = "../../../../src/bitmap/bits.rs"]
-    mod bits;
     #[path = "../../../../src/bitmap/marks.rs"]
     mod marks;
     #[cfg(test)]

@@ -6,17 +6,24 @@
 //! operation, since that may touch memory; on x86_64 the locked instruction of a mark is also a full barrier for the processor (Intel manual, volume 3A,
 //! section 9.2.3.9), and on aarch64 it releases.
 
+mod chain;
 mod harvest;
+mod page_size;
+#[cfg(test)]
+mod tests;
 
 use core::num::NonZeroUsize;
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::io;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use super::barrier::barrier_in_all_threads;
-use super::bits::{mask, position, WORD_BITS};
 use super::marks::Marks;
-use super::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice, DEFAULT_PAGE_SIZE};
+use super::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
+use crate::bits::{bits_between, mask, position, words_of, WORD_BITS};
+use crate::page_size::{host_page_size, DEFAULT_PAGE_SIZE};
+use chain::MarksChain;
+use page_size::PageSize;
 
 /// A bitmap with a bit for each page of a range of memory, which threads mark and harvest at the same time.
 ///
@@ -39,11 +46,10 @@ use super::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice, DEFAULT_PAGE_SIZE};
 /// marks without looking at all of it.
 #[derive(Debug)]
 pub struct AtomicBitmap {
-    marks: Marks,
-    /// Pages that are in `marks`, and have been from the start.
+    marks: MarksChain,
+    /// Pages whose marks are in the first part of `marks`, and have been from the start.
     first_pages: usize,
-    /// What it has grown by without being borrowed mutably.
-    grown: OnceLock<Box<Grown>>,
+    /// Held by the one thread that grows the bitmap.
     growing: Mutex<()>,
     /// Number of pages.
     pages: AtomicUsize,
@@ -60,62 +66,6 @@ const ALWAYS: u8 = 0;
 const LOOK_FIRST: u8 = 1;
 /// Added to either: no write marks.
 const OFF: u8 = 2;
-
-/// More words, behind those that there were.
-#[derive(Debug)]
-struct Grown {
-    /// The number of the first one.
-    first: usize,
-    marks: Marks,
-    next: OnceLock<Box<Grown>>,
-}
-
-/// A page size, ready to divide by.
-#[derive(Clone, Copy, Debug)]
-enum PageSize {
-    /// A power of two: two to this.
-    Shift(u32),
-    /// Any other number, as the reference allows.
-    Odd(NonZeroUsize),
-}
-
-impl PageSize {
-    fn new(bytes: NonZeroUsize) -> Self {
-        if bytes.is_power_of_two() {
-            Self::Shift(bytes.trailing_zeros())
-        } else {
-            Self::Odd(bytes)
-        }
-    }
-
-    /// The size in bytes.
-    fn bytes(self) -> NonZeroUsize {
-        match self {
-            Self::Shift(shift) => {
-                NonZeroUsize::new(1usize.wrapping_shl(shift)).unwrap_or(NonZeroUsize::MIN)
-            }
-            Self::Odd(size) => size,
-        }
-    }
-
-    /// The page of a byte.
-    #[inline(always)]
-    fn page_of(self, offset: usize) -> usize {
-        match self {
-            Self::Shift(shift) => offset >> shift,
-            Self::Odd(size) => offset / size,
-        }
-    }
-
-    /// How many pages hold that many bytes.
-    fn pages_for(self, bytes: usize) -> usize {
-        match bytes.checked_sub(1) {
-            // No overflow: there is a byte, so the quotient is less than the greatest number, or the page size is 1 and the sum is `bytes`.
-            Some(last) => self.page_of(last).saturating_add(1),
-            None => 0,
-        }
-    }
-}
 
 impl AtomicBitmap {
     /// Makes a bitmap that tracks `byte_size` bytes in pages of `page_size` bytes, all of them clean.
@@ -136,8 +86,7 @@ impl AtomicBitmap {
         let pages = page_size.pages_for(byte_size);
         Self {
             first_pages: pages.min(marks.len().saturating_mul(WORD_BITS)),
-            marks,
-            grown: OnceLock::new(),
+            marks: MarksChain::new(marks),
             growing: Mutex::new(()),
             pages: AtomicUsize::new(pages),
             byte_size: AtomicUsize::new(byte_size),
@@ -152,7 +101,7 @@ impl AtomicBitmap {
     pub fn enlarge(&mut self, additional_size: usize) {
         self.grow(self.byte_size().saturating_add(additional_size));
         // Nobody else uses it: it can be of one piece again.
-        if self.grown.get().is_some() {
+        if self.marks.has_grown() {
             *self = self.clone();
         }
     }
@@ -178,24 +127,7 @@ impl AtomicBitmap {
             return;
         }
         let pages = self.page_size.pages_for(byte_size);
-        let mut end = self.marks.len();
-        let mut last = &self.grown;
-        while let Some(grown) = last.get() {
-            end = grown.first.saturating_add(grown.marks.len());
-            last = &grown.next;
-        }
-        let missing = pages.div_ceil(WORD_BITS).saturating_sub(end);
-        if missing != 0 {
-            // As much again as there is: there will not be many pieces.
-            let words = missing.max(end);
-            last.get_or_init(|| {
-                Box::new(Grown {
-                    first: end,
-                    marks: Marks::new(words),
-                    next: OnceLock::new(),
-                })
-            });
-        }
+        self.marks.grow_to(pages.div_ceil(WORD_BITS));
         self.byte_size.store(byte_size, Ordering::Release);
         // After the words: who sees these pages finds them.
         self.pages.store(pages, Ordering::Release);
@@ -206,11 +138,9 @@ impl AtomicBitmap {
     pub fn is_bit_set(&self, index: usize) -> bool {
         let (word, bit) = position(index);
         // Bits past the last page are never set, so that only the word needs to exist.
-        let word = match word < self.marks.len() {
-            true => self.marks.word(word),
-            false => self.grown_word(word),
-        };
-        word & bit != 0
+        self.marks
+            .locate(word)
+            .is_some_and(|(marks, word)| marks.word(word) & bit != 0)
     }
 
     /// Returns whether the page of the byte at `addr` is marked; `false` if the bitmap does not track it.
@@ -270,12 +200,8 @@ impl AtomicBitmap {
     /// Marks pages of a word, of which there are such.
     #[inline]
     fn update_word(&self, word: usize, bits: u64, look: bool) {
-        let (marks, word) = match self.marks.len() {
-            len if word < len => (&self.marks, word),
-            _ => match self.grown_at(word) {
-                Some(grown) => (&grown.marks, word.saturating_sub(grown.first)),
-                None => return,
-            },
+        let Some((marks, word)) = self.marks.locate(word) else {
+            return;
         };
         match look {
             true => marks.look_and_set(word, bits),
@@ -373,10 +299,11 @@ impl AtomicBitmap {
             return self.set_words(first, last, look);
         }
         let bits = bits_between(first_bit, last_bit);
+        let marks = self.marks.first();
         if look {
-            self.marks.look_and_set(first_word, bits);
+            marks.look_and_set(first_word, bits);
         } else {
-            self.marks.set(first_word, bits);
+            marks.set(first_word, bits);
         }
     }
 
@@ -389,67 +316,34 @@ impl AtomicBitmap {
         };
         let (first_word, _) = position(first);
         let (last_word, _) = position(last);
+        let marks = self.marks.first();
         if look {
             self.for_each_word(first, last, Marks::look_and_set);
-        } else if last_word < self.marks.len() && last_word.saturating_sub(first_word) > 1 {
-            // Whole words a line at a time; both ends bit by bit.
-            let next = first_word.saturating_add(1);
-            self.marks
-                .set(first_word, mask(first % WORD_BITS, WORD_BITS));
-            self.marks.set_words(next, last_word);
+        } else if last_word < marks.len() && last_word.saturating_sub(first_word) > 1 {
+            // Both ends bit by bit, and the whole words between them a line at a time.
             let behind = (last % WORD_BITS).saturating_add(1);
-            self.marks.set(last_word, mask(0, behind));
+            marks.set(first_word, mask(first % WORD_BITS, WORD_BITS));
+            marks.set_words(first_word.saturating_add(1), last_word);
+            marks.set(last_word, mask(0, behind));
         } else {
             self.for_each_word(first, last, Marks::set);
         }
     }
 
-    /// Calls `update` for each word that has bits of the pages from `first` to `last`, with those bits.
+    /// Calls `update` for each word that has bits of the pages from `first` to `last`, with those
+    /// bits.
     fn for_each_word(&self, first: usize, last: usize, update: impl Fn(&Marks, usize, u64)) {
-        for word in first / WORD_BITS..=last / WORD_BITS {
-            let start = word.saturating_mul(WORD_BITS);
-            let end = last.saturating_add(1).saturating_sub(start);
-            let bits = mask(first.saturating_sub(start), end);
-            if word < self.marks.len() {
-                update(&self.marks, word, bits);
-            } else if let Some(grown) = self.grown_at(word) {
-                update(&grown.marks, word.saturating_sub(grown.first), bits);
+        for (word, bits) in words_of(first..last.saturating_add(1)) {
+            if let Some((marks, word)) = self.marks.locate(word) {
+                update(marks, word, bits);
             }
         }
-    }
-
-    /// What has grown that a word is in.
-    #[cold]
-    fn grown_at(&self, word: usize) -> Option<&Grown> {
-        let mut next = self.grown.get();
-        while let Some(grown) = next {
-            if word < grown.first.saturating_add(grown.marks.len()) {
-                return Some(grown);
-            }
-            next = grown.next.get();
-        }
-        None
-    }
-
-    #[cold]
-    fn grown_word(&self, word: usize) -> u64 {
-        self.grown_at(word).map_or(0, |grown| {
-            grown.marks.word(word.saturating_sub(grown.first))
-        })
     }
 
     /// Copies the first pages. There may be more of them by now, in the last word of these as well.
     pub(super) fn copy_of(&self, pages: usize) -> Self {
         let copy = Marks::new(pages.div_ceil(WORD_BITS));
-        let mut first = 0;
-        let mut from = Some((&self.marks, self.grown.get()));
-        while let Some((marks, next)) = from {
-            marks.copy_to(&copy, first);
-            from = next.map(|grown| {
-                first = grown.first;
-                (&grown.marks, grown.next.get())
-            });
-        }
+        self.marks.copy_to(&copy);
         copy.clear(pages / WORD_BITS, mask(pages % WORD_BITS, WORD_BITS));
         let byte_size = self
             .byte_size()
@@ -461,13 +355,6 @@ impl AtomicBitmap {
             self.mode.load(Ordering::Relaxed),
         )
     }
-}
-
-/// The bits from one to another of the same word.
-#[inline(always)]
-fn bits_between(first: u64, last: u64) -> u64 {
-    // `bit - 1` are the bits below one, and `bit | (bit - 1)` those up to it; a bit is never 0.
-    (last | last.wrapping_sub(1)) & !first.wrapping_sub(1)
 }
 
 /// A copy of the marks as they are found, word by word, of the pages that there are when it begins.
@@ -524,18 +411,4 @@ impl NewBitmap for AtomicBitmap {
     fn with_len(len: usize) -> Self {
         Self::new(len, host_page_size())
     }
-}
-
-/// The size of a page of this machine, in bytes.
-fn host_page_size() -> NonZeroUsize {
-    #[cfg(all(unix, not(miri)))]
-    {
-        #[expect(unsafe_code, reason = "sysconf(3) has no safe form in libc")]
-        // SAFETY: asks for a number.
-        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        if let Some(size) = usize::try_from(size).ok().and_then(NonZeroUsize::new) {
-            return size;
-        }
-    }
-    DEFAULT_PAGE_SIZE
 }

@@ -3,8 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::atomic::AtomicBitmap;
-use super::*;
+use super::super::*;
 use test_support::skipped;
 
 fn bitmap(bytes: usize, page: usize) -> AtomicBitmap {

@@ -1,0 +1,108 @@
+//! [`MarksChain`]: marks that grow while threads use them.
+
+use std::sync::OnceLock;
+
+use super::super::marks::Marks;
+use crate::bits::WORD_BITS;
+
+/// A list of [`Marks`], each for the words after those of the one before.
+///
+/// It grows at its end, while other threads use it. Nothing is ever moved or removed, so that a
+/// reference to a part stays valid.
+///
+/// ```text
+///   words     0 ……………… n-1 │ n ……………… m-1 │ m ………
+///   parts     the first    │ next        │ next
+/// ```
+#[derive(Debug)]
+pub(super) struct MarksChain {
+    /// The number of this part's first word; 0 for the first part.
+    first_word: usize,
+    marks: Marks,
+    next: OnceLock<Box<MarksChain>>,
+}
+
+impl MarksChain {
+    pub(super) fn new(marks: Marks) -> Self {
+        Self::starting_at(0, marks)
+    }
+
+    fn starting_at(first_word: usize, marks: Marks) -> Self {
+        Self {
+            first_word,
+            marks,
+            next: OnceLock::new(),
+        }
+    }
+
+    /// Returns the marks of the first part.
+    #[inline(always)]
+    pub(super) fn first(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// Returns whether there is more than one part.
+    pub(super) fn has_grown(&self) -> bool {
+        self.next.get().is_some()
+    }
+
+    /// Appends a part, if there are fewer than `words` words.
+    ///
+    /// The new part is at least as large as all parts before it together, so that the list stays
+    /// short. If two threads grow the same chain at once, one of them may have no effect.
+    pub(super) fn grow_to(&self, words: usize) {
+        let Some(last) = self.parts().last() else {
+            return;
+        };
+        let end = last.end_word();
+        if words > end {
+            let more = words.saturating_sub(end).max(end);
+            last.next
+                .get_or_init(|| Box::new(Self::starting_at(end, Marks::new(more))));
+        }
+    }
+
+    /// Returns the marks that a word is in, and the number of the word there. `None` if there is no
+    /// such word.
+    #[inline]
+    pub(super) fn locate(&self, word: usize) -> Option<(&Marks, usize)> {
+        match word < self.marks.len() {
+            true => Some((&self.marks, word)),
+            false => self.locate_grown(word),
+        }
+    }
+
+    #[cold]
+    fn locate_grown(&self, word: usize) -> Option<(&Marks, usize)> {
+        let part = self.parts().find(|part| word < part.end_word())?;
+        Some((&part.marks, word.saturating_sub(part.first_word)))
+    }
+
+    /// Drains the bits `first..end`, and calls `found` for each word that had some, ascending.
+    pub(super) fn take(&self, first: usize, end: usize, mut found: impl FnMut(usize, u64)) {
+        for part in self.parts() {
+            let start = part.first_word.saturating_mul(WORD_BITS);
+            let (first, end) = (first.saturating_sub(start), end.saturating_sub(start));
+            part.marks.take(first, end, |word, bits| {
+                found(part.first_word.saturating_add(word), bits);
+            });
+        }
+    }
+
+    /// Copies the marks, word by word as they are found, to `copy`, as far as that has words.
+    pub(super) fn copy_to(&self, copy: &Marks) {
+        for part in self.parts() {
+            part.marks.copy_to(copy, part.first_word);
+        }
+    }
+
+    /// Returns the number of the word after the last one of this part.
+    fn end_word(&self) -> usize {
+        self.first_word.saturating_add(self.marks.len())
+    }
+
+    /// Returns this part and those after it.
+    fn parts(&self) -> impl Iterator<Item = &Self> {
+        core::iter::successors(Some(self), |part| part.next.get().map(|next| &**next))
+    }
+}

@@ -1,0 +1,29 @@
+//! Sets of bits in 64-bit words: the arithmetic that every bit set of this crate shares.
+//!
+//! Bit `i` of word `w` is number `64 * w + i`, as in the log of `KVM_GET_DIRTY_LOG`. The users are
+//! the marks of an `AtomicBitmap`, `DirtyPages` and `PluggedBlocks`. This module holds no bits of
+//! its own.
+//!
+//! ```text
+//!   summary   │ 0 1 0 0 … │              one bit per line: the line may have bits
+//!                 │
+//!   words     │ 8 words │ 8 words │ …    a line: one cache line, 512 bits
+//! ```
+
+mod runs;
+#[cfg(feature = "backend-bitmap")]
+mod single;
+#[cfg(feature = "backend-bitmap")]
+mod summary;
+mod words;
+
+pub(crate) use runs::bit_runs;
+#[cfg(feature = "backend-bitmap")]
+pub(crate) use runs::BitRuns;
+#[cfg(feature = "backend-bitmap")]
+pub(crate) use single::{bits_between, each_bit, position};
+#[cfg(feature = "backend-bitmap")]
+pub(crate) use summary::{summary_slot, LINE_BITS, LINE_WORDS, SUMMARY_WORDS};
+#[cfg(feature = "backend-bitmap")]
+pub(crate) use words::{gather_words, mask};
+pub(crate) use words::{words_of, WORD_BITS};

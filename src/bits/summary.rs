@@ -1,0 +1,23 @@
+//! The geometry of a summary: one bit for each line of words.
+
+use super::WORD_BITS;
+
+/// Words in a line.
+#[cfg(not(loom))]
+pub(crate) const LINE_WORDS: usize = 8;
+/// Words in a line of a loom model: few, so that a model with two lines stays small.
+#[cfg(loom)]
+pub(crate) const LINE_WORDS: usize = 2;
+
+/// Bits in a line.
+pub(crate) const LINE_BITS: usize = LINE_WORDS * WORD_BITS;
+
+/// Words that one word of the summary stands for.
+pub(crate) const SUMMARY_WORDS: usize = LINE_WORDS * WORD_BITS;
+
+/// Returns the position in the summary of the line that contains a word: the number of the summary
+/// word, and a value with the line's bit set.
+#[inline(always)]
+pub(crate) fn summary_slot(word: usize) -> (usize, u64) {
+    super::position(word / LINE_WORDS)
+}

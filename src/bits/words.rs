@@ -1,0 +1,94 @@
+//! Positions, masks and ranges of bits in words.
+
+use core::ops::Range;
+
+/// Bits in a word.
+pub(crate) const WORD_BITS: usize = 64;
+
+/// Returns the bits `first..end` of a word. Either bound may be past the end of the word.
+#[inline]
+pub(crate) fn mask(first: usize, end: usize) -> u64 {
+    let below = |bit: usize| match u32::try_from(bit)
+        .ok()
+        .and_then(|bit| 1u64.checked_shl(bit))
+    {
+        Some(bit) => bit.wrapping_sub(1),
+        None => u64::MAX,
+    };
+    below(end) & !below(first)
+}
+
+/// Returns the words that have bits of the range, ascending, each with a mask of those bits.
+#[inline]
+pub(crate) fn words_of(range: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+    let Range { start, end } = range;
+    let words = match start < end {
+        true => start / WORD_BITS..end.div_ceil(WORD_BITS),
+        false => 0..0,
+    };
+    words.map(move |word| {
+        let first = word.saturating_mul(WORD_BITS);
+        let bits = mask(start.saturating_sub(first), end.saturating_sub(first));
+        (word, bits)
+    })
+}
+
+#[cfg(feature = "backend-bitmap")]
+/// Returns the words that have bits of the ranges, each with a mask of those bits. If the ranges
+/// ascend, each word comes once.
+pub(crate) fn gather_words(
+    ranges: impl Iterator<Item = Range<usize>>,
+) -> impl Iterator<Item = (usize, u64)> {
+    let mut words = ranges.flat_map(words_of).peekable();
+    core::iter::from_fn(move || {
+        let (word, mut bits) = words.next()?;
+        while let Some((_, more)) = words.next_if(|(next, _)| *next == word) {
+            bits |= more;
+        }
+        Some((word, bits))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mask_with_bounds_past_the_word_is_clipped() {
+        assert_eq!((mask(0, 64), mask(0, usize::MAX)), (u64::MAX, u64::MAX));
+        assert_eq!(mask(3, 5), 0b11000);
+        assert_eq!(
+            (mask(64, 64), mask(5, 3), mask(70, 200), mask(0, 0)),
+            (0, 0, 0, 0)
+        );
+    }
+
+    #[test]
+    fn words_of_range_have_masks_of_its_bits() {
+        let words = |range| words_of(range).collect::<Vec<_>>();
+        assert!(words(5..5).is_empty());
+        assert_eq!(words(63..66), [(0, 1 << 63), (1, 0b11)]);
+        assert_eq!(words(64..128), [(1, u64::MAX)]);
+        let last = usize::MAX / WORD_BITS;
+        assert_eq!(words(usize::MAX - 1..usize::MAX), [(last, 1 << 62)]);
+    }
+
+    #[cfg(feature = "backend-bitmap")]
+    #[test]
+    fn gather_words_joins_ranges_of_one_word() {
+        let words =
+            |ranges: &[Range<usize>]| gather_words(ranges.iter().cloned()).collect::<Vec<_>>();
+        assert!(words(&[]).is_empty());
+        assert!(words(&[5..5, 70..70]).is_empty());
+        assert_eq!(
+            words(&[1..2, 3..5, 63..65, 66..67, 64 * 5..64 * 6]),
+            [(0, 1 << 63 | 0b11010), (1, 0b101), (5, u64::MAX)]
+        );
+        assert_eq!(
+            words(&[60..199, 199..200]),
+            [(0, 0xf << 60), (1, u64::MAX), (2, u64::MAX), (3, 0xff)]
+        );
+        // Ranges that do not ascend are not lost.
+        assert_eq!(words(&[64..65, 0..1, 1..2]), [(1, 1), (0, 0b11)]);
+    }
+}
