@@ -1,14 +1,14 @@
 //! Guest physical memory for virtual machine monitors.
 //!
 //! This crate is the layer between a VMM's devices, loaders and migration code, and the bytes that
-//! the guest's CPUs use at the same time. It replaces the published crate `vm-memory` 0.18.0 without
-//! a change to the code of its users.
+//! the guest's CPUs use at the same time. It replaces the published crate `vm-memory` 0.18.0
+//! without a change to the code of its users.
 //!
 //! ```text
 //!     device, loader, migration
 //!        │ read_obj(GuestAddress)     │ read_volatile_from(file)   │ get_slices, check_range
 //!        ▼                            ▼                            ▼
-//!   Bytes<GuestAddress> ─────────► GuestMemory              GuestAddressSpace (maps that are swapped)
+//!   Bytes<GuestAddress> ─────────► GuestMemory              GuestAddressSpace (swapped maps)
 //!                                     │
 //!                    ┌────────────────┴───────────────┐
 //!                    ▼ guest physical address         ▼ IOVA
