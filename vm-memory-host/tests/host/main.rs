@@ -1,8 +1,13 @@
-//! Real memory of this machine, built, filled, given back, plugged and described.
+//! Memory of this host: built, populated, discarded, plugged and described.
 #![cfg(target_os = "linux")]
 
-mod backings;
+mod backing;
 mod common;
-mod giving_back;
-mod plugging;
-mod refusals;
+mod description;
+mod discard;
+mod errors;
+mod layout;
+mod options;
+mod plug;
+mod prefault;
+mod residency;

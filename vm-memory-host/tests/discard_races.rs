@@ -1,27 +1,28 @@
-//! A guest that uses the pages that it gives back, while it gives them back. A program of its own: it counts the areas of addresses of the process.
+//! A guest that uses pages while it discards them.
+//!
+//! The test counts the VMAs of its process, so it is a program of its own.
 #![cfg(target_os = "linux")]
 
 use std::fs;
-use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use test_support::{skipped, temp_file_of_len};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{discard, Backing, Lock, MemoryBuilder, NumaPolicy, Region};
 
 const PAGE: u64 = 4096;
 const PAGES: u64 = 3000;
 
-fn areas() -> usize {
-    fs::read_to_string("/proc/self/maps")
-        .unwrap()
-        .lines()
-        .count()
+fn vmas() -> usize {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().count()
 }
 
-/// Gives back page after page of a private file, each of which a vCPU writes to all the time. How many areas there are more then.
-fn more_areas(options: impl Fn(Region) -> Region) -> Result<usize, String> {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(PAGES * PAGE).unwrap();
+/// Discards each page of a private file while another thread writes to it.
+///
+/// Returns the number of VMAs that this adds.
+fn added_vmas(options: impl Fn(Region) -> Region) -> Result<usize, String> {
+    let file = temp_file_of_len(PAGES * PAGE);
     let region = Region::new(GuestAddress(0), PAGES * PAGE).backing(Backing::private_file(file, 0));
     let memory: GuestMemoryMmap = MemoryBuilder::new()
         .region(options(region))
@@ -43,7 +44,7 @@ fn more_areas(options: impl Fn(Region) -> Region) -> Result<usize, String> {
         while !ready.load(Ordering::Relaxed) {
             std::thread::yield_now();
         }
-        let before = areas();
+        let before = vmas();
         for page in 0..PAGES {
             current.store(page, Ordering::Relaxed);
             let page = GuestAddress(page * PAGE);
@@ -51,14 +52,13 @@ fn more_areas(options: impl Fn(Region) -> Region) -> Result<usize, String> {
             assert_eq!(discard(&memory, page, PAGE).unwrap(), PAGE);
         }
         over.store(true, Ordering::Relaxed);
-        // The stack of the vCPU of the test before may have gone meanwhile.
-        Ok(areas().saturating_sub(before))
+        // The stack of the previous call's thread may have gone since `before`.
+        Ok(vmas().saturating_sub(before))
     })
 }
 
-/// Each page that was in use before it had its options was an area for good, and nobody counted it.
 #[test]
-fn a_guest_that_uses_what_it_gives_back_makes_no_areas() {
+fn discard_of_pages_in_use_adds_no_vmas() {
     let kinds: [(&str, &dyn Fn(Region) -> Region); 4] = [
         ("no options", &|region| region),
         ("advice", &|region| region.core_dump(false).forked(false)),
@@ -68,11 +68,12 @@ fn a_guest_that_uses_what_it_gives_back_makes_no_areas() {
         ("a lock", &|region| region.lock(Lock::OnFault)),
     ];
     for (what, options) in kinds {
-        match more_areas(options) {
-            Ok(more) => assert!(more < 50, "{what}: {more} areas more"),
-            Err(why) => {
-                let _ = writeln!(std::io::stderr(), "SKIPPED: areas with {what}: {why}");
-            }
+        match added_vmas(options) {
+            Ok(added) => assert!(added < 50, "{what}: {added} VMAs added"),
+            Err(why) => skipped(
+                &format!("discard_of_pages_in_use_adds_no_vmas ({what})"),
+                why,
+            ),
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Memory is given back, and built, in a process that is at its limits. Each test starts this program again for itself: it changes limits, and counts what is
-//! mapped.
+//! Builds, drops and discards in a process that is at a limit.
+//!
+//! Each test changes limits and counts mappings, so it starts this program again for itself.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use rustix::mm::{mlockall, munlockall, MlockAllFlags};
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
+use test_support::{skipped, temp_file_of_len};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
 use vm_memory_host::{
     discard, plug, provisioned, unplug, Backing, MemoryBuilder, Region, Unplugged,
@@ -20,32 +22,32 @@ use vm_memory_host::{
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 
-/// Whether this is the process that a test has to itself; if not, the test is run in one.
+/// Returns whether this process runs `test` only. Otherwise runs `test` in such a process.
 fn is_alone(test: &str) -> bool {
     const ALONE: &str = "VM_MEMORY_HOST_TEST_IS_ALONE";
     if std::env::var_os(ALONE).is_some() {
         return true;
     }
     let mut again = Command::new(std::env::current_exe().unwrap());
-    // With one thread, the test is run by the first one, and others map nothing meanwhile.
+    // With one thread, no other thread maps memory during the test.
     again.args(["--exact", test, "--nocapture", "--test-threads=1"]);
-    // A panic at a limit has no memory for more than its message.
-    let answer = again
+    // At a limit, a panic lacks the memory for a backtrace.
+    let output = again
         .env(ALONE, "")
         .env("RUST_BACKTRACE", "0")
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&answer.stderr);
-    for line in said.lines().filter(|line| line.starts_with("SKIPPED")) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    for line in stderr.lines().filter(|line| line.starts_with("SKIPPED")) {
         let _ = writeln!(std::io::stderr(), "{line}");
     }
-    assert!(answer.status.success(), "{}: {said}", answer.status);
-    // Of a name that is none, none is run.
-    assert!(String::from_utf8_lossy(&answer.stdout).contains("1 passed"));
+    assert!(output.status.success(), "{}: {stderr}", output.status);
+    // A wrong name would run no test.
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
     false
 }
 
-/// A limit that is as it was when this is dropped.
+/// A resource limit that is restored when this is dropped.
 struct Limited(Resource, Rlimit);
 
 impl Limited {
@@ -66,7 +68,7 @@ impl Drop for Limited {
     }
 }
 
-/// Bytes, by the name of a line of /proc/self/status.
+/// Returns a size in /proc/self/status, in bytes.
 fn status(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap();
     let line = text
@@ -81,21 +83,19 @@ fn status(name: &str) -> u64 {
         << 10
 }
 
-fn areas() -> Vec<String> {
+fn vmas() -> Vec<String> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines().map(str::to_owned).collect()
 }
 
-/// How many areas a process may have.
-fn most_areas() -> u64 {
+fn max_map_count() -> u64 {
     let most = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
     most.trim().parse().unwrap()
 }
 
-/// A mapping of a file of its own, without bytes yet, of which what is written is copied.
+/// Builds a private mapping of a new sparse file.
 fn private_file(size: u64) -> GuestMemoryMmap {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(size).unwrap();
+    let file = temp_file_of_len(size);
     let region = Region::new(GuestAddress(0), size).backing(Backing::private_file(file, 0));
     MemoryBuilder::new().region(region).build().unwrap()
 }
@@ -110,16 +110,15 @@ fn filled(regions: &[Region]) -> GuestMemoryMmap {
     prefault.build().unwrap()
 }
 
-/// The bytes that are resident fall by what is dropped, whether or not it was all of a reservation and whatever it is kept in.
 #[test]
-fn memory_goes_when_there_are_no_addresses_left() {
-    if !is_alone("memory_goes_when_there_are_no_addresses_left") {
+fn drop_at_address_space_limit_frees_pages() {
+    if !is_alone("drop_at_address_space_limit_frees_pages") {
         return;
     }
     let backings = [("anonymous", Backing::Anonymous), ("memfd", Backing::Memfd)];
     for (what, backing) in backings {
         let of = |start: u64| Region::new(GuestAddress(start), 32 * MIB).backing(backing.clone());
-        // All of it.
+        // The only region of a reservation.
         let before = status("VmRSS");
         let memory = filled(&[of(0)]);
         assert!(status("VmRSS") > before + 30 * MIB, "{what}");
@@ -132,7 +131,7 @@ fn memory_goes_when_there_are_no_addresses_left() {
             "{what}: {before} bytes before, {after} after"
         );
 
-        // One of three that share a reservation, in the middle; then the others.
+        // The middle one of three regions in a reservation, then the others.
         let all = filled(&[of(0), of(32 * MIB), of(64 * MIB)]);
         let (memory, region) = all.remove_region(GuestAddress(32 * MIB), 32 * MIB).unwrap();
         drop(all);
@@ -153,14 +152,13 @@ fn memory_goes_when_there_are_no_addresses_left() {
             after < before + 8 * MIB,
             "{what}: {before} bytes before, {after} after"
         );
-        assert!(!areas().iter().any(|area| area.contains("memfd")), "{what}");
+        assert!(!vmas().iter().any(|vma| vma.contains("memfd")), "{what}");
     }
 }
 
-/// The same where there can be no more areas.
 #[test]
-fn memory_goes_when_there_are_no_areas_left() {
-    if !is_alone("memory_goes_when_there_are_no_areas_left") {
+fn drop_at_vma_limit_frees_pages() {
+    if !is_alone("drop_at_vma_limit_frees_pages") {
         return;
     }
     let of = |start: u64| Region::new(GuestAddress(start), 32 * MIB);
@@ -169,25 +167,23 @@ fn memory_goes_when_there_are_no_areas_left() {
     let (other, region) = two.remove_region(GuestAddress(0), 32 * MIB).unwrap();
     drop(two);
     let before = status("VmRSS");
-    // Each second page of a file, each mapped by itself.
-    let file = Arc::new(tempfile::tempfile().unwrap());
-    file.set_len(4 * PAGE).unwrap();
-    let mut areas: Vec<MmapRegion> = Vec::with_capacity(1 << 20);
-    while let Ok(area) = MmapRegion::from_file(
-        FileOffset::from_arc(Arc::clone(&file), areas.len() as u64 % 2 * 2 * PAGE),
+    // Mappings of alternating file pages, which the kernel cannot merge.
+    let file = Arc::new(temp_file_of_len(4 * PAGE));
+    let mut mappings: Vec<MmapRegion> = Vec::with_capacity(1 << 20);
+    while let Ok(mapping) = MmapRegion::from_file(
+        FileOffset::from_arc(Arc::clone(&file), mappings.len() as u64 % 2 * 2 * PAGE),
         4096,
     ) {
-        areas.push(area);
-        if areas.len() == areas.capacity() {
-            let _ = writeln!(std::io::stderr(), "SKIPPED: there is no limit to areas");
-            return;
+        mappings.push(mapping);
+        if mappings.len() == mappings.capacity() {
+            return skipped("drop_at_vma_limit_frees_pages", "VMAs are not limited");
         }
     }
     let full = status("VmRSS");
     drop(one);
     drop(region);
     let after = status("VmRSS");
-    drop(areas);
+    drop(mappings);
     assert!(
         full >= before && after + 60 * MIB < full,
         "{full} bytes before, {after} after"
@@ -195,10 +191,9 @@ fn memory_goes_when_there_are_no_areas_left() {
     other.write_obj(7u8, GuestAddress(32 * MIB)).unwrap();
 }
 
-/// What somebody else maps where a region was is not unmapped with the rest.
 #[test]
-fn addresses_that_went_back_are_left_alone() {
-    if !is_alone("addresses_that_went_back_are_left_alone") {
+fn drop_after_partial_drop_leaves_foreign_mappings() {
+    if !is_alone("drop_after_partial_drop_leaves_foreign_mappings") {
         return;
     }
     let of = |start: u64| Region::new(GuestAddress(start), 2 * MIB);
@@ -210,18 +205,17 @@ fn addresses_that_went_back_are_left_alone() {
     let limit = Limited::to(Resource::As, 2 * MIB);
     drop(region);
     drop(limit);
-    // The kernel fills one gap after the other, and comes to this one.
+    // Map until the kernel reuses the addresses of the dropped region.
     let mut others: Vec<MmapRegion> = Vec::new();
     while !others
         .iter()
         .any(|other| hole.contains(&other.as_ptr().addr()))
     {
         if others.len() == 4096 {
-            let _ = writeln!(
-                std::io::stderr(),
-                "SKIPPED: nobody is given addresses that went back"
+            return skipped(
+                "drop_after_partial_drop_leaves_foreign_mappings",
+                "addresses are not reused",
             );
-            return;
         }
         others.push(MmapRegion::new(1 << 20).unwrap());
     }
@@ -233,13 +227,12 @@ fn addresses_that_went_back_are_left_alone() {
     }
 }
 
-/// Pages of a private file are zeroes at any limit; and what was refused again and again has used up nothing.
 #[test]
-fn replacements_that_are_refused_use_up_no_areas() {
-    if !is_alone("replacements_that_are_refused_use_up_no_areas") {
+fn discard_refused_by_a_limit_uses_no_vmas() {
+    if !is_alone("discard_refused_by_a_limit_uses_no_vmas") {
         return;
     }
-    let most = most_areas();
+    let most = max_map_count();
     let memory = private_file(4 * MIB);
     memory.write_obj(1u8, GuestAddress(0)).unwrap();
     let limit = Limited::to(Resource::As, MIB);
@@ -248,38 +241,36 @@ fn replacements_that_are_refused_use_up_no_areas() {
     }
     assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
     drop(limit);
-    let before = areas();
+    let before = vmas();
     memory.write_obj(1u8, GuestAddress(0)).unwrap();
     assert_eq!(discard(&memory, GuestAddress(0), PAGE).unwrap(), PAGE);
     assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
-    // A replacement is one more area, and leaves nothing elsewhere.
-    assert_eq!(areas().len(), before.len() + 1);
+    // A successful discard adds one VMA.
+    assert_eq!(vmas().len(), before.len() + 1);
 }
 
-/// Ranges that were given back one by one and then together cost no more than one.
 #[test]
-fn ranges_that_join_give_their_areas_back() {
-    if !is_alone("ranges_that_join_give_their_areas_back") {
+fn discard_that_joins_ranges_releases_vmas() {
+    if !is_alone("discard_that_joins_ranges_releases_vmas") {
         return;
     }
-    let most = most_areas();
+    let most = max_map_count();
     let pages = most / 2 + 1000;
     let memory = private_file(pages * PAGE);
-    let give_back =
+    let discard_pages =
         |page: u64, count: u64| discard(&memory, GuestAddress(page * PAGE), count * PAGE).unwrap();
     for page in (0..pages).step_by(2) {
-        give_back(page, 1);
+        discard_pages(page, 1);
     }
-    assert_eq!(give_back(pages - 1, 1), 0, "there is room yet");
-    // All but the last two, which become a range of their own.
-    assert_eq!(give_back(0, pages - 3), (pages - 3) * PAGE);
-    assert_eq!(give_back(pages - 1, 1), PAGE);
+    assert_eq!(discard_pages(pages - 1, 1), 0, "the budget is not used up");
+    // One range over all pages but the last two.
+    assert_eq!(discard_pages(0, pages - 3), (pages - 3) * PAGE);
+    assert_eq!(discard_pages(pages - 1, 1), PAGE);
 }
 
-/// A build that fails leaves nothing. Memory that can be written counts as data, and a reservation does not.
 #[test]
-fn a_build_that_fails_leaves_no_addresses() {
-    if !is_alone("a_build_that_fails_leaves_no_addresses") {
+fn build_at_data_limit_leaves_no_addresses() {
+    if !is_alone("build_at_data_limit_leaves_no_addresses") {
         return;
     }
     let build = || {
@@ -289,10 +280,10 @@ fn a_build_that_fails_leaves_no_addresses() {
     drop(build().unwrap());
     let before = status("VmSize");
     let limit = Limited::to(Resource::Data, status("VmData") + 32 * MIB);
-    let answers: Vec<_> = (0..4).map(|_| build().map(drop)).collect();
+    let results: Vec<_> = (0..4).map(|_| build().map(drop)).collect();
     drop(limit);
-    for answer in answers {
-        let error = answer.unwrap_err();
+    for result in results {
+        let error = result.unwrap_err();
         assert!(error.to_string().contains("cannot map it"), "{error}");
     }
     let after = status("VmSize");
@@ -302,10 +293,9 @@ fn a_build_that_fails_leaves_no_addresses() {
     );
 }
 
-/// In a process that locks all that it maps and may lock so much only, anonymous memory is counted once, and not until the process ends.
 #[test]
-fn memory_of_a_locked_process_is_counted_once() {
-    if !is_alone("memory_of_a_locked_process_is_counted_once") {
+fn build_in_locked_process_counts_memory_once() {
+    if !is_alone("build_in_locked_process_counts_memory_once") {
         return;
     }
     let few = Rlimit {
@@ -313,56 +303,37 @@ fn memory_of_a_locked_process_is_counted_once() {
         ..getrlimit(Resource::Memlock)
     };
     if let Err(error) = setrlimit(Resource::Memlock, few) {
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: a process that may lock 7 MiB: {error}"
-        );
-        return;
+        return skipped("build_in_locked_process_counts_memory_once", error);
     }
-    // Who has this capability has no limit.
+    // CAP_IPC_LOCK would lift the limit.
     let mut mine = capabilities(None).unwrap();
     mine.effective.remove(CapabilitySet::IPC_LOCK);
     set_capabilities(None, mine).unwrap();
     if let Err(error) = mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: a process that is locked: {error}"
-        );
-        return;
+        return skipped("build_in_locked_process_counts_memory_once", error);
     }
     let region = Region::new(GuestAddress(0), 4 * MIB);
     let builds = || MemoryBuilder::new().region(region.clone()).build::<()>();
-    let answers: Vec<_> = (0..3).map(|_| builds().map(drop)).collect();
+    let results: Vec<_> = (0..3).map(|_| builds().map(drop)).collect();
     munlockall().unwrap();
-    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
 }
 
-/// In a process that locks all that it maps, zeroes are no pages before they are in their place either.
 #[test]
-fn a_process_that_is_locked_makes_no_areas() {
-    if !is_alone("a_process_that_is_locked_makes_no_areas") {
+fn discard_in_locked_process_adds_no_vmas() {
+    if !is_alone("discard_in_locked_process_adds_no_vmas") {
         return;
     }
     if let Err(error) = mlockall(MlockAllFlags::FUTURE) {
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: a process that is locked: {error}"
-        );
-        return;
+        return skipped("discard_in_locked_process_adds_no_vmas", error);
     }
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(4 * MIB).unwrap();
+    let file = temp_file_of_len(4 * MIB);
     let region = Region::new(GuestAddress(0), 4 * MIB).backing(Backing::private_file(file, 0));
     let built = MemoryBuilder::new().region(region).build::<()>();
     match built {
-        Err(error) => {
-            let _ = writeln!(
-                std::io::stderr(),
-                "SKIPPED: a process that is locked: {error}"
-            );
-        }
+        Err(error) => skipped("discard_in_locked_process_adds_no_vmas", error),
         Ok(memory) => {
-            let before = areas().len();
+            let before = vmas().len();
             let (locked, resident) = (status("VmLck"), status("RssAnon"));
             for page in 0..500 {
                 let page = GuestAddress(page * PAGE);
@@ -372,9 +343,9 @@ fn a_process_that_is_locked_makes_no_areas() {
                     memory.write_obj(1u8, page).unwrap();
                 }
             }
-            let more = areas().len() - before;
-            assert!(more < 20, "{more} areas more");
-            // As much is locked as was, and what nobody uses is no page.
+            let more = vmas().len() - before;
+            assert!(more < 20, "{more} VMAs more");
+            // The pages stay locked, and discarded pages are not resident.
             assert!(status("VmLck") + MIB > locked && status("VmLck") < locked + MIB);
             assert!(status("RssAnon") + 200 * PAGE < resident);
         }
@@ -382,10 +353,9 @@ fn a_process_that_is_locked_makes_no_areas() {
     munlockall().unwrap();
 }
 
-/// A file that may not be made so long (ulimit -f) is an error: the kernel would send SIGXFSZ.
 #[test]
-fn a_memfd_that_may_not_be_so_long_is_an_error() {
-    if !is_alone("a_memfd_that_may_not_be_so_long_is_an_error") {
+fn memfd_beyond_file_size_limit_returns_error() {
+    if !is_alone("memfd_beyond_file_size_limit_returns_error") {
         return;
     }
     let _limit = Limited::to(Resource::Fsize, MIB);
@@ -401,20 +371,15 @@ fn a_memfd_that_may_not_be_so_long_is_an_error() {
     assert!(memfd(MIB).is_ok());
 }
 
-/// A monitor that locks all that it has, and asks nothing of its regions, can give back, plug and unplug.
 #[test]
-fn what_a_process_has_locked_can_be_given_back() {
-    if !is_alone("what_a_process_has_locked_can_be_given_back") {
+fn discard_and_plug_in_locked_process_succeed() {
+    if !is_alone("discard_and_plug_in_locked_process_succeed") {
         return;
     }
     if let Err(error) =
         mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
     {
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: a process that locks its memory: {error}"
-        );
-        return;
+        return skipped("discard_and_plug_in_locked_process_succeed", error);
     }
     let region = || Region::new(GuestAddress(0), 4 * MIB);
     let build =

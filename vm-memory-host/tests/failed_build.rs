@@ -1,49 +1,50 @@
-//! What was half built when something could not be had is gone. A program of its own: it counts what this process has mapped and open.
+//! A failed build leaves nothing behind.
+//!
+//! The test counts the VMAs and descriptors of its process, so it is a program of its own.
 #![cfg(target_os = "linux")]
 
 use std::fs;
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
+use test_support::temp_file;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{Backing, MemoryBuilder, NumaPolicy, Region};
 
 const MIB: u64 = 1 << 20;
 
-/// The areas of this process that a guest could have: anything of 4 MiB or more, and all memfds; and the number of its descriptors. What is smaller is the
-/// test program's own.
+/// Returns the VMAs that could be a guest's, and the number of open descriptors.
+///
+/// These are the VMAs of 4 MiB or more, and all memfds. Smaller ones belong to the test program.
 fn mapped_and_open() -> (Vec<String>, usize) {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let large = maps.lines().filter(|line| {
-        let (start, end) = line
-            .split(' ')
-            .next()
-            .and_then(|range| range.split_once('-'))
-            .unwrap();
+    let is_large = |line: &&str| {
+        let (range, _) = line.split_once(' ').unwrap();
+        let (start, end) = range.split_once('-').unwrap();
         let number = |text| u64::from_str_radix(text, 16).unwrap();
-        line.contains("memfd") || number(end) >= number(start).saturating_add(4 * MIB)
-    });
-    let areas = large.map(str::to_owned).collect();
-    (areas, fs::read_dir("/proc/self/fd").unwrap().count())
+        line.contains("memfd") || number(end) - number(start) >= 4 * MIB
+    };
+    let vmas = maps.lines().filter(is_large).map(str::to_owned).collect();
+    (vmas, fs::read_dir("/proc/self/fd").unwrap().count())
 }
 
 #[test]
-fn nothing_half_built_stays() {
-    let region = |n: u64| Region::new(GuestAddress(n.checked_mul(64 * MIB).unwrap()), 8 * MIB);
+fn failed_build_leaves_nothing_mapped_or_open() {
+    let region = |n: u64| Region::new(GuestAddress(n * 64 * MIB), 8 * MIB);
     let good = || {
         MemoryBuilder::new()
             .region(region(0).backing(Backing::Memfd).name("one"))
             .region(region(1))
             .region(region(2).backing(Backing::Memfd).name("two"))
     };
-    // What the allocator and the test harness map is there before it is counted.
+    // The first build maps what the allocator and the test harness need.
     drop(good().build::<()>().unwrap());
     let before = mapped_and_open();
 
-    let short = || tempfile::tempfile().unwrap();
     let zero = || fs::File::open("/dev/zero").unwrap();
     let bad: [&dyn Fn() -> Region; 6] = [
         &|| region(3).backing(Backing::Hugetlb { page_size: 1 << 40 }),
-        &|| region(3).backing(Backing::shared_file(short(), 0)),
+        &|| region(3).backing(Backing::shared_file(temp_file(&[]), 0)),
         &|| region(3).numa(NumaPolicy::Bind(vec![1000])),
         &|| Region::new(GuestAddress(1 << 40), 1 << 56),
         &|| region(3).backing(Backing::shared_file(zero(), u64::MAX >> 1)),
@@ -55,7 +56,7 @@ fn nothing_half_built_stays() {
         assert!(good().region(bad).build::<()>().is_err(), "{shown}");
         assert_eq!(mapped_and_open(), before, "{shown}");
     }
-    let cancelled = good().prefault(std::num::NonZeroUsize::MIN, |_| ControlFlow::Break(()));
+    let cancelled = good().prefault(NonZeroUsize::MIN, |_| ControlFlow::Break(()));
     assert!(cancelled.build::<()>().is_err());
     assert_eq!(mapped_and_open().0, before.0);
 

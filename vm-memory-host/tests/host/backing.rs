@@ -1,0 +1,324 @@
+//! Each kind of backing: memfd, huge pages, files, devices.
+
+use std::fs::File;
+use std::io::{Read, Write};
+
+use super::common::*;
+use test_support::skipped;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory_host::{
+    describe, discard, plug, provisioned, Backing, BackingKind, BuildError, Region, Unplugged,
+};
+
+const START: u64 = 64 * MIB;
+const SIZE: u64 = 4 * MIB;
+
+#[test]
+fn build_of_each_backing_holds_bytes_and_marks_dirty() {
+    let pages = HugePages::reserve(
+        SIZE / HUGE,
+        "build_of_each_backing_holds_bytes_and_marks_dirty (hugetlb)",
+    );
+    for (kind, region) in region_of_each_backing(START, SIZE, pages.is_some()) {
+        let memory = build(region).unwrap();
+        let at = GuestAddress(START + SIZE - 8);
+        let before = if kind.contains("file") {
+            pattern_of_page(SIZE / PAGE)
+        } else {
+            0
+        };
+        assert_eq!(byte_of_page(&memory, at.0 - 4088), Some(before), "{kind}");
+        memory.write_obj(0x1122_3344_5566_7788u64, at).unwrap();
+        assert_eq!(
+            memory.read_obj::<u64>(at).unwrap(),
+            0x1122_3344_5566_7788,
+            "{kind}"
+        );
+        assert!(
+            memory.write_obj(1u8, GuestAddress(START + SIZE)).is_err() && memory.check_range(at, 8)
+        );
+        let region = memory.iter().next().unwrap();
+        assert!(
+            region.bitmap().dirty_at(SIZE as usize - 1) && !region.bitmap().dirty_at(0),
+            "{kind}"
+        );
+        assert_eq!(region.is_hugetlbfs(), Some(kind.ends_with("hugetlb")));
+        assert!(has_flag(host_address(&memory), "wr"), "{kind}");
+    }
+}
+
+#[test]
+fn shared_file_receives_writes_and_private_file_does_not() {
+    let file = patterned_file(4);
+    let again = || file.try_clone().unwrap();
+    let shared =
+        build(Region::new(GuestAddress(0), 2 * PAGE).backing(Backing::shared_file(again(), PAGE)))
+            .unwrap();
+    let private =
+        build(Region::new(GuestAddress(0), 2 * PAGE).backing(Backing::private_file(again(), PAGE)))
+            .unwrap();
+    fill(&private, 0, PAGE, 0xaa);
+    assert_eq!(byte_of_page(&shared, 0), Some(pattern_of_page(1)));
+    fill(&shared, PAGE, PAGE, 0xbb);
+    assert_eq!(byte_of_page(&private, PAGE), Some(0xbb));
+    let mut bytes = Vec::new();
+    let mut from_start = again();
+    std::io::Seek::rewind(&mut from_start).unwrap();
+    from_start.read_to_end(&mut bytes).unwrap();
+    assert_eq!(
+        (bytes[PAGE as usize], bytes[2 * PAGE as usize]),
+        (pattern_of_page(1), 0xbb)
+    );
+    let mapping = provisioned(shared.iter().next().unwrap()).unwrap();
+    assert_eq!(mapping.file().unwrap().1, PAGE);
+    // Temporary files may be on a tmpfs.
+    assert!(matches!(
+        mapping.kind(),
+        BackingKind::File | BackingKind::Memfd
+    ));
+}
+
+#[test]
+fn memfd_is_sealed_against_resizing() {
+    let pages = HugePages::reserve(1, "memfd_is_sealed_against_resizing (hugetlb)");
+    let mut backings = vec![Backing::Memfd];
+    if pages.is_some() {
+        backings.push(Backing::Hugetlb { page_size: HUGE });
+    }
+    for backing in backings {
+        let memory = build(Region::new(GuestAddress(0), HUGE).backing(backing)).unwrap();
+        let region = memory.iter().next().unwrap();
+        let file = GuestMemoryRegion::file_offset(region).unwrap().file();
+        for len in [0, 2 * HUGE] {
+            let error = file.set_len(len).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EPERM), "length {len:#x}");
+        }
+        assert_eq!(file.metadata().unwrap().len(), HUGE);
+        assert!(describe(&memory).unwrap().0.regions[0].options.sealed);
+    }
+}
+
+#[test]
+fn shared_file_without_sparse_has_its_space_allocated() {
+    use std::os::unix::fs::MetadataExt;
+    for sparse in [false, true] {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 * MIB).unwrap();
+        let shared = Backing::shared_file(file.try_clone().unwrap(), MIB);
+        let memory = build(
+            Region::new(GuestAddress(0), 2 * MIB)
+                .backing(shared)
+                .sparse(sparse),
+        )
+        .unwrap();
+        let taken = file.metadata().unwrap().blocks() * 512;
+        let kind = provisioned(memory.iter().next().unwrap()).unwrap().kind();
+        let wanted = if sparse { 0 } else { 2 * MIB };
+        assert!(
+            taken >= wanted && (taken == 0) == sparse,
+            "{taken:#x} on {kind:?}"
+        );
+        assert_eq!(file.metadata().unwrap().len(), 4 * MIB);
+    }
+}
+
+#[test]
+fn hugetlb_of_1_gib_pages_takes_one_page() {
+    const GIB: u64 = 1 << 30;
+    let test = "hugetlb_of_1_gib_pages_takes_one_page";
+    // The turn at the pool of 2 MiB pages covers all pools.
+    let Some(_turn) = HugePages::reserve(0, test) else {
+        return;
+    };
+    let number = "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages";
+    let free = || {
+        let pools = vm_memory_host::huge_page_pools();
+        pools
+            .iter()
+            .find(|pool| pool.page_size == GIB)
+            .map_or(0, |pool| pool.free)
+    };
+    let before = std::fs::read_to_string(number).unwrap_or_default();
+    let more = before.trim().parse::<u64>().map(|number| number + 1);
+    let more = more.map_or(Err("no pool of 1 GiB pages".to_owned()), |more| {
+        std::fs::write(number, more.to_string()).map_err(|error| error.to_string())
+    });
+    if more.is_err() || free() == 0 {
+        skipped(test, format!("no free page: {more:?}, {} free", free()));
+    } else {
+        let region =
+            Region::new(GuestAddress(4 * GIB), GIB).backing(Backing::Hugetlb { page_size: GIB });
+        // The pool may have had free pages before.
+        let there = free();
+        let memory = build(region).unwrap();
+        assert_eq!((host_address(&memory) as u64 % GIB, free()), (0, there - 1));
+        memory
+            .write_obj(0x1234_5678u32, GuestAddress(5 * GIB - 4))
+            .unwrap();
+        assert_eq!(
+            memory.read_obj::<u32>(GuestAddress(5 * GIB - 4)).unwrap(),
+            0x1234_5678
+        );
+        assert_eq!(resident(&memory), GIB);
+        let half =
+            Region::new(GuestAddress(0), GIB / 2).backing(Backing::Hugetlb { page_size: GIB });
+        let error = build(half).map(|_| ()).unwrap_err().to_string();
+        assert!(
+            error.contains("not a multiple of the page size, 0x40000000"),
+            "{error}"
+        );
+    }
+    let _ = std::fs::write(number, before.trim());
+}
+
+#[test]
+fn character_device_is_overwritten_by_discard() {
+    let zero = || {
+        Backing::shared_file(
+            File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/zero")
+                .unwrap(),
+            0,
+        )
+    };
+    let memory = build(Region::new(GuestAddress(0), 4 * MIB).backing(zero())).unwrap();
+    assert_eq!(
+        provisioned(memory.iter().next().unwrap()).unwrap().kind(),
+        BackingKind::File
+    );
+    fill(&memory, 0, MIB, 7);
+    assert_eq!(discard(&memory, GuestAddress(0), MIB).unwrap(), 0);
+    assert_eq!(byte_of_page(&memory, MIB - PAGE), Some(0));
+    let blocks = Region::new(GuestAddress(0), 4 * MIB)
+        .backing(zero())
+        .blocks(non_zero(MIB), Unplugged::Mapped);
+    assert!(matches!(build(blocks), Err(BuildError::Conflict { .. })));
+}
+
+#[test]
+fn block_device_reads_zeroes_after_discard() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), vec![0xab; 8 << 20]).unwrap();
+    let Some(device) = LoopDevice::of(file.path(), "block_device_reads_zeroes_after_discard")
+    else {
+        return;
+    };
+    let shared = |size| {
+        let device = File::options()
+            .read(true)
+            .write(true)
+            .open(&device.path)
+            .unwrap();
+        Region::new(GuestAddress(0), size).backing(Backing::shared_file(device, 0))
+    };
+    let memory = build(shared(8 * MIB)).unwrap();
+    assert_eq!(byte_of_page(&memory, 0), Some(0xab));
+    fill(&memory, 0, 2 * MIB, 7);
+    discard(&memory, GuestAddress(0), MIB).unwrap();
+    for (page, byte) in [(0, 0), (MIB - PAGE, 0), (MIB, 7), (4 * MIB, 0xab)] {
+        assert_eq!(byte_of_page(&memory, page), Some(byte), "{page:#x}");
+    }
+    let error = build(shared(8 * MIB + PAGE)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("needs a file of 0x801000 bytes, but the file ends at 0x800000"),
+        "{error}"
+    );
+    let blocks = shared(4 * MIB).blocks(non_zero(MIB), Unplugged::Mapped);
+    assert!(matches!(build(blocks), Err(BuildError::Conflict { .. })));
+}
+
+#[test]
+fn file_on_full_tmpfs_returns_error() {
+    let Some(tmpfs) = Mounted::tmpfs("size=8m", "file_on_full_tmpfs_returns_error") else {
+        return;
+    };
+    let file = |name: &str, len| {
+        let path = tmpfs.directory.path().join(name);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .unwrap();
+        file.set_len(len).unwrap();
+        file
+    };
+    let size = 16 * MIB;
+    for backing in [
+        Backing::shared_file(file("a", size), 0),
+        Backing::private_file(file("a", size), 0),
+    ] {
+        let region = Region::new(GuestAddress(0), size).backing(backing);
+        let error = build(region).unwrap_err().to_string();
+        assert!(
+            error.contains("cannot allocate space for its file: No space"),
+            "{error}"
+        );
+    }
+    drop(std::fs::remove_file(tmpfs.directory.path().join("a")));
+    // A file without holes needs no space, and so no write access.
+    let whole = file("b", MIB);
+    (&whole).write_all(&vec![3; 1 << 20]).unwrap();
+    let reading =
+        |name| Backing::private_file(File::open(tmpfs.directory.path().join(name)).unwrap(), 0);
+    let memory = build(Region::new(GuestAddress(0), MIB).backing(reading("b"))).unwrap();
+    assert_eq!(byte_of_page(&memory, 0), Some(3));
+    drop(file("holes", MIB));
+    let error = build(Region::new(GuestAddress(0), MIB).backing(reading("holes")))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("open it for writing or allow holes"),
+        "{error}"
+    );
+    // Blocks take their space when they are plugged.
+    let region =
+        Region::new(GuestAddress(0), 4 * MIB).backing(Backing::shared_file(file("c", 4 * MIB), 0));
+    let memory = build(region.blocks(non_zero(HUGE), Unplugged::Mapped)).unwrap();
+    plug(&memory, GuestAddress(0), HUGE).unwrap();
+    let filled = std::fs::write(tmpfs.directory.path().join("d"), vec![1; 16 << 20]);
+    assert!(filled.is_err(), "the tmpfs is not limited");
+    fill(&memory, 0, HUGE, 7);
+    let error = plug(&memory, GuestAddress(HUGE), HUGE)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("cannot plug"), "{error}");
+    assert!(memory.read_obj::<u8>(GuestAddress(HUGE)).is_err());
+}
+
+#[test]
+fn file_on_full_hugetlbfs_does_not_blame_the_pool() {
+    let Some(_pages) = HugePages::reserve(4, "file_on_full_hugetlbfs_does_not_blame_the_pool")
+    else {
+        return;
+    };
+    let Some(mounted) = Mounted::new(
+        "hugetlbfs",
+        "size=2m,pagesize=2m",
+        "file_on_full_hugetlbfs_does_not_blame_the_pool",
+    ) else {
+        return;
+    };
+    let path = mounted.directory.path().join("a");
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .unwrap();
+    file.set_len(2 * HUGE).unwrap();
+    let error =
+        build(Region::new(GuestAddress(0), 2 * HUGE).backing(Backing::shared_file(file, 0)));
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("mount the file's hugetlbfs with more space"),
+        "{error}"
+    );
+}

@@ -1,0 +1,177 @@
+//! Descriptions: memory as data, built again from descriptors.
+
+use std::sync::Arc;
+
+use super::common::*;
+use vm_memory::GuestAddress;
+use vm_memory_host::{
+    describe, plug, Backing, BackingDescription, Description, Lock, MemoryBuilder, Region, Sharing,
+    Unplugged,
+};
+
+const START: u64 = 1 << 32;
+const SIZE: u64 = 16 * MIB;
+
+#[test]
+fn description_builds_equal_memory() {
+    let pages = HugePages::reserve(2, "description_builds_equal_memory (hugetlb)");
+    let file = patterned_file(64);
+    // Both memories exist, and count against the limit, at the same time.
+    let mut private =
+        Region::new(GuestAddress(8 * MIB), LOCKED / 2).backing(Backing::private_file(file, PAGE));
+    if can_lock("description_builds_equal_memory (locked)") {
+        private = private.lock(Lock::OnFault);
+    }
+    let mut builder = MemoryBuilder::new()
+        .region(
+            Region::new(GuestAddress(0), 4 * MIB)
+                .backing(Backing::Memfd)
+                .name("low")
+                .sealed(true),
+        )
+        .region(private)
+        .region(Region::new(GuestAddress(16 * MIB), MIB).core_dump(false));
+    if pages.is_some() {
+        let huge = Region::new(GuestAddress(32 * MIB), 2 * HUGE)
+            .backing(Backing::Hugetlb { page_size: HUGE });
+        builder = builder.region(huge);
+    }
+    let memory: Memory = builder.build().unwrap();
+    fill(&memory, MIB, PAGE, 0x5a);
+    let (description, files) = describe(&memory).unwrap();
+    let text = serde_json::to_string(&description).unwrap();
+    let received: Description = serde_json::from_str(&text).unwrap();
+    assert_eq!(received, description);
+
+    let fds = || {
+        files
+            .iter()
+            .map(|file| file.try_clone().unwrap().into())
+            .collect::<Vec<_>>()
+    };
+    let again: Memory = received.builder(fds()).unwrap().build().unwrap();
+    assert_eq!(describe(&again).unwrap().0, description);
+    assert_eq!(byte_of_page(&again, MIB), Some(0x5a));
+    assert_eq!(byte_of_page(&again, 8 * MIB), Some(pattern_of_page(1)));
+    assert_eq!(byte_of_page(&again, 16 * MIB), Some(0));
+    if pages.is_some() {
+        fill(&again, 32 * MIB, PAGE, 0x77);
+        assert_eq!(byte_of_page(&memory, 32 * MIB), Some(0x77));
+    }
+
+    // Descriptors in another order.
+    let mut swapped = fds();
+    swapped.swap(0, 1);
+    let error = received
+        .builder(swapped)
+        .unwrap()
+        .build::<()>()
+        .unwrap_err()
+        .to_string();
+    let told = error.contains("is not sealed against shrinking")
+        || error.contains("the description states");
+    assert!(told, "{error}");
+    // A wrong page size.
+    let mut larger = received.clone();
+    if let BackingDescription::Descriptor { page_size, .. } = &mut larger.regions[0].backing {
+        *page_size = HUGE;
+    }
+    let error = larger
+        .builder(fds())
+        .unwrap()
+        .build::<()>()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("the description states memfd with pages of 0x200000 bytes"),
+        "{error}"
+    );
+    let mut later = received.clone();
+    later.version += 1;
+    assert!(later.builder(fds()).is_err());
+
+    // A descriptor is missing.
+    let mut fewer = fds();
+    fewer.pop();
+    let error = received.builder(fewer).unwrap_err().to_string();
+    assert!(error.contains("is missing, only"), "{error}");
+
+    let shown = description.to_string();
+    assert!(
+        shown.starts_with("00000000-003fffff : memfd \"low\", descriptor 0 at 0x0\n"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("00800000-00807fff : file, descriptor 1 at 0x1000, private copy\n")
+            || shown.contains("00800000-00807fff : memfd, descriptor 1 at 0x1000, private copy\n"),
+        "{shown}"
+    );
+    assert!(shown.contains("01000000-010fffff : anonymous\n"), "{shown}");
+}
+
+#[test]
+fn describe_lists_a_file_of_two_regions_once() {
+    let file = Arc::new(patterned_file(16));
+    let part = |start: u64, offset: u64| {
+        Region::new(GuestAddress(start), 4 * PAGE).backing(Backing::File {
+            file: Arc::clone(&file),
+            offset,
+            sharing: Sharing::Shared,
+        })
+    };
+    let memory: Memory = MemoryBuilder::new()
+        .region(part(0, 8 * PAGE))
+        .region(part(MIB, 0))
+        .build()
+        .unwrap();
+    let (description, files) = describe(&memory).unwrap();
+    assert_eq!(files.len(), 1);
+    let received = vec![files[0].try_clone().unwrap().into()];
+    let again: Memory = description.builder(received).unwrap().build().unwrap();
+    assert_eq!(
+        (byte_of_page(&again, 0), byte_of_page(&again, MIB)),
+        (Some(pattern_of_page(8)), Some(pattern_of_page(0)))
+    );
+}
+
+#[test]
+fn description_restores_plugged_blocks() {
+    let region = Region::new(GuestAddress(START), SIZE)
+        .backing(Backing::Memfd)
+        .blocks(non_zero(HUGE), Unplugged::Protected);
+    let memory = build(region).unwrap();
+    plug(&memory, GuestAddress(START + HUGE), 3 * HUGE).unwrap();
+    fill(&memory, START + HUGE, PAGE, 0x21);
+    let (description, files) = describe(&memory).unwrap();
+    assert_eq!(
+        description.regions[0].blocks.as_ref().unwrap().plugged,
+        [(HUGE, 3 * HUGE)]
+    );
+    assert!(
+        description
+            .to_string()
+            .contains("blocks of 0x200000, 0x600000 bytes plugged"),
+        "{description}"
+    );
+    let fds = || vec![files[0].try_clone().unwrap().into()];
+    let again: Memory = description.builder(fds()).unwrap().build().unwrap();
+    assert_eq!(byte_of_page(&again, START + HUGE), Some(0x21));
+    assert!(!is_accessible(&again, START, 1));
+    assert_eq!(describe(&again).unwrap().0, description);
+
+    // Ranges that are not whole blocks inside the region.
+    for (offset, len) in [(HUGE, u64::MAX), (1, HUGE), (0, 1), (3 * HUGE, 6 * HUGE)] {
+        let mut wrong = description.clone();
+        wrong.regions[0].blocks.as_mut().unwrap().plugged = vec![(offset, len)];
+        let error = wrong
+            .builder(fds())
+            .unwrap()
+            .build::<()>()
+            .unwrap_err()
+            .to_string();
+        let told = format!(
+            "cannot plug {len:#x} bytes at offset {offset:#x}; the range must be whole blocks"
+        );
+        assert!(error.contains(&told), "{error}");
+    }
+}

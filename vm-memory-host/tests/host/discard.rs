@@ -1,0 +1,330 @@
+//! Discarded pages read as zeroes and are not resident.
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::common::*;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory_host::{
+    describe, discard, prefault, Backing, ChangeError, Lock, MemoryBuilder, Region, Sharing,
+    TransparentHugePages,
+};
+
+const START: u64 = 64 * MIB;
+const SIZE: u64 = 16 * MIB;
+
+#[test]
+fn discard_of_each_backing_frees_pages_that_read_as_zeroes() {
+    let pages = HugePages::reserve(
+        SIZE / HUGE,
+        "discard_of_each_backing_frees_pages_that_read_as_zeroes (hugetlb)",
+    );
+    for (kind, region) in region_of_each_backing(START, SIZE, pages.is_some()) {
+        let memory = build(region).unwrap();
+        fill(&memory, START, SIZE, 0x5a);
+        let region = memory.iter().next().unwrap();
+        region.get_mmap().bitmap().get_and_reset();
+        let before = resident(&memory);
+        assert_eq!(before, SIZE, "{kind}");
+        let (from, len) = (START + HUGE, 6 * HUGE);
+        let freed = if kind == "kept hugetlb" { 0 } else { len };
+        assert_eq!(
+            discard(&memory, GuestAddress(from), len).unwrap(),
+            freed,
+            "{kind}"
+        );
+        let after = resident(&memory);
+        assert!(
+            after >= before - freed && after <= before - freed + may_stay_resident(kind),
+            "{kind}: {after:#x}"
+        );
+        for page in (START..START + SIZE).step_by(PAGE as usize) {
+            let gone = (from..from + len).contains(&page);
+            assert_eq!(
+                byte_of_page(&memory, page),
+                Some(if gone { 0 } else { 0x5a }),
+                "{kind}, page {page:#x}"
+            );
+        }
+        let dirty = region
+            .get_mmap()
+            .bitmap()
+            .get_and_reset()
+            .iter()
+            .map(|word| word.count_ones())
+            .sum::<u32>();
+        assert_eq!(u64::from(dirty), len / PAGE, "{kind}");
+        // The pages can be used again.
+        fill(&memory, from, len, 0x77);
+        assert_eq!(byte_of_page(&memory, from + len - PAGE), Some(0x77));
+    }
+}
+
+#[test]
+fn discard_of_private_file_keeps_options() {
+    if !can_lock("discard_of_private_file_keeps_options") {
+        return;
+    }
+    let file = patterned_file(LOCKED / PAGE);
+    let region = Region::new(GuestAddress(START), LOCKED)
+        .backing(Backing::private_file(file, 0))
+        .core_dump(false)
+        .forked(false)
+        .transparent_huge_pages(TransparentHugePages::Off)
+        .lock(Lock::OnFault);
+    let memory = build(region).unwrap();
+    let (at, len) = (LOCKED / 4, LOCKED / 2);
+    discard(&memory, GuestAddress(START + at), len).unwrap();
+    for flag in ["dd", "dc", "nh", "lo"] {
+        assert!(
+            has_flag(host_address(&memory) + at as usize, flag),
+            "{flag}"
+        );
+    }
+    // The second discard finds locked private pages.
+    fill(&memory, START + at, len, 3);
+    assert_eq!(
+        discard(&memory, GuestAddress(START + at), len).unwrap(),
+        len
+    );
+    assert_eq!(byte_of_page(&memory, START + at), Some(0));
+}
+
+#[test]
+fn discard_of_locked_memory_frees_pages() {
+    if !can_lock("discard_of_locked_memory_frees_pages") {
+        return;
+    }
+    for region in [
+        Region::new(GuestAddress(0), LOCKED).lock(Lock::Now),
+        Region::new(GuestAddress(0), LOCKED)
+            .lock(Lock::OnFault)
+            .backing(Backing::Memfd),
+    ] {
+        let memory = build(region).unwrap();
+        fill(&memory, 0, LOCKED, 1);
+        assert_eq!(discard(&memory, GuestAddress(0), LOCKED).unwrap(), LOCKED);
+        assert_eq!(resident(&memory), 0);
+        assert_eq!(byte_of_page(&memory, 0), Some(0));
+    }
+}
+
+#[test]
+fn discard_of_shared_file_reaches_other_mappings() {
+    let file = Arc::new(patterned_file(16));
+    let view = || {
+        let backing = Backing::File {
+            file: Arc::clone(&file),
+            offset: 4 * PAGE,
+            sharing: Sharing::Shared,
+        };
+        build(Region::new(GuestAddress(0), 8 * PAGE).backing(backing)).unwrap()
+    };
+    let (one, other) = (view(), view());
+    discard(&one, GuestAddress(PAGE), PAGE).unwrap();
+    assert_eq!(
+        (byte_of_page(&other, PAGE), byte_of_page(&other, 0)),
+        (Some(0), Some(pattern_of_page(4)))
+    );
+    assert_eq!(file.metadata().unwrap().len(), 16 * PAGE);
+}
+
+#[test]
+fn discard_of_invalid_range_changes_nothing() {
+    let pages = HugePages::reserve(1, "discard_of_invalid_range_changes_nothing (hugetlb)");
+    let mut builder = MemoryBuilder::new()
+        .region(Region::new(GuestAddress(0), MIB))
+        .region(Region::new(GuestAddress(2 * MIB), MIB).backing(Backing::Memfd));
+    if pages.is_some() {
+        builder = builder.region(
+            Region::new(GuestAddress(8 * MIB), HUGE).backing(Backing::Hugetlb { page_size: HUGE }),
+        );
+    }
+    let memory: Memory = builder.build().unwrap();
+    fill(&memory, 0, MIB, 1);
+    let refused = |addr: u64, len: u64| discard(&memory, GuestAddress(addr), len).unwrap_err();
+    assert!(matches!(refused(0, MIB + PAGE), ChangeError::Hole { addr } if addr == MIB));
+    assert!(matches!(refused(0, u64::MAX), ChangeError::Hole { addr } if addr == MIB));
+    assert!(matches!(refused(u64::MAX, 2), ChangeError::PastTop { .. }));
+    assert!(
+        matches!(refused(1, PAGE), ChangeError::Unaligned { granularity, .. } if granularity == PAGE)
+    );
+    assert!(matches!(
+        refused(0, PAGE + 1),
+        ChangeError::Unaligned { .. }
+    ));
+    if pages.is_some() {
+        let error = refused(8 * MIB, PAGE);
+        assert_eq!(
+            error.to_string(),
+            "region 00800000-009fffff: 0x1000 bytes at 0x800000 are not whole pages of 0x200000 bytes; align the range"
+        );
+    }
+    assert_eq!(byte_of_page(&memory, 0), Some(1));
+    assert_eq!(discard(&memory, GuestAddress(5), 0).unwrap(), 0);
+
+    let foreign = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let error = discard(&foreign, GuestAddress(0), 0x1000).unwrap_err();
+    assert!(matches!(error, ChangeError::NotProvisioned(_)), "{error}");
+    let error = prefault(&foreign, NonZeroUsize::MIN, |_| ControlFlow::Continue(())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "region 00000000-00000fff was not built by vm-memory-host; build it with MemoryBuilder"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Compares each backing with a model in which a discard writes zeroes.
+    #[test]
+    fn discard_equals_a_write_of_zeroes(
+        kind in 0usize..4,
+        steps in prop::collection::vec((any::<bool>(), 0u64..40, 1u64..12, any::<u8>()), 1..40),
+    ) {
+        let pages = 48u64;
+        let (name, region) = region_of_each_backing(0, pages * PAGE, false).swap_remove(kind);
+        let memory = build(region).unwrap();
+        let file = name.contains("file");
+        let mut model: Vec<u8> = (0..pages).map(|page| if file { pattern_of_page(page + 1) } else { 0 }).collect();
+        for (is_discard, first, count, byte) in steps {
+            let count = count.min(pages - first);
+            if is_discard {
+                prop_assert_eq!(discard(&memory, GuestAddress(first * PAGE), count * PAGE).unwrap(), count * PAGE);
+            } else {
+                fill(&memory, first * PAGE, count * PAGE, byte);
+            }
+            model[first as usize..(first + count) as usize].fill(if is_discard { 0 } else { byte });
+            for page in 0..pages {
+                prop_assert_eq!(byte_of_page(&memory, page * PAGE), Some(model[page as usize]), "{}, page {}", name, page);
+            }
+        }
+    }
+}
+
+#[test]
+fn discard_over_several_regions_succeeds() {
+    let memory: Memory = MemoryBuilder::new()
+        .region(Region::new(GuestAddress(0), MIB))
+        .region(Region::new(GuestAddress(MIB), MIB).backing(Backing::Memfd))
+        .region(
+            Region::new(GuestAddress(2 * MIB), MIB)
+                .backing(Backing::private_file(patterned_file(256), 0)),
+        )
+        .build()
+        .unwrap();
+    fill(&memory, 0, 3 * MIB, 8);
+    let middle = GuestAddress(MIB / 2);
+    assert_eq!(discard(&memory, middle, 2 * MIB).unwrap(), 2 * MIB);
+    for page in (0..3 * MIB).step_by(PAGE as usize) {
+        let gone = (MIB / 2..MIB / 2 + 2 * MIB).contains(&page);
+        assert_eq!(
+            byte_of_page(&memory, page),
+            Some(if gone { 0 } else { 8 }),
+            "page {page:#x}"
+        );
+    }
+    assert!(memory.read_obj::<u8>(GuestAddress(3 * MIB)).is_err());
+}
+
+fn huge_page() -> Region {
+    Region::new(GuestAddress(0), HUGE).backing(Backing::Hugetlb { page_size: HUGE })
+}
+
+#[test]
+fn discard_keeps_huge_pages_unless_released() {
+    let Some(_pages) = HugePages::reserve(2, "discard_keeps_huge_pages_unless_released") else {
+        return;
+    };
+    let kept = build(huge_page()).unwrap();
+    // An unused page is not populated.
+    assert_eq!(discard(&kept, GuestAddress(0), HUGE).unwrap(), 0);
+    assert_eq!((resident(&kept), pool().unwrap().1), (0, 1));
+    fill(&kept, 0, HUGE, 1);
+    assert_eq!(discard(&kept, GuestAddress(0), HUGE).unwrap(), 0);
+    assert_eq!((byte_of_page(&kept, 0), pool().unwrap().1), (Some(0), 1));
+    let released = build(huge_page().release_huge_pages(true)).unwrap();
+    fill(&released, 0, HUGE, 1);
+    assert_eq!(pool().unwrap().1, 0);
+    assert_eq!(discard(&released, GuestAddress(0), HUGE).unwrap(), HUGE);
+    assert_eq!(pool().unwrap().1, 1);
+    fill(&kept, 0, HUGE, 2);
+    assert_eq!(byte_of_page(&kept, 0), Some(2));
+}
+
+#[test]
+fn discard_of_kept_huge_page_never_frees_it() {
+    let Some(_pages) = HugePages::reserve(1, "discard_of_kept_huge_page_never_frees_it") else {
+        return;
+    };
+    let memory = build(huge_page()).unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                assert!(build(huge_page()).is_err(), "another region got the page");
+            }
+        });
+        for round in 1..300u16 {
+            fill(&memory, 0, PAGE, round.to_le_bytes()[0] | 1);
+            discard(&memory, GuestAddress(0), HUGE).unwrap();
+            assert_eq!(byte_of_page(&memory, 0), Some(0));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn discard_of_kept_huge_page_reaches_other_mappings() {
+    let Some(_pages) = HugePages::reserve(2, "discard_of_kept_huge_page_reaches_other_mappings")
+    else {
+        return;
+    };
+    let region =
+        Region::new(GuestAddress(0), 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE });
+    let memory = build(region).unwrap();
+    let (description, files) = describe(&memory).unwrap();
+    let received = vec![files[0].try_clone().unwrap().into()];
+    let other: Memory = description.builder(received).unwrap().build().unwrap();
+    fill(&other, HUGE, HUGE, 7);
+    assert_eq!(discard(&memory, GuestAddress(0), 2 * HUGE).unwrap(), 0);
+    assert_eq!(
+        (byte_of_page(&other, HUGE), byte_of_page(&memory, HUGE)),
+        (Some(0), Some(0))
+    );
+}
+
+#[test]
+fn discard_of_released_huge_pages_fills_the_pool() {
+    let Some(_pages) = HugePages::reserve(3, "discard_of_released_huge_pages_fills_the_pool")
+    else {
+        return;
+    };
+    let huge = Backing::Hugetlb { page_size: HUGE };
+    let memory = build(
+        Region::new(GuestAddress(0), 3 * HUGE)
+            .backing(huge)
+            .release_huge_pages(true),
+    )
+    .unwrap();
+    fill(&memory, HUGE, HUGE, 1);
+    assert_eq!(pool().unwrap().1, 0);
+    for _ in 0..2 {
+        assert_eq!(
+            discard(&memory, GuestAddress(0), 2 * HUGE).unwrap(),
+            2 * HUGE
+        );
+        assert_eq!(pool().unwrap().1, 2);
+    }
+    let (description, files) = describe(&memory).unwrap();
+    let received = vec![files[0].try_clone().unwrap().into()];
+    let other: Memory = description.builder(received).unwrap().build().unwrap();
+    assert_eq!(pool().unwrap().1, 2);
+    drop(other);
+    assert_eq!(pool().unwrap().1, 2);
+    fill(&memory, 2 * HUGE, HUGE, 1);
+    assert_eq!(pool().unwrap().1, 2);
+}

@@ -1,0 +1,95 @@
+//! The options of a region, as the kernel reports them.
+
+use super::common::*;
+use test_support::skipped;
+use vm_memory::{Bytes, GuestAddress};
+use vm_memory_host::{Backing, Lock, NumaPolicy, Region, TransparentHugePages};
+
+fn names_are_supported() -> bool {
+    build(Region::new(GuestAddress(0), PAGE).name("n")).is_ok()
+}
+
+fn without_name(region: Region) -> Region {
+    let mut options = region.options().clone();
+    options.name = None;
+    region.with_options(options)
+}
+
+#[test]
+fn options_reach_the_kernel() {
+    let region = |name: &str| Region::new(GuestAddress(0), 4 * MIB).name(name);
+    let plain = build(Region::new(GuestAddress(0), 4 * MIB)).unwrap();
+    for flag in ["dd", "dc", "mg", "hg", "nh", "lo"] {
+        assert!(!has_flag(host_address(&plain), flag), "{flag}");
+    }
+    let all = region("all of it")
+        .core_dump(false)
+        .forked(false)
+        .mergeable(true)
+        .transparent_huge_pages(TransparentHugePages::Off);
+    if !names_are_supported() {
+        skipped("options_reach_the_kernel (name)", "no CONFIG_ANON_VMA_NAME");
+        let error = build(all.clone()).unwrap_err().to_string();
+        assert!(error.contains("cannot set its name"), "{error}");
+    }
+    let all = build(if names_are_supported() {
+        all
+    } else {
+        without_name(all)
+    })
+    .unwrap();
+    for flag in ["dd", "dc", "mg", "nh"] {
+        assert!(has_flag(host_address(&all), flag), "{flag}");
+    }
+    let shown = smaps(host_address(&all));
+    assert!(
+        !names_are_supported() || shown.contains("[anon:all of it]"),
+        "{shown}"
+    );
+    let named = build(region("a-memfd").backing(Backing::Memfd).core_dump(false)).unwrap();
+    assert!(
+        smaps(host_address(&named)).contains("memfd:a-memfd")
+            && has_flag(host_address(&named), "dd")
+    );
+
+    let huge =
+        Region::new(GuestAddress(0), 4 * MIB).transparent_huge_pages(TransparentHugePages::On);
+    let huge = build(huge);
+    match huge {
+        Ok(huge) => assert!(has_flag(host_address(&huge), "hg")),
+        Err(error) => skipped("options_reach_the_kernel (huge pages)", error),
+    }
+    if !can_lock("options_reach_the_kernel (locked)") {
+        return;
+    }
+    for (lock, there) in [(Lock::Now, LOCKED), (Lock::OnFault, 0)] {
+        let locked = build(Region::new(GuestAddress(0), LOCKED).lock(lock)).unwrap();
+        assert!(has_flag(host_address(&locked), "lo"), "{lock:?}");
+        assert_eq!(resident(&locked), there);
+    }
+}
+
+#[test]
+fn numa_policy_places_pages_on_its_nodes() {
+    for (policy, word) in [
+        (NumaPolicy::Bind(vec![0]), "bind"),
+        (NumaPolicy::Preferred(0), "prefer"),
+        (NumaPolicy::Interleave(vec![0]), "interleave"),
+    ] {
+        let memory = match build(Region::new(GuestAddress(0), MIB).numa(policy.clone())) {
+            Ok(memory) => memory,
+            Err(error) if error.to_string().contains("Function not implemented") => {
+                skipped("numa_policy_places_pages_on_its_nodes", error);
+                continue;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        memory.write_obj(1u8, GuestAddress(0)).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/numa_maps").unwrap();
+        let line = maps
+            .lines()
+            .find(|line| line.starts_with(&format!("{:x} ", host_address(&memory))));
+        let line = line.expect("numa_maps lists the VMA");
+        assert!(line.contains(word) && line.contains("N0=1"), "{line}");
+    }
+}

@@ -1,0 +1,73 @@
+//! A guest cannot use up the VMAs of a process (`vm.max_map_count`).
+//!
+//! The test counts the VMAs of its process, so it is a program of its own.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::num::NonZeroU64;
+
+use test_support::temp_file;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory_host::{discard, Backing, MemoryBuilder, Region, Unplugged};
+
+const PAGE: u64 = 4096;
+
+fn build(region: Region) -> Result<GuestMemoryMmap, String> {
+    let built = MemoryBuilder::new().region(region).build();
+    built.map_err(|error| error.to_string())
+}
+
+fn vmas() -> u64 {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().count() as u64
+}
+
+#[test]
+fn vma_budget_is_shared_by_all_regions_of_the_process() {
+    let max_map_count = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    let most: u64 = max_map_count.trim().parse().unwrap();
+
+    // Each protected block could be a VMA.
+    let blocks = |count: u64| {
+        let size = NonZeroU64::new(PAGE).unwrap();
+        Region::new(GuestAddress(0), count * PAGE).blocks(size, Unplugged::Protected)
+    };
+    let error = build(blocks(most)).unwrap_err();
+    let expected = format!("its {most} protected blocks could need as many VMAs");
+    assert!(error.contains(&expected), "{error}");
+    let half = build(blocks(most / 2)).unwrap();
+    assert!(build(blocks(1)).is_err());
+    drop(half);
+
+    // Every second page of a private file is discarded: two VMAs each, more than the budget.
+    let pages = most / 2 + 1000;
+    let byte_of = |page: u64| (page % 255) as u8 + 1;
+    let bytes: Vec<u8> = (0..pages)
+        .flat_map(|page| [byte_of(page); PAGE as usize])
+        .collect();
+    let backing = Backing::private_file(temp_file(&bytes), 0);
+    let memory = build(Region::new(GuestAddress(0), pages * PAGE).backing(backing)).unwrap();
+    let before = vmas();
+    let mut freed = 0;
+    for page in (0..pages).step_by(2) {
+        freed += discard(&memory, GuestAddress(page * PAGE), PAGE).unwrap();
+    }
+    assert!(freed > 0 && freed < pages / 2 * PAGE, "{freed:#x}");
+    let more = vmas() - before;
+    assert!(more < most / 2 + 100, "{more} VMAs more");
+    // All discarded pages are zeroes, and no others.
+    for page in 0..pages {
+        let expected = if page % 2 == 0 { 0 } else { byte_of(page) };
+        let mut seen = [0x55; PAGE as usize];
+        memory
+            .read_slice(&mut seen, GuestAddress(page * PAGE))
+            .unwrap();
+        assert!(seen.iter().all(|byte| *byte == expected), "page {page}");
+    }
+    // A discard that joins two ranges needs no more VMAs.
+    assert_eq!(discard(&memory, GuestAddress(PAGE), PAGE).unwrap(), PAGE);
+    // The budget is free again only when the memory is gone.
+    assert!(build(blocks(most / 2)).is_err());
+    drop(memory);
+    build(blocks(most / 2)).unwrap();
+}
