@@ -147,6 +147,19 @@ compile_error!(
     "vm-memory: the feature `backend-mmap` is implemented for Unix only; disable it on this target"
 );
 
+// # Layers
+//
+// A module imports from its own line and from the lines above it (`cargo xtask layers`).
+//
+// ```text
+// address, convert
+// access                                                    the routines that move guest bytes
+// bitmap                                                    dirty tracking of one region
+// value, bytes, io, volatile_memory, endian, atomic_integer
+// region, guest_memory                                      regions, and the traits of guest memory
+// mmap, iommu, atomic, vectored, wait
+// dirty                                                     the dirty pages of a whole memory
+// ```
 #[expect(unsafe_code, reason = "moves guest bytes; no other module does")]
 mod access;
 pub use access::fault;

@@ -1,6 +1,14 @@
 //! `cargo xtask …`: what is longer than one cargo command.
 //!
 //! Each command is a module with an `Args` and a `run`; a new one is a module, a variant of [`Command`] and an arm in [`main`].
+//!
+//! # Layers
+//!
+//! ```text
+//! lexer, workspace
+//! source
+//! bench, compat, emulate, layers, lines, prose, soak
+//! ```
 
 #![cfg_attr(
     not(test),
@@ -19,7 +27,12 @@
 mod bench;
 mod compat;
 mod emulate;
+mod layers;
+mod lexer;
+mod lines;
+mod prose;
 mod soak;
+mod source;
 mod workspace;
 
 use std::process::ExitCode;
@@ -44,6 +57,12 @@ enum Command {
     Bench(bench::Args),
     /// Run the library's tests on other targets: aarch64 under qemu, musl; and build it for Windows and macOS
     Emulate(emulate::Args),
+    /// Check that modules import only from the layers that their crate allows
+    Layers(layers::Args),
+    /// Count the code lines of each crate
+    Lines(lines::Args),
+    /// Report phrases and long lines in comments, documentation and messages
+    Prose(prose::Args),
     /// Ask 0.18.0 and this crate the same random questions, for any length
     Soak(soak::Args),
 }
@@ -54,6 +73,9 @@ fn main() -> ExitCode {
         Command::Compat(args) => compat::run(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),
         Command::Emulate(args) => emulate::run(&workspace, &args),
+        Command::Layers(args) => layers::run(&workspace, &args),
+        Command::Lines(args) => lines::run(&workspace, &args),
+        Command::Prose(args) => prose::run(&workspace, &args),
         Command::Soak(args) => soak::run(&workspace, &args),
     });
     match outcome {

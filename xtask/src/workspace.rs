@@ -1,22 +1,38 @@
-//! Where this checkout and its target folder are, and how cargo is called.
+//! The checkout, its packages, and the cargo that runs this program.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use cargo_metadata::MetadataCommand;
+use cargo_metadata::{Metadata, MetadataCommand, TargetKind};
 
-/// This checkout.
+/// The checkout that this program was built from.
 #[derive(Debug)]
 pub struct Workspace {
-    /// The folder of the workspace and of the package `vm-memory`.
+    /// The folder of the workspace, and of the package `vm-memory`.
     pub root: PathBuf,
-    /// Where cargo puts what it builds: `CARGO_TARGET_DIR`, or `target`.
+    /// The folder of build output: `CARGO_TARGET_DIR`, or `target`.
     pub target: PathBuf,
+    metadata: Metadata,
+}
+
+/// A package of the workspace.
+#[derive(Debug)]
+pub struct Package {
+    /// The name in its manifest.
+    pub name: String,
+    /// The folder of its manifest.
+    pub folder: PathBuf,
+    /// The root files of its library and programs, without tests, examples and benchmarks.
+    pub roots: Vec<PathBuf>,
 }
 
 impl Workspace {
-    /// The checkout that this program was built from.
+    /// Finds the checkout that this program was built from.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if cargo cannot read the workspace.
     pub fn find() -> Result<Self> {
         let own = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = own.parent().context("the folder of xtask has no parent")?;
@@ -27,23 +43,52 @@ impl Workspace {
             .exec()
             .with_context(|| format!("cannot read the workspace in {}", root.display()))?;
         Ok(Self {
-            root: metadata.workspace_root.into_std_path_buf(),
-            target: metadata.target_directory.into_std_path_buf(),
+            root: metadata.workspace_root.clone().into_std_path_buf(),
+            target: metadata.target_directory.clone().into_std_path_buf(),
+            metadata,
         })
     }
 
-    /// The manifest of the package `vm-memory`.
+    /// Returns the manifest of the package `vm-memory`.
     pub fn manifest(&self) -> PathBuf {
         self.root.join("Cargo.toml")
     }
+
+    /// Returns the packages of the workspace, sorted by name.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if a manifest has no folder.
+    pub fn packages(&self) -> Result<Vec<Package>> {
+        let mut packages = Vec::new();
+        for package in self.metadata.workspace_packages() {
+            let folder = package
+                .manifest_path
+                .parent()
+                .context("a manifest has no folder")?;
+            let roots = package.targets.iter().filter(|target| {
+                let kinds = [TargetKind::Lib, TargetKind::Bin, TargetKind::ProcMacro];
+                target.kind.iter().any(|kind| kinds.contains(kind))
+            });
+            packages.push(Package {
+                name: package.name.to_string(),
+                folder: folder.as_std_path().to_owned(),
+                roots: roots
+                    .map(|target| target.src_path.clone().into_std_path_buf())
+                    .collect(),
+            });
+        }
+        packages.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(packages)
+    }
 }
 
-/// The cargo that runs this program, so that the toolchain stays the same.
+/// Returns the cargo that runs this program, so that the toolchain stays the same.
 pub fn cargo_path() -> PathBuf {
     std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
 
-/// That cargo, to be run in `folder`.
+/// Returns a command of that cargo, to run in `folder`.
 pub fn cargo(folder: &Path) -> Command {
     let mut command = Command::new(cargo_path());
     command.current_dir(folder);

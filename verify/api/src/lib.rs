@@ -9,6 +9,14 @@
 //! (`check_range` and `get_slices` on a type that is both `GuestMemory` and `GuestMemoryBackend`), the trait is named, as users do.
 //!
 //! Each module is one area, with functions that panic when an answer is wrong; `tests/calls.rs` runs them.
+//!
+//! # Layers
+//!
+//! ```text
+//! extensions
+//! everything
+//! addresses, bitmaps, enums, generic, mappings, memories, own_memory, own_values, streams, swapped, translated, values, volatile
+//! ```
 #![deny(warnings)]
 #![deny(deprecated)]
 #![expect(

@@ -15,6 +15,13 @@
 //! Both channels are Unix sockets, and carry `VHOST_USER_IOTLB_MSG` (vhost-user specification, section "IOMMU support"): the
 //! header of vhost-user, and the kernel's `struct vhost_iotlb_msg` as payload. The back end is what a user of the feature `iommu`
 //! has to write; the front end is the least that a test needs, and sends whatever it is told, hostile messages too.
+//!
+//! # Layers
+//!
+//! ```text
+//! message, table       messages, and the table of regions
+//! backend, frontend
+//! ```
 
 #![cfg_attr(
     not(test),

@@ -1,0 +1,54 @@
+//! The list of layers at the head of a crate.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The layers of a crate.
+#[derive(Debug)]
+pub struct Layers {
+    /// The line of the list that each module is on.
+    lines: BTreeMap<String, usize>,
+}
+
+impl Layers {
+    /// Reads the first block of code under the heading `# Layers` in the comments of a file.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut comments = text.lines().filter_map(|line| {
+            let comment = line.strip_prefix("//")?;
+            Some(comment.strip_prefix('!').unwrap_or(comment).trim_start())
+        });
+        comments.find(|line| *line == "# Layers")?;
+        comments.find(|line| line.starts_with("```"))?;
+        let block = comments.take_while(|line| !line.starts_with("```"));
+        let mut lines = BTreeMap::new();
+        for (number, line) in block.enumerate() {
+            let modules = line.split("  ").next().unwrap_or_default();
+            for module in modules.split(',') {
+                lines.insert(module.trim().to_owned(), number);
+            }
+        }
+        Some(Self { lines })
+    }
+
+    /// Returns the ways in which the list differs from the modules of the crate.
+    pub fn differences(&self, modules: &BTreeSet<String>) -> Vec<String> {
+        let unlisted = modules
+            .iter()
+            .filter(|module| !self.lines.contains_key(*module))
+            .map(|module| format!("the module `{module}` is not in the list of layers"));
+        let unknown = self
+            .lines
+            .keys()
+            .filter(|module| !modules.contains(*module))
+            .map(|module| format!("the list of layers has `{module}`, which is not a module"));
+        unlisted.chain(unknown).collect()
+    }
+
+    /// Returns whether the module `from` may import from the module `to`: it is on the same line
+    /// of the list, or on a line above. Unlisted modules are reported by [`Self::differences`].
+    pub fn allow(&self, from: &str, to: &str) -> bool {
+        match (self.lines.get(from), self.lines.get(to)) {
+            (Some(from), Some(to)) => to <= from,
+            _ => true,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+use std::fs;
+
+use super::*;
+
+const LIST: &str =
+    "//! # Layers\n//!\n//! ```text\n//! low  the base\n//! middle, other\n//! high\n//! ```\n\
+                    mod low;\nmod middle;\nmod other;\nmod high;\npub use high::High;\n";
+
+/// The findings about a crate whose module `module` has `text`.
+fn findings(module: &str, text: &str, exceptions: &[Exception]) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("lib.rs");
+    fs::write(&root, LIST).unwrap();
+    for name in ["low", "middle", "other", "high"] {
+        let text = if name == module { text } else { "" };
+        fs::write(folder.path().join(format!("{name}.rs")), text).unwrap();
+    }
+    let package = Package {
+        name: "example".to_owned(),
+        folder: folder.path().to_owned(),
+        roots: vec![root],
+    };
+    check(&package, exceptions).unwrap()
+}
+
+#[test]
+fn check_with_imports_that_point_up_reports_each() {
+    for text in [
+        "use crate::high::High;",
+        "use crate::{low::Low, high::High};",
+        "use crate::High;",
+        "use super::high;",
+        "fn call() { crate::high::call() }",
+        "fn call() { println!(\"{}\", crate::high::call()) }",
+        "mod inner { use super::super::high::High; }",
+        "macro_rules! call { () => { $crate::high::call() } }",
+        "impl crate::high::High for u8 {}",
+    ] {
+        let found = findings("middle", text, &[]);
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+        let end = found.first().unwrap();
+        assert!(
+            end.contains("middle.rs:1: `middle` imports `high"),
+            "{text}: {end}"
+        );
+    }
+}
+
+#[test]
+fn check_with_imports_from_same_or_lower_layers_reports_nothing() {
+    for text in [
+        "use crate::low::Low;\nuse crate::other::Other;\nuse std::io;",
+        "use self::inner::Inner;\nmod inner { use super::Own; }",
+        "/// See [`crate::high::High`].\nfn documented() {}",
+        "pub(in crate::middle) fn visible() {}",
+    ] {
+        assert_eq!(findings("middle", text, &[]), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn check_with_upward_imports_in_tests_reports_nothing() {
+    for text in [
+        "#[cfg(test)]\nmod tests { use crate::high::High; }",
+        "#[cfg(test)]\nuse crate::high::High;",
+        "fn counted() { #[cfg(test)]\n crate::high::count(); }",
+    ] {
+        assert_eq!(findings("low", text, &[]), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn check_with_exception_allows_that_name_only() {
+    let exception = || Exception {
+        package: "example",
+        from: "low",
+        name: "high::High",
+        reason: "published",
+    };
+    assert_eq!(findings("low", "use crate::High;", &[exception()]), [""; 0]);
+    let other = findings("low", "use crate::high::{High, Low};", &[exception()]);
+    assert_eq!(other.len(), 1, "{other:?}");
+    let unused = findings("low", "", &[exception()]);
+    assert!(
+        unused.first().unwrap().contains("is not needed any more"),
+        "{unused:?}"
+    );
+}
+
+#[test]
+fn check_with_list_that_differs_from_modules_reports_both_ways() {
+    let layers = Layers::parse("//! # Layers\n//! ```text\n//! one\n//! two\n//! ```\n").unwrap();
+    let modules = ["two", "three"].map(str::to_owned).into();
+    assert_eq!(
+        layers.differences(&modules),
+        [
+            "the module `three` is not in the list of layers",
+            "the list of layers has `one`, which is not a module"
+        ]
+    );
+}

@@ -1,0 +1,97 @@
+use super::*;
+
+fn found(file: &str, text: &str) -> Vec<String> {
+    let phrases = Phrase::read_all().unwrap();
+    check(file, text, &phrases)
+        .into_iter()
+        .map(|finding| format!("{}: {}", finding.line, finding.text))
+        .collect()
+}
+
+#[test]
+fn check_of_comment_with_phrase_reports_its_line() {
+    let text = "/// Returns a slice.\n///\n/// The slice lies in one\n/// piece.\nfn slice() {}\n";
+    assert_eq!(found("a.rs", text), ["3: \"in one piece\""]);
+}
+
+#[test]
+fn check_of_message_with_phrase_reports_it() {
+    assert_eq!(
+        found("a.rs", "const A: &str = \"4 bytes are to be had\";"),
+        ["1: \"to be had\""]
+    );
+}
+
+#[test]
+fn check_of_code_reports_nothing() {
+    for text in [
+        "let answers = 1;",
+        "// `answers` is a variable.",
+        "let so = '\\''; // fine",
+    ] {
+        assert_eq!(found("a.rs", text), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn check_of_negation_knows_the_right_ones() {
+    assert_eq!(
+        found("a.md", "It is no region."),
+        ["1: \"It is no region\""]
+    );
+    for text in [
+        "There is no region.",
+        "It is no longer mapped.",
+        "It is not a region.",
+    ] {
+        assert_eq!(found("a.md", text), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn check_of_opening_clause_reports_it() {
+    for text in [
+        "/// What the guest wrote.\nfn a() {}",
+        "//! Where the region ends.",
+        "// How many there are.",
+        "/// - Who uses it.",
+    ] {
+        let found = found("a.rs", text);
+        assert!(
+            found.len() == 1 && found.first().unwrap().contains("opens with"),
+            "{text}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn check_of_questions_headings_and_main_clauses_reports_nothing() {
+    for text in [
+        "# How it works",
+        "What does a region cost? One word.",
+        "Where there is no KVM, the driver is a thread.",
+        "| What | How |",
+        "```text\nWhat the guest wrote\n```",
+    ] {
+        assert_eq!(found("a.md", text), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn check_of_long_lines_reports_prose_only() {
+    let words = "word ".repeat(24);
+    assert_eq!(found("a.rs", &format!("// {words}")), ["1: 123 columns"]);
+    for text in [
+        format!("//! | {words} |"),
+        format!("// https://example.org/{words}"),
+        format!("let a = \"{words}\";"),
+    ] {
+        assert_eq!(found("a.rs", &text), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn first_sentence_ends_at_its_mark() {
+    assert_eq!(first_sentence("One. Two."), "One.");
+    assert_eq!(first_sentence("See a.b, then"), "See a.b, then");
+}

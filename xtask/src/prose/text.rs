@@ -1,0 +1,181 @@
+//! The prose of a file: comments and strings of source, and text of Markdown.
+
+use crate::lexer::{lex, Kind};
+
+/// Lines that belong together.
+#[derive(Debug, Default)]
+pub struct Paragraph {
+    /// The lines, joined by spaces, with inline code replaced by underscores.
+    pub text: String,
+    /// Whether it is made of sentences, and not a heading, a row of a table, code or a message.
+    pub sentences: bool,
+    /// The offset in `text` at which each line begins, and its number.
+    lines: Vec<(usize, usize)>,
+}
+
+impl Paragraph {
+    /// Returns the number of the line that an offset in the text is on.
+    pub fn line_of(&self, offset: usize) -> usize {
+        let before = self.lines.iter().rev().find(|(start, _)| *start <= offset);
+        before.map_or(0, |(_, line)| *line)
+    }
+
+    fn push(&mut self, line: usize, text: &str) {
+        if !self.text.is_empty() {
+            self.text.push(' ');
+        }
+        self.lines.push((self.text.len(), line));
+        self.text.push_str(text);
+    }
+}
+
+/// Returns the paragraphs of a file, by the extension of its name.
+pub fn paragraphs(file: &str, text: &str) -> Vec<Paragraph> {
+    match file.rsplit_once('.').map(|(_, extension)| extension) {
+        Some("rs") => rust(text),
+        Some("md") => split(
+            text.lines()
+                .enumerate()
+                .map(|(at, line)| (at.saturating_add(1), line)),
+        ),
+        Some("toml" | "yml" | "yaml" | "s") => marked_comments(text),
+        _ if text.starts_with("#!") => single_lines(text),
+        _ if file.rsplit('/').next() == Some("CODEOWNERS") => single_lines(text),
+        _ => Vec::new(),
+    }
+}
+
+/// Returns the lines of prose that have more than `most` columns, with their columns.
+pub fn long_lines(file: &str, text: &str, most: usize) -> Vec<(usize, usize)> {
+    let markdown = file.ends_with(".md");
+    let comment = |line: &str| match file.rsplit_once('.').map(|(_, extension)| extension) {
+        Some("rs") => line.starts_with("//"),
+        Some("toml" | "yml" | "yaml" | "s") => line.starts_with(['#', '/']),
+        _ => line.starts_with('#') && text.starts_with("#!"),
+    };
+    (1..)
+        .zip(text.lines())
+        .map(|(number, line)| (number, line, line.chars().count()))
+        .filter(|(_, line, columns)| {
+            let text = line.trim_start();
+            let table = text.trim_start_matches(['/', '!', ' ']).starts_with('|');
+            *columns > most && !table && !text.contains("://") && (markdown || comment(text))
+        })
+        .map(|(number, _, columns)| (number, columns))
+        .collect()
+}
+
+/// Comments and string literals of Rust source.
+fn rust(text: &str) -> Vec<Paragraph> {
+    let mut found = Vec::new();
+    let mut block: Vec<(usize, &str)> = Vec::new();
+    for token in lex(text) {
+        match token.kind {
+            Kind::Comment => {
+                block.extend(token.lines().map(|(line, text)| (line, uncomment(text))))
+            }
+            // Blanks between the lines of one comment.
+            Kind::Code if token.text.trim().is_empty() && token.text.matches('\n').count() == 1 => {
+            }
+            Kind::Code => found.extend(split(block.drain(..))),
+            Kind::Text => {
+                found.extend(split(block.drain(..)));
+                let mut message = Paragraph::default();
+                for (line, text) in token.lines() {
+                    message.push(
+                        line,
+                        &without_code(text.trim().trim_end_matches('\\').trim_end()),
+                    );
+                }
+                found.push(message);
+            }
+        }
+    }
+    found.extend(split(block.drain(..)));
+    found
+}
+
+/// A line of a comment without its delimiters.
+fn uncomment(line: &str) -> &str {
+    let line = line.trim();
+    let line = line
+        .strip_prefix("//")
+        .or_else(|| line.strip_prefix("/*"))
+        .unwrap_or(line);
+    line.trim_end_matches("*/")
+        .trim_start_matches(['/', '!', '*'])
+        .trim()
+}
+
+/// Comments that fill lines of their own, after `#` or `//`.
+fn marked_comments(text: &str) -> Vec<Paragraph> {
+    let mut found = Vec::new();
+    let mut block = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.starts_with(['#', '/']) {
+            block.push((number, line.trim_start_matches(['#', '/']).trim()));
+        } else {
+            found.extend(split(block.drain(..)));
+        }
+    }
+    found.extend(split(block.drain(..)));
+    found
+}
+
+/// Each line by itself.
+fn single_lines(text: &str) -> Vec<Paragraph> {
+    (1..)
+        .zip(text.lines())
+        .map(|(number, line)| {
+            let mut paragraph = Paragraph::default();
+            paragraph.push(number, &without_code(line));
+            paragraph
+        })
+        .collect()
+}
+
+/// Splits lines of Markdown at blank lines, headings, list items, rows of tables, and code.
+fn split<'text>(lines: impl IntoIterator<Item = (usize, &'text str)>) -> Vec<Paragraph> {
+    let mut found = Vec::new();
+    let mut open = Paragraph::default();
+    let mut code = false;
+    for (number, line) in lines {
+        let line = line.trim();
+        let fence = line.starts_with("```");
+        let item = ["- ", "* ", "+ "]
+            .iter()
+            .find_map(|marker| line.strip_prefix(marker));
+        let alone = code || line.starts_with(['#', '|']);
+        if fence || alone || item.is_some() || line.is_empty() {
+            found.push(std::mem::take(&mut open));
+        }
+        code ^= fence;
+        if !fence && !line.is_empty() {
+            open.push(number, &without_code(item.unwrap_or(line)));
+            open.sentences = !alone;
+        }
+        if alone {
+            found.push(std::mem::take(&mut open));
+        }
+    }
+    found.push(open);
+    found.retain(|paragraph| !paragraph.text.is_empty());
+    found
+}
+
+/// The text with inline code replaced by as many underscores.
+fn without_code(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    for (number, part) in text.split('`').enumerate() {
+        if number > 0 {
+            kept.push('_');
+        }
+        if number % 2 == 0 {
+            kept.push_str(part);
+        } else {
+            kept.extend(part.bytes().map(|_| '_'));
+        }
+    }
+    kept
+}
