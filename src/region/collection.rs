@@ -95,7 +95,7 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
             }
         }
         Ok(Self {
-            index: RegionIndex::of(regions.into_iter().map(Entry::new).collect()),
+            index: RegionIndex::from_sorted(regions.into_iter().map(Entry::new).collect()),
         })
     }
 
@@ -109,20 +109,12 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         region: Arc<R>,
     ) -> Result<GuestRegionCollection<R>, GuestRegionCollectionError> {
         let new = Entry::new(region);
-        let place = self.index.begun(GuestAddress(new.start()));
-        // The others do not overlap among themselves: the two that it comes between are all that it can meet.
-        let before = place
-            .checked_sub(1)
-            .and_then(|place| self.index.entry(place));
-        let after = self.index.entry(place);
-        if before.is_some_and(|before| before.last() >= new.start())
-            || after.is_some_and(|after| new.last() >= after.start())
-        {
-            return Err(GuestRegionCollectionError::MemoryRegionOverlap);
+        match self.index.rank_of_new(&new) {
+            Some(rank) => Ok(Self {
+                index: self.index.inserted(rank, new),
+            }),
+            None => Err(GuestRegionCollectionError::MemoryRegionOverlap),
         }
-        Ok(Self {
-            index: self.index.with(place, new),
-        })
     }
 
     /// Returns the collection without the region that begins at `base` and is `size` bytes long, and that region.
@@ -135,12 +127,10 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         base: GuestAddress,
         size: GuestUsize,
     ) -> Result<(GuestRegionCollection<R>, Arc<R>), GuestRegionCollectionError> {
-        let number = self.index.begun(base).wrapping_sub(1);
-        match self.index.entry(number) {
-            Some(entry) if entry.start() == base.0 && entry.region().len() == size => {
-                let removed = Arc::clone(entry.region());
-                let index = self.index.without(number);
-                Ok((Self { index }, removed))
+        match self.index.starting_at(base) {
+            Some((number, region)) if region.len() == size => {
+                let index = self.index.removed(number);
+                Ok((Self { index }, Arc::clone(region)))
             }
             _ => Err(GuestRegionCollectionError::NoMemoryRegion),
         }
@@ -161,7 +151,7 @@ impl<R: GuestMemoryRegion> GuestMemoryBackend for GuestRegionCollection<R> {
     }
 
     fn iter(&self) -> impl Iterator<Item = &R> {
-        self.index.regions().map(Arc::as_ref)
+        self.index.regions()
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 mod collection;
 mod index;
 mod region_bytes;
+mod table;
 
 #[cfg(test)]
 mod tests;
