@@ -75,9 +75,9 @@ impl Guest {
                 memory_size: region.len(),
                 userspace_addr: region.get_host_address(MemoryRegionAddress(0))? as u64,
             };
-            // SAFETY: the slot is one region of `self.memory`, mapped while that is held. The virtual
-            // machine runs only while a thread of `run` has its vCPU, and that thread holds
-            // the memory, too. Other accesses go through vm-memory, which expects races.
+            // SAFETY: the slot is one region of `self.memory`, mapped while that is held. A vCPU
+            // exists only in a thread of `run`, which holds the memory, too, and drops the vCPU
+            // first. Other accesses go through vm-memory, which expects races.
             unsafe { self.vm.set_user_memory_region(region)? };
         }
         Ok(())

@@ -43,9 +43,9 @@ fn offer(memory: &Memory, buffers: &[(u64, u32)]) -> Result<(), Box<dyn Error>> 
 #[expect(unsafe_code, reason = "readv(2) takes pointers")]
 fn receive(fd: RawFd, buffer: IoBuffer<Memory>) -> io::Result<usize> {
     let vectors = buffer.vectors();
-    let count = vectors.len().min(1024) as i32; // UIO_MAXIOV
-                                                // SAFETY: an `IoVector` is an `iovec`. `buffer` keeps the memory mapped until after the call,
-                                                // and no Rust reference to that memory exists.
+    let count = vectors.len().min(libc::UIO_MAXIOV as usize) as i32;
+    // SAFETY: an `IoVector` is an `iovec`. `buffer` keeps the memory mapped until after the call,
+    // and no Rust reference to that memory exists.
     let received = unsafe { libc::readv(fd, vectors.as_ptr().cast(), count) };
     match usize::try_from(received) {
         Ok(received) => Ok(buffer.complete(received)),

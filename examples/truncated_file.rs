@@ -1,5 +1,5 @@
-//! Survive a file that is truncated under its mapping: with `fault::install`, SIGBUS becomes an error
-//! of the access, and the VMM goes on.
+//! Survive a file that is truncated under its mapping: with `fault::install`, SIGBUS becomes an
+//! error of the access, and the VMM goes on.
 //!
 //! `cargo run -p examples --example truncated_file`
 

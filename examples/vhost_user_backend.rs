@@ -61,7 +61,7 @@ impl BackEnd {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // The front end, here in the same process: two sealed memfds. The crate `vhost` has the protocol.
+    // The front end, here in the same process, has two sealed memfds.
     let front_end: Memory = MemoryBuilder::new()
         .region(Region::new(GuestAddress(0), 2 << 20).backing(Backing::Memfd))
         .region(Region::new(GuestAddress(1 << 32), 2 << 20).backing(Backing::Memfd))
