@@ -105,7 +105,7 @@
 //! | [`vectored`] | `readv`, `writev`, `preadv`, `pwritev` | run time |
 //! | [`fault::install`] | `sigaction`; `raise` for a signal whose default action ends the process | boot |
 //! | [`dirty::DirtyMemory::start_tracking`] | `membarrier` | migration |
-//! | harvests of bitmaps with [`look_before_marking`](bitmap::AtomicBitmap::look_before_marking) | `membarrier` | migration |
+//! | harvests of bitmaps with [`test_before_marking`](bitmap::AtomicBitmap::test_before_marking) | `membarrier` | migration |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in Cargo.toml.

@@ -125,7 +125,7 @@ fn marks_and_harvests_make_no_system_call() {
     });
     assert_eq!(killed, Some(libc::SIGKILL));
     let mut looking = AtomicBitmap::new(PAGE, page);
-    if let Err(error) = looking.look_before_marking() {
+    if let Err(error) = looking.test_before_marking() {
         return skipped(test, format!("no membarrier(2): {error}"));
     }
     let mut dirty = DirtyPages::new(PAGE, page);

@@ -40,9 +40,9 @@ pub fn reader(stage: &Stage) -> Result<Batch> {
 }
 
 /// Marks what is marked already, by a look.
-pub fn look_before_marking(len: usize) -> Result<Batch> {
+pub fn test_before_marking(len: usize) -> Result<Batch> {
     let mut bitmap = AtomicBitmap::new(BITMAP_LEN, PAGE_SIZE);
-    bitmap.look_before_marking().context("membarrier(2)")?;
+    bitmap.test_before_marking().context("membarrier(2)")?;
     bitmap.mark_dirty(0, BITMAP_LEN);
     let offsets = pages_in(len);
     Ok(Batch::of(move |number| {

@@ -122,7 +122,7 @@ pub const ROWS: &[Row] = &[
     row!("mark_dirty, 1M, already", [50.0, 50.0, 50.0], |_| bitmaps::mark_dirty(1 << 20), limit::mark_dirty(1 << 20)),
     row!("mark_dirty, 1G, already", [55.0, 55.0, 55.0], |_| bitmaps::mark_dirty(1 << 30), limit::mark_dirty(1 << 30)),
     row!("get_and_reset, 1G, 0.01%", [13.0, 19.0, 9.0], |_| bitmaps::get_and_reset()),
-    new_row!("mark_dirty, 1B, already, by a look", [1.1, 1.1, 1.1], |_| reference_side::bitmaps::mark_dirty(1), new_abilities::look_before_marking(1)),
+    new_row!("mark_dirty, 1B, already, by a look", [1.1, 1.1, 1.1], |_| reference_side::bitmaps::mark_dirty(1), new_abilities::test_before_marking(1)),
     new_row!("mark_dirty, 1B, switched off", [2.5, 2.5, 2.5], |_| reference_side::bitmaps::mark_dirty(1), new_abilities::mark_switched_off()),
     new_row!("harvest, 1T, 0.001%", [50.0, 50.0, 50.0], |_| new_abilities::harvest_large_reference(), new_abilities::harvest_large()),
     new_row!("harvest, 64G, all of it", [1.0, 1.0, 1.0], |_| new_abilities::harvest_dirty_reference(), new_abilities::harvest_dirty()),

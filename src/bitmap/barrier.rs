@@ -1,42 +1,50 @@
-//! A barrier in all threads of the process, by `membarrier(2)`.
+//! The process-wide barrier: `membarrier(2)`.
 
 use std::io;
 
 #[cfg(test)]
 std::thread_local! {
-    /// How often this thread has asked for one.
-    pub(crate) static ASKED_FOR: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+    /// The number of barriers that this thread has requested.
+    pub(crate) static BARRIERS: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
 }
 
-/// Has every thread of this process that is running go through a full memory barrier now.
+/// Makes every running thread of this process execute a full memory barrier.
 ///
-/// What other threads had written before this was called, in the order of their programs, is seen by what this one reads when it has returned; what
-/// this one wrote before is seen by whatever they read afterwards. It costs them nothing but the interruption, and this one a few microseconds.
+/// This is the heavy half of an asymmetric pair of barriers; the light half is a compiler fence in
+/// the other threads. All that another thread wrote before its barrier, in program order, is visible
+/// to this thread when the function returns. All that this thread wrote before the call is visible
+/// to the other threads after their barrier.
 ///
-/// System calls: `membarrier(2)` with `MEMBARRIER_CMD_PRIVATE_EXPEDITED`, and, the first time in a process, `MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED`.
-/// Many seccomp filters of VMMs do not allow them, so nothing in this crate makes them unasked.
+/// System calls: `membarrier(2)` with `MEMBARRIER_CMD_PRIVATE_EXPEDITED`, and for the first call in
+/// a process also with `MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED`. The seccomp filters of many VMMs
+/// do not allow it, so this crate makes the call only in functions whose documentation says so.
 ///
-/// # Errors
-///
-/// What the kernel answers: `ENOSYS` before Linux 4.14. `Unsupported` on other systems.
+/// # Examples
 ///
 /// ```
 /// # #[cfg(target_os = "linux")]
-/// vm_memory::bitmap::barrier_in_all_threads()?;
+/// vm_memory::bitmap::process_wide_barrier()?;
 /// # Ok::<(), std::io::Error>(())
 /// ```
-pub fn barrier_in_all_threads() -> io::Result<()> {
+///
+/// # Errors
+///
+/// Returns the error of `membarrier(2)`: `ENOSYS` before Linux 4.14, or the error that a seccomp
+/// filter returns. On other systems, returns an error of the kind `Unsupported`.
+#[doc(alias = "membarrier")]
+#[doc(alias = "asymmetric fence")]
+pub fn process_wide_barrier() -> io::Result<()> {
     #[cfg(test)]
-    ASKED_FOR.with(|asked_for| asked_for.set(asked_for.get().saturating_add(1)));
+    BARRIERS.set(BARRIERS.get().saturating_add(1));
     #[cfg(all(target_os = "linux", not(miri)))]
     {
         match membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED) {
-            // Not registered yet.
+            // The process is not registered yet.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)?;
                 membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED)
             }
-            answer => answer,
+            result => result,
         }
     }
     #[cfg(not(all(target_os = "linux", not(miri))))]
@@ -45,13 +53,11 @@ pub fn barrier_in_all_threads() -> io::Result<()> {
 
 #[cfg(all(target_os = "linux", not(miri)))]
 fn membarrier(command: libc::c_int) -> io::Result<()> {
-    #[expect(
-        unsafe_code,
-        reason = "membarrier(2) has no form in libc but the system call"
-    )]
-    // SAFETY: the system call takes numbers (command, flags, CPU) and touches no memory of this process.
-    let answer = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
-    match answer {
+    #[expect(unsafe_code, reason = "libc has no function for membarrier(2)")]
+    // SAFETY: membarrier(2) takes a command, flags and a CPU number, none of which is a pointer, and
+    // accesses no memory of the process.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
+    match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -19,7 +19,7 @@ pub trait DirtyLog {
     /// Adds the marks of its first bytes to `dirty`, as many as that is for, and clears them.
     fn harvest_into(&self, dirty: &mut DirtyPages);
 
-    /// Harvests as [`harvest_into`](Self::harvest_into) does, but for the [barrier in all threads](super::barrier_in_all_threads) that has to come before the
+    /// Harvests as [`harvest_into`](Self::harvest_into) does, but for the [barrier in all threads](super::process_wide_barrier) that has to come before the
     /// bytes are read, if there has to be one: returns whether. So the harvest of many logs takes one for all of them.
     ///
     /// Where the system refuses it, all that is in `dirty` is to be [put back](Self::put_back). The default is `harvest_into`, and that no barrier is
@@ -95,7 +95,7 @@ impl<B: Deref<Target = AtomicBitmap>> DirtyLog for BaseSlice<B> {
     }
 
     fn harvest_before_barrier(&self, dirty: &mut DirtyPages) -> bool {
-        self.bitmap().take_from(self.base_offset(), dirty)
+        self.bitmap().drain_from(self.base_offset(), dirty)
     }
 
     fn put_back(&self, ranges: &mut dyn Iterator<Item = Range<usize>>) {

@@ -1,56 +1,101 @@
-//! [`Marks`]: bits in words, and a bit above for every line of words that has one.
+//! [`Marks`]: bits in words, with one summary bit for each line of words.
 //!
 //! ```text
-//!   summary │ 0 1 0 0 … │            a bit for each line: a harvest of few marks looks at few lines
+//!   summary │ 0 1 0 0 … │              one bit per line: a harvest skips lines without marks
 //!               │
-//!   words   │ 8 words │ 8 words │ …  a line: as much as a cache holds together, and 512 marks
+//!   words   │ 8 words │ 8 words │ …    a line: one cache line, 512 marks
 //! ```
 //!
-//! # No interleaving loses a mark
+//! # Protocol
 //!
-//! A *writer* (a device thread) stores bytes `D`, then marks their page: `M = fetch_or(word)`, then `L`, a look whether the summary has the bit
-//! of its line, and `F = fetch_or(summary)` where it has not. A *harvest* takes `T = swap(summary)`, then looks at the words of the lines that it
-//! found and takes each that is not empty, `H = swap(word)`; then it reads the bytes of those pages, `R`. All are sequentially consistent.
+//! A *writer* is a thread that writes to guest memory and marks the page:
 //!
-//! *A harvest that finds the mark sees the bytes.* Every operation that changes a word is a read-modify-write, so the release sequence
-//! that `M` heads goes on until `H`, and `H` acquires what `M` released: `D` happens before `R`.
+//! | step | operation | purpose |
+//! |---|---|---|
+//! | `D` | stores to guest memory | the data |
+//! | `M` | `fetch_or` on the word | sets the mark |
+//! | `L` | load of the summary | tests the bit of the line |
+//! | `F` | `fetch_or` on the summary | sets that bit, only if `L` found it clear |
 //!
-//! *A mark that is done is found by the next harvest.* When the writer is done, the bit of the line is in the summary unless a harvest
-//! took it since: either `F` put it there, or `L` found it there. Suppose a harvest took it, `T` after that `L` or `F`. In the one order of all these operations,
-//! `M` is before `L` (or `F`), that before `T`, and `T` before the look at the word: the look finds the mark, unless another harvest has found it. So no
-//! harvest that takes a line leaves a mark behind that was done, and a mark stays findable until it is found. A harvest passes over words and
-//! summary words in which a look finds nothing: the look is sequentially consistent too, and a mark that it misses comes after it.
+//! A *harvest* drains the marks and then reads the pages:
 //!
-//! The look `L` is what makes the second writer of a word as safe as the first. It would not be enough to let the one who finds the word empty set the
-//! bit above: it may be stopped between the two, and the second one's mark would be done and not findable.
+//! | step | operation | purpose |
+//! |---|---|---|
+//! | `T` | `swap` on the summary | drains the bits of the lines |
+//! | `S` | loads of the words of each such line | skips the empty words |
+//! | `H` | `swap` on each other word | drains the marks |
+//! | `R` | loads from guest memory | reads the data |
 //!
-//! *Looking before marking* (a mode, for which a harvest pays): the writer looks at the word and at the summary, and does nothing where it finds
-//! both. That alone loses pages: the look may be answered before `D` is visible, and a harvest between them takes the mark and reads
-//! old bytes. So there are barriers between: `B` between `D` and the look, and `B'` between `H` and `R`. Of two such barriers, one comes first. If
-//! it is `B`, `R` sees `D`. If it is `B'`, the look comes after `T` and `H`, finds one of the two missing, and marks. `B` is for the compiler alone, and `B'`
-//! is `membarrier(2)`, which has every other thread of the process go through a full barrier at that moment.
+//! `M`, `L`, `F`, `T`, `S` and `H` are sequentially consistent. "The total order" below is the
+//! single order of all sequentially consistent operations.
 //!
-//! `verify/loom/` runs all of this, with this very file: writers, a harvest at the same time and one behind them. `mutants.rs` there weakens these operations one
-//! by one (`M`, `L`, `F`, `T`, the look at a line, `H`, both barriers) and has a model lose a page for each; it also lists what the models do not need.
+//! # No interleaving loses a page
+//!
+//! **A harvest that finds a mark reads the data.** Every operation that changes a word is a
+//! read-modify-write. The release sequence headed by `M` therefore extends to the `H` that finds
+//! the mark, and `H` acquires what `M` released. So `D` happens before `R`.
+//!
+//! **The next harvest finds a completed mark.** Suppose a writer has completed its steps.
+//!
+//! 1. The summary had the bit of the line at that time: `F` set it or `L` found it.
+//! 2. If no harvest has drained that bit since, the next harvest's `T` finds it.
+//! 3. Otherwise some harvest's `T` drained it, after `L` or `F` in the total order. `M` precedes
+//!    `L` and `F`, and `T` precedes its `S`. So `M` precedes `S` in the total order, and `S` finds
+//!    the mark unless another harvest has drained it already.
+//!
+//! So a harvest that drains the bit of a line leaves no completed mark behind in that line. A
+//! harvest also skips a summary word if a load finds it 0. That load is sequentially consistent
+//! too, so a mark that it misses completes after it in the total order.
+//!
+//! **`L` is needed.** It is not enough that the writer that finds the word empty sets the summary
+//! bit. That writer may be preempted between the two steps. A second writer of the same word would
+//! then complete a mark that no harvest can find.
+//!
+//! # Testing before marking
+//!
+//! In this mode ([`Marks::test_and_set`]) the writer first tests the word and the summary by relaxed
+//! loads, and skips `M`, `L` and `F` if both have the bits. Alone, this would lose pages. The loads
+//! may be satisfied before `D` becomes visible, and a harvest in between would drain the mark and
+//! read the old data. An asymmetric pair of barriers prevents that:
+//!
+//! | barrier | place | implementation |
+//! |---|---|---|
+//! | `B` | between `D` and the test | a compiler fence |
+//! | `B'` | between `H` and `R` | `membarrier(2)`: a full barrier in every running thread |
+//!
+//! Of any two such barriers one comes first. If `B` comes first, `R` reads the data of `D`. If `B'`
+//! comes first, the test comes after `T` and `H`, finds the mark or the summary bit missing, and the
+//! writer marks.
+//!
+//! # Verification
+//!
+//! `verify/loom` explores all interleavings with this file. Its mutants weaken `M`, `L`, `F`, `T`,
+//! `S`, `H` and both barriers one by one, and show that a model loses a page for each. It also
+//! lists the orderings that the models do not need.
 
-use crate::bits::{each_bit, mask, summary_slot, LINE_BITS, LINE_WORDS, SUMMARY_WORDS, WORD_BITS};
+use core::ops::Range;
 
-use super::sync::{light_barrier, AtomicU64, Ordering};
+use super::sync::{asymmetric_light_barrier, AtomicU64, Ordering};
+use crate::bits::{
+    each_bit, mask, position, summary_slot, words_of, LINE_BITS, LINE_WORDS, SUMMARY_WORDS,
+    WORD_BITS,
+};
 
-/// Fewer words have no summary: a harvest looks at this many in some 10 µs, and a mark that need not look above takes a third less time.
+/// The smallest number of words that has a summary. A harvest loads fewer words than these quickly,
+/// and a mark without a summary is cheaper.
 #[cfg(not(loom))]
 const SUMMARY_FROM: usize = 1 << 15;
 #[cfg(loom)]
 const SUMMARY_FROM: usize = LINE_WORDS;
 
-/// Bits that threads set and take at the same time.
+/// Bits that threads set and drain at the same time.
 pub(super) struct Marks {
     words: Box<[AtomicU64]>,
-    /// Empty if there are few words: then a harvest looks at all of them.
+    /// Empty if there are fewer than [`SUMMARY_FROM`] words: a harvest then loads all of them.
     summary: Box<[AtomicU64]>,
 }
 
-/// How many words there are, and not which bits: those of a guest are millions, and change while they are printed.
+/// Prints the number of words only: a guest has millions of bits, and they change while printed.
 impl core::fmt::Debug for Marks {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "{} words", self.words.len())
@@ -58,7 +103,7 @@ impl core::fmt::Debug for Marks {
 }
 
 impl Marks {
-    /// Makes `words` words, all of them empty.
+    /// Makes `words` words without marks.
     pub(super) fn new(words: usize) -> Self {
         let empty = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
         Self {
@@ -70,13 +115,13 @@ impl Marks {
         }
     }
 
-    /// How many words there are.
+    /// Returns the number of words.
     #[inline(always)]
     pub(super) fn len(&self) -> usize {
         self.words.len()
     }
 
-    /// The bits of a word; none if it does not exist.
+    /// Returns the bits of a word; 0 if there is no such word.
     #[inline(always)]
     pub(super) fn word(&self, word: usize) -> u64 {
         self.words
@@ -88,16 +133,16 @@ impl Marks {
     #[inline(always)]
     pub(super) fn set(&self, word: usize, bits: u64) {
         if let Some(target) = self.words.get(word) {
-            // Looked at before: a load behind a locked instruction waits for it.
-            let few = self.summary.is_empty();
+            // Loaded first: a load after a locked instruction has to wait for it.
+            let has_summary = !self.summary.is_empty();
             target.fetch_or(bits, Ordering::SeqCst);
-            if !few {
-                self.note(word);
+            if has_summary {
+                self.mark_summary(word);
             }
         }
     }
 
-    /// Sets all bits of the words from `first` to before `end`, of which there are as many as exist.
+    /// Sets all bits of the words `first..end`, as far as they exist.
     pub(super) fn set_words(&self, first: usize, end: usize) {
         let end = end.min(self.words.len());
         let mut next = first;
@@ -106,136 +151,136 @@ impl Marks {
             for word in self.words.get(next..line_end).unwrap_or_default() {
                 word.fetch_or(u64::MAX, Ordering::SeqCst);
             }
-            self.note(next);
+            self.mark_summary(next);
             next = line_end;
         }
     }
 
-    /// Sets bits of a word, unless they are set: for harvests with a barrier between what they take and what they read.
+    /// Sets bits of a word, unless they are set already.
+    ///
+    /// Every harvest must then issue a process-wide barrier between draining the marks and reading
+    /// the pages: see the [module documentation](self).
     #[inline(always)]
-    pub(super) fn look_and_set(&self, word: usize, bits: u64) {
-        light_barrier();
+    pub(super) fn test_and_set(&self, word: usize, bits: u64) {
+        asymmetric_light_barrier();
         let here = self
             .words
             .get(word)
             .map(|word| word.load(Ordering::Relaxed));
-        let (above, bit) = summary_slot(word);
-        // Without a summary, everything is noted.
-        let noted = match self.summary.get(above) {
-            Some(above) => above.load(Ordering::Relaxed) & bit != 0,
+        let (slot, line) = summary_slot(word);
+        let in_summary = match self.summary.get(slot) {
+            Some(lines) => lines.load(Ordering::Relaxed) & line != 0,
+            // Without a summary, a harvest finds every word.
             None => true,
         };
-        if noted && here.is_some_and(|here| here & bits == bits) {
+        if in_summary && here.is_some_and(|here| here & bits == bits) {
             return;
         }
         self.set(word, bits);
     }
 
-    /// Notes in the summary that the line of a word has marks.
+    /// Sets the bit of a word's line in the summary.
     #[inline(always)]
-    fn note(&self, word: usize) {
+    fn mark_summary(&self, word: usize) {
         if self.summary.is_empty() {
             return;
         }
-        let (above, bit) = summary_slot(word);
-        if let Some(above) = self.summary.get(above) {
-            if above.load(Ordering::SeqCst) & bit == 0 {
-                above.fetch_or(bit, Ordering::SeqCst);
+        let (slot, line) = summary_slot(word);
+        if let Some(lines) = self.summary.get(slot) {
+            if lines.load(Ordering::SeqCst) & line == 0 {
+                lines.fetch_or(line, Ordering::SeqCst);
             }
         }
     }
 
-    /// Clears bits of a word. The summary keeps its line: a harvest will look there, and find what is left.
+    /// Clears bits of a word. The summary keeps the bit of the line, in case other words have marks.
     pub(super) fn clear(&self, word: usize, bits: u64) {
         if let Some(word) = self.words.get(word) {
-            // A read-modify-write, so that it breaks no release sequence.
+            // A read-modify-write, so that it does not end a release sequence.
             word.fetch_and(!bits, Ordering::SeqCst);
         }
     }
 
-    /// Takes the bits from number `first` to before number `end`, and calls `found` for each word that has some, in ascending order.
-    pub(super) fn take(&self, first: usize, end: usize, mut found: impl FnMut(usize, u64)) {
-        let end = end.min(self.words.len().saturating_mul(WORD_BITS));
-        if first >= end {
+    /// Drains the bits of a range, and calls `found` for each word that had some, ascending.
+    pub(super) fn drain(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
+        let all = self.words.len().saturating_mul(WORD_BITS);
+        let range = range.start..range.end.min(all);
+        if range.is_empty() {
             return;
         }
-        let (first_line, end_line) = (first / LINE_BITS, end.div_ceil(LINE_BITS));
-        // Lines that are in the range as a whole. The others keep their bit above, and are looked at whether they have it or not.
-        let last_whole = end == self.words.len().saturating_mul(WORD_BITS);
-        let (first_whole, end_whole) = (
-            first.div_ceil(LINE_BITS),
-            if last_whole {
-                end_line
-            } else {
-                end / LINE_BITS
-            },
-        );
+        let lines = range.start / LINE_BITS..range.end.div_ceil(LINE_BITS);
+        // Lines that lie in the range as a whole. The last line of all may have fewer words.
+        let whole_end = match range.end == all {
+            true => lines.end,
+            false => range.end / LINE_BITS,
+        };
+        let whole = range.start.div_ceil(LINE_BITS)..whole_end;
         let mut full = false;
-        for above in first_line / WORD_BITS..end_line.div_ceil(WORD_BITS) {
-            let first_here = above.saturating_mul(WORD_BITS);
-            let within = |first: usize, end: usize| {
-                mask(
-                    first.saturating_sub(first_here),
-                    end.saturating_sub(first_here),
-                )
-            };
-            let whole = within(first_whole, end_whole);
-            let lines = self.take_noted(above, whole) | (within(first_line, end_line) & !whole);
-            for line_here in each_bit(lines) {
-                let line = first_here.saturating_add(line_here);
-                let first_word = line.saturating_mul(LINE_WORDS);
-                let is_whole = whole.wrapping_shr(u32::try_from(line_here).unwrap_or(0)) & 1 != 0;
-                // Behind a full line, another one is likely: a look would find nothing to pass over, and wait for the exchanges before it.
-                let seen = match full && is_whole {
-                    true => [u64::MAX; LINE_WORDS],
-                    false => self.look_at_line(first_word),
-                };
-                if seen.iter().fold(0, |all, bits| all | bits) == 0 {
-                    continue;
-                }
-                if is_whole {
-                    let taken = self.take_line(first_word, seen);
-                    full = true;
-                    for (number, bits) in taken.into_iter().enumerate() {
-                        match bits {
-                            0 => full = false,
-                            _ => found(first_word.saturating_add(number), bits),
-                        }
-                    }
-                    continue;
-                }
-                for word in first_word..first_word.saturating_add(LINE_WORDS) {
-                    let start = word.saturating_mul(WORD_BITS);
-                    let inside = mask(first.saturating_sub(start), end.saturating_sub(start));
-                    let bits = self.words.get(word).map_or(0, |word| take(word, inside));
-                    if bits != 0 {
-                        found(word, bits);
-                    }
+        for (slot, lines) in words_of(lines) {
+            let first_line = slot.saturating_mul(WORD_BITS);
+            let whole = mask(
+                whole.start.saturating_sub(first_line),
+                whole.end.saturating_sub(first_line),
+            );
+            // Other lines keep their bit in the summary, and are searched whether it is set or not.
+            let candidates = self.drain_summary(slot, whole) | (lines & !whole);
+            for line in each_bit(candidates) {
+                let first_word = first_line.saturating_add(line).saturating_mul(LINE_WORDS);
+                match whole & position(line).1 {
+                    0 => self.drain_part_of_line(first_word, &range, &mut found),
+                    _ => full = self.drain_line(first_word, full, &mut found),
                 }
             }
         }
     }
 
-    /// Takes the notes of these lines from a word of the summary.
+    /// Drains the bits `lines` of a word of the summary, and returns those that were set. Without a
+    /// summary, returns all of them.
     #[inline]
-    fn take_noted(&self, above: usize, lines: u64) -> u64 {
-        let Some(above) = self.summary.get(above) else {
-            // No summary: all of them may have some.
+    fn drain_summary(&self, slot: usize, lines: u64) -> u64 {
+        let Some(word) = self.summary.get(slot) else {
             return lines;
         };
-        if above.load(Ordering::SeqCst) & lines == 0 {
+        if word.load(Ordering::SeqCst) & lines == 0 {
             return 0;
         }
-        let noted = match lines {
-            u64::MAX => above.swap(0, Ordering::SeqCst),
-            _ => above.fetch_and(!lines, Ordering::SeqCst),
+        let marked = match lines {
+            u64::MAX => word.swap(0, Ordering::SeqCst),
+            _ => word.fetch_and(!lines, Ordering::SeqCst),
         };
-        noted & lines
+        marked & lines
     }
 
-    /// Looks at the words of a line; there is nothing in those that do not exist.
+    /// Drains a line, and returns whether every word of it had marks.
     #[inline(always)]
-    fn look_at_line(&self, first_word: usize) -> [u64; LINE_WORDS] {
+    fn drain_line(
+        &self,
+        first_word: usize,
+        after_full: bool,
+        found: &mut impl FnMut(usize, u64),
+    ) -> bool {
+        // After a full line, this one is probably full as well. Loads would skip nothing, and would
+        // have to wait for the exchanges of the line before.
+        let seen = match after_full {
+            true => [u64::MAX; LINE_WORDS],
+            false => self.load_line(first_word),
+        };
+        if seen.iter().fold(0, |all, bits| all | bits) == 0 {
+            return false;
+        }
+        let mut full = true;
+        for (number, bits) in self.swap_line(first_word, seen).into_iter().enumerate() {
+            match bits {
+                0 => full = false,
+                _ => found(first_word.saturating_add(number), bits),
+            }
+        }
+        full
+    }
+
+    /// Loads the words of a line; 0 for words that do not exist.
+    #[inline(always)]
+    fn load_line(&self, first_word: usize) -> [u64; LINE_WORDS] {
         let mut seen = [0; LINE_WORDS];
         let line = self.words.get(first_word..).unwrap_or_default();
         for (seen, word) in seen.iter_mut().zip(line) {
@@ -244,22 +289,45 @@ impl Marks {
         seen
     }
 
-    /// Takes those words of a line that a look found something in.
+    /// Drains the words of a line for which `seen` is not 0.
     ///
-    /// All of them before any goes to the caller: an exchange waits for the stores before it, and those of the caller go to memory that no cache has.
+    /// It drains all of them before the caller gets any. An exchange waits for earlier stores, and
+    /// those of the caller miss the cache.
     #[inline(always)]
-    fn take_line(&self, first_word: usize, seen: [u64; LINE_WORDS]) -> [u64; LINE_WORDS] {
-        let mut taken = [0; LINE_WORDS];
+    fn swap_line(&self, first_word: usize, seen: [u64; LINE_WORDS]) -> [u64; LINE_WORDS] {
+        let mut drained = [0; LINE_WORDS];
         let line = self.words.get(first_word..).unwrap_or_default();
-        for ((taken, seen), word) in taken.iter_mut().zip(seen).zip(line) {
+        for ((drained, seen), word) in drained.iter_mut().zip(seen).zip(line) {
             if seen != 0 {
-                *taken = word.swap(0, Ordering::SeqCst);
+                *drained = word.swap(0, Ordering::SeqCst);
             }
         }
-        taken
+        drained
     }
 
-    /// Sets the marks as they are found in `other`, from its word `first` on.
+    /// Drains the bits of a line that lie in `range`.
+    #[inline]
+    fn drain_part_of_line(
+        &self,
+        first_word: usize,
+        range: &Range<usize>,
+        found: &mut impl FnMut(usize, u64),
+    ) {
+        let line = self.words.get(first_word..).unwrap_or_default();
+        for (word, target) in (first_word..).zip(line.iter().take(LINE_WORDS)) {
+            let start = word.saturating_mul(WORD_BITS);
+            let inside = mask(
+                range.start.saturating_sub(start),
+                range.end.saturating_sub(start),
+            );
+            match drain_word(target, inside) {
+                0 => {}
+                bits => found(word, bits),
+            }
+        }
+    }
+
+    /// Sets in `other` the marks found here, moved up by `first` words.
     pub(super) fn copy_to(&self, other: &Marks, first: usize) {
         for (number, word) in self.words.iter().enumerate() {
             match word.load(Ordering::Acquire) {
@@ -270,26 +338,25 @@ impl Marks {
     }
 }
 
-/// Takes these bits from a word.
+/// Drains these bits of a word, and returns those that were set.
 #[inline(always)]
-fn take(word: &AtomicU64, bits: u64) -> u64 {
+fn drain_word(word: &AtomicU64, bits: u64) -> u64 {
     if word.load(Ordering::SeqCst) & bits == 0 {
         return 0;
     }
-    let taken = match bits {
+    let drained = match bits {
         u64::MAX => word.swap(0, Ordering::SeqCst),
         _ => word.fetch_and(!bits, Ordering::SeqCst),
     };
-    taken & bits
+    drained & bits
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
-    /// Every part of a few lines is taken as it would be bit by bit, and what is outside of it stays findable.
     #[test]
-    fn any_range_is_taken_and_nothing_beside() {
+    fn drain_of_any_range_returns_its_bits_and_keeps_the_others() {
         let words = 3 * LINE_WORDS + 2;
         let bits: Vec<usize> = (0..words * WORD_BITS)
             .filter(|bit| bit % 37 == 5 || bit % 512 > 500)
@@ -312,43 +379,43 @@ mod tests {
             for bit in &bits {
                 marks.set(bit / WORD_BITS, 1 << (bit % WORD_BITS));
             }
-            let take = |first, end| {
-                let mut taken = Vec::new();
-                marks.take(first, end, |word, bits| {
-                    taken.extend(each_bit(bits).map(|bit| word * WORD_BITS + bit));
+            let drain = |range| {
+                let mut drained = Vec::new();
+                marks.drain(range, |word, bits| {
+                    drained.extend(each_bit(bits).map(|bit| word * WORD_BITS + bit));
                 });
-                taken
+                drained
             };
             let inside = |bit: &&usize| (first..end).contains(*bit);
             assert!(
-                take(first, end).iter().eq(bits.iter().filter(inside)),
+                drain(first..end).iter().eq(bits.iter().filter(inside)),
                 "{first}..{end}"
             );
             assert!(
-                take(0, usize::MAX)
+                drain(0..usize::MAX)
                     .iter()
                     .eq(bits.iter().filter(|bit| !inside(bit))),
                 "{first}..{end}"
             );
-            assert!(take(0, usize::MAX).is_empty());
+            assert!(drain(0..usize::MAX).is_empty());
         }
     }
 
     #[test]
-    fn whole_words_are_set_over_lines_and_to_the_end() {
+    fn set_words_across_lines_and_past_the_end_sets_existing_words() {
         let marks = Marks::new(20);
         marks.set_words(6, 18);
         marks.set_words(19, 99);
         marks.set_words(30, 40);
-        marks.look_and_set(2, 7);
-        marks.look_and_set(7, 1);
-        marks.look_and_set(99, 1);
+        marks.test_and_set(2, 7);
+        marks.test_and_set(7, 1);
+        marks.test_and_set(99, 1);
         marks.clear(17, u64::MAX);
         let mut found = Vec::new();
         let copy = Marks::new(19);
         marks.copy_to(&copy, 1);
-        marks.take(19 * 64, usize::MAX, |word, bits| found.push((word, bits)));
-        copy.take(0, usize::MAX, |word, bits| found.push((word, bits)));
+        marks.drain(19 * 64..usize::MAX, |word, bits| found.push((word, bits)));
+        copy.drain(0..usize::MAX, |word, bits| found.push((word, bits)));
         let last = [(19, u64::MAX), (3, 7)];
         assert_eq!(
             found,

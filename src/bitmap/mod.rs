@@ -37,7 +37,7 @@ use core::fmt::Debug;
 #[cfg(feature = "backend-bitmap")]
 pub use atomic::AtomicBitmap;
 #[cfg(feature = "backend-bitmap")]
-pub use barrier::barrier_in_all_threads;
+pub use barrier::process_wide_barrier;
 #[cfg(feature = "backend-bitmap")]
 pub use dirty_pages::{DirtyPages, DirtyRuns};
 #[cfg(feature = "backend-bitmap")]

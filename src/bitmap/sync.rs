@@ -1,9 +1,13 @@
-//! What [`marks`](super::marks) is made of: atomics, and barriers. `verify/loom/` has the same names for what it explores.
+//! The atomics and the barrier that [`marks`](super::marks) is made of.
+//!
+//! `verify/loom` compiles `marks.rs` with a module of the same names instead of this one.
 
 pub(crate) use core::sync::atomic::{AtomicU64, Ordering};
 
-/// The writer's half of a pair of barriers, the other half of which is `membarrier(2)`: it keeps the compiler from moving anything.
+/// The light half of an asymmetric pair of barriers, whose heavy half is `process_wide_barrier`.
+///
+/// It is a compiler fence: the heavy half issues the processor's barrier on behalf of this thread.
 #[inline(always)]
-pub(crate) fn light_barrier() {
+pub(crate) fn asymmetric_light_barrier() {
     core::sync::atomic::compiler_fence(Ordering::SeqCst);
 }

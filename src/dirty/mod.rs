@@ -9,7 +9,7 @@ use std::io;
 
 pub use log_words::LogWords;
 
-use crate::bitmap::{barrier_in_all_threads, DirtyLog, DirtyPages, MS};
+use crate::bitmap::{process_wide_barrier, DirtyLog, DirtyPages, MS};
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend};
 use crate::region::GuestMemoryRegion;
 
@@ -120,7 +120,7 @@ impl DirtyMemory {
     /// What it had before of addresses that the memory does not have any more is forgotten. Where regions have come, gone, grown or moved, the
     /// rest stays, in the pages of the regions that have those addresses now.
     ///
-    /// System calls: none; one `membarrier(2)` for all regions together if the bitmap of one [looks before it marks](crate::bitmap::AtomicBitmap::look_before_marking).
+    /// System calls: none; one `membarrier(2)` for all regions together if the bitmap of one [looks before it marks](crate::bitmap::AtomicBitmap::test_before_marking).
     pub fn harvest<M>(&mut self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -139,7 +139,7 @@ impl DirtyMemory {
         self.lay_out(memory, |log, pages| {
             barrier |= log.harvest_before_barrier(pages);
         });
-        if barrier && barrier_in_all_threads().is_err() {
+        if barrier && process_wide_barrier().is_err() {
             // All that is in here is marked as well then: more than was taken, where there was something from before.
             self.put_back(memory);
         }
@@ -362,7 +362,7 @@ impl DirtyMemory {
     /// What other threads of this process wrote without a mark is visible to this one then, and what they write from then on is marked. Have other *processes*
     /// that write, and the guest's processors, log by themselves.
     ///
-    /// System calls: one `membarrier(2)`, as [`barrier_in_all_threads`] makes it.
+    /// System calls: one `membarrier(2)`, as [`process_wide_barrier`] makes it.
     ///
     /// # Errors
     ///
@@ -398,7 +398,7 @@ impl DirtyMemory {
         Self::set_tracking(memory, true);
         // A write is `D`, its bytes, and then a look at the mode. A look that comes before the barrier of its thread, and may find tracking off, comes
         // behind its `D`, which that barrier makes visible; a look behind it finds tracking on, which was stored before.
-        barrier_in_all_threads()
+        process_wide_barrier()
     }
 }
 

@@ -1,7 +1,7 @@
 use std::num::NonZeroUsize;
 
 use super::*;
-use crate::bitmap::barrier::ASKED_FOR;
+use crate::bitmap::barrier::BARRIERS;
 use crate::bitmap::AtomicBitmap;
 use crate::mmap::MmapRegionBuilder;
 use crate::{Bytes, GuestMemoryMmap, GuestRegionMmap};
@@ -15,7 +15,7 @@ fn a_harvest_of_many_regions_takes_one_barrier() {
             let mut marks = AtomicBitmap::new(0x2000, NonZeroUsize::new(4096).unwrap());
             if look && number != 2 {
                 // Where the kernel refuses, it is not asked again.
-                marks.look_before_marking().ok()?;
+                marks.test_before_marking().ok()?;
             }
             let mapping = MmapRegionBuilder::new_with_bitmap(0x2000, marks).build();
             GuestRegionMmap::new(mapping.unwrap(), GuestAddress(number * 0x4000))
@@ -36,18 +36,18 @@ fn a_harvest_of_many_regions_takes_one_barrier() {
                 .write_obj(1u8, GuestAddress(number * 0x4000))
                 .unwrap();
         }
-        let before = ASKED_FOR.get();
+        let before = BARRIERS.get();
         let mut dirty = DirtyMemory::new();
         dirty.harvest(&memory);
-        assert_eq!(ASKED_FOR.get() - before, expected);
+        assert_eq!(BARRIERS.get() - before, expected);
         assert_eq!(dirty.total_pages(), 5);
     }
     let memory = memory(false).unwrap();
-    let before = ASKED_FOR.get();
+    let before = BARRIERS.get();
     DirtyMemory::set_tracking(&memory, false);
-    assert_eq!(ASKED_FOR.get() - before, 0);
+    assert_eq!(BARRIERS.get() - before, 0);
     let _ = DirtyMemory::start_tracking(&memory);
-    assert_eq!(ASKED_FOR.get() - before, 1);
+    assert_eq!(BARRIERS.get() - before, 1);
     memory.write_obj(1u8, GuestAddress(0)).unwrap();
     let mut dirty = DirtyMemory::new();
     dirty.harvest(&memory);

@@ -1,5 +1,6 @@
 //! [`MarksChain`]: marks that grow while threads use them.
 
+use core::ops::Range;
 use std::sync::OnceLock;
 
 use super::super::marks::Marks;
@@ -78,12 +79,12 @@ impl MarksChain {
         Some((&part.marks, word.saturating_sub(part.first_word)))
     }
 
-    /// Drains the bits `first..end`, and calls `found` for each word that had some, ascending.
-    pub(super) fn take(&self, first: usize, end: usize, mut found: impl FnMut(usize, u64)) {
+    /// Drains the bits of a range, and calls `found` for each word that had some, ascending.
+    pub(super) fn drain(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
         for part in self.parts() {
             let start = part.first_word.saturating_mul(WORD_BITS);
-            let (first, end) = (first.saturating_sub(start), end.saturating_sub(start));
-            part.marks.take(first, end, |word, bits| {
+            let range = range.start.saturating_sub(start)..range.end.saturating_sub(start);
+            part.marks.drain(range, |word, bits| {
                 found(part.first_word.saturating_add(word), bits);
             });
         }

@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use super::barrier::barrier_in_all_threads;
+use super::barrier::process_wide_barrier;
 use super::marks::Marks;
 use super::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
 use crate::bits::{bits_between, mask, position, words_of, WORD_BITS};
@@ -63,7 +63,7 @@ pub struct AtomicBitmap {
 /// Every write marks.
 const ALWAYS: u8 = 0;
 /// A write marks what is not marked.
-const LOOK_FIRST: u8 = 1;
+const TEST_FIRST: u8 = 1;
 /// Added to either: no write marks.
 const OFF: u8 = 2;
 
@@ -154,21 +154,21 @@ impl AtomicBitmap {
     /// It does so whether [tracking](Self::stop_tracking) is on or off.
     #[inline]
     pub fn set_addr_range(&self, start_addr: usize, len: usize) {
-        self.set_pages(start_addr, len, self.looks_first());
+        self.set_pages(start_addr, len, self.tests_first());
     }
 
     /// Clears the marks of all pages that have one of the `len` bytes at `start_addr`.
     pub fn reset_addr_range(&self, start_addr: usize, len: usize) {
         if let Some((first, last)) = self.pages_of(start_addr, len) {
             self.for_each_word(first, last, |marks, word, bits| marks.clear(word, bits));
-            self.after_taking(|bitmap| bitmap.set_addr_range(start_addr, len));
+            self.after_drain(|bitmap| bitmap.set_addr_range(start_addr, len));
         }
     }
 
     /// Marks the page with number `index`, if there is one.
     pub fn set_bit(&self, index: usize) {
         if index < self.len() {
-            self.set_words(index, index, self.looks_first());
+            self.set_words(index, index, self.tests_first());
         }
     }
 
@@ -176,7 +176,7 @@ impl AtomicBitmap {
     pub fn reset_bit(&self, index: usize) {
         if index < self.len() {
             self.for_each_word(index, index, |marks, word, bits| marks.clear(word, bits));
-            self.after_taking(|bitmap| bitmap.set_bit(index));
+            self.after_drain(|bitmap| bitmap.set_bit(index));
         }
     }
 
@@ -204,14 +204,14 @@ impl AtomicBitmap {
             return;
         };
         match look {
-            true => marks.look_and_set(word, bits),
+            true => marks.test_and_set(word, bits),
             false => marks.set(word, bits),
         }
     }
 
     /// From now on, writes do not mark a page that is marked: that takes a look, where marking takes a locked instruction, several times as long.
     ///
-    /// Harvests pay for it: each makes a system call, [`barrier_in_all_threads`], since without one a look may be answered before the bytes are
+    /// Harvests pay for it: each makes a system call, [`process_wide_barrier`], since without one a look may be answered before the bytes are
     /// visible, and a page is lost. So does each of the methods that clear marks. Clones do as the original does.
     ///
     /// # Errors
@@ -224,16 +224,16 @@ impl AtomicBitmap {
     /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
     ///
     /// let mut bitmap = AtomicBitmap::new(0x10_000, NonZeroUsize::new(0x1000).unwrap());
-    /// if let Err(error) = bitmap.look_before_marking() {
+    /// if let Err(error) = bitmap.test_before_marking() {
     ///     println!("marking is slower here: {error}");
     /// }
     /// bitmap.mark_dirty(0x3000, 1);
     /// bitmap.mark_dirty(0x3000, 1);
     /// assert_eq!(bitmap.get_and_reset(), [0b1000]);
     /// ```
-    pub fn look_before_marking(&mut self) -> io::Result<()> {
-        barrier_in_all_threads()?;
-        *self.mode.get_mut() |= LOOK_FIRST;
+    pub fn test_before_marking(&mut self) -> io::Result<()> {
+        process_wide_barrier()?;
+        *self.mode.get_mut() |= TEST_FIRST;
         Ok(())
     }
 
@@ -247,7 +247,7 @@ impl AtomicBitmap {
     /// From now on, writes mark again.
     ///
     /// A write that another thread has under way at this moment may be neither marked nor visible yet. Before the first copy of the memory, have the
-    /// threads that write pass a lock, or stop, or call [`barrier_in_all_threads`] after this: what they wrote before is visible then, and
+    /// threads that write pass a lock, or stop, or call [`process_wide_barrier`] after this: what they wrote before is visible then, and
     /// what they write from then on is marked. [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking) does both, for a whole memory.
     ///
     /// ```
@@ -281,8 +281,8 @@ impl AtomicBitmap {
     }
 
     #[inline(always)]
-    fn looks_first(&self) -> bool {
-        self.mode.load(Ordering::Relaxed) & LOOK_FIRST != 0
+    fn tests_first(&self) -> bool {
+        self.mode.load(Ordering::Relaxed) & TEST_FIRST != 0
     }
 
     /// Marks the pages of `len` bytes at `start`.
@@ -301,7 +301,7 @@ impl AtomicBitmap {
         let bits = bits_between(first_bit, last_bit);
         let marks = self.marks.first();
         if look {
-            marks.look_and_set(first_word, bits);
+            marks.test_and_set(first_word, bits);
         } else {
             marks.set(first_word, bits);
         }
@@ -318,7 +318,7 @@ impl AtomicBitmap {
         let (last_word, _) = position(last);
         let marks = self.marks.first();
         if look {
-            self.for_each_word(first, last, Marks::look_and_set);
+            self.for_each_word(first, last, Marks::test_and_set);
         } else if last_word < marks.len() && last_word.saturating_sub(first_word) > 1 {
             // Both ends bit by bit, and the whole words between them a line at a time.
             let behind = (last % WORD_BITS).saturating_add(1);
@@ -380,7 +380,7 @@ impl Bitmap for AtomicBitmap {
     fn mark_dirty(&self, offset: usize, len: usize) {
         let mode = self.mode.load(Ordering::Relaxed);
         if mode & OFF == 0 {
-            self.set_pages(offset, len, mode & LOOK_FIRST != 0);
+            self.set_pages(offset, len, mode & TEST_FIRST != 0);
         }
     }
 

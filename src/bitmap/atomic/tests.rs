@@ -61,7 +61,7 @@ fn growth_keeps_marks_and_adds_clean_pages() {
 fn no_mark_is_lost_to_a_harvest_at_the_same_time() {
     no_mark_is_lost(bitmap(64 * 4096, 4096));
     let mut looking = bitmap(64 * 4096, 4096);
-    match looking.look_before_marking() {
+    match looking.test_before_marking() {
         Ok(()) => no_mark_is_lost(looking),
         Err(error) => skipped(
             "no_mark_is_lost_to_a_harvest_at_the_same_time",
@@ -152,7 +152,7 @@ mod model {
             let mut marks = bitmap(size, page);
             if look {
                 // Where the kernel refuses, the other mode is tried twice.
-                let _ = marks.look_before_marking();
+                let _ = marks.test_before_marking();
             }
             let (mut size, mut on, mut model) = (size, true, BTreeSet::<usize>::new());
             let mut last = DirtyPages::new(0, NonZeroUsize::MIN);

@@ -7,7 +7,7 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::marks::Marks;
-use super::sync::{choose, heavy_barrier, Run};
+use super::sync::{asymmetric_heavy_barrier, choose, Run};
 
 /// Two pages' bytes, and the marks of them.
 struct Guest {
@@ -27,7 +27,7 @@ fn guest(words: usize) -> Arc<Guest> {
 #[derive(Clone, Copy, Debug)]
 enum Mode {
     Always,
-    LookFirst,
+    TestFirst,
     /// As a part of a range of whole words.
     Words,
 }
@@ -48,7 +48,7 @@ impl Guest {
         self.bytes[page].store(value, Ordering::Relaxed);
         match mode {
             Mode::Always => self.marks.set(0, 1 << page),
-            Mode::LookFirst => self.marks.look_and_set(0, 1 << page),
+            Mode::TestFirst => self.marks.test_and_set(0, 1 << page),
             Mode::Words => self.marks.set_words(0, 1),
         }
     }
@@ -57,16 +57,16 @@ impl Guest {
     fn round(&self, sent: &mut [u64; 2], mode: Mode, part: Part) {
         let mut pages = 0;
         match part {
-            Part::All => self.marks.take(0, usize::MAX, |word, bits| {
+            Part::All => self.marks.drain(0..usize::MAX, |word, bits| {
                 if word == 0 {
                     pages |= bits;
                 }
             }),
-            Part::Pages => self.marks.take(0, 2, |_, bits| pages |= bits),
+            Part::Pages => self.marks.drain(0..2, |_, bits| pages |= bits),
             Part::Look => pages = self.marks.word(0),
         }
-        if let Mode::LookFirst = mode {
-            heavy_barrier();
+        if let Mode::TestFirst = mode {
+            asymmetric_heavy_barrier();
         }
         for (page, sent) in sent.iter_mut().enumerate() {
             if pages & (1 << page) != 0 {
@@ -91,7 +91,7 @@ fn nothing_is_lost_in(
     explored.check(move || {
         let guest = guest(words);
         // Both pages are marked from the start in one of the cases that looking first is about.
-        if let Mode::LookFirst = mode {
+        if let Mode::TestFirst = mode {
             guest.marks.set(0, 0b11);
         }
         let writers: Vec<_> = pages
@@ -135,22 +135,22 @@ pub(super) fn whole_words_are_marked() {
 
 pub(super) fn a_part_is_harvested() {
     nothing_is_lost(2, Mode::Always, Part::Pages, &[0, 1]);
-    nothing_is_lost(2, Mode::LookFirst, Part::Pages, &[0]);
+    nothing_is_lost(2, Mode::TestFirst, Part::Pages, &[0]);
 }
 
 pub(super) fn a_page_of_two_regions_is_looked_at() {
     nothing_is_lost(2, Mode::Always, Part::Look, &[0, 1]);
-    nothing_is_lost(2, Mode::LookFirst, Part::Look, &[0]);
+    nothing_is_lost(2, Mode::TestFirst, Part::Look, &[0]);
 }
 
 pub(super) fn a_write_looks_before_it_marks() {
-    nothing_is_lost(1, Mode::LookFirst, Part::All, &[0]);
-    nothing_is_lost(2, Mode::LookFirst, Part::All, &[0]);
+    nothing_is_lost(1, Mode::TestFirst, Part::All, &[0]);
+    nothing_is_lost(2, Mode::TestFirst, Part::All, &[0]);
 }
 
 pub(super) fn two_writes_look_before_they_mark_without_a_summary() {
-    nothing_is_lost(1, Mode::LookFirst, Part::All, &[0, 1]);
-    nothing_is_lost(1, Mode::LookFirst, Part::All, &[0, 0]);
+    nothing_is_lost(1, Mode::TestFirst, Part::All, &[0, 1]);
+    nothing_is_lost(1, Mode::TestFirst, Part::All, &[0, 0]);
 }
 
 /// To the end it would take hours: here, no thread is stopped more than this often where it could have gone on. What one writer does is explored to the end above,
@@ -159,14 +159,14 @@ pub(super) fn two_writes_look_before_they_mark_with_a_summary() {
     for pages in [&[0, 1], &[0, 0]] {
         let mut explored = loom::model::Builder::new();
         explored.preemption_bound = Some(4);
-        nothing_is_lost_in(explored, 2, Mode::LookFirst, Part::All, pages);
+        nothing_is_lost_in(explored, 2, Mode::TestFirst, Part::All, pages);
     }
 }
 
 /// The second of two writers of a word is done while the first one stands still: a harvest that starts then finds its mark. One that sets the
 /// bit above only where it found the word empty would fail here.
 pub(super) fn a_mark_that_is_done_is_found_by_the_next_harvest() {
-    for mode in [Mode::Always, Mode::LookFirst] {
+    for mode in [Mode::Always, Mode::TestFirst] {
         for words in [1, 2] {
             loom::model(move || {
                 let guest = guest(words);
@@ -189,7 +189,7 @@ pub(super) fn a_mark_that_is_done_is_found_by_the_next_harvest() {
 /// A bit that was cleared leaves the note of its line behind. A writer who finds that note, while a harvest takes it and finds the word empty, has
 /// to be one of two: before the harvest's look, or behind its taking of the note.
 pub(super) fn a_note_without_marks_misleads_nobody() {
-    for mode in [Mode::Always, Mode::LookFirst] {
+    for mode in [Mode::Always, Mode::TestFirst] {
         loom::model(move || {
             let guest = guest(2);
             guest.marks.set(0, 1);
@@ -240,16 +240,16 @@ pub(super) fn two_harvests_share_the_marks() {
             let guest = Arc::clone(&guest);
             thread::spawn(move || {
                 let mut found = 0;
-                guest.marks.take(0, 2, |_, bits| found |= bits);
+                guest.marks.drain(0..2, |_, bits| found |= bits);
                 found
             })
         };
         let mut found = 0;
-        guest.marks.take(0, usize::MAX, |_, bits| found |= bits);
+        guest.marks.drain(0..usize::MAX, |_, bits| found |= bits);
         writer.join().unwrap();
         let in_part = part.join().unwrap();
         let mut later = 0;
-        guest.marks.take(0, usize::MAX, |_, bits| later |= bits);
+        guest.marks.drain(0..usize::MAX, |_, bits| later |= bits);
         let found = [found, in_part, later];
         assert_eq!(found.iter().filter(|bits| **bits == 0b10).count(), 1);
     });

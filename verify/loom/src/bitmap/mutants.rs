@@ -61,13 +61,13 @@ fn a_mark() {
 /// `L` and `F`, the note of its line.
 #[test]
 fn a_note() {
-    let look = line("above.load(Ordering::SeqCst) & bit == 0");
+    let look = line("if lines.load(Ordering::SeqCst) & line == 0");
     found(
         look,
         models::a_note_without_marks_misleads_nobody,
         &[Relaxed, AcqRel],
     );
-    let note = line("above.fetch_or(bit, Ordering::SeqCst)");
+    let note = line("lines.fetch_or(line, Ordering::SeqCst)");
     found(
         note,
         models::a_note_without_marks_misleads_nobody,
@@ -79,7 +79,7 @@ fn a_note() {
 /// `T`, the taking of a note.
 #[test]
 fn a_note_is_taken() {
-    let take = line("_ => above.fetch_and(!lines, Ordering::SeqCst)");
+    let take = line("_ => word.fetch_and(!lines, Ordering::SeqCst)");
     found(
         take,
         models::a_note_without_marks_misleads_nobody,
@@ -96,7 +96,7 @@ fn marks_are_taken() {
         models::a_note_without_marks_misleads_nobody,
         &[Relaxed, AcqRel],
     );
-    let take = line("*taken = word.swap(0, Ordering::SeqCst)");
+    let take = line("*drained = word.swap(0, Ordering::SeqCst)");
     found(
         take,
         models::every_write_marks_without_a_summary,

@@ -140,7 +140,7 @@ pub(crate) fn light_barrier() {
 }
 
 /// The other one: `membarrier(2)`.
-pub(crate) fn heavy_barrier() {
+pub(crate) fn asymmetric_heavy_barrier() {
     if wrong(1).is_none() {
         fence(Ordering::SeqCst);
     }
