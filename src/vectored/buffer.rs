@@ -3,18 +3,33 @@
 use core::fmt::{self, Debug};
 use std::sync::Arc;
 
-use super::pieces::{IoVector, Pieces};
+use super::io_vector::IoVector;
+use super::segments::Segments;
 use crate::bitmap::BS;
 use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result, TranslationHold};
 
-/// Ranges of guest memory that an I/O operation uses, which completes later and maybe on another thread.
+/// Ranges of guest memory for an I/O operation that completes later, possibly on another thread.
 ///
-/// For io_uring, AIO, vhost and the like. It is put together of the descriptors of a request, or any other ranges; up to eight pieces take no
-/// allocation. It keeps the memory map, and with it the mappings, until it is dropped: *the operation must be over by then*, which is the
-/// promise that whoever gives [`vectors`](Self::vectors) to the kernel makes.
+/// An `IoBuffer` serves io_uring, AIO, vhost and other asynchronous I/O. It is a list of guest
+/// ranges, such as the descriptors of one virtio request. Up to eight segments need no allocation.
 ///
-/// What the device writes is marked dirty by [`complete`](Self::complete), and not before: a page that is marked while it is being written may be
-/// harvested half written, and would not be marked when the rest arrives.
+/// # Lifetime
+///
+/// The buffer keeps the memory map, and with it the mappings, until it is dropped. It does not know
+/// whether an operation still uses them: whoever passes [`vectors`](Self::vectors) to the kernel
+/// must keep the buffer until the operation is over.
+///
+/// Behind an IOMMU, the buffer also keeps the translation in use. An invalidation of one of its
+/// ranges does not complete before the buffer is dropped. [`push`](Self::push) fails if the IOMMU
+/// does not support this ([`GuestMemory::hold_translation`]);
+/// [`SharedIotlb`](crate::iommu::SharedIotlb) does.
+///
+/// # Dirty tracking
+///
+/// [`complete`](Self::complete) marks the pages that the device wrote. They are not marked earlier:
+/// a harvest could then copy a page that is only half written, and the rest would not be marked.
+///
+/// # Examples
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
@@ -24,13 +39,13 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result,
 ///
 /// let memory: Arc<GuestMemoryMmap> = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?);
 ///
-/// // Two descriptors of a request: data, and a byte of status behind it.
+/// // Two descriptors of one request: the data, followed by a status byte.
 /// let mut request = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
 /// request.push(GuestAddress(0x1000), 0x200)?;
 /// request.push(GuestAddress(0x3000), 1)?;
-/// let status = request.split_off(0x200).expect("it is longer");
+/// let status = request.split_off(0x200).expect("the request has 0x201 bytes");
 ///
-/// // A worker's part: the kernel would be given `request.vectors()`.
+/// // A worker thread stands in for the kernel, which would use `request.vectors()`.
 /// let worker = std::thread::spawn(move || {
 ///     request.copy_from(0, &[0x5a; 0x200])?;
 ///     status.copy_from(0, &[0])?;
@@ -43,76 +58,99 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result,
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-///
-/// Behind an IOMMU, invalidations have to wait for the operation: it keeps what [`GuestMemory::hold_translation`] returns, and [`push`](Self::push) refuses where that
-/// is nothing. A [`SharedIotlb`](crate::iommu::SharedIotlb) has it.
+#[doc(alias = "iovec")]
+#[doc(alias = "io_uring")]
+#[doc(alias = "DMA")]
+#[doc(alias = "zero-copy")]
 pub struct IoBuffer<M: GuestMemory + 'static> {
-    // Borrows from `memory`, and goes before it: fields are dropped in the order of their declaration. The lifetime is never given out. What borrows lies in
-    // `SmallVec`s, whose elements are `MaybeUninit` or on the heap: a buffer that is handed over by value does not promise that they outlive the call
-    // that drops `memory`, as references that lie in it plainly would.
-    pieces: Pieces<'static, BS<'static, M::Bitmap>>,
+    // `segments` borrows from `memory`, and is declared before it: fields are dropped in the order
+    // of their declaration. The lifetime `'static` never leaves this type.
+    //
+    // The slices lie in `SmallVec`s, whose elements are `MaybeUninit` or on the heap. A buffer that is
+    // passed by value therefore does not promise that its references outlive the call that drops
+    // `memory`, as plain references in it would.
+    segments: Segments<'static, BS<'static, M::Bitmap>>,
     memory: Arc<M>,
-    /// What the first range was translated through, and what holds that for all that come later: it is the oldest.
+    /// Keeps the translation of all ranges in use. It was taken before the first range was
+    /// translated, so it also covers all later ones.
     hold: Option<TranslationHold>,
     access: Permissions,
 }
 
-// SAFETY: the pieces are addresses in mappings that `memory` keeps, and slices of its bitmaps. Memory behind a `VolatileSlice` may be accessed by
-// any thread at any time; `memory` may be shared with (`Sync`) and dropped on (`Send`) another thread, and so may the bitmap slices be moved.
+// SAFETY: 1. `segments` holds host addresses of mappings that `memory` keeps, and bitmap slices.
+// The addresses are not tied to a thread: any thread may access the memory of a `VolatileSlice` at
+// any time. The bitmap slices are `Send` by the bound. 2. `memory` is an `Arc<M>` with
+// `M: Send + Sync`, which is `Send`. 3. `hold` is a `TranslationHold`, which is `Send` by itself.
+// 4. `access` is a plain value.
 unsafe impl<M: GuestMemory + Send + Sync + 'static> Send for IoBuffer<M> where
     BS<'static, M::Bitmap>: Send
 {
 }
-// SAFETY: `&IoBuffer` gives out addresses, accesses to guest memory, and marks through shared bitmap slices.
+// SAFETY: `&IoBuffer` allows reading the vectors, which are numbers; accessing guest memory through
+// `VolatileSlice`s, which any number of threads may do at once; cloning the `Arc<M>`, which is `Sync`
+// since `M: Send + Sync`; and marking through shared bitmap slices, which are `Sync` by the bound.
+// It does not reach `hold`, except to clone it, and `TranslationHold` is `Sync` by itself.
 unsafe impl<M: GuestMemory + Send + Sync + 'static> Sync for IoBuffer<M> where
     BS<'static, M::Bitmap>: Sync
 {
 }
 
 impl<M: GuestMemory + 'static> IoBuffer<M> {
-    /// Makes a buffer of no bytes in `memory`, for accesses of the kind `access`: [`Permissions::Write`] for what a device writes (a read of a
-    /// disk), [`Permissions::Read`] for what it reads.
+    /// Makes an empty buffer in `memory` for accesses of the kind `access`.
+    ///
+    /// Use [`Permissions::Write`] if the device writes to the buffer, as for a disk read, and
+    /// [`Permissions::Read`] if it reads from it.
     pub fn new(memory: Arc<M>, access: Permissions) -> Self {
         IoBuffer {
-            pieces: Pieces::new(),
+            segments: Segments::new(),
             memory,
             hold: None,
             access,
         }
     }
 
-    /// Appends the `count` bytes at `addr`; all, or none if there is an error.
+    /// Appends the `count` bytes at `addr`. If it fails, the buffer is unchanged.
     ///
     /// # Errors
     ///
-    /// If any byte of the range cannot be accessed (see [`GuestMemory::get_slices`]), or the buffer would have more than `usize::MAX`
-    /// bytes. `ErrorKind::Unsupported` behind an IOMMU that cannot be held.
+    /// - the error of [`GuestMemory::get_slices`] if any byte of the range is not accessible;
+    /// - [`Error::GuestAddressOverflow`] if the buffer would have more than `usize::MAX` bytes;
+    /// - [`Error::IOError`] of the kind `Unsupported` behind an IOMMU that cannot keep translations in
+    ///   use.
     pub fn push(&mut self, addr: GuestAddress, count: usize) -> Result<()> {
-        // SAFETY: `self.memory` keeps the object at this address, and its mappings, until it is dropped, which is after the pieces are. `get_slices` works
-        // for every lifetime and cannot know this one, so that nothing else keeps what borrows from it.
+        // SAFETY: `self.memory` keeps the object at this address alive and in place until it is
+        // dropped, which is after `self.segments` is dropped (see the fields of `IoBuffer`). Nothing
+        // else keeps the reference beyond this call: `get_slices` and `hold_translation` are generic
+        // over the lifetime and cannot know that it is `'static`.
         let memory: &'static M = unsafe { &*Arc::as_ptr(&self.memory) };
         if self.hold.is_none() {
-            // Before the translation: an invalidation in between waits for it.
-            self.hold = Some(memory.hold_translation().ok_or_else(not_held)?);
+            // Before the translation, so that an invalidation in between waits for this buffer.
+            self.hold = Some(memory.hold_translation().ok_or_else(cannot_hold)?);
         }
         let mut slices = memory.get_slices(addr, count, self.access)?;
-        // Beside the others, so that an error leaves those as they are.
-        let mut pieces = Pieces::new();
-        pieces.gather(&mut slices)?;
-        self.pieces.append(pieces)
+        // Gathered separately, so that an error leaves the buffer as it is.
+        let mut segments = Segments::new();
+        segments.gather(&mut slices)?;
+        self.segments.append(segments)
     }
 
     /// Returns the vectors, in the order in which their ranges were added.
     ///
-    /// The memory that they name stays mapped while `self` lives, wherever it is moved to; no reference of Rust's may be made to it. The
-    /// slice itself may lie inside `self`: io_uring needs it until the submission has returned (`IORING_FEAT_SUBMIT_STABLE`, Linux 5.5,
-    /// io_uring_setup(2)). For what needs it longer there is [`vectors_on_heap`](Self::vectors_on_heap).
+    /// Their memory stays mapped while `self` lives, wherever `self` is moved to. No Rust reference to
+    /// it may be made.
+    ///
+    /// The array itself may lie inside `self`, so it moves with it. io_uring reads the array only
+    /// until the submission returns (`IORING_FEAT_SUBMIT_STABLE`, Linux 5.5, io_uring_setup(2)). If
+    /// the array is needed for longer, use [`vectors_on_heap`](Self::vectors_on_heap).
     pub fn vectors(&self) -> &[IoVector] {
-        self.pieces.vectors()
+        self.segments.vectors()
     }
 
-    /// Returns the vectors as [`vectors`](Self::vectors) does, at an address that stays the same when `self` is moved, until ranges are added
-    /// or split off.
+    /// Returns the vectors in an array whose address stays the same when `self` is moved.
+    ///
+    /// The address changes when ranges are added or split off.
+    ///
+    /// # Examples
     ///
     /// With the crate `io-uring`, whose operations take a pointer to `iovec`s:
     ///
@@ -134,87 +172,96 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// let vectors = buffer.vectors_on_heap();
     /// let count = u32::try_from(vectors.len())?;
     /// let read = opcode::Readv::new(types::Fd(disk.as_raw_fd()), vectors.as_ptr().cast(), count).build();
-    /// // SAFETY: vectors and memory stay in place until the operation is over, since `buffer` is kept until then.
+    /// // SAFETY: `buffer` keeps the vectors and their memory in place until the operation is over.
     /// unsafe { ring.submission().push(&read)? };
     /// ring.submit_and_wait(1)?;
     ///
-    /// let answer = ring.completion().next().ok_or("no completion")?.result();
-    /// // A negative answer is an error, after which all of it may have been written.
-    /// let written = usize::try_from(answer).unwrap_or(buffer.len());
+    /// let result = ring.completion().next().ok_or("no completion")?.result();
+    /// // A negative result is an error, after which any byte may have been written.
+    /// let written = usize::try_from(result).unwrap_or(buffer.len());
     /// buffer.complete(written);
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn vectors_on_heap(&mut self) -> &[IoVector] {
-        self.pieces.vectors_on_heap()
+        self.segments.vectors_on_heap()
     }
 
-    /// Returns the number of bytes.
+    /// Returns the number of bytes in all ranges.
     pub fn len(&self) -> usize {
-        self.pieces.len()
+        self.segments.len()
     }
 
-    /// Returns whether that is 0.
+    /// Returns whether the buffer has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns the memory map that it keeps.
+    /// Returns the memory map that the buffer keeps.
     pub fn memory(&self) -> &Arc<M> {
         &self.memory
     }
 
-    /// Keeps the first `at` bytes and returns the others as a buffer of their own; `None`, and nothing changes, if there are fewer than `at`.
+    /// Keeps the first `at` bytes, and returns the others as a new buffer.
+    ///
+    /// Returns `None`, and changes nothing, if the buffer has fewer than `at` bytes.
     pub fn split_off(&mut self, at: usize) -> Option<Self> {
         Some(IoBuffer {
-            pieces: self.pieces.split_off(at)?,
+            segments: self.segments.split_off(at)?,
             memory: Arc::clone(&self.memory),
             hold: self.hold.clone(),
             access: self.access,
         })
     }
 
-    /// Keeps the first `len` bytes, if there are more.
+    /// Shortens the buffer to its first `len` bytes. Does nothing if it has fewer.
     pub fn truncate(&mut self, len: usize) {
-        let _ = self.pieces.split_off(len);
+        let _ = self.segments.split_off(len);
     }
 
-    /// Copies bytes from `offset` on into `buf`, as many as there are; returns how many.
+    /// Copies the bytes from `offset` on to `buf`, as many as both have, and returns how many.
     ///
     /// # Errors
     ///
-    /// If the first of them is gone; see [`fault`](crate::fault).
+    /// Returns an error if the first byte cannot be accessed, for example because its file was
+    /// truncated; see [`fault`](crate::fault).
     pub fn copy_to(&self, offset: usize, buf: &mut [u8]) -> Result<usize> {
-        self.pieces.copy_to(offset, buf)
+        self.segments.copy_to(offset, buf)
     }
 
-    /// Copies `buf` to the bytes from `offset` on, as many as there are; returns how many. Their pages are marked dirty.
+    /// Copies `buf` to the bytes from `offset` on, as many as both have, and returns how many.
+    ///
+    /// The pages written are marked dirty.
     ///
     /// # Errors
     ///
-    /// If the buffer is not for writing ([`Permissions::Write`]), or the first byte is gone; see [`fault`](crate::fault).
+    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not made for
+    /// [`Permissions::Write`]. Returns an error if the first byte cannot be accessed, for example
+    /// because its file was truncated; see [`fault`](crate::fault).
     pub fn copy_from(&self, offset: usize, buf: &[u8]) -> Result<usize> {
         if !self.access.has_write() {
             return Err(Error::HostAddressNotAvailable);
         }
-        self.pieces.copy_from(offset, buf)
+        self.segments.copy_from(offset, buf)
     }
 
-    /// Notes that the operation is over and the device has written the first `written` bytes: their pages are marked dirty.
+    /// Marks the first `written` bytes as dirty, after the device has written them, and returns how
+    /// many bytes that are.
     ///
-    /// Returns how many bytes that are: no more than [`len`](Self::len). After an operation that failed nobody may know; then all may have
-    /// been written, and `written` is `len`.
+    /// After a failed operation it may be unknown how many bytes were written. Pass
+    /// [`len`](Self::len) then.
     pub fn complete(self, written: usize) -> usize {
-        self.pieces.mark_dirty(0, written);
+        self.segments.mark_dirty(0, written);
         written.min(self.len())
     }
 }
 
 #[cold]
-fn not_held() -> Error {
+fn cannot_hold() -> Error {
     Error::IOError(std::io::Error::new(
         std::io::ErrorKind::Unsupported,
-        "nothing keeps what this memory translates in use until an operation completes (Iommu::hold_translation)",
+        "this IOMMU cannot keep a translation in use until an operation completes; \
+         implement Iommu::hold_translation or use SharedIotlb",
     ))
 }
 

@@ -1,14 +1,26 @@
-//! A range of guest memory as one vector of the kernel's: `preadv(2)`, `writev(2)`, io_uring, AIO, vhost.
+//! Scattered I/O: a range of guest memory in one `preadv(2)`, `pwritev(2)` or io_uring operation.
 //!
-//! A range may lie in several regions, and behind an IOMMU in as many pieces as its mappings. [`ReadVolatile`](crate::ReadVolatile) makes a system
-//! call for each; a `struct iovec` (`readv(2)`) names them all, so that one call moves them.
+//! A range of guest memory may lie in several regions, and behind an IOMMU in as many segments as
+//! it has mappings. [`ReadVolatile`](crate::ReadVolatile) makes one system call per segment. An array
+//! of `struct iovec` (readv(2)) names all segments, so that one call moves them.
 //!
-//! - [`read_from`], [`write_to`] and their kin do that for a file, a socket or any other descriptor.
-//! - [`io_vectors`] gives the range as raw `iovec`s, for whatever else takes them while the memory is borrowed.
-//! - [`IoBuffer`] owns its memory map and can be sent to another thread: for I/O that completes later. It marks what the device has written when
-//!   it is told so, and not before.
+//! ```text
+//!   guest range      ├────────────── addr, count ──────────────┤
+//!   segments         ├─ region 0 ─┤├─ region 1 ─┤├─ region 2 ──┤
+//!                          │             │              │
+//!   IoVector[]        base, len     base, len      base, len     ──► one preadv(2)
+//! ```
 //!
-//! They are never `IoSlice` or `IoSliceMut`: those are `&[u8]`, which memory that a guest changes at any moment cannot be.
+//! | type or function | use |
+//! |---|---|
+//! | [`read_from`], [`write_to`] and their variants | a file, a socket or any other descriptor |
+//! | [`io_vectors`] | raw `iovec`s for another system call, while the memory is borrowed |
+//! | [`IoBuffer`] | I/O that completes later, possibly on another thread: io_uring, AIO, vhost |
+//!
+//! The vectors are never `IoSlice` or `IoSliceMut`. Those are references to bytes, which must not
+//! change, or not be shared, while they exist. A guest may write to its memory at any time.
+//!
+//! # Examples
 //!
 //! ```
 //! # #[cfg(feature = "backend-mmap")] {
@@ -29,54 +41,92 @@
 //!
 //! # Counts and errors
 //!
-//! Interrupted calls (`EINTR`) are repeated. The forms without `exact` or `all` make one call for the first 1024 pieces (`UIO_MAXIOV`, Linux
-//! `include/uapi/linux/uio.h`) and return what it moved, which may be less than was asked for. The others go on where a call stopped,
-//! until all is moved; if they cannot, they return
-//! [`PartialBuffer`](crate::GuestMemoryError::PartialBuffer) with what was moved once that is more than nothing, as the exact forms of
-//! [`Bytes`](crate::Bytes) do. A range that ends in a hole, or in memory that does not permit the access, is moved up to there.
+//! Interrupted calls (`EINTR`) are repeated.
 //!
-//! A page that is gone (see [`fault`](crate::fault)) is the kernel's to meet: the call ends there, with `EFAULT` if it is the first one.
+//! The functions without `exact` or `all` make one call. It covers the first 1024 segments
+//! (`UIO_MAXIOV`, Linux `include/uapi/linux/uio.h`), and may move fewer bytes than requested. A range
+//! that ends in a hole, or in memory that does not permit the access, is transferred up to there.
 //!
-//! Every page that a call has written is marked dirty after it. After an error other than `EAGAIN` and `EINTR` all pages of the call are: a device
-//! may have left bytes behind that the kernel does not count.
+//! The functions with `exact` or `all` repeat the call until all bytes are moved. If they cannot
+//! finish, they return [`PartialBuffer`](crate::GuestMemoryError::PartialBuffer) with the number of
+//! bytes moved, or the error itself if no byte was moved. The exact methods of
+//! [`Bytes`](crate::Bytes) do the same.
 //!
-//! System calls: `readv(2)`, `writev(2)`, `preadv(2)`, `pwritev(2)`. A seccomp filter made for 0.18.0 may not allow them: nothing else in
-//! this crate makes them.
+//! If a page cannot be accessed (see [`fault`](crate::fault)), the kernel ends the call there. It
+//! returns `EFAULT` if that is the first page.
+//!
+//! # Dirty tracking
+//!
+//! After each call, the pages that it wrote are marked dirty. After an error other than `EAGAIN` and
+//! `EINTR`, all pages of the call are marked: the device may have written bytes that the kernel does
+//! not count.
+//!
+//! # System calls
+//!
+//! `readv(2)`, `writev(2)`, `preadv(2)`, `pwritev(2)`. A seccomp filter that was made for 0.18.0 may
+//! not allow them; no other module of this crate makes them.
 
 mod buffer;
-mod descriptor;
-mod pieces;
+mod io_vector;
+mod io_vectors;
+mod segments;
+mod system_call;
 #[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
 mod tests;
 
 use std::os::fd::AsFd;
 
 pub use buffer::IoBuffer;
-pub use pieces::{io_vectors, IoVector, IoVectors};
+pub use io_vector::IoVector;
+pub use io_vectors::{io_vectors, IoVectors};
 
 use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result};
-use descriptor::{Place, Transfer};
-use pieces::Pieces;
+use segments::Segments;
+use system_call::{Direction, Position};
 
-/// Reads up to `count` bytes from `fd`, at its own position, into guest memory at `addr`, by one `readv(2)`. Returns how many; 0 at the end of a file.
+/// Reads up to `count` bytes from `fd` into guest memory at `addr`, by one `readv(2)` at the
+/// descriptor's own position. Returns the number of bytes read; 0 at the end of a file.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use std::io::Write;
+/// use std::os::unix::net::UnixStream;
+/// use vm_memory::{vectored, Bytes, GuestAddress, GuestMemoryMmap};
+///
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+/// let (mut peer, socket) = UnixStream::pair()?;
+/// peer.write_all(b"packet")?;
+/// assert_eq!(vectored::read_from(&memory, GuestAddress(0x100), 1500, &socket)?, 6);
+/// assert_eq!(memory.read_obj::<u8>(GuestAddress(0x105))?, b't');
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
-/// If no byte of the range can be written, or the call answers an error ([`Error::IOError`]).
+/// Returns the error of [`GuestMemory::get_slices`] if no byte of the range is accessible for
+/// writing, and [`Error::IOError`] if the system call fails.
+#[doc(alias = "readv")]
 pub fn read_from<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
     count: usize,
     fd: &impl AsFd,
 ) -> Result<usize> {
-    once(memory, addr, count, Transfer::Read, fd, Place::Position)
+    let direction = Direction::Read;
+    transfer_once(memory, addr, count, direction, fd, Position::Current)
 }
 
-/// Reads up to `count` bytes at `offset` (bytes) of `file` into guest memory at `addr`, by one `preadv(2)`. Returns how many; 0 at the end of the file.
+/// Reads up to `count` bytes at `offset` of `file` into guest memory at `addr`, by one `preadv(2)`.
+/// Returns the number of bytes read; 0 at the end of the file.
 ///
 /// # Errors
 ///
-/// As [`read_from`].
+/// Returns the error of [`GuestMemory::get_slices`] if no byte of the range is accessible for
+/// writing, and [`Error::IOError`] if the system call fails.
+#[doc(alias = "preadv")]
 pub fn read_from_at<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
@@ -84,35 +134,36 @@ pub fn read_from_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<usize> {
-    once(
-        memory,
-        addr,
-        count,
-        Transfer::Read,
-        file,
-        Place::Offset(offset),
-    )
+    let (direction, position) = (Direction::Read, Position::Offset(offset));
+    transfer_once(memory, addr, count, direction, file, position)
 }
 
-/// Writes up to `count` bytes of guest memory at `addr` to `fd`, at its own position, by one `writev(2)`. Returns how many.
+/// Writes up to `count` bytes of guest memory at `addr` to `fd`, by one `writev(2)` at the
+/// descriptor's own position. Returns the number of bytes written.
 ///
 /// # Errors
 ///
-/// If no byte of the range can be read, or the call answers an error ([`Error::IOError`]).
+/// Returns the error of [`GuestMemory::get_slices`] if no byte of the range is accessible for
+/// reading, and [`Error::IOError`] if the system call fails.
+#[doc(alias = "writev")]
 pub fn write_to<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
     count: usize,
     fd: &impl AsFd,
 ) -> Result<usize> {
-    once(memory, addr, count, Transfer::Write, fd, Place::Position)
+    let direction = Direction::Write;
+    transfer_once(memory, addr, count, direction, fd, Position::Current)
 }
 
-/// Writes up to `count` bytes of guest memory at `addr` to `file` at `offset` (bytes), by one `pwritev(2)`. Returns how many.
+/// Writes up to `count` bytes of guest memory at `addr` to `file` at `offset`, by one `pwritev(2)`.
+/// Returns the number of bytes written.
 ///
 /// # Errors
 ///
-/// As [`write_to`].
+/// Returns the error of [`GuestMemory::get_slices`] if no byte of the range is accessible for
+/// reading, and [`Error::IOError`] if the system call fails.
+#[doc(alias = "pwritev")]
 pub fn write_to_at<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
@@ -120,35 +171,42 @@ pub fn write_to_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<usize> {
-    once(
-        memory,
-        addr,
-        count,
-        Transfer::Write,
-        file,
-        Place::Offset(offset),
-    )
+    let (direction, position) = (Direction::Write, Position::Offset(offset));
+    transfer_once(memory, addr, count, direction, file, position)
 }
 
-/// Reads `count` bytes from `fd` into guest memory at `addr`; as [`read_from`], until all are read.
+/// Reads exactly `count` bytes from `fd` into guest memory at `addr`, by as many `readv(2)` as it
+/// takes.
 ///
 /// # Errors
 ///
-/// As [`read_from`]; `UnexpectedEof` if the bytes end before the first one; [`Error::PartialBuffer`] if some had been read.
+/// If some bytes were read before the transfer ended early, returns [`Error::PartialBuffer`] with
+/// their number. Otherwise returns:
+///
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing;
+/// - [`Error::IOError`] if the system call fails, or of the kind `UnexpectedEof` if it reads nothing.
+#[doc(alias = "readv")]
 pub fn read_exact_from<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
     count: usize,
     fd: &impl AsFd,
 ) -> Result<()> {
-    whole(memory, addr, count, Transfer::Read, fd, Place::Position)
+    let direction = Direction::Read;
+    transfer_all(memory, addr, count, direction, fd, Position::Current)
 }
 
-/// Reads `count` bytes at `offset` of `file` into guest memory at `addr`; as [`read_from_at`], until all are read.
+/// Reads exactly `count` bytes at `offset` of `file` into guest memory at `addr`, by as many
+/// `preadv(2)` as it takes.
 ///
 /// # Errors
 ///
-/// As [`read_exact_from`].
+/// If some bytes were read before the transfer ended early, returns [`Error::PartialBuffer`] with
+/// their number. Otherwise returns:
+///
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing;
+/// - [`Error::IOError`] if the system call fails, or of the kind `UnexpectedEof` if it reads nothing.
+#[doc(alias = "preadv")]
 pub fn read_exact_from_at<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
@@ -156,35 +214,41 @@ pub fn read_exact_from_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<()> {
-    whole(
-        memory,
-        addr,
-        count,
-        Transfer::Read,
-        file,
-        Place::Offset(offset),
-    )
+    let (direction, position) = (Direction::Read, Position::Offset(offset));
+    transfer_all(memory, addr, count, direction, file, position)
 }
 
-/// Writes `count` bytes of guest memory at `addr` to `fd`; as [`write_to`], until all are written.
+/// Writes all `count` bytes of guest memory at `addr` to `fd`, by as many `writev(2)` as it takes.
 ///
 /// # Errors
 ///
-/// As [`write_to`]; `WriteZero` if no byte is taken; [`Error::PartialBuffer`] if some had been.
+/// If some bytes were written before the transfer ended early, returns [`Error::PartialBuffer`] with
+/// their number. Otherwise returns:
+///
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading;
+/// - [`Error::IOError`] if the system call fails, or of the kind `WriteZero` if it writes nothing.
+#[doc(alias = "writev")]
 pub fn write_all_to<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
     count: usize,
     fd: &impl AsFd,
 ) -> Result<()> {
-    whole(memory, addr, count, Transfer::Write, fd, Place::Position)
+    let direction = Direction::Write;
+    transfer_all(memory, addr, count, direction, fd, Position::Current)
 }
 
-/// Writes `count` bytes of guest memory at `addr` to `file` at `offset`; as [`write_to_at`], until all are written.
+/// Writes all `count` bytes of guest memory at `addr` to `file` at `offset`, by as many `pwritev(2)`
+/// as it takes.
 ///
 /// # Errors
 ///
-/// As [`write_all_to`].
+/// If some bytes were written before the transfer ended early, returns [`Error::PartialBuffer`] with
+/// their number. Otherwise returns:
+///
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading;
+/// - [`Error::IOError`] if the system call fails, or of the kind `WriteZero` if it writes nothing.
+#[doc(alias = "pwritev")]
 pub fn write_all_to_at<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
@@ -192,51 +256,45 @@ pub fn write_all_to_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<()> {
-    whole(
-        memory,
-        addr,
-        count,
-        Transfer::Write,
-        file,
-        Place::Offset(offset),
-    )
+    let (direction, position) = (Direction::Write, Position::Offset(offset));
+    transfer_all(memory, addr, count, direction, file, position)
 }
 
-/// One call for a range.
-fn once<M: GuestMemory + ?Sized>(
+/// Transfers a range by one system call.
+fn transfer_once<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
     count: usize,
-    transfer: Transfer,
+    direction: Direction,
     fd: &impl AsFd,
-    place: Place,
+    position: Position,
 ) -> Result<usize> {
-    // The iterator is kept until the bytes have been moved: it holds on to what the range was translated through.
-    let mut slices = memory.get_slices(addr, count, transfer.access())?;
-    let mut pieces = Pieces::new();
-    match pieces.gather(&mut slices) {
-        Err(error) if pieces.len() == 0 => Err(error),
-        _ => pieces
-            .transfer_once(transfer, fd.as_fd(), place)
+    // The iterator keeps the translation of the range in use until the bytes have been moved.
+    let mut slices = memory.get_slices(addr, count, direction.access())?;
+    let mut segments = Segments::new();
+    match segments.gather(&mut slices) {
+        Err(error) if segments.len() == 0 => Err(error),
+        _ => segments
+            .transfer_once(direction, fd.as_fd(), position)
             .map_err(Error::IOError),
     }
 }
 
-/// As many calls as it takes for a range.
-fn whole<M: GuestMemory + ?Sized>(
+/// Transfers a range by as many system calls as it takes.
+fn transfer_all<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
     count: usize,
-    transfer: Transfer,
+    direction: Direction,
     fd: &impl AsFd,
-    place: Place,
+    position: Position,
 ) -> Result<()> {
-    // As in `once`.
-    let mut slices = memory.get_slices(addr, count, transfer.access())?;
-    let mut pieces = Pieces::new();
-    let error = pieces.gather(&mut slices).err();
-    let (completed, stopped_by) = pieces.transfer_all(transfer, fd.as_fd(), place);
-    match stopped_by.map(Error::IOError).or(error) {
+    // The iterator keeps the translation of the range in use until the bytes have been moved.
+    let mut slices = memory.get_slices(addr, count, direction.access())?;
+    let mut segments = Segments::new();
+    let inaccessible = segments.gather(&mut slices).err();
+    let (completed, stopped_by) = segments.transfer_all(direction, fd.as_fd(), position);
+    match stopped_by.map(Error::IOError).or(inaccessible) {
         None => Ok(()),
         Some(error) if completed == 0 => Err(error),
         Some(_) => Err(Error::PartialBuffer {
@@ -246,12 +304,12 @@ fn whole<M: GuestMemory + ?Sized>(
     }
 }
 
-impl Transfer {
-    /// What the transfer does to guest memory.
+impl Direction {
+    /// Returns the access to guest memory that the transfer needs.
     fn access(self) -> Permissions {
         match self {
-            Transfer::Read => Permissions::Write,
-            Transfer::Write => Permissions::Read,
+            Direction::Read => Permissions::Write,
+            Direction::Write => Permissions::Read,
         }
     }
 }

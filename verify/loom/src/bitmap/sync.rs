@@ -133,7 +133,7 @@ impl AtomicU64 {
 }
 
 /// Of a pair of barriers, one of which is forced on all threads, loom knows the sum: both are full.
-pub(crate) fn light_barrier() {
+pub(crate) fn asymmetric_light_barrier() {
     if wrong(0).is_none() {
         fence(Ordering::SeqCst);
     }

@@ -1,0 +1,90 @@
+//! [`IoVectors`]: a range as raw vectors, while the memory is borrowed.
+
+use super::io_vector::IoVector;
+use super::segments::Segments;
+use crate::bitmap::{BitmapSlice, BS};
+use crate::guest_memory::{GuestAddress, GuestMemory, Permissions, Result};
+
+/// A range of guest memory as raw vectors, for as long as the memory is borrowed.
+///
+/// Made by [`io_vectors`]. `H` keeps the translation of the range in use: behind an IOMMU, an
+/// invalidation of the range does not complete before this value is dropped.
+#[doc(alias = "iovec")]
+#[derive(Debug)]
+pub struct IoVectors<'a, S, H> {
+    segments: Segments<'a, S>,
+    /// Declared after the segments, so that it is dropped after them.
+    _held: H,
+}
+
+/// Returns the `count` bytes at `addr` as raw vectors, for an access of the kind `access`.
+///
+/// It serves system calls for which this module has no function. A caller that lets the kernel write
+/// to the vectors must then mark the bytes by [`IoVectors::mark_dirty`].
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use vm_memory::vectored::io_vectors;
+/// use vm_memory::{GuestAddress, GuestMemoryMmap, Permissions};
+///
+/// let memory: GuestMemoryMmap =
+///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)])?;
+/// let range = io_vectors(&memory, GuestAddress(0xf00), 0x180, Permissions::Read)?;
+/// let lengths: Vec<usize> = range.vectors().iter().map(|vector| vector.len()).collect();
+/// assert_eq!(lengths, [0x100, 0x80]);
+/// assert!(io_vectors(&memory, GuestAddress(0x1f00), 0x180, Permissions::Read).is_err());
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// Returns an error if any byte of the range is not in guest memory, is not mapped by the IOMMU, or
+/// does not permit the access. See [`GuestMemory::get_slices`].
+#[doc(alias = "iovec")]
+#[doc(alias = "readv")]
+#[doc(alias = "writev")]
+pub fn io_vectors<'a, M: GuestMemory + ?Sized>(
+    memory: &'a M,
+    addr: GuestAddress,
+    count: usize,
+    access: Permissions,
+) -> Result<IoVectors<'a, BS<'a, M::Bitmap>, impl Sized + 'a>> {
+    let mut slices = memory.get_slices(addr, count, access)?;
+    let mut segments = Segments::new();
+    segments.gather(&mut slices)?;
+    Ok(IoVectors {
+        segments,
+        _held: slices,
+    })
+}
+
+impl<S: BitmapSlice, H> IoVectors<'_, S, H> {
+    /// Returns the vectors, in the order of the guest addresses.
+    ///
+    /// A pointer to them can be passed to the kernel as a pointer to `struct iovec`s. Their memory
+    /// stays mapped while `self` lives. It may change at any time, so no Rust reference to it may be
+    /// made.
+    pub fn vectors(&self) -> &[IoVector] {
+        self.segments.vectors()
+    }
+
+    /// Returns the number of bytes in the range.
+    pub fn len(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Returns whether the range has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Marks `count` bytes from `offset` on as dirty, as far as the range has them.
+    ///
+    /// Call it after the bytes have been written. If it is not known how many were, mark them all.
+    pub fn mark_dirty(&self, offset: usize, count: usize) {
+        self.segments.mark_dirty(offset, count);
+    }
+}

@@ -1,0 +1,95 @@
+//! The system calls: one array of vectors, from or to one descriptor.
+
+use std::io::{Error, Result};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::io_vector::IoVector;
+
+/// The number of vectors that the kernel accepts in one call (`UIO_MAXIOV`, Linux
+/// `include/uapi/linux/uio.h`; `IOV_MAX` of readv(2)).
+pub(super) const MAX_VECTORS: usize = 1024;
+
+/// The direction of a transfer, as the descriptor sees it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Direction {
+    /// From the descriptor into memory.
+    Read,
+    /// From memory to the descriptor.
+    Write,
+}
+
+/// The position in the file at which a transfer starts.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Position {
+    /// The descriptor's own position, which the transfer moves.
+    Current,
+    /// A number of bytes from the start of the file.
+    Offset(u64),
+}
+
+impl Position {
+    /// Returns the position after a transfer of `moved` bytes.
+    pub(super) fn after(self, moved: usize) -> Self {
+        match self {
+            Position::Current => Position::Current,
+            // `call` refuses an offset that is larger than any file.
+            Position::Offset(offset) => {
+                Position::Offset(offset.saturating_add(u64::try_from(moved).unwrap_or(u64::MAX)))
+            }
+        }
+    }
+}
+
+/// Moves bytes between the memory of `vectors` and `fd` by one system call, and returns how many.
+///
+/// # Safety
+///
+/// While the call runs, the memory of each vector must be mapped, and no Rust reference to it may
+/// exist. Others may change it at any time.
+pub(super) unsafe fn call(
+    direction: Direction,
+    fd: BorrowedFd<'_>,
+    position: Position,
+    vectors: &[IoVector],
+) -> Result<usize> {
+    // An `IoVector` is a transparent wrapper of `struct iovec`.
+    let first = vectors.as_ptr().cast::<libc::iovec>();
+    let count = libc::c_int::try_from(vectors.len().min(MAX_VECTORS)).unwrap_or(libc::c_int::MAX);
+    let fd = fd.as_raw_fd();
+    let moved = match (direction, position) {
+        (Direction::Read, Position::Current) => {
+            // SAFETY: `first` points to at least `count` initialised `iovec`s, those of `vectors`.
+            // The kernel writes only to the memory that they name. It is mapped and free of
+            // references, as the contract of `call` demands. So these writes, which the compiler
+            // does not see, invalidate nothing that it assumes.
+            unsafe { libc::readv(fd, first, count) }
+        }
+        (Direction::Write, Position::Current) => {
+            // SAFETY: `first` points to at least `count` initialised `iovec`s, those of `vectors`.
+            // The kernel only reads the memory that they name. It is mapped, as the contract of
+            // `call` demands.
+            unsafe { libc::writev(fd, first, count) }
+        }
+        (Direction::Read, Position::Offset(offset)) => {
+            let offset = file_offset(offset)?;
+            // SAFETY: `first` points to at least `count` initialised `iovec`s, those of `vectors`.
+            // The kernel writes only to the memory that they name. It is mapped and free of
+            // references, as the contract of `call` demands.
+            unsafe { libc::preadv(fd, first, count, offset) }
+        }
+        (Direction::Write, Position::Offset(offset)) => {
+            let offset = file_offset(offset)?;
+            // SAFETY: `first` points to at least `count` initialised `iovec`s, those of `vectors`.
+            // The kernel only reads the memory that they name. It is mapped, as the contract of
+            // `call` demands.
+            unsafe { libc::pwritev(fd, first, count, offset) }
+        }
+    };
+    usize::try_from(moved).map_err(|_| Error::last_os_error())
+}
+
+/// Converts an offset to the kernel's type. Fails with `EINVAL` if it does not fit, as preadv(2)
+/// does for a negative offset.
+fn file_offset(offset: u64) -> Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| Error::from_raw_os_error(libc::EINVAL))
+}
