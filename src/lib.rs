@@ -157,7 +157,7 @@ compile_error!(
 // bitmap                                                    dirty tracking of one region
 // value, bytes, io, volatile_memory, endian, atomic_integer
 // region, guest_memory                                      regions, and the traits of guest memory
-// mmap, iommu, atomic, vectored                             mappings, translation, swapped maps
+// mmap, iommu, atomic, vectored, retired                    mappings, translation, swapped maps
 // dirty                                                     the dirty pages of a whole memory
 // ```
 #[expect(unsafe_code, reason = "moves guest bytes; no other module does")]
@@ -200,6 +200,8 @@ pub mod mmap;
 #[cfg(any(feature = "backend-bitmap", feature = "backend-mmap"))]
 mod page_size;
 pub mod region;
+#[cfg(any(feature = "backend-atomic", feature = "iommu"))]
+mod retired;
 #[expect(
     unsafe_code,
     reason = "`ByteValued` is an unsafe trait: a promise about the bytes of its types"
@@ -216,8 +218,6 @@ pub mod vectored;
     reason = "creates slices and values from a pointer and a length"
 )]
 pub mod volatile_memory;
-#[cfg(any(feature = "backend-atomic", feature = "iommu"))]
-mod wait;
 
 pub use address::{Address, AddressValue};
 #[cfg(feature = "backend-atomic")]

@@ -208,7 +208,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn users(&self) -> usize {
+    fn readers(&self) -> usize {
         self.kept.len() + self.in_flight.len()
     }
 }
@@ -225,11 +225,11 @@ impl Subject for Shared {
         let gone = self
             .iotlb
             .invalidate_mapping(GuestAddress(iova), length as usize);
-        assert_eq!(gone.users(), self.users());
+        assert_eq!(gone.readers(), self.readers());
     }
 
     fn forget_all(&mut self) {
-        assert_eq!(self.iotlb.invalidate_all().users(), self.users());
+        assert_eq!(self.iotlb.invalidate_all().readers(), self.readers());
     }
 
     fn check(&mut self, model: &Model, random: &mut Random) {

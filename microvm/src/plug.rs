@@ -22,7 +22,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vm_memory::atomic::ReplacedMap;
+use vm_memory::atomic::RetiredMap;
 use vm_memory::iommu::SharedIotlb;
 use vm_memory::{
     GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion,
@@ -365,7 +365,7 @@ impl Plug {
     fn swap(
         &self,
         change: impl FnOnce(&GuestRam) -> Result<GuestRam, GuestRegionCollectionError>,
-    ) -> Result<ReplacedMap<DeviceRam>, String> {
+    ) -> Result<RetiredMap<DeviceRam>, String> {
         let changed = self.devices.update(|now| {
             let ram = change(now.get_backend())?;
             // A handle to the same IOTLB.

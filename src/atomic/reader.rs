@@ -16,7 +16,7 @@ use crate::guest_memory::GuestMemory;
 /// # What it pins
 ///
 /// The map that it saw last, with all of its regions, stays mapped until the next look, or until [`release`](Self::release). A thread that goes to sleep for
-/// long with one in its hand keeps removed memory from being given back: see [`ReplacedMap`](super::ReplacedMap).
+/// long with one in its hand keeps removed memory from being given back: see [`RetiredMap`](super::RetiredMap).
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {

@@ -29,7 +29,6 @@ mod shared;
 #[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
 mod shared_tests;
 mod snapshots;
-mod sync;
 mod translated;
 
 #[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
@@ -43,9 +42,11 @@ pub use counters::IotlbCounters;
 pub use iotlb::{Iotlb, IotlbIterator};
 pub use marked::MarkedIommuMemory;
 pub use memory::{IommuMemory, IommuMemorySliceIterator};
-pub use shared::{Invalidation, IotlbSnapshot, SharedIotlb, StillMapped};
+pub use shared::{Invalidation, IotlbSnapshot, SharedIotlb};
 
 use crate::guest_memory::{GuestAddress, Permissions, TranslationHold};
+
+pub use crate::retired::StillRead;
 
 /// Why an address is not translated.
 #[derive(Debug, thiserror::Error)]

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use super::counters::LookupCounters;
 use super::snapshots::{Replay, Snapshot, Snapshots};
-use super::sync::Guard;
 use super::{Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator};
 use crate::guest_memory::{GuestAddress, Permissions, TranslationHold};
-use crate::wait::until_none;
+use crate::retired::sync::Guard;
+use crate::retired::{wait_until_unread, StillRead};
 
 /// An [`Iotlb`] that many threads look into while others change it, without a lock.
 ///
@@ -281,33 +281,30 @@ pub struct Invalidation {
     version: u64,
 }
 
-/// The deadline has passed, and somebody still uses what was mapped before. If that is the waiting thread itself, no wait will end better.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{users} iterators or snapshots still use what was mapped before the invalidation")]
-pub struct StillMapped {
-    /// How many iterators and snapshots there are.
-    pub users: usize,
-}
-
 impl Invalidation {
-    /// Returns how many iterators and snapshots there are that were made before the change. With 0, what was done through them happened before.
-    pub fn users(&self) -> usize {
+    /// Returns the number of readers (iterators and snapshots) from before the change.
+    ///
+    /// The count rises only when a reader is cloned. At 0 it stays 0, and all accesses of those
+    /// readers happen before this returns.
+    pub fn readers(&self) -> usize {
         self.iotlb.inner.snapshots.readers_before(self.version)
     }
 
-    /// Returns whether nobody uses what was mapped before.
+    /// Returns whether there are no readers from before the change.
     pub fn is_done(&self) -> bool {
-        self.users() == 0
+        self.readers() == 0
     }
 
-    /// Waits until it is done, but no longer than until `deadline`.
+    /// Waits until there are no readers from before the change, and no longer than until `deadline`.
     ///
-    /// Who uses a mapping does not tell when it goes, so that using costs nothing: this looks again and again, and sleeps in between.
+    /// Readers send no notification when they go, so that reading costs nothing. This polls, and
+    /// sleeps up to a millisecond in between.
     ///
     /// # Errors
     ///
-    /// [`StillMapped`] at the deadline. A thread that waits with an iterator in its own hand gets that, too, instead of waiting for ever.
-    pub fn wait(&self, deadline: Instant) -> Result<(), StillMapped> {
-        until_none(deadline, || self.users()).map_err(|users| StillMapped { users })
+    /// Returns [`StillRead`] if there are readers at the deadline. A thread that waits for a reader
+    /// of its own gets this error, too.
+    pub fn wait(&self, deadline: Instant) -> Result<(), StillRead> {
+        wait_until_unread(deadline, || self.readers())
     }
 }

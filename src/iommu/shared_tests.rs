@@ -38,7 +38,7 @@ proptest! {
                 5 | 6 => {
                     let gone = shared.invalidate_mapping(iova, length);
                     plain.invalidate_mapping(iova, length);
-                    prop_assert_eq!(gone.users(), kept.len());
+                    prop_assert_eq!(gone.readers(), kept.len());
                 }
                 7 => {
                     let bound = NonZeroUsize::new(pages * 4);
@@ -47,7 +47,7 @@ proptest! {
                 }
                 8 => kept.insert(place.min(kept.len()), (shared.snapshot(), plain.clone())),
                 _ if place == 0 => {
-                    shared.invalidate_all().users();
+                    shared.invalidate_all().readers();
                     plain.invalidate_all();
                 }
                 _ => kept.truncate(place),
@@ -77,18 +77,18 @@ fn an_invalidation_is_done_when_what_was_made_before_is_gone() {
     let before = iotlb.lookup(GuestAddress(0), 8, Read).unwrap();
     let gone = iotlb.invalidate_mapping(GuestAddress(0), 0x1000);
     let after = iotlb.snapshot();
-    assert_eq!((gone.users(), found(&iotlb, 0, 1)), (1, None));
+    assert_eq!((gone.readers(), found(&iotlb, 0, 1)), (1, None));
     let soon = Instant::now() + Duration::from_millis(10);
-    assert_eq!(gone.wait(soon), Err(StillMapped { users: 1 }));
+    assert_eq!(gone.wait(soon), Err(StillRead { readers: 1 }));
     // Many changes later, it is known still.
     for page in 0..2000 {
         iotlb
             .set_mapping(GuestAddress(page * PAGE), GuestAddress(0), 0x1000, Read)
             .unwrap();
-        assert_eq!(gone.users(), 1);
+        assert_eq!(gone.readers(), 1);
     }
     let later = iotlb.invalidate_all();
-    assert_eq!(later.users(), 2);
+    assert_eq!(later.readers(), 2);
     assert_eq!(
         before.collect::<Vec<_>>(),
         [MappedRange {
@@ -97,7 +97,7 @@ fn an_invalidation_is_done_when_what_was_made_before_is_gone() {
         }]
     );
     gone.wait(Instant::now()).unwrap();
-    assert_eq!((gone.is_done(), later.users()), (true, 1));
+    assert_eq!((gone.is_done(), later.readers()), (true, 1));
     drop(after);
     assert!(later.is_done());
 }
@@ -214,7 +214,7 @@ fn b14_a_range_that_needs_more_than_the_bound_is_refused() {
         .unwrap_err();
     assert!(fails.access_fails.is_empty() && fails.misses.len() == 1);
     // And so is the range once it has become two mappings.
-    iotlb.invalidate_all().users();
+    iotlb.invalidate_all().readers();
     let fails = iotlb.lookup(GuestAddress(0), 5 * 0x1000, Read).unwrap_err();
     assert!(fails.access_fails.is_empty());
 }

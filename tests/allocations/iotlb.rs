@@ -141,7 +141,7 @@ fn a_snapshot_that_is_kept_takes_what_has_changed() {
     assert!((4096..12_000).contains(&each), "{each} bytes each");
     // And gives them back, at the next change.
     kept.clear();
-    shared.invalidate_mapping(GuestAddress(0), 0x1000).users();
+    shared.invalidate_mapping(GuestAddress(0), 0x1000).readers();
     let rest = bytes_out() - before;
     assert!(rest < 100_000, "{rest} bytes");
 }

@@ -183,7 +183,7 @@ impl Pair {
                     .memory
                     .iommu()
                     .invalidate_mapping(GuestAddress(iova), length);
-                assert_eq!(gone.users(), self.held.len());
+                assert_eq!(gone.readers(), self.held.len());
                 self.bounded.invalidate_mapping(GuestAddress(iova), length);
                 if length != 0 {
                     let last = last_of(iova, length).unwrap_or(u64::MAX);
@@ -193,7 +193,7 @@ impl Pair {
             }
             Step::InvalidateAll => {
                 let gone = self.memory.iommu().invalidate_all();
-                assert_eq!(gone.users(), self.held.len());
+                assert_eq!(gone.readers(), self.held.len());
                 self.bounded.invalidate_all();
                 self.mappings = Mappings::default();
             }

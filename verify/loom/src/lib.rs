@@ -18,10 +18,31 @@ mod bitmap {
     mod sync;
 }
 
+mod retired {
+    #[path = "../../../../src/retired/list.rs"]
+    mod list;
+    pub(crate) mod sync;
+
+    pub(crate) use list::{RetiredList, Unread, Version};
+}
+
 mod iommu {
     #[path = "../../../../src/iommu/snapshots.rs"]
     mod snapshots;
     #[cfg(test)]
     mod snapshots_tests;
+}
+
+mod fences {
+    #[path = "../../../../src/retired/held.rs"]
+    mod held;
+    #[path = "../../../../src/retired/list.rs"]
+    mod list;
+    #[cfg(test)]
+    mod list_tests;
+    #[cfg(test)]
+    mod maps_tests;
+    #[cfg(test)]
+    mod mutants;
     mod sync;
 }

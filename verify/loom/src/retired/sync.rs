@@ -1,9 +1,10 @@
-//! The names of `src/iommu/sync.rs`, as loom has them.
+//! The names of `src/retired/sync.rs`, as loom has them.
 
 pub(crate) use loom::sync::atomic::{fence, Ordering};
 pub(crate) use loom::sync::{Arc, Mutex};
 
-/// What arc-swap promises: a pointer that is loaded and swapped in one order, and readers that are counted when it has been swapped.
+/// The guarantees of arc-swap that the library uses: loads and swaps of the pointer have one order,
+/// and `swap` returns after each reader of the old pointer was counted.
 #[derive(Debug)]
 pub(crate) struct ArcSwap<T>(Mutex<Arc<T>>);
 
@@ -24,5 +25,5 @@ impl<T> ArcSwap<T> {
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> loom::sync::MutexGuard<'_, T> {
-    mutex.lock().expect("nobody panics in there")
+    mutex.lock().expect("no model panics while it holds a lock")
 }

@@ -1,14 +1,18 @@
-//! What [`snapshots`](super::snapshots) is made of. `verify/loom/` has the same names for what it explores.
+//! The synchronization primitives of retired versions. `verify/loom` replaces this file by loom's.
 
 pub(crate) use core::sync::atomic::{fence, Ordering};
+#[cfg(feature = "backend-atomic")]
+pub(crate) use std::sync::Weak;
 pub(crate) use std::sync::{Arc, Mutex};
 
+#[cfg(feature = "iommu")]
 pub(crate) use arc_swap::ArcSwap;
 
-/// What keeps a value that was loaded.
+/// A reader of the current version.
+#[cfg(feature = "iommu")]
 pub(crate) type Guard<T> = arc_swap::Guard<Arc<T>>;
 
-/// Locks. One who panicked in there had not changed anything that the next one cannot do with.
+/// Locks a mutex whose contents are consistent even after a panic of another holder.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()

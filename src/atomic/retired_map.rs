@@ -1,0 +1,174 @@
+//! [`RetiredMap`]: a map that was replaced, and its readers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{GuestMemoryAtomic, Writers};
+use crate::guest_memory::GuestMemory;
+use crate::retired::sync::lock;
+use crate::retired::{wait_until_unread, Held, StillRead};
+
+impl<M: GuestMemory> GuestMemoryAtomic<M> {
+    /// Replaces the map by the one that `change` returns, as one change.
+    ///
+    /// Readers see all of the change or nothing. They do not wait. Other writers wait, so no change
+    /// is lost: see [`lock`](Self::lock).
+    ///
+    /// Returns the replaced map. It knows when no reader uses it, or any map before it.
+    ///
+    /// If `change` fails or panics, the map stays as it is, and later changes work.
+    ///
+    /// # Deadlocks
+    ///
+    /// Writers of one memory exclude each other. Do not call this, or [`lock`](Self::lock), from
+    /// within `change`. Do not call this while holding a guard of [`lock`](Self::lock).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::sync::Arc;
+    /// use std::time::{Duration, Instant};
+    /// use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend};
+    /// use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
+    ///
+    /// let ranges = [(GuestAddress(0), 0x1000)];
+    /// let memory = GuestMemoryAtomic::new(GuestMemoryMmap::<()>::from_ranges(&ranges)?);
+    /// let device = memory.clone();
+    /// let busy = device.memory();
+    ///
+    /// // Adds two regions and removes one, in one change.
+    /// let region =
+    ///     |start| GuestRegionMmap::from_range(GuestAddress(start), 0x1000, None).map(Arc::new);
+    /// let (first, second) = (region(0x1000)?, region(0x2000)?);
+    /// let old = memory.update(|map| {
+    ///     let map = map.insert_region(first)?.insert_region(second)?;
+    ///     map.remove_region(GuestAddress(0), 0x1000).map(|(map, _)| map)
+    /// })?;
+    /// assert_eq!(memory.memory().num_regions(), 2);
+    ///
+    /// // The device still uses the old map.
+    /// let soon = || Instant::now() + Duration::from_millis(5);
+    /// assert_eq!(old.wait(soon()).unwrap_err().readers, 1);
+    /// drop(busy);
+    /// old.wait(soon())?;
+    /// let map = old.into_map().expect("the map has no readers");
+    /// drop(map); // unmaps the region at 0
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of `change`.
+    #[doc(alias = "hotplug")]
+    #[doc(alias = "RCU")]
+    pub fn update<E>(&self, change: impl FnOnce(&M) -> Result<M, E>) -> Result<RetiredMap<M>, E> {
+        // A panic in `change` has left the map and the version as they were.
+        let mut version = lock(&self.writers.version);
+        let map = change(&self.map.load())?;
+        let map = self.map.swap(Arc::new(map));
+        let (held, retired) = Held::new(*version, map);
+        *version = version.saturating_add(1);
+        let replaced_by = *version;
+        let unread = self.writers.retired.retire(retired);
+        drop(version);
+        drop(unread);
+        Ok(RetiredMap {
+            held,
+            replaced_by,
+            writers: Arc::clone(&self.writers),
+        })
+    }
+}
+
+/// A map that was replaced by [`GuestMemoryAtomic::update`].
+///
+/// A region that was removed from the memory is in use as long as this map, or any map before it,
+/// has a reader. Until then, do not discard its pages, do not reuse them for another guest, and do
+/// not report the removal to the device.
+///
+/// Maps before this one count because they may have the same region. This includes maps that were
+/// replaced by [`replace`](super::GuestMemoryExclusiveGuard::replace):
+///
+/// ```text
+///   map 1 {A, B} ◄── guard of a device      map 2 {A, B, C}      map 3 {A, C}
+///        └── update: add C ────────────────────┘ └── update: remove B ──┘
+///                                the RetiredMap of map 2 waits for that guard: it may read B
+/// ```
+///
+/// Readers are [guards](super::GuestMemoryLoadGuard), [cached readers](super::GuestMemoryReader)
+/// that have not called `memory` since, and all other owners of an `Arc` of the map, such as an
+/// `IoBuffer` in flight. A `RetiredMap` is not a reader. When it is dropped, its map lives until
+/// the last reader goes.
+///
+/// # Examples
+///
+/// See [`GuestMemoryAtomic::update`].
+#[derive(Debug)]
+#[doc(alias = "unplug")]
+#[doc(alias = "grace period")]
+pub struct RetiredMap<M: GuestMemory> {
+    held: Held<M>,
+    /// The version that replaced this one.
+    replaced_by: u64,
+    writers: Arc<Writers<M>>,
+}
+
+impl<M: GuestMemory> RetiredMap<M> {
+    /// Returns the map.
+    ///
+    /// The reference is not counted as a reader.
+    pub fn map(&self) -> &M {
+        self.held.value()
+    }
+
+    /// Returns the number of readers of this map and of the maps before it.
+    ///
+    /// The count rises only when a guard is cloned. At 0 it stays 0, and all accesses of those
+    /// readers happen before this returns.
+    pub fn readers(&self) -> usize {
+        self.writers.retired.readers_before(self.replaced_by)
+    }
+
+    /// Returns whether this map and the maps before it have no readers.
+    pub fn is_done(&self) -> bool {
+        self.readers() == 0
+    }
+
+    /// Waits until this map and the maps before it have no readers, and no longer than until
+    /// `deadline`.
+    ///
+    /// Readers send no notification when they go, so that reading costs nothing. This polls, and
+    /// sleeps up to a millisecond in between.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`StillRead`] if there are readers at the deadline. A thread that waits while it
+    /// holds a guard of its own gets this error, too. It cannot be reported earlier: a guard does
+    /// not record its thread.
+    pub fn wait(&self, deadline: Instant) -> Result<(), StillRead> {
+        wait_until_unread(deadline, || self.readers())
+    }
+
+    /// Returns the map itself, if it and the maps before it have no readers.
+    ///
+    /// # Errors
+    ///
+    /// Returns this handle if there are readers.
+    pub fn into_map(self) -> Result<M, Self> {
+        if !self.is_done() {
+            return Err(self);
+        }
+        let Self {
+            held,
+            replaced_by,
+            writers,
+        } = self;
+        held.into_value().map_err(|held| Self {
+            held,
+            replaced_by,
+            writers,
+        })
+    }
+}

@@ -1,0 +1,79 @@
+//! Retired versions that are freed by their last reader, not by the list.
+
+use super::list::Version;
+use super::sync::{fence, Arc, Ordering, Weak};
+
+/// A handle to a retired version. It keeps the version alive and is not a reader of it.
+#[derive(Debug)]
+pub(crate) struct Held<T> {
+    /// Identifies this handle to the [`WeakVersion`]. Dropped before `value`: fields are dropped in
+    /// the order of their declaration.
+    token: Arc<()>,
+    value: Arc<T>,
+}
+
+/// A retired version that its readers, and at most one [`Held`], keep alive.
+#[derive(Debug)]
+pub(crate) struct WeakVersion<T> {
+    number: u64,
+    value: Weak<T>,
+    /// Dangling, or the token of the handle.
+    token: Weak<()>,
+}
+
+impl<T> WeakVersion<T> {
+    /// Creates a version that has no handle.
+    pub(crate) fn new(number: u64, value: &Arc<T>) -> Self {
+        Self {
+            number,
+            value: Arc::downgrade(value),
+            token: Weak::new(),
+        }
+    }
+}
+
+impl<T> Held<T> {
+    /// Creates a handle, and the version to be put into the list.
+    pub(crate) fn new(number: u64, value: Arc<T>) -> (Self, WeakVersion<T>) {
+        let token = Arc::new(());
+        let version = WeakVersion {
+            number,
+            value: Arc::downgrade(&value),
+            token: Arc::downgrade(&token),
+        };
+        (Self { token, value }, version)
+    }
+
+    /// Returns the value.
+    pub(crate) fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// Returns the value itself, if neither a reader nor anybody else has it.
+    ///
+    /// # Errors
+    ///
+    /// Returns the handle if the value has another owner.
+    pub(crate) fn into_value(self) -> Result<T, Self> {
+        let Self { token, value } = self;
+        // Here the value goes before the token. A count of 0 less a token is 0, too.
+        Arc::try_unwrap(value).map_err(|value| Self { token, value })
+    }
+}
+
+impl<T> Version for WeakVersion<T> {
+    const SPARES: usize = 0;
+
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn readers(&self) -> usize {
+        let owners = Weak::strong_count(&self.value);
+        // A handle drops its token and then its value, with a release operation. If `owners` lacks
+        // the value, the fence makes the drop of the token visible: readers are never counted too
+        // low. In the other case one reader too many is counted for a moment.
+        fence(Ordering::Acquire);
+        owners.saturating_sub(Weak::strong_count(&self.token))
+    }
+}

@@ -1,0 +1,169 @@
+//! The names of `src/retired/sync.rs`, with counted pointers that have the orderings of the standard
+//! library's, and with fences that a run can leave out.
+
+use core::cell::{Cell, UnsafeCell};
+use core::fmt;
+use core::ops::Deref;
+use core::panic::Location;
+use std::sync::Arc as Memory;
+
+use loom::sync::atomic::AtomicUsize;
+pub(crate) use loom::sync::atomic::Ordering;
+pub(crate) use loom::sync::Mutex;
+
+/// The place of a fence.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fence {
+    /// The end of the file's path.
+    pub(super) file: &'static str,
+    pub(super) line: u32,
+}
+
+/// The variant of the code that is explored.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Run {
+    /// Loads of counts are read-modify-writes that change nothing.
+    ///
+    /// loom 0.7.3 does not try a read-modify-write of another thread before a load of the same
+    /// atomic that went first, so a run of plain loads lacks some interleavings. A run of this kind
+    /// has all of them. In exchange it lacks the old values that a plain load may return.
+    pub(super) loads_modify: bool,
+    /// A fence that is left out.
+    pub(super) without: Option<Fence>,
+}
+
+std::thread_local! {
+    /// loom runs all threads of a model on the thread that explores it.
+    static RUN: Cell<Run> = const { Cell::new(Run { loads_modify: false, without: None }) };
+}
+
+/// Selects the variant for the models that this thread explores from now on.
+pub(super) fn choose(run: Run) {
+    RUN.set(run);
+}
+
+fn load(count: &AtomicUsize) -> usize {
+    match RUN.get().loads_modify {
+        true => count.fetch_or(0, Ordering::Relaxed),
+        false => count.load(Ordering::Relaxed),
+    }
+}
+
+#[track_caller]
+pub(crate) fn fence(order: Ordering) {
+    let here = Location::caller();
+    let is_missing = RUN
+        .get()
+        .without
+        .is_some_and(|fence| here.file().ends_with(fence.file) && here.line() == fence.line);
+    if !is_missing {
+        loom::sync::atomic::fence(order);
+    }
+}
+
+/// The target of counted pointers. The memory itself outlives the model's last pointer.
+struct Target<T> {
+    strong: AtomicUsize,
+    /// `None` after the last strong pointer was dropped.
+    value: UnsafeCell<Option<T>>,
+}
+
+// SAFETY: the value is shared by, moved with, and dropped by the last of the strong pointers, which
+// threads may share. That needs both bounds, as for `std::sync::Arc`.
+unsafe impl<T: Send + Sync> Send for Target<T> {}
+// SAFETY: as for `Send`, by the same argument.
+unsafe impl<T: Send + Sync> Sync for Target<T> {}
+
+pub(crate) struct Arc<T>(Memory<Target<T>>);
+
+impl<T> Arc<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Memory::new(Target {
+            strong: AtomicUsize::new(1),
+            value: UnsafeCell::new(Some(value)),
+        }))
+    }
+
+    pub(crate) fn strong_count(this: &Self) -> usize {
+        load(&this.0.strong)
+    }
+
+    pub(crate) fn downgrade(this: &Self) -> Weak<T> {
+        Weak(Some(Memory::clone(&this.0)))
+    }
+
+    pub(crate) fn try_unwrap(this: Self) -> Result<T, Self> {
+        let only = this
+            .0
+            .strong
+            .compare_exchange(1, 0, Ordering::Relaxed, Ordering::Relaxed);
+        if only.is_err() {
+            return Err(this);
+        }
+        fence(Ordering::Acquire);
+        let this = core::mem::ManuallyDrop::new(this);
+        // SAFETY: `this` is not used again, and `ManuallyDrop` does not drop it.
+        let memory = unsafe { core::ptr::read(&this.0) };
+        // SAFETY: the count was 1, so this was the only strong pointer; now it is 0 and there is none.
+        let value = unsafe { &mut *memory.value.get() };
+        Ok(value.take().expect("a strong pointer has a value"))
+    }
+}
+
+impl<T> Clone for Arc<T> {
+    fn clone(&self) -> Self {
+        self.0.strong.fetch_add(1, Ordering::Relaxed);
+        Self(Memory::clone(&self.0))
+    }
+}
+
+impl<T> Drop for Arc<T> {
+    fn drop(&mut self) {
+        if self.0.strong.fetch_sub(1, Ordering::Release) == 1 {
+            fence(Ordering::Acquire);
+            // SAFETY: the count was 1, so this is the only strong pointer.
+            let value = unsafe { &mut *self.0.value.get() };
+            drop(value.take());
+        }
+    }
+}
+
+impl<T> Deref for Arc<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: while a strong pointer is borrowed, `try_unwrap` and `drop` of the last one
+        // cannot run, and nothing else changes the value: the count is not 1 for another pointer,
+        // and this one is borrowed.
+        let value = unsafe { &*self.0.value.get() };
+        value.as_ref().expect("a strong pointer has a value")
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Arc<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+pub(crate) struct Weak<T>(Option<Memory<Target<T>>>);
+
+impl<T> Weak<T> {
+    pub(crate) fn new() -> Self {
+        Self(None)
+    }
+
+    pub(crate) fn strong_count(&self) -> usize {
+        self.0.as_ref().map_or(0, |target| load(&target.strong))
+    }
+}
+
+impl<T> fmt::Debug for Weak<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(Weak)")
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> loom::sync::MutexGuard<'_, T> {
+    mutex.lock().expect("no model panics while it holds a lock")
+}
