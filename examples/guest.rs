@@ -1,4 +1,4 @@
-//! The guest of the example `migration`: one vCPU under KVM that increments a byte in each of eight
+//! The guest of the example `migration`: one vCPU under KVM. It increments a byte in each of eight
 //! pages, again and again, until it is paused.
 
 use std::error::Error;

@@ -1,5 +1,5 @@
 //! A network device: receive packets into descriptor chains whose buffers are scattered over guest
-//! memory, with one `readv(2)` for each packet and dirty marks for the bytes that arrived.
+//! memory. Each packet takes one `readv(2)`, and marks the pages dirty that it reached.
 //!
 //! `cargo run -p examples --example net_device`
 
