@@ -3,7 +3,6 @@
 use core::sync::atomic::Ordering;
 
 use crate::io::{ReadVolatile, WriteVolatile};
-pub(crate) use crate::value::is_register_sized;
 pub use crate::value::{AtomicAccess, ByteValued};
 
 /// A range of bytes with addresses of type `A`.

@@ -1,120 +1,138 @@
-//! Turning SIGBUS and SIGSEGV inside guest accesses into errors.
+//! Recovery from SIGBUS and SIGSEGV in accesses to guest memory.
 //!
-//! A page can go away under a mapping: its file is truncated, the page is poisoned by a memory error, the pool of huge pages is empty, a
-//! userfaultfd answers with SIGBUS, somebody calls `mprotect`. Touching it kills the process. After [`install`], an access of this
-//! crate's that touches it returns an error instead:
+//! A mapped page can become inaccessible: its file is truncated, its memory is poisoned
+//! (`MADV_HWPOISON`, a hardware error), the pool of huge pages is empty, a userfaultfd answers with
+//! SIGBUS, or `mprotect(2)` removes a permission. An access to such a page normally kills the process.
+//! After [`install`], an access of this crate returns an error instead.
 //!
-//! - `read`, `write` and their kin return the bytes done before it, and the error when there are none;
-//! - everything else returns an `IOError` whose `raw_os_error()` is `EFAULT`, and what has no error (`VolatileRef::load`, `copy_to`) reads
-//!   zeroes or stops early;
-//! - [`last`] tells the thread what happened.
+//! # Examples
 //!
-//! ```no_run
-//! vm_memory::fault::install()?;
-//! # Ok::<(), std::io::Error>(())
+//! ```
+//! # #[cfg(all(unix, feature = "backend-mmap"))] {
+//! use vm_memory::{fault, Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+//! use vmm_sys_util::tempfile::TempFile;
+//!
+//! if fault::install().is_err() {
+//!     return Ok(()); // not supported on this target
+//! }
+//! let file = TempFile::new()?.into_file();
+//! file.set_len(0x2_0000)?;
+//! let start = GuestAddress(0x10_0000);
+//! let backing = FileOffset::new(file.try_clone()?, 0);
+//! let memory: GuestMemoryMmap =
+//!     GuestMemoryMmap::from_ranges_with_files(&[(start, 0x2_0000, Some(backing))])?;
+//!
+//! // Another process truncates the file.
+//! file.set_len(0x1_0000)?;
+//! let mut buf = vec![0; 0x2_0000];
+//! assert_eq!(memory.read(&mut buf, start)?, 0x1_0000);
+//! assert!(memory.read_obj::<u64>(GuestAddress(0x11_0000)).is_err());
+//!
+//! let fault = fault::last().ok_or("no fault")?;
+//! assert_eq!(fault.guest_address, Some(GuestAddress(0x11_0000)));
+//! assert_eq!(fault.direction, fault::Direction::Read);
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # What the handler does
+//! # Results of an access that faults
 //!
-//! It acts when all of this is so: the signal was raised by an access (`si_code`); the program counter is at an instruction of this crate's that
-//! moves guest bytes; and the faulting address lies in the guest operand of it. A host buffer on a guard page, a null pointer elsewhere,
-//! `kill -BUS`, a memory error in other memory: all go where they went before, to the handlers that were installed when `install` was called
-//! (Rust's own message about a stack overflow, a crash reporter) or to the default action.
+//! - `read`, `write` and the other partial accesses return the number of bytes moved before the fault.
+//!   If there are none, they return the error.
+//! - All other accesses return an `IOError` with `raw_os_error() == Some(EFAULT)`.
+//! - Methods that cannot fail (`VolatileRef::load`, `copy_to`) read zeroes or stop early.
+//! - [`last`] returns the details to the thread that made the access.
 //!
-//! It runs on the alternate stack where the thread has one. It reads the table of instructions and changes two registers: no allocation, no
-//! lock, no thread-local state.
+//! # The handler
 //!
-//! # What cannot work
+//! The handler acts on a signal only if all of these hold:
 //!
-//! - A handler for SIGBUS or SIGSEGV that is installed later and does not call the one before: it gets the signals, and these are deadly again.
-//! - A thread that blocks SIGBUS or SIGSEGV: the kernel kills a process that faults with the signal blocked.
-//! - Pointers that were handed out (`ptr_guard`, `get_host_address`), and references (`aligned_as_ref`, `get_atomic_ref`): accesses through
-//!   them are not this crate's. System calls through them answer `EFAULT` by themselves.
-//! - Accesses in another shared object than the one that `install` is in (`dylib`, `prefer-dynamic`): each has a table of its own, and the
-//!   handler knows one. For the same reason, an object that called `install` must not be unloaded.
-//! - Targets other than Linux on x86_64 and (little-endian) aarch64: [`install`] answers `Unsupported` there.
+//! 1. An access raised the signal (`si_code`).
+//! 2. The interrupted instruction is one of this crate that accesses guest memory.
+//! 3. The faulting address is in the guest operand of that instruction.
 //!
-//! System calls: `sigaction(2)` when installed, and again with `raise(3)` when a signal that is not ours meets the default action.
-
-#[cfg(all(
-    target_os = "linux",
-    any(target_arch = "x86_64", target_arch = "aarch64"),
-    target_pointer_width = "64",
-    target_endian = "little",
-    not(miri),
-    not(vm_memory_portable),
-    any(
-        feature = "rawfd",
-        feature = "backend-mmap",
-        feature = "backend-bitmap"
-    )
-))]
-#[path = "fault/linux.rs"]
-mod handler;
-#[cfg(not(all(
-    target_os = "linux",
-    any(target_arch = "x86_64", target_arch = "aarch64"),
-    target_pointer_width = "64",
-    target_endian = "little",
-    not(miri),
-    not(vm_memory_portable),
-    any(
-        feature = "rawfd",
-        feature = "backend-mmap",
-        feature = "backend-bitmap"
-    )
-)))]
-#[path = "fault/unsupported.rs"]
-mod handler;
+//! All other signals go to the handler that was installed before, or meet the default action. Examples
+//! are a stack overflow, a host buffer in a guard page, `kill -BUS`, and a memory error elsewhere.
+//!
+//! The handler runs on the alternate signal stack, if the thread has one. It reads the table of
+//! instructions and changes two registers. It does not allocate, lock, or use thread-local storage.
+//!
+//! # Limits
+//!
+//! - If a handler for SIGBUS or SIGSEGV is installed later and does not call the previous one, faults
+//!   kill the process again.
+//! - A thread must not block SIGBUS or SIGSEGV. The kernel kills a process that faults with the signal
+//!   blocked.
+//! - Accesses through pointers (`ptr_guard`, `get_host_address`) and references (`aligned_as_ref`,
+//!   `get_atomic_ref`) are not covered. System calls that use such pointers return `EFAULT`.
+//! - Accesses in another shared object than that of `install` are not covered (`dylib`,
+//!   `prefer-dynamic`): each object has its own table. The object must not be unloaded.
+//! - The targets are Linux on x86_64 and on little-endian aarch64, with one of the features `rawfd`,
+//!   `backend-mmap` and `backend-bitmap`.
+//!
+//! # System calls
+//!
+//! [`install`] calls `sigaction(2)` four times. The handler calls `sigaction(2)` only for a signal that
+//! is not its own: to apply the default action, to which it may add `tgkill(2)` (`raise(3)`), or to
+//! check that the previous handler left it installed.
 
 use core::cell::Cell;
 
+use super::arch::Routines;
+use super::routine_set::RoutineSet;
 use crate::address::GuestAddress;
 
-/// Which way the bytes were going.
+/// The direction of an access.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Direction {
-    /// Out of guest memory.
+    /// From guest memory to the host.
     Read,
-    /// Into guest memory.
+    /// From the host to guest memory.
     Write,
 }
 
-/// An access that met a page which is not there.
+/// The details of an access that met an inaccessible page. Returned by [`last`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct LastFault {
-    /// The guest address (an IOVA where an IOMMU is on) of the byte that faulted, if the access was by guest address.
+    /// The guest address of the byte that faulted, if the access was by guest address.
+    ///
+    /// Behind an IOMMU, this is an IOVA.
     pub guest_address: Option<GuestAddress>,
-    /// The address of that byte in this process.
+    /// The host address of the byte that faulted.
     pub host_address: usize,
-    /// Which way the bytes were going.
+    /// The direction of the access.
     pub direction: Direction,
-    /// How many bytes the piece of the access that lies in one region had moved before, from the first on. 0 for a copy within guest memory to a place
-    /// that overlaps and is higher, or lower by less than 16 bytes: what such a copy has moved cannot be told.
+    /// The number of bytes moved before the fault, counted from the start of the access in that region.
+    ///
+    /// It is 0 for a copy between overlapping ranges of guest memory whose destination is higher, or
+    /// lower by less than 16 bytes. The progress of such a copy is not known.
     pub completed: usize,
 }
 
 std::thread_local! {
-    /// Set by accesses, after the handler has returned: the handler itself touches none of this.
+    /// Written after the handler has returned. The handler itself does not use it.
     static LAST: Cell<Option<LastFault>> = const { Cell::new(None) };
-    /// How many there were. It wraps.
+    /// The number of faults, which wraps.
     static COUNT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Returns the last fault that an access of this thread has met, if it has met one.
+/// Returns the last fault of an access by this thread, or `None` if there was none.
+///
+/// See the [module](self) for an example.
+#[doc(alias = "si_addr")]
 pub fn last() -> Option<LastFault> {
     LAST.get()
 }
 
-/// How many faults this thread has noted, for telling whether one came in between. It wraps.
+/// Returns the number of faults of this thread, which wraps. Two calls tell whether one came between.
 #[inline]
 pub(crate) fn count() -> u64 {
     COUNT.get()
 }
 
-/// Notes a fault of this thread's.
+/// Records a fault of this thread.
 #[cold]
-pub(super) fn note(host_address: usize, direction: Direction, completed: usize) {
+pub(super) fn record(host_address: usize, direction: Direction, completed: usize) {
     COUNT.set(COUNT.get().wrapping_add(1));
     LAST.set(Some(LastFault {
         guest_address: None,
@@ -124,7 +142,7 @@ pub(super) fn note(host_address: usize, direction: Direction, completed: usize) 
     }));
 }
 
-/// Adds the bytes that a larger access had moved before the part that has met the last fault.
+/// Adds the bytes that a larger access had moved before the part that faulted.
 #[cold]
 pub(super) fn add_completed(before: usize) {
     if let Some(fault) = LAST.get() {
@@ -135,9 +153,11 @@ pub(super) fn add_completed(before: usize) {
     }
 }
 
-/// Adds the guest address to the last fault, for an access to `len` bytes that lie at `guest` for the guest and at `host` here.
+/// Adds the guest address to the last fault, which an access to `len` bytes met.
+///
+/// The bytes are at `guest` for the guest and at `host` in this process.
 #[cold]
-pub(crate) fn note_guest_address(guest: GuestAddress, host: *const u8, len: usize) {
+pub(crate) fn record_guest_address(guest: GuestAddress, host: *const u8, len: usize) {
     if let Some(fault) = LAST.get() {
         let offset = fault.host_address.wrapping_sub(host.addr());
         if let (true, Ok(offset)) = (offset < len, u64::try_from(offset)) {
@@ -150,11 +170,33 @@ pub(crate) fn note_guest_address(guest: GuestAddress, host: *const u8, len: usiz
     }
 }
 
-/// Installs the handler, for the whole process. Calling it again does nothing.
+/// Installs the fault handler for the whole process. Further calls do nothing.
+///
+/// Call it after the program has installed its own handlers for SIGBUS and SIGSEGV, so that it passes
+/// on their signals. See the [module](self) for an example.
 ///
 /// # Errors
 ///
-/// `ErrorKind::Unsupported` where this cannot be had; otherwise what `sigaction(2)` answers.
+/// - [`Unsupported`](std::io::ErrorKind::Unsupported) on targets other than Linux on x86_64 and on
+///   little-endian aarch64, or without the features that the [module](self#limits) names.
+/// - An error of `sigaction(2)`. A later call tries again.
+#[doc(alias = "SIGBUS")]
+#[doc(alias = "SIGSEGV")]
+#[doc(alias = "sigaction")]
+#[doc(alias = "truncate")]
+#[doc(alias = "poison")]
+#[doc(alias = "MADV_HWPOISON")]
+#[doc(alias = "hwpoison")]
+#[doc(alias = "MCE")]
+#[doc(alias = "userfaultfd")]
+#[doc(alias = "EFAULT")]
 pub fn install() -> std::io::Result<()> {
-    handler::install()
+    let install = Routines::INSTALL_FAULT_HANDLER.ok_or_else(|| {
+        std::io::Error::new(
+            std::io::ErrorKind::Unsupported,
+            "cannot install the fault handler: it supports only Linux on x86_64 and aarch64, with \
+             one of the features rawfd, backend-mmap and backend-bitmap",
+        )
+    })?;
+    install()
 }

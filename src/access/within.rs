@@ -1,15 +1,22 @@
-//! Copies within guest memory, whose ranges may overlap.
+//! Copies between ranges of guest memory, which may overlap.
 
-use super::fault::{self, Direction};
-use super::kernel::{self, FaultAddress};
-use super::{met, overlap, recover, Fault};
+use super::arch::Routines;
+use super::copy::copy_below_fault;
+use super::fault;
+use super::recount::record_fault;
+use super::routine_set::{FaultAddress, GuestSide, RoutineSet};
+use super::Fault;
 
-/// Copies bytes from guest memory to guest memory. The ranges may overlap; the result is that of a copy through a third place,
-/// as far as nobody else writes meanwhile.
+/// Copies bytes within guest memory. The ranges may overlap.
 ///
-/// After a fault in ranges that overlap, bytes that have been moved cannot be moved again, for they may have been overwritten. A copy to a lower
-/// place goes in pieces that do not overlap, and its count is exact, unless it is lower by less than [`PIECE_MIN`]. No byte counts as moved after a
-/// fault of any other: a copy to a higher place begins with the last bytes.
+/// Without concurrent writers, the result is that of a copy through a separate buffer.
+///
+/// After a fault in overlapping ranges, the copy cannot be repeated to count the bytes: some of the
+/// source may be overwritten. The count therefore depends on the destination:
+///
+/// - Lower by at least [`SEGMENT_MIN`] bytes: the copy proceeds in segments that do not overlap, and
+///   the count is exact.
+/// - Lower by less, or higher: the count is 0. A copy to a higher address begins with the last bytes.
 ///
 /// # Safety
 ///
@@ -21,28 +28,31 @@ pub(crate) unsafe fn copy_within_guest(
     len: usize,
 ) -> Result<(), Fault> {
     let distance = src.addr().wrapping_sub(dst.addr());
-    if distance < len && distance >= PIECE_MIN {
-        // SAFETY: the caller's contract; the destination is `distance` bytes below the source, which is not 0.
-        return unsafe { copy_down_in_pieces(dst, src, len, distance) };
+    if distance < len && distance >= SEGMENT_MIN {
+        // SAFETY: both are guest operands of `len` bytes, by this function's contract; `src` is
+        // `distance` bytes above `dst`, which is not 0.
+        return unsafe { copy_down_in_segments(dst, src, len, distance) };
     }
-    // SAFETY: the caller's contract covers both operands.
-    match unsafe { kernel::copy_within_guest(dst, src, len) } {
+    // SAFETY: both are guest operands of `len` bytes, by this function's contract.
+    match unsafe { Routines::copy_overlapping(dst, src, len) } {
         Ok(()) => Ok(()),
-        // SAFETY: the caller's contract.
-        Err(address) => Err(unsafe { recover_within_guest(address, dst, src, len) }),
+        // SAFETY: the same contract.
+        Err(address) => Err(unsafe { count_within(address, dst, src, len) }),
     }
 }
 
-/// Pieces of fewer bytes cost more than they are worth.
-const PIECE_MIN: usize = 16;
+/// The shortest segment. Shorter ones would cost more than an exact count is worth.
+const SEGMENT_MIN: usize = 16;
 
-/// Copies bytes to a lower place in guest memory, the lowest first, in pieces as long as the distance: none overlaps the place that it goes to, and no
-/// later one has been overwritten.
+/// Copies bytes to a lower address, in ascending segments of `distance` bytes.
+///
+/// A segment does not overlap its destination, and writing it does not overwrite any later one.
 ///
 /// # Safety
 ///
-/// As [`copy_within_guest`]; `dst` is `distance` bytes below `src`, at least one.
-unsafe fn copy_down_in_pieces(
+/// `dst` and `src` are guest operands of `len` bytes. `src` is `distance` bytes above `dst`, at least
+/// one.
+unsafe fn copy_down_in_segments(
     dst: *mut u8,
     src: *const u8,
     len: usize,
@@ -50,14 +60,14 @@ unsafe fn copy_down_in_pieces(
 ) -> Result<(), Fault> {
     let mut done = 0usize;
     while done < len {
-        let piece = distance.min(len.wrapping_sub(done));
+        let segment = distance.min(len.wrapping_sub(done));
         let (dst, src) = (dst.wrapping_add(done), src.wrapping_add(done));
-        // SAFETY: the caller's contract, for `piece` bytes at `done`, which end with the operands or before.
-        match unsafe { kernel::copy_within_guest(dst, src, piece) } {
-            Ok(()) => done = done.wrapping_add(piece),
+        // SAFETY: `done + segment` is at most `len`, so both are parts of guest operands.
+        match unsafe { Routines::copy_overlapping(dst, src, segment) } {
+            Ok(()) => done = done.wrapping_add(segment),
             Err(address) => {
-                // SAFETY: as above.
-                let fault = unsafe { recover_within_guest(address, dst, src, piece) };
+                // SAFETY: the same parts of guest operands.
+                let fault = unsafe { count_within(address, dst, src, segment) };
                 fault::add_completed(done);
                 let completed = done.wrapping_add(fault.completed);
                 return Err(Fault { completed });
@@ -67,27 +77,24 @@ unsafe fn copy_down_in_pieces(
     Ok(())
 }
 
-/// [`recover`] for a copy from guest memory to guest memory.
+/// Counts the bytes that a copy within guest memory moved before it faulted at `address`.
 ///
 /// # Safety
 ///
-/// As [`copy_within_guest`].
+/// `dst` and `src` are guest operands of `len` bytes each.
 #[cold]
-unsafe fn recover_within_guest(
-    address: FaultAddress,
-    dst: *mut u8,
-    src: *const u8,
-    len: usize,
-) -> Fault {
-    // SAFETY: the caller's contract, for a first part of the operands; called only if they do not overlap.
-    let again = |len| unsafe { kernel::copy_within_guest_ascending(dst, src, len) };
-    let operand_of = |at: FaultAddress| match at.get().wrapping_sub(src.addr()) {
-        offset if offset < len => (src, Direction::Read),
-        _ => (dst.cast_const(), Direction::Write),
-    };
+unsafe fn count_within(address: FaultAddress, dst: *mut u8, src: *const u8, len: usize) -> Fault {
     if overlap(dst, src, len) {
-        let (guest, direction) = operand_of(address);
-        return met(address, guest, direction, 0);
+        let (guest, direction) = GuestSide::Both.operand_at(address, dst, src, len);
+        return record_fault(address, guest, direction, 0);
     }
-    recover(address, len, operand_of, again)
+    // SAFETY: both are guest operands by this function's contract, and they do not overlap.
+    unsafe { copy_below_fault(address, GuestSide::Both, dst, src, len) }
+}
+
+/// Returns whether two ranges of `len` bytes overlap.
+#[inline(always)]
+pub(super) fn overlap(one: *const u8, other: *const u8, len: usize) -> bool {
+    let distance = one.addr().wrapping_sub(other.addr());
+    distance < len || distance.wrapping_neg() < len
 }

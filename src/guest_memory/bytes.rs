@@ -357,7 +357,7 @@ fn scattered<'a, M: GuestMemory + ?Sized>(
         // access: the last fault must keep its address.
         if fault::count() != faults_before {
             let guest = GuestAddress(addr.0.wrapping_add(to_u64(offset)));
-            fault::note_guest_address(guest, host, len);
+            fault::record_guest_address(guest, host, len);
         }
         stop = Some(result);
         // Ends the walk. The value is not used.
@@ -432,7 +432,7 @@ fn located(
 ) -> Error {
     // Other errors are unrelated to the thread's last fault.
     if matches!(error, volatile_memory::Error::IOError(_)) {
-        fault::note_guest_address(addr, host, len);
+        fault::record_guest_address(addr, host, len);
     }
     error.into()
 }

@@ -7,6 +7,7 @@ use core::mem::{align_of, size_of, MaybeUninit};
 use core::slice;
 use std::io::{Read, Write};
 
+use crate::access::Plain;
 use crate::atomic_integer::AtomicInteger;
 use crate::volatile_memory::VolatileSlice;
 
@@ -155,6 +156,10 @@ byte_valued_integers!(u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, i
 // SAFETY: An array has no padding between or after its elements (Rust reference, "Array layout"),
 // so each clause of the contract carries over from the element type.
 unsafe impl<T: ByteValued, const N: usize> ByteValued for [T; N] {}
+
+// SAFETY: the contract of `ByteValued` contains that of `Plain`: no padding, and every bit pattern is a
+// valid value.
+unsafe impl<T: ByteValued> Plain for T {}
 
 /// A plain value that can be loaded and stored atomically, through the atomic integer `A`.
 ///

@@ -16,6 +16,7 @@
 //! Addresses and lengths are in bytes; offsets count from the start of the object.
 
 mod array_ref;
+mod atomic;
 mod slice;
 mod value_ref;
 

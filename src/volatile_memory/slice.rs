@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 use core::mem::{offset_of, size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
 
-use super::{compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileMemory};
+use super::{atomic, compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileMemory};
 use crate::access::{self, Fault, Fetch};
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::Bytes;
@@ -351,7 +351,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ) -> Result<std::result::Result<T, T>> {
         let target = self.register_operand::<T>(addr)?;
         // SAFETY: the bytes of a `T::A` lie at `target` in the slice, aligned for it, and it is register sized.
-        let answer = unsafe { access::compare_exchange(target, current, new, success, failure) }
+        let answer = unsafe { atomic::compare_exchange(target, current, new, success, failure) }
             .map_err(Error::from_fault)?;
         if answer.is_ok() {
             self.bitmap.mark_dirty(addr, size_of::<T::A>());
@@ -371,7 +371,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         let target = self.register_operand::<T>(addr)?;
         // SAFETY: the bytes of a `T::A` lie at `target` in the slice, aligned for it, and it is register sized.
         let answer =
-            unsafe { access::fetch(target, change, operand, order) }.map_err(Error::from_fault)?;
+            unsafe { atomic::fetch(target, change, operand, order) }.map_err(Error::from_fault)?;
         self.bitmap.mark_dirty(addr, size_of::<T::A>());
         Ok(answer)
     }
@@ -553,7 +553,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     fn store<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<()> {
         let target = self.atomic_operand::<T>(addr)?;
         // SAFETY: the bytes of a `T::A` lie at `target` in the slice, aligned for it.
-        unsafe { access::store_ordered(target, val, order) }.map_err(Error::from_fault)?;
+        unsafe { atomic::store(target, val, order) }.map_err(Error::from_fault)?;
         self.bitmap.mark_dirty(addr, size_of::<T::A>());
         Ok(())
     }
@@ -562,7 +562,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     fn load<T: AtomicAccess>(&self, addr: usize, order: Ordering) -> Result<T> {
         let source = self.atomic_operand::<T>(addr)?;
         // SAFETY: the bytes of a `T::A` lie at `source` in the slice, aligned for it.
-        unsafe { access::load_ordered(source, order) }.map_err(Error::from_fault)
+        unsafe { atomic::load(source, order) }.map_err(Error::from_fault)
     }
 }
 

@@ -91,7 +91,7 @@ const BASE_PROCESSOR: &str = "cortex-a72";
 const ANY_PROCESSOR: &str = "max";
 
 const FEATURES: &str = "rawfd,backend-mmap,backend-bitmap,backend-atomic,iommu";
-/// The section of the fault table (`src/access/fault_entry.rs`).
+/// The section of the fault table (`src/access/arch/fault_table.rs`).
 const SECTION: &[u8] = b"vm_memory_faults_1";
 /// A run that takes longer hangs, and is ended.
 const LIMIT_SECONDS: &str = "900";
@@ -303,7 +303,7 @@ impl Bench {
             command
         };
         let mut refused = with_lse(BASE_PROCESSOR);
-        refused.args(["--lib", "access::tests::chosen::changes_in_one_piece"]);
+        refused.args(["--lib", "access::tests::chosen::fetch"]);
         let (status, _) = self.keep("aarch64-lse-refused", &mut refused)?;
         ensure!(
             !status.success(),

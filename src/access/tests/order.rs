@@ -1,140 +1,118 @@
-//! The order of typed copies, by whichever kernels the module calls `kernel`.
+//! The order of elements.
 //!
-//! Their elements ascend in the order of the program. x86_64 shows that order to others; aarch64 need not, so that there is nothing to see there.
+//! Elements move in ascending order, in program order. x86_64 shows that order to other processors;
+//! aarch64 need not, so these tests run on x86_64 only.
+
+use super::*;
 
 /// What the tests of order copy: a head, many blocks, and a tail.
-pub(in crate::access) const LEN: usize = 1024 + 32 - 8;
+const LEN: usize = 1024 + 32 - 8;
 /// How often it is copied: a number that fits into two bytes.
-pub(in crate::access) const GENERATIONS: u64 = 6_000;
-pub(in crate::access) const ROUNDS: usize = 5;
+const GENERATIONS: u64 = 6_000;
+const ROUNDS: usize = 5;
 
 /// Where the elements lie that are compared, ascending: one in each block of 32 bytes, of which the first is not whole.
-pub(in crate::access) fn compared(size: usize) -> impl DoubleEndedIterator<Item = usize> {
+fn compared(size: usize) -> impl DoubleEndedIterator<Item = usize> {
     core::iter::once(size).chain((32..LEN - size).step_by(32))
 }
 
-macro_rules! order_tests {
-    () => {
-        /// Whoever looks at the elements from the last to the first never sees one that is newer than one before it. That is the order of the program;
-        /// x86_64 shows it to others, where aarch64 need not. Within 32 aligned bytes there is no order.
-        #[test]
-        fn elements_are_written_in_ascending_order() {
-            for size in [2usize, 4, 8] {
-                for _ in 0..order::ROUNDS {
-                    let mut guest = Aligned([0u8; order::LEN]);
-                    let guest = guest.0.as_mut_ptr() as usize;
-                    let done = std::sync::atomic::AtomicBool::new(false);
-                    let first_newer_than_its_predecessors = std::thread::scope(|scope| {
-                        scope.spawn(|| {
-                            let mut host = vec![0u8; order::LEN];
-                            for generation in 1..=order::GENERATIONS {
-                                for block in order::compared(size) {
-                                    host[block..block + size]
-                                        .copy_from_slice(&generation.to_le_bytes()[..size]);
-                                }
-                                let (dst, src) = ((guest + size) as *mut u8, host[size..].as_ptr());
-                                // SAFETY: as many bytes as both have from their first element on, which kernels alone access while the threads run.
-                                unsafe {
-                                    kernel::copy_elements_to_guest(
-                                        dst,
-                                        src,
-                                        order::LEN / size - 1,
-                                        size,
-                                    )
-                                }
-                                .unwrap();
-                            }
-                            done.store(true, Ordering::Release);
-                        });
-                        let generation_at = |at: usize| {
-                            // SAFETY: as above: one element.
-                            unsafe {
-                                kernel::load_ordered(
-                                    (guest + at) as *const u8,
-                                    size,
-                                    Ordering::Acquire,
-                                )
-                            }
-                        };
-                        let mut wrong = None;
-                        while !done.load(Ordering::Acquire) && wrong.is_none() {
-                            let mut newest = 0;
-                            for block in order::compared(size).rev() {
-                                let generation = generation_at(block).unwrap();
-                                if generation < newest {
-                                    wrong = Some((block, generation, newest));
-                                }
-                                newest = newest.max(generation);
-                            }
+/// Whoever looks at the elements from the last to the first never sees one that is newer than one before it. That is the order of the program;
+/// x86_64 shows it to others, where aarch64 need not. Within 32 aligned bytes there is no order.
+pub(in crate::access) fn copy_elements_to_guest_is_seen_in_ascending_order<R: TestedSet>() {
+    for size in [2usize, 4, 8] {
+        for _ in 0..ROUNDS {
+            let mut guest = Aligned([0u8; LEN]);
+            let guest = guest.0.as_mut_ptr() as usize;
+            let done = std::sync::atomic::AtomicBool::new(false);
+            let first_newer_than_its_predecessors = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut host = vec![0u8; LEN];
+                    for generation in 1..=GENERATIONS {
+                        for block in compared(size) {
+                            host[block..block + size]
+                                .copy_from_slice(&generation.to_le_bytes()[..size]);
                         }
-                        wrong
-                    });
-                    assert_eq!(
-                        first_newer_than_its_predecessors, None,
-                        "elements of {size} bytes"
-                    );
-                }
-            }
-        }
-
-        /// The other way round: what is written from the last element to the first is never read with a later element older than an earlier one.
-        #[test]
-        fn elements_are_read_in_ascending_order() {
-            for size in [2usize, 4, 8] {
-                for _ in 0..order::ROUNDS {
-                    let mut guest = Aligned([0u8; order::LEN]);
-                    let guest = guest.0.as_mut_ptr() as usize;
-                    let done = std::sync::atomic::AtomicBool::new(false);
-                    let older_than_its_predecessor = std::thread::scope(|scope| {
-                        scope.spawn(|| {
-                            for generation in 1..=order::GENERATIONS / 4 {
-                                for block in order::compared(size).rev() {
-                                    let dst = (guest + block) as *mut u8;
-                                    // SAFETY: an element of the guest's, which kernels alone access while the threads run.
-                                    unsafe {
-                                        kernel::store_ordered(
-                                            dst,
-                                            generation,
-                                            size,
-                                            Ordering::Release,
-                                        )
-                                    }
-                                    .unwrap();
-                                }
-                            }
-                            done.store(true, Ordering::Release);
-                        });
-                        let mut host = vec![0u8; order::LEN];
-                        let mut wrong = None;
-                        while !done.load(Ordering::Acquire) && wrong.is_none() {
-                            let (dst, src) =
-                                (host[size..].as_mut_ptr(), (guest + size) as *const u8);
-                            // SAFETY: as many bytes as both have from their first element on.
-                            unsafe {
-                                kernel::copy_elements_from_guest(
-                                    dst,
-                                    src,
-                                    order::LEN / size - 1,
-                                    size,
-                                )
-                            }
+                        let (dst, src) = ((guest + size) as *mut u8, host[size..].as_ptr());
+                        // SAFETY: as many bytes as both have from their first element on, which kernels alone access while the threads run.
+                        unsafe { R::copy_elements(Destination, dst, src, LEN / size - 1, size) }
                             .unwrap();
-                            let mut newest = 0;
-                            for block in order::compared(size) {
-                                let mut bytes = [0; 8];
-                                bytes[..size].copy_from_slice(&host[block..block + size]);
-                                let generation = u64::from_le_bytes(bytes);
-                                if generation < newest {
-                                    wrong = Some((block, generation, newest));
-                                }
-                                newest = generation;
-                            }
+                    }
+                    done.store(true, Ordering::Release);
+                });
+                let generation_at = |at: usize| {
+                    // SAFETY: as above: one element.
+                    unsafe { R::load_ordered((guest + at) as *const u8, size, Ordering::Acquire) }
+                };
+                let mut wrong = None;
+                while !done.load(Ordering::Acquire) && wrong.is_none() {
+                    let mut newest = 0;
+                    for block in compared(size).rev() {
+                        let generation = generation_at(block).unwrap();
+                        if generation < newest {
+                            wrong = Some((block, generation, newest));
                         }
-                        wrong
-                    });
-                    assert_eq!(older_than_its_predecessor, None, "elements of {size} bytes");
+                        newest = newest.max(generation);
+                    }
                 }
-            }
+                wrong
+            });
+            assert_eq!(
+                first_newer_than_its_predecessors, None,
+                "elements of {size} bytes"
+            );
         }
+    }
+}
+
+/// The other way round: what is written from the last element to the first is never read with a later element older than an earlier one.
+pub(in crate::access) fn copy_elements_from_guest_sees_ascending_order<R: TestedSet>() {
+    for size in [2usize, 4, 8] {
+        for _ in 0..ROUNDS {
+            let mut guest = Aligned([0u8; LEN]);
+            let guest = guest.0.as_mut_ptr() as usize;
+            let done = std::sync::atomic::AtomicBool::new(false);
+            let older_than_its_predecessor = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    for generation in 1..=GENERATIONS / 4 {
+                        for block in compared(size).rev() {
+                            let dst = (guest + block) as *mut u8;
+                            // SAFETY: an element of the guest's, which kernels alone access while the threads run.
+                            unsafe { R::store_ordered(dst, generation, size, Ordering::Release) }
+                                .unwrap();
+                        }
+                    }
+                    done.store(true, Ordering::Release);
+                });
+                let mut host = vec![0u8; LEN];
+                let mut wrong = None;
+                while !done.load(Ordering::Acquire) && wrong.is_none() {
+                    let (dst, src) = (host[size..].as_mut_ptr(), (guest + size) as *const u8);
+                    // SAFETY: as many bytes as both have from their first element on.
+                    unsafe { R::copy_elements(Source, dst, src, LEN / size - 1, size) }.unwrap();
+                    let mut newest = 0;
+                    for block in compared(size) {
+                        let mut bytes = [0; 8];
+                        bytes[..size].copy_from_slice(&host[block..block + size]);
+                        let generation = u64::from_le_bytes(bytes);
+                        if generation < newest {
+                            wrong = Some((block, generation, newest));
+                        }
+                        newest = generation;
+                    }
+                }
+                wrong
+            });
+            assert_eq!(older_than_its_predecessor, None, "elements of {size} bytes");
+        }
+    }
+}
+
+macro_rules! order_tests {
+    ($routines:ty) => {
+        instantiate!(
+            order, $routines:
+            copy_elements_to_guest_is_seen_in_ascending_order,
+            copy_elements_from_guest_sees_ascending_order
+        );
     };
 }

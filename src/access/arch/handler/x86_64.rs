@@ -2,7 +2,7 @@
 
 #![expect(
     clippy::as_conversions,
-    reason = "registers are numbered by constants, and are the same bits as addresses"
+    reason = "registers hold addresses, and their numbers are C constants"
 )]
 
 const RIP: usize = libc::REG_RIP as usize;
@@ -12,24 +12,24 @@ const R9: usize = libc::REG_R9 as usize;
 const R10: usize = libc::REG_R10 as usize;
 const R11: usize = libc::REG_R11 as usize;
 
-/// The registers, as they were at the faulting instruction and will be when the handler has returned.
+/// The registers at the interrupted instruction, which the system restores after the handler.
 pub(super) struct Registers<'a> {
     general: &'a mut [libc::greg_t; 23],
 }
 
 impl<'a> Registers<'a> {
-    pub(super) fn of(context: &'a mut libc::mcontext_t) -> Self {
+    pub(super) fn new(context: &'a mut libc::mcontext_t) -> Self {
         Self {
             general: &mut context.gregs,
         }
     }
 
-    /// The instruction that faulted.
+    /// Returns the address of the interrupted instruction.
     pub(super) fn program_counter(&self) -> usize {
         self.general[RIP] as usize
     }
 
-    /// The starts and ends of two guest operands, as kernels keep them in registers (`x86_64_bulk.rs`).
+    /// Returns the start and the end of two guest operands, as routines keep them in `r8` to `r11`.
     pub(super) fn operands(&self) -> [(usize, usize); 2] {
         let [r8, r9, r10, r11] = [
             self.general[R8],
@@ -41,13 +41,13 @@ impl<'a> Registers<'a> {
         [(r8, r9), (r10, r11)]
     }
 
-    /// Goes on at another instruction, with an answer in the register that kernels have it in.
-    pub(super) fn go_on(&mut self, at: usize, answer: usize) {
-        self.general[RAX] = answer as libc::greg_t;
-        self.general[RIP] = at as libc::greg_t;
+    /// Resumes at `instruction` with `result` in the result register of the routines.
+    pub(super) fn resume_at(&mut self, instruction: usize, result: usize) {
+        self.general[RAX] = result as libc::greg_t;
+        self.general[RIP] = instruction as libc::greg_t;
     }
 
-    /// Interrupted at an instruction, with two guest operands.
+    /// Sets the interrupted instruction and two guest operands.
     #[cfg(test)]
     pub(super) fn interrupt(&mut self, at: usize, operands: [(usize, usize); 2]) {
         let [first, second] = operands;
@@ -59,9 +59,9 @@ impl<'a> Registers<'a> {
         }
     }
 
-    /// The register of the answer.
+    /// Returns the result register.
     #[cfg(test)]
-    pub(super) fn answer(&self) -> usize {
+    pub(super) fn result(&self) -> usize {
         self.general[RAX] as usize
     }
 }

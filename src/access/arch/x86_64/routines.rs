@@ -1,13 +1,13 @@
-//! The kernels behind copies on x86_64: functions of assembly alone.
+//! The routines behind copies on x86_64: functions of assembly alone.
 //!
-//! `rdi` is the destination, `rsi` the source, `rcx` the length in bytes, and `r8` to `r11` are the guest operands, which no kernel changes. The
+//! `rdi` is the destination, `rsi` the source, `rcx` the length in bytes, and `r8` to `r11` are the guest operands, which no routine changes. The
 //! answer is 0 in `rax`, or a fault's address. They use no stack where they touch guest memory, so that a `ret` ends them anywhere, and change no register but those that the
 //! System V calling convention lets a function change.
 
 use core::arch::naked_asm;
 
 /// The greatest length that [`small_bytes`] takes.
-pub(super) const SMALL_MAX: usize = 128;
+pub(in crate::access::arch) const SMALL_MAX: usize = 128;
 
 /// Copies up to 128 bytes, all read before any is written; 1, 2, 4 and 8 bytes with one load and one store, so that they stay whole where
 /// they are aligned and are stored once, other lengths by moves that meet or overlap.
@@ -16,7 +16,7 @@ pub(super) const SMALL_MAX: usize = 128;
 ///
 /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, at most 128.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn small_bytes() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn small_bytes() {
     naked_asm!(
         "2:",
         "cmp rcx, 16",
@@ -102,7 +102,7 @@ pub(super) unsafe extern "sysv64" fn small_bytes() {
 ///
 /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, at least 32.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn middle_sse() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn middle_sse() {
     naked_asm!(
         "cmp rcx, 128",
         "jbe {small_bytes}",
@@ -144,7 +144,7 @@ pub(super) unsafe extern "sysv64" fn middle_sse() {
 ///
 /// As [`middle_sse`], on a processor with AVX.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn middle_avx() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx() {
     naked_asm!(
         "2:",
         "vmovups ymm0, ymmword ptr [rsi]",
@@ -204,7 +204,7 @@ pub(super) unsafe extern "sysv64" fn middle_avx() {
 ///
 /// As [`middle_sse`], on a processor with AVX-512VL.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn middle_avx512() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx512() {
     naked_asm!(
         "2:",
         "cmp rcx, 64",
@@ -275,7 +275,7 @@ pub(super) unsafe extern "sysv64" fn middle_avx512() {
 ///
 /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, more than 128.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn rep_bytes() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn rep_bytes() {
     naked_asm!(
         "2:",
         "movups xmm0, xmmword ptr [rsi]",
@@ -308,7 +308,7 @@ pub(super) unsafe extern "sysv64" fn rep_bytes() {
 ///
 /// As [`rep_bytes`], on a processor with AVX.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn streaming_avx() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn streaming_avx() {
     naked_asm!(
         "2:",
         "vmovups ymm0, ymmword ptr [rsi]",
@@ -362,14 +362,14 @@ pub(super) unsafe extern "sysv64" fn streaming_avx() {
     )
 }
 
-/// Asks `find` which kernel it is that this one stands for, and goes on there with the same operands.
+/// Asks `find` which routine it is that this one stands for, and goes on there with the same operands.
 ///
 /// # Safety
 ///
-/// As that kernel.
+/// As that routine.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn middle_not_found_yet() {
-    // Who calls a kernel has aligned the stack; the return address and seven registers keep it so.
+pub(in crate::access::arch) unsafe extern "sysv64" fn middle_undetected() {
+    // Who calls a routine has aligned the stack; the return address and seven registers keep it so.
     naked_asm!(
         "push rdi",
         "push rsi",
@@ -378,7 +378,7 @@ pub(super) unsafe extern "sysv64" fn middle_not_found_yet() {
         "push r9",
         "push r10",
         "push r11",
-        "call {find}",
+        "call {detect}",
         "pop r11",
         "pop r10",
         "pop r9",
@@ -387,7 +387,7 @@ pub(super) unsafe extern "sysv64" fn middle_not_found_yet() {
         "pop rsi",
         "pop rdi",
         "jmp rax",
-        find = sym super::find_middle_kernel,
+        detect = sym super::select::detect_middle_copy,
     )
 }
 
@@ -397,7 +397,7 @@ pub(super) unsafe extern "sysv64" fn middle_not_found_yet() {
 ///
 /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn ascending_bytes() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn ascending_bytes() {
     naked_asm!(
         "2:",
         "rep movsb",
@@ -415,7 +415,7 @@ pub(super) unsafe extern "sysv64" fn ascending_bytes() {
 ///
 /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn descending_bytes() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn descending_bytes() {
     naked_asm!(
         "2:",
         "cmp rcx, 8",
@@ -445,7 +445,7 @@ pub(super) unsafe extern "sysv64" fn descending_bytes() {
 ///
 /// `rdi` is valid for writes of `rcx` bytes.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn fill_vectors() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn fill_vectors() {
     naked_asm!(
         "2:",
         "cmp rcx, 16",
@@ -510,7 +510,7 @@ pub(super) unsafe extern "sysv64" fn fill_vectors() {
 ///
 /// `rdi` is valid for writes of `rcx` bytes.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn fill_ascending() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn fill_ascending() {
     naked_asm!(
         "2:",
         "mov eax, esi",
@@ -522,8 +522,8 @@ pub(super) unsafe extern "sysv64" fn fill_ascending() {
     )
 }
 
-/// Makes the kernel that moves elements of one size, one by one, ascending.
-macro_rules! element_kernel {
+/// Makes the routine that moves elements of one size, one by one, ascending.
+macro_rules! element_routine {
     ($name:ident, $size:literal, $load:literal, $store:literal) => {
         /// Copies elements one by one, the lowest first.
         ///
@@ -531,7 +531,7 @@ macro_rules! element_kernel {
         ///
         /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of the element's size.
         #[unsafe(naked)]
-        pub(super) unsafe extern "sysv64" fn $name() {
+        pub(in crate::access::arch) unsafe extern "sysv64" fn $name() {
             naked_asm!(
                 "xor edx, edx",
                 "2:",
@@ -551,19 +551,19 @@ macro_rules! element_kernel {
     };
 }
 
-element_kernel!(
+element_routine!(
     elements_of_2,
     "2",
     "movzx eax, word ptr [rsi + rdx]",
     "mov word ptr [rdi + rdx], ax"
 );
-element_kernel!(
+element_routine!(
     elements_of_4,
     "4",
     "mov eax, dword ptr [rsi + rdx]",
     "mov dword ptr [rdi + rdx], eax"
 );
-element_kernel!(
+element_routine!(
     elements_of_8,
     "8",
     "mov rax, qword ptr [rsi + rdx]",
@@ -576,7 +576,7 @@ element_kernel!(
 ///
 /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of 32; the processor has AVX.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn vectors_avx() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn vectors_avx() {
     naked_asm!(
         "2:",
         "xor edx, edx",
@@ -618,7 +618,7 @@ pub(super) unsafe extern "sysv64" fn vectors_avx() {
 ///
 /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of 32.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn vectors_sse() {
+pub(in crate::access::arch) unsafe extern "sysv64" fn vectors_sse() {
     naked_asm!(
         "xor edx, edx",
         "2:",

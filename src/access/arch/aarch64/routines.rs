@@ -1,6 +1,6 @@
-//! The kernels behind copies on aarch64: functions of assembly alone.
+//! The routines behind copies on aarch64: functions of assembly alone.
 //!
-//! `x0` is the destination, `x1` the source, `x2` the length in bytes, and `x3` to `x6` are the guest operands, which no kernel changes. The
+//! `x0` is the destination, `x1` the source, `x2` the length in bytes, and `x3` to `x6` are the guest operands, which no routine changes. The
 //! answer is 0 in `x16`, or a fault's address. They use no stack, so that a `ret` ends them anywhere, and change no register but `x0` to `x2`, `x7` to `x17`
 //! and `v0` to `v7`, which any function may change ("Procedure Call Standard for the Arm 64-bit Architecture", section 6.1).
 //!
@@ -9,7 +9,7 @@
 use core::arch::naked_asm;
 
 /// The greatest length that [`small_bytes`] takes.
-pub(super) const SMALL_MAX: usize = 128;
+pub(in crate::access::arch) const SMALL_MAX: usize = 128;
 
 /// Copies up to 128 bytes, all read before any is written; 1, 2, 4 and 8 bytes with one load and one store, so that they stay whole where
 /// they are aligned and are stored once, other lengths by moves that meet or overlap.
@@ -18,7 +18,7 @@ pub(super) const SMALL_MAX: usize = 128;
 ///
 /// `x1` is valid for reads and `x0` for writes of `x2` bytes, at most 128.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn small_bytes() {
+pub(in crate::access::arch) unsafe extern "C" fn small_bytes() {
     naked_asm!(
         "hint 34",
         "2:",
@@ -103,7 +103,7 @@ pub(super) unsafe extern "C" fn small_bytes() {
 ///
 /// `x1` is valid for reads and `x0` for writes of `x2` bytes, more than 128.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn large_vectors() {
+pub(in crate::access::arch) unsafe extern "C" fn large_vectors() {
     naked_asm!(
         "hint 34",
         "2:",
@@ -143,7 +143,7 @@ pub(super) unsafe extern "C" fn large_vectors() {
 ///
 /// `x1` is valid for reads and `x0` for writes of `x2` bytes.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn ascending_bytes() {
+pub(in crate::access::arch) unsafe extern "C" fn ascending_bytes() {
     naked_asm!(
         "hint 34",
         "2:",
@@ -186,7 +186,7 @@ pub(super) unsafe extern "C" fn ascending_bytes() {
 ///
 /// `x1` is valid for reads and `x0` for writes of `x2` bytes.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn descending_bytes() {
+pub(in crate::access::arch) unsafe extern "C" fn descending_bytes() {
     naked_asm!(
         "hint 34",
         "2:",
@@ -230,7 +230,7 @@ pub(super) unsafe extern "C" fn descending_bytes() {
 ///
 /// `x0` is valid for writes of `x2` bytes.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn fill_vectors() {
+pub(in crate::access::arch) unsafe extern "C" fn fill_vectors() {
     naked_asm!(
         "hint 34",
         "2:",
@@ -288,7 +288,7 @@ pub(super) unsafe extern "C" fn fill_vectors() {
 ///
 /// `x0` is valid for writes of `x2` bytes.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn fill_ascending() {
+pub(in crate::access::arch) unsafe extern "C" fn fill_ascending() {
     naked_asm!(
         "hint 34",
         "2:",
@@ -319,8 +319,8 @@ pub(super) unsafe extern "C" fn fill_ascending() {
     )
 }
 
-/// Makes the kernel that moves elements of one size, one by one, ascending.
-macro_rules! element_kernel {
+/// Makes the routine that moves elements of one size, one by one, ascending.
+macro_rules! element_routine {
     ($name:ident, $load:literal, $store:literal, $next:literal) => {
         /// Copies elements one by one, the lowest first.
         ///
@@ -328,7 +328,7 @@ macro_rules! element_kernel {
         ///
         /// `x1` is valid for reads and `x0` for writes of `x2` bytes, a multiple of the element's size and not 0.
         #[unsafe(naked)]
-        pub(super) unsafe extern "C" fn $name() {
+        pub(in crate::access::arch) unsafe extern "C" fn $name() {
             naked_asm!(
                 "hint 34",
                 "2:",
@@ -345,19 +345,19 @@ macro_rules! element_kernel {
     };
 }
 
-element_kernel!(
+element_routine!(
     elements_of_2,
     "ldrh w7, [x1], 2",
     "strh w7, [x0], 2",
     "subs x2, x2, 2"
 );
-element_kernel!(
+element_routine!(
     elements_of_4,
     "ldr w7, [x1], 4",
     "str w7, [x0], 4",
     "subs x2, x2, 4"
 );
-element_kernel!(
+element_routine!(
     elements_of_8,
     "ldr x7, [x1], 8",
     "str x7, [x0], 8",
@@ -370,7 +370,7 @@ element_kernel!(
 ///
 /// `x1` is valid for reads and `x0` for writes of `x2` bytes, a multiple of 32 and not 0.
 #[unsafe(naked)]
-pub(super) unsafe extern "C" fn pairs() {
+pub(in crate::access::arch) unsafe extern "C" fn pairs() {
     naked_asm!(
         "hint 34",
         "2:",

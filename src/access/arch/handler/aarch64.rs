@@ -1,38 +1,35 @@
 //! The registers of an interrupted aarch64 processor.
 
-#![expect(
-    clippy::as_conversions,
-    reason = "registers are the same bits as addresses"
-)]
+#![expect(clippy::as_conversions, reason = "registers hold addresses")]
 
-/// The registers, as they were at the faulting instruction and will be when the handler has returned.
+/// The registers at the interrupted instruction, which the system restores after the handler.
 pub(super) struct Registers<'a> {
     context: &'a mut libc::mcontext_t,
 }
 
 impl<'a> Registers<'a> {
-    pub(super) fn of(context: &'a mut libc::mcontext_t) -> Self {
+    pub(super) fn new(context: &'a mut libc::mcontext_t) -> Self {
         Self { context }
     }
 
-    /// The instruction that faulted.
+    /// Returns the address of the interrupted instruction.
     pub(super) fn program_counter(&self) -> usize {
         self.context.pc as usize
     }
 
-    /// The starts and ends of two guest operands, as kernels keep them in `x3` to `x6` (`aarch64_bulk.rs`).
+    /// Returns the start and the end of two guest operands, as routines keep them in `x3` to `x6`.
     pub(super) fn operands(&self) -> [(usize, usize); 2] {
         let [_, _, _, x3, x4, x5, x6, ..] = self.context.regs;
         [(x3 as usize, x4 as usize), (x5 as usize, x6 as usize)]
     }
 
-    /// Goes on at another instruction, with an answer in the register that kernels have it in.
-    pub(super) fn go_on(&mut self, at: usize, answer: usize) {
-        self.context.regs[16] = answer as _;
-        self.context.pc = at as _;
+    /// Resumes at `instruction` with `result` in the result register of the routines.
+    pub(super) fn resume_at(&mut self, instruction: usize, result: usize) {
+        self.context.regs[16] = result as _;
+        self.context.pc = instruction as _;
     }
 
-    /// Interrupted at an instruction, with two guest operands.
+    /// Sets the interrupted instruction and two guest operands.
     #[cfg(test)]
     pub(super) fn interrupt(&mut self, at: usize, operands: [(usize, usize); 2]) {
         let [first, second] = operands;
@@ -42,9 +39,9 @@ impl<'a> Registers<'a> {
         }
     }
 
-    /// The register of the answer.
+    /// Returns the result register.
     #[cfg(test)]
-    pub(super) fn answer(&self) -> usize {
+    pub(super) fn result(&self) -> usize {
         self.context.regs[16] as usize
     }
 }

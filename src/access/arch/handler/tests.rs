@@ -24,8 +24,8 @@ fn seen(signo: c_int, code: c_int, address: usize, address_lsb: i16) -> Option<(
         rest: [0; 16],
     };
     // SAFETY: the fields of a fault, as the kernel fills them, and zeroes.
-    unsafe { Fault::from_info(core::ptr::from_ref(&info).cast()) }
-        .map(|fault| (fault.address, fault.len))
+    unsafe { FaultRange::from_info(core::ptr::from_ref(&info).cast()) }
+        .map(|fault| (fault.start, fault.len))
 }
 
 const ADDRESS: usize = 0x7f12_3456_789a;
@@ -121,7 +121,10 @@ const WITHIN: [Within; 14] = [
 #[test]
 fn a_fault_within_an_operand_is_at_its_first_byte_there() {
     for (address, len, operand, expected) in WITHIN {
-        let fault = Fault { address, len };
+        let fault = FaultRange {
+            start: address,
+            len,
+        };
         assert_eq!(
             fault.within(operand),
             expected,
@@ -143,7 +146,7 @@ fn instruction(operand: i32) -> (usize, usize) {
         let begin = core::ptr::from_ref(&entry.start)
             .addr()
             .wrapping_add_signed(entry.start as isize);
-        if let (true, Some((resume, found))) = (entry.operand == operand, find(begin)) {
+        if let (true, Some((resume, found))) = (entry.operand == operand, lookup(begin)) {
             assert_eq!(found, operand);
             return (begin, resume);
         }
@@ -152,14 +155,14 @@ fn instruction(operand: i32) -> (usize, usize) {
 }
 
 /// What `recover` answers, where it goes on and with what in the register of the answer, which was 77.
-fn recovered(at: usize, operands: [(usize, usize); 2], fault: Fault) -> (bool, usize, usize) {
+fn recovered(at: usize, operands: [(usize, usize); 2], fault: FaultRange) -> (bool, usize, usize) {
     // SAFETY: zeroes are a valid context.
     let mut context = unsafe { MaybeUninit::<libc::mcontext_t>::zeroed().assume_init() };
-    let mut registers = Registers::of(&mut context);
-    registers.go_on(0, 77);
+    let mut registers = Registers::new(&mut context);
+    registers.resume_at(0, 77);
     registers.interrupt(at, operands);
     let recovers = recover(&mut registers, &fault);
-    (recovers, registers.program_counter(), registers.answer())
+    (recovers, registers.program_counter(), registers.result())
 }
 
 #[test]
@@ -171,7 +174,14 @@ fn a_kernel_goes_on_if_the_fault_is_in_either_of_its_guest_operands() {
             [(0, 0), operand],
             [(0x10, 0x20), operand],
         ] {
-            let answer = recovered(at, operands, Fault { address, len });
+            let answer = recovered(
+                at,
+                operands,
+                FaultRange {
+                    start: address,
+                    len,
+                },
+            );
             let wanted = expected.map_or((false, at, 77), |first| (true, resume, first));
             assert_eq!(answer, wanted, "{address:x} of {len:x} in {operands:x?}");
         }
@@ -184,13 +194,20 @@ fn an_instruction_with_one_operand_goes_on_whatever_the_registers_hold() {
     for operands in [[(0, 0); 2], [(0x10, 0x20), (0x5000, 0x6000)]] {
         for (address, len) in [(0x5008, 1), (0x5000, PAGE), (0x20_0000, 0x20_0000)] {
             assert_eq!(
-                recovered(at, operands, Fault { address, len }),
+                recovered(
+                    at,
+                    operands,
+                    FaultRange {
+                        start: address,
+                        len
+                    }
+                ),
                 (true, resume, address)
             );
         }
         // It must not read as "no fault".
         assert_eq!(
-            recovered(at, operands, Fault { address: 0, len: 1 }),
+            recovered(at, operands, FaultRange { start: 0, len: 1 }),
             (true, resume, 1)
         );
     }
@@ -205,8 +222,8 @@ fn no_other_instruction_is_touched() {
         no_other_instruction_is_touched as fn() as usize,
         usize::MAX,
     ] {
-        let fault = Fault {
-            address: 0x5000,
+        let fault = FaultRange {
+            start: 0x5000,
             len: 1,
         };
         assert_eq!(recovered(at, everything, fault), (false, at, 77), "{at:x}");

@@ -1,0 +1,75 @@
+//! The fault table: which instructions access guest memory, as written by assembly.
+//!
+//! ```text
+//!     section vm_memory_faults_1           one entry of four 32-bit numbers for each routine
+//!     ┌────────┬────────┬────────┬─────────┐
+//!     │ start  │  end   │ resume │ operand │  ...
+//!     └────────┴────────┴────────┴─────────┘
+//!       first    after    after    how to find
+//!       instruction       a fault  the guest operand
+//! ```
+//!
+//! Each instruction that accesses guest memory lies in the range of an entry. The handler looks up the
+//! interrupted instruction, puts the faulting address into the result register (`rax`, `x16`) and
+//! resumes at the given instruction. The register is 0 there if there was no fault, so an access that
+//! does not fault pays for clearing and testing one register.
+//!
+//! The section is retained (`R`): linkers do not drop the entries of code that is in the program. An
+//! entry holds distances from its own fields, so loading the program relocates nothing.
+
+/// An entry for the instructions from the label `$start` up to `$end`; after a fault, `$resume` is next.
+///
+/// `$operand` says which guest operand the fault must be in. "0": the only memory operand of the
+/// instructions. "1": one of two, whose start and end are in `r8` to `r11` or `x3` to `x6`.
+#[cfg(target_os = "linux")]
+macro_rules! fault_entry {
+    ($start:literal, $end:literal, $resume:literal, $operand:literal) => {
+        concat!(
+            ".pushsection vm_memory_faults_1, \"aR\", @progbits\n",
+            ".balign 4\n",
+            ".long ",
+            $start,
+            " - .\n",
+            ".long ",
+            $end,
+            " - .\n",
+            ".long ",
+            $resume,
+            " - .\n",
+            ".long ",
+            $operand,
+            "\n",
+            ".popsection"
+        )
+    };
+}
+
+/// Other systems have no fault handler, and no table.
+#[cfg(not(target_os = "linux"))]
+macro_rules! fault_entry {
+    ($($part:literal),*) => {
+        ""
+    };
+}
+
+/// Assembles instructions that access one guest operand.
+///
+/// Evaluates to the value of `$register`: 0, or the address of a fault after which the instructions
+/// did not complete. The handler puts the address there, and resumes after the instructions.
+macro_rules! guest_asm {
+    (
+        $register:tt, options $options:tt, [$($instruction:expr),+], $($operands:tt)+
+    ) => {{
+        let fault: usize;
+        core::arch::asm!(
+            "2:",
+            $($instruction,)+
+            "3:",
+            fault_entry!("2b", "3b", "3b", "0"),
+            $($operands)+,
+            inout($register) 0usize => fault,
+            options $options,
+        );
+        fault
+    }};
+}

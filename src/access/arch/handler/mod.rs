@@ -1,0 +1,364 @@
+//! The fault handler: the signal handler for SIGBUS and SIGSEGV.
+//!
+//! ```text
+//!     on_signal ──► FaultRange::from_info    was the signal raised by an access, and where?
+//!        │ ──────► lookup                    is the instruction in the fault table?
+//!        │ ──────► FaultRange::within        is the fault in its guest operand?
+//!        │            └──► Registers::resume_at    yes: the routine returns the address
+//!        └───────► chain_to_previous         no: to the handler that was installed before
+//! ```
+//!
+//! All state that the handler reads is written before the handler is installed: the table is read-only
+//! data, and `PREVIOUS` is filled before our action is set. The release store of its `OnceLock` and the
+//! system call order that before each run of the handler. `OnceLock::get` takes no lock. `WITHDRAWN` is
+//! the one exception: the handler itself writes it, as relaxed atomics.
+
+#![expect(
+    clippy::as_conversions,
+    reason = "addresses and pointers to functions are the same bits"
+)]
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+#[cfg(test)]
+mod tests;
+
+use core::ffi::{c_int, c_void};
+use core::mem::{size_of, MaybeUninit};
+use core::ptr::{null, null_mut};
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::io::{Error, Result};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+#[cfg(target_arch = "aarch64")]
+use aarch64::Registers;
+#[cfg(target_arch = "x86_64")]
+use x86_64::Registers;
+
+/// An entry of the fault table ([`fault_table`](super::fault_table)).
+///
+/// The first three fields are distances from the fields themselves.
+#[repr(C)]
+struct Entry {
+    /// The first instruction.
+    start: i32,
+    /// The end of the last instruction.
+    end: i32,
+    /// The instruction to resume at after a fault.
+    resume: i32,
+    /// How to find the guest operand: one of the constants below.
+    operand: i32,
+}
+
+/// The guest operand is the only memory operand of the instructions.
+const ONLY_OPERAND: i32 = 0;
+/// There are two guest operands, whose bounds are in registers ([`Registers::operands`]).
+const IN_REGISTERS: i32 = 1;
+
+extern "C" {
+    /// The start of the table. The linker defines both symbols, by the name of the section.
+    #[link_name = "__start_vm_memory_faults_1"]
+    static TABLE_START: [Entry; 0];
+    /// The end of the table.
+    #[link_name = "__stop_vm_memory_faults_1"]
+    static TABLE_END: [Entry; 0];
+}
+
+/// The signals that the handler is for.
+const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
+
+/// The actions that were installed before ours, in the order of `SIGNALS`.
+static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
+
+/// Whether the previous handler has replaced itself by the default action, in the order of `SIGNALS`.
+///
+/// The handler of Rust's standard library does so to let a faulting process die. If it did so for a
+/// signal that was sent, the process continues, and the next signal must meet the default action.
+static WITHDRAWN: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
+
+/// Installs the handler for both signals, once.
+pub(super) fn install() -> Result<()> {
+    static INSTALLED: Mutex<[bool; 2]> = Mutex::new([false; 2]);
+    let mut all_installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    for ((signal, previous), installed) in
+        SIGNALS.into_iter().zip(&PREVIOUS).zip(&mut *all_installed)
+    {
+        if *installed {
+            continue;
+        }
+        let present = present_action(signal)?;
+        // Filled first: the handler may run as soon as it is set. If an earlier attempt failed, the
+        // action that it found is still the present one.
+        let previous = previous.get_or_init(|| present);
+        set_action(signal, &our_action(previous))?;
+        *installed = true;
+    }
+    Ok(())
+}
+
+/// Returns the present action for `signal`. Async-signal-safe.
+fn present_action(signal: c_int) -> Result<libc::sigaction> {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: `sigaction(2)` with a null new action only writes the present one to `action`.
+    if unsafe { libc::sigaction(signal, null(), action.as_mut_ptr()) } != 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: the call has filled `action`; the zeroes before were a valid `sigaction` as well.
+    Ok(unsafe { action.assume_init() })
+}
+
+/// Sets the action for `signal`. Async-signal-safe.
+fn set_action(signal: c_int, action: &libc::sigaction) -> Result<()> {
+    // SAFETY: `action` is valid for reads. Its handler is `on_signal`, which takes the three arguments
+    // that SA_SIGINFO passes and is async-signal-safe, or it is the default action: the callers pass
+    // the results of `our_action` and `default_action` only.
+    if unsafe { libc::sigaction(signal, action, null_mut()) } != 0 {
+        return Err(Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Returns the default action.
+fn default_action() -> libc::sigaction {
+    // SAFETY: zeroes are a valid `sigaction`: no flags, an empty mask, and SIG_DFL, which is 0.
+    unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() }
+}
+
+/// Returns the action of our handler, which may call the handler of `previous`.
+fn our_action(previous: &libc::sigaction) -> libc::sigaction {
+    let mut action = default_action();
+    action.sa_sigaction = on_signal as extern "C" fn(_, _, _) as usize;
+    // The mask and these flags are for the previous handler, as if the system called it.
+    action.sa_mask = previous.sa_mask;
+    action.sa_flags = libc::SA_SIGINFO
+        | libc::SA_ONSTACK
+        | (previous.sa_flags & (libc::SA_NODEFER | libc::SA_RESTART));
+    action
+}
+
+extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the system passes the signal's information to a handler with SA_SIGINFO, and this is one
+    // for SIGBUS and SIGSEGV.
+    if let Some(fault) = unsafe { FaultRange::from_info(info) } {
+        // SAFETY: the system passes the interrupted context, which belongs to the handler until it
+        // returns.
+        let context = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext };
+        if recover(&mut Registers::new(context), &fault) {
+            return;
+        }
+    }
+    chain_to_previous(signal, info, context);
+}
+
+/// The range of addresses that a signal reports as inaccessible.
+#[cfg_attr(test, derive(Debug, Eq, PartialEq))]
+struct FaultRange {
+    start: usize,
+    /// 1, or the size that the system reports for a memory error.
+    len: usize,
+}
+
+/// The part of `siginfo_t` that the system fills for a fault.
+///
+/// Linux: `include/uapi/asm-generic/siginfo.h`, `_sigfault`.
+#[repr(C)]
+struct FaultInfo {
+    signo: c_int,
+    errno: c_int,
+    code: c_int,
+    padding: c_int,
+    address: usize,
+    /// For a memory error: the binary logarithm of its size.
+    address_lsb: i16,
+}
+
+/// The code of SIGBUS for a memory error that an access met (`BUS_MCEERR_AR`).
+const MEMORY_ERROR: c_int = 4;
+/// The code of SIGBUS for a memory error that no access met yet (`BUS_MCEERR_AO`).
+const MEMORY_ERROR_ELSEWHERE: c_int = 5;
+
+impl FaultRange {
+    /// Returns the range that an access faulted in. `None` if something else raised the signal.
+    ///
+    /// # Safety
+    ///
+    /// `info` is what the system passed to a handler of SIGBUS or SIGSEGV.
+    unsafe fn from_info(info: *const libc::siginfo_t) -> Option<Self> {
+        // SAFETY: the system initialises all of the `siginfo_t` at `info`, which is larger than a
+        // `FaultInfo` and aligned for it.
+        let info = unsafe { &*info.cast::<FaultInfo>() };
+        let is_fault = match info.signo {
+            // SEGV_MAPERR, SEGV_ACCERR, SEGV_PKUERR.
+            libc::SIGSEGV => matches!(info.code, 1 | 2 | 4),
+            // BUS_ADRERR, BUS_OBJERR.
+            libc::SIGBUS => matches!(info.code, 2 | 3 | MEMORY_ERROR),
+            _ => false,
+        };
+        if !is_fault {
+            return None;
+        }
+        let is_memory_error = info.signo == libc::SIGBUS && info.code == MEMORY_ERROR;
+        let len = match u32::try_from(info.address_lsb) {
+            Ok(bit) if is_memory_error => 1usize.checked_shl(bit).unwrap_or(1),
+            _ => 1,
+        };
+        Some(FaultRange {
+            start: info.address & !len.wrapping_sub(1),
+            len,
+        })
+    }
+
+    /// Returns the first inaccessible address in an operand, given as `(start, end)`.
+    fn within(&self, (start, end): (usize, usize)) -> Option<usize> {
+        let first = self.start.max(start);
+        (first < end && first.wrapping_sub(self.start) < self.len).then_some(first)
+    }
+}
+
+/// Makes an access routine return the address of the fault, if the fault is in its guest operand.
+///
+/// Returns `false` and changes nothing if it is not.
+fn recover(registers: &mut Registers<'_>, fault: &FaultRange) -> bool {
+    let Some((resume, operand)) = lookup(registers.program_counter()) else {
+        return false;
+    };
+    let first = match operand {
+        ONLY_OPERAND => Some(fault.start),
+        IN_REGISTERS => {
+            let [one, other] = registers.operands();
+            fault.within(one).or_else(|| fault.within(other))
+        }
+        _ => None,
+    };
+    let Some(first) = first else {
+        return false;
+    };
+    // 0 would mean that there was no fault.
+    registers.resume_at(resume, first.max(1));
+    true
+}
+
+/// Adds an entry to the table that matches no instruction, so that the table exists.
+///
+/// The linker takes only objects that something refers to. Without this entry, a program that installs
+/// the handler but links no access routine would have no table.
+#[inline(always)]
+fn anchor_table() {
+    // SAFETY: the block has no instruction. It adds read-only data: an entry whose range is empty.
+    unsafe {
+        core::arch::asm!(
+            ".pushsection vm_memory_faults_1, \"aR\", @progbits",
+            ".balign 4",
+            ".long 0, 0, 0, -1",
+            ".popsection",
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
+
+/// Returns the instruction to resume at after a fault at `instruction`, and how to find its operand.
+fn lookup(instruction: usize) -> Option<(usize, i32)> {
+    anchor_table();
+    let mut entry = (&raw const TABLE_START).cast::<Entry>();
+    let end = (&raw const TABLE_END).cast::<Entry>();
+    while entry < end {
+        // SAFETY: the section consists of whole entries, each aligned to 4 bytes as `Entry` is: only
+        // `fault_entry` and `anchor_table` write to it. `entry` is one of them, as it is below `end`.
+        let fields = unsafe { &*entry };
+        let resolve = |field: &i32| {
+            core::ptr::from_ref(field)
+                .addr()
+                .wrapping_add_signed(*field as isize)
+        };
+        if (resolve(&fields.start)..resolve(&fields.end)).contains(&instruction) {
+            return Some((resolve(&fields.resume), fields.operand));
+        }
+        entry = entry.wrapping_byte_add(size_of::<Entry>());
+    }
+    None
+}
+
+/// Treats a signal that is not ours as if our handler were not installed.
+fn chain_to_previous(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the system passed the signal's information to `on_signal`.
+    let code = unsafe { (*info).si_code };
+    // The notice of a memory error that no access met is not raised by an instruction either.
+    let was_sent = code <= 0 || (signal == libc::SIGBUS && code == MEMORY_ERROR_ELSEWHERE);
+    let index = SIGNALS.iter().position(|one| *one == signal);
+    let previous = index.and_then(|index| PREVIOUS.get(index)?.get());
+    let withdrawn = index.and_then(|index| WITHDRAWN.get(index));
+    match previous {
+        // A fault cannot be ignored: the system applies the default action instead.
+        Some(previous) if previous.sa_sigaction == libc::SIG_IGN && was_sent => {}
+        Some(previous)
+            if previous.sa_sigaction != libc::SIG_IGN
+                && previous.sa_sigaction != libc::SIG_DFL
+                && withdrawn.is_some_and(|withdrawn| !withdrawn.load(Ordering::Relaxed)) =>
+        {
+            if let (true, Some(withdrawn)) =
+                (previous.sa_flags & libc::SA_RESETHAND != 0, withdrawn)
+            {
+                // The handler is called once only.
+                withdrawn.store(true, Ordering::Relaxed);
+            }
+            call_previous(previous, signal, info, context);
+            if was_sent {
+                reinstall(signal, withdrawn);
+            }
+        }
+        _ => apply_default_action(signal, was_sent),
+    }
+}
+
+/// Sets our action again, if the previous handler has replaced it by the default action.
+fn reinstall(signal: c_int, withdrawn: Option<&AtomicBool>) {
+    let Ok(present) = present_action(signal) else {
+        return;
+    };
+    if present.sa_sigaction == libc::SIG_DFL {
+        if let Some(withdrawn) = withdrawn {
+            withdrawn.store(true, Ordering::Relaxed);
+        }
+        // The call fails only for an invalid signal, and a handler has nobody to report to.
+        let _ = set_action(signal, &our_action(&present));
+    }
+}
+
+/// Calls the handler that was installed before ours.
+fn call_previous(
+    previous: &libc::sigaction,
+    signal: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut c_void,
+) {
+    // C keeps the handler as a number. Its provenance was exposed when it was stored there.
+    let function = core::ptr::with_exposed_provenance::<()>(previous.sa_sigaction);
+    if previous.sa_flags & libc::SA_SIGINFO != 0 {
+        type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+        // SAFETY: an action with SA_SIGINFO that is neither SIG_DFL nor SIG_IGN, which the caller has
+        // excluded, has a handler of this type (sigaction(2)).
+        let handler = unsafe { core::mem::transmute::<*const (), Handler>(function) };
+        handler(signal, info, context);
+    } else {
+        type Handler = extern "C" fn(c_int);
+        // SAFETY: an action without SA_SIGINFO that is neither SIG_DFL nor SIG_IGN, which the caller
+        // has excluded, has a handler of this type (sigaction(2)).
+        let handler = unsafe { core::mem::transmute::<*const (), Handler>(function) };
+        handler(signal);
+    }
+}
+
+/// Sets the default action, which ends the process after our handler returns.
+fn apply_default_action(signal: c_int, was_sent: bool) {
+    // The call fails only for an invalid signal, and a handler has nobody to report to.
+    let _ = set_action(signal, &default_action());
+    if was_sent {
+        // No instruction will raise the signal again. It is delivered when our handler returns, which
+        // unblocks it.
+        // SAFETY: `raise(3)` sends a signal to this thread; it is async-signal-safe.
+        unsafe { libc::raise(signal) };
+    }
+}

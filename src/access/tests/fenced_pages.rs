@@ -1,0 +1,157 @@
+//! Accesses to pages between two ranges that cannot be accessed.
+
+use super::*;
+
+/// A mapping of readable and writable pages, between two inaccessible fences of the same length.
+pub(super) struct FencedPages {
+    base: *mut u8,
+    /// The length of the pages, and of each fence, in bytes.
+    len: usize,
+}
+
+impl FencedPages {
+    pub(super) fn one() -> Self {
+        Self::new(1)
+    }
+
+    pub(super) fn new(pages: usize) -> Self {
+        let len = test_support::page_size() * pages;
+        // SAFETY: makes a new mapping, at an address that the system chooses.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                3 * len,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(base, libc::MAP_FAILED);
+        let base = base.cast::<u8>();
+        // SAFETY: the range is the middle third of the new mapping, which nothing refers to.
+        let status = unsafe {
+            libc::mprotect(
+                base.add(len).cast(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+            )
+        };
+        assert_eq!(status, 0);
+        Self { base, len }
+    }
+
+    pub(super) fn start(&self) -> *mut u8 {
+        self.base.wrapping_add(self.len)
+    }
+
+    pub(super) fn end(&self) -> *mut u8 {
+        self.start().wrapping_add(self.len)
+    }
+}
+
+impl Drop for FencedPages {
+    fn drop(&mut self) {
+        // SAFETY: the range is the mapping that `new` made, which nothing refers to any more.
+        unsafe { libc::munmap(self.base.cast(), 3 * self.len) };
+    }
+}
+
+pub(in crate::access) fn copy_and_fill_next_to_fence_do_not_touch_it<R: TestedSet>() {
+    let (one, other) = (FencedPages::one(), FencedPages::one());
+    for len in (0..=MAX_LEN).chain([1000, 4095, 4096]) {
+        for ends in 0..4 {
+            let place = |page: &FencedPages, at_end: bool| match at_end {
+                true => page.end().wrapping_sub(len),
+                false => page.start(),
+            };
+            let (src, dst) = (place(&one, ends & 1 != 0), place(&other, ends & 2 != 0));
+            // SAFETY: `len` bytes lie in either page from there on.
+            unsafe {
+                R::fill(src, (len % 250) as u8 + 1, len).unwrap();
+                R::fill_ascending(dst, 0, len).unwrap();
+                R::copy(Destination, dst, src, len).unwrap();
+                let copied = (0..len).all(|i| {
+                    let byte = R::load_ordered(dst.add(i), 1, Ordering::Relaxed).unwrap();
+                    byte == (len % 250) as u64 + 1
+                });
+                assert!(copied, "{len} bytes");
+                R::copy(Source, dst, src, len).unwrap();
+                R::copy_ascending(Source, dst, src, len).unwrap();
+                R::copy_ascending(Destination, dst, src, len).unwrap();
+                R::copy_overlapping(dst, src, len).unwrap();
+                R::copy_ascending(Both, dst, src, len).unwrap();
+                R::copy_overlapping(src, src, len).unwrap();
+            }
+            for size in [2, 4, 8] {
+                // At the end of the page, or at its start, at the size's alignment.
+                let bytes = len / size * size;
+                let place = |page: &FencedPages, at_end: bool| match at_end {
+                    true => page.end().wrapping_sub(bytes),
+                    false => page.start(),
+                };
+                let (src, dst) = (place(&one, ends & 1 != 0), place(&other, ends & 2 != 0));
+                // SAFETY: as above, aligned to `size` since pages are.
+                unsafe {
+                    R::copy_elements(Destination, dst, src, len / size, size).unwrap();
+                    R::copy_elements(Source, dst, src, len / size, size).unwrap();
+                }
+            }
+        }
+        // Overlapping, from the first byte and up to the last.
+        let shift = len.min(4096 - len).min(13);
+        let (low, high) = (one.start(), one.end().wrapping_sub(len));
+        // SAFETY: as above: `shift` bytes are left.
+        unsafe {
+            R::copy_overlapping(low, low.add(shift), len).unwrap();
+            R::copy_overlapping(low.add(shift), low, len).unwrap();
+            R::copy_overlapping(high, high.sub(shift), len).unwrap();
+            R::copy_overlapping(high.sub(shift), high, len).unwrap();
+        }
+    }
+}
+
+pub(in crate::access) fn accesses_to_word_next_to_fence_do_not_touch_it<R: TestedSet>() {
+    let page = FencedPages::one();
+    let order = Ordering::SeqCst;
+    for size in [1usize, 2, 4, 8, 16] {
+        for at in [page.start(), page.end().wrapping_sub(size)] {
+            let value = (u128::MAX / 7) >> (128 - 8 * size);
+            // SAFETY: `size` bytes follow `at` in the page.
+            let loaded = unsafe {
+                R::store(at, value, size).unwrap();
+                R::load(at, size).unwrap()
+            };
+            assert_eq!(loaded, value);
+            if size > 8 {
+                continue;
+            }
+            // SAFETY: `size` bytes follow `at` in the page, aligned to `size`.
+            unsafe {
+                R::store_ordered(at, 1, size, order).unwrap();
+                for (change, operand, expected) in [
+                    (Fetch::Swap, 0x16, 0x16),
+                    (Fetch::Add, 0x13, 0x29),
+                    (Fetch::And, 0x0f, 0x09),
+                    (Fetch::Or, 0x42, 0x4b),
+                ] {
+                    R::fetch(at, change, operand, size, order).unwrap();
+                    assert_eq!(R::load_ordered(at, size, order).unwrap(), expected);
+                }
+                R::compare_exchange(at, 0x4b, 1, size, Ordering::AcqRel, Ordering::Relaxed)
+                    .unwrap();
+                assert_eq!(R::load_ordered(at, size, order).unwrap(), 1);
+            }
+        }
+    }
+}
+
+macro_rules! fenced_page_tests {
+    ($routines:ty) => {
+        instantiate!(
+            fenced_pages, $routines:
+            copy_and_fill_next_to_fence_do_not_touch_it,
+            accesses_to_word_next_to_fence_do_not_touch_it
+        );
+    };
+}
