@@ -152,12 +152,12 @@ compile_error!(
 // A module imports from its own line and from the lines above it (`cargo xtask layers`).
 //
 // ```text
-// address, convert, bits, page_size, wait                   arithmetic and helpers
+// address, convert, bits, page_size, retired                arithmetic and helpers
 // access                                                    the routines that move guest bytes
 // bitmap                                                    dirty tracking of one region
 // value, bytes, io, volatile_memory, endian, atomic_integer
 // region, guest_memory                                      regions, and the traits of guest memory
-// mmap, iommu, atomic, vectored, retired                    mappings, translation, swapped maps
+// mmap, iommu, atomic, vectored                             mappings, translation, swapped maps
 // dirty                                                     the dirty pages of a whole memory
 // ```
 #[expect(unsafe_code, reason = "moves guest bytes; no other module does")]
