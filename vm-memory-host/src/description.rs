@@ -1,4 +1,4 @@
-//! [`Description`]: a guest's memory as data, from which another process builds the same.
+//! [`Description`]: guest memory as data, from which another process builds the same memory.
 
 use std::fmt::{self, Display};
 use std::fs::File;
@@ -11,15 +11,21 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::builder::MemoryBuilder;
 use crate::error::NotProvisioned;
-use crate::mapping::{provisioned, span_of, HostMapping};
+use crate::mapping::{bytes, provisioned, span_of, HostMapping};
 use crate::region::{Backing, BackingKind, Blocks, Options, Region, Sharing, Span};
 use crate::sys;
 
-/// A guest's memory as data: what a snapshot or a second process needs, and a vhost-user front end for its table of memory regions. (The address in
-/// this process, which that has too, is no part of it: [`HostMapping::host_address`] has an example.)
+/// The layout of guest memory as data.
 ///
-/// Descriptors are not data: regions name them by their number in a list that goes beside the description (`SCM_RIGHTS`, unix(7)). A file that several
-/// regions are parts of is in it once.
+/// It serves a snapshot, a second process that maps the same memory, and the memory table of a
+/// vhost-user front end (which also needs [`HostMapping::host_address`]).
+///
+/// Descriptors are not data. Regions refer to them by their index in a list that is sent beside the
+/// description (`SCM_RIGHTS`, unix(7)). A file that backs several regions is in the list once.
+///
+/// It is displayed with one line for each region, as in /proc/iomem.
+///
+/// # Examples
 ///
 /// ```
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -30,95 +36,135 @@ use crate::sys;
 /// let (description, files) = describe(&memory)?;
 /// let text = serde_json::to_string(&description)?;
 ///
-/// // In the other process, which has received text and descriptors:
+/// // In the other process, which has received the text and the descriptors:
 /// let description: Description = serde_json::from_str(&text)?;
-/// let received = files.iter().map(|file| file.try_clone().map(Into::into)).collect::<Result<_, _>>()?;
+/// let received = files
+///     .iter()
+///     .map(|file| file.try_clone().map(Into::into))
+///     .collect::<Result<_, _>>()?;
 /// let same: GuestMemoryMmap = description.builder(received)?.build()?;
 /// memory.write_obj(0x77u8, GuestAddress(0x1234))?;
 /// assert_eq!(same.read_obj::<u8>(GuestAddress(0x1234))?, 0x77);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[doc(alias = "vhost-user")]
+#[doc(alias = "snapshot")]
+#[doc(alias = "SCM_RIGHTS")]
 pub struct Description {
-    /// Which form of description this is: [`VERSION`](Self::VERSION). Another one is refused.
+    /// The version of the format. [`builder`](Self::builder) accepts [`VERSION`](Self::VERSION) only.
     pub version: u32,
-    /// The regions, in the order of their addresses.
+    /// The regions, ordered by address.
     pub regions: Vec<RegionDescription>,
 }
 
 /// One region of a [`Description`].
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{describe, Backing, MemoryBuilder, Region};
+///
+/// let region = Region::new(GuestAddress(0), 4 << 20).backing(Backing::Memfd).name("ram");
+/// let memory = MemoryBuilder::new().region(region).build::<()>()?;
+/// let (description, _) = describe(&memory)?;
+/// assert_eq!(
+///     description.regions[0].to_string(),
+///     "00000000-003fffff : memfd \"ram\", descriptor 0 at 0x0"
+/// );
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegionDescription {
-    /// Where it is in the guest's memory.
+    /// The guest addresses of the region.
     pub span: Span,
-    /// What it is kept in.
+    /// The backing.
     pub backing: BackingDescription,
-    /// What else was asked for.
+    /// The options.
     pub options: Options,
-    /// Its blocks that come and go.
+    /// The blocks, if the region has some.
     pub blocks: Option<BlocksDescription>,
 }
 
-/// What a region's bytes are kept in.
+/// The backing of a described region: a [`Backing`] whose file is an index into the descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum BackingDescription {
-    /// Private memory of the process. Built again, it is zeroes.
+    /// Private pages, which are zero when they are built again.
     Anonymous,
     /// A file, memfd or device.
     Descriptor {
-        /// Its number in the list of descriptors.
+        /// The index of the descriptor in the list.
         index: usize,
-        /// Where in the file the region begins, in bytes.
+        /// The offset in bytes at which the region begins in the file.
         offset: u64,
-        /// Who sees what is written.
+        /// Whether writes reach the file.
         sharing: Sharing,
-        /// The size of its pages in bytes.
+        /// The page size in bytes.
         page_size: u64,
         /// The kind of file.
         kind: BackingKind,
     },
 }
 
-/// The blocks of a region, and which of them are plugged.
+/// The blocks of a described region.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlocksDescription {
-    /// Their size, and what becomes of those that are not plugged.
+    /// The size of the blocks and the treatment of unplugged ones.
     pub blocks: Blocks,
     /// The plugged ranges, as offset in the region and length, in bytes.
     pub plugged: Vec<(u64, u64)>,
 }
 
-/// Why a description is not one of memory.
+/// An error of [`Description::builder`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DescriptionError {
-    /// The description is of a form that this crate does not know.
+    /// The description has a version that this crate does not read.
     #[error(
-        "description has version {version}, but this crate reads version {}; use the crate that wrote it",
+        "description has version {version}, but this crate reads version {}; \
+        use the release that wrote it",
         Description::VERSION
     )]
     Version {
         /// Its version.
         version: u32,
     },
-    /// A region names a descriptor that is not in the list.
-    #[error("region {region}: descriptor {index} is missing, only {count} were passed; pass all that describe() returned")]
+    /// A region refers to a descriptor that was not passed.
+    #[error(
+        "region {region}: descriptor {index} is missing, only {count} were passed; \
+        pass all that describe() returned"
+    )]
     NoDescriptor {
         /// The region.
         region: Span,
-        /// The number that it names.
+        /// The index of the descriptor.
         index: usize,
-        /// How many there are.
+        /// The number of descriptors that were passed.
         count: usize,
     },
 }
 
-/// Describes guest memory that this crate has built, and returns the files that go with the description.
+/// Describes guest memory, and returns the files that its regions refer to.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{describe, MemoryBuilder, Region};
+///
+/// let region = Region::new(GuestAddress(0), 1 << 20);
+/// let memory = MemoryBuilder::new().region(region).build::<()>()?;
+/// let (description, files) = describe(&memory)?;
+/// assert_eq!(description.to_string(), "00000000-000fffff : anonymous\n");
+/// assert!(files.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
-/// If a region was not built by this crate.
+/// Returns [`NotProvisioned`] if a region was not built by this crate.
 pub fn describe<B, M>(memory: &M) -> Result<(Description, Vec<Arc<File>>), NotProvisioned>
 where
     B: Bitmap,
@@ -128,10 +174,9 @@ where
     for region in memory.iter() {
         let mapping = provisioned(region)?;
         let mut options = mapping.options().clone();
-        // As it is: a receiver that is told so finds out if it gets another file.
-        options.sealed |= mapping
-            .file()
-            .is_some_and(|(file, _)| sys::cannot_shrink(file));
+        // The state of the file, so that the receiver detects an unsealed replacement.
+        let file = mapping.file();
+        options.sealed |= file.is_some_and(|(file, _)| sys::cannot_shrink(file));
         regions.push(RegionDescription {
             span: span_of(region),
             backing: backing(mapping, &mut files),
@@ -143,6 +188,7 @@ where
     Ok((Description { version, regions }, files))
 }
 
+/// Describes a backing, and adds its file to `files` unless it is there.
 fn backing(mapping: &HostMapping, files: &mut Vec<Arc<File>>) -> BackingDescription {
     let Some((file, offset)) = &mapping.backing.file else {
         return BackingDescription::Anonymous;
@@ -162,11 +208,10 @@ fn backing(mapping: &HostMapping, files: &mut Vec<Arc<File>>) -> BackingDescript
 }
 
 fn blocks(mapping: &HostMapping) -> Option<BlocksDescription> {
-    let (blocks, bits) = mapping.blocks.as_ref()?;
-    let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-    let plugged = bits
+    let (blocks, record) = mapping.blocks.as_ref()?;
+    let plugged = record
         .runs()
-        .map(|(offset, len)| (number(offset), number(len)));
+        .map(|(offset, len)| (bytes(offset), bytes(len)));
     Some(BlocksDescription {
         blocks: *blocks,
         plugged: plugged.collect(),
@@ -174,16 +219,23 @@ fn blocks(mapping: &HostMapping) -> Option<BlocksDescription> {
 }
 
 impl Description {
-    /// The form of descriptions that this crate makes and takes.
+    /// The version of the format that this crate reads and writes.
     pub const VERSION: u32 = 1;
 
-    /// Begins to build the same memory from descriptors that were received with the description: shared memory has the same bytes then, private memory
-    /// those of its file, anonymous memory zeroes.
+    /// Creates a builder for the same memory from the received descriptors.
     ///
-    /// A description may come from a process that is not trusted: everything in it is looked at when it is built. Two things are for the receiver to
-    /// decide. A file that its sender can cut off later: ask for one that is [sealed](Region::sealed), by `options.sealed` of each region, or
-    /// see [`vm_memory::fault`]. And how large a guest may be: addresses cost nothing, but a bitmap costs a bit for each page, and blocks a bit for each
-    /// block.
+    /// Shared memory then has the same bytes, private memory those of its file, and anonymous memory
+    /// zeroes.
+    ///
+    /// A description may come from an untrusted process: the build checks everything in it. The
+    /// receiver must decide two things itself:
+    ///
+    /// - Whether the sender may truncate a file later. Set `options.sealed` of each region to accept
+    ///   [sealed](Region::sealed) files only, or see [`vm_memory::fault`].
+    /// - How large a guest may be. Addresses are free, but a bitmap needs a bit for each page, and
+    ///   blocks need a bit each.
+    ///
+    /// # Examples
     ///
     /// ```
     /// # use vm_memory::GuestAddress;
@@ -191,10 +243,13 @@ impl Description {
     /// # let region = Region::new(GuestAddress(0), 1 << 20).backing(Backing::Memfd);
     /// # let (description, files) = describe(&MemoryBuilder::new().region(region).build::<()>()?)?;
     /// # let text = serde_json::to_string(&description)?;
-    /// # let received = files.iter().map(|file| file.try_clone().map(Into::into)).collect::<Result<_, _>>()?;
+    /// # let received = files.iter().map(|file| file.try_clone().map(Into::into));
+    /// # let received = received.collect::<Result<_, _>>()?;
     /// let mut description: Description = serde_json::from_str(&text)?;
-    /// let size: u128 = description.regions.iter().map(|region| u128::from(region.span.size)).sum();
-    /// assert!(size <= 64 << 30, "no guest of ours is that large");
+    /// let sizes = description.regions.iter().map(|region| u128::from(region.span.size));
+    /// if sizes.sum::<u128>() > 64 << 30 {
+    ///     return Err("the guest is larger than 64 GiB".into());
+    /// }
     /// for region in &mut description.regions {
     ///     region.options.sealed = true;
     /// }
@@ -204,7 +259,8 @@ impl Description {
     ///
     /// # Errors
     ///
-    /// [`DescriptionError`].
+    /// Returns a [`DescriptionError`] if the version is not [`VERSION`](Self::VERSION), or if a
+    /// region refers to a descriptor that is not in `descriptors`.
     pub fn builder(&self, descriptors: Vec<OwnedFd>) -> Result<MemoryBuilder, DescriptionError> {
         if self.version != Self::VERSION {
             return Err(DescriptionError::Version {
@@ -224,33 +280,27 @@ impl Description {
 }
 
 impl RegionDescription {
+    /// Returns the request for this region.
     fn region(&self, files: &[Arc<File>]) -> Result<Region, DescriptionError> {
-        let backing = match &self.backing {
-            BackingDescription::Anonymous => Backing::Anonymous,
-            BackingDescription::Descriptor {
-                index,
-                offset,
-                sharing,
-                ..
-            } => Backing::File {
-                file: files
-                    .get(*index)
-                    .cloned()
-                    .ok_or(DescriptionError::NoDescriptor {
-                        region: self.span,
-                        index: *index,
-                        count: files.len(),
-                    })?,
-                offset: *offset,
-                sharing: *sharing,
-            },
-        };
-        let mut region =
-            Region::new(GuestAddress(self.span.start), self.span.size).backing(backing);
+        let mut region = Region::new(GuestAddress(self.span.start), self.span.size);
         if let BackingDescription::Descriptor {
-            page_size, kind, ..
+            index,
+            offset,
+            sharing,
+            page_size,
+            kind,
         } = &self.backing
         {
+            let file = files.get(*index).cloned();
+            region.backing = Backing::File {
+                file: file.ok_or(DescriptionError::NoDescriptor {
+                    region: self.span,
+                    index: *index,
+                    count: files.len(),
+                })?,
+                offset: *offset,
+                sharing: *sharing,
+            };
             region.described = Some((*kind, *page_size));
         }
         region.options = self.options.clone();
@@ -262,7 +312,6 @@ impl RegionDescription {
     }
 }
 
-/// As /proc/iomem tells it: a line for each region.
 impl Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for region in &self.regions {
@@ -272,12 +321,11 @@ impl Display for Description {
     }
 }
 
-/// As a line of /proc/iomem: `00000000-3fffffff : memfd "ram", descriptor 0 at 0x0`.
 impl Display for RegionDescription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} : ", self.span)?;
         match &self.backing {
-            BackingDescription::Anonymous => write!(f, "anonymous")?,
+            BackingDescription::Anonymous => write!(f, "{}", BackingKind::Anonymous)?,
             BackingDescription::Descriptor {
                 kind, page_size, ..
             } => match kind {

@@ -1,4 +1,4 @@
-//! [`discard`]: pages that a guest gives back.
+//! [`discard`]: returns pages to the system.
 
 use std::fs::File;
 use std::io;
@@ -10,42 +10,48 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 use crate::error::ChangeError;
 use crate::mapping::{bytes, parts, HostMapping, ZeroedRanges};
 use crate::region::{BackingKind, Lock, Sharing};
-use crate::residency::known_to_mincore;
+use crate::residency::mincore_bytes;
 use crate::sys::{self, Advice, Mapped};
 
-/// Gives the pages of a range of guest memory back to the system: they cost nothing until they are used again, and read as zeroes.
+/// Returns the pages of a range of guest memory to the system. They then read as zeroes.
 ///
-/// For a balloon (virtio 1.2, section 5.5), free page reporting (section 5.5.6.7) and whatever else a guest does not need any more. What is right depends on what
-/// is behind the region:
+/// Use it for a balloon (virtio 1.2, section 5.5), for free page reporting (section 5.5.6.7), and
+/// for any other memory that the guest no longer needs. The call depends on the backing:
 ///
-/// | backing | by | |
+/// | backing | call | effect |
 /// |---|---|---|
-/// | anonymous | `madvise(MADV_DONTNEED)` | |
-/// | memfd, shared file | `fallocate(FALLOC_FL_PUNCH_HOLE)` | gone for all processes that map it |
-/// | block device | `fallocate(FALLOC_FL_ZERO_RANGE)` | the device has zeroes then |
-/// | hugetlb | overwritten with zeroes | nothing is had by others |
-/// | hugetlb that [lets others have its pages](crate::Region::release_huge_pages) | `FALLOC_FL_PUNCH_HOLE` | in whole huge pages |
-/// | private file | `mremap` of zeroes into its place | dropping the copies would bring the file's bytes back |
+/// | anonymous | `madvise(MADV_DONTNEED)` | pages are freed |
+/// | memfd, shared file | `fallocate(FALLOC_FL_PUNCH_HOLE)` | freed for all processes that map it |
+/// | block device | `fallocate(FALLOC_FL_ZERO_RANGE)` | the device stores zeroes |
+/// | character device | overwritten | nothing is freed |
+/// | hugetlb | overwritten | pages stay with the region |
+/// | hugetlb with [`release_huge_pages`] | `fallocate(FALLOC_FL_PUNCH_HOLE)` | pages return to the pool |
+/// | private file | `mremap` of zeroes over the range | private copies are freed |
 ///
-/// Huge pages stay with their region unless it says otherwise: a page that has gone to the pool may be somebody else's when the guest uses it again. A
-/// private file whose pages are given back in thousands of separate places keeps some, since each costs the kernel two entries in a table that it has for
-/// the whole process (`vm.max_map_count`): they are overwritten with zeroes. So are those of a private mapping of huge pages, and those of a private file
-/// where the process has no room to map zeroes elsewhere first (`RLIMIT_AS`, and `RLIMIT_MEMLOCK` if they are locked). A part of a transparent huge
-/// page costs memory until the kernel has split it.
+/// [`release_huge_pages`]: crate::Region::release_huge_pages
 ///
-/// The pages are marked dirty, since their bytes are others now. Devices must not be at work in the range, and memory that a device of the
-/// host's has pinned (VFIO) must not be given back: it would go on using the old pages.
+/// The pages are marked dirty. Devices must not access the range during the call. Memory that a host
+/// device has pinned (VFIO) must not be discarded: the device would keep the old pages.
 ///
-/// Returns how many bytes the region lays no claim to any more, and others can have: the length of the range, as a rule, whether anything was in memory there
-/// or not. (The cache of a disk's file has folios of up to 2 MiB; where one reaches over an end of the range, it may stay, as zeroes.)
+/// Returns the number of bytes that the region no longer claims. This usually is `len`, whether or
+/// not pages were resident. It is less where pages are overwritten instead of freed:
 ///
-/// System calls: `madvise`, `fallocate`; `mincore` for huge pages; for private files `mmap`, `munmap`, `mprotect`, `mremap` and `mincore`, and `madvise`,
-/// `mbind`, `munlock` and `mlock2`, as the region's options and mlockall(2) have it.
+/// - Each separate range of a private file costs two VMAs, of which a process has a limited number
+///   (`vm.max_map_count`). Beyond half of that, the range is overwritten.
+/// - Ranges of a private file are also overwritten if `RLIMIT_AS` or `RLIMIT_MEMLOCK` leaves no room
+///   to map zeroes, and always in a private mapping of huge pages.
 ///
-/// # Errors
+/// Some memory may stay in use for a while: the page cache of a disk has folios of up to 2 MiB,
+/// which can outlast a hole that covers a part of them, and the kernel splits a transparent huge page
+/// lazily.
 ///
-/// [`ChangeError`]; where the range is not whole pages ([`HostMapping::page_size`]), is not all memory, or is of a region that this crate has not built,
-/// nothing was done.
+/// # System calls
+///
+/// `madvise`, `fallocate`, `statx`; for huge pages `mincore`; for private files `mmap`, `munmap`,
+/// `mprotect`, `mremap` and `mincore`, and `madvise`, `mbind`, `munlock` and `mlock2` as the
+/// region's options and mlockall(2) require.
+///
+/// # Examples
 ///
 /// ```
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -58,6 +64,20 @@ use crate::sys::{self, Advice, Mapped};
 /// assert_eq!(memory.read_obj::<u8>(GuestAddress(0x3000))?, 0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// # Errors
+///
+/// Returns a [`ChangeError`] and changes nothing if the range passes 2^64, has holes, does not
+/// consist of whole pages ([`HostMapping::page_size`]), or touches a region that this crate did not
+/// build. Returns [`ChangeError::System`] if the system refuses a call; the part of the range before
+/// it was discarded.
+#[doc(alias = "balloon")]
+#[doc(alias = "free page reporting")]
+#[doc(alias = "punch hole")]
+#[doc(alias = "fallocate")]
+#[doc(alias = "FALLOC_FL_PUNCH_HOLE")]
+#[doc(alias = "MADV_DONTNEED")]
+#[doc(alias = "deflate")]
 pub fn discard<B, M>(memory: &M, addr: GuestAddress, len: u64) -> Result<u64, ChangeError>
 where
     B: Bitmap,
@@ -66,59 +86,50 @@ where
     let parts = parts(memory, addr, len, |_, mapping| {
         Ok(("pages", mapping.page_size()))
     })?;
-    let mut given_back = 0u64;
+    let mut freed = 0u64;
     for part in parts {
-        let answer = give_back(part.mapping, part.offset, part.len);
-        // Even if it failed: a part of it may have gone.
+        let result = discard_part(part.mapping, part.offset, part.len);
+        // Even after an error: some of its bytes may have changed.
         part.mark_dirty();
-        let here = answer.map_err(|source| part.refused("discard", source))?;
-        given_back = given_back.saturating_add(here);
+        let here = result.map_err(|source| part.refused("discard", source))?;
+        freed = freed.saturating_add(here);
     }
-    Ok(given_back)
+    Ok(freed)
 }
 
-/// Gives a part of a mapping back, in whole pages; how many bytes others can have.
-fn give_back(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
-    let mut changes = mapping.lock_changes();
+/// Discards whole pages of a mapping, and returns the number of bytes that it no longer claims.
+fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
+    let mut zeroed = mapping.lock_changes();
+    let all = |()| bytes(len);
     match (&mapping.backing.file, mapping.backing.sharing) {
-        (Some((file, start)), Sharing::Shared) if mapping.backing.kind == BackingKind::Hugetlb => {
-            if mapping.options.release_huge_pages {
-                if mapping.blocks.is_none() {
-                    take_promised(mapping, file, *start, offset, len);
-                }
-                return clear(mapping, offset, len).map(|()| bytes(len));
+        (Some((file, start)), Sharing::Shared) if mapping.kind() == BackingKind::Hugetlb => {
+            if !mapping.options.release_huge_pages {
+                return overwrite_plugged(mapping, file, offset, len);
             }
-            // Blocks that are not plugged have no pages that are theirs.
-            let kept = match mapping.plugged_blocks() {
-                None => vec![(offset, len)],
-                Some(blocks) => blocks.runs_in(offset, len).collect(),
-            };
-            let mut given_back = bytes(len);
-            for (at, run) in kept {
-                overwrite(mapping, file, at, run)?;
-                given_back = given_back.saturating_sub(bytes(run));
+            if mapping.blocks.is_none() {
+                allocate_reserved(mapping, file, *start, offset, len);
             }
-            Ok(given_back)
+            free_pages(mapping, offset, len).map(all)
         }
-        (Some(_), Sharing::Private) => replace(mapping, &mut changes, offset, len),
+        (Some(_), Sharing::Private) => replace_with_zeroes(mapping, &mut zeroed, offset, len),
         (Some((file, _)), Sharing::Shared)
-            if mapping.backing.kind == BackingKind::File
+            if mapping.kind() == BackingKind::File
                 && file.metadata()?.file_type().is_char_device() =>
         {
-            // What a device has behind its mapping is its own affair: /dev/zero, memory that no descriptor leads to.
+            // The driver decides where the memory of a character device is; it has no holes.
             mapping.mapped().fill_zeroes(offset, len).map(|()| 0)
         }
-        _ => clear(mapping, offset, len).map(|()| bytes(len)),
+        _ => free_pages(mapping, offset, len).map(all),
     }
 }
 
-/// The huge pages of a part, one by one: where each begins, and how long it is.
+/// Iterates over the huge pages of a range, as offset and length.
 fn huge_pages(
     mapping: &HostMapping,
     offset: usize,
     len: usize,
 ) -> impl Iterator<Item = (usize, usize)> {
-    let page = usize::try_from(mapping.backing.page_size)
+    let page = usize::try_from(mapping.page_size())
         .unwrap_or(usize::MAX)
         .max(1);
     (0..len)
@@ -126,20 +137,42 @@ fn huge_pages(
         .map(move |at| (offset.saturating_add(at), page.min(len.saturating_sub(at))))
 }
 
-/// Takes the huge pages that the region was promised when it was built and has not used: a promise goes to the pool with its page only.
-fn take_promised(mapping: &HostMapping, file: &File, start: u64, offset: usize, len: usize) {
+/// Allocates the huge pages that a region has reserved and not used.
+///
+/// A reservation returns to the pool only together with its page, so the page must exist before a
+/// hole is punched. Errors are ignored: a page that was released before need not exist.
+fn allocate_reserved(mapping: &HostMapping, file: &File, start: u64, offset: usize, len: usize) {
     for (at, page) in huge_pages(mapping, offset, len) {
-        // A page that has gone to the pool before cannot be had, maybe, and need not be.
         let _ = sys::allocate_range(file, start.saturating_add(bytes(at)), bytes(page));
     }
 }
 
-/// Makes huge pages zeroes that stay with the region. Those that nobody has used are zeroes already.
+/// Overwrites the huge pages that a region keeps, and returns the number of bytes in unplugged
+/// blocks, which it does not claim.
+fn overwrite_plugged(
+    mapping: &HostMapping,
+    file: &File,
+    offset: usize,
+    len: usize,
+) -> io::Result<u64> {
+    let kept = match mapping.plugged_blocks() {
+        None => vec![(offset, len)],
+        Some(blocks) => blocks.runs_in(offset, len).collect(),
+    };
+    let mut freed = bytes(len);
+    for (at, run) in kept {
+        overwrite(mapping, file, at, run)?;
+        freed = freed.saturating_sub(bytes(run));
+    }
+    Ok(freed)
+}
+
+/// Writes zeroes to the huge pages of a range, but does not populate unused ones.
 fn overwrite(mapping: &HostMapping, file: &File, offset: usize, len: usize) -> io::Result<()> {
     let mut others = None;
     for (at, page) in huge_pages(mapping, offset, len) {
-        if known_to_mincore(mapping, at, page)? == 0 {
-            // Not mapped here: another process that has the file may have written to it.
+        if mincore_bytes(mapping, at, page)? == 0 {
+            // Not used here, but another process that maps the file may have written to it.
             let others = match others {
                 Some(others) => others,
                 None => *others.insert(file_has_more(mapping, file)?),
@@ -153,22 +186,23 @@ fn overwrite(mapping: &HostMapping, file: &File, offset: usize, len: usize) -> i
     Ok(())
 }
 
-/// Whether a file of huge pages has pages that the mapping has not.
+/// Returns whether a file has huge pages that this mapping does not.
 fn file_has_more(mapping: &HostMapping, file: &File) -> io::Result<bool> {
-    let here = known_to_mincore(mapping, 0, mapping.mapped().len())?;
+    let here = mincore_bytes(mapping, 0, mapping.mapped().len())?;
     Ok(file.metadata()?.blocks().saturating_mul(512) != here)
 }
 
-/// Makes a part of memory that is no private file zeroes that cost nothing. The pages of a pool go to the pool.
-pub(crate) fn clear(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
+/// Frees the pages of a range, which then reads as zeroes. Not for private files.
+pub(crate) fn free_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
     match &mapping.backing.file {
-        None => drop_pages(mapping, offset, len),
+        None => free_private_pages(mapping, offset, len),
         Some((file, start)) => {
             let (start, len) = (start.saturating_add(bytes(offset)), bytes(len));
-            // A hole in a device may have any bytes, or be refused when its cache has been dropped.
-            match mapping.backing.kind == BackingKind::File
-                && file.metadata()?.file_type().is_block_device()
-            {
+            // A hole in a block device may have any contents, and fails if the device cannot make
+            // one.
+            let is_block_device = mapping.kind() == BackingKind::File
+                && file.metadata()?.file_type().is_block_device();
+            match is_block_device {
                 true => sys::zero_range(file, start, len),
                 false => sys::punch_hole(file, start, len),
             }
@@ -176,37 +210,39 @@ pub(crate) fn clear(mapping: &HostMapping, offset: usize, len: usize) -> io::Res
     }
 }
 
-/// Drops the pages that the mapping has for itself.
-fn drop_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
+/// Frees the private pages of a range.
+fn free_private_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
     match mapping.mapped().advise(offset, len, Advice::DontNeed) {
-        // Locked: by the region's own options, or by a process that locks all that it has (mlockall(2)).
+        // The range is locked, by the region's options or by mlockall(2).
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             mapping.mapped().advise(offset, len, Advice::DontNeedLocked)
         }
-        answer => answer,
+        result => result,
     }
 }
 
-/// Puts zeroes in the place of a private file's bytes.
-fn replace(
+/// Replaces a range of a private file by zeroes, or overwrites it if that is not possible.
+///
+/// `MADV_DONTNEED` is not an option for bytes of the file: it would bring them back.
+fn replace_with_zeroes(
     mapping: &HostMapping,
-    replaced: &mut ZeroedRanges,
+    zeroed: &mut ZeroedRanges,
     offset: usize,
     len: usize,
 ) -> io::Result<u64> {
     let end = offset.saturating_add(len);
-    if replaced.has(offset, end) {
-        return drop_pages(mapping, offset, len).map(|()| bytes(len));
+    if zeroed.contains(offset, end) {
+        return free_private_pages(mapping, offset, len).map(|()| bytes(len));
     }
     let overwrite = || mapping.mapped().fill_zeroes(offset, len).map(|()| 0);
-    if mapping.backing.kind == BackingKind::Hugetlb {
+    if mapping.kind() == BackingKind::Hugetlb {
         return overwrite();
     }
-    match replaced.replace(offset, end, || put_zeroes(mapping, offset, len)) {
+    match zeroed.replace(offset, end, || splice_zeroes(mapping, offset, len)) {
         None => overwrite(),
         Some(Ok(())) => Ok(bytes(len)),
-        // There is no room for another mapping, or for one that is locked (`RLIMIT_AS`, `RLIMIT_MEMLOCK`, `vm.max_map_count`), or nothing may be
-        // locked any more (a process that has given its privileges up).
+        // A limit leaves no room for another mapping or another locked one (`RLIMIT_AS`,
+        // `RLIMIT_MEMLOCK`, `vm.max_map_count`), or the process has lost the privilege to lock.
         Some(Err(error))
             if matches!(
                 error.raw_os_error(),
@@ -219,9 +255,10 @@ fn replace(
     }
 }
 
-/// Maps zeroes in the place of a part. They are as the pages that they replace from the first moment on: what a guest brings in is of the nodes that it
-/// is to be of, and locked. A lock is one on use: zeroes that nobody has looked at are worth no memory.
-fn put_zeroes(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
+/// Maps zeroes over a range, with all options of the mapping from the first access on.
+///
+/// Locked memory is locked on fault: unused zeroes need no page.
+fn splice_zeroes(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
     let (zeroes, locked) = Mapped::detached_zeroed(len)?;
     mapping
         .apply_options_to(&zeroes, 0, len)

@@ -1,49 +1,100 @@
-//! RAM for virtual machine monitors, on [`vm_memory`]: provisioned as it was asked for, plugged and given back while the guest runs.
+//! Guest RAM for virtual machine monitors, on [`vm_memory`].
 //!
-//! Every monitor has written this for itself: reservations that are aligned to huge pages, memfds and their seals, pools of huge pages, NUMA nodes, threads that
-//! bring pages in, balloons, memory that is plugged. Here it is once.
-//!
-//! ```text
-//!   MemoryBuilder ── Region: address, size, Backing, options, blocks
-//!        │ build()                                         or an error: which region, what was asked, what there is, what to do
-//!        ▼
-//!   GuestMemoryMmap ── regions of vm-memory, each keeps its HostMapping
-//!        │
-//!        ├─ prefault   pages are there before the guest asks
-//!        ├─ discard    pages go back to the system (balloon, free page reporting)
-//!        ├─ plug, unplug   blocks of a region come and go (virtio-mem)
-//!        ├─ residency  what it takes
-//!        └─ describe   as data, with descriptors, for another process or a snapshot
-//! ```
-//!
-//! What is built is an ordinary [`GuestMemoryMmap`](vm_memory::GuestMemoryMmap): it can be put behind an IOMMU, swapped by
-//! `GuestMemoryAtomic`, and its regions can be parts of other maps. A region carries what this crate knows of it,
-//! so that all functions work on any map that has it, and it is unmapped when the last map drops it: whole regions come and go by the swap of
-//! the map.
+//! This crate provides what each VMM otherwise writes for itself: reservations aligned to huge pages,
+//! sealed memfds, huge page pools, NUMA placement, prefaulting, balloons and memory hotplug. Linux
+//! only.
 //!
 //! ```
-//! use std::sync::Arc;
-//! use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
-//! use vm_memory_host::{describe, discard, Backing, MemoryBuilder, Region};
+//! use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+//! use vm_memory_host::{discard, Backing, MemoryBuilder, Region};
 //!
-//! type Memory = GuestMemoryMmap<()>;
-//! let boot: Memory = MemoryBuilder::new()
-//!     .region(Region::new(GuestAddress(0), 16 << 20).backing(Backing::Memfd).name("boot"))
-//!     .build()?;
-//! let memory = GuestMemoryAtomic::new(boot);
+//! // 16 MiB that a vhost-user back end can map, and 64 MiB above 4 GiB.
+//! let low = Region::new(GuestAddress(0), 16 << 20).backing(Backing::Memfd).name("low");
+//! let high = Region::new(GuestAddress(1 << 32), 64 << 20);
+//! let memory: GuestMemoryMmap = MemoryBuilder::new().region(low).region(high).build()?;
 //!
-//! // A module of 16 MiB more, and gone again.
-//! let module: Memory = MemoryBuilder::new().region(Region::new(GuestAddress(1 << 32), 16 << 20)).build()?;
-//! let (_, region) = module.remove_region(GuestAddress(1 << 32), 16 << 20)?;
-//! memory.update(|map| map.insert_region(region))?;
-//! println!("{}", describe(&*memory.memory())?.0);
-//! memory.memory().write_obj(1u8, GuestAddress(1 << 32))?;
-//! discard(&*memory.memory(), GuestAddress(1 << 32), 16 << 20)?;
-//! memory.update(|map| map.remove_region(GuestAddress(1 << 32), 16 << 20).map(|(map, _)| map))?;
+//! memory.write_obj(0x55u8, GuestAddress(0x1000))?;
+//! // The guest's balloon returns a page.
+//! discard(&memory, GuestAddress(0x1000), 0x1000)?;
+//! assert_eq!(memory.read_obj::<u8>(GuestAddress(0x1000))?, 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Linux only. Each function lists the system calls that it makes, for seccomp filters.
+//! # Tasks
+//!
+//! | task | item |
+//! |---|---|
+//! | build guest memory from a list of regions | [`MemoryBuilder`], [`Region`] |
+//! | use anonymous memory, a memfd, huge pages or a file | [`Backing`] |
+//! | place pages on NUMA nodes, lock them, use transparent huge pages | [`NumaPolicy`], [`Lock`], [`TransparentHugePages`] |
+//! | populate pages before the guest starts | [`MemoryBuilder::prefault`], [`prefault()`] |
+//! | return pages to the system (balloon, free page reporting) | [`discard()`] |
+//! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug`], [`unplug`] |
+//! | add and remove whole regions (DIMM hotplug) | `GuestMemoryAtomic` of vm-memory, [below](#model) |
+//! | find out how much memory the guest uses | [`residency()`] |
+//! | map the same memory in another process, or save the layout | [`describe`], [`Description`] |
+//! | find the host address and file of a region | [`provisioned`], [`HostMapping`] |
+//! | list the pools of huge pages | [`huge_page_pools`] |
+//!
+//! # Model
+//!
+//! ```text
+//!   MemoryBuilder ── Region: address, size, Backing, Options, blocks
+//!        │ build()                     or BuildError: region, request, limit, remedy
+//!        ▼
+//!   GuestMemoryMmap ── regions of vm-memory; each keeps its HostMapping
+//!        │
+//!        ├─ prefault         populates pages
+//!        ├─ discard          returns pages to the system
+//!        ├─ plug, unplug     open and close blocks of a region
+//!        ├─ residency        reports memory usage
+//!        └─ describe         returns the layout as data, with descriptors
+//! ```
+//!
+//! The result of a build is an ordinary [`GuestMemoryMmap`](vm_memory::GuestMemoryMmap): it works
+//! behind an IOMMU, in a `GuestMemoryAtomic`, and its regions can join other maps. The functions of
+//! this crate work on every map that contains such a region, and the region is unmapped when the last
+//! map drops it. Hotplug of whole regions is therefore an update of the map:
+//!
+//! ```
+//! use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+//! use vm_memory_host::{MemoryBuilder, Region};
+//!
+//! type Memory = GuestMemoryMmap<()>;
+//! let build = |start, size| -> Result<Memory, vm_memory_host::BuildError> {
+//!     MemoryBuilder::new().region(Region::new(GuestAddress(start), size)).build()
+//! };
+//! let memory = GuestMemoryAtomic::new(build(0, 16 << 20)?);
+//!
+//! // Plug a module of 16 MiB.
+//! let (_, region) = build(1 << 32, 16 << 20)?.remove_region(GuestAddress(1 << 32), 16 << 20)?;
+//! memory.update(|map| map.insert_region(region))?;
+//! memory.memory().write_obj(1u8, GuestAddress(1 << 32))?;
+//!
+//! // Unplug it. It is unmapped when the last reader of the old map is gone.
+//! memory.update(|map| map.remove_region(GuestAddress(1 << 32), 16 << 20).map(|(map, _)| map))?;
+//! assert!(memory.memory().write_obj(1u8, GuestAddress(1 << 32)).is_err());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # System calls
+//!
+//! For seccomp filters. A build usually runs before the filter is installed.
+//!
+//! | phase | function | system calls |
+//! |---|---|---|
+//! | boot | [`MemoryBuilder::build`] | `mmap`, `munmap`, `mprotect`, `getpid` |
+//! | | – with a memfd | `memfd_create`, `prlimit64`, `ftruncate`, `fcntl` (`F_ADD_SEALS`) |
+//! | | – with a file | `statx`, `fstatfs`, `fcntl` (`F_GETFL`, `F_GET_SEALS`), `lseek`, `fallocate` |
+//! | | – with options | `madvise`, `mbind`, `mlock2`, `prctl` (`PR_SET_VMA`) |
+//! | | – to read /sys and /proc | `openat`, `read`, `getdents64`, `statx`, `lseek`, `close` |
+//! | boot | [`prefault()`] | `madvise`, `mincore`; threads of the standard library |
+//! | run time | [`discard()`] | `madvise`, `fallocate`, `statx`, `mincore`, `getpid` |
+//! | | – for a private file | also `mmap`, `munmap`, `mprotect`, `mremap`, `mbind`, `mlock2`, `munlock` |
+//! | run time | [`plug`], [`unplug`] | `madvise`, `fallocate`, `mprotect` |
+//! | run time | [`residency()`] | `mincore`, `statx`; those that read /proc |
+//! | run time | [`describe`] | `fcntl` (`F_GET_SEALS`) |
+//! | run time | drop of the last map | `munmap`, `munlock`, `madvise`, `mmap`, `getpid` |
 //!
 //! # Layers
 //!
@@ -51,16 +102,17 @@
 //!
 //! ```text
 //! sys                   system calls: reservations, mapped memory, files
-//! region                Region, Backing, Options: the caller's request
+//! region                Region, Backing, Options: the request
 //! error                 the error types
-//! host, vma          huge page pools, NUMA nodes, available memory; the count of VMAs
-//! backing               backing files, opened and checked
+//! resources             huge page pools, NUMA nodes, available memory
+//! vma                   the VMAs that guests can use up
+//! backing               backing files, created or checked
 //! mapping               HostMapping, and the vm-memory region over it
-//! residency             pages in memory
-//! discard, prefault     pages returned to the system, pages populated
+//! residency             memory usage
+//! discard, prefault     pages returned to the system; pages populated
 //! plug                  blocks made accessible and inaccessible
 //! builder               MemoryBuilder: checks a request and maps it
-//! description           guest memory as data
+//! description           the layout as data
 //! ```
 
 #![cfg(target_os = "linux")]

@@ -1,4 +1,10 @@
-//! [`plug`] and [`unplug`]: blocks of a region that come and go.
+//! [`plug`] and [`unplug`]: make blocks of a region accessible and inaccessible.
+//!
+//! `PluggedBlocks` of vm-memory records which blocks accesses may reach. The order of steps keeps
+//! an access from reaching a block without its pages:
+//!
+//! - `plug` frees old pages, prepares the block, and then records it as plugged.
+//! - `unplug` records the block as unplugged, and then frees its pages.
 
 use std::io;
 
@@ -6,25 +12,27 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::PluggedBlocks;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
-use crate::discard::clear;
+use crate::discard::free_pages;
 use crate::error::ChangeError;
 use crate::mapping::{bytes, parts, span_of, HostMapping, Part};
 use crate::region::{BackingKind, Blocks, Unplugged};
 use crate::resources::HostResources;
 use crate::sys::{self, Advice};
 
-/// Lets a guest have the blocks of a range: accesses reach them from now on. What was plugged stays as it is.
+/// Makes the blocks of a range accessible. Blocks that are plugged already keep their bytes.
 ///
-/// The guest drives this (virtio-mem, virtio 1.2 section 5.15): no map is copied, and nobody who uses the memory takes notice. Blocks read as zeroes when
-/// they come, and are not marked dirty for it: they were when they went, and what a vCPU writes to a block that it does not have is nobody's. The huge pages of blocks are taken now, so that an access never finds the pool empty; so are the pages of a
-/// file on a tmpfs that has an end, unless it may be [sparse](crate::Region::sparse).
+/// The guest drives this while it runs (virtio-mem, virtio 1.2 section 5.15). The map is not
+/// replaced, and its users notice nothing.
 ///
-/// System calls: `madvise` or `fallocate`; `mprotect` for blocks that are [protected](Unplugged::Protected).
+/// New blocks read as zeroes. They are not marked dirty: they were when they were unplugged. Pages
+/// that could be missing later are allocated now: huge pages, and pages of a file on a tmpfs with a
+/// size limit unless the region is [sparse](crate::Region::sparse).
 ///
-/// # Errors
+/// # System calls
 ///
-/// [`ChangeError`]; where the range is not whole blocks, is not all memory, or is of a region without blocks, nothing was done. What was plugged before the system
-/// refused some stays plugged, and is told.
+/// `madvise` or `fallocate`; `mprotect` for [`Unplugged::Protected`].
+///
+/// # Examples
 ///
 /// ```
 /// use std::num::NonZeroU64;
@@ -43,45 +51,68 @@ use crate::sys::{self, Advice};
 /// assert!(memory.read_obj::<u64>(addr).is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// # Errors
+///
+/// Returns a [`ChangeError`] and changes nothing if the range passes 2^64, has holes, does not
+/// consist of whole blocks, or touches a region without blocks or one that this crate did not build.
+///
+/// Returns [`ChangeError::NoPages`] if the pool has too few huge pages, and
+/// [`ChangeError::System`] if the system refuses a call. The part of the range in earlier regions
+/// stays plugged; blocks of the failing region are as before.
+#[doc(alias = "virtio-mem")]
+#[doc(alias = "hotplug")]
 pub fn plug<B, M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>
 where
     B: Bitmap,
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
 {
-    for part in parts(memory, addr, len, blocks_of)? {
+    for part in parts(memory, addr, len, block_size)? {
         let plugged = plug_part(part.mapping, part.offset, part.len);
         plugged.map_err(|source| not_plugged(&part, source))?;
     }
     Ok(())
 }
 
-/// Takes the blocks of a range from a guest: accesses that begin from now on do not reach them ([`PluggedBlocks`] says more), and their pages are
-/// given back. What was not plugged stays so, and is given back all the same.
+/// Makes the blocks of a range inaccessible, and discards their pages.
 ///
-/// The pages are marked dirty. Huge pages go to the pool.
+/// Accesses that begin after the call do not reach the blocks; [`PluggedBlocks`] describes accesses
+/// in progress. Blocks that are unplugged already stay so, and their pages are discarded, too. All
+/// pages of the range are marked dirty. Huge pages return to the pool.
 ///
-/// System calls: `madvise` or `fallocate`; `mprotect` for blocks that are [protected](Unplugged::Protected).
+/// # System calls
+///
+/// `madvise` or `fallocate`; `mprotect` for [`Unplugged::Protected`].
+///
+/// # Examples
+///
+/// [`plug`] has one.
 ///
 /// # Errors
 ///
-/// [`ChangeError`]; where the range is not whole blocks, is not all memory, or is of a region without blocks, nothing was done. Where the system
-/// refuses to take pages back, all blocks of the range are unplugged all the same, and the first refusal is told.
+/// Returns a [`ChangeError`] and changes nothing if the range passes 2^64, has holes, does not
+/// consist of whole blocks, or touches a region without blocks or one that this crate did not build.
+///
+/// Returns [`ChangeError::System`], with the first refusal, if the system refuses to discard pages.
+/// All blocks of the range are unplugged nevertheless.
+#[doc(alias = "virtio-mem")]
+#[doc(alias = "hot-unplug")]
 pub fn unplug<B, M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>
 where
     B: Bitmap,
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
 {
     let mut first = Ok(());
-    for part in parts(memory, addr, len, blocks_of)? {
-        let answer = unplug_part(part.mapping, part.offset, part.len);
+    for part in parts(memory, addr, len, block_size)? {
+        let result = unplug_part(part.mapping, part.offset, part.len);
         part.mark_dirty();
-        first = first.and(answer.map_err(|source| part.refused("discard the pages of", source)));
+        first = first.and(result.map_err(|source| part.refused("discard the pages of", source)));
     }
     first
 }
 
-/// What the range must be whole parts of.
-fn blocks_of<B: Bitmap>(
+/// Returns the block size of a region as the granularity for [`parts`].
+fn block_size<B: Bitmap>(
     region: &GuestRegionMmap<B>,
     mapping: &HostMapping,
 ) -> Result<(&'static str, u64), ChangeError> {
@@ -92,78 +123,76 @@ fn blocks_of<B: Bitmap>(
     Ok(("blocks", blocks.size.get()))
 }
 
-/// Plugs the first blocks of a region that has just been mapped, which are whole blocks in it, with the bytes that they have, and protects the others.
+/// Plugs the initial blocks of a new mapping with the bytes that they have, and protects the others.
 pub(crate) fn begin(mapping: &HostMapping, plugged: &[(usize, usize)]) -> io::Result<()> {
-    let Some((blocks, bits)) = &mapping.blocks else {
+    let Some((blocks, record)) = &mapping.blocks else {
         return Ok(());
     };
     if blocks.unplugged == Unplugged::Protected {
         mapping.mapped().protect(0, mapping.mapped().len(), false)?;
     }
     for &(offset, len) in plugged {
-        make_ready(mapping, blocks, offset, len)?;
-        bits.plug(offset, len).map_err(io::Error::other)?;
+        prepare(mapping, blocks, offset, len)?;
+        record.plug(offset, len).map_err(io::Error::other)?;
     }
     Ok(())
 }
 
-/// The blocks of a part that are not plugged, in runs.
-fn missing(bits: &PluggedBlocks, offset: usize, len: usize) -> Vec<(usize, usize)> {
+/// Returns the unplugged runs of a range, as offset and length.
+fn unplugged_runs(record: &PluggedBlocks, offset: usize, len: usize) -> Vec<(usize, usize)> {
     let end = offset.saturating_add(len);
-    let (mut missing, mut at) = (Vec::new(), offset);
-    for (start, run) in bits.runs_in(offset, len) {
+    let (mut unplugged, mut at) = (Vec::new(), offset);
+    for (start, run) in record.runs_in(offset, len) {
         if at < start {
-            missing.push((at, start.saturating_sub(at)));
+            unplugged.push((at, start.saturating_sub(at)));
         }
         at = start.saturating_add(run);
     }
     if at < end {
-        missing.push((at, end.saturating_sub(at)));
+        unplugged.push((at, end.saturating_sub(at)));
     }
-    missing
+    unplugged
 }
 
 fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
-    let Some((blocks, bits)) = &mapping.blocks else {
+    let Some((blocks, record)) = &mapping.blocks else {
         return Ok(());
     };
-    // Until all is done no other change comes between.
     let _changes = mapping.lock_changes();
-    let missing = missing(bits, offset, len);
-    let ready = missing.iter().try_for_each(|&(at, run)| {
-        // A vCPU may have written there, or the file have had bytes.
-        clear(mapping, at, run)?;
-        make_ready(mapping, blocks, at, run)
+    let unplugged = unplugged_runs(record, offset, len);
+    let prepared = unplugged.iter().try_for_each(|&(at, run)| {
+        // A vCPU may have written to the block, or the file may have had bytes there.
+        free_pages(mapping, at, run)?;
+        prepare(mapping, blocks, at, run)
     });
-    if ready.is_err() {
-        for (at, run) in missing {
-            // There is an error to report already; what cannot be given back now is given back when it is plugged or unplugged.
-            let _ = put_away(mapping, blocks, at, run);
+    if prepared.is_err() {
+        for (at, run) in unplugged {
+            // The first error is reported. Pages that stay are freed by the next plug or unplug.
+            let _ = withdraw(mapping, blocks, at, run);
         }
-        return ready;
+        return prepared;
     }
-    bits.plug(offset, len).map_err(io::Error::other)
+    record.plug(offset, len).map_err(io::Error::other)
 }
 
 fn unplug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
-    let Some((blocks, bits)) = &mapping.blocks else {
+    let Some((blocks, record)) = &mapping.blocks else {
         return Ok(());
     };
     let _changes = mapping.lock_changes();
-    // The bits before the pages: an access that begins later must find nothing.
-    bits.unplug(offset, len).map_err(io::Error::other)?;
-    put_away(mapping, blocks, offset, len)
+    // The record before the pages: later accesses must not reach the block.
+    record.unplug(offset, len).map_err(io::Error::other)?;
+    withdraw(mapping, blocks, offset, len)
 }
 
-/// Makes blocks ready to be used: they can be accessed, and have their huge pages, on the nodes that they are to be on.
-fn make_ready(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
+/// Makes blocks accessible to the guest, and allocates the pages that could be missing later.
+fn prepare(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
+    let mapped = mapping.mapped();
     if blocks.unplugged == Unplugged::Protected {
-        mapping.mapped().protect(offset, len, true)?;
+        mapped.protect(offset, len, true)?;
     }
-    if mapping.backing.kind == BackingKind::Hugetlb {
-        mapping
-            .mapped()
-            .advise(offset, len, Advice::PopulateWrite)?;
+    if mapping.kind() == BackingKind::Hugetlb {
+        mapped.advise(offset, len, Advice::PopulateWrite)?;
     }
     match &mapping.backing.file {
         Some((file, start)) if mapping.backing.allocated => {
@@ -173,32 +202,31 @@ fn make_ready(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize)
     }
 }
 
-/// Takes blocks out of use: their pages go, and they cannot be accessed.
-fn put_away(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
+/// Frees the pages of blocks, and protects the blocks if their region asks for that.
+fn withdraw(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
     let protected = match blocks.unplugged {
         Unplugged::Protected => mapping.mapped().protect(offset, len, false),
         Unplugged::Mapped => Ok(()),
     };
-    clear(mapping, offset, len).and(protected)
+    free_pages(mapping, offset, len).and(protected)
 }
 
+/// Returns the error for a part that was not plugged.
 fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError {
     let page_size = part.mapping.page_size();
-    let exhausted = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
-    let pools = HostResources::current().pools();
-    let pool = pools.into_iter().find(|pool| pool.page_size == page_size);
-    let missing = part
-        .mapping
-        .plugged_blocks()
-        .map(|bits| missing(bits, part.offset, part.len));
-    let wanted = missing
+    let record = part.mapping.plugged_blocks();
+    let unplugged = record.map(|record| unplugged_runs(record, part.offset, part.len));
+    let wanted = unplugged
         .into_iter()
         .flatten()
         .fold(0u64, |sum, (_, len)| sum.saturating_add(bytes(len)));
     let wanted = wanted.checked_div(page_size).unwrap_or(0);
+    let pools = HostResources::current().pools();
+    let pool = pools.into_iter().find(|pool| pool.page_size == page_size);
     let free = pool.map_or(0, |pool| pool.free);
-    // (ENOMEM is also what a process is told that has too many areas of addresses.)
-    if part.mapping.kind() != BackingKind::Hugetlb || !exhausted || free >= wanted {
+    // ENOMEM also means that the process has too many VMAs, so the pool must be too small as well.
+    let is_exhausted = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
+    if part.mapping.kind() != BackingKind::Hugetlb || !is_exhausted || free >= wanted {
         return part.refused("plug", source);
     }
     ChangeError::NoPages {

@@ -1,4 +1,13 @@
-//! [`prefault`]: pages that are there before the guest asks for them.
+//! [`prefault`]: populates pages before the guest uses them.
+//!
+//! The memory is divided into steps of one `madvise(2)` each. Threads take the next step from an
+//! atomic counter, and report to the callback under a mutex:
+//!
+//! ```text
+//!   steps   │ 0 │ 1 │ 2 │ 3 │ 4 │ …
+//!                     ▲ next: fetch_add
+//!   threads      populate ──► State { done, end }, callback
+//! ```
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -16,33 +25,51 @@ use crate::residency::resident;
 use crate::resources::HostResources;
 use crate::sys::Advice;
 
-/// How far a prefault is.
+/// The progress of a prefault.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory_host::Progress;
+///
+/// let percent = |progress: Progress| progress.done * 100 / progress.total.max(1);
+/// assert_eq!(percent(Progress { done: 64 << 20, total: 256 << 20 }), 25);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes that have been brought in.
+    /// The number of populated bytes.
     pub done: u64,
-    /// Bytes that there are to bring in.
+    /// The number of bytes to populate.
     pub total: u64,
 }
 
-/// How much is brought in by one system call: long enough that the call costs nothing beside the pages, short enough that a callback is heard
-/// often. A multiple of every size of huge pages up to itself; larger pages are brought in one by one.
+/// The number of bytes that one system call populates.
+///
+/// Long enough that the cost of the call does not matter, and short enough for frequent callbacks.
+/// It is a multiple of all smaller sizes of huge pages; larger pages are populated one at a time.
 const STEP: usize = 32 << 20;
 
-/// Brings in all pages of guest memory, so that the guest does not wait for them, with so many threads, of which the calling one is one.
+/// Populates all pages of guest memory with `threads` threads, one of them the caller's.
 ///
-/// Anonymous memory, memfds and shared files get pages that can be written, and the bytes stay as they are; a private file is read, and copied page by page
-/// when the guest writes. Blocks that are not plugged are left out. Nothing is marked dirty. Where memory is bound to NUMA nodes, it comes from
-/// there whichever thread asks for it.
+/// Afterwards the guest does not wait for page faults. Bytes do not change, and nothing is marked
+/// dirty.
 ///
-/// `progress` is called after every 32 MiB (or huge page, if that is larger), by one thread at a time and with ever more bytes. If it answers [`ControlFlow::Break`], the others finish what they
-/// are at; what was brought in stays.
+/// - Anonymous memory, memfds and shared files get writable pages.
+/// - Private files are read. A page is copied when the guest writes to it.
+/// - Unplugged blocks are skipped.
+/// - Memory that is bound to NUMA nodes comes from these nodes, whichever thread populates it.
 ///
-/// System calls: `madvise` with `MADV_POPULATE_WRITE` or `MADV_POPULATE_READ` (Linux 5.14), and `clone3` for threads.
+/// One thread at a time calls `progress`, after each step of 32 MiB (or one huge page if that is
+/// larger), with a growing number of bytes. [`ControlFlow::Break`] cancels the prefault: other
+/// threads finish their current step, and populated pages stay.
 ///
-/// # Errors
+/// # System calls
 ///
-/// [`PrefaultError`], with what was done by then.
+/// `madvise` with `MADV_POPULATE_WRITE` or `MADV_POPULATE_READ` (Linux 5.14); those of the standard
+/// library for threads, such as `clone3`; those to read /proc/meminfo and /proc/self/cgroup;
+/// `mincore` if not all memory would fit.
+///
+/// # Examples
 ///
 /// ```
 /// use std::num::NonZeroUsize;
@@ -58,6 +85,19 @@ const STEP: usize = 32 << 20;
 /// })?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// # Errors
+///
+/// Returns a [`PrefaultError`] if
+///
+/// - a region was not built by this crate;
+/// - the host has too little memory, in which case nothing is populated;
+/// - `progress` returns [`ControlFlow::Break`] before all pages are populated; or
+/// - the system refuses a call, for example on a kernel before Linux 5.14.
+#[doc(alias = "prealloc")]
+#[doc(alias = "populate")]
+#[doc(alias = "MAP_POPULATE")]
+#[doc(alias = "MADV_POPULATE_WRITE")]
 pub fn prefault<B, M, F>(
     memory: &M,
     threads: NonZeroUsize,
@@ -75,7 +115,7 @@ where
     run(&mappings, threads, &mut progress)
 }
 
-/// What one system call brings in.
+/// The range that one system call populates.
 #[derive(Clone, Copy)]
 struct Step<'a> {
     mapping: &'a HostMapping,
@@ -83,13 +123,43 @@ struct Step<'a> {
     len: usize,
 }
 
-/// What the threads have in common.
+/// The state that threads share under a mutex.
 struct State<'a> {
     done: u64,
+    total: u64,
     progress: &'a mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
+    /// The first error. Threads stop when it is set.
     end: Option<PrefaultError>,
 }
 
+impl State<'_> {
+    /// Records the result of a step.
+    fn finish(&mut self, step: &Step<'_>, result: io::Result<()>) {
+        let len = bytes(step.len);
+        let (done, total) = (self.done.saturating_add(len), self.total);
+        match result {
+            Ok(()) => {
+                self.done = done;
+                if (self.progress)(Progress { done, total }).is_break() && done < total {
+                    self.end = Some(PrefaultError::Cancelled { done, total });
+                }
+            }
+            Err(source) => {
+                let region = step.mapping.span();
+                self.end = Some(PrefaultError::System {
+                    region,
+                    start: region.start.saturating_add(bytes(step.offset)),
+                    len,
+                    done: self.done,
+                    total,
+                    source,
+                });
+            }
+        }
+    }
+}
+
+/// Populates mappings, as [`prefault`] does.
 pub(crate) fn run(
     mappings: &[&HostMapping],
     threads: NonZeroUsize,
@@ -103,49 +173,32 @@ pub(crate) fn run(
     let next = AtomicUsize::new(0);
     let state = Mutex::new(State {
         done: 0,
+        total,
         progress,
         end: None,
     });
-    let work = || loop {
-        // Relaxed: the number is all that the threads share here.
-        let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) else {
-            return;
-        };
-        let answer = bring_in(step);
-        // A callback that has panicked ends the whole call.
-        let Ok(mut state) = state.lock() else {
-            return;
-        };
-        if state.end.is_some() {
-            return;
-        }
-        match answer {
-            Ok(()) => {
-                state.done = state.done.saturating_add(bytes(step.len));
-                let done = state.done;
-                if (state.progress)(Progress { done, total }).is_break() && done < total {
-                    state.end = Some(PrefaultError::Cancelled { done, total });
-                    next.store(steps.len(), Ordering::Relaxed);
-                }
+    // Relaxed: the counter only hands out steps, and the mutex protects the state.
+    let take = || steps.get(next.fetch_add(1, Ordering::Relaxed));
+    let work = || {
+        while let Some(step) = take() {
+            let result = populate(step);
+            // Poisoned: the callback has panicked, and the scope will propagate that.
+            let Ok(mut state) = state.lock() else {
+                return;
+            };
+            if state.end.is_none() {
+                state.finish(step, result);
             }
-            Err(source) => {
-                let done = state.done;
-                state.end = Some(PrefaultError::System {
-                    region: step.mapping.span(),
-                    start: step.mapping.span().start.saturating_add(bytes(step.offset)),
-                    len: bytes(step.len),
-                    done,
-                    total,
-                    source,
-                });
+            if state.end.is_some() {
                 next.store(steps.len(), Ordering::Relaxed);
+                return;
             }
         }
     };
     std::thread::scope(|scope| {
         for _ in 1..threads.get().min(steps.len()) {
             let thread = std::thread::Builder::new().name("prefault".to_owned());
-            // Where there can be no more threads, those that there are do it.
+            // If a limit forbids more threads, the existing ones do the work.
             if thread.spawn_scoped(scope, work).is_err() {
                 break;
             }
@@ -156,12 +209,14 @@ pub(crate) fn run(
     state.end.map_or(Ok(()), Err)
 }
 
-/// Whether the machine has the memory. What is in memory already is looked up only if the whole would be too much, and that could change it.
+/// Checks that the host has enough memory.
+///
+/// Resident pages are counted only if that can change the outcome, because it takes time.
 fn check_memory(mappings: &[&HostMapping], host: &HostResources) -> Result<(), PrefaultError> {
-    let (Some(available), Some(all)) = (host.available_memory(), host.all_memory()) else {
+    let (Some(available), Some(all)) = (host.available_memory(), host.total_memory()) else {
         return Ok(());
     };
-    // Huge pages are in a pool, and the cache of a file is memory to be had.
+    // Huge pages come from a pool, and the page cache of files is reclaimable.
     let own = || {
         let mappings = mappings.iter().copied();
         mappings
@@ -183,19 +238,19 @@ fn check_memory(mappings: &[&HostMapping], host: &HostResources) -> Result<(), P
     Err(PrefaultError::Memory { wanted, available })
 }
 
-/// Brings the pages of a step in: of blocks, those that are still plugged.
-fn bring_in(step: &Step<'_>) -> io::Result<()> {
+/// Populates the pages of a step that are plugged.
+fn populate(step: &Step<'_>) -> io::Result<()> {
     let (mapping, advice) = (step.mapping, advice(step.mapping));
     let Some(blocks) = mapping.plugged_blocks() else {
         return mapping.mapped().advise(step.offset, step.len, advice);
     };
-    // A block that is unplugged meanwhile would keep what is brought in.
+    // Without this lock, a block that is unplugged meanwhile would keep the new pages.
     let _held = mapping.hold_blocks();
     let mut plugged = blocks.runs_in(step.offset, step.len);
     plugged.try_for_each(|(offset, len)| mapping.mapped().advise(offset, len, advice))
 }
 
-/// The parts of a mapping that can be reached, in steps.
+/// Divides the accessible parts of a mapping into steps.
 fn steps(mapping: &HostMapping) -> impl Iterator<Item = Step<'_>> {
     let whole = (0, mapping.mapped().len());
     let plugged = mapping
@@ -212,9 +267,10 @@ fn steps(mapping: &HostMapping) -> impl Iterator<Item = Step<'_>> {
     })
 }
 
+/// Returns the advice that populates a mapping without copying pages of a private file.
 fn advice(mapping: &HostMapping) -> Advice {
-    let copied = mapping.file().is_some() && mapping.backing.sharing == Sharing::Private;
-    if copied && mapping.kind() != BackingKind::Hugetlb {
+    let is_private = mapping.file().is_some() && mapping.backing.sharing == Sharing::Private;
+    if is_private && mapping.kind() != BackingKind::Hugetlb {
         Advice::PopulateRead
     } else {
         Advice::PopulateWrite

@@ -1,4 +1,4 @@
-//! [`residency`]: how much memory guest memory really takes.
+//! [`residency`]: how much memory guest memory uses.
 
 use std::fs;
 use std::io;
@@ -9,54 +9,73 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::NotProvisioned;
-use crate::mapping::{provisioned, span_of, HostMapping};
+use crate::mapping::{bytes, provisioned, span_of, HostMapping};
 use crate::region::{BackingKind, Span};
 use crate::sys;
 
-/// What a region takes, in bytes.
+/// The memory that a region uses, in bytes.
 ///
-/// `resident` is exact. The others are what the kernel tells of its areas of addresses; where it keeps adjacent regions as one, each is given a part of
-/// that by its size.
+/// `resident` is exact. The other numbers come from the kernel's statistics of VMAs: if adjacent
+/// regions share a VMA, each gets a share in proportion to its size.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory_host::Residency;
+///
+/// let total = |regions: &[Residency]| regions.iter().map(|one| one.resident).sum::<u64>();
+/// let region = Residency { resident: 4096, ..Residency::default() };
+/// assert_eq!(total(&[region, region]), 8192);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[doc(alias = "RSS")]
 pub struct Residency {
-    /// In memory: pages that this process has, or that are in the file or memfd behind it, whoever brought them there (`mincore(2)`; of a file that the
-    /// process neither owns nor may write the kernel says that all is, and of a part of a file of huge pages what this process has). Anonymous
-    /// pages that were only read count here, though all of them are one page of zeroes that costs nothing; `mapped` leaves them out.
+    /// The bytes that are in memory (mincore(2)).
+    ///
+    /// These are the pages of this process, and the pages of the file, whoever populated them.
+    /// Anonymous pages that were only read count, although all of them are one shared page of
+    /// zeroes; `mapped` excludes them.
+    ///
+    /// The kernel hides the page cache of a file that this process neither owns nor may write:
+    /// all of it then counts as resident. For a part of a file of huge pages, only the pages that
+    /// this process maps count.
     pub resident: u64,
-    /// Mapped in this process for now (`Rss` of /proc/self/smaps; pages of hugetlb are counted, too).
+    /// The bytes that this process has mapped (`Rss` of /proc/self/smaps, and hugetlb pages).
     pub mapped: u64,
-    /// Of those, in huge pages: transparent ones that are mapped whole, and hugetlb.
+    /// The part of `mapped` in huge pages: hugetlb, and transparent ones that are mapped as a whole.
     pub huge: u64,
-    /// Swapped out.
+    /// The bytes that are swapped out.
     pub swapped: u64,
-    /// Locked in memory.
+    /// The bytes that are locked in memory.
     pub locked: u64,
 }
 
-/// Why it cannot be told.
+/// An error of [`residency`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResidencyError {
-    /// The region was not built by this crate.
+    /// A region was not built by this crate.
     #[error(transparent)]
     NotProvisioned(#[from] NotProvisioned),
-    /// The system does not say.
+    /// The system refused a call.
     #[error("region {region}: cannot read its residency: {source}")]
     System {
         /// The region.
         region: Span,
-        /// What the system answered.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// Returns what each region of guest memory takes, in the order of their addresses.
+/// Returns the memory that each region uses, in the order of addresses.
 ///
-/// System calls: `mincore`, and those that read /proc/self/smaps. It looks at every page, so that it takes time for a large guest.
+/// The cost grows with the number of pages, since the kernel looks up each of them.
 ///
-/// # Errors
+/// # System calls
 ///
-/// [`ResidencyError`].
+/// `mincore`, and those to read /proc/self/smaps; `statx` for files of huge pages.
+///
+/// # Examples
 ///
 /// ```
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -65,10 +84,17 @@ pub enum ResidencyError {
 /// let region = Region::new(GuestAddress(0), 64 << 20);
 /// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
 /// memory.write_obj(1u8, GuestAddress(0x1000))?;
-/// let (span, takes) = residency(&memory)?[0];
-/// assert!(takes.resident >= 4096 && takes.resident < span.size);
+/// let (span, usage) = residency(&memory)?[0];
+/// assert!(usage.resident >= 4096 && usage.resident < span.size);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// # Errors
+///
+/// Returns a [`ResidencyError`] if a region was not built by this crate, if mincore(2) fails, or if
+/// /proc/self/smaps cannot be read.
+#[doc(alias = "mincore")]
+#[doc(alias = "smaps")]
 pub fn residency<B, M>(memory: &M) -> Result<Vec<(Span, Residency)>, ResidencyError>
 where
     B: Bitmap,
@@ -80,37 +106,34 @@ where
         .map(known)
         .collect::<Result<Vec<_>, NotProvisioned>>()?;
     let fail = |region: Span| move |source: io::Error| ResidencyError::System { region, source };
-    let mut answers = Vec::with_capacity(mappings.len());
+    let mut usages = Vec::with_capacity(mappings.len());
     for (span, mapping) in &mappings {
-        let resident = resident(mapping).map_err(fail(*span))?;
-        answers.push((
-            *span,
-            Residency {
-                resident,
-                ..Residency::default()
-            },
-        ));
+        let usage = Residency {
+            resident: resident(mapping).map_err(fail(*span))?,
+            ..Residency::default()
+        };
+        usages.push((*span, usage));
     }
-    let (Some(first), false) = (answers.first().map(|(span, _)| *span), answers.is_empty()) else {
-        return Ok(answers);
+    let Some((first, _)) = usages.first() else {
+        return Ok(usages);
     };
-    // Names of files in there need not be text.
-    let smaps = fs::read("/proc/self/smaps").map_err(fail(first))?;
+    // Names of files in smaps need not be UTF-8.
+    let smaps = fs::read("/proc/self/smaps").map_err(fail(*first))?;
     let smaps = String::from_utf8_lossy(&smaps);
     let ranges: Vec<Range<usize>> = mappings
         .iter()
         .map(|(_, mapping)| host_range(mapping))
         .collect();
-    for area in areas(&smaps) {
-        for (range, (_, answer)) in ranges.iter().zip(&mut answers) {
-            let share = |bytes: u64| area.share_of(bytes, range);
-            answer.mapped = answer.mapped.saturating_add(share(area.mapped));
-            answer.huge = answer.huge.saturating_add(share(area.huge));
-            answer.swapped = answer.swapped.saturating_add(share(area.swapped));
-            answer.locked = answer.locked.saturating_add(share(area.locked));
+    for vma in parse_smaps(&smaps) {
+        for (range, (_, usage)) in ranges.iter().zip(&mut usages) {
+            let share = |bytes: u64| vma.share_of(bytes, range);
+            usage.mapped = usage.mapped.saturating_add(share(vma.mapped));
+            usage.huge = usage.huge.saturating_add(share(vma.huge));
+            usage.swapped = usage.swapped.saturating_add(share(vma.swapped));
+            usage.locked = usage.locked.saturating_add(share(vma.locked));
         }
     }
-    Ok(answers)
+    Ok(usages)
 }
 
 fn host_range(mapping: &HostMapping) -> Range<usize> {
@@ -118,29 +141,25 @@ fn host_range(mapping: &HostMapping) -> Range<usize> {
     start..start.saturating_add(mapping.mapped().len())
 }
 
-/// How many bytes of a mapping are in memory.
+/// Returns the number of resident bytes of a mapping.
 pub(crate) fn resident(mapping: &HostMapping) -> io::Result<u64> {
-    let len = u64::try_from(mapping.mapped().len()).unwrap_or(u64::MAX);
-    if let (BackingKind::Hugetlb, true, Some((file, 0))) =
-        (mapping.kind(), mapping.backing.is_shared(), mapping.file())
-    {
-        // Of huge pages mincore(2) knows those that this mapping has; the file knows all.
+    let is_shared_hugetlb = mapping.kind() == BackingKind::Hugetlb && mapping.backing.is_shared();
+    if let (true, Some((file, 0))) = (is_shared_hugetlb, mapping.file()) {
+        // mincore(2) reports only the huge pages that this process maps; the file has all.
         let file = file.metadata()?;
-        if file.len() == len {
+        if file.len() == bytes(mapping.mapped().len()) {
             return Ok(file.blocks().saturating_mul(512));
         }
     }
-    known_to_mincore(mapping, 0, mapping.mapped().len())
+    mincore_bytes(mapping, 0, mapping.mapped().len())
 }
 
-/// How many bytes of a part of a mapping `mincore(2)` says are in memory: of huge pages of hugetlb, those that this mapping has.
-pub(crate) fn known_to_mincore(
-    mapping: &HostMapping,
-    offset: usize,
-    len: usize,
-) -> io::Result<u64> {
+/// Returns the number of bytes of a range that mincore(2) reports as resident.
+///
+/// For huge pages, these are the pages that this process maps.
+pub(crate) fn mincore_bytes(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
     let page = sys::page_size();
-    // A byte for each page, and 1 GiB at a time.
+    // One byte for each page, 1 GiB at a time.
     let step = 1usize << 30;
     let mut pages = vec![0u8; len.min(step).div_ceil(page)];
     let mut count = 0u64;
@@ -149,16 +168,16 @@ pub(crate) fn known_to_mincore(
         mapping
             .mapped()
             .resident(offset.saturating_add(done), here, &mut pages)?;
-        let there = pages.iter().take(here.div_ceil(page));
-        let there = there.filter(|page| *page & 1 != 0).count();
-        count = count.saturating_add(u64::try_from(there).unwrap_or(0));
+        let resident = pages.iter().take(here.div_ceil(page));
+        let resident = resident.filter(|page| *page & 1 != 0).count();
+        count = count.saturating_add(bytes(resident));
     }
     Ok(count.saturating_mul(sys::page_size_u64()))
 }
 
-/// What smaps says of one area of this process's addresses, in bytes.
+/// The statistics of one VMA in /proc/self/smaps, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Area {
+struct SmapsVma {
     start: usize,
     end: usize,
     mapped: u64,
@@ -167,8 +186,8 @@ struct Area {
     locked: u64,
 }
 
-impl Area {
-    /// What part of so many bytes of the area falls to a range of addresses.
+impl SmapsVma {
+    /// Returns the share of `bytes` that the addresses in `range` have of this VMA.
     fn share_of(&self, bytes: u64, range: &Range<usize>) -> u64 {
         let common = self
             .end
@@ -183,18 +202,20 @@ impl Area {
     }
 }
 
-/// The areas in the text of a smaps file (proc_pid_smaps(5)): a line with the range of addresses, and lines with a name and KiB.
-fn areas(smaps: &str) -> Vec<Area> {
-    let mut areas: Vec<Area> = Vec::new();
+/// Parses a smaps file (proc_pid_smaps(5)).
+///
+/// Each VMA has a line with its range of addresses, followed by lines with a name and a size in KiB.
+fn parse_smaps(smaps: &str) -> Vec<SmapsVma> {
+    let mut vmas: Vec<SmapsVma> = Vec::new();
     for line in smaps.lines() {
         let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
         if let Some((start, end)) = first.split_once('-') {
             let number = |text| usize::from_str_radix(text, 16);
             if let (Ok(start), Ok(end)) = (number(start), number(end)) {
-                areas.push(Area {
+                vmas.push(SmapsVma {
                     start,
                     end,
-                    ..Area::default()
+                    ..SmapsVma::default()
                 });
             }
             continue;
@@ -203,25 +224,24 @@ fn areas(smaps: &str) -> Vec<Area> {
             .split_whitespace()
             .next()
             .and_then(|n| n.parse::<u64>().ok());
-        let (Some(area), Some(bytes)) =
-            (areas.last_mut(), number.and_then(|n| n.checked_mul(1024)))
+        let (Some(vma), Some(bytes)) = (vmas.last_mut(), number.and_then(|n| n.checked_mul(1024)))
         else {
             continue;
         };
         let add = |to: &mut u64| *to = to.saturating_add(bytes);
         match first {
-            "Rss:" => add(&mut area.mapped),
-            "AnonHugePages:" | "ShmemPmdMapped:" | "FilePmdMapped:" => add(&mut area.huge),
+            "Rss:" => add(&mut vma.mapped),
+            "AnonHugePages:" | "ShmemPmdMapped:" | "FilePmdMapped:" => add(&mut vma.huge),
             "Shared_Hugetlb:" | "Private_Hugetlb:" => {
-                add(&mut area.mapped);
-                add(&mut area.huge);
+                add(&mut vma.mapped);
+                add(&mut vma.huge);
             }
-            "Swap:" => add(&mut area.swapped),
-            "Locked:" => add(&mut area.locked),
+            "Swap:" => add(&mut vma.swapped),
+            "Locked:" => add(&mut vma.locked),
             _ => {}
         }
     }
-    areas
+    vmas
 }
 
 #[cfg(test)]
@@ -229,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn smaps_is_read_area_by_area() {
+    fn parse_smaps_reads_one_vma_after_the_other() {
         let text = "7f0000000000-7f0000200000 rw-p 00000000 00:00 0    [anon:guest]\n\
             Size:               2048 kB\n\
             Rss:                2048 kB\n\
@@ -241,7 +261,7 @@ mod tests {
             Rss:                   0 kB\n\
             Shared_Hugetlb:        0 kB\n\
             Private_Hugetlb:    4096 kB\n";
-        let first = Area {
+        let first = SmapsVma {
             start: 0x7f00_0000_0000,
             end: 0x7f00_0020_0000,
             mapped: 2 << 20,
@@ -249,14 +269,14 @@ mod tests {
             swapped: 4096,
             locked: 8192,
         };
-        let second = Area {
+        let second = SmapsVma {
             start: 0x7f00_0020_0000,
             end: 0x7f00_0060_0000,
             mapped: 4 << 20,
             huge: 4 << 20,
-            ..Area::default()
+            ..SmapsVma::default()
         };
-        assert_eq!(areas(text), [first, second]);
+        assert_eq!(parse_smaps(text), [first, second]);
         let shares = [
             0x7f00_0000_0000..0x7f00_0030_0000,
             0x7f00_0050_0000..usize::MAX,
@@ -264,6 +284,6 @@ mod tests {
         let share = |range| second.share_of(second.mapped, range);
         assert_eq!(shares.each_ref().map(share), [1 << 20, 1 << 20]);
         assert_eq!(second.share_of(7, &(0..5)), 0);
-        assert!(areas("nonsense\n12 34\nRss: 5 kB\n").is_empty());
+        assert!(parse_smaps("nonsense\n12 34\nRss: 5 kB\n").is_empty());
     }
 }

@@ -1,43 +1,63 @@
-//! What the machine has: huge pages, NUMA nodes, and how it is set, by /sys.
+//! [`HostResources`]: what the host has, read from /sys and /proc.
+//!
+//! Jailed processes may lack /sys and /proc. A missing file never is an error: the resource then
+//! counts as absent or unlimited, and the kernel decides.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::sys;
 
-/// Where the kernel tells of the host. Tests put trees of their own there.
+/// The resources of the host.
 #[derive(Clone, Debug)]
 pub(crate) struct HostResources {
     sys: PathBuf,
     proc: PathBuf,
 }
 
-/// A pool of huge pages of one size, counted in pages.
+/// A pool of huge pages of one size. Counts are in pages.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory_host::HugePagePool;
+///
+/// let has_room = |pool: &HugePagePool, pages| pool.free + pool.overcommit >= pages;
+/// let pool = HugePagePool { page_size: 2 << 20, total: 8, free: 3, overcommit: 0 };
+/// assert!(has_room(&pool, 3) && !has_room(&pool, 4));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[doc(alias = "hugetlb")]
 pub struct HugePagePool {
     /// The size of a page in bytes.
     pub page_size: u64,
-    /// How many there are.
+    /// The number of pages in the pool.
     pub total: u64,
-    /// How many of those nobody has, and nobody was promised.
+    /// The number of pages that are neither used nor reserved.
     pub free: u64,
-    /// How many more the kernel may make when they are asked for.
+    /// The number of pages by which the kernel may extend the pool on demand.
     pub overcommit: u64,
 }
 
-/// Returns the pools of huge pages that the machine has, by the size of their pages (Linux, "HugeTLB Pages").
+/// Returns the host's pools of huge pages, ordered by page size (Linux, "HugeTLB Pages").
+///
+/// The list is empty if the kernel has no huge pages or /sys is not mounted.
+///
+/// # Examples
 ///
 /// ```
 /// for pool in vm_memory_host::huge_page_pools() {
 ///     println!("{} KiB: {} of {} free", pool.page_size >> 10, pool.free, pool.total);
 /// }
 /// ```
+#[doc(alias = "nr_hugepages")]
+#[doc(alias = "hugetlb")]
 pub fn huge_page_pools() -> Vec<HugePagePool> {
     HostResources::current().pools()
 }
 
 impl HostResources {
-    /// This one.
+    /// Returns the resources of this host.
     pub(crate) fn current() -> Self {
         Self {
             sys: PathBuf::from("/sys"),
@@ -45,7 +65,7 @@ impl HostResources {
         }
     }
 
-    /// A machine as a tree of files tells it.
+    /// Returns the resources that a tree of files describes, with `proc` inside `sys`.
     #[cfg(test)]
     pub(crate) fn at(sys: &Path) -> Self {
         Self {
@@ -54,6 +74,7 @@ impl HostResources {
         }
     }
 
+    /// Returns the pools of huge pages, ordered by page size.
     pub(crate) fn pools(&self) -> Vec<HugePagePool> {
         let directory = self.sys.join("kernel/mm/hugepages");
         let Ok(entries) = fs::read_dir(directory) else {
@@ -66,45 +87,49 @@ impl HostResources {
         pools
     }
 
-    /// The pool of huge pages of this size on one node.
+    /// Returns the pool of one NUMA node.
     pub(crate) fn pool_of_node(&self, node: u32, page_size: u64) -> Option<HugePagePool> {
         let kib = page_size.checked_div(1024)?;
         let path = format!("devices/system/node/node{node}/hugepages/hugepages-{kib}kB");
         pool(&self.sys.join(path))
     }
 
-    /// The nodes that have memory. A kernel without NUMA has node 0.
+    /// Returns the NUMA nodes that have memory: node 0 if the kernel does not support NUMA.
     pub(crate) fn nodes(&self) -> Vec<u32> {
         let path = self.sys.join("devices/system/node/has_memory");
         fs::read_to_string(path).map_or_else(|_| vec![0], |text| numbers(&text))
     }
 
-    /// The file that says whether there are transparent huge pages for this kind of memory, and the word in it that holds, if that is a refusal.
+    /// Returns the file and the setting that disable transparent huge pages, if they are disabled.
+    ///
+    /// `shared` selects the setting for shared memory or the one for private memory.
     pub(crate) fn transparent_huge_pages_refused(&self, shared: bool) -> Option<(String, String)> {
         let directory = self.sys.join("kernel/mm/transparent_hugepage");
         let name = if shared { "shmem_enabled" } else { "enabled" };
         let kib = number(&directory.join("hpage_pmd_size"))
             .unwrap_or(0)
             .checked_div(1024)?;
-        // The setting of this size comes first, where the kernel has one (6.8), unless it leaves it to the one of all sizes.
+        // The setting of the page size (Linux 6.8) wins, unless it is `inherit`.
         let of_size = directory.join(format!("hugepages-{kib}kB")).join(name);
-        let refusal = |path: PathBuf| match chosen(&path) {
+        let refusal = |path: PathBuf| match selected(&path) {
             None => Some((path.display().to_string(), "missing".to_owned())),
             Some(word) if matches!(word.as_str(), "never" | "deny") => {
                 Some((path.display().to_string(), word))
             }
             Some(_) => None,
         };
-        match chosen(&of_size).as_deref() {
+        match selected(&of_size).as_deref() {
             None | Some("inherit") => refusal(directory.join(name)),
             Some(_) => refusal(of_size),
         }
     }
 
-    /// How many bytes of memory the system can give, as far as it says: what is not used or can be had from caches, and what can be swapped out; and no
-    /// more than the control groups of the process may have in all (Linux, "Control Group v2", `memory.max`).
+    /// Returns the number of available bytes, or `None` if the kernel does not report it.
+    ///
+    /// This is the memory that is free or reclaimable plus the free swap, or the lowest
+    /// `memory.max` of the process's control groups if that is less (Linux, "Control Group v2").
     pub(crate) fn available_memory(&self) -> Option<u64> {
-        let available = self.memory("MemAvailable", "SwapFree")?;
+        let available = self.meminfo("MemAvailable", "SwapFree")?;
         let groups = fs::read_to_string(self.proc.join("self/cgroup")).unwrap_or_default();
         let group = groups
             .lines()
@@ -119,36 +144,34 @@ impl HostResources {
         Some(limits.fold(available, u64::min))
     }
 
-    /// How many bytes of memory and swap there are in all.
-    pub(crate) fn all_memory(&self) -> Option<u64> {
-        self.memory("MemTotal", "SwapTotal")
+    /// Returns the size of memory and swap in bytes, or `None` if the kernel does not report it.
+    pub(crate) fn total_memory(&self) -> Option<u64> {
+        self.meminfo("MemTotal", "SwapTotal")
     }
 
-    /// What proc_meminfo(5) says of memory and of swap, together, in bytes.
-    fn memory(&self, of_memory: &str, of_swap: &str) -> Option<u64> {
+    /// Returns the sum of two fields of proc_meminfo(5) in bytes. `swap` may be missing.
+    fn meminfo(&self, memory: &str, swap: &str) -> Option<u64> {
         let text = fs::read_to_string(self.proc.join("meminfo")).ok()?;
-        let of = |name: &str| {
+        let field = |name: &str| {
             let line = text
                 .lines()
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
             let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
             kib.checked_mul(1024)
         };
-        Some(of(of_memory)?.saturating_add(of(of_swap).unwrap_or(0)))
+        Some(field(memory)?.saturating_add(field(swap).unwrap_or(0)))
     }
 
-    /// The size of a transparent huge page in bytes, if there are some.
+    /// Returns the size of a transparent huge page in bytes, or `None` if the kernel has none.
     pub(crate) fn transparent_huge_page(&self) -> Option<u64> {
-        number(
-            &self
-                .sys
-                .join("kernel/mm/transparent_hugepage/hpage_pmd_size"),
-        )
-        .filter(|size| size.is_power_of_two() && *size >= sys::page_size_u64())
+        let path = self
+            .sys
+            .join("kernel/mm/transparent_hugepage/hpage_pmd_size");
+        number(&path).filter(|size| size.is_power_of_two() && *size >= sys::page_size_u64())
     }
 }
 
-/// A pool, by its directory, whose name tells the size of its pages.
+/// Reads a pool from its directory, whose name contains the page size.
 fn pool(directory: &Path) -> Option<HugePagePool> {
     let name = directory.file_name()?.to_str()?;
     let kib: u64 = name
@@ -167,18 +190,19 @@ fn pool(directory: &Path) -> Option<HugePagePool> {
     })
 }
 
+/// Reads a file that contains one number.
 pub(crate) fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// The word in brackets: `always [madvise] never`.
-fn chosen(path: &Path) -> Option<String> {
+/// Reads the word in brackets of a file such as `always [madvise] never`.
+fn selected(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let (_, rest) = text.split_once('[')?;
     rest.split_once(']').map(|(word, _)| word.to_owned())
 }
 
-/// Numbers and ranges of them: `0-1,4`. A file that is none of the kernel's does not make a list without end.
+/// Parses a list such as `0-1,4`. Each range is limited to 4096 numbers.
 fn numbers(text: &str) -> Vec<u32> {
     let mut all = Vec::new();
     for part in text.trim().split(',') {
@@ -206,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn pools_are_read_by_size() {
+    fn pools_are_ordered_by_page_size() {
         let (_keep, host) = tree(&[
             (
                 "kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages",
@@ -244,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_what_can_be_had_within_the_limits() {
+    fn available_memory_is_capped_by_control_groups() {
         let meminfo = (
             "proc/meminfo",
             "MemTotal: 900 kB\nMemFree: 1 kB\nMemAvailable:    300 kB\nSwapFree: 100 kB\n",
@@ -270,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_are_a_list_with_ranges() {
+    fn nodes_of_list_with_ranges_are_expanded() {
         let (_keep, host) = tree(&[("devices/system/node/has_memory", "0-2,5\n")]);
         assert_eq!(host.nodes(), [0, 1, 2, 5]);
         let (_keep, without) = tree(&[]);
@@ -280,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_of_one_size_comes_before_the_one_of_all() {
+    fn transparent_huge_pages_setting_of_page_size_wins() {
         let all = "kernel/mm/transparent_hugepage/enabled";
         let size = ("kernel/mm/transparent_hugepage/hpage_pmd_size", "2097152\n");
         let of_size = "kernel/mm/transparent_hugepage/hugepages-2048kB/enabled";

@@ -1,4 +1,8 @@
-//! [`VmaBudget`]: how many areas of addresses guests can make the kernel keep.
+//! [`VmaBudget`]: a limit on the VMAs that guests can cause.
+//!
+//! A process may have `vm.max_map_count` VMAs. A guest can create them by unplugging protected
+//! blocks and by discarding pages of private files. This module counts them before they can exist,
+//! for the whole process, and leaves half of the maximum to the process itself.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,35 +10,35 @@ use std::sync::OnceLock;
 
 use crate::resources::number;
 
-/// VmaBudget of addresses that guests can make the kernel keep, of which it has so many for the whole process (`vm.max_map_count`). Each is counted
-/// before it can be made, and while this is there.
+/// The VMAs that all guests of this process may have.
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+
+/// A share of the VMAs that guests may have. Dropping it returns the share.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct VmaBudget(usize);
 
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
-
 impl VmaBudget {
-    /// Counts so many more; nothing changes if that would be too many.
+    /// Takes `more` VMAs, and returns whether the limit allows it. Takes none if it does not.
     pub(crate) fn try_take(&mut self, more: usize) -> bool {
-        // Relaxed: it is a count and orders nothing.
-        let sum = |now: usize| now.checked_add(more).filter(|sum| *sum <= vma_limit());
-        let taken = IN_USE
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum)
-            .is_ok();
-        if taken {
+        // Relaxed: the counter protects no other memory.
+        let sum = |in_use: usize| {
+            let sum = in_use.checked_add(more);
+            sum.filter(|sum| *sum <= vma_limit())
+        };
+        let taken = IN_USE.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum);
+        if taken.is_ok() {
             self.0 = self.0.saturating_add(more);
         }
-        taken
+        taken.is_ok()
     }
 
-    /// Counts so many less, which cannot be made any more.
+    /// Returns VMAs that can no longer exist.
     pub(crate) fn release(&mut self, less: usize) {
         let less = less.min(self.0);
         self.0 = self.0.saturating_sub(less);
         IN_USE.fetch_sub(less, Ordering::Relaxed);
     }
 
-    /// How many are counted here.
     #[cfg(test)]
     pub(crate) fn count(&self) -> usize {
         self.0
@@ -47,11 +51,11 @@ impl Drop for VmaBudget {
     }
 }
 
-/// How many areas of addresses guests may make the kernel keep, in all of this process: half of those that it keeps at most.
+/// Returns the number of VMAs that guests may have: half of `vm.max_map_count`.
 pub(crate) fn vma_limit() -> usize {
-    static MOST: OnceLock<usize> = OnceLock::new();
-    *MOST.get_or_init(|| {
-        let most = number(Path::new("/proc/sys/vm/max_map_count")).unwrap_or(65_530);
-        usize::try_from(most / 2).unwrap_or(usize::MAX)
+    static LIMIT: OnceLock<usize> = OnceLock::new();
+    *LIMIT.get_or_init(|| {
+        let max_map_count = number(Path::new("/proc/sys/vm/max_map_count")).unwrap_or(65_530);
+        usize::try_from(max_map_count / 2).unwrap_or(usize::MAX)
     })
 }

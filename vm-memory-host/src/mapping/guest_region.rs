@@ -1,4 +1,4 @@
-//! The region of vm-memory that lies on a [`HostMapping`], and the way back from one to the other.
+//! The vm-memory region over a [`HostMapping`], and the way back from the region to the mapping.
 
 use std::sync::Arc;
 
@@ -9,18 +9,33 @@ use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 use super::HostMapping;
 use crate::error::NotProvisioned;
 use crate::region::{BackingKind, Span};
+use crate::sys::READ_WRITE;
 
-/// Returns what is known of the memory behind a region.
+/// Returns the mapping under a region.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+/// use vm_memory_host::{provisioned, MemoryBuilder, Region};
+///
+/// let region = Region::new(GuestAddress(0), 1 << 20);
+/// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+/// for region in memory.iter() {
+///     println!("{} at {:#x}", provisioned(region)?.span(), provisioned(region)?.host_address());
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
-/// If this crate did not make it.
+/// Returns [`NotProvisioned`] if the region was not built by [`MemoryBuilder`](crate::MemoryBuilder).
 pub fn provisioned<B: Bitmap>(region: &GuestRegionMmap<B>) -> Result<&HostMapping, NotProvisioned> {
     let span = span_of(region);
     region.owner().ok_or(NotProvisioned { region: span })
 }
 
-/// Where a region is in the map that has it.
+/// Returns the guest addresses of a region in its map.
 pub(crate) fn span_of<B: Bitmap>(region: &GuestRegionMmap<B>) -> Span {
     Span {
         start: region.start_addr().0,
@@ -29,7 +44,7 @@ pub(crate) fn span_of<B: Bitmap>(region: &GuestRegionMmap<B>) -> Span {
 }
 
 impl HostMapping {
-    /// Makes a region of vm-memory of the whole mapping. The region keeps the mapping.
+    /// Makes a vm-memory region over the whole mapping. The region keeps the mapping alive.
     pub(crate) fn mmap_region<B: Bitmap>(
         self: &Arc<Self>,
         bitmap: B,
@@ -43,7 +58,7 @@ impl HostMapping {
             None => libc::MAP_ANONYMOUS,
         };
         let mut builder = MmapRegionBuilder::new_with_bitmap(self.mapped.len(), bitmap)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_prot(READ_WRITE)
             .with_mmap_flags(sharing | anonymous | libc::MAP_NORESERVE)
             .with_hugetlbfs(self.backing.kind == BackingKind::Hugetlb)
             .with_owner(Arc::clone(self));
@@ -54,15 +69,13 @@ impl HostMapping {
             builder = builder.with_plugged_blocks(Arc::clone(blocks));
         }
         // SAFETY: the contract of `with_raw_mmap_pointer`, clause by clause.
-        // 1. Size and protection: the region is made with the length of `mapped`, which
-        //    `Reserved::map` maps readable and writable. `Mapped::protect` takes that away only
-        //    from blocks that `PluggedBlocks`, which the region has too, lets no access reach.
-        // 2. In place until the region and its slices are gone: the region keeps `self`, which
-        //    owns `mapped`, and only the drop of `mapped` unmaps it. Nothing moves it out:
-        //    `HostMapping` lends it by shared reference only, and `splice_over` changes pages,
-        //    not the mapping's place or protection.
-        // 3. No Rust reference: `sys` hands out no reference to the bytes, and reads or writes
-        //    them by `VolatileSlice` and system calls only.
+        // 1. Size and protection: the region has the length of `mapped`, which is readable and
+        //    writable by the invariant of `Mapped`. `protect` makes only unplugged blocks
+        //    inaccessible, and the region lets no access reach those (`with_plugged_blocks`).
+        // 2. In place until the region and its slices are gone: the region keeps an `Arc` of
+        //    `self`, which owns `mapped`, and only the drop of `mapped` unmaps it. While that `Arc`
+        //    exists, nothing gets `&mut HostMapping`, so `mapped` cannot be moved out or replaced.
+        // 3. No Rust reference covers it, by the invariant of `Mapped`.
         let builder = unsafe { builder.with_raw_mmap_pointer(self.mapped.addr()) };
         builder.build()
     }

@@ -1,8 +1,17 @@
-//! [`HostMapping`]: what this crate knows of the memory behind a region.
+//! [`HostMapping`]: the memory under a region, and what this crate knows of it.
+//!
+//! A vm-memory region keeps its `HostMapping` as owner, so every operation works on any map that
+//! contains the region:
+//!
+//! ```text
+//!   GuestMemoryMmap ── GuestRegionMmap ── MmapRegion ── owner: Arc<HostMapping>
+//!                                             │                    │
+//!                                             └── address ──► Mapped (unmaps when dropped)
+//! ```
 
 #[expect(
     unsafe_code,
-    reason = "makes regions of vm-memory over memory that it keeps mapped"
+    reason = "makes vm-memory regions over memory that the owner keeps mapped"
 )]
 mod guest_region;
 mod parts;
@@ -25,10 +34,24 @@ use crate::region::{BackingKind, Blocks, Lock, NumaPolicy, Options, Span, Transp
 use crate::resources::HostResources;
 use crate::sys::{Advice, Mapped, NodePolicy};
 
-/// The memory behind a region that this crate has built.
+/// The memory under a region that this crate has built.
 ///
-/// A region keeps it, and [`provisioned`] finds it. When the last map that has the region is dropped, its pages are given back (`munmap`, or `madvise`,
-/// `munlock`, `mmap` and `munmap` while regions that were built next to it are there).
+/// [`provisioned`] returns it for a region. It is unmapped when the last map that contains the
+/// region is dropped.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+/// use vm_memory_host::{provisioned, BackingKind, MemoryBuilder, Region};
+///
+/// let region = Region::new(GuestAddress(0), 1 << 20);
+/// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+/// let mapping = provisioned(memory.iter().next().ok_or("no region")?)?;
+/// assert_eq!(mapping.kind(), BackingKind::Anonymous);
+/// assert_eq!(mapping.page_size(), 4096);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct HostMapping {
     pub(crate) mapped: Mapped,
@@ -36,17 +59,18 @@ pub struct HostMapping {
     pub(crate) backing: OpenedBacking,
     pub(crate) options: Options,
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
-    /// Written while pages are given back or blocks change, so that one is over before the next begins; read while pages are brought in.
+    /// Write-locked by `discard`, `plug` and `unplug`, so that one ends before the next begins;
+    /// read-locked by `prefault`, so that blocks do not change meanwhile.
     pub(crate) changes: RwLock<ZeroedRanges>,
 }
 
 impl HostMapping {
-    /// Returns what its bytes are kept in.
+    /// Returns the kind of memory.
     pub fn kind(&self) -> BackingKind {
         self.backing.kind
     }
 
-    /// Returns where in the guest's memory it was built to be. A map may have it elsewhere.
+    /// Returns the guest addresses for which it was built. A map may use it at others.
     pub fn span(&self) -> Span {
         Span {
             start: self.start.0,
@@ -54,16 +78,20 @@ impl HostMapping {
         }
     }
 
-    /// Returns the size of its pages in bytes: pages are given back and blocks are plugged in multiples of this.
+    /// Returns the page size in bytes: the granularity of [`discard`](crate::discard()).
     pub fn page_size(&self) -> u64 {
         self.backing.page_size
     }
 
-    /// Returns its address in this process. It leaves the same rest as the guest's address when divided by the size of a huge page, so that KVM can
-    /// map huge pages for the guest.
+    /// Returns the host address of the first byte.
     ///
-    /// A vhost-user front end tells its back end of each region where it is here, and with which descriptor it can be mapped (vhost-user specification,
-    /// section "Memory region description"):
+    /// It equals the guest address modulo the size of a huge page, so that KVM can map huge pages
+    /// for the guest.
+    ///
+    /// # Examples
+    ///
+    /// A vhost-user front end sends this address and the file to its back end (vhost-user
+    /// specification, "Memory region description"):
     ///
     /// ```
     /// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -74,9 +102,9 @@ impl HostMapping {
     /// for region in memory.iter() {
     ///     let mapping = provisioned(region)?;
     ///     let span = mapping.span();
-    ///     let (file, offset) = mapping.file().ok_or("no other process can map this")?;
+    ///     let (file, offset) = mapping.file().ok_or("other processes cannot map this")?;
     ///     println!(
-    ///         "guest address {:#x}, size {:#x}, user address {:#x}, mmap offset {offset:#x} of {file:?}",
+    ///         "guest address {:#x}, size {:#x}, user address {:#x}, mmap offset {offset:#x}, {file:?}",
     ///         span.start,
     ///         span.size,
     ///         mapping.host_address()
@@ -84,24 +112,25 @@ impl HostMapping {
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[doc(alias = "vhost-user")]
     pub fn host_address(&self) -> usize {
         self.mapped.host_address()
     }
 
-    /// Returns its file, and where in the file it begins, in bytes.
+    /// Returns the file, and the offset in bytes at which the region begins in it.
+    ///
+    /// Returns `None` for anonymous memory.
     pub fn file(&self) -> Option<(&File, u64)> {
-        self.backing
-            .file
-            .as_ref()
-            .map(|(file, offset)| (file.as_ref(), *offset))
+        let file = self.backing.file.as_ref();
+        file.map(|(file, offset)| (file.as_ref(), *offset))
     }
 
-    /// Returns what was asked for when it was built.
+    /// Returns the options that the region was built with.
     pub fn options(&self) -> &Options {
         &self.options
     }
 
-    /// Returns its blocks, if it has some that come and go.
+    /// Returns the record of plugged blocks, or `None` if the region has no blocks.
     pub fn plugged_blocks(&self) -> Option<&Arc<PluggedBlocks>> {
         self.blocks.as_ref().map(|(_, blocks)| blocks)
     }
@@ -110,17 +139,19 @@ impl HostMapping {
         &self.mapped
     }
 
-    /// To change blocks or give pages back. What panics while it holds this (nothing here does) has noted what it had done.
+    /// Locks the mapping for a discard or a change of blocks.
+    ///
+    /// Poisoning is ignored: no code panics while it holds this lock.
     pub(crate) fn lock_changes(&self) -> RwLockWriteGuard<'_, ZeroedRanges> {
         self.changes.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To keep blocks as they are.
+    /// Keeps blocks from being plugged or unplugged.
     pub(crate) fn hold_blocks(&self) -> RwLockReadGuard<'_, ZeroedRanges> {
         self.changes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the kernel all options of a part but locking. The error comes with what could not be done.
+    /// Applies all options but locking to a range. An error names the operation.
     pub(crate) fn apply_options(
         &self,
         offset: usize,
@@ -129,55 +160,59 @@ impl HostMapping {
         self.apply_options_to(&self.mapped, offset, len)
     }
 
-    /// Tells the kernel the same of a part of other memory, which is to be a part of this.
+    /// Applies the same options to a range of `memory`, which will become a part of this mapping.
     pub(crate) fn apply_options_to(
         &self,
         memory: &Mapped,
         offset: usize,
         len: usize,
     ) -> Result<(), (&'static str, io::Error)> {
-        let advise = |wanted: bool, advice: Advice, what: &'static str| match wanted {
-            true => memory
-                .advise(offset, len, advice)
-                .map_err(|error| (what, error)),
-            false => Ok(()),
+        let options = &self.options;
+        let huge = options.transparent_huge_pages;
+        // A kernel without transparent huge pages refuses the advice, and has none to turn off.
+        let no_huge = || {
+            huge == TransparentHugePages::Off
+                && HostResources::current().transparent_huge_page().is_some()
         };
-        let huge = self.options.transparent_huge_pages;
-        advise(
-            huge == TransparentHugePages::On,
-            Advice::HugePages,
-            "enable transparent huge pages",
-        )?;
-        // A kernel without them needs not be told.
-        let some = HostResources::current().transparent_huge_page().is_some();
-        advise(
-            huge == TransparentHugePages::Off && some,
-            Advice::NoHugePages,
-            "disable transparent huge pages",
-        )?;
-        advise(
-            self.options.mergeable,
-            Advice::Mergeable,
-            "enable merging of its pages",
-        )?;
-        advise(
-            !self.options.core_dump,
-            Advice::NoDump,
-            "exclude it from core dumps",
-        )?;
-        advise(
-            !self.options.forked,
-            Advice::NoFork,
-            "exclude it from child processes",
-        )?;
-        if let Some((policy, mask)) = node_mask(&self.options.numa) {
+        let advices = [
+            (
+                huge == TransparentHugePages::On,
+                Advice::HugePages,
+                "enable transparent huge pages",
+            ),
+            (
+                no_huge(),
+                Advice::NoHugePages,
+                "disable transparent huge pages",
+            ),
+            (
+                options.mergeable,
+                Advice::Mergeable,
+                "enable merging of its pages",
+            ),
+            (
+                !options.core_dump,
+                Advice::NoDump,
+                "exclude it from core dumps",
+            ),
+            (
+                !options.forked,
+                Advice::NoFork,
+                "exclude it from child processes",
+            ),
+        ];
+        for (_, advice, what) in advices.into_iter().filter(|(wanted, ..)| *wanted) {
+            let advised = memory.advise(offset, len, advice);
+            advised.map_err(|error| (what, error))?;
+        }
+        if let Some((policy, mask)) = node_mask(&options.numa) {
             let bound = memory.bind(offset, len, policy, &mask);
             bound.map_err(|error| ("set its NUMA policy", error))?;
         }
         Ok(())
     }
 
-    /// Locks a part, as its options say.
+    /// Locks a range in memory.
     pub(crate) fn apply_lock(&self, offset: usize, len: usize, lock: Lock) -> io::Result<()> {
         match lock {
             Lock::No => Ok(()),
@@ -186,20 +221,20 @@ impl HostMapping {
         }
     }
 
-    /// Names a part in /proc/self/maps, where the kernel has no other name for it.
+    /// Names a range in /proc/self/maps, unless the kernel shows the name of its file.
     pub(crate) fn apply_name(&self, offset: usize, len: usize) -> io::Result<()> {
         match &self.options.name {
             Some(name) if self.backing.file.is_none() => {
                 let name = std::ffi::CString::new(name.as_str())?;
-                self.mapped.name(offset, len, &name)
+                self.mapped.set_name(offset, len, &name)
             }
             _ => Ok(()),
         }
     }
 }
 
-/// The policy of the kernel, and a bit for each node; nothing if the process's own holds.
-pub(crate) fn node_mask(policy: &NumaPolicy) -> Option<(NodePolicy, Vec<u64>)> {
+/// Returns the kernel's policy and a mask of nodes, or `None` for [`NumaPolicy::Inherit`].
+fn node_mask(policy: &NumaPolicy) -> Option<(NodePolicy, Vec<u64>)> {
     let (policy, nodes) = match policy {
         NumaPolicy::Inherit => return None,
         NumaPolicy::Bind(nodes) => (NodePolicy::Bind, nodes.as_slice()),
@@ -208,7 +243,7 @@ pub(crate) fn node_mask(policy: &NumaPolicy) -> Option<(NodePolicy, Vec<u64>)> {
     };
     let mut mask: Vec<u64> = Vec::new();
     for node in nodes {
-        // Nodes have been looked up among those that there are: a few thousand at most.
+        // The builder has checked that the node exists, so the mask is short.
         let word = usize::try_from(node / 64).unwrap_or(0);
         if mask.len() <= word {
             mask.resize(word.saturating_add(1), 0);
@@ -220,7 +255,7 @@ pub(crate) fn node_mask(policy: &NumaPolicy) -> Option<(NodePolicy, Vec<u64>)> {
     Some((policy, mask))
 }
 
-/// A number of bytes of this process, as the kernel and the guest count: no `usize` is wider than 64 bits on any target.
+/// Converts a length. No target of Linux has a `usize` of more than 64 bits.
 pub(crate) fn bytes(len: usize) -> u64 {
     u64::try_from(len).unwrap_or(u64::MAX)
 }
@@ -230,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_are_bits() {
+    fn node_mask_has_a_bit_for_each_node() {
         assert_eq!(node_mask(&NumaPolicy::Inherit), None);
         let bind = node_mask(&NumaPolicy::Bind(vec![0, 65])).unwrap();
         assert_eq!(bind, (NodePolicy::Bind, vec![1, 2]));

@@ -1,4 +1,4 @@
-//! [`parts`]: a range of guest memory, region by region.
+//! [`parts`]: splits a range of guest memory at region boundaries.
 
 use std::io;
 
@@ -8,19 +8,21 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegion
 use super::{bytes, provisioned, span_of, HostMapping};
 use crate::error::ChangeError;
 
-/// A part of a range of guest memory that lies in one region.
+/// The part of a range of guest memory that lies in one region.
 pub(crate) struct Part<'a, B> {
     pub(crate) region: &'a GuestRegionMmap<B>,
     pub(crate) mapping: &'a HostMapping,
-    /// Where it begins, in bytes from the start of the region.
+    /// The offset of the part in the region, in bytes.
     pub(crate) offset: usize,
     pub(crate) len: usize,
-    /// How many bytes of the range come before it.
+    /// The number of bytes of the range before this part.
     pub(crate) before: u64,
 }
 
-/// The parts of `len` bytes at `addr`, if this crate has made the regions of all of them. `aligned` says what part of which mapping must be whole pages or blocks of
-/// which size.
+/// Splits `len` bytes at `addr` into the parts that lie in one region each.
+///
+/// `granularity` returns the unit that a part of a mapping must consist of: its name and its size.
+/// All parts are checked before the first is returned, so an error means that nothing was changed.
 pub(crate) fn parts<'a, B, M>(
     memory: &'a M,
     addr: GuestAddress,
@@ -31,16 +33,13 @@ where
     B: Bitmap,
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
 {
-    let past_top = ChangeError::PastTop { start: addr.0, len };
-    if len
-        .checked_sub(1)
-        .is_some_and(|more| addr.0.checked_add(more).is_none())
-    {
-        return Err(past_top);
+    let last = len.checked_sub(1);
+    if last.is_some_and(|last| addr.0.checked_add(last).is_none()) {
+        return Err(ChangeError::PastTop { start: addr.0, len });
     }
     let (mut parts, mut before) = (Vec::new(), 0u64);
     while before < len {
-        // Below 2^64, by the check above.
+        // Does not saturate: the last byte of the range is below 2^64.
         let at = GuestAddress(addr.0.saturating_add(before));
         let hole = || ChangeError::Hole { addr: at.0 };
         let (region, offset) = memory.to_region_addr(at).ok_or_else(hole)?;
@@ -59,13 +58,13 @@ where
                 granularity,
             });
         }
-        // Both are inside a mapping of this process.
-        let whole = |n: u64| usize::try_from(n).map_err(|_| hole());
+        // Offset and length fit a `usize`, since the region is mapped.
+        let size = |n: u64| usize::try_from(n).map_err(|_| hole());
         parts.push(Part {
             region,
             mapping,
-            offset: whole(offset.0)?,
-            len: whole(here)?,
+            offset: size(offset.0)?,
+            len: size(here)?,
             before,
         });
         before = before.saturating_add(here);
@@ -74,7 +73,7 @@ where
 }
 
 impl<B: Bitmap> Part<'_, B> {
-    /// The error of a call that the system refused for this part.
+    /// Returns the error for an operation that the system refused.
     pub(crate) fn refused(&self, what: &'static str, source: io::Error) -> ChangeError {
         ChangeError::System {
             region: span_of(self.region),
@@ -86,7 +85,7 @@ impl<B: Bitmap> Part<'_, B> {
         }
     }
 
-    /// The guest physical address of its first byte.
+    /// Returns the guest physical address of the first byte.
     pub(crate) fn start(&self) -> u64 {
         self.region
             .start_addr()
@@ -94,7 +93,7 @@ impl<B: Bitmap> Part<'_, B> {
             .saturating_add(bytes(self.offset))
     }
 
-    /// Marks its pages dirty: their bytes are others now.
+    /// Marks all pages dirty.
     pub(crate) fn mark_dirty(&self) {
         self.region.bitmap().mark_dirty(self.offset, self.len);
     }

@@ -1,89 +1,94 @@
-//! [`ZeroedRanges`]: ranges of a private file that were replaced by zeroes.
+//! [`ZeroedRanges`]: the ranges of a private file that were replaced by zeroes.
 
 use std::collections::BTreeMap;
 
 use crate::vma::VmaBudget;
 
-/// Ranges of the mapping of a private file in whose place pages of zeroes were mapped, by where they begin.
+/// The ranges of a private file's mapping that were replaced by zeroes, and their VMAs.
 ///
-/// How many areas of addresses the kernel keeps for them is up to what the guest does with its pages, and is not asked for: what is counted is what it can
-/// be at most. What is put in its place untouched (`Mapped::splice_over`) becomes one with a range that it touches, whatever has been done to that; two ranges
-/// that it touches may have pages each of its own, and stay apart. All ranges of a mapping have the same options.
+/// The number of VMAs depends on which pages the guest touches. This type tracks an upper bound
+/// instead of querying the kernel:
+///
+/// - Zeroes are unpopulated when `Mapped::splice_over` puts them in place, so the kernel merges them
+///   with one adjacent range, whatever its state.
+/// - Two adjacent ranges may both have pages, and then stay separate VMAs.
+///
+/// All ranges of a mapping have the same options, so these do not prevent a merge.
 #[derive(Debug, Default)]
 pub(crate) struct ZeroedRanges {
+    /// The ranges by their start. They neither touch nor overlap.
     ranges: BTreeMap<usize, Range>,
-    /// The areas that these ranges and protected blocks can be.
+    /// The VMAs that these ranges, or the protected blocks of the mapping, can need.
     pub(crate) vmas: VmaBudget,
 }
 
 /// A range of zeroes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Range {
-    /// Where it ends.
     end: usize,
-    /// How many areas it can be.
-    pieces: usize,
+    /// The most VMAs that the range can consist of.
+    parts: usize,
 }
 
 impl Range {
-    /// The areas that it can be, and what comes behind it.
-    fn areas(self) -> usize {
-        self.pieces.saturating_add(1)
+    /// Returns the VMAs that the range can add: its own, and the rest of the one that it splits.
+    fn added_vmas(self) -> usize {
+        self.parts.saturating_add(1)
     }
 }
 
 impl ZeroedRanges {
-    /// Puts zeroes in a range by `put`, if a process may have so many areas; nothing is done if it may not. A range that is [in one](Self::has) must not be
-    /// put there again.
+    /// Replaces a range by zeroes with `splice`, if the VMA budget allows it.
+    ///
+    /// Returns `None`, and does nothing, if it does not. The range must not be
+    /// [zeroed](Self::contains) already.
     pub(crate) fn replace<E>(
         &mut self,
         start: usize,
         end: usize,
-        put: impl FnOnce() -> Result<(), E>,
+        splice: impl FnOnce() -> Result<(), E>,
     ) -> Option<Result<(), E>> {
-        // Those that it touches or overlaps become one with it.
-        let up_to = self.ranges.range(..=end).rev();
-        let touched: Vec<(usize, Range)> = up_to
+        let up_to_end = self.ranges.range(..=end).rev();
+        let touched: Vec<(usize, Range)> = up_to_end
             .take_while(|(_, range)| range.end >= start)
             .map(|(&at, &range)| (at, range))
             .collect();
-        let (mut from, mut to, mut pieces, mut before) = (start, end, 0usize, 0usize);
+        let (mut from, mut to, mut parts, mut before) = (start, end, 0usize, 0usize);
         for (at, range) in &touched {
-            before = before.saturating_add(range.areas());
-            // Of those that it covers nothing stays.
-            if *at < start || range.end > end {
-                pieces = pieces.saturating_add(range.pieces);
+            before = before.saturating_add(range.added_vmas());
+            let is_covered = *at >= start && range.end <= end;
+            if !is_covered {
+                parts = parts.saturating_add(range.parts);
             }
             from = from.min(*at);
             to = to.max(range.end);
         }
         let joined = Range {
             end: to,
-            pieces: pieces.max(1),
+            parts: parts.max(1),
         };
-        let more = joined.areas().saturating_sub(before);
+        let more = joined.added_vmas().saturating_sub(before);
         if !self.vmas.try_take(more) {
             return None;
         }
-        let answer = put();
-        if answer.is_err() {
+        let result = splice();
+        if result.is_err() {
             self.vmas.release(more);
-            return Some(answer);
+            return Some(result);
         }
         for (at, _) in &touched {
             self.ranges.remove(at);
         }
         self.ranges.insert(from, joined);
-        self.vmas.release(before.saturating_sub(joined.areas()));
-        Some(answer)
+        self.vmas
+            .release(before.saturating_sub(joined.added_vmas()));
+        Some(result)
     }
 
-    /// Whether all of a range is in one of them.
-    pub(crate) fn has(&self, start: usize, end: usize) -> bool {
-        self.ranges
-            .range(..=start)
-            .next_back()
-            .is_some_and(|(_, range)| range.end >= end)
+    /// Returns whether all of a range is zeroed.
+    pub(crate) fn contains(&self, start: usize, end: usize) -> bool {
+        let at_or_before = self.ranges.range(..=start).next_back();
+        at_or_before.is_some_and(|(_, range)| range.end >= end)
     }
 }
 
@@ -91,52 +96,51 @@ impl ZeroedRanges {
 mod tests {
     use super::*;
     use crate::mapping::provisioned;
-    use vm_memory::{GuestAddress, GuestMemoryBackend};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-    fn put(replaced: &mut ZeroedRanges, start: usize, end: usize) -> usize {
+    fn replace(ranges: &mut ZeroedRanges, start: usize, end: usize) -> usize {
         assert_eq!(
-            replaced.replace(start, end, || Ok::<(), ()>(())),
+            ranges.replace(start, end, || Ok::<(), ()>(())),
             Some(Ok(()))
         );
-        replaced.vmas.count()
+        ranges.vmas.count()
     }
 
     #[test]
-    fn ranges_that_touch_are_one() {
-        let mut replaced = ZeroedRanges::default();
-        assert_eq!(put(&mut replaced, 10, 20), 2);
-        assert_eq!(put(&mut replaced, 40, 50), 4);
-        assert_eq!(put(&mut replaced, 30, 35), 6);
-        // What touches two leaves their areas apart, and takes the one between them.
-        assert_eq!(put(&mut replaced, 20, 30), 5);
-        assert_eq!(replaced.ranges.len(), 2);
-        assert!(replaced.has(10, 35) && !replaced.has(10, 36) && !replaced.has(9, 11));
-        // What touches one takes nothing of what a process may have.
-        assert_eq!(put(&mut replaced, 35, 36), 5);
-        assert_eq!(put(&mut replaced, 9, 12), 5);
-        // What is covered is nothing any more, and what is covered in part may be all that it was.
-        assert_eq!(put(&mut replaced, 30, 60), 3);
-        assert_eq!(put(&mut replaced, 0, 100), 2);
-        assert_eq!((replaced.ranges.len(), replaced.has(0, 100)), (1, true));
+    fn replace_joins_ranges_that_touch() {
+        let mut ranges = ZeroedRanges::default();
+        assert_eq!(replace(&mut ranges, 10, 20), 2);
+        assert_eq!(replace(&mut ranges, 40, 50), 4);
+        assert_eq!(replace(&mut ranges, 30, 35), 6);
+        // A range between two others joins them. The VMA between them is gone.
+        assert_eq!(replace(&mut ranges, 20, 30), 5);
+        assert_eq!(ranges.ranges.len(), 2);
+        assert!(ranges.contains(10, 35) && !ranges.contains(10, 36) && !ranges.contains(9, 11));
+        // A range that touches one other needs no VMA.
+        assert_eq!(replace(&mut ranges, 35, 36), 5);
+        assert_eq!(replace(&mut ranges, 9, 12), 5);
+        // A covered range needs none any more; a partly covered one keeps all of its own.
+        assert_eq!(replace(&mut ranges, 30, 60), 3);
+        assert_eq!(replace(&mut ranges, 0, 100), 2);
+        assert_eq!((ranges.ranges.len(), ranges.contains(0, 100)), (1, true));
     }
 
     #[test]
-    fn what_is_refused_takes_no_areas() {
-        let mut replaced = ZeroedRanges::default();
-        assert_eq!(replaced.replace(10, 20, || Err(())), Some(Err(())));
-        assert_eq!((replaced.ranges.len(), replaced.vmas.count()), (0, 0));
-        put(&mut replaced, 10, 20);
-        assert_eq!(replaced.replace(15, 30, || Err(())), Some(Err(())));
-        assert!(replaced.has(10, 20) && !replaced.has(10, 30) && replaced.vmas.count() == 2);
+    fn replace_whose_splice_fails_takes_no_vmas() {
+        let mut ranges = ZeroedRanges::default();
+        assert_eq!(ranges.replace(10, 20, || Err(())), Some(Err(())));
+        assert_eq!((ranges.ranges.len(), ranges.vmas.count()), (0, 0));
+        replace(&mut ranges, 10, 20);
+        assert_eq!(ranges.replace(15, 30, || Err(())), Some(Err(())));
+        assert!(ranges.contains(10, 20) && !ranges.contains(10, 30) && ranges.vmas.count() == 2);
     }
 
-    /// Whatever a guest gives back and writes to, and in whatever order: the kernel keeps no more areas for it than are counted.
+    /// Compares the upper bound with the kernel's VMAs, for random discards and writes.
     #[test]
-    fn areas_are_never_more_than_are_counted() {
+    fn vmas_of_random_discards_never_exceed_the_count() {
         const PAGES: u64 = 64;
         const PAGE: u64 = 4096;
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(PAGES * PAGE).unwrap();
+        let file = test_support::temp_file_of_len(PAGES * PAGE);
         let mut state = 1u64;
         let mut random = |below: u64| {
             state = state
@@ -148,7 +152,7 @@ mod tests {
         for _ in 0..40 {
             let backing = crate::Backing::private_file(file.try_clone().unwrap(), 0);
             let region = crate::Region::new(GuestAddress(0), PAGES * PAGE).backing(backing);
-            let memory: vm_memory::GuestMemoryMmap =
+            let memory: GuestMemoryMmap =
                 crate::MemoryBuilder::new().region(region).build().unwrap();
             let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
             let first = mapping.host_address();
@@ -162,16 +166,16 @@ mod tests {
                 crate::discard(&memory, GuestAddress(page * PAGE), len * PAGE).unwrap();
                 if random(2) == 0 {
                     let touched = GuestAddress(random(PAGES) * PAGE);
-                    vm_memory::Bytes::write_obj(&memory, 1u8, touched).unwrap();
-                    vm_memory::Bytes::write_obj(&memory, 1u8, GuestAddress(page * PAGE)).unwrap();
+                    memory.write_obj(1u8, touched).unwrap();
+                    memory.write_obj(1u8, GuestAddress(page * PAGE)).unwrap();
                 }
                 let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
                 let starts = maps.lines().filter_map(|line| line.split_once('-'));
                 let starts = starts.filter_map(|(start, _)| usize::from_str_radix(start, 16).ok());
-                let areas = starts.filter(|start| inside.contains(start)).count();
+                let vmas = starts.filter(|start| inside.contains(start)).count();
                 let counted = mapping.hold_blocks().vmas.count();
-                assert!(areas <= counted + 1, "{areas} areas, {counted} are counted");
-                most = most.max(areas);
+                assert!(vmas <= counted + 1, "{vmas} VMAs, {counted} counted");
+                most = most.max(vmas);
             }
         }
         assert!(most > 10, "{most}");

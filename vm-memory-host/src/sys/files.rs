@@ -1,4 +1,4 @@
-//! Files: made, sealed, looked at, and given holes.
+//! System calls on files: creation, seals, properties, allocation and holes.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -8,115 +8,114 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::{check, file_size_limit};
 
-/// Makes an anonymous file of `len` bytes: of ordinary pages, or of huge ones of `huge` bytes. It can be sealed.
+/// Creates a sealable memfd of `len` bytes, with huge pages of `huge` bytes if that is set.
 pub(crate) fn memfd(name: &CStr, len: u64, huge: Option<u64>) -> Result<File> {
     let mut flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     if let Some(size) = huge {
-        // The size as a power of two, at bit 26 (memfd_create(2), "MFD_HUGE_2MB").
+        // The flags hold the size as a power of two, from bit 26 (memfd_create(2), "MFD_HUGE_2MB").
         flags |= libc::MFD_HUGETLB
             | size
                 .trailing_zeros()
                 .wrapping_shl(libc::MAP_HUGE_SHIFT.unsigned_abs());
     }
-    // SAFETY: the kernel reads the name, up to its end.
+    // SAFETY: memfd_create(2) reads a string up to its zero byte, and a `CStr` ends with one.
     let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
     check(fd)?;
-    // SAFETY: the descriptor is new, and nobody else has it.
+    // SAFETY: memfd_create(2) has just returned this open descriptor, so nothing else owns it.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     if file_size_limit().is_some_and(|limit| len > limit) {
-        // The kernel would send SIGXFSZ, which ends the process, before it answers that.
+        // ftruncate(2) would raise SIGXFSZ, which ends the process by default.
         return Err(Error::from_raw_os_error(libc::EFBIG));
     }
     file.set_len(len)?;
     Ok(file)
 }
 
-/// Seals a memfd: nobody can change its length any more, nor its seals.
+/// Seals the length of a memfd, and its seals.
 pub(crate) fn seal_length(file: &File) -> Result<()> {
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-    // SAFETY: changes flags of a file.
+    // SAFETY: `F_ADD_SEALS` takes an integer, and the kernel accesses no memory of this process.
+    // The borrow of `file` keeps the descriptor open.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })
 }
 
-/// Whether a descriptor can be written to, as a shared mapping is.
+/// Returns whether a descriptor is open for writing, which a shared mapping requires.
 pub(crate) fn is_open_for_writing(file: &File) -> Result<bool> {
-    // SAFETY: reads flags of a descriptor.
+    // SAFETY: `F_GETFL` takes no argument, and the kernel accesses no memory of this process. The
+    // borrow of `file` keeps the descriptor open.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
     check(flags)?;
     Ok(flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
-/// What `fstatfs(2)` says of a file.
-pub(crate) fn file_system(file: &File) -> Result<FileSystem> {
-    let mut answer = MaybeUninit::<libc::statfs>::zeroed();
-    // SAFETY: `answer` has room for what fstatfs(2) writes.
-    check(unsafe { libc::fstatfs(file.as_raw_fd(), answer.as_mut_ptr()) })?;
-    // SAFETY: zeroes are a valid `statfs`, and the call has succeeded in filling it.
-    let answer = unsafe { answer.assume_init() };
-    // The fields are of different types for different targets.
-    let (kind, block_size) = (i128::from(answer.f_type), i128::from(answer.f_bsize));
-    Ok(FileSystem {
-        kind,
-        block_size: u64::try_from(block_size).unwrap_or(0),
-        is_limited: answer.f_blocks != 0,
-    })
+/// Returns whether a file is sealed against shrinking; `false` if it cannot have seals.
+pub(crate) fn cannot_shrink(file: &File) -> bool {
+    // SAFETY: `F_GET_SEALS` takes no argument, and the kernel accesses no memory of this process.
+    // The borrow of `file` keeps the descriptor open.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    seals >= 0 && seals & libc::F_SEAL_SHRINK != 0
 }
 
-/// What a file is on.
+/// The file system that a file is on.
 pub(crate) struct FileSystem {
+    /// Its magic number.
     pub(crate) kind: i128,
     /// On hugetlbfs, the size of a page in bytes.
     pub(crate) block_size: u64,
-    /// Whether it has an end: the kernel's own tmpfs, which memfds are on, has none.
+    /// Whether it has a size. The kernel's internal tmpfs, which holds memfds, has none.
     pub(crate) is_limited: bool,
 }
 
-/// The kind of file system that hugetlbfs is (`HUGETLBFS_MAGIC`, Linux `include/uapi/linux/magic.h`).
+/// `HUGETLBFS_MAGIC` (Linux `include/uapi/linux/magic.h`).
 pub(crate) const HUGETLBFS: i128 = 0x958458f6;
-/// The kind of file system that tmpfs is, and with it a memfd (`TMPFS_MAGIC`).
+/// `TMPFS_MAGIC`, which memfds have, too.
 pub(crate) const TMPFS: i128 = 0x01021994;
 
-/// Makes a range of a file zeroes. Its length stays.
+/// Returns the file system of a file (fstatfs(2)).
+pub(crate) fn file_system(file: &File) -> Result<FileSystem> {
+    let mut stat = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: fstatfs(2) writes one `statfs` to its argument, and `stat` has room for one.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) })?;
+    // SAFETY: `statfs` has integer fields only, for which zeroes are valid, and `zeroed` has
+    // initialised all of it.
+    let stat = unsafe { stat.assume_init() };
+    // The types of the fields differ between targets.
+    let (kind, block_size) = (i128::from(stat.f_type), i128::from(stat.f_bsize));
+    Ok(FileSystem {
+        kind,
+        block_size: u64::try_from(block_size).unwrap_or(0),
+        is_limited: stat.f_blocks != 0,
+    })
+}
+
+/// Writes zeroes to a range of a file (`FALLOC_FL_ZERO_RANGE`), and keeps its length.
 pub(crate) fn zero_range(file: &File, offset: u64, len: u64) -> Result<()> {
-    allocate(
-        file,
-        libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
-        offset,
-        len,
-    )
+    let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    allocate(file, mode, offset, len)
 }
 
-/// Gives pages of a file back: they read as zeroes. Its length stays.
+/// Frees a range of a file (`FALLOC_FL_PUNCH_HOLE`), which then reads as zeroes.
 pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> Result<()> {
-    allocate(
-        file,
-        libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-        offset,
-        len,
-    )
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    allocate(file, mode, offset, len)
 }
 
-/// Takes pages, or blocks of a disk, for a range of a file where there are none.
+/// Allocates pages or disk blocks for the holes in a range of a file.
 pub(crate) fn allocate_range(file: &File, offset: u64, len: u64) -> Result<()> {
     allocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
 }
 
+/// fallocate(2), repeated if a signal interrupts it.
 fn allocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> Result<()> {
     let invalid = |_| Error::from_raw_os_error(libc::EINVAL);
     let offset = libc::off_t::try_from(offset).map_err(invalid)?;
     let len = libc::off_t::try_from(len).map_err(invalid)?;
     loop {
-        // SAFETY: changes a file; memory that is mapped from it stays mapped, and its bytes may change at any time anyway.
+        // SAFETY: fallocate(2) takes integers. It unmaps nothing; it can change the bytes of
+        // shared mappings of the file, which vm-memory accesses as memory that changes at any time.
         match check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }) {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-            answer => return answer,
+            result => return result,
         }
     }
-}
-
-/// Whether a file is sealed against shrinking; false for one that cannot be.
-pub(crate) fn cannot_shrink(file: &File) -> bool {
-    // SAFETY: asks for flags.
-    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    seals >= 0 && seals & libc::F_SEAL_SHRINK != 0
 }

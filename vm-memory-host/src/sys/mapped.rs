@@ -1,4 +1,4 @@
-//! [`Mapped`]: memory in its place, and the calls that change it.
+//! [`Mapped`]: mapped memory, and the system calls that change it.
 
 use std::ffi::CStr;
 use std::io::{Error, Result};
@@ -11,18 +11,22 @@ use vm_memory::VolatileSlice;
 use super::reservation::{arguments, Reservation, Source, TrialMapping};
 use super::{check, page_size, READ_WRITE};
 
-/// Memory that is mapped in a part of a reservation. When it is dropped, the part goes back to the reservation.
+/// Memory that is mapped in a part of a reservation. Dropping it returns the part.
+///
+/// Invariant: the part belongs to this object alone, and stays mapped while it exists. Memory is
+/// readable and writable, except where [`protect`](Self::protect) has made it inaccessible. No Rust
+/// reference ever covers it.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     pub(super) reservation: Arc<Reservation>,
-    /// Where in the reservation it begins.
+    /// The offset of the part in the reservation.
     pub(super) offset: usize,
     pub(super) len: usize,
-    /// Whether a child of fork(2) has it, too.
+    /// Whether children of fork(2) inherit the memory.
     pub(crate) forked: bool,
 }
 
-/// What `madvise(2)` is told.
+/// Advice for `madvise(2)`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Advice {
     HugePages,
@@ -30,17 +34,17 @@ pub(crate) enum Advice {
     Mergeable,
     NoDump,
     NoFork,
-    /// Gives the pages back.
+    /// Frees private pages.
     DontNeed,
-    /// The same where pages are locked (Linux 5.18).
+    /// Frees private pages that are locked (Linux 5.18).
     DontNeedLocked,
-    /// Makes pages present for writing (Linux 5.14).
+    /// Populates pages for writing (Linux 5.14).
     PopulateWrite,
-    /// Makes pages present for reading.
+    /// Populates pages for reading (Linux 5.14).
     PopulateRead,
 }
 
-/// The policy of `mbind(2)`.
+/// A policy for `mbind(2)`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum NodePolicy {
     Bind,
@@ -49,28 +53,28 @@ pub(crate) enum NodePolicy {
 }
 
 impl Mapped {
-    /// Its first byte.
+    /// Returns a pointer to the first byte.
     pub(crate) fn addr(&self) -> *mut u8 {
         self.reservation.addr.wrapping_add(self.offset)
     }
 
-    /// Where it begins in this process.
+    /// Returns the host address of the first byte.
     pub(crate) fn host_address(&self) -> usize {
         self.addr().addr()
     }
 
-    /// Its length in bytes.
+    /// Returns the length in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// The address of a part; `EINVAL` if it is none.
+    /// Returns a pointer to a range of this memory, after checking that the range is inside.
     ///
-    /// In a child of fork(2) that has not got the memory it is refused: the child may have anything at these addresses.
+    /// Fails in a child of fork(2) that did not inherit the memory, whose own memory may be there.
     fn part(&self, offset: usize, len: usize) -> Result<*mut u8> {
         if !self.forked && !self.reservation.is_here() {
             return Err(Error::other(
-                "the memory was built by another process, of which this is a child, and was kept from children (Region::forked)",
+                "the memory belongs to the parent process and is not inherited (Region::forked)",
             ));
         }
         let end = offset.checked_add(len).filter(|end| *end <= self.len);
@@ -78,7 +82,7 @@ impl Mapped {
         Ok(self.addr().wrapping_add(offset))
     }
 
-    /// `madvise(2)` of a part.
+    /// Advises the kernel about a range (madvise(2)).
     pub(crate) fn advise(&self, offset: usize, len: usize, advice: Advice) -> Result<()> {
         let advice = match advice {
             Advice::HugePages => libc::MADV_HUGEPAGE,
@@ -92,23 +96,29 @@ impl Mapped {
             Advice::PopulateRead => libc::MADV_POPULATE_READ,
         };
         let addr = self.part(offset, len)?;
-        // SAFETY: the range is this mapping's. No advice unmaps it or takes its protection; those that change its bytes make them zeroes, or
-        // those of the file, as a guest that writes at any time could.
+        // SAFETY: `part` has checked that the range belongs to this mapping. None of the advices
+        // above unmaps memory or changes its protection. DONTNEED changes bytes to zeroes or to
+        // those of the file, which is allowed: no Rust reference covers them, and vm-memory
+        // expects a guest to change them at any time.
         check(unsafe { libc::madvise(addr.cast(), len, advice) })
     }
 
-    /// Maps zeroes of this process's own somewhere else, which are then told their options and put in a place. They are locked on use if the process
-    /// locks all that it maps; `true` comes with them then.
+    /// Maps private zeroes outside of any region, to be moved by [`splice_over`](Self::splice_over).
     ///
-    /// Nothing touches them before they are in their place: only then does the kernel make one area of them and of what is next to them there. (Pages
-    /// have an `anon_vma`, by which the kernel finds who maps them, and areas that have each its own stay apart for good.) That takes more than to
-    /// leave them alone:
+    /// The second value is whether the memory is locked on fault, because the process locks all
+    /// that it maps (mlockall(2)).
     ///
-    /// - They have a page of other protection on both sides, so that they are no part of an area of somebody else's, which may have pages.
-    /// - What is accessible and locked gets its pages at once (mlockall(2) with `MCL_FUTURE`). So they are not accessible until they are not locked.
+    /// The memory must not be populated before it is in its place. The kernel merges adjacent VMAs
+    /// only if at most one of them has an `anon_vma`, which the first page creates. Two rules keep
+    /// it unpopulated:
+    ///
+    /// - It lies between two pages with another protection, so that the kernel does not merge it
+    ///   with a VMA that has pages.
+    /// - mlockall(2) with `MCL_FUTURE` populates accessible memory at once. The memory is therefore
+    ///   inaccessible until it is unlocked.
     pub(crate) fn detached_zeroed(len: usize) -> Result<(Self, bool)> {
         let zeroes = Self::detached_inaccessible(len)?;
-        // Locked memory refuses this advice, and there is no page that it could take.
+        // Locked memory refuses this advice. There is no page yet that it could free.
         let unlocked = zeroes.advise(0, len, Advice::DontNeed);
         let locked = unlocked.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
         if locked {
@@ -121,18 +131,27 @@ impl Mapped {
         Ok((zeroes, locked))
     }
 
-    /// An area of addresses that is no part of another one and that nothing can be accessed in, in a reservation of its own.
+    /// Maps an inaccessible VMA that the kernel does not merge with others, in a reservation of its
+    /// own.
     fn detached_inaccessible(len: usize) -> Result<Self> {
         let page = page_size();
         let no_room = || Error::from_raw_os_error(libc::ENOMEM);
         let end = page.checked_add(len).ok_or_else(no_room)?;
         let with_guards = end.checked_add(page).ok_or_else(no_room)?;
-        let (flags, fd, place) = arguments(Source::Anonymous);
-        // Once, but for another thread that gets the addresses before this one is back.
+        let (flags, fd, file_offset) = arguments(Source::Anonymous);
+        // Repeated only if another thread maps memory between the two calls.
         for _ in 0..8 {
-            // SAFETY: without MAP_FIXED, a new mapping replaces none that is there.
-            let addr =
-                unsafe { libc::mmap(null_mut(), with_guards, libc::PROT_READ, flags, fd, place) };
+            // SAFETY: without MAP_FIXED, mmap(2) chooses addresses that are not in use.
+            let addr = unsafe {
+                libc::mmap(
+                    null_mut(),
+                    with_guards,
+                    libc::PROT_READ,
+                    flags,
+                    fd,
+                    file_offset,
+                )
+            };
             if addr == libc::MAP_FAILED {
                 return Err(Error::last_os_error());
             }
@@ -144,13 +163,16 @@ impl Mapped {
                 lost: AtomicBool::new(false),
             };
             let middle: *mut libc::c_void = reservation.addr.wrapping_add(page).cast();
-            // SAFETY: the range is a part of the mapping that was just made, and nobody knows of it.
+            // SAFETY: the range is inside the mapping that was made above, whose address no other
+            // code knows.
             check(unsafe { libc::munmap(middle, len) })?;
             reservation.gap = (page, end);
             let only_there = flags | libc::MAP_FIXED_NOREPLACE;
-            // SAFETY: with MAP_FIXED_NOREPLACE, and without MAP_FIXED, a new mapping replaces none that is there.
-            let answer = unsafe { libc::mmap(middle, len, libc::PROT_NONE, only_there, fd, place) };
-            if answer == middle {
+            // SAFETY: MAP_FIXED_NOREPLACE replaces no mapping. Kernels that do not know it take the
+            // address as a hint, and then choose addresses that are not in use.
+            let result =
+                unsafe { libc::mmap(middle, len, libc::PROT_NONE, only_there, fd, file_offset) };
+            if result == middle {
                 reservation.gap = (with_guards, with_guards);
                 return Ok(Self {
                     reservation: Arc::new(reservation),
@@ -159,10 +181,10 @@ impl Mapped {
                     forked: true,
                 });
             }
-            if answer != libc::MAP_FAILED {
-                // Linux before 4.17 maps it elsewhere.
-                // SAFETY: the mapping was just made, and nobody knows of it.
-                let _ = unsafe { libc::munmap(answer, len) };
+            if result != libc::MAP_FAILED {
+                // Linux before 4.17 has mapped it elsewhere.
+                // SAFETY: mmap(2) has just made this mapping, and no other code knows its address.
+                let _ = unsafe { libc::munmap(result, len) };
                 continue;
             }
             let error = Error::last_os_error();
@@ -173,42 +195,45 @@ impl Mapped {
         Err(no_room())
     }
 
-    /// Puts zeroes that were made ready in place of a part that is as long, in one step: who accesses the part meanwhile finds what was there, or waits
-    /// and finds the zeroes, with all their options.
+    /// Moves detached zeroes over a range of the same length, atomically (mremap(2)).
+    ///
+    /// A concurrent access finds the old bytes, or waits and finds the zeroes, with all options
+    /// that were applied to them.
     ///
     /// # Aborts
     ///
-    /// If the system has unmapped the part and cannot map the zeroes there: guest memory would be anybody's. That takes a kernel that has no memory for
-    /// its own tables, or that accounts all memory (`vm.overcommit_memory` is 2) and has none left.
+    /// Aborts the process if the kernel has unmapped the range and fails to map the zeroes. Another
+    /// thread could get these addresses, and the guest would then reach its memory. This needs a
+    /// kernel without memory for page tables, or one that accounts all memory
+    /// (`vm.overcommit_memory` is 2) and has none left.
     pub(crate) fn splice_over(&self, offset: usize, mut zeroes: Self) -> Result<()> {
         let len = zeroes.len;
         if !self.reservation.is_here() {
-            // Whether a child has the memory is not only this crate's to say: a driver may have kept it from children, too.
-            return Err(Error::other(
-                "the memory was built by another process, of which this is a child",
-            ));
+            // A driver may have excluded the memory from children, so `forked` does not decide.
+            return Err(Error::other("the memory belongs to the parent process"));
         }
         let (to, from) = (self.part(offset, len)?, zeroes.part(0, len)?);
         let (start, end) = (zeroes.offset, zeroes.offset.saturating_add(len));
         let reservation = Arc::get_mut(&mut zeroes.reservation);
         let reservation = reservation.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: what is replaced is a part of this mapping (`part`), in the process that has it (asked above), and stays mapped, with the protection
-        // that it had: bytes change, as a guest that writes at any time could change them. What is moved away is all of `zeroes`, which nobody else
-        // has: it is taken by value, and its reservation is lent to nobody (`get_mut`).
-        let answer = unsafe { libc::mremap(from.cast(), len, len, flags, to) };
-        if answer != libc::MAP_FAILED {
+        // SAFETY: `to` is a range of this mapping (`part`), in the process that made it (`is_here`).
+        // It stays mapped with the protection that it had, and only its bytes change, which no Rust
+        // reference covers and which a guest may change at any time. `from` is all of `zeroes`: it
+        // is passed by value and `get_mut` has shown that nothing shares its reservation, so no
+        // other code uses the addresses that become unmapped.
+        let result = unsafe { libc::mremap(from.cast(), len, len, flags, to) };
+        if result != libc::MAP_FAILED {
             reservation.gap = (start, end);
             return Ok(());
         }
         let refused = Error::last_os_error();
-        let page = page_size();
-        // Nothing is allocated here: that could map something into the hole, if there is one.
+        // mincore(2) fails with ENOMEM if the range has an unmapped address. Nothing is allocated
+        // before it, because an allocation could be mapped into the hole.
         let mut pages = [0; 4096];
-        let step = page.saturating_mul(pages.len());
+        let step = page_size().saturating_mul(pages.len());
         for done in (0..len).step_by(step) {
             let here = len.saturating_sub(done).min(step);
-            // ENOMEM says that there is an address in the range that is not mapped (mincore(2)).
             if self
                 .resident(offset.saturating_add(done), here, &mut pages)
                 .is_err()
@@ -216,11 +241,12 @@ impl Mapped {
                 std::process::abort();
             }
         }
-        // It was refused before anything was unmapped; or another thread has filled the whole hole since, which nobody could tell.
+        // Either nothing was unmapped, or another thread has filled exactly this hole, which cannot
+        // be detected.
         Err(refused)
     }
 
-    /// Takes away or gives back what a part permits.
+    /// Makes a range accessible or inaccessible.
     pub(crate) fn protect(&self, offset: usize, len: usize, accessible: bool) -> Result<()> {
         let addr = self.part(offset, len)?;
         let protection = if accessible {
@@ -228,31 +254,36 @@ impl Mapped {
         } else {
             libc::PROT_NONE
         };
-        // SAFETY: the range is this mapping's. What cannot be accessed any more is not lent from now on: `PluggedBlocks` are asked first; an access
-        // that was under way is answered with a signal, which is no undefined behaviour, and an error where `fault` is installed.
+        // SAFETY: `part` has checked that the range belongs to this mapping. Callers unplug a range
+        // in `PluggedBlocks` before they make it inaccessible, so vm-memory begins no access to it.
+        // An access in progress raises SIGSEGV: that is a defined fault of an assembly routine, and
+        // not a read or write that Rust performs.
         check(unsafe { libc::mprotect(addr.cast(), len, protection) })
     }
 
-    /// Locks a part: now, or each page when it is first there.
+    /// Locks a range in memory: its pages at once, or each page on its first use.
     pub(crate) fn lock(&self, offset: usize, len: usize, on_fault: bool) -> Result<()> {
         let flags = if on_fault { libc::MLOCK_ONFAULT } else { 0 };
         let addr = self.part(offset, len)?;
-        // SAFETY: locking changes no bytes.
+        // SAFETY: `part` has checked that the range belongs to this mapping. mlock2(2) changes
+        // neither bytes nor protection.
         check(unsafe { libc::mlock2(addr.cast(), len, flags) })
     }
 
-    /// Lets a part be swapped out.
+    /// Unlocks a range.
     fn unlock(&self, offset: usize, len: usize) -> Result<()> {
         let addr = self.part(offset, len)?;
-        // SAFETY: unlocking changes no bytes.
+        // SAFETY: `part` has checked that the range belongs to this mapping. munlock(2) changes
+        // neither bytes nor protection.
         check(unsafe { libc::munlock(addr.cast(), len) })
     }
 
-    /// Gives a part a name in /proc/self/maps (Linux 5.17; of shared anonymous memory 6.2).
-    pub(crate) fn name(&self, offset: usize, len: usize, name: &CStr) -> Result<()> {
+    /// Names a range in /proc/self/maps (Linux 5.17; for shared anonymous memory 6.2).
+    pub(crate) fn set_name(&self, offset: usize, len: usize, name: &CStr) -> Result<()> {
         let addr = self.part(offset, len)?;
         let (set, what) = (libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME);
-        // SAFETY: the kernel reads the name, up to its end; the mapping's bytes do not change.
+        // SAFETY: the kernel reads `name` up to its zero byte, and a `CStr` ends with one. `part`
+        // has checked that the range belongs to this mapping, of which only the name changes.
         check(unsafe {
             libc::prctl(
                 set,
@@ -264,7 +295,7 @@ impl Mapped {
         })
     }
 
-    /// Sets on which nodes a part takes its pages. `mask` has a bit for each.
+    /// Sets the NUMA nodes of a range (mbind(2)). `mask` has a bit for each node.
     pub(crate) fn bind(
         &self,
         offset: usize,
@@ -278,29 +309,34 @@ impl Mapped {
             NodePolicy::Interleave => libc::MPOL_INTERLEAVE,
         };
         let addr = self.part(offset, len)?;
-        // One more than there are bits: the kernel counts from one (mbind(2), "BUGS" of get_mempolicy(2)).
+        // The kernel reads one bit less than this (get_mempolicy(2), "BUGS").
         let bits = mask.len().saturating_mul(64).saturating_add(1);
-        // SAFETY: the kernel reads `bits - 1` bits at `mask`, which are there; the mapping's bytes do not change.
-        let answer =
+        // SAFETY: the kernel reads `bits - 1` bits at the pointer, which is the length of `mask`.
+        // `part` has checked that the range belongs to this mapping, whose bytes do not change.
+        let result =
             unsafe { libc::syscall(libc::SYS_mbind, addr, len, mode, mask.as_ptr(), bits, 0) };
-        check(libc::c_int::try_from(answer).unwrap_or(-1))
+        check(libc::c_int::try_from(result).unwrap_or(-1))
     }
 
-    /// For each page of a part, whether it is in memory; `pages` is as long as there are.
+    /// Writes to `pages` whether each page of a range is resident (mincore(2)).
+    ///
+    /// Fails with `EINVAL` if `pages` is shorter than the number of pages.
     pub(crate) fn resident(&self, offset: usize, len: usize, pages: &mut [u8]) -> Result<()> {
-        let page = page_size();
-        if pages.len() < len.div_ceil(page) {
+        if pages.len() < len.div_ceil(page_size()) {
             return Err(Error::from_raw_os_error(libc::EINVAL));
         }
         let addr = self.part(offset, len)?;
-        // SAFETY: the kernel writes a byte for each page of the range, and `pages` has as many (just checked).
+        // SAFETY: the kernel writes one byte for each page of the range, and `pages` is at least
+        // that long by the check above.
         check(unsafe { libc::mincore(addr.cast(), len, pages.as_mut_ptr()) })
     }
 
-    /// Writes zeroes to a part.
+    /// Writes zeroes to a range.
     pub(crate) fn fill_zeroes(&self, offset: usize, len: usize) -> Result<()> {
         let addr = self.part(offset, len)?;
-        // SAFETY: the range is mapped as long as `self` is there, which outlives `slice`, and no reference of Rust's covers it.
+        // SAFETY: the contract of `VolatileSlice::new`: the range is mapped, since `part` has
+        // checked that it is inside this mapping, and stays so while `self` is borrowed, which is
+        // longer than `slice` lives. No Rust reference covers it, by the invariant of this type.
         let slice = unsafe { VolatileSlice::new(addr, len) };
         slice.fill_with_byte(0).map_err(Error::other)
     }
@@ -313,28 +349,26 @@ impl Drop for Mapped {
         }
         let is_last = Arc::get_mut(&mut self.reservation).is_some();
         if is_last && self.reservation.is_whole() {
-            // The reservation goes with this, its last part, and takes it along.
+            // The reservation is dropped next, and unmaps the part with all the rest.
             return;
         }
-        // Nobody has a use for the pages, and they need not wait for what may be refused: pages go even where there is no room for anything. What
-        // is locked is counted until it is unlocked, and may refuse to go. There is nobody to tell of an error.
+        // Free the pages first: this succeeds where the calls below may be refused. Locked memory
+        // counts against its limit until it is unlocked. Errors cannot be reported.
         let (offset, len) = (self.offset, self.len);
         let _ = self.unlock(0, len);
         let _ = self.advise(0, len, Advice::DontNeed);
-        // The part becomes what it was, so that nobody else is given its addresses while the reservation has its others. It is this mapping's, even
-        // where the reservation has lost another part, and `self` is the last that knows of it: a region that was made of it keeps its owner.
-        //
-        // What would refuse that is found elsewhere (`RLIMIT_AS`, `vm.max_map_count`): where it was refused here, nobody could say whether the part
-        // is still mapped, and it could not be unmapped.
-        let page = page_size();
+        // Reserve the addresses again, as long as the reservation has other parts. A trial
+        // elsewhere finds out whether a limit forbids that (`RLIMIT_AS`, `vm.max_map_count`): a
+        // refused MAP_FIXED may have unmapped the part, and it could then not be unmapped safely.
         let is_kept = !is_last && self.reservation.is_whole();
-        if is_kept && TrialMapping::new(page, libc::PROT_NONE, Source::Anonymous).is_ok() {
+        let can_map = || TrialMapping::new(page_size(), libc::PROT_NONE, Source::Anonymous).is_ok();
+        if is_kept && can_map() {
             let replaced =
                 self.reservation
                     .map_fixed(offset, len, libc::PROT_NONE, Source::Anonymous);
             match replaced {
                 Ok(()) => return,
-                // More locked memory than the process may have (mlockall(2)): refused before anything is unmapped (mmap(2)).
+                // Too much locked memory (mlockall(2)). mmap(2) finds this before it unmaps.
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
                 Err(_) => {
                     self.reservation.abandon();
@@ -342,10 +376,13 @@ impl Drop for Mapped {
                 }
             }
         }
-        // Unmapped, it lets its file go, and with the file the pages. Others may have these addresses from now on, so that the reservation is given up first.
+        // Unmapping releases the file and its pages. Other code may then get these addresses, so
+        // the reservation must not unmap them again.
         self.reservation.abandon();
-        // SAFETY: the range is this mapping's, in this process (asked above), and nothing has been tried that could have unmapped it. `self` is the
-        // last that knows of it, as said above.
+        // SAFETY: the range is the part of this mapping, in the process that made it (`is_here`),
+        // and still mapped: `map_fixed` was not called, or returned EAGAIN, which mmap(2) returns
+        // before it unmaps. Nothing uses the range any more, since `self` is being dropped, and a
+        // vm-memory region over it would keep the owner of `self`.
         let _ = unsafe { libc::munmap(self.addr().cast(), len) };
     }
 }
@@ -358,9 +395,8 @@ mod tests {
     use super::*;
     use crate::sys::Reserved;
 
-    /// In a child of fork(2), what was kept from it has left addresses where its own memory may be.
     #[test]
-    fn a_child_of_fork_changes_nothing_at_these_addresses() {
+    fn mapped_in_child_without_the_memory_returns_error() {
         let page = page_size();
         let mut reserved = Reserved::new(page, page, page, 0).unwrap();
         let mut mapped = reserved.map(page, Source::Anonymous).unwrap();
@@ -370,25 +406,25 @@ mod tests {
             &mut Arc::get_mut(&mut mapped.reservation).unwrap().process,
             other,
         );
-        // A child has what was not kept from it.
+        // Inherited memory is accessible.
         mapped.fill_zeroes(0, page).unwrap();
         mapped.forked = false;
         let (zeroes, _) = Mapped::detached_zeroed(page).unwrap();
         assert!(mapped.splice_over(0, zeroes).is_err());
-        for answer in [
+        for result in [
             mapped.fill_zeroes(0, page),
             mapped.protect(0, page, false),
             mapped.advise(0, page, Advice::DontNeed),
         ] {
-            let error = answer.unwrap_err();
-            assert!(error.to_string().contains("another process"), "{error}");
+            let error = result.unwrap_err();
+            assert!(error.to_string().contains("parent process"), "{error}");
         }
         Arc::get_mut(&mut mapped.reservation).unwrap().process = here;
         mapped.fill_zeroes(0, page).unwrap();
     }
 
     #[test]
-    fn zeroes_are_put_in_a_part_and_nowhere_else() {
+    fn splice_over_replaces_its_range_only() {
         let page = page_size();
         let mut reserved = Reserved::new(4 * page, page, page, 0).unwrap();
         let mapped = reserved.map(4 * page, Source::Anonymous).unwrap();

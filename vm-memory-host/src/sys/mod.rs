@@ -1,7 +1,8 @@
-//! The system calls, and the only `unsafe` of this crate.
+//! System calls and the addresses that they change.
 //!
-//! What is handed out is safe to use: a [`Reserved`] owns a range of this process's addresses, a [`Mapped`] owns a part of it that memory is
-//! mapped in, and every call on a part is checked to stay inside.
+//! The types here are safe to use. [`Reserved`] owns a range of this process's addresses, and
+//! [`Mapped`] owns the part of it that holds one region. Each method of `Mapped` checks that its
+//! range lies inside that part.
 
 mod files;
 mod mapped;
@@ -16,8 +17,8 @@ pub(crate) use reservation::{Reserved, Source};
 
 use std::io::{Error, Result};
 
-/// Protection of memory that a guest has.
-const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+/// The protection of guest memory.
+pub(crate) const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
 /// Returns the size of an ordinary page in bytes.
 pub(crate) fn page_size() -> usize {
@@ -31,30 +32,33 @@ pub(crate) fn page_size_u64() -> u64 {
     u64::try_from(page_size()).unwrap_or(4096)
 }
 
-/// How many bytes this process may lock; `None` for as many as it likes.
+/// Returns the number of bytes that this process may lock, or `None` if it is not limited.
 pub(crate) fn lock_limit() -> Option<u64> {
-    // SAFETY: `limit` has room for what getrlimit(2) writes.
-    limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, limit) })
+    // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live reference to one.
+    soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, limit) })
 }
 
-/// How long a file may be that this process makes longer, in bytes; `None` for any length.
+/// Returns the length to which this process may extend a file, or `None` if it is not limited.
 fn file_size_limit() -> Option<u64> {
-    // SAFETY: as above.
-    limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, limit) })
+    // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live reference to one.
+    soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, limit) })
 }
 
-/// A limit that `get` asks for. (Their names are of different types for different targets.)
-fn limit(get: impl FnOnce(&mut libc::rlimit) -> libc::c_int) -> Option<u64> {
+/// Returns the soft limit that `get` reads.
+///
+/// `get` is a closure because the type of the limits' names differs between targets.
+fn soft_limit(get: impl FnOnce(&mut libc::rlimit) -> libc::c_int) -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    let answer = get(&mut limit);
-    (answer == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+    let result = get(&mut limit);
+    (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
-fn check(answer: libc::c_int) -> Result<()> {
-    if answer < 0 {
+/// Turns the result of a system call into an error if it is negative.
+fn check(result: libc::c_int) -> Result<()> {
+    if result < 0 {
         Err(Error::last_os_error())
     } else {
         Ok(())

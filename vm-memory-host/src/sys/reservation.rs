@@ -1,4 +1,4 @@
-//! Addresses of this process that are kept for guest memory, and what is mapped there.
+//! [`Reservation`]: host addresses that are reserved for guest memory.
 
 use std::fs::File;
 use std::io::{Error, Result};
@@ -9,83 +9,98 @@ use std::sync::Arc;
 
 use super::{check, Mapped, READ_WRITE};
 
-/// A range of addresses that belongs to nobody else, and in which nothing can be accessed.
+/// A range of addresses that this object owns, initially inaccessible.
 ///
 /// ```text
-///   addr                                                    addr + len
+///   addr                                             addr + len
 ///   ├ guard ┤── region ──┤── region ──┤ … ├── region ──┤ guard ┤
 /// ```
+///
+/// Invariant: while `is_whole` returns `true`, every address outside of `gap` belongs to this
+/// reservation or to one `Mapped` of it, and to nothing else in the process.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     pub(super) addr: *mut u8,
     pub(super) len: usize,
-    /// The process that it is in: a child of fork(2) has a copy of this, and other things at these addresses, if it was not given them.
+    /// The process that made it. A child of fork(2) has a copy of this object, but may have other
+    /// memory at these addresses.
     pub(super) process: u32,
-    /// Where the part of it begins and ends that was given away, and is empty if there is none: it is somebody else's, and not unmapped.
+    /// Start and end of the part that was moved or unmapped, and no longer belongs to the
+    /// reservation. Empty, and at the end, if there is none.
     pub(super) gap: (usize, usize),
-    /// Whether a part of it may have become somebody else's, and nobody knows which: then nothing here is unmapped any more.
+    /// Whether an unknown part may belong to somebody else. Nothing is unmapped then.
     pub(super) lost: AtomicBool,
 }
 
-// SAFETY: the pointer is to memory that belongs to no thread. It is used for system calls, and for accesses by the functions of vm-memory, which
-// are made for many threads.
+// SAFETY: `addr` is only an address to this type: it is passed to system calls, which any thread
+// may make, and to `VolatileSlice`, which permits concurrent access from any thread. No field is
+// bound to the thread that created it.
 unsafe impl Send for Reservation {}
-// SAFETY: as above; what changes through `&Reservation` is an atomic, and, by system calls, parts that have one owner each.
+// SAFETY: `&Reservation` changes only the atomic `lost`, and by system calls the parts of
+// `Mapped`s. Each part has one `Mapped`, and the kernel serialises changes of the address space.
 unsafe impl Sync for Reservation {}
 
 impl Reservation {
-    /// Reserves `len` bytes, of which the byte at `offset` has an address that leaves `rest` when divided by `align`, a power of two.
+    /// Reserves `len` bytes.
+    ///
+    /// The address of the byte at `offset` equals `rest` modulo `align`, a power of two.
     fn new(len: usize, offset: usize, align: usize, rest: usize) -> Result<Self> {
         let too_large = || Error::from_raw_os_error(libc::ENOMEM);
-        let more = len.checked_add(align).ok_or_else(too_large)?;
+        let with_slack = len.checked_add(align).ok_or_else(too_large)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: without MAP_FIXED, a new mapping replaces none that is there.
-        let addr = unsafe { libc::mmap(null_mut(), more, libc::PROT_NONE, flags, -1, 0) };
+        // SAFETY: without MAP_FIXED, mmap(2) chooses addresses that are not in use.
+        let addr = unsafe { libc::mmap(null_mut(), with_slack, libc::PROT_NONE, flags, -1, 0) };
         if addr == libc::MAP_FAILED {
             return Err(Error::last_os_error());
         }
         let addr: *mut u8 = addr.cast();
-        // How far the byte at `offset` is from such an address: less than `align`.
-        let ahead = rest.wrapping_sub(addr.addr().wrapping_add(offset)) & align.wrapping_sub(1);
+        let before = rest.wrapping_sub(addr.addr().wrapping_add(offset)) & align.wrapping_sub(1);
         let reservation = Self {
-            addr: addr.wrapping_add(ahead),
+            addr: addr.wrapping_add(before),
             len,
             process: std::process::id(),
             gap: (len, len),
             lost: AtomicBool::new(false),
         };
-        let behind = more.saturating_sub(ahead).saturating_sub(len);
-        // What is left on both sides. If the system refuses, some addresses stay reserved, and nothing else.
-        for (addr, len) in [(addr, ahead), (reservation.addr.wrapping_add(len), behind)] {
+        let after = with_slack.saturating_sub(before).saturating_sub(len);
+        // Return the slack on both sides. If that fails, some addresses stay reserved.
+        for (addr, len) in [(addr, before), (reservation.addr.wrapping_add(len), after)] {
             if len != 0 {
-                // SAFETY: the range is a part of the mapping that was just made, and not of `reservation`; nobody knows of it.
+                // SAFETY: the range is part of the mapping that was made above, and lies before or
+                // after the range of `reservation`. No other code knows these addresses.
                 let _ = unsafe { libc::munmap(addr.cast(), len) };
             }
         }
         Ok(reservation)
     }
-}
 
-impl Reservation {
-    /// Whether it is in this process, and not in one that this is a child of.
+    /// Returns whether the current process made the reservation.
     ///
-    /// By the process's number: a child that has the same one, in a PID namespace of its own, is taken for its parent. If memory was kept from it, it must not use
-    /// or drop any map that has it (`Region::forked`).
+    /// A child in another PID namespace can have the number of its parent, and is mistaken for it.
+    /// Such a child must not use or drop memory that it did not inherit (`Region::forked`).
     pub(super) fn is_here(&self) -> bool {
         self.process == std::process::id()
     }
 
-    /// Whether all addresses are still its own, in this process.
+    /// Returns whether all addresses outside of `gap` still belong to the reservation, in this
+    /// process.
     pub(super) fn is_whole(&self) -> bool {
-        // Relaxed: who drops the last reference sees what others did before they dropped theirs, by `Arc`; a part asks for itself.
+        // Relaxed: the final drop synchronizes with all earlier drops through the `Arc`, and other
+        // callers rely on their own part only.
         !self.lost.load(Ordering::Relaxed) && self.is_here()
     }
 
-    /// Maps over a part of the reservation.
+    /// Gives the addresses up: nothing of the reservation is unmapped from now on.
+    pub(super) fn abandon(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Maps `source` over a part of the reservation.
     ///
-    /// If that fails the part may be mapped by nobody (mmap(2) unmaps first: Linux before 6.12, and later for files), and another thread may have got
-    /// those addresses by now. Unless the caller finds that it was not, the reservation is given up then ([`abandon`](Self::abandon)): its addresses stay
-    /// taken until the process ends, which costs nothing else.
+    /// If mmap(2) fails, it may have unmapped the part: Linux before 6.12 always does, later
+    /// versions do for files. Another thread may have mapped memory there since. Unless the caller
+    /// knows better, it must [`abandon`](Self::abandon) the reservation. Its addresses then stay
+    /// reserved until the process ends, which costs no memory.
     pub(super) fn map_fixed(
         &self,
         offset: usize,
@@ -93,41 +108,40 @@ impl Reservation {
         protection: libc::c_int,
         source: Source<'_>,
     ) -> Result<()> {
-        let (flags, fd, place) = arguments(source);
+        let (flags, fd, file_offset) = arguments(source);
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: the range lies in this reservation, and its addresses are the reservation's own. They are either those that come next in
-        // `Reserved::map`, which has just asked `is_whole`, or those of a `Mapped` that is being dropped, which has just asked `is_here`: the
-        // parts of others are lost without it.
-        let answer = unsafe {
+        // SAFETY: MAP_FIXED replaces what is mapped in the range, and the range belongs to this
+        // reservation. There are two callers. `Reserved::map` passes the next free part, and has
+        // just seen `is_whole`, so the part is the reservation's and no `Mapped` has it. The drop
+        // of a `Mapped` passes its own part, and has just seen `is_here`; the part is still its
+        // own even if others are lost, and nothing uses it any more.
+        let result = unsafe {
             libc::mmap(
                 addr.cast(),
                 len,
                 protection,
                 flags | libc::MAP_FIXED,
                 fd,
-                place,
+                file_offset,
             )
         };
-        if answer == libc::MAP_FAILED {
+        if result == libc::MAP_FAILED {
             return Err(Error::last_os_error());
         }
         Ok(())
     }
 
-    /// Gives the reservation up: nothing in it is unmapped from now on.
-    pub(super) fn abandon(&self) {
-        self.lost.store(true, Ordering::Relaxed);
-    }
-
-    /// Makes a part that nothing was mapped in memory of this process's own.
+    /// Makes an unmapped part accessible, as private anonymous memory.
     ///
-    /// The reservation is what a mapping of `Source::Anonymous` would be, but for what it permits. To permit more unmaps nothing, so that a
-    /// refusal (`RLIMIT_DATA`, `vm.overcommit_memory` of 2) loses nothing, and counts nothing twice against `RLIMIT_MEMLOCK` in a process that has
-    /// called mlockall(2).
+    /// The reserved addresses already are a mapping of [`Source::Anonymous`] without permissions.
+    /// Changing the protection unmaps nothing, so a refusal (`RLIMIT_DATA`,
+    /// `vm.overcommit_memory` of 2) loses nothing. It also counts nothing twice against
+    /// `RLIMIT_MEMLOCK` in a process that has called mlockall(2).
     fn make_accessible(&self, offset: usize, len: usize) -> Result<()> {
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: the range is the one that comes next in `Reserved::map`, which has just asked `is_whole`: it is this reservation's own, and
-        // there is no `Mapped` of it yet. What can be accessed more than before breaks nothing that others rely on.
+        // SAFETY: the range is the next free part in `Reserved::map`, which has just seen
+        // `is_whole`, so it belongs to the reservation and no `Mapped` has it. No code relies on
+        // the part being inaccessible.
         check(unsafe { libc::mprotect(addr.cast(), len, READ_WRITE) })
     }
 }
@@ -140,15 +154,16 @@ impl Drop for Reservation {
         let (start, end) = self.gap;
         for (offset, len) in [(0, start), (end, self.len.saturating_sub(end))] {
             if len != 0 {
-                // SAFETY: the range is this reservation's own: all that is outside of `gap` is (just asked). Nobody uses what is mapped in it any
-                // more: each `Mapped` keeps the reservation, and is dropped before it.
+                // SAFETY: the range is outside of `gap`, and `is_whole` has just returned `true`,
+                // so by the invariant of this type it belongs to the reservation. Each `Mapped`
+                // holds an `Arc` of the reservation, so all of them are gone.
                 let _ = unsafe { libc::munmap(self.addr.wrapping_add(offset).cast(), len) };
             }
         }
     }
 }
 
-/// A mapping wherever the system likes, to see whether one can be made at all; unmapped when it is dropped.
+/// A mapping at addresses that the kernel chooses, to find out whether it can be made.
 pub(super) struct TrialMapping {
     addr: *mut u8,
     len: usize,
@@ -156,9 +171,9 @@ pub(super) struct TrialMapping {
 
 impl TrialMapping {
     pub(super) fn new(len: usize, protection: libc::c_int, source: Source<'_>) -> Result<Self> {
-        let (flags, fd, place) = arguments(source);
-        // SAFETY: without MAP_FIXED, a new mapping replaces none that is there.
-        let addr = unsafe { libc::mmap(null_mut(), len, protection, flags, fd, place) };
+        let (flags, fd, file_offset) = arguments(source);
+        // SAFETY: without MAP_FIXED, mmap(2) chooses addresses that are not in use.
+        let addr = unsafe { libc::mmap(null_mut(), len, protection, flags, fd, file_offset) };
         if addr == libc::MAP_FAILED {
             return Err(Error::last_os_error());
         }
@@ -169,12 +184,12 @@ impl TrialMapping {
 
 impl Drop for TrialMapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is its own, and nobody knows of it.
+        // SAFETY: `new` made this mapping, and hands its address to no other code.
         let _ = unsafe { libc::munmap(self.addr.cast(), self.len) };
     }
 }
 
-/// Flags, descriptor and offset of mmap(2).
+/// Returns the flags, descriptor and offset that mmap(2) takes for a source.
 pub(super) fn arguments(source: Source<'_>) -> (libc::c_int, libc::c_int, libc::off_t) {
     match source {
         Source::Anonymous => (
@@ -188,45 +203,46 @@ pub(super) fn arguments(source: Source<'_>) -> (libc::c_int, libc::c_int, libc::
             shared,
             reserve,
         } => {
-            let kind = if shared {
+            let sharing = if shared {
                 libc::MAP_SHARED
             } else {
                 libc::MAP_PRIVATE
             };
             let reserve = if reserve { 0 } else { libc::MAP_NORESERVE };
-            // An offset past the greatest one is negative here, and refused by the system.
-            (kind | reserve, file.as_raw_fd(), offset.cast_signed())
+            // An offset above `i64::MAX` becomes negative, and mmap(2) refuses it.
+            (sharing | reserve, file.as_raw_fd(), offset.cast_signed())
         }
     }
 }
 
-/// A reservation that parts are being mapped in, from its start to its end.
+/// A reservation that is being filled with mappings, from low to high addresses.
 #[derive(Debug)]
 pub(crate) struct Reserved {
     reservation: Arc<Reservation>,
-    /// Where the part that comes next begins.
+    /// The offset of the next free part.
     next: usize,
 }
 
-/// What is mapped.
+/// The memory that a mapping shows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Source<'a> {
-    /// Zeroes of this process's own.
+    /// Private pages, initially zero.
     Anonymous,
-    /// A file.
+    /// A part of a file.
     File {
         file: &'a File,
         offset: u64,
-        /// Whether others see what is written.
+        /// Whether the mapping is shared or copy-on-write.
         shared: bool,
-        /// Whether pages of a pool are set aside for all of it.
+        /// Whether to reserve huge pages for the whole mapping.
         reserve: bool,
     },
 }
 
 impl Reserved {
-    /// Reserves `len` bytes and a guard of `guard` bytes before and behind. The address of the first byte leaves `rest` when divided by `align`, a
-    /// power of two.
+    /// Reserves `len` bytes between two guards of `guard` bytes.
+    ///
+    /// The address of the first byte after the guard equals `rest` modulo `align`, a power of two.
     pub(crate) fn new(len: usize, guard: usize, align: usize, rest: usize) -> Result<Self> {
         let with_guards = guard
             .checked_mul(2)
@@ -239,13 +255,15 @@ impl Reserved {
         })
     }
 
-    /// Maps the next `len` bytes.
+    /// Maps the next `len` bytes, readable and writable.
     pub(crate) fn map(&mut self, len: usize, source: Source<'_>) -> Result<Mapped> {
         let end = self.next.checked_add(len);
         let end = end.filter(|end| *end <= self.reservation.len);
         let end = end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
-        // What a file can refuse it refuses here, where nothing is replaced. Pages of a pool that are set aside for a shared mapping stay so for the
-        // next one: they belong to the file (Linux, "Hugetlbfs Reservation"). Those of a private one do not, so that it has to go first.
+        // A trial elsewhere finds out whether the kernel accepts the file, before anything is
+        // replaced. Huge pages that a shared trial reserves belong to the file (Linux, "Hugetlbfs
+        // Reservation"), so the trial is kept until the real mapping has them. A private trial has
+        // its own reservation, and must go first.
         let trial = match source {
             Source::Anonymous => None,
             Source::File { .. } => Some(TrialMapping::new(len, READ_WRITE, source)?),
