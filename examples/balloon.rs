@@ -8,8 +8,7 @@ use std::num::NonZeroU64;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::dirty::DirtyMemory;
-use vm_memory::GuestMemoryBackend;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vm_memory_host::{discard, plug, provisioned, residency, unplug};
 use vm_memory_host::{MemoryBuilder, Region, Unplugged};
 
@@ -21,7 +20,7 @@ const BOOT: GuestAddress = GuestAddress(0);
 /// RAM that the guest plugs in blocks.
 const DEVICE: GuestAddress = GuestAddress(4 << 30);
 
-/// Returns how many bytes of `memory` are resident.
+/// Returns the number of bytes of `memory` that are resident.
 fn resident(memory: &Memory) -> Result<u64, Box<dyn Error>> {
     Ok(residency(memory)?
         .iter()

@@ -23,7 +23,7 @@ struct Counts {
     refused: AtomicU64,
 }
 
-/// A device thread: one look at the current map for each request.
+/// A device thread: takes the current map for each request.
 fn device(memory: &GuestMemoryAtomic<Memory>, stop: &AtomicBool, counts: &Counts) {
     // A reader costs one load per request; `memory.memory()` would cost a reference count.
     let mut reader = memory.reader();
@@ -60,8 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     });
     wait_for(&counts.refused);
 
-    // Plug: map the region first, then publish it. Tell KVM in between, so that the guest and the
-    // devices see it at once.
+    // Plug: map the region, and publish it to the devices. Add the KVM slot between the two.
     let module = GuestRegionMmap::from_range(MODULE, MODULE_SIZE as usize, None)?;
     memory.update(|map| map.insert_region(Arc::new(module)))?;
     wait_for(&counts.moved);
@@ -82,7 +81,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     drop(request);
     wait_for(&counts.refused);
 
-    // With no readers left, nobody can reach the region: unmap it, and tell KVM before.
+    // With no readers left, remove the KVM slot, and unmap the region.
     retired.wait(Instant::now() + Duration::from_secs(5))?;
     drop(retired);
     let region = Arc::try_unwrap(removed.ok_or("nothing was removed")?);

@@ -76,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let packet: Vec<u8> = (0..0x300u32).map(|byte| (byte % 251) as u8).collect();
     wire.send(&packet)?;
 
-    // The device. A chain that does not lie in guest memory is the driver's error, not ours.
+    // The device. It returns a chain that does not lie in guest memory with length 0.
     while let Some(chain) = queue.pop_descriptor_chain(Arc::clone(&memory)) {
         let head = chain.head_index();
         let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
