@@ -192,7 +192,10 @@ fn b14_a_file_that_ends_too_early_is_named() {
         matches!(refused, MmapRegionError::MappingPastEof),
         "{refused}"
     );
-    assert_eq!(refused.to_string(), "the file ends before the mapping does");
+    assert_eq!(
+        refused.to_string(),
+        "cannot map file: it ends before the region does; extend the file or map fewer bytes"
+    );
     let region = MmapRegion::<()>::new(0x1000).unwrap();
     assert_eq!(region.len(), 0x1000);
 }

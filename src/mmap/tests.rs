@@ -1,4 +1,4 @@
-//! Mappings: what they are made with, what they say about themselves, and why there is none.
+//! Mappings: options, accessors, errors, and guest memory made of them.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -10,7 +10,10 @@ use tempfile::NamedTempFile;
 
 use super::*;
 use crate::bytes::Bytes;
-use crate::guest_memory::{GuestAddressSpace, GuestMemory, GuestMemoryBackend};
+use crate::guest_memory::{
+    Error, GuestAddressSpace, GuestMemory, GuestMemoryBackend, MemoryRegionAddress, Permissions,
+};
+use crate::region::GuestMemoryRegion;
 use crate::volatile_memory::VolatileMemory;
 
 const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -23,7 +26,7 @@ fn page() -> usize {
     test_support::page_size()
 }
 
-/// Whether anything of the file is mapped in this process. (An address alone may be another thread's by now.)
+/// Whether the file is mapped in this process. An address would not do: another thread may reuse it.
 fn is_mapped(file: &NamedTempFile) -> bool {
     let path = file.path().to_str().unwrap();
     std::fs::read_to_string("/proc/self/maps")
@@ -32,7 +35,7 @@ fn is_mapped(file: &NamedTempFile) -> bool {
 }
 
 #[test]
-fn a_region_says_what_it_was_made_with() {
+fn mmap_region_accessors_return_what_it_was_made_with() {
     let region = MmapRegion::<()>::new(0x2345).unwrap();
     assert_eq!(
         (region.size(), region.len(), region.prot()),
@@ -89,7 +92,7 @@ fn a_region_says_what_it_was_made_with() {
 }
 
 #[test]
-fn a_builder_passes_on_what_it_was_told() {
+fn builder_options_reach_the_region() {
     let default = MmapRegionBuilder::<()>::new(0x1000).build().unwrap();
     assert_eq!(
         (default.prot(), default.flags()),
@@ -130,7 +133,7 @@ fn a_builder_passes_on_what_it_was_told() {
 }
 
 #[test]
-fn a_mapping_goes_with_its_region_unless_it_is_foreign() {
+fn drop_unmaps_owned_mapping_and_keeps_borrowed_one() {
     // Pages before and behind, so that no other thread's mapping takes the place.
     let outer = MmapRegion::<()>::new(3 * page()).unwrap();
     let inner = outer.as_ptr().wrapping_add(page());
@@ -179,7 +182,7 @@ fn a_mapping_goes_with_its_region_unless_it_is_foreign() {
 }
 
 #[test]
-fn mappings_that_cannot_be_are_refused() {
+fn invalid_mappings_return_errors() {
     let number = |r: std::result::Result<MmapRegion<()>, MmapRegionError>| match r {
         Err(MmapRegionError::Mmap(error)) => error.raw_os_error(),
         other => panic!("{other:?}"),
@@ -231,7 +234,7 @@ fn mappings_that_cannot_be_are_refused() {
             .build(),
         Err(MmapRegionError::MappingPastEof)
     ));
-    // Anonymous memory has nothing of the file that stands beside it.
+    // The flag MAP_ANONYMOUS makes mmap(2) ignore the file.
     let beside = MmapRegion::<()>::build(
         Some(place(0)),
         0x8000,
@@ -242,7 +245,7 @@ fn mappings_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn guest_regions_end_below_the_top() {
+fn guest_region_that_ends_at_2_64_is_refused() {
     let mapping = || MmapRegion::<()>::new(0x1000).unwrap();
     assert!(GuestRegionMmap::new(mapping(), GuestAddress(u64::MAX - 0xfff)).is_none());
     assert!(GuestRegionMmap::new(mapping(), GuestAddress(u64::MAX)).is_none());
@@ -287,7 +290,7 @@ fn guest_regions_end_below_the_top() {
 }
 
 #[test]
-fn ranges_make_a_guest_memory_or_say_why_not() {
+fn from_ranges_returns_memory_or_error() {
     type Memory = GuestMemoryMmap<()>;
     use GuestRegionCollectionError::*;
     let at = GuestAddress;
@@ -342,7 +345,7 @@ fn ranges_make_a_guest_memory_or_say_why_not() {
 }
 
 #[test]
-fn protection_is_permission() {
+fn allowed_access_follows_protection() {
     use Permissions::*;
     let flags = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
     for (prot, expected) in [
@@ -374,20 +377,19 @@ fn protection_is_permission() {
     }
 }
 
-/// A region of a place in a file, without a mapping of it.
+/// A region that claims a range of a file, and borrows another mapping.
 fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapRegion {
     let builder =
         MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));
-    // SAFETY: nothing is accessed through the region, and no slice made.
+    // SAFETY: no slice of the region is made, so no byte of it is accessed.
     unsafe { builder.with_raw_mmap_pointer(host.as_ptr()) }
         .build()
         .unwrap()
 }
 
 proptest! {
-    /// Against sums that cannot overflow.
     #[test]
-    fn overlaps_in_a_file_are_noticed(
+    fn fds_overlap_agrees_with_wide_arithmetic(
         a in prop_oneof![0u64..6, (u64::MAX >> 12) - 5..=u64::MAX >> 12],
         b in prop_oneof![0u64..6, (u64::MAX >> 12) - 5..=u64::MAX >> 12],
         (a_len, b_len) in (1usize..0x4000, 1usize..0x4000),
@@ -406,7 +408,7 @@ proptest! {
     }
 }
 
-/// Memory of somebody else's, which says nothing but what its regions are; out of order, to be harder.
+/// A user's backend that implements only the required methods, with its regions out of order.
 struct Bare(Vec<GuestRegionMmap>);
 
 impl GuestMemoryBackend for Bare {
@@ -417,7 +419,7 @@ impl GuestMemoryBackend for Bare {
 }
 
 #[test]
-fn a_backend_with_nothing_but_its_regions_works() {
+fn backend_that_implements_only_iter_works() {
     let region = |start| GuestRegionMmap::from_range(GuestAddress(start), 0x1000, None).unwrap();
     let memory = Bare(vec![region(0x3000), region(0x1000), region(0x2000)]);
     assert_eq!(
@@ -464,7 +466,7 @@ fn a_backend_with_nothing_but_its_regions_works() {
         memory.get_host_address(GuestAddress(0x4000)),
         Err(Error::InvalidGuestAddress(GuestAddress(0x4000)))
     ));
-    // One region only: the end of it is the end.
+    // `get_slice` ends with the region.
     assert_eq!(
         memory.get_slice(GuestAddress(0x2ff0), 0x10).unwrap().len(),
         0x10
@@ -479,7 +481,7 @@ fn a_backend_with_nothing_but_its_regions_works() {
 }
 
 #[test]
-fn maps_and_files_are_shared() {
+fn address_spaces_and_file_offsets_share_their_target() {
     use std::rc::Rc;
     fn reads<S: GuestAddressSpace>(space: S) -> u8 {
         let one = space.clone().memory();
@@ -501,10 +503,9 @@ fn maps_and_files_are_shared() {
 #[cfg(feature = "backend-bitmap")]
 mod with_bitmaps {
     use super::*;
-    use crate::bitmap::AtomicBitmap;
+    use crate::bitmap::{AtomicBitmap, Bitmap};
     use std::num::NonZeroUsize;
 
-    /// Every byte of the region is tracked, whatever bitmap the region was made with.
     fn keeps_marks(region: &MmapRegion<AtomicBitmap>) {
         for at in [0, region.size() / 2, region.size() - 1] {
             region.as_volatile_slice().write_obj(1u8, at).unwrap();
@@ -513,7 +514,7 @@ mod with_bitmaps {
     }
 
     #[test]
-    fn every_region_has_a_bitmap_of_its_size() {
+    fn build_grows_bitmap_to_size_of_region() {
         let len = 3 * page() + 1;
         let small = || AtomicBitmap::new(0x10, NonZeroUsize::new(8).unwrap());
         keeps_marks(&MmapRegion::new(len).unwrap());
@@ -534,7 +535,7 @@ mod with_bitmaps {
         let host = MmapRegion::<()>::new(len).unwrap();
         // SAFETY: the mapping outlives the region.
         keeps_marks(&unsafe { MmapRegion::build_raw(host.as_ptr(), len, BOTH, 0) }.unwrap());
-        // SAFETY: as above.
+        // SAFETY: the mapping outlives the region.
         let builder = unsafe { MmapRegionBuilder::new(len).with_raw_mmap_pointer(host.as_ptr()) };
         keeps_marks(&builder.build().unwrap());
 
@@ -551,13 +552,12 @@ mod with_bitmaps {
     }
 
     #[test]
-    fn a_larger_bitmap_stays_as_it_is_and_none_is_made_for_no_mapping() {
+    fn build_keeps_larger_bitmap_and_allocates_none_for_failed_mapping() {
         let large = AtomicBitmap::new(0x100, NonZeroUsize::new(8).unwrap());
         let region = MmapRegionBuilder::new_with_bitmap(0x20, large)
             .build()
             .unwrap();
         assert_eq!(region.bitmap().len(), 32);
-        // A bitmap of that size would take the process's memory.
         assert!(MmapRegion::<AtomicBitmap>::new(usize::MAX).is_err());
         assert!(MmapRegionBuilder::<AtomicBitmap>::new(usize::MAX)
             .build()
@@ -573,16 +573,15 @@ mod with_bitmaps {
     }
 }
 
-/// Who may map page 0 gets no region there: a reference to its first byte would be null.
 #[cfg(target_os = "linux")]
 #[test]
-fn nothing_is_mapped_at_address_0() {
+fn build_at_address_0_is_refused() {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let region = MmapRegion::<()>::build(None, 0x1000, libc::PROT_READ | libc::PROT_WRITE, flags);
     match region {
-        // An emulator of processes takes no notice of the flag.
+        // qemu-user ignores the flag.
         Ok(region) => assert!(!region.as_ptr().is_null()),
-        // EPERM is for those who may not map it in the first place.
+        // EPERM: the process may not map page 0.
         Err(MmapRegionError::Mmap(error)) => {
             assert!(
                 matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM)),

@@ -1,15 +1,16 @@
-//! What keeps a mapping that was made elsewhere.
+//! [`Owner`]: the object that keeps a borrowed mapping in place.
 
 use std::any::Any;
 use std::fmt::Debug;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
-/// An object that a region keeps, and hands out to who knows its type.
+/// An object of any type that a region keeps alive, and returns to a caller who names its type.
 #[derive(Clone, Debug)]
 pub(super) struct Owner(Arc<dyn Kept>);
 
-/// What every kind of region is anyway, so that keeping something takes no ability away from it.
+/// The traits that every region implements. An owner has them too, so that a region with an owner
+/// still implements them.
 trait Kept: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe {}
 
 impl<T: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe> Kept for T {}
@@ -21,7 +22,7 @@ impl Owner {
         Self(owner)
     }
 
-    /// The object, if it is one of this type.
+    /// Returns the object, if it is a `T`.
     pub(super) fn get<T: Any>(&self) -> Option<&T> {
         let any: &dyn Any = &*self.0;
         any.downcast_ref()

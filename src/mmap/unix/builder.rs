@@ -1,0 +1,216 @@
+//! [`MmapRegionBuilder`].
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::sync::Arc;
+
+use super::mapping::Mapping;
+use super::owner::Owner;
+use super::{MmapRegion, Result};
+use crate::bitmap::Bitmap;
+use crate::guest_memory::FileOffset;
+use crate::mmap::PluggedBlocks;
+
+/// A builder of an [`MmapRegion`], for regions that need more than a size and a file.
+///
+/// The defaults: the mapping can be read and written. Without a file it is private and filled with
+/// zeroes; with a file it is shared with the file.
+///
+/// # Examples
+///
+/// A region of a file that can only be read, such as a firmware image:
+///
+/// ```
+/// use vm_memory::mmap::MmapRegionBuilder;
+/// use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+///
+/// let firmware = std::fs::File::open("/proc/self/exe")?;
+/// let mapping = MmapRegionBuilder::<()>::new(0x1000)
+///     .with_file_offset(FileOffset::new(firmware, 0))
+///     .with_mmap_prot(libc::PROT_READ)
+///     .build()?;
+/// let region = GuestRegionMmap::new(mapping, GuestAddress(0xffff_0000)).unwrap();
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_regions(vec![region])?;
+///
+/// memory.read_obj::<u32>(GuestAddress(0xffff_0000))?;
+/// assert!(memory.write_obj(0u32, GuestAddress(0xffff_0000)).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "mmap")]
+#[doc(alias = "memfd")]
+#[derive(Debug)]
+pub struct MmapRegionBuilder<B = ()> {
+    size: usize,
+    prot: i32,
+    flags: Option<i32>,
+    file_offset: Option<FileOffset>,
+    raw_ptr: Option<*mut u8>,
+    hugetlbfs: Option<bool>,
+    owner: Option<Owner>,
+    blocks: Option<Arc<PluggedBlocks>>,
+    bitmap: B,
+}
+
+impl<B: Bitmap + Default> MmapRegionBuilder<B> {
+    /// Starts a mapping of `size` bytes with the default bitmap, which [`build`](Self::build) grows to
+    /// the size of the mapping.
+    pub fn new(size: usize) -> Self {
+        Self::new_with_bitmap(size, B::default())
+    }
+}
+
+impl<B: Bitmap> MmapRegionBuilder<B> {
+    /// Starts a mapping of `size` bytes, whose writes are marked in `bitmap`.
+    pub fn new_with_bitmap(size: usize, bitmap: B) -> Self {
+        MmapRegionBuilder {
+            size,
+            prot: libc::PROT_READ | libc::PROT_WRITE,
+            flags: None,
+            file_offset: None,
+            raw_ptr: None,
+            hugetlbfs: None,
+            owner: None,
+            blocks: None,
+            bitmap,
+        }
+    }
+
+    /// Sets the protection: a combination of `PROT_READ`, `PROT_WRITE` and the other `PROT_` flags.
+    pub fn with_mmap_prot(mut self, prot: i32) -> Self {
+        self.prot = prot;
+        self
+    }
+
+    /// Sets the flags: a combination of `MAP_SHARED`, `MAP_PRIVATE`, `MAP_ANONYMOUS` and the other
+    /// `MAP_` flags.
+    pub fn with_mmap_flags(mut self, flags: i32) -> Self {
+        self.flags = Some(flags);
+        self
+    }
+
+    /// Maps a file. The mapping is shared with it, unless
+    /// [`with_mmap_flags`](Self::with_mmap_flags) sets other flags.
+    pub fn with_file_offset(mut self, file_offset: FileOffset) -> Self {
+        self.file_offset = Some(file_offset);
+        self
+    }
+
+    /// Records whether the memory consists of huge pages of hugetlbfs.
+    ///
+    /// Only [`is_hugetlbfs`](MmapRegion::is_hugetlbfs) uses this.
+    pub fn with_hugetlbfs(mut self, hugetlbfs: bool) -> Self {
+        self.hugetlbfs = Some(hugetlbfs);
+        self
+    }
+
+    /// Uses an existing mapping, which stays mapped when the region is dropped.
+    ///
+    /// Set the protection and the flags that the mapping was made with. The region checks accesses
+    /// against them.
+    ///
+    /// # Safety
+    ///
+    /// 1. `raw_ptr` must point to a mapping of at least the region's size, with the region's
+    ///    protection.
+    /// 2. The mapping must stay in place until the region and all slices of it are dropped. Its
+    ///    [owner](Self::with_owner) may then unmap it.
+    /// 3. While the region or a slice of it exists, no Rust reference may refer to any byte of the
+    ///    mapping.
+    pub unsafe fn with_raw_mmap_pointer(mut self, raw_ptr: *mut u8) -> Self {
+        self.raw_ptr = Some(raw_ptr);
+        self
+    }
+
+    /// Keeps `owner` alive until the region is dropped.
+    ///
+    /// The owner of an existing mapping ([`with_raw_mmap_pointer`](Self::with_raw_mmap_pointer)) keeps
+    /// it in place, and may describe it. [`MmapRegion::owner`] returns it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use vm_memory::mmap::MmapRegionBuilder;
+    /// use vm_memory::MmapRegion;
+    ///
+    /// let mapping: Arc<MmapRegion> = Arc::new(MmapRegion::new(0x2000)?);
+    /// let builder = MmapRegionBuilder::<()>::new(0x1000).with_owner(Arc::clone(&mapping));
+    /// // SAFETY: the first page of `mapping` is readable and writable. The region keeps `mapping`,
+    /// // which hands out no Rust references.
+    /// let builder = unsafe { builder.with_raw_mmap_pointer(mapping.as_ptr()) };
+    /// let region = builder.build()?;
+    /// assert_eq!(region.owner::<MmapRegion>().map(|owner| owner.size()), Some(0x2000));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn with_owner<T>(mut self, owner: Arc<T>) -> Self
+    where
+        T: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe,
+    {
+        self.owner = Some(Owner::new(owner));
+        self
+    }
+
+    /// Limits accesses to the plugged blocks of the mapping.
+    ///
+    /// Bytes past the end of `blocks` are not accessible. See [`PluggedBlocks`] for an example.
+    #[doc(alias = "hotplug")]
+    #[doc(alias = "virtio-mem")]
+    pub fn with_plugged_blocks(mut self, blocks: Arc<PluggedBlocks>) -> Self {
+        self.blocks = Some(blocks);
+        self
+    }
+
+    /// Maps the memory and makes the region.
+    ///
+    /// A bitmap that can grow is grown until it tracks the whole region.
+    ///
+    /// # Errors
+    ///
+    /// - [`MapFixed`](super::MmapRegionError::MapFixed) if the flags contain `MAP_FIXED` and the
+    ///   mapping does not exist yet;
+    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if the file ends before the last
+    ///   page of the mapping;
+    /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if the mapping of a file
+    ///   would end past the largest file offset;
+    /// - [`InvalidPointer`](super::MmapRegionError::InvalidPointer) if an existing mapping does not
+    ///   start at a page boundary;
+    /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2); `EINVAL` for a
+    ///   size of 0.
+    pub fn build(self) -> Result<MmapRegion<B>> {
+        let size = self.size;
+        self.build_with(|mut bitmap| {
+            bitmap.grow_to_track(size);
+            bitmap
+        })
+    }
+
+    /// Makes the region, with the bitmap that `bitmap` makes from the builder's.
+    ///
+    /// `bitmap` is called after the mapping was made. A size that exceeds all memory then fails as a
+    /// mapping, with an error, before a bitmap of that size is allocated.
+    pub(super) fn build_with<R>(self, bitmap: impl FnOnce(B) -> R) -> Result<MmapRegion<R>> {
+        let default_flags = match self.file_offset {
+            Some(_) => libc::MAP_NORESERVE | libc::MAP_SHARED,
+            None => libc::MAP_ANONYMOUS | libc::MAP_PRIVATE,
+        };
+        let flags = self.flags.unwrap_or(default_flags);
+        let mut mapping = match self.raw_ptr {
+            Some(addr) => Mapping::borrowed(addr, self.size, self.prot)?,
+            None => Mapping::new(self.size, self.prot, flags, self.file_offset.as_ref())?,
+        };
+        if self.blocks.is_some() {
+            mapping.close();
+        }
+        Ok(MmapRegion {
+            mapping,
+            bitmap: bitmap(self.bitmap),
+            file_offset: self.file_offset,
+            prot: self.prot,
+            flags,
+            hugetlbfs: self.hugetlbfs,
+            blocks: self.blocks,
+            owner: self.owner,
+        })
+    }
+}

@@ -1,0 +1,103 @@
+//! [`HostRange`]: where a mapping is, and the accesses that it permits.
+
+use crate::bitmap::BitmapSlice;
+use crate::guest_memory::Permissions;
+use crate::volatile_memory::VolatileSlice;
+
+/// The host addresses of a mapping, and the accesses that it permits.
+///
+/// A region of guest memory keeps a copy, so that the fast path finds it next to the guest address.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::mmap) struct HostRange {
+    addr: *mut u8,
+    size: usize,
+    /// The number of bytes that the fast path may access: all, or 0 if
+    /// [`PluggedBlocks`](crate::mmap::PluggedBlocks) decide.
+    open: usize,
+    permissions: Permissions,
+}
+
+// SAFETY: the pointer is not tied to a thread, and `HostRange` does not dereference it. Accesses go
+// through the `VolatileSlice`s that `slice` makes, whose memory any thread may access at any time.
+unsafe impl Send for HostRange {}
+// SAFETY: no field can be changed through `&HostRange`, and the pointer is handed out by value only.
+unsafe impl Sync for HostRange {}
+
+impl HostRange {
+    pub(super) fn new(addr: *mut u8, size: usize, prot: i32) -> Self {
+        Self {
+            addr,
+            size,
+            open: size,
+            permissions: permissions_of(prot),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn addr(&self) -> *mut u8 {
+        self.addr
+    }
+
+    #[inline(always)]
+    pub(in crate::mmap) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Returns the accesses that the mapping permits.
+    #[inline(always)]
+    pub(in crate::mmap) fn permissions(&self) -> Permissions {
+        self.permissions
+    }
+
+    /// Closes the range to the fast path: from now on, [`slice`](Self::slice) returns `None` for
+    /// every range that is not empty.
+    pub(super) fn close(&mut self) {
+        self.open = 0;
+    }
+
+    /// Returns the same range, open to the fast path.
+    pub(super) fn opened(self) -> Self {
+        Self {
+            open: self.size,
+            ..self
+        }
+    }
+
+    /// Returns the `count` bytes at `offset`, with the bitmap that `bitmap` returns.
+    ///
+    /// Returns `None` if they are not all in the mapping, or if the range is closed.
+    ///
+    /// # Safety
+    ///
+    /// The mapping must stay in place for `'a`.
+    #[inline(always)]
+    pub(in crate::mmap) unsafe fn slice<'a, S: BitmapSlice>(
+        &self,
+        offset: usize,
+        count: usize,
+        bitmap: impl FnOnce() -> S,
+    ) -> Option<VolatileSlice<'a, S>> {
+        if offset.checked_add(count)? > self.open {
+            return None;
+        }
+        let addr = self.addr.wrapping_add(offset);
+        // SAFETY: the contract of `with_bitmap` has two parts. 1. The bytes are mapped for `'a`:
+        // `[offset, offset + count)` lies in the mapping, since `open` is at most its size, and the
+        // contract of `slice` is that the mapping stays for `'a`. 2. No Rust reference to them is
+        // alive: this crate makes none, and the accessors by which a caller can make one
+        // (`aligned_as_mut` and raw pointers) demand that it keeps them apart from other accesses.
+        Some(unsafe { VolatileSlice::with_bitmap(addr, count, bitmap(), None) })
+    }
+}
+
+/// Returns the accesses that a mapping with the protection `prot` permits.
+///
+/// `PROT_WRITE` permits both: no processor that Linux runs on can write a page without reading it
+/// (mmap(2), "NOTES").
+fn permissions_of(prot: i32) -> Permissions {
+    let has = |bit: i32| prot & bit != 0;
+    Permissions::of(
+        has(libc::PROT_READ | libc::PROT_WRITE),
+        has(libc::PROT_WRITE),
+    )
+}

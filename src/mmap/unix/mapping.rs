@@ -1,0 +1,172 @@
+//! [`Mapping`]: a mapping that is made, checked against its file, and unmapped.
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::ptr::null_mut;
+
+use super::{HostRange, MmapRegionError, Result};
+use crate::guest_memory::FileOffset;
+use crate::page_size::host_page_size;
+
+/// A mapping of this process, which is unmapped on drop if it is owned.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    host: HostRange,
+    owned: bool,
+}
+
+impl Mapping {
+    /// Maps `size` bytes.
+    pub(super) fn new(
+        size: usize,
+        prot: i32,
+        flags: i32,
+        file_offset: Option<&FileOffset>,
+    ) -> Result<Self> {
+        if flags & libc::MAP_FIXED != 0 {
+            return Err(MmapRegionError::MapFixed);
+        }
+        let (fd, offset) = match file_offset {
+            // An offset that is too large becomes negative, and mmap(2) refuses it.
+            Some(place) => (place.file().as_raw_fd(), place.start().cast_signed()),
+            None => (-1, 0),
+        };
+        // SAFETY: without MAP_FIXED, which was refused above, mmap(2) replaces no existing mapping. So
+        // this invalidates no memory that is in use.
+        let addr = unsafe { libc::mmap(null_mut(), size, prot, flags, fd, offset) };
+        if addr == libc::MAP_FAILED {
+            return Err(MmapRegionError::Mmap(io::Error::last_os_error()));
+        }
+        if addr.is_null() {
+            // A process that may map page 0 (CAP_SYS_RAWIO) gets it for `MAP_FIXED_NOREPLACE`.
+            // References and pointers of this crate must not be null.
+            // SAFETY: the mapping was made above, and no pointer to it has been handed out.
+            let _ = unsafe { libc::munmap(addr, size) };
+            return Err(MmapRegionError::Mmap(io::Error::from_raw_os_error(
+                libc::EINVAL,
+            )));
+        }
+        // From here on, dropping `mapping` unmaps it.
+        let mapping = Self {
+            host: HostRange::new(addr.cast(), size, prot),
+            owned: true,
+        };
+        if let Some(place) = file_offset.filter(|_| flags & libc::MAP_ANONYMOUS == 0) {
+            check_file_end(place, size)?;
+        }
+        Ok(mapping)
+    }
+
+    /// Borrows a mapping that was made elsewhere.
+    pub(super) fn borrowed(addr: *mut u8, size: usize, prot: i32) -> Result<Self> {
+        if !addr.addr().is_multiple_of(host_page_size().get()) {
+            return Err(MmapRegionError::InvalidPointer);
+        }
+        Ok(Self {
+            host: HostRange::new(addr, size, prot),
+            owned: false,
+        })
+    }
+
+    /// Returns the host addresses.
+    #[inline]
+    pub(super) fn host(&self) -> HostRange {
+        self.host
+    }
+
+    /// Returns whether dropping this value unmaps the memory.
+    pub(super) fn is_owned(&self) -> bool {
+        self.owned
+    }
+
+    /// Closes the mapping to the fast path.
+    pub(super) fn close(&mut self) {
+        self.host.close();
+    }
+
+    /// Unmaps the memory, if it is owned.
+    pub(super) fn unmap(&mut self) -> io::Result<()> {
+        if !core::mem::take(&mut self.owned) {
+            return Ok(());
+        }
+        let (addr, wanted) = (self.host.addr(), self.host.size());
+        let (mut size, mut page) = (wanted, host_page_size().get());
+        loop {
+            // SAFETY: `[addr, addr + size)` contains this mapping and nothing else, as explained
+            // below. No slice of it is left: slices borrow the region, which is being dropped or
+            // consumed.
+            let result = unsafe { libc::munmap(addr.cast(), size) };
+            if result == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            // The kernel maps whole huge pages, and refuses a length that is not a multiple of their
+            // size (mmap(2), "Huge page (Huge TLB) mappings"). The page size is not known here, so
+            // larger ones are tried in ascending order. The first length that the kernel accepts is
+            // the one that it mapped; every shorter one ends inside the last huge page.
+            let larger = page
+                .checked_mul(2)
+                .and_then(|page| wanted.checked_next_multiple_of(page).map(|s| (page, s)));
+            match larger {
+                Some((larger_page, rounded))
+                    if error.raw_os_error() == Some(libc::EINVAL)
+                        && larger_page <= LARGEST_PAGE =>
+                {
+                    (page, size) = (larger_page, rounded);
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+}
+
+/// The largest page of any architecture that Linux runs on (16 GiB, on aarch64 and powerpc; Linux,
+/// "HugeTLB Pages"), or the largest power of two that fits a `usize` of 32 bits.
+const LARGEST_PAGE: usize = if usize::BITS > 34 { 1 << 34 } else { 1 << 30 };
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // Drop cannot report the error; `MmapRegion::unmap` does.
+        let _ = self.unmap();
+    }
+}
+
+/// Fails if a regular file ends before the last page of its new mapping.
+///
+/// It must follow the mmap(2): mapping a file of hugetlbfs extends the file.
+fn check_file_end(place: &FileOffset, size: usize) -> Result<()> {
+    let Some(file_size) = regular_file_size(place.file()).map_err(MmapRegionError::Mmap)? else {
+        return Ok(());
+    };
+    let page = u64::try_from(host_page_size().get()).unwrap_or(1);
+    let end = u64::try_from(size)
+        .ok()
+        .and_then(|size| place.start().checked_add(size));
+    let end = end.ok_or(MmapRegionError::InvalidOffsetLength)?;
+    if file_size.div_ceil(page) < end.div_ceil(page) {
+        return Err(MmapRegionError::MappingPastEof);
+    }
+    Ok(())
+}
+
+/// Returns the size of a file in bytes, or `None` if it is not a regular file, but a device for
+/// example.
+///
+/// [`File::metadata`] is not used: it makes another system call (`statx`), which seccomp filters may
+/// not allow.
+fn regular_file_size(file: &File) -> io::Result<Option<u64>> {
+    let mut stat = MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: `stat` is writable and as large as the structure that fstat(2) fills.
+    if unsafe { libc::fstat(file.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all fields of `stat` are integers, for which zeroes are valid; fstat(2) has overwritten
+    // them with other valid values.
+    let stat = unsafe { stat.assume_init() };
+    if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return Ok(None);
+    }
+    Ok(u64::try_from(stat.st_size).ok())
+}
