@@ -46,8 +46,8 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         });
         match ran {
             Ok(true) => Ok(moved),
-            Ok(false) => write_scattered(self, buf, addr).count(),
-            Err(error) => Progress::stopped(moved, error).count(),
+            Ok(false) => write_scattered(self, buf, addr, Progress::count),
+            Err(error) => count_or_error(moved, error),
         }
     }
 
@@ -59,8 +59,8 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         });
         match ran {
             Ok(true) => Ok(moved),
-            Ok(false) => read_scattered(self, buf, addr).count(),
-            Err(error) => Progress::stopped(moved, error).count(),
+            Ok(false) => read_scattered(self, buf, addr, Progress::count),
+            Err(error) => count_or_error(moved, error),
         }
     }
 
@@ -71,7 +71,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         })?;
         match ran {
             true => Ok(()),
-            false => write_scattered(self, buf, addr).all_or_fault(buf.len()),
+            false => write_scattered(self, buf, addr, Progress::all_or_fault),
         }
     }
 
@@ -82,7 +82,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         })?;
         match ran {
             true => Ok(()),
-            false => read_scattered(self, buf, addr).all_or_fault(buf.len()),
+            false => read_scattered(self, buf, addr, Progress::all_or_fault),
         }
     }
 
@@ -93,7 +93,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         })?;
         match ran {
             true => Ok(()),
-            false => write_scattered(self, val.as_slice(), addr).all_or_fault(size_of::<O>()),
+            false => write_scattered(self, val.as_slice(), addr, Progress::all_or_fault),
         }
     }
 
@@ -109,8 +109,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
             Some(value) if ran => Ok(*value),
             _ => {
                 let mut value = O::zeroed();
-                read_scattered(self, value.as_mut_slice(), addr)
-                    .all_or_fault(size_of::<O>())
+                read_scattered(self, value.as_mut_slice(), addr, Progress::all_or_fault)
                     .map(|()| value)
             }
         }
@@ -146,7 +145,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         let read = |segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
             repeat_until_full(&segment, moved, |rest| src.read_volatile(rest))
         };
-        scattered(self, addr, count, Permissions::Write, read).all(count)
+        scattered(self, addr, count, Permissions::Write, read).all()
     }
 
     /// Writes the range to a target that may accept a few bytes at a time.
@@ -214,45 +213,57 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 }
 
 /// The progress of a transfer: the bytes moved, and the error that stopped it, if one did.
-#[derive(Default)]
 struct Progress {
+    expected: usize,
     moved: usize,
     error: Option<Error>,
 }
 
 impl Progress {
-    fn stopped(moved: usize, error: Error) -> Self {
-        let error = Some(error);
-        Self { moved, error }
-    }
-
-    /// Returns the bytes moved. The error counts only if there are none.
-    #[cold]
-    #[inline(never)]
-    fn count(self) -> Result<usize> {
-        match self.error {
-            Some(error) if self.moved == 0 => Err(error),
-            _ => Ok(self.moved),
+    fn new(expected: usize) -> Self {
+        Self {
+            expected,
+            moved: 0,
+            error: None,
         }
     }
 
-    /// Returns `Ok` if all `expected` bytes were moved.
-    fn all(self, expected: usize) -> Result<()> {
+    /// Returns the bytes moved. The error counts only if there are none.
+    #[inline]
+    fn count(self) -> Result<usize> {
+        match self.error {
+            Some(error) => count_or_error(self.moved, error),
+            None => Ok(self.moved),
+        }
+    }
+
+    /// Returns `Ok` if all bytes were moved.
+    #[inline]
+    fn all(self) -> Result<()> {
+        let expected = self.expected;
         all_of(expected, self.count()?)
     }
 
-    /// Like [`all`](Self::all), but a fault is returned even after bytes were moved.
-    #[cold]
-    #[inline(never)]
-    fn all_or_fault(self, expected: usize) -> Result<()> {
+    /// Like [`all`](Self::all), but returns a fault even if bytes were moved before it.
+    #[inline]
+    fn all_or_fault(self) -> Result<()> {
         match self.error {
+            None => all_of(self.expected, self.moved),
             Some(error @ Error::IOError(_)) => Err(error),
-            _ => self.all(expected),
+            Some(_) => self.all(),
         }
     }
 }
 
-/// Returns `Ok` if all bytes were moved, and the count in an error if not.
+#[cold]
+#[inline(never)]
+fn count_or_error(moved: usize, error: Error) -> Result<usize> {
+    match moved {
+        0 => Err(error),
+        _ => Ok(moved),
+    }
+}
+
 fn all_of(expected: usize, completed: usize) -> Result<()> {
     if completed != expected {
         return Err(Error::PartialBuffer {
@@ -324,6 +335,7 @@ fn only_segment<'a, M: GuestMemory + ?Sized, T>(
 /// a stream that claims too much, is cut.
 ///
 /// A hole is an error only if no byte was moved before it.
+#[inline(always)]
 fn scattered<'a, M: GuestMemory + ?Sized>(
     memory: &'a M,
     addr: GuestAddress,
@@ -335,24 +347,28 @@ fn scattered<'a, M: GuestMemory + ?Sized>(
         &mut usize,
     ) -> volatile_memory::Result<()>,
 ) -> Progress {
-    let mut progress = Progress::default();
+    let mut progress = Progress::new(count);
     if count == 0 {
         return progress;
     }
     let faults_before = fault::count();
     let mut segments = match memory.get_slices(addr, count, access) {
         Ok(segments) => segments,
-        Err(error) => return Progress::stopped(0, error),
+        Err(error) => {
+            progress.error = Some(error);
+            return progress;
+        }
     };
     let mut stop = None;
     let walk = segments.try_for_each_slice(|segment| {
         let (host, len, offset) = (segment.as_mut_ptr(), segment.len(), progress.moved);
         let mut moved = 0;
         let result = transfer(segment, offset, &mut moved);
-        progress.moved = offset.saturating_add(moved.min(len));
         if result.is_ok() && moved >= len {
+            progress.moved = offset.saturating_add(len);
             return Ok(());
         }
+        progress.moved = offset.saturating_add(moved.min(len));
         // A stream that ends, or a system call that fails at the page, is not a fault of this
         // access: the last fault must keep its address.
         if fault::count() != faults_before {
@@ -363,42 +379,50 @@ fn scattered<'a, M: GuestMemory + ?Sized>(
         // Ends the walk. The value is not used.
         Err(Error::InvalidBackendAddress)
     });
-    progress.error = match (stop, walk) {
-        (Some(result), _) => result.err().map(Error::from),
-        (None, Err(error)) if progress.moved == 0 => Some(error),
-        (None, _) => None,
-    };
+    match stop {
+        Some(result) => progress.error = result.err().map(Error::from),
+        None if progress.moved == 0 => progress.error = walk.err(),
+        None => {}
+    }
     progress
 }
 
 #[cold]
 #[inline(never)]
-fn write_scattered<M: GuestMemory + ?Sized>(
+fn write_scattered<M: GuestMemory + ?Sized, T>(
     memory: &M,
     buf: &[u8],
     addr: GuestAddress,
-) -> Progress {
+    finish: impl FnOnce(Progress) -> Result<T>,
+) -> Result<T> {
     let access = Permissions::Write;
-    scattered(memory, addr, buf.len(), access, |segment, offset, moved| {
+    let progress = scattered(memory, addr, buf.len(), access, |segment, offset, moved| {
         let end = offset.saturating_add(segment.len());
-        let part = buf.get(offset..end).unwrap_or_default();
-        counted(segment.write_part(part, 0)?, moved)
-    })
+        match buf.get(offset..end) {
+            Some(part) => counted(segment.write_part(part, 0)?, moved),
+            None => Ok(()),
+        }
+    });
+    finish(progress)
 }
 
 #[cold]
 #[inline(never)]
-fn read_scattered<M: GuestMemory + ?Sized>(
+fn read_scattered<M: GuestMemory + ?Sized, T>(
     memory: &M,
     buf: &mut [u8],
     addr: GuestAddress,
-) -> Progress {
+    finish: impl FnOnce(Progress) -> Result<T>,
+) -> Result<T> {
     let (count, access) = (buf.len(), Permissions::Read);
-    scattered(memory, addr, count, access, |segment, offset, moved| {
+    let progress = scattered(memory, addr, count, access, |segment, offset, moved| {
         let end = offset.saturating_add(segment.len());
-        let part = buf.get_mut(offset..end).unwrap_or_default();
-        counted(segment.read_part(part, 0)?, moved)
-    })
+        match buf.get_mut(offset..end) {
+            Some(part) => counted(segment.read_part(part, 0)?, moved),
+            None => Ok(()),
+        }
+    });
+    finish(progress)
 }
 
 /// Stores the bytes that an access moved in `moved`, also if it faulted.

@@ -228,10 +228,10 @@ impl<R> RegionIndex<R> {
     /// Returns the entry that contains `addr`, and its number.
     #[inline(always)]
     fn find_entry(&self, addr: GuestAddress) -> Option<(usize, &Entry<R>)> {
-        let number = match self.entries.len() {
-            1 => 0,
-            _ => self.table.guess(addr.0),
-        };
+        if let [only] = &*self.entries {
+            return only.contains(addr).then_some((0, only));
+        }
+        let number = self.table.guess(addr.0);
         match self.entries.get(number) {
             Some(entry) if entry.contains(addr) => Some((number, entry)),
             _ => self.search(addr),
