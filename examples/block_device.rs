@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -17,12 +16,11 @@ use vm_memory::vectored::IoBuffer;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
-
 const SECTOR: u64 = 512;
 
 struct Disk {
     ring: IoUring,
-    image: File,
+    image: std::fs::File,
     /// For each request that the kernel works on: its data, and the address of its status byte.
     in_flight: HashMap<u64, (IoBuffer<Memory>, GuestAddress)>,
 }
@@ -48,9 +46,9 @@ impl Disk {
     fn complete(&mut self, memory: &Memory, count: usize) -> Result<(), Box<dyn Error>> {
         self.ring.submit_and_wait(count)?;
         for completion in self.ring.completion() {
-            let id = completion.user_data();
+            let (id, result) = (completion.user_data(), completion.result());
             let (data, status) = self.in_flight.remove(&id).ok_or("unknown request")?;
-            let (result, wanted) = (completion.result(), data.len());
+            let wanted = data.len();
             // After an error, any part may have been written: mark all of it.
             data.complete(usize::try_from(result).unwrap_or(wanted));
             let failed = u8::from(result != wanted as i32);
@@ -76,14 +74,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     };
     let mut image = tempfile::tempfile()?;
-    for sector in 0..16u8 {
-        image.write_all(&[sector; SECTOR as usize])?;
-    }
+    let sectors = (0..16u8).flat_map(|number| [number; SECTOR as usize]);
+    image.write_all(&sectors.collect::<Vec<_>>())?;
     let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 0x10_000)])?);
-    let in_flight = HashMap::new();
-    #[rustfmt::skip]
-    let mut disk = Disk { ring, image, in_flight };
-
+    let mut disk = Disk {
+        ring,
+        image,
+        in_flight: HashMap::new(),
+    };
     // Two good requests, and one that reads past the end of the image.
     for (id, sector, addr) in [(0, 0, 0x2f00), (1, 8, 0x5000), (2, 15, 0x8000)] {
         let mut data = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
@@ -92,9 +90,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         disk.submit(id, sector, data, GuestAddress(0xf000 + id));
     }
     disk.complete(&memory, 3)?;
-
     assert_eq!(memory.read_obj::<[u8; 3]>(GuestAddress(0xf000))?, [0, 0, 1]);
-    assert_eq!(memory.read_obj::<u8>(GuestAddress(0x6000))?, 9); // second half of request 1
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(0x6000))?, 9);
     let mut dirty = DirtyMemory::new();
     dirty.harvest(&*memory);
     let runs: Vec<_> = dirty.runs().map(|(start, len)| (start.0, len)).collect();
