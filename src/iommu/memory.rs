@@ -1,86 +1,175 @@
-//! [`IommuMemory`]: physical memory seen through an IOMMU.
+//! [`IommuMemory`]: guest memory behind an IOMMU.
 
 use std::fmt::{self, Debug};
-use std::iter::FusedIterator;
 use std::sync::Arc;
 
-use super::translated::{bitmap_at, Translated, TranslatedSlices};
-use super::Iommu;
-use crate::bitmap::{BS, MS};
+use super::iotlb::passes_the_end;
+use super::marking::{bitmap_at, check_marks, BitmapOf};
+use super::slices::IommuMemorySliceIterator;
+use super::{widest, ByIova, Error, Iommu, IotlbIterator, Marking};
+use crate::bitmap::BS;
 use crate::guest_memory::{
-    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemorySliceIterator, Permissions, Result,
-    TranslationHold,
+    Error as GuestMemoryError, GuestAddress, GuestMemory, GuestMemoryBackend,
+    GuestMemorySliceIterator, Permissions, Result, TranslationHold,
 };
-use crate::region::GuestMemoryRegion;
 use crate::volatile_memory::VolatileSlice;
 
-/// Guest physical memory, seen by a device through an IOMMU that can be switched off.
+/// Guest memory as a device behind an IOMMU sees it.
 ///
-/// Where writes are marked depends on that, as vhost-user wants it (vhost-user specification, section "Migration"):
+/// Addresses are I/O virtual addresses while the IOMMU is on, and guest physical addresses while it
+/// is off. All of [`Bytes`](crate::Bytes) and [`GuestMemory`] works through it.
 ///
-/// - while the IOMMU is off, in the bitmaps of the physical memory's regions;
-/// - while it is on, in this object's own bitmap, by I/O virtual address.
+/// # Dirty tracking
 ///
-/// A write whose mark that bitmap has no place for is refused before it happens ([`Error::IommuMisconfigured`](super::Error::IommuMisconfigured)): a page
-/// that is written and not marked is lost to a migration.
+/// By default writes are marked where vhost-user wants them (vhost-user specification, section
+/// "Migration"):
 ///
-/// Slices of this memory are translated once: an invalidation does not take back those that exist.
+/// - while the IOMMU is on, in this object's own [`bitmap`](Self::bitmap), by I/O virtual address;
+/// - while it is off, in the bitmaps of the physical memory's regions.
 ///
-/// [`Iommu`] has an example.
-pub struct IommuMemory<M: GuestMemoryBackend, I: Iommu> {
-    translated: Translated<M, I>,
-    bitmap: Arc<BitmapOf<M>>,
+/// [`MarkedIommuMemory`](super::MarkedIommuMemory) marks by guest physical address in both cases.
+///
+/// A write that the own bitmap does not track is refused before it happens, with
+/// [`Error::IommuMisconfigured`](super::Error::IommuMisconfigured). A page that is written and not
+/// marked would be lost to a migration.
+///
+/// # Invalidation
+///
+/// An iterator from [`get_slices`](GuestMemory::get_slices) holds the IOTLB that it was translated
+/// with, and so does each access of `Bytes`, until it is complete. A slice that outlives its
+/// iterator does not: drop it before you acknowledge an invalidation.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use vm_memory::iommu::{IommuMemory, SharedIotlb};
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+///
+/// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+/// let iotlb = SharedIotlb::new();
+/// let mut memory = IommuMemory::new(physical, iotlb.clone(), true, ());
+///
+/// let (iova, gpa) = (GuestAddress(0x8000_0000), GuestAddress(0x1000));
+/// iotlb.set_mapping(iova, gpa, 0x1000, Permissions::ReadWrite)?;
+/// memory.write_obj(7u64, iova)?;
+///
+/// memory.set_iommu_enabled(false);
+/// assert_eq!(memory.read_obj::<u64>(gpa)?, 7);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "DMA")]
+#[doc(alias = "vIOMMU")]
+#[doc(alias = "vhost-user")]
+pub struct IommuMemory<M: GuestMemoryBackend, I: Iommu, K: Marking<M> = ByIova> {
+    backend: M,
+    iommu: Arc<I>,
+    use_iommu: bool,
+    /// Marks by I/O virtual address, while the IOMMU is on.
+    bitmap: Arc<K::IovaBitmap>,
 }
 
-/// The bitmap type of a physical memory's regions.
-pub(super) type BitmapOf<M> = <<M as GuestMemoryBackend>::R as GuestMemoryRegion>::B;
-
 impl<M: GuestMemoryBackend, I: Iommu> IommuMemory<M, I> {
-    /// Puts an IOMMU before `backend`, switched on or off; writes through it are marked in `bitmap`, by I/O virtual address.
+    /// Creates a view of `backend` through `iommu`.
+    ///
+    /// `use_iommu` tells whether the IOMMU is on. Writes through it are marked in `bitmap`, by I/O
+    /// virtual address.
     pub fn new(
         backend: M,
         iommu: I,
         use_iommu: bool,
         bitmap: <Self as GuestMemory>::Bitmap,
     ) -> Self {
+        Self::with_bitmap(backend, iommu, use_iommu, bitmap)
+    }
+}
+
+impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> IommuMemory<M, I, K> {
+    pub(super) fn with_bitmap(
+        backend: M,
+        iommu: I,
+        use_iommu: bool,
+        bitmap: K::IovaBitmap,
+    ) -> Self {
         IommuMemory {
-            translated: Translated::new(backend, iommu, use_iommu),
+            backend,
+            iommu: Arc::new(iommu),
+            use_iommu,
             bitmap: Arc::new(bitmap),
         }
     }
 
-    /// Returns the same view of another physical memory. IOMMU and bitmap are shared with `self`; the switch is copied.
+    /// Returns the same view of another physical memory, after a region was added or removed.
+    ///
+    /// The views share the IOMMU and the bitmap. Each has its own switch, set as in `self`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::sync::Arc;
+    /// use vm_memory::iommu::{IommuMemory, SharedIotlb};
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, Permissions};
+    ///
+    /// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+    /// let iotlb = SharedIotlb::new();
+    /// let iova = GuestAddress(0x8000_0000);
+    /// iotlb.set_mapping(iova, GuestAddress(0x4000), 0x1000, Permissions::ReadWrite)?;
+    /// let device = IommuMemory::new(physical.clone(), iotlb, true, ());
+    /// assert!(device.read_obj::<u64>(iova).is_err());
+    ///
+    /// let plugged = GuestRegionMmap::from_range(GuestAddress(0x4000), 0x1000, None)?;
+    /// let device = device.with_replaced_backend(physical.insert_region(Arc::new(plugged))?);
+    /// assert_eq!(device.read_obj::<u64>(iova)?, 0);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "hotplug")]
     pub fn with_replaced_backend(&self, new_backend: M) -> Self {
         IommuMemory {
-            translated: self.translated.before(new_backend),
+            backend: new_backend,
+            iommu: Arc::clone(&self.iommu),
+            use_iommu: self.use_iommu,
             bitmap: Arc::clone(&self.bitmap),
         }
     }
 
-    /// Returns the bitmap that writes are marked in while the IOMMU is on, by I/O virtual address.
-    pub fn bitmap(&self) -> &Arc<<Self as GuestMemory>::Bitmap> {
+    /// Returns the bitmap by I/O virtual address, in which writes are marked while the IOMMU is on.
+    pub fn bitmap(&self) -> &Arc<K::IovaBitmap> {
         &self.bitmap
     }
 
-    /// Switches the IOMMU on or off, for this object alone.
+    /// Switches the IOMMU on or off, for this object only.
     pub fn set_iommu_enabled(&mut self, enabled: bool) {
-        self.translated.use_iommu = enabled;
+        self.use_iommu = enabled;
     }
 
     /// Returns whether the IOMMU is on.
     pub fn get_iommu_enabled(&self) -> bool {
-        self.translated.use_iommu
+        self.use_iommu
     }
 
     /// Returns the IOMMU.
     pub fn iommu(&self) -> &Arc<I> {
-        &self.translated.iommu
+        &self.iommu
     }
 
-    /// Returns what all of the `count` bytes from `addr` on permit: the IOMMU, while it is on, the physical memory behind it, and the bitmap, which
-    /// must have a place for the marks of a write. `None` if one of them is not mapped, or not in the physical memory.
+    /// Returns the physical memory.
+    pub fn get_backend(&self) -> &M {
+        &self.backend
+    }
+
+    /// Returns the most permissive access that all of the `count` bytes at `addr` permit.
     ///
-    /// It asks the IOMMU for one access after another: one that asks elsewhere for what is missing does so here, too.
+    /// The access must be permitted by the IOMMU (while it is on) and by the physical memory, and
+    /// the bitmap must track a write. Returns `None` if a byte is not mapped, or is not in the
+    /// physical memory.
+    ///
+    /// The IOMMU is queried for one access after another. One that asks its front end for missing
+    /// mappings does so here, too.
+    ///
+    /// # Examples
     ///
     /// ```
     /// # #[cfg(feature = "backend-mmap")] {
@@ -89,45 +178,62 @@ impl<M: GuestMemoryBackend, I: Iommu> IommuMemory<M, I> {
     ///
     /// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
     /// let iotlb = SharedIotlb::new();
-    /// iotlb.set_mapping(GuestAddress(0x8000_0000), GuestAddress(0x1000), 0x1000, Permissions::Read)?;
+    /// iotlb.set_mapping(GuestAddress(0x8000), GuestAddress(0x1000), 0x1000, Permissions::Read)?;
     /// let memory = IommuMemory::new(physical, iotlb, true, ());
-    /// assert_eq!(memory.granted(GuestAddress(0x8000_0000), 0x1000), Some(Permissions::Read));
-    /// assert_eq!(memory.granted(GuestAddress(0x8000_0800), 0x1000), None);
+    /// assert_eq!(memory.granted(GuestAddress(0x8000), 0x1000), Some(Permissions::Read));
+    /// assert_eq!(memory.granted(GuestAddress(0x8800), 0x1000), None);
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn granted(&self, addr: GuestAddress, count: usize) -> Option<Permissions> {
-        self.translated.granted(&*self.bitmap, addr, count)
+        widest(|access| self.check_range(addr, count, access))
     }
 
-    /// Returns the physical memory.
-    pub fn get_backend(&self) -> &M {
-        &self.translated.backend
+    /// Translates a range for an access, after checking that the bitmap keeps its marks.
+    ///
+    /// Inlined: an iterator that is returned through memory costs as much as the lookup.
+    #[inline(always)]
+    fn translate(
+        &self,
+        iova: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> core::result::Result<IotlbIterator<I::IotlbGuard<'_>>, Error> {
+        // Checked first: an IOMMU that asks its front end for missing mappings would never get one.
+        let more = u64::try_from(count.saturating_sub(1)).unwrap_or(u64::MAX);
+        if iova.0.checked_add(more).is_none() {
+            return Err(passes_the_end(iova, count));
+        }
+        if access.has_write() {
+            check_marks(&*self.bitmap, iova, count)?;
+        }
+        self.iommu.translate(iova, count, access)
     }
 }
 
-/// The same IOMMU and the same bitmap, before the same kind of physical memory.
-impl<M: GuestMemoryBackend + Clone, I: Iommu> Clone for IommuMemory<M, I> {
+/// Shares the IOMMU and the bitmap, as [`with_replaced_backend`](IommuMemory::with_replaced_backend)
+/// does.
+impl<M: GuestMemoryBackend + Clone, I: Iommu, K: Marking<M>> Clone for IommuMemory<M, I, K> {
     fn clone(&self) -> Self {
-        self.with_replaced_backend(self.get_backend().clone())
+        self.with_replaced_backend(self.backend.clone())
     }
 }
 
-impl<M: GuestMemoryBackend + Debug, I: Iommu> Debug for IommuMemory<M, I>
+impl<M: GuestMemoryBackend + Debug, I: Iommu, K: Marking<M>> Debug for IommuMemory<M, I, K>
 where
-    BitmapOf<M>: Debug,
+    K::IovaBitmap: Debug,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IommuMemory")
-            .field("backend", self.get_backend())
-            .field("iommu", self.iommu())
-            .field("use_iommu", &self.get_iommu_enabled())
+            .field("backend", &self.backend)
+            .field("iommu", &self.iommu)
+            .field("use_iommu", &self.use_iommu)
             .field("bitmap", &self.bitmap)
             .finish()
     }
 }
 
-/// The default physical memory behind the default IOMMU, which is off.
+/// Creates a view of the default physical memory, with the default IOMMU switched off.
 impl<M: GuestMemoryBackend + Default, I: Iommu + Default> Default for IommuMemory<M, I>
 where
     BitmapOf<M>: Default,
@@ -137,13 +243,24 @@ where
     }
 }
 
-impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
+impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> GuestMemory for IommuMemory<M, I, K> {
     type PhysicalMemory = M;
-    type Bitmap = BitmapOf<M>;
+    type Bitmap = K::SliceBitmap;
 
     fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
-        self.translated
-            .check_range(&*self.bitmap, addr, count, access)
+        if !self.use_iommu {
+            return GuestMemory::check_range(&self.backend, addr, count, access);
+        }
+        let Ok(mut segments) = self.translate(addr, count, access) else {
+            return false;
+        };
+        let mut translated = 0usize;
+        segments.all(|segment| {
+            translated = translated.saturating_add(segment.length);
+            GuestMemory::check_range(&self.backend, segment.base, segment.length, access)
+        })
+        // The IOMMU may be a user's, which translated less than it was asked to.
+        && translated >= count
     }
 
     fn get_slices<'a>(
@@ -152,14 +269,26 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
         count: usize,
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
-        Ok(IommuMemorySliceIterator {
-            slices: self.translated.slices(&*self.bitmap, addr, count, access)?,
-            bitmap: &self.bitmap,
-        })
+        let segments = match self.use_iommu {
+            true => Some(
+                self.translate(addr, count, access)
+                    .map_err(GuestMemoryError::IommuError)?,
+            ),
+            false => None,
+        };
+        Ok(IommuMemorySliceIterator::<M, I, K>::new(
+            &self.backend,
+            &self.bitmap,
+            segments,
+            addr,
+            count,
+            access,
+        ))
     }
 
+    #[inline]
     fn physical_memory(&self) -> Option<&Self::PhysicalMemory> {
-        self.translated.physical_memory()
+        (!self.use_iommu).then_some(&self.backend)
     }
 
     #[inline]
@@ -169,9 +298,11 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
         count: usize,
         access: Permissions,
     ) -> Option<VolatileSlice<'_, BS<'_, Self::Bitmap>>> {
-        // While it is on, the slice would outlive the guard of the IOTLB.
-        self.physical_memory()?
-            .contiguous_slice(addr, count, access)
+        // None while the IOMMU is on: the slice would outlive the guard of the IOTLB.
+        let slice = self
+            .physical_memory()?
+            .contiguous_slice(addr, count, access)?;
+        Some(K::with_marks(slice, None))
     }
 
     #[inline(always)]
@@ -186,57 +317,32 @@ impl<M: GuestMemoryBackend, I: Iommu> GuestMemory for IommuMemory<M, I> {
         F: for<'s> FnOnce(&VolatileSlice<'s, BS<'s, Self::Bitmap>>) -> T,
     {
         if let Some(physical) = self.physical_memory() {
-            return physical.with_contiguous_slice(addr, count, access, transfer);
+            // `Option::map` is a call when built for size.
+            return match physical.contiguous_slice(addr, count, access) {
+                Some(slice) => Ok(Some(transfer(&K::with_marks(slice, None)))),
+                None => Ok(None),
+            };
         }
-        let bitmap = &*self.bitmap;
-        self.translated
-            .with_slice(bitmap, addr, count, access, |slice| {
-                transfer(&slice.with_other_bitmap(bitmap_at(bitmap, addr)))
-            })
+        // Holds the guard of the IOTLB until `transfer` has returned.
+        let mut segments = self
+            .translate(addr, count, access)
+            .map_err(GuestMemoryError::IommuError)?;
+        let Some(segment) = segments.next().filter(|segment| segment.length >= count) else {
+            return Ok(None);
+        };
+        match self.backend.contiguous_slice(segment.base, count, access) {
+            Some(slice) => {
+                let by_iova = bitmap_at(&*self.bitmap, addr);
+                Ok(Some(transfer(&K::with_marks(slice, Some(by_iova)))))
+            }
+            None => Ok(None),
+        }
     }
 
     fn hold_translation(&self) -> Option<TranslationHold> {
-        self.translated.hold()
-    }
-}
-
-/// The slices that a range of an [`IommuMemory`] consists of.
-///
-/// From its [`get_slices`](GuestMemory::get_slices). It holds on to the IOTLB (see [`IotlbIterator`](super::IotlbIterator)).
-pub struct IommuMemorySliceIterator<'a, M: GuestMemoryBackend, I: Iommu + 'a> {
-    slices: TranslatedSlices<'a, M, I>,
-    bitmap: &'a BitmapOf<M>,
-}
-
-impl<'a, M: GuestMemoryBackend, I: Iommu> Iterator for IommuMemorySliceIterator<'a, M, I> {
-    type Item = Result<VolatileSlice<'a, MS<'a, M>>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let slice = self.slices.next()?;
-        Some(slice.map(|(slice, iova)| match iova {
-            Some(iova) => slice.with_other_bitmap(bitmap_at(self.bitmap, iova)),
-            None => slice,
-        }))
-    }
-}
-
-/// After the last slice or an error there is nothing more.
-impl<M: GuestMemoryBackend, I: Iommu> FusedIterator for IommuMemorySliceIterator<'_, M, I> {}
-
-impl<'a, M: GuestMemoryBackend, I: Iommu> GuestMemorySliceIterator<'a, MS<'a, M>>
-    for IommuMemorySliceIterator<'a, M, I>
-{
-}
-
-impl<'a, M: GuestMemoryBackend + Debug, I: Iommu> Debug for IommuMemorySliceIterator<'a, M, I>
-where
-    I::IotlbGuard<'a>: Debug,
-    BitmapOf<M>: Debug,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IommuMemorySliceIterator")
-            .field("slices", &self.slices)
-            .field("bitmap", &self.bitmap)
-            .finish()
+        match self.use_iommu {
+            true => self.iommu.hold_translation(),
+            false => Some(TranslationHold::nothing()),
+        }
     }
 }

@@ -23,13 +23,13 @@ mod counters;
 mod iotlb;
 mod locked;
 mod mapping_table;
-mod marked;
+mod marking;
 mod memory;
 mod shared;
 #[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
 mod shared_tests;
+mod slices;
 mod snapshots;
-mod translated;
 
 #[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
 mod tests;
@@ -40,9 +40,10 @@ use std::ops::{Deref, Range};
 
 pub use counters::IotlbCounters;
 pub use iotlb::{Iotlb, IotlbIterator};
-pub use marked::MarkedIommuMemory;
-pub use memory::{IommuMemory, IommuMemorySliceIterator};
+pub use marking::{ByGuestAddress, ByIova, MarkedIommuMemory, Marking};
+pub use memory::IommuMemory;
 pub use shared::{Invalidation, IotlbSnapshot, SharedIotlb};
+pub use slices::IommuMemorySliceIterator;
 
 use crate::guest_memory::{GuestAddress, Permissions, TranslationHold};
 

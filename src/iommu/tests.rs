@@ -734,5 +734,5 @@ fn writes_are_marked_by_iova_by_guest_address_or_by_both() {
     let copy = by_both.clone();
     copy.write_obj(1u8, GuestAddress(0x90)).unwrap();
     assert!(by_both.bitmap().is_bit_set(0x90));
-    assert!(format!("{copy:?}").contains("MarkedIommuMemory"));
+    assert!(format!("{copy:?}").contains("IommuMemory"));
 }
