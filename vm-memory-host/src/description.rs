@@ -52,7 +52,7 @@ use crate::sys;
 #[doc(alias = "snapshot")]
 #[doc(alias = "SCM_RIGHTS")]
 pub struct Description {
-    /// The version of the format. [`builder`](Self::builder) accepts [`VERSION`](Self::VERSION) only.
+    /// The version of the format, which must be [`VERSION`](Self::VERSION).
     pub version: u32,
     /// The regions, ordered by address.
     pub regions: Vec<RegionDescription>,
@@ -88,6 +88,24 @@ pub struct RegionDescription {
 }
 
 /// The backing of a described region: a [`Backing`] whose file is an index into the descriptors.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{describe, Backing, BackingDescription, MemoryBuilder, Region};
+///
+/// let region = Region::new(GuestAddress(0), 1 << 20).backing(Backing::Memfd);
+/// let memory = MemoryBuilder::new().region(region).build::<()>()?;
+/// let (description, files) = describe(&memory)?;
+/// match description.regions[0].backing {
+///     BackingDescription::Descriptor { index, offset, .. } => {
+///         println!("descriptor {:?} from offset {offset:#x}", files[index]);
+///     }
+///     _ => println!("other processes cannot map this region"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum BackingDescription {
@@ -109,6 +127,23 @@ pub enum BackingDescription {
 }
 
 /// The blocks of a described region.
+///
+/// # Examples
+///
+/// ```
+/// use std::num::NonZeroU64;
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{describe, plug, MemoryBuilder, Region, Unplugged};
+///
+/// let block = NonZeroU64::new(2 << 20).unwrap();
+/// let region = Region::new(GuestAddress(0), 8 << 20).blocks(block, Unplugged::Mapped);
+/// let memory = MemoryBuilder::new().region(region).build::<()>()?;
+/// plug(&memory, GuestAddress(2 << 20), 4 << 20)?;
+/// let (description, _) = describe(&memory)?;
+/// let blocks = description.regions[0].blocks.as_ref().ok_or("no blocks")?;
+/// assert_eq!(blocks.plugged, [(2 << 20, 4 << 20)]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlocksDescription {
     /// The size of the blocks and the treatment of unplugged ones.
@@ -118,6 +153,15 @@ pub struct BlocksDescription {
 }
 
 /// An error of [`Description::builder`].
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory_host::{Description, DescriptionError};
+///
+/// let newer = Description { version: Description::VERSION + 1, regions: Vec::new() };
+/// assert!(matches!(newer.builder(Vec::new()), Err(DescriptionError::Version { .. })));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DescriptionError {
@@ -224,14 +268,14 @@ impl Description {
 
     /// Creates a builder for the same memory from the received descriptors.
     ///
-    /// Shared memory then has the same bytes, private memory those of its file, and anonymous memory
-    /// zeroes.
+    /// Shared memory then has the same bytes, private memory those of its file, and anonymous
+    /// memory zeroes.
     ///
     /// A description may come from an untrusted process: the build checks everything in it. The
     /// receiver must decide two things itself:
     ///
-    /// - Whether the sender may truncate a file later. Set `options.sealed` of each region to accept
-    ///   [sealed](Region::sealed) files only, or see [`vm_memory::fault`].
+    /// - Whether the sender may truncate a file later. Set `options.sealed` of each region to
+    ///   accept [sealed](Region::sealed) files only, or see [`vm_memory::fault`].
     /// - How large a guest may be. Addresses are free, but a bitmap needs a bit for each page, and
     ///   blocks need a bit each.
     ///

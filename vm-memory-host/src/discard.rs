@@ -30,20 +30,20 @@ use crate::sys::{self, Advice, Mapped};
 ///
 /// [`release_huge_pages`]: crate::Region::release_huge_pages
 ///
-/// The pages are marked dirty. Devices must not access the range during the call. Memory that a host
-/// device has pinned (VFIO) must not be discarded: the device would keep the old pages.
+/// The pages are marked dirty. Devices must not access the range during the call. Memory that a
+/// host device has pinned (VFIO) must not be discarded: the device would keep the old pages.
 ///
 /// Returns the number of bytes that the region no longer claims. This usually is `len`, whether or
 /// not pages were resident. It is less where pages are overwritten instead of freed:
 ///
 /// - Each separate range of a private file costs two VMAs, of which a process has a limited number
 ///   (`vm.max_map_count`). Beyond half of that, the range is overwritten.
-/// - Ranges of a private file are also overwritten if `RLIMIT_AS` or `RLIMIT_MEMLOCK` leaves no room
-///   to map zeroes, and always in a private mapping of huge pages.
+/// - Ranges of a private file are also overwritten if `RLIMIT_AS` or `RLIMIT_MEMLOCK` leaves no
+///   room to map zeroes, and always in a private mapping of huge pages.
 ///
 /// Some memory may stay in use for a while: the page cache of a disk has folios of up to 2 MiB,
-/// which can outlast a hole that covers a part of them, and the kernel splits a transparent huge page
-/// lazily.
+/// which can outlast a hole that covers a part of them, and the kernel splits a transparent huge
+/// page lazily.
 ///
 /// # System calls
 ///
@@ -69,8 +69,8 @@ use crate::sys::{self, Advice, Mapped};
 ///
 /// Returns a [`ChangeError`] and changes nothing if the range passes 2^64, has holes, does not
 /// consist of whole pages ([`HostMapping::page_size`]), or touches a region that this crate did not
-/// build. Returns [`ChangeError::System`] if the system refuses a call; the part of the range before
-/// it was discarded.
+/// build. Returns [`ChangeError::System`] if the system refuses a call; the part of the range
+/// before it was discarded.
 #[doc(alias = "balloon")]
 #[doc(alias = "free page reporting")]
 #[doc(alias = "punch hole")]
@@ -147,8 +147,9 @@ fn allocate_reserved(mapping: &HostMapping, file: &File, start: u64, offset: usi
     }
 }
 
-/// Overwrites the huge pages that a region keeps, and returns the number of bytes in unplugged
-/// blocks, which it does not claim.
+/// Overwrites the huge pages that a region keeps.
+///
+/// Returns the number of bytes in unplugged blocks, which the region does not claim.
 fn overwrite_plugged(
     mapping: &HostMapping,
     file: &File,

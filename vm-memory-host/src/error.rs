@@ -292,6 +292,23 @@ pub enum BuildError {
 /// An error of [`prefault`](crate::prefault()).
 ///
 /// Pages that were populated before the error stay populated.
+///
+/// # Examples
+///
+/// ```
+/// use std::num::NonZeroUsize;
+/// use std::ops::ControlFlow;
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{prefault, MemoryBuilder, PrefaultError, Region};
+///
+/// let region = Region::new(GuestAddress(0), 128 << 20);
+/// let memory = MemoryBuilder::new().region(region).build::<()>()?;
+/// match prefault(&memory, NonZeroUsize::MIN, |_| ControlFlow::Break(())) {
+///     Err(PrefaultError::Cancelled { done, total }) => assert!(done < total),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PrefaultError {
@@ -364,8 +381,10 @@ pub struct NotProvisioned {
     pub region: Span,
 }
 
-/// An error of [`discard`](crate::discard()), [`plug`](crate::plug()) or
-/// [`unplug`](crate::unplug()).
+/// An error of a change of guest memory.
+///
+/// [`discard`](crate::discard()), [`plug`](crate::plug()) and [`unplug`](crate::unplug()) return
+/// it.
 ///
 /// # Examples
 ///

@@ -1,8 +1,8 @@
 //! Guest RAM for virtual machine monitors, on [`vm_memory`].
 //!
-//! This crate provides what each VMM otherwise writes for itself: reservations aligned to huge pages,
-//! sealed memfds, huge page pools, NUMA placement, prefaulting, balloons and memory hotplug. Linux
-//! only.
+//! This crate provides what each VMM otherwise writes for itself: reservations aligned to huge
+//! pages, sealed memfds, huge page pools, NUMA placement, prefaulting, balloons and memory hotplug.
+//! Linux only.
 //!
 //! ```
 //! use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -53,8 +53,8 @@
 //!
 //! The result of a build is an ordinary [`GuestMemoryMmap`](vm_memory::GuestMemoryMmap): it works
 //! behind an IOMMU, in a `GuestMemoryAtomic`, and its regions can join other maps. The functions of
-//! this crate work on every map that contains such a region, and the region is unmapped when the last
-//! map drops it. Hotplug of whole regions is therefore an update of the map:
+//! this crate work on every map that contains such a region, and the region is unmapped when the
+//! last map drops it. Hotplug of whole regions is therefore an update of the map:
 //!
 //! ```
 //! use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};

@@ -55,7 +55,8 @@ use crate::sys::{self, Advice};
 /// # Errors
 ///
 /// Returns a [`ChangeError`] and changes nothing if the range passes 2^64, has holes, does not
-/// consist of whole blocks, or touches a region without blocks or one that this crate did not build.
+/// consist of whole blocks, or touches a region without blocks or one that this crate did not
+/// build.
 ///
 /// Returns [`ChangeError::NoPages`] if the pool has too few huge pages, and
 /// [`ChangeError::System`] if the system refuses a call. The part of the range in earlier regions
@@ -86,12 +87,28 @@ where
 ///
 /// # Examples
 ///
-/// [`plug`] has one.
+/// ```
+/// use std::num::NonZeroU64;
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{plug, residency, unplug, MemoryBuilder, Region, Unplugged};
+///
+/// let block = NonZeroU64::new(2 << 20).unwrap();
+/// let region = Region::new(GuestAddress(0), 8 << 20).blocks(block, Unplugged::Mapped);
+/// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+/// plug(&memory, GuestAddress(0), 4 << 20)?;
+/// memory.write_obj(1u8, GuestAddress(0))?;
+///
+/// // Unplugging returns the page.
+/// unplug(&memory, GuestAddress(0), 8 << 20)?;
+/// assert_eq!(residency(&memory)?[0].1.resident, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///
 /// Returns a [`ChangeError`] and changes nothing if the range passes 2^64, has holes, does not
-/// consist of whole blocks, or touches a region without blocks or one that this crate did not build.
+/// consist of whole blocks, or touches a region without blocks or one that this crate did not
+/// build.
 ///
 /// Returns [`ChangeError::System`], with the first refusal, if the system refuses to discard pages.
 /// All blocks of the range are unplugged nevertheless.
@@ -123,7 +140,7 @@ fn block_size<B: Bitmap>(
     Ok(("blocks", blocks.size.get()))
 }
 
-/// Plugs the initial blocks of a new mapping with the bytes that they have, and protects the others.
+/// Plugs the initial blocks of a new mapping, which keep their bytes, and protects the others.
 pub(crate) fn begin(mapping: &HostMapping, plugged: &[(usize, usize)]) -> io::Result<()> {
     let Some((blocks, record)) = &mapping.blocks else {
         return Ok(());

@@ -42,7 +42,7 @@ pub struct Residency {
     pub resident: u64,
     /// The bytes that this process has mapped (`Rss` of /proc/self/smaps, and hugetlb pages).
     pub mapped: u64,
-    /// The part of `mapped` in huge pages: hugetlb, and transparent ones that are mapped as a whole.
+    /// The part of `mapped` in hugetlb pages and completely mapped transparent huge pages.
     pub huge: u64,
     /// The bytes that are swapped out.
     pub swapped: u64,
@@ -51,6 +51,17 @@ pub struct Residency {
 }
 
 /// An error of [`residency`].
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{residency, ResidencyError};
+///
+/// let foreign = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+/// assert!(matches!(residency(&foreign), Err(ResidencyError::NotProvisioned(_))));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResidencyError {
@@ -204,7 +215,7 @@ impl SmapsVma {
 
 /// Parses a smaps file (proc_pid_smaps(5)).
 ///
-/// Each VMA has a line with its range of addresses, followed by lines with a name and a size in KiB.
+/// Each VMA has a line with its addresses, followed by lines with a name and a size in KiB.
 fn parse_smaps(smaps: &str) -> Vec<SmapsVma> {
     let mut vmas: Vec<SmapsVma> = Vec::new();
     for line in smaps.lines() {

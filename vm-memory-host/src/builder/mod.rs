@@ -34,8 +34,8 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 /// remedy, and everything that was mapped is unmapped.
 ///
 /// Regions that are adjacent in guest memory are adjacent in this process, in one reservation with
-/// an inaccessible guard page on both sides. Host addresses equal guest addresses modulo the size of
-/// a huge page, so that KVM can map huge pages for the guest:
+/// an inaccessible guard page on both sides. Host addresses equal guest addresses modulo the size
+/// of a huge page, so that KVM can map huge pages for the guest:
 ///
 /// ```text
 ///   guest   0x0            0x4000_0000      0x1_0000_0000
@@ -146,8 +146,8 @@ impl MemoryBuilder {
     /// - an option contradicts a region's backing;
     /// - the host lacks huge pages, NUMA nodes, memory, file space or addresses;
     /// - the system refuses a call; or
-    /// - the callback of [`prefault`](Self::prefault) returns [`ControlFlow::Break`] before all pages
-    ///   are populated.
+    /// - the callback of [`prefault`](Self::prefault) returns [`ControlFlow::Break`] before all
+    ///   pages are populated.
     pub fn build<B: NewBitmap>(self) -> Result<GuestMemoryMmap<B>, BuildError> {
         self.build_with_bitmaps(B::with_len)
     }

@@ -29,7 +29,8 @@ use crate::sys::READ_WRITE;
 ///
 /// # Errors
 ///
-/// Returns [`NotProvisioned`] if the region was not built by [`MemoryBuilder`](crate::MemoryBuilder).
+/// Returns [`NotProvisioned`] if the region was not built by
+/// [`MemoryBuilder`](crate::MemoryBuilder).
 pub fn provisioned<B: Bitmap>(region: &GuestRegionMmap<B>) -> Result<&HostMapping, NotProvisioned> {
     let span = span_of(region);
     region.owner().ok_or(NotProvisioned { region: span })

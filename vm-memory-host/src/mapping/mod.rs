@@ -59,8 +59,10 @@ pub struct HostMapping {
     pub(crate) backing: OpenedBacking,
     pub(crate) options: Options,
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
-    /// Write-locked by `discard`, `plug` and `unplug`, so that one ends before the next begins;
-    /// read-locked by `prefault`, so that blocks do not change meanwhile.
+    /// The zeroed ranges, and the lock that orders changes of the mapping.
+    ///
+    /// `discard`, `plug` and `unplug` write-lock it, so that one ends before the next begins.
+    /// `prefault` read-locks it, so that blocks do not change meanwhile.
     pub(crate) changes: RwLock<ZeroedRanges>,
 }
 

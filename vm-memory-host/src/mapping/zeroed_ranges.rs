@@ -9,8 +9,8 @@ use crate::vma::VmaBudget;
 /// The number of VMAs depends on which pages the guest touches. This type tracks an upper bound
 /// instead of querying the kernel:
 ///
-/// - Zeroes are unpopulated when `Mapped::splice_over` puts them in place, so the kernel merges them
-///   with one adjacent range, whatever its state.
+/// - Zeroes are unpopulated when `Mapped::splice_over` puts them in place, so the kernel merges
+///   them with one adjacent range, whatever its state.
 /// - Two adjacent ranges may both have pages, and then stay separate VMAs.
 ///
 /// All ranges of a mapping have the same options, so these do not prevent a merge.

@@ -196,6 +196,16 @@ impl fmt::Display for BackingKind {
 }
 
 /// The visibility of writes to a mapped file.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory_host::{Backing, Sharing};
+///
+/// let backing = Backing::private_file(tempfile::tempfile()?, 0);
+/// assert!(matches!(backing, Backing::File { sharing: Sharing::Private, .. }));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sharing {
     /// Writes reach the file and everyone who maps it (`MAP_SHARED`).

@@ -13,6 +13,19 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
 /// The blocks of a region that a guest plugs and unplugs.
+///
+/// # Examples
+///
+/// ```
+/// use std::num::NonZeroU64;
+/// use vm_memory_host::{Blocks, Unplugged};
+///
+/// let blocks = Blocks {
+///     size: NonZeroU64::new(2 << 20).unwrap(),
+///     unplugged: Unplugged::default(),
+/// };
+/// assert_eq!(blocks.unplugged, Unplugged::Mapped);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blocks {
     /// The size of a block in bytes, a power of two.
@@ -24,14 +37,29 @@ pub struct Blocks {
 /// The treatment of unplugged blocks, as the guest's CPUs see them.
 ///
 /// Accesses of this process through vm-memory never reach an unplugged block.
+///
+/// # Examples
+///
+/// ```
+/// use std::num::NonZeroU64;
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{Region, Unplugged};
+///
+/// // A guest that touches an unplugged block stops with an error.
+/// let block = NonZeroU64::new(128 << 20).unwrap();
+/// let region = Region::new(GuestAddress(1 << 32), 8 << 30).blocks(block, Unplugged::Protected);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unplugged {
-    /// Blocks stay mapped. A vCPU that touches an unplugged block gets pages of zeroes, which use
-    /// memory until the block is next plugged or unplugged.
+    /// Unplugged blocks stay mapped.
+    ///
+    /// A vCPU that touches one gets pages of zeroes, which use memory until the block is next
+    /// plugged or unplugged.
     #[default]
     Mapped,
-    /// Blocks become inaccessible (`PROT_NONE`). `KVM_RUN` fails with `EFAULT` for a vCPU that
-    /// touches one.
+    /// Unplugged blocks are inaccessible (`PROT_NONE`).
+    ///
+    /// `KVM_RUN` fails with `EFAULT` for a vCPU that touches one.
     ///
     /// Each boundary between plugged and unplugged blocks costs a VMA, so the protected blocks of
     /// a process are limited to half of `vm.max_map_count` (65530 by default).
@@ -85,6 +113,8 @@ impl Region {
     }
 
     /// Sets the memory or file to map.
+    #[doc(alias = "memfd")]
+    #[doc(alias = "hugetlbfs")]
     pub fn backing(self, backing: Backing) -> Self {
         Self { backing, ..self }
     }
@@ -155,9 +185,9 @@ impl Region {
     /// Sets whether a file may have holes. The default is `false`.
     ///
     /// A hole raises SIGBUS when it is used while its file system has no free space. The build
-    /// therefore allocates space for the whole region (fallocate(2)), for shared files on a disk and
-    /// for all files on a tmpfs with a size limit. [Discarded](crate::discard()) pages become holes
-    /// again.
+    /// therefore allocates space for the whole region (fallocate(2)), for shared files on a disk
+    /// and for all files on a tmpfs with a size limit. [Discarded](crate::discard()) pages become
+    /// holes again.
     #[doc(alias = "fallocate")]
     pub fn sparse(mut self, sparse: bool) -> Self {
         self.options.sparse = sparse;
@@ -174,12 +204,13 @@ impl Region {
         self
     }
 
-    /// Sets whether [discarded](crate::discard()) huge pages return to the pool. The default is
-    /// `false`: they stay with the region and read as zeroes.
+    /// Sets whether [discarded](crate::discard()) huge pages return to the pool.
+    ///
+    /// The default is `false`: they stay with the region and read as zeroes.
     ///
     /// If `true`, an access to a discarded page raises SIGBUS while the pool is empty, in the guest
-    /// and in this process. Here it becomes an error if [`vm_memory::fault`] is installed; otherwise
-    /// the process ends. Pages of unplugged blocks always return to the pool.
+    /// and in this process. Here it becomes an error if [`vm_memory::fault`] is installed;
+    /// otherwise the process ends. Pages of unplugged blocks always return to the pool.
     pub fn release_huge_pages(mut self, release: bool) -> Self {
         self.options.release_huge_pages = release;
         self

@@ -3,6 +3,17 @@
 use serde::{Deserialize, Serialize};
 
 /// The use of transparent huge pages in a region (Linux, "Transparent Hugepage Support").
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{Region, TransparentHugePages};
+///
+/// let region = Region::new(GuestAddress(0), 64 << 20)
+///     .transparent_huge_pages(TransparentHugePages::On);
+/// assert_eq!(region.options().transparent_huge_pages, TransparentHugePages::On);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[doc(alias = "THP")]
 pub enum TransparentHugePages {

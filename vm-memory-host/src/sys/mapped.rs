@@ -13,9 +13,9 @@ use super::{check, page_size, READ_WRITE};
 
 /// Memory that is mapped in a part of a reservation. Dropping it returns the part.
 ///
-/// Invariant: the part belongs to this object alone, and stays mapped while it exists. Memory is
-/// readable and writable, except where [`protect`](Self::protect) has made it inaccessible. No Rust
-/// reference ever covers it.
+/// Invariant: the part belongs to this object alone, and stays mapped while it exists. Memory from
+/// [`Reserved::map`](super::Reserved::map) is readable and writable, except where
+/// [`protect`](Self::protect) has made it inaccessible. No Rust reference ever covers it.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     pub(super) reservation: Arc<Reservation>,
@@ -103,8 +103,9 @@ impl Mapped {
         check(unsafe { libc::madvise(addr.cast(), len, advice) })
     }
 
-    /// Maps private zeroes outside of any region, to be moved by [`splice_over`](Self::splice_over).
+    /// Maps private zeroes outside of any region.
     ///
+    /// [`splice_over`](Self::splice_over) moves them to their place.
     /// The second value is whether the memory is locked on fault, because the process locks all
     /// that it maps (mlockall(2)).
     ///
@@ -131,8 +132,9 @@ impl Mapped {
         Ok((zeroes, locked))
     }
 
-    /// Maps an inaccessible VMA that the kernel does not merge with others, in a reservation of its
-    /// own.
+    /// Maps an inaccessible VMA that the kernel does not merge with others.
+    ///
+    /// It has a reservation of its own.
     fn detached_inaccessible(len: usize) -> Result<Self> {
         let page = page_size();
         let no_room = || Error::from_raw_os_error(libc::ENOMEM);
@@ -217,11 +219,11 @@ impl Mapped {
         let reservation = Arc::get_mut(&mut zeroes.reservation);
         let reservation = reservation.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: `to` is a range of this mapping (`part`), in the process that made it (`is_here`).
-        // It stays mapped with the protection that it had, and only its bytes change, which no Rust
-        // reference covers and which a guest may change at any time. `from` is all of `zeroes`: it
-        // is passed by value and `get_mut` has shown that nothing shares its reservation, so no
-        // other code uses the addresses that become unmapped.
+        // SAFETY: `to` is a range of this mapping (`part`), in the process that made it
+        // (`is_here`). It stays mapped with the protection that it had, and only its bytes change,
+        // which no Rust reference covers and which a guest may change at any time. `from` is all of
+        // `zeroes`: it is passed by value and `get_mut` has shown that nothing shares its
+        // reservation, so no other code uses the addresses that become unmapped.
         let result = unsafe { libc::mremap(from.cast(), len, len, flags, to) };
         if result != libc::MAP_FAILED {
             reservation.gap = (start, end);

@@ -22,11 +22,13 @@ use super::{check, Mapped, READ_WRITE};
 pub(crate) struct Reservation {
     pub(super) addr: *mut u8,
     pub(super) len: usize,
-    /// The process that made it. A child of fork(2) has a copy of this object, but may have other
-    /// memory at these addresses.
+    /// The process that made it.
+    ///
+    /// A child of fork(2) has a copy of this object, but may have other memory at these addresses.
     pub(super) process: u32,
-    /// Start and end of the part that was moved or unmapped, and no longer belongs to the
-    /// reservation. Empty, and at the end, if there is none.
+    /// Start and end of the part that no longer belongs to the reservation.
+    ///
+    /// It was moved or unmapped. It is empty, and at the end, if there is none.
     pub(super) gap: (usize, usize),
     /// Whether an unknown part may belong to somebody else. Nothing is unmapped then.
     pub(super) lost: AtomicBool,
@@ -82,8 +84,9 @@ impl Reservation {
         self.process == std::process::id()
     }
 
-    /// Returns whether all addresses outside of `gap` still belong to the reservation, in this
-    /// process.
+    /// Returns whether all addresses outside of `gap` still belong to the reservation.
+    ///
+    /// In a child of the process that made it, they do not.
     pub(super) fn is_whole(&self) -> bool {
         // Relaxed: the final drop synchronizes with all earlier drops through the `Arc`, and other
         // callers rely on their own part only.

@@ -71,7 +71,7 @@ fn build_of_invalid_region_names_the_cause() {
             region(0, 4 * MIB).blocks(non_zero(MIB), Unplugged::Mapped).lock(Lock::Now),
             "unplugged blocks cannot be locked",
         ),
-        (region(0, 4 * MIB).blocks(non_zero(3 * MIB), Unplugged::Mapped), "it is not a power of two"),
+        (region(0, 4 * MIB).blocks(non_zero(3 * MIB), Unplugged::Mapped), "not a power of two"),
         (
             region(0, 3 * MIB).blocks(non_zero(2 * MIB), Unplugged::Mapped),
             "size 0x300000 is not a multiple of the block size, 0x200000",
@@ -79,7 +79,7 @@ fn build_of_invalid_region_names_the_cause() {
         (region(0, 4 * PAGE).blocks(non_zero(0x800), Unplugged::Mapped), "block size 0x800"),
         (
             region(0, 0x3000).blocks(non_zero(0x3000), Unplugged::Mapped),
-            "0x3000 bytes are no size of a block: it is not a power of two",
+            "not a power of two",
         ),
         (region(0, 1 << 56), "cannot reserve host addresses: "),
     ];
