@@ -26,6 +26,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! The program `examples/boot.rs` loads a kernel image. `examples/balloon.rs` plugs and unplugs
+//! blocks of a region.
+//!
 //! # Files that are too short
 //!
 //! Accessing a page of a mapping past the end of its file raises SIGBUS. A regular file that ends

@@ -39,6 +39,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! The programs `examples/net_device.rs` and `examples/block_device.rs` use this module in a device.
+//!
 //! # Counts and errors
 //!
 //! Interrupted calls (`EINTR`) are repeated.

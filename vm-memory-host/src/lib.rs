@@ -20,6 +20,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! The program `examples/balloon.rs` is a balloon and a virtio-mem device.
+//! `examples/vhost_user_backend.rs` maps the memory of another process.
+//!
 //! # Tasks
 //!
 //! | task | item |
