@@ -1,22 +1,33 @@
-//! The routines behind copies on aarch64: functions of assembly alone.
+//! The routines for aarch64: functions that consist of assembly.
 //!
-//! `x0` is the destination, `x1` the source, `x2` the length in bytes, and `x3` to `x6` are the guest operands, which no routine changes. The
-//! answer is 0 in `x16`, or a fault's address. They use no stack, so that a `ret` ends them anywhere, and change no register but `x0` to `x2`, `x7` to `x17`
-//! and `v0` to `v7`, which any function may change ("Procedure Call Standard for the Arm 64-bit Architecture", section 6.1).
+//! | register | content |
+//! |---|---|
+//! | `x0` | the destination |
+//! | `x1` | the source, or eight copies of the byte of a fill |
+//! | `x2` | the length in bytes |
+//! | `x3` to `x6` | start and end of two guest operands; no routine changes them |
+//! | `x16` | the result: 0, or the address of a fault |
 //!
-//! Each begins with `hint 34`, which is `bti c`: the place that a call through a register must go to where the processor checks that, and nothing elsewhere.
+//! A routine does not use the stack, so `ret` at label 3 ends it after a fault anywhere. It changes only
+//! `x0` to `x2`, `x7` to `x17` and `v0` to `v7`, which each function may change ("Procedure Call Standard
+//! for the Arm 64-bit Architecture", section 6.1).
+//!
+//! Each routine begins with `hint 34`, which is `bti c`. Processors that check branch targets require
+//! it at the target of a call through a register; others ignore it.
 
 use core::arch::naked_asm;
 
-/// The greatest length that [`small_bytes`] takes.
+/// The longest copy that [`small_bytes`] takes.
 pub(in crate::access::arch) const SMALL_MAX: usize = 128;
 
-/// Copies up to 128 bytes, all read before any is written; 1, 2, 4 and 8 bytes with one load and one store, so that they stay whole where
-/// they are aligned and are stored once, other lengths by moves that meet or overlap.
+/// Copies at most 128 bytes, and reads all of them before it writes any.
+///
+/// 1, 2, 4 and 8 bytes take one load and one store, so they are not torn if they are aligned. Other
+/// lengths take moves that are adjacent or overlap.
 ///
 /// # Safety
 ///
-/// `x1` is valid for reads and `x0` for writes of `x2` bytes, at most 128.
+/// `x1` is valid for reads and `x0` for writes of `x2` bytes. `x2` is at most 128.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "C" fn small_bytes() {
     naked_asm!(
@@ -96,12 +107,15 @@ pub(in crate::access::arch) unsafe extern "C" fn small_bytes() {
     )
 }
 
-/// Copies more than 128 bytes between ranges that do not overlap: 16 where they lie, then steps of 64 from where the destination is aligned, and the
-/// last 64 once more.
+/// Copies more than 128 bytes with vectors of 16 bytes.
+///
+/// The first vector is copied at its place, then 64 bytes at a time from where the destination is
+/// aligned. The last 64 bytes are copied once more.
 ///
 /// # Safety
 ///
-/// `x1` is valid for reads and `x0` for writes of `x2` bytes, more than 128.
+/// `x1` is valid for reads and `x0` for writes of `x2` bytes, which do not overlap. `x2` is more than
+/// 128.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "C" fn large_vectors() {
     naked_asm!(
@@ -136,8 +150,11 @@ pub(in crate::access::arch) unsafe extern "C" fn large_vectors() {
     )
 }
 
-/// Copies as if byte by byte, the lowest first: 16 at a time, read before they are written, and none written that a later step reads if the destination is
-/// the lower one. What is left goes in one piece of each smaller power of two.
+/// Copies in ascending order, for ranges that do not overlap or a destination below the source.
+///
+/// It copies 16 bytes at a time and reads them before it writes them. As the destination is lower, no
+/// step overwrites bytes that a later step reads. The rest takes at most one move each of 8, 4, 2 and 1
+/// bytes.
 ///
 /// # Safety
 ///
@@ -154,7 +171,7 @@ pub(in crate::access::arch) unsafe extern "C" fn ascending_bytes() {
         "stp x7, x8, [x0], 16",
         "subs x2, x2, 16",
         "b.hs 4b",
-        // 16 less than what is left: the same in the lowest four bits.
+        // `x2` is the rest minus 16, which has the same lowest four bits.
         "5:",
         "tbz x2, 3, 6f",
         "ldr x7, [x1], 8",
@@ -179,8 +196,11 @@ pub(in crate::access::arch) unsafe extern "C" fn ascending_bytes() {
     )
 }
 
-/// Copies as if byte by byte, the highest first: 16 at a time, read before they are written, and none written that a later step reads if the destination
-/// is the higher one. What is left goes in one piece of each smaller power of two.
+/// Copies in descending order, for a destination above the source that may overlap it.
+///
+/// It copies 16 bytes at a time and reads them before it writes them. As the destination is higher, no
+/// step overwrites bytes that a later step reads. The rest takes at most one move each of 8, 4, 2 and 1
+/// bytes.
 ///
 /// # Safety
 ///
@@ -199,7 +219,7 @@ pub(in crate::access::arch) unsafe extern "C" fn descending_bytes() {
         "stp x7, x8, [x0, -16]!",
         "subs x2, x2, 16",
         "b.hs 4b",
-        // 16 less than what is left: the same in the lowest four bits.
+        // `x2` is the rest minus 16, which has the same lowest four bits.
         "5:",
         "tbz x2, 3, 6f",
         "ldr x7, [x1, -8]!",
@@ -224,7 +244,7 @@ pub(in crate::access::arch) unsafe extern "C" fn descending_bytes() {
     )
 }
 
-/// Writes one byte everywhere, `x1` being eight of it: stores that overlap, and from 64 bytes on a loop that ends with those.
+/// Fills with stores that overlap; from 64 bytes on, a loop and two last stores.
 ///
 /// # Safety
 ///
@@ -282,7 +302,7 @@ pub(in crate::access::arch) unsafe extern "C" fn fill_vectors() {
     )
 }
 
-/// Writes one byte everywhere, `x1` being eight of it, the lowest address first.
+/// Fills in ascending order.
 ///
 /// # Safety
 ///
@@ -298,7 +318,7 @@ pub(in crate::access::arch) unsafe extern "C" fn fill_ascending() {
         "stp x1, x1, [x0], 16",
         "subs x2, x2, 16",
         "b.hs 4b",
-        // 16 less than what is left: the same in the lowest four bits.
+        // `x2` is the rest minus 16, which has the same lowest four bits.
         "5:",
         "tbz x2, 3, 6f",
         "str x1, [x0], 8",
@@ -319,14 +339,15 @@ pub(in crate::access::arch) unsafe extern "C" fn fill_ascending() {
     )
 }
 
-/// Makes the routine that moves elements of one size, one by one, ascending.
+/// Defines the routine that copies elements of one size.
 macro_rules! element_routine {
     ($name:ident, $load:literal, $store:literal, $next:literal) => {
-        /// Copies elements one by one, the lowest first.
+        /// Copies elements one by one, in ascending order.
         ///
         /// # Safety
         ///
-        /// `x1` is valid for reads and `x0` for writes of `x2` bytes, a multiple of the element's size and not 0.
+        /// `x1` is valid for reads and `x0` for writes of `x2` bytes, which do not overlap. `x2` is a
+        /// multiple of the size of an element, and not 0.
         #[unsafe(naked)]
         pub(in crate::access::arch) unsafe extern "C" fn $name() {
             naked_asm!(
@@ -364,11 +385,12 @@ element_routine!(
     "subs x2, x2, 8"
 );
 
-/// Copies blocks of 32 bytes as pairs of 8 bytes, the lowest first.
+/// Copies blocks of 32 bytes as pairs of 8 bytes, in ascending order.
 ///
 /// # Safety
 ///
-/// `x1` is valid for reads and `x0` for writes of `x2` bytes, a multiple of 32 and not 0.
+/// `x1` is valid for reads and `x0` for writes of `x2` bytes, which do not overlap. `x2` is a multiple
+/// of 32, and not 0.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "C" fn pairs() {
     naked_asm!(

@@ -1,20 +1,29 @@
-//! The routines behind copies on x86_64: functions of assembly alone.
+//! The routines for x86_64: functions that consist of assembly.
 //!
-//! `rdi` is the destination, `rsi` the source, `rcx` the length in bytes, and `r8` to `r11` are the guest operands, which no routine changes. The
-//! answer is 0 in `rax`, or a fault's address. They use no stack where they touch guest memory, so that a `ret` ends them anywhere, and change no register but those that the
-//! System V calling convention lets a function change.
+//! | register | content |
+//! |---|---|
+//! | `rdi` | the destination |
+//! | `rsi` | the source, or eight copies of the byte of a fill |
+//! | `rcx` | the length in bytes |
+//! | `r8` to `r11` | start and end of two guest operands; no routine changes them |
+//! | `rax` | the result: 0, or the address of a fault |
+//!
+//! A routine does not use the stack between labels 2 and 3, so `ret` at label 3 ends it after a fault
+//! anywhere. It changes only registers that are volatile in the System V calling convention.
 
 use core::arch::naked_asm;
 
-/// The greatest length that [`small_bytes`] takes.
+/// The longest copy that [`small_bytes`] takes.
 pub(in crate::access::arch) const SMALL_MAX: usize = 128;
 
-/// Copies up to 128 bytes, all read before any is written; 1, 2, 4 and 8 bytes with one load and one store, so that they stay whole where
-/// they are aligned and are stored once, other lengths by moves that meet or overlap.
+/// Copies at most 128 bytes, and reads all of them before it writes any.
+///
+/// 1, 2, 4 and 8 bytes take one load and one store, so they are not torn if they are aligned. Other
+/// lengths take moves that are adjacent or overlap.
 ///
 /// # Safety
 ///
-/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, at most 128.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes. `rcx` is at most 128.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn small_bytes() {
     naked_asm!(
@@ -96,11 +105,15 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn small_bytes() {
     )
 }
 
-/// Copies 32 bytes or more between ranges that do not overlap: up to 128 as [`small_bytes`], more in steps of 64.
+/// Copies at least 32 bytes with vectors of 16 bytes.
+///
+/// Up to 128 bytes are copied as by [`small_bytes`]. More are copied 64 at a time, and the last 64
+/// bytes, which are read first, are written last.
 ///
 /// # Safety
 ///
-/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, at least 32.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is at least
+/// 32.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn middle_sse() {
     naked_asm!(
@@ -137,12 +150,15 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_sse() {
     )
 }
 
-/// Copies 32 bytes or more between ranges that do not overlap. Up to 128, all of them are read by moves that overlap, and then written; more go in
-/// steps of 128: the first vector where it lies, then from where the destination is aligned, and the last 128 bytes once more, which are read first.
+/// Copies at least 32 bytes with vectors of 32 bytes.
+///
+/// Up to 128 bytes are all read before any is written. More are copied 128 at a time: the first vector
+/// at its place, then from where the destination is aligned. The last 128 bytes, which are read first,
+/// are written last.
 ///
 /// # Safety
 ///
-/// As [`middle_sse`], on a processor with AVX.
+/// As for [`middle_sse`]. The processor has AVX.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx() {
     naked_asm!(
@@ -197,12 +213,14 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx() {
     )
 }
 
-/// Copies 32 bytes or more between ranges that do not overlap: up to 256 by vectors that meet or overlap, all read before any is written; more as
-/// [`middle_avx`] does, with vectors of 64 bytes and in steps of 256. The registers are those that need no `vzeroupper`.
+/// Copies at least 32 bytes with vectors of 64 bytes.
+///
+/// Up to 256 bytes are all read before any is written. More are copied as by [`middle_avx`], 256 at a
+/// time. The registers from `zmm16` on need no `vzeroupper`.
 ///
 /// # Safety
 ///
-/// As [`middle_sse`], on a processor with AVX-512VL.
+/// As for [`middle_sse`]. The processor has AVX-512VL.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx512() {
     naked_asm!(
@@ -269,11 +287,12 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx512() {
     )
 }
 
-/// Copies more than 128 bytes between ranges that do not overlap, with `rep movsb` from where the destination is aligned to a cache line.
+/// Copies more than 128 bytes with `rep movsb`, from where the destination is aligned to a cache line.
 ///
 /// # Safety
 ///
-/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, more than 128.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is more
+/// than 128.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn rep_bytes() {
     naked_asm!(
@@ -300,13 +319,15 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn rep_bytes() {
     )
 }
 
-/// Copies more than 128 bytes between ranges that do not overlap, with stores that go past the caches: 64 bytes of each of four pages in turn, from where
-/// the destination is aligned to a cache line, and what is left of 16 KiB with `rep movsb`. All of them come before any later store, on the way after a
-/// fault too.
+/// Copies more than 128 bytes with stores that bypass the caches.
+///
+/// From where the destination is aligned to a cache line, it copies 16 KiB at a time: 64 bytes of each
+/// of four pages in turn. `rep movsb` copies the rest. The fence orders all of these stores before any
+/// later one; it runs after a fault as well.
 ///
 /// # Safety
 ///
-/// As [`rep_bytes`], on a processor with AVX.
+/// As for [`rep_bytes`]. The processor has AVX.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn streaming_avx() {
     naked_asm!(
@@ -362,14 +383,15 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn streaming_avx() {
     )
 }
 
-/// Asks `find` which routine it is that this one stands for, and goes on there with the same operands.
+/// Detects which routine to use, and continues there with the same operands.
 ///
 /// # Safety
 ///
-/// As that routine.
+/// As for the routine that `detect_middle_copy` returns.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn middle_undetected() {
-    // Who calls a routine has aligned the stack; the return address and seven registers keep it so.
+    // The stack is aligned before a routine is called. The return address and seven registers keep
+    // it aligned.
     naked_asm!(
         "push rdi",
         "push rsi",
@@ -391,7 +413,7 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_undetected() {
     )
 }
 
-/// Copies as if byte by byte, the lowest first.
+/// Copies byte by byte, in ascending order.
 ///
 /// # Safety
 ///
@@ -408,8 +430,10 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn ascending_bytes() {
     )
 }
 
-/// Copies as if byte by byte, the highest first: eight at a time, all read before any is written, and none written that a later step reads,
-/// since the destination is the higher one.
+/// Copies in descending order, for a destination above the source that may overlap it.
+///
+/// It copies eight bytes at a time and reads them before it writes them. As the destination is higher,
+/// no step overwrites bytes that a later step reads.
 ///
 /// # Safety
 ///
@@ -439,7 +463,7 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn descending_bytes() {
     )
 }
 
-/// Writes one byte everywhere, `rsi` being eight of it: stores that overlap, and from 64 bytes on a loop that ends with those.
+/// Fills with stores that overlap; from 64 bytes on, a loop and four last stores.
 ///
 /// # Safety
 ///
@@ -504,7 +528,7 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn fill_vectors() {
     )
 }
 
-/// Writes one byte everywhere, `rsi` being eight of it, the lowest address first.
+/// Fills byte by byte, in ascending order.
 ///
 /// # Safety
 ///
@@ -522,14 +546,15 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn fill_ascending() {
     )
 }
 
-/// Makes the routine that moves elements of one size, one by one, ascending.
+/// Defines the routine that copies elements of one size.
 macro_rules! element_routine {
     ($name:ident, $size:literal, $load:literal, $store:literal) => {
-        /// Copies elements one by one, the lowest first.
+        /// Copies elements one by one, in ascending order.
         ///
         /// # Safety
         ///
-        /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of the element's size.
+        /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is a
+        /// multiple of the size of an element.
         #[unsafe(naked)]
         pub(in crate::access::arch) unsafe extern "sysv64" fn $name() {
             naked_asm!(
@@ -570,11 +595,12 @@ element_routine!(
     "mov qword ptr [rdi + rdx], rax"
 );
 
-/// Copies vectors of 32 bytes, the lowest first.
+/// Copies vectors of 32 bytes, in ascending order.
 ///
 /// # Safety
 ///
-/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of 32; the processor has AVX.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is a
+/// multiple of 32. The processor has AVX.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn vectors_avx() {
     naked_asm!(
@@ -612,11 +638,12 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn vectors_avx() {
     )
 }
 
-/// Copies vectors of 16 bytes, the lowest first.
+/// Copies vectors of 16 bytes, in ascending order.
 ///
 /// # Safety
 ///
-/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, a multiple of 32.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is a
+/// multiple of 32.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn vectors_sse() {
     naked_asm!(
