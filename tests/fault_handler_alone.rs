@@ -1,5 +1,6 @@
-//! A program that installs the fault handler and has no access to guest memory in it: it links, which took an entry in the table next to the
-//! code that looks at it.
+//! A program that installs the fault handler and links no access to guest memory.
+//!
+//! It links only because the handler itself adds an entry to the fault table.
 #![cfg(any(
     feature = "rawfd",
     feature = "backend-mmap",
@@ -7,7 +8,7 @@
 ))]
 
 #[test]
-fn the_handler_links_by_itself() {
+fn install_without_any_access_links() {
     match vm_memory::fault::install() {
         Ok(()) => assert!(vm_memory::fault::last().is_none()),
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::Unsupported),

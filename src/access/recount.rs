@@ -40,3 +40,60 @@ pub(super) fn recount(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Recounts a copy of `len` bytes from 0x1000. Each round may reach `limits` bytes, and the last
+    /// limit holds from then on. Returns the count, and the number of rounds.
+    fn recounted(len: usize, limits: &[usize]) -> (usize, usize) {
+        let guest = core::ptr::without_provenance::<u8>(0x1000);
+        let fault_after = |bytes: usize| FaultAddress::new(0x1000 + bytes).unwrap();
+        let mut rounds = 0;
+        let fault = recount(
+            fault_after(limits[0]),
+            len,
+            |_| (guest, Direction::Read),
+            |len| {
+                rounds += 1;
+                match limits[rounds.min(limits.len() - 1)] {
+                    limit if limit < len => Err(fault_after(limit)),
+                    _ => Ok(()),
+                }
+            },
+        );
+        (fault.completed(), rounds)
+    }
+
+    #[test]
+    fn recount_takes_rounds_that_do_not_depend_on_length() {
+        for len in [0x2000, 1 << 20, usize::MAX / 2] {
+            assert_eq!(recounted(len, &[0x1000]), (0x1000, 1));
+            // A routine may report a later byte than the first.
+            assert_eq!(recounted(len, &[0x1800, 0x1000]), (0x1000, 2));
+        }
+    }
+
+    #[test]
+    fn recount_while_more_pages_become_inaccessible_ends() {
+        assert_eq!(recounted(0x4000, &[0x3000, 0x2000, 0x1000, 0]), (0, 4));
+    }
+
+    #[test]
+    fn recount_with_address_outside_operand_ends() {
+        let guest = core::ptr::without_provenance::<u8>(0x1000);
+        let outside = FaultAddress::new(0x9000).unwrap();
+        let mut lengths = Vec::new();
+        let operand_at = |_| (guest, Direction::Write);
+        let fault = recount(outside, 3, operand_at, |len| {
+            lengths.push(len);
+            if len == 0 {
+                Ok(())
+            } else {
+                Err(outside)
+            }
+        });
+        assert_eq!((fault.completed(), lengths), (0, vec![2, 1, 0]));
+    }
+}

@@ -4,13 +4,13 @@ use super::*;
 use vm_memory::{fault, Bytes, VolatileMemory, VolatileMemoryError};
 
 #[test]
-fn every_kind_of_access_to_a_page_that_is_gone_is_an_error() {
+fn access_of_each_kind_at_inaccessible_page_returns_efault() {
     fault::install().unwrap();
     let (memory, file) = shared(4);
     file.set_len(2 * PAGE as u64).unwrap();
     let gone = GuestAddress(BASE.0 + 2 * PAGE as u64);
     let mut buf = [0u8; 64];
-    let io = |answer: Result<(), GuestMemoryError>| assert!(is_efault(&answer.unwrap_err()));
+    let io = |result: Result<(), GuestMemoryError>| assert!(is_efault(&result.unwrap_err()));
 
     io(memory.read_obj::<u8>(gone).map(drop));
     io(memory.read_obj::<u16>(gone).map(drop));
@@ -36,15 +36,14 @@ fn every_kind_of_access_to_a_page_that_is_gone_is_an_error() {
     io(memory
         .read_volatile_from(gone, &mut &[0u8; 64][..], 64)
         .map(drop));
-    // System calls meet the page themselves.
     let zero = File::open("/dev/zero").unwrap();
     io(memory.read_volatile_from(gone, &mut &zero, 64).map(drop));
 
     let slice = memory.get_slice(gone, 64).unwrap();
-    let io = |answer: Result<(), VolatileMemoryError>| {
+    let io = |result: Result<(), VolatileMemoryError>| {
         assert!(
-            matches!(&answer, Err(VolatileMemoryError::IOError(e)) if e.raw_os_error() == Some(libc::EFAULT)),
-            "{answer:?}"
+            matches!(&result, Err(VolatileMemoryError::IOError(e)) if e.raw_os_error() == Some(libc::EFAULT)),
+            "{result:?}"
         );
     };
     let order = Ordering::SeqCst;
@@ -71,7 +70,7 @@ fn every_kind_of_access_to_a_page_that_is_gone_is_an_error() {
         Err(VolatileMemoryError::IOError(_))
     ));
 
-    // The rest is intact, and the page comes back with its file.
+    // Other pages are intact, and the page is accessible again after the file grows.
     memory.write_obj(5u64, BASE).unwrap();
     file.set_len(4 * PAGE as u64).unwrap();
     assert_eq!(memory.read_obj::<u64>(gone).unwrap(), 0);

@@ -1,4 +1,4 @@
-//! Pages that go away under an access: errors where the handler is installed, and everything else as before.
+//! Accesses to pages that become inaccessible, with the fault handler installed.
 #![cfg(all(
     feature = "rawfd",
     feature = "backend-mmap",
@@ -13,19 +13,19 @@
     reason = "calls mmap(2) and sigaction(2), and reads the mappings directly"
 )]
 
-/// What makes pages go away.
+/// Causes of a fault: protection, huge pages, userfaultfd, memory errors.
 mod causes;
-/// How many bytes were moved before.
+/// The bytes moved before a fault.
 mod counts;
-/// What each access answers.
+/// The result of each access.
 mod kinds;
-/// Faults by the thousand.
+/// Many faults, in several threads.
 mod many;
-/// What must still kill, and who else hears of it.
+/// Signals that must not be recovered from.
 mod processes;
-/// System calls, which meet such pages themselves.
+/// System calls on guest memory.
 mod system_calls;
-/// Copies from guest memory to guest memory.
+/// Copies within guest memory.
 mod within;
 
 use std::fs::File;
@@ -41,21 +41,21 @@ const BASE: GuestAddress = GuestAddress(0x10_0000);
 type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 fn memfd(pages: usize) -> Arc<File> {
-    // SAFETY: a name that ends with a zero; the answer is a new descriptor or -1.
+    // SAFETY: the name is a C string.
     let fd = unsafe { libc::memfd_create(c"faults".as_ptr(), 0) };
     assert!(fd >= 0);
-    // SAFETY: the descriptor was just made, and nobody else has it.
+    // SAFETY: the descriptor is new and has no other owner.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len((pages * PAGE) as u64).unwrap();
     Arc::new(file)
 }
 
-/// Memory of a file of so many pages, and the file.
+/// Returns memory of `pages` pages, and the file that it maps.
 fn shared(pages: usize) -> (Memory, Arc<File>) {
     let file = memfd(pages);
-    let place = FileOffset::from_arc(file.clone(), 0);
+    let backing = FileOffset::from_arc(file.clone(), 0);
     (
-        Memory::from_ranges_with_files([(BASE, pages * PAGE, Some(place))]).unwrap(),
+        Memory::from_ranges_with_files([(BASE, pages * PAGE, Some(backing))]).unwrap(),
         file,
     )
 }
@@ -63,9 +63,9 @@ fn shared(pages: usize) -> (Memory, Arc<File>) {
 fn protect(memory: &Memory, page: usize, protection: i32) {
     let host = memory.get_host_address(BASE).unwrap();
     let host = host.wrapping_add(page * PAGE);
-    // SAFETY: a page of the mapping, which nothing but accesses of the crate touches.
-    let answer = unsafe { libc::mprotect(host.cast(), PAGE, protection) };
-    assert_eq!(answer, 0);
+    // SAFETY: a page of the mapping, which only accesses of the crate use.
+    let status = unsafe { libc::mprotect(host.cast(), PAGE, protection) };
+    assert_eq!(status, 0);
 }
 
 fn is_efault(error: &GuestMemoryError) -> bool {

@@ -7,7 +7,7 @@ fn numbered(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8 + 1).collect()
 }
 
-/// Copies `len` bytes between places in `memory`, and returns the fault that it has met.
+/// Copies `len` bytes within `memory`, from and to offsets, and returns the fault.
 fn copy(memory: &Memory, from: usize, to: usize, len: usize) -> LastFault {
     let slice = |at: usize| {
         memory
@@ -19,7 +19,7 @@ fn copy(memory: &Memory, from: usize, to: usize, len: usize) -> LastFault {
     fault::last().unwrap()
 }
 
-/// Whether every page of a range is marked, and no other.
+/// Returns whether the pages of a range are dirty, and no others are.
 fn is_marked(memory: &Memory, at: usize, len: usize) -> bool {
     let region = memory.find_region(BASE).unwrap();
     (0..region.size() / PAGE).all(|page| {
@@ -28,9 +28,8 @@ fn is_marked(memory: &Memory, at: usize, len: usize) -> bool {
     })
 }
 
-/// Between pages far apart, of which the source's or the target's second one is gone: every length, at every distance from the edge.
 #[test]
-fn bytes_before_a_fault_of_either_side_are_counted_exactly() {
+fn copy_within_disjoint_ranges_counts_bytes_before_fault() {
     fault::install().unwrap();
     let (memory, _file) = shared(8);
     let (low, high) = (PAGE, 5 * PAGE);
@@ -42,7 +41,7 @@ fn bytes_before_a_fault_of_either_side_are_counted_exactly() {
             .unwrap() as usize;
         for len in (1..=300usize).chain([1000, 4096]) {
             for inside in (0..len).step_by(if len <= 300 { 1 } else { 61 }) {
-                // The other side is aligned in another way.
+                // The other operand has other alignments.
                 let (from, to) = if source_gone {
                     (edge - inside, high + inside % 61)
                 } else {
@@ -77,9 +76,8 @@ fn bytes_before_a_fault_of_either_side_are_counted_exactly() {
     }
 }
 
-/// To a lower place that overlaps: the lowest bytes go first, and all that were moved before the page that is gone, or may not be written, are counted.
 #[test]
-fn a_copy_to_a_lower_place_counts_exactly() {
+fn copy_within_to_lower_overlapping_address_counts_bytes_before_fault() {
     fault::install().unwrap();
     let (memory, _file) = shared(5);
     let len = 2 * PAGE;
@@ -112,7 +110,7 @@ fn a_copy_to_a_lower_place_counts_exactly() {
                 if completed >= len
                     || (protection == libc::PROT_NONE && edge < from && from < edge + PAGE)
                 {
-                    // Not in the way, or the copy begins in it.
+                    // The copy does not meet the page, or begins in it.
                     continue;
                 }
                 let all = numbered(5 * PAGE);
@@ -142,13 +140,12 @@ fn a_copy_to_a_lower_place_counts_exactly() {
     }
 }
 
-/// To a higher place the last bytes go first, and close together nothing is known either: no byte counts, and what was written is marked.
 #[test]
-fn other_copies_that_overlap_count_nothing() {
+fn copy_within_to_higher_or_close_address_counts_nothing_and_marks_all() {
     fault::install().unwrap();
     let (memory, _file) = shared(4);
     let len = 2 * PAGE;
-    // The first page that the copy meets last: before that it has written the others.
+    // The last page that the copy meets is inaccessible, so it has written the others.
     for (from, to, gone) in [
         (0, 1000, 0),
         (100, 101, 0),
