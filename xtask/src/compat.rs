@@ -6,6 +6,7 @@
 
 pub mod counts;
 mod table;
+mod vmm;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -39,6 +40,18 @@ pub struct Args {
     /// Run them on the vm-memory of the registry instead: what fails there too is this machine, not this crate
     #[arg(long)]
     published: bool,
+
+    /// Run the unit tests of a virtual machine monitor instead, in a copy of the checkout `--path`
+    #[arg(long, value_enum, requires = "path", conflicts_with = "only")]
+    vmm: Option<vmm::Monitor>,
+
+    /// The checkout of the monitor
+    #[arg(long, value_name = "DIR", requires = "vmm")]
+    path: Option<PathBuf>,
+
+    /// A checkout of micro-http, which the monitors take from GitHub; without it, cargo fetches it
+    #[arg(long, value_name = "DIR", requires = "vmm")]
+    micro_http: Option<PathBuf>,
 }
 
 /// How one row went.
@@ -53,6 +66,9 @@ struct Row {
 /// Runs the rows that were asked for and prints the table.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let bench = Bench::new(workspace, args.published)?;
+    if let (Some(monitor), Some(path)) = (args.vmm, &args.path) {
+        return vmm::run(&bench, monitor, path, args.micro_http.as_deref());
+    }
     let users: Vec<_> = USERS
         .iter()
         .filter(|user| args.only.as_deref().is_none_or(|only| only == user.name))
@@ -169,11 +185,11 @@ impl Bench {
     fn test(&self, user: &User, counts: &mut Counts) -> Result<()> {
         let log = self.log(user);
         File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let found = self.build(user, &log).with_context(|| match user.needs {
-            "" => "cannot make the test programs".to_owned(),
-            needs => format!("cannot make the test programs (which takes {needs})"),
+        let found = build(self.cargo_test(user), &log).with_context(|| match user.needs {
+            "" => "cannot build the test programs".to_owned(),
+            needs => format!("cannot build the test programs, which need {needs}"),
         })?;
-        self.check_source(user, &found)?;
+        self.check_source(user.name, &found)?;
 
         let mut command = self.cargo_test(user);
         command.arg("--no-fail-fast").arg("--");
@@ -193,43 +209,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Builds the test programs and returns the manifest of each `vm-memory` in them. Cargo names what is fresh from the last
-    /// run too, so a second run proves as much as the first.
-    fn build(&self, user: &User, log: &Path) -> Result<BTreeSet<PathBuf>> {
-        let mut output = append(log)?;
-        let mut child = self
-            .cargo_test(user)
-            .args(["--no-run", "--message-format=json-render-diagnostics"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(output.try_clone()?)
-            .spawn()
-            .context("cannot start cargo")?;
-        let messages = child.stdout.take().context("cargo has no output")?;
-        let mut found = BTreeSet::new();
-        for message in Message::parse_stream(BufReader::new(messages)) {
-            if let Message::CompilerArtifact(artifact) =
-                message.context("cannot read cargo's messages")?
-            {
-                let library = artifact.target.kind.contains(&TargetKind::Lib);
-                if library && artifact.target.name == "vm_memory" {
-                    let state = if artifact.fresh {
-                        "fresh"
-                    } else {
-                        "compiled now"
-                    };
-                    writeln!(output, "   vm-memory is {} ({state})", artifact.package_id)?;
-                    found.insert(artifact.manifest_path.into_std_path_buf());
-                }
-            }
-        }
-        let status = child.wait()?;
-        ensure!(status.success(), "cargo test --no-run ended with {status}");
-        Ok(found)
-    }
-
     /// The one `vm-memory` that was built must be the one that was meant.
-    fn check_source(&self, user: &User, found: &BTreeSet<PathBuf>) -> Result<()> {
+    fn check_source(&self, user: &str, found: &BTreeSet<PathBuf>) -> Result<()> {
         let ours = self.ours.canonicalize()?;
         let mut wrong = Vec::new();
         for manifest in found {
@@ -237,11 +218,7 @@ impl Bench {
                 wrong.push(manifest.display().to_string());
             }
         }
-        ensure!(
-            !found.is_empty(),
-            "{} was built without any vm-memory",
-            user.name
-        );
+        ensure!(!found.is_empty(), "{user} was built without vm-memory");
         ensure!(
             wrong.is_empty(),
             "the patch was not taken: vm-memory was built from {}",
@@ -250,8 +227,9 @@ impl Bench {
         Ok(())
     }
 
-    fn cargo_test(&self, user: &User) -> std::process::Command {
-        let mut command = cargo(&self.folder.join(user.folder()));
+    /// A cargo that takes vm-memory from this checkout, unless the published one is wanted.
+    fn patched_cargo(&self, folder: &Path) -> std::process::Command {
+        let mut command = cargo(folder);
         if !self.published {
             // A Rust string literal of a path is a TOML string too.
             command.arg("--config").arg(format!(
@@ -260,11 +238,14 @@ impl Bench {
             ));
         }
         command
+    }
+
+    fn cargo_test(&self, user: &User) -> std::process::Command {
+        let mut command = self.patched_cargo(&self.folder.join(user.folder()));
+        command
             .args(["--config", "profile.dev.debug=0"])
             .arg("--config")
-            .arg(format!(
-                "target.'cfg(all())'.runner=[\"timeout\", \"--foreground\", \"{TEST_PROGRAM_LIMIT_SECONDS}\"]"
-            ))
+            .arg(runner(TEST_PROGRAM_LIMIT_SECONDS))
             .arg("test")
             .arg("--target-dir")
             .arg(self.folder.join("target"));
@@ -304,6 +285,45 @@ impl Bench {
         };
         format!("On {whose}:\n\n{}", markdown(&cells))
     }
+}
+
+/// The setting that ends a test program after a time.
+fn runner(seconds: u32) -> String {
+    format!("target.'cfg(all())'.runner=[\"timeout\", \"--foreground\", \"{seconds}\"]")
+}
+
+/// Builds test programs and returns the manifest of each `vm-memory` in them. Cargo names fresh
+/// artifacts too, so a second run proves as much as the first.
+fn build(mut cargo_test: std::process::Command, log: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut output = append(log)?;
+    let mut child = cargo_test
+        .args(["--no-run", "--message-format=json-render-diagnostics"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(output.try_clone()?)
+        .spawn()
+        .context("cannot start cargo")?;
+    let messages = child.stdout.take().context("cargo has no output")?;
+    let mut found = BTreeSet::new();
+    for message in Message::parse_stream(BufReader::new(messages)) {
+        if let Message::CompilerArtifact(artifact) =
+            message.context("cannot read cargo's messages")?
+        {
+            let library = artifact.target.kind.contains(&TargetKind::Lib);
+            if library && artifact.target.name == "vm_memory" {
+                let state = if artifact.fresh {
+                    "fresh"
+                } else {
+                    "compiled now"
+                };
+                writeln!(output, "   vm-memory is {} ({state})", artifact.package_id)?;
+                found.insert(artifact.manifest_path.into_std_path_buf());
+            }
+        }
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "cargo test --no-run ended with {status}");
+    Ok(found)
 }
 
 /// What is wrong with a run that said `counts`.

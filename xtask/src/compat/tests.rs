@@ -54,7 +54,7 @@ fn a_vm_memory_from_elsewhere_fails() {
     let [ours, registry] = &manifests;
     let check = |published, found: &[&PathBuf]| {
         bench(ours, published)
-            .check_source(user(), &found.iter().map(|path| (*path).clone()).collect())
+            .check_source("thing", &found.iter().map(|path| (*path).clone()).collect())
             .map_err(|error| error.to_string())
     };
     assert_eq!(check(false, &[ours]), Ok(()));
@@ -68,7 +68,7 @@ fn a_vm_memory_from_elsewhere_fails() {
     assert!(check(true, &[ours]).is_err());
     assert!(check(false, &[])
         .unwrap_err()
-        .ends_with("without any vm-memory"));
+        .ends_with("without vm-memory"));
 }
 
 #[test]
