@@ -90,7 +90,6 @@ const AARCH64_LINUX: &str = "aarch64-unknown-linux-gnu";
 const BASE_PROCESSOR: &str = "cortex-a72";
 const ANY_PROCESSOR: &str = "max";
 
-const FEATURES: &str = "rawfd,backend-mmap,backend-bitmap,backend-atomic,iommu";
 /// The section of the fault table (`src/access/arch/fault_table.rs`).
 const SECTION: &[u8] = b"vm_memory_faults_1";
 /// A run that takes longer hangs, and is ended.
@@ -204,6 +203,7 @@ fn succeed(command: &mut Command) -> Result<()> {
 /// Where it is built: a target folder of its own, since it is another compiler.
 struct Bench {
     root: PathBuf,
+    features: String,
     folder: PathBuf,
 }
 
@@ -213,6 +213,7 @@ impl Bench {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         Ok(Self {
             root: workspace.root.clone(),
+            features: workspace.features()?,
             folder,
         })
     }
@@ -244,7 +245,7 @@ impl Bench {
         command.env("CARGO_PROFILE_TEST_OPT_LEVEL", "1").args([
             "--no-fail-fast",
             "--features",
-            FEATURES,
+            &self.features,
             "--target",
             target,
         ]);

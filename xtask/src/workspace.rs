@@ -54,6 +54,26 @@ impl Workspace {
         self.root.join("Cargo.toml")
     }
 
+    /// Returns the features of vm-memory that docs.rs builds, with commas between them: all that are
+    /// implemented.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the manifest has no `features` in `[package.metadata.docs.rs]`.
+    pub fn features(&self) -> Result<String> {
+        let library = self
+            .metadata
+            .root_package()
+            .context("the workspace has no package at its root")?;
+        let features = library
+            .metadata
+            .pointer("/docs.rs/features")
+            .and_then(|features| features.as_array())
+            .context("Cargo.toml has no `features` in [package.metadata.docs.rs]")?;
+        let names: Vec<_> = features.iter().filter_map(|name| name.as_str()).collect();
+        Ok(names.join(","))
+    }
+
     /// Returns the packages of the workspace, sorted by name.
     ///
     /// # Errors
