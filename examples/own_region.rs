@@ -20,7 +20,7 @@ enum Kind {
     Rom,
 }
 
-/// A mapping that knows its KVM slot, and what it is to the guest.
+/// A mapping with the number of its KVM slot and its use by the guest.
 #[derive(Debug)]
 struct Slot {
     mapping: GuestRegionMmap<AtomicBitmap>,
