@@ -47,9 +47,11 @@ use crate::sys::{self, Advice, Mapped};
 ///
 /// # System calls
 ///
-/// `madvise`, `fallocate`, `statx`; for huge pages `mincore`; for private files `mmap`, `munmap`,
-/// `mprotect`, `mremap` and `mincore`, and `madvise`, `mbind`, `munlock` and `mlock2` as the
-/// region's options and mlockall(2) require.
+/// - `madvise`, `fallocate`, `statx`, `getpid`; for huge pages also `mincore`.
+/// - For private files also `mmap`, `munmap`, `mprotect`, `mremap` and `mincore`, and `mbind`,
+///   `munlock` and `mlock2` as the region's options and mlockall(2) require. The first call reads
+///   /proc/sys/vm/max_map_count. A region with
+///   [`TransparentHugePages::Off`](crate::TransparentHugePages::Off) reads /sys on each call.
 ///
 /// # Examples
 ///

@@ -87,17 +87,19 @@
 //! | phase | function | system calls |
 //! |---|---|---|
 //! | boot | [`MemoryBuilder::build`] | `mmap`, `munmap`, `mprotect`, `getpid` |
+//! | | – to read /sys and /proc | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | | – with a memfd | `memfd_create`, `prlimit64`, `ftruncate`, `fcntl` (`F_ADD_SEALS`) |
-//! | | – with a file | `statx`, `fstatfs`, `fcntl` (`F_GETFL`, `F_GET_SEALS`), `lseek`, `fallocate` |
+//! | | – with a file | `statx`, `fstatfs`, `fcntl` (`F_GETFL`, `F_GET_SEALS`), `fallocate`; `lseek` for block devices |
 //! | | – with options | `madvise`, `mbind`, `mlock2`, `prctl` (`PR_SET_VMA`) |
-//! | | – to read /sys and /proc | `openat`, `read`, `getdents64`, `statx`, `lseek`, `close` |
-//! | boot | [`prefault()`] | `madvise`, `mincore`; threads of the standard library |
+//! | boot | [`prefault()`] | `madvise`, `mincore`; those that read /proc; those of threads |
 //! | run time | [`discard()`] | `madvise`, `fallocate`, `statx`, `mincore`, `getpid` |
 //! | | – for a private file | also `mmap`, `munmap`, `mprotect`, `mremap`, `mbind`, `mlock2`, `munlock` |
-//! | run time | [`plug`], [`unplug`] | `madvise`, `fallocate`, `mprotect` |
+//! | | – first call for a private file | also those that read /proc/sys/vm/max_map_count |
+//! | | – with [`TransparentHugePages::Off`] | for a private file also those that read /sys |
+//! | run time | [`plug`], [`unplug`] | `madvise`, `fallocate`, `mprotect`; if `plug` fails, those that read /sys |
 //! | run time | [`residency()`] | `mincore`, `statx`; those that read /proc |
 //! | run time | [`describe`] | `fcntl` (`F_GET_SEALS`) |
-//! | run time | drop of the last map | `munmap`, `munlock`, `madvise`, `mmap`, `getpid` |
+//! | run time | drop of the last map | `munmap`, `getpid`, `close`; next to another region also `munlock`, `madvise`, `mmap` |
 //!
 //! # Layers
 //!

@@ -30,7 +30,8 @@ use crate::sys::{self, Advice};
 ///
 /// # System calls
 ///
-/// `madvise` or `fallocate`; `mprotect` for [`Unplugged::Protected`].
+/// `madvise` or `fallocate`; `mprotect` for [`Unplugged::Protected`]; after a failure, those that
+/// read /sys/kernel/mm/hugepages.
 ///
 /// # Examples
 ///

@@ -1,10 +1,11 @@
 //! Each kind of backing: memfd, huge pages, files, devices.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 
 use super::common::*;
-use test_support::skipped;
+use test_support::{skipped, temp_file_of_len};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vm_memory_host::{
@@ -64,7 +65,7 @@ fn shared_file_receives_writes_and_private_file_does_not() {
     assert_eq!(byte_of_page(&private, PAGE), Some(0xbb));
     let mut bytes = Vec::new();
     let mut from_start = again();
-    std::io::Seek::rewind(&mut from_start).unwrap();
+    from_start.rewind().unwrap();
     from_start.read_to_end(&mut bytes).unwrap();
     assert_eq!(
         (bytes[PAGE as usize], bytes[2 * PAGE as usize]),
@@ -101,10 +102,8 @@ fn memfd_is_sealed_against_resizing() {
 
 #[test]
 fn shared_file_without_sparse_has_its_space_allocated() {
-    use std::os::unix::fs::MetadataExt;
     for sparse in [false, true] {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(4 * MIB).unwrap();
+        let file = temp_file_of_len(4 * MIB);
         let shared = Backing::shared_file(file.try_clone().unwrap(), MIB);
         let memory = build(
             Region::new(GuestAddress(0), 2 * MIB)
@@ -112,12 +111,12 @@ fn shared_file_without_sparse_has_its_space_allocated() {
                 .sparse(sparse),
         )
         .unwrap();
-        let taken = file.metadata().unwrap().blocks() * 512;
+        let allocated = file.metadata().unwrap().blocks() * 512;
         let kind = provisioned(memory.iter().next().unwrap()).unwrap().kind();
         let wanted = if sparse { 0 } else { 2 * MIB };
         assert!(
-            taken >= wanted && (taken == 0) == sparse,
-            "{taken:#x} on {kind:?}"
+            allocated >= wanted && (allocated == 0) == sparse,
+            "{allocated:#x} on {kind}"
         );
         assert_eq!(file.metadata().unwrap().len(), 4 * MIB);
     }
@@ -131,7 +130,7 @@ fn hugetlb_of_1_gib_pages_takes_one_page() {
     let Some(_turn) = HugePages::reserve(0, test) else {
         return;
     };
-    let number = "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages";
+    let nr_hugepages = "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages";
     let free = || {
         let pools = vm_memory_host::huge_page_pools();
         pools
@@ -139,10 +138,10 @@ fn hugetlb_of_1_gib_pages_takes_one_page() {
             .find(|pool| pool.page_size == GIB)
             .map_or(0, |pool| pool.free)
     };
-    let before = std::fs::read_to_string(number).unwrap_or_default();
+    let before = std::fs::read_to_string(nr_hugepages).unwrap_or_default();
     let more = before.trim().parse::<u64>().map(|number| number + 1);
     let more = more.map_or(Err("no pool of 1 GiB pages".to_owned()), |more| {
-        std::fs::write(number, more.to_string()).map_err(|error| error.to_string())
+        std::fs::write(nr_hugepages, more.to_string()).map_err(|error| error.to_string())
     });
     if more.is_err() || free() == 0 {
         skipped(test, format!("no free page: {more:?}, {} free", free()));
@@ -150,9 +149,12 @@ fn hugetlb_of_1_gib_pages_takes_one_page() {
         let region =
             Region::new(GuestAddress(4 * GIB), GIB).backing(Backing::Hugetlb { page_size: GIB });
         // The pool may have had free pages before.
-        let there = free();
+        let free_before = free();
         let memory = build(region).unwrap();
-        assert_eq!((host_address(&memory) as u64 % GIB, free()), (0, there - 1));
+        assert_eq!(
+            (host_address(&memory) as u64 % GIB, free()),
+            (0, free_before - 1)
+        );
         memory
             .write_obj(0x1234_5678u32, GuestAddress(5 * GIB - 4))
             .unwrap();
@@ -169,21 +171,12 @@ fn hugetlb_of_1_gib_pages_takes_one_page() {
             "{error}"
         );
     }
-    let _ = std::fs::write(number, before.trim());
+    let _ = std::fs::write(nr_hugepages, before.trim());
 }
 
 #[test]
 fn character_device_is_overwritten_by_discard() {
-    let zero = || {
-        Backing::shared_file(
-            File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/zero")
-                .unwrap(),
-            0,
-        )
-    };
+    let zero = || Backing::shared_file(open("/dev/zero"), 0);
     let memory = build(Region::new(GuestAddress(0), 4 * MIB).backing(zero())).unwrap();
     assert_eq!(
         provisioned(memory.iter().next().unwrap()).unwrap().kind(),
@@ -207,12 +200,7 @@ fn block_device_reads_zeroes_after_discard() {
         return;
     };
     let shared = |size| {
-        let device = File::options()
-            .read(true)
-            .write(true)
-            .open(&device.path)
-            .unwrap();
-        Region::new(GuestAddress(0), size).backing(Backing::shared_file(device, 0))
+        Region::new(GuestAddress(0), size).backing(Backing::shared_file(open(&device.path), 0))
     };
     let memory = build(shared(8 * MIB)).unwrap();
     assert_eq!(byte_of_page(&memory, 0), Some(0xab));
@@ -238,14 +226,7 @@ fn file_on_full_tmpfs_returns_error() {
         return;
     };
     let file = |name: &str, len| {
-        let path = tmpfs.directory.path().join(name);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .unwrap();
+        let file = open(tmpfs.directory.path().join(name));
         file.set_len(len).unwrap();
         file
     };
@@ -305,14 +286,7 @@ fn file_on_full_hugetlbfs_does_not_blame_the_pool() {
     ) else {
         return;
     };
-    let path = mounted.directory.path().join("a");
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .unwrap();
+    let file = open(mounted.directory.path().join("a"));
     file.set_len(2 * HUGE).unwrap();
     let error =
         build(Region::new(GuestAddress(0), 2 * HUGE).backing(Backing::shared_file(file, 0)));

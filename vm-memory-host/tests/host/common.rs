@@ -11,7 +11,7 @@ use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, Permissions,
 };
 use vm_memory_host::{
-    huge_page_pools, provisioned, residency, Backing, BuildError, MemoryBuilder, Region,
+    describe, huge_page_pools, provisioned, residency, Backing, BuildError, MemoryBuilder, Region,
 };
 
 pub(crate) type Memory = GuestMemoryMmap<AtomicBitmap>;
@@ -43,6 +43,27 @@ pub(crate) fn is_accessible(memory: &Memory, addr: u64, len: u64) -> bool {
 /// Returns the number of resident bytes of the first region.
 pub(crate) fn resident(memory: &Memory) -> u64 {
     residency(memory).unwrap()[0].1.resident
+}
+
+/// Builds memory once more from its description, as another process would.
+pub(crate) fn build_again(memory: &Memory) -> Memory {
+    let (description, files) = describe(memory).unwrap();
+    let received = files
+        .iter()
+        .map(|file| file.try_clone().unwrap().into())
+        .collect();
+    description.builder(received).unwrap().build().unwrap()
+}
+
+/// Opens a file for reading and writing, and creates it if it does not exist.
+pub(crate) fn open(path: impl AsRef<Path>) -> File {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .unwrap()
 }
 
 /// Creates a file whose pages are filled with [`pattern_of_page`].

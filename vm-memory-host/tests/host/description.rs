@@ -68,9 +68,9 @@ fn description_builds_equal_memory() {
         .build::<()>()
         .unwrap_err()
         .to_string();
-    let told = error.contains("is not sealed against shrinking")
+    let is_detected = error.contains("is not sealed against shrinking")
         || error.contains("the description states");
-    assert!(told, "{error}");
+    assert!(is_detected, "{error}");
     // A wrong page size.
     let mut larger = received.clone();
     if let BackingDescription::Descriptor { page_size, .. } = &mut larger.regions[0].backing {
@@ -124,10 +124,9 @@ fn describe_lists_a_file_of_two_regions_once() {
         .region(part(MIB, 0))
         .build()
         .unwrap();
-    let (description, files) = describe(&memory).unwrap();
+    let (_, files) = describe(&memory).unwrap();
     assert_eq!(files.len(), 1);
-    let received = vec![files[0].try_clone().unwrap().into()];
-    let again: Memory = description.builder(received).unwrap().build().unwrap();
+    let again = build_again(&memory);
     assert_eq!(
         (byte_of_page(&again, 0), byte_of_page(&again, MIB)),
         (Some(pattern_of_page(8)), Some(pattern_of_page(0)))
@@ -169,9 +168,9 @@ fn description_restores_plugged_blocks() {
             .build::<()>()
             .unwrap_err()
             .to_string();
-        let told = format!(
+        let expected = format!(
             "cannot plug {len:#x} bytes at offset {offset:#x}; the range must be whole blocks"
         );
-        assert!(error.contains(&told), "{error}");
+        assert!(error.contains(&expected), "{error}");
     }
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::common::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
-    describe, discard, prefault, Backing, ChangeError, Lock, MemoryBuilder, Region, Sharing,
+    discard, prefault, Backing, ChangeError, Lock, MemoryBuilder, Region, Sharing,
     TransparentHugePages,
 };
 
@@ -161,7 +161,8 @@ fn discard_of_invalid_range_changes_nothing() {
         let error = refused(8 * MIB, PAGE);
         assert_eq!(
             error.to_string(),
-            "region 00800000-009fffff: 0x1000 bytes at 0x800000 are not whole pages of 0x200000 bytes; align the range"
+            "region 00800000-009fffff: 0x1000 bytes at 0x800000 are not whole pages of 0x200000 \
+            bytes; align the range"
         );
     }
     assert_eq!(byte_of_page(&memory, 0), Some(1));
@@ -189,17 +190,21 @@ proptest! {
         let (name, region) = region_of_each_backing(0, pages * PAGE, false).swap_remove(kind);
         let memory = build(region).unwrap();
         let file = name.contains("file");
-        let mut model: Vec<u8> = (0..pages).map(|page| if file { pattern_of_page(page + 1) } else { 0 }).collect();
+        let initial = |page| if file { pattern_of_page(page + 1) } else { 0 };
+        let mut model: Vec<u8> = (0..pages).map(initial).collect();
         for (is_discard, first, count, byte) in steps {
             let count = count.min(pages - first);
+            let (addr, len) = (first * PAGE, count * PAGE);
             if is_discard {
-                prop_assert_eq!(discard(&memory, GuestAddress(first * PAGE), count * PAGE).unwrap(), count * PAGE);
+                prop_assert_eq!(discard(&memory, GuestAddress(addr), len).unwrap(), len);
             } else {
-                fill(&memory, first * PAGE, count * PAGE, byte);
+                fill(&memory, addr, len, byte);
             }
             model[first as usize..(first + count) as usize].fill(if is_discard { 0 } else { byte });
             for page in 0..pages {
-                prop_assert_eq!(byte_of_page(&memory, page * PAGE), Some(model[page as usize]), "{}, page {}", name, page);
+                let expected = Some(model[page as usize]);
+                let found = byte_of_page(&memory, page * PAGE);
+                prop_assert_eq!(found, expected, "{}, page {}", name, page);
             }
         }
     }
@@ -286,9 +291,7 @@ fn discard_of_kept_huge_page_reaches_other_mappings() {
     let region =
         Region::new(GuestAddress(0), 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE });
     let memory = build(region).unwrap();
-    let (description, files) = describe(&memory).unwrap();
-    let received = vec![files[0].try_clone().unwrap().into()];
-    let other: Memory = description.builder(received).unwrap().build().unwrap();
+    let other = build_again(&memory);
     fill(&other, HUGE, HUGE, 7);
     assert_eq!(discard(&memory, GuestAddress(0), 2 * HUGE).unwrap(), 0);
     assert_eq!(
@@ -319,9 +322,7 @@ fn discard_of_released_huge_pages_fills_the_pool() {
         );
         assert_eq!(pool().unwrap().1, 2);
     }
-    let (description, files) = describe(&memory).unwrap();
-    let received = vec![files[0].try_clone().unwrap().into()];
-    let other: Memory = description.builder(received).unwrap().build().unwrap();
+    let other = build_again(&memory);
     assert_eq!(pool().unwrap().1, 2);
     drop(other);
     assert_eq!(pool().unwrap().1, 2);

@@ -29,20 +29,37 @@ fn build_of_invalid_region_names_the_cause() {
     let huge = |start, size| region(start, size).backing(Backing::Hugetlb { page_size: HUGE });
     let expected = [
         (region(MIB, 0), "region at 0x100000 has size 0"),
-        (region(u64::MAX - 0xfff, 0x1000), "region at 0xfffffffffffff000: size 0x1000 reaches past the last usable guest address"),
-        (region(0, 0x1001), "region 00000000-00001000: size 0x1001 is not a multiple of the page size, 0x1000"),
+        (
+            region(u64::MAX - 0xfff, 0x1000),
+            "region at 0xfffffffffffff000: size 0x1000 reaches past",
+        ),
+        (
+            region(0, 0x1001),
+            "region 00000000-00001000: size 0x1001 is not a multiple of the page size, \
+            0x1000",
+        ),
         (region(0x10, 0x1000), "guest address 0x10 is not"),
-        (huge(0, 3 * MIB), "size 0x300000 is not a multiple of the page size, 0x200000"),
-        (huge(MIB, HUGE), "guest address 0x100000 is not a multiple of the page size, 0x200000"),
+        (
+            huge(0, 3 * MIB),
+            "size 0x300000 is not a multiple of the page size, 0x200000",
+        ),
+        (
+            huge(MIB, HUGE),
+            "guest address 0x100000 is not a multiple of the page size, 0x200000",
+        ),
         (
             region(0, 3 * MIB).backing(Backing::Hugetlb { page_size: 3 * MIB }),
             "the host has no huge pages of 0x300000 bytes; use one of its sizes: ",
         ),
         (
             region(0, 4 * PAGE).backing(Backing::shared_file(file(4), PAGE)),
-            "region 00000000-00003fff: needs a file of 0x5000 bytes, but the file ends at 0x4000; extend it (truncate --size=20480)",
+            "region 00000000-00003fff: needs a file of 0x5000 bytes, but the file ends at 0x4000; \
+            extend it (truncate --size=20480)",
         ),
-        (region(0, PAGE).backing(Backing::shared_file(file(4), 5)), "file offset 0x5 is not"),
+        (
+            region(0, PAGE).backing(Backing::shared_file(file(4), 5)),
+            "file offset 0x5 is not",
+        ),
         (
             region(0, PAGE).backing(Backing::shared_file(file(4), u64::MAX - 0xfff)),
             "file offset 0xfffffffffffff000 plus the region's size exceeds the largest file length",
@@ -51,16 +68,47 @@ fn build_of_invalid_region_names_the_cause() {
             region(0, PAGE).backing(Backing::shared_file(File::open("/").unwrap(), 0)),
             "cannot examine its file: No such device",
         ),
-        (region(0, PAGE).numa(NumaPolicy::Bind(vec![77])), "NUMA node 77 has no memory on this host; use one of the nodes [0"),
-        (region(0, PAGE).numa(NumaPolicy::Interleave(vec![])), "the NUMA policy lists no nodes"),
+        (
+            region(0, PAGE).numa(NumaPolicy::Bind(vec![77])),
+            "NUMA node 77 has no memory on this host; use one of the nodes [0",
+        ),
+        (
+            region(0, PAGE).numa(NumaPolicy::Interleave(vec![])),
+            "the NUMA policy lists no nodes",
+        ),
         (region(0, PAGE).name("a$b"), "name \"a$b\" cannot be shown"),
-        (region(0, PAGE).name("x".repeat(80)), "cannot be shown in /proc/self/maps"),
-        (region(0, PAGE).name("x".repeat(300)).backing(Backing::Memfd), "cannot be shown in /proc/self/maps"),
-        (region(0, PAGE).name("a\0b").backing(Backing::Memfd), "name \"a\\0b\" cannot be shown"),
-        (region(0, 1 << 63).backing(Backing::Memfd), "file offset 0x0 plus the region's size exceeds the largest file length"),
-        (region(0, 1 << 44).lock(Lock::Now), "0x100000000000 bytes must be resident at startup, but only "),
-        (region(0, PAGE).name("n").backing(Backing::shared_file(file(4), 0)), "/proc/self/maps shows a file by its path"),
-        (region(0, PAGE).mergeable(true).backing(Backing::Memfd), "only private pages can be merged"),
+        (
+            region(0, PAGE).name("x".repeat(80)),
+            "cannot be shown in /proc/self/maps",
+        ),
+        (
+            region(0, PAGE)
+                .name("x".repeat(300))
+                .backing(Backing::Memfd),
+            "cannot be shown in /proc/self/maps",
+        ),
+        (
+            region(0, PAGE).name("a\0b").backing(Backing::Memfd),
+            "name \"a\\0b\" cannot be shown",
+        ),
+        (
+            region(0, 1 << 63).backing(Backing::Memfd),
+            "file offset 0x0 plus the region's size exceeds the largest",
+        ),
+        (
+            region(0, 1 << 44).lock(Lock::Now),
+            "0x100000000000 bytes must be resident at startup, but only ",
+        ),
+        (
+            region(0, PAGE)
+                .name("n")
+                .backing(Backing::shared_file(file(4), 0)),
+            "/proc/self/maps shows a file by its path",
+        ),
+        (
+            region(0, PAGE).mergeable(true).backing(Backing::Memfd),
+            "only private pages can be merged",
+        ),
         (
             region(0, HUGE)
                 .transparent_huge_pages(TransparentHugePages::On)
@@ -68,15 +116,23 @@ fn build_of_invalid_region_names_the_cause() {
             "TransparentHugePages::Leave",
         ),
         (
-            region(0, 4 * MIB).blocks(non_zero(MIB), Unplugged::Mapped).lock(Lock::Now),
+            region(0, 4 * MIB)
+                .blocks(non_zero(MIB), Unplugged::Mapped)
+                .lock(Lock::Now),
             "unplugged blocks cannot be locked",
         ),
-        (region(0, 4 * MIB).blocks(non_zero(3 * MIB), Unplugged::Mapped), "not a power of two"),
+        (
+            region(0, 4 * MIB).blocks(non_zero(3 * MIB), Unplugged::Mapped),
+            "not a power of two",
+        ),
         (
             region(0, 3 * MIB).blocks(non_zero(2 * MIB), Unplugged::Mapped),
             "size 0x300000 is not a multiple of the block size, 0x200000",
         ),
-        (region(0, 4 * PAGE).blocks(non_zero(0x800), Unplugged::Mapped), "block size 0x800"),
+        (
+            region(0, 4 * PAGE).blocks(non_zero(0x800), Unplugged::Mapped),
+            "block size 0x800",
+        ),
         (
             region(0, 0x3000).blocks(non_zero(0x3000), Unplugged::Mapped),
             "not a power of two",
@@ -121,8 +177,8 @@ fn build_beyond_the_pool_reports_missing_pages() {
     let message = message(huge.clone());
     assert_eq!(
         message,
-        "region 00000000-005fffff: 3 huge pages of 0x200000 bytes are required, but only 2 are free; \
-        add 1 to /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+        "region 00000000-005fffff: 3 huge pages of 0x200000 bytes are required, \
+        but only 2 are free; add 1 to /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
     );
     assert_eq!(pool().unwrap().1, 2);
     // Two regions that do not fit together return one error.
@@ -184,10 +240,10 @@ fn failed_build_reserves_no_huge_pages() {
 fn build_and_prefault_beyond_available_memory_return_error() {
     let much = || region(0, 1 << 44);
     let threads = std::num::NonZeroUsize::MIN;
-    let go_on = |_| std::ops::ControlFlow::Continue(());
+    let proceed = |_| std::ops::ControlFlow::Continue(());
     let error = MemoryBuilder::new()
         .region(much())
-        .prefault(threads, go_on)
+        .prefault(threads, proceed)
         .build::<()>()
         .unwrap_err();
     assert!(
@@ -227,7 +283,7 @@ fn build_and_prefault_beyond_available_memory_return_error() {
     );
     // A mapping may be larger than memory; a prefault of it fails.
     let memory = MemoryBuilder::new().region(much()).build::<()>().unwrap();
-    let error = vm_memory_host::prefault(&memory, threads, go_on)
+    let error = vm_memory_host::prefault(&memory, threads, proceed)
         .unwrap_err()
         .to_string();
     assert!(

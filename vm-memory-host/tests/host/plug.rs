@@ -114,12 +114,9 @@ fn plug_beyond_the_pool_returns_error_and_changes_nothing() {
     plug(&memory, GuestAddress(START), HUGE).unwrap();
     assert_eq!(pool().unwrap().1, 2);
     let error = plug(&memory, GuestAddress(START), 4 * HUGE).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("cannot plug 0x800000 bytes at 0x100000000: 3 huge pages of 0x200000 bytes are required, but only 2 are free; add 1 to "),
-        "{error}"
-    );
+    let expected = "cannot plug 0x800000 bytes at 0x100000000: 3 huge pages of 0x200000 bytes are \
+        required, but only 2 are free; add 1 to ";
+    assert!(error.to_string().contains(expected), "{error}");
     assert_eq!(pool().unwrap().1, 2);
     assert!(is_accessible(&memory, START, HUGE) && !is_accessible(&memory, START + HUGE, 1));
     plug(&memory, GuestAddress(START + HUGE), 2 * HUGE).unwrap();
@@ -131,16 +128,21 @@ fn plug_beyond_the_pool_returns_error_and_changes_nothing() {
 #[test]
 fn plug_of_invalid_range_changes_nothing() {
     let region = |start| Region::new(GuestAddress(start), 8 * MIB);
-    let memory: Memory = vm_memory_host::MemoryBuilder::new()
+    let memory: Memory = MemoryBuilder::new()
         .region(region(0))
         .region(region(8 * MIB).blocks(non_zero(HUGE), Unplugged::Mapped))
         .build()
         .unwrap();
     let refused = |addr: u64, len: u64| plug(&memory, GuestAddress(addr), len).unwrap_err();
     assert!(matches!(refused(0, HUGE), ChangeError::NoBlocks { .. }));
-    assert!(
-        matches!(refused(8 * MIB, MIB), ChangeError::Unaligned { what: "blocks", granularity, .. } if granularity == HUGE)
-    );
+    assert!(matches!(
+        refused(8 * MIB, MIB),
+        ChangeError::Unaligned {
+            what: "blocks",
+            granularity: HUGE,
+            ..
+        }
+    ));
     assert!(matches!(refused(8 * MIB, 10 * MIB), ChangeError::Hole { addr } if addr == 16 * MIB));
     assert!(matches!(
         refused(u64::MAX - MIB, HUGE),
@@ -164,25 +166,25 @@ fn access_during_unplug_returns_error() {
         Region::new(GuestAddress(START), SIZE).blocks(non_zero(HUGE), Unplugged::Protected);
     let memory = build(region).unwrap();
     let over = AtomicBool::new(false);
-    let (done, meant) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (succeeded, attempted) = (AtomicU64::new(0), AtomicU64::new(0));
     let refused = std::thread::scope(|scope| {
         let device = scope.spawn(|| {
             let mut bytes = vec![5u8; HUGE as usize];
             while !over.load(Ordering::Relaxed) {
                 let written = memory.write_slice(&bytes, GuestAddress(START)).is_ok();
                 let read = memory.read_slice(&mut bytes, GuestAddress(START)).is_ok();
-                done.fetch_add(u64::from(written) + u64::from(read), Ordering::Relaxed);
-                meant.fetch_add(2, Ordering::Relaxed);
+                succeeded.fetch_add(u64::from(written) + u64::from(read), Ordering::Relaxed);
+                attempted.fetch_add(2, Ordering::Relaxed);
             }
         });
         // At least one access must succeed and one must fail.
         let refused = || {
-            meant
+            attempted
                 .load(Ordering::Relaxed)
-                .saturating_sub(done.load(Ordering::Relaxed))
+                .saturating_sub(succeeded.load(Ordering::Relaxed))
         };
         let mut rounds = 0;
-        while rounds < 500 || done.load(Ordering::Relaxed) == 0 || refused() == 0 {
+        while rounds < 500 || succeeded.load(Ordering::Relaxed) == 0 || refused() == 0 {
             plug(&memory, GuestAddress(START), HUGE).unwrap();
             std::thread::yield_now();
             unplug(&memory, GuestAddress(START), HUGE).unwrap();
@@ -205,7 +207,7 @@ fn plug_during_unplug_keeps_later_writes() {
         let region = Region::new(GuestAddress(START), size).backing(backing);
         let memory = build(region.blocks(non_zero(HUGE), Unplugged::Mapped)).unwrap();
         let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
-        let bits = mapping.plugged_blocks().unwrap();
+        let record = mapping.plugged_blocks().unwrap();
         let last = START + size - HUGE;
         for round in 1..20u64 {
             plug(&memory, GuestAddress(START), size).unwrap();
@@ -213,7 +215,7 @@ fn plug_during_unplug_keeps_later_writes() {
             std::thread::scope(|scope| {
                 let unplugging =
                     scope.spawn(|| unplug(&memory, GuestAddress(START), size).unwrap());
-                while bits.is_plugged((last - START) as usize, 1) {
+                while record.is_plugged((last - START) as usize, 1) {
                     std::hint::spin_loop();
                 }
                 plug(&memory, GuestAddress(last), HUGE).unwrap();
@@ -290,10 +292,10 @@ fn plug_of_block_written_by_vcpu_reads_as_zeroes() {
         let memory = build(region.blocks(non_zero(HUGE), Unplugged::Mapped)).unwrap();
         // A vCPU writes to the block without consulting the record of plugged blocks.
         let region = memory.iter().next().unwrap();
-        let bits = provisioned(region).unwrap().plugged_blocks().unwrap();
-        bits.plug(0, HUGE as usize).unwrap();
+        let record = provisioned(region).unwrap().plugged_blocks().unwrap();
+        record.plug(0, HUGE as usize).unwrap();
         fill(&memory, 0, HUGE, 7);
-        bits.unplug(0, HUGE as usize).unwrap();
+        record.unplug(0, HUGE as usize).unwrap();
         plug(&memory, GuestAddress(0), HUGE).unwrap();
         assert_eq!(byte_of_page(&memory, PAGE), Some(0));
         // Plugging again keeps the bytes.

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::common::*;
 use vm_memory::GuestAddress;
-use vm_memory_host::{describe, residency, Backing, Lock, MemoryBuilder, Region};
+use vm_memory_host::{residency, Backing, Lock, MemoryBuilder, Region};
 
 #[test]
 fn residency_of_file_with_non_utf8_name_succeeds() {
@@ -29,9 +29,7 @@ fn residency_includes_pages_of_other_mappings() {
     for (kind, region) in region_of_each_backing(0, 2 * HUGE, pages.is_some()) {
         if kind.ends_with("hugetlb") || kind == "memfd" {
             let memory = build(region).unwrap();
-            let (description, files) = describe(&memory).unwrap();
-            let received = vec![files[0].try_clone().unwrap().into()];
-            let other: Memory = description.builder(received).unwrap().build().unwrap();
+            let other = build_again(&memory);
             fill(&other, HUGE, HUGE, 1);
             assert_eq!(
                 (resident(&memory), resident(&other)),
@@ -63,14 +61,14 @@ fn residency_is_reported_per_region() {
     if pages.is_some() {
         fill(&memory, 4 * MIB, HUGE, 1);
     }
-    let takes = residency(&memory).unwrap();
-    let numbers = |n: usize| (takes[n].1.resident, takes[n].1.mapped, takes[n].1.huge);
+    let usage = residency(&memory).unwrap();
+    let numbers = |n: usize| (usage[n].1.resident, usage[n].1.mapped, usage[n].1.huge);
     assert_eq!(
-        (numbers(0), takes[0].1.locked),
+        (numbers(0), usage[0].1.locked),
         ((LOCKED, LOCKED, 0), LOCKED)
     );
     assert_eq!(
-        (numbers(1), takes[1].1.locked),
+        (numbers(1), usage[1].1.locked),
         ((4 * PAGE, 4 * PAGE, 0), 0)
     );
     assert_eq!(numbers(2), (0, 0, 0));
