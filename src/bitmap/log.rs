@@ -1,4 +1,4 @@
-//! [`DirtyLog`]: a bitmap whose marks can be harvested, whatever its type.
+//! [`DirtyLog`]: a bitmap of any type that can be harvested.
 
 use core::num::NonZeroUsize;
 use core::ops::{Deref, Range};
@@ -8,39 +8,77 @@ use super::dirty_pages::DirtyPages;
 use super::slice::BaseSlice;
 use crate::page_size::DEFAULT_PAGE_SIZE;
 
-/// A bitmap, or a part of one, whose marks can be harvested.
+/// A bitmap, or a slice of one, that can be harvested.
 ///
-/// Implement it for the slices of a bitmap of your own, and [`DirtyMemory`](crate::dirty::DirtyMemory) works with it. The unit type has no marks; `Option` has those of what
-/// it has.
+/// [`DirtyMemory`](crate::dirty::DirtyMemory) harvests the regions of a memory through this trait.
+/// Implement it for the slices of your own bitmap type to use it there. `()` has no marks, and
+/// `None` has none either.
+///
+/// # Examples
+///
+/// A log for memory that another component tracks, and that is always sent as a whole:
+///
+/// ```
+/// use std::num::NonZeroUsize;
+/// use std::ops::Range;
+/// use vm_memory::bitmap::{DirtyLog, DirtyPages};
+///
+/// struct AlwaysDirty;
+///
+/// impl DirtyLog for AlwaysDirty {
+///     fn page_size(&self) -> NonZeroUsize {
+///         NonZeroUsize::new(0x1000).unwrap()
+///     }
+///
+///     fn harvest_into(&self, dirty: &mut DirtyPages) {
+///         dirty.insert_range(0, dirty.byte_size());
+///     }
+///
+///     fn put_back(&self, _ranges: &mut dyn Iterator<Item = Range<usize>>) {}
+/// }
+///
+/// let mut dirty = DirtyPages::new(0x3000, AlwaysDirty.page_size());
+/// AlwaysDirty.harvest_into(&mut dirty);
+/// assert_eq!(dirty.total_pages(), 3);
+/// ```
+#[doc(alias = "harvest")]
+#[doc(alias = "KVM_GET_DIRTY_LOG")]
 pub trait DirtyLog {
     /// Returns the size of a page in bytes.
     fn page_size(&self) -> NonZeroUsize;
 
-    /// Adds the marks of its first bytes to `dirty`, as many as that is for, and clears them.
+    /// Harvests into `dirty`: adds the marks of the first [`byte_size`](DirtyPages::byte_size) bytes,
+    /// and clears them.
     fn harvest_into(&self, dirty: &mut DirtyPages);
 
-    /// Harvests as [`harvest_into`](Self::harvest_into) does, but for the [barrier in all threads](super::process_wide_barrier) that has to come before the
-    /// bytes are read, if there has to be one: returns whether. So the harvest of many logs takes one for all of them.
+    /// Harvests as [`harvest_into`](Self::harvest_into) does, but leaves the
+    /// [process-wide barrier](super::process_wide_barrier) to the caller.
     ///
-    /// Where the system refuses it, all that is in `dirty` is to be [put back](Self::put_back). The default is `harvest_into`, and that no barrier is
-    /// needed.
+    /// Returns `true` if a barrier is required before the harvested pages may be read, so that many
+    /// logs can share one. If the barrier fails, the caller must [put back](Self::put_back) all pages
+    /// of `dirty`.
+    ///
+    /// The default calls `harvest_into` and returns `false`.
     fn harvest_before_barrier(&self, dirty: &mut DirtyPages) -> bool {
         self.harvest_into(dirty);
         false
     }
 
-    /// Marks ranges of bytes again, which ascend, whether [tracking](Self::set_tracking) is on or off. Bytes past the end are passed over.
+    /// Marks ranges of bytes again, even if [tracking](Self::set_tracking) is off.
+    ///
+    /// The ranges ascend. Bytes past the end are ignored.
     fn put_back(&self, ranges: &mut dyn Iterator<Item = Range<usize>>);
 
-    /// Switches on or off that writes mark; where there is nothing to switch, that does nothing.
+    /// Switches marking on or off. The default does nothing.
     ///
-    /// Before the first copy, there has to be a barrier in all threads: see [`AtomicBitmap::start_tracking`], and [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking), which has it.
+    /// After switching it on, a process-wide barrier is required before the first copy of the memory.
+    /// [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking) issues it; see
+    /// [`AtomicBitmap::start_tracking`] for the reason and for alternatives.
     fn set_tracking(&self, on: bool) {
         let _ = on;
     }
 }
 
-/// Has no marks.
 impl DirtyLog for () {
     fn page_size(&self) -> NonZeroUsize {
         DEFAULT_PAGE_SIZE
@@ -51,7 +89,6 @@ impl DirtyLog for () {
     fn put_back(&self, _ranges: &mut dyn Iterator<Item = Range<usize>>) {}
 }
 
-/// Has marks when it is `Some`.
 impl<S: DirtyLog> DirtyLog for Option<S> {
     fn page_size(&self) -> NonZeroUsize {
         self.as_ref().map_or(DEFAULT_PAGE_SIZE, S::page_size)
@@ -81,10 +118,12 @@ impl<S: DirtyLog> DirtyLog for Option<S> {
     }
 }
 
-/// The marks from its offset on. Switches the whole bitmap.
+/// Harvests the bitmap from the slice's offset on. [`set_tracking`](Self::set_tracking) switches the
+/// whole bitmap.
 ///
-/// A page of which it has a part, and somebody else another, is harvested each time and stays marked for the other one. Have slices of a bitmap that regions
-/// share begin and end with its pages.
+/// If a page is only partly in the slice, every harvest reports it and leaves it dirty, because the
+/// mark also stands for bytes outside. Slices of one bitmap for several regions should therefore
+/// begin and end at page boundaries.
 impl<B: Deref<Target = AtomicBitmap>> DirtyLog for BaseSlice<B> {
     fn page_size(&self) -> NonZeroUsize {
         self.bitmap().page_size()

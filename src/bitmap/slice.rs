@@ -1,4 +1,4 @@
-//! A bitmap seen from an offset.
+//! [`BaseSlice`]: a bitmap from an offset on.
 
 use core::fmt::{self, Debug};
 use core::ops::Deref;
@@ -10,11 +10,29 @@ use super::{Bitmap, BitmapSlice, WithBitmapSlice};
 pub type RefSlice<'a, B> = BaseSlice<&'a B>;
 
 /// A slice that keeps its bitmap alive.
+///
+/// Regions whose memory is one allocation can share one bitmap by such slices.
+///
+/// # Examples
+///
+/// ```
+/// use std::num::NonZeroUsize;
+/// use std::sync::Arc;
+/// use vm_memory::bitmap::{ArcSlice, AtomicBitmap, Bitmap};
+///
+/// let bitmap = Arc::new(AtomicBitmap::new(0x8000, NonZeroUsize::new(0x1000).unwrap()));
+/// let second_half = ArcSlice::new(Arc::clone(&bitmap), 0x4000);
+/// second_half.mark_dirty(0, 1);
+/// assert!(bitmap.dirty_at(0x4000));
+/// ```
 pub type ArcSlice<B> = BaseSlice<Arc<B>>;
 
-/// The part of a bitmap from an offset on.
+/// A bitmap from an offset on: offset 0 of the slice is that offset of the bitmap.
 ///
-/// Reached as [`RefSlice`] and [`ArcSlice`].
+/// Its two forms are [`RefSlice`] and [`ArcSlice`].
+///
+/// Sums of offsets wrap, as in 0.18.0. Slices that this crate makes never wrap. If others do, a page
+/// too many is marked, which is better than one too few.
 #[derive(Clone, Copy)]
 pub struct BaseSlice<B> {
     inner: B,
@@ -22,7 +40,7 @@ pub struct BaseSlice<B> {
 }
 
 impl<B> BaseSlice<B> {
-    /// Makes the slice of `inner` that begins `offset` bytes in.
+    /// Makes the slice of `inner` that begins at `offset`.
     pub fn new(inner: B, offset: usize) -> Self {
         BaseSlice {
             inner,
@@ -32,12 +50,12 @@ impl<B> BaseSlice<B> {
 }
 
 impl<B: Deref> BaseSlice<B> {
-    /// Returns the bitmap that it is a part of.
+    /// Returns the bitmap that this is a slice of.
     pub fn bitmap(&self) -> &B::Target {
         &self.inner
     }
 
-    /// Returns where in the bitmap it begins, in bytes.
+    /// Returns the offset in the bitmap at which the slice begins, in bytes.
     pub fn base_offset(&self) -> usize {
         self.base_offset
     }
@@ -58,8 +76,6 @@ where
 {
 }
 
-/// Sums of offsets wrap, as in 0.18.0: nothing in this crate hands out offsets that could, and where other code does, a mark in
-/// the wrong place is one page too many, while a mark left out would be one too few.
 impl<B> Bitmap for BaseSlice<B>
 where
     B: Clone + Deref,

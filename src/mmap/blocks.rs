@@ -1,27 +1,39 @@
-//! [`PluggedBlocks`]: which parts of a mapping a guest has for now.
+//! [`PluggedBlocks`]: the blocks of a mapping that are plugged.
 
+use core::num::NonZeroUsize;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::bits::{bit_runs, words_of, WORD_BITS};
 
-/// Which blocks of a mapping can be reached: a bit for each, changed while devices run.
+/// The plugged blocks of a mapping: one bit per block, changed while devices run.
 ///
-/// A region that a guest fills and empties block by block (virtio-mem, virtio 1.2 section 5.15) is mapped whole, once. A map of guest memory that
-/// is exchanged for each block would be copied for each block, at the guest's wish; a bit costs nothing, and regions without blocks pay nothing
-/// for it. [`MmapRegionBuilder::with_plugged_blocks`](super::MmapRegionBuilder::with_plugged_blocks) puts it in front of a mapping.
+/// A guest plugs and unplugs the memory of a virtio-mem device block by block (virtio 1.2, section
+/// 5.15). The VMM maps the whole region once, and passes the blocks to
+/// [`MmapRegionBuilder::with_plugged_blocks`](super::MmapRegionBuilder::with_plugged_blocks). Accesses
+/// to other blocks then fail. To replace the memory map for each block would cost a copy of the map
+/// each time, at the guest's request; here it costs one bit. Regions without blocks pay nothing.
 ///
 /// ```text
-///   offset    0        1 × block  2 × block  3 × block  4 × block
-///   mapping   ├──────────┼──────────┼──────────┼──────────┤
-///   bits           1          1          0          1
-///   reached   ├──── one range ──────┤          ├──────────┤
+///   offset       0        1 × block  2 × block  3 × block  4 × block
+///   mapping      ├──────────┼──────────┼──────────┼──────────┤
+///   bits              1          1          0          1
+///   accessible   ├──── one range ──────┤          ├──────────┤
 /// ```
 ///
-/// Offsets and sizes are in bytes, and count from the start of the mapping. In the beginning nothing is plugged.
+/// Offsets and sizes are in bytes, from the start of the mapping. Initially no block is plugged.
+///
+/// # Guarantees of unplugging
+///
+/// An access that begins after [`unplug`](Self::unplug) has returned does not reach the block. This
+/// holds for every thread that knows that it has returned, by whatever synchronisation tells it.
+///
+/// An access that began earlier keeps its slice until it is over. It may populate pages that were
+/// discarded in the meantime. Wait for the devices, or discard the block again.
+///
+/// # Examples
 ///
 /// ```
-/// # #[cfg(unix)] {
 /// use std::num::NonZeroUsize;
 /// use std::sync::Arc;
 /// use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
@@ -36,52 +48,52 @@ use crate::bits::{bit_runs, words_of, WORD_BITS};
 /// blocks.plug(0x2000, 0x4000)?;
 /// memory.write_obj(1u8, GuestAddress(0x2000))?;
 /// assert!(!GuestMemory::check_range(&memory, GuestAddress(0x5fff), 2, Permissions::Read));
-/// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-///
-/// # What unplugging promises
-///
-/// An access that begins after [`unplug`](Self::unplug) has returned does not reach the block: who knows that it has returned also sees the
-/// bits (whatever tells of it orders them; one bit's own value goes forwards only). An access that began before keeps the slice that it has until it is
-/// over, and may bring back pages that were given back under it: wait for one's own devices, or give the block back again.
+#[doc(alias = "hotplug")]
+#[doc(alias = "hot-unplug")]
+#[doc(alias = "virtio-mem")]
+#[doc(alias = "memory resize")]
 #[derive(Debug)]
 pub struct PluggedBlocks {
-    /// A bit for each block.
+    /// One bit per block.
     words: Box<[AtomicU64]>,
     size: usize,
-    /// The size of a block, as a power of two.
+    /// The size of a block is `1 << shift`.
     shift: u32,
 }
 
-/// Why blocks cannot be as they are asked for.
+/// An error of a size or a range that does not consist of blocks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PluggedBlocksError {
-    /// The size of a block is no power of two.
-    #[error("{block_size:#x} bytes are no size of a block: it is not a power of two")]
+    /// The size of a block is not a power of two.
+    #[error("invalid block size {block_size:#x}: it must be a power of two")]
     BlockSize {
-        /// That size, in bytes.
+        /// The block size in bytes.
         block_size: usize,
     },
-    /// The range does not begin and end where blocks do.
+    /// The range does not begin and end at block boundaries.
     #[error(
-        "{count:#x} bytes at offset {offset:#x} are not whole blocks of {block_size:#x} bytes"
+        "range of {count:#x} bytes at offset {offset:#x} does not consist of whole blocks: \
+         offset and size must be multiples of {block_size:#x}"
     )]
     NotBlocks {
-        /// Where the range begins, in bytes from the start of the mapping.
+        /// The offset of the range from the start of the mapping, in bytes.
         offset: usize,
-        /// Its length in bytes.
+        /// The length of the range in bytes.
         count: usize,
         /// The size of a block in bytes.
         block_size: usize,
     },
-    /// The range passes the end.
-    #[error("{count:#x} bytes at offset {offset:#x} are not all in a mapping of {size:#x} bytes")]
+    /// The range ends past the mapping.
+    #[error(
+        "range of {count:#x} bytes at offset {offset:#x} ends past the mapping of {size:#x} bytes"
+    )]
     Outside {
-        /// Where the range begins, in bytes from the start of the mapping.
+        /// The offset of the range from the start of the mapping, in bytes.
         offset: usize,
-        /// Its length in bytes.
+        /// The length of the range in bytes.
         count: usize,
         /// The size of the mapping in bytes.
         size: usize,
@@ -89,15 +101,13 @@ pub enum PluggedBlocksError {
 }
 
 impl PluggedBlocks {
-    /// Makes blocks of `block_size` bytes for a mapping of `size` bytes, none of them plugged. The last one may be shorter.
+    /// Makes blocks of `block_size` bytes for a mapping of `size` bytes. None of them is plugged. The
+    /// last block may be shorter.
     ///
     /// # Errors
     ///
-    /// [`PluggedBlocksError::BlockSize`] if that is no power of two.
-    pub fn new(
-        size: usize,
-        block_size: core::num::NonZeroUsize,
-    ) -> Result<Self, PluggedBlocksError> {
+    /// Returns [`PluggedBlocksError::BlockSize`] if `block_size` is not a power of two.
+    pub fn new(size: usize, block_size: NonZeroUsize) -> Result<Self, PluggedBlocksError> {
         if !block_size.is_power_of_two() {
             let block_size = block_size.get();
             return Err(PluggedBlocksError::BlockSize { block_size });
@@ -122,26 +132,36 @@ impl PluggedBlocks {
         1 << self.shift
     }
 
-    /// Lets accesses reach the `count` bytes at `offset`, which are whole blocks. What was plugged stays so.
+    /// Plugs the blocks of the `count` bytes at `offset`: accesses can reach them.
+    ///
+    /// Blocks that are plugged already stay plugged.
     ///
     /// # Errors
     ///
-    /// If the range is not in the mapping, or does not consist of whole blocks. Nothing is changed then.
+    /// - [`PluggedBlocksError::Outside`] if the range ends past the mapping;
+    /// - [`PluggedBlocksError::NotBlocks`] if it does not consist of whole blocks.
+    ///
+    /// After an error, no block has changed.
     pub fn plug(&self, offset: usize, count: usize) -> Result<(), PluggedBlocksError> {
         self.check_blocks(offset, count)?;
         for (word, mask) in self.words_in(offset, count) {
-            // Release: a thread that loads the bit with Acquire (`is_plugged`) also sees the writes
-            // that made the block ready.
+            // Release: a thread that finds the bit by an acquire load (`plugged_from`) also sees the
+            // writes that made the block ready.
             word.fetch_or(mask, Ordering::Release);
         }
         Ok(())
     }
 
-    /// Keeps accesses that begin from now on from the `count` bytes at `offset`, which are whole blocks. What was not plugged stays so.
+    /// Unplugs the blocks of the `count` bytes at `offset`: accesses that begin later fail.
+    ///
+    /// Blocks that are not plugged stay so.
     ///
     /// # Errors
     ///
-    /// If the range is not in the mapping, or does not consist of whole blocks. Nothing is changed then.
+    /// - [`PluggedBlocksError::Outside`] if the range ends past the mapping;
+    /// - [`PluggedBlocksError::NotBlocks`] if it does not consist of whole blocks.
+    ///
+    /// After an error, no block has changed.
     pub fn unplug(&self, offset: usize, count: usize) -> Result<(), PluggedBlocksError> {
         self.check_blocks(offset, count)?;
         for (word, mask) in self.words_in(offset, count) {
@@ -150,48 +170,65 @@ impl PluggedBlocks {
         Ok(())
     }
 
-    /// Returns whether all blocks that have any of the `count` bytes at `offset` are plugged. No bytes are in no block.
+    /// Returns whether all of the `count` bytes at `offset` are in plugged blocks.
     ///
-    /// What is not in the mapping is not plugged.
+    /// Returns `false` for bytes past the mapping. A range of 0 bytes inside it is plugged.
     pub fn is_plugged(&self, offset: usize, count: usize) -> bool {
         self.is_inside(offset, count) && self.plugged_from(offset, count) == count
     }
 
-    /// Returns whether no block that has any of the `count` bytes at `offset` is plugged.
+    /// Returns whether none of the `count` bytes at `offset` is in a plugged block.
     pub fn is_unplugged(&self, offset: usize, count: usize) -> bool {
         let mut words = self.words_in(offset, count);
         words.all(|(word, mask)| word.load(Ordering::Acquire) & mask == 0)
     }
 
-    /// Returns how many of the `count` bytes at `offset` come before the first that is in no plugged block.
+    /// Returns the number of bytes, out of the `count` at `offset`, before the first byte that is not
+    /// in a plugged block.
     pub fn plugged_from(&self, offset: usize, count: usize) -> usize {
-        let end = offset.saturating_add(count).min(self.size);
         let gap = words_of(self.blocks_of(offset, count)).find_map(|(number, mask)| {
             let missing = mask & !self.words.get(number)?.load(Ordering::Acquire);
             let bit = usize::try_from(missing.trailing_zeros()).ok()?;
             (missing != 0).then(|| number.saturating_mul(WORD_BITS).saturating_add(bit))
         });
         let end = match gap {
-            // Blocks end within the mapping but for the last one: no overflow.
+            // The range may begin inside the first block.
             Some(block) => block.saturating_mul(self.block_size()).max(offset),
-            None => end,
+            None => offset.saturating_add(count).min(self.size),
         };
         end.saturating_sub(offset)
     }
 
-    /// Returns how many bytes are plugged.
+    /// Returns the number of bytes in plugged blocks.
     pub fn plugged_bytes(&self) -> usize {
         self.runs()
             .fold(0, |sum, (_, length)| sum.saturating_add(length))
     }
 
-    /// Returns the plugged ranges in ascending order, as offsets and lengths in bytes; adjacent blocks are one range. What changes meanwhile is
-    /// seen or not.
+    /// Returns the plugged ranges as offsets and lengths in bytes, ascending. Adjacent blocks are one
+    /// range.
+    ///
+    /// A change during the iteration may or may not be included.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::mmap::PluggedBlocks;
+    ///
+    /// let blocks = PluggedBlocks::new(0x8000, NonZeroUsize::new(0x2000).unwrap())?;
+    /// blocks.plug(0, 0x4000)?;
+    /// blocks.plug(0x6000, 0x2000)?;
+    /// assert_eq!(blocks.runs().collect::<Vec<_>>(), [(0, 0x4000), (0x6000, 0x2000)]);
+    /// # Ok::<(), vm_memory::mmap::PluggedBlocksError>(())
+    /// ```
     pub fn runs(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         self.runs_in(0, self.size)
     }
 
-    /// Returns the plugged ranges among the `count` bytes at `offset`, as [`runs`](Self::runs) does. Looks at nothing else.
+    /// Returns the plugged ranges among the `count` bytes at `offset`, like [`runs`](Self::runs).
+    ///
+    /// The cost follows `count`, not the size of the mapping.
     pub fn runs_in(
         &self,
         offset: usize,
@@ -204,7 +241,7 @@ impl PluggedBlocks {
             Some((number, bits & mask))
         });
         bit_runs(plugged).map(move |run| {
-            // The first and the last block may be in the range only in part.
+            // The range may contain only parts of its first and last block.
             let byte = |block: usize| block.saturating_mul(self.block_size());
             let (start, end) = (byte(run.start).max(offset), byte(run.end).min(end));
             (start, end.saturating_sub(start))
@@ -217,6 +254,7 @@ impl PluggedBlocks {
             .is_some_and(|end| end <= self.size)
     }
 
+    /// Fails unless the range consists of whole blocks of the mapping.
     fn check_blocks(&self, offset: usize, count: usize) -> Result<(), PluggedBlocksError> {
         let size = self.size;
         if !self.is_inside(offset, count) {
@@ -260,7 +298,6 @@ impl PluggedBlocks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::num::NonZeroUsize;
     use proptest::prelude::*;
 
     fn blocks(size: usize, block: usize) -> PluggedBlocks {
@@ -268,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_block_is_refused_and_changes_nothing() {
+    fn plug_of_partial_blocks_returns_error_and_changes_nothing() {
         let error = PluggedBlocks::new(0x1000, NonZeroUsize::new(0x300).unwrap()).unwrap_err();
         assert_eq!(error, PluggedBlocksError::BlockSize { block_size: 0x300 });
         let blocks = blocks(0x1800, 0x1000);
@@ -291,20 +328,19 @@ mod tests {
             assert!(!blocks.is_plugged(offset, count));
         }
         assert_eq!(blocks.plugged_bytes(), 0);
-        // The last block is a short one.
+        // The last block is shorter.
         blocks.plug(0x1000, 0x800).unwrap();
         assert_eq!(blocks.runs().collect::<Vec<_>>(), [(0x1000, 0x800)]);
         assert_eq!(blocks.plugged_from(0x1001, usize::MAX), 0x7ff);
     }
 
     proptest! {
-        /// Against a flag for each byte.
         #[test]
-        fn blocks_agree_with_flags(
+        fn plugged_blocks_agree_with_one_flag_per_byte(
             block in 0u32..4,
             extra in 0usize..8,
             steps in prop::collection::vec((any::<bool>(), 0usize..200, 0usize..200), 1..20),
-            asks in prop::collection::vec((0usize..1700, 0usize..1700), 1..20),
+            queries in prop::collection::vec((0usize..1700, 0usize..1700), 1..20),
         ) {
             let size = 1 << block;
             let total = (200 << block) - extra % size;
@@ -325,7 +361,7 @@ mod tests {
                 runs[offset..offset + count].fill(true);
             }
             prop_assert_eq!(&runs, &model);
-            for (offset, count) in asks {
+            for (offset, count) in queries {
                 let range = model.get(offset..offset + count);
                 prop_assert_eq!(blocks.is_plugged(offset, count), range.is_some_and(|range| range.iter().all(|on| *on)));
                 let ahead = model.get(offset..).unwrap_or(&[]);

@@ -1,10 +1,16 @@
-//! [`AtomicBitmap`]: a bit for each page, which threads set and take at the same time.
+//! [`AtomicBitmap`]: one bit per page, which threads set and harvest at the same time.
 //!
-//! Pages, sizes, growth and modes are here; harvests and logs in `atomic/harvest.rs`; the bits, and why none of them is lost, in `marks.rs`.
+//! | file | content |
+//! |---|---|
+//! | this one | pages, growth, marking, modes |
+//! | `harvest.rs` | harvests, merged logs, pages that are put back |
+//! | `chain.rs` | bits that grow while threads use them |
+//! | `../marks.rs` | the bits, and the proof that no interleaving loses a page |
 //!
-//! `D`, the bytes that are written before their page is marked, is a block of assembly, of which the compiler moves nothing past an atomic
-//! operation, since that may touch memory; on x86_64 the locked instruction of a mark is also a full barrier for the processor (Intel manual, volume 3A,
-//! section 9.2.3.9), and on aarch64 it releases.
+//! The proof in `marks.rs` needs the data (`D`) to be written before the mark (`M`). The data is
+//! written by an assembly block that may access memory, so the compiler does not move it past the
+//! atomic operation of the mark. On x86_64 that operation is a locked instruction, which is a full
+//! barrier (Intel SDM, volume 3A, section 9.2.3.9). On aarch64 it has release semantics.
 
 mod chain;
 mod harvest;
@@ -25,9 +31,18 @@ use crate::page_size::{host_page_size, DEFAULT_PAGE_SIZE};
 use chain::MarksChain;
 use page_size::PageSize;
 
-/// A bitmap with a bit for each page of a range of memory, which threads mark and harvest at the same time.
+/// A dirty bitmap with one bit per page, which threads mark and harvest at the same time.
 ///
-/// No mark is lost to a harvest at the same time: a page that is written after it was harvested is found by the next harvest.
+/// No interleaving loses a page: a page that is written after it was harvested is in the next
+/// harvest.
+///
+/// Bits past the end of the bitmap do not exist. Setting one does nothing, and reading one returns
+/// `false`.
+///
+/// A bitmap for 1 TiB in pages of 4 KiB takes 32 MiB. A large bitmap also has a summary of 0.2 % of
+/// that size, with which a harvest skips ranges without marks.
+///
+/// # Examples
 ///
 /// ```
 /// use std::num::NonZeroUsize;
@@ -40,49 +55,56 @@ use page_size::PageSize;
 /// assert_eq!(bitmap.get_and_reset(), [0]);
 /// ```
 ///
-/// Bits past the end of the bitmap do not exist: setting one does nothing, and it never reads as set.
+/// The bitmaps of a guest memory mark every write through it:
 ///
-/// A bit takes a bit: a bitmap for 1 TiB in pages of 4 KiB takes 32 MiB, and 0.2 % more for a summary by which a harvest finds few
-/// marks without looking at all of it.
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use vm_memory::bitmap::AtomicBitmap;
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+///
+/// let memory: GuestMemoryMmap<AtomicBitmap> =
+///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_000)])?;
+/// memory.write_obj(1u8, GuestAddress(0x3000))?;
+/// let region = memory.find_region(GuestAddress(0)).unwrap();
+/// assert_eq!(region.get_mmap().bitmap().is_addr_set(0x3000), true);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "dirty log")]
+#[doc(alias = "migrate")]
+#[doc(alias = "pre-copy")]
 #[derive(Debug)]
 pub struct AtomicBitmap {
     marks: MarksChain,
-    /// Pages whose marks are in the first part of `marks`, and have been from the start.
+    /// The pages whose marks are in the first part of `marks`, without those added by `grow`.
     first_pages: usize,
-    /// Held by the one thread that grows the bitmap.
+    /// Held by a thread that grows the bitmap.
     growing: Mutex<()>,
-    /// Number of pages.
+    /// The number of pages.
     pages: AtomicUsize,
-    /// Number of bytes that the pages stand for; the last page may be a part of one.
+    /// The number of bytes tracked. The last page may be shorter than the others.
     byte_size: AtomicUsize,
     page_size: PageSize,
-    /// One of the modes below.
+    /// A combination of [`TEST_FIRST`] and [`OFF`].
     mode: AtomicU8,
 }
 
-/// Every write marks.
-const ALWAYS: u8 = 0;
-/// A write marks what is not marked.
+/// Flag: a write tests whether its page is marked before it marks it.
 const TEST_FIRST: u8 = 1;
-/// Added to either: no write marks.
+/// Flag: writes do not mark.
 const OFF: u8 = 2;
 
 impl AtomicBitmap {
-    /// Makes a bitmap that tracks `byte_size` bytes in pages of `page_size` bytes, all of them clean.
+    /// Makes a bitmap that tracks `byte_size` bytes in pages of `page_size` bytes. All are clean.
     ///
-    /// A page size that is a power of two is the fast case; others work.
+    /// Any page size works. A power of two is faster, because it needs no division.
     pub fn new(byte_size: usize, page_size: NonZeroUsize) -> Self {
         let page_size = PageSize::new(page_size);
-        let pages = page_size.pages_for(byte_size);
-        Self::of(
-            Marks::new(pages.div_ceil(WORD_BITS)),
-            byte_size,
-            page_size,
-            ALWAYS,
-        )
+        let words = page_size.pages_for(byte_size).div_ceil(WORD_BITS);
+        Self::with_marks(Marks::new(words), byte_size, page_size, 0)
     }
 
-    fn of(marks: Marks, byte_size: usize, page_size: PageSize, mode: u8) -> Self {
+    fn with_marks(marks: Marks, byte_size: usize, page_size: PageSize, mode: u8) -> Self {
         let pages = page_size.pages_for(byte_size);
         Self {
             first_pages: pages.min(marks.len().saturating_mul(WORD_BITS)),
@@ -95,95 +117,52 @@ impl AtomicBitmap {
         }
     }
 
-    /// Tracks `additional_size` more bytes at the end, whose pages are clean.
+    /// Tracks `additional_size` more bytes at the end. The new pages are clean.
     ///
-    /// For a bitmap that others use, see [`grow`](Self::grow).
+    /// [`grow`](Self::grow) does the same for a bitmap that other threads use.
     pub fn enlarge(&mut self, additional_size: usize) {
         self.grow(self.byte_size().saturating_add(additional_size));
-        // Nobody else uses it: it can be of one piece again.
+        // The bitmap is borrowed mutably, so its bits can be made contiguous again.
         if self.marks.has_grown() {
             *self = self.clone();
         }
     }
 
-    /// Tracks `byte_size` bytes in all from now on, if it does not yet. The new pages are clean.
+    /// Tracks `byte_size` bytes in total, unless it tracks more already. The new pages are clean.
     ///
-    /// Others may mark and harvest at the same time. What has grown is found by a few more steps at each mark: a bitmap that
-    /// grows often is better made large enough.
+    /// Other threads may mark and harvest at the same time. Marking a page that was added this way
+    /// takes a few more steps. A bitmap that is expected to grow often should be made large enough.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use std::num::NonZeroUsize;
     /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
     ///
     /// let bitmap = AtomicBitmap::new(0x4000, NonZeroUsize::new(0x1000).unwrap());
-    /// bitmap.mark_dirty(0x4000, 1);
+    /// bitmap.mark_dirty(0x4000, 1); // past the end
     /// bitmap.grow(0x8000);
     /// bitmap.mark_dirty(0x7000, 1);
     /// assert_eq!(bitmap.get_and_reset(), [0b1000_0000]);
     /// ```
+    #[doc(alias = "hotplug")]
     pub fn grow(&self, byte_size: usize) {
-        let _only_one = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         if byte_size <= self.byte_size() {
             return;
         }
         let pages = self.page_size.pages_for(byte_size);
         self.marks.grow_to(pages.div_ceil(WORD_BITS));
         self.byte_size.store(byte_size, Ordering::Release);
-        // After the words: who sees these pages finds them.
+        // Release, after the words were added: a thread that loads the new number of pages (`len`)
+        // also finds their words.
         self.pages.store(pages, Ordering::Release);
-    }
-
-    /// Returns whether the page with number `index` is marked; `false` if there is no such page.
-    #[inline]
-    pub fn is_bit_set(&self, index: usize) -> bool {
-        let (word, bit) = position(index);
-        // Bits past the last page are never set, so that only the word needs to exist.
-        self.marks
-            .locate(word)
-            .is_some_and(|(marks, word)| marks.word(word) & bit != 0)
-    }
-
-    /// Returns whether the page of the byte at `addr` is marked; `false` if the bitmap does not track it.
-    #[inline]
-    pub fn is_addr_set(&self, addr: usize) -> bool {
-        self.is_bit_set(self.page_size.page_of(addr))
-    }
-
-    /// Marks the pages of the `len` bytes at `start_addr`. Bytes that the bitmap does not track are passed over.
-    ///
-    /// It does so whether [tracking](Self::stop_tracking) is on or off.
-    #[inline]
-    pub fn set_addr_range(&self, start_addr: usize, len: usize) {
-        self.set_pages(start_addr, len, self.tests_first());
-    }
-
-    /// Clears the marks of all pages that have one of the `len` bytes at `start_addr`.
-    pub fn reset_addr_range(&self, start_addr: usize, len: usize) {
-        if let Some((first, last)) = self.pages_of(start_addr, len) {
-            self.for_each_word(first, last, |marks, word, bits| marks.clear(word, bits));
-            self.after_drain(|bitmap| bitmap.set_addr_range(start_addr, len));
-        }
-    }
-
-    /// Marks the page with number `index`, if there is one.
-    pub fn set_bit(&self, index: usize) {
-        if index < self.len() {
-            self.set_words(index, index, self.tests_first());
-        }
-    }
-
-    /// Clears the mark of the page with number `index`, if there is one.
-    pub fn reset_bit(&self, index: usize) {
-        if index < self.len() {
-            self.for_each_word(index, index, |marks, word, bits| marks.clear(word, bits));
-            self.after_drain(|bitmap| bitmap.set_bit(index));
-        }
     }
 
     /// Returns the number of pages.
     #[expect(clippy::len_without_is_empty, reason = "the interface of 0.18.0")]
     pub fn len(&self) -> usize {
-        // Whoever sees pages sees their words.
+        // Acquire: pairs with the store in `grow`.
         self.pages.load(Ordering::Acquire)
     }
 
@@ -197,27 +176,64 @@ impl AtomicBitmap {
         self.page_size.bytes()
     }
 
-    /// Marks pages of a word, of which there are such.
+    /// Returns whether the page with the number `index` is dirty; `false` if there is no such page.
     #[inline]
-    fn update_word(&self, word: usize, bits: u64, look: bool) {
-        let Some((marks, word)) = self.marks.locate(word) else {
-            return;
-        };
-        match look {
-            true => marks.test_and_set(word, bits),
-            false => marks.set(word, bits),
+    pub fn is_bit_set(&self, index: usize) -> bool {
+        let (word, bit) = position(index);
+        // Bits past the last page are never set, so the number of pages need not be checked.
+        self.marks
+            .locate(word)
+            .is_some_and(|(marks, word)| marks.word(word) & bit != 0)
+    }
+
+    /// Returns whether the page of the byte at `addr` is dirty; `false` if the bitmap does not track
+    /// it.
+    #[inline]
+    pub fn is_addr_set(&self, addr: usize) -> bool {
+        self.is_bit_set(self.page_size.page_of(addr))
+    }
+
+    /// Marks the pages of the `len` bytes at `start_addr`, ignoring bytes past the end.
+    ///
+    /// It marks them even if [tracking](Self::stop_tracking) is off.
+    #[inline]
+    pub fn set_addr_range(&self, start_addr: usize, len: usize) {
+        self.set_pages(start_addr, len, self.tests_first());
+    }
+
+    /// Clears the marks of all pages that have any of the `len` bytes at `start_addr`.
+    pub fn reset_addr_range(&self, start_addr: usize, len: usize) {
+        if let Some((first, last)) = self.pages_of(start_addr, len) {
+            self.for_each_word(first, last, |marks, word, bits| marks.clear(word, bits));
+            self.after_drain(|bitmap| bitmap.set_addr_range(start_addr, len));
         }
     }
 
-    /// From now on, writes do not mark a page that is marked: that takes a look, where marking takes a locked instruction, several times as long.
+    /// Marks the page with the number `index`, if there is one.
+    pub fn set_bit(&self, index: usize) {
+        if index < self.len() {
+            self.set_words(index, index, self.tests_first());
+        }
+    }
+
+    /// Clears the mark of the page with the number `index`, if there is one.
+    pub fn reset_bit(&self, index: usize) {
+        if index < self.len() {
+            self.for_each_word(index, index, |marks, word, bits| marks.clear(word, bits));
+            self.after_drain(|bitmap| bitmap.set_bit(index));
+        }
+    }
+
+    /// Skips the atomic read-modify-write for pages that are already dirty.
     ///
-    /// Harvests pay for it: each makes a system call, [`process_wide_barrier`], since without one a look may be answered before the bytes are
-    /// visible, and a page is lost. So does each of the methods that clear marks. Clones do as the original does.
+    /// A load is several times cheaper than a locked instruction. In return, each harvest and each
+    /// method that clears marks issues a [`process_wide_barrier`], which is a system call. Without
+    /// it, a load could miss a harvest and a page would be lost. Clones use the same mode.
     ///
-    /// # Errors
+    /// If a later barrier fails, the harvest puts back all pages that it found. They are then both
+    /// in its result and still dirty, so no page is lost.
     ///
-    /// What the kernel answers, if it cannot have that barrier (`membarrier(2)`); nothing has changed then. Should it refuse a later one, the harvest
-    /// leaves all that it found marked as well: nothing is lost, and nothing gets clean.
+    /// # Examples
     ///
     /// ```
     /// use std::num::NonZeroUsize;
@@ -225,30 +241,45 @@ impl AtomicBitmap {
     ///
     /// let mut bitmap = AtomicBitmap::new(0x10_000, NonZeroUsize::new(0x1000).unwrap());
     /// if let Err(error) = bitmap.test_before_marking() {
-    ///     println!("marking is slower here: {error}");
+    ///     println!("every write will use a locked instruction: {error}");
     /// }
     /// bitmap.mark_dirty(0x3000, 1);
     /// bitmap.mark_dirty(0x3000, 1);
     /// assert_eq!(bitmap.get_and_reset(), [0b1000]);
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of `membarrier(2)` if the system does not support or allow it: see
+    /// [`process_wide_barrier`]. The mode is then unchanged.
     pub fn test_before_marking(&mut self) -> io::Result<()> {
         process_wide_barrier()?;
         *self.mode.get_mut() |= TEST_FIRST;
         Ok(())
     }
 
-    /// From now on, [`mark_dirty`](Bitmap::mark_dirty), and with it every write to guest memory, marks nothing. What is marked stays.
+    /// Stops marking: writes to guest memory and [`mark_dirty`](Bitmap::mark_dirty) mark nothing.
+    /// Existing marks stay.
     ///
-    /// A write costs what it costs without a bitmap then, and one look at a byte that nobody writes.
+    /// A write then costs no more than without a bitmap, except for one load.
     pub fn stop_tracking(&self) {
         self.mode.fetch_or(OFF, Ordering::SeqCst);
     }
 
-    /// From now on, writes mark again.
+    /// Resumes marking.
     ///
-    /// A write that another thread has under way at this moment may be neither marked nor visible yet. Before the first copy of the memory, have the
-    /// threads that write pass a lock, or stop, or call [`process_wide_barrier`] after this: what they wrote before is visible then, and
-    /// what they write from then on is marked. [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking) does both, for a whole memory.
+    /// A write in progress in another thread may be neither marked nor visible yet. So before the
+    /// first copy of the memory, do one of the following:
+    ///
+    /// - call [`process_wide_barrier`];
+    /// - let each thread that writes acquire and release a lock that this thread holds next;
+    /// - stop those threads for a moment.
+    ///
+    /// All earlier writes are then visible, and all later ones are marked.
+    /// [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking) resumes marking in a
+    /// whole memory and issues the barrier.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use std::num::NonZeroUsize;
@@ -270,7 +301,13 @@ impl AtomicBitmap {
         self.mode.load(Ordering::Relaxed) & OFF == 0
     }
 
-    /// The first and the last page of `len` bytes at `start`, as far as they are tracked.
+    #[inline(always)]
+    fn tests_first(&self) -> bool {
+        self.mode.load(Ordering::Relaxed) & TEST_FIRST != 0
+    }
+
+    /// Returns the first and the last page of the `len` bytes at `start`, limited to the tracked
+    /// pages. Returns `None` if there is no such page.
     #[inline(always)]
     fn pages_of(&self, start: usize, len: usize) -> Option<(usize, usize)> {
         let last_byte = start.saturating_add(len.checked_sub(1)?);
@@ -280,14 +317,9 @@ impl AtomicBitmap {
         (first <= last).then_some((first, last))
     }
 
+    /// Marks the pages of the `len` bytes at `start`.
     #[inline(always)]
-    fn tests_first(&self) -> bool {
-        self.mode.load(Ordering::Relaxed) & TEST_FIRST != 0
-    }
-
-    /// Marks the pages of `len` bytes at `start`.
-    #[inline(always)]
-    fn set_pages(&self, start: usize, len: usize, look: bool) {
+    fn set_pages(&self, start: usize, len: usize, test_first: bool) {
         let Some(more) = len.checked_sub(1) else {
             return;
         };
@@ -296,20 +328,22 @@ impl AtomicBitmap {
         let (first_word, first_bit) = position(first);
         let (last_word, last_bit) = position(last);
         if first_word != last_word || last >= self.first_pages {
-            return self.set_words(first, last, look);
+            return self.set_words(first, last, test_first);
         }
         let bits = bits_between(first_bit, last_bit);
         let marks = self.marks.first();
-        if look {
+        if test_first {
             marks.test_and_set(first_word, bits);
         } else {
             marks.set(first_word, bits);
         }
     }
 
-    /// Marks the pages from `first` to `last`, as far as there are such: in several words, or in pages that have been added.
+    /// Marks the pages from `first` to `last`, as far as they exist.
+    ///
+    /// This is the slow path, for pages of several words and pages that were added by `grow`.
     #[inline(never)]
-    fn set_words(&self, first: usize, last: usize, look: bool) {
+    fn set_words(&self, first: usize, last: usize, test_first: bool) {
         let last = match self.len().checked_sub(1) {
             Some(end) if first <= end => last.min(end),
             _ => return,
@@ -317,16 +351,28 @@ impl AtomicBitmap {
         let (first_word, _) = position(first);
         let (last_word, _) = position(last);
         let marks = self.marks.first();
-        if look {
+        if test_first {
             self.for_each_word(first, last, Marks::test_and_set);
         } else if last_word < marks.len() && last_word.saturating_sub(first_word) > 1 {
-            // Both ends bit by bit, and the whole words between them a line at a time.
-            let behind = (last % WORD_BITS).saturating_add(1);
+            // The bits of both ends, and the whole words between them line by line.
+            let end = (last % WORD_BITS).saturating_add(1);
             marks.set(first_word, mask(first % WORD_BITS, WORD_BITS));
             marks.set_words(first_word.saturating_add(1), last_word);
-            marks.set(last_word, mask(0, behind));
+            marks.set(last_word, mask(0, end));
         } else {
             self.for_each_word(first, last, Marks::set);
+        }
+    }
+
+    /// Marks pages of a word, all of which exist.
+    #[inline]
+    fn update_word(&self, word: usize, bits: u64, test_first: bool) {
+        let Some((marks, word)) = self.marks.locate(word) else {
+            return;
+        };
+        match test_first {
+            true => marks.test_and_set(word, bits),
+            false => marks.set(word, bits),
         }
     }
 
@@ -340,31 +386,28 @@ impl AtomicBitmap {
         }
     }
 
-    /// Copies the first pages. There may be more of them by now, in the last word of these as well.
-    pub(super) fn copy_of(&self, pages: usize) -> Self {
+    /// Copies the first `pages` pages. The bitmap may have grown since the caller loaded their number.
+    fn copy_of(&self, pages: usize) -> Self {
         let copy = Marks::new(pages.div_ceil(WORD_BITS));
         self.marks.copy_to(&copy);
+        // The last word may have marks of pages that were added in the meantime.
         copy.clear(pages / WORD_BITS, mask(pages % WORD_BITS, WORD_BITS));
         let byte_size = self
             .byte_size()
             .min(pages.saturating_mul(self.page_size().get()));
-        Self::of(
-            copy,
-            byte_size,
-            self.page_size,
-            self.mode.load(Ordering::Relaxed),
-        )
+        let mode = self.mode.load(Ordering::Relaxed);
+        Self::with_marks(copy, byte_size, self.page_size, mode)
     }
 }
 
-/// A copy of the marks as they are found, word by word, of the pages that there are when it begins.
+/// Copies the marks word by word, of the pages that exist when the copy begins.
 impl Clone for AtomicBitmap {
     fn clone(&self) -> Self {
         self.copy_of(self.len())
     }
 }
 
-/// A bitmap of no pages.
+/// Makes a bitmap without pages.
 impl Default for AtomicBitmap {
     fn default() -> Self {
         AtomicBitmap::new(0, DEFAULT_PAGE_SIZE)
