@@ -1,39 +1,58 @@
-//! The integers that [`Bytes::load`](crate::Bytes::load) and [`Bytes::store`](crate::Bytes::store) move in one piece.
+//! [`AtomicInteger`]: the integers behind [`Bytes::load`](crate::Bytes::load) and
+//! [`Bytes::store`](crate::Bytes::store).
 
 use core::sync::atomic::Ordering;
 
-/// An atomic integer of the standard library.
+/// An atomic integer of [`core::sync::atomic`].
+///
+/// [`VolatileMemory::get_atomic_ref`](crate::VolatileMemory::get_atomic_ref) returns references to
+/// such integers in volatile memory.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::atomic::{AtomicU16, Ordering};
+/// use vm_memory::{VolatileMemory, VolatileSlice};
+///
+/// # let mut storage = [0u64; 2];
+/// # // SAFETY: `storage` is aligned, outlives the slice, and is accessed only through it.
+/// # let slice = unsafe { VolatileSlice::new(storage.as_mut_ptr().cast(), 16) };
+/// slice.get_atomic_ref::<AtomicU16>(2)?.store(7, Ordering::Release);
+/// assert_eq!(slice.get_ref::<u16>(2)?.load(), 7);
+/// # Ok::<(), vm_memory::VolatileMemoryError>(())
+/// ```
 ///
 /// # Safety
 ///
-/// The type must consist of atomic integers of [`core::sync::atomic`] and of nothing else (`AtomicBool` and `AtomicPtr`
-/// excepted: not every bit pattern is a value of theirs), without padding. Guest bytes of any value are taken for it.
+/// Guest bytes of any value are used as a value of the type. It must consist only of the atomic
+/// integers of `core::sync::atomic`, without padding. `AtomicBool` and `AtomicPtr` do not qualify,
+/// because some bit patterns are invalid for them.
 pub unsafe trait AtomicInteger: Sync + Send {
-    /// The plain integer that the atomic one holds.
+    /// The integer that the atomic holds.
     type V;
 
-    /// Makes an atomic integer of a plain one.
+    /// Makes an atomic that holds `v`.
     fn new(v: Self::V) -> Self;
 
     /// Reads the value.
     ///
     /// # Panics
     ///
-    /// If `order` is `Release` or `AcqRel`, as the standard library's atomics do.
+    /// Panics if `order` is `Release` or `AcqRel`.
     fn load(&self, order: Ordering) -> Self::V;
 
     /// Writes the value.
     ///
     /// # Panics
     ///
-    /// If `order` is `Acquire` or `AcqRel`, as the standard library's atomics do.
+    /// Panics if `order` is `Acquire` or `AcqRel`.
     fn store(&self, val: Self::V, order: Ordering);
 }
 
 macro_rules! impl_atomic_integer {
     ($($atomic:ident: $plain:ty, $width:literal;)*) => {
         $(
-            // SAFETY: the type is itself an atomic integer of `core::sync::atomic`.
+            // SAFETY: The type is an atomic integer of `core::sync::atomic`.
             #[cfg(target_has_atomic = $width)]
             unsafe impl AtomicInteger for core::sync::atomic::$atomic {
                 type V = $plain;
@@ -86,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn every_width_holds_its_extremes() {
+    fn load_after_store_returns_extremes_of_every_width() {
         use core::sync::atomic::*;
         check::<AtomicU8>(0, u8::MAX);
         check::<AtomicU16>(0, u16::MAX);

@@ -1,107 +1,155 @@
-//! Plain values, and [`Bytes`]: reading and writing them at an address.
+//! [`Bytes`]: reads and writes at an address.
+//!
+//! [`Bytes`] is the interface that devices and loaders use most. It reads and writes plain values,
+//! byte slices, streams and atomics. Guest memory, its regions and volatile slices implement it.
+//!
+//! ```text
+//!                     exact                          partial
+//!   value             read_obj, write_obj
+//!   byte slice        read_slice, write_slice        read, write
+//!   stream            read_exact_volatile_from,      read_volatile_from,
+//!                     write_all_volatile_to          write_volatile_to
+//!   atomic            load, store
+//! ```
+//!
+//! # Examples
+//!
+//! ```
+//! use vm_memory::{Bytes, VolatileSlice};
+//!
+//! let mut buf = [0u8; 8];
+//! let memory = VolatileSlice::from(buf.as_mut_slice());
+//! memory.write_obj(0x1234_5678u32.to_le(), 2)?;
+//! assert_eq!(memory.read_obj::<u8>(5)?, 0x12);
+//! # Ok::<(), vm_memory::VolatileMemoryError>(())
+//! ```
 
 use core::sync::atomic::Ordering;
 
 use crate::io::{ReadVolatile, WriteVolatile};
 pub use crate::value::{AtomicAccess, ByteValued};
 
-/// A range of bytes with addresses of type `A`.
+/// A container of bytes that can be read and written at addresses of type `A`.
 ///
-/// Implemented by everything that holds guest bytes, each with its own kind of address:
-///
-/// | type | address |
+/// | container | address |
 /// |---|---|
-/// | [`GuestMemory`](crate::GuestMemory), a whole memory | [`GuestAddress`](crate::GuestAddress) (an IOVA behind an IOMMU) |
-/// | [`GuestMemoryRegion`](crate::GuestMemoryRegion) of ordinary RAM | [`MemoryRegionAddress`](crate::MemoryRegionAddress), from the region's start |
-/// | [`VolatileSlice`](crate::VolatileSlice) | `usize`, from the slice's start |
+/// | [`GuestMemory`](crate::GuestMemory) | [`GuestAddress`](crate::GuestAddress): a guest physical address, or an IOVA behind an IOMMU |
+/// | [`GuestMemoryRegion`](crate::GuestMemoryRegion) | [`MemoryRegionAddress`](crate::MemoryRegionAddress): an offset in the region |
+/// | [`VolatileSlice`](crate::VolatileSlice) | `usize`: an offset in the slice |
 ///
-/// `read` is out of the container, `write` into it; so are the streams named: `read_volatile_from` reads from a stream *into* the
-/// container, and `write_volatile_to` writes from the container into a stream.
+/// `read` moves bytes out of the container, `write` into it. The stream methods are named from the
+/// side of the stream: `read_volatile_from` reads from a stream *into* the container.
 ///
-/// An access moves as much as lies in the container. The plain forms report how many bytes that was; the forms named `exact`,
-/// `all`, `slice` and `obj` fail if it was not everything, and tell how much was done.
+/// An access moves the bytes that lie in the container. The partial methods return their number.
+/// The exact methods return an error unless all bytes were moved; the errors of this crate then
+/// contain the number.
+///
+/// Guest bytes may change during an access. The [memory model](crate#memory-model) lists the
+/// accesses that are never torn.
+///
+/// # Examples
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 ///
 /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0x1000), 0x1000)])?;
-/// memory.write_obj(0x1234_5678u32, GuestAddress(0x1ffc))?;
-/// assert_eq!(memory.read_obj::<u16>(GuestAddress(0x1ffe))?, 0x1234);
+/// memory.write_obj(0x1234_5678u32.to_le(), GuestAddress(0x1ffc))?;
+/// assert_eq!(memory.read_obj::<u16>(GuestAddress(0x1ffe))?, 0x1234u16.to_le());
 ///
-/// // Two of four bytes lie in the region.
+/// // Only two of the four bytes lie in the region.
 /// let mut buf = [0; 4];
 /// assert_eq!(memory.read(&mut buf, GuestAddress(0x1ffe))?, 2);
 /// assert!(memory.read_slice(&mut buf, GuestAddress(0x1ffe)).is_err());
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// Load a kernel image from a file, without a buffer in between:
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use std::io::Cursor;
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+///
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
+/// let mut image = Cursor::new(b"MZ, and the rest of a kernel");
+/// memory.read_exact_volatile_from(GuestAddress(0x8_0000), &mut image, 28)?;
+/// assert_eq!(memory.read_obj::<[u8; 2]>(GuestAddress(0x8_0000))?, *b"MZ");
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "DMA")]
+#[doc(alias = "memcpy")]
+#[doc(alias = "copy_from_guest")]
+#[doc(alias = "copy_to_guest")]
 pub trait Bytes<A> {
-    /// What goes wrong.
+    /// The error of an access.
     type E;
 
-    /// Writes as many bytes of `buf` at `addr` as fit, and returns how many.
+    /// Writes bytes of `buf` at `addr` until the container ends. Returns the number of bytes.
     ///
     /// # Errors
     ///
-    /// If `buf` is not empty and not one byte can be written at `addr`.
+    /// Returns an error if `buf` is not empty and the first byte cannot be written.
     fn write(&self, buf: &[u8], addr: A) -> Result<usize, Self::E>;
 
-    /// Reads as many bytes from `addr` into `buf` as there are, and returns how many.
+    /// Reads bytes at `addr` into `buf` until the container ends. Returns the number of bytes.
     ///
     /// # Errors
     ///
-    /// If `buf` is not empty and not one byte can be read at `addr`.
+    /// Returns an error if `buf` is not empty and the first byte cannot be read.
     fn read(&self, buf: &mut [u8], addr: A) -> Result<usize, Self::E>;
 
     /// Writes all of `buf` at `addr`.
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write), and if not all of it fits; what fits has been written then.
+    /// Returns an error if a byte cannot be written. The bytes before it have been written.
     fn write_slice(&self, buf: &[u8], addr: A) -> Result<(), Self::E>;
 
     /// Fills `buf` with the bytes at `addr`.
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read), and if there are fewer; those have been read then.
+    /// Returns an error if a byte cannot be read. The bytes before it have been read.
     fn read_slice(&self, buf: &mut [u8], addr: A) -> Result<(), Self::E>;
 
     /// Writes a value at `addr`.
     ///
-    /// A naturally aligned value of 1, 2, 4 or 8 bytes is written in one piece, without any ordering
-    /// (see [`store`](Self::store) for that).
+    /// A naturally aligned value of 1, 2, 4 or 8 bytes is written by one relaxed store. Use
+    /// [`store`](Self::store) for a stronger ordering.
     ///
     /// # Errors
     ///
-    /// As [`write_slice`](Self::write_slice).
+    /// Returns an error if a byte of the value cannot be written. The bytes before it may have been
+    /// written.
     fn write_obj<T: ByteValued>(&self, val: T, addr: A) -> Result<(), Self::E> {
         self.write_slice(val.as_slice(), addr)
     }
 
-    /// Reads a value from `addr`.
+    /// Reads a value at `addr`.
     ///
-    /// A naturally aligned value of 1, 2, 4 or 8 bytes is read in one piece, without any ordering
-    /// (see [`load`](Self::load) for that).
+    /// A naturally aligned value of 1, 2, 4 or 8 bytes is read by one relaxed load. Use
+    /// [`load`](Self::load) for a stronger ordering.
     ///
     /// # Errors
     ///
-    /// As [`read_slice`](Self::read_slice).
+    /// Returns an error if a byte of the value cannot be read.
     fn read_obj<T: ByteValued>(&self, addr: A) -> Result<T, Self::E> {
         let mut value = T::zeroed();
         self.read_slice(value.as_mut_slice(), addr).map(|()| value)
     }
 
-    /// Reads up to `count` bytes from `src` into the container at `addr`, and returns how many.
+    /// Reads up to `count` bytes from `src` into the container at `addr`. Returns their number.
     ///
-    /// Stops at the first read that delivers less than it was asked for, so the bytes lie without a gap from `addr` on.
-    /// A read that is interrupted (`EINTR`) is tried again.
+    /// Stops after the first read that returns fewer bytes than requested. Repeats reads that are
+    /// interrupted (`EINTR`).
     ///
     /// # Errors
     ///
-    /// If `addr` is not in the container, or the first read fails. After bytes have been moved, their count is returned
-    /// first; the next call meets the error.
+    /// Returns an error if `addr` is outside the container, or if the first read fails. If bytes
+    /// were moved before a failure, returns their number instead.
     fn read_volatile_from<F>(&self, addr: A, src: &mut F, count: usize) -> Result<usize, Self::E>
     where
         F: ReadVolatile;
@@ -110,7 +158,8 @@ pub trait Bytes<A> {
     ///
     /// # Errors
     ///
-    /// If the container ends, the source ends or a read fails before that.
+    /// Returns an error if the container or the source ends, or a read fails, before all bytes are
+    /// moved. The bytes before that may have been moved.
     fn read_exact_volatile_from<F>(
         &self,
         addr: A,
@@ -120,48 +169,52 @@ pub trait Bytes<A> {
     where
         F: ReadVolatile;
 
-    /// Writes up to `count` bytes from the container at `addr` into `dst`, and returns how many.
+    /// Writes up to `count` bytes of the container at `addr` to `dst`. Returns their number.
     ///
-    /// A region or a slice is written with one call of `dst`, which may take less. A whole memory goes on after a short write, until `dst` takes
-    /// nothing. A write that is interrupted (`EINTR`) is tried again.
+    /// A region or a slice calls `dst` once, and `dst` may accept fewer bytes. A
+    /// [`GuestMemory`](crate::GuestMemory) repeats short writes. All repeat writes that are
+    /// interrupted (`EINTR`).
     ///
     /// # Errors
     ///
-    /// If `addr` is not in the container, or the first write fails. After bytes have been moved, their count is returned
-    /// first; the next call meets the error.
+    /// Returns an error if `addr` is outside the container, or if the first write fails. If bytes
+    /// were moved before a failure, returns their number instead.
     fn write_volatile_to<F>(&self, addr: A, dst: &mut F, count: usize) -> Result<usize, Self::E>
     where
         F: WriteVolatile;
 
-    /// Writes exactly `count` bytes from the container at `addr` into `dst`.
+    /// Writes exactly `count` bytes of the container at `addr` to `dst`.
     ///
     /// # Errors
     ///
-    /// If the container ends, `dst` takes no more or a write fails before that.
+    /// Returns an error if the container ends, `dst` accepts no more bytes, or a write fails,
+    /// before all bytes are moved. The bytes before that may have been moved.
     fn write_all_volatile_to<F>(&self, addr: A, dst: &mut F, count: usize) -> Result<(), Self::E>
     where
         F: WriteVolatile;
 
-    /// Writes `val` at `addr` in one piece, with the ordering `order`.
+    /// Writes `val` at `addr` atomically, with the ordering `order`.
     ///
     /// # Errors
     ///
-    /// If the value does not lie in the container in one piece, or `addr` is not aligned for it.
+    /// Returns an error if the value is not contiguous in the container, or `addr` is not naturally
+    /// aligned.
     ///
     /// # Panics
     ///
-    /// If `order` is `Acquire` or `AcqRel`, which a store cannot have.
+    /// Panics if `order` is `Acquire` or `AcqRel`.
     fn store<T: AtomicAccess>(&self, val: T, addr: A, order: Ordering) -> Result<(), Self::E>;
 
-    /// Reads a value at `addr` in one piece, with the ordering `order`.
+    /// Reads a value at `addr` atomically, with the ordering `order`.
     ///
     /// # Errors
     ///
-    /// If the value does not lie in the container in one piece, or `addr` is not aligned for it.
+    /// Returns an error if the value is not contiguous in the container, or `addr` is not naturally
+    /// aligned.
     ///
     /// # Panics
     ///
-    /// If `order` is `Release` or `AcqRel`, which a load cannot have.
+    /// Panics if `order` is `Release` or `AcqRel`.
     fn load<T: AtomicAccess>(&self, addr: A, order: Ordering) -> Result<T, Self::E>;
 }
 
@@ -169,9 +222,8 @@ pub trait Bytes<A> {
 mod tests {
     use super::*;
 
-    /// `Bytes` on a type that implements only what it must: the provided methods do the rest.
     #[test]
-    fn provided_methods_work_on_a_minimal_container() {
+    fn read_obj_and_write_obj_by_default_use_slice_methods() {
         struct Minimal(std::cell::RefCell<Vec<u8>>);
         impl Bytes<u8> for Minimal {
             type E = &'static str;

@@ -1,7 +1,9 @@
-//! Integers of a fixed byte order, for structures that a guest and its devices share.
+//! Integers with a fixed byte order, for structures that a guest and its devices share.
 //!
-//! virtio 1.2 (section 1.4) lays its structures out in little endian whatever the machine is. A field of type [`Le32`] holds
-//! the bytes as the guest sees them; reading a plain integer out of it is an explicit conversion.
+//! The structures of virtio 1.2 (section 1.4) are little endian on every machine. A field of type
+//! [`Le32`] holds the bytes that the guest sees. To get the integer, convert it explicitly.
+//!
+//! # Examples
 //!
 //! ```
 //! use vm_memory::{Be16, ByteValued, Le32};
@@ -17,19 +19,21 @@ use crate::value::ByteValued;
 
 macro_rules! endian_type {
     ($name:ident, $native:ident, $to:ident, $from:ident, $order:literal) => {
-        #[doc = concat!("A `", stringify!($native), "` whose bytes lie in ", $order, " endian order.")]
+        #[doc = concat!("A `", stringify!($native), "` that is stored in ", $order, "-endian order.")]
+        ///
+        /// See the [module](self) for an example.
         #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
         #[repr(transparent)]
         pub struct $name($native);
 
         impl $name {
-            /// Returns the value in the byte order of this machine.
+            /// Returns the value as an integer of the host.
             pub fn to_native(self) -> $native {
                 $native::$from(self.0)
             }
         }
 
-        // SAFETY: `repr(transparent)` around a plain integer: no padding, and every bit pattern is a value.
+        // SAFETY: `repr(transparent)` around an integer: no padding, and every bit pattern is valid.
         unsafe impl ByteValued for $name {}
 
         impl PartialEq<$native> for $name {
@@ -89,12 +93,37 @@ mod tests {
         };
     }
 
-    layout_test!(le16_lies_in_little_endian, Le16, u16, to_le_bytes);
-    layout_test!(le32_lies_in_little_endian, Le32, u32, to_le_bytes);
-    layout_test!(le64_lies_in_little_endian, Le64, u64, to_le_bytes);
-    layout_test!(le_size_lies_in_little_endian, LeSize, usize, to_le_bytes);
-    layout_test!(be16_lies_in_big_endian, Be16, u16, to_be_bytes);
-    layout_test!(be32_lies_in_big_endian, Be32, u32, to_be_bytes);
-    layout_test!(be64_lies_in_big_endian, Be64, u64, to_be_bytes);
-    layout_test!(be_size_lies_in_big_endian, BeSize, usize, to_be_bytes);
+    layout_test!(
+        le16_is_stored_in_little_endian_order,
+        Le16,
+        u16,
+        to_le_bytes
+    );
+    layout_test!(
+        le32_is_stored_in_little_endian_order,
+        Le32,
+        u32,
+        to_le_bytes
+    );
+    layout_test!(
+        le64_is_stored_in_little_endian_order,
+        Le64,
+        u64,
+        to_le_bytes
+    );
+    layout_test!(
+        le_size_is_stored_in_little_endian_order,
+        LeSize,
+        usize,
+        to_le_bytes
+    );
+    layout_test!(be16_is_stored_in_big_endian_order, Be16, u16, to_be_bytes);
+    layout_test!(be32_is_stored_in_big_endian_order, Be32, u32, to_be_bytes);
+    layout_test!(be64_is_stored_in_big_endian_order, Be64, u64, to_be_bytes);
+    layout_test!(
+        be_size_is_stored_in_big_endian_order,
+        BeSize,
+        usize,
+        to_be_bytes
+    );
 }

@@ -1,4 +1,6 @@
-//! Streams that are descriptors: `read(2)` and `write(2)` with a pointer into guest memory.
+//! Files, sockets and other descriptors as streams.
+//!
+//! `read(2)` and `write(2)` get a pointer into guest memory, so the kernel copies directly.
 
 use std::fs::File;
 use std::io::{ErrorKind, Stdout};
@@ -16,14 +18,14 @@ fn read_from<B: BitmapSlice>(
     buf: &mut VolatileSlice<B>,
 ) -> Result<usize, VolatileMemoryError> {
     let target = buf.ptr_guard_mut();
-    // SAFETY: `target` points to `target.len()` bytes that are mapped as long as `buf` lives; the kernel writes no more than those. The
-    // compiler does not see the kernel's writes, as it does not see a guest's.
-    let answer =
+    // SAFETY: The kernel writes at most `target.len()` bytes at `target`. They are mapped while `buf`
+    // lives, and no Rust reference covers them (contract of `VolatileSlice::with_bitmap`).
+    let result =
         unsafe { libc::read(fd.as_fd().as_raw_fd(), target.as_ptr().cast(), target.len()) };
-    let Ok(moved) = usize::try_from(answer) else {
+    let Ok(moved) = usize::try_from(result) else {
         let error = std::io::Error::last_os_error();
-        // Nothing was tried yet, or nothing was there: no byte has changed. After any other error a device may have left bytes
-        // behind that the kernel does not count.
+        // These two errors come before the kernel writes. Before any other, a device may have
+        // written bytes that the kernel does not count.
         if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
             buf.bitmap().mark_dirty(0, buf.len());
         }
@@ -39,10 +41,11 @@ fn write_to<B: BitmapSlice>(
     buf: &VolatileSlice<B>,
 ) -> Result<usize, VolatileMemoryError> {
     let source = buf.ptr_guard();
-    // SAFETY: `source` points to `source.len()` bytes that are mapped as long as `buf` lives; the kernel reads no more than those.
-    let answer =
+    // SAFETY: The kernel reads at most `source.len()` bytes at `source`, which are mapped while `buf`
+    // lives (contract of `VolatileSlice::with_bitmap`).
+    let result =
         unsafe { libc::write(fd.as_fd().as_raw_fd(), source.as_ptr().cast(), source.len()) };
-    usize::try_from(answer)
+    usize::try_from(result)
         .map_err(|_| VolatileMemoryError::IOError(std::io::Error::last_os_error()))
 }
 
@@ -94,7 +97,7 @@ mod tests {
     use test_support::temp_file;
 
     #[test]
-    fn files_read_and_write_without_a_buffer() {
+    fn file_read_and_write_volatile_move_bytes() {
         let mut file = temp_file(b"0123456789");
         let mut memory = [0u8; 6];
         let slice = VolatileSlice::from(memory.as_mut_slice());
@@ -110,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_read_and_write_without_a_buffer() {
+    fn socket_read_and_write_volatile_move_bytes() {
         let (mut left, mut right) = UnixStream::pair().unwrap();
         let mut memory = *b"ping....";
         let slice = VolatileSlice::from(memory.as_mut_slice());
@@ -120,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_system_keeps_its_number() {
+    fn read_volatile_from_directory_returns_os_error() {
         let file = File::open("/").unwrap();
         let mut memory = [0u8; 4];
         let slice = VolatileSlice::from(memory.as_mut_slice());
@@ -128,44 +131,5 @@ mod tests {
         assert!(
             matches!(error, VolatileMemoryError::IOError(e) if e.raw_os_error() == Some(libc::EISDIR))
         );
-    }
-
-    /// B14: a read that finds nothing there yet changes nothing, and marks nothing.
-    #[test]
-    #[cfg(feature = "backend-bitmap")]
-    fn b14_a_read_that_would_block_marks_nothing() {
-        use std::io::Write as _;
-
-        use crate::bitmap::{AtomicBitmap, Bitmap};
-        let (left, right) = UnixStream::pair().unwrap();
-        right.set_nonblocking(true).unwrap();
-        let bitmap = AtomicBitmap::new(0x1000, 0x100.try_into().unwrap());
-        let mut memory = [0u8; 0x1000];
-        let ptr = memory.as_mut_ptr();
-        // SAFETY: `memory` outlives the slice, and is accessed through it only.
-        let slice = unsafe { VolatileSlice::with_bitmap(ptr, 0x1000, bitmap.slice_at(0), None) };
-        let error = slice
-            .read_volatile_from(0, &mut &right, 0x1000)
-            .unwrap_err();
-        assert!(
-            matches!(error, VolatileMemoryError::IOError(e) if e.kind() == ErrorKind::WouldBlock)
-        );
-        assert_eq!(bitmap.get_and_reset(), [0]);
-
-        (&left).write_all(&[7; 0x180]).unwrap();
-        assert_eq!(
-            slice
-                .read_volatile_from(0x80, &mut &right, 0x1000 - 0x80)
-                .unwrap(),
-            0x180
-        );
-        assert_eq!(bitmap.get_and_reset(), [3]);
-
-        // Other errors may have left bytes behind: the whole buffer counts as written.
-        let directory = File::open("/").unwrap();
-        slice
-            .read_volatile_from(0x200, &mut &directory, 0x200)
-            .unwrap_err();
-        assert_eq!(bitmap.get_and_reset(), [0b1100]);
     }
 }

@@ -1,7 +1,13 @@
-//! Streams that read into and write from guest memory without a buffer between.
+//! Streams that read into and write from guest memory without a buffer in between.
 //!
-//! [`std::io::Read`] and [`std::io::Write`] want a `&[u8]`, which guest memory can never be. [`ReadVolatile`] and [`WriteVolatile`] want
-//! a [`VolatileSlice`]: for a file, a socket or a descriptor, the kernel copies straight into guest memory.
+//! [`std::io::Read`] and [`std::io::Write`] take a `&[u8]`. A reference to guest memory cannot be
+//! one, because the guest may change the bytes. [`ReadVolatile`] and [`WriteVolatile`] take a
+//! [`VolatileSlice`] instead. For files, sockets and other descriptors, the kernel copies directly
+//! to or from guest memory.
+//!
+//! System calls: with the feature `rawfd`, `read(2)` and `write(2)`.
+//!
+//! # Examples
 //!
 //! ```
 //! use vm_memory::{Bytes, ReadVolatile, VolatileSlice};
@@ -13,8 +19,6 @@
 //! assert_eq!(&memory, b"\0\0sector");
 //! # Ok::<(), vm_memory::VolatileMemoryError>(())
 //! ```
-//!
-//! System calls: with the feature `rawfd`, `read(2)` and `write(2)`, and no others.
 
 use std::io::{Cursor, ErrorKind};
 
@@ -26,26 +30,61 @@ use crate::volatile_memory::{Error as VolatileMemoryError, VolatileSlice};
 #[cfg(all(feature = "rawfd", unix))]
 mod rawfd;
 
-/// What bytes can be read from, straight into volatile memory.
+/// A source of bytes that can fill volatile memory directly.
+///
+/// With the feature `rawfd`, implemented by files, sockets and other descriptors. Also implemented
+/// by `&[u8]` and [`Cursor`]. [`Bytes::read_volatile_from`] reads from a source by guest address.
+///
+/// # Examples
+///
+/// A device that produces its bytes while they are read:
+///
+/// ```
+/// use vm_memory::bitmap::BitmapSlice;
+/// use vm_memory::{Bytes, ReadVolatile, VolatileMemoryError, VolatileSlice};
+///
+/// struct Zeros;
+///
+/// impl ReadVolatile for Zeros {
+///     fn read_volatile<B: BitmapSlice>(
+///         &mut self,
+///         buf: &mut VolatileSlice<B>,
+///     ) -> Result<usize, VolatileMemoryError> {
+///         buf.fill_with_byte(0)?;
+///         Ok(buf.len())
+///     }
+/// }
+///
+/// let mut memory = [0xffu8; 4];
+/// let slice = VolatileSlice::from(memory.as_mut_slice());
+/// slice.read_exact_volatile_from(1, &mut Zeros, 2)?;
+/// assert_eq!(memory, [0xff, 0, 0, 0xff]);
+/// # Ok::<(), VolatileMemoryError>(())
+/// ```
+#[doc(alias = "zero-copy")]
+#[doc(alias = "DMA")]
+#[doc(alias = "read(2)")]
 pub trait ReadVolatile {
-    /// Reads some bytes into `buf`, and returns how many; 0 if `buf` is empty or there are no more.
+    /// Reads bytes into the beginning of `buf`, and returns their number.
     ///
-    /// The bytes are the first ones of `buf`. The other rules are those of [`std::io::Read::read`].
+    /// Returns 0 if `buf` is empty or the source is at its end. May return fewer bytes than `buf`
+    /// has room for, like [`std::io::Read::read`].
     ///
     /// # Errors
     ///
-    /// If nothing could be read. `ErrorKind::Interrupted` asks to try again.
+    /// Returns an error if no byte was read. After `ErrorKind::Interrupted`, callers try again.
     fn read_volatile<B: BitmapSlice>(
         &mut self,
         buf: &mut VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError>;
 
-    /// Fills the whole of `buf`.
+    /// Fills all of `buf`.
     ///
     /// # Errors
     ///
-    /// What [`read_volatile`](Self::read_volatile) answers, except `Interrupted`, after which it is tried again; `UnexpectedEof`
-    /// if the bytes end first. How many had been read is not told.
+    /// Returns the error of [`read_volatile`](Self::read_volatile), except `Interrupted`, which is
+    /// retried. Returns `UnexpectedEof` if the source ends before `buf` is full. The error does not
+    /// say how many bytes were read.
     fn read_exact_volatile<B: BitmapSlice>(
         &mut self,
         buf: &mut VolatileSlice<B>,
@@ -61,26 +100,48 @@ pub trait ReadVolatile {
     }
 }
 
-/// What bytes can be written to, straight from volatile memory.
+/// A sink of bytes that can drain volatile memory directly.
+///
+/// With the feature `rawfd`, implemented by files, sockets and other descriptors. Also implemented
+/// by `Vec<u8>`, `&mut [u8]` and `Cursor<&mut [u8]>`. [`Bytes::write_volatile_to`] writes to a sink
+/// by guest address.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{VolatileSlice, WriteVolatile};
+///
+/// let mut memory = *b"guest";
+/// let slice = VolatileSlice::from(memory.as_mut_slice());
+/// let mut sink = b"the ".to_vec();
+/// sink.write_all_volatile(&slice)?;
+/// assert_eq!(sink, b"the guest");
+/// # Ok::<(), vm_memory::VolatileMemoryError>(())
+/// ```
+#[doc(alias = "zero-copy")]
+#[doc(alias = "DMA")]
+#[doc(alias = "write(2)")]
 pub trait WriteVolatile {
-    /// Writes some bytes from `buf`, and returns how many; 0 if `buf` is empty or no more are taken.
+    /// Writes bytes from the beginning of `buf`, and returns their number.
     ///
-    /// The bytes are the first ones of `buf`. The other rules are those of [`std::io::Write::write`].
+    /// Returns 0 if `buf` is empty or the sink accepts no more bytes. May return fewer bytes than
+    /// `buf` has, like [`std::io::Write::write`].
     ///
     /// # Errors
     ///
-    /// If nothing could be written. `ErrorKind::Interrupted` asks to try again.
+    /// Returns an error if no byte was written. After `ErrorKind::Interrupted`, callers try again.
     fn write_volatile<B: BitmapSlice>(
         &mut self,
         buf: &VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError>;
 
-    /// Writes the whole of `buf`.
+    /// Writes all of `buf`.
     ///
     /// # Errors
     ///
-    /// What [`write_volatile`](Self::write_volatile) answers, except `Interrupted`, after which it is tried again; `WriteZero`
-    /// if no more is taken. How many had been written is not told.
+    /// Returns the error of [`write_volatile`](Self::write_volatile), except `Interrupted`, which
+    /// is retried. Returns `WriteZero` if the sink accepts no more bytes. The error does not say
+    /// how many bytes were written.
     fn write_all_volatile<B: BitmapSlice>(
         &mut self,
         buf: &VolatileSlice<B>,
@@ -96,7 +157,7 @@ pub trait WriteVolatile {
     }
 }
 
-/// Repeats what a signal interrupted.
+/// Repeats `attempt` while it returns `ErrorKind::Interrupted`.
 #[inline]
 pub(crate) fn retry_interrupted<T>(
     mut attempt: impl FnMut() -> Result<T, VolatileMemoryError>,
@@ -104,7 +165,7 @@ pub(crate) fn retry_interrupted<T>(
     loop {
         match attempt() {
             Err(VolatileMemoryError::IOError(error)) if error.kind() == ErrorKind::Interrupted => {}
-            answer => return answer,
+            result => return result,
         }
     }
 }
@@ -113,7 +174,7 @@ pub(crate) fn retry_interrupted<T>(
 fn unexpected_eof() -> VolatileMemoryError {
     VolatileMemoryError::IOError(std::io::Error::new(
         ErrorKind::UnexpectedEof,
-        "the source ended before the buffer was full",
+        "source ended before the buffer was full",
     ))
 }
 
@@ -121,11 +182,11 @@ fn unexpected_eof() -> VolatileMemoryError {
 pub(crate) fn write_zero() -> VolatileMemoryError {
     VolatileMemoryError::IOError(std::io::Error::new(
         ErrorKind::WriteZero,
-        "the target takes no more bytes",
+        "sink accepts no more bytes",
     ))
 }
 
-/// Reads from the slice, which then begins behind what was read.
+/// Reads from the beginning of the slice, and advances it past the bytes read.
 impl ReadVolatile for &[u8] {
     fn read_volatile<B: BitmapSlice>(
         &mut self,
@@ -140,7 +201,7 @@ impl ReadVolatile for &[u8] {
         &mut self,
         buf: &mut VolatileSlice<B>,
     ) -> Result<(), VolatileMemoryError> {
-        // Nothing is moved if it is not enough: the length is known beforehand.
+        // The length is known in advance: without enough bytes, none is moved.
         if self.len() < buf.len() {
             return Err(unexpected_eof());
         }
@@ -148,7 +209,7 @@ impl ReadVolatile for &[u8] {
     }
 }
 
-/// Writes into the slice, which then begins behind what was written.
+/// Writes to the beginning of the slice, and advances it past the bytes written.
 impl WriteVolatile for &mut [u8] {
     fn write_volatile<B: BitmapSlice>(
         &mut self,
@@ -161,14 +222,14 @@ impl WriteVolatile for &mut [u8] {
     }
 }
 
-/// Appends to the vector.
+/// Appends to the vector, which grows as needed.
 impl WriteVolatile for Vec<u8> {
     fn write_volatile<B: BitmapSlice>(
         &mut self,
         buf: &VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError> {
         let old_len = self.len();
-        // Guests choose lengths: without memory for this one, an error and not the end of the process.
+        // A guest may choose the length: a failed allocation must not abort the process.
         self.try_reserve(buf.len()).map_err(|e| {
             VolatileMemoryError::IOError(std::io::Error::new(ErrorKind::OutOfMemory, e))
         })?;
@@ -181,7 +242,7 @@ impl WriteVolatile for Vec<u8> {
     }
 }
 
-/// Reads from the position of the cursor, which moves.
+/// Reads at the position of the cursor, and advances it.
 impl<T> ReadVolatile for Cursor<T>
 where
     T: AsRef<[u8]>,
@@ -190,7 +251,7 @@ where
         &mut self,
         buf: &mut VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError> {
-        let moved = behind_position(self).read_volatile(buf)?;
+        let moved = remaining(self).read_volatile(buf)?;
         advance(self, moved);
         Ok(moved)
     }
@@ -199,13 +260,13 @@ where
         &mut self,
         buf: &mut VolatileSlice<B>,
     ) -> Result<(), VolatileMemoryError> {
-        behind_position(self).read_exact_volatile(buf)?;
+        remaining(self).read_exact_volatile(buf)?;
         advance(self, buf.len());
         Ok(())
     }
 }
 
-/// Writes at the position of the cursor, which moves; no further than the slice is long.
+/// Writes at the position of the cursor up to the end of the slice, and advances it.
 impl WriteVolatile for Cursor<&mut [u8]> {
     fn write_volatile<B: BitmapSlice>(
         &mut self,
@@ -221,14 +282,14 @@ impl WriteVolatile for Cursor<&mut [u8]> {
     }
 }
 
-/// What is left to read: nothing if the position is behind the end.
-fn behind_position<T: AsRef<[u8]>>(cursor: &Cursor<T>) -> &[u8] {
+/// Returns the bytes from the position on, none if it is past the end.
+fn remaining<T: AsRef<[u8]>>(cursor: &Cursor<T>) -> &[u8] {
     let all = cursor.get_ref().as_ref();
     all.get(position_within(cursor.position(), all.len())..)
         .unwrap_or_default()
 }
 
-/// The position as an index, no further than `len`.
+/// Returns the position as an index, at most `len`.
 fn position_within(position: u64, len: usize) -> usize {
     usize::try_from(position).map_or(len, |position| position.min(len))
 }
@@ -241,7 +302,7 @@ fn advance<T>(cursor: &mut Cursor<T>, moved: usize) {
 mod tests {
     use super::*;
 
-    /// Reads `step` bytes at a time, and is interrupted before each.
+    /// A source that is interrupted before each read, and then reads `step` bytes.
     struct Slow<'a> {
         bytes: &'a [u8],
         step: usize,
@@ -263,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn three_bytes_at_a_time_fill_a_buffer() {
+    fn read_exact_volatile_from_slow_source_fills_buffer() {
         let mut memory = [0u8; 10];
         let slice = VolatileSlice::from(memory.as_mut_slice());
         let source: Vec<u8> = (1..=12).collect();
@@ -285,9 +346,9 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_claims_too_much_gets_an_error() {
-        struct Liar;
-        impl ReadVolatile for Liar {
+    fn read_exact_volatile_with_excessive_count_returns_error() {
+        struct Excessive;
+        impl ReadVolatile for Excessive {
             fn read_volatile<B: BitmapSlice>(
                 &mut self,
                 buf: &mut VolatileSlice<B>,
@@ -298,13 +359,13 @@ mod tests {
         let mut memory = [0u8; 4];
         let mut slice = VolatileSlice::from(memory.as_mut_slice());
         assert!(matches!(
-            Liar.read_exact_volatile(&mut slice),
+            Excessive.read_exact_volatile(&mut slice),
             Err(VolatileMemoryError::OutOfBounds { .. })
         ));
     }
 
     #[test]
-    fn slices_are_used_up() {
+    fn slice_streams_advance_past_moved_bytes() {
         let mut memory = [0u8; 4];
         let slice = VolatileSlice::from(memory.as_mut_slice());
         let mut source: &[u8] = &[1, 2, 3, 4, 5];
@@ -322,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn vectors_grow_by_what_is_written() {
+    fn write_all_volatile_to_vec_appends() {
         let mut memory = *b"guest";
         let slice = VolatileSlice::from(memory.as_mut_slice());
         let mut target = b"the ".to_vec();
@@ -331,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn cursors_move_and_stop_at_the_end() {
+    fn cursor_streams_advance_and_stop_at_end() {
         let mut memory = [0u8; 4];
         let slice = VolatileSlice::from(memory.as_mut_slice());
         let mut source = Cursor::new(vec![1, 2, 3, 4, 5, 6]);
