@@ -290,7 +290,8 @@ fn b14_a_range_that_the_bound_refuses_says_so() {
     assert!(fails.is_refused_by_bound() && fails.misses.is_empty());
     assert_eq!(
         fails.into_error(GuestAddress(0), 0x2000, Read).to_string(),
-        "cannot translate I/O address range 0x0-0x1fff: it takes more mappings than the bound of the IOTLB permits at a time"
+        "cannot translate I/O address range 0x0-0x1fff: \
+         the range needs more mappings than the bound of the IOTLB permits at a time"
     );
     // What had to go is forgotten by whatever may have changed it.
     type Change = fn(&mut Iotlb);

@@ -542,7 +542,7 @@ fn ranges_of_addresses_say_what_they_are() {
     };
     assert_eq!(
         error.to_string(),
-        "I/O address range 0x0-0x7 is in pieces, the first of 4 bytes"
+        "I/O address range 0x0-0x7 is scattered: only the first 4 bytes are contiguous"
     );
 }
 

@@ -1,0 +1,174 @@
+//! Address ranges, and the errors of translations.
+
+use std::fmt;
+use std::num::TryFromIntError;
+use std::ops::Range;
+
+use crate::guest_memory::{GuestAddress, Permissions};
+
+/// The reason why a range is not translated.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The IOMMU has no mapping for the range, or none that permits the access.
+    #[error("cannot translate I/O address range {iova_range}: {reason}")]
+    CannotResolve {
+        /// The range that was to be translated.
+        iova_range: IovaRange,
+        /// The reason, with the part of the range that failed.
+        reason: String,
+    },
+    /// The access needs contiguous memory, and the range is scattered.
+    #[error(
+        "I/O address range {iova_range} is scattered: \
+         only the first {continuous_length} bytes are contiguous"
+    )]
+    Fragmented {
+        /// The range that was to be translated.
+        iova_range: IovaRange,
+        /// The number of bytes from its start on that are contiguous.
+        continuous_length: usize,
+    },
+    /// The IOMMU is not set up for this access.
+    #[error("the IOMMU is not configured correctly: {reason}")]
+    IommuMisconfigured {
+        /// The reason.
+        reason: String,
+    },
+}
+
+/// A range of I/O virtual addresses.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IovaRange {
+    /// The first address.
+    pub base: GuestAddress,
+    /// The length in bytes.
+    pub length: usize,
+}
+
+/// Prints the first and the last address.
+impl fmt::Display for IovaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.length.checked_sub(1) {
+            None => write!(f, "0x{:x} (empty)", self.base.0),
+            Some(more) => {
+                // Wider than an address, to print a range that passes 2^64.
+                let last =
+                    u128::from(self.base.0).saturating_add(more.try_into().unwrap_or(u128::MAX));
+                write!(f, "0x{:x}-0x{last:x}", self.base.0)
+            }
+        }
+    }
+}
+
+/// Creates an empty range if the end is before the start.
+impl TryFrom<Range<u64>> for IovaRange {
+    type Error = TryFromIntError;
+
+    fn try_from(range: Range<u64>) -> Result<Self, Self::Error> {
+        Ok(IovaRange {
+            base: GuestAddress(range.start),
+            length: range.end.saturating_sub(range.start).try_into()?,
+        })
+    }
+}
+
+/// A range of guest physical addresses that a range of I/O virtual addresses is mapped to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MappedRange {
+    /// The first address.
+    pub base: GuestAddress,
+    /// The length in bytes.
+    pub length: usize,
+}
+
+/// The parts of a range for which a lookup failed.
+#[derive(Clone, Debug)]
+#[doc(alias = "IOTLB miss")]
+pub struct IotlbFails {
+    /// The parts that have no mapping. Ask for these, and look them up again.
+    pub misses: Vec<IovaRange>,
+    /// The parts whose mapping does not permit the access, or that cannot have a mapping because
+    /// they pass 2^64.
+    ///
+    /// If the last part is empty, the range needs more mappings than the
+    /// [bound](super::Iotlb::set_bound) permits at a time. Then the missing parts are here, too:
+    /// asking for them would never end.
+    pub access_fails: Vec<IovaRange>,
+}
+
+impl IovaRange {
+    /// Creates the last part of [`IotlbFails::access_fails`] if the bound is the reason.
+    pub(super) fn refused_by_bound(base: GuestAddress) -> Self {
+        IovaRange { base, length: 0 }
+    }
+}
+
+impl IotlbFails {
+    /// Returns whether the range needs more mappings than the [bound](super::Iotlb::set_bound) of
+    /// the IOTLB permits at a time.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::new();
+    /// iotlb.set_bound(std::num::NonZeroUsize::new(1));
+    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0x7000), 0x1000, Permissions::Read)?;
+    /// iotlb.set_mapping(GuestAddress(0x2000), GuestAddress(0), 0x1000, Permissions::Read)?;
+    /// let lookup = |length| Iotlb::lookup(&iotlb, GuestAddress(0x1000), length, Permissions::Read);
+    /// assert!(lookup(0x2000).unwrap_err().is_refused_by_bound());
+    ///
+    /// // The first of the two pages is a plain miss.
+    /// assert!(!lookup(0x1000).unwrap_err().is_refused_by_bound());
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    pub fn is_refused_by_bound(&self) -> bool {
+        // An empty range is always found, so no other part is empty.
+        self.access_fails
+            .last()
+            .is_some_and(|range| range.length == 0)
+    }
+
+    /// Converts the outcome of a failed lookup of `length` bytes at `iova` into an error.
+    ///
+    /// The error names the first part that failed, and the access that was wanted.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::new();
+    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x1000, Permissions::Read)?;
+    /// let (iova, access) = (GuestAddress(0x1800), Permissions::Write);
+    /// let fails = Iotlb::lookup(&iotlb, iova, 0x10, access).unwrap_err();
+    /// assert_eq!(
+    ///     fails.into_error(iova, 0x10, access).to_string(),
+    ///     "cannot translate I/O address range 0x1800-0x180f: \
+    ///      0x1800-0x180f does not permit write access"
+    /// );
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    #[cold]
+    pub fn into_error(self, iova: GuestAddress, length: usize, access: Permissions) -> Error {
+        let wanted = match access {
+            Permissions::No => "any",
+            Permissions::Read => "read",
+            Permissions::Write => "write",
+            Permissions::ReadWrite => "read and write",
+        };
+        let reason = match (self.access_fails.first(), self.misses.first()) {
+            _ if self.is_refused_by_bound() => {
+                "the range needs more mappings than the bound of the IOTLB permits at a time".into()
+            }
+            (Some(refused), _) => format!("{refused} does not permit {wanted} access"),
+            (None, Some(missing)) => format!("{missing} is not mapped, for {wanted} access"),
+            (None, None) => format!("no mapping for {wanted} access"),
+        };
+        Error::CannotResolve {
+            iova_range: IovaRange { base: iova, length },
+            reason,
+        }
+    }
+}

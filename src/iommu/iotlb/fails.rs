@@ -1,0 +1,124 @@
+//! The parts of a range for which a lookup fails.
+
+use super::super::{IotlbFails, IovaRange};
+use super::{Iotlb, IovaMapping, Position};
+use crate::guest_memory::{GuestAddress, Permissions};
+
+/// Returns the range from a first to a last address.
+fn range_of(first: u64, last: u64) -> IovaRange {
+    let length = last.wrapping_sub(first).saturating_add(1);
+    IovaRange {
+        base: GuestAddress(first),
+        length: usize::try_from(length).unwrap_or(usize::MAX),
+    }
+}
+
+/// Returns the outcome of a lookup of a range that passes the end of the address space.
+#[cold]
+pub(super) fn passes_as_a_whole(base: GuestAddress, length: usize) -> IotlbFails {
+    IotlbFails {
+        misses: Vec::new(),
+        access_fails: vec![IovaRange { base, length }],
+    }
+}
+
+impl Iotlb {
+    /// Returns the parts of the range from `first` to `last` that are missing, or do not permit an
+    /// access.
+    ///
+    /// `position` is that of the last mapping that starts at or before `first`, or that of the first
+    /// mapping, if there is no such one.
+    #[cold]
+    pub(super) fn find_fails(
+        &self,
+        mut position: Position,
+        first: u64,
+        last: u64,
+        access: Permissions,
+    ) -> IotlbFails {
+        let mappings = &self.mappings;
+        // The mapping may end before the range.
+        if mappings
+            .get(position)
+            .is_some_and(|mapping| mapping.last < first)
+        {
+            position = mappings.next(position);
+        }
+        if mappings
+            .get(position)
+            .is_none_or(|mapping| mapping.start > last)
+        {
+            return IotlbFails {
+                misses: vec![range_of(first, last)],
+                access_fails: Vec::new(),
+            };
+        }
+        let refused_by_bound = self.needs_more_than_bound(position, first, last);
+        let (mut misses, mut access_fails) = (Vec::new(), Vec::new());
+        let mut next = Some(first);
+        while let Some(mapping) = mappings.get(position) {
+            let Some(from) = next.filter(|_| mapping.start <= last) else {
+                break;
+            };
+            position = mappings.next(position);
+            let start = mapping.start.max(first);
+            let end = mapping.last.min(last);
+            if from < start {
+                misses.push(range_of(from, start.wrapping_sub(1)));
+            }
+            if !mapping.allows(access) {
+                access_fails.push(range_of(start, end));
+            }
+            next = end.checked_add(1).filter(|_| end < last);
+        }
+        if let Some(from) = next {
+            misses.push(range_of(from, last));
+        }
+        if refused_by_bound {
+            access_fails.append(&mut misses);
+            access_fails.sort_by_key(|range| range.base);
+            access_fails.push(IovaRange::refused_by_bound(GuestAddress(first)));
+        }
+        IotlbFails {
+            misses,
+            access_fails,
+        }
+    }
+
+    /// Returns whether a range needs more mappings than the bound permits at a time.
+    ///
+    /// `position` is that of the first cached mapping of the range.
+    ///
+    /// Nothing was invalidated or replaced since `self.evicted` was evicted. So the guest's mapping
+    /// is still that one, as it is for all cached mappings. Count these mappings of the range, in the
+    /// order of their addresses. Two successive ones that do not continue each other are two
+    /// mappings. Two that do may be one, since the hole between them may be mapped to join them. So
+    /// the count is a lower bound of the mappings of the range.
+    fn needs_more_than_bound(&self, mut position: Position, first: u64, last: u64) -> bool {
+        let (Some(bound), Some(evicted)) = (self.bound, self.evicted) else {
+            return false;
+        };
+        if evicted.start > last || evicted.last < first {
+            return false;
+        }
+        let mut evicted = Some(evicted);
+        let mut before: Option<IovaMapping> = None;
+        let mut needed = 0usize;
+        let mut count = |mapping: IovaMapping| {
+            let is_another = before.is_none_or(|before| !before.continues(&mapping));
+            needed = needed.saturating_add(usize::from(is_another));
+            before = Some(mapping);
+        };
+        while let Some(mapping) = self.mappings.get(position).filter(|it| it.start <= last) {
+            if let Some(evicted) = evicted.take_if(|evicted| evicted.start < mapping.start) {
+                count(evicted);
+            }
+            count(*mapping);
+            position = self.mappings.next(position);
+        }
+        if let Some(evicted) = evicted {
+            count(evicted);
+        }
+        needed > bound.get()
+    }
+}

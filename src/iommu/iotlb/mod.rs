@@ -1,0 +1,527 @@
+//! [`Iotlb`]: the cached mappings of an IOMMU.
+
+mod fails;
+mod iterator;
+#[cfg(test)]
+mod tests;
+
+use std::num::NonZeroUsize;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use super::counters::{IotlbCounters, LookupCounters};
+use super::mapping_table::{IovaMapping, MappingTable, Position};
+use super::{widest, Error, IotlbFails, IovaRange};
+use crate::guest_memory::{GuestAddress, Permissions};
+
+pub use iterator::IotlbIterator;
+
+/// The cached mappings of an IOMMU: I/O virtual address ranges and what they translate to.
+///
+/// Mappings can have any length and alignment. Adjacent mappings that continue each other, with the
+/// same permissions, are one mapping.
+///
+/// # Memory
+///
+/// A guest chooses how many mappings there are, and each takes 32 to 90 bytes.
+/// [`set_bound`](Self::set_bound) limits them.
+///
+/// A clone has the same mappings, and shares them until one of the two changes. A change copies at
+/// most a few groups of 128 mappings. Clones count lookups together.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::iommu::{Iotlb, MappedRange};
+/// use vm_memory::{GuestAddress, Permissions};
+///
+/// let mut iotlb = Iotlb::new();
+/// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0x9000), 0x1000, Permissions::ReadWrite)?;
+/// iotlb.set_mapping(GuestAddress(0x2000), GuestAddress(0x4000), 0x1000, Permissions::Read)?;
+///
+/// let iova = GuestAddress(0x1ff0);
+/// let found = Iotlb::lookup(&iotlb, iova, 0x20, Permissions::Read).unwrap();
+/// assert_eq!(
+///     found.collect::<Vec<_>>(),
+///     [
+///         MappedRange { base: GuestAddress(0x9ff0), length: 0x10 },
+///         MappedRange { base: GuestAddress(0x4000), length: 0x10 },
+///     ]
+/// );
+/// let fails = Iotlb::lookup(&iotlb, iova, 0x20, Permissions::Write).unwrap_err();
+/// assert_eq!(fails.access_fails[0].base, GuestAddress(0x2000));
+///
+/// iotlb.invalidate_mapping(GuestAddress(0x1000), 0x800);
+/// let fails = Iotlb::lookup(&iotlb, GuestAddress(0x1000), 0x1000, Permissions::Read).unwrap_err();
+/// assert_eq!(fails.misses[0].length, 0x800);
+/// # Ok::<(), vm_memory::iommu::Error>(())
+/// ```
+#[derive(Debug, Default)]
+#[doc(alias = "IOTLB miss")]
+#[doc(alias = "translation cache")]
+pub struct Iotlb {
+    mappings: MappingTable,
+    /// The maximum number of mappings.
+    bound: Option<NonZeroUsize>,
+    /// The age of the next mapping.
+    next_age: u64,
+    /// The mapping that was evicted last; none of its addresses is mapped. `None` once a change makes
+    /// it possible that the guest's mapping is a different one.
+    evicted: Option<IovaMapping>,
+    evictions: u64,
+    /// Present if lookups are counted.
+    counters: Option<Arc<LookupCounters>>,
+}
+
+impl Clone for Iotlb {
+    fn clone(&self) -> Self {
+        Self {
+            mappings: self.mappings.clone(),
+            counters: self.counters.clone(),
+            ..*self
+        }
+    }
+
+    fn clone_from(&mut self, source: &Self) {
+        let Self {
+            mappings,
+            bound,
+            next_age,
+            evicted,
+            evictions,
+            counters,
+        } = source;
+        self.mappings.clone_from(mappings);
+        self.bound = *bound;
+        self.next_age = *next_age;
+        self.evicted = *evicted;
+        self.evictions = *evictions;
+        // Leaves the reference count alone if both have the same counters.
+        let ptr = |counters: &Option<_>| counters.as_ref().map(Arc::as_ptr);
+        if ptr(&self.counters) != ptr(counters) {
+            self.counters.clone_from(counters);
+        }
+    }
+}
+
+/// Returns the last of `length` addresses at `base`.
+///
+/// Returns `None` if there is none, or if it is past the end of the address space.
+fn last_of(base: u64, length: usize) -> Option<u64> {
+    let more = u64::try_from(length).ok()?.checked_sub(1)?;
+    base.checked_add(more)
+}
+
+impl Iotlb {
+    /// Creates an IOTLB without mappings.
+    pub fn new() -> Self {
+        Default::default()
+    }
+
+    /// Limits the number of mappings; `None` (the default) is no limit.
+    ///
+    /// The oldest mappings are evicted, now and whenever there would be more than `bound`. A mapping
+    /// that grows by a neighbor counts as new. An evicted mapping is a miss.
+    ///
+    /// # Ranges that need more mappings than the bound
+    ///
+    /// A range of more mappings than the bound can never be cached as a whole: each insertion of one
+    /// of its mappings evicts another. Such a lookup fails permanently. It is detected when the
+    /// cached mappings of the range and the mapping that was evicted last exceed the bound. Then all
+    /// missing parts are in [`access_fails`](IotlbFails::access_fails) instead of
+    /// [`misses`](IotlbFails::misses), so that callers do not ask for them forever.
+    ///
+    /// An invalidation, or a mapping that replaces another one, lifts the refusal: the range may need
+    /// fewer mappings by then.
+    ///
+    /// # Ranges that evict each other
+    ///
+    /// Two threads whose ranges fit the bound, but not together, may evict each other's mappings.
+    /// This is not detected, so limit the attempts or the time of a retry loop. It cannot happen if
+    /// the bound is twice the mappings of the longest request times the requests in flight.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::new();
+    /// iotlb.set_bound(std::num::NonZeroUsize::new(2));
+    /// for page in [0x1000, 0x5000, 0x3000] {
+    ///     iotlb.set_mapping(GuestAddress(page), GuestAddress(0), 0x1000, Permissions::Read)?;
+    /// }
+    /// assert!(Iotlb::lookup(&iotlb, GuestAddress(0x1000), 1, Permissions::Read).is_err());
+    /// assert!(Iotlb::lookup(&iotlb, GuestAddress(0x5000), 1, Permissions::Read).is_ok());
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    pub fn set_bound(&mut self, bound: Option<NonZeroUsize>) {
+        self.bound = bound;
+        self.evict();
+        self.evicted = None;
+    }
+
+    /// Returns the maximum number of mappings, if there is one.
+    pub fn bound(&self) -> Option<NonZeroUsize> {
+        self.bound
+    }
+
+    /// Returns the number of mappings.
+    pub fn entries(&self) -> usize {
+        self.mappings.len()
+    }
+
+    /// Returns the number of mappings that were evicted because of the [bound](Self::set_bound).
+    pub fn evictions(&self) -> u64 {
+        self.evictions
+    }
+
+    /// Returns the most permissive access that all of the `length` addresses at `iova` permit.
+    ///
+    /// Returns `None` if one of them is not mapped, or if the range passes 2^64.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::new();
+    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x1000, Permissions::ReadWrite)?;
+    /// iotlb.set_mapping(GuestAddress(0x2000), GuestAddress(0), 0x1000, Permissions::Read)?;
+    /// assert_eq!(iotlb.granted(GuestAddress(0x1000), 0x1000), Some(Permissions::ReadWrite));
+    /// assert_eq!(iotlb.granted(GuestAddress(0x1800), 0x1000), Some(Permissions::Read));
+    /// assert_eq!(iotlb.granted(GuestAddress(0x2800), 0x1000), None);
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    pub fn granted(&self, iova: GuestAddress, length: usize) -> Option<Permissions> {
+        widest(|access| Iotlb::lookup(self, iova, length, access).is_ok())
+    }
+
+    /// Starts counting [counted lookups](Self::counted_lookup).
+    pub fn count_lookups(&mut self) {
+        self.count_in(Arc::default());
+    }
+
+    /// Starts counting lookups in `counters`, unless they are counted already.
+    pub(super) fn count_in(&mut self, counters: Arc<LookupCounters>) {
+        self.counters.get_or_insert(counters);
+    }
+
+    /// Returns whether lookups are counted.
+    pub(super) fn counts(&self) -> bool {
+        self.counters.is_some()
+    }
+
+    /// Returns the number of lookups, evictions and mappings.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
+    ///
+    /// let mut iotlb = Iotlb::new();
+    /// iotlb.count_lookups();
+    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x1000, Permissions::Read)?;
+    /// for address in [0x1000, 0x1800, 0x2000] {
+    ///     let found = Iotlb::counted_lookup(&iotlb, GuestAddress(address), 8, Permissions::Read);
+    ///     assert_eq!(found.is_ok(), address < 0x2000);
+    /// }
+    /// let counters = iotlb.counters();
+    /// assert_eq!((counters.hits, counters.misses, counters.entries), (2, 1, 1));
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    pub fn counters(&self) -> IotlbCounters {
+        let counters = self.counters.as_deref();
+        let (hits, misses) = counters.map_or((0, 0), LookupCounters::sums);
+        IotlbCounters {
+            hits,
+            misses,
+            evictions: self.evictions,
+            entries: self.entries(),
+        }
+    }
+
+    /// Maps the `length` addresses at `iova` to those at `map_to`, with the permissions `perm`.
+    ///
+    /// Replaces existing mappings of these addresses. Does nothing if `length` is 0.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::CannotResolve`] if the range passes 2^64. Nothing has changed then.
+    #[doc(alias = "VHOST_IOTLB_UPDATE")]
+    pub fn set_mapping(
+        &mut self,
+        iova: GuestAddress,
+        map_to: GuestAddress,
+        length: usize,
+        perm: Permissions,
+    ) -> Result<(), Error> {
+        if length == 0 {
+            return Ok(());
+        }
+        let first = iova.0;
+        let Some(last) = last_of(first, length) else {
+            return Err(passes_the_end(iova, length));
+        };
+        let age = self.next_age;
+        self.next_age = self.next_age.wrapping_add(1);
+        let new = IovaMapping::new(first, last, map_to.0.wrapping_sub(first), perm, age);
+        if self
+            .evicted
+            .is_some_and(|evicted| self.makes_doubtful(&evicted, &new))
+        {
+            self.evicted = None;
+        }
+        if let Some(position) = self.hole_after(&new) {
+            // The common case takes one search.
+            self.mappings.insert_after(position, new);
+            self.evict();
+            return Ok(());
+        }
+
+        self.remove(first, last);
+        let (mut start, mut end) = (first, last);
+        if let Some(before) = first
+            .checked_sub(1)
+            .and_then(|before| self.mapping_at(before))
+        {
+            if before.1.continues(&new) {
+                start = before.1.start;
+            }
+        }
+        if let Some(after) = last.checked_add(1).and_then(|after| self.mapping_at(after)) {
+            if after.1.continues(&new) {
+                end = after.1.last;
+            }
+        }
+        if start == first && end == last {
+            self.mappings.insert(new);
+        } else {
+            // Merged with its neighbors. The age is that of the newest part.
+            self.mappings.remove_within(start, end);
+            self.mappings
+                .insert(IovaMapping::new(start, end, new.offset, perm, age));
+        }
+        self.evict();
+        Ok(())
+    }
+
+    /// Removes the mappings of the `length` addresses at `iova`.
+    ///
+    /// A range that passes 2^64 ends there. A mapping that is partly in the range keeps the rest.
+    #[doc(alias = "VHOST_IOTLB_INVALIDATE")]
+    pub fn invalidate_mapping(&mut self, iova: GuestAddress, length: usize) {
+        if length != 0 {
+            self.evicted = None;
+            let last = last_of(iova.0, length).unwrap_or(u64::MAX);
+            if let Some((position, mapping)) = self.mappings.last_at_or_before(iova.0) {
+                let exactly = mapping.start == iova.0 && mapping.last == last;
+                if exactly && self.mappings.remove_at(position) {
+                    // The common case takes one search.
+                    return;
+                }
+            }
+            self.remove(iova.0, last);
+            // One mapping may have become two.
+            self.evict();
+        }
+    }
+
+    /// Removes all mappings.
+    pub fn invalidate_all(&mut self) {
+        self.mappings.clear();
+        self.evicted = None;
+    }
+
+    /// Translates the `length` addresses at `iova`, for an access.
+    ///
+    /// `Permissions::No` finds any mapping. A range of 0 addresses is always found.
+    ///
+    /// # Errors
+    ///
+    /// Returns the parts that are not mapped, and the parts whose mappings do not permit the access.
+    /// A range that passes 2^64 fails as a whole, in
+    /// [`access_fails`](IotlbFails::access_fails).
+    #[inline(always)]
+    #[doc(alias = "IOTLB miss")]
+    pub fn lookup<D: Deref<Target = Iotlb>>(
+        tlb: D,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<D>, IotlbFails> {
+        Self::look(tlb, iova, length, access, |_, _| (), |fails| fails)
+    }
+
+    /// Translates addresses as [`lookup`](Self::lookup) does, and counts the lookup.
+    ///
+    /// Lookups are counted after [`count_lookups`](Self::count_lookups). Threads count in separate
+    /// cache lines. This is a method of its own because the check alone would slow `lookup` down
+    /// measurably.
+    ///
+    /// # Errors
+    ///
+    /// Returns the parts that are not mapped, and the parts whose mappings do not permit the access.
+    /// A range that passes 2^64 fails as a whole, in
+    /// [`access_fails`](IotlbFails::access_fails).
+    #[inline(always)]
+    pub fn counted_lookup<D: Deref<Target = Iotlb>>(
+        tlb: D,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<D>, IotlbFails> {
+        Self::look(tlb, iova, length, access, Self::count, |fails| fails)
+    }
+
+    /// Counts a lookup.
+    #[inline(always)]
+    pub(super) fn count(&self, hit: bool) {
+        if let Some(counters) = &self.counters {
+            counters.count(hit);
+        }
+    }
+
+    /// Translates addresses, passes the outcome to `count`, and a failure to `error`.
+    ///
+    /// Converting the failure here saves the caller from moving the result once more.
+    #[inline(always)]
+    pub(super) fn look<D: Deref<Target = Iotlb>, E>(
+        tlb: D,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+        count: impl FnOnce(&Self, bool),
+        error: impl FnOnce(IotlbFails) -> E,
+    ) -> Result<IotlbIterator<D>, E> {
+        let Some(last) = last_of(iova.0, length) else {
+            count(&tlb, length == 0);
+            if length == 0 {
+                let position = Position::default();
+                return Ok(IotlbIterator::new(tlb, iova, length, position, access));
+            }
+            return Err(error(fails::passes_as_a_whole(iova, length)));
+        };
+        let before = tlb.mappings.last_at_or_before(iova.0);
+        if let Some((position, mapping)) = before {
+            let whole = last <= mapping.last && mapping.allows(access);
+            if whole || tlb.mappings.cover(position, iova.0, last, access) {
+                count(&tlb, true);
+                return Ok(IotlbIterator::new(tlb, iova, length, position, access));
+            }
+        }
+        let position = before.map(|(position, _)| position).unwrap_or_default();
+        count(&tlb, false);
+        Err(error(tlb.find_fails(position, iova.0, last, access)))
+    }
+
+    /// Returns the number of parts that clones share until one of them changes.
+    pub(super) fn leaves(&self) -> usize {
+        self.mappings.leaves()
+    }
+
+    /// Returns the position of the mapping before a new one, if the addresses of the new one are
+    /// free and it continues neither of its neighbors.
+    fn hole_after(&self, new: &IovaMapping) -> Option<Position> {
+        let (position, before) = self.mappings.last_at_or_before(new.start)?;
+        let joins_before = before.last.checked_add(1) == Some(new.start) && before.continues(new);
+        if before.last >= new.start || joins_before {
+            return None;
+        }
+        if let Some(after) = self.mappings.get(self.mappings.next(position)) {
+            let joins_after = new.last.checked_add(1) == Some(after.start) && after.continues(new);
+            if after.start <= new.last || joins_after {
+                return None;
+            }
+        }
+        Some(position)
+    }
+
+    /// Returns whether a new mapping shows that the evicted one may have changed: the new one
+    /// overlaps it, or replaces another mapping.
+    fn makes_doubtful(&self, evicted: &IovaMapping, new: &IovaMapping) -> bool {
+        if evicted.start <= new.last && new.start <= evicted.last {
+            return true;
+        }
+        let mut next = match self.mapping_at(new.start) {
+            Some(found) => Some(found),
+            None => self.mappings.first_at_or_after(new.start),
+        };
+        while let Some((position, mapping)) = next.filter(|(_, mapping)| mapping.start <= new.last)
+        {
+            if !mapping.continues(new) {
+                return true;
+            }
+            let position = self.mappings.next(position);
+            next = self
+                .mappings
+                .get(position)
+                .map(|mapping| (position, mapping));
+        }
+        false
+    }
+
+    /// Evicts the oldest mappings, down to the bound.
+    #[inline]
+    fn evict(&mut self) {
+        if self
+            .bound
+            .is_some_and(|bound| self.mappings.len() > bound.get())
+        {
+            self.evict_some();
+        }
+    }
+
+    fn evict_some(&mut self) {
+        let bound = self.bound.map_or(usize::MAX, NonZeroUsize::get);
+        while self.mappings.len() > bound {
+            let Some(oldest) = self.mappings.remove_oldest() else {
+                return;
+            };
+            self.evicted = Some(oldest);
+            self.evictions = self.evictions.wrapping_add(1);
+        }
+    }
+
+    /// Returns the mapping of an address, and its position.
+    #[inline(always)]
+    fn mapping_at(&self, addr: u64) -> Option<(Position, &IovaMapping)> {
+        self.mappings
+            .last_at_or_before(addr)
+            .filter(|(_, mapping)| addr <= mapping.last)
+    }
+
+    /// Removes the addresses from `first` to `last` from all mappings.
+    fn remove(&mut self, first: u64, last: u64) {
+        // The mapping of the address before the range may extend into the range, or past its end.
+        let before = first
+            .checked_sub(1)
+            .and_then(|before| self.mapping_at(before));
+        if let Some((position, &mapping)) = before.filter(|(_, mapping)| mapping.last >= first) {
+            self.mappings
+                .change(position, |mapping| mapping.last = first.wrapping_sub(1));
+            if let Some(after) = last.checked_add(1).filter(|after| *after <= mapping.last) {
+                self.mappings.insert(IovaMapping {
+                    start: after,
+                    ..mapping
+                });
+                return;
+            }
+        }
+        self.mappings.remove_within(first, last);
+        // The mapping of the last address may extend past the end of the range.
+        if let Some((position, _)) = self.mapping_at(last) {
+            let after = last.saturating_add(1);
+            self.mappings
+                .change(position, |mapping| mapping.start = after);
+        }
+    }
+}
+
+/// Creates the error of a range that passes the end of the address space.
+#[cold]
+pub(super) fn passes_the_end(base: GuestAddress, length: usize) -> Error {
+    Error::CannotResolve {
+        iova_range: IovaRange { base, length },
+        reason: "the range passes the end of the address space".into(),
+    }
+}

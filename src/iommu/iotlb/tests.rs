@@ -1,0 +1,328 @@
+//! An IOTLB against a map of single addresses.
+
+use super::*;
+use crate::iommu::MappedRange;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use Permissions::*;
+
+/// The whole address space of the model: this many addresses at the bottom and as many at the top.
+const WINDOW: u64 = 40;
+
+/// What each address is mapped to.
+type Model = BTreeMap<u64, (u64, Permissions)>;
+
+fn addr() -> impl Strategy<Value = u64> {
+    prop_oneof![0..WINDOW, (u64::MAX - WINDOW + 1)..=u64::MAX]
+}
+
+fn length() -> impl Strategy<Value = usize> {
+    prop_oneof![8 => 0usize..20, 1 => Just(usize::MAX), 1 => (usize::MAX - 20)..usize::MAX]
+}
+
+fn permissions() -> impl Strategy<Value = Permissions> {
+    prop::sample::select(vec![No, Read, Write, ReadWrite])
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Map {
+        iova: u64,
+        to: u64,
+        length: usize,
+        permissions: Permissions,
+    },
+    Invalidate {
+        iova: u64,
+        length: usize,
+    },
+    Clear,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (addr(), addr(), 0usize..20, permissions())
+            .prop_map(|(iova, to, length, permissions)| Step::Map { iova, to, length, permissions }),
+        4 => (addr(), length()).prop_map(|(iova, length)| Step::Invalidate { iova, length }),
+        1 => Just(Step::Clear),
+    ]
+}
+
+/// The addresses of a range, up to the end of the address space.
+fn addresses(base: u64, length: usize) -> impl Iterator<Item = u64> {
+    // No more than the windows have is ever looked at.
+    (0..length.min(WINDOW as usize) as u64).map_while(move |i| base.checked_add(i))
+}
+
+/// Every lookup of every access agrees with the model.
+fn compare(iotlb: &Iotlb, model: &Model) -> Result<(), TestCaseError> {
+    for base in (0..WINDOW).chain(u64::MAX - WINDOW + 1..=u64::MAX) {
+        for length in [0usize, 1, 2, 7, 20] {
+            for access in [No, Read, Write, ReadWrite] {
+                let answer = Iotlb::lookup(iotlb, GuestAddress(base), length, access);
+                if last_of(base, length).is_none() && length != 0 {
+                    let fails = answer.unwrap_err();
+                    prop_assert!(fails.misses.is_empty());
+                    prop_assert_eq!(
+                        fails.access_fails,
+                        vec![IovaRange {
+                            base: GuestAddress(base),
+                            length
+                        }]
+                    );
+                    continue;
+                }
+                let missing: Vec<u64> = addresses(base, length)
+                    .filter(|a| !model.contains_key(a))
+                    .collect();
+                let refused: Vec<u64> = addresses(base, length)
+                    .filter(|a| model.get(a).is_some_and(|(_, p)| !p.allow(access)))
+                    .collect();
+                let flat = |ranges: &[IovaRange]| -> Vec<u64> {
+                    ranges
+                        .iter()
+                        .flat_map(|r| addresses(r.base.0, r.length))
+                        .collect()
+                };
+                match answer {
+                    Ok(pieces) => {
+                        prop_assert!(missing.is_empty() && refused.is_empty());
+                        let targets: Vec<u64> = pieces
+                            .flat_map(|p| {
+                                (0..p.length as u64).map(move |i| p.base.0.wrapping_add(i))
+                            })
+                            .collect();
+                        let expected: Vec<u64> =
+                            addresses(base, length).map(|a| model[&a].0).collect();
+                        prop_assert_eq!(targets, expected);
+                    }
+                    Err(fails) => {
+                        prop_assert_eq!(flat(&fails.misses), missing);
+                        prop_assert_eq!(flat(&fails.access_fails), refused);
+                        prop_assert!(!fails.misses.is_empty() || !fails.access_fails.is_empty());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 128 }))]
+
+    /// Against a map of single addresses, at both ends of the address space.
+    #[test]
+    fn lookups_agree_with_a_map_of_addresses(steps in prop::collection::vec(step(), 0..24)) {
+        let mut iotlb = Iotlb::new();
+        let mut model = Model::new();
+        for step in steps {
+            match step {
+                Step::Map { iova, to, length, permissions } => {
+                    let answer = iotlb.set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions);
+                    if length != 0 && last_of(iova, length).is_none() {
+                        prop_assert!(answer.is_err());
+                    } else {
+                        prop_assert!(answer.is_ok());
+                        for (i, a) in addresses(iova, length).enumerate() {
+                            model.insert(a, (to.wrapping_add(i as u64), permissions));
+                        }
+                    }
+                }
+                Step::Invalidate { iova, length } => {
+                    iotlb.invalidate_mapping(GuestAddress(iova), length);
+                    match last_of(iova, length) {
+                        _ if length == 0 => {}
+                        Some(last) => model.retain(|a, _| *a < iova || *a > last),
+                        None => model.retain(|a, _| *a < iova),
+                    }
+                }
+                Step::Clear => {
+                    iotlb.invalidate_all();
+                    model.clear();
+                }
+            }
+            // Mappings never touch without a difference, and never overlap.
+            for (a, b) in iotlb.mappings.iter().zip(iotlb.mappings.iter().skip(1)) {
+                prop_assert!(a.last < b.start);
+                prop_assert!(a.last + 1 != b.start || !a.continues(b));
+            }
+        }
+        compare(&iotlb, &model)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 128 }))]
+
+    /// B14: with a bound there are never more, what is found is right, and what was mapped last is found.
+    #[test]
+    fn b14_a_bound_is_kept_and_the_oldest_go(
+        bound in 1usize..6,
+        first in prop::collection::vec(step(), 0..8),
+        steps in prop::collection::vec(step(), 0..24),
+    ) {
+        let (mut bounded, mut unbounded) = (Iotlb::new(), Iotlb::new());
+        for (number, step) in first.iter().chain(&steps).enumerate() {
+            if number == first.len() {
+                bounded.set_bound(NonZeroUsize::new(bound));
+            }
+            for iotlb in [&mut bounded, &mut unbounded] {
+                match *step {
+                    Step::Map { iova, to, length, permissions } => {
+                        let _ = iotlb.set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions);
+                    }
+                    Step::Invalidate { iova, length } => iotlb.invalidate_mapping(GuestAddress(iova), length),
+                    Step::Clear => iotlb.invalidate_all(),
+                }
+            }
+            if bounded.bound().is_none() {
+                continue;
+            }
+            prop_assert!(bounded.mappings.len() <= bound);
+            if let Some(evicted) = bounded.evicted {
+                let oldest = bounded.mappings.iter().map(|m| (m.age(), m.start)).min();
+                prop_assert!(oldest.is_none_or(|oldest| (evicted.age(), evicted.start) < oldest));
+            }
+            for base in (0..WINDOW).chain(u64::MAX - WINDOW + 1..=u64::MAX) {
+                let found = |iotlb| Iotlb::lookup(iotlb, GuestAddress(base), 1, No).ok().and_then(|mut i| i.next());
+                if let Some(here) = found(&bounded) {
+                    prop_assert_eq!(Some(here), found(&unbounded));
+                }
+            }
+            if let Step::Map { iova, length, .. } = *step {
+                prop_assert!(last_of(iova, length).is_none() || Iotlb::lookup(&bounded, GuestAddress(iova), length, No).is_ok());
+            }
+        }
+        bounded.set_bound(None);
+        prop_assert!(bounded.bound().is_none());
+    }
+}
+
+/// B2: sums of addresses and lengths are checked, and the last page is a page like any other.
+#[test]
+fn b2_ranges_end_at_the_end_of_the_address_space_and_never_pass_it() {
+    let mut iotlb = Iotlb::new();
+    let last_page = GuestAddress(0xffff_ffff_ffff_f000);
+    iotlb
+        .set_mapping(last_page, GuestAddress(0x1000), 0x1000, ReadWrite)
+        .unwrap();
+    let found: Vec<_> = Iotlb::lookup(&iotlb, last_page, 0x1000, ReadWrite)
+        .unwrap()
+        .collect();
+    assert_eq!(
+        found,
+        [MappedRange {
+            base: GuestAddress(0x1000),
+            length: 0x1000
+        }]
+    );
+
+    let fails = Iotlb::lookup(&iotlb, last_page, 0x1001, Read).unwrap_err();
+    assert!(fails.misses.is_empty());
+    assert_eq!(
+        fails.access_fails,
+        [IovaRange {
+            base: last_page,
+            length: 0x1001
+        }]
+    );
+
+    // Refused, and nothing is changed.
+    let refused = iotlb
+        .set_mapping(last_page, GuestAddress(0x8000), 0x1001, Read)
+        .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("0xfffffffffffff000-0x10000000000000000"),
+        "{refused}"
+    );
+    assert!(Iotlb::lookup(&iotlb, last_page, 0x1000, Write).is_ok());
+
+    // Cut at the top, not ignored.
+    iotlb.invalidate_mapping(GuestAddress(0xffff_ffff_ffff_f800), usize::MAX);
+    assert!(Iotlb::lookup(&iotlb, last_page, 0x800, Write).is_ok());
+    assert!(Iotlb::lookup(&iotlb, last_page, 0x801, Write).is_err());
+}
+
+/// B2: nothing is a range too.
+#[test]
+fn b2_a_length_of_zero_is_empty() {
+    let mut iotlb = Iotlb::new();
+    iotlb
+        .set_mapping(GuestAddress(0x1000), GuestAddress(0), 0, ReadWrite)
+        .unwrap();
+    iotlb
+        .set_mapping(GuestAddress(u64::MAX), GuestAddress(0), 0, ReadWrite)
+        .unwrap();
+    iotlb.invalidate_mapping(GuestAddress(0), 0);
+    assert_eq!(iotlb.mappings.len(), 0);
+    for addr in [0, 0x1000, u64::MAX] {
+        assert_eq!(
+            Iotlb::lookup(&iotlb, GuestAddress(addr), 0, Read)
+                .unwrap()
+                .count(),
+            0
+        );
+    }
+}
+
+/// However many pieces there are, they are found by one search: over leaves, too.
+#[test]
+fn a_lookup_and_its_iteration_make_one_search() {
+    use crate::iommu::mapping_table::SEARCHES;
+    let mut iotlb = Iotlb::new();
+    for page in 0..1000u64 {
+        iotlb
+            .set_mapping(
+                GuestAddress(page * 0x1000),
+                GuestAddress(page * 0x3000),
+                0x1000,
+                ReadWrite,
+            )
+            .unwrap();
+    }
+    for first in [0, 120, 500, 984] {
+        let before = SEARCHES.get();
+        let found = Iotlb::lookup(&iotlb, GuestAddress(first * 0x1000), 0x1_0000, Read).unwrap();
+        assert_eq!(found.count(), 16);
+        assert_eq!(SEARCHES.get() - before, 1, "from page {first} on");
+    }
+}
+
+/// A pointer whose target is exchanged between a lookup and its iteration: nothing wrong is handed out.
+#[test]
+fn an_iotlb_that_is_exchanged_ends_the_iteration() {
+    use std::cell::Cell;
+    let mut full = Iotlb::new();
+    full.set_mapping(GuestAddress(0), GuestAddress(0x1000), 0x1000, Read)
+        .unwrap();
+    full.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x1000, Read)
+        .unwrap();
+    let empty = Iotlb::new();
+    struct Switch<'a>(&'a Cell<bool>, &'a Iotlb, &'a Iotlb);
+    impl Deref for Switch<'_> {
+        type Target = Iotlb;
+        fn deref(&self) -> &Iotlb {
+            if self.0.get() {
+                self.2
+            } else {
+                self.1
+            }
+        }
+    }
+    let switched = Cell::new(false);
+    let mut pieces = Iotlb::lookup(
+        Switch(&switched, &full, &empty),
+        GuestAddress(0),
+        0x2000,
+        Read,
+    )
+    .unwrap();
+    assert_eq!(pieces.next().map(|p| p.base), Some(GuestAddress(0x1000)));
+    switched.set(true);
+    assert_eq!(pieces.next(), None);
+    switched.set(false);
+    assert_eq!(pieces.next(), None);
+}

@@ -1,0 +1,56 @@
+//! [`IovaMapping`]: one mapping of an IOTLB.
+
+use crate::guest_memory::Permissions;
+
+/// A mapping of consecutive I/O virtual addresses to consecutive guest physical addresses.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::iommu) struct IovaMapping {
+    /// The first address.
+    pub(in crate::iommu) start: u64,
+    /// The last address. A range may end with the address space, where there is no next address.
+    pub(in crate::iommu) last: u64,
+    /// The guest physical address less the I/O virtual address, wrapping.
+    pub(in crate::iommu) offset: u64,
+    /// The age, shifted by [`PERMISSION_BITS`], and the permissions.
+    pub(in crate::iommu) tag: u64,
+}
+
+/// The number of bits of the tag that are permissions.
+const PERMISSION_BITS: u32 = 2;
+const PERMISSION_MASK: u64 = (1 << PERMISSION_BITS) - 1;
+
+impl IovaMapping {
+    pub(in crate::iommu) fn new(
+        start: u64,
+        last: u64,
+        offset: u64,
+        permissions: Permissions,
+        age: u64,
+    ) -> Self {
+        IovaMapping {
+            start,
+            last,
+            offset,
+            tag: age.wrapping_shl(PERMISSION_BITS) | u64::from(permissions.bits()),
+        }
+    }
+
+    /// Returns whether this mapping permits an access.
+    #[inline(always)]
+    pub(in crate::iommu) fn allows(&self, access: Permissions) -> bool {
+        u64::from(access.bits()) & !self.tag == 0
+    }
+
+    /// Returns when this mapping was made, or grew last. Later is greater.
+    #[inline]
+    pub(in crate::iommu) fn age(&self) -> u64 {
+        self.tag >> PERMISSION_BITS
+    }
+
+    /// Returns whether this mapping and an adjacent one have the same offset and permissions, so
+    /// that they are one mapping.
+    #[inline]
+    pub(in crate::iommu) fn continues(&self, other: &IovaMapping) -> bool {
+        self.offset == other.offset && (self.tag ^ other.tag) & PERMISSION_MASK == 0
+    }
+}

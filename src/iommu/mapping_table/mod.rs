@@ -1,0 +1,458 @@
+//! The mappings of an IOTLB, sorted by address.
+//!
+//! ```text
+//!   hints     │ 0 │ 0 │ 1 │ 1 │ 2 │ …     a guess of the leaf, by the high bits of the address
+//!               ▼       ▼       ▼
+//!   leaves    │ first, scale, len │ …     corrected by one step, or by a binary search
+//!               │
+//!               ▼
+//!   mappings  │ start last offset tag │ × 128, sorted; `scale` gives a guess of the index
+//! ```
+//!
+//! # Lookup
+//!
+//! Mappings of an I/O address space that is mapped page by page are spread evenly. Then both guesses
+//! are right, and a search loads three cache lines, for any number of mappings. A guest can make
+//! both guesses wrong. The search then makes two binary searches, which the guest cannot make
+//! longer.
+//!
+//! A guess is never trusted. A mapping is used only if the address lies at or after its start and
+//! before the start of the next mapping.
+//!
+//! # Size
+//!
+//! Mappings that are made in ascending order fill their leaves. When mappings are removed, two
+//! adjacent leaves that fill three quarters of one are joined. They are not joined earlier: a
+//! mapping that comes and goes would make them split and join each time. So two adjacent leaves have
+//! at least 97 mappings, and a mapping takes at most 4096 * 2 / 97 = 85 bytes.
+//!
+//! # Copies
+//!
+//! Copies share leaves until one of them changes a leaf; the change copies that leaf. A copy costs
+//! one reference count per leaf. Updating a copy with [`clone_from`](Clone::clone_from) costs one
+//! comparison per leaf that both have.
+
+mod hints;
+mod leaf;
+mod mapping;
+#[cfg(test)]
+mod tests;
+
+use core::ops::Range;
+
+use crate::guest_memory::Permissions;
+
+use hints::Hints;
+use leaf::{Leaf, CAPACITY};
+
+pub(super) use mapping::IovaMapping;
+
+/// Adjacent leaves with at most this many mappings are joined.
+const JOINED: usize = CAPACITY / 4 * 3;
+/// The hints are rebuilt when one in this many leaves was added or removed.
+const STALE: usize = 16;
+
+/// The position of a mapping: a leaf, and an index in it. A guess, if the table may have changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Position {
+    leaf: usize,
+    index: usize,
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The number of searches that this thread has made.
+    pub(super) static SEARCHES: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+}
+
+/// Mappings that do not overlap, sorted by address.
+#[derive(Debug, Default)]
+pub(super) struct MappingTable {
+    leaves: Vec<Leaf>,
+    /// For each leaf, a lower bound of the ages of its mappings.
+    oldest: Vec<u64>,
+    hints: Hints,
+    /// The number of leaves that were added or removed since the hints were built.
+    stale: usize,
+    len: usize,
+}
+
+/// Shares the leaves.
+impl Clone for MappingTable {
+    fn clone(&self) -> Self {
+        let mut copy = Self::default();
+        copy.clone_from(self);
+        copy
+    }
+
+    fn clone_from(&mut self, source: &Self) {
+        let Self {
+            leaves,
+            oldest,
+            hints,
+            stale,
+            len,
+        } = source;
+        self.leaves.clone_from(leaves);
+        self.oldest.clone_from(oldest);
+        self.hints.copy_from(hints);
+        self.stale = *stale;
+        self.len = *len;
+    }
+}
+
+impl MappingTable {
+    /// Returns the number of mappings.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns the number of leaves.
+    pub(super) fn leaves(&self) -> usize {
+        self.leaves.len()
+    }
+
+    /// Removes all mappings.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Returns an iterator over all mappings in the order of their addresses.
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = &IovaMapping> {
+        self.leaves.iter().flat_map(Leaf::mappings)
+    }
+
+    /// Returns the mapping at a position, if there is one.
+    #[inline(always)]
+    pub(super) fn get(&self, position: Position) -> Option<&IovaMapping> {
+        let Position { leaf, index } = position;
+        self.leaves.get(leaf)?.mappings().get(index)
+    }
+
+    /// Returns the position after another one.
+    #[inline(always)]
+    pub(super) fn next(&self, position: Position) -> Position {
+        let Position { leaf, index } = position;
+        match self.leaves.get(leaf) {
+            Some(this) if index.wrapping_add(1) >= this.len => Position {
+                leaf: leaf.wrapping_add(1),
+                index: 0,
+            },
+            _ => Position {
+                leaf,
+                index: index.wrapping_add(1),
+            },
+        }
+    }
+
+    /// Returns whether the mappings from `position` on cover all addresses from `first` to `last`,
+    /// and permit an access. The mapping at `position` must be that of `first`.
+    pub(super) fn cover(
+        &self,
+        position: Position,
+        first: u64,
+        last: u64,
+        access: Permissions,
+    ) -> bool {
+        let mut next = first;
+        let mut index = position.index;
+        for leaf in self.leaves.get(position.leaf..).unwrap_or_default() {
+            for mapping in leaf.mappings().get(index..).unwrap_or_default() {
+                if mapping.start > next || next > mapping.last || !mapping.allows(access) {
+                    return false;
+                }
+                if last <= mapping.last {
+                    return true;
+                }
+                // `mapping.last` is less than `last`, so there is a next address.
+                next = mapping.last.wrapping_add(1);
+            }
+            index = 0;
+        }
+        false
+    }
+
+    /// Returns the last mapping that starts at or before an address.
+    #[inline(always)]
+    pub(super) fn last_at_or_before(&self, addr: u64) -> Option<(Position, &IovaMapping)> {
+        #[cfg(test)]
+        SEARCHES.set(SEARCHES.get().wrapping_add(1));
+        let number = self.leaf_of(addr)?;
+        let leaf = self.leaves.get(number)?;
+        let index = leaf.last_at_or_before(addr);
+        let position = Position {
+            leaf: number,
+            index,
+        };
+        Some((position, leaf.mappings().get(index)?))
+    }
+
+    /// Returns the first mapping that starts at or after an address.
+    pub(super) fn first_at_or_after(&self, addr: u64) -> Option<(Position, &IovaMapping)> {
+        let position = match self.last_at_or_before(addr) {
+            Some((position, mapping)) if mapping.start == addr => position,
+            Some((position, _)) => self.next(position),
+            None => Position::default(),
+        };
+        Some((position, self.get(position)?))
+    }
+
+    /// Returns the leaf of the last mapping that starts at or before an address.
+    #[inline(always)]
+    fn leaf_of(&self, addr: u64) -> Option<usize> {
+        // Without hints: the load of the leaf would wait for the load of the hint.
+        if let [only] = self.leaves.as_slice() {
+            return (only.first <= addr).then_some(0);
+        }
+        let guess = self.hints.leaf_of(addr);
+        let begins = self
+            .leaves
+            .get(guess)
+            .is_some_and(|leaf| leaf.first <= addr);
+        let before_next = self
+            .leaves
+            .get(guess.wrapping_add(1))
+            .is_none_or(|next| addr < next.first);
+        if begins && before_next {
+            return Some(guess);
+        }
+        self.leaf_by_search(addr, guess)
+    }
+
+    /// Corrects a wrong guess.
+    #[cold]
+    fn leaf_by_search(&self, addr: u64, guess: usize) -> Option<usize> {
+        // Most wrong guesses are one leaf too low.
+        let next = guess.wrapping_add(1);
+        let is_next = self.leaves.get(next).is_some_and(|leaf| leaf.first <= addr);
+        let before_its_next = self
+            .leaves
+            .get(next.wrapping_add(1))
+            .is_none_or(|leaf| addr < leaf.first);
+        if is_next && before_its_next {
+            return Some(next);
+        }
+        self.leaves
+            .partition_point(|leaf| leaf.first <= addr)
+            .checked_sub(1)
+    }
+
+    /// Inserts a mapping after the one at `position`, which is the last that starts before it.
+    pub(super) fn insert_after(&mut self, position: Position, mapping: IovaMapping) {
+        match self.leaves.get_mut(position.leaf) {
+            Some(leaf) if leaf.len < CAPACITY => {
+                leaf.insert(position.index.wrapping_add(1), mapping);
+                self.lower_age(position.leaf, mapping.age());
+                self.len = self.len.saturating_add(1);
+            }
+            _ => self.insert(mapping),
+        }
+    }
+
+    /// Removes the mapping at a position, unless it is the only one of its leaf.
+    ///
+    /// Returns whether it was removed.
+    pub(super) fn remove_at(&mut self, position: Position) -> bool {
+        let Position {
+            leaf: number,
+            index,
+        } = position;
+        let Some(leaf) = self
+            .leaves
+            .get_mut(number)
+            .filter(|leaf| leaf.len > 1 && index < leaf.len)
+        else {
+            return false;
+        };
+        leaf.remove(index..index.wrapping_add(1));
+        self.len = self.len.saturating_sub(1);
+        if leaf.len < JOINED {
+            self.join_small(number);
+        }
+        true
+    }
+
+    /// Removes the oldest mapping. Of several, removes the one with the lowest addresses.
+    pub(super) fn remove_oldest(&mut self) -> Option<IovaMapping> {
+        loop {
+            // `min_by_key` returns the first of equal leaves, as this function does of mappings.
+            let (number, age) = self
+                .oldest
+                .iter()
+                .copied()
+                .enumerate()
+                .min_by_key(|(_, age)| *age)?;
+            let leaf = self.leaves.get(number)?;
+            let mut next = u64::MAX;
+            let mut found: Option<(usize, IovaMapping)> = None;
+            for (index, mapping) in leaf.mappings().iter().enumerate() {
+                match found {
+                    Some((_, oldest)) if oldest.age() <= mapping.age() => {
+                        next = next.min(mapping.age())
+                    }
+                    _ => {
+                        next = found.map_or(next, |(_, oldest)| oldest.age());
+                        found = Some((index, *mapping));
+                    }
+                }
+            }
+            let (index, mapping) = found?;
+            if mapping.age() > age {
+                // The bound was too low: the mapping of that age was removed before. Each removal
+                // causes at most one such round.
+                self.set_age(number, mapping.age());
+                continue;
+            }
+            // Valid for the rest of the leaf, wherever these mappings are afterwards.
+            self.set_age(number, next);
+            if !self.remove_at(Position {
+                leaf: number,
+                index,
+            }) {
+                self.remove_within(mapping.start, mapping.last);
+            }
+            return Some(mapping);
+        }
+    }
+
+    fn set_age(&mut self, leaf: usize, age: u64) {
+        if let Some(oldest) = self.oldest.get_mut(leaf) {
+            *oldest = age;
+        }
+    }
+
+    /// Updates the lower bound of a leaf that has received a mapping of this age.
+    #[inline]
+    fn lower_age(&mut self, leaf: usize, age: u64) {
+        if let Some(oldest) = self.oldest.get_mut(leaf) {
+            *oldest = age.min(*oldest);
+        }
+    }
+
+    /// Inserts a mapping, which must not overlap another one.
+    pub(super) fn insert(&mut self, mapping: IovaMapping) {
+        self.len = self.len.saturating_add(1);
+        // A mapping before the first leaf goes into the first leaf.
+        let number = self.leaf_of(mapping.start).unwrap_or(0);
+        let is_last = number.saturating_add(1) >= self.leaves.len();
+        let Some(leaf) = self.leaves.get_mut(number) else {
+            self.push_leaf(mapping);
+            return;
+        };
+        let at = leaf
+            .mappings()
+            .partition_point(|other| other.start < mapping.start);
+        if leaf.len < CAPACITY {
+            leaf.insert(at, mapping);
+            self.lower_age(number, mapping.age());
+            if mapping.start < self.hints.base {
+                // No hint covers it.
+                self.leaves_changed(1);
+            }
+            return;
+        }
+        // Past the end of all mappings, the last leaf stays full instead of being split.
+        if is_last && at == leaf.len {
+            self.push_leaf(mapping);
+            return;
+        }
+        let half = leaf.len / 2;
+        let mut upper = Leaf::new(leaf.mappings().get(half..).unwrap_or_default());
+        leaf.remove(half..leaf.len);
+        if at <= half {
+            leaf.insert(at, mapping);
+        } else {
+            upper.insert(at.saturating_sub(half), mapping);
+        }
+        self.leaves.insert(number.saturating_add(1), upper);
+        self.lower_age(number, mapping.age());
+        let age = self.oldest.get(number).copied().unwrap_or(0);
+        self.oldest.insert(number.saturating_add(1), age);
+        self.leaves_changed(1);
+        // A half may fit a neighbor that the whole did not fit.
+        self.join_small(number);
+    }
+
+    /// Appends a leaf with one mapping.
+    fn push_leaf(&mut self, mapping: IovaMapping) {
+        self.leaves.push(Leaf::new(&[mapping]));
+        self.oldest.push(mapping.age());
+        self.leaves_changed(1);
+    }
+
+    /// Changes the mapping at a position.
+    ///
+    /// Its start must stay between those of its neighbors, and it must not become older.
+    pub(super) fn change(&mut self, position: Position, change: impl FnOnce(&mut IovaMapping)) {
+        if let Some(leaf) = self.leaves.get_mut(position.leaf) {
+            leaf.change(position.index, change);
+        }
+    }
+
+    /// Removes the mappings that lie entirely between two addresses.
+    pub(super) fn remove_within(&mut self, first: u64, last: u64) {
+        let Some((position, _)) = self.first_at_or_after(first) else {
+            return;
+        };
+        let from = position.leaf;
+        let mut emptied: Option<Range<usize>> = None;
+        for (number, leaf) in self.leaves.iter_mut().enumerate().skip(from) {
+            if leaf.first > last {
+                break;
+            }
+            let begin = leaf
+                .mappings()
+                .partition_point(|mapping| mapping.start < first);
+            let end = leaf
+                .mappings()
+                .partition_point(|mapping| mapping.last <= last);
+            if begin >= end {
+                // The leaf's first mapping extends past the range, or all of the leaf is before it.
+                continue;
+            }
+            self.len = self.len.saturating_sub(end.wrapping_sub(begin));
+            leaf.remove(begin..end);
+            if leaf.len == 0 {
+                let start = emptied.map_or(number, |range| range.start);
+                emptied = Some(start..number.saturating_add(1));
+            }
+        }
+        if let Some(range) = emptied {
+            let removed = range.len();
+            self.leaves.drain(range.clone());
+            self.oldest.drain(range);
+            self.leaves_changed(removed);
+        }
+        self.join_small(from);
+    }
+
+    /// Joins the leaf with this number, or the next one, to a neighbor, if both fill at most
+    /// [`JOINED`].
+    fn join_small(&mut self, number: usize) {
+        for left in [number.saturating_add(1), number, number.saturating_sub(1)] {
+            let right = left.saturating_add(1);
+            let len = |number: usize| self.leaves.get(number).map(|leaf| leaf.len);
+            let (Some(a), Some(b)) = (len(left), len(right)) else {
+                continue;
+            };
+            if a.saturating_add(b) <= JOINED {
+                let (upper, age) = (self.leaves.remove(right), self.oldest.remove(right));
+                if let Some(leaf) = self.leaves.get_mut(left) {
+                    leaf.append(&upper);
+                }
+                self.lower_age(left, age);
+                self.leaves_changed(1);
+            }
+        }
+    }
+
+    /// Records that leaves were added or removed, and rebuilds the hints if they are too old.
+    fn leaves_changed(&mut self, count: usize) {
+        self.stale = self.stale.saturating_add(count);
+        if self.stale.saturating_mul(STALE) > self.leaves.len() {
+            self.hints = Hints::new(&self.leaves);
+            self.stale = 0;
+        }
+    }
+}

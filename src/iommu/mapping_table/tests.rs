@@ -1,0 +1,137 @@
+//! Tables against ordered sets, and the costs of copies.
+
+use super::*;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+#[test]
+fn remove_oldest_after_random_changes_agrees_with_model() {
+    let mut state = 1u64;
+    let mut random = move |below: u64| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    // The ages by start, and the starts by age.
+    let (mut table, mut model) = (MappingTable::default(), BTreeMap::new());
+    let mut ages = BTreeSet::new();
+    let (mut copy, mut model_of_copy) = (MappingTable::default(), Vec::new());
+    let contents = |table: &MappingTable| -> Vec<(u64, u64)> {
+        table
+            .iter()
+            .map(|mapping| (mapping.start, mapping.age()))
+            .collect()
+    };
+    let steps: u64 = if cfg!(miri) { 2_000 } else { 60_000 };
+    for step in 0..steps {
+        let start = random(1 << 13) * 16;
+        match random(100) {
+            // Grows to thousands of mappings, and shrinks to none.
+            0..=79 if step / 10_000 % 2 == 0 => {
+                if let Entry::Vacant(free) = model.entry(start) {
+                    // Some have equal ages, and some are older than earlier ones.
+                    let age = (step / 3).saturating_sub(random(2) * random(100));
+                    table.insert(IovaMapping::new(
+                        start,
+                        start + 9,
+                        0,
+                        Permissions::Read,
+                        age,
+                    ));
+                    free.insert(age);
+                    ages.insert((age, start));
+                }
+            }
+            0..=59 => {
+                let oldest = table
+                    .remove_oldest()
+                    .map(|mapping| (mapping.age(), mapping.start));
+                assert_eq!(oldest, ages.pop_first());
+                model.remove(&oldest.unwrap_or_default().1);
+            }
+            60..=89 => {
+                let end = start + 16 * random(20);
+                table.remove_within(start, end);
+                model.retain(|at, age| {
+                    let stays = *at < start || at + 9 > end;
+                    if !stays {
+                        ages.remove(&(*age, *at));
+                    }
+                    stays
+                });
+            }
+            _ if step % 50 == 0 => {
+                copy.clone_from(&table);
+                model_of_copy = contents(&table);
+            }
+            _ => {
+                let found = table
+                    .last_at_or_before(start)
+                    .map(|(_, mapping)| mapping.start);
+                let expected = model.range(..=start).next_back().map(|(start, _)| *start);
+                assert_eq!(found, expected);
+            }
+        }
+        assert_eq!(table.len(), model.len());
+        if step % 500 == 0 {
+            let all: Vec<_> = model.iter().map(|(start, age)| (*start, *age)).collect();
+            assert_eq!(contents(&table), all);
+            assert_eq!(contents(&copy), model_of_copy);
+            assert_eq!(table.oldest.len(), table.leaves.len());
+            for pair in table.leaves.windows(2) {
+                assert!(
+                    pair[0].len + pair[1].len > JOINED,
+                    "two leaves could be joined"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn insert_that_splits_leaf_joins_half_to_neighbor() {
+    let mut table = MappingTable::default();
+    let mapping = |start: u64| IovaMapping::new(start, start + 9, 0, Permissions::Read, start);
+    for start in 0..256u64 {
+        table.insert(mapping(start * 32));
+    }
+    table.remove_within(133 * 32, u64::MAX);
+    let lens =
+        |table: &MappingTable| -> Vec<usize> { table.leaves.iter().map(|leaf| leaf.len).collect() };
+    assert_eq!(lens(&table), [128, 5]);
+    table.insert(mapping(3 * 32 + 16));
+    assert_eq!(lens(&table), [65, 69]);
+}
+
+#[test]
+fn clone_from_changed_table_shares_all_leaves() {
+    let mut table = MappingTable::default();
+    for start in 0..1000u64 {
+        table.insert(IovaMapping::new(
+            start * 16,
+            start * 16 + 9,
+            0,
+            Permissions::Read,
+            start,
+        ));
+    }
+    let mut copy = table.clone();
+    let counts = |table: &MappingTable| -> Vec<usize> {
+        table
+            .leaves
+            .iter()
+            .map(|leaf| Arc::strong_count(&leaf.mappings))
+            .collect()
+    };
+    assert_eq!(counts(&table), [2; 8]);
+    table.remove_within(16 * 130, 16 * 130 + 9);
+    assert_eq!(counts(&table), [2, 1, 2, 2, 2, 2, 2, 2]);
+    assert_eq!((table.len(), copy.len()), (999, 1000));
+    copy.clone_from(&table);
+    assert_eq!(counts(&table), [2; 8]);
+    assert_eq!(copy.len(), 999);
+    drop(copy);
+    assert_eq!(counts(&table), [1; 8]);
+}
