@@ -104,8 +104,10 @@
 //! | [`ReadVolatile`], [`WriteVolatile`] | `read`, `write` | run time |
 //! | [`vectored`] | `readv`, `writev`, `preadv`, `pwritev` | run time |
 //! | [`fault::install`] | `sigaction`; `raise` for a signal whose default action ends the process | boot |
-//! | [`dirty::DirtyMemory::start_tracking`] | `membarrier` | migration |
+//! | [`dirty::DirtyMemory::start_tracking`], [`bitmap::process_wide_barrier`] | `membarrier` | migration |
 //! | harvests of bitmaps with [`test_before_marking`](bitmap::AtomicBitmap::test_before_marking) | `membarrier` | migration |
+//!
+//! The crate `vm-memory-host` lists its calls with each function.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in Cargo.toml.
