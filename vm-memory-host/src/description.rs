@@ -276,8 +276,8 @@ impl Description {
     ///
     /// - Whether the sender may truncate a file later. Set `options.sealed` of each region to
     ///   accept [sealed](Region::sealed) files only, or see [`vm_memory::fault`].
-    /// - How large a guest may be. Addresses are free, but a bitmap needs a bit for each page, and
-    ///   blocks need a bit each.
+    /// - The maximum size of a guest. Addresses are free, but a bitmap needs a bit for each page,
+    ///   and blocks need a bit each.
     ///
     /// # Examples
     ///

@@ -15,8 +15,8 @@ use crate::sys::{self, Advice, Mapped};
 
 /// Returns the pages of a range of guest memory to the system. They then read as zeroes.
 ///
-/// Use it for a balloon (virtio 1.2, section 5.5), for free page reporting (section 5.5.6.7), and
-/// for any other memory that the guest no longer needs. The call depends on the backing:
+/// Use it for a balloon (virtio 1.2, section 5.5), for free page reporting (section 5.5.6.7), or
+/// for other memory that the guest no longer needs. The call depends on the backing:
 ///
 /// | backing | call | effect |
 /// |---|---|---|
@@ -39,11 +39,12 @@ use crate::sys::{self, Advice, Mapped};
 /// - Each separate range of a private file costs two VMAs, of which a process has a limited number
 ///   (`vm.max_map_count`). Beyond half of that, the range is overwritten.
 /// - Ranges of a private file are also overwritten if `RLIMIT_AS` or `RLIMIT_MEMLOCK` leaves no
-///   room to map zeroes, and always in a private mapping of huge pages.
+///   room to map zeroes.
+/// - Private mappings of huge pages are always overwritten.
 ///
-/// Some memory may stay in use for a while: the page cache of a disk has folios of up to 2 MiB,
-/// which can outlast a hole that covers a part of them, and the kernel splits a transparent huge
-/// page lazily.
+/// Some memory may stay in use for a while. The page cache of a disk has folios of up to 2 MiB,
+/// which can outlast a hole that covers a part of them. The kernel splits a transparent huge page
+/// lazily.
 ///
 /// # System calls
 ///
@@ -69,10 +70,14 @@ use crate::sys::{self, Advice, Mapped};
 ///
 /// # Errors
 ///
-/// Returns a [`ChangeError`] and changes nothing if the range passes 2^64, has holes, does not
-/// consist of whole pages ([`HostMapping::page_size`]), or touches a region that this crate did not
-/// build. Returns [`ChangeError::System`] if the system refuses a call; the part of the range
-/// before it was discarded.
+/// Returns a [`ChangeError`] and changes nothing if the range
+///
+/// - passes 2^64 or has holes,
+/// - does not consist of whole pages ([`HostMapping::page_size`]), or
+/// - touches a region that this crate did not build.
+///
+/// Returns [`ChangeError::System`] if the system refuses a call. Earlier regions of the range were
+/// discarded then.
 #[doc(alias = "balloon")]
 #[doc(alias = "free page reporting")]
 #[doc(alias = "punch hole")]

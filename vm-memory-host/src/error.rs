@@ -270,7 +270,7 @@ pub enum BuildError {
         what: &'static str,
         /// The error of the system.
         source: io::Error,
-        /// What to do.
+        /// The remedy.
         advice: String,
     },
     /// vm-memory refused a mapping.
@@ -355,7 +355,7 @@ pub enum PrefaultError {
         total: u64,
         /// The error of the system.
         ///
-        /// `EFAULT` or `ENOMEM` means that there is no memory, `EHWPOISON` that a page is broken,
+        /// `EFAULT` or `ENOMEM` means that no memory is free, `EHWPOISON` that a page is broken,
         /// and `EINVAL` that the kernel is older than Linux 5.14.
         source: io::Error,
     },

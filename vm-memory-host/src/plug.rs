@@ -55,13 +55,15 @@ use crate::sys::{self, Advice};
 ///
 /// # Errors
 ///
-/// Returns a [`ChangeError`] and changes nothing if the range passes 2^64, has holes, does not
-/// consist of whole blocks, or touches a region without blocks or one that this crate did not
-/// build.
+/// Returns a [`ChangeError`] and changes nothing if the range
+///
+/// - passes 2^64 or has holes,
+/// - does not consist of whole blocks, or
+/// - touches a region without blocks, or one that this crate did not build.
 ///
 /// Returns [`ChangeError::NoPages`] if the pool has too few huge pages, and
-/// [`ChangeError::System`] if the system refuses a call. The part of the range in earlier regions
-/// stays plugged; blocks of the failing region are as before.
+/// [`ChangeError::System`] if the system refuses a call. Blocks of earlier regions stay plugged;
+/// those of the failing region are as before.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hotplug")]
 pub fn plug<B, M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>
@@ -107,9 +109,11 @@ where
 ///
 /// # Errors
 ///
-/// Returns a [`ChangeError`] and changes nothing if the range passes 2^64, has holes, does not
-/// consist of whole blocks, or touches a region without blocks or one that this crate did not
-/// build.
+/// Returns a [`ChangeError`] and changes nothing if the range
+///
+/// - passes 2^64 or has holes,
+/// - does not consist of whole blocks, or
+/// - touches a region without blocks, or one that this crate did not build.
 ///
 /// Returns [`ChangeError::System`], with the first refusal, if the system refuses to discard pages.
 /// All blocks of the range are unplugged nevertheless.

@@ -59,9 +59,9 @@ const STEP: usize = 32 << 20;
 /// - Unplugged blocks are skipped.
 /// - Memory that is bound to NUMA nodes comes from these nodes, whichever thread populates it.
 ///
-/// One thread at a time calls `progress`, after each step of 32 MiB (or one huge page if that is
-/// larger), with a growing number of bytes. [`ControlFlow::Break`] cancels the prefault: other
-/// threads finish their current step, and populated pages stay.
+/// One thread at a time calls `progress`, with a growing number of bytes. It does so after each
+/// step of 32 MiB, or of one huge page if that is larger. [`ControlFlow::Break`] cancels the
+/// prefault: other threads finish their current step, and populated pages stay.
 ///
 /// # System calls
 ///

@@ -32,7 +32,8 @@ use crate::sys;
 pub struct Residency {
     /// The bytes that are in memory (mincore(2)).
     ///
-    /// These are the pages of this process, and the pages of the file, whoever populated them.
+    /// These are the pages of this process, and the pages of the file, including those that other
+    /// processes populated.
     /// Anonymous pages that were only read count, although all of them are one shared page of
     /// zeroes; `mapped` excludes them.
     ///

@@ -126,8 +126,8 @@ impl HostResources {
 
     /// Returns the number of available bytes, or `None` if the kernel does not report it.
     ///
-    /// This is the memory that is free or reclaimable plus the free swap, or the lowest
-    /// `memory.max` of the process's control groups if that is less (Linux, "Control Group v2").
+    /// This is the memory that is free or reclaimable, plus the free swap. The `memory.max` of each
+    /// control group of the process limits it (Linux, "Control Group v2").
     pub(crate) fn available_memory(&self) -> Option<u64> {
         let available = self.meminfo("MemAvailable", "SwapFree")?;
         let groups = fs::read_to_string(self.proc.join("self/cgroup")).unwrap_or_default();

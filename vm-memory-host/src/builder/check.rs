@@ -82,8 +82,8 @@ pub(super) fn memory(
     };
     let mut wanted = 0u64;
     for (region, backing) in regions {
-        // A prefault of a file fills the page cache, which is reclaimable unless it is locked, and
-        // the pages of a received memfd may exist already. Pools account for huge pages.
+        // A prefault of a file fills the page cache, which is reclaimable unless it is locked. The
+        // pages of a received memfd may exist already. Pools account for huge pages.
         let own = matches!(region.backing, Backing::Anonymous | Backing::Memfd);
         let locked = region.options.lock == Lock::Now && backing.kind != BackingKind::Hugetlb;
         let plugged = region

@@ -30,8 +30,8 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 /// A builder of guest memory.
 ///
 /// The builder checks the whole request before it maps anything. If the host cannot provide a
-/// region, the build fails with an error that names the region, the request, the limit and a
-/// remedy, and everything that was mapped is unmapped.
+/// region, the error names the region, the request, the limit and a remedy. A failed build leaves
+/// nothing mapped.
 ///
 /// Regions that are adjacent in guest memory are adjacent in this process, in one reservation with
 /// an inaccessible guard page on both sides. Host addresses equal guest addresses modulo the size

@@ -106,7 +106,7 @@ impl HostMapping {
     ///     let span = mapping.span();
     ///     let (file, offset) = mapping.file().ok_or("other processes cannot map this")?;
     ///     println!(
-    ///         "guest address {:#x}, size {:#x}, user address {:#x}, mmap offset {offset:#x}, {file:?}",
+    ///         "guest {:#x}, size {:#x}, user address {:#x}, mmap offset {offset:#x}, {file:?}",
     ///         span.start,
     ///         span.size,
     ///         mapping.host_address()

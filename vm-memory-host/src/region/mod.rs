@@ -61,8 +61,8 @@ pub enum Unplugged {
     ///
     /// `KVM_RUN` fails with `EFAULT` for a vCPU that touches one.
     ///
-    /// Each boundary between plugged and unplugged blocks costs a VMA, so the protected blocks of
-    /// a process are limited to half of `vm.max_map_count` (65530 by default).
+    /// Each boundary between plugged and unplugged blocks costs a VMA. The number of protected
+    /// blocks of a process is therefore limited to half of `vm.max_map_count` (65530 by default).
     ///
     /// An access of this process that is in progress when its block is unplugged raises SIGSEGV.
     /// It becomes an error if [`vm_memory::fault`] is installed; otherwise the process ends.
@@ -184,10 +184,11 @@ impl Region {
 
     /// Sets whether a file may have holes. The default is `false`.
     ///
-    /// A hole raises SIGBUS when it is used while its file system has no free space. The build
-    /// therefore allocates space for the whole region (fallocate(2)), for shared files on a disk
-    /// and for all files on a tmpfs with a size limit. [Discarded](crate::discard()) pages become
-    /// holes again.
+    /// An access to a hole raises SIGBUS while its file system has no free space. The build
+    /// therefore allocates space for the whole region (fallocate(2)). This applies to shared files
+    /// on a disk and to all files on a tmpfs with a size limit.
+    ///
+    /// [Discarded](crate::discard()) pages become holes again.
     #[doc(alias = "fallocate")]
     pub fn sparse(mut self, sparse: bool) -> Self {
         self.options.sparse = sparse;
@@ -216,7 +217,7 @@ impl Region {
         self
     }
 
-    /// Sets all options at once.
+    /// Replaces all options.
     pub fn with_options(self, options: Options) -> Self {
         Self { options, ..self }
     }

@@ -220,10 +220,10 @@ impl Mapped {
         let reservation = reservation.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         // SAFETY: `to` is a range of this mapping (`part`), in the process that made it
-        // (`is_here`). It stays mapped with the protection that it had, and only its bytes change,
+        // (`is_here`). It stays mapped with the protection that it had. Only its bytes change,
         // which no Rust reference covers and which a guest may change at any time. `from` is all of
-        // `zeroes`: it is passed by value and `get_mut` has shown that nothing shares its
-        // reservation, so no other code uses the addresses that become unmapped.
+        // `zeroes`, which was passed by value and whose reservation nothing shares (`get_mut`). So
+        // no other code uses the addresses that become unmapped.
         let result = unsafe { libc::mremap(from.cast(), len, len, flags, to) };
         if result != libc::MAP_FAILED {
             reservation.gap = (start, end);
@@ -336,9 +336,9 @@ impl Mapped {
     /// Writes zeroes to a range.
     pub(crate) fn fill_zeroes(&self, offset: usize, len: usize) -> Result<()> {
         let addr = self.part(offset, len)?;
-        // SAFETY: the contract of `VolatileSlice::new`: the range is mapped, since `part` has
-        // checked that it is inside this mapping, and stays so while `self` is borrowed, which is
-        // longer than `slice` lives. No Rust reference covers it, by the invariant of this type.
+        // SAFETY: the contract of `VolatileSlice::new`. The range is mapped: `part` has checked
+        // that it is inside this mapping. It stays mapped while `self` is borrowed, which is longer
+        // than `slice` lives. No Rust reference covers it, by the invariant of this type.
         let slice = unsafe { VolatileSlice::new(addr, len) };
         slice.fill_with_byte(0).map_err(Error::other)
     }

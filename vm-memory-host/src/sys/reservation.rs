@@ -16,8 +16,8 @@ use super::{check, Mapped, READ_WRITE};
 ///   ├ guard ┤── region ──┤── region ──┤ … ├── region ──┤ guard ┤
 /// ```
 ///
-/// Invariant: while `is_whole` returns `true`, every address outside of `gap` belongs to this
-/// reservation or to one `Mapped` of it, and to nothing else in the process.
+/// Invariant: while `is_whole` returns `true`, nothing else in the process has an address outside
+/// of `gap`. Each belongs to this reservation or to one `Mapped` of it.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     pub(super) addr: *mut u8,
