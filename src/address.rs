@@ -8,11 +8,22 @@ use core::cmp::{Eq, Ord, PartialEq, PartialOrd};
 use core::fmt::Debug;
 use core::ops::{Add, BitAnd, BitOr, Not, Sub};
 
-/// The raw number inside an address.
+/// The integer that represents an address.
 ///
-/// A separate trait, so that [`Address`] can name the number's type in its own bounds.
+/// It is a trait of its own so that the bounds of [`Address`] can name the type of the integer.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{Address, GuestAddress};
+///
+/// fn is_aligned<A: Address>(addr: A, alignment: A::V) -> bool {
+///     addr.mask(alignment - A::one()) == A::zero()
+/// }
+/// assert!(is_aligned(GuestAddress(0x3000), 0x1000));
+/// ```
 pub trait AddressValue {
-    /// Type of the raw number.
+    /// The type of the integer.
     type V: Copy
         + PartialEq
         + Eq
@@ -26,18 +37,23 @@ pub trait AddressValue {
         + Debug
         + From<u8>;
 
-    /// The number 0.
+    /// Returns 0.
     fn zero() -> Self::V {
         0u8.into()
     }
 
-    /// The number 1.
+    /// Returns 1.
     fn one() -> Self::V {
         1u8.into()
     }
 }
 
-/// An address in some address space.
+/// An address in an address space.
+///
+/// Use the `checked_` methods for addresses and lengths that come from a guest. The `unchecked_`
+/// methods are for results that the caller has proved to fit.
+///
+/// # Examples
 ///
 /// ```
 /// use vm_memory::{Address, GuestAddress};
@@ -48,9 +64,7 @@ pub trait AddressValue {
 /// assert_eq!(addr.checked_align_up(0x1000), Some(GuestAddress(0x2000)));
 /// assert_eq!(addr.checked_offset_from(GuestAddress(0x1000)), Some(0x234));
 /// ```
-///
-/// What comes from a guest goes through the `checked_` forms. The `unchecked_` forms are for sums that the caller has proved
-/// to fit.
+#[doc(alias = "align")]
 pub trait Address:
     AddressValue
     + Sized
@@ -63,25 +77,25 @@ pub trait Address:
     + BitAnd<<Self as AddressValue>::V, Output = Self>
     + BitOr<<Self as AddressValue>::V, Output = Self>
 {
-    /// Makes an address of a raw number.
+    /// Makes an address from its integer.
     fn new(addr: Self::V) -> Self;
 
-    /// Returns the raw number.
+    /// Returns the integer.
     fn raw_value(&self) -> Self::V;
 
-    /// Returns the bits of the address that `mask` selects.
+    /// Returns the bits of the address that are set in `mask`.
     fn mask(&self, mask: Self::V) -> Self::V {
         self.raw_value() & mask
     }
 
-    /// Returns the distance from `base` to this address, or `None` if `base` is the higher one.
+    /// Returns the distance from `base` to this address, or `None` if `base` is higher.
     fn checked_offset_from(&self, base: Self) -> Option<Self::V>;
 
     /// Returns the distance from `base` to this address.
     ///
     /// # Panics
     ///
-    /// If `base` is the higher one and overflow checks are on; without them the distance wraps.
+    /// If `base` is higher and overflow checks are enabled. Otherwise the distance wraps.
     #[expect(
         clippy::arithmetic_side_effects,
         reason = "the method is the unchecked form"
@@ -90,7 +104,7 @@ pub trait Address:
         self.raw_value() - base.raw_value()
     }
 
-    /// Returns the lowest multiple of `power_of_two` that is not below this address, or `None` if there is none.
+    /// Rounds up to a multiple of `power_of_two`, or returns `None` if the result does not fit.
     ///
     /// # Panics
     ///
@@ -100,12 +114,12 @@ pub trait Address:
         self.checked_add(low_bits).map(|above| above & !low_bits)
     }
 
-    /// Returns the lowest multiple of `power_of_two` that is not below this address.
+    /// Rounds up to a multiple of `power_of_two`.
     ///
     /// # Panics
     ///
-    /// With overflow checks, if `power_of_two` is not a power of two, or there is no such address. Without them, the result is then of no
-    /// use.
+    /// If `power_of_two` is not a power of two and debug assertions are enabled, or if the result does
+    /// not fit and overflow checks are enabled. Otherwise the result is meaningless in these cases.
     #[expect(
         clippy::arithmetic_side_effects,
         reason = "the method is the unchecked form"
@@ -121,47 +135,47 @@ pub trait Address:
     /// Adds `other`, or returns `None` if the sum does not fit.
     fn checked_add(&self, other: Self::V) -> Option<Self>;
 
-    /// Adds `other`; the flag tells that the sum wrapped.
+    /// Adds `other`, and returns whether the sum wrapped.
     fn overflowing_add(&self, other: Self::V) -> (Self, bool);
 
     /// Adds `other`.
     ///
     /// # Panics
     ///
-    /// If the sum does not fit and overflow checks are on; without them it wraps.
+    /// If the sum does not fit and overflow checks are enabled. Otherwise it wraps.
     fn unchecked_add(&self, other: Self::V) -> Self;
 
     /// Subtracts `other`, or returns `None` if it is greater than the address.
     fn checked_sub(&self, other: Self::V) -> Option<Self>;
 
-    /// Subtracts `other`; the flag tells that the difference wrapped.
+    /// Subtracts `other`, and returns whether the difference wrapped.
     fn overflowing_sub(&self, other: Self::V) -> (Self, bool);
 
     /// Subtracts `other`.
     ///
     /// # Panics
     ///
-    /// If `other` is greater than the address and overflow checks are on; without them the difference wraps.
+    /// If `other` is greater than the address and overflow checks are enabled. Otherwise it wraps.
     fn unchecked_sub(&self, other: Self::V) -> Self;
 }
 
-/// The bits below the one bit of `power_of_two`.
+/// Returns the bits below the one bit of `power_of_two`.
 #[inline]
 fn low_bits_of<A: Address>(power_of_two: A::V) -> A::V {
     assert!(
         power_of_two != A::zero(),
-        "an alignment of 0 is no power of two"
+        "the alignment 0 is not a power of two"
     );
     #[expect(clippy::arithmetic_side_effects, reason = "the number is not 0")]
     let low_bits = power_of_two - A::one();
     assert!(
         power_of_two & low_bits == A::zero(),
-        "the alignment {power_of_two:?} is no power of two"
+        "the alignment {power_of_two:?} is not a power of two"
     );
     low_bits
 }
 
-/// Implements [`Address`] and its operators for a struct around one `u64`.
+/// Implements [`Address`] and its operators for a struct with one `u64`.
 macro_rules! impl_address {
     ($name:ident) => {
         impl AddressValue for $name {
@@ -249,12 +263,37 @@ macro_rules! impl_address {
     };
 }
 
-/// An address as the guest sees it: guest physical, or an IOVA behind an IOMMU.
+/// A guest physical address, or an IOVA behind an IOMMU.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{Address, GuestAddress};
+///
+/// let next_page = GuestAddress(0x1234).checked_align_up(0x1000);
+/// assert_eq!(next_page, Some(GuestAddress(0x2000)));
+/// ```
+#[doc(alias = "GPA")]
+#[doc(alias = "IOVA")]
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
 pub struct GuestAddress(pub u64);
 impl_address!(GuestAddress);
 
-/// An offset into a region, in bytes from the start of the region.
+/// An offset in bytes from the start of a region.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, MemoryRegionAddress};
+///
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0x1000), 0x1000)])?;
+/// let region = memory.find_region(GuestAddress(0x1000)).ok_or("no region")?;
+/// region.write_obj(7u32, MemoryRegionAddress(0x10))?;
+/// assert_eq!(memory.read_obj::<u32>(GuestAddress(0x1010))?, 7);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
 pub struct MemoryRegionAddress(pub u64);
 impl_address!(MemoryRegionAddress);
@@ -265,7 +304,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn alignment_rounds_up_and_stops_at_the_top() {
+    fn checked_align_up_past_highest_address_returns_none() {
         assert_eq!(
             GuestAddress(0).checked_align_up(0x1000),
             Some(GuestAddress(0))
@@ -286,21 +325,20 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "no power of two")]
-    fn alignment_to_three_panics() {
+    #[should_panic(expected = "not a power of two")]
+    fn checked_align_up_to_three_panics() {
         let _ = GuestAddress(0).checked_align_up(3);
     }
 
     #[test]
-    #[should_panic(expected = "no power of two")]
-    fn alignment_to_zero_panics() {
+    #[should_panic(expected = "not a power of two")]
+    fn checked_align_up_to_zero_panics() {
         let _ = GuestAddress(0).checked_align_up(0);
     }
 
     proptest! {
-        /// Every form agrees with arithmetic on numbers that cannot overflow.
         #[test]
-        fn arithmetic_agrees_with_wide_numbers(a: u64, b: u64, shift in 0u32..64) {
+        fn arithmetic_agrees_with_wide_integers(a: u64, b: u64, shift in 0u32..64) {
             let (addr, wide_a, wide_b) = (GuestAddress(a), i128::from(a), i128::from(b));
             let fits = |n: i128| u64::try_from(n).ok().map(GuestAddress);
             prop_assert_eq!(addr.checked_add(b), fits(wide_a + wide_b));

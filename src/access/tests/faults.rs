@@ -17,29 +17,29 @@ pub(in crate::access) fn copy_and_fill_at_inaccessible_page_return_its_address<R
                 memory.end().wrapping_sub(there),
                 memory.start().wrapping_sub(len - there),
             ] {
-                let met = |answer: Result<(), _>| {
-                    let at: usize = core::num::NonZeroUsize::get(answer.unwrap_err());
+                let check = |result: Result<(), _>| {
+                    let at: usize = core::num::NonZeroUsize::get(result.unwrap_err());
                     assert!((guest.addr()..guest.addr() + len).contains(&at));
                     assert!(!(memory.start().addr()..memory.end().addr()).contains(&at));
                 };
                 // SAFETY: the handler recovers from faults at inaccessible bytes of the guest operand;
                 // `host` has as many bytes, and none of them.
                 unsafe {
-                    met(R::copy(Source, host, guest, len));
-                    met(R::copy(Destination, guest, host, len));
-                    met(R::copy_overlapping(host, guest, len));
-                    met(R::copy_overlapping(guest, host, len));
-                    met(R::copy_ascending(Source, host, guest, len));
-                    met(R::copy_ascending(Destination, guest, host, len));
-                    met(R::fill(guest, 1, len));
-                    met(R::fill_ascending(guest, 1, len));
+                    check(R::copy(Source, host, guest, len));
+                    check(R::copy(Destination, guest, host, len));
+                    check(R::copy_overlapping(host, guest, len));
+                    check(R::copy_overlapping(guest, host, len));
+                    check(R::copy_ascending(Source, host, guest, len));
+                    check(R::copy_ascending(Destination, guest, host, len));
+                    check(R::fill(guest, 1, len));
+                    check(R::fill_ascending(guest, 1, len));
                 }
                 for size in [2, 4, 8] {
                     if guest.addr() % size == 0 && len % size == 0 {
                         // SAFETY: the same, and the guest operand is aligned to `size`.
                         unsafe {
-                            met(R::copy_elements(Source, host, guest, len / size, size));
-                            met(R::copy_elements(Destination, guest, host, len / size, size));
+                            check(R::copy_elements(Source, host, guest, len / size, size));
+                            check(R::copy_elements(Destination, guest, host, len / size, size));
                         }
                     }
                 }

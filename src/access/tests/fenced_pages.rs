@@ -66,7 +66,7 @@ pub(in crate::access) fn copy_and_fill_next_to_fence_do_not_touch_it<R: TestedSe
                 false => page.start(),
             };
             let (src, dst) = (place(&one, ends & 1 != 0), place(&other, ends & 2 != 0));
-            // SAFETY: `len` bytes lie in either page from there on.
+            // SAFETY: `len` bytes follow both addresses in their pages.
             unsafe {
                 R::fill(src, (len % 250) as u8 + 1, len).unwrap();
                 R::fill_ascending(dst, 0, len).unwrap();
@@ -84,24 +84,24 @@ pub(in crate::access) fn copy_and_fill_next_to_fence_do_not_touch_it<R: TestedSe
                 R::copy_overlapping(src, src, len).unwrap();
             }
             for size in [2, 4, 8] {
-                // At the end of the page, or at its start, at the size's alignment.
+                // At the end of the page or at its start; both are aligned to `size`.
                 let bytes = len / size * size;
                 let place = |page: &FencedPages, at_end: bool| match at_end {
                     true => page.end().wrapping_sub(bytes),
                     false => page.start(),
                 };
                 let (src, dst) = (place(&one, ends & 1 != 0), place(&other, ends & 2 != 0));
-                // SAFETY: as above, aligned to `size` since pages are.
+                // SAFETY: `bytes` bytes follow both addresses in their pages, aligned to `size`.
                 unsafe {
                     R::copy_elements(Destination, dst, src, len / size, size).unwrap();
                     R::copy_elements(Source, dst, src, len / size, size).unwrap();
                 }
             }
         }
-        // Overlapping, from the first byte and up to the last.
+        // Overlapping ranges, from the first byte and up to the last.
         let shift = len.min(4096 - len).min(13);
         let (low, high) = (one.start(), one.end().wrapping_sub(len));
-        // SAFETY: as above: `shift` bytes are left.
+        // SAFETY: `len + shift` bytes are within the page.
         unsafe {
             R::copy_overlapping(low, low.add(shift), len).unwrap();
             R::copy_overlapping(low.add(shift), low, len).unwrap();

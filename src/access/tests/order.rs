@@ -5,19 +5,20 @@
 
 use super::*;
 
-/// What the tests of order copy: a head, many blocks, and a tail.
+/// The bytes that are copied: a head, many blocks, and a tail.
 const LEN: usize = 1024 + 32 - 8;
-/// How often it is copied: a number that fits into two bytes.
+/// The number of copies, which fits into two bytes.
 const GENERATIONS: u64 = 6_000;
 const ROUNDS: usize = 5;
 
-/// Where the elements lie that are compared, ascending: one in each block of 32 bytes, of which the first is not whole.
+/// Returns the offsets of the elements that are compared: one in each block, in ascending order.
+///
+/// There is no order within a block. The first block is not whole.
 fn compared(size: usize) -> impl DoubleEndedIterator<Item = usize> {
     core::iter::once(size).chain((32..LEN - size).step_by(32))
 }
 
-/// Whoever looks at the elements from the last to the first never sees one that is newer than one before it. That is the order of the program;
-/// x86_64 shows it to others, where aarch64 need not. Within 32 aligned bytes there is no order.
+/// A reader in descending order never finds an element older than one that it has read before.
 pub(in crate::access) fn copy_elements_to_guest_is_seen_in_ascending_order<R: TestedSet>() {
     for size in [2usize, 4, 8] {
         for _ in 0..ROUNDS {
@@ -33,14 +34,15 @@ pub(in crate::access) fn copy_elements_to_guest_is_seen_in_ascending_order<R: Te
                                 .copy_from_slice(&generation.to_le_bytes()[..size]);
                         }
                         let (dst, src) = ((guest + size) as *mut u8, host[size..].as_ptr());
-                        // SAFETY: as many bytes as both have from their first element on, which kernels alone access while the threads run.
+                        // SAFETY: the range is within both buffers; only routines access `guest` while the
+                        // threads run.
                         unsafe { R::copy_elements(Destination, dst, src, LEN / size - 1, size) }
                             .unwrap();
                     }
                     done.store(true, Ordering::Release);
                 });
                 let generation_at = |at: usize| {
-                    // SAFETY: as above: one element.
+                    // SAFETY: one aligned element of `guest`.
                     unsafe { R::load_ordered((guest + at) as *const u8, size, Ordering::Acquire) }
                 };
                 let mut wrong = None;
@@ -64,7 +66,7 @@ pub(in crate::access) fn copy_elements_to_guest_is_seen_in_ascending_order<R: Te
     }
 }
 
-/// The other way round: what is written from the last element to the first is never read with a later element older than an earlier one.
+/// After writes in descending order, no element is older than one at a lower address.
 pub(in crate::access) fn copy_elements_from_guest_sees_ascending_order<R: TestedSet>() {
     for size in [2usize, 4, 8] {
         for _ in 0..ROUNDS {
@@ -76,7 +78,8 @@ pub(in crate::access) fn copy_elements_from_guest_sees_ascending_order<R: Tested
                     for generation in 1..=GENERATIONS / 4 {
                         for block in compared(size).rev() {
                             let dst = (guest + block) as *mut u8;
-                            // SAFETY: an element of the guest's, which kernels alone access while the threads run.
+                            // SAFETY: one aligned element of `guest`, which only routines access while the
+                            // threads run.
                             unsafe { R::store_ordered(dst, generation, size, Ordering::Release) }
                                 .unwrap();
                         }
@@ -87,7 +90,7 @@ pub(in crate::access) fn copy_elements_from_guest_sees_ascending_order<R: Tested
                 let mut wrong = None;
                 while !done.load(Ordering::Acquire) && wrong.is_none() {
                     let (dst, src) = (host[size..].as_mut_ptr(), (guest + size) as *const u8);
-                    // SAFETY: as many bytes as both have from their first element on.
+                    // SAFETY: the range is within both buffers.
                     unsafe { R::copy_elements(Source, dst, src, LEN / size - 1, size) }.unwrap();
                     let mut newest = 0;
                     for block in compared(size) {
