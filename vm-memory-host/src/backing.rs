@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use crate::error::BuildError;
-use crate::region::{Backing, BackingKind, Region, Sharing, Span};
+use crate::region::{Backing, BackingKind, Region, Sharing};
 use crate::resources::HostResources;
 use crate::sys;
 
@@ -81,7 +81,7 @@ fn create_memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, Bui
             Some(libc::EFBIG) => "raise the file size limit (ulimit -f)",
             _ => "raise the limit of open files (ulimit -n)",
         };
-        system(region.span(), "create its memfd", source, advice)
+        BuildError::system(region.span(), "create its memfd", source, advice)
     };
     if region.size > MAX_FILE_LENGTH {
         return Err(BuildError::FileOffset {
@@ -115,7 +115,7 @@ fn open_file(
     let span = region.span();
     let refused = |source: io::Error| {
         let advice = "pass a regular file, a memfd or a device that supports mmap(2)";
-        system(span, "examine its file", source, advice)
+        BuildError::system(span, "examine its file", source, advice)
     };
     let metadata = file.metadata().map_err(refused)?;
     let file_type = metadata.file_type();
@@ -259,7 +259,7 @@ fn allocate(region: &Region, file: &File, offset: u64) -> Result<(), BuildError>
             Some(libc::EFBIG) => "raise the file size limit (ulimit -f)",
             _ => "free space on its file system or allow holes (Region::sparse)",
         };
-        system(region.span(), "allocate space for its file", source, advice)
+        BuildError::system(region.span(), "allocate space for its file", source, advice)
     })
 }
 
@@ -301,13 +301,4 @@ fn check_name(region: &Region) -> Result<(), BuildError> {
         });
     }
     Ok(())
-}
-
-fn system(region: Span, what: &'static str, source: io::Error, advice: &str) -> BuildError {
-    BuildError::System {
-        region,
-        what,
-        source,
-        advice: advice.to_owned(),
-    }
 }

@@ -289,6 +289,23 @@ pub enum BuildError {
     Prefault(#[from] PrefaultError),
 }
 
+impl BuildError {
+    /// Creates a [`System`](Self::System) error.
+    pub(crate) fn system(
+        region: Span,
+        what: &'static str,
+        source: io::Error,
+        advice: &str,
+    ) -> Self {
+        Self::System {
+            region,
+            what,
+            source,
+            advice: advice.to_owned(),
+        }
+    }
+}
+
 /// An error of [`prefault`](crate::prefault()).
 ///
 /// Pages that were populated before the error stay populated.

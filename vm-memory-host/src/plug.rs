@@ -146,7 +146,7 @@ fn block_size<B: Bitmap>(
 }
 
 /// Plugs the initial blocks of a new mapping, which keep their bytes, and protects the others.
-pub(crate) fn begin(mapping: &HostMapping, plugged: &[(usize, usize)]) -> io::Result<()> {
+pub(crate) fn plug_initial(mapping: &HostMapping, plugged: &[(usize, usize)]) -> io::Result<()> {
     let Some((blocks, record)) = &mapping.blocks else {
         return Ok(());
     };

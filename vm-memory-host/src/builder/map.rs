@@ -35,14 +35,14 @@ pub(super) fn adjacent(
     };
     let no_addresses = |source: io::Error| {
         let advice = "use less memory, or raise the address space limit (ulimit -v)";
-        system(span, "reserve host addresses", source, advice)
+        BuildError::system(span, "reserve host addresses", source, advice)
     };
     let too_large = |_| no_addresses(io::Error::from_raw_os_error(libc::ENOMEM));
     let size = |n: u64| usize::try_from(n).map_err(too_large);
     let reserved = Reserved::new(size(total)?, sys::page_size(), size(align)?, size(rest)?);
     let mut reserved = reserved.map_err(no_addresses)?;
     for (region, backing) in regions {
-        mappings.push(one(region, backing, &mut reserved, host)?);
+        mappings.push(map_region(region, backing, &mut reserved, host)?);
     }
     Ok(())
 }
@@ -62,7 +62,7 @@ fn alignment(region: &Region, backing: &OpenedBacking, host: &HostResources) -> 
 }
 
 /// Maps the next region of a reservation, and applies its options.
-fn one(
+fn map_region(
     region: &Region,
     backing: &OpenedBacking,
     reserved: &mut Reserved,
@@ -90,11 +90,11 @@ fn one(
     };
     mapping.apply_options(0, len).map_err(|(what, source)| {
         let advice = "do not request it, or use a kernel that supports it";
-        system(span, what, source, advice)
+        BuildError::system(span, what, source, advice)
     })?;
     mapping.apply_name(0, len).map_err(|source| {
         let advice = "do not set a name, or use a kernel with CONFIG_ANON_VMA_NAME";
-        system(span, "set its name", source, advice)
+        BuildError::system(span, "set its name", source, advice)
     })?;
     bind_huge_pages(&mapping, host)?;
     plug_initial_blocks(region, &mapping, free)?;
@@ -137,10 +137,12 @@ fn map_source(
                 }
                 let advice = "use less memory, raise the address space limit (ulimit -v), \
                     or mount the file's hugetlbfs with more space (size=)";
-                system(span, "reserve its huge pages", source, advice)
+                BuildError::system(span, "reserve its huge pages", source, advice)
             }
-            Some(libc::EACCES) => system(span, "map it", source, "open the file for reading"),
-            _ => system(span, "map it", source, "use less memory or another file"),
+            Some(libc::EACCES) => {
+                BuildError::system(span, "map it", source, "open the file for reading")
+            }
+            _ => BuildError::system(span, "map it", source, "use less memory or another file"),
         })
 }
 
@@ -211,8 +213,8 @@ fn plug_initial_blocks(
     free: u64,
 ) -> Result<(), BuildError> {
     let plugged = initial_blocks(region)?;
-    let begun = crate::plug::begin(mapping, &plugged);
-    begun.map_err(|source| match source.raw_os_error() {
+    let result = crate::plug::plug_initial(mapping, &plugged);
+    result.map_err(|source| match source.raw_os_error() {
         Some(libc::EFAULT | libc::ENOMEM) if mapping.kind() == BackingKind::Hugetlb => {
             let len = plugged
                 .iter()
@@ -225,7 +227,7 @@ fn plug_initial_blocks(
                 nodes: Vec::new(),
             }
         }
-        _ => system(
+        _ => BuildError::system(
             region.span(),
             "plug its initial blocks",
             source,
@@ -272,7 +274,7 @@ fn bind_huge_pages(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
     let populated = mapping.mapped().advise(0, all, Advice::PopulateWrite);
     populated.map_err(|source| match source.raw_os_error() {
         Some(libc::EFAULT | libc::ENOMEM) => huge_pages(mapping.span(), page_size, nodes, free),
-        _ => system(
+        _ => BuildError::system(
             mapping.span(),
             "populate its huge pages on its NUMA nodes",
             source,
@@ -307,7 +309,7 @@ pub(super) fn lock(mapping: &HostMapping) -> Result<(), BuildError> {
             "it needs {len:#x} bytes and the limit is {limit}; \
             raise the limit (ulimit -l) or grant CAP_IPC_LOCK"
         );
-        system(mapping.span(), "lock it in memory", source, &advice)
+        BuildError::system(mapping.span(), "lock it in memory", source, &advice)
     })
 }
 
@@ -318,15 +320,6 @@ fn huge_pages(region: Span, page_size: u64, nodes: &[u32], free: u64) -> BuildEr
         wanted: region.size.checked_div(page_size).unwrap_or(0),
         free,
         nodes: nodes.to_vec(),
-    }
-}
-
-fn system(region: Span, what: &'static str, source: io::Error, advice: &str) -> BuildError {
-    BuildError::System {
-        region,
-        what,
-        source,
-        advice: advice.to_owned(),
     }
 }
 

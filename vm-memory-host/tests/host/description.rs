@@ -1,5 +1,6 @@
 //! Descriptions: memory as data, built again from descriptors.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::common::*;
@@ -11,6 +12,12 @@ use vm_memory_host::{
 
 const START: u64 = 1 << 32;
 const SIZE: u64 = 16 * MIB;
+
+/// Returns the error of a build from a description.
+fn build_error(description: &Description, received: Vec<OwnedFd>) -> String {
+    let builder = description.builder(received).unwrap();
+    builder.build::<()>().unwrap_err().to_string()
+}
 
 #[test]
 fn description_builds_equal_memory() {
@@ -62,12 +69,7 @@ fn description_builds_equal_memory() {
     // Descriptors in another order.
     let mut swapped = fds();
     swapped.swap(0, 1);
-    let error = received
-        .builder(swapped)
-        .unwrap()
-        .build::<()>()
-        .unwrap_err()
-        .to_string();
+    let error = build_error(&received, swapped);
     let is_detected = error.contains("is not sealed against shrinking")
         || error.contains("the description states");
     assert!(is_detected, "{error}");
@@ -76,12 +78,7 @@ fn description_builds_equal_memory() {
     if let BackingDescription::Descriptor { page_size, .. } = &mut larger.regions[0].backing {
         *page_size = HUGE;
     }
-    let error = larger
-        .builder(fds())
-        .unwrap()
-        .build::<()>()
-        .unwrap_err()
-        .to_string();
+    let error = build_error(&larger, fds());
     assert!(
         error.contains("the description states memfd with pages of 0x200000 bytes"),
         "{error}"
@@ -162,12 +159,7 @@ fn description_restores_plugged_blocks() {
     for (offset, len) in [(HUGE, u64::MAX), (1, HUGE), (0, 1), (3 * HUGE, 6 * HUGE)] {
         let mut wrong = description.clone();
         wrong.regions[0].blocks.as_mut().unwrap().plugged = vec![(offset, len)];
-        let error = wrong
-            .builder(fds())
-            .unwrap()
-            .build::<()>()
-            .unwrap_err()
-            .to_string();
+        let error = build_error(&wrong, fds());
         let expected = format!(
             "cannot plug {len:#x} bytes at offset {offset:#x}; the range must be whole blocks"
         );
