@@ -1,4 +1,4 @@
-//! How one row is measured: batches, rounds, medians.
+//! The measurement of one row: batches, rounds, medians.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -6,13 +6,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::time::{clock_gettime, ClockId};
 
-/// Runs an operation a number of times, and says how long that took.
+/// Runs an operation a number of times, and returns the time it took.
 pub type Run = Box<dyn FnMut(u64) -> Result<Duration>>;
 
 /// One side of a row.
 pub struct Batch {
     pub run: Run,
-    /// How many operations of the row one run of the loop body is.
+    /// The number of operations in one run of the loop body.
     pub per_iteration: u32,
 }
 
@@ -23,15 +23,15 @@ pub struct Contest {
     pub limit: Option<Batch>,
 }
 
-/// How much is measured.
+/// The length of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
     pub rounds: usize,
-    /// How long one batch shall take.
+    /// The target duration of a batch.
     pub batch: Duration,
 }
 
-/// Medians over the rounds, in nanoseconds an operation.
+/// Medians over the rounds, in nanoseconds per operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome {
     pub reference: f64,
@@ -43,16 +43,16 @@ pub struct Outcome {
     pub of_limit: Option<f64>,
 }
 
-/// Nanoseconds an operation, in one round.
+/// Nanoseconds per operation in one round.
 struct Round {
     reference: f64,
     ours: f64,
     limit: Option<f64>,
 }
 
-/// What an operation returns: it must have succeeded, every time.
+/// The result of an operation. It must succeed every time.
 pub trait Succeeds {
-    /// Keeps the result from being optimized away, in registers if it is there.
+    /// Keeps the compiler from removing the result; in registers where it fits.
     fn consume(self);
 }
 
@@ -100,10 +100,10 @@ impl Succeeds for () {
     fn consume(self) {}
 }
 
-/// What this thread has used of the processor: unlike a wall clock, it stands still while another process has its turn.
+/// The processor time of this thread. Unlike a wall clock, it stops while another process runs.
 fn used() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
-    // Both are not negative, and a second has fewer than 2^32 ns.
+    // Neither is negative, and the nanoseconds are below 2^32.
     Duration::new(
         u64::try_from(now.tv_sec).unwrap_or(0),
         u32::try_from(now.tv_nsec).unwrap_or(0),
@@ -121,9 +121,9 @@ pub fn timed<R: Succeeds>(iterations: u64, mut operation: impl FnMut(u64) -> R) 
 }
 
 impl Batch {
-    /// A side whose loop body is one operation and needs nothing around the loop.
+    /// A side whose loop body is one operation, without a set-up around the loop.
     ///
-    /// Each batch goes on with the number where the last one ended, so that a large table is not walked from its start only.
+    /// Each batch continues with the number after the last one, so that it covers a large table.
     pub fn of<R: Succeeds>(mut operation: impl FnMut(u64) -> R + 'static) -> Self {
         let mut first = 0u64;
         Self::around(move |iterations| {
@@ -133,7 +133,7 @@ impl Batch {
         })
     }
 
-    /// A side that sets something up around its loop.
+    /// A side with a set-up around its loop.
     pub fn around(run: impl FnMut(u64) -> Result<Duration> + 'static) -> Self {
         Self {
             run: Box::new(run),
@@ -141,16 +141,16 @@ impl Batch {
         }
     }
 
-    /// The same, where a loop body is `operations` operations of the row.
+    /// The same for a loop body with `operations` operations.
     pub fn per(mut self, operations: u32) -> Self {
         self.per_iteration = operations;
         self
     }
 
-    /// Warms up, and finds how many iterations take `target`.
+    /// Warms up, and returns the number of iterations that take `target`.
     fn calibrate(&mut self, target: Duration) -> Result<u64> {
         let cold = self.find_iterations(target)?;
-        // The first touch of each page is a fault, which takes a thousand times as long as what is measured.
+        // The first access to each page faults, which takes a thousand times longer than the rest.
         let mut took = Duration::ZERO;
         while took < target * 10 {
             took += (self.run)(cold)?;
@@ -172,7 +172,7 @@ impl Batch {
         }
     }
 
-    /// Nanoseconds an operation, over one batch.
+    /// Nanoseconds per operation over one batch.
     fn measure(&mut self, iterations: u64) -> Result<f64> {
         let took = (self.run)(iterations)?;
         Ok(took.as_secs_f64() * 1e9 / (iterations as f64) / f64::from(self.per_iteration))
@@ -180,7 +180,7 @@ impl Batch {
 }
 
 impl Contest {
-    /// Runs the sides in turn, round by round, one right after the other.
+    /// Runs the sides in turn, round by round.
     pub fn run(mut self, effort: Effort) -> Result<Outcome> {
         let reference_iterations = self.reference.calibrate(effort.batch)?;
         let ours_iterations = self.ours.calibrate(effort.batch)?;
@@ -190,7 +190,7 @@ impl Contest {
         };
         let mut rounds = Vec::with_capacity(effort.rounds);
         for number in 0..effort.rounds {
-            // To and fro, so that none always comes after the same one, which leaves its traces in the caches.
+            // The order alternates, because each side leaves its traces in the caches.
             let mut limit = None;
             let (reference, ours);
             if number % 2 == 0 {
@@ -223,7 +223,7 @@ impl Contest {
     }
 }
 
-/// The middle of `values`; of an even number, the mean of the two in the middle.
+/// The median of `values`.
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
@@ -237,20 +237,20 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn medians() {
+    fn median_of_odd_and_even_counts_is_the_middle() {
         assert_eq!(median(vec![]), None);
         assert_eq!(median(vec![3.0]), Some(3.0));
         assert_eq!(median(vec![9.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0, 9.0, 2.0]), Some(3.0));
     }
 
-    /// A side that says that `nanoseconds` went by for each iteration.
+    /// A side that reports `nanoseconds` for each iteration.
     fn says(nanoseconds: u64) -> Batch {
         Batch::around(move |iterations| Ok(Duration::from_nanos(nanoseconds * iterations)))
     }
 
     #[test]
-    fn ratios_are_reference_over_ours() {
+    fn run_returns_ratio_of_reference_to_ours() {
         let contest = Contest {
             reference: says(300),
             ours: says(100).per(2),

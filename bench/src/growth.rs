@@ -1,4 +1,4 @@
-//! What a lookup and a change of an IOTLB cost, over the number of its mappings: as a table and as a plot.
+//! The cost of lookups and changes of an IOTLB by its number of mappings, as a table and a plot.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::report::{digits, Build};
 use crate::shapes::Mappings;
 use crate::{new_abilities, ours_side, reference_side};
 
-/// Numbers of mappings, and how many times slower the last may be than 100.
+/// The numbers of mappings, and the factor by which the last may be slower than 100 mappings.
 const COUNTS: [u64; 7] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
 
 /// Measures, prints and draws.

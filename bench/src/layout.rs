@@ -1,8 +1,8 @@
-//! Where regions lie, and which addresses are used.
+//! The positions of regions, and the addresses of accesses.
 
 use crate::stage::GUEST_LEN;
 
-/// How large each region is when there are many.
+/// The size of each of many regions.
 pub const MANY_LEN: usize = 64 << 10;
 
 /// Regions of equal size, at equal distances.
@@ -14,7 +14,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Regions with holes between them; a single one has all of the memory.
+    /// Regions with holes between them. A single region has all of the memory.
     pub fn apart(regions: usize) -> Self {
         let region_len = if regions == 1 { GUEST_LEN } else { MANY_LEN };
         assert!(
@@ -36,7 +36,7 @@ impl Layout {
         }
     }
 
-    /// Guest address of each region, and where in the file it is.
+    /// The guest address of each region, and its offset in the file.
     pub fn starts(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
         let Self {
             region_len, stride, ..
@@ -44,7 +44,8 @@ impl Layout {
         (0..self.regions as u64).map(move |number| (number * stride, number * region_len as u64))
     }
 
-    /// Addresses for accesses of `size` bytes, in no order, all in caches: 16 KiB of one region, or a page of each of many.
+    /// Addresses of accesses of `size` bytes, in random order, which all stay in the caches: 16 KiB
+    /// of one region, or a page of each of many.
     pub fn addresses(&self, size: usize, align: usize) -> Addresses {
         let window = if self.regions == 1 { 16 << 10 } else { 4 << 10 };
         let places = (window.max(size) - size) / align + 1;
@@ -55,7 +56,7 @@ impl Layout {
         })
     }
 
-    /// Addresses of accesses that begin in one region and end in the next, half in each.
+    /// Addresses of accesses that are half in one region and half in the next.
     pub fn crossings(&self, size: usize) -> Addresses {
         let mut random = Random::new();
         Addresses::collect(1024, |_| {
@@ -64,7 +65,7 @@ impl Layout {
     }
 }
 
-/// A number of addresses that is a power of two, taken round and round.
+/// A power-of-two number of addresses, used in a cycle.
 #[derive(Debug)]
 pub struct Addresses {
     values: Vec<u64>,
@@ -86,7 +87,7 @@ impl Addresses {
     }
 }
 
-/// The same numbers in every run (xorshift64).
+/// A generator with the same numbers in every run (xorshift64).
 #[derive(Debug)]
 pub struct Random(u64);
 
@@ -108,7 +109,7 @@ mod tests {
     use super::{Layout, MANY_LEN};
 
     #[test]
-    fn addresses_lie_in_regions() {
+    fn layout_addresses_are_in_regions() {
         for regions in [1, 4, 64, 1024] {
             let layout = Layout::apart(regions);
             for (size, align) in [(1, 1), (8, 8), (64, 64), (512, 64), (4096, 4096)] {
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn crossings_cross() {
+    fn layout_crossings_span_two_regions() {
         let layout = Layout::adjacent(64);
         let addresses = layout.crossings(16);
         for number in 0..1024 {

@@ -1,4 +1,5 @@
-//! What the machine allows: a check of bounds on a flat array and one access, or `memcpy`; for many regions a binary search.
+//! The limit: a bounds check on a flat array and one access, or `memcpy`. With many regions, also a
+//! binary search.
 
 use std::hint::black_box;
 use std::ops::Range;
@@ -14,7 +15,7 @@ use crate::stage::{Stage, GUEST_LEN};
 use crate::throughput::Shift;
 use crate::values::{HostArray, S16};
 
-/// The shared pages as one array, and where regions begin in it.
+/// The shared pages as one array, and the start of each region in it.
 struct Flat {
     bytes: MmapMut,
     starts: Vec<u64>,
@@ -29,8 +30,9 @@ impl Flat {
             unsafe_code,
             reason = "the sides must have the same pages, to be treated alike by the caches"
         )]
-        // SAFETY: nobody but this process has the file, nobody makes it shorter, and what else maps it is accessed only while no
-        // reference into this mapping is used: one thread has this stage, and each batch ends before the next begins.
+        // SAFETY: only this process has the file, and never truncates it. Other mappings of it are
+        // accessed only while no reference into this one is in use: one thread has this stage, and
+        // each batch ends before the next one begins.
         let bytes = unsafe { options.map_mut(&stage.file) };
         let bytes = bytes.context("cannot map the guest's memory")?;
         Ok(Self {
@@ -40,7 +42,7 @@ impl Flat {
         })
     }
 
-    /// Where `size` bytes at `address` are, if all of them are in one region.
+    /// The offset of `size` bytes at `address`, if one region contains all of them.
     #[inline(always)]
     fn find(&self, address: u64, size: usize) -> Option<Range<usize>> {
         let region = self
@@ -55,7 +57,7 @@ impl Flat {
         Some(start..start + size)
     }
 
-    /// The same, where there is one region, at 0.
+    /// The same for one region at address 0.
     #[inline(always)]
     fn find_in_one(&self, address: u64, size: usize) -> Option<Range<usize>> {
         let start = address as usize;
@@ -75,7 +77,7 @@ impl Flat {
     }
 }
 
-/// Runs one body for one region, and one with a search for many.
+/// Runs one body for a single region, and one with a search for many.
 macro_rules! search {
     ($stage:ident, $regions:ident, $size:expr, $align:expr, |$flat:ident, $range:ident| $body:expr) => {{
         let layout = Layout::apart($regions);
@@ -122,7 +124,7 @@ pub fn read_obj<T: FromBytes + 'static>(stage: &Stage, regions: usize) -> Result
         regions,
         size_of::<T>(),
         size_of::<T>(),
-        |flat, range| { T::read_from_bytes(flat.bytes.get(range)?).ok() }
+        |flat, range| T::read_from_bytes(flat.bytes.get(range)?).ok()
     )
 }
 
@@ -135,7 +137,7 @@ pub fn write_obj<T: IntoBytes + Immutable + Default + 'static>(stage: &Stage) ->
     }))
 }
 
-/// The same, with the dirty bit set.
+/// A write that also sets the dirty bit.
 pub fn write_obj_tracked<T: IntoBytes + Immutable + Default + 'static>(
     stage: &Stage,
 ) -> Result<Batch> {
@@ -150,7 +152,7 @@ pub fn write_obj_tracked<T: IntoBytes + Immutable + Default + 'static>(
     }))
 }
 
-/// How buffers of `len` bytes are aligned in the guest.
+/// The alignment of buffers of `len` bytes in the guest.
 fn alignment(len: usize) -> usize {
     len.min(64)
 }
@@ -261,7 +263,7 @@ pub fn copy_bytes(stage: &Stage, len: usize, shift: Shift) -> Result<Batch> {
     }))
 }
 
-/// Sets the bits that are not set, without any thought of other threads.
+/// Sets the clear bits, without synchronization.
 #[inline(always)]
 fn mark(words: &mut [u64], offset: usize, len: usize) -> Option<()> {
     let first = offset / PAGE;
@@ -277,7 +279,7 @@ fn mark(words: &mut [u64], offset: usize, len: usize) -> Option<()> {
         if number + 1 == count {
             mask &= tail;
         }
-        // Through black_box, or the loop becomes vectors, which no atomics do.
+        // black_box prevents vectorization, which is not possible with atomics either.
         if black_box(*word) & mask != mask {
             *word |= mask;
         }
@@ -308,7 +310,7 @@ pub fn dirty_at() -> Result<Batch> {
     }))
 }
 
-/// A pointer that is there already.
+/// An existing pointer.
 pub fn memory_guard() -> Result<Batch> {
     let memory = Box::new(0u64);
     Ok(Batch::of(move |_| {
@@ -342,7 +344,7 @@ pub fn iommu_read_obj(stage: &Stage, mappings: Mappings) -> Result<Batch> {
     }))
 }
 
-/// What a device does without any layer between it and the ring.
+/// The accesses of a device that has the ring in an array.
 fn add_used_to(flat: &mut Flat, next: &mut u16, head: u16, len: u32) -> Option<()> {
     let element = ring::USED + 4 + 8 * u64::from(*next % ring::SIZE);
     flat.write([u32::from(head), len], element)?;
@@ -363,7 +365,7 @@ pub fn add_used(stage: &Stage) -> Result<Batch> {
     }))
 }
 
-/// A ring as a driver leaves it.
+/// A ring with available chains.
 fn fill(flat: &mut Flat, descriptors: &[S16], per_chain: u16) -> Option<()> {
     for (number, descriptor) in descriptors.iter().enumerate() {
         flat.write(*descriptor, ring::DESCRIPTORS + 16 * number as u64)?;
@@ -378,7 +380,7 @@ fn fill(flat: &mut Flat, descriptors: &[S16], per_chain: u16) -> Option<()> {
     flat.write(chains, ring::AVAILABLE + 2)
 }
 
-/// Head and first descriptor of an entry of the ring.
+/// The head index and the first descriptor of a ring entry.
 #[inline(always)]
 fn take(flat: &Flat, entry: u64) -> Option<(u16, S16)> {
     let head: u16 = flat.read(ring::AVAILABLE + 4 + 2 * (entry % u64::from(ring::SIZE)))?;

@@ -1,9 +1,12 @@
-//! The published vm-memory 0.18.0 ("reference"), this crate ("ours") and what the machine allows ("limit"), in one binary.
+//! The published vm-memory 0.18.0 ("reference"), this crate ("ours") and the limit of the machine
+//! ("limit"), measured in one binary.
 //!
-//! The workloads are written once, in `workloads/`, and compiled for both crates. Rounds are interleaved (reference, ours, limit; limit,
-//! ours, reference; …), so that what else the machine does meets all three; medians are taken over the rounds, and ratios pair by pair.
+//! The workloads are written once, in `workloads/`, and compiled for both crates. Rounds are
+//! interleaved (reference, ours, limit; limit, ours, reference; …), so that other load affects all
+//! three alike. A figure is the median of the rounds; a ratio is the median of the ratios of each
+//! round.
 //!
-//! `cargo xtask bench` builds and runs this in the three builds that users ship, and writes RESULTS.md.
+//! `cargo xtask bench` runs this program in three builds, and writes RESULTS.md.
 
 mod contest;
 mod growth;
@@ -35,7 +38,7 @@ mod reference_side {
     pub mod queues;
 }
 
-/// The same files on this crate.
+/// The same workloads on this crate.
 #[path = "workloads"]
 #[expect(
     clippy::duplicate_mod,
@@ -73,16 +76,16 @@ struct Cli {
     /// Only rows whose name contains this
     #[arg(long, value_name = "SUBSTRING", default_value = "")]
     filter: String,
-    /// How many times each row runs each side
+    /// Rounds of each row
     #[arg(long, value_name = "N", default_value_t = 21)]
     rounds: usize,
-    /// Five short rounds: shows that everything runs, and about how fast
+    /// Run five short rounds, which show that everything runs
     #[arg(long)]
     quick: bool,
-    /// Which build this is; found from the folder of the program otherwise
+    /// The build of this program; by default the name of its folder
     #[arg(long, value_enum)]
     build: Option<Build>,
-    /// Write the rows, or what --throughput measures, to this file too, with tabs between the fields
+    /// Also write the rows, or the copies of --throughput, to this file, with tabs between fields
     #[arg(long, value_name = "FILE")]
     tsv: Option<PathBuf>,
     /// List the names of the rows
@@ -97,21 +100,21 @@ struct Cli {
     /// Measure lookups in an IOTLB by several threads instead
     #[arg(long)]
     threads: bool,
-    /// Measure how long pages take to be brought in, and reads all over 4 GiB with huge pages and without, instead
+    /// Measure the population of 4 GiB, and random reads with and without huge pages, instead
     #[arg(long)]
     provision: bool,
-    /// Do nothing but run this row's operation, without a clock: for callgrind
+    /// Run only the operation of this row, without a clock, for callgrind
     #[arg(long, value_name = "ROW")]
     count: Option<String>,
-    /// How many times `--count` runs it
+    /// Iterations of `--count`
     #[arg(long, value_name = "N", default_value_t = 1000)]
     iterations: u64,
-    /// Which side `--count` runs
+    /// The side that `--count` runs
     #[arg(long, value_enum, default_value = "ours")]
     side: Side,
 }
 
-/// Who runs an operation.
+/// The implementation of an operation.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Side {
     /// vm-memory 0.18.0 from the registry
@@ -168,7 +171,7 @@ fn main() -> Result<()> {
         .filter(|row| row.name.contains(&cli.filter))
         .collect();
     if rows.is_empty() {
-        bail!("no row contains '{}'; --list names them", cli.filter);
+        bail!("no row contains '{}'; --list prints the names", cli.filter);
     }
     let mut report = report::Report::new(build, effort);
     for row in rows {
@@ -187,7 +190,7 @@ fn count(stage: &Stage, name: &str, side: Side, iterations: u64) -> Result<()> {
     let row = ROWS
         .iter()
         .find(|row| row.name == name)
-        .with_context(|| format!("no row is called '{name}'; --list names them"))?;
+        .with_context(|| format!("no row has the name '{name}'; --list prints the names"))?;
     let Contest {
         mut reference,
         mut ours,
@@ -196,7 +199,7 @@ fn count(stage: &Stage, name: &str, side: Side, iterations: u64) -> Result<()> {
     let batch = match side {
         Side::Reference => &mut reference,
         Side::Ours => &mut ours,
-        Side::Limit => &mut limit.with_context(|| format!("{name}: has no limit"))?,
+        Side::Limit => &mut limit.with_context(|| format!("the row {name} has no limit"))?,
     };
     black_box((batch.run)(iterations)?);
     Ok(())
@@ -206,14 +209,14 @@ fn count(stage: &Stage, name: &str, side: Side, iterations: u64) -> Result<()> {
 mod tests {
     use std::any::TypeId;
 
-    /// Cargo could, one day, take the two sources for one, and this would measure a crate against itself.
+    /// If cargo unified the two sources, this program would compare a crate with itself.
     #[test]
-    fn each_side_is_what_it_says() {
+    fn sides_use_two_different_crates() {
         assert_ne!(
             TypeId::of::<ours::GuestAddress>(),
             TypeId::of::<reference::GuestAddress>()
         );
-        // Each virtio-queue takes the memory of its side, or this would not compile.
+        // This compiles only if each virtio-queue takes the memory of its side.
         fn queue_works_on_ours<M: ours::GuestMemory>(
             queue: &virtio_queue_ours::Queue,
             memory: &M,

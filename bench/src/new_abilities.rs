@@ -1,4 +1,5 @@
-//! What 0.18.0 has no method for: ours beside what its user would do, or beside the system call by hand.
+//! Operations without a counterpart in 0.18.0, beside the code that its users write instead, or the
+//! system call.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -39,7 +40,7 @@ pub fn reader(stage: &Stage) -> Result<Batch> {
     }))
 }
 
-/// Marks what is marked already, by a look.
+/// Marks pages that are dirty already, in the mode that loads the bit before it sets it.
 pub fn test_before_marking(len: usize) -> Result<Batch> {
     let mut bitmap = AtomicBitmap::new(BITMAP_LEN, PAGE_SIZE);
     bitmap.test_before_marking().context("membarrier(2)")?;
@@ -60,10 +61,10 @@ pub fn mark_switched_off() -> Result<Batch> {
     }))
 }
 
-/// A guest of 64 GiB, all of which is dirty.
+/// A guest of 64 GiB with every page dirty.
 const DIRTY: usize = 64 << 30;
 
-/// Harvests a bitmap with every bit set, all into the same buffer.
+/// Harvests a bitmap with every bit set, into one buffer that is reused.
 pub fn harvest_dirty() -> Result<Batch> {
     let bitmap = AtomicBitmap::new(DIRTY, PAGE_SIZE);
     let mut dirty = DirtyPages::new(DIRTY, PAGE_SIZE);
@@ -81,7 +82,7 @@ pub fn harvest_dirty() -> Result<Batch> {
     }))
 }
 
-/// The same on 0.18.0.
+/// The harvest of a full bitmap on 0.18.0.
 pub fn harvest_dirty_reference() -> Result<Batch> {
     use reference::bitmap::Bitmap;
     let bitmap = reference::bitmap::AtomicBitmap::new(DIRTY, PAGE_SIZE);
@@ -101,7 +102,7 @@ pub fn harvest_dirty_reference() -> Result<Batch> {
     }))
 }
 
-/// Harvests a large bitmap, all into the same buffer.
+/// Harvests a large sparse bitmap, into one buffer that is reused.
 pub fn harvest_large() -> Result<Batch> {
     let bitmap = AtomicBitmap::new(LARGE, PAGE_SIZE);
     let mut dirty = DirtyPages::new(LARGE, PAGE_SIZE);
@@ -122,7 +123,7 @@ pub fn harvest_large() -> Result<Batch> {
     }))
 }
 
-/// The same on 0.18.0: the words are gone through for the runs, a word at a time.
+/// The harvest of a sparse bitmap on 0.18.0: finds the runs word by word.
 pub fn harvest_large_reference() -> Result<Batch> {
     use reference::bitmap::Bitmap;
     let bitmap = reference::bitmap::AtomicBitmap::new(LARGE, PAGE_SIZE);
@@ -146,7 +147,7 @@ pub fn harvest_large_reference() -> Result<Batch> {
     }))
 }
 
-/// Regions of 8 KiB, and how much is read over them.
+/// Regions of 8 KiB, and the bytes that one read spreads over them.
 const PIECE: usize = 8 << 10;
 const PIECES: usize = 8;
 
@@ -169,7 +170,7 @@ pub fn read_over_regions(stage: &Stage) -> Result<Batch> {
     }))
 }
 
-/// The same by one `preadv(2)` into eight mappings, vectors and all made anew for each.
+/// The same read by one `preadv(2)` into eight mappings, with new vectors for each call.
 pub fn read_by_hand(stage: &Stage) -> Result<Batch> {
     let file = stage.file.try_clone()?;
     let maps: Result<Vec<_>, _> = (0..PIECES).map(|_| MmapMut::map_anon(PIECE)).collect();
@@ -198,7 +199,7 @@ fn shared_iotlb(mappings: Mappings) -> Result<SharedIotlb> {
     Ok(iotlb)
 }
 
-/// Takes a page out of a shared IOTLB and puts it in again.
+/// Unmaps a page of a shared IOTLB and maps it again.
 pub fn remap_shared(mappings: Mappings) -> Result<Batch> {
     let iotlb = shared_iotlb(mappings)?;
     let pages: Vec<_> = mappings.pages().collect();
@@ -220,7 +221,8 @@ pub fn remap_shared(mappings: Mappings) -> Result<Batch> {
     }))
 }
 
-/// Takes a page out of a shared IOTLB and puts it in again, while requests are in flight: each time one is done and another one begins, which hold their snapshots.
+/// Unmaps a page of a shared IOTLB and maps it again, while requests hold snapshots. Each iteration
+/// completes one request and begins another.
 pub fn remap_shared_held(mappings: Mappings, held: usize) -> Result<Batch> {
     let iotlb = shared_iotlb(mappings)?;
     let pages: Vec<_> = mappings.pages().collect();

@@ -16,15 +16,15 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
-/// What is drawn: from the first x of its first curve to the last, and from 0 upwards.
+/// A plot from the first to the last x of its first curve, and from 0 upwards.
 pub struct Plot {
     pub caption: String,
     pub x: &'static str,
     pub y: &'static str,
-    /// How many labels the x axis has, and what they say.
+    /// The number of labels of the x axis, and their text.
     pub x_labels: usize,
     pub x_label: fn(f64) -> String,
-    /// How far one step of the x axis is.
+    /// The length of a step of the x axis.
     pub base: f64,
     pub curves: Vec<Curve>,
 }
@@ -41,7 +41,7 @@ impl Plot {
         let first = points().map(|point| point.0).fold(f64::MAX, f64::min);
         let last = points().map(|point| point.0).fold(0.0, f64::max);
 
-        // An error of plotters borrows the drawing.
+        // The errors of plotters borrow the drawing.
         let failed = |error: &dyn std::fmt::Display| anyhow!("{error}");
         let area = SVGBackend::new(path, (960, 540)).into_drawing_area();
         area.fill(&WHITE).map_err(|error| failed(&error))?;

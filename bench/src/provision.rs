@@ -1,4 +1,5 @@
-//! What provisioning is for: how long it takes to bring pages in, and what huge pages save a device that reads all over the guest's memory.
+//! The effect of provisioning: the time to populate pages, and the time that huge pages save a
+//! device that reads at random addresses.
 
 use std::fs;
 use std::hint::black_box;
@@ -21,10 +22,10 @@ const SIZE: u64 = 4 << 30;
 const HUGE: u64 = 2 << 20;
 /// Reads of a round.
 const READS: u64 = 1 << 20;
-/// Rounds of prefaults: each brings in 4 GiB twice.
+/// Rounds of prefaults. Each populates 4 GiB twice.
 const PREFAULTS: usize = 5;
 
-/// Huge pages that were added to the pool, until this is dropped.
+/// Huge pages added to the pool until this is dropped.
 struct HugePages {
     before: String,
 }
@@ -32,11 +33,11 @@ struct HugePages {
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 
 impl HugePages {
-    /// Makes room for the guest's memory; the reason why not, otherwise.
+    /// Grows the pool to hold the guest's memory, or returns the reason why it cannot.
     fn reserve() -> Result<Self> {
         let before = fs::read_to_string(POOL)?;
         let wanted = SIZE / HUGE + before.trim().parse::<u64>()?;
-        fs::write(POOL, wanted.to_string()).context("the pool of huge pages cannot be changed")?;
+        fs::write(POOL, wanted.to_string()).context("cannot resize the pool of huge pages")?;
         let pages = Self { before };
         let free = huge_page_pools()
             .iter()
@@ -44,7 +45,7 @@ impl HugePages {
             .map_or(0, |pool| pool.free);
         if free < SIZE / HUGE {
             return Err(anyhow!(
-                "{} huge pages were asked for, and {free} are there",
+                "{} huge pages were requested, and {free} are there",
                 SIZE / HUGE
             ));
         }
@@ -54,7 +55,7 @@ impl HugePages {
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        // The kernel takes back what is free.
+        // The kernel frees the unused pages.
         let _ = fs::write(POOL, self.before.trim());
     }
 }
@@ -66,7 +67,7 @@ fn build(backing: Backing, huge: TransparentHugePages) -> Result<GuestMemoryMmap
     Ok(MemoryBuilder::new().region(region).build()?)
 }
 
-/// Seconds to bring all of it in.
+/// Seconds to populate all of the memory.
 fn seconds_to_prefault(memory: &GuestMemoryMmap, threads: usize) -> Result<f64> {
     let threads = NonZeroUsize::new(threads).context("no thread")?;
     let start = Instant::now();
@@ -74,16 +75,16 @@ fn seconds_to_prefault(memory: &GuestMemoryMmap, threads: usize) -> Result<f64> 
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Nanoseconds a read of 8 bytes, each at an address that depends on the one before, all over the memory.
+/// Nanoseconds for a read of 8 bytes at a random address that depends on the previous read.
 fn read_all_over(memory: &GuestMemoryMmap, seed: u64) -> Result<f64> {
     let mut state = seed;
     let start = Instant::now();
     for _ in 0..READS {
-        // A linear congruential generator (the multiplier of Knuth's MMIX); its high bits are the better ones.
+        // A linear congruential generator with Knuth's MMIX multiplier. Its high bits are random.
         state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
         let addr = (state >> 16) % (SIZE / 8) * 8;
         let value: u64 = memory.read_obj(GuestAddress(black_box(addr)))?;
-        // It is 0; the processor does not know, and waits.
+        // The value is 0, but the processor has to wait for it.
         state ^= value;
     }
     Ok(start.elapsed().as_secs_f64() * 1e9 / READS as f64)
@@ -92,11 +93,11 @@ fn read_all_over(memory: &GuestMemoryMmap, seed: u64) -> Result<f64> {
 /// Measures and prints.
 pub fn run(effort: Effort, build_of_this: Build) -> Result<()> {
     println!(
-        "Build `{}`, {} GiB of guest memory by `vm-memory-host`, time on the clock on the wall, medians.\n",
+        "Build `{}`, {} GiB of guest memory by `vm-memory-host`, wall-clock time, medians.\n",
         build_of_this.name(),
         SIZE >> 30
     );
-    println!("| bringing 4 KiB pages in, by | seconds |\n|---|---|");
+    println!("| populating 4 KiB pages by | seconds |\n|---|---|");
     let (mut one, mut two) = (Vec::new(), Vec::new());
     for _ in 0..PREFAULTS.min(effort.rounds) {
         for (threads, times) in [(1, &mut one), (2, &mut two)] {
@@ -114,7 +115,7 @@ pub fn run(effort: Effort, build_of_this: Build) -> Result<()> {
     let small = build(Backing::Anonymous, TransparentHugePages::Off)?;
     seconds_to_prefault(&small, 2)?;
     println!(
-        "\n| a read of 8 bytes anywhere, each waiting for the one before | ns | factor |\n|---|---|---|"
+        "\n| a read of 8 bytes at a random address, after the previous one | ns | factor |\n|---|---|---|"
     );
     let pages = HugePages::reserve();
     let mut others: Vec<(&str, Result<GuestMemoryMmap>)> = vec![(

@@ -1,4 +1,4 @@
-//! The table, for a reader and for a program.
+//! The table of results, as text and as a file with tabs.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use crate::contest::{Effort, Outcome};
 use crate::rows::Row;
 
-/// The builds that users ship; profiles of Cargo.toml.
+/// The builds that users ship: the profiles of Cargo.toml.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Build {
     /// Fat LTO, one codegen unit
@@ -22,7 +22,7 @@ pub enum Build {
 }
 
 impl Build {
-    /// Cargo puts what it builds into a folder that is called after the profile.
+    /// Returns the build by the folder of the program, which cargo names after the profile.
     pub fn of_this_program() -> Result<Self> {
         let program = std::env::current_exe().context("cannot find this program")?;
         program
@@ -31,7 +31,7 @@ impl Build {
             .and_then(|folder| Self::from_str(&folder.to_string_lossy(), false).ok())
             .with_context(|| {
                 format!(
-                    "{}: not in a folder called fat, release or size; say --build",
+                    "{} is not in a folder named fat, release or size; use --build",
                     program.display()
                 )
             })
@@ -46,7 +46,7 @@ impl Build {
     }
 }
 
-/// Rows as they come in.
+/// The rows that were measured.
 pub struct Report {
     build: Build,
     effort: Effort,
@@ -58,26 +58,26 @@ pub struct Report {
 impl Report {
     pub fn new(build: Build, effort: Effort) -> Self {
         println!(
-            "Build `{}`, medians of {} interleaved rounds, ns an operation; ratios pair by pair, reference ÷ ours.\n",
+            "Build `{}`, medians of {} interleaved rounds, ns per operation; ratio: reference ÷ ours.\n",
             build.name(),
             effort.rounds
         );
         println!(
             "{:<64} {:>11} {:>11} {:>11} {:>7} {:>6}",
-            "operation", "reference", "ours", "limit", "ratio", "aim"
+            "operation", "reference", "ours", "limit", "ratio", "target"
         );
         Self {
             build,
             effort,
-            tsv: "operation\treference\tours\tlimit\tratio\tof_limit\taim\n".to_owned(),
+            tsv: "operation\treference\tours\tlimit\tratio\tof_limit\ttarget\n".to_owned(),
             rows: 0,
             short: Vec::new(),
         }
     }
 
-    /// Prints a row, now: the next may take a while.
+    /// Prints a row at once, because the next one may take a while.
     pub fn add(&mut self, row: &Row, outcome: Outcome) {
-        let aim = row.aim(self.build);
+        let target = row.target(self.build);
         let Outcome {
             reference,
             ours,
@@ -85,7 +85,7 @@ impl Report {
             ratio,
             of_limit,
         } = outcome;
-        let short = ratio < aim;
+        let short = ratio < target;
         println!(
             "{:<64} {:>11} {:>11} {:>11} {:>7} {:>6} {}",
             row.name,
@@ -93,15 +93,15 @@ impl Report {
             digits(ours),
             limit.map_or("–".to_owned(), digits),
             digits(ratio),
-            aim,
-            if short { "SHORT" } else { "" }
+            target,
+            if short { "MISSED" } else { "" }
         );
         let optional =
             |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
-        // Writing to a String does not fail.
+        // Writing to a String cannot fail.
         let _ = writeln!(
             self.tsv,
-            "{}\t{reference:.4}\t{ours:.4}\t{}\t{ratio:.4}\t{}\t{aim}",
+            "{}\t{reference:.4}\t{ours:.4}\t{}\t{ratio:.4}\t{}\t{target}",
             row.name,
             optional(limit),
             optional(of_limit)
@@ -112,10 +112,10 @@ impl Report {
         }
     }
 
-    /// Prints the verdict, and writes the file.
+    /// Prints the summary, and writes the file.
     pub fn finish(self, tsv: Option<&Path>) -> Result<()> {
         println!(
-            "\n{}: {} rows, {} fall short of their aim ({} rounds)",
+            "\n{}: {} rows, {} miss their target ({} rounds)",
             self.build.name(),
             self.rows,
             self.short.len(),
@@ -129,7 +129,7 @@ impl Report {
     }
 }
 
-/// Three digits, or all of those before the point.
+/// Formats three digits, or all digits before the point.
 pub fn digits(value: f64) -> String {
     if value >= 100.0 {
         format!("{value:.0}")
@@ -145,7 +145,7 @@ mod tests {
     use super::digits;
 
     #[test]
-    fn three_digits() {
+    fn digits_rounds_to_three() {
         assert_eq!(digits(1.2345), "1.23");
         assert_eq!(digits(45.67), "45.7");
         assert_eq!(digits(2_500_000.4), "2500000");

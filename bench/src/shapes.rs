@@ -1,34 +1,34 @@
-//! Bitmaps, mappings and queues of the workloads: what both sides and the limit must agree on.
+//! The bitmaps, mappings and queues of the workloads, which all sides share.
 
 use crate::layout::{Addresses, Random};
 use crate::stage::GUEST_LEN;
 
-/// Bytes that one dirty bit, or one mapping, covers.
+/// The bytes that one dirty bit or one mapping covers.
 pub const PAGE: usize = 4096;
 
-/// Bytes that bitmaps cover.
+/// The bytes that a bitmap covers.
 pub const BITMAP_LEN: usize = 1 << 30;
 
-/// Where the destination of copies inside the guest starts.
+/// The start of the destination of copies within the guest.
 pub const SECOND_SLICE: usize = (1 << 20) + crate::stage::HOST_OFFSET;
 
-/// Starts of pages, each with `len` bytes of the bitmap after it.
+/// Starts of pages that are followed by `len` bytes of the bitmap.
 pub fn pages_in(len: usize) -> Addresses {
     let pages = (BITMAP_LEN - len) / PAGE + 1;
     let mut random = Random::new();
     Addresses::collect(1024, |_| random.below(pages as u64) * PAGE as u64)
 }
 
-/// Where the first mapping is.
+/// The address of the first mapping.
 const FIRST_IOVA: u64 = 1 << 32;
 
-/// Mappings of one page each, one after the other.
+/// Consecutive mappings of one page each.
 #[derive(Debug, Clone, Copy)]
 pub struct Mappings {
     pub count: u64,
-    /// Neighbours lead to places that are no neighbours, so that no two can become one.
+    /// Adjacent mappings have targets that are not adjacent, so that no two can be merged.
     pub fragmented: bool,
-    /// Pages from one mapping to the next; more than one leaves holes.
+    /// The distance between mappings in pages; more than one leaves holes.
     distance: u64,
 }
 
@@ -61,8 +61,8 @@ impl Mappings {
         FIRST_IOVA + number * self.distance * PAGE as u64
     }
 
-    /// I/O virtual and guest physical address of each page. Fragmented ones share 256 pages, so that what is behind them stays in
-    /// the caches.
+    /// The IOVA and the guest physical address of each page. Fragmented mappings share 256 pages,
+    /// so that the memory they map to stays in the caches.
     pub fn pages(self) -> impl Iterator<Item = (u64, u64)> {
         (0..self.count).map(move |number| {
             let page = if self.fragmented {
@@ -74,7 +74,7 @@ impl Mappings {
         })
     }
 
-    /// As many addresses as it takes that a large table does not fit into the caches.
+    /// Enough addresses that a large table does not fit into the caches.
     fn how_many(&self) -> usize {
         if self.count > 100_000 {
             1 << 16
@@ -83,7 +83,7 @@ impl Mappings {
         }
     }
 
-    /// Addresses of accesses of `len` bytes, all of them mapped.
+    /// Addresses of `len` mapped bytes.
     pub fn addresses(&self, len: usize) -> Addresses {
         let mut random = Random::new();
         let pages = len.div_ceil(PAGE) as u64;
@@ -93,7 +93,7 @@ impl Mappings {
         })
     }
 
-    /// Addresses that are not mapped: in the holes, or behind a lone mapping.
+    /// Unmapped addresses: in the holes, or after a single mapping.
     pub fn holes(&self) -> Addresses {
         let mut random = Random::new();
         Addresses::collect(self.how_many(), |_| {
@@ -101,7 +101,7 @@ impl Mappings {
         })
     }
 
-    /// The flat table that the limit looks into: the page behind each page from the first on, if there is one.
+    /// The flat table of the limit: the target of each page from the first on, if it is mapped.
     pub fn table(self) -> FlatTable {
         let mut entries = vec![u64::MAX; (self.count * self.distance) as usize];
         for (iova, physical) in self.pages() {
@@ -111,7 +111,7 @@ impl Mappings {
     }
 }
 
-/// The fastest table there can be, if I/O virtual addresses were few.
+/// A flat table: the fastest one for a small range of IOVAs.
 #[derive(Debug)]
 pub struct FlatTable {
     entries: Vec<u64>,
@@ -153,7 +153,7 @@ pub mod ring {
     }
 }
 
-/// Requests of virtio-blk: 4 KiB read from the disk.
+/// virtio-blk requests that read 4 KiB.
 pub mod blk {
     use super::ring;
     use crate::values::S16;
@@ -161,7 +161,7 @@ pub mod blk {
     pub const REQUESTS: u32 = 16;
     pub const DATA_LEN: usize = 4096;
 
-    /// Header, data and status of each; the data of four requests stays in the caches.
+    /// The header, data and status of each. The data of four requests stays in the caches.
     pub fn descriptors() -> Vec<S16> {
         let mut descriptors = Vec::new();
         for request in 0..REQUESTS {
@@ -198,7 +198,7 @@ mod tests {
     use super::{Mappings, PAGE};
 
     #[test]
-    fn addresses_are_mapped_and_holes_are_not() {
+    fn mappings_addresses_are_mapped_and_holes_are_not() {
         for mappings in [
             Mappings::fragmented(1),
             Mappings::fragmented(10_000),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_lead_elsewhere() {
+    fn fragmented_mappings_have_no_adjacent_targets() {
         let pages: Vec<_> = Mappings::fragmented(1000).pages().collect();
         for pair in pages.windows(2) {
             assert_eq!(pair[0].0 + PAGE as u64, pair[1].0);

@@ -1,4 +1,4 @@
-//! What the sides share: the pages of the guest, and the buffer of the host.
+//! The memory that the sides share: the pages of the guest, and the buffer of the host.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -8,22 +8,22 @@ use anyhow::{Context, Result};
 use memmap2::MmapMut;
 use rustix::fs::{memfd_create, MemfdFlags};
 
-/// All guest memory lies in this many bytes of one file.
+/// The size of the file that has all guest memory.
 pub const GUEST_LEN: usize = 64 << 20;
 
 /// The largest copy.
 pub const HOST_LEN: usize = 16 << 20;
 
-/// Where buffers start in a page: on a cache line, and away from where guest buffers start, so that no copy has its loads and
-/// stores 4096 bytes apart by accident.
+/// The offset of host buffers in their page. It is on a cache line, and differs from the offset of
+/// guest buffers, so that loads and stores of a copy are not 4096 bytes apart by accident.
 pub const HOST_OFFSET: usize = 17 * 64;
 
-/// The buffer that copies of all sides go to and come from.
+/// The host buffer of the copies of all sides.
 #[derive(Clone)]
 pub struct HostBuffer(Rc<RefCell<MmapMut>>);
 
 impl HostBuffer {
-    /// Hands `len` bytes of the buffer to `with`.
+    /// Calls `with` on `len` bytes of the buffer.
     pub fn with<R>(&self, len: usize, with: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
         let mut buffer = self.0.borrow_mut();
         let end = HOST_OFFSET + len;
@@ -34,7 +34,7 @@ impl HostBuffer {
     }
 }
 
-/// The pages that every side maps: with the same pages, caches treat them alike.
+/// The pages that every side maps, so that caches treat all sides alike.
 pub struct Stage {
     pub file: File,
     pub host: HostBuffer,

@@ -1,4 +1,5 @@
-//! Lookups in an IOTLB on one thread and on two, while a third changes it and while none does; beside two threads that share nothing.
+//! Lookups in an IOTLB by one thread and by two, with and without another thread that changes it,
+//! and by two threads that share nothing.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,9 +16,9 @@ use crate::shapes::{Mappings, PAGE};
 
 /// Mappings in the IOTLB.
 const COUNT: u64 = 10_000;
-/// Lookups of a thread in a round.
+/// The lookups of a thread in a round.
 const LOOKUPS: u64 = 200_000;
-/// How long the third thread rests between changes: a guest that maps a page for each request of 20 000 a second.
+/// The pause between changes: a guest that maps a page for each of 20 000 requests a second.
 const REST: Duration = Duration::from_micros(50);
 
 /// An IOTLB that threads share.
@@ -26,7 +27,7 @@ trait Shared: Sync {
     fn remap(&self, iova: u64, to: u64) -> bool;
 }
 
-/// What 0.18.0's users have: a lock around it.
+/// An IOTLB of 0.18.0, in a lock as its users have it.
 impl Shared for std::sync::RwLock<reference::Iotlb> {
     fn lookup(&self, iova: u64) -> bool {
         let Ok(guard) = self.read() else { return false };
@@ -83,7 +84,8 @@ fn shared_iotlb(mappings: Mappings) -> Result<SharedIotlb> {
     Ok(iotlb)
 }
 
-/// Nanoseconds a lookup, of the thread that took longer, with each thread looking into the IOTLB of its number, and a third one changing the first one.
+/// Nanoseconds per lookup of the slower thread. Each thread uses the IOTLB of its number; a third
+/// thread may change the first IOTLB.
 fn round(iotlbs: &[&dyn Shared], changes: bool) -> Result<f64> {
     let mappings = Mappings::fragmented(COUNT);
     let (start, stop) = (Barrier::new(iotlbs.len()), AtomicBool::new(false));
@@ -109,7 +111,7 @@ fn round(iotlbs: &[&dyn Shared], changes: bool) -> Result<f64> {
                     let addresses = mappings.addresses(8);
                     start.wait();
                     timed(LOOKUPS, |number| {
-                        // A page is not mapped while it is changed.
+                        // A lookup during a change finds the page unmapped.
                         black_box(iotlb.lookup(black_box(addresses.at(number))));
                     })
                 })
@@ -129,7 +131,8 @@ fn round(iotlbs: &[&dyn Shared], changes: bool) -> Result<f64> {
 /// Measures and prints.
 pub fn run(effort: Effort, build: Build) -> Result<()> {
     println!(
-        "Build `{}`, lookups of 8 B in an IOTLB of {COUNT} fragmented pages, ns of processor time, medians of {} rounds.\n",
+        "Build `{}`, lookups of 8 B in an IOTLB of {COUNT} fragmented pages, ns of\n\
+         processor time, medians of {} rounds.\n",
         build.name(),
         effort.rounds
     );

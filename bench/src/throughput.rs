@@ -12,11 +12,11 @@ use crate::report::{digits, Build};
 use crate::stage::Stage;
 use crate::{limit, ours_side, reference_side};
 
-/// Ours shall be at this part of `memcpy` in the median of the grid, and nowhere under the other.
-const MEDIAN_AIM: f64 = 0.97;
+/// The share of `memcpy` that the median copy must reach, and the share that each copy must reach.
+const MEDIAN_TARGET: f64 = 0.97;
 const FLOOR: f64 = 0.85;
 
-/// How far the guest's buffer and the host's are behind a cache line: both on it, either off it, both off it.
+/// The offsets of the guest's and the host's buffer from a cache line: both 0, either, or both not.
 const SHIFTS: [Shift; 4] = [
     Shift { guest: 0, host: 0 },
     Shift { guest: 3, host: 0 },
@@ -24,7 +24,7 @@ const SHIFTS: [Shift; 4] = [
     Shift { guest: 3, host: 5 },
 ];
 
-/// How far buffers are behind a cache line.
+/// The offsets of two buffers from a cache line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shift {
     pub guest: usize,
@@ -40,7 +40,7 @@ struct Point {
     memcpy: f64,
 }
 
-/// Powers of two, and the middle between each and the next.
+/// Powers of two, and the middle between each two.
 fn grid() -> Vec<usize> {
     let mut grid = Vec::new();
     for power in 0..=24u32 {
@@ -101,7 +101,7 @@ pub fn run(
                 if part < FLOOR { "SHORT" } else { "" }
             );
             parts.push(part);
-            // Writing to a String does not fail.
+            // Writing to a String cannot fail.
             let _ = writeln!(lines, "{len}\t{}\t{}\t{part:.4}", shift.guest, shift.host);
             if shift == SHIFTS[0] {
                 aligned.push(point);
@@ -111,8 +111,12 @@ pub fn run(
     let below = parts.iter().filter(|part| **part < FLOOR).count();
     let middle = median(parts).context("nothing was measured")?;
     println!(
-        "\nof memcpy: median {middle:.3} (aim {MEDIAN_AIM}){}, {below} under {FLOOR}",
-        if middle < MEDIAN_AIM { " SHORT" } else { "" }
+        "\nof memcpy: median {middle:.3} (target {MEDIAN_TARGET}){}, {below} below {FLOOR}",
+        if middle < MEDIAN_TARGET {
+            " MISSED"
+        } else {
+            ""
+        }
     );
     if let Some(tsv) = tsv {
         fs::write(tsv, lines).with_context(|| format!("cannot write {}", tsv.display()))?;
@@ -120,7 +124,7 @@ pub fn run(
     draw(&aligned, build, path)
 }
 
-/// A length as people write it.
+/// Formats a length with its unit.
 fn size(len: f64) -> String {
     let len = len.round() as u64;
     match len {
@@ -130,7 +134,7 @@ fn size(len: f64) -> String {
     }
 }
 
-/// What is drawn of each point.
+/// The coordinates of each point.
 type Line = (&'static str, plotters::style::RGBColor, fn(&Point) -> f64);
 
 const LINES: [Line; 3] = [
@@ -169,7 +173,7 @@ mod tests {
     use crate::report::Build;
 
     #[test]
-    fn grid_ascends_from_one_byte_to_sixteen_mebibytes() {
+    fn grid_ascends_from_1_byte_to_16_mib() {
         let grid = grid();
         assert!(grid.windows(2).all(|pair| pair[0] < pair[1]));
         assert_eq!(grid.first(), Some(&1));
@@ -177,14 +181,14 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
+    fn size_has_binary_unit() {
         assert_eq!(size(512.0), "512 B");
         assert_eq!(size(65536.0), "64 KiB");
         assert_eq!(size(16777216.0), "16 MiB");
     }
 
     #[test]
-    fn a_plot_is_drawn() {
+    fn draw_writes_svg() {
         let path = std::env::temp_dir().join(format!("vm-memory-bench-{}.svg", std::process::id()));
         let points: Vec<_> = grid()
             .into_iter()

@@ -1,4 +1,4 @@
-//! Structures that are read and written whole.
+//! Structures that are read and written as one value.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -22,12 +22,13 @@ pub struct S64 {
 macro_rules! byte_valued {
     ($($name:ty),*) => {
         $(
-            // SAFETY: zerocopy's `FromBytes` and `IntoBytes`, derived above, prove that every pattern of bits is a value and that
-            // there is no padding.
+            // SAFETY: zerocopy's derives of `FromBytes` and `IntoBytes` prove that every bit
+            // pattern is a value, and that there is no padding.
             #[expect(unsafe_code, reason = "the trait is a promise about bytes")]
             unsafe impl ours::ByteValued for $name {}
 
-            // SAFETY: as above.
+            // SAFETY: `FromBytes` and `IntoBytes` are derived for this type: every bit pattern is a
+            // value, and there is no padding.
             #[expect(unsafe_code, reason = "the trait is a promise about bytes")]
             unsafe impl reference::ByteValued for $name {}
         )*
@@ -36,7 +37,8 @@ macro_rules! byte_valued {
 
 byte_valued!(S16, S64);
 
-/// An array of the host that starts where [`HOST_OFFSET`](crate::stage::HOST_OFFSET) says, on every side.
+/// An array of the host that starts at [`HOST_OFFSET`](crate::stage::HOST_OFFSET) in its page, for
+/// every side.
 #[repr(C, align(4096))]
 pub struct HostArray<T, const N: usize> {
     before: [u8; crate::stage::HOST_OFFSET],

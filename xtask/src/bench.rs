@@ -1,10 +1,12 @@
-//! `cargo xtask bench`: the published vm-memory, this crate and the limit, measured in the three builds that users ship.
+//! `cargo xtask bench`: the published vm-memory, this crate and the limit, measured in the three
+//! builds that users ship.
 //!
-//! The measuring is done by the program in `bench/`, once for each build. Here they are built and run, their tables are put side by
-//! side in `bench/RESULTS.md`, and copy throughput and what an IOTLB costs as it grows are drawn in `bench/*.svg`.
+//! The program in `bench/` measures. This command builds and runs it in each build, puts the tables
+//! side by side in `bench/RESULTS.md`, and plots copy throughput and the growth of an IOTLB in
+//! `bench/*.svg`.
 //!
-//! `--instructions` counts instructions with callgrind instead, and compares them with `bench/instructions.tsv`: no clock, so no
-//! noise.
+//! `--instructions` counts instructions with callgrind instead, and compares them with
+//! `bench/instructions.tsv`. These counts have no noise.
 
 mod instructions;
 mod results;
@@ -22,14 +24,14 @@ use crate::workspace::{cargo, Workspace};
 use results::{lines, results_text, Curves, Line, Machine};
 use throughput::{points, Throughput};
 
-/// What `bench` can be told.
+/// The options of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only these builds, with commas between them
+    /// Measure these builds only (separated by commas)
     #[arg(long = "build", value_enum, value_delimiter = ',', default_values_t = BUILDS)]
     builds: Vec<Build>,
 
-    /// Only rows whose name contains this; RESULTS.md stays as it is
+    /// Measure only rows whose name contains this; does not write RESULTS.md
     #[arg(long, value_name = "SUBSTRING")]
     filter: Option<String>,
 
@@ -37,11 +39,11 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 21)]
     rounds: u32,
 
-    /// Five short rounds, to see that everything runs; RESULTS.md stays as it is
+    /// Run five short rounds, which show that everything runs; does not write RESULTS.md
     #[arg(long)]
     quick: bool,
 
-    /// Count the instructions of the hottest operations instead, and compare them with bench/instructions.tsv
+    /// Count the instructions of the hottest operations, and compare with bench/instructions.tsv
     #[arg(long)]
     instructions: bool,
 
@@ -73,7 +75,11 @@ impl Build {
     }
 }
 
-/// Builds, measures, and writes what was measured.
+/// Builds the program, measures, and writes the results.
+///
+/// # Errors
+///
+/// Returns an error if a build or a measurement fails, or if a file cannot be written.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let bench = Bench {
         folder: workspace.root.join("bench"),
@@ -82,13 +88,13 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if args.instructions {
         return bench.instructions(args);
     }
-    // Before anything is written: what this run writes is no change that it measured.
+    // Before anything is written, so that the commit counts as unchanged.
     let machine = Machine::ask(&bench.folder)?;
     let mut builds = args.builds.clone();
     builds.sort_unstable();
     builds.dedup();
 
-    // All are built before any is run, so that what the compiler leaves behind in caches and clocks meets them alike.
+    // All builds come first, so that the heat and caches that compilers leave affect all alike.
     let mut programs = Vec::new();
     for build in &builds {
         programs.push((*build, bench.build(*build)?));
@@ -109,13 +115,13 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         fs::write(&results, text).with_context(|| format!("cannot write {}", results.display()))?;
         println!("written: {}", results.display());
     } else {
-        println!("bench/RESULTS.md stays as it is: that takes all builds, all rows and all rounds");
+        println!("bench/RESULTS.md is not written: that needs all builds, all rows and all rounds");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs a program, shows what it says, and returns that line by line.
-fn said_by(command: &mut Command) -> Result<Vec<String>> {
+/// Runs a program, prints its output, and returns the lines of it.
+fn output_of(command: &mut Command) -> Result<Vec<String>> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -132,14 +138,14 @@ fn said_by(command: &mut Command) -> Result<Vec<String>> {
     Ok(said)
 }
 
-/// Where the program is, and where it is built.
+/// The folder of the program, and the folder of its builds.
 struct Bench {
     folder: PathBuf,
     target: PathBuf,
 }
 
 impl Bench {
-    /// Builds the program and returns where it is.
+    /// Builds the program and returns its path.
     fn build(&self, build: Build) -> Result<PathBuf> {
         println!("building `{}`", build.name());
         let status = cargo(&self.folder)
@@ -193,20 +199,23 @@ impl Bench {
         );
         let text =
             fs::read_to_string(&tsv).with_context(|| format!("cannot read {}", tsv.display()))?;
-        lines(&text).with_context(|| format!("{}: not what the program writes", tsv.display()))
+        lines(&text)
+            .with_context(|| format!("{} is not a file that the program wrote", tsv.display()))
     }
 
-    /// Measures copies in each build, and an IOTLB that grows, threads that share one and memory that is provisioned in the first, and returns what RESULTS.md says of them. What the
-    /// first build does is drawn; only a whole run replaces the plots of the last one.
+    /// Measures copies in each build. In the first build, also measures an IOTLB that grows,
+    /// threads that share one, and provisioning, and draws the plots. Only a whole run replaces the
+    /// plots in
+    /// `bench/`.
     fn curves(&self, programs: &[(Build, PathBuf)], args: &Args, whole: bool) -> Result<Curves> {
         let (build, program) = programs.first().context("no build")?;
         let folder = if whole { &self.folder } else { &self.target };
         let draw = |option: &str, file: &str| -> Result<String> {
             let plot = folder.join(file);
             let mut command = self.program(*build, program, args);
-            let said = said_by(command.arg(option).arg(&plot))?;
+            let said = output_of(command.arg(option).arg(&plot))?;
             println!("written: {}", plot.display());
-            said.last().cloned().context("the program said nothing")
+            said.last().cloned().context("the program printed nothing")
         };
         let mut throughput = Vec::new();
         for (number, (build, program)) in programs.iter().enumerate() {
@@ -222,20 +231,21 @@ impl Bench {
                 .arg(&plot)
                 .arg("--tsv")
                 .arg(&tsv);
-            let verdict = said_by(&mut command)?
+            let verdict = output_of(&mut command)?
                 .last()
                 .cloned()
-                .context("the program said nothing")?;
+                .context("the program printed nothing")?;
             println!("written: {}", plot.display());
             let text = fs::read_to_string(&tsv)
                 .with_context(|| format!("cannot read {}", tsv.display()))?;
-            let points = points(&text)
-                .with_context(|| format!("{}: not what the program writes", tsv.display()))?;
+            let points = points(&text).with_context(|| {
+                format!("{} is not a file that the program wrote", tsv.display())
+            })?;
             throughput.push((*build, Throughput { verdict, points }));
         }
         let growth = draw("--growth", "iotlb-growth.svg")?;
         let table = |option: &str| -> Result<String> {
-            let said = said_by(self.program(*build, program, args).arg(option))?;
+            let said = output_of(self.program(*build, program, args).arg(option))?;
             Ok(said.join("\n"))
         };
         Ok(Curves {

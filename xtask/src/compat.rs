@@ -1,8 +1,9 @@
-//! `cargo xtask compat`: the published users of vm-memory, run on this crate.
+//! `cargo xtask compat`: the tests of published crates that use vm-memory, on this crate.
 //!
-//! Each crate's source comes through cargo from the registry and is copied to `target/compat`, with the lock file it was published
-//! with. Its own tests run there with this checkout patched in for `vm-memory`. A row passes when cargo itself says that the only
-//! `vm-memory` in the test programs is ours, when no test fails, and when as many pass as on the published vm-memory.
+//! Cargo fetches the source of each crate, which is copied to `target/compat` with its lock file.
+//! Its tests run there with this checkout patched in for `vm-memory`. A row passes if the test
+//! programs contain this `vm-memory` only, by cargo's own report, if no test fails, and if as many
+//! pass as on the published vm-memory.
 
 pub mod counts;
 mod table;
@@ -27,17 +28,17 @@ use table::{User, USERS};
 /// A test program that runs longer than this hangs, and is ended.
 const TEST_PROGRAM_LIMIT_SECONDS: u32 = 300;
 
-/// How much of a log is shown when its row fails.
+/// The lines of a log that are printed when its row fails.
 const TAIL_LINES: usize = 60;
 
-/// What `compat` can be told.
+/// The options of `cargo xtask compat`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only this crate
+    /// Run the tests of this crate only
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(table::names()))]
     only: Option<String>,
 
-    /// Run them on the vm-memory of the registry instead: what fails there too is this machine, not this crate
+    /// Run on vm-memory from the registry, to see which tests fail for other reasons
     #[arg(long)]
     published: bool,
 
@@ -54,16 +55,20 @@ pub struct Args {
     micro_http: Option<PathBuf>,
 }
 
-/// How one row went.
+/// The result of one row.
 struct Row {
     user: &'static User,
     counts: Counts,
     took: Duration,
-    /// Why it failed, if it did.
+    /// The reason, if it failed.
     failure: Option<String>,
 }
 
-/// Runs the rows that were asked for and prints the table.
+/// Runs the requested rows and prints the table.
+///
+/// # Errors
+///
+/// Returns an error if a crate cannot be fetched or copied.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let bench = Bench::new(workspace, args.published)?;
     if let (Some(monitor), Some(path)) = (args.vmm, &args.path) {
@@ -105,7 +110,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// The features of a row, as a reader wants them.
+/// The features of a row, for the table.
 fn features(user: &User) -> String {
     if user.features.is_empty() {
         "(default)".to_owned()
@@ -114,10 +119,10 @@ fn features(user: &User) -> String {
     }
 }
 
-/// The folder that the crates are unpacked, built and run in.
+/// The folder in which the crates are unpacked, built and run.
 struct Bench {
     folder: PathBuf,
-    /// Our manifest; the only one that a `vm-memory` may come from.
+    /// Our manifest, the only one that `vm-memory` may come from.
     ours: PathBuf,
     root: PathBuf,
     published: bool,
@@ -140,7 +145,7 @@ impl Bench {
         self.folder.join(format!("{}{suffix}.log", user.label()))
     }
 
-    /// Brings the source of every crate here that is not here yet.
+    /// Fetches the source of each crate that is missing.
     fn unpack(&self, users: &[&'static User]) -> Result<()> {
         let missing: BTreeSet<_> = users
             .iter()
@@ -154,7 +159,7 @@ impl Bench {
         fs::create_dir_all(fetch.join("src"))?;
         fs::write(fetch.join("src/lib.rs"), "")?;
         fs::write(fetch.join("Cargo.toml"), fetch_manifest(&missing)?)?;
-        // Cargo downloads and checks the packages, and says where it unpacked each.
+        // Cargo downloads and checks the packages, and reports the folder of each.
         let metadata = MetadataCommand::new()
             .cargo_path(cargo_path())
             .manifest_path(fetch.join("Cargo.toml"))
@@ -169,11 +174,11 @@ impl Bench {
                         && package.version.to_string() == version
                         && package.source.is_some()
                 })
-                .with_context(|| format!("cargo fetched no {name} {version}"))?;
+                .with_context(|| format!("cargo did not fetch {name} {version}"))?;
             let source = package
                 .manifest_path
                 .parent()
-                .with_context(|| format!("{name}: no source folder"))?;
+                .with_context(|| format!("{name} has no source folder"))?;
             let copy = self.folder.join(format!("{name}-{version}"));
             copy_crate(source.as_std_path(), &copy)
                 .with_context(|| format!("cannot copy {source} to {}", copy.display()))?;
@@ -181,7 +186,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Builds and runs the tests of one row, and says what is wrong with the outcome.
+    /// Builds and runs the tests of one row. Returns an error if the row fails.
     fn test(&self, user: &User, counts: &mut Counts) -> Result<()> {
         let log = self.log(user);
         File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -209,7 +214,7 @@ impl Bench {
         Ok(())
     }
 
-    /// The one `vm-memory` that was built must be the one that was meant.
+    /// Checks that the only `vm-memory` in the build is the expected one.
     fn check_source(&self, user: &str, found: &BTreeSet<PathBuf>) -> Result<()> {
         let ours = self.ours.canonicalize()?;
         let mut wrong = Vec::new();
@@ -326,13 +331,13 @@ fn build(mut cargo_test: std::process::Command, log: &Path) -> Result<BTreeSet<P
     Ok(found)
 }
 
-/// What is wrong with a run that said `counts`.
+/// Returns an error if the counts of a run are not those of a row that passes.
 fn judge(user: &User, counts: &Counts) -> Result<()> {
     ensure!(counts.programs > 0, "no test program reported a result");
     ensure!(counts.failed == 0, "{} failed", counts.failed);
     ensure!(
         counts.passed >= user.expected,
-        "{} passed, {} did on vm-memory 0.18.0",
+        "{} passed, but {} pass on vm-memory 0.18.0",
         counts.passed,
         user.expected
     );
@@ -350,8 +355,8 @@ fn fetch_manifest(crates: &BTreeSet<(&str, &str)>) -> Result<String> {
     Ok(manifest)
 }
 
-/// Copies a crate's source, whole or not at all, and makes it a workspace of its own: without that, cargo takes it for a stray
-/// member of ours.
+/// Copies a crate's source completely or not at all, and makes it a separate workspace. Otherwise
+/// cargo would consider it a member of this one.
 fn copy_crate(source: &Path, copy: &Path) -> Result<()> {
     let mut partial = copy.as_os_str().to_owned();
     partial.push(".partial");
@@ -365,7 +370,7 @@ fn copy_crate(source: &Path, copy: &Path) -> Result<()> {
         .lines()
         .any(|line| line.trim_start().starts_with("[workspace"))
     {
-        bail!("the published manifest has a workspace; cargo used to take it out");
+        bail!("the published manifest has a workspace, which cargo should have removed");
     }
     append(&manifest)?.write_all(b"\n[workspace]\n")?;
     fs::rename(&partial, copy)?;
@@ -393,7 +398,7 @@ fn append(path: &Path) -> Result<File> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The end of a log.
+/// The last lines of a log.
 fn tail(log: &Path) -> String {
     let text = match fs::read(log) {
         Ok(text) => String::from_utf8_lossy(&text).into_owned(),
@@ -404,7 +409,8 @@ fn tail(log: &Path) -> String {
     lines.get(first..).unwrap_or_default().join("\n")
 }
 
-/// A Markdown table whose columns line up, but for the last, which may be long; the first row is the head.
+/// A Markdown table with aligned columns, except the last one, which may be long. The first row is
+/// the head.
 fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {

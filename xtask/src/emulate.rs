@@ -1,11 +1,14 @@
-//! `cargo xtask emulate`: the library on targets that this machine is not.
+//! `cargo xtask emulate`: the library on other targets.
 //!
-//! - Its tests on aarch64 Linux, under `qemu-aarch64-static`, with Debian's Rust, which comes with a standard library for arm64; those of the kernels
-//!   once more with the atomic instructions of LSE.
-//! - Its tests with musl, on this processor; the standard library is built from Debian's source.
-//! - Objects for Windows and macOS, which must not have the section of the fault table, whose directives are ELF's.
+//! - Its tests on aarch64 Linux, under `qemu-aarch64-static`, with Debian's Rust, which has a
+//! standard   library for arm64. The tests of the access routines run again with the atomic
+//! instructions of   LSE.
+//! - Its tests with musl, on this processor, with a standard library built from Debian's source.
+//! - Objects for Windows and macOS. They must not have the section of the fault table, which is for
+//!   ELF only.
 //!
-//! Each is skipped aloud where its tools are missing; with `--install`, they are installed first. What tests skip is said aloud too.
+//! A target whose tools are missing is reported as `SKIPPED:`, and so is a test that cannot run.
+//! `--install` installs the tools first.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -18,24 +21,24 @@ use anyhow::{bail, ensure, Context, Result};
 use crate::compat::counts::Counts;
 use crate::workspace::Workspace;
 
-/// What `emulate` can be told.
+/// The options of `cargo xtask emulate`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Install missing tools with apt-get first (as root)
     #[arg(long)]
     install: bool,
 
-    /// Only this one
+    /// Test this target only
     #[arg(long, value_enum)]
     only: Option<Target>,
 }
 
-/// What is built, and run where it can be.
+/// A target, and the tests that run on it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 enum Target {
     /// Tests on aarch64 Linux, emulated
     Aarch64,
-    /// Tests of the kernels on aarch64 Linux with the atomic instructions of LSE, emulated
+    /// Tests of the access routines on aarch64 Linux with the instructions of LSE, emulated
     Aarch64Lse,
     /// Tests on x86_64 Linux with musl
     Musl,
@@ -43,7 +46,7 @@ enum Target {
     Formats,
 }
 
-/// A file that shows that a Debian package is there.
+/// A Debian package, and a file that exists if it is installed.
 struct Tool {
     file: &'static str,
     package: &'static str,
@@ -59,7 +62,7 @@ const RUST_SOURCE: Tool = tool(
     "/usr/lib/rustlib/src/rust/library/std/Cargo.toml",
     "rust-web-src",
 );
-/// An unwinder that is not of glibc's make: the one of GCC asks for a function of glibc's.
+/// An unwinder that works with musl: GCC's needs a function of glibc.
 const UNWINDER: Tool = tool("/usr/lib/llvm-14/lib/libunwind.a", "libunwind-14-dev");
 
 const AARCH64: &[Tool] = &[
@@ -94,7 +97,7 @@ const ANY_PROCESSOR: &str = "max";
 const SECTION: &[u8] = b"vm_memory_faults_1";
 /// A run that takes longer hangs, and is ended.
 const LIMIT_SECONDS: &str = "900";
-/// How much of a log is shown when its run fails.
+/// The lines of a log that are printed when its run fails.
 const TAIL_LINES: usize = 60;
 
 impl Target {
@@ -117,7 +120,7 @@ impl Target {
         }
     }
 
-    /// The packages that are not there.
+    /// The packages that are not installed.
     fn missing(self) -> Vec<&'static str> {
         let missing = self
             .tools()
@@ -127,7 +130,11 @@ impl Target {
     }
 }
 
-/// Does what was asked for.
+/// Runs the requested targets.
+///
+/// # Errors
+///
+/// Returns an error if the target folder cannot be created.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let bench = Bench::new(workspace)?;
     let wanted = Target::ALL
@@ -200,7 +207,7 @@ fn succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Where it is built: a target folder of its own, since it is another compiler.
+/// The folder of the builds: a separate one, because the compiler is another one.
 struct Bench {
     root: PathBuf,
     features: String,
@@ -218,7 +225,7 @@ impl Bench {
         })
     }
 
-    /// Debian's cargo and rustc, and none of the settings of the ones that run this program.
+    /// Debian's cargo and rustc, without the settings of the cargo that runs this program.
     fn cargo(&self, subcommand: &str) -> Command {
         let mut command = Command::new("timeout");
         for variable in [
@@ -241,7 +248,7 @@ impl Bench {
 
     fn test(&self, target: &str) -> Command {
         let mut command = self.cargo("test");
-        // An emulated loop over every alignment of every length takes minutes if it is not optimised.
+        // Without optimization, the loops over all alignments and lengths take minutes under qemu.
         command.env("CARGO_PROFILE_TEST_OPT_LEVEL", "1").args([
             "--no-fail-fast",
             "--features",
@@ -252,7 +259,7 @@ impl Bench {
         command
     }
 
-    /// The tests on aarch64, on a processor that the emulator knows by that name.
+    /// The tests on aarch64, on the processor that qemu knows by that name.
     fn test_aarch64(&self, processor: &str) -> Command {
         let mut command = self.test(AARCH64_LINUX);
         command
@@ -260,7 +267,7 @@ impl Bench {
                 "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
                 "aarch64-linux-gnu-gcc",
             )
-            // Tests ask for this one too: they start themselves again, on the processor that the emulator finds in the environment.
+            // Tests that start themselves again read this variable; qemu reads QEMU_CPU.
             .env(
                 "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER",
                 "qemu-aarch64-static",
@@ -271,7 +278,8 @@ impl Bench {
 
     fn aarch64(&self) -> Result<String> {
         let counts = self.count("aarch64", self.test_aarch64(BASE_PROCESSOR))?;
-        // Otherwise it was the portable kernels that passed, and looking for the section in other formats would prove nothing.
+        // The section shows that the tests ran on the assembly, and that `formats` looks for the
+        // right name.
         let built = self.folder.join(AARCH64_LINUX).join("debug/deps");
         for entry in
             fs::read_dir(&built).with_context(|| format!("cannot read {}", built.display()))?
@@ -290,8 +298,8 @@ impl Bench {
         bail!("no library in {} has a fault table", built.display())
     }
 
-    /// The same kernels with the instructions of LSE in place of loops. A program of them does not run on the processor that the other ones run on, so
-    /// that its passing shows that these are not those.
+    /// The access routines with the instructions of LSE in place of loops. They must not run on a
+    /// processor without LSE, which shows that the build contains these instructions.
     fn aarch64_lse(&self) -> Result<String> {
         let with_lse = |processor| {
             let mut command = self.test_aarch64(processor);
@@ -299,7 +307,7 @@ impl Bench {
                 "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
                 "-Ctarget-feature=+lse",
             );
-            // A folder of its own, or the next run of the others would build everything again.
+            // A separate folder, so that the other target is not rebuilt on the next run.
             command.env("CARGO_TARGET_DIR", self.folder.join("lse"));
             command
         };
@@ -308,15 +316,17 @@ impl Bench {
         let (status, _) = self.keep("aarch64-lse-refused", &mut refused)?;
         ensure!(
             !status.success(),
-            "a processor without LSE runs what was built for one with it"
+            "the build for LSE runs on a processor without LSE"
         );
-        let mut kernels = with_lse(ANY_PROCESSOR);
-        kernels.args(["--lib", "access::"]);
-        let kernels = self.count("aarch64-lse", kernels)?;
+        let mut routines = with_lse(ANY_PROCESSOR);
+        routines.args(["--lib", "access::"]);
+        let routines = self.count("aarch64-lse", routines)?;
         let mut faults = with_lse(ANY_PROCESSOR);
         faults.args(["--test", "fault*", "--test", "threads"]);
         let faults = self.count("aarch64-lse-faults", faults)?;
-        Ok(format!("kernels: {kernels}; faults and threads: {faults}"))
+        Ok(format!(
+            "access routines: {routines}; faults and threads: {faults}"
+        ))
     }
 
     fn musl(&self) -> Result<String> {
@@ -327,7 +337,8 @@ impl Bench {
             symlink(UNWINDER.file, &unwinder)
                 .with_context(|| format!("cannot make {}", unwinder.display()))?;
         }
-        // The unwinder was compiled with glibc's headers, which make `fprintf` another name. It is called before `abort` only.
+        // The unwinder was compiled with glibc's headers, which rename `fprintf`. It is called only
+        // before `abort`.
         let flags = format!(
             "-Clink-self-contained=no -Clinker=musl-gcc -Lnative={} -Clink-arg=-Wl,--defsym=__fprintf_chk=abort",
             libraries.display()
@@ -341,7 +352,7 @@ impl Bench {
         self.count("musl", command)
     }
 
-    /// Runs tests, says what they skip, and how many there were.
+    /// Runs tests, prints the skipped ones, and returns their number.
     fn count(&self, name: &str, mut command: Command) -> Result<String> {
         command.args(["--", "--show-output"]);
         let text = self.log(name, &mut command)?;
@@ -384,10 +395,10 @@ impl Bench {
                 object.display()
             );
         }
-        Ok("built, and no section of ELF's in them".to_owned())
+        Ok("built, without a fault table".to_owned())
     }
 
-    /// Runs a command that must succeed, keeps what it says in a file, and returns it.
+    /// Runs a command that must succeed, and returns its output, which is also kept in a file.
     fn log(&self, name: &str, command: &mut Command) -> Result<String> {
         let (status, text) = self.keep(name, command)?;
         if !status.success() {
@@ -409,7 +420,7 @@ impl Bench {
         self.folder.join(format!("{name}.log"))
     }
 
-    /// Runs a command, keeps what it says in a file, and returns that and how it ended.
+    /// Runs a command, and returns its status and its output, which is also kept in a file.
     fn keep(&self, name: &str, command: &mut Command) -> Result<(ExitStatus, String)> {
         let path = self.log_file(name);
         let file =
@@ -425,7 +436,7 @@ impl Bench {
     }
 }
 
-/// Whether a file has these bytes in it.
+/// Returns whether a file contains these bytes.
 fn contains(file: &Path, bytes: &[u8]) -> Result<bool> {
     let all = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     Ok(all.windows(bytes.len()).any(|window| window == bytes))
@@ -436,7 +447,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_found_wherever_they_are() {
+    fn contains_finds_bytes_at_any_offset() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("object");
         for (content, expected) in [
@@ -450,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn every_target_names_the_packages_of_its_compiler() {
+    fn tools_of_each_target_include_the_compiler() {
         for target in Target::ALL {
             let packages: Vec<_> = target.tools().iter().map(|tool| tool.package).collect();
             assert!(

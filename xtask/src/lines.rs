@@ -35,7 +35,8 @@ fn parse_limit(text: &str) -> Result<(String, usize)> {
 ///
 /// # Errors
 ///
-/// Returns an error if a source file cannot be read or parsed, or if a limit names an unknown crate.
+/// Returns an error if a source file cannot be read or parsed, or if a limit names an unknown
+/// crate.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let mut totals = BTreeMap::new();
     for package in workspace.packages()? {

@@ -1,6 +1,7 @@
-//! `cargo xtask …`: what is longer than one cargo command.
+//! Maintenance tasks: `cargo xtask --help` lists them.
 //!
-//! Each command is a module with an `Args` and a `run`; a new one is a module, a variant of [`Command`] and an arm in [`main`].
+//! Each command is a module with an `Args` and a `run`. A new one is a module, a variant of
+//! [`Command`], and an arm in [`main`].
 //!
 //! # Layers
 //!
@@ -42,20 +43,23 @@ use workspace::Workspace;
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about = "What is longer than one cargo command")]
+#[command(
+    name = "cargo xtask",
+    about = "Maintenance tasks: compatibility runs, benchmarks, cross-target tests, checks of the sources"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-/// What can be asked for.
+/// The commands.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the published users of vm-memory on this crate, and count what passes
+    /// Run the tests of crates and monitors that use vm-memory, on this crate
     Compat(compat::Args),
-    /// Measure 0.18.0, this crate and the limit side by side, in the three builds that users ship
+    /// Measure 0.18.0, this crate and the limit side by side
     Bench(bench::Args),
-    /// Run the library's tests on other targets: aarch64 under qemu, musl; and build it for Windows and macOS
+    /// Test the library on aarch64 and musl, and build it for Windows and macOS
     Emulate(emulate::Args),
     /// Check that modules import only from the layers that their crate allows
     Layers(layers::Args),
@@ -63,7 +67,7 @@ enum Command {
     Lines(lines::Args),
     /// Report phrases and long lines in comments, documentation and messages
     Prose(prose::Args),
-    /// Ask 0.18.0 and this crate the same random questions, for any length
+    /// Run the same random operations on 0.18.0 and on this crate, for any length of time
     Soak(soak::Args),
 }
 

@@ -1,4 +1,4 @@
-//! The comparison with 0.18.0 (`verify/differential`), for as long as one likes.
+//! `cargo xtask soak`: the differential test (`verify/differential`) for any length of time.
 
 use std::process::ExitCode;
 
@@ -6,15 +6,19 @@ use anyhow::{Context, Result};
 
 use crate::workspace::{cargo, Workspace};
 
-/// What is handed on to the comparison.
+/// The options of `cargo xtask soak`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Options of the comparison: `--seconds 600`, `--ops 50000000`, `--seed 1`, `--survey`; `--help` lists them
+    /// Options of the test, such as `--seconds 600` or `--ops 50000000`; `-- --help` lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     options: Vec<String>,
 }
 
-/// Builds the comparison and runs it.
+/// Builds the differential test and runs it.
+///
+/// # Errors
+///
+/// Returns an error if cargo cannot be started.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let folder = workspace.root.join("verify/differential");
     let status = cargo(&folder)

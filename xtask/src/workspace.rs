@@ -54,8 +54,8 @@ impl Workspace {
         self.root.join("Cargo.toml")
     }
 
-    /// Returns the features of vm-memory that docs.rs builds, with commas between them: all that are
-    /// implemented.
+    /// Returns the features of vm-memory that docs.rs builds, which are all that are implemented,
+    /// separated by commas.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Search, checks, and access by guest address.
+//! Region lookup, range checks, and access by guest address.
 
 use std::hint::black_box;
 use std::sync::atomic::Ordering;
@@ -123,7 +123,7 @@ pub fn store<T: AtomicAccess + Default, B: NewBitmap + 'static>(
     }))
 }
 
-/// How buffers of `len` bytes are aligned in the guest.
+/// The alignment of buffers of `len` bytes in the guest.
 fn alignment(len: usize) -> usize {
     len.min(64)
 }
@@ -162,7 +162,7 @@ pub fn write_slice<B: NewBitmap + 'static>(stage: &Stage, len: usize) -> Result<
     }))
 }
 
-/// Half of each read lies in one region, half in the next.
+/// Reads that are half in one region and half in the next.
 pub fn read_slice_cross(stage: &Stage, len: usize, regions: usize) -> Result<Batch> {
     let layout = Layout::adjacent(regions);
     let memory = memory::<Plain>(stage, layout)?;

@@ -17,7 +17,7 @@ fn bitmap() -> Result<AtomicBitmap> {
     ))
 }
 
-/// Marks what is marked already, as devices do between two harvests.
+/// Marks pages that are dirty already, as devices do between two harvests.
 pub fn mark_dirty(len: usize) -> Result<Batch> {
     let bitmap = bitmap()?;
     bitmap.mark_dirty(0, BITMAP_LEN);
@@ -40,7 +40,7 @@ pub fn dirty_at() -> Result<Batch> {
     }))
 }
 
-/// Harvests a bitmap in which one page in 10 000 is dirty; marking those again is not timed.
+/// Harvests a bitmap with one dirty page in 10 000. Marking them again is not timed.
 pub fn get_and_reset() -> Result<Batch> {
     let bitmap = bitmap()?;
     let pages = BITMAP_LEN / PAGE;

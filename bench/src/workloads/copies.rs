@@ -48,7 +48,7 @@ pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
     }))
 }
 
-/// Bytes from the guest to the host, for the plot.
+/// Copies bytes from the guest to the host, for the plot.
 pub fn copy_bytes(stage: &Stage, len: usize, shift: Shift) -> Result<Batch> {
     let memory = memory::<Plain>(stage, Layout::apart(1))?;
     let host = stage.host.clone();

@@ -1,4 +1,4 @@
-//! The IOTLB, and memory behind it.
+//! The IOTLB, and translated memory.
 
 use std::hint::black_box;
 use std::sync::{RwLock, RwLockReadGuard};
@@ -27,7 +27,7 @@ fn iotlb(mappings: Mappings) -> Result<Iotlb> {
     Ok(iotlb)
 }
 
-/// An access of 8 bytes that is mapped, and all of its pieces taken.
+/// A lookup of 8 mapped bytes, with its iterator drained.
 pub fn hit(mappings: Mappings) -> Result<Batch> {
     let iotlb = iotlb(mappings)?;
     let addresses = mappings.addresses(8);
@@ -41,7 +41,7 @@ pub fn hit(mappings: Mappings) -> Result<Batch> {
     }))
 }
 
-/// An access to 16 pages, each mapped to another place.
+/// A lookup of 16 pages that are mapped to 16 separate places.
 pub fn hit_64k(mappings: Mappings) -> Result<Batch> {
     let iotlb = iotlb(mappings)?;
     let addresses = mappings.addresses(16 * PAGE);
@@ -68,7 +68,7 @@ pub fn hit_64k(mappings: Mappings) -> Result<Batch> {
     }))
 }
 
-/// An access of 8 bytes to a hole between mappings.
+/// A lookup of 8 bytes in a hole between mappings.
 pub fn miss(mappings: Mappings) -> Result<Batch> {
     let iotlb = iotlb(mappings)?;
     let addresses = mappings.holes();
@@ -78,7 +78,7 @@ pub fn miss(mappings: Mappings) -> Result<Batch> {
     }))
 }
 
-/// Takes a page out of an IOTLB that is behind a lock and puts it in again.
+/// Unmaps a page of an IOTLB behind a lock, and maps it again.
 pub fn remap(mappings: Mappings) -> Result<Batch> {
     let iotlb = RwLock::new(iotlb(mappings)?);
     let pages: Vec<_> = mappings.pages().collect();
@@ -100,7 +100,7 @@ pub fn remap(mappings: Mappings) -> Result<Batch> {
     }))
 }
 
-/// An IOMMU as backends write them: a lock around an IOTLB.
+/// An IOMMU as vhost-user back ends write it: a lock around an IOTLB.
 #[derive(Debug)]
 struct Locked(RwLock<Iotlb>);
 

@@ -1,4 +1,4 @@
-//! Memories of either crate.
+//! Guest memory types of either crate.
 
 use anyhow::Result;
 
@@ -7,7 +7,7 @@ use super::vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use crate::layout::Layout;
 use crate::stage::Stage;
 
-/// Memory whose dirty pages nobody tracks.
+/// Memory without dirty tracking.
 pub type Plain = ();
 
 /// Memory with a dirty bitmap.

@@ -38,7 +38,7 @@ pub fn lock_replace(stage: &Stage, regions: usize) -> Result<Batch> {
     }))
 }
 
-/// Makes a map with one more region, in the hole in the middle of a map of `regions`; both are dropped then.
+/// Adds a region in the hole in the middle of a map of `regions`, and drops the new map.
 pub fn insert_region(stage: &Stage, regions: usize) -> Result<Batch> {
     let layout = Layout::apart(regions);
     let map = memory::<Plain>(stage, layout)?;
@@ -50,7 +50,7 @@ pub fn insert_region(stage: &Stage, regions: usize) -> Result<Batch> {
     }))
 }
 
-/// Makes a map without the region in the middle of a map of `regions`; it is dropped then.
+/// Removes the region in the middle of a map of `regions`, and drops the new map.
 pub fn remove_region(stage: &Stage, regions: usize) -> Result<Batch> {
     let layout = Layout::apart(regions);
     let map = memory::<Plain>(stage, layout)?;
@@ -60,7 +60,7 @@ pub fn remove_region(stage: &Stage, regions: usize) -> Result<Batch> {
     }))
 }
 
-/// Where the region in the middle starts.
+/// The start of the region in the middle.
 fn middle(layout: Layout) -> u64 {
     (layout.regions as u64 - 1) / 2 * layout.stride
 }

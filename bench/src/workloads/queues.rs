@@ -14,7 +14,7 @@ use crate::shapes::{blk, ring};
 use crate::stage::Stage;
 use crate::values::S16;
 
-/// A queue whose driver has made `chains` available, each of `per_chain` descriptors.
+/// A queue with `chains` available chains of `per_chain` descriptors each.
 fn queue<B: NewBitmap>(
     memory: &GuestMemoryMmap<B>,
     descriptors: &[S16],
@@ -55,7 +55,7 @@ pub fn add_used<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
     }))
 }
 
-/// Takes 128 chains of one descriptor each off the ring.
+/// Takes 128 chains of one descriptor each from the ring.
 pub fn iter128x1<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
     let memory = memory::<B>(stage, Layout::apart(1))?;
     let mut queue = queue(&memory, &ring::singles(), 1)?;
@@ -75,7 +75,8 @@ pub fn iter128x1<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
     Ok(batch.per(ring::SINGLES))
 }
 
-/// Serves requests of virtio-blk: reads the header, writes 4 KiB of data and the status, returns the chain.
+/// Serves virtio-blk requests: reads the header, writes 4 KiB of data and the status, and returns
+/// the chain.
 pub fn blk4k<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
     let memory = memory::<B>(stage, Layout::apart(1))?;
     let mut queue = queue(&memory, &blk::descriptors(), 3)?;

@@ -1,4 +1,5 @@
-//! `cargo xtask bench --instructions`: what the hottest operations take, counted by callgrind and compared with `bench/instructions.tsv`.
+//! `cargo xtask bench --instructions`: the instructions of the hottest operations, counted by
+//! callgrind and compared with `bench/instructions.tsv`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,14 +11,15 @@ use anyhow::{bail, ensure, Context, Result};
 
 use super::{Args, Bench};
 
-/// How often an operation is run under callgrind; the difference of the two leaves out what happens once.
+/// The numbers of runs of an operation under callgrind. The difference leaves out the set-up.
 const FEW: u64 = 1_000;
 const MANY: u64 = 11_000;
 
-/// How far a count may exceed its pin: another version of glibc or of the compiler moves a few instructions.
+/// The factor by which a count may exceed its pin. Versions of glibc and the compiler differ by a
+/// few instructions.
 const TOLERANCE: f64 = 1.02;
 
-/// The operations whose instructions are counted: what devices do for each request.
+/// The operations that devices do for each request.
 const HOT: [&str; 20] = [
     "find_region, n=64",
     "get_slice64, n=1",
@@ -31,7 +33,7 @@ const HOT: [&str; 20] = [
     "read_slice, 64, n=1",
     "write_slice, 04K, n=1",
     "read_slice_cross, 16, n=64",
-    "vectored: 64 KiB over eight regions, beside preadv(2) by hand",
+    "vectored: 64 KiB over eight regions, against preadv(2)",
     "VolatileSlice::copy_to, u32, 4096B",
     "virtio-queue 0.18: add_used, n=1",
     "mark_dirty, 1B, already",
@@ -51,9 +53,8 @@ impl Bench {
         }
         let file = self.folder.join("instructions.tsv");
         let mut pins = match fs::read_to_string(&file) {
-            Ok(text) => {
-                pins(&text).with_context(|| format!("{}: not what --pin writes", file.display()))?
-            }
+            Ok(text) => pins(&text)
+                .with_context(|| format!("{} is not a file that --pin wrote", file.display()))?,
             Err(_) if args.pin => Pins::new(),
             Err(error) => {
                 return Err(error).with_context(|| format!("cannot read {}", file.display()))
@@ -97,7 +98,7 @@ impl Bench {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Instructions of one run of an operation.
+    /// The instructions of one run of an operation.
     fn count(&self, program: &Path, operation: &str) -> Result<f64> {
         let few = self.callgrind(program, operation, FEW)?;
         let many = self.callgrind(program, operation, MANY)?;
@@ -110,7 +111,7 @@ impl Bench {
         Ok(f64::from(difference) / f64::from(runs))
     }
 
-    /// Instructions of the whole program, when it runs an operation so many times.
+    /// The instructions of the whole program with `iterations` runs of an operation.
     fn callgrind(&self, program: &Path, operation: &str, iterations: u64) -> Result<u64> {
         let profile = self.target.join("callgrind.out");
         let output = Command::new("valgrind")
@@ -132,7 +133,7 @@ impl Bench {
             String::from_utf8_lossy(&output.stderr)
         );
         let text = fs::read_to_string(&profile)?;
-        total(&text).with_context(|| format!("{}: has no total", profile.display()))
+        total(&text).with_context(|| format!("{} has no total", profile.display()))
     }
 }
 
@@ -159,7 +160,7 @@ fn total(profile: &str) -> Option<u64> {
         .and_then(|total| total.trim().parse().ok())
 }
 
-/// Build and operation, and how many instructions.
+/// The instructions of each operation in each build.
 type Pins = BTreeMap<(String, String), f64>;
 
 fn pins(text: &str) -> Result<Pins> {
@@ -184,7 +185,7 @@ fn pins_text(pins: &Pins) -> String {
         "# Instructions of one operation, counted by `cargo xtask bench --instructions --pin` (rustc 1.95, x86_64).\n",
     );
     for ((build, operation), count) in pins {
-        // Writing to a String does not fail.
+        // Writing to a String cannot fail.
         let _ = writeln!(text, "{build}\t{operation}\t{count:.1}");
     }
     text

@@ -10,13 +10,13 @@ use anyhow::{bail, ensure, Context, Result};
 use super::throughput::{short_copies, Throughput};
 use super::Build;
 
-/// What is measured besides the rows, as RESULTS.md says it.
+/// The measurements besides the rows, as text for RESULTS.md.
 pub(super) struct Curves {
-    /// Copies, in each build.
+    /// Copies in each build.
     pub(super) throughput: Vec<(Build, Throughput)>,
     pub(super) growth: String,
     pub(super) threads: String,
-    /// Guest memory that is provisioned: how long it takes, and what it saves.
+    /// The time to provision guest memory, and the time that it saves.
     pub(super) provision: String,
 }
 
@@ -28,16 +28,16 @@ pub(super) struct Line {
     ours: f64,
     limit: Option<f64>,
     ratio: f64,
-    aim: f64,
+    target: f64,
 }
 
 impl Line {
-    fn falls_short(&self) -> bool {
-        self.ratio < self.aim
+    fn misses(&self) -> bool {
+        self.ratio < self.target
     }
 }
 
-/// Reads what the program wrote with `--tsv`.
+/// Reads the file that the program writes for `--tsv`.
 pub(super) fn lines(text: &str) -> Result<Vec<Line>> {
     let number = |field: &str| -> Result<f64> {
         field
@@ -47,7 +47,8 @@ pub(super) fn lines(text: &str) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     for line in text.lines().skip(1) {
         let fields: Vec<_> = line.split('\t').collect();
-        let &[operation, reference, ours, limit, ratio, _of_limit, aim] = fields.as_slice() else {
+        let &[operation, reference, ours, limit, ratio, _of_limit, target] = fields.as_slice()
+        else {
             bail!("'{line}' has not seven fields");
         };
         lines.push(Line {
@@ -60,14 +61,14 @@ pub(super) fn lines(text: &str) -> Result<Vec<Line>> {
                 Some(number(limit)?)
             },
             ratio: number(ratio)?,
-            aim: number(aim)?,
+            target: number(target)?,
         });
     }
     ensure!(!lines.is_empty(), "no rows");
     Ok(lines)
 }
 
-/// What a result depends on.
+/// The machine and the versions that a result depends on.
 pub(super) struct Machine {
     processor: String,
     kernel: String,
@@ -118,7 +119,7 @@ impl Machine {
     }
 }
 
-/// What a command prints.
+/// The output of a command.
 fn said(command: &mut Command) -> Result<String> {
     let output = command
         .output()
@@ -145,14 +146,14 @@ pub(super) fn results_text(
     writeln!(text, "- Date: {}", machine.date)?;
     writeln!(
         text,
-        "- {rounds} rounds, interleaved (reference, ours, limit) in one binary; medians; the ratio is reference ÷ ours, pair by \
-         pair. Processor time of the thread, not of the clock on the wall.\n"
+        "- {rounds} rounds, interleaved (reference, ours, limit) in one binary; medians. The time is the\n  \
+         processor time of the thread. The ratio is the median of reference ÷ ours in each round.\n"
     )?;
     for (build, lines) in tables {
-        let short = lines.iter().filter(|line| line.falls_short()).count();
+        let short = lines.iter().filter(|line| line.misses()).count();
         writeln!(
             text,
-            "- `{}`: {} rows, {short} short of their aim",
+            "- `{}`: {} rows, {short} miss their target",
             build.name(),
             lines.len()
         )?;
@@ -174,10 +175,15 @@ pub(super) fn results_text(
         text.push_str(&short_copies(&curves.throughput)?);
     }
     text.push_str(
-        "\nns an operation unless it says otherwise; fat / release / size. **Bold**: short of the aim.\n\n",
+        "\nThe reference is 0.18.0. The limit is a bounds check on a flat array and one access, or\n\
+         `memcpy`. Times are ns per operation unless a cell has a unit, in the builds fat / release /\n\
+         size.\n\n\
+         The target is the least ratio that a row should reach: 0.95 to 1 where 0.18.0 is close to the\n\
+         limit or the operation is new, and more where a faster design is known. **Bold** ratios miss\n\
+         their target.\n\n",
     );
     text.push_str(
-        "| operation | reference | ours | limit | ratio | aim |\n|---|---|---|---|---|---|\n",
+        "| operation | reference | ours | limit | ratio | target |\n|---|---|---|---|---|---|\n",
     );
 
     let (_, first) = tables.first().context("no build")?;
@@ -187,9 +193,15 @@ pub(super) fn results_text(
             let line = lines
                 .iter()
                 .find(|line| line.operation == row.operation)
-                .with_context(|| format!("`{}` has no row '{}'", build.name(), row.operation))?;
+                .with_context(|| {
+                    format!(
+                        "the build `{}` has no row '{}'",
+                        build.name(),
+                        row.operation
+                    )
+                })?;
             let ratio = digits(line.ratio);
-            let ratio = if line.falls_short() {
+            let ratio = if line.misses() {
                 format!("**{ratio}**")
             } else {
                 ratio
@@ -200,7 +212,7 @@ pub(super) fn results_text(
                 time(line.ours),
                 limit,
                 ratio,
-                line.aim.to_string(),
+                line.target.to_string(),
             ];
             for (cell, value) in cells.iter_mut().zip(values) {
                 cell.push(value);
@@ -212,7 +224,7 @@ pub(super) fn results_text(
     Ok(text)
 }
 
-/// A time as people read it; without a unit: nanoseconds.
+/// Formats a time, in nanoseconds if it has no unit.
 fn time(nanoseconds: f64) -> String {
     if nanoseconds >= 1e6 {
         format!("{} ms", digits(nanoseconds / 1e6))
@@ -223,7 +235,7 @@ fn time(nanoseconds: f64) -> String {
     }
 }
 
-/// Three digits, or all of those before the point.
+/// Formats three digits, or all digits before the point.
 fn digits(value: f64) -> String {
     if value >= 100.0 {
         format!("{value:.0}")
@@ -238,29 +250,29 @@ fn digits(value: f64) -> String {
 mod tests {
     use super::{lines, results_text, time, Build, Machine};
 
-    const TSV: &str = "operation\treference\tours\tlimit\tratio\tof_limit\taim\n\
+    const TSV: &str = "operation\treference\tours\tlimit\tratio\tof_limit\ttarget\n\
                        fast\t50.0\t2.0\t1.0\t25.0\t0.5\t20\n\
                        slow\t25000.0\t20000.0\t\t1.25\t\t2\n";
 
     #[test]
-    fn rows_are_read() {
+    fn lines_of_table_have_all_fields() {
         let lines = lines(TSV).unwrap();
         assert_eq!(lines.len(), 2);
         assert_eq!((lines[0].ours, lines[0].limit), (2.0, Some(1.0)));
-        assert!(!lines[0].falls_short());
+        assert!(!lines[0].misses());
         assert_eq!(lines[1].limit, None);
-        assert!(lines[1].falls_short());
+        assert!(lines[1].misses());
     }
 
     #[test]
-    fn what_is_not_a_table_is_refused() {
+    fn lines_of_malformed_table_returns_error() {
         assert!(lines("operation\n").is_err());
         assert!(lines("head\nname\t1\t2\n").is_err());
         assert!(lines("head\nname\tx\t2\t3\t4\t5\t6\n").is_err());
     }
 
     #[test]
-    fn builds_stand_side_by_side() {
+    fn results_text_has_builds_side_by_side() {
         let machine = Machine {
             processor: "2× somebody's".to_owned(),
             kernel: "Linux".to_owned(),
@@ -285,7 +297,7 @@ mod tests {
         assert!(text.contains(
             "| slow | 25.0 µs / 25.0 µs | 20.0 µs / 20.0 µs | – / – | **1.25** / **1.25** | 2 / 2 |"
         ));
-        assert!(text.contains("`size`: 2 rows, 1 short"));
+        assert!(text.contains("`size`: 2 rows, 1 miss"));
 
         let mut torn = tables;
         torn[1].1.pop();
@@ -293,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn times() {
+    fn time_has_unit_by_magnitude() {
         assert_eq!(time(9999.0), "9999");
         assert_eq!(time(54_321.0), "54.3 µs");
         assert_eq!(time(2_500_000.0), "2.50 ms");

@@ -1,4 +1,4 @@
-//! Copies that are slower than `memcpy`, as the program in `bench/` measured them, for RESULTS.md.
+//! The table of copies that are slower than `memcpy`, for RESULTS.md.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,17 +7,17 @@ use anyhow::{bail, Context, Result};
 
 use super::Build;
 
-/// What share of `memcpy` every copy shall have at least.
+/// The share of `memcpy`'s speed that each copy should reach.
 const FLOOR: f64 = 0.85;
 
-/// What one build said of its copies.
+/// The copies in one build.
 pub(super) struct Throughput {
-    /// Its last line.
+    /// The last line of the program's output.
     pub(super) verdict: String,
     pub(super) points: Vec<Point>,
 }
 
-/// One copy: how many bytes, and how far the guest's and the host's are from a cache line.
+/// The length of a copy, and the offsets of the guest's and the host's bytes from a cache line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     bytes: u64,
@@ -25,10 +25,10 @@ pub(super) struct Place {
     host: u64,
 }
 
-/// A copy, and its speed as a part of that of `memcpy`.
+/// A copy, and its speed as a share of `memcpy`'s.
 pub(super) type Point = (Place, f64);
 
-/// Reads what the program wrote with `--throughput` and `--tsv`.
+/// Reads the file that the program writes for `--throughput` and `--tsv`.
 pub(super) fn points(text: &str) -> Result<Vec<Point>> {
     let number = |field: &str| -> Result<u64> {
         field
@@ -57,7 +57,7 @@ pub(super) fn points(text: &str) -> Result<Vec<Point>> {
     Ok(points)
 }
 
-/// The copies that fall short in some build, as a table of all builds.
+/// Returns a table of all builds with the copies that are below the floor in one of them.
 pub(super) fn short_copies(builds: &[(Build, Throughput)]) -> Result<String> {
     let mut places: BTreeMap<Place, Vec<Option<f64>>> = BTreeMap::new();
     for (column, (_, throughput)) in builds.iter().enumerate() {
@@ -70,11 +70,14 @@ pub(super) fn short_copies(builds: &[(Build, Throughput)]) -> Result<String> {
     }
     places.retain(|_, parts| parts.iter().flatten().any(|part| *part < FLOOR));
     if places.is_empty() {
-        return Ok(format!("No copy is under {FLOOR} of `memcpy`.\n"));
+        return Ok(format!(
+            "No copy is below {FLOOR} of the speed of `memcpy`.\n"
+        ));
     }
     let names: Vec<_> = builds.iter().map(|(build, _)| build.name()).collect();
     let mut text = format!(
-        "Copies under {FLOOR} of `memcpy` (**bold**) in some build. The guest's bytes and the host's begin so far behind a cache line.\n\n\
+        "Copies below {FLOOR} of the speed of `memcpy` (**bold**) in one of the builds. The columns guest\n\
+         and host are offsets from a cache line.\n\n\
          | bytes | guest | host | {} |\n|---|---|---|{}\n",
         names.join(" | "),
         "---|".repeat(names.len())
@@ -110,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_that_fall_short_anywhere_are_listed_for_every_build() {
+    fn short_copies_lists_all_builds_of_a_slow_copy() {
         let head = "bytes\tguest\thost\tpart\n";
         let fat = throughput(&format!(
             "{head}64\t0\t0\t0.8449\n128\t0\t3\t0.99\n48\t0\t0\t0.95\n"
@@ -119,7 +122,7 @@ mod tests {
             "{head}64\t0\t0\t1.01\n128\t0\t3\t0.9\n48\t0\t0\t0.5\n"
         ));
         let text = short_copies(&[(Build::Fat, fat), (Build::Size, size)]).unwrap();
-        let rows: Vec<_> = text.lines().skip(2).collect();
+        let rows: Vec<_> = text.lines().skip(3).collect();
         assert_eq!(
             rows,
             [
@@ -131,11 +134,11 @@ mod tests {
         );
         let good = throughput(&format!("{head}64\t0\t0\t0.85\n"));
         let text = short_copies(&[(Build::Fat, good)]).unwrap();
-        assert_eq!(text, "No copy is under 0.85 of `memcpy`.\n");
+        assert_eq!(text, "No copy is below 0.85 of the speed of `memcpy`.\n");
     }
 
     #[test]
-    fn what_is_not_a_list_of_copies_is_refused() {
+    fn points_of_malformed_table_returns_error() {
         assert!(points("head\n").is_err());
         assert!(points("head\n1\t2\t3\n").is_err());
         assert!(points("head\n1\t2\t3\tfast\n").is_err());

@@ -1,17 +1,17 @@
-//! What a test run says about itself.
+//! The results that a test run reports.
 
 use anyhow::{Context, Result};
 
 /// The sums of the `test result:` lines of one run: unit, integration and documentation tests.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Counts {
-    /// Test programs that reported.
+    /// Test programs that reported a result.
     pub programs: u64,
     /// Tests that passed.
     pub passed: u64,
     /// Tests that failed.
     pub failed: u64,
-    /// Tests that their own crate ignores.
+    /// Tests that their crate ignores.
     pub ignored: u64,
     /// Tests left out by `--skip`.
     pub left_out: u64,
@@ -22,10 +22,10 @@ impl Counts {
     ///
     /// # Errors
     ///
-    /// A result line that cannot be read: a count that is guessed proves nothing.
+    /// Returns an error if a result line cannot be read.
     pub fn from_output(output: &str) -> Result<Self> {
         output.lines().try_fold(Self::default(), |sum, line| {
-            // What a test prints may stand before the result on the same line.
+            // The output of a test may precede the result on its line.
             match line.split_once("test result: ") {
                 Some((_, fields)) => sum
                     .with_line(fields)
@@ -40,7 +40,7 @@ impl Counts {
             fields
                 .split([';', '.'])
                 .find_map(|part| part.trim().strip_suffix(name)?.trim().parse().ok())
-                .with_context(|| format!("no number of tests {name}"))
+                .with_context(|| format!("the line has no number of tests {name}"))
         };
         let add =
             |sum: u64, number: u64| sum.checked_add(number).context("too many tests to count");
@@ -59,7 +59,7 @@ mod tests {
     use super::Counts;
 
     #[test]
-    fn programs_are_summed() {
+    fn from_output_sums_all_programs() {
         let output = "\
 running 3 tests
 test a ... ok
@@ -82,7 +82,7 @@ noise without a newline test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 me
     }
 
     #[test]
-    fn no_result_is_no_program() {
+    fn from_output_without_result_has_no_programs() {
         assert_eq!(
             Counts::from_output("error: could not compile")
                 .unwrap()
@@ -92,7 +92,7 @@ noise without a newline test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 me
     }
 
     #[test]
-    fn a_line_that_cannot_be_read_is_an_error() {
+    fn from_output_with_malformed_line_returns_error() {
         assert!(Counts::from_output("test result: ok. many passed; 0 failed").is_err());
     }
 }

@@ -1,33 +1,34 @@
-//! The crates that are run, and how many of their tests pass on vm-memory 0.18.0 from the registry (x86_64 Linux).
+//! The crates, and the number of their tests that pass on vm-memory 0.18.0 from the registry (on
+//! x86_64 Linux).
 
-/// One published crate, with the features it is tested with.
+/// A published crate, and the features of its tests.
 #[derive(Debug)]
 pub struct User {
     /// Its name in the registry.
     pub name: &'static str,
     /// The version that was counted.
     pub version: &'static str,
-    /// What tells this row from another of the same crate, in the name of the log.
+    /// A suffix that distinguishes rows of the same crate.
     pub variant: Option<&'static str>,
     /// Features, with commas; empty for the default ones.
     pub features: &'static str,
     /// Unit, integration and documentation tests that pass on the registry's vm-memory.
     pub expected: u64,
-    /// What is left out: parts of test names.
+    /// The tests that are left out, by parts of their names.
     pub skips: &'static [&'static str],
-    /// Why.
+    /// The reason why they are left out.
     pub reason: &'static str,
-    /// What its build takes beyond Rust and a C compiler.
+    /// The tools that its build needs besides Rust and a C compiler.
     pub needs: &'static str,
 }
 
 impl User {
-    /// What the copy of its source is called.
+    /// Returns the name of the folder of its copy.
     pub fn folder(&self) -> String {
         format!("{}-{}", self.name, self.version)
     }
 
-    /// What the row is called: the crate, and the variant if there is one.
+    /// Returns the name of the row: the crate, and the variant if it has one.
     pub fn label(&self) -> String {
         match self.variant {
             Some(variant) => format!("{}-{variant}", self.name),
@@ -36,7 +37,7 @@ impl User {
     }
 }
 
-/// All of them. Each is as published; a newer version is a new count, made with `--published`.
+/// The crates, as published. A new version needs a new count (`cargo xtask compat --published`).
 pub const USERS: &[User] = &[
     User {
         name: "virtio-queue",
@@ -132,7 +133,7 @@ pub const USERS: &[User] = &[
     },
 ];
 
-/// The names of the crates, each once.
+/// Returns the names of the crates, each once.
 pub fn names() -> Vec<&'static str> {
     let mut names: Vec<_> = USERS.iter().map(|user| user.name).collect();
     names.dedup();
@@ -145,19 +146,19 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn each_row_has_a_log_of_its_own() {
+    fn label_is_unique() {
         let labels: HashSet<_> = USERS.iter().map(super::User::label).collect();
         assert_eq!(labels.len(), USERS.len());
     }
 
     #[test]
-    fn names_are_listed_once() {
+    fn names_are_unique() {
         let unique: HashSet<_> = names().into_iter().collect();
         assert_eq!(unique.len(), names().len());
     }
 
     #[test]
-    fn what_is_left_out_has_a_reason() {
+    fn users_with_skips_have_a_reason() {
         for user in USERS {
             assert_eq!(
                 user.skips.is_empty(),

@@ -23,17 +23,17 @@ fn passed(passed: u64) -> Counts {
 }
 
 #[test]
-fn fewer_passes_than_expected_fail() {
+fn judge_with_fewer_passes_than_expected_returns_error() {
     assert!(judge(user(), &passed(user().expected)).is_ok());
     assert!(judge(user(), &passed(user().expected + 1)).is_ok());
     let why = judge(user(), &passed(user().expected - 1))
         .unwrap_err()
         .to_string();
-    assert_eq!(why, "57 passed, 58 did on vm-memory 0.18.0");
+    assert_eq!(why, "57 passed, but 58 pass on vm-memory 0.18.0");
 }
 
 #[test]
-fn a_failed_test_fails_whatever_passed() {
+fn judge_with_failed_test_returns_error() {
     let counts = Counts {
         failed: 1,
         ..passed(1000)
@@ -43,7 +43,7 @@ fn a_failed_test_fails_whatever_passed() {
 }
 
 #[test]
-fn a_vm_memory_from_elsewhere_fails() {
+fn check_source_with_other_vm_memory_returns_error() {
     let folder = tempfile::tempdir().unwrap();
     let manifests = ["ours", "registry"].map(|name| {
         let path = folder.path().join(name).join("Cargo.toml");
@@ -72,7 +72,7 @@ fn a_vm_memory_from_elsewhere_fails() {
 }
 
 #[test]
-fn a_copy_is_a_workspace_of_its_own() {
+fn copy_crate_makes_a_separate_workspace() {
     let folder = tempfile::tempdir().unwrap();
     let (source, copy) = (
         folder.path().join("source"),
@@ -81,7 +81,7 @@ fn a_copy_is_a_workspace_of_its_own() {
     fs::create_dir_all(source.join("src/deep")).unwrap();
     fs::write(source.join("Cargo.toml"), "[package]\nname = \"thing\"").unwrap();
     fs::write(source.join("src/deep/a.rs"), "// a").unwrap();
-    // What an interrupted run left is not taken over.
+    // The remains of an interrupted run are not used.
     fs::create_dir_all(folder.path().join("thing-0.1.0.partial/stale")).unwrap();
 
     copy_crate(&source, &copy).unwrap();
@@ -98,13 +98,13 @@ fn a_copy_is_a_workspace_of_its_own() {
 }
 
 #[test]
-fn fetching_pins_the_version() {
+fn fetch_manifest_pins_versions() {
     let manifest = fetch_manifest(&BTreeSet::from([("a", "1.2.3"), ("b", "0.1.0")])).unwrap();
     assert!(manifest.ends_with("[workspace]\n\n[dependencies]\na = \"=1.2.3\"\nb = \"=0.1.0\"\n"));
 }
 
 #[test]
-fn the_tail_is_the_end() {
+fn tail_returns_last_lines() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let lines: Vec<_> = (0..200).map(|number| number.to_string()).collect();
@@ -114,7 +114,7 @@ fn the_tail_is_the_end() {
 }
 
 #[test]
-fn columns_line_up_but_the_last() {
+fn markdown_aligns_all_columns_except_the_last() {
     let rows = [["a", "long"], ["longer", "b"]].map(|row| row.map(str::to_owned));
     assert_eq!(
         markdown(&rows),
@@ -123,7 +123,7 @@ fn columns_line_up_but_the_last() {
 }
 
 #[test]
-fn the_table_says_what_failed_and_what_was_left_out() {
+fn table_has_failures_and_skips() {
     let row = |user, failure: Option<&str>| Row {
         user,
         counts: Counts {

@@ -89,7 +89,7 @@ impl Monitor {
 ///
 /// # Errors
 ///
-/// Returns an error if the checkout cannot be copied or built, or if its tests do not report counts.
+/// Returns an error if the checkout cannot be copied, or if cargo cannot resolve its dependencies.
 pub fn run(
     bench: &Bench,
     monitor: Monitor,
