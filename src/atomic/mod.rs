@@ -1,17 +1,52 @@
-//! Memory maps that are swapped while devices use them.
+//! Memory maps that are replaced while devices use them.
+//!
+//! A map never changes. Hotplug builds a new map, which shares the regions that stay, and swaps it
+//! in. Readers load the current map without waiting. Writers exclude each other.
 //!
 //! ```text
-//!   GuestMemoryAtomic ──► map A (Arc)  ◄── guard of a device that is in the middle of something
+//!   GuestMemoryAtomic ──► map A (Arc)  ◄── guard of a device that is in the middle of an access
 //!          │
-//!          └─ lock().replace(map B):  from now on memory() gives map B;
-//!                                     map A goes when its last guard does
+//!          └─ update(map A ─► map B):  from now on memory() returns map B;
+//!                                      map A lives until its last guard is dropped
 //! ```
 //!
-//! [`GuestMemoryAtomic::update`] does that with one call, and returns map A with a way to learn when that is; a thread that looks often has a
-//! [`GuestMemoryReader`].
+//! | type | use it for |
+//! |---|---|
+//! | [`GuestMemoryAtomic`] | the shared handle, which writers [`update`](GuestMemoryAtomic::update) |
+//! | [`GuestMemoryLoadGuard`] | one access, or a few |
+//! | [`GuestMemoryReader`] | a thread that accesses memory often |
+//! | [`RetiredMap`] | waiting until a removed region is out of use |
 //!
-//! A map does not change; hotplug makes another one, which shares the regions that stay. Readers take the map of the moment without waiting for
-//! anybody. Writers wait for each other.
+//! # System calls
+//!
+//! `clock_nanosleep(2)` in [`RetiredMap::wait`], `futex(2)` if writers contend, and those of
+//! dropping a map: `munmap(2)` for each region that no other map has.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "backend-mmap")] {
+//! use std::sync::Arc;
+//! use std::time::{Duration, Instant};
+//! use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend};
+//! use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
+//!
+//! let map = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+//! let memory = GuestMemoryAtomic::new(map);
+//!
+//! // Plugs a region. A device sees it with its next access.
+//! let dimm = Arc::new(GuestRegionMmap::from_range(GuestAddress(0x1000), 0x1000, None)?);
+//! memory.update(|map| map.insert_region(dimm))?;
+//! memory.memory().write_obj(7u8, GuestAddress(0x1000))?;
+//!
+//! // Unplugs it, and waits until no device uses it.
+//! let old = memory.update(|map| {
+//!     map.remove_region(GuestAddress(0x1000), 0x1000).map(|(map, _)| map)
+//! })?;
+//! old.wait(Instant::now() + Duration::from_secs(1))?;
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod reader;
 mod retired_map;
@@ -32,7 +67,12 @@ pub use retired_map::RetiredMap;
 
 /// A memory map that can be replaced while it is used.
 ///
-/// Clones are handles to the same map: what one replaces, all see.
+/// Clones are handles to the same memory: all of them see a replacement.
+///
+/// [`update`](Self::update) replaces the map with one call. [`lock`](Self::lock) and
+/// [`replace`](GuestMemoryExclusiveGuard::replace) do it in two steps.
+///
+/// # Examples
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
@@ -46,14 +86,16 @@ pub use retired_map::RetiredMap;
 /// let before = device.memory();
 ///
 /// let lock = memory.lock().unwrap();
-/// let more = GuestRegionMmap::from_range(GuestAddress(0x1000), 0x1000, None)?;
-/// lock.replace(memory.memory().insert_region(Arc::new(more))?);
+/// let dimm = GuestRegionMmap::from_range(GuestAddress(0x1000), 0x1000, None)?;
+/// lock.replace(memory.memory().insert_region(Arc::new(dimm))?);
 ///
 /// assert_eq!(before.num_regions(), 1);
 /// assert_eq!(device.memory().num_regions(), 2);
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[doc(alias = "hotplug")]
+#[doc(alias = "RCU")]
 #[derive(Debug)]
 pub struct GuestMemoryAtomic<M: GuestMemory> {
     map: Arc<ArcSwap<M>>,
@@ -70,18 +112,24 @@ struct Writers<M> {
 }
 
 impl<M: GuestMemory> GuestMemoryAtomic<M> {
-    /// Begins with `map`.
+    /// Creates a handle to a memory whose current map is `map`.
     pub fn new(map: M) -> Self {
         Arc::new(map).into()
     }
 
-    /// Keeps other writers out, so that a new map can be made of the present one and put in its place. Readers go on.
+    /// Excludes other writers, so that a new map can be made from the current one and replace it.
     ///
-    /// A thread that has one of these guards and calls `lock` or [`update`](Self::update) of the same memory waits for itself, for ever.
+    /// Readers do not wait. [`update`](Self::update) is the simpler way.
+    ///
+    /// # Deadlocks
+    ///
+    /// A thread that holds the guard must not call `lock` or [`update`](Self::update) of the same
+    /// memory.
     ///
     /// # Errors
     ///
-    /// If a writer panicked in here before. The guard is in the error, and works.
+    /// Returns [`PoisonError`] if a writer panicked while it held the guard. The guard is in the
+    /// error, and can be used: the map is that of the last replacement.
     pub fn lock(&self) -> LockResult<GuestMemoryExclusiveGuard<'_, M>> {
         let guard = |version| GuestMemoryExclusiveGuard {
             parent: self,
@@ -94,7 +142,7 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
     }
 }
 
-/// Begins with a map that others share.
+/// Creates a handle to a memory whose current map is shared with other owners.
 impl<M: GuestMemory> From<Arc<M>> for GuestMemoryAtomic<M> {
     fn from(map: Arc<M>) -> Self {
         GuestMemoryAtomic {
@@ -107,7 +155,7 @@ impl<M: GuestMemory> From<Arc<M>> for GuestMemoryAtomic<M> {
     }
 }
 
-/// Another handle to the same map.
+/// Creates another handle to the same memory.
 impl<M: GuestMemory> Clone for GuestMemoryAtomic<M> {
     fn clone(&self) -> Self {
         Self {
@@ -129,20 +177,38 @@ impl<M: GuestMemory> GuestAddressSpace for GuestMemoryAtomic<M> {
     }
 }
 
-/// The map of one moment. It stays as it is, and stays mapped, as long as this is kept.
+/// A guard of the map that was current when [`memory`](GuestAddressSpace::memory) was called.
+///
+/// The map stays as it is, and stays mapped, as long as the guard exists. Guards are for short use:
+/// a thread has a limited number of cheap ones. Use [`into_inner`](Self::into_inner) to keep a map.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+///
+/// let map = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+/// let memory = GuestMemoryAtomic::new(map);
+/// let guard = memory.memory();
+/// guard.write_obj(7u32, GuestAddress(0x10))?;
+/// assert_eq!(guard.read_obj::<u32>(GuestAddress(0x10))?, 7);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct GuestMemoryLoadGuard<M: GuestMemory> {
     guard: Guard<Arc<M>>,
 }
 
 impl<M: GuestMemory> GuestMemoryLoadGuard<M> {
-    /// Returns the map as a counted pointer, which is the better one to keep for long.
+    /// Converts the guard into a counted pointer, which can be kept for long.
     pub fn into_inner(self) -> Arc<M> {
         Guard::into_inner(self.guard)
     }
 }
 
-/// The same map once more.
+/// Creates another guard of the same map, which need not be the current one.
 impl<M: GuestMemory> Clone for GuestMemoryLoadGuard<M> {
     fn clone(&self) -> Self {
         GuestMemoryLoadGuard {
@@ -160,7 +226,9 @@ impl<M: GuestMemory> Deref for GuestMemoryLoadGuard<M> {
     }
 }
 
-/// The right to replace the map. Other writers wait until it is gone.
+/// The exclusive right to replace the map, from [`GuestMemoryAtomic::lock`].
+///
+/// Other writers wait until it is dropped.
 #[derive(Debug)]
 pub struct GuestMemoryExclusiveGuard<'a, M: GuestMemory> {
     parent: &'a GuestMemoryAtomic<M>,
@@ -168,9 +236,10 @@ pub struct GuestMemoryExclusiveGuard<'a, M: GuestMemory> {
 }
 
 impl<M: GuestMemory> GuestMemoryExclusiveGuard<'_, M> {
-    /// Replaces the map, and lets other writers in.
+    /// Replaces the map, and releases the lock.
     ///
-    /// Whoever looks from now on sees `map`. The old one goes when its last guard does.
+    /// Readers see `map` from now on. The replaced map lives until its last reader is gone; to learn
+    /// when that is, use [`update`](GuestMemoryAtomic::update) instead.
     pub fn replace(mut self, map: M) {
         let GuestMemoryAtomic {
             map: current,

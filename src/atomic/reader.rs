@@ -1,4 +1,4 @@
-//! [`GuestMemoryReader`]: a thread's own handle to the map of the moment.
+//! [`GuestMemoryReader`]: a thread's cache of the current map.
 
 use core::fmt::{self, Debug};
 use std::sync::Arc;
@@ -8,37 +8,47 @@ use arc_swap::{ArcSwap, Cache};
 use super::GuestMemoryAtomic;
 use crate::guest_memory::GuestMemory;
 
-/// The map of the moment, for a thread that looks often.
+/// A cached handle to a [`GuestMemoryAtomic`], for a thread that accesses memory often.
 ///
-/// It keeps the map that it saw last, and [`memory`](Self::memory) asks whether that is still the one: a load and a comparison, where
-/// [`GuestAddressSpace::memory`](crate::GuestAddressSpace::memory) takes a guard and gives it back.
+/// The reader keeps the map that it returned last. [`memory`](Self::memory) checks that it is still
+/// current, with a load and a comparison.
+/// [`GuestAddressSpace::memory`](crate::GuestAddressSpace::memory) takes several times as long,
+/// because it creates a guard.
 ///
-/// # What it pins
+/// # Memory that stays mapped
 ///
-/// The map that it saw last, with all of its regions, stays mapped until the next look, or until [`release`](Self::release). A thread that goes to sleep for
-/// long with one in its hand keeps removed memory from being given back: see [`RetiredMap`](super::RetiredMap).
+/// The reader keeps its map, with all regions, until the next call of `memory`, or until
+/// [`release`](Self::release). Call `release` before the thread sleeps for long: otherwise removed
+/// regions stay mapped, and [`RetiredMap::wait`](super::RetiredMap::wait) fails.
+///
+/// # Examples
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap};
 ///
-/// let memory = GuestMemoryAtomic::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)])?);
+/// let map = |ranges: &[_]| GuestMemoryMmap::<()>::from_ranges(ranges);
+/// let memory = GuestMemoryAtomic::new(map(&[(GuestAddress(0), 0x1000)])?);
 /// let mut reader = memory.reader();
 /// reader.memory().write_obj(7u8, GuestAddress(0))?;
 ///
-/// memory.update(|_| GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)]))?;
+/// let old = memory.update(|_| map(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)]))?;
+/// assert_eq!(old.readers(), 1);
 /// assert_eq!(reader.memory().num_regions(), 2);
+/// assert!(old.is_done());
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[doc(alias = "RCU")]
+#[doc(alias = "cache")]
 pub struct GuestMemoryReader<M: GuestMemory> {
     map: Arc<ArcSwap<M>>,
-    /// `None` after it was released.
+    /// The cache with the last map, or `None` after `release`.
     seen: Option<Cache<Arc<ArcSwap<M>>, Arc<M>>>,
 }
 
 impl<M: GuestMemory> GuestMemoryAtomic<M> {
-    /// Returns a handle for a thread that looks at the map often.
+    /// Creates a cached handle, for a thread that accesses memory often.
     pub fn reader(&self) -> GuestMemoryReader<M> {
         GuestMemoryReader {
             map: Arc::clone(&self.map),
@@ -48,9 +58,10 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
 }
 
 impl<M: GuestMemory> GuestMemoryReader<M> {
-    /// Returns the map of the moment.
+    /// Returns the current map.
     ///
-    /// What was replaced before, in the order that locks, channels and the like make, is not seen any more.
+    /// A map that was replaced before this call, in the order that locks, channels and other
+    /// synchronization establish, is not returned.
     #[inline]
     pub fn memory(&mut self) -> &M {
         if self.seen.is_none() {
@@ -61,13 +72,15 @@ impl<M: GuestMemory> GuestMemoryReader<M> {
         seen.load()
     }
 
-    /// Lets go of the map that it saw last: before sleeping for long. The next look takes a little longer.
+    /// Drops the cached map.
+    ///
+    /// The next call of [`memory`](Self::memory) takes a little longer.
     pub fn release(&mut self) {
         self.seen = None;
     }
 }
 
-/// A handle to the same memory, for another thread. It has seen nothing yet.
+/// Creates a handle to the same memory, for another thread, without a cached map.
 impl<M: GuestMemory> Clone for GuestMemoryReader<M> {
     fn clone(&self) -> Self {
         Self {

@@ -1,17 +1,17 @@
-//! [`LookupCounters`]: how often an IOTLB had what it was asked for.
+//! [`LookupCounters`]: the hits and misses of an IOTLB.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Threads that count in places of their own; more share them.
+/// The number of shards. With more threads than this, threads share a shard.
 const SHARDS: usize = 16;
 
-/// Counts of lookups, in places that threads do not share, so that counting does not make them wait for each other.
+/// Counts of lookups, sharded so that counting threads do not contend for a cache line.
 #[derive(Debug, Default)]
 pub(super) struct LookupCounters {
     shards: [Shard; SHARDS],
 }
 
-/// Lines of cache of its own: two, since processors fetch them in pairs.
+/// The counts of a few threads, in two cache lines: processors prefetch lines in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shard {
@@ -19,25 +19,25 @@ struct Shard {
     misses: AtomicU64,
 }
 
-/// The next thread's place.
+/// The shard of the next thread that counts.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    static PLACE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
+    static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
 }
 
 impl LookupCounters {
     /// Counts one lookup.
     #[inline(never)]
     pub(super) fn count(&self, hit: bool) {
-        let place = PLACE.try_with(|place| *place).unwrap_or(0);
-        if let Some(shard) = self.shards.get(place) {
+        let shard = SHARD.try_with(|shard| *shard).unwrap_or(0);
+        if let Some(shard) = self.shards.get(shard) {
             let counter = if hit { &shard.hits } else { &shard.misses };
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// The sums: hits and misses.
+    /// Returns the numbers of hits and misses.
     pub(super) fn sums(&self) -> (u64, u64) {
         let sum = |of: fn(&Shard) -> &AtomicU64| {
             self.shards
@@ -49,15 +49,15 @@ impl LookupCounters {
     }
 }
 
-/// What an [`Iotlb`](super::Iotlb) or a [`SharedIotlb`](super::SharedIotlb) has done since it was made, or since its lookups are counted.
+/// Statistics of an [`Iotlb`](super::Iotlb) or a [`SharedIotlb`](super::SharedIotlb).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct IotlbCounters {
-    /// Lookups that found everything; 0 unless they are counted.
+    /// The number of lookups that found all of their range; 0 unless lookups are counted.
     pub hits: u64,
-    /// Lookups that failed; 0 unless they are counted.
+    /// The number of lookups that failed; 0 unless lookups are counted.
     pub misses: u64,
-    /// Mappings that had to go for others, because of the bound.
+    /// The number of mappings that were evicted because of the bound.
     pub evictions: u64,
-    /// Mappings that there are now.
+    /// The current number of mappings.
     pub entries: usize,
 }

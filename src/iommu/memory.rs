@@ -30,8 +30,8 @@ use crate::volatile_memory::VolatileSlice;
 /// [`MarkedIommuMemory`](super::MarkedIommuMemory) marks by guest physical address in both cases.
 ///
 /// A write that the own bitmap does not track is refused before it happens, with
-/// [`Error::IommuMisconfigured`](super::Error::IommuMisconfigured). A page that is written and not
-/// marked would be lost to a migration.
+/// [`Error::IommuMisconfigured`]. A page that is written and not marked would be lost to a
+/// migration.
 ///
 /// # Invalidation
 ///

@@ -1,23 +1,60 @@
 //! Guest memory behind an IOMMU.
 //!
-//! A device behind an IOMMU uses I/O virtual addresses (IOVAs). What they stand for is up to the guest, page by page, and changes while the
-//! device runs.
+//! A device behind an IOMMU uses I/O virtual addresses (IOVAs). The guest maps them to guest physical
+//! addresses, page by page, and changes the mappings while the device runs.
 //!
 //! ```text
 //!   IommuMemory::get_slices(IOVA, count, access)
 //!     │
-//!     ├─ Iommu::translate    yours: looks into an Iotlb; what is missing there, it gets from where the mappings are
-//!     │   └─ Iotlb::lookup   IOVA ─► guest physical ranges, or what is missing and what is refused
+//!     ├─ Iommu::translate    implemented by the user, or by SharedIotlb and RwLock<Iotlb>
+//!     │   └─ Iotlb::lookup   IOVA ─► guest physical ranges, or the parts that fail
 //!     │
 //!     └─ GuestMemoryBackend  guest physical ranges ─► slices of host memory
 //! ```
 //!
-//! That is how vhost-user has it (vhost-user specification, section "IOMMU support"): the front end sends updates and invalidations,
-//! the back end keeps an IOTLB and asks for what it misses.
+//! | type | use it for |
+//! |---|---|
+//! | [`IommuMemory`] | [`Bytes`](crate::Bytes) and [`GuestMemory`](crate::GuestMemory) by IOVA |
+//! | [`MarkedIommuMemory`] | the same, with dirty pages by guest physical address |
+//! | [`SharedIotlb`] | mappings that threads look up without a lock |
+//! | [`Iotlb`] | mappings behind a lock of your own |
+//! | [`Iommu`] | an IOMMU that asks elsewhere for missing mappings |
 //!
-//! A [`SharedIotlb`] is one that threads look into without a lock.
+//! This is the division of work of vhost-user (vhost-user specification, section "IOMMU support"):
+//! the front end sends updates and invalidations, and the back end keeps an IOTLB and asks for
+//! missing mappings.
 //!
-//! Lengths are in bytes. Ranges that pass 2^64 are never accessible; one may end there exactly.
+//! Lengths are in bytes. A range may end at 2^64. A range that passes 2^64 is never accessible.
+//!
+//! # System calls
+//!
+//! `clock_nanosleep(2)` in [`Invalidation::wait`], and `futex(2)` if threads contend for the lock of
+//! an IOTLB. Otherwise only the allocator makes system calls.
+//!
+//! # Examples
+//!
+//! ```
+//! # #[cfg(feature = "backend-mmap")] {
+//! use std::time::{Duration, Instant};
+//! use vm_memory::iommu::{IommuMemory, SharedIotlb};
+//! use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+//!
+//! let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+//! let iotlb = SharedIotlb::new();
+//! let device = IommuMemory::new(physical, iotlb.clone(), true, ());
+//!
+//! // The front end maps a page.
+//! let iova = GuestAddress(0x8000_0000);
+//! iotlb.set_mapping(iova, GuestAddress(0x1000), 0x1000, Permissions::ReadWrite)?;
+//! device.write_obj(7u64, iova)?;
+//!
+//! // It takes the page away, and waits for accesses in flight before it acknowledges that.
+//! let invalidation = iotlb.invalidate_mapping(iova, 0x1000);
+//! invalidation.wait(Instant::now() + Duration::from_secs(1))?;
+//! assert!(device.read_obj::<u64>(iova).is_err());
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod counters;
 mod error;
@@ -38,6 +75,7 @@ mod tests;
 use std::fmt::Debug;
 use std::ops::Deref;
 
+pub use crate::retired::StillRead;
 pub use counters::IotlbCounters;
 pub use error::{Error, IotlbFails, IovaRange, MappedRange};
 pub use iotlb::{Iotlb, IotlbIterator};
@@ -48,9 +86,7 @@ pub use slices::IommuMemorySliceIterator;
 
 use crate::guest_memory::{GuestAddress, Permissions, TranslationHold};
 
-pub use crate::retired::StillRead;
-
-/// The most that is granted of what can be asked for.
+/// Returns the most permissive access that is granted.
 fn widest(mut is_granted: impl FnMut(Permissions) -> bool) -> Option<Permissions> {
     let all = [
         Permissions::ReadWrite,
@@ -123,18 +159,19 @@ fn widest(mut is_granted: impl FnMut(Permissions) -> bool) -> Option<Permissions
 #[doc(alias = "DMA")]
 #[doc(alias = "vhost-user")]
 pub trait Iommu: Debug + Send + Sync {
-    /// What the IOTLB is reached through: a lock's guard, a counted pointer, a reference.
+    /// The pointer to the IOTLB: the guard of a lock, a counted pointer, or a reference.
     ///
-    /// It lives as long as an iterator over translated memory does.
+    /// An iterator over translated memory holds it.
     type IotlbGuard<'a>: Deref<Target = Iotlb> + 'a
     where
         Self: 'a;
 
-    /// Translates `length` bytes at `iova`, for an access.
+    /// Translates the `length` bytes at `iova`, for an access.
     ///
     /// # Errors
     ///
-    /// If not all of them are mapped, or not all mappings permit the access.
+    /// Returns [`Error::CannotResolve`] if a byte is not mapped, or its mapping does not permit the
+    /// access. [`IotlbFails::into_error`] creates that error.
     fn translate(
         &self,
         iova: GuestAddress,
@@ -142,10 +179,13 @@ pub trait Iommu: Debug + Send + Sync {
         access: Permissions,
     ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error>;
 
-    /// Returns what keeps every translation in use that is made from now on, until it is dropped: an invalidation must not be acknowledged before.
+    /// Returns a hold that keeps all later translations in use until it is dropped.
     ///
-    /// For I/O that completes later ([`IoBuffer`](crate::vectored::IoBuffer)). `None`, as the provided method has it, if there is no such thing: an IOMMU
-    /// whose guard is that of a lock cannot have it on another thread. One that has a [`SharedIotlb`] returns that one's.
+    /// While a hold exists, no invalidation of a mapping that it covers may be acknowledged. I/O that
+    /// completes later needs one: see [`IoBuffer`](crate::vectored::IoBuffer).
+    ///
+    /// Returns `None` by default. An IOMMU whose guard is that of a lock cannot support holds, since
+    /// another thread cannot release the lock. One that has a [`SharedIotlb`] forwards to that.
     fn hold_translation(&self) -> Option<TranslationHold> {
         None
     }

@@ -1,4 +1,4 @@
-//! [`SharedIotlb`]: an IOTLB that threads look into without a lock.
+//! [`SharedIotlb`]: an IOTLB that threads look up without a lock.
 
 use core::fmt::{self, Debug};
 use core::num::NonZeroUsize;
@@ -13,22 +13,36 @@ use crate::guest_memory::{GuestAddress, Permissions, TranslationHold};
 use crate::retired::sync::Guard;
 use crate::retired::{wait_until_unread, StillRead};
 
-/// An [`Iotlb`] that many threads look into while others change it, without a lock.
+/// An [`Iotlb`] that threads look up without a lock, while others change it.
 ///
-/// Who looks works on a snapshot, which stays as it is while bytes move through it; no change waits for that. What was invalidated may
-/// therefore still be in use when [`invalidate_mapping`](Self::invalidate_mapping) returns: the [`Invalidation`] that it returns tells when it is not.
-/// A vhost-user back end acknowledges an invalidation then, and not before (vhost-user specification, `VHOST_USER_IOTLB_MSG`).
+/// A lookup works on an immutable [snapshot](IotlbSnapshot). Its iterator keeps the snapshot, and no
+/// change waits for it.
 ///
-/// Clones are handles to the same IOTLB. It is an [`Iommu`] by itself, one that knows what it was told and asks nobody; for one that asks, call
-/// [`lookup`](Self::lookup) in a [`translate`](Iommu::translate) of your own.
+/// Clones are handles to the same IOTLB. `SharedIotlb` is an [`Iommu`] that uses the mappings it has:
+/// a miss is an error. An IOMMU that asks for missing mappings calls [`lookup`](Self::lookup) in its
+/// own [`translate`](Iommu::translate).
 ///
-/// A change is done on two snapshots in turn, so it takes twice as long as on an [`Iotlb`]. While readers keep several of them (requests in flight), the next
-/// one is made from the last, and shares with it what does not change, 128 mappings or less at a time: with 10 000 mappings a change takes two
-/// to four times as long then, however many are kept.
+/// # Invalidation
 ///
-/// A mapping takes 32 to 90 bytes, twice: there are two tables. Each snapshot that is kept takes 48 bytes for every 48 to 128 mappings, and 4 KiB for each part
-/// that has changed since. A guest chooses how many mappings there are and how many requests are in flight: a [bound](Self::set_bound) and the size of
-/// the queues bound the memory. What is not kept any more is given back with the next change, or when an [`Invalidation`] is asked.
+/// When [`invalidate_mapping`](Self::invalidate_mapping) returns, accesses that began before may
+/// still use the mapping. The returned [`Invalidation`] knows when there are none. A vhost-user back
+/// end acknowledges the invalidation then, and not before (vhost-user specification,
+/// `VHOST_USER_IOTLB_MSG`).
+///
+/// # Costs
+///
+/// A lookup costs about as much as on an [`Iotlb`], plus the guard of the snapshot. A change is
+/// applied to two tables in turn, so it takes twice as long as on an `Iotlb`. While readers keep
+/// several snapshots (requests in flight), a change copies the groups of 128 mappings that it
+/// touches.
+///
+/// A mapping takes 32 to 90 bytes in each of the two tables. Each snapshot that a reader keeps takes
+/// 48 bytes for every 48 to 128 mappings, and 4 KiB for each group that has changed since. A guest
+/// chooses the number of mappings and of requests in flight: a [bound](Self::set_bound) and the
+/// sizes of the queues limit the memory. The memory of snapshots without readers is freed by the
+/// next change, or when an `Invalidation` counts readers.
+///
+/// # Examples
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
@@ -40,19 +54,23 @@ use crate::retired::{wait_until_unread, StillRead};
 /// let iotlb = SharedIotlb::new();
 /// let memory = IommuMemory::new(physical, iotlb.clone(), true, ());
 ///
-/// iotlb.set_mapping(GuestAddress(0x8000_0000), GuestAddress(0x1000), 0x1000, Permissions::ReadWrite)?;
-/// memory.write_obj(7u64, GuestAddress(0x8000_0010))?;
+/// let iova = GuestAddress(0x8000_0000);
+/// iotlb.set_mapping(iova, GuestAddress(0x1000), 0x1000, Permissions::ReadWrite)?;
+/// memory.write_obj(7u64, iova)?;
 ///
 /// // A device is in the middle of a request.
-/// let request = memory.get_slices(GuestAddress(0x8000_0000), 0x1000, Permissions::Write)?;
-/// let gone = iotlb.invalidate_mapping(GuestAddress(0x8000_0000), 0x1000);
-/// assert!(memory.read_obj::<u64>(GuestAddress(0x8000_0010)).is_err());
-/// assert!(!gone.is_done());
+/// let request = memory.get_slices(iova, 0x1000, Permissions::Write)?;
+/// let invalidation = iotlb.invalidate_mapping(iova, 0x1000);
+/// assert!(memory.read_obj::<u64>(iova).is_err());
+/// assert!(!invalidation.is_done());
 /// drop(request);
-/// gone.wait(Instant::now() + Duration::from_secs(1))?;
+/// invalidation.wait(Instant::now() + Duration::from_secs(1))?;
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[doc(alias = "RCU")]
+#[doc(alias = "vhost-user")]
+#[doc(alias = "vIOMMU")]
 #[derive(Clone, Default)]
 pub struct SharedIotlb {
     inner: Arc<Inner>,
@@ -63,35 +81,36 @@ struct Inner {
     snapshots: Snapshots<Iotlb>,
 }
 
-/// What changes an IOTLB.
+/// A change of an IOTLB.
 #[derive(Debug)]
-pub(super) enum Change {
+pub(super) enum Update {
     Map(GuestAddress, GuestAddress, usize, Permissions),
-    Forget(GuestAddress, usize),
-    ForgetAll,
+    Invalidate(GuestAddress, usize),
+    InvalidateAll,
     Bound(Option<NonZeroUsize>),
     Count(Arc<LookupCounters>),
 }
 
 impl Replay for Iotlb {
-    type Operation = Change;
+    type Operation = Update;
     type Error = Error;
 
-    fn apply(&mut self, change: &Change) -> Result<(), Error> {
-        match *change {
-            Change::Count(ref counters) => self.count_in(Arc::clone(counters)),
-            Change::Map(iova, map_to, length, permissions) => {
+    fn apply(&mut self, update: &Update) -> Result<(), Error> {
+        match *update {
+            Update::Count(ref counters) => self.count_in(Arc::clone(counters)),
+            Update::Map(iova, map_to, length, permissions) => {
                 return self.set_mapping(iova, map_to, length, permissions);
             }
-            Change::Forget(iova, length) => self.invalidate_mapping(iova, length),
-            Change::ForgetAll => self.invalidate_all(),
-            Change::Bound(bound) => self.set_bound(bound),
+            Update::Invalidate(iova, length) => self.invalidate_mapping(iova, length),
+            Update::InvalidateAll => self.invalidate_all(),
+            Update::Bound(bound) => self.set_bound(bound),
         }
         Ok(())
     }
 
     fn operations_for_a_copy(&self) -> usize {
-        // Measured: an operation takes about a hundred nanoseconds, and a leaf that both have one. The leaf that is changed next is copied then.
+        // An operation takes about as long as 64 comparisons of leaves. After a copy, the next
+        // operation copies the leaf that it changes, which takes as long as 3 operations.
         (self.leaves() / 64).saturating_add(3)
     }
 }
@@ -105,16 +124,20 @@ impl Default for Inner {
 }
 
 impl SharedIotlb {
-    /// Makes an IOTLB without mappings.
+    /// Creates an IOTLB without mappings.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Looks up `length` addresses from `iova` on, for an access: [`Iotlb::lookup`] on the snapshot of the moment.
+    /// Translates the `length` addresses at `iova`, for an access, with the current mappings.
+    ///
+    /// `Permissions::No` finds any mapping. A range of 0 addresses is always found.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Returns the parts that are not mapped, and the parts whose mappings do not permit the access.
+    /// A range that passes 2^64 fails as a whole, in
+    /// [`access_fails`](IotlbFails::access_fails).
     #[inline(always)]
     pub fn lookup(
         &self,
@@ -125,7 +148,9 @@ impl SharedIotlb {
         Iotlb::counted_lookup(self.snapshot(), iova, length, access)
     }
 
-    /// Returns the IOTLB as it is now. It stays so, and an [`Invalidation`] made while it is kept waits for it.
+    /// Returns a snapshot of the current mappings.
+    ///
+    /// Later [`Invalidation`]s wait for it.
     #[inline(always)]
     pub fn snapshot(&self) -> IotlbSnapshot {
         IotlbSnapshot {
@@ -133,11 +158,15 @@ impl SharedIotlb {
         }
     }
 
-    /// Maps addresses: see [`Iotlb::set_mapping`]. Where others were mapped before, that is an invalidation, too.
+    /// Maps the `length` addresses at `iova` to those at `map_to`, with the permissions `perm`.
+    ///
+    /// Replaces existing mappings of these addresses. In that case this is an invalidation, too: wait
+    /// for the returned [`Invalidation`]. Does nothing if `length` is 0.
     ///
     /// # Errors
     ///
-    /// As there; nothing has changed then.
+    /// Returns [`Error::CannotResolve`] if the range passes 2^64. Nothing has changed then.
+    #[doc(alias = "VHOST_IOTLB_UPDATE")]
     pub fn set_mapping(
         &self,
         iova: GuestAddress,
@@ -148,28 +177,40 @@ impl SharedIotlb {
         let version = self
             .inner
             .snapshots
-            .apply(Change::Map(iova, map_to, length, perm))?;
+            .apply(Update::Map(iova, map_to, length, perm))?;
         Ok(self.invalidation(version))
     }
 
-    /// Forgets how addresses are mapped: see [`Iotlb::invalidate_mapping`]. Returns what tells when nobody uses what they were mapped to.
-    #[must_use = "until it is done, a device may be using what was mapped before"]
+    /// Removes the mappings of the `length` addresses at `iova`.
+    ///
+    /// A range that passes 2^64 ends there. Accesses that began before may still use the mappings:
+    /// wait for the returned [`Invalidation`].
+    #[doc(alias = "VHOST_IOTLB_INVALIDATE")]
+    #[must_use = "until it is done, a device may use the removed mapping"]
     pub fn invalidate_mapping(&self, iova: GuestAddress, length: usize) -> Invalidation {
-        self.change(Change::Forget(iova, length))
+        self.update(Update::Invalidate(iova, length))
     }
 
-    /// Forgets all mappings.
-    #[must_use = "until it is done, a device may be using what was mapped before"]
+    /// Removes all mappings.
+    ///
+    /// Accesses that began before may still use them: wait for the returned [`Invalidation`].
+    #[must_use = "until it is done, a device may use the removed mapping"]
     pub fn invalidate_all(&self) -> Invalidation {
-        self.change(Change::ForgetAll)
+        self.update(Update::InvalidateAll)
     }
 
-    /// Keeps no more than `bound` mappings from now on: see [`Iotlb::set_bound`].
+    /// Limits the number of mappings; `None` (the default) is no limit.
+    ///
+    /// The oldest mappings are evicted. See [`Iotlb::set_bound`].
     pub fn set_bound(&self, bound: Option<NonZeroUsize>) {
-        self.change(Change::Bound(bound));
+        self.update(Update::Bound(bound));
     }
 
-    /// Returns what all of the `length` addresses from `iova` on permit: see [`Iotlb::granted`].
+    /// Returns the most permissive access that all of the `length` addresses at `iova` permit.
+    ///
+    /// Returns `None` if one of them is not mapped, or if the range passes 2^64.
+    ///
+    /// # Examples
     ///
     /// ```
     /// use vm_memory::iommu::SharedIotlb;
@@ -185,23 +226,25 @@ impl SharedIotlb {
         self.snapshot().granted(iova, length)
     }
 
-    /// Counts [lookups](Self::lookup) and [translations](Iommu::translate) from now on, at the cost of an addition for each, in a place of the thread's own. Of those
-    /// in a [snapshot](Self::snapshot), [`Iotlb::counted_lookup`] counts.
+    /// Starts counting [lookups](Self::lookup) and [translations](Iommu::translate).
+    ///
+    /// Each costs an addition, in a cache line that other threads do not use. Lookups in a
+    /// [snapshot](Self::snapshot) are counted by [`Iotlb::counted_lookup`].
     pub fn count_lookups(&self) {
         if !self.snapshot().counts() {
-            // Of several at the same time, the first one stays.
-            self.change(Change::Count(Arc::default()));
+            // If several threads do this at the same time, the first one's counters stay.
+            self.update(Update::Count(Arc::default()));
         }
     }
 
-    /// Returns what it has done so far.
+    /// Returns the number of lookups, evictions and mappings.
     pub fn counters(&self) -> IotlbCounters {
         self.snapshot().counters()
     }
 
-    fn change(&self, change: Change) -> Invalidation {
-        // Only a mapping can be refused.
-        let version = self.inner.snapshots.apply(change).unwrap_or(u64::MAX);
+    fn update(&self, update: Update) -> Invalidation {
+        // Only `Update::Map` can fail.
+        let version = self.inner.snapshots.apply(update).unwrap_or(u64::MAX);
         self.invalidation(version)
     }
 
@@ -213,7 +256,7 @@ impl SharedIotlb {
     }
 }
 
-/// Knows what it was told, and asks nobody: what is missing is an error.
+/// An IOMMU that uses the mappings it has and queries nobody: a miss is an error.
 impl Iommu for SharedIotlb {
     type IotlbGuard<'a> = IotlbSnapshot;
 
@@ -235,7 +278,8 @@ impl Iommu for SharedIotlb {
     }
 
     fn hold_translation(&self) -> Option<TranslationHold> {
-        // Made before the translations, it is older than every change that they are older than.
+        // The hold is older than the translations, so it is older than each change that they are
+        // older than.
         let snapshot = Guard::into_inner(self.inner.snapshots.load());
         Some(TranslationHold::of(snapshot))
     }
@@ -249,9 +293,26 @@ impl Debug for SharedIotlb {
     }
 }
 
-/// A [`SharedIotlb`] as it was at one moment.
+/// The mappings of a [`SharedIotlb`] at one moment.
 ///
-/// It is what iterators of translated memory hold on to. As long as it is kept, no [`Invalidation`] made after it is done.
+/// Iterators over translated memory keep one. It never changes. As long as it exists, no
+/// [`Invalidation`] that was created later is done.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::iommu::SharedIotlb;
+/// use vm_memory::{GuestAddress, Permissions};
+///
+/// let iotlb = SharedIotlb::new();
+/// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x1000, Permissions::Read)?;
+/// let snapshot = iotlb.snapshot();
+///
+/// let invalidation = iotlb.invalidate_all();
+/// assert_eq!((iotlb.snapshot().entries(), snapshot.entries()), (0, 1));
+/// assert_eq!(invalidation.readers(), 1);
+/// # Ok::<(), vm_memory::iommu::Error>(())
+/// ```
 pub struct IotlbSnapshot {
     guard: Guard<Snapshot<Iotlb>>,
 }
@@ -271,10 +332,16 @@ impl Debug for IotlbSnapshot {
     }
 }
 
-/// Tells when nobody uses what was mapped before a change of a [`SharedIotlb`].
+/// A handle to the readers from before a change of a [`SharedIotlb`].
 ///
-/// Iterators over translated memory and [snapshots](IotlbSnapshot) made before the change keep it from being done. Slices that were collected from an iterator, and
-/// live on without it, do not: drop those first.
+/// Readers are iterators over translated memory and [snapshots](IotlbSnapshot) that were created
+/// before the change. While there is one, a device may use a mapping that the change removed.
+///
+/// Slices that were collected from an iterator and outlive it are not counted: drop them first.
+///
+/// # Examples
+///
+/// See [`SharedIotlb`].
 #[derive(Clone, Debug)]
 pub struct Invalidation {
     iotlb: SharedIotlb,
