@@ -123,7 +123,7 @@ fn build_of_invalid_region_names_the_cause() {
         ),
         (
             region(0, 4 * MIB).blocks(non_zero(3 * MIB), Unplugged::Mapped),
-            "not a power of two",
+            "invalid block size 0x300000: it must be a power of two",
         ),
         (
             region(0, 3 * MIB).blocks(non_zero(2 * MIB), Unplugged::Mapped),
@@ -135,7 +135,7 @@ fn build_of_invalid_region_names_the_cause() {
         ),
         (
             region(0, 0x3000).blocks(non_zero(0x3000), Unplugged::Mapped),
-            "not a power of two",
+            "invalid block size 0x3000: it must be a power of two",
         ),
         (region(0, 1 << 56), "cannot reserve host addresses: "),
     ];
