@@ -1,7 +1,7 @@
 //! Guest addresses, offsets into a region, and the arithmetic on them.
 //!
-//! Adding two addresses is meaningless, and a guest physical address is not an offset into a region.
-//! Each kind of address is therefore a type of its own: [`GuestAddress`] and
+//! Adding two addresses is meaningless, and a guest physical address is not an offset into a
+//! region. Each kind of address is therefore a type of its own: [`GuestAddress`] and
 //! [`MemoryRegionAddress`]. The trait [`Address`] provides the arithmetic that is meaningful.
 
 use core::cmp::{Eq, Ord, PartialEq, PartialOrd};
@@ -118,8 +118,9 @@ pub trait Address:
     ///
     /// # Panics
     ///
-    /// If `power_of_two` is not a power of two and debug assertions are enabled, or if the result does
-    /// not fit and overflow checks are enabled. Otherwise the result is meaningless in these cases.
+    /// If `power_of_two` is not a power of two and debug assertions are enabled, or if the result
+    /// does not fit and overflow checks are enabled. Otherwise the result is meaningless in these
+    /// cases.
     #[expect(
         clippy::arithmetic_side_effects,
         reason = "the method is the unchecked form"

@@ -10,7 +10,8 @@ use super::{Fault, Fetch, Word};
 ///
 /// # Safety
 ///
-/// `src` is a guest operand (see [`access`](super)) of `size_of::<W>()` bytes, aligned to that size.
+/// `src` is a guest operand (see [`access`](super)) of `size_of::<W>()` bytes, aligned to that
+/// size.
 #[inline(always)]
 pub(crate) unsafe fn load_ordered<W: Word>(src: *const u8, order: Ordering) -> Result<W, Fault> {
     // SAFETY: `src` is an aligned guest operand of a `W`, by this function's contract.
@@ -21,7 +22,8 @@ pub(crate) unsafe fn load_ordered<W: Word>(src: *const u8, order: Ordering) -> R
 ///
 /// # Safety
 ///
-/// `dst` is a guest operand (see [`access`](super)) of `size_of::<W>()` bytes, aligned to that size.
+/// `dst` is a guest operand (see [`access`](super)) of `size_of::<W>()` bytes, aligned to that
+/// size.
 #[inline(always)]
 pub(crate) unsafe fn store_ordered<W: Word>(
     dst: *mut u8,
@@ -37,7 +39,8 @@ pub(crate) unsafe fn store_ordered<W: Word>(
 ///
 /// # Safety
 ///
-/// `dst` is a guest operand (see [`access`](super)) of `size_of::<W>()` bytes, aligned to that size.
+/// `dst` is a guest operand (see [`access`](super)) of `size_of::<W>()` bytes, aligned to that
+/// size.
 #[inline(always)]
 pub(crate) unsafe fn fetch<W: Word>(
     dst: *mut u8,
@@ -54,7 +57,8 @@ pub(crate) unsafe fn fetch<W: Word>(
 ///
 /// # Safety
 ///
-/// `dst` is a guest operand (see [`access`](super)) of `size_of::<W>()` bytes, aligned to that size.
+/// `dst` is a guest operand (see [`access`](super)) of `size_of::<W>()` bytes, aligned to that
+/// size.
 #[inline(always)]
 pub(crate) unsafe fn compare_exchange<W: Word>(
     dst: *mut u8,

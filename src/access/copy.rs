@@ -12,8 +12,8 @@ use super::{Fault, Plain};
 ///
 /// # Safety
 ///
-/// `src` is a guest operand (see [`access`](super)) of `len` bytes. `dst` is valid for writes of `len`
-/// bytes. The two do not overlap.
+/// `src` is a guest operand (see [`access`](super)) of `len` bytes. `dst` is valid for writes of
+/// `len` bytes. The two do not overlap.
 #[inline]
 pub(crate) unsafe fn copy_from_guest(
     dst: *mut u8,
@@ -33,8 +33,8 @@ pub(crate) unsafe fn copy_from_guest(
 ///
 /// # Safety
 ///
-/// `dst` is a guest operand (see [`access`](super)) of `len` bytes. `src` is valid for reads of `len`
-/// initialised bytes. The two do not overlap.
+/// `dst` is a guest operand (see [`access`](super)) of `len` bytes. `src` is valid for reads of
+/// `len` initialised bytes. The two do not overlap.
 #[inline]
 pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
     let side = GuestSide::Destination;
@@ -98,8 +98,8 @@ pub(crate) unsafe fn copy_elements_from_guest<T: Plain>(
 ) -> Result<(), Fault> {
     if are_atomic::<T>(src) {
         let size = size_of::<T>();
-        // SAFETY: `size` is 2, 4 or 8, and `src` is aligned to it (both by `are_atomic`). The rest is
-        // this function's contract.
+        // SAFETY: `size` is 2, 4 or 8, and `src` is aligned to it (both by `are_atomic`). The rest
+        // is this function's contract.
         return unsafe { copy_elements(GuestSide::Source, dst.cast(), src, count, size) };
     }
     // SAFETY: this function's contract, in bytes.
@@ -108,7 +108,8 @@ pub(crate) unsafe fn copy_elements_from_guest<T: Plain>(
 
 /// Copies `count` elements from host memory to guest memory.
 ///
-/// Naturally aligned elements of 1, 2, 4 or 8 bytes are not torn, and are written in ascending order.
+/// Naturally aligned elements of 1, 2, 4 or 8 bytes are not torn, and are written in ascending
+/// order.
 ///
 /// # Safety
 ///
@@ -121,8 +122,8 @@ pub(crate) unsafe fn copy_elements_to_guest<T: Plain>(
 ) -> Result<(), Fault> {
     if are_atomic::<T>(dst) {
         let size = size_of::<T>();
-        // SAFETY: `size` is 2, 4 or 8, and `dst` is aligned to it (both by `are_atomic`). The rest is
-        // this function's contract; the bytes of a `Plain` value are initialised.
+        // SAFETY: `size` is 2, 4 or 8, and `dst` is aligned to it (both by `are_atomic`). The rest
+        // is this function's contract; the bytes of a `Plain` value are initialised.
         return unsafe { copy_elements(GuestSide::Destination, dst, src.cast(), count, size) };
     }
     // SAFETY: this function's contract, in bytes.

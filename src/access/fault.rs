@@ -1,21 +1,20 @@
 //! Recovery from SIGBUS and SIGSEGV in accesses to guest memory.
 //!
 //! A mapped page can become inaccessible: its file is truncated, its memory is poisoned
-//! (`MADV_HWPOISON`, a hardware error), the pool of huge pages is empty, a userfaultfd answers with
-//! SIGBUS, or `mprotect(2)` removes a permission. An access to such a page normally kills the process.
-//! After [`install`], an access of this crate returns an error instead.
+//! (`MADV_HWPOISON`, a hardware error), the pool of huge pages is empty, a userfaultfd raises
+//! SIGBUS, or `mprotect(2)` removes a permission. An access to such a page normally kills the
+//! process. After [`install`], an access of this crate returns an error instead.
 //!
 //! # Examples
 //!
 //! ```
 //! # #[cfg(all(unix, feature = "backend-mmap"))] {
 //! use vm_memory::{fault, Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
-//! use vmm_sys_util::tempfile::TempFile;
 //!
 //! if fault::install().is_err() {
 //!     return Ok(()); // not supported on this target
 //! }
-//! let file = TempFile::new()?.into_file();
+//! let file = tempfile::tempfile()?;
 //! file.set_len(0x2_0000)?;
 //! let start = GuestAddress(0x10_0000);
 //! let backing = FileOffset::new(file.try_clone()?, 0);
@@ -37,8 +36,8 @@
 //!
 //! # Results of an access that faults
 //!
-//! - `read`, `write` and the other partial accesses return the number of bytes moved before the fault.
-//!   If there are none, they return the error.
+//! - `read`, `write` and the other partial accesses return the number of bytes moved before the
+//!   fault. If there are none, they return the error.
 //! - All other accesses return an `IOError` with `raw_os_error() == Some(EFAULT)`.
 //! - Methods that cannot fail (`VolatileRef::load`, `copy_to`) read zeroes or stop early.
 //! - [`last`] returns the details to the thread that made the access.
@@ -51,30 +50,31 @@
 //! 2. The interrupted instruction is one of this crate that accesses guest memory.
 //! 3. The faulting address is in the guest operand of that instruction.
 //!
-//! All other signals go to the handler that was installed before, or meet the default action. Examples
-//! are a stack overflow, a host buffer in a guard page, `kill -BUS`, and a memory error elsewhere.
+//! All other signals go to the handler that was installed before, or meet the default action.
+//! Examples are a stack overflow, a host buffer in a guard page, `kill -BUS`, and a memory error
+//! elsewhere.
 //!
 //! The handler runs on the alternate signal stack, if the thread has one. It reads the table of
 //! instructions and changes two registers. It does not allocate, lock, or use thread-local storage.
 //!
 //! # Limits
 //!
-//! - If a handler for SIGBUS or SIGSEGV is installed later and does not call the previous one, faults
-//!   kill the process again.
-//! - A thread must not block SIGBUS or SIGSEGV. The kernel kills a process that faults with the signal
-//!   blocked.
+//! - If a handler for SIGBUS or SIGSEGV is installed later and does not call the previous one,
+//!   faults kill the process again.
+//! - A thread must not block SIGBUS or SIGSEGV. The kernel kills a process that faults with the
+//!   signal blocked.
 //! - Accesses through pointers (`ptr_guard`, `get_host_address`) and references (`aligned_as_ref`,
 //!   `get_atomic_ref`) are not covered. System calls that use such pointers return `EFAULT`.
 //! - Accesses in another shared object than that of `install` are not covered (`dylib`,
 //!   `prefer-dynamic`): each object has its own table. The object must not be unloaded.
-//! - The targets are Linux on x86_64 and on little-endian aarch64, with one of the features `rawfd`,
-//!   `backend-mmap` and `backend-bitmap`.
+//! - The targets are Linux on x86_64 and on little-endian aarch64, with one of the features
+//!   `rawfd`, `backend-mmap` and `backend-bitmap`.
 //!
 //! # System calls
 //!
-//! [`install`] calls `sigaction(2)` four times. The handler calls `sigaction(2)` only for a signal that
-//! is not its own: to apply the default action, to which it may add `tgkill(2)` (`raise(3)`), or to
-//! check that the previous handler left it installed.
+//! [`install`] calls `sigaction(2)` four times. The handler calls `sigaction(2)` only for a signal
+//! that is not its own: to apply the default action, to which it may add `tgkill(2)` (`raise(3)`),
+//! or to check that the previous handler left it installed.
 
 use core::cell::Cell;
 
@@ -102,10 +102,11 @@ pub struct LastFault {
     pub host_address: usize,
     /// The direction of the access.
     pub direction: Direction,
-    /// The number of bytes moved before the fault, counted from the start of the access in that region.
+    /// The number of bytes moved before the fault.
     ///
-    /// It is 0 for a copy between overlapping ranges of guest memory whose destination is higher, or
-    /// lower by less than 16 bytes. The progress of such a copy is not known.
+    /// It counts from the start of the access in the region that contains the byte.
+    /// It is 0 for a copy between overlapping ranges of guest memory whose destination is higher,
+    /// or lower by less than 16 bytes. The progress of such a copy is not known.
     pub completed: usize,
 }
 
@@ -124,7 +125,7 @@ pub fn last() -> Option<LastFault> {
     LAST.get()
 }
 
-/// Returns the number of faults of this thread, which wraps. Two calls tell whether one came between.
+/// Returns the number of faults of this thread, which wraps.
 #[inline]
 pub(crate) fn count() -> u64 {
     COUNT.get()
@@ -172,8 +173,8 @@ pub(crate) fn record_guest_address(guest: GuestAddress, host: *const u8, len: us
 
 /// Installs the fault handler for the whole process. Further calls do nothing.
 ///
-/// Call it after the program has installed its own handlers for SIGBUS and SIGSEGV, so that it passes
-/// on their signals. See the [module](self) for an example.
+/// Call it after the program has installed its own handlers for SIGBUS and SIGSEGV, so that it
+/// passes on their signals. See the [module](self) for an example.
 ///
 /// # Errors
 ///

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!     volatile_memory
-//!        │ read_value, load_ordered, copy_from_guest, …      this module: a fault becomes a `Fault`
+//!        │ read_value, load_ordered, copy_from_guest, …    this module: a fault becomes a `Fault`
 //!        ▼
-//!     RoutineSet, Register, Word                             the contract of each routine
+//!     RoutineSet, Register, Word                           the contract of each routine
 //!        │
 //!        ├── arch        assembly for x86_64 and aarch64, the fault table and the fault handler
 //!        └── portable    relaxed atomics, for other targets, Miri and ThreadSanitizer
@@ -12,27 +12,29 @@
 //!
 //! # Memory model
 //!
-//! Guest CPUs, devices in other processes and other threads of this process write guest memory at any
-//! time. Plain accesses in Rust would race with them, and a data race is undefined behaviour. The
-//! atomics of the standard library do not help: they must not have different sizes on the same bytes.
+//! Guest CPUs, devices in other processes and other threads of this process write guest memory at
+//! any time. Plain accesses in Rust would race with them, and a data race is undefined behaviour.
+//! The atomics of the standard library do not help: they must not have different sizes on the same
+//! bytes.
 //!
-//! Assembly therefore moves guest bytes, at every size. To the language, each block of assembly is a
-//! set of relaxed atomic accesses to single bytes, which may overlap in any way. Everything else is a
-//! property of the instructions:
+//! Assembly therefore moves guest bytes, at every size. To the language, each block of assembly is
+//! a set of relaxed atomic accesses to single bytes, which may overlap in any way. Everything else
+//! is a property of the instructions:
 //!
-//! 1. A naturally aligned access of 1, 2, 4 or 8 bytes is one instruction and is not torn. This holds
-//!    for [`read_value`], [`write_value`], and each copy of exactly that size and alignment.
+//! 1. A naturally aligned access of 1, 2, 4 or 8 bytes is one instruction and is not torn. This
+//!    holds for [`read_value`], [`write_value`], and each copy of exactly that size and alignment.
 //! 2. [`copy_elements_from_guest`] and [`copy_elements_to_guest`] do not tear naturally aligned
-//!    elements of 2, 4 or 8 bytes, and move them in ascending order. Elements in the same aligned 32
-//!    bytes may move together, without an order among them. Elements of one byte are a bulk copy.
+//!    elements of 2, 4 or 8 bytes, and move them in ascending order. Elements in the same aligned
+//!    32 bytes may move together, without an order among them. Elements of one byte are a bulk
+//!    copy.
 //! 3. [`load_ordered`], [`store_ordered`], [`fetch`] and [`compare_exchange`] have the requested
-//!    ordering. The other functions are unordered, except that the compiler does not move one block of
-//!    assembly across another.
-//! 4. A bulk copy may move bytes in any order and more than once. It has moved all of them before it
-//!    returns, and before any later store of the same thread.
+//!    ordering. The other functions are unordered, except that the compiler does not move one block
+//!    of assembly across another.
+//! 4. A bulk copy may move bytes in any order and more than once. It has moved all of them before
+//!    it returns, and before any later store of the same thread.
 //!
-//! The portable routines keep guarantees 1 to 4 on the processor. The documentation of `portable` says
-//! what they leave open in the language.
+//! The portable routines keep guarantees 1 to 4 on the processor. The documentation of `portable`
+//! says what they leave open in the language.
 //!
 //! # Contract
 //!
@@ -42,17 +44,17 @@
 //!   reference (`&T`, `&mut T`, a slice) covers any of its bytes, except to atomics.
 //! - A host operand is valid for the access, as for a plain copy.
 //!
-//! The values of guest bytes are arbitrary. The functions check no bounds and mark nothing dirty; the
-//! caller checks before the call and marks after it.
+//! The values of guest bytes are arbitrary. The functions check no bounds and mark nothing dirty;
+//! the caller checks before the call and marks after it.
 //!
 //! # Faults
 //!
-//! A mapped page can become inaccessible: its file is truncated, or its memory is poisoned. With the
-//! handler of [`fault`] installed, an access to such a page returns a [`Fault`]. Without it, the signal
-//! kills the process, as for a plain copy.
+//! A mapped page can become inaccessible: its file is truncated, or its memory is poisoned. With
+//! the handler of [`fault`] installed, an access to such a page returns a [`Fault`]. Without it,
+//! the signal kills the process, as for a plain copy.
 //!
-//! A routine returns the address that faulted and does not count. To find the count, the bytes below
-//! that address are moved once more, in ascending order ([`recount`]).
+//! A routine returns the address that faulted and does not count. To find the count, the bytes
+//! below that address are moved once more, in ascending order ([`recount`]).
 
 // First, so that the modules of processors can use its macros.
 #[cfg(test)]
@@ -96,8 +98,8 @@ pub(crate) use within::copy_within_guest;
 
 /// A plain value: it consists of initialised bytes, and any bytes of its size are a value.
 ///
-/// Each [`ByteValued`](crate::ByteValued) type implements it. The trait keeps this module independent
-/// of that one, which is built on it.
+/// Each [`ByteValued`](crate::ByteValued) type implements it. The trait keeps this module
+/// independent of that one, which is built on it.
 ///
 /// # Safety
 ///

@@ -1,10 +1,11 @@
-//! Access routines without assembly, by relaxed atomics: for other targets, Miri and ThreadSanitizer.
+//! Access routines without assembly, by relaxed atomics: for other targets, Miri and
+//! ThreadSanitizer.
 //!
-//! They leave one thing open in the language. The standard library forbids concurrent atomic accesses
-//! of different sizes to the same bytes ("core::sync::atomic", "Memory model for atomic accesses").
-//! One host thread may read a `u32` of guest memory while another writes a `u8` of it. Accesses of
-//! one size are sound. Accesses of different sizes behave as the processor does, and each processor
-//! that Rust supports keeps the guarantees of [`access`](super).
+//! They leave one thing open in the language. The standard library forbids concurrent atomic
+//! accesses of different sizes to the same bytes ("core::sync::atomic", "Memory model for atomic
+//! accesses"). One host thread may read a `u32` of guest memory while another writes a `u8` of it.
+//! Accesses of one size are sound. Accesses of different sizes behave as the processor does, and
+//! each processor that Rust supports keeps the guarantees of [`access`](super).
 //!
 //! Faults are not recovered from here.
 
@@ -92,8 +93,8 @@ macro_rules! impl_word {
                 operand: Self,
                 order: Ordering,
             ) -> Result<Self, FaultAddress> {
-                // SAFETY: `dst` is an aligned guest operand (contract of `fetch`): mapped, and covered
-                // by no reference except to atomics.
+                // SAFETY: `dst` is an aligned guest operand (contract of `fetch`): mapped, and
+                // covered by no reference except to atomics.
                 let atomic = unsafe { &*dst.cast::<$atomic>() };
                 Ok(match change {
                     Fetch::Swap => atomic.swap(operand, order),
@@ -111,8 +112,8 @@ macro_rules! impl_word {
                 success: Ordering,
                 failure: Ordering,
             ) -> Result<Self, FaultAddress> {
-                // SAFETY: `dst` is an aligned guest operand (contract of `compare_exchange`): mapped,
-                // and covered by no reference except to atomics.
+                // SAFETY: `dst` is an aligned guest operand (contract of `compare_exchange`):
+                // mapped, and covered by no reference except to atomics.
                 let atomic = unsafe { &*dst.cast::<$atomic>() };
                 let (Ok(previous) | Err(previous)) =
                     atomic.compare_exchange(current, new, success, failure);
@@ -184,15 +185,15 @@ impl RoutineSet for Routines {
     ) -> Result<(), FaultAddress> {
         if matches!(len, 2 | 4 | 8) {
             let mut bytes = [0u8; 8];
-            // SAFETY: `src` is a guest operand of `len` bytes (contract of `copy_overlapping`); `bytes`
-            // is at least as long.
+            // SAFETY: `src` is a guest operand of `len` bytes (contract of `copy_overlapping`);
+            // `bytes` is at least as long.
             unsafe { copy_from_guest(bytes.as_mut_ptr(), src, len) }?;
-            // SAFETY: `dst` is a guest operand of `len` bytes (contract of `copy_overlapping`); `bytes`
-            // is at least as long.
+            // SAFETY: `dst` is a guest operand of `len` bytes (contract of `copy_overlapping`);
+            // `bytes` is at least as long.
             return unsafe { copy_to_guest(dst, bytes.as_ptr(), len) };
         }
-        // If the destination begins within the source, each byte is read before it is overwritten only
-        // if the last bytes go first.
+        // If the destination begins within the source, each byte is read before it is overwritten
+        // only if the last bytes go first.
         let descending = dst.addr().wrapping_sub(src.addr()) < len;
         for step in 0..len {
             let index = if descending {
@@ -245,8 +246,8 @@ impl RoutineSet for Routines {
 ///
 /// # Safety
 ///
-/// `src` is a guest operand of `len` bytes. `dst` is valid for writes of `len` bytes. The two do not
-/// overlap.
+/// `src` is a guest operand of `len` bytes. `dst` is valid for writes of `len` bytes. The two do
+/// not overlap.
 #[expect(
     clippy::disallowed_methods,
     reason = "the host operand is plain memory"
@@ -282,8 +283,8 @@ unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<()
 ///
 /// # Safety
 ///
-/// `dst` is a guest operand of `len` bytes. `src` is valid for reads of `len` initialised bytes. The two
-/// do not overlap.
+/// `dst` is a guest operand of `len` bytes. `src` is valid for reads of `len` initialised bytes.
+/// The two do not overlap.
 #[expect(
     clippy::disallowed_methods,
     reason = "the host operand is plain memory"

@@ -17,11 +17,13 @@ pub(super) fn record_fault(
     Fault { completed }
 }
 
-/// Counts the bytes of an operation of `len` bytes that faulted at `address`, and records the fault.
+/// Counts the bytes of an operation of `len` bytes that faulted at `address`, and records the
+/// fault.
 ///
-/// `operand_at` returns the guest operand that contains an address. `repeat` performs the first bytes
-/// of the same operation again, in ascending order. If it faults as well, the bytes below that address
-/// count. Each round is shorter than the one before, so the loop ends; usually after two rounds.
+/// `operand_at` returns the guest operand that contains an address. `repeat` performs the first
+/// bytes of the same operation again, in ascending order. If it faults as well, the bytes below
+/// that address count. Each round is shorter than the one before, so the loop ends; usually after
+/// two rounds.
 #[cold]
 pub(super) fn recount(
     mut address: FaultAddress,
@@ -45,8 +47,8 @@ pub(super) fn recount(
 mod tests {
     use super::*;
 
-    /// Recounts a copy of `len` bytes from 0x1000. Each round may reach `limits` bytes, and the last
-    /// limit holds from then on. Returns the count, and the number of rounds.
+    /// Recounts a copy of `len` bytes from 0x1000. Each round may reach `limits` bytes, and the
+    /// last limit holds from then on. Returns the count, and the number of rounds.
     fn recounted(len: usize, limits: &[usize]) -> (usize, usize) {
         let guest = core::ptr::without_provenance::<u8>(0x1000);
         let fault_after = |bytes: usize| FaultAddress::new(0x1000 + bytes).unwrap();

@@ -10,7 +10,8 @@ use std::io;
 use super::arch;
 use super::fault::Direction;
 
-/// The address of a byte that cannot be accessed. It is not 0: no guest operand is at a null pointer.
+/// The address of a byte that cannot be accessed. It is not 0: no guest operand is at a null
+/// pointer.
 pub(super) type FaultAddress = NonZeroUsize;
 
 /// The operands of a copy that are guest memory. The other operand is host memory.
@@ -45,8 +46,8 @@ impl GuestSide {
 
 /// Routines for copies and fills, as one kind of processor runs them.
 ///
-/// Each routine returns the address of a byte that faulted, if there was one. It does not return how
-/// many bytes it moved before that.
+/// Each routine returns the address of a byte that faulted, if there was one. It does not return
+/// how many bytes it moved before that.
 ///
 /// A *guest operand* is a range of guest memory that meets the contract in the documentation of
 /// [`access`](super). Of two operands that are not both guest memory, the other one is host memory
@@ -118,8 +119,8 @@ pub(in crate::access) trait RoutineSet {
     /// # Safety
     ///
     /// `size` is 2, 4 or 8. `src` and `dst` are operands of `count * size` bytes, which do not
-    /// overlap and whose length does not overflow. `side` names one guest operand, which is aligned to
-    /// `size`.
+    /// overlap and whose length does not overflow. `side` names one guest operand, which is aligned
+    /// to `size`.
     unsafe fn copy_elements(
         side: GuestSide,
         dst: *mut u8,

@@ -40,8 +40,8 @@ pub(crate) unsafe fn read_value<T: Plain>(
 
 /// Counts the bytes that a faulted in-line read moved.
 ///
-/// The bytes are read again to a buffer of this function. If the caller's value were passed here, it
-/// would have to live in memory rather than in registers.
+/// The bytes are read again to a buffer of this function. If the caller's value were passed here,
+/// it would have to live in memory rather than in registers.
 ///
 /// # Safety
 ///
@@ -51,8 +51,8 @@ pub(crate) unsafe fn read_value<T: Plain>(
 unsafe fn count_faulted_read(address: FaultAddress, src: *const u8, size: usize) -> Fault {
     let mut scratch = [0u8; IN_LINE_MAX];
     let dst = scratch.as_mut_ptr();
-    // SAFETY: `src` is a guest operand of `size` bytes; `scratch` is a local variable of at least as
-    // many (both by the contract), so the two do not overlap.
+    // SAFETY: `src` is a guest operand of `size` bytes; `scratch` is a local variable of at least
+    // as many (both by the contract), so the two do not overlap.
     unsafe { copy_below_fault(address, GuestSide::Source, dst, src, size) }
 }
 
@@ -97,8 +97,8 @@ unsafe fn count_faulted_write<T: Plain>(address: FaultAddress, dst: *mut u8, val
 
 /// Calls `$move` for parts of a value: 16 bytes at a time, then at most one each of 8, 4, 2 and 1.
 ///
-/// The parts do not overlap. The value is soon read in larger parts, and a processor forwards a store
-/// to a load only if one store wrote all bytes of that load.
+/// The parts do not overlap. The value is soon read in larger parts, and a processor forwards a
+/// store to a load only if one store wrote all bytes of that load.
 macro_rules! for_each_part {
     ($size:ident, $offset:ident, $move:ident) => {
         while $size.wrapping_sub($offset) >= 16 {

@@ -14,9 +14,10 @@ use super::Fault;
 /// After a fault in overlapping ranges, the copy cannot be repeated to count the bytes: some of the
 /// source may be overwritten. The count therefore depends on the destination:
 ///
-/// - Lower by at least [`SEGMENT_MIN`] bytes: the copy proceeds in segments that do not overlap, and
-///   the count is exact.
-/// - Lower by less, or higher: the count is 0. A copy to a higher address begins with the last bytes.
+/// - Lower by at least [`SEGMENT_MIN`] bytes: the copy proceeds in segments that do not overlap,
+///   and the count is exact.
+/// - Lower by less, or higher: the count is 0. A copy to a higher address begins with the last
+///   bytes.
 ///
 /// # Safety
 ///
@@ -50,8 +51,8 @@ const SEGMENT_MIN: usize = 16;
 ///
 /// # Safety
 ///
-/// `dst` and `src` are guest operands of `len` bytes. `src` is `distance` bytes above `dst`, at least
-/// one.
+/// `dst` and `src` are guest operands of `len` bytes. `src` is `distance` bytes above `dst`, at
+/// least one.
 unsafe fn copy_down_in_segments(
     dst: *mut u8,
     src: *const u8,

@@ -1,8 +1,8 @@
 //! Atomic accesses to values of [`AtomicAccess`] types.
 //!
-//! [`access`] moves words of 1, 2, 4 or 8 bytes. A value is converted to the word of its size and back
-//! through its own atomic integer, which relies on nothing but the contract of [`AtomicInteger`], and
-//! compiles to nothing.
+//! [`access`] moves words of 1, 2, 4 or 8 bytes. A value is converted to the word of its size and
+//! back through its own atomic integer, which relies on nothing but the contract of
+//! [`AtomicInteger`], and compiles to nothing.
 
 use core::mem::{size_of, transmute_copy};
 use core::sync::atomic::Ordering;
@@ -49,8 +49,8 @@ fn to_word<T: AtomicAccess, W: Word>(value: T) -> W {
 #[inline(always)]
 fn from_word<T: AtomicAccess, W: Word>(word: W) -> T {
     assert!(size_of::<T::A>() == size_of::<W>());
-    // SAFETY: the sizes are the same (just checked), and any bytes are an atomic integer (contract of
-    // `AtomicInteger`).
+    // SAFETY: the sizes are the same (just checked), and any bytes are an atomic integer (contract
+    // of `AtomicInteger`).
     let atomic = unsafe { transmute_copy::<W, T::A>(&word) };
     atomic.load(Ordering::Relaxed).into()
 }
@@ -74,8 +74,8 @@ pub(super) unsafe fn load<T: AtomicAccess>(src: *const u8, order: Ordering) -> R
         "a load cannot have the ordering {order:?}"
     );
     if !is_register_sized::<T>() {
-        // SAFETY: `src` is mapped, aligned for `T::A`, and covered by no reference except to atomics
-        // (this function's contract). Any bytes are a `T::A` (contract of `AtomicInteger`).
+        // SAFETY: `src` is mapped, aligned for `T::A`, and covered by no reference except to
+        // atomics (this function's contract). Any bytes are a `T::A` (contract of `AtomicInteger`).
         let atomic = unsafe { &*src.cast::<T::A>() };
         return Ok(atomic.load(order).into());
     }
@@ -110,8 +110,8 @@ pub(super) unsafe fn store<T: AtomicAccess>(
         "a store cannot have the ordering {order:?}"
     );
     if !is_register_sized::<T>() {
-        // SAFETY: `dst` is mapped, aligned for `T::A`, and covered by no reference except to atomics
-        // (this function's contract). Any bytes are a `T::A` (contract of `AtomicInteger`).
+        // SAFETY: `dst` is mapped, aligned for `T::A`, and covered by no reference except to
+        // atomics (this function's contract). Any bytes are a `T::A` (contract of `AtomicInteger`).
         let atomic = unsafe { &*dst.cast::<T::A>() };
         atomic.store(value.into(), order);
         return Ok(());
@@ -127,8 +127,8 @@ pub(super) unsafe fn store<T: AtomicAccess>(
 ///
 /// # Safety
 ///
-/// `dst` is a guest operand (see [`access`]) of `size_of::<T::A>()` bytes, aligned for `T::A`. `T` is
-/// [register sized](is_register_sized).
+/// `dst` is a guest operand (see [`access`]) of `size_of::<T::A>()` bytes, aligned for `T::A`. `T`
+/// is [register sized](is_register_sized).
 #[inline(always)]
 pub(super) unsafe fn fetch<T: AtomicAccess>(
     dst: *mut u8,
@@ -137,8 +137,8 @@ pub(super) unsafe fn fetch<T: AtomicAccess>(
     order: Ordering,
 ) -> Result<T, Fault> {
     with_word_of!(T, W => {
-        // SAFETY: `dst` is a guest operand of the size of `T::A`, which is that of `W`. It is aligned
-        // to that size, as `T` is register sized (this function's contract).
+        // SAFETY: `dst` is a guest operand of the size of `T::A`, which is that of `W`. It is
+        // aligned to that size, as `T` is register sized (this function's contract).
         let word = unsafe { access::fetch::<W>(dst, change, to_word(operand), order) }?;
         Ok(from_word(word))
     })
@@ -170,8 +170,8 @@ pub(super) unsafe fn compare_exchange<T: AtomicAccess>(
     );
     with_word_of!(T, W => {
         let (current, new) = (to_word(current), to_word(new));
-        // SAFETY: `dst` is a guest operand of the size of `T::A`, which is that of `W`. It is aligned
-        // to that size, as `T` is register sized (this function's contract).
+        // SAFETY: `dst` is a guest operand of the size of `T::A`, which is that of `W`. It is
+        // aligned to that size, as `T` is register sized (this function's contract).
         let result = unsafe { access::compare_exchange::<W>(dst, current, new, success, failure) }?;
         Ok(result.map(from_word).map_err(from_word))
     })

@@ -72,7 +72,8 @@ fn access_to_userfaultfd_page_with_sigbus_returns_efault() {
     // SAFETY: the descriptor is new and has no other owner.
     let userfaultfd = unsafe { File::from_raw_fd(fd as i32) };
     let mut api = [UFFD_API, UFFD_FEATURE_SIGBUS, 0];
-    // SAFETY: `struct uffdio_api` is three 64-bit numbers (Linux, include/uapi/linux/userfaultfd.h).
+    // SAFETY: `struct uffdio_api` is three 64-bit numbers (Linux,
+    // include/uapi/linux/userfaultfd.h).
     let status = unsafe { libc::ioctl(userfaultfd.as_raw_fd(), UFFDIO_API as _, api.as_mut_ptr()) };
     assert_eq!(status, 0);
     let memory = Memory::from_ranges(&[(BASE, 4 * PAGE)]).unwrap();

@@ -200,7 +200,8 @@ fn install_handler(handler: usize, flags: i32) {
     assert_eq!(status, 0);
 }
 
-/// Installs a handler that prints address and stack, makes the page accessible, and stays installed.
+/// Installs a handler that prints address and stack, makes the page accessible, and stays
+/// installed.
 fn install_reporter() {
     extern "C" fn report(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
         // SAFETY: zeroes are a valid `stack_t`.

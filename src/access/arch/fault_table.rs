@@ -9,15 +9,16 @@
 //!       instruction       a fault  the guest operand
 //! ```
 //!
-//! Each instruction that accesses guest memory lies in the range of an entry. The handler looks up the
-//! interrupted instruction, puts the faulting address into the result register (`rax`, `x16`) and
-//! resumes at the given instruction. The register is 0 there if there was no fault, so an access that
-//! does not fault pays for clearing and testing one register.
+//! Each instruction that accesses guest memory lies in the range of an entry. The handler looks up
+//! the interrupted instruction, puts the faulting address into the result register (`rax`, `x16`)
+//! and resumes at the given instruction. The register is 0 there if there was no fault, so an
+//! access that does not fault pays for clearing and testing one register.
 //!
-//! The section is retained (`R`): linkers do not drop the entries of code that is in the program. An
-//! entry holds distances from its own fields, so loading the program relocates nothing.
+//! The section is retained (`R`): linkers do not drop the entries of code that is in the program.
+//! An entry holds distances from its own fields, so loading the program relocates nothing.
 
-/// An entry for the instructions from the label `$start` up to `$end`; after a fault, `$resume` is next.
+/// An entry for the instructions from the label `$start` up to `$end`; after a fault, `$resume` is
+/// next.
 ///
 /// `$operand` says which guest operand the fault must be in. "0": the only memory operand of the
 /// instructions. "1": one of two, whose start and end are in `r8` to `r11` or `x3` to `x6`.

@@ -2,8 +2,8 @@
 //!
 //! This module contains what the processors share: the division of a copy among routines, and the
 //! fault table with its handler. The module of a processor contains the single accesses
-//! ([`Register`](super::routine_set::Register), [`Word`](super::routine_set::Word)), the routines, and
-//! the choice of a routine by length ([`Select`]).
+//! ([`Register`](super::routine_set::Register), [`Word`](super::routine_set::Word)), the routines,
+//! and the choice of a routine by length ([`Select`]).
 
 #[macro_use]
 mod fault_table;
@@ -61,7 +61,8 @@ pub(super) trait Select {
 /// The size of the blocks in which [`RoutineSet::copy_elements`] moves elements.
 const BLOCK: usize = 32;
 
-/// The bounds of a guest operand. Routines keep them in registers, where the fault handler reads them.
+/// The bounds of a guest operand. Routines keep them in registers, where the fault handler reads
+/// them.
 #[derive(Clone, Copy)]
 struct Operand {
     start: usize,
@@ -120,8 +121,8 @@ impl<S: Select> RoutineSet for Assembly<S> {
         len: usize,
     ) -> Result<(), FaultAddress> {
         let operands = side.operands(dst, src, len);
-        // SAFETY: both are valid for `len` bytes and do not overlap (contract of `copy`); the routine
-        // is one for that length (contract of `Select`).
+        // SAFETY: both are valid for `len` bytes and do not overlap (contract of `copy`); the
+        // routine is one for that length (contract of `Select`).
         unsafe { invoke(S::copy(len), dst, src, len, operands) }
     }
 
@@ -154,15 +155,15 @@ impl<S: Select> RoutineSet for Assembly<S> {
         } else {
             ascending_bytes
         };
-        // SAFETY: both are valid for `len` bytes (contract of `copy_overlapping`). `small_bytes` takes
-        // `len`; `S::copy(len)` also needs ranges that do not overlap, which was checked.
+        // SAFETY: both are valid for `len` bytes (contract of `copy_overlapping`). `small_bytes`
+        // takes `len`; `S::copy(len)` also needs ranges that do not overlap, which was checked.
         unsafe { invoke(routine, dst, src, len, operands) }
     }
 
     #[inline]
     unsafe fn fill(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
-        // SAFETY: `dst` is valid for writes of `len` bytes (contract of `fill`); the routine is a fill
-        // (contract of `Select`).
+        // SAFETY: `dst` is valid for writes of `len` bytes (contract of `fill`); the routine is a
+        // fill (contract of `Select`).
         unsafe { invoke_fill(S::fill(len), dst, value, len) }
     }
 
@@ -185,7 +186,8 @@ impl<S: Select> RoutineSet for Assembly<S> {
             4 => elements_of_4,
             _ => elements_of_8,
         };
-        // Elements up to the first block boundary in guest memory, blocks, and the remaining elements.
+        // Elements up to the first block boundary in guest memory, blocks, and the remaining
+        // elements.
         let head = (guest.start.wrapping_neg() & (BLOCK - 1)).min(len);
         let body = len.wrapping_sub(head) & !(BLOCK - 1);
         let tail = len.wrapping_sub(head).wrapping_sub(body);

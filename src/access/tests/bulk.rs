@@ -217,7 +217,8 @@ pub(in crate::access) fn copy_elements_at_each_start_and_count_moves_only_its_by
                         };
                         let (src, dst) =
                             (source.0[src_at..].as_ptr(), target[dst_at..].as_mut_ptr());
-                        // SAFETY: `len` bytes follow both, and the guest operand is aligned to `size`.
+                        // SAFETY: `len` bytes follow both, and the guest operand is aligned to
+                        // `size`.
                         unsafe {
                             if to_guest {
                                 R::copy_elements(Destination, dst, src, count, size).unwrap();

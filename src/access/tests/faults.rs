@@ -22,8 +22,8 @@ pub(in crate::access) fn copy_and_fill_at_inaccessible_page_return_its_address<R
                     assert!((guest.addr()..guest.addr() + len).contains(&at));
                     assert!(!(memory.start().addr()..memory.end().addr()).contains(&at));
                 };
-                // SAFETY: the handler recovers from faults at inaccessible bytes of the guest operand;
-                // `host` has as many bytes, and none of them.
+                // SAFETY: the handler recovers from faults at inaccessible bytes of the guest
+                // operand; `host` has as many bytes, and none of them.
                 unsafe {
                     check(R::copy(Source, host, guest, len));
                     check(R::copy(Destination, guest, host, len));

@@ -1,7 +1,7 @@
 //! One set of tests for each set of routines.
 //!
-//! The sets are the one in use and the portable one. The module of a processor adds those that other
-//! processors of its kind use.
+//! The sets are the one in use and the portable one. The module of a processor adds those that
+//! other processors of its kind use.
 
 use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::Ordering;

@@ -34,8 +34,8 @@ pub(in crate::access) fn copy_elements_to_guest_is_seen_in_ascending_order<R: Te
                                 .copy_from_slice(&generation.to_le_bytes()[..size]);
                         }
                         let (dst, src) = ((guest + size) as *mut u8, host[size..].as_ptr());
-                        // SAFETY: the range is within both buffers; only routines access `guest` while the
-                        // threads run.
+                        // SAFETY: the range is within both buffers; only routines access `guest`
+                        // while the threads run.
                         unsafe { R::copy_elements(Destination, dst, src, LEN / size - 1, size) }
                             .unwrap();
                     }
@@ -78,8 +78,8 @@ pub(in crate::access) fn copy_elements_from_guest_sees_ascending_order<R: Tested
                     for generation in 1..=GENERATIONS / 4 {
                         for block in compared(size).rev() {
                             let dst = (guest + block) as *mut u8;
-                            // SAFETY: one aligned element of `guest`, which only routines access while the
-                            // threads run.
+                            // SAFETY: one aligned element of `guest`, which only routines access
+                            // while the threads run.
                             unsafe { R::store_ordered(dst, generation, size, Ordering::Release) }
                                 .unwrap();
                         }

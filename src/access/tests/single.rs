@@ -154,7 +154,8 @@ pub(in crate::access) fn aligned_load_and_store_are_not_torn<R: TestedSet>() {
         });
         for _ in 0..if cfg!(miri) { 100 } else { 200_000 } {
             let mut copied = [0u8; 8];
-            // SAFETY: `ptr` is 8 aligned bytes that only routines access; `copied` is a local variable.
+            // SAFETY: `ptr` is 8 aligned bytes that only routines access; `copied` is a local
+            // variable.
             let (single, ordered) = unsafe {
                 R::copy(Source, copied.as_mut_ptr(), ptr as *const u8, 8).unwrap();
                 (

@@ -3,28 +3,30 @@
 //! The guarantees of [`access`](crate::access) rest on the "Arm Architecture Reference Manual for
 //! A-profile architecture" (DDI 0487), chapter B2, "The AArch64 Application Level Memory Model":
 //!
-//! - A naturally aligned load or store of one general-purpose register is single-copy atomic. A load or
-//!   store of a pair of registers is two such accesses ("Requirements for single-copy atomicity").
-//!   Unaligned plain accesses are allowed in normal memory, which guest memory is. Ordered and
-//!   exclusive accesses must be aligned, as the contract of [`Word`] requires.
-//! - Other processors see plain accesses in any order, except for dependencies and fences. `ldar` is
-//!   observed before everything after it, and `stlr` after everything before it. An `ldar` is observed
-//!   after each earlier `stlr` ("Load-Acquire, Load-AcquirePC, and Store-Release"). So `ldar` is an
-//!   acquire, `stlr` a release, and both together are sequentially consistent. The compiler uses the
-//!   same instructions for the atomics of the standard library, so these and ours have one order.
-//! - A read-modify-write is one instruction of LSE, or a loop of `ldaxr` and `stlxr`. Both have each
-//!   ordering in that sense; weaker forms are not worth a second set.
+//! - A naturally aligned load or store of one general-purpose register is single-copy atomic. A
+//!   load or store of a pair of registers is two such accesses ("Requirements for single-copy
+//!   atomicity"). Unaligned plain accesses are allowed in normal memory, which guest memory is.
+//!   Ordered and exclusive accesses must be aligned, as the contract of [`Word`] requires.
+//! - Other processors see plain accesses in any order, except for dependencies and fences. `ldar`
+//!   is observed before everything after it, and `stlr` after everything before it. An `ldar` is
+//!   observed after each earlier `stlr` ("Load-Acquire, Load-AcquirePC, and Store-Release"). So
+//!   `ldar` is an acquire, `stlr` a release, and both together are sequentially consistent. The
+//!   compiler uses the same instructions for the atomics of the standard library, so these and ours
+//!   have one order.
+//! - A read-modify-write is one instruction of LSE, or a loop of `ldaxr` and `stlxr`. Both have
+//!   each ordering in that sense; weaker forms are not worth a second set.
 //!
-//! A loop of `ldaxr` and `stlxr` repeats if another processor has written in between, which means that
-//! one has made progress. A guest that writes all the time can delay this thread, as it can with an
-//! atomic of the standard library.
+//! A loop of `ldaxr` and `stlxr` repeats if another processor has written in between, which means
+//! that one has made progress. A guest that writes all the time can delay this thread, as it can
+//! with an atomic of the standard library.
 //!
 //! A block of assembly without the options `nomem` and `readonly` is also a compiler barrier.
 //!
-//! The handler puts the address of a fault into `x16` ([`fault_table`](super::fault_table)). Calls do
-//! not preserve that register ("Procedure Call Standard for the Arm 64-bit Architecture", section
-//! 6.1.1), so surrounding code rarely uses it. An instruction that accesses several bytes may report
-//! any inaccessible byte among them; [`recount`](crate::access::recount) does not need the first.
+//! The handler puts the address of a fault into `x16` ([`fault_table`](super::fault_table)). Calls
+//! do not preserve that register ("Procedure Call Standard for the Arm 64-bit Architecture",
+//! section 6.1.1), so surrounding code rarely uses it. An instruction that accesses several bytes
+//! may report any inaccessible byte among them; [`recount`](crate::access::recount) does not need
+//! the first.
 
 pub(super) mod routines;
 
@@ -37,8 +39,8 @@ use routines::{fill_vectors, large_vectors, pairs, small_bytes, SMALL_MAX};
 
 /// Assembles one read-modify-write. Evaluates to `(previous, fault)`.
 ///
-/// `$single` is the LSE instruction without its suffixes. `$compute` computes `{new}` in the loop; it
-/// works on whole registers, as bits above the width are not stored.
+/// `$single` is the LSE instruction without its suffixes. `$compute` computes `{new}` in the loop;
+/// it works on whole registers, as bits above the width are not stored.
 macro_rules! fetch_asm {
     ($dst:ident, $operand:expr, $suffix:literal, $register:literal, $single:literal, $compute:literal) => {{
         let previous: u64;
@@ -83,15 +85,16 @@ macro_rules! fetch_asm {
 
 /// Implements [`Register`] and [`Word`] for an integer.
 ///
-/// `$suffix` is the suffix of the instructions for its width, and `$register` the form of a register.
+/// `$suffix` is the suffix of the instructions for its width, and `$register` the form of a
+/// register.
 macro_rules! impl_word {
     ($integer:ty, $suffix:literal, $register:literal) => {
         impl<S> Register<Assembly<S>> for $integer {
             #[inline(always)]
             unsafe fn load(src: *const u8) -> Result<Self, FaultAddress> {
                 let value: u64;
-                // SAFETY: reads the guest operand of the contract, and writes registers. After a fault,
-                // the handler resumes after the instruction.
+                // SAFETY: reads the guest operand of the contract, and writes registers. After a
+                // fault, the handler resumes after the instruction.
                 let fault = unsafe {
                     guest_asm!(
                         "x16",
@@ -106,8 +109,8 @@ macro_rules! impl_word {
 
             #[inline(always)]
             unsafe fn store(dst: *mut u8, value: Self) -> Result<(), FaultAddress> {
-                // SAFETY: writes the guest operand of the contract. After a fault, the handler resumes
-                // after the instruction.
+                // SAFETY: writes the guest operand of the contract. After a fault, the handler
+                // resumes after the instruction.
                 let fault = unsafe {
                     guest_asm!(
                         "x16",
@@ -126,13 +129,14 @@ macro_rules! impl_word {
             #[inline(always)]
             unsafe fn load_ordered(src: *const u8, order: Ordering) -> Result<Self, FaultAddress> {
                 if order == Ordering::Relaxed {
-                    // SAFETY: `src` is a guest operand of this integer (contract of `load_ordered`).
+                    // SAFETY: `src` is a guest operand of this integer (contract of
+                    // `load_ordered`).
                     return unsafe { <Self as Register<Assembly<S>>>::load(src) };
                 }
                 let value: u64;
-                // SAFETY: reads the aligned guest operand of the contract, and writes registers. After
-                // a fault, the handler resumes after the instruction. Not `readonly`, and so a
-                // compiler barrier.
+                // SAFETY: reads the aligned guest operand of the contract, and writes registers.
+                // After a fault, the handler resumes after the instruction. Not `readonly`, and so
+                // a compiler barrier.
                 let fault = unsafe {
                     guest_asm!(
                         "x16",
@@ -153,11 +157,12 @@ macro_rules! impl_word {
                 order: Ordering,
             ) -> Result<(), FaultAddress> {
                 if order == Ordering::Relaxed {
-                    // SAFETY: `dst` is a guest operand of this integer (contract of `store_ordered`).
+                    // SAFETY: `dst` is a guest operand of this integer (contract of
+                    // `store_ordered`).
                     return unsafe { <Self as Register<Assembly<S>>>::store(dst, value) };
                 }
-                // SAFETY: writes the aligned guest operand of the contract. After a fault, the handler
-                // resumes after the instruction.
+                // SAFETY: writes the aligned guest operand of the contract. After a fault, the
+                // handler resumes after the instruction.
                 let fault = unsafe {
                     guest_asm!(
                         "x16",
@@ -207,8 +212,8 @@ macro_rules! impl_word {
             ) -> Result<Self, FaultAddress> {
                 let (current, new) = (u64::from(current), u64::from(new));
                 let previous: u64;
-                // SAFETY: reads and writes the aligned guest operand of the contract. After a fault, the
-                // handler resumes after the instruction.
+                // SAFETY: reads and writes the aligned guest operand of the contract. After a
+                // fault, the handler resumes after the instruction.
                 #[cfg(target_feature = "lse")]
                 let fault = unsafe {
                     guest_asm!(
@@ -220,10 +225,10 @@ macro_rules! impl_word {
                         dst = in(reg) dst
                     )
                 };
-                // SAFETY: reads and writes the aligned guest operand of the contract. `ldaxr` extends
-                // with zeroes, as `current` is, so whole registers are compared. After a fault, the
-                // handler resumes after the loop; a set exclusive monitor is cleared by the exception
-                // return.
+                // SAFETY: reads and writes the aligned guest operand of the contract. `ldaxr`
+                // extends with zeroes, as `current` is, so whole registers are compared. After a
+                // fault, the handler resumes after the loop; a set exclusive monitor is cleared by
+                // the exception return.
                 #[cfg(not(target_feature = "lse"))]
                 let fault = unsafe {
                     guest_asm!(
@@ -277,8 +282,8 @@ impl<S> Register<Assembly<S>> for u128 {
     #[inline(always)]
     #[expect(clippy::as_conversions, reason = "takes the two halves of the value")]
     unsafe fn store(dst: *mut u8, value: Self) -> Result<(), FaultAddress> {
-        // SAFETY: writes the guest operand of the contract. After a fault, the handler resumes after
-        // the instruction.
+        // SAFETY: writes the guest operand of the contract. After a fault, the handler resumes
+        // after the instruction.
         let fault = unsafe {
             guest_asm!(
                 "x16",

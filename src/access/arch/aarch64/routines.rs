@@ -8,12 +8,12 @@
 //! | `x3` to `x6` | start and end of two guest operands; no routine changes them |
 //! | `x16` | the result: 0, or the address of a fault |
 //!
-//! A routine does not use the stack, so `ret` at label 3 ends it after a fault anywhere. It changes only
-//! `x0` to `x2`, `x7` to `x17` and `v0` to `v7`, which each function may change ("Procedure Call Standard
-//! for the Arm 64-bit Architecture", section 6.1).
+//! A routine does not use the stack, so `ret` at label 3 ends it after a fault anywhere. It changes
+//! only `x0` to `x2`, `x7` to `x17` and `v0` to `v7`, which each function may change ("Procedure
+//! Call Standard for the Arm 64-bit Architecture", section 6.1).
 //!
-//! Each routine begins with `hint 34`, which is `bti c`. Processors that check branch targets require
-//! it at the target of a call through a register; others ignore it.
+//! Each routine begins with `hint 34`, which is `bti c`. Processors that check branch targets
+//! require it at the target of a call through a register; others ignore it.
 
 use core::arch::naked_asm;
 
@@ -114,8 +114,8 @@ pub(in crate::access::arch) unsafe extern "C" fn small_bytes() {
 ///
 /// # Safety
 ///
-/// `x1` is valid for reads and `x0` for writes of `x2` bytes, which do not overlap. `x2` is more than
-/// 128.
+/// `x1` is valid for reads and `x0` for writes of `x2` bytes, which do not overlap. `x2` is more
+/// than 128.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "C" fn large_vectors() {
     naked_asm!(
@@ -152,9 +152,9 @@ pub(in crate::access::arch) unsafe extern "C" fn large_vectors() {
 
 /// Copies in ascending order, for ranges that do not overlap or a destination below the source.
 ///
-/// It copies 16 bytes at a time and reads them before it writes them. As the destination is lower, no
-/// step overwrites bytes that a later step reads. The rest takes at most one move each of 8, 4, 2 and 1
-/// bytes.
+/// It copies 16 bytes at a time and reads them before it writes them. As the destination is lower,
+/// no step overwrites bytes that a later step reads. The rest takes at most one move each of 8, 4,
+/// 2 and 1 bytes.
 ///
 /// # Safety
 ///
@@ -198,9 +198,9 @@ pub(in crate::access::arch) unsafe extern "C" fn ascending_bytes() {
 
 /// Copies in descending order, for a destination above the source that may overlap it.
 ///
-/// It copies 16 bytes at a time and reads them before it writes them. As the destination is higher, no
-/// step overwrites bytes that a later step reads. The rest takes at most one move each of 8, 4, 2 and 1
-/// bytes.
+/// It copies 16 bytes at a time and reads them before it writes them. As the destination is higher,
+/// no step overwrites bytes that a later step reads. The rest takes at most one move each of 8, 4,
+/// 2 and 1 bytes.
 ///
 /// # Safety
 ///
@@ -346,8 +346,8 @@ macro_rules! element_routine {
         ///
         /// # Safety
         ///
-        /// `x1` is valid for reads and `x0` for writes of `x2` bytes, which do not overlap. `x2` is a
-        /// multiple of the size of an element, and not 0.
+        /// `x1` is valid for reads and `x0` for writes of `x2` bytes, which do not overlap. `x2` is
+        /// a multiple of the size of an element, and not 0.
         #[unsafe(naked)]
         pub(in crate::access::arch) unsafe extern "C" fn $name() {
             naked_asm!(
@@ -389,8 +389,8 @@ element_routine!(
 ///
 /// # Safety
 ///
-/// `x1` is valid for reads and `x0` for writes of `x2` bytes, which do not overlap. `x2` is a multiple
-/// of 32, and not 0.
+/// `x1` is valid for reads and `x0` for writes of `x2` bytes, which do not overlap. `x2` is a
+/// multiple of 32, and not 0.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "C" fn pairs() {
     naked_asm!(

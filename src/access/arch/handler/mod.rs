@@ -8,10 +8,10 @@
 //!        └───────► chain_to_previous         no: to the handler that was installed before
 //! ```
 //!
-//! All state that the handler reads is written before the handler is installed: the table is read-only
-//! data, and `PREVIOUS` is filled before our action is set. The release store of its `OnceLock` and the
-//! system call order that before each run of the handler. `OnceLock::get` takes no lock. `WITHDRAWN` is
-//! the one exception: the handler itself writes it, as relaxed atomics.
+//! All state that the handler reads is written before the handler is installed: the table is
+//! read-only data, and `PREVIOUS` is filled before our action is set. The release store of its
+//! `OnceLock` and the system call order that before each run of the handler. `OnceLock::get` takes
+//! no lock. `WITHDRAWN` is the one exception: the handler itself writes it, as relaxed atomics.
 
 #![expect(
     clippy::as_conversions,
@@ -49,7 +49,7 @@ struct Entry {
     end: i32,
     /// The instruction to resume at after a fault.
     resume: i32,
-    /// How to find the guest operand: one of the constants below.
+    /// The kind of guest operand: one of the constants below.
     operand: i32,
 }
 
@@ -73,8 +73,9 @@ const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
 /// The actions that were installed before ours, in the order of `SIGNALS`.
 static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
 
-/// Whether the previous handler has replaced itself by the default action, in the order of `SIGNALS`.
+/// Whether the previous handler has replaced itself by the default action.
 ///
+/// In the order of `SIGNALS`.
 /// The handler of Rust's standard library does so to let a faulting process die. If it did so for a
 /// signal that was sent, the process continues, and the next signal must meet the default action.
 static WITHDRAWN: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
@@ -112,9 +113,9 @@ fn present_action(signal: c_int) -> Result<libc::sigaction> {
 
 /// Sets the action for `signal`. Async-signal-safe.
 fn set_action(signal: c_int, action: &libc::sigaction) -> Result<()> {
-    // SAFETY: `action` is valid for reads. Its handler is `on_signal`, which takes the three arguments
-    // that SA_SIGINFO passes and is async-signal-safe, or it is the default action: the callers pass
-    // the results of `our_action` and `default_action` only.
+    // SAFETY: `action` is valid for reads. Its handler is `on_signal`, which takes the three
+    // arguments that SA_SIGINFO passes and is async-signal-safe, or it is the default action: the
+    // callers pass the results of `our_action` and `default_action` only.
     if unsafe { libc::sigaction(signal, action, null_mut()) } != 0 {
         return Err(Error::last_os_error());
     }
@@ -140,8 +141,8 @@ fn our_action(previous: &libc::sigaction) -> libc::sigaction {
 }
 
 extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the system passes the signal's information to a handler with SA_SIGINFO, and this is one
-    // for SIGBUS and SIGSEGV.
+    // SAFETY: the system passes the signal's information to a handler with SA_SIGINFO, and this is
+    // one for SIGBUS and SIGSEGV.
     if let Some(fault) = unsafe { FaultRange::from_info(info) } {
         // SAFETY: the system passes the interrupted context, which belongs to the handler until it
         // returns.
@@ -236,15 +237,15 @@ fn recover(registers: &mut Registers<'_>, fault: &FaultRange) -> bool {
     let Some(first) = first else {
         return false;
     };
-    // 0 would mean that there was no fault.
+    // 0 stands for success.
     registers.resume_at(resume, first.max(1));
     true
 }
 
 /// Adds an entry to the table that matches no instruction, so that the table exists.
 ///
-/// The linker takes only objects that something refers to. Without this entry, a program that installs
-/// the handler but links no access routine would have no table.
+/// The linker takes only objects that something refers to. Without this entry, a program that
+/// installs the handler but links no access routine would have no table.
 #[inline(always)]
 fn anchor_table() {
     // SAFETY: the block has no instruction. It adds read-only data: an entry whose range is empty.
@@ -259,14 +260,15 @@ fn anchor_table() {
     }
 }
 
-/// Returns the instruction to resume at after a fault at `instruction`, and how to find its operand.
+/// Returns where to resume after a fault at `instruction`, and the kind of its guest operand.
 fn lookup(instruction: usize) -> Option<(usize, i32)> {
     anchor_table();
     let mut entry = (&raw const TABLE_START).cast::<Entry>();
     let end = (&raw const TABLE_END).cast::<Entry>();
     while entry < end {
-        // SAFETY: the section consists of whole entries, each aligned to 4 bytes as `Entry` is: only
-        // `fault_entry` and `anchor_table` write to it. `entry` is one of them, as it is below `end`.
+        // SAFETY: the section consists of whole entries, each aligned to 4 bytes as `Entry` is:
+        // only `fault_entry` and `anchor_table` write to it. `entry` is one of them, as it is below
+        // `end`.
         let fields = unsafe { &*entry };
         let resolve = |field: &i32| {
             core::ptr::from_ref(field)
@@ -338,14 +340,14 @@ fn call_previous(
     let function = core::ptr::with_exposed_provenance::<()>(previous.sa_sigaction);
     if previous.sa_flags & libc::SA_SIGINFO != 0 {
         type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
-        // SAFETY: an action with SA_SIGINFO that is neither SIG_DFL nor SIG_IGN, which the caller has
-        // excluded, has a handler of this type (sigaction(2)).
+        // SAFETY: an action with SA_SIGINFO that is neither SIG_DFL nor SIG_IGN, which the caller
+        // has excluded, has a handler of this type (sigaction(2)).
         let handler = unsafe { core::mem::transmute::<*const (), Handler>(function) };
         handler(signal, info, context);
     } else {
         type Handler = extern "C" fn(c_int);
-        // SAFETY: an action without SA_SIGINFO that is neither SIG_DFL nor SIG_IGN, which the caller
-        // has excluded, has a handler of this type (sigaction(2)).
+        // SAFETY: an action without SA_SIGINFO that is neither SIG_DFL nor SIG_IGN, which the
+        // caller has excluded, has a handler of this type (sigaction(2)).
         let handler = unsafe { core::mem::transmute::<*const (), Handler>(function) };
         handler(signal);
     }
@@ -356,8 +358,9 @@ fn apply_default_action(signal: c_int, was_sent: bool) {
     // The call fails only for an invalid signal, and a handler has nobody to report to.
     let _ = set_action(signal, &default_action());
     if was_sent {
-        // No instruction will raise the signal again. It is delivered when our handler returns, which
-        // unblocks it.
+        // No instruction will raise the signal again, so it is sent again. It is delivered when our
+        // handler returns, which unblocks it.
+        //
         // SAFETY: `raise(3)` sends a signal to this thread; it is async-signal-safe.
         unsafe { libc::raise(signal) };
     }

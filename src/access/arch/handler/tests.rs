@@ -32,8 +32,8 @@ const ADDRESS: usize = 0x7f12_3456_789a;
 
 #[test]
 fn from_info_of_signal_not_raised_by_access_returns_none() {
-    // SI_USER, SI_QUEUE, SI_TIMER, SI_MESGQ, SI_ASYNCIO, SI_SIGIO, SI_TKILL; SI_KERNEL, which has no
-    // address.
+    // SI_USER, SI_QUEUE, SI_TIMER, SI_MESGQ, SI_ASYNCIO, SI_SIGIO, SI_TKILL; SI_KERNEL, which has
+    // no address.
     let sent = [0, -1, -2, -3, -4, -5, -6, 0x80];
     // (signal, codes of faults, other codes)
     let table: [(c_int, &[c_int], &[c_int]); 4] = [
@@ -204,7 +204,7 @@ fn recover_with_only_operand_ignores_registers() {
                 (true, resume, address)
             );
         }
-        // A result of 0 would mean that there was no fault.
+        // A result of 0 stands for success.
         assert_eq!(
             recovered(at, operands, FaultRange { start: 0, len: 1 }),
             (true, resume, 1)

@@ -1,20 +1,20 @@
 //! Guest accesses on x86_64.
 //!
-//! The guarantees of [`access`](crate::access) rest on the "Intel 64 and IA-32 Architectures Software
-//! Developer's Manual", volume 3A:
+//! The guarantees of [`access`](crate::access) rest on the "Intel 64 and IA-32 Architectures
+//! Software Developer's Manual", volume 3A:
 //!
 //! - A naturally aligned access of 1, 2, 4 or 8 bytes is atomic (section 9.1.1).
-//! - Loads are not reordered with loads, nor stores with stores, nor a store with an older load (section
-//!   9.2.2). Each load is an acquire and each store a release; only a sequentially consistent store
-//!   needs more than a `mov`.
+//! - Loads are not reordered with loads, nor stores with stores, nor a store with an older load
+//!   (section 9.2.2). Each load is an acquire and each store a release; only a sequentially
+//!   consistent store needs more than a `mov`.
 //! - `xchg` with memory is locked (section 9.1.2.1). A locked instruction orders everything.
 //! - The stores of a string instruction may become visible in any order, but before those of later
 //!   instructions (section 9.2.4).
 //!
 //! A block of assembly without the options `nomem` and `readonly` is also a compiler barrier.
 //!
-//! The direction flag is clear on entry to each block and function (Rust reference, "Inline assembly";
-//! System V ABI, section 3.2.1), so `rep movsb` ascends.
+//! The direction flag is clear on entry to each block and function (Rust reference, "Inline
+//! assembly"; System V ABI, section 3.2.1), so `rep movsb` ascends.
 //!
 //! The handler puts the address of a fault into `rax` ([`fault_table`](super::fault_table)).
 
@@ -50,8 +50,8 @@ macro_rules! impl_word {
             #[inline(always)]
             unsafe fn load(src: *const u8) -> Result<Self, FaultAddress> {
                 let value: $loaded;
-                // SAFETY: reads the guest operand of the contract, and writes registers. After a fault,
-                // the handler resumes after the instruction.
+                // SAFETY: reads the guest operand of the contract, and writes registers. After a
+                // fault, the handler resumes after the instruction.
                 let fault = unsafe {
                     guest_asm!("rax", options(nostack, preserves_flags, readonly), [$load], value = lateout(reg) value,
                         src = in(reg) src)
@@ -61,8 +61,8 @@ macro_rules! impl_word {
 
             #[inline(always)]
             unsafe fn store(dst: *mut u8, value: Self) -> Result<(), FaultAddress> {
-                // SAFETY: writes the guest operand of the contract. After a fault, the handler resumes
-                // after the instruction.
+                // SAFETY: writes the guest operand of the contract. After a fault, the handler
+                // resumes after the instruction.
                 let fault = unsafe {
                     guest_asm!("rax", options(nostack, preserves_flags), [$store], value = in($class) value,
                         dst = in(reg) dst)
@@ -109,21 +109,21 @@ macro_rules! impl_word {
             ) -> Result<Self, FaultAddress> {
                 let previous: Self;
                 let fault = match change {
-                    // SAFETY: reads and writes the guest operand of the contract. After a fault, the
-                    // handler resumes after the instruction.
+                    // SAFETY: reads and writes the guest operand of the contract. After a fault,
+                    // the handler resumes after the instruction.
                     Fetch::Swap => unsafe {
                         guest_asm!("rax", options(nostack, preserves_flags), [$exchange], value = inout($class) operand => previous,
                             dst = in(reg) dst)
                     },
-                    // SAFETY: reads and writes the guest operand of the contract. After a fault, the
-                    // handler resumes after the instruction.
+                    // SAFETY: reads and writes the guest operand of the contract. After a fault,
+                    // the handler resumes after the instruction.
                     Fetch::Add => unsafe {
                         guest_asm!("rax", options(nostack), [$add], value = inout($class) operand => previous,
                             dst = in(reg) dst)
                     },
                     // No such instruction returns the previous value. An attempt fails only because
-                    // another processor has changed the bytes. A guest that changes them all the time
-                    // can delay this thread, as it can with an atomic of the standard library.
+                    // another processor has changed the bytes. A guest that changes them all the
+                    // time can delay this thread, as it can with an atomic of the standard library.
                     Fetch::And | Fetch::Or => {
                         // SAFETY: `dst` is an aligned guest operand (contract of `fetch`).
                         let mut seen = unsafe { <Self as Register<Assembly<S>>>::load(dst) }?;
@@ -217,8 +217,8 @@ impl<S> Register<Assembly<S>> for u128 {
     #[inline(always)]
     unsafe fn load(src: *const u8) -> Result<Self, FaultAddress> {
         let value: __m128i;
-        // SAFETY: reads the guest operand of the contract, and writes registers; each x86_64 processor
-        // has SSE. After a fault, the handler resumes after the instruction.
+        // SAFETY: reads the guest operand of the contract, and writes registers; each x86_64
+        // processor has SSE. After a fault, the handler resumes after the instruction.
         let fault = unsafe {
             guest_asm!("rax", options(nostack, preserves_flags, readonly), ["movups {value}, xmmword ptr [{src}]"], value = lateout(xmm_reg) value,
                 src = in(reg) src)

@@ -8,8 +8,8 @@
 //! | `r8` to `r11` | start and end of two guest operands; no routine changes them |
 //! | `rax` | the result: 0, or the address of a fault |
 //!
-//! A routine does not use the stack between labels 2 and 3, so `ret` at label 3 ends it after a fault
-//! anywhere. It changes only registers that are volatile in the System V calling convention.
+//! A routine does not use the stack between labels 2 and 3, so `ret` at label 3 ends it after a
+//! fault anywhere. It changes only registers that are volatile in the System V calling convention.
 
 use core::arch::naked_asm;
 
@@ -112,8 +112,8 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn small_bytes() {
 ///
 /// # Safety
 ///
-/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is at least
-/// 32.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is at
+/// least 32.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn middle_sse() {
     naked_asm!(
@@ -152,9 +152,9 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_sse() {
 
 /// Copies at least 32 bytes with vectors of 32 bytes.
 ///
-/// Up to 128 bytes are all read before any is written. More are copied 128 at a time: the first vector
-/// at its place, then from where the destination is aligned. The last 128 bytes, which are read first,
-/// are written last.
+/// Up to 128 bytes are all read before any is written. More are copied 128 at a time: the first
+/// vector at its place, then from where the destination is aligned. The last 128 bytes, which are
+/// read first, are written last.
 ///
 /// # Safety
 ///
@@ -215,8 +215,8 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx() {
 
 /// Copies at least 32 bytes with vectors of 64 bytes.
 ///
-/// Up to 256 bytes are all read before any is written. More are copied as by [`middle_avx`], 256 at a
-/// time. The registers from `zmm16` on need no `vzeroupper`.
+/// Up to 256 bytes are all read before any is written. More are copied as by [`middle_avx`], 256 at
+/// a time. The registers from `zmm16` on need no `vzeroupper`.
 ///
 /// # Safety
 ///
@@ -287,12 +287,13 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx512() {
     )
 }
 
-/// Copies more than 128 bytes with `rep movsb`, from where the destination is aligned to a cache line.
+/// Copies more than 128 bytes with `rep movsb`, from where the destination is aligned to a cache
+/// line.
 ///
 /// # Safety
 ///
-/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is more
-/// than 128.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is
+/// more than 128.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn rep_bytes() {
     naked_asm!(
@@ -321,9 +322,9 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn rep_bytes() {
 
 /// Copies more than 128 bytes with stores that bypass the caches.
 ///
-/// From where the destination is aligned to a cache line, it copies 16 KiB at a time: 64 bytes of each
-/// of four pages in turn. `rep movsb` copies the rest. The fence orders all of these stores before any
-/// later one; it runs after a fault as well.
+/// From where the destination is aligned to a cache line, it copies 16 KiB at a time: 64 bytes of
+/// each of four pages in turn. `rep movsb` copies the rest. The fence orders all of these stores
+/// before any later one; it runs after a fault as well.
 ///
 /// # Safety
 ///
@@ -432,8 +433,8 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn ascending_bytes() {
 
 /// Copies in descending order, for a destination above the source that may overlap it.
 ///
-/// It copies eight bytes at a time and reads them before it writes them. As the destination is higher,
-/// no step overwrites bytes that a later step reads.
+/// It copies eight bytes at a time and reads them before it writes them. As the destination is
+/// higher, no step overwrites bytes that a later step reads.
 ///
 /// # Safety
 ///
@@ -553,8 +554,8 @@ macro_rules! element_routine {
         ///
         /// # Safety
         ///
-        /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is a
-        /// multiple of the size of an element.
+        /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap.
+        /// `rcx` is a multiple of the size of an element.
         #[unsafe(naked)]
         pub(in crate::access::arch) unsafe extern "sysv64" fn $name() {
             naked_asm!(

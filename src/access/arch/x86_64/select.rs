@@ -1,7 +1,7 @@
 //! The choice of a routine by length and processor features.
 //!
-//! The functions that choose are pure. [`Detected`] applies them to this processor, whose features it
-//! detects once.
+//! The functions that choose are pure. [`Detected`] applies them to this processor, whose features
+//! it detects once.
 
 use core::hint::select_unpredictable;
 use core::mem::transmute;
@@ -63,8 +63,8 @@ impl Features {
         if std::arch::is_x86_feature_detected!("ermsb") {
             features = features.with(Self::FAST_REP);
         }
-        // The first processors with AVX-512 lower their clock while such vectors are in use. Later ones
-        // also have VBMI2 (Intel: since Ice Lake; AMD: since Zen 4).
+        // The first processors with AVX-512 lower their clock while such vectors are in use. Later
+        // ones also have VBMI2 (Intel: since Ice Lake; AMD: since Zen 4).
         if std::arch::is_x86_feature_detected!("avx512vl")
             && std::arch::is_x86_feature_detected!("avx512vbmi2")
         {
@@ -143,9 +143,9 @@ pub(super) fn fill(len: usize, features: Features, limits: Limits) -> Routine {
 /// Returns the routine for aligned blocks of 32 bytes, which moves them as vectors.
 ///
 /// The manual says of an access of more than 8 bytes only that it may be several accesses (section
-/// 9.1.1; its guarantee for 16 bytes is for other instructions). No known processor splits an aligned
-/// vector other than at multiples of 8 bytes, which leaves each element whole. A test looks for torn
-/// elements.
+/// 9.1.1; its guarantee for 16 bytes is for other instructions). No known processor splits an
+/// aligned vector other than at multiples of 8 bytes, which leaves each element whole. A test looks
+/// for torn elements.
 pub(super) fn blocks(features: Features) -> Routine {
     if features.has(Features::AVX) {
         vectors_avx
@@ -160,7 +160,8 @@ pub(crate) struct Detected;
 impl Select for Detected {
     /// As [`copy`] with [`LIMITS`].
     ///
-    /// The most common lengths take no branch: a mispredicted one would cost more than a short copy.
+    /// The most common lengths take no branch: a mispredicted one would cost more than a short
+    /// copy.
     #[inline(always)]
     fn copy(len: usize) -> Routine {
         if len >= LIMITS.rep {
@@ -205,7 +206,8 @@ fn detected_middle_copy() -> Routine {
     unsafe { transmute::<*mut (), Routine>(routine) }
 }
 
-/// Stores the result of [`middle_copy`] in [`MIDDLE`] and returns it. Called by [`middle_undetected`].
+/// Stores the result of [`middle_copy`] in [`MIDDLE`] and returns it. Called by
+/// [`middle_undetected`].
 #[cold]
 #[expect(
     clippy::as_conversions,
