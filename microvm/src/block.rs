@@ -1,185 +1,124 @@
-//! virtio-blk (virtio 1.2, section 5.2): one request from a descriptor chain to its status byte.
+//! The block device (virtio 1.2, section 5.2): takes requests from descriptor chains, and moves
+//! their data between guest memory and a disk.
 //!
-//! Everything in a chain comes from the guest and is taken as hostile. A request is checked whole
-//! before a byte of it moves, and every page that the device writes is noted beside the bitmap of
-//! guest memory, so that the two can be compared at the end.
+//! Everything in a chain comes from the guest and may be hostile. The device checks a request as a
+//! whole before it moves the first byte. Pages that it writes are marked dirty by vm-memory.
 
+use std::io;
+use std::sync::Arc;
+
+use serde::Serialize;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
-mod later;
-
-use std::sync::Arc;
-
-use crate::chaos::{self, Chaos, Moment};
-use crate::disk::Disk;
-use crate::iommu::DeviceMemory;
-use crate::pages::PageMap;
-use crate::plan::SECTOR;
 use crate::segments::{split, Segments};
-use crate::uring::Ring;
-use later::{Later, Transfer};
 
-/// What GET_ID answers, padded with zeroes.
-const DEVICE_ID: &[u8] = b"microvm disk";
-/// Bytes of a request header: type, reserved, sector.
+/// The number of bytes in a sector.
+pub const SECTOR: u64 = 512;
+/// The length of a request header: type, reserved word, sector.
 const HEADER: usize = 16;
-/// Refusals whose reason is kept for the report.
+/// The number of refused requests for which the device keeps the reason.
 const REASONS_KEPT: usize = 8;
 
-/// What the device did, in numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The storage of a block device.
+pub trait Disk: Send {
+    /// Returns the capacity in sectors.
+    fn sectors(&self) -> u64;
+
+    /// Performs the transfers of one notification, in any order, and stores the outcome of each.
+    fn transfer<M>(&mut self, memory: &Arc<M>, transfers: &mut [&mut Transfer])
+    where
+        M: GuestMemory + 'static;
+
+    /// Makes completed writes durable.
+    ///
+    /// # Errors
+    ///
+    /// If the system cannot write them.
+    fn flush(&mut self) -> io::Result<()>;
+}
+
+/// The data of one request. The device has checked that all of it is on the disk and accessible.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Whether the transfer reads the disk and writes guest memory.
+    pub is_read: bool,
+    /// The position on the disk in bytes.
+    pub offset: u64,
+    /// The buffers in guest memory.
+    pub buffers: Segments,
+    /// The outcome. After an error, a part of the data may have been moved.
+    pub outcome: Result<(), GuestMemoryError>,
+}
+
+/// The number of requests of each kind, and of the bytes that they moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Completed read requests.
+    /// Completed reads of the disk.
     pub reads: u64,
-    /// Completed write requests.
+    /// Completed writes to the disk.
     pub writes: u64,
     /// Completed flushes.
     pub flushes: u64,
-    /// Completed requests for the identity.
-    pub ids: u64,
-    /// Requests answered with an error.
+    /// Requests that failed.
     pub refused: u64,
-    /// Chains without a place for a status byte.
+    /// Chains without a status byte, which cannot even fail.
     pub malformed: u64,
     /// Bytes from the disk to guest memory.
     pub bytes_read: u64,
     /// Bytes from guest memory to the disk.
     pub bytes_written: u64,
-    /// Requests of the storm ([`crate::chaos`]), which count nowhere else.
-    pub storm: chaos::Counts,
-    /// Why the first requests were refused.
+    /// The reasons for which the first requests were refused.
     pub reasons: Vec<String>,
 }
 
 impl Counts {
-    /// All chains that were taken from the queue.
+    /// Returns the number of chains that the device took from the queue.
     pub fn total(&self) -> u64 {
-        let storm = self.storm.moved + self.storm.failed;
-        self.reads + self.writes + self.flushes + self.ids + self.refused + self.malformed + storm
+        self.reads + self.writes + self.flushes + self.refused + self.malformed
     }
 }
 
 /// A virtio block device.
 #[derive(Debug)]
-pub struct Block {
-    disk: Disk,
-    /// What cuts files under it.
-    chaos: Option<Arc<Chaos>>,
-    /// What moves bytes, if not the calling thread.
-    ring: Option<Ring>,
-    /// Requests of this notification that the ring is to carry out.
-    later: Vec<Later>,
-    /// What it has done so far.
+pub struct Block<D> {
+    disk: D,
+    /// The number of requests so far.
     pub counts: Counts,
-    /// Pages that it wrote for certain.
-    pub dirtied: PageMap,
-    /// Pages that a transfer which failed half way may have written.
-    pub maybe_dirtied: PageMap,
 }
 
-/// How far a request is.
-enum Carried {
-    /// Done; so many bytes of its buffers were written.
-    Out(u64),
-    /// To be done by the ring.
-    Later(Transfer),
-}
-
-/// A request that gets another answer than OK.
-#[derive(Debug)]
-struct Refusal {
-    status: u32,
-    why: String,
-    /// Whether a page was gone.
-    fault: bool,
-    /// Whether it has been counted.
-    counted: bool,
-}
+/// A request that failed: its status byte and the reason.
+struct Refusal(u32, String);
 
 impl Refusal {
     fn io(why: impl Into<String>) -> Self {
-        Self {
-            status: VIRTIO_BLK_S_IOERR,
-            why: why.into(),
-            fault: false,
-            counted: false,
-        }
-    }
-
-    /// A transfer that ended with `error`.
-    fn transfer(what: &str, sector: u64, error: &GuestMemoryError) -> Self {
-        let fault = match error {
-            GuestMemoryError::IOError(error) => error.raw_os_error() == Some(libc::EFAULT),
-            // Some bytes of the part had been moved.
-            GuestMemoryError::PartialBuffer { .. } => true,
-            _ => false,
-        };
-        Self {
-            fault,
-            ..Self::io(format!("{what} sector {sector}: {error}"))
-        }
+        Self(VIRTIO_BLK_S_IOERR, why.into())
     }
 }
 
-impl Block {
-    /// A device over `disk`; `no_pages` is an empty set over guest memory.
-    pub fn new(disk: Disk, no_pages: PageMap) -> Self {
-        let (dirtied, maybe_dirtied) = (no_pages.clone(), no_pages);
+impl<D: Disk> Block<D> {
+    /// The feature bits of the device type, which are below bit 32.
+    pub const FEATURES: u32 =
+        1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
+
+    /// Creates a device on `disk`.
+    pub fn new(disk: D) -> Self {
         Self {
             disk,
-            chaos: None,
-            ring: None,
-            later: Vec::new(),
             counts: Counts::default(),
-            dirtied,
-            maybe_dirtied,
         }
     }
 
-    /// The same device, under which files are cut.
-    pub fn with_chaos(self, chaos: Arc<Chaos>) -> Self {
-        Self {
-            chaos: Some(chaos),
-            ..self
-        }
+    /// Returns the disk.
+    pub fn disk(&mut self) -> &mut D {
+        &mut self.disk
     }
 
-    /// The same device, which moves bytes by `ring` if there is one.
-    pub fn with_ring(self, ring: Option<Ring>) -> Self {
-        Self { ring, ..self }
-    }
-
-    /// How the calling thread moves bytes, where there is no ring.
-    pub fn way(&self) -> &'static str {
-        if self.disk.is_mapped() {
-            "copied from the mapped image"
-        } else {
-            "by preadv and pwritev"
-        }
-    }
-
-    /// What moves its bytes.
-    pub fn ring(&self) -> Option<&Ring> {
-        self.ring.as_ref()
-    }
-
-    /// What cuts files under it.
-    pub fn chaos(&self) -> Option<&Chaos> {
-        self.chaos.as_deref()
-    }
-
-    /// Feature bits of the device type.
-    pub fn features() -> u64 {
-        1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH
-    }
-
-    /// The configuration space: `struct virtio_blk_config` up to `blk_size`.
+    /// Returns the configuration space: `struct virtio_blk_config` up to `blk_size`.
     pub fn config(&self, queue_max: u16) -> [u8; 24] {
         let mut config = [0; 24];
         config[..8].copy_from_slice(&self.disk.sectors().to_le_bytes());
@@ -189,73 +128,125 @@ impl Block {
         config
     }
 
-    /// The disk behind it.
-    pub fn disk(&mut self) -> &mut Disk {
-        &mut self.disk
-    }
-
-    /// Notes that the device wrote `len` bytes at `addr`.
-    pub fn wrote(&mut self, mem: &impl DeviceMemory, addr: u64, len: u64) {
-        for (at, len) in mem.guest_ranges(addr, len) {
-            self.dirtied.add(at, len);
-        }
-    }
-
-    /// Carries out one request, whose chain has the head `head`, and returns how many bytes of its buffers the device wrote. Nothing if that is left to
-    /// [`finish`](Self::finish).
-    pub fn process<M>(&mut self, mem: &M, head: u16, chain: DescriptorChain<&M>) -> Option<u32>
+    /// Performs the requests of `chains`. Returns the head of each chain, and the number of bytes
+    /// that the device wrote to its buffers.
+    pub fn process<M>(
+        &mut self,
+        memory: &Arc<M>,
+        chains: Vec<DescriptorChain<&M>>,
+    ) -> Vec<(u16, u32)>
     where
-        M: DeviceMemory,
+        M: GuestMemory + 'static,
     {
-        let Some((mut readable, mut writable)) = split(chain) else {
-            self.counts.malformed += 1;
-            self.note("a chain that loops, leaves the table or mixes directions".to_owned());
-            return Some(0);
-        };
-        // Without a status byte there is no way to answer.
-        let status = writable
-            .take_back(1)
-            .filter(|s| s.accessible(mem, Permissions::Write));
-        let Some(status_at) = status.and_then(|s| s.parts.first().map(|p| p.0)) else {
-            self.counts.malformed += 1;
-            self.note("a chain without a writable status byte".to_owned());
-            return Some(0);
-        };
-        match self.carry_out(mem, &mut readable, writable) {
-            Ok(Carried::Later(data)) => {
-                self.later.push(Later {
-                    head,
-                    status_at,
-                    data,
-                });
-                None
+        let (mut pending, mut completed) = (Vec::new(), Vec::new());
+        for chain in chains {
+            let head = chain.head_index();
+            match with_status(&**memory, chain) {
+                Some((status, readable, writable)) => {
+                    pending.push((head, status, self.start(&**memory, readable, writable)));
+                }
+                None => {
+                    self.counts.malformed += 1;
+                    self.note("a chain without a writable status byte".into());
+                    completed.push((head, 0));
+                }
             }
-            Ok(Carried::Out(written)) => Some(self.answer(mem, status_at, Ok(written))),
-            Err(refusal) => Some(self.answer(mem, status_at, Err(refusal))),
+        }
+        let transfers = pending
+            .iter_mut()
+            .filter_map(|(_, _, outcome)| outcome.as_mut().ok()?.as_mut());
+        self.disk
+            .transfer(memory, &mut transfers.collect::<Vec<_>>());
+        for (head, status, outcome) in pending {
+            let outcome = outcome.and_then(|transfer| transfer.map_or(Ok(0), |t| self.count(t)));
+            completed.push((head, self.write_status(&**memory, status, outcome)));
+        }
+        completed
+    }
+
+    /// Checks a request. Performs it unless it moves data, and returns its transfer if it does.
+    fn start<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        mut readable: Segments,
+        writable: Segments,
+    ) -> Result<Option<Transfer>, Refusal> {
+        let mut header = [0; HEADER];
+        let segments = readable
+            .take_front(HEADER)
+            .ok_or_else(|| Refusal::io("short header"))?;
+        let read = segments.read(memory, &mut header);
+        read.map_err(|e| Refusal::io(format!("header: {e}")))?;
+        let header = u128::from_le_bytes(header);
+        let (kind, sector) = (header as u32, (header >> 64) as u64);
+        let (buffers, access) = match kind {
+            VIRTIO_BLK_T_IN => (writable, Permissions::Write),
+            VIRTIO_BLK_T_OUT => (readable, Permissions::Read),
+            VIRTIO_BLK_T_FLUSH => {
+                self.disk
+                    .flush()
+                    .map_err(|e| Refusal::io(format!("flush: {e}")))?;
+                self.counts.flushes += 1;
+                return Ok(None);
+            }
+            _ => {
+                let why = format!("unknown request type {kind:#x}");
+                return Err(Refusal(VIRTIO_BLK_S_UNSUPP, why));
+            }
+        };
+        let (len, sectors) = (buffers.bytes(), self.disk.sectors());
+        let end = sector.checked_add(len / SECTOR);
+        if !len.is_multiple_of(SECTOR) || end.is_none_or(|end| end > sectors) {
+            let why = format!("{len} bytes at sector {sector:#x} are not on the disk");
+            return Err(Refusal::io(why));
+        }
+        buffers.check(memory, access).map_err(Refusal::io)?;
+        let (is_read, offset) = (kind == VIRTIO_BLK_T_IN, sector * SECTOR);
+        Ok(Some(Transfer {
+            is_read,
+            offset,
+            buffers,
+            outcome: Ok(()),
+        }))
+    }
+
+    /// Counts a transfer. Returns the number of bytes that the device wrote to guest memory.
+    fn count(&mut self, transfer: Transfer) -> Result<u64, Refusal> {
+        let (len, sector) = (transfer.buffers.bytes(), transfer.offset / SECTOR);
+        transfer
+            .outcome
+            .map_err(|e| Refusal::io(format!("sector {sector}: {e}")))?;
+        if transfer.is_read {
+            self.counts.reads += 1;
+            self.counts.bytes_read += len;
+            Ok(len)
+        } else {
+            self.counts.writes += 1;
+            self.counts.bytes_written += len;
+            Ok(0)
         }
     }
 
-    /// Writes the status byte, and returns how many bytes the device wrote, that one among them.
-    fn answer<M>(&mut self, mem: &M, status_at: GuestAddress, outcome: Result<u64, Refusal>) -> u32
-    where
-        M: DeviceMemory,
-    {
+    /// Writes the status byte. Returns the number of bytes that the device wrote, including it.
+    fn write_status(
+        &mut self,
+        memory: &impl GuestMemory,
+        addr: GuestAddress,
+        outcome: Result<u64, Refusal>,
+    ) -> u32 {
         let (status, written) = match outcome {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
-            Err(refusal) => {
-                if !refusal.counted {
-                    self.counts.refused += 1;
-                    self.note(refusal.why);
-                }
-                (refusal.status, 0)
+            Err(Refusal(status, why)) => {
+                self.counts.refused += 1;
+                self.note(why);
+                (status, 0)
             }
         };
-        if mem.write_obj(status as u8, status_at).is_err() {
-            return 0;
+        match memory.write_obj(status as u8, addr) {
+            // The queue limits a chain to 4 GiB.
+            Ok(()) => u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1),
+            Err(_) => 0,
         }
-        self.wrote(mem, status_at.0, 1);
-        // A chain is at most 4 GiB; the queue stops it there.
-        u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1)
     }
 
     fn note(&mut self, why: String) {
@@ -263,252 +254,15 @@ impl Block {
             self.counts.reasons.push(why);
         }
     }
+}
 
-    fn carry_out<M>(
-        &mut self,
-        mem: &M,
-        readable: &mut Segments,
-        writable: Segments,
-    ) -> Result<Carried, Refusal>
-    where
-        M: DeviceMemory,
-    {
-        let mut header = [0; HEADER];
-        let parts = readable
-            .take_front(HEADER)
-            .ok_or_else(|| Refusal::io("a header cut short"))?;
-        parts
-            .read(mem, &mut header)
-            .map_err(|e| Refusal::io(format!("header: {e}")))?;
-        // The type, 32 reserved bits, the sector.
-        let header = u128::from_le_bytes(header);
-        let (kind, sector) = (header as u32, (header >> 64) as u64);
-        match kind {
-            VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => {
-                let (reads, data) = match kind {
-                    VIRTIO_BLK_T_IN => (true, writable),
-                    _ => (false, std::mem::take(readable)),
-                };
-                match self.chaos.clone() {
-                    _ if self.ring.is_some() => {
-                        return self.look_at(mem, sector, reads, data).map(Carried::Later)
-                    }
-                    Some(chaos)
-                        if (chaos.storm().sector..self.disk.sectors()).contains(&sector) =>
-                    {
-                        self.in_the_storm(&chaos, mem, sector, reads, &data)
-                    }
-                    _ => self.transfer(mem, sector, reads, &data),
-                }
-            }
-            VIRTIO_BLK_T_FLUSH => {
-                self.disk
-                    .flush()
-                    .map_err(|e| Refusal::io(format!("flush: {e}")))?;
-                self.counts.flushes += 1;
-                Ok(0)
-            }
-            VIRTIO_BLK_T_GET_ID => self.identify(mem, &writable),
-            _ => {
-                let why = format!("no request has type {kind:#x}");
-                Err(Refusal {
-                    status: VIRTIO_BLK_S_UNSUPP,
-                    ..Refusal::io(why)
-                })
-            }
-        }
-        .map(Carried::Out)
-    }
-
-    /// Checks all of a transfer that is carried out later.
-    fn look_at<M>(
-        &self,
-        mem: &M,
-        sector: u64,
-        reads: bool,
-        data: Segments,
-    ) -> Result<Transfer, Refusal>
-    where
-        M: DeviceMemory,
-    {
-        let (offset, len) = self.extent(sector, &data)?;
-        let access = if reads {
-            Permissions::Write
-        } else {
-            Permissions::Read
-        };
-        data.check(mem, access).map_err(Refusal::io)?;
-        Ok(Transfer {
-            reads,
-            sector,
-            offset,
-            len,
-            data,
-        })
-    }
-
-    /// Moves data, counts it, and returns how many bytes of the buffers were written.
-    fn transfer<M>(
-        &mut self,
-        mem: &M,
-        sector: u64,
-        reads: bool,
-        data: &Segments,
-    ) -> Result<u64, Refusal>
-    where
-        M: DeviceMemory,
-    {
-        let len = if reads {
-            self.read(mem, sector, data)?
-        } else {
-            self.write(mem, sector, data)?
-        };
-        Ok(self.count(reads, len))
-    }
-
-    /// Counts a transfer, and returns how many bytes of the buffers were written.
-    fn count(&mut self, reads: bool, len: u64) -> u64 {
-        let (requests, bytes) = match reads {
-            true => (&mut self.counts.reads, &mut self.counts.bytes_read),
-            false => (&mut self.counts.writes, &mut self.counts.bytes_written),
-        };
-        *requests += 1;
-        *bytes += len;
-        if reads {
-            len
-        } else {
-            0
-        }
-    }
-
-    /// The same while files are cut, and counted apart.
-    fn in_the_storm<M>(
-        &mut self,
-        chaos: &Chaos,
-        mem: &M,
-        sector: u64,
-        reads: bool,
-        data: &Segments,
-    ) -> Result<u64, Refusal>
-    where
-        M: DeviceMemory,
-    {
-        let nth = self.counts.storm.moved + self.counts.storm.failed;
-        let moment = chaos
-            .before(nth)
-            .map_err(|e| Refusal::io(format!("cutting files: {e}")))?;
-        let outcome = if reads {
-            self.read(mem, sector, data)
-        } else {
-            self.write(mem, sector, data).map(|_| 0)
-        };
-        let mut good = outcome
-            .as_ref()
-            .map_or_else(|refusal| refusal.fault, |_| true);
-        if let Moment::Certain { whole, .. } = moment {
-            good &= outcome.is_ok() == whole;
-            if whole {
-                self.counts.storm.certain_whole += 1;
-                good &= self.holds_the_same(mem, sector, data);
-            } else {
-                self.counts.storm.certain_cut += 1;
-            }
-        }
-        self.counts.storm.wrong += u64::from(!good);
-        match outcome {
-            Ok(written) => {
-                self.counts.storm.moved += 1;
-                Ok(written)
-            }
-            Err(refusal) => {
-                self.counts.storm.failed += 1;
-                if !good {
-                    self.note(refusal.why.clone());
-                }
-                Err(Refusal {
-                    counted: true,
-                    ..refusal
-                })
-            }
-        }
-    }
-
-    /// Whether guest memory has the bytes of the file.
-    fn holds_the_same<M: GuestMemory>(&mut self, mem: &M, sector: u64, data: &Segments) -> bool {
-        let mut guest = vec![0; usize::try_from(data.len()).unwrap_or(0)];
-        let file = self.disk.read_sectors(sector, data.len() / SECTOR);
-        data.read(mem, &mut guest).is_ok() && file.is_ok_and(|file| file == guest)
-    }
-
-    fn read<M>(&mut self, mem: &M, sector: u64, to: &Segments) -> Result<u64, Refusal>
-    where
-        M: DeviceMemory,
-    {
-        let (mut offset, len) = self.extent(sector, to)?;
-        to.check(mem, Permissions::Write).map_err(Refusal::io)?;
-        for &(addr, len) in &to.parts {
-            if let Err(e) = self.disk.read_to_guest(mem, addr, offset, len) {
-                for (at, len) in mem.guest_ranges(addr.0, len as u64) {
-                    self.maybe_dirtied.add(at, len);
-                }
-                return Err(Refusal::transfer("reading", sector, &e));
-            }
-            self.wrote(mem, addr.0, len as u64);
-            offset += len as u64;
-        }
-        Ok(len)
-    }
-
-    fn write<M>(&mut self, mem: &M, sector: u64, from: &Segments) -> Result<u64, Refusal>
-    where
-        M: GuestMemory,
-    {
-        let (mut offset, len) = self.extent(sector, from)?;
-        from.check(mem, Permissions::Read).map_err(Refusal::io)?;
-        for &(addr, len) in &from.parts {
-            self.disk
-                .write_from_guest(mem, addr, offset, len)
-                .map_err(|e| Refusal::transfer("writing", sector, &e))?;
-            offset += len as u64;
-        }
-        self.disk.commit(sector, len / SECTOR);
-        Ok(len)
-    }
-
-    fn identify<M>(&mut self, mem: &M, to: &Segments) -> Result<u64, Refusal>
-    where
-        M: DeviceMemory,
-    {
-        let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
-        for (to, from) in id.iter_mut().zip(DEVICE_ID) {
-            *to = *from;
-        }
-        to.check(mem, Permissions::Write).map_err(Refusal::io)?;
-        let mut rest = id.as_slice();
-        for &(addr, len) in &to.parts {
-            let (now, later) = rest.split_at(len.min(rest.len()));
-            mem.write_slice(now, addr)
-                .map_err(|e| Refusal::io(format!("identity: {e}")))?;
-            self.wrote(mem, addr.0, now.len() as u64);
-            rest = later;
-        }
-        self.counts.ids += 1;
-        Ok((id.len() - rest.len()) as u64)
-    }
-
-    /// The byte offset and length of a transfer, if all of it lies on the disk.
-    fn extent(&self, sector: u64, data: &Segments) -> Result<(u64, u64), Refusal> {
-        let len = data.len();
-        if !len.is_multiple_of(SECTOR) {
-            return Err(Refusal::io(format!("{len} bytes are not whole sectors")));
-        }
-        let (count, sectors) = (len / SECTOR, self.disk.sectors());
-        match sector.checked_add(count) {
-            // The disk's length in bytes fits, so this offset does.
-            Some(end) if end <= sectors => Ok((sector * SECTOR, len)),
-            _ => Err(Refusal::io(format!(
-                "{count} sectors from {sector} on pass the end at {sectors}"
-            ))),
-        }
-    }
+/// Splits a chain into its status byte, the other readable bytes, and the other writable bytes.
+fn with_status<M: GuestMemory>(
+    memory: &M,
+    chain: DescriptorChain<&M>,
+) -> Option<(GuestAddress, Segments, Segments)> {
+    let (readable, mut writable) = split(chain)?;
+    let status = writable.take_last_byte()?;
+    let is_memory = GuestMemory::check_range(memory, status, 1, Permissions::Write);
+    is_memory.then_some((status, readable, writable))
 }

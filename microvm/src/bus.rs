@@ -1,242 +1,173 @@
-//! What a guest reaches outside its memory: I/O ports and MMIO registers, with a count of every
-//! access.
+//! The bus: dispatches I/O ports and MMIO addresses to the devices, and counts the accesses.
 
-use std::io::Write;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vm_memory::GuestMemoryAtomic;
+use serde::Serialize;
 
-use crate::block::Block;
-use crate::iommu::DeviceMemory;
-use crate::plug::{Plug, PLUG_MMIO, PLUG_MMIO_LEN};
-use crate::serial::{Serial, COM1, COM1_LEN};
-use crate::virtio_mmio::VirtioMmio;
+use crate::serial::{SerialPort, COM1};
 
-/// Where the registers of the block device lie, in the 32-bit hole.
-pub const VIRTIO_MMIO: u64 = 0xd000_0000;
-/// How many bytes they take.
-pub const VIRTIO_MMIO_LEN: u64 = 0x1000;
-/// A byte written here ends the run; it is the guest's exit code.
+/// A byte written to this port ends the run. It is the guest's exit code.
 pub const DEBUG_EXIT: u16 = 0xf4;
-/// The keyboard controller's command port, through which a kernel resets the machine.
-const KEYBOARD: u16 = 0x64;
-const KEYBOARD_RESET: u8 = 0xfe;
-/// The chipset's reset register.
-const RESET: u16 = 0xcf9;
-const RESET_NOW: u8 = 1 << 2;
-/// Data of the real-time clock: zero, since all ones would mean that it is being set forever.
+/// The command port of the keyboard controller, and its command to reset the machine.
+const KEYBOARD_RESET: (u16, u8) = (0x64, 0xfe);
+/// The reset register of the chipset, and the value that resets the machine.
+const CHIPSET_RESET: (u16, u8) = (0xcf9, 0x06);
+/// The data port of the real-time clock. Ones would mean that an update never ends.
 const CMOS_DATA: u16 = 0x71;
 
-/// Accesses by kind: exits of a vCPU, or calls of the driver thread.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A device with memory-mapped registers.
+pub trait MmioDevice: Send {
+    /// Reads `data.len()` bytes at `offset` from the start of the device's range.
+    fn read(&mut self, offset: u64, data: &mut [u8]);
+    /// Writes `data` at `offset` from the start of the device's range.
+    fn write(&mut self, offset: u64, data: &[u8]);
+}
+
+/// A device that the bus shares with its owner.
+pub type SharedDevice = Arc<Mutex<dyn MmioDevice>>;
+
+/// The number of accesses of each kind: exits of a vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Exits {
-    /// Bytes written to the serial port.
-    pub serial_out: u64,
-    /// Reads of the serial port.
-    pub serial_in: u64,
-    /// Other ports, either way.
-    pub other_ports: u64,
-    /// Reads of the block device's registers.
+    /// Bytes to or from the serial port.
+    pub serial: u64,
+    /// Reads of device registers.
     pub mmio_read: u64,
-    /// Writes to the block device's registers, notifications included.
+    /// Writes to device registers.
     pub mmio_write: u64,
-    /// Registers of the device that memory comes by, either way.
-    pub plug: u64,
-    /// MMIO where nothing is.
-    pub mmio_nowhere: u64,
-    /// Writes to the debug-exit port.
-    pub debug_exit: u64,
-    /// HLT.
-    pub halt: u64,
-    /// Anything else that ended or interrupted the vCPU.
-    pub other: u64,
-}
-
-impl Exits {
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        self.rows().iter().map(|row| row.1).sum()
-    }
-
-    /// Name and count of every kind.
-    pub fn rows(&self) -> [(&'static str, u64); 10] {
-        [
-            ("serial port, byte out", self.serial_out),
-            ("serial port, in", self.serial_in),
-            ("virtio-mmio, write", self.mmio_write),
-            ("virtio-mmio, read", self.mmio_read),
-            ("memory device", self.plug),
-            ("other I/O ports", self.other_ports),
-            ("MMIO where nothing is", self.mmio_nowhere),
-            ("debug exit", self.debug_exit),
-            ("halt", self.halt),
-            ("others", self.other),
-        ]
-    }
-}
-
-/// What the terminal shows of the guest's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Console {
-    /// Each line behind a margin, for the built-in guest.
-    Margin,
-    /// The bytes as they come, for a kernel.
-    Raw,
+    /// Accesses without a device.
+    pub unassigned: u64,
 }
 
 /// The devices of a machine.
-#[derive(Debug)]
-pub struct Bus<M: DeviceMemory> {
-    /// The first serial port.
-    pub serial: Serial,
-    /// The block device; a kernel that was given no disk has none.
-    pub block: Option<VirtioMmio<M>>,
-    /// The device that memory comes by, with `--plug`.
-    pub plug: Option<Plug>,
-    /// Accesses so far.
+pub struct Bus {
+    serial: Arc<Mutex<SerialPort>>,
+    mmio: Vec<(Range<u64>, SharedDevice)>,
+    /// The number of accesses so far.
     pub exits: Exits,
-    /// The exit code of a guest that has ended the run; 0 for a reset.
+    /// The exit code of a guest that has ended the run. A reset is 0.
     pub ended: Option<u8>,
-    console: Console,
 }
 
-impl<M: DeviceMemory + 'static> Bus<M> {
-    /// Devices over guest memory `mem`.
-    ///
-    /// # Errors
-    ///
-    /// That of [`VirtioMmio::new`].
-    pub fn new(
-        mem: GuestMemoryAtomic<M>,
-        block: Option<Block>,
-        console: Console,
-    ) -> Result<Self, virtio_queue::Error> {
-        let block = block.map(|block| VirtioMmio::new(mem, block)).transpose()?;
-        let (serial, exits) = (Serial::default(), Exits::default());
-        Ok(Self {
+impl Bus {
+    /// Creates a bus that has only a serial port.
+    pub fn new(serial: Arc<Mutex<SerialPort>>) -> Self {
+        Self {
             serial,
-            block,
-            plug: None,
-            exits,
+            mmio: Vec::new(),
+            exits: Exits::default(),
             ended: None,
-            console,
-        })
+        }
     }
 
-    /// The guest writes `data`, one or more single bytes, to a port.
+    /// Maps `device` at a range of guest addresses.
+    pub fn map(&mut self, range: Range<u64>, device: SharedDevice) {
+        self.mmio.push((range, device));
+    }
+
+    /// Handles an `out` instruction: one byte, or several of a string instruction.
     pub fn port_out(&mut self, port: u16, data: &[u8]) {
         for &byte in data {
-            match (port, byte) {
-                (COM1.., _) if port - COM1 < COM1_LEN => {
-                    self.exits.serial_out += 1;
-                    self.serial.write(port - COM1, byte);
-                    self.drain_console(false);
+            match port {
+                COM1.. if port - COM1 < 8 => {
+                    self.exits.serial += 1;
+                    // The only failure is an event that cannot be signalled.
+                    let _ = lock(&self.serial).write((port - COM1) as u8, byte);
                 }
-                (DEBUG_EXIT, code) => {
-                    self.exits.debug_exit += 1;
-                    self.ended = Some(code);
+                DEBUG_EXIT => self.ended = Some(byte),
+                _ if [KEYBOARD_RESET, CHIPSET_RESET].contains(&(port, byte)) => {
+                    self.ended = Some(0);
                 }
-                (KEYBOARD, KEYBOARD_RESET) => self.reset(),
-                (RESET, byte) if byte & RESET_NOW != 0 => self.reset(),
-                _ => self.exits.other_ports += 1,
+                _ => self.exits.unassigned += 1,
             }
         }
     }
 
-    /// The guest reads from a port. What is not there reads as all ones.
+    /// Handles an `in` instruction. A port without a device reads as ones.
     pub fn port_in(&mut self, port: u16, data: &mut [u8]) {
         for byte in data {
-            *byte = if (COM1..COM1 + COM1_LEN).contains(&port) {
-                self.exits.serial_in += 1;
-                self.serial.read(port - COM1)
+            if (COM1..COM1 + 8).contains(&port) {
+                self.exits.serial += 1;
+                *byte = lock(&self.serial).read((port - COM1) as u8);
             } else {
-                self.exits.other_ports += 1;
-                if port == CMOS_DATA {
-                    0
-                } else {
-                    0xff
-                }
-            };
+                self.exits.unassigned += 1;
+                *byte = if port == CMOS_DATA { 0 } else { 0xff };
+            }
         }
     }
 
-    /// The guest reads at a guest physical address that is not memory.
+    /// Handles a read of an address that is not RAM. An address without a device reads as ones.
     pub fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
-        match (
-            virtio_offset(addr),
-            &self.block,
-            plug_offset(addr),
-            &self.plug,
-        ) {
-            (Some(offset), Some(block), ..) => {
+        match self.device(addr) {
+            Some((offset, device)) => {
+                lock(device).read(offset, data);
                 self.exits.mmio_read += 1;
-                block.read(offset, data);
             }
-            (_, _, Some(offset), Some(plug)) => {
-                self.exits.plug += 1;
-                plug.read(offset, data);
-            }
-            _ => {
-                self.exits.mmio_nowhere += 1;
+            None => {
                 data.fill(0xff);
+                self.exits.unassigned += 1;
             }
         }
     }
 
-    /// The guest writes at a guest physical address that is not memory.
+    /// Handles a write to an address that is not RAM.
     pub fn mmio_write(&mut self, addr: u64, data: &[u8]) {
-        match (
-            virtio_offset(addr),
-            &mut self.block,
-            plug_offset(addr),
-            &mut self.plug,
-        ) {
-            (Some(offset), Some(block), ..) => {
+        match self.device(addr) {
+            Some((offset, device)) => {
+                lock(device).write(offset, data);
                 self.exits.mmio_write += 1;
-                block.write(offset, data);
             }
-            (_, _, Some(offset), Some(plug)) => {
-                self.exits.plug += 1;
-                plug.write(offset, data);
-            }
-            _ => self.exits.mmio_nowhere += 1,
+            None => self.exits.unassigned += 1,
         }
     }
 
-    /// Shows what the guest has written: whole lines, or with `all` the rest too.
-    pub fn drain_console(&mut self, all: bool) {
-        let output = &mut self.serial.output;
-        let mut shown = Vec::new();
-        match self.console {
-            Console::Raw => shown.append(output),
-            Console::Margin => {
-                if all && !output.is_empty() {
-                    output.push(b'\n');
-                }
-                while let Some(end) = output.iter().position(|b| *b == b'\n') {
-                    shown.extend_from_slice(b"  | ");
-                    shown.extend(output.drain(..=end));
-                }
-            }
-        }
-        if !shown.is_empty() {
-            // A terminal that is gone does not stop the guest.
-            let mut out = std::io::stdout().lock();
-            let _ = out.write_all(&shown).and_then(|()| out.flush());
-        }
-    }
-
-    fn reset(&mut self) {
-        self.exits.other_ports += 1;
-        self.ended = Some(0);
+    fn device(&self, addr: u64) -> Option<(u64, &Mutex<dyn MmioDevice>)> {
+        let (range, device) = self.mmio.iter().find(|(range, _)| range.contains(&addr))?;
+        Some((addr - range.start, &**device))
     }
 }
 
-fn virtio_offset(addr: u64) -> Option<u64> {
-    addr.checked_sub(VIRTIO_MMIO)
-        .filter(|offset| *offset < VIRTIO_MMIO_LEN)
+/// Locks a device. One that panicked in another thread stays usable.
+pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn plug_offset(addr: u64) -> Option<u64> {
-    addr.checked_sub(PLUG_MMIO)
-        .filter(|offset| *offset < PLUG_MMIO_LEN)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serial;
+
+    #[test]
+    fn bus_without_device_reads_ones_and_counts() {
+        let serial = Arc::new(Mutex::new(serial::new(false).unwrap()));
+        let mut bus = Bus::new(Arc::clone(&serial));
+        let mut data = [0; 4];
+        bus.mmio_read(0xd000_0000, &mut data);
+        bus.mmio_write(0xd000_0000, &data);
+        bus.port_in(0x80, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        bus.port_in(CMOS_DATA, &mut data[..1]);
+        assert_eq!(data[0], 0);
+        bus.port_out(COM1, b"hi\n");
+        assert_eq!(lock(&serial).writer().text, b"hi\n");
+        let exits = Exits {
+            serial: 3,
+            unassigned: 7,
+            ..Exits::default()
+        };
+        assert_eq!(bus.exits, exits);
+    }
+
+    #[test]
+    fn port_out_to_reset_or_exit_port_ends_the_run() {
+        for (port, byte, code) in [(0x64, 0xfe, 0), (0xcf9, 0x06, 0), (DEBUG_EXIT, 3, 3)] {
+            let serial = serial::new(false).unwrap();
+            let mut bus = Bus::new(Arc::new(Mutex::new(serial)));
+            bus.port_out(port, &[0x01]);
+            assert_eq!(bus.ended.is_some(), port == DEBUG_EXIT);
+            bus.port_out(port, &[byte]);
+            assert_eq!(bus.ended, Some(code));
+        }
+    }
 }

@@ -1,134 +1,86 @@
-//! What can keep microvm from starting, each as one line: what is wrong, and what to do.
+//! The reasons for which microvm cannot run a guest.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// An error that ends microvm with exit status 2.
+const WITHOUT_KVM: &str = "without KVM, `cargo test -p e2e` drives the devices from a thread";
+
+/// A reason for which microvm cannot run a guest: what failed, why, and what to do.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
-    /// The command line cannot be understood.
-    #[error("{0} (microvm --help lists what there is)")]
-    Usage(String),
-    /// `--mem` is no size, or one that cannot be had.
-    #[error("--mem {given}: {why}; give a size such as 256M")]
-    MemSize {
-        /// The text after `--mem`.
-        given: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// Guest memory could not be mapped.
-    #[error("cannot map {size} of guest memory: {why}; try a smaller --mem")]
-    MapMemory {
-        /// The size, as a reader would write it.
-        size: String,
-        /// What the library or the kernel said.
-        why: String,
-    },
-    /// Guest memory cannot be had as it was asked for.
-    #[error("cannot have guest memory: {0}")]
+    /// The system cannot provide guest memory.
+    #[error("cannot map guest memory: {0}")]
     Build(#[from] vm_memory_host::BuildError),
-    /// The pages of guest memory cannot be brought in.
+    /// The system cannot populate guest memory.
     #[error("--prefault: {0}")]
     Prefault(#[from] vm_memory_host::PrefaultError),
-    /// The driver thread cannot have a mapping of its own.
+    /// microvm cannot access guest memory where it needs to.
+    #[error("cannot access guest memory: {0}; try a larger --mem")]
+    GuestMemory(#[from] vm_memory::GuestMemoryError),
+    /// A file on the command line cannot be used.
+    #[error("{option} {}: {source}; check the path and its permissions", path.display())]
+    File {
+        /// The option that names the file.
+        option: &'static str,
+        /// The path of the file.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// The disk image has the wrong size.
+    #[error("--disk {}: {len} bytes, expected a multiple of 512 and at least {min}", path.display())]
+    DiskSize {
+        /// The path of the image.
+        path: PathBuf,
+        /// The length of the image in bytes.
+        len: u64,
+        /// The least length that the built-in guest accepts.
+        min: u64,
+    },
+    /// No temporary file can be created.
+    #[error("cannot create a temporary disk image: {0}; check the free space in $TMPDIR")]
+    TemporaryFile(io::Error),
+    /// The kernel image cannot be booted.
+    #[error("--kernel: {0}")]
+    Kernel(String),
+    /// This machine is not supported.
+    #[error("microvm needs an x86_64 machine with KVM; {WITHOUT_KVM}")]
+    Architecture,
+    /// The KVM device cannot be opened.
     #[error(
-        "--backing anon: the driver thread needs a second mapping of guest memory, and anonymous memory has none; \
-        give --backing memfd, or run on KVM"
+        "{device}: {source}; load kvm_intel or kvm_amd and join the device's group; {WITHOUT_KVM}"
     )]
-    NoSecondView,
-    /// io_uring is there but cannot be used.
-    #[error("--disk-io io_uring: {0}; --disk-io sync does without")]
-    Uring(io::Error),
-    /// A file named on the command line cannot be opened.
-    #[error("{option} {}: {why}; check the path and its permissions", path.display())]
-    OpenFile {
-        /// The option it was given to.
-        option: &'static str,
-        /// The path as given.
-        path: PathBuf,
-        /// What the operating system said.
-        why: io::Error,
-    },
-    /// The disk image has a size that no disk has.
-    #[error("--disk {}: {size} bytes is not a whole number of 512-byte sectors; {fix}", path.display())]
-    DiskOddSize {
-        /// The path as given.
-        path: PathBuf,
-        /// Its size in bytes.
-        size: u64,
-        /// The command that mends it.
-        fix: String,
-    },
-    /// The disk image is too small for the built-in guest.
-    #[error("--disk {}: {size} bytes is too small; the built-in guest needs at least 4096", path.display())]
-    DiskTooSmall {
-        /// The path as given.
-        path: PathBuf,
-        /// Its size in bytes.
-        size: u64,
-    },
-    /// The temporary image, or the overlay, cannot be made or read.
-    #[error("cannot {what}: {why}; check the space in $TMPDIR")]
-    Image {
-        /// What was tried.
-        what: &'static str,
-        /// What the operating system said.
-        why: io::Error,
-    },
-    /// The file after `--kernel` or `--initrd` does not boot.
-    #[error("{option} {}: {why}", path.display())]
-    Kernel {
-        /// The option it was given to.
-        option: &'static str,
-        /// The path as given.
-        path: PathBuf,
-        /// What is wrong with it and what to do.
-        why: String,
-    },
-    /// `/dev/kvm` is there but cannot be used.
-    #[error("{device}: {why}; {fix}")]
     KvmDevice {
-        /// The device's path.
+        /// The path of the device.
         device: String,
-        /// What the kernel said.
-        why: String,
-        /// What to do about it.
-        fix: &'static str,
+        /// The error of the operating system.
+        source: io::Error,
     },
-    /// A kernel was to be booted, but there is no KVM to boot it on.
-    #[error("--kernel needs KVM, and {0}; load the kvm module, or leave --kernel out")]
-    KernelNeedsKvm(String),
-    /// KVM refused a step of setting the machine up.
-    #[error("KVM cannot {what}: {why}; --no-kvm runs without it")]
+    /// A KVM ioctl failed.
+    #[error("KVM: cannot {action}: {source}")]
     Kvm {
-        /// The step.
-        what: &'static str,
-        /// What the kernel said.
-        why: String,
+        /// The action that failed.
+        action: &'static str,
+        /// The error of the ioctl.
+        source: io::Error,
     },
-    /// Guest memory refused an access of microvm's own.
-    #[error("cannot {what}: {why}; try a larger --mem")]
-    GuestMemory {
-        /// What was tried.
-        what: &'static str,
-        /// What the library said.
-        why: vm_memory::GuestMemoryError,
-    },
-    /// Files cannot be cut off and grown again.
-    #[error("--chaos: cannot {what}: {why}")]
-    Chaos {
-        /// What was tried.
-        what: &'static str,
-        /// What the operating system said.
-        why: io::Error,
-    },
-    /// A thread could not be started, or died.
-    #[error("cannot {what}: {why}")]
-    Thread {
-        /// What was tried.
-        what: &'static str,
-        /// What the operating system said.
-        why: String,
-    },
+    /// A host thread or an event cannot be created.
+    #[error("cannot create a thread or an event: {0}")]
+    Host(#[from] io::Error),
+    /// The virtqueue cannot be created.
+    #[error("cannot create the virtqueue: {0}")]
+    Queue(#[from] virtio_queue::Error),
+}
+
+impl Error {
+    /// Returns a conversion from an I/O error on `path`, which `option` names.
+    pub(crate) fn file(option: &'static str, path: &Path) -> impl Fn(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::File {
+            option,
+            path: path.clone(),
+            source,
+        }
+    }
 }

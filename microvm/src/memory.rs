@@ -1,449 +1,240 @@
-//! Guest RAM: two regions on both sides of the 32-bit hole, each with a dirty bitmap.
+//! Guest RAM: one region on each side of the 32-bit hole, each with a dirty bitmap.
 //!
 //! ```text
 //!  0            low           c000_0000   1_0000_0000            high
 //!  +--------------+ . . . . . . . + . . . . +-------------------------+
-//!  | System RAM   |    nothing    | devices |       System RAM        |
+//!  |     RAM      |    nothing    | devices |           RAM           |
 //!  +--------------+ . . . . . . . + . . . . +-------------------------+
 //! ```
 
-use std::fs::{File, OpenOptions};
-use std::num::{NonZeroU64, NonZeroUsize};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::dirty::DirtyMemory;
-use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-};
-use vm_memory_host::{
-    describe, BackingDescription, BackingKind, BuildError, MemoryBuilder, Region,
-    RegionDescription, Residency, Sharing, Unplugged,
-};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory_host::{prefault, BuildError, MemoryBuilder, PrefaultError, Region, Sharing};
 
-use crate::args::human;
-use crate::error::Error;
-use crate::pages::PageMap;
+use crate::Error;
 
-/// Guest memory of a microvm: mapped, with one bit per 4 KiB page.
+/// Guest memory with one dirty bit for each page of 4 KiB.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
-/// One region of it.
+/// A region of [`GuestRam`].
 pub type GuestRegion = GuestRegionMmap<AtomicBitmap>;
 
-/// Bytes of a page: what a bit of KVM's dirty log stands for, and so of ours.
+/// The page size of KVM's dirty log, and so of the bitmaps.
 pub const PAGE: u64 = 4096;
-/// The smallest `--mem`: each region holds the areas of [`crate::plan`].
-pub const MIN_MEM: u64 = 16 << 20;
-/// The largest `--mem`: page tables for it fit below 640 KiB.
-pub const MAX_MEM: u64 = 64 << 30;
-/// Where the 32-bit hole starts; devices live in it.
+/// [`PAGE`], as bitmaps and logs take it.
+pub const PAGE_SIZE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(PAGE as usize - 1);
+/// The start of the 32-bit hole, which contains the devices.
 pub const HOLE_START: u64 = 0xc000_0000;
-/// Where RAM goes on behind the hole.
+/// The start of the region above the hole.
 pub const HIGH_START: u64 = 1 << 32;
+/// The sizes of RAM that the built-in guest and the page tables can handle.
+pub const SIZES: std::ops::RangeInclusive<u64> = 16 << 20..=64 << 30;
 
-/// The huge pages of `--backing hugetlb`.
 const HUGE_PAGE: u64 = 2 << 20;
-/// What memfds are called below /proc/self/fd.
-const NAME: &str = "microvm-ram";
+const PREFAULT_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
-/// What guest memory is kept in (`--backing`).
+/// The kind of host memory that backs guest RAM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backing {
     /// Private anonymous pages.
     Anonymous,
-    /// A memfd per region, which can be mapped a second time.
+    /// One memfd for each region.
     Memfd,
-    /// The same of huge pages.
+    /// One memfd of 2 MiB huge pages for each region.
     Hugetlb,
-    /// Parts of one file.
+    /// A shared mapping of one file for all regions.
     File(PathBuf),
 }
 
-impl Backing {
-    /// Parses what follows `--backing`.
-    ///
-    /// # Errors
-    ///
-    /// A line for the user.
-    pub fn parse(given: &str) -> Result<Self, String> {
-        match (given, given.strip_prefix("file:")) {
+impl FromStr for Backing {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.strip_prefix("file:")) {
             ("anon", _) => Ok(Self::Anonymous),
             ("memfd", _) => Ok(Self::Memfd),
             ("hugetlb", _) => Ok(Self::Hugetlb),
             (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
-            _ => Err("give memfd, anon, hugetlb or file:PATH".to_owned()),
-        }
-    }
-
-    /// Whether a region that was described is kept in this.
-    pub fn is(&self, described: &BackingDescription) -> bool {
-        match described {
-            BackingDescription::Anonymous => *self == Self::Anonymous,
-            BackingDescription::Descriptor { kind, sharing, .. } => {
-                // A file may be one of tmpfs or hugetlbfs.
-                let matches = match self {
-                    Self::Anonymous => false,
-                    Self::Memfd => *kind == BackingKind::Memfd,
-                    Self::Hugetlb => *kind == BackingKind::Hugetlb,
-                    Self::File(_) => true,
-                };
-                matches && *sharing == Sharing::Shared
-            }
-            _ => false,
+            _ => Err("expected anon, memfd, hugetlb, or file:PATH"),
         }
     }
 }
 
-/// Where the regions of a guest come from.
-#[derive(Clone, Debug)]
-pub struct Source {
-    /// What they are kept in.
-    pub backing: Backing,
-    mem: u64,
-    /// The file that they are parts of.
-    file: Option<Arc<File>>,
-    /// Where it was made, if it was not there.
-    made: Option<PathBuf>,
+/// Splits `size` bytes of RAM into the two regions: guest address and length of each.
+pub fn layout(size: u64) -> [(u64, u64); 2] {
+    // The low region ends at a multiple of 2 MiB, so that large pages can map all of it.
+    let low = (size / 2).min(HOLE_START) & !(HUGE_PAGE - 1);
+    [(0, low), (HIGH_START, size - low)]
 }
 
-impl Source {
-    /// Makes ready to map `mem` bytes of guest memory. A file that is not there is made, as long as that.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OpenFile`] for a file that cannot be had.
-    pub fn open(backing: Backing, mem: u64) -> Result<Self, Error> {
-        let (mut file, mut made) = (None, None);
-        if let Backing::File(path) = &backing {
-            let (opened, is_new) = open_file(path, mem)?;
-            file = Some(Arc::new(opened));
-            made = is_new.then(|| path.clone());
-        }
-        Ok(Self {
-            backing,
-            mem,
-            file,
-            made,
-        })
-    }
-
-    /// Maps guest memory.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Build`] when it cannot be had.
-    pub fn map(&self) -> Result<GuestRam, Error> {
-        let mut builder = MemoryBuilder::new();
-        let mut offset = 0;
-        for (start, len) in layout(self.mem) {
-            builder = builder.region(self.region(start, len, offset));
-            offset += len;
-        }
-        build(builder).map_err(|error| {
-            // There is an error to report already, and it is not that a file stays behind.
-            let _ = self.made.as_ref().map(std::fs::remove_file);
-            error.into()
-        })
-    }
-
-    /// What regions that are plugged are kept in. A file has no blocks that come and go, and a memfd has.
-    pub fn plugged(&self) -> Backing {
-        match &self.backing {
-            Backing::File(_) => Backing::Memfd,
-            other => other.clone(),
-        }
-    }
-
-    /// Maps a region of blocks that a guest plugs, none of which is there in the beginning.
-    ///
-    /// # Errors
-    ///
-    /// [`BuildError`] when it cannot be had.
-    pub fn map_blocks(
-        &self,
-        start: u64,
-        len: u64,
-        block: NonZeroU64,
-    ) -> Result<GuestRam, BuildError> {
-        let plugged = Self {
-            backing: self.plugged(),
-            ..self.clone()
-        };
-        let region = plugged.region(start, len, 0);
-        build(MemoryBuilder::new().region(region.blocks(block, Unplugged::Mapped)))
-    }
-
-    /// A region, which begins at `offset` if there is one file for all.
-    fn region(&self, start: u64, len: u64, offset: u64) -> Region {
+/// Maps `size` bytes of guest RAM.
+///
+/// # Errors
+///
+/// If the file cannot be opened or the system cannot provide the memory.
+pub fn build(size: u64, backing: &Backing) -> Result<GuestRam, Error> {
+    let mut builder = MemoryBuilder::new();
+    let mut offset = 0;
+    for (start, len) in layout(size) {
         let region = Region::new(GuestAddress(start), len);
-        match (&self.backing, &self.file) {
-            (Backing::Anonymous, _) | (Backing::File(_), None) => region,
-            (Backing::Memfd, _) => region.backing(vm_memory_host::Backing::Memfd).name(NAME),
-            (Backing::Hugetlb, _) => {
-                let page_size = HUGE_PAGE;
-                region
-                    .backing(vm_memory_host::Backing::Hugetlb { page_size })
-                    .name(NAME)
+        builder = builder.region(region.backing(host_backing(backing, size, offset)?));
+        offset += len;
+    }
+    Ok(build_with_bitmaps(builder)?)
+}
+
+/// Builds memory whose bitmaps have one bit for each page of [`PAGE`] bytes.
+///
+/// # Errors
+///
+/// If the system cannot provide the memory.
+pub fn build_with_bitmaps(builder: MemoryBuilder) -> Result<GuestRam, BuildError> {
+    builder.build_with_bitmaps(|len| AtomicBitmap::new(len, PAGE_SIZE))
+}
+
+fn host_backing(
+    backing: &Backing,
+    size: u64,
+    offset: u64,
+) -> Result<vm_memory_host::Backing, Error> {
+    Ok(match backing {
+        Backing::Anonymous => vm_memory_host::Backing::Anonymous,
+        Backing::Memfd => vm_memory_host::Backing::Memfd,
+        Backing::Hugetlb => vm_memory_host::Backing::Hugetlb {
+            page_size: HUGE_PAGE,
+        },
+        Backing::File(path) => {
+            let fail = Error::file("--backing", path);
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            let file = options.open(path).map_err(&fail)?;
+            if file.metadata().map_err(&fail)?.len() == 0 {
+                file.set_len(size).map_err(&fail)?;
             }
-            (Backing::File(_), Some(file)) => region.backing(vm_memory_host::Backing::File {
-                file: Arc::clone(file),
+            let (file, sharing) = (Arc::new(file), Sharing::Shared);
+            vm_memory_host::Backing::File {
+                file,
                 offset,
-                sharing: Sharing::Shared,
-            }),
+                sharing,
+            }
         }
-    }
+    })
 }
 
-/// Opens a file, or makes one of `mem` bytes; whether it was made.
-fn open_file(path: &Path, mem: u64) -> Result<(File, bool), Error> {
-    let fail = |why| Error::OpenFile {
-        option: "--backing",
-        path: path.to_owned(),
-        why,
-    };
-    // Looked at before it is opened: opening a FIFO waits for its other end.
-    match std::fs::metadata(path) {
-        Ok(found) if !found.is_file() => {
-            return Err(fail(std::io::Error::other("not a regular file")))
-        }
-        _ => {}
-    }
-    let new = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(path);
-    match new {
-        Ok(file) => {
-            // Past its limit (ulimit -f), the process would be sent SIGXFSZ.
-            let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize);
-            let set = match limit.current.is_some_and(|limit| mem > limit) {
-                true => Err(rustix::io::Errno::FBIG.into()),
-                false => file.set_len(mem),
-            };
-            set.map_err(|why| {
-                let _ = std::fs::remove_file(path);
-                fail(why)
-            })?;
-            Ok((file, true))
-        }
-        Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => {
-            // One that is too short is the builder's to tell.
-            let opened = OpenOptions::new().read(true).write(true).open(path);
-            opened.map(|file| (file, false)).map_err(fail)
-        }
-        Err(why) => Err(fail(why)),
-    }
-}
-
-/// Builds memory with a bit for each of KVM's pages, which need not be the host's.
-fn build(builder: MemoryBuilder) -> Result<GuestRam, BuildError> {
-    let page = NonZeroUsize::MIN.saturating_add(PAGE as usize - 1);
-    builder.build_with_bitmaps(|len| AtomicBitmap::new(len, page))
-}
-
-/// The two regions of a guest with `mem` bytes, as (guest address, length).
-///
-/// `mem` has been checked by [`crate::args::parse_mem`].
-pub fn layout(mem: u64) -> [(u64, u64); 2] {
-    // The low region ends on 2 MiB, so that it can be mapped with large pages throughout.
-    let low = (mem / 2).min(HOLE_START) & !((2 << 20) - 1);
-    [(0, low), (HIGH_START, mem - low)]
-}
-
-/// Maps guest memory of `mem` bytes, for tests.
-#[cfg(test)]
-pub fn map(mem: u64, backing: Backing) -> Result<GuestRam, Error> {
-    Source::open(backing, mem)?.map()
-}
-
-/// The same memory and one more region of `len` bytes at `start`, which is a file's of its own: one that can be cut off, as no memfd of
-/// [`Backing::Memfd`] can.
+/// Populates all pages of `ram` with two threads. `progress` receives the populated bytes.
 ///
 /// # Errors
 ///
-/// [`Error::MapMemory`] when there is no file, or another region is there; [`Error::Build`] when it cannot be mapped.
-pub fn with_file_region(ram: &GuestRam, start: u64, len: u64) -> Result<GuestRam, Error> {
-    let file = memfd(len).map_err(|why| cannot_map(len, why))?;
-    let region = Region::new(GuestAddress(start), len);
-    let one = build(MemoryBuilder::new().region(region.backing(file)))?;
-    let region = only_region(&one).ok_or_else(|| cannot_map(len, "it was not built"))?;
-    ram.insert_region(region)
-        .map_err(|why| cannot_map(len, why))
+/// If the system cannot provide the pages.
+pub fn populate(ram: &GuestRam, mut progress: impl FnMut(u64) + Send) -> Result<(), PrefaultError> {
+    prefault(ram, PREFAULT_THREADS, |now| {
+        progress(now.done);
+        ControlFlow::Continue(())
+    })
 }
 
-/// The region of a memory that has one.
-pub fn only_region(one: &GuestRam) -> Option<Arc<GuestRegion>> {
-    let region = one.iter().next()?;
-    let removed = one.remove_region(region.start_addr(), region.len());
-    removed.ok().map(|(_, region)| region)
-}
-
-/// Maps the same memory a second time, with dirty bitmaps of its own: what a vCPU's accesses are to
-/// KVM's log, a driver thread's accesses are to these.
-///
-/// # Errors
-///
-/// [`Error::NoSecondView`] when a region of `ram` has no file behind it, [`Error::Build`] when they cannot be mapped again.
-pub fn second_view(ram: &GuestRam) -> Result<GuestRam, Error> {
-    let total = ram.iter().map(GuestMemoryRegion::len).sum();
-    let (description, files) = describe(ram).map_err(|why| cannot_map(total, why))?;
-    let mut regions = description.regions.iter();
-    if regions.any(|region| region.backing == BackingDescription::Anonymous) {
-        return Err(Error::NoSecondView);
-    }
-    let files = files.iter().map(|file| file.try_clone().map(Into::into));
-    let files = files
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|why| cannot_map(total, why))?;
-    let builder = description
-        .builder(files)
-        .map_err(|why| cannot_map(total, why))?;
-    Ok(build(builder)?)
-}
-
-/// What is known of the memory behind each region; nothing if this program did not build it.
-pub fn described(ram: &GuestRam) -> Vec<RegionDescription> {
-    describe(ram).map_or_else(|_| Vec::new(), |(description, _)| description.regions)
-}
-
-/// What each region takes, in the order of their addresses.
-///
-/// # Errors
-///
-/// Why that cannot be told, in words.
-pub fn residency(ram: &GuestRam) -> Result<Vec<Residency>, String> {
-    let takes = vm_memory_host::residency(ram).map_err(|e| e.to_string())?;
-    Ok(takes.into_iter().map(|(_, takes)| takes).collect())
-}
-
-/// Takes the dirty bitmap of every region, and leaves them clean.
-pub fn harvest(ram: &GuestRam) -> PageMap {
-    let mut pages = PageMap::new(ram);
-    harvest_into(ram, &mut pages);
-    pages
-}
-
-/// The same, added to a set that may be over more memory.
-pub fn harvest_into(ram: &GuestRam, pages: &mut PageMap) {
+/// Returns the dirty pages of `ram` and clears its bitmaps.
+pub fn harvest(ram: &GuestRam) -> DirtyMemory {
     let mut dirty = DirtyMemory::new();
     dirty.harvest(ram);
-    for (start, len) in dirty.runs() {
-        pages.add(start.0, len as u64);
-    }
+    dirty
 }
 
-fn memfd(len: u64) -> Result<vm_memory_host::Backing, rustix::io::Errno> {
-    let fd = memfd_create(NAME, MemfdFlags::CLOEXEC)?;
-    ftruncate(&fd, len)?;
-    Ok(vm_memory_host::Backing::shared_file(fd, 0))
+/// Returns the guest addresses of all dirty pages.
+pub fn pages(dirty: &DirtyMemory) -> BTreeSet<u64> {
+    let runs = dirty.runs().map(|(start, len)| (start.0, len as u64));
+    runs.flat_map(|(start, len)| pages_of(start, len)).collect()
 }
 
-fn cannot_map(mem: u64, why: impl std::fmt::Display) -> Error {
-    Error::MapMemory {
-        size: human(mem),
-        why: why.to_string(),
-    }
+/// Returns the guest addresses of the pages that contain the `len` bytes at `start`.
+pub fn pages_of(start: u64, len: u64) -> impl Iterator<Item = u64> {
+    let first = start & !(PAGE - 1);
+    (first..start.saturating_add(len)).step_by(PAGE as usize)
 }
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
     use super::*;
-    use vm_memory::Bytes;
 
     #[test]
-    fn memory_lies_on_both_sides_of_the_hole() {
-        for mem in [MIN_MEM, MIN_MEM + PAGE, 256 << 20, 6 << 30, MAX_MEM] {
-            let [(low, low_len), (high, high_len)] = layout(mem);
-            assert_eq!(low_len + high_len, mem);
+    fn layout_of_any_size_has_ram_on_both_sides_of_the_hole() {
+        for size in [16 << 20, (16 << 20) + PAGE, 256 << 20, 6 << 30, 64 << 30] {
+            let [(low, low_len), (high, high_len)] = layout(size);
+            assert_eq!(low_len + high_len, size);
             assert_eq!((low, high), (0, HIGH_START));
             assert!((8 << 20..=HOLE_START).contains(&low_len) && high_len >= 8 << 20);
         }
     }
 
     #[test]
-    fn two_views_of_one_memory_mark_apart() {
-        let ram = map(MIN_MEM, Backing::Memfd).unwrap();
-        let view = second_view(&ram).unwrap();
-        let at = GuestAddress(HIGH_START + 5 * PAGE);
-        view.write_obj(0x1234_u64, at).unwrap();
-        assert_eq!(ram.read_obj::<u64>(at).unwrap(), 0x1234);
-        assert_eq!(harvest(&ram).count(), 0);
-        let seen = harvest(&view);
-        assert_eq!((seen.count(), seen.first()), (1, Some(at.0)));
-        assert_eq!(harvest(&view).count(), 0);
+    fn backing_from_str_accepts_four_kinds() {
+        assert_eq!("anon".parse(), Ok(Backing::Anonymous));
+        assert_eq!("memfd".parse(), Ok(Backing::Memfd));
+        assert_eq!("hugetlb".parse(), Ok(Backing::Hugetlb));
+        assert_eq!("file:a:b".parse(), Ok(Backing::File("a:b".into())));
+        for wrong in ["", "file", "file:", "ANON", "memfd:x"] {
+            assert!(wrong.parse::<Backing>().is_err(), "{wrong}");
+        }
     }
 
     #[test]
-    fn anonymous_memory_has_no_second_view() {
-        let ram = map(MIN_MEM, Backing::Anonymous).unwrap();
-        let refused = second_view(&ram).unwrap_err().to_string();
-        assert!(refused.contains("--backing memfd"), "{refused}");
-    }
-
-    #[test]
-    fn a_file_holds_both_regions_one_behind_the_other() {
+    fn build_with_file_maps_regions_one_after_the_other() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ram");
-        let backing = Backing::parse(&format!("file:{}", path.display())).unwrap();
-        let ram = map(MIN_MEM, backing.clone()).unwrap();
-        let view = second_view(&ram).unwrap();
+        let backing = Backing::File(path.clone());
+        let ram = build(16 << 20, &backing).unwrap();
         ram.write_obj(0x11_u8, GuestAddress(0x123)).unwrap();
-        view.write_obj(0x22_u8, GuestAddress(HIGH_START + 5))
+        ram.write_obj(0x22_u8, GuestAddress(HIGH_START + 5))
             .unwrap();
-        assert!(described(&ram)
-            .iter()
-            .all(|region| backing.is(&region.backing)));
-        drop((ram, view));
+        drop(ram);
         let bytes = std::fs::read(&path).unwrap();
-        assert_eq!(bytes.len() as u64, MIN_MEM);
+        assert_eq!(bytes.len(), 16 << 20);
         assert_eq!((bytes[0x123], bytes[(8 << 20) + 5]), (0x11, 0x22));
 
-        // It is there now: long enough for this, and not for a larger guest.
-        map(MIN_MEM, backing.clone()).unwrap();
-        let refused = map(2 * MIN_MEM, backing).unwrap_err().to_string();
-        assert!(refused.contains("needs a file of"), "{refused}");
+        // The existing file is long enough for the same guest, and too short for a larger one.
+        build(16 << 20, &backing).unwrap();
+        assert!(matches!(build(32 << 20, &backing), Err(Error::Build(_))));
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
     }
 
     #[test]
-    fn a_backing_is_one_of_four() {
-        assert_eq!(Backing::parse("anon"), Ok(Backing::Anonymous));
-        assert_eq!(Backing::parse("memfd"), Ok(Backing::Memfd));
-        assert_eq!(Backing::parse("hugetlb"), Ok(Backing::Hugetlb));
-        assert_eq!(Backing::parse("file:a:b"), Ok(Backing::File("a:b".into())));
-        for wrong in ["", "file", "file:", "ANON", "memfd:x"] {
-            assert!(Backing::parse(wrong).is_err(), "{wrong}");
+    fn build_with_hugetlb_and_partial_huge_page_returns_error() {
+        let odd = build((16 << 20) + PAGE, &Backing::Hugetlb);
+        assert!(matches!(odd, Err(Error::Build(_))), "{odd:?}");
+    }
+
+    #[test]
+    fn populate_of_new_memory_populates_every_page_and_marks_none() {
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            let ram = build(16 << 20, &backing).unwrap();
+            let mut calls = Vec::new();
+            populate(&ram, |done| calls.push(done)).unwrap();
+            assert_eq!(calls, [8 << 20, 16 << 20]);
+            let resident = vm_memory_host::residency(&ram).unwrap();
+            assert!(resident.iter().all(|(span, now)| now.resident == span.size));
+            assert_eq!(harvest(&ram).total_pages(), 0);
         }
     }
 
     #[test]
-    fn what_was_mapped_is_what_was_asked_for() {
-        let [anonymous, memfd] =
-            [Backing::Anonymous, Backing::Memfd].map(|backing| map(MIN_MEM, backing).unwrap());
-        for (ram, right, wrong) in [
-            (&anonymous, Backing::Anonymous, Backing::Memfd),
-            (&memfd, Backing::Memfd, Backing::Hugetlb),
-        ] {
-            assert_eq!(described(ram).len(), 2);
-            assert!(described(ram)
-                .iter()
-                .all(|region| right.is(&region.backing) && !wrong.is(&region.backing)));
-        }
-    }
-
-    #[test]
-    fn huge_pages_need_whole_ones() {
-        let refused = map(MIN_MEM + PAGE, Backing::Hugetlb)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            refused.contains("is not a multiple of its pages' 0x200000 bytes")
-                || refused.contains("has no huge pages")
-                || refused.contains("huge pages of 0x200000 bytes"),
-            "{refused}"
-        );
+    fn harvest_after_write_returns_its_pages_once() {
+        let ram = build(16 << 20, &Backing::Anonymous).unwrap();
+        assert_eq!(ram.num_regions(), 2);
+        ram.write_obj(u64::MAX, GuestAddress(HIGH_START + PAGE - 4))
+            .unwrap();
+        let want: BTreeSet<_> = pages_of(HIGH_START + PAGE - 4, 8).collect();
+        assert_eq!(want, [HIGH_START, HIGH_START + PAGE].into());
+        assert_eq!(pages(&harvest(&ram)), want);
+        assert!(pages(&harvest(&ram)).is_empty());
     }
 }

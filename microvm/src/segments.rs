@@ -1,108 +1,95 @@
-//! The buffers of a request: runs of guest memory, as the descriptors of a chain name them.
+//! The buffers of a request: segments of guest memory that the descriptors of a chain name.
 
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
-/// Runs of guest memory, in the order of their descriptors.
+/// Segments of guest memory, in the order of their descriptors.
 ///
-/// A driver may cut a request into descriptors as it likes (section 2.7.4), so header, data and
-/// status are taken by bytes and not by descriptors.
+/// A driver may split a request into descriptors anywhere (virtio 1.2, section 2.7.4). Header, data
+/// and status are therefore taken by their length in bytes.
 #[derive(Debug, Default)]
-pub struct Segments {
-    /// Address and length of each.
-    pub parts: Vec<(GuestAddress, usize)>,
-}
+pub struct Segments(Vec<(GuestAddress, usize)>);
 
 impl Segments {
-    /// Bytes of all runs.
-    pub fn len(&self) -> u64 {
-        self.parts.iter().map(|p| p.1 as u64).sum()
+    /// Returns the address and the length of each segment.
+    pub fn iter(&self) -> impl Iterator<Item = &(GuestAddress, usize)> {
+        self.0.iter()
     }
 
-    /// Takes `count` bytes off the front, if there are as many.
+    /// Returns the number of bytes of all segments.
+    pub fn bytes(&self) -> u64 {
+        self.0.iter().map(|&(_, len)| len as u64).sum()
+    }
+
+    /// Removes the first `count` bytes. Returns `None` if there are fewer.
     pub fn take_front(&mut self, count: usize) -> Option<Self> {
-        let (mut taken, mut left) = (Self::default(), count);
-        while left > 0 {
-            let (addr, len) = self.parts.first_mut()?;
-            let now = left.min(*len);
-            taken.parts.push((*addr, now));
+        let (mut taken, mut missing) = (Self::default(), count);
+        while missing > 0 {
+            let (addr, len) = self.0.first_mut()?;
+            let now = missing.min(*len);
+            taken.0.push((*addr, now));
             addr.0 = addr.0.checked_add(now as u64)?;
             *len -= now;
-            left -= now;
+            missing -= now;
             if *len == 0 {
-                self.parts.remove(0);
+                self.0.remove(0);
             }
         }
         Some(taken)
     }
 
-    /// Takes `count` bytes off the back of the last run, if it is that long.
-    pub fn take_back(&mut self, count: usize) -> Option<Self> {
-        while self.parts.last().is_some_and(|p| p.1 == 0) {
-            self.parts.pop();
+    /// Removes the last byte and returns its address.
+    pub fn take_last_byte(&mut self) -> Option<GuestAddress> {
+        while self.0.last().is_some_and(|&(_, len)| len == 0) {
+            self.0.pop();
         }
-        let (addr, len) = self.parts.last_mut()?;
-        let rest = len.checked_sub(count)?;
-        let at = addr.0.checked_add(rest as u64)?;
-        *len = rest;
-        Some(Self {
-            parts: vec![(GuestAddress(at), count)],
+        let (addr, len) = self.0.last_mut()?;
+        *len -= 1;
+        addr.0.checked_add(*len as u64).map(GuestAddress)
+    }
+
+    /// Checks that all segments are guest memory and permit the access.
+    ///
+    /// # Errors
+    ///
+    /// A description of the first segment that does not.
+    pub fn check(&self, memory: &impl GuestMemory, access: Permissions) -> Result<(), String> {
+        let refused = |&&(addr, len): &&_| !GuestMemory::check_range(memory, addr, len, access);
+        self.iter().find(refused).map_or(Ok(()), |(addr, len)| {
+            Err(format!("{len} bytes at {:#x} are not guest memory", addr.0))
         })
     }
 
-    /// Whether all of it permits the access.
-    pub fn accessible<M: GuestMemory>(&self, mem: &M, access: Permissions) -> bool {
-        self.parts
-            .iter()
-            .all(|&(addr, len)| GuestMemory::check_range(mem, addr, len, access))
-    }
-
-    /// Checks that all of it permits the access.
+    /// Copies the first bytes to `to`.
     ///
     /// # Errors
     ///
-    /// The first run that does not, in words.
-    pub fn check<M: GuestMemory>(&self, mem: &M, access: Permissions) -> Result<(), String> {
-        let reachable = |&&(addr, len): &&(GuestAddress, usize)| {
-            !GuestMemory::check_range(mem, addr, len, access)
-        };
-        match self.parts.iter().find(reachable) {
-            None => Ok(()),
-            Some((addr, len)) => Err(format!("{len} bytes at {:#x} are not guest memory", addr.0)),
-        }
-    }
-
-    /// Copies the first bytes into `to`.
-    ///
-    /// # Errors
-    ///
-    /// Those of guest memory.
-    pub fn read<M: GuestMemory>(&self, mem: &M, mut to: &mut [u8]) -> Result<(), GuestMemoryError> {
-        for &(addr, len) in &self.parts {
-            let (now, later) = to.split_at_mut(len.min(to.len()));
-            mem.read_slice(now, addr)?;
-            to = later;
+    /// If a segment cannot be read.
+    pub fn read(&self, memory: &impl GuestMemory, to: &mut [u8]) -> Result<(), GuestMemoryError> {
+        let mut rest = to;
+        for &(addr, len) in self.iter() {
+            let (now, later) = rest.split_at_mut(len.min(rest.len()));
+            memory.read_slice(now, addr)?;
+            rest = later;
         }
         Ok(())
     }
 }
 
-/// The readable and the writable buffers of a chain. `None` for one that the queue cut off (it
-/// loops, or an index or the table leaves its place), and for one with a readable buffer behind a
-/// writable one.
-pub fn split<M>(chain: DescriptorChain<&M>) -> Option<(Segments, Segments)>
-where
-    M: GuestMemory,
-{
+/// Returns the readable and the writable segments of a chain.
+///
+/// Returns `None` if the chain loops, leaves the descriptor table or guest memory, or has a
+/// readable descriptor after a writable one.
+pub fn split<M: GuestMemory>(chain: DescriptorChain<&M>) -> Option<(Segments, Segments)> {
     let (mut readable, mut writable) = (Segments::default(), Segments::default());
     let mut complete = false;
     for descriptor in chain {
         complete = !descriptor.has_next();
-        let part = (descriptor.addr(), usize::try_from(descriptor.len()).ok()?);
+        let segment = (descriptor.addr(), descriptor.len() as usize);
         if descriptor.is_write_only() {
-            writable.parts.push(part);
-        } else if writable.parts.is_empty() {
-            readable.parts.push(part);
+            writable.0.push(segment);
+        } else if writable.0.is_empty() {
+            readable.0.push(segment);
         } else {
             return None;
         }

@@ -1,10 +1,8 @@
-//! The virtio-mmio transport (virtio 1.2, section 4.2) in front of the block device: registers, one
-//! queue, and what the guest's notifications set off.
-//!
-//! MMIO exits of a vCPU and calls of the driver thread end here alike.
+//! The virtio-mmio transport (virtio 1.2, section 4.2) of the block device: registers, one queue,
+//! and the requests of each notification.
 
-use crate::block::Block;
-use crate::iommu::DeviceMemory;
+use std::sync::Arc;
+
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
     VIRTIO_F_VERSION_1,
@@ -12,98 +10,75 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard};
+use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryAtomic};
+use vm_superio::Trigger;
 
-/// Descriptors of the queue, at most.
+use crate::block::{Block, Disk};
+use crate::bus::MmioDevice;
+use crate::serial::Interrupt;
+use crate::Error;
+
+/// The guest address of the registers, in the 32-bit hole.
+pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+/// The length of the registers in bytes.
+pub const VIRTIO_MMIO_LEN: u64 = 0x1000;
+/// The interrupt line of the device.
+pub const VIRTIO_IRQ: u32 = 5;
+/// The largest number of descriptors in the queue.
 pub const QUEUE_MAX: u16 = 64;
-/// "virt".
+/// The value of the register `MagicValue`: "virt".
 pub const MAGIC: u32 = 0x7472_6976;
-/// The version of section 4.2, as opposed to the legacy 1.
+/// The value of the register `Version`. The legacy interface is version 1.
 pub const VERSION: u32 = 2;
 const VENDOR: u32 = 0x6d76_6d6d;
 
 /// A block device behind virtio-mmio registers.
 #[derive(Debug)]
-pub struct VirtioMmio<M: DeviceMemory> {
-    mem: GuestMemoryAtomic<M>,
-    /// The device.
-    pub block: Block,
+pub struct VirtioMmio<M: GuestMemory, D> {
+    memory: GuestMemoryAtomic<M>,
+    /// The block device.
+    pub block: Block<D>,
+    /// The interrupt line, to connect it to an interrupt controller.
+    pub interrupt: Interrupt,
     queue: Queue,
-    queue_sel: u32,
     status: u32,
-    interrupt: u32,
+    interrupt_status: u32,
+    queue_sel: u32,
     device_features_sel: u32,
     driver_features_sel: u32,
-    driver_features: u64,
-    /// Notifications so far.
-    pub kicks: u64,
-    /// Why the device asked for a reset, if it did.
+    driver_features: [u32; 2],
+    /// The number of notifications so far.
+    pub notifications: u64,
+    /// The reason for which the device needs a reset.
     pub broken: Option<String>,
 }
 
-impl<M: DeviceMemory + 'static> VirtioMmio<M> {
-    /// A device that reaches guest memory through `mem`.
+impl<M: GuestMemory + 'static, D: Disk> VirtioMmio<M, D> {
+    /// Creates a device that accesses guest memory through `memory`, whose map may change while
+    /// the device runs.
     ///
     /// # Errors
     ///
-    /// That of the queue, if it does not like [`QUEUE_MAX`].
-    pub fn new(mem: GuestMemoryAtomic<M>, block: Block) -> Result<Self, virtio_queue::Error> {
+    /// If the process has no free descriptor for the interrupt.
+    pub fn new(memory: GuestMemoryAtomic<M>, block: Block<D>) -> Result<Self, Error> {
         Ok(Self {
-            mem,
+            memory,
             block,
+            interrupt: Interrupt::new()?,
             queue: Queue::new(QUEUE_MAX)?,
-            queue_sel: 0,
             status: 0,
-            interrupt: 0,
+            interrupt_status: 0,
+            queue_sel: 0,
             device_features_sel: 0,
             driver_features_sel: 0,
-            driver_features: 0,
-            kicks: 0,
+            driver_features: [0; 2],
+            notifications: 0,
             broken: None,
         })
     }
 
-    /// What it sees of guest memory for now.
-    pub fn mem(&self) -> GuestMemoryLoadGuard<M> {
-        self.mem.memory()
-    }
-
-    /// Its handle of guest memory, for those who change the map.
-    #[cfg(test)]
-    pub fn handle(&self) -> GuestMemoryAtomic<M> {
-        self.mem.clone()
-    }
-
-    /// Whether the device asserts its interrupt.
-    pub fn interrupt_line(&self) -> bool {
-        self.interrupt != 0
-    }
-
-    /// A read of the register or the configuration at `offset`. What is not there reads as zeroes.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let Some(at) = offset.checked_sub(u64::from(reg::VIRTIO_MMIO_CONFIG)) {
-            let config = self.block.config(QUEUE_MAX);
-            let from = usize::try_from(at).ok().and_then(|at| config.get(at..));
-            for (to, from) in data.iter_mut().zip(from.unwrap_or_default()) {
-                *to = *from;
-            }
-        } else if data.len() == 4 {
-            data.copy_from_slice(&self.register(offset as u32).to_le_bytes());
-        }
-    }
-
-    /// A write to the register at `offset`. What is not there, not writable, not four bytes wide or
-    /// out of its turn is ignored.
-    pub fn write(&mut self, offset: u64, data: &[u8]) {
-        if let (Ok(offset), Ok(value)) = (u32::try_from(offset), data.try_into()) {
-            self.set_register(offset, u32::from_le_bytes(value));
-        }
-    }
-
-    fn features() -> u64 {
-        1 << VIRTIO_F_VERSION_1 | Block::features()
-    }
+    /// The offered feature bits, in two words.
+    const FEATURES: [u32; 2] = [Block::<D>::FEATURES, 1 << (VIRTIO_F_VERSION_1 - 32)];
 
     fn register(&self, offset: u32) -> u32 {
         match offset {
@@ -111,16 +86,15 @@ impl<M: DeviceMemory + 'static> VirtioMmio<M> {
             reg::VIRTIO_MMIO_VERSION => VERSION,
             reg::VIRTIO_MMIO_DEVICE_ID => VIRTIO_ID_BLOCK,
             reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            reg::VIRTIO_MMIO_DEVICE_FEATURES => match self.device_features_sel {
-                0 => Self::features() as u32,
-                1 => (Self::features() >> 32) as u32,
-                _ => 0,
-            },
-            reg::VIRTIO_MMIO_QUEUE_NUM_MAX if self.queue_sel == 0 => u32::from(QUEUE_MAX),
-            reg::VIRTIO_MMIO_QUEUE_READY if self.queue_sel == 0 => u32::from(self.queue.ready()),
-            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt,
+            reg::VIRTIO_MMIO_DEVICE_FEATURES => {
+                let features = Self::FEATURES.get(self.device_features_sel as usize);
+                features.copied().unwrap_or(0)
+            }
+            reg::VIRTIO_MMIO_QUEUE_NUM_MAX if self.queue_sel == 0 => QUEUE_MAX.into(),
+            reg::VIRTIO_MMIO_QUEUE_READY if self.queue_sel == 0 => self.queue.ready().into(),
+            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status,
             reg::VIRTIO_MMIO_STATUS => self.status,
-            // No shared memory region: all ones (section 4.2.2.1).
+            // All ones: the device has no shared memory region (section 4.2.2.1).
             reg::VIRTIO_MMIO_SHM_LEN_LOW..=reg::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
             _ => 0,
         }
@@ -132,17 +106,14 @@ impl<M: DeviceMemory + 'static> VirtioMmio<M> {
             reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_sel = value,
             reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_sel = value,
             reg::VIRTIO_MMIO_DRIVER_FEATURES if !self.has(VIRTIO_CONFIG_S_FEATURES_OK) => {
-                let shift = match self.driver_features_sel {
-                    0 => 0,
-                    1 => 32,
-                    _ => return,
-                };
-                self.driver_features &= !(u64::from(u32::MAX) << shift);
-                self.driver_features |= u64::from(value) << shift;
+                let features = self
+                    .driver_features
+                    .get_mut(self.driver_features_sel as usize);
+                features.into_iter().for_each(|word| *word = value);
             }
-            reg::VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt &= !value,
+            reg::VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt_status &= !value,
             reg::VIRTIO_MMIO_QUEUE_SEL => self.queue_sel = value,
-            reg::VIRTIO_MMIO_QUEUE_NOTIFY if value == 0 => self.notified(),
+            reg::VIRTIO_MMIO_QUEUE_NOTIFY if value == 0 => self.notify(),
             _ if self.queue_sel == 0 => self.set_queue_register(offset, value),
             _ => {}
         }
@@ -151,7 +122,7 @@ impl<M: DeviceMemory + 'static> VirtioMmio<M> {
     fn set_queue_register(&mut self, offset: u32, value: u32) {
         let queue = &mut self.queue;
         if offset == reg::VIRTIO_MMIO_QUEUE_READY {
-            // Whether the addresses are any good is looked at when they are used.
+            // The addresses are checked when they are used.
             queue.set_ready(value == 1);
         }
         if queue.ready() {
@@ -176,77 +147,77 @@ impl<M: DeviceMemory + 'static> VirtioMmio<M> {
     fn set_status(&mut self, value: u32) {
         if value == 0 {
             self.queue.reset();
-            self.status = 0;
-            self.interrupt = 0;
-            self.driver_features = 0;
+            (self.status, self.interrupt_status, self.driver_features) = (0, 0, [0; 2]);
             self.broken = None;
             return;
         }
-        let mut value = value | self.status & VIRTIO_CONFIG_S_NEEDS_RESET;
-        // Features are settled once: an offer taken up in part is fine, without VERSION_1 it is the
-        // legacy interface, which this is not.
-        let acceptable = self.driver_features & !Self::features() == 0
-            && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0;
-        if !acceptable {
-            value &= !VIRTIO_CONFIG_S_FEATURES_OK;
+        self.status = value | self.status & VIRTIO_CONFIG_S_NEEDS_RESET;
+        // The driver may accept a part of the offer. Without VERSION_1 it would be a legacy driver.
+        let ([low, high], [offered, version_1]) = (self.driver_features, Self::FEATURES);
+        if low & !offered != 0 || high != version_1 {
+            self.status &= !VIRTIO_CONFIG_S_FEATURES_OK;
         }
-        self.status = value;
     }
 
-    /// Serves the requests that were in the available ring when the notification came. The guest
-    /// notifies again for what it adds later, so one notification is a bounded amount of work.
-    fn notified(&mut self) {
-        self.kicks += 1;
+    /// Completes the requests that are available now. The driver notifies again for later ones, so
+    /// one notification is a bounded amount of work.
+    fn notify(&mut self) {
+        self.notifications += 1;
         if !self.has(VIRTIO_CONFIG_S_DRIVER_OK) || self.has(VIRTIO_CONFIG_S_NEEDS_RESET) {
             return;
         }
-        match self.serve() {
-            Ok(0) => {}
-            Ok(_) => self.interrupt |= reg::VIRTIO_MMIO_INT_VRING,
+        self.interrupt_status |= match self.complete_requests() {
+            Ok(0) => 0,
+            Ok(_) => reg::VIRTIO_MMIO_INT_VRING,
             Err(why) => {
-                // Section 2.1.2: the device cannot go on, and says so.
-                self.broken = Some(why);
+                // Section 2.1.2: the device cannot continue until the driver resets it.
+                self.broken = Some(why.to_string());
                 self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-                self.interrupt |= reg::VIRTIO_MMIO_INT_CONFIG;
+                reg::VIRTIO_MMIO_INT_CONFIG
             }
+        };
+        if self.interrupt_status != 0 {
+            // The counter of the event is full only if nobody waits for the interrupt.
+            let _ = self.interrupt.trigger();
         }
     }
 
-    fn serve(&mut self) -> Result<usize, String> {
-        // The map of this moment, for all requests of this notification.
-        let mem = self.mem.memory().into_inner();
-        if !self.queue.is_valid(&*mem) {
-            return Err("the queue does not lie in guest memory".to_owned());
+    fn complete_requests(&mut self) -> Result<usize, virtio_queue::Error> {
+        // One version of the memory map for all requests of this notification.
+        let memory: Arc<M> = self.memory.memory().into_inner();
+        if !self.queue.is_valid(&*memory) {
+            return Err(virtio_queue::Error::QueueNotReady);
         }
-        // At most as many as the queue has descriptors: the iterator refuses more.
-        let chains: Vec<_> = self.queue.iter(&*mem).map_err(|e| e.to_string())?.collect();
-        let (queue, count) = (&mut self.queue, chains.len());
-        let mut used = |block: &mut Block, head: u16, written: u32| {
-            let at = queue.next_used() % queue.size();
-            queue
-                .add_used(&*mem, head, written)
-                .map_err(|e| e.to_string())?;
-            // The element, and the index behind the flags.
-            let used = queue.used_ring();
-            block.wrote(&*mem, used.saturating_add(4 + 8 * u64::from(at)), 8);
-            block.wrote(&*mem, used.saturating_add(2), 2);
-            Ok::<(), String>(())
-        };
-        let mut outcome = Ok(());
-        for chain in chains {
-            let head = chain.head_index();
-            if let Some(written) = self.block.process(&*mem, head, chain) {
-                outcome = used(&mut self.block, head, written);
-                if outcome.is_err() {
-                    break;
-                }
-            }
+        // The iterator returns an error if more chains are available than the queue has
+        // descriptors.
+        let chains: Vec<_> = self.queue.iter(&*memory)?.collect();
+        let completed = self.block.process(&memory, chains);
+        for &(head, written) in &completed {
+            self.queue.add_used(&*memory, head, written)?;
         }
-        // What the device has begun it ends, whatever became of the queue.
-        outcome.and(self.block.finish(&mem, used)).map(|()| count)
+        Ok(completed.len())
     }
 }
 
-#[cfg(test)]
-#[path = "device_tests.rs"]
-mod tests;
+impl<M: GuestMemory + Send + Sync + 'static, D: Disk> MmioDevice for VirtioMmio<M, D> {
+    /// A register that does not exist reads as 0.
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(at) = offset.checked_sub(reg::VIRTIO_MMIO_CONFIG.into()) {
+            let config = self.block.config(QUEUE_MAX);
+            let config = usize::try_from(at).ok().and_then(|at| config.get(at..));
+            for (to, from) in data.iter_mut().zip(config.unwrap_or_default()) {
+                *to = *from;
+            }
+        } else if data.len() == 4 {
+            data.copy_from_slice(&self.register(offset as u32).to_le_bytes());
+        }
+    }
+
+    /// A write that is not four bytes wide, or to a register that cannot be written, has no effect.
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let (Ok(offset), Ok(value)) = (u32::try_from(offset), data.try_into()) {
+            self.set_register(offset, u32::from_le_bytes(value));
+        }
+    }
+}

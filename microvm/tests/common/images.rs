@@ -24,7 +24,7 @@ fn exit(code: u8) -> Vec<u8> {
     vec![0xba, 0xf4, 0x00, 0x00, 0x00, 0xb0, code, 0xee, 0xf4]
 }
 
-/// Where both kernels are loaded.
+/// The load address of both kernels.
 const LOAD: u64 = 0x10_0000;
 
 /// 32-bit code for PVH: checks the start info at EBX, prints command line and first module, and

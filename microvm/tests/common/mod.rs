@@ -1,13 +1,14 @@
-//! Running the binary.
+//! Runs the program.
 
 use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use serde_json::Value;
 use tempfile::TempDir;
+use test_support::skipped;
 
-/// The path of the binary under test.
+/// The path of the program.
 pub const MICROVM: &str = env!("CARGO_BIN_EXE_microvm");
 
 /// Runs microvm to its end.
@@ -15,38 +16,36 @@ pub fn microvm(args: &[&str]) -> Output {
     Command::new(MICROVM).args(args).output().unwrap()
 }
 
-/// Standard output as text.
-pub fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-/// Whether KVM can be used; if not, says aloud that `test` is skipped.
-pub fn has_kvm(test: &str) -> bool {
-    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) if cfg!(target_arch = "x86_64") => true,
-        other => {
-            skipped(test, &format!("no usable /dev/kvm ({:?})", other.err()));
-            false
-        }
-    }
-}
-
-/// Says aloud that `test` is skipped. Not by println, which is not shown when a test passes; and in one write, so that
-/// nothing that others say at the same time comes between.
-pub fn skipped(test: &str, why: &str) {
-    let line = format!("SKIPPED: {test}: {why}\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
-}
-
-/// A run that could not start: status 2, and one line of standard error with all of `words`.
-pub fn assert_refused(output: &Output, words: &[&str]) {
-    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+/// Runs microvm with a report in JSON, which every check must pass.
+pub fn report(args: &[&str]) -> Value {
+    let output = microvm(&[&["--format", "json"], args].concat());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {text}{errors}");
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let checks = report["checks"].as_array().unwrap();
     assert!(
-        stderr.starts_with("microvm: ") && stderr.ends_with('\n'),
-        "{stderr}"
+        checks.iter().all(|check| check["passed"] == true),
+        "{report:#}"
     );
+    report
+}
+
+/// Returns whether this machine has KVM. Otherwise reports `test` as skipped.
+pub fn has_kvm(test: &str) -> bool {
+    let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    match kvm {
+        Ok(_) if cfg!(target_arch = "x86_64") => return true,
+        Ok(_) => skipped(test, "a vCPU needs x86_64"),
+        Err(e) => skipped(test, format!("/dev/kvm: {e}")),
+    }
+    false
+}
+
+/// Asserts that microvm could not run: status 2, and an error that contains all of `words`.
+pub fn assert_refused(output: &Output, words: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
     for word in words {
         assert!(stderr.contains(word), "{word:?} is not in {stderr}");
     }
@@ -59,7 +58,7 @@ pub fn file(dir: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// A path as an argument.
+/// Returns a path as an argument.
 pub fn arg(path: &Path) -> &str {
     path.to_str().unwrap()
 }

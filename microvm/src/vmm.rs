@@ -1,0 +1,113 @@
+//! A guest from the first mapping to the report. Start reading at [`run`].
+
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use vm_memory::GuestMemoryAtomic;
+
+use crate::args::{Args, Format};
+use crate::block::Block;
+use crate::bus::{lock, Bus};
+use crate::dirty::DirtyBySource;
+use crate::disk::Image;
+use crate::kvm::Vm;
+use crate::report::{self, Check, Report};
+use crate::serial::{self, SerialPort, SERIAL_IRQ};
+use crate::virtio_mmio::{VirtioMmio, VIRTIO_IRQ, VIRTIO_MMIO, VIRTIO_MMIO_LEN};
+use crate::{boot, guest, memory, Error};
+
+/// The built-in guest takes milliseconds, and seconds if a nested KVM emulates it.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
+
+/// Runs the guest that `args` describes, and reports what it did.
+///
+/// # Errors
+///
+/// If the guest cannot be started.
+pub fn run(args: &Args) -> Result<Report, Error> {
+    // 1. Guest memory: two regions with dirty bitmaps, and a KVM slot for each.
+    let ram = Arc::new(memory::build(args.mem, &args.backing)?);
+    if args.prefault {
+        let bar = ProgressBar::with_draw_target(Some(args.mem), ProgressDrawTarget::stderr());
+        memory::populate(&ram, |done| bar.set_position(done))?;
+        bar.finish_and_clear();
+    }
+    let is_kernel = args.kernel.is_some();
+    let vm = Vm::new(&args.kvm, is_kernel)?;
+    vm.slots().add(&ram)?;
+
+    // 2. The guest, written to RAM before the vCPU enters it.
+    let entry = match &args.kernel {
+        Some(kernel) => boot::load(&ram, kernel, args)?,
+        None => guest::load(&ram, args.mem)?,
+    };
+    vm.enter(&ram, entry)?;
+
+    // 3. The devices. Their handle to the memory map lets the map change, for instance by hotplug.
+    let sectors = if is_kernel { 1 } else { guest::DISK_SECTORS };
+    let image = match &args.disk {
+        Some(path) => Image::open(path, args.disk_write, sectors)?,
+        None => Image::temporary(guest::DISK_SECTORS)?,
+    };
+    let before = image
+        .read_sectors(0, sectors / 2)
+        .map_err(Error::TemporaryFile)?;
+    let memory = GuestMemoryAtomic::from(Arc::clone(&ram));
+    let disk = Arc::new(Mutex::new(VirtioMmio::new(memory, Block::new(image))?));
+    let serial = Arc::new(Mutex::new(serial::new(args.format == Format::Text)?));
+    if is_kernel {
+        vm.connect(&lock(&disk).interrupt, VIRTIO_IRQ)?;
+        vm.connect(lock(&serial).interrupt_evt(), SERIAL_IRQ)?;
+        forward_stdin(Arc::downgrade(&serial))?;
+    }
+    let mut bus = Bus::new(Arc::clone(&serial));
+    bus.map(VIRTIO_MMIO..VIRTIO_MMIO + VIRTIO_MMIO_LEN, disk.clone());
+
+    // 4. The run. Pages that are dirty because microvm loaded the guest do not count.
+    memory::harvest(&ram);
+    let start = Instant::now();
+    let (vm, bus, failure) = vm.run(bus, (!is_kernel).then_some(TIME_LIMIT))?;
+    let duration = start.elapsed();
+
+    // 5. The outcome: dirty pages from both logs, and a comparison with what the guest must do.
+    let dirty = DirtyBySource::harvest(&ram, &vm.slots().dirty_log()?);
+    let mut disk = lock(&disk);
+    let mut checks = vec![match (failure, bus.ended) {
+        (None, Some(code)) => Check::new(format!("the guest ended with code {code}"), code == 0),
+        (failure, _) => Check::new(failure.unwrap_or_default(), false),
+    }];
+    if !is_kernel {
+        let image = (&*disk.block.disk(), before.as_slice());
+        checks.extend(guest::checks(&ram, args.mem, image, &dirty));
+    }
+    let console = String::from_utf8_lossy(&lock(&serial).writer().text).into_owned();
+    Ok(Report {
+        memory: report::memory(&ram),
+        console,
+        duration,
+        exits: bus.exits,
+        notifications: disk.notifications,
+        requests: disk.block.counts.clone(),
+        dirty,
+        checks,
+    })
+}
+
+/// Forwards standard input to the serial port, until either is closed.
+fn forward_stdin(serial: Weak<Mutex<SerialPort>>) -> io::Result<()> {
+    let forward = move || {
+        let mut byte = [0];
+        while let (Ok(1), Some(serial)) = (io::stdin().lock().read(&mut byte), serial.upgrade()) {
+            // Wait while the FIFO of the UART is full.
+            while lock(&serial).enqueue_raw_bytes(&byte).is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("stdin".into())
+        .spawn(forward)
+        .map(drop)
+}

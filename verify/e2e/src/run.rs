@@ -1,0 +1,415 @@
+//! A run: guest memory, devices and a driver, from a [`Setup`] to an [`Outcome`].
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use microvm::block::{self, Block, Disk, Transfer};
+use microvm::bus::{lock, Bus};
+use microvm::disk::Image;
+use microvm::memory::{build, harvest, pages, populate, Backing, GuestRam};
+use microvm::serial;
+use microvm::virtio_mmio::{VirtioMmio, VIRTIO_MMIO, VIRTIO_MMIO_LEN};
+use vm_memory::iommu::SharedIotlb;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic};
+
+use crate::driver::{self, Driver};
+use crate::mapper::{self, Mapper};
+use crate::memory::{for_devices, second_mapping, DeviceRam};
+use crate::plan::{Plan, AVAILABLE_RING, CHUNK_SECTORS, USED_RING};
+use crate::plug::{History, Place, Plug, Processor, ThreadProcessor, PLUG_MMIO, PLUG_MMIO_LEN};
+use crate::processor::{self, Cpu};
+use crate::storm::{self, StormDisk, Truncation};
+use crate::uring::{self, Ring, UringDisk};
+use crate::Error;
+
+/// The sectors of a temporary image.
+const IMAGE_SECTORS: u64 = 2048;
+
+/// The kind of a run.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The size of guest RAM.
+    pub size: u64,
+    /// The backing of guest RAM. It must be mappable twice.
+    pub backing: Backing,
+    /// Whether guest RAM is populated first.
+    pub prefault: bool,
+    /// Whether the device is behind an IOMMU.
+    pub iommu: bool,
+    /// Whether memory is plugged while the driver runs.
+    pub plug: bool,
+    /// The seed of the thread that truncates files, if there is one.
+    pub storm: Option<u64>,
+    /// Whether the disk is on io_uring.
+    pub uring: bool,
+    /// A disk image, and whether the driver writes to it. Otherwise the image is temporary.
+    pub disk: Option<(PathBuf, bool)>,
+    /// Whether the driver runs on a vCPU.
+    pub kvm: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            size: 64 << 20,
+            backing: Backing::Memfd,
+            prefault: false,
+            iommu: false,
+            plug: false,
+            storm: None,
+            uring: false,
+            disk: None,
+            kvm: false,
+        }
+    }
+}
+
+/// The storage of a run.
+pub enum Storage {
+    /// An image, by `preadv(2)` and `pwritev(2)`.
+    Plain(Image),
+    /// An image, by io_uring.
+    Uring(UringDisk),
+    /// A mapped image that is truncated.
+    Storm(StormDisk),
+}
+
+impl Storage {
+    /// Returns the image.
+    pub fn image(&self) -> &Image {
+        match self {
+            Self::Plain(image) => image,
+            Self::Uring(disk) => &disk.image,
+            Self::Storm(disk) => &disk.image,
+        }
+    }
+}
+
+impl Disk for Storage {
+    fn sectors(&self) -> u64 {
+        self.image().sectors()
+    }
+
+    fn transfer<M>(&mut self, memory: &Arc<M>, transfers: &mut [&mut Transfer])
+    where
+        M: GuestMemory + 'static,
+    {
+        match self {
+            Self::Plain(image) => image.transfer(memory, transfers),
+            Self::Uring(disk) => disk.transfer(memory, transfers),
+            Self::Storm(disk) => disk.transfer(memory, transfers),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(image) => image.flush(),
+            Self::Uring(disk) => disk.flush(),
+            Self::Storm(disk) => disk.flush(),
+        }
+    }
+}
+
+/// The pages that were dirtied, from two independent logs.
+#[derive(Clone, Debug, Default)]
+pub struct Dirty {
+    /// Pages that the device wrote: the bitmaps of guest memory.
+    pub device: BTreeSet<u64>,
+    /// Pages that the driver wrote: the bitmaps of its own mapping, and KVM's log.
+    pub driver: BTreeSet<u64>,
+}
+
+/// The outcome of a run.
+pub struct Outcome {
+    /// The kind of the run.
+    pub setup: Setup,
+    /// The plan.
+    pub plan: Plan,
+    /// Guest memory.
+    pub ram: Arc<GuestRam>,
+    /// The sectors that the first pass reads, before the run.
+    pub before: Vec<u8>,
+    /// The numbers of the driver, or the first wrong value that it found.
+    pub driver: Result<driver::Counts, Error>,
+    /// The numbers of the IOMMU's driver side.
+    pub mapper: Option<mapper::Counts>,
+    /// The mappings that the IOTLB has after the run.
+    pub mappings_left: u64,
+    /// The block device, with its disk.
+    pub block: Block<Storage>,
+    /// The number of notifications.
+    pub notifications: u64,
+    /// The reason for which the device needs a reset.
+    pub broken: Option<String>,
+    /// The history of plugged memory.
+    pub plug: Option<History>,
+    /// The number of truncations.
+    pub truncations: u64,
+    /// The dirty pages.
+    pub dirty: Dirty,
+}
+
+impl Outcome {
+    /// Returns the numbers of the storm.
+    pub fn storm(&mut self) -> Option<storm::Counts> {
+        match self.block.disk() {
+            Storage::Storm(disk) => Some(disk.counts.clone()),
+            _ => None,
+        }
+    }
+
+    /// Returns the numbers of the ring.
+    pub fn uring(&mut self) -> Option<uring::Counts> {
+        match self.block.disk() {
+            Storage::Uring(disk) => Some(disk.ring.counts),
+            _ => None,
+        }
+    }
+
+    /// Returns the numbers of the block device.
+    pub fn counts(&self) -> &block::Counts {
+        &self.block.counts
+    }
+}
+
+/// Runs a driver. `prepare` may change the plan, to show that the driver or
+/// [`verify`](crate::verify) notices.
+///
+/// # Errors
+///
+/// If the run cannot be set up.
+pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcome, Error> {
+    // Guest memory, and the driver's mapping of it.
+    let mut ram = build(setup.size, &setup.backing)?;
+    if setup.storm.is_some() {
+        ram = storm::with_region(&ram)?;
+    }
+    if setup.prefault {
+        populate(&ram, |_| ()).map_err(Error::other)?;
+    }
+    let ram = Arc::new(ram);
+    let view = second_mapping(&ram)?;
+    let view_log = view.clone();
+    let view = GuestMemoryAtomic::new(view);
+    for ring in [AVAILABLE_RING, USED_RING] {
+        view.memory()
+            .write_obj(0_u64, GuestAddress(ring))
+            .map_err(Error::other)?;
+    }
+
+    // The plan, and the disk.
+    let storm_sectors = setup.storm.map_or(0, |_| storm::CHUNKS * CHUNK_SECTORS);
+    let image = match &setup.disk {
+        Some((path, writable)) => Image::open(path, *writable, CHUNK_SECTORS)?,
+        None => Image::temporary(IMAGE_SECTORS + storm_sectors)?,
+    };
+    let truncation = match setup.storm {
+        Some(seed) => Some(Truncation::new(&ram, &image, seed)?),
+        None => None,
+    };
+    let place = setup.plug.then(|| Place::above(&ram));
+    let plan = Plan::new(&ram, image.sectors() - storm_sectors);
+    let storm = truncation.as_ref().map(|truncation| truncation.storm());
+    let mut plan = plan.with_storm(storm).with_plug(place);
+    let before = image.read_sectors(0, plan.read_chunks * CHUNK_SECTORS)?;
+    prepare(&mut plan);
+    let storage = match &truncation {
+        Some(truncation) => Storage::Storm(StormDisk::new(image, Arc::clone(truncation))?),
+        None if setup.uring => Storage::Uring(UringDisk {
+            image,
+            ring: Ring::new()?,
+        }),
+        None => Storage::Plain(image),
+    };
+
+    // The devices.
+    let iotlb = setup.iommu.then(SharedIotlb::new);
+    let devices = for_devices(&ram, iotlb.clone());
+    let device = Arc::new(Mutex::new(VirtioMmio::new(
+        devices.clone(),
+        Block::new(storage),
+    )?));
+    let mut bus = Bus::new(Arc::new(Mutex::new(serial::new(false)?)));
+    bus.map(VIRTIO_MMIO..VIRTIO_MMIO + VIRTIO_MMIO_LEN, device.clone());
+    let machine = Machine::new(setup, &ram, &view)?;
+    let plug = place.map(|place| {
+        let processors = machine.processors(&view);
+        let plug = Plug::new(place, setup.backing.clone(), devices.clone(), processors);
+        Arc::new(Mutex::new(plug))
+    });
+    if let Some(plug) = &plug {
+        bus.map(PLUG_MMIO..PLUG_MMIO + PLUG_MMIO_LEN, plug.clone());
+    }
+
+    // The run. The pages so far do not count.
+    harvest(&ram);
+    harvest(&view_log);
+    let mut running = truncation
+        .as_ref()
+        .map(|truncation| truncation.start())
+        .transpose()?;
+    let mapper = iotlb.clone().map(Mapper::new);
+    let job = Job {
+        view,
+        plan: plan.clone(),
+        before: before.clone(),
+        mapper,
+    };
+    let ((driver, mapper), logged) = machine.run(job, bus, &ram)?;
+    if let Some(running) = &mut running {
+        running.stop()?;
+    }
+
+    // The outcome.
+    let mut dirty = Dirty {
+        device: pages(&harvest(&ram)),
+        driver: pages(&harvest(&view_log)),
+    };
+    dirty.driver.extend(logged);
+    let plug = plug.map(|plug| lock(&plug).history.clone());
+    if let Some(history) = &plug {
+        dirty.device.extend(&history.device);
+        dirty.driver.extend(&history.driver);
+    }
+    let device = Arc::into_inner(device).ok_or_else(|| Error::other("the device is in use"))?;
+    let device: VirtioMmio<DeviceRam, Storage> = device.into_inner().map_err(Error::poisoned)?;
+    Ok(Outcome {
+        setup: setup.clone(),
+        plan,
+        ram,
+        before,
+        driver,
+        mapper,
+        mappings_left: iotlb.map_or(0, |iotlb| iotlb.counters().entries as u64),
+        notifications: device.notifications,
+        broken: device.broken,
+        block: device.block,
+        plug,
+        truncations: truncation.map_or(0, |truncation| truncation.count()),
+        dirty,
+    })
+}
+
+/// Runs a driver.
+///
+/// # Errors
+///
+/// If the run cannot be set up.
+pub fn run(setup: &Setup) -> Result<Outcome, Error> {
+    run_with(setup, |_| ())
+}
+
+/// The parts of a driver.
+struct Job {
+    view: GuestMemoryAtomic<GuestRam>,
+    plan: Plan,
+    before: Vec<u8>,
+    mapper: Option<Mapper>,
+}
+
+/// The outcome of a driver, and the numbers of its mapper.
+type Report = (Result<driver::Counts, Error>, Option<mapper::Counts>);
+
+impl Job {
+    fn start(self, cpu: impl Cpu + 'static) -> io::Result<thread::JoinHandle<Report>> {
+        let Self {
+            view,
+            plan,
+            before,
+            mapper,
+        } = self;
+        thread::Builder::new().name("driver".into()).spawn(move || {
+            let mut driver = Driver::new(cpu, view, plan, before, mapper);
+            let outcome = driver.run().map(|()| driver.counts);
+            (outcome, driver.mapper.map(|mapper| mapper.counts))
+        })
+    }
+}
+
+/// The processor on which a driver runs.
+enum Machine {
+    Thread,
+    #[cfg(target_arch = "x86_64")]
+    Kvm(microvm::kvm::Vm, crate::vcpu::Vcpu),
+}
+
+impl Machine {
+    #[cfg(target_arch = "x86_64")]
+    fn new(
+        setup: &Setup,
+        ram: &Arc<GuestRam>,
+        view: &GuestMemoryAtomic<GuestRam>,
+    ) -> Result<Self, Error> {
+        if !setup.kvm {
+            return Ok(Self::Thread);
+        }
+        let vm = microvm::kvm::Vm::new("/dev/kvm", false)?;
+        vm.slots().add(ram)?;
+        let (vcpu, entry) = crate::vcpu::Vcpu::load(GuestRam::clone(&view.memory()))?;
+        vm.enter(ram, entry)?;
+        Ok(Self::Kvm(vm, vcpu))
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn new(
+        setup: &Setup,
+        _: &Arc<GuestRam>,
+        _: &GuestMemoryAtomic<GuestRam>,
+    ) -> Result<Self, Error> {
+        match setup.kvm {
+            true => Err(Error::other("a vCPU needs x86_64")),
+            false => Ok(Self::Thread),
+        }
+    }
+
+    /// Returns the accesses to memory that must change when memory is plugged.
+    fn processors(&self, view: &GuestMemoryAtomic<GuestRam>) -> Vec<Box<dyn Processor>> {
+        let thread = Box::new(ThreadProcessor::new(view.clone()));
+        match self {
+            Self::Thread => vec![thread],
+            #[cfg(target_arch = "x86_64")]
+            Self::Kvm(vm, _) => {
+                let slot = crate::vcpu::SlotProcessor::new(Arc::clone(vm.slots()));
+                vec![thread, Box::new(slot)]
+            }
+        }
+    }
+
+    /// Runs the driver and the devices. Returns what the driver reports, and the pages in KVM's
+    /// log.
+    fn run(
+        self,
+        job: Job,
+        mut bus: Bus,
+        ram: &Arc<GuestRam>,
+    ) -> Result<(Report, BTreeSet<u64>), Error> {
+        let panicked = |_| Error::other("the driver panicked");
+        match self {
+            Self::Thread => {
+                let _ = ram;
+                let (cpu, devices) = processor::thread(job.view.clone());
+                let driver = job.start(cpu)?;
+                devices.run(&mut bus);
+                Ok((driver.join().map_err(panicked)?, BTreeSet::new()))
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Kvm(vm, vcpu) => {
+                let driver = job.start(vcpu)?;
+                let (vm, bus, failure) = vm.run(bus, Some(TIME_LIMIT))?;
+                drop(bus);
+                let report = driver.join().map_err(panicked)?;
+                if let Some(failure) = failure {
+                    return Err(Error::other(failure));
+                }
+                let logged = crate::vcpu::logged(ram, &vm.slots().dirty_log()?);
+                Ok((report, logged))
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+const TIME_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
