@@ -1,4 +1,4 @@
-//! [`GuestAddressSpace`]: where a device gets its memory map from.
+//! [`GuestAddressSpace`]: the source of the current memory map.
 
 use core::ops::Deref;
 use std::rc::Rc;
@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use super::GuestMemory;
 
-/// What gives out the memory map of the moment.
+/// A source of the current memory map.
 ///
-/// A device that runs for long keeps one of these rather than a map: regions come and go. A reference or a counted pointer to
-/// a map that never changes is the simplest; [`GuestMemoryAtomic`](crate::GuestMemoryAtomic) swaps maps.
+/// A device that outlives a memory map keeps one of these and requests the map for each operation.
+/// A reference, an `Rc` or an `Arc` of a map always returns that map.
+/// [`GuestMemoryAtomic`](crate::GuestMemoryAtomic) replaces maps while devices run.
+///
+/// # Examples
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
@@ -31,14 +34,15 @@ use super::GuestMemory;
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[doc(alias = "hotplug")]
 pub trait GuestAddressSpace: Clone {
-    /// The kind of memory.
+    /// The memory.
     type M: GuestMemory;
 
-    /// What keeps a map alive while it is used.
+    /// A guard that keeps a map alive.
     type T: Clone + Deref<Target = Self::M>;
 
-    /// Returns the map of this moment. It stays as it is for as long as the result is kept.
+    /// Returns the current map. It does not change while the guard exists.
     fn memory(&self) -> Self::T;
 }
 

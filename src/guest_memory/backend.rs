@@ -1,4 +1,11 @@
 //! [`GuestMemoryBackend`]: guest physical memory as a set of regions.
+//!
+//! ```text
+//!   guest address ──► find_region ──► GuestMemoryRegion::get_slice ──► VolatileSlice
+//! ```
+//!
+//! Every backend is a [`GuestMemory`] without an IOMMU. A range over several regions is walked from
+//! region to region by [`GuestMemoryBackendSliceIterator`].
 
 use core::iter::FusedIterator;
 
@@ -12,10 +19,13 @@ use crate::convert::{to_u64, to_usize};
 use crate::region::GuestMemoryRegion;
 use crate::volatile_memory::VolatileSlice;
 
-/// Guest physical memory: a set of regions that does not change.
+/// Guest physical memory: an immutable set of regions.
 ///
-/// Hotplug makes a new set, which shares the regions that stay. [`find_region`](Self::find_region) and [`iter`](Self::iter) are
-/// what an implementation is about; the rest is provided, and is worth replacing only where it can be faster.
+/// Hotplug makes a new set, which shares the remaining regions. An implementation needs only
+/// [`iter`](Self::iter), and for speed [`find_region`](Self::find_region).
+/// [`GuestRegionCollection`](crate::GuestRegionCollection) is the implementation of this crate.
+///
+/// # Examples
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
@@ -29,6 +39,8 @@ use crate::volatile_memory::VolatileSlice;
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[doc(alias = "memory map")]
+#[doc(alias = "hotplug")]
 pub trait GuestMemoryBackend {
     /// The type of the regions.
     type R: GuestMemoryRegion;
@@ -38,44 +50,50 @@ pub trait GuestMemoryBackend {
         self.iter().count()
     }
 
-    /// Returns the region that has the address, or `None` if it lies in a hole.
+    /// Returns the region that contains `addr`, or `None` if `addr` is in a hole.
     fn find_region(&self, addr: GuestAddress) -> Option<&Self::R> {
         self.iter()
             .find(|region| region.to_region_addr(addr).is_some())
     }
 
-    /// Returns the regions.
+    /// Returns an iterator over the regions.
     fn iter(&self) -> impl Iterator<Item = &Self::R>;
 
-    /// Returns the region that has the address, and then those that follow it without a hole between, in the order of their addresses.
+    /// Returns the region that contains `addr`, and the regions that follow it without a hole.
     ///
-    /// A range that lies in several regions is gone through so. The provided method looks for each; one that keeps its regions sorted has the next
-    /// one at hand.
+    /// An access to several regions walks them this way. The provided method looks up each region;
+    /// an implementation that keeps them sorted can return the next one directly.
+    ///
+    /// # Examples
     ///
     /// ```
     /// # #[cfg(feature = "backend-mmap")] {
     /// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
     ///
-    /// let sizes = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000), (GuestAddress(0x4000), 0x1000)];
-    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&sizes)?;
-    /// let starts: Vec<u64> = memory.regions_from(GuestAddress(0x10)).map(|region| region.start_addr().0).collect();
-    /// assert_eq!(starts, [0, 0x1000]);
+    /// let starts = [0, 0x1000, 0x4000].map(GuestAddress);
+    /// let ranges = starts.map(|start| (start, 0x1000));
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges)?;
+    /// let run = memory.regions_from(GuestAddress(0x10));
+    /// let run: Vec<u64> = run.map(|region| region.start_addr().0).collect();
+    /// assert_eq!(run, [0, 0x1000]);
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     fn regions_from(&self, addr: GuestAddress) -> impl Iterator<Item = &Self::R> {
         core::iter::successors(self.find_region(addr), |region| {
-            // One without a byte, or one that overlaps this, would keep us here without end.
-            let behind = region
+            // An empty region, or an overlap, would make this loop forever.
+            let end = region
                 .start_addr()
                 .checked_add(region.len())
                 .filter(|_| region.len() != 0)?;
-            self.find_region(behind)
-                .filter(|next| next.start_addr() == behind)
+            self.find_region(end)
+                .filter(|next| next.start_addr() == end)
         })
     }
 
-    /// Returns the highest address that any region has; 0 if there is no region.
+    /// Returns the highest address of any region, or 0 if there is no region.
+    ///
+    /// # Examples
     ///
     /// ```
     /// # #[cfg(feature = "backend-mmap")] {
@@ -91,47 +109,50 @@ pub trait GuestMemoryBackend {
             .unwrap_or_default()
     }
 
-    /// Returns the region that has the address, and the address in there.
+    /// Returns the region that contains `addr`, and the offset of `addr` in it.
     #[inline]
     fn to_region_addr(&self, addr: GuestAddress) -> Option<(&Self::R, MemoryRegionAddress)> {
         let region = self.find_region(addr)?;
         Some((region, region.to_region_addr(addr)?))
     }
 
-    /// Returns whether a region has the address.
+    /// Returns whether a region contains `addr`.
     fn address_in_range(&self, addr: GuestAddress) -> bool {
         self.find_region(addr).is_some()
     }
 
-    /// Returns the address if a region has it.
+    /// Returns `addr` if a region contains it.
     fn check_address(&self, addr: GuestAddress) -> Option<GuestAddress> {
         self.find_region(addr).map(|_| addr)
     }
 
-    /// Returns whether regions have all of the `len` bytes at `base`, in this process's memory. 0 bytes are everywhere.
+    /// Returns whether all `len` bytes at `base` are mapped in this process.
     ///
-    /// The range may end at 2^64 exactly, and never passes it.
+    /// Always `true` for 0 bytes. The range may end at 2^64, but not wrap around.
     fn check_range(&self, base: GuestAddress, len: usize) -> bool {
         range_allows(self, base, len, Permissions::No)
     }
 
-    /// Returns `base + offset` if a region has that address. What lies between does not matter.
+    /// Returns `base + offset` if a region contains that address. There may be holes in between.
     fn checked_offset(&self, base: GuestAddress, offset: usize) -> Option<GuestAddress> {
         let offset = u64::try_from(offset).ok()?;
         base.checked_add(offset)
             .and_then(|addr| self.check_address(addr))
     }
 
-    /// Calls `f` for each part of the `count` bytes at `addr` that lies in one region, in the order of their addresses.
+    /// Calls `f` for each segment of the `count` bytes at `addr`, in ascending order of address.
     ///
-    /// `f` is given the number of bytes handled before, the number of bytes that are wanted now, where they begin in the region, and
-    /// the region. It answers how many it has handled. 0 ends the walk; fewer than wanted make it go on behind those. The walk ends
-    /// at the first hole, and the answer is the number of bytes handled until then.
+    /// `f` gets the number of bytes handled before, the length of the segment, its offset in the
+    /// region, and the region. It returns the number of bytes it handled. With a smaller number,
+    /// the walk continues after those bytes; with 0, it ends. It also ends at the first hole.
+    ///
+    /// Returns the number of bytes handled.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidGuestAddress`] if no region has `addr`; [`Error::CallbackOutOfRange`] if `f` says that it handled more than
-    /// there was to handle in all; and what `f` answers.
+    /// - [`Error::InvalidGuestAddress`] if no region contains `addr`.
+    /// - [`Error::CallbackOutOfRange`] if the numbers that `f` returned exceed `count`.
+    /// - The error of `f`.
     #[deprecated(since = "0.17.0", note = "use the iterator of `get_slices()`")]
     fn try_access<F>(&self, count: usize, addr: GuestAddress, mut f: F) -> Result<usize>
     where
@@ -159,7 +180,7 @@ pub trait GuestMemoryBackend {
                 .and_then(|handled| cur.checked_add(handled));
             match next {
                 Some(next) => cur = next,
-                // Nothing is at 2^64.
+                // No region starts at 2^64.
                 None => return Ok(total),
             }
         }
@@ -169,11 +190,15 @@ pub trait GuestMemoryBackend {
         }
     }
 
-    /// Returns the address in this process of the byte at `addr`. What is done with it is outside the crate's promises.
+    /// Returns the host address of the byte at `addr`.
+    ///
+    /// The [memory model](crate#memory-model) does not cover accesses through the pointer, and
+    /// nothing marks them dirty.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidGuestAddress`] if no region has it, and what the region answers.
+    /// - [`Error::InvalidGuestAddress`] if no region contains `addr`.
+    /// - [`Error::HostAddressNotAvailable`] if the region is not mapped in this process.
     fn get_host_address(&self, addr: GuestAddress) -> Result<*mut u8> {
         let (region, start) = self
             .to_region_addr(addr)
@@ -181,14 +206,15 @@ pub trait GuestMemoryBackend {
         region.get_host_address(start)
     }
 
-    /// Returns the `count` bytes at `addr`, which must lie in one region.
+    /// Returns the `count` bytes at `addr`, which must be in one region, as a slice.
     ///
-    /// Whether the region permits reading and writing is not looked at: the caller has not said what it wants.
+    /// Does not check the region's [permissions](GuestMemoryRegion::allowed_access).
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidGuestAddress`] if no region has `addr`, [`Error::InvalidBackendAddress`] if the range passes 2^64, and what the
-    /// region answers.
+    /// - [`Error::InvalidGuestAddress`] if no region contains `addr`.
+    /// - [`Error::InvalidBackendAddress`] if the range leaves the region or ends past 2^64.
+    /// - [`Error::HostAddressNotAvailable`] if the region is not mapped in this process.
     #[inline(always)]
     fn get_slice(
         &self,
@@ -201,10 +227,11 @@ pub trait GuestMemoryBackend {
         }
     }
 
-    /// Returns the `count` bytes at `addr` as slices, one for each region that they lie in, in the order of their addresses.
+    /// Returns the `count` bytes at `addr` as slices, one per region, in ascending order of address.
     ///
-    /// The first hole is reported as an error, which ends the iteration; so is a range that passes 2^64. For 0 bytes there is no
-    /// slice. Whether a region permits reading and writing is not looked at: the caller has not said what it wants.
+    /// A hole, or the end of the address space, is an error, which ends the iteration. For 0 bytes
+    /// there are no slices. Does not check the regions'
+    /// [permissions](GuestMemoryRegion::allowed_access).
     fn get_slices<'a>(
         &'a self,
         addr: GuestAddress,
@@ -214,7 +241,7 @@ pub trait GuestMemoryBackend {
     }
 }
 
-/// What [`GuestMemoryBackend::get_slice`] answers where there is no short way: as a rule, an error.
+/// Slow path of [`GuestMemoryBackend::get_slice`]. Usually returns an error.
 #[cold]
 #[inline(never)]
 fn slice_of_region<M: GuestMemoryBackend + ?Sized>(
@@ -227,13 +254,13 @@ fn slice_of_region<M: GuestMemoryBackend + ?Sized>(
         .ok_or(Error::InvalidGuestAddress(addr))?;
     let slice = region.get_slice(start, count)?;
     if passes_the_end(addr, count) {
-        // What the region claims to have past 2^64 is not in it.
+        // The region claims addresses past 2^64.
         return Err(Error::InvalidBackendAddress);
     }
     Ok(slice)
 }
 
-/// How many bytes a region has from `start` on, which is the guest's `addr`. What it claims to have past 2^64 does not count.
+/// Returns the number of bytes of a region from `start`, the guest's `addr`, up to 2^64 at most.
 #[inline]
 fn rest_of<R: GuestMemoryRegion>(
     region: &R,
@@ -248,24 +275,26 @@ fn rest_of<R: GuestMemoryRegion>(
     to_usize(rest)
 }
 
-/// The part of the `count` bytes from `start` on that a region has, where it did not answer with all of them.
+/// Returns the first of the `count` bytes at `start` that the region can reach.
+///
+/// `result` is the region's result for all `count` bytes: an error, or a slice of another length.
 #[cold]
 #[inline(never)]
-fn other_part<'a, R: GuestMemoryRegion>(
+fn reachable_part<'a, R: GuestMemoryRegion>(
     region: &'a R,
     start: MemoryRegionAddress,
     count: usize,
-    answer: Result<VolatileSlice<'a, BS<'a, R::B>>>,
+    result: Result<VolatileSlice<'a, BS<'a, R::B>>>,
 ) -> Result<VolatileSlice<'a, BS<'a, R::B>>> {
-    // Only where a part of it is missing is anything before that worth asking for.
-    let (slice, count) = match answer {
+    let (slice, count) = match result {
         Ok(slice) => (slice, count),
         Err(error) => match region.reachable_bytes(start, count) {
             reachable if reachable == 0 || reachable >= count => return Err(error),
             reachable => (region.get_slice(start, reachable)?, reachable),
         },
     };
-    // A region of another crate's might give something else; it must neither keep us here nor shift what follows.
+    // A region of another crate may return any length. It must not cause an endless loop, or shift
+    // the slices that follow.
     if slice.len() != count || count == 0 {
         return Err(Error::PartialBuffer {
             expected: count,
@@ -275,14 +304,14 @@ fn other_part<'a, R: GuestMemoryRegion>(
     Ok(slice)
 }
 
-/// Whether the `count` bytes at `addr` pass 2^64. They may end there.
+/// Returns whether the `count` bytes at `addr` end past 2^64.
 #[inline]
 fn passes_the_end(addr: GuestAddress, count: usize) -> bool {
     let more = to_u64(count.saturating_sub(1));
     addr.raw_value().checked_add(more).is_none()
 }
 
-/// Whether all of the `len` bytes at `base` lie in regions that allow the access.
+/// Returns whether all `len` bytes at `base` are in regions that permit `access`.
 #[inline(always)]
 fn range_allows<M: GuestMemoryBackend + ?Sized>(
     memory: &M,
@@ -295,7 +324,7 @@ fn range_allows<M: GuestMemoryBackend + ?Sized>(
         || regions_allow(memory, base, len, access)
 }
 
-/// The same, of a range that is not one piece, or that nothing is known of.
+/// Slow path of [`range_allows`], for ranges that are not contiguous.
 #[cold]
 #[inline(never)]
 fn regions_allow<M: GuestMemoryBackend + ?Sized>(
@@ -309,20 +338,20 @@ fn regions_allow<M: GuestMemoryBackend + ?Sized>(
         .is_ok()
 }
 
-/// The slices that a range of guest physical memory consists of.
+/// An iterator over the slices of a range of guest physical memory.
 ///
-/// From [`GuestMemoryBackend::get_slices`].
+/// [`GuestMemoryBackend::get_slices`] returns it.
 #[derive(Debug)]
 pub struct GuestMemoryBackendSliceIterator<'a, M: GuestMemoryBackend + ?Sized> {
     memory: &'a M,
-    /// Where the next slice begins; `None` is 2^64.
+    /// The address of the next slice. `None` is 2^64.
     addr: Option<GuestAddress>,
-    /// How many bytes are still wanted; 0 after an error.
+    /// The number of bytes left. 0 after an error.
     left: usize,
-    /// What the regions must allow.
+    /// The permission that the regions must grant.
     access: Permissions,
-    /// Whether the range was found not to be in one piece: then its parts are not tried to be, one after the other.
-    in_parts: bool,
+    /// Whether the range is known not to be contiguous, so that the rest is not tested again.
+    scattered: bool,
 }
 
 impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> {
@@ -337,20 +366,20 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> 
             addr: Some(addr),
             left: count,
             access,
-            in_parts: false,
+            scattered: false,
         }
     }
 
-    /// Returns the slices up to the first error.
+    /// Returns an iterator over the slices before the first error.
     ///
     /// # Errors
     ///
-    /// If the very first slice is an error: then nothing can be accessed.
+    /// Returns the error if it comes first: no byte of the range is accessible.
     pub fn stop_on_error(self) -> Result<impl Iterator<Item = VolatileSlice<'a, MS<'a, M>>>> {
         slices_before_error(self)
     }
 
-    /// The next slice, when there are bytes left. Out of line, where it does not stand in the way of the short way.
+    /// Returns the next slice. Out of line, to keep the fast path small.
     #[inline(never)]
     fn step(&mut self) -> Result<VolatileSlice<'a, MS<'a, M>>> {
         let addr = self.addr.ok_or(Error::GuestAddressOverflow)?;
@@ -358,12 +387,12 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> 
             .memory
             .to_region_addr(addr)
             .ok_or(Error::InvalidGuestAddress(addr))?;
-        self.part_of(region, addr, start)
+        self.segment_of(region, addr, start)
     }
 
-    /// The next slice, which is in `region`, from `start` on.
+    /// Returns the next slice, which begins at `start` in `region`.
     #[inline(always)]
-    fn part_of(
+    fn segment_of(
         &mut self,
         region: &'a M::R,
         addr: GuestAddress,
@@ -375,7 +404,7 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> 
         let count = self.left.min(rest_of(region, addr, start));
         let slice = match region.get_slice(start, count) {
             Ok(slice) if slice.len() == count && count != 0 => slice,
-            answer => other_part(region, start, count, answer)?,
+            result => reachable_part(region, start, count, result)?,
         };
         self.left = self.left.saturating_sub(slice.len());
         self.addr = u64::try_from(slice.len())
@@ -393,8 +422,8 @@ impl<'a, M: GuestMemoryBackend + ?Sized> Iterator for GuestMemoryBackendSliceIte
         if self.left == 0 {
             return None;
         }
-        // Nearly every range is one piece.
-        if !self.in_parts {
+        // Fast path: almost every range is contiguous.
+        if !self.scattered {
             if let Some(slice) = self
                 .addr
                 .and_then(|addr| self.memory.contiguous_slice(addr, self.left, self.access))
@@ -402,7 +431,7 @@ impl<'a, M: GuestMemoryBackend + ?Sized> Iterator for GuestMemoryBackendSliceIte
                 self.left = 0;
                 return Some(Ok(slice));
             }
-            self.in_parts = true;
+            self.scattered = true;
         }
         let step = self.step();
         if step.is_err() {
@@ -412,13 +441,12 @@ impl<'a, M: GuestMemoryBackend + ?Sized> Iterator for GuestMemoryBackendSliceIte
     }
 }
 
-/// After the last slice or an error there is nothing more.
 impl<M: GuestMemoryBackend + ?Sized> FusedIterator for GuestMemoryBackendSliceIterator<'_, M> {}
 
 impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemorySliceIterator<'a, MS<'a, M>>
     for GuestMemoryBackendSliceIterator<'a, M>
 {
-    /// A part is made where it is taken, and not as a `Result` in memory.
+    /// Walks from region to region, without a lookup and without a `Result` in memory per slice.
     #[inline]
     fn try_for_each_slice(
         &mut self,
@@ -427,14 +455,14 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemorySliceIterator<'a, MS<'a, M>>
         let mut regions = self.memory.regions_from(self.addr.unwrap_or_default());
         while self.left != 0 {
             let here = self.addr.zip(regions.next());
-            let part = match here
+            let segment = match here
                 .and_then(|(addr, region)| Some((addr, region, region.to_region_addr(addr)?)))
             {
-                Some((addr, region, start)) => self.part_of(region, addr, start),
-                // As a rule there is nothing more, and this tells why.
+                Some((addr, region, start)) => self.segment_of(region, addr, start),
+                // Usually the end of the memory: `step` returns the error.
                 None => self.step(),
             };
-            let taken = part.and_then(&mut take);
+            let taken = segment.and_then(&mut take);
             if taken.is_err() {
                 self.left = 0;
                 return taken;
@@ -444,7 +472,7 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemorySliceIterator<'a, MS<'a, M>>
     }
 }
 
-/// Guest physical memory is memory without an IOMMU between.
+/// Guest physical memory, accessed without an IOMMU.
 impl<M: GuestMemoryBackend + ?Sized> GuestMemory for M {
     type PhysicalMemory = M;
     type Bitmap = <M::R as GuestMemoryRegion>::B;

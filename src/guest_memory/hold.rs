@@ -1,22 +1,39 @@
-//! [`TranslationHold`].
+//! [`TranslationHold`]: keeps translations in use after an access.
 
 use core::any::Any;
 use core::fmt::{self, Debug};
 use std::sync::Arc;
 
-/// Keeps translations of addresses in use until it, and its clones, are dropped.
+/// A guard that keeps the translations of an IOMMU in use until it and its clones are dropped.
 ///
-/// From [`GuestMemory::hold_translation`](super::GuestMemory::hold_translation).
+/// [`GuestMemory::hold_translation`](super::GuestMemory::hold_translation) returns it. Keep it for
+/// as long as the kernel or a device accesses slices of the memory.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+///
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+/// let hold = memory.hold_translation().expect("the memory supports asynchronous I/O");
+/// let buffers = GuestMemory::get_slices(&memory, GuestAddress(0), 0x100, Permissions::Write)?;
+/// // Submit the buffers, wait for the completion, then:
+/// drop(hold);
+/// # drop(buffers);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct TranslationHold(Option<Arc<dyn Any + Send + Sync>>);
 
 impl TranslationHold {
-    /// Holds nothing: for memory that translates nothing.
+    /// Makes an empty hold, for memory that does not translate addresses.
     pub fn nothing() -> Self {
         TranslationHold(None)
     }
 
-    /// Holds `what`: for an IOMMU that counts who uses it.
+    /// Makes a hold that owns `what`, for an IOMMU that counts its users.
     pub fn of(what: Arc<impl Any + Send + Sync>) -> Self {
         TranslationHold(Some(what))
     }

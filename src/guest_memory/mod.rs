@@ -1,15 +1,44 @@
-//! A whole guest memory: its addresses, its errors, and the traits that everything else is written against.
+//! The guest's memory as a whole: its traits, addresses and errors.
 //!
 //! ```text
-//!   GuestMemory            what devices use: slices and Bytes at a guest address, with a wish to read or write.
-//!   │                      Behind an IOMMU the address is an I/O virtual address (IOVA).
-//!   ├── IommuMemory        translates, then asks a GuestMemoryBackend        (feature `iommu`)
-//!   └── GuestMemoryBackend guest physical memory: a set of regions, each found by its address.
-//!       │                  Every backend is a GuestMemory, by a blanket implementation.
-//!       └── GuestRegionCollection, and with it GuestMemoryMmap
+//!   GuestMemory             for devices: accesses by guest address, each with a permission.
+//!   │                       Behind an IOMMU, the address is an IOVA.
+//!   ├── IommuMemory         translates IOVAs, then uses a GuestMemoryBackend (feature `iommu`)
+//!   └── GuestMemoryBackend  guest physical memory: regions, found by address.
+//!       │                   Every backend is a GuestMemory.
+//!       └── GuestRegionCollection, and its alias GuestMemoryMmap
 //! ```
 //!
-//! A [`GuestAddressSpace`] gives a device the memory map of the moment, where maps change.
+//! [`Bytes<GuestAddress>`](crate::Bytes) is implemented for every [`GuestMemory`]. Devices that
+//! outlive a memory map get the current one from a [`GuestAddressSpace`].
+//!
+//! This module makes no system calls.
+//!
+//! # Examples
+//!
+//! A device that works with and without an IOMMU, and while regions are hotplugged:
+//!
+//! ```
+//! # #[cfg(feature = "backend-mmap")] {
+//! use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap};
+//!
+//! /// Sums up the bytes of a buffer that the driver passed.
+//! fn checksum(
+//!     space: &impl GuestAddressSpace,
+//!     addr: GuestAddress,
+//!     len: usize,
+//! ) -> vm_memory::GuestMemoryResult<u8> {
+//!     let mut buf = vec![0; len];
+//!     space.memory().read_slice(&mut buf, addr)?;
+//!     Ok(buf.into_iter().fold(0, u8::wrapping_add))
+//! }
+//!
+//! let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+//! memory.write_slice(&[1, 2, 3], GuestAddress(0x10))?;
+//! assert_eq!(checksum(&&memory, GuestAddress(0x10), 3)?, 6);
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod address_space;
 mod backend;
@@ -33,37 +62,37 @@ use crate::address::AddressValue;
 use crate::bitmap::{Bitmap, BitmapSlice, BS};
 use crate::volatile_memory::{self, VolatileSlice};
 
-/// What is wrong with an access to guest memory.
+/// The error of an access to guest memory.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no memory at this address, or none that the access can reach.
+    /// No region contains the address.
     #[error("no guest memory at address 0x{:x}", .0 .0)]
     InvalidGuestAddress(GuestAddress),
-    /// The access ends behind its region, crosses into another where it may not, or is not aligned.
-    #[error("the access leaves its region or is misaligned in it")]
+    /// The access must be contiguous but leaves its region, or it is not aligned.
+    #[error("access leaves its region, or is not aligned")]
     InvalidBackendAddress,
-    /// The region has no host memory that the access may use: it is no RAM, or does not permit reading or writing
-    /// (see [`GuestMemoryRegion::allowed_access`](crate::GuestMemoryRegion::allowed_access)).
-    #[error("no host memory is available for this access")]
+    /// The region is not mapped in this process, or does not permit the access (see
+    /// [`GuestMemoryRegion::allowed_access`](crate::GuestMemoryRegion::allowed_access)).
+    #[error("region is not mapped in this process, or does not permit the access")]
     HostAddressNotAvailable,
-    /// The callback of [`GuestMemoryBackend::try_access`] says that it handled more than it was given.
-    #[error("the callback handled more bytes than it was given")]
+    /// The callback of [`GuestMemoryBackend::try_access`] returned a count that is too high.
+    #[error("callback of try_access returned more bytes than it was given")]
     CallbackOutOfRange,
-    /// The range passes the end of the address space.
-    #[error("the range passes the end of the guest's address space")]
+    /// The range ends past 2^64.
+    #[error("range ends past the guest's address space of 2^64 bytes")]
     GuestAddressOverflow,
-    /// A stream or the system answered with an error.
+    /// A stream failed, or the access [faulted](crate::fault) (`EFAULT`).
     #[error("{0}")]
     IOError(std::io::Error),
-    /// Not everything could be moved.
+    /// Only the first bytes of the range were moved.
     #[error("only {completed} of {expected} bytes could be moved")]
     PartialBuffer {
-        /// How many bytes were to be moved.
+        /// The requested number of bytes.
         expected: usize,
-        /// How many were, from the first on.
+        /// The number of bytes moved.
         completed: usize,
     },
-    /// The IOMMU does not translate the address for this access.
+    /// The IOMMU has no mapping that permits the access.
     #[cfg(feature = "iommu")]
     #[error("{0}")]
     IommuError(crate::iommu::Error),
@@ -89,13 +118,25 @@ impl From<volatile_memory::Error> for Error {
     }
 }
 
-/// What the methods of this module return.
+/// The result of an access to guest memory.
 pub type Result<T> = core::result::Result<T, Error>;
 
-/// The raw number in a [`GuestAddress`], and the length of a region in bytes.
+/// The integer type of guest addresses and of region lengths.
 pub type GuestUsize = <GuestAddress as AddressValue>::V;
 
-/// A place in a file, which a region of guest memory is mapped from.
+/// A file and an offset from which a region of guest memory is mapped.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::fs::File;
+/// use vm_memory::FileOffset;
+///
+/// let shared = FileOffset::new(File::open("/dev/shm/guest-ram")?, 0x1000);
+/// assert_eq!(shared.start(), 0x1000);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[doc(alias = "memfd")]
 #[derive(Clone, Debug)]
 pub struct FileOffset {
     file: Arc<File>,
@@ -103,12 +144,12 @@ pub struct FileOffset {
 }
 
 impl FileOffset {
-    /// Makes the place `start` bytes into `file`.
+    /// Makes the offset `start` in `file`, in bytes.
     pub fn new(file: File, start: u64) -> Self {
         FileOffset::from_arc(Arc::new(file), start)
     }
 
-    /// Makes the place `start` bytes into `file`, which others share.
+    /// Makes the offset `start` in a shared `file`, in bytes.
     pub fn from_arc(file: Arc<File>, start: u64) -> Self {
         FileOffset { file, start }
     }
@@ -118,7 +159,7 @@ impl FileOffset {
         &self.file
     }
 
-    /// Returns the file, to share it.
+    /// Returns the shared file.
     pub fn arc(&self) -> &Arc<File> {
         &self.file
     }
@@ -129,50 +170,55 @@ impl FileOffset {
     }
 }
 
-/// Memory that a device uses by guest address.
+/// Memory that devices access by guest address.
 ///
-/// [`Bytes<GuestAddress>`](crate::Bytes) is implemented for everything that implements this.
+/// [`Bytes<GuestAddress>`](crate::Bytes) is implemented for every `GuestMemory`.
 ///
-/// Behind an IOMMU, the addresses are IOVAs: a range may be scattered over physical memory in any way, and what it is mapped to may
-/// change from one call to the next. Every access says what it wants to do ([`Permissions`]), and may be refused.
+/// Behind an IOMMU, the addresses are IOVAs. A range may then be scattered over physical memory,
+/// and its mapping may change between two calls. Each access states its [`Permissions`], and the
+/// memory may refuse it.
+///
+/// # Examples
+///
+/// Collect the segments of a buffer, for example to build a list of `iovec`s:
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
-/// use vm_memory::guest_memory::GuestMemorySliceIterator;
 /// use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
-///
-/// /// Adds up the lengths of the pieces that a range is in.
-/// fn reachable(memory: &impl GuestMemory, addr: GuestAddress, count: usize) -> usize {
-///     let pieces = memory.get_slices(addr, count, Permissions::Read).and_then(|p| p.stop_on_error());
-///     pieces.map_or(0, |pieces| pieces.map(|slice| slice.len()).sum())
-/// }
 ///
 /// let memory: GuestMemoryMmap =
 ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)])?;
-/// assert_eq!(reachable(&memory, GuestAddress(0xfff), 0x800), 0x800);
-/// assert_eq!(reachable(&memory, GuestAddress(0x1fff), 0x800), 1);
+/// let mut lengths = Vec::new();
+/// for slice in GuestMemory::get_slices(&memory, GuestAddress(0xf00), 0x800, Permissions::Read)? {
+///     lengths.push(slice?.len());
+/// }
+/// assert_eq!(lengths, [0x100, 0x700]);
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[doc(alias = "DMA")]
+#[doc(alias = "AddressSpace")]
 pub trait GuestMemory {
-    /// The physical memory underneath.
+    /// The guest physical memory that backs this memory.
     type PhysicalMemory: GuestMemoryBackend + ?Sized;
 
-    /// What marks written pages.
+    /// The dirty bitmap of a slice.
     type Bitmap: Bitmap;
 
-    /// Returns whether all of the `count` bytes at `addr` can be accessed as `access` wants. 0 bytes always can.
+    /// Returns whether all `count` bytes at `addr` permit `access`. Always `true` for 0 bytes.
     fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool;
 
-    /// Returns the `count` bytes at `addr` as slices, in the order of their addresses.
+    /// Returns the `count` bytes at `addr` as slices, in ascending order of address.
     ///
-    /// An error ends the iteration; the slices before it are good. Without one, their lengths add up to `count`. For 0 bytes
-    /// there is no slice.
+    /// The first error ends the iteration. The slices before it are valid. Without an error, their
+    /// lengths add up to `count`. For 0 bytes there are no slices.
     ///
     /// # Errors
     ///
-    /// If the range cannot be translated, or not for this access; what is wrong with a single piece is reported by the
-    /// iterator.
+    /// Returns an error if `addr` cannot be translated, or does not permit `access`. The iterator
+    /// returns the errors of a single slice.
+    #[doc(alias = "iovec")]
+    #[doc(alias = "scatter-gather")]
     fn get_slices<'a>(
         &'a self,
         addr: GuestAddress,
@@ -180,25 +226,31 @@ pub trait GuestMemory {
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>>;
 
-    /// Returns the physical memory if there is nothing between: if addresses are guest physical addresses.
+    /// Returns the physical memory if guest addresses are guest physical addresses.
+    ///
+    /// Returns `None` if an IOMMU translates them.
     fn physical_memory(&self) -> Option<&Self::PhysicalMemory> {
         None
     }
 
-    /// Returns what keeps the translations of addresses in use that are made from now on, until it is dropped; `None` if there is no such thing.
+    /// Returns a hold on all translations made after this call, until the hold is dropped.
     ///
-    /// For slices that outlive their iterator, in I/O that completes later: see [`Iommu::hold_translation`](crate::iommu::Iommu::hold_translation). Guest physical
-    /// memory has nothing to hold.
+    /// Take one for slices that outlive their iterator, as in I/O that completes later. See
+    /// [`Iommu::hold_translation`](crate::iommu::Iommu::hold_translation). For guest physical
+    /// memory, the hold is empty. Returns `None` if the memory does not support holds.
     fn hold_translation(&self) -> Option<TranslationHold> {
         self.physical_memory().map(|_| TranslationHold::nothing())
     }
 
-    /// Returns the `count` bytes at `addr` as one slice, if they lie in one piece of host memory and `access` is allowed.
+    /// Returns the `count` bytes at `addr` as one slice, if they are contiguous in host memory and
+    /// permit `access`.
     ///
-    /// `None` is no error: [`get_slices`](Self::get_slices) tells what is there, and whoever got `None` asks it. The slice must be good for as
-    /// long as `self` is borrowed. A memory that translates addresses cannot promise that: its iterator holds on to what the slice was
-    /// translated through, and the slice would outlive that. So the provided method gives none;
-    /// [`with_contiguous_slice`](Self::with_contiguous_slice) is for such memory, too.
+    /// `None` is not an error: the range is not contiguous, or cannot be lent. Use
+    /// [`get_slices`](Self::get_slices) instead.
+    ///
+    /// The slice must be valid while `self` is borrowed. A memory that translates addresses cannot
+    /// promise that, because its iterator holds the translation. The provided method returns
+    /// `None`. See [`with_contiguous_slice`](Self::with_contiguous_slice) for such memory.
     #[inline]
     fn contiguous_slice(
         &self,
@@ -206,37 +258,40 @@ pub trait GuestMemory {
         count: usize,
         access: Permissions,
     ) -> Option<VolatileSlice<'_, BS<'_, Self::Bitmap>>> {
-        // A slice from an iterator may be good only for as long as the iterator holds on to what it was translated through.
         let _ = (addr, count, access);
         None
     }
 
-    /// Lends the `count` bytes at `addr` to `transfer` as one slice, if they lie in one piece of host memory and `access` is allowed.
+    /// Lends the `count` bytes at `addr` to `transfer` as one slice, if they are contiguous in host
+    /// memory and permit `access`.
     ///
-    /// This is the short way of [`Bytes`](crate::Bytes): nearly every access lies in one region, or in one mapping of an IOMMU. What the
-    /// address was translated through is held until `transfer` returns, so that no invalidation is acknowledged while bytes are moving; `transfer`
-    /// can keep nothing of the slice.
+    /// This is the fast path of [`Bytes`](crate::Bytes): almost every access is contiguous. The
+    /// translation is held until `transfer` returns. An IOMMU acknowledges an invalidation only
+    /// after that.
     ///
-    /// `Ok(None)` is no error: `transfer` did not run, and [`get_slices`](Self::get_slices) tells what is there.
+    /// `Ok(None)` is not an error: `transfer` did not run. Use [`get_slices`](Self::get_slices)
+    /// instead.
     ///
-    /// # Errors
-    ///
-    /// If the range cannot be translated, or not for this access. `get_slices` need not be asked then: it would have the same question put to
-    /// whoever keeps the mappings.
+    /// # Examples
     ///
     /// ```
     /// # #[cfg(feature = "backend-mmap")] {
     /// use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
     ///
     /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
-    /// let length = |addr, count| {
-    ///     memory.with_contiguous_slice(GuestAddress(addr), count, Permissions::Read, |slice| slice.len())
+    /// let len = |addr, count| {
+    ///     memory.with_contiguous_slice(GuestAddress(addr), count, Permissions::Read, |s| s.len())
     /// };
-    /// assert_eq!(length(0xff0, 0x10)?, Some(0x10));
-    /// assert_eq!(length(0xff0, 0x11)?, None);
+    /// assert_eq!(len(0xff0, 0x10)?, Some(0x10));
+    /// assert_eq!(len(0xff0, 0x11)?, None);
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the range cannot be translated, or its mapping does not permit `access`.
+    /// `get_slices` would return the same error.
     #[inline(always)]
     fn with_contiguous_slice<T, F>(
         &self,
@@ -248,7 +303,7 @@ pub trait GuestMemory {
     where
         F: for<'s> FnOnce(&VolatileSlice<'s, BS<'s, Self::Bitmap>>) -> T,
     {
-        // `Option::map` is a call when built for size.
+        // Not `Option::map`, which becomes a call when built for size.
         match self.contiguous_slice(addr, count, access) {
             Some(slice) => Ok(Some(transfer(&slice))),
             None => Ok(None),
@@ -256,27 +311,42 @@ pub trait GuestMemory {
     }
 }
 
-/// The slices that together are a range of guest memory, or the error that ends them.
+/// An iterator over the slices of a range of guest memory, which ends with the first error.
+///
+/// [`GuestMemory::get_slices`] returns it.
 pub trait GuestMemorySliceIterator<'a, B: BitmapSlice>:
     Iterator<Item = Result<VolatileSlice<'a, B>>> + core::iter::FusedIterator + Sized
 {
-    /// Returns the slices up to the first error.
+    /// Returns an iterator over the slices before the first error.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use vm_memory::guest_memory::GuestMemorySliceIterator;
+    /// use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+    /// let slices = GuestMemory::get_slices(&memory, GuestAddress(0xfff), 2, Permissions::Read)?;
+    /// let reachable: usize = slices.stop_on_error()?.map(|slice| slice.len()).sum();
+    /// assert_eq!(reachable, 1);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// If the very first slice is an error: then nothing can be accessed.
+    /// Returns the error if it comes first: no byte of the range is accessible.
     fn stop_on_error(self) -> Result<impl Iterator<Item = VolatileSlice<'a, B>>> {
         slices_before_error(self)
     }
 
-    /// Hands all slices that are left to `take`, in order.
+    /// Calls `take` with each remaining slice, in order.
     ///
-    /// As a loop over the iterator, which it is unless an implementation has a shorter way. The iterator is borrowed, not used up: what it holds on
-    /// to is held until it is dropped.
+    /// Implementations may be faster than a loop over the iterator. The translation is held until
+    /// the iterator is dropped, which may be after this call.
     ///
-    /// # Errors
-    ///
-    /// The first error among the slices, or of `take`: either is the last thing that happens.
+    /// # Examples
     ///
     /// ```
     /// # #[cfg(feature = "backend-mmap")] {
@@ -285,17 +355,21 @@ pub trait GuestMemorySliceIterator<'a, B: BitmapSlice>:
     ///
     /// let memory: GuestMemoryMmap =
     ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)])?;
-    /// let mut lengths = Vec::new();
     /// let mut slices = GuestMemory::get_slices(&memory, GuestAddress(0xf00), 0x1200, Permissions::Read)?;
-    /// let end = slices.try_for_each_slice(|slice| {
+    /// let mut lengths = Vec::new();
+    /// let result = slices.try_for_each_slice(|slice| {
     ///     lengths.push(slice.len());
     ///     Ok(())
     /// });
     /// assert_eq!(lengths, [0x100, 0x1000]);
-    /// assert!(end.is_err(), "nothing is at 0x2000");
+    /// assert!(result.is_err(), "no memory at 0x2000");
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns the first error, of the iterator or of `take`, and stops there.
     #[inline]
     fn try_for_each_slice(
         &mut self,
@@ -308,7 +382,7 @@ pub trait GuestMemorySliceIterator<'a, B: BitmapSlice>:
     }
 }
 
-/// What [`GuestMemorySliceIterator::stop_on_error`] does.
+/// Returns the items before the first error, or the error if it is the first item.
 fn slices_before_error<T>(
     mut slices: impl Iterator<Item = Result<T>>,
 ) -> Result<impl Iterator<Item = T>> {

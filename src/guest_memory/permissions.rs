@@ -1,8 +1,10 @@
-//! [`Permissions`]: what an access wants, and what memory grants.
+//! [`Permissions`]: the permission that an access requires, or that memory grants.
 
 use core::ops::{BitAnd, BitOr};
 
-/// What an access wants to do, or what memory lets it do.
+/// The permission that an access requires, or that memory grants.
+///
+/// # Examples
 ///
 /// ```
 /// use vm_memory::Permissions;
@@ -14,49 +16,46 @@ use core::ops::{BitAnd, BitOr};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Permissions {
-    /// Neither; as a wish, it asks only whether something is mapped.
+    /// Neither. An access with this permission only requires a mapping.
     No = 0b00,
-    /// Reading.
+    /// Read access.
     Read = 0b01,
-    /// Writing.
+    /// Write access.
     Write = 0b10,
-    /// Both.
+    /// Read and write access.
     ReadWrite = 0b11,
 }
 
 impl Permissions {
-    /// Returns whether what `self` grants covers everything that `access` wants.
+    /// Returns whether memory that grants `self` permits `access`.
     #[inline(always)]
     pub fn allow(&self, access: Self) -> bool {
         access.bits() & !self.bits() == 0
     }
 
-    /// Returns whether writing is in it.
+    /// Returns whether write access is included.
     #[inline]
     pub fn has_write(&self) -> bool {
         self.allow(Permissions::Write)
     }
 
-    /// A bit for each of the two parts.
+    /// Returns the two bits of the permission.
     #[inline(always)]
     #[expect(clippy::as_conversions, reason = "the discriminants are the bits")]
     pub(crate) const fn bits(self) -> u8 {
         self as u8
     }
 
-    /// Whether reading is in it.
     #[inline]
     const fn reads(self) -> bool {
         matches!(self, Permissions::Read | Permissions::ReadWrite)
     }
 
-    /// Whether writing is in it.
     #[inline]
     const fn writes(self) -> bool {
         matches!(self, Permissions::Write | Permissions::ReadWrite)
     }
 
-    /// The permissions with these two parts.
     #[inline]
     pub(crate) const fn of(read: bool, write: bool) -> Self {
         match (read, write) {
@@ -68,7 +67,7 @@ impl Permissions {
     }
 }
 
-/// What is in either.
+/// The union of two permissions.
 impl BitOr for Permissions {
     type Output = Permissions;
 
@@ -78,7 +77,7 @@ impl BitOr for Permissions {
     }
 }
 
-/// What is in both.
+/// The intersection of two permissions.
 impl BitAnd for Permissions {
     type Output = Permissions;
 
@@ -93,7 +92,7 @@ mod tests {
     use super::Permissions::{self, *};
 
     #[test]
-    fn combinations_agree_with_the_bits_they_stand_for() {
+    fn bitor_bitand_and_allow_agree_with_bits() {
         let all = [No, Read, Write, ReadWrite];
         let from_bits = |bits: u8| all[usize::from(bits)];
         for a in all {
