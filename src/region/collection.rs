@@ -1,4 +1,4 @@
-//! [`GuestRegionCollection`]: the regions of a guest, sorted by address.
+//! [`GuestRegionCollection`]: guest memory as a sorted set of regions.
 
 use std::sync::Arc;
 
@@ -6,24 +6,29 @@ use super::index::{Entry, RegionIndex};
 use super::GuestMemoryRegion;
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend, GuestUsize};
 
-/// Why regions do not make a collection.
+/// The error of making or changing a collection of regions.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestRegionCollectionError {
-    /// There is no region, or none that is the one asked for.
+    /// The list of regions is empty, or has no region with that address and size.
     #[error("there is no such memory region")]
     NoMemoryRegion,
-    /// Two regions have an address in common.
+    /// Two regions overlap.
     #[error("memory regions overlap")]
     MemoryRegionOverlap,
-    /// A region begins below the one before it.
+    /// A region starts below its predecessor.
     #[error("memory regions are not sorted by address")]
     UnsortedMemoryRegions,
 }
 
-/// Regions of guest memory, sorted by address, that do not overlap.
+/// Guest memory that consists of regions, sorted by address, without overlaps.
 ///
-/// A collection does not change: [`insert_region`](Self::insert_region) and [`remove_region`](Self::remove_region) make another one, which
-/// shares the regions. [`GuestMemoryAtomic`](crate::GuestMemoryAtomic) hands it to devices that are running.
+/// A collection is immutable. [`insert_region`](Self::insert_region) and
+/// [`remove_region`](Self::remove_region) make another collection, which shares the regions. To
+/// give it to running devices, use [`GuestMemoryAtomic`](crate::GuestMemoryAtomic).
+///
+/// # Examples
+///
+/// Hotplug, and removal:
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
@@ -39,12 +44,13 @@ pub enum GuestRegionCollectionError {
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[doc(alias = "memory map")]
+#[doc(alias = "hotplug")]
 #[derive(Debug)]
 pub struct GuestRegionCollection<R> {
     index: RegionIndex<R>,
 }
 
-/// A collection without regions.
 impl<R> Default for GuestRegionCollection<R> {
     fn default() -> Self {
         Self {
@@ -53,7 +59,7 @@ impl<R> Default for GuestRegionCollection<R> {
     }
 }
 
-/// A second collection of the same regions; their memory is shared.
+/// The clone shares the regions.
 impl<R> Clone for GuestRegionCollection<R> {
     fn clone(&self) -> Self {
         Self {
@@ -63,25 +69,31 @@ impl<R> Clone for GuestRegionCollection<R> {
 }
 
 impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
-    /// Makes a collection without regions.
+    /// Makes an empty collection.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes a collection of regions, which must be sorted by address and not overlap.
+    /// Makes a collection of regions, which must be sorted by address and must not overlap.
     ///
     /// # Errors
     ///
-    /// If there is no region, they are not sorted, or two overlap.
+    /// - [`NoMemoryRegion`](GuestRegionCollectionError::NoMemoryRegion) if `regions` is empty.
+    /// - [`UnsortedMemoryRegions`](GuestRegionCollectionError::UnsortedMemoryRegions) if a region
+    ///   starts below its predecessor.
+    /// - [`MemoryRegionOverlap`](GuestRegionCollectionError::MemoryRegionOverlap) if two overlap.
     pub fn from_regions(regions: Vec<R>) -> Result<Self, GuestRegionCollectionError> {
         Self::from_arc_regions(regions.into_iter().map(Arc::new).collect())
     }
 
-    /// Makes a collection of regions that others share, which must be sorted by address and not overlap.
+    /// Makes a collection of shared regions, which must be sorted by address and must not overlap.
     ///
     /// # Errors
     ///
-    /// If there is no region, they are not sorted, or two overlap.
+    /// - [`NoMemoryRegion`](GuestRegionCollectionError::NoMemoryRegion) if `regions` is empty.
+    /// - [`UnsortedMemoryRegions`](GuestRegionCollectionError::UnsortedMemoryRegions) if a region
+    ///   starts below its predecessor.
+    /// - [`MemoryRegionOverlap`](GuestRegionCollectionError::MemoryRegionOverlap) if two overlap.
     pub fn from_arc_regions(regions: Vec<Arc<R>>) -> Result<Self, GuestRegionCollectionError> {
         if regions.is_empty() {
             return Err(GuestRegionCollectionError::NoMemoryRegion);
@@ -99,11 +111,12 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         })
     }
 
-    /// Returns the collection with one more region.
+    /// Returns a collection that has `region` as well.
     ///
     /// # Errors
     ///
-    /// If it overlaps one that is there.
+    /// [`MemoryRegionOverlap`](GuestRegionCollectionError::MemoryRegionOverlap) if `region` overlaps
+    /// another region.
     pub fn insert_region(
         &self,
         region: Arc<R>,
@@ -117,11 +130,12 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         }
     }
 
-    /// Returns the collection without the region that begins at `base` and is `size` bytes long, and that region.
+    /// Returns a collection without the region of `size` bytes at `base`, and that region.
     ///
     /// # Errors
     ///
-    /// If there is no region of exactly that place and size.
+    /// [`NoMemoryRegion`](GuestRegionCollectionError::NoMemoryRegion) if no region has exactly this
+    /// start and size.
     pub fn remove_region(
         &self,
         base: GuestAddress,

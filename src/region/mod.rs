@@ -1,4 +1,63 @@
-//! Regions: contiguous ranges of guest physical memory, and collections of them.
+//! Regions of guest physical memory, and collections of them.
+//!
+//! ```text
+//!   GuestRegionCollection     0x0                0xc000_0000   0x1_0000_0000
+//!                             ├──────────────────┤   hole      ├──────────────────┤
+//!                             GuestMemoryRegion                GuestMemoryRegion
+//! ```
+//!
+//! A [`GuestMemoryRegion`] is a contiguous range of guest physical memory. It need not be RAM.
+//! A [`GuestRegionCollection`] holds regions of one type and finds the one that contains an
+//! address. Each insertion or removal makes another collection, which shares the regions.
+//!
+//! This module makes no system calls.
+//!
+//! # Examples
+//!
+//! A region type of your own, here guest RAM on the heap:
+//!
+//! ```
+//! use std::sync::atomic::AtomicU8;
+//! use vm_memory::guest_memory::{Error, Result};
+//! use vm_memory::{
+//!     Bytes, GuestAddress, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection,
+//!     GuestUsize, MemoryRegionAddress, VolatileSlice,
+//! };
+//!
+//! struct BoxedRegion {
+//!     start: GuestAddress,
+//!     bytes: Box<[AtomicU8]>,
+//! }
+//!
+//! impl GuestMemoryRegion for BoxedRegion {
+//!     type B = ();
+//!
+//!     fn len(&self) -> GuestUsize {
+//!         self.bytes.len() as u64
+//!     }
+//!     fn start_addr(&self) -> GuestAddress {
+//!         self.start
+//!     }
+//!     fn bitmap(&self) {}
+//!     fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_>> {
+//!         let addr = self.bytes.as_ptr().cast::<u8>().cast_mut();
+//!         // SAFETY: The bytes live as long as `self`. They are atomics, so others may change them.
+//!         let all = unsafe { VolatileSlice::new(addr, self.bytes.len()) };
+//!         let offset = usize::try_from(offset.0).map_err(|_| Error::InvalidBackendAddress)?;
+//!         Ok(all.subslice(offset, count)?)
+//!     }
+//! }
+//!
+//! // `Bytes` for the region, by way of `get_slice`.
+//! impl GuestMemoryRegionBytes for BoxedRegion {}
+//!
+//! let bytes = (0..0x1000).map(|_| AtomicU8::new(0)).collect();
+//! let region = BoxedRegion { start: GuestAddress(0x1000), bytes };
+//! let memory = GuestRegionCollection::from_regions(vec![region])?;
+//! memory.write_obj(7u32, GuestAddress(0x1ffc))?;
+//! assert_eq!(memory.read_obj::<u32>(GuestAddress(0x1ffc))?, 7);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod collection;
 mod index;
@@ -20,14 +79,38 @@ use crate::volatile_memory::VolatileSlice;
 
 /// A contiguous range of guest physical memory.
 ///
-/// A region need not be RAM. One that is gives out [`VolatileSlice`]s, and gets its [`Bytes`] by implementing
-/// [`GuestMemoryRegionBytes`]; one that is not (a device's registers, a ROM that is made up on reading) implements `Bytes` itself and leaves
-/// [`get_slice`](Self::get_slice) and [`get_host_address`](Self::get_host_address) as they are.
+/// A region need not be RAM:
 ///
-/// Addresses in a region ([`MemoryRegionAddress`]) count from its start, in bytes.
+/// - RAM implements [`get_slice`](Self::get_slice). It gets [`Bytes`] by implementing
+///   [`GuestMemoryRegionBytes`].
+/// - Other regions, such as the registers of a device, implement `Bytes` themselves. They keep the
+///   provided `get_slice` and [`get_host_address`](Self::get_host_address), which return errors.
+///
+/// A [`MemoryRegionAddress`] is an offset from the start of the region, in bytes.
+///
+/// # Examples
+///
+/// The [module](self) has a region type of its own. This example uses a mapping:
+///
+/// ```
+/// # #[cfg(feature = "backend-mmap")] {
+/// use vm_memory::{
+///     Bytes, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
+/// };
+///
+/// let region = GuestRegionMmap::<()>::from_range(GuestAddress(0x1000), 0x1000, None)?;
+/// assert_eq!(region.last_addr(), GuestAddress(0x1fff));
+/// let offset = region.to_region_addr(GuestAddress(0x1010));
+/// assert_eq!(offset, Some(MemoryRegionAddress(0x10)));
+/// region.write_obj(7u8, MemoryRegionAddress(0x10))?;
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "memslot")]
+#[doc(alias = "MemoryRegion")]
 #[expect(clippy::len_without_is_empty, reason = "the interface of 0.18.0")]
 pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
-    /// What marks written pages.
+    /// The dirty bitmap.
     type B: Bitmap;
 
     /// Returns the length in bytes.
@@ -36,28 +119,28 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
     /// Returns the guest physical address of the first byte.
     fn start_addr(&self) -> GuestAddress;
 
-    /// Returns the guest physical address of the last byte; that of the start if there is none.
+    /// Returns the guest physical address of the last byte, or the start if the region is empty.
     fn last_addr(&self) -> GuestAddress {
         let start = self.start_addr();
         let before_last = self.len().saturating_sub(1);
         GuestAddress(start.raw_value().saturating_add(before_last))
     }
 
-    /// Returns the region's bitmap, as a slice of all of it.
+    /// Returns the dirty bitmap of the region.
     fn bitmap(&self) -> BS<'_, Self::B>;
 
-    /// Returns the address if it lies in the region.
+    /// Returns `addr` if it is in the region.
     fn check_address(&self, addr: MemoryRegionAddress) -> Option<MemoryRegionAddress> {
         self.address_in_range(addr).then_some(addr)
     }
 
-    /// Returns whether the address lies in the region.
+    /// Returns whether `addr` is in the region.
     #[inline]
     fn address_in_range(&self, addr: MemoryRegionAddress) -> bool {
         addr.raw_value() < self.len()
     }
 
-    /// Returns `base + offset` if it lies in the region.
+    /// Returns `base + offset` if it is in the region.
     fn checked_offset(
         &self,
         base: MemoryRegionAddress,
@@ -68,37 +151,40 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
             .and_then(|addr| self.check_address(addr))
     }
 
-    /// Returns where in the region a guest physical address lies, or `None` if it does not.
+    /// Returns the offset of a guest physical address in the region, or `None` if it is outside.
     #[inline]
     fn to_region_addr(&self, addr: GuestAddress) -> Option<MemoryRegionAddress> {
         let offset = addr.checked_offset_from(self.start_addr())?;
         (offset < self.len()).then_some(MemoryRegionAddress(offset))
     }
 
-    /// Returns the address in this process of the byte at `addr`. What is done with it is outside the crate's promises.
+    /// Returns the host address of the byte at `addr`.
+    ///
+    /// The [memory model](crate#memory-model) does not cover accesses through the pointer, and
+    /// nothing marks them dirty.
     ///
     /// # Errors
     ///
-    /// [`Error::HostAddressNotAvailable`] if the region is not in this process's memory; [`Error::InvalidBackendAddress`] if the
-    /// address is not in the region.
+    /// - [`Error::HostAddressNotAvailable`] if the region is not mapped in this process.
+    /// - [`Error::InvalidBackendAddress`] if `addr` is not in the region.
     fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8> {
         let _ = addr;
         Err(Error::HostAddressNotAvailable)
     }
 
-    /// Returns the file that the region is mapped from, if there is one.
+    /// Returns the file and offset from which the region is mapped, if any.
     fn file_offset(&self) -> Option<&FileOffset> {
         None
     }
 
-    /// Returns the `count` bytes at `offset`.
+    /// Returns the `count` bytes at `offset` as a slice.
     ///
-    /// Whether the region permits reading and writing is not looked at: the caller has not said what it wants.
+    /// Does not check the [permissions](Self::allowed_access).
     ///
     /// # Errors
     ///
-    /// [`Error::HostAddressNotAvailable`] if the region is not in this process's memory; [`Error::InvalidBackendAddress`] if the
-    /// bytes are not all in the region.
+    /// - [`Error::HostAddressNotAvailable`] if the region is not mapped in this process.
+    /// - [`Error::InvalidBackendAddress`] if a byte is not in the region.
     #[inline]
     fn get_slice(
         &self,
@@ -113,36 +199,41 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
     ///
     /// # Errors
     ///
-    /// As [`get_slice`](Self::get_slice).
+    /// - [`Error::HostAddressNotAvailable`] if the region is not mapped in this process.
+    /// - [`Error::InvalidBackendAddress`] if the region is larger than the host's address space.
     fn as_volatile_slice(&self) -> Result<VolatileSlice<'_, BS<'_, Self::B>>> {
         let len = usize::try_from(self.len()).map_err(|_| Error::InvalidBackendAddress)?;
         self.get_slice(MemoryRegionAddress(0), len)
     }
 
-    /// Returns whether the region lies on huge pages of hugetlbfs, if that is known.
+    /// Returns whether hugetlbfs backs the region, or `None` if unknown.
     #[cfg(target_os = "linux")]
     fn is_hugetlbfs(&self) -> Option<bool> {
         None
     }
 
-    /// Returns what accesses may do here.
+    /// Returns the permissions that the region grants.
     ///
-    /// [`GuestMemory::check_range`](crate::GuestMemory::check_range), [`GuestMemory::get_slices`](crate::GuestMemory::get_slices)
-    /// and [`Bytes`] go by it. Regions permit everything unless they say otherwise; a mapping permits what it was made with.
+    /// [`GuestMemory::check_range`](crate::GuestMemory::check_range),
+    /// [`GuestMemory::get_slices`](crate::GuestMemory::get_slices) and [`Bytes`] check them. The
+    /// provided method grants read and write access. A mapping grants its protection.
     #[inline]
     fn allowed_access(&self) -> Permissions {
         Permissions::ReadWrite
     }
 
-    /// Returns how many of the `count` bytes at `addr` come before the first that cannot be reached although it lies in the region.
+    /// Returns the number of accessible bytes at `addr`, up to `count`.
     ///
-    /// Regions are reached as a whole unless they say otherwise; one with [blocks](crate::mmap::PluggedBlocks) that come and go is not. Accesses
-    /// and iterators over slices stop there as they stop at a hole between regions.
+    /// Accesses and slice iterators treat the first inaccessible byte like a hole between regions.
+    /// By default, the whole region is accessible. A region with
+    /// [unplugged blocks](crate::mmap::PluggedBlocks) is not.
     fn reachable_bytes(&self, addr: MemoryRegionAddress, count: usize) -> usize {
         let _ = addr;
         count
     }
 }
 
-/// Marks a region that is ordinary memory: it gets [`Bytes`] from its [`as_volatile_slice`](GuestMemoryRegion::as_volatile_slice).
+/// A region that gets [`Bytes`] from [`as_volatile_slice`](GuestMemoryRegion::as_volatile_slice).
+///
+/// Implement it for regions that are RAM. The [module](self) has an example.
 pub trait GuestMemoryRegionBytes: GuestMemoryRegion {}

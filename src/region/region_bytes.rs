@@ -1,4 +1,4 @@
-//! [`Bytes`] by address in a region, for regions of ordinary memory.
+//! [`Bytes`] by offset in a region, for every [`GuestMemoryRegionBytes`].
 
 use core::sync::atomic::Ordering;
 
@@ -11,9 +11,17 @@ use crate::io::{ReadVolatile, WriteVolatile};
 use crate::value::{AtomicAccess, ByteValued};
 use crate::volatile_memory::VolatileSlice;
 
-/// Where the `count` bytes at `addr` are, if the region permits the access: a slice, and their place in it. As a rule that is the whole region.
+/// Returns a slice for an access to the `count` bytes at `addr`, and the offset of `addr` in it.
+///
+/// Usually that is the whole region, whose slice a mapping has ready.
+///
+/// # Errors
+///
+/// - [`Error::HostAddressNotAvailable`] if the region does not permit `access`, is not mapped in
+///   this process, or the first byte is not accessible.
+/// - [`Error::InvalidBackendAddress`] if `addr` is not in the region.
 #[inline]
-fn place<R: GuestMemoryRegion>(
+fn slice_for<R: GuestMemoryRegion>(
     region: &R,
     addr: MemoryRegionAddress,
     count: usize,
@@ -24,20 +32,23 @@ fn place<R: GuestMemoryRegion>(
     }
     match region.as_volatile_slice() {
         Ok(whole) => Ok((whole, index(addr)?)),
-        Err(error) => place_in_part(region, addr, count, error),
+        Err(error) => slice_of_part(region, addr, count, error),
     }
 }
 
-/// The same, in a region that cannot be had as a whole. `error` if it says that it could.
+/// Slow path of [`slice_for`], for a region of which a part is not accessible.
+///
+/// `error` is the error of `as_volatile_slice`.
 #[cold]
 #[inline(never)]
-fn place_in_part<R: GuestMemoryRegion>(
+fn slice_of_part<R: GuestMemoryRegion>(
     region: &R,
     addr: MemoryRegionAddress,
     count: usize,
     error: Error,
 ) -> Result<(VolatileSlice<'_, BS<'_, R::B>>, usize)> {
-    // Where blocks come and go, what was missing a moment ago may be there now: then the region is had as a whole, or has another gap.
+    // Another thread may have plugged the missing block since. The whole region is tried again, and
+    // `error` is returned only if the region was accessible both before and after that.
     let len = to_usize(region.len());
     if region.reachable_bytes(MemoryRegionAddress(0), len) == len {
         if let Ok(whole) = region.as_volatile_slice() {
@@ -56,52 +67,52 @@ fn place_in_part<R: GuestMemoryRegion>(
     }
 }
 
-/// A region address as an index. One that is no index is past every slice.
+/// Converts a region address to an index. An address that does not fit is past every slice.
 #[inline]
 fn index(addr: MemoryRegionAddress) -> Result<usize> {
     usize::try_from(addr.0).map_err(|_| Error::InvalidBackendAddress)
 }
 
-/// Addresses count from the start of the region. Writes are marked in the region's bitmap.
+/// Accesses by offset in the region. Writes are marked in the region's dirty bitmap.
 ///
-/// An access that begins outside the region, or that the region does not permit, is an error; one that runs over its end moves what
-/// lies inside.
+/// An access that starts outside the region, or that the region does not permit, is an error. An
+/// access that passes the end of the region moves the bytes inside.
 impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
     type E = Error;
 
     #[inline]
     fn write(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<usize> {
-        let (slice, at) = place(self, addr, buf.len(), Permissions::Write)?;
+        let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Write)?;
         Ok(slice.write(buf, at)?)
     }
 
     #[inline]
     fn read(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<usize> {
-        let (slice, at) = place(self, addr, buf.len(), Permissions::Read)?;
+        let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Read)?;
         Ok(slice.read(buf, at)?)
     }
 
     #[inline]
     fn write_slice(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<()> {
-        let (slice, at) = place(self, addr, buf.len(), Permissions::Write)?;
+        let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Write)?;
         Ok(slice.write_slice(buf, at)?)
     }
 
     #[inline]
     fn read_slice(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<()> {
-        let (slice, at) = place(self, addr, buf.len(), Permissions::Read)?;
+        let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Read)?;
         Ok(slice.read_slice(buf, at)?)
     }
 
     #[inline]
     fn write_obj<T: ByteValued>(&self, val: T, addr: MemoryRegionAddress) -> Result<()> {
-        let (slice, at) = place(self, addr, size_of::<T>(), Permissions::Write)?;
+        let (slice, at) = slice_for(self, addr, size_of::<T>(), Permissions::Write)?;
         Ok(slice.write_obj(val, at)?)
     }
 
     #[inline]
     fn read_obj<T: ByteValued>(&self, addr: MemoryRegionAddress) -> Result<T> {
-        let (slice, at) = place(self, addr, size_of::<T>(), Permissions::Read)?;
+        let (slice, at) = slice_for(self, addr, size_of::<T>(), Permissions::Read)?;
         Ok(slice.read_obj(at)?)
     }
 
@@ -114,7 +125,7 @@ impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
     where
         F: ReadVolatile,
     {
-        let (slice, at) = place(self, addr, count, Permissions::Write)?;
+        let (slice, at) = slice_for(self, addr, count, Permissions::Write)?;
         Ok(slice.read_volatile_from(at, src, count)?)
     }
 
@@ -127,7 +138,7 @@ impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
     where
         F: ReadVolatile,
     {
-        let (slice, at) = place(self, addr, count, Permissions::Write)?;
+        let (slice, at) = slice_for(self, addr, count, Permissions::Write)?;
         Ok(slice.read_exact_volatile_from(at, src, count)?)
     }
 
@@ -140,7 +151,7 @@ impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
     where
         F: WriteVolatile,
     {
-        let (slice, at) = place(self, addr, count, Permissions::Read)?;
+        let (slice, at) = slice_for(self, addr, count, Permissions::Read)?;
         Ok(slice.write_volatile_to(at, dst, count)?)
     }
 
@@ -153,7 +164,7 @@ impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
     where
         F: WriteVolatile,
     {
-        let (slice, at) = place(self, addr, count, Permissions::Read)?;
+        let (slice, at) = slice_for(self, addr, count, Permissions::Read)?;
         Ok(slice.write_all_volatile_to(at, dst, count)?)
     }
 
@@ -164,13 +175,13 @@ impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
         addr: MemoryRegionAddress,
         order: Ordering,
     ) -> Result<()> {
-        let (slice, at) = place(self, addr, size_of::<T>(), Permissions::Write)?;
+        let (slice, at) = slice_for(self, addr, size_of::<T>(), Permissions::Write)?;
         Ok(slice.store(val, at, order)?)
     }
 
     #[inline]
     fn load<T: AtomicAccess>(&self, addr: MemoryRegionAddress, order: Ordering) -> Result<T> {
-        let (slice, at) = place(self, addr, size_of::<T>(), Permissions::Read)?;
+        let (slice, at) = slice_for(self, addr, size_of::<T>(), Permissions::Read)?;
         Ok(slice.load(at, order)?)
     }
 }
