@@ -6,35 +6,52 @@ use core::ops::Range;
 use crate::bitmap::{log_ranges, skip_words};
 use crate::guest_memory::GuestAddress;
 
-/// The words of a log that somebody else keeps: KVM for a slot, or a vhost back end for all of memory.
+/// A dirty log that another component keeps: KVM for one slot, or a vhost back end for all of memory.
 ///
-/// Bit `i` of word `w` stands for page `64 * w + i`. A log of bytes, such as that of vhost-user (vhost-user specification, "Migration"), is one of words in
-/// little-endian order.
+/// Bit `i` of word `w` stands for page `64 * w + i`. A log in bytes, such as that of vhost-user
+/// (vhost-user specification, "Migration"), is a log in words of little-endian order.
+///
+/// # Examples
+///
+/// The log of a KVM slot at 1 MiB, after `KVM_GET_DIRTY_LOG`:
+///
+/// ```
+/// use std::num::NonZeroUsize;
+/// use vm_memory::dirty::LogWords;
+/// use vm_memory::GuestAddress;
+///
+/// let kvm = [0b110u64]; // KVM_GET_DIRTY_LOG filled it
+/// let log = LogWords {
+///     start: GuestAddress(0x10_0000),
+///     words: &kvm,
+///     page_size: NonZeroUsize::new(0x1000).unwrap(),
+/// };
+/// # let _ = log;
+/// ```
+#[doc(alias = "KVM_GET_DIRTY_LOG")]
+#[doc(alias = "VHOST_SET_LOG_BASE")]
 #[derive(Clone, Copy, Debug)]
 pub struct LogWords<'a> {
-    /// Where its first page is.
+    /// The guest address of the first page.
     pub start: GuestAddress,
-    /// Its words.
+    /// The words of the log.
     pub words: &'a [u64],
-    /// The size of its pages in bytes.
+    /// The size of a page of the log in bytes.
     pub page_size: NonZeroUsize,
 }
 
 impl LogWords<'_> {
-    /// Its ranges within a region of `len` bytes at `start`, as bytes of that.
+    /// Returns the dirty ranges in a region of `len` bytes at `start`, as offsets in the region.
     pub(super) fn ranges_in(
         &self,
         start: GuestAddress,
         len: usize,
     ) -> impl Iterator<Item = Range<usize>> + '_ {
-        // It may begin before the region, or within it.
-        let behind = self.start.0.saturating_sub(start.0);
-        let (skipped, words) = skip_words(
-            start.0.saturating_sub(self.start.0),
-            self.words,
-            self.page_size,
-        );
-        let offset = usize::try_from(behind).unwrap_or(usize::MAX);
+        // The log begins before the region or inside it: one of the two differences is 0.
+        let before = start.0.saturating_sub(self.start.0);
+        let inside = self.start.0.saturating_sub(start.0);
+        let (skipped, words) = skip_words(before, self.words, self.page_size);
+        let offset = usize::try_from(inside).unwrap_or(usize::MAX);
         log_ranges(skipped, offset, words, self.page_size, len)
     }
 }

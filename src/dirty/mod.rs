@@ -1,10 +1,34 @@
-//! [`DirtyMemory`]: the dirty pages of a whole guest memory, from its bitmaps and from the logs of others.
+//! Dirty tracking of a whole guest memory: its own bitmaps, and the logs of KVM, vhost and devices.
+//!
+//! [`DirtyMemory`] harvests the bitmaps of all regions, merges logs that other components keep
+//! ([`LogWords`]), and returns the dirty pages as ranges of guest addresses.
+//!
+//! ```text
+//!   bitmap of region 0 ──┐
+//!   bitmap of region 1 ──┤ harvest
+//!   KVM's log of slot 0 ─┤ add_log   ──► DirtyMemory ──► runs ──► send ──► clear
+//!   a vhost back end's ──┘                    ▲                    │ failed
+//!                                             └──── put_back ──────┘
+//! ```
+//!
+//! # The rounds of a live migration
+//!
+//! 1. Start tracking: [`DirtyMemory::start_tracking`] for the threads of this process, and the log of
+//!    KVM (`KVM_MEM_LOG_DIRTY_PAGES`) for the guest's CPUs.
+//! 2. Copy all of memory.
+//! 3. Harvest and send the dirty pages, until they are few. If sending fails, put them back.
+//! 4. Pause the guest and its devices, harvest once more, and send the rest.
+//!
+//! # System calls
+//!
+//! `membarrier(2)` in [`DirtyMemory::start_tracking`], and in harvests of bitmaps that
+//! [test before they mark](crate::bitmap::AtomicBitmap::test_before_marking). No others.
 
 mod log_words;
+mod region;
 #[cfg(all(test, feature = "backend-mmap"))]
 mod tests;
 
-use core::ops::Range;
 use std::io;
 
 pub use log_words::LogWords;
@@ -12,10 +36,14 @@ pub use log_words::LogWords;
 use crate::bitmap::{process_wide_barrier, DirtyLog, DirtyPages, MS};
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend};
 use crate::region::GuestMemoryRegion;
+use region::{to_u64, DirtyRegion};
 
-/// The dirty pages of a whole memory.
+/// The dirty pages of a whole guest memory.
 ///
-/// Keep one for all rounds of a migration: its buffers stay. A harvest adds to what is in there; between rounds, [`clear`](Self::clear) it.
+/// Keep one value for all rounds of a migration, so that its buffers are reused. A harvest adds to
+/// the set; [`clear`](Self::clear) it after its pages were sent.
+///
+/// # Examples
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
@@ -29,7 +57,7 @@ use crate::region::GuestMemoryRegion;
 /// memory.write_slice(&[1; 0x1800], GuestAddress(0x2000))?;
 /// memory.write_obj(1u8, GuestAddress(0x10_f000))?;
 ///
-/// // What the guest's processors wrote, KVM logged for its second slot.
+/// // KVM's log of the second slot: the pages that the guest's CPUs wrote.
 /// let kvm = LogWords {
 ///     start: GuestAddress(0x100_000),
 ///     words: &[0b1],
@@ -40,7 +68,7 @@ use crate::region::GuestMemoryRegion;
 /// let runs: Vec<_> = dirty.runs().map(|(start, len)| (start.0, len)).collect();
 /// assert_eq!(runs, [(0x2000, 0x2000), (0x100_000, 0x1000), (0x10_f000, 0x1000)]);
 ///
-/// // The transfer failed: they are marked again.
+/// // The transfer failed: the pages are marked again.
 /// dirty.put_back(&memory);
 /// dirty.clear();
 /// dirty.harvest(&memory);
@@ -48,79 +76,30 @@ use crate::region::GuestMemoryRegion;
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[doc(alias = "migrate")]
+#[doc(alias = "live migration")]
+#[doc(alias = "pre-copy")]
+#[doc(alias = "KVM_GET_DIRTY_LOG")]
+#[doc(alias = "snapshot")]
 #[derive(Clone, Debug, Default)]
 pub struct DirtyMemory {
+    /// Ascending by address.
     regions: Vec<DirtyRegion>,
 }
 
-#[derive(Clone, Debug)]
-struct DirtyRegion {
-    start: GuestAddress,
-    pages: DirtyPages,
-}
-
-impl DirtyRegion {
-    /// Its last address.
-    fn last(&self) -> u64 {
-        let last = self.pages.byte_size().saturating_sub(1);
-        self.start
-            .0
-            .saturating_add(u64::try_from(last).unwrap_or(u64::MAX))
-    }
-
-    /// Whether it has the bounds and the pages of a region, as they are now.
-    fn is_for(&self, start: GuestAddress, len: u64, log: &dyn DirtyLog) -> bool {
-        self.start == start
-            && u64::try_from(self.pages.byte_size()) == Ok(len)
-            && self.pages.page_size() == log.page_size()
-    }
-
-    /// Adds what of this range of guest addresses lies in it.
-    fn add(&mut self, first: u64, last: u64) {
-        let from = first.max(self.start.0);
-        let more = last.min(self.last()).checked_sub(from);
-        // No more than it is long.
-        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-        if let Some(more) = more {
-            let offset = size(from.saturating_sub(self.start.0));
-            self.pages
-                .insert_range(offset, size(more).saturating_add(1));
-        }
-    }
-
-    /// What is dirty of `len` bytes at another address, as bytes of those.
-    fn ranges_in(
-        &self,
-        start: GuestAddress,
-        len: usize,
-    ) -> impl Iterator<Item = Range<usize>> + '_ {
-        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-        let skipped = size(start.0.saturating_sub(self.start.0));
-        let offset = size(self.start.0.saturating_sub(start.0));
-        let within = move |byte: usize| {
-            let byte = byte.saturating_sub(skipped);
-            offset.saturating_add(byte).min(len)
-        };
-        let runs = self.pages.runs_around(skipped);
-        let ranges = runs.map(move |run| within(run.start)..within(run.end));
-        // The runs ascend: none behind the end comes back.
-        let inside = ranges.take_while(move |range| range.start < len);
-        inside.filter(|range| !range.is_empty())
-    }
-}
-
 impl DirtyMemory {
-    /// Makes an empty one.
+    /// Makes an empty set.
     pub fn new() -> Self {
         Default::default()
     }
 
     /// Harvests the bitmaps of all regions: adds their marks, and clears them there.
     ///
-    /// What it had before of addresses that the memory does not have any more is forgotten. Where regions have come, gone, grown or moved, the
-    /// rest stays, in the pages of the regions that have those addresses now.
+    /// The memory may have changed since the last harvest. Dirty pages at addresses that no region
+    /// has any more are dropped. All others stay, in the page size of the region that now has them.
     ///
-    /// System calls: none; one `membarrier(2)` for all regions together if the bitmap of one [looks before it marks](crate::bitmap::AtomicBitmap::test_before_marking).
+    /// System calls: one `membarrier(2)` for all regions together, if any bitmap
+    /// [tests before it marks](crate::bitmap::AtomicBitmap::test_before_marking); otherwise none.
     pub fn harvest<M>(&mut self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -129,18 +108,20 @@ impl DirtyMemory {
         self.harvest_with(memory, &[]);
     }
 
-    /// [`harvest`](Self::harvest), together with logs that others keep. Their bits past the regions are passed over.
+    /// Harvests as [`harvest`](Self::harvest) does, and adds logs that other components keep.
+    ///
+    /// Bits of a log that are outside the regions are ignored.
     pub fn harvest_with<M>(&mut self, memory: &M, logs: &[LogWords<'_>])
     where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
         let mut barrier = false;
-        self.lay_out(memory, |log, pages| {
+        self.for_each_region(memory, |log, pages| {
             barrier |= log.harvest_before_barrier(pages);
         });
         if barrier && process_wide_barrier().is_err() {
-            // All that is in here is marked as well then: more than was taken, where there was something from before.
+            // This also marks pages that were in the set before the harvest, which is harmless.
             self.put_back(memory);
         }
         for log in logs {
@@ -148,51 +129,41 @@ impl DirtyMemory {
         }
     }
 
-    /// Adds what somebody else logged of this memory. Bits past its regions are passed over.
+    /// Adds a log that another component keeps. Bits outside the regions are ignored.
     ///
-    /// The bitmaps of the memory stay as they are; [`mark`](Self::mark) marks in them.
+    /// The bitmaps of the memory do not change; [`mark`](Self::mark) marks a log in them.
     pub fn add_log<M>(&mut self, memory: &M, log: &LogWords<'_>)
     where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
-        self.lay_out(memory, |_, _| {});
+        self.for_each_region(memory, |_, _| {});
         self.add_words(log);
     }
 
     fn add_words(&mut self, log: &LogWords<'_>) {
         for region in &mut self.regions {
-            // The log may begin before the region, or within it; pages of either may be the larger ones.
-            match log.start.0.checked_sub(region.start.0) {
-                Some(behind) => {
-                    if let Ok(behind) = usize::try_from(behind) {
-                        region.pages.add_words(behind, log.words, log.page_size);
-                    }
-                }
-                None => {
-                    let ahead = region.start.0.saturating_sub(log.start.0);
-                    region
-                        .pages
-                        .add_words_before(ahead, log.words, log.page_size);
-                }
-            }
+            region.add_log(log);
         }
     }
 
-    /// Has the regions that the memory has, in the order of their addresses, and calls `each` with the log of each and its pages.
-    fn lay_out<M>(&mut self, memory: &M, mut each: impl FnMut(&dyn DirtyLog, &mut DirtyPages))
-    where
+    /// Adopts the regions of the memory, and calls `each` with the log and the pages of each.
+    fn for_each_region<M>(
+        &mut self,
+        memory: &M,
+        mut each: impl FnMut(&dyn DirtyLog, &mut DirtyPages),
+    ) where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
         let mut known = self.regions.iter();
-        let as_known = |region: &M::R| {
+        let is_known = |region: &M::R| {
             known.next().is_some_and(|known| {
                 known.is_for(region.start_addr(), region.len(), &region.bitmap())
             })
         };
-        if !memory.iter().all(as_known) || known.next().is_some() {
-            self.lay_out_anew(memory);
+        if !memory.iter().all(is_known) || known.next().is_some() {
+            self.adopt_regions(memory);
         }
         for region in memory.iter() {
             let number = self
@@ -204,33 +175,31 @@ impl DirtyMemory {
         }
     }
 
+    /// Replaces the regions by those of the memory. Dirty pages move to the regions that now have
+    /// their addresses.
     #[cold]
-    fn lay_out_anew<M>(&mut self, memory: &M)
+    fn adopt_regions<M>(&mut self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
         let mut before = core::mem::take(&mut self.regions).into_iter().peekable();
-        let mut gone = Vec::new();
+        let mut changed = Vec::new();
         for region in memory.iter() {
             let (start, log) = (region.start_addr(), region.bitmap());
-            // Both are in the order of their addresses, as a rule; nothing is lost where they are not.
+            // Regions of a memory usually ascend. If they do not, an unchanged region may be treated
+            // as changed, which loses nothing.
             while let Some(known) = before.next_if(|known| known.start < start) {
-                gone.push(known);
+                changed.push(known);
             }
             let known = before.next_if(|known| known.is_for(start, region.len(), &log));
-            self.regions.push(known.unwrap_or_else(|| DirtyRegion {
-                start,
-                // A region that is longer than that has no mapping in this process.
-                pages: DirtyPages::new(usize::try_from(region.len()).unwrap_or(0), log.page_size()),
-            }));
+            let region = known.unwrap_or_else(|| DirtyRegion::new(start, region.len(), &log));
+            self.regions.push(region);
         }
         self.regions.sort_by_key(|region| region.start);
-        gone.extend(before);
-        // What they had is not sent yet: a region that has grown, say, has it still.
-        for (start, len) in gone.iter().flat_map(runs_of) {
-            let last = u64::try_from(len.saturating_sub(1)).unwrap_or(u64::MAX);
-            let last = start.0.saturating_add(last);
+        changed.extend(before);
+        for (start, len) in changed.iter().flat_map(DirtyRegion::runs) {
+            let last = start.0.saturating_add(to_u64(len.saturating_sub(1)));
             let first_region = self
                 .regions
                 .partition_point(|region| region.last() < start.0);
@@ -244,42 +213,46 @@ impl DirtyMemory {
         }
     }
 
-    /// Returns the dirty pages as ranges: the first guest address, and the length in bytes. Ascending; within a region, neighbours are one range.
+    /// Returns the dirty pages as ranges: the first guest address, and the length in bytes.
+    ///
+    /// The ranges ascend. Adjacent pages of one region are one range.
     pub fn runs(&self) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
-        self.regions.iter().flat_map(runs_of)
+        self.regions.iter().flat_map(DirtyRegion::runs)
     }
 
-    /// Returns the regions that the memory had at the last harvest, or when the last log was added: the first guest address of each, and its dirty pages.
+    /// Returns the regions that the memory had at the last harvest or
+    /// [`add_log`](Self::add_log): the first guest address of each, and its dirty pages.
     pub fn regions(&self) -> impl Iterator<Item = (GuestAddress, &DirtyPages)> {
         self.regions
             .iter()
             .map(|region| (region.start, &region.pages))
     }
 
-    /// Returns how many pages are dirty, each counted in the size of its region's pages.
+    /// Returns the number of dirty pages, each in the page size of its region.
     pub fn total_pages(&self) -> usize {
         let pages = self.regions.iter().map(|region| region.pages.total_pages());
         pages.fold(0, usize::saturating_add)
     }
 
-    /// Returns how many bytes are dirty.
+    /// Returns the number of dirty bytes.
     pub fn total_bytes(&self) -> u64 {
         self.runs()
-            .map(|(_, len)| u64::try_from(len).unwrap_or(u64::MAX))
+            .map(|(_, len)| to_u64(len))
             .fold(0, u64::saturating_add)
     }
 
-    /// Forgets all dirty pages, and keeps the buffers.
+    /// Removes all pages. The buffers stay allocated.
     pub fn clear(&mut self) {
         for region in &mut self.regions {
             region.pages.clear();
         }
     }
 
-    /// Marks all of them in the memory again, as far as it still has those addresses: undoes a harvest whose transfer failed.
+    /// Marks all pages of the set in the bitmaps of the memory again, after their transfer failed.
     ///
-    /// That is done whether tracking is on or off. What others had logged is in the memory's own bitmaps then. Memory without bitmaps cannot be told: keep
-    /// what is in here instead, and have the next harvest add to it.
+    /// Pages at addresses that the memory does not have any more are ignored. Tracking may be on or
+    /// off. Pages from merged logs are marked in the bitmaps as well. A memory without bitmaps cannot
+    /// store the marks: keep this set instead, and let the next harvest add to it.
     pub fn put_back<M>(&self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -292,8 +265,8 @@ impl DirtyMemory {
             let (start, log) = (region.start_addr(), region.bitmap());
             let first = self.regions.partition_point(|known| known.last() < start.0);
             for known in self.regions.get(first..).unwrap_or_default() {
-                let behind = usize::try_from(known.start.0.saturating_sub(start.0));
-                if !behind.is_ok_and(|behind| behind < len) {
+                let offset = usize::try_from(known.start.0.saturating_sub(start.0));
+                if !offset.is_ok_and(|offset| offset < len) {
                     break;
                 }
                 log.put_back(&mut known.ranges_in(start, len));
@@ -301,10 +274,15 @@ impl DirtyMemory {
         }
     }
 
-    /// Marks in the bitmaps of a memory what somebody else logged, whether tracking is on or off. Bits past its regions are passed over.
+    /// Marks a log that another component keeps in the bitmaps of a memory.
     ///
-    /// For a log that is handed over once: the one of a device that goes, or what a migration that was broken off still had to send. A log that is read
-    /// each round is better [harvested with](Self::harvest_with) the memory, without a way through its bitmaps.
+    /// Tracking may be on or off. Bits outside the regions are ignored.
+    ///
+    /// This is for a log that is handed over once: the log of a device that is removed, or the
+    /// unsent pages of an aborted migration. A log that is read in each round is better merged by
+    /// [`harvest_with`](Self::harvest_with), which does not go through the bitmaps.
+    ///
+    /// # Examples
     ///
     /// ```
     /// # #[cfg(feature = "backend-mmap")] {
@@ -343,10 +321,13 @@ impl DirtyMemory {
         }
     }
 
-    /// Switches on or off that writes to a memory mark, in all of its regions. It makes no system call.
+    /// Switches marking on or off in all regions of a memory. It makes no system call.
     ///
-    /// When it is switched on, writes that other threads have under way may be neither marked nor visible yet. Before the first copy there has to be a
-    /// barrier in all threads: [`start_tracking`](Self::start_tracking) has it, and [`AtomicBitmap::start_tracking`](crate::bitmap::AtomicBitmap::start_tracking) says what else will do.
+    /// After switching it on, writes in progress in other threads may be neither marked nor visible
+    /// yet. A process-wide barrier is required before the first copy:
+    /// [`start_tracking`](Self::start_tracking) issues it, and
+    /// [`AtomicBitmap::start_tracking`](crate::bitmap::AtomicBitmap::start_tracking) lists the
+    /// alternatives.
     pub fn set_tracking<M>(memory: &M, on: bool)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -357,16 +338,15 @@ impl DirtyMemory {
         }
     }
 
-    /// Switches on that writes to a memory mark, and waits until they do: the first copy may begin when this has returned.
+    /// Switches marking on in all regions of a memory, and waits until all threads mark.
     ///
-    /// What other threads of this process wrote without a mark is visible to this one then, and what they write from then on is marked. Have other *processes*
-    /// that write, and the guest's processors, log by themselves.
+    /// When it returns, the first copy may begin: all that other threads of this process wrote
+    /// without a mark is visible to this thread, and all that they write from now on is marked. Other
+    /// *processes* that write, and the guest's CPUs, need logs of their own.
     ///
-    /// System calls: one `membarrier(2)`, as [`process_wide_barrier`] makes it.
+    /// System calls: one `membarrier(2)`, see [`process_wide_barrier`].
     ///
-    /// # Errors
-    ///
-    /// What the kernel answers, if it cannot have that barrier. Tracking is on then; have the threads that write pass a lock, or stop, before the first copy.
+    /// # Examples
     ///
     /// ```
     /// # #[cfg(feature = "backend-mmap")] {
@@ -376,13 +356,13 @@ impl DirtyMemory {
     ///
     /// let memory: GuestMemoryMmap<AtomicBitmap> = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_000)])?;
     /// DirtyMemory::set_tracking(&memory, false);
-    /// memory.write_obj(1u8, GuestAddress(0))?; // costs no mark
+    /// memory.write_obj(1u8, GuestAddress(0))?; // not marked
     ///
     /// // A migration begins.
     /// if let Err(error) = DirtyMemory::start_tracking(&memory) {
-    ///     println!("the devices have to be stopped for a moment: {error}");
+    ///     println!("pausing the devices before the first copy: {error}");
     /// }
-    /// // … copy all of it …
+    /// // … copy all of memory …
     /// memory.write_obj(1u8, GuestAddress(0x2000))?;
     /// let mut dirty = DirtyMemory::new();
     /// dirty.harvest(&memory);
@@ -390,23 +370,22 @@ impl DirtyMemory {
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of `membarrier(2)` if the system does not support or allow it. Marking is on
+    /// then. Before the first copy, let the threads that write pass a lock, or stop them for a moment.
+    #[doc(alias = "KVM_MEM_LOG_DIRTY_PAGES")]
     pub fn start_tracking<M>(memory: &M) -> io::Result<()>
     where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
         Self::set_tracking(memory, true);
-        // A write is `D`, its bytes, and then a look at the mode. A look that comes before the barrier of its thread, and may find tracking off, comes
-        // behind its `D`, which that barrier makes visible; a look behind it finds tracking on, which was stored before.
+        // A writer stores its data and then loads the mode. If it loads the mode before the barrier
+        // of its thread, it may find marking off. Its data precedes the load in program order, so the
+        // barrier makes it visible. If it loads the mode after the barrier, it finds marking on, since
+        // that was stored before the barrier.
         process_wide_barrier()
     }
-}
-
-/// The dirty pages of a region as ranges of guest addresses.
-fn runs_of(region: &DirtyRegion) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
-    region.pages.runs().map(|run| {
-        let offset = u64::try_from(run.start).unwrap_or(u64::MAX);
-        // Within the region: no overflow.
-        (GuestAddress(region.start.0.wrapping_add(offset)), run.len())
-    })
 }

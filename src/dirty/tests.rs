@@ -7,9 +7,8 @@ use crate::mmap::MmapRegionBuilder;
 use crate::{Bytes, GuestMemoryMmap, GuestRegionMmap};
 use test_support::skipped;
 
-/// A harvest of many regions asks for one barrier, and for none where no bitmap looks before it marks.
 #[test]
-fn a_harvest_of_many_regions_takes_one_barrier() {
+fn harvest_of_many_regions_issues_one_barrier() {
     let memory = |look: bool| {
         let regions = (0..5u64).map(|number| {
             let mut marks = AtomicBitmap::new(0x2000, NonZeroUsize::new(4096).unwrap());
@@ -26,7 +25,7 @@ fn a_harvest_of_many_regions_takes_one_barrier() {
     for (look, expected) in [(false, 0), (true, 1)] {
         let Some(memory) = memory(look) else {
             skipped(
-                "a_harvest_of_many_regions_takes_one_barrier",
+                "harvest_of_many_regions_issues_one_barrier",
                 "no membarrier(2)",
             );
             continue;

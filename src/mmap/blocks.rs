@@ -68,7 +68,7 @@ pub struct PluggedBlocks {
 #[non_exhaustive]
 pub enum PluggedBlocksError {
     /// The size of a block is not a power of two.
-    #[error("invalid block size {block_size:#x}: it must be a power of two")]
+    #[error("block size {block_size:#x} is not a power of two")]
     BlockSize {
         /// The block size in bytes.
         block_size: usize,

@@ -1,0 +1,102 @@
+//! [`DirtyRegion`]: the dirty pages of one region of a memory.
+
+use core::ops::Range;
+
+use super::LogWords;
+use crate::bitmap::{DirtyLog, DirtyPages};
+use crate::guest_memory::GuestAddress;
+
+/// The dirty pages of one region, at the guest address that it had when it was last seen.
+#[derive(Clone, Debug)]
+pub(super) struct DirtyRegion {
+    pub(super) start: GuestAddress,
+    pub(super) pages: DirtyPages,
+}
+
+impl DirtyRegion {
+    /// Makes an empty set for a region.
+    pub(super) fn new(start: GuestAddress, len: u64, log: &dyn DirtyLog) -> Self {
+        Self {
+            start,
+            // A region whose length does not fit has no mapping in this process.
+            pages: DirtyPages::new(usize::try_from(len).unwrap_or(0), log.page_size()),
+        }
+    }
+
+    /// Returns the last guest address.
+    pub(super) fn last(&self) -> u64 {
+        let last = self.pages.byte_size().saturating_sub(1);
+        self.start.0.saturating_add(to_u64(last))
+    }
+
+    /// Returns whether this is for a region with these bounds and page size.
+    pub(super) fn is_for(&self, start: GuestAddress, len: u64, log: &dyn DirtyLog) -> bool {
+        self.start == start
+            && u64::try_from(self.pages.byte_size()) == Ok(len)
+            && self.pages.page_size() == log.page_size()
+    }
+
+    /// Adds the part of the guest addresses `first..=last` that lies in the region.
+    pub(super) fn add(&mut self, first: u64, last: u64) {
+        let from = first.max(self.start.0);
+        if let Some(more) = last.min(self.last()).checked_sub(from) {
+            let offset = to_usize(from.saturating_sub(self.start.0));
+            let len = to_usize(more).saturating_add(1);
+            self.pages.insert_range(offset, len);
+        }
+    }
+
+    /// Adds the part of a log that lies in the region.
+    pub(super) fn add_log(&mut self, log: &LogWords<'_>) {
+        // The log begins inside the region or before it.
+        match log.start.0.checked_sub(self.start.0) {
+            Some(offset) => {
+                if let Ok(offset) = usize::try_from(offset) {
+                    self.pages.add_words(offset, log.words, log.page_size);
+                }
+            }
+            None => {
+                let before = self.start.0.saturating_sub(log.start.0);
+                self.pages
+                    .add_words_before(before, log.words, log.page_size);
+            }
+        }
+    }
+
+    /// Returns the dirty pages as ranges of guest addresses: the first address and the length.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
+        self.pages.runs().map(|run| {
+            // Inside the region, so the sum does not overflow.
+            let start = self.start.0.wrapping_add(to_u64(run.start));
+            (GuestAddress(start), run.len())
+        })
+    }
+
+    /// Returns the dirty ranges that lie in the `len` bytes at `start`, as offsets from `start`.
+    pub(super) fn ranges_in(
+        &self,
+        start: GuestAddress,
+        len: usize,
+    ) -> impl Iterator<Item = Range<usize>> + '_ {
+        // The range begins inside the region or before it: one of the two differences is 0.
+        let skipped = to_usize(start.0.saturating_sub(self.start.0));
+        let offset = to_usize(self.start.0.saturating_sub(start.0));
+        let within = move |byte: usize| {
+            let byte = byte.saturating_sub(skipped);
+            offset.saturating_add(byte).min(len)
+        };
+        let runs = self.pages.runs_around(skipped);
+        let ranges = runs.map(move |run| within(run.start)..within(run.end));
+        // The runs ascend, so none that starts past the end is followed by one inside.
+        let inside = ranges.take_while(move |range| range.start < len);
+        inside.filter(|range| !range.is_empty())
+    }
+}
+
+pub(super) fn to_u64(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
