@@ -1,4 +1,4 @@
-//! The dirty pages of a whole memory, against a set of single bytes.
+//! `DirtyMemory`: harvests, merged logs, pages put back, and regions that change between harvests.
 #![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use vm_memory::{
 
 const PAGE: usize = 4096;
 
-/// Regions of (first page, pages, pages of the host's in a page of the bitmap).
+/// Makes regions of (first page, number of pages, pages per bit of the bitmap).
 fn memory(regions: &[(u64, usize, usize)]) -> GuestMemoryMmap<AtomicBitmap> {
     let regions = regions.iter().map(|&(first, pages, factor)| {
         let len = pages * PAGE;
@@ -28,7 +28,7 @@ fn memory(regions: &[(u64, usize, usize)]) -> GuestMemoryMmap<AtomicBitmap> {
     GuestMemoryMmap::from_regions(regions.collect()).unwrap()
 }
 
-/// The pages of the host's size that the runs cover.
+/// The numbers of the pages of 4 KiB that the runs cover.
 fn pages(dirty: &DirtyMemory) -> BTreeSet<u64> {
     let page = PAGE as u64;
     dirty
@@ -41,7 +41,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_harvest_is_what_was_written_and_what_others_logged(
+    fn harvest_with_logs_returns_pages_written_and_logged(
         gap in 0u64..70,
         first in 1usize..150,
         second in 1usize..150,
@@ -52,7 +52,7 @@ proptest! {
         let start = 5;
         let layout = [(start, first, factors.0), (start + first as u64 + gap, second, factors.1)];
         let memory = memory(&layout);
-        // What is marked of a page is all of the bitmap's page that it is in, within its region.
+        // A write marks the whole page of the bitmap, as far as it is in the region.
         let marked = |page: u64| {
             let region = layout.iter().find(|(first, pages, _)| (*first..*first + *pages as u64).contains(&page));
             region.map(|&(first, pages, factor)| {
@@ -84,7 +84,7 @@ proptest! {
         prop_assert_eq!(pages(&dirty), expected.clone());
         prop_assert_eq!(dirty.total_bytes(), expected.len() as u64 * PAGE as u64);
 
-        // It stays until it is cleared, and goes back where it came from.
+        // Pages stay in the set until it is cleared, and can be put back.
         dirty.harvest(&memory);
         prop_assert_eq!(pages(&dirty), expected.clone());
         dirty.put_back(&memory);
@@ -96,7 +96,7 @@ proptest! {
 }
 
 #[test]
-fn regions_come_and_go_between_harvests() {
+fn harvest_after_region_change_follows_the_memory() {
     let memory = memory(&[(0, 4, 1), (10, 4, 1)]);
     memory.write_obj(1u8, GuestAddress(0)).unwrap();
     memory.write_obj(1u8, GuestAddress(0xa000)).unwrap();
@@ -115,7 +115,7 @@ fn regions_come_and_go_between_harvests() {
 }
 
 #[test]
-fn tracking_is_switched_for_all_regions() {
+fn set_tracking_switches_all_regions() {
     let memory = memory(&[(0, 1, 1), (1, 1, 1)]);
     DirtyMemory::set_tracking(&memory, false);
     memory.write_slice(&[1; 0x2000], GuestAddress(0)).unwrap();
@@ -125,9 +125,8 @@ fn tracking_is_switched_for_all_regions() {
     assert!(memory.iter().all(|region| region.bitmap().dirty_at(0)));
 }
 
-/// Memory whose bitmap is `None`, or nothing at all, has the logs of others.
 #[test]
-fn memory_without_bitmaps_has_what_others_logged() {
+fn harvest_with_logs_of_memory_without_bitmaps_returns_logs() {
     fn harvested<B>() -> Vec<(GuestAddress, usize)>
     where
         B: vm_memory::bitmap::NewBitmap,
@@ -151,14 +150,12 @@ fn memory_without_bitmaps_has_what_others_logged() {
     );
 }
 
-/// Runs by numbers.
 fn runs(dirty: &DirtyMemory) -> Vec<(u64, usize)> {
     dirty.runs().map(|(start, len)| (start.0, len)).collect()
 }
 
-/// A region that grew where it is, shrank, moved to other bounds, or has other pages now, has what was found before and is not sent yet.
 #[test]
-fn what_is_not_sent_outlives_a_change_of_the_regions() {
+fn harvest_after_region_change_keeps_unsent_pages() {
     let old = memory(&[(0, 4, 1), (4, 4, 1)]);
     for page in [1u64, 3, 4, 7] {
         old.write_obj(1u8, GuestAddress(page * 0x1000)).unwrap();
@@ -171,28 +168,27 @@ fn what_is_not_sent_outlives_a_change_of_the_regions() {
         runs(&dirty)
     };
     let all = [(0x1000, 0x1000), (0x3000, 0x2000), (0x7000, 0x1000)];
-    assert_eq!(after(&[(0, 9, 1)]), all, "both in one, which is longer");
+    assert_eq!(after(&[(0, 9, 1)]), all, "both merged into a longer region");
     assert_eq!(
         after(&[(0, 4, 2), (4, 4, 1)]),
         [(0, 0x4000), (0x4000, 0x1000), (0x7000, 0x1000)],
-        "other pages"
+        "another page size"
     );
     assert_eq!(
         after(&[(0, 3, 1), (3, 4, 1)]),
         [(0x1000, 0x1000), (0x3000, 0x2000)],
-        "other bounds, and a page that is gone"
+        "other bounds, and one address removed"
     );
     assert_eq!(
         after(&[(6, 9, 1)]),
         [(0x7000, 0x1000)],
-        "one that begins within a former one"
+        "a region that begins inside a former one"
     );
-    assert_eq!(after(&[(20, 1, 1)]), [], "none of them");
+    assert_eq!(after(&[(20, 1, 1)]), [], "no common addresses");
 }
 
-/// Of a run whose start is gone, or a piece of its middle, the rest is put back.
 #[test]
-fn what_is_left_of_a_run_is_put_back() {
+fn put_back_after_region_change_marks_remaining_parts_of_runs() {
     let old = memory(&[(0, 200, 1)]);
     old.write_slice(&[1; 0x8000], GuestAddress(0)).unwrap();
     old.write_obj(1u8, GuestAddress(0xc7000)).unwrap();
@@ -213,9 +209,8 @@ fn what_is_left_of_a_run_is_put_back() {
     );
 }
 
-/// Two regions share a bitmap, and one of its pages, of which each has a part.
 #[test]
-fn a_page_over_the_edge_of_a_region_stays_marked_for_the_other_one() {
+fn harvest_of_page_shared_by_regions_keeps_mark_for_the_other() {
     let bitmap = Arc::new(AtomicBitmap::new(
         0x8000,
         NonZeroUsize::new(0x2000).unwrap(),
@@ -240,23 +235,22 @@ fn a_page_over_the_edge_of_a_region_stays_marked_for_the_other_one() {
             .any(|(start, len)| (start.0..start.0 + len as u64).contains(&at));
         assert!(has, "{at:#x}: {dirty:?}");
     }
-    // The other way round: the region behind is harvested first.
+    // The second region is harvested first.
     memory.write_obj(1u8, GuestAddress(0x2800)).unwrap();
-    let behind = memory.find_region(GuestAddress(0x3000)).unwrap();
+    let second = memory.find_region(GuestAddress(0x3000)).unwrap();
     let mut pages = DirtyPages::new(0x2000, NonZeroUsize::new(0x2000).unwrap());
-    behind.bitmap().harvest_into(&mut pages);
+    second.bitmap().harvest_into(&mut pages);
     let mut dirty = DirtyMemory::new();
     dirty.harvest(&memory);
     assert_eq!(runs(&dirty)[0], (0x2000, 0x1000));
-    // A page that one region has as a whole gets clean, and the one at the end of the bitmap, too.
+    // A page that lies in one region is clean after the harvest; so is the last page of the bitmap.
     let mut dirty = DirtyMemory::new();
     dirty.harvest(&memory);
     assert!(!bitmap.dirty_at(0) && !bitmap.dirty_at(0x6000));
 }
 
-/// Tracking is off, and on again: what was put back in between is marked.
 #[test]
-fn what_is_put_back_while_tracking_is_off_is_kept() {
+fn put_back_while_tracking_is_off_marks() {
     let memory = memory(&[(0, 4, 1)]);
     memory.write_obj(1u8, GuestAddress(0x1000)).unwrap();
     let mut dirty = DirtyMemory::new();
@@ -269,9 +263,8 @@ fn what_is_put_back_while_tracking_is_off_is_kept() {
     assert_eq!(runs(&dirty), [(0x1000, 0x1000)]);
 }
 
-/// A log that comes before the first harvest is in there, and one that is older than a change of the regions.
 #[test]
-fn a_log_that_comes_first_is_kept() {
+fn add_log_before_harvest_is_kept_across_region_change() {
     let page_size = NonZeroUsize::new(PAGE).unwrap();
     let log = |words| LogWords {
         start: GuestAddress(0),
@@ -298,9 +291,8 @@ fn a_log_that_comes_first_is_kept() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Marking from a log is harvesting with it, at any granularity of either, whether tracking is on or off.
     #[test]
-    fn marking_from_a_log_is_harvesting_with_it(
+    fn mark_from_log_equals_harvest_with_log(
         start in 0u64..100,
         first in 1usize..150,
         gap in 0u64..70,

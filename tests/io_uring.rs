@@ -1,4 +1,4 @@
-//! An `IoBuffer` in real io_uring: submitted, moved to another thread, completed there.
+//! An `IoBuffer` in io_uring: submitted, moved to another thread, and completed there.
 #![cfg(all(
     target_os = "linux",
     feature = "rawfd",
@@ -27,7 +27,7 @@ fn ring(test: &str) -> Option<IoUring> {
     match IoUring::new(8) {
         Ok(ring) => Some(ring),
         Err(error) => {
-            skipped(test, format!("no io_uring: {error}"));
+            skipped(test, format!("io_uring is not available: {error}"));
             None
         }
     }
@@ -42,8 +42,8 @@ fn dirty(memory: &Memory) -> Vec<u64> {
 }
 
 #[test]
-fn reads_and_writes_complete_on_another_thread_and_mark_what_was_written() {
-    let test = "reads_and_writes_complete_on_another_thread_and_mark_what_was_written";
+fn io_buffer_completed_on_another_thread_marks_bytes_read() {
+    let test = "io_buffer_completed_on_another_thread_marks_bytes_read";
     let Some(mut ring) = ring(test) else { return };
     let ranges: Vec<_> = (0..8).map(|i| (GuestAddress(i * 0x1000), PAGE)).collect();
     let memory = Arc::new(Memory::from_ranges(&ranges).unwrap());
@@ -52,16 +52,17 @@ fn reads_and_writes_complete_on_another_thread_and_mark_what_was_written() {
         .collect();
     let mut file = temp_file(&bytes);
 
-    // All of guest memory, of which the file fills five regions and a bit.
+    // The file fills five of the eight regions, and a part of the sixth.
     let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
     buffer.push(GuestAddress(0), 8 * PAGE).unwrap();
     let vectors = buffer.vectors_on_heap();
     let read = opcode::Readv::new(types::Fd(file.as_raw_fd()), vectors.as_ptr().cast(), 8)
         .build()
         .user_data(1);
-    // SAFETY: the vectors and their memory stay where they are until the operation is over: `buffer` lives until then.
+    // SAFETY: the vectors and their memory stay in place until the operation is over, because `buffer`
+    // lives until then.
     unsafe { ring.submission().push(&read) }.unwrap();
-    // From here on nothing but the buffer keeps the memory.
+    // From here on, only the buffer keeps the memory alive.
     let weak = Arc::downgrade(&memory);
     drop(memory);
     let memory = std::thread::spawn(move || {
@@ -71,7 +72,7 @@ fn reads_and_writes_complete_on_another_thread_and_mark_what_was_written() {
         let count = usize::try_from(entry.result()).unwrap();
         assert_eq!(count, 5 * PAGE + 100);
         let memory = weak.upgrade().unwrap();
-        assert_eq!(dirty(&memory), [0u64; 0], "marked before it was complete");
+        assert_eq!(dirty(&memory), [0u64; 0], "marked before completion");
         assert_eq!(buffer.complete(count), count);
         memory
     })
@@ -82,7 +83,7 @@ fn reads_and_writes_complete_on_another_thread_and_mark_what_was_written() {
     memory.read_slice(&mut seen, GuestAddress(0)).unwrap();
     assert_eq!(seen, bytes);
 
-    // And back, from the middle.
+    // Write to the file, from the middle of a region.
     let Some(mut ring) = self::ring(test) else {
         return;
     };
@@ -91,7 +92,8 @@ fn reads_and_writes_complete_on_another_thread_and_mark_what_was_written() {
     let vectors = buffer.vectors_on_heap();
     let write =
         opcode::Writev::new(types::Fd(file.as_raw_fd()), vectors.as_ptr().cast(), 3).build();
-    // SAFETY: as above.
+    // SAFETY: the vectors and their memory stay in place until the operation is over, because `buffer`
+    // lives until then.
     unsafe { ring.submission().push(&write) }.unwrap();
     ring.submit_and_wait(1).unwrap();
     let count = ring.completion().next().unwrap().result();

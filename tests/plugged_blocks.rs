@@ -1,4 +1,4 @@
-//! A region whose blocks come and go: what is unplugged is a hole to every access, and nothing is paid for it elsewhere.
+//! Regions with plugged blocks: unplugged blocks are holes to every access.
 #![cfg(all(feature = "backend-mmap", feature = "backend-bitmap", unix))]
 
 use std::fs::File;
@@ -16,7 +16,7 @@ use vm_memory::{
 const BLOCK: usize = 0x4000;
 const START: u64 = 0x10_0000;
 
-/// Four blocks behind a page of ordinary memory, of which the last two pages of the hole between are none.
+/// One page of ordinary memory, followed by a region of four blocks.
 fn memory() -> (GuestMemoryMmap<AtomicBitmap>, Arc<PluggedBlocks>) {
     let blocks =
         Arc::new(PluggedBlocks::new(4 * BLOCK, NonZeroUsize::new(BLOCK).unwrap()).unwrap());
@@ -42,7 +42,7 @@ fn reachable(memory: &GuestMemoryMmap<AtomicBitmap>, addr: u64, count: usize) ->
 }
 
 #[test]
-fn what_is_unplugged_is_a_hole_to_every_access() {
+fn access_to_unplugged_block_fails_like_a_hole() {
     let (memory, blocks) = memory();
     let block = |n: u64| START + n * BLOCK as u64;
     blocks.plug(0, BLOCK).unwrap();
@@ -51,7 +51,7 @@ fn what_is_unplugged_is_a_hole_to_every_access() {
     assert!(reachable(&memory, START - 8, 8 + BLOCK) && reachable(&memory, block(2), 2 * BLOCK));
     assert!(!reachable(&memory, START - 8, 9 + BLOCK) && !reachable(&memory, block(2) - 1, 1));
 
-    // Up to the hole, and then the error of the hole.
+    // Accesses stop at the hole.
     let mut bytes = vec![7; BLOCK + 16];
     assert_eq!(
         memory.write(&bytes, GuestAddress(START - 8)).unwrap(),
@@ -85,7 +85,7 @@ fn what_is_unplugged_is_a_hole_to_every_access() {
 }
 
 #[test]
-fn a_region_by_itself_stops_where_its_blocks_do() {
+fn region_access_ends_at_unplugged_block() {
     let (memory, blocks) = memory();
     let region = memory.find_region(GuestAddress(START)).unwrap();
     let at = |offset: usize| MemoryRegionAddress(offset as u64);
@@ -110,9 +110,7 @@ fn a_region_by_itself_stops_where_its_blocks_do() {
             completed: 1
         }
     ));
-    // Its marks are where its bytes are.
     assert!(region.bitmap().dirty_at(2 * BLOCK - 1) && !region.bitmap().dirty_at(0));
-    // Outside is outside, plugged or not.
     for (offset, count) in [(4 * BLOCK, 1), (usize::MAX, 1), (3 * BLOCK, usize::MAX)] {
         assert!(matches!(
             region.get_slice(at(offset), count).unwrap_err(),
@@ -124,9 +122,8 @@ fn a_region_by_itself_stops_where_its_blocks_do() {
     assert_eq!(region.as_volatile_slice().unwrap().len(), 4 * BLOCK);
 }
 
-/// Whoever learns that a block is gone does not reach it any more.
 #[test]
-fn no_access_that_begins_after_unplugging_reaches_the_block() {
+fn access_that_begins_after_unplug_fails() {
     let (memory, blocks) = memory();
     let gone = AtomicBool::new(false);
     for _ in 0..2_000 {
@@ -135,7 +132,7 @@ fn no_access_that_begins_after_unplugging_reaches_the_block() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !gone.load(Ordering::Acquire) {
-                    // Either is right as long as nobody has said that it is gone.
+                    // Both results are correct until `gone` is set.
                     let _ = memory.write_obj(1u64, GuestAddress(START + BLOCK as u64));
                 }
                 assert!(memory
@@ -158,7 +155,7 @@ impl Drop for Kept {
 }
 
 #[test]
-fn an_owner_is_kept_as_long_as_its_region_and_handed_out_by_type() {
+fn owner_lives_as_long_as_region_and_is_found_by_type() {
     let dropped = Arc::new(AtomicBool::new(false));
     let region = MmapRegionBuilder::<()>::new(0x1000)
         .with_owner(Arc::new(Kept(Arc::clone(&dropped))))
@@ -174,9 +171,8 @@ fn an_owner_is_kept_as_long_as_its_region_and_handed_out_by_type() {
     assert!(dropped.load(Ordering::Relaxed));
 }
 
-/// A device that asks for all of a region does not panic because the guest has unplugged a block.
 #[test]
-fn all_of_a_region_is_nothing_while_a_block_is_missing() {
+fn as_volatile_slice_with_unplugged_block_is_empty() {
     let (memory, blocks) = memory();
     let region = memory.find_region(GuestAddress(START)).unwrap();
     blocks.plug(0, 4 * BLOCK).unwrap();

@@ -14,7 +14,7 @@ type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 const PAGE: usize = 0x1000;
 
-/// So many regions of a page each, one behind the other.
+/// `count` adjacent regions of one page each.
 fn regions(count: u64) -> Memory {
     let ranges: Vec<_> = (0..count)
         .map(|i| (GuestAddress(i * 0x1000), PAGE))
@@ -26,7 +26,7 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 7 + i / 256) as u8).collect()
 }
 
-/// The addresses of the pages that are dirty.
+/// The addresses of the dirty regions, which become clean.
 fn dirty(memory: &Memory) -> Vec<u64> {
     memory
         .iter()
@@ -36,11 +36,11 @@ fn dirty(memory: &Memory) -> Vec<u64> {
 }
 
 #[test]
-fn a_range_over_eight_regions_is_one_call_each_way() {
+fn transfer_over_eight_regions_is_one_system_call() {
     let memory = regions(8);
     let bytes = pattern(8 * PAGE);
     let file = temp_file(&bytes);
-    // Not the exact form: one call is all there is.
+    // The functions without `exact` make one system call.
     let count = 8 * PAGE - 10;
     assert_eq!(
         read_from_at(&memory, GuestAddress(5), count, &file, 5).unwrap(),
@@ -69,7 +69,7 @@ fn a_range_over_eight_regions_is_one_call_each_way() {
 }
 
 #[test]
-fn only_what_was_read_is_marked() {
+fn read_marks_only_bytes_read() {
     let memory = regions(4);
     let file = temp_file(&[9; PAGE + 1]);
     assert_eq!(
@@ -82,7 +82,7 @@ fn only_what_was_read_is_marked() {
 }
 
 #[test]
-fn partial_transfers_go_on_where_they_stopped() {
+fn exact_transfer_continues_after_partial_call() {
     let memory = regions(8);
     let bytes = pattern(8 * PAGE);
     let (near, far) = UnixStream::pair().unwrap();
@@ -108,7 +108,7 @@ fn partial_transfers_go_on_where_they_stopped() {
 }
 
 #[test]
-fn more_pieces_than_the_kernel_takes_are_several_calls() {
+fn exact_transfer_of_more_than_1024_segments_makes_several_calls() {
     let memory = regions(1500);
     let bytes = pattern(1500 * PAGE);
     let file = temp_file(&bytes);
@@ -126,7 +126,7 @@ fn more_pieces_than_the_kernel_takes_are_several_calls() {
 }
 
 #[test]
-fn errors_say_what_had_been_done() {
+fn error_after_partial_transfer_has_the_number_of_bytes() {
     let memory = regions(2);
     let file = temp_file(&[3; 100]);
     // The file ends.
@@ -159,17 +159,16 @@ fn errors_say_what_had_been_done() {
         write_to(&memory, GuestAddress(0x2000), 1, &target).unwrap_err(),
         Error::InvalidGuestAddress(GuestAddress(0x2000))
     ));
-    // No file has such an offset, and the next one.
+    // Offsets that are larger than any file.
     for offset in [u64::MAX, i64::MAX as u64 + 1] {
         let error = read_from_at(&memory, GuestAddress(0), 1, &file, offset).unwrap_err();
         assert!(matches!(error, Error::IOError(e) if e.raw_os_error() == Some(libc::EINVAL)));
     }
-    // Nothing is a size too.
     write_all_to(&memory, GuestAddress(0), 0, &target).unwrap();
 }
 
 #[test]
-fn errors_of_the_descriptor_mark_what_a_device_may_have_written() {
+fn read_error_other_than_would_block_marks_whole_range() {
     let memory = regions(3);
     let (near, _far) = UnixStream::pair().unwrap();
     near.set_nonblocking(true).unwrap();
@@ -183,7 +182,7 @@ fn errors_of_the_descriptor_mark_what_a_device_may_have_written() {
 }
 
 #[test]
-fn a_page_that_is_gone_ends_the_call_before_it() {
+fn transfer_ends_before_page_of_truncated_file() {
     let file = temp_file(&[1; 4 * PAGE]);
     let backing = crate::FileOffset::new(file.try_clone().unwrap(), 0);
     let ranges = [(GuestAddress(0), 4 * PAGE, Some(backing))];
@@ -203,7 +202,7 @@ fn a_page_that_is_gone_ends_the_call_before_it() {
 }
 
 #[test]
-fn vectors_name_the_range_and_nothing_else() {
+fn io_vectors_cover_exactly_the_range() {
     let memory = regions(3);
     let range = io_vectors(&memory, GuestAddress(0xff0), 0x1020, Permissions::Write).unwrap();
     assert_eq!(range.len(), 0x1020);
@@ -233,7 +232,7 @@ fn vectors_name_the_range_and_nothing_else() {
 }
 
 #[test]
-fn a_buffer_keeps_its_memory_and_marks_when_told() {
+fn io_buffer_keeps_memory_and_marks_on_complete() {
     let memory = Arc::new(regions(4));
     let weak = Arc::downgrade(&memory);
     let mut buffer = IoBuffer::new(memory, Permissions::Write);
@@ -256,7 +255,7 @@ fn a_buffer_keeps_its_memory_and_marks_when_told() {
 }
 
 #[test]
-fn vectors_on_the_heap_stay_where_they_are() {
+fn vectors_on_heap_keep_address_when_buffer_is_moved() {
     let mut buffer = IoBuffer::new(Arc::new(regions(2)), Permissions::Read);
     buffer.push(GuestAddress(0), 0x2000).unwrap();
     let before = buffer.vectors_on_heap().as_ptr();
@@ -267,7 +266,7 @@ fn vectors_on_the_heap_stay_where_they_are() {
 
 #[cfg(feature = "iommu")]
 #[test]
-fn behind_the_lock_of_an_iommu_there_are_vectors_and_no_buffer() {
+fn io_buffer_push_behind_rwlock_iotlb_returns_unsupported() {
     use crate::{IommuMemory, Iotlb};
     use std::sync::RwLock;
     let mut iotlb = Iotlb::new();
@@ -302,7 +301,7 @@ fn behind_the_lock_of_an_iommu_there_are_vectors_and_no_buffer() {
     {
         let vectors = io_vectors(&memory, GuestAddress(0), 3 * PAGE, Permissions::Read).unwrap();
         assert_eq!(vectors.vectors().len(), 3);
-        // What the range was translated through is held.
+        // The vectors keep the translation in use.
         assert!(memory.iommu().try_write().is_err());
     }
     assert!(memory.iommu().try_write().is_ok());
@@ -311,14 +310,13 @@ fn behind_the_lock_of_an_iommu_there_are_vectors_and_no_buffer() {
     assert!(matches!(error, Error::IOError(e) if e.kind() == ErrorKind::Unsupported));
 }
 
-/// What is done to a buffer.
 #[derive(Clone, Debug)]
 enum Step {
     Push(u64, usize),
     Split(usize),
     Truncate(usize),
-    Put(usize, Vec<u8>),
-    Look(usize, usize),
+    CopyFrom(usize, Vec<u8>),
+    CopyTo(usize, usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -329,19 +327,18 @@ fn step() -> impl Strategy<Value = Step> {
         near().prop_map(Step::Split),
         near().prop_map(Step::Truncate),
         (near(), prop::collection::vec(any::<u8>(), 0..200))
-            .prop_map(|(o, bytes)| Step::Put(o, bytes)),
-        (near(), 0usize..300).prop_map(|(o, n)| Step::Look(o, n)),
+            .prop_map(|(o, bytes)| Step::CopyFrom(o, bytes)),
+        (near(), 0usize..300).prop_map(|(o, n)| Step::CopyTo(o, n)),
     ]
 }
 
 proptest! {
-    /// A buffer is a list of guest addresses, one for each byte.
     #[test]
-    fn buffers_agree_with_lists_of_addresses(steps in prop::collection::vec(step(), 1..30), written in 0usize..800) {
+    fn io_buffer_agrees_with_list_of_addresses(steps in prop::collection::vec(step(), 1..30), written in 0usize..800) {
         // Three regions, with a hole before the last one.
         let bases = [(0u64, 0x100u64), (0x100, 0x100), (0x240, 0x80)];
         let ranges: Vec<_> = bases.iter().map(|(base, len)| (GuestAddress(*base), *len as usize)).collect();
-        // A page of the bitmap is one of the host, and so is every region: marks are looked at region by region.
+        // Each region is smaller than a page of its bitmap, so marks are compared region by region.
         let memory = Arc::new(Memory::from_ranges(&ranges).unwrap());
         let there = |address: u64| bases.iter().any(|(base, len)| (*base..base + len).contains(&address));
         let mut bytes = vec![0u8; 0x300];
@@ -370,14 +367,14 @@ proptest! {
                     buffer.truncate(len);
                     model.truncate(len);
                 }
-                Step::Put(offset, put) => {
+                Step::CopyFrom(offset, put) => {
                     let fits = model.len().saturating_sub(offset).min(put.len());
                     prop_assert_eq!(buffer.copy_from(offset, &put).unwrap(), fits);
                     for (index, byte) in put[..fits].iter().enumerate() {
                         bytes[model[offset + index] as usize] = *byte;
                     }
                 }
-                Step::Look(offset, count) => {
+                Step::CopyTo(offset, count) => {
                     let fits = model.len().saturating_sub(offset).min(count);
                     let mut seen = vec![0xaa; count];
                     prop_assert_eq!(buffer.copy_to(offset, &mut seen).unwrap(), fits);
@@ -411,10 +408,9 @@ proptest! {
     }
 }
 
-/// An operation that is under way keeps the invalidation of its pages from being acknowledged.
 #[cfg(feature = "iommu")]
 #[test]
-fn b9_a_buffer_behind_a_shared_iotlb_is_waited_for() {
+fn b9_invalidation_waits_for_io_buffer_behind_shared_iotlb() {
     use crate::iommu::SharedIotlb;
     use crate::IommuMemory;
     let iotlb = SharedIotlb::new();
@@ -442,7 +438,7 @@ fn b9_a_buffer_behind_a_shared_iotlb_is_waited_for() {
         buffer.complete(PAGE + 8);
     });
     worker.join().unwrap();
-    assert!(!gone.is_done(), "the other part is still under way");
+    assert!(!gone.is_done(), "the other part is still in use");
     drop(rest);
     assert!(gone.is_done());
     assert_eq!(

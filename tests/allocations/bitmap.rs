@@ -1,17 +1,17 @@
-//! What a bitmap for 1 TiB takes of the heap.
+//! Heap memory of a bitmap for 1 TiB.
 
 use std::num::NonZeroUsize;
 
 use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyPages};
 
-/// The bytes that are out after `make` made something, beyond those that were before.
+/// The number of bytes that `make` allocates and does not free.
 fn taken_by<T>(make: impl FnOnce() -> T) -> (isize, T) {
     let (taken, made) = crate::counting_allocator::taken_by(make);
     (taken.bytes, made)
 }
 
 #[test]
-fn a_bitmap_of_a_tebibyte_takes_32_mebibytes_and_a_hundredth() {
+fn atomic_bitmap_of_1_tib_takes_32_mib_and_at_most_1_percent_more() {
     const PAGES: usize = 1 << 28;
     let page_size = NonZeroUsize::new(4096).unwrap();
     let most = (32 << 20) + (32 << 20) / 100;
@@ -24,7 +24,7 @@ fn a_bitmap_of_a_tebibyte_takes_32_mebibytes_and_a_hundredth() {
     let (bytes, mut dirty) = taken_by(|| DirtyPages::new(PAGES * 4096, page_size));
     assert!(within.contains(&bytes), "{bytes} bytes");
 
-    // Marking and harvesting take nothing.
+    // Marking and harvesting allocate nothing.
     let (bytes, ()) = taken_by(|| {
         bitmap.mark_dirty(12345 * 4096, 1 << 30);
         bitmap.harvest_into(&mut dirty);

@@ -1,27 +1,27 @@
-//! The system's allocator, and a count of what each thread takes from it. For programs whose tests are about that.
+//! The system's allocator, with a count of the allocations of each thread.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 thread_local! {
-    // Constants without destructors: reaching them allocates nothing.
+    // `const` and without destructors, so that an access allocates nothing.
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
     static BYTES: Cell<isize> = const { Cell::new(0) };
 }
 
-/// To be a program's `#[global_allocator]`.
+/// The `#[global_allocator]` of this program.
 pub(crate) struct Counting;
 
-/// What this thread has taken so far.
+/// The allocations of this thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
-    /// How often.
+    /// The number of allocations.
     pub(crate) allocations: usize,
-    /// Bytes that were not given back. What another thread gives back is less here.
+    /// Bytes allocated minus bytes freed by this thread.
     pub(crate) bytes: isize,
 }
 
-/// What this thread takes while something is done, and what comes of it.
+/// Runs `of`, and returns the allocations of this thread during it, and its result.
 pub(crate) fn taken_by<T>(of: impl FnOnce() -> T) -> (Taken, T) {
     let (allocations, bytes) = (ALLOCATIONS.get(), BYTES.get());
     let outcome = of();
@@ -32,7 +32,7 @@ pub(crate) fn taken_by<T>(of: impl FnOnce() -> T) -> (Taken, T) {
     (taken, outcome)
 }
 
-/// How many bytes this thread has out.
+/// Bytes allocated minus bytes freed by this thread so far.
 pub(crate) fn bytes_out() -> isize {
     BYTES.get()
 }
@@ -44,24 +44,27 @@ impl Counting {
     }
 }
 
-// SAFETY: every method hands its arguments to the system's allocator unchanged and returns what that answers, so it keeps the contract as that does; counting
-// allocates nothing.
+// SAFETY: every method passes its arguments to `System` unchanged and returns its result, so it keeps the
+// contract of `GlobalAlloc` as `System` does. Counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         Self::count(layout);
-        // SAFETY: the caller of this keeps the contract of `alloc`, with the same layout.
+        // SAFETY: the contract of this method is that `layout` has a size that is not 0, which is also the
+        // contract of `System.alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         Self::count(layout);
-        // SAFETY: the caller of this keeps the contract of `alloc_zeroed`, with the same layout.
+        // SAFETY: the contract of this method is that `layout` has a size that is not 0, which is also the
+        // contract of `System.alloc_zeroed`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         BYTES.set(BYTES.get() - layout.size() as isize);
-        // SAFETY: `block` came from `System` by one of the methods above, with this layout: the caller keeps the contract of `dealloc`.
+        // SAFETY: the contract of this method is that `block` was allocated here with this layout. All
+        // blocks allocated here come from `System`.
         unsafe { System.dealloc(block, layout) }
     }
 }

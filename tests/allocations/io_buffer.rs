@@ -1,4 +1,4 @@
-//! What an `IoBuffer` takes from the allocator: nothing for a chain of up to eight pieces.
+//! Allocations of an `IoBuffer`: none for up to eight segments.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::counting_allocator::taken_by;
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
 
-/// Sixteen regions of a page, adjacent.
+/// Sixteen adjacent regions of one page each.
 fn memory() -> Arc<Memory> {
     let ranges: Vec<_> = (0..16)
         .map(|n| (GuestAddress(n * 0x1000), 0x1000))
@@ -20,11 +20,11 @@ fn memory() -> Arc<Memory> {
 }
 
 #[test]
-fn chains_of_eight_pieces_take_nothing() {
+fn io_buffer_of_eight_segments_allocates_nothing() {
     let memory = memory();
     let (taken, ()) = taken_by(|| {
         let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
-        // Descriptors as a driver makes them: some lie in one region, one in three.
+        // Some descriptors lie in one region, one in three.
         buffer.push(GuestAddress(0x10), 0x20).unwrap();
         buffer.push(GuestAddress(0x2ff0), 0x1020).unwrap();
         for n in 8..12 {
@@ -39,7 +39,7 @@ fn chains_of_eight_pieces_take_nothing() {
     });
     assert_eq!((taken.allocations, taken.bytes), (0, 0));
 
-    // A ninth does.
+    // A ninth segment allocates.
     let (taken, buffer) = taken_by(|| {
         let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Read);
         buffer.push(GuestAddress(0), 9 * 0x1000).unwrap();
@@ -50,7 +50,7 @@ fn chains_of_eight_pieces_take_nothing() {
 }
 
 #[test]
-fn a_read_over_eight_regions_takes_nothing() {
+fn read_from_at_over_eight_regions_allocates_nothing() {
     let (memory, zeroes) = (memory(), File::open("/dev/zero").unwrap());
     let (taken, moved) = taken_by(|| {
         vectored::read_from_at(&*memory, GuestAddress(0), 8 * 0x1000, &zeroes, 0).unwrap()

@@ -1,4 +1,4 @@
-//! What an IOTLB takes from the allocator.
+//! Allocations of an IOTLB.
 
 use std::collections::VecDeque;
 
@@ -9,13 +9,13 @@ use crate::counting_allocator::{bytes_out, taken_by};
 
 const PAGE: u64 = 0x1000;
 
-/// How many allocations something makes, and what comes of it.
+/// Runs `of`, and returns the number of its allocations, and its result.
 fn allocations<T>(of: impl FnOnce() -> T) -> (usize, T) {
     let (taken, outcome) = taken_by(of);
     (taken.allocations, outcome)
 }
 
-/// Every other page, to places that do not continue each other.
+/// Mappings of every other page, to addresses that are not adjacent.
 fn pages(count: u64) -> impl Iterator<Item = (GuestAddress, GuestAddress)> {
     (0..count).map(|number| {
         (
@@ -36,9 +36,9 @@ fn fragmented(count: u64) -> Iotlb {
 }
 
 #[test]
-fn a_hit_allocates_nothing_and_a_miss_what_its_answer_has() {
+fn lookup_hit_allocates_nothing_and_miss_allocates_its_error() {
     let mut iotlb = fragmented(1000);
-    // Sixteen that are neighbours.
+    // Sixteen adjacent mappings.
     for number in 0..16 {
         let iova = GuestAddress((1 << 32) + number * PAGE);
         iotlb
@@ -55,7 +55,7 @@ fn a_hit_allocates_nothing_and_a_miss_what_its_answer_has() {
     shared
         .set_mapping(iova, to, 0x1000, Permissions::Read)
         .unwrap();
-    // The first look of a thread makes its place in arc-swap.
+    // The first access of a thread makes arc-swap allocate its slots.
     drop(shared.snapshot());
 
     let hit = |iova, length| {
@@ -71,7 +71,7 @@ fn a_hit_allocates_nothing_and_a_miss_what_its_answer_has() {
     assert_eq!(allocations(hit), (0, Ok(1)));
 
     for (iova, length, access) in [
-        // A hole, one with a mapping before it and one behind it, behind all of them, and one that does not permit it.
+        // A hole, ranges that begin or end in one, past all mappings, and a mapping without permission.
         (0x1f_5000, 8, Permissions::Read),
         (0x1f_4800, 0x1000, Permissions::Read),
         (0x1f_5800, 0x1000, Permissions::Read),
@@ -87,9 +87,9 @@ fn a_hit_allocates_nothing_and_a_miss_what_its_answer_has() {
     }
 }
 
-/// Bytes a mapping, as the documentation of `SharedIotlb` has them.
+/// The documentation of `SharedIotlb` states these bytes per mapping.
 #[test]
-fn a_mapping_takes_32_to_90_bytes_whichever_ones_go() {
+fn iotlb_takes_32_to_90_bytes_per_mapping_after_any_removal() {
     let each = |before: isize, iotlb: &Iotlb| (bytes_out() - before) as usize / iotlb.entries();
     let before = bytes_out();
     let full = fragmented(100_000);
@@ -100,7 +100,8 @@ fn a_mapping_takes_32_to_90_bytes_whichever_ones_go() {
     );
     drop(full);
 
-    // Of each leaf of 128, all go but so many of every other, and so many of the ones in between: none of them can go together with its neighbour.
+    // Of every other leaf of 128 mappings the first `some` stay, and of the leaves between the first
+    // `others`: no two adjacent leaves fit into one.
     for (some, others) in [(64, 1), (96, 1), (96, 32), (48, 49), (33, 64), (128, 1)] {
         let before = bytes_out();
         let mut iotlb = fragmented(100_000);
@@ -115,9 +116,8 @@ fn a_mapping_takes_32_to_90_bytes_whichever_ones_go() {
     }
 }
 
-/// A snapshot that is kept takes the memory of what has changed, and not of all.
 #[test]
-fn a_snapshot_that_is_kept_takes_what_has_changed() {
+fn kept_iotlb_snapshot_takes_memory_of_changes_only() {
     let shared = SharedIotlb::new();
     for (iova, to) in pages(10_000) {
         shared
@@ -137,9 +137,9 @@ fn a_snapshot_that_is_kept_takes_what_has_changed() {
         }
     }
     let each = (bytes_out() - before) / 32;
-    // A leaf of 4 KiB, and 48 bytes for each of 79 leaves. A table of its own would take 320 KB.
+    // One leaf of 4 KiB, and 48 bytes for each of 79 leaves. A whole table would take 320 KB.
     assert!((4096..12_000).contains(&each), "{each} bytes each");
-    // And gives them back, at the next change.
+    // They are freed at the next change.
     kept.clear();
     shared.invalidate_mapping(GuestAddress(0), 0x1000).readers();
     let rest = bytes_out() - before;

@@ -1,4 +1,4 @@
-//! What structures of this crate take from the allocator. A program of its own, with an allocator that counts what each thread takes.
+//! Allocations of the crate's structures. A program of its own, with an allocator that counts per thread.
 #![cfg(all(
     unix,
     feature = "rawfd",

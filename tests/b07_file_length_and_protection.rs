@@ -1,4 +1,4 @@
-//! B7: files that end before their mapping does, and mappings that may not be read or written.
+//! B7: files that are shorter than their mapping, and mappings without read or write permission.
 #![cfg(all(unix, feature = "backend-mmap"))]
 
 use std::fs::File;
@@ -14,12 +14,13 @@ use vm_memory::{
 };
 use Permissions::{No, Read, ReadWrite, Write};
 
-/// The place `start` bytes into a new file of `len` bytes.
+/// The offset `start` in a new file of `len` bytes.
 fn place(len: usize, start: usize) -> FileOffset {
     FileOffset::new(temp_file_of_len(len as u64), start as u64)
 }
 
-/// Whether every way to map `size` bytes there answers the same: `true` if it is mapped, `false` if the file ends too early.
+/// Maps `size` bytes there by every constructor, which must agree: `true` if it is mapped, `false` if the
+/// file is too short.
 fn can_map(place: &FileOffset, size: usize) -> bool {
     let both = libc::PROT_READ | libc::PROT_WRITE;
     let of_ranges = |error| match error {
@@ -27,7 +28,7 @@ fn can_map(place: &FileOffset, size: usize) -> bool {
         other => panic!("{other}"),
     };
     let ranges = [(GuestAddress(0), size, Some(place.clone()))];
-    let answers = [
+    let results = [
         MmapRegion::<()>::from_file(place.clone(), size).map(|_| ()),
         MmapRegion::<()>::build(Some(place.clone()), size, both, libc::MAP_SHARED).map(|_| ()),
         MmapRegion::<()>::build(
@@ -48,20 +49,20 @@ fn can_map(place: &FileOffset, size: usize) -> bool {
             .map(|_| ())
             .map_err(of_ranges),
     ];
-    let mapped = answers.iter().filter(|a| a.is_ok()).count();
-    let past_end = answers
+    let mapped = results.iter().filter(|a| a.is_ok()).count();
+    let past_end = results
         .iter()
         .filter(|a| matches!(a, Err(MmapRegionError::MappingPastEof)))
         .count();
     assert!(
-        mapped == answers.len() || past_end == answers.len(),
-        "{answers:?}"
+        mapped == results.len() || past_end == results.len(),
+        "{results:?}"
     );
     mapped != 0
 }
 
 #[test]
-fn b7_a_file_that_lacks_whole_pages_is_refused() {
+fn b7_mapping_past_last_page_of_file_is_refused() {
     let page = page_size();
     assert!(!can_map(&place(0, 0), 1));
     assert!(!can_map(&place(page, 0), page + 1));
@@ -75,7 +76,7 @@ fn b7_a_file_that_lacks_whole_pages_is_refused() {
 }
 
 #[test]
-fn b7_a_file_that_ends_inside_the_last_page_is_not_refused() {
+fn b7_mapping_of_file_that_ends_inside_last_page_succeeds() {
     let page = page_size();
     assert!(can_map(&place(page + 1, 0), 2 * page));
     assert!(can_map(&place(1, 0), page));
@@ -90,7 +91,7 @@ fn b7_a_file_that_ends_inside_the_last_page_is_not_refused() {
 }
 
 #[test]
-fn b7_what_is_no_regular_file_has_no_end() {
+fn b7_mapping_of_device_has_no_length_check() {
     let zero = FileOffset::new(
         File::options()
             .read(true)
@@ -121,14 +122,14 @@ fn memory(prot: i32) -> GuestMemoryMmap {
     GuestMemoryMmap::from_regions(vec![region(0, both), region(page_size(), prot)]).unwrap()
 }
 
-fn refused<T: std::fmt::Debug>(answer: Result<T, GuestMemoryError>) {
+fn refused<T: std::fmt::Debug>(result: Result<T, GuestMemoryError>) {
     assert!(
-        matches!(answer, Err(GuestMemoryError::HostAddressNotAvailable)),
-        "{answer:?}"
+        matches!(result, Err(GuestMemoryError::HostAddressNotAvailable)),
+        "{result:?}"
     );
 }
 
-/// `check_range` and `get_slices` say what `granted` says, in the region and across its start.
+/// `check_range` and `get_slices` permit the accesses in `granted`, inside the region and across its start.
 fn ranges_agree(memory: &impl GuestMemory, granted: Permissions) {
     let (inside, across) = (
         GuestAddress(page_size() as u64 + 8),
@@ -172,7 +173,7 @@ fn writes_fail(memory: &impl GuestMemory) {
     refused(memory.store(1u64, inside, Ordering::SeqCst));
     refused(memory.read_volatile_from(inside, &mut [1u8; 4].as_slice(), 4));
     refused(memory.read_exact_volatile_from(inside, &mut [1u8; 4].as_slice(), 4));
-    // What lies before is written, and counted.
+    // The bytes before the region are written and counted.
     assert_eq!(memory.write(&[1; 16], across).unwrap(), 8);
     assert_eq!(
         memory
@@ -194,7 +195,7 @@ fn writes_fail(memory: &impl GuestMemory) {
 }
 
 #[test]
-fn b7_a_read_only_region_refuses_writes_and_can_be_read() {
+fn b7_read_only_region_refuses_writes_and_permits_reads() {
     let memory = memory(libc::PROT_READ);
     let inside = GuestAddress(page_size() as u64 + 8);
     ranges_agree(&memory, Read);
@@ -221,7 +222,7 @@ fn b7_a_read_only_region_refuses_writes_and_can_be_read() {
 }
 
 #[test]
-fn b7_a_region_without_protection_cannot_be_read() {
+fn b7_region_with_prot_none_refuses_all_accesses() {
     let memory = memory(libc::PROT_NONE);
     let inside = GuestAddress(page_size() as u64 + 8);
     ranges_agree(&memory, No);
@@ -243,7 +244,7 @@ fn b7_a_region_without_protection_cannot_be_read() {
 }
 
 #[test]
-fn b7_the_builders_default_can_be_read_and_written() {
+fn b7_builder_default_permits_reads_and_writes() {
     let region = MmapRegionBuilder::<()>::new(page_size()).build().unwrap();
     assert_eq!(region.prot(), libc::PROT_READ | libc::PROT_WRITE);
     region

@@ -1,4 +1,4 @@
-//! B8: no mark is ever dropped silently.
+//! B8: a bitmap that does not cover a region is grown, or the write is refused.
 #![cfg(all(
     unix,
     feature = "backend-mmap",
@@ -21,7 +21,7 @@ use Permissions::{No, Read, ReadWrite, Write};
 const PAGE: NonZeroUsize = NonZeroUsize::new(0x1000).unwrap();
 
 #[test]
-fn b8_the_builders_bitmap_grows_to_the_region() {
+fn b8_builder_grows_bitmap_to_size_of_region() {
     let small = || AtomicBitmap::new(1, PAGE);
     for builder in [
         MmapRegionBuilder::<AtomicBitmap>::new(0x5001),
@@ -39,7 +39,7 @@ fn b8_the_builders_bitmap_grows_to_the_region() {
             assert!(bitmap.dirty_at(at), "{at:#x}");
         }
     }
-    // Where tracking is optional, too.
+    // An optional bitmap grows as well.
     let optional = MmapRegionBuilder::new_with_bitmap(0x3000, Some(small()))
         .build()
         .unwrap();
@@ -50,7 +50,7 @@ fn b8_the_builders_bitmap_grows_to_the_region() {
     assert!(region.bitmap().dirty_at(0x2fff));
 }
 
-/// Maps the first 0x8000 addresses to themselves.
+/// An IOMMU that maps the first 0x8000 addresses to themselves.
 #[derive(Debug)]
 struct Identity(Iotlb);
 
@@ -63,7 +63,7 @@ impl Iommu for Identity {
         access: Permissions,
     ) -> Result<IotlbIterator<&Iotlb>, Error> {
         Iotlb::lookup(&self.0, iova, length, access).map_err(|fails| Error::IommuMisconfigured {
-            reason: format!("the test left its mapping: {fails:?}"),
+            reason: format!("access outside the mapping of the test: {fails:?}"),
         })
     }
 }
@@ -85,8 +85,8 @@ fn memory(tracked: usize) -> IommuMemory<GuestMemoryMmap<AtomicBitmap>, Identity
     )
 }
 
-fn refused<T: std::fmt::Debug>(answer: Result<T, GuestMemoryError>) {
-    match answer {
+fn refused<T: std::fmt::Debug>(result: Result<T, GuestMemoryError>) {
+    match result {
         Err(GuestMemoryError::IommuError(Error::IommuMisconfigured { reason })) => {
             assert!(reason.contains("dirty bitmap"), "{reason}");
         }
@@ -109,7 +109,7 @@ fn all_zero(memory: &IommuMemory<GuestMemoryMmap<AtomicBitmap>, Identity>) {
 }
 
 #[test]
-fn b8_a_write_that_the_bitmap_does_not_cover_is_refused_before_it_happens() {
+fn b8_write_outside_bitmap_is_refused_and_changes_nothing() {
     for (tracked, addr) in [
         (0x2000, 0x2000),
         (0x2000, 0x1ffc),
@@ -138,9 +138,9 @@ fn b8_a_write_that_the_bitmap_does_not_cover_is_refused_before_it_happens() {
 }
 
 #[test]
-fn b8_check_range_and_slices_agree_with_that() {
+fn b8_check_range_and_get_slices_refuse_write_outside_bitmap() {
     let memory = memory(0x2800);
-    // The last tracked page is tracked whole.
+    // The bitmap tracks the whole last page.
     for (addr, count, kept) in [
         (0, 0x3000, true),
         (0, 0x3001, false),
@@ -164,7 +164,7 @@ fn b8_check_range_and_slices_agree_with_that() {
 }
 
 #[test]
-fn b8_a_write_that_the_bitmap_covers_is_marked_by_its_address() {
+fn b8_write_inside_bitmap_is_marked_by_iova() {
     let memory = memory(0x8000);
     memory
         .write_slice(&[1; 0x1002], GuestAddress(0x3fff))
@@ -174,7 +174,7 @@ fn b8_a_write_that_the_bitmap_covers_is_marked_by_its_address() {
         .store(1u64, GuestAddress(0x7ff8), Ordering::SeqCst)
         .unwrap();
     assert_eq!(memory.bitmap().get_and_reset(), [0b1000_0000]);
-    // Switched off, the regions' bitmaps are the ones, and they cover their regions.
+    // With the IOMMU disabled, the bitmaps of the regions are marked.
     let mut memory = memory.clone();
     memory.set_iommu_enabled(false);
     memory.write_slice(&[1; 2], GuestAddress(0x3fff)).unwrap();
@@ -187,9 +187,8 @@ fn b8_a_write_that_the_bitmap_covers_is_marked_by_its_address() {
     assert_eq!(memory.bitmap().get_and_reset(), [0]);
 }
 
-/// No bitmap at all is a decision: nothing is refused.
 #[test]
-fn b8_memory_without_tracking_can_be_written() {
+fn b8_write_without_bitmap_succeeds() {
     let physical = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     let mut iotlb = Iotlb::new();
     iotlb

@@ -1,9 +1,9 @@
-//! B3: pointers to an array of volatile values come with the length in bytes, not in elements.
+//! B3: the guard of a volatile array has the length in bytes, not in elements.
 
 use vm_memory::{VolatileArrayRef, VolatileMemory, VolatileSlice};
 
 #[test]
-fn b3_guards_of_arrays_have_the_length_in_bytes() {
+fn b3_array_ref_guards_have_length_in_bytes() {
     let mut memory = [0u8; 64];
     let start = memory.as_ptr();
     let slice = VolatileSlice::from(memory.as_mut_slice());
@@ -33,7 +33,7 @@ fn b3_guards_of_arrays_have_the_length_in_bytes() {
 }
 
 #[test]
-fn b3_an_array_of_a_slice_has_its_length() {
+fn b3_array_ref_from_slice_has_its_length() {
     let mut memory = [0u8; 7];
     let array = VolatileArrayRef::from(VolatileSlice::from(memory.as_mut_slice()));
     assert_eq!(

@@ -1,4 +1,4 @@
-//! B14: a read that found nothing marks nothing; overlaps in a file are computed without overflow; files that end too early are named.
+//! B14: a read without data marks nothing; overlaps in a file do not overflow; a short file is named.
 #![cfg(all(
     unix,
     feature = "backend-mmap",
@@ -7,7 +7,7 @@
 ))]
 #![expect(
     unsafe_code,
-    reason = "installs a signal handler, and wraps foreign mappings"
+    reason = "installs a signal handler, and borrows a mapping"
 )]
 
 use std::fs::File;
@@ -24,7 +24,7 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError,
 };
 
-/// 0x2000 bytes at 0, with a bit for each 0x100 of them.
+/// 0x2000 bytes at 0, with one bit per 0x100 bytes.
 fn memory() -> GuestMemoryMmap<AtomicBitmap> {
     let bitmap = AtomicBitmap::new(0x2000, NonZeroUsize::new(0x100).unwrap());
     let mapping = MmapRegionBuilder::new_with_bitmap(0x2000, bitmap)
@@ -38,8 +38,8 @@ fn marks(memory: &GuestMemoryMmap<AtomicBitmap>) -> Vec<u64> {
     memory.iter().next().unwrap().bitmap().get_and_reset()
 }
 
-fn would_block<T: std::fmt::Debug>(answer: Result<T, GuestMemoryError>) {
-    match answer {
+fn would_block<T: std::fmt::Debug>(result: Result<T, GuestMemoryError>) {
+    match result {
         Err(GuestMemoryError::IOError(error)) => {
             assert_eq!(error.raw_os_error(), Some(libc::EAGAIN))
         }
@@ -48,14 +48,14 @@ fn would_block<T: std::fmt::Debug>(answer: Result<T, GuestMemoryError>) {
 }
 
 #[test]
-fn b14_a_read_that_would_block_marks_nothing() {
+fn b14_read_that_would_block_marks_nothing() {
     let (mut left, right) = UnixStream::pair().unwrap();
     right.set_nonblocking(true).unwrap();
     let memory = memory();
     would_block(memory.read_volatile_from(GuestAddress(0), &mut &right, 0x2000));
     would_block(memory.read_exact_volatile_from(GuestAddress(0), &mut &right, 0x2000));
     assert_eq!(marks(&memory), [0]);
-    // What was read is marked, and no more.
+    // Only the bytes read are marked.
     left.write_all(&[1; 0x101]).unwrap();
     assert_eq!(
         memory
@@ -64,7 +64,7 @@ fn b14_a_read_that_would_block_marks_nothing() {
         0x101
     );
     assert_eq!(marks(&memory), [0b110]);
-    // The end of the stream is no write either.
+    // The end of the stream writes nothing.
     drop(left);
     assert_eq!(
         memory
@@ -76,60 +76,61 @@ fn b14_a_read_that_would_block_marks_nothing() {
 }
 
 #[test]
-fn b14_another_error_may_have_left_bytes_behind_and_marks_them() {
+fn b14_read_with_other_error_marks_whole_range() {
     let memory = memory();
     let directory = File::open("/").unwrap();
-    let answer = memory.read_volatile_from(GuestAddress(0x180), &mut &directory, 0x100);
+    let result = memory.read_volatile_from(GuestAddress(0x180), &mut &directory, 0x100);
     assert!(
-        matches!(answer, Err(GuestMemoryError::IOError(e)) if e.raw_os_error() == Some(libc::EISDIR))
+        matches!(result, Err(GuestMemoryError::IOError(e)) if e.raw_os_error() == Some(libc::EISDIR))
     );
     assert_eq!(marks(&memory), [0b110]);
 }
 
 #[test]
-fn b14_a_read_that_is_interrupted_marks_nothing() {
+fn b14_interrupted_read_marks_nothing() {
     extern "C" fn nothing(_: libc::c_int) {}
-    // SAFETY: zeroes are a valid `sigaction`: no flags (above all not SA_RESTART), and no signal blocked.
+    // SAFETY: all fields of `sigaction` are numbers or optional pointers, for which zeroes are valid. They
+    // mean no flags, so no SA_RESTART, and no blocked signals.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
-    // SAFETY: the handler does nothing, which a handler may do.
-    let answer = unsafe { libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) };
-    assert_eq!(answer, 0);
+    // SAFETY: `action` is initialised, and its handler does nothing, which is async-signal-safe.
+    let result = unsafe { libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) };
+    assert_eq!(result, 0);
 
     let (mut left, right) = UnixStream::pair().unwrap();
     let memory = memory();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // SAFETY: asks for a number; in musl, for a pointer.
+        // SAFETY: pthread_self(3) has no arguments and no preconditions.
         let reader = unsafe { libc::pthread_self() } as usize;
         let done = &done;
         scope.spawn(move || {
-            // Again and again: the first ones may come before the read.
+            // The first signals may arrive before the read has begun.
             while !done.load(Ordering::Relaxed) {
                 std::thread::sleep(std::time::Duration::from_millis(5));
-                // SAFETY: the reader waits for this thread before it ends.
+                // SAFETY: the scope joins this thread before the reader can end, so its id is valid.
                 unsafe { libc::pthread_kill(reader as libc::pthread_t, libc::SIGUSR1) };
             }
         });
         let mut slice = memory.get_slice(GuestAddress(0), 0x2000).unwrap();
-        let answer = (&right).read_volatile(&mut slice);
+        let result = (&right).read_volatile(&mut slice);
         done.store(true, Ordering::Relaxed);
         assert!(
-            matches!(&answer, Err(VolatileMemoryError::IOError(e)) if e.kind() == ErrorKind::Interrupted),
-            "{answer:?}"
+            matches!(&result, Err(VolatileMemoryError::IOError(e)) if e.kind() == ErrorKind::Interrupted),
+            "{result:?}"
         );
         assert_eq!(marks(&memory), [0]);
     });
 
-    // Through `Bytes`, it is tried again until there is something.
+    // `Bytes` repeats the interrupted read.
     done.store(false, Ordering::Relaxed);
     std::thread::scope(|scope| {
-        // SAFETY: asks for a number; in musl, for a pointer.
+        // SAFETY: pthread_self(3) has no arguments and no preconditions.
         let reader = unsafe { libc::pthread_self() } as usize;
         scope.spawn(move || {
             for _ in 0..10 {
                 std::thread::sleep(std::time::Duration::from_millis(3));
-                // SAFETY: the reader waits for this thread before it ends.
+                // SAFETY: the scope joins this thread before the reader can end, so its id is valid.
                 unsafe { libc::pthread_kill(reader as libc::pthread_t, libc::SIGUSR1) };
             }
             left.write_all(&[5; 8]).unwrap();
@@ -145,18 +146,18 @@ fn b14_a_read_that_is_interrupted_marks_nothing() {
     assert_eq!(marks(&memory), [0b100]);
 }
 
-/// A region of a place in a file which no file reaches, so that nothing of it is mapped.
+/// A region that claims a range of a file, and borrows another mapping.
 fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapRegion {
     let builder =
         MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));
-    // SAFETY: nothing is accessed through the region, and no slice made.
+    // SAFETY: no slice of the region is made, so no byte of it is accessed.
     unsafe { builder.with_raw_mmap_pointer(host.as_ptr()) }
         .build()
         .unwrap()
 }
 
 #[test]
-fn b14_overlaps_near_the_greatest_offset_are_computed_without_overflow() {
+fn b14_fds_overlap_near_largest_offset_does_not_overflow() {
     let host = MmapRegion::new(0x1000).unwrap();
     let file = Arc::new(File::open("/dev/zero").unwrap());
     let top = u64::MAX - 0xfff;
@@ -185,7 +186,7 @@ fn b14_overlaps_near_the_greatest_offset_are_computed_without_overflow() {
 }
 
 #[test]
-fn b14_a_file_that_ends_too_early_is_named() {
+fn b14_mapping_past_end_of_file_names_the_cause() {
     let file = test_support::temp_file_of_len(0x1000);
     let refused = MmapRegion::<()>::from_file(FileOffset::new(file, 0), 0x10_0000).unwrap_err();
     assert!(

@@ -1,5 +1,5 @@
-//! Marks and harvests make no system call unless they are asked to: they go on under a filter that kills whoever makes one. A program of its own, since the
-//! process is forked.
+//! Marks and harvests make no system call, except those that are documented to. They run under a seccomp
+//! filter that kills the process for any other. This test is a program of its own, because it forks.
 #![cfg(all(
     target_os = "linux",
     feature = "backend-bitmap",
@@ -17,18 +17,19 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 const PAGE: usize = 4096;
-/// What the child ends with where it cannot have a filter.
+/// The child's exit status if it cannot install the filter.
 const NO_FILTER: i32 = 77;
 
-/// Runs `work` in a child that from then on may end, and nothing else: any other system call kills it. `None` if there can be no such filter; otherwise the
-/// signal that it ended by, 0 for none.
+/// Runs `work` in a child process under a filter that kills it for any system call but exit(2).
+///
+/// Returns the signal that ended the child, 0 if it exited, and `None` if there is no such filter.
 fn without_system_calls(work: impl FnOnce()) -> Option<i32> {
-    // SAFETY: the child runs `work` and ends; the test harness's other threads are not in it, and `work` takes no lock that one of them may have had: it
-    // uses memory that was made before, and allocates nothing.
+    // SAFETY: the child has only this thread, so it must not take a lock that another thread held at the
+    // fork. It runs `work`, which uses memory that exists already, allocates nothing and takes no lock.
     let child = unsafe { libc::fork() };
     assert!(child >= 0, "{}", std::io::Error::last_os_error());
     if child == 0 {
-        // SAFETY: takes numbers. In strict mode, read, write, exit and sigreturn are left.
+        // SAFETY: this prctl(2) takes numbers only. Strict mode permits read, write, exit and sigreturn.
         let filtered = unsafe {
             libc::prctl(
                 libc::PR_SET_SECCOMP,
@@ -45,12 +46,12 @@ fn without_system_calls(work: impl FnOnce()) -> Option<i32> {
             }
             _ => NO_FILTER,
         };
-        // exit(2), of this thread, which is the only one: exit_group(2), which _exit(3) makes, is not allowed.
-        // SAFETY: takes numbers, and does not return.
+        // exit(2) ends the only thread; the filter does not permit exit_group(2), which _exit(3) makes.
+        // SAFETY: exit(2) takes a number and does not return.
         unsafe { libc::syscall(libc::SYS_exit, status) };
     }
     let mut status = 0;
-    // SAFETY: `status` is a place for an int that lives through the call.
+    // SAFETY: `status` is a valid pointer to an `int` during the call.
     let ended = unsafe { libc::waitpid(child, &mut status, 0) };
     assert_eq!(ended, child);
     match (libc::WIFSIGNALED(status), libc::WEXITSTATUS(status)) {
@@ -65,12 +66,12 @@ fn without_system_calls(work: impl FnOnce()) -> Option<i32> {
 fn marks_and_harvests_make_no_system_call() {
     let test = "marks_and_harvests_make_no_system_call";
     let page = NonZeroUsize::new(PAGE).unwrap();
-    // Of the second kind, which has a summary, as well.
+    // The second size has a summary.
     for pages in [100usize, 1 << 22] {
         let bitmap = AtomicBitmap::new(pages * PAGE, page);
         let mut dirty = DirtyPages::new(pages * PAGE, page);
         let mut words = vec![0u64; pages.div_ceil(64)];
-        let answer = without_system_calls(|| {
+        let result = without_system_calls(|| {
             bitmap.mark_dirty(5, 1);
             bitmap.set_addr_range(0, 70 * PAGE);
             bitmap.reset_addr_range(0, PAGE);
@@ -84,9 +85,12 @@ fn marks_and_harvests_make_no_system_call() {
             bitmap.start_tracking();
             bitmap.reset();
         });
-        match answer {
-            None => return skipped(test, "no strict seccomp filter here"),
-            Some(signal) => assert_eq!(signal, 0, "killed by this signal, with {pages} pages"),
+        match result {
+            None => return skipped(test, "strict seccomp filters are not available"),
+            Some(signal) => assert_eq!(
+                signal, 0,
+                "signal that killed the child, with {pages} pages"
+            ),
         }
     }
 
@@ -99,14 +103,14 @@ fn marks_and_harvests_make_no_system_call() {
     });
     let memory = GuestMemoryMmap::from_regions(regions.into()).unwrap();
     let mut dirty = DirtyMemory::new();
-    // Its buffers are there after the first one.
+    // The first harvest allocates the buffers.
     dirty.harvest(&memory);
     let log = LogWords {
         start: GuestAddress(0x2000),
         words: &[0b101],
         page_size: page,
     };
-    let answer = without_system_calls(|| {
+    let result = without_system_calls(|| {
         memory.write_obj(1u64, GuestAddress(0x1000)).unwrap();
         DirtyMemory::mark(&memory, &log);
         dirty.put_back(&memory);
@@ -117,18 +121,18 @@ fn marks_and_harvests_make_no_system_call() {
         dirty.add_log(&memory, &log);
         assert_eq!(dirty.total_bytes(), 0x3000);
     });
-    assert_eq!(answer, Some(0));
+    assert_eq!(result, Some(0));
 
-    // The other way round: what does make a system call is killed, so that the filter is one.
+    // Functions that make a system call are killed, so the filter works.
     let killed = without_system_calls(|| {
         let _ = DirtyMemory::start_tracking(&memory);
     });
     assert_eq!(killed, Some(libc::SIGKILL));
-    let mut looking = AtomicBitmap::new(PAGE, page);
-    if let Err(error) = looking.test_before_marking() {
+    let mut testing = AtomicBitmap::new(PAGE, page);
+    if let Err(error) = testing.test_before_marking() {
         return skipped(test, format!("no membarrier(2): {error}"));
     }
     let mut dirty = DirtyPages::new(PAGE, page);
-    let killed = without_system_calls(|| looking.harvest_into(&mut dirty));
+    let killed = without_system_calls(|| testing.harvest_into(&mut dirty));
     assert_eq!(killed, Some(libc::SIGKILL));
 }
