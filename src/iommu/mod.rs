@@ -64,11 +64,8 @@ mod mapping_table;
 mod marking;
 mod memory;
 mod shared;
-#[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
-mod shared_tests;
 mod slices;
 mod snapshots;
-
 #[cfg(all(test, feature = "backend-mmap", feature = "backend-bitmap"))]
 mod tests;
 

@@ -20,6 +20,8 @@
 mod held;
 mod list;
 pub(crate) mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 

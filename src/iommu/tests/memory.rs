@@ -1,110 +1,20 @@
-//! Memory behind an IOMMU, against a map of single I/O virtual addresses.
+//! [`IommuMemory`] against a map of single I/O virtual addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, RwLock};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::bitmap::{AtomicBitmap, Bitmap};
+use crate::bitmap::Bitmap;
 use crate::bytes::Bytes;
-use crate::guest_memory::{
-    Error as MemoryError, GuestMemory, GuestMemoryBackend, GuestMemorySliceIterator,
-    Result as MemoryResult,
-};
-use crate::mmap::MmapRegionBuilder;
+use crate::guest_memory::{GuestMemory, GuestMemoryBackend, GuestMemorySliceIterator};
 use crate::region::GuestMemoryRegion;
-use crate::{GuestMemoryMmap, GuestRegionMmap, VolatileMemory};
-use Permissions::*;
-
-/// An IOMMU that counts its translations, and translates no more than `at_most` bytes of a range.
-#[derive(Debug)]
-struct Partial {
-    iotlb: RwLock<Iotlb>,
-    at_most: usize,
-    translations: AtomicUsize,
-}
-
-impl Partial {
-    fn new(at_most: usize) -> Self {
-        Partial {
-            iotlb: RwLock::default(),
-            at_most,
-            translations: AtomicUsize::new(0),
-        }
-    }
-}
-
-impl Iommu for Partial {
-    type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
-
-    fn translate(
-        &self,
-        iova: GuestAddress,
-        length: usize,
-        access: Permissions,
-    ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
-        self.translations.fetch_add(1, Ordering::Relaxed);
-        self.iotlb.translate(iova, length.min(self.at_most), access)
-    }
-}
-
-type Physical = GuestMemoryMmap<AtomicBitmap>;
-type Memory = IommuMemory<Physical, RwLock<Iotlb>>;
-
-/// A bitmap with a bit for each byte.
-fn bytewise(len: usize) -> AtomicBitmap {
-    AtomicBitmap::new(len, NonZeroUsize::MIN)
-}
-
-fn physical(places: &[(u64, usize, i32)]) -> Physical {
-    let regions = places.iter().map(|&(start, len, prot)| {
-        let builder = MmapRegionBuilder::new_with_bitmap(len, bytewise(len)).with_mmap_prot(prot);
-        GuestRegionMmap::new(builder.build().unwrap(), GuestAddress(start)).unwrap()
-    });
-    Physical::from_regions(regions.collect()).unwrap()
-}
-
-const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
-
-/// 64 bytes at 0, and 64 at 0x100; the IOMMU is on, and its bitmap tracks 0x200 bytes.
-fn memory(mappings: &[(u64, u64, usize, Permissions)]) -> Memory {
-    let memory = IommuMemory::new(
-        physical(&[(0, 64, BOTH), (0x100, 64, BOTH)]),
-        RwLock::<Iotlb>::default(),
-        true,
-        bytewise(0x200),
-    );
-    map(memory.iommu(), mappings);
-    memory
-}
-
-fn map(iotlb: &RwLock<Iotlb>, mappings: &[(u64, u64, usize, Permissions)]) {
-    let mut iotlb = iotlb.write().unwrap();
-    for &(iova, to, length, permissions) in mappings {
-        iotlb
-            .set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions)
-            .unwrap();
-    }
-}
-
-fn marked(bitmap: &AtomicBitmap) -> Vec<usize> {
-    (0..bitmap.len())
-        .filter(|&i| bitmap.is_bit_set(i))
-        .collect()
-}
-
-fn unresolved<T: Debug>(result: MemoryResult<T>) -> bool {
-    matches!(
-        result,
-        Err(MemoryError::IommuError(Error::CannotResolve { .. }))
-    )
-}
+use crate::VolatileMemory;
 
 #[test]
-fn off_it_is_physical_memory_and_on_it_translates() {
+fn iommu_memory_switched_off_uses_guest_addresses() {
     let mut memory = memory(&[(0x80, 0x100, 8, ReadWrite)]);
     assert!(memory.get_iommu_enabled() && memory.physical_memory().is_none());
     memory.write_obj(0x11u8, GuestAddress(0x82)).unwrap();
@@ -130,7 +40,6 @@ fn off_it_is_physical_memory_and_on_it_translates() {
         memory.read_obj::<u8>(GuestAddress(0x82)),
         Err(MemoryError::InvalidGuestAddress(GuestAddress(0x82)))
     ));
-    // Through slices as well.
     let slices = memory
         .get_slices(GuestAddress(0x104), 2, Write)
         .unwrap()
@@ -158,13 +67,12 @@ fn off_it_is_physical_memory_and_on_it_translates() {
 }
 
 #[test]
-fn every_permission_grants_itself_and_no_more() {
+fn iommu_memory_with_each_permission_allows_only_that() {
     for granted in [No, Read, Write, ReadWrite] {
         let memory = memory(&[(0, 0, 16, granted)]);
         for wanted in [No, Read, Write, ReadWrite] {
             let allowed = granted.allow(wanted);
             assert_eq!(memory.check_range(GuestAddress(4), 8, wanted), allowed);
-            // A slice by itself would outlive the guard of the IOTLB.
             assert!(memory
                 .contiguous_slice(GuestAddress(4), 8, wanted)
                 .is_none());
@@ -198,7 +106,7 @@ fn every_permission_grants_itself_and_no_more() {
 }
 
 #[test]
-fn scattered_pieces_are_moved_in_the_order_of_their_addresses() {
+fn write_slice_to_scattered_range_keeps_order_of_iovas() {
     let memory = memory(&[
         (0x40, 0x110, 4, ReadWrite),
         (0x44, 8, 4, ReadWrite),
@@ -219,7 +127,7 @@ fn scattered_pieces_are_moved_in_the_order_of_their_addresses() {
         *data
     );
 
-    // A value in one piece is one; one that is scattered cannot be.
+    // A contiguous value is loaded atomically; a scattered one cannot be.
     assert_eq!(
         memory
             .load::<u32>(GuestAddress(0x44), Ordering::SeqCst)
@@ -228,15 +136,15 @@ fn scattered_pieces_are_moved_in_the_order_of_their_addresses() {
         [5, 6, 7, 8]
     );
     for iova in [0x40, 0x42] {
-        let answer = memory.store(1u64, GuestAddress(iova), Ordering::SeqCst);
+        let result = memory.store(1u64, GuestAddress(iova), Ordering::SeqCst);
         assert!(
-            matches!(answer, Err(MemoryError::InvalidBackendAddress)),
-            "{answer:?}"
+            matches!(result, Err(MemoryError::InvalidBackendAddress)),
+            "{result:?}"
         );
-        let answer = memory.load::<u64>(GuestAddress(iova), Ordering::SeqCst);
+        let result = memory.load::<u64>(GuestAddress(iova), Ordering::SeqCst);
         assert!(
-            matches!(answer, Err(MemoryError::InvalidBackendAddress)),
-            "{answer:?}"
+            matches!(result, Err(MemoryError::InvalidBackendAddress)),
+            "{result:?}"
         );
     }
     assert!(matches!(
@@ -252,9 +160,8 @@ fn scattered_pieces_are_moved_in_the_order_of_their_addresses() {
     );
 }
 
-/// A mapping may lead anywhere; what is not there is an error that counts what was moved before.
 #[test]
-fn pieces_that_leave_physical_memory_are_errors() {
+fn write_outside_physical_memory_reports_bytes_before() {
     let memory = memory(&[
         (0, 0x130, 0x20, ReadWrite),
         (0x40, 0x1000, 8, ReadWrite),
@@ -287,9 +194,8 @@ fn pieces_that_leave_physical_memory_are_errors() {
     assert!(memory.read(&mut [0; 16], GuestAddress(0x80)).is_err());
 }
 
-/// Behind the IOMMU, a region permits what it does without one.
 #[test]
-fn a_region_keeps_its_protection() {
+fn write_obj_to_read_only_region_returns_error() {
     let physical = physical(&[(0, 64, BOTH), (64, 64, libc::PROT_READ)]);
     let memory = IommuMemory::new(physical, RwLock::<Iotlb>::default(), true, bytewise(0x100));
     map(memory.iommu(), &[(0, 0, 128, ReadWrite)]);
@@ -309,9 +215,8 @@ fn a_region_keeps_its_protection() {
     assert_eq!(marked(memory.bitmap()), [60, 61, 62, 63]);
 }
 
-/// What is granted is what the IOMMU, the memory behind it, and the bitmap have in common.
 #[test]
-fn what_is_granted_is_what_all_of_the_way_permits() {
+fn granted_is_limited_by_iommu_region_and_bitmap() {
     let physical = physical(&[(0, 64, BOTH), (64, 64, libc::PROT_READ)]);
     let mut memory = IommuMemory::new(
         physical.clone(),
@@ -326,7 +231,7 @@ fn what_is_granted_is_what_all_of_the_way_permits() {
             (8, 0, 8, Read),
             (16, 0, 8, Write),
             (24, 0, 8, No),
-            // Protected by the region, behind the bitmap, and outside of the physical memory.
+            // Read-only region, untracked, and outside of the physical memory.
             (32, 64, 8, ReadWrite),
             (0x40, 0, 8, ReadWrite),
             (0x48, 0x100, 8, ReadWrite),
@@ -368,7 +273,7 @@ fn what_is_granted_is_what_all_of_the_way_permits() {
 }
 
 #[test]
-fn another_backend_keeps_iommu_bitmap_and_switch() {
+fn with_replaced_backend_shares_iommu_and_bitmap() {
     let mut first = memory(&[(0, 0, 16, ReadWrite)]);
     let second = first.with_replaced_backend(physical(&[(0, 8, BOTH)]));
     let copy = first.clone();
@@ -415,13 +320,12 @@ fn another_backend_keeps_iommu_bitmap_and_switch() {
         "use_iommu: true",
         "bitmap",
     ] {
-        assert!(text.contains(part), "{part} is not in {text}");
+        assert!(text.contains(part), "{text} lacks {part}");
     }
 }
 
-/// An IOTLB that is changed while bytes are moving would let a front end take the page away.
 #[test]
-fn the_short_way_holds_the_iotlb_until_the_end_and_marks_by_iova() {
+fn with_contiguous_slice_holds_iotlb_and_marks_by_iova() {
     let memory = memory(&[(0x80, 0x100, 64, ReadWrite), (0xc0, 0, 64, Read)]);
     let lent = memory.with_contiguous_slice(GuestAddress(0x90), 8, ReadWrite, |slice| {
         let locked = memory.iommu().try_write().is_err();
@@ -438,7 +342,6 @@ fn the_short_way_holds_the_iotlb_until_the_end_and_marks_by_iova() {
         7
     );
 
-    // Two mappings, and none: no error, and an error.
     let scattered = memory.with_contiguous_slice(GuestAddress(0xb8), 16, Read, |_| ());
     assert!(scattered.unwrap().is_none());
     assert!(unresolved(memory.with_contiguous_slice(
@@ -473,9 +376,9 @@ fn rw_lock_of_iotlb_counts_translations() {
     assert_eq!((counters.hits, counters.misses), (1, 1));
 }
 
-/// A miss may be a message to another process, which is waited for.
+/// A miss may be a message to another process.
 #[test]
-fn what_is_not_mapped_is_asked_for_once() {
+fn access_to_missing_mapping_translates_once() {
     let physical = physical(&[(0, 64, BOTH)]);
     let memory = IommuMemory::new(physical, Partial::new(usize::MAX), true, bytewise(64));
     let asked = |access: &dyn Fn()| {
@@ -500,9 +403,8 @@ fn what_is_not_mapped_is_asked_for_once() {
     );
 }
 
-/// Somebody else's IOMMU may translate less than it was asked for: all three ways to ask agree that the range is not there.
 #[test]
-fn a_translation_that_ends_early_is_an_error() {
+fn access_with_short_translation_returns_error() {
     let physical = physical(&[(0, 64, BOTH)]);
     let memory = IommuMemory::new(physical, Partial::new(6), true, bytewise(64));
     map(&memory.iommu().iotlb, &[(0, 8, 16, ReadWrite)]);
@@ -523,7 +425,7 @@ fn a_translation_that_ends_early_is_an_error() {
 }
 
 #[test]
-fn ranges_of_addresses_say_what_they_are() {
+fn iova_range_display_shows_first_and_last_address() {
     let range = |base, length| IovaRange {
         base: GuestAddress(base),
         length,
@@ -553,18 +455,17 @@ fn permissions() -> impl Strategy<Value = Permissions> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(384))]
 
-    /// `check_range`, `get_slices`, `Bytes` and the marks, for random mappings of random pieces, and random ranges.
     #[test]
-    fn all_ways_to_a_range_agree(
+    fn accesses_to_random_mappings_agree_with_model(
         mappings in prop::collection::vec((0u64..80, 0u64..70, 1usize..24, permissions()), 0..8),
         tracked in 40usize..100,
         read_only in any::<bool>(),
         accesses in prop::collection::vec((0u64..100, 0usize..30, permissions(), 0u32..4), 1..20),
     ) {
-        // Two neighbours, a hole, and one that may be written or not.
+        // Two adjacent regions, a hole, and a region that may be read-only.
         let prot = if read_only { libc::PROT_READ } else { BOTH };
-        let places = [(0, 20, BOTH), (20, 10, BOTH), (36, 24, prot)];
-        let physical = physical(&places);
+        let regions = [(0, 20, BOTH), (20, 10, BOTH), (36, 24, prot)];
+        let physical = physical(&regions);
         let memory = IommuMemory::new(physical, RwLock::<Iotlb>::default(), true, bytewise(tracked));
         let mut table = BTreeMap::new();
         for (iova, to, length, permissions) in mappings {
@@ -574,14 +475,14 @@ proptest! {
         let mut bytes = [0u8; 64];
         for (iova, count, access, seed) in accesses {
             let addr = GuestAddress(iova);
-            // The physical region of an I/O virtual address: 20 and 19 are neighbours in different ones.
+            // The region and the guest address of an I/O virtual address.
             let region_at = |iova: u64, access: Permissions| {
                 let gpa = table.get(&iova)?.0;
-                let &(start, _, prot) = places.iter().find(|&&(s, l, _)| (s..s + l as u64).contains(&gpa))?;
+                let &(start, _, prot) = regions.iter().find(|&&(s, l, _)| (s..s + l as u64).contains(&gpa))?;
                 (prot == BOTH || !access.has_write()).then_some((start, gpa))
             };
             let range = || (0..count as u64).map(|i| iova + i);
-            // Translated and tracked as a whole, or not at all; then as far as there is memory.
+            // A range is translated and tracked as a whole; then accessed as far as memory reaches.
             let translated = |access: Permissions| {
                 range().all(|a| table.get(&a).is_some_and(|m| m.1.allow(access)))
                     && (!access.has_write() || count == 0 || iova as usize + count <= tracked)
@@ -619,14 +520,14 @@ proptest! {
                     whole(Write)
                 ),
                 _ => {
-                    // In one piece: all of it translated by one mapping, in one region, one behind the other, and aligned there.
-                    let places: Vec<_> = range().take(2).filter_map(|a| region_at(a, Write)).collect();
+                    // Contiguous (one mapping, one region, consecutive addresses) and aligned.
+                    let at: Vec<_> = range().take(2).filter_map(|a| region_at(a, Write)).collect();
                     let fits = count >= 2
                         && [0, 1].iter().all(|i| table.get(&(iova + i)).is_some_and(|m| m.1.has_write()))
                         && iova as usize + 2 <= tracked
-                        // Neighbours with other permissions are mappings of their own, and pieces.
+                        // Adjacent mappings with different permissions are two segments.
                         && table.get(&iova).map(|m| m.1) == table.get(&(iova + 1)).map(|m| m.1)
-                        && matches!(places[..], [(r, a), (s, b)] if r == s && b == a + 1 && (a - r) % 2 == 0);
+                        && matches!(at[..], [(r, a), (s, b)] if r == s && b == a + 1 && (a - r) % 2 == 0);
                     let value = u16::from_ne_bytes([data.first().copied().unwrap_or(0), data.get(1).copied().unwrap_or(0)]);
                     if count >= 2 {
                         prop_assert_eq!(memory.store(value, addr, Ordering::SeqCst).is_ok(), fits);
@@ -652,9 +553,8 @@ proptest! {
     }
 }
 
-/// The bitmap of this memory is one that is shared: its slices begin where the address is.
 #[test]
-fn marks_are_at_the_io_virtual_address() {
+fn write_obj_marks_at_iova_and_fails_past_bitmap() {
     let memory = memory(&[(0x1f0, 0x10, 0x20, ReadWrite)]);
     memory.write_obj(1u8, GuestAddress(0x1ff)).unwrap();
     assert!(memory.bitmap().dirty_at(0x1ff));
@@ -669,16 +569,15 @@ fn marks_are_at_the_io_virtual_address() {
     assert_eq!(memory.read_obj::<u8>(GuestAddress(0x200)).unwrap(), 0);
 }
 
-/// The same writes, marked by I/O address, by guest address, and by both; off, all mark where the guest's memory is.
 #[test]
-fn writes_are_marked_by_iova_by_guest_address_or_by_both() {
+fn marked_iommu_memory_marks_by_guest_address_and_iova() {
     let mappings = [(0x80, 0x100, 64, ReadWrite), (0xc0, 0, 64, ReadWrite)];
     let iommu = || {
         let iotlb = RwLock::default();
         map(&iotlb, &mappings);
         iotlb
     };
-    let places = [(0, 64, BOTH), (0x100, 64, BOTH)];
+    let regions = [(0, 64, BOTH), (0x100, 64, BOTH)];
     let in_regions = |memory: &Physical| {
         let regions = memory.iter().map(|region| {
             let start = region.start_addr().0 as usize;
@@ -691,10 +590,9 @@ fn writes_are_marked_by_iova_by_guest_address_or_by_both() {
         regions.flatten().collect::<Vec<_>>()
     };
 
-    let (physical_one, physical_two) = (physical(&places), physical(&places));
+    let (physical_one, physical_two) = (physical(&regions), physical(&regions));
     let mut by_guest = MarkedIommuMemory::by_guest_address(physical_one, iommu(), true);
     let by_both = MarkedIommuMemory::by_both(physical_two, iommu(), true, bytewise(0xc4));
-    // Over two mappings, in one, by a slice, and by a stream.
     by_guest.write_slice(&[1; 6], GuestAddress(0xbd)).unwrap();
     by_both.write_slice(&[1; 6], GuestAddress(0xbd)).unwrap();
     let expected = [0, 1, 2, 0x13d, 0x13e, 0x13f];
@@ -715,7 +613,7 @@ fn writes_are_marked_by_iova_by_guest_address_or_by_both() {
         [0x100, 0x102, 0x103]
     );
 
-    // A mark without a place is an error before the write (B8); what only reads needs none.
+    // An untracked write fails before it happens (B8); a read needs no mark.
     let refused = by_both.write_slice(&[2; 4], GuestAddress(0xc2));
     assert!(matches!(
         refused,

@@ -1,0 +1,203 @@
+//! B14: the bound of an IOTLB, and ranges that need more mappings.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Without the refusal, a caller that asks for misses would ask forever.
+#[test]
+fn b14_lookup_of_more_mappings_than_bound_is_refused() {
+    let iotlb = SharedIotlb::new();
+    iotlb.set_bound(NonZeroUsize::new(3));
+    let mut rounds = 0;
+    let refused = loop {
+        rounds += 1;
+        assert!(rounds < 10, "the loop does not end");
+        match iotlb.lookup(GuestAddress(0), 5 * 0x1000, Read) {
+            Ok(_) => unreachable!("five mappings in an IOTLB of three"),
+            Err(fails) if !fails.access_fails.is_empty() => break fails,
+            Err(fails) => {
+                for missing in fails.misses {
+                    for page in 0..missing.length as u64 / PAGE {
+                        let iova = missing.base.0 + page * PAGE;
+                        // No page continues the one before.
+                        iotlb
+                            .set_mapping(GuestAddress(iova), GuestAddress(iova * 2), 0x1000, Read)
+                            .unwrap();
+                    }
+                }
+            }
+        }
+    };
+    assert!(refused.misses.is_empty());
+    let fails = iotlb
+        .lookup(GuestAddress(0x10_0000), 0x1000, Read)
+        .unwrap_err();
+    assert!(fails.access_fails.is_empty() && fails.misses.len() == 1);
+    // After an invalidation it is a plain miss again.
+    iotlb.invalidate_all().readers();
+    let fails = iotlb.lookup(GuestAddress(0), 5 * 0x1000, Read).unwrap_err();
+    assert!(fails.access_fails.is_empty());
+}
+
+#[test]
+fn b14_lookup_of_merged_mapping_is_not_refused() {
+    let mut iotlb = Iotlb::new();
+    iotlb.set_bound(NonZeroUsize::new(2));
+    let page = |number: u64| GuestAddress(number * PAGE);
+    iotlb
+        .set_mapping(page(1), page(0x50), 0x1000, Read)
+        .unwrap();
+    iotlb
+        .set_mapping(page(9), page(0x70), 0x1000, Read)
+        .unwrap();
+    // Evicts page 1.
+    iotlb
+        .set_mapping(page(0), page(0x10), 0x1000, Read)
+        .unwrap();
+    iotlb.invalidate_mapping(page(9), 0x1000);
+    iotlb
+        .set_mapping(page(2), page(0x12), 0x1000, Read)
+        .unwrap();
+    let fails = Iotlb::lookup(&iotlb, page(0), 0x3000, Read).unwrap_err();
+    assert!(fails.access_fails.is_empty(), "{fails:?}");
+    iotlb
+        .set_mapping(page(1), page(0x11), 0x1000, Read)
+        .unwrap();
+    assert_eq!(iotlb.entries(), 1);
+    assert!(Iotlb::lookup(&iotlb, page(0), 0x3000, Read).is_ok());
+}
+
+/// Pages 0, 2 and 4 exceed the bound only as long as pages 1 and 3 are missing.
+#[test]
+fn b14_lookup_with_holes_that_may_join_is_not_refused() {
+    let mut iotlb = Iotlb::new();
+    iotlb.set_bound(NonZeroUsize::new(2));
+    for page in [4, 0, 2] {
+        let at = GuestAddress(page * PAGE);
+        iotlb.set_mapping(at, at, 0x1000, Read).unwrap();
+    }
+    let fails = Iotlb::lookup(&iotlb, GuestAddress(0), 5 * 0x1000, Read).unwrap_err();
+    assert!(
+        fails.access_fails.is_empty() && fails.misses.len() == 2,
+        "{fails:?}"
+    );
+    for page in [1, 3, 4] {
+        let at = GuestAddress(page * PAGE);
+        iotlb.set_mapping(at, at, 0x1000, Read).unwrap();
+    }
+    assert!(Iotlb::lookup(&iotlb, GuestAddress(0), 5 * 0x1000, Read).is_ok());
+}
+
+#[test]
+fn b14_refusal_ends_after_any_change_of_the_range() {
+    let mut iotlb = Iotlb::new();
+    let fill = |iotlb: &mut Iotlb| {
+        for page in [0, 1] {
+            iotlb
+                .set_mapping(
+                    GuestAddress(page * PAGE),
+                    GuestAddress(0),
+                    0x1000,
+                    ReadWrite,
+                )
+                .unwrap();
+        }
+        Iotlb::lookup(&*iotlb, GuestAddress(0), 0x2000, Read).unwrap_err()
+    };
+    iotlb.set_bound(NonZeroUsize::new(1));
+    let fails = fill(&mut iotlb);
+    assert!(fails.is_refused_by_bound() && fails.misses.is_empty());
+    assert_eq!(
+        fails.into_error(GuestAddress(0), 0x2000, Read).to_string(),
+        "cannot translate I/O address range 0x0-0x1fff: \
+         the range needs more mappings than the bound of the IOTLB permits at a time"
+    );
+    // Each of these may have changed the evicted mapping.
+    type Change = fn(&mut Iotlb);
+    let changes: [Change; 4] = [
+        |iotlb| iotlb.set_bound(NonZeroUsize::new(1)),
+        |iotlb| iotlb.invalidate_mapping(GuestAddress(0x10_0000), 0x1000),
+        // Replaces page 1, so page 0 may be replaced, too.
+        |iotlb| {
+            iotlb
+                .set_mapping(GuestAddress(PAGE), GuestAddress(0x8000), 0x1000, ReadWrite)
+                .unwrap();
+        },
+        |iotlb| {
+            iotlb.invalidate_all();
+            iotlb
+                .set_mapping(GuestAddress(PAGE), GuestAddress(0), 0x1000, ReadWrite)
+                .unwrap();
+        },
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        assert!(fill(&mut iotlb).is_refused_by_bound());
+        change(&mut iotlb);
+        let fails = Iotlb::lookup(&iotlb, GuestAddress(0), 0x2000, Read).unwrap_err();
+        assert!(
+            !fails.is_refused_by_bound() && !fails.misses.is_empty(),
+            "change {number}: {fails:?}"
+        );
+    }
+    // A lack of permission is not a refusal by the bound.
+    iotlb
+        .set_mapping(GuestAddress(0), GuestAddress(0), 0x1000, Read)
+        .unwrap();
+    let fails = Iotlb::lookup(&iotlb, GuestAddress(0), 0x1000, Write).unwrap_err();
+    assert!(!fails.is_refused_by_bound() && fails.access_fails.len() == 1);
+}
+
+proptest! {
+    #[test]
+    fn b14_lookup_with_retries_fails_only_if_bound_is_too_low(
+        (others, bound) in (prop::collection::vec((0u64..80, 0u64..80), 0..12), 1usize..7),
+        offsets in prop::collection::vec(0u64..3, 1..16),
+        (whole, first_alone, from_end) in (any::<bool>(), any::<bool>(), any::<bool>()),
+    ) {
+        let mut iotlb = Iotlb::new();
+        iotlb.set_bound(NonZeroUsize::new(bound));
+        let base = 20;
+        // Earlier mappings are outside of the range.
+        for (page, to) in others {
+            if !(base..base + 16).contains(&page) {
+                iotlb.set_mapping(GuestAddress(page * PAGE), GuestAddress(to * PAGE), 0x1000, Read).unwrap();
+            }
+        }
+        let needed = 1 + offsets.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        let mut rounds = 0;
+        let found = loop {
+            rounds += 1;
+            prop_assert!(rounds < 100, "the loop does not end");
+            let fails = match Iotlb::lookup(&iotlb, GuestAddress(base * PAGE), offsets.len() * 0x1000, Read) {
+                Ok(found) => break Some(found.count()),
+                Err(fails) => fails,
+            };
+            if !fails.access_fails.is_empty() {
+                prop_assert!(fails.is_refused_by_bound());
+                break None;
+            }
+            let mut missing: Vec<u64> = fails.misses.iter()
+                .flat_map(|miss| (0..miss.length as u64 / PAGE).map(|page| miss.base.0 / PAGE + page - base))
+                .collect();
+            if from_end {
+                missing.reverse();
+            }
+            missing.truncate(if first_alone { 1 } else { usize::MAX });
+            for page in missing {
+                let offset = offsets[page as usize];
+                let (mut start, mut end) = (page as usize, page as usize + 1);
+                while whole && start > 0 && offsets[start - 1] == offset {
+                    start -= 1;
+                }
+                while whole && offsets.get(end) == Some(&offset) {
+                    end += 1;
+                }
+                let iova = (base + start as u64) * PAGE;
+                let length = (end - start) * 0x1000;
+                iotlb.set_mapping(GuestAddress(iova), GuestAddress(iova + (offset << 32)), length, Read).unwrap();
+            }
+        };
+        prop_assert_eq!(found, (needed <= bound).then_some(needed));
+    }
+}
