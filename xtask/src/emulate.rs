@@ -1,8 +1,8 @@
 //! `cargo xtask emulate`: the library on other targets.
 //!
 //! - Its tests on aarch64 Linux, under `qemu-aarch64-static`, with Debian's Rust, which has a
-//! standard   library for arm64. The tests of the access routines run again with the atomic
-//! instructions of   LSE.
+//!   standard library for arm64. The tests of the access routines run again with the atomic
+//!   instructions of LSE.
 //! - Its tests with musl, on this processor, with a standard library built from Debian's source.
 //! - Objects for Windows and macOS. They must not have the section of the fault table, which is for
 //!   ELF only.

@@ -1,4 +1,5 @@
-//! Accesses as devices make them, on a layout of regions with holes: addresses and lengths are the guest's, so they are anything.
+//! The accesses of devices to regions with holes. The guest chooses addresses and lengths, so all
+//! values occur.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -13,9 +14,9 @@ use vm_memory::{
 use crate::model::{last_of, permissions, Memory, PAGE};
 use crate::stream::{ModelStream, Stream, StreamPlan};
 
-/// No buffer is longer.
+/// The most bytes of a buffer.
 const LONGEST: usize = 0x3fff;
-/// No input does more: what is found in more is found in fewer.
+/// The most operations of an input; a longer sequence finds nothing that a short one does not.
 const MOST_STEPS: usize = 64;
 const MOST_REGIONS: usize = 6;
 
@@ -29,7 +30,7 @@ struct Input {
     steps: Vec<Step>,
 }
 
-/// Where the first region begins.
+/// The start of the first region.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Base {
     Zero,
@@ -40,7 +41,7 @@ enum Base {
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum At {
-    /// This far from the beginning or the end of a region.
+    /// At this distance from the start or the end of a region.
     Near {
         region: u8,
         end: bool,
@@ -54,11 +55,11 @@ enum At {
 enum Len {
     Short(u8),
     Medium(u16),
-    /// All addresses but so many.
+    /// All addresses except this number.
     Huge(u16),
 }
 
-/// An element of a chain, as virtio has it.
+/// A descriptor of a chain, as in virtio.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 struct Descriptor {
     at: At,
@@ -108,11 +109,11 @@ pub fn run(data: &[u8]) {
 struct Pair {
     guest: Guest,
     model: Memory,
-    /// Makes what each step writes its own.
+    /// A counter that makes the bytes of each step unique.
     fill: u8,
 }
 
-/// Which region, and how it is reached, does not matter for the kind of an error.
+/// The kind of an error, without the region and the path of the access.
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum Kind {
     NoMemory(u64),
@@ -145,7 +146,7 @@ impl Pair {
     fn new(input: &Input) -> Option<Self> {
         let lens = input.regions.iter().take(MOST_REGIONS);
         let plan: Vec<(u64, u64)> = lens
-            // Half of the regions are neighbours.
+            // Half of the regions are adjacent to the next one.
             .map(|(hole, len)| {
                 (
                     u64::from(hole.saturating_sub(0x8000)),
@@ -158,7 +159,7 @@ impl Pair {
             Base::Zero => 0,
             Base::Small(base) => u64::from(base),
             Base::Below4Gib(base) => (1 << 32) - u64::from(base),
-            // The highest place that a mapping may have.
+            // The highest possible position of a mapping.
             Base::Top => u64::MAX - total,
         };
         let mut regions = Vec::new();
@@ -210,7 +211,7 @@ impl Pair {
             .collect()
     }
 
-    /// What `write` and `read` answer.
+    /// The expected result of `write` and `read`.
     fn moved(&self, addr: u64, count: usize) -> Result<usize, Kind> {
         match self.model.reachable(addr, count) {
             0 if count != 0 => Err(Kind::NoMemory(addr)),
@@ -218,7 +219,7 @@ impl Pair {
         }
     }
 
-    /// What `write_slice` and `read_slice` answer.
+    /// The expected result of `write_slice` and `read_slice`.
     fn moved_all(&self, addr: u64, count: usize) -> Result<(), Kind> {
         match self.moved(addr, count)? {
             moved if moved == count => Ok(()),
@@ -226,11 +227,11 @@ impl Pair {
         }
     }
 
-    /// What `load` and `store` answer.
+    /// The expected result of `load` and `store`.
     fn moved_at_once(&self, addr: u64, width: usize) -> Result<(), Kind> {
         let (number, offset) = self.model.find(addr).ok_or(Kind::NoMemory(addr))?;
         let fits = self.model.regions[number].1 - offset >= width as u64;
-        // A mapping begins with a page, so that places in the region and in the host are aligned alike.
+        // A mapping starts on a page, so the offset in the region decides the alignment.
         if fits && offset % width as u64 == 0 {
             Ok(())
         } else {
@@ -347,7 +348,7 @@ impl Pair {
         self.model.write(addr, &data[..moved]);
     }
 
-    /// What a read has put into a buffer, whatever it answered.
+    /// Checks the bytes that a read left in a buffer, whatever it returned.
     fn has_read(&self, addr: u64, buf: &[u8]) {
         let moved = self.model.reachable(addr, buf.len());
         assert_eq!(buf[..moved], self.model.read(addr, moved));
@@ -398,7 +399,7 @@ impl Pair {
         );
     }
 
-    /// How many bytes one call moves between a range and a stream of the model.
+    /// Returns the number of bytes that one call moves between a range and a stream of the model.
     fn one_call(&self, addr: u64, count: usize, stream: &mut ModelStream) -> Result<usize, Kind> {
         let pieces = self.model.pieces(addr, count);
         if pieces.is_empty() && count != 0 {
@@ -420,7 +421,8 @@ impl Pair {
         Ok(done)
     }
 
-    /// How many bytes are moved when each piece is moved whole, and asked for again until it is.
+    /// Returns the number of bytes that are moved when each segment is retried until it is
+    /// complete.
     fn whole_pieces(
         &self,
         addr: u64,
@@ -494,7 +496,7 @@ impl Pair {
         assert_eq!(target.data, self.model.read(addr, moved.unwrap_or(0)));
     }
 
-    /// A target that takes nothing is an error of its own.
+    /// The error of a sink that accepts no bytes.
     fn written(&self, addr: u64, count: usize, plan: StreamPlan) -> Result<usize, Kind> {
         self.whole_pieces(
             addr,
@@ -543,7 +545,8 @@ impl Pair {
         }
     }
 
-    /// A device: gathers what it may read, and scatters that over what it may write.
+    /// A device that gathers the readable descriptors, and scatters their bytes over the writable
+    /// ones.
     fn chain(&mut self, descriptors: &[Descriptor]) {
         let descriptors = &descriptors[..descriptors.len().min(8)];
         let mut gathered = Vec::new();
@@ -575,7 +578,7 @@ impl Pair {
         }
     }
 
-    /// Every mark, and no other; and none is left.
+    /// Checks that a harvest returns exactly the marks, and leaves none.
     fn harvest(&mut self) {
         for (number, region) in self.guest.iter().enumerate() {
             let words = GuestBitmap::get_and_reset(region);
@@ -597,7 +600,7 @@ impl Pair {
         self.model.dirty.clear();
     }
 
-    /// All of memory.
+    /// Checks all bytes of the memory.
     fn compare(&mut self) {
         self.harvest();
         for (start, len) in self.model.regions.clone() {
@@ -614,7 +617,7 @@ impl Pair {
     }
 }
 
-/// The harvest of a region's own bitmap, which `GuestMemoryRegion::bitmap` gives only slices of.
+/// Harvests the bitmap of a region; `GuestMemoryRegion::bitmap` returns only slices of it.
 trait GuestBitmap {
     fn get_and_reset(&self) -> Vec<u64>;
 }
@@ -625,7 +628,7 @@ impl GuestBitmap for vm_memory::GuestRegionMmap<AtomicBitmap> {
     }
 }
 
-/// The answer of an exact form.
+/// The expected result of a method that moves all bytes or fails.
 fn all_of(count: usize, moved: &Result<usize, Kind>) -> Result<(), Kind> {
     match moved {
         Ok(moved) if *moved == count => Ok(()),

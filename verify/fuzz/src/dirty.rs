@@ -1,4 +1,5 @@
-//! Logs of others, in pages of any size and from any address on, and writes: what a harvest finds, against a set of pages.
+//! Writes and foreign logs, with pages of any size from any address on: each harvest against a set
+//! of pages.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -13,7 +14,7 @@ use crate::model::PAGE;
 const MOST_STEPS: usize = 32;
 const MOST_WORDS: usize = 16;
 
-/// Two regions, a hole between them, and one near the very end.
+/// Two regions with a hole between them, and one near the end of the address space.
 const REGIONS: [(u64, u64); 3] = [
     (2 * PAGE, 70 * PAGE),
     (100 * PAGE, 3 * PAGE),
@@ -55,7 +56,7 @@ fn addr(at: At) -> u64 {
     }
 }
 
-/// The pages of the regions that bytes from `first` to before `end` touch, by their addresses.
+/// Returns the addresses of the pages that contain bytes from `first` up to `end`, without it.
 fn pages(first: u128, end: u128) -> impl Iterator<Item = u64> {
     REGIONS.into_iter().flat_map(move |(start, len)| {
         let of_region = (0..len / PAGE).map(move |page| start + page * PAGE);
@@ -81,7 +82,7 @@ pub fn run(data: &[u8]) {
             Step::Mark { at, len } => {
                 let (at, len) = (addr(at), len as usize & 0xf_ffff);
                 for region in memory.iter() {
-                    // As far as it lies in the region.
+                    // Clipped to the region.
                     let start = region.start_addr().0;
                     let first = at.max(start);
                     let end = u128::from(at) + len as u128;

@@ -1,5 +1,6 @@
-//! IOTLB messages and lookups, near both ends of the address space and anywhere; and accesses through what is mapped, marked by I/O address and by both.
-//! Beside it an IOTLB with a bound that changes.
+//! IOTLB messages and lookups, at both ends of the address space and between; accesses through the
+//! mappings, which are marked by IOVA or by both addresses; and a second IOTLB with a bound that
+//! changes.
 
 use std::num::NonZeroUsize;
 
@@ -17,9 +18,9 @@ use crate::model::{joined, last_of, permissions, Mappings, Memory, PAGE};
 
 const MOST_STEPS: usize = 64;
 
-/// Guest physical memory: two regions that are neighbours, a hole, and one more.
+/// Guest physical memory: two adjacent regions, a hole, and a third region.
 const REGIONS: [(u64, u64); 3] = [(0, 2 * PAGE), (2 * PAGE, PAGE), (5 * PAGE, PAGE + 0x80)];
-/// The I/O virtual addresses that are marked when they are written.
+/// The IOVAs that are marked when they are written.
 const TRACKED: usize = 0x1_0000;
 
 type Physical = GuestMemoryMmap<AtomicBitmap>;
@@ -36,7 +37,7 @@ enum At {
 enum Len {
     Bytes(u16),
     Pages(u8),
-    /// Up to 2^64, and so many more.
+    /// Up to 2^64, and this number of addresses past it.
     ToTheEnd(u8),
     Huge(u16),
 }
@@ -111,17 +112,17 @@ fn count(base: u64, len: Len) -> usize {
 
 struct Pair {
     memory: IommuMemory<Physical, SharedIotlb>,
-    /// The same IOTLB before another memory, where the same is written: by both addresses.
+    /// The same IOTLB for a second memory with the same writes, which marks both addresses.
     marked: MarkedIommuMemory<Physical, SharedIotlb, AtomicBitmap>,
-    /// An IOTLB that is told the same, and keeps less.
+    /// An IOTLB with a bound that gets the same messages.
     bounded: Iotlb,
-    /// What devices have in their hands, each with an invalidation made while it was there.
+    /// Snapshots that devices hold, each with an invalidation that was made while it was held.
     held: Vec<(IotlbSnapshot, Invalidation)>,
     mappings: Mappings,
     physical: Memory,
-    /// Marked pages of the I/O virtual address space.
+    /// Marked pages by IOVA.
     dirty: std::collections::BTreeSet<u64>,
-    /// Marked pages of the physical address space.
+    /// Marked pages by guest physical address.
     dirty_physical: std::collections::BTreeSet<u64>,
 }
 
@@ -165,7 +166,7 @@ impl Pair {
                 assert_eq!(answer.is_ok(), same.is_ok());
                 match last_of(iova, length) {
                     Some(last) => {
-                        // What was mapped last is there, with any bound.
+                        // The last mapping is present, whatever the bound.
                         assert!(
                             Iotlb::lookup(&self.bounded, GuestAddress(iova), length, perm).is_ok()
                         );
@@ -215,7 +216,7 @@ impl Pair {
         assert!(self.bounded.entries() <= bound);
     }
 
-    /// What is granted: by the IOTLB, and by all of the way to the memory.
+    /// Checks the permissions that the IOTLB and the whole path to memory grant.
     fn granted(&self, iova: u64, length: usize) {
         let at = GuestAddress(iova);
         let by_iotlb = self.memory.iommu().granted(at, length);
@@ -255,7 +256,8 @@ impl Pair {
         assert_eq!(by_memory, expected);
     }
 
-    /// The IOTLB with the bound: what it finds is right, what it misses it may ask for, and it refuses only what takes too many mappings.
+    /// Checks the IOTLB with the bound: it finds only right mappings, may report misses for others,
+    /// and refuses only ranges with too many mappings.
     fn lookup_bounded(&self, iova: u64, length: usize, access: Permissions) {
         let answer = Iotlb::lookup(&self.bounded, GuestAddress(iova), length, access);
         let Some(last) = last_of(iova, length) else {
@@ -272,7 +274,7 @@ impl Pair {
             }
             Err(fails) if fails.is_refused_by_bound() => {
                 assert!(fails.misses.is_empty());
-                // What is missing between two that continue each other may join them.
+                // The missing range between two mappings may join them.
                 let known = parts.iter().filter_map(|(first, _, mapped)| {
                     let (to, granted) = (*mapped)?;
                     Some((to.wrapping_sub(*first), granted))
@@ -296,12 +298,13 @@ impl Pair {
         }
     }
 
-    /// Devices take the IOTLB of the moment now and then, and let go of it later: whatever is in their hands, changes go on, and are done when it is gone.
+    /// Devices take snapshots and drop them later. Changes proceed while snapshots are held, and
+    /// are complete once these are dropped.
     fn hold(&mut self, number: u8) {
         let iotlb = self.memory.iommu();
         if number.is_multiple_of(5) {
             let snapshot = iotlb.snapshot();
-            // An empty range: it changes nothing, and what is held was made before.
+            // An invalidation of an empty range changes nothing; the snapshot is older than it.
             let gone = iotlb.invalidate_mapping(GuestAddress(0), 0);
             self.held.push((snapshot, gone));
         }
@@ -313,7 +316,7 @@ impl Pair {
         }
     }
 
-    /// The library's answer against the model's: what is mapped, or what is missing and what is refused.
+    /// Compares a lookup with the model: the mappings, or the misses and the refusals.
     fn lookup(&self, iova: u64, length: usize, access: Permissions) {
         self.lookup_bounded(iova, length, access);
         let answer = self
@@ -349,7 +352,8 @@ impl Pair {
                     .map(|piece| (piece.base.0, piece.length as u128))
                     .collect();
                 assert!(found.iter().all(|(_, len)| *len != 0));
-                // A piece may be cut where only permissions change; where the target does, it must be.
+                // A segment must end where the target changes, and may end where permissions
+                // change.
                 let expected = parts
                     .iter()
                     .map(|part| (part.2.unwrap().0, len((part.0, part.1))));
@@ -366,7 +370,7 @@ impl Pair {
         }
     }
 
-    /// The guest physical ranges of an access; `None` if it is refused as a whole.
+    /// Returns the guest physical ranges of an access, or `None` if it is refused.
     fn translated(
         &self,
         iova: u64,
@@ -386,7 +390,7 @@ impl Pair {
         parts.iter().map(piece).collect()
     }
 
-    /// The pieces of memory that an access reaches before the first hole.
+    /// Returns the segments of memory that an access reaches before the first hole.
     fn reached(&self, translated: &[(u64, usize)]) -> Vec<(u64, usize)> {
         let mut reached = Vec::new();
         for (target, len) in translated {
@@ -473,7 +477,7 @@ impl Pair {
         assert!(buf[expected.len()..].iter().all(|byte| *byte == 0xee));
     }
 
-    /// All of the marks, and all of memory.
+    /// Checks all marks and all bytes of the memory.
     fn compare(&self) {
         for page in 0..TRACKED as u64 / PAGE {
             let marked = self.memory.bitmap().dirty_at((page * PAGE) as usize);
@@ -523,7 +527,7 @@ impl Pair {
     }
 }
 
-/// Joins ranges whose targets continue each other, past 2^64 too: there the target wraps.
+/// Joins ranges with adjacent targets. Past 2^64 the target wraps.
 fn rejoined(ranges: impl IntoIterator<Item = (u64, u128)>) -> Vec<(u64, u128)> {
     let mut all: Vec<(u64, u128)> = Vec::new();
     for (first, len) in ranges {

@@ -1,7 +1,8 @@
-//! What the fuzz targets do, as plain functions: each takes bytes, turns them into a sequence of operations, and runs that on the
-//! library and on a model that is slow and obvious. A difference panics.
+//! The fuzz targets as functions. Each turns bytes into a sequence of operations, runs it on the
+//! library and on a slow, obvious model, and panics on a difference.
 //!
-//! `tests/replay.rs` runs every file of `corpus/` through them, on stable Rust and without libFuzzer.
+//! `tests/replay.rs` runs each file of `corpus/` through its target, on stable Rust and without
+//! libFuzzer.
 
 pub mod access;
 pub mod dirty;
@@ -10,7 +11,7 @@ pub mod model;
 pub mod regions;
 pub mod stream;
 
-/// A target: a name, which is the name of its corpus too, and what it does with an input.
+/// A target: its name, which is also the name of its corpus, and the function that runs an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.

@@ -1,4 +1,4 @@
-//! The models. They know nothing of slices, indices and trees: bytes are a map, mappings are a log.
+//! The models, without slices, indices and trees: bytes are a map, mappings are a log.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,15 +10,15 @@ pub const PAGE: u64 = 0x1000;
 /// Guest memory as a list of regions, a map of bytes and a set of dirty pages.
 #[derive(Debug, Default)]
 pub struct Memory {
-    /// First address and length, ascending, without overlap.
+    /// First address and length of each region, ascending and without overlap.
     pub regions: Vec<(u64, u64)>,
     bytes: BTreeMap<u64, u8>,
-    /// Number of the region, and of the page in it.
+    /// Dirty pages: the number of the region, and of the page in it.
     pub dirty: BTreeSet<(usize, u64)>,
 }
 
 impl Memory {
-    /// Memory of zeroes.
+    /// Creates memory of zeroes.
     pub fn new(regions: Vec<(u64, u64)>) -> Self {
         Memory {
             regions,
@@ -26,7 +26,7 @@ impl Memory {
         }
     }
 
-    /// The number of the region that has an address, and the offset in there.
+    /// Returns the number of the region that contains an address, and the offset in it.
     pub fn find(&self, addr: u64) -> Option<(usize, u64)> {
         let has =
             |(start, len): (u64, u64)| (addr >= start && addr - start < len).then(|| addr - start);
@@ -36,7 +36,7 @@ impl Memory {
             .find_map(|(number, region)| Some((number, has(*region)?)))
     }
 
-    /// The parts of a range that lie in one region each, up to the first hole or 2^64: address and length.
+    /// Returns the segments of a range up to the first hole or 2^64: address and length of each.
     pub fn pieces(&self, addr: u64, count: usize) -> Vec<(u64, usize)> {
         let mut pieces = Vec::new();
         let (mut next, mut left) = (Some(addr), count);
@@ -52,12 +52,12 @@ impl Memory {
         pieces
     }
 
-    /// How many bytes of a range there are before the first hole.
+    /// Returns the number of bytes of a range before the first hole.
     pub fn reachable(&self, addr: u64, count: usize) -> usize {
         self.pieces(addr, count).iter().map(|(_, len)| len).sum()
     }
 
-    /// The bytes of a range that is all there.
+    /// Returns the bytes of a range without holes.
     pub fn read(&self, addr: u64, count: usize) -> Vec<u8> {
         (addr..)
             .take(count)
@@ -65,7 +65,7 @@ impl Memory {
             .collect()
     }
 
-    /// Writes to a range that is all there, and marks it.
+    /// Writes to a range without holes, and marks it.
     pub fn write(&mut self, addr: u64, data: &[u8]) {
         self.write_unmarked(addr, data);
         for at in (addr..).take(data.len()) {
@@ -74,32 +74,32 @@ impl Memory {
         }
     }
 
-    /// Writes to a range that is all there, for those who keep the marks elsewhere.
+    /// Writes to a range without holes, and does not mark it.
     pub fn write_unmarked(&mut self, addr: u64, data: &[u8]) {
         self.bytes.extend((addr..).zip(data.iter().copied()));
     }
 }
 
-/// What an address of an IOTLB is mapped to, and what may be done there; or nothing.
+/// The target of an IOVA and its permissions, if it is mapped.
 pub type Mapped = Option<(u64, Permissions)>;
 
-/// An IOTLB as the log of what was done to it: the last entry that has an address says what it is mapped to.
+/// An IOTLB as a log of changes. The last entry that contains an address decides its mapping.
 #[derive(Debug, Default)]
 pub struct Mappings {
-    /// First and last address, and what the first is mapped to.
+    /// First and last address, and the target of the first.
     log: Vec<(u64, u64, Mapped)>,
 }
 
-/// A part of a range whose addresses fare alike: first, last, what the first is mapped to.
+/// A part of a range with one mapping, or unmapped: first, last, and the target of the first.
 pub type Part = (u64, u64, Mapped);
 
 impl Mappings {
-    /// Notes that the addresses from `first` to `last` are mapped, or are so no more.
+    /// Records that the addresses from `first` to `last` are mapped or unmapped.
     pub fn set(&mut self, first: u64, last: u64, to: Mapped) {
         self.log.push((first, last, to));
     }
 
-    /// What an address is mapped to.
+    /// Returns the target of an address.
     pub fn at(&self, addr: u64) -> Mapped {
         let (first, _, to) = self
             .log
@@ -109,7 +109,7 @@ impl Mappings {
         to.map(|(target, permissions)| (target.wrapping_add(addr - first), permissions))
     }
 
-    /// A range, cut wherever anything may change, and joined again where nothing did.
+    /// Cuts a range at all possible changes, and joins the parts between which nothing changes.
     pub fn parts(&self, first: u64, last: u64) -> Vec<Part> {
         let ends = self
             .log
@@ -144,12 +144,12 @@ fn continues(before: Mapped, distance: u64, here: Mapped) -> bool {
     }
 }
 
-/// The last of `length` addresses; `None` if there is none, or it would be past 2^64.
+/// Returns the last of `length` addresses, or `None` if `length` is 0 or the range ends past 2^64.
 pub fn last_of(base: u64, length: usize) -> Option<u64> {
     base.checked_add((length as u64).checked_sub(1)?)
 }
 
-/// The permissions with these bits.
+/// Returns the permissions with these bits.
 pub fn permissions(bits: u8) -> Permissions {
     [
         Permissions::No,
@@ -159,7 +159,7 @@ pub fn permissions(bits: u8) -> Permissions {
     ][usize::from(bits & 3)]
 }
 
-/// Joins ranges that touch: first address and number of addresses.
+/// Joins adjacent ranges, given by first address and length.
 pub fn joined(ranges: impl IntoIterator<Item = (u64, u128)>) -> Vec<(u64, u128)> {
     let mut all: Vec<(u64, u128)> = Vec::new();
     for (first, len) in ranges {

@@ -1,4 +1,4 @@
-//! Layouts: making them, adding to them, taking from them, and finding one's way in them.
+//! Maps of regions: construction, insertion, removal, and lookups.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ const MOST_REGIONS: usize = 24;
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum At {
-    /// Close together, so that regions meet.
+    /// Close together, so that regions are often adjacent.
     Low(u8),
     Top(u8),
     Anywhere(u64),
-    /// At the beginning or right behind the end of a region that is there.
+    /// At the start or directly after the end of an existing region.
     Of {
         region: u8,
         end: bool,
@@ -29,11 +29,12 @@ enum At {
 #[derive(Arbitrary, Debug)]
 enum Step {
     Make(Vec<(At, u8)>),
-    /// One behind the other: the hole before each, and its length. Nothing is wrong with them, unless the address space ends.
+    /// Ascending regions: the hole before each, and its length. Valid unless the address space
+    /// ends.
     Row(At, Vec<(u8, u8)>),
     Insert(At, u8),
     Remove(At, u8),
-    /// One that is there.
+    /// An existing region.
     RemoveOne(u8),
     Find(At),
     Check(At, u16),
@@ -52,7 +53,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// The library, and a list of what should be there: first address, length, and the byte that its first one holds.
+/// The library, and a list of the expected regions: first address, length, and first byte.
 #[derive(Default)]
 struct Pair {
     memory: GuestMemoryMmap,
@@ -60,13 +61,13 @@ struct Pair {
     made: u8,
 }
 
-/// What keeps a list of ranges from being a layout.
+/// The reason why a list of ranges is not a valid map.
 #[derive(Debug, Eq, PartialEq)]
 enum Wrong {
     Nothing,
     Unsorted,
     Overlap,
-    /// It cannot be made, or has no place.
+    /// A region cannot be mapped, or does not fit into the address space.
     Region,
 }
 
@@ -78,7 +79,7 @@ fn wrong(error: GuestRegionCollectionError) -> Wrong {
     }
 }
 
-/// Whether a region may be at a place at all: a mapping has bytes, and ends below 2^64.
+/// Returns whether a region can be at this position: it is not empty, and ends below 2^64.
 fn has_place(start: u64, len: u64) -> bool {
     len != 0 && start.checked_add(len).is_some()
 }
@@ -87,7 +88,7 @@ fn overlap(one: (u64, u64), other: (u64, u64)) -> bool {
     one.0 < other.0 + other.1 && other.0 < one.0 + one.1
 }
 
-/// Whether ranges make a layout: the first thing that is wrong with them, in their order.
+/// Returns the first reason, in the order of the ranges, why they are not a valid map.
 fn layout(ranges: &[(u64, u64)]) -> Result<(), Wrong> {
     if ranges.iter().any(|(start, len)| !has_place(*start, *len)) {
         return Err(Wrong::Region);
@@ -135,7 +136,7 @@ impl Pair {
                 let mut next = self.addr(*at);
                 let mut ranges = Vec::new();
                 for (hole, len) in row.iter().take(MOST_REGIONS) {
-                    // Some holes are wide, so that regions are neither evenly spread nor in one place.
+                    // Some holes are wide, so that the distances of regions vary.
                     let hole = match hole.checked_sub(0xf0) {
                         Some(power) => 1 << (4 * power.min(14)),
                         None => u64::from(*hole),
@@ -245,7 +246,7 @@ impl Pair {
                 assert_eq!((removed.start_addr().0, removed.len()), (start, len));
                 let byte: u8 = removed.read_obj(vm_memory::MemoryRegionAddress(0)).unwrap();
                 assert_eq!(byte, self.model.remove(place).2);
-                // The collection before it still has it.
+                // The previous collection still contains it.
                 assert!(self.memory.address_in_range(GuestAddress(start)));
                 self.memory = memory;
             }
@@ -281,7 +282,7 @@ impl Pair {
         assert_eq!(self.memory.get_host_address(at).is_ok(), expected.is_some());
     }
 
-    /// The same regions in the same order, with what was written to them; and every edge is where it should be.
+    /// Checks the order and the contents of the regions, and lookups at each of their edges.
     fn compare(&self) {
         let there: Vec<_> = self
             .memory

@@ -6,31 +6,32 @@ use arbitrary::Arbitrary;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
-/// A stream: how much it has, how much it moves at a time, and whether it fails after that or ends.
+/// The plan of a stream: its length, the bytes it moves in one call, and whether it ends with an
+/// error.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub struct StreamPlan {
-    /// How many bytes it has, or takes.
+    /// The bytes that it has, or accepts.
     pub has: u16,
-    /// One less than it moves at most in one call.
+    /// The most bytes of one call, minus one.
     pub at_a_time: u16,
-    /// Whether it then fails, or moves nothing.
+    /// Whether it fails at its end, or moves nothing.
     pub fails: bool,
     /// Whether every other call is interrupted.
     pub interrupted: bool,
 }
 
-/// A stream as the plan has it.
+/// A stream that follows a plan.
 #[derive(Debug)]
 pub struct Stream {
     plan: StreamPlan,
-    /// What it has, or has taken.
+    /// The bytes that it has, or has accepted.
     pub data: Vec<u8>,
     done: usize,
     interrupted: bool,
 }
 
 impl Stream {
-    /// A source of these bytes.
+    /// Creates a source of these bytes.
     pub fn source(plan: StreamPlan, data: Vec<u8>) -> Self {
         Stream {
             plan,
@@ -40,12 +41,12 @@ impl Stream {
         }
     }
 
-    /// A target.
+    /// Creates a sink.
     pub fn target(plan: StreamPlan) -> Self {
         Stream::source(plan, Vec::new())
     }
 
-    /// How much of `len` bytes is moved now.
+    /// Returns the number of `len` bytes that this call moves.
     fn next(&mut self, len: usize) -> Result<usize, VolatileMemoryError> {
         if self.plan.interrupted && !self.interrupted {
             self.interrupted = true;
@@ -89,7 +90,7 @@ impl WriteVolatile for Stream {
     }
 }
 
-/// The same stream, as far as counts go. Interruptions are not seen: they are tried again.
+/// A model of the counts of a stream. It has no interruptions, because those are retried.
 #[derive(Debug)]
 pub struct ModelStream {
     left: usize,
@@ -98,7 +99,7 @@ pub struct ModelStream {
 }
 
 impl ModelStream {
-    /// The same plan, for the model.
+    /// Creates the model of the plan.
     pub fn of(plan: StreamPlan) -> Self {
         ModelStream {
             left: usize::from(plan.has),
@@ -107,7 +108,7 @@ impl ModelStream {
         }
     }
 
-    /// How much of `len` bytes is moved; `None` is an error.
+    /// Returns the number of `len` bytes that are moved, or `None` for an error.
     pub fn transfer(&mut self, len: usize) -> Option<usize> {
         if self.left == 0 && self.fails {
             return None;

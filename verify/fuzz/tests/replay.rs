@@ -1,4 +1,5 @@
-//! Every file of the corpora through its target, without libFuzzer: what a fuzzer found once is a test from then on.
+//! Replays each file of the corpora without libFuzzer, so that an input that found a bug stays a
+//! test.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +7,7 @@ use std::path::Path;
 use vm_memory_fuzz::TARGETS;
 
 #[test]
-fn the_corpora_run_clean() {
+fn corpora_match_the_models() {
     for (name, run) in TARGETS {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("corpus")
@@ -15,7 +16,7 @@ fn the_corpora_run_clean() {
         for entry in fs::read_dir(&folder).expect("the corpus is checked in") {
             let path = entry.expect("the folder can be read").path();
             let data = fs::read(&path).expect("the file can be read");
-            // On failure, the last name printed is the input's.
+            // On failure, the last printed name is that of the input.
             println!("{}", path.display());
             run(&data);
             count += 1;
@@ -24,9 +25,9 @@ fn the_corpora_run_clean() {
     }
 }
 
-/// Bytes that are in no corpus: nothing, all the same, and a sequence that is the same each time.
+/// Inputs outside the corpora: empty, constant, and a pseudo-random sequence.
 #[test]
-fn other_bytes_run_clean() {
+fn constant_and_random_inputs_match_the_models() {
     for (_, run) in TARGETS {
         run(&[]);
         for byte in [0, 1, 0x7f, 0x80, 0xff] {
