@@ -2,7 +2,7 @@
 
 use crate::everything::*;
 
-/// Every method, and the operators with literals whose type is inferred.
+/// Calls every method, and the operators with literals whose type is inferred.
 pub fn guest_address() {
     let address = GuestAddress(0x1000);
     assert_eq!(GuestAddress::new(0x1000), address);
@@ -30,7 +30,7 @@ pub fn guest_address() {
     assert_eq!(usage, 4096);
 }
 
-/// The same on an offset into a region.
+/// Calls the same methods on an offset in a region.
 pub fn region_address() {
     let offset = MemoryRegionAddress(0x10);
     assert_eq!(MemoryRegionAddress::new(0x10), offset);
@@ -54,7 +54,7 @@ pub fn region_address() {
     assert_eq!(MemoryRegionAddress::one(), 1);
 }
 
-/// An address of a user's own, as a VMM has for I/O ports.
+/// A user-defined address, such as that of an I/O port.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub struct PortAddress(pub u16);
 
@@ -118,7 +118,7 @@ impl Address for PortAddress {
     }
 }
 
-/// The methods that the trait gives it.
+/// Calls the methods that the trait provides.
 pub fn own_address() {
     let port = PortAddress::new(0x3f8);
     assert_eq!(port.mask(7), 0);

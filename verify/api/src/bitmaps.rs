@@ -1,4 +1,4 @@
-//! Dirty tracking: the library's bitmaps, and one of a user's own that is replaced while it is in use.
+//! Dirty tracking: the library's bitmaps, and a user's bitmap that is replaced while it is in use.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, RwLock};
@@ -8,7 +8,7 @@ use crate::{Outcome, PAGE};
 
 const PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(PAGE).unwrap();
 
-/// Every method of [`AtomicBitmap`].
+/// Calls every method of [`AtomicBitmap`].
 pub fn atomic_bitmap() {
     let mut bitmap = AtomicBitmap::new(4 * PAGE, PAGE_SIZE);
     assert_eq!((bitmap.len(), bitmap.byte_size()), (4, 4 * PAGE));
@@ -33,7 +33,7 @@ pub fn atomic_bitmap() {
     assert_eq!(answers[0], Mine("merge_log"));
 }
 
-/// [`Bitmap`] on everything that implements it.
+/// Calls [`Bitmap`] on all types that implement it.
 pub fn slices() {
     let bitmap = Arc::new(AtomicBitmap::new(4 * PAGE, PAGE_SIZE));
     let from_one: RefSlice<'_, AtomicBitmap> = bitmap.slice_at(PAGE);
@@ -55,7 +55,7 @@ pub fn slices() {
     let () = NewBitmap::with_len(1);
 }
 
-/// What is generic over bitmaps, called by the bounds alone.
+/// Calls the methods of the bounds on a generic bitmap.
 fn mark_all<B: NewBitmap>(size: usize) -> bool {
     let bitmap = B::with_len(size);
     bitmap.mark_dirty(0, size);
@@ -64,7 +64,7 @@ fn mark_all<B: NewBitmap>(size: usize) -> bool {
     dirty && bitmap.dirty_at(size - 1)
 }
 
-/// A log that the VMM switches on for a migration, as vhost-user back ends have it: the slices follow the switch.
+/// A log that is switched on for a migration, as in vhost-user back ends. Slices follow the switch.
 #[derive(Clone, Debug, Default)]
 pub struct SwitchedLog {
     log: Arc<RwLock<Option<Arc<AtomicBitmap>>>>,
@@ -72,7 +72,7 @@ pub struct SwitchedLog {
 }
 
 impl SwitchedLog {
-    /// Puts another log, or none, in place of the current one.
+    /// Replaces the current log by another one, or by none.
     pub fn switch(&self, log: Option<Arc<AtomicBitmap>>) {
         *self.log.write().unwrap() = log;
     }
@@ -113,7 +113,7 @@ impl NewBitmap for SwitchedLog {
     }
 }
 
-/// The library's memory over a user's bitmap.
+/// Uses the library's memory with a user's bitmap.
 pub fn own_bitmap() -> Outcome {
     assert!(mark_all::<AtomicBitmap>(PAGE));
     assert!(!mark_all::<()>(PAGE));

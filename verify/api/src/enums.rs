@@ -1,4 +1,5 @@
-//! Matches without a wildcard, and structures taken apart whole: a new variant or field breaks them.
+//! Matches without a wildcard, and complete patterns of structures: a new variant or field breaks
+//! them.
 
 use vm_memory::guest_memory::Error as MemoryError;
 use vm_memory::iommu::{Error as IommuError, IotlbFails, IovaRange, MappedRange};
@@ -6,7 +7,7 @@ use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::volatile_memory::Error as VolatileError;
 use vm_memory::{GuestAddress, GuestRegionCollectionError, Permissions};
 
-/// As a device maps it to a status of its own.
+/// The status that a device reports for an error.
 pub fn memory_error(error: &MemoryError) -> &'static str {
     match error {
         MemoryError::InvalidGuestAddress(GuestAddress(_)) => "invalid guest address",
@@ -25,7 +26,7 @@ pub fn memory_error(error: &MemoryError) -> &'static str {
     }
 }
 
-/// As a device reports a fault of its IOMMU.
+/// The report of a device about a fault of its IOMMU.
 pub fn iommu_error(error: &IommuError) -> &'static str {
     match error {
         IommuError::CannotResolve {
@@ -40,7 +41,7 @@ pub fn iommu_error(error: &IommuError) -> &'static str {
     }
 }
 
-/// As a loader reports it.
+/// The report of a loader about an error.
 pub fn volatile_error(error: &VolatileError) -> &'static str {
     match error {
         VolatileError::OutOfBounds { addr: _ } => "out of bounds",
@@ -61,7 +62,7 @@ pub fn volatile_error(error: &VolatileError) -> &'static str {
     }
 }
 
-/// As a VMM reports why a guest has no memory.
+/// The report of a VMM that cannot create guest memory.
 pub fn ranges_error(error: &FromRangesError) -> &'static str {
     match error {
         FromRangesError::InvalidGuestRegion => "invalid region",
@@ -70,7 +71,7 @@ pub fn ranges_error(error: &FromRangesError) -> &'static str {
     }
 }
 
-/// As hotplug reports it.
+/// The report of hotplug about an error.
 pub fn collection_error(error: &GuestRegionCollectionError) -> &'static str {
     match error {
         GuestRegionCollectionError::NoMemoryRegion => "no region",
@@ -79,7 +80,7 @@ pub fn collection_error(error: &GuestRegionCollectionError) -> &'static str {
     }
 }
 
-/// As a vhost-user back end reports a table it cannot map.
+/// The report of a vhost-user back end about a table that it cannot map.
 pub fn mapping_error(error: &MmapRegionError) -> &'static str {
     match error {
         MmapRegionError::InvalidOffsetLength => "offset and length",
@@ -91,7 +92,7 @@ pub fn mapping_error(error: &MmapRegionError) -> &'static str {
     }
 }
 
-/// As an IOTLB message is decoded, and encoded.
+/// Decodes and encodes the permissions of an IOTLB message.
 pub fn permissions(permissions: Permissions) -> u8 {
     match permissions {
         Permissions::No => 0,

@@ -1,8 +1,8 @@
-//! Every public name of the library in one place, by glob, as a prelude of a VMM would have it.
+//! Every public name of the library by glob, like the prelude of a VMM.
 
 #[expect(
     ambiguous_glob_reexports,
-    reason = "modules of the library have an Error and a Result each"
+    reason = "several modules of the library have an Error and a Result"
 )]
 pub use {
     vm_memory::address::*, vm_memory::atomic::*, vm_memory::bitmap::*, vm_memory::bytes::*,
@@ -11,5 +11,5 @@ pub use {
 };
 
 pub use crate::extensions::*;
-// In scope wherever files are handled, with methods named `read`, `write`, `by_ref`, `flush`, `seek`.
+// In scope in most code with files, with methods named `read`, `write`, `by_ref`, `flush`, `seek`.
 pub use std::io::{BufRead, Read, Seek, Write};

@@ -1,7 +1,7 @@
-//! The extension traits that VMMs bring into scope beside the library's.
+//! Extension traits like those of VMMs, which are in scope beside the library's.
 //!
-//! Each method returns a type that only it can return: a method of the library with the same name, on the same type, is either
-//! ambiguous or fails to type-check at the call.
+//! Each method returns a type of its own. A method of the library with the same name on the same
+//! type makes the call ambiguous, or fails to type-check.
 
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{
@@ -9,27 +9,27 @@ use vm_memory::{
     ReadVolatile, VolatileSlice,
 };
 
-/// Proof that the method of the user ran.
+/// The proof that the user's method ran.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Mine(pub &'static str);
 
-/// A VMM's own methods on its guest memory: snapshots, migration, ballooning.
+/// Methods of a VMM on its guest memory: snapshots, migration, ballooning.
 pub trait GuestMemoryExtension {
-    /// Where the slice of a device lies.
+    /// Returns the position of a device's slice.
     fn find_slice(&self) -> Mine;
-    /// The layout, for a snapshot.
+    /// Describes the layout for a snapshot.
     fn describe(&self) -> Mine;
-    /// All bytes, to a file.
+    /// Writes all bytes to a file.
     fn dump(&self) -> Mine;
-    /// The bytes of dirty pages, to a file.
+    /// Writes the bytes of dirty pages to a file.
     fn dump_dirty(&self) -> Mine;
-    /// Forgets what is dirty.
+    /// Clears all dirty bits.
     fn reset_dirty(&self) -> Mine;
     /// Merges the hypervisor's log into the bitmap.
     fn store_dirty_bitmap(&self) -> Mine;
     /// Marks a range of guest memory.
     fn mark_dirty(&self, address: GuestAddress, length: usize) -> Mine;
-    /// Gives the pages of a range back.
+    /// Discards the pages of a range.
     fn discard_range(&self, address: GuestAddress, length: usize) -> Mine;
 }
 
@@ -67,19 +67,19 @@ impl<B: Bitmap> GuestMemoryExtension for GuestMemoryMmap<B> {
     }
 }
 
-/// A VMM's own methods on one region: memory slots and hotplug.
+/// Methods of a VMM on one region: memory slots and hotplug.
 pub trait GuestRegionExtension: GuestMemoryRegion {
-    /// The hypervisor's slot of the region.
+    /// Returns the KVM slot of the region.
     fn slot(&self) -> Mine {
         Mine("slot")
     }
 
-    /// Takes the region from the hypervisor.
+    /// Removes the KVM slot of the region.
     fn unplug(&self) -> Mine {
         Mine("unplug")
     }
 
-    /// Gives the pages of a range back.
+    /// Discards the pages of a range.
     fn discard_range(&self, _: usize, _: usize) -> Mine {
         Mine("discard_range")
     }
@@ -87,14 +87,14 @@ pub trait GuestRegionExtension: GuestMemoryRegion {
 
 impl<R: GuestMemoryRegion> GuestRegionExtension for R {}
 
-/// A VMM's own methods on a mapping.
+/// Methods of a VMM on a mapping.
 pub trait MappingExtension {
     /// Advises the kernel.
     fn advise(&self) -> Mine {
         Mine("advise")
     }
 
-    /// Changes what is permitted.
+    /// Changes the protection.
     fn protect(&self) -> Mine {
         Mine("protect")
     }
@@ -104,9 +104,9 @@ impl<B> MappingExtension for MmapRegion<B> {}
 
 impl<B> MappingExtension for GuestRegionMmap<B> {}
 
-/// Short forms that a device model has for everything that holds bytes.
+/// Short forms of a device model for everything with bytes.
 pub trait BytesExtension<A>: Bytes<A> {
-    /// Reads a string that ends in a zero byte.
+    /// Reads a NUL-terminated string.
     fn read_cstr(&self, _: A) -> Mine {
         Mine("read_cstr")
     }
@@ -119,9 +119,9 @@ pub trait BytesExtension<A>: Bytes<A> {
 
 impl<A, T: Bytes<A> + ?Sized> BytesExtension<A> for T {}
 
-/// What vectored I/O needs of a slice.
+/// Methods for vectored I/O on a slice.
 pub trait IovecExtension {
-    /// The slice as the operating system takes it.
+    /// Converts the slice to an `iovec`.
     fn as_iovec(&self) -> Mine;
 }
 
@@ -131,11 +131,11 @@ impl<B: vm_memory::bitmap::BitmapSlice> IovecExtension for VolatileSlice<'_, B> 
     }
 }
 
-/// What migration needs of a bitmap.
+/// Methods for migration on a bitmap.
 pub trait BitmapExtension {
-    /// The bits of another log, added.
+    /// Adds the bits of another log.
     fn merge_log(&self) -> Mine;
-    /// How much is dirty.
+    /// Returns the number of dirty bytes.
     fn count_dirty(&self) -> Mine;
 }
 
@@ -149,7 +149,7 @@ impl BitmapExtension for AtomicBitmap {
     }
 }
 
-/// A back end's own wrapper over a stream.
+/// Methods of a back end on a stream.
 pub trait StreamExtension: ReadVolatile {
     /// Reads until the slice is full or the stream ends.
     fn fill_volatile(&mut self) -> Mine {

@@ -1,4 +1,5 @@
-//! Code that is generic over memory, as devices and loaders are: what the bounds bring, and nothing else.
+//! Code that is generic over memory, as devices and loaders are. It uses the methods of its bounds
+//! only.
 
 use std::sync::atomic::Ordering;
 
@@ -6,7 +7,7 @@ use crate::everything::*;
 use crate::{Outcome, PAGE};
 
 fn with_backend<M: GuestMemoryBackend>(memory: &M) -> Outcome {
-    // The bound decides here: these are unambiguous although `GuestMemory` has both names too.
+    // The bound makes these unambiguous, although `GuestMemory` has both names too.
     assert!(memory.check_range(GuestAddress(0), PAGE));
     assert_eq!(memory.get_slices(GuestAddress(0), 8).count(), 1);
     assert_eq!(
@@ -107,7 +108,7 @@ fn with_volatile<V: VolatileMemory>(memory: &V) -> Outcome {
     Ok(())
 }
 
-/// Each bound with the library's type, and through a reference as devices store it.
+/// Meets each bound with the library's type, and with a reference, as devices store it.
 pub fn all() -> Outcome {
     let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), PAGE)])?;
     with_backend(&memory)?;
@@ -123,7 +124,7 @@ pub fn all() -> Outcome {
     Ok(())
 }
 
-/// A user's way to share memory, as a method on every kind of it.
+/// A user's method for every kind of shared memory.
 trait Shared: GuestMemory + Sized {
     fn memory_of(self) -> std::sync::Arc<Self> {
         std::sync::Arc::new(self)

@@ -1,21 +1,25 @@
-//! Everything that vm-memory 0.18.0 offers, called the way its users call it.
+//! Calls of everything in vm-memory 0.18.0, in the way its users call it.
 //!
-//! `cargo semver-checks` compares declarations. It does not see that a new trait method, a new impl or a new name takes something away
-//! from a user who has more than one trait in scope. Here all of them are in scope at once ([`everything`]), with the extension traits
-//! that VMMs bring along ([`extensions`]), and every method is called unqualified wherever the published 0.18.0 allows that. What makes
-//! such a call ambiguous, or takes one over from a user's own trait, is an error here.
+//! `cargo semver-checks` compares declarations. It does not see that a new trait method, impl or
+//! name makes a call ambiguous for users with several traits in scope, or takes over a method of
+//! their own. Here all traits of the library are in scope ([`everything`]), with extension traits
+//! like those of VMMs ([`extensions`]). Methods are called without naming the trait where 0.18.0
+//! allows it.
 //!
-//! It builds against 0.18.0 from the registry as well, and must: a call that 0.18.0 itself refuses proves nothing. Where it does refuse
-//! (`check_range` and `get_slices` on a type that is both `GuestMemory` and `GuestMemoryBackend`), the trait is named, as users do.
+//! This crate also builds with 0.18.0 from the registry, because a call that 0.18.0 does not
+//! compile proves nothing. `check_range` and `get_slices` are ambiguous there on a type that is
+//! both
+//! `GuestMemory` and `GuestMemoryBackend`; these calls name the trait.
 //!
-//! Each module is one area, with functions that panic when an answer is wrong; `tests/calls.rs` runs them.
+//! Each module covers one area. Its functions panic on a wrong result; `tests/calls.rs` runs them.
 //!
 //! # Layers
 //!
 //! ```text
 //! extensions
 //! everything
-//! addresses, bitmaps, enums, generic, mappings, memories, own_memory, own_values, streams, swapped, translated, values, volatile
+//! addresses, values, own_values, enums, bitmaps, streams, volatile
+//! mappings, own_memory, memories, translated, swapped, generic
 //! ```
 #![deny(warnings)]
 #![deny(deprecated)]
@@ -40,8 +44,8 @@ pub mod translated;
 pub mod values;
 pub mod volatile;
 
-/// What the functions here return: any error of the library converts to it by `?`.
+/// The result of the functions here. Every error of the library converts to it by `?`.
 pub type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
 
-/// A page of the guest.
+/// The size of a page of the guest.
 pub const PAGE: usize = 0x1000;

@@ -1,5 +1,6 @@
-//! Regions and the mappings under them. A [`GuestRegionMmap`] is a [`GuestMemoryRegion`] and derefs to an [`MmapRegion`], which is a
-//! [`VolatileMemory`] with many of the same names: which of them a call means must not change.
+//! Regions and their mappings. A [`GuestRegionMmap`] is a [`GuestMemoryRegion`] and derefs to an
+//! [`MmapRegion`], a [`VolatileMemory`] with many of the same method names. The method that a call
+//! resolves to must not change.
 
 use std::io::Cursor;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use crate::everything::*;
 use crate::{Outcome, PAGE};
 
-/// A file of `pages` pages, each filled with its number.
+/// Creates a file of `pages` pages, each filled with its number.
 fn file(pages: u8) -> std::io::Result<std::fs::File> {
     let mut file = tempfile::tempfile()?;
     for page in 0..pages {
@@ -17,7 +18,7 @@ fn file(pages: u8) -> std::io::Result<std::fs::File> {
     Ok(file)
 }
 
-/// Every method of a region.
+/// Calls every method of a region.
 pub fn region() -> Outcome {
     let region = GuestRegionMmap::<AtomicBitmap>::from_range(GuestAddress(0x4000), PAGE, None)?;
     let length: u64 = region.len();
@@ -65,7 +66,7 @@ pub fn region() -> Outcome {
     Ok(())
 }
 
-/// What a region gives by deref to its mapping.
+/// Calls the methods that a region has by deref to its mapping.
 pub fn region_as_mapping() -> Outcome {
     let region = GuestRegionMmap::<()>::new(MmapRegion::new(PAGE)?, GuestAddress(0x4000))
         .ok_or("past the end")?;
@@ -89,13 +90,13 @@ pub fn region_as_mapping() -> Outcome {
             .load(Ordering::Relaxed),
         5
     );
-    // By the name of the trait it is the mapping's, without it the region's.
+    // With the trait's name this is the mapping's method, without it the region's.
     assert_eq!(VolatileMemory::get_slice(&*region, 4, 4)?.len(), 4);
     assert_eq!(VolatileMemory::len(&*region), PAGE);
     Ok(())
 }
 
-/// Every method of a mapping.
+/// Calls every method of a mapping.
 pub fn mapping() -> Outcome {
     let file = Arc::new(file(3)?);
     let at = |start| FileOffset::from_arc(file.clone(), start);
@@ -130,9 +131,9 @@ pub fn mapping() -> Outcome {
             .load(Ordering::Relaxed),
         0x0101_0109
     );
-    // SAFETY: nothing else touches the mapping, and the reference is gone before the next statement.
+    // SAFETY: only this function accesses the mapping, and the reference ends with the statement.
     assert_eq!(*unsafe { mapping.aligned_as_ref::<u32>(0) }?, 0x0101_0109);
-    // SAFETY: as above.
+    // SAFETY: only this function accesses the mapping, and the reference ends with the statement.
     *unsafe { mapping.aligned_as_mut::<u32>(0) }? = 7;
     assert_eq!(mapping.get_ref::<u32>(0)?.load(), 7);
     let answers: [Mine; 2] = [mapping.advise(), mapping.protect()];
@@ -140,14 +141,14 @@ pub fn mapping() -> Outcome {
     Ok(())
 }
 
-/// The other ways to make one.
+/// Calls the other constructors.
 pub fn built() -> Outcome {
     let (prot, flags) = (
         libc::PROT_READ | libc::PROT_WRITE,
         libc::MAP_PRIVATE | libc::MAP_NORESERVE,
     );
     let anonymous = MmapRegion::<()>::build(None, PAGE, prot, flags | libc::MAP_ANONYMOUS)?;
-    // SAFETY: `anonymous` is of this length, and lives longer than what is made here.
+    // SAFETY: `anonymous` has this length, and outlives the mapping created here.
     let borrowed = unsafe { MmapRegion::<()>::build_raw(anonymous.as_ptr(), PAGE, prot, flags) }?;
     assert!(!borrowed.owned());
     let builder = MmapRegionBuilder::new_with_bitmap(PAGE, ())
@@ -156,7 +157,7 @@ pub fn built() -> Outcome {
         .with_hugetlbfs(false)
         .with_file_offset(FileOffset::new(file(1)?, 0));
     assert_eq!(builder.build()?.size(), PAGE);
-    // SAFETY: as above.
+    // SAFETY: `anonymous` has this length, and outlives the mapping created here.
     let raw =
         unsafe { MmapRegionBuilder::<()>::new(PAGE).with_raw_mmap_pointer(anonymous.as_ptr()) };
     assert_eq!(raw.build()?.as_ptr(), anonymous.as_ptr());

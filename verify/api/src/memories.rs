@@ -1,4 +1,5 @@
-//! Guest memory in mappings: every method of [`GuestMemoryBackend`], [`GuestMemory`] and [`Bytes`], on the types that VMMs name.
+//! Guest memory in mappings: every method of [`GuestMemoryBackend`], [`GuestMemory`] and [`Bytes`],
+//! on the types that VMMs use.
 
 use std::io::Cursor;
 use std::sync::atomic::Ordering;
@@ -7,11 +8,11 @@ use std::sync::Arc;
 use crate::everything::*;
 use crate::{Outcome, PAGE};
 
-/// Two regions with a hole between them, as every caller here sees them.
+/// Two regions with a hole between them, for all callers here.
 const RANGES: [(GuestAddress, usize); 2] =
     [(GuestAddress(0), 2 * PAGE), (GuestAddress(0x10000), PAGE)];
 
-/// The default memory, whose bitmap is `()`, made in each way.
+/// Calls each constructor of the default memory, whose bitmap is `()`.
 pub fn made() -> Outcome {
     let inferred: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&RANGES)?;
     let named = GuestMemoryMmap::<()>::from_ranges_with_files(
@@ -44,7 +45,7 @@ pub fn made() -> Outcome {
     Ok(())
 }
 
-/// The methods of [`GuestMemoryBackend`], unqualified where 0.18.0 lets them be.
+/// Calls the methods of [`GuestMemoryBackend`], without naming the trait where 0.18.0 allows it.
 pub fn looked_up() -> Outcome {
     let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&RANGES)?;
     let inside = GuestAddress(0x10010);
@@ -66,7 +67,7 @@ pub fn looked_up() -> Outcome {
     );
     assert!(!memory.get_host_address(inside)?.is_null());
     assert_eq!(memory.get_slice(inside, 16)?.len(), 16);
-    // Both traits have these two, on the published crate as well.
+    // Both traits have these two methods, in 0.18.0 as well.
     assert!(GuestMemoryBackend::check_range(
         &memory,
         GuestAddress(0),
@@ -90,7 +91,7 @@ pub fn looked_up() -> Outcome {
     Ok(())
 }
 
-/// The slices, with the adapters of [`Iterator`] in scope beside [`GuestMemorySliceIterator`].
+/// Iterates over slices with the methods of [`Iterator`] and [`GuestMemorySliceIterator`] in scope.
 pub fn iterated() -> Outcome {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[
         (GuestAddress(0), PAGE),
@@ -129,7 +130,7 @@ pub fn iterated() -> Outcome {
     Ok(())
 }
 
-/// [`Bytes`] by guest address, with types inferred from their use.
+/// Calls [`Bytes`] by guest address, with types inferred from their use.
 pub fn accessed() -> Outcome {
     let mapping = MmapRegionBuilder::new_with_bitmap(PAGE, Some(AtomicBitmap::with_len(PAGE)))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -174,7 +175,7 @@ pub fn accessed() -> Outcome {
     Ok(())
 }
 
-/// The same through what memory is handed around in: references, `Arc`, and a region found by address.
+/// Calls [`Bytes`] through references, `Arc`, and a region that was found by address.
 pub fn behind_pointers() -> Outcome {
     let memory: Arc<GuestMemoryMmap> = Arc::new(GuestMemoryMmap::from_ranges(&RANGES)?);
     memory.write_obj(1u64, GuestAddress(8))?;
@@ -193,7 +194,7 @@ pub fn behind_pointers() -> Outcome {
     Ok(())
 }
 
-/// The deprecated way through memory, which stays.
+/// Calls the deprecated method, which stays.
 #[expect(
     deprecated,
     reason = "0.18.0 deprecates it, and its users still call it"
@@ -222,7 +223,7 @@ pub fn deprecated() -> Outcome {
     Ok(())
 }
 
-/// The methods of the VMM's own trait, which must stay its own.
+/// Calls the methods of the VMM's own trait, which the library must not take over.
 pub fn extended() -> Outcome {
     let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&RANGES)?;
     let answers: [Mine; 10] = [

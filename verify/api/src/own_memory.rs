@@ -1,4 +1,4 @@
-//! Memory and regions of a user's own, from a window that is not RAM to a whole address space.
+//! User-defined memory and regions, from a window that is not RAM to a whole address space.
 
 use std::sync::atomic::Ordering;
 
@@ -7,13 +7,13 @@ use crate::{Outcome, PAGE};
 
 type MemoryResult<T> = std::result::Result<T, GuestMemoryError>;
 
-/// A window of registers: a region without host memory, which answers each access itself.
+/// A window of registers: a region without host memory, which handles each access itself.
 #[derive(Debug)]
 pub struct Registers {
     base: GuestAddress,
 }
 
-/// What the registers do not do.
+/// An access that the registers do not support.
 fn refused<T>() -> MemoryResult<T> {
     Err(GuestMemoryError::HostAddressNotAvailable)
 }
@@ -104,7 +104,7 @@ impl GuestMemoryRegion for Registers {
     fn bitmap(&self) {}
 }
 
-/// A region around the library's, which adds what the VMM keeps for it.
+/// A wrapper of the library's region with the data that a VMM keeps for it.
 #[derive(Debug)]
 pub struct Slotted {
     inner: GuestRegionMmap<AtomicBitmap>,
@@ -157,7 +157,7 @@ impl GuestMemoryRegion for Slotted {
 
 impl GuestMemoryRegionBytes for Slotted {}
 
-/// An address space of a VMM's own: no collection, and a lookup of its own.
+/// An address space of a VMM with its own lookup.
 #[derive(Debug)]
 pub struct Slots(Vec<Slotted>);
 
@@ -179,7 +179,7 @@ impl GuestMemoryBackend for Slots {
     }
 }
 
-/// A device's view of memory at an offset: a [`GuestMemory`] that is no backend.
+/// A device's view of memory at an offset: a [`GuestMemory`] that is not a backend.
 #[derive(Clone, Debug)]
 pub struct Shifted<'m> {
     memory: &'m GuestMemoryMmap,
@@ -212,7 +212,7 @@ impl GuestMemory for Shifted<'_> {
     }
 }
 
-/// Slices one by one from a list, for a [`GuestMemory`] that gathers.
+/// An iterator over a list of slices, for a [`GuestMemory`] that gathers them.
 #[derive(Debug)]
 pub struct Gathered<'a, B: BitmapSlice>(std::vec::IntoIter<VolatileSlice<'a, B>>);
 
@@ -228,7 +228,7 @@ impl<B: BitmapSlice> std::iter::FusedIterator for Gathered<'_, B> {}
 
 impl<'a, B: BitmapSlice> GuestMemorySliceIterator<'a, B> for Gathered<'a, B> {}
 
-/// The region that is not RAM, alone and in a collection.
+/// Uses the region that is not RAM, alone and in a collection.
 pub fn registers() -> Outcome {
     let registers = Registers {
         base: GuestAddress(0xfee0_0000),
@@ -254,7 +254,7 @@ pub fn registers() -> Outcome {
     Ok(())
 }
 
-/// The region that wraps, in the library's collection and in the VMM's own.
+/// Uses the wrapper in the library's collection and in the VMM's.
 pub fn slots() -> Outcome {
     let two = || -> std::result::Result<_, FromRangesError> {
         Ok(vec![
@@ -306,7 +306,7 @@ pub fn slots() -> Outcome {
     Ok(())
 }
 
-/// The memory that is no backend.
+/// Uses the memory that is not a backend.
 pub fn shifted() -> Outcome {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 * PAGE)])?;
     let view = Shifted {

@@ -1,11 +1,11 @@
-//! Values of a user's own: plain structures, and something that is loaded and stored as one.
+//! User-defined values: plain structures, and a value that is loaded and stored atomically.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::everything::*;
 use crate::{Outcome, PAGE};
 
-/// A descriptor, as each device model has a hundred of.
+/// A descriptor, as in most device models.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]
 pub struct Descriptor {
@@ -15,14 +15,15 @@ pub struct Descriptor {
     next: Le16,
 }
 
-// SAFETY: four values without padding between them, for each of which every bit pattern is valid.
+// SAFETY: the four fields have no padding between them, and all their bit patterns are valid.
 unsafe impl ByteValued for Descriptor {}
 
-/// An atomic with a byte order of its own.
+/// An atomic with a byte order.
 #[derive(Debug)]
 pub struct BigEndianAtomic(AtomicU32);
 
-// SAFETY: it is an `AtomicU32`, which has no padding and is valid with every bit pattern; loads and stores are one access.
+// SAFETY: an `AtomicU32` has no padding, all bit patterns are valid, and loads and stores are
+// single accesses.
 unsafe impl AtomicInteger for BigEndianAtomic {
     type V = u32;
 
@@ -39,12 +40,12 @@ unsafe impl AtomicInteger for BigEndianAtomic {
     }
 }
 
-/// A value that is loaded and stored through it.
+/// A value that is loaded and stored through the atomic.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(transparent)]
 pub struct Doorbell(pub u32);
 
-// SAFETY: it is a `u32`.
+// SAFETY: a `u32` has no padding, and all bit patterns are valid.
 unsafe impl ByteValued for Doorbell {}
 
 impl From<u32> for Doorbell {
@@ -63,7 +64,7 @@ impl AtomicAccess for Doorbell {
     type A = BigEndianAtomic;
 }
 
-/// The structure, in guest memory.
+/// Reads and writes the structure in guest memory.
 pub fn structures() -> Outcome {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), PAGE)])?;
     let mut descriptor = Descriptor {
@@ -91,7 +92,7 @@ pub fn structures() -> Outcome {
     Ok(())
 }
 
-/// The value with an atomic of its own: what that converts is converted on the way in and on the way out.
+/// Loads and stores the value; its atomic converts the byte order both ways.
 pub fn atomics() -> Outcome {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), PAGE)])?;
     memory.store(

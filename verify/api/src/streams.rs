@@ -1,4 +1,5 @@
-//! [`ReadVolatile`] and [`WriteVolatile`], on what implements them here and in a user's code, with `std::io`'s traits in scope.
+//! [`ReadVolatile`] and [`WriteVolatile`] on the library's and on user-defined types, with the
+//! traits of `std::io` in scope.
 
 use std::fs::File;
 use std::io::{Cursor, SeekFrom};
@@ -9,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use crate::everything::*;
 use crate::Outcome;
 
-/// Sends eight bytes through `stream` and back, by every method.
+/// Sends eight bytes through `stream` and back by every method.
 fn send<W: WriteVolatile>(stream: &mut W) -> Outcome {
     let mut bytes = *b"abcdefgh";
     let slice = VolatileSlice::from(&mut bytes[..]);
@@ -29,7 +30,7 @@ fn receive<R: ReadVolatile>(stream: &mut R) -> Outcome {
     Ok(())
 }
 
-/// Everything in host memory.
+/// Uses the streams in host memory.
 pub fn host_memory() -> Outcome {
     let mut vector = Vec::new();
     send(&mut vector)?;
@@ -42,7 +43,7 @@ pub fn host_memory() -> Outcome {
     Ok(())
 }
 
-/// Files, by value and by reference, called as methods.
+/// Calls the methods on files, by value and by reference.
 pub fn files() -> Outcome {
     let mut file = tempfile::tempfile()?;
     send(&mut file)?;
@@ -75,7 +76,7 @@ pub fn files() -> Outcome {
     Ok(())
 }
 
-/// Sockets.
+/// Uses sockets.
 pub fn sockets() -> Outcome {
     let (mut one, mut other) = UnixStream::pair()?;
     send(&mut one)?;
@@ -92,7 +93,7 @@ pub fn sockets() -> Outcome {
     receive(&mut server)?;
     send(&mut &server)?;
     receive(&mut &client)?;
-    // Standard output need not be looked at: that it can be named is enough.
+    // The output is not checked; the call must compile.
     assert_eq!(
         std::io::stdout().write_volatile(&VolatileSlice::from(&mut [][..]))?,
         0
@@ -100,7 +101,7 @@ pub fn sockets() -> Outcome {
     Ok(())
 }
 
-/// A source that gives three bytes at a time.
+/// A source that returns three bytes at a time.
 #[derive(Debug)]
 pub struct Threes(pub u8);
 
@@ -116,7 +117,7 @@ impl ReadVolatile for Threes {
     }
 }
 
-/// A sink that counts, and takes one byte at a time.
+/// A sink that counts, and accepts one byte at a time.
 #[derive(Debug, Default)]
 pub struct Counter(pub usize);
 
@@ -131,7 +132,7 @@ impl WriteVolatile for Counter {
     }
 }
 
-/// A user's own streams under the methods that the traits give them.
+/// Calls the provided methods of the traits on user-defined streams.
 pub fn own_streams() -> Outcome {
     let mut bytes = [0; 8];
     let mut slice = VolatileSlice::from(&mut bytes[..]);

@@ -1,4 +1,4 @@
-//! Memory that is handed around: [`GuestAddressSpace`], and [`GuestMemoryAtomic`], whose map is replaced.
+//! Shared memory: [`GuestAddressSpace`], and [`GuestMemoryAtomic`], whose map is replaced.
 
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use crate::everything::*;
 use crate::{Outcome, PAGE};
 
-/// A device: generic over who holds its memory.
+/// A device that is generic over the holder of its memory.
 #[derive(Debug)]
 pub struct Device<S: GuestAddressSpace> {
     space: S,
@@ -34,7 +34,7 @@ fn memory(value: u8) -> std::result::Result<GuestMemoryMmap, Box<dyn std::error:
     Ok(memory)
 }
 
-/// A map that can be changed, as a VMM wrote it before there was [`GuestMemoryAtomic`].
+/// A map that can be changed, as VMMs wrote it before [`GuestMemoryAtomic`].
 #[derive(Clone, Debug)]
 pub struct Locked(Arc<Mutex<Arc<GuestMemoryMmap>>>);
 
@@ -47,7 +47,7 @@ impl GuestAddressSpace for Locked {
     }
 }
 
-/// Each holder under one device.
+/// Runs one device on each holder.
 pub fn address_spaces() -> Outcome {
     let plain = memory(3)?;
     assert_eq!(Device { space: &plain }.byte()?, 3);
@@ -70,7 +70,7 @@ pub fn address_spaces() -> Outcome {
     Ok(())
 }
 
-/// Every method of [`GuestMemoryAtomic`] and its guards.
+/// Calls every method of [`GuestMemoryAtomic`] and its guards.
 pub fn replaced() -> Outcome {
     let space = GuestMemoryAtomic::new(memory(1)?);
     let before: GuestMemoryLoadGuard<GuestMemoryMmap> = space.memory();

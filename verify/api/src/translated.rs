@@ -1,4 +1,4 @@
-//! Memory behind an IOMMU.
+//! Translated memory.
 
 use std::ops::Deref;
 use std::sync::{Arc, RwLock, RwLockReadGuard};
@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 use crate::everything::*;
 use crate::{Outcome, PAGE};
 
-/// An IOMMU with its IOTLB under a lock, whose misses are mapped one to one.
+/// An IOMMU with its IOTLB in a lock. It maps misses to the same address.
 #[derive(Debug, Default)]
 pub struct Identity(RwLock<Iotlb>);
 
@@ -56,7 +56,7 @@ fn memory(enabled: bool) -> std::result::Result<Memory, FromRangesError> {
     ))
 }
 
-/// Every method of [`Iotlb`] and what it returns.
+/// Calls every method of [`Iotlb`] and of the types it returns.
 pub fn iotlb() -> Outcome {
     let mut iotlb = Iotlb::new();
     iotlb.set_mapping(
@@ -102,7 +102,8 @@ pub fn iotlb() -> Outcome {
     Ok(())
 }
 
-/// Every method of [`IommuMemory`], and [`GuestMemory`] and [`Bytes`] on it, all unqualified.
+/// Calls every method of [`IommuMemory`], and those of [`GuestMemory`] and [`Bytes`] on it, without
+/// naming the trait.
 pub fn iommu_memory() -> Outcome {
     let mut memory = memory(true)?;
     assert!(memory.get_iommu_enabled());
@@ -170,7 +171,7 @@ pub fn iommu_memory() -> Outcome {
     Ok(())
 }
 
-/// Behind what swaps memory, as a vhost-user back end has it.
+/// Accesses translated memory through a map that is swapped, as vhost-user back ends do.
 pub fn iommu_memory_swapped() -> Outcome {
     let space = GuestMemoryAtomic::new(memory(true)?);
     space.memory().write_obj(1u8, GuestAddress(0))?;

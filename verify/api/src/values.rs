@@ -5,7 +5,7 @@ use std::sync::atomic::*;
 use crate::everything::*;
 use crate::Outcome;
 
-/// Every method of [`ByteValued`], on an integer, an array and a value with a byte order.
+/// Calls every method of [`ByteValued`] on an integer, an array and a value with a byte order.
 pub fn byte_valued() -> Outcome {
     let mut value = 0x0403_0201u32;
     assert_eq!(ByteValued::as_slice(&value), value.to_ne_bytes());
@@ -28,7 +28,7 @@ pub fn byte_valued() -> Outcome {
     Ok(())
 }
 
-/// Each width of each byte order, compared with literals whose type is inferred.
+/// Compares each width of each byte order with literals whose type is inferred.
 pub fn endian() {
     assert!(Le16::from(1) == 1 && 1 == Le16::from(1) && Le16::from(1).to_native() == 1);
     assert!(Le32::from(2) == 2 && 2 == Le32::from(2) && Le32::from(2).to_native() == 2);
@@ -45,7 +45,7 @@ pub fn endian() {
     assert_eq!(Le32::zeroed(), 0);
 }
 
-/// What an atomic is generic over, called by the trait's names.
+/// Calls the methods of the trait on a generic atomic.
 fn through<A: AtomicInteger>(value: A::V) -> A::V {
     let atomic = A::new(value);
     let value = atomic.load(Ordering::Acquire);
@@ -53,7 +53,7 @@ fn through<A: AtomicInteger>(value: A::V) -> A::V {
     atomic.load(Ordering::Relaxed)
 }
 
-/// Each atomic, by the trait and by its own methods with the trait in scope.
+/// Calls each atomic by the trait, and by its own methods with the trait in scope.
 pub fn atomics() {
     assert_eq!(through::<AtomicU8>(1), 1);
     assert_eq!(through::<AtomicU16>(2), 2);
@@ -70,14 +70,14 @@ pub fn atomics() {
     assert_eq!(atomic.load(Ordering::SeqCst), 2);
 }
 
-/// A value that can be loaded, as the index of a ring is.
+/// Loads a value, such as the index of a ring.
 fn at_least<T: AtomicAccess + Ord>(memory: &impl Bytes<usize>, least: T) -> bool {
     memory
         .load::<T>(0, Ordering::Acquire)
         .is_ok_and(|value| value >= least)
 }
 
-/// Each type that can be loaded.
+/// Loads each type that can be loaded.
 pub fn atomic_access() {
     let mut bytes = [0u64];
     let slice = bytes[0].as_bytes();

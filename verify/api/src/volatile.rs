@@ -1,4 +1,4 @@
-//! Slices, references and arrays over bytes of the guest.
+//! Slices, references and arrays in guest memory.
 
 use std::io::Cursor;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use crate::everything::*;
 use crate::Outcome;
 
-/// Every method of a slice: its own, those of [`VolatileMemory`] and those of [`Bytes`].
+/// Calls every method of a slice, of [`VolatileMemory`], and of [`Bytes`].
 pub fn slice() -> Outcome {
     let mut words = [0u64; 8];
     let bytes = words.as_mut_slice().len() * 8;
-    // SAFETY: the array is of this length, and is reached in no other way while the slice lives.
+    // SAFETY: the array has this length, and is accessed only through the slice while it lives.
     let slice: VolatileSlice = unsafe { VolatileSlice::new(words.as_mut_ptr().cast(), bytes) };
     assert_eq!(slice.len(), 64);
     assert!(!slice.is_empty());
@@ -40,9 +40,9 @@ pub fn slice() -> Outcome {
             .load(Ordering::Relaxed),
         1
     );
-    // SAFETY: one thread, and the reference is gone before the next statement.
+    // SAFETY: one thread has the array, and the reference ends with the statement.
     assert_eq!(*unsafe { slice.aligned_as_ref::<u16>(0) }?, 1);
-    // SAFETY: as above.
+    // SAFETY: one thread has the array, and the reference ends with the statement.
     *unsafe { slice.aligned_as_mut::<u16>(0) }? = 4;
 
     assert_eq!(slice.read_obj::<u16>(0)?, 4);
@@ -66,7 +66,7 @@ pub fn slice() -> Outcome {
     Ok(())
 }
 
-/// The other ways to make a slice, by conversion and with a bitmap.
+/// Creates slices by conversion and with a bitmap.
 pub fn converted() -> Outcome {
     let mut bytes = vec![0u8; 16];
     let slice: VolatileSlice = bytes.as_mut_slice().into();
@@ -76,7 +76,7 @@ pub fn converted() -> Outcome {
     assert_eq!(VolatileSlice::from(&mut bytes[..4]).len(), 4);
 
     let bitmap = AtomicBitmap::new(16, std::num::NonZeroUsize::MIN);
-    // SAFETY: the vector is of this length, and is reached in no other way while the slice lives.
+    // SAFETY: the vector has this length, and is accessed only through the slice while it lives.
     let tracked = unsafe {
         VolatileSlice::with_bitmap(bytes.as_mut_ptr(), bytes.len(), bitmap.slice_at(0), None)
     };
@@ -88,10 +88,10 @@ pub fn converted() -> Outcome {
     Ok(())
 }
 
-/// Every method of a reference to one value.
+/// Calls every method of a reference to one value.
 pub fn reference() -> Outcome {
     let mut word = 0u32;
-    // SAFETY: the value is reached in no other way while the reference lives.
+    // SAFETY: the value is accessed only through the reference while it lives.
     let place = unsafe { VolatileRef::new((&raw mut word).cast()) };
     place.store(5u32);
     assert_eq!(place.load(), 5);
@@ -102,16 +102,16 @@ pub fn reference() -> Outcome {
         place.ptr_guard().as_ptr(),
         place.ptr_guard_mut().as_ptr().cast_const()
     );
-    // SAFETY: as above.
+    // SAFETY: the value is accessed only through the reference while it lives.
     let tracked = unsafe { VolatileRef::<u32, ()>::with_bitmap((&raw mut word).cast(), (), None) };
     assert_eq!(tracked.load(), 5);
     Ok(())
 }
 
-/// Every method of an array.
+/// Calls every method of an array.
 pub fn array() -> Outcome {
     let mut words = [1u16, 2, 3, 4];
-    // SAFETY: four elements, reached in no other way while the array lives.
+    // SAFETY: the four elements are accessed only through the array while it lives.
     let array = unsafe { VolatileArrayRef::<u16>::new(words.as_mut_ptr().cast(), 4) };
     assert_eq!(
         (array.len(), array.element_size(), array.is_empty()),
@@ -133,14 +133,14 @@ pub fn array() -> Outcome {
     let mut target = [0u8; 8];
     array.copy_to_volatile_slice(VolatileSlice::from(&mut target[..]));
     assert_eq!(target[0], 9);
-    // SAFETY: as above.
+    // SAFETY: the four elements are accessed only through the array while it lives.
     let tracked =
         unsafe { VolatileArrayRef::<u16, ()>::with_bitmap(words.as_mut_ptr().cast(), 4, (), None) };
     assert_eq!(tracked.load(1), 8);
     Ok(())
 }
 
-/// The free function, and what errors say.
+/// Calls the free function, and formats the errors.
 pub fn errors() {
     assert_eq!(compute_offset(1, 2).ok(), Some(3));
     let error: VolatileMemoryResult<usize> = compute_offset(usize::MAX, 1);

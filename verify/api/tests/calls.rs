@@ -1,4 +1,4 @@
-//! Runs what the library of this package calls: that it compiles is the first half, that the answers are right the second.
+//! Runs the calls of this package's library, which check their results.
 
 macro_rules! run {
     ($($module:ident: $($function:ident)*;)*) => {
