@@ -27,7 +27,7 @@ pub trait MmioDevice: Send {
 /// A device that the bus shares with its owner.
 pub type SharedDevice = Arc<Mutex<dyn MmioDevice>>;
 
-/// The number of accesses of each kind: exits of a vCPU.
+/// The number of accesses that left the guest, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Exits {
     /// Bytes to or from the serial port.

@@ -27,10 +27,10 @@ impl Image {
     ///
     /// If the file cannot be created or written.
     pub fn temporary(sectors: u64) -> Result<Self, Error> {
-        let file = tempfile::tempfile().map_err(Error::TemporaryFile)?;
+        let file = tempfile::tempfile().map_err(Error::Disk)?;
         let words = (0..sectors * SECTOR).step_by(8);
         let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-        file.write_all_at(&bytes, 0).map_err(Error::TemporaryFile)?;
+        file.write_all_at(&bytes, 0).map_err(Error::Disk)?;
         Ok(Self { file, sectors })
     }
 
@@ -59,8 +59,8 @@ impl Image {
         }
         if !writable {
             file.rewind().map_err(&fail)?;
-            let mut copy = tempfile::tempfile().map_err(Error::TemporaryFile)?;
-            io::copy(&mut file, &mut copy).map_err(Error::TemporaryFile)?;
+            let mut copy = tempfile::tempfile().map_err(Error::Disk)?;
+            io::copy(&mut file, &mut copy).map_err(Error::Disk)?;
             file = copy;
         }
         Ok(Self {

@@ -38,9 +38,9 @@ pub enum Error {
         /// The least length that the built-in guest accepts.
         min: u64,
     },
-    /// No temporary file can be created.
-    #[error("cannot create a temporary disk image: {0}; check the free space in $TMPDIR")]
-    TemporaryFile(io::Error),
+    /// The disk image cannot be read, copied or created.
+    #[error("disk image: {0}; check the free space in $TMPDIR")]
+    Disk(io::Error),
     /// The kernel image cannot be booted.
     #[error("--kernel: {0}")]
     Kernel(String),
@@ -65,8 +65,8 @@ pub enum Error {
         /// The error of the ioctl.
         source: io::Error,
     },
-    /// A host thread or an event cannot be created.
-    #[error("cannot create a thread or an event: {0}")]
+    /// The host cannot provide a thread, an event or a signal handler.
+    #[error("host resources: {0}; check the limits of the process (ulimit -a)")]
     Host(#[from] io::Error),
     /// The virtqueue cannot be created.
     #[error("cannot create the virtqueue: {0}")]

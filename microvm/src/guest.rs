@@ -41,21 +41,21 @@ const AVAILABLE_RING: u64 = 0x12_1000;
 const REQUEST: u64 = 0x12_2000;
 const USED_RING: u64 = HIGH_START;
 
-/// The table of the registers that set up the device, with their values (virtio 1.2, section
-/// 3.1.1).
+/// The feature bit VERSION_1, in the upper word.
+const VERSION_1: u64 = 1 << (VIRTIO_F_VERSION_1 - 32);
+/// The guest address of [`SETUP_VALUES`].
 const SETUP: u64 = 0x12_3000;
+/// The registers that the guest writes to set up the device (virtio 1.2, section 3.1.1). The bits
+/// of the status are 1 ACKNOWLEDGE, 2 DRIVER, 4 DRIVER_OK, 8 FEATURES_OK.
 const SETUP_VALUES: [(u32, u64); 16] = [
     (reg::VIRTIO_MMIO_STATUS, 0),
     (reg::VIRTIO_MMIO_STATUS, 1),
-    (reg::VIRTIO_MMIO_STATUS, 3),
+    (reg::VIRTIO_MMIO_STATUS, 1 | 2),
     (reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1),
-    (
-        reg::VIRTIO_MMIO_DRIVER_FEATURES,
-        1 << (VIRTIO_F_VERSION_1 - 32),
-    ),
+    (reg::VIRTIO_MMIO_DRIVER_FEATURES, VERSION_1),
     (reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 0),
     (reg::VIRTIO_MMIO_DRIVER_FEATURES, 1 << VIRTIO_BLK_F_FLUSH),
-    (reg::VIRTIO_MMIO_STATUS, 11),
+    (reg::VIRTIO_MMIO_STATUS, 1 | 2 | 8),
     (reg::VIRTIO_MMIO_QUEUE_SEL, 0),
     (reg::VIRTIO_MMIO_QUEUE_NUM, 16),
     (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, DESCRIPTORS),
@@ -63,7 +63,7 @@ const SETUP_VALUES: [(u32, u64); 16] = [
     (reg::VIRTIO_MMIO_QUEUE_USED_LOW, USED_RING & 0xffff_ffff),
     (reg::VIRTIO_MMIO_QUEUE_USED_HIGH, USED_RING >> 32),
     (reg::VIRTIO_MMIO_QUEUE_READY, 1),
-    (reg::VIRTIO_MMIO_STATUS, 15),
+    (reg::VIRTIO_MMIO_STATUS, 1 | 2 | 4 | 8),
 ];
 
 /// The number of requests that read the disk, and of those that write it.

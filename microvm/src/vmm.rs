@@ -51,9 +51,7 @@ pub fn run(args: &Args) -> Result<Report, Error> {
         Some(path) => Image::open(path, args.disk_write, sectors)?,
         None => Image::temporary(guest::DISK_SECTORS)?,
     };
-    let before = image
-        .read_sectors(0, sectors / 2)
-        .map_err(Error::TemporaryFile)?;
+    let before = image.read_sectors(0, sectors / 2).map_err(Error::Disk)?;
     let memory = GuestMemoryAtomic::from(Arc::clone(&ram));
     let disk = Arc::new(Mutex::new(VirtioMmio::new(memory, Block::new(image))?));
     let serial = Arc::new(Mutex::new(serial::new(args.format == Format::Text)?));

@@ -41,12 +41,7 @@ impl Slots {
     ///
     /// If KVM refuses a slot, or the memory ends past the guest's physical address space.
     pub fn add(&self, ram: &Arc<GuestRam>) -> Result<(), Error> {
-        if ram
-            .last_addr()
-            .0
-            .checked_shr(self.address_bits)
-            .is_some_and(|rest| rest != 0)
-        {
+        if (ram.last_addr().0 as u128) >> self.address_bits != 0 {
             let source = io::Error::other("past the physical address space; try a smaller --mem");
             return Err(failed("add memory")(source));
         }
@@ -67,6 +62,8 @@ impl Slots {
 
     /// Takes the memory that [`add`](Self::add) added away from the guest. Returns the last dirty
     /// log of each of its slots.
+    ///
+    /// The guest must have stopped using the memory: the log misses writes during the removal.
     ///
     /// # Errors
     ///

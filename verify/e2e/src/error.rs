@@ -1,6 +1,8 @@
+//! The error of a run.
+
 use std::io;
 
-/// A reason for which a run cannot be set up or does not end well.
+/// A reason for which a run cannot be set up, or fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The driver found a wrong value.
