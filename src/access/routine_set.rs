@@ -9,9 +9,9 @@ use std::io;
 
 use super::arch;
 use super::fault::Direction;
+use super::Plain;
 
-/// The address of a byte that cannot be accessed. It is not 0: no guest operand is at a null
-/// pointer.
+/// The address of an inaccessible byte of a guest operand. It is not 0, as no operand is null.
 pub(super) type FaultAddress = NonZeroUsize;
 
 /// The operands of a copy that are guest memory. The other operand is host memory.
@@ -52,7 +52,12 @@ impl GuestSide {
 /// A *guest operand* is a range of guest memory that meets the contract in the documentation of
 /// [`access`](super). Of two operands that are not both guest memory, the other one is host memory
 /// that is valid for the access.
-pub(in crate::access) trait RoutineSet {
+///
+/// # Safety
+///
+/// A routine accesses no bytes but those of its operands. If it returns `Ok`, it has written all
+/// bytes of its destination.
+pub(in crate::access) unsafe trait RoutineSet {
     /// Installs the signal handler that makes faults return. `None` if this set cannot recover.
     const INSTALL_FAULT_HANDLER: Option<fn() -> io::Result<()>> = None;
 
@@ -150,7 +155,7 @@ pub(crate) trait Register<R = arch::Routines>: Copy {
 }
 
 /// An unsigned integer of 1, 2, 4 or 8 bytes, which the processor accesses atomically.
-pub(crate) trait Word<R = arch::Routines>: Register<R> + Eq {
+pub(crate) trait Word<R = arch::Routines>: Register<R> + Plain + Eq {
     /// Reads an integer with the ordering `order`: relaxed, acquire or sequentially consistent.
     ///
     /// # Safety

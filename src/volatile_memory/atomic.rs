@@ -41,7 +41,7 @@ fn to_word<T: AtomicAccess, W: Word>(value: T) -> W {
     assert!(size_of::<T::A>() == size_of::<W>());
     let atomic = T::A::new(value.into());
     // SAFETY: the sizes are the same (just checked). All bytes of an atomic integer are initialised
-    // (contract of `AtomicInteger`), and any bytes are a `Word`.
+    // (contract of `AtomicInteger`), and any bytes are a `W` (contract of `Plain`).
     unsafe { transmute_copy::<T::A, W>(&atomic) }
 }
 

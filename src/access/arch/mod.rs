@@ -45,7 +45,12 @@ pub(crate) type Routines = Assembly<processor::Detected>;
 pub(crate) struct Assembly<S>(PhantomData<S>);
 
 /// The choice of routines for one kind of processor.
-pub(super) trait Select {
+///
+/// # Safety
+///
+/// Each routine is for the operation and the length, and this processor has the features that it
+/// needs.
+pub(super) unsafe trait Select {
     /// Returns the routine for a copy of `len` bytes between ranges that do not overlap.
     fn copy(len: usize) -> Routine;
 
@@ -61,8 +66,7 @@ pub(super) trait Select {
 /// The size of the blocks in which [`RoutineSet::copy_elements`] moves elements.
 const BLOCK: usize = 32;
 
-/// The bounds of a guest operand. Routines keep them in registers, where the fault handler reads
-/// them.
+/// The bounds of a guest operand, which the fault handler reads from registers of a routine.
 #[derive(Clone, Copy)]
 struct Operand {
     start: usize,
@@ -102,7 +106,9 @@ fn fault_result<T>(value: T, fault: usize) -> Result<T, FaultAddress> {
     }
 }
 
-impl<S: Select> RoutineSet for Assembly<S> {
+// SAFETY: the routines that `S` selects, and those named here, access the bytes that their
+// contracts cover, and write all of the destination before they return 0.
+unsafe impl<S: Select> RoutineSet for Assembly<S> {
     #[cfg(all(
         target_os = "linux",
         any(

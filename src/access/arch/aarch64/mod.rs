@@ -338,7 +338,9 @@ pub(super) unsafe fn invoke(
 /// The routines for this processor. They are the same for each.
 pub(crate) struct Detected;
 
-impl Select for Detected {
+// SAFETY: `small_bytes` is for at most `SMALL_MAX` bytes, `large_vectors` for more, and the others
+// for each length. Each aarch64 processor has the instructions.
+unsafe impl Select for Detected {
     #[inline(always)]
     fn copy(len: usize) -> Routine {
         if len <= SMALL_MAX {

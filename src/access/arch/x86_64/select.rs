@@ -157,7 +157,10 @@ pub(super) fn blocks(features: Features) -> Routine {
 /// The routines for this processor.
 pub(crate) struct Detected;
 
-impl Select for Detected {
+// SAFETY: `Features::detected` returns features that this processor has. Up to `NARROW_MAX` bytes,
+// which is less than `SMALL_MAX`, `small_bytes` is for each length; the others are for more than
+// that, and those for long copies are for at least `LIMITS.rep`.
+unsafe impl Select for Detected {
     /// As [`copy`] with [`LIMITS`].
     ///
     /// The most common lengths take no branch: a mispredicted one would cost more than a short

@@ -33,7 +33,9 @@ trait Kind {
 /// The routines for a kind of processor.
 struct Selected<K>(PhantomData<K>);
 
-impl<K: Kind> Select for Selected<K> {
+// SAFETY: `Kind::features` returns features that this processor has, and `select` chooses by
+// length.
+unsafe impl<K: Kind> Select for Selected<K> {
     fn copy(len: usize) -> Routine {
         select::copy(len, K::features(), K::limits())
     }
@@ -183,7 +185,8 @@ fn kinds_with_missing_features_are_reported() {
 fn middle_undetected_passes_operands_on() {
     /// The choice of a thread that copies before the features are detected.
     struct Undetected;
-    impl Select for Undetected {
+    // SAFETY: the lengths below are at least 32.
+    unsafe impl Select for Undetected {
         fn copy(_len: usize) -> Routine {
             routines::middle_undetected
         }
