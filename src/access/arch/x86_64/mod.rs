@@ -53,8 +53,13 @@ macro_rules! impl_word {
                 // SAFETY: reads the guest operand of the contract, and writes registers. After a
                 // fault, the handler resumes after the instruction.
                 let fault = unsafe {
-                    guest_asm!("rax", options(nostack, preserves_flags, readonly), [$load], value = lateout(reg) value,
-                        src = in(reg) src)
+                    guest_asm!(
+                        "rax",
+                        options(nostack, preserves_flags, readonly),
+                        [$load],
+                        value = lateout(reg) value,
+                        src = in(reg) src
+                    )
                 };
                 fault_result(value as $integer, fault)
             }
@@ -64,8 +69,13 @@ macro_rules! impl_word {
                 // SAFETY: writes the guest operand of the contract. After a fault, the handler
                 // resumes after the instruction.
                 let fault = unsafe {
-                    guest_asm!("rax", options(nostack, preserves_flags), [$store], value = in($class) value,
-                        dst = in(reg) dst)
+                    guest_asm!(
+                        "rax",
+                        options(nostack, preserves_flags),
+                        [$store],
+                        value = in($class) value,
+                        dst = in(reg) dst
+                    )
                 };
                 fault_result((), fault)
             }
@@ -112,14 +122,24 @@ macro_rules! impl_word {
                     // SAFETY: reads and writes the guest operand of the contract. After a fault,
                     // the handler resumes after the instruction.
                     Fetch::Swap => unsafe {
-                        guest_asm!("rax", options(nostack, preserves_flags), [$exchange], value = inout($class) operand => previous,
-                            dst = in(reg) dst)
+                        guest_asm!(
+                            "rax",
+                            options(nostack, preserves_flags),
+                            [$exchange],
+                            value = inout($class) operand => previous,
+                            dst = in(reg) dst
+                        )
                     },
                     // SAFETY: reads and writes the guest operand of the contract. After a fault,
                     // the handler resumes after the instruction.
                     Fetch::Add => unsafe {
-                        guest_asm!("rax", options(nostack), [$add], value = inout($class) operand => previous,
-                            dst = in(reg) dst)
+                        guest_asm!(
+                            "rax",
+                            options(nostack),
+                            [$add],
+                            value = inout($class) operand => previous,
+                            dst = in(reg) dst
+                        )
                     },
                     // No such instruction returns the previous value. An attempt fails only because
                     // another processor has changed the bytes. A guest that changes them all the
@@ -220,8 +240,13 @@ impl<S> Register<Assembly<S>> for u128 {
         // SAFETY: reads the guest operand of the contract, and writes registers; each x86_64
         // processor has SSE. After a fault, the handler resumes after the instruction.
         let fault = unsafe {
-            guest_asm!("rax", options(nostack, preserves_flags, readonly), ["movups {value}, xmmword ptr [{src}]"], value = lateout(xmm_reg) value,
-                src = in(reg) src)
+            guest_asm!(
+                "rax",
+                options(nostack, preserves_flags, readonly),
+                ["movups {value}, xmmword ptr [{src}]"],
+                value = lateout(xmm_reg) value,
+                src = in(reg) src
+            )
         };
         // SAFETY: both types have 16 bytes, and each bit pattern is a `u128`.
         fault_result(unsafe { transmute::<__m128i, u128>(value) }, fault)
@@ -234,9 +259,14 @@ impl<S> Register<Assembly<S>> for u128 {
         // SAFETY: writes the guest operand of the contract; each x86_64 processor has SSE. After a
         // fault, the handler resumes after the instruction.
         let fault = unsafe {
-            guest_asm!("rax", options(nostack, preserves_flags), ["movups xmmword ptr [{dst}], {value}"],
+            guest_asm!(
+                "rax",
+                options(nostack, preserves_flags),
+                ["movups xmmword ptr [{dst}],
+                {value}"],
                 value = in(xmm_reg) value,
-                dst = in(reg) dst)
+                dst = in(reg) dst
+            )
         };
         fault_result((), fault)
     }
