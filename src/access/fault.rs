@@ -82,7 +82,7 @@ use super::arch::Routines;
 use super::routine_set::RoutineSet;
 use crate::address::GuestAddress;
 
-/// The direction of an access.
+/// The direction of an access. A field of [`LastFault`], which has an example.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Direction {
     /// From guest memory to the host.
@@ -92,6 +92,33 @@ pub enum Direction {
 }
 
 /// The details of an access that met an inaccessible page. Returned by [`last`].
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::fault::{Direction, LastFault};
+/// use vm_memory::GuestAddress;
+///
+/// /// Describes a fault for the log of a device.
+/// fn describe(fault: &LastFault) -> String {
+///     let access = match fault.direction {
+///         Direction::Read => "read",
+///         Direction::Write => "write",
+///     };
+///     match fault.guest_address {
+///         Some(GuestAddress(addr)) => format!("{access} of guest address {addr:#x} failed"),
+///         None => format!("{access} of host address {:#x} failed", fault.host_address),
+///     }
+/// }
+///
+/// let fault = LastFault {
+///     guest_address: Some(GuestAddress(0x11_0000)),
+///     host_address: 0x7f00_0011_0000,
+///     direction: Direction::Read,
+///     completed: 0,
+/// };
+/// assert_eq!(describe(&fault), "read of guest address 0x110000 failed");
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct LastFault {
     /// The guest address of the byte that faulted, if the access was by guest address.
@@ -119,7 +146,12 @@ std::thread_local! {
 
 /// Returns the last fault of an access by this thread, or `None` if there was none.
 ///
-/// See the [module](self) for an example.
+/// # Examples
+///
+/// ```
+/// // No access of this thread has faulted.
+/// assert!(vm_memory::fault::last().is_none());
+/// ```
 #[doc(alias = "si_addr")]
 pub fn last() -> Option<LastFault> {
     LAST.get()
@@ -174,7 +206,15 @@ pub(crate) fn record_guest_address(guest: GuestAddress, host: *const u8, len: us
 /// Installs the fault handler for the whole process. Further calls do nothing.
 ///
 /// Call it after the program has installed its own handlers for SIGBUS and SIGSEGV, so that it
-/// passes on their signals. See the [module](self) for an example.
+/// passes on their signals.
+///
+/// # Examples
+///
+/// ```
+/// if let Err(error) = vm_memory::fault::install() {
+///     eprintln!("a truncated file or a memory error will end the process: {error}");
+/// }
+/// ```
 ///
 /// # Errors
 ///

@@ -41,10 +41,10 @@ fn access_of_each_kind_at_inaccessible_page_returns_efault() {
 
     let slice = memory.get_slice(gone, 64).unwrap();
     let io = |result: Result<(), VolatileMemoryError>| {
-        assert!(
-            matches!(&result, Err(VolatileMemoryError::IOError(e)) if e.raw_os_error() == Some(libc::EFAULT)),
-            "{result:?}"
-        );
+        let Err(VolatileMemoryError::IOError(error)) = result else {
+            panic!("{result:?}");
+        };
+        assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
     };
     let order = Ordering::SeqCst;
     io(slice.fill_with_byte(1));

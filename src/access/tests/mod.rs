@@ -123,7 +123,7 @@ pub(super) trait TestedSet: RoutineSet {
     ) -> Result<u64, FaultAddress>;
 }
 
-/// Evaluates to the case of `$size`, with `$word` as the integer of that many bytes.
+/// Evaluates to `$access` with `$word` as the integer of `$size` bytes.
 macro_rules! by_size {
     ($size:expr, $word:ident in [$($integer:ty),*] => $access:expr) => {
         match $size {
@@ -150,11 +150,15 @@ where
     u128: Register<R>,
 {
     unsafe fn load(src: *const u8, size: usize) -> Result<u128, FaultAddress> {
-        by_size!(size, W in [u8, u16, u32, u64, u128] => <W as Register<R>>::load(src).map(widen))
+        by_size!(size, W in [u8, u16, u32, u64, u128] => {
+            <W as Register<R>>::load(src).map(widen)
+        })
     }
 
     unsafe fn store(dst: *mut u8, value: u128, size: usize) -> Result<(), FaultAddress> {
-        by_size!(size, W in [u8, u16, u32, u64, u128] => <W as Register<R>>::store(dst, value as W))
+        by_size!(size, W in [u8, u16, u32, u64, u128] => {
+            <W as Register<R>>::store(dst, value as W)
+        })
     }
 
     unsafe fn load_ordered(
@@ -162,7 +166,9 @@ where
         size: usize,
         order: Ordering,
     ) -> Result<u64, FaultAddress> {
-        by_size!(size, W in [u8, u16, u32, u64] => <W as Word<R>>::load_ordered(src, order).map(widen))
+        by_size!(size, W in [u8, u16, u32, u64] => {
+            <W as Word<R>>::load_ordered(src, order).map(widen)
+        })
     }
 
     unsafe fn store_ordered(
@@ -171,7 +177,9 @@ where
         size: usize,
         order: Ordering,
     ) -> Result<(), FaultAddress> {
-        by_size!(size, W in [u8, u16, u32, u64] => <W as Word<R>>::store_ordered(dst, value as W, order))
+        by_size!(size, W in [u8, u16, u32, u64] => {
+            <W as Word<R>>::store_ordered(dst, value as W, order)
+        })
     }
 
     unsafe fn fetch(
@@ -181,7 +189,9 @@ where
         size: usize,
         order: Ordering,
     ) -> Result<u64, FaultAddress> {
-        by_size!(size, W in [u8, u16, u32, u64] => <W as Word<R>>::fetch(dst, change, operand as W, order).map(widen))
+        by_size!(size, W in [u8, u16, u32, u64] => {
+            <W as Word<R>>::fetch(dst, change, operand as W, order).map(widen)
+        })
     }
 
     unsafe fn compare_exchange(
@@ -192,7 +202,10 @@ where
         success: Ordering,
         failure: Ordering,
     ) -> Result<u64, FaultAddress> {
-        by_size!(size, W in [u8, u16, u32, u64] => <W as Word<R>>::compare_exchange(dst, current as W, new as W, success, failure).map(widen))
+        by_size!(size, W in [u8, u16, u32, u64] => {
+            <W as Word<R>>::compare_exchange(dst, current as W, new as W, success, failure)
+                .map(widen)
+        })
     }
 }
 

@@ -42,7 +42,10 @@ use routines::{fill_vectors, large_vectors, pairs, small_bytes, SMALL_MAX};
 /// `$single` is the LSE instruction without its suffixes. `$compute` computes `{new}` in the loop;
 /// it works on whole registers, as bits above the width are not stored.
 macro_rules! fetch_asm {
-    ($dst:ident, $operand:expr, $suffix:literal, $register:literal, $single:literal, $compute:literal) => {{
+    (
+        $dst:ident, $operand:expr, $suffix:literal, $register:literal,
+        $single:literal, $compute:literal
+    ) => {{
         let previous: u64;
         let operand: u64 = $operand;
         // SAFETY: reads and writes the guest operand of the contract of `fetch`. After a fault, the
@@ -52,7 +55,10 @@ macro_rules! fetch_asm {
             guest_asm!(
                 "x16",
                 options(nostack, preserves_flags),
-                [concat!($single, "al", $suffix, " {operand", $register, "}, {previous", $register, "}, [{dst}]")],
+                [concat!(
+                    $single, "al", $suffix,
+                    " {operand", $register, "}, {previous", $register, "}, [{dst}]"
+                )],
                 previous = lateout(reg) previous,
                 operand = in(reg) operand,
                 dst = in(reg) $dst
@@ -184,19 +190,16 @@ macro_rules! impl_word {
                 _order: Ordering,
             ) -> Result<Self, FaultAddress> {
                 let operand = u64::from(operand);
+                macro_rules! fetch {
+                    ($operand:expr, $single:literal, $compute:literal) => {
+                        fetch_asm!(dst, $operand, $suffix, $register, $single, $compute)
+                    };
+                }
                 let (previous, fault) = match change {
-                    Fetch::Swap => {
-                        fetch_asm!(dst, operand, $suffix, $register, "swp", "mov {new}, {operand}")
-                    }
-                    Fetch::Add => {
-                        fetch_asm!(dst, operand, $suffix, $register, "ldadd", "add {new}, {previous}, {operand}")
-                    }
-                    Fetch::And => {
-                        fetch_asm!(dst, !operand, $suffix, $register, "ldclr", "bic {new}, {previous}, {operand}")
-                    }
-                    Fetch::Or => {
-                        fetch_asm!(dst, operand, $suffix, $register, "ldset", "orr {new}, {previous}, {operand}")
-                    }
+                    Fetch::Swap => fetch!(operand, "swp", "mov {new}, {operand}"),
+                    Fetch::Add => fetch!(operand, "ldadd", "add {new}, {previous}, {operand}"),
+                    Fetch::And => fetch!(!operand, "ldclr", "bic {new}, {previous}, {operand}"),
+                    Fetch::Or => fetch!(operand, "ldset", "orr {new}, {previous}, {operand}"),
                 };
                 fault_result(previous as $integer, fault)
             }
@@ -219,7 +222,10 @@ macro_rules! impl_word {
                     guest_asm!(
                         "x16",
                         options(nostack, preserves_flags),
-                        [concat!("casal", $suffix, " {previous", $register, "}, {new", $register, "}, [{dst}]")],
+                        [concat!(
+                            "casal", $suffix,
+                            " {previous", $register, "}, {new", $register, "}, [{dst}]"
+                        )],
                         previous = inout(reg) current => previous,
                         new = in(reg) new,
                         dst = in(reg) dst
