@@ -1,5 +1,8 @@
-//! An `Iotlb` with thousands of mappings against a map of pages: many operations, any order, dense and sparse addresses. Beside it one with a bound, and a
-//! `SharedIotlb` whose snapshots are kept now and then.
+//! IOTLBs with thousands of mappings against a map of pages: random operations, dense and sparse
+//! addresses.
+//!
+//! One test each has an `Iotlb`, an `Iotlb` with a bound, and a `SharedIotlb` with readers that keep
+//! snapshots.
 #![cfg(feature = "iommu")]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -8,12 +11,12 @@ use std::num::NonZeroUsize;
 use vm_memory::iommu::{IotlbSnapshot, IovaRange, SharedIotlb};
 use vm_memory::{GuestAddress, Iotlb, Permissions};
 
-/// Pages of the model.
+/// The number of pages of the model.
 const PAGES: u64 = 1 << 15;
 const PAGE: u64 = 0x1000;
 
-/// The I/O address of a page of the model: three quarters lie side by side, the others in clusters all over the address space, the very last
-/// page among them.
+/// Returns the I/O virtual address of a page of the model. Three quarters of the pages are adjacent.
+/// The others are in clusters all over the address space, up to its last page.
 fn iova(page: u64) -> u64 {
     let dense = PAGES / 4 * 3;
     if page < dense {
@@ -25,7 +28,7 @@ fn iova(page: u64) -> u64 {
     }
 }
 
-/// How many pages from one on lie side by side.
+/// Returns the number of adjacent pages from `page` on, at most `most`.
 fn run(page: u64, most: u64) -> u64 {
     (1..most)
         .find(|n| page + n >= PAGES || iova(page + n) != iova(page).wrapping_add(n * PAGE))
@@ -53,7 +56,7 @@ const PERMISSIONS: [Permissions; 4] = [
 
 type Model = BTreeMap<u64, (u64, Permissions)>;
 
-/// One lookup that may begin and end within a page.
+/// Compares one random lookup, which may begin and end within a page, with the model.
 fn compare(iotlb: &Iotlb, model: &Model, random: &mut Random) {
     let first = random.below(PAGES);
     let (most, skip, access) = (
@@ -68,17 +71,17 @@ fn compare(iotlb: &Iotlb, model: &Model, random: &mut Random) {
     let mapped =
         (first..=last_page).all(|page| model.get(&page).is_some_and(|(_, p)| p.allow(access)));
     match Iotlb::lookup(iotlb, GuestAddress(base), length as usize, access) {
-        Ok(pieces) => {
+        Ok(ranges) => {
             assert!(mapped, "found {length:#x} at {base:#x}");
             let mut at = base;
-            for piece in pieces {
-                // A mapping goes on for pages: the first and the last byte of each page.
-                let last = at + (piece.length as u64 - 1);
+            for range in ranges {
+                // Checks the first and the last byte of each page of the range.
+                let last = at + (range.length as u64 - 1);
                 let page_of = |addr: u64| first + (addr - iova(first)) / PAGE;
                 for page in page_of(at)..=page_of(last) {
                     for addr in [at.max(iova(page)), last.min(iova(page) + (PAGE - 1))] {
                         let to = model[&page].0.wrapping_add(addr - iova(page));
-                        assert_eq!(piece.base.0.wrapping_add(addr - at), to, "{addr:#x}");
+                        assert_eq!(range.base.0.wrapping_add(addr - at), to, "{addr:#x}");
                     }
                 }
                 at = last.wrapping_add(1);
@@ -107,12 +110,12 @@ fn compare(iotlb: &Iotlb, model: &Model, random: &mut Random) {
     }
 }
 
-/// An IOTLB that is changed and looked into.
+/// An IOTLB under test.
 trait Subject {
     fn map(&mut self, iova: u64, to: u64, length: u64, permissions: Permissions);
-    fn forget(&mut self, iova: u64, length: u64);
-    fn forget_all(&mut self);
-    /// After each operation, with the model as it is now.
+    fn invalidate(&mut self, iova: u64, length: u64);
+    fn clear(&mut self);
+    /// Checks the IOTLB against the current model, after each operation.
     fn check(&mut self, model: &Model, random: &mut Random);
 }
 
@@ -123,11 +126,11 @@ impl Subject for Iotlb {
             .unwrap();
     }
 
-    fn forget(&mut self, iova: u64, length: u64) {
+    fn invalidate(&mut self, iova: u64, length: u64) {
         self.invalidate_mapping(GuestAddress(iova), length as usize);
     }
 
-    fn forget_all(&mut self) {
+    fn clear(&mut self) {
         self.invalidate_all();
     }
 
@@ -136,7 +139,7 @@ impl Subject for Iotlb {
     }
 }
 
-/// One with a bound: it has no more mappings than that, all of what was mapped last, and of all others what it has is right.
+/// An IOTLB with a bound: it has the last mapping, and its other mappings agree with the model.
 struct Bounded {
     iotlb: Iotlb,
     bound: usize,
@@ -149,13 +152,13 @@ impl Subject for Bounded {
         self.last = Some(iova);
     }
 
-    fn forget(&mut self, iova: u64, length: u64) {
-        self.iotlb.forget(iova, length);
+    fn invalidate(&mut self, iova: u64, length: u64) {
+        self.iotlb.invalidate(iova, length);
         self.last = None;
     }
 
-    fn forget_all(&mut self) {
-        self.iotlb.forget_all();
+    fn clear(&mut self) {
+        self.iotlb.clear();
         self.last = None;
     }
 
@@ -169,22 +172,22 @@ impl Subject for Bounded {
         let at = [Some(iova(page)), self.last].into_iter().flatten();
         for at in at {
             let found = Iotlb::lookup(&self.iotlb, GuestAddress(at), 8, Permissions::No);
-            let to = found.ok().and_then(|mut pieces| pieces.next());
-            if let Some(to) = to.as_ref().map(|piece| piece.base.0) {
+            let to = found.ok().and_then(|mut ranges| ranges.next());
+            if let Some(to) = to.as_ref().map(|range| range.base.0) {
                 let page = if at == iova(page) { page } else { page_at(at) };
                 assert_eq!(model.get(&page).map(|(to, _)| *to), Some(to), "{at:#x}");
             }
             assert!(
                 to.is_some() || self.last != Some(at),
-                "{at:#x} was mapped last"
+                "{at:#x} was mapped last and is missing"
             );
         }
     }
 }
 
-/// The page at an address.
+/// Returns the page of an address.
 fn page_at(at: u64) -> u64 {
-    // Addresses ascend with the pages.
+    // The addresses of pages ascend.
     let (mut low, mut high) = (0, PAGES);
     while high - low > 1 {
         let middle = (low + high) / 2;
@@ -197,12 +200,12 @@ fn page_at(at: u64) -> u64 {
     low
 }
 
-/// One whose snapshots are kept for a while, each with the model as it was then.
+/// An IOTLB whose snapshots are kept, each with the model of its time.
 #[derive(Default)]
 struct Shared {
     iotlb: SharedIotlb,
     kept: Vec<(IotlbSnapshot, Model)>,
-    /// Requests in flight: each operation finds the last few snapshots in use, more or less of them from time to time.
+    /// The snapshots of requests in flight: the last `depth` ones.
     in_flight: VecDeque<IotlbSnapshot>,
     depth: usize,
 }
@@ -221,19 +224,19 @@ impl Subject for Shared {
             .unwrap();
     }
 
-    fn forget(&mut self, iova: u64, length: u64) {
+    fn invalidate(&mut self, iova: u64, length: u64) {
         let gone = self
             .iotlb
             .invalidate_mapping(GuestAddress(iova), length as usize);
         assert_eq!(gone.readers(), self.readers());
     }
 
-    fn forget_all(&mut self) {
+    fn clear(&mut self) {
         assert_eq!(self.iotlb.invalidate_all().readers(), self.readers());
     }
 
     fn check(&mut self, model: &Model, random: &mut Random) {
-        // Rarely, as the model is copied.
+        // Rarely: this copies the model.
         if random.below(2000) == 0 {
             let place = random.below(self.kept.len() as u64 + 1) as usize;
             self.kept
@@ -257,12 +260,12 @@ impl Subject for Shared {
 }
 
 #[test]
-fn lookups_agree_with_a_map_of_pages() {
+fn iotlb_after_random_operations_agrees_with_model() {
     operate(&mut Iotlb::new(), operations());
 }
 
 #[test]
-fn with_a_bound_what_is_found_is_right_and_what_was_mapped_last_is_found() {
+fn iotlb_with_bound_agrees_with_model_and_has_last_mapping() {
     let mut iotlb = Iotlb::new();
     iotlb.set_bound(NonZeroUsize::new(500));
     let mut bounded = Bounded {
@@ -279,16 +282,16 @@ fn with_a_bound_what_is_found_is_right_and_what_was_mapped_last_is_found() {
 }
 
 #[test]
-fn snapshots_of_a_shared_one_agree_with_the_map_of_their_time() {
+fn snapshots_of_shared_iotlb_agree_with_model_of_their_time() {
     operate(&mut Shared::default(), operations() / 10 + 2);
 }
 
-/// `VM_MEMORY_IOTLB_OPERATIONS=10000000` for the long run, which takes half a minute in release; `.ci/run` makes it.
+/// Returns the number of operations. CI sets `VM_MEMORY_IOTLB_OPERATIONS=10000000` for a long run.
 fn operations() -> u64 {
     std::env::var("VM_MEMORY_IOTLB_OPERATIONS").map_or(100_000, |n| n.parse().unwrap())
 }
 
-/// Does so many operations at random, others for each number, and checks after each.
+/// Performs random operations, seeded by their number, and checks after each one.
 fn operate(iotlb: &mut impl Subject, operations: u64) {
     let mut random = Random(operations);
     let mut model = Model::new();
@@ -298,7 +301,7 @@ fn operate(iotlb: &mut impl Subject, operations: u64) {
         match random.below(100) {
             0..=59 => {
                 let pages = run(page, 1 + random.below(4));
-                // Some continue their neighbours, and become one mapping with them.
+                // Some continue their neighbors, and become one mapping with them.
                 let to = match random.below(3) {
                     0 => page * PAGE,
                     _ => random.below(PAGES) * PAGE,
@@ -309,21 +312,21 @@ fn operate(iotlb: &mut impl Subject, operations: u64) {
             }
             60..=69 => {
                 let pages = run(page, 1 + random.below(8));
-                iotlb.forget(iova(page), pages * PAGE);
-                // Not `retain`, which goes over all of them.
+                iotlb.invalidate(iova(page), pages * PAGE);
+                // `retain` would visit all pages.
                 for other in page..page + pages {
                     model.remove(&other);
                 }
             }
             70 if number % 64 == 0 => {
-                // A large part, holes between clusters included.
+                // A large range, with holes between clusters.
                 let end = (page + random.below(PAGES / 2)).min(PAGES - 1);
                 let length = iova(end) - iova(page);
-                iotlb.forget(iova(page), length);
+                iotlb.invalidate(iova(page), length);
                 model.retain(|other, _| *other < page || *other >= end);
             }
             71 if number % 65_536 == 0 => {
-                iotlb.forget_all();
+                iotlb.clear();
                 model.clear();
             }
             _ => {}

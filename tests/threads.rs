@@ -1,6 +1,6 @@
-//! Threads on the same guest bytes: nothing is torn that must not be, nothing is seen out of order, no mark is lost.
+//! Threads that access the same guest bytes: no torn values, no reordering, no lost marks.
 //!
-//! Short enough for ThreadSanitizer; what it looks for are the accesses themselves.
+//! Short enough for ThreadSanitizer, which checks the accesses themselves.
 #![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::num::NonZeroUsize;
@@ -20,7 +20,7 @@ const ROUNDS: u64 = 3_000;
 const PAGES: u64 = 16;
 const PAGE: u64 = 0x1000;
 
-/// Two regions without a hole between, with a bit for each page.
+/// Creates two adjacent regions, with one bit per page.
 fn memory() -> Memory {
     let region = |start: u64| {
         let len = (PAGES / 2 * PAGE) as usize;
@@ -33,15 +33,13 @@ fn memory() -> Memory {
     Memory::from_regions(vec![region(0), region(PAGES / 2 * PAGE)]).unwrap()
 }
 
-/// The bytes of a value are all the same, unless it was torn.
+/// Checks that the bytes of a value are all the same: a torn value has different ones.
 fn uniform(bytes: &[u8]) {
     assert!(bytes.iter().all(|b| *b == bytes[0]), "torn: {bytes:x?}");
 }
 
-/// Writers of 4, 8 and many bytes at a time and readers of 1 to many, all on the same 256 bytes. Whoever reads an aligned value that no
-/// writer writes in parts sees one writer's bytes.
 #[test]
-fn accesses_of_mixed_sizes_on_the_same_bytes_are_not_torn() {
+fn read_obj_beside_writes_of_mixed_sizes_is_not_torn() {
     let memory = memory();
     let done = AtomicBool::new(false);
     let slots = |round: u64, size: u64| GuestAddress(round * 7 % (256 / size) * size);
@@ -127,21 +125,22 @@ fn accesses_of_mixed_sizes_on_the_same_bytes_are_not_torn() {
     });
 }
 
-/// How often a value is read: one that is written in two parts is seen between them once in some thousand times.
+/// The number of reads of a value. One in some thousand reads finds a value that is written in two
+/// parts between the parts.
 const TORN_ROUNDS: u64 = if cfg!(vm_memory_portable) {
     1_000
 } else {
     200_000
 };
 
-/// One thread that writes a value and one that reads it, by each pair of the kinds of access that keep it whole.
+/// Tests one writer and one reader of a value, for each pair of atomic kinds of access.
 macro_rules! values_are_not_torn {
     ($($name:ident, $type:ty;)*) => {
         $(
             #[test]
             fn $name() {
                 const SIZE: usize = size_of::<$type>();
-                // An element before the first whole block of a typed copy.
+                // Before the first whole block of a typed copy.
                 const AT: GuestAddress = GuestAddress(32 - SIZE as u64);
                 let memory = memory();
                 let elements = || memory.get_slice(AT, SIZE * 20).unwrap();
@@ -190,17 +189,16 @@ macro_rules! values_are_not_torn {
 }
 
 values_are_not_torn! {
-    values_of_two_bytes_are_not_torn, u16;
-    values_of_four_bytes_are_not_torn, u32;
-    values_of_eight_bytes_are_not_torn, u64;
+    value_of_2_bytes_is_not_torn, u16;
+    value_of_4_bytes_is_not_torn, u32;
+    value_of_8_bytes_is_not_torn, u64;
 }
 
-/// Whoever loads the flag with `Acquire` sees what was written before it was stored with `Release`.
 #[test]
-fn what_was_written_before_a_release_is_seen_after_an_acquire() {
+fn load_acquire_of_released_flag_sees_earlier_writes() {
     let memory = memory();
-    // Across the boundary of the regions, so that the copy is in pieces.
-    let (data, flag, answer) = (
+    // Across the boundary of the regions, so that the copy has two segments.
+    let (data, flag, reply) = (
         GuestAddress(PAGES / 2 * PAGE - 24),
         GuestAddress(0x40),
         GuestAddress(0x80),
@@ -210,7 +208,7 @@ fn what_was_written_before_a_release_is_seen_after_an_acquire() {
             for round in 1..=ROUNDS {
                 memory.write_slice(&[round as u8; 48], data).unwrap();
                 memory.store(round, flag, Ordering::Release).unwrap();
-                while memory.load::<u64>(answer, Ordering::Acquire).unwrap() != round {
+                while memory.load::<u64>(reply, Ordering::Acquire).unwrap() != round {
                     thread::yield_now();
                 }
             }
@@ -223,14 +221,14 @@ fn what_was_written_before_a_release_is_seen_after_an_acquire() {
                 memory.read_obj::<[u8; 48]>(data).unwrap(),
                 [round as u8; 48]
             );
-            memory.store(round, answer, Ordering::Release).unwrap();
+            memory.store(round, reply, Ordering::Release).unwrap();
         }
     });
 }
 
-/// A migration: pages are copied when they are marked, while devices write. After the last round, the copy is the memory.
+/// Copies dirty pages while devices write, as a migration does.
 #[test]
-fn no_page_that_was_written_is_lost_to_a_harvest() {
+fn harvest_beside_writers_loses_no_page() {
     let (memory, copy) = (memory(), memory());
     let finished = AtomicU64::new(0);
     let harvest = || {
@@ -252,7 +250,7 @@ fn no_page_that_was_written_is_lost_to_a_harvest() {
             let (memory, finished) = (&memory, &finished);
             scope.spawn(move || {
                 for round in 0..ROUNDS {
-                    // Each writer has bytes of its own in every page, and some writes reach into the next page or region.
+                    // Each writer has bytes of its own in each page, and may cross into the next page.
                     let at = GuestAddress(
                         (round * 5 + writer) % (PAGES - 1) * PAGE + PAGE - 12 + writer * 8,
                     );
@@ -286,15 +284,15 @@ fn no_page_that_was_written_is_lost_to_a_harvest() {
         let range = page * PAGE as usize..(page + 1) * PAGE as usize;
         assert!(
             written[range.clone()] == copied[range],
-            "page {page} was written and not found"
+            "page {page} was written and not copied"
         );
     }
     assert!(written.iter().any(|b| *b != 0));
 }
 
-/// Two writers mark every other page each, all over the same words, at the same time: after that, every page is marked.
+/// The two writers mark alternating bits of the same words.
 #[test]
-fn no_mark_is_lost_to_another_mark() {
+fn marks_of_two_writers_in_one_word_are_all_kept() {
     const SMALL: u64 = 16;
     let len = 4096 * SMALL;
     let bitmap = AtomicBitmap::new(len as usize, NonZeroUsize::new(SMALL as usize).unwrap());
@@ -329,17 +327,16 @@ fn no_mark_is_lost_to_another_mark() {
             mark(0);
             wait_for(&done, round);
             let words = memory.iter().next().unwrap().bitmap().get_and_reset();
-            // Not an assertion: the other writer waits for every round.
+            // Asserted below: a panic here would leave the other writer waiting.
             lost += words.iter().map(|word| word.count_zeros()).sum::<u32>();
         }
     });
     assert_eq!(lost, 0, "marks were lost");
 }
 
-/// Translations that change while they are used: an access goes to one page or to the other, whole, or says that there is none.
 #[test]
 #[cfg(feature = "iommu")]
-fn translations_change_between_accesses_and_not_within() {
+fn read_obj_beside_changing_translations_is_from_one_page() {
     use std::sync::RwLock;
     use vm_memory::iommu::{Error, Iotlb};
     use vm_memory::{GuestMemoryError, IommuMemory, Permissions};
