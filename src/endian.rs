@@ -33,7 +33,8 @@ macro_rules! endian_type {
             }
         }
 
-        // SAFETY: `repr(transparent)` around an integer: no padding, and every bit pattern is valid.
+        // SAFETY: `repr(transparent)` around an integer: no padding, and every bit pattern is
+        // valid.
         unsafe impl ByteValued for $name {}
 
         impl PartialEq<$native> for $name {

@@ -31,8 +31,8 @@ use crate::volatile_memory::VolatileSlice;
 /// # #[cfg(feature = "backend-mmap")] {
 /// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 ///
-/// let memory: GuestMemoryMmap =
-///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1_0000), 0x1000)])?;
+/// let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x1_0000), 0x1000)];
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges)?;
 /// assert_eq!(memory.num_regions(), 2);
 /// assert_eq!(memory.last_addr(), GuestAddress(0x1_0fff));
 /// assert!(memory.find_region(GuestAddress(0x1000)).is_none());
@@ -227,7 +227,8 @@ pub trait GuestMemoryBackend {
         }
     }
 
-    /// Returns the `count` bytes at `addr` as slices, one per region, in ascending order of address.
+    /// Returns the `count` bytes at `addr` as slices, one per region, in ascending order of
+    /// address.
     ///
     /// A hole, or the end of the address space, is an error, which ends the iteration. For 0 bytes
     /// there are no slices. Does not check the regions'

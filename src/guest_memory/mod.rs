@@ -186,8 +186,8 @@ impl FileOffset {
 /// # #[cfg(feature = "backend-mmap")] {
 /// use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 ///
-/// let memory: GuestMemoryMmap =
-///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)])?;
+/// let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)];
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges)?;
 /// let mut lengths = Vec::new();
 /// for slice in GuestMemory::get_slices(&memory, GuestAddress(0xf00), 0x800, Permissions::Read)? {
 ///     lengths.push(slice?.len());
@@ -353,9 +353,10 @@ pub trait GuestMemorySliceIterator<'a, B: BitmapSlice>:
     /// use vm_memory::guest_memory::GuestMemorySliceIterator;
     /// use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
     ///
-    /// let memory: GuestMemoryMmap =
-    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)])?;
-    /// let mut slices = GuestMemory::get_slices(&memory, GuestAddress(0xf00), 0x1200, Permissions::Read)?;
+    /// let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)];
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges)?;
+    /// let start = GuestAddress(0xf00);
+    /// let mut slices = GuestMemory::get_slices(&memory, start, 0x1200, Permissions::Read)?;
     /// let mut lengths = Vec::new();
     /// let result = slices.try_for_each_slice(|slice| {
     ///     lengths.push(slice.len());

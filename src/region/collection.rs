@@ -115,8 +115,8 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
     ///
     /// # Errors
     ///
-    /// [`MemoryRegionOverlap`](GuestRegionCollectionError::MemoryRegionOverlap) if `region` overlaps
-    /// another region.
+    /// [`MemoryRegionOverlap`](GuestRegionCollectionError::MemoryRegionOverlap) if another region
+    /// overlaps `region`.
     pub fn insert_region(
         &self,
         region: Arc<R>,

@@ -39,9 +39,13 @@
 //!         self.start
 //!     }
 //!     fn bitmap(&self) {}
-//!     fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> Result<VolatileSlice<'_>> {
+//!     fn get_slice(
+//!         &self,
+//!         offset: MemoryRegionAddress,
+//!         count: usize,
+//!     ) -> Result<VolatileSlice<'_>> {
 //!         let addr = self.bytes.as_ptr().cast::<u8>().cast_mut();
-//!         // SAFETY: The bytes live as long as `self`. They are atomics, so others may change them.
+//!         // SAFETY: The bytes live as long as `self`. They are atomics: others may change them.
 //!         let all = unsafe { VolatileSlice::new(addr, self.bytes.len()) };
 //!         let offset = usize::try_from(offset.0).map_err(|_| Error::InvalidBackendAddress)?;
 //!         Ok(all.subslice(offset, count)?)

@@ -157,8 +157,8 @@ byte_valued_integers!(u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, i
 // so each clause of the contract carries over from the element type.
 unsafe impl<T: ByteValued, const N: usize> ByteValued for [T; N] {}
 
-// SAFETY: the contract of `ByteValued` contains that of `Plain`: no padding, and every bit pattern is a
-// valid value.
+// SAFETY: the contract of `ByteValued` contains that of `Plain`: no padding, and every bit pattern
+// is a valid value.
 unsafe impl<T: ByteValued> Plain for T {}
 
 /// A plain value that can be loaded and stored atomically, through the atomic integer `A`.

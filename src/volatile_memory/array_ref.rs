@@ -1,4 +1,4 @@
-//! [`VolatileArrayRef`]: values of one type, one after the other, in memory that others write.
+//! [`VolatileArrayRef`]: an array of values in volatile memory.
 
 use core::marker::PhantomData;
 use core::mem::size_of;
@@ -7,7 +7,12 @@ use super::{PtrGuard, PtrGuardMut, VolatileRef, VolatileSlice};
 use crate::bitmap::BitmapSlice;
 use crate::value::ByteValued;
 
-/// A reference to an array of values of type `T`, which need not be aligned, in memory that others write.
+/// A reference to an array of values of type `T` in volatile memory, which need not be aligned.
+///
+/// [`VolatileMemory::get_array_ref`](super::VolatileMemory::get_array_ref) makes it. A ring of a
+/// virtqueue is such an array.
+///
+/// # Examples
 ///
 /// ```
 /// use vm_memory::{VolatileMemory, VolatileSlice};
@@ -33,13 +38,13 @@ impl<T> VolatileArrayRef<'_, T>
 where
     T: ByteValued,
 {
-    /// Makes a reference to `nelem` values at `addr`, with nothing to mark their writes in.
+    /// Makes a reference to `nelem` values at `addr`, without a dirty bitmap.
     ///
     /// # Safety
     ///
-    /// As [`with_bitmap`](VolatileArrayRef::with_bitmap).
+    /// The contract is that of [`with_bitmap`](VolatileArrayRef::with_bitmap).
     pub unsafe fn new(addr: *mut u8, nelem: usize) -> Self {
-        // SAFETY: the caller's contract is the same.
+        // SAFETY: The caller fulfils the contract of `with_bitmap`.
         unsafe { VolatileArrayRef::with_bitmap(addr, nelem, (), None) }
     }
 }
@@ -49,13 +54,14 @@ where
     T: ByteValued,
     B: BitmapSlice,
 {
-    /// Makes a reference to `nelem` values at `addr`, whose writes are marked in `bitmap`, from its first bit on.
+    /// Makes a reference to `nelem` values at `addr`, with `bitmap` as their dirty bitmap.
     ///
-    /// The last parameter has a meaning on platforms that map memory for each access; here, pass `None`.
+    /// The last parameter is for platforms that map memory for each access. Pass `None`.
     ///
     /// # Safety
     ///
-    /// As [`VolatileSlice::with_bitmap`], for `nelem * size_of::<T>()` bytes, a number that must not overflow.
+    /// The contract is that of [`VolatileSlice::with_bitmap`], for `nelem * size_of::<T>()` bytes.
+    /// That number must not exceed `isize::MAX`.
     pub unsafe fn with_bitmap(
         addr: *mut u8,
         nelem: usize,
@@ -85,25 +91,26 @@ where
         size_of::<T>()
     }
 
-    /// Returns a guard with a pointer to the elements, for reading. Its length is in bytes.
+    /// Returns a pointer to the elements, for reading. Its length is in bytes.
     pub fn ptr_guard(&self) -> PtrGuard {
         PtrGuard::new(self.addr, self.size())
     }
 
-    /// Returns a guard with a pointer to the elements, for writing. Its length is in bytes. What is written through it is not
-    /// marked dirty.
+    /// Returns a pointer to the elements, for writing. Its length is in bytes.
+    ///
+    /// Writes through it are not marked dirty.
     pub fn ptr_guard_mut(&self) -> PtrGuardMut {
         PtrGuardMut::new(self.addr, self.size())
     }
 
-    /// Returns the bitmap that writes are marked in, which begins with this array.
+    /// Returns the dirty bitmap. Its offset 0 is the first byte of the array.
     pub fn bitmap(&self) -> &B {
         &self.bitmap
     }
 
     /// Returns the bytes of the array.
     pub fn to_slice(&self) -> VolatileSlice<'a, B> {
-        // SAFETY: the contract of `with_bitmap` is the slice's, for the bytes of all elements.
+        // SAFETY: `with_bitmap` has the contract of a slice of `self.size()` bytes at `self.addr`.
         unsafe { VolatileSlice::with_bitmap(self.addr, self.size(), self.bitmap.clone(), None) }
     }
 
@@ -111,63 +118,65 @@ where
     ///
     /// # Panics
     ///
-    /// If there is no such element.
+    /// Panics if `index` is not less than the length.
     pub fn ref_at(&self, index: usize) -> VolatileRef<'a, T, B> {
         assert!(
             index < self.nelem,
-            "index {index} is not below the length {}",
+            "index {index} is out of bounds of an array of length {}",
             self.nelem
         );
-        // No overflow: the bytes of all elements are countable (the contract of `with_bitmap`).
+        // This does not wrap: the size of the array does not (contract of `with_bitmap`).
         let offset = index.wrapping_mul(size_of::<T>());
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: the element lies in the array (just checked), which is mapped for `'a` (the contract of `with_bitmap`).
+        // SAFETY: The assertion above keeps the element in the array, for whose bytes the contract
+        // of `with_bitmap` holds.
         unsafe { VolatileRef::with_bitmap(addr, self.bitmap.slice_at(offset), None) }
     }
 
-    /// Reads the element at `index`; in one piece if it is a naturally aligned one of 1, 2, 4 or 8 bytes.
+    /// Reads the element at `index`. A naturally aligned one of 1, 2, 4 or 8 bytes is never torn.
     ///
     /// # Panics
     ///
-    /// If there is no such element.
+    /// Panics if `index` is not less than the length.
     pub fn load(&self, index: usize) -> T {
         self.ref_at(index).load()
     }
 
-    /// Writes the element at `index`; in one piece if it is a naturally aligned one of 1, 2, 4 or 8 bytes.
+    /// Writes the element at `index`. A naturally aligned one of 1, 2, 4 or 8 bytes is never torn.
     ///
     /// # Panics
     ///
-    /// If there is no such element.
+    /// Panics if `index` is not less than the length.
     pub fn store(&self, index: usize, value: T) {
         self.ref_at(index).store(value);
     }
 
-    /// Copies as many elements as the array and `buf` both have into `buf`, and returns how many.
+    /// Copies elements into `buf`, as many as fit, and returns their number.
     ///
-    /// Naturally aligned elements of 1, 2, 4 or 8 bytes are each read in one piece, in ascending order; those that lie in the same aligned 32 bytes
-    /// may be read together, in no particular order.
+    /// A naturally aligned element of 1, 2, 4 or 8 bytes is never torn. Elements are read in
+    /// ascending order, except that elements in the same aligned 32 bytes may be read together.
     pub fn copy_to(&self, buf: &mut [T]) -> usize {
         let count = self.nelem.min(buf.len());
         buf.get_mut(..count)
             .map_or(0, |buf| self.to_slice().copy_to(buf))
     }
 
-    /// Copies as many bytes as the array and `slice` both have into `slice`, in no particular order. The two may overlap.
+    /// Copies bytes to `slice`, as many as fit. The two may overlap.
     pub fn copy_to_volatile_slice<S: BitmapSlice>(&self, slice: VolatileSlice<'_, S>) {
         self.to_slice().copy_to_volatile_slice(slice);
     }
 
-    /// Copies as many elements as the array and `buf` both have from `buf` into the array.
+    /// Copies elements from `buf` into the array, as many as fit.
     ///
-    /// Naturally aligned elements of 1, 2, 4 or 8 bytes are each written in one piece, in ascending order.
+    /// A naturally aligned element of 1, 2, 4 or 8 bytes is never torn. Elements are written in
+    /// ascending order, except that elements in the same aligned 32 bytes may be written together.
     pub fn copy_from(&self, buf: &[T]) {
         self.to_slice().copy_from(buf);
     }
 
-    /// The size of the whole array in bytes.
+    /// Returns the size of the array in bytes.
     fn size(&self) -> usize {
-        // No overflow, by the contract of `with_bitmap`.
+        // This does not wrap (contract of `with_bitmap`).
         self.nelem.wrapping_mul(size_of::<T>())
     }
 }
@@ -175,7 +184,8 @@ where
 impl<'a, B: BitmapSlice> From<VolatileSlice<'a, B>> for VolatileArrayRef<'a, u8, B> {
     fn from(slice: VolatileSlice<'a, B>) -> Self {
         let (addr, len) = (slice.as_mut_ptr(), slice.len());
-        // SAFETY: as many elements of one byte as the slice has, under the slice's own contract.
+        // SAFETY: The contract is that of `VolatileSlice::with_bitmap` for `len` bytes, which the
+        // slice fulfils.
         unsafe { VolatileArrayRef::with_bitmap(addr, len, slice.into_bitmap(), None) }
     }
 }

@@ -1,27 +1,43 @@
-//! Host memory that others write while we look: slices, references and arrays over it.
+//! Host memory that the guest may change at any moment: slices, references and arrays.
 //!
 //! ```text
-//!   VolatileSlice         addr .. addr + len, and the bitmap that its writes are marked in
+//!   VolatileSlice                      a host address, a length, and a dirty bitmap
 //!   │
-//!   ├─ get_ref::<T>()           ─► VolatileRef       one value of type T
-//!   ├─ get_array_ref::<T>(n)    ─► VolatileArrayRef  n values of type T, one after the other
-//!   ├─ subslice, offset, split_at ─► VolatileSlice   a part of it
-//!   └─ ptr_guard, ptr_guard_mut ─► PtrGuard(Mut)     raw pointers, for system calls and other code
+//!   ├─ subslice, offset, split_at   ─► VolatileSlice       a part of it
+//!   ├─ get_ref::<T>(offset)         ─► VolatileRef         one value of type T
+//!   ├─ get_array_ref::<T>(offset, n)─► VolatileArrayRef    n values of type T
+//!   └─ ptr_guard, ptr_guard_mut     ─► PtrGuard(Mut)       raw pointers, for system calls
 //! ```
 //!
-//! A guest's CPUs may write these bytes at any moment. That is why there is no `&[u8]` here, and why every access goes through
-//! methods: they promise not to be torn where the crate's [memory model](crate#memory-model) says so, and mark what they write.
-//! What a raw pointer or [`get_atomic_ref`](VolatileMemory::get_atomic_ref) does is up to the code that uses it.
+//! Rust references cannot point to these bytes, because the guest's CPUs may write them at any
+//! moment. All accesses go through methods. The methods follow the crate's
+//! [memory model](crate#memory-model), and mark the pages that they write. The memory model does
+//! not cover accesses through a raw pointer or
+//! [`get_atomic_ref`](VolatileMemory::get_atomic_ref).
 //!
-//! Addresses and lengths are in bytes; offsets count from the start of the object.
+//! Lengths and offsets are in bytes. This module makes no system calls.
+//!
+//! # Examples
+//!
+//! ```
+//! use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
+//!
+//! let mut buf = [0u8; 16];
+//! let slice = VolatileSlice::from(buf.as_mut_slice());
+//! slice.write_slice(b"virtio", 2)?;
+//! let index = slice.get_ref::<u16>(0)?;
+//! index.store(7);
+//! assert_eq!(index.load(), 7);
+//! # Ok::<(), vm_memory::VolatileMemoryError>(())
+//! ```
 
 mod array_ref;
 mod atomic;
+mod read_modify_write;
 mod slice;
+mod slice_bytes;
 mod value_ref;
 
-#[cfg(test)]
-mod read_modify_write_tests;
 #[cfg(test)]
 mod tests;
 
@@ -36,67 +52,68 @@ use crate::atomic_integer::AtomicInteger;
 use crate::bitmap::{Bitmap, BS};
 use crate::value::ByteValued;
 
-/// What is wrong with an access to volatile memory.
+/// The error of an access to volatile memory.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The access begins or ends behind the memory.
+    /// The access starts or ends past the end of the memory.
     #[error("address 0x{addr:x} is out of bounds")]
     OutOfBounds {
-        /// The first offset (or, from [`VolatileSlice::offset`], host address) that is outside.
+        /// The first offset past the end. From [`VolatileSlice::offset`], a host address.
         addr: usize,
     },
-    /// A sum of an address and an offset is greater than the address space.
+    /// The sum of an address and an offset exceeds the address space.
     #[error("0x{base:x} + 0x{offset:x} is past the end of the address space")]
     Overflow {
         /// The address.
         base: usize,
-        /// The offset that was added.
+        /// The offset.
         offset: usize,
     },
-    /// An array has more bytes than the address space.
+    /// The array is larger than the address space.
     #[error("{nelements} elements of {size} bytes are more than the address space holds")]
     TooBig {
         /// The number of elements.
         nelements: usize,
-        /// The size of one, in bytes.
+        /// The size of an element in bytes.
         size: usize,
     },
-    /// The value does not lie at its alignment.
+    /// The value is not aligned.
     #[error("address 0x{addr:x} is not aligned to {alignment} bytes")]
     Misaligned {
         /// The host address.
         addr: usize,
-        /// The alignment that the type asks for, in bytes.
+        /// The required alignment in bytes.
         alignment: usize,
     },
-    /// A stream or the system answered with an error.
+    /// A stream failed, or the access [faulted](crate::fault) (`EFAULT`).
     #[error("{0}")]
     IOError(std::io::Error),
-    /// Not everything could be moved.
+    /// Only the first bytes of the range were moved.
     #[error("only {completed} of {expected} bytes could be moved")]
     PartialBuffer {
-        /// How many bytes were to be moved.
+        /// The requested number of bytes.
         expected: usize,
-        /// How many were, from the first on.
+        /// The number of bytes moved.
         completed: usize,
     },
 }
 
-/// "Bad address": the number of the error on every Unix.
+/// The error number "bad address", which is the same on every Unix.
 const EFAULT: i32 = 14;
 
 impl Error {
-    /// The error that an access reports which met a page that is not there.
-    pub(crate) fn from_fault(fault: Fault) -> Self {
-        let _ = fault;
+    /// Makes the error of an access that faulted.
+    pub(crate) fn from_fault(_: Fault) -> Self {
         Error::IOError(std::io::Error::from_raw_os_error(EFAULT))
     }
 }
 
-/// What the methods of this module return.
+/// The result of an access to volatile memory.
 pub type Result<T> = core::result::Result<T, Error>;
 
 /// Returns `base + offset`.
+///
+/// # Examples
 ///
 /// ```
 /// use vm_memory::volatile_memory::compute_offset;
@@ -107,14 +124,18 @@ pub type Result<T> = core::result::Result<T, Error>;
 ///
 /// # Errors
 ///
-/// [`Error::Overflow`] if the sum does not fit.
+/// [`Error::Overflow`] if the sum exceeds `usize::MAX`.
 #[inline]
 pub fn compute_offset(base: usize, offset: usize) -> Result<usize> {
     base.checked_add(offset)
         .ok_or(Error::Overflow { base, offset })
 }
 
-/// Memory that is accessed through [`VolatileSlice`]s.
+/// Memory that can be accessed through [`VolatileSlice`]s.
+///
+/// [`VolatileSlice`] and [`MmapRegion`](crate::MmapRegion) implement it.
+///
+/// # Examples
 ///
 /// ```
 /// use vm_memory::{VolatileMemory, VolatileSlice};
@@ -127,7 +148,7 @@ pub fn compute_offset(base: usize, offset: usize) -> Result<usize> {
 /// # Ok::<(), vm_memory::VolatileMemoryError>(())
 /// ```
 pub trait VolatileMemory {
-    /// What marks the memory's pages dirty.
+    /// The dirty bitmap.
     type B: Bitmap;
 
     /// Returns the size in bytes.
@@ -138,124 +159,145 @@ pub trait VolatileMemory {
         self.len() == 0
     }
 
-    /// Returns the `count` bytes at `offset`.
+    /// Returns the `count` bytes at `offset` as a slice.
     ///
     /// # Errors
     ///
-    /// If they do not all lie in the memory.
+    /// Returns an error if a byte is outside the memory.
     fn get_slice(&self, offset: usize, count: usize) -> Result<VolatileSlice<'_, BS<'_, Self::B>>>;
 
-    /// Returns the whole of the memory as a slice.
+    /// Returns the whole memory as a slice.
     ///
     /// # Panics
     ///
-    /// If [`get_slice`](Self::get_slice) refuses the whole of the memory, which no implementation in this crate does.
+    /// Panics if [`get_slice`](Self::get_slice) returns an error for the whole memory. No
+    /// implementation in this crate does.
     #[expect(
         clippy::expect_used,
-        reason = "the signature leaves no other way, and the range is the memory's own"
+        reason = "the signature has no error, and the range is the whole memory"
     )]
     fn as_volatile_slice(&self) -> VolatileSlice<'_, BS<'_, Self::B>> {
         self.get_slice(0, self.len())
-            .expect("a memory gives out the whole of itself")
+            .expect("get_slice must accept the whole memory")
     }
 
     /// Returns a reference to the value of type `T` at `offset`, which need not be aligned.
     ///
     /// # Errors
     ///
-    /// If the value does not lie in the memory.
+    /// Returns an error if a byte of the value is outside the memory.
     fn get_ref<T: ByteValued>(&self, offset: usize) -> Result<VolatileRef<'_, T, BS<'_, Self::B>>> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
-        // SAFETY: the slice has as many bytes as a `T` (just checked), and lives as long as the result.
+        // SAFETY: `slice_of_exactly` returned `size_of::<T>()` bytes, under the contract of
+        // `VolatileSlice::with_bitmap` for the lifetime of `self`. It is the same contract.
         Ok(unsafe { VolatileRef::with_bitmap(slice.as_mut_ptr(), slice.into_bitmap(), None) })
     }
 
-    /// Returns a reference to `n` values of type `T`, one after the other from `offset` on.
+    /// Returns a reference to an array of `n` values of type `T` at `offset`.
     ///
     /// # Errors
     ///
-    /// If they do not all lie in the memory.
+    /// - [`Error::TooBig`] if the array is larger than `isize::MAX` bytes.
+    /// - Another error if a byte of the array is outside the memory.
     fn get_array_ref<T: ByteValued>(
         &self,
         offset: usize,
         n: usize,
     ) -> Result<VolatileArrayRef<'_, T, BS<'_, Self::B>>> {
         let size = size_of::<T>();
-        // No object is larger than `isize::MAX`, and no array longer.
+        // No object is larger than `isize::MAX` bytes, and no array has more elements.
         let countable = |number: &usize| isize::try_from(*number).is_ok();
         let count = n
             .checked_mul(size)
             .filter(|count| countable(count) && countable(&n));
         let count = count.ok_or(Error::TooBig { nelements: n, size })?;
         let slice = slice_of_exactly(self, offset, count)?;
-        // SAFETY: the slice has as many bytes as `n` values of type `T` (just checked), and lives as long as the result.
+        // SAFETY: `slice_of_exactly` returned the bytes of `n` values, a number that did not
+        // overflow, under the contract of `VolatileSlice::with_bitmap` for the lifetime of `self`.
+        // It is the same contract.
         Ok(unsafe {
             VolatileArrayRef::with_bitmap(slice.as_mut_ptr(), n, slice.into_bitmap(), None)
         })
     }
 
-    /// Returns a plain reference to the value of type `T` at `offset`. Nothing marks or orders what is read through it.
+    /// Returns a plain reference to the value of type `T` at `offset`.
     ///
     /// # Errors
     ///
-    /// If the value does not lie in the memory, or not at its alignment.
+    /// - [`Error::Misaligned`] if the host address is not aligned for `T`.
+    /// - Another error if a byte of the value is outside the memory.
     ///
     /// # Safety
     ///
-    /// Nobody may write the value as long as the reference lives: no other thread, no device and no guest.
+    /// While the reference exists, nothing may write the value: no other thread, no device, and not
+    /// the guest.
     unsafe fn aligned_as_ref<T: ByteValued>(&self, offset: usize) -> Result<&T> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
         slice.check_alignment(align_of::<T>())?;
-        // SAFETY: 1. As many bytes as a `T` (just checked), mapped as long as `self` is borrowed. 2. Aligned (just checked). 3. Any bytes
-        // are a `T`. 4. Nobody writes them meanwhile (the caller's contract).
+        // SAFETY: 1. `slice_of_exactly` returned `size_of::<T>()` bytes, which are mapped while
+        // `self` is borrowed. 2. `check_alignment` checked the alignment. 3. Any bytes are a `T`
+        // (contract of `ByteValued`). 4. Nothing writes them while the reference exists (this
+        // method's contract).
         Ok(unsafe { &*slice.as_mut_ptr().cast::<T>() })
     }
 
-    /// Returns a plain reference to the value of type `T` at `offset`, to be changed in place. Nothing marks or orders what is
-    /// written through it.
+    /// Returns a plain mutable reference to the value of type `T` at `offset`.
+    ///
+    /// Writes through the reference are not marked dirty.
     ///
     /// # Errors
     ///
-    /// If the value does not lie in the memory, or not at its alignment.
+    /// - [`Error::Misaligned`] if the host address is not aligned for `T`.
+    /// - Another error if a byte of the value is outside the memory.
     ///
     /// # Safety
     ///
-    /// Nobody else may read or write the value as long as the reference lives: no other thread, no device and no guest, and
-    /// no second reference from this method.
+    /// While the reference exists, nothing else may read or write the value: no other thread, no
+    /// device, not the guest, and no second reference from this method.
     #[expect(
         clippy::mut_from_ref,
-        reason = "the memory is shared; that this reference is the only one is the caller's contract"
+        reason = "the contract of the method makes the reference unique"
     )]
     unsafe fn aligned_as_mut<T: ByteValued>(&self, offset: usize) -> Result<&mut T> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
         slice.check_alignment(align_of::<T>())?;
-        // SAFETY: as in `aligned_as_ref`, and nobody else accesses the bytes meanwhile (the caller's contract).
+        // SAFETY: 1. `slice_of_exactly` returned `size_of::<T>()` bytes, which are mapped while
+        // `self` is borrowed. 2. `check_alignment` checked the alignment. 3. Any bytes are a `T`
+        // (contract of `ByteValued`). 4. Nothing else accesses them while the reference exists
+        // (this method's contract).
         Ok(unsafe { &mut *slice.as_mut_ptr().cast::<T>() })
     }
 
     /// Returns a reference to the atomic integer at `offset`.
     ///
-    /// The one method of this crate's that is safe to call and not sound by itself: 0.18.0 has it so. To the language, atomics of different sizes on the
-    /// same bytes race with each other, and one that is written to memory that cannot be is undefined; [`Bytes::load`](crate::Bytes::load) and
-    /// [`Bytes::store`](crate::Bytes::store) are neither. Nothing marks what is written through it, and where its page is gone the process is killed,
-    /// whatever is [installed](crate::fault).
+    /// Prefer [`Bytes::load`](crate::Bytes::load) and [`Bytes::store`](crate::Bytes::store). This
+    /// method is safe to call for compatibility with 0.18.0, but it is not sound by itself:
+    ///
+    /// - Concurrent atomic accesses of different sizes to the same bytes are a data race in Rust.
+    /// - A store to memory that is mapped read-only is undefined behaviour.
+    /// - Stores are not marked dirty.
+    /// - An access to a missing page kills the process, even with the [fault
+    ///   handler](crate::fault).
     ///
     /// # Errors
     ///
-    /// If the integer does not lie in the memory, or not at its alignment.
+    /// - [`Error::Misaligned`] if the host address is not aligned for `T`.
+    /// - Another error if a byte of the integer is outside the memory.
     fn get_atomic_ref<T: AtomicInteger>(&self, offset: usize) -> Result<&T> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
         slice.check_alignment(align_of::<T>())?;
-        // SAFETY: 1. As many bytes as a `T` (just checked), mapped as long as `self` is borrowed. 2. Aligned (just checked). 3. Any bytes are
-        // a `T`, and all of it may change under a shared reference (the contract of `AtomicInteger`).
+        // SAFETY: 1. `slice_of_exactly` returned `size_of::<T>()` bytes, which are mapped while
+        // `self` is borrowed. 2. `check_alignment` checked the alignment. 3. Any bytes are a `T`,
+        // and they may change under a shared reference (contract of `AtomicInteger`).
         Ok(unsafe { &*slice.as_mut_ptr().cast::<T>() })
     }
 
-    /// Returns `base + offset`, if that is no greater than the size of the memory.
+    /// Returns `base + offset`, which must not exceed the size of the memory.
     ///
     /// # Errors
     ///
-    /// [`Error::Overflow`] if the sum does not fit, [`Error::OutOfBounds`] if it is greater than the size.
+    /// - [`Error::Overflow`] if the sum exceeds `usize::MAX`.
+    /// - [`Error::OutOfBounds`] if the sum exceeds the size of the memory.
     #[inline]
     fn compute_end_offset(&self, base: usize, offset: usize) -> Result<usize> {
         match base.checked_add(offset) {
@@ -265,7 +307,7 @@ pub trait VolatileMemory {
     }
 }
 
-/// What is wrong with an end that is not in memory.
+/// Returns the error of [`VolatileMemory::compute_end_offset`].
 #[cold]
 fn no_such_end(base: usize, offset: usize) -> Error {
     match compute_offset(base, offset) {
@@ -274,7 +316,10 @@ fn no_such_end(base: usize, offset: usize) -> Error {
     }
 }
 
-/// Returns a slice of exactly `count` bytes, whatever an implementation of [`VolatileMemory`] outside this crate hands out.
+/// Returns a slice of exactly `count` bytes.
+///
+/// An implementation of [`VolatileMemory`] outside this crate may return another length, which is
+/// an error here.
 #[inline]
 fn slice_of_exactly<M: VolatileMemory + ?Sized>(
     memory: &M,
@@ -291,9 +336,23 @@ fn slice_of_exactly<M: VolatileMemory + ?Sized>(
     Ok(slice)
 }
 
-/// A pointer to bytes of a [`VolatileSlice`], valid as long as the slice's memory is.
+/// A pointer for reading from volatile memory, valid as long as the memory.
 ///
-/// What is read through it is outside the crate's promises: hand it to a system call or to code with promises of its own.
+/// Pass it to a system call, or to code that accesses shared memory safely. The
+/// [memory model](crate#memory-model) does not cover accesses through the pointer.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::VolatileSlice;
+///
+/// let mut buf = *b"guest";
+/// let slice = VolatileSlice::from(buf.as_mut_slice());
+/// let guard = slice.ptr_guard();
+/// assert_eq!(guard.len(), 5);
+/// // SAFETY: The pointer is valid for five bytes, and no guest changes them.
+/// assert_eq!(unsafe { guard.as_ptr().read() }, b'g');
+/// ```
 #[derive(Debug)]
 pub struct PtrGuard {
     addr: *mut u8,
@@ -317,10 +376,25 @@ impl PtrGuard {
     }
 }
 
-/// A pointer to bytes of a [`VolatileSlice`] that may be written, valid as long as the slice's memory is.
+/// A pointer for writing to volatile memory, valid as long as the memory.
 ///
-/// What is written through it is outside the crate's promises, and is not marked dirty: mark it in the slice's
-/// [`bitmap`](VolatileSlice::bitmap), after the write.
+/// The [memory model](crate#memory-model) does not cover accesses through the pointer. Writes are
+/// not marked dirty: mark them in the [`bitmap`](VolatileSlice::bitmap), after the write.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::bitmap::Bitmap;
+/// use vm_memory::VolatileSlice;
+///
+/// let mut buf = [0u8; 4];
+/// let slice = VolatileSlice::from(buf.as_mut_slice());
+/// let guard = slice.ptr_guard_mut();
+/// // SAFETY: The pointer is valid for four bytes, and no guest accesses them.
+/// unsafe { guard.as_ptr().write_bytes(7, guard.len()) };
+/// slice.bitmap().mark_dirty(0, guard.len());
+/// assert_eq!(buf, [7; 4]);
+/// ```
 #[derive(Debug)]
 pub struct PtrGuardMut(PtrGuard);
 

@@ -459,7 +459,7 @@ fn an_array_reaches_its_elements_and_no_more() {
 }
 
 #[test]
-#[should_panic(expected = "index 2 is not below the length 2")]
+#[should_panic(expected = "index 2 is out of bounds of an array of length 2")]
 fn an_index_behind_the_array_panics() {
     let memory = Memory::new(8, 0);
     memory.slice().get_array_ref::<u16>(0, 2).unwrap().load(2);

@@ -1,4 +1,4 @@
-//! [`VolatileRef`]: one value in memory that others write.
+//! [`VolatileRef`]: a value in volatile memory.
 
 use core::marker::PhantomData;
 use core::mem::{size_of, MaybeUninit};
@@ -8,7 +8,11 @@ use crate::access;
 use crate::bitmap::BitmapSlice;
 use crate::value::ByteValued;
 
-/// A reference to a value of type `T`, which need not be aligned, in memory that others write.
+/// A reference to a value of type `T` in volatile memory, which need not be aligned.
+///
+/// [`VolatileMemory::get_ref`](super::VolatileMemory::get_ref) makes it.
+///
+/// # Examples
 ///
 /// ```
 /// use vm_memory::{VolatileMemory, VolatileSlice};
@@ -31,13 +35,13 @@ impl<T> VolatileRef<'_, T, ()>
 where
     T: ByteValued,
 {
-    /// Makes a reference to the value at `addr`, with nothing to mark its writes in.
+    /// Makes a reference to the value at `addr`, without a dirty bitmap.
     ///
     /// # Safety
     ///
-    /// As [`with_bitmap`](VolatileRef::with_bitmap).
+    /// The contract is that of [`with_bitmap`](VolatileRef::with_bitmap).
     pub unsafe fn new(addr: *mut u8) -> Self {
-        // SAFETY: the caller's contract is the same.
+        // SAFETY: The caller fulfils the contract of `with_bitmap`.
         unsafe { VolatileRef::with_bitmap(addr, (), None) }
     }
 }
@@ -48,13 +52,13 @@ where
     T: ByteValued,
     B: BitmapSlice,
 {
-    /// Makes a reference to the value at `addr`, whose writes are marked in `bitmap`, from its first bit on.
+    /// Makes a reference to the value at `addr`, with `bitmap` as its dirty bitmap.
     ///
-    /// The last parameter has a meaning on platforms that map memory for each access; here, pass `None`.
+    /// The last parameter is for platforms that map memory for each access. Pass `None`.
     ///
     /// # Safety
     ///
-    /// As [`VolatileSlice::with_bitmap`], for `size_of::<T>()` bytes.
+    /// The contract is that of [`VolatileSlice::with_bitmap`], for `size_of::<T>()` bytes.
     pub unsafe fn with_bitmap(
         addr: *mut u8,
         bitmap: B,
@@ -67,12 +71,12 @@ where
         }
     }
 
-    /// Returns a guard with a pointer to the value, for reading.
+    /// Returns a pointer to the value, for reading.
     pub fn ptr_guard(&self) -> PtrGuard {
         PtrGuard::new(self.addr, self.len())
     }
 
-    /// Returns a guard with a pointer to the value, for writing. What is written through it is not marked dirty.
+    /// Returns a pointer to the value, for writing. Writes through it are not marked dirty.
     pub fn ptr_guard_mut(&self) -> PtrGuardMut {
         PtrGuardMut::new(self.addr, self.len())
     }
@@ -82,24 +86,32 @@ where
         size_of::<T>()
     }
 
-    /// Returns the bitmap that writes are marked in, which begins with this value.
+    /// Returns the dirty bitmap. Its offset 0 is the first byte of the value.
     pub fn bitmap(&self) -> &B {
         &self.bitmap
     }
 
-    /// Writes the value; in one piece if it is a naturally aligned one of 1, 2, 4 or 8 bytes.
+    /// Writes the value. A naturally aligned one of 1, 2, 4 or 8 bytes is never torn.
+    ///
+    /// A [fault](crate::fault) is not returned; read [`fault::last`](crate::fault::last) to detect
+    /// it.
     #[inline]
     pub fn store(&self, v: T) {
-        // SAFETY: the contract of `with_bitmap`: the bytes of a `T` lie at `addr`.
-        // What a fault stops is not told: the signature has no room for it.
+        // A fault is not returned: the signature of 0.18.0 has no error.
+        // SAFETY: `self.addr` is a guest operand of `size_of::<T>()` bytes (contract of
+        // `with_bitmap`).
         let _ = unsafe { access::write_value(self.addr, &v) };
         self.bitmap.mark_dirty(0, size_of::<T>());
     }
 
-    /// Reads the value; in one piece if it is a naturally aligned one of 1, 2, 4 or 8 bytes.
+    /// Reads the value. A naturally aligned one of 1, 2, 4 or 8 bytes is never torn.
+    ///
+    /// After a [fault](crate::fault), returns zeroes; read [`fault::last`](crate::fault::last) to
+    /// detect it.
     #[inline]
     pub fn load(&self) -> T {
-        // SAFETY: the contract of `with_bitmap`: the bytes of a `T` lie at `addr`.
+        // SAFETY: `self.addr` is a guest operand of `size_of::<T>()` bytes (contract of
+        // `with_bitmap`).
         match unsafe { access::read_value(&mut MaybeUninit::uninit(), self.addr) } {
             Ok(value) => *value,
             Err(_fault) => T::zeroed(),
@@ -108,7 +120,8 @@ where
 
     /// Returns the bytes of the value.
     pub fn to_slice(&self) -> VolatileSlice<'a, B> {
-        // SAFETY: the contract of `with_bitmap` is the slice's, for the bytes of a `T`.
+        // SAFETY: `with_bitmap` has the contract of a slice of `size_of::<T>()` bytes at
+        // `self.addr`.
         unsafe { VolatileSlice::with_bitmap(self.addr, size_of::<T>(), self.bitmap.clone(), None) }
     }
 }

@@ -3,7 +3,7 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{self, SeqCst};
 
-use super::tests::{failed, out_of_bounds, shown, Memory};
+use super::super::tests::{failed, out_of_bounds, shown, Memory};
 use super::*;
 use crate::atomic_integer::AtomicInteger;
 use crate::bitmap::BitmapSlice;

@@ -1,0 +1,208 @@
+//! [`Bytes`] by offset, for [`VolatileSlice`].
+
+use core::mem::{align_of, size_of, MaybeUninit};
+use core::sync::atomic::Ordering;
+
+use super::slice::misaligned;
+use super::{atomic, Error, Result, VolatileMemory, VolatileSlice};
+use crate::access::{self, Fault};
+use crate::bitmap::BitmapSlice;
+use crate::bytes::Bytes;
+use crate::io::{retry_interrupted, ReadVolatile, WriteVolatile};
+use crate::value::{AtomicAccess, ByteValued};
+
+/// Accesses by offset in the slice. Writes are marked in the slice's dirty bitmap.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{Bytes, VolatileMemoryError, VolatileSlice};
+///
+/// let mut buf = [0u8; 8];
+/// let slice = VolatileSlice::from(buf.as_mut_slice());
+/// assert_eq!(slice.write(&[1, 2, 3], 6)?, 2);
+/// assert!(matches!(slice.write(&[1], 8), Err(VolatileMemoryError::OutOfBounds { addr: 8 })));
+/// # Ok::<(), VolatileMemoryError>(())
+/// ```
+impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
+    type E = Error;
+
+    #[inline(always)]
+    fn write(&self, buf: &[u8], addr: usize) -> Result<usize> {
+        count_or_fault(self.write_part(buf, addr)?)
+    }
+
+    #[inline(always)]
+    fn read(&self, buf: &mut [u8], addr: usize) -> Result<usize> {
+        count_or_fault(self.read_part(buf, addr)?)
+    }
+
+    #[inline(always)]
+    fn write_slice(&self, buf: &[u8], addr: usize) -> Result<()> {
+        all_or_fault(buf.len(), self.write_part(buf, addr)?)
+    }
+
+    #[inline(always)]
+    fn read_slice(&self, buf: &mut [u8], addr: usize) -> Result<()> {
+        all_or_fault(buf.len(), self.read_part(buf, addr)?)
+    }
+
+    #[inline(always)]
+    fn write_obj<T: ByteValued>(&self, val: T, addr: usize) -> Result<()> {
+        if !self.holds(addr, size_of::<T>()) {
+            return self.write_slice(val.as_slice(), addr);
+        }
+        // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`.
+        let result = unsafe { access::write_value(self.addr.wrapping_add(addr), &val) };
+        // Even after a fault: a value larger than a register may have been written in part.
+        self.bitmap.mark_dirty(addr, size_of::<T>());
+        result.map_err(Error::from_fault)
+    }
+
+    #[inline(always)]
+    fn read_obj<T: ByteValued>(&self, addr: usize) -> Result<T> {
+        self.read_obj_into(&mut MaybeUninit::uninit(), addr)
+            .map(|value| *value)
+    }
+
+    fn read_volatile_from<F>(&self, addr: usize, src: &mut F, count: usize) -> Result<usize>
+    where
+        F: ReadVolatile,
+    {
+        let rest = self.offset(addr)?;
+        let mut target = rest.part(0, rest.size.min(count));
+        retry_interrupted(|| src.read_volatile(&mut target))
+    }
+
+    fn read_exact_volatile_from<F>(&self, addr: usize, src: &mut F, count: usize) -> Result<()>
+    where
+        F: ReadVolatile,
+    {
+        src.read_exact_volatile(&mut self.subslice(addr, count)?)
+    }
+
+    fn write_volatile_to<F>(&self, addr: usize, dst: &mut F, count: usize) -> Result<usize>
+    where
+        F: WriteVolatile,
+    {
+        let rest = self.offset(addr)?;
+        let source = rest.part(0, rest.size.min(count));
+        retry_interrupted(|| dst.write_volatile(&source))
+    }
+
+    fn write_all_volatile_to<F>(&self, addr: usize, dst: &mut F, count: usize) -> Result<()>
+    where
+        F: WriteVolatile,
+    {
+        dst.write_all_volatile(&self.subslice(addr, count)?)
+    }
+
+    #[inline(always)]
+    fn store<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<()> {
+        let target = self.atomic_operand::<T>(addr)?;
+        // SAFETY: `atomic_operand` returned the address of a `T::A` in the slice, aligned for it.
+        unsafe { atomic::store(target, val, order) }.map_err(Error::from_fault)?;
+        self.bitmap.mark_dirty(addr, size_of::<T::A>());
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn load<T: AtomicAccess>(&self, addr: usize, order: Ordering) -> Result<T> {
+        let source = self.atomic_operand::<T>(addr)?;
+        // SAFETY: `atomic_operand` returned the address of a `T::A` in the slice, aligned for it.
+        unsafe { atomic::load(source, order) }.map_err(Error::from_fault)
+    }
+}
+
+impl<B: BitmapSlice> VolatileSlice<'_, B> {
+    /// Like [`read_obj`](Bytes::read_obj), but the caller provides the place of the value.
+    #[inline(always)]
+    pub(crate) fn read_obj_into<'v, T: ByteValued>(
+        &self,
+        value: &'v mut MaybeUninit<T>,
+        addr: usize,
+    ) -> Result<&'v mut T> {
+        if !self.holds(addr, size_of::<T>()) {
+            let value = value.write(T::zeroed());
+            return self.read_slice(value.as_mut_slice(), addr).map(|()| value);
+        }
+        // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`.
+        unsafe { access::read_value(value, self.addr.wrapping_add(addr)) }
+            .map_err(Error::from_fault)
+    }
+
+    /// Writes the bytes of `buf` that fit at `addr`. Returns their number, or the fault.
+    #[inline(always)]
+    pub(crate) fn write_part(
+        &self,
+        buf: &[u8],
+        addr: usize,
+    ) -> Result<std::result::Result<usize, Fault>> {
+        if buf.is_empty() {
+            return Ok(Ok(0));
+        }
+        let count = self.available(addr, buf.len())?;
+        let dst = self.addr.wrapping_add(addr);
+        // SAFETY: 1. `available` checked that `count` bytes at `addr` are in the slice; `count` is
+        // at most `buf.len()`. 2. `buf` does not overlap the slice, which no Rust reference covers
+        // (contract of `with_bitmap`).
+        let result = unsafe { access::copy_to_guest(dst, buf.as_ptr(), count) };
+        // Even after a fault: bytes past the completed ones may have been written.
+        self.bitmap.mark_dirty(addr, count);
+        Ok(result.map(|()| count))
+    }
+
+    /// Reads the bytes at `addr` that fit into `buf`. Returns their number, or the fault.
+    #[inline(always)]
+    pub(crate) fn read_part(
+        &self,
+        buf: &mut [u8],
+        addr: usize,
+    ) -> Result<std::result::Result<usize, Fault>> {
+        if buf.is_empty() {
+            return Ok(Ok(0));
+        }
+        let count = self.available(addr, buf.len())?;
+        let src = self.addr.wrapping_add(addr);
+        // SAFETY: 1. `available` checked that `count` bytes at `addr` are in the slice; `count` is
+        // at most `buf.len()`. 2. `buf` does not overlap the slice, which no Rust reference covers
+        // (contract of `with_bitmap`).
+        let result = unsafe { access::copy_from_guest(buf.as_mut_ptr(), src, count) };
+        Ok(result.map(|()| count))
+    }
+
+    /// Returns the host address of a `T::A` at `addr`, after checking bounds and alignment.
+    #[inline(always)]
+    pub(super) fn atomic_operand<T: AtomicAccess>(&self, addr: usize) -> Result<*mut u8> {
+        self.compute_end_offset(addr, size_of::<T::A>())?;
+        let host = self.addr.wrapping_add(addr);
+        let alignment = align_of::<T::A>();
+        if host.addr() & alignment.wrapping_sub(1) != 0 {
+            return Err(misaligned(host.addr(), alignment));
+        }
+        Ok(host)
+    }
+}
+
+/// Returns the number of bytes moved, also before a fault. The fault is an error if it is 0.
+#[inline(always)]
+fn count_or_fault(result: std::result::Result<usize, Fault>) -> Result<usize> {
+    match result {
+        Ok(moved) => Ok(moved),
+        Err(fault) if fault.completed() != 0 => Ok(fault.completed()),
+        Err(fault) => Err(Error::from_fault(fault)),
+    }
+}
+
+/// Returns `Ok` if all `expected` bytes were moved.
+#[inline(always)]
+fn all_or_fault(expected: usize, result: std::result::Result<usize, Fault>) -> Result<()> {
+    match result {
+        Ok(completed) if completed == expected => Ok(()),
+        Ok(completed) => Err(Error::PartialBuffer {
+            expected,
+            completed,
+        }),
+        Err(fault) => Err(Error::from_fault(fault)),
+    }
+}
