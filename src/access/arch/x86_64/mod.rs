@@ -262,8 +262,7 @@ impl<S> Register<Assembly<S>> for u128 {
             guest_asm!(
                 "rax",
                 options(nostack, preserves_flags),
-                ["movups xmmword ptr [{dst}],
-                {value}"],
+                ["movups xmmword ptr [{dst}], {value}"],
                 value = in(xmm_reg) value,
                 dst = in(reg) dst
             )
