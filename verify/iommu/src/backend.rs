@@ -1,4 +1,4 @@
-//! [`VhostIommu`]: an [`Iommu`] whose mappings the front end has.
+//! [`VhostIommu`]: an [`Iommu`] that asks the front end for missing mappings.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,7 +15,7 @@ use vm_memory::{GuestAddress, Permissions};
 use crate::message::{Header, IotlbMessage, WireError, HEADER_SIZE, IOTLB_SIZE, MAX_PAYLOAD};
 use crate::table::{RegionTable, TableError};
 
-/// How long a write to a channel may take: a front end that does not read must not hold a device for ever.
+/// The timeout of a write to a channel: a front end that does not read must not block a device forever.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const UPDATE: u8 = kind_of(VhostIotlbType::Update);
@@ -31,40 +31,44 @@ const fn kind_of(kind: VhostIotlbType) -> u8 {
     kind as u8
 }
 
-/// Why a message of the front end's was refused. It has changed nothing then.
+/// The reason why a message of the front end was refused. A refused message changes nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// No request that this back end has.
+    /// The request is unknown.
     #[error("unknown request {0}")]
     Request(u32),
-    /// The payload has another length.
-    #[error("the payload has {0}")]
+    /// The payload has the wrong length.
+    #[error("invalid payload: {0}")]
     Payload(#[from] WireError),
-    /// A type that there is not, or that only back ends send.
-    #[error("IOTLB message of type {0}")]
+    /// The type is unknown, or only back ends send it.
+    #[error("unexpected IOTLB message of type {0}")]
     Kind(u8),
-    /// No `VHOST_ACCESS_*`.
+    /// The permissions are not one of `VHOST_ACCESS_*`.
     #[error("unknown permissions {0:#x}")]
     Permissions(u8),
-    /// Nothing is to be mapped or forgotten: some protocols mean everything by that, so that guessing is dangerous.
-    #[error("a range of no bytes at I/O address {0:#x}")]
+    /// The range is empty. Some protocols mean the whole address space by that.
+    #[error("empty range at I/O address {0:#x}")]
     Empty(u64),
     /// The range passes 2^64.
     #[error("{1:#x} bytes at I/O address {0:#x} pass the end of the address space")]
     Overflow(u64, u64),
-    /// What it is mapped to is not guest memory.
+    /// The target of the mapping is not guest memory.
     #[error(transparent)]
     Target(#[from] TableError),
-    /// The IOTLB does not take it.
+    /// The IOTLB refused the mapping.
     #[error(transparent)]
     Iotlb(#[from] Error),
 }
 
-/// An IOMMU whose mappings the front end has: what the IOTLB misses is asked for, and waited for until a deadline.
+/// An IOMMU that asks the front end for missing mappings, and waits for them until a deadline.
 ///
-/// A receiver thread takes updates and invalidations from the main channel. An invalidation is acknowledged when it holds
-/// the IOTLB's write lock no more, so after every access that was translated before. A thread that holds an iterator over
-/// slices of this memory must not access the memory by other means: the second read lock could wait behind a writer that waits for the first.
+/// A receiver thread handles updates and invalidations from the main channel. It takes the write lock
+/// of the IOTLB for an invalidation, so it acknowledges after each access that was translated before.
+///
+/// # Deadlocks
+///
+/// A thread that holds an iterator over slices of this memory must not access the memory in another
+/// way. The second read lock could wait for a writer, which waits for the first one.
 pub struct VhostIommu {
     shared: Arc<Shared>,
     main: UnixStream,
@@ -76,12 +80,12 @@ struct Shared {
     table: RegionTable,
     changes: Mutex<Changes>,
     changed: Condvar,
-    /// The back-end channel; `None` after a write that failed, which may have left a part of a message there.
+    /// The back-end channel. `None` after a failed write, which may have sent a part of a message.
     requests: Mutex<Option<UnixStream>>,
     deadline: Duration,
 }
 
-/// What the receiver thread has done so far, for those that wait for it.
+/// The number of changes that the receiver thread has made. Waiting threads compare it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Changes {
     updates: u64,
@@ -90,11 +94,13 @@ struct Changes {
 }
 
 impl VhostIommu {
-    /// Starts a back end on a main channel and a back-end channel. An access waits at most for `deadline`.
+    /// Starts a back end on a main channel and a back-end channel.
+    ///
+    /// An access waits for missing mappings no longer than `deadline`.
     ///
     /// # Errors
     ///
-    /// If the sockets cannot be set up, or the thread not started.
+    /// Returns the error of configuring the sockets, or of starting the thread.
     pub fn start(
         main: UnixStream,
         requests: UnixStream,
@@ -118,7 +124,7 @@ impl VhostIommu {
             .spawn(move || {
                 let end = server.serve(&channel);
                 server.close();
-                // The front end sees that nobody listens. That it is gone already is no error.
+                // Fails if the front end has ended the connection already.
                 let _ = channel.shutdown(Shutdown::Both);
                 end
             })?;
@@ -133,30 +139,32 @@ impl VhostIommu {
     ///
     /// # Errors
     ///
-    /// If it is refused; nothing has changed then.
+    /// Returns [`Refusal`] if the message is refused. Nothing has changed then.
     pub fn handle(&self, header: &Header, payload: &[u8]) -> Result<(), Refusal> {
         self.shared.handle(header, payload)
     }
 
-    /// Whether the front end is still there and made sense so far.
+    /// Returns whether the connection is open.
     pub fn is_connected(&self) -> bool {
         !self.shared.changes().closed
     }
 
-    /// The mappings that are known, for a look at them.
+    /// Returns the cached mappings.
     pub fn iotlb(&self) -> RwLockReadGuard<'_, Iotlb> {
         self.shared.iotlb()
     }
 
-    /// Ends the connection, and returns how the receiver thread ended: `None` if that has been asked before.
+    /// Ends the connection, and returns the result of the receiver thread, or `None` if that was
+    /// returned before.
     pub fn disconnect(&self) -> Option<thread::Result<io::Result<()>>> {
-        // The receiver may have done it before us.
+        // Fails if the receiver thread has done it already.
         let _ = self.main.shutdown(Shutdown::Both);
         let receiver = lock(&self.receiver).take();
         receiver.map(JoinHandle::join)
     }
 
-    /// Waits for the receiver thread to end by itself, and returns how it did: `None` if that has been asked before.
+    /// Waits until the receiver thread ends by itself, and returns its result, or `None` if that was
+    /// returned before.
     pub fn wait_for_end(&self) -> Option<thread::Result<io::Result<()>>> {
         let receiver = lock(&self.receiver).take();
         receiver.map(JoinHandle::join)
@@ -165,7 +173,7 @@ impl VhostIommu {
 
 impl Drop for VhostIommu {
     fn drop(&mut self) {
-        // Nobody is left to be told how it ended; who wants to know disconnects first.
+        // A caller that wants the result calls `disconnect` before.
         let _ = self.disconnect();
     }
 }
@@ -195,15 +203,15 @@ impl Iommu for VhostIommu {
         };
         let too_late = || {
             cannot(format!(
-                "the front end did not answer within {:?}",
+                "the front end sent no mapping within {:?}",
                 shared.deadline
             ))
         };
         let begin = Instant::now();
-        // The miss that was asked for last, and how many invalidations there had been.
+        // The last miss that was sent, and the number of invalidations before it.
         let mut asked: Option<(IovaRange, u64)> = None;
         loop {
-            // Before the look: what comes after it ends the wait below.
+            // Before the lookup: a later change ends the wait below.
             let seen = *shared.changes();
             let fails = match Iotlb::lookup(shared.iotlb(), iova, length, access) {
                 Ok(found) => return Ok(found),
@@ -213,14 +221,14 @@ impl Iommu for VhostIommu {
                 return Err(cannot("the front end is gone".into()));
             }
             if let Some(first) = fails.access_fails.first() {
-                // One message for an access, however many mappings refuse it.
+                // One message per access, for any number of mappings that refuse it.
                 shared.ask(ACCESS_FAIL, first, access).map_err(|error| {
-                    cannot(format!("no permission, and reporting it failed: {error}"))
+                    cannot(format!("not permitted, and the report failed: {error}"))
                 })?;
                 return Err(cannot(format!("{access:?} is not permitted at {first}")));
             }
-            // Asked for one by one, as front ends answer one page of a miss or all of it. The same one again only if its answer may
-            // have been invalidated since.
+            // One miss at a time: a front end may map one page of it, or all of it. The same miss is sent
+            // again only if an invalidation may have removed the reply.
             let miss = fails.misses.into_iter().next();
             if let Some(miss) =
                 miss.filter(|miss| asked.as_ref() != Some(&(miss.clone(), seen.invalidations)))
@@ -230,7 +238,7 @@ impl Iommu for VhostIommu {
                 }
                 shared
                     .ask(MISS, &miss, access)
-                    .map_err(|error| cannot(format!("asking for {miss} failed: {error}")))?;
+                    .map_err(|error| cannot(format!("cannot send the miss of {miss}: {error}")))?;
                 asked = Some((miss, seen.invalidations));
             }
             let left = shared.deadline.saturating_sub(begin.elapsed());
@@ -250,7 +258,7 @@ impl Shared {
         lock(&self.changes)
     }
 
-    /// Changes the IOTLB, and then says so.
+    /// Changes the IOTLB, and then notifies waiting threads.
     fn change<T>(
         &self,
         iotlb: impl FnOnce(&mut Iotlb) -> T,
@@ -262,7 +270,7 @@ impl Shared {
         done
     }
 
-    /// Whether anything has changed since `seen` before `left` is over.
+    /// Waits for a change since `seen`, for at most `left`. Returns whether there was one.
     fn wait_for_change(&self, seen: Changes, left: Duration) -> bool {
         let (now, _) = self
             .changed
@@ -294,14 +302,15 @@ impl Shared {
         sent
     }
 
-    /// Takes messages until the front end ends the connection, or sends what makes the rest unreadable.
+    /// Handles messages until the front end ends the connection, or sends a message that makes the rest
+    /// of the stream unreadable.
     fn serve(&self, mut channel: &UnixStream) -> io::Result<()> {
         loop {
             let mut bytes = [0; HEADER_SIZE];
             let Some((first, rest)) = bytes.split_first_mut() else {
                 return Ok(());
             };
-            // The end of the connection between two messages is no error; within one it is.
+            // The connection may end between two messages, but not within one.
             if channel.read(std::slice::from_mut(first))? == 0 {
                 return Ok(());
             }
@@ -309,21 +318,21 @@ impl Shared {
             let header = Header::from_bytes(&bytes);
             let size = usize::try_from(header.size).unwrap_or(usize::MAX);
             if !header.is_of_this_version() || header.is_reply() || size > MAX_PAYLOAD {
-                let what = format!("{header:?} is no request of this protocol");
+                let what = format!("not a request of this protocol: {header:?}");
                 return Err(io::Error::new(ErrorKind::InvalidData, what));
             }
             let mut payload = vec![0; size];
             channel.read_exact(&mut payload)?;
-            let answer = self.handle(&header, &payload);
+            let result = self.handle(&header, &payload);
             if header.needs_reply() {
                 let reply = Header::reply_to(header.request).to_bytes();
-                let ack = u64::from(answer.is_err()).to_ne_bytes();
+                let ack = u64::from(result.is_err()).to_ne_bytes();
                 channel.write_all(&[&reply[..], &ack].concat())?;
             }
         }
     }
 
-    /// Nobody can take mappings back any more, so none is left; and nobody answers.
+    /// Removes all mappings, since nobody can invalidate them any more, and ends all waits.
     fn close(&self) {
         *lock(&self.requests) = None;
         self.change(Iotlb::invalidate_all, |changes| changes.closed = true);
@@ -349,16 +358,16 @@ impl Shared {
             .ok_or(Refusal::Empty(message.iova))?;
         let overflow = || Refusal::Overflow(message.iova, message.size);
         message.iova.checked_add(more).ok_or_else(overflow)?;
-        // All that can be refused is refused before the first piece is set.
-        let pieces = self.table.translate(message.uaddr, message.size)?;
+        // All checks are made before the first mapping is set.
+        let ranges = self.table.translate(message.uaddr, message.size)?;
         usize::try_from(message.size).map_err(|_| overflow())?;
         self.change(
             |iotlb| {
                 let mut iova = message.iova;
-                for (target, len) in pieces {
+                for (target, len) in ranges {
                     let length = usize::try_from(len).map_err(|_| overflow())?;
                     iotlb.set_mapping(GuestAddress(iova), target, length, permissions)?;
-                    // Wraps only behind the last piece of a range that ends at 2^64.
+                    // Wraps only after the last range, if that ends at 2^64.
                     iova = iova.wrapping_add(len);
                 }
                 Ok(())
@@ -371,7 +380,7 @@ impl Shared {
         if message.size == 0 {
             return Err(Refusal::Empty(message.iova));
         }
-        // Cut at the top rather than refused: what it names must not be translated any more.
+        // A range that passes the end is not refused: its addresses must not be translated any more.
         let length = usize::try_from(message.size).unwrap_or(usize::MAX);
         self.change(
             |iotlb| iotlb.invalidate_mapping(GuestAddress(message.iova), length),
@@ -385,7 +394,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `VHOST_ACCESS_*` has the numbers of `Permissions`.
+/// Converts `VHOST_ACCESS_*`, which have the numbers of `Permissions`.
 fn permissions_of(perm: u8) -> Option<Permissions> {
     Some(match perm {
         0 => Permissions::No,

@@ -1,4 +1,4 @@
-//! [`FrontEnd`]: the other side of the sockets, as much of it as a test needs.
+//! [`FrontEnd`]: the other end of the sockets, as far as tests need it.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,37 +10,38 @@ use vhost::{VhostAccess, VhostIotlbType};
 
 use crate::message::{Header, IotlbMessage, WireError, HEADER_SIZE, IOTLB_SIZE};
 
-/// How long an acknowledgement may take: an invalidation waits for accesses that run, and those for their deadline.
+/// The timeout of an acknowledgement. An invalidation waits for accesses in flight, and these wait
+/// until their deadline.
 const ACK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What the front end meets.
+/// The error of an exchange with the back end.
 #[derive(Debug, thiserror::Error)]
 pub enum FrontEndError {
-    /// The socket.
+    /// The socket failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The back end sent something else than what was to come.
-    #[error("the back end sent {0:?}")]
+    /// The back end sent an unexpected message.
+    #[error("the back end sent an unexpected message: {0:?}")]
     Unexpected(Header),
-    /// The payload of a message has another length.
+    /// The payload of a message has the wrong length.
     #[error("the back end sent {0}")]
     Payload(#[from] WireError),
 }
 
-/// A front end: sends what it is told, and hands out what the back end sends.
+/// A front end that sends any message, and returns the messages of the back end.
 #[derive(Debug)]
 pub struct FrontEnd {
-    /// Locked from a request to its acknowledgement: these carry no number.
+    /// Locked from a request to its acknowledgement, since these are matched by their order.
     main: Mutex<UnixStream>,
     requests: UnixStream,
 }
 
 impl FrontEnd {
-    /// Makes a front end, and the back end's sides of the main and of the back-end channel.
+    /// Creates a front end, and the back end's ends of the main channel and the back-end channel.
     ///
     /// # Errors
     ///
-    /// If the sockets cannot be made.
+    /// Returns the error of creating the sockets.
     pub fn pair() -> io::Result<(FrontEnd, UnixStream, UnixStream)> {
         let (main, their_main) = UnixStream::pair()?;
         let (requests, their_requests) = UnixStream::pair()?;
@@ -52,11 +53,11 @@ impl FrontEnd {
         Ok((front_end, their_main, their_requests))
     }
 
-    /// Maps I/O virtual addresses to the front end's, and returns whether the back end took it.
+    /// Maps I/O virtual addresses, and returns whether the back end accepted the mapping.
     ///
     /// # Errors
     ///
-    /// If the back end does not answer, or with something else.
+    /// Returns [`FrontEndError`] if the back end does not acknowledge, or sends something else.
     pub fn update(
         &self,
         iova: u64,
@@ -73,11 +74,12 @@ impl FrontEnd {
         })
     }
 
-    /// Takes a mapping back, and returns whether the back end took that. Then it uses the mapping no more.
+    /// Invalidates mappings, and returns whether the back end accepted that. If it did, it does not use
+    /// the mappings any more.
     ///
     /// # Errors
     ///
-    /// If the back end does not answer, or with something else.
+    /// Returns [`FrontEndError`] if the back end does not acknowledge, or sends something else.
     pub fn invalidate(&self, iova: u64, size: u64) -> Result<bool, FrontEndError> {
         self.send(IotlbMessage {
             iova,
@@ -88,22 +90,23 @@ impl FrontEnd {
         })
     }
 
-    /// Sends a message of any kind, and returns whether the back end took it.
+    /// Sends a message of any type, and returns whether the back end accepted it.
     ///
     /// # Errors
     ///
-    /// If the back end does not answer, or with something else.
+    /// Returns [`FrontEndError`] if the back end does not acknowledge, or sends something else.
     pub fn send(&self, message: IotlbMessage) -> Result<bool, FrontEndError> {
         let size = u32::try_from(IOTLB_SIZE).unwrap_or(u32::MAX);
         let header = Header::request(FrontendReq::IOTLB_MSG.into(), size, true);
         self.send_with(&header, &message.to_bytes())
     }
 
-    /// Sends a header and a payload that need not fit it, and returns whether the back end took it.
+    /// Sends a header and a payload, which need not match, and returns whether the back end accepted
+    /// them.
     ///
     /// # Errors
     ///
-    /// If the back end does not answer, or with something else.
+    /// Returns [`FrontEndError`] if the back end does not acknowledge, or sends something else.
     pub fn send_with(&self, header: &Header, payload: &[u8]) -> Result<bool, FrontEndError> {
         let mut main = self.main.lock().unwrap_or_else(PoisonError::into_inner);
         main.write_all(&[&header.to_bytes()[..], payload].concat())?;
@@ -118,11 +121,11 @@ impl FrontEnd {
         Ok(u64::from_ne_bytes(ack) == 0)
     }
 
-    /// Sends bytes, and waits for nothing.
+    /// Sends bytes, and does not wait for a reply.
     ///
     /// # Errors
     ///
-    /// If the socket does not take them.
+    /// Returns the error of the socket.
     pub fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
         let mut main = self.main.lock().unwrap_or_else(PoisonError::into_inner);
         main.write_all(bytes)
@@ -132,22 +135,25 @@ impl FrontEnd {
     ///
     /// # Errors
     ///
-    /// If it has been ended by the back end.
+    /// Returns an error if the back end has ended it already.
     pub fn hang_up(&self) -> io::Result<()> {
         let main = self.main.lock().unwrap_or_else(PoisonError::into_inner);
         main.shutdown(std::net::Shutdown::Both)
     }
 
-    /// The next message on the back-end channel; `None` when the back end is gone, or sends nothing for as long as `patience`.
+    /// Returns the next message on the back-end channel.
+    ///
+    /// Returns `None` if the back end is gone, or sends nothing until `timeout`.
     ///
     /// # Errors
     ///
-    /// If the back end sends something else than an IOTLB message, or the socket fails.
+    /// Returns [`FrontEndError`] if the back end sends a message that is not an IOTLB message, or the
+    /// socket fails.
     pub fn next_request(
         &self,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> Result<Option<IotlbMessage>, FrontEndError> {
-        self.requests.set_read_timeout(patience)?;
+        self.requests.set_read_timeout(timeout)?;
         let mut channel = &self.requests;
         let mut bytes = [0; HEADER_SIZE];
         match channel.read_exact(&mut bytes) {

@@ -4,17 +4,33 @@
 //!        front end (the VMM)                            back end (the device's process)
 //!   ┌──────────────────────────┐   main channel    ┌──────────────────────────────────────┐
 //!   │ FrontEnd                 │ ─ UPDATE, ──────► │ receiver thread ──► RwLock<Iotlb>      │
-//!   │   send, receive: as the  │   INVALIDATE      │                        ▲ lookup        │
-//!   │   test wants it          │ ◄───────── ack ── │                        │               │
+//!   │   sends any message,     │   INVALIDATE      │                        ▲ lookup        │
+//!   │   returns the replies    │ ◄───────── ack ── │                        │               │
 //!   │                          │ back-end channel  │ device ──► IommuMemory ─ VhostIommu     │
 //!   │                          │ ◄── MISS, ─────── │                        │ misses, waits │
 //!   │                          │     ACCESS_FAIL   │                        ▼               │
 //!   └──────────────────────────┘                   └──────────────────────────────────────┘
 //! ```
 //!
-//! Both channels are Unix sockets, and carry `VHOST_USER_IOTLB_MSG` (vhost-user specification, section "IOMMU support"): the
-//! header of vhost-user, and the kernel's `struct vhost_iotlb_msg` as payload. The back end is what a user of the feature `iommu`
-//! has to write; the front end is the least that a test needs, and sends whatever it is told, hostile messages too.
+//! Both channels are Unix sockets. They carry `VHOST_USER_IOTLB_MSG` (vhost-user specification, section
+//! "IOMMU support"): a vhost-user header, and the kernel's `struct vhost_iotlb_msg` as payload.
+//!
+//! The back end is the code that a user of the feature `iommu` writes. The front end is as small as the
+//! tests permit, and sends any message, hostile ones included.
+//!
+//! # Properties
+//!
+//! | test | property |
+//! |---|---|
+//! | `wire` | the messages have the layout and the numbers of the kernel |
+//! | `scenario` | misses, permissions, invalidations, deadlines and dirty marks, step by step |
+//! | `hostile` | no message or byte sequence panics; a refused message changes nothing |
+//! | `stress` | no access uses a mapping after its invalidation was acknowledged |
+//!
+//! ```text
+//! cargo test -p compat-iommu
+//! IOMMU_SECONDS=60 cargo test --release -p compat-iommu --test stress
+//! ```
 //!
 //! # Layers
 //!

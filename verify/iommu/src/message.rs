@@ -1,4 +1,4 @@
-//! The messages as they lie on the wire.
+//! The wire format of the messages.
 //!
 //! ```text
 //!   offset  0          4        8       12                                            44
@@ -6,8 +6,9 @@
 //!           └── header ─────────────────┘ 8        8        8        1    1    6
 //! ```
 //!
-//! Numbers are in the host's byte order. The `vhost` crate has the payload as `vhost_iotlb_msg`, but no way to bytes and back that
-//! leaves padding alone, and keeps its header to itself: this module goes by the layout, and a test compares it with theirs.
+//! Numbers are in the host's byte order. The `vhost` crate has no conversion of `vhost_iotlb_msg` that
+//! ignores padding, and its header is private. So this module has its own, which `tests/wire.rs`
+//! compares with that crate.
 
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 
@@ -15,38 +16,38 @@ use vhost::vhost_user::message::VhostUserHeaderFlag;
 pub const HEADER_SIZE: usize = 12;
 /// The length of an IOTLB message's payload: `struct vhost_iotlb_msg` with its padding.
 pub const IOTLB_SIZE: usize = 32;
-/// The longest payload that is read; a header that says more ends the connection. That of the `vhost` crate.
+/// The longest payload, as in the `vhost` crate. A header with a longer one ends the connection.
 pub const MAX_PAYLOAD: usize = 0x1000;
 
-/// The version of the protocol, in the flags' lowest two bits.
+/// The version of the protocol, in the lowest two bits of the flags.
 const VERSION: u32 = 1;
 
-/// Bytes that are no message.
+/// The error of bytes that are not a message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum WireError {
-    /// There are not as many bytes as it needs, or more.
-    #[error("{found} bytes, where there should be {expected}")]
+    /// The payload has the wrong length.
+    #[error("a payload of {found} bytes, expected {expected}")]
     Length {
-        /// How many there should be.
+        /// The expected number of bytes.
         expected: usize,
-        /// How many there are.
+        /// The actual number of bytes.
         found: usize,
     },
 }
 
-/// What each message begins with.
+/// The header of a message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Header {
-    /// What is asked for.
+    /// The number of the request.
     pub request: u32,
-    /// Version, reply, need reply.
+    /// The version, and the flags for replies.
     pub flags: u32,
-    /// The length of the payload behind.
+    /// The length of the payload that follows.
     pub size: u32,
 }
 
 impl Header {
-    /// The header of a request.
+    /// Creates the header of a request.
     pub fn request(request: u32, size: u32, need_reply: bool) -> Self {
         let flag = if need_reply {
             VhostUserHeaderFlag::NEED_REPLY.bits()
@@ -60,7 +61,7 @@ impl Header {
         }
     }
 
-    /// The header of the reply to a request, which is a number of 8 bytes.
+    /// Creates the header of the reply to a request. Its payload is a number of 8 bytes.
     pub fn reply_to(request: u32) -> Self {
         Header {
             request,
@@ -69,33 +70,33 @@ impl Header {
         }
     }
 
-    /// Whether the sender waits for a reply.
+    /// Returns whether the sender waits for a reply.
     pub fn needs_reply(&self) -> bool {
         self.flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0
     }
 
-    /// Whether this is a reply.
+    /// Returns whether this is a reply.
     pub fn is_reply(&self) -> bool {
         self.flags & VhostUserHeaderFlag::REPLY.bits() != 0
     }
 
-    /// Whether version and reserved bits are what this version of the protocol has.
+    /// Returns whether the version is supported and the reserved bits are 0.
     pub fn is_of_this_version(&self) -> bool {
         self.flags & VhostUserHeaderFlag::VERSION.bits() == VERSION
             && self.flags & VhostUserHeaderFlag::RESERVED_BITS.bits() == 0
     }
 
-    /// The header as bytes.
+    /// Converts the header into bytes.
     pub fn to_bytes(&self) -> [u8; HEADER_SIZE] {
         let mut bytes = [0; HEADER_SIZE];
         let fields = [self.request, self.flags, self.size];
-        for (place, field) in bytes.chunks_exact_mut(4).zip(fields) {
-            place.copy_from_slice(&field.to_ne_bytes());
+        for (to, field) in bytes.chunks_exact_mut(4).zip(fields) {
+            to.copy_from_slice(&field.to_ne_bytes());
         }
         bytes
     }
 
-    /// The header that these bytes are.
+    /// Converts bytes into a header.
     pub fn from_bytes(bytes: &[u8; HEADER_SIZE]) -> Self {
         let mut fields = bytes.chunks_exact(4).map(|field| {
             let mut number = [0; 4];
@@ -113,23 +114,23 @@ impl Header {
 
 /// The payload of an IOTLB message: `struct vhost_iotlb_msg`.
 ///
-/// Permissions and type are as they came: what is not known is for the receiver to refuse.
+/// Permissions and type may be unknown ones, which the receiver refuses.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct IotlbMessage {
     /// The first I/O virtual address.
     pub iova: u64,
-    /// How many bytes.
+    /// The number of bytes.
     pub size: u64,
-    /// What the first is mapped to, in the front end's address space.
+    /// The address in the front end's address space that the first is mapped to.
     pub uaddr: u64,
-    /// `VHOST_ACCESS_*`.
+    /// The permissions: `VHOST_ACCESS_*`.
     pub perm: u8,
-    /// `VHOST_IOTLB_*`.
+    /// The type: `VHOST_IOTLB_*`.
     pub kind: u8,
 }
 
 impl IotlbMessage {
-    /// The payload as bytes, with zeroes for padding.
+    /// Converts the payload into bytes, with zeroes as padding.
     pub fn to_bytes(&self) -> [u8; IOTLB_SIZE] {
         let mut bytes = [0; IOTLB_SIZE];
         let fields = [
@@ -138,8 +139,8 @@ impl IotlbMessage {
             self.uaddr,
             u64::from_ne_bytes(self.tail()),
         ];
-        for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
-            place.copy_from_slice(&field.to_ne_bytes());
+        for (to, field) in bytes.chunks_exact_mut(8).zip(fields) {
+            to.copy_from_slice(&field.to_ne_bytes());
         }
         bytes
     }
@@ -148,11 +149,11 @@ impl IotlbMessage {
         [self.perm, self.kind, 0, 0, 0, 0, 0, 0]
     }
 
-    /// The payload that these bytes are. What the padding holds does not matter: C leaves it as it was.
+    /// Converts bytes into a payload. Ignores the padding, which C leaves uninitialized.
     ///
     /// # Errors
     ///
-    /// If they are not [`IOTLB_SIZE`] bytes.
+    /// Returns [`WireError::Length`] if there are not [`IOTLB_SIZE`] bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WireError> {
         if bytes.len() != IOTLB_SIZE {
             return Err(WireError::Length {

@@ -1,8 +1,8 @@
-//! [`RegionTable`]: from the front end's addresses to guest physical ones.
+//! [`RegionTable`]: the front end's mappings of guest memory.
 
 use vm_memory::GuestAddress;
 
-/// A region of guest memory, as the front end has it mapped (an entry of `VHOST_USER_SET_MEM_TABLE`).
+/// The front end's mapping of a region: an entry of `VHOST_USER_SET_MEM_TABLE`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FrontEndRegion {
     /// Its first guest physical address.
@@ -13,28 +13,28 @@ pub struct FrontEndRegion {
     pub user: u64,
 }
 
-/// Regions that make no table, or an address that the table does not have.
+/// The error of regions that are not a table, or of an address that is not in the table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TableError {
-    /// A region is empty, or passes 2^64 here or there.
+    /// A region is empty, or passes 2^64 in one of the address spaces.
     #[error("the region at user address {user:#x} is empty or passes the end of an address space")]
     Region {
         /// The first address of the region.
         user: u64,
     },
-    /// Two regions have a front-end address in common.
-    #[error("two regions have the user address {user:#x}")]
+    /// Two regions overlap in the front end's address space.
+    #[error("two regions overlap at user address {user:#x}")]
     Overlap {
         /// The first address that both have.
         user: u64,
     },
-    /// An address that is asked for is in no region.
-    #[error("user address {user:#x} is in no region")]
+    /// An address is not in any region.
+    #[error("user address {user:#x} is not in any region")]
     Unmapped {
         /// The first such address.
         user: u64,
     },
-    /// The range that is asked for passes 2^64.
+    /// A range passes 2^64.
     #[error("the range at user address {user:#x} passes the end of the address space")]
     Overflow {
         /// The first address of the range.
@@ -42,19 +42,20 @@ pub enum TableError {
     },
 }
 
-/// Guest physical memory as the front end has it mapped.
+/// Translates the front end's addresses to guest physical addresses.
 #[derive(Clone, Debug, Default)]
 pub struct RegionTable {
-    /// By front-end address, ascending; they do not overlap.
+    /// Sorted by the front end's addresses, without overlap.
     regions: Vec<FrontEndRegion>,
 }
 
 impl RegionTable {
-    /// Makes a table of regions, in any order.
+    /// Creates a table from regions in any order.
     ///
     /// # Errors
     ///
-    /// If one is empty or passes 2^64, or two overlap in the front end's address space.
+    /// Returns [`TableError::Region`] if a region is empty or passes 2^64, and
+    /// [`TableError::Overlap`] if two overlap in the front end's address space.
     pub fn new(mut regions: Vec<FrontEndRegion>) -> Result<Self, TableError> {
         for region in &regions {
             let fits = region.len.checked_sub(1).is_some_and(|more| {
@@ -67,7 +68,7 @@ impl RegionTable {
         }
         regions.sort_by_key(|region| region.user);
         for (one, next) in regions.iter().zip(regions.iter().skip(1)) {
-            // Sorted, so that the difference is not negative.
+            // The regions are sorted, so the difference is not negative.
             if next.user.saturating_sub(one.user) < one.len {
                 return Err(TableError::Overlap { user: next.user });
             }
@@ -75,12 +76,14 @@ impl RegionTable {
         Ok(RegionTable { regions })
     }
 
-    /// Translates `size` bytes at a front-end address into guest physical ranges, in order: regions that are neighbours there need
-    /// not be in the guest.
+    /// Translates `size` bytes at a front-end address into guest physical ranges, in order.
+    ///
+    /// There may be several: adjacent regions of the front end need not be adjacent in the guest.
     ///
     /// # Errors
     ///
-    /// If not all of the bytes are in regions, or the range passes 2^64.
+    /// Returns [`TableError::Unmapped`] if a byte is not in any region, and [`TableError::Overflow`]
+    /// if the range passes 2^64.
     pub fn translate(&self, user: u64, size: u64) -> Result<Vec<(GuestAddress, u64)>, TableError> {
         let Some(more) = size.checked_sub(1) else {
             return Ok(Vec::new());
@@ -88,7 +91,7 @@ impl RegionTable {
         let last = user
             .checked_add(more)
             .ok_or(TableError::Overflow { user })?;
-        let mut pieces = Vec::new();
+        let mut ranges = Vec::new();
         let mut next = user;
         for region in &self.regions {
             let Some(offset) = next.checked_sub(region.user) else {
@@ -100,11 +103,11 @@ impl RegionTable {
             let left = last.saturating_sub(next);
             let guest = GuestAddress(region.guest.0.saturating_add(offset));
             if left < rest {
-                pieces.push((guest, left.saturating_add(1)));
-                return Ok(pieces);
+                ranges.push((guest, left.saturating_add(1)));
+                return Ok(ranges);
             }
-            pieces.push((guest, rest));
-            // There are more bytes, so there is an address behind this region.
+            ranges.push((guest, rest));
+            // There are more bytes, so there is an address after this region.
             next = next.saturating_add(rest);
         }
         Err(TableError::Unmapped { user: next })
@@ -124,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_translated_across_regions_and_not_across_holes() {
+    fn translate_across_regions_succeeds_and_across_holes_fails() {
         let table = RegionTable::new(vec![
             region(0x8000, 0x1000, 0x7000_1000),
             region(0, 0x1000, 0x7000_0000),
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_may_end_at_the_end_of_either_address_space() {
+    fn new_with_region_at_end_of_address_space_succeeds() {
         let top = 0u64.wrapping_sub(0x1000);
         let table = RegionTable::new(vec![region(top, 0x1000, top)]).unwrap();
         assert_eq!(
@@ -171,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn regions_that_are_wrong_are_refused() {
+    fn new_with_invalid_regions_returns_error() {
         for wrong in [
             region(0, 0, 0x1000),
             region(0, 2, u64::MAX),

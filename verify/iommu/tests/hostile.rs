@@ -1,4 +1,4 @@
-//! Messages that no front end should send: refused, or the end of the connection, and never anything else.
+//! Invalid messages: each is refused, or ends the connection, and has no other effect.
 
 mod common;
 
@@ -32,13 +32,13 @@ fn update(iova: u64, size: u64, uaddr: u64) -> IotlbMessage {
     }
 }
 
-/// The mappings, to see whether anything has changed.
+/// Returns all mappings, for comparison.
 fn mappings(iommu: &VhostIommu) -> String {
     format!("{:?}", *iommu.iotlb())
 }
 
 #[test]
-fn a_refused_message_changes_nothing_and_the_next_one_is_heard() {
+fn send_of_invalid_message_is_refused_without_effect() {
     let Setup {
         memory, front_end, ..
     } = setup(SHORT);
@@ -51,39 +51,33 @@ fn a_refused_message_changes_nothing_and_the_next_one_is_heard() {
     let top = 0u64.wrapping_sub(PAGE);
     let last_user = USER + 2 * REGION;
     let messages = [
-        ("nothing is mapped", IotlbMessage { size: 0, ..good }),
+        ("update of an empty range", IotlbMessage { size: 0, ..good }),
         (
-            "nothing is forgotten",
+            "invalidation of an empty range",
             IotlbMessage {
                 size: 0,
                 kind: INVALIDATE,
                 ..good
             },
         ),
-        ("the range overflows", update(top, PAGE + 1, user(PAGE))),
+        ("range past the end", update(top, PAGE + 1, user(PAGE))),
         (
-            "the range overflows by far",
+            "range of 2^64 - 1 bytes",
             update(IOVA, u64::MAX, user(PAGE)),
         ),
-        ("the target overflows", update(IOVA, PAGE, u64::MAX - 1)),
-        ("the target is no memory", update(IOVA, PAGE, 0)),
+        ("target past the end", update(IOVA, PAGE, u64::MAX - 1)),
+        ("target outside of memory", update(IOVA, PAGE, 0)),
         (
-            "the target ends behind memory",
+            "target ends after memory",
             update(IOVA, PAGE, last_user - PAGE + 1),
         ),
-        (
-            "the target begins behind memory",
-            update(IOVA, 1, last_user),
-        ),
-        (
-            "all of memory and a byte",
-            update(IOVA, 2 * REGION + 1, USER),
-        ),
+        ("target starts after memory", update(IOVA, 1, last_user)),
+        ("more than all memory", update(IOVA, 2 * REGION + 1, USER)),
         ("permissions 4", IotlbMessage { perm: 4, ..good }),
         ("permissions 0xff", IotlbMessage { perm: 0xff, ..good }),
         ("type 0", IotlbMessage { kind: 0, ..good }),
-        ("a miss", IotlbMessage { kind: 1, ..good }),
-        ("an access failure", IotlbMessage { kind: 4, ..good }),
+        ("miss", IotlbMessage { kind: 1, ..good }),
+        ("access failure", IotlbMessage { kind: 4, ..good }),
         ("type 7", IotlbMessage { kind: 7, ..good }),
         ("type 0xff", IotlbMessage { kind: 0xff, ..good }),
     ];
@@ -124,7 +118,7 @@ fn a_refused_message_changes_nothing_and_the_next_one_is_heard() {
 }
 
 #[test]
-fn without_need_reply_there_is_no_reply() {
+fn send_without_need_reply_has_no_reply() {
     let Setup {
         memory, front_end, ..
     } = setup(SHORT);
@@ -133,14 +127,14 @@ fn without_need_reply_there_is_no_reply() {
         let bytes = [&header.to_bytes()[..], &message.to_bytes()].concat();
         front_end.send_bytes(&bytes).unwrap();
     }
-    // Were there one, this would take it for its own: it says yes, and the last one would have said no.
+    // This would receive an earlier reply as its own, and the last one would be a refusal.
     assert!(front_end.invalidate(IOVA + PAGE, PAGE).unwrap());
     memory.write_obj(1u8, GuestAddress(IOVA)).unwrap();
     end(&memory);
 }
 
 #[test]
-fn what_makes_the_rest_unreadable_ends_the_connection() {
+fn send_of_unreadable_stream_ends_connection() {
     let good = [
         &Header::request(request(), IOTLB_SIZE as u32, true).to_bytes()[..],
         &update(IOVA, PAGE, user(PAGE)).to_bytes(),
@@ -164,7 +158,7 @@ fn what_makes_the_rest_unreadable_ends_the_connection() {
             }),
         ),
         (
-            "a reply",
+            "reply",
             with_header(Header {
                 flags: 0b0101,
                 ..header
@@ -178,14 +172,14 @@ fn what_makes_the_rest_unreadable_ends_the_connection() {
             }),
         ),
         (
-            "a long payload",
+            "payload above the maximum",
             with_header(Header {
                 size: MAX_PAYLOAD as u32 + 1,
                 ..header
             }),
         ),
         (
-            "an endless payload",
+            "payload of 4 GiB",
             with_header(Header {
                 size: u32::MAX,
                 ..header
@@ -210,12 +204,12 @@ fn what_makes_the_rest_unreadable_ends_the_connection() {
         let ended = memory.iommu().wait_for_end().unwrap().unwrap();
         assert!(ended.is_err(), "{what}");
         assert!(!memory.iommu().is_connected(), "{what}");
-        // Nobody could take the mapping back any more.
+        // Nobody could invalidate the mapping any more.
         memory.read_obj::<u8>(GuestAddress(IOVA)).unwrap_err();
     }
 }
 
-/// Numbers where sums go wrong, and where they do not.
+/// Generates numbers near 0, near 2^64 and in guest memory.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![
         (0u64..64).prop_map(|n| n * 0x800),
@@ -253,7 +247,7 @@ fn is_mapped(iotlb: &Iotlb, addr: u64) -> bool {
 }
 
 fn config() -> ProptestConfig {
-    // Where `cargo test` runs: in the package's folder.
+    // `cargo test` runs in the folder of the package.
     let file = FileFailurePersistence::Direct("proptest-regressions/hostile.txt");
     ProptestConfig {
         failure_persistence: Some(Box::new(file)),
@@ -264,29 +258,28 @@ fn config() -> ProptestConfig {
 proptest! {
     #![proptest_config(config())]
 
-    /// What is taken has happened, and what is refused has not.
     #[test]
-    fn an_answer_says_what_happened(messages in prop::collection::vec(message(), 1..24)) {
+    fn handle_of_random_messages_has_reported_effect(messages in prop::collection::vec(message(), 1..24)) {
         let (_front_end, iommu) = idle();
         let header = Header::request(request(), IOTLB_SIZE as u32, true);
         for message in messages {
             let before = mappings(&iommu);
-            let answer = iommu.handle(&header, &message.to_bytes());
+            let result = iommu.handle(&header, &message.to_bytes());
             let fits = message.size.checked_sub(1).and_then(|more| message.iova.checked_add(more));
             match (message.kind, fits, table().translate(message.uaddr, message.size)) {
-                (UPDATE, Some(_), Ok(pieces)) if message.perm < 4 => {
-                    prop_assert!(answer.is_ok(), "{answer:?}");
+                (UPDATE, Some(_), Ok(ranges)) if message.perm < 4 => {
+                    prop_assert!(result.is_ok(), "{result:?}");
                     let access = [Permissions::No, Permissions::Read, Permissions::Write, Permissions::ReadWrite];
                     let access = access[usize::from(message.perm)];
                     let iotlb = iommu.iotlb();
                     let found: Vec<_> = Iotlb::lookup(&*iotlb, GuestAddress(message.iova), message.size as usize, access)
                         .unwrap()
-                        .map(|piece| (piece.base, piece.length as u64))
+                        .map(|range| (range.base, range.length as u64))
                         .collect();
-                    prop_assert_eq!(found, pieces);
+                    prop_assert_eq!(found, ranges);
                 }
                 (INVALIDATE, last, _) if message.size != 0 => {
-                    prop_assert!(answer.is_ok(), "{answer:?}");
+                    prop_assert!(result.is_ok(), "{result:?}");
                     let last = last.unwrap_or(u64::MAX);
                     let iotlb = iommu.iotlb();
                     for addr in [message.iova, message.iova + (last - message.iova) / 2, last] {
@@ -296,7 +289,7 @@ proptest! {
                     prop_assert!(everything.is_err() || last == message.iova);
                 }
                 _ => {
-                    prop_assert!(answer.is_err());
+                    prop_assert!(result.is_err());
                     prop_assert_eq!(mappings(&iommu), before);
                 }
             }
@@ -304,9 +297,8 @@ proptest! {
         iommu.disconnect().unwrap().unwrap().unwrap();
     }
 
-    /// Any header and any payload, without the socket.
     #[test]
-    fn no_message_panics(
+    fn handle_of_random_header_and_payload_does_not_panic(
         request in prop_oneof![Just(request()), any::<u32>()],
         flags in any::<u32>(),
         size in any::<u32>(),
@@ -317,16 +309,16 @@ proptest! {
     ) {
         let (_front_end, iommu) = idle();
         let before = mappings(&iommu);
-        let answer = iommu.handle(&Header { request, flags, size }, &payload);
-        if answer.is_err() {
+        let result = iommu.handle(&Header { request, flags, size }, &payload);
+        if result.is_err() {
             prop_assert_eq!(mappings(&iommu), before);
         }
         iommu.disconnect().unwrap().unwrap().unwrap();
     }
 
-    /// Any bytes on the socket, some of them beginning as messages do.
+    /// Some of the bytes start like messages.
     #[test]
-    fn no_bytes_panic(
+    fn send_of_random_bytes_does_not_panic(
         chunks in prop::collection::vec(prop_oneof![
             prop::collection::vec(any::<u8>(), 0..100),
             (message(), any::<bool>()).prop_map(|(message, reply)| {
@@ -340,14 +332,13 @@ proptest! {
     ) {
         let (front_end, iommu) = idle();
         for chunk in chunks {
-            // The back end may have hung up by now.
+            // The back end may have ended the connection.
             if front_end.send_bytes(&chunk).is_err() {
                 break;
             }
         }
-        // It too.
         let _ = front_end.hang_up();
-        // How it ended depends on the bytes; that the thread did not panic does not.
+        // The inner result depends on the bytes. The outer one is an error if the thread panicked.
         prop_assert!(iommu.wait_for_end().unwrap().is_ok());
         prop_assert!(!iommu.is_connected());
         prop_assert!(!is_mapped(&iommu.iotlb(), 0));

@@ -1,12 +1,13 @@
-//! Devices that do I/O while the front end maps and takes back: nothing is translated once its invalidation has been acknowledged.
+//! Devices that access memory while the front end maps and invalidates pages. No access may use a
+//! mapping after its invalidation was acknowledged.
 //!
-//! Each page that is mapped is stamped with the number of its mapping. When the mapping has been taken back, the page is filled
-//! with [`POISON`], and later serves another one. So
+//! Each mapped page is stamped with the number of its mapping. After the invalidation, the page is
+//! filled with [`POISON`], and used for another mapping later. A dead mapping was used if
 //!
-//! - a device that reads poison, or the stamp of a mapping that had been taken back before the read began, has used a dead mapping;
-//! - a page that is no longer all poison when it is used again has been written through a dead mapping.
+//! - a device reads poison, or the stamp of a mapping that was invalidated before the read began;
+//! - a page that is used again is not all poison any more.
 //!
-//! `IOMMU_SECONDS` says how long it runs; 3 by default.
+//! `IOMMU_SECONDS` sets the run time; the default is 3.
 
 mod common;
 
@@ -25,16 +26,16 @@ use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryResult, Permissions,
 };
 
-/// Pages that the front end maps, from this address on.
+/// The address of the first page that the front end maps.
 const IOVA: u64 = 0x10_0000;
 const PAGES: u64 = 8;
 const DEVICES: u64 = 3;
 
-/// No stamp, and nothing that a device writes.
+/// Neither a stamp nor a value that devices write.
 const POISON: u64 = 0xdead_dead_dead_dead;
-/// The highest byte of what devices write.
+/// The highest byte of the values that devices write.
 const MARK: u64 = 0x77 << 56;
-/// Where in a page the device's half begins; the stamps are before it.
+/// The offset of the half of a page that devices write. The stamps are before it.
 const DEVICE_HALF: u64 = PAGE / 2;
 
 /// A mapping in the front end's table.
@@ -48,14 +49,14 @@ struct Mapped {
 struct Guest<'a> {
     physical: &'a Physical,
     front_end: &'a FrontEnd,
-    /// Locked while something is sent: an update must not overtake the invalidation of what it tells.
+    /// Locked while a message is sent: an update must not overtake the invalidation of its mapping.
     table: Mutex<Vec<Option<Mapped>>>,
-    /// For each page, the number of the last mapping that has been taken back.
+    /// For each page, the number of the last mapping that was invalidated.
     dead: Vec<AtomicU64>,
     stop: AtomicBool,
 }
 
-/// Stops the others when a thread ends, be it by a panic.
+/// Stops all threads when one ends or panics.
 struct StopAll<'a>(&'a AtomicBool);
 
 impl Drop for StopAll<'_> {
@@ -88,7 +89,7 @@ impl Guest<'_> {
             .unwrap();
     }
 
-    fn tell(&self, page: u64, mapped: Mapped) {
+    fn send_update(&self, page: u64, mapped: Mapped) {
         let access = if mapped.writable {
             VhostAccess::ReadWrite
         } else {
@@ -100,8 +101,8 @@ impl Guest<'_> {
         assert!(sent.unwrap());
     }
 
-    /// After the acknowledgement: the page is looked at, and given away.
-    fn take_back(&self, page: u64, mapped: Mapped) {
+    /// Checks and poisons a page whose invalidation was acknowledged.
+    fn reclaim(&self, page: u64, mapped: Mapped) {
         self.dead[page as usize].store(mapped.number, Ordering::Release);
         let words = self.words(mapped.guest);
         let (stamps, devices) = words.split_at(words.len() / 2);
@@ -109,18 +110,18 @@ impl Guest<'_> {
             stamps
                 .iter()
                 .all(|word| *word == stamp(page, mapped.number)),
-            "the stamps have been written to"
+            "the stamps were overwritten"
         );
         let written = devices.iter().filter(|word| **word != 0);
         for word in written {
             assert_eq!(word >> 56, MARK >> 56, "page {page} has {word:#x}");
-            assert!(mapped.writable, "page {page} is read-only, and was written");
+            assert!(mapped.writable, "page {page} is read-only and was written");
         }
         self.fill(mapped.guest, 0, PAGE, POISON);
     }
 
-    /// Maps, and takes back.
-    fn map_and_take_back(&self) -> (u64, u64) {
+    /// Maps and invalidates random pages. Returns the numbers of mappings and invalidations.
+    fn map_and_invalidate(&self) -> (u64, u64) {
         let _stop = StopAll(&self.stop);
         let mut random = fastrand::Rng::new();
         let mut free: VecDeque<u64> = (0..REGION / PAGE)
@@ -129,30 +130,30 @@ impl Guest<'_> {
         for guest in &free {
             self.fill(*guest, 0, PAGE, POISON);
         }
-        let (mut number, mut taken_back) = (0, 0);
+        let (mut number, mut invalidated) = (0, 0);
         while !self.stop.load(Ordering::Relaxed) {
             let mut table = self.table.lock().unwrap();
             let page = random.u64(0..PAGES);
             if random.u8(..) < 4 {
-                // All of them at once, and what is behind them.
+                // All pages at once, and the addresses after them.
                 assert!(self.front_end.invalidate(IOVA, u64::MAX).unwrap());
                 for (page, mapped) in (0..).zip(table.iter_mut()) {
                     if let Some(mapped) = mapped.take() {
-                        self.take_back(page, mapped);
+                        self.reclaim(page, mapped);
                         free.push_back(mapped.guest);
-                        taken_back += 1;
+                        invalidated += 1;
                     }
                 }
             } else if let Some(mapped) = table[page as usize].take() {
                 assert!(self.front_end.invalidate(iova_of(page), PAGE).unwrap());
-                self.take_back(page, mapped);
+                self.reclaim(page, mapped);
                 free.push_back(mapped.guest);
-                taken_back += 1;
+                invalidated += 1;
             } else {
                 let guest = free.pop_front().unwrap();
                 assert!(
                     self.words(guest).iter().all(|word| *word == POISON),
-                    "guest page {guest:#x} was written after its mapping had been taken back"
+                    "guest page {guest:#x} was written after the invalidation of its mapping"
                 );
                 number += 1;
                 self.fill(guest, 0, DEVICE_HALF, stamp(page, number));
@@ -164,7 +165,7 @@ impl Guest<'_> {
                 };
                 table[page as usize] = Some(mapped);
                 if random.bool() {
-                    self.tell(page, mapped);
+                    self.send_update(page, mapped);
                 }
             }
             drop(table);
@@ -172,11 +173,11 @@ impl Guest<'_> {
                 thread::sleep(Duration::from_micros(random.u64(0..300)));
             }
         }
-        (number, taken_back)
+        (number, invalidated)
     }
 
-    /// Answers misses with what is mapped; about what is not it says nothing.
-    fn answer_misses(&self) -> (u64, u64) {
+    /// Replies to misses of mapped pages. Returns the numbers of misses and of access failures.
+    fn reply_to_misses(&self) -> (u64, u64) {
         let _stop = StopAll(&self.stop);
         let (mut misses, mut breaches) = (0, 0);
         while !self.stop.load(Ordering::Relaxed) {
@@ -198,7 +199,7 @@ impl Guest<'_> {
             let pages = (request.iova - IOVA) / PAGE..=(last - IOVA) / PAGE;
             for page in pages {
                 if let Some(mapped) = table[page as usize] {
-                    self.tell(page, mapped);
+                    self.send_update(page, mapped);
                 }
             }
         }
@@ -213,7 +214,7 @@ fn words(bytes: &[u8]) -> Vec<u64> {
         .collect()
 }
 
-/// What a device has done: reads, writes, and accesses that were refused.
+/// The numbers of accesses of a device.
 #[derive(Debug, Default)]
 struct Count {
     reads: u64,
@@ -230,12 +231,12 @@ struct Device<'a> {
 }
 
 impl Device<'_> {
-    /// Refused is what the IOMMU does not translate, and nothing else.
-    fn refused<T>(&mut self, answer: GuestMemoryResult<T>) -> Option<T> {
-        match answer {
+    /// Counts an access that the IOMMU refused. Other errors fail the test.
+    fn refused<T>(&mut self, result: GuestMemoryResult<T>) -> Option<T> {
+        match result {
             Ok(value) => Some(value),
             Err(GuestMemoryError::IommuError(IommuError::CannotResolve { reason, .. })) => {
-                let known = reason.contains("did not answer") || reason.contains("not permitted");
+                let known = reason.contains("sent no mapping") || reason.contains("not permitted");
                 assert!(known || self.guest.stop.load(Ordering::Relaxed), "{reason}");
                 self.count.refused += 1;
                 None
@@ -246,14 +247,11 @@ impl Device<'_> {
 
     fn check_stamps(&self, page: u64, dead: u64, words: &[u64]) {
         let first = words[0];
-        assert_ne!(
-            first, POISON,
-            "page {page} was read after it had been taken back"
-        );
+        assert_ne!(first, POISON, "page {page} was read after its invalidation");
         assert_eq!(first % PAGES, page);
         assert!(
             first / PAGES > dead,
-            "page {page}: mapping {} was used, {dead} had been taken back",
+            "page {page}: mapping {} was used after the invalidation of {dead}",
             first / PAGES
         );
         assert!(words.iter().all(|word| *word == first), "{words:x?}");
@@ -265,7 +263,7 @@ impl Device<'_> {
         }
     }
 
-    /// Bytes by one of the ways there are.
+    /// Reads bytes in one of several ways.
     fn read(&mut self, iova: u64, len: usize) -> GuestMemoryResult<Vec<u8>> {
         let at = GuestAddress(iova);
         let mut bytes = vec![0; len];
@@ -277,7 +275,7 @@ impl Device<'_> {
             }
             _ => {
                 let mut done = 0;
-                // The loop holds the iterator as long as its slices are used.
+                // The loop keeps the iterator while its slices are used.
                 for slice in self.memory.get_slices(at, len, Permissions::Read)? {
                     let slice = slice?;
                     slice.copy_to(&mut bytes[done..done + slice.len()]);
@@ -312,8 +310,8 @@ impl Device<'_> {
             0 => {
                 let before = dead(page);
                 let iova = iova_of(page) + 8 * self.random.u64(0..200);
-                let answer = self.read(iova, 64);
-                if let Some(bytes) = self.refused(answer) {
+                let result = self.read(iova, 64);
+                if let Some(bytes) = self.refused(result) {
                     self.check_stamps(page, before, &words(&bytes));
                     self.count.reads += 1;
                 }
@@ -321,21 +319,21 @@ impl Device<'_> {
             1 => {
                 let before = dead(page);
                 let iova = GuestAddress(iova_of(page) + 8 * self.random.u64(0..256));
-                let answer = if self.random.bool() {
+                let result = if self.random.bool() {
                     self.memory.read_obj::<u64>(iova)
                 } else {
                     self.memory.load::<u64>(iova, Ordering::Acquire)
                 };
-                if let Some(word) = self.refused(answer) {
+                if let Some(word) = self.refused(result) {
                     self.check_stamps(page, before, &[word]);
                     self.count.reads += 1;
                 }
             }
-            // The end of a page and the beginning of the next, which lies elsewhere.
+            // The end of a page and the start of the next, which is elsewhere in the guest.
             2 if page + 1 < PAGES => {
                 let before = dead(page + 1);
-                let answer = self.read(iova_of(page + 1) - 256, 512);
-                if let Some(bytes) = self.refused(answer) {
+                let result = self.read(iova_of(page + 1) - 256, 512);
+                if let Some(bytes) = self.refused(result) {
                     let words = words(&bytes);
                     self.check_device_half(&words[..32]);
                     self.check_stamps(page + 1, before, &words[32..]);
@@ -345,26 +343,26 @@ impl Device<'_> {
             3 => {
                 let value = MARK | self.random.u64(..1 << 56);
                 let iova = GuestAddress(in_device_half);
-                let answer = if self.random.bool() {
+                let result = if self.random.bool() {
                     self.memory.write_obj(value, iova)
                 } else {
                     self.memory.store(value, iova, Ordering::Release)
                 };
-                if self.refused(answer).is_some() {
+                if self.refused(result).is_some() {
                     self.wrote(page);
                 }
             }
-            // A copy from page to page.
+            // Copies from page to page.
             4 | 5 => {
-                let answer = self.read(in_device_half, 256);
-                let Some(mut bytes) = self.refused(answer) else {
+                let result = self.read(in_device_half, 256);
+                let Some(mut bytes) = self.refused(result) else {
                     return;
                 };
                 self.check_device_half(&words(&bytes));
                 bytes[..8].copy_from_slice(&(MARK | 1).to_ne_bytes());
                 let to = self.random.u64(0..PAGES);
-                let answer = self.write(iova_of(to) + DEVICE_HALF + 0x100, &bytes);
-                if self.refused(answer).is_some() {
+                let result = self.write(iova_of(to) + DEVICE_HALF + 0x100, &bytes);
+                if self.refused(result).is_some() {
                     self.wrote(to);
                 }
             }
@@ -372,7 +370,7 @@ impl Device<'_> {
                 let access =
                     [Permissions::Read, Permissions::Write][usize::from(self.random.bool())];
                 let iova = GuestAddress(iova_of(page));
-                // Either is right: the front end changes its mind all the time.
+                // Both results are right, since the front end changes mappings all the time.
                 let _ = self.memory.check_range(iova, PAGE as usize, access);
             }
         }
@@ -388,12 +386,12 @@ impl Device<'_> {
 }
 
 #[test]
-fn nothing_is_translated_after_its_invalidation_was_acknowledged() {
+fn access_after_acknowledged_invalidation_fails() {
     let seconds = match std::env::var("IOMMU_SECONDS") {
         Ok(text) => text.parse().expect("IOMMU_SECONDS is a number of seconds"),
         Err(_) => 3,
     };
-    // Pages that are not mapped are waited for in vain: not for long.
+    // Short: nobody maps a page that is not in the table.
     let Setup {
         memory,
         physical,
@@ -408,8 +406,8 @@ fn nothing_is_translated_after_its_invalidation_was_acknowledged() {
     };
     let written: Vec<AtomicBool> = (0..PAGES).map(|_| AtomicBool::new(false)).collect();
     thread::scope(|scope| {
-        let mapper = scope.spawn(|| guest.map_and_take_back());
-        let answers = scope.spawn(|| guest.answer_misses());
+        let mapper = scope.spawn(|| guest.map_and_invalidate());
+        let replies = scope.spawn(|| guest.reply_to_misses());
         let devices: Vec<_> = (0..DEVICES)
             .map(|_| {
                 let device = Device {
@@ -428,15 +426,15 @@ fn nothing_is_translated_after_its_invalidation_was_acknowledged() {
             thread::sleep(Duration::from_millis(20));
         }
         guest.stop.store(true, Ordering::Relaxed);
-        let (mapped, taken_back) = mapper.join().unwrap();
-        let (misses, breaches) = answers.join().unwrap();
+        let (mapped, invalidated) = mapper.join().unwrap();
+        let (misses, breaches) = replies.join().unwrap();
         let counts: Vec<Count> = devices
             .into_iter()
             .map(|device| device.join().unwrap())
             .collect();
-        println!("{seconds} s: mapped {mapped}, taken back {taken_back}, misses {misses}, breaches {breaches}, devices {counts:?}");
-        // Without any of these, nothing was tested.
-        assert!(taken_back > 10 && misses > 10 && breaches > 0);
+        println!("{seconds} s: mapped {mapped}, invalidated {invalidated}, misses {misses}, breaches {breaches}, devices {counts:?}");
+        // The run must have tested each of these.
+        assert!(invalidated > 10 && misses > 10 && breaches > 0);
         for count in counts {
             assert!(count.reads > 10 && count.writes > 10 && count.refused > 0);
         }
@@ -445,7 +443,7 @@ fn nothing_is_translated_after_its_invalidation_was_acknowledged() {
         if written.load(Ordering::Relaxed) {
             assert!(
                 memory.bitmap().dirty_at(iova_of(page) as usize),
-                "the mark of page {page} is lost"
+                "the mark of page {page} was lost"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! Our layout of the messages against the kernel's, as the `vhost` crate has it.
+//! The wire format against the kernel's binding in the `vhost` crate.
 
 use std::mem::{offset_of, size_of};
 
@@ -11,7 +11,7 @@ use vhost::vhost_user::message::{BackendReq, FrontendReq};
 use vhost::VhostIotlbType;
 
 #[test]
-fn the_payload_is_the_kernels_struct() {
+fn iotlb_message_has_layout_of_vhost_iotlb_msg() {
     assert_eq!(size_of::<vhost_iotlb_msg>(), IOTLB_SIZE);
     let message = IotlbMessage {
         iova: 0x0102_0304_0506_0708,
@@ -28,16 +28,15 @@ fn the_payload_is_the_kernels_struct() {
     assert_eq!(bytes[offset_of!(vhost_iotlb_msg, perm)], message.perm);
     assert_eq!(bytes[offset_of!(vhost_iotlb_msg, type_)], message.kind);
     assert_eq!(IotlbMessage::from_bytes(&bytes), Ok(message));
-    // C leaves the padding as it was.
-    let mut dirty = bytes;
-    dirty[26..].fill(0xff);
-    assert_eq!(IotlbMessage::from_bytes(&dirty), Ok(message));
+    let mut padded = bytes;
+    padded[26..].fill(0xff);
+    assert_eq!(IotlbMessage::from_bytes(&padded), Ok(message));
     assert!(IotlbMessage::from_bytes(&bytes[..31]).is_err());
     assert!(IotlbMessage::from_bytes(&[&bytes[..], &[0]].concat()).is_err());
 }
 
 #[test]
-fn types_and_requests_have_the_numbers_of_the_specification() {
+fn message_types_and_requests_have_numbers_of_specification() {
     let numbers = [
         (VhostIotlbType::Miss as u8, VHOST_IOTLB_MISS, 1),
         (VhostIotlbType::Update as u8, VHOST_IOTLB_UPDATE, 2),
@@ -52,7 +51,7 @@ fn types_and_requests_have_the_numbers_of_the_specification() {
 }
 
 #[test]
-fn a_header_is_request_flags_and_size() {
+fn header_has_request_flags_and_size() {
     let header = Header::request(22, 32, true);
     let bytes = header.to_bytes();
     let expected: Vec<u8> = [22u32, 0b1001, 32]

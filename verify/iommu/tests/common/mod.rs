@@ -1,6 +1,6 @@
-//! A device, its back end, and a front end that shares the guest's memory with it.
+//! A device, its back end, and a front end that shares guest memory with it.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, IommuMemory};
 
 pub const PAGE: u64 = 0x1000;
 
-/// Guest memory: two regions that are far apart in the guest, and neighbours in the front end.
+/// Guest memory: two regions that are far apart in the guest, and adjacent in the front end.
 pub const LOW: u64 = 0;
 pub const HIGH: u64 = 0x100_0000;
 pub const REGION: u64 = 64 * PAGE;
 pub const USER: u64 = 0x7f00_0000_0000;
 
-/// The I/O virtual addresses that writes are marked for.
+/// The size of the dirty bitmap by I/O virtual address.
 pub const IOVA_SPACE: usize = 0x20_0000;
 
 pub type Physical = GuestMemoryMmap<AtomicBitmap>;
 pub type Memory = IommuMemory<Physical, VhostIommu>;
 
-/// The front end's address of a guest physical one.
+/// Returns the front end's address of a guest physical address.
 pub fn user(guest: u64) -> u64 {
     match guest.checked_sub(HIGH) {
         Some(offset) => USER + REGION + offset,
@@ -42,9 +42,9 @@ pub fn table() -> RegionTable {
 }
 
 pub struct Setup {
-    /// What the device sees.
+    /// The memory that the device uses.
     pub memory: Memory,
-    /// What the guest and the front end see.
+    /// The memory that the guest and the front end use.
     pub physical: Physical,
     pub front_end: Arc<FrontEnd>,
 }
@@ -63,7 +63,7 @@ pub fn setup(deadline: Duration) -> Setup {
     }
 }
 
-/// Ends the connection. A receiver thread that panicked fails the test.
+/// Ends the connection, and checks that the receiver thread has not panicked.
 pub fn end(memory: &Memory) {
     memory.iommu().disconnect().unwrap().unwrap().unwrap();
 }
