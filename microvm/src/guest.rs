@@ -211,3 +211,30 @@ pub fn checks(
         ),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_fits_below_its_stack_and_is_complete() {
+        let program = program();
+        assert!(PROGRAM + (program.len() as u64) < STACK_TOP - PAGE);
+        // mov r14, rdi
+        assert_eq!(program[..3], [0x49, 0x89, 0xfe]);
+        assert!(program.ends_with(b"as it must\n\0"));
+    }
+
+    #[test]
+    fn load_into_any_ram_writes_only_outside_the_pattern() {
+        use crate::memory::{build, harvest, pages, Backing};
+        for size in [16 << 20, 256 << 20, 64 << 30] {
+            let ram = build(size, &Backing::Anonymous).unwrap();
+            load(&ram, size).unwrap();
+            let written = pages(&harvest(&ram));
+            assert!(pattern(size).all(|at| !written.contains(&at)));
+            assert!(pattern(size).all(|at| ram.write_obj(at, GuestAddress(at)).is_ok()));
+            assert_eq!(pattern(size).count() as u64, 2 * PATTERN_WORDS);
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use common::{arg, assert_refused, file, has_kvm, microvm, report, MICROVM};
 use serde_json::json;
 use tempfile::TempDir;
-use test_support::{skipped, HugePages};
+use test_support::HugePages;
 
 const DISK: usize = 1 << 20;
 
@@ -176,6 +176,7 @@ fn missing_kvm_device_is_named_with_what_to_do() {
 fn kvm_device_without_permission_is_named_with_what_to_do() {
     use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
     use std::os::unix::process::CommandExt;
+    use test_support::skipped;
 
     let test = "kvm_device_without_permission_is_named_with_what_to_do";
     let kvm = std::fs::metadata("/dev/kvm").ok();

@@ -13,7 +13,7 @@ use microvm::memory::{build, harvest, pages, populate, Backing, GuestRam};
 use microvm::serial;
 use microvm::virtio_mmio::{VirtioMmio, VIRTIO_MMIO, VIRTIO_MMIO_LEN};
 use vm_memory::iommu::SharedIotlb;
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryAtomic};
 
 use crate::driver::{self, Driver};
 use crate::mapper::{self, Mapper};
@@ -78,6 +78,22 @@ pub enum Storage {
 }
 
 impl Storage {
+    fn new(
+        setup: &Setup,
+        image: Image,
+        truncation: Option<&Arc<Truncation>>,
+    ) -> Result<Self, Error> {
+        if let Some(truncation) = truncation {
+            let disk = StormDisk::new(image, Arc::clone(truncation))?;
+            return Ok(Self::Storm(disk));
+        }
+        if setup.uring {
+            let ring = Ring::new()?;
+            return Ok(Self::Uring(UringDisk { image, ring }));
+        }
+        Ok(Self::Plain(image))
+    }
+
     /// Returns the image.
     pub fn image(&self) -> &Image {
         match self {
@@ -182,23 +198,8 @@ impl Outcome {
 ///
 /// If the run cannot be set up.
 pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcome, Error> {
-    // Guest memory, and the driver's mapping of it.
-    let mut ram = build(setup.size, &setup.backing)?;
-    if setup.storm.is_some() {
-        ram = storm::with_region(&ram)?;
-    }
-    if setup.prefault {
-        populate(&ram, |_| ()).map_err(Error::other)?;
-    }
-    let ram = Arc::new(ram);
-    let view = second_mapping(&ram)?;
-    let view_log = view.clone();
-    let view = GuestMemoryAtomic::new(view);
-    for ring in [AVAILABLE_RING, USED_RING] {
-        view.memory()
-            .write_obj(0_u64, GuestAddress(ring))
-            .map_err(Error::other)?;
-    }
+    let (ram, view_log) = map(setup)?;
+    let view = GuestMemoryAtomic::new(view_log.clone());
 
     // The plan, and the disk.
     let storm_sectors = setup.storm.map_or(0, |_| storm::CHUNKS * CHUNK_SECTORS);
@@ -216,14 +217,7 @@ pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcom
     let mut plan = plan.with_storm(storm).with_plug(place);
     let before = image.read_sectors(0, plan.read_chunks * CHUNK_SECTORS)?;
     prepare(&mut plan);
-    let storage = match &truncation {
-        Some(truncation) => Storage::Storm(StormDisk::new(image, Arc::clone(truncation))?),
-        None if setup.uring => Storage::Uring(UringDisk {
-            image,
-            ring: Ring::new()?,
-        }),
-        None => Storage::Plain(image),
-    };
+    let storage = Storage::new(setup, image, truncation.as_ref())?;
 
     // The devices.
     let iotlb = setup.iommu.then(SharedIotlb::new);
@@ -234,7 +228,7 @@ pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcom
     )?));
     let mut bus = Bus::new(Arc::new(Mutex::new(serial::new(false)?)));
     bus.map(VIRTIO_MMIO..VIRTIO_MMIO + VIRTIO_MMIO_LEN, device.clone());
-    let machine = Machine::new(setup, &ram, &view)?;
+    let machine = Machine::new(setup, &ram, &view_log)?;
     let plug = place.map(|place| {
         let processors = machine.processors(&view);
         let plug = Plug::new(place, setup.backing.clone(), devices.clone(), processors);
@@ -293,6 +287,24 @@ pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcom
     })
 }
 
+/// Maps guest memory, and a second time for the driver.
+fn map(setup: &Setup) -> Result<(Arc<GuestRam>, GuestRam), Error> {
+    let mut ram = build(setup.size, &setup.backing)?;
+    if setup.storm.is_some() {
+        ram = storm::with_region(&ram)?;
+    }
+    if setup.prefault {
+        populate(&ram, |_| ()).map_err(Error::other)?;
+    }
+    let view = second_mapping(&ram)?;
+    // Memory in a file may contain the rings of an earlier run.
+    for ring in [AVAILABLE_RING, USED_RING] {
+        let cleared = view.write_obj(0_u64, GuestAddress(ring));
+        cleared.map_err(Error::other)?;
+    }
+    Ok((Arc::new(ram), view))
+}
+
 /// Runs a driver.
 ///
 /// # Errors
@@ -338,27 +350,19 @@ enum Machine {
 
 impl Machine {
     #[cfg(target_arch = "x86_64")]
-    fn new(
-        setup: &Setup,
-        ram: &Arc<GuestRam>,
-        view: &GuestMemoryAtomic<GuestRam>,
-    ) -> Result<Self, Error> {
+    fn new(setup: &Setup, ram: &Arc<GuestRam>, view: &GuestRam) -> Result<Self, Error> {
         if !setup.kvm {
             return Ok(Self::Thread);
         }
         let vm = microvm::kvm::Vm::new("/dev/kvm", false)?;
         vm.slots().add(ram)?;
-        let (vcpu, entry) = crate::vcpu::Vcpu::load(GuestRam::clone(&view.memory()))?;
+        let (vcpu, entry) = crate::vcpu::Vcpu::load(view.clone())?;
         vm.enter(ram, entry)?;
         Ok(Self::Kvm(vm, vcpu))
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn new(
-        setup: &Setup,
-        _: &Arc<GuestRam>,
-        _: &GuestMemoryAtomic<GuestRam>,
-    ) -> Result<Self, Error> {
+    fn new(setup: &Setup, _: &Arc<GuestRam>, _: &GuestRam) -> Result<Self, Error> {
         match setup.kvm {
             true => Err(Error::other("a vCPU needs x86_64")),
             false => Ok(Self::Thread),
