@@ -106,8 +106,10 @@
 //! | [`fault::install`] | `sigaction`; `raise` for a signal whose default action ends the process | boot |
 //! | [`dirty::DirtyMemory::start_tracking`], [`bitmap::process_wide_barrier`] | `membarrier` | migration |
 //! | harvests of bitmaps with [`test_before_marking`](bitmap::AtomicBitmap::test_before_marking) | `membarrier` | migration |
+//! | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`] | `clock_nanosleep` | hotplug, run time |
 //!
-//! The crate `vm-memory-host` lists its calls with each function.
+//! Locks call `futex` where threads contend. The crate `vm-memory-host` lists its calls with each
+//! function.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in Cargo.toml.

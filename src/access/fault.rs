@@ -34,6 +34,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! The program `examples/truncated_file.rs` shows more results.
+//!
 //! # Results of an access that faults
 //!
 //! - `read`, `write` and the other partial accesses return the number of bytes moved before the

@@ -47,6 +47,8 @@
 //! # }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! The program `examples/hotplug.rs` plugs and unplugs a region while a device thread runs.
 
 mod reader;
 mod retired_map;

@@ -40,6 +40,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! The program `examples/migration.rs` migrates a guest by its dirty pages.
+//!
 //! # System calls
 //!
 //! None, except in [`process_wide_barrier`] and the methods of [`AtomicBitmap`] that document it.

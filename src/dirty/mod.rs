@@ -19,6 +19,8 @@
 //! 3. Harvest and send the dirty pages, until they are few. If sending fails, put them back.
 //! 4. Pause the guest and its devices, harvest once more, and send the rest.
 //!
+//! The program `examples/migration.rs` does this with a guest under KVM.
+//!
 //! # System calls
 //!
 //! `membarrier(2)` in [`DirtyMemory::start_tracking`], and in harvests of bitmaps that

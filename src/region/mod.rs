@@ -62,6 +62,8 @@
 //! assert_eq!(memory.read_obj::<u32>(GuestAddress(0x1ffc))?, 7);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! The program `examples/own_region.rs` has RAM and ROM with the numbers of their KVM slots.
 
 mod collection;
 mod index;
