@@ -16,15 +16,15 @@ use crate::sys::{self, Advice, Mapped};
 /// Returns the pages of a range of guest memory to the system. They then read as zeroes.
 ///
 /// Use it for a balloon (virtio 1.2, section 5.5), for free page reporting (section 5.5.6.7), or
-/// for other memory that the guest no longer needs. The call depends on the backing:
+/// for other memory that the guest no longer needs. The method depends on the backing:
 ///
-/// | backing | call | effect |
+/// | backing | method | effect |
 /// |---|---|---|
 /// | anonymous | `madvise(MADV_DONTNEED)` | pages are freed |
 /// | memfd, shared file | `fallocate(FALLOC_FL_PUNCH_HOLE)` | freed for all processes that map it |
 /// | block device | `fallocate(FALLOC_FL_ZERO_RANGE)` | the device stores zeroes |
-/// | character device | overwritten | nothing is freed |
-/// | hugetlb | overwritten | pages stay with the region |
+/// | character device | writes zeroes | nothing is freed |
+/// | hugetlb | writes zeroes | pages stay with the region |
 /// | hugetlb with [`release_huge_pages`] | `fallocate(FALLOC_FL_PUNCH_HOLE)` | pages return to the pool |
 /// | private file | `mremap` of zeroes over the range | private copies are freed |
 ///
@@ -33,7 +33,7 @@ use crate::sys::{self, Advice, Mapped};
 /// The pages are marked dirty. Devices must not access the range during the call. Memory that a
 /// host device has pinned (VFIO) must not be discarded: the device would keep the old pages.
 ///
-/// Returns the number of bytes that the region no longer claims. This usually is `len`, whether or
+/// Returns the number of bytes that the region no longer claims. This is usually `len`, whether or
 /// not pages were resident. It is less where pages are overwritten instead of freed:
 ///
 /// - Each separate range of a private file costs two VMAs, of which a process has a limited number
@@ -50,9 +50,7 @@ use crate::sys::{self, Advice, Mapped};
 ///
 /// - `madvise`, `fallocate`, `statx`, `getpid`; for huge pages also `mincore`.
 /// - For private files also `mmap`, `munmap`, `mprotect`, `mremap` and `mincore`, and `mbind`,
-///   `munlock` and `mlock2` as the region's options and mlockall(2) require. The first call reads
-///   /proc/sys/vm/max_map_count. A region with
-///   [`TransparentHugePages::Off`](crate::TransparentHugePages::Off) reads /sys on each call.
+///   `munlock` and `mlock2` as the region's options and mlockall(2) require.
 ///
 /// # Examples
 ///
@@ -76,8 +74,8 @@ use crate::sys::{self, Advice, Mapped};
 /// - does not consist of whole pages ([`HostMapping::page_size`]), or
 /// - touches a region that this crate did not build.
 ///
-/// Returns [`ChangeError::System`] if the system refuses a call. Earlier regions of the range were
-/// discarded then.
+/// Returns [`ChangeError::System`] if the system refuses a call. The parts of the range in earlier
+/// regions are then discarded.
 #[doc(alias = "balloon")]
 #[doc(alias = "free page reporting")]
 #[doc(alias = "punch hole")]
@@ -123,7 +121,7 @@ fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<
             if mapping.kind() == BackingKind::File
                 && file.metadata()?.file_type().is_char_device() =>
         {
-            // The driver decides where the memory of a character device is; it has no holes.
+            // The driver owns the memory of a character device, which cannot have holes.
             mapping.mapped().fill_zeroes(offset, len).map(|()| 0)
         }
         _ => free_pages(mapping, offset, len).map(all),
@@ -146,8 +144,8 @@ fn huge_pages(
 
 /// Allocates the huge pages that a region has reserved and not used.
 ///
-/// A reservation returns to the pool only together with its page, so the page must exist before a
-/// hole is punched. Errors are ignored: a page that was released before need not exist.
+/// A reservation returns to the pool only with its page, so the page must exist before a hole is
+/// punched. Errors are ignored: a page that was released before need not exist.
 fn allocate_reserved(mapping: &HostMapping, file: &File, start: u64, offset: usize, len: usize) {
     for (at, page) in huge_pages(mapping, offset, len) {
         let _ = sys::allocate_range(file, start.saturating_add(bytes(at)), bytes(page));
@@ -206,8 +204,7 @@ pub(crate) fn free_pages(mapping: &HostMapping, offset: usize, len: usize) -> io
         None => free_private_pages(mapping, offset, len),
         Some((file, start)) => {
             let (start, len) = (start.saturating_add(bytes(offset)), bytes(len));
-            // A hole in a block device may have any contents, and fails if the device cannot make
-            // one.
+            // Punching a hole in a block device may fail, or leave any contents.
             let is_block_device = mapping.kind() == BackingKind::File
                 && file.metadata()?.file_type().is_block_device();
             match is_block_device {
@@ -231,7 +228,7 @@ fn free_private_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::R
 
 /// Replaces a range of a private file by zeroes, or overwrites it if that is not possible.
 ///
-/// `MADV_DONTNEED` is not an option for bytes of the file: it would bring them back.
+/// `MADV_DONTNEED` would restore the bytes of the file instead.
 fn replace_with_zeroes(
     mapping: &HostMapping,
     zeroed: &mut ZeroedRanges,
@@ -263,9 +260,9 @@ fn replace_with_zeroes(
     }
 }
 
-/// Maps zeroes over a range, with all options of the mapping from the first access on.
+/// Maps zeroes over a range. They have all options of the mapping from the first access on.
 ///
-/// Locked memory is locked on fault: unused zeroes need no page.
+/// Locked memory is locked on fault, because unused zeroes need no page.
 fn splice_zeroes(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
     let (zeroes, locked) = Mapped::detached_zeroed(len)?;
     mapping

@@ -1,7 +1,7 @@
 //! Guest RAM for virtual machine monitors, on [`vm_memory`].
 //!
-//! This crate provides what each VMM otherwise writes for itself: reservations aligned to huge
-//! pages, sealed memfds, huge page pools, NUMA placement, prefaulting, balloons and memory hotplug.
+//! It provides huge-page-aligned reservations, sealed memfds, huge page pools, NUMA placement,
+//! prefaulting, balloons and memory hotplug, which every VMM otherwise writes itself. It supports
 //! Linux only.
 //!
 //! ```
@@ -20,7 +20,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The program `examples/balloon.rs` is a balloon and a virtio-mem device.
+//! `examples/balloon.rs` implements a balloon and a virtio-mem device.
 //! `examples/vhost_user_backend.rs` maps the memory of another process.
 //!
 //! # Tasks
@@ -49,15 +49,15 @@
 //!        │
 //!        ├─ prefault         populates pages
 //!        ├─ discard          returns pages to the system
-//!        ├─ plug, unplug     open and close blocks of a region
+//!        ├─ plug, unplug     make blocks accessible or inaccessible
 //!        ├─ residency        reports memory usage
 //!        └─ describe         returns the layout as data, with descriptors
 //! ```
 //!
 //! The result of a build is an ordinary [`GuestMemoryMmap`](vm_memory::GuestMemoryMmap): it works
 //! behind an IOMMU, in a `GuestMemoryAtomic`, and its regions can join other maps. The functions of
-//! this crate work on every map that contains such a region, and the region is unmapped when the
-//! last map drops it. Hotplug of whole regions is therefore an update of the map:
+//! this crate work on every map that contains such a region. The region is unmapped when the last
+//! such map is dropped. Hotplug of whole regions is therefore an update of the map:
 //!
 //! ```
 //! use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
@@ -82,7 +82,7 @@
 //!
 //! # System calls
 //!
-//! For seccomp filters. A build usually runs before the filter is installed.
+//! A seccomp filter must allow these calls. A build usually runs before the filter is installed.
 //!
 //! | phase | function | system calls |
 //! |---|---|---|
@@ -91,11 +91,9 @@
 //! | | – with a memfd | `memfd_create`, `prlimit64`, `ftruncate`, `fcntl` (`F_ADD_SEALS`) |
 //! | | – with a file | `statx`, `fstatfs`, `fcntl` (`F_GETFL`, `F_GET_SEALS`), `fallocate`; `lseek` for block devices |
 //! | | – with options | `madvise`, `mbind`, `mlock2`, `prctl` (`PR_SET_VMA`) |
-//! | boot | [`prefault()`] | `madvise`, `mincore`; those that read /proc; those of threads |
+//! | boot | [`prefault()`] | `madvise`, `mincore`; those that read /proc or create threads |
 //! | run time | [`discard()`] | `madvise`, `fallocate`, `statx`, `mincore`, `getpid` |
 //! | | – for a private file | also `mmap`, `munmap`, `mprotect`, `mremap`, `mbind`, `mlock2`, `munlock` |
-//! | | – first call for a private file | also those that read /proc/sys/vm/max_map_count |
-//! | | – with [`TransparentHugePages::Off`] | for a private file also those that read /sys |
 //! | run time | [`plug`], [`unplug`] | `madvise`, `fallocate`, `mprotect`; if `plug` fails, those that read /sys |
 //! | run time | [`residency()`] | `mincore`, `statx`; those that read /proc |
 //! | run time | [`describe`] | `fcntl` (`F_GET_SEALS`) |
@@ -110,12 +108,12 @@
 //! region                Region, Backing, Options: the request
 //! error                 the error types
 //! resources             huge page pools, NUMA nodes, available memory
-//! vma                   the VMAs that guests can use up
+//! vma                   a limit on the VMAs that guests create
 //! backing               backing files, created or checked
 //! mapping               HostMapping, and the vm-memory region over it
 //! residency             memory usage
-//! discard, prefault     pages returned to the system; pages populated
-//! plug                  blocks made accessible and inaccessible
+//! discard, prefault     return pages to the system; populate pages
+//! plug                  makes blocks accessible and inaccessible
 //! builder               MemoryBuilder: checks a request and maps it
 //! description           the layout as data
 //! ```

@@ -1,8 +1,8 @@
-//! [`VmaBudget`]: a limit on the VMAs that guests can cause.
+//! [`VmaBudget`]: a limit on the VMAs that guests create.
 //!
-//! A process may have `vm.max_map_count` VMAs. A guest can create them by unplugging protected
-//! blocks and by discarding pages of private files. This module counts them before they can exist,
-//! for the whole process, and leaves half of the maximum to the process itself.
+//! A process may have `vm.max_map_count` VMAs. A guest creates them by unplugging protected blocks
+//! and by discarding pages of private files. This module counts them in advance, for the whole
+//! process, and leaves half of the maximum to the process itself.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,10 +10,10 @@ use std::sync::OnceLock;
 
 use crate::resources::number;
 
-/// The VMAs that all guests of this process may have.
+/// The number of VMAs that all shares together hold.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
-/// A share of the VMAs that guests may have. Dropping it returns the share.
+/// A share of the VMAs that guests may have. Dropping it releases the share.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct VmaBudget(usize);
 
@@ -32,7 +32,7 @@ impl VmaBudget {
         taken.is_ok()
     }
 
-    /// Returns VMAs that can no longer exist.
+    /// Releases VMAs that can no longer exist.
     pub(crate) fn release(&mut self, less: usize) {
         let less = less.min(self.0);
         self.0 = self.0.saturating_sub(less);
@@ -52,6 +52,8 @@ impl Drop for VmaBudget {
 }
 
 /// Returns the number of VMAs that guests may have: half of `vm.max_map_count`.
+///
+/// The first call reads /proc.
 pub(crate) fn vma_limit() -> usize {
     static LIMIT: OnceLock<usize> = OnceLock::new();
     *LIMIT.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! The mapping of regions that were checked.
+//! Maps the checked regions of a build.
 
 use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -80,12 +80,18 @@ fn map_region(
             Some((blocks, Arc::new(plugged)))
         }
     };
+    let turns_huge_pages_off = region.options.transparent_huge_pages == TransparentHugePages::Off;
+    if backing.file.is_some() && !backing.is_shared() {
+        // Discards need the limit, and may run under a seccomp filter that forbids reading it.
+        vma_limit();
+    }
     let mapping = HostMapping {
         mapped,
         start: region.start,
         backing: backing.clone(),
         options: region.options.clone(),
         blocks,
+        no_huge_pages: turns_huge_pages_off && host.transparent_huge_page().is_some(),
         changes: RwLock::new(count_protected_blocks(region)?),
     };
     mapping.apply_options(0, len).map_err(|(what, source)| {
@@ -113,8 +119,8 @@ fn map_source(
         start: span.start,
         size: span.size,
     })?;
-    // Blocks take their huge pages when they are plugged. A described region whose pages are
-    // released must not reserve again what the other process has released to the pool.
+    // Blocks take their huge pages when they are plugged. A described region must not reserve
+    // again the pages that the other process has released to the pool.
     let is_released = region.described.is_some() && region.options.release_huge_pages;
     let reserves_huge_pages =
         backing.kind == BackingKind::Hugetlb && region.blocks.is_none() && !is_released;
@@ -296,7 +302,7 @@ fn free_huge_pages(page_size: u64, nodes: &[u32], host: &HostResources) -> u64 {
     pools.fold(0, |sum, pool| sum.saturating_add(pool.free))
 }
 
-/// Locks the pages of a mapping as its options say.
+/// Locks the pages of a mapping as its options require.
 pub(super) fn lock(mapping: &HostMapping) -> Result<(), BuildError> {
     let len = mapping.mapped().len();
     let locked = mapping.apply_lock(0, len, mapping.options.lock);

@@ -1,4 +1,4 @@
-//! [`HostMapping`]: the memory under a region, and what this crate knows of it.
+//! [`HostMapping`]: the memory of a region, with its backing and options.
 //!
 //! A vm-memory region keeps its `HostMapping` as owner, so every operation works on any map that
 //! contains the region:
@@ -31,10 +31,9 @@ use vm_memory::GuestAddress;
 
 use crate::backing::OpenedBacking;
 use crate::region::{BackingKind, Blocks, Lock, NumaPolicy, Options, Span, TransparentHugePages};
-use crate::resources::HostResources;
 use crate::sys::{Advice, Mapped, NodePolicy};
 
-/// The memory under a region that this crate has built.
+/// The memory of a region that this crate has built.
 ///
 /// [`provisioned`] returns it for a region. It is unmapped when the last map that contains the
 /// region is dropped.
@@ -59,10 +58,15 @@ pub struct HostMapping {
     pub(crate) backing: OpenedBacking,
     pub(crate) options: Options,
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
+    /// Whether to advise the kernel against transparent huge pages.
+    ///
+    /// `false` on a kernel without them, which refuses the advice. Recorded by the build, so that a
+    /// discard does not read /sys.
+    pub(crate) no_huge_pages: bool,
     /// The zeroed ranges, and the lock that orders changes of the mapping.
     ///
-    /// `discard`, `plug` and `unplug` write-lock it, so that one ends before the next begins.
-    /// `prefault` read-locks it, so that blocks do not change meanwhile.
+    /// `discard`, `plug` and `unplug` write-lock it, which serialises them. `prefault` read-locks
+    /// it, so that blocks do not change meanwhile.
     pub(crate) changes: RwLock<ZeroedRanges>,
 }
 
@@ -72,7 +76,7 @@ impl HostMapping {
         self.backing.kind
     }
 
-    /// Returns the guest addresses for which it was built. A map may use it at others.
+    /// Returns the guest addresses that it was built for. A map may contain it at others.
     pub fn span(&self) -> Span {
         Span {
             start: self.start.0,
@@ -133,6 +137,9 @@ impl HostMapping {
     }
 
     /// Returns the record of plugged blocks, or `None` if the region has no blocks.
+    ///
+    /// Only [`plug`](crate::plug()) and [`unplug`](crate::unplug()) should change it. An access to
+    /// a [protected](crate::Unplugged::Protected) block that is recorded as plugged raises SIGSEGV.
     pub fn plugged_blocks(&self) -> Option<&Arc<PluggedBlocks>> {
         self.blocks.as_ref().map(|(_, blocks)| blocks)
     }
@@ -153,7 +160,7 @@ impl HostMapping {
         self.changes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies all options but locking to a range. An error names the operation.
+    /// Applies all options except locking and the name to a range. An error names the operation.
     pub(crate) fn apply_options(
         &self,
         offset: usize,
@@ -170,20 +177,14 @@ impl HostMapping {
         len: usize,
     ) -> Result<(), (&'static str, io::Error)> {
         let options = &self.options;
-        let huge = options.transparent_huge_pages;
-        // A kernel without transparent huge pages refuses the advice, and has none to turn off.
-        let no_huge = || {
-            huge == TransparentHugePages::Off
-                && HostResources::current().transparent_huge_page().is_some()
-        };
-        let advices = [
+        let all_advice = [
             (
-                huge == TransparentHugePages::On,
+                options.transparent_huge_pages == TransparentHugePages::On,
                 Advice::HugePages,
                 "enable transparent huge pages",
             ),
             (
-                no_huge(),
+                self.no_huge_pages,
                 Advice::NoHugePages,
                 "disable transparent huge pages",
             ),
@@ -203,7 +204,7 @@ impl HostMapping {
                 "exclude it from child processes",
             ),
         ];
-        for (_, advice, what) in advices.into_iter().filter(|(wanted, ..)| *wanted) {
+        for (_, advice, what) in all_advice.into_iter().filter(|(wanted, ..)| *wanted) {
             let advised = memory.advise(offset, len, advice);
             advised.map_err(|error| (what, error))?;
         }
@@ -223,7 +224,7 @@ impl HostMapping {
         }
     }
 
-    /// Names a range in /proc/self/maps, unless the kernel shows the name of its file.
+    /// Names a range in /proc/self/maps, unless the kernel shows its file there.
     pub(crate) fn apply_name(&self, offset: usize, len: usize) -> io::Result<()> {
         match &self.options.name {
             Some(name) if self.backing.file.is_none() => {
