@@ -1,4 +1,4 @@
-//! [`OpenedBacking`]: a region's backing, created or checked before anything is mapped.
+//! [`OpenedBacking`]: a region's backing, created or checked before any memory is mapped.
 
 use std::ffi::CString;
 use std::fs::{File, FileType, Metadata};
@@ -20,7 +20,7 @@ pub(crate) struct OpenedBacking {
     pub(crate) sharing: Sharing,
     /// The size of its pages in bytes.
     pub(crate) page_size: u64,
-    /// Whether the file is on a tmpfs that a user mounted, with a size and settings of its own.
+    /// Whether the file is on a mounted tmpfs, which has its own size limit and settings.
     pub(crate) own_tmpfs: bool,
     /// Whether file space is allocated for all of the region, or for all its plugged blocks.
     pub(crate) allocated: bool,
@@ -79,7 +79,8 @@ fn create_memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, Bui
     let refused = |source: io::Error| {
         let advice = match source.raw_os_error() {
             Some(libc::EFBIG) => "raise the file size limit (ulimit -f)",
-            _ => "raise the limit of open files (ulimit -n)",
+            Some(libc::EMFILE) => "raise the limit of open files (ulimit -n)",
+            _ => "free memory and descriptors, or use Backing::Anonymous",
         };
         BuildError::system(region.span(), "create its memfd", source, advice)
     };
@@ -195,7 +196,7 @@ fn check_access(
     Ok(())
 }
 
-/// Checks that a region's part of its file is aligned and exists.
+/// Checks that a region's part of its file is aligned and within the file.
 fn check_length(
     region: &Region,
     file: &File,

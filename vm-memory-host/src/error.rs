@@ -110,9 +110,8 @@ pub enum BuildError {
     },
     /// The host has no huge pages of the requested size.
     #[error(
-        "region {region}: the host has no huge pages of {page_size:#x} bytes; \
-        use one of its sizes: {}",
-        sizes(.there)
+        "region {region}: the host has no huge pages of {page_size:#x} bytes; {}",
+        other_sizes(.there)
     )]
     NoSuchHugePage {
         /// The region.
@@ -188,7 +187,7 @@ pub enum BuildError {
     },
     /// The host has transparent huge pages disabled for this kind of memory.
     #[error(
-        "region {region}: transparent huge pages are disabled, {path} is {setting}; \
+        "region {region}: transparent huge pages are disabled ({path} is {setting}); \
         write advise or madvise to it, or use TransparentHugePages::Leave"
     )]
     TransparentHugePagesOff {
@@ -223,8 +222,8 @@ pub enum BuildError {
     },
     /// The region's protected blocks could need more VMAs than this process may use for guests.
     #[error(
-        "region {region}: its {blocks} protected blocks could need as many VMAs, and the limit of \
-        this process for guest memory is {most}; use larger blocks or Unplugged::Mapped"
+        "region {region}: its {blocks} protected blocks could need as many VMAs, but the guest \
+        memory of this process may have only {most}; use larger blocks or Unplugged::Mapped"
     )]
     TooManyBlocks {
         /// The region.
@@ -239,7 +238,7 @@ pub enum BuildError {
     Conflict {
         /// The region.
         region: Span,
-        /// The conflict, and what to do.
+        /// The conflict, and the remedy.
         what: &'static str,
     },
     /// The kernel does not accept the region's name.
@@ -274,7 +273,7 @@ pub enum BuildError {
         advice: String,
     },
     /// vm-memory refused a mapping.
-    #[error("region {region}: {source}")]
+    #[error("region {region}: cannot make a vm-memory region of its mapping: {source}")]
     Region {
         /// The region.
         region: Span,
@@ -282,7 +281,7 @@ pub enum BuildError {
         source: MmapRegionError,
     },
     /// vm-memory refused the collection of regions.
-    #[error("the regions do not form a guest memory: {0}")]
+    #[error("cannot combine the regions into a memory map: {0}")]
     Collection(#[from] GuestRegionCollectionError),
     /// Prefaulting failed.
     #[error(transparent)]
@@ -356,8 +355,9 @@ pub enum PrefaultError {
     },
     /// The system refused to populate a range.
     #[error(
-        "region {region}: cannot populate {len:#x} bytes at {start:#x}: {source}; \
-        {done:#x} of {total:#x} bytes were populated before"
+        "region {region}: cannot populate {len:#x} bytes at {start:#x}, after {done:#x} of \
+        {total:#x} bytes: {source}; {}",
+        populate_remedy(.source)
     )]
     System {
         /// The region.
@@ -398,10 +398,8 @@ pub struct NotProvisioned {
     pub region: Span,
 }
 
-/// An error of a change of guest memory.
-///
-/// [`discard`](crate::discard()), [`plug`](crate::plug()) and [`unplug`](crate::unplug()) return
-/// it.
+/// An error of [`discard`](crate::discard()), [`plug`](crate::plug()) or
+/// [`unplug`](crate::unplug()).
 ///
 /// # Examples
 ///
@@ -505,12 +503,20 @@ pub enum ChangeError {
     },
 }
 
-fn sizes(there: &[u64]) -> String {
+/// Says which huge pages the host has instead.
+fn other_sizes(there: &[u64]) -> String {
     if there.is_empty() {
-        return "none".to_owned();
+        return "/sys lists none of any size, so use Backing::Memfd or mount /sys".to_owned();
     }
     let sizes: Vec<String> = there.iter().map(|size| format!("{size:#x}")).collect();
-    sizes.join(", ")
+    format!("use one of its sizes: {}", sizes.join(", "))
+}
+
+fn populate_remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EINVAL) => "use Linux 5.14 or later, or do not prefault",
+        _ => "free memory, use less of it, or do not prefault",
+    }
 }
 
 fn with_others(others: bool) -> &'static str {
@@ -540,5 +546,36 @@ fn pool_directory(nodes: &[u32]) -> String {
     match nodes.first() {
         None => "/sys/kernel/mm/hugepages".to_owned(),
         Some(node) => format!("/sys/devices/system/node/node{node}/hugepages"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_such_huge_page_names_a_remedy() {
+        let region = Span {
+            start: 0,
+            size: 4 << 20,
+        };
+        let message = |there| {
+            let page_size = 2 << 20;
+            BuildError::NoSuchHugePage {
+                region,
+                page_size,
+                there,
+            }
+            .to_string()
+        };
+        let prefix = "region 00000000-003fffff: the host has no huge pages of 0x200000 bytes; ";
+        assert_eq!(
+            message(vec![1 << 16, 1 << 30]),
+            format!("{prefix}use one of its sizes: 0x10000, 0x40000000")
+        );
+        assert_eq!(
+            message(Vec::new()),
+            format!("{prefix}/sys lists none of any size, so use Backing::Memfd or mount /sys")
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! [`plug`] and [`unplug`]: make blocks of a region accessible and inaccessible.
 //!
 //! `PluggedBlocks` of vm-memory records which blocks accesses may reach. The order of steps keeps
-//! an access from reaching a block without its pages:
+//! accesses from a block while its pages change:
 //!
 //! - `plug` frees old pages, prepares the block, and then records it as plugged.
 //! - `unplug` records the block as unplugged, and then frees its pages.
@@ -21,12 +21,12 @@ use crate::sys::{self, Advice};
 
 /// Makes the blocks of a range accessible. Blocks that are plugged already keep their bytes.
 ///
-/// The guest drives this while it runs (virtio-mem, virtio 1.2 section 5.15). The map is not
-/// replaced, and its users notice nothing.
+/// Use it for a virtio-mem device (virtio 1.2, section 5.15), at the request of the running guest.
+/// The map is not replaced.
 ///
-/// New blocks read as zeroes. They are not marked dirty: they were when they were unplugged. Pages
-/// that could be missing later are allocated now: huge pages, and pages of a file on a tmpfs with a
-/// size limit unless the region is [sparse](crate::Region::sparse).
+/// New blocks read as zeroes. They are not marked dirty, because `unplug` has marked them. Pages
+/// that could be missing later are allocated now: huge pages, and pages of a tmpfs with a size
+/// limit. [Sparse](crate::Region::sparse) regions do not allocate the latter.
 ///
 /// # System calls
 ///
@@ -115,7 +115,7 @@ where
 /// - does not consist of whole blocks, or
 /// - touches a region without blocks, or one that this crate did not build.
 ///
-/// Returns [`ChangeError::System`], with the first refusal, if the system refuses to discard pages.
+/// Returns [`ChangeError::System`] for the first region whose pages the system refuses to discard.
 /// All blocks of the range are unplugged nevertheless.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hot-unplug")]
@@ -128,7 +128,7 @@ where
     for part in parts(memory, addr, len, block_size)? {
         let result = unplug_part(part.mapping, part.offset, part.len);
         part.mark_dirty();
-        first = first.and(result.map_err(|source| part.refused("discard the pages of", source)));
+        first = first.and(result.map_err(|source| part.refused("discard", source)));
     }
     first
 }
@@ -189,7 +189,7 @@ fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()>
     });
     if prepared.is_err() {
         for (at, run) in unplugged {
-            // The first error is reported. Pages that stay are freed by the next plug or unplug.
+            // The first error is reported. The next plug or unplug frees pages that stay.
             let _ = withdraw(mapping, blocks, at, run);
         }
         return prepared;
@@ -202,7 +202,7 @@ fn unplug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<(
         return Ok(());
     };
     let _changes = mapping.lock_changes();
-    // The record before the pages: later accesses must not reach the block.
+    // The record changes first: later accesses must not reach the block.
     record.unplug(offset, len).map_err(io::Error::other)?;
     withdraw(mapping, blocks, offset, len)
 }
@@ -224,7 +224,7 @@ fn prepare(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) ->
     }
 }
 
-/// Frees the pages of blocks, and protects the blocks if their region asks for that.
+/// Frees the pages of blocks, and protects the blocks if the region requires it.
 fn withdraw(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
     let protected = match blocks.unplugged {
         Unplugged::Protected => mapping.mapped().protect(offset, len, false),

@@ -1,4 +1,4 @@
-//! [`residency`]: how much memory guest memory uses.
+//! [`residency`]: reports the memory that each region uses.
 
 use std::fs;
 use std::io;
@@ -33,9 +33,8 @@ pub struct Residency {
     /// The bytes that are in memory (mincore(2)).
     ///
     /// These are the pages of this process, and the pages of the file, including those that other
-    /// processes populated.
-    /// Anonymous pages that were only read count, although all of them are one shared page of
-    /// zeroes; `mapped` excludes them.
+    /// processes populated. Anonymous pages that were only read count, although all of them are one
+    /// shared page of zeroes; `mapped` excludes them.
     ///
     /// The kernel hides the page cache of a file that this process neither owns nor may write:
     /// all of it then counts as resident. For a part of a file of huge pages, only the pages that
@@ -70,7 +69,7 @@ pub enum ResidencyError {
     #[error(transparent)]
     NotProvisioned(#[from] NotProvisioned),
     /// The system refused a call.
-    #[error("region {region}: cannot read its residency: {source}")]
+    #[error("region {region}: cannot read its residency: {source}; check that /proc is mounted")]
     System {
         /// The region.
         region: Span,

@@ -201,7 +201,7 @@ fn access_during_unplug_returns_error() {
 
 #[test]
 fn plug_during_unplug_keeps_later_writes() {
-    // Enough pages that freeing them takes a while; those of the last block are freed last.
+    // Freeing this many pages takes a while. Those of the last block are freed last.
     let size = 64 * MIB;
     for backing in [Backing::Anonymous, Backing::Memfd] {
         let region = Region::new(GuestAddress(START), size).backing(backing);
@@ -279,7 +279,7 @@ fn unplug_whose_discard_fails_unplugs_all_blocks() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.starts_with("region 00000000-001fffff: cannot discard the pages of"),
+        error.starts_with("region 00000000-001fffff: cannot discard 0x200000 bytes at 0x0: "),
         "{error}"
     );
     assert!(!is_accessible(&memory, 0, 1) && !is_accessible(&memory, HUGE, 1));
