@@ -1,4 +1,4 @@
-//! The vm-memory region over a [`HostMapping`], and the way back from the region to the mapping.
+//! Conversion of a [`HostMapping`] to a vm-memory region, and [`provisioned`], the way back.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::error::NotProvisioned;
 use crate::region::{BackingKind, Span};
 use crate::sys::READ_WRITE;
 
-/// Returns the mapping under a region.
+/// Returns the mapping of a region.
 ///
 /// # Examples
 ///
@@ -71,12 +71,14 @@ impl HostMapping {
         }
         // SAFETY: the contract of `with_raw_mmap_pointer`, clause by clause.
         // 1. Size and protection: the region has the length of `mapped`, which is readable and
-        //    writable by the invariant of `Mapped`. `protect` makes only unplugged blocks
-        //    inaccessible, and the region lets no access reach those (`with_plugged_blocks`).
+        //    writable (invariant of `Mapped`), except for blocks that `protect` has made
+        //    inaccessible. `plug` and `unplug` keep those unplugged in the region's record, so
+        //    accesses fail. If other code records one as plugged, an access raises SIGSEGV, which
+        //    the contract of `VolatileSlice::with_bitmap` allows.
         // 2. In place until the region and its slices are gone: the region keeps an `Arc` of
-        //    `self`, which owns `mapped`, and only the drop of `mapped` unmaps it. While that `Arc`
+        //    `self`, which owns `mapped`. Only the drop of `mapped` unmaps it. While that `Arc`
         //    exists, nothing gets `&mut HostMapping`, so `mapped` cannot be moved out or replaced.
-        // 3. No Rust reference covers it, by the invariant of `Mapped`.
+        // 3. No Rust reference covers it (invariant of `Mapped`).
         let builder = unsafe { builder.with_raw_mmap_pointer(self.mapped.addr()) };
         builder.build()
     }

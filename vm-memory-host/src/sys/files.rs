@@ -62,13 +62,13 @@ pub(crate) struct FileSystem {
     pub(crate) kind: i128,
     /// On hugetlbfs, the size of a page in bytes.
     pub(crate) block_size: u64,
-    /// Whether it has a size. The kernel's internal tmpfs, which holds memfds, has none.
+    /// Whether its size is limited. The kernel's internal tmpfs, which holds memfds, has no limit.
     pub(crate) is_limited: bool,
 }
 
 /// `HUGETLBFS_MAGIC` (Linux `include/uapi/linux/magic.h`).
 pub(crate) const HUGETLBFS: i128 = 0x958458f6;
-/// `TMPFS_MAGIC`, which memfds have, too.
+/// `TMPFS_MAGIC`, also the type of a memfd's file system.
 pub(crate) const TMPFS: i128 = 0x01021994;
 
 /// Returns the file system of a file (fstatfs(2)).
@@ -76,8 +76,8 @@ pub(crate) fn file_system(file: &File) -> Result<FileSystem> {
     let mut stat = MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: fstatfs(2) writes one `statfs` to its argument, and `stat` has room for one.
     check(unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) })?;
-    // SAFETY: `statfs` has integer fields only, for which zeroes are valid, and `zeroed` has
-    // initialised all of it.
+    // SAFETY: `statfs` consists of integers, for which zeroes are valid, and `zeroed` has
+    // initialised all of them.
     let stat = unsafe { stat.assume_init() };
     // The types of the fields differ between targets.
     let (kind, block_size) = (i128::from(stat.f_type), i128::from(stat.f_bsize));
@@ -111,8 +111,8 @@ fn allocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> Result<()>
     let offset = libc::off_t::try_from(offset).map_err(invalid)?;
     let len = libc::off_t::try_from(len).map_err(invalid)?;
     loop {
-        // SAFETY: fallocate(2) takes integers. It unmaps nothing; it can change the bytes of
-        // shared mappings of the file, which vm-memory accesses as memory that changes at any time.
+        // SAFETY: fallocate(2) takes integers and unmaps nothing. It changes the bytes of the file,
+        // as safe writes to a `File` do.
         match check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }) {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             result => return result,

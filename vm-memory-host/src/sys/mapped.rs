@@ -13,9 +13,14 @@ use super::{check, page_size, READ_WRITE};
 
 /// Memory that is mapped in a part of a reservation. Dropping it returns the part.
 ///
-/// Invariant: the part belongs to this object alone, and stays mapped while it exists. Memory from
-/// [`Reserved::map`](super::Reserved::map) is readable and writable, except where
-/// [`protect`](Self::protect) has made it inaccessible. No Rust reference ever covers it.
+/// Invariants:
+///
+/// - The part belongs to this object alone, and stays mapped while it exists.
+/// - It begins and ends at page boundaries. A call on a range of it, which the kernel extends to
+///   whole pages, therefore changes no other memory.
+/// - Memory from [`Reserved::map`](super::Reserved::map) is readable and writable, except where
+///   [`protect`](Self::protect) has made it inaccessible.
+/// - No Rust reference ever covers it.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     pub(super) reservation: Arc<Reservation>,
@@ -96,27 +101,25 @@ impl Mapped {
             Advice::PopulateRead => libc::MADV_POPULATE_READ,
         };
         let addr = self.part(offset, len)?;
-        // SAFETY: `part` has checked that the range belongs to this mapping. None of the advices
-        // above unmaps memory or changes its protection. DONTNEED changes bytes to zeroes or to
-        // those of the file, which is allowed: no Rust reference covers them, and vm-memory
-        // expects a guest to change them at any time.
+        // SAFETY: `part` has checked that the range belongs to this mapping. No advice above unmaps
+        // memory of this process or changes its protection. DONTNEED changes bytes to zeroes or to
+        // those of the file. No Rust reference covers them (invariant of `Mapped`), and vm-memory
+        // expects the guest to change them at any time.
         check(unsafe { libc::madvise(addr.cast(), len, advice) })
     }
 
-    /// Maps private zeroes outside of any region.
+    /// Maps private zeroes outside of any region, for [`splice_over`](Self::splice_over).
     ///
-    /// [`splice_over`](Self::splice_over) moves them to their place.
-    /// The second value is whether the memory is locked on fault, because the process locks all
-    /// that it maps (mlockall(2)).
+    /// Also returns whether they are locked on fault, because the process has called mlockall(2).
     ///
     /// The memory must not be populated before it is in its place. The kernel merges adjacent VMAs
     /// only if at most one of them has an `anon_vma`, which the first page creates. Two rules keep
-    /// it unpopulated:
+    /// it unpopulated and unmerged:
     ///
     /// - It lies between two pages with another protection, so that the kernel does not merge it
     ///   with a VMA that has pages.
-    /// - mlockall(2) with `MCL_FUTURE` populates accessible memory at once. The memory is therefore
-    ///   inaccessible until it is unlocked.
+    /// - It is inaccessible until it is unlocked, because mlockall(2) with `MCL_FUTURE` populates
+    ///   accessible memory at once.
     pub(crate) fn detached_zeroed(len: usize) -> Result<(Self, bool)> {
         let zeroes = Self::detached_inaccessible(len)?;
         // Locked memory refuses this advice. There is no page yet that it could free.
@@ -132,11 +135,14 @@ impl Mapped {
         Ok((zeroes, locked))
     }
 
-    /// Maps an inaccessible VMA that the kernel does not merge with others.
+    /// Maps inaccessible memory in a reservation of its own, between two readable pages.
     ///
-    /// It has a reservation of its own.
+    /// Fails unless `len` is whole pages.
     fn detached_inaccessible(len: usize) -> Result<Self> {
         let page = page_size();
+        if !len.is_multiple_of(page) {
+            return Err(Error::from_raw_os_error(libc::EINVAL));
+        }
         let no_room = || Error::from_raw_os_error(libc::ENOMEM);
         let end = page.checked_add(len).ok_or_else(no_room)?;
         let with_guards = end.checked_add(page).ok_or_else(no_room)?;
@@ -165,8 +171,8 @@ impl Mapped {
                 lost: AtomicBool::new(false),
             };
             let middle: *mut libc::c_void = reservation.addr.wrapping_add(page).cast();
-            // SAFETY: the range is inside the mapping that was made above, whose address no other
-            // code knows.
+            // SAFETY: the range is inside the mapping that mmap(2) has just made, whose address no
+            // other code knows.
             check(unsafe { libc::munmap(middle, len) })?;
             reservation.gap = (page, end);
             let only_there = flags | libc::MAP_FIXED_NOREPLACE;
@@ -220,10 +226,11 @@ impl Mapped {
         let reservation = reservation.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         // SAFETY: `to` is a range of this mapping (`part`), in the process that made it
-        // (`is_here`). It stays mapped with the protection that it had. Only its bytes change,
-        // which no Rust reference covers and which a guest may change at any time. `from` is all of
-        // `zeroes`, which was passed by value and whose reservation nothing shares (`get_mut`). So
-        // no other code uses the addresses that become unmapped.
+        // (`is_here`). It stays mapped, readable and writable. Only its bytes change: no Rust
+        // reference covers them (invariant of `Mapped`), and vm-memory expects the guest to change
+        // them at any time. `from` is all of `zeroes`, which was passed by value and whose
+        // reservation nothing shares (`get_mut`), so no other code uses the addresses that become
+        // unmapped.
         let result = unsafe { libc::mremap(from.cast(), len, len, flags, to) };
         if result != libc::MAP_FAILED {
             reservation.gap = (start, end);
@@ -243,8 +250,8 @@ impl Mapped {
                 std::process::abort();
             }
         }
-        // Either nothing was unmapped, or another thread has filled exactly this hole, which cannot
-        // be detected.
+        // Either nothing was unmapped, or another thread has filled exactly this hole. The latter
+        // cannot be detected.
         Err(refused)
     }
 
@@ -256,10 +263,11 @@ impl Mapped {
         } else {
             libc::PROT_NONE
         };
-        // SAFETY: `part` has checked that the range belongs to this mapping. Callers unplug a range
-        // in `PluggedBlocks` before they make it inaccessible, so vm-memory begins no access to it.
-        // An access in progress raises SIGSEGV: that is a defined fault of an assembly routine, and
-        // not a read or write that Rust performs.
+        // SAFETY: `part` has checked that the range belongs to this mapping, which stays mapped.
+        // Callers unplug a range in `PluggedBlocks` before they make it inaccessible, so vm-memory
+        // begins no access to it. An access in progress, or one to a block that other code has
+        // recorded as plugged, raises SIGSEGV: the contract of `VolatileSlice::with_bitmap` allows
+        // a protection that refuses accesses.
         check(unsafe { libc::mprotect(addr.cast(), len, protection) })
     }
 
@@ -305,16 +313,17 @@ impl Mapped {
         policy: NodePolicy,
         mask: &[u64],
     ) -> Result<()> {
-        let mode = match policy {
+        let mode = libc::c_long::from(match policy {
             NodePolicy::Preferred => libc::MPOL_PREFERRED,
             NodePolicy::Bind => libc::MPOL_BIND,
             NodePolicy::Interleave => libc::MPOL_INTERLEAVE,
-        };
+        });
         let addr = self.part(offset, len)?;
         // The kernel reads one bit less than this (get_mempolicy(2), "BUGS").
         let bits = mask.len().saturating_mul(64).saturating_add(1);
         // SAFETY: the kernel reads `bits - 1` bits at the pointer, which is the length of `mask`.
         // `part` has checked that the range belongs to this mapping, whose bytes do not change.
+        // `mode` has the width that the kernel reads.
         let result =
             unsafe { libc::syscall(libc::SYS_mbind, addr, len, mode, mask.as_ptr(), bits, 0) };
         check(libc::c_int::try_from(result).unwrap_or(-1))
@@ -338,7 +347,7 @@ impl Mapped {
         let addr = self.part(offset, len)?;
         // SAFETY: the contract of `VolatileSlice::new`. The range is mapped: `part` has checked
         // that it is inside this mapping. It stays mapped while `self` is borrowed, which is longer
-        // than `slice` lives. No Rust reference covers it, by the invariant of this type.
+        // than `slice` lives. No Rust reference covers it (invariant of `Mapped`).
         let slice = unsafe { VolatileSlice::new(addr, len) };
         slice.fill_with_byte(0).map_err(Error::other)
     }
@@ -359,9 +368,10 @@ impl Drop for Mapped {
         let (offset, len) = (self.offset, self.len);
         let _ = self.unlock(0, len);
         let _ = self.advise(0, len, Advice::DontNeed);
-        // Reserve the addresses again, as long as the reservation has other parts. A trial
-        // elsewhere finds out whether a limit forbids that (`RLIMIT_AS`, `vm.max_map_count`): a
-        // refused MAP_FIXED may have unmapped the part, and it could then not be unmapped safely.
+        // Reserve the addresses again, as long as the reservation has other parts. A refused
+        // MAP_FIXED may have unmapped the part, which could then not be unmapped safely. A trial
+        // elsewhere therefore tells first whether a limit forbids it (`RLIMIT_AS`,
+        // `vm.max_map_count`).
         let is_kept = !is_last && self.reservation.is_whole();
         let can_map = || TrialMapping::new(page_size(), libc::PROT_NONE, Source::Anonymous).is_ok();
         if is_kept && can_map() {

@@ -1,8 +1,8 @@
 //! System calls and the addresses that they change.
 //!
-//! The types here are safe to use. [`Reserved`] owns a range of this process's addresses, and
-//! [`Mapped`] owns the part of it that holds one region. Each method of `Mapped` checks that its
-//! range lies inside that part.
+//! The types here have safe methods only. [`Reserved`] owns a range of this process's addresses,
+//! and [`Mapped`] owns the part of it that holds one region. Each method of `Mapped` checks that
+//! its range lies inside that part.
 
 mod files;
 mod mapped;

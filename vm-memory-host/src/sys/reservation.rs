@@ -7,7 +7,7 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use super::{check, Mapped, READ_WRITE};
+use super::{check, page_size, Mapped, READ_WRITE};
 
 /// A range of addresses that this object owns, initially inaccessible.
 ///
@@ -28,18 +28,17 @@ pub(crate) struct Reservation {
     pub(super) process: u32,
     /// Start and end of the part that no longer belongs to the reservation.
     ///
-    /// It was moved or unmapped. It is empty, and at the end, if there is none.
+    /// That part was moved or unmapped. If there is none, this is empty and at the end.
     pub(super) gap: (usize, usize),
     /// Whether an unknown part may belong to somebody else. Nothing is unmapped then.
     pub(super) lost: AtomicBool,
 }
 
-// SAFETY: `addr` is only an address to this type: it is passed to system calls, which any thread
-// may make, and to `VolatileSlice`, which permits concurrent access from any thread. No field is
-// bound to the thread that created it.
+// SAFETY: `addr` is passed to system calls, which any thread may make, and to `VolatileSlice`, which
+// permits concurrent access from any thread. No field is bound to the thread that created it.
 unsafe impl Send for Reservation {}
-// SAFETY: `&Reservation` changes only the atomic `lost`, and by system calls the parts of
-// `Mapped`s. Each part has one `Mapped`, and the kernel serialises changes of the address space.
+// SAFETY: `&Reservation` changes only `lost`, which is atomic, and parts of the address space. Each
+// part has one owner (invariant of `Mapped`), and the kernel serialises changes of the address space.
 unsafe impl Sync for Reservation {}
 
 impl Reservation {
@@ -93,7 +92,7 @@ impl Reservation {
         !self.lost.load(Ordering::Relaxed) && self.is_here()
     }
 
-    /// Gives the addresses up: nothing of the reservation is unmapped from now on.
+    /// Gives up the addresses: no drop unmaps the reservation from now on.
     pub(super) fn abandon(&self) {
         self.lost.store(true, Ordering::Relaxed);
     }
@@ -113,11 +112,11 @@ impl Reservation {
     ) -> Result<()> {
         let (flags, fd, file_offset) = arguments(source);
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: MAP_FIXED replaces what is mapped in the range, and the range belongs to this
+        // SAFETY: MAP_FIXED replaces the mappings in the range, and the range belongs to this
         // reservation. There are two callers. `Reserved::map` passes the next free part, and has
-        // just seen `is_whole`, so the part is the reservation's and no `Mapped` has it. The drop
-        // of a `Mapped` passes its own part, and has just seen `is_here`; the part is still its
-        // own even if others are lost, and nothing uses it any more.
+        // just seen `is_whole`, so no `Mapped` and nothing else has the part. The drop of a
+        // `Mapped` passes its own part, and has just seen `is_here`. The part is still its own even
+        // if others are lost, and nothing uses it any more.
         let result = unsafe {
             libc::mmap(
                 addr.cast(),
@@ -136,15 +135,15 @@ impl Reservation {
 
     /// Makes an unmapped part accessible, as private anonymous memory.
     ///
-    /// The reserved addresses already are a mapping of [`Source::Anonymous`] without permissions.
+    /// The reserved addresses are already a mapping of [`Source::Anonymous`] without permissions.
     /// Changing the protection unmaps nothing, so a refusal (`RLIMIT_DATA`,
     /// `vm.overcommit_memory` of 2) loses nothing. It also counts nothing twice against
     /// `RLIMIT_MEMLOCK` in a process that has called mlockall(2).
     fn make_accessible(&self, offset: usize, len: usize) -> Result<()> {
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: the range is the next free part in `Reserved::map`, which has just seen
-        // `is_whole`, so it belongs to the reservation and no `Mapped` has it. No code relies on
-        // the part being inaccessible.
+        // SAFETY: the only caller, `Reserved::map`, passes the next free part and has just seen
+        // `is_whole`. So no `Mapped` and nothing else has the part. No code relies on the part
+        // being inaccessible.
         check(unsafe { libc::mprotect(addr.cast(), len, READ_WRITE) })
     }
 }
@@ -166,7 +165,7 @@ impl Drop for Reservation {
     }
 }
 
-/// A mapping at addresses that the kernel chooses, to find out whether it can be made.
+/// A mapping at addresses that the kernel chooses, to test whether the kernel accepts it.
 pub(super) struct TrialMapping {
     addr: *mut u8,
     len: usize,
@@ -258,15 +257,16 @@ impl Reserved {
         })
     }
 
-    /// Maps the next `len` bytes, readable and writable.
+    /// Maps the next `len` bytes, readable and writable. Fails unless `len` is whole pages.
     pub(crate) fn map(&mut self, len: usize, source: Source<'_>) -> Result<Mapped> {
-        let end = self.next.checked_add(len);
+        let is_whole_pages = len.is_multiple_of(page_size());
+        let end = self.next.checked_add(len).filter(|_| is_whole_pages);
         let end = end.filter(|end| *end <= self.reservation.len);
         let end = end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
-        // A trial elsewhere finds out whether the kernel accepts the file, before anything is
-        // replaced. Huge pages that a shared trial reserves belong to the file (Linux, "Hugetlbfs
-        // Reservation"), so the trial is kept until the real mapping has them. A private trial has
-        // its own reservation, and must go first.
+        // A trial elsewhere tells whether the kernel accepts the file, before anything is replaced.
+        // Huge pages that a shared trial reserves belong to the file (Linux, "Hugetlbfs
+        // Reservation"), so the trial is kept until the real mapping has them. A private trial
+        // reserves pages for itself, and must go first.
         let trial = match source {
             Source::Anonymous => None,
             Source::File { .. } => Some(TrialMapping::new(len, READ_WRITE, source)?),
