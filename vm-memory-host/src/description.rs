@@ -17,13 +17,13 @@ use crate::sys;
 
 /// The layout of guest memory as data.
 ///
-/// It serves a snapshot, a second process that maps the same memory, and the memory table of a
-/// vhost-user front end (which also needs [`HostMapping::host_address`]).
+/// Use it to save a guest snapshot, to map the same memory in another process, or to fill the memory
+/// table of a vhost-user front end (which also needs [`HostMapping::host_address`]).
 ///
-/// Descriptors are not data. Regions refer to them by their index in a list that is sent beside the
-/// description (`SCM_RIGHTS`, unix(7)). A file that backs several regions is in the list once.
+/// Descriptors are not data. Regions refer to them by their index in a list that is sent alongside
+/// the description (`SCM_RIGHTS`, unix(7)). A file that backs several regions is in the list once.
 ///
-/// It is displayed with one line for each region, as in /proc/iomem.
+/// `Display` prints one line for each region, as /proc/iomem does.
 ///
 /// # Examples
 ///
@@ -218,7 +218,7 @@ where
     for region in memory.iter() {
         let mapping = provisioned(region)?;
         let mut options = mapping.options().clone();
-        // The state of the file, so that the receiver detects an unsealed replacement.
+        // The receiver then detects an unsealed file in place of a sealed one.
         let file = mapping.file();
         options.sealed |= file.is_some_and(|(file, _)| sys::cannot_shrink(file));
         regions.push(RegionDescription {
@@ -232,7 +232,7 @@ where
     Ok((Description { version, regions }, files))
 }
 
-/// Describes a backing, and adds its file to `files` unless it is there.
+/// Describes a backing, and adds its file to `files` unless they contain it.
 fn backing(mapping: &HostMapping, files: &mut Vec<Arc<File>>) -> BackingDescription {
     let Some((file, offset)) = &mapping.backing.file else {
         return BackingDescription::Anonymous;
@@ -276,8 +276,8 @@ impl Description {
     ///
     /// - Whether the sender may truncate a file later. Set `options.sealed` of each region to
     ///   accept [sealed](Region::sealed) files only, or see [`vm_memory::fault`].
-    /// - The maximum size of a guest. Addresses are free, but a bitmap needs a bit for each page,
-    ///   and blocks need a bit each.
+    /// - The maximum size of a guest. Addresses cost nothing, but each page needs a bit in a bitmap,
+    ///   and so does each block.
     ///
     /// # Examples
     ///

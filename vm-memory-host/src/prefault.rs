@@ -45,8 +45,8 @@ pub struct Progress {
 
 /// The number of bytes that one system call populates.
 ///
-/// Long enough that the cost of the call does not matter, and short enough for frequent callbacks.
-/// It is a multiple of all smaller sizes of huge pages; larger pages are populated one at a time.
+/// It is large enough to hide the cost of the call, and small enough for frequent callbacks. It is
+/// a multiple of all smaller sizes of huge pages. Larger pages are populated one at a time.
 const STEP: usize = 32 << 20;
 
 /// Populates all pages of guest memory with `threads` threads, one of them the caller's.
@@ -65,9 +65,9 @@ const STEP: usize = 32 << 20;
 ///
 /// # System calls
 ///
-/// `madvise` with `MADV_POPULATE_WRITE` or `MADV_POPULATE_READ` (Linux 5.14); those of the standard
-/// library for threads, such as `clone3`; those to read /proc/meminfo and /proc/self/cgroup;
-/// `mincore` if not all memory would fit.
+/// - `madvise` with `MADV_POPULATE_WRITE` or `MADV_POPULATE_READ` (Linux 5.14);
+/// - those that read /proc/meminfo and /proc/self/cgroup, and create threads, such as `clone3`;
+/// - `mincore` if the memory might not fit.
 ///
 /// # Examples
 ///
@@ -123,7 +123,7 @@ struct Step<'a> {
     len: usize,
 }
 
-/// The state that threads share under a mutex.
+/// The state that the threads share under a mutex.
 struct State<'a> {
     done: u64,
     total: u64,
@@ -198,7 +198,7 @@ pub(crate) fn run(
     std::thread::scope(|scope| {
         for _ in 1..threads.get().min(steps.len()) {
             let thread = std::thread::Builder::new().name("prefault".to_owned());
-            // If a limit forbids more threads, the existing ones do the work.
+            // If a limit forbids more threads, the existing ones populate all steps.
             if thread.spawn_scoped(scope, work).is_err() {
                 break;
             }
@@ -211,7 +211,7 @@ pub(crate) fn run(
 
 /// Checks that the host has enough memory.
 ///
-/// Resident pages are counted only if that can change the outcome, because it takes time.
+/// Counting resident pages takes time, so they are counted only if that can change the outcome.
 fn check_memory(mappings: &[&HostMapping], host: &HostResources) -> Result<(), PrefaultError> {
     let (Some(available), Some(all)) = (host.available_memory(), host.total_memory()) else {
         return Ok(());

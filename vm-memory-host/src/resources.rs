@@ -1,6 +1,6 @@
-//! [`HostResources`]: what the host has, read from /sys and /proc.
+//! [`HostResources`]: the resources of the host, read from /sys and /proc.
 //!
-//! Jailed processes may lack /sys and /proc. A missing file never is an error: the resource then
+//! Jailed processes may lack /sys and /proc. A missing file is not an error: the resource then
 //! counts as absent or unlimited, and the kernel decides.
 
 use std::fs;
@@ -100,7 +100,7 @@ impl HostResources {
         fs::read_to_string(path).map_or_else(|_| vec![0], |text| numbers(&text))
     }
 
-    /// Returns the file and the setting that disable transparent huge pages, if they are disabled.
+    /// Returns the file and the setting that disable transparent huge pages, if one does.
     ///
     /// `shared` selects the setting for shared memory or the one for private memory.
     pub(crate) fn transparent_huge_pages_refused(&self, shared: bool) -> Option<(String, String)> {
@@ -162,7 +162,7 @@ impl HostResources {
         Some(field(memory)?.saturating_add(field(swap).unwrap_or(0)))
     }
 
-    /// Returns the size of a transparent huge page in bytes, or `None` if the kernel has none.
+    /// Returns the size of a transparent huge page in bytes, or `None` without kernel support.
     pub(crate) fn transparent_huge_page(&self) -> Option<u64> {
         let path = self
             .sys

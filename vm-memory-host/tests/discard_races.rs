@@ -1,4 +1,4 @@
-//! A guest that uses pages while it discards them.
+//! Discards of pages that the guest uses at the same time.
 //!
 //! The test counts the VMAs of its process, so it is a program of its own.
 #![cfg(target_os = "linux")]

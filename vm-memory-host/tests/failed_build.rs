@@ -13,9 +13,9 @@ use vm_memory_host::{Backing, MemoryBuilder, NumaPolicy, Region};
 
 const MIB: u64 = 1 << 20;
 
-/// Returns the VMAs that could be a guest's, and the number of open descriptors.
+/// Returns the VMAs of guest memory, and the number of open descriptors.
 ///
-/// These are the VMAs of 4 MiB or more, and all memfds. Smaller ones belong to the test program.
+/// Guest memory is in memfds or in VMAs of 4 MiB or more. Others belong to the test program.
 fn mapped_and_open() -> (Vec<String>, usize) {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let is_large = |line: &&str| {

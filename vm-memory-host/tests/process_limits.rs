@@ -29,7 +29,7 @@ fn is_alone(test: &str) -> bool {
         return true;
     }
     let mut again = Command::new(std::env::current_exe().unwrap());
-    // With one thread, no other thread maps memory during the test.
+    // No other test maps memory at the same time.
     again.args(["--exact", test, "--nocapture", "--test-threads=1"]);
     // At a limit, a panic lacks the memory for a backtrace.
     let output = again
@@ -42,7 +42,7 @@ fn is_alone(test: &str) -> bool {
         let _ = writeln!(std::io::stderr(), "{line}");
     }
     assert!(output.status.success(), "{}: {stderr}", output.status);
-    // A wrong name would run no test.
+    // With a wrong name, no test would run.
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
     false
 }
@@ -354,8 +354,8 @@ fn discard_in_locked_process_adds_no_vmas() {
 }
 
 #[test]
-fn memfd_beyond_file_size_limit_returns_error() {
-    if !is_alone("memfd_beyond_file_size_limit_returns_error") {
+fn build_of_memfd_beyond_file_size_limit_returns_error() {
+    if !is_alone("build_of_memfd_beyond_file_size_limit_returns_error") {
         return;
     }
     let _limit = Limited::to(Resource::Fsize, MIB);

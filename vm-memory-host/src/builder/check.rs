@@ -71,7 +71,7 @@ pub(super) fn pools(regions: &[Region], host: &HostResources) -> Result<(), Buil
 
 /// Checks that the host has enough memory for all pages that must be resident after the build.
 ///
-/// Without this check the OOM killer would run, and probably choose this process.
+/// Without this check the OOM killer could end this process.
 pub(super) fn memory(
     regions: &[(Region, OpenedBacking)],
     prefault: bool,
@@ -148,7 +148,7 @@ fn transparent_huge_pages(
             what,
         });
     }
-    // A tmpfs that was mounted by a user has a setting of its own (tmpfs(5), "huge").
+    // A mounted tmpfs has its own setting (tmpfs(5), "huge").
     if backing.own_tmpfs {
         return Ok(());
     }
@@ -163,7 +163,7 @@ fn transparent_huge_pages(
     }
 }
 
-/// Checks the options that contradict a backing or each other.
+/// Checks that the options do not contradict the backing or each other.
 fn conflicts(region: &Region, backing: &OpenedBacking) -> Result<(), BuildError> {
     let options = &region.options;
     let shared = backing.sharing == Sharing::Shared;

@@ -2,8 +2,8 @@
 //!
 //! A build has three phases, and the first error ends it:
 //!
-//! 1. `check` compares the request with what the host has. Nothing is mapped yet.
-//! 2. `map` maps runs of adjacent regions, one reservation a run, and applies their options.
+//! 1. `check` compares the request with the resources of the host. Nothing is mapped yet.
+//! 2. `map` maps runs of adjacent regions, one reservation per run, and applies their options.
 //! 3. Pages are populated and locked, and each mapping becomes a region of vm-memory.
 
 mod check;
@@ -59,7 +59,7 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Errors say what to do:
+/// Errors name a remedy:
 ///
 /// ```
 /// use vm_memory::GuestAddress;
@@ -156,10 +156,6 @@ impl MemoryBuilder {
     ///
     /// `bitmap` receives the size of the region in bytes.
     ///
-    /// # Errors
-    ///
-    /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
-    ///
     /// # Examples
     ///
     /// Track dirty memory by blocks of 64 KiB:
@@ -176,6 +172,10 @@ impl MemoryBuilder {
     ///     .build_with_bitmaps(|size| AtomicBitmap::new(size, granularity))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
     pub fn build_with_bitmaps<B: Bitmap>(
         self,
         mut bitmap: impl FnMut(usize) -> B,
@@ -212,7 +212,7 @@ impl MemoryBuilder {
     }
 }
 
-/// Makes the vm-memory region over a mapping.
+/// Makes the vm-memory region of a mapping.
 fn guest_region<B: Bitmap>(
     mapping: &Arc<HostMapping>,
     bitmap: &mut impl FnMut(usize) -> B,

@@ -19,10 +19,10 @@ pub(crate) struct Part<'a, B> {
     pub(crate) before: u64,
 }
 
-/// Splits `len` bytes at `addr` into the parts that lie in one region each.
+/// Splits `len` bytes at `addr` into one part for each region.
 ///
 /// `granularity` returns the unit that a part of a mapping must consist of: its name and its size.
-/// All parts are checked before the first is returned, so an error means that nothing was changed.
+/// All parts are checked before any is returned, so an error means that nothing was changed.
 pub(crate) fn parts<'a, B, M>(
     memory: &'a M,
     addr: GuestAddress,

@@ -31,7 +31,7 @@ struct Range {
 }
 
 impl Range {
-    /// Returns the VMAs that the range can add: its own, and the rest of the one that it splits.
+    /// Returns the VMAs that the range can add: its own, and one more by splitting a VMA.
     fn added_vmas(self) -> usize {
         self.parts.saturating_add(1)
     }
@@ -40,8 +40,8 @@ impl Range {
 impl ZeroedRanges {
     /// Replaces a range by zeroes with `splice`, if the VMA budget allows it.
     ///
-    /// Returns `None`, and does nothing, if it does not. The range must not be
-    /// [zeroed](Self::contains) already.
+    /// Otherwise returns `None` and does nothing. The range must not be [zeroed](Self::contains)
+    /// already.
     pub(crate) fn replace<E>(
         &mut self,
         start: usize,

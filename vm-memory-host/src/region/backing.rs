@@ -1,4 +1,4 @@
-//! [`Backing`]: the memory that a region asks for, and [`BackingKind`]: the memory it got.
+//! [`Backing`]: the memory or file that a region requests, and [`BackingKind`]: its kind.
 
 use std::fmt;
 use std::fs::File;
@@ -42,9 +42,9 @@ pub enum Backing {
     Memfd,
     /// A new memfd of huge pages from the host's pool (Linux, "HugeTLB Pages").
     ///
-    /// The memfd is sealed like [`Memfd`](Self::Memfd). Seals do not prevent holes: if another
-    /// process punches one, the page returns to the pool, and an access when the pool is empty
-    /// raises SIGBUS (see [`vm_memory::fault`]).
+    /// The memfd is sealed like [`Memfd`](Self::Memfd). Seals do not prevent another process from
+    /// punching a hole, which returns the page to the pool. An access to the hole raises SIGBUS
+    /// while the pool is empty (see [`vm_memory::fault`]).
     ///
     /// # Examples
     ///
@@ -69,8 +69,7 @@ pub enum Backing {
     },
     /// A file, memfd or device that the caller opened or received.
     ///
-    /// Usually created by [`shared_file`](Self::shared_file) or
-    /// [`private_file`](Self::private_file). Regions that share one `Arc` are described with one
+    /// [`shared_file`](Self::shared_file) and [`private_file`](Self::private_file) create it. Regions that share one `Arc` are described with one
     /// descriptor.
     File {
         /// The file, open for reading; a shared file must also be open for writing.
@@ -83,9 +82,9 @@ pub enum Backing {
 }
 
 impl Backing {
-    /// Maps `file` from `offset` (in bytes); writes reach the file and everyone who maps it.
+    /// Creates a shared backing: writes reach the file and every process that maps it.
     ///
-    /// The file must be open for reading and writing.
+    /// The region begins at byte `offset` of `file`, which must be open for reading and writing.
     ///
     /// # Examples
     ///
@@ -116,10 +115,10 @@ impl Backing {
         }
     }
 
-    /// Maps `file` from `offset` (in bytes) copy-on-write; writes stay private to this process.
+    /// Creates a copy-on-write backing: writes stay private to this process.
     ///
-    /// The file must be open for reading. A typical use is to start several guests from one
-    /// snapshot.
+    /// The region begins at byte `offset` of `file`, which must be open for reading. A typical use
+    /// is to start several guests from one snapshot.
     ///
     /// # Examples
     ///
@@ -154,10 +153,9 @@ impl Backing {
     }
 }
 
-/// The kind of memory that backs a region that was built or described.
+/// The kind of memory that backs a built or described region.
 ///
-/// For a [`Backing::File`] this depends on the file system: a file that was passed can turn out to
-/// be a memfd or a file of huge pages.
+/// For a [`Backing::File`], the file system decides: the file can be a memfd or have huge pages.
 ///
 /// # Examples
 ///
@@ -208,7 +206,7 @@ impl fmt::Display for BackingKind {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sharing {
-    /// Writes reach the file and everyone who maps it (`MAP_SHARED`).
+    /// Writes reach the file and every process that maps it (`MAP_SHARED`).
     Shared,
     /// A page is copied for this process when it is written (`MAP_PRIVATE`).
     Private,

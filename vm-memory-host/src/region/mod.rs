@@ -65,7 +65,7 @@ pub enum Unplugged {
     /// blocks of a process is therefore limited to half of `vm.max_map_count` (65530 by default).
     ///
     /// An access of this process that is in progress when its block is unplugged raises SIGSEGV.
-    /// It becomes an error if [`vm_memory::fault`] is installed; otherwise the process ends.
+    /// With [`vm_memory::fault`] installed, it returns an error; otherwise the process ends.
     #[doc(alias = "PROT_NONE")]
     Protected,
 }
@@ -142,7 +142,7 @@ impl Region {
 
     /// Sets whether core dumps may include the region. The default is `true`.
     ///
-    /// If `true`, the coredump_filter of the process decides (core(5)).
+    /// If `true`, the process's coredump_filter decides (core(5)).
     #[doc(alias = "MADV_DONTDUMP")]
     pub fn core_dump(mut self, core_dump: bool) -> Self {
         self.options.core_dump = core_dump;
@@ -161,10 +161,10 @@ impl Region {
 
     /// Sets whether children of fork(2) inherit the region. The default is `true`.
     ///
-    /// A child that does not inherit it must not use or drop any map with the region: the child's
+    /// A child that does not inherit it must not use or drop any map with the region. The child's
     /// own memory may be at these addresses. [`discard`](crate::discard()), [`plug`](crate::plug())
-    /// and [`prefault`](crate::prefault()) detect such a child and return an error, unless it has
-    /// the process number of its parent in another PID namespace.
+    /// and [`prefault`](crate::prefault()) return an error in such a child, unless its PID in
+    /// another PID namespace equals that of its parent.
     #[doc(alias = "MADV_DONTFORK")]
     pub fn forked(mut self, forked: bool) -> Self {
         self.options.forked = forked;
@@ -210,8 +210,8 @@ impl Region {
     /// The default is `false`: they stay with the region and read as zeroes.
     ///
     /// If `true`, an access to a discarded page raises SIGBUS while the pool is empty, in the guest
-    /// and in this process. Here it becomes an error if [`vm_memory::fault`] is installed;
-    /// otherwise the process ends. Pages of unplugged blocks always return to the pool.
+    /// and in this process. With [`vm_memory::fault`] installed, the access of this process returns
+    /// an error; otherwise the process ends. Pages of unplugged blocks always return to the pool.
     pub fn release_huge_pages(mut self, release: bool) -> Self {
         self.options.release_huge_pages = release;
         self
@@ -260,7 +260,7 @@ impl Region {
 
 /// A range of guest physical addresses.
 ///
-/// It is displayed as in /proc/iomem: first and last address, in hexadecimal.
+/// `Display` prints the first and last address in hexadecimal, as /proc/iomem does.
 ///
 /// # Examples
 ///

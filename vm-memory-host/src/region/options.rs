@@ -30,8 +30,7 @@ pub enum TransparentHugePages {
 
 /// The NUMA nodes that a region takes its pages from (mbind(2)).
 ///
-/// Nodes are numbered as in /sys/devices/system/node. Pages that a file has already are not
-/// migrated.
+/// Nodes are numbered as in /sys/devices/system/node. Existing pages of a file are not migrated.
 ///
 /// # Examples
 ///
@@ -135,7 +134,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Returns options with no policy, no lock and no name; dumped and inherited by children.
+    /// Returns the options of ordinary memory: no policy, lock or name; dumped and inherited.
     fn default() -> Self {
         Self {
             transparent_huge_pages: TransparentHugePages::default(),

@@ -1,4 +1,4 @@
-//! Each kind of backing: memfd, huge pages, files, devices.
+//! Tests of each kind of backing: memfd, huge pages, files, devices.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -81,8 +81,8 @@ fn shared_file_receives_writes_and_private_file_does_not() {
 }
 
 #[test]
-fn memfd_is_sealed_against_resizing() {
-    let pages = HugePages::reserve(1, "memfd_is_sealed_against_resizing (hugetlb)");
+fn build_of_memfd_seals_its_length() {
+    let pages = HugePages::reserve(1, "build_of_memfd_seals_its_length (hugetlb)");
     let mut backings = vec![Backing::Memfd];
     if pages.is_some() {
         backings.push(Backing::Hugetlb { page_size: HUGE });
@@ -101,7 +101,7 @@ fn memfd_is_sealed_against_resizing() {
 }
 
 #[test]
-fn shared_file_without_sparse_has_its_space_allocated() {
+fn build_of_shared_file_allocates_space_unless_sparse() {
     for sparse in [false, true] {
         let file = temp_file_of_len(4 * MIB);
         let shared = Backing::shared_file(file.try_clone().unwrap(), MIB);
@@ -123,9 +123,9 @@ fn shared_file_without_sparse_has_its_space_allocated() {
 }
 
 #[test]
-fn hugetlb_of_1_gib_pages_takes_one_page() {
+fn build_with_page_of_1_gib_takes_one_page() {
     const GIB: u64 = 1 << 30;
-    let test = "hugetlb_of_1_gib_pages_takes_one_page";
+    let test = "build_with_page_of_1_gib_takes_one_page";
     // The turn at the pool of 2 MiB pages covers all pools.
     let Some(_turn) = HugePages::reserve(0, test) else {
         return;
@@ -175,7 +175,7 @@ fn hugetlb_of_1_gib_pages_takes_one_page() {
 }
 
 #[test]
-fn character_device_is_overwritten_by_discard() {
+fn discard_of_character_device_writes_zeroes() {
     let zero = || Backing::shared_file(open("/dev/zero"), 0);
     let memory = build(Region::new(GuestAddress(0), 4 * MIB).backing(zero())).unwrap();
     assert_eq!(
@@ -192,10 +192,10 @@ fn character_device_is_overwritten_by_discard() {
 }
 
 #[test]
-fn block_device_reads_zeroes_after_discard() {
+fn discard_of_block_device_reads_as_zeroes() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), vec![0xab; 8 << 20]).unwrap();
-    let Some(device) = LoopDevice::of(file.path(), "block_device_reads_zeroes_after_discard")
+    let Some(device) = LoopDevice::of(file.path(), "discard_of_block_device_reads_as_zeroes")
     else {
         return;
     };
@@ -221,8 +221,8 @@ fn block_device_reads_zeroes_after_discard() {
 }
 
 #[test]
-fn file_on_full_tmpfs_returns_error() {
-    let Some(tmpfs) = Mounted::tmpfs("size=8m", "file_on_full_tmpfs_returns_error") else {
+fn build_of_file_on_full_tmpfs_returns_error() {
+    let Some(tmpfs) = Mounted::tmpfs("size=8m", "build_of_file_on_full_tmpfs_returns_error") else {
         return;
     };
     let file = |name: &str, len| {
@@ -243,7 +243,7 @@ fn file_on_full_tmpfs_returns_error() {
         );
     }
     drop(std::fs::remove_file(tmpfs.directory.path().join("a")));
-    // A file without holes needs no space, and so no write access.
+    // A file without holes needs no space and therefore no write access.
     let whole = file("b", MIB);
     (&whole).write_all(&vec![3; 1 << 20]).unwrap();
     let reading =
@@ -274,15 +274,16 @@ fn file_on_full_tmpfs_returns_error() {
 }
 
 #[test]
-fn file_on_full_hugetlbfs_does_not_blame_the_pool() {
-    let Some(_pages) = HugePages::reserve(4, "file_on_full_hugetlbfs_does_not_blame_the_pool")
+fn build_of_file_on_full_hugetlbfs_names_its_size_limit() {
+    let Some(_pages) =
+        HugePages::reserve(4, "build_of_file_on_full_hugetlbfs_names_its_size_limit")
     else {
         return;
     };
     let Some(mounted) = Mounted::new(
         "hugetlbfs",
         "size=2m,pagesize=2m",
-        "file_on_full_hugetlbfs_does_not_blame_the_pool",
+        "build_of_file_on_full_hugetlbfs_names_its_size_limit",
     ) else {
         return;
     };

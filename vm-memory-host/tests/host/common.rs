@@ -1,4 +1,4 @@
-//! Helpers of these tests.
+//! Helpers for these tests.
 
 use std::fs::{self, File};
 use std::num::NonZeroU64;
@@ -20,7 +20,7 @@ pub(crate) const PAGE: u64 = 4096;
 pub(crate) const MIB: u64 = 1 << 20;
 /// The size of the huge pages that these tests use.
 pub(crate) const HUGE: u64 = 2 * MIB;
-/// The most memory that a test locks: little enough for the limit of an ordinary user.
+/// The most memory that a test locks. It is within the limit of an ordinary user.
 pub(crate) const LOCKED: u64 = 16 * PAGE;
 
 pub(crate) fn build(region: Region) -> Result<Memory, BuildError> {
@@ -121,7 +121,7 @@ pub(crate) fn has_flag(start: usize, flag: &str) -> bool {
         .any(|word| word == flag)
 }
 
-/// Returns range and permissions of the VMA in /proc/self/maps that contains `address`.
+/// Returns the range and the permissions of the VMA in /proc/self/maps that contains `address`.
 pub(crate) fn vma(address: usize) -> Option<(usize, usize, String)> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines().find_map(|line| {
@@ -137,11 +137,11 @@ pub(crate) fn vma(address: usize) -> Option<(usize, usize, String)> {
 
 /// A pool with an exact number of free huge pages of 2 MiB, for one test.
 ///
-/// Tests of all programs take turns. Pages that others use stay theirs, and the size of the pool is
-/// restored at the end.
+/// Tests of all programs take turns. The pages of other users are not touched, and the size of the
+/// pool is restored at the end.
 pub(crate) struct HugePages {
     before: u64,
-    /// Occupies the free pages that the test did not ask for.
+    /// Occupies the free pages in excess of the requested ones.
     rest: Option<Memory>,
     _turn: test_support::HugePages,
 }
@@ -194,8 +194,8 @@ pub(crate) fn pool() -> Option<(u64, u64)> {
     Some((pool.total, pool.free))
 }
 
-/// Returns whether this process may lock what these tests lock at the same time. Reports `test` as
-/// skipped if not.
+/// Returns whether this process may lock all memory that these tests lock at the same time. Reports
+/// `test` as skipped if not.
 pub(crate) fn can_lock(test: &str) -> bool {
     can_lock_all_of(8 * LOCKED, test)
 }
@@ -227,7 +227,7 @@ pub(crate) fn can_lock_all_of(bytes: u64, test: &str) -> bool {
     }
 }
 
-/// Returns a region of each backing, of `size` bytes at `start`; of hugetlb only if `huge` is set.
+/// Returns a region of `size` bytes at `start` for each backing; hugetlb only if `huge` is set.
 pub(crate) fn region_of_each_backing(
     start: u64,
     size: u64,
@@ -294,7 +294,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Lazily: a failed test may still have a mapping.
+        // A lazy unmount, because a failed test may still have a mapping.
         let _ = Command::new("umount")
             .arg("-l")
             .arg(self.directory.path())

@@ -1,4 +1,4 @@
-//! Descriptions: memory as data, built again from descriptors.
+//! Memory that is built again from its description and descriptors.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Discarded pages read as zeroes and are not resident.
+//! Tests of discards: pages read as zeroes and are not resident.
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;

@@ -1,4 +1,4 @@
-//! The host addresses of regions.
+//! Tests of host addresses, guards and the lifetime of mappings.
 
 use super::common::*;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend};
@@ -60,7 +60,7 @@ fn adjacent_regions_share_a_reservation_between_guards() {
 }
 
 #[test]
-fn region_is_unmapped_with_its_last_map() {
+fn drop_of_last_map_unmaps_region() {
     let boot = build(Region::new(GuestAddress(0), MIB)).unwrap();
     let memory = GuestMemoryAtomic::new(boot);
     let module = build(Region::new(GuestAddress(1 << 32), MIB).backing(Backing::Memfd)).unwrap();

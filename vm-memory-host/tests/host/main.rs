@@ -1,4 +1,4 @@
-//! Memory of this host: built, populated, discarded, plugged and described.
+//! Tests that build, populate, discard, plug and describe memory on this host.
 #![cfg(target_os = "linux")]
 
 mod backing;

@@ -16,7 +16,7 @@ fn without_name(region: Region) -> Region {
 }
 
 #[test]
-fn options_reach_the_kernel() {
+fn build_applies_options_to_the_mapping() {
     let region = |name: &str| Region::new(GuestAddress(0), 4 * MIB).name(name);
     let plain = build(Region::new(GuestAddress(0), 4 * MIB)).unwrap();
     for flag in ["dd", "dc", "mg", "hg", "nh", "lo"] {
@@ -28,7 +28,10 @@ fn options_reach_the_kernel() {
         .mergeable(true)
         .transparent_huge_pages(TransparentHugePages::Off);
     if !names_are_supported() {
-        skipped("options_reach_the_kernel (name)", "no CONFIG_ANON_VMA_NAME");
+        skipped(
+            "build_applies_options_to_the_mapping (name)",
+            "no CONFIG_ANON_VMA_NAME",
+        );
         let error = build(all.clone()).unwrap_err().to_string();
         assert!(error.contains("cannot set its name"), "{error}");
     }
@@ -57,9 +60,9 @@ fn options_reach_the_kernel() {
     let huge = build(huge);
     match huge {
         Ok(huge) => assert!(has_flag(host_address(&huge), "hg")),
-        Err(error) => skipped("options_reach_the_kernel (huge pages)", error),
+        Err(error) => skipped("build_applies_options_to_the_mapping (huge pages)", error),
     }
-    if !can_lock("options_reach_the_kernel (locked)") {
+    if !can_lock("build_applies_options_to_the_mapping (locked)") {
         return;
     }
     for (lock, there) in [(Lock::Now, LOCKED), (Lock::OnFault, 0)] {

@@ -1,4 +1,4 @@
-//! Prefaulting.
+//! Tests of prefaulting.
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;

@@ -1,4 +1,4 @@
-//! Residency.
+//! Tests of the reported memory usage.
 
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
