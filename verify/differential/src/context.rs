@@ -1,14 +1,14 @@
-//! What the harness knows of the state before an operation, apart from both crates.
+//! The state before an operation, as the harness tracks it independently of both crates.
 
 use crate::machine::Extent;
 use crate::model::allows;
 use crate::op::{Kind, Op, Perm, TlbAct};
 use crate::out::{Fault, Out};
 
-/// One past the last address.
+/// The first number that is not an address.
 pub const TOP: u128 = 1 << 64;
 
-/// A mapping, with its last byte: the end may be 2^64.
+/// A mapping with its last address, because its end may be 2^64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
     pub first: u64,
@@ -17,21 +17,21 @@ pub struct Mapping {
     pub perm: Perm,
 }
 
-/// What an IOTLB should hold: a slow, obvious model.
+/// The expected mappings of an IOTLB: a slow, obvious model.
 #[derive(Clone, Debug, Default)]
 pub struct TlbModel {
-    /// Sorted, not overlapping.
+    /// Ascending, without overlap.
     pub mappings: Vec<Mapping>,
 }
 
-/// A range as first and last address, if it is neither empty nor past the top.
+/// Returns the first and last address of a range, if it is not empty and does not pass 2^64.
 pub fn closed(base: u64, len: usize) -> Option<(u64, u64)> {
     let last = base.checked_add((len as u64).checked_sub(1)?)?;
     Some((base, last))
 }
 
 impl TlbModel {
-    /// The mapped ranges.
+    /// Returns the mapped ranges.
     pub fn extents(&self) -> Vec<Extent> {
         self.mappings
             .iter()
@@ -42,7 +42,7 @@ impl TlbModel {
             .collect()
     }
 
-    /// Takes out all of `first..=last`.
+    /// Unmaps `first..=last`.
     pub fn cut(&mut self, first: u64, last: u64) {
         let mut left = Vec::new();
         for m in self.mappings.drain(..) {
@@ -68,7 +68,7 @@ impl TlbModel {
         self.mappings = left;
     }
 
-    /// Maps `first..=last`, in place of what was there.
+    /// Maps `first..=last`, and replaces older mappings.
     pub fn set(&mut self, first: u64, last: u64, gpa: u64, perm: Perm) {
         self.cut(first, last);
         let at = self.mappings.partition_point(|m| m.first < first);
@@ -83,7 +83,7 @@ impl TlbModel {
         );
     }
 
-    /// What keeps `first..=last` from being accessed.
+    /// Returns the misses and refusals of an access to `first..=last`.
     pub fn fails(&self, first: u64, last: u64, perm: Perm) -> Fault {
         let length = |from: u64, to: u64| ((to - from) as usize).saturating_add(1);
         let (mut misses, mut access_fails) = (Vec::new(), Vec::new());
@@ -111,7 +111,7 @@ impl TlbModel {
         }
     }
 
-    /// Whether these mappings are the same, however they are cut into ranges.
+    /// Returns whether these mappings are equal, whatever their division into ranges.
     pub fn same_as(&self, others: &[Mapping]) -> bool {
         fn joined(mappings: &[Mapping]) -> Vec<Mapping> {
             let mut all: Vec<Mapping> = Vec::new();
@@ -132,7 +132,7 @@ impl TlbModel {
         joined(&self.mappings) == joined(others)
     }
 
-    /// Takes over what an act that succeeded has done.
+    /// Applies an act that succeeded.
     pub fn note(&mut self, act: &TlbAct, out: &Out) {
         match *act {
             TlbAct::SetMapping {
@@ -154,29 +154,29 @@ impl TlbModel {
     }
 }
 
-/// Bytes and granularity of the bitmap that an `IommuMemory` begins with.
+/// The bytes and the granularity of the first bitmap of an `IommuMemory`.
 pub const DEFAULT_IOMMU_BITMAP: (usize, usize) = (1 << 16, 4096);
 
-/// What the harness knows.
+/// The state that the harness tracks.
 #[derive(Clone, Debug)]
 pub struct Context {
     pub kind: Kind,
     /// The regions of the current collection.
     pub extents: Vec<Extent>,
-    /// Whether any region there ever was is empty, or passes 2^64.
+    /// Whether any region so far was empty, or passed 2^64.
     pub has_odd_regions: bool,
-    /// Those of the collection in the `GuestMemoryAtomic`.
+    /// The regions of the collection in the `GuestMemoryAtomic`.
     pub published: Vec<Extent>,
-    /// Those of the collection that was kept.
+    /// The regions of the collection that was kept.
     pub kept: Option<Vec<Extent>>,
-    /// Those below the `IommuMemory`.
+    /// The regions of the backend of the `IommuMemory`.
     pub backend: Vec<Extent>,
     pub iommu_enabled: bool,
-    /// Bytes and granularity that the bitmap of the `IommuMemory` was made for.
+    /// The bytes and the granularity of the bitmap of the `IommuMemory`.
     pub iommu_bitmap: (usize, usize),
     /// The IOTLB of the `IommuMemory`.
     pub tlb: TlbModel,
-    /// The IOTLB that stands alone.
+    /// The separate IOTLB.
     pub alone: TlbModel,
 }
 
@@ -198,7 +198,7 @@ impl Default for Context {
 }
 
 impl Context {
-    /// Takes over what an operation has done.
+    /// Applies an operation.
     pub fn note(&mut self, op: &Op, out: &Out, extents: Vec<Extent>) {
         self.extents = extents;
         let odd = |e: &Extent| e.len == 0 || u128::from(e.base) + u128::from(e.len) > TOP;
@@ -240,7 +240,7 @@ impl Context {
         }
     }
 
-    /// Whether the bitmap of the `IommuMemory`, if there is one, has a bit for each of the bytes.
+    /// Returns whether the bitmap of the `IommuMemory`, if it has one, covers all of the bytes.
     pub fn iommu_tracks(&self, iova: u64, len: usize) -> bool {
         let (bytes, page) = self.iommu_bitmap;
         let has_bitmap = match self.kind {

@@ -1,13 +1,10 @@
-//! Looking at the memory of both crates from outside, at host addresses that they gave.
-#![expect(
-    unsafe_code,
-    reason = "guest memory is compared without using either crate"
-)]
+//! Access to the memory of both crates by host address, without using either crate.
+#![expect(unsafe_code, reason = "compares guest memory without either crate")]
 
 /// The smallest unit that the host maps.
 pub const PAGE: usize = 4096;
 
-/// `len` in whole pages: the harness owns, fills and compares the rest of a region's last page too.
+/// `len` rounded up to whole pages. The harness also fills and compares the rest of the last page.
 pub fn whole_pages(len: usize) -> usize {
     len.div_ceil(PAGE) * PAGE
 }
@@ -20,49 +17,51 @@ pub struct HostRange {
 }
 
 impl HostRange {
-    /// The range at `base`.
+    /// Creates the range at `base`.
     ///
     /// # Safety
     ///
-    /// While the value is used, `len` bytes at `base` are mapped, readable and writable, and nothing else uses them
-    /// during the calls of its methods.
+    /// While the value is in use, `len` bytes at `base` are mapped, readable and writable. Nothing
+    /// else accesses them during the calls of its methods.
     pub unsafe fn new(base: usize, len: usize) -> Self {
         HostRange { base, len }
     }
 
-    /// Its first address.
+    /// Returns its first address.
     pub fn base(&self) -> usize {
         self.base
     }
 
-    /// Its length in bytes.
+    /// Returns its length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it is empty.
+    /// Returns whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: by the contract of `new` the bytes are readable and nobody writes them during this call.
+        // SAFETY: `new` requires that the bytes are readable, and that nothing writes them during
+        // this call.
         unsafe { std::slice::from_raw_parts(self.base as *const u8, self.len) }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: by the contract of `new` the bytes are writable and nobody else uses them during this call.
+        // SAFETY: `new` requires that the bytes are writable, and that nothing else uses them
+        // during this call.
         unsafe { std::slice::from_raw_parts_mut(self.base as *mut u8, self.len) }
     }
 
-    /// Writes the pattern of `seed` over it.
+    /// Fills it with the pattern of `seed`.
     pub fn fill(&mut self, seed: u8) {
         for (i, byte) in self.bytes_mut().iter_mut().enumerate() {
             *byte = pattern(seed, i);
         }
     }
 
-    /// The offsets where the two differ, up to the shorter of both.
+    /// Returns the offsets at which the two differ, within the shorter one.
     pub fn differences(&self, other: &HostRange) -> Vec<usize> {
         let (a, b) = (self.bytes(), other.bytes());
         if a == b {
@@ -73,29 +72,29 @@ impl HostRange {
             .collect()
     }
 
-    /// Makes it equal to `other`, up to the shorter of both.
+    /// Copies `other` to it, within the shorter one.
     pub fn copy_from(&mut self, other: &HostRange) {
         let len = self.len.min(other.len);
         self.bytes_mut()[..len].copy_from_slice(&other.bytes()[..len]);
     }
 
-    /// A copy of its bytes.
+    /// Returns a copy of its bytes.
     pub fn to_vec(&self) -> Vec<u8> {
         self.bytes().to_vec()
     }
 
-    /// Whether it has these bytes.
+    /// Returns whether it contains these bytes.
     pub fn holds(&self, bytes: &[u8]) -> bool {
         self.bytes() == bytes
     }
 
-    /// The byte at `offset`.
+    /// Returns the byte at `offset`.
     pub fn byte(&self, offset: usize) -> u8 {
         self.bytes()[offset]
     }
 }
 
-/// The byte at `index` of the stream called `seed`.
+/// Returns the byte at `index` of the pseudo-random stream `seed`.
 pub fn pattern(seed: u8, index: usize) -> u8 {
     (index as u8)
         .wrapping_mul(37)
@@ -104,7 +103,7 @@ pub fn pattern(seed: u8, index: usize) -> u8 {
         .wrapping_add(1)
 }
 
-/// `len` bytes of the stream called `seed`, from `start` on.
+/// Returns `len` bytes of the pseudo-random stream `seed`, from `start` on.
 pub fn stream(seed: u8, start: usize, len: usize) -> Vec<u8> {
     (start..start + len).map(|i| pattern(seed, i)).collect()
 }

@@ -1,4 +1,4 @@
-//! The same operations on `vm-memory` 0.18.0 and on this crate. See README.md.
+//! Runs the same operations on `vm-memory` 0.18.0 and on this crate. See README.md.
 
 pub mod context;
 pub mod gen;
@@ -13,7 +13,7 @@ pub mod rules;
 pub mod run;
 pub mod shrink;
 
-/// Everything that a printed sequence names.
+/// The names that a printed sequence uses.
 pub mod prelude {
     pub use crate::list;
     pub use crate::op::{
@@ -25,11 +25,11 @@ pub mod prelude {
     pub use crate::replay;
 }
 
-/// Does the operations on both crates, with all rules.
+/// Runs the operations on both crates, with all rules.
 ///
 /// # Panics
 ///
-/// At a difference that no rule allows.
+/// Panics at a difference that no rule allows.
 pub fn replay(ops: &[op::Op]) {
     if let Err(difference) =
         run::replay_on::<on_reference::driver::World, on_ours::driver::World>(ops, &[])

@@ -1,63 +1,66 @@
-//! What the harness needs of a crate under test.
+//! The interface of the harness to a crate under test.
 
 use crate::context::Mapping;
 use crate::host::HostRange;
 use crate::op::{Op, Target};
 use crate::out::Out;
 
-/// Where a region is for the guest.
+/// The guest address range of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     pub base: u64,
     pub len: u64,
 }
 
-/// A region as an access by address finds it.
+/// A region that an access by address can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
     pub base: u64,
     pub len: u64,
-    /// Its place in [`State`].
+    /// Its index in [`State`].
     pub place: usize,
-    /// Whether it has memory of the host's.
+    /// Whether it has host memory.
     pub ram: bool,
 }
 
-/// A region as it is now.
+/// The current state of a region.
 #[derive(Clone, Debug)]
 pub struct RegionState {
     pub memory: HostRange,
-    /// The words of the dirty bitmap, then the number of its bits; nothing if there is none.
+    /// The words of the dirty bitmap, then the number of its bits; empty without a bitmap.
     pub bits: Vec<u64>,
     pub base: u64,
     pub len: u64,
 }
 
-/// All memory as it is now.
+/// The current state of all memory.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// The regions of the current collection, then kept and removed ones, then the buffer without a bitmap.
+    /// The regions of the current collection, then kept and removed regions, then the buffer
+    /// without a bitmap.
     pub regions: Vec<RegionState>,
-    /// The words of the `IommuMemory`'s own bitmap, and the number of its bits.
+    /// The words of the bitmap of the `IommuMemory`, and the number of its bits.
     pub iommu: Vec<u64>,
 }
 
-/// One of the two crates, with what was made of it.
+/// One of the two crates, with the objects that operations created.
 pub trait Machine {
-    /// An empty one.
+    /// Creates an empty machine.
     fn fresh() -> Self;
 
-    /// Does an operation. It may panic.
+    /// Runs an operation, which may panic.
     fn apply(&mut self, op: &Op) -> Out;
 
-    /// The current regions.
+    /// Returns the current regions.
     fn extents(&self) -> Vec<Extent>;
 
-    /// The regions that an access on `on` may reach; those of the backend for an `IommuMemory`.
+    /// Returns the regions that an access to `on` can reach; for an `IommuMemory`, those of its
+    /// backend.
     fn reach(&self, on: &Target) -> Vec<Placed>;
 
-    /// What the words of a region's bitmap, or of the `IommuMemory`'s (`None`), would be if those ranges of offset and
-    /// length were marked and the words had been `before`.
+    /// Returns the words that the bitmap of a region, or of the `IommuMemory` (`None`), has after
+    /// the words
+    /// `before` and marks of these ranges of offset and length.
     fn words_after(
         &self,
         place: Option<usize>,
@@ -65,18 +68,19 @@ pub trait Machine {
         marks: &[(usize, usize)],
     ) -> Vec<u64>;
 
-    /// All that the IOTLB that stands alone, or that of the `IommuMemory`, has, the last address included.
+    /// Returns all mappings of the separate IOTLB, or of the `IommuMemory`'s, up to the last
+    /// address.
     fn mappings(&mut self, alone: bool) -> Vec<Mapping>;
 
-    /// Memory and dirty bits.
+    /// Returns memory and dirty bits.
     fn state(&self) -> State;
 
-    /// Makes the dirty bits of a region (as counted by [`State`]) those of `words`.
+    /// Sets the dirty bits of a region, by its index in [`State`], to `words`.
     fn set_bits(&mut self, region: usize, words: &[u64]);
 
-    /// The same for the bitmap of the `IommuMemory`.
+    /// Sets the bits of the bitmap of the `IommuMemory` to `words`.
     fn set_iommu_bits(&mut self, words: &[u64]);
 
-    /// Empties the IOTLB that stands alone, or that of the `IommuMemory`.
+    /// Empties the separate IOTLB, or that of the `IommuMemory`.
     fn forget_mappings(&mut self, alone: bool);
 }

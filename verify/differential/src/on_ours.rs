@@ -1,10 +1,10 @@
-//! The driver, on the repository's crate.
+//! The driver for this crate.
 
 use ::ours as vm;
 
 #[path = "driver/mod.rs"]
 #[expect(
     clippy::duplicate_mod,
-    reason = "one text, two crates: that is the point"
+    reason = "the driver is compiled once for each crate"
 )]
 pub mod driver;

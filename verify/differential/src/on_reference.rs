@@ -1,10 +1,10 @@
-//! The driver, on the published crate.
+//! The driver for 0.18.0.
 
 use ::reference as vm;
 
 #[path = "driver/mod.rs"]
 #[expect(
     clippy::duplicate_mod,
-    reason = "one text, two crates: that is the point"
+    reason = "the driver is compiled once for each crate"
 )]
 pub mod driver;

@@ -1,10 +1,10 @@
-//! What is asked of both crates: plain data, whose `Debug` form is Rust that can be pasted into a test.
+//! Operations as plain data, whose `Debug` form is Rust for a test.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A list of operands. Unlike that of `Vec`, its `Debug` form is an expression of its own type.
+/// A list of operands. Unlike `Vec`'s, its `Debug` form is an expression of its type.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct List<T>(pub Vec<T>);
@@ -70,26 +70,26 @@ plain! {
         MmapTracked,
         /// `GuestRegionMmap<Option<AtomicBitmap>>`.
         MmapMaybe,
-        /// A type of the harness's own, over `GuestMemoryRegionBytes`; anywhere in the address space.
+        /// A region of the harness over `GuestMemoryRegionBytes`, anywhere in the address space.
         Own,
-        /// A type of the harness's own with its own `Bytes`, and no host memory.
+        /// A region of the harness with its own `Bytes`, without host memory.
         Device,
     }
 
-    /// The function that makes the collection.
+    /// The function that creates the collection.
     pub enum How { FromRegions, FromArcRegions, FromRanges, FromRangesWithFiles, OneByOne }
 
-    /// What a region of the kind `Own` offers.
+    /// The abilities of a region of the kind `Own`.
     pub enum Flavour { Ram, RamWithHostAddress, NotRam }
 
     /// A `ByteValued` type.
     pub enum Ty {
         U8, U16, U32, U64, U128, Usize, I8, I16, I32, I64, I128, Isize,
         Be16, Be32, Be64, BeSize, Le16, Le32, Le64, LeSize,
-        /// A structure of the size in its name, of bytes.
+        /// A structure of as many bytes as its name says.
         Bytes3,
         Bytes40,
-        /// A structure without a byte.
+        /// A structure without bytes.
         Empty,
     }
 
@@ -102,12 +102,12 @@ plain! {
     /// A permission.
     pub enum Perm { No, Read, Write, ReadWrite }
 
-    /// How an error of a scripted source or sink is made.
+    /// The construction of the error of a scripted source or sink.
     pub enum Trouble { Eintr, Eagain, Eio, InterruptedKind, WouldBlockKind, OtherKind, UnexpectedEofKind, OutOfBoundsFault, PartialFault }
 }
 
 data! {
-    /// One operation, done on both crates.
+    /// One operation, which runs on both crates.
     pub enum Op {
         Build(Layout),
         InsertRegion(RegionSpec),
@@ -143,10 +143,11 @@ data! {
     /// A collection of regions.
     pub struct Layout { pub kind: Kind, pub how: How, pub regions: List<RegionSpec> }
 
-    /// A region. `page` is the granularity of its dirty bitmap; 0 means none where the kind permits that.
+    /// A region. `page` is the granularity of its dirty bitmap; 0 means none where the kind permits
+    /// that.
     pub struct RegionSpec { pub base: u64, pub len: u64, pub page: usize, pub flavour: Flavour, pub seed: u8 }
 
-    /// What an access or a question goes to.
+    /// The target of an access or a question.
     pub enum Target { Memory, Published, Kept, Iommu, OneRegion(usize), OneSlice(Path) }
 
     /// A method of `Bytes`.
@@ -163,7 +164,7 @@ data! {
         WriteTo { sink: Sink, count: usize, all: bool },
     }
 
-    /// Where a volatile read takes its bytes from.
+    /// The source of a volatile read.
     pub enum Source {
         ScriptSource { steps: List<Step>, seed: u8 },
         SliceSource { len: usize, seed: u8 },
@@ -175,7 +176,7 @@ data! {
         DeafSource,
     }
 
-    /// Where a volatile write puts its bytes.
+    /// The sink of a volatile write.
     pub enum Sink {
         ScriptSink { steps: List<Step> },
         VecSink { filled: usize },
@@ -212,7 +213,7 @@ data! {
         HasPhysical,
     }
 
-    /// What the callback of `try_access` answers.
+    /// The result of the callback of `try_access`.
     pub enum Answer { Whole, Short(usize), Over(usize), Refuse }
 
     /// A method of `GuestMemoryRegion`.
@@ -230,7 +231,7 @@ data! {
         RegionSlice { at: u64, len: usize },
     }
 
-    /// How a `VolatileSlice` is come by.
+    /// The path to a `VolatileSlice`.
     pub struct Path { pub root: Root, pub steps: List<Walk> }
 
     /// The slice that a path starts from.
@@ -238,9 +239,9 @@ data! {
         OfRegion(usize),
         OfMapping { region: usize, at: usize, len: usize },
         OfMemory { at: u64, len: usize },
-        /// The harness's own buffer, without a bitmap.
+        /// The buffer of the harness, without a bitmap.
         OfBuffer { len: usize },
-        /// Bytes of the stack frame, told with the outcome.
+        /// Bytes of the stack frame, which are part of the outcome.
         OfLocal { len: usize },
     }
 
@@ -312,10 +313,10 @@ data! {
         Lookup { iova: u64, len: usize, perm: Perm },
     }
 
-    /// A mapping made by one of the functions of `MmapRegion` or its builder.
+    /// A mapping created by a function of `MmapRegion` or its builder.
     pub struct MapSpec { pub how: MapHow, pub size: usize, pub prot: u8, pub flags: MapFlags, pub file: Option<FileSpec>, pub huge: Option<bool> }
 
-    /// A file behind a mapping.
+    /// The file of a mapping.
     pub struct FileSpec { pub len: u64, pub offset: u64 }
 }
 
@@ -326,10 +327,10 @@ plain! {
     /// Flags for `mmap`.
     pub enum MapFlags { NoFlags, PrivateAnon, SharedAnon, SharedOnly, PrivateOnly, FixedPrivateAnon, NoReserveAnon }
 
-    /// How the methods of `Bitmap` are reached.
+    /// The type through which the methods of `Bitmap` are called.
     pub enum View { Direct, RefView, ArcView, SomeView, NoneView }
 
-    /// How a descriptor is handed over.
+    /// The form in which a descriptor is passed.
     pub enum Handle { Owned, Borrowed, ByRef, ByMutRef }
 
     /// Arithmetic on addresses.
@@ -343,7 +344,7 @@ plain! {
 }
 
 impl Ty {
-    /// The types that memory is accessed as.
+    /// The types of accesses to memory.
     pub const OF_MEMORY: &'static [Ty] = &[
         Ty::U8,
         Ty::U16,
@@ -361,7 +362,7 @@ impl Ty {
 }
 
 impl Path {
-    /// Whether it starts from guest memory.
+    /// Returns whether it starts from guest memory.
     pub fn root_is_memory(&self) -> bool {
         matches!(self.root, Root::OfMemory { .. })
     }

@@ -1,9 +1,9 @@
-//! What came of an operation, in a form that does not depend on the crate or on where the host put its memory.
+//! Outcomes of operations, in a form that is independent of the crate and of host addresses.
 
 use std::fmt;
 use std::io::ErrorKind;
 
-/// The text of a panic: shown, never compared.
+/// The message of a panic. It is printed, and not compared.
 #[derive(Clone, Debug)]
 pub struct PanicText(pub String);
 
@@ -13,10 +13,10 @@ impl PartialEq for PanicText {
     }
 }
 
-/// A host address, and how far it is from where each region starts.
+/// A host address, as its distance from the start of each region.
 ///
-/// The two machines have their regions at other addresses, and each other's neighbours: two places are the same if they
-/// are equally far from the same region.
+/// The two machines have their regions at different addresses. Two places are equal if they have
+/// the same distance from the same region.
 #[derive(Clone)]
 pub struct Place {
     pub raw: usize,
@@ -57,18 +57,19 @@ pub enum Out {
     Absent,
     Bool(bool),
     Num(u64),
-    /// A host address, or a number that was made from one.
+    /// A host address, or a number derived from one.
     Host(Place),
     Bytes(Vec<u8>),
     Words(Vec<u64>),
     All(Vec<Out>),
     Failed(Fault),
     Panicked(PanicText),
-    /// The operation has no meaning here (no such region, an operand that the harness will not pass on).
+    /// The operation does not apply: the region does not exist, or the harness does not pass an
+    /// operand on.
     NotApplicable,
 }
 
-/// An error. Texts that a variant carries for people are left out.
+/// An error, without the message texts of its variants.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fault {
     InvalidGuestAddress(u64),
@@ -109,14 +110,14 @@ pub enum Fault {
         addr: Box<Out>,
         alignment: usize,
     },
-    /// A variant without fields of one of the other errors.
+    /// Another error variant without fields.
     Named(&'static str),
     Mmap(Box<Fault>),
     Collection(&'static str),
 }
 
 impl Out {
-    /// The outcome of something that may fail.
+    /// Converts a result.
     pub fn of<T: Into<Out>>(result: Result<T, Fault>) -> Out {
         match result {
             Ok(value) => value.into(),
@@ -124,7 +125,7 @@ impl Out {
         }
     }
 
-    /// The number in it, if it is one.
+    /// Returns the number, if the outcome is one.
     pub fn num(&self) -> Option<u64> {
         match self {
             Out::Num(n) => Some(*n),
@@ -132,7 +133,7 @@ impl Out {
         }
     }
 
-    /// Whether it is a panic.
+    /// Returns whether it is a panic.
     pub fn panicked(&self) -> bool {
         matches!(self, Out::Panicked(_))
     }

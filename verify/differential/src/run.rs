@@ -1,4 +1,4 @@
-//! Does operations on two machines, and compares everything.
+//! Runs operations on two machines, and compares everything.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -16,23 +16,23 @@ use crate::op::Op;
 use crate::out::{Out, PanicText};
 use crate::rules::{wants_prior, Case, Facing, Rule, Then, RULES};
 
-/// Operations on one pair of machines before both begin anew.
+/// The number of operations before both machines start again.
 const SEQUENCE: usize = 250;
 
-/// How memory and dirty bits of the two differ.
+/// The differences in memory and dirty bits.
 #[derive(Clone, Debug, Default)]
 pub struct Apart {
-    /// Other regions, other lengths, bitmaps of other sizes.
+    /// Different regions, lengths, or bitmap sizes.
     pub shape: Option<String>,
     pub regions: Vec<RegionApart>,
     /// Bits of the `IommuMemory`'s bitmap.
     pub iommu: Vec<BitApart>,
 }
 
-/// How one region differs.
+/// The differences in one region.
 #[derive(Clone, Debug)]
 pub struct RegionApart {
-    /// Its place in [`State`].
+    /// Its index in [`State`].
     pub region: usize,
     pub base: u64,
     pub len: u64,
@@ -52,12 +52,12 @@ pub struct ByteApart {
 #[derive(Clone, Copy, Debug)]
 pub struct BitApart {
     pub index: usize,
-    /// Set in ours, not in the reference; else the other way round.
+    /// Set in ours and clear in the reference, or the reverse.
     pub in_ours: bool,
 }
 
 impl Apart {
-    /// Compares.
+    /// Compares two states.
     pub fn of(reference: &State, ours: &State) -> Apart {
         let mut apart = Apart {
             iommu: bits_apart(&reference.iommu, &ours.iommu),
@@ -108,7 +108,7 @@ impl Apart {
         apart
     }
 
-    /// Whether nothing differs.
+    /// Returns whether nothing differs.
     pub fn is_nothing(&self) -> bool {
         self.shape.is_none() && self.regions.is_empty() && self.iommu.is_empty()
     }
@@ -193,7 +193,7 @@ fn show_bits(f: &mut fmt::Formatter<'_>, bits: &[BitApart], shown: usize) -> fmt
 /// A difference that no rule allows.
 #[derive(Clone, Debug)]
 pub struct Difference {
-    /// The place of the operation in its sequence.
+    /// The index of the operation in its sequence.
     pub index: usize,
     pub op: Op,
     pub reference: Out,
@@ -202,7 +202,7 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// What kind of difference it is: the same for many.
+    /// Returns the kind of the difference, which many share.
     pub fn kind(&self) -> String {
         let place = match &self.apart {
             apart if apart.shape.is_some() => "; another shape",
@@ -230,7 +230,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Rust for the value, on one line, numbers in hexadecimal.
+/// Formats the value as one line of Rust, with hexadecimal numbers.
 pub fn literal(value: &impl fmt::Debug) -> String {
     let mut line = String::new();
     for part in format!("{value:#x?}").lines().map(str::trim) {
@@ -246,22 +246,22 @@ pub fn literal(value: &impl fmt::Debug) -> String {
     line
 }
 
-/// How often each rule was needed.
+/// The uses of each rule.
 pub type Fired = BTreeMap<&'static str, u64>;
 
-/// Two machines, step by step.
+/// Two machines that run step by step.
 pub struct Pair<A, B> {
     reference: A,
     ours: B,
     context: Context,
     without: Vec<String>,
     pub fired: Fired,
-    /// If wanted, how often each kind of operation came out how, in the reference.
+    /// The number of each kind of outcome of each kind of operation in the reference, if requested.
     pub census: Option<BTreeMap<String, u64>>,
 }
 
 impl<A: Machine, B: Machine> Pair<A, B> {
-    /// Two empty machines; the rules of the rows in `without` do not count.
+    /// Creates two empty machines, without the rules in `without`.
     pub fn new(without: &[String]) -> Self {
         Pair {
             reference: A::fresh(),
@@ -273,7 +273,7 @@ impl<A: Machine, B: Machine> Pair<A, B> {
         }
     }
 
-    /// What is known of them.
+    /// Returns the tracked state.
     pub fn context(&self) -> &Context {
         &self.context
     }
@@ -284,11 +284,11 @@ impl<A: Machine, B: Machine> Pair<A, B> {
         self.context = Context::default();
     }
 
-    /// Does the operation on both.
+    /// Runs the operation on both.
     ///
     /// # Errors
     ///
-    /// A difference that no rule allows.
+    /// Returns a difference that no rule allows.
     pub fn step(&mut self, index: usize, op: &Op) -> Result<(), Box<Difference>> {
         let prior = wants_prior(op, &self.context).then(|| Prior::of(&self.reference.state()));
         let reference = guarded(&mut self.reference, op);
@@ -370,7 +370,7 @@ impl<A: Machine, B: Machine> Pair<A, B> {
     }
 }
 
-/// The kind of an operation, for the census.
+/// Returns the kind of an operation, for the census.
 fn name(op: &Op) -> String {
     fn first(value: &impl fmt::Debug) -> String {
         format!("{value:?}")
@@ -428,7 +428,7 @@ fn install_hook() {
     });
 }
 
-/// Does the operation, and makes a panic an outcome.
+/// Runs the operation, and turns a panic into an outcome.
 pub fn guarded(machine: &mut impl Machine, op: &Op) -> Out {
     install_hook();
     CATCHING.set(true);
@@ -437,11 +437,11 @@ pub fn guarded(machine: &mut impl Machine, op: &Op) -> Out {
     out.unwrap_or_else(|_| Out::Panicked(PanicText(LAST_PANIC.take())))
 }
 
-/// Does the operations on a fresh pair.
+/// Runs the operations on a fresh pair.
 ///
 /// # Errors
 ///
-/// The first difference that no rule allows.
+/// Returns the first difference that no rule allows.
 pub fn replay_on<A: Machine, B: Machine>(
     ops: &[Op],
     without: &[String],
@@ -453,7 +453,7 @@ pub fn replay_on<A: Machine, B: Machine>(
     Ok(pair.fired)
 }
 
-/// A sequence, and the difference that it ends with.
+/// A sequence, and the difference at its end.
 pub type Failure = (Vec<Op>, Box<Difference>);
 
 /// A long run.
@@ -462,11 +462,11 @@ pub struct Soak {
     pub ops: u64,
     pub without: Vec<String>,
     pub deadline: Option<std::time::Instant>,
-    /// Whether to count how operations come out.
+    /// Whether to count the outcomes of operations.
     pub census: bool,
 }
 
-/// What a long run has seen.
+/// The result of a long run.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub ops: u64,
@@ -475,11 +475,11 @@ pub struct Seen {
 }
 
 impl Soak {
-    /// Runs.
+    /// Runs until a difference or the end.
     ///
     /// # Errors
     ///
-    /// The sequence that led to the first difference that no rule allows, not shrunk yet.
+    /// Returns the sequence that led to the first difference that no rule allows. It is not shrunk.
     pub fn run<A: Machine, B: Machine>(&self) -> Result<Seen, Failure> {
         let mut failure = None;
         let seen = self.run_on::<A, B>(&mut |ops, difference| {
@@ -492,7 +492,8 @@ impl Soak {
         }
     }
 
-    /// Runs, and tells each difference that no rule allows; goes on with fresh machines if the answer is `true`.
+    /// Runs, and calls `report` with each difference that no rule allows. Continues with fresh
+    /// machines if it returns `true`.
     pub fn run_on<A: Machine, B: Machine>(
         &self,
         tell: &mut dyn FnMut(Vec<Op>, Box<Difference>) -> bool,

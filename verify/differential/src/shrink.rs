@@ -1,4 +1,4 @@
-//! Makes a failing sequence small enough to read.
+//! Shrinks a failing sequence until it is readable.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::op::Op;
 use crate::run::{literal, replay_on, Difference};
 
-/// Replays that shrinking may take.
+/// The most replays of a shrink.
 const MOST_ATTEMPTS: usize = 6000;
 
 struct Shrinker<'a> {
@@ -31,7 +31,7 @@ impl Shrinker<'_> {
         true
     }
 
-    /// Delta debugging: leaves out ever smaller runs of operations.
+    /// Delta debugging: removes shorter and shorter runs of operations.
     fn leave_out(&mut self) -> bool {
         let mut changed = false;
         let mut size = self.best.len() / 2;
@@ -52,7 +52,7 @@ impl Shrinker<'_> {
         changed
     }
 
-    /// Makes numbers smaller and lists shorter, one place at a time.
+    /// Makes numbers smaller and lists shorter, one at a time.
     fn simplify(&mut self) -> bool {
         let mut changed = false;
         for index in 0..self.best.len() {
@@ -85,7 +85,7 @@ impl Shrinker<'_> {
     }
 }
 
-/// Simpler forms of `value` that differ from it at its `place`th node; nothing if there is no such node.
+/// Returns simpler forms of `value` that differ from it in node number `place`, if it exists.
 fn candidates(value: &Value, place: usize) -> Option<Vec<Value>> {
     let mut count = place;
     let options = options_at(value, &mut count)?;
@@ -168,13 +168,13 @@ fn options(value: &Value) -> Vec<Value> {
     }
 }
 
-/// The smallest sequence found that still fails, and how it does.
+/// Returns the shortest failing sequence that was found, and its difference.
 pub fn shrink<A: Machine, B: Machine>(
     ops: Vec<Op>,
     difference: Box<Difference>,
     without: &[String],
 ) -> (Vec<Op>, Box<Difference>) {
-    // Of the same kind, or one bug would hide behind another.
+    // Only differences of the same kind count, so that one bug does not hide another.
     let kind = difference.kind();
     let fails = |ops: &[Op]| {
         replay_on::<A, B>(ops, without)
@@ -191,7 +191,7 @@ pub fn shrink<A: Machine, B: Machine>(
     (shrinker.best, shrinker.difference)
 }
 
-/// The sequence as a test to be pasted into `tests/found.rs`, and the difference.
+/// Returns the difference, and the sequence as a test for `tests/found.rs`.
 pub fn report(ops: &[Op], difference: &Difference) -> String {
     let mut text = format!("{difference}\n#[test]\nfn found_() {{\n    replay(&[\n");
     for op in ops {

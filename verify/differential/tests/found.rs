@@ -1,10 +1,10 @@
-//! What runs have found, as printed by them. Each was a difference that no rule allows, and is none any more.
+//! Differences that earlier runs found, as those runs printed them. None may come back.
 
 use vm_memory_differential::prelude::*;
 
-/// An exact read over two regions swallowed the error of the source at the boundary, and asked it again.
+/// An exact read over two regions lost the error of the source at the boundary, and read again.
 #[test]
-fn an_error_between_two_regions_ends_an_exact_read() {
+fn read_exact_with_error_between_regions_returns_error() {
     replay(&[
         Build(Layout {
             kind: Own,
@@ -41,9 +41,9 @@ fn an_error_between_two_regions_ends_an_exact_read() {
     ]);
 }
 
-/// The same with the end of the source.
+/// An exact read over two regions lost the end of the source at the boundary.
 #[test]
-fn the_end_of_the_source_between_two_regions_ends_an_exact_read() {
+fn read_exact_with_end_of_source_between_regions_returns_error() {
     replay(&[
         Build(Layout {
             kind: MmapPlain,
@@ -80,9 +80,9 @@ fn the_end_of_the_source_between_two_regions_ends_an_exact_read() {
     ]);
 }
 
-/// `write_volatile_to` on guest memory stopped after the first short write; the reference writes each part whole.
+/// `write_volatile_to` stopped after the first short write; 0.18.0 completes each segment.
 #[test]
-fn a_write_to_a_short_sink_goes_on() {
+fn write_to_short_sink_completes_segment() {
     replay(&[
         Build(Layout {
             kind: MmapTracked,
@@ -109,9 +109,9 @@ fn a_write_to_a_short_sink_goes_on() {
     ]);
 }
 
-/// … and answered 0 where the reference says `WriteZero`.
+/// `write_volatile_to` returned 0 where 0.18.0 returns `WriteZero`.
 #[test]
-fn a_sink_that_takes_nothing_is_an_error() {
+fn write_to_sink_that_accepts_nothing_returns_write_zero() {
     replay(&[
         Build(Layout {
             kind: MmapTracked,
@@ -136,9 +136,10 @@ fn a_sink_that_takes_nothing_is_an_error() {
     ]);
 }
 
-/// The reference gives the error of a sink that took a byte before, and loses the byte: B1 allows that.
+/// 0.18.0 returns the error of a sink that accepted a byte before, and loses the count; B1 allows
+/// it.
 #[test]
-fn a_count_comes_before_an_error_of_the_sink() {
+fn write_to_failing_sink_returns_count_first() {
     replay(&[
         Build(Layout {
             kind: MmapTracked,
@@ -165,9 +166,9 @@ fn a_count_comes_before_an_error_of_the_sink() {
     ]);
 }
 
-/// `check_range` said that a region without host memory can be accessed.
+/// `check_range` reported a region without host memory as accessible.
 #[test]
-fn memory_that_is_not_ram_cannot_be_accessed() {
+fn check_range_of_region_without_host_memory_is_false() {
     replay(&[
         Build(Layout {
             kind: Device,
@@ -190,9 +191,9 @@ fn memory_that_is_not_ram_cannot_be_accessed() {
     ]);
 }
 
-/// The same with permissions.
+/// `check_range` with permissions reported a region without host memory as accessible.
 #[test]
-fn nor_with_permissions() {
+fn check_range_with_permissions_of_region_without_host_memory_is_false() {
     replay(&[
         Build(Layout {
             kind: Own,
@@ -216,9 +217,9 @@ fn nor_with_permissions() {
     ]);
 }
 
-/// `try_access` refused a callback that handled more than one region, but not more than was asked for.
+/// `try_access` refused a callback that handled more than one region, within the requested count.
 #[test]
-fn a_callback_may_skip_over_a_region() {
+fn try_access_callback_may_handle_several_regions() {
     replay(&[
         Build(Layout {
             kind: MmapTracked,
@@ -244,7 +245,7 @@ fn a_callback_may_skip_over_a_region() {
 
 /// `try_access` lost its count at 2^64.
 #[test]
-fn try_access_up_to_the_top_tells_its_count() {
+fn try_access_up_to_2_pow_64_returns_count() {
     replay(&[
         Build(Layout {
             kind: Device,
@@ -268,9 +269,9 @@ fn try_access_up_to_the_top_tells_its_count() {
     ]);
 }
 
-/// Of a region that passes 2^64, the bytes above were accessible.
+/// The bytes above 2^64 of a region that passes it were accessible.
 #[test]
-fn a_region_past_the_top_is_cut_there() {
+fn region_past_2_pow_64_ends_there() {
     replay(&[
         Build(Layout {
             kind: Own,
@@ -294,9 +295,9 @@ fn a_region_past_the_top_is_cut_there() {
     ]);
 }
 
-/// … and address 0 was found in it.
+/// Address 0 was found in a region that passes 2^64.
 #[test]
-fn address_0_is_not_in_a_region_at_the_top() {
+fn region_past_2_pow_64_does_not_contain_address_0() {
     replay(&[
         Build(Layout {
             kind: Own,
@@ -316,9 +317,9 @@ fn address_0_is_not_in_a_region_at_the_top() {
     ]);
 }
 
-/// `unchecked_align_up` panicked in release builds for an alignment that is no power of two.
+/// `unchecked_align_up` panicked in release builds if the alignment was not a power of two.
 #[test]
-fn unchecked_align_up_does_not_panic() {
+fn unchecked_align_up_with_odd_alignment_does_not_panic() {
     replay(&[Calculate {
         what: UncheckedAlignUp,
         a: 0x0,
@@ -326,9 +327,9 @@ fn unchecked_align_up_does_not_panic() {
     }]);
 }
 
-/// `from_slice` found a value of size 0 in no bytes, the reference finds none.
+/// `from_slice` found a value of size 0 in an empty slice; 0.18.0 does not.
 #[test]
-fn no_value_in_no_bytes() {
+fn from_slice_of_zero_sized_value_in_empty_slice_is_none() {
     replay(&[Value {
         ty: Empty,
         what: FromSlice,
@@ -338,9 +339,9 @@ fn no_value_in_no_bytes() {
     }]);
 }
 
-/// More elements than `isize::MAX` are `TooBig`, whatever their size.
+/// More elements than `isize::MAX` were not `TooBig`.
 #[test]
-fn too_many_elements_are_too_big() {
+fn array_with_more_elements_than_isize_max_is_too_big() {
     replay(&[
         Build(Layout {
             kind: Own,
@@ -368,9 +369,9 @@ fn too_many_elements_are_too_big() {
     ]);
 }
 
-/// The same where they have no size.
+/// More elements of size 0 than `isize::MAX` were not `TooBig`.
 #[test]
-fn too_many_elements_of_size_0_are_too_big() {
+fn array_with_more_zero_sized_elements_than_isize_max_is_too_big() {
     replay(&[
         Build(Layout {
             kind: MmapTracked,
@@ -399,9 +400,10 @@ fn too_many_elements_of_size_0_are_too_big() {
     ]);
 }
 
-/// The reference panics where a copy goes to an empty region: B11 allows that, wherever in the operation the region is.
+/// 0.18.0 panics when a copy has an empty region as its target; B11 allows it wherever the region
+/// is.
 #[test]
-fn a_copy_to_an_empty_region_is_an_error() {
+fn copy_to_empty_region_returns_error() {
     replay(&[
         Build(Layout {
             kind: Own,

@@ -1,4 +1,5 @@
-//! The harness itself: it links two crates, finds nothing where there is nothing, and finds, shrinks and prints what there is.
+//! Tests of the harness: it links two crates, and finds, shrinks and prints exactly the
+//! differences.
 
 use std::any::TypeId;
 
@@ -25,7 +26,7 @@ fn soak(seed: u64, ops: u64) -> Soak {
 }
 
 #[test]
-fn the_two_crates_are_two() {
+fn drivers_use_two_different_crates() {
     let (reference, ours): (TypeId, TypeId) = (
         on_reference::driver::crate_type_id(),
         on_ours::driver::crate_type_id(),
@@ -49,7 +50,7 @@ fn the_two_crates_are_two() {
 }
 
 #[test]
-fn the_reference_does_not_differ_from_itself() {
+fn reference_equals_itself() {
     let seed = fastrand::u64(..);
     match soak(seed, 200_000).run::<Reference, Reference>() {
         Ok(seen) => assert!(seen.fired.is_empty(), "seed {seed}: {:?}", seen.fired),
@@ -57,7 +58,7 @@ fn the_reference_does_not_differ_from_itself() {
     }
 }
 
-/// The reference with an error: `checked_offset` is one too far.
+/// 0.18.0 with a bug: `checked_offset` is off by one.
 struct Bent(Reference);
 
 impl Machine for Bent {
@@ -118,7 +119,7 @@ impl Machine for Bent {
 }
 
 #[test]
-fn an_offset_that_is_off_by_one_is_found_and_shrunk() {
+fn off_by_one_is_found_and_shrunk() {
     let soak = soak(7, 100_000);
     let (ops, difference) = soak
         .run::<Reference, Bent>()
@@ -133,7 +134,7 @@ fn an_offset_that_is_off_by_one_is_found_and_shrunk() {
 }
 
 #[test]
-fn without_a_rule_the_run_fails() {
+fn run_without_a_rule_fails() {
     assert!(MUST_FIRE
         .iter()
         .all(|row| RULES.iter().any(|rule| rule.row == *row)));
@@ -147,7 +148,7 @@ fn without_a_rule_the_run_fails() {
             Err(failure) => failure,
             Ok(seen) => panic!("without {row}, {} operations found nothing", seen.ops),
         };
-        // It is that rule which was missing: with it, the same sequence passes.
+        // With the rule that was missing, the same sequence passes.
         if let Err(other) = replay_on::<Reference, Ours>(&ops, &[]) {
             panic!("without {row}: {difference}\nwith it: {other}");
         }

@@ -1,6 +1,7 @@
-//! The run: a million operations from a fresh seed, and some from seeds that do not change.
+//! A million operations from a fresh seed, and some from fixed seeds.
 //!
-//! `DIFF_SEED` and `DIFF_OPS` repeat or lengthen it; `DIFF_WITHOUT_RULE=B1,B2` leaves rules out, which must make it fail.
+//! `DIFF_SEED` and `DIFF_OPS` set the seed and the length. `DIFF_WITHOUT_RULE=B1,B2` leaves rules
+//! out, which must make the run fail.
 
 use std::time::Instant;
 
@@ -56,7 +57,7 @@ fn run(seed: u64, ops: u64) -> Fired {
 }
 
 #[test]
-fn a_million_operations_come_to_the_same() {
+fn a_million_operations_have_equal_outcomes() {
     let seed = number("DIFF_SEED").unwrap_or_else(|| fastrand::u64(..));
     let ops = number("DIFF_OPS").unwrap_or(1_000_000);
     let fired = run(seed, ops);
@@ -75,7 +76,7 @@ fn a_million_operations_come_to_the_same() {
 }
 
 #[test]
-fn operations_from_fixed_seeds_come_to_the_same() {
+fn operations_from_fixed_seeds_have_equal_outcomes() {
     for seed in [1, 2, 3, 0x18_0000, u64::MAX] {
         run(seed, 50_000);
     }

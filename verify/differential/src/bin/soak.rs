@@ -1,4 +1,4 @@
-//! A run of any length. See README.md.
+//! Runs the comparison for any length of time. See README.md.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -83,7 +83,7 @@ fn main() -> ExitCode {
         }
         Err((ops, difference)) => {
             eprintln!(
-                "a difference after {:.1} s; shrinking {} operations",
+                "found a difference after {:.1} s; shrinking {} operations",
                 start.elapsed().as_secs_f64(),
                 ops.len()
             );
@@ -98,7 +98,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Goes on after differences, and prints one of each kind.
+/// Continues after differences, and prints one of each kind.
 fn survey<A: Machine, B: Machine>(soak: &Soak) -> ExitCode {
     let mut kinds: BTreeMap<String, (u64, Failure)> = BTreeMap::new();
     let seen = soak.run_on::<A, B>(&mut |ops, difference| {
@@ -128,7 +128,7 @@ fn survey<A: Machine, B: Machine>(soak: &Soak) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Prints what comes of each operation of a JSON list.
+/// Prints the outcome of each operation of a JSON list.
 fn outcomes(path: &str) -> ExitCode {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,

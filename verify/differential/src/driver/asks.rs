@@ -12,7 +12,7 @@ use super::vm::{
 use crate::op::{Answer, Question, RegionQuestion};
 use crate::out::{Fault, Out};
 
-/// Slices beyond this many are not looked at: the iterator is taken to be endless.
+/// The most slices that are compared; an iterator with more counts as endless.
 const MOST_SLICES: usize = 1 << 12;
 
 pub fn place<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, hosts: &Hosts) -> Out {
@@ -59,7 +59,7 @@ fn until_error<'a, B: BitmapSlice>(
     }
 }
 
-/// Answers what any `GuestMemory` can answer.
+/// Runs a question that every `GuestMemory` supports.
 pub fn ask_any<M: GuestMemory>(memory: &M, question: &Question, hosts: &Hosts) -> Out {
     match *question {
         Question::CheckRangeFor {
@@ -82,7 +82,7 @@ pub fn ask_any<M: GuestMemory>(memory: &M, question: &Question, hosts: &Hosts) -
     }
 }
 
-/// Answers what a `GuestMemoryBackend` can answer.
+/// Runs a question that every `GuestMemoryBackend` supports.
 pub fn ask<M: GuestMemoryBackend>(memory: &M, question: &Question, hosts: &Hosts) -> Out
 where
     M::R: Sized,
@@ -112,7 +112,7 @@ where
         } => {
             let mut calls = Vec::new();
             let mut answers = answers.iter();
-            #[expect(deprecated, reason = "it is part of what must stay as it was")]
+            #[expect(deprecated, reason = "the deprecated method must keep its behaviour")]
             let result = memory.try_access(count, GuestAddress(at), |offset, len, addr, region| {
                 if calls.len() < MOST_SLICES {
                     calls.push(Out::All(vec![
@@ -154,7 +154,7 @@ where
     }
 }
 
-/// Answers what a region can answer.
+/// Runs a question to a region.
 pub fn ask_region<R: GuestMemoryRegion>(
     region: &R,
     question: &RegionQuestion,

@@ -1,4 +1,4 @@
-//! The methods of bitmaps that stand alone.
+//! The methods of separate bitmaps.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use super::vm::bitmap::{ArcSlice, AtomicBitmap, Bitmap, NewBitmap, RefSlice};
 use crate::op::{BitAct, View};
 use crate::out::Out;
 
-/// The largest bitmap that the harness makes, in bits.
+/// The largest bitmap of the harness, in bits.
 const MOST_BITS: usize = 1 << 16;
 
-/// Follows the skips from one slice of a bitmap to the next, and does `job` with the last.
+/// Follows the offsets from one slice of a bitmap to the next, and calls `job` with the last one.
 fn down<B: Bitmap>(bitmap: &B, skips: &[usize], job: &mut dyn FnMut(&dyn Marks)) {
     match skips.split_first() {
         None => job(&Seen(bitmap)),
@@ -18,7 +18,7 @@ fn down<B: Bitmap>(bitmap: &B, skips: &[usize], job: &mut dyn FnMut(&dyn Marks))
     }
 }
 
-/// The two methods of a bitmap that do not name a type.
+/// Calls the two methods of a bitmap that do not name a type.
 trait Marks {
     fn mark(&self, at: usize, len: usize);
     fn dirty(&self, at: usize) -> bool;
@@ -37,7 +37,7 @@ impl<B: Bitmap> Marks for Seen<'_, B> {
 }
 
 fn viewed(bitmap: &mut AtomicBitmap, view: View, skips: &[usize], job: &mut dyn FnMut(&dyn Marks)) {
-    // Deep chains would make types without end; `slice_at` of a slice is a slice, so two levels show all there is.
+    // `slice_at` of a slice is a slice, so two levels cover all types.
     let skips = &skips[..skips.len().min(3)];
     match view {
         View::Direct => down(bitmap, skips, job),
@@ -62,7 +62,7 @@ fn viewed(bitmap: &mut AtomicBitmap, view: View, skips: &[usize], job: &mut dyn 
     }
 }
 
-/// Does the act on the bitmap, and tells its bits after.
+/// Runs the act on the bitmap, and returns its bits afterwards.
 pub fn bits(bitmap: &mut AtomicBitmap, act: &BitAct) -> Out {
     let result = match *act {
         BitAct::NewBitmap { bytes, page } => {

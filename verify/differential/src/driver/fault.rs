@@ -1,14 +1,14 @@
-//! Errors of the crate under test, as [`Fault`].
+//! Converts errors of the crate under test to [`Fault`].
 
 use super::vm;
 use crate::out::{Fault, Out, Place};
 
-/// Where the regions of the machine start, to turn host addresses into places.
+/// The starts of the machine's regions, which turn host addresses into distances.
 #[derive(Clone, Default)]
 pub struct Hosts(pub Vec<usize>);
 
 impl Hosts {
-    /// `address`, as far as it can be compared with one of the other machine.
+    /// Converts `address` to a form that is comparable between machines.
     pub fn place(&self, address: usize) -> Out {
         let from_region = self
             .0
@@ -22,9 +22,9 @@ impl Hosts {
     }
 }
 
-/// An error that the harness can compare.
+/// An error that is comparable between machines.
 pub trait IntoFault {
-    /// The error without what differs by nature: host addresses and texts.
+    /// Converts the error, without host addresses and texts.
     fn fault(self, hosts: &Hosts) -> Fault;
 }
 

@@ -1,4 +1,4 @@
-//! The types of regions that a collection is made of.
+//! The types of the regions of a collection.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,7 @@ use crate::host::whole_pages;
 use crate::op::{Flavour, RegionSpec};
 use crate::out::Fault;
 
-/// The largest region that the harness makes memory for.
+/// The largest region with memory.
 pub const LARGEST_REGION: u64 = 1 << 18;
 
 /// A type of region.
@@ -25,10 +25,10 @@ pub trait Kind: 'static {
     type B: Bitmap + 'static;
     type R: GuestMemoryRegion<B = Self::B> + 'static;
 
-    /// A region as specified.
+    /// Creates the specified region.
     fn region(spec: &RegionSpec) -> Result<Self::R, Fault>;
 
-    /// The collection made by `from_ranges` or `from_ranges_with_files`, if the kind has these.
+    /// Creates a collection by `from_ranges` or `from_ranges_with_files`, if the kind has them.
     fn from_ranges(
         _: &[RegionSpec],
         _files: bool,
@@ -36,35 +36,35 @@ pub trait Kind: 'static {
         None
     }
 
-    /// Host address and length of the region's memory, whole pages.
+    /// Returns the host address and the length of the region's memory, in whole pages.
     fn host(region: &Self::R) -> (usize, usize);
 
-    /// Whether the region has memory of the host's.
+    /// Returns whether the region has host memory.
     fn is_ram(_: &Self::R) -> bool {
         true
     }
 
-    /// The bitmap of the region.
+    /// Returns the bitmap of the region.
     fn region_bits(region: &Self::R) -> Option<&AtomicBitmap>;
 
-    /// A bitmap for an `IommuMemory`.
+    /// Creates a bitmap for an `IommuMemory`.
     fn bitmap(bytes: usize, page: usize) -> Self::B;
 
-    /// The bitmap in it.
+    /// Returns the bitmap in it.
     fn bits(bitmap: &Self::B) -> Option<&AtomicBitmap>;
 
-    /// The mapping behind the region, if it is one of the crate's own.
+    /// Returns the mapping of the region, if it is a type of the crate.
     fn mapping(_: &Self::R) -> Option<&MmapRegion<Self::B>> {
         None
     }
 }
 
-/// A bitmap for `bytes`, at a granularity that is at least 1.
+/// Creates a bitmap for `bytes`, with a granularity of at least 1.
 pub fn bitmap_of(bytes: usize, page: usize) -> AtomicBitmap {
     AtomicBitmap::new(bytes, NonZeroUsize::new(page).unwrap_or(NonZeroUsize::MIN))
 }
 
-/// The bits that are set, and how many there are.
+/// Returns the words of a bitmap, and the number of its bits.
 pub fn words_of(bitmap: Option<&AtomicBitmap>) -> Vec<u64> {
     let Some(bitmap) = bitmap else {
         return Vec::new();
@@ -74,7 +74,7 @@ pub fn words_of(bitmap: Option<&AtomicBitmap>) -> Vec<u64> {
     words
 }
 
-/// Sets and clears bits so that [`words_of`] says the same as where the words came from.
+/// Sets and clears bits so that [`words_of`] returns `words`.
 pub fn set_words(bitmap: Option<&AtomicBitmap>, words: &[u64]) {
     let Some(bitmap) = bitmap else { return };
     bitmap.reset();
@@ -108,7 +108,7 @@ fn mapped_ranges<B: vm::bitmap::NewBitmap>(
     let made = if files {
         GuestRegionCollection::from_ranges_with_files(specs.iter().enumerate().map(
             |(index, spec)| {
-                // Files of their own, of one behind another one's page, so that offsets differ.
+                // Each region has a file with an offset of one more page than the previous one.
                 let offset = (index as u64 % 3) * 4096;
                 let file = (index % 4 != 3).then(|| {
                     vm::FileOffset::new(
@@ -133,7 +133,7 @@ fn host_of<B: Bitmap>(region: &GuestRegionMmap<B>) -> (usize, usize) {
     (region.as_ptr() as usize, whole_pages(region.size()))
 }
 
-/// Regions of the crate's own without a bitmap.
+/// The crate's regions without a bitmap.
 pub enum MmapPlain {}
 
 impl Kind for MmapPlain {
@@ -170,7 +170,7 @@ impl Kind for MmapPlain {
     }
 }
 
-/// Regions of the crate's own with a bitmap.
+/// The crate's regions with a bitmap.
 pub enum MmapTracked {}
 
 impl Kind for MmapTracked {
@@ -212,7 +212,7 @@ impl Kind for MmapTracked {
     }
 }
 
-/// Regions of the crate's own that may have a bitmap.
+/// The crate's regions with an optional bitmap.
 pub enum MmapMaybe {}
 
 impl Kind for MmapMaybe {
@@ -247,7 +247,7 @@ impl Kind for MmapMaybe {
     }
 }
 
-/// A region such as a user of the crate writes: anywhere, of any length, with memory or without.
+/// A user-defined region: at any address, of any length, with or without memory.
 pub struct OwnRegion {
     base: u64,
     len: u64,
@@ -298,7 +298,7 @@ impl GuestMemoryRegion for OwnRegion {
 
 impl GuestMemoryRegionBytes for OwnRegion {}
 
-/// Regions of the harness's own.
+/// The harness's regions.
 pub enum Own {}
 
 impl Kind for Own {
@@ -347,11 +347,11 @@ impl Kind for Own {
     }
 }
 
-/// A region that answers for itself, with no memory that the host could point at.
+/// A region that handles each access itself, without host memory.
 pub struct DeviceRegion {
     base: u64,
     len: u64,
-    /// How many times it was asked: part of what is compared.
+    /// The number of accesses, which is compared.
     asked: MmapRegion<()>,
 }
 
@@ -471,7 +471,7 @@ impl GuestMemoryRegion for DeviceRegion {
     fn bitmap(&self) -> BS<'_, Self::B> {}
 }
 
-/// Regions that answer for themselves.
+/// The regions that handle each access themselves.
 pub enum Device {}
 
 impl Kind for Device {

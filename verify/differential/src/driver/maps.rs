@@ -1,5 +1,5 @@
 //! `MmapRegion`, its builder and `GuestRegionMmap`.
-#![expect(unsafe_code, reason = "raw mappings are unsafe to ask for")]
+#![expect(unsafe_code, reason = "building on a raw mapping is unsafe")]
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::vm::{
 use crate::op::{MapFlags, MapHow, MapSpec, Span};
 use crate::out::{Fault, Out};
 
-/// Sizes between what the harness maps and what no host can map are left alone.
+/// Sizes between the harness's limit and the size that no host can map are skipped.
 fn sensible(size: usize) -> bool {
     size <= 1 << 20 || size >= 1 << 50
 }
@@ -53,7 +53,7 @@ fn told(region: &MmapRegion<()>) -> Out {
     ])
 }
 
-/// Makes the mapping, and asks it everything that does not touch its memory.
+/// Creates the mapping, and calls every method that does not access its memory.
 pub fn map(spec: &MapSpec) -> Out {
     if !sensible(spec.size) {
         return Out::NotApplicable;
@@ -74,11 +74,13 @@ pub fn map(spec: &MapSpec) -> Out {
         (MapHow::MapFromFile, None) => return Out::NotApplicable,
         (MapHow::MapBuild, file) => MmapRegion::build(file, spec.size, prot, flags),
         (MapHow::MapRaw, _) => {
-            // SAFETY: the memory is mapped for as long as the result lives, which is told to nobody and never touched.
+            // SAFETY: the memory outlives the region, which only this function has, and which is
+            // never accessed.
             unsafe { MmapRegion::build_raw(base.as_ptr(), spec.size, prot, flags) }
         }
         (MapHow::MapRawMisaligned, _) => {
-            // SAFETY: as above; an address that is not that of a page is refused.
+            // SAFETY: the memory outlives the region, which is never accessed; an unaligned address
+            // is refused.
             unsafe { MmapRegion::build_raw(base.as_ptr().wrapping_add(8), spec.size, prot, flags) }
         }
         (MapHow::MapBuilder, file) => {
@@ -118,7 +120,7 @@ pub fn map(spec: &MapSpec) -> Out {
     )
 }
 
-/// Whether two mappings of files overlap there.
+/// Returns whether two file mappings overlap.
 pub fn fds_overlap(same_file: bool, first: (u64, usize), second: (u64, usize)) -> Out {
     const LARGEST_FILE: u64 = 1 << 16;
     let ends = [first, second].map(|(offset, len)| offset.checked_add(len as u64));
@@ -149,7 +151,7 @@ pub fn fds_overlap(same_file: bool, first: (u64, usize), second: (u64, usize)) -
     }
 }
 
-/// Writes to a region whose builder chose the bitmap, and tells which pages it calls dirty.
+/// Writes to a region whose builder created the bitmap, and returns the dirty pages.
 pub fn builder_marks(size: usize, writes: &[Span]) -> Out {
     if size > 1 << 18 {
         return Out::NotApplicable;
@@ -176,7 +178,7 @@ pub fn builder_marks(size: usize, writes: &[Span]) -> Out {
     Out::All(vec![Out::All(results), Out::All(dirty.collect())])
 }
 
-/// A region of a mapping at a guest address.
+/// Creates a region of a mapping at a guest address.
 pub fn guest_region(base: u64, size: usize, arc: bool) -> Out {
     if size > 1 << 20 {
         return Out::NotApplicable;

@@ -1,4 +1,6 @@
-//! Does operations on one of the two crates. This folder is compiled once for each, as `vm`: what it does cannot differ.
+//! Runs operations on one of the two crates. This folder is compiled once for each, with the crate
+//! as
+//! `vm`, so that both run the same code.
 
 mod asks;
 mod bits;
@@ -36,15 +38,15 @@ use vm::{
 
 /// The length of the buffer that has no bitmap.
 const BUFFER_BYTES: usize = 8192;
-/// Regions that were removed and are still held, at most.
+/// The most removed regions that are still held.
 const MOST_REMOVED: usize = 2;
 
-/// The type of [`std::any::type_name`] of something of this crate, to tell the two apart.
+/// Returns a type name of this crate, which distinguishes the two.
 pub fn crate_type_id() -> std::any::TypeId {
     std::any::TypeId::of::<GuestAddress>()
 }
 
-/// One crate, with everything that the operations have made of it.
+/// One crate, with the objects that operations created.
 pub struct World {
     space: Box<dyn Space>,
     bitmaps: [AtomicBitmap; 3],
@@ -149,7 +151,7 @@ impl Machine for World {
     }
 }
 
-/// A [`SpaceOf`], whatever its regions are.
+/// A [`SpaceOf`] with any type of region.
 trait Space {
     fn apply(&mut self, op: &Op) -> Out;
     fn extents(&self) -> Vec<Extent>;
@@ -169,11 +171,11 @@ trait Space {
 
 type Collection<K> = GuestRegionCollection<<K as Kind>::R>;
 
-/// Guest memory whose regions are of one type, and all that is made of it.
+/// Guest memory with one type of region, and the objects created from it.
 struct SpaceOf<K: Kind> {
     memory: Collection<K>,
     published: GuestMemoryAtomic<Collection<K>>,
-    /// What `published` has, to look at its regions.
+    /// The collection in `published`, for access to its regions.
     seen: Collection<K>,
     kept: Option<Arc<Collection<K>>>,
     removed: Vec<Arc<K::R>>,
@@ -194,9 +196,9 @@ fn build(layout: &Layout) -> Result<Box<dyn Space>, Fault> {
 fn range_of(host: (usize, usize)) -> HostRange {
     #[expect(
         unsafe_code,
-        reason = "the harness looks at guest memory by its host address"
+        reason = "the harness accesses guest memory by host address"
     )]
-    // SAFETY: kinds give the whole mapping of a region that the machine keeps, and a single thread uses it.
+    // SAFETY: kinds return the whole mapping of a region that the machine owns; one thread uses it.
     unsafe {
         HostRange::new(host.0, host.1)
     }
@@ -268,7 +270,8 @@ impl<K: Kind> SpaceOf<K> {
         range_of((self.buffer.as_ptr() as usize, BUFFER_BYTES))
     }
 
-    /// The regions that are compared, each once: those of the current collection first, as operands count them.
+    /// Returns the regions to compare, each once. Those of the current collection come first, in
+    /// the order of operands.
     fn regions(&self) -> Vec<&K::R> {
         let mut regions: Vec<&K::R> = self.memory.iter().collect();
         let others = self
@@ -426,7 +429,7 @@ impl<K: Kind> Space for SpaceOf<K> {
                 }
             }
             Op::Publish => {
-                // A second handle, as another thread would have: both must see the replacement.
+                // A second handle, as in another thread. Both must see the replacement.
                 let handle = self.published.clone();
                 let before = handle.memory();
                 match handle.lock() {

@@ -1,4 +1,4 @@
-//! What needs no memory: addresses, permissions, values and their bytes, endian types.
+//! Operations without memory: addresses, permissions, values and their bytes, endian types.
 
 use std::ops::Range;
 
@@ -64,7 +64,7 @@ pub fn perms(a: Perm, b: Perm) -> Out {
     ])
 }
 
-/// Memory that is aligned for every type, to take slices of any alignment from.
+/// Memory that is aligned for every type, for slices of any alignment.
 #[repr(align(64))]
 struct Aligned([u8; 256]);
 

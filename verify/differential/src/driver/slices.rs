@@ -1,8 +1,5 @@
 //! The methods of `VolatileMemory`, `VolatileSlice`, `VolatileRef` and `VolatileArrayRef`.
-#![expect(
-    unsafe_code,
-    reason = "aligned_as_ref and aligned_as_mut are unsafe to call"
-)]
+#![expect(unsafe_code, reason = "calls aligned_as_ref and aligned_as_mut")]
 
 use std::sync::atomic::Ordering;
 
@@ -19,13 +16,13 @@ use super::vm::{
 use crate::op::{Access, Act, Path, Walk};
 use crate::out::Out;
 
-/// Something to be done with a slice whose bitmap may be of any type.
+/// An operation on a slice with any type of bitmap.
 pub trait SliceJob {
-    /// Does it. The slice lies in one of `hosts`.
+    /// Runs the operation. The slice is in one of `hosts`.
     fn run<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'_, B>, hosts: &Hosts) -> Out;
 }
 
-/// Goes on from `slice` by `steps`, and does the job at their end.
+/// Follows `steps` from `slice`, and runs the job at their end.
 pub fn walk<B: BitmapSlice>(
     slice: &VolatileSlice<'_, B>,
     steps: &[Walk],
@@ -61,9 +58,9 @@ pub fn walk<B: BitmapSlice>(
     }
 }
 
-/// Finds the slice of a path, for acts that take a second one.
+/// Finds the slice of a path, for acts with a second slice.
 pub trait Paths {
-    /// Does the job with the slice of the path.
+    /// Runs the job with the slice of the path.
     fn with_slice(&self, path: &Path, job: &mut impl SliceJob) -> Out;
 }
 
@@ -308,12 +305,12 @@ fn typed<T: ByteValued, B: BitmapSlice, P: Paths>(
             Err(fault) => Out::Failed(fault),
         },
         Act::AlignedRef { at, .. } => {
-            // SAFETY: one thread uses this memory, and the reference is gone before it is used otherwise.
+            // SAFETY: one thread uses this memory, and only through the reference while it lives.
             let result = unsafe { slice.aligned_as_ref::<T>(at) };
             Out::of(result.map_err(failed).map(|value| bytes_of(&[*value])))
         }
         Act::AlignedMut { at, seed, .. } => {
-            // SAFETY: one thread uses this memory, and the reference is gone before it is used otherwise.
+            // SAFETY: one thread uses this memory, and only through the reference while it lives.
             let result = unsafe { slice.aligned_as_mut::<T>(at) };
             Out::of(result.map_err(failed).map(|value| *value = value_of(seed)))
         }

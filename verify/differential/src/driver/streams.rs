@@ -14,10 +14,10 @@ use super::vm::{Bytes, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVo
 use crate::host::stream;
 use crate::op::{Handle, Sink, Source, Step, Trouble};
 
-/// The capacity that the harness gives its pipes: the smallest there is.
+/// The capacity of the pipes: the smallest possible one.
 pub const PIPE_BYTES: usize = 4096;
 
-/// An anonymous file that holds `bytes`.
+/// Creates an anonymous file with these bytes.
 pub fn file_of(bytes: &[u8]) -> File {
     let fd = rustix::fs::memfd_create("differential", MemfdFlags::CLOEXEC).expect("memfd_create");
     let mut file = File::from(fd);
@@ -25,7 +25,7 @@ pub fn file_of(bytes: &[u8]) -> File {
     file
 }
 
-/// An anonymous file of `len` zeros.
+/// Creates an anonymous file of `len` zeros.
 pub fn file_of_len(len: u64) -> File {
     let file = file_of(&[]);
     file.set_len(len).expect("resizing a memfd");
@@ -51,7 +51,7 @@ fn trouble(what: Trouble) -> VolatileMemoryError {
     })
 }
 
-/// Calls the method of the trait on the descriptor, as the handle says.
+/// Calls the method of the trait on the descriptor, in the form of the handle.
 macro_rules! through {
     ($handle:expr, $owner:ty, $fd:expr, $trait:ident :: $method:ident ($buf:expr)) => {
         match $handle {
@@ -63,7 +63,7 @@ macro_rules! through {
     };
 }
 
-/// A source, and how much it has given.
+/// A source, and the number of bytes it returned.
 pub enum Feed {
     Script {
         steps: std::vec::IntoIter<Step>,
@@ -91,7 +91,7 @@ pub enum Feed {
 }
 
 impl Feed {
-    /// The source that the operand describes.
+    /// Creates the source that the operand describes.
     pub fn new(source: &Source) -> Feed {
         match *source {
             Source::ScriptSource { ref steps, seed } => Feed::Script {
@@ -157,7 +157,7 @@ impl Feed {
         }
     }
 
-    /// The position in the source afterwards; for pipes and sockets, the bytes that are left.
+    /// Returns the position in the source; for pipes and sockets, the remaining bytes.
     pub fn position(self) -> u64 {
         match self {
             Feed::Script { given, .. } | Feed::Slice { given, .. } => given as u64,
@@ -237,7 +237,7 @@ impl ReadVolatile for Feed {
     }
 }
 
-/// Brings the methods that the traits provide to a stream that forwards them.
+/// Forwards the provided methods of the traits to a stream.
 struct Default<'a, T>(&'a mut T);
 
 impl<T: ReadVolatile> ReadVolatile for Default<'_, T> {
@@ -258,7 +258,7 @@ impl<T: WriteVolatile> WriteVolatile for Default<'_, T> {
     }
 }
 
-/// A sink, and what it has taken.
+/// A sink, and the bytes it accepted.
 pub enum Drain {
     Script {
         steps: std::vec::IntoIter<Step>,
@@ -290,7 +290,7 @@ pub enum Drain {
 }
 
 impl Drain {
-    /// The sink that the operand describes.
+    /// Creates the sink that the operand describes.
     pub fn new(sink: &Sink) -> Drain {
         match *sink {
             Sink::ScriptSink { ref steps } => Drain::Script {
@@ -360,7 +360,7 @@ impl Drain {
         }
     }
 
-    /// What is in the sink afterwards, and where it stands.
+    /// Returns the contents of the sink, and its position.
     pub fn contents(self) -> (Vec<u8>, u64) {
         match self {
             Drain::Script { taken, .. } | Drain::Vector(taken) => (taken, 0),
@@ -480,7 +480,7 @@ fn rest(mut from: impl Read) -> Vec<u8> {
                 error.kind(),
                 ErrorKind::WouldBlock | ErrorKind::InvalidInput | ErrorKind::ConnectionReset
             ) || error.raw_os_error() == Some(libc::EBADF),
-            "reading what is left: {error}"
+            "cannot read the remaining bytes: {error}"
         ),
     }
     bytes

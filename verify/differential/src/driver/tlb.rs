@@ -1,4 +1,4 @@
-//! An IOMMU over the crate's IOTLB, and the methods of that.
+//! An IOMMU with the crate's IOTLB, and the methods of the IOTLB.
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -10,24 +10,25 @@ use crate::context::Mapping;
 use crate::op::{Perm, TlbAct};
 use crate::out::Out;
 
-/// Mapped ranges beyond this many are not looked at: the iterator is taken to be endless.
+/// The most mapped ranges that are compared; an iterator with more counts as endless.
 const MOST_RANGES: usize = 1 << 12;
 
-/// An IOMMU that knows what it was told, and asks nobody.
+/// An IOMMU whose misses stay misses.
 #[derive(Debug)]
 pub struct Remapper {
     tlb: RwLock<Iotlb>,
 }
 
 impl Remapper {
-    /// One that knows nothing.
+    /// Creates one without mappings.
     pub fn new() -> Self {
         Remapper {
             tlb: RwLock::new(Iotlb::new()),
         }
     }
 
-    /// Its IOTLB. A panic of the crate under test may have poisoned the lock: that panic was reported already.
+    /// Returns its IOTLB. A panic of the crate under test, which was reported, may have poisoned
+    /// the lock.
     pub fn tlb_mut(&self) -> RwLockWriteGuard<'_, Iotlb> {
         self.tlb.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,7 +55,7 @@ impl Iommu for Remapper {
     }
 }
 
-/// Does the act on the IOTLB.
+/// Runs the act on the IOTLB.
 pub fn tlb(tlb: &mut Iotlb, act: &TlbAct, hosts: &Hosts) -> Out {
     match *act {
         TlbAct::SetMapping {
@@ -89,10 +90,10 @@ pub fn tlb(tlb: &mut Iotlb, act: &TlbAct, hosts: &Hosts) -> Out {
     }
 }
 
-/// All that the IOTLB has, found by looking everything up.
+/// Returns all mappings of the IOTLB by a lookup of everything.
 pub fn mappings(tlb: &Iotlb) -> Vec<Mapping> {
     let mut found = Vec::new();
-    // The last address is looked up by itself: no length reaches it from 0.
+    // The last address is a separate lookup, because no length reaches it from 0.
     for (first, len) in [(0, usize::MAX), (u64::MAX, 1)] {
         let misses = match Iotlb::lookup(tlb, GuestAddress(first), len, Permissions::No) {
             Ok(_) => Vec::new(),

@@ -1,4 +1,4 @@
-//! The methods of `Bytes`, on whatever has them.
+//! The methods of `Bytes` on all types that have them.
 
 use super::fault::{Hosts, IntoFault};
 use super::streams::{Drain, Feed};
@@ -8,10 +8,10 @@ use crate::host::stream;
 use crate::op::Access;
 use crate::out::Out;
 
-/// The largest buffer that the harness hands over.
+/// The largest buffer that the harness passes.
 pub const LARGEST_BUFFER: usize = 1 << 18;
 
-/// Does the access at `at`.
+/// Runs the access at `at`.
 pub fn touch<A, M>(memory: &M, at: A, access: &Access, hosts: &Hosts) -> Out
 where
     M: Bytes<A> + ?Sized,

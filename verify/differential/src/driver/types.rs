@@ -1,4 +1,4 @@
-//! The types that operands name, and values of them.
+//! The types of operands, and their values.
 #![expect(unsafe_code, reason = "ByteValued is an unsafe trait")]
 
 use std::sync::atomic::Ordering;
@@ -7,17 +7,17 @@ use super::vm;
 use crate::host::stream;
 use crate::op::{Order, Perm};
 
-/// Three bytes: a size that is no power of two.
+/// Three bytes: a size that is not a power of two.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Bytes3([u8; 3]);
 
-/// More than any register holds.
+/// A value that is larger than any register.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Bytes40([u8; 40]);
 
-/// Nothing at all.
+/// A value without bytes.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Empty([u8; 0]);
@@ -28,7 +28,7 @@ unsafe impl vm::ByteValued for Bytes3 {}
 // SAFETY: an array of bytes has no padding and no invalid value.
 unsafe impl vm::ByteValued for Bytes40 {}
 
-// SAFETY: there is no byte that could be padding or invalid.
+// SAFETY: without bytes, there is no padding and no invalid value.
 unsafe impl vm::ByteValued for Empty {}
 
 /// Evaluates the expression with `$T` standing for the type named by `$ty`.
@@ -57,8 +57,8 @@ macro_rules! with_any_ty {
     }};
 }
 
-/// The same for those types that memory is accessed as: others have the size and alignment of one of them, and cost time
-/// to compile.
+/// The same for the types of accesses to memory. Other types have the size and alignment of one of
+/// them, and take time to compile.
 macro_rules! with_ty {
     ($ty:expr, $T:ident => $body:expr, else $other:expr) => {{
         use $crate::op::Ty;
@@ -114,12 +114,12 @@ macro_rules! with_atom {
 
 pub(super) use {with_any_ty, with_atom, with_ty};
 
-/// The value whose bytes are the stream called `seed`.
+/// Returns the value whose bytes are the stream `seed`.
 pub fn value_of<T: vm::ByteValued>(seed: u8) -> T {
     values_of(seed, 1)[0]
 }
 
-/// As many values as asked, whose bytes are the stream called `seed`.
+/// Returns `count` values whose bytes are the stream `seed`.
 pub fn values_of<T: vm::ByteValued>(seed: u8, count: usize) -> Vec<T> {
     let size = size_of::<T>();
     (0..count)
@@ -133,12 +133,12 @@ pub fn values_of<T: vm::ByteValued>(seed: u8, count: usize) -> Vec<T> {
         .collect()
 }
 
-/// The bytes of the values.
+/// Returns the bytes of the values.
 pub fn bytes_of<T: vm::ByteValued>(values: &[T]) -> Vec<u8> {
     values.iter().flat_map(|v| v.as_slice().to_vec()).collect()
 }
 
-/// The standard library's name for it.
+/// Converts to the standard library's type.
 pub fn order(order: Order) -> Ordering {
     match order {
         Order::Relaxed => Ordering::Relaxed,
@@ -149,7 +149,7 @@ pub fn order(order: Order) -> Ordering {
     }
 }
 
-/// The crate's name for it.
+/// Converts to the crate's type.
 pub fn perm(perm: Perm) -> vm::Permissions {
     match perm {
         Perm::No => vm::Permissions::No,
@@ -159,7 +159,7 @@ pub fn perm(perm: Perm) -> vm::Permissions {
     }
 }
 
-/// The harness's number for it.
+/// Converts to the harness's number.
 pub fn perm_number(perm: vm::Permissions) -> u64 {
     match perm {
         vm::Permissions::No => 0,

@@ -1,4 +1,4 @@
-//! Makes up operations: near the edges of what is there, for the most part.
+//! Generates operations, mostly at the edges of existing regions and mappings.
 
 mod others;
 mod regions;
@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::machine::Extent;
 use crate::op::*;
 
-/// Granularities of bitmaps, odd ones too.
+/// Granularities of bitmaps, including unusual ones.
 const GRANULARITIES: &[usize] = &[
     1,
     2,
@@ -30,18 +30,18 @@ const GRANULARITIES: &[usize] = &[
     1 << 20,
 ];
 
-/// Makes up operations for what the context describes.
+/// A generator of operations for a context.
 pub struct Gen<'a> {
     rng: &'a mut Rng,
     context: &'a Context,
 }
 
-/// The operation to do next.
+/// Returns the next operation.
 pub fn next(rng: &mut Rng, context: &Context) -> Op {
     Gen { rng, context }.op()
 }
 
-/// The layout to start with.
+/// Returns the initial layout.
 pub fn first(rng: &mut Rng, context: &Context) -> Op {
     Op::Build(Gen { rng, context }.layout())
 }
@@ -74,7 +74,7 @@ impl Gen<'_> {
         self.pick(Perm::ALL)
     }
 
-    /// A little more or less, or nothing.
+    /// Returns a small offset, positive or negative, or 0.
     fn near(&mut self, value: u64) -> u64 {
         match self.rng.u32(0..10) {
             0..5 => value,
@@ -88,7 +88,7 @@ impl Gen<'_> {
         }
     }
 
-    /// A number at one of the ends of the world.
+    /// Returns a number near 0 or 2^64.
     fn edge(&mut self) -> u64 {
         let edge = self.pick(&[
             0,
@@ -129,7 +129,7 @@ impl Gen<'_> {
         }
     }
 
-    /// A length that fits into a buffer; `from` is the address it starts at.
+    /// Returns a length that fits into a buffer, for a range that starts at `from`.
     fn length(&mut self, from: u64, extents: &[Extent]) -> usize {
         match self.rng.u32(0..12) {
             0 => 0,
@@ -137,7 +137,7 @@ impl Gen<'_> {
             2..5 => self.rng.usize(2..40),
             5 => self.pick(&[2, 4, 8, 16, 4095, 4096, 4097]),
             6..9 if !extents.is_empty() => {
-                // Up to the end of some region, give or take.
+                // About up to the end of a region.
                 let extent = self.pick(extents);
                 let end = extent.base.wrapping_add(extent.len);
                 let distance = self.near(end.wrapping_sub(from));
@@ -152,11 +152,11 @@ impl Gen<'_> {
         }
     }
 
-    /// A length of any size.
+    /// Returns any length.
     fn any_length(&mut self, from: u64, extents: &[Extent]) -> usize {
         match self.rng.u32(0..12) {
             0 => self.edge() as usize,
-            // Up to the end of the address space, give or take.
+            // About up to the end of the address space.
             1 => {
                 let left = 0u64.wrapping_sub(from);
                 self.near(left) as usize
@@ -250,7 +250,8 @@ impl Gen<'_> {
             _ => {
                 let count = self.any_length(at, extents);
                 let mut sink = self.sink(count);
-                // The model cannot say what a pipe does, where a rule would have to ask it; slices are written to pipes elsewhere.
+                // The model does not know the capacity of pipes. Slices are written to pipes
+                // elsewhere.
                 if matches!(sink, Sink::PipeSink { .. }) {
                     sink = Sink::SocketSink { open: true };
                 }
@@ -376,7 +377,7 @@ impl Gen<'_> {
     }
 
     fn op(&mut self) -> Op {
-        // An IOMMU without mappings refuses everything: there is little to compare in that.
+        // An IOMMU without mappings refuses everything, which leaves little to compare.
         if self.context.iommu_enabled && self.context.tlb.mappings.len() < 4 && self.one_in(8) {
             return self.tlb();
         }

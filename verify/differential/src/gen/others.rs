@@ -1,4 +1,4 @@
-//! Bitmaps, IOTLBs, mappings, and what needs no memory.
+//! Operations on bitmaps, IOTLBs and mappings, and operations without memory.
 
 use super::{Gen, GRANULARITIES};
 use crate::machine::Extent;
@@ -105,7 +105,7 @@ impl Gen<'_> {
             0..3 => {
                 let how = self.pick(MapHow::ALL);
                 let file = (how == MapHow::MapFromFile || self.one_in(2)).then(|| {
-                    // Long enough for the size most of the time.
+                    // Usually long enough for the size.
                     let offset = self.pick(&[
                         0,
                         0,

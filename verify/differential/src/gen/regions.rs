@@ -1,10 +1,10 @@
-//! Layouts, and regions that come and go.
+//! Layouts, insertions and removals of regions.
 
 use super::{Gen, GRANULARITIES};
 use crate::machine::Extent;
 use crate::op::*;
 
-/// Lengths of regions.
+/// The lengths of regions.
 const REGION_LENGTHS: &[u64] = &[
     1, 2, 3, 7, 8, 9, 16, 100, 0xfff, 0x1000, 0x1000, 0x1000, 0x1001, 0x2000, 0x2ffd,
 ];
@@ -77,7 +77,7 @@ impl Gen<'_> {
             };
             base = base.wrapping_add(len).wrapping_add(gap);
         }
-        // At the top: the last region ends at 2^64, or a little below.
+        // At the top: the last region ends at or just below 2^64.
         if self.rng.u32(0..10) < if own { 4 } else { 1 } {
             let mut end = if self.one_in(3) {
                 self.rng.u64(0..0x20).wrapping_neg()

@@ -1,4 +1,4 @@
-//! Volatile slices: how to come by one, and what to do with it.
+//! Volatile slices: paths to a slice, and operations on it.
 
 use super::Gen;
 use crate::machine::Extent;
@@ -79,7 +79,7 @@ impl Gen<'_> {
         }
     }
 
-    /// The length of what a path leads to, as far as that is easily said.
+    /// The approximate length of the slice at the end of a path.
     pub(super) fn path_len(&self, path: &Path) -> u64 {
         let mut len = match path.root {
             Root::OfRegion(index) => self.region_len(index),

@@ -11,7 +11,7 @@ impl Gen<'_> {
     pub(super) fn steps(&mut self, total: usize) -> List<Step> {
         let mut steps = Vec::new();
         let chunk = self.pick(&[1, 3, 10, 100, 4096, usize::MAX]);
-        // Enough steps to get through small reads, not so many that large ones take for ever.
+        // Enough steps for small reads, and few enough that large reads end soon.
         let enough = (total / chunk.max(1)).min(40) + 1;
         while steps.len() < enough + 3 {
             steps.push(match self.rng.u32(0..24) {
@@ -47,7 +47,8 @@ impl Gen<'_> {
                 seed,
             },
             11 | 12 => {
-                // So far below the end of all files that no read passes it, which is an error of its own.
+                // Far enough below the largest file offset that no read passes it, which is a
+                // separate error.
                 let pos = self.offset(len as u64).min(i64::MAX as u64 >> 1);
                 Source::FileSource {
                     len,
@@ -98,7 +99,7 @@ impl Gen<'_> {
                 }
             }
             13 => {
-                // Full or empty: how writes share what is left of a page is the kernel's business.
+                // Full or empty, because the kernel decides how writes share the rest of a page.
                 let room = self.pick(&[0, 4096]);
                 Sink::PipeSink {
                     room,

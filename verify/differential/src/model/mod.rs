@@ -1,5 +1,5 @@
-//! What an access by guest address should come to: slow, obvious, and apart from both crates. The rules ask it whether ours
-//! is right where the reference is not.
+//! A model of accesses by guest address: slow, obvious, and independent of both crates. The rules
+//! use it to check ours where 0.18.0 is wrong.
 
 mod streams;
 
@@ -18,13 +18,13 @@ pub struct Prior {
     pub iommu: Vec<u64>,
 }
 
-/// What an operation should come to.
+/// The expected result of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Expected {
     pub out: Out,
-    /// Region, offset and bytes.
+    /// The writes: region, offset and bytes.
     pub writes: Vec<(usize, usize, Vec<u8>)>,
-    /// Region (`None`: the bitmap of the `IommuMemory`), offset and length.
+    /// The marks: region (`None` for the bitmap of the `IommuMemory`), offset and length.
     pub marks: Vec<(Option<usize>, usize, usize)>,
 }
 
@@ -38,13 +38,13 @@ impl Expected {
     }
 }
 
-/// A part of a range that lies in one region.
+/// A segment of a range, in one region.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     place: usize,
     offset: usize,
     len: usize,
-    /// Where the marks go: to the `IommuMemory`'s bitmap, at this offset.
+    /// The offset of the marks in the bitmap of the `IommuMemory`.
     iova: Option<u64>,
 }
 
@@ -57,7 +57,7 @@ pub struct Model<'a> {
 }
 
 impl<'a> Model<'a> {
-    /// That of `on`, whose regions are these; nothing if `on` is no guest memory.
+    /// Creates the model of `on` with these regions; `None` if `on` is not guest memory.
     pub fn new(
         context: &'a Context,
         on: &Target,
@@ -78,7 +78,7 @@ impl<'a> Model<'a> {
         })
     }
 
-    /// The region with the address, and how far it is from there to its end or to 2^64.
+    /// Returns the region that contains the address, and the distance to its end or to 2^64.
     fn find(&self, at: u64) -> Option<(&Placed, u64, usize)> {
         let region = self
             .regions
@@ -89,7 +89,7 @@ impl<'a> Model<'a> {
         Some((region, offset, rest as usize))
     }
 
-    /// The parts of a range of guest physical addresses, and what ends them early.
+    /// Returns the segments of a guest physical range, and the fault that ends them early.
     fn physical(&self, at: u64, count: usize, iova: Option<u64>) -> (Vec<Piece>, Option<Fault>) {
         let mut pieces = Vec::new();
         let mut done = 0;
@@ -117,7 +117,8 @@ impl<'a> Model<'a> {
         (pieces, None)
     }
 
-    /// The parts of a range, and what ends them early; or why none of it can be reached at all.
+    /// Returns the segments of a range and the fault that ends them early, or the fault of the
+    /// whole range.
     fn pieces(
         &self,
         at: u64,
@@ -152,7 +153,7 @@ impl<'a> Model<'a> {
         Ok((pieces, None))
     }
 
-    /// The parts up to the first fault: the fault only if there are none.
+    /// Returns the segments before the first fault, or the fault if there are none.
     fn before_fault(&self, at: u64, count: usize, perm: Perm) -> Result<Vec<Piece>, Fault> {
         match self.pieces(at, count, perm)? {
             (pieces, Some(fault)) if pieces.is_empty() => Err(fault),
@@ -167,7 +168,7 @@ impl<'a> Model<'a> {
             .collect()
     }
 
-    /// The outcome of writing `bytes` to the pieces, as far as both go.
+    /// Returns the outcome of writing `bytes` to the segments.
     fn written(&self, out: Out, pieces: &[Piece], bytes: &[u8]) -> Expected {
         let mut expected = Expected::just(out);
         let mut done = 0;
@@ -188,7 +189,7 @@ impl<'a> Model<'a> {
         expected
     }
 
-    /// What the access should come to; nothing if the model does not say.
+    /// Returns the expected result of the access, or `None` if the model does not know it.
     pub fn touch(&self, at: u64, access: &Access) -> Option<Expected> {
         Some(match *access {
             Access::WriteBytes { len, seed } => {
@@ -214,7 +215,7 @@ impl<'a> Model<'a> {
             Access::Store { ty, value, order } => {
                 let bytes = &value.to_ne_bytes()[..atom_size(ty)];
                 match self.atom(at, bytes.len(), Perm::Write) {
-                    // The standard library's panic: nothing that a guest could bring about.
+                    // A panic of the standard library, which a guest cannot cause.
                     Ok(_) if matches!(order, Order::Acquire | Order::AcqRel) => return None,
                     Ok(piece) => self.written(Out::Nothing, &[piece], bytes),
                     Err(fault) => Expected::just(Out::Failed(fault)),
@@ -269,11 +270,11 @@ impl<'a> Model<'a> {
         Expected::just(join(out, Out::Bytes(buffer)))
     }
 
-    /// The one aligned piece that an atomic access goes to.
+    /// Returns the one aligned segment of an atomic access.
     fn atom(&self, at: u64, size: usize, perm: Perm) -> Result<Piece, Fault> {
         let pieces = self.before_fault(at, size, perm)?;
         match pieces[..] {
-            // Regions begin at host pages.
+            // Regions start on host pages.
             [piece] if piece.len == size && piece.offset % size == 0 => Ok(piece),
             _ => Err(Fault::InvalidBackendAddress),
         }
@@ -337,7 +338,7 @@ impl<'a> Model<'a> {
         ))
     }
 
-    /// A descriptor that cannot be read: what it may have left behind counts as written.
+    /// Reads from a descriptor that fails. The bytes that it may have left count as written.
     fn read_from_deaf(&self, at: u64, count: usize, exact: bool) -> Option<Expected> {
         let (out, marked) = match self.before_fault(at, count, Perm::Write) {
             Err(fault) => (Out::Failed(fault), None),
@@ -355,7 +356,8 @@ impl<'a> Model<'a> {
         Some(expected)
     }
 
-    /// As the reference has it: each part is written whole, and an error is returned whatever was written before.
+    /// As in 0.18.0, each segment is written completely, and an error is returned whatever was
+    /// written.
     fn write_to(&self, at: u64, sink: &Sink, count: usize, all: bool) -> Option<Expected> {
         let (out, taken) = match self.before_fault(at, count, Perm::Read) {
             Err(fault) => (Out::Failed(fault), Vec::new()),
@@ -363,7 +365,7 @@ impl<'a> Model<'a> {
                 let bytes = self.read(&pieces);
                 let (taken, fault) = room_for(sink, &bytes, &pieces)?;
                 let out = match fault {
-                    // As for reads (B1): the count that was done before an error comes first.
+                    // As for reads (B1), the count before an error is returned first.
                     Some(_) if taken != 0 && all => whole(taken, count),
                     Some(_) if taken != 0 => taken.into(),
                     Some(fault) => Out::Failed(fault),
@@ -408,7 +410,7 @@ impl<'a> Model<'a> {
         ])))
     }
 
-    /// What the question should be answered; nothing if the model does not say.
+    /// Returns the expected result of the question, or `None` if the model does not know it.
     pub fn answer(&self, question: &Question) -> Option<Out> {
         let extent = |r: &Placed| Out::All(vec![r.base.into(), r.len.into()]);
         Some(match *question {
@@ -534,9 +536,9 @@ fn whole(done: usize, wanted: usize) -> Out {
     }
 }
 
-/// A slice, to be compared with one that the driver told.
+/// A slice, for comparison with the driver's.
 fn slice(place: usize, offset: usize, len: usize) -> Out {
-    // Only its own region is known; no address is as far from the others, nor this number itself.
+    // Only the distance to its region is known.
     let mut from_region = vec![usize::MAX >> 1; place + 1];
     from_region[place] = offset;
     Out::All(vec![
@@ -549,8 +551,8 @@ fn slice(place: usize, offset: usize, len: usize) -> Out {
     ])
 }
 
-/// The mapped ranges that make up `first..=last`, neighbours that continue each other joined; nothing if there is a gap, or
-/// one that does not permit the access.
+/// Returns the mapped ranges of `first..=last`, with adjacent ranges joined; `None` if there is a
+/// gap, or a range that does not permit the access.
 pub fn found(mappings: &[Mapping], first: u64, last: u64, perm: Perm) -> Option<Vec<Mapping>> {
     let mut ranges: Vec<Mapping> = Vec::new();
     let mut next = Some(first);
@@ -581,7 +583,7 @@ pub fn found(mappings: &[Mapping], first: u64, last: u64, perm: Perm) -> Option<
     (next == last.checked_add(1)).then_some(ranges)
 }
 
-/// Whether a permission includes another.
+/// Returns whether a permission includes another.
 pub fn allows(granted: Perm, wanted: Perm) -> bool {
     match (granted, wanted) {
         (_, Perm::No) | (Perm::ReadWrite, _) => true,
@@ -589,7 +591,7 @@ pub fn allows(granted: Perm, wanted: Perm) -> bool {
     }
 }
 
-/// The size of a value of the type.
+/// Returns the size of a value of the type.
 pub fn size_of(ty: Ty) -> usize {
     match ty {
         Ty::U8 | Ty::I8 => 1,
@@ -610,7 +612,7 @@ pub fn size_of(ty: Ty) -> usize {
     }
 }
 
-/// The size of a value of the type.
+/// Returns the size of a value of the type.
 pub fn atom_size(ty: crate::op::AtomTy) -> usize {
     use crate::op::AtomTy as A;
     match ty {

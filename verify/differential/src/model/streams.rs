@@ -1,4 +1,4 @@
-//! What sources give and sinks take.
+//! A model of sources and sinks.
 
 use std::io::ErrorKind;
 
@@ -7,12 +7,12 @@ use crate::host::stream;
 use crate::op::{Sink, Source, Step, Trouble};
 use crate::out::Fault;
 
-/// An error of the system.
+/// An error of the operating system.
 pub(super) fn system_error(number: i32) -> Fault {
     std::io::Error::from_raw_os_error(number).into()
 }
 
-/// How many of the bytes a sink takes, and what it answers then; nothing if the model does not say.
+/// Returns the bytes that a sink accepts and its result, or `None` if the model does not know it.
 pub(super) fn room_for(
     sink: &Sink,
     bytes: &[u8],
@@ -43,12 +43,12 @@ pub(super) fn room_for(
         Sink::VecSink { .. } | Sink::FileSink { .. } => usize::MAX,
         Sink::SliceSink { room } => room,
         Sink::CursorSink { room, pos } => (room as u64).saturating_sub(pos) as usize,
-        // Sockets hold more than any memory that the harness makes.
+        // Sockets hold more than any memory of the harness.
         Sink::SocketSink { open: true } => usize::MAX,
         Sink::SocketSink { open: false } => return Some((0, Some(system_error(libc::EPIPE)))),
         Sink::FullSink => return Some((0, Some(system_error(libc::ENOSPC)))),
         Sink::MuteSink => return Some((0, Some(system_error(libc::EBADF)))),
-        // How much goes into a pipe that is nearly full is the kernel's business.
+        // The kernel decides how many bytes fit into a nearly full pipe.
         Sink::PipeSink { .. } => return None,
     };
     Some(if room < bytes.len() {
@@ -58,14 +58,14 @@ pub(super) fn room_for(
     })
 }
 
-/// A source, without bytes.
+/// Creates a source without bytes.
 pub(super) enum Simulated {
     Script {
         steps: std::vec::IntoIter<Step>,
         seed: u8,
         given: usize,
     },
-    /// Gives what is there; then the end, or EAGAIN.
+    /// Returns the available bytes, then the end or EAGAIN.
     Stock {
         seed: u8,
         start: u64,
@@ -136,7 +136,7 @@ impl Simulated {
         }
     }
 
-    /// The first `count` bytes that it has given.
+    /// Returns the first `count` bytes that the source returned.
     pub(super) fn given(&self, count: usize) -> Vec<u8> {
         match *self {
             Simulated::Script { seed, .. } => stream(seed, 0, count),
@@ -160,7 +160,7 @@ impl Simulated {
     }
 }
 
-/// What a guest access reports of a stream's error.
+/// Returns the error of a guest access for a stream's error.
 fn fault_of(what: Trouble) -> Fault {
     match what {
         Trouble::Eintr => Fault::Io(ErrorKind::Interrupted, Some(libc::EINTR)),
