@@ -21,6 +21,8 @@
 //!              VolatileSlice ──► access routine (moves the bytes) ──► Bitmap (marks them dirty)
 //! ```
 //!
+//! # Examples
+//!
 //! ```
 //! # #[cfg(feature = "backend-mmap")] {
 //! use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -60,7 +62,7 @@
 //!
 //! # Memory model
 //!
-//! Guest memory is written at any moment by CPUs that the compiler cannot see, and by other threads
+//! CPUs that the compiler cannot see write guest memory at any moment, and so do other threads
 //! through this crate.
 //!
 //! - A naturally aligned access of 1, 2, 4 or 8 bytes is one instruction and is never torn. This
