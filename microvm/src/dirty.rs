@@ -28,7 +28,7 @@ impl SlotLog {
     }
 }
 
-/// Dirty pages by the one who wrote them, as guest addresses.
+/// The guest addresses of the dirty pages, by writer.
 #[derive(Clone, Debug, Serialize)]
 pub struct DirtyBySource {
     /// Pages that the devices wrote, from the bitmaps of guest memory.
@@ -42,8 +42,7 @@ pub struct DirtyBySource {
 impl DirtyBySource {
     /// Harvests the bitmaps of `ram` and merges them with KVM's log.
     ///
-    /// A migration, which does not care who wrote a page, does this with one call of
-    /// [`DirtyMemory::harvest_with`].
+    /// A migration needs the merged pages only: one call of [`DirtyMemory::harvest_with`].
     pub fn harvest(ram: &GuestRam, logs: &[SlotLog]) -> Self {
         let mut merged = harvest(ram);
         let (device, mut vcpu) = (pages(&merged), DirtyMemory::new());

@@ -157,7 +157,12 @@ pub fn pages(dirty: &DirtyMemory) -> BTreeSet<u64> {
 /// Returns the guest addresses of the pages that contain the `len` bytes at `start`.
 pub fn pages_of(start: u64, len: u64) -> impl Iterator<Item = u64> {
     let first = start & !(PAGE - 1);
-    (first..start.saturating_add(len)).step_by(PAGE as usize)
+    let end = if len == 0 {
+        first
+    } else {
+        start.saturating_add(len)
+    };
+    (first..end).step_by(PAGE as usize)
 }
 
 #[cfg(test)]
@@ -234,6 +239,7 @@ mod tests {
             .unwrap();
         let want: BTreeSet<_> = pages_of(HIGH_START + PAGE - 4, 8).collect();
         assert_eq!(want, [HIGH_START, HIGH_START + PAGE].into());
+        assert_eq!(pages_of(5, 0).count(), 0);
         assert_eq!(pages(&harvest(&ram)), want);
         assert!(pages(&harvest(&ram)).is_empty());
     }

@@ -116,7 +116,6 @@ fn option_with_bad_value_is_refused() {
         (&["--mem", "lots"], &["--mem", "such as 256M"]),
         (&["--mem", "16777217"], &["multiple of 4096"]),
         (&["--backing", "disk"], &["--backing", "file:PATH"]),
-        (&["--backing", &in_folder], &["--backing", "Is a directory"]),
         (&["--disk-write"], &["--disk <FILE>"]),
         (&["--initrd", "x"], &["--kernel <FILE>"]),
         (&["--nonsense"], &["--nonsense"]),
@@ -129,6 +128,7 @@ fn option_with_bad_value_is_refused() {
     }
     let cases: &[(&[&str], &[&str])] = &[
         (&["--backing", &short], &["cannot map guest memory"]),
+        (&["--backing", &in_folder], &["--backing", "Is a directory"]),
         (
             &["--mem", "16388K", "--backing", "hugetlb"],
             &["cannot map guest memory"],

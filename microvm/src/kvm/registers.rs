@@ -67,6 +67,7 @@ impl Vm {
         let data = segment(0x18, DATA);
         (sregs.cs, sregs.tr) = (segment(0x10, code), segment(0x20, TASK));
         (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
+        (sregs.fs, sregs.gs) = (data, data);
         let gdt = [0, 0, code, DATA, TASK];
         write_words(ram, GDT, &gdt)?;
         (sregs.gdt.base, sregs.gdt.limit) = (GDT, 8 * gdt.len() as u16 - 1);
