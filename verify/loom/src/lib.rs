@@ -1,13 +1,31 @@
-//! Every interleaving of the library's lock-free parts, by [loom](https://docs.rs/loom).
+//! Every interleaving of the library's lock-free parts, explored by [loom](https://docs.rs/loom).
 //!
-//! The files under test are the library's own, compiled here with loom's atomics in the place of the processor's:
-//! `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path verify/loom/Cargo.toml`. Each test explores all interleavings to the end, but for one that says how
-//! far it goes.
+//! ```text
+//! RUSTFLAGS="--cfg loom" cargo test --release --manifest-path verify/loom/Cargo.toml
+//! ```
+//!
+//! The code under test is the library's own: modules here include its files by path. Only the
+//! `sync` module beside each of them differs. In the library it names the standard library's and
+//! arc-swap's types; here it names loom's.
+//!
+//! | module | file under test | property |
+//! |---|---|---|
+//! | `bitmap` | `src/bitmap/marks.rs` | a harvest loses no page that was written and marked |
+//! | `iommu`, `retired` | `src/iommu/snapshots.rs`, `src/retired/list.rs` | a snapshot never changes, and an IOTLB mapping without readers is out of use |
+//! | `fences` | `src/retired/list.rs`, `src/retired/held.rs` | a map without readers is out of use, and the fences are needed |
+//!
+//! The models explore all interleavings, unless they say how far they go. `mutants` modules weaken
+//! one ordering, operation or fence at a time, and check that a model fails. At their end they list
+//! the orderings that no model needs, and the reason.
+//!
+//! Limits: arc-swap is modelled by its guarantees, as a mutex. loom does not explore every old value
+//! that a relaxed load may return, and treats acquire fences as stronger than they are.
 #![cfg(loom)]
 
 #[path = "../../../src/bits/mod.rs"]
 mod bits;
 
+/// Dirty marks.
 mod bitmap {
     #[path = "../../../../src/bitmap/marks.rs"]
     mod marks;
@@ -18,6 +36,7 @@ mod bitmap {
     mod sync;
 }
 
+/// The list of retired versions, with loom's counted pointers.
 mod retired {
     #[path = "../../../../src/retired/list.rs"]
     mod list;
@@ -26,13 +45,17 @@ mod retired {
     pub(crate) use list::{RetiredList, Unread, Version};
 }
 
+/// The snapshots of an IOTLB.
 mod iommu {
     #[path = "../../../../src/iommu/snapshots.rs"]
     mod snapshots;
     #[cfg(test)]
+    #[expect(unsafe_code, reason = "accesses values that loom watches")]
     mod snapshots_tests;
 }
 
+/// The list of retired versions, with counted pointers that have the orderings of the standard
+/// library's. loom's own order more than those, so that no model would need a fence.
 mod fences {
     #[path = "../../../../src/retired/held.rs"]
     mod held;
@@ -44,5 +67,6 @@ mod fences {
     mod maps_tests;
     #[cfg(test)]
     mod mutants;
+    #[expect(unsafe_code, reason = "implements counted pointers")]
     mod sync;
 }

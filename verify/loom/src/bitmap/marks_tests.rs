@@ -1,6 +1,7 @@
-//! A store, its mark, a harvest at the same time, and the copy: no page is lost.
+//! Writers that mark pages beside harvests that copy them: no page is lost.
 //!
-//! Every model is explored twice: with loads that may read old values, and with loads that are read-modify-writes ([`Run`] says why).
+//! Each model is explored twice: with loads that may return old values, and with loads that are
+//! read-modify-writes. [`Run::loads_modify`] has the reason.
 
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::sync::Arc;
@@ -9,13 +10,13 @@ use loom::thread;
 use super::marks::Marks;
 use super::sync::{asymmetric_heavy_barrier, choose, Run};
 
-/// Two pages' bytes, and the marks of them.
+/// Two pages, and their marks.
 struct Guest {
     bytes: [AtomicU64; 2],
     marks: Marks,
 }
 
-/// With a summary (2 words are enough for one here), or without.
+/// Creates a guest whose marks have a summary if there are at least 2 words.
 fn guest(words: usize) -> Arc<Guest> {
     Arc::new(Guest {
         bytes: [AtomicU64::new(0), AtomicU64::new(0)],
@@ -23,27 +24,27 @@ fn guest(words: usize) -> Arc<Guest> {
     })
 }
 
-/// How a writer marks.
+/// The way in which a writer marks.
 #[derive(Clone, Copy, Debug)]
 enum Mode {
     Always,
     TestFirst,
-    /// As a part of a range of whole words.
+    /// Marks whole words.
     Words,
 }
 
-/// What a harvest takes.
+/// The part of the marks that a harvest drains.
 #[derive(Clone, Copy, Debug)]
 enum Part {
     All,
-    /// Two pages of a line that has more.
+    /// Two pages of a line that has more pages.
     Pages,
-    /// Looks, and takes nothing: at the page of two regions.
-    Look,
+    /// None: the harvest reads a word, as for a page that two regions share.
+    Read,
 }
 
 impl Guest {
-    /// What a device does: bytes, then the mark.
+    /// Writes a page and marks it, as a device does.
     fn write(&self, page: usize, value: u64, mode: Mode) {
         self.bytes[page].store(value, Ordering::Relaxed);
         match mode {
@@ -53,7 +54,7 @@ impl Guest {
         }
     }
 
-    /// What a round of migration does: takes marks, then copies those pages.
+    /// Drains marks and copies the marked pages, as a round of a migration does.
     fn round(&self, sent: &mut [u64; 2], mode: Mode, part: Part) {
         let mut pages = 0;
         match part {
@@ -63,7 +64,7 @@ impl Guest {
                 }
             }),
             Part::Pages => self.marks.drain(0..2, |_, bits| pages |= bits),
-            Part::Look => pages = self.marks.word(0),
+            Part::Read => pages = self.marks.word(0),
         }
         if let Mode::TestFirst = mode {
             asymmetric_heavy_barrier();
@@ -76,12 +77,13 @@ impl Guest {
     }
 }
 
-/// Writers and two rounds; the second round is after the writers: all that they wrote has been sent.
-fn nothing_is_lost(words: usize, mode: Mode, part: Part, pages: &'static [usize]) {
-    nothing_is_lost_in(loom::model::Builder::new(), words, mode, part, pages);
+/// Explores writers beside a round of a migration. A second round follows the writers. Then all pages
+/// must have been sent.
+fn loses_no_page(words: usize, mode: Mode, part: Part, pages: &'static [usize]) {
+    loses_no_page_in(loom::model::Builder::new(), words, mode, part, pages);
 }
 
-fn nothing_is_lost_in(
+fn loses_no_page_in(
     explored: loom::model::Builder,
     words: usize,
     mode: Mode,
@@ -90,7 +92,7 @@ fn nothing_is_lost_in(
 ) {
     explored.check(move || {
         let guest = guest(words);
-        // Both pages are marked from the start in one of the cases that looking first is about.
+        // A writer that tests first finds both pages marked at the start.
         if let Mode::TestFirst = mode {
             guest.marks.set(0, 0b11);
         }
@@ -116,56 +118,57 @@ fn nothing_is_lost_in(
 }
 
 fn every_write_marks(words: usize) {
-    nothing_is_lost(words, Mode::Always, Part::All, &[0, 1]);
-    nothing_is_lost(words, Mode::Always, Part::All, &[0, 0]);
+    loses_no_page(words, Mode::Always, Part::All, &[0, 1]);
+    loses_no_page(words, Mode::Always, Part::All, &[0, 0]);
 }
 
-pub(super) fn every_write_marks_without_a_summary() {
+pub(super) fn set_by_two_writers_without_summary_loses_no_page() {
     every_write_marks(1);
 }
 
-pub(super) fn every_write_marks_with_a_summary() {
+pub(super) fn set_by_two_writers_with_summary_loses_no_page() {
     every_write_marks(2);
 }
 
-pub(super) fn whole_words_are_marked() {
-    nothing_is_lost(1, Mode::Words, Part::All, &[0]);
-    nothing_is_lost(2, Mode::Words, Part::All, &[0]);
+pub(super) fn set_words_beside_drain_loses_no_page() {
+    loses_no_page(1, Mode::Words, Part::All, &[0]);
+    loses_no_page(2, Mode::Words, Part::All, &[0]);
 }
 
-pub(super) fn a_part_is_harvested() {
-    nothing_is_lost(2, Mode::Always, Part::Pages, &[0, 1]);
-    nothing_is_lost(2, Mode::TestFirst, Part::Pages, &[0]);
+pub(super) fn drain_of_partial_range_loses_no_page() {
+    loses_no_page(2, Mode::Always, Part::Pages, &[0, 1]);
+    loses_no_page(2, Mode::TestFirst, Part::Pages, &[0]);
 }
 
-pub(super) fn a_page_of_two_regions_is_looked_at() {
-    nothing_is_lost(2, Mode::Always, Part::Look, &[0, 1]);
-    nothing_is_lost(2, Mode::TestFirst, Part::Look, &[0]);
+pub(super) fn word_read_without_drain_loses_no_page() {
+    loses_no_page(2, Mode::Always, Part::Read, &[0, 1]);
+    loses_no_page(2, Mode::TestFirst, Part::Read, &[0]);
 }
 
-pub(super) fn a_write_looks_before_it_marks() {
-    nothing_is_lost(1, Mode::TestFirst, Part::All, &[0]);
-    nothing_is_lost(2, Mode::TestFirst, Part::All, &[0]);
+pub(super) fn test_and_set_beside_drain_loses_no_page() {
+    loses_no_page(1, Mode::TestFirst, Part::All, &[0]);
+    loses_no_page(2, Mode::TestFirst, Part::All, &[0]);
 }
 
-pub(super) fn two_writes_look_before_they_mark_without_a_summary() {
-    nothing_is_lost(1, Mode::TestFirst, Part::All, &[0, 1]);
-    nothing_is_lost(1, Mode::TestFirst, Part::All, &[0, 0]);
+pub(super) fn test_and_set_by_two_writers_without_summary_loses_no_page() {
+    loses_no_page(1, Mode::TestFirst, Part::All, &[0, 1]);
+    loses_no_page(1, Mode::TestFirst, Part::All, &[0, 0]);
 }
 
-/// To the end it would take hours: here, no thread is stopped more than this often where it could have gone on. What one writer does is explored to the end above,
-/// and that a mark is found while another writer stands still is below.
-pub(super) fn two_writes_look_before_they_mark_with_a_summary() {
+/// Explores up to 4 preemptions: a complete exploration would take hours. One writer is explored
+/// completely by `test_and_set_beside_drain_loses_no_page`, and a preempted second writer by
+/// `drain_finds_completed_mark_beside_preempted_writer`.
+pub(super) fn test_and_set_by_two_writers_with_summary_loses_no_page() {
     for pages in [&[0, 1], &[0, 0]] {
         let mut explored = loom::model::Builder::new();
         explored.preemption_bound = Some(4);
-        nothing_is_lost_in(explored, 2, Mode::TestFirst, Part::All, pages);
+        loses_no_page_in(explored, 2, Mode::TestFirst, Part::All, pages);
     }
 }
 
-/// The second of two writers of a word is done while the first one stands still: a harvest that starts then finds its mark. One that sets the
-/// bit above only where it found the word empty would fail here.
-pub(super) fn a_mark_that_is_done_is_found_by_the_next_harvest() {
+/// The second of two writers of a word completes while the first one is preempted. The next harvest
+/// finds its mark. A writer that sets the summary only if it finds the word empty would fail here.
+pub(super) fn drain_finds_completed_mark_beside_preempted_writer() {
     for mode in [Mode::Always, Mode::TestFirst] {
         for words in [1, 2] {
             loom::model(move || {
@@ -186,9 +189,10 @@ pub(super) fn a_mark_that_is_done_is_found_by_the_next_harvest() {
     }
 }
 
-/// A bit that was cleared leaves the note of its line behind. A writer who finds that note, while a harvest takes it and finds the word empty, has
-/// to be one of two: before the harvest's look, or behind its taking of the note.
-pub(super) fn a_note_without_marks_misleads_nobody() {
+/// A cleared mark leaves the summary bit of its line set. A writer may find that bit while a harvest
+/// drains it and finds the word empty. Then the mark precedes the harvest's load of the word, or the
+/// load of the summary follows the drain of the bit.
+pub(super) fn set_beside_drain_of_empty_line_loses_no_page() {
     for mode in [Mode::Always, Mode::TestFirst] {
         loom::model(move || {
             let guest = guest(2);
@@ -207,8 +211,8 @@ pub(super) fn a_note_without_marks_misleads_nobody() {
     }
 }
 
-/// The mark of one page is cleared while another one of the same word is written and harvested.
-pub(super) fn clearing_a_page_leaves_the_others_alone() {
+/// One page is cleared while another page of the same word is written and harvested.
+pub(super) fn clear_beside_writer_keeps_other_marks() {
     loom::model(|| {
         let guest = guest(2);
         let writer = {
@@ -228,8 +232,8 @@ pub(super) fn clearing_a_page_leaves_the_others_alone() {
     });
 }
 
-/// Two harvests at the same time, one of them of a part: every mark goes to one of the two.
-pub(super) fn two_harvests_share_the_marks() {
+/// One of the two drains a part of the range.
+pub(super) fn drain_by_two_threads_returns_each_mark_once() {
     loom::model(|| {
         let guest = guest(2);
         let writer = {
@@ -255,8 +259,8 @@ pub(super) fn two_harvests_share_the_marks() {
     });
 }
 
-/// A copy is taken while a page is written: what it finds marked, it has seen.
-pub(super) fn a_copy_has_the_marks_of_what_it_sees() {
+/// A copy of the marks has only marks of data that its thread reads.
+pub(super) fn copy_to_beside_writer_acquires_marked_data() {
     loom::model(|| {
         let guest = guest(1);
         let writer = {
@@ -272,8 +276,7 @@ pub(super) fn a_copy_has_the_marks_of_what_it_sees() {
     });
 }
 
-/// A look at one page finds it marked: so it sees what was written.
-pub(super) fn a_look_that_finds_a_mark_sees_the_bytes() {
+pub(super) fn word_with_mark_acquires_data() {
     loom::model(|| {
         let guest = guest(1);
         let writer = {
@@ -287,7 +290,7 @@ pub(super) fn a_look_that_finds_a_mark_sees_the_bytes() {
     });
 }
 
-/// Makes two tests of each model, one for either kind of loads.
+/// Creates two tests of each model, one for each kind of load.
 macro_rules! models {
     ($($name:ident)*) => {
         mod plain {
@@ -313,18 +316,18 @@ macro_rules! models {
 }
 
 models! {
-    a_copy_has_the_marks_of_what_it_sees
-    a_look_that_finds_a_mark_sees_the_bytes
-    whole_words_are_marked
-    a_note_without_marks_misleads_nobody
-    a_write_looks_before_it_marks
-    clearing_a_page_leaves_the_others_alone
-    a_mark_that_is_done_is_found_by_the_next_harvest
-    every_write_marks_without_a_summary
-    a_page_of_two_regions_is_looked_at
-    a_part_is_harvested
-    two_harvests_share_the_marks
-    every_write_marks_with_a_summary
-    two_writes_look_before_they_mark_with_a_summary
-    two_writes_look_before_they_mark_without_a_summary
+    copy_to_beside_writer_acquires_marked_data
+    word_with_mark_acquires_data
+    set_words_beside_drain_loses_no_page
+    set_beside_drain_of_empty_line_loses_no_page
+    test_and_set_beside_drain_loses_no_page
+    clear_beside_writer_keeps_other_marks
+    drain_finds_completed_mark_beside_preempted_writer
+    set_by_two_writers_without_summary_loses_no_page
+    word_read_without_drain_loses_no_page
+    drain_of_partial_range_loses_no_page
+    drain_by_two_threads_returns_each_mark_once
+    set_by_two_writers_with_summary_loses_no_page
+    test_and_set_by_two_writers_with_summary_loses_no_page
+    test_and_set_by_two_writers_without_summary_loses_no_page
 }

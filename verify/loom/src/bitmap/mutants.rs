@@ -1,6 +1,7 @@
-//! Orderings and operations of `marks.rs` that the models show to be needed: each is made wrong, and a model has to fail.
+//! The orderings and operations of `marks.rs` that a model needs: each is weakened, and the model
+//! fails.
 //!
-//! It is a list of what fails, with the model that does. What is not in it, and why, is at its end.
+//! The end of this file lists those that no model needs, with the reason.
 
 use super::marks_tests as models;
 use super::sync::{choose, Mutant, Run, Wrong};
@@ -8,7 +9,7 @@ use Wrong::{AcqRel, InTwo, Missing, Relaxed};
 
 const SOURCE: &str = include_str!("../../../../src/bitmap/marks.rs");
 
-/// The number of the one line that has this in it.
+/// Returns the number of the only line of `marks.rs` that contains `of`.
 fn line(of: &str) -> u32 {
     let mut lines = (1u32..)
         .zip(SOURCE.lines())
@@ -18,7 +19,7 @@ fn line(of: &str) -> u32 {
     number
 }
 
-/// Whether a model fails, with loads of either kind.
+/// Returns whether a model fails, with either kind of load.
 fn fails(model: fn(), mutant: Mutant) -> bool {
     [false, true].into_iter().any(|loads_modify| {
         let run = move || {
@@ -28,126 +29,135 @@ fn fails(model: fn(), mutant: Mutant) -> bool {
             });
             model();
         };
-        // On a thread of its own: a model that fails leaves loom in the middle of it.
+        // On a new thread: a failed model leaves loom's thread-local state behind.
         std::thread::spawn(run).join().is_err()
     })
 }
 
-/// Has the model fail with each of these.
-fn found(of: u32, model: fn(), all: &[Wrong]) {
+/// Checks that a model fails with each of these changes of the operation at a line.
+fn each_fails(of: u32, model: fn(), all: &[Wrong]) {
     for &wrong in all {
         let mutant = Mutant { line: of, wrong };
-        assert!(fails(model, mutant), "nothing fails with {mutant:?}");
+        assert!(fails(model, mutant), "the model passes with {mutant:?}");
     }
 }
 
-/// `M`, the mark.
 #[test]
-fn a_mark() {
+fn m_weakened_loses_a_page() {
     let mark = line("target.fetch_or(bits, Ordering::SeqCst)");
-    found(
+    each_fails(
         mark,
-        models::a_note_without_marks_misleads_nobody,
+        models::set_beside_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel, InTwo, Missing],
     );
     let words = line("word.fetch_or(u64::MAX, Ordering::SeqCst)");
-    found(
+    each_fails(
         words,
-        models::whole_words_are_marked,
+        models::set_words_beside_drain_loses_no_page,
         &[Relaxed, InTwo, Missing],
     );
 }
 
-/// `L` and `F`, the note of its line.
 #[test]
-fn a_note() {
-    let look = line("if lines.load(Ordering::SeqCst) & line == 0");
-    found(
-        look,
-        models::a_note_without_marks_misleads_nobody,
+fn l_or_f_weakened_loses_a_page() {
+    let l = line("if lines.load(Ordering::SeqCst) & line == 0");
+    each_fails(
+        l,
+        models::set_beside_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
-    let note = line("lines.fetch_or(line, Ordering::SeqCst)");
-    found(
-        note,
-        models::a_note_without_marks_misleads_nobody,
+    let f = line("lines.fetch_or(line, Ordering::SeqCst)");
+    each_fails(
+        f,
+        models::set_beside_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
-    found(note, models::whole_words_are_marked, &[InTwo, Missing]);
-}
-
-/// `T`, the taking of a note.
-#[test]
-fn a_note_is_taken() {
-    let take = line("_ => word.fetch_and(!lines, Ordering::SeqCst)");
-    found(
-        take,
-        models::a_note_without_marks_misleads_nobody,
-        &[Relaxed, AcqRel],
+    each_fails(
+        f,
+        models::set_words_beside_drain_loses_no_page,
+        &[InTwo, Missing],
     );
 }
 
-/// The looks of a harvest, and `H`, the taking of marks.
 #[test]
-fn marks_are_taken() {
-    let look = line("*seen = word.load(Ordering::SeqCst)");
-    found(
-        look,
-        models::a_note_without_marks_misleads_nobody,
+fn t_weakened_loses_a_page() {
+    let t = line("_ => word.fetch_and(!lines, Ordering::SeqCst)");
+    each_fails(
+        t,
+        models::set_beside_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
-    let take = line("*drained = word.swap(0, Ordering::SeqCst)");
-    found(
-        take,
-        models::every_write_marks_without_a_summary,
+}
+
+#[test]
+fn s_or_h_weakened_loses_a_page() {
+    let s = line("*seen = word.load(Ordering::SeqCst)");
+    each_fails(
+        s,
+        models::set_beside_drain_of_empty_line_loses_no_page,
+        &[Relaxed, AcqRel],
+    );
+    let h = line("*drained = word.swap(0, Ordering::SeqCst)");
+    each_fails(
+        h,
+        models::set_by_two_writers_without_summary_loses_no_page,
         &[Relaxed, InTwo],
     );
     let part = line("_ => word.fetch_and(!bits, Ordering::SeqCst)");
-    found(part, models::a_part_is_harvested, &[Relaxed]);
+    each_fails(
+        part,
+        models::drain_of_partial_range_loses_no_page,
+        &[Relaxed],
+    );
 }
 
-/// Clearing, and looks that take nothing.
 #[test]
-fn clearing_and_looking() {
+fn clear_and_reads_weakened_lose_a_page() {
     let clear = line("word.fetch_and(!bits, Ordering::SeqCst);");
-    found(
+    each_fails(
         clear,
-        models::a_note_without_marks_misleads_nobody,
+        models::set_beside_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
-    found(
+    each_fails(
         clear,
-        models::clearing_a_page_leaves_the_others_alone,
+        models::clear_beside_writer_keeps_other_marks,
         &[InTwo],
     );
-    let look = line(".map_or(0, |word| word.load(Ordering::Acquire))");
-    found(
-        look,
-        models::a_look_that_finds_a_mark_sees_the_bytes,
-        &[Relaxed],
-    );
+    let read = line(".map_or(0, |word| word.load(Ordering::Acquire))");
+    each_fails(read, models::word_with_mark_acquires_data, &[Relaxed]);
     let copy = line("match word.load(Ordering::Acquire)");
-    found(
+    each_fails(
         copy,
-        models::a_copy_has_the_marks_of_what_it_sees,
+        models::copy_to_beside_writer_acquires_marked_data,
         &[Relaxed],
     );
 }
 
-/// `B` and `B'`, the barriers of looking first.
 #[test]
-fn barriers() {
-    found(0, models::a_write_looks_before_it_marks, &[Missing]);
-    found(1, models::a_write_looks_before_it_marks, &[Missing]);
+fn barrier_left_out_loses_a_page() {
+    each_fails(
+        0,
+        models::test_and_set_beside_drain_loses_no_page,
+        &[Missing],
+    );
+    each_fails(
+        1,
+        models::test_and_set_beside_drain_loses_no_page,
+        &[Missing],
+    );
 }
 
-// Not in the list:
+// No model needs these:
 //
-// - The look at a word of the summary before it is taken, and the look at a word of which a part is taken. A mark that is done before a harvest is so by
-//   a join or in the same thread here, and then a relaxed load finds it, too. That they are sequentially consistent is for a mark that comes before them
-//   in no other order than the one of these operations.
-// - `H` and the mark of whole words with acquire and release alone: what needs the one order are `M`, `L`, `F`, `T` and the looks, as the argument has it, and the
-//   models of whole words have no second writer.
-// - `T` in two steps: it takes the notes of its own line along, which has been looked at behind it; another line would lose one, and there is none here.
-// - `T` and a part's `H` by an exchange, for 64 lines and for a whole word: the same operation as the one beside it, with more bits than a model has.
-// - A clear that is left out loses nothing.
+// - Sequential consistency of the load of a summary word before it is drained, and of a word before a
+//   part of it is drained. In the models, a mark is complete before a harvest only by a join, or in the
+//   same thread. Then a relaxed load finds it. In the library it may be complete by the total order
+//   alone.
+// - Sequential consistency of `H`, and of the mark of whole words, beyond acquire and release. The
+//   proof uses the total order of `M`, `L`, `F`, `T` and `S`. The models of whole words have one writer.
+// - Atomicity of `T`. It drains the bit of a line whose words are loaded after it. A model with more
+//   lines would lose one.
+// - `T` and the `H` of a part as `swap`, for 64 lines and for a whole word. It is the same operation as
+//   the one beside it, with more bits than the models have.
+// - The clear operation: a clear that is left out loses nothing.

@@ -1,4 +1,5 @@
-//! The names of `src/bitmap/sync.rs`, as loom has them, with two things to choose for a run: what a load is, and an operation that is done wrong.
+//! The names of `src/bitmap/sync.rs`, made of loom's atomics. A run selects the kind of loads, and an
+//! operation that is weakened.
 
 use core::cell::Cell;
 use core::panic::Location;
@@ -7,35 +8,36 @@ use loom::sync::atomic::{self, fence};
 
 pub(crate) use loom::sync::atomic::Ordering;
 
-/// How the operations of `marks.rs` are explored.
+/// The variant of `marks.rs` that is explored.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Run {
     /// Loads are read-modify-writes that change nothing.
     ///
-    /// loom 0.7.3 does not try a read-modify-write of another thread before a load of the same atomic that it has seen go first, so that some interleavings
-    /// are left out of a run of plain loads. A run of this kind has them all; what it has not is the old values that a plain load may read.
+    /// loom 0.7.3 does not try a read-modify-write of another thread before a load of the same atomic
+    /// that went first, so a run of plain loads lacks some interleavings. A run of this kind has all
+    /// of them. In exchange it lacks the old values that a plain load may return.
     pub(crate) loads_modify: bool,
-    /// An operation that is not as it is written.
+    /// An operation that is weakened.
     pub(crate) mutant: Option<Mutant>,
 }
 
-/// One that has to be found.
+/// A weakened operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mutant {
-    /// The line in `marks.rs`; 0 for the writer's barrier, 1 for the harvest's.
+    /// The line in `marks.rs`, or 0 for the writer's barrier, or 1 for the harvest's.
     pub(crate) line: u32,
     pub(crate) wrong: Wrong,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wrong {
-    /// Orders nothing.
+    /// Has the ordering `Relaxed`.
     Relaxed,
-    /// Orders what it is at most without being sequentially consistent.
+    /// Has the strongest ordering below `SeqCst`.
     AcqRel,
-    /// A load, and then a store.
+    /// Is a load and then a store.
     InTwo,
-    /// Is not there.
+    /// Is left out.
     Missing,
 }
 
@@ -44,12 +46,12 @@ std::thread_local! {
     static RUN: Cell<Run> = const { Cell::new(Run { loads_modify: false, mutant: None }) };
 }
 
-/// What is explored on this thread from now on.
+/// Selects the variant for the models that this thread explores from now on.
 pub(crate) fn choose(run: Run) {
     RUN.set(run);
 }
 
-/// What is wrong with an operation at this place.
+/// Returns the change of the operation at a line, if there is one.
 fn wrong(line: u32) -> Option<Wrong> {
     let mutant = RUN.get().mutant?;
     (mutant.line == line).then_some(mutant.wrong)
@@ -70,7 +72,7 @@ impl AtomicU64 {
             (Some(Wrong::Relaxed), modifies) => (Ordering::Relaxed, modifies),
             (Some(Wrong::AcqRel), false) => (Ordering::Acquire, false),
             (Some(Wrong::AcqRel), true) => (Ordering::AcqRel, true),
-            // Nothing is seen.
+            // Finds nothing.
             (Some(_), _) => return 0,
         };
         match modifies {
@@ -132,14 +134,14 @@ impl AtomicU64 {
     }
 }
 
-/// Of a pair of barriers, one of which is forced on all threads, loom knows the sum: both are full.
+/// The writer's barrier. loom has no asymmetric pairs of barriers, so both are full barriers.
 pub(crate) fn asymmetric_light_barrier() {
     if wrong(0).is_none() {
         fence(Ordering::SeqCst);
     }
 }
 
-/// The other one: `membarrier(2)`.
+/// The harvest's barrier: `membarrier(2)`.
 pub(crate) fn asymmetric_heavy_barrier() {
     if wrong(1).is_none() {
         fence(Ordering::SeqCst);

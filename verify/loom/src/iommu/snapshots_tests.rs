@@ -1,7 +1,7 @@
-//! Readers of snapshots, a writer that changes them, and somebody who waits: nobody reads what was before when that is said to be out of use, and nobody
-//! reads what is being changed.
+//! Readers of snapshots, beside writers and threads that count readers.
 //!
-//! Loom's counts order by themselves what the library's order by a fence behind them: that fence is argued in `src/iommu/snapshots.rs`, and not shown here.
+//! No snapshot is read while it is changed, and no page is read after its mapping has no readers.
+//! The fences are left to the module `fences`: loom's counted pointers do not need them.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -9,13 +9,14 @@ use loom::thread;
 
 use super::snapshots::{Replay, Snapshots};
 
-/// A number, which loom sees being read and changed: at the same time, that fails.
+/// A number. loom reports a read that is concurrent with a change.
 #[derive(Debug)]
 struct Watched(UnsafeCell<u64>);
 
 impl Watched {
     fn get(&self) -> u64 {
-        // SAFETY: loom checks that nobody changes it at the same time; the pointer is to a number that lives.
+        // SAFETY: `number` points to the contents of the borrowed cell. loom has checked that no thread
+        // changes them now.
         self.0.with(|number| unsafe { *number })
     }
 }
@@ -30,12 +31,12 @@ impl Replay for Watched {
     type Operation = u64;
     type Error = u64;
 
-    /// Adds an even number.
+    /// Adds an even number, and refuses an odd one.
     fn apply(&mut self, more: &u64) -> Result<(), u64> {
         if !more.is_multiple_of(2) {
             return Err(*more);
         }
-        // SAFETY: as in `get`; and this is the only reference.
+        // SAFETY: `number` points to the contents of the cell, which is borrowed mutably.
         self.0.with_mut(|number| unsafe { *number += more });
         Ok(())
     }
@@ -46,7 +47,7 @@ impl Replay for Watched {
 }
 
 #[test]
-fn nobody_reads_what_is_being_changed() {
+fn apply_beside_reader_does_not_change_its_snapshot() {
     loom::model(|| {
         let snapshots = Arc::new(Snapshots::new(Watched(UnsafeCell::new(0))));
         let reader = {
@@ -55,7 +56,7 @@ fn nobody_reads_what_is_being_changed() {
                 let first = snapshots.load();
                 let before = first.value().get();
                 let second = snapshots.load().value().get();
-                assert_eq!(first.value().get(), before, "a snapshot has changed");
+                assert_eq!(first.value().get(), before, "a snapshot changed");
                 assert!(before <= second);
             })
         };
@@ -68,10 +69,10 @@ fn nobody_reads_what_is_being_changed() {
     });
 }
 
-/// What a front end does with a page when an invalidation is acknowledged: it gives it to somebody else, who writes to it. A reader that still reads it is seen
-/// by loom.
+/// A front end that has received the acknowledgement of an invalidation writes to the page. loom
+/// reports a reader that still reads it.
 #[test]
-fn what_is_out_of_use_is_not_read() {
+fn readers_before_returning_zero_means_no_page_is_read() {
     loom::model(|| {
         let snapshots = Arc::new(Snapshots::new(Watched(UnsafeCell::new(0))));
         let page = Arc::new(Watched(UnsafeCell::new(0)));
@@ -81,7 +82,7 @@ fn what_is_out_of_use_is_not_read() {
                 thread::spawn(move || {
                     let snapshot = snapshots.load();
                     if snapshot.value().get() == 0 {
-                        // Mapped: while the snapshot is kept, it may be read.
+                        // The page is mapped in this snapshot.
                         page.get();
                     }
                 })
@@ -89,7 +90,8 @@ fn what_is_out_of_use_is_not_read() {
             .collect();
         let version = snapshots.apply(2).unwrap();
         if snapshots.readers_before(version) == 0 {
-            // SAFETY: that is what is to be shown: loom fails if somebody reads it now.
+            // SAFETY: `number` points to the contents of the cell, which `page` keeps alive. loom has
+            // checked that no thread reads them now, which is the property under test.
             page.0.with_mut(|number| unsafe { *number = 1 });
         }
         for reader in readers {
@@ -99,7 +101,7 @@ fn what_is_out_of_use_is_not_read() {
     });
 }
 
-/// A number that copies share until one of them changes it, as the leaves of an IOTLB's table are shared.
+/// A number that copies share until one of them changes it, as tables share their leaves.
 #[derive(Debug)]
 struct Shared(Arc<Watched>);
 
@@ -131,14 +133,14 @@ impl Replay for Shared {
         }
     }
 
-    /// No operation is done again: what is unread is made equal to the current one.
+    /// Prevents replay: snapshots are made equal to the current one instead.
     fn operations_for_a_copy(&self) -> usize {
         0
     }
 }
 
 #[test]
-fn what_snapshots_share_is_not_changed_while_one_of_them_is_read() {
+fn apply_beside_reader_does_not_change_shared_parts() {
     loom::model(|| {
         let snapshots = Arc::new(Snapshots::new(Shared(Arc::new(Watched(UnsafeCell::new(
             0,
@@ -149,7 +151,7 @@ fn what_snapshots_share_is_not_changed_while_one_of_them_is_read() {
                 let first = snapshots.load();
                 let before = first.value().0.get();
                 let second = snapshots.load().value().0.get();
-                assert_eq!(first.value().0.get(), before, "a snapshot has changed");
+                assert_eq!(first.value().0.get(), before, "a snapshot changed");
                 assert!(before <= second);
             })
         };
@@ -161,9 +163,9 @@ fn what_snapshots_share_is_not_changed_while_one_of_them_is_read() {
     });
 }
 
-/// One who waits for a change, while another makes the one before or the next one: at no moment does a reader go unseen.
+/// Another thread makes a change before or after the one that is waited for.
 #[test]
-fn what_is_out_of_use_is_not_read_while_others_change() {
+fn readers_before_beside_another_writer_misses_no_reader() {
     loom::model(|| {
         let snapshots = Arc::new(Snapshots::new(Shared(Arc::new(Watched(UnsafeCell::new(
             0,
@@ -186,7 +188,8 @@ fn what_is_out_of_use_is_not_read_while_others_change() {
         };
         let version = snapshots.apply(2).unwrap();
         if snapshots.readers_before(version) == 0 {
-            // SAFETY: that is what is to be shown: loom fails if somebody reads it now.
+            // SAFETY: `number` points to the contents of the cell, which `page` keeps alive. loom has
+            // checked that no thread reads them now, which is the property under test.
             page.0.with_mut(|number| unsafe { *number = 1 });
         }
         reader.join().unwrap();
