@@ -1,4 +1,5 @@
-//! A range over several regions is the same by whichever way it is walked: slice by slice, all slices at once, or region by region.
+//! All ways to walk a range over several regions agree: the iterator, `try_for_each_slice`, and
+//! `regions_from`.
 #![cfg(all(feature = "backend-mmap", unix))]
 
 use std::sync::Arc;
@@ -15,21 +16,21 @@ use vm_memory::{
 
 const PAGE: usize = 0x1000;
 
-/// What a region is, or claims to be.
+/// A kind of region.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Memory,
-    /// May not be written to.
+    /// Permits only reads.
     ReadOnly,
-    /// The second half is a block that is not plugged.
+    /// The second half is an unplugged block.
     HalfPlugged,
-    /// Gives out a byte less than it was asked for.
+    /// Returns slices that are one byte too short.
     Stingy,
-    /// Has no memory of this process.
+    /// Is not mapped in this process.
     Device,
 }
 
-/// Two pages, wherever they are said to be: at the very top, too.
+/// A region of two pages at any address, also at the end of the address space.
 struct Region {
     start: u64,
     kind: Kind,
@@ -101,7 +102,7 @@ impl GuestMemoryRegion for Region {
     }
 }
 
-/// The same regions, found one by one: what is provided for a backend that says no more.
+/// The same regions in a backend that has only the required methods.
 struct OneByOne(GuestRegionCollection<Region>);
 
 impl GuestMemoryBackend for OneByOne {
@@ -116,14 +117,14 @@ impl GuestMemoryBackend for OneByOne {
     }
 }
 
-/// The slices of a range, as host address and length, and the error at its end.
+/// The slices of a range, as host address and length, and the error at the end.
 type Walk = (Vec<(usize, usize)>, Option<String>);
 
 fn place(slice: &VolatileSlice<'_>) -> (usize, usize) {
     (slice.ptr_guard().as_ptr() as usize, slice.len())
 }
 
-fn slice_by_slice(
+fn by_iterator(
     memory: &impl GuestMemory<Bitmap = ()>,
     addr: u64,
     count: usize,
@@ -134,7 +135,7 @@ fn slice_by_slice(
         .get_slices(GuestAddress(addr), count, access)
         .unwrap()
     {
-        assert_eq!(walk.1, None, "something comes behind an error");
+        assert_eq!(walk.1, None, "the iterator continues after an error");
         match slice {
             Ok(slice) => walk.0.push(place(&slice)),
             Err(error) => walk.1 = Some(format!("{error:?}")),
@@ -143,7 +144,7 @@ fn slice_by_slice(
     walk
 }
 
-fn all_at_once(
+fn by_callback(
     memory: &impl GuestMemory<Bitmap = ()>,
     addr: u64,
     count: usize,
@@ -161,7 +162,7 @@ fn all_at_once(
     (places, end.err().map(|error| format!("{error:?}")))
 }
 
-/// How many bytes can be accessed so before the first one that cannot, page by page.
+/// Returns the number of accessible bytes, by testing each page.
 fn reach(regions: &[(u64, Kind)], addr: u64, count: usize, access: Permissions) -> usize {
     let end = u128::from(addr) + count as u128;
     let mut next = u128::from(addr);
@@ -190,8 +191,8 @@ fn reach(regions: &[(u64, Kind)], addr: u64, count: usize, access: Permissions) 
     (next - u128::from(addr)) as usize
 }
 
-/// By a look at every region for every byte: those that follow each other without a hole from the one that has the address.
-fn by_looking(regions: &[u64], addr: u64) -> Vec<u64> {
+/// Returns the run of regions from `addr` on, by linear search.
+fn by_linear_search(regions: &[u64], addr: u64) -> Vec<u64> {
     let has = |addr: u128| {
         let has = |start: &&u64| {
             (u128::from(**start)..u128::from(**start) + 2 * PAGE as u128).contains(&addr)
@@ -226,13 +227,13 @@ fn starts(memory: &impl GuestMemoryBackend<R = Region>, addr: u64) -> Vec<u64> {
 
 proptest! {
     #[test]
-    fn all_walks_are_one(
+    fn all_walks_of_a_range_agree(
         regions in prop::collection::vec((prop_oneof![5 => Just(0u64), 1 => 1u64..3], kind()), 1..12),
         at_top in any::<bool>(),
         ranges in prop::collection::vec((0usize..26, -2i64..3, 0usize..12 * 2 * PAGE, 0usize..3), 20),
     ) {
         let pages: u64 = regions.iter().map(|(gap, _)| gap + 2).sum();
-        // The last region may end at 2^64.
+        // With `at_top`, the last region ends at 2^64.
         let first = if at_top { 0u64.wrapping_sub(pages * PAGE as u64) } else { 0 };
         let mut next = first;
         let regions: Vec<_> = regions
@@ -252,13 +253,13 @@ proptest! {
             let addr = first.wrapping_add((page * PAGE) as u64).wrapping_add_signed(beside);
             let access = [Permissions::No, Permissions::Read, Permissions::Write][access];
 
-            let model = by_looking(&places, addr);
+            let model = by_linear_search(&places, addr);
             prop_assert_eq!(starts(&memory, addr), &model[..], "from {:#x}", addr);
             prop_assert_eq!(starts(&other, addr), model, "from {:#x}", addr);
 
-            // To the next edge, too: most ranges end there.
+            // Also rounded down to a page boundary, where most ranges end.
             for count in [count, count / PAGE * PAGE] {
-                let walk = slice_by_slice(&memory, addr, count, access);
+                let walk = by_iterator(&memory, addr, count, access);
                 let sum: usize = walk.0.iter().map(|(_, len)| len).sum();
                 prop_assert_eq!(sum, reach(&kinds, addr, count, access), "{:?}", walk);
                 prop_assert_eq!(walk.1.is_none(), sum == count, "{:?}", walk);
@@ -266,18 +267,18 @@ proptest! {
                     GuestMemory::check_range(&memory, GuestAddress(addr), count, access),
                     walk.1.is_none()
                 );
-                let once = all_at_once(&memory, addr, count, access);
-                prop_assert_eq!(&slice_by_slice(&other, addr, count, access), &walk);
-                prop_assert_eq!(&all_at_once(&other, addr, count, access), &walk);
+                let once = by_callback(&memory, addr, count, access);
+                prop_assert_eq!(&by_iterator(&other, addr, count, access), &walk);
+                prop_assert_eq!(&by_callback(&other, addr, count, access), &walk);
                 prop_assert_eq!(once, walk);
             }
         }
     }
 }
 
-/// A backend that finds the same region at its end, without end, keeps nobody: nothing is behind a region without bytes.
+/// The backend finds the empty region at its own end, which could loop forever.
 #[test]
-fn a_region_without_bytes_ends_the_walk() {
+fn regions_from_empty_region_ends() {
     struct Empty(Region);
     struct Backend(Empty);
 
@@ -319,9 +320,8 @@ fn a_region_without_bytes_ends_the_walk() {
     ));
 }
 
-/// What is handed the slices may end the walk: it gets no more of them, and its error is the answer.
 #[test]
-fn the_walk_ends_where_it_is_told_to() {
+fn try_for_each_slice_ends_with_error_of_callback() {
     let regions = (0..3).map(|number| Region::new(number * 2 * PAGE as u64, Kind::Memory));
     let memory = GuestRegionCollection::from_regions(regions.collect()).unwrap();
     let mut slices =

@@ -1,6 +1,6 @@
-//! Slices without a bitmap, handed to the kernel as they are.
+//! A `VolatileSlice` without a bitmap has the layout of a `struct iovec`.
 #![cfg(all(feature = "backend-mmap", unix))]
-#![expect(unsafe_code, reason = "a system call is made by hand")]
+#![expect(unsafe_code, reason = "calls readv(2)")]
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -8,9 +8,8 @@ use std::os::fd::AsRawFd;
 
 use vm_memory::{Bytes, VolatileSlice};
 
-/// readv(2) takes an array of them for an array of `struct iovec`: each gets its bytes, and nothing around it is touched.
 #[test]
-fn readv_takes_an_array_of_slices() {
+fn readv_into_array_of_volatile_slices_fills_each() {
     let path = std::env::temp_dir().join(format!("slices_are_iovecs.{}", std::process::id()));
     let mut file = File::options()
         .read(true)
@@ -27,7 +26,8 @@ fn readv_takes_an_array_of_slices() {
     let whole = VolatileSlice::from(memory.as_mut_slice());
     let slices = [(1, 3), (6, 0), (10, 4)].map(|(at, len)| whole.subslice(at, len).unwrap());
     let count = slices.len().try_into().unwrap();
-    // SAFETY: `VolatileSlice<()>` is laid out as `struct iovec` (its own assertion), and the bytes are borrowed for as long as the call lasts.
+    // SAFETY: `VolatileSlice<()>` has the layout of `struct iovec`, as constant assertions beside
+    // it check. The bytes are borrowed for the duration of the call.
     let moved = unsafe { libc::readv(file.as_raw_fd(), slices.as_ptr().cast(), count) };
     assert_eq!(moved, 7);
     let mut seen = [0; 16];

@@ -1,4 +1,4 @@
-//! Guest memory over several regions, with holes and without, against a map of single bytes.
+//! Compares accesses to several regions, with and without holes, with a map of bytes.
 #![cfg(feature = "backend-bitmap")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ type Memory = GuestMemoryMmap<AtomicBitmap>;
 const EIO: i32 = libc::EIO;
 const EAGAIN: i32 = libc::EAGAIN;
 
-/// Regions of these places and lengths, with a bit of the bitmap for each `page` bytes.
+/// Makes regions at these addresses, with one dirty bit per `page` bytes.
 fn memory(places: &[(u64, usize)], page: usize) -> Memory {
     let regions = places.iter().map(|&(start, len)| {
         let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(page).unwrap());
@@ -43,8 +43,8 @@ fn system_error(number: i32) -> std::io::Error {
     std::io::Error::from_raw_os_error(number)
 }
 
-/// A source or target of `left` bytes, which moves a few of them at a time, is interrupted at times, and answers `end` for ever
-/// after: an error number, or 0 for the end of the stream.
+/// A source or sink of `left` bytes. It moves a few at a time, and may be interrupted before that.
+/// Then it returns the error number `end`, or the end of the stream if that is 0.
 #[derive(Clone, Debug)]
 struct Stream {
     left: usize,
@@ -69,7 +69,7 @@ impl Stream {
         }
     }
 
-    /// How many bytes go into `room` now. An answer of an interrupt is followed by one that is none.
+    /// Returns the number of bytes to move into `room`. Never interrupts twice in a row.
     fn next(&mut self, room: usize) -> std::result::Result<usize, VolatileError> {
         self.calls += 1;
         if self.calls % 2 == 1 && self.interrupts[self.calls / 2 % self.interrupts.len()] {
@@ -83,7 +83,7 @@ impl Stream {
         }
     }
 
-    /// The bytes of one read that is not interrupted.
+    /// Returns the number of bytes of a read that is not interrupted.
     fn step(&mut self, room: usize) -> usize {
         let step = self.steps[self.reads % self.steps.len()];
         self.reads += 1;
@@ -92,7 +92,7 @@ impl Stream {
         count
     }
 
-    /// The bytes that come after those that were moved.
+    /// Returns the next bytes of the stream.
     fn bytes(&self, count: usize) -> Vec<u8> {
         let from = self.moved.len();
         (from..from + count).map(|i| i as u8 ^ 0x5a).collect()
@@ -124,7 +124,7 @@ impl WriteVolatile for Stream {
     }
 }
 
-/// Every byte of a guest memory, and the regions that they are in.
+/// A slow model: every byte of the memory, its regions, and the dirty bytes.
 struct Model {
     bytes: BTreeMap<u64, u8>,
     regions: Vec<(u64, usize)>,
@@ -143,14 +143,14 @@ impl Model {
         }
     }
 
-    /// The bytes from `addr` on, up to the first hole.
+    /// Returns the bytes at `addr` before the first hole.
     fn reach(&self, addr: u64, count: usize) -> Vec<u8> {
         (0..count as u64)
             .map_while(|i| self.bytes.get(&addr.checked_add(i)?).copied())
             .collect()
     }
 
-    /// How many bytes an access moves, or why it moves none.
+    /// Returns the number of bytes that an access moves, or the expected error.
     fn movable(&self, addr: u64, count: usize) -> Result<usize> {
         match self.reach(addr, count).len() {
             0 if count != 0 => Err(Error::InvalidGuestAddress(GuestAddress(addr))),
@@ -158,18 +158,18 @@ impl Model {
         }
     }
 
-    /// The lengths of the pieces that a range is in, up to the first hole.
-    fn pieces(&self, addr: u64, count: usize) -> Vec<usize> {
-        let (mut pieces, mut last) = (vec![], None);
+    /// Returns the lengths of the segments of a range before the first hole.
+    fn segments(&self, addr: u64, count: usize) -> Vec<usize> {
+        let (mut segments, mut last) = (vec![], None);
         for i in 0..self.reach(addr, count).len() as u64 {
             let region = self.region_of(addr + i);
             if region != last {
-                pieces.push(0);
+                segments.push(0);
             }
-            *pieces.last_mut().unwrap() += 1;
+            *segments.last_mut().unwrap() += 1;
             last = region;
         }
-        pieces
+        segments
     }
 
     fn region_of(&self, addr: u64) -> Option<(u64, usize)> {
@@ -186,7 +186,7 @@ impl Model {
         }
     }
 
-    /// Whether an atomic access finds its value in one region, at its alignment: host memory begins with a page.
+    /// Returns the expected result of an atomic access. Host memory is aligned to pages.
     fn atomic(&self, addr: u64, size: usize) -> Result<()> {
         let (start, len) = self
             .region_of(addr)
@@ -198,27 +198,27 @@ impl Model {
         Ok(())
     }
 
-    /// How many bytes a stream moves in a transfer that stops at the first short one, or why none.
+    /// Returns the bytes that a transfer moves that stops at the first short read.
     fn transfer(&self, addr: u64, count: usize, stream: &mut Stream) -> Result<usize> {
         self.movable(addr, count)?;
         let mut done = 0;
-        for piece in self.pieces(addr, count) {
+        for segment in self.segments(addr, count) {
             if stream.left == 0 {
                 return match stream.end {
                     number if number != 0 && done == 0 => Err(Error::IOError(system_error(number))),
                     _ => Ok(done),
                 };
             }
-            let moved = stream.step(piece);
+            let moved = stream.step(segment);
             done += moved;
-            if moved < piece {
+            if moved < segment {
                 break;
             }
         }
         Ok(done)
     }
 
-    /// How many bytes a stream moves when it is asked until all is done, and the answer then.
+    /// Returns the bytes that an exact transfer moves, and its result.
     fn whole_transfer(
         &self,
         addr: u64,
@@ -230,7 +230,7 @@ impl Model {
             Err(error) => return (0, Err(error)),
             Ok(movable) => movable.min(stream.left),
         };
-        let answer = match (done, stream.end) {
+        let result = match (done, stream.end) {
             _ if done == count => Ok(()),
             (0, 0) if !reading => Err(Error::IOError(ErrorKind::WriteZero.into())),
             (0, number @ 1..) => Err(Error::IOError(system_error(number))),
@@ -239,11 +239,12 @@ impl Model {
                 completed: done,
             }),
         };
-        (done, answer)
+        (done, result)
     }
 }
 
-/// An access: what it is, where (counted from a little before the first region), its length, what is written, and a stream.
+/// An access: its kind, address (relative to 4 bytes before the first region), length, the seed of
+/// the bytes written, and a stream.
 type Op = (&'static str, u64, usize, u8, Stream);
 
 #[rustfmt::skip]
@@ -269,7 +270,7 @@ fn op() -> impl Strategy<Value = Op> {
     )
 }
 
-/// Errors as they are shown; of an `io::Error` the kind and the number, not what it says.
+/// Returns the result as text, of an `io::Error` only the kind and the number.
 fn outcome<T: core::fmt::Debug>(result: Result<T>) -> String {
     match result {
         Err(Error::IOError(error)) => {
@@ -313,9 +314,9 @@ fn plain_round<T: ByteValued>(
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// Values, counts, errors, every byte and every dirty bit, at the bottom and at the top of the address space.
+    /// Compares values, counts, errors, bytes and dirty bits, also at the end of the address space.
     #[test]
-    fn accesses_agree_with_a_map_of_bytes(
+    fn accesses_agree_with_map_of_bytes(
         layout in prop::collection::vec((0u64..3, 1usize..24), 1..5),
         at_top in any::<bool>(),
         page in prop::sample::select(vec![1usize, 4, 7]),
@@ -355,13 +356,13 @@ proptest! {
                 }
                 "read" | "read_slice" => {
                     let mut buf = vec![0x77; count];
-                    let answers = match kind {
+                    let results = match kind {
                         "read" => (outcome(memory.read(&mut buf, guest)), outcome(movable)),
                         _ => (outcome(memory.read_slice(&mut buf, guest)), outcome(all(count, movable))),
                     };
                     prop_assert_eq!(&buf[..moved], &*reach);
                     prop_assert!(buf[moved..].iter().all(|&b| b == 0x77));
-                    answers
+                    results
                 }
                 "write_obj" | "read_obj" => {
                     let size = [1, 2, 3, 4, 8, 16, 24][count % 7];
@@ -409,7 +410,7 @@ proptest! {
                     (outcome(got), outcome(want))
                 }
                 "write_to" => {
-                    // Each piece is written whole.
+                    // Each segment is written whole.
                     let want = match model.whole_transfer(addr, count, &given, false) {
                         (0, Err(error)) => Err(error),
                         (n, _) => Ok(n),
@@ -438,10 +439,10 @@ proptest! {
                     prop_assert_eq!(GuestMemoryBackend::check_range(&memory, guest, count), whole);
                     prop_assert_eq!(memory.address_in_range(guest), model.bytes.contains_key(&addr));
                     prop_assert_eq!(memory.find_region(guest).is_some(), model.bytes.contains_key(&addr));
-                    let mut pieces = GuestMemory::get_slices(&memory, guest, count, Permissions::Read).unwrap();
-                    let lens: Vec<usize> = pieces.by_ref().map_while(|p| p.ok().map(|p| p.len())).collect();
-                    prop_assert!(pieces.next().is_none());
-                    (shown(lens), shown(model.pieces(addr, count)))
+                    let mut slices = GuestMemory::get_slices(&memory, guest, count, Permissions::Read).unwrap();
+                    let lens: Vec<usize> = slices.by_ref().map_while(|s| s.ok().map(|s| s.len())).collect();
+                    prop_assert!(slices.next().is_none());
+                    (shown(lens), shown(model.segments(addr, count)))
                 }
             };
             prop_assert_eq!(got, want, "{:?} at {:#x}", op, addr);
@@ -462,10 +463,10 @@ proptest! {
     }
 }
 
-/// A guest memory of somebody else's, with what the trait asks for and no more: addresses are turned around, page by page.
-struct Turned(Memory);
+/// A third-party memory with only the required methods. It swaps pages of 16 bytes.
+struct Swapped(Memory);
 
-impl GuestMemory for Turned {
+impl GuestMemory for Swapped {
     type PhysicalMemory = Memory;
     type Bitmap = AtomicBitmap;
     fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
@@ -480,7 +481,7 @@ impl GuestMemory for Turned {
         if addr.0 == 0x666 {
             return Err(Error::HostAddressNotAvailable);
         }
-        Ok(TurnedSlices {
+        Ok(SwappedSlices {
             memory: &self.0,
             addr: addr.0,
             left: count,
@@ -488,13 +489,13 @@ impl GuestMemory for Turned {
     }
 }
 
-struct TurnedSlices<'a> {
+struct SwappedSlices<'a> {
     memory: &'a Memory,
     addr: u64,
     left: usize,
 }
 
-impl<'a> Iterator for TurnedSlices<'a> {
+impl<'a> Iterator for SwappedSlices<'a> {
     type Item = Result<VolatileSlice<'a, BS<'a, AtomicBitmap>>>;
     fn next(&mut self) -> Option<Self::Item> {
         let count = self.left.min(0x10 - (self.addr % 0x10) as usize);
@@ -507,13 +508,12 @@ impl<'a> Iterator for TurnedSlices<'a> {
         Some(slice)
     }
 }
-impl core::iter::FusedIterator for TurnedSlices<'_> {}
-impl<'a> GuestMemorySliceIterator<'a, BS<'a, AtomicBitmap>> for TurnedSlices<'a> {}
+impl core::iter::FusedIterator for SwappedSlices<'_> {}
+impl<'a> GuestMemorySliceIterator<'a, BS<'a, AtomicBitmap>> for SwappedSlices<'a> {}
 
 #[test]
-fn a_guest_memory_with_nothing_but_slices_works() {
-    let memory = Turned(memory(&[(0, 0x40)], 1));
-    // It has not said that its slices outlive their iterator.
+fn bytes_of_memory_with_only_required_methods_work() {
+    let memory = Swapped(memory(&[(0, 0x40)], 1));
     assert!(memory
         .contiguous_slice(GuestAddress(4), 8, Permissions::Read)
         .is_none());
@@ -558,11 +558,10 @@ fn a_guest_memory_with_nothing_but_slices_works() {
         .unwrap();
 }
 
-/// A stream that claims more than it was given moves no more than that, and nothing behind it shifts.
 #[test]
-fn a_stream_that_claims_too_much_is_not_believed() {
-    struct Liar(usize);
-    impl ReadVolatile for Liar {
+fn read_volatile_from_with_excessive_count_counts_segment_length() {
+    struct Excessive(usize);
+    impl ReadVolatile for Excessive {
         fn read_volatile<B: BitmapSlice>(
             &mut self,
             buf: &mut VolatileSlice<B>,
@@ -575,12 +574,12 @@ fn a_stream_that_claims_too_much_is_not_believed() {
     let memory = memory(&[(0, 8), (8, 8)], 1);
     assert_eq!(
         memory
-            .read_volatile_from(GuestAddress(4), &mut Liar(0), 8)
+            .read_volatile_from(GuestAddress(4), &mut Excessive(0), 8)
             .unwrap(),
         8
     );
     memory
-        .read_exact_volatile_from(GuestAddress(0), &mut Liar(4), 16)
+        .read_exact_volatile_from(GuestAddress(0), &mut Excessive(4), 16)
         .unwrap();
     assert_eq!(
         memory.read_obj::<[u8; 16]>(GuestAddress(0)).unwrap(),
@@ -589,7 +588,7 @@ fn a_stream_that_claims_too_much_is_not_believed() {
 }
 
 #[test]
-fn errors_keep_what_they_know() {
+fn error_from_volatile_memory_error_keeps_details() {
     let of = |error: VolatileError| shown(Error::from(error));
     let (addr, base, offset, size) = (1, 2, 3, 4);
     let (nelements, alignment, expected, completed) = (5, 6, 7, 8);

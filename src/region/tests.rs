@@ -1,4 +1,4 @@
-//! Regions of one's own kind, honest and not, and collections against a plain list.
+//! Tests of regions of third parties, correct and not, and of collections.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -12,7 +12,7 @@ use crate::guest_memory::{GuestMemory, GuestMemoryBackend};
 use crate::io::{ReadVolatile, WriteVolatile};
 use crate::value::AtomicAccess;
 
-/// Registers of a device: no RAM, so that all accesses go through its own [`Bytes`].
+/// The registers of a device: not RAM, so they implement [`Bytes`] themselves.
 #[derive(Debug)]
 struct Registers {
     start: u64,
@@ -118,7 +118,7 @@ fn collection(
 }
 
 #[test]
-fn a_region_that_is_no_ram_is_reached_through_itself() {
+fn non_ram_region_is_accessible_only_through_its_own_bytes() {
     let memory = collection(&[(0x100, 0x10), (0x110, 0x10)]).unwrap();
     let (region, at) = memory.to_region_addr(GuestAddress(0x118)).unwrap();
     assert_eq!((region.start, at), (0x110, MemoryRegionAddress(8)));
@@ -127,7 +127,6 @@ fn a_region_that_is_no_ram_is_reached_through_itself() {
     region.store(7u32, at, Ordering::SeqCst).unwrap();
     assert_eq!(region.load::<u32>(at, Ordering::SeqCst).unwrap(), 7);
 
-    // It has no host memory to give out, and whole-memory accesses say so.
     let no_host = |r: Result<()>| matches!(r, Err(Error::HostAddressNotAvailable));
     assert!(no_host(region.get_slice(at, 1).map(|_| ())));
     assert!(no_host(region.as_volatile_slice().map(|_| ())));
@@ -163,7 +162,7 @@ fn a_region_that_is_no_ram_is_reached_through_itself() {
     assert!(slices.next().is_none());
     assert_eq!(region.read_obj::<u32>(at).unwrap(), 7);
 
-    // What it leaves as it is.
+    // The provided methods.
     assert_eq!(region.allowed_access(), Permissions::ReadWrite);
     assert!(region.file_offset().is_none());
     #[cfg(target_os = "linux")]
@@ -171,7 +170,7 @@ fn a_region_that_is_no_ram_is_reached_through_itself() {
 }
 
 #[test]
-fn addresses_in_a_region_end_with_it() {
+fn region_address_methods_end_with_region() {
     let region = registers(u64::MAX - 0xf, 0x10);
     assert_eq!(region.last_addr(), GuestAddress(u64::MAX));
     let at = |offset| Some(MemoryRegionAddress(offset));
@@ -190,7 +189,6 @@ fn addresses_in_a_region_end_with_it() {
         None
     );
 
-    // A collection finds it, up to the last address and no further.
     let memory = Collection::from_regions(vec![region]).unwrap();
     assert_eq!(memory.last_addr(), GuestAddress(u64::MAX));
     assert!(memory.address_in_range(GuestAddress(u64::MAX)));
@@ -202,16 +200,15 @@ fn addresses_in_a_region_end_with_it() {
     );
 }
 
-/// A region that claims to pass the end of the address space has no address behind it: neither 0 nor any other.
 #[test]
-fn a_region_that_claims_to_pass_the_end_has_nothing_at_zero() {
+fn find_region_of_region_past_end_of_address_space_does_not_wrap() {
     for others in [&[][..], &[(0x1000, 0x10)]] {
         let places: Vec<_> = others
             .iter()
             .copied()
             .chain([(u64::MAX - 0xf, 0x20)])
             .collect();
-        // To refuse it is good as well.
+        // Returning an error is also correct.
         let Ok(memory) = collection(&places) else {
             continue;
         };
@@ -240,7 +237,7 @@ fn a_region_that_claims_to_pass_the_end_has_nothing_at_zero() {
 }
 
 #[test]
-fn a_region_of_no_bytes_has_no_addresses() {
+fn empty_region_contains_no_address() {
     let region = registers(0x1000, 0);
     assert_eq!(region.to_region_addr(GuestAddress(0x1000)), None);
     assert_eq!(region.to_region_addr(GuestAddress(0)), None);
@@ -271,7 +268,7 @@ fn a_region_of_no_bytes_has_no_addresses() {
 }
 
 #[test]
-fn regions_that_do_not_go_together_are_refused() {
+fn from_regions_empty_unsorted_or_overlapping_returns_error() {
     use GuestRegionCollectionError::*;
     assert!(matches!(collection(&[]), Err(NoMemoryRegion)));
     assert!(matches!(
@@ -306,7 +303,7 @@ fn regions_that_do_not_go_together_are_refused() {
 }
 
 #[test]
-fn an_empty_collection_has_nothing() {
+fn new_collection_is_empty() {
     let memory = Collection::new();
     assert_eq!(
         (memory.num_regions(), memory.last_addr()),
@@ -327,9 +324,9 @@ fn an_empty_collection_has_nothing() {
 }
 
 proptest! {
-    /// Hotplug against a map of what is where; the collection that was there before does not change.
+    /// Compares each step with a map, and checks that the previous collection does not change.
     #[test]
-    fn insertions_and_removals_agree_with_a_map(
+    fn insert_region_and_remove_region_agree_with_map(
         steps in prop::collection::vec((any::<bool>(), 0u64..40, 1usize..8, any::<bool>()), 0..40),
         at_top in any::<bool>(),
     ) {
@@ -343,14 +340,14 @@ proptest! {
                 let clash = model.iter().any(|(&s, &l)| {
                     (0..l as u64).any(|i| (0..len as u64).any(|j| s + i == start + j))
                 });
-                let answer = memory.insert_region(Arc::new(registers(start, len)));
-                prop_assert_eq!(clash, matches!(answer, Err(GuestRegionCollectionError::MemoryRegionOverlap)));
+                let result = memory.insert_region(Arc::new(registers(start, len)));
+                prop_assert_eq!(clash, matches!(result, Err(GuestRegionCollectionError::MemoryRegionOverlap)));
                 if !clash {
                     model.insert(start, len);
                 }
-                answer.ok()
+                result.ok()
             } else {
-                // Half of the time the length that is there.
+                // Uses the correct length in half of the cases.
                 let len = model.get(&start).filter(|_| exact).copied().unwrap_or(len);
                 let there = model.get(&start) == Some(&len);
                 match memory.remove_region(GuestAddress(start), len as u64) {
@@ -387,8 +384,11 @@ proptest! {
 }
 
 #[test]
-#[expect(deprecated, reason = "as long as it is there, it works")]
-fn try_access_walks_regions() {
+#[expect(
+    deprecated,
+    reason = "deprecated items are tested until they are removed"
+)]
+fn try_access_over_regions_calls_back_per_segment() {
     let memory = collection(&[(0, 8), (8, 8), (0x20, 8)]).unwrap();
     let mut seen = vec![];
     let total = memory
@@ -410,8 +410,8 @@ fn try_access_walks_regions() {
         hole,
         Err(Error::InvalidGuestAddress(GuestAddress(0x10)))
     ));
-    let liar = memory.try_access(1, GuestAddress(0), |_, n, _, _| Ok(n + 1));
-    assert!(matches!(liar, Err(Error::CallbackOutOfRange)));
+    let excessive = memory.try_access(1, GuestAddress(0), |_, n, _, _| Ok(n + 1));
+    assert!(matches!(excessive, Err(Error::CallbackOutOfRange)));
     let fails = memory.try_access(8, GuestAddress(4), |_, _, _, _| {
         Err(Error::HostAddressNotAvailable)
     });
@@ -424,14 +424,14 @@ fn try_access_walks_regions() {
     );
 }
 
-/// Regions whose slices come from a mapping.
+/// Regions that get their slices from a mapping.
 #[cfg(feature = "backend-mmap")]
 mod of_mappings {
     use super::*;
     use crate::mmap::MmapRegion;
     use crate::volatile_memory::VolatileMemory;
 
-    /// RAM that gives out slices of `given` bytes, whatever it is asked for, unless that is `None`.
+    /// RAM that returns slices of `given` bytes, or of the requested length if that is `None`.
     #[derive(Debug)]
     struct Ram {
         start: u64,
@@ -492,9 +492,9 @@ mod of_mappings {
         bytes
     }
 
-    /// Neither do such regions keep anybody there, nor does what follows move; an error counts no byte that was not moved.
+    /// An access must not loop, must not shift the bytes that follow, and must count correctly.
     #[test]
-    fn a_region_that_gives_out_other_slices_is_an_error() {
+    fn access_to_region_with_slices_of_wrong_length_returns_error() {
         for given in [0, 1, 7, 9, 0x100] {
             let memory = GuestRegionCollection::from_regions(vec![
                 ram(0, 8, None),
@@ -514,7 +514,7 @@ mod of_mappings {
                     .unwrap(),
                 4
             );
-            let answers = [
+            let results = [
                 memory.write_slice(&[3; 8], GuestAddress(8)),
                 memory.read_slice(&mut [0; 8], GuestAddress(8)),
                 memory.read_obj::<u64>(GuestAddress(8)).map(|_| ()),
@@ -531,19 +531,19 @@ mod of_mappings {
             assert_eq!(whole(regions[0]), [0, 0, 0, 0, 2, 2, 2, 2]);
             assert_eq!(whole(regions[1]), [0; 8]);
             assert_eq!(whole(regions[2]), [0; 8]);
-            for (i, answer) in answers.into_iter().enumerate() {
-                let error = answer.unwrap_err();
+            for (i, result) in results.into_iter().enumerate() {
+                let error = result.unwrap_err();
                 let counts = matches!(error, Error::PartialBuffer { completed: 1.., .. });
                 assert!(
                     !counts,
-                    "answer {i} of slices of {given} bytes counts what was not moved: {error:?}"
+                    "result {i} for slices of {given} bytes counts bytes that were not moved: {error:?}"
                 );
             }
         }
     }
 
     #[test]
-    fn a_region_permits_what_it_says() {
+    fn allowed_access_of_region_is_enforced() {
         for allowed in [
             Permissions::No,
             Permissions::Read,
@@ -577,7 +577,7 @@ mod of_mappings {
                     .unwrap();
                 assert_eq!(first.is_ok(), granted);
             }
-            // Those that do not say what they want are not held back.
+            // These methods do not check permissions.
             assert!(GuestMemoryBackend::check_range(
                 &memory,
                 GuestAddress(0x18),
@@ -588,23 +588,23 @@ mod of_mappings {
     }
 
     #[test]
-    fn region_accesses_end_with_the_region() {
+    fn bytes_of_region_end_with_region() {
         let region = ram(0x1000, 0x10, None);
         assert_eq!(region.write(&[1; 8], MemoryRegionAddress(0xc)).unwrap(), 4);
         assert_eq!(
             region.read(&mut [0; 8], MemoryRegionAddress(0xc)).unwrap(),
             4
         );
-        let behind = |r: Result<()>| matches!(r, Err(Error::InvalidBackendAddress));
-        assert!(behind(
+        let past_end = |r: Result<()>| matches!(r, Err(Error::InvalidBackendAddress));
+        assert!(past_end(
             region.write(&[1], MemoryRegionAddress(0x10)).map(|_| ())
         ));
-        assert!(behind(
+        assert!(past_end(
             region
                 .read_obj::<u8>(MemoryRegionAddress(u64::MAX))
                 .map(|_| ())
         ));
-        assert!(behind(
+        assert!(past_end(
             region
                 .load::<u32>(MemoryRegionAddress(2), Ordering::SeqCst)
                 .map(|_| ())
@@ -634,11 +634,11 @@ mod of_mappings {
     }
 }
 
-/// Memory that is in no process: it has no slice to give, for whatever address it is asked.
+/// A region that is not mapped in this process.
 #[derive(Debug)]
-struct Elsewhere;
+struct Unmapped;
 
-impl GuestMemoryRegion for Elsewhere {
+impl GuestMemoryRegion for Unmapped {
     type B = ();
     fn len(&self) -> GuestUsize {
         0x1000
@@ -648,21 +648,20 @@ impl GuestMemoryRegion for Elsewhere {
     }
     fn bitmap(&self) {}
 }
-impl GuestMemoryRegionBytes for Elsewhere {}
+impl GuestMemoryRegionBytes for Unmapped {}
 
-/// verify/differential found that it was the address, where that is outside as well.
 #[test]
-fn what_a_region_has_not_comes_before_where_it_is_not() {
+fn access_to_unmapped_region_reports_missing_host_address_before_bounds() {
     let mut bytes = [0; 4];
     for addr in [0, 0xffe, 0x1000, u64::MAX] {
-        let error = Elsewhere
+        let error = Unmapped
             .read(&mut bytes, MemoryRegionAddress(addr))
             .unwrap_err();
         assert!(
             matches!(error, Error::HostAddressNotAvailable),
             "{addr:#x}: {error}"
         );
-        let error = Elsewhere
+        let error = Unmapped
             .write_obj(1u8, MemoryRegionAddress(addr))
             .unwrap_err();
         assert!(

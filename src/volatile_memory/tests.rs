@@ -1,4 +1,4 @@
-//! Slices, references and arrays against plain vectors, with a bitmap that has a bit for each byte.
+//! Compares slices, references and arrays with plain vectors, and marks with single bytes.
 
 use core::fmt::Debug;
 use core::sync::atomic::{AtomicI16, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use crate::bitmap::{BitmapSlice, WithBitmapSlice};
 use crate::bytes::Bytes;
 use crate::io::ReadVolatile;
 
-/// Which bytes are marked, and where a slice of that begins. Marks outside of the memory make the test fail.
+/// A dirty bitmap with one bit per byte. A mark outside the memory panics.
 #[derive(Clone, Debug)]
 pub(super) struct ByteMap(Rc<RefCell<Vec<bool>>>, usize);
 
@@ -33,7 +33,7 @@ impl Bitmap for ByteMap {
     }
 }
 
-/// Memory at a known alignment, with bytes before and behind it that must stay as they are.
+/// Memory at a known alignment, between fences that must not change.
 pub(super) struct Memory {
     words: Vec<AtomicU64>,
     start: usize,
@@ -44,7 +44,7 @@ pub(super) struct Memory {
 const FENCE: u8 = 0xee;
 
 impl Memory {
-    /// Bytes 1, 2, 3 and so on, `shift` bytes behind a multiple of 8.
+    /// Makes memory of the bytes 1, 2, 3, ..., that starts `shift` bytes after a multiple of 8.
     pub(super) fn new(len: usize, shift: usize) -> Self {
         let start = 8 + shift;
         let mut bytes = vec![FENCE; (start + len + 8).next_multiple_of(8)];
@@ -66,7 +66,7 @@ impl Memory {
     }
 
     pub(super) fn slice(&self) -> VolatileSlice<'_, ByteMap> {
-        // SAFETY: `len` bytes of atomics from there on, which live as long as the slice.
+        // SAFETY: These `len` bytes are atomics that outlive the slice.
         unsafe { VolatileSlice::with_bitmap(self.ptr(), self.len, self.bitmap.clone(), None) }
     }
 
@@ -81,7 +81,7 @@ impl Memory {
         all[self.start..end].to_vec()
     }
 
-    /// The offsets of the marked bytes, which are clean afterwards.
+    /// Returns the offsets of the marked bytes, and clears the marks.
     pub(super) fn take_marks(&self) -> Vec<usize> {
         let mut marks = self.bitmap.0.borrow_mut();
         let marked = (0..self.len).filter(|&i| marks[i]).collect();
@@ -98,16 +98,16 @@ pub(super) fn shown(value: impl Debug) -> String {
     format!("{value:?}")
 }
 
-/// The error of an answer.
-pub(super) fn failed<T>(answer: Result<T>) -> String {
-    shown(answer.map(|_| "no error").unwrap_err())
+/// Returns the error of `result` as text.
+pub(super) fn failed<T>(result: Result<T>) -> String {
+    shown(result.map(|_| "no error").unwrap_err())
 }
 
 pub(super) fn out_of_bounds(addr: usize) -> String {
     shown(Error::OutOfBounds { addr })
 }
 
-/// Runs `$body` with `$T` as the type of that size.
+/// Evaluates `$body` with `$T` as a type of that size.
 macro_rules! by_size {
     ($size:expr, [$($n:literal: $t:ty),*], $T:ident => $body:expr) => {
         match $size {
@@ -143,7 +143,7 @@ fn bytes_of<T: ByteValued>(values: &[T]) -> Vec<u8> {
     values.iter().flat_map(|v| v.as_slice().to_vec()).collect()
 }
 
-/// An access: what it is, where, and the size and number of its elements (bytes, where it has none); arrays have a number of their own.
+/// An access: its kind, offset, element size, number of elements or bytes, and array length.
 type Op = (&'static str, usize, usize, usize, usize);
 
 #[rustfmt::skip]
@@ -164,7 +164,7 @@ fn op() -> impl Strategy<Value = Op> {
     )
 }
 
-/// The end of a range in memory of `len` bytes.
+/// Returns the end of a range in memory of `len` bytes, or the expected error.
 fn end_of(at: usize, count: usize, len: usize) -> Result<usize> {
     match at.checked_add(count) {
         None => Err(Error::Overflow {
@@ -176,7 +176,7 @@ fn end_of(at: usize, count: usize, len: usize) -> Result<usize> {
     }
 }
 
-/// How many of `wanted` bytes can be moved at `at`.
+/// Returns how many of `wanted` bytes an access at `at` moves, or the expected error.
 fn movable(at: usize, wanted: usize, len: usize) -> Result<usize> {
     match wanted {
         0 => Ok(0),
@@ -185,7 +185,7 @@ fn movable(at: usize, wanted: usize, len: usize) -> Result<usize> {
     }
 }
 
-/// The answer of an access that wants everything, when that many bytes can be moved.
+/// Returns the expected result of an exact access.
 fn all(expected: usize, movable: Result<usize>) -> Result<()> {
     match movable? {
         completed if completed == expected => Ok(()),
@@ -199,9 +199,9 @@ fn all(expected: usize, movable: Result<usize>) -> Result<()> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 8 } else { 512 }))]
 
-    /// Values, counts, errors, every byte and every mark, at every alignment.
+    /// Compares values, counts, errors, bytes and marks, at every alignment.
     #[test]
-    fn accesses_agree_with_a_vector(
+    fn accesses_agree_with_vector(
         len in 0usize..64,
         shift in 0usize..8,
         ops in prop::collection::vec(op(), 1..24),
@@ -213,7 +213,7 @@ proptest! {
         let payload = numbered(80 * 24, 101);
         for op in ops {
             let (kind, at, size, count, elements) = op;
-            // How many bytes were moved into the slice, from `at` on.
+            // The number of bytes moved into the slice at `at`.
             let mut moved = 0;
             let here = at.min(len);
             let rest = model[here..].to_vec();
@@ -237,12 +237,12 @@ proptest! {
                     let mut expected = buf.clone();
                     let n = *want.as_ref().unwrap_or(&0);
                     expected[..n].copy_from_slice(&rest[..n]);
-                    let answers = match kind {
+                    let results = match kind {
                         "read" => (shown(slice.read(&mut buf, at)), shown(want)),
                         _ => (shown(slice.read_slice(&mut buf, at)), shown(all(count, want))),
                     };
                     prop_assert_eq!(buf, expected);
-                    answers
+                    results
                 }
                 "write_obj" => {
                     let want = movable(at, size, len);
@@ -323,9 +323,9 @@ proptest! {
         }
     }
 
-    /// Parts of slices: where they begin, how long they are, what they mark, and why they are refused.
+    /// Compares start, length, bitmap offset and errors.
     #[test]
-    fn parts_agree_with_their_bounds(
+    fn subslice_offset_and_split_at_agree_with_arithmetic(
         len in 0usize..40,
         a in prop_oneof![4 => 0usize..50, 1 => any::<usize>(), 1 => Just(usize::MAX)],
         b in prop_oneof![4 => 0usize..50, 1 => any::<usize>(), 1 => Just(usize::MAX)],
@@ -361,9 +361,9 @@ proptest! {
         }
     }
 
-    /// As a copy through a third place, whatever overlaps; only the target is marked.
+    /// Compares with a copy through a vector. Only the target may be marked.
     #[test]
-    fn copies_between_slices_may_overlap(
+    fn copy_to_volatile_slice_with_overlap_copies_original_bytes(
         (from, from_len) in (0usize..600, 0usize..600),
         (to, to_len) in (0usize..600, 0usize..600),
     ) {
@@ -381,7 +381,7 @@ proptest! {
 }
 
 #[test]
-fn an_array_larger_than_the_address_space_is_too_big() {
+fn get_array_ref_larger_than_address_space_returns_too_big() {
     let memory = Memory::new(16, 0);
     let (nelements, size) = (usize::MAX / 2, 4);
     let too_big = shown(Error::TooBig { nelements, size });
@@ -392,7 +392,7 @@ fn an_array_larger_than_the_address_space_is_too_big() {
 }
 
 #[test]
-fn a_reference_reaches_its_value_and_no_more() {
+fn volatile_ref_accesses_only_its_value() {
     let memory = Memory::new(16, 1);
     let slice = memory.slice();
     let value = slice.get_ref::<u32>(5).unwrap();
@@ -411,7 +411,7 @@ fn a_reference_reaches_its_value_and_no_more() {
     value.clone().store(0);
     assert_eq!(value.load(), 0);
 
-    // SAFETY: four bytes from there on lie in the memory.
+    // SAFETY: The four bytes are in the memory, which outlives the reference.
     let bare = unsafe { VolatileRef::<u32>::new(memory.ptr()) };
     memory.take_marks();
     bare.store(u32::MAX);
@@ -420,7 +420,7 @@ fn a_reference_reaches_its_value_and_no_more() {
 }
 
 #[test]
-fn an_array_reaches_its_elements_and_no_more() {
+fn volatile_array_ref_accesses_only_its_elements() {
     let memory = Memory::new(40, 0);
     let slice = memory.slice();
     let array = slice.get_array_ref::<u16>(3, 5).unwrap();
@@ -446,7 +446,7 @@ fn an_array_reaches_its_elements_and_no_more() {
     assert_eq!((bytes.len(), bytes.element_size()), (4, 1));
     bytes.store(3, 0);
     assert_eq!(memory.take_marks(), [5]);
-    // SAFETY: eight bytes from there on lie in the memory.
+    // SAFETY: The eight bytes are in the memory, which outlives the reference.
     let bare = unsafe { VolatileArrayRef::<u32>::new(memory.ptr(), 2) };
     bare.copy_from(&[0, 0, 0]);
     assert_eq!(memory.bytes()[..9], [0, 0, 0, 0, 0, 0, 0, 0, 9]);
@@ -460,13 +460,13 @@ fn an_array_reaches_its_elements_and_no_more() {
 
 #[test]
 #[should_panic(expected = "index 2 is out of bounds of an array of length 2")]
-fn an_index_behind_the_array_panics() {
+fn volatile_array_ref_load_past_end_panics() {
     let memory = Memory::new(8, 0);
     memory.slice().get_array_ref::<u16>(0, 2).unwrap().load(2);
 }
 
 #[test]
-fn references_of_rusts_want_room_and_alignment() {
+fn plain_references_out_of_bounds_or_misaligned_return_error() {
     let memory = Memory::new(16, 2);
     let slice = memory.slice();
     let half = slice.get_atomic_ref::<AtomicU16>(2).unwrap();
@@ -481,7 +481,7 @@ fn references_of_rusts_want_room_and_alignment() {
         failed(slice.get_atomic_ref::<AtomicI16>(15)),
         out_of_bounds(17)
     );
-    // SAFETY: nobody else is here.
+    // SAFETY: Only this thread accesses the memory, through one reference at a time.
     unsafe {
         assert_eq!(slice.aligned_as_ref::<[u8; 2]>(0).unwrap(), &[1, 2]);
         *slice.aligned_as_mut::<u16>(0).unwrap() = 0;
@@ -493,10 +493,9 @@ fn references_of_rusts_want_room_and_alignment() {
     assert_eq!(memory.bytes()[..3], [0, 0, 3]);
 }
 
-/// What marks finds the new bytes: marking comes after the write, in every method that writes.
 #[test]
-fn marks_come_after_the_bytes() {
-    /// Notes what byte lies at the first marked one.
+fn every_write_method_marks_after_the_write() {
+    /// A bitmap that records the current byte on each mark.
     #[derive(Clone, Debug)]
     struct Witness(Rc<RefCell<Vec<u8>>>, *const AtomicU64);
     impl WithBitmapSlice<'_> for Witness {
@@ -505,7 +504,7 @@ fn marks_come_after_the_bytes() {
     impl BitmapSlice for Witness {}
     impl Bitmap for Witness {
         fn mark_dirty(&self, _offset: usize, _len: usize) {
-            // SAFETY: the test keeps the word alive.
+            // SAFETY: The test declares the word before the bitmap, so the word outlives it.
             let word = unsafe { &*self.1 };
             let now = word.load(Ordering::Relaxed).to_ne_bytes()[0];
             self.0.borrow_mut().push(now);
@@ -520,7 +519,7 @@ fn marks_come_after_the_bytes() {
     let word = AtomicU64::new(0);
     let seen = Rc::new(RefCell::new(vec![]));
     let witness = Witness(seen.clone(), &word);
-    // SAFETY: eight bytes of an atomic that outlives the slice.
+    // SAFETY: The eight bytes are an atomic that outlives the slice.
     let slice = unsafe { VolatileSlice::with_bitmap(word.as_ptr().cast::<u8>(), 8, witness, None) };
     slice.write(&[1], 0).unwrap();
     slice.write_slice(&[2], 0).unwrap();
@@ -550,7 +549,7 @@ fn marks_come_after_the_bytes() {
     );
 }
 
-/// Gives a few bytes at a time, is interrupted before each time, and fails in the end.
+/// A source that is interrupted before each read, reads a few bytes, and fails at its end.
 struct Halting {
     bytes: Vec<u8>,
     interrupted: bool,
@@ -572,7 +571,7 @@ impl ReadVolatile for Halting {
 }
 
 #[test]
-fn streams_move_what_they_have_and_mark_what_they_moved() {
+fn stream_methods_mark_only_moved_bytes() {
     let memory = Memory::new(20, 0);
     let slice = memory.slice();
     let stream = |count| Halting {
@@ -596,28 +595,34 @@ fn streams_move_what_they_have_and_mark_what_they_moved() {
     assert_eq!(failed(some), would_block);
     assert_eq!(memory.take_marks(), [0, 1, 2, 3]);
 
-    // Out of bounds: the stream is not asked.
+    // An access out of bounds does not touch the stream.
     let (mut source, mut target) = (stream(10), vec![]);
-    let behind = out_of_bounds(memory.ptr() as usize + 21);
-    assert_eq!(failed(slice.read_volatile_from(21, &mut source, 1)), behind);
-    assert_eq!(failed(slice.write_volatile_to(21, &mut target, 1)), behind);
-    let behind = out_of_bounds(21);
+    let past_end = out_of_bounds(memory.ptr() as usize + 21);
+    assert_eq!(
+        failed(slice.read_volatile_from(21, &mut source, 1)),
+        past_end
+    );
+    assert_eq!(
+        failed(slice.write_volatile_to(21, &mut target, 1)),
+        past_end
+    );
+    let past_end = out_of_bounds(21);
     assert_eq!(
         failed(slice.read_exact_volatile_from(13, &mut source, 8)),
-        behind
+        past_end
     );
     assert_eq!(
         failed(slice.write_all_volatile_to(13, &mut target, 8)),
-        behind
+        past_end
     );
     assert!(source.bytes.len() == 10 && !source.interrupted && target.is_empty());
 }
 
-/// A memory of somebody else's that hands out something else than was asked for: no reference is made of it.
+/// A third-party memory may return slices of another length.
 #[test]
-fn slices_of_another_length_are_refused() {
-    struct Liar<'a>(VolatileSlice<'a>, usize);
-    impl VolatileMemory for Liar<'_> {
+fn references_from_slice_of_wrong_length_return_error() {
+    struct OtherLength<'a>(VolatileSlice<'a>, usize);
+    impl VolatileMemory for OtherLength<'_> {
         type B = ();
         fn len(&self) -> usize {
             self.0.len()
@@ -628,22 +633,22 @@ fn slices_of_another_length_are_refused() {
     }
     let mut bytes = [0u64; 2];
     for given in [0, 1, 3, 5, 16] {
-        let liar = Liar(bytes.as_bytes(), given);
-        assert!(!liar.is_empty());
+        let memory = OtherLength(bytes.as_bytes(), given);
+        assert!(!memory.is_empty());
         let (expected, completed) = (4, given);
         let partial = shown(Error::PartialBuffer {
             expected,
             completed,
         });
-        assert_eq!(failed(liar.get_ref::<u32>(0)), partial);
-        assert_eq!(failed(liar.get_array_ref::<u16>(0, 2)), partial);
-        assert_eq!(failed(liar.get_atomic_ref::<AtomicU32>(0)), partial);
-        // SAFETY: nobody else is here.
+        assert_eq!(failed(memory.get_ref::<u32>(0)), partial);
+        assert_eq!(failed(memory.get_array_ref::<u16>(0, 2)), partial);
+        assert_eq!(failed(memory.get_atomic_ref::<AtomicU32>(0)), partial);
+        // SAFETY: Only this thread accesses the memory, through one reference at a time.
         unsafe {
-            assert_eq!(failed(liar.aligned_as_ref::<u32>(0)), partial);
-            assert_eq!(failed(liar.aligned_as_mut::<u32>(0)), partial);
+            assert_eq!(failed(memory.aligned_as_ref::<u32>(0)), partial);
+            assert_eq!(failed(memory.aligned_as_mut::<u32>(0)), partial);
         }
     }
-    let honest = Liar(bytes.as_bytes(), 16);
-    assert_eq!(honest.as_volatile_slice().len(), 16);
+    let whole = OtherLength(bytes.as_bytes(), 16);
+    assert_eq!(whole.as_volatile_slice().len(), 16);
 }

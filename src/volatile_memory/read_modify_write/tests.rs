@@ -1,4 +1,4 @@
-//! The methods that read, change and write an integer in one piece: what they answer, where they refuse, and what they mark.
+//! Results, errors and marks of the atomic read-modify-write methods.
 
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{self, SeqCst};
@@ -27,7 +27,7 @@ fn filled<T: ByteValued>(byte: u8) -> T {
     T::read_exact_from(&*vec![byte; size_of::<T>()]).unwrap()
 }
 
-/// Each method, on memory that is `was` all through, with an operand of such bytes: the bytes that it leaves.
+/// Each method with the byte of which the memory consists, that of the operand, and the result.
 #[rustfmt::skip]
 const CHANGES: [(&str, u8, u8, u8); 4] = [
     ("swap", 0x5a, 0xc3, 0xc3),
@@ -51,7 +51,7 @@ fn change<T: AtomicAccess>(
     }
 }
 
-fn changes_the_integer_and_marks_it<T: AtomicAccess>() {
+fn check_change<T: AtomicAccess>() {
     let size = size_of::<T>();
     let orders = [
         Ordering::Relaxed,
@@ -81,12 +81,12 @@ fn changes_the_integer_and_marks_it<T: AtomicAccess>() {
 }
 
 #[test]
-fn a_change_is_of_its_bytes_and_marks_them() {
-    for_each_size!(changes_the_integer_and_marks_it);
+fn atomic_change_of_each_size_writes_and_marks_only_its_bytes() {
+    for_each_size!(check_change);
 }
 
 #[test]
-fn a_sum_wraps() {
+fn atomic_fetch_add_of_maximum_wraps() {
     let memory = Memory::new(8, 0);
     memory.slice().atomic_swap(u16::MAX, 2, SeqCst).unwrap();
     assert_eq!(
@@ -98,31 +98,30 @@ fn a_sum_wraps() {
     assert_eq!(memory.bytes()[4..], [5, 6, 7, 8]);
 }
 
-fn exchanges_if_it_is_there<T: AtomicAccess + core::fmt::Debug>() {
+fn check_exchange<T: AtomicAccess + core::fmt::Debug>() {
     let size = size_of::<T>();
     for at in (0..MEMORY).step_by(size) {
         let memory = Memory::new(MEMORY, 0);
         let slice = memory.slice();
         slice.fill_with_byte(7).unwrap();
         memory.take_marks();
-        // Something else is there: nothing is written, and nothing marked.
-        let answer = slice
+        let result = slice
             .atomic_compare_exchange(filled::<T>(8), filled(9), at, SeqCst, SeqCst)
             .unwrap();
-        assert_eq!(answer.unwrap_err().as_slice(), vec![7; size]);
+        assert_eq!(result.unwrap_err().as_slice(), vec![7; size]);
         assert_eq!(memory.bytes(), [7; MEMORY]);
         assert_eq!(memory.take_marks(), [] as [usize; 0]);
-        // It differs in its last byte only.
+        // Differs only in the last byte.
         let mut nearly = vec![7; size];
         nearly[size - 1] = 6;
         let nearly = T::read_exact_from(&*nearly).unwrap();
-        let answer = slice
+        let result = slice
             .atomic_compare_exchange(nearly, filled(9), at, SeqCst, Ordering::Relaxed)
             .unwrap();
-        assert_eq!(answer.unwrap_err().as_slice(), vec![7; size]);
+        assert_eq!(result.unwrap_err().as_slice(), vec![7; size]);
         assert_eq!(memory.take_marks(), [] as [usize; 0]);
 
-        let answer = slice
+        let result = slice
             .atomic_compare_exchange(
                 filled::<T>(7),
                 filled(9),
@@ -131,7 +130,7 @@ fn exchanges_if_it_is_there<T: AtomicAccess + core::fmt::Debug>() {
                 Ordering::Acquire,
             )
             .unwrap();
-        assert_eq!(answer.map_err(drop).unwrap().as_slice(), vec![7; size]);
+        assert_eq!(result.map_err(drop).unwrap().as_slice(), vec![7; size]);
         let mut expected = vec![7; MEMORY];
         expected[at..at + size].fill(9);
         assert_eq!(memory.bytes(), expected);
@@ -140,12 +139,12 @@ fn exchanges_if_it_is_there<T: AtomicAccess + core::fmt::Debug>() {
 }
 
 #[test]
-fn an_exchange_that_fails_writes_and_marks_nothing() {
-    for_each_size!(exchanges_if_it_is_there);
+fn atomic_compare_exchange_that_fails_neither_writes_nor_marks() {
+    for_each_size!(check_exchange);
 }
 
-/// The answer of every method at a place that is refused.
-fn refusals<T: AtomicAccess>(memory: &Memory, at: usize) -> Vec<String> {
+/// Returns the error of each method.
+fn errors<T: AtomicAccess>(memory: &Memory, at: usize) -> Vec<String> {
     let slice = memory.slice();
     let value = T::zeroed();
     let changes = CHANGES.map(|(name, ..)| failed(change(&slice, name, value, at, SeqCst)));
@@ -153,7 +152,7 @@ fn refusals<T: AtomicAccess>(memory: &Memory, at: usize) -> Vec<String> {
     changes.into_iter().chain([exchange]).collect()
 }
 
-fn refuses_places_that_are_not_its_own<T: AtomicAccess>() {
+fn check_errors<T: AtomicAccess>() {
     let size = size_of::<T>();
     for shift in 0..8 {
         let memory = Memory::new(MEMORY, shift);
@@ -172,7 +171,7 @@ fn refuses_places_that_are_not_its_own<T: AtomicAccess>() {
                 Some(_) => continue,
             };
             assert_eq!(
-                refusals::<T>(&memory, at),
+                errors::<T>(&memory, at),
                 vec![expected; 5],
                 "{size} bytes at {at}, {shift} off"
             );
@@ -183,20 +182,20 @@ fn refuses_places_that_are_not_its_own<T: AtomicAccess>() {
 }
 
 #[test]
-fn places_out_of_bounds_or_misaligned_are_refused() {
-    for_each_size!(refuses_places_that_are_not_its_own);
+fn atomic_change_out_of_bounds_or_misaligned_returns_error() {
+    for_each_size!(check_errors);
 }
 
-/// Two words that a user calls one integer: no processor changes them in one piece here.
+/// A type of another crate that is too large for a register.
 #[derive(Clone, Copy, Default)]
 struct Pair([u64; 2]);
 
-// SAFETY: two integers, without padding; any bytes are one.
+// SAFETY: Two integers have no padding and no invalid bit pattern.
 unsafe impl ByteValued for Pair {}
 
 struct AtomicPair([AtomicU64; 2]);
 
-// SAFETY: consists of atomic integers and nothing else, without padding.
+// SAFETY: Two atomic integers, without padding.
 unsafe impl AtomicInteger for AtomicPair {
     type V = [u64; 2];
 
@@ -232,18 +231,18 @@ impl AtomicAccess for Pair {
 }
 
 #[test]
-fn what_is_no_register_is_too_big() {
+fn atomic_change_of_type_larger_than_register_returns_too_big() {
     let memory = Memory::new(MEMORY, 0);
     let too_big = shown(Error::TooBig {
         nelements: 1,
         size: 16,
     });
-    // Before anything else is looked at: 64 is out of bounds.
+    // Offset 64 is out of bounds: the size is checked first.
     for at in [0, 64] {
-        assert_eq!(refusals::<Pair>(&memory, at), vec![too_big.clone(); 5]);
+        assert_eq!(errors::<Pair>(&memory, at), vec![too_big.clone(); 5]);
     }
     assert_eq!(memory.take_marks(), [] as [usize; 0]);
-    // Plain loads and stores of it go by its own methods.
+    // Loads and stores use the type's own methods.
     memory.slice().store(Pair([1, 2]), 8, SeqCst).unwrap();
     assert_eq!(memory.slice().load::<Pair>(8, SeqCst).unwrap().0, [1, 2]);
 }

@@ -1,4 +1,4 @@
-//! B11: regions without bytes and types without a size do not panic.
+//! B11: empty regions and zero-sized types do not cause a panic.
 
 use std::sync::atomic::Ordering;
 
@@ -8,7 +8,7 @@ use vm_memory::{
     VolatileMemory, VolatileSlice,
 };
 
-/// A region without bytes.
+/// An empty region.
 #[derive(Debug)]
 struct Empty(u64);
 
@@ -35,7 +35,7 @@ impl GuestMemoryRegion for Empty {
 impl GuestMemoryRegionBytes for Empty {}
 
 #[test]
-fn b11_a_region_without_bytes_has_no_address() {
+fn b11_empty_region_contains_no_address() {
     for start in [0, 0x1000, u64::MAX] {
         let region = Empty(start);
         for addr in [
@@ -87,7 +87,7 @@ fn b11_a_region_without_bytes_has_no_address() {
 }
 
 #[test]
-fn b11_types_without_a_size_are_copied_by_number() {
+fn b11_copies_of_zero_sized_types_return_number_of_elements() {
     type Nothing = [u64; 0];
     let mut memory = [1u8, 2, 3];
     let slice = VolatileSlice::from(memory.as_mut_slice());

@@ -1,4 +1,4 @@
-//! B1: what a stream delivers lies without a gap from the address asked for, and progress is never lost.
+//! B1: the bytes of a stream arrive without a gap, and no error hides the bytes moved before it.
 #![cfg(all(unix, feature = "backend-mmap", feature = "rawfd"))]
 #![expect(unsafe_code, reason = "calls memfd_create(2) and mmap(2)")]
 
@@ -13,13 +13,14 @@ use vm_memory::{
     VolatileMemory, VolatileMemoryError, VolatileSlice, WriteVolatile,
 };
 
-/// Two regions without a hole between them.
+/// Makes two adjacent regions.
 fn memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)])
         .unwrap()
 }
 
-/// Moves up to `step` bytes at a time and is interrupted before each; behind the last of `left` bytes, `end` is the answer.
+/// A stream of `left` bytes. It is interrupted before each transfer, then moves up to `step` bytes.
+/// At its end, it returns the error number `end`.
 struct Slow {
     left: usize,
     step: usize,
@@ -91,21 +92,21 @@ fn raw_error<T: std::fmt::Debug>(result: Result<T, GuestMemoryError>) -> Option<
     }
 }
 
-/// What lies from `addr` on, and that the bytes behind it are untouched.
-fn holds(memory: &GuestMemoryMmap, addr: u64, bytes: &[u8]) {
+/// Checks that `bytes` are at `addr`, and that all other bytes are zero.
+fn assert_bytes(memory: &GuestMemoryMmap, addr: u64, bytes: &[u8]) {
     let mut all = vec![0; 0x2000];
     memory.read_slice(&mut all, GuestAddress(0)).unwrap();
     let (start, end) = (addr as usize, addr as usize + bytes.len());
     assert!(
         all[..start].iter().chain(&all[end..]).all(|&b| b == 0),
-        "bytes outside were written"
+        "bytes outside the range were written"
     );
     assert_eq!(&all[start..end], bytes);
 }
 
 #[test]
-fn b1_a_read_stops_at_the_first_short_read_and_leaves_no_hole() {
-    // 16 bytes before the boundary, 10 at a time: the second read would begin in the middle of nowhere.
+fn b1_read_volatile_from_stops_at_first_short_read() {
+    // 16 bytes before the boundary, 10 per read: going on would leave a gap of 6.
     let (mut source, target) = (slow(100, 10, None), memory());
     assert_eq!(
         target
@@ -113,10 +114,10 @@ fn b1_a_read_stops_at_the_first_short_read_and_leaves_no_hole() {
             .unwrap(),
         10
     );
-    holds(&target, 0xff0, &source.moved);
+    assert_bytes(&target, 0xff0, &source.moved);
     assert_eq!(source.left, 90);
 
-    // The first piece is filled, the second is not: both are counted, and they touch.
+    // The first segment is full, the second is not.
     let (mut source, target) = (slow(100, 10, None), memory());
     assert_eq!(
         target
@@ -124,11 +125,11 @@ fn b1_a_read_stops_at_the_first_short_read_and_leaves_no_hole() {
             .unwrap(),
         20
     );
-    holds(&target, 0xff6, &source.moved);
+    assert_bytes(&target, 0xff6, &source.moved);
 }
 
 #[test]
-fn b1_a_write_moves_each_piece_whole_and_counts_what_was_taken() {
+fn b1_write_volatile_to_writes_each_segment_whole() {
     let source = memory();
     source.write_slice(&[7; 10], GuestAddress(0xff0)).unwrap();
     let mut target = slow(100, 10, None);
@@ -145,13 +146,13 @@ fn b1_a_write_moves_each_piece_whole_and_counts_what_was_taken() {
 }
 
 #[test]
-fn b1_exact_forms_loop_until_done() {
+fn b1_exact_transfers_repeat_until_complete() {
     for step in [1, 3, 10, 4096] {
         let (mut source, target) = (slow(200, step, None), memory());
         target
             .read_exact_volatile_from(GuestAddress(0xfc0), &mut source, 200)
             .unwrap();
-        holds(&target, 0xfc0, &source.moved);
+        assert_bytes(&target, 0xfc0, &source.moved);
         assert_eq!(source.moved.len(), 200);
         let mut back = slow(200, step, None);
         target
@@ -162,7 +163,7 @@ fn b1_exact_forms_loop_until_done() {
 }
 
 #[test]
-fn b1_exact_forms_end_with_the_stream_and_count_what_was_done() {
+fn b1_exact_transfers_at_end_of_stream_return_count() {
     let (mut source, target) = (slow(100, 7, None), memory());
     let error = target
         .read_exact_volatile_from(GuestAddress(0xfc0), &mut source, 200)
@@ -177,7 +178,7 @@ fn b1_exact_forms_end_with_the_stream_and_count_what_was_done() {
         ),
         "{error}"
     );
-    holds(&target, 0xfc0, &source.moved);
+    assert_bytes(&target, 0xfc0, &source.moved);
     let error = target
         .write_all_volatile_to(GuestAddress(0xfc0), &mut slow(100, 7, None), 200)
         .unwrap_err();
@@ -191,7 +192,7 @@ fn b1_exact_forms_end_with_the_stream_and_count_what_was_done() {
         ),
         "{error}"
     );
-    // Guest memory ends first.
+    // The guest memory ends before the stream.
     let error = target
         .read_exact_volatile_from(GuestAddress(0x1ff0), &mut slow(100, 7, None), 32)
         .unwrap_err();
@@ -208,7 +209,7 @@ fn b1_exact_forms_end_with_the_stream_and_count_what_was_done() {
 }
 
 #[test]
-fn b1_exact_forms_end_with_an_error_and_count_what_was_done() {
+fn b1_exact_transfers_at_stream_error_return_count() {
     let (mut source, target) = (slow(100, 7, Some(libc::EIO)), memory());
     let error = target
         .read_exact_volatile_from(GuestAddress(0xfc0), &mut source, 200)
@@ -223,8 +224,8 @@ fn b1_exact_forms_end_with_an_error_and_count_what_was_done() {
         ),
         "{error}"
     );
-    holds(&target, 0xfc0, &source.moved);
-    // The next call meets the error itself.
+    assert_bytes(&target, 0xfc0, &source.moved);
+    // The next call returns the error.
     let next = target.read_exact_volatile_from(GuestAddress(0xfc0 + 100), &mut source, 100);
     assert_eq!(raw_error(next), Some(libc::EIO));
     let mut sink = slow(100, 7, Some(libc::ENOSPC));
@@ -248,8 +249,8 @@ fn b1_exact_forms_end_with_an_error_and_count_what_was_done() {
 }
 
 #[test]
-fn b1_the_count_before_an_error_is_returned_first() {
-    // The first slice is filled; the second meets EAGAIN.
+fn b1_transfers_before_stream_error_return_count() {
+    // The first segment is filled. The second read returns EAGAIN.
     let (mut source, target) = (slow(16, 16, Some(libc::EAGAIN)), memory());
     assert_eq!(
         target
@@ -257,7 +258,7 @@ fn b1_the_count_before_an_error_is_returned_first() {
             .unwrap(),
         16
     );
-    holds(&target, 0xff0, &source.moved);
+    assert_bytes(&target, 0xff0, &source.moved);
     let next = target.read_volatile_from(GuestAddress(0x1000), &mut source, 0x30);
     assert_eq!(raw_error(next), Some(libc::EAGAIN));
     let mut sink = slow(16, 16, Some(libc::EAGAIN));
@@ -273,9 +274,8 @@ fn b1_the_count_before_an_error_is_returned_first() {
     );
 }
 
-/// The same with descriptors: a socket that does not block and has less than was asked for.
 #[test]
-fn b1_sockets_that_would_block_lose_nothing() {
+fn b1_transfers_on_nonblocking_socket_return_count() {
     let (mut left, right) = UnixStream::pair().unwrap();
     right.set_nonblocking(true).unwrap();
     let target = memory();
@@ -286,7 +286,7 @@ fn b1_sockets_that_would_block_lose_nothing() {
             .unwrap(),
         16
     );
-    holds(&target, 0xff0, &[9; 16]);
+    assert_bytes(&target, 0xff0, &[9; 16]);
     let again = target.read_volatile_from(GuestAddress(0x1000), &mut &right, 0x40);
     assert_eq!(raw_error(again), Some(libc::EAGAIN));
     left.write_all(&[9; 5]).unwrap();
@@ -304,7 +304,7 @@ fn b1_sockets_that_would_block_lose_nothing() {
         "{partial}"
     );
 
-    // One that blocks is waited for, as often as it takes.
+    // A blocking socket is read until the range is full.
     let (mut left, right) = UnixStream::pair().unwrap();
     let writer = std::thread::spawn(move || {
         for i in 0..40u8 {
@@ -318,29 +318,30 @@ fn b1_sockets_that_would_block_lose_nothing() {
         .read_exact_volatile_from(GuestAddress(0xf80), &mut &right, 200)
         .unwrap();
     let expected: Vec<u8> = (0..40u8).flat_map(|i| [i | 0x80; 5]).collect();
-    holds(&target, 0xf80, &expected);
+    assert_bytes(&target, 0xf80, &expected);
     drop(right);
     writer.join().unwrap();
 }
 
-/// One read(2) or write(2) moves no more than 2147479552 bytes. The memory is one small file, mapped over and over.
+/// One `read(2)` or `write(2)` moves at most 2147479552 bytes. The memory is a small file, mapped
+/// repeatedly.
 #[test]
 #[cfg(target_os = "linux")]
-fn b1_a_transfer_may_be_larger_than_one_system_call_moves() {
+fn b1_transfer_larger_than_system_call_limit_succeeds() {
     const WINDOW: usize = 32 << 20;
     const TOTAL: usize = (2 << 30) + (1 << 20);
     const LIMIT: usize = 2_147_479_552;
     let memfd = |len: usize| {
         use std::os::fd::FromRawFd;
-        // SAFETY: a valid name.
+        // SAFETY: The name is a C string.
         let fd = unsafe { libc::memfd_create(c"b1".as_ptr(), libc::MFD_CLOEXEC) };
         assert!(fd >= 0);
-        // SAFETY: the descriptor was just made, and belongs to nobody else.
+        // SAFETY: `memfd_create` returned the descriptor, which nothing else owns.
         let file = unsafe { std::fs::File::from_raw_fd(fd) };
         file.set_len(len as u64).unwrap();
         file
     };
-    // A file without data, except around the limit and at the end.
+    // A sparse file, with data around the limit and at the end.
     let (source, window) = (memfd(TOTAL), memfd(WINDOW));
     source
         .write_all_at(b"around the limit", LIMIT as u64 - 8)
@@ -358,11 +359,11 @@ fn b1_a_transfer_may_be_larger_than_one_system_call_moves() {
     for at in (0..TOTAL).step_by(WINDOW) {
         let (addr, len) = (outer.as_ptr().wrapping_add(at), WINDOW.min(TOTAL - at));
         let (flags, fd) = (libc::MAP_SHARED | libc::MAP_FIXED, window.as_raw_fd());
-        // SAFETY: replaces a part of the mapping above, which nothing has accessed.
-        let answer = unsafe { libc::mmap(addr.cast(), len, both, flags, fd, 0) };
-        assert_eq!(answer, addr.cast());
+        // SAFETY: Replaces a part of the mapping above, which nothing has accessed.
+        let result = unsafe { libc::mmap(addr.cast(), len, both, flags, fd, 0) };
+        assert_eq!(result, addr.cast());
     }
-    // SAFETY: the mapping stays until `outer` is dropped, behind the region.
+    // SAFETY: `outer` owns the mapping and is dropped after the region.
     let region =
         unsafe { MmapRegion::<()>::build_raw(outer.as_ptr(), TOTAL, both, libc::MAP_SHARED) }
             .unwrap();
@@ -380,7 +381,7 @@ fn b1_a_transfer_may_be_larger_than_one_system_call_moves() {
         .unwrap();
     assert_eq!(&end, b"end");
 
-    // The null device takes everything without a look at it, but no more than that at a time.
+    // /dev/null accepts all bytes, up to the limit per call.
     let null = std::fs::File::options()
         .write(true)
         .open("/dev/null")

@@ -1,4 +1,4 @@
-//! B10: a range of guest memory may end at 2^64 exactly, and never passes it.
+//! B10: a range of guest memory may end at 2^64, but never wraps around.
 #![expect(unsafe_code, reason = "makes slices of its own regions")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use vm_memory::{
     VolatileMemory, VolatileSlice,
 };
 
-/// RAM on the heap.
+/// A region on the heap.
 #[derive(Debug)]
 struct Ram {
     start: u64,
@@ -31,7 +31,7 @@ impl GuestMemoryRegion for Ram {
         count: usize,
     ) -> Result<VolatileSlice<'_>, GuestMemoryError> {
         let ptr = self.words.as_ptr().cast_mut().cast::<u8>();
-        // SAFETY: the atomics live as long as the region, and are accessed through slices only.
+        // SAFETY: The bytes are atomics that live as long as the region.
         let whole = unsafe { VolatileSlice::new(ptr, 8 * self.words.len()) };
         Ok(whole.subslice(offset.0 as usize, count)?)
     }
@@ -47,7 +47,7 @@ fn ram(start: u64, len: usize) -> Ram {
 
 const TOP: GuestAddress = GuestAddress(0xffff_ffff_ffff_fff0);
 
-/// 16 bytes at 0, and the last 16 of the address space.
+/// Makes 16 bytes at 0, and the last 16 bytes of the address space.
 fn memory() -> GuestRegionCollection<Ram> {
     GuestRegionCollection::from_regions(vec![ram(0, 16), ram(TOP.0, 16)]).unwrap()
 }
@@ -65,7 +65,7 @@ fn bottom(memory: &GuestRegionCollection<Ram>) -> Vec<u8> {
 }
 
 #[test]
-fn b10_a_range_may_end_at_the_end_of_the_address_space() {
+fn b10_access_up_to_end_of_address_space_succeeds() {
     let memory = memory();
     assert_eq!(memory.last_addr(), GuestAddress(u64::MAX));
     assert!(GuestMemoryBackend::check_range(&memory, TOP, 16));
@@ -102,7 +102,7 @@ fn b10_a_range_may_end_at_the_end_of_the_address_space() {
 }
 
 #[test]
-fn b10_a_range_never_goes_on_at_zero() {
+fn b10_access_past_end_of_address_space_does_not_wrap() {
     let memory = memory();
     for count in [17usize, 0x20, usize::MAX] {
         for access in [Permissions::No, Permissions::Read, Permissions::ReadWrite] {
@@ -160,15 +160,18 @@ fn b10_a_range_never_goes_on_at_zero() {
 }
 
 #[test]
-#[expect(deprecated, reason = "as long as it is there, it works")]
-fn b10_a_walk_over_regions_ends_at_the_top() {
+#[expect(
+    deprecated,
+    reason = "deprecated items are tested until they are removed"
+)]
+fn b10_try_access_up_to_end_of_address_space_stops() {
     let memory = memory();
     let mut seen = vec![];
-    let answer = memory.try_access(0x20, TOP, |_, wanted, _, region| {
+    let result = memory.try_access(0x20, TOP, |_, wanted, _, region| {
         seen.push((region.start, wanted));
         Ok(wanted)
     });
-    assert_eq!(answer.unwrap(), 16);
+    assert_eq!(result.unwrap(), 16);
     assert_eq!(seen, [(TOP.0, 16)]);
     assert_eq!(
         memory
@@ -178,9 +181,9 @@ fn b10_a_walk_over_regions_ends_at_the_top() {
     );
 }
 
-/// A region that is itself longer than the space above its start: refused when it is taken, or cut.
+/// The collection may refuse such a region, or cut it.
 #[test]
-fn b10_a_region_that_passes_the_end_reaches_nothing_behind_it() {
+fn b10_region_past_end_of_address_space_does_not_wrap() {
     for below in [None, Some(ram(0x1000, 16))] {
         let regions: Vec<_> = below.into_iter().chain([ram(TOP.0, 0x20)]).collect();
         let Ok(memory) = GuestRegionCollection::from_regions(regions) else {
