@@ -48,15 +48,15 @@ pub(crate) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
         Backing::Memfd => create_memfd(region, None)?,
         Backing::Hugetlb { page_size } => {
             let pools = host.pools();
-            let there: Vec<u64> = pools.iter().map(|pool| pool.page_size).collect();
-            if !there.contains(page_size) {
+            let available: Vec<u64> = pools.iter().map(|pool| pool.page_size).collect();
+            if !available.contains(page_size) {
                 return Err(BuildError::NoSuchHugePage {
                     region: region.span(),
                     page_size: *page_size,
-                    there,
+                    available,
                 });
             }
-            // Before the memfd exists: the kernel would round its length up.
+            // Checked before the memfd exists, because the kernel would round its length up.
             check_alignment(region, *page_size)?;
             create_memfd(region, Some(*page_size))?
         }
@@ -130,7 +130,7 @@ fn open_file(
     check_length(region, file, offset, page_size, &metadata, refused)?;
     let own_tmpfs = kind == BackingKind::Memfd && file_system.is_limited;
     let on_disk = kind == BackingKind::File && file_type.is_file();
-    // On a tmpfs, a read of a hole takes a page, too, so private mappings count.
+    // On a tmpfs, even a read of a hole allocates a page, so private mappings count, too.
     let allocated =
         !region.options.sparse && (own_tmpfs || (on_disk && sharing == Sharing::Shared));
     // Blocks take their space when they are plugged.

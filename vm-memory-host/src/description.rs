@@ -17,8 +17,8 @@ use crate::sys;
 
 /// The layout of guest memory as data.
 ///
-/// Use it to save a guest snapshot, to map the same memory in another process, or to fill the memory
-/// table of a vhost-user front end (which also needs [`HostMapping::host_address`]).
+/// Use it to save a guest snapshot, to map the same memory in another process, or to fill the
+/// memory table of a vhost-user front end (which also needs [`HostMapping::host_address`]).
 ///
 /// Descriptors are not data. Regions refer to them by their index in a list that is sent alongside
 /// the description (`SCM_RIGHTS`, unix(7)). A file that backs several regions is in the list once.
@@ -83,7 +83,7 @@ pub struct RegionDescription {
     pub backing: BackingDescription,
     /// The options.
     pub options: Options,
-    /// The blocks, if the region has some.
+    /// The blocks, or `None` if the region has none.
     pub blocks: Option<BlocksDescription>,
 }
 
@@ -276,8 +276,8 @@ impl Description {
     ///
     /// - Whether the sender may truncate a file later. Set `options.sealed` of each region to
     ///   accept [sealed](Region::sealed) files only, or see [`vm_memory::fault`].
-    /// - The maximum size of a guest. Addresses cost nothing, but each page needs a bit in a bitmap,
-    ///   and so does each block.
+    /// - The maximum size of a guest. Addresses cost nothing, but each page needs a bit in a
+    ///   bitmap, and so does each block.
     ///
     /// # Examples
     ///

@@ -36,8 +36,8 @@ use crate::sys::{self, Advice, Mapped};
 /// Returns the number of bytes that the region no longer claims. This is usually `len`, whether or
 /// not pages were resident. It is less where pages are overwritten instead of freed:
 ///
-/// - Each separate range of a private file costs two VMAs, of which a process has a limited number
-///   (`vm.max_map_count`). Beyond half of that, the range is overwritten.
+/// - Each separate range of a private file costs two VMAs. Ranges are overwritten once guests use
+///   half of `vm.max_map_count`.
 /// - Ranges of a private file are also overwritten if `RLIMIT_AS` or `RLIMIT_MEMLOCK` leaves no
 ///   room to map zeroes.
 /// - Private mappings of huge pages are always overwritten.
@@ -74,8 +74,8 @@ use crate::sys::{self, Advice, Mapped};
 /// - does not consist of whole pages ([`HostMapping::page_size`]), or
 /// - touches a region that this crate did not build.
 ///
-/// Returns [`ChangeError::System`] if the system refuses a call. The parts of the range in earlier
-/// regions are then discarded.
+/// Returns [`ChangeError::System`] if the system refuses a call. Earlier regions of the range stay
+/// discarded.
 #[doc(alias = "balloon")]
 #[doc(alias = "free page reporting")]
 #[doc(alias = "punch hole")]

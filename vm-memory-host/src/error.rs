@@ -111,7 +111,7 @@ pub enum BuildError {
     /// The host has no huge pages of the requested size.
     #[error(
         "region {region}: the host has no huge pages of {page_size:#x} bytes; {}",
-        other_sizes(.there)
+        other_sizes(.available)
     )]
     NoSuchHugePage {
         /// The region.
@@ -119,7 +119,7 @@ pub enum BuildError {
         /// The requested size in bytes.
         page_size: u64,
         /// The sizes that the host has, in bytes.
-        there: Vec<u64>,
+        available: Vec<u64>,
     },
     /// The pool has too few huge pages.
     #[error(
@@ -166,7 +166,7 @@ pub enum BuildError {
     /// A NUMA node does not exist or has no memory.
     #[error(
         "region {region}: NUMA node {node} has no memory on this host; \
-        use one of the nodes {there:?}"
+        use one of the nodes {available:?}"
     )]
     NoSuchNode {
         /// The region.
@@ -174,7 +174,7 @@ pub enum BuildError {
         /// The node.
         node: u32,
         /// The nodes that have memory.
-        there: Vec<u32>,
+        available: Vec<u32>,
     },
     /// A NUMA policy lists no nodes.
     #[error(
@@ -223,7 +223,7 @@ pub enum BuildError {
     /// The region's protected blocks could need more VMAs than this process may use for guests.
     #[error(
         "region {region}: its {blocks} protected blocks could need as many VMAs, but the guest \
-        memory of this process may have only {most}; use larger blocks or Unplugged::Mapped"
+        memory of this process may have only {limit}; use larger blocks or Unplugged::Mapped"
     )]
     TooManyBlocks {
         /// The region.
@@ -231,7 +231,7 @@ pub enum BuildError {
         /// The number of its blocks.
         blocks: u64,
         /// Half of `vm.max_map_count`, for all regions of the process.
-        most: u64,
+        limit: u64,
     },
     /// Two requests exclude each other.
     #[error("region {region}: {what}")]
@@ -504,17 +504,18 @@ pub enum ChangeError {
 }
 
 /// Says which huge pages the host has instead.
-fn other_sizes(there: &[u64]) -> String {
-    if there.is_empty() {
+fn other_sizes(available: &[u64]) -> String {
+    if available.is_empty() {
         return "/sys lists none of any size, so use Backing::Memfd or mount /sys".to_owned();
     }
-    let sizes: Vec<String> = there.iter().map(|size| format!("{size:#x}")).collect();
+    let sizes: Vec<String> = available.iter().map(|size| format!("{size:#x}")).collect();
     format!("use one of its sizes: {}", sizes.join(", "))
 }
 
 fn populate_remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EINVAL) => "use Linux 5.14 or later, or do not prefault",
+        Some(libc::EHWPOISON) => "replace the broken memory, or build the region again",
         _ => "free memory, use less of it, or do not prefault",
     }
 }
@@ -559,12 +560,12 @@ mod tests {
             start: 0,
             size: 4 << 20,
         };
-        let message = |there| {
+        let message = |available| {
             let page_size = 2 << 20;
             BuildError::NoSuchHugePage {
                 region,
                 page_size,
-                there,
+                available,
             }
             .to_string()
         };

@@ -94,7 +94,7 @@
 //! | boot | [`prefault()`] | `madvise`, `mincore`; those that read /proc or create threads |
 //! | run time | [`discard()`] | `madvise`, `fallocate`, `statx`, `mincore`, `getpid` |
 //! | | – for a private file | also `mmap`, `munmap`, `mprotect`, `mremap`, `mbind`, `mlock2`, `munlock` |
-//! | run time | [`plug`], [`unplug`] | `madvise`, `fallocate`, `mprotect`; if `plug` fails, those that read /sys |
+//! | run time | [`plug`], [`unplug`] | `madvise`, `fallocate`, `mprotect`; if huge pages run out, those that read /sys |
 //! | run time | [`residency()`] | `mincore`, `statx`; those that read /proc |
 //! | run time | [`describe`] | `fcntl` (`F_GET_SEALS`) |
 //! | run time | drop of the last map | `munmap`, `getpid`, `close`; next to another region also `munlock`, `madvise`, `mmap` |

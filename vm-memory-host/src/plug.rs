@@ -30,8 +30,8 @@ use crate::sys::{self, Advice};
 ///
 /// # System calls
 ///
-/// `madvise` or `fallocate`; `mprotect` for [`Unplugged::Protected`]; after a failure, those that
-/// read /sys/kernel/mm/hugepages.
+/// `madvise` or `fallocate`; `mprotect` for [`Unplugged::Protected`]; if huge pages run out, those
+/// that read /sys/kernel/mm/hugepages.
 ///
 /// # Examples
 ///
@@ -235,6 +235,10 @@ fn withdraw(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -
 
 /// Returns the error for a part that was not plugged.
 fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError {
+    let may_lack_pages = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
+    if part.mapping.kind() != BackingKind::Hugetlb || !may_lack_pages {
+        return part.refused("plug", source);
+    }
     let page_size = part.mapping.page_size();
     let record = part.mapping.plugged_blocks();
     let unplugged = record.map(|record| unplugged_runs(record, part.offset, part.len));
@@ -246,9 +250,8 @@ fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError 
     let pools = HostResources::current().pools();
     let pool = pools.into_iter().find(|pool| pool.page_size == page_size);
     let free = pool.map_or(0, |pool| pool.free);
-    // ENOMEM also means that the process has too many VMAs, so the pool must be too small as well.
-    let is_exhausted = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
-    if part.mapping.kind() != BackingKind::Hugetlb || !is_exhausted || free >= wanted {
+    // Too many VMAs cause ENOMEM as well.
+    if free >= wanted {
         return part.refused("plug", source);
     }
     ChangeError::NoPages {

@@ -40,7 +40,7 @@ pub(super) fn sort(mut regions: Vec<Region>) -> Result<Vec<Region>, BuildError> 
 
 /// Checks that the host has enough huge pages for all regions together.
 ///
-/// Another process may take pages after this check. The reservation that `mmap(2)` makes decides.
+/// Another process may take pages after this check. mmap(2), which reserves the pages, then fails.
 pub(super) fn pools(regions: &[Region], host: &HostResources) -> Result<(), BuildError> {
     for pool in host.pools() {
         let size = pool.page_size;
@@ -211,12 +211,12 @@ fn nodes(policy: &NumaPolicy, region: Span, host: &HostResources) -> Result<(), 
     if nodes.is_empty() {
         return Err(BuildError::NoNode { region });
     }
-    let there = host.nodes();
-    match nodes.iter().find(|node| !there.contains(node)) {
+    let available = host.nodes();
+    match nodes.iter().find(|node| !available.contains(node)) {
         Some(node) => Err(BuildError::NoSuchNode {
             region,
             node: *node,
-            there,
+            available,
         }),
         None => Ok(()),
     }
@@ -310,8 +310,10 @@ mod tests {
             let opened = backing::open(&region, &host).unwrap();
             let found = match options(&region, &opened, &host) {
                 Ok(()) => None,
-                Err(BuildError::NoSuchNode { node, there, .. }) => {
-                    assert_eq!(there, [0, 2, 3]);
+                Err(BuildError::NoSuchNode {
+                    node, available, ..
+                }) => {
+                    assert_eq!(available, [0, 2, 3]);
                     Some(node)
                 }
                 Err(error) => panic!("{error}"),

@@ -168,7 +168,7 @@ fn count_protected_blocks(region: &Region) -> Result<ZeroedRanges, BuildError> {
         return Err(BuildError::TooManyBlocks {
             region: region.span(),
             blocks,
-            most: bytes(vma_limit()),
+            limit: bytes(vma_limit()),
         });
     }
     Ok(changes)

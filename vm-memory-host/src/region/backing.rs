@@ -69,8 +69,8 @@ pub enum Backing {
     },
     /// A file, memfd or device that the caller opened or received.
     ///
-    /// [`shared_file`](Self::shared_file) and [`private_file`](Self::private_file) create it. Regions that share one `Arc` are described with one
-    /// descriptor.
+    /// [`shared_file`](Self::shared_file) and [`private_file`](Self::private_file) create it.
+    /// Regions that share one `Arc` are described with one descriptor.
     File {
         /// The file, open for reading; a shared file must also be open for writing.
         file: Arc<File>,

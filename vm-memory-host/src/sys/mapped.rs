@@ -11,7 +11,7 @@ use vm_memory::VolatileSlice;
 use super::reservation::{arguments, Reservation, Source, TrialMapping};
 use super::{check, page_size, READ_WRITE};
 
-/// Memory that is mapped in a part of a reservation. Dropping it returns the part.
+/// Memory that is mapped in a part of a reservation. Dropping it frees the memory.
 ///
 /// Invariants:
 ///
@@ -205,14 +205,13 @@ impl Mapped {
 
     /// Moves detached zeroes over a range of the same length, atomically (mremap(2)).
     ///
-    /// A concurrent access finds the old bytes, or waits and finds the zeroes, with all options
-    /// that were applied to them.
+    /// A concurrent access finds the old bytes, or waits and finds the zeroes with their options.
     ///
     /// # Aborts
     ///
     /// Aborts the process if the kernel has unmapped the range and fails to map the zeroes. Another
-    /// thread could get these addresses, and the guest would then reach its memory. This needs a
-    /// kernel without memory for page tables, or one that accounts all memory
+    /// thread could get these addresses, and the guest would then reach its memory. This happens
+    /// only if the kernel has no memory for page tables, or accounts all memory
     /// (`vm.overcommit_memory` is 2) and has none left.
     pub(crate) fn splice_over(&self, offset: usize, mut zeroes: Self) -> Result<()> {
         let len = zeroes.len;

@@ -34,11 +34,11 @@ pub(crate) struct Reservation {
     pub(super) lost: AtomicBool,
 }
 
-// SAFETY: `addr` is passed to system calls, which any thread may make, and to `VolatileSlice`, which
-// permits concurrent access from any thread. No field is bound to the thread that created it.
+// SAFETY: `addr` is passed to system calls, which any thread may make, and to `VolatileSlice`,
+// which permits concurrent access from any thread. No field is bound to the thread that created it.
 unsafe impl Send for Reservation {}
-// SAFETY: `&Reservation` changes only `lost`, which is atomic, and parts of the address space. Each
-// part has one owner (invariant of `Mapped`), and the kernel serialises changes of the address space.
+// SAFETY: `&Reservation` changes only `lost`, which is atomic, and parts of the address space.
+// Each part has one owner (invariant of `Mapped`), and the kernel serialises these changes.
 unsafe impl Sync for Reservation {}
 
 impl Reservation {

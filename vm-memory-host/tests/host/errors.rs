@@ -189,7 +189,7 @@ fn build_beyond_the_pool_reports_missing_pages() {
         but only 2 are free; add 1 to /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
     );
     assert_eq!(pool().unwrap().1, 2);
-    // Two regions that do not fit together return one error.
+    // Two regions that together exceed the pool return one error.
     let both = MemoryBuilder::new()
         .region(region(0, 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE }))
         .region(region(8 * MIB, 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE }));
