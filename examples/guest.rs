@@ -117,13 +117,15 @@ impl Running {
 /// Runs the vCPU until `stop` is set; returns the number of passes over its pages.
 fn run_until(mut vcpu: VcpuFd, stop: &AtomicBool) -> std::result::Result<u64, kvm_ioctls::Error> {
     let mut passes = 0;
-    while !stop.load(Ordering::Acquire) {
+    loop {
         match vcpu.run()? {
             VcpuExit::IoOut(0x10, _) => passes += 1,
             exit => panic!("unexpected exit {exit:?}"),
         }
+        if stop.load(Ordering::Acquire) {
+            return Ok(passes);
+        }
     }
-    Ok(passes)
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -13,7 +13,7 @@ use vm_memory::guest_memory::TranslationHold;
 use vm_memory::iommu::{self, Iommu, IommuMemory, IotlbIterator, IotlbSnapshot, SharedIotlb};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
-const TIMEOUT: Duration = Duration::from_millis(200);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A page of I/O virtual addresses, and the page of guest memory that it is mapped to.
 type Mapping = (GuestAddress, GuestAddress);
