@@ -135,7 +135,7 @@ pub(crate) unsafe fn copy_elements_to_guest<T: Plain>(
 /// # Safety
 ///
 /// As for [`RoutineSet::copy_elements`].
-#[inline]
+#[inline(always)]
 unsafe fn copy_elements(
     side: GuestSide,
     dst: *mut u8,

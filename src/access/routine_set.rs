@@ -1,7 +1,7 @@
 //! The interface of the access routines: [`RoutineSet`], [`Register`] and [`Word`].
 //!
-//! [`arch`](super::arch) implements it in assembly, and [`portable`](super::portable) with relaxed
-//! atomics. The contract of each operation is written here, once.
+//! [`arch`] implements it in assembly, and `portable` with relaxed atomics. The contract of each
+//! operation is written here, once.
 
 use core::num::NonZeroUsize;
 use core::sync::atomic::Ordering;

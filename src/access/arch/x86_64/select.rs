@@ -96,7 +96,7 @@ pub(super) const LIMITS: Limits = Limits {
 /// The longest copy for which the features make no difference.
 const NARROW_MAX: usize = 32;
 
-/// Returns the routine for copies of `len` bytes.
+/// Returns the routine for copies of `len` bytes. [`Detected`] has a faster form of it.
 #[cfg(test)]
 pub(super) fn copy(len: usize, features: Features, limits: Limits) -> Routine {
     if len >= limits.rep {
@@ -161,10 +161,7 @@ pub(crate) struct Detected;
 // which is less than `SMALL_MAX`, `small_bytes` is for each length; the others are for more than
 // that, and those for long copies are for at least `LIMITS.rep`.
 unsafe impl Select for Detected {
-    /// As [`copy`] with [`LIMITS`].
-    ///
-    /// The most common lengths take no branch: a mispredicted one would cost more than a short
-    /// copy.
+    // The most common lengths take no branch: a mispredicted one would cost more than a short copy.
     #[inline(always)]
     fn copy(len: usize) -> Routine {
         if len >= LIMITS.rep {
