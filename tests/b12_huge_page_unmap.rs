@@ -1,4 +1,5 @@
-//! B12: dropping a region of huge pages unmaps all of it, whatever its size. `unmap` returns the error.
+//! B12: dropping a region of huge pages unmaps all of it, whatever its size. `unmap` returns the
+//! error.
 #![cfg(all(target_os = "linux", feature = "backend-mmap"))]
 #![expect(unsafe_code, reason = "calls memfd_create(2) and borrows mappings")]
 

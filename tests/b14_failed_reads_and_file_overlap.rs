@@ -1,4 +1,5 @@
-//! B14: a read without data marks nothing; overlaps in a file do not overflow; a short file is named.
+//! B14: a read without data marks nothing; overlaps in a file do not overflow; a short file is
+//! named.
 #![cfg(all(
     unix,
     feature = "backend-mmap",
@@ -89,8 +90,8 @@ fn b14_read_with_other_error_marks_whole_range() {
 #[test]
 fn b14_interrupted_read_marks_nothing() {
     extern "C" fn nothing(_: libc::c_int) {}
-    // SAFETY: all fields of `sigaction` are numbers or optional pointers, for which zeroes are valid. They
-    // mean no flags, so no SA_RESTART, and no blocked signals.
+    // SAFETY: all fields of `sigaction` are numbers or optional pointers, for which zeroes are
+    // valid. They mean no flags, so no SA_RESTART, and no blocked signals.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
     // SAFETY: `action` is initialised, and its handler does nothing, which is async-signal-safe.
@@ -108,7 +109,8 @@ fn b14_interrupted_read_marks_nothing() {
             // The first signals may arrive before the read has begun.
             while !done.load(Ordering::Relaxed) {
                 std::thread::sleep(std::time::Duration::from_millis(5));
-                // SAFETY: the scope joins this thread before the reader can end, so its id is valid.
+                // SAFETY: the scope joins this thread before the reader can end, so its id is
+                // valid.
                 unsafe { libc::pthread_kill(reader as libc::pthread_t, libc::SIGUSR1) };
             }
         });
@@ -130,7 +132,8 @@ fn b14_interrupted_read_marks_nothing() {
         scope.spawn(move || {
             for _ in 0..10 {
                 std::thread::sleep(std::time::Duration::from_millis(3));
-                // SAFETY: the scope joins this thread before the reader can end, so its id is valid.
+                // SAFETY: the scope joins this thread before the reader can end, so its id is
+                // valid.
                 unsafe { libc::pthread_kill(reader as libc::pthread_t, libc::SIGUSR1) };
             }
             left.write_all(&[5; 8]).unwrap();

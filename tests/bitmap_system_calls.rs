@@ -1,5 +1,6 @@
-//! Marks and harvests make no system call, except those that are documented to. They run under a seccomp
-//! filter that kills the process for any other. This test is a program of its own, because it forks.
+//! Marks and harvests make no system call, except those that are documented to. They run under a
+//! seccomp filter that kills the process for any other. This test is a program of its own, because
+//! it forks.
 #![cfg(all(
     target_os = "linux",
     feature = "backend-bitmap",
@@ -24,12 +25,14 @@ const NO_FILTER: i32 = 77;
 ///
 /// Returns the signal that ended the child, 0 if it exited, and `None` if there is no such filter.
 fn without_system_calls(work: impl FnOnce()) -> Option<i32> {
-    // SAFETY: the child has only this thread, so it must not take a lock that another thread held at the
-    // fork. It runs `work`, which uses memory that exists already, allocates nothing and takes no lock.
+    // SAFETY: the child has only this thread, so it must not take a lock that another thread held
+    // at the fork. It runs `work`, which uses memory that exists already, allocates nothing and
+    // takes no lock.
     let child = unsafe { libc::fork() };
     assert!(child >= 0, "{}", std::io::Error::last_os_error());
     if child == 0 {
-        // SAFETY: this prctl(2) takes numbers only. Strict mode permits read, write, exit and sigreturn.
+        // SAFETY: this prctl(2) takes numbers only. Strict mode permits read, write, exit and
+        // sigreturn.
         let filtered = unsafe {
             libc::prctl(
                 libc::PR_SET_SECCOMP,
@@ -46,8 +49,8 @@ fn without_system_calls(work: impl FnOnce()) -> Option<i32> {
             }
             _ => NO_FILTER,
         };
-        // exit(2) ends the only thread; the filter does not permit exit_group(2), which _exit(3) makes.
-        // SAFETY: exit(2) takes a number and does not return.
+        // exit(2) ends the only thread; the filter does not permit exit_group(2), which _exit(3)
+        // makes. SAFETY: exit(2) takes a number and does not return.
         unsafe { libc::syscall(libc::SYS_exit, status) };
     }
     let mut status = 0;

@@ -59,8 +59,8 @@ fn io_buffer_completed_on_another_thread_marks_bytes_read() {
     let read = opcode::Readv::new(types::Fd(file.as_raw_fd()), vectors.as_ptr().cast(), 8)
         .build()
         .user_data(1);
-    // SAFETY: the vectors and their memory stay in place until the operation is over, because `buffer`
-    // lives until then.
+    // SAFETY: the vectors and their memory stay in place until the operation is over, because
+    // `buffer` lives until then.
     unsafe { ring.submission().push(&read) }.unwrap();
     // From here on, only the buffer keeps the memory alive.
     let weak = Arc::downgrade(&memory);
@@ -92,8 +92,8 @@ fn io_buffer_completed_on_another_thread_marks_bytes_read() {
     let vectors = buffer.vectors_on_heap();
     let write =
         opcode::Writev::new(types::Fd(file.as_raw_fd()), vectors.as_ptr().cast(), 3).build();
-    // SAFETY: the vectors and their memory stay in place until the operation is over, because `buffer`
-    // lives until then.
+    // SAFETY: the vectors and their memory stay in place until the operation is over, because
+    // `buffer` lives until then.
     unsafe { ring.submission().push(&write) }.unwrap();
     ring.submit_and_wait(1).unwrap();
     let count = ring.completion().next().unwrap().result();

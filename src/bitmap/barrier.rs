@@ -11,13 +11,14 @@ std::thread_local! {
 /// Makes every running thread of this process execute a full memory barrier.
 ///
 /// This is the heavy half of an asymmetric pair of barriers; the light half is a compiler fence in
-/// the other threads. All that another thread wrote before its barrier, in program order, is visible
-/// to this thread when the function returns. All that this thread wrote before the call is visible
-/// to the other threads after their barrier.
+/// the other threads. All that another thread wrote before its barrier, in program order, is
+/// visible to this thread when the function returns. All that this thread wrote before the call is
+/// visible to the other threads after their barrier.
 ///
 /// System calls: `membarrier(2)` with `MEMBARRIER_CMD_PRIVATE_EXPEDITED`, and for the first call in
-/// a process also with `MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED`. The seccomp filters of many VMMs
-/// do not allow it, so this crate makes the call only in functions whose documentation says so.
+/// a process also with `MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED`. The seccomp filters of many
+/// VMMs do not allow it, so this crate makes the call only in functions whose documentation says
+/// so.
 ///
 /// # Examples
 ///
@@ -54,8 +55,8 @@ pub fn process_wide_barrier() -> io::Result<()> {
 #[cfg(all(target_os = "linux", not(miri)))]
 fn membarrier(command: libc::c_int) -> io::Result<()> {
     #[expect(unsafe_code, reason = "libc has no function for membarrier(2)")]
-    // SAFETY: membarrier(2) takes a command, flags and a CPU number, none of which is a pointer, and
-    // accesses no memory of the process.
+    // SAFETY: membarrier(2) takes a command, flags and a CPU number, none of which is a pointer,
+    // and accesses no memory of the process.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
     match result {
         0 => Ok(()),

@@ -47,16 +47,16 @@ pub trait DirtyLog {
     /// Returns the size of a page in bytes.
     fn page_size(&self) -> NonZeroUsize;
 
-    /// Harvests into `dirty`: adds the marks of the first [`byte_size`](DirtyPages::byte_size) bytes,
-    /// and clears them.
+    /// Harvests into `dirty`: adds the marks of the first [`byte_size`](DirtyPages::byte_size)
+    /// bytes, and clears them.
     fn harvest_into(&self, dirty: &mut DirtyPages);
 
     /// Harvests as [`harvest_into`](Self::harvest_into) does, but leaves the
     /// [process-wide barrier](super::process_wide_barrier) to the caller.
     ///
     /// Returns `true` if a barrier is required before the harvested pages may be read, so that many
-    /// logs can share one. If the barrier fails, the caller must [put back](Self::put_back) all pages
-    /// of `dirty`.
+    /// logs can share one. If the barrier fails, the caller must [put back](Self::put_back) all
+    /// pages of `dirty`.
     ///
     /// The default calls `harvest_into` and returns `false`.
     fn harvest_before_barrier(&self, dirty: &mut DirtyPages) -> bool {
@@ -71,9 +71,9 @@ pub trait DirtyLog {
 
     /// Switches marking on or off. The default does nothing.
     ///
-    /// After switching it on, a process-wide barrier is required before the first copy of the memory.
-    /// [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking) issues it; see
-    /// [`AtomicBitmap::start_tracking`] for the reason and for alternatives.
+    /// After switching it on, a process-wide barrier is required before the first copy of the
+    /// memory. [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking) issues
+    /// it; see [`AtomicBitmap::start_tracking`] for the reason and for alternatives.
     fn set_tracking(&self, on: bool) {
         let _ = on;
     }
@@ -118,8 +118,8 @@ impl<S: DirtyLog> DirtyLog for Option<S> {
     }
 }
 
-/// Harvests the bitmap from the slice's offset on. [`set_tracking`](Self::set_tracking) switches the
-/// whole bitmap.
+/// Harvests the bitmap from the slice's offset on. [`set_tracking`](Self::set_tracking) switches
+/// the whole bitmap.
 ///
 /// If a page is only partly in the slice, every harvest reports it and leaves it dirty, because the
 /// mark also stands for bytes outside. Slices of one bitmap for several regions should therefore

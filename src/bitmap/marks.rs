@@ -53,10 +53,10 @@
 //!
 //! # Testing before marking
 //!
-//! In this mode ([`Marks::test_and_set`]) the writer first tests the word and the summary by relaxed
-//! loads, and skips `M`, `L` and `F` if both have the bits. Alone, this would lose pages. The loads
-//! may be satisfied before `D` becomes visible, and a harvest in between would drain the mark and
-//! read the old data. An asymmetric pair of barriers prevents that:
+//! In this mode ([`Marks::test_and_set`]) the writer first tests the word and the summary by
+//! relaxed loads, and skips `M`, `L` and `F` if both have the bits. Alone, this would lose pages.
+//! The loads may be satisfied before `D` becomes visible, and a harvest in between would drain the
+//! mark and read the old data. An asymmetric pair of barriers prevents that:
 //!
 //! | barrier | place | implementation |
 //! |---|---|---|
@@ -64,8 +64,8 @@
 //! | `B'` | between `H` and `R` | `membarrier(2)`: a full barrier in every running thread |
 //!
 //! Of any two such barriers one comes first. If `B` comes first, `R` reads the data of `D`. If `B'`
-//! comes first, the test comes after `T` and `H`, finds the mark or the summary bit missing, and the
-//! writer marks.
+//! comes first, the test comes after `T` and `H`, finds the mark or the summary bit missing, and
+//! the writer marks.
 //!
 //! # Verification
 //!
@@ -193,7 +193,8 @@ impl Marks {
         }
     }
 
-    /// Clears bits of a word. The summary keeps the bit of the line, in case other words have marks.
+    /// Clears bits of a word. The summary keeps the bit of the line, in case other words have
+    /// marks.
     pub(super) fn clear(&self, word: usize, bits: u64) {
         if let Some(word) = self.words.get(word) {
             // A read-modify-write, so that it does not end a release sequence.

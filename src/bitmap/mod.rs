@@ -1,8 +1,8 @@
 //! Dirty tracking of one region: the pages that have been written since the last harvest.
 //!
-//! A [`Bitmap`] has one bit for each page of a region. Every write through this crate marks the pages
-//! that it changed, after the bytes were written. Live migration then *harvests* the bitmap (it reads
-//! and clears the marks) and copies those pages.
+//! A [`Bitmap`] has one bit for each page of a region. Every write through this crate marks the
+//! pages that it changed, after the bytes were written. Live migration then *harvests* the bitmap
+//! (it reads and clears the marks) and copies those pages.
 //!
 //! ```text
 //!   region    │ page 0 │ page 1 │ page 2 │ page 3 │ …
@@ -20,8 +20,8 @@
 //! | [`DirtyPages`] | the result of a harvest: a set of pages as plain data |
 //! | [`DirtyMemory`](crate::dirty::DirtyMemory) | harvests of all regions of a memory |
 //!
-//! Each slice of guest memory carries a [slice](WithBitmapSlice) of the region's bitmap that begins at
-//! the same byte. Offsets and lengths are in bytes.
+//! Each slice of guest memory carries a [slice](WithBitmapSlice) of the region's bitmap that begins
+//! at the same byte. Offsets and lengths are in bytes.
 //!
 //! # Examples
 //!
@@ -149,14 +149,15 @@ pub trait BitmapSlice: Bitmap + Clone + Debug + for<'a> WithBitmapSlice<'a, S = 
 /// assert!(bitmap.dirty_at(0));
 /// ```
 pub trait Bitmap: for<'a> WithBitmapSlice<'a> {
-    /// Marks the pages of the `len` bytes at `offset`, ignoring bytes that the bitmap does not track.
+    /// Marks the pages of the `len` bytes at `offset`, ignoring bytes that the bitmap does not
+    /// track.
     ///
     /// Call it after the bytes have been written: a harvest that finds the mark must read the new
     /// bytes.
     fn mark_dirty(&self, offset: usize, len: usize);
 
-    /// Returns whether the page of the byte at `offset` is dirty; `false` if the bitmap does not track
-    /// it.
+    /// Returns whether the page of the byte at `offset` is dirty; `false` if the bitmap does not
+    /// track it.
     fn dirty_at(&self, offset: usize) -> bool;
 
     /// Returns the slice of the bitmap that begins at `offset`.
@@ -192,7 +193,8 @@ pub type BS<'a, B> = <B as WithBitmapSlice<'a>>::S;
 
 /// The slice type of the bitmaps in the memory `M`.
 ///
-/// `vm-memory` 0.18.0 publishes this alias here. It is the only item of this module that names a layer above it.
+/// `vm-memory` 0.18.0 publishes this alias here. It is the only item of this module that names a
+/// layer above it.
 pub type MS<'a, M> = BS<'a, <<M as GuestMemoryBackend>::R as GuestMemoryRegion>::B>;
 
 impl WithBitmapSlice<'_> for () {

@@ -23,7 +23,8 @@ pub(crate) struct BitRuns<I> {
 }
 
 impl<I: Iterator<Item = (usize, u64)>> BitRuns<I> {
-    /// Takes the ones that the word at hand has from bit `from` on, and returns the number behind them.
+    /// Takes the ones that the word at hand has from bit `from` on, and returns the number behind
+    /// them.
     fn ones(&mut self, from: u32) -> usize {
         let behind = from.saturating_add(self.bits.wrapping_shr(from).trailing_ones());
         self.bits &= match 1u64.checked_shl(behind) {

@@ -8,7 +8,8 @@ pub(crate) fn position(bit: usize) -> (usize, u64) {
     (bit / WORD_BITS, 1u64 << (bit % WORD_BITS))
 }
 
-/// Returns the bits from `first` to `last`, both inclusive, each given as a value with that bit set.
+/// Returns the bits from `first` to `last`, both inclusive, each given as a value with that bit
+/// set.
 #[inline(always)]
 pub(crate) fn bits_between(first: u64, last: u64) -> u64 {
     // `bit - 1` is the bits below `bit`, and `bit | (bit - 1)` those up to it; `bit` is never 0.

@@ -13,8 +13,8 @@
 //!
 //! # The rounds of a live migration
 //!
-//! 1. Start tracking: [`DirtyMemory::start_tracking`] for the threads of this process, and the log of
-//!    KVM (`KVM_MEM_LOG_DIRTY_PAGES`) for the guest's CPUs.
+//! 1. Start tracking: [`DirtyMemory::start_tracking`] for the threads of this process, and the log
+//!    of KVM (`KVM_MEM_LOG_DIRTY_PAGES`) for the guest's CPUs.
 //! 2. Copy all of memory.
 //! 3. Harvest and send the dirty pages, until they are few. If sending fails, put them back.
 //! 4. Pause the guest and its devices, harvest once more, and send the rest.
@@ -189,8 +189,8 @@ impl DirtyMemory {
         let mut changed = Vec::new();
         for region in memory.iter() {
             let (start, log) = (region.start_addr(), region.bitmap());
-            // Regions of a memory usually ascend. If they do not, an unchanged region may be treated
-            // as changed, which loses nothing.
+            // Regions of a memory usually ascend. If they do not, an unchanged region may be
+            // treated as changed, which loses nothing.
             while let Some(known) = before.next_if(|known| known.start < start) {
                 changed.push(known);
             }
@@ -253,8 +253,8 @@ impl DirtyMemory {
     /// Marks all pages of the set in the bitmaps of the memory again, after their transfer failed.
     ///
     /// Pages at addresses that the memory does not have any more are ignored. Tracking may be on or
-    /// off. Pages from merged logs are marked in the bitmaps as well. A memory without bitmaps cannot
-    /// store the marks: keep this set instead, and let the next harvest add to it.
+    /// off. Pages from merged logs are marked in the bitmaps as well. A memory without bitmaps
+    /// cannot store the marks: keep this set instead, and let the next harvest add to it.
     pub fn put_back<M>(&self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -343,8 +343,8 @@ impl DirtyMemory {
     /// Switches marking on in all regions of a memory, and waits until all threads mark.
     ///
     /// When it returns, the first copy may begin: all that other threads of this process wrote
-    /// without a mark is visible to this thread, and all that they write from now on is marked. Other
-    /// *processes* that write, and the guest's CPUs, need logs of their own.
+    /// without a mark is visible to this thread, and all that they write from now on is marked.
+    /// Other *processes* that write, and the guest's CPUs, need logs of their own.
     ///
     /// System calls: one `membarrier(2)`, see [`process_wide_barrier`].
     ///
@@ -375,8 +375,9 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// Returns the error of `membarrier(2)` if the system does not support or allow it. Marking is on
-    /// then. Before the first copy, let the threads that write pass a lock, or stop them for a moment.
+    /// Returns the error of `membarrier(2)` if the system does not support or allow it. Marking is
+    /// on then. Before the first copy, let the threads that write pass a lock, or stop them for a
+    /// moment.
     #[doc(alias = "KVM_MEM_LOG_DIRTY_PAGES")]
     pub fn start_tracking<M>(memory: &M) -> io::Result<()>
     where
@@ -385,9 +386,9 @@ impl DirtyMemory {
     {
         Self::set_tracking(memory, true);
         // A writer stores its data and then loads the mode. If it loads the mode before the barrier
-        // of its thread, it may find marking off. Its data precedes the load in program order, so the
-        // barrier makes it visible. If it loads the mode after the barrier, it finds marking on, since
-        // that was stored before the barrier.
+        // of its thread, it may find marking off. Its data precedes the load in program order, so
+        // the barrier makes it visible. If it loads the mode after the barrier, it finds marking
+        // on, since that was stored before the barrier.
         process_wide_barrier()
     }
 }

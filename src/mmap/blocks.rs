@@ -10,9 +10,10 @@ use crate::bits::{bit_runs, words_of, WORD_BITS};
 ///
 /// A guest plugs and unplugs the memory of a virtio-mem device block by block (virtio 1.2, section
 /// 5.15). The VMM maps the whole region once, and passes the blocks to
-/// [`MmapRegionBuilder::with_plugged_blocks`](super::MmapRegionBuilder::with_plugged_blocks). Accesses
-/// to other blocks then fail. To replace the memory map for each block would cost a copy of the map
-/// each time, at the guest's request; here it costs one bit. Regions without blocks pay nothing.
+/// [`MmapRegionBuilder::with_plugged_blocks`](super::MmapRegionBuilder::with_plugged_blocks).
+/// Accesses to other blocks then fail. To replace the memory map for each block would cost a copy
+/// of the map each time, at the guest's request; here it costs one bit. Regions without blocks pay
+/// nothing.
 ///
 /// ```text
 ///   offset       0        1 × block  2 × block  3 × block  4 × block
@@ -101,8 +102,8 @@ pub enum PluggedBlocksError {
 }
 
 impl PluggedBlocks {
-    /// Makes blocks of `block_size` bytes for a mapping of `size` bytes. None of them is plugged. The
-    /// last block may be shorter.
+    /// Makes blocks of `block_size` bytes for a mapping of `size` bytes. None of them is plugged.
+    /// The last block may be shorter.
     ///
     /// # Errors
     ///
@@ -145,8 +146,8 @@ impl PluggedBlocks {
     pub fn plug(&self, offset: usize, count: usize) -> Result<(), PluggedBlocksError> {
         self.check_blocks(offset, count)?;
         for (word, mask) in self.words_in(offset, count) {
-            // Release: a thread that finds the bit by an acquire load (`plugged_from`) also sees the
-            // writes that made the block ready.
+            // Release: a thread that finds the bit by an acquire load (`plugged_from`) also sees
+            // the writes that made the block ready.
             word.fetch_or(mask, Ordering::Release);
         }
         Ok(())
@@ -183,8 +184,8 @@ impl PluggedBlocks {
         words.all(|(word, mask)| word.load(Ordering::Acquire) & mask == 0)
     }
 
-    /// Returns the number of bytes, out of the `count` at `offset`, before the first byte that is not
-    /// in a plugged block.
+    /// Returns the number of bytes, out of the `count` at `offset`, before the first byte that is
+    /// not in a plugged block.
     pub fn plugged_from(&self, offset: usize, count: usize) -> usize {
         let gap = words_of(self.blocks_of(offset, count)).find_map(|(number, mask)| {
             let missing = mask & !self.words.get(number)?.load(Ordering::Acquire);
@@ -205,8 +206,8 @@ impl PluggedBlocks {
             .fold(0, |sum, (_, length)| sum.saturating_add(length))
     }
 
-    /// Returns the plugged ranges as offsets and lengths in bytes, ascending. Adjacent blocks are one
-    /// range.
+    /// Returns the plugged ranges as offsets and lengths in bytes, ascending. Adjacent blocks are
+    /// one range.
     ///
     /// A change during the iteration may or may not be included.
     ///

@@ -90,7 +90,8 @@ impl<B: Bitmap> GuestRegionMmap<B> {
 impl<B: NewBitmap> GuestRegionMmap<B> {
     /// Maps `size` bytes for the guest physical address `addr`.
     ///
-    /// With a file, the mapping is shared with it. Without one, it is private and filled with zeroes.
+    /// With a file, the mapping is shared with it. Without one, it is private and filled with
+    /// zeroes.
     ///
     /// # Errors
     ///
@@ -153,10 +154,10 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
         let offset =
             usize::try_from(offset.raw_value()).map_err(|_| Error::InvalidBackendAddress)?;
         let bitmap = || self.mapping.bitmap().slice_at(offset);
-        // SAFETY: `self.host` is the host range of `self.mapping` (`with_arc`, and neither changes).
-        // The mapping stays in place while `self` is borrowed: `self.mapping` is an `Arc` of its
-        // region, which unmaps it on drop, or clause 2 of `build_raw` or `with_raw_mmap_pointer`
-        // demands it.
+        // SAFETY: `self.host` is the host range of `self.mapping` (`with_arc`, and neither
+        // changes). The mapping stays in place while `self` is borrowed: `self.mapping` is an `Arc`
+        // of its region, which unmaps it on drop, or clause 2 of `build_raw` or
+        // `with_raw_mmap_pointer` demands it.
         match unsafe { self.host.slice(offset, count, bitmap) } {
             Some(slice) => Ok(slice),
             None => self.slice_slow(offset, count),

@@ -32,10 +32,9 @@
 //! # Files that are too short
 //!
 //! Accessing a page of a mapping past the end of its file raises SIGBUS. A regular file that ends
-//! before the last page of its region is therefore refused
-//! ([`MmapRegionError::MappingPastEof`]). A file that ends inside the last page is accepted: the rest
-//! of that page reads as zeroes. If a file is truncated later, accesses return an error where
-//! [`fault`](crate::fault) is installed.
+//! before the last page of its region is therefore refused ([`MmapRegionError::MappingPastEof`]). A
+//! file that ends inside the last page is accepted: the rest of that page reads as zeroes. If a
+//! file is truncated later, accesses return an error where [`fault`](crate::fault) is installed.
 //!
 //! # Protection
 //!
@@ -48,8 +47,8 @@
 //! # System calls
 //!
 //! `mmap(2)` and `munmap(2)`, and `fstat(2)` for a region of a file. Some versions of glibc make
-//! `fstat` as `newfstatat`. 0.18.0 does not call `fstat`: a seccomp filter must allow it if files are
-//! mapped.
+//! `fstat` as `newfstatat`. 0.18.0 does not call `fstat`: a seccomp filter must allow it if files
+//! are mapped.
 
 use std::borrow::Borrow;
 
@@ -90,7 +89,8 @@ impl<B: NewBitmap> GuestRegionCollection<GuestRegionMmap<B>> {
     ///
     /// # Errors
     ///
-    /// - [`FromRangesError::Collection`] if there are no regions, they are not sorted, or two overlap;
+    /// - [`FromRangesError::Collection`] if there are no regions, they are not sorted, or two
+    ///   overlap;
     /// - [`FromRangesError::InvalidGuestRegion`] if a region would not end below 2^64;
     /// - [`FromRangesError::MmapRegion`] if a mapping fails: see [`MmapRegion::new`].
     pub fn from_ranges(
@@ -101,11 +101,13 @@ impl<B: NewBitmap> GuestRegionCollection<GuestRegionMmap<B>> {
 
     /// Maps regions, given as guest physical addresses, sizes in bytes, and files.
     ///
-    /// A region with a file is shared with it. A region without one is private and filled with zeroes.
+    /// A region with a file is shared with it. A region without one is private and filled with
+    /// zeroes.
     ///
     /// # Errors
     ///
-    /// - [`FromRangesError::Collection`] if there are no regions, they are not sorted, or two overlap;
+    /// - [`FromRangesError::Collection`] if there are no regions, they are not sorted, or two
+    ///   overlap;
     /// - [`FromRangesError::InvalidGuestRegion`] if a region would not end below 2^64;
     /// - [`FromRangesError::MmapRegion`] if a mapping fails: see [`MmapRegion::new`] and
     ///   [`MmapRegion::from_file`].

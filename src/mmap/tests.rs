@@ -26,7 +26,8 @@ fn page() -> usize {
     test_support::page_size()
 }
 
-/// Whether the file is mapped in this process. An address would not do: another thread may reuse it.
+/// Whether the file is mapped in this process. An address would not do: another thread may reuse
+/// it.
 fn is_mapped(file: &NamedTempFile) -> bool {
     let path = file.path().to_str().unwrap();
     std::fs::read_to_string("/proc/self/maps")

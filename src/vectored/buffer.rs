@@ -66,8 +66,8 @@ pub struct IoBuffer<M: GuestMemory + 'static> {
     // `segments` borrows from `memory`, and is declared before it: fields are dropped in the order
     // of their declaration. The lifetime `'static` never leaves this type.
     //
-    // The slices lie in `SmallVec`s, whose elements are `MaybeUninit` or on the heap. A buffer that is
-    // passed by value therefore does not promise that its references outlive the call that drops
+    // The slices lie in `SmallVec`s, whose elements are `MaybeUninit` or on the heap. A buffer that
+    // is passed by value therefore does not promise that its references outlive the call that drops
     // `memory`, as plain references in it would.
     segments: Segments<'static, BS<'static, M::Bitmap>>,
     memory: Arc<M>,
@@ -87,9 +87,9 @@ unsafe impl<M: GuestMemory + Send + Sync + 'static> Send for IoBuffer<M> where
 {
 }
 // SAFETY: `&IoBuffer` allows reading the vectors, which are numbers; accessing guest memory through
-// `VolatileSlice`s, which any number of threads may do at once; cloning the `Arc<M>`, which is `Sync`
-// since `M: Send + Sync`; and marking through shared bitmap slices, which are `Sync` by the bound.
-// It does not reach `hold`, except to clone it, and `TranslationHold` is `Sync` by itself.
+// `VolatileSlice`s, which any number of threads may do at once; cloning the `Arc<M>`, which is
+// `Sync` since `M: Send + Sync`; and marking through shared bitmap slices, which are `Sync` by the
+// bound. It does not reach `hold`, except to clone it, and `TranslationHold` is `Sync` by itself.
 unsafe impl<M: GuestMemory + Send + Sync + 'static> Sync for IoBuffer<M> where
     BS<'static, M::Bitmap>: Sync
 {
@@ -115,13 +115,13 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// - the error of [`GuestMemory::get_slices`] if any byte of the range is not accessible;
     /// - [`Error::GuestAddressOverflow`] if the buffer would have more than `usize::MAX` bytes;
-    /// - [`Error::IOError`] of the kind `Unsupported` behind an IOMMU that cannot keep translations in
-    ///   use.
+    /// - [`Error::IOError`] of the kind `Unsupported` behind an IOMMU that cannot keep translations
+    ///   in use.
     pub fn push(&mut self, addr: GuestAddress, count: usize) -> Result<()> {
         // SAFETY: `self.memory` keeps the object at this address alive and in place until it is
-        // dropped, which is after `self.segments` is dropped (see the fields of `IoBuffer`). Nothing
-        // else keeps the reference beyond this call: `get_slices` and `hold_translation` are generic
-        // over the lifetime and cannot know that it is `'static`.
+        // dropped, which is after `self.segments` is dropped (see the fields of `IoBuffer`).
+        // Nothing else keeps the reference beyond this call: `get_slices` and `hold_translation`
+        // are generic over the lifetime and cannot know that it is `'static`.
         let memory: &'static M = unsafe { &*Arc::as_ptr(&self.memory) };
         if self.hold.is_none() {
             // Before the translation, so that an invalidation in between waits for this buffer.
@@ -136,8 +136,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Returns the vectors, in the order in which their ranges were added.
     ///
-    /// Their memory stays mapped while `self` lives, wherever `self` is moved to. No Rust reference to
-    /// it may be made.
+    /// Their memory stays mapped while `self` lives, wherever `self` is moved to. No Rust reference
+    /// to it may be made.
     ///
     /// The array itself may lie inside `self`, so it moves with it. io_uring reads the array only
     /// until the submission returns (`IORING_FEAT_SUBMIT_STABLE`, Linux 5.5, io_uring_setup(2)). If

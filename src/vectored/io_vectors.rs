@@ -19,8 +19,8 @@ pub struct IoVectors<'a, S, H> {
 
 /// Returns the `count` bytes at `addr` as raw vectors, for an access of the kind `access`.
 ///
-/// It serves system calls for which this module has no function. A caller that lets the kernel write
-/// to the vectors must then mark the bytes by [`IoVectors::mark_dirty`].
+/// It serves system calls for which this module has no function. A caller that lets the kernel
+/// write to the vectors must then mark the bytes by [`IoVectors::mark_dirty`].
 ///
 /// # Examples
 ///
@@ -65,8 +65,8 @@ impl<S: BitmapSlice, H> IoVectors<'_, S, H> {
     /// Returns the vectors, in the order of the guest addresses.
     ///
     /// A pointer to them can be passed to the kernel as a pointer to `struct iovec`s. Their memory
-    /// stays mapped while `self` lives. It may change at any time, so no Rust reference to it may be
-    /// made.
+    /// stays mapped while `self` lives. It may change at any time, so no Rust reference to it may
+    /// be made.
     pub fn vectors(&self) -> &[IoVector] {
         self.segments.vectors()
     }

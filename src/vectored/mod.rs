@@ -1,8 +1,8 @@
 //! Scattered I/O: a range of guest memory in one `preadv(2)`, `pwritev(2)` or io_uring operation.
 //!
 //! A range of guest memory may lie in several regions, and behind an IOMMU in as many segments as
-//! it has mappings. [`ReadVolatile`](crate::ReadVolatile) makes one system call per segment. An array
-//! of `struct iovec` (readv(2)) names all segments, so that one call moves them.
+//! it has mappings. [`ReadVolatile`](crate::ReadVolatile) makes one system call per segment. An
+//! array of `struct iovec` (readv(2)) names all segments, so that one call moves them.
 //!
 //! ```text
 //!   guest range      ├────────────── addr, count ──────────────┤
@@ -39,15 +39,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The programs `examples/net_device.rs` and `examples/block_device.rs` use this module in a device.
+//! The programs `examples/net_device.rs` and `examples/block_device.rs` use this module in a
+//! device.
 //!
 //! # Counts and errors
 //!
 //! Interrupted calls (`EINTR`) are repeated.
 //!
 //! The functions without `exact` or `all` make one call. It covers the first 1024 segments
-//! (`UIO_MAXIOV`, Linux `include/uapi/linux/uio.h`), and may move fewer bytes than requested. A range
-//! that ends in a hole, or in memory that does not permit the access, is transferred up to there.
+//! (`UIO_MAXIOV`, Linux `include/uapi/linux/uio.h`), and may move fewer bytes than requested. A
+//! range that ends in a hole, or in memory that does not permit the access, is transferred up to
+//! there.
 //!
 //! The functions with `exact` or `all` repeat the call until all bytes are moved. If they cannot
 //! finish, they return [`PartialBuffer`](crate::GuestMemoryError::PartialBuffer) with the number of
@@ -59,14 +61,14 @@
 //!
 //! # Dirty tracking
 //!
-//! After each call, the pages that it wrote are marked dirty. After an error other than `EAGAIN` and
-//! `EINTR`, all pages of the call are marked: the device may have written bytes that the kernel does
-//! not count.
+//! After each call, the pages that it wrote are marked dirty. After an error other than `EAGAIN`
+//! and `EINTR`, all pages of the call are marked: the device may have written bytes that the kernel
+//! does not count.
 //!
 //! # System calls
 //!
-//! `readv(2)`, `writev(2)`, `preadv(2)`, `pwritev(2)`. A seccomp filter that was made for 0.18.0 may
-//! not allow them; no other module of this crate makes them.
+//! `readv(2)`, `writev(2)`, `preadv(2)`, `pwritev(2)`. A seccomp filter that was made for 0.18.0
+//! may not allow them; no other module of this crate makes them.
 
 mod buffer;
 mod io_vector;
@@ -186,7 +188,8 @@ pub fn write_to_at<M: GuestMemory + ?Sized>(
 /// their number. Otherwise returns:
 ///
 /// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing;
-/// - [`Error::IOError`] if the system call fails, or of the kind `UnexpectedEof` if it reads nothing.
+/// - [`Error::IOError`] if the system call fails, or of the kind `UnexpectedEof` if it reads
+///   nothing.
 #[doc(alias = "readv")]
 pub fn read_exact_from<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -207,7 +210,8 @@ pub fn read_exact_from<M: GuestMemory + ?Sized>(
 /// their number. Otherwise returns:
 ///
 /// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing;
-/// - [`Error::IOError`] if the system call fails, or of the kind `UnexpectedEof` if it reads nothing.
+/// - [`Error::IOError`] if the system call fails, or of the kind `UnexpectedEof` if it reads
+///   nothing.
 #[doc(alias = "preadv")]
 pub fn read_exact_from_at<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -224,8 +228,8 @@ pub fn read_exact_from_at<M: GuestMemory + ?Sized>(
 ///
 /// # Errors
 ///
-/// If some bytes were written before the transfer ended early, returns [`Error::PartialBuffer`] with
-/// their number. Otherwise returns:
+/// If some bytes were written before the transfer ended early, returns [`Error::PartialBuffer`]
+/// with their number. Otherwise returns:
 ///
 /// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading;
 /// - [`Error::IOError`] if the system call fails, or of the kind `WriteZero` if it writes nothing.
@@ -240,13 +244,13 @@ pub fn write_all_to<M: GuestMemory + ?Sized>(
     transfer_all(memory, addr, count, direction, fd, Position::Current)
 }
 
-/// Writes all `count` bytes of guest memory at `addr` to `file` at `offset`, by as many `pwritev(2)`
-/// as it takes.
+/// Writes all `count` bytes of guest memory at `addr` to `file` at `offset`, by as many
+/// `pwritev(2)` as it takes.
 ///
 /// # Errors
 ///
-/// If some bytes were written before the transfer ended early, returns [`Error::PartialBuffer`] with
-/// their number. Otherwise returns:
+/// If some bytes were written before the transfer ended early, returns [`Error::PartialBuffer`]
+/// with their number. Otherwise returns:
 ///
 /// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading;
 /// - [`Error::IOError`] if the system call fails, or of the kind `WriteZero` if it writes nothing.

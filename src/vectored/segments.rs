@@ -168,8 +168,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         Ok(done)
     }
 
-    /// Transfers by one system call, for up to [`MAX_VECTORS`] segments. Returns the number of bytes
-    /// moved.
+    /// Transfers by one system call, for up to [`MAX_VECTORS`] segments. Returns the number of
+    /// bytes moved.
     pub(super) fn transfer_once(
         &self,
         direction: Direction,
@@ -179,8 +179,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         self.transfer_vectors(&self.vectors, 0, direction, fd, position)
     }
 
-    /// Transfers all bytes, by as many system calls as it takes. Returns the number of bytes moved, and
-    /// the error that ended the transfer early, if there was one.
+    /// Transfers all bytes, by as many system calls as it takes. Returns the number of bytes moved,
+    /// and the error that ended the transfer early, if there was one.
     pub(super) fn transfer_all(
         &self,
         direction: Direction,
@@ -208,8 +208,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         (done, None)
     }
 
-    /// Transfers by one system call, and marks the bytes that it wrote. The bytes of `vectors` start at
-    /// `offset` of the segments.
+    /// Transfers by one system call, and marks the bytes that it wrote. The bytes of `vectors`
+    /// start at `offset` of the segments.
     fn transfer_vectors(
         &self,
         vectors: &[IoVector],
@@ -220,8 +220,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     ) -> std::io::Result<usize> {
         let vectors = vectors.get(..MAX_VECTORS).unwrap_or(vectors);
         let result = loop {
-            // SAFETY: each of `vectors` was made from a slice in `self.slices` or a part of one. The
-            // contract of `VolatileSlice::with_bitmap` is that its memory stays mapped for its
+            // SAFETY: each of `vectors` was made from a slice in `self.slices` or a part of one.
+            // The contract of `VolatileSlice::with_bitmap` is that its memory stays mapped for its
             // lifetime `'a`, and that no Rust reference to it exists. `self` is borrowed here, so
             // `'a` has not ended.
             match unsafe { call(direction, fd, position, vectors) } {

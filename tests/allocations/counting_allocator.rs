@@ -44,27 +44,27 @@ impl Counting {
     }
 }
 
-// SAFETY: every method passes its arguments to `System` unchanged and returns its result, so it keeps the
-// contract of `GlobalAlloc` as `System` does. Counting allocates nothing.
+// SAFETY: every method passes its arguments to `System` unchanged and returns its result, so it
+// keeps the contract of `GlobalAlloc` as `System` does. Counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         Self::count(layout);
-        // SAFETY: the contract of this method is that `layout` has a size that is not 0, which is also the
-        // contract of `System.alloc`.
+        // SAFETY: the contract of this method is that `layout` has a size that is not 0, which is
+        // also the contract of `System.alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         Self::count(layout);
-        // SAFETY: the contract of this method is that `layout` has a size that is not 0, which is also the
-        // contract of `System.alloc_zeroed`.
+        // SAFETY: the contract of this method is that `layout` has a size that is not 0, which is
+        // also the contract of `System.alloc_zeroed`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         BYTES.set(BYTES.get() - layout.size() as isize);
-        // SAFETY: the contract of this method is that `block` was allocated here with this layout. All
-        // blocks allocated here come from `System`.
+        // SAFETY: the contract of this method is that `block` was allocated here with this layout.
+        // All blocks allocated here come from `System`.
         unsafe { System.dealloc(block, layout) }
     }
 }

@@ -71,7 +71,8 @@ fn lookup_hit_allocates_nothing_and_miss_allocates_its_error() {
     assert_eq!(allocations(hit), (0, Ok(1)));
 
     for (iova, length, access) in [
-        // A hole, ranges that begin or end in one, past all mappings, and a mapping without permission.
+        // A hole, ranges that begin or end in one, past all mappings, and a mapping without
+        // permission.
         (0x1f_5000, 8, Permissions::Read),
         (0x1f_4800, 0x1000, Permissions::Read),
         (0x1f_5800, 0x1000, Permissions::Read),
@@ -100,8 +101,8 @@ fn iotlb_takes_32_to_90_bytes_per_mapping_after_any_removal() {
     );
     drop(full);
 
-    // Of every other leaf of 128 mappings the first `some` stay, and of the leaves between the first
-    // `others`: no two adjacent leaves fit into one.
+    // Of every other leaf of 128 mappings the first `some` stay, and of the leaves between the
+    // first `others`: no two adjacent leaves fit into one.
     for (some, others) in [(64, 1), (96, 1), (96, 32), (48, 49), (33, 64), (128, 1)] {
         let before = bytes_out();
         let mut iotlb = fragmented(100_000);

@@ -1,4 +1,5 @@
-//! Allocations of the crate's structures. A program of its own, with an allocator that counts per thread.
+//! Allocations of the crate's structures. A program of its own, with an allocator that counts per
+//! thread.
 #![cfg(all(
     unix,
     feature = "rawfd",

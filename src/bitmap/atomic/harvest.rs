@@ -81,9 +81,9 @@ impl AtomicBitmap {
     /// Returns whether a process-wide barrier is required before the harvested pages may be read.
     /// If the barrier fails, the caller puts back all pages of `dirty`.
     ///
-    /// A page that is only partly in this range, while the bitmap tracks its other bytes as well, is
-    /// reported and stays marked. Its one bit also stands for the other bytes, which somebody else
-    /// has yet to harvest.
+    /// A page that is only partly in this range, while the bitmap tracks its other bytes as well,
+    /// is reported and stays marked. Its one bit also stands for the other bytes, which somebody
+    /// else has yet to harvest.
     pub(in crate::bitmap) fn drain_from(&self, offset: usize, dirty: &mut DirtyPages) -> bool {
         let Some((first, last)) = self.pages_of(offset, dirty.byte_size()) else {
             return false;
@@ -126,8 +126,8 @@ impl AtomicBitmap {
         }
     }
 
-    /// Marks the pages of a log: bit `i` of word `w` stands for `page_size` bytes, and the first byte
-    /// of the log is at `offset`.
+    /// Marks the pages of a log: bit `i` of word `w` stands for `page_size` bytes, and the first
+    /// byte of the log is at `offset`.
     ///
     /// This merges the log of KVM, of a vhost back end or of a device. Bits past the end of the
     /// bitmap are ignored.

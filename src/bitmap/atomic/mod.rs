@@ -186,8 +186,8 @@ impl AtomicBitmap {
             .is_some_and(|(marks, word)| marks.word(word) & bit != 0)
     }
 
-    /// Returns whether the page of the byte at `addr` is dirty; `false` if the bitmap does not track
-    /// it.
+    /// Returns whether the page of the byte at `addr` is dirty; `false` if the bitmap does not
+    /// track it.
     #[inline]
     pub fn is_addr_set(&self, addr: usize) -> bool {
         self.is_bit_set(self.page_size.page_of(addr))
@@ -276,8 +276,8 @@ impl AtomicBitmap {
     /// - stop those threads for a moment.
     ///
     /// All earlier writes are then visible, and all later ones are marked.
-    /// [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking) resumes marking in a
-    /// whole memory and issues the barrier.
+    /// [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking) resumes marking
+    /// in a whole memory and issues the barrier.
     ///
     /// # Examples
     ///
@@ -386,7 +386,8 @@ impl AtomicBitmap {
         }
     }
 
-    /// Copies the first `pages` pages. The bitmap may have grown since the caller loaded their number.
+    /// Copies the first `pages` pages. The bitmap may have grown since the caller loaded their
+    /// number.
     fn copy_of(&self, pages: usize) -> Self {
         let copy = Marks::new(pages.div_ceil(WORD_BITS));
         self.marks.copy_to(&copy);

@@ -53,8 +53,8 @@ pub struct MmapRegionBuilder<B = ()> {
 }
 
 impl<B: Bitmap + Default> MmapRegionBuilder<B> {
-    /// Starts a mapping of `size` bytes with the default bitmap, which [`build`](Self::build) grows to
-    /// the size of the mapping.
+    /// Starts a mapping of `size` bytes with the default bitmap, which [`build`](Self::build) grows
+    /// to the size of the mapping.
     pub fn new(size: usize) -> Self {
         Self::new_with_bitmap(size, B::default())
     }
@@ -124,8 +124,8 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
 
     /// Keeps `owner` alive until the region is dropped.
     ///
-    /// The owner of an existing mapping ([`with_raw_mmap_pointer`](Self::with_raw_mmap_pointer)) keeps
-    /// it in place, and may describe it. [`MmapRegion::owner`] returns it.
+    /// The owner of an existing mapping ([`with_raw_mmap_pointer`](Self::with_raw_mmap_pointer))
+    /// keeps it in place, and may describe it. [`MmapRegion::owner`] returns it.
     ///
     /// # Examples
     ///
@@ -169,14 +169,14 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     ///
     /// - [`MapFixed`](super::MmapRegionError::MapFixed) if the flags contain `MAP_FIXED` and the
     ///   mapping does not exist yet;
-    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if the file ends before the last
-    ///   page of the mapping;
-    /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if the mapping of a file
-    ///   would end past the largest file offset;
+    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if the file ends before the
+    ///   last page of the mapping;
+    /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if the mapping of a
+    ///   file would end past the largest file offset;
     /// - [`InvalidPointer`](super::MmapRegionError::InvalidPointer) if an existing mapping does not
     ///   start at a page boundary;
-    /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2); `EINVAL` for a
-    ///   size of 0.
+    /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2); `EINVAL` for
+    ///   a size of 0.
     pub fn build(self) -> Result<MmapRegion<B>> {
         let size = self.size;
         self.build_with(|mut bitmap| {
@@ -187,8 +187,8 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
 
     /// Makes the region, with the bitmap that `bitmap` makes from the builder's.
     ///
-    /// `bitmap` is called after the mapping was made. A size that exceeds all memory then fails as a
-    /// mapping, with an error, before a bitmap of that size is allocated.
+    /// `bitmap` is called after the mapping was made. A size that exceeds all memory then fails as
+    /// a mapping, with an error, before a bitmap of that size is allocated.
     pub(super) fn build_with<R>(self, bitmap: impl FnOnce(B) -> R) -> Result<MmapRegion<R>> {
         let default_flags = match self.file_offset {
             Some(_) => libc::MAP_NORESERVE | libc::MAP_SHARED,

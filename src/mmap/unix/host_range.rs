@@ -20,7 +20,8 @@ pub(in crate::mmap) struct HostRange {
 // SAFETY: the pointer is not tied to a thread, and `HostRange` does not dereference it. Accesses go
 // through the `VolatileSlice`s that `slice` makes, whose memory any thread may access at any time.
 unsafe impl Send for HostRange {}
-// SAFETY: no field can be changed through `&HostRange`, and the pointer is handed out by value only.
+// SAFETY: no field can be changed through `&HostRange`, and the pointer is handed out by value
+// only.
 unsafe impl Sync for HostRange {}
 
 impl HostRange {

@@ -33,8 +33,8 @@ impl Mapping {
             Some(place) => (place.file().as_raw_fd(), place.start().cast_signed()),
             None => (-1, 0),
         };
-        // SAFETY: without MAP_FIXED, which was refused above, mmap(2) replaces no existing mapping. So
-        // this invalidates no memory that is in use.
+        // SAFETY: without MAP_FIXED, which was refused above, mmap(2) replaces no existing mapping.
+        // So this invalidates no memory that is in use.
         let addr = unsafe { libc::mmap(null_mut(), size, prot, flags, fd, offset) };
         if addr == libc::MAP_FAILED {
             return Err(MmapRegionError::Mmap(io::Error::last_os_error()));
@@ -102,10 +102,10 @@ impl Mapping {
                 return Ok(());
             }
             let error = io::Error::last_os_error();
-            // The kernel maps whole huge pages, and refuses a length that is not a multiple of their
-            // size (mmap(2), "Huge page (Huge TLB) mappings"). The page size is not known here, so
-            // larger ones are tried in ascending order. The first length that the kernel accepts is
-            // the one that it mapped; every shorter one ends inside the last huge page.
+            // The kernel maps whole huge pages, and refuses a length that is not a multiple of
+            // their size (mmap(2), "Huge page (Huge TLB) mappings"). The page size is not known
+            // here, so larger ones are tried in ascending order. The first length that the kernel
+            // accepts is the one that it mapped; every shorter one ends inside the last huge page.
             let larger = page
                 .checked_mul(2)
                 .and_then(|page| wanted.checked_next_multiple_of(page).map(|s| (page, s)));
@@ -154,16 +154,16 @@ fn check_file_end(place: &FileOffset, size: usize) -> Result<()> {
 /// Returns the size of a file in bytes, or `None` if it is not a regular file, but a device for
 /// example.
 ///
-/// [`File::metadata`] is not used: it makes another system call (`statx`), which seccomp filters may
-/// not allow.
+/// [`File::metadata`] is not used: it makes another system call (`statx`), which seccomp filters
+/// may not allow.
 fn regular_file_size(file: &File) -> io::Result<Option<u64>> {
     let mut stat = MaybeUninit::<libc::stat>::zeroed();
     // SAFETY: `stat` is writable and as large as the structure that fstat(2) fills.
     if unsafe { libc::fstat(file.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: all fields of `stat` are integers, for which zeroes are valid; fstat(2) has overwritten
-    // them with other valid values.
+    // SAFETY: all fields of `stat` are integers, for which zeroes are valid; fstat(2) has
+    // overwritten them with other valid values.
     let stat = unsafe { stat.assume_init() };
     if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
         return Ok(None);

@@ -18,8 +18,8 @@ use crate::volatile_memory::{self, VolatileMemory, VolatileSlice};
 /// It has no guest address; [`GuestRegionMmap`](crate::GuestRegionMmap) adds one. Use
 /// [`MmapRegionBuilder`] for other protections, existing mappings and plugged blocks.
 ///
-/// Dropping a region unmaps it. A region of an existing mapping ([`build_raw`](Self::build_raw)) drops
-/// its [owner](MmapRegionBuilder::with_owner) instead, if it has one.
+/// Dropping a region unmaps it. A region of an existing mapping ([`build_raw`](Self::build_raw))
+/// drops its [owner](MmapRegionBuilder::with_owner) instead, if it has one.
 ///
 /// # Examples
 ///
@@ -51,7 +51,8 @@ impl<B: NewBitmap> MmapRegion<B> {
     /// # Errors
     ///
     /// Returns [`MmapRegionError::Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2):
-    /// `EINVAL` for a size of 0, `ENOMEM` if there is no free range of addresses or too little memory.
+    /// `EINVAL` for a size of 0, `ENOMEM` if there is no free range of addresses or too little
+    /// memory.
     pub fn new(size: usize) -> Result<Self> {
         let flags = libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE;
         Self::build(None, size, libc::PROT_READ | libc::PROT_WRITE, flags)
@@ -76,13 +77,13 @@ impl<B: NewBitmap> MmapRegion<B> {
     ///
     /// # Errors
     ///
-    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if the file ends before the last
-    ///   page of the mapping;
-    /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if offset and size exceed
-    ///   the largest file offset;
-    /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2): `EINVAL` for a
-    ///   size of 0 or an offset inside a page, `EACCES` for a file that is not open for reading and
-    ///   writing.
+    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if the file ends before the
+    ///   last page of the mapping;
+    /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if offset and size
+    ///   exceed the largest file offset;
+    /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2): `EINVAL` for
+    ///   a size of 0 or an offset inside a page, `EACCES` for a file that is not open for reading
+    ///   and writing.
     pub fn from_file(file_offset: FileOffset, size: usize) -> Result<Self> {
         let flags = libc::MAP_NORESERVE | libc::MAP_SHARED;
         Self::build(
@@ -93,16 +94,16 @@ impl<B: NewBitmap> MmapRegion<B> {
         )
     }
 
-    /// Maps `size` bytes with the protection and the flags of `mmap(2)`, of a file if `file_offset` is
-    /// `Some`.
+    /// Maps `size` bytes with the protection and the flags of `mmap(2)`, of a file if `file_offset`
+    /// is `Some`.
     ///
     /// # Errors
     ///
     /// - [`MapFixed`](super::MmapRegionError::MapFixed) if the flags contain `MAP_FIXED`;
-    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if the file ends before the last
-    ///   page of the mapping;
-    /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if offset and size exceed
-    ///   the largest file offset;
+    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if the file ends before the
+    ///   last page of the mapping;
+    /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if offset and size
+    ///   exceed the largest file offset;
     /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2).
     pub fn build(
         file_offset: Option<FileOffset>,
@@ -123,8 +124,8 @@ impl<B: NewBitmap> MmapRegion<B> {
     ///
     /// # Errors
     ///
-    /// Returns [`MmapRegionError::InvalidPointer`](super::MmapRegionError::InvalidPointer) if `addr` is
-    /// not aligned to a page.
+    /// Returns [`MmapRegionError::InvalidPointer`](super::MmapRegionError::InvalidPointer) if
+    /// `addr` is not aligned to a page.
     ///
     /// # Safety
     ///
@@ -163,7 +164,8 @@ impl<B> MmapRegion<B> {
 impl<B: Bitmap> MmapRegion<B> {
     /// Returns the host address of the first byte.
     ///
-    /// Accesses through the pointer are not checked, not marked dirty and not protected from faults.
+    /// Accesses through the pointer are not checked, not marked dirty and not protected from
+    /// faults.
     pub fn as_ptr(&self) -> *mut u8 {
         self.host_range().addr()
     }
@@ -297,7 +299,8 @@ impl<B: Bitmap> VolatileMemory for MmapRegion<B> {
             Ok(slice) => slice,
             Err(_) => {
                 let bitmap = self.bitmap.slice_at(0);
-                // SAFETY: the slice has 0 bytes, so no byte needs to be mapped or free of references.
+                // SAFETY: the slice has 0 bytes, so no byte needs to be mapped or free of
+                // references.
                 unsafe { VolatileSlice::with_bitmap(self.as_ptr(), 0, bitmap, None) }
             }
         }
