@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use super::WORD_BITS;
 
-/// The runs of bits that are set, in words that ascend.
+/// Returns the runs of set bits, as ranges of bit numbers. The words must ascend.
 pub(crate) fn bit_runs<I: Iterator<Item = (usize, u64)>>(words: I) -> BitRuns<I> {
     BitRuns {
         words,
@@ -13,26 +13,26 @@ pub(crate) fn bit_runs<I: Iterator<Item = (usize, u64)>>(words: I) -> BitRuns<I>
     }
 }
 
-/// See [`bit_runs`].
+/// An iterator over runs of set bits, made by [`bit_runs`].
 #[derive(Clone, Debug)]
 pub(crate) struct BitRuns<I> {
     words: I,
-    /// The word at hand, and what is left of it.
+    /// The number of the current word, and its remaining bits.
     word: usize,
     bits: u64,
 }
 
 impl<I: Iterator<Item = (usize, u64)>> BitRuns<I> {
-    /// Takes the ones that the word at hand has from bit `from` on, and returns the number behind
-    /// them.
-    fn ones(&mut self, from: u32) -> usize {
-        let behind = from.saturating_add(self.bits.wrapping_shr(from).trailing_ones());
-        self.bits &= match 1u64.checked_shl(behind) {
-            Some(end) => !end.wrapping_sub(1),
+    /// Removes the set bits of the current word from bit `from` up to the next clear bit. Returns
+    /// the number of that clear bit.
+    fn take_ones(&mut self, from: u32) -> usize {
+        let end = from.saturating_add(self.bits.wrapping_shr(from).trailing_ones());
+        self.bits &= match 1u64.checked_shl(end) {
+            Some(bit) => !bit.wrapping_sub(1),
             None => 0,
         };
-        let behind = usize::try_from(behind).unwrap_or(WORD_BITS);
-        self.word.saturating_mul(WORD_BITS).saturating_add(behind)
+        let end = usize::try_from(end).unwrap_or(WORD_BITS);
+        self.word.saturating_mul(WORD_BITS).saturating_add(end)
     }
 }
 
@@ -48,8 +48,8 @@ impl<I: Iterator<Item = (usize, u64)>> Iterator for BitRuns<I> {
             .word
             .saturating_mul(WORD_BITS)
             .saturating_add(usize::try_from(from).unwrap_or(0));
-        let mut end = self.ones(from);
-        // It may go on at the start of the next word.
+        let mut end = self.take_ones(from);
+        // A run up to the end of a word may continue in the next one.
         while end.is_multiple_of(WORD_BITS) {
             match self.words.next() {
                 Some((word, bits)) => (self.word, self.bits) = (word, bits),
@@ -58,7 +58,7 @@ impl<I: Iterator<Item = (usize, u64)>> Iterator for BitRuns<I> {
             if self.word.saturating_mul(WORD_BITS) != end || self.bits & 1 == 0 {
                 break;
             }
-            end = self.ones(0);
+            end = self.take_ones(0);
         }
         Some(start..end)
     }
@@ -78,7 +78,7 @@ mod tests {
             runs(&[(0, 1 << 63), (1, u64::MAX), (2, 0b101)]),
             [63..129, 130..131]
         );
-        // Words between that the iterator leaves out have no bits.
+        // Words that the iterator omits have no bits.
         assert_eq!(runs(&[(0, 1 << 63), (2, 1)]), [63..64, 128..129]);
     }
 }

@@ -2,17 +2,17 @@
 
 use super::WORD_BITS;
 
-/// Words in a line.
+/// The number of words in a line.
 #[cfg(not(loom))]
 pub(crate) const LINE_WORDS: usize = 8;
-/// Words in a line of a loom model: few, so that a model with two lines stays small.
+/// The number of words in a line of a loom model, which must stay small.
 #[cfg(loom)]
 pub(crate) const LINE_WORDS: usize = 2;
 
-/// Bits in a line.
+/// The number of bits in a line.
 pub(crate) const LINE_BITS: usize = LINE_WORDS * WORD_BITS;
 
-/// Words that one word of the summary stands for.
+/// The number of words that one word of the summary stands for.
 pub(crate) const SUMMARY_WORDS: usize = LINE_WORDS * WORD_BITS;
 
 /// Returns the position in the summary of the line that contains a word: the number of the summary

@@ -1,8 +1,8 @@
-//! Positions, masks and ranges of bits in words.
+//! Masks and ranges of bits in words.
 
 use core::ops::Range;
 
-/// Bits in a word.
+/// The number of bits in a word.
 pub(crate) const WORD_BITS: usize = 64;
 
 /// Returns the bits `first..end` of a word. Either bound may be past the end of the word.
@@ -33,9 +33,9 @@ pub(crate) fn words_of(range: Range<usize>) -> impl Iterator<Item = (usize, u64)
     })
 }
 
-#[cfg(feature = "backend-bitmap")]
 /// Returns the words that have bits of the ranges, each with a mask of those bits. If the ranges
-/// ascend, each word comes once.
+/// ascend, each word is returned once.
+#[cfg(feature = "backend-bitmap")]
 pub(crate) fn gather_words(
     ranges: impl Iterator<Item = Range<usize>>,
 ) -> impl Iterator<Item = (usize, u64)> {

@@ -54,8 +54,8 @@ use region::{to_u64, DirtyRegion};
 /// use vm_memory::dirty::{DirtyMemory, LogWords};
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 ///
-/// let memory: GuestMemoryMmap<AtomicBitmap> =
-///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_000), (GuestAddress(0x100_000), 0x10_000)])?;
+/// let ranges = [(GuestAddress(0), 0x10_000), (GuestAddress(0x100_000), 0x10_000)];
+/// let memory: GuestMemoryMmap<AtomicBitmap> = GuestMemoryMmap::from_ranges(&ranges)?;
 /// memory.write_slice(&[1; 0x1800], GuestAddress(0x2000))?;
 /// memory.write_obj(1u8, GuestAddress(0x10_f000))?;
 ///
@@ -293,8 +293,8 @@ impl DirtyMemory {
     /// use vm_memory::dirty::{DirtyMemory, LogWords};
     /// use vm_memory::{GuestAddress, GuestMemoryMmap};
     ///
-    /// let memory: GuestMemoryMmap<AtomicBitmap> =
-    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000), (GuestAddress(0x8000), 0x4000)])?;
+    /// let ranges = [(GuestAddress(0), 0x4000), (GuestAddress(0x8000), 0x4000)];
+    /// let memory: GuestMemoryMmap<AtomicBitmap> = GuestMemoryMmap::from_ranges(&ranges)?;
     /// let log = LogWords {
     ///     start: GuestAddress(0x2000),
     ///     words: &[0b1001], // 0x2000 to 0x4000, and 0x8000 to 0xa000
@@ -356,7 +356,8 @@ impl DirtyMemory {
     /// use vm_memory::dirty::DirtyMemory;
     /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
     ///
-    /// let memory: GuestMemoryMmap<AtomicBitmap> = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_000)])?;
+    /// let memory: GuestMemoryMmap<AtomicBitmap> =
+    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_000)])?;
     /// DirtyMemory::set_tracking(&memory, false);
     /// memory.write_obj(1u8, GuestAddress(0))?; // not marked
     ///

@@ -27,7 +27,7 @@ use crate::bits::{bit_runs, words_of, WORD_BITS};
 /// # Guarantees of unplugging
 ///
 /// An access that begins after [`unplug`](Self::unplug) has returned does not reach the block. This
-/// holds for every thread that knows that it has returned, by whatever synchronisation tells it.
+/// holds for every thread that synchronises with that return, by any means.
 ///
 /// An access that began earlier keeps its slice until it is over. It may populate pages that were
 /// discarded in the meantime. Wait for the devices, or discard the block again.
@@ -38,10 +38,14 @@ use crate::bits::{bit_runs, words_of, WORD_BITS};
 /// use std::num::NonZeroUsize;
 /// use std::sync::Arc;
 /// use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
-/// use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, Permissions};
+/// use vm_memory::{
+///     Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, Permissions,
+/// };
 ///
 /// let blocks = Arc::new(PluggedBlocks::new(0x8000, NonZeroUsize::new(0x2000).unwrap())?);
-/// let mapping = MmapRegionBuilder::<()>::new(0x8000).with_plugged_blocks(Arc::clone(&blocks)).build()?;
+/// let mapping = MmapRegionBuilder::<()>::new(0x8000)
+///     .with_plugged_blocks(Arc::clone(&blocks))
+///     .build()?;
 /// let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
 /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_regions(vec![region])?;
 ///

@@ -20,8 +20,8 @@
 //! use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 //!
 //! // 1 GiB below the 32-bit hole of a PC, and 1 GiB above it.
-//! let memory: GuestMemoryMmap =
-//!     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 30), (GuestAddress(1 << 32), 1 << 30)])?;
+//! let ranges = [(GuestAddress(0), 1 << 30), (GuestAddress(1 << 32), 1 << 30)];
+//! let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges)?;
 //! memory.write_slice(b"console=ttyS0\0", GuestAddress(0x2_0000))?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

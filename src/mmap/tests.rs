@@ -140,7 +140,7 @@ fn drop_unmaps_owned_mapping_and_keeps_borrowed_one() {
     let inner = outer.as_ptr().wrapping_add(page());
     // SAFETY: the mapping outlives the regions.
     let raw = unsafe { MmapRegion::<()>::build_raw(inner, page(), BOTH, 77) }.unwrap();
-    // SAFETY: as above.
+    // SAFETY: the mapping outlives the regions.
     let built = unsafe { MmapRegionBuilder::<()>::new(page()).with_raw_mmap_pointer(inner) }
         .build()
         .unwrap();
@@ -158,10 +158,10 @@ fn drop_unmaps_owned_mapping_and_keeps_borrowed_one() {
         5
     );
 
-    // SAFETY: nothing is mapped or accessed.
+    // SAFETY: the pointer is not aligned to a page, so no region is made.
     let refused = unsafe { MmapRegion::<()>::build_raw(inner.wrapping_add(1), 1, BOTH, 0) };
     assert!(matches!(refused, Err(MmapRegionError::InvalidPointer)));
-    // SAFETY: as above.
+    // SAFETY: the pointer is not aligned to a page, so no region is made.
     let refused =
         unsafe { MmapRegionBuilder::<()>::new(1).with_raw_mmap_pointer(inner.wrapping_add(8)) }
             .build();

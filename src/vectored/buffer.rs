@@ -16,8 +16,8 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result,
 /// # Lifetime
 ///
 /// The buffer keeps the memory map, and with it the mappings, until it is dropped. It does not know
-/// whether an operation still uses them: whoever passes [`vectors`](Self::vectors) to the kernel
-/// must keep the buffer until the operation is over.
+/// whether an operation still uses them: a caller that passes [`vectors`](Self::vectors) to the
+/// kernel must keep the buffer until the operation is over.
 ///
 /// Behind an IOMMU, the buffer also keeps the translation in use. An invalidation of one of its
 /// ranges does not complete before the buffer is dropped. [`push`](Self::push) fails if the IOMMU
@@ -37,7 +37,8 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result,
 /// use vm_memory::vectored::IoBuffer;
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
 ///
-/// let memory: Arc<GuestMemoryMmap> = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?);
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+/// let memory = Arc::new(memory);
 ///
 /// // Two descriptors of one request: the data, followed by a status byte.
 /// let mut request = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
@@ -163,7 +164,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// use vm_memory::vectored::IoBuffer;
     /// use vm_memory::{GuestAddress, GuestMemoryMmap, Permissions};
     ///
-    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
+    /// let memory: GuestMemoryMmap =
+    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
     /// let disk = std::fs::File::open("disk.img")?;
     /// let mut ring = IoUring::new(8)?;
     ///
@@ -171,7 +173,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// buffer.push(GuestAddress(0x1000), 0x2000)?;
     /// let vectors = buffer.vectors_on_heap();
     /// let count = u32::try_from(vectors.len())?;
-    /// let read = opcode::Readv::new(types::Fd(disk.as_raw_fd()), vectors.as_ptr().cast(), count).build();
+    /// let fd = types::Fd(disk.as_raw_fd());
+    /// let read = opcode::Readv::new(fd, vectors.as_ptr().cast(), count).build();
     /// // SAFETY: `buffer` keeps the vectors and their memory in place until the operation is over.
     /// unsafe { ring.submission().push(&read)? };
     /// ring.submit_and_wait(1)?;

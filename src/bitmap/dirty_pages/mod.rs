@@ -151,7 +151,7 @@ impl DirtyPages {
 
     /// Removes the pages that lie entirely in the `len` bytes at `offset`.
     ///
-    /// A page of which the range contains only a part stays: the other part may be dirty. The last
+    /// A page that is only partly in the range stays, because its other part may be dirty. The last
     /// page of the memory ends with the memory.
     ///
     /// # Examples
@@ -181,7 +181,7 @@ impl DirtyPages {
         }
     }
 
-    /// Adds the pages that `other` has bytes of.
+    /// Adds the pages that `other` covers, completely or partly.
     ///
     /// Both sets begin at the same byte of memory; they may differ in page size and length.
     pub fn union_with(&mut self, other: &DirtyPages) {
@@ -201,17 +201,17 @@ impl DirtyPages {
         }
     }
 
-    /// Removes the pages of which `other` has all bytes.
+    /// Removes the pages that `other` covers completely.
     ///
     /// Both sets begin at the same byte of memory; they may differ in page size and length. Pages
-    /// of which `other` has only a part stay.
+    /// that `other` covers only partly stay.
     pub fn difference_with(&mut self, other: &DirtyPages) {
         for run in other.runs() {
             self.remove_range(run.start, run.len());
         }
     }
 
-    /// Keeps only the pages that `other` has bytes of.
+    /// Keeps only the pages that `other` covers, completely or partly.
     ///
     /// Both sets begin at the same byte of memory; they may differ in page size and length.
     ///
@@ -222,8 +222,9 @@ impl DirtyPages {
     /// use vm_memory::bitmap::DirtyPages;
     ///
     /// let page = NonZeroUsize::new(0x1000).unwrap();
-    /// let (mut dirty, mut working_set) = (DirtyPages::new(0x8000, page), DirtyPages::new(0x8000, page));
+    /// let mut dirty = DirtyPages::new(0x8000, page);
     /// dirty.insert_range(0, 0x4000);
+    /// let mut working_set = DirtyPages::new(0x8000, page);
     /// working_set.insert_range(0x3000, 0x3000);
     /// dirty.intersect_with(&working_set);
     /// assert_eq!(dirty.runs().collect::<Vec<_>>(), [0x3000..0x4000]);
