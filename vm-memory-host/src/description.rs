@@ -268,8 +268,8 @@ impl Description {
 
     /// Creates a builder for the same memory from the received descriptors.
     ///
-    /// Shared memory then has the same bytes, private memory those of its file, and anonymous
-    /// memory zeroes.
+    /// Shared memory then has the same bytes, private memory has the bytes of its file, and
+    /// anonymous memory has zeroes.
     ///
     /// A description may come from an untrusted process: the build checks everything in it. The
     /// receiver must decide two things itself:

@@ -178,7 +178,7 @@ fn overwrite(mapping: &HostMapping, file: &File, offset: usize, len: usize) -> i
     let mut others = None;
     for (at, page) in huge_pages(mapping, offset, len) {
         if mincore_bytes(mapping, at, page)? == 0 {
-            // Not used here, but another process that maps the file may have written to it.
+            // This process does not map the page, but another one may have written to it.
             let others = match others {
                 Some(others) => others,
                 None => *others.insert(file_has_more(mapping, file)?),

@@ -32,7 +32,7 @@
 //! | place pages on NUMA nodes, lock them, use transparent huge pages | [`NumaPolicy`], [`Lock`], [`TransparentHugePages`] |
 //! | populate pages before the guest starts | [`MemoryBuilder::prefault`], [`prefault()`] |
 //! | return pages to the system (balloon, free page reporting) | [`discard()`] |
-//! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug`], [`unplug`] |
+//! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug()`], [`unplug`] |
 //! | add and remove whole regions (DIMM hotplug) | `GuestMemoryAtomic` of vm-memory, [below](#model) |
 //! | find out how much memory the guest uses | [`residency()`] |
 //! | map the same memory in another process, or save the layout | [`describe`], [`Description`] |
@@ -91,11 +91,11 @@
 //! | | – with a memfd | `memfd_create`, `prlimit64`, `ftruncate`, `fcntl` (`F_ADD_SEALS`) |
 //! | | – with a file | `statx`, `fstatfs`, `fcntl` (`F_GETFL`, `F_GET_SEALS`), `fallocate`; `lseek` for block devices |
 //! | | – with options | `madvise`, `mbind`, `mlock2`, `prctl` (`PR_SET_VMA`) |
-//! | boot | [`prefault()`] | `madvise`, `mincore`; those that read /proc or create threads |
+//! | boot | [`prefault()`] | `madvise`, `mincore`; calls that read /proc or create threads |
 //! | run time | [`discard()`] | `madvise`, `fallocate`, `statx`, `mincore`, `getpid` |
 //! | | – for a private file | also `mmap`, `munmap`, `mprotect`, `mremap`, `mbind`, `mlock2`, `munlock` |
-//! | run time | [`plug`], [`unplug`] | `madvise`, `fallocate`, `mprotect`; if huge pages run out, those that read /sys |
-//! | run time | [`residency()`] | `mincore`, `statx`; those that read /proc |
+//! | run time | [`plug()`], [`unplug`] | `madvise`, `fallocate`, `mprotect`; if huge pages run out, calls that read /sys |
+//! | run time | [`residency()`] | `mincore`, `statx`; calls that read /proc |
 //! | run time | [`describe`] | `fcntl` (`F_GET_SEALS`) |
 //! | run time | drop of the last map | `munmap`, `getpid`, `close`; next to another region also `munlock`, `madvise`, `mmap` |
 //!

@@ -30,7 +30,7 @@ use crate::sys::{self, Advice};
 ///
 /// # System calls
 ///
-/// `madvise` or `fallocate`; `mprotect` for [`Unplugged::Protected`]; if huge pages run out, those
+/// `madvise` or `fallocate`; `mprotect` for [`Unplugged::Protected`]; if huge pages run out, calls
 /// that read /sys/kernel/mm/hugepages.
 ///
 /// # Examples
@@ -63,7 +63,7 @@ use crate::sys::{self, Advice};
 ///
 /// Returns [`ChangeError::NoPages`] if the pool has too few huge pages, and
 /// [`ChangeError::System`] if the system refuses a call. Blocks of earlier regions stay plugged;
-/// those of the failing region are as before.
+/// blocks of the failing region stay as before.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hotplug")]
 pub fn plug<B, M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>

@@ -66,7 +66,8 @@ const STEP: usize = 32 << 20;
 /// # System calls
 ///
 /// - `madvise` with `MADV_POPULATE_WRITE` or `MADV_POPULATE_READ` (Linux 5.14);
-/// - those that read /proc/meminfo and /proc/self/cgroup, and create threads, such as `clone3`;
+/// - calls that read /proc/meminfo and /proc/self/cgroup;
+/// - calls that create threads, such as `clone3`;
 /// - `mincore` if the memory might not fit.
 ///
 /// # Examples
@@ -244,7 +245,7 @@ fn populate(step: &Step<'_>) -> io::Result<()> {
     let Some(blocks) = mapping.plugged_blocks() else {
         return mapping.mapped().advise(step.offset, step.len, advice);
     };
-    // Without this lock, a block that is unplugged meanwhile would keep the new pages.
+    // Without this lock, a block that is unplugged at the same time would keep the new pages.
     let _held = mapping.hold_blocks();
     let mut plugged = blocks.runs_in(step.offset, step.len);
     plugged.try_for_each(|(offset, len)| mapping.mapped().advise(offset, len, advice))

@@ -84,7 +84,7 @@ pub enum ResidencyError {
 ///
 /// # System calls
 ///
-/// `mincore`, and those to read /proc/self/smaps; `statx` for files of huge pages.
+/// `mincore`, and calls that read /proc/self/smaps; `statx` for files of huge pages.
 ///
 /// # Examples
 ///

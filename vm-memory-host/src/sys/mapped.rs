@@ -379,7 +379,7 @@ impl Drop for Mapped {
                     .map_fixed(offset, len, libc::PROT_NONE, Source::Anonymous);
             match replaced {
                 Ok(()) => return,
-                // Too much locked memory (mlockall(2)). mmap(2) finds this before it unmaps.
+                // Too much locked memory (mlockall(2)). mmap(2) checks this before it unmaps.
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
                 Err(_) => {
                     self.reservation.abandon();
