@@ -255,6 +255,7 @@ impl Progress {
     }
 }
 
+/// Returns the bytes moved before an error, or the error if there are none.
 #[cold]
 #[inline(never)]
 fn count_or_error(moved: usize, error: Error) -> Result<usize> {
@@ -264,6 +265,7 @@ fn count_or_error(moved: usize, error: Error) -> Result<usize> {
     }
 }
 
+/// Returns `Ok` if `completed` is all of `expected`.
 fn all_of(expected: usize, completed: usize) -> Result<()> {
     if completed != expected {
         return Err(Error::PartialBuffer {

@@ -40,6 +40,7 @@ enum Numbers {
 /// The number of regions up to which the table is stored in place.
 const FEW: usize = 8;
 const FEW_BUCKETS: usize = 16;
+const FEW_LAST: u64 = 15;
 const FEW_BITS: u64 = 4;
 
 /// Buckets per region in a new table: most buckets contain the start of one region or of none.
@@ -159,7 +160,7 @@ fn few_number(numbers: u64, bucket: u64) -> usize {
 /// Returns the number of bits before the number of a bucket, or of the last bucket.
 #[inline(always)]
 fn few_shift(bucket: u64) -> u64 {
-    bucket.min(15).wrapping_mul(FEW_BITS)
+    bucket.min(FEW_LAST).wrapping_mul(FEW_BITS)
 }
 
 /// Returns the numbers of `count` buckets for regions that start in `buckets`.

@@ -152,7 +152,7 @@ pub(super) unsafe fn fetch<T: AtomicAccess>(
 ///
 /// # Safety
 ///
-/// As for [`fetch`].
+/// The contract is that of [`fetch`].
 #[inline(always)]
 pub(super) unsafe fn compare_exchange<T: AtomicAccess>(
     dst: *mut u8,
