@@ -148,21 +148,21 @@ pub fn harvest_large_reference() -> Result<Batch> {
 }
 
 /// Regions of 8 KiB, and the bytes that one read spreads over them.
-const PIECE: usize = 8 << 10;
-const PIECES: usize = 8;
+const SEGMENT: usize = 8 << 10;
+const SEGMENTS: usize = 8;
 
 /// Reads 64 KiB of a file over eight regions.
 pub fn read_over_regions(stage: &Stage) -> Result<Batch> {
     let file = stage.file.try_clone()?;
-    let ranges: Vec<_> = (0..PIECES)
-        .map(|number| (GuestAddress((number * PIECE) as u64), PIECE))
+    let ranges: Vec<_> = (0..SEGMENTS)
+        .map(|number| (GuestAddress((number * SEGMENT) as u64), SEGMENT))
         .collect();
     let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges)?;
     Ok(Batch::of(move |_| {
         vectored::read_from_at(
             black_box(&memory),
             GuestAddress(0),
-            PIECE * PIECES,
+            SEGMENT * SEGMENTS,
             &file,
             0,
         )
@@ -173,14 +173,14 @@ pub fn read_over_regions(stage: &Stage) -> Result<Batch> {
 /// The same read by one `preadv(2)` into eight mappings, with new vectors for each call.
 pub fn read_by_hand(stage: &Stage) -> Result<Batch> {
     let file = stage.file.try_clone()?;
-    let maps: Result<Vec<_>, _> = (0..PIECES).map(|_| MmapMut::map_anon(PIECE)).collect();
+    let maps: Result<Vec<_>, _> = (0..SEGMENTS).map(|_| MmapMut::map_anon(SEGMENT)).collect();
     let maps = RefCell::new(maps?);
     Ok(Batch::of(move |_| {
         let mut maps = maps.borrow_mut();
         let mut vectors = black_box(&mut *maps)
             .iter_mut()
             .map(|map| IoSliceMut::new(map));
-        let mut vectors: [IoSliceMut<'_>; PIECES] =
+        let mut vectors: [IoSliceMut<'_>; SEGMENTS] =
             core::array::from_fn(|_| vectors.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
         rustix::io::preadv(&file, &mut vectors, 0).ok()
     }))

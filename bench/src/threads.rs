@@ -37,7 +37,7 @@ impl Shared for std::sync::RwLock<reference::Iotlb> {
             8,
             reference::Permissions::Read,
         );
-        found.is_ok_and(|pieces| black_box(pieces.count()) == 1)
+        found.is_ok_and(|segments| black_box(segments.count()) == 1)
     }
 
     fn remap(&self, iova: u64, to: u64) -> bool {
@@ -55,7 +55,7 @@ impl Shared for std::sync::RwLock<reference::Iotlb> {
 impl Shared for SharedIotlb {
     fn lookup(&self, iova: u64) -> bool {
         let found = self.lookup(ours::GuestAddress(iova), 8, ours::Permissions::Read);
-        found.is_ok_and(|pieces| black_box(pieces.count()) == 1)
+        found.is_ok_and(|segments| black_box(segments.count()) == 1)
     }
 
     fn remap(&self, iova: u64, to: u64) -> bool {

@@ -33,9 +33,9 @@ pub fn hit(mappings: Mappings) -> Result<Batch> {
     let addresses = mappings.addresses(8);
     Ok(Batch::of(move |number| {
         let iova = black_box(GuestAddress(addresses.at(number)));
-        Iotlb::lookup(&iotlb, iova, 8, Permissions::Read).map(|pieces| {
-            for piece in pieces {
-                black_box(piece);
+        Iotlb::lookup(&iotlb, iova, 8, Permissions::Read).map(|segments| {
+            for segment in segments {
+                black_box(segment);
             }
         })
     }))
@@ -45,24 +45,24 @@ pub fn hit(mappings: Mappings) -> Result<Batch> {
 pub fn hit_64k(mappings: Mappings) -> Result<Batch> {
     let iotlb = iotlb(mappings)?;
     let addresses = mappings.addresses(16 * PAGE);
-    let pieces = Iotlb::lookup(
+    let segments = Iotlb::lookup(
         &iotlb,
         GuestAddress(addresses.at(0)),
         16 * PAGE,
         Permissions::Read,
     );
-    match pieces {
-        Ok(pieces) => {
-            let pieces = pieces.count();
-            ensure!(pieces == 16 || pieces == 17, "{pieces} pieces");
+    match segments {
+        Ok(segments) => {
+            let segments = segments.count();
+            ensure!(segments == 16 || segments == 17, "{segments} segments");
         }
         Err(fails) => bail!("not mapped: {fails:?}"),
     }
     Ok(Batch::of(move |number| {
         let iova = black_box(GuestAddress(addresses.at(number)));
-        Iotlb::lookup(&iotlb, iova, black_box(16 * PAGE), Permissions::Read).map(|pieces| {
-            for piece in pieces {
-                black_box(piece);
+        Iotlb::lookup(&iotlb, iova, black_box(16 * PAGE), Permissions::Read).map(|segments| {
+            for segment in segments {
+                black_box(segment);
             }
         })
     }))

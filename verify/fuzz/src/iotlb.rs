@@ -240,8 +240,8 @@ impl Pair {
             parts.iter().all(|(first, last, mapped)| {
                 let length = usize::try_from(u128::from(last - first) + 1).ok();
                 let reached = mapped.zip(length).map(|((to, _), length)| {
-                    let pieces = self.physical.pieces(to, length);
-                    pieces.iter().map(|(_, length)| length).sum::<usize>() == length
+                    let segments = self.physical.segments(to, length);
+                    segments.iter().map(|(_, length)| length).sum::<usize>() == length
                 });
                 reached.unwrap_or(false)
             })
@@ -265,8 +265,8 @@ impl Pair {
         };
         let parts = self.mappings.parts(iova, last);
         match answer {
-            Ok(pieces) => {
-                let found = pieces.map(|piece| (piece.base.0, piece.length as u128));
+            Ok(segments) => {
+                let found = segments.map(|segment| (segment.base.0, segment.length as u128));
                 let expected = parts
                     .iter()
                     .map(|part| (part.2.unwrap().0, u128::from(part.1 - part.0) + 1));
@@ -281,11 +281,11 @@ impl Pair {
                 });
                 let mut known: Vec<_> = known.collect();
                 known.dedup();
-                let pieces = known.len();
+                let segments = known.len();
                 let bound = self.bounded.bound().map_or(usize::MAX, NonZeroUsize::get);
                 assert!(
-                    pieces > bound,
-                    "{pieces} mappings are refused by a bound of {bound}"
+                    segments > bound,
+                    "a lookup of {segments} mappings fails with a bound of {bound}"
                 );
             }
             Err(fails) => {
@@ -325,7 +325,7 @@ impl Pair {
             .lookup(GuestAddress(iova), length, access);
         let Some(last) = last_of(iova, length) else {
             match answer {
-                Ok(mut pieces) => assert!(length == 0 && pieces.next().is_none()),
+                Ok(mut segments) => assert!(length == 0 && segments.next().is_none()),
                 Err(fails) => {
                     assert!(length != 0 && fails.misses.is_empty());
                     let base = GuestAddress(iova);
@@ -343,13 +343,13 @@ impl Pair {
         let missing = joined(missing.map(|part| (part.0, len((part.0, part.1)))));
         let refused = joined(refused.map(|part| (part.0, len((part.0, part.1)))));
         match answer {
-            Ok(pieces) => {
+            Ok(segments) => {
                 assert!(
                     missing.is_empty() && refused.is_empty(),
                     "missing {missing:x?}, refused {refused:x?}"
                 );
-                let found: Vec<(u64, u128)> = pieces
-                    .map(|piece| (piece.base.0, piece.length as u128))
+                let found: Vec<(u64, u128)> = segments
+                    .map(|segment| (segment.base.0, segment.length as u128))
                     .collect();
                 assert!(found.iter().all(|(_, len)| *len != 0));
                 // A segment must end where the target changes, and may end where permissions
@@ -381,20 +381,20 @@ impl Pair {
             return Some(Vec::new());
         }
         let parts = self.mappings.parts(iova, last_of(iova, length)?);
-        let piece = |(first, last, mapped): &(u64, u64, crate::model::Mapped)| {
+        let segment = |(first, last, mapped): &(u64, u64, crate::model::Mapped)| {
             let (target, granted) = (*mapped)?;
             granted
                 .allow(access)
                 .then_some((target, (last - first) as usize + 1))
         };
-        parts.iter().map(piece).collect()
+        parts.iter().map(segment).collect()
     }
 
     /// Returns the segments of memory that an access reaches before the first hole.
     fn reached(&self, translated: &[(u64, usize)]) -> Vec<(u64, usize)> {
         let mut reached = Vec::new();
         for (target, len) in translated {
-            reached.extend(self.physical.pieces(*target, *len));
+            reached.extend(self.physical.segments(*target, *len));
             if self.physical.reachable(*target, *len) != *len {
                 break;
             }

@@ -37,24 +37,24 @@ impl Memory {
     }
 
     /// Returns the segments of a range up to the first hole or 2^64: address and length of each.
-    pub fn pieces(&self, addr: u64, count: usize) -> Vec<(u64, usize)> {
-        let mut pieces = Vec::new();
+    pub fn segments(&self, addr: u64, count: usize) -> Vec<(u64, usize)> {
+        let mut segments = Vec::new();
         let (mut next, mut left) = (Some(addr), count);
         while let (Some(at), true) = (next, left != 0) {
             let Some((number, offset)) = self.find(at) else {
                 break;
             };
             let here = (self.regions[number].1 - offset).min(left as u64);
-            pieces.push((at, here as usize));
+            segments.push((at, here as usize));
             left -= here as usize;
             next = at.checked_add(here);
         }
-        pieces
+        segments
     }
 
     /// Returns the number of bytes of a range before the first hole.
     pub fn reachable(&self, addr: u64, count: usize) -> usize {
-        self.pieces(addr, count).iter().map(|(_, len)| len).sum()
+        self.segments(addr, count).iter().map(|(_, len)| len).sum()
     }
 
     /// Returns the bytes of a range without holes.

@@ -109,7 +109,7 @@ pub fn mappings(tlb: &Iotlb) -> Vec<Mapping> {
         });
         for (gap, after) in gaps.chain([(end, end)]) {
             if next < gap {
-                pieces(tlb, next, gap, &mut found);
+                segments(tlb, next, gap, &mut found);
             }
             next = after;
         }
@@ -117,7 +117,7 @@ pub fn mappings(tlb: &Iotlb) -> Vec<Mapping> {
     found
 }
 
-fn pieces(tlb: &Iotlb, first: u128, end: u128, found: &mut Vec<Mapping>) {
+fn segments(tlb: &Iotlb, first: u128, end: u128, found: &mut Vec<Mapping>) {
     let (mut iova, len) = (first as u64, (end - first) as usize);
     let Ok(ranges) = Iotlb::lookup(tlb, GuestAddress(iova), len, Permissions::No) else {
         return;

@@ -1,13 +1,15 @@
 //! A model of accesses by guest address: slow, obvious, and independent of both crates. The rules
 //! use it to check ours where 0.18.0 is wrong.
 
+mod operands;
 mod streams;
 
+pub use self::operands::{allows, atom_size, found, size_of};
 use self::streams::{room_for, system_error, Simulated};
-use crate::context::{closed, Context, Mapping, TOP};
+use crate::context::{closed, Context, TOP};
 use crate::host::stream;
 use crate::machine::Placed;
-use crate::op::{Access, Answer, Order, Perm, Question, Sink, Source, Target, Ty};
+use crate::op::{Access, Answer, Order, Perm, Question, Sink, Source, Target};
 use crate::out::{Fault, Out, Place};
 
 /// Memory and dirty bits before the operation.
@@ -40,7 +42,7 @@ impl Expected {
 
 /// A segment of a range, in one region.
 #[derive(Clone, Copy, Debug)]
-struct Piece {
+struct Segment {
     place: usize,
     offset: usize,
     len: usize,
@@ -90,23 +92,23 @@ impl<'a> Model<'a> {
     }
 
     /// Returns the segments of a guest physical range, and the fault that ends them early.
-    fn physical(&self, at: u64, count: usize, iova: Option<u64>) -> (Vec<Piece>, Option<Fault>) {
-        let mut pieces = Vec::new();
+    fn physical(&self, at: u64, count: usize, iova: Option<u64>) -> (Vec<Segment>, Option<Fault>) {
+        let mut segments = Vec::new();
         let mut done = 0;
         while done < count {
             let address = u128::from(at) + done as u128;
             if address >= TOP {
-                return (pieces, Some(Fault::GuestAddressOverflow));
+                return (segments, Some(Fault::GuestAddressOverflow));
             }
             let Some((region, offset, rest)) = self.find(address as u64) else {
-                return (pieces, Some(Fault::InvalidGuestAddress(address as u64)));
+                return (segments, Some(Fault::InvalidGuestAddress(address as u64)));
             };
             if !region.ram {
-                return (pieces, Some(Fault::HostAddressNotAvailable));
+                return (segments, Some(Fault::HostAddressNotAvailable));
             }
             let len = rest.min(count - done);
             let iova = iova.map(|iova| iova + done as u64);
-            pieces.push(Piece {
+            segments.push(Segment {
                 place: region.place,
                 offset: offset as usize,
                 len,
@@ -114,17 +116,17 @@ impl<'a> Model<'a> {
             });
             done += len;
         }
-        (pieces, None)
+        (segments, None)
     }
 
     /// Returns the segments of a range and the fault that ends them early, or the fault of the
     /// whole range.
-    fn pieces(
+    fn segments(
         &self,
         at: u64,
         count: usize,
         perm: Perm,
-    ) -> Result<(Vec<Piece>, Option<Fault>), Fault> {
+    ) -> Result<(Vec<Segment>, Option<Fault>), Fault> {
         if !self.translated || count == 0 {
             return Ok(self.physical(at, count, None));
         }
@@ -141,48 +143,50 @@ impl<'a> Model<'a> {
         let Some(ranges) = found(&self.context.tlb.mappings, first, last, perm) else {
             return Err(unresolved);
         };
-        let mut pieces = Vec::new();
+        let mut segments = Vec::new();
         for range in ranges {
             let len = (range.last - range.first + 1) as usize;
             let (more, fault) = self.physical(range.gpa, len, Some(range.first));
-            pieces.extend(more);
+            segments.extend(more);
             if fault.is_some() {
-                return Ok((pieces, fault));
+                return Ok((segments, fault));
             }
         }
-        Ok((pieces, None))
+        Ok((segments, None))
     }
 
     /// Returns the segments before the first fault, or the fault if there are none.
-    fn before_fault(&self, at: u64, count: usize, perm: Perm) -> Result<Vec<Piece>, Fault> {
-        match self.pieces(at, count, perm)? {
-            (pieces, Some(fault)) if pieces.is_empty() => Err(fault),
-            (pieces, _) => Ok(pieces),
+    fn before_fault(&self, at: u64, count: usize, perm: Perm) -> Result<Vec<Segment>, Fault> {
+        match self.segments(at, count, perm)? {
+            (segments, Some(fault)) if segments.is_empty() => Err(fault),
+            (segments, _) => Ok(segments),
         }
     }
 
-    fn read(&self, pieces: &[Piece]) -> Vec<u8> {
-        pieces
+    fn read(&self, segments: &[Segment]) -> Vec<u8> {
+        segments
             .iter()
             .flat_map(|p| self.prior.memory[p.place][p.offset..p.offset + p.len].to_vec())
             .collect()
     }
 
     /// Returns the outcome of writing `bytes` to the segments.
-    fn written(&self, out: Out, pieces: &[Piece], bytes: &[u8]) -> Expected {
+    fn written(&self, out: Out, segments: &[Segment], bytes: &[u8]) -> Expected {
         let mut expected = Expected::just(out);
         let mut done = 0;
-        for piece in pieces {
-            let len = piece.len.min(bytes.len() - done);
+        for segment in segments {
+            let len = segment.len.min(bytes.len() - done);
             if len == 0 {
                 break;
             }
-            expected
-                .writes
-                .push((piece.place, piece.offset, bytes[done..done + len].to_vec()));
-            expected.marks.push(match piece.iova {
+            expected.writes.push((
+                segment.place,
+                segment.offset,
+                bytes[done..done + len].to_vec(),
+            ));
+            expected.marks.push(match segment.iova {
                 Some(iova) => (None, iova as usize, len),
-                None => (Some(piece.place), piece.offset, len),
+                None => (Some(segment.place), segment.offset, len),
             });
             done += len;
         }
@@ -217,14 +221,14 @@ impl<'a> Model<'a> {
                 match self.atom(at, bytes.len(), Perm::Write) {
                     // A panic of the standard library, which a guest cannot cause.
                     Ok(_) if matches!(order, Order::Acquire | Order::AcqRel) => return None,
-                    Ok(piece) => self.written(Out::Nothing, &[piece], bytes),
+                    Ok(segment) => self.written(Out::Nothing, &[segment], bytes),
                     Err(fault) => Expected::just(Out::Failed(fault)),
                 }
             }
             Access::Load { ty, order } => {
                 Expected::just(match self.atom(at, atom_size(ty), Perm::Read) {
                     Ok(_) if matches!(order, Order::Release | Order::AcqRel) => return None,
-                    Ok(piece) => Out::Bytes(self.read(&[piece])),
+                    Ok(segment) => Out::Bytes(self.read(&[segment])),
                     Err(fault) => Out::Failed(fault),
                 })
             }
@@ -243,9 +247,9 @@ impl<'a> Model<'a> {
 
     fn write(&self, at: u64, bytes: &[u8], out: fn(usize, usize) -> Out) -> Expected {
         match self.before_fault(at, bytes.len(), Perm::Write) {
-            Ok(pieces) => {
-                let done: usize = pieces.iter().map(|p| p.len).sum();
-                self.written(out(done, bytes.len()), &pieces, &bytes[..done])
+            Ok(segments) => {
+                let done: usize = segments.iter().map(|p| p.len).sum();
+                self.written(out(done, bytes.len()), &segments, &bytes[..done])
             }
             Err(fault) => Expected::just(Out::Failed(fault)),
         }
@@ -260,8 +264,8 @@ impl<'a> Model<'a> {
     ) -> Expected {
         let mut buffer = vec![0xEE; len];
         let out = match self.before_fault(at, len, Perm::Read) {
-            Ok(pieces) => {
-                let bytes = self.read(&pieces);
+            Ok(segments) => {
+                let bytes = self.read(&segments);
                 buffer[..bytes.len()].copy_from_slice(&bytes);
                 out(bytes.len(), len)
             }
@@ -271,11 +275,11 @@ impl<'a> Model<'a> {
     }
 
     /// Returns the one aligned segment of an atomic access.
-    fn atom(&self, at: u64, size: usize, perm: Perm) -> Result<Piece, Fault> {
-        let pieces = self.before_fault(at, size, perm)?;
-        match pieces[..] {
+    fn atom(&self, at: u64, size: usize, perm: Perm) -> Result<Segment, Fault> {
+        let segments = self.before_fault(at, size, perm)?;
+        match segments[..] {
             // Regions start on host pages.
-            [piece] if piece.len == size && piece.offset % size == 0 => Ok(piece),
+            [segment] if segment.len == size && segment.offset % size == 0 => Ok(segment),
             _ => Err(Fault::InvalidBackendAddress),
         }
     }
@@ -286,7 +290,7 @@ impl<'a> Model<'a> {
         }
         let mut source = Simulated::new(source)?;
         let reached = match self.before_fault(at, count, Perm::Write) {
-            Ok(pieces) => pieces,
+            Ok(segments) => segments,
             Err(fault) => {
                 return Some(Expected::just(Out::All(vec![
                     Out::Failed(fault),
@@ -301,25 +305,25 @@ impl<'a> Model<'a> {
             })
         };
         let (mut moved, mut end) = (0, None);
-        'pieces: for piece in &reached {
+        'segments: for segment in &reached {
             let mut here = 0;
-            while here < piece.len {
-                match source.next(piece.len - here) {
+            while here < segment.len {
+                match source.next(segment.len - here) {
                     Ok(0) => {
                         end = Some(None);
-                        break 'pieces;
+                        break 'segments;
                     }
                     Ok(n) => {
                         here += n;
                         moved += n;
-                        if here < piece.len && !exact {
+                        if here < segment.len && !exact {
                             end = Some(None);
-                            break 'pieces;
+                            break 'segments;
                         }
                     }
                     Err(fault) => {
                         end = Some(Some(fault));
-                        break 'pieces;
+                        break 'segments;
                     }
                 }
             }
@@ -342,17 +346,19 @@ impl<'a> Model<'a> {
     fn read_from_deaf(&self, at: u64, count: usize, exact: bool) -> Option<Expected> {
         let (out, marked) = match self.before_fault(at, count, Perm::Write) {
             Err(fault) => (Out::Failed(fault), None),
-            Ok(pieces) => match pieces.first() {
+            Ok(segments) => match segments.first() {
                 None if exact => (Out::Nothing, None),
                 None => (Out::Num(0), None),
-                Some(piece) => (Out::Failed(system_error(libc::EBADF)), Some(*piece)),
+                Some(segment) => (Out::Failed(system_error(libc::EBADF)), Some(*segment)),
             },
         };
         let mut expected = Expected::just(Out::All(vec![out, Out::Num(0)]));
-        expected.marks.extend(marked.map(|piece| match piece.iova {
-            Some(iova) => (None, iova as usize, piece.len),
-            None => (Some(piece.place), piece.offset, piece.len),
-        }));
+        expected
+            .marks
+            .extend(marked.map(|segment| match segment.iova {
+                Some(iova) => (None, iova as usize, segment.len),
+                None => (Some(segment.place), segment.offset, segment.len),
+            }));
         Some(expected)
     }
 
@@ -361,9 +367,9 @@ impl<'a> Model<'a> {
     fn write_to(&self, at: u64, sink: &Sink, count: usize, all: bool) -> Option<Expected> {
         let (out, taken) = match self.before_fault(at, count, Perm::Read) {
             Err(fault) => (Out::Failed(fault), Vec::new()),
-            Ok(pieces) => {
-                let bytes = self.read(&pieces);
-                let (taken, fault) = room_for(sink, &bytes, &pieces)?;
+            Ok(segments) => {
+                let bytes = self.read(&segments);
+                let (taken, fault) = room_for(sink, &bytes, &segments)?;
                 let out = match fault {
                     // As for reads (B1), the count before an error is returned first.
                     Some(_) if taken != 0 && all => whole(taken, count),
@@ -415,7 +421,7 @@ impl<'a> Model<'a> {
         let extent = |r: &Placed| Out::All(vec![r.base.into(), r.len.into()]);
         Some(match *question {
             Question::CheckRangeFor { at, len, perm } => self
-                .pieces(at, len, perm)
+                .segments(at, len, perm)
                 .is_ok_and(|(_, fault)| fault.is_none())
                 .into(),
             Question::GetSlicesFor {
@@ -423,7 +429,7 @@ impl<'a> Model<'a> {
                 len,
                 perm,
                 stop,
-            } => self.slices(self.pieces(at, len, perm), stop),
+            } => self.slices(self.segments(at, len, perm), stop),
             Question::HasPhysical => (!self.translated).into(),
             _ if self.translated => return None,
             Question::CheckRange { at, len } => self.physical(at, len, None).1.is_none().into(),
@@ -466,15 +472,15 @@ impl<'a> Model<'a> {
         })
     }
 
-    fn slices(&self, pieces: Result<(Vec<Piece>, Option<Fault>), Fault>, stop: bool) -> Out {
-        let (pieces, fault) = match pieces {
+    fn slices(&self, segments: Result<(Vec<Segment>, Option<Fault>), Fault>, stop: bool) -> Out {
+        let (segments, fault) = match segments {
             Ok(found) => found,
             Err(fault) => return Out::Failed(fault),
         };
         match fault {
-            Some(fault) if stop && pieces.is_empty() => Out::Failed(fault),
+            Some(fault) if stop && segments.is_empty() => Out::Failed(fault),
             fault => {
-                let slices = pieces.iter().map(|p| slice(p.place, p.offset, p.len));
+                let slices = segments.iter().map(|p| slice(p.place, p.offset, p.len));
                 Out::All(
                     slices
                         .chain(fault.filter(|_| !stop).map(Out::Failed))
@@ -549,76 +555,4 @@ fn slice(place: usize, offset: usize, len: usize) -> Out {
         len.into(),
         len.into(),
     ])
-}
-
-/// Returns the mapped ranges of `first..=last`, with adjacent ranges joined; `None` if there is a
-/// gap, or a range that does not permit the access.
-pub fn found(mappings: &[Mapping], first: u64, last: u64, perm: Perm) -> Option<Vec<Mapping>> {
-    let mut ranges: Vec<Mapping> = Vec::new();
-    let mut next = Some(first);
-    for m in mappings
-        .iter()
-        .filter(|m| m.last >= first && m.first <= last)
-    {
-        let (from, to) = (m.first.max(first), m.last.min(last));
-        if next != Some(from) || !allows(m.perm, perm) {
-            return None;
-        }
-        next = to.checked_add(1);
-        let gpa = m.gpa.wrapping_add(from - m.first);
-        match ranges.last_mut() {
-            Some(before)
-                if before.perm == m.perm && before.gpa.wrapping_add(from - before.first) == gpa =>
-            {
-                before.last = to;
-            }
-            _ => ranges.push(Mapping {
-                first: from,
-                last: to,
-                gpa,
-                perm: m.perm,
-            }),
-        }
-    }
-    (next == last.checked_add(1)).then_some(ranges)
-}
-
-/// Returns whether a permission includes another.
-pub fn allows(granted: Perm, wanted: Perm) -> bool {
-    match (granted, wanted) {
-        (_, Perm::No) | (Perm::ReadWrite, _) => true,
-        (granted, wanted) => granted == wanted,
-    }
-}
-
-/// Returns the size of a value of the type.
-pub fn size_of(ty: Ty) -> usize {
-    match ty {
-        Ty::U8 | Ty::I8 => 1,
-        Ty::U16 | Ty::I16 | Ty::Be16 | Ty::Le16 => 2,
-        Ty::U32 | Ty::I32 | Ty::Be32 | Ty::Le32 => 4,
-        Ty::U64
-        | Ty::I64
-        | Ty::Usize
-        | Ty::Isize
-        | Ty::Be64
-        | Ty::Le64
-        | Ty::BeSize
-        | Ty::LeSize => 8,
-        Ty::U128 | Ty::I128 => 16,
-        Ty::Bytes3 => 3,
-        Ty::Bytes40 => 40,
-        Ty::Empty => 0,
-    }
-}
-
-/// Returns the size of a value of the type.
-pub fn atom_size(ty: crate::op::AtomTy) -> usize {
-    use crate::op::AtomTy as A;
-    match ty {
-        A::AtomU8 | A::AtomI8 => 1,
-        A::AtomU16 | A::AtomI16 => 2,
-        A::AtomU32 | A::AtomI32 => 4,
-        A::AtomU64 | A::AtomI64 | A::AtomUsize | A::AtomIsize => 8,
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::Piece;
+use super::Segment;
 use crate::host::stream;
 use crate::op::{Sink, Source, Step, Trouble};
 use crate::out::Fault;
@@ -16,21 +16,21 @@ pub(super) fn system_error(number: i32) -> Fault {
 pub(super) fn room_for(
     sink: &Sink,
     bytes: &[u8],
-    pieces: &[Piece],
+    segments: &[Segment],
 ) -> Option<(usize, Option<Fault>)> {
     let zero = Fault::Io(ErrorKind::WriteZero, None);
     let room = match *sink {
         _ if bytes.is_empty() => return Some((0, None)),
         Sink::ScriptSink { ref steps } => {
             let (mut steps, mut taken) = (steps.iter(), 0);
-            for piece in pieces {
+            for segment in segments {
                 let mut here = 0;
-                while here < piece.len {
+                while here < segment.len {
                     match steps.next() {
                         Some(Step::Fail(Trouble::Eintr | Trouble::InterruptedKind)) => {}
                         Some(Step::Fail(what)) => return Some((taken, Some(fault_of(*what)))),
                         Some(Step::Give(most)) if *most > 0 => {
-                            let count = (piece.len - here).min(*most);
+                            let count = (segment.len - here).min(*most);
                             here += count;
                             taken += count;
                         }

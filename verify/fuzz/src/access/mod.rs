@@ -1,6 +1,8 @@
 //! The accesses of devices to regions with holes. The guest chooses addresses and lengths, so all
 //! values occur.
 
+mod input;
+
 use std::io;
 use std::sync::atomic::Ordering;
 
@@ -11,6 +13,7 @@ use vm_memory::{
     GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion, GuestMemoryResult, Permissions,
 };
 
+use self::input::{At, Base, Descriptor, Input, Len, Step};
 use crate::model::{last_of, permissions, Memory, PAGE};
 use crate::stream::{ModelStream, Stream, StreamPlan};
 
@@ -21,74 +24,6 @@ const MOST_STEPS: usize = 64;
 const MOST_REGIONS: usize = 6;
 
 type Guest = GuestMemoryMmap<AtomicBitmap>;
-
-#[derive(Arbitrary, Debug)]
-struct Input {
-    base: Base,
-    /// The hole before each region, and its length.
-    regions: Vec<(u16, u16)>,
-    steps: Vec<Step>,
-}
-
-/// The start of the first region.
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Base {
-    Zero,
-    Small(u16),
-    Below4Gib(u16),
-    Top,
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum At {
-    /// At this distance from the start or the end of a region.
-    Near {
-        region: u8,
-        end: bool,
-        by: i16,
-    },
-    Top(u16),
-    Anywhere(u64),
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Len {
-    Short(u8),
-    Medium(u16),
-    /// All addresses except this number.
-    Huge(u16),
-}
-
-/// A descriptor of a chain, as in virtio.
-#[derive(Arbitrary, Clone, Copy, Debug)]
-struct Descriptor {
-    at: At,
-    len: u16,
-    device_writes: bool,
-}
-
-#[derive(Arbitrary, Debug)]
-enum Step {
-    Write(At, Len),
-    Read(At, Len),
-    WriteSlice(At, Len),
-    ReadSlice(At, Len),
-    /// The width is 1, 2, 4, 8 or 16 bytes.
-    WriteObj(At, u8),
-    ReadObj(At, u8),
-    /// The width is 1, 2, 4 or 8 bytes.
-    Store(At, u8),
-    Load(At, u8),
-    ReadFrom(At, Len, StreamPlan),
-    ReadExactFrom(At, Len, StreamPlan),
-    WriteTo(At, Len, StreamPlan),
-    WriteAllTo(At, Len, StreamPlan),
-    Check(At, Len, u8),
-    Slices(At, Len, u8),
-    Offset(At, Len),
-    Chain(Vec<Descriptor>),
-    Harvest,
-}
 
 /// Runs an input.
 pub fn run(data: &[u8]) {
@@ -401,12 +336,12 @@ impl Pair {
 
     /// Returns the number of bytes that one call moves between a range and a stream of the model.
     fn one_call(&self, addr: u64, count: usize, stream: &mut ModelStream) -> Result<usize, Kind> {
-        let pieces = self.model.pieces(addr, count);
-        if pieces.is_empty() && count != 0 {
+        let segments = self.model.segments(addr, count);
+        if segments.is_empty() && count != 0 {
             return Err(Kind::NoMemory(addr));
         }
         let mut done = 0;
-        for (_, len) in pieces {
+        for (_, len) in segments {
             match stream.transfer(len) {
                 Some(moved) => {
                     done += moved;
@@ -430,12 +365,12 @@ impl Pair {
         stream: &mut ModelStream,
         nothing: Option<io::ErrorKind>,
     ) -> Result<usize, Kind> {
-        let pieces = self.model.pieces(addr, count);
-        if pieces.is_empty() && count != 0 {
+        let segments = self.model.segments(addr, count);
+        if segments.is_empty() && count != 0 {
             return Err(Kind::NoMemory(addr));
         }
         let mut done = 0;
-        for (_, len) in pieces {
+        for (_, len) in segments {
             let mut left = len;
             while left != 0 {
                 let error = match stream.transfer(left) {
@@ -507,9 +442,9 @@ impl Pair {
     }
 
     fn slices(&mut self, addr: u64, count: usize, access: Permissions) {
-        let pieces = self.model.pieces(addr, count);
+        let segments = self.model.segments(addr, count);
         let mut done = 0;
-        let mut expected = pieces.iter();
+        let mut expected = segments.iter();
         let mut failed = false;
         let mut written = Vec::new();
         for slice in
