@@ -1,8 +1,8 @@
 //! IOTLBs with thousands of mappings against a map of pages: random operations, dense and sparse
 //! addresses.
 //!
-//! One test each has an `Iotlb`, an `Iotlb` with a bound, and a `SharedIotlb` with readers that keep
-//! snapshots.
+//! One test each has an `Iotlb`, an `Iotlb` with a bound, and a `SharedIotlb` with readers that
+//! keep snapshots.
 #![cfg(feature = "iommu")]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,8 +15,8 @@ use vm_memory::{GuestAddress, Iotlb, Permissions};
 const PAGES: u64 = 1 << 15;
 const PAGE: u64 = 0x1000;
 
-/// Returns the I/O virtual address of a page of the model. Three quarters of the pages are adjacent.
-/// The others are in clusters all over the address space, up to its last page.
+/// Returns the I/O virtual address of a page of the model. Three quarters of the pages are
+/// adjacent. The others are in clusters all over the address space, up to its last page.
 fn iova(page: u64) -> u64 {
     let dense = PAGES / 4 * 3;
     if page < dense {

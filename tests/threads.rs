@@ -250,7 +250,8 @@ fn harvest_beside_writers_loses_no_page() {
             let (memory, finished) = (&memory, &finished);
             scope.spawn(move || {
                 for round in 0..ROUNDS {
-                    // Each writer has bytes of its own in each page, and may cross into the next page.
+                    // Each writer has bytes of its own in each page, and may cross into the next
+                    // page.
                     let at = GuestAddress(
                         (round * 5 + writer) % (PAGES - 1) * PAGE + PAGE - 12 + writer * 8,
                     );

@@ -240,8 +240,8 @@ pub struct GuestMemoryExclusiveGuard<'a, M: GuestMemory> {
 impl<M: GuestMemory> GuestMemoryExclusiveGuard<'_, M> {
     /// Replaces the map, and releases the lock.
     ///
-    /// Readers see `map` from now on. The replaced map lives until its last reader is gone; to learn
-    /// when that is, use [`update`](GuestMemoryAtomic::update) instead.
+    /// Readers see `map` from now on. The replaced map lives until its last reader is gone; to
+    /// learn when that is, use [`update`](GuestMemoryAtomic::update) instead.
     pub fn replace(mut self, map: M) {
         let GuestMemoryAtomic {
             map: current,

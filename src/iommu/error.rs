@@ -116,7 +116,8 @@ impl IotlbFails {
     /// iotlb.set_bound(std::num::NonZeroUsize::new(1));
     /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0x7000), 0x1000, Permissions::Read)?;
     /// iotlb.set_mapping(GuestAddress(0x2000), GuestAddress(0), 0x1000, Permissions::Read)?;
-    /// let lookup = |length| Iotlb::lookup(&iotlb, GuestAddress(0x1000), length, Permissions::Read);
+    /// let iova = GuestAddress(0x1000);
+    /// let lookup = |length| Iotlb::lookup(&iotlb, iova, length, Permissions::Read);
     /// assert!(lookup(0x2000).unwrap_err().is_refused_by_bound());
     ///
     /// // The first of the two pages is a plain miss.

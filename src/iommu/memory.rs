@@ -211,8 +211,8 @@ impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> IommuMemory<M, I, K> {
     }
 }
 
-/// Shares the IOMMU and the bitmap, as [`with_replaced_backend`](IommuMemory::with_replaced_backend)
-/// does.
+/// Shares the IOMMU and the bitmap, as
+/// [`with_replaced_backend`](IommuMemory::with_replaced_backend) does.
 impl<M: GuestMemoryBackend + Clone, I: Iommu, K: Marking<M>> Clone for IommuMemory<M, I, K> {
     fn clone(&self) -> Self {
         self.with_replaced_backend(self.backend.clone())

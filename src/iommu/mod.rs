@@ -1,7 +1,7 @@
 //! Guest memory behind an IOMMU.
 //!
-//! A device behind an IOMMU uses I/O virtual addresses (IOVAs). The guest maps them to guest physical
-//! addresses, page by page, and changes the mappings while the device runs.
+//! A device behind an IOMMU uses I/O virtual addresses (IOVAs). The guest maps them to guest
+//! physical addresses, page by page, and changes the mappings while the device runs.
 //!
 //! ```text
 //!   IommuMemory::get_slices(IOVA, count, access)
@@ -28,8 +28,8 @@
 //!
 //! # System calls
 //!
-//! `clock_nanosleep(2)` in [`Invalidation::wait`], and `futex(2)` if threads contend for the lock of
-//! an IOTLB. Otherwise only the allocator makes system calls.
+//! `clock_nanosleep(2)` in [`Invalidation::wait`], and `futex(2)` if threads contend for the lock
+//! of an IOTLB. Otherwise only the allocator makes system calls.
 //!
 //! # Examples
 //!
@@ -180,11 +180,12 @@ pub trait Iommu: Debug + Send + Sync {
 
     /// Returns a hold that keeps all later translations in use until it is dropped.
     ///
-    /// While a hold exists, no invalidation of a mapping that it covers may be acknowledged. I/O that
-    /// completes later needs one: see [`IoBuffer`](crate::vectored::IoBuffer).
+    /// While a hold exists, no invalidation of a mapping that it covers may be acknowledged. I/O
+    /// that completes later needs one: see [`IoBuffer`](crate::vectored::IoBuffer).
     ///
-    /// Returns `None` by default. An IOMMU whose guard is that of a lock cannot support holds, since
-    /// another thread cannot release the lock. One that has a [`SharedIotlb`] forwards to that.
+    /// Returns `None` by default. An IOMMU whose guard is that of a lock cannot support holds,
+    /// since another thread cannot release the lock. One that has a [`SharedIotlb`] forwards to
+    /// that.
     fn hold_translation(&self) -> Option<TranslationHold> {
         None
     }

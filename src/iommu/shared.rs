@@ -15,18 +15,18 @@ use crate::retired::{wait_until_unread, StillRead};
 
 /// An [`Iotlb`] that threads look up without a lock, while others change it.
 ///
-/// A lookup works on an immutable [snapshot](IotlbSnapshot). Its iterator keeps the snapshot, and no
-/// change waits for it.
+/// A lookup works on an immutable [snapshot](IotlbSnapshot). Its iterator keeps the snapshot, and
+/// no change waits for it.
 ///
-/// Clones are handles to the same IOTLB. `SharedIotlb` is an [`Iommu`] that uses the mappings it has:
-/// a miss is an error. An IOMMU that asks for missing mappings calls [`lookup`](Self::lookup) in its
-/// own [`translate`](Iommu::translate).
+/// Clones are handles to the same IOTLB. `SharedIotlb` is an [`Iommu`] that uses the mappings it
+/// has: a miss is an error. An IOMMU that asks for missing mappings calls [`lookup`](Self::lookup)
+/// in its own [`translate`](Iommu::translate).
 ///
 /// # Invalidation
 ///
 /// When [`invalidate_mapping`](Self::invalidate_mapping) returns, accesses that began before may
-/// still use the mapping. The returned [`Invalidation`] knows when there are none. A vhost-user back
-/// end acknowledges the invalidation then, and not before (vhost-user specification,
+/// still use the mapping. The returned [`Invalidation`] knows when there are none. A vhost-user
+/// back end acknowledges the invalidation then, and not before (vhost-user specification,
 /// `VHOST_USER_IOTLB_MSG`).
 ///
 /// # Costs
@@ -36,11 +36,11 @@ use crate::retired::{wait_until_unread, StillRead};
 /// several snapshots (requests in flight), a change copies the groups of 128 mappings that it
 /// touches.
 ///
-/// A mapping takes 32 to 90 bytes in each of the two tables. Each snapshot that a reader keeps takes
-/// 48 bytes for every 48 to 128 mappings, and 4 KiB for each group that has changed since. A guest
-/// chooses the number of mappings and of requests in flight: a [bound](Self::set_bound) and the
-/// sizes of the queues limit the memory. The memory of snapshots without readers is freed by the
-/// next change, or when an `Invalidation` counts readers.
+/// A mapping takes 32 to 90 bytes in each of the two tables. Each snapshot that a reader keeps
+/// takes 48 bytes for every 48 to 128 mappings, and 4 KiB for each group that has changed since. A
+/// guest chooses the number of mappings and of requests in flight: a [bound](Self::set_bound) and
+/// the sizes of the queues limit the memory. The memory of snapshots without readers is freed by
+/// the next change, or when an `Invalidation` counts readers.
 ///
 /// # Examples
 ///
@@ -135,8 +135,8 @@ impl SharedIotlb {
     ///
     /// # Errors
     ///
-    /// Returns the parts that are not mapped, and the parts whose mappings do not permit the access.
-    /// A range that passes 2^64 fails as a whole, in
+    /// Returns the parts that are not mapped, and the parts whose mappings do not permit the
+    /// access. A range that passes 2^64 fails as a whole, in
     /// [`access_fails`](IotlbFails::access_fails).
     #[inline(always)]
     pub fn lookup(
@@ -160,8 +160,8 @@ impl SharedIotlb {
 
     /// Maps the `length` addresses at `iova` to those at `map_to`, with the permissions `perm`.
     ///
-    /// Replaces existing mappings of these addresses. In that case this is an invalidation, too: wait
-    /// for the returned [`Invalidation`]. Does nothing if `length` is 0.
+    /// Replaces existing mappings of these addresses. In that case this is an invalidation, too:
+    /// wait for the returned [`Invalidation`]. Does nothing if `length` is 0.
     ///
     /// # Errors
     ///
@@ -199,7 +199,7 @@ impl SharedIotlb {
         self.update(Update::InvalidateAll)
     }
 
-    /// Limits the number of mappings; `None` (the default) is no limit.
+    /// Limits the number of mappings. `None`, the default, permits any number.
     ///
     /// The oldest mappings are evicted. See [`Iotlb::set_bound`].
     pub fn set_bound(&self, bound: Option<NonZeroUsize>) {
@@ -362,7 +362,8 @@ impl Invalidation {
         self.readers() == 0
     }
 
-    /// Waits until there are no readers from before the change, and no longer than until `deadline`.
+    /// Waits until there are no readers from before the change, and no longer than until
+    /// `deadline`.
     ///
     /// Readers send no notification when they go, so that reading costs nothing. This polls, and
     /// sleeps up to a millisecond in between.

@@ -1,10 +1,11 @@
-//! [`Snapshots`]: a value that is read without a lock and changed by operations that can be replayed.
+//! [`Snapshots`]: a value that is read without a lock and changed by operations that can be
+//! replayed.
 //!
 //! ```text
 //!   readers ──► current: Arc<Snapshot>, version 7
 //!
-//!   writer:     retired: Arc<Snapshot>, version 6   1. take the newest without readers: replay the
-//!               log:     … 7                           operations it lacks (7), apply the new one (8)
+//!   writer:     retired: Arc<Snapshot>, version 6   1. take the newest without readers, replay
+//!               log:     … 7                           operation 7, and apply operation 8
 //!                                                   2. make it current, and retire version 7
 //! ```
 //!

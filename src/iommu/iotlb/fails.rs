@@ -26,8 +26,8 @@ impl Iotlb {
     /// Returns the parts of the range from `first` to `last` that are missing, or do not permit an
     /// access.
     ///
-    /// `position` is that of the last mapping that starts at or before `first`, or that of the first
-    /// mapping, if there is no such one.
+    /// `position` is that of the last mapping that starts at or before `first`, or that of the
+    /// first mapping, if there is no such one.
     #[cold]
     pub(super) fn find_fails(
         &self,
@@ -90,8 +90,8 @@ impl Iotlb {
     /// `position` is that of the first cached mapping of the range.
     ///
     /// Nothing was invalidated or replaced since `self.evicted` was evicted. So the guest's mapping
-    /// is still that one, as it is for all cached mappings. Count these mappings of the range, in the
-    /// order of their addresses. Two successive ones that do not continue each other are two
+    /// is still that one, as it is for all cached mappings. Count these mappings of the range, in
+    /// the order of their addresses. Two successive ones that do not continue each other are two
     /// mappings. Two that do may be one, since the hole between them may be mapped to join them. So
     /// the count is a lower bound of the mappings of the range.
     fn needs_more_than_bound(&self, mut position: Position, first: u64, last: u64) -> bool {

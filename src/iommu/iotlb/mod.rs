@@ -65,8 +65,8 @@ pub struct Iotlb {
     bound: Option<NonZeroUsize>,
     /// The age of the next mapping.
     next_age: u64,
-    /// The mapping that was evicted last; none of its addresses is mapped. `None` once a change makes
-    /// it possible that the guest's mapping is a different one.
+    /// The mapping that was evicted last; none of its addresses is mapped. `None` once a change
+    /// makes it possible that the guest's mapping is a different one.
     evicted: Option<IovaMapping>,
     evictions: u64,
     /// Present if lookups are counted.
@@ -118,21 +118,21 @@ impl Iotlb {
         Default::default()
     }
 
-    /// Limits the number of mappings; `None` (the default) is no limit.
+    /// Limits the number of mappings. `None`, the default, permits any number.
     ///
-    /// The oldest mappings are evicted, now and whenever there would be more than `bound`. A mapping
-    /// that grows by a neighbor counts as new. An evicted mapping is a miss.
+    /// The oldest mappings are evicted, now and whenever there would be more than `bound`. A
+    /// mapping that grows by a neighbor counts as new. An evicted mapping is a miss.
     ///
     /// # Ranges that need more mappings than the bound
     ///
-    /// A range of more mappings than the bound can never be cached as a whole: each insertion of one
-    /// of its mappings evicts another. Such a lookup fails permanently. It is detected when the
-    /// cached mappings of the range and the mapping that was evicted last exceed the bound. Then all
-    /// missing parts are in [`access_fails`](IotlbFails::access_fails) instead of
+    /// A range of more mappings than the bound can never be cached as a whole: each insertion of
+    /// one of its mappings evicts another. Such a lookup fails permanently. It is detected when the
+    /// cached mappings of the range and the mapping that was evicted last exceed the bound. Then
+    /// all missing parts are in [`access_fails`](IotlbFails::access_fails) instead of
     /// [`misses`](IotlbFails::misses), so that callers do not ask for them forever.
     ///
-    /// An invalidation, or a mapping that replaces another one, lifts the refusal: the range may need
-    /// fewer mappings by then.
+    /// An invalidation, or a mapping that replaces another one, lifts the refusal: the range may
+    /// need fewer mappings by then.
     ///
     /// # Ranges that evict each other
     ///
@@ -338,8 +338,8 @@ impl Iotlb {
     ///
     /// # Errors
     ///
-    /// Returns the parts that are not mapped, and the parts whose mappings do not permit the access.
-    /// A range that passes 2^64 fails as a whole, in
+    /// Returns the parts that are not mapped, and the parts whose mappings do not permit the
+    /// access. A range that passes 2^64 fails as a whole, in
     /// [`access_fails`](IotlbFails::access_fails).
     #[inline(always)]
     #[doc(alias = "IOTLB miss")]
@@ -360,8 +360,8 @@ impl Iotlb {
     ///
     /// # Errors
     ///
-    /// Returns the parts that are not mapped, and the parts whose mappings do not permit the access.
-    /// A range that passes 2^64 fails as a whole, in
+    /// Returns the parts that are not mapped, and the parts whose mappings do not permit the
+    /// access. A range that passes 2^64 fails as a whole, in
     /// [`access_fails`](IotlbFails::access_fails).
     #[inline(always)]
     pub fn counted_lookup<D: Deref<Target = Iotlb>>(

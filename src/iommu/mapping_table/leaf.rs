@@ -29,8 +29,8 @@ impl Clone for Leaf {
         }
     }
 
-    /// Leaves the reference count alone if both leaves have the same mappings. That count costs more
-    /// than all the rest.
+    /// Leaves the reference count alone if both leaves have the same mappings. That count costs
+    /// more than all the rest.
     #[inline]
     fn clone_from(&mut self, source: &Self) {
         if !Arc::ptr_eq(&self.mappings, &source.mappings) {

@@ -11,9 +11,9 @@
 //!
 //! # Lookup
 //!
-//! Mappings of an I/O address space that is mapped page by page are spread evenly. Then both guesses
-//! are right, and a search loads three cache lines, for any number of mappings. A guest can make
-//! both guesses wrong. The search then makes two binary searches, which the guest cannot make
+//! Mappings of an I/O address space that is mapped page by page are spread evenly. Then both
+//! guesses are right, and a search loads three cache lines, for any number of mappings. A guest can
+//! make both guesses wrong. The search then makes two binary searches, which the guest cannot make
 //! longer.
 //!
 //! A guess is never trusted. A mapping is used only if the address lies at or after its start and
@@ -23,8 +23,8 @@
 //!
 //! Mappings that are made in ascending order fill their leaves. When mappings are removed, two
 //! adjacent leaves that fill three quarters of one are joined. They are not joined earlier: a
-//! mapping that comes and goes would make them split and join each time. So two adjacent leaves have
-//! at least 97 mappings, and a mapping takes at most 4096 * 2 / 97 = 85 bytes.
+//! mapping that comes and goes would make them split and join each time. So two adjacent leaves
+//! have at least 97 mappings, and a mapping takes at most 4096 * 2 / 97 = 85 bytes.
 //!
 //! # Copies
 //!

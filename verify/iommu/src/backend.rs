@@ -15,7 +15,8 @@ use vm_memory::{GuestAddress, Permissions};
 use crate::message::{Header, IotlbMessage, WireError, HEADER_SIZE, IOTLB_SIZE, MAX_PAYLOAD};
 use crate::table::{RegionTable, TableError};
 
-/// The timeout of a write to a channel: a front end that does not read must not block a device forever.
+/// The timeout of a write to a channel: a front end that does not read must not block a device
+/// forever.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const UPDATE: u8 = kind_of(VhostIotlbType::Update);
@@ -62,8 +63,9 @@ pub enum Refusal {
 
 /// An IOMMU that asks the front end for missing mappings, and waits for them until a deadline.
 ///
-/// A receiver thread handles updates and invalidations from the main channel. It takes the write lock
-/// of the IOTLB for an invalidation, so it acknowledges after each access that was translated before.
+/// A receiver thread handles updates and invalidations from the main channel. It takes the write
+/// lock of the IOTLB for an invalidation, so it acknowledges after each access that was translated
+/// before.
 ///
 /// # Deadlocks
 ///
@@ -163,8 +165,8 @@ impl VhostIommu {
         receiver.map(JoinHandle::join)
     }
 
-    /// Waits until the receiver thread ends by itself, and returns its result, or `None` if that was
-    /// returned before.
+    /// Waits until the receiver thread ends by itself, and returns its result, or `None` if that
+    /// was returned before.
     pub fn wait_for_end(&self) -> Option<thread::Result<io::Result<()>>> {
         let receiver = lock(&self.receiver).take();
         receiver.map(JoinHandle::join)
@@ -227,8 +229,8 @@ impl Iommu for VhostIommu {
                 })?;
                 return Err(cannot(format!("{access:?} is not permitted at {first}")));
             }
-            // One miss at a time: a front end may map one page of it, or all of it. The same miss is sent
-            // again only if an invalidation may have removed the reply.
+            // One miss at a time: a front end may map one page of it, or all of it. The same miss
+            // is sent again only if an invalidation may have removed the reply.
             let miss = fails.misses.into_iter().next();
             if let Some(miss) =
                 miss.filter(|miss| asked.as_ref() != Some(&(miss.clone(), seen.invalidations)))
@@ -302,8 +304,8 @@ impl Shared {
         sent
     }
 
-    /// Handles messages until the front end ends the connection, or sends a message that makes the rest
-    /// of the stream unreadable.
+    /// Handles messages until the front end ends the connection, or sends a message that makes the
+    /// rest of the stream unreadable.
     fn serve(&self, mut channel: &UnixStream) -> io::Result<()> {
         loop {
             let mut bytes = [0; HEADER_SIZE];
@@ -380,7 +382,8 @@ impl Shared {
         if message.size == 0 {
             return Err(Refusal::Empty(message.iova));
         }
-        // A range that passes the end is not refused: its addresses must not be translated any more.
+        // A range that passes the end is not refused: its addresses must not be translated any
+        // more.
         let length = usize::try_from(message.size).unwrap_or(usize::MAX);
         self.change(
             |iotlb| iotlb.invalidate_mapping(GuestAddress(message.iova), length),

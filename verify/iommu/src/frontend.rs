@@ -74,8 +74,8 @@ impl FrontEnd {
         })
     }
 
-    /// Invalidates mappings, and returns whether the back end accepted that. If it did, it does not use
-    /// the mappings any more.
+    /// Invalidates mappings, and returns whether the back end accepted that. If it did, it does not
+    /// use the mappings any more.
     ///
     /// # Errors
     ///
@@ -101,8 +101,8 @@ impl FrontEnd {
         self.send_with(&header, &message.to_bytes())
     }
 
-    /// Sends a header and a payload, which need not match, and returns whether the back end accepted
-    /// them.
+    /// Sends a header and a payload, which need not match, and returns whether the back end
+    /// accepted them.
     ///
     /// # Errors
     ///
@@ -147,8 +147,8 @@ impl FrontEnd {
     ///
     /// # Errors
     ///
-    /// Returns [`FrontEndError`] if the back end sends a message that is not an IOTLB message, or the
-    /// socket fails.
+    /// Returns [`FrontEndError`] if the back end sends a message that is not an IOTLB message, or
+    /// the socket fails.
     pub fn next_request(
         &self,
         timeout: Option<Duration>,

@@ -12,11 +12,12 @@
 //!   └──────────────────────────┘                   └──────────────────────────────────────┘
 //! ```
 //!
-//! Both channels are Unix sockets. They carry `VHOST_USER_IOTLB_MSG` (vhost-user specification, section
-//! "IOMMU support"): a vhost-user header, and the kernel's `struct vhost_iotlb_msg` as payload.
+//! Both channels are Unix sockets. They carry `VHOST_USER_IOTLB_MSG` (vhost-user specification,
+//! section "IOMMU support"): a vhost-user header, and the kernel's `struct vhost_iotlb_msg` as
+//! payload.
 //!
-//! The back end is the code that a user of the feature `iommu` writes. The front end is as small as the
-//! tests permit, and sends any message, hostile ones included.
+//! The back end is the code that a user of the feature `iommu` writes. The front end is as small as
+//! the tests permit, and sends any message, hostile ones included.
 //!
 //! # Properties
 //!

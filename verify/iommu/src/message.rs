@@ -6,9 +6,9 @@
 //!           └── header ─────────────────┘ 8        8        8        1    1    6
 //! ```
 //!
-//! Numbers are in the host's byte order. The `vhost` crate has no conversion of `vhost_iotlb_msg` that
-//! ignores padding, and its header is private. So this module has its own, which `tests/wire.rs`
-//! compares with that crate.
+//! Numbers are in the host's byte order. The `vhost` crate has no conversion of `vhost_iotlb_msg`
+//! that ignores padding, and its header is private. So this module has its own, which
+//! `tests/wire.rs` compares with that crate.
 
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 

@@ -82,8 +82,8 @@ impl RegionTable {
     ///
     /// # Errors
     ///
-    /// Returns [`TableError::Unmapped`] if a byte is not in any region, and [`TableError::Overflow`]
-    /// if the range passes 2^64.
+    /// Returns [`TableError::Unmapped`] if a byte is not in any region, and
+    /// [`TableError::Overflow`] if the range passes 2^64.
     pub fn translate(&self, user: u64, size: u64) -> Result<Vec<(GuestAddress, u64)>, TableError> {
         let Some(more) = size.checked_sub(1) else {
             return Ok(Vec::new());

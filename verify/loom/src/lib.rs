@@ -18,8 +18,8 @@
 //! one ordering, operation or fence at a time, and check that a model fails. At their end they list
 //! the orderings that no model needs, and the reason.
 //!
-//! Limits: arc-swap is modelled by its guarantees, as a mutex. loom does not explore every old value
-//! that a relaxed load may return, and treats acquire fences as stronger than they are.
+//! Limits: arc-swap is modelled by its guarantees, as a mutex. loom does not explore every old
+//! value that a relaxed load may return, and treats acquire fences as stronger than they are.
 #![cfg(loom)]
 
 #[path = "../../../src/bits/mod.rs"]

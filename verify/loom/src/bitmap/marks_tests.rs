@@ -77,8 +77,8 @@ impl Guest {
     }
 }
 
-/// Explores writers beside a round of a migration. A second round follows the writers. Then all pages
-/// must have been sent.
+/// Explores writers beside a round of a migration. A second round follows the writers. Then all
+/// pages must have been sent.
 fn loses_no_page(words: usize, mode: Mode, part: Part, pages: &'static [usize]) {
     loses_no_page_in(loom::model::Builder::new(), words, mode, part, pages);
 }
@@ -189,9 +189,9 @@ pub(super) fn drain_finds_completed_mark_beside_preempted_writer() {
     }
 }
 
-/// A cleared mark leaves the summary bit of its line set. A writer may find that bit while a harvest
-/// drains it and finds the word empty. Then the mark precedes the harvest's load of the word, or the
-/// load of the summary follows the drain of the bit.
+/// A cleared mark leaves the summary bit of its line set. A writer may find that bit while a
+/// harvest drains it and finds the word empty. Then the mark precedes the harvest's load of the
+/// word, or the load of the summary follows the drain of the bit.
 pub(super) fn set_beside_drain_of_empty_line_loses_no_page() {
     for mode in [Mode::Always, Mode::TestFirst] {
         loom::model(move || {

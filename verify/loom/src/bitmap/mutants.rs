@@ -150,14 +150,15 @@ fn barrier_left_out_loses_a_page() {
 
 // No model needs these:
 //
-// - Sequential consistency of the load of a summary word before it is drained, and of a word before a
-//   part of it is drained. In the models, a mark is complete before a harvest only by a join, or in the
-//   same thread. Then a relaxed load finds it. In the library it may be complete by the total order
-//   alone.
+// - Sequential consistency of the load of a summary word before it is drained, and of a word before
+//   a part of it is drained. In the models, a mark is complete before a harvest only by a join, or
+//   in the same thread. Then a relaxed load finds it. In the library it may be complete by the
+//   total order alone.
 // - Sequential consistency of `H`, and of the mark of whole words, beyond acquire and release. The
-//   proof uses the total order of `M`, `L`, `F`, `T` and `S`. The models of whole words have one writer.
-// - Atomicity of `T`. It drains the bit of a line whose words are loaded after it. A model with more
-//   lines would lose one.
-// - `T` and the `H` of a part as `swap`, for 64 lines and for a whole word. It is the same operation as
-//   the one beside it, with more bits than the models have.
+//   proof uses the total order of `M`, `L`, `F`, `T` and `S`. The models of whole words have one
+//   writer.
+// - Atomicity of `T`. It drains the bit of a line whose words are loaded after it. A model with
+//   more lines would lose one.
+// - `T` and the `H` of a part as `swap`, for 64 lines and for a whole word. It is the same
+//   operation as the one beside it, with more bits than the models have.
 // - The clear operation: a clear that is left out loses nothing.

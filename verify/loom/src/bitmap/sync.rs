@@ -1,5 +1,5 @@
-//! The names of `src/bitmap/sync.rs`, made of loom's atomics. A run selects the kind of loads, and an
-//! operation that is weakened.
+//! The names of `src/bitmap/sync.rs`, made of loom's atomics. A run selects the kind of loads, and
+//! an operation that is weakened.
 
 use core::cell::Cell;
 use core::panic::Location;
@@ -13,9 +13,9 @@ pub(crate) use loom::sync::atomic::Ordering;
 pub(crate) struct Run {
     /// Loads are read-modify-writes that change nothing.
     ///
-    /// loom 0.7.3 does not try a read-modify-write of another thread before a load of the same atomic
-    /// that went first, so a run of plain loads lacks some interleavings. A run of this kind has all
-    /// of them. In exchange it lacks the old values that a plain load may return.
+    /// loom 0.7.3 does not try a read-modify-write of another thread before a load of the same
+    /// atomic that went first, so a run of plain loads lacks some interleavings. A run of this kind
+    /// has all of them. In exchange it lacks the old values that a plain load may return.
     pub(crate) loads_modify: bool,
     /// An operation that is weakened.
     pub(crate) mutant: Option<Mutant>,

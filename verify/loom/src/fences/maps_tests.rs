@@ -25,10 +25,10 @@ impl Region {
     }
 }
 
-/// A map of the regions that are there.
+/// A map of regions.
 type Map = Vec<Arc<Region>>;
 
-/// What `GuestMemoryAtomic` consists of.
+/// The parts of a `GuestMemoryAtomic`.
 struct Memory {
     current: Mutex<Arc<Map>>,
     version: Mutex<u64>,

@@ -62,7 +62,7 @@ fn readers_of_weak_version_without_fence_fails() {
     );
 }
 
-// Not in the list: the fences of `retire` and `take_unread`. They order a reader before a thread that
-// locks the list later and does not load the reader's count. loom's acquire fence synchronizes with
-// all stores that happen before it, even if only another thread has loaded them, so the fence of the
-// later `readers_before` hides that one of these is missing.
+// Not in the list: the fences of `retire` and `take_unread`. They order a reader before a thread
+// that locks the list later and does not load the reader's count. loom's acquire fence synchronizes
+// with all stores that happen before it, even if only another thread has loaded them, so the fence
+// of the later `readers_before` hides that one of these is missing.

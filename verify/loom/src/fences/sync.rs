@@ -1,5 +1,5 @@
-//! The names of `src/retired/sync.rs`, with counted pointers that have the orderings of the standard
-//! library's, and with fences that a run can leave out.
+//! The names of `src/retired/sync.rs`, with counted pointers that have the orderings of the
+//! standard library's, and with fences that a run can leave out.
 
 use core::cell::{Cell, UnsafeCell};
 use core::fmt;
@@ -71,7 +71,8 @@ struct Target<T> {
 // SAFETY: the value is shared by, moved with, and dropped by the last of the strong pointers, which
 // threads may share. That needs both bounds, as for `std::sync::Arc`.
 unsafe impl<T: Send + Sync> Send for Target<T> {}
-// SAFETY: as for `Send`, by the same argument.
+// SAFETY: sharing a pointer permits cloning it, so that threads share the value and the last one
+// drops it. That needs both bounds.
 unsafe impl<T: Send + Sync> Sync for Target<T> {}
 
 pub(crate) struct Arc<T>(Memory<Target<T>>);
@@ -104,7 +105,8 @@ impl<T> Arc<T> {
         let this = core::mem::ManuallyDrop::new(this);
         // SAFETY: `this` is not used again, and `ManuallyDrop` does not drop it.
         let memory = unsafe { core::ptr::read(&this.0) };
-        // SAFETY: the count was 1, so this was the only strong pointer; now it is 0 and there is none.
+        // SAFETY: the count was 1, so this was the only strong pointer; now it is 0 and there is
+        // none.
         let value = unsafe { &mut *memory.value.get() };
         Ok(value.take().expect("a strong pointer has a value"))
     }

@@ -15,8 +15,8 @@ struct Watched(UnsafeCell<u64>);
 
 impl Watched {
     fn get(&self) -> u64 {
-        // SAFETY: `number` points to the contents of the borrowed cell. loom has checked that no thread
-        // changes them now.
+        // SAFETY: `number` points to the contents of the borrowed cell. loom has checked that no
+        // thread changes them now.
         self.0.with(|number| unsafe { *number })
     }
 }
@@ -90,8 +90,8 @@ fn readers_before_returning_zero_means_no_page_is_read() {
             .collect();
         let version = snapshots.apply(2).unwrap();
         if snapshots.readers_before(version) == 0 {
-            // SAFETY: `number` points to the contents of the cell, which `page` keeps alive. loom has
-            // checked that no thread reads them now, which is the property under test.
+            // SAFETY: `number` points to the contents of the cell, which `page` keeps alive. loom
+            // has checked that no thread reads them now, which is the property under test.
             page.0.with_mut(|number| unsafe { *number = 1 });
         }
         for reader in readers {
@@ -188,8 +188,8 @@ fn readers_before_beside_another_writer_misses_no_reader() {
         };
         let version = snapshots.apply(2).unwrap();
         if snapshots.readers_before(version) == 0 {
-            // SAFETY: `number` points to the contents of the cell, which `page` keeps alive. loom has
-            // checked that no thread reads them now, which is the property under test.
+            // SAFETY: `number` points to the contents of the cell, which `page` keeps alive. loom
+            // has checked that no thread reads them now, which is the property under test.
             page.0.with_mut(|number| unsafe { *number = 1 });
         }
         reader.join().unwrap();
