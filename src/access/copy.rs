@@ -24,7 +24,7 @@ pub(crate) unsafe fn copy_from_guest(
     // SAFETY: this function's contract is that of `copy` with a guest source.
     match unsafe { Routines::copy(side, dst, src, len) } {
         Ok(()) => Ok(()),
-        // SAFETY: the same contract.
+        // SAFETY: `copy_below_fault` has the contract of `copy`, which this function's is.
         Err(address) => Err(unsafe { copy_below_fault(address, side, dst, src, len) }),
     }
 }
@@ -41,7 +41,7 @@ pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> 
     // SAFETY: this function's contract is that of `copy` with a guest destination.
     match unsafe { Routines::copy(side, dst, src, len) } {
         Ok(()) => Ok(()),
-        // SAFETY: the same contract.
+        // SAFETY: `copy_below_fault` has the contract of `copy`, which this function's is.
         Err(address) => Err(unsafe { copy_below_fault(address, side, dst, src, len) }),
     }
 }

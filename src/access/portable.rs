@@ -175,7 +175,7 @@ unsafe impl RoutineSet for Routines {
         src: *const u8,
         len: usize,
     ) -> Result<(), FaultAddress> {
-        // SAFETY: the contracts are the same.
+        // SAFETY: `copy` has the contract of `copy_ascending`.
         unsafe { Self::copy(side, dst, src, len) }
     }
 
@@ -219,7 +219,7 @@ unsafe impl RoutineSet for Routines {
     }
 
     unsafe fn fill_ascending(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
-        // SAFETY: the contracts are the same.
+        // SAFETY: `fill` has the contract of `fill_ascending`.
         unsafe { Self::fill(dst, value, len) }
     }
 

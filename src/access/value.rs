@@ -29,7 +29,8 @@ pub(crate) unsafe fn read_value<T: Plain>(
         // SAFETY: `src` is a guest operand of `size` bytes, by this function's contract. `dst` is
         // `size` bytes that `value` borrows exclusively, so the two do not overlap.
         unsafe { copy_from_guest(dst, src, size) }?;
-    // SAFETY: the same, and `size` is at most `IN_LINE_MAX`.
+    // SAFETY: `src` is a guest operand of `size` bytes, at most `IN_LINE_MAX` here, and `dst` is
+    // valid for writes of as many.
     } else if let Err(address) = unsafe { read_in_line(dst, src, size) } {
         // SAFETY: `src` is a guest operand of `size` bytes, at most `IN_LINE_MAX`.
         return Err(unsafe { count_faulted_read(address, src, size) });
@@ -71,7 +72,8 @@ pub(crate) unsafe fn write_value<T: Plain>(dst: *mut u8, value: &T) -> Result<()
         // reference, so it does not overlap those of `value`.
         return unsafe { copy_to_guest(dst, src, size) };
     }
-    // SAFETY: the same, and `size` is at most `IN_LINE_MAX`.
+    // SAFETY: `dst` is a guest operand of `size` bytes, at most `IN_LINE_MAX` here, and `src` is
+    // `size` initialised bytes (contract of `Plain`).
     match unsafe { write_in_line(dst, src, size) } {
         Ok(()) => Ok(()),
         // SAFETY: `dst` is a guest operand of a `T`, by this function's contract.

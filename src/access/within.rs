@@ -37,7 +37,7 @@ pub(crate) unsafe fn copy_within_guest(
     // SAFETY: both are guest operands of `len` bytes, by this function's contract.
     match unsafe { Routines::copy_overlapping(dst, src, len) } {
         Ok(()) => Ok(()),
-        // SAFETY: the same contract.
+        // SAFETY: both are guest operands of `len` bytes, by this function's contract.
         Err(address) => Err(unsafe { count_within(address, dst, src, len) }),
     }
 }
@@ -67,7 +67,7 @@ unsafe fn copy_down_in_segments(
         match unsafe { Routines::copy_overlapping(dst, src, segment) } {
             Ok(()) => done = done.wrapping_add(segment),
             Err(address) => {
-                // SAFETY: the same parts of guest operands.
+                // SAFETY: `done + segment` is at most `len`, so both are parts of guest operands.
                 let fault = unsafe { count_within(address, dst, src, segment) };
                 fault::add_completed(done);
                 let completed = done.wrapping_add(fault.completed);

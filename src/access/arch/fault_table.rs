@@ -1,12 +1,12 @@
-//! The fault table: which instructions access guest memory, as written by assembly.
+//! The fault table: a list of the instructions that access guest memory.
 //!
 //! ```text
-//!     section vm_memory_faults_1           one entry of four 32-bit numbers for each routine
-//!     ┌────────┬────────┬────────┬─────────┐
-//!     │ start  │  end   │ resume │ operand │  ...
-//!     └────────┴────────┴────────┴─────────┘
-//!       first    after    after    how to find
-//!       instruction       a fault  the guest operand
+//!     section vm_memory_faults_1: one entry for each routine, of four 32-bit numbers
+//!
+//!     start      the first instruction
+//!     end        the end of the last instruction
+//!     resume     the instruction to resume at after a fault
+//!     operand    the kind of guest operand, 0 or 1
 //! ```
 //!
 //! Each instruction that accesses guest memory lies in the range of an entry. The handler looks up
@@ -17,8 +17,7 @@
 //! The section is retained (`R`): linkers do not drop the entries of code that is in the program.
 //! An entry holds distances from its own fields, so loading the program relocates nothing.
 
-/// An entry for the instructions from the label `$start` up to `$end`; after a fault, `$resume` is
-/// next.
+/// A table entry for the instructions between the labels `$start` and `$end`.
 ///
 /// `$operand` says which guest operand the fault must be in. "0": the only memory operand of the
 /// instructions. "1": one of two, whose start and end are in `r8` to `r11` or `x3` to `x6`.

@@ -36,7 +36,7 @@ pub(in crate::access) fn copy_and_fill_at_inaccessible_page_return_its_address<R
                 }
                 for size in [2, 4, 8] {
                     if guest.addr() % size == 0 && len % size == 0 {
-                        // SAFETY: the same, and the guest operand is aligned to `size`.
+                        // SAFETY: the handler recovers, and the guest operand is aligned to `size`.
                         unsafe {
                             check(R::copy_elements(Source, host, guest, len / size, size));
                             check(R::copy_elements(Destination, guest, host, len / size, size));

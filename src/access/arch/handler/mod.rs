@@ -1,11 +1,11 @@
 //! The fault handler: the signal handler for SIGBUS and SIGSEGV.
 //!
 //! ```text
-//!     on_signal ──► FaultRange::from_info    was the signal raised by an access, and where?
-//!        │ ──────► lookup                    is the instruction in the fault table?
-//!        │ ──────► FaultRange::within        is the fault in its guest operand?
-//!        │            └──► Registers::resume_at    yes: the routine returns the address
-//!        └───────► chain_to_previous         no: to the handler that was installed before
+//!     on_signal
+//!        1. FaultRange::from_info    not raised by an access ──────► chain_to_previous
+//!        2. lookup                   not in the fault table ───────► chain_to_previous
+//!        3. FaultRange::within       not in the guest operand ─────► chain_to_previous
+//!        4. Registers::resume_at     the routine returns the address of the fault
 //! ```
 //!
 //! All state that the handler reads is written before the handler is installed: the table is
