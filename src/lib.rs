@@ -132,12 +132,13 @@
 )]
 #![cfg_attr(
     not(all(
+        feature = "rawfd",
         feature = "backend-mmap",
         feature = "backend-atomic",
         feature = "backend-bitmap",
         feature = "iommu"
     )),
-    allow(
+    expect(
         rustdoc::broken_intra_doc_links,
         reason = "links to items of features that are off"
     )
