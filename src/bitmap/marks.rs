@@ -314,14 +314,14 @@ impl Marks {
         range: &Range<usize>,
         found: &mut impl FnMut(usize, u64),
     ) {
-        let line = self.words.get(first_word..).unwrap_or_default();
-        for (word, target) in (first_word..).zip(line.iter().take(LINE_WORDS)) {
-            let start = word.saturating_mul(WORD_BITS);
-            let inside = mask(
-                range.start.saturating_sub(start),
-                range.end.saturating_sub(start),
-            );
-            match drain_word(target, inside) {
+        let start = first_word.saturating_mul(WORD_BITS);
+        let end = start.saturating_add(LINE_BITS);
+        for (word, inside) in words_of(range.start.max(start)..range.end.min(end)) {
+            match self
+                .words
+                .get(word)
+                .map_or(0, |word| drain_word(word, inside))
+            {
                 0 => {}
                 bits => found(word, bits),
             }

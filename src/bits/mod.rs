@@ -25,5 +25,5 @@ pub(crate) use single::{bits_between, each_bit, position};
 #[cfg(feature = "backend-bitmap")]
 pub(crate) use summary::{summary_slot, LINE_BITS, LINE_WORDS, SUMMARY_WORDS};
 #[cfg(feature = "backend-bitmap")]
-pub(crate) use words::{gather_words, mask};
+pub(crate) use words::{for_each_word, mask};
 pub(crate) use words::{words_of, WORD_BITS};

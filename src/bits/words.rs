@@ -22,31 +22,42 @@ pub(crate) fn mask(first: usize, end: usize) -> u64 {
 #[inline]
 pub(crate) fn words_of(range: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
     let Range { start, end } = range;
+    let last_bit = end.saturating_sub(1);
+    let (first, last) = (start / WORD_BITS, last_bit / WORD_BITS);
+    let head = u64::MAX << (start % WORD_BITS);
+    let tail = u64::MAX >> (WORD_BITS - 1).saturating_sub(last_bit % WORD_BITS);
     let words = match start < end {
-        true => start / WORD_BITS..end.div_ceil(WORD_BITS),
+        true => first..last.saturating_add(1),
         false => 0..0,
     };
     words.map(move |word| {
-        let first = word.saturating_mul(WORD_BITS);
-        let bits = mask(start.saturating_sub(first), end.saturating_sub(first));
-        (word, bits)
+        let head = if word == first { head } else { u64::MAX };
+        let tail = if word == last { tail } else { u64::MAX };
+        (word, head & tail)
     })
 }
 
-/// Returns the words that have bits of the ranges, each with a mask of those bits. If the ranges
-/// ascend, each word is returned once.
+/// Calls `update` for each word that has bits of the ranges, with a mask of those bits. If the
+/// ranges ascend, it is called once per word.
 #[cfg(feature = "backend-bitmap")]
-pub(crate) fn gather_words(
+#[inline]
+pub(crate) fn for_each_word(
     ranges: impl Iterator<Item = Range<usize>>,
-) -> impl Iterator<Item = (usize, u64)> {
-    let mut words = ranges.flat_map(words_of).peekable();
-    core::iter::from_fn(move || {
-        let (word, mut bits) = words.next()?;
-        while let Some((_, more)) = words.next_if(|(next, _)| *next == word) {
-            bits |= more;
+    mut update: impl FnMut(usize, u64),
+) {
+    let (mut current, mut gathered) = (0, 0);
+    for range in ranges {
+        for (word, bits) in words_of(range) {
+            if word != current && gathered != 0 {
+                update(current, core::mem::take(&mut gathered));
+            }
+            current = word;
+            gathered |= bits;
         }
-        Some((word, bits))
-    })
+    }
+    if gathered != 0 {
+        update(current, gathered);
+    }
 }
 
 #[cfg(test)]
@@ -75,9 +86,14 @@ mod tests {
 
     #[cfg(feature = "backend-bitmap")]
     #[test]
-    fn gather_words_joins_ranges_of_one_word() {
-        let words =
-            |ranges: &[Range<usize>]| gather_words(ranges.iter().cloned()).collect::<Vec<_>>();
+    fn for_each_word_joins_ranges_of_one_word() {
+        let words = |ranges: &[Range<usize>]| {
+            let mut words = Vec::new();
+            for_each_word(ranges.iter().cloned(), |word, bits| {
+                words.push((word, bits))
+            });
+            words
+        };
         assert!(words(&[]).is_empty());
         assert!(words(&[5..5, 70..70]).is_empty());
         assert_eq!(

@@ -179,7 +179,8 @@ impl PluggedBlocks {
     ///
     /// Returns `false` for bytes past the mapping. A range of 0 bytes inside it is plugged.
     pub fn is_plugged(&self, offset: usize, count: usize) -> bool {
-        self.is_inside(offset, count) && self.plugged_from(offset, count) == count
+        let plugged = |(word, mask): (&AtomicU64, u64)| word.load(Ordering::Acquire) & mask == mask;
+        self.is_inside(offset, count) && self.words_in(offset, count).all(plugged)
     }
 
     /// Returns whether none of the `count` bytes at `offset` is in a plugged block.
@@ -285,11 +286,12 @@ impl PluggedBlocks {
     /// Returns the numbers of the blocks that have any of the `count` bytes at `offset`.
     fn blocks_of(&self, offset: usize, count: usize) -> Range<usize> {
         let end = offset.saturating_add(count).min(self.size);
-        match end.checked_sub(1) {
-            Some(last) if offset < end => {
+        match offset < end {
+            true => {
+                let last = end.saturating_sub(1);
                 offset >> self.shift..(last >> self.shift).saturating_add(1)
             }
-            _ => 0..0,
+            false => 0..0,
         }
     }
 

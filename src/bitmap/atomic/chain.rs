@@ -81,7 +81,9 @@ impl MarksChain {
 
     /// Drains the bits of a range, and calls `found` for each word that had some, ascending.
     pub(super) fn drain(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
-        for part in self.parts() {
+        // The first part, of which most bitmaps consist, without moving any number.
+        self.marks.drain(range.clone(), &mut found);
+        for part in self.parts().skip(1) {
             let start = part.first_word.saturating_mul(WORD_BITS);
             let range = range.start.saturating_sub(start)..range.end.saturating_sub(start);
             part.marks.drain(range, |word, bits| {

@@ -7,7 +7,7 @@ use super::super::barrier::process_wide_barrier;
 use super::super::dirty_pages::DirtyPages;
 use super::super::log_ranges::log_ranges;
 use super::AtomicBitmap;
-use crate::bits::{bit_runs, gather_words, mask, position, WORD_BITS};
+use crate::bits::{bit_runs, for_each_word, mask, position, WORD_BITS};
 
 impl AtomicBitmap {
     /// Harvests the bitmap: returns all marks and clears them.
@@ -199,9 +199,7 @@ impl AtomicBitmap {
         let test_first = self.tests_first();
         let pages = ranges.filter_map(|range| self.pages_of(range.start, range.len()));
         let pages = pages.map(|(first, last)| first..last.saturating_add(1));
-        for (word, bits) in gather_words(pages) {
-            self.update_word(word, bits, test_first);
-        }
+        for_each_word(pages, |word, bits| self.update_word(word, bits, test_first));
     }
 
     /// Sets the bits of `words` that stand for pages of this bitmap.
