@@ -102,14 +102,15 @@ pub fn run(
     let copy = folder.join(name);
     copy_checkout(checkout, &copy, micro_http)
         .with_context(|| format!("cannot copy {} to {}", checkout.display(), copy.display()))?;
-    if let Some(why) = unreachable_dependency(micro_http) {
-        println!("{why}");
-    }
-    update_arc_swap(bench, &copy)?;
-    println!(
-        "{name}: {} crates depend on vm-memory",
-        dependents(bench, &copy)?
-    );
+    let dependents = update_arc_swap(bench, &copy)
+        .and_then(|()| dependents(bench, &copy))
+        .context(match micro_http {
+            Some(_) => "cargo cannot resolve the dependencies",
+            None => {
+                "cargo cannot resolve the dependencies; without access to GitHub, use --micro-http"
+            }
+        })?;
+    println!("{name}: {dependents} crates depend on vm-memory");
 
     let suffix = if bench.published { ".published" } else { "" };
     let log = folder.join(format!("{name}{suffix}.log"));
@@ -176,12 +177,6 @@ fn test(
         counts.passed
     );
     Ok(())
-}
-
-/// Returns a note if cargo has to fetch `micro_http` from GitHub.
-fn unreachable_dependency(micro_http: Option<&Path>) -> Option<String> {
-    let note = "cargo fetches micro_http from GitHub; without access to it, use --micro-http DIR";
-    micro_http.is_none().then(|| note.to_owned())
 }
 
 /// Copies a checkout, so that it has no compiler of its own, and takes `micro_http` from `DIR`.
