@@ -50,6 +50,10 @@ impl LookupCounters {
 }
 
 /// Statistics of an [`Iotlb`](super::Iotlb) or a [`SharedIotlb`](super::SharedIotlb).
+///
+/// # Examples
+///
+/// See [`Iotlb::counters`](super::Iotlb::counters).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct IotlbCounters {
     /// The number of lookups that found all of their range; 0 unless lookups are counted.

@@ -7,6 +7,10 @@ use std::ops::Range;
 use crate::guest_memory::{GuestAddress, Permissions};
 
 /// The reason why a range is not translated.
+///
+/// # Examples
+///
+/// See [`IotlbFails::into_error`], which creates the most common one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The IOMMU has no mapping for the range, or none that permits the access.
@@ -37,6 +41,17 @@ pub enum Error {
 }
 
 /// A range of I/O virtual addresses.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::iommu::IovaRange;
+///
+/// let range = IovaRange::try_from(0x1000..0x3000)?;
+/// assert_eq!((range.base.0, range.length), (0x1000, 0x2000));
+/// assert_eq!(range.to_string(), "0x1000-0x2fff");
+/// # Ok::<(), std::num::TryFromIntError>(())
+/// ```
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct IovaRange {
     /// The first address.
@@ -73,6 +88,10 @@ impl TryFrom<Range<u64>> for IovaRange {
 }
 
 /// A range of guest physical addresses that a range of I/O virtual addresses is mapped to.
+///
+/// # Examples
+///
+/// See [`Iotlb`](super::Iotlb).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct MappedRange {
     /// The first address.
@@ -82,6 +101,10 @@ pub struct MappedRange {
 }
 
 /// The parts of a range for which a lookup failed.
+///
+/// # Examples
+///
+/// See [`Iotlb`](super::Iotlb), and [`Iommu`](super::Iommu) for the use of [`misses`](Self::misses).
 #[derive(Clone, Debug)]
 #[doc(alias = "IOTLB miss")]
 pub struct IotlbFails {

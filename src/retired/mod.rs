@@ -35,6 +35,22 @@ pub(crate) use list::{Unread, Version};
 ///
 /// A thread that holds a reader itself (a guard, an iterator, a snapshot) can wait any length of
 /// time for this error. Drop the reader before waiting.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "iommu")] {
+/// use std::time::Instant;
+/// use vm_memory::iommu::{SharedIotlb, StillRead};
+///
+/// let iotlb = SharedIotlb::new();
+/// let snapshot = iotlb.snapshot();
+/// let invalidation = iotlb.invalidate_all();
+/// assert_eq!(invalidation.wait(Instant::now()), Err(StillRead { readers: 1 }));
+/// drop(snapshot);
+/// assert_eq!(invalidation.wait(Instant::now()), Ok(()));
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
     "{readers} readers still use a retired version; \

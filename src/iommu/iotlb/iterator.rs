@@ -18,6 +18,10 @@ use crate::guest_memory::{GuestAddress, Permissions};
 ///
 /// The iteration ends early if `D` dereferences to a different IOTLB by now, and that one lacks the
 /// mappings.
+///
+/// # Examples
+///
+/// See [`Iotlb`].
 #[derive(Clone, Debug)]
 pub struct IotlbIterator<D: Deref<Target = Iotlb>> {
     tlb: D,
