@@ -106,7 +106,8 @@ pub enum PluggedBlocksError {
 }
 
 impl PluggedBlocks {
-    /// Makes blocks of `block_size` bytes for a mapping of `size` bytes. None of them is plugged.
+    /// Makes blocks of `block_size` bytes for a mapping of `size` bytes, none of them plugged.
+    ///
     /// The last block may be shorter.
     ///
     /// # Errors

@@ -248,11 +248,10 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         self.segments.copy_from(offset, buf)
     }
 
-    /// Marks the first `written` bytes as dirty, after the device has written them, and returns how
-    /// many bytes that are.
+    /// Marks the first `written` bytes as dirty, after the device has written them.
     ///
-    /// After a failed operation it may be unknown how many bytes were written. Pass
-    /// [`len`](Self::len) then.
+    /// Returns the number of bytes marked, which is at most [`len`](Self::len). After a failed
+    /// operation it may be unknown how many bytes were written. Pass [`len`](Self::len) then.
     pub fn complete(self, written: usize) -> usize {
         self.segments.mark_dirty(0, written);
         written.min(self.len())

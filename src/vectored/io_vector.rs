@@ -7,10 +7,10 @@ use crate::volatile_memory::VolatileSlice;
 
 /// The host address and the length in bytes of one segment of guest memory.
 ///
-/// It has the layout of `struct iovec` (readv(2), `libc::iovec`), so a pointer to an array of
-/// `IoVector`s can be passed as a pointer to an array of `iovec`s. The source of a vector documents
-/// how long its memory stays mapped; see [`IoBuffer::vectors`](super::IoBuffer::vectors) and
-/// [`IoVectors::vectors`](super::IoVectors::vectors).
+/// It has the layout of `struct iovec` (readv(2), `libc::iovec`). A pointer to an array of
+/// `IoVector`s can therefore be passed as a pointer to an array of `iovec`s. The source of a vector
+/// documents how long its memory stays mapped; see [`IoBuffer::vectors`](super::IoBuffer::vectors)
+/// and [`IoVectors::vectors`](super::IoVectors::vectors).
 ///
 /// # Examples
 ///

@@ -14,7 +14,7 @@
 //! | type or function | use |
 //! |---|---|
 //! | [`read_from`], [`write_to`] and their variants | a file, a socket or any other descriptor |
-//! | [`io_vectors`] | raw `iovec`s for another system call, while the memory is borrowed |
+//! | [`io_vectors()`] | raw `iovec`s for another system call, while the memory is borrowed |
 //! | [`IoBuffer`] | I/O that completes later, possibly on another thread: io_uring, AIO, vhost |
 //!
 //! The vectors are never `IoSlice` or `IoSliceMut`. Those are references to bytes, which must not
@@ -88,8 +88,10 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result}
 use segments::Segments;
 use system_call::{Direction, Position};
 
-/// Reads up to `count` bytes from `fd` into guest memory at `addr`, by one `readv(2)` at the
-/// descriptor's own position. Returns the number of bytes read; 0 at the end of a file.
+/// Reads up to `count` bytes from `fd` into guest memory at `addr`.
+///
+/// It makes one `readv(2)`, at the descriptor's own position. Returns the number of bytes read; 0
+/// at the end of a file.
 ///
 /// # Examples
 ///
@@ -123,8 +125,9 @@ pub fn read_from<M: GuestMemory + ?Sized>(
     transfer_once(memory, addr, count, direction, fd, Position::Current)
 }
 
-/// Reads up to `count` bytes at `offset` of `file` into guest memory at `addr`, by one `preadv(2)`.
-/// Returns the number of bytes read; 0 at the end of the file.
+/// Reads up to `count` bytes at `offset` of `file` into guest memory at `addr`.
+///
+/// It makes one `preadv(2)`. Returns the number of bytes read; 0 at the end of the file.
 ///
 /// # Errors
 ///
@@ -142,8 +145,9 @@ pub fn read_from_at<M: GuestMemory + ?Sized>(
     transfer_once(memory, addr, count, direction, file, position)
 }
 
-/// Writes up to `count` bytes of guest memory at `addr` to `fd`, by one `writev(2)` at the
-/// descriptor's own position. Returns the number of bytes written.
+/// Writes up to `count` bytes of guest memory at `addr` to `fd`.
+///
+/// It makes one `writev(2)`, at the descriptor's own position. Returns the number of bytes written.
 ///
 /// # Errors
 ///
@@ -160,8 +164,9 @@ pub fn write_to<M: GuestMemory + ?Sized>(
     transfer_once(memory, addr, count, direction, fd, Position::Current)
 }
 
-/// Writes up to `count` bytes of guest memory at `addr` to `file` at `offset`, by one `pwritev(2)`.
-/// Returns the number of bytes written.
+/// Writes up to `count` bytes of guest memory at `addr` to `file` at `offset`.
+///
+/// It makes one `pwritev(2)`. Returns the number of bytes written.
 ///
 /// # Errors
 ///
@@ -179,8 +184,9 @@ pub fn write_to_at<M: GuestMemory + ?Sized>(
     transfer_once(memory, addr, count, direction, file, position)
 }
 
-/// Reads exactly `count` bytes from `fd` into guest memory at `addr`, by as many `readv(2)` as it
-/// takes.
+/// Reads exactly `count` bytes from `fd` into guest memory at `addr`.
+///
+/// It makes as many `readv(2)` as it takes, at the descriptor's own position.
 ///
 /// # Errors
 ///
@@ -201,8 +207,9 @@ pub fn read_exact_from<M: GuestMemory + ?Sized>(
     transfer_all(memory, addr, count, direction, fd, Position::Current)
 }
 
-/// Reads exactly `count` bytes at `offset` of `file` into guest memory at `addr`, by as many
-/// `preadv(2)` as it takes.
+/// Reads exactly `count` bytes at `offset` of `file` into guest memory at `addr`.
+///
+/// It makes as many `preadv(2)` as it takes.
 ///
 /// # Errors
 ///
@@ -224,7 +231,9 @@ pub fn read_exact_from_at<M: GuestMemory + ?Sized>(
     transfer_all(memory, addr, count, direction, file, position)
 }
 
-/// Writes all `count` bytes of guest memory at `addr` to `fd`, by as many `writev(2)` as it takes.
+/// Writes all `count` bytes of guest memory at `addr` to `fd`.
+///
+/// It makes as many `writev(2)` as it takes, at the descriptor's own position.
 ///
 /// # Errors
 ///
@@ -244,8 +253,9 @@ pub fn write_all_to<M: GuestMemory + ?Sized>(
     transfer_all(memory, addr, count, direction, fd, Position::Current)
 }
 
-/// Writes all `count` bytes of guest memory at `addr` to `file` at `offset`, by as many
-/// `pwritev(2)` as it takes.
+/// Writes all `count` bytes of guest memory at `addr` to `file` at `offset`.
+///
+/// It makes as many `pwritev(2)` as it takes.
 ///
 /// # Errors
 ///

@@ -31,8 +31,9 @@ impl AtomicBitmap {
         self.after_drain(|bitmap| bitmap.set_addr_range(0, usize::MAX));
     }
 
-    /// Harvests into `words`: adds the marks and clears them. Returns the number of words that had
-    /// marks.
+    /// Harvests into `words`: adds the marks and clears them.
+    ///
+    /// Returns the number of words that had marks.
     ///
     /// Bit `i` of word `w` is page `64 * w + i`, as in `KVM_GET_DIRTY_LOG`. Bits that are set in
     /// `words` stay set, so that several logs can be merged in one buffer. Pages for which `words`
@@ -126,11 +127,11 @@ impl AtomicBitmap {
         }
     }
 
-    /// Marks the pages of a log: bit `i` of word `w` stands for `page_size` bytes, and the first
-    /// byte of the log is at `offset`.
+    /// Marks the pages of a log, whose first byte is at `offset`.
     ///
-    /// This merges the log of KVM, of a vhost back end or of a device. Bits past the end of the
-    /// bitmap are ignored.
+    /// Bit `i` of word `w` stands for page `64 * w + i`, in pages of `page_size` bytes. This merges
+    /// the log of KVM, of a vhost back end or of a device. Bits past the end of the bitmap are
+    /// ignored.
     ///
     /// # Examples
     ///

@@ -95,7 +95,7 @@ const TEST_FIRST: u8 = 1;
 const OFF: u8 = 2;
 
 impl AtomicBitmap {
-    /// Makes a bitmap that tracks `byte_size` bytes in pages of `page_size` bytes. All are clean.
+    /// Makes a bitmap that tracks `byte_size` bytes in pages of `page_size` bytes, all clean.
     ///
     /// Any page size works. A power of two is faster, because it needs no division.
     pub fn new(byte_size: usize, page_size: NonZeroUsize) -> Self {
@@ -259,9 +259,8 @@ impl AtomicBitmap {
     }
 
     /// Stops marking: writes to guest memory and [`mark_dirty`](Bitmap::mark_dirty) mark nothing.
-    /// Existing marks stay.
     ///
-    /// A write then costs no more than without a bitmap, except for one load.
+    /// Existing marks stay. A write then costs no more than without a bitmap, except for one load.
     pub fn stop_tracking(&self) {
         self.mode.fetch_or(OFF, Ordering::SeqCst);
     }

@@ -255,10 +255,10 @@ impl DirtyPages {
         }
     }
 
-    /// Adds the pages of a log in words: bit `i` of word `w` stands for `page_size` bytes.
+    /// Adds the pages of a log, whose first byte is at `offset`.
     ///
-    /// The first byte of the log is at `offset`. Bits past the end of the memory are ignored, and
-    /// words past it are not read.
+    /// Bit `i` of word `w` stands for page `64 * w + i`, in pages of `page_size` bytes. Bits past
+    /// the end of the memory are ignored, and words past it are not read.
     pub fn add_words(&mut self, offset: usize, words: &[u64], page_size: NonZeroUsize) {
         let first_page = offset / self.page_size;
         let aligned =

@@ -94,8 +94,9 @@ impl<B: NewBitmap> MmapRegion<B> {
         )
     }
 
-    /// Maps `size` bytes with the protection and the flags of `mmap(2)`, of a file if `file_offset`
-    /// is `Some`.
+    /// Maps `size` bytes with the given protection and flags of `mmap(2)`.
+    ///
+    /// It maps a file if `file_offset` is `Some`.
     ///
     /// # Errors
     ///
