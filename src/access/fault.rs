@@ -1,9 +1,15 @@
 //! Recovery from SIGBUS and SIGSEGV in accesses to guest memory.
 //!
-//! A mapped page can become inaccessible: its file is truncated, its memory is poisoned
-//! (`MADV_HWPOISON`, a hardware error), the pool of huge pages is empty, a userfaultfd raises
-//! SIGBUS, or `mprotect(2)` removes a permission. An access to such a page normally kills the
-//! process. After [`install`], an access of this crate returns an error instead.
+//! A mapped page can become inaccessible for several reasons:
+//!
+//! - its file is truncated,
+//! - its memory is poisoned, by a hardware error or `MADV_HWPOISON`,
+//! - the pool of huge pages is empty,
+//! - a userfaultfd raises SIGBUS,
+//! - `mprotect(2)` removes a permission.
+//!
+//! An access to such a page normally kills the process. After [`install`], an access of this crate
+//! returns an error instead.
 //!
 //! # Examples
 //!

@@ -99,8 +99,8 @@ unsafe fn count_faulted_write<T: Plain>(address: FaultAddress, dst: *mut u8, val
 
 /// Calls `$move` for parts of a value: 16 bytes at a time, then at most one each of 8, 4, 2 and 1.
 ///
-/// The parts do not overlap. The value is soon read in larger parts, and a processor forwards a
-/// store to a load only if one store wrote all bytes of that load.
+/// The parts do not overlap. The value is soon read in larger parts, and a processor forwards only
+/// a store that wrote all bytes of the load.
 macro_rules! for_each_part {
     ($size:ident, $offset:ident, $move:ident) => {
         while $size.wrapping_sub($offset) >= 16 {

@@ -1,7 +1,7 @@
 //! Atomic accesses to values of [`AtomicAccess`] types.
 //!
-//! [`access`] moves words of 1, 2, 4 or 8 bytes. A value is converted to the word of its size and
-//! back through its own atomic integer, which relies on nothing but the contract of
+//! [`access`] moves words of 1, 2, 4 or 8 bytes. A value is converted to the word of its size
+//! through its own atomic integer, and back. The conversion relies only on the contract of
 //! [`AtomicInteger`], and compiles to nothing.
 
 use core::mem::{size_of, transmute_copy};

@@ -106,8 +106,8 @@ fn fault_result<T>(value: T, fault: usize) -> Result<T, FaultAddress> {
     }
 }
 
-// SAFETY: the routines that `S` selects, and those named here, access the bytes that their
-// contracts cover, and write all of the destination before they return 0.
+// SAFETY: the routines that `S` selects, and those named here, access only the bytes of their
+// contracts. Before they return 0, they have written all of the destination.
 unsafe impl<S: Select> RoutineSet for Assembly<S> {
     #[cfg(all(
         target_os = "linux",

@@ -9,7 +9,7 @@
 //! | `x16` | the result: 0, or the address of a fault |
 //!
 //! A routine does not use the stack, so `ret` at label 3 ends it after a fault anywhere. It changes
-//! only `x0` to `x2`, `x7` to `x17` and `v0` to `v7`, which each function may change ("Procedure
+//! only `x0` to `x2`, `x7` to `x17` and `v0` to `v7`. Each function may change them ("Procedure
 //! Call Standard for the Arm 64-bit Architecture", section 6.1).
 //!
 //! Each routine begins with `hint 34`, which is `bti c`. Processors that check branch targets
