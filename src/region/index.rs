@@ -201,8 +201,8 @@ impl<R> RegionIndex<R> {
     /// Returns the region that contains `addr`.
     #[inline(always)]
     pub(super) fn find(&self, addr: GuestAddress) -> Option<&R> {
-        self.find_entry(addr)
-            .and_then(|(_, entry)| entry.region.as_deref())
+        let (_, entry) = self.find_entry(addr)?;
+        entry.region.as_deref()
     }
 
     /// Returns the region that contains `addr`, and the regions that follow it without a hole.
