@@ -1,8 +1,9 @@
 //! Guest physical memory for virtual machine monitors.
 //!
 //! This crate is the layer between a VMM's devices, loaders and migration code, and the bytes that
-//! the guest's CPUs use at the same time. It replaces the published crate `vm-memory` 0.18.0
-//! without a change to the code of its users.
+//! the guest's CPUs use at the same time. On Unix, it replaces the published crate `vm-memory`
+//! 0.18.0 without a change to the source of its users, except for the feature `xen`. The file
+//! `docs/differences.md` of the repository lists the behaviour that differs.
 //!
 //! ```text
 //!     device, loader, migration
@@ -105,7 +106,8 @@
 //! | [`GuestMemoryMmap`], [`MmapRegion`] | `mmap`, `munmap`; `fstat` (or `newfstatat`) for a file | boot, hotplug |
 //! | [`ReadVolatile`], [`WriteVolatile`] | `read`, `write` | run time |
 //! | [`vectored`] | `readv`, `writev`, `preadv`, `pwritev` | run time |
-//! | [`fault::install`] | `sigaction`; `raise` for a signal whose default action ends the process | boot |
+//! | [`fault::install`] | `rt_sigaction` | boot |
+//! | the handler that it installs | `rt_sigreturn`; for a signal that is not a guest fault, also `rt_sigaction`, and the calls of `raise(3)`: `tgkill`, `gettid`, and in some C libraries `getpid` and `rt_sigprocmask` | run time |
 //! | [`dirty::DirtyMemory::start_tracking`], [`bitmap::process_wide_barrier`] | `membarrier` | migration |
 //! | harvests of bitmaps with [`test_before_marking`](bitmap::AtomicBitmap::test_before_marking) | `membarrier` | migration |
 //! | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`] | `clock_nanosleep` | hotplug, run time |
