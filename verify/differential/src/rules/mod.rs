@@ -2,7 +2,8 @@
 //! possible.
 //!
 //! The first half of a rule recognises the operations that the difference is about. The second half
-//! checks that ours did what is right there, by the [`model`](crate::model) or by itself.
+//! checks that this crate returned the documented result, by the [`model`](crate::model) or by
+//! itself.
 //!
 //! | module | codes |
 //! |---|---|
