@@ -11,7 +11,7 @@ use crate::report::human;
 ///
 /// Boots a built-in 64-bit guest that writes to its RAM and drives a virtio block device. Prints
 /// the memory map, the requests, and the dirty pages of guest and device. Exits with 0 if
-/// everything is as it must be, with 1 if not, and with 2 if the guest cannot be started.
+/// all checks pass, with 1 if one fails, and with 2 if the guest cannot be started.
 #[derive(Debug, Parser)]
 #[command(name = "microvm", version, max_term_width = 100)]
 pub struct Args {

@@ -38,7 +38,7 @@ pub trait Disk: Send {
     ///
     /// # Errors
     ///
-    /// If the system cannot write them.
+    /// Returns an error if the system cannot write them.
     fn flush(&mut self) -> io::Result<()>;
 }
 
@@ -66,7 +66,7 @@ pub struct Counts {
     pub flushes: u64,
     /// Requests that failed.
     pub refused: u64,
-    /// Chains without a status byte, which cannot even fail.
+    /// Chains for which no status can be written.
     pub malformed: u64,
     /// Bytes from the disk to guest memory.
     pub bytes_read: u64,

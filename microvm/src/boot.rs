@@ -50,30 +50,30 @@ type Range = (u64, u64);
 ///
 /// # Errors
 ///
-/// If a file cannot be read, is not a kernel, or does not fit into RAM.
+/// Returns an error if a file cannot be read, is not a kernel, or does not fit into RAM.
 pub fn load(ram: &GuestRam, kernel: &Path, args: &Args) -> Result<Entry, Error> {
     let mut file = File::open(kernel).map_err(Error::file("--kernel", kernel))?;
-    let mut line = Cmdline::new(CMDLINE_MAX).map_err(bad)?;
-    line.insert_str(&args.cmdline).map_err(bad)?;
+    let mut line = Cmdline::new(CMDLINE_MAX).map_err(kernel_error)?;
+    line.insert_str(&args.cmdline).map_err(kernel_error)?;
     let registers = GuestAddress(VIRTIO_MMIO);
     line.add_virtio_mmio_device(VIRTIO_MMIO_LEN, registers, VIRTIO_IRQ, None)
-        .map_err(bad)?;
-    load_cmdline(ram, GuestAddress(CMDLINE), &line).map_err(bad)?;
+        .map_err(kernel_error)?;
+    load_cmdline(ram, GuestAddress(CMDLINE), &line).map_err(kernel_error)?;
 
     let min = Some(GuestAddress(KERNEL_MIN));
     if let Ok(image) = BzImage::load(ram, None, &mut file, min) {
         let header = image
             .setup_header
-            .ok_or_else(|| bad("a bzImage without a setup header"))?;
-        return linux(ram, args, header, image.kernel_load.0, image.kernel_end);
+            .ok_or_else(|| kernel_error("a bzImage without a setup header"))?;
+        return bzimage(ram, args, header, image.kernel_load.0, image.kernel_end);
     }
     let image = Elf::load(ram, None, &mut file, min).map_err(|e| {
-        bad(format!(
+        kernel_error(format!(
             "neither an ELF file nor a bzImage that fits into low RAM ({e})"
         ))
     })?;
     let PvhBootCapability::PvhEntryPresent(entry) = image.pvh_boot_cap else {
-        return Err(bad(
+        return Err(kernel_error(
             "the ELF file has no PVH note; build the kernel with CONFIG_PVH=y",
         ));
     };
@@ -109,14 +109,14 @@ fn pvh(ram: &GuestRam, args: &Args, rip: u64, kernel_end: u64) -> Result<Entry, 
     let mut params = BootParams::new(&info, GuestAddress(START_INFO));
     params.set_sections(&map, GuestAddress(MEMORY_MAP));
     params.set_modules(&modules, GuestAddress(MODULES));
-    PvhBootConfigurator::write_bootparams(&params, ram).map_err(bad)?;
+    PvhBootConfigurator::write_bootparams(&params, ram).map_err(kernel_error)?;
     Ok(Entry::Pvh {
         rip,
         start_info: START_INFO,
     })
 }
 
-fn linux(
+fn bzimage(
     ram: &GuestRam,
     args: &Args,
     mut header: setup_header,
@@ -125,14 +125,14 @@ fn linux(
 ) -> Result<Entry, Error> {
     // The field exists from version 2.12 of the boot protocol on. Bit 0 is a 64-bit entry point.
     if header.version < 0x20c || header.xloadflags & 1 == 0 {
-        return Err(bad(
+        return Err(kernel_error(
             "the bzImage has no 64-bit entry; build a 64-bit kernel of 3.8 or later",
         ));
     }
     // A compressed kernel unpacks itself in place and needs more memory than its file.
     let end = kernel_end.max(kernel.saturating_add(header.init_size.into()));
     if !GuestMemoryBackend::check_range(ram, GuestAddress(kernel), (end - kernel) as usize) {
-        return Err(bad(
+        return Err(kernel_error(
             "the kernel does not fit into low RAM; try a larger --mem",
         ));
     }
@@ -158,7 +158,7 @@ fn linux(
     }
     params.e820_table = table;
     let params = BootParams::new(&params, GuestAddress(ZERO_PAGE));
-    LinuxBootConfigurator::write_bootparams(&params, ram).map_err(bad)?;
+    LinuxBootConfigurator::write_bootparams(&params, ram).map_err(kernel_error)?;
     Ok(Entry::Long {
         rip: kernel + ENTRY_64,
         rsp: 0,
@@ -198,12 +198,13 @@ fn load_initrd(
         .checked_sub(size)
         .map(|at| at & !(PAGE - 1));
     let at = at.filter(|at| *at >= kernel_end.max(KERNEL_MIN));
-    let at = at.ok_or_else(|| bad("the initrd does not fit into low RAM; try a larger --mem"))?;
+    let at =
+        at.ok_or_else(|| kernel_error("the initrd does not fit into low RAM; try a larger --mem"))?;
     let read = ram.read_exact_volatile_from(GuestAddress(at), &mut file, size as usize);
     read.map_err(|e: GuestMemoryError| fail(std::io::Error::other(e)))?;
     Ok(Some((at, size)))
 }
 
-fn bad(why: impl ToString) -> Error {
+fn kernel_error(why: impl ToString) -> Error {
     Error::Kernel(why.to_string())
 }

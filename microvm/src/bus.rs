@@ -1,9 +1,13 @@
-//! The bus: dispatches I/O ports and MMIO addresses to the devices, and counts the accesses.
+//! The bus: dispatches I/O ports and MMIO addresses to the devices, counts the accesses, and
+//! defines the interrupt lines.
 
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
+use vm_superio::Trigger;
+use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 use crate::serial::{SerialPort, COM1};
 
@@ -13,7 +17,7 @@ pub const DEBUG_EXIT: u16 = 0xf4;
 const KEYBOARD_RESET: (u16, u8) = (0x64, 0xfe);
 /// The reset register of the chipset, and the value that resets the machine.
 const CHIPSET_RESET: (u16, u8) = (0xcf9, 0x06);
-/// The data port of the real-time clock. Ones would mean that an update never ends.
+/// The data port of the real-time clock. All ones would mean an update that never ends.
 const CMOS_DATA: u16 = 0x71;
 
 /// A device with memory-mapped registers.
@@ -38,6 +42,29 @@ pub struct Exits {
     pub mmio_write: u64,
     /// Accesses without a device.
     pub unassigned: u64,
+}
+
+/// An interrupt line. KVM injects the interrupt if the event is registered as an irqfd.
+#[derive(Debug)]
+pub struct Interrupt(pub EventFd);
+
+impl Interrupt {
+    /// Creates an interrupt line.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the process has no free descriptor.
+    pub fn new() -> io::Result<Self> {
+        EventFd::new(EFD_NONBLOCK).map(Self)
+    }
+}
+
+impl Trigger for Interrupt {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
 }
 
 /// The devices of a machine.

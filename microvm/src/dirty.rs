@@ -35,7 +35,7 @@ pub struct DirtyBySource {
     pub device: BTreeSet<u64>,
     /// Pages that the vCPU wrote, from KVM's log.
     pub vcpu: BTreeSet<u64>,
-    /// Pages that either wrote: what a migration would have to send.
+    /// Pages that either wrote: the pages that a migration would send.
     pub merged: BTreeSet<u64>,
 }
 

@@ -1,5 +1,5 @@
-//! A raw disk image. Data moves between the file and guest memory without a buffer in between: one
-//! `preadv(2)` or `pwritev(2)` for each segment.
+//! A raw disk image. Data moves directly between the file and guest memory: one `preadv(2)` or
+//! `pwritev(2)` for each segment.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -25,7 +25,7 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// If the file cannot be created or written.
+    /// Returns an error if the file cannot be created or written.
     pub fn temporary(sectors: u64) -> Result<Self, Error> {
         let file = tempfile::tempfile().map_err(Error::Disk)?;
         let words = (0..sectors * SECTOR).step_by(8);
@@ -38,8 +38,8 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// If the file cannot be opened or copied, is not a whole number of sectors, or has fewer than
-    /// `min_sectors`.
+    /// Returns an error if the file cannot be opened or copied, is not a whole number of sectors,
+    /// or has fewer than `min_sectors`.
     pub fn open(path: &Path, writable: bool, min_sectors: u64) -> Result<Self, Error> {
         let fail = Error::file("--disk", path);
         let mut file = OpenOptions::new()
@@ -73,7 +73,7 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn read_sectors(&self, first: u64, count: u64) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; (count * SECTOR) as usize];
         self.file.read_exact_at(&mut bytes, first * SECTOR)?;

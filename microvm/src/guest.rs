@@ -1,8 +1,8 @@
 //! The built-in guest: a position-independent 64-bit program in assembly, `guest.s`.
 //!
 //! It writes a pattern to both RAM regions, copies one half of its disk to the other, and ends the
-//! run with exit code 0 if everything is as it must be. It uses integer instructions only, so that
-//! a nested KVM can emulate it.
+//! run with exit code 0 if all checks pass. It uses integer instructions only, so that a nested KVM
+//! can emulate it.
 //!
 //! ```text
 //!              low region                     high region
@@ -131,7 +131,7 @@ fn program() -> &'static [u8] {
 ///
 /// # Errors
 ///
-/// If the memory is too small.
+/// Returns an error if the memory is too small.
 pub fn load(ram: &GuestRam, size: u64) -> Result<Entry, Error> {
     // Memory in a file may contain the rings of an earlier run.
     for ring in [AVAILABLE_RING, USED_RING] {
@@ -177,8 +177,8 @@ fn vcpu_pages(size: u64) -> BTreeSet<u64> {
     pattern(size).chain(others).collect()
 }
 
-/// Compares memory, disk and dirty pages with what the guest must leave behind. The disk comes with
-/// its first half before the run.
+/// Checks memory, disk and dirty pages after the run. The disk comes with the first half of its
+/// bytes from before the run.
 pub fn checks(
     ram: &GuestRam,
     size: u64,
@@ -222,7 +222,7 @@ mod tests {
         assert!(PROGRAM + (program.len() as u64) < STACK_TOP - PAGE);
         // mov r14, rdi
         assert_eq!(program[..3], [0x49, 0x89, 0xfe]);
-        assert!(program.ends_with(b"as it must\n\0"));
+        assert!(program.ends_with(b"as expected\n\0"));
     }
 
     #[test]

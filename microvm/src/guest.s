@@ -81,8 +81,8 @@ microvm_guest_start:
     out dx, al
     hlt
 
-# Writes (R8 = 1) or checks (R8 = 0) the pattern from RDI on: every RDX bytes a word with its
-# address.
+# Writes (R8 = 1) or checks (R8 = 0) the pattern from RDI on: a word with its own address
+# every RDX bytes.
 .Lguest_words:
     mov ecx, {pattern_words}
 .Lguest_word:
@@ -165,7 +165,7 @@ microvm_guest_start:
 .Lguest_hello:   .asciz "64-bit guest\n"
 .Lguest_memory:  .asciz "memory: wrote a pattern to both regions and read it back\n"
 .Lguest_disk:    .asciz "disk:   copied the first half to the second\n"
-.Lguest_refused: .asciz "disk:   a read past the end failed, as it must\n"
+.Lguest_refused: .asciz "disk:   a read past the end failed, as expected\n"
 .globl microvm_guest_end
 microvm_guest_end:
 .popsection

@@ -79,7 +79,7 @@ pub fn layout(size: u64) -> [(u64, u64); 2] {
 ///
 /// # Errors
 ///
-/// If the file cannot be opened or the system cannot provide the memory.
+/// Returns an error if the file cannot be opened or the system cannot provide the memory.
 pub fn build(size: u64, backing: &Backing) -> Result<GuestRam, Error> {
     let mut builder = MemoryBuilder::new();
     let mut offset = 0;
@@ -95,7 +95,7 @@ pub fn build(size: u64, backing: &Backing) -> Result<GuestRam, Error> {
 ///
 /// # Errors
 ///
-/// If the system cannot provide the memory.
+/// Returns an error if the system cannot provide the memory.
 pub fn build_with_bitmaps(builder: MemoryBuilder) -> Result<GuestRam, BuildError> {
     builder.build_with_bitmaps(|len| AtomicBitmap::new(len, PAGE_SIZE))
 }
@@ -133,7 +133,7 @@ fn host_backing(
 ///
 /// # Errors
 ///
-/// If the system cannot provide the pages.
+/// Returns an error if the system cannot provide the pages.
 pub fn populate(ram: &GuestRam, mut progress: impl FnMut(u64) + Send) -> Result<(), PrefaultError> {
     prefault(ram, PREFAULT_THREADS, |now| {
         progress(now.done);

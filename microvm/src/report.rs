@@ -15,7 +15,7 @@ use crate::virtio_mmio::{VIRTIO_MMIO, VIRTIO_MMIO_LEN};
 /// The number of cells in the map of a region's dirty pages.
 const CELLS: u64 = 64;
 
-/// One comparison of the outcome with what it must be.
+/// One check of the outcome.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
     /// The expectation.
@@ -64,7 +64,7 @@ pub struct Report {
     pub requests: Counts,
     /// The dirty pages.
     pub dirty: DirtyBySource,
-    /// The comparisons.
+    /// The checks.
     pub checks: Vec<Check>,
 }
 

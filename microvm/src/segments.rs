@@ -52,7 +52,7 @@ impl Segments {
     ///
     /// # Errors
     ///
-    /// A description of the first segment that does not.
+    /// Returns a description of the first segment that does not.
     pub fn check(&self, memory: &impl GuestMemory, access: Permissions) -> Result<(), String> {
         let refused = |&&(addr, len): &&_| !GuestMemory::check_range(memory, addr, len, access);
         self.iter().find(refused).map_or(Ok(()), |(addr, len)| {
@@ -64,7 +64,7 @@ impl Segments {
     ///
     /// # Errors
     ///
-    /// If a segment cannot be read.
+    /// Returns an error if a segment cannot be read.
     pub fn read(&self, memory: &impl GuestMemory, to: &mut [u8]) -> Result<(), GuestMemoryError> {
         let mut rest = to;
         for &(addr, len) in self.iter() {

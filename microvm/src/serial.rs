@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use vm_superio::serial::NoEvents;
-use vm_superio::{Serial, Trigger};
-use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
+use vm_superio::Serial;
+
+use crate::bus::Interrupt;
 
 /// The first of the eight I/O ports of the UART.
 pub const COM1: u16 = 0x3f8;
@@ -13,29 +14,6 @@ pub const SERIAL_IRQ: u32 = 4;
 
 /// The serial port of a microvm.
 pub type SerialPort = Serial<Interrupt, NoEvents, Console>;
-
-/// An interrupt line. KVM injects the interrupt if the event is registered as an irqfd.
-#[derive(Debug)]
-pub struct Interrupt(pub EventFd);
-
-impl Interrupt {
-    /// Creates an interrupt line.
-    ///
-    /// # Errors
-    ///
-    /// If the process has no free descriptor.
-    pub fn new() -> io::Result<Self> {
-        EventFd::new(EFD_NONBLOCK).map(Self)
-    }
-}
-
-impl Trigger for Interrupt {
-    type E = io::Error;
-
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
-    }
-}
 
 /// The guest's output.
 #[derive(Debug)]
@@ -65,7 +43,7 @@ impl Write for Console {
 ///
 /// # Errors
 ///
-/// If the process has no free descriptor.
+/// Returns an error if the process has no free descriptor.
 pub fn new(shown: bool) -> io::Result<SerialPort> {
     let text = Vec::new();
     Ok(Serial::new(Interrupt::new()?, Console { shown, text }))

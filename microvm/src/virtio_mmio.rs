@@ -14,8 +14,7 @@ use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryAtomic};
 use vm_superio::Trigger;
 
 use crate::block::{Block, Disk};
-use crate::bus::MmioDevice;
-use crate::serial::Interrupt;
+use crate::bus::{Interrupt, MmioDevice};
 use crate::Error;
 
 /// The guest address of the registers, in the 32-bit hole.
@@ -49,7 +48,7 @@ pub struct VirtioMmio<M: GuestMemory, D> {
     driver_features: [u32; 2],
     /// The number of notifications so far.
     pub notifications: u64,
-    /// The reason for which the device needs a reset.
+    /// The error after which the device needs a reset.
     pub broken: Option<String>,
 }
 
@@ -59,7 +58,7 @@ impl<M: GuestMemory + 'static, D: Disk> VirtioMmio<M, D> {
     ///
     /// # Errors
     ///
-    /// If the process has no free descriptor for the interrupt.
+    /// Returns an error if the process has no free descriptor for the interrupt.
     pub fn new(memory: GuestMemoryAtomic<M>, block: Block<D>) -> Result<Self, Error> {
         Ok(Self {
             memory,
@@ -159,8 +158,8 @@ impl<M: GuestMemory + 'static, D: Disk> VirtioMmio<M, D> {
         }
     }
 
-    /// Completes the requests that are available now. The driver notifies again for later ones, so
-    /// one notification is a bounded amount of work.
+    /// Completes the requests that are available. The driver notifies again for later ones, so the
+    /// work for one notification is bounded.
     fn notify(&mut self) {
         self.notifications += 1;
         if !self.has(VIRTIO_CONFIG_S_DRIVER_OK) || self.has(VIRTIO_CONFIG_S_NEEDS_RESET) {

@@ -12,20 +12,21 @@ use crate::block::Block;
 use crate::bus::{lock, Bus};
 use crate::dirty::DirtyBySource;
 use crate::disk::Image;
-use crate::kvm::Vm;
+use crate::kvm::{Stopped, Vm};
 use crate::report::{self, Check, Report};
 use crate::serial::{self, SerialPort, SERIAL_IRQ};
 use crate::virtio_mmio::{VirtioMmio, VIRTIO_IRQ, VIRTIO_MMIO, VIRTIO_MMIO_LEN};
 use crate::{boot, guest, memory, Error};
 
-/// The built-in guest takes milliseconds, and seconds if a nested KVM emulates it.
+/// The time limit of the built-in guest. It takes milliseconds, or seconds under nested KVM.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 
-/// Runs the guest that `args` describes, and reports what it did.
+/// Runs the guest that `args` describes. Returns the report.
 ///
 /// # Errors
 ///
-/// If the guest cannot be started.
+/// Returns an error if guest memory, a file, KVM or another resource is not available, or if the
+/// kernel cannot be booted.
 pub fn run(args: &Args) -> Result<Report, Error> {
     // 1. Guest memory: two regions with dirty bitmaps, and a KVM slot for each.
     let ram = Arc::new(memory::build(args.mem, &args.backing)?);
@@ -38,15 +39,17 @@ pub fn run(args: &Args) -> Result<Report, Error> {
     let vm = Vm::new(&args.kvm, is_kernel)?;
     vm.slots().add(&ram)?;
 
-    // 2. The guest, written to RAM before the vCPU enters it.
-    let entry = match &args.kernel {
-        Some(kernel) => boot::load(&ram, kernel, args)?,
-        None => guest::load(&ram, args.mem)?,
+    // 2. The guest: its image in RAM, and its entry point in the registers of the vCPU.
+    let (entry, sectors, limit) = match &args.kernel {
+        Some(kernel) => (boot::load(&ram, kernel, args)?, 1, None),
+        None => {
+            let entry = guest::load(&ram, args.mem)?;
+            (entry, guest::DISK_SECTORS, Some(TIME_LIMIT))
+        }
     };
-    vm.enter(&ram, entry)?;
+    vm.set_entry(&ram, entry)?;
 
     // 3. The devices. Their handle to the memory map lets the map change, for instance by hotplug.
-    let sectors = if is_kernel { 1 } else { guest::DISK_SECTORS };
     let image = match &args.disk {
         Some(path) => Image::open(path, args.disk_write, sectors)?,
         None => Image::temporary(guest::DISK_SECTORS)?,
@@ -66,10 +69,10 @@ pub fn run(args: &Args) -> Result<Report, Error> {
     // 4. The run. Pages that are dirty because microvm loaded the guest do not count.
     memory::harvest(&ram);
     let start = Instant::now();
-    let (vm, bus, failure) = vm.run(bus, (!is_kernel).then_some(TIME_LIMIT))?;
+    let Stopped { vm, bus, failure } = vm.run(bus, limit)?;
     let duration = start.elapsed();
 
-    // 5. The outcome: dirty pages from both logs, and a comparison with what the guest must do.
+    // 5. The outcome: dirty pages from both logs, and the checks of memory and disk.
     let dirty = DirtyBySource::harvest(&ram, &vm.slots().dirty_log()?);
     let mut disk = lock(&disk);
     let mut checks = vec![match (failure, bus.ended) {

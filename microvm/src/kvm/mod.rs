@@ -14,11 +14,10 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_bindings::{kvm_pit_config, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
-use crate::bus::Bus;
-use crate::serial::Interrupt;
+use crate::bus::{Bus, Interrupt};
 use crate::Error;
 
 pub use registers::Entry;
@@ -28,10 +27,22 @@ pub use slots::Slots;
 /// not in RAM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
+/// A virtual machine that has stopped.
+pub struct Stopped {
+    /// The virtual machine.
+    pub vm: Vm,
+    /// The bus, with its devices and the exit code.
+    pub bus: Bus,
+    /// The reason for a failure of the run.
+    pub failure: Option<String>,
+}
+
 /// A virtual machine with one vCPU.
 #[derive(Debug)]
 pub struct Vm {
     vcpu: VcpuFd,
+    // Dropped before the slots, which keep the memory.
+    fd: Arc<VmFd>,
     slots: Arc<Slots>,
     has_irqchip: bool,
 }
@@ -42,7 +53,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// If KVM is not available or refuses a step.
+    /// Returns an error if KVM is not available or refuses a step.
     pub fn new(device: &str, with_irqchip: bool) -> Result<Self, Error> {
         let unusable = |source| Error::KvmDevice {
             device: device.to_owned(),
@@ -72,9 +83,11 @@ impl Vm {
         let mut leaves = cpuid.as_slice().iter();
         let sizes = leaves.find(|leaf| leaf.function == 0x8000_0008);
         let address_bits = sizes.map_or(36, |leaf| leaf.eax & 0xff);
+        let fd = Arc::new(vm);
         Ok(Self {
             vcpu,
-            slots: Arc::new(Slots::new(vm, address_bits)),
+            slots: Arc::new(Slots::new(Arc::clone(&fd), address_bits)),
+            fd,
             has_irqchip: with_irqchip,
         })
     }
@@ -88,23 +101,18 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// If KVM refuses, for instance without interrupt controllers.
+    /// Returns an error if KVM refuses, for instance without interrupt controllers.
     pub fn connect(&self, interrupt: &Interrupt, line: u32) -> Result<(), Error> {
-        let connected = self.slots.vm.register_irqfd(&interrupt.0, line);
+        let connected = self.fd.register_irqfd(&interrupt.0, line);
         connected.map_err(failed("connect an interrupt"))
     }
 
     /// Runs the vCPU in a thread until the guest ends the run, fails, or exceeds the time limit.
-    /// Returns the reason for a failure.
     ///
     /// # Errors
     ///
-    /// If the thread cannot be started or panics.
-    pub fn run(
-        self,
-        mut bus: Bus,
-        limit: Option<Duration>,
-    ) -> Result<(Self, Bus, Option<String>), Error> {
+    /// Returns an error if the thread cannot be started or panics.
+    pub fn run(self, mut bus: Bus, limit: Option<Duration>) -> Result<Stopped, Error> {
         // The signal interrupts KVM_RUN. Its handler has nothing to do.
         let signal = SIGRTMIN();
         register_signal_handler(signal, on_kick).map_err(io::Error::from)?;
@@ -113,7 +121,7 @@ impl Vm {
         let vcpu = thread::Builder::new().name("vcpu".into()).spawn(move || {
             let failure = vm.run_vcpu(&mut bus, &stopped).err();
             drop(ended);
-            (vm, bus, failure)
+            Stopped { vm, bus, failure }
         })?;
         let _ = end.recv_timeout(limit.unwrap_or(Duration::MAX));
         stop.store(true, Ordering::Release);

@@ -21,10 +21,10 @@ const PAGE_DIRECTORIES: u64 = 0xc000;
 /// The size of the identity mapping: the largest RAM, the hole, and space for hot-plugged memory.
 const MAPPED_GIB: u64 = 80;
 const LARGE_PAGE: u64 = 2 << 20;
-/// Present, writable and accessed: the processor does not write to the tables, so they stay out of
-/// the dirty log.
+/// The bits present, writable and accessed. The processor does not need to set them, so the tables
+/// stay out of the dirty log.
 const TABLE: u64 = 0x23;
-/// The same, dirty, and a page of 2 MiB.
+/// A page of 2 MiB: the bits of [`TABLE`], dirty, and page size.
 const LARGE_LEAF: u64 = 0xe3;
 
 const CR0_PE: u64 = 1;
@@ -55,12 +55,12 @@ pub enum Entry {
 }
 
 impl Vm {
-    /// Sets the registers for a guest, and writes its descriptor and page tables to `ram`.
+    /// Sets the registers for an entry, and writes the descriptor and page tables to `ram`.
     ///
     /// # Errors
     ///
-    /// If KVM refuses, or `ram` is too small.
-    pub fn enter(&self, ram: &GuestRam, entry: Entry) -> Result<(), Error> {
+    /// Returns an error if KVM refuses, or `ram` is too small.
+    pub fn set_entry(&self, ram: &GuestRam, entry: Entry) -> Result<(), Error> {
         let is_long = matches!(entry, Entry::Long { .. });
         let mut sregs = self.vcpu.get_sregs().map_err(failed("read registers"))?;
         let code = if is_long { CODE_64 } else { CODE_32 };

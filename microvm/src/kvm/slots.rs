@@ -20,13 +20,13 @@ type Slot = (GuestAddress, Arc<GuestRam>);
 #[derive(Debug)]
 pub struct Slots {
     // Dropped before the memory.
-    pub(super) vm: VmFd,
+    vm: Arc<VmFd>,
     slots: Mutex<Vec<Option<Slot>>>,
     address_bits: u32,
 }
 
 impl Slots {
-    pub(super) fn new(vm: VmFd, address_bits: u32) -> Self {
+    pub(super) fn new(vm: Arc<VmFd>, address_bits: u32) -> Self {
         let slots = Mutex::default();
         Self {
             vm,
@@ -35,11 +35,12 @@ impl Slots {
         }
     }
 
-    /// Gives the guest every region of `ram`: one slot each, with a dirty log.
+    /// Adds a slot with a dirty log for each region of `ram`.
     ///
     /// # Errors
     ///
-    /// If KVM refuses a slot, or the memory ends past the guest's physical address space.
+    /// Returns an error if KVM refuses a slot, or the memory ends past the guest's physical address
+    /// space.
     pub fn add(&self, ram: &Arc<GuestRam>) -> Result<(), Error> {
         if (ram.last_addr().0 as u128) >> self.address_bits != 0 {
             let source = io::Error::other("past the physical address space; try a smaller --mem");
@@ -60,14 +61,13 @@ impl Slots {
         Ok(())
     }
 
-    /// Takes the memory that [`add`](Self::add) added away from the guest. Returns the last dirty
-    /// log of each of its slots.
+    /// Removes the slots of `ram`. Returns the last dirty log of each.
     ///
     /// The guest must have stopped using the memory: the log misses writes during the removal.
     ///
     /// # Errors
     ///
-    /// If KVM refuses.
+    /// Returns an error if KVM refuses.
     pub fn remove(&self, ram: &Arc<GuestRam>) -> Result<Vec<SlotLog>, Error> {
         let mut logs = Vec::new();
         for (n, slot) in lock(&self.slots).iter_mut().enumerate() {
@@ -84,7 +84,7 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// If KVM refuses.
+    /// Returns an error if KVM refuses.
     pub fn dirty_log(&self) -> Result<Vec<SlotLog>, Error> {
         let slots = lock(&self.slots);
         let used = slots
@@ -114,7 +114,8 @@ impl Slots {
         // SAFETY: 1. The range is one region of `ram`: mapped, readable and writable for as long as
         //    `ram` exists. A length of 0 deletes the slot.
         // 2. `slots` keeps `ram` until KVM has deleted the slot (`remove`), or until the descriptor
-        //    of the virtual machine is closed: `vm` is declared before `slots`.
+        //    of the virtual machine is closed: `Vm` drops its reference to the descriptor before the
+        //    one to `Slots`, and `Slots` drops `vm` before `slots`.
         // 3. vm-memory makes only volatile accesses to guest memory, so the guest may race with it.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(failed("set a memory slot"))
     }

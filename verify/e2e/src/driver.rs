@@ -1,7 +1,7 @@
 //! The driver: performs a [`Plan`] and checks everything that it reads.
 //!
-//! It is a second implementation of what the built-in guest of microvm does, and more: several
-//! requests in flight, buffers behind an IOMMU, and memory that is plugged.
+//! It repeats the steps of microvm's built-in guest in a second implementation. It also has several
+//! requests in flight, uses buffers behind an IOMMU, and plugs memory.
 
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -39,7 +39,7 @@ const UNKNOWN_TYPE: u32 = 0x77;
 pub struct Counts {
     /// Pages of the pattern that were checked, twice each.
     pub pages: u64,
-    /// Requests that ended as they must, including refused ones.
+    /// Requests that ended as expected, including refused ones.
     pub requests: u64,
     /// Requests of the storm that failed.
     pub failed: u64,
@@ -94,7 +94,7 @@ impl<C: Cpu> Driver<C> {
     ///
     /// # Errors
     ///
-    /// The first value that is not as it must be.
+    /// Returns an error for the first wrong value, or if the device does not complete a request.
     pub fn run(&mut self) -> Result<(), Error> {
         self.fill_pattern()?;
         self.check_pattern()?;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// A reason for which a run cannot be set up, or fails.
+/// The reason that a run cannot be set up, or fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The driver found a wrong value.

@@ -14,8 +14,8 @@
 //!   verify: driver pages, device pages, pattern, buffers, sectors, numbers, host memory
 //! ```
 //!
-//! A driver on a thread needs no KVM, so these tests run everywhere. It has a mapping of guest
-//! memory of its own, whose bitmaps are its dirty log, as KVM's log is that of a vCPU.
+//! A driver on a thread does not need KVM, so these tests run everywhere. It has its own mapping of
+//! guest memory. The bitmaps of this mapping are its dirty log, as KVM's log is that of a vCPU.
 //!
 //! # Modes
 //!
@@ -35,9 +35,9 @@
 //! | device behind an IOMMU, mappings changed in flight | `runs`: `run_behind_iommu` |
 //! | memory plugged and unplugged | `runs`: `run_with_plugged_memory`; `plug_device`; `process_memory` |
 //! | files truncated under the device | `runs`: `run_while_files_are_truncated`; `truncation` |
-//! | drivers that do everything wrong | `device` |
+//! | invalid requests and registers | `device` |
 //! | guests that hang, halt or fault | `vm` |
-//! | the oracle itself | `verify` |
+//! | the oracle | `verify` |
 //!
 //! Modes combine: `runs` also tests plugged memory with truncated files, with io_uring, behind an
 //! IOMMU, and in huge pages.

@@ -2,7 +2,8 @@
 //!
 //! The driver maps the buffers of a request before it sends the request, maps them again while the
 //! device performs it, and unmaps them afterwards. It uses no I/O virtual address twice. The
-//! devices' memory marks by guest address, so the expected dirty pages do not depend on the IOMMU.
+//! memory of the devices marks pages by guest address, so the expected dirty pages do not depend on
+//! the IOMMU.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +16,14 @@ const FIRST: u64 = 1 << 40;
 /// The time within which an invalidation must complete.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The number of mapped pages by their fate.
+/// The number of mapped pages by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Pages that were mapped for the whole run.
     pub permanent: u64,
     /// Pages that were mapped for requests.
     pub mapped: u64,
-    /// Pages that were mapped again while the device was at work.
+    /// Pages that were mapped again while the device used them.
     pub remapped: u64,
     /// Pages that were unmapped after their request.
     pub unmapped: u64,

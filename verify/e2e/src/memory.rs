@@ -26,7 +26,7 @@ pub fn for_devices(ram: &GuestRam, iotlb: Option<SharedIotlb>) -> GuestMemoryAto
 ///
 /// # Errors
 ///
-/// If the memory is anonymous, or cannot be mapped again.
+/// Returns an error if the memory is anonymous, or cannot be mapped again.
 pub fn second_mapping(ram: &GuestRam) -> Result<GuestRam, Error> {
     let (description, files) = describe(ram).map_err(Error::other)?;
     if files.is_empty() {
@@ -42,7 +42,7 @@ pub fn second_mapping(ram: &GuestRam) -> Result<GuestRam, Error> {
 ///
 /// # Errors
 ///
-/// If the system cannot provide it.
+/// Returns an error if the system cannot provide it.
 pub fn pluggable(
     start: u64,
     len: u64,
@@ -66,7 +66,7 @@ pub fn pluggable(
 ///
 /// # Errors
 ///
-/// If the system cannot provide it, or the range is in use.
+/// Returns an error if the system cannot provide it, or the range is in use.
 pub fn with_truncatable_region(ram: &GuestRam, start: u64, len: u64) -> Result<GuestRam, Error> {
     let fd = rustix::fs::memfd_create("e2e-truncated", rustix::fs::MemfdFlags::CLOEXEC);
     let fd = fd.map_err(std::io::Error::from)?;
@@ -81,7 +81,7 @@ pub fn with_truncatable_region(ram: &GuestRam, start: u64, len: u64) -> Result<G
 ///
 /// # Errors
 ///
-/// If the memory is empty.
+/// Returns an error if the memory is empty.
 pub fn only_region(one: &GuestRam) -> Result<Arc<GuestRegion>, Error> {
     let region = one.iter().next().ok_or_else(|| Error::other("no region"))?;
     let removed = one.remove_region(region.start_addr(), region.len());

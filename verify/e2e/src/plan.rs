@@ -1,7 +1,7 @@
 //! The plan of a run: the driver's requests, and the pages that must be dirty after them.
 //!
-//! The plan is made before the run and does not know the device, so it is an independent oracle. It
-//! cuts each RAM region into quarters:
+//! The plan exists before the run and does not depend on the device, so it is an independent
+//! oracle. It divides each RAM region into quarters:
 //!
 //! ```text
 //!       | 1st quarter        | 2nd        | 3rd                  | 4th                   |
@@ -46,11 +46,11 @@ const WRITE_CHUNKS: u64 = 16;
 const PATTERN_PAGES: u64 = 512;
 /// The distance between two words of the pattern.
 pub const PATTERN_STEP: u64 = 512;
-/// The requests that the device must refuse: past the end, of an unknown type, with a buffer in the
-/// hole.
+/// The number of requests that the device must refuse: past the end, of an unknown type, with a
+/// buffer in the hole.
 const BAD_REQUESTS: u64 = 3;
-/// The requests that the device must refuse with pluggable memory: to a block that is not plugged
-/// yet, to one that is unplugged, and to the region after it is removed.
+/// The number of requests that the device must refuse with pluggable memory: to a block that is not
+/// plugged yet, to an unplugged block, and to the removed region.
 const BAD_PLUG_REQUESTS: u64 = 3;
 /// The offset of the pattern word in a page of plugged memory.
 pub const PLUG_WORD: u64 = PAGE - 8;

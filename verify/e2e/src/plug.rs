@@ -15,8 +15,8 @@
 //!   0x20 BLOCK_SIZE    size of a block in bytes
 //! ```
 //!
-//! Removal takes the region away from the processors first ([`Processor`]), then from the devices'
-//! map, and then waits for the last reader of the old map.
+//! Removal takes the region from the processors first ([`Processor`]), then from the map of the
+//! devices. Then it waits for the last reader of the old map.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU64;
@@ -120,7 +120,7 @@ pub trait Processor: Send {
     ///
     /// # Errors
     ///
-    /// If the region cannot be mapped.
+    /// Returns an error if the region cannot be mapped.
     fn add(&mut self, one: &GuestRam) -> Result<(), Error>;
 
     /// Plugs or unplugs blocks. Before unplugging, adds the pages that the processor wrote to
@@ -128,7 +128,7 @@ pub trait Processor: Send {
     ///
     /// # Errors
     ///
-    /// If the blocks cannot be changed.
+    /// Returns an error if the blocks cannot be changed.
     fn set_blocks(
         &mut self,
         at: u64,
@@ -137,11 +137,11 @@ pub trait Processor: Send {
         dirty: &mut BTreeSet<u64>,
     ) -> Result<(), Error>;
 
-    /// Takes the region away, and adds the pages that the processor wrote to `dirty`.
+    /// Takes the region from the processor, and adds the pages that the processor wrote to `dirty`.
     ///
     /// # Errors
     ///
-    /// If the processor still uses it.
+    /// Returns an error if the processor still uses it.
     fn remove(&mut self, dirty: &mut BTreeSet<u64>) -> Result<(), Error>;
 }
 
@@ -268,7 +268,7 @@ impl Plug {
     fn remove(&mut self) -> Result<(), Error> {
         let one = self.one.take().ok_or_else(|| Error::other("no region"))?;
         if let Err(e) = self.remove_everywhere(&one) {
-            // A reader may go on to use the region.
+            // A reader may continue to use the region.
             self.one = Some(one);
             return Err(e);
         }

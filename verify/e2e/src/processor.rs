@@ -15,28 +15,28 @@ pub trait Cpu: Send {
     ///
     /// # Errors
     ///
-    /// If there is no memory.
+    /// Returns an error if there is no memory.
     fn load(&mut self, words: &mut [(u64, u64)]) -> Result<(), Error>;
 
     /// Writes words of guest memory: pairs of address and word.
     ///
     /// # Errors
     ///
-    /// If there is no memory.
+    /// Returns an error if there is no memory.
     fn store(&mut self, words: &[(u64, u64)]) -> Result<(), Error>;
 
     /// Reads a device register.
     ///
     /// # Errors
     ///
-    /// If the processor has stopped.
+    /// Returns an error if the processor has stopped.
     fn read_register(&mut self, addr: u64) -> Result<u32, Error>;
 
     /// Writes a device register.
     ///
     /// # Errors
     ///
-    /// If the processor has stopped.
+    /// Returns an error if the processor has stopped.
     fn write_register(&mut self, addr: u64, value: u32) -> Result<(), Error>;
 }
 
@@ -49,7 +49,7 @@ enum Access {
 }
 
 /// A thread with a mapping of guest memory. Another thread ([`Devices`]) handles its accesses to
-/// registers, and it does not wait for writes: it polls the used ring while the device works.
+/// registers. The processor does not wait for writes: it polls the used ring while the device works.
 pub struct ThreadCpu {
     view: GuestMemoryAtomic<GuestRam>,
     accesses: SyncSender<Access>,

@@ -158,7 +158,7 @@ pub struct Outcome {
     pub block: Block<Storage>,
     /// The number of notifications.
     pub notifications: u64,
-    /// The reason for which the device needs a reset.
+    /// The error after which the device needs a reset.
     pub broken: Option<String>,
     /// The history of plugged memory.
     pub plug: Option<History>,
@@ -191,12 +191,12 @@ impl Outcome {
     }
 }
 
-/// Runs a driver. `prepare` may change the plan, to show that the driver or
-/// [`verify`](crate::verify) notices.
+/// Runs a driver. `prepare` may change the plan, to prove that the driver or
+/// [`verify`](crate::verify) detects it.
 ///
 /// # Errors
 ///
-/// If the run cannot be set up.
+/// Returns an error if the run cannot be set up.
 pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcome, Error> {
     let (ram, view_log) = map(setup)?;
     let view = GuestMemoryAtomic::new(view_log.clone());
@@ -238,7 +238,7 @@ pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcom
         bus.map(PLUG_MMIO..PLUG_MMIO + PLUG_MMIO_LEN, plug.clone());
     }
 
-    // The run. The pages so far do not count.
+    // The run. Pages that are already dirty do not count.
     harvest(&ram);
     harvest(&view_log);
     let mut running = truncation
@@ -309,7 +309,7 @@ fn map(setup: &Setup) -> Result<(Arc<GuestRam>, GuestRam), Error> {
 ///
 /// # Errors
 ///
-/// If the run cannot be set up.
+/// Returns an error if the run cannot be set up.
 pub fn run(setup: &Setup) -> Result<Outcome, Error> {
     run_with(setup, |_| ())
 }
@@ -357,7 +357,7 @@ impl Machine {
         let vm = microvm::kvm::Vm::new("/dev/kvm", false)?;
         vm.slots().add(ram)?;
         let (vcpu, entry) = crate::vcpu::Vcpu::load(view.clone())?;
-        vm.enter(ram, entry)?;
+        vm.set_entry(ram, entry)?;
         Ok(Self::Kvm(vm, vcpu))
     }
 
@@ -382,7 +382,7 @@ impl Machine {
         }
     }
 
-    /// Runs the driver and the devices. Returns what the driver reports, and the pages in KVM's
+    /// Runs the driver and the devices. Returns the report of the driver, and the pages in KVM's
     /// log.
     fn run(
         self,
@@ -402,7 +402,7 @@ impl Machine {
             #[cfg(target_arch = "x86_64")]
             Self::Kvm(vm, vcpu) => {
                 let driver = job.start(vcpu)?;
-                let (vm, bus, failure) = vm.run(bus, Some(TIME_LIMIT))?;
+                let microvm::kvm::Stopped { vm, bus, failure } = vm.run(bus, Some(TIME_LIMIT))?;
                 drop(bus);
                 let report = driver.join().map_err(panicked)?;
                 if let Some(failure) = failure {

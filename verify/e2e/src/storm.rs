@@ -5,10 +5,10 @@
 //! missing page would kill the process. With it, the device returns an I/O error and everything
 //! else continues.
 //!
-//! A thread truncates and grows the files at times and to lengths that it derives from a seed. That
-//! leaves the outcome of a request to chance, so every fourth request is certain: the disk stops
-//! the thread, with both files whole or one of them empty, until the request is over. Data that was
-//! moved between whole files is compared at once, because it may be gone a moment later.
+//! A thread truncates and grows the files. It derives the times and the lengths from a seed, so the
+//! outcome of most requests depends on timing. Every fourth request has a certain outcome: the disk
+//! stops the thread until the request ends, with both files whole or with one of them empty. The
+//! disk compares the data between whole files at once, before a truncation can remove it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -33,7 +33,7 @@ use crate::Error;
 
 /// The number of chunks in each pass of the storm. Each is one page of guest memory.
 pub const CHUNKS: u64 = 64;
-/// Every request with a multiple of this number is certain.
+/// A request whose number is a multiple of this one has a certain outcome.
 const CERTAIN_EVERY: u64 = 4;
 /// The third region begins at a multiple of this after the second.
 const BOUNDARY: u64 = 1 << 30;
@@ -42,7 +42,7 @@ const BOUNDARY: u64 = 1 << 30;
 ///
 /// # Errors
 ///
-/// If the system cannot provide it.
+/// Returns an error if the system cannot provide it.
 pub fn with_region(ram: &GuestRam) -> Result<GuestRam, Error> {
     with_truncatable_region(ram, region_start(ram), CHUNKS * PAGE)
 }
@@ -127,7 +127,7 @@ impl Truncation {
     ///
     /// # Errors
     ///
-    /// If this platform has no fault recovery, or a file cannot be shared.
+    /// Returns an error if this platform has no fault recovery, or a file cannot be shared.
     pub fn new(ram: &GuestRam, image: &Image, seed: u64) -> Result<Arc<Self>, Error> {
         vm_memory::fault::install()?;
         let buffers = region_start(ram);
@@ -160,7 +160,7 @@ impl Truncation {
         self.storm
     }
 
-    /// Returns how often a file was truncated.
+    /// Returns the number of truncations.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
@@ -169,7 +169,7 @@ impl Truncation {
     ///
     /// # Errors
     ///
-    /// If the system cannot start it.
+    /// Returns an error if the system cannot start it.
     pub fn start(self: &Arc<Self>) -> Result<Running, Error> {
         let truncation = Arc::clone(self);
         let thread = std::thread::Builder::new().name("truncate".into());
@@ -188,7 +188,7 @@ impl Truncation {
     ///
     /// # Errors
     ///
-    /// If a file cannot be resized.
+    /// Returns an error if a file cannot be resized.
     pub fn moment(&self, nth: u64) -> io::Result<Moment<'_>> {
         if !nth.is_multiple_of(CERTAIN_EVERY) {
             return Ok(Moment::Any);
@@ -232,7 +232,7 @@ impl Running {
     ///
     /// # Errors
     ///
-    /// If the thread failed.
+    /// Returns an error if the thread failed.
     pub fn stop(&mut self) -> io::Result<()> {
         let Some(thread) = self.thread.take() else {
             return Ok(());
@@ -251,7 +251,7 @@ impl Drop for Running {
     }
 }
 
-/// A mapped disk image whose last sectors come and go.
+/// A mapped disk image whose last sectors are truncated and grown.
 pub struct StormDisk {
     /// The image.
     pub image: Image,
@@ -266,7 +266,7 @@ impl StormDisk {
     ///
     /// # Errors
     ///
-    /// If the image cannot be mapped.
+    /// Returns an error if the image cannot be mapped.
     pub fn new(image: Image, truncation: Arc<Truncation>) -> Result<Self, Error> {
         let len = (image.sectors() * SECTOR) as usize;
         let file = FileOffset::new(image.file.try_clone()?, 0);
@@ -310,7 +310,7 @@ impl StormDisk {
             good &= transfer.outcome.is_ok() == whole;
             if whole {
                 self.counts.certain_whole += 1;
-                good &= self.holds_the_same(memory, transfer);
+                good &= self.has_bytes_of_file(memory, transfer);
             } else {
                 self.counts.certain_truncated += 1;
             }
@@ -329,7 +329,7 @@ impl StormDisk {
     }
 
     /// Returns whether guest memory contains the bytes of the file.
-    fn holds_the_same(&self, memory: &impl GuestMemory, transfer: &Transfer) -> bool {
+    fn has_bytes_of_file(&self, memory: &impl GuestMemory, transfer: &Transfer) -> bool {
         let len = transfer.buffers.bytes();
         let mut bytes = vec![0; len as usize];
         let file = self
@@ -363,7 +363,7 @@ impl Disk for StormDisk {
     }
 }
 
-/// Converts an error of the mapped disk. `From` would make it one of guest memory.
+/// Converts an error of the mapped disk. `From` would report it as an error of guest memory.
 fn of_disk(error: VolatileMemoryError) -> GuestMemoryError {
     match error {
         VolatileMemoryError::IOError(error) => GuestMemoryError::IOError(error),

@@ -1,7 +1,8 @@
 //! A disk on io_uring: the transfers of one notification are in flight together.
 //!
-//! Each operation owns its guest memory as an [`IoBuffer`], which keeps the memory map and the
-//! translations of the IOMMU until the kernel is done, and then marks the pages that it wrote.
+//! Each operation owns its guest memory as an [`IoBuffer`]. The buffer keeps the memory map and the
+//! translations of the IOMMU until the kernel completes the operation. Then it marks the pages that
+//! the kernel wrote.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,7 +17,7 @@ use microvm::virtio_mmio::QUEUE_MAX;
 use vm_memory::vectored::IoBuffer;
 use vm_memory::{GuestMemory, GuestMemoryError, Permissions};
 
-/// The most vectors of one operation (`UIO_MAXIOV`). More make a short transfer, which continues.
+/// The most vectors of one operation (`UIO_MAXIOV`). A transfer with more continues as a short one.
 const MOST_VECTORS: usize = 1024;
 
 /// The number of operations and bytes that went through a ring.
@@ -79,7 +80,7 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses, for instance because of a seccomp filter.
+    /// Returns an error if the kernel refuses, for instance because of a seccomp filter.
     pub fn new() -> io::Result<Self> {
         let ring = IoUring::new(QUEUE_MAX.into())?;
         Ok(Self {
@@ -88,12 +89,12 @@ impl Ring {
         })
     }
 
-    /// Performs all operations, and calls `done` when one ends, with its number and outcome.
+    /// Performs all operations. Calls `done` with the number and outcome of each one that ends.
     ///
     /// # Errors
     ///
-    /// If the ring does not work. `done` is not called for the remaining operations, and the memory
-    /// of those in flight is leaked.
+    /// Returns an error if the ring does not work. `done` is not called for the remaining
+    /// operations, and the memory of those in flight is leaked.
     pub fn run<M: GuestMemory + 'static>(
         &mut self,
         operations: Vec<Operation<M>>,

@@ -1,9 +1,8 @@
 //! A vCPU that the driver controls.
 //!
-//! The guest is a short program that performs accesses on behalf of the driver: the driver writes
-//! them to a mailbox in guest memory and waits until the vCPU has performed them. Accesses to
-//! registers exit to the devices, and accesses to memory are in KVM's dirty log, as those of any
-//! guest.
+//! The guest is a short program that performs accesses for the driver. The driver writes them to a
+//! mailbox in guest memory, and waits until the vCPU has performed them. Accesses to registers exit
+//! to the devices. Writes to memory appear in KVM's dirty log, like those of any guest.
 //!
 //! ```text
 //!   mailbox  +0x0000  number of the batch, written by the driver
@@ -131,7 +130,7 @@ impl Vcpu {
     ///
     /// # Errors
     ///
-    /// If guest memory is too small.
+    /// Returns an error if guest memory is too small.
     pub fn load(memory: GuestRam) -> Result<(Self, Entry), Error> {
         memory
             .write_slice(program(), GuestAddress(PROGRAM))

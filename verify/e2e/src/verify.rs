@@ -109,7 +109,7 @@ fn buffers(outcome: &mut Outcome) -> Result<(), String> {
     Ok(())
 }
 
-/// Written sectors contain the pattern, all others what they contained before.
+/// Checks that written sectors contain the pattern, and that all others are unchanged.
 fn sectors(outcome: &mut Outcome) -> Result<(), String> {
     let plan = &outcome.plan;
     let (first, count) = (plan.write_sector(), plan.write_chunks * CHUNK_SECTORS);
@@ -211,7 +211,7 @@ fn iommu(outcome: &mut Outcome) -> Result<(), String> {
     expect("pages remapped in flight", counts.remapped > 0, true)
 }
 
-/// The device dirtied the pages of its requests, and no others.
+/// Checks that the device dirtied the pages of its requests, and no others.
 fn device_pages(outcome: &mut Outcome) -> Result<(), String> {
     let written = outcome
         .storm()
@@ -248,7 +248,7 @@ fn compare_pages(
     )
 }
 
-/// Guest memory has the requested backing, and every dirty page is resident.
+/// Checks that guest memory has the requested backing, and that every dirty page is resident.
 fn host_memory(outcome: &mut Outcome) -> Result<(), String> {
     let (description, _) = describe(&*outcome.ram).map_err(|e| e.to_string())?;
     expect(
@@ -307,7 +307,7 @@ fn has_backing(found: &BackingDescription, expected: &Backing, offset_in_file: u
     }
 }
 
-/// Memory was plugged, used, and unplugged.
+/// Checks that memory was plugged, used, and unplugged.
 fn plugged(outcome: &mut Outcome) -> Result<(), String> {
     let (Some(history), Some(place)) = (&outcome.plug, outcome.plan.plug) else {
         return Ok(());

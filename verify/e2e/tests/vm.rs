@@ -1,4 +1,4 @@
-//! The virtual machine: guests that fail, its dirty log, and slots that come and go.
+//! The virtual machine: guests that fail, its dirty log, and slots that are added and removed.
 #![cfg(target_arch = "x86_64")]
 
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use e2e::memory::pluggable;
 use e2e::vcpu::{logged, PROGRAM};
 use microvm::bus::Bus;
-use microvm::kvm::{Entry, Vm};
+use microvm::kvm::{Entry, Stopped, Vm};
 use microvm::memory::{build, pages, Backing, GuestRam, HIGH_START};
 use microvm::serial;
 use test_support::skipped;
@@ -28,7 +28,7 @@ fn vm(test: &str, program: &[u8]) -> Option<(Vm, Arc<GuestRam>)> {
     ram.write_slice(program, GuestAddress(PROGRAM)).unwrap();
     vm.slots().add(&ram).unwrap();
     let arguments = [HIGH_START, 1 << 33];
-    vm.enter(
+    vm.set_entry(
         &ram,
         Entry::Long {
             rip: PROGRAM,
@@ -56,7 +56,7 @@ fn run_of_a_guest_that_fails_returns_the_reason() {
         let Some((vm, _ram)) = vm(test, program) else {
             return;
         };
-        let (_, bus, failure) = vm.run(bus(), Some(limit)).unwrap();
+        let Stopped { bus, failure, .. } = vm.run(bus(), Some(limit)).unwrap();
         let failure = failure.unwrap();
         assert!(failure.contains(why), "{failure}");
         assert_eq!(bus.ended, None);
@@ -76,7 +76,7 @@ fn dirty_log_has_every_page_that_the_guest_wrote_once() {
     ) else {
         return;
     };
-    let (vm, bus, failure) = vm.run(bus(), Some(120 * SECOND)).unwrap();
+    let Stopped { vm, bus, failure } = vm.run(bus(), Some(120 * SECOND)).unwrap();
     assert_eq!((bus.ended, failure), (Some(0), None));
     let log = logged(&ram, &vm.slots().dirty_log().unwrap());
     assert!(
@@ -102,7 +102,7 @@ fn removed_slot_returns_its_log_and_its_memory() {
     let one = Arc::new(pluggable(1 << 33, 4 << 20, block, &Backing::Anonymous).unwrap());
     vm_memory_host::plug(&*one, GuestAddress(1 << 33), 2 << 20).unwrap();
     vm.slots().add(&one).unwrap();
-    let (vm, bus, failure) = vm.run(bus(), Some(120 * SECOND)).unwrap();
+    let Stopped { vm, bus, failure } = vm.run(bus(), Some(120 * SECOND)).unwrap();
     assert_eq!((bus.ended, failure), (Some(0), None));
     assert_eq!(one.read_obj::<u64>(GuestAddress(1 << 33)).unwrap(), 1 << 33);
     let logs = vm.slots().remove(&one).unwrap();
