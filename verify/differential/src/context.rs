@@ -17,7 +17,7 @@ pub struct Mapping {
     pub perm: Perm,
 }
 
-/// The expected mappings of an IOTLB: a slow, obvious model.
+/// The expected mappings of an IOTLB: a slow and simple model.
 #[derive(Clone, Debug, Default)]
 pub struct TlbModel {
     /// Ascending, without overlap.
@@ -111,7 +111,7 @@ impl TlbModel {
         }
     }
 
-    /// Returns whether these mappings are equal, whatever their division into ranges.
+    /// Returns whether these mappings are equal, regardless of their division into ranges.
     pub fn same_as(&self, others: &[Mapping]) -> bool {
         fn joined(mappings: &[Mapping]) -> Vec<Mapping> {
             let mut all: Vec<Mapping> = Vec::new();

@@ -4,7 +4,8 @@
 /// The smallest unit that the host maps.
 pub const PAGE: usize = 4096;
 
-/// `len` rounded up to whole pages. The harness also fills and compares the rest of the last page.
+/// Returns `len` rounded up to whole pages. The harness also fills and compares the rest of the
+/// last page.
 pub fn whole_pages(len: usize) -> usize {
     len.div_ceil(PAGE) * PAGE
 }

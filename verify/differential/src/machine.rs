@@ -54,13 +54,12 @@ pub trait Machine {
     /// Returns the current regions.
     fn extents(&self) -> Vec<Extent>;
 
-    /// Returns the regions that an access to `on` can reach; for an `IommuMemory`, those of its
-    /// backend.
+    /// Returns the regions that an access to `on` can reach. For an `IommuMemory`, these are the
+    /// regions of its backend.
     fn reach(&self, on: &Target) -> Vec<Placed>;
 
-    /// Returns the words that the bitmap of a region, or of the `IommuMemory` (`None`), has after
-    /// the words
-    /// `before` and marks of these ranges of offset and length.
+    /// Returns the words `before` of a bitmap with `marks` added: ranges of offset and length. The
+    /// bitmap is that of the region `place`, or of the `IommuMemory` if `place` is `None`.
     fn words_after(
         &self,
         place: Option<usize>,
@@ -72,7 +71,7 @@ pub trait Machine {
     /// address.
     fn mappings(&mut self, alone: bool) -> Vec<Mapping>;
 
-    /// Returns memory and dirty bits.
+    /// Returns the current memory and dirty bits.
     fn state(&self) -> State;
 
     /// Sets the dirty bits of a region, by its index in [`State`], to `words`.

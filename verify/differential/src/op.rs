@@ -143,8 +143,8 @@ data! {
     /// A collection of regions.
     pub struct Layout { pub kind: Kind, pub how: How, pub regions: List<RegionSpec> }
 
-    /// A region. `page` is the granularity of its dirty bitmap; 0 means none where the kind permits
-    /// that.
+    /// A region. `page` is the granularity of its dirty bitmap. With 0 it has no bitmap, if the
+    /// kind permits that.
     pub struct RegionSpec { pub base: u64, pub len: u64, pub page: usize, pub flavour: Flavour, pub seed: u8 }
 
     /// The target of an access or a question.
@@ -190,7 +190,7 @@ data! {
         MuteSink,
     }
 
-    /// One call of a scripted source or sink; after the last one it moves nothing.
+    /// One call of a scripted source or sink. Calls after the last one move nothing.
     pub enum Step { Give(usize), End, Fail(Trouble) }
 
     /// A method of `GuestMemoryBackend` or `GuestMemory`.

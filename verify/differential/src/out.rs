@@ -64,8 +64,8 @@ pub enum Out {
     All(Vec<Out>),
     Failed(Fault),
     Panicked(PanicText),
-    /// The operation does not apply: the region does not exist, or the harness does not pass an
-    /// operand on.
+    /// The operation does not apply: the region does not exist, or the harness does not support an
+    /// operand.
     NotApplicable,
 }
 

@@ -1,4 +1,4 @@
-//! Runs operations on two machines, and compares everything.
+//! Runs operations on two machines, and compares outcomes, memory and dirty bits.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -16,33 +16,33 @@ use crate::op::Op;
 use crate::out::{Out, PanicText};
 use crate::rules::{wants_prior, Case, Facing, Rule, Then, RULES};
 
-/// The number of operations before both machines start again.
+/// The number of operations before both machines restart.
 const SEQUENCE: usize = 250;
 
 /// The differences in memory and dirty bits.
 #[derive(Clone, Debug, Default)]
-pub struct Apart {
+pub struct StateDiff {
     /// Different regions, lengths, or bitmap sizes.
     pub shape: Option<String>,
-    pub regions: Vec<RegionApart>,
+    pub regions: Vec<RegionDiff>,
     /// Bits of the `IommuMemory`'s bitmap.
-    pub iommu: Vec<BitApart>,
+    pub iommu: Vec<BitDiff>,
 }
 
 /// The differences in one region.
 #[derive(Clone, Debug)]
-pub struct RegionApart {
+pub struct RegionDiff {
     /// Its index in [`State`].
     pub region: usize,
     pub base: u64,
     pub len: u64,
-    pub bytes: Vec<ByteApart>,
-    pub bits: Vec<BitApart>,
+    pub bytes: Vec<ByteDiff>,
+    pub bits: Vec<BitDiff>,
 }
 
 /// A byte that differs.
 #[derive(Clone, Copy, Debug)]
-pub struct ByteApart {
+pub struct ByteDiff {
     pub offset: usize,
     pub reference: u8,
     pub ours: u8,
@@ -50,33 +50,33 @@ pub struct ByteApart {
 
 /// A dirty bit that differs.
 #[derive(Clone, Copy, Debug)]
-pub struct BitApart {
+pub struct BitDiff {
     pub index: usize,
     /// Set in ours and clear in the reference, or the reverse.
     pub in_ours: bool,
 }
 
-impl Apart {
+impl StateDiff {
     /// Compares two states.
-    pub fn of(reference: &State, ours: &State) -> Apart {
-        let mut apart = Apart {
-            iommu: bits_apart(&reference.iommu, &ours.iommu),
-            ..Apart::default()
+    pub fn of(reference: &State, ours: &State) -> StateDiff {
+        let mut diff = StateDiff {
+            iommu: bit_diffs(&reference.iommu, &ours.iommu),
+            ..StateDiff::default()
         };
         if reference.iommu.len() != ours.iommu.len() || reference.iommu.last() != ours.iommu.last()
         {
-            apart.shape = Some("the bitmap of IommuMemory has another size".into());
+            diff.shape = Some("the bitmap of IommuMemory has another size".into());
         }
         if reference.regions.len() != ours.regions.len() {
             let (a, b) = (reference.regions.len(), ours.regions.len());
-            apart.shape = Some(format!("the reference has {a} regions, ours {b}"));
-            return apart;
+            diff.shape = Some(format!("the reference has {a} regions, ours {b}"));
+            return diff;
         }
         for (index, (a, b)) in reference.regions.iter().zip(&ours.regions).enumerate() {
             if (a.base, a.len, a.memory.len()) != (b.base, b.len, b.memory.len())
                 || (a.bits.len(), a.bits.last()) != (b.bits.len(), b.bits.last())
             {
-                apart.shape = Some(format!(
+                diff.shape = Some(format!(
                     "region {index} is {a:x?} in the reference, {b:x?} in ours"
                 ));
             }
@@ -84,7 +84,7 @@ impl Apart {
                 .memory
                 .differences(&b.memory)
                 .into_iter()
-                .map(|offset| ByteApart {
+                .map(|offset| ByteDiff {
                     offset,
                     reference: a.memory.byte(offset),
                     ours: b.memory.byte(offset),
@@ -93,10 +93,10 @@ impl Apart {
             let bits = if a.bits == b.bits {
                 Vec::new()
             } else {
-                bits_apart(&a.bits, &b.bits)
+                bit_diffs(&a.bits, &b.bits)
             };
             if !bytes.is_empty() || !bits.is_empty() {
-                apart.regions.push(RegionApart {
+                diff.regions.push(RegionDiff {
                     region: index,
                     base: a.base,
                     len: a.len,
@@ -105,7 +105,7 @@ impl Apart {
                 });
             }
         }
-        apart
+        diff
     }
 
     /// Returns whether nothing differs.
@@ -114,18 +114,18 @@ impl Apart {
     }
 }
 
-fn bits_apart(reference: &[u64], ours: &[u64]) -> Vec<BitApart> {
+fn bit_diffs(reference: &[u64], ours: &[u64]) -> Vec<BitDiff> {
     let words = reference.len().min(ours.len()).saturating_sub(1);
     (0..words * 64)
         .filter(|i| (reference[i / 64] ^ ours[i / 64]) >> (i % 64) & 1 == 1)
-        .map(|index| BitApart {
+        .map(|index| BitDiff {
             index,
             in_ours: ours[index / 64] >> (index % 64) & 1 == 1,
         })
         .collect()
 }
 
-impl fmt::Display for Apart {
+impl fmt::Display for StateDiff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 6;
         if self.is_nothing() {
@@ -141,7 +141,7 @@ impl fmt::Display for Apart {
                 region.region, region.base, region.len
             )?;
             for byte in region.bytes.iter().take(SHOWN) {
-                let ByteApart {
+                let ByteDiff {
                     offset,
                     reference,
                     ours,
@@ -169,7 +169,7 @@ impl fmt::Display for Apart {
     }
 }
 
-fn show_bits(f: &mut fmt::Formatter<'_>, bits: &[BitApart], shown: usize) -> fmt::Result {
+fn show_bits(f: &mut fmt::Formatter<'_>, bits: &[BitDiff], shown: usize) -> fmt::Result {
     for bit in bits.iter().take(shown) {
         let (set, clear) = if bit.in_ours {
             ("ours", "the reference")
@@ -198,18 +198,16 @@ pub struct Difference {
     pub op: Op,
     pub reference: Out,
     pub ours: Out,
-    pub apart: Apart,
+    pub diff: StateDiff,
 }
 
 impl Difference {
-    /// Returns the kind of the difference, which many share.
+    /// Returns the kind of the difference. Many differences have the same kind.
     pub fn kind(&self) -> String {
-        let place = match &self.apart {
-            apart if apart.shape.is_some() => "; another shape",
-            apart if apart.regions.iter().any(|region| !region.bytes.is_empty()) => {
-                "; bytes differ"
-            }
-            apart if !apart.is_nothing() => "; dirty bits differ",
+        let place = match &self.diff {
+            diff if diff.shape.is_some() => "; another shape",
+            diff if diff.regions.iter().any(|region| !region.bytes.is_empty()) => "; bytes differ",
+            diff if !diff.is_nothing() => "; dirty bits differ",
             _ => "",
         };
         format!(
@@ -226,7 +224,7 @@ impl fmt::Display for Difference {
         writeln!(f, "operation {}: {}", self.index, literal(&self.op))?;
         writeln!(f, "  reference: {}", literal(&self.reference))?;
         writeln!(f, "  ours:      {}", literal(&self.ours))?;
-        write!(f, "{}", self.apart)
+        write!(f, "{}", self.diff)
     }
 }
 
@@ -299,8 +297,8 @@ impl<A: Machine, B: Machine> Pair<A, B> {
                 .or_default() += 1;
         }
         let (state_a, state_b) = (self.reference.state(), self.ours.state());
-        let apart = Apart::of(&state_a, &state_b);
-        if reference != ours || !apart.is_nothing() {
+        let diff = StateDiff::of(&state_a, &state_b);
+        if reference != ours || !diff.is_nothing() {
             let facts = Facing {
                 reference: &self.reference,
                 ours: RefCell::new(&mut self.ours),
@@ -313,7 +311,7 @@ impl<A: Machine, B: Machine> Pair<A, B> {
                 before: &self.context,
                 reference: &reference,
                 ours: &ours,
-                apart: &apart,
+                diff: &diff,
                 facts: &facts,
             };
             let allowed = RULES
@@ -326,7 +324,7 @@ impl<A: Machine, B: Machine> Pair<A, B> {
                     op: op.clone(),
                     reference,
                     ours,
-                    apart,
+                    diff,
                 }));
             };
             *self.fired.entry(row).or_default() += 1;
@@ -335,19 +333,19 @@ impl<A: Machine, B: Machine> Pair<A, B> {
                     self.restart();
                     return Ok(());
                 }
-                Then::Sync | Then::ForgetMappings { .. } if apart.shape.is_some() => {
+                Then::Sync | Then::ForgetMappings { .. } if diff.shape.is_some() => {
                     self.restart();
                     return Ok(());
                 }
                 Then::Sync => {
-                    for region in &apart.regions {
+                    for region in &diff.regions {
                         let index = region.region;
                         let (mut to, from) =
                             (state_a.regions[index].memory, state_b.regions[index].memory);
                         to.copy_from(&from);
                         self.reference.set_bits(index, &state_b.regions[index].bits);
                     }
-                    if !apart.iommu.is_empty() {
+                    if !diff.iommu.is_empty() {
                         self.reference.set_iommu_bits(&state_b.iommu);
                     }
                 }

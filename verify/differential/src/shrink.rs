@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::op::Op;
 use crate::run::{literal, replay_on, Difference};
 
-/// The most replays of a shrink.
+/// The maximum number of replays while shrinking.
 const MOST_ATTEMPTS: usize = 6000;
 
 struct Shrinker<'a> {
@@ -85,7 +85,8 @@ impl Shrinker<'_> {
     }
 }
 
-/// Returns simpler forms of `value` that differ from it in node number `place`, if it exists.
+/// Returns variants of `value` with a simpler node number `place`, or `None` if that node does not
+/// exist.
 fn candidates(value: &Value, place: usize) -> Option<Vec<Value>> {
     let mut count = place;
     let options = options_at(value, &mut count)?;
@@ -168,7 +169,7 @@ fn options(value: &Value) -> Vec<Value> {
     }
 }
 
-/// Returns the shortest failing sequence that was found, and its difference.
+/// Shrinks a failing sequence. Returns the shortest one that still fails, and its difference.
 pub fn shrink<A: Machine, B: Machine>(
     ops: Vec<Op>,
     difference: Box<Difference>,

@@ -7,7 +7,7 @@ use vm_memory_differential::context::Mapping;
 use vm_memory_differential::machine::{Extent, Machine, Placed, State};
 use vm_memory_differential::op::{Op, Question, Target};
 use vm_memory_differential::out::Out;
-use vm_memory_differential::rules::{MUST_FIRE, RULES};
+use vm_memory_differential::rules::{REQUIRED_RULES, RULES};
 use vm_memory_differential::run::{replay_on, Soak};
 use vm_memory_differential::shrink::{report, shrink};
 use vm_memory_differential::{on_ours, on_reference};
@@ -59,11 +59,11 @@ fn reference_equals_itself() {
 }
 
 /// 0.18.0 with a bug: `checked_offset` is off by one.
-struct Bent(Reference);
+struct OffByOne(Reference);
 
-impl Machine for Bent {
+impl Machine for OffByOne {
     fn fresh() -> Self {
-        Bent(Reference::fresh())
+        OffByOne(Reference::fresh())
     }
 
     fn apply(&mut self, op: &Op) -> Out {
@@ -122,9 +122,9 @@ impl Machine for Bent {
 fn off_by_one_is_found_and_shrunk() {
     let soak = soak(7, 100_000);
     let (ops, difference) = soak
-        .run::<Reference, Bent>()
-        .expect_err("the error must be found");
-    let (ops, difference) = shrink::<Reference, Bent>(ops, difference, &[]);
+        .run::<Reference, OffByOne>()
+        .expect_err("the bug must be found");
+    let (ops, difference) = shrink::<Reference, OffByOne>(ops, difference, &[]);
     let text = report(&ops, &difference);
     assert!(ops.len() <= 2, "one to make a region, one to ask:\n{text}");
     assert!(
@@ -135,10 +135,10 @@ fn off_by_one_is_found_and_shrunk() {
 
 #[test]
 fn run_without_a_rule_fails() {
-    assert!(MUST_FIRE
+    assert!(REQUIRED_RULES
         .iter()
         .all(|row| RULES.iter().any(|rule| rule.row == *row)));
-    for row in MUST_FIRE {
+    for row in REQUIRED_RULES {
         let without = vec![row.to_string()];
         let soak = Soak {
             without: without.clone(),

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use vm_memory_differential::rules::MUST_FIRE;
+use vm_memory_differential::rules::REQUIRED_RULES;
 use vm_memory_differential::run::{Fired, Soak};
 use vm_memory_differential::shrink::{report, shrink};
 use vm_memory_differential::{on_ours, on_reference};
@@ -65,7 +65,7 @@ fn a_million_operations_have_equal_outcomes() {
         println!("SKIPPED: whether every rule is needed (fewer than a million operations)");
         return;
     }
-    let idle: Vec<_> = MUST_FIRE
+    let idle: Vec<_> = REQUIRED_RULES
         .iter()
         .filter(|row| !fired.contains_key(*row))
         .collect();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory_differential::machine::Machine;
 use vm_memory_differential::op::Op;
-use vm_memory_differential::run::{guarded, literal, Apart, Failure, Soak};
+use vm_memory_differential::run::{guarded, literal, Failure, Soak, StateDiff};
 use vm_memory_differential::shrink::{report, shrink};
 use vm_memory_differential::{on_ours, on_reference};
 
@@ -150,7 +150,7 @@ fn outcomes(path: &str) -> ExitCode {
         println!("{}", literal(op));
         println!("  reference: {}", literal(&guarded(&mut reference, op)));
         println!("  ours:      {}", literal(&guarded(&mut ours, op)));
-        print!("{}", Apart::of(&reference.state(), &ours.state()));
+        print!("{}", StateDiff::of(&reference.state(), &ours.state()));
     }
     ExitCode::SUCCESS
 }

@@ -12,7 +12,7 @@ use super::vm::{
 use crate::op::{Answer, Question, RegionQuestion};
 use crate::out::{Fault, Out};
 
-/// The most slices that are compared; an iterator with more counts as endless.
+/// The maximum number of slices that are compared. An iterator with more counts as endless.
 const MOST_SLICES: usize = 1 << 12;
 
 pub fn place<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, hosts: &Hosts) -> Out {

@@ -1,6 +1,5 @@
 //! Runs operations on one of the two crates. This folder is compiled once for each, with the crate
-//! as
-//! `vm`, so that both run the same code.
+//! as `vm`, so that both run the same code.
 
 mod asks;
 mod bits;
@@ -38,7 +37,7 @@ use vm::{
 
 /// The length of the buffer that has no bitmap.
 const BUFFER_BYTES: usize = 8192;
-/// The most removed regions that are still held.
+/// The maximum number of removed regions that the machine keeps.
 const MOST_REMOVED: usize = 2;
 
 /// Returns a type name of this crate, which distinguishes the two.

@@ -10,10 +10,10 @@ use crate::context::Mapping;
 use crate::op::{Perm, TlbAct};
 use crate::out::Out;
 
-/// The most mapped ranges that are compared; an iterator with more counts as endless.
+/// The maximum number of mapped ranges that are compared. An iterator with more counts as endless.
 const MOST_RANGES: usize = 1 << 12;
 
-/// An IOMMU whose misses stay misses.
+/// An IOMMU that never resolves a miss.
 #[derive(Debug)]
 pub struct Remapper {
     tlb: RwLock<Iotlb>,
@@ -27,8 +27,7 @@ impl Remapper {
         }
     }
 
-    /// Returns its IOTLB. A panic of the crate under test, which was reported, may have poisoned
-    /// the lock.
+    /// Returns its IOTLB. A reported panic of the crate under test may have poisoned the lock.
     pub fn tlb_mut(&self) -> RwLockWriteGuard<'_, Iotlb> {
         self.tlb.write().unwrap_or_else(PoisonError::into_inner)
     }

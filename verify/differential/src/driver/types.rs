@@ -57,8 +57,9 @@ macro_rules! with_any_ty {
     }};
 }
 
-/// The same for the types of accesses to memory. Other types have the size and alignment of one of
-/// them, and take time to compile.
+/// Evaluates the expression with `$T` as the type named by `$ty`, for the types of accesses to
+/// memory only. Every other type has the size and alignment of one of them, and would take time to
+/// compile.
 macro_rules! with_ty {
     ($ty:expr, $T:ident => $body:expr, else $other:expr) => {{
         use $crate::op::Ty;

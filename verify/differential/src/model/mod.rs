@@ -1,5 +1,5 @@
-//! A model of accesses by guest address: slow, obvious, and independent of both crates. The rules
-//! use it to check ours where 0.18.0 is wrong.
+//! A model of accesses by guest address: slow, simple, and independent of both crates. The rules
+//! check ours against it where 0.18.0 is wrong.
 
 mod operands;
 mod streams;
@@ -80,7 +80,8 @@ impl<'a> Model<'a> {
         })
     }
 
-    /// Returns the region that contains the address, and the distance to its end or to 2^64.
+    /// Returns the region that contains the address, and the distance to the end of the region or
+    /// to 2^64.
     fn find(&self, at: u64) -> Option<(&Placed, u64, usize)> {
         let region = self
             .regions
@@ -342,7 +343,7 @@ impl<'a> Model<'a> {
         ))
     }
 
-    /// Reads from a descriptor that fails. The bytes that it may have left count as written.
+    /// Reads from a descriptor that fails. Bytes that the read may have changed count as written.
     fn read_from_deaf(&self, at: u64, count: usize, exact: bool) -> Option<Expected> {
         let (out, marked) = match self.before_fault(at, count, Perm::Write) {
             Err(fault) => (Out::Failed(fault), None),
@@ -362,8 +363,8 @@ impl<'a> Model<'a> {
         Some(expected)
     }
 
-    /// As in 0.18.0, each segment is written completely, and an error is returned whatever was
-    /// written.
+    /// Returns the expected result of a write to a sink. As in 0.18.0, each segment is written
+    /// completely, and an error is returned even after a partial write.
     fn write_to(&self, at: u64, sink: &Sink, count: usize, all: bool) -> Option<Expected> {
         let (out, taken) = match self.before_fault(at, count, Perm::Read) {
             Err(fault) => (Out::Failed(fault), Vec::new()),

@@ -64,8 +64,7 @@ fn b2_tlb(case: &Case<'_>, alone: bool, act: &TlbAct) -> Option<Then> {
             (iova, len, right)
         }
     };
-    // A lookup changes nothing; of one that fails, the parts may be told in other cuts than the
-    // model's.
+    // A lookup changes nothing. A lookup that fails may report other ranges than the model.
     let right = match (act, case.ours, &right) {
         (
             TlbAct::Lookup { .. },
@@ -86,7 +85,7 @@ pub(super) fn b3(case: &Case<'_>) -> Option<Then> {
     else {
         return None;
     };
-    // The outcome of a slice of the stack frame has its bytes too.
+    // The outcome of a slice of the stack frame includes its bytes.
     let told = |out: &Out| match out {
         Out::All(parts) => match &parts[..] {
             [Out::All(guard), Out::Bytes(bytes)] => Some((guard.clone(), bytes.clone())),
@@ -96,11 +95,11 @@ pub(super) fn b3(case: &Case<'_>) -> Option<Then> {
     };
     let ((reference, left), (ours, right)) = (told(case.reference)?, told(case.ours)?);
     let lengths = reference[1] == Out::from(*count) && ours[1] == Out::from(count * size_of(*ty));
-    (lengths && reference[0] == ours[0] && left == right && case.apart.is_nothing())
+    (lengths && reference[0] == ours[0] && left == right && case.diff.is_nothing())
         .then_some(Then::Sync)
 }
 
-/// Returns whether a region passes 2^64. The bytes above do not exist.
+/// Returns whether a region passes 2^64. Bytes past 2^64 do not exist.
 fn wraps(base: u64, len: u64) -> bool {
     u128::from(base) + u128::from(len) > TOP
 }
@@ -172,7 +171,7 @@ fn b10_region(case: &Case<'_>) -> Option<Then> {
         } if there => {
             let not_found = matches!(case.reference, Out::Failed(Fault::InvalidGuestAddress(_)));
             let ordering = format!("{:?}", case.ours).contains("cannot have the ordering");
-            (not_found && ordering && case.apart.is_nothing()).then_some(Then::Sync)
+            (not_found && ordering && case.diff.is_nothing()).then_some(Then::Sync)
         }
         _ => None,
     }
@@ -202,7 +201,7 @@ pub(super) fn b10(case: &Case<'_>) -> Option<Then> {
 
 pub(super) fn b11(case: &Case<'_>) -> Option<Then> {
     match case.op {
-        // Empty regions may share an address with others or not, but must not panic.
+        // Whether empty regions may share an address is not compared. They must not panic.
         Op::Build(layout) if layout.regions.iter().any(|r| r.len == 0) => settled(case),
         Op::InsertRegion(spec)
             if spec.len == 0 || case.before.extents.iter().any(|e| e.len == 0) =>
@@ -238,7 +237,7 @@ pub(super) fn b11(case: &Case<'_>) -> Option<Then> {
                 return None;
             };
             let about = *ty == Ty::Empty && case.reference.panicked() && !case.ours.panicked();
-            (about && case.apart.is_nothing()).then_some(Then::Sync)
+            (about && case.diff.is_nothing()).then_some(Then::Sync)
         }
         Op::Touch {
             on: Target::OneSlice(path),
@@ -256,7 +255,7 @@ pub(super) fn b11(case: &Case<'_>) -> Option<Then> {
     }
 }
 
-/// Permits any outcome of ours except a panic. Both machines start again.
+/// Permits any outcome of ours except a panic. Both machines restart.
 fn settled(case: &Case<'_>) -> Option<Then> {
     let fine = matches!(
         case.ours,

@@ -1,9 +1,9 @@
 //! The permitted differences, by the codes of docs/differences.md. Each rule is as narrow as
 //! possible.
 //!
-//! The first half of a rule recognises the operations that the difference is about. The second half
-//! checks that this crate returned the documented result, by the [`model`](crate::model) or by
-//! itself.
+//! The first half of a rule recognises the operations that the difference affects. The second half
+//! checks that this crate returned the documented result, with the [`model`](crate::model) or with a
+//! check of its own.
 //!
 //! | module | codes |
 //! |---|---|
@@ -22,9 +22,9 @@ use crate::machine::{Machine, Placed, State};
 use crate::model::{atom_size, size_of, Expected, Model, Prior};
 use crate::op::{Access, Op, Perm, Question, Target, TlbAct};
 use crate::out::Out;
-use crate::run::Apart;
+use crate::run::StateDiff;
 
-/// A difference, and the facts to judge it by.
+/// A difference, and the facts that a rule needs to judge it.
 pub struct Case<'a> {
     pub op: &'a Op,
     /// The tracked state before the operation.
@@ -32,7 +32,7 @@ pub struct Case<'a> {
     pub reference: &'a Out,
     pub ours: &'a Out,
     /// The differences in memory and dirty bits.
-    pub apart: &'a Apart,
+    pub diff: &'a StateDiff,
     pub(crate) facts: &'a dyn Facts,
 }
 
@@ -62,7 +62,7 @@ pub enum Then {
     Sync,
     /// Both IOTLBs are emptied.
     ForgetMappings { alone: bool },
-    /// Both start again.
+    /// Both machines restart.
     Restart,
 }
 
@@ -118,7 +118,7 @@ pub const RULES: &[Rule] = &[
 ];
 
 /// The rules that every run of a million operations must use.
-pub const MUST_FIRE: &[&str] = &["B1", "B2", "B8", "B10", "B11", "B14"];
+pub const REQUIRED_RULES: &[&str] = &["B1", "B2", "B8", "B10", "B11", "B14"];
 
 /// Returns whether the rules need memory and dirty bits from before the operation.
 pub fn wants_prior(op: &Op, before: &Context) -> bool {
@@ -185,7 +185,7 @@ fn is_translated(case: &Case<'_>) -> bool {
     range_of(case.op).is_some_and(|(on, ..)| *on == Target::Iommu) && case.before.iommu_enabled
 }
 
-/// Returns whether ours did what the model expects, to the last byte and dirty bit.
+/// Returns whether ours has the expected outcome, bytes and dirty bits of the model.
 fn as_modelled(case: &Case<'_>) -> bool {
     let Some((on, ..)) = range_of(case.op) else {
         return false;

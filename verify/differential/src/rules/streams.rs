@@ -7,8 +7,7 @@ use crate::op::{Access, Act, Op, Sink};
 use crate::out::{Fault, Out};
 
 pub(super) fn b1(case: &Case<'_>) -> Option<Then> {
-    // Writes lose their count to an error in the same way; the row names reads, what is right is
-    // said of both.
+    // The row names reads. Writes have the same bug: an error replaces their count.
     let Op::Touch {
         access: Access::ReadFrom { count, .. } | Access::WriteTo { count, .. },
         ..
@@ -19,15 +18,15 @@ pub(super) fn b1(case: &Case<'_>) -> Option<Then> {
     if lost_count_of_a_pipe(case) {
         return Some(Then::Sync);
     }
-    // A difference in marks alone belongs to B14.
+    // A difference only in marks belongs to B14.
     let about = *count > 0
-        && (case.reference != case.ours || case.apart.regions.iter().any(|r| !r.bytes.is_empty()));
+        && (case.reference != case.ours || case.diff.regions.iter().any(|r| !r.bytes.is_empty()));
     (about && as_modelled(case)).then_some(Then::Sync)
 }
 
-/// Returns whether a write to a pipe differs only in that the reference returns the error, and ours
-/// the count before it. The kernel decides how many bytes fit into a nearly full pipe, so the model
-/// does not know the count; but both wrote the same bytes.
+/// Returns whether a write to a pipe differs only in its result: the error in the reference, and
+/// the count before it in ours. The kernel decides how many bytes fit into a nearly full pipe, so
+/// the model does not know the count. Both wrote the same bytes.
 fn lost_count_of_a_pipe(case: &Case<'_>) -> bool {
     let Op::Touch {
         access:
@@ -54,7 +53,7 @@ fn lost_count_of_a_pipe(case: &Case<'_>) -> bool {
         Out::Failed(Fault::PartialBuffer { completed, .. }) => *all && *completed > 0,
         _ => false,
     };
-    counted && theirs == same && case.apart.is_nothing()
+    counted && theirs == same && case.diff.is_nothing()
 }
 
 pub(super) fn b14(case: &Case<'_>) -> Option<Then> {
@@ -77,12 +76,12 @@ pub(super) fn b14(case: &Case<'_>) -> Option<Then> {
         _ => return None,
     };
     let blocked = *result == Out::Failed(Fault::Io(ErrorKind::WouldBlock, Some(libc::EAGAIN)));
-    let apart = case.apart;
-    let only_marks = apart.shape.is_none()
-        && apart
+    let diff = case.diff;
+    let only_marks = diff.shape.is_none()
+        && diff
             .regions
             .iter()
             .all(|r| r.bytes.is_empty() && r.bits.iter().all(|bit| !bit.in_ours))
-        && apart.iommu.iter().all(|bit| !bit.in_ours);
+        && diff.iommu.iter().all(|bit| !bit.in_ours);
     (blocked && only_marks && case.reference == case.ours).then_some(Then::Sync)
 }
