@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 21)]
     rounds: u32,
 
-    /// Run five short rounds, which show that everything runs; does not write RESULTS.md
+    /// Run only five short rounds, to test that every row works; does not write RESULTS.md
     #[arg(long)]
     quick: bool,
 
@@ -88,13 +88,13 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if args.instructions {
         return bench.instructions(args);
     }
-    // Before anything is written, so that the commit counts as unchanged.
+    // Before this command writes a file, so that the checkout counts as unchanged.
     let machine = Machine::ask(&bench.folder)?;
     let mut builds = args.builds.clone();
     builds.sort_unstable();
     builds.dedup();
 
-    // All builds come first, so that the heat and caches that compilers leave affect all alike.
+    // All builds come first, so that the compilers affect heat and caches of all runs alike.
     let mut programs = Vec::new();
     for build in &builds {
         programs.push((*build, bench.build(*build)?));
@@ -115,7 +115,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         fs::write(&results, text).with_context(|| format!("cannot write {}", results.display()))?;
         println!("written: {}", results.display());
     } else {
-        println!("bench/RESULTS.md is not written: that needs all builds, all rows and all rounds");
+        println!("bench/RESULTS.md is not written: it needs all builds, all rows and all rounds");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -205,8 +205,7 @@ impl Bench {
 
     /// Measures copies in each build. In the first build, also measures an IOTLB that grows,
     /// threads that share one, and provisioning, and draws the plots. Only a whole run replaces the
-    /// plots in
-    /// `bench/`.
+    /// plots in `bench/`.
     fn curves(&self, programs: &[(Build, PathBuf)], args: &Args, whole: bool) -> Result<Curves> {
         let (build, program) = programs.first().context("no build")?;
         let folder = if whole { &self.folder } else { &self.target };

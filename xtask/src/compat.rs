@@ -1,9 +1,11 @@
 //! `cargo xtask compat`: the tests of published crates that use vm-memory, on this crate.
 //!
 //! Cargo fetches the source of each crate, which is copied to `target/compat` with its lock file.
-//! Its tests run there with this checkout patched in for `vm-memory`. A row passes if the test
-//! programs contain this `vm-memory` only, by cargo's own report, if no test fails, and if as many
-//! pass as on the published vm-memory.
+//! Its tests run there with this checkout patched in for `vm-memory`. A row passes if:
+//!
+//! - the test programs contain no other `vm-memory`, according to cargo;
+//! - no test fails;
+//! - as many tests pass as on the published vm-memory.
 
 pub mod counts;
 mod table;
@@ -25,7 +27,7 @@ use crate::workspace::{cargo, cargo_path, Workspace};
 use counts::Counts;
 use table::{User, USERS};
 
-/// A test program that runs longer than this hangs, and is ended.
+/// The time limit of a test program. One that runs longer counts as hanging and is ended.
 const TEST_PROGRAM_LIMIT_SECONDS: u32 = 300;
 
 /// The lines of a log that are printed when its row fails.
@@ -232,7 +234,8 @@ impl Bench {
         Ok(())
     }
 
-    /// A cargo that takes vm-memory from this checkout, unless the published one is wanted.
+    /// Returns a cargo that takes vm-memory from this checkout, unless the published one is
+    /// requested.
     fn patched_cargo(&self, folder: &Path) -> std::process::Command {
         let mut command = cargo(folder);
         if !self.published {
@@ -297,8 +300,8 @@ fn runner(seconds: u32) -> String {
     format!("target.'cfg(all())'.runner=[\"timeout\", \"--foreground\", \"{seconds}\"]")
 }
 
-/// Builds test programs and returns the manifest of each `vm-memory` in them. Cargo names fresh
-/// artifacts too, so a second run proves as much as the first.
+/// Builds test programs and returns the manifest of each `vm-memory` in them. Cargo also lists
+/// artifacts that it does not rebuild, so a second run proves as much as the first.
 fn build(mut cargo_test: std::process::Command, log: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut output = append(log)?;
     let mut child = cargo_test
@@ -331,7 +334,7 @@ fn build(mut cargo_test: std::process::Command, log: &Path) -> Result<BTreeSet<P
     Ok(found)
 }
 
-/// Returns an error if the counts of a run are not those of a row that passes.
+/// Returns an error if the counts of a run do not permit the row to pass.
 fn judge(user: &User, counts: &Counts) -> Result<()> {
     ensure!(counts.programs > 0, "no test program reported a result");
     ensure!(counts.failed == 0, "{} failed", counts.failed);

@@ -4,8 +4,8 @@
 //!   standard library for arm64. The tests of the access routines run again with the atomic
 //!   instructions of LSE.
 //! - Its tests with musl, on this processor, with a standard library built from Debian's source.
-//! - Objects for Windows and macOS. They must not have the section of the fault table, which is for
-//!   ELF only.
+//! - Objects for Windows and macOS. They must not have the section of the fault table, because it
+//!   exists for ELF only.
 //!
 //! A target whose tools are missing is reported as `SKIPPED:`, and so is a test that cannot run.
 //! `--install` installs the tools first.
@@ -89,13 +89,13 @@ const MUSL: &[Tool] = &[
 const FORMATS: &[Tool] = &[RUSTC, CARGO, RUST_SOURCE];
 
 const AARCH64_LINUX: &str = "aarch64-unknown-linux-gnu";
-/// A processor with the base set of instructions, and one with all that the emulator knows.
+/// A processor with the base set of instructions, and one with all that the emulator supports.
 const BASE_PROCESSOR: &str = "cortex-a72";
 const ANY_PROCESSOR: &str = "max";
 
 /// The section of the fault table (`src/access/arch/fault_table.rs`).
 const SECTION: &[u8] = b"vm_memory_faults_1";
-/// A run that takes longer hangs, and is ended.
+/// The time limit of a run. One that takes longer counts as hanging and is ended.
 const LIMIT_SECONDS: &str = "900";
 /// The lines of a log that are printed when its run fails.
 const TAIL_LINES: usize = 60;
@@ -207,7 +207,7 @@ fn succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The folder of the builds: a separate one, because the compiler is another one.
+/// The folder of the builds. It is separate because the compiler differs.
 struct Bench {
     root: PathBuf,
     features: String,
@@ -225,7 +225,7 @@ impl Bench {
         })
     }
 
-    /// Debian's cargo and rustc, without the settings of the cargo that runs this program.
+    /// Returns Debian's cargo and rustc, without the settings of the cargo that runs this program.
     fn cargo(&self, subcommand: &str) -> Command {
         let mut command = Command::new("timeout");
         for variable in [

@@ -1,4 +1,4 @@
-//! Comments, string literals and code of Rust source, told apart.
+//! A lexer that separates the comments, string literals and code of Rust source.
 
 /// The kind of a [`Token`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub fn lex(source: &str) -> Vec<Token<'_>> {
     tokens
 }
 
-/// Adds the text from `start` to `end`, a suffix of it, if it is not empty.
+/// Adds the part of `start` before its suffix `end`, if that part is not empty.
 fn push<'text>(
     tokens: &mut Vec<Token<'text>>,
     line: &mut usize,
@@ -66,7 +66,7 @@ fn push<'text>(
     }
 }
 
-/// Returns the kind of the token at the start of a text that is not empty, and the text after it.
+/// Returns the kind of the first token of a non-empty text, and the text after the token.
 fn next(rest: &str) -> (Kind, &str) {
     if rest.starts_with("//") {
         return (
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn lex_tells_comments_strings_and_code_apart() {
+    fn lex_of_comments_strings_and_code_separates_them() {
         assert_eq!(
             kinds("let a = \"// no \\\" comment\"; // yes\n/* one /* two */ */x"),
             [

@@ -1,6 +1,6 @@
 //! `cargo xtask lines`: the code lines of each crate and file.
 //!
-//! A code line has something besides blanks and comments, and is not part of a test.
+//! A code line contains more than blanks and comments, and is not part of a test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

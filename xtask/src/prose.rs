@@ -23,7 +23,7 @@ use text::{long_lines, paragraphs, Paragraph};
 /// The most columns of a line of prose.
 const COLUMNS: usize = 100;
 
-/// Files that show the phrases, or that others wrote.
+/// Files that contain the phrases as examples, generated files, and files by other authors.
 const EXCLUDED: [&str; 5] = [
     "Cargo.lock",
     "LICENSE",
@@ -44,7 +44,7 @@ pub struct Args {
     counts: bool,
 }
 
-/// Something to write differently.
+/// A place in a file, and the words to use instead.
 #[derive(Debug)]
 struct Finding {
     line: usize,
@@ -52,7 +52,7 @@ struct Finding {
     advice: String,
 }
 
-/// Checks the tracked files, and prints what to write differently.
+/// Checks the tracked files, and prints the findings.
 ///
 /// # Errors
 ///
@@ -171,7 +171,7 @@ fn first_sentence(text: &str) -> &str {
 struct Phrase {
     pattern: Regex,
     advice: String,
-    /// Matches that are right.
+    /// Matches that are allowed.
     unless: Option<Regex>,
 }
 

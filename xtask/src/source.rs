@@ -1,7 +1,7 @@
 //! Rust source as a tree of modules.
 //!
-//! [`modules`] follows the `mod` items of a crate from its root file. Code that only tests see is
-//! left out: [`is_test`] recognises it by its attributes.
+//! [`modules`] follows the `mod` items of a crate from its root file. Code that only tests compile
+//! is left out: [`is_test`] recognises it by its attributes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,7 +26,7 @@ pub struct Module {
     pub tree: syn::File,
 }
 
-/// Returns the files of the crate with the root file `root`, without those that only tests see.
+/// Returns the files of the crate with the root file `root`, without those that only tests compile.
 ///
 /// # Errors
 ///
@@ -55,7 +55,7 @@ pub fn modules(root: &Path) -> Result<Vec<Module>> {
     Ok(found)
 }
 
-/// Adds the files of the `mod` items of a file, those in inline modules included.
+/// Adds the files of the `mod` items of a file, including those in inline modules.
 fn children(
     file: &Path,
     path: &[String],
@@ -65,7 +65,9 @@ fn children(
     let parent = file.parent().context("a module's file has no folder")?;
     let stem = file.file_stem().unwrap_or_default();
     let folder = match stem.to_str() {
-        Some("lib" | "main" | "mod") => parent.to_owned(),
+        Some("mod") => parent.to_owned(),
+        // A root file, of any name.
+        _ if path.is_empty() => parent.to_owned(),
         _ => parent.join(stem),
     };
     for item in items {
@@ -102,7 +104,7 @@ fn children(
     Ok(())
 }
 
-/// The values of `#[path = "…"]`, conditional ones included.
+/// The values of `#[path = "…"]`, including conditional ones.
 fn path_attributes(attributes: &[Attribute]) -> Vec<String> {
     let mut found = Vec::new();
     for attribute in attributes {
@@ -143,7 +145,7 @@ pub fn is_test(attributes: &[Attribute]) -> bool {
     })
 }
 
-/// The value of a condition where `test` is not set, or `None` if it depends on something else.
+/// The value of a condition without `test`, or `None` if it depends on something else.
 fn without_test(condition: &Meta) -> Option<bool> {
     if condition.path().is_ident("test") {
         return Some(false);
@@ -159,7 +161,7 @@ fn without_test(condition: &Meta) -> Option<bool> {
         return values.next()?.map(|value| !value);
     }
     let values: Vec<_> = values.collect();
-    // One value decides `all` and `any`, whatever the others are.
+    // One value decides `all` and `any`, regardless of the others.
     let decisive = if list.path.is_ident("all") {
         Some(false)
     } else if list.path.is_ident("any") {
@@ -176,7 +178,7 @@ fn without_test(condition: &Meta) -> Option<bool> {
     }
 }
 
-/// Returns the lines of a file that only tests see, counted from 1.
+/// Returns the lines of a file that only tests compile, counted from 1.
 pub fn test_lines(tree: &syn::File) -> BTreeSet<usize> {
     let mut lines = TestLines(BTreeSet::new());
     lines.visit_file(tree);
@@ -226,7 +228,7 @@ impl<'tree> Visit<'tree> for TestLines {
     }
 }
 
-/// The attributes of an item, of the kinds that may be hidden from builds that are not tests.
+/// The attributes of an item of a kind that may exist only in tests.
 pub fn item_attributes(item: &Item) -> &[Attribute] {
     match item {
         Item::Const(item) => &item.attrs,
@@ -328,6 +330,7 @@ mod tests {
         write("folder/mod.rs", "#[path = \"elsewhere.rs\"]\nmod named;");
         write("folder/elsewhere.rs", "");
         write("tests.rs", "not Rust");
+        write("example.rs", "mod plain;");
         let found = modules(&folder.path().join("lib.rs")).unwrap();
         let mut paths: Vec<_> = found.iter().map(|module| module.path.join("::")).collect();
         paths.sort();
@@ -335,5 +338,7 @@ mod tests {
             paths,
             ["", "folder", "folder::named", "plain", "plain::child"]
         );
+        let example = modules(&folder.path().join("example.rs")).unwrap();
+        assert_eq!(example.len(), 3);
     }
 }

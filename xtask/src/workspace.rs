@@ -23,7 +23,7 @@ pub struct Package {
     pub name: String,
     /// The folder of its manifest.
     pub folder: PathBuf,
-    /// The root files of its library and programs, without tests, examples and benchmarks.
+    /// The root files of its library, programs and examples, without tests and benchmarks.
     pub roots: Vec<PathBuf>,
 }
 
@@ -54,8 +54,8 @@ impl Workspace {
         self.root.join("Cargo.toml")
     }
 
-    /// Returns the features of vm-memory that docs.rs builds, which are all that are implemented,
-    /// separated by commas.
+    /// Returns the features of vm-memory that docs.rs builds, separated by commas. These are all
+    /// implemented features.
     ///
     /// # Errors
     ///
@@ -87,7 +87,12 @@ impl Workspace {
                 .parent()
                 .context("a manifest has no folder")?;
             let roots = package.targets.iter().filter(|target| {
-                let kinds = [TargetKind::Lib, TargetKind::Bin, TargetKind::ProcMacro];
+                let kinds = [
+                    TargetKind::Lib,
+                    TargetKind::Bin,
+                    TargetKind::Example,
+                    TargetKind::ProcMacro,
+                ];
                 target.kind.iter().any(|kind| kinds.contains(kind))
             });
             packages.push(Package {

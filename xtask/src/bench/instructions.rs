@@ -11,7 +11,8 @@ use anyhow::{bail, ensure, Context, Result};
 
 use super::{Args, Bench};
 
-/// The numbers of runs of an operation under callgrind. The difference leaves out the set-up.
+/// The numbers of runs of an operation under callgrind. The difference of the two counts excludes
+/// the set-up.
 const FEW: u64 = 1_000;
 const MANY: u64 = 11_000;
 
@@ -170,7 +171,7 @@ fn pins(text: &str) -> Result<Pins> {
         let (Some(build), Some(operation), Some(count), None) =
             (fields.next(), fields.next(), fields.next(), fields.next())
         else {
-            bail!("'{line}' has not three fields");
+            bail!("'{line}' does not have three fields");
         };
         let count = count
             .parse()
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_regression_is_seen() {
+    fn verdict_above_tolerance_is_more() {
         assert_eq!(verdict(41.0, Some(41.0)), "");
         assert_eq!(verdict(43.0, Some(41.0)), MORE);
         assert_eq!(verdict(30.0, Some(41.0)), "fewer: pin it");
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn totals_of_callgrind() {
+    fn total_of_profile_returns_the_sum() {
         assert_eq!(total("version: 1\nsummary: 1234\n"), Some(1234));
         assert_eq!(total("fn=x\ntotals: 99\n"), Some(99));
         assert_eq!(total("fn=x\n"), None);

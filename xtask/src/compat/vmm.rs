@@ -1,7 +1,7 @@
 //! `cargo xtask compat --vmm`: the unit tests of a virtual machine monitor, on this crate.
 //!
 //! The checkout is copied to `target/compat/vmm`, and this checkout is patched in for `vm-memory`
-//! there. The monitor's own code stays as it is. Both monitors take the crate `micro_http` from
+//! there. The monitor's own code does not change. Both monitors take the crate `micro_http` from
 //! GitHub; a machine without access to it needs a checkout of
 //! `https://github.com/firecracker-microvm/micro-http`, named by `--micro-http`.
 //!
@@ -20,7 +20,7 @@ use clap::ValueEnum;
 use super::counts::Counts;
 use super::{append, build, runner, tail, Bench};
 
-/// A test program that runs longer than this hangs, and is ended. Firecracker's takes minutes.
+/// The time limit of a test program. Firecracker's takes minutes.
 const TEST_PROGRAM_LIMIT_SECONDS: u32 = 1800;
 
 /// The dependency that both monitors take from GitHub.
@@ -77,7 +77,7 @@ impl Monitor {
         }
     }
 
-    /// The tests that pass on vm-memory 0.18.0, and the day of the commit they were counted at.
+    /// The number of tests that pass on vm-memory 0.18.0, and the date of the counted commit.
     fn expected(self) -> (u64, &'static str) {
         match self {
             Self::Firecracker => (781, "2026-08-21"),
@@ -179,7 +179,7 @@ fn test(
     Ok(())
 }
 
-/// Copies a checkout, so that it has no compiler of its own, and takes `micro_http` from `DIR`.
+/// Copies a checkout without its choice of compiler, and with `micro_http` from `DIR`.
 fn copy_checkout(checkout: &Path, copy: &Path, micro_http: Option<&Path>) -> Result<()> {
     if copy.exists() {
         fs::remove_dir_all(copy)?;
@@ -245,7 +245,7 @@ fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Updates arc-swap in the lock file, where there is one: this crate needs 1.9.5 or later.
+/// Updates arc-swap in the lock file, if it has one: this crate needs 1.9.5 or later.
 fn update_arc_swap(bench: &Bench, copy: &Path) -> Result<()> {
     let lock = fs::read_to_string(copy.join("Cargo.lock")).unwrap_or_default();
     if bench.published || !lock.contains("name = \"arc-swap\"") {
@@ -263,7 +263,7 @@ fn update_arc_swap(bench: &Bench, copy: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The number of packages that depend on vm-memory, directly or not.
+/// The number of packages that depend on vm-memory, directly or indirectly.
 fn dependents(bench: &Bench, copy: &Path) -> Result<usize> {
     let output = bench
         .patched_cargo(copy)

@@ -201,7 +201,7 @@ impl<'tree> Visit<'tree> for Imports<'_> {
         self.add_tokens(call.tokens.clone());
     }
 
-    // Neither names an item: `pub(in crate::…)` and attributes.
+    // Visibilities (`pub(in crate::…)`) and attributes do not name items.
     fn visit_visibility(&mut self, _: &'tree Visibility) {}
     fn visit_attribute(&mut self, _: &'tree syn::Attribute) {}
 }

@@ -34,7 +34,7 @@ fn check_of_code_reports_nothing() {
 }
 
 #[test]
-fn check_of_negation_knows_the_right_ones() {
+fn check_of_allowed_negation_reports_nothing() {
     assert_eq!(
         found("a.md", "It is no region."),
         ["1: \"It is no region\""]
@@ -45,6 +45,25 @@ fn check_of_negation_knows_the_right_ones() {
         "It is not a region.",
     ] {
         assert_eq!(found("a.md", text), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn check_of_safety_comment_without_proof_reports_it() {
+    for text in [
+        "// SAFETY: as above.",
+        "// SAFETY: the same contract.",
+        "// SAFETY: within the operand, for the same\n// reason.",
+        "// SAFETY: 1. The pointer is valid.\n// 2. The length, as above.",
+    ] {
+        let found = found("a.rs", text);
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+    }
+    for text in [
+        "// SAFETY: the sizes are the same (just checked).",
+        "// SAFETY: both are in the same mapping.",
+    ] {
+        assert_eq!(found("a.rs", text), [""; 0], "{text}");
     }
 }
 

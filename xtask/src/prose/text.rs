@@ -7,14 +7,14 @@ use crate::lexer::{lex, Kind};
 pub struct Paragraph {
     /// The lines, joined by spaces, with inline code replaced by underscores.
     pub text: String,
-    /// Whether it is made of sentences, and not a heading, a row of a table, code or a message.
+    /// Whether it consists of sentences, and is not a heading, a row of a table, code or a message.
     pub sentences: bool,
     /// The offset in `text` at which each line begins, and its number.
     lines: Vec<(usize, usize)>,
 }
 
 impl Paragraph {
-    /// Returns the number of the line that an offset in the text is on.
+    /// Returns the number of the line that contains an offset in the text.
     pub fn line_of(&self, offset: usize) -> usize {
         let before = self.lines.iter().rev().find(|(start, _)| *start <= offset);
         before.map_or(0, |(_, line)| *line)
