@@ -52,7 +52,7 @@ struct Round {
 
 /// The result of an operation. It must succeed every time.
 pub trait Succeeds {
-    /// Keeps the compiler from removing the result; in registers where it fits.
+    /// Keeps the compiler from removing the result. A result that fits stays in registers.
     fn consume(self);
 }
 
@@ -121,7 +121,7 @@ pub fn timed<R: Succeeds>(iterations: u64, mut operation: impl FnMut(u64) -> R) 
 }
 
 impl Batch {
-    /// A side whose loop body is one operation, without a set-up around the loop.
+    /// Creates a side whose loop body is one operation, without a set-up around the loop.
     ///
     /// Each batch continues with the number after the last one, so that it covers a large table.
     pub fn of<R: Succeeds>(mut operation: impl FnMut(u64) -> R + 'static) -> Self {
@@ -133,7 +133,7 @@ impl Batch {
         })
     }
 
-    /// A side with a set-up around its loop.
+    /// Creates a side with a set-up around its loop.
     pub fn around(run: impl FnMut(u64) -> Result<Duration> + 'static) -> Self {
         Self {
             run: Box::new(run),
@@ -141,7 +141,7 @@ impl Batch {
         }
     }
 
-    /// The same for a loop body with `operations` operations.
+    /// Sets the number of operations in one run of the loop body.
     pub fn per(mut self, operations: u32) -> Self {
         self.per_iteration = operations;
         self
@@ -168,7 +168,7 @@ impl Batch {
             }
             iterations = iterations
                 .checked_mul(4)
-                .context("the operation takes no time at all")?;
+                .context("the operation takes less time than the clock resolves")?;
         }
     }
 
@@ -190,7 +190,7 @@ impl Contest {
         };
         let mut rounds = Vec::with_capacity(effort.rounds);
         for number in 0..effort.rounds {
-            // The order alternates, because each side leaves its traces in the caches.
+            // The order alternates, because each side changes the state of the caches.
             let mut limit = None;
             let (reference, ours);
             if number % 2 == 0 {

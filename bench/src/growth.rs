@@ -13,7 +13,7 @@ use crate::{new_abilities, ours_side, reference_side};
 /// The numbers of mappings, and the factor by which the last may be slower than 100 mappings.
 const COUNTS: [u64; 7] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
 
-/// Measures, prints and draws.
+/// Measures the IOTLBs, prints the table and draws the plot.
 pub fn run(effort: Effort, build: Build, path: &Path) -> Result<()> {
     println!(
         "Build `{}`, an IOTLB of n fragmented pages, ns, medians of {} interleaved rounds.\n",

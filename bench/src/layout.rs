@@ -14,7 +14,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Regions with holes between them. A single region has all of the memory.
+    /// Regions with holes between them. A single region contains all of the memory.
     pub fn apart(regions: usize) -> Self {
         let region_len = if regions == 1 { GUEST_LEN } else { MANY_LEN };
         assert!(
@@ -44,8 +44,8 @@ impl Layout {
         (0..self.regions as u64).map(move |number| (number * stride, number * region_len as u64))
     }
 
-    /// Addresses of accesses of `size` bytes, in random order, which all stay in the caches: 16 KiB
-    /// of one region, or a page of each of many.
+    /// Addresses of accesses of `size` bytes, in random order: in 16 KiB of one region, or in a
+    /// page of each of many. All of the bytes stay in the caches.
     pub fn addresses(&self, size: usize, align: usize) -> Addresses {
         let window = if self.regions == 1 { 16 << 10 } else { 4 << 10 };
         let places = (window.max(size) - size) / align + 1;

@@ -28,11 +28,11 @@ impl Flat {
         options.len(GUEST_LEN);
         #[expect(
             unsafe_code,
-            reason = "the sides must have the same pages, to be treated alike by the caches"
+            reason = "all sides map the same pages, so that caches treat them alike"
         )]
-        // SAFETY: only this process has the file, and never truncates it. Other mappings of it are
-        // accessed only while no reference into this one is in use: one thread has this stage, and
-        // each batch ends before the next one begins.
+        // SAFETY: 1. The file is an anonymous memfd of this process, which never truncates it.
+        // 2. No other mapping of the file is accessed while a reference into this one is in use:
+        //    one thread uses the stage, and each batch ends before the next one begins.
         let bytes = unsafe { options.map_mut(&stage.file) };
         let bytes = bytes.context("cannot map the guest's memory")?;
         Ok(Self {
@@ -57,7 +57,7 @@ impl Flat {
         Some(start..start + size)
     }
 
-    /// The same for one region at address 0.
+    /// The offset of `size` bytes at `address` in one region at address 0.
     #[inline(always)]
     fn find_in_one(&self, address: u64, size: usize) -> Option<Range<usize>> {
         let start = address as usize;

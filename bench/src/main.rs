@@ -38,11 +38,11 @@ mod reference_side {
     pub mod queues;
 }
 
-/// The same workloads on this crate.
+/// The workloads on this crate.
 #[path = "workloads"]
 #[expect(
     clippy::duplicate_mod,
-    reason = "one source for both sides is what makes them comparable"
+    reason = "both sides compile the same source, which makes them comparable"
 )]
 mod ours_side {
     use ours as vm_memory;
@@ -79,7 +79,7 @@ struct Cli {
     /// Rounds of each row
     #[arg(long, value_name = "N", default_value_t = 21)]
     rounds: usize,
-    /// Run five short rounds, which show that everything runs
+    /// Run only five short rounds, to test that every row works
     #[arg(long)]
     quick: bool,
     /// The build of this program; by default the name of its folder

@@ -31,7 +31,7 @@ const PAGE_SIZE: NonZeroUsize = match NonZeroUsize::new(PAGE) {
 const LARGE: usize = 1 << 40;
 const LARGE_STEP: usize = 100_000 * PAGE;
 
-/// A thread's own handle, where 0.18.0 has `memory()`.
+/// A handle that belongs to one thread, instead of `memory()` in 0.18.0.
 pub fn reader(stage: &Stage) -> Result<Batch> {
     let atomic = GuestMemoryAtomic::new(memory::<Plain>(stage, Layout::apart(4))?);
     let mut reader = atomic.reader();
@@ -40,7 +40,7 @@ pub fn reader(stage: &Stage) -> Result<Batch> {
     }))
 }
 
-/// Marks pages that are dirty already, in the mode that loads the bit before it sets it.
+/// Marks pages that are already dirty, in the mode that loads the bit before it sets it.
 pub fn test_before_marking(len: usize) -> Result<Batch> {
     let mut bitmap = AtomicBitmap::new(BITMAP_LEN, PAGE_SIZE);
     bitmap.test_before_marking().context("membarrier(2)")?;
@@ -170,7 +170,7 @@ pub fn read_over_regions(stage: &Stage) -> Result<Batch> {
     }))
 }
 
-/// The same read by one `preadv(2)` into eight mappings, with new vectors for each call.
+/// Reads 64 KiB of a file by one `preadv(2)` into eight mappings, with new vectors for each call.
 pub fn read_by_hand(stage: &Stage) -> Result<Batch> {
     let file = stage.file.try_clone()?;
     let maps: Result<Vec<_>, _> = (0..SEGMENTS).map(|_| MmapMut::map_anon(SEGMENT)).collect();

@@ -90,7 +90,7 @@ fn read_all_over(memory: &GuestMemoryMmap, seed: u64) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64() * 1e9 / READS as f64)
 }
 
-/// Measures and prints.
+/// Measures provisioning and prints the results.
 pub fn run(effort: Effort, build_of_this: Build) -> Result<()> {
     println!(
         "Build `{}`, {} GiB of guest memory by `vm-memory-host`, wall-clock time, medians.\n",

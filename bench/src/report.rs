@@ -22,7 +22,7 @@ pub enum Build {
 }
 
 impl Build {
-    /// Returns the build by the folder of the program, which cargo names after the profile.
+    /// Returns the build, from the name of the folder that contains this program.
     pub fn of_this_program() -> Result<Self> {
         let program = std::env::current_exe().context("cannot find this program")?;
         program
@@ -52,7 +52,7 @@ pub struct Report {
     effort: Effort,
     tsv: String,
     rows: usize,
-    short: Vec<String>,
+    missed: Vec<String>,
 }
 
 impl Report {
@@ -71,7 +71,7 @@ impl Report {
             effort,
             tsv: "operation\treference\tours\tlimit\tratio\tof_limit\ttarget\n".to_owned(),
             rows: 0,
-            short: Vec::new(),
+            missed: Vec::new(),
         }
     }
 
@@ -85,7 +85,7 @@ impl Report {
             ratio,
             of_limit,
         } = outcome;
-        let short = ratio < target;
+        let missed = ratio < target;
         println!(
             "{:<64} {:>11} {:>11} {:>11} {:>7} {:>6} {}",
             row.name,
@@ -94,7 +94,7 @@ impl Report {
             limit.map_or("–".to_owned(), digits),
             digits(ratio),
             target,
-            if short { "MISSED" } else { "" }
+            if missed { "MISSED" } else { "" }
         );
         let optional =
             |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
@@ -107,8 +107,8 @@ impl Report {
             optional(of_limit)
         );
         self.rows += 1;
-        if short {
-            self.short.push(row.name.to_owned());
+        if missed {
+            self.missed.push(row.name.to_owned());
         }
     }
 
@@ -118,7 +118,7 @@ impl Report {
             "\n{}: {} rows, {} miss their target ({} rounds)",
             self.build.name(),
             self.rows,
-            self.short.len(),
+            self.missed.len(),
             self.effort.rounds
         );
         if let Some(path) = tsv {

@@ -14,7 +14,7 @@ use crate::values::{S16, S64};
 /// One operation.
 pub struct Row {
     pub name: &'static str,
-    /// The least ratio of the reference's time to ours: fat, release, size.
+    /// The minimum ratio of the reference's time to ours in each build: fat, release, size.
     targets: [f64; 3],
     pub contest: fn(&Stage) -> Result<Contest>,
 }
@@ -190,7 +190,7 @@ mod tests {
         }
     }
 
-    /// Rows with a million mappings are left out, because their set-up takes long.
+    /// Rows with a million mappings are left out, because their set-up takes too long.
     #[test]
     fn rows_succeed_on_every_side() {
         let stage = Stage::new().expect("a stage");

@@ -3,10 +3,10 @@
 use crate::layout::{Addresses, Random};
 use crate::stage::GUEST_LEN;
 
-/// The bytes that one dirty bit or one mapping covers.
+/// The number of bytes that one dirty bit or one mapping covers.
 pub const PAGE: usize = 4096;
 
-/// The bytes that a bitmap covers.
+/// The number of bytes that a bitmap covers.
 pub const BITMAP_LEN: usize = 1 << 30;
 
 /// The start of the destination of copies within the guest.
@@ -190,7 +190,7 @@ pub mod blk {
     }
 }
 
-// Fragmented mappings lead into guest memory.
+// The targets of fragmented mappings are in guest memory.
 const _: () = assert!(256 * PAGE <= GUEST_LEN);
 
 #[cfg(test)]

@@ -8,14 +8,15 @@ use anyhow::{Context, Result};
 use memmap2::MmapMut;
 use rustix::fs::{memfd_create, MemfdFlags};
 
-/// The size of the file that has all guest memory.
+/// The size of the file that contains all guest memory.
 pub const GUEST_LEN: usize = 64 << 20;
 
 /// The largest copy.
 pub const HOST_LEN: usize = 16 << 20;
 
-/// The offset of host buffers in their page. It is on a cache line, and differs from the offset of
-/// guest buffers, so that loads and stores of a copy are not 4096 bytes apart by accident.
+/// The offset of host buffers in their page: a multiple of a cache line. It differs from the offset
+/// of guest buffers, so that the loads and stores of a copy do not alias (a distance of 4096
+/// bytes).
 pub const HOST_OFFSET: usize = 17 * 64;
 
 /// The host buffer of the copies of all sides.
@@ -45,8 +46,8 @@ impl Stage {
         let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).context("memfd_create")?);
         file.set_len(GUEST_LEN as u64)
             .context("cannot set the length of the guest's memory")?;
-        let host =
-            MmapMut::map_anon(HOST_LEN + HOST_OFFSET + 64).context("no buffer of the host")?;
+        let host = MmapMut::map_anon(HOST_LEN + HOST_OFFSET + 64)
+            .context("cannot map the buffer of the host")?;
         Ok(Self {
             file,
             host: HostBuffer(Rc::new(RefCell::new(host))),

@@ -1,5 +1,5 @@
-//! Lookups in an IOTLB by one thread and by two, with and without another thread that changes it,
-//! and by two threads that share nothing.
+//! Lookups in an IOTLB by one thread and by two, with and without another thread that changes it.
+//! As a control, lookups by two threads with separate IOTLBs.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,7 @@ trait Shared: Sync {
     fn remap(&self, iova: u64, to: u64) -> bool;
 }
 
-/// An IOTLB of 0.18.0, in a lock as its users have it.
+/// An IOTLB of 0.18.0 in a lock, as in back ends that use it.
 impl Shared for std::sync::RwLock<reference::Iotlb> {
     fn lookup(&self, iova: u64) -> bool {
         let Ok(guard) = self.read() else { return false };
@@ -128,7 +128,7 @@ fn round(iotlbs: &[&dyn Shared], changes: bool) -> Result<f64> {
     Ok(longest.as_secs_f64() * 1e9 / LOOKUPS as f64)
 }
 
-/// Measures and prints.
+/// Measures the lookups and prints the table.
 pub fn run(effort: Effort, build: Build) -> Result<()> {
     println!(
         "Build `{}`, lookups of 8 B in an IOTLB of {COUNT} fragmented pages, ns of\n\

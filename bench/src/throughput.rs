@@ -1,4 +1,4 @@
-//! Copies of 1 B to 16 MiB: ours, glibc's `memcpy`, and the reference; as a table and as a plot.
+//! Copies of 1 B to 16 MiB by the reference, ours and glibc's `memcpy`, as a table and as a plot.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,11 +12,13 @@ use crate::report::{digits, Build};
 use crate::stage::Stage;
 use crate::{limit, ours_side, reference_side};
 
-/// The share of `memcpy` that the median copy must reach, and the share that each copy must reach.
+/// The share of the speed of `memcpy` that the median copy must reach.
 const MEDIAN_TARGET: f64 = 0.97;
+/// The share of the speed of `memcpy` that each copy must reach.
 const FLOOR: f64 = 0.85;
 
-/// The offsets of the guest's and the host's buffer from a cache line: both 0, either, or both not.
+/// The offsets of the guest's and the host's buffer from a cache line: neither, one, or both
+/// misaligned.
 const SHIFTS: [Shift; 4] = [
     Shift { guest: 0, host: 0 },
     Shift { guest: 3, host: 0 },
@@ -40,7 +42,7 @@ struct Point {
     memcpy: f64,
 }
 
-/// Powers of two, and the middle between each two.
+/// Returns the lengths: powers of two, and the middle between each two.
 fn grid() -> Vec<usize> {
     let mut grid = Vec::new();
     for power in 0..=24u32 {

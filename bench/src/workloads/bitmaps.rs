@@ -17,7 +17,7 @@ fn bitmap() -> Result<AtomicBitmap> {
     ))
 }
 
-/// Marks pages that are dirty already, as devices do between two harvests.
+/// Marks pages that are already dirty, as devices do between two harvests.
 pub fn mark_dirty(len: usize) -> Result<Batch> {
     let bitmap = bitmap()?;
     bitmap.mark_dirty(0, BITMAP_LEN);
