@@ -1,15 +1,14 @@
 //! Calls of everything in vm-memory 0.18.0, in the way its users call it.
 //!
-//! `cargo semver-checks` compares declarations. It does not see that a new trait method, impl or
-//! name makes a call ambiguous for users with several traits in scope, or takes over a method of
-//! their own. Here all traits of the library are in scope ([`everything`]), with extension traits
-//! like those of VMMs ([`extensions`]). Methods are called without naming the trait where 0.18.0
-//! allows it.
+//! `cargo semver-checks` compares declarations. It does not detect that a new trait method, impl or
+//! name makes a call ambiguous for users with several traits in scope. Nor does it detect a call
+//! that resolves to the new method instead of a user's own. Here all traits of the library are in
+//! scope ([`everything`]), with extension traits like those of VMMs ([`extensions`]). Methods are
+//! called without naming the trait where 0.18.0 allows it.
 //!
 //! This crate also builds with 0.18.0 from the registry, because a call that 0.18.0 does not
-//! compile proves nothing. `check_range` and `get_slices` are ambiguous there on a type that is
-//! both
-//! `GuestMemory` and `GuestMemoryBackend`; these calls name the trait.
+//! compile proves nothing. `check_range` and `get_slices` are ambiguous there on a type that
+//! is both `GuestMemory` and `GuestMemoryBackend`; these calls name the trait.
 //!
 //! Each module covers one area. Its functions panic on a wrong result; `tests/calls.rs` runs them.
 //!

@@ -5,7 +5,7 @@ macro_rules! run {
         $(mod $module {
             $(#[test]
             fn $function() -> impl std::process::Termination {
-                compat_api::$module::$function()
+                verify_api::$module::$function()
             })*
         })*
     };

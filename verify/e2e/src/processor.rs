@@ -49,7 +49,8 @@ enum Access {
 }
 
 /// A thread with a mapping of guest memory. Another thread ([`Devices`]) handles its accesses to
-/// registers. The processor does not wait for writes: it polls the used ring while the device works.
+/// registers. The processor does not wait for writes: it polls the used ring while the device
+/// works.
 pub struct ThreadCpu {
     view: GuestMemoryAtomic<GuestRam>,
     accesses: SyncSender<Access>,

@@ -47,7 +47,7 @@ pub enum Refusal {
     /// The permissions are not one of `VHOST_ACCESS_*`.
     #[error("unknown permissions {0:#x}")]
     Permissions(u8),
-    /// The range is empty. Some protocols mean the whole address space by that.
+    /// The range is empty. Some protocols use that for the whole address space.
     #[error("empty range at I/O address {0:#x}")]
     Empty(u64),
     /// The range passes 2^64.
@@ -64,8 +64,8 @@ pub enum Refusal {
 /// An IOMMU that asks the front end for missing mappings, and waits for them until a deadline.
 ///
 /// A receiver thread handles updates and invalidations from the main channel. It takes the write
-/// lock of the IOTLB for an invalidation, so it acknowledges after each access that was translated
-/// before.
+/// lock of the IOTLB for an invalidation. So it acknowledges only after the end of all accesses
+/// that were translated before.
 ///
 /// # Deadlocks
 ///
@@ -126,7 +126,7 @@ impl VhostIommu {
             .spawn(move || {
                 let end = server.serve(&channel);
                 server.close();
-                // Fails if the front end has ended the connection already.
+                // Fails if the front end has already ended the connection.
                 let _ = channel.shutdown(Shutdown::Both);
                 end
             })?;
@@ -141,7 +141,7 @@ impl VhostIommu {
     ///
     /// # Errors
     ///
-    /// Returns [`Refusal`] if the message is refused. Nothing has changed then.
+    /// Returns [`Refusal`] if the message is refused. A refused message changes nothing.
     pub fn handle(&self, header: &Header, payload: &[u8]) -> Result<(), Refusal> {
         self.shared.handle(header, payload)
     }
@@ -156,17 +156,17 @@ impl VhostIommu {
         self.shared.iotlb()
     }
 
-    /// Ends the connection, and returns the result of the receiver thread, or `None` if that was
-    /// returned before.
+    /// Ends the connection, and returns the result of the receiver thread. Returns `None` if the
+    /// result was returned before.
     pub fn disconnect(&self) -> Option<thread::Result<io::Result<()>>> {
-        // Fails if the receiver thread has done it already.
+        // Fails if the receiver thread has already ended the connection.
         let _ = self.main.shutdown(Shutdown::Both);
         let receiver = lock(&self.receiver).take();
         receiver.map(JoinHandle::join)
     }
 
-    /// Waits until the receiver thread ends by itself, and returns its result, or `None` if that
-    /// was returned before.
+    /// Waits until the receiver thread ends by itself, and returns its result. Returns `None` if
+    /// the result was returned before.
     pub fn wait_for_end(&self) -> Option<thread::Result<io::Result<()>>> {
         let receiver = lock(&self.receiver).take();
         receiver.map(JoinHandle::join)
@@ -175,7 +175,7 @@ impl VhostIommu {
 
 impl Drop for VhostIommu {
     fn drop(&mut self) {
-        // A caller that wants the result calls `disconnect` before.
+        // A caller that needs the result calls `disconnect` first.
         let _ = self.disconnect();
     }
 }
@@ -229,8 +229,8 @@ impl Iommu for VhostIommu {
                 })?;
                 return Err(cannot(format!("{access:?} is not permitted at {first}")));
             }
-            // One miss at a time: a front end may map one page of it, or all of it. The same miss
-            // is sent again only if an invalidation may have removed the reply.
+            // One miss at a time: a front end may map one page of it, or all of it. A miss is sent
+            // again only if an invalidation may have removed the reply.
             let miss = fails.misses.into_iter().next();
             if let Some(miss) =
                 miss.filter(|miss| asked.as_ref() != Some(&(miss.clone(), seen.invalidations)))
@@ -334,7 +334,7 @@ impl Shared {
         }
     }
 
-    /// Removes all mappings, since nobody can invalidate them any more, and ends all waits.
+    /// Removes all mappings, because no message can invalidate them any more, and ends all waits.
     fn close(&self) {
         *lock(&self.requests) = None;
         self.change(Iotlb::invalidate_all, |changes| changes.closed = true);

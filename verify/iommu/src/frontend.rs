@@ -1,4 +1,4 @@
-//! [`FrontEnd`]: the other end of the sockets, as far as tests need it.
+//! [`FrontEnd`]: the other end of the sockets, with the messages that tests need.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -74,8 +74,8 @@ impl FrontEnd {
         })
     }
 
-    /// Invalidates mappings, and returns whether the back end accepted that. If it did, it does not
-    /// use the mappings any more.
+    /// Invalidates mappings, and returns whether the back end accepted that. A back end that did no
+    /// longer uses the mappings.
     ///
     /// # Errors
     ///
@@ -135,7 +135,7 @@ impl FrontEnd {
     ///
     /// # Errors
     ///
-    /// Returns an error if the back end has ended it already.
+    /// Returns an error if the back end has already ended it.
     pub fn hang_up(&self) -> io::Result<()> {
         let main = self.main.lock().unwrap_or_else(PoisonError::into_inner);
         main.shutdown(std::net::Shutdown::Both)

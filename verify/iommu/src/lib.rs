@@ -16,8 +16,8 @@
 //! section "IOMMU support"): a vhost-user header, and the kernel's `struct vhost_iotlb_msg` as
 //! payload.
 //!
-//! The back end is the code that a user of the feature `iommu` writes. The front end is as small as
-//! the tests permit, and sends any message, hostile ones included.
+//! The back end is the code that a user of the feature `iommu` writes. The front end contains only
+//! the code that the tests need. It sends any message, including hostile ones.
 //!
 //! # Properties
 //!
@@ -29,8 +29,8 @@
 //! | `stress` | no access uses a mapping after its invalidation was acknowledged |
 //!
 //! ```text
-//! cargo test -p compat-iommu
-//! IOMMU_SECONDS=60 cargo test --release -p compat-iommu --test stress
+//! cargo test -p verify-iommu
+//! IOMMU_SECONDS=60 cargo test --release -p verify-iommu --test stress
 //! ```
 //!
 //! # Layers

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Numbers are in the host's byte order. The `vhost` crate has no conversion of `vhost_iotlb_msg`
-//! that ignores padding, and its header is private. So this module has its own, which
-//! `tests/wire.rs` compares with that crate.
+//! that ignores padding, and its header is private. So this module defines both, and
+//! `tests/wire.rs` compares them with that crate.
 
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 
@@ -121,7 +121,7 @@ pub struct IotlbMessage {
     pub iova: u64,
     /// The number of bytes.
     pub size: u64,
-    /// The address in the front end's address space that the first is mapped to.
+    /// The target of the first address, in the front end's address space.
     pub uaddr: u64,
     /// The permissions: `VHOST_ACCESS_*`.
     pub perm: u8,

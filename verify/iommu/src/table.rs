@@ -13,7 +13,7 @@ pub struct FrontEndRegion {
     pub user: u64,
 }
 
-/// The error of regions that are not a table, or of an address that is not in the table.
+/// The error of an invalid table, or of an address that is not in the table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TableError {
     /// A region is empty, or passes 2^64 in one of the address spaces.
@@ -78,7 +78,7 @@ impl RegionTable {
 
     /// Translates `size` bytes at a front-end address into guest physical ranges, in order.
     ///
-    /// There may be several: adjacent regions of the front end need not be adjacent in the guest.
+    /// Adjacent regions of the front end may be apart in the guest, so there may be several ranges.
     ///
     /// # Errors
     ///

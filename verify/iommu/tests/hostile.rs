@@ -5,9 +5,9 @@ mod common;
 use std::time::Duration;
 
 use common::{end, setup, table, user, Setup, HIGH, LOW, PAGE, REGION, USER};
-use compat_iommu::{FrontEnd, Header, IotlbMessage, VhostIommu, IOTLB_SIZE, MAX_PAYLOAD};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
+use verify_iommu::{FrontEnd, Header, IotlbMessage, VhostIommu, IOTLB_SIZE, MAX_PAYLOAD};
 use vhost::vhost_user::message::FrontendReq;
 use vhost::VhostAccess;
 use vm_memory::iommu::Iotlb;

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{end, setup, user, Setup, HIGH, LOW, PAGE, REGION};
-use compat_iommu::IotlbMessage;
+use verify_iommu::IotlbMessage;
 use vhost::{VhostAccess, VhostIotlbType};
 use vm_memory::bitmap::{Bitmap, BitmapSlice};
 use vm_memory::guest_memory::GuestMemorySliceIterator;

@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{end, setup, user, Memory, Physical, Setup, HIGH, LOW, PAGE, REGION};
-use compat_iommu::FrontEnd;
+use verify_iommu::FrontEnd;
 use vhost::{VhostAccess, VhostIotlbType};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::iommu::Error as IommuError;

@@ -2,7 +2,7 @@
 
 use std::mem::{offset_of, size_of};
 
-use compat_iommu::{Header, IotlbMessage, HEADER_SIZE, IOTLB_SIZE};
+use verify_iommu::{Header, IotlbMessage, HEADER_SIZE, IOTLB_SIZE};
 use vhost::vhost_kern::vhost_binding::{
     vhost_iotlb_msg, VHOST_IOTLB_ACCESS_FAIL, VHOST_IOTLB_INVALIDATE, VHOST_IOTLB_MISS,
     VHOST_IOTLB_UPDATE,

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use compat_iommu::{FrontEnd, FrontEndRegion, RegionTable, VhostIommu};
+use verify_iommu::{FrontEnd, FrontEndRegion, RegionTable, VhostIommu};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestAddress, GuestMemoryMmap, IommuMemory};
 

@@ -13,9 +13,9 @@ pub(crate) use loom::sync::atomic::Ordering;
 pub(crate) struct Run {
     /// Loads are read-modify-writes that change nothing.
     ///
-    /// loom 0.7.3 does not try a read-modify-write of another thread before a load of the same
-    /// atomic that went first, so a run of plain loads lacks some interleavings. A run of this kind
-    /// has all of them. In exchange it lacks the old values that a plain load may return.
+    /// loom 0.7.3 does not reorder a load with a later read-modify-write of the same atomic by
+    /// another thread, so a run of plain loads misses some interleavings. A run of this kind has
+    /// all of them, but misses the old values that a plain load may return.
     pub(crate) loads_modify: bool,
     /// An operation that is weakened.
     pub(crate) mutant: Option<Mutant>,

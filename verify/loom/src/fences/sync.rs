@@ -22,11 +22,8 @@ pub(super) struct Fence {
 /// The variant of the code that is explored.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Run {
-    /// Loads of counts are read-modify-writes that change nothing.
-    ///
-    /// loom 0.7.3 does not try a read-modify-write of another thread before a load of the same
-    /// atomic that went first, so a run of plain loads lacks some interleavings. A run of this kind
-    /// has all of them. In exchange it lacks the old values that a plain load may return.
+    /// Loads of counts are read-modify-writes that change nothing, for the reason at
+    /// `bitmap::sync::Run::loads_modify`.
     pub(super) loads_modify: bool,
     /// A fence that is left out.
     pub(super) without: Option<Fence>,
