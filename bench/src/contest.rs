@@ -100,7 +100,8 @@ impl Succeeds for () {
     fn consume(self) {}
 }
 
-/// The processor time of this thread. Unlike a wall clock, it stops while another process runs.
+/// Returns the processor time of this thread. Unlike a wall clock, it stops while another process
+/// runs.
 fn used() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     // Neither is negative, and the nanoseconds are below 2^32.
@@ -110,7 +111,7 @@ fn used() -> Duration {
     )
 }
 
-/// The loop that is timed.
+/// Runs the timed loop. Returns the time that it took.
 #[inline(always)]
 pub fn timed<R: Succeeds>(iterations: u64, mut operation: impl FnMut(u64) -> R) -> Duration {
     let start = used();
@@ -223,7 +224,7 @@ impl Contest {
     }
 }
 
-/// The median of `values`.
+/// Returns the median of `values`.
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
@@ -244,7 +245,7 @@ mod tests {
         assert_eq!(median(vec![4.0, 1.0, 9.0, 2.0]), Some(3.0));
     }
 
-    /// A side that reports `nanoseconds` for each iteration.
+    /// Returns a side that reports `nanoseconds` for each iteration.
     fn says(nanoseconds: u64) -> Batch {
         Batch::around(move |iterations| Ok(Duration::from_nanos(nanoseconds * iterations)))
     }

@@ -36,7 +36,7 @@ impl Layout {
         }
     }
 
-    /// The guest address of each region, and its offset in the file.
+    /// Returns the guest address of each region, and its offset in the file.
     pub fn starts(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
         let Self {
             region_len, stride, ..

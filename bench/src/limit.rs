@@ -42,7 +42,7 @@ impl Flat {
         })
     }
 
-    /// The offset of `size` bytes at `address`, if one region contains all of them.
+    /// Returns the offset of `size` bytes at `address`, if one region contains all of them.
     #[inline(always)]
     fn find(&self, address: u64, size: usize) -> Option<Range<usize>> {
         let region = self
@@ -57,7 +57,7 @@ impl Flat {
         Some(start..start + size)
     }
 
-    /// The offset of `size` bytes at `address` in one region at address 0.
+    /// Returns the offset of `size` bytes at `address` in one region at address 0.
     #[inline(always)]
     fn find_in_one(&self, address: u64, size: usize) -> Option<Range<usize>> {
         let start = address as usize;
@@ -152,7 +152,7 @@ pub fn write_obj_tracked<T: IntoBytes + Immutable + Default + 'static>(
     }))
 }
 
-/// The alignment of buffers of `len` bytes in the guest.
+/// Returns the alignment of buffers of `len` bytes in the guest.
 fn alignment(len: usize) -> usize {
     len.min(64)
 }
@@ -344,7 +344,7 @@ pub fn iommu_read_obj(stage: &Stage, mappings: Mappings) -> Result<Batch> {
     }))
 }
 
-/// The accesses of a device that has the ring in an array.
+/// Makes the accesses of a device that has the ring in an array.
 fn add_used_to(flat: &mut Flat, next: &mut u16, head: u16, len: u32) -> Option<()> {
     let element = ring::USED + 4 + 8 * u64::from(*next % ring::SIZE);
     flat.write([u32::from(head), len], element)?;
@@ -365,7 +365,7 @@ pub fn add_used(stage: &Stage) -> Result<Batch> {
     }))
 }
 
-/// A ring with available chains.
+/// Fills a ring with available chains.
 fn fill(flat: &mut Flat, descriptors: &[S16], per_chain: u16) -> Option<()> {
     for (number, descriptor) in descriptors.iter().enumerate() {
         flat.write(*descriptor, ring::DESCRIPTORS + 16 * number as u64)?;
@@ -380,7 +380,7 @@ fn fill(flat: &mut Flat, descriptors: &[S16], per_chain: u16) -> Option<()> {
     flat.write(chains, ring::AVAILABLE + 2)
 }
 
-/// The head index and the first descriptor of a ring entry.
+/// Returns the head index and the first descriptor of a ring entry.
 #[inline(always)]
 fn take(flat: &Flat, entry: u64) -> Option<(u16, S16)> {
     let head: u16 = flat.read(ring::AVAILABLE + 4 + 2 * (entry % u64::from(ring::SIZE)))?;

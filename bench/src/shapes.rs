@@ -61,8 +61,8 @@ impl Mappings {
         FIRST_IOVA + number * self.distance * PAGE as u64
     }
 
-    /// The IOVA and the guest physical address of each page. Fragmented mappings share 256 pages,
-    /// so that the memory they map to stays in the caches.
+    /// Returns the IOVA and the guest physical address of each page. Fragmented mappings share 256
+    /// pages, so that the memory they map to stays in the caches.
     pub fn pages(self) -> impl Iterator<Item = (u64, u64)> {
         (0..self.count).map(move |number| {
             let page = if self.fragmented {
@@ -74,7 +74,7 @@ impl Mappings {
         })
     }
 
-    /// Enough addresses that a large table does not fit into the caches.
+    /// Returns a number of addresses for which a large table does not fit into the caches.
     fn how_many(&self) -> usize {
         if self.count > 100_000 {
             1 << 16
@@ -93,7 +93,7 @@ impl Mappings {
         })
     }
 
-    /// Unmapped addresses: in the holes, or after a single mapping.
+    /// Returns unmapped addresses: in the holes, or after a single mapping.
     pub fn holes(&self) -> Addresses {
         let mut random = Random::new();
         Addresses::collect(self.how_many(), |_| {
@@ -101,7 +101,8 @@ impl Mappings {
         })
     }
 
-    /// The flat table of the limit: the target of each page from the first on, if it is mapped.
+    /// Returns the flat table of the limit: the target of each page from the first on, if it is
+    /// mapped.
     pub fn table(self) -> FlatTable {
         let mut entries = vec![u64::MAX; (self.count * self.distance) as usize];
         for (iova, physical) in self.pages() {
@@ -161,7 +162,7 @@ pub mod blk {
     pub const REQUESTS: u32 = 16;
     pub const DATA_LEN: usize = 4096;
 
-    /// The header, data and status of each. The data of four requests stays in the caches.
+    /// Returns the header, data and status of each. The data of four requests stays in the caches.
     pub fn descriptors() -> Vec<S16> {
         let mut descriptors = Vec::new();
         for request in 0..REQUESTS {

@@ -1,8 +1,8 @@
 //! The built-in guest: a position-independent 64-bit program in assembly, `guest.s`.
 //!
-//! It writes a pattern to both RAM regions, copies one half of its disk to the other, and ends the
-//! run with exit code 0 if all checks pass. It uses integer instructions only, so that a nested KVM
-//! can emulate it.
+//! It writes a pattern to both RAM regions and copies one half of its disk to the other. It ends
+//! the run with exit code 0 if its checks pass. It uses integer instructions only, so that a nested
+//! KVM can emulate it.
 //!
 //! ```text
 //!              low region                     high region

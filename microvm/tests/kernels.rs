@@ -1,4 +1,4 @@
-//! Kernels that are small enough to be written by the test. They print what they were given.
+//! Small kernels that the tests assemble. They print their command line and initrd.
 #![cfg(target_arch = "x86_64")]
 
 mod common;
@@ -115,7 +115,7 @@ fn file_that_does_not_boot_is_refused() {
         .unwrap()
         .set_len(1 << 30)
         .unwrap();
-    // Program headers that point anywhere.
+    // A program header with an invalid address.
     let mut wild = elf(&pvh_code(0), true);
     wild[64 + 24..64 + 32].copy_from_slice(&u64::MAX.to_le_bytes());
     let wild = file(&dir, "wild", &wild);

@@ -139,8 +139,8 @@ unsafe fn read_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(), 
             // SAFETY: the bytes of this part are within the guest operand: `for_each_part` keeps
             // the offset plus the size of the part at or below `size`.
             let part = unsafe { <$integer as Register>::load(src.wrapping_add(offset)) }?;
-            // SAFETY: the bytes of this part are within the host operand: the offset plus the size of
-            // the part is at most `size`, which `for_each_part` ensures.
+            // SAFETY: the bytes of this part are within the host operand: the offset plus the size
+            // of the part is at most `size`, which `for_each_part` ensures.
             unsafe {
                 dst.wrapping_add(offset)
                     .cast::<$integer>()
@@ -171,8 +171,8 @@ unsafe fn write_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(),
             // SAFETY: the bytes of this part are within the host operand: `for_each_part` keeps
             // the offset plus the size of the part at or below `size`.
             let part = unsafe { from.read_unaligned() };
-            // SAFETY: the bytes of this part are within the guest operand: the offset plus the size of
-            // the part is at most `size`, which `for_each_part` ensures.
+            // SAFETY: the bytes of this part are within the guest operand: the offset plus the size
+            // of the part is at most `size`, which `for_each_part` ensures.
             unsafe { <$integer as Register>::store(dst.wrapping_add(offset), part) }?;
             offset = offset.wrapping_add(size_of::<$integer>());
         };

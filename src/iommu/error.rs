@@ -104,7 +104,8 @@ pub struct MappedRange {
 ///
 /// # Examples
 ///
-/// See [`Iotlb`](super::Iotlb), and [`Iommu`](super::Iommu) for the use of [`misses`](Self::misses).
+/// See [`Iotlb`](super::Iotlb), and [`Iommu`](super::Iommu) for the use of
+/// [`misses`](Self::misses).
 #[derive(Clone, Debug)]
 #[doc(alias = "IOTLB miss")]
 pub struct IotlbFails {

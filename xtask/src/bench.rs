@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: the published vm-memory, this crate and the limit, measured in the three
 //! builds that users ship.
 //!
-//! The program in `bench/` measures. This command builds and runs it in each build, puts the tables
-//! side by side in `bench/RESULTS.md`, and plots copy throughput and the growth of an IOTLB in
+//! The program in `bench/` measures. This command runs it in each build, and writes the tables side
+//! by side to `bench/RESULTS.md`. It plots copy throughput and the growth of an IOTLB in
 //! `bench/*.svg`.
 //!
 //! `--instructions` counts instructions with callgrind instead, and compares them with

@@ -112,7 +112,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// The features of a row, for the table.
+/// Returns the features of a row, for the table.
 fn features(user: &User) -> String {
     if user.features.is_empty() {
         "(default)".to_owned()
@@ -295,7 +295,7 @@ impl Bench {
     }
 }
 
-/// The setting that ends a test program after a time.
+/// Returns the setting that ends a test program after a time.
 fn runner(seconds: u32) -> String {
     format!("target.'cfg(all())'.runner=[\"timeout\", \"--foreground\", \"{seconds}\"]")
 }
@@ -347,7 +347,7 @@ fn judge(user: &User, counts: &Counts) -> Result<()> {
     Ok(())
 }
 
-/// A manifest that makes cargo fetch exactly these versions.
+/// Returns a manifest that makes cargo fetch exactly these versions.
 fn fetch_manifest(crates: &BTreeSet<(&str, &str)>) -> Result<String> {
     let mut manifest = String::from(
         "[package]\nname = \"fetch\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n[workspace]\n\n[dependencies]\n",
@@ -401,7 +401,7 @@ fn append(path: &Path) -> Result<File> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The last lines of a log.
+/// Returns the last lines of a log.
 fn tail(log: &Path) -> String {
     let text = match fs::read(log) {
         Ok(text) => String::from_utf8_lossy(&text).into_owned(),
@@ -412,8 +412,8 @@ fn tail(log: &Path) -> String {
     lines.get(first..).unwrap_or_default().join("\n")
 }
 
-/// A Markdown table with aligned columns, except the last one, which may be long. The first row is
-/// the head.
+/// Returns a Markdown table with aligned columns, except the last one, which may be long. The first
+/// row is the head.
 fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {

@@ -120,7 +120,7 @@ impl Target {
         }
     }
 
-    /// The packages that are not installed.
+    /// Returns the packages that are not installed.
     fn missing(self) -> Vec<&'static str> {
         let missing = self
             .tools()
@@ -259,7 +259,7 @@ impl Bench {
         command
     }
 
-    /// The tests on aarch64, on the processor that qemu knows by that name.
+    /// Returns the command for tests on aarch64, on the processor with this name in qemu.
     fn test_aarch64(&self, processor: &str) -> Command {
         let mut command = self.test(AARCH64_LINUX);
         command
@@ -298,8 +298,8 @@ impl Bench {
         bail!("no library in {} has a fault table", built.display())
     }
 
-    /// The access routines with the instructions of LSE in place of loops. They must not run on a
-    /// processor without LSE, which shows that the build contains these instructions.
+    /// Tests the access routines with the instructions of LSE instead of loops. They must not run
+    /// on a processor without LSE, which proves that the build contains these instructions.
     fn aarch64_lse(&self) -> Result<String> {
         let with_lse = |processor| {
             let mut command = self.test_aarch64(processor);

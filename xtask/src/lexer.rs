@@ -108,7 +108,7 @@ fn next(rest: &str) -> (Kind, &str) {
     )
 }
 
-/// The text after `count` characters.
+/// Returns the text after `count` characters.
 fn skip(text: &str, count: usize) -> &str {
     let mut chars = text.chars();
     for _ in 0..count {
@@ -121,7 +121,7 @@ fn tail(text: &str, start: usize) -> &str {
     text.get(start..).unwrap_or_default()
 }
 
-/// The text after a block comment whose opening was read. Comments nest.
+/// Returns the text after a block comment whose opening was read. Comments nest.
 fn after_block_comment(mut rest: &str) -> &str {
     let mut depth = 1_usize;
     while depth > 0 && !rest.is_empty() {
@@ -136,7 +136,7 @@ fn after_block_comment(mut rest: &str) -> &str {
     rest
 }
 
-/// The text after a string literal whose opening quote was read.
+/// Returns the text after a string literal whose opening quote was read.
 fn after_string(mut rest: &str) -> &str {
     loop {
         match rest.find(['"', '\\']) {
@@ -147,7 +147,7 @@ fn after_string(mut rest: &str) -> &str {
     }
 }
 
-/// The text after a character literal or a lifetime whose quote was read.
+/// Returns the text after a character literal or a lifetime whose quote was read.
 fn after_char(rest: &str) -> &str {
     if rest.starts_with('\\') {
         let escaped = skip(rest, 2);

@@ -68,7 +68,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// The code lines of each file of a package.
+/// Returns the code lines of each file of a package.
 fn count(package: &Package) -> Result<Vec<(PathBuf, usize)>> {
     let mut counts = BTreeMap::new();
     for root in &package.roots {
@@ -101,7 +101,7 @@ fn code_lines(module: &Module) -> usize {
     lines.difference(&tests).count()
 }
 
-/// The assembly files in a folder and the folders in it.
+/// Returns the assembly files in a folder and the folders in it.
 fn assembly(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder)? {

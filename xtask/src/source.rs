@@ -104,7 +104,7 @@ fn children(
     Ok(())
 }
 
-/// The values of `#[path = "…"]`, including conditional ones.
+/// Returns the values of `#[path = "…"]`, including conditional ones.
 fn path_attributes(attributes: &[Attribute]) -> Vec<String> {
     let mut found = Vec::new();
     for attribute in attributes {
@@ -126,7 +126,7 @@ fn path_attributes(attributes: &[Attribute]) -> Vec<String> {
     found
 }
 
-/// The list in the parentheses of an attribute.
+/// Returns the list in the parentheses of an attribute.
 fn nested(attribute: &Attribute) -> Vec<Meta> {
     attribute
         .parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated)
@@ -145,7 +145,7 @@ pub fn is_test(attributes: &[Attribute]) -> bool {
     })
 }
 
-/// The value of a condition without `test`, or `None` if it depends on something else.
+/// Returns the value of a condition without `test`, or `None` if it depends on something else.
 fn without_test(condition: &Meta) -> Option<bool> {
     if condition.path().is_ident("test") {
         return Some(false);
@@ -228,7 +228,7 @@ impl<'tree> Visit<'tree> for TestLines {
     }
 }
 
-/// The attributes of an item of a kind that may exist only in tests.
+/// Returns the attributes of an item of a kind that may exist only in tests.
 pub fn item_attributes(item: &Item) -> &[Attribute] {
     match item {
         Item::Const(item) => &item.attrs,
@@ -246,7 +246,7 @@ pub fn item_attributes(item: &Item) -> &[Attribute] {
     }
 }
 
-/// The attributes of an item of an `impl` block.
+/// Returns the attributes of an item of an `impl` block.
 pub fn impl_item_attributes(item: &syn::ImplItem) -> &[Attribute] {
     match item {
         syn::ImplItem::Const(item) => &item.attrs,
@@ -256,7 +256,7 @@ pub fn impl_item_attributes(item: &syn::ImplItem) -> &[Attribute] {
     }
 }
 
-/// The attributes of a statement.
+/// Returns the attributes of a statement.
 pub fn statement_attributes(statement: &syn::Stmt) -> &[Attribute] {
     match statement {
         syn::Stmt::Local(local) => &local.attrs,

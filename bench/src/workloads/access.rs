@@ -123,7 +123,7 @@ pub fn store<T: AtomicAccess + Default, B: NewBitmap + 'static>(
     }))
 }
 
-/// The alignment of buffers of `len` bytes in the guest.
+/// Returns the alignment of buffers of `len` bytes in the guest.
 fn alignment(len: usize) -> usize {
     len.min(64)
 }

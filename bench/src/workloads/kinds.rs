@@ -13,7 +13,7 @@ pub type Plain = ();
 /// Memory with a dirty bitmap.
 pub type Tracked = AtomicBitmap;
 
-/// The shared pages as guest memory.
+/// Returns the shared pages as guest memory.
 pub fn memory<B: NewBitmap>(stage: &Stage, layout: Layout) -> Result<GuestMemoryMmap<B>> {
     let mut ranges = Vec::with_capacity(layout.regions);
     for (start, offset) in layout.starts() {

@@ -60,7 +60,7 @@ pub fn remove_region(stage: &Stage, regions: usize) -> Result<Batch> {
     }))
 }
 
-/// The start of the region in the middle.
+/// Returns the start of the region in the middle.
 fn middle(layout: Layout) -> u64 {
     (layout.regions as u64 - 1) / 2 * layout.stride
 }

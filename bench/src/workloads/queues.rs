@@ -14,7 +14,7 @@ use crate::shapes::{blk, ring};
 use crate::stage::Stage;
 use crate::values::S16;
 
-/// A queue with `chains` available chains of `per_chain` descriptors each.
+/// Returns a queue with `chains` available chains of `per_chain` descriptors each.
 fn queue<B: NewBitmap>(
     memory: &GuestMemoryMmap<B>,
     descriptors: &[S16],

@@ -1,7 +1,7 @@
 //! Kernel images, written byte by byte.
 
-/// `mov esi, [base + offset]`: the pointer to a text into ESI, from the structure at EBX (or RBX;
-/// the encoding is the same).
+/// Returns `mov esi, [base + offset]`, which loads the pointer to a text from the structure at EBX
+/// (or at RBX: the encoding is equal).
 fn load_text(offset: u32) -> Vec<u8> {
     [&[0x8b, 0xb3][..], &offset.to_le_bytes()].concat()
 }
@@ -45,7 +45,7 @@ pub fn pvh_code(code: u8) -> Vec<u8> {
     bytes
 }
 
-/// Code that prints what comes in on the serial port, up to a newline, and ends with exit code 0.
+/// Code that echoes the input of the serial port up to a newline, and ends with exit code 0.
 pub const ECHO: &[u8] = &[
     0xba, 0xfd, 0x03, 0x00, 0x00, // mov edx, 0x3fd
     0xec, // in al, dx
@@ -62,7 +62,7 @@ pub const ECHO: &[u8] = &[
     0xf4, // hlt
 ];
 
-/// An ELF file with `text` as its code, and a PVH note that may be left out.
+/// Returns an ELF file with `text` as its code, and a PVH note that may be left out.
 pub fn elf(text: &[u8], note: bool) -> Vec<u8> {
     let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
     elf.resize(16, 0);
@@ -107,8 +107,8 @@ pub fn elf(text: &[u8], note: bool) -> Vec<u8> {
     elf
 }
 
-/// A bzImage with a 64-bit entry: one setup sector, then protected-mode code whose first 512 bytes
-/// are the 32-bit entry (here a triple fault) and the rest the 64-bit one.
+/// Returns a bzImage with a 64-bit entry: one setup sector, then protected-mode code whose first
+/// 512 bytes are the 32-bit entry (here a triple fault) and the rest the 64-bit one.
 pub fn bzimage(xloadflags: u16) -> Vec<u8> {
     let mut image = vec![0; 1024];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
@@ -123,7 +123,7 @@ pub fn bzimage(xloadflags: u16) -> Vec<u8> {
     put(0x260, &0x10_0000_u32.to_le_bytes()); // init_size
     image.extend([0x0f, 0x0b]);
     image.resize(1024 + 512, 0);
-    // 64-bit code. The same bytes as for PVH where they mean the same.
+    // 64-bit code. Instructions with the same encoding as in PVH share their bytes.
     image.extend([0x48, 0x89, 0xf3]); // mov rbx, rsi: the zero page
     image.extend([0x80, 0xbb, 0xe8, 0x01, 0x00, 0x00, 0x03]); // cmp byte [rbx + 0x1e8], 3
     image.extend([0x74, 0x09]); // je: three e820 entries

@@ -13,7 +13,7 @@ pub struct Registers {
     base: GuestAddress,
 }
 
-/// An access that the registers do not support.
+/// Returns the error of an access that the registers do not support.
 fn refused<T>() -> MemoryResult<T> {
     Err(GuestMemoryError::HostAddressNotAvailable)
 }

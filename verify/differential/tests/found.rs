@@ -1,4 +1,4 @@
-//! Differences that earlier runs found, as those runs printed them. None may come back.
+//! Differences that earlier runs found, in the form that those runs printed. None may recur.
 
 use vm_memory_differential::prelude::*;
 
@@ -400,8 +400,8 @@ fn array_with_more_zero_sized_elements_than_isize_max_is_too_big() {
     ]);
 }
 
-/// 0.18.0 panics when a copy has an empty region as its target; B11 allows it wherever the region
-/// is.
+/// 0.18.0 panics when a copy has an empty region as its target; B11 allows that at any
+/// address of the region.
 #[test]
 fn copy_to_empty_region_returns_error() {
     replay(&[

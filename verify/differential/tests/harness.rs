@@ -1,5 +1,4 @@
-//! Tests of the harness: it links two crates, and finds, shrinks and prints exactly the
-//! differences.
+//! Tests of the harness: it links two crates. It finds and shrinks all differences, and no others.
 
 use std::any::TypeId;
 

@@ -1,7 +1,7 @@
-//! The block device against drivers that do everything wrong.
+//! The block device against invalid requests, rings and register accesses.
 //!
-//! The oracle does not know the device: it compares guest memory before and after a notification
-//! with the dirty pages, and both with the descriptors.
+//! The oracle does not depend on the device. It compares the guest memory that a notification
+//! changes with the dirty pages, and both with the descriptors.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -147,7 +147,7 @@ impl Rig {
         self.ram.iter().map(read).collect()
     }
 
-    /// Forgets what the driver wrote: only the device's writes count from now on.
+    /// Clears the dirty pages of the driver, so that only later writes count.
     fn forget(&mut self) {
         harvest(&self.ram);
         self.before = self.contents();
@@ -177,7 +177,7 @@ impl Rig {
         dirty
     }
 
-    /// The pages of the last used element.
+    /// Returns the pages of the last used element.
     fn used_pages(&self) -> impl Iterator<Item = u64> {
         let entry = u64::from(self.next.wrapping_sub(1) % SIZE);
         pages_of(USED + 4 + 8 * entry, 8).chain(pages_of(USED + 2, 2))
@@ -398,7 +398,7 @@ fn broken_queue_needs_reset_and_works_after_it() {
         rig.header(IN, 0);
         assert_eq!(rig.send(&read), (OK, 513), "{addresses:x?}");
     }
-    // An index that is ahead by more than the queue holds, and a head outside the table.
+    // An index that is ahead by more than the size of the queue, and a head outside the table.
     let mut rig = Rig::new();
     rig.next = SIZE;
     rig.notify(0);
@@ -450,11 +450,11 @@ fn register_out_of_order_is_ignored() {
     );
 }
 
-/// Random descriptors, rings and registers: the device does not panic or hang, and marks every page
-/// that it writes.
+/// Sends random descriptors, rings and registers. The device does not panic or hang, and marks
+/// every page that it writes.
 #[test]
-fn random_requests_change_no_page_in_secret() {
-    for mut rig in Rig::both("random_requests_change_no_page_in_secret") {
+fn random_requests_mark_every_page_that_they_change() {
+    for mut rig in Rig::both("random_requests_mark_every_page_that_they_change") {
         send_random_requests(&mut rig);
     }
 }
@@ -606,7 +606,7 @@ fn read_past_the_end_of_a_truncated_image_returns_error() {
         }
         rig.notify(0);
         assert_eq!(rig.load::<u8>(STATUS), IOERR);
-        // The first sector may have been read, and is marked then.
+        // The device may have read the first sector. Then the page is marked.
         let named = pages_of(DATA, 1024)
             .chain([STATUS & !(PAGE - 1)])
             .chain(rig.used_pages());

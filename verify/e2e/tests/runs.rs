@@ -10,7 +10,7 @@ use microvm::memory::Backing;
 use tempfile::TempDir;
 use test_support::{skipped, HugePages};
 
-/// Runs a setup. Everything must be as planned.
+/// Runs a setup. The outcome must match the plan.
 fn run_well(setup: &Setup) -> Outcome {
     let mut outcome = run(setup).unwrap_or_else(|e| panic!("{setup:?}: {e}"));
     let wrong = verify(&mut outcome);
@@ -102,7 +102,7 @@ fn run_with_file_backing_matches_plan_and_fills_the_file() {
 #[test]
 fn run_with_huge_pages_matches_plan() {
     let test = "run_with_huge_pages_matches_plan";
-    // 16 MiB of RAM, 8 MiB of plugged blocks, and the same for the run on a vCPU.
+    // 16 MiB of RAM and 8 MiB of plugged blocks, once more for the run on a vCPU.
     let Some(_pages) = HugePages::reserve(12, test) else {
         return;
     };
@@ -189,7 +189,7 @@ fn run_with_plugged_memory_matches_plan() {
         };
         run_well_everywhere(test, &setup);
     }
-    // A small disk: its requests go one by one.
+    // A small disk: the driver sends its requests one by one.
     let (path, _) = image(dir.path(), 9);
     run_well(&Setup {
         plug: true,

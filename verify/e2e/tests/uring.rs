@@ -25,7 +25,7 @@ fn ram() -> Arc<GuestRam> {
     Arc::new(build(16 << 20, &Backing::Anonymous).unwrap())
 }
 
-/// An operation on the end of the low region and the start of the high region.
+/// Returns an operation on the end of the low region and the start of the high region.
 fn operation(
     ram: &Arc<GuestRam>,
     number: usize,
@@ -142,6 +142,6 @@ fn run_with_more_operations_than_fit_ends_each_once() {
     assert!(ended.iter().all(|times| *times == 1));
     assert_eq!(ring.counts.most, u64::from(QUEUE_MAX));
     assert_eq!(ring.counts.submitted, count as u64);
-    // No operation keeps the memory.
+    // No operation holds a reference to the memory any more.
     assert_eq!(Arc::strong_count(&ram), 1);
 }

@@ -1,4 +1,4 @@
-//! The oracle itself: it must notice everything that is wrong with an outcome.
+//! The oracle: it must detect every wrong aspect of an outcome.
 
 use e2e::plan::{DESCRIPTORS, HALF, USED_RING};
 use e2e::plug::{self, Place, PLUG_MMIO};

@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A virtual machine whose guest is `program`.
+/// Creates a virtual machine whose guest is `program`.
 fn vm(test: &str, program: &[u8]) -> Option<(Vm, Arc<GuestRam>)> {
     let vm = match Vm::new("/dev/kvm", false) {
         Ok(vm) => vm,

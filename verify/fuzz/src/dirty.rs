@@ -1,5 +1,5 @@
-//! Writes and foreign logs, with pages of any size from any address on: each harvest against a set
-//! of pages.
+//! Writes and foreign logs, with pages of any size at any address. Each harvest must match a set of
+//! pages.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;

@@ -1,5 +1,5 @@
-//! IOTLB messages and lookups, at both ends of the address space and between; accesses through the
-//! mappings, which are marked by IOVA or by both addresses; and a second IOTLB with a bound that
+//! IOTLB messages and lookups, at both ends of the address space and between. Accesses through the
+//! mappings, which are marked by IOVA or by both addresses. A second IOTLB has a bound that
 //! changes.
 
 use std::num::NonZeroUsize;
@@ -112,7 +112,7 @@ fn count(base: u64, len: Len) -> usize {
 
 struct Pair {
     memory: IommuMemory<Physical, SharedIotlb>,
-    /// The same IOTLB for a second memory with the same writes, which marks both addresses.
+    /// A second memory behind the same IOTLB, with the same writes. It marks both addresses.
     marked: MarkedIommuMemory<Physical, SharedIotlb, AtomicBitmap>,
     /// An IOTLB with a bound that gets the same messages.
     bounded: Iotlb,
@@ -154,7 +154,7 @@ impl Pair {
             } => {
                 let (iova, to) = (addr(iova), addr(to));
                 let (length, perm) = (count(iova, len), permissions(perm));
-                let answer = self.memory.iommu().set_mapping(
+                let outcome = self.memory.iommu().set_mapping(
                     GuestAddress(iova),
                     GuestAddress(to),
                     length,
@@ -163,17 +163,17 @@ impl Pair {
                 let same =
                     self.bounded
                         .set_mapping(GuestAddress(iova), GuestAddress(to), length, perm);
-                assert_eq!(answer.is_ok(), same.is_ok());
+                assert_eq!(outcome.is_ok(), same.is_ok());
                 match last_of(iova, length) {
                     Some(last) => {
-                        // The last mapping is present, whatever the bound.
+                        // The last mapping is present with any bound.
                         assert!(
                             Iotlb::lookup(&self.bounded, GuestAddress(iova), length, perm).is_ok()
                         );
-                        assert!(answer.is_ok(), "{answer:?}");
+                        assert!(outcome.is_ok(), "{outcome:?}");
                         self.mappings.set(iova, last, Some((to, perm)));
                     }
-                    None => assert_eq!(answer.is_ok(), length == 0, "{answer:?}"),
+                    None => assert_eq!(outcome.is_ok(), length == 0, "{outcome:?}"),
                 }
                 self.lookup(iova, length, perm);
             }
@@ -259,12 +259,12 @@ impl Pair {
     /// Checks the IOTLB with the bound: it finds only right mappings, may report misses for others,
     /// and refuses only ranges with too many mappings.
     fn lookup_bounded(&self, iova: u64, length: usize, access: Permissions) {
-        let answer = Iotlb::lookup(&self.bounded, GuestAddress(iova), length, access);
+        let outcome = Iotlb::lookup(&self.bounded, GuestAddress(iova), length, access);
         let Some(last) = last_of(iova, length) else {
             return;
         };
         let parts = self.mappings.parts(iova, last);
-        match answer {
+        match outcome {
             Ok(segments) => {
                 let found = segments.map(|segment| (segment.base.0, segment.length as u128));
                 let expected = parts
@@ -304,7 +304,7 @@ impl Pair {
         let iotlb = self.memory.iommu();
         if number.is_multiple_of(5) {
             let snapshot = iotlb.snapshot();
-            // An invalidation of an empty range changes nothing; the snapshot is older than it.
+            // An invalidation of an empty range changes nothing. The snapshot is older.
             let gone = iotlb.invalidate_mapping(GuestAddress(0), 0);
             self.held.push((snapshot, gone));
         }
@@ -319,12 +319,12 @@ impl Pair {
     /// Compares a lookup with the model: the mappings, or the misses and the refusals.
     fn lookup(&self, iova: u64, length: usize, access: Permissions) {
         self.lookup_bounded(iova, length, access);
-        let answer = self
+        let outcome = self
             .memory
             .iommu()
             .lookup(GuestAddress(iova), length, access);
         let Some(last) = last_of(iova, length) else {
-            match answer {
+            match outcome {
                 Ok(mut segments) => assert!(length == 0 && segments.next().is_none()),
                 Err(fails) => {
                     assert!(length != 0 && fails.misses.is_empty());
@@ -342,7 +342,7 @@ impl Pair {
             .filter(|part| part.2.is_some_and(|(_, granted)| !granted.allow(access)));
         let missing = joined(missing.map(|part| (part.0, len((part.0, part.1)))));
         let refused = joined(refused.map(|part| (part.0, len((part.0, part.1)))));
-        match answer {
+        match outcome {
             Ok(segments) => {
                 assert!(
                     missing.is_empty() && refused.is_empty(),
@@ -406,9 +406,9 @@ impl Pair {
         let data: Vec<u8> = (0..len)
             .map(|i| (i as u8).wrapping_mul(13) ^ fill)
             .collect();
-        let answer = self.memory.write(&data, GuestAddress(iova));
+        let outcome = self.memory.write(&data, GuestAddress(iova));
         let same = self.marked.write(&data, GuestAddress(iova));
-        assert_eq!(answer.as_ref().ok(), same.as_ref().ok());
+        assert_eq!(outcome.as_ref().ok(), same.as_ref().ok());
         let allowed = self
             .memory
             .check_range(GuestAddress(iova), len, Permissions::Write);
@@ -420,15 +420,15 @@ impl Pair {
             .filter(|_| tracked || len == 0)
         else {
             assert!(
-                matches!(answer, Err(GuestMemoryError::IommuError(_))),
-                "{answer:?}"
+                matches!(outcome, Err(GuestMemoryError::IommuError(_))),
+                "{outcome:?}"
             );
             assert!(!allowed);
             return;
         };
         let reached = self.reached(&translated);
         let done: usize = reached.iter().map(|(_, len)| len).sum();
-        match answer {
+        match outcome {
             Ok(moved) => assert_eq!(moved, done),
             Err(error) => assert!(done == 0 && len != 0, "{error:?}"),
         }
@@ -451,14 +451,14 @@ impl Pair {
 
     fn read(&self, iova: u64, len: usize) {
         let mut buf = vec![0xee; len];
-        let answer = self.memory.read(&mut buf, GuestAddress(iova));
+        let outcome = self.memory.read(&mut buf, GuestAddress(iova));
         let allowed = self
             .memory
             .check_range(GuestAddress(iova), len, Permissions::Read);
         let Some(translated) = self.translated(iova, len, Permissions::Read) else {
             assert!(
-                matches!(answer, Err(GuestMemoryError::IommuError(_))),
-                "{answer:?}"
+                matches!(outcome, Err(GuestMemoryError::IommuError(_))),
+                "{outcome:?}"
             );
             assert!(!allowed);
             return;
@@ -468,7 +468,7 @@ impl Pair {
             .iter()
             .flat_map(|(target, len)| self.physical.read(*target, *len))
             .collect();
-        match answer {
+        match outcome {
             Ok(moved) => assert_eq!(moved, expected.len()),
             Err(error) => assert!(expected.is_empty() && len != 0, "{error:?}"),
         }

@@ -1,5 +1,5 @@
-//! The fuzz targets as functions. Each turns bytes into a sequence of operations, runs it on the
-//! library and on a slow, obvious model, and panics on a difference.
+//! The fuzz targets as functions. Each turns bytes into a sequence of operations, and runs it on
+//! the library and on a slow and simple model. It panics on a difference.
 //!
 //! `tests/replay.rs` runs each file of `corpus/` through its target, on stable Rust and without
 //! libFuzzer.

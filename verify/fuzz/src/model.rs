@@ -69,7 +69,7 @@ impl Memory {
     pub fn write(&mut self, addr: u64, data: &[u8]) {
         self.write_unmarked(addr, data);
         for at in (addr..).take(data.len()) {
-            let (number, offset) = self.find(at).expect("the range is all there");
+            let (number, offset) = self.find(at).expect("the range has no holes");
             self.dirty.insert((number, offset / PAGE));
         }
     }
@@ -109,7 +109,8 @@ impl Mappings {
         to.map(|(target, permissions)| (target.wrapping_add(addr - first), permissions))
     }
 
-    /// Cuts a range at all possible changes, and joins the parts between which nothing changes.
+    /// Splits a range at all possible changes, and joins adjacent parts without a change between
+    /// them.
     pub fn parts(&self, first: u64, last: u64) -> Vec<Part> {
         let ends = self
             .log

@@ -172,12 +172,12 @@ impl Pair {
             .iter()
             .map(|(at, len)| (GuestAddress(*at), *len as usize))
             .collect();
-        let answer = GuestMemoryMmap::<()>::from_ranges(&list);
-        let answer = answer.map_err(|error| match error {
+        let outcome = GuestMemoryMmap::<()>::from_ranges(&list);
+        let outcome = outcome.map_err(|error| match error {
             FromRangesError::Collection(error) => wrong(error),
             _ => Wrong::Region,
         });
-        match (answer, layout(ranges)) {
+        match (outcome, layout(ranges)) {
             (Ok(memory), Ok(())) => {
                 self.memory = memory;
                 self.model.clear();
@@ -190,7 +190,7 @@ impl Pair {
                 }
             }
             (Err(error), Err(expected)) => assert_eq!(error, expected, "{ranges:x?}"),
-            (answer, expected) => panic!("{ranges:x?}: {:?}, not {expected:?}", answer.map(drop)),
+            (outcome, expected) => panic!("{ranges:x?}: {:?}, not {expected:?}", outcome.map(drop)),
         }
     }
 
@@ -207,12 +207,12 @@ impl Pair {
         let Ok(region) = region else {
             return;
         };
-        let answer = self.memory.insert_region(Arc::new(region)).map_err(wrong);
+        let outcome = self.memory.insert_region(Arc::new(region)).map_err(wrong);
         let before = self.model.clone();
         let free = before
             .iter()
             .all(|(at, size, _)| !overlap((*at, *size), (start, len)));
-        match answer {
+        match outcome {
             Ok(memory) => {
                 assert!(
                     free,
@@ -251,9 +251,9 @@ impl Pair {
                 self.memory = memory;
             }
             (Err(error), None) => assert_eq!(wrong(error), Wrong::Nothing),
-            (answer, place) => panic!(
+            (outcome, place) => panic!(
                 "{len:#x} at {start:#x}: {:?}, not {place:?}",
-                answer.map(drop)
+                outcome.map(drop)
             ),
         }
     }

@@ -6,13 +6,13 @@ use arbitrary::Arbitrary;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
-/// The plan of a stream: its length, the bytes it moves in one call, and whether it ends with an
-/// error.
+/// The plan of a stream: its length, the bytes that it moves in one call, and whether it ends with
+/// an error.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub struct StreamPlan {
     /// The bytes that it has, or accepts.
     pub has: u16,
-    /// The most bytes of one call, minus one.
+    /// The maximum number of bytes of one call, minus one.
     pub at_a_time: u16,
     /// Whether it fails at its end, or moves nothing.
     pub fails: bool,

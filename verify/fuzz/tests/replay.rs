@@ -1,5 +1,4 @@
-//! Replays each file of the corpora without libFuzzer, so that an input that found a bug stays a
-//! test.
+//! Replays each file of the corpora without libFuzzer. An input that found a bug remains a test.
 
 use std::fs;
 use std::path::Path;

@@ -127,7 +127,7 @@ fn send_without_need_reply_has_no_reply() {
         let bytes = [&header.to_bytes()[..], &message.to_bytes()].concat();
         front_end.send_bytes(&bytes).unwrap();
     }
-    // This would receive an earlier reply as its own, and the last one would be a refusal.
+    // This would receive the reply to an earlier message, and the last of those is a refusal.
     assert!(front_end.invalidate(IOVA + PAGE, PAGE).unwrap());
     memory.write_obj(1u8, GuestAddress(IOVA)).unwrap();
     end(&memory);
@@ -204,7 +204,7 @@ fn send_of_unreadable_stream_ends_connection() {
         let ended = memory.iommu().wait_for_end().unwrap().unwrap();
         assert!(ended.is_err(), "{what}");
         assert!(!memory.iommu().is_connected(), "{what}");
-        // Nobody could invalidate the mapping any more.
+        // No message could invalidate the mapping any more.
         memory.read_obj::<u8>(GuestAddress(IOVA)).unwrap_err();
     }
 }

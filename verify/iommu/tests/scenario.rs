@@ -278,10 +278,10 @@ fn hang_up_ends_waits_and_removes_mappings() {
             Some(MISS)
         );
         front_end.hang_up().unwrap();
-        // Not the reason that the deadline gives.
+        // The reason is not the deadline.
         assert_refused(waiting.join().unwrap(), "gone");
     });
-    // Nobody could invalidate it any more.
+    // No message could invalidate it any more.
     assert_refused(memory.read_obj::<u8>(GuestAddress(IOVA)), "gone");
     assert!(!memory.iommu().is_connected());
     end(&memory);

@@ -5,7 +5,7 @@
 //! filled with [`POISON`], and used for another mapping later. A dead mapping was used if
 //!
 //! - a device reads poison, or the stamp of a mapping that was invalidated before the read began;
-//! - a page that is used again is not all poison any more.
+//! - a page no longer contains only poison when it is used again.
 //!
 //! `IOMMU_SECONDS` sets the run time; the default is 3.
 
@@ -370,7 +370,7 @@ impl Device<'_> {
                 let access =
                     [Permissions::Read, Permissions::Write][usize::from(self.random.bool())];
                 let iova = GuestAddress(iova_of(page));
-                // Both results are right, since the front end changes mappings all the time.
+                // Both results are correct, because the front end keeps changing mappings.
                 let _ = self.memory.check_range(iova, PAGE as usize, access);
             }
         }
@@ -391,7 +391,7 @@ fn access_after_acknowledged_invalidation_fails() {
         Ok(text) => text.parse().expect("IOMMU_SECONDS is a number of seconds"),
         Err(_) => 3,
     };
-    // Short: nobody maps a page that is not in the table.
+    // Short: the front end never maps a page that is not in the table.
     let Setup {
         memory,
         physical,

@@ -14,9 +14,9 @@
 //! | `iommu`, `retired` | `src/iommu/snapshots.rs`, `src/retired/list.rs` | a snapshot never changes, and an IOTLB mapping without readers is out of use |
 //! | `fences` | `src/retired/list.rs`, `src/retired/held.rs` | a map without readers is out of use, and the fences are needed |
 //!
-//! The models explore all interleavings, unless they say how far they go. `mutants` modules weaken
-//! one ordering, operation or fence at a time, and check that a model fails. At their end they list
-//! the orderings that no model needs, and the reason.
+//! The models explore all interleavings, unless their documentation states a limit. `mutants`
+//! modules weaken one ordering, operation or fence at a time, and check that a model fails. At
+//! their end they list the orderings that no model needs, and the reason.
 //!
 //! Limits: arc-swap is modelled by its guarantees, as a mutex. loom does not explore every old
 //! value that a relaxed load may return, and treats acquire fences as stronger than they are.

@@ -10,8 +10,8 @@ const LOCK: &str = "/tmp/vm-memory-hugepages.lock";
 
 /// Exclusive use of the machine's pool of huge pages of 2 MiB.
 ///
-/// There is one pool for all programs, so tests take turns: across threads, and across the test
-/// programs of all crates. Dropping this ends the turn, and restores the size of the pool.
+/// All programs share one pool, so tests take turns, across threads and across the test programs of
+/// all crates. Dropping this ends the turn, and restores the size of the pool.
 #[derive(Debug)]
 pub struct HugePages {
     before: Option<u64>,
@@ -92,7 +92,7 @@ impl Drop for HugePages {
     }
 }
 
-/// The number in a line of /proc/meminfo.
+/// Returns the number in a line of /proc/meminfo.
 fn meminfo(name: &str) -> Option<u64> {
     let all = fs::read_to_string("/proc/meminfo").ok()?;
     let line = all.lines().find_map(|line| line.strip_prefix(name))?;

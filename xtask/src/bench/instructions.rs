@@ -99,7 +99,7 @@ impl Bench {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The instructions of one run of an operation.
+    /// Returns the instructions of one run of an operation.
     fn count(&self, program: &Path, operation: &str) -> Result<f64> {
         let few = self.callgrind(program, operation, FEW)?;
         let many = self.callgrind(program, operation, MANY)?;
@@ -112,7 +112,7 @@ impl Bench {
         Ok(f64::from(difference) / f64::from(runs))
     }
 
-    /// The instructions of the whole program with `iterations` runs of an operation.
+    /// Returns the instructions of the whole program with `iterations` runs of an operation.
     fn callgrind(&self, program: &Path, operation: &str, iterations: u64) -> Result<u64> {
         let profile = self.target.join("callgrind.out");
         let output = Command::new("valgrind")
@@ -150,7 +150,7 @@ fn verdict(counted: f64, pinned: Option<f64>) -> &'static str {
     }
 }
 
-/// The total of a profile that callgrind wrote.
+/// Returns the total of a profile that callgrind wrote.
 fn total(profile: &str) -> Option<u64> {
     profile
         .lines()

@@ -119,7 +119,7 @@ impl Machine {
     }
 }
 
-/// The output of a command.
+/// Returns the output of a command.
 fn said(command: &mut Command) -> Result<String> {
     let output = command
         .output()
@@ -132,7 +132,7 @@ fn said(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// RESULTS.md.
+/// Returns the text of RESULTS.md.
 pub(super) fn results_text(
     machine: &Machine,
     rounds: u32,

@@ -46,7 +46,7 @@ impl Monitor {
         }
     }
 
-    /// The arguments of `cargo test`.
+    /// Returns the arguments of `cargo test`.
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Firecracker => &["-p", "vmm", "--lib"],
@@ -60,7 +60,7 @@ impl Monitor {
         }
     }
 
-    /// The arguments of the test programs.
+    /// Returns the arguments of the test programs.
     fn test_arguments(self) -> &'static [&'static str] {
         match self {
             // The first one maps more regions than a small machine allows; the second one expects
@@ -77,7 +77,8 @@ impl Monitor {
         }
     }
 
-    /// The number of tests that pass on vm-memory 0.18.0, and the date of the counted commit.
+    /// Returns the number of tests that pass on vm-memory 0.18.0, and the date of the counted
+    /// commit.
     fn expected(self) -> (u64, &'static str) {
         match self {
             Self::Firecracker => (781, "2026-08-21"),
@@ -231,7 +232,7 @@ fn copy_all(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The manifests in a folder.
+/// Returns the manifests in a folder.
 fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -263,7 +264,7 @@ fn update_arc_swap(bench: &Bench, copy: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The number of packages that depend on vm-memory, directly or indirectly.
+/// Returns the number of packages that depend on vm-memory, directly or indirectly.
 fn dependents(bench: &Bench, copy: &Path) -> Result<usize> {
     let output = bench
         .patched_cargo(copy)

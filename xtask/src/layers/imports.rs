@@ -47,7 +47,7 @@ pub fn imports(module: &Module, reexports: &BTreeMap<String, Vec<String>>) -> Ve
     visitor.found
 }
 
-/// The paths of a `use`, each with its line.
+/// Returns the paths of a `use`, each with its line.
 fn leaves(tree: &UseTree) -> Vec<(usize, Vec<String>)> {
     match tree {
         UseTree::Path(path) => {

@@ -6,7 +6,7 @@ const LIST: &str =
     "//! # Layers\n//!\n//! ```text\n//! low  the base\n//! middle, other\n//! high\n//! ```\n\
                     mod low;\nmod middle;\nmod other;\nmod high;\npub use high::High;\n";
 
-/// The findings about a crate whose module `module` has `text`.
+/// Returns the findings about a crate whose module `module` has `text`.
 fn findings(module: &str, text: &str, exceptions: &[Exception]) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("lib.rs");

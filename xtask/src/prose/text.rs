@@ -95,7 +95,7 @@ fn rust(text: &str) -> Vec<Paragraph> {
     found
 }
 
-/// A line of a comment without its delimiters.
+/// Returns a line of a comment without its delimiters.
 fn uncomment(line: &str) -> &str {
     let line = line.trim();
     let line = line
@@ -123,7 +123,7 @@ fn marked_comments(text: &str) -> Vec<Paragraph> {
     found
 }
 
-/// Each line by itself.
+/// Returns each line as a paragraph.
 fn single_lines(text: &str) -> Vec<Paragraph> {
     (1..)
         .zip(text.lines())
@@ -164,7 +164,7 @@ fn split<'text>(lines: impl IntoIterator<Item = (usize, &'text str)>) -> Vec<Par
     found
 }
 
-/// The text with inline code replaced by as many underscores.
+/// Returns the text with inline code replaced by as many underscores.
 fn without_code(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     for (number, part) in text.split('`').enumerate() {

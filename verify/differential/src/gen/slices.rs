@@ -79,7 +79,7 @@ impl Gen<'_> {
         }
     }
 
-    /// The approximate length of the slice at the end of a path.
+    /// Returns the approximate length of the slice at the end of a path.
     pub(super) fn path_len(&self, path: &Path) -> u64 {
         let mut len = match path.root {
             Root::OfRegion(index) => self.region_len(index),

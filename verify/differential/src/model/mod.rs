@@ -543,7 +543,7 @@ fn whole(done: usize, wanted: usize) -> Out {
     }
 }
 
-/// A slice, for comparison with the driver's.
+/// Returns a slice, for comparison with the driver's.
 fn slice(place: usize, offset: usize, len: usize) -> Out {
     // Only the distance to its region is known.
     let mut from_region = vec![usize::MAX >> 1; place + 1];

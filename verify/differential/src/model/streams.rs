@@ -7,7 +7,7 @@ use crate::host::stream;
 use crate::op::{Sink, Source, Step, Trouble};
 use crate::out::Fault;
 
-/// An error of the operating system.
+/// Returns an error of the operating system.
 pub(super) fn system_error(number: i32) -> Fault {
     std::io::Error::from_raw_os_error(number).into()
 }

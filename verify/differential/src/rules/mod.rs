@@ -2,8 +2,8 @@
 //! possible.
 //!
 //! The first half of a rule recognises the operations that the difference affects. The second half
-//! checks that this crate returned the documented result, with the [`model`](crate::model) or with a
-//! check of its own.
+//! checks that this crate returned the documented result, with the [`model`](crate::model) or with
+//! a check of its own.
 //!
 //! | module | codes |
 //! |---|---|

@@ -17,9 +17,9 @@ use self::input::{At, Base, Descriptor, Input, Len, Step};
 use crate::model::{last_of, permissions, Memory, PAGE};
 use crate::stream::{ModelStream, Stream, StreamPlan};
 
-/// The most bytes of a buffer.
+/// The maximum length of a buffer.
 const LONGEST: usize = 0x3fff;
-/// The most operations of an input; a longer sequence finds nothing that a short one does not.
+/// The maximum number of operations of an input. Longer sequences find no other differences.
 const MOST_STEPS: usize = 64;
 const MOST_REGIONS: usize = 6;
 
@@ -73,8 +73,8 @@ fn kind(error: GuestMemoryError) -> Kind {
     }
 }
 
-fn result<T>(answer: GuestMemoryResult<T>) -> Result<T, Kind> {
-    answer.map_err(kind)
+fn result<T>(outcome: GuestMemoryResult<T>) -> Result<T, Kind> {
+    outcome.map_err(kind)
 }
 
 impl Pair {
@@ -146,7 +146,7 @@ impl Pair {
             .collect()
     }
 
-    /// The expected result of `write` and `read`.
+    /// Returns the expected result of `write` and `read`.
     fn moved(&self, addr: u64, count: usize) -> Result<usize, Kind> {
         match self.model.reachable(addr, count) {
             0 if count != 0 => Err(Kind::NoMemory(addr)),
@@ -154,7 +154,7 @@ impl Pair {
         }
     }
 
-    /// The expected result of `write_slice` and `read_slice`.
+    /// Returns the expected result of `write_slice` and `read_slice`.
     fn moved_all(&self, addr: u64, count: usize) -> Result<(), Kind> {
         match self.moved(addr, count)? {
             moved if moved == count => Ok(()),
@@ -162,7 +162,7 @@ impl Pair {
         }
     }
 
-    /// The expected result of `load` and `store`.
+    /// Returns the expected result of `load` and `store`.
     fn moved_at_once(&self, addr: u64, width: usize) -> Result<(), Kind> {
         let (number, offset) = self.model.find(addr).ok_or(Kind::NoMemory(addr))?;
         let fits = self.model.regions[number].1 - offset >= width as u64;
@@ -179,27 +179,27 @@ impl Pair {
             Step::Write(at, len) => {
                 let addr = self.addr(at);
                 let data = self.data(self.count(len).min(LONGEST));
-                let answer = result(self.guest.write(&data, GuestAddress(addr)));
-                self.wrote(addr, &data, answer);
+                let outcome = result(self.guest.write(&data, GuestAddress(addr)));
+                self.wrote(addr, &data, outcome);
             }
             Step::WriteSlice(at, len) => {
                 let addr = self.addr(at);
                 let data = self.data(self.count(len).min(LONGEST));
-                let answer = result(self.guest.write_slice(&data, GuestAddress(addr)));
-                self.wrote_all(addr, &data, answer);
+                let outcome = result(self.guest.write_slice(&data, GuestAddress(addr)));
+                self.wrote_all(addr, &data, outcome);
             }
             Step::Read(at, len) => {
                 let (addr, count) = (self.addr(at), self.count(len).min(LONGEST));
                 let mut buf = vec![0xee; count];
-                let answer = result(self.guest.read(&mut buf, GuestAddress(addr)));
-                assert_eq!(answer, self.moved(addr, count));
+                let outcome = result(self.guest.read(&mut buf, GuestAddress(addr)));
+                assert_eq!(outcome, self.moved(addr, count));
                 self.has_read(addr, &buf);
             }
             Step::ReadSlice(at, len) => {
                 let (addr, count) = (self.addr(at), self.count(len).min(LONGEST));
                 let mut buf = vec![0xee; count];
-                let answer = result(self.guest.read_slice(&mut buf, GuestAddress(addr)));
-                assert_eq!(answer, self.moved_all(addr, count));
+                let outcome = result(self.guest.read_slice(&mut buf, GuestAddress(addr)));
+                assert_eq!(outcome, self.moved_all(addr, count));
                 self.has_read(addr, &buf);
             }
             Step::WriteObj(at, width) => match width % 5 {
@@ -256,8 +256,8 @@ impl Pair {
                 let (addr, count) = (self.addr(at), self.count(len));
                 let to = addr.checked_add(count as u64);
                 let expected = to.filter(|to| self.model.find(*to).is_some());
-                let answer = self.guest.checked_offset(GuestAddress(addr), count);
-                assert_eq!(answer.map(|at| at.0), expected);
+                let outcome = self.guest.checked_offset(GuestAddress(addr), count);
+                assert_eq!(outcome.map(|at| at.0), expected);
                 let found = self.guest.to_region_addr(GuestAddress(addr));
                 let found = found.map(|(region, offset)| (region.start_addr().0, offset.0));
                 let expected = self.model.find(addr);
@@ -271,19 +271,19 @@ impl Pair {
         }
     }
 
-    fn wrote(&mut self, addr: u64, data: &[u8], answer: Result<usize, Kind>) {
-        assert_eq!(answer, self.moved(addr, data.len()));
+    fn wrote(&mut self, addr: u64, data: &[u8], outcome: Result<usize, Kind>) {
+        assert_eq!(outcome, self.moved(addr, data.len()));
         let moved = self.model.reachable(addr, data.len());
         self.model.write(addr, &data[..moved]);
     }
 
-    fn wrote_all(&mut self, addr: u64, data: &[u8], answer: Result<(), Kind>) {
-        assert_eq!(answer, self.moved_all(addr, data.len()));
+    fn wrote_all(&mut self, addr: u64, data: &[u8], outcome: Result<(), Kind>) {
+        assert_eq!(outcome, self.moved_all(addr, data.len()));
         let moved = self.model.reachable(addr, data.len());
         self.model.write(addr, &data[..moved]);
     }
 
-    /// Checks the bytes that a read left in a buffer, whatever it returned.
+    /// Checks the bytes that a read left in a buffer, regardless of its result.
     fn has_read(&self, addr: u64, buf: &[u8]) {
         let moved = self.model.reachable(addr, buf.len());
         assert_eq!(buf[..moved], self.model.read(addr, moved));
@@ -294,15 +294,15 @@ impl Pair {
         let (addr, mut value) = (self.addr(at), T::zeroed());
         let data = self.data(size_of::<T>());
         value.as_mut_slice().copy_from_slice(&data);
-        let answer = result(self.guest.write_obj(value, GuestAddress(addr)));
-        self.wrote_all(addr, &data, answer);
+        let outcome = result(self.guest.write_obj(value, GuestAddress(addr)));
+        self.wrote_all(addr, &data, outcome);
     }
 
     fn read_obj<T: ByteValued>(&self, at: At) {
         let addr = self.addr(at);
-        let answer = result(self.guest.read_obj::<T>(GuestAddress(addr)));
+        let outcome = result(self.guest.read_obj::<T>(GuestAddress(addr)));
         let expected = self.moved_all(addr, size_of::<T>());
-        let bytes = answer.map(|value| value.as_slice().to_vec());
+        let bytes = outcome.map(|value| value.as_slice().to_vec());
         assert_eq!(
             bytes,
             expected.map(|()| self.model.read(addr, size_of::<T>()))
@@ -313,20 +313,20 @@ impl Pair {
         let (addr, mut value) = (self.addr(at), T::zeroed());
         let data = self.data(size_of::<T>());
         value.as_mut_slice().copy_from_slice(&data);
-        let answer = result(
+        let outcome = result(
             self.guest
                 .store(value, GuestAddress(addr), Ordering::Release),
         );
-        assert_eq!(answer, self.moved_at_once(addr, size_of::<T>()));
-        if answer.is_ok() {
+        assert_eq!(outcome, self.moved_at_once(addr, size_of::<T>()));
+        if outcome.is_ok() {
             self.model.write(addr, &data);
         }
     }
 
     fn load<T: AtomicAccess + ByteValued>(&self, at: At) {
         let addr = self.addr(at);
-        let answer = result(self.guest.load::<T>(GuestAddress(addr), Ordering::Acquire));
-        let bytes = answer.map(|value| value.as_slice().to_vec());
+        let outcome = result(self.guest.load::<T>(GuestAddress(addr), Ordering::Acquire));
+        let bytes = outcome.map(|value| value.as_slice().to_vec());
         let expected = self.moved_at_once(addr, size_of::<T>());
         assert_eq!(
             bytes,
@@ -358,7 +358,7 @@ impl Pair {
 
     /// Returns the number of bytes that are moved when each segment is retried until it is
     /// complete.
-    fn whole_pieces(
+    fn whole_segments(
         &self,
         addr: u64,
         count: usize,
@@ -397,9 +397,9 @@ impl Pair {
     fn read_from(&mut self, addr: u64, count: usize, plan: StreamPlan) {
         let mut source = Stream::source(plan, self.data(usize::from(plan.has)));
         let at = GuestAddress(addr);
-        let answer = result(self.guest.read_volatile_from(at, &mut source, count));
+        let outcome = result(self.guest.read_volatile_from(at, &mut source, count));
         let expected = self.one_call(addr, count, &mut ModelStream::of(plan));
-        assert_eq!(answer, expected);
+        assert_eq!(outcome, expected);
         self.model
             .write(addr, &source.data[..expected.unwrap_or(0)]);
     }
@@ -407,33 +407,33 @@ impl Pair {
     fn read_exact_from(&mut self, addr: u64, count: usize, plan: StreamPlan) {
         let mut source = Stream::source(plan, self.data(usize::from(plan.has)));
         let at = GuestAddress(addr);
-        let answer = result(self.guest.read_exact_volatile_from(at, &mut source, count));
-        let moved = self.whole_pieces(addr, count, &mut ModelStream::of(plan), None);
-        assert_eq!(answer, all_of(count, &moved));
+        let outcome = result(self.guest.read_exact_volatile_from(at, &mut source, count));
+        let moved = self.whole_segments(addr, count, &mut ModelStream::of(plan), None);
+        assert_eq!(outcome, all_of(count, &moved));
         self.model.write(addr, &source.data[..moved.unwrap_or(0)]);
     }
 
     fn write_to(&mut self, addr: u64, count: usize, plan: StreamPlan) {
         let mut target = Stream::target(plan);
         let at = GuestAddress(addr);
-        let answer = result(self.guest.write_volatile_to(at, &mut target, count));
+        let outcome = result(self.guest.write_volatile_to(at, &mut target, count));
         let moved = self.written(addr, count, plan);
-        assert_eq!(answer, moved);
+        assert_eq!(outcome, moved);
         assert_eq!(target.data, self.model.read(addr, moved.unwrap_or(0)));
     }
 
     fn write_all_to(&mut self, addr: u64, count: usize, plan: StreamPlan) {
         let mut target = Stream::target(plan);
         let at = GuestAddress(addr);
-        let answer = result(self.guest.write_all_volatile_to(at, &mut target, count));
+        let outcome = result(self.guest.write_all_volatile_to(at, &mut target, count));
         let moved = self.written(addr, count, plan);
-        assert_eq!(answer, all_of(count, &moved));
+        assert_eq!(outcome, all_of(count, &moved));
         assert_eq!(target.data, self.model.read(addr, moved.unwrap_or(0)));
     }
 
-    /// The error of a sink that accepts no bytes.
+    /// Returns the error of a sink that accepts no bytes.
     fn written(&self, addr: u64, count: usize, plan: StreamPlan) -> Result<usize, Kind> {
-        self.whole_pieces(
+        self.whole_segments(
             addr,
             count,
             &mut ModelStream::of(plan),
@@ -480,20 +480,20 @@ impl Pair {
         }
     }
 
-    /// A device that gathers the readable descriptors, and scatters their bytes over the writable
-    /// ones.
+    /// Acts as a device that gathers the readable descriptors, and scatters their bytes over the
+    /// writable ones.
     fn chain(&mut self, descriptors: &[Descriptor]) {
         let descriptors = &descriptors[..descriptors.len().min(8)];
         let mut gathered = Vec::new();
         for part in descriptors.iter().filter(|part| !part.device_writes) {
             let (addr, count) = (self.addr(part.at), usize::from(part.len) & LONGEST);
             let before = gathered.len();
-            let answer = result(self.guest.write_volatile_to(
+            let outcome = result(self.guest.write_volatile_to(
                 GuestAddress(addr),
                 &mut gathered,
                 count,
             ));
-            assert_eq!(answer, self.moved(addr, count));
+            assert_eq!(outcome, self.moved(addr, count));
             assert_eq!(
                 gathered[before..],
                 self.model.read(addr, gathered.len() - before)
@@ -504,12 +504,12 @@ impl Pair {
             let addr = self.addr(part.at);
             let count = (usize::from(part.len) & LONGEST).min(rest.len());
             let data = &rest[..count];
-            let answer = result(self.guest.read_volatile_from(
+            let outcome = result(self.guest.read_volatile_from(
                 GuestAddress(addr),
                 &mut rest,
                 count,
             ));
-            self.wrote(addr, data, answer);
+            self.wrote(addr, data, outcome);
         }
     }
 
@@ -563,7 +563,7 @@ impl GuestBitmap for vm_memory::GuestRegionMmap<AtomicBitmap> {
     }
 }
 
-/// The expected result of a method that moves all bytes or fails.
+/// Returns the expected result of a method that moves all bytes or fails.
 fn all_of(count: usize, moved: &Result<usize, Kind>) -> Result<(), Kind> {
     match moved {
         Ok(moved) if *moved == count => Ok(()),

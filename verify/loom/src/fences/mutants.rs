@@ -1,6 +1,6 @@
 //! Fences of `src/retired/` that the models show to be needed: each is left out, and a model fails.
 //!
-//! Each model passes with all fences, too.
+//! Each model passes with all fences.
 
 use super::sync::{choose, Fence, Run};
 use super::{list_tests, maps_tests};
@@ -14,7 +14,7 @@ const HELD: (&str, &str) = (
     include_str!("../../../../src/retired/held.rs"),
 );
 
-/// The line of the first fence after the start of a function.
+/// Returns the line of the first fence after the start of a function.
 fn fence_in((file, source): (&'static str, &str), function: &str) -> Fence {
     let mut lines = (1u32..).zip(source.lines());
     lines
@@ -27,7 +27,7 @@ fn fence_in((file, source): (&'static str, &str), function: &str) -> Fence {
     Fence { file, line }
 }
 
-/// Whether a model fails, with loads of either kind.
+/// Returns whether a model fails, with loads of either kind.
 fn fails(model: fn(), without: Option<Fence>) -> bool {
     [false, true].into_iter().any(|loads_modify| {
         let run = move || {
@@ -37,7 +37,7 @@ fn fails(model: fn(), without: Option<Fence>) -> bool {
             });
             model();
         };
-        // On a thread of its own: a model that fails leaves loom in the middle of it.
+        // On a new thread: a failed model leaves loom's thread-local state behind.
         std::thread::spawn(run).join().is_err()
     })
 }
@@ -64,5 +64,5 @@ fn readers_of_weak_version_without_fence_fails() {
 
 // Not in the list: the fences of `retire` and `take_unread`. They order a reader before a thread
 // that locks the list later and does not load the reader's count. loom's acquire fence synchronizes
-// with all stores that happen before it, even if only another thread has loaded them, so the fence
-// of the later `readers_before` hides that one of these is missing.
+// with all stores that happen before it, even if only another thread has loaded them. So the fence
+// of the later `readers_before` hides the absence of one of these.
