@@ -21,10 +21,12 @@ pub(crate) unsafe fn copy_from_guest(
     len: usize,
 ) -> Result<(), Fault> {
     let side = GuestSide::Source;
-    // SAFETY: this function's contract is that of `copy` with a guest source.
+    // SAFETY: `src` is a guest operand and `dst` host memory, both of `len` bytes, and they do not
+    // overlap (this function's contract). `side` names the source.
     match unsafe { Routines::copy(side, dst, src, len) } {
         Ok(()) => Ok(()),
-        // SAFETY: `copy_below_fault` has the contract of `copy`, which this function's is.
+        // SAFETY: `src` is a guest operand and `dst` host memory, both of `len` bytes, and they do
+        // not overlap (this function's contract). `side` names the source.
         Err(address) => Err(unsafe { copy_below_fault(address, side, dst, src, len) }),
     }
 }
@@ -38,10 +40,12 @@ pub(crate) unsafe fn copy_from_guest(
 #[inline]
 pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), Fault> {
     let side = GuestSide::Destination;
-    // SAFETY: this function's contract is that of `copy` with a guest destination.
+    // SAFETY: `dst` is a guest operand and `src` host memory, both of `len` bytes, and they do not
+    // overlap (this function's contract). `side` names the destination.
     match unsafe { Routines::copy(side, dst, src, len) } {
         Ok(()) => Ok(()),
-        // SAFETY: `copy_below_fault` has the contract of `copy`, which this function's is.
+        // SAFETY: `dst` is a guest operand and `src` host memory, both of `len` bytes, and they do
+        // not overlap (this function's contract). `side` names the destination.
         Err(address) => Err(unsafe { copy_below_fault(address, side, dst, src, len) }),
     }
 }
@@ -50,7 +54,8 @@ pub(crate) unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> 
 ///
 /// # Safety
 ///
-/// As for [`RoutineSet::copy`].
+/// `src` and `dst` are operands of `len` bytes, which do not overlap. `side` says which of them are
+/// guest operands.
 #[cold]
 pub(super) unsafe fn copy_below_fault(
     address: FaultAddress,
@@ -59,7 +64,8 @@ pub(super) unsafe fn copy_below_fault(
     src: *const u8,
     len: usize,
 ) -> Fault {
-    // SAFETY: `recount` passes at most `len`; the contract holds for a first part of the operands.
+    // SAFETY: `recount` passes at most `len`, so these are the first bytes of the operands, which do
+    // not overlap; `side` names the guest operands (this function's contract).
     let repeat = |len| unsafe { Routines::copy_ascending(side, dst, src, len) };
     recount(
         address,
@@ -78,7 +84,7 @@ pub(super) unsafe fn copy_below_fault(
 pub(crate) unsafe fn fill_guest(dst: *mut u8, value: u8, len: usize) -> Result<(), Fault> {
     // SAFETY: `dst` is a guest operand of `len` bytes, by this function's contract.
     let result = unsafe { Routines::fill(dst, value, len) };
-    // SAFETY: `recount` passes at most `len`; a first part of a guest operand is one.
+    // SAFETY: `recount` passes at most `len`; the first bytes of a guest operand are one.
     let repeat = |len| unsafe { Routines::fill_ascending(dst, value, len) };
     result.map_err(|at| recount(at, len, |_| (dst, Direction::Write), repeat))
 }
@@ -89,7 +95,8 @@ pub(crate) unsafe fn fill_guest(dst: *mut u8, value: u8, len: usize) -> Result<(
 ///
 /// # Safety
 ///
-/// As for [`copy_from_guest`], for `count * size_of::<T>()` bytes. The product does not overflow.
+/// `src` is a guest operand (see [`access`](super)) of `count * size_of::<T>()` bytes. `dst` is
+/// valid for writes of as many bytes. The two do not overlap, and the product does not overflow.
 #[inline]
 pub(crate) unsafe fn copy_elements_from_guest<T: Plain>(
     dst: *mut T,
@@ -98,11 +105,13 @@ pub(crate) unsafe fn copy_elements_from_guest<T: Plain>(
 ) -> Result<(), Fault> {
     if are_atomic::<T>(src) {
         let size = size_of::<T>();
-        // SAFETY: `size` is 2, 4 or 8, and `src` is aligned to it (both by `are_atomic`). The rest
-        // is this function's contract.
+        // SAFETY: `size` is 2, 4 or 8, and `src` is aligned to it (both by `are_atomic`). `src`
+        // is a guest operand and `dst` host memory, both of `count * size` bytes, and they do not
+        // overlap (this function's contract).
         return unsafe { copy_elements(GuestSide::Source, dst.cast(), src, count, size) };
     }
-    // SAFETY: this function's contract, in bytes.
+    // SAFETY: `src` is a guest operand and `dst` host memory, both of this many bytes; they do not
+    // overlap, and the product does not wrap (this function's contract).
     unsafe { copy_from_guest(dst.cast(), src, count.wrapping_mul(size_of::<T>())) }
 }
 
@@ -113,7 +122,8 @@ pub(crate) unsafe fn copy_elements_from_guest<T: Plain>(
 ///
 /// # Safety
 ///
-/// As for [`copy_to_guest`], for `count * size_of::<T>()` bytes. The product does not overflow.
+/// `dst` is a guest operand (see [`access`](super)) of `count * size_of::<T>()` bytes. `src` is
+/// valid for reads of as many bytes. The two do not overlap, and the product does not overflow.
 #[inline]
 pub(crate) unsafe fn copy_elements_to_guest<T: Plain>(
     dst: *mut u8,
@@ -122,19 +132,23 @@ pub(crate) unsafe fn copy_elements_to_guest<T: Plain>(
 ) -> Result<(), Fault> {
     if are_atomic::<T>(dst) {
         let size = size_of::<T>();
-        // SAFETY: `size` is 2, 4 or 8, and `dst` is aligned to it (both by `are_atomic`). The rest
-        // is this function's contract; the bytes of a `Plain` value are initialised.
+        // SAFETY: `size` is 2, 4 or 8, and `dst` is aligned to it (both by `are_atomic`). `dst`
+        // is a guest operand and `src` host memory, both of `count * size` bytes, and they do not
+        // overlap (this function's contract). The bytes of a `Plain` value are initialised.
         return unsafe { copy_elements(GuestSide::Destination, dst, src.cast(), count, size) };
     }
-    // SAFETY: this function's contract, in bytes.
+    // SAFETY: `dst` is a guest operand and `src` host memory, both of this many bytes; they do not
+    // overlap, and the product does not wrap (this function's contract). The bytes of a `Plain`
+    // value are initialised.
     unsafe { copy_to_guest(dst, src.cast(), count.wrapping_mul(size_of::<T>())) }
 }
 
-/// Copies elements, and counts the bytes that were moved if there is a fault.
+/// Copies elements. After a fault, counts the bytes that were moved.
 ///
 /// # Safety
 ///
-/// As for [`RoutineSet::copy_elements`].
+/// `size` is 2, 4 or 8. `src` and `dst` are operands of `count * size` bytes, which do not overlap;
+/// the product does not overflow. `side` names one guest operand, which is aligned to `size`.
 #[inline(always)]
 unsafe fn copy_elements(
     side: GuestSide,
@@ -143,7 +157,9 @@ unsafe fn copy_elements(
     count: usize,
     size: usize,
 ) -> Result<(), Fault> {
-    // SAFETY: this function's contract, or for fewer elements.
+    // SAFETY: `count` is that of this function or, when bytes are counted, lower. So these are the
+    // first elements of the operands, which do not overlap; `size` and the alignment of the guest
+    // operand do not change (this function's contract).
     let copy = |count| unsafe { Routines::copy_elements(side, dst, src, count, size) };
     copy(count).map_err(|at| {
         let len = count.wrapping_mul(size);

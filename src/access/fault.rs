@@ -58,7 +58,7 @@
 //! 2. The interrupted instruction is one of this crate that accesses guest memory.
 //! 3. The faulting address is in the guest operand of that instruction.
 //!
-//! All other signals go to the handler that was installed before, or meet the default action.
+//! All other signals go to the handler that was installed before, or have the default action.
 //! Examples are a stack overflow, a host buffer in a guard page, `kill -BUS`, and a memory error
 //! elsewhere.
 //!
@@ -80,9 +80,12 @@
 //!
 //! # System calls
 //!
-//! [`install`] calls `sigaction(2)` four times. The handler calls `sigaction(2)` only for a signal
-//! that is not its own: to apply the default action, to which it may add `tgkill(2)` (`raise(3)`),
-//! or to check that the previous handler left it installed.
+//! [`install`] makes four calls of `rt_sigaction`. The handler returns by `rt_sigreturn`. For a
+//! signal that is not a guest fault, it may also make:
+//!
+//! - `rt_sigaction`, to apply the default action or to check that it is still installed,
+//! - the calls of `raise(3)`: `tgkill`, `gettid`, and in some C libraries `getpid` and
+//!   `rt_sigprocmask`.
 
 use core::cell::Cell;
 
@@ -140,6 +143,7 @@ pub struct LastFault {
     /// The number of bytes moved before the fault.
     ///
     /// It counts from the start of the access in the region that contains the byte.
+    ///
     /// It is 0 for a copy between overlapping ranges of guest memory whose destination is higher,
     /// or lower by less than 16 bytes. The progress of such a copy is not known.
     pub completed: usize,

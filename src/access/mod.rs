@@ -7,7 +7,8 @@
 //!     RoutineSet, Register, Word                           the contract of each routine
 //!        │
 //!        ├── arch        assembly for x86_64 and aarch64, the fault table and the fault handler
-//!        └── portable    relaxed atomics, for other targets, Miri and ThreadSanitizer
+//!        └── portable    relaxed atomics, for other targets, Miri and ThreadSanitizer: there,
+//!                        `portable.rs` is the module `arch`
 //! ```
 //!
 //! # Memory model

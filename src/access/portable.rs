@@ -4,8 +4,8 @@
 //! They leave one thing open in the language. The standard library forbids concurrent atomic
 //! accesses of different sizes to the same bytes ("core::sync::atomic", "Memory model for atomic
 //! accesses"). One host thread may read a `u32` of guest memory while another writes a `u8` of it.
-//! Accesses of one size are sound. Accesses of different sizes behave as the processor does, and
-//! each processor that Rust supports keeps the guarantees of [`access`](super).
+//! Accesses of one size are sound. The result of mixed sizes is that of the processor, and each
+//! processor that Rust supports keeps the guarantees of [`access`](super).
 //!
 //! Faults are not recovered from here.
 
@@ -31,8 +31,8 @@ macro_rules! impl_word {
                     return Ok(atomic.load(Ordering::Relaxed));
                 }
                 let mut bytes = [0u8; size_of::<$integer>()];
-                // SAFETY: `src` is a guest operand of this size (contract of `load`); `bytes` is a
-                // local variable of the same size.
+                // SAFETY: `src` is a guest operand of this size (contract of `load`). `bytes` is a
+                // local variable of the same size, so the two do not overlap.
                 unsafe { copy_from_guest(bytes.as_mut_ptr(), src, bytes.len()) }?;
                 Ok(<$integer>::from_ne_bytes(bytes))
             }
@@ -48,8 +48,8 @@ macro_rules! impl_word {
                     return Ok(());
                 }
                 let bytes = value.to_ne_bytes();
-                // SAFETY: `dst` is a guest operand of this size (contract of `store`); `bytes` is a
-                // local variable of the same size.
+                // SAFETY: `dst` is a guest operand of this size (contract of `store`). `bytes` is a
+                // local variable of the same size, so the two do not overlap.
                 unsafe { copy_to_guest(dst, bytes.as_ptr(), bytes.len()) }
             }
         }
@@ -132,8 +132,8 @@ impl Register<Routines> for u128 {
     #[inline]
     unsafe fn load(src: *const u8) -> Result<Self, FaultAddress> {
         let mut bytes = [0u8; 16];
-        // SAFETY: `src` is a guest operand of 16 bytes (contract of `load`); `bytes` is a local
-        // variable of that size.
+        // SAFETY: `src` is a guest operand of 16 bytes (contract of `load`). `bytes` is a local
+        // variable of that size, so the two do not overlap.
         unsafe { copy_from_guest(bytes.as_mut_ptr(), src, bytes.len()) }?;
         Ok(u128::from_ne_bytes(bytes))
     }
@@ -141,8 +141,8 @@ impl Register<Routines> for u128 {
     #[inline]
     unsafe fn store(dst: *mut u8, value: Self) -> Result<(), FaultAddress> {
         let bytes = value.to_ne_bytes();
-        // SAFETY: `dst` is a guest operand of 16 bytes (contract of `store`); `bytes` is a local
-        // variable of that size.
+        // SAFETY: `dst` is a guest operand of 16 bytes (contract of `store`). `bytes` is a local
+        // variable of that size, so the two do not overlap.
         unsafe { copy_to_guest(dst, bytes.as_ptr(), bytes.len()) }
     }
 }
@@ -158,11 +158,11 @@ unsafe impl RoutineSet for Routines {
         len: usize,
     ) -> Result<(), FaultAddress> {
         match side {
-            // SAFETY: `src` is a guest operand and `dst` host memory, of `len` bytes (contract of
-            // `copy`).
+            // SAFETY: `src` is a guest operand and `dst` host memory, both of `len` bytes, and they
+            // do not overlap (contract of `copy`).
             GuestSide::Source => unsafe { copy_from_guest(dst, src, len) },
-            // SAFETY: `dst` is a guest operand and `src` host memory, of `len` bytes (contract of
-            // `copy`).
+            // SAFETY: `dst` is a guest operand and `src` host memory, both of `len` bytes, and they
+            // do not overlap (contract of `copy`).
             GuestSide::Destination => unsafe { copy_to_guest(dst, src, len) },
             // SAFETY: both are guest operands of `len` bytes (contract of `copy`).
             GuestSide::Both => unsafe { Self::copy_overlapping(dst, src, len) },
@@ -175,7 +175,8 @@ unsafe impl RoutineSet for Routines {
         src: *const u8,
         len: usize,
     ) -> Result<(), FaultAddress> {
-        // SAFETY: `copy` has the contract of `copy_ascending`.
+        // SAFETY: both are operands of `len` bytes, which do not overlap, and `side` says which are
+        // guest operands (contract of `copy_ascending`).
         unsafe { Self::copy(side, dst, src, len) }
     }
 
@@ -187,10 +188,10 @@ unsafe impl RoutineSet for Routines {
         if matches!(len, 2 | 4 | 8) {
             let mut bytes = [0u8; 8];
             // SAFETY: `src` is a guest operand of `len` bytes (contract of `copy_overlapping`);
-            // `bytes` is at least as long.
+            // `bytes` is a local variable, at least as long, so the two do not overlap.
             unsafe { copy_from_guest(bytes.as_mut_ptr(), src, len) }?;
             // SAFETY: `dst` is a guest operand of `len` bytes (contract of `copy_overlapping`);
-            // `bytes` is at least as long.
+            // `bytes` is a local variable, at least as long, so the two do not overlap.
             return unsafe { copy_to_guest(dst, bytes.as_ptr(), len) };
         }
         // If the destination begins within the source, each byte is read before it is overwritten
@@ -219,7 +220,7 @@ unsafe impl RoutineSet for Routines {
     }
 
     unsafe fn fill_ascending(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
-        // SAFETY: `fill` has the contract of `fill_ascending`.
+        // SAFETY: `dst` is a guest operand of `len` bytes (contract of `fill_ascending`).
         unsafe { Self::fill(dst, value, len) }
     }
 
@@ -233,8 +234,8 @@ unsafe impl RoutineSet for Routines {
         for index in 0..count {
             let offset = index.wrapping_mul(size);
             let (src, dst) = (src.wrapping_add(offset), dst.wrapping_add(offset));
-            // SAFETY: `index` is below `count`, so these are elements of the operands, which do not
-            // overlap (contract of `copy_elements`).
+            // SAFETY: `index` is below `count`, so these are `size` bytes of the operands, which do
+            // not overlap; `side` names the guest operand (contract of `copy_elements`).
             unsafe { Self::copy(side, dst, src, size) }?;
         }
         Ok(())

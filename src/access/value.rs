@@ -29,13 +29,15 @@ pub(crate) unsafe fn read_value<T: Plain>(
         // SAFETY: `src` is a guest operand of `size` bytes, by this function's contract. `dst` is
         // `size` bytes that `value` borrows exclusively, so the two do not overlap.
         unsafe { copy_from_guest(dst, src, size) }?;
-    // SAFETY: `src` is a guest operand of `size` bytes, at most `IN_LINE_MAX` here, and `dst` is
-    // valid for writes of as many.
+    // SAFETY: `src` is a guest operand of `size` bytes, by this function's contract. `dst` is `size`
+    // bytes that `value` borrows exclusively.
     } else if let Err(address) = unsafe { read_in_line(dst, src, size) } {
-        // SAFETY: `src` is a guest operand of `size` bytes, at most `IN_LINE_MAX`.
+        // SAFETY: `src` is a guest operand of `size` bytes, by this function's contract, and `size`
+        // is at most `IN_LINE_MAX` (just checked).
         return Err(unsafe { count_faulted_read(address, src, size) });
     }
-    // SAFETY: all `size` bytes are written, and any bytes are a valid `T` (contract of `Plain`).
+    // SAFETY: the copy returned `Ok`, so all `size` bytes are written. Any bytes are a valid `T`
+    // (contract of `Plain`).
     Ok(unsafe { value.assume_init_mut() })
 }
 
@@ -52,8 +54,8 @@ pub(crate) unsafe fn read_value<T: Plain>(
 unsafe fn count_faulted_read(address: FaultAddress, src: *const u8, size: usize) -> Fault {
     let mut scratch = [0u8; IN_LINE_MAX];
     let dst = scratch.as_mut_ptr();
-    // SAFETY: `src` is a guest operand of `size` bytes; `scratch` is a local variable of at least
-    // as many (both by the contract), so the two do not overlap.
+    // SAFETY: `src` is a guest operand of `size` bytes, which is at most `IN_LINE_MAX` (this
+    // function's contract). `scratch` is a local variable of that length, so the two do not overlap.
     unsafe { copy_below_fault(address, GuestSide::Source, dst, src, size) }
 }
 
@@ -68,12 +70,12 @@ pub(crate) unsafe fn write_value<T: Plain>(dst: *mut u8, value: &T) -> Result<()
     let src = core::ptr::from_ref(value).cast();
     if size > IN_LINE_MAX {
         // SAFETY: `dst` is a guest operand of `size` bytes, by this function's contract. `src` is
-        // `size` initialised bytes (contract of `Plain`); a guest operand is covered by no
-        // reference, so it does not overlap those of `value`.
+        // `size` initialised bytes (contract of `Plain`). No reference covers a guest operand, so
+        // it does not overlap `value`.
         return unsafe { copy_to_guest(dst, src, size) };
     }
-    // SAFETY: `dst` is a guest operand of `size` bytes, at most `IN_LINE_MAX` here, and `src` is
-    // `size` initialised bytes (contract of `Plain`).
+    // SAFETY: `dst` is a guest operand of `size` bytes, by this function's contract. `src` is `size`
+    // initialised bytes (contract of `Plain`).
     match unsafe { write_in_line(dst, src, size) } {
         Ok(()) => Ok(()),
         // SAFETY: `dst` is a guest operand of a `T`, by this function's contract.
@@ -93,14 +95,15 @@ pub(crate) unsafe fn write_value<T: Plain>(dst: *mut u8, value: &T) -> Result<()
 unsafe fn count_faulted_write<T: Plain>(address: FaultAddress, dst: *mut u8, value: T) -> Fault {
     let src = core::ptr::from_ref(&value).cast();
     // SAFETY: `dst` is a guest operand of a `T`, by this function's contract. `src` is a local
-    // variable of that type, all of whose bytes are initialised (contract of `Plain`).
+    // variable of that type, all of whose bytes are initialised (contract of `Plain`). So the two do
+    // not overlap.
     unsafe { copy_below_fault(address, GuestSide::Destination, dst, src, size_of::<T>()) }
 }
 
 /// Calls `$move` for parts of a value: 16 bytes at a time, then at most one each of 8, 4, 2 and 1.
 ///
-/// The parts do not overlap. The value is soon read in larger parts, and a processor forwards only
-/// a store that wrote all bytes of the load.
+/// The parts do not overlap. The value is soon read in larger parts, and a processor forwards a
+/// store only to a load of no other bytes.
 macro_rules! for_each_part {
     ($size:ident, $offset:ident, $move:ident) => {
         while $size.wrapping_sub($offset) >= 16 {
@@ -139,8 +142,8 @@ unsafe fn read_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(), 
             // SAFETY: the bytes of this part are within the guest operand: `for_each_part` keeps
             // the offset plus the size of the part at or below `size`.
             let part = unsafe { <$integer as Register>::load(src.wrapping_add(offset)) }?;
-            // SAFETY: the bytes of this part are within the host operand: the offset plus the size
-            // of the part is at most `size`, which `for_each_part` ensures.
+            // SAFETY: the bytes of this part are within the host operand: `for_each_part` keeps
+            // the offset plus the size of the part at or below `size`.
             unsafe {
                 dst.wrapping_add(offset)
                     .cast::<$integer>()
@@ -171,8 +174,8 @@ unsafe fn write_in_line(dst: *mut u8, src: *const u8, size: usize) -> Result<(),
             // SAFETY: the bytes of this part are within the host operand: `for_each_part` keeps
             // the offset plus the size of the part at or below `size`.
             let part = unsafe { from.read_unaligned() };
-            // SAFETY: the bytes of this part are within the guest operand: the offset plus the size
-            // of the part is at most `size`, which `for_each_part` ensures.
+            // SAFETY: the bytes of this part are within the guest operand: `for_each_part` keeps
+            // the offset plus the size of the part at or below `size`.
             unsafe { <$integer as Register>::store(dst.wrapping_add(offset), part) }?;
             offset = offset.wrapping_add(size_of::<$integer>());
         };

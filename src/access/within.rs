@@ -30,8 +30,8 @@ pub(crate) unsafe fn copy_within_guest(
 ) -> Result<(), Fault> {
     let distance = src.addr().wrapping_sub(dst.addr());
     if distance < len && distance >= SEGMENT_MIN {
-        // SAFETY: both are guest operands of `len` bytes, by this function's contract; `src` is
-        // `distance` bytes above `dst`, which is not 0.
+        // SAFETY: both are guest operands of `len` bytes, by this function's contract. `src` is
+        // `distance` bytes above `dst`, which is at least `SEGMENT_MIN` (just checked).
         return unsafe { copy_down_in_segments(dst, src, len, distance) };
     }
     // SAFETY: both are guest operands of `len` bytes, by this function's contract.
@@ -63,11 +63,13 @@ unsafe fn copy_down_in_segments(
     while done < len {
         let segment = distance.min(len.wrapping_sub(done));
         let (dst, src) = (dst.wrapping_add(done), src.wrapping_add(done));
-        // SAFETY: `done + segment` is at most `len`, so both are parts of guest operands.
+        // SAFETY: `done + segment` is at most `len`, so these are `segment` bytes of the guest
+        // operands of this function's contract.
         match unsafe { Routines::copy_overlapping(dst, src, segment) } {
             Ok(()) => done = done.wrapping_add(segment),
             Err(address) => {
-                // SAFETY: `done + segment` is at most `len`, so both are parts of guest operands.
+                // SAFETY: `done + segment` is at most `len`, so these are `segment` bytes of the
+                // guest operands of this function's contract.
                 let fault = unsafe { count_within(address, dst, src, segment) };
                 fault::add_completed(done);
                 let completed = done.wrapping_add(fault.completed);
@@ -89,7 +91,8 @@ unsafe fn count_within(address: FaultAddress, dst: *mut u8, src: *const u8, len:
         let (guest, direction) = GuestSide::Both.operand_at(address, dst, src, len);
         return record_fault(address, guest, direction, 0);
     }
-    // SAFETY: both are guest operands by this function's contract, and they do not overlap.
+    // SAFETY: both are guest operands of `len` bytes, by this function's contract, and they do not
+    // overlap (just checked).
     unsafe { copy_below_fault(address, GuestSide::Both, dst, src, len) }
 }
 

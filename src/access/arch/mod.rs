@@ -127,8 +127,8 @@ unsafe impl<S: Select> RoutineSet for Assembly<S> {
         len: usize,
     ) -> Result<(), FaultAddress> {
         let operands = side.operands(dst, src, len);
-        // SAFETY: both are valid for `len` bytes and do not overlap (contract of `copy`); the
-        // routine is one for that length (contract of `Select`).
+        // SAFETY: both are valid for `len` bytes and do not overlap (contract of `copy`). The
+        // routine is one for that length (contract of `Select`). `side` gives the guest operands.
         unsafe { invoke(S::copy(len), dst, src, len, operands) }
     }
 
@@ -139,7 +139,8 @@ unsafe impl<S: Select> RoutineSet for Assembly<S> {
         len: usize,
     ) -> Result<(), FaultAddress> {
         let operands = side.operands(dst, src, len);
-        // SAFETY: both are valid for `len` bytes (contract of `copy_ascending`).
+        // SAFETY: both are valid for `len` bytes (contract of `copy_ascending`). `side` gives the
+        // guest operands.
         unsafe { invoke(ascending_bytes, dst, src, len, operands) }
     }
 
@@ -161,20 +162,22 @@ unsafe impl<S: Select> RoutineSet for Assembly<S> {
         } else {
             ascending_bytes
         };
-        // SAFETY: both are valid for `len` bytes (contract of `copy_overlapping`). `small_bytes`
-        // takes `len`; `S::copy(len)` also needs ranges that do not overlap, which was checked.
+        // SAFETY: both are guest operands of `len` bytes (contract of `copy_overlapping`).
+        // `small_bytes` takes at most `SMALL_MAX` bytes, and `S::copy(len)` ranges that do not
+        // overlap (both checked above). The other two take any ranges.
         unsafe { invoke(routine, dst, src, len, operands) }
     }
 
     #[inline]
     unsafe fn fill(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
-        // SAFETY: `dst` is valid for writes of `len` bytes (contract of `fill`); the routine is a
+        // SAFETY: `dst` is a guest operand of `len` bytes (contract of `fill`). The routine is a
         // fill (contract of `Select`).
         unsafe { invoke_fill(S::fill(len), dst, value, len) }
     }
 
     unsafe fn fill_ascending(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
-        // SAFETY: `dst` is valid for writes of `len` bytes (contract of `fill_ascending`).
+        // SAFETY: `dst` is a guest operand of `len` bytes (contract of `fill_ascending`). The
+        // routine is a fill.
         unsafe { invoke_fill(fill_ascending, dst, value, len) }
     }
 
@@ -229,7 +232,7 @@ unsafe fn invoke_fill(
     let pattern = usize::from(value).wrapping_mul(usize::from_ne_bytes([1; 8]));
     let pattern = core::ptr::without_provenance(pattern);
     let operands = GuestSide::Destination.operands(dst, pattern, len);
-    // SAFETY: `dst` is valid for writes of `len` bytes (this function's contract). A fill does not
+    // SAFETY: `dst` is the guest operand, of `len` bytes (this function's contract). A fill does not
     // access memory at its source.
     unsafe { invoke(routine, dst, pattern, len, operands) }
 }

@@ -13,12 +13,12 @@
 //!   `ldar` is an acquire, `stlr` a release, and both together are sequentially consistent. The
 //!   compiler uses the same instructions for the atomics of the standard library, so these and ours
 //!   have one order.
-//! - A read-modify-write is one instruction of LSE, or a loop of `ldaxr` and `stlxr`. Both have
-//!   each ordering in that sense; weaker forms are not worth a second set.
+//! - A read-modify-write is one instruction of LSE, or a loop of `ldaxr` and `stlxr`. Both satisfy
+//!   every ordering; weaker forms are not worth a second set.
 //!
-//! A loop of `ldaxr` and `stlxr` repeats if another processor has written in between, which means
-//! that one has made progress. A guest that writes all the time can delay this thread, as it can
-//! with an atomic of the standard library.
+//! A loop of `ldaxr` and `stlxr` repeats if another processor has written in between: that processor
+//! has made progress. A guest that writes all the time can delay this thread, as it can with an
+//! atomic of the standard library.
 //!
 //! A block of assembly without the options `nomem` and `readonly` is also a compiler barrier.
 //!
@@ -48,8 +48,8 @@ macro_rules! fetch_asm {
     ) => {{
         let previous: u64;
         let operand: u64 = $operand;
-        // SAFETY: reads and writes the guest operand of the contract of `fetch`. After a fault, the
-        // handler resumes after the instruction.
+        // SAFETY: reads and writes the aligned guest operand of the contract of `fetch`. After a
+        // fault, the handler resumes after the instruction.
         #[cfg(target_feature = "lse")]
         let fault = unsafe {
             guest_asm!(
@@ -64,9 +64,9 @@ macro_rules! fetch_asm {
                 dst = in(reg) $dst
             )
         };
-        // SAFETY: reads and writes the guest operand of the contract of `fetch`. After a fault, the
-        // handler resumes after the loop. A fault at the second access leaves the exclusive monitor
-        // set, which the exception return clears.
+        // SAFETY: reads and writes the aligned guest operand of the contract of `fetch`. After a
+        // fault, the handler resumes after the loop. A fault at the second access leaves the
+        // exclusive monitor set, which the exception return clears.
         #[cfg(not(target_feature = "lse"))]
         let fault = unsafe {
             guest_asm!(

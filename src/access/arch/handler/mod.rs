@@ -67,15 +67,15 @@ extern "C" {
     static TABLE_END: [Entry; 0];
 }
 
-/// The signals that the handler is for.
+/// The signals that the handler handles.
 const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
 
 /// The actions that were installed before ours, in the order of `SIGNALS`.
 static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
 
-/// Whether the previous handler has replaced itself by the default action.
+/// Whether the previous handler has replaced itself by the default action, in the order of
+/// `SIGNALS`.
 ///
-/// In the order of `SIGNALS`.
 /// The handler of Rust's standard library does so to let a faulting process die. If it did so for a
 /// signal that was sent, the process continues, and the next signal must meet the default action.
 static WITHDRAWN: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
@@ -186,7 +186,7 @@ impl FaultRange {
     ///
     /// # Safety
     ///
-    /// `info` is what the system passed to a handler of SIGBUS or SIGSEGV.
+    /// The system passed `info` to a handler of SIGBUS or SIGSEGV.
     unsafe fn from_info(info: *const libc::siginfo_t) -> Option<Self> {
         // SAFETY: the system initialises all of the `siginfo_t` at `info`, which is larger than a
         // `FaultInfo` and aligned for it.
@@ -260,7 +260,8 @@ fn anchor_table() {
     }
 }
 
-/// Returns where to resume after a fault at `instruction`, and the kind of its guest operand.
+/// Returns the address at which to resume after a fault at `instruction`, and the kind of its guest
+/// operand.
 fn lookup(instruction: usize) -> Option<(usize, i32)> {
     anchor_table();
     let mut entry = (&raw const TABLE_START).cast::<Entry>();
@@ -283,11 +284,11 @@ fn lookup(instruction: usize) -> Option<(usize, i32)> {
     None
 }
 
-/// Treats a signal that is not ours as if our handler were not installed.
+/// Handles a signal that is not ours as if our handler were not installed.
 fn chain_to_previous(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the system passed the signal's information to `on_signal`.
     let code = unsafe { (*info).si_code };
-    // The notice of a memory error that no access met is not raised by an instruction either.
+    // An instruction does not raise the notice of a memory error that no access met, either.
     let was_sent = code <= 0 || (signal == libc::SIGBUS && code == MEMORY_ERROR_ELSEWHERE);
     let index = SIGNALS.iter().position(|one| *one == signal);
     let previous = index.and_then(|index| PREVIOUS.get(index)?.get());

@@ -23,7 +23,8 @@ fn reported(signo: c_int, code: c_int, address: usize, address_lsb: i16) -> Opti
         fields,
         rest: [0; 16],
     };
-    // SAFETY: an initialised `siginfo_t` of a fault.
+    // SAFETY: `info` is initialised, at least as large as a `siginfo_t`, and has the fields that the
+    // system fills.
     unsafe { FaultRange::from_info(core::ptr::from_ref(&info).cast()) }
         .map(|fault| (fault.start, fault.len))
 }
@@ -132,7 +133,8 @@ fn within_returns_first_address_in_operand() {
     }
 }
 
-/// Returns an instruction of the table with this kind of operand, and where it resumes.
+/// Returns an instruction of the table with this kind of operand, and the address at which a fault
+/// resumes.
 fn instruction(operand: i32) -> (usize, usize) {
     let (start, end) = (
         (&raw const TABLE_START).cast::<Entry>(),

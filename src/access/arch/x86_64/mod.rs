@@ -109,7 +109,7 @@ macro_rules! impl_word {
                 unsafe { <Self as Register<Assembly<S>>>::store(dst, value) }
             }
 
-            // The instructions are locked, so they have each ordering.
+            // The instructions are locked, so they satisfy every ordering.
             #[inline(always)]
             unsafe fn fetch(
                 dst: *mut u8,
@@ -141,9 +141,10 @@ macro_rules! impl_word {
                             dst = in(reg) dst
                         )
                     },
-                    // No such instruction returns the previous value. An attempt fails only because
-                    // another processor has changed the bytes. A guest that changes them all the
-                    // time can delay this thread, as it can with an atomic of the standard library.
+                    // `lock and` and `lock or` do not return the previous value. An attempt fails
+                    // only because another processor has changed the bytes. A guest that changes
+                    // them all the time can delay this thread, as it can with an atomic of the
+                    // standard library.
                     Fetch::And | Fetch::Or => {
                         // SAFETY: `dst` is an aligned guest operand (contract of `fetch`).
                         let mut seen = unsafe { <Self as Register<Assembly<S>>>::load(dst) }?;
@@ -168,7 +169,7 @@ macro_rules! impl_word {
                 fault_result(previous, fault)
             }
 
-            // The instruction is locked, so it has each ordering.
+            // The instruction is locked, so it satisfies every ordering.
             #[inline(always)]
             unsafe fn compare_exchange(
                 dst: *mut u8,

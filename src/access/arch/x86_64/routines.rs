@@ -158,7 +158,8 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_sse() {
 ///
 /// # Safety
 ///
-/// As for [`middle_sse`]. The processor has AVX.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is at
+/// least 32. The processor has AVX.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx() {
     naked_asm!(
@@ -220,7 +221,8 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx() {
 ///
 /// # Safety
 ///
-/// As for [`middle_sse`]. The processor has AVX-512VL.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is at
+/// least 32. The processor has AVX-512VL.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx512() {
     naked_asm!(
@@ -328,7 +330,8 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn rep_bytes() {
 ///
 /// # Safety
 ///
-/// As for [`rep_bytes`]. The processor has AVX.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is
+/// more than 128. The processor has AVX.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn streaming_avx() {
     naked_asm!(
@@ -388,7 +391,8 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn streaming_avx() {
 ///
 /// # Safety
 ///
-/// As for the routine that `detect_middle_copy` returns.
+/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is at
+/// least 32.
 #[unsafe(naked)]
 pub(in crate::access::arch) unsafe extern "sysv64" fn middle_undetected() {
     // The stack is aligned before a routine is called. The return address and seven registers keep

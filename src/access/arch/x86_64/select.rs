@@ -81,9 +81,9 @@ static DETECTED: AtomicU8 = AtomicU8::new(0);
 /// The lengths from which routines for long copies are used.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
-    /// From here on `rep movsb`, where it is fast.
+    /// The shortest copy by `rep movsb`, where it is fast.
     pub(super) rep: usize,
-    /// From here on stores that bypass the caches.
+    /// The shortest copy by stores that bypass the caches.
     pub(super) streaming: usize,
 }
 
@@ -93,7 +93,7 @@ pub(super) const LIMITS: Limits = Limits {
     streaming: 24 << 20,
 };
 
-/// The longest copy for which the features make no difference.
+/// The longest copy whose routine does not depend on the features.
 const NARROW_MAX: usize = 32;
 
 /// Returns the routine for copies of `len` bytes. [`Detected`] has a faster form of it.
@@ -142,10 +142,9 @@ pub(super) fn fill(len: usize, features: Features, limits: Limits) -> Routine {
 
 /// Returns the routine for aligned blocks of 32 bytes, which moves them as vectors.
 ///
-/// The manual says of an access of more than 8 bytes only that it may be several accesses (section
-/// 9.1.1; its guarantee for 16 bytes is for other instructions). No known processor splits an
-/// aligned vector other than at multiples of 8 bytes, which leaves each element whole. A test looks
-/// for torn elements.
+/// The manual allows an access of more than 8 bytes to be split (section 9.1.1). No known processor
+/// splits an aligned vector within 8 aligned bytes, which would tear an element. A test looks for
+/// torn elements.
 pub(super) fn blocks(features: Features) -> Routine {
     if features.has(Features::AVX) {
         vectors_avx
@@ -157,9 +156,14 @@ pub(super) fn blocks(features: Features) -> Routine {
 /// The routines for this processor.
 pub(crate) struct Detected;
 
-// SAFETY: `Features::detected` returns features that this processor has. Up to `NARROW_MAX` bytes,
-// which is less than `SMALL_MAX`, `small_bytes` is for each length; the others are for more than
-// that, and those for long copies are for at least `LIMITS.rep`.
+// SAFETY: `Features::detected` returns features that this processor has.
+//
+// - `small_bytes` takes up to `SMALL_MAX` bytes, and is selected up to `NARROW_MAX`, which is less.
+// - `middle_sse`, `middle_avx`, `middle_avx512` and `middle_undetected` take at least 32 bytes, and
+//   are selected from more than `NARROW_MAX` on.
+// - `rep_bytes` and `streaming_avx` take more than 128 bytes, and are selected from `LIMITS.rep` on.
+// - `fill_vectors` and `fill_ascending` take each length.
+// - `vectors_sse` and `vectors_avx` take multiples of 32 bytes, as `blocks` requires.
 unsafe impl Select for Detected {
     // The most common lengths take no branch: a mispredicted one would cost more than a short copy.
     #[inline(always)]
@@ -199,7 +203,7 @@ static MIDDLE: AtomicPtr<()> = AtomicPtr::new(middle_undetected as *mut ());
 
 #[inline(always)]
 fn detected_middle_copy() -> Routine {
-    // Relaxed: each routine that is ever stored there is right.
+    // Relaxed: each routine that is stored there is correct at any time.
     let routine = MIDDLE.load(Ordering::Relaxed);
     // SAFETY: `MIDDLE` holds only pointers to routines: its initial value, and what
     // `detect_middle_copy` stores.
