@@ -301,7 +301,7 @@ fn operate(iotlb: &mut impl Subject, operations: u64) {
         match random.below(100) {
             0..=59 => {
                 let pages = run(page, 1 + random.below(4));
-                // Some continue their neighbors, and become one mapping with them.
+                // Some continue their neighbours, and become one mapping with them.
                 let to = match random.below(3) {
                     0 => page * PAGE,
                     _ => random.below(PAGES) * PAGE,

@@ -64,8 +64,8 @@ pub(super) unsafe fn copy_below_fault(
     src: *const u8,
     len: usize,
 ) -> Fault {
-    // SAFETY: `recount` passes at most `len`, so these are the first bytes of the operands, which do
-    // not overlap; `side` names the guest operands (this function's contract).
+    // SAFETY: `recount` passes at most `len`, so these are the first bytes of the operands, which
+    // do not overlap; `side` names the guest operands (this function's contract).
     let repeat = |len| unsafe { Routines::copy_ascending(side, dst, src, len) };
     recount(
         address,

@@ -29,8 +29,8 @@ pub(crate) unsafe fn read_value<T: Plain>(
         // SAFETY: `src` is a guest operand of `size` bytes, by this function's contract. `dst` is
         // `size` bytes that `value` borrows exclusively, so the two do not overlap.
         unsafe { copy_from_guest(dst, src, size) }?;
-    // SAFETY: `src` is a guest operand of `size` bytes, by this function's contract. `dst` is `size`
-    // bytes that `value` borrows exclusively.
+    // SAFETY: `src` is a guest operand of `size` bytes, by this function's contract. `dst` is
+    // `size` bytes that `value` borrows exclusively.
     } else if let Err(address) = unsafe { read_in_line(dst, src, size) } {
         // SAFETY: `src` is a guest operand of `size` bytes, by this function's contract, and `size`
         // is at most `IN_LINE_MAX` (just checked).
@@ -55,7 +55,8 @@ unsafe fn count_faulted_read(address: FaultAddress, src: *const u8, size: usize)
     let mut scratch = [0u8; IN_LINE_MAX];
     let dst = scratch.as_mut_ptr();
     // SAFETY: `src` is a guest operand of `size` bytes, which is at most `IN_LINE_MAX` (this
-    // function's contract). `scratch` is a local variable of that length, so the two do not overlap.
+    // function's contract). `scratch` is a local variable of that length, so the two do not
+    // overlap.
     unsafe { copy_below_fault(address, GuestSide::Source, dst, src, size) }
 }
 
@@ -74,8 +75,8 @@ pub(crate) unsafe fn write_value<T: Plain>(dst: *mut u8, value: &T) -> Result<()
         // it does not overlap `value`.
         return unsafe { copy_to_guest(dst, src, size) };
     }
-    // SAFETY: `dst` is a guest operand of `size` bytes, by this function's contract. `src` is `size`
-    // initialised bytes (contract of `Plain`).
+    // SAFETY: `dst` is a guest operand of `size` bytes, by this function's contract. `src` is
+    // `size` initialised bytes (contract of `Plain`).
     match unsafe { write_in_line(dst, src, size) } {
         Ok(()) => Ok(()),
         // SAFETY: `dst` is a guest operand of a `T`, by this function's contract.
@@ -95,8 +96,8 @@ pub(crate) unsafe fn write_value<T: Plain>(dst: *mut u8, value: &T) -> Result<()
 unsafe fn count_faulted_write<T: Plain>(address: FaultAddress, dst: *mut u8, value: T) -> Fault {
     let src = core::ptr::from_ref(&value).cast();
     // SAFETY: `dst` is a guest operand of a `T`, by this function's contract. `src` is a local
-    // variable of that type, all of whose bytes are initialised (contract of `Plain`). So the two do
-    // not overlap.
+    // variable of that type, all of whose bytes are initialised (contract of `Plain`). So the two
+    // do not overlap.
     unsafe { copy_below_fault(address, GuestSide::Destination, dst, src, size_of::<T>()) }
 }
 

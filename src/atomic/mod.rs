@@ -63,7 +63,7 @@ use arc_swap::{ArcSwap, Guard};
 use crate::guest_memory::{GuestAddressSpace, GuestMemory};
 use crate::retired::{RetiredList, WeakVersion};
 
-pub use crate::retired::StillRead;
+pub use crate::retired::ReadersRemain;
 pub use reader::GuestMemoryReader;
 pub use retired_map::RetiredMap;
 
@@ -104,7 +104,7 @@ pub struct GuestMemoryAtomic<M: GuestMemory> {
     writers: Arc<Writers<M>>,
 }
 
-/// The state of a [`GuestMemoryAtomic`] that writers share, and those who wait for readers.
+/// The state of a [`GuestMemoryAtomic`] that writers share with threads that wait for readers.
 #[derive(Debug)]
 struct Writers<M> {
     /// The number of the current map. Locked from loading that map until its successor is current,

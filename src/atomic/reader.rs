@@ -61,7 +61,7 @@ impl<M: GuestMemory> GuestMemoryReader<M> {
     /// Returns the current map.
     ///
     /// A map that was replaced before this call, in the order that locks, channels and other
-    /// synchronization establish, is not returned.
+    /// synchronisation establish, is not returned.
     #[inline]
     pub fn memory(&mut self) -> &M {
         if self.seen.is_none() {

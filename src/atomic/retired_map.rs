@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{GuestMemoryAtomic, Writers};
 use crate::guest_memory::GuestMemory;
 use crate::retired::sync::lock;
-use crate::retired::{wait_until_unread, Held, StillRead};
+use crate::retired::{wait_until_unread, Held, ReadersRemain};
 
 impl<M: GuestMemory> GuestMemoryAtomic<M> {
     /// Replaces the map by the one that `change` returns, as one change.
@@ -14,7 +14,7 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
     /// Readers see all of the change or nothing. They do not wait. Other writers wait, so no change
     /// is lost: see [`lock`](Self::lock).
     ///
-    /// Returns the replaced map. It knows when no reader uses it, or any map before it.
+    /// Returns the replaced map. It reports when no reader uses it, or any map before it.
     ///
     /// If `change` fails or panics, the map stays as it is, and later changes work.
     ///
@@ -125,8 +125,8 @@ impl<M: GuestMemory> RetiredMap<M> {
 
     /// Returns the number of readers of this map and of the maps before it.
     ///
-    /// The count rises only when a guard is cloned. At 0 it stays 0, and all accesses of those
-    /// readers happen before this returns.
+    /// The count rises only when a guard is cloned. Once it is 0, it stays 0, and all accesses of
+    /// those readers happen before this returns.
     pub fn readers(&self) -> usize {
         self.writers.retired.readers_before(self.replaced_by)
     }
@@ -144,10 +144,10 @@ impl<M: GuestMemory> RetiredMap<M> {
     ///
     /// # Errors
     ///
-    /// Returns [`StillRead`] if there are readers at the deadline. A thread that waits while it
-    /// holds a guard of its own gets this error, too. It cannot be reported earlier: a guard does
-    /// not record its thread.
-    pub fn wait(&self, deadline: Instant) -> Result<(), StillRead> {
+    /// Returns [`ReadersRemain`] if there are readers at the deadline. A thread that waits while it
+    /// holds a guard of its own gets this error, too, and not earlier: a guard does not record its
+    /// thread.
+    pub fn wait(&self, deadline: Instant) -> Result<(), ReadersRemain> {
         wait_until_unread(deadline, || self.readers())
     }
 

@@ -156,7 +156,7 @@ fn retired_map_counts_readers_of_earlier_maps() {
             .unwrap();
         assert_eq!(
             old.wait(now),
-            Err(StillRead { readers: 2 }),
+            Err(ReadersRemain { readers: 2 }),
             "by replace: {by_replace}"
         );
         let old = old.into_map().unwrap_err();
@@ -207,7 +207,7 @@ fn retired_map_wait_with_own_guard_returns_error() {
     let mine = memory.memory();
     let old = memory.update(|_| Ok::<_, ()>(map(2))).unwrap();
     let now = std::time::Instant::now();
-    assert_eq!(old.wait(now), Err(StillRead { readers: 1 }));
+    assert_eq!(old.wait(now), Err(ReadersRemain { readers: 1 }));
     let old = old.into_map().unwrap_err();
     drop(mine);
     old.wait(now).unwrap();

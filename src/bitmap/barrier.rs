@@ -11,9 +11,9 @@ std::thread_local! {
 /// Makes every running thread of this process execute a full memory barrier.
 ///
 /// This is the heavy half of an asymmetric pair of barriers; the light half is a compiler fence in
-/// the other threads. All that another thread wrote before its barrier, in program order, is
-/// visible to this thread when the function returns. All that this thread wrote before the call is
-/// visible to the other threads after their barrier.
+/// the other threads. When the function returns, this thread sees all writes that precede the
+/// barrier of another thread in program order. After its barrier, that thread sees all writes that
+/// precede the call.
 ///
 /// System calls: `membarrier(2)` with `MEMBARRIER_CMD_PRIVATE_EXPEDITED`, and for the first call in
 /// a process also with `MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED`. The seccomp filters of many

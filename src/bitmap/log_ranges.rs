@@ -4,18 +4,17 @@ use core::num::NonZeroUsize;
 use core::ops::Range;
 
 use crate::bits::{bit_runs, WORD_BITS};
+use crate::convert::{to_u64, to_usize};
 
 /// Skips the words of a log that stand for its first `skipped` bytes only.
 ///
 /// Returns the number of bytes that are left to skip, and the remaining words.
 pub(crate) fn skip_words(skipped: u64, words: &[u64], page_size: NonZeroUsize) -> (usize, &[u64]) {
-    let to_u64 = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
     let word_bytes = to_u64(page_size.get()).saturating_mul(to_u64(WORD_BITS));
-    let gone = usize::try_from(skipped.checked_div(word_bytes).unwrap_or(0)).unwrap_or(usize::MAX);
+    let gone = to_usize(skipped.checked_div(word_bytes).unwrap_or(0));
     let left = skipped.checked_rem(word_bytes).unwrap_or(0);
     // If `left` does not fit, the memory is smaller than the bytes that one word stands for.
-    let left = usize::try_from(left).unwrap_or(usize::MAX);
-    (left, words.get(gone..).unwrap_or_default())
+    (to_usize(left), words.get(gone..).unwrap_or_default())
 }
 
 /// Returns the dirty ranges of a log, as bytes of the `byte_size` bytes of memory that it is for.

@@ -43,7 +43,7 @@
 //!    `L` and `F`, and `T` precedes its `S`. So `M` precedes `S` in the total order, and `S` finds
 //!    the mark unless another harvest has drained it already.
 //!
-//! So a harvest that drains the bit of a line leaves no completed mark behind in that line. A
+//! So a harvest that drains the bit of a line leaves no completed mark in that line. A
 //! harvest also skips a summary word if a load finds it 0. That load is sequentially consistent
 //! too, so a mark that it misses completes after it in the total order.
 //!

@@ -20,6 +20,10 @@
 //! | [`DirtyPages`] | the result of a harvest: a set of pages as plain data |
 //! | [`DirtyMemory`](crate::dirty::DirtyMemory) | harvests of all regions of a memory |
 //!
+//! Three files are about logs. `log.rs` is the trait [`DirtyLog`], by which a bitmap is harvested.
+//! `log_ranges.rs` converts a log of another component to ranges of bytes. `../dirty/log_words.rs`
+//! is [`LogWords`](crate::dirty::LogWords): such a log at its guest address.
+//!
 //! Each slice of guest memory carries a [slice](WithBitmapSlice) of the region's bitmap that begins
 //! at the same byte. Offsets and lengths are in bytes.
 //!

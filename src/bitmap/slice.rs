@@ -31,8 +31,8 @@ pub type ArcSlice<B> = BaseSlice<Arc<B>>;
 ///
 /// Its two forms are [`RefSlice`] and [`ArcSlice`].
 ///
-/// Sums of offsets wrap, as in 0.18.0. Slices that this crate makes never wrap. If others do, a
-/// page too many is marked, which is better than one too few.
+/// Sums of offsets wrap, as in 0.18.0. Slices that this crate makes never wrap. In others, a wrong
+/// page may be marked.
 #[derive(Clone, Copy)]
 pub struct BaseSlice<B> {
     inner: B,

@@ -36,9 +36,10 @@ use std::io;
 pub use log_words::LogWords;
 
 use crate::bitmap::{process_wide_barrier, DirtyLog, DirtyPages, MS};
+use crate::convert::to_u64;
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend};
 use crate::region::GuestMemoryRegion;
-use region::{to_u64, DirtyRegion};
+use region::DirtyRegion;
 
 /// The dirty pages of a whole guest memory.
 ///
@@ -342,9 +343,9 @@ impl DirtyMemory {
 
     /// Switches marking on in all regions of a memory, and waits until all threads mark.
     ///
-    /// When it returns, the first copy may begin: all that other threads of this process wrote
-    /// without a mark is visible to this thread, and all that they write from now on is marked.
-    /// Other *processes* that write, and the guest's CPUs, need logs of their own.
+    /// When it returns, the first copy may begin. All unmarked writes of other threads of this
+    /// process are visible to this thread, and all later writes are marked. Other *processes* that
+    /// write, and the guest's CPUs, need logs of their own.
     ///
     /// System calls: one `membarrier(2)`, see [`process_wide_barrier`].
     ///
@@ -377,8 +378,8 @@ impl DirtyMemory {
     /// # Errors
     ///
     /// Returns the error of `membarrier(2)` if the system does not support or allow it. Marking is
-    /// on then. Before the first copy, let the threads that write pass a lock, or stop them for a
-    /// moment.
+    /// then on. Before the first copy, use an alternative of
+    /// [`AtomicBitmap::start_tracking`](crate::bitmap::AtomicBitmap::start_tracking).
     #[doc(alias = "KVM_MEM_LOG_DIRTY_PAGES")]
     pub fn start_tracking<M>(memory: &M) -> io::Result<()>
     where

@@ -4,6 +4,7 @@ use core::ops::Range;
 
 use super::LogWords;
 use crate::bitmap::{DirtyLog, DirtyPages};
+use crate::convert::{to_u64, to_usize};
 use crate::guest_memory::GuestAddress;
 
 /// The dirty pages of one region, at the guest address that it had when it was last seen.
@@ -91,12 +92,4 @@ impl DirtyRegion {
         let inside = ranges.take_while(move |range| range.start < len);
         inside.filter(|range| !range.is_empty())
     }
-}
-
-pub(super) fn to_u64(bytes: usize) -> u64 {
-    u64::try_from(bytes).unwrap_or(u64::MAX)
-}
-
-fn to_usize(bytes: u64) -> usize {
-    usize::try_from(bytes).unwrap_or(usize::MAX)
 }

@@ -16,7 +16,7 @@
 //!
 //! - The bytes moved have no gap: a transfer stops at the first segment that it cannot complete.
 //! - The translation of an IOVA is held until the last byte is moved.
-//! - When an access faults, [`fault::last`] gets the guest address of the fault.
+//! - When an access faults, [`fault::last`] returns the guest address of the fault.
 
 use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
@@ -130,9 +130,9 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     ///
     /// # Errors
     ///
-    /// If any byte was moved before the source ended or failed, or before a hole, returns
-    /// [`Error::PartialBuffer`] with the count. Otherwise returns the error itself, or
-    /// `PartialBuffer` with a count of 0 if the source is at its end.
+    /// - [`Error::PartialBuffer`] with the count, if the source ended, or if bytes were moved
+    ///   before it failed or before a hole.
+    /// - Otherwise the error of the source, or of the first address.
     fn read_exact_volatile_from<F>(
         &self,
         addr: GuestAddress,
@@ -152,8 +152,8 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     ///
     /// # Errors
     ///
-    /// If no byte was moved, returns the error of the target, or `ErrorKind::WriteZero` if it
-    /// accepts no bytes. Otherwise returns the count; the next call meets the error.
+    /// Returns the error of the target if no byte was moved, or `ErrorKind::WriteZero` if it
+    /// accepts no bytes. If bytes were moved, returns their count; the next call returns the error.
     fn write_volatile_to<F>(&self, addr: GuestAddress, dst: &mut F, count: usize) -> Result<usize>
     where
         F: WriteVolatile,
@@ -171,9 +171,10 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     ///
     /// # Errors
     ///
-    /// If any byte was moved before the target failed or accepted no more, or before a hole,
-    /// returns [`Error::PartialBuffer`] with the count. Otherwise returns the error itself, or
-    /// `ErrorKind::WriteZero` if the target accepts no bytes.
+    /// - [`Error::PartialBuffer`] with the count, if bytes were moved before the target failed or
+    ///   accepted no more, or before a hole.
+    /// - Otherwise the error of the target or of the first address, or `ErrorKind::WriteZero` if
+    ///   the target accepts no bytes.
     fn write_all_volatile_to<F>(&self, addr: GuestAddress, dst: &mut F, count: usize) -> Result<()>
     where
         F: WriteVolatile,
@@ -278,13 +279,12 @@ fn all_of(expected: usize, completed: usize) -> Result<()> {
 
 /// Runs `transfer` on the range if it is contiguous. Returns whether it ran.
 ///
-/// `transfer` passes values out through captured references. Returned in an `Option<Result<_>>`,
-/// they would go through the stack in one size and come back in another, and the processor does
-/// not forward such a store to the load.
+/// `transfer` passes values out through captured references. An `Option<Result<_>>` would be
+/// written and read in different sizes, which defeats store forwarding.
 ///
 /// # Errors
 ///
-/// The error of `transfer`, or of the translation of `addr`.
+/// Returns the error of `transfer`, or of the translation of `addr`.
 #[inline(always)]
 fn contiguous<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -333,8 +333,8 @@ fn only_segment<'a, M: GuestMemory + ?Sized, T>(
 /// Runs `transfer` on each segment of the range, until one is not moved whole.
 ///
 /// `transfer` gets the segment, its offset in the range, and a count. It sets the count to the
-/// bytes of the segment that it moved, also when it fails. A count greater than the segment, from
-/// a stream that claims too much, is cut.
+/// bytes of the segment that it moved, also when it fails. A count greater than the segment is
+/// reduced to its length: a stream may claim too much.
 ///
 /// A hole is an error only if no byte was moved before it.
 #[inline(always)]
@@ -445,9 +445,8 @@ fn counted(
     }
 }
 
-/// Converts the error of an access to `len` bytes, at `addr` for the guest and at `host` here.
-///
-/// A fault gets the guest address.
+/// Converts the error of an access to `len` bytes, at `addr` for the guest and at `host` in this
+/// process. Records the guest address of a fault.
 #[cold]
 #[inline(never)]
 fn located(

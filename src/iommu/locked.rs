@@ -5,7 +5,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use super::{Error, Iommu, Iotlb, IotlbIterator};
 use crate::guest_memory::{GuestAddress, Permissions};
 
-/// An IOMMU that uses the mappings it has and queries nobody: a miss is an error.
+/// An IOMMU that only uses the mappings it has: a miss is an error.
 ///
 /// Translations hold the read lock until their iterator is dropped, so a writer (an invalidation)
 /// waits for accesses in flight. [`SharedIotlb`](super::SharedIotlb) has no such wait, and supports

@@ -74,7 +74,7 @@ mod tests;
 use std::fmt::Debug;
 use std::ops::Deref;
 
-pub use crate::retired::StillRead;
+pub use crate::retired::ReadersRemain;
 pub use counters::IotlbCounters;
 pub use error::{Error, IotlbFails, IovaRange, MappedRange};
 pub use iotlb::{Iotlb, IotlbIterator};

@@ -11,7 +11,7 @@ use super::snapshots::{Replay, Snapshot, Snapshots};
 use super::{Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator};
 use crate::guest_memory::{GuestAddress, Permissions, TranslationHold};
 use crate::retired::sync::Guard;
-use crate::retired::{wait_until_unread, StillRead};
+use crate::retired::{wait_until_unread, ReadersRemain};
 
 /// An [`Iotlb`] that threads look up without a lock, while others change it.
 ///
@@ -25,7 +25,7 @@ use crate::retired::{wait_until_unread, StillRead};
 /// # Invalidation
 ///
 /// When [`invalidate_mapping`](Self::invalidate_mapping) returns, accesses that began before may
-/// still use the mapping. The returned [`Invalidation`] knows when there are none. A vhost-user
+/// still use the mapping. The returned [`Invalidation`] reports when there are none. A vhost-user
 /// back end acknowledges the invalidation then, and not before (vhost-user specification,
 /// `VHOST_USER_IOTLB_MSG`).
 ///
@@ -370,9 +370,9 @@ impl Invalidation {
     ///
     /// # Errors
     ///
-    /// Returns [`StillRead`] if there are readers at the deadline. A thread that waits for a reader
-    /// of its own gets this error, too.
-    pub fn wait(&self, deadline: Instant) -> Result<(), StillRead> {
+    /// Returns [`ReadersRemain`] if there are readers at the deadline. A thread that waits for a
+    /// reader of its own gets this error, too.
+    pub fn wait(&self, deadline: Instant) -> Result<(), ReadersRemain> {
         wait_until_unread(deadline, || self.readers())
     }
 }

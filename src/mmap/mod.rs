@@ -46,9 +46,9 @@
 //!
 //! # System calls
 //!
-//! `mmap(2)` and `munmap(2)`, and `fstat(2)` for a region of a file. Some versions of glibc make
-//! `fstat` as `newfstatat`. 0.18.0 does not call `fstat`: a seccomp filter must allow it if files
-//! are mapped.
+//! `mmap(2)` and `munmap(2)`, and `fstat(2)` for a region of a file. Some versions of glibc call
+//! `newfstatat` instead of `fstat`. 0.18.0 calls neither: a seccomp filter must allow the one in
+//! use if files are mapped.
 
 use std::borrow::Borrow;
 

@@ -26,8 +26,8 @@ fn page() -> usize {
     test_support::page_size()
 }
 
-/// Whether the file is mapped in this process. An address would not do: another thread may reuse
-/// it.
+/// Returns whether the file is mapped in this process. An address would not prove it: another
+/// thread may reuse it.
 fn is_mapped(file: &NamedTempFile) -> bool {
     let path = file.path().to_str().unwrap();
     std::fs::read_to_string("/proc/self/maps")
@@ -135,12 +135,14 @@ fn builder_options_reach_the_region() {
 
 #[test]
 fn drop_unmaps_owned_mapping_and_keeps_borrowed_one() {
-    // Pages before and behind, so that no other thread's mapping takes the place.
+    // One page before and one after, so that no other thread's mapping takes the place.
     let outer = MmapRegion::<()>::new(3 * page()).unwrap();
     let inner = outer.as_ptr().wrapping_add(page());
-    // SAFETY: the mapping outlives the regions.
+    // SAFETY: 1. `inner` is the start of a readable and writable page of `outer`. 2. `outer`
+    // outlives `raw`, which is unmapped below. 3. No reference to a byte of `outer` exists.
     let raw = unsafe { MmapRegion::<()>::build_raw(inner, page(), BOTH, 77) }.unwrap();
-    // SAFETY: the mapping outlives the regions.
+    // SAFETY: 1. `inner` is the start of a readable and writable page of `outer`. 2. `outer`
+    // outlives `built`, which is dropped below. 3. No reference to a byte of `outer` exists.
     let built = unsafe { MmapRegionBuilder::<()>::new(page()).with_raw_mmap_pointer(inner) }
         .build()
         .unwrap();
@@ -158,10 +160,10 @@ fn drop_unmaps_owned_mapping_and_keeps_borrowed_one() {
         5
     );
 
-    // SAFETY: the pointer is not aligned to a page, so no region is made.
+    // SAFETY: the pointer is not aligned to a page, so no region is made that could break a clause.
     let refused = unsafe { MmapRegion::<()>::build_raw(inner.wrapping_add(1), 1, BOTH, 0) };
     assert!(matches!(refused, Err(MmapRegionError::InvalidPointer)));
-    // SAFETY: the pointer is not aligned to a page, so no region is made.
+    // SAFETY: the pointer is not aligned to a page, so no region is made that could break a clause.
     let refused =
         unsafe { MmapRegionBuilder::<()>::new(1).with_raw_mmap_pointer(inner.wrapping_add(8)) }
             .build();
@@ -182,21 +184,29 @@ fn drop_unmaps_owned_mapping_and_keeps_borrowed_one() {
     }
 }
 
-#[test]
-fn invalid_mappings_return_errors() {
-    let number = |r: std::result::Result<MmapRegion<()>, MmapRegionError>| match r {
+/// Returns the number of the error of a system call.
+fn os_error(result: std::result::Result<MmapRegion<()>, MmapRegionError>) -> Option<i32> {
+    match result {
         Err(MmapRegionError::Mmap(error)) => error.raw_os_error(),
         other => panic!("{other:?}"),
-    };
-    assert_eq!(number(MmapRegion::new(0)), Some(libc::EINVAL));
+    }
+}
+
+#[test]
+fn mmap_region_new_with_invalid_size_returns_os_error() {
+    assert_eq!(os_error(MmapRegion::new(0)), Some(libc::EINVAL));
     assert_eq!(
-        number(MmapRegionBuilder::new(0).build()),
+        os_error(MmapRegionBuilder::new(0).build()),
         Some(libc::EINVAL)
     );
-    assert_eq!(number(MmapRegion::new(usize::MAX)), Some(libc::ENOMEM));
+    assert_eq!(os_error(MmapRegion::new(usize::MAX)), Some(libc::ENOMEM));
+}
+
+#[test]
+fn from_file_with_invalid_offset_or_read_only_file_returns_os_error() {
     let place = |start| FileOffset::new(file(0x4000), start);
     assert_eq!(
-        number(MmapRegion::from_file(place(1), 0x1000)),
+        os_error(MmapRegion::from_file(place(1), 0x1000)),
         Some(libc::EINVAL)
     );
     assert!(matches!(
@@ -210,10 +220,13 @@ fn invalid_mappings_return_errors() {
         0,
     );
     assert_eq!(
-        number(MmapRegion::from_file(read_only, 1)),
+        os_error(MmapRegion::from_file(read_only, 1)),
         Some(libc::EACCES)
     );
+}
 
+#[test]
+fn build_with_map_fixed_returns_error() {
     let fixed = libc::MAP_FIXED | libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
     assert!(matches!(
         MmapRegion::<()>::build(None, 1, BOTH, fixed),
@@ -225,6 +238,11 @@ fn invalid_mappings_return_errors() {
             .build(),
         Err(MmapRegionError::MapFixed)
     ));
+}
+
+#[test]
+fn mapping_past_end_of_file_returns_error_unless_anonymous() {
+    let place = |start| FileOffset::new(file(0x4000), start);
     assert!(matches!(
         MmapRegion::<()>::from_file(place(0x1000), 0x4000),
         Err(MmapRegionError::MappingPastEof)

@@ -49,14 +49,14 @@ impl<T> Held<T> {
         &self.value
     }
 
-    /// Returns the value itself, if neither a reader nor anybody else has it.
+    /// Returns the value itself, if it has no other owner.
     ///
     /// # Errors
     ///
     /// Returns the handle if the value has another owner.
     pub(crate) fn into_value(self) -> Result<T, Self> {
         let Self { token, value } = self;
-        // Here the value goes before the token. A count of 0 less a token is 0, too.
+        // Here the value is dropped before the token. 0 owners less a token is 0, too.
         Arc::try_unwrap(value).map_err(|value| Self { token, value })
     }
 }
@@ -71,8 +71,8 @@ impl<T> Version for WeakVersion<T> {
     fn readers(&self) -> usize {
         let owners = Weak::strong_count(&self.value);
         // A handle drops its token and then its value, with a release operation. If `owners` lacks
-        // the value, the fence makes the drop of the token visible: readers are never counted too
-        // low. In the other case one reader too many is counted for a moment.
+        // the value, the fence makes the drop of the token visible: the count of readers is never
+        // too low. Otherwise it may be one too high for a moment.
         fence(Ordering::Acquire);
         owners.saturating_sub(Weak::strong_count(&self.token))
     }

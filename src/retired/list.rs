@@ -20,9 +20,9 @@
 //!
 //! # Versions in motion
 //!
-//! Between the swap and the call of [`RetiredList::retire`], the old version is in no list. Nobody
-//! waits for it yet: the only waits that include it are for the change that is being made. A
-//! version that [`RetiredList::retire`] hands out has no reader, so no wait misses it either.
+//! Between the swap and the call of [`RetiredList::retire`], the old version is in no list. No
+//! thread waits for it yet: the only waits that include it are for the change that is being made.
+//! A version that [`RetiredList::retire`] returns has no reader, so no wait misses it either.
 
 use super::sync::{fence, lock, Mutex, Ordering};
 
@@ -94,8 +94,8 @@ impl<V: Version> RetiredList<V> {
 
     /// Returns the number of readers of versions with numbers below `number`.
     ///
-    /// If there are none, there never will be, and all accesses of the former readers happen before
-    /// this returns.
+    /// Once this returns 0, it always does, and all accesses of the former readers happen before it
+    /// returns.
     pub(crate) fn readers_before(&self, number: u64) -> usize {
         let mut versions = lock(&self.versions);
         let readers = versions

@@ -2,7 +2,7 @@
 //!
 //! Memory maps ([`atomic`](crate::atomic)) and IOTLBs ([`iommu`](crate::iommu)) are read without a
 //! lock. A change makes a new version current and retires the old one, which lives as long as its
-//! readers do. What the change took away is out of use when no version before it has a reader.
+//! readers do. An object that the change removed is out of use when no older version has a reader.
 //!
 //! ```text
 //!   new readers ──────► version 3    current
@@ -33,30 +33,30 @@ pub(crate) use list::{Unread, Version};
 
 /// The error of a wait for readers: at its deadline, a retired version still had readers.
 ///
-/// A thread that holds a reader itself (a guard, an iterator, a snapshot) can wait any length of
-/// time for this error. Drop the reader before waiting.
+/// A thread that holds a reader itself (a guard, an iterator, a snapshot) always gets this error.
+/// Drop the reader before waiting.
 ///
 /// # Examples
 ///
 /// ```
 /// # #[cfg(feature = "iommu")] {
 /// use std::time::Instant;
-/// use vm_memory::iommu::{SharedIotlb, StillRead};
+/// use vm_memory::iommu::{SharedIotlb, ReadersRemain};
 ///
 /// let iotlb = SharedIotlb::new();
 /// let snapshot = iotlb.snapshot();
 /// let invalidation = iotlb.invalidate_all();
-/// assert_eq!(invalidation.wait(Instant::now()), Err(StillRead { readers: 1 }));
+/// assert_eq!(invalidation.wait(Instant::now()), Err(ReadersRemain { readers: 1 }));
 /// drop(snapshot);
 /// assert_eq!(invalidation.wait(Instant::now()), Ok(()));
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "{readers} readers still use a retired version; \
+    "a retired version is still in use (readers: {readers}); \
      drop any guard, iterator or snapshot that the waiting thread holds"
 )]
-pub struct StillRead {
+pub struct ReadersRemain {
     /// The number of readers at the deadline.
     pub readers: usize,
 }
@@ -71,7 +71,7 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 pub(crate) fn wait_until_unread(
     deadline: Instant,
     readers: impl Fn() -> usize,
-) -> Result<(), StillRead> {
+) -> Result<(), ReadersRemain> {
     let mut sleep = Duration::from_micros(1);
     loop {
         let readers = readers();
@@ -80,7 +80,7 @@ pub(crate) fn wait_until_unread(
         }
         let time = deadline.saturating_duration_since(Instant::now());
         if time.is_zero() {
-            return Err(StillRead { readers });
+            return Err(ReadersRemain { readers });
         }
         std::thread::sleep(sleep.min(time));
         sleep = sleep.saturating_mul(2).min(LONGEST_SLEEP);

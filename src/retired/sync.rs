@@ -1,4 +1,4 @@
-//! The synchronization primitives of retired versions. `verify/loom` replaces this file by loom's.
+//! The synchronisation primitives of retired versions. `verify/loom` replaces this file by loom's.
 
 pub(crate) use core::sync::atomic::{fence, Ordering};
 #[cfg(feature = "backend-atomic")]

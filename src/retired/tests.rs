@@ -1,11 +1,11 @@
-//! Waiting for readers, with checks that are counted.
+//! Waits for readers, with checks that are counted.
 
 use std::cell::Cell;
 
 use super::*;
 
 /// Waits for readers that are gone after a number of checks, and returns the number of checks.
-fn checks_of_wait(deadline: Instant, gone_after: usize) -> (Result<(), StillRead>, usize) {
+fn checks_of_wait(deadline: Instant, gone_after: usize) -> (Result<(), ReadersRemain>, usize) {
     let checks = Cell::new(0);
     let result = wait_until_unread(deadline, || {
         checks.set(checks.get() + 1);
@@ -18,7 +18,10 @@ fn checks_of_wait(deadline: Instant, gone_after: usize) -> (Result<(), StillRead
 fn wait_until_unread_past_deadline_checks_once() {
     let now = Instant::now();
     assert_eq!(checks_of_wait(now, 1), (Ok(()), 1));
-    assert_eq!(checks_of_wait(now, 3), (Err(StillRead { readers: 2 }), 1));
+    assert_eq!(
+        checks_of_wait(now, 3),
+        (Err(ReadersRemain { readers: 2 }), 1)
+    );
 }
 
 #[test]
@@ -35,10 +38,10 @@ fn wait_until_unread_with_reader_left_ends_after_deadline() {
 }
 
 #[test]
-fn still_read_display_gives_count_and_advice() {
+fn readers_remain_display_gives_count_and_advice() {
     assert_eq!(
-        StillRead { readers: 2 }.to_string(),
-        "2 readers still use a retired version; \
+        ReadersRemain { readers: 2 }.to_string(),
+        "a retired version is still in use (readers: 2); \
          drop any guard, iterator or snapshot that the waiting thread holds"
     );
 }

@@ -232,7 +232,7 @@ unsafe fn invoke_fill(
     let pattern = usize::from(value).wrapping_mul(usize::from_ne_bytes([1; 8]));
     let pattern = core::ptr::without_provenance(pattern);
     let operands = GuestSide::Destination.operands(dst, pattern, len);
-    // SAFETY: `dst` is the guest operand, of `len` bytes (this function's contract). A fill does not
-    // access memory at its source.
+    // SAFETY: `dst` is the guest operand, of `len` bytes (this function's contract). A fill does
+    // not access memory at its source.
     unsafe { invoke(routine, dst, pattern, len, operands) }
 }

@@ -83,8 +83,8 @@ impl AtomicBitmap {
     /// If the barrier fails, the caller puts back all pages of `dirty`.
     ///
     /// A page that is only partly in this range, while the bitmap tracks its other bytes as well,
-    /// is reported and stays marked. Its one bit also stands for the other bytes, which somebody
-    /// else has yet to harvest.
+    /// is reported and stays marked. Its bit also stands for the other bytes, which are harvested
+    /// separately.
     pub(in crate::bitmap) fn drain_from(&self, offset: usize, dirty: &mut DirtyPages) -> bool {
         let Some((first, last)) = self.pages_of(offset, dirty.byte_size()) else {
             return false;
@@ -194,8 +194,7 @@ impl AtomicBitmap {
         }));
     }
 
-    /// Marks the pages of ranges of bytes. If the ranges ascend, each word is updated once, however
-    /// many of them it has pages of.
+    /// Marks the pages of ranges of bytes. If the ranges ascend, each word is updated once.
     fn set_ranges(&self, ranges: impl Iterator<Item = Range<usize>>) {
         let test_first = self.tests_first();
         let pages = ranges.filter_map(|range| self.pages_of(range.start, range.len()));

@@ -1,11 +1,10 @@
 //! [`AtomicBitmap`]: one bit per page, which threads set and harvest at the same time.
 //!
-//! | file | content |
-//! |---|---|
-//! | this one | pages, growth, marking, modes |
-//! | `harvest.rs` | harvests, merged logs, pages that are put back |
-//! | `chain.rs` | bits that grow while threads use them |
-//! | `../marks.rs` | the bits, and the proof that no interleaving loses a page |
+//! ```text
+//!   AtomicBitmap   pages and modes                          this file; harvest.rs
+//!     └─ MarksChain   bits that grow while threads use them    chain.rs: a list of Marks
+//!          └─ Marks      a fixed number of bits, a summary       ../marks.rs, with the proof
+//! ```
 //!
 //! The proof in `marks.rs` needs the data (`D`) to be written before the mark (`M`). The data is
 //! written by an assembly block that may access memory, so the compiler does not move it past the
@@ -33,8 +32,7 @@ use page_size::PageSize;
 
 /// A dirty bitmap with one bit per page, which threads mark and harvest at the same time.
 ///
-/// No interleaving loses a page: a page that is written after it was harvested is in the next
-/// harvest.
+/// No interleaving loses a page: a page that is written after a harvest is in the next harvest.
 ///
 /// Bits past the end of the bitmap do not exist. Setting one does nothing, and reading one returns
 /// `false`.

@@ -292,7 +292,7 @@ mod model {
 }
 
 #[test]
-fn copy_of_has_no_marks_of_pages_added_later() {
+fn copy_of_after_growth_has_no_marks_of_added_pages() {
     let original = bitmap(66 * 16, 16);
     original.set_bit(65);
     let pages = original.len();

@@ -20,7 +20,7 @@ use crate::bits::{
 /// [`difference_with`](Self::difference_with), [`intersect_with`](Self::intersect_with).
 ///
 /// The set takes one bit per page, and a summary by which [`clear`](Self::clear) and
-/// [`runs`](Self::runs) skip what is clean: their cost follows the number of dirty pages.
+/// [`runs`](Self::runs) skip clean pages: their cost follows the number of dirty pages.
 ///
 /// Offsets and lengths are in bytes. Wherever ranges or page sizes do not match the pages of the
 /// set, it keeps the larger number of pages: a page that may be dirty is never lost.
@@ -305,7 +305,7 @@ impl DirtyPages {
 
     /// Returns the dirty ranges from `offset` on, and possibly a few ranges before it.
     ///
-    /// The cost does not depend on what is before `offset`.
+    /// The cost does not depend on the pages before `offset`.
     pub(crate) fn runs_around(&self, offset: usize) -> DirtyRuns<'_> {
         let line = offset / self.page_size / WORD_BITS / LINE_WORDS;
         let slot = line / WORD_BITS;

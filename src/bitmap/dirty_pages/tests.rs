@@ -55,7 +55,7 @@ fn add_words_of_long_log_reads_only_words_of_the_memory() {
 }
 
 #[test]
-fn runs_begin_where_they_are_asked_for() {
+fn runs_around_offset_skip_earlier_lines() {
     let mut dirty = pages(16 * 64 * 8 * 200, 16);
     for line in [0, 63, 64, 70, 199] {
         dirty.insert_range(16 * 64 * 8 * line + 16, 1);
@@ -72,9 +72,9 @@ fn runs_begin_where_they_are_asked_for() {
 }
 
 proptest! {
-    /// Against a set of single pages: any page size, any log, any offset.
+    /// Compares with a set of single pages, for any page size, log and offset.
     #[test]
-    fn ranges_and_logs_are_what_they_are_page_by_page(
+    fn ranges_and_logs_agree_with_set_of_pages(
         byte_size in 0usize..40_000,
         page_size in 1usize..70,
         ranges in prop::collection::vec((0usize..50_000, 0usize..5000), 0..6),
@@ -88,7 +88,7 @@ proptest! {
         }
         for (offset, words, log_page) in logs {
             let log_page = log_page.unwrap_or(page_size);
-            // An offset at a word of the same pages is the quick way.
+            // An offset at a word of the same pages takes the fast path.
             let offset = if log_page == page_size { offset / (64 * page_size) * 64 * page_size } else { offset };
             dirty.add_words(offset, &words, NonZeroUsize::new(log_page).unwrap());
             for bit in 0..words.len() * 64 {

@@ -26,8 +26,8 @@ impl Iotlb {
     /// Returns the parts of the range from `first` to `last` that are missing, or do not permit an
     /// access.
     ///
-    /// `position` is that of the last mapping that starts at or before `first`, or that of the
-    /// first mapping, if there is no such one.
+    /// `position` is that of the last mapping that starts at or before `first`. If there is none,
+    /// it is that of the first mapping.
     #[cold]
     pub(super) fn find_fails(
         &self,

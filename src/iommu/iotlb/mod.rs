@@ -65,8 +65,8 @@ pub struct Iotlb {
     bound: Option<NonZeroUsize>,
     /// The age of the next mapping.
     next_age: u64,
-    /// The mapping that was evicted last; none of its addresses is mapped. `None` once a change
-    /// makes it possible that the guest's mapping is a different one.
+    /// The mapping that was evicted last; none of its addresses is mapped. `None` after a change by
+    /// which the guest's mapping may have become a different one.
     evicted: Option<IovaMapping>,
     evictions: u64,
     /// Present if lookups are counted.
@@ -121,7 +121,7 @@ impl Iotlb {
     /// Limits the number of mappings. `None`, the default, permits any number.
     ///
     /// The oldest mappings are evicted, now and whenever there would be more than `bound`. A
-    /// mapping that grows by a neighbor counts as new. An evicted mapping is a miss.
+    /// mapping that grows by a neighbour counts as new. An evicted mapping is a miss.
     ///
     /// # Ranges that need more mappings than the bound
     ///
@@ -296,7 +296,7 @@ impl Iotlb {
         if start == first && end == last {
             self.mappings.insert(new);
         } else {
-            // Merged with its neighbors. The age is that of the newest part.
+            // Merged with its neighbours. The age is that of the newest part.
             self.mappings.remove_within(start, end);
             self.mappings
                 .insert(IovaMapping::new(start, end, new.offset, perm, age));
@@ -420,7 +420,7 @@ impl Iotlb {
     }
 
     /// Returns the position of the mapping before a new one, if the addresses of the new one are
-    /// free and it continues neither of its neighbors.
+    /// free and it continues neither of its neighbours.
     fn hole_after(&self, new: &IovaMapping) -> Option<Position> {
         let (position, before) = self.mappings.last_at_or_before(new.start)?;
         let joins_before = before.last.checked_add(1) == Some(new.start) && before.continues(new);

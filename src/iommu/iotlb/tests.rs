@@ -219,7 +219,7 @@ fn iterator_over_many_mappings_makes_one_search() {
 }
 
 #[test]
-fn iterator_over_exchanged_iotlb_ends() {
+fn iotlb_iterator_after_replacement_terminates() {
     use std::cell::Cell;
     let mut full = Iotlb::new();
     full.set_mapping(GuestAddress(0), GuestAddress(0x1000), 0x1000, Read)

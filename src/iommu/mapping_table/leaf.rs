@@ -148,7 +148,7 @@ impl Leaf {
         }
     }
 
-    /// Changes the mapping at an index, whose start must stay between those of its neighbors.
+    /// Changes the mapping at an index, whose start must stay between those of its neighbours.
     #[inline]
     pub(super) fn change(&mut self, at: usize, change: impl FnOnce(&mut IovaMapping)) {
         if at >= self.len {

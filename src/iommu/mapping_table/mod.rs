@@ -370,7 +370,7 @@ impl MappingTable {
         let age = self.oldest.get(number).copied().unwrap_or(0);
         self.oldest.insert(number.saturating_add(1), age);
         self.leaves_changed(1);
-        // A half may fit a neighbor that the whole did not fit.
+        // A half may fit a neighbour that the whole did not fit.
         self.join_small(number);
     }
 
@@ -383,7 +383,7 @@ impl MappingTable {
 
     /// Changes the mapping at a position.
     ///
-    /// Its start must stay between those of its neighbors, and it must not become older.
+    /// Its start must stay between those of its neighbours, and it must not become older.
     pub(super) fn change(&mut self, position: Position, change: impl FnOnce(&mut IovaMapping)) {
         if let Some(leaf) = self.leaves.get_mut(position.leaf) {
             leaf.change(position.index, change);
@@ -427,7 +427,7 @@ impl MappingTable {
         self.join_small(from);
     }
 
-    /// Joins the leaf with this number, or the next one, to a neighbor, if both fill at most
+    /// Joins the leaf with this number, or the next one, to a neighbour, if both fill at most
     /// [`JOINED`].
     fn join_small(&mut self, number: usize) {
         for left in [number.saturating_add(1), number, number.saturating_sub(1)] {

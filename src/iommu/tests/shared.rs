@@ -73,7 +73,7 @@ fn invalidation_is_done_when_older_readers_are_gone() {
     let after = iotlb.snapshot();
     assert_eq!((invalidation.readers(), found(&iotlb, 0, 1)), (1, None));
     let soon = Instant::now() + Duration::from_millis(10);
-    assert_eq!(invalidation.wait(soon), Err(StillRead { readers: 1 }));
+    assert_eq!(invalidation.wait(soon), Err(ReadersRemain { readers: 1 }));
     for page in 0..2000 {
         iotlb
             .set_mapping(GuestAddress(page * PAGE), GuestAddress(0), 0x1000, Read)

@@ -1,4 +1,4 @@
-//! [`HostRange`]: where a mapping is, and the accesses that it permits.
+//! [`HostRange`]: the addresses of a mapping, and the accesses that it permits.
 
 use crate::bitmap::BitmapSlice;
 use crate::guest_memory::Permissions;
@@ -84,9 +84,10 @@ impl HostRange {
         let addr = self.addr.wrapping_add(offset);
         // SAFETY: the contract of `with_bitmap` has two parts. 1. The bytes are mapped for `'a`:
         // `[offset, offset + count)` lies in the mapping, since `open` is at most its size, and the
-        // contract of `slice` is that the mapping stays for `'a`. 2. No Rust reference to them is
-        // alive: this crate makes none, and the accessors by which a caller can make one
-        // (`aligned_as_mut` and raw pointers) demand that it keeps them apart from other accesses.
+        // mapping stays in place for `'a` (contract of `slice`). 2. No Rust reference to them is
+        // alive: this crate makes none. Code that can make one must keep it apart from other
+        // accesses: by the contract of `aligned_as_mut`, by clause 3 of `build_raw` and
+        // `with_raw_mmap_pointer`, or by its own proof for a raw pointer.
         Some(unsafe { VolatileSlice::with_bitmap(addr, count, bitmap(), None) })
     }
 }

@@ -94,9 +94,9 @@ impl Mapping {
         let (addr, wanted) = (self.host.addr(), self.host.size());
         let (mut size, mut page) = (wanted, host_page_size().get());
         loop {
-            // SAFETY: `[addr, addr + size)` contains this mapping and nothing else, as explained
-            // below. No slice of it is left: slices borrow the region, which is being dropped or
-            // consumed.
+            // SAFETY: `[addr, addr + size)` contains this mapping and nothing else: `size` is its
+            // size or, after an `EINVAL`, that size in whole huge pages (see below). No slice of it
+            // is left: slices borrow the region, which is being dropped or consumed.
             let result = unsafe { libc::munmap(addr.cast(), size) };
             if result == 0 {
                 return Ok(());
@@ -151,8 +151,8 @@ fn check_file_end(place: &FileOffset, size: usize) -> Result<()> {
     Ok(())
 }
 
-/// Returns the size of a file in bytes, or `None` if it is not a regular file, but a device for
-/// example.
+/// Returns the size of a file in bytes, or `None` if it is not a regular file (a device, for
+/// example).
 ///
 /// [`File::metadata`] is not used: it makes another system call (`statx`), which seccomp filters
 /// may not allow.

@@ -16,9 +16,9 @@
 //! - A read-modify-write is one instruction of LSE, or a loop of `ldaxr` and `stlxr`. Both satisfy
 //!   every ordering; weaker forms are not worth a second set.
 //!
-//! A loop of `ldaxr` and `stlxr` repeats if another processor has written in between: that processor
-//! has made progress. A guest that writes all the time can delay this thread, as it can with an
-//! atomic of the standard library.
+//! A loop of `ldaxr` and `stlxr` repeats if another processor has written in between: that
+//! processor has made progress. A guest that writes all the time can delay this thread, as it can
+//! with an atomic of the standard library.
 //!
 //! A block of assembly without the options `nomem` and `readonly` is also a compiler barrier.
 //!

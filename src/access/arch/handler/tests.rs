@@ -23,8 +23,8 @@ fn reported(signo: c_int, code: c_int, address: usize, address_lsb: i16) -> Opti
         fields,
         rest: [0; 16],
     };
-    // SAFETY: `info` is initialised, at least as large as a `siginfo_t`, and has the fields that the
-    // system fills.
+    // SAFETY: `info` is initialised, at least as large as a `siginfo_t`, and has the fields that
+    // the system fills.
     unsafe { FaultRange::from_info(core::ptr::from_ref(&info).cast()) }
         .map(|fault| (fault.start, fault.len))
 }

@@ -161,7 +161,8 @@ pub(crate) struct Detected;
 // - `small_bytes` takes up to `SMALL_MAX` bytes, and is selected up to `NARROW_MAX`, which is less.
 // - `middle_sse`, `middle_avx`, `middle_avx512` and `middle_undetected` take at least 32 bytes, and
 //   are selected from more than `NARROW_MAX` on.
-// - `rep_bytes` and `streaming_avx` take more than 128 bytes, and are selected from `LIMITS.rep` on.
+// - `rep_bytes` and `streaming_avx` take more than 128 bytes, and are selected from `LIMITS.rep`
+//   on.
 // - `fill_vectors` and `fill_ascending` take each length.
 // - `vectors_sse` and `vectors_avx` take multiples of 32 bytes, as `blocks` requires.
 unsafe impl Select for Detected {
