@@ -176,7 +176,7 @@ impl<M: GuestMemory + 'static, D: Disk> VirtioMmio<M, D> {
             }
         };
         if self.interrupt_status != 0 {
-            // The counter of the event is full only if nobody waits for the interrupt.
+            // The counter of the event is full only if no thread reads it.
             let _ = self.interrupt.trigger();
         }
     }

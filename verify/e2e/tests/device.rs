@@ -170,7 +170,7 @@ impl Rig {
                 let page = start + nth as u64 * PAGE;
                 assert!(
                     before == now || dirty.contains(&page),
-                    "{page:#x} changed in secret"
+                    "{page:#x} changed without a mark"
                 );
             }
         }
