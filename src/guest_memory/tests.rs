@@ -243,15 +243,50 @@ impl Model {
     }
 }
 
-/// An access: its kind, address (relative to 4 bytes before the first region), length, the seed of
-/// the bytes written, and a stream.
-type Op = (&'static str, u64, usize, u8, Stream);
+/// The method that an access calls.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Write,
+    WriteSlice,
+    Read,
+    ReadSlice,
+    WriteObj,
+    ReadObj,
+    Store,
+    Load,
+    ReadVolatileFrom,
+    ReadExactVolatileFrom,
+    WriteVolatileTo,
+    WriteAllVolatileTo,
+    Ranges,
+}
 
-#[rustfmt::skip]
-const KINDS: [&str; 13] = [
-    "write", "write_slice", "read", "read_slice", "write_obj", "read_obj", "store", "load", "read_from", "read_exact_from",
-    "write_to", "write_all_to", "ranges",
+const KINDS: [Kind; 13] = [
+    Kind::Write,
+    Kind::WriteSlice,
+    Kind::Read,
+    Kind::ReadSlice,
+    Kind::WriteObj,
+    Kind::ReadObj,
+    Kind::Store,
+    Kind::Load,
+    Kind::ReadVolatileFrom,
+    Kind::ReadExactVolatileFrom,
+    Kind::WriteVolatileTo,
+    Kind::WriteAllVolatileTo,
+    Kind::Ranges,
 ];
+
+#[derive(Clone, Debug)]
+struct Op {
+    kind: Kind,
+    /// The address, relative to 4 bytes before the first region.
+    at: u64,
+    count: usize,
+    /// The seed of the bytes written.
+    seed: u8,
+    stream: Stream,
+}
 
 fn op() -> impl Strategy<Value = Op> {
     let stream = (
@@ -261,13 +296,16 @@ fn op() -> impl Strategy<Value = Op> {
         prop::sample::select(vec![0, EIO, EAGAIN]),
     )
         .prop_map(|(left, steps, interrupts, end)| Stream::new(left, steps, interrupts, end));
-    (
-        prop::sample::select(KINDS.to_vec()),
-        0u64..90,
-        0usize..70,
-        any::<u8>(),
-        stream,
-    )
+    let kind = prop::sample::select(KINDS.to_vec());
+    (kind, 0u64..90, 0usize..70, any::<u8>(), stream).prop_map(|(kind, at, count, seed, stream)| {
+        Op {
+            kind,
+            at,
+            count,
+            seed,
+            stream,
+        }
+    })
 }
 
 /// Returns the result as text, of an `io::Error` only the kind and the number.
@@ -311,6 +349,273 @@ fn plain_round<T: ByteValued>(
     }
 }
 
+/// Returns the number of bytes moved; 0 after an error.
+fn moved(result: &Result<usize>) -> usize {
+    *result.as_ref().unwrap_or(&0)
+}
+
+/// Returns the expected result of an access that must move `expected` bytes.
+fn all(expected: usize, movable: Result<usize>) -> Result<()> {
+    match movable? {
+        completed if completed == expected => Ok(()),
+        completed => Err(Error::PartialBuffer {
+            expected,
+            completed,
+        }),
+    }
+}
+
+/// The results of the memory and of the model, as text.
+type Results = std::result::Result<(String, String), TestCaseError>;
+
+/// An access to the memory and to its model.
+struct Access<'a> {
+    memory: &'a Memory,
+    model: &'a mut Model,
+    addr: u64,
+    count: usize,
+    /// The bytes that a write takes, at least 24.
+    data: Vec<u8>,
+    stream: Stream,
+}
+
+impl Access<'_> {
+    fn run(mut self, kind: Kind) -> Results {
+        match kind {
+            Kind::Write => self.write(),
+            Kind::WriteSlice => self.write_slice(),
+            Kind::Read => self.read(),
+            Kind::ReadSlice => self.read_slice(),
+            Kind::WriteObj => self.write_obj(),
+            Kind::ReadObj => self.read_obj(),
+            Kind::Store => self.store(),
+            Kind::Load => self.load(),
+            Kind::ReadVolatileFrom => self.read_volatile_from(),
+            Kind::ReadExactVolatileFrom => self.read_exact_volatile_from(),
+            Kind::WriteVolatileTo => self.write_volatile_to(),
+            Kind::WriteAllVolatileTo => self.write_all_volatile_to(),
+            Kind::Ranges => self.ranges(),
+        }
+    }
+
+    fn guest(&self) -> GuestAddress {
+        GuestAddress(self.addr)
+    }
+
+    /// Writes the first bytes of `data` in the model, as far as an access of `count` bytes moves
+    /// them. Returns that number, or the expected error.
+    fn write_model(&mut self, count: usize) -> Result<usize> {
+        let movable = self.model.movable(self.addr, count);
+        self.model.write(self.addr, &self.data[..moved(&movable)]);
+        movable
+    }
+
+    fn write(&mut self) -> Results {
+        let want = self.write_model(self.count);
+        let got = self.memory.write(&self.data[..self.count], self.guest());
+        Ok((outcome(got), outcome(want)))
+    }
+
+    fn write_slice(&mut self) -> Results {
+        let want = all(self.count, self.write_model(self.count));
+        let got = self
+            .memory
+            .write_slice(&self.data[..self.count], self.guest());
+        Ok((outcome(got), outcome(want)))
+    }
+
+    fn read(&self) -> Results {
+        let want = self.model.movable(self.addr, self.count);
+        let mut buf = vec![0x77; self.count];
+        let got = self.memory.read(&mut buf, self.guest());
+        self.check_buffer(&buf)?;
+        Ok((outcome(got), outcome(want)))
+    }
+
+    fn read_slice(&self) -> Results {
+        let want = all(self.count, self.model.movable(self.addr, self.count));
+        let mut buf = vec![0x77; self.count];
+        let got = self.memory.read_slice(&mut buf, self.guest());
+        self.check_buffer(&buf)?;
+        Ok((outcome(got), outcome(want)))
+    }
+
+    /// Checks that a read has filled `buf` up to the first hole, and not changed the rest.
+    fn check_buffer(&self, buf: &[u8]) -> std::result::Result<(), TestCaseError> {
+        let reach = self.model.reach(self.addr, self.count);
+        let (read, rest) = buf.split_at(reach.len());
+        prop_assert_eq!(read, &*reach);
+        prop_assert!(rest.iter().all(|&b| b == 0x77));
+        Ok(())
+    }
+
+    fn write_obj(&mut self) -> Results {
+        let size = self.object_size();
+        let want = all(size, self.write_model(size)).map(|()| Vec::<u8>::new());
+        let got = self.object(size, Some(&self.data[..size]));
+        Ok((outcome(got), outcome(want)))
+    }
+
+    fn read_obj(&self) -> Results {
+        let size = self.object_size();
+        let want = all(size, self.model.movable(self.addr, size))
+            .map(|()| self.model.reach(self.addr, size));
+        Ok((outcome(self.object(size, None)), outcome(want)))
+    }
+
+    fn object_size(&self) -> usize {
+        [1, 2, 3, 4, 8, 16, 24][self.count % 7]
+    }
+
+    /// Writes `data` as an object of `size` bytes, or reads one.
+    fn object(&self, size: usize, data: Option<&[u8]>) -> Result<Vec<u8>> {
+        let (memory, guest) = (self.memory, self.guest());
+        match size {
+            1 => plain_round::<u8>(memory, guest, data),
+            2 => plain_round::<u16>(memory, guest, data),
+            3 => plain_round::<[u8; 3]>(memory, guest, data),
+            4 => plain_round::<u32>(memory, guest, data),
+            8 => plain_round::<u64>(memory, guest, data),
+            16 => plain_round::<u128>(memory, guest, data),
+            _ => plain_round::<[u64; 3]>(memory, guest, data),
+        }
+    }
+
+    fn store(&mut self) -> Results {
+        let size = self.word_size();
+        let want = self
+            .model
+            .atomic(self.addr, size)
+            .map(|()| Vec::<u8>::new());
+        if want.is_ok() {
+            self.model.write(self.addr, &self.data[..size]);
+        }
+        let got = self.word(size, Some(&self.data[..size]));
+        Ok((outcome(got), outcome(want)))
+    }
+
+    fn load(&self) -> Results {
+        let size = self.word_size();
+        let want = self
+            .model
+            .atomic(self.addr, size)
+            .map(|()| self.model.reach(self.addr, size));
+        Ok((outcome(self.word(size, None)), outcome(want)))
+    }
+
+    fn word_size(&self) -> usize {
+        1 << (self.count % 4)
+    }
+
+    /// Stores `data` as a word of `size` bytes, or loads one.
+    fn word(&self, size: usize, data: Option<&[u8]>) -> Result<Vec<u8>> {
+        let (memory, guest) = (self.memory, self.guest());
+        match size {
+            1 => atomic_round::<i8>(memory, guest, data),
+            2 => atomic_round::<u16>(memory, guest, data),
+            4 => atomic_round::<u32>(memory, guest, data),
+            _ => atomic_round::<i64>(memory, guest, data),
+        }
+    }
+
+    fn read_volatile_from(&mut self) -> Results {
+        let mut expected = self.stream.clone();
+        let want = self.model.transfer(self.addr, self.count, &mut expected);
+        self.model.write(self.addr, &expected.bytes(moved(&want)));
+        let (guest, stream) = (self.guest(), &mut self.stream);
+        let got = self.memory.read_volatile_from(guest, stream, self.count);
+        prop_assert_eq!((stream.left, stream.reads), (expected.left, expected.reads));
+        Ok((outcome(got), outcome(want)))
+    }
+
+    fn read_exact_volatile_from(&mut self) -> Results {
+        let given = self.stream.clone();
+        let (moved, want) = self
+            .model
+            .whole_transfer(self.addr, self.count, &given, true);
+        self.model.write(self.addr, &given.bytes(moved));
+        let (guest, stream) = (self.guest(), &mut self.stream);
+        let got = self
+            .memory
+            .read_exact_volatile_from(guest, stream, self.count);
+        prop_assert_eq!(stream.left, given.left - moved);
+        Ok((outcome(got), outcome(want)))
+    }
+
+    fn write_volatile_to(&mut self) -> Results {
+        let given = self.stream.clone();
+        // Each segment is written whole.
+        let want = match self
+            .model
+            .whole_transfer(self.addr, self.count, &given, false)
+        {
+            (0, Err(error)) => Err(error),
+            (moved, _) => Ok(moved),
+        };
+        let reach = self.model.reach(self.addr, self.count);
+        let (guest, stream) = (self.guest(), &mut self.stream);
+        let got = self.memory.write_volatile_to(guest, stream, self.count);
+        prop_assert_eq!(&stream.moved, &reach[..given.left - stream.left]);
+        Ok((outcome(got), outcome(want)))
+    }
+
+    fn write_all_volatile_to(&mut self) -> Results {
+        let given = self.stream.clone();
+        let (moved, want) = self
+            .model
+            .whole_transfer(self.addr, self.count, &given, false);
+        let reach = self.model.reach(self.addr, self.count);
+        let (guest, stream) = (self.guest(), &mut self.stream);
+        let got = self.memory.write_all_volatile_to(guest, stream, self.count);
+        prop_assert_eq!(&stream.moved, &reach[..moved]);
+        prop_assert_eq!(stream.left, given.left - moved);
+        Ok((outcome(got), outcome(want)))
+    }
+
+    /// Compares `check_range`, `find_region` and `get_slices`.
+    fn ranges(&self) -> Results {
+        let (memory, guest, count) = (self.memory, self.guest(), self.count);
+        let whole = self.model.reach(self.addr, count).len() == count;
+        let is_mapped = self.model.bytes.contains_key(&self.addr);
+        let checked = GuestMemory::check_range(memory, guest, count, Permissions::ReadWrite);
+        prop_assert_eq!(checked, whole);
+        prop_assert_eq!(GuestMemoryBackend::check_range(memory, guest, count), whole);
+        prop_assert_eq!(memory.address_in_range(guest), is_mapped);
+        prop_assert_eq!(memory.find_region(guest).is_some(), is_mapped);
+        let mut slices = GuestMemory::get_slices(memory, guest, count, Permissions::Read).unwrap();
+        let lens = slices.by_ref().map_while(|s| s.ok().map(|s| s.len()));
+        let lens: Vec<usize> = lens.collect();
+        prop_assert!(slices.next().is_none());
+        Ok((shown(lens), shown(self.model.segments(self.addr, count))))
+    }
+}
+
+/// Compares the bytes and the dirty pages of all regions with the model, and clears the marks.
+fn check_regions(
+    memory: &Memory,
+    model: &mut Model,
+    page: usize,
+    op: &Op,
+) -> std::result::Result<(), TestCaseError> {
+    let dirty = std::mem::take(&mut model.dirty);
+    for region in memory.iter() {
+        let start = region.start_addr().0;
+        let mut bytes = vec![0; region.size()];
+        let slice = region.as_volatile_slice().unwrap();
+        slice.read_slice(&mut bytes, 0).unwrap();
+        prop_assert_eq!(&bytes, &model.reach(start, bytes.len()), "{:?}", op);
+        let bitmap = (**region).bitmap();
+        let offsets: Vec<usize> = (0..bytes.len()).collect();
+        for (number, of_page) in offsets.chunks(page).enumerate() {
+            let expected = of_page.iter().any(|&i| dirty.contains(&(start + i as u64)));
+            let marked = bitmap.is_bit_set(number);
+            prop_assert_eq!(marked, expected, "page {} after {:?}", number, op);
+        }
+        bitmap.reset();
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
@@ -333,132 +638,19 @@ proptest! {
         let memory = memory(&places, page);
         let mut model = Model::new(places);
         for op in ops {
-            let (kind, at, count, seed, given) = op.clone();
-            let addr = (first - 4).saturating_add(at);
-            let guest = GuestAddress(addr);
-            let data: Vec<u8> = (0..count.max(24)).map(|i| (i as u8).wrapping_mul(7) ^ seed).collect();
-            let mut stream = given.clone();
-            let reach = model.reach(addr, count);
-            let all = |expected: usize, n: Result<usize>| match n? {
-                completed if completed == expected => Ok(()),
-                completed => Err(Error::PartialBuffer { expected, completed }),
+            let addr = (first - 4).saturating_add(op.at);
+            let byte = |i: usize| (i as u8).wrapping_mul(7) ^ op.seed;
+            let access = Access {
+                memory: &memory,
+                model: &mut model,
+                addr,
+                count: op.count,
+                data: (0..op.count.max(24)).map(byte).collect(),
+                stream: op.stream.clone(),
             };
-            let movable = model.movable(addr, count);
-            let moved = *movable.as_ref().unwrap_or(&0);
-            let (got, want) = match kind {
-                "write" => {
-                    model.write(addr, &data[..moved]);
-                    (outcome(memory.write(&data[..count], guest)), outcome(movable))
-                }
-                "write_slice" => {
-                    model.write(addr, &data[..moved]);
-                    (outcome(memory.write_slice(&data[..count], guest)), outcome(all(count, movable)))
-                }
-                "read" | "read_slice" => {
-                    let mut buf = vec![0x77; count];
-                    let results = match kind {
-                        "read" => (outcome(memory.read(&mut buf, guest)), outcome(movable)),
-                        _ => (outcome(memory.read_slice(&mut buf, guest)), outcome(all(count, movable))),
-                    };
-                    prop_assert_eq!(&buf[..moved], &*reach);
-                    prop_assert!(buf[moved..].iter().all(|&b| b == 0x77));
-                    results
-                }
-                "write_obj" | "read_obj" => {
-                    let size = [1, 2, 3, 4, 8, 16, 24][count % 7];
-                    let writes = kind == "write_obj";
-                    let data = writes.then_some(&data[..size]);
-                    let movable = model.movable(addr, size);
-                    let reach = model.reach(addr, size);
-                    model.write(addr, &data.unwrap_or_default()[..*movable.as_ref().unwrap_or(&0) * usize::from(writes)]);
-                    let want = all(size, movable).map(|()| if writes { vec![] } else { reach });
-                    let got = match size {
-                        1 => plain_round::<u8>(&memory, guest, data),
-                        2 => plain_round::<u16>(&memory, guest, data),
-                        3 => plain_round::<[u8; 3]>(&memory, guest, data),
-                        4 => plain_round::<u32>(&memory, guest, data),
-                        8 => plain_round::<u64>(&memory, guest, data),
-                        16 => plain_round::<u128>(&memory, guest, data),
-                        _ => plain_round::<[u64; 3]>(&memory, guest, data),
-                    };
-                    (outcome(got), outcome(want))
-                }
-                "store" | "load" => {
-                    let size = 1 << (count % 4);
-                    let data = (kind == "store").then_some(&data[..size]);
-                    let want = model.atomic(addr, size).map(|()| match data {
-                        Some(data) => {
-                            model.write(addr, data);
-                            vec![]
-                        }
-                        None => model.reach(addr, size),
-                    });
-                    let got = match size {
-                        1 => atomic_round::<i8>(&memory, guest, data),
-                        2 => atomic_round::<u16>(&memory, guest, data),
-                        4 => atomic_round::<u32>(&memory, guest, data),
-                        _ => atomic_round::<i64>(&memory, guest, data),
-                    };
-                    (outcome(got), outcome(want))
-                }
-                "read_from" => {
-                    let mut expected = given.clone();
-                    let want = model.transfer(addr, count, &mut expected);
-                    model.write(addr, &expected.bytes(*want.as_ref().unwrap_or(&0)));
-                    let got = memory.read_volatile_from(guest, &mut stream, count);
-                    prop_assert_eq!((stream.left, stream.reads), (expected.left, expected.reads));
-                    (outcome(got), outcome(want))
-                }
-                "write_to" => {
-                    // Each segment is written whole.
-                    let want = match model.whole_transfer(addr, count, &given, false) {
-                        (0, Err(error)) => Err(error),
-                        (n, _) => Ok(n),
-                    };
-                    let got = memory.write_volatile_to(guest, &mut stream, count);
-                    prop_assert_eq!(&stream.moved, &reach[..given.left - stream.left]);
-                    (outcome(got), outcome(want))
-                }
-                "read_exact_from" | "write_all_to" => {
-                    let reading = kind == "read_exact_from";
-                    let (n, want) = model.whole_transfer(addr, count, &given, reading);
-                    let got = if reading {
-                        model.write(addr, &given.bytes(n));
-                        memory.read_exact_volatile_from(guest, &mut stream, count)
-                    } else {
-                        let got = memory.write_all_volatile_to(guest, &mut stream, count);
-                        prop_assert_eq!(&stream.moved, &reach[..n]);
-                        got
-                    };
-                    prop_assert_eq!(stream.left, given.left - n);
-                    (outcome(got), outcome(want))
-                }
-                _ => {
-                    let whole = reach.len() == count;
-                    prop_assert_eq!(GuestMemory::check_range(&memory, guest, count, Permissions::ReadWrite), whole);
-                    prop_assert_eq!(GuestMemoryBackend::check_range(&memory, guest, count), whole);
-                    prop_assert_eq!(memory.address_in_range(guest), model.bytes.contains_key(&addr));
-                    prop_assert_eq!(memory.find_region(guest).is_some(), model.bytes.contains_key(&addr));
-                    let mut slices = GuestMemory::get_slices(&memory, guest, count, Permissions::Read).unwrap();
-                    let lens: Vec<usize> = slices.by_ref().map_while(|s| s.ok().map(|s| s.len())).collect();
-                    prop_assert!(slices.next().is_none());
-                    (shown(lens), shown(model.segments(addr, count)))
-                }
-            };
+            let (got, want) = access.run(op.kind)?;
             prop_assert_eq!(got, want, "{:?} at {:#x}", op, addr);
-            let dirty = std::mem::take(&mut model.dirty);
-            for region in memory.iter() {
-                let start = region.start_addr().0;
-                let mut bytes = vec![0; region.size()];
-                region.as_volatile_slice().unwrap().read_slice(&mut bytes, 0).unwrap();
-                prop_assert_eq!(&bytes, &model.reach(start, bytes.len())[..], "{:?} at {:#x}", op, addr);
-                for (number, of_page) in (0..bytes.len()).collect::<Vec<_>>().chunks(page).enumerate() {
-                    let expected = of_page.iter().any(|&i| dirty.contains(&(start + i as u64)));
-                    let marked = (**region).bitmap().is_bit_set(number);
-                    prop_assert_eq!(marked, expected, "page {} after {:?}", number, op);
-                }
-                (**region).bitmap().reset();
-            }
+            check_regions(&memory, &mut model, page, &op)?;
         }
     }
 }

@@ -143,25 +143,63 @@ fn bytes_of<T: ByteValued>(values: &[T]) -> Vec<u8> {
     values.iter().flat_map(|v| v.as_slice().to_vec()).collect()
 }
 
-/// An access: its kind, offset, element size, number of elements or bytes, and array length.
-type Op = (&'static str, usize, usize, usize, usize);
+/// The method that an access calls.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Write,
+    WriteSlice,
+    Read,
+    ReadSlice,
+    WriteObj,
+    ReadObj,
+    Store,
+    Load,
+    CopyFrom,
+    CopyTo,
+    Ref,
+    ArrayCopyFrom,
+    ArrayCopyTo,
+}
 
-#[rustfmt::skip]
-const KINDS: [&str; 13] = [
-    "write", "write_slice", "read", "read_slice", "write_obj", "read_obj", "store", "load", "copy_from", "copy_to", "ref",
-    "array_from", "array_to",
+const KINDS: [Kind; 13] = [
+    Kind::Write,
+    Kind::WriteSlice,
+    Kind::Read,
+    Kind::ReadSlice,
+    Kind::WriteObj,
+    Kind::ReadObj,
+    Kind::Store,
+    Kind::Load,
+    Kind::CopyFrom,
+    Kind::CopyTo,
+    Kind::Ref,
+    Kind::ArrayCopyFrom,
+    Kind::ArrayCopyTo,
 ];
 
+#[derive(Clone, Copy, Debug)]
+struct Op {
+    kind: Kind,
+    at: usize,
+    /// The size of an object or element.
+    size: usize,
+    /// The number of bytes, or of elements in host memory.
+    count: usize,
+    /// The length of an array in the slice.
+    elements: usize,
+}
+
 fn op() -> impl Strategy<Value = Op> {
+    let kind = prop::sample::select(KINDS.to_vec());
     let at = prop_oneof![12 => 0usize..70, 1 => (usize::MAX - 70)..=usize::MAX];
     let size = prop::sample::select(vec![1usize, 2, 3, 4, 8, 16, 24]);
-    (
-        prop::sample::select(KINDS.to_vec()),
+    (kind, at, size, 0usize..80, 0usize..40).prop_map(|(kind, at, size, count, elements)| Op {
+        kind,
         at,
         size,
-        0usize..80,
-        0usize..40,
-    )
+        count,
+        elements,
+    })
 }
 
 /// Returns the end of a range in memory of `len` bytes, or the expected error.
@@ -196,6 +234,220 @@ fn all(expected: usize, movable: Result<usize>) -> Result<()> {
     }
 }
 
+/// The results of the slice and of the model, as text.
+struct Outcome {
+    got: String,
+    want: String,
+    /// The number of bytes written to the slice.
+    moved: usize,
+}
+
+impl Outcome {
+    fn of_read(got: impl Debug, want: impl Debug) -> Self {
+        Self::of_write(got, want, 0)
+    }
+
+    fn of_write(got: impl Debug, want: impl Debug, moved: usize) -> Self {
+        Self {
+            got: shown(got),
+            want: shown(want),
+            moved,
+        }
+    }
+}
+
+/// An access to a slice of `len` bytes, whose expected result follows from `rest` and `payload`.
+struct Access<'a> {
+    slice: &'a VolatileSlice<'a, ByteMap>,
+    /// The address of the slice.
+    host: usize,
+    len: usize,
+    op: Op,
+    /// The bytes of the slice from the offset of the access on.
+    rest: &'a [u8],
+    /// The bytes that a write takes.
+    payload: &'a [u8],
+}
+
+impl Access<'_> {
+    fn run(&self) -> Outcome {
+        match self.op.kind {
+            Kind::Write => self.write(),
+            Kind::WriteSlice => self.write_slice(),
+            Kind::Read => self.read(),
+            Kind::ReadSlice => self.read_slice(),
+            Kind::WriteObj => self.write_obj(),
+            Kind::ReadObj => self.read_obj(),
+            Kind::Store => self.store(),
+            Kind::Load => self.load(),
+            Kind::CopyFrom | Kind::CopyTo if self.op.at > self.len => Outcome::of_read((), ()),
+            Kind::CopyFrom => self.copy_from(),
+            Kind::CopyTo => self.copy_to(),
+            Kind::Ref => self.reference(),
+            Kind::ArrayCopyFrom => self.array_copy_from(),
+            Kind::ArrayCopyTo => self.array_copy_to(),
+        }
+    }
+
+    /// Returns the number of bytes that an access to `count` bytes moves, or the expected error.
+    fn movable(&self, count: usize) -> Result<usize> {
+        movable(self.op.at, count, self.len)
+    }
+
+    fn write(&self) -> Outcome {
+        let want = self.movable(self.op.count);
+        let got = self.slice.write(&self.payload[..self.op.count], self.op.at);
+        let moved = *want.as_ref().unwrap_or(&0);
+        Outcome::of_write(got, want, moved)
+    }
+
+    fn write_slice(&self) -> Outcome {
+        let Op { at, count, .. } = self.op;
+        let want = self.movable(count);
+        let moved = *want.as_ref().unwrap_or(&0);
+        let got = self.slice.write_slice(&self.payload[..count], at);
+        Outcome::of_write(got, all(count, want), moved)
+    }
+
+    fn read(&self) -> Outcome {
+        let want = self.movable(self.op.count);
+        let mut buf = vec![0xaa; self.op.count];
+        let got = self.slice.read(&mut buf, self.op.at);
+        let expected = self.buffer_after_read();
+        Outcome::of_read((got, buf), (want, expected))
+    }
+
+    fn read_slice(&self) -> Outcome {
+        let want = all(self.op.count, self.movable(self.op.count));
+        let mut buf = vec![0xaa; self.op.count];
+        let got = self.slice.read_slice(&mut buf, self.op.at);
+        let expected = self.buffer_after_read();
+        Outcome::of_read((got, buf), (want, expected))
+    }
+
+    /// Returns the contents of a buffer of bytes 0xaa after a read of all bytes that can be moved.
+    fn buffer_after_read(&self) -> Vec<u8> {
+        let mut buf = vec![0xaa; self.op.count];
+        let count = self.movable(self.op.count).unwrap_or(0);
+        buf[..count].copy_from_slice(&self.rest[..count]);
+        buf
+    }
+
+    fn write_obj(&self) -> Outcome {
+        let Op { at, size, .. } = self.op;
+        let want = self.movable(size);
+        let moved = *want.as_ref().unwrap_or(&0);
+        let got = plain_by_size!(size, T => self.slice.write_obj(value_of::<T>(self.payload), at));
+        Outcome::of_write(got, all(size, want), moved)
+    }
+
+    fn read_obj(&self) -> Outcome {
+        let Op { at, size, .. } = self.op;
+        let want = all(size, self.movable(size)).map(|()| self.rest[..size].to_vec());
+        let got = plain_by_size!(size, T => self.slice.read_obj::<T>(at).map(|v| bytes_of(&[v])));
+        Outcome::of_read(got, want)
+    }
+
+    fn store(&self) -> Outcome {
+        let (size, want) = self.word();
+        let moved = if want.is_ok() { size } else { 0 };
+        let got = atomic_by_size!(size, T => {
+            let value = value_of::<T>(self.payload);
+            self.slice.store(value, self.op.at, Ordering::Release)
+        });
+        Outcome::of_write(got, want, moved)
+    }
+
+    fn load(&self) -> Outcome {
+        let (size, want) = self.word();
+        let want = want.map(|()| self.rest[..size].to_vec());
+        let got = atomic_by_size!(size, T => {
+            let value = self.slice.load::<T>(self.op.at, Ordering::Acquire);
+            value.map(|v| v.as_slice().to_vec())
+        });
+        Outcome::of_read(got, want)
+    }
+
+    /// Returns the size of an atomic access, and its expected result.
+    fn word(&self) -> (usize, Result<()>) {
+        let size = self.op.size.next_power_of_two().min(8);
+        let result = end_of(self.op.at, size, self.len).and_then(|_| {
+            let addr = self.host + self.op.at;
+            match addr % size {
+                0 => Ok(()),
+                _ => Err(Error::Misaligned {
+                    addr,
+                    alignment: size,
+                }),
+            }
+        });
+        (size, result)
+    }
+
+    fn copy_from(&self) -> Outcome {
+        let Op { size, count, .. } = self.op;
+        let slice = self.slice.offset(self.op.at).unwrap();
+        plain_by_size!(size, T => slice.copy_from(&values::<T>(self.payload, count)));
+        Outcome::of_write((), (), (self.rest.len() / size).min(count) * size)
+    }
+
+    fn copy_to(&self) -> Outcome {
+        let Op { size, count, .. } = self.op;
+        let slice = self.slice.offset(self.op.at).unwrap();
+        let got = plain_by_size!(size, T => {
+            let mut buf = vec![T::zeroed(); count];
+            (slice.copy_to(&mut buf), bytes_of(&buf))
+        });
+        let copied = (self.rest.len() / size).min(count);
+        Outcome::of_read(got, self.copied(copied))
+    }
+
+    /// Returns the result of a copy of `copied` elements to a buffer of zeroes.
+    fn copied(&self, copied: usize) -> (usize, Vec<u8>) {
+        let mut buf = vec![0u8; self.op.size * self.op.count];
+        let len = copied * self.op.size;
+        buf[..len].copy_from_slice(&self.rest[..len]);
+        (copied, buf)
+    }
+
+    fn reference(&self) -> Outcome {
+        let Op { at, size, .. } = self.op;
+        let want = end_of(at, size, self.len).map(|_| (size, self.payload[..size].to_vec()));
+        let moved = want.as_ref().map_or(0, |_| size);
+        let got = plain_by_size!(size, T => self.slice.get_ref::<T>(at).map(|r| {
+            r.store(value_of::<T>(self.payload));
+            (r.len(), bytes_of(&[r.load()]))
+        }));
+        Outcome::of_write(got, want, moved)
+    }
+
+    fn array_copy_from(&self) -> Outcome {
+        let (size, count, elements) = (self.op.size, self.op.count, self.op.elements);
+        let want = end_of(self.op.at, size * elements, self.len).map(|_| elements);
+        let moved = want.as_ref().map_or(0, |_| size * elements.min(count));
+        let got = plain_by_size!(size, T => {
+            self.slice.get_array_ref::<T>(self.op.at, elements).map(|array| {
+                array.copy_from(&values::<T>(self.payload, count));
+                array.len()
+            })
+        });
+        Outcome::of_write(got, want, moved)
+    }
+
+    fn array_copy_to(&self) -> Outcome {
+        let (size, count, elements) = (self.op.size, self.op.count, self.op.elements);
+        let want =
+            end_of(self.op.at, size * elements, self.len).map(|_| self.copied(elements.min(count)));
+        let got = plain_by_size!(size, T => {
+            self.slice.get_array_ref::<T>(self.op.at, elements).map(|array| {
+                let mut buf = vec![T::zeroed(); count];
+                (array.copy_to(&mut buf), bytes_of(&buf))
+            })
+        });
+        Outcome::of_read(got, want)
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 8 } else { 512 }))]
 
@@ -207,116 +459,22 @@ proptest! {
         ops in prop::collection::vec(op(), 1..24),
     ) {
         let memory = Memory::new(len, shift);
-        let host = memory.ptr() as usize;
         let slice = memory.slice();
         let mut model = memory.bytes();
         let payload = numbered(80 * 24, 101);
         for op in ops {
-            let (kind, at, size, count, elements) = op;
-            // The number of bytes moved into the slice at `at`.
-            let mut moved = 0;
-            let here = at.min(len);
-            let rest = model[here..].to_vec();
-            let flat = |n: usize, bytes: &[u8]| -> (usize, Vec<u8>) {
-                let mut buf = vec![0u8; size * count];
-                buf[..n * size].copy_from_slice(&bytes[..n * size]);
-                (n, buf)
+            let start = op.at.min(len);
+            let access = Access {
+                slice: &slice,
+                host: memory.ptr() as usize,
+                len,
+                op,
+                rest: &model[start..],
+                payload: &payload,
             };
-            let (got, want) = match kind {
-                "write" | "write_slice" => {
-                    let want = movable(at, count, len);
-                    moved = *want.as_ref().unwrap_or(&0);
-                    match kind {
-                        "write" => (shown(slice.write(&payload[..count], at)), shown(want)),
-                        _ => (shown(slice.write_slice(&payload[..count], at)), shown(all(count, want))),
-                    }
-                }
-                "read" | "read_slice" => {
-                    let want = movable(at, count, len);
-                    let mut buf = vec![0xaa; count];
-                    let mut expected = buf.clone();
-                    let n = *want.as_ref().unwrap_or(&0);
-                    expected[..n].copy_from_slice(&rest[..n]);
-                    let results = match kind {
-                        "read" => (shown(slice.read(&mut buf, at)), shown(want)),
-                        _ => (shown(slice.read_slice(&mut buf, at)), shown(all(count, want))),
-                    };
-                    prop_assert_eq!(buf, expected);
-                    results
-                }
-                "write_obj" => {
-                    let want = movable(at, size, len);
-                    moved = *want.as_ref().unwrap_or(&0);
-                    let got = plain_by_size!(size, T => slice.write_obj(value_of::<T>(&payload), at));
-                    (shown(got), shown(all(size, want)))
-                }
-                "read_obj" => {
-                    let want = all(size, movable(at, size, len)).map(|()| rest[..size].to_vec());
-                    let got = plain_by_size!(size, T => slice.read_obj::<T>(at).map(|v| bytes_of(&[v])));
-                    (shown(got), shown(want))
-                }
-                "store" | "load" => {
-                    let size = size.next_power_of_two().min(8);
-                    let place = end_of(at, size, len).and_then(|_| match (host + at) % size {
-                        0 => Ok(()),
-                        _ => Err(Error::Misaligned { addr: host + at, alignment: size }),
-                    });
-                    if kind == "load" {
-                        let want = place.map(|()| rest[..size].to_vec());
-                        let got = atomic_by_size!(size, T => {
-                            slice.load::<T>(at, Ordering::Acquire).map(|v| v.as_slice().to_vec())
-                        });
-                        (shown(got), shown(want))
-                    } else {
-                        moved = if place.is_ok() { size } else { 0 };
-                        let got = atomic_by_size!(size, T => {
-                            slice.store(value_of::<T>(&payload), at, Ordering::Release)
-                        });
-                        (shown(got), shown(place))
-                    }
-                }
-                "copy_from" | "copy_to" if at > len => (String::new(), String::new()),
-                "copy_from" => {
-                    moved = (rest.len() / size).min(count) * size;
-                    plain_by_size!(size, T => slice.offset(at).unwrap().copy_from(&values::<T>(&payload, count)));
-                    (String::new(), String::new())
-                }
-                "copy_to" => {
-                    let got = plain_by_size!(size, T => {
-                        let mut buf = vec![T::zeroed(); count];
-                        (slice.offset(at).unwrap().copy_to(&mut buf), bytes_of(&buf))
-                    });
-                    (shown(got), shown(flat((rest.len() / size).min(count), &rest)))
-                }
-                "ref" => {
-                    let want = end_of(at, size, len).map(|_| (size, payload[..size].to_vec()));
-                    moved = want.as_ref().map_or(0, |_| size);
-                    let got = plain_by_size!(size, T => slice.get_ref::<T>(at).map(|r| {
-                        r.store(value_of::<T>(&payload));
-                        (r.len(), bytes_of(&[r.load()]))
-                    }));
-                    (shown(got), shown(want))
-                }
-                "array_from" => {
-                    let want = end_of(at, size * elements, len).map(|_| elements);
-                    moved = want.as_ref().map_or(0, |_| size * elements.min(count));
-                    let got = plain_by_size!(size, T => slice.get_array_ref::<T>(at, elements).map(|a| {
-                        a.copy_from(&values::<T>(&payload, count));
-                        a.len()
-                    }));
-                    (shown(got), shown(want))
-                }
-                _ => {
-                    let want = end_of(at, size * elements, len).map(|_| flat(elements.min(count), &rest));
-                    let got = plain_by_size!(size, T => slice.get_array_ref::<T>(at, elements).map(|a| {
-                        let mut buf = vec![T::zeroed(); count];
-                        (a.copy_to(&mut buf), bytes_of(&buf))
-                    }));
-                    (shown(got), shown(want))
-                }
-            };
+            let Outcome { got, want, moved } = access.run();
             prop_assert_eq!(got, want, "{:?}", op);
-            let touched = here..here + moved;
+            let touched = start..start + moved;
             model[touched.clone()].copy_from_slice(&payload[..moved]);
             prop_assert_eq!(memory.bytes(), &*model, "{:?}", op);
             prop_assert_eq!(memory.take_marks(), touched.collect::<Vec<_>>(), "{:?}", op);
