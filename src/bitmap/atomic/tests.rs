@@ -172,6 +172,173 @@ mod model {
             .collect()
     }
 
+    type Checked = Result<(), TestCaseError>;
+
+    /// A bitmap, and the set of pages that it must have marked.
+    struct Pair {
+        marks: AtomicBitmap,
+        model: BTreeSet<usize>,
+        size: usize,
+        page: usize,
+        is_tracking: bool,
+        /// The result of the last harvest of the whole bitmap.
+        last: DirtyPages,
+    }
+
+    impl Pair {
+        fn new(size: usize, page: usize, test_first: bool) -> Self {
+            let mut marks = bitmap(size, page);
+            if test_first {
+                // If the kernel refuses, the default mode is tested twice.
+                let _ = marks.test_before_marking();
+            }
+            Self {
+                marks,
+                model: BTreeSet::new(),
+                size,
+                page,
+                is_tracking: true,
+                last: DirtyPages::new(0, NonZeroUsize::MIN),
+            }
+        }
+
+        fn pages(&self) -> usize {
+            self.size.div_ceil(self.page)
+        }
+
+        /// Returns the pages that have any of the `len` bytes at `at`.
+        fn pages_of(&self, at: usize, len: usize) -> BTreeSet<usize> {
+            touched(at, len, self.page, self.pages())
+        }
+
+        fn new_set(&self, len: usize) -> DirtyPages {
+            DirtyPages::new(len, NonZeroUsize::new(self.page).unwrap())
+        }
+
+        fn numbers(&self, dirty: &DirtyPages) -> BTreeSet<usize> {
+            dirty
+                .runs()
+                .flat_map(|run| touched(run.start, run.len(), self.page, usize::MAX))
+                .collect()
+        }
+
+        /// Applies a step to both, and compares its results.
+        fn apply(&mut self, step: Step) -> Checked {
+            match step {
+                Step::Mark { slice, offset, len } => {
+                    self.marks.slice_at(slice).mark_dirty(offset, len);
+                    if self.is_tracking {
+                        let marked = self.pages_of(slice.wrapping_add(offset), len);
+                        self.model.extend(marked);
+                    }
+                }
+                Step::SetRange(at, len) => {
+                    self.marks.set_addr_range(at, len);
+                    self.model.extend(self.pages_of(at, len));
+                }
+                Step::SetBit(bit) => {
+                    self.marks.set_bit(bit);
+                    self.model.extend((bit < self.pages()).then_some(bit));
+                }
+                Step::ResetRange(at, len) => {
+                    self.marks.reset_addr_range(at, len);
+                    let cleared = self.pages_of(at, len);
+                    self.model.retain(|number| !cleared.contains(number));
+                }
+                Step::ResetBit(bit) => {
+                    self.marks.reset_bit(bit);
+                    self.model.remove(&bit);
+                }
+                Step::Grow(to) => {
+                    self.marks.grow(to);
+                    self.size = self.size.max(to);
+                }
+                Step::Enlarge(by) => {
+                    self.marks.enlarge(by);
+                    self.size += by;
+                }
+                Step::Clone => self.marks = self.marks.clone(),
+                Step::HarvestWords(words) => self.harvest_words(words)?,
+                Step::Harvest => self.harvest()?,
+                Step::HarvestSlice(offset) => self.harvest_slice(offset, 5000)?,
+                Step::PutBack => {
+                    self.marks.put_back(&self.last);
+                    let (numbers, pages) = (self.numbers(&self.last), self.pages());
+                    let existing = numbers.into_iter().filter(|number| *number < pages);
+                    self.model.extend(existing);
+                }
+                Step::SetTracking(on) => {
+                    match on {
+                        true => self.marks.start_tracking(),
+                        false => self.marks.stop_tracking(),
+                    }
+                    self.is_tracking = on;
+                    prop_assert_eq!(self.marks.is_tracking(), on);
+                }
+            }
+            Ok(())
+        }
+
+        fn harvest_words(&mut self, words: usize) -> Checked {
+            let mut found = vec![0; words];
+            self.marks.harvest_words(&mut found);
+            let rest = self.model.split_off(&(words * 64));
+            let expected = std::mem::replace(&mut self.model, rest);
+            prop_assert_eq!(set_bits(&found), expected);
+            Ok(())
+        }
+
+        fn harvest(&mut self) -> Checked {
+            self.last = self.new_set(self.size);
+            self.marks.harvest_into(&mut self.last);
+            let expected = std::mem::take(&mut self.model);
+            prop_assert_eq!(self.numbers(&self.last), expected);
+            Ok(())
+        }
+
+        /// Harvests the `len` bytes at `offset`. A page that is only partly in them stays dirty.
+        fn harvest_slice(&mut self, offset: usize, len: usize) -> Checked {
+            let (page, size) = (self.page, self.size);
+            let mut dirty = self.new_set(len);
+            self.marks.slice_at(offset).harvest_into(&mut dirty);
+            let in_slice = self.pages_of(offset, len);
+            let taken: BTreeSet<usize> = in_slice.intersection(&self.model).copied().collect();
+            let start = |number: &usize| *number as u128 * page as u128;
+            let end = |number: &usize| (start(number) + page as u128).min(size as u128);
+            let whole = |number: &usize| {
+                start(number) >= offset as u128 && end(number) <= (offset + len) as u128
+            };
+            self.model
+                .retain(|number| !taken.contains(number) || !whole(number));
+            let expected: BTreeSet<usize> = (0..len)
+                .filter(|byte| taken.contains(&((offset + byte) / page)))
+                .map(|byte| byte / page)
+                .collect();
+            prop_assert_eq!(self.numbers(&dirty), expected);
+            Ok(())
+        }
+
+        /// Compares sizes, and the marks by page and by offset.
+        fn check(&self) -> Checked {
+            let (marks, pages) = (&self.marks, self.pages());
+            prop_assert_eq!(
+                (marks.len(), marks.byte_size(), marks.page_size().get()),
+                (pages, self.size, self.page)
+            );
+            let set: BTreeSet<usize> = (0..pages + 70)
+                .filter(|index| marks.is_bit_set(*index))
+                .collect();
+            prop_assert_eq!(&set, &self.model);
+            for index in 0..pages.min(1000) + 70 {
+                if let Some(offset) = index.checked_mul(self.page) {
+                    prop_assert_eq!(marks.dirty_at(offset), self.model.contains(&index));
+                    prop_assert_eq!(marks.is_addr_set(offset), self.model.contains(&index));
+                }
+            }
+            Ok(())
+        }
+    }
+
     proptest! {
         // The model works byte by byte, which is slow under an emulator or a sanitizer.
         #![proptest_config(ProptestConfig::with_cases(64))]
@@ -185,108 +352,15 @@ mod model {
             test_first in any::<bool>(),
             steps in prop::collection::vec(step(), 0..40),
         ) {
-            let mut marks = bitmap(size, page);
-            if test_first {
-                // If the kernel refuses, the default mode is tested twice.
-                let _ = marks.test_before_marking();
-            }
-            let (mut size, mut on, mut model) = (size, true, BTreeSet::<usize>::new());
-            let mut last = DirtyPages::new(0, NonZeroUsize::MIN);
-            let page_size = NonZeroUsize::new(page).unwrap();
-            let numbers = |dirty: &DirtyPages| -> BTreeSet<usize> {
-                dirty.runs().flat_map(|run| touched(run.start, run.len(), page, usize::MAX)).collect()
-            };
+            let mut pair = Pair::new(size, page, test_first);
             for step in steps {
-                let pages = size.div_ceil(page);
-                let of = |at: usize, len: usize| touched(at, len, page, pages);
-                match step {
-                    Step::Mark { slice, offset, len } => {
-                        marks.slice_at(slice).mark_dirty(offset, len);
-                        if on { model.extend(of(slice.wrapping_add(offset), len)); }
-                    }
-                    Step::SetRange(at, len) => {
-                        marks.set_addr_range(at, len);
-                        model.extend(of(at, len));
-                    }
-                    Step::SetBit(bit) => {
-                        marks.set_bit(bit);
-                        if bit < pages { model.insert(bit); }
-                    }
-                    Step::ResetRange(at, len) => {
-                        marks.reset_addr_range(at, len);
-                        for page in of(at, len) { model.remove(&page); }
-                    }
-                    Step::ResetBit(bit) => {
-                        marks.reset_bit(bit);
-                        model.remove(&bit);
-                    }
-                    Step::Grow(to) => {
-                        marks.grow(to);
-                        size = size.max(to);
-                    }
-                    Step::Enlarge(by) => {
-                        marks.enlarge(by);
-                        size += by;
-                    }
-                    Step::Clone => marks = marks.clone(),
-                    Step::HarvestWords(words) => {
-                        let mut found = vec![0; words];
-                        marks.harvest_words(&mut found);
-                        let rest = model.split_off(&(words * 64));
-                        prop_assert_eq!(set_bits(&found), std::mem::replace(&mut model, rest));
-                    }
-                    Step::Harvest => {
-                        last = DirtyPages::new(size, page_size);
-                        marks.harvest_into(&mut last);
-                        prop_assert_eq!(numbers(&last), std::mem::take(&mut model));
-                    }
-                    Step::HarvestSlice(offset) => {
-                        let len = 5000;
-                        let mut dirty = DirtyPages::new(len, page_size);
-                        marks.slice_at(offset).harvest_into(&mut dirty);
-                        let taken: BTreeSet<usize> = of(offset, len).intersection(&model).copied().collect();
-                        // A page that is only partly in the slice stays dirty.
-                        let start = |number: &usize| *number as u128 * page as u128;
-                        let end = |number: &usize| (start(number) + page as u128).min(size as u128);
-                        let whole = |number: &usize| {
-                            start(number) >= offset as u128 && end(number) <= (offset + len) as u128
-                        };
-                        model.retain(|number| !taken.contains(number) || !whole(number));
-                        let expected: BTreeSet<usize> = (0..len)
-                            .filter(|byte| taken.contains(&((offset + byte) / page)))
-                            .map(|byte| byte / page)
-                            .collect();
-                        prop_assert_eq!(numbers(&dirty), expected);
-                    }
-                    Step::PutBack => {
-                        marks.put_back(&last);
-                        model.extend(numbers(&last).into_iter().filter(|number| *number < pages));
-                    }
-                    Step::SetTracking(to) => {
-                        if to { marks.start_tracking() } else { marks.stop_tracking() }
-                        on = to;
-                        prop_assert_eq!(marks.is_tracking(), to);
-                    }
-                }
-                let pages = size.div_ceil(page);
-                prop_assert_eq!(
-                    (marks.len(), marks.byte_size(), marks.page_size().get()),
-                    (pages, size, page)
-                );
-                let set: BTreeSet<usize> =
-                    (0..pages + 70).filter(|index| marks.is_bit_set(*index)).collect();
-                prop_assert_eq!(&set, &model);
-                for index in 0..pages.min(1000) + 70 {
-                    if let Some(offset) = index.checked_mul(page) {
-                        prop_assert_eq!(marks.dirty_at(offset), model.contains(&index));
-                        prop_assert_eq!(marks.is_addr_set(offset), model.contains(&index));
-                    }
-                }
+                pair.apply(step)?;
+                pair.check()?;
             }
-            let words = marks.get_and_reset();
-            prop_assert_eq!(words.len(), size.div_ceil(page).div_ceil(64));
-            prop_assert_eq!(set_bits(&words), model);
-            prop_assert!(marks.get_and_reset().iter().all(|word| *word == 0));
+            let words = pair.marks.get_and_reset();
+            prop_assert_eq!(words.len(), pair.pages().div_ceil(64));
+            prop_assert_eq!(set_bits(&words), pair.model);
+            prop_assert!(pair.marks.get_and_reset().iter().all(|word| *word == 0));
         }
     }
 }
