@@ -95,7 +95,7 @@ pub trait Address:
     ///
     /// # Panics
     ///
-    /// If `base` is higher and overflow checks are enabled. Otherwise the distance wraps.
+    /// Panics if `base` is higher and overflow checks are enabled. Otherwise the distance wraps.
     #[expect(
         clippy::arithmetic_side_effects,
         reason = "the method is the unchecked form"
@@ -108,7 +108,7 @@ pub trait Address:
     ///
     /// # Panics
     ///
-    /// If `power_of_two` is not a power of two.
+    /// Panics if `power_of_two` is not a power of two.
     fn checked_align_up(&self, power_of_two: Self::V) -> Option<Self> {
         let low_bits = low_bits_of::<Self>(power_of_two);
         self.checked_add(low_bits).map(|above| above & !low_bits)
@@ -118,9 +118,9 @@ pub trait Address:
     ///
     /// # Panics
     ///
-    /// If `power_of_two` is not a power of two and debug assertions are enabled, or if the result
-    /// does not fit and overflow checks are enabled. Otherwise the result is meaningless in these
-    /// cases.
+    /// Panics if `power_of_two` is not a power of two and debug assertions are enabled, or if the
+    /// result does not fit and overflow checks are enabled. Otherwise the result is meaningless in
+    /// these cases.
     #[expect(
         clippy::arithmetic_side_effects,
         reason = "the method is the unchecked form"
@@ -143,7 +143,7 @@ pub trait Address:
     ///
     /// # Panics
     ///
-    /// If the sum does not fit and overflow checks are enabled. Otherwise it wraps.
+    /// Panics if the sum does not fit and overflow checks are enabled. Otherwise it wraps.
     fn unchecked_add(&self, other: Self::V) -> Self;
 
     /// Subtracts `other`, or returns `None` if it is greater than the address.
@@ -156,7 +156,8 @@ pub trait Address:
     ///
     /// # Panics
     ///
-    /// If `other` is greater than the address and overflow checks are enabled. Otherwise it wraps.
+    /// Panics if `other` is greater than the address and overflow checks are enabled. Otherwise it
+    /// wraps.
     fn unchecked_sub(&self, other: Self::V) -> Self;
 }
 

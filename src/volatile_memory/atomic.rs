@@ -59,7 +59,7 @@ fn from_word<T: AtomicAccess, W: Word>(word: W) -> T {
 ///
 /// # Panics
 ///
-/// If `order` is `Release` or `AcqRel`.
+/// Panics if `order` is `Release` or `AcqRel`.
 ///
 /// # Safety
 ///
@@ -91,7 +91,7 @@ pub(super) unsafe fn load<T: AtomicAccess>(src: *const u8, order: Ordering) -> R
 ///
 /// # Panics
 ///
-/// If `order` is `Acquire` or `AcqRel`.
+/// Panics if `order` is `Acquire` or `AcqRel`.
 ///
 /// # Safety
 ///
@@ -148,11 +148,12 @@ pub(super) unsafe fn fetch<T: AtomicAccess>(
 ///
 /// # Panics
 ///
-/// If `failure` is `Release` or `AcqRel`.
+/// Panics if `failure` is `Release` or `AcqRel`.
 ///
 /// # Safety
 ///
-/// The contract is that of [`fetch`].
+/// `dst` is a guest operand (see [`access`]) of `size_of::<T::A>()` bytes, aligned for `T::A`. `T`
+/// is [register sized](is_register_sized).
 #[inline(always)]
 pub(super) unsafe fn compare_exchange<T: AtomicAccess>(
     dst: *mut u8,
@@ -186,7 +187,8 @@ mod tests {
     #[should_panic(expected = "a load cannot have the ordering Release")]
     fn load_with_release_panics() {
         let value = 0u32;
-        // SAFETY: a local variable of that type.
+        // SAFETY: `value` is a local variable, aligned for its type. The call panics before it
+        // reads.
         let _ = unsafe { load::<u32>(core::ptr::from_ref(&value).cast(), Ordering::Release) };
     }
 
@@ -194,7 +196,8 @@ mod tests {
     #[should_panic(expected = "a store cannot have the ordering Acquire")]
     fn store_with_acquire_panics() {
         let mut value = 0u32;
-        // SAFETY: a local variable of that type.
+        // SAFETY: `value` is a local variable, aligned for its type. The call panics before it
+        // writes.
         let _ = unsafe {
             store(
                 core::ptr::from_mut(&mut value).cast(),

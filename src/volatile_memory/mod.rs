@@ -124,7 +124,7 @@ pub type Result<T> = core::result::Result<T, Error>;
 ///
 /// # Errors
 ///
-/// [`Error::Overflow`] if the sum exceeds `usize::MAX`.
+/// Returns [`Error::Overflow`] if the sum exceeds `usize::MAX`.
 #[inline]
 pub fn compute_offset(base: usize, offset: usize) -> Result<usize> {
     base.checked_add(offset)
@@ -188,8 +188,9 @@ pub trait VolatileMemory {
     /// Returns an error if a byte of the value is outside the memory.
     fn get_ref<T: ByteValued>(&self, offset: usize) -> Result<VolatileRef<'_, T, BS<'_, Self::B>>> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
-        // SAFETY: `slice_of_exactly` returned `size_of::<T>()` bytes, under the contract of
-        // `VolatileSlice::with_bitmap` for the lifetime of `self`. It is the same contract.
+        // SAFETY: `slice_of_exactly` returned `size_of::<T>()` bytes. While `self` is borrowed,
+        // they are mapped, no Rust reference covers them, and other accesses are atomic or
+        // invisible to the compiler (contract of `VolatileSlice::with_bitmap`).
         Ok(unsafe { VolatileRef::with_bitmap(slice.as_mut_ptr(), slice.into_bitmap(), None) })
     }
 
@@ -212,9 +213,10 @@ pub trait VolatileMemory {
             .filter(|count| countable(count) && countable(&n));
         let count = count.ok_or(Error::TooBig { nelements: n, size })?;
         let slice = slice_of_exactly(self, offset, count)?;
-        // SAFETY: `slice_of_exactly` returned the bytes of `n` values, a number that did not
-        // overflow, under the contract of `VolatileSlice::with_bitmap` for the lifetime of `self`.
-        // It is the same contract.
+        // SAFETY: `slice_of_exactly` returned the bytes of `n` values, at most `isize::MAX`
+        // (checked above). While `self` is borrowed, they are mapped, no Rust reference covers
+        // them, and other accesses are atomic or invisible to the compiler (contract of
+        // `VolatileSlice::with_bitmap`).
         Ok(unsafe {
             VolatileArrayRef::with_bitmap(slice.as_mut_ptr(), n, slice.into_bitmap(), None)
         })

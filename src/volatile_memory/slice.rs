@@ -64,15 +64,16 @@ impl<'a> VolatileSlice<'a, ()> {
     ///
     /// The contract is that of [`with_bitmap`](VolatileSlice::with_bitmap).
     pub unsafe fn new(addr: *mut u8, size: usize) -> VolatileSlice<'a> {
-        // SAFETY: The caller fulfils the contract of `with_bitmap`.
+        // SAFETY: for all of `'a`, the bytes are mapped, no Rust reference covers them, and other
+        // accesses are atomic or invisible to the compiler (this function's contract).
         unsafe { VolatileSlice::with_bitmap(addr, size, (), None) }
     }
 }
 
 impl<'a> From<&'a mut [u8]> for VolatileSlice<'a, ()> {
     fn from(value: &'a mut [u8]) -> Self {
-        // SAFETY: The bytes are mapped and exclusively borrowed for `'a`: during `'a`, they are
-        // accessed only through the slice.
+        // SAFETY: the bytes are mapped and exclusively borrowed for `'a`. So, during `'a`, only the
+        // slice accesses them, and no other reference to them is used.
         unsafe { VolatileSlice::new(value.as_mut_ptr(), value.len()) }
     }
 }
@@ -137,7 +138,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfBounds`] if `mid` is greater than the length.
+    /// Returns [`Error::OutOfBounds`] if `mid` is greater than the length.
     pub fn split_at(&self, mid: usize) -> Result<(Self, Self)> {
         let end = self.offset(mid)?;
         let start = VolatileSlice {
@@ -151,7 +152,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfBounds`] or [`Error::Overflow`] if a byte is not in the slice.
+    /// Returns [`Error::OutOfBounds`] or [`Error::Overflow`] if a byte is not in the slice.
     #[inline]
     pub fn subslice(&self, offset: usize, count: usize) -> Result<Self> {
         self.compute_end_offset(offset, count)?;
@@ -162,7 +163,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfBounds`], with a host address, if `count` is greater than the length.
+    /// Returns [`Error::OutOfBounds`], with a host address, if `count` is greater than the length.
     #[inline]
     pub fn offset(&self, count: usize) -> Result<VolatileSlice<'a, B>> {
         let addr = compute_offset(self.addr.addr(), count)?;
@@ -209,8 +210,9 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         T: ByteValued,
     {
         let count = whole_elements::<T>(self.size, buf.len());
-        // SAFETY: `whole_elements` limits `count` to the slice and to `buf`. The exclusive borrow
-        // of `buf` keeps the two apart.
+        // SAFETY: `whole_elements` limits `count` to the slice and to `buf`, so the size of the
+        // elements does not overflow. The two do not overlap: no Rust reference covers the slice
+        // (contract of `with_bitmap`).
         match unsafe { access::copy_elements_from_guest(buf.as_mut_ptr(), self.addr, count) } {
             Ok(()) => count,
             Err(fault) => whole_elements::<T>(fault.completed(), count),
@@ -253,8 +255,9 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     {
         let count = whole_elements::<T>(self.size, buf.len());
         // A fault is not returned: the signature of 0.18.0 has no error.
-        // SAFETY: `whole_elements` limits `count` to the slice and to `buf`. The two do not
-        // overlap: no Rust reference covers the slice (contract of `with_bitmap`).
+        // SAFETY: `whole_elements` limits `count` to the slice and to `buf`, so the size of the
+        // elements does not overflow. The two do not overlap: no Rust reference covers the slice
+        // (contract of `with_bitmap`).
         let _ = unsafe { access::copy_elements_to_guest(self.addr, buf.as_ptr(), count) };
         // This does not saturate: the elements are in the slice.
         self.bitmap
@@ -276,8 +279,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// # Errors
     ///
-    /// [`Error::IOError`] with `EFAULT` if the access [faults](crate::fault).
-    /// [`fault::last`](crate::fault::last) has the address.
+    /// Returns [`Error::IOError`] with `EFAULT` if the access [faults](crate::fault).
+    /// [`fault::last`](crate::fault::last) returns the address.
     pub fn fill_with_byte(&self, value: u8) -> Result<()> {
         // SAFETY: The whole slice is a guest operand (contract of `with_bitmap`).
         let result = unsafe { access::fill_guest(self.addr, value, self.size) };

@@ -49,7 +49,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ///
     /// # Errors
     ///
-    /// The errors are those of [`atomic_swap`](Self::atomic_swap).
+    /// Returns an error if the integer is out of bounds, misaligned or not a register, or if the
+    /// access faults: see [`atomic_swap`](Self::atomic_swap).
     #[inline]
     pub fn atomic_fetch_add<T: AtomicAccess>(
         &self,
@@ -64,7 +65,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ///
     /// # Errors
     ///
-    /// The errors are those of [`atomic_swap`](Self::atomic_swap).
+    /// Returns an error if the integer is out of bounds, misaligned or not a register, or if the
+    /// access faults: see [`atomic_swap`](Self::atomic_swap).
     #[inline]
     pub fn atomic_fetch_and<T: AtomicAccess>(
         &self,
@@ -79,7 +81,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ///
     /// # Errors
     ///
-    /// The errors are those of [`atomic_swap`](Self::atomic_swap).
+    /// Returns an error if the integer is out of bounds, misaligned or not a register, or if the
+    /// access faults: see [`atomic_swap`](Self::atomic_swap).
     #[inline]
     pub fn atomic_fetch_or<T: AtomicAccess>(
         &self,
@@ -110,7 +113,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ///
     /// # Errors
     ///
-    /// The errors are those of [`atomic_swap`](Self::atomic_swap).
+    /// Returns an error if the integer is out of bounds, misaligned or not a register, or if the
+    /// access faults: see [`atomic_swap`](Self::atomic_swap).
     ///
     /// # Panics
     ///
