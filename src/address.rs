@@ -118,9 +118,10 @@ pub trait Address:
     ///
     /// # Panics
     ///
-    /// Panics if `power_of_two` is not a power of two and debug assertions are enabled, or if the
-    /// result does not fit and overflow checks are enabled. Otherwise the result is meaningless in
-    /// these cases.
+    /// - Panics if `power_of_two` is not a power of two, with debug assertions.
+    /// - Panics if the result does not fit, with overflow checks.
+    ///
+    /// Without these checks, the result is meaningless.
     #[expect(
         clippy::arithmetic_side_effects,
         reason = "the method is the unchecked form"

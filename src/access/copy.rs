@@ -65,7 +65,7 @@ pub(super) unsafe fn copy_below_fault(
     len: usize,
 ) -> Fault {
     // SAFETY: `recount` passes at most `len`, so these are the first bytes of the operands, which
-    // do not overlap; `side` names the guest operands (this function's contract).
+    // do not overlap. `side` names the guest operands (this function's contract).
     let repeat = |len| unsafe { Routines::copy_ascending(side, dst, src, len) };
     recount(
         address,
@@ -110,7 +110,7 @@ pub(crate) unsafe fn copy_elements_from_guest<T: Plain>(
         // overlap (this function's contract).
         return unsafe { copy_elements(GuestSide::Source, dst.cast(), src, count, size) };
     }
-    // SAFETY: `src` is a guest operand and `dst` host memory, both of this many bytes; they do not
+    // SAFETY: `src` is a guest operand and `dst` host memory, both of this many bytes. They do not
     // overlap, and the product does not wrap (this function's contract).
     unsafe { copy_from_guest(dst.cast(), src, count.wrapping_mul(size_of::<T>())) }
 }
@@ -137,7 +137,7 @@ pub(crate) unsafe fn copy_elements_to_guest<T: Plain>(
         // overlap (this function's contract). The bytes of a `Plain` value are initialised.
         return unsafe { copy_elements(GuestSide::Destination, dst, src.cast(), count, size) };
     }
-    // SAFETY: `dst` is a guest operand and `src` host memory, both of this many bytes; they do not
+    // SAFETY: `dst` is a guest operand and `src` host memory, both of this many bytes. They do not
     // overlap, and the product does not wrap (this function's contract). The bytes of a `Plain`
     // value are initialised.
     unsafe { copy_to_guest(dst, src.cast(), count.wrapping_mul(size_of::<T>())) }
@@ -158,7 +158,7 @@ unsafe fn copy_elements(
     size: usize,
 ) -> Result<(), Fault> {
     // SAFETY: `count` is that of this function or, when bytes are counted, lower. So these are the
-    // first elements of the operands, which do not overlap; `size` and the alignment of the guest
+    // first elements of the operands, which do not overlap. `size` and the alignment of the guest
     // operand do not change (this function's contract).
     let copy = |count| unsafe { Routines::copy_elements(side, dst, src, count, size) };
     copy(count).map_err(|at| {

@@ -187,10 +187,10 @@ unsafe impl RoutineSet for Routines {
     ) -> Result<(), FaultAddress> {
         if matches!(len, 2 | 4 | 8) {
             let mut bytes = [0u8; 8];
-            // SAFETY: `src` is a guest operand of `len` bytes (contract of `copy_overlapping`);
+            // SAFETY: `src` is a guest operand of `len` bytes (contract of `copy_overlapping`).
             // `bytes` is a local variable, at least as long, so the two do not overlap.
             unsafe { copy_from_guest(bytes.as_mut_ptr(), src, len) }?;
-            // SAFETY: `dst` is a guest operand of `len` bytes (contract of `copy_overlapping`);
+            // SAFETY: `dst` is a guest operand of `len` bytes (contract of `copy_overlapping`).
             // `bytes` is a local variable, at least as long, so the two do not overlap.
             return unsafe { copy_to_guest(dst, bytes.as_ptr(), len) };
         }

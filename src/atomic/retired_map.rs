@@ -97,10 +97,10 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
 ///                                the RetiredMap of map 2 waits for that guard: it may read B
 /// ```
 ///
-/// Readers are [guards](super::GuestMemoryLoadGuard), [cached readers](super::GuestMemoryReader)
-/// that have not called `memory` since, and all other owners of an `Arc` of the map, such as an
-/// `IoBuffer` in flight. A `RetiredMap` is not a reader. When it is dropped, its map lives until
-/// the last reader goes.
+/// Readers are [guards](super::GuestMemoryLoadGuard), and [cached
+/// readers](super::GuestMemoryReader) that have not called `memory` since. Each other owner of an
+/// `Arc` of the map is one, too, such as an `IoBuffer` in flight. A `RetiredMap` is not a reader.
+/// When it is dropped, its map lives until the last reader goes.
 ///
 /// # Examples
 ///
@@ -144,9 +144,9 @@ impl<M: GuestMemory> RetiredMap<M> {
     ///
     /// # Errors
     ///
-    /// Returns [`ReadersRemain`] if there are readers at the deadline. A thread that waits while it
-    /// holds a guard of its own gets this error, too, and not earlier: a guard does not record its
-    /// thread.
+    /// Returns [`ReadersRemain`] if there are readers at the deadline. A thread that waits for a
+    /// guard of its own gets this error, too. It cannot be reported earlier: a guard does not
+    /// record its thread.
     pub fn wait(&self, deadline: Instant) -> Result<(), ReadersRemain> {
         wait_until_unread(deadline, || self.readers())
     }

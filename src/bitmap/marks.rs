@@ -54,7 +54,7 @@
 //! # Testing before marking
 //!
 //! In this mode ([`Marks::test_and_set`]) the writer first tests the word and the summary by
-//! relaxed loads, and skips `M`, `L` and `F` if both have the bits. Alone, this would lose pages.
+//! relaxed loads. If both have the bits, it skips `M`, `L` and `F`. Alone, this would lose pages.
 //! The loads may be satisfied before `D` becomes visible, and a harvest in between would drain the
 //! mark and read the old data. An asymmetric pair of barriers prevents that:
 //!

@@ -281,7 +281,7 @@ impl DirtyMemory {
     ///
     /// Tracking may be on or off. Bits outside the regions are ignored.
     ///
-    /// This is for a log that is handed over once: the log of a device that is removed, or the
+    /// This is for a log that is handed over once, such as the log of a removed device, or the
     /// unsent pages of an aborted migration. A log that is read in each round is better merged by
     /// [`harvest_with`](Self::harvest_with), which does not go through the bitmaps.
     ///

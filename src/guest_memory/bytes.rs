@@ -372,7 +372,7 @@ fn scattered<'a, M: GuestMemory + ?Sized>(
         }
         progress.moved = offset.saturating_add(moved.min(len));
         // A stream that ends, or a system call that fails at the page, is not a fault of this
-        // access: the last fault must keep its address.
+        // access. The last fault must then keep its address.
         if fault::count() != faults_before {
             let guest = GuestAddress(addr.0.wrapping_add(to_u64(offset)));
             fault::record_guest_address(guest, host, len);

@@ -20,9 +20,9 @@
 //! | [`Iotlb`] | mappings behind a lock of your own |
 //! | [`Iommu`] | an IOMMU that asks elsewhere for missing mappings |
 //!
-//! This is the division of work of vhost-user (vhost-user specification, section "IOMMU support"):
-//! the front end sends updates and invalidations, and the back end keeps an IOTLB and asks for
-//! missing mappings.
+//! vhost-user divides the work in this way (vhost-user specification, section "IOMMU support"). The
+//! front end sends updates and invalidations. The back end keeps an IOTLB and asks for missing
+//! mappings.
 //!
 //! Lengths are in bytes. A range may end at 2^64. A range that passes 2^64 is never accessible.
 //!

@@ -256,7 +256,7 @@ impl SharedIotlb {
     }
 }
 
-/// An IOMMU that uses the mappings it has and queries nobody: a miss is an error.
+/// An IOMMU that only uses the mappings it has: a miss is an error.
 impl Iommu for SharedIotlb {
     type IotlbGuard<'a> = IotlbSnapshot;
 
@@ -278,8 +278,7 @@ impl Iommu for SharedIotlb {
     }
 
     fn hold_translation(&self) -> Option<TranslationHold> {
-        // The hold is older than the translations, so it is older than each change that they are
-        // older than.
+        // The hold is older than the translations. So a change after a translation waits for it.
         let snapshot = Guard::into_inner(self.inner.snapshots.load());
         Some(TranslationHold::of(snapshot))
     }
@@ -351,8 +350,8 @@ pub struct Invalidation {
 impl Invalidation {
     /// Returns the number of readers (iterators and snapshots) from before the change.
     ///
-    /// The count rises only when a reader is cloned. At 0 it stays 0, and all accesses of those
-    /// readers happen before this returns.
+    /// The count rises only when a reader is cloned. Once it is 0, it stays 0, and all accesses of
+    /// those readers happen before this returns.
     pub fn readers(&self) -> usize {
         self.iotlb.inner.snapshots.readers_before(self.version)
     }

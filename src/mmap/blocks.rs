@@ -11,9 +11,8 @@ use crate::bits::{bit_runs, words_of, WORD_BITS};
 /// A guest plugs and unplugs the memory of a virtio-mem device block by block (virtio 1.2, section
 /// 5.15). The VMM maps the whole region once, and passes the blocks to
 /// [`MmapRegionBuilder::with_plugged_blocks`](super::MmapRegionBuilder::with_plugged_blocks).
-/// Accesses to other blocks then fail. To replace the memory map for each block would cost a copy
-/// of the map each time, at the guest's request; here it costs one bit. Regions without blocks pay
-/// nothing.
+/// Accesses to other blocks then fail. A change of a block costs one bit, where a new memory map
+/// would cost a copy at each request of the guest. Regions without blocks pay nothing.
 ///
 /// ```text
 ///   offset       0        1 × block  2 × block  3 × block  4 × block

@@ -155,8 +155,8 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
             usize::try_from(offset.raw_value()).map_err(|_| Error::InvalidBackendAddress)?;
         let bitmap = || self.mapping.bitmap().slice_at(offset);
         // SAFETY: `self.host` is the host range of `self.mapping` (`with_arc`, and neither
-        // changes). The mapping stays in place while `self` is borrowed: `self.mapping` is an `Arc`
-        // of its region, which unmaps it on drop, or clause 2 of `build_raw` or
+        // changes). The mapping stays in place while `self` is borrowed. Either `self.mapping`, an
+        // `Arc` of its region, unmaps it on drop, or clause 2 of `build_raw` or
         // `with_raw_mmap_pointer` demands it.
         match unsafe { self.host.slice(offset, count, bitmap) } {
             Some(slice) => Ok(slice),

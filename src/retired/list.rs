@@ -2,8 +2,8 @@
 //!
 //! # Counting readers
 //!
-//! A writer swaps in the new version and then retires the old one. arc-swap's `swap` adds every
-//! reader that has loaded the old pointer to its count before it returns, and no reader loads that
+//! A writer swaps in the new version and then retires the old one. Before arc-swap's `swap`
+//! returns, it adds every reader that has loaded the old pointer to its count. No reader loads that
 //! pointer afterwards. So a count in the list can rise only when an existing reader is cloned, and
 //! a count that has fallen to zero stays there. Counts may therefore be read one after the other.
 //!

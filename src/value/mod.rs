@@ -153,8 +153,8 @@ macro_rules! byte_valued_integers {
 }
 byte_valued_integers!(u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize);
 
-// SAFETY: An array has no padding between or after its elements (Rust reference, "Array layout"),
-// so each clause of the contract carries over from the element type.
+// SAFETY: an array has no padding between or after its elements (Rust reference, "Array layout").
+// So each clause of the contract carries over from the element type.
 unsafe impl<T: ByteValued, const N: usize> ByteValued for [T; N] {}
 
 // SAFETY: the contract of `ByteValued` contains that of `Plain`: no padding, and every bit pattern

@@ -16,7 +16,7 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result,
 /// # Lifetime
 ///
 /// The buffer keeps the memory map, and with it the mappings, until it is dropped. It does not know
-/// whether an operation still uses them: a caller that passes [`vectors`](Self::vectors) to the
+/// whether an operation still uses them. A caller that passes [`vectors`](Self::vectors) to the
 /// kernel must keep the buffer until the operation is over.
 ///
 /// Behind an IOMMU, the buffer also keeps the translation in use. An invalidation of one of its
@@ -67,9 +67,9 @@ pub struct IoBuffer<M: GuestMemory + 'static> {
     // `segments` borrows from `memory`, and is declared before it: fields are dropped in the order
     // of their declaration. The lifetime `'static` never leaves this type.
     //
-    // The slices lie in `SmallVec`s, whose elements are `MaybeUninit` or on the heap. A buffer that
-    // is passed by value therefore does not promise that its references outlive the call that drops
-    // `memory`, as plain references in it would.
+    // The slices lie in `SmallVec`s, whose elements are `MaybeUninit` or on the heap. Plain
+    // references in a buffer that is passed by value would promise to outlive the call that drops
+    // `memory`; these do not.
     segments: Segments<'static, BS<'static, M::Bitmap>>,
     memory: Arc<M>,
     /// Keeps the translation of all ranges in use. It was taken before the first range was
@@ -87,10 +87,11 @@ unsafe impl<M: GuestMemory + Send + Sync + 'static> Send for IoBuffer<M> where
     BS<'static, M::Bitmap>: Send
 {
 }
-// SAFETY: `&IoBuffer` allows reading the vectors, which are numbers; accessing guest memory through
-// `VolatileSlice`s, which any number of threads may do at once; cloning the `Arc<M>`, which is
-// `Sync` since `M: Send + Sync`; and marking through shared bitmap slices, which are `Sync` by the
-// bound. It does not reach `hold`, except to clone it, and `TranslationHold` is `Sync` by itself.
+// SAFETY: `&IoBuffer` allows four operations. 1. Reading the vectors, which are numbers. 2.
+// Accessing guest memory through `VolatileSlice`s, which any number of threads may do at once. 3.
+// Cloning the `Arc<M>`, which is `Sync` since `M: Send + Sync`. 4. Marking through shared bitmap
+// slices, which are `Sync` by the bound. It does not reach `hold`, and `TranslationHold` is `Sync`
+// by itself.
 unsafe impl<M: GuestMemory + Send + Sync + 'static> Sync for IoBuffer<M> where
     BS<'static, M::Bitmap>: Sync
 {
@@ -120,7 +121,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///   in use.
     pub fn push(&mut self, addr: GuestAddress, count: usize) -> Result<()> {
         // SAFETY: `self.memory` keeps the object at this address alive and in place until it is
-        // dropped, which is after `self.segments` is dropped (see the fields of `IoBuffer`).
+        // dropped. `self.segments` is dropped before it (see the fields of `IoBuffer`).
         // Nothing else keeps the reference beyond this call: `get_slices` and `hold_translation`
         // are generic over the lifetime and cannot know that it is `'static`.
         let memory: &'static M = unsafe { &*Arc::as_ptr(&self.memory) };

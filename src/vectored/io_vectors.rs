@@ -41,8 +41,8 @@ pub struct IoVectors<'a, S, H> {
 ///
 /// # Errors
 ///
-/// Returns an error if any byte of the range is not in guest memory, is not mapped by the IOMMU, or
-/// does not permit the access. See [`GuestMemory::get_slices`].
+/// Returns the error of [`GuestMemory::get_slices`] if a byte of the range is not in guest memory,
+/// not mapped by the IOMMU, or not accessible.
 #[doc(alias = "iovec")]
 #[doc(alias = "readv")]
 #[doc(alias = "writev")]

@@ -62,7 +62,7 @@
 //! # Dirty tracking
 //!
 //! After each call, the pages that it wrote are marked dirty. After an error other than `EAGAIN`
-//! and `EINTR`, all pages of the call are marked: the device may have written bytes that the kernel
+//! and `EINTR`, all pages of the call are marked. The device may have written bytes that the kernel
 //! does not count.
 //!
 //! # System calls

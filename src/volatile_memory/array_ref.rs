@@ -44,9 +44,9 @@ where
     ///
     /// The contract is that of [`with_bitmap`](VolatileArrayRef::with_bitmap).
     pub unsafe fn new(addr: *mut u8, nelem: usize) -> Self {
-        // SAFETY: the bytes of the array are at most `isize::MAX` and mapped, no Rust reference
-        // covers them, and other accesses are atomic or invisible to the compiler (this function's
-        // contract).
+        // SAFETY: the bytes of the array are mapped and covered by no Rust reference, and are at
+        // most `isize::MAX`. Other accesses are atomic or invisible to the compiler (this
+        // function's contract).
         unsafe { VolatileArrayRef::with_bitmap(addr, nelem, (), None) }
     }
 }
@@ -112,9 +112,9 @@ where
 
     /// Returns the bytes of the array.
     pub fn to_slice(&self) -> VolatileSlice<'a, B> {
-        // SAFETY: for all of `'a`, the `self.size()` bytes at `self.addr` are mapped, no Rust
-        // reference covers them, and other accesses are atomic or invisible to the compiler
-        // (contract of `VolatileArrayRef::with_bitmap`).
+        // SAFETY: for all of `'a`, the `self.size()` bytes at `self.addr` are mapped and covered by
+        // no Rust reference. Other accesses are atomic or invisible to the compiler (contract of
+        // `VolatileArrayRef::with_bitmap`).
         unsafe { VolatileSlice::with_bitmap(self.addr, self.size(), self.bitmap.clone(), None) }
     }
 
@@ -133,7 +133,7 @@ where
         let offset = index.wrapping_mul(size_of::<T>());
         let addr = self.addr.wrapping_add(offset);
         // SAFETY: the assertion above keeps the element in the array. For all of `'a`, the bytes of
-        // the array are mapped, no Rust reference covers them, and other accesses are atomic or
+        // the array are mapped and covered by no Rust reference. Other accesses are atomic or
         // invisible to the compiler (contract of `VolatileArrayRef::with_bitmap`).
         unsafe { VolatileRef::with_bitmap(addr, self.bitmap.slice_at(offset), None) }
     }
@@ -189,8 +189,8 @@ where
 impl<'a, B: BitmapSlice> From<VolatileSlice<'a, B>> for VolatileArrayRef<'a, u8, B> {
     fn from(slice: VolatileSlice<'a, B>) -> Self {
         let (addr, len) = (slice.as_mut_ptr(), slice.len());
-        // SAFETY: for all of `'a`, the `len` bytes are mapped, no Rust reference covers them, and
-        // other accesses are atomic or invisible to the compiler (contract of
+        // SAFETY: for all of `'a`, the `len` bytes are mapped and covered by no Rust reference.
+        // Other accesses are atomic or invisible to the compiler (contract of
         // `VolatileSlice::with_bitmap`). No mapping is larger than `isize::MAX`.
         unsafe { VolatileArrayRef::with_bitmap(addr, len, slice.into_bitmap(), None) }
     }

@@ -254,8 +254,8 @@ pub trait VolatileMemory {
     ///
     /// # Safety
     ///
-    /// While the reference exists, nothing else may read or write the value: no other thread, no
-    /// device, not the guest, and no second reference from this method.
+    /// While the reference exists, nothing else may read or write the value: no other thread,
+    /// device or guest, and no second reference from this method.
     #[expect(
         clippy::mut_from_ref,
         reason = "the contract of the method makes the reference unique"

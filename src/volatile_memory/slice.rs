@@ -64,7 +64,7 @@ impl<'a> VolatileSlice<'a, ()> {
     ///
     /// The contract is that of [`with_bitmap`](VolatileSlice::with_bitmap).
     pub unsafe fn new(addr: *mut u8, size: usize) -> VolatileSlice<'a> {
-        // SAFETY: for all of `'a`, the bytes are mapped, no Rust reference covers them, and other
+        // SAFETY: for all of `'a`, the bytes are mapped and covered by no Rust reference. Other
         // accesses are atomic or invisible to the compiler (this function's contract).
         unsafe { VolatileSlice::with_bitmap(addr, size, (), None) }
     }

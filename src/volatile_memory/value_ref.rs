@@ -41,7 +41,7 @@ where
     ///
     /// The contract is that of [`with_bitmap`](VolatileRef::with_bitmap).
     pub unsafe fn new(addr: *mut u8) -> Self {
-        // SAFETY: the bytes of the value are mapped, no Rust reference covers them, and other
+        // SAFETY: the bytes of the value are mapped and covered by no Rust reference. Other
         // accesses are atomic or invisible to the compiler (this function's contract).
         unsafe { VolatileRef::with_bitmap(addr, (), None) }
     }
@@ -121,9 +121,9 @@ where
 
     /// Returns the bytes of the value.
     pub fn to_slice(&self) -> VolatileSlice<'a, B> {
-        // SAFETY: for all of `'a`, the `size_of::<T>()` bytes at `self.addr` are mapped, no Rust
-        // reference covers them, and other accesses are atomic or invisible to the compiler
-        // (contract of `VolatileRef::with_bitmap`).
+        // SAFETY: for all of `'a`, the `size_of::<T>()` bytes at `self.addr` are mapped and covered
+        // by no Rust reference. Other accesses are atomic or invisible to the compiler (contract of
+        // `VolatileRef::with_bitmap`).
         unsafe { VolatileSlice::with_bitmap(self.addr, size_of::<T>(), self.bitmap.clone(), None) }
     }
 }

@@ -101,8 +101,8 @@ fn iotlb_takes_32_to_90_bytes_per_mapping_after_any_removal() {
     );
     drop(full);
 
-    // Of every other leaf of 128 mappings the first `some` stay, and of the leaves between the
-    // first `others`: no two adjacent leaves fit into one.
+    // The first `some` mappings of every other leaf stay, and the first `others` of the leaves
+    // between. No two adjacent leaves fit into one.
     for (some, others) in [(64, 1), (96, 1), (96, 32), (48, 49), (33, 64), (128, 1)] {
         let before = bytes_out();
         let mut iotlb = fragmented(100_000);

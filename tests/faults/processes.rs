@@ -137,8 +137,8 @@ fn unmapped_region() {
     fault::install().unwrap();
     let (memory, _file) = shared(1);
     let host = memory.get_host_address(BASE).unwrap();
-    // SAFETY: not sound, but no other code in this process can get the range or uses it, and the
-    // process ends before the memory is dropped.
+    // SAFETY: not sound. But no other code in this process uses the range, and the process ends
+    // before the memory is dropped.
     assert_eq!(unsafe { libc::munmap(host.cast(), PAGE) }, 0);
     let (result, last) = (memory.read_obj::<u64>(BASE), fault::last());
     assert!(is_efault(&result.unwrap_err()));

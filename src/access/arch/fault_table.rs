@@ -19,8 +19,10 @@
 
 /// A table entry for the instructions between the labels `$start` and `$end`.
 ///
-/// `$operand` says which guest operand the fault must be in. "0": the only memory operand of the
-/// instructions. "1": one of two, whose start and end are in `r8` to `r11` or `x3` to `x6`.
+/// `$operand` says which guest operand the fault must be in:
+///
+/// - "0": the only memory operand of the instructions,
+/// - "1": one of two, whose start and end are in `r8` to `r11` or `x3` to `x6`.
 #[cfg(target_os = "linux")]
 macro_rules! fault_entry {
     ($start:literal, $end:literal, $resume:literal, $operand:literal) => {

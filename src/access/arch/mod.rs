@@ -205,9 +205,9 @@ unsafe impl<S: Select> RoutineSet for Assembly<S> {
             if len != 0 {
                 let (dst, src) = (dst.wrapping_add(offset), src.wrapping_add(offset));
                 // SAFETY: the three parts make up the operands, which are valid for `len` bytes and
-                // do not overlap (contract of `copy_elements`). Each part is a multiple of what its
-                // routine moves and is not empty: the guest operand and `len` are multiples of
-                // `size`, which divides `BLOCK`.
+                // do not overlap (contract of `copy_elements`). No part is empty. Each is a
+                // multiple of what its routine moves, since the address of the guest operand and
+                // the length are multiples of `size`, which divides `BLOCK`.
                 unsafe { invoke(routine, dst, src, len, operands) }?;
             }
             offset = offset.wrapping_add(len);

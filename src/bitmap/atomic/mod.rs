@@ -6,9 +6,9 @@
 //!          └─ Marks      a fixed number of bits, a summary       ../marks.rs, with the proof
 //! ```
 //!
-//! The proof in `marks.rs` needs the data (`D`) to be written before the mark (`M`). The data is
-//! written by an assembly block that may access memory, so the compiler does not move it past the
-//! atomic operation of the mark. On x86_64 that operation is a locked instruction, which is a full
+//! The proof in `marks.rs` needs the data (`D`) to be written before the mark (`M`). An assembly
+//! block that may access memory writes the data. So the compiler does not move it past the atomic
+//! operation of the mark. On x86_64 that operation is a locked instruction, which is a full
 //! barrier (Intel SDM, volume 3A, section 9.2.3.9). On aarch64 it has release semantics.
 
 mod chain;

@@ -15,15 +15,15 @@ use crate::bits::{
 
 /// A set of dirty pages of a range of memory, as plain data.
 ///
-/// A harvest adds to it, so that several logs come together in one set, and pages whose transfer
-/// failed stay in it for the next round. Sets can be combined: [`union_with`](Self::union_with),
+/// A harvest adds to it. So several logs come together in one set, and pages whose transfer failed
+/// stay in it for the next round. Sets can be combined: [`union_with`](Self::union_with),
 /// [`difference_with`](Self::difference_with), [`intersect_with`](Self::intersect_with).
 ///
 /// The set takes one bit per page, and a summary by which [`clear`](Self::clear) and
-/// [`runs`](Self::runs) skip clean pages: their cost follows the number of dirty pages.
+/// [`runs`](Self::runs) skip clean pages. Their cost follows the number of dirty pages.
 ///
-/// Offsets and lengths are in bytes. Wherever ranges or page sizes do not match the pages of the
-/// set, it keeps the larger number of pages: a page that may be dirty is never lost.
+/// Offsets and lengths are in bytes. A page that may be dirty is never lost. If a range or a page
+/// size does not match the pages of the set, it keeps the larger number of pages.
 ///
 /// # Examples
 ///

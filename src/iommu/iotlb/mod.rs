@@ -419,8 +419,9 @@ impl Iotlb {
         self.mappings.leaves()
     }
 
-    /// Returns the position of the mapping before a new one, if the addresses of the new one are
-    /// free and it continues neither of its neighbours.
+    /// Returns the position of the mapping before a new one.
+    ///
+    /// Returns `None` if its addresses are not free, or if it continues one of its neighbours.
     fn hole_after(&self, new: &IovaMapping) -> Option<Position> {
         let (position, before) = self.mappings.last_at_or_before(new.start)?;
         let joins_before = before.last.checked_add(1) == Some(new.start) && before.continues(new);

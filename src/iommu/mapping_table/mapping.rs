@@ -41,7 +41,7 @@ impl IovaMapping {
         u64::from(access.bits()) & !self.tag == 0
     }
 
-    /// Returns when this mapping was made, or grew last. Later is greater.
+    /// Returns the age: the number of the change that made this mapping, or by which it grew last.
     #[inline]
     pub(in crate::iommu) fn age(&self) -> u64 {
         self.tag >> PERMISSION_BITS

@@ -82,12 +82,11 @@ impl HostRange {
             return None;
         }
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: the contract of `with_bitmap` has two parts. 1. The bytes are mapped for `'a`:
-        // `[offset, offset + count)` lies in the mapping, since `open` is at most its size, and the
-        // mapping stays in place for `'a` (contract of `slice`). 2. No Rust reference to them is
-        // alive: this crate makes none. Code that can make one must keep it apart from other
-        // accesses: by the contract of `aligned_as_mut`, by clause 3 of `build_raw` and
-        // `with_raw_mmap_pointer`, or by its own proof for a raw pointer.
+        // SAFETY: 1. The bytes are mapped for `'a`. They lie in the mapping, since `open` is at
+        // most its size, and the mapping stays in place (contract of `slice`). 2. No Rust reference
+        // covers them: this crate makes none, and the contracts of `aligned_as_mut`, `build_raw`
+        // and `with_raw_mmap_pointer` (clause 3) exclude those of others. 3. Other accesses of this
+        // crate are those of `access`, which are atomic to the compiler.
         Some(unsafe { VolatileSlice::with_bitmap(addr, count, bitmap(), None) })
     }
 }

@@ -94,7 +94,7 @@ impl Mapping {
         let (addr, wanted) = (self.host.addr(), self.host.size());
         let (mut size, mut page) = (wanted, host_page_size().get());
         loop {
-            // SAFETY: `[addr, addr + size)` contains this mapping and nothing else: `size` is its
+            // SAFETY: `[addr, addr + size)` contains this mapping and nothing else. `size` is its
             // size or, after an `EINVAL`, that size in whole huge pages (see below). No slice of it
             // is left: slices borrow the region, which is being dropped or consumed.
             let result = unsafe { libc::munmap(addr.cast(), size) };
@@ -122,8 +122,9 @@ impl Mapping {
     }
 }
 
-/// The largest page of any architecture that Linux runs on (16 GiB, on aarch64 and powerpc; Linux,
-/// "HugeTLB Pages"), or the largest power of two that fits a `usize` of 32 bits.
+/// The largest page of any architecture: 16 GiB, on aarch64 and powerpc (Linux, "HugeTLB Pages").
+///
+/// With a `usize` of 32 bits, a power of two that fits it.
 const LARGEST_PAGE: usize = if usize::BITS > 34 { 1 << 34 } else { 1 << 30 };
 
 impl Drop for Mapping {

@@ -51,8 +51,9 @@ impl<B: NewBitmap> MmapRegion<B> {
     /// # Errors
     ///
     /// Returns [`MmapRegionError::Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2):
-    /// `EINVAL` for a size of 0, `ENOMEM` if there is no free range of addresses or too little
-    /// memory.
+    ///
+    /// - `EINVAL` for a size of 0,
+    /// - `ENOMEM` if there is no free range of addresses or too little memory.
     pub fn new(size: usize) -> Result<Self> {
         let flags = libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE;
         Self::build(None, size, libc::PROT_READ | libc::PROT_WRITE, flags)
@@ -81,9 +82,9 @@ impl<B: NewBitmap> MmapRegion<B> {
     ///   last page of the mapping;
     /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if offset and size
     ///   exceed the largest file offset;
-    /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2): `EINVAL` for
-    ///   a size of 0 or an offset inside a page, `EACCES` for a file that is not open for reading
-    ///   and writing.
+    /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2). It is
+    ///   `EINVAL` for a size of 0 or an offset inside a page. It is `EACCES` for a file that is not
+    ///   open for reading and writing.
     pub fn from_file(file_offset: FileOffset, size: usize) -> Result<Self> {
         let flags = libc::MAP_NORESERVE | libc::MAP_SHARED;
         Self::build(

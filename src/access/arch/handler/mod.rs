@@ -8,7 +8,7 @@
 //!        4. Registers::resume_at     the routine returns the address of the fault
 //! ```
 //!
-//! All state that the handler reads is written before the handler is installed: the table is
+//! All state that the handler reads is written before the handler is installed. The table is
 //! read-only data, and `PREVIOUS` is filled before our action is set. The release store of its
 //! `OnceLock` and the system call order that before each run of the handler. `OnceLock::get` takes
 //! no lock. `WITHDRAWN` is the one exception: the handler itself writes it, as relaxed atomics.
@@ -113,9 +113,9 @@ fn present_action(signal: c_int) -> Result<libc::sigaction> {
 
 /// Sets the action for `signal`. Async-signal-safe.
 fn set_action(signal: c_int, action: &libc::sigaction) -> Result<()> {
-    // SAFETY: `action` is valid for reads. Its handler is `on_signal`, which takes the three
-    // arguments that SA_SIGINFO passes and is async-signal-safe, or it is the default action: the
-    // callers pass the results of `our_action` and `default_action` only.
+    // SAFETY: `action` is valid for reads. The callers pass only results of `default_action` and
+    // `our_action`. The handler of the latter is `on_signal`, which takes the three arguments that
+    // SA_SIGINFO passes and is async-signal-safe.
     if unsafe { libc::sigaction(signal, action, null_mut()) } != 0 {
         return Err(Error::last_os_error());
     }
@@ -269,7 +269,7 @@ fn lookup(instruction: usize) -> Option<(usize, i32)> {
     while entry < end {
         // SAFETY: the section consists of whole entries, each aligned to 4 bytes as `Entry` is:
         // only `fault_entry` and `anchor_table` write to it. `entry` is one of them, as it is below
-        // `end`.
+        // `end`. `TABLE_START` has no length here, but the linker defines it as the whole section.
         let fields = unsafe { &*entry };
         let resolve = |field: &i32| {
             core::ptr::from_ref(field)

@@ -181,7 +181,7 @@ macro_rules! impl_word {
                 let previous: $integer;
                 let fault: usize;
                 // SAFETY: reads and writes the guest operand of the contract. `rax` holds first the
-                // value to compare with and then the previous one, which is moved away; at label 3
+                // value to compare with and then the previous one, which is moved away. At label 3
                 // it is 0, or the address that the handler put there.
                 unsafe {
                     asm!(

@@ -153,7 +153,7 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_sse() {
 /// Copies at least 32 bytes with vectors of 32 bytes.
 ///
 /// Up to 128 bytes are all read before any is written. More are copied 128 at a time: the first
-/// vector at its place, then from where the destination is aligned. The last 128 bytes, which are
+/// vector at its place, then once the destination is aligned. The last 128 bytes, which are
 /// read first, are written last.
 ///
 /// # Safety
@@ -289,8 +289,7 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx512() {
     )
 }
 
-/// Copies more than 128 bytes with `rep movsb`, from where the destination is aligned to a cache
-/// line.
+/// Copies more than 128 bytes with `rep movsb`, once the destination is aligned to a cache line.
 ///
 /// # Safety
 ///
@@ -324,8 +323,8 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn rep_bytes() {
 
 /// Copies more than 128 bytes with stores that bypass the caches.
 ///
-/// From where the destination is aligned to a cache line, it copies 16 KiB at a time: 64 bytes of
-/// each of four pages in turn. `rep movsb` copies the rest. The fence orders all of these stores
+/// Once the destination is aligned to a cache line, it copies 16 KiB at a time: 64 bytes of each of
+/// four pages in turn. `rep movsb` copies the rest. The fence orders all of these stores
 /// before any later one; it runs after a fault as well.
 ///
 /// # Safety
