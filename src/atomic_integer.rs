@@ -1,4 +1,4 @@
-//! [`AtomicInteger`]: the integers behind [`Bytes::load`](crate::Bytes::load) and
+//! [`AtomicInteger`]: the integers of [`Bytes::load`](crate::Bytes::load) and
 //! [`Bytes::store`](crate::Bytes::store).
 
 use core::sync::atomic::Ordering;

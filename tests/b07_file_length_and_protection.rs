@@ -14,13 +14,14 @@ use vm_memory::{
 };
 use Permissions::{No, Read, ReadWrite, Write};
 
-/// The offset `start` in a new file of `len` bytes.
+/// Returns the offset `start` in a new file of `len` bytes.
 fn place(len: usize, start: usize) -> FileOffset {
     FileOffset::new(temp_file_of_len(len as u64), start as u64)
 }
 
-/// Maps `size` bytes there by every constructor, which must agree: `true` if it is mapped, `false`
-/// if the file is too short.
+/// Maps `size` bytes at `place` by every constructor, which must agree.
+///
+/// Returns `false` if the file is too short.
 fn can_map(place: &FileOffset, size: usize) -> bool {
     let both = libc::PROT_READ | libc::PROT_WRITE;
     let of_ranges = |error| match error {
@@ -129,8 +130,8 @@ fn refused<T: std::fmt::Debug>(result: Result<T, GuestMemoryError>) {
     );
 }
 
-/// `check_range` and `get_slices` permit the accesses in `granted`, inside the region and across
-/// its start.
+/// Checks that `check_range` and `get_slices` permit the accesses in `granted`, inside the region
+/// and across its start.
 fn ranges_agree(memory: &impl GuestMemory, granted: Permissions) {
     let (inside, across) = (
         GuestAddress(page_size() as u64 + 8),

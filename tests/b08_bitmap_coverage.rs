@@ -68,7 +68,7 @@ impl Iommu for Identity {
     }
 }
 
-/// 0x8000 bytes, of which the IOMMU's bitmap tracks `tracked`.
+/// Makes 0x8000 bytes, of which the IOMMU's bitmap tracks `tracked`.
 fn memory(tracked: usize) -> IommuMemory<GuestMemoryMmap<AtomicBitmap>, Identity> {
     let physical =
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000), (GuestAddress(0x4000), 0x4000)])

@@ -21,7 +21,7 @@ fn reserve(test: &str) -> Option<HugePages> {
     HugePages::reserve(4, test)
 }
 
-/// The number of bytes mapped in this process under a name.
+/// Returns the number of bytes mapped in this process under a name.
 fn mapped(name: &str) -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let size = |line: &str| {

@@ -25,7 +25,7 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError,
 };
 
-/// 0x2000 bytes at 0, with one bit per 0x100 bytes.
+/// Makes 0x2000 bytes at 0, with one bit per 0x100 bytes.
 fn memory() -> GuestMemoryMmap<AtomicBitmap> {
     let bitmap = AtomicBitmap::new(0x2000, NonZeroUsize::new(0x100).unwrap());
     let mapping = MmapRegionBuilder::new_with_bitmap(0x2000, bitmap)
@@ -149,11 +149,12 @@ fn b14_interrupted_read_marks_nothing() {
     assert_eq!(marks(&memory), [0b100]);
 }
 
-/// A region that claims a range of a file, and borrows another mapping.
+/// Makes a region that claims a range of a file, and borrows another mapping.
 fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapRegion {
     let builder =
         MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));
-    // SAFETY: no slice of the region is made, so no byte of it is accessed.
+    // SAFETY: clause 1 does not hold if `size` is larger than `host`. But no slice of the region is
+    // made, so no byte of it is accessed.
     unsafe { builder.with_raw_mmap_pointer(host.as_ptr()) }
         .build()
         .unwrap()

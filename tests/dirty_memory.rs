@@ -28,7 +28,7 @@ fn memory(regions: &[(u64, usize, usize)]) -> GuestMemoryMmap<AtomicBitmap> {
     GuestMemoryMmap::from_regions(regions.collect()).unwrap()
 }
 
-/// The numbers of the pages of 4 KiB that the runs cover.
+/// Returns the numbers of the pages of 4 KiB that the runs cover.
 fn pages(dirty: &DirtyMemory) -> BTreeSet<u64> {
     let page = PAGE as u64;
     dirty

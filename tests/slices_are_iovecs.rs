@@ -27,7 +27,7 @@ fn readv_into_array_of_volatile_slices_fills_each() {
     let slices = [(1, 3), (6, 0), (10, 4)].map(|(at, len)| whole.subslice(at, len).unwrap());
     let count = slices.len().try_into().unwrap();
     // SAFETY: `VolatileSlice<()>` has the layout of `struct iovec`, as constant assertions beside
-    // it check. The bytes are borrowed for the duration of the call.
+    // the type check. `slices` has `count` of them, whose bytes are borrowed during the call.
     let moved = unsafe { libc::readv(file.as_raw_fd(), slices.as_ptr().cast(), count) };
     assert_eq!(moved, 7);
     let mut seen = [0; 16];

@@ -125,8 +125,8 @@ fn read_obj_beside_writes_of_mixed_sizes_is_not_torn() {
     });
 }
 
-/// The number of reads of a value. One in some thousand reads finds a value that is written in two
-/// parts between the parts.
+/// The number of reads of a value. If a value is written in two parts, about one in a few thousand
+/// reads comes between them.
 const TORN_ROUNDS: u64 = if cfg!(vm_memory_portable) {
     1_000
 } else {

@@ -121,7 +121,7 @@ impl Marks {
         self.words.len()
     }
 
-    /// Returns the bits of a word; 0 if there is no such word.
+    /// Returns the bits of a word; 0 past the last word.
     #[inline(always)]
     pub(super) fn word(&self, word: usize) -> u64 {
         self.words

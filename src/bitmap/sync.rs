@@ -4,7 +4,8 @@
 
 pub(crate) use core::sync::atomic::{AtomicU64, Ordering};
 
-/// The light half of an asymmetric pair of barriers, whose heavy half is `process_wide_barrier`.
+/// Issues the light half of an asymmetric pair of barriers, whose heavy half is
+/// `process_wide_barrier`.
 ///
 /// It is a compiler fence: the heavy half issues the processor's barrier on behalf of this thread.
 #[inline(always)]

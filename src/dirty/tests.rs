@@ -13,7 +13,7 @@ fn harvest_of_many_regions_issues_one_barrier() {
         let regions = (0..5u64).map(|number| {
             let mut marks = AtomicBitmap::new(0x2000, NonZeroUsize::new(4096).unwrap());
             if look && number != 2 {
-                // Where the kernel refuses, it is not asked again.
+                // If the kernel refuses the barrier, the test is skipped.
                 marks.test_before_marking().ok()?;
             }
             let mapping = MmapRegionBuilder::new_with_bitmap(0x2000, marks).build();

@@ -242,7 +242,7 @@ pub trait GuestMemoryBackend {
     }
 }
 
-/// Slow path of [`GuestMemoryBackend::get_slice`]. Usually returns an error.
+/// Serves as the slow path of [`GuestMemoryBackend::get_slice`]. Usually returns an error.
 #[cold]
 #[inline(never)]
 fn slice_of_region<M: GuestMemoryBackend + ?Sized>(
@@ -325,7 +325,7 @@ fn range_allows<M: GuestMemoryBackend + ?Sized>(
         || regions_allow(memory, base, len, access)
 }
 
-/// Slow path of [`range_allows`], for ranges that are not contiguous.
+/// Serves as the slow path of [`range_allows`], for ranges that are not contiguous.
 #[cold]
 #[inline(never)]
 fn regions_allow<M: GuestMemoryBackend + ?Sized>(

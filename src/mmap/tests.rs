@@ -396,11 +396,12 @@ fn allowed_access_follows_protection() {
     }
 }
 
-/// A region that claims a range of a file, and borrows another mapping.
+/// Makes a region that claims a range of a file, and borrows another mapping.
 fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapRegion {
     let builder =
         MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));
-    // SAFETY: no slice of the region is made, so no byte of it is accessed.
+    // SAFETY: clause 1 does not hold if `size` is larger than `host`. But no slice of the region is
+    // made, so no byte of it is accessed.
     unsafe { builder.with_raw_mmap_pointer(host.as_ptr()) }
         .build()
         .unwrap()
@@ -552,9 +553,11 @@ mod with_bitmaps {
                 .unwrap(),
         );
         let host = MmapRegion::<()>::new(len).unwrap();
-        // SAFETY: the mapping outlives the region.
+        // SAFETY: 1. `host` has `len` readable and writable bytes. 2. It outlives the region. 3. No
+        // reference to its bytes exists.
         keeps_marks(&unsafe { MmapRegion::build_raw(host.as_ptr(), len, BOTH, 0) }.unwrap());
-        // SAFETY: the mapping outlives the region.
+        // SAFETY: 1. `host` has `len` readable and writable bytes. 2. It outlives the region. 3. No
+        // reference to its bytes exists.
         let builder = unsafe { MmapRegionBuilder::new(len).with_raw_mmap_pointer(host.as_ptr()) };
         keeps_marks(&builder.build().unwrap());
 

@@ -26,7 +26,7 @@ pub(super) struct Segments<'a, S> {
 }
 
 impl<'a, S: BitmapSlice> Segments<'a, S> {
-    /// Appends slices up to the end or the first error. What was appended before an error stays.
+    /// Appends slices up to the end or the first error. The slices before an error stay.
     pub(super) fn gather(
         &mut self,
         slices: &mut impl GuestMemorySliceIterator<'a, S>,

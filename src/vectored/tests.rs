@@ -14,7 +14,7 @@ type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 const PAGE: usize = 0x1000;
 
-/// `count` adjacent regions of one page each.
+/// Makes `count` adjacent regions of one page each.
 fn regions(count: u64) -> Memory {
     let ranges: Vec<_> = (0..count)
         .map(|i| (GuestAddress(i * 0x1000), PAGE))
@@ -26,7 +26,7 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 7 + i / 256) as u8).collect()
 }
 
-/// The addresses of the dirty regions, which become clean.
+/// Returns the addresses of the dirty regions, and makes them clean.
 fn dirty(memory: &Memory) -> Vec<u64> {
     memory
         .iter()
@@ -243,7 +243,8 @@ fn io_buffer_keeps_memory_and_marks_on_complete() {
 
     let source = File::open("/dev/zero").unwrap();
     let first = buffer.vectors().as_ptr().cast::<libc::iovec>();
-    // SAFETY: the vectors are `iovec`s that name mapped memory while `buffer` lives.
+    // SAFETY: `first` points to three `iovec`s, and `buffer` keeps the memory that they name
+    // mapped. No reference to it exists.
     let moved = unsafe { libc::readv(std::os::fd::AsRawFd::as_raw_fd(&source), first, 3) };
     assert_eq!(moved, 0x1010);
     let memory = weak.upgrade().unwrap();

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyPages};
 
-/// The number of bytes that `make` allocates and does not free.
+/// Returns the number of bytes that `make` allocates and does not free.
 fn taken_by<T>(make: impl FnOnce() -> T) -> (isize, T) {
     let (taken, made) = crate::counting_allocator::taken_by(make);
     (taken.bytes, made)

@@ -32,7 +32,7 @@ pub(crate) fn taken_by<T>(of: impl FnOnce() -> T) -> (Taken, T) {
     (taken, outcome)
 }
 
-/// Bytes allocated minus bytes freed by this thread so far.
+/// Returns the bytes allocated minus the bytes freed by this thread so far.
 pub(crate) fn bytes_out() -> isize {
     BYTES.get()
 }
@@ -44,27 +44,25 @@ impl Counting {
     }
 }
 
-// SAFETY: every method passes its arguments to `System` unchanged and returns its result, so it
-// keeps the contract of `GlobalAlloc` as `System` does. Counting allocates nothing.
+// SAFETY: every method passes its arguments to `System` unchanged and returns its result. So the
+// blocks are those of `System`: valid, of the layout, and aligned. Counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         Self::count(layout);
-        // SAFETY: the contract of this method is that `layout` has a size that is not 0, which is
-        // also the contract of `System.alloc`.
+        // SAFETY: `layout` has a size that is not 0 (contract of this method).
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         Self::count(layout);
-        // SAFETY: the contract of this method is that `layout` has a size that is not 0, which is
-        // also the contract of `System.alloc_zeroed`.
+        // SAFETY: `layout` has a size that is not 0 (contract of this method).
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         BYTES.set(BYTES.get() - layout.size() as isize);
-        // SAFETY: the contract of this method is that `block` was allocated here with this layout.
-        // All blocks allocated here come from `System`.
+        // SAFETY: `block` was allocated here with this layout (contract of this method). All blocks
+        // that were allocated here come from `System`.
         unsafe { System.dealloc(block, layout) }
     }
 }

@@ -15,7 +15,7 @@ fn allocations<T>(of: impl FnOnce() -> T) -> (usize, T) {
     (taken.allocations, outcome)
 }
 
-/// Mappings of every other page, to addresses that are not adjacent.
+/// Returns mappings of every other page, to addresses that are not adjacent.
 fn pages(count: u64) -> impl Iterator<Item = (GuestAddress, GuestAddress)> {
     (0..count).map(|number| {
         (

@@ -72,17 +72,17 @@ mod portable_beside {
 pub(super) trait TestedSet: RoutineSet {
     /// # Safety
     ///
-    /// As for [`Register::load`], of an integer of `size` bytes.
+    /// `src` is a guest operand of `size` bytes.
     unsafe fn load(src: *const u8, size: usize) -> Result<u128, FaultAddress>;
 
     /// # Safety
     ///
-    /// As for [`Register::store`], of an integer of `size` bytes.
+    /// `dst` is a guest operand of `size` bytes.
     unsafe fn store(dst: *mut u8, value: u128, size: usize) -> Result<(), FaultAddress>;
 
     /// # Safety
     ///
-    /// As for [`Word::load_ordered`], of a word of `size` bytes.
+    /// `src` is a guest operand of `size` bytes, aligned to that size.
     unsafe fn load_ordered(
         src: *const u8,
         size: usize,
@@ -91,7 +91,7 @@ pub(super) trait TestedSet: RoutineSet {
 
     /// # Safety
     ///
-    /// As for [`Word::store_ordered`], of a word of `size` bytes.
+    /// `dst` is a guest operand of `size` bytes, aligned to that size.
     unsafe fn store_ordered(
         dst: *mut u8,
         value: u64,
@@ -101,7 +101,7 @@ pub(super) trait TestedSet: RoutineSet {
 
     /// # Safety
     ///
-    /// As for [`Word::fetch`], of a word of `size` bytes.
+    /// `dst` is a guest operand of `size` bytes, aligned to that size.
     unsafe fn fetch(
         dst: *mut u8,
         change: Fetch,
@@ -112,7 +112,7 @@ pub(super) trait TestedSet: RoutineSet {
 
     /// # Safety
     ///
-    /// As for [`Word::compare_exchange`], of a word of `size` bytes.
+    /// `dst` is a guest operand of `size` bytes, aligned to that size.
     unsafe fn compare_exchange(
         dst: *mut u8,
         current: u64,
@@ -129,7 +129,8 @@ macro_rules! by_size {
         match $size {
             $(size if size == size_of::<$integer>() => {
                 type $word = $integer;
-                // SAFETY: the contract of the calling method is that of the access.
+                // SAFETY: the operand is guest memory of `size` bytes, the size of the integer. For
+                // a `Word` it is aligned to that size (contract of the calling method).
                 unsafe { $access }
             })*
             size => panic!("no register of {size} bytes"),
@@ -217,7 +218,7 @@ fn numbered(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8 ^ 0x5a).collect()
 }
 
-/// The offsets that are tried from an alignment of 64 bytes.
+/// Returns the offsets from an alignment of 64 bytes that are tried.
 fn alignments() -> impl Iterator<Item = usize> {
     (0..64).step_by(if cfg!(miri) { 21 } else { 1 })
 }

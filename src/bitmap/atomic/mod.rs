@@ -174,7 +174,7 @@ impl AtomicBitmap {
         self.page_size.bytes()
     }
 
-    /// Returns whether the page with the number `index` is dirty; `false` if there is no such page.
+    /// Returns whether the page with the number `index` is dirty; `false` past the last page.
     #[inline]
     pub fn is_bit_set(&self, index: usize) -> bool {
         let (word, bit) = position(index);

@@ -154,7 +154,7 @@ mod model {
         ]
     }
 
-    /// The numbers of the pages, below `pages`, that have any of the `len` bytes at `at`.
+    /// Returns the numbers of the pages, below `pages`, that have any of the `len` bytes at `at`.
     fn touched(at: usize, len: usize, page: usize, pages: usize) -> BTreeSet<usize> {
         if len == 0 {
             return BTreeSet::new();

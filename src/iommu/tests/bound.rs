@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Without the refusal, a caller that asks for misses would ask forever.
+/// Without the refusal, a caller would request the misses forever.
 #[test]
 fn b14_lookup_of_more_mappings_than_bound_is_refused() {
     let iotlb = SharedIotlb::new();

@@ -325,7 +325,7 @@ fn reinstall(signal: c_int, withdrawn: Option<&AtomicBool>) {
         if let Some(withdrawn) = withdrawn {
             withdrawn.store(true, Ordering::Relaxed);
         }
-        // The call fails only for an invalid signal, and a handler has nobody to report to.
+        // The call fails only for an invalid signal, and a handler cannot report that.
         let _ = set_action(signal, &our_action(&present));
     }
 }
@@ -356,7 +356,7 @@ fn call_previous(
 
 /// Sets the default action, which ends the process after our handler returns.
 fn apply_default_action(signal: c_int, was_sent: bool) {
-    // The call fails only for an invalid signal, and a handler has nobody to report to.
+    // The call fails only for an invalid signal, and a handler cannot report that.
     let _ = set_action(signal, &default_action());
     if was_sent {
         // No instruction will raise the signal again, so it is sent again. It is delivered when our
