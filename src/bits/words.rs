@@ -6,6 +6,7 @@ use core::ops::Range;
 pub(crate) const WORD_BITS: usize = 64;
 
 /// Returns the bits `first..end` of a word. Either bound may be past the end of the word.
+#[cfg(feature = "backend-bitmap")]
 #[inline]
 pub(crate) fn mask(first: usize, end: usize) -> u64 {
     let below = |bit: usize| match u32::try_from(bit)
@@ -64,6 +65,7 @@ pub(crate) fn for_each_word(
 mod tests {
     use super::*;
 
+    #[cfg(feature = "backend-bitmap")]
     #[test]
     fn mask_with_bounds_past_the_word_is_clipped() {
         assert_eq!((mask(0, 64), mask(0, usize::MAX)), (u64::MAX, u64::MAX));
