@@ -38,83 +38,79 @@ fn uniform(bytes: &[u8]) {
     assert!(bytes.iter().all(|b| *b == bytes[0]), "torn: {bytes:x?}");
 }
 
+/// Returns an address in the first 256 bytes, aligned to `size`, which depends on the round.
+fn slot(round: u64, size: u64) -> GuestAddress {
+    GuestAddress(round * 7 % (256 / size) * size)
+}
+
+/// Writes of several sizes to the first 256 bytes, each with bytes that are all the same.
+const WRITERS: [fn(&Memory, u64, u8); 4] = [
+    |memory, round, byte| {
+        let value = u32::from_ne_bytes([byte; 4]);
+        memory.write_obj(value, slot(round, 4)).unwrap();
+    },
+    |memory, round, byte| {
+        let value = u64::from_ne_bytes([byte; 8]);
+        let (addr, order) = (slot(round, 8), Ordering::Release);
+        memory.store(value, addr, order).unwrap();
+    },
+    |memory, round, byte| memory.write_slice(&[byte; 8], slot(round, 8)).unwrap(),
+    |memory, round, byte| {
+        let value = u32::from_ne_bytes([byte; 4]);
+        let slice = memory.get_slice(GuestAddress(0), 256).unwrap();
+        slice.copy_from(&[value; 64]);
+        let offset = slot(round, 4).0 as usize;
+        slice.get_ref::<u32>(offset).unwrap().store(value);
+    },
+];
+
+/// Reads of several sizes from the first 256 bytes, which check for torn values.
+const READERS: [fn(&Memory, u64); 3] = [
+    |memory, round| {
+        let value: u32 = memory.read_obj(slot(round, 4)).unwrap();
+        uniform(&value.to_ne_bytes());
+        let value: u16 = memory.load(slot(round, 2), Ordering::Acquire).unwrap();
+        uniform(&value.to_ne_bytes());
+    },
+    |memory, round| {
+        let mut copied = [0u32; 64];
+        let slice = memory.get_slice(GuestAddress(0), 256).unwrap();
+        assert_eq!(slice.copy_to(&mut copied), 64);
+        let values = copied.iter();
+        values.for_each(|value| uniform(&value.to_ne_bytes()));
+        let value: u64 = memory.load(slot(round, 8), Ordering::SeqCst).unwrap();
+        value.to_ne_bytes().chunks(4).for_each(uniform);
+    },
+    |memory, round| {
+        let mut bytes = [0; 8];
+        memory.read_slice(&mut bytes, slot(round, 8)).unwrap();
+        bytes.chunks(4).for_each(uniform);
+        let mut unaligned = [0; 100];
+        memory.read_slice(&mut unaligned, GuestAddress(3)).unwrap();
+        let mut host = [0u8; 64];
+        let source = memory.get_slice(GuestAddress(5), 64).unwrap();
+        source.copy_to_volatile_slice(VolatileSlice::from(host.as_mut_slice()));
+    },
+];
+
 #[test]
 fn read_obj_beside_writes_of_mixed_sizes_is_not_torn() {
-    let memory = memory();
-    let done = AtomicBool::new(false);
-    let slots = |round: u64, size: u64| GuestAddress(round * 7 % (256 / size) * size);
+    let (memory, done) = (&memory(), &AtomicBool::new(false));
     thread::scope(|scope| {
-        let writers = [0, 1, 2, 3].map(|writer| {
-            let memory = &memory;
+        let writers = [0, 1, 2, 3].map(|number: usize| {
             scope.spawn(move || {
                 for round in 0..ROUNDS {
-                    let byte = (round % 50 * 4 + writer) as u8;
-                    match writer {
-                        0 => memory
-                            .write_obj(u32::from_ne_bytes([byte; 4]), slots(round, 4))
-                            .unwrap(),
-                        1 => memory
-                            .store(
-                                u64::from_ne_bytes([byte; 8]),
-                                slots(round, 8),
-                                Ordering::Release,
-                            )
-                            .unwrap(),
-                        2 => memory.write_slice(&[byte; 8], slots(round, 8)).unwrap(),
-                        _ => {
-                            let slice = memory.get_slice(GuestAddress(0), 256).unwrap();
-                            slice.copy_from(&[u32::from_ne_bytes([byte; 4]); 64]);
-                            slice
-                                .get_ref::<u32>(slots(round, 4).0 as usize)
-                                .unwrap()
-                                .store(u32::from_ne_bytes([byte; 4]));
-                        }
-                    }
+                    let byte = (round % 50 * 4) as u8 + number as u8;
+                    WRITERS[number](memory, round, byte);
                 }
             })
         });
-        for reader in 0..3 {
-            let (memory, done) = (&memory, &done);
+        for read in READERS {
             scope.spawn(move || {
                 let mut round = 0;
                 while !done.load(Ordering::Relaxed) {
                     round += 1;
-                    match reader {
-                        0 => {
-                            uniform(
-                                &memory
-                                    .read_obj::<u32>(slots(round, 4))
-                                    .unwrap()
-                                    .to_ne_bytes(),
-                            );
-                            uniform(
-                                &memory
-                                    .load::<u16>(slots(round, 2), Ordering::Acquire)
-                                    .unwrap()
-                                    .to_ne_bytes(),
-                            );
-                        }
-                        1 => {
-                            let mut copied = [0u32; 64];
-                            let slice = memory.get_slice(GuestAddress(0), 256).unwrap();
-                            assert_eq!(slice.copy_to(&mut copied), 64);
-                            copied
-                                .iter()
-                                .for_each(|value| uniform(&value.to_ne_bytes()));
-                            let one: u64 = memory.load(slots(round, 8), Ordering::SeqCst).unwrap();
-                            one.to_ne_bytes().chunks(4).for_each(uniform);
-                        }
-                        _ => {
-                            let mut bytes = [0; 8];
-                            memory.read_slice(&mut bytes, slots(round, 8)).unwrap();
-                            bytes.chunks(4).for_each(uniform);
-                            let mut unaligned = [0; 100];
-                            memory.read_slice(&mut unaligned, GuestAddress(3)).unwrap();
-                            let mut host = [0u8; 64];
-                            let source = memory.get_slice(GuestAddress(5), 64).unwrap();
-                            source.copy_to_volatile_slice(VolatileSlice::from(host.as_mut_slice()));
-                        }
-                    }
+                    read(memory, round);
                 }
             });
         }

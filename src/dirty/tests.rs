@@ -9,10 +9,10 @@ use test_support::skipped;
 
 #[test]
 fn harvest_of_many_regions_issues_one_barrier() {
-    let memory = |look: bool| {
+    let memory = |test_first: bool| {
         let regions = (0..5u64).map(|number| {
             let mut marks = AtomicBitmap::new(0x2000, NonZeroUsize::new(4096).unwrap());
-            if look && number != 2 {
+            if test_first && number != 2 {
                 // If the kernel refuses the barrier, the test is skipped.
                 marks.test_before_marking().ok()?;
             }
@@ -22,8 +22,8 @@ fn harvest_of_many_regions_issues_one_barrier() {
         let regions = regions.collect::<Option<Vec<_>>>()?;
         Some(GuestMemoryMmap::from_regions(regions).unwrap())
     };
-    for (look, expected) in [(false, 0), (true, 1)] {
-        let Some(memory) = memory(look) else {
+    for (test_first, expected) in [(false, 0), (true, 1)] {
+        let Some(memory) = memory(test_first) else {
             skipped(
                 "harvest_of_many_regions_issues_one_barrier",
                 "no membarrier(2)",
