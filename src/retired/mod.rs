@@ -41,7 +41,7 @@ pub(crate) use list::{Unread, Version};
 /// ```
 /// # #[cfg(feature = "iommu")] {
 /// use std::time::Instant;
-/// use vm_memory::iommu::{SharedIotlb, ReadersRemain};
+/// use vm_memory::iommu::{ReadersRemain, SharedIotlb};
 ///
 /// let iotlb = SharedIotlb::new();
 /// let snapshot = iotlb.snapshot();

@@ -448,6 +448,24 @@ fn iova_range_display_shows_first_and_last_address() {
     );
 }
 
+/// The method that writes.
+#[derive(Clone, Copy, Debug)]
+enum WriteMethod {
+    Write,
+    WriteSlice,
+    ReadExactVolatileFrom,
+    Store,
+}
+
+fn write_method() -> impl Strategy<Value = WriteMethod> {
+    prop::sample::select(vec![
+        WriteMethod::Write,
+        WriteMethod::WriteSlice,
+        WriteMethod::ReadExactVolatileFrom,
+        WriteMethod::Store,
+    ])
+}
+
 fn permissions() -> impl Strategy<Value = Permissions> {
     prop::sample::select(vec![No, Read, Write, ReadWrite, ReadWrite, ReadWrite])
 }
@@ -460,7 +478,7 @@ proptest! {
         mappings in prop::collection::vec((0u64..80, 0u64..70, 1usize..24, permissions()), 0..8),
         tracked in 40usize..100,
         read_only in any::<bool>(),
-        accesses in prop::collection::vec((0u64..100, 0usize..30, permissions(), 0u32..4), 1..20),
+        accesses in prop::collection::vec((0u64..100, 0usize..30, permissions(), write_method(), 3u8..7), 1..20),
     ) {
         // Two adjacent regions, a hole, and a region that may be read-only.
         let prot = if read_only { libc::PROT_READ } else { BOTH };
@@ -473,7 +491,7 @@ proptest! {
             table.extend((0..length as u64).map(|i| (iova + i, (to + i, permissions))));
         }
         let mut bytes = [0u8; 64];
-        for (iova, count, access, seed) in accesses {
+        for (iova, count, access, method, factor) in accesses {
             let addr = GuestAddress(iova);
             // The region and the guest address of an I/O virtual address.
             let region_at = |iova: u64, access: Permissions| {
@@ -504,7 +522,7 @@ proptest! {
                 prop_assert!(whole(access) && slice.len() == count);
             }
 
-            let data: Vec<u8> = range().map(|a| (a as u8).wrapping_mul(seed as u8 + 3)).collect();
+            let data: Vec<u8> = range().map(|a| (a as u8).wrapping_mul(factor)).collect();
             let mut buf = vec![0; count];
             let n = reach(Read);
             prop_assert_eq!(memory.read(&mut buf, addr).ok(), (n != 0 || count == 0).then_some(n));
@@ -512,14 +530,14 @@ proptest! {
             prop_assert_eq!(&buf[..n], &*expected);
 
             let mut n = reach(Write);
-            match seed {
-                0 => prop_assert_eq!(memory.write(&data, addr).ok(), (n != 0 || count == 0).then_some(n)),
-                1 => prop_assert_eq!(memory.write_slice(&data, addr).is_ok(), whole(Write)),
-                2 => prop_assert_eq!(
+            match method {
+                WriteMethod::Write => prop_assert_eq!(memory.write(&data, addr).ok(), (n != 0 || count == 0).then_some(n)),
+                WriteMethod::WriteSlice => prop_assert_eq!(memory.write_slice(&data, addr).is_ok(), whole(Write)),
+                WriteMethod::ReadExactVolatileFrom => prop_assert_eq!(
                     memory.read_exact_volatile_from(addr, &mut data.as_slice(), count).is_ok(),
                     whole(Write)
                 ),
-                _ => {
+                WriteMethod::Store => {
                     // Contiguous (one mapping, one region, consecutive addresses) and aligned.
                     let at: Vec<_> = range().take(2).filter_map(|a| region_at(a, Write)).collect();
                     let fits = count >= 2
