@@ -67,7 +67,7 @@ impl Workspace {
             .context("the workspace has no package at its root")?;
         let features = library
             .metadata
-            .pointer("/docs.rs/features")
+            .pointer("/docs/rs/features")
             .and_then(|features| features.as_array())
             .context("Cargo.toml has no `features` in [package.metadata.docs.rs]")?;
         let names: Vec<_> = features.iter().filter_map(|name| name.as_str()).collect();
@@ -118,4 +118,18 @@ pub fn cargo(folder: &Path) -> Command {
     let mut command = Command::new(cargo_path());
     command.current_dir(folder);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Workspace;
+
+    #[test]
+    fn features_of_this_checkout_are_those_of_the_manifest() {
+        let features = Workspace::find().unwrap().features().unwrap();
+        assert_eq!(
+            features,
+            "rawfd,backend-mmap,backend-bitmap,backend-atomic,iommu"
+        );
+    }
 }
