@@ -142,9 +142,10 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         size: GuestUsize,
     ) -> Result<(GuestRegionCollection<R>, Arc<R>), GuestRegionCollectionError> {
         match self.index.starting_at(base) {
-            Some((number, region)) if region.len() == size => {
+            Some((number, entry)) if entry.region().len() == size => {
+                let region = Arc::clone(entry.region());
                 let index = self.index.removed(number);
-                Ok((Self { index }, Arc::clone(region)))
+                Ok((Self { index }, region))
             }
             _ => Err(GuestRegionCollectionError::NoMemoryRegion),
         }

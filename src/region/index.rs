@@ -8,34 +8,32 @@ use crate::guest_memory::GuestAddress;
 
 /// The regions of a collection, in ascending order of address.
 ///
-/// ```text
-///   entries   │ 0x0, 0xc000_0000, region │ 0x1_0000_0000, 0x4000_0000, region │ ...
-///   table     0  0  0  0  1  ...             which entry an address may be in
-/// ```
-///
-/// An entry holds the start and the length of its region, so that a search does not touch the
-/// region. To find an address, the [table](BucketTable) guesses an entry, and the entry confirms.
-/// If the entry does not contain the address, a binary search decides. A single region needs one
-/// comparison.
-///
-/// An index is immutable. Inserting a region makes another index. Removing one does, too, but
-/// leaves a vacant entry in its place, so that the new index can share the table.
+/// An index is immutable. Inserting or removing a region makes another index.
 #[derive(Debug)]
-pub(super) struct RegionIndex<R> {
-    entries: Box<[Entry<R>]>,
-    /// The number of entries that are not vacant.
-    regions: usize,
-    table: BucketTable,
+pub(super) enum RegionIndex<R> {
+    /// A single region needs one comparison and no allocation.
+    One(Entry<R>),
+    /// No region, or at least two.
+    ///
+    /// ```text
+    ///   entries   │ 0x0, 0xc000_0000, region │ 0x1_0000_0000, 0x4000_0000, region │ ...
+    ///   table     0  0  0  0  1  ...             which entry an address may be in
+    /// ```
+    ///
+    /// To find an address, the [table](BucketTable) guesses an entry, and the entry confirms. If
+    /// the entry does not contain the address, a binary search decides.
+    Many {
+        entries: Box<[Entry<R>]>,
+        table: BucketTable,
+    },
 }
 
-/// The place of a region.
+/// The place of a region: its start and length, so that a search does not touch the region.
 #[derive(Debug)]
 pub(super) struct Entry<R> {
     start: u64,
-    /// 0 in a vacant entry, so that it contains no address.
     len: u64,
-    /// `None` if the entry is vacant: its region was removed.
-    region: Option<Arc<R>>,
+    region: Arc<R>,
 }
 
 impl<R: GuestMemoryRegion> Entry<R> {
@@ -45,11 +43,7 @@ impl<R: GuestMemoryRegion> Entry<R> {
         let len = region
             .len()
             .min(u64::MAX.saturating_sub(start).saturating_add(1));
-        Entry {
-            start,
-            len,
-            region: Some(region),
-        }
+        Entry { start, len, region }
     }
 }
 
@@ -63,24 +57,20 @@ impl<R> Entry<R> {
         self.start
     }
 
+    pub(super) fn region(&self) -> &Arc<R> {
+        &self.region
+    }
+
     #[inline(always)]
     fn contains(&self, addr: GuestAddress) -> bool {
         addr.0.wrapping_sub(self.start) < self.len
-    }
-
-    fn vacated(&self) -> Self {
-        Self {
-            start: self.start,
-            len: 0,
-            region: None,
-        }
     }
 }
 
 impl<R> Clone for Entry<R> {
     fn clone(&self) -> Self {
         Self {
-            region: self.region.clone(),
+            region: Arc::clone(&self.region),
             ..*self
         }
     }
@@ -88,9 +78,8 @@ impl<R> Clone for Entry<R> {
 
 impl<R> Default for RegionIndex<R> {
     fn default() -> Self {
-        Self {
+        Self::Many {
             entries: Box::default(),
-            regions: 0,
             table: BucketTable::default(),
         }
     }
@@ -98,111 +87,122 @@ impl<R> Default for RegionIndex<R> {
 
 impl<R> Clone for RegionIndex<R> {
     fn clone(&self) -> Self {
-        Self {
-            entries: self.entries.clone(),
-            regions: self.regions,
-            table: self.table.clone(),
+        match self {
+            Self::One(only) => Self::One(only.clone()),
+            Self::Many { entries, table } => Self::Many {
+                entries: entries.clone(),
+                table: table.clone(),
+            },
         }
     }
 }
 
 impl<R> RegionIndex<R> {
     /// Makes the index of regions that are sorted and do not overlap.
+    // Inlined here and below, because an index that is returned through memory stalls its copy.
+    #[inline(always)]
     pub(super) fn from_sorted(entries: Vec<Entry<R>>) -> Self {
-        Self {
-            regions: entries.len(),
-            table: BucketTable::new(entries.iter().map(Entry::start)),
-            entries: entries.into(),
+        match <[Entry<R>; 1]>::try_from(entries) {
+            Ok([only]) => Self::One(only),
+            Err(entries) => Self::Many {
+                table: BucketTable::new(entries.iter().map(Entry::start)),
+                entries: entries.into(),
+            },
         }
     }
 
     /// Returns the [rank](Self::rank) of a new region, or `None` if it overlaps another one.
     pub(super) fn rank_of_new(&self, new: &Entry<R>) -> Option<usize> {
         let rank = self.rank(GuestAddress(new.start));
-        let (before, after) = self.entries.split_at_checked(rank)?;
+        let (before, after) = self.entries().split_at_checked(rank)?;
         // The regions do not overlap each other: only a neighbour can overlap the new one.
-        let before = before.iter().rfind(|entry| entry.region.is_some());
-        let after = after.iter().find(|entry| entry.region.is_some());
-        let overlaps = before.is_some_and(|before| before.last() >= new.start)
-            || after.is_some_and(|after| new.last() >= after.start);
+        let overlaps = before
+            .last()
+            .is_some_and(|before| before.last() >= new.start)
+            || after.first().is_some_and(|after| new.last() >= after.start);
         (!overlaps).then_some(rank)
     }
 
     /// Returns an index with a new region of that [rank](Self::rank).
     pub(super) fn inserted(&self, rank: usize, new: Entry<R>) -> Self {
         let (before, after) = self
-            .entries
+            .entries()
             .split_at_checked(rank)
-            .unwrap_or((&self.entries, &[]));
-        let regions = self.regions.saturating_add(1);
+            .unwrap_or((self.entries(), &[]));
         let start = new.start;
-        let mut entries = Vec::with_capacity(regions);
-        if self.regions == self.entries.len() {
-            entries.extend(before.iter().cloned());
-            entries.push(new);
-            entries.extend(after.iter().cloned());
-            let last = entries.last().map_or(start, Entry::start);
-            if let Some(table) = self.table.inserted(start, last, regions) {
-                return Self {
-                    entries: entries.into(),
-                    regions,
-                    table,
-                };
-            }
-        } else {
-            let used = |entry: &&Entry<R>| entry.region.is_some();
-            entries.extend(before.iter().filter(used).cloned());
-            entries.push(new);
-            entries.extend(after.iter().filter(used).cloned());
-        }
-        Self::from_sorted(entries)
-    }
-
-    /// Returns the region that starts at `addr`, and the number of its entry.
-    pub(super) fn starting_at(&self, addr: GuestAddress) -> Option<(usize, &Arc<R>)> {
-        let number = self.rank(addr).checked_sub(1)?;
-        let entry = self.entries.get(number)?;
-        let region = entry.region.as_ref()?;
-        (entry.start == addr.0).then_some((number, region))
-    }
-
-    /// Returns an index without the region of the entry with that number.
-    ///
-    /// The entry stays, vacant, so that the table remains valid.
-    pub(super) fn removed(&self, number: usize) -> Self {
-        if self.regions == 1 {
-            return Self::default();
-        }
-        let entry = |(at, entry): (usize, &Entry<R>)| match at == number {
-            true => entry.vacated(),
-            false => entry.clone(),
+        let mut entries = Vec::with_capacity(self.len().saturating_add(1));
+        entries.extend_from_slice(before);
+        entries.push(new);
+        entries.extend_from_slice(after);
+        let last = entries.last().map_or(start, Entry::start);
+        let regions = entries.len();
+        let table = match self {
+            Self::Many { table, .. } => table.inserted(start, last, regions),
+            Self::One(_) => None,
         };
-        Self {
-            entries: self.entries.iter().enumerate().map(entry).collect(),
-            regions: self.regions.saturating_sub(1),
-            table: self.table.clone(),
+        match table {
+            Some(table) => Self::Many {
+                entries: entries.into(),
+                table,
+            },
+            None => Self::from_sorted(entries),
         }
+    }
+
+    /// Returns an index without the region of that number.
+    #[inline(always)]
+    pub(super) fn removed(&self, number: usize) -> Self {
+        let Self::Many { entries, table } = self else {
+            return Self::default();
+        };
+        let (before, after) = entries.split_at_checked(number).unwrap_or((entries, &[]));
+        let Some((removed, after)) = after.split_first() else {
+            return self.clone();
+        };
+        let mut entries = Vec::with_capacity(self.len().saturating_sub(1));
+        entries.extend_from_slice(before);
+        entries.extend_from_slice(after);
+        match table.removed(number, removed.start, entries.len()) {
+            Some(table) => Self::Many {
+                entries: entries.into(),
+                table,
+            },
+            None => Self::from_sorted(entries),
+        }
+    }
+
+    /// Returns the entry that starts at `addr`, and its number.
+    pub(super) fn starting_at(&self, addr: GuestAddress) -> Option<(usize, &Entry<R>)> {
+        let number = self.rank(addr).checked_sub(1)?;
+        let entry = self.entries().get(number)?;
+        (entry.start == addr.0).then_some((number, entry))
     }
 
     /// Returns the regions, in ascending order of address.
     #[inline]
     pub(super) fn regions(&self) -> impl Iterator<Item = &R> {
-        self.entries
-            .iter()
-            .filter_map(|entry| entry.region.as_deref())
+        self.entries().iter().map(|entry| &*entry.region)
     }
 
     /// Returns the number of regions.
     #[inline]
     pub(super) fn len(&self) -> usize {
-        self.regions
+        self.entries().len()
+    }
+
+    #[inline(always)]
+    fn entries(&self) -> &[Entry<R>] {
+        match self {
+            Self::One(only) => core::slice::from_ref(only),
+            Self::Many { entries, .. } => entries,
+        }
     }
 
     /// Returns the region that contains `addr`.
     #[inline(always)]
     pub(super) fn find(&self, addr: GuestAddress) -> Option<&R> {
         let (_, entry) = self.find_entry(addr)?;
-        entry.region.as_deref()
+        Some(&entry.region)
     }
 
     /// Returns the region that contains `addr`, and the regions that follow it without a hole.
@@ -211,7 +211,7 @@ impl<R> RegionIndex<R> {
         let (from, mut next) = self
             .find_entry(addr)
             .map_or((usize::MAX, 0), |(number, entry)| (number, entry.start));
-        self.entries
+        self.entries()
             .get(from..)
             .unwrap_or_default()
             .iter()
@@ -221,34 +221,42 @@ impl<R> RegionIndex<R> {
                 }
                 // This may wrap to 0, where no following region starts.
                 next = entry.start.wrapping_add(entry.len);
-                entry.region.as_deref()
+                Some(&*entry.region)
             })
     }
 
     /// Returns the entry that contains `addr`, and its number.
     #[inline(always)]
     fn find_entry(&self, addr: GuestAddress) -> Option<(usize, &Entry<R>)> {
-        if let [only] = &*self.entries {
-            return only.contains(addr).then_some((0, only));
+        match self {
+            Self::One(only) => only.contains(addr).then_some((0, only)),
+            Self::Many { entries, table } => {
+                let number = table.guess(addr.0);
+                match entries.get(number) {
+                    Some(entry) if entry.contains(addr) => Some((number, entry)),
+                    _ => search(entries, addr),
+                }
+            }
         }
-        let number = self.table.guess(addr.0);
-        match self.entries.get(number) {
-            Some(entry) if entry.contains(addr) => Some((number, entry)),
-            _ => self.search(addr),
-        }
-    }
-
-    #[cold]
-    fn search(&self, addr: GuestAddress) -> Option<(usize, &Entry<R>)> {
-        let number = self.rank(addr).checked_sub(1)?;
-        let entry = self.entries.get(number)?;
-        entry.contains(addr).then_some((number, entry))
     }
 
     /// Returns the number of entries that start at `addr` or below.
     fn rank(&self, addr: GuestAddress) -> usize {
-        self.entries.partition_point(|entry| entry.start <= addr.0)
+        rank(self.entries(), addr)
     }
+}
+
+/// Returns the entry that contains `addr`, and its number.
+#[cold]
+fn search<R>(entries: &[Entry<R>], addr: GuestAddress) -> Option<(usize, &Entry<R>)> {
+    let number = rank(entries, addr).checked_sub(1)?;
+    let entry = entries.get(number)?;
+    entry.contains(addr).then_some((number, entry))
+}
+
+/// Returns the number of entries that start at `addr` or below.
+fn rank<R>(entries: &[Entry<R>], addr: GuestAddress) -> usize {
+    entries.partition_point(|entry| entry.start <= addr.0)
 }
 
 #[cfg(test)]
@@ -260,7 +268,7 @@ mod tests {
         Entry {
             start,
             len,
-            region: Some(Arc::new(region)),
+            region: Arc::new(region),
         }
     }
 
@@ -273,10 +281,6 @@ mod tests {
     /// Gaps between regions: mostly small, so that buckets are crowded, and some huge ones.
     fn gap() -> impl Strategy<Value = u64> {
         prop_oneof![20 => 0u64..3, 1 => 0u64..1 << 20, 1 => 0u64..1 << 56]
-    }
-
-    fn shares_table(one: &RegionIndex<usize>, other: &RegionIndex<usize>) -> bool {
-        one.table.shares_numbers(&other.table)
     }
 
     #[test]
@@ -295,31 +299,10 @@ mod tests {
     }
 
     #[test]
-    fn removed_shares_table_and_inserted_drops_vacant_entries() {
-        let full = index((0..32).map(|number| (number * 0x1000, 0x800)));
-        let removed = full.removed(3).removed(0).removed(31);
-        assert!(shares_table(&full, &removed));
-        assert_eq!((removed.len(), removed.regions().count()), (29, 29));
-        assert_eq!(removed.find(GuestAddress(0x3000)), None);
-        assert_eq!(removed.find(GuestAddress(0x4000)), Some(&4));
-        let new = entry(0x3400, 8, 99);
-        let inserted = removed.inserted(removed.rank_of_new(&new).unwrap(), new);
-        assert_eq!((inserted.len(), inserted.entries.len()), (30, 30));
-        assert_eq!(inserted.find(GuestAddress(0x3400)), Some(&99));
-    }
-
-    #[test]
     fn removed_last_region_leaves_empty_index() {
-        let index = index([(0, 1), (2, 1)]).removed(0).removed(1);
-        assert_eq!((index.len(), index.entries.len()), (0, 0));
+        let index = index([(0, 1), (2, 1)]).removed(0).removed(0);
+        assert_eq!((index.len(), index.entries().len()), (0, 0));
         assert!(index.find(GuestAddress(0)).is_none());
-    }
-
-    #[test]
-    fn find_run_across_vacant_entry_stops_before_it() {
-        let index = index([(0, 2), (2, 2), (4, 2)]).removed(1);
-        assert_eq!(index.find_run(GuestAddress(1)).collect::<Vec<_>>(), [&0]);
-        assert_eq!(index.find_run(GuestAddress(2)).count(), 0);
     }
 
     /// Grows and shrinks an index at random, and compares each step with a sorted list.
@@ -353,8 +336,8 @@ mod tests {
                     grown = grown.removed(number);
                 }
                 assert_eq!(grown.len(), present.len());
-                let used = grown.entries.iter().filter(|entry| entry.region.is_some());
-                let places: Vec<_> = used.map(|entry| (entry.start, entry.len)).collect();
+                let entries = grown.entries().iter();
+                let places: Vec<_> = entries.map(|entry| (entry.start, entry.len)).collect();
                 assert_eq!(places, present);
                 for &(start, len) in &present {
                     let last = grown.find(GuestAddress(start + len - 1));
@@ -392,7 +375,8 @@ mod tests {
                 if regions.is_empty() {
                     break;
                 }
-                let (start, len) = &mut regions[at.index(index.entries.len().max(1))];
+                let at = at.index(regions.len());
+                let (start, len) = &mut regions[at];
                 if let Some((number, _)) = index.starting_at(*start) {
                     index = index.removed(number);
                     *len = 0;

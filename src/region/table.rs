@@ -22,8 +22,9 @@ use crate::convert::{to_u64, to_usize};
 pub(super) struct BucketTable {
     /// The address of the first bucket.
     first: u64,
-    /// The bucket size, as a power of two.
-    shift: u32,
+    /// The bucket size, as a power of two. A `u64`, because moves of a table with a smaller field
+    /// overlap and stall.
+    shift: u64,
     numbers: Numbers,
 }
 
@@ -33,8 +34,21 @@ enum Numbers {
     /// Up to [`FEW`] regions: 16 numbers of 4 bits, the first in the lowest bits. A small map needs
     /// no second allocation.
     Few(u64),
-    /// More regions. Shared between maps, because removing a region does not change the table.
-    Many(Arc<[u16]>),
+    /// More regions. Maps that differ by the removal of one region share the numbers.
+    Many {
+        numbers: Arc<[u16]>,
+        /// The number of the removed region. Higher numbers, and this one, count one too many.
+        removed: usize,
+    },
+}
+
+impl Numbers {
+    fn many(numbers: Arc<[u16]>) -> Self {
+        Self::Many {
+            numbers,
+            removed: usize::MAX,
+        }
+    }
 }
 
 /// The number of regions up to which the table is stored in place.
@@ -72,11 +86,11 @@ impl BucketTable {
                 .next_power_of_two()
                 .saturating_mul(BUCKETS_PER_REGION),
         };
-        let shift = bucket_shift(last.wrapping_sub(first), buckets);
+        let shift = u64::from(bucket_shift(last.wrapping_sub(first), buckets));
         let bucket_of = |start: u64| to_usize(start.wrapping_sub(first) >> shift);
         let numbers = match regions {
             0..=FEW => Numbers::Few(few_numbers(starts.map(bucket_of))),
-            _ => Numbers::Many(many_numbers(starts.map(bucket_of), buckets)),
+            _ => Numbers::many(many_numbers(starts.map(bucket_of), buckets)),
         };
         Self {
             first,
@@ -91,7 +105,11 @@ impl BucketTable {
     /// new one. Returns `None` if a new table is required: the region is the first one, or the
     /// buckets end before `last` or are too few.
     pub(super) fn inserted(&self, start: u64, last: u64, regions: usize) -> Option<Self> {
-        let Numbers::Many(numbers) = &self.numbers else {
+        let Numbers::Many {
+            numbers,
+            removed: usize::MAX,
+        } = &self.numbers
+        else {
             return None;
         };
         let fewest = regions.checked_mul(FEWEST_BUCKETS_PER_REGION)?;
@@ -105,17 +123,33 @@ impl BucketTable {
             *number = number.saturating_add(1);
         }
         Some(Self {
-            numbers: Numbers::Many(numbers),
+            numbers: Numbers::many(numbers),
             ..*self
         })
     }
 
-    #[cfg(test)]
-    pub(super) fn shares_numbers(&self, other: &Self) -> bool {
-        match (&self.numbers, &other.numbers) {
-            (Numbers::Many(one), Numbers::Many(other)) => Arc::ptr_eq(one, other),
-            _ => false,
-        }
+    /// Returns the table without the region of that number, which starts at `start`.
+    ///
+    /// `regions` is the number of regions that remain. Returns `None` if a new table is required:
+    /// the region is the first one or the second to be removed from shared numbers, or few regions
+    /// remain.
+    pub(super) fn removed(&self, number: usize, start: u64, regions: usize) -> Option<Self> {
+        let bucket = start.wrapping_sub(self.first) >> self.shift;
+        let numbers = match &self.numbers {
+            _ if number == 0 => return None,
+            Numbers::Few(numbers) if regions > 1 => {
+                Numbers::Few(numbers.wrapping_sub(few_ones(bucket)))
+            }
+            Numbers::Many {
+                numbers,
+                removed: usize::MAX,
+            } if regions > FEW => Numbers::Many {
+                numbers: Arc::clone(numbers),
+                removed: number,
+            },
+            _ => return None,
+        };
+        Some(Self { numbers, ..*self })
     }
 
     /// Returns the number of the last region that starts in the bucket of `addr` or before it.
@@ -127,9 +161,10 @@ impl BucketTable {
         let bucket = addr.wrapping_sub(self.first) >> self.shift;
         match &self.numbers {
             Numbers::Few(numbers) => few_number(*numbers, bucket),
-            Numbers::Many(numbers) => {
+            Numbers::Many { numbers, removed } => {
                 let bucket = to_usize(bucket).min(numbers.len().wrapping_sub(1));
-                numbers.get(bucket).map_or(0, |number| usize::from(*number))
+                let number = numbers.get(bucket).map_or(0, |number| usize::from(*number));
+                number.wrapping_sub(usize::from(number >= *removed))
             }
         }
     }
@@ -146,9 +181,13 @@ fn bucket_shift(span: u64, buckets: usize) -> u32 {
 fn few_numbers(buckets: impl Iterator<Item = usize>) -> u64 {
     // Each region but the first adds one to the number of its bucket and of all buckets after it.
     buckets.skip(1).fold(0, |numbers, bucket| {
-        let ones = 0x1111_1111_1111_1111u64 << few_shift(to_u64(bucket));
-        numbers.wrapping_add(ones)
+        numbers.wrapping_add(few_ones(to_u64(bucket)))
     })
+}
+
+/// Returns a one for the bucket and for all buckets after it.
+fn few_ones(bucket: u64) -> u64 {
+    0x1111_1111_1111_1111 << few_shift(bucket)
 }
 
 /// Returns the number of a bucket, or of the last one if there are fewer buckets.
@@ -190,7 +229,11 @@ mod tests {
     fn numbers(table: &BucketTable) -> Vec<usize> {
         match &table.numbers {
             Numbers::Few(numbers) => (0..16).map(|bucket| few_number(*numbers, bucket)).collect(),
-            Numbers::Many(numbers) => numbers.iter().map(|number| usize::from(*number)).collect(),
+            Numbers::Many { numbers, .. } => {
+                let buckets = 0..numbers.len() as u64;
+                let starts = buckets.map(|bucket| table.first + (bucket << table.shift));
+                starts.map(|start| table.guess(start)).collect()
+            }
         }
     }
 
@@ -252,6 +295,16 @@ mod tests {
         assert!(table.inserted(0x1800, 0x14000, 65).is_none());
     }
 
+    #[test]
+    fn removed_first_or_second_or_one_of_nine_regions_returns_none() {
+        let table = twenty_regions();
+        assert!(table.removed(0, 0x1000, 19).is_none());
+        assert!(table.removed(1, 0x2000, 8).is_none());
+        let removed = table.removed(1, 0x2000, 19).unwrap();
+        assert!(removed.removed(1, 0x3000, 18).is_none());
+        assert!(removed.inserted(0x2000, 0x14000, 20).is_none());
+    }
+
     proptest! {
         /// Compares each number with a count of the starts in the bucket and before it.
         #[test]
@@ -276,9 +329,13 @@ mod tests {
             };
             let table = BucketTable::new(starts.iter().copied());
             check(&table, &starts);
-            let inserted = starts.remove(at.index(starts.len()));
+            let number = at.index(starts.len());
+            let inserted = starts.remove(number);
             if starts.is_empty() {
                 return Ok(());
+            }
+            if let Some(shrunk) = table.removed(number, inserted, starts.len()) {
+                check(&shrunk, &starts);
             }
             let table = BucketTable::new(starts.iter().copied());
             let last = starts[starts.len() - 1].max(inserted);

@@ -118,6 +118,20 @@ fn collection(
 }
 
 #[test]
+fn regions_from_stops_before_removed_region() {
+    let regions = [0, 2, 4].map(|start| registers(start, 2));
+    let memory = GuestRegionCollection::from_regions(regions.into()).unwrap();
+    assert_eq!(memory.regions_from(GuestAddress(1)).count(), 3);
+    let (memory, _) = memory.remove_region(GuestAddress(2), 2).unwrap();
+    let starts = memory
+        .regions_from(GuestAddress(1))
+        .map(|region| region.start);
+    assert_eq!(starts.collect::<Vec<_>>(), [0]);
+    assert_eq!(memory.regions_from(GuestAddress(2)).count(), 0);
+    assert_eq!(memory.regions_from(GuestAddress(5)).count(), 1);
+}
+
+#[test]
 fn non_ram_region_is_accessible_only_through_its_own_bytes() {
     let memory = collection(&[(0x100, 0x10), (0x110, 0x10)]).unwrap();
     let (region, at) = memory.to_region_addr(GuestAddress(0x118)).unwrap();
