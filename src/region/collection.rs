@@ -144,6 +144,10 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         match self.index.starting_at(base) {
             Some((number, entry)) if entry.region().len() == size => {
                 let region = Arc::clone(entry.region());
+                // Built in place. An index that goes through memory stalls its copy.
+                if self.index.len() == 1 {
+                    return Ok((Self::default(), region));
+                }
                 let index = self.index.removed(number);
                 Ok((Self { index }, region))
             }
