@@ -1,7 +1,7 @@
 //! Guest physical memory for virtual machine monitors.
 //!
 //! This crate is the layer between a VMM's devices, loaders and migration code, and the bytes that
-//! the guest's CPUs use at the same time. On Unix, it replaces the published crate `vm-memory`
+//! the guest's CPUs use at the same time. On Linux, it replaces the published crate `vm-memory`
 //! 0.18.0 without a change to the source of its users, except for the feature `xen`. The file
 //! `docs/differences.md` of the repository lists the behaviour that differs.
 //!
@@ -92,8 +92,9 @@
 //!
 //! Linux on x86_64 and aarch64 has assembly access routines and fault recovery. Other Unix systems
 //! use the same routines on these processors, without fault recovery. Apple's systems and other
-//! processors move bytes by relaxed atomics. On Windows, everything except `backend-mmap` and
-//! `rawfd` is available. The oldest supported compiler is Rust 1.89.
+//! processors move bytes by relaxed atomics. On Windows, `backend-mmap` is not implemented. CI builds
+//! for macOS and Windows without features, and runs nothing there. The oldest supported compiler is
+//! Rust 1.89.
 //!
 //! # System calls
 //!
