@@ -25,7 +25,7 @@ fn layout(size: u64) -> Vec<(GuestAddress, usize)> {
     ranges
 }
 
-/// Returns an ELF image with one loadable segment: a kernel in its smallest form.
+/// Returns a minimal ELF kernel, with one loadable segment.
 fn tiny_kernel(code: &[u8]) -> Vec<u8> {
     let mut image = Vec::new();
     let header_size = 64u64;
@@ -55,7 +55,7 @@ fn tiny_kernel(code: &[u8]) -> Vec<u8> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // Pages cost nothing until they are used, so 4 GiB of RAM are cheap.
+    // Pages are not populated until they are accessed, so 4 GiB of RAM are cheap.
     let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&layout(4 << 30))?;
     for region in memory.iter() {
         let (first, last) = (region.start_addr().0, region.last_addr().0);
@@ -83,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     memory.read_slice(&mut line, CMDLINE)?;
     assert_eq!(&line, b"console=ttyS0\0");
 
-    // A kernel that does not fit is an error, and the guest's addresses never wrap.
+    // Loading a kernel that does not fit fails.
     let small: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
     let error = Elf::load(&small, None, &mut image, Some(KERNEL)).unwrap_err();
     println!("in 1 MiB of RAM: {error}");

@@ -42,7 +42,8 @@ impl Flat {
         })
     }
 
-    /// Returns the offset of `size` bytes at `address`, if one region contains all of them.
+    /// Returns the range of offsets of `size` bytes at `address`, if one region contains all of
+    /// them.
     #[inline(always)]
     fn find(&self, address: u64, size: usize) -> Option<Range<usize>> {
         let region = self
@@ -57,7 +58,7 @@ impl Flat {
         Some(start..start + size)
     }
 
-    /// Returns the offset of `size` bytes at `address` in one region at address 0.
+    /// Returns the range of offsets of `size` bytes at `address` in one region at address 0.
     #[inline(always)]
     fn find_in_one(&self, address: u64, size: usize) -> Option<Range<usize>> {
         let start = address as usize;
@@ -77,7 +78,7 @@ impl Flat {
     }
 }
 
-/// Runs one body for a single region, and one with a search for many.
+/// Makes a batch: without a search for one region, with a binary search for more.
 macro_rules! search {
     ($stage:ident, $regions:ident, $size:expr, $align:expr, |$flat:ident, $range:ident| $body:expr) => {{
         let layout = Layout::apart($regions);
@@ -247,7 +248,7 @@ pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
     }))
 }
 
-/// `memcpy`, for the plot.
+/// Copies with `memcpy`, for the throughput plot.
 pub fn copy_bytes(stage: &Stage, len: usize, shift: Shift) -> Result<Batch> {
     let flat = Flat::new(stage, Layout::apart(1))?;
     let host = stage.host.clone();
@@ -263,7 +264,7 @@ pub fn copy_bytes(stage: &Stage, len: usize, shift: Shift) -> Result<Batch> {
     }))
 }
 
-/// Sets the clear bits, without synchronization.
+/// Sets the clear bits, without synchronisation.
 #[inline(always)]
 fn mark(words: &mut [u64], offset: usize, len: usize) -> Option<()> {
     let first = offset / PAGE;
@@ -279,7 +280,7 @@ fn mark(words: &mut [u64], offset: usize, len: usize) -> Option<()> {
         if number + 1 == count {
             mask &= tail;
         }
-        // black_box prevents vectorization, which is not possible with atomics either.
+        // black_box prevents vectorisation, which atomics prevent, too.
         if black_box(*word) & mask != mask {
             *word |= mask;
         }
@@ -310,7 +311,7 @@ pub fn dirty_at() -> Result<Batch> {
     }))
 }
 
-/// An existing pointer.
+/// Reads an existing pointer.
 pub fn memory_guard() -> Result<Batch> {
     let memory = Box::new(0u64);
     Ok(Batch::of(move |_| {
@@ -344,7 +345,7 @@ pub fn iommu_read_obj(stage: &Stage, mappings: Mappings) -> Result<Batch> {
     }))
 }
 
-/// Makes the accesses of a device that has the ring in an array.
+/// Performs the accesses of `add_used` on the flat array.
 fn add_used_to(flat: &mut Flat, next: &mut u16, head: u16, len: u32) -> Option<()> {
     let element = ring::USED + 4 + 8 * u64::from(*next % ring::SIZE);
     flat.write([u32::from(head), len], element)?;

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// 16 bytes, such as a descriptor of a virtqueue.
+/// A structure of 16 bytes, like a descriptor of a virtqueue.
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct S16 {
@@ -12,7 +12,7 @@ pub struct S16 {
     pub next: u16,
 }
 
-/// 64 bytes.
+/// A structure of 64 bytes.
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct S64 {
@@ -24,12 +24,12 @@ macro_rules! byte_valued {
         $(
             // SAFETY: zerocopy's derives of `FromBytes` and `IntoBytes` prove that every bit
             // pattern is a value, and that there is no padding.
-            #[expect(unsafe_code, reason = "the trait is a promise about bytes")]
+            #[expect(unsafe_code, reason = "`ByteValued` is an unsafe trait")]
             unsafe impl ours::ByteValued for $name {}
 
-            // SAFETY: `FromBytes` and `IntoBytes` are derived for this type: every bit pattern is a
-            // value, and there is no padding.
-            #[expect(unsafe_code, reason = "the trait is a promise about bytes")]
+            // SAFETY: zerocopy's derives of `FromBytes` and `IntoBytes` prove that every bit
+            // pattern is a value, and that there is no padding.
+            #[expect(unsafe_code, reason = "`ByteValued` is an unsafe trait")]
             unsafe impl reference::ByteValued for $name {}
         )*
     };
@@ -37,8 +37,8 @@ macro_rules! byte_valued {
 
 byte_valued!(S16, S64);
 
-/// An array of the host that starts at [`HOST_OFFSET`](crate::stage::HOST_OFFSET) in its page, for
-/// every side.
+/// A host array at the same offset in its page on every side:
+/// [`HOST_OFFSET`](crate::stage::HOST_OFFSET).
 #[repr(C, align(4096))]
 pub struct HostArray<T, const N: usize> {
     before: [u8; crate::stage::HOST_OFFSET],

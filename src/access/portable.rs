@@ -1,13 +1,14 @@
-//! Access routines without assembly, by relaxed atomics: for other targets, Miri and
+//! Access routines that use relaxed atomics instead of assembly: for other targets, Miri and
 //! ThreadSanitizer.
 //!
-//! They leave one thing open in the language. The standard library forbids concurrent atomic
-//! accesses of different sizes to the same bytes ("core::sync::atomic", "Memory model for atomic
-//! accesses"). One host thread may read a `u32` of guest memory while another writes a `u8` of it.
-//! Accesses of one size are sound. The result of mixed sizes is that of the processor, and each
-//! processor that Rust supports keeps the guarantees of [`access`](super).
+//! The language does not define one case. The standard library forbids concurrent atomic accesses
+//! of different sizes to the same bytes ("core::sync::atomic", "Memory model for atomic accesses").
+//! One host thread may read a `u32` of guest memory while another writes a `u8` of it. Accesses of
+//! one size are sound. For mixed sizes, the compiled code determines the result: one instruction
+//! for each load or store. Each processor that Rust supports keeps the guarantees of
+//! [`access`](super).
 //!
-//! Faults are not recovered from here.
+//! These routines do not recover from faults.
 
 use core::mem::size_of;
 use core::sync::atomic::{fence, AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
@@ -147,9 +148,9 @@ impl Register<Routines> for u128 {
     }
 }
 
-// SAFETY: each routine accesses each byte of its operands once, and no others.
+// SAFETY: each routine accesses each byte of its operands once, and no others. Each returns `Ok`
+// only after the last byte of the destination is written.
 unsafe impl RoutineSet for Routines {
-    // The portable copies are ascending.
     #[inline]
     unsafe fn copy(
         side: GuestSide,
@@ -175,6 +176,7 @@ unsafe impl RoutineSet for Routines {
         src: *const u8,
         len: usize,
     ) -> Result<(), FaultAddress> {
+        // `copy` is ascending.
         // SAFETY: both are operands of `len` bytes, which do not overlap, and `side` says which are
         // guest operands (contract of `copy_ascending`).
         unsafe { Self::copy(side, dst, src, len) }
@@ -194,8 +196,8 @@ unsafe impl RoutineSet for Routines {
             // `bytes` is a local variable, at least as long, so the two do not overlap.
             return unsafe { copy_to_guest(dst, bytes.as_ptr(), len) };
         }
-        // If the destination begins within the source, each byte is read before it is overwritten
-        // only if the last bytes go first.
+        // If the destination begins within the source, copy the last byte first: each byte is then
+        // read before it is overwritten.
         let descending = dst.addr().wrapping_sub(src.addr()) < len;
         for step in 0..len {
             let index = if descending {
@@ -203,9 +205,11 @@ unsafe impl RoutineSet for Routines {
             } else {
                 step
             };
-            // SAFETY: `index` is below `len`, so this is a byte of the guest source.
+            // SAFETY: `index` is below `len`, so this is a byte of `src`, a guest operand of `len`
+            // bytes (contract of `copy_overlapping`).
             let value = unsafe { <u8 as Register<Self>>::load(src.wrapping_add(index)) }?;
-            // SAFETY: `index` is below `len`, so this is a byte of the guest destination.
+            // SAFETY: `index` is below `len`, so this is a byte of `dst`, a guest operand of `len`
+            // bytes (contract of `copy_overlapping`).
             unsafe { <u8 as Register<Self>>::store(dst.wrapping_add(index), value) }?;
         }
         Ok(())
@@ -213,7 +217,8 @@ unsafe impl RoutineSet for Routines {
 
     unsafe fn fill(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress> {
         for index in 0..len {
-            // SAFETY: `index` is below `len`, so this is a byte of the guest operand.
+            // SAFETY: `index` is below `len`, so this is a byte of `dst`, a guest operand of `len`
+            // bytes (contract of `fill`).
             unsafe { <u8 as Register<Self>>::store(dst.wrapping_add(index), value) }?;
         }
         Ok(())
@@ -257,9 +262,9 @@ unsafe impl RoutineSet for Routines {
 unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
     macro_rules! copy_word {
         ($integer:ty) => {{
-            // SAFETY: `src` is a guest operand of this size, by this function's contract.
+            // SAFETY: `src` is a guest operand of this size (contract of `copy_from_guest`).
             let value = unsafe { <$integer as Register<Routines>>::load(src) }?;
-            // SAFETY: `dst` is valid for writes of this size, by this function's contract.
+            // SAFETY: `dst` is valid for writes of this size (contract of `copy_from_guest`).
             unsafe { dst.cast::<$integer>().write_unaligned(value) };
         }};
     }
@@ -269,9 +274,11 @@ unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<()
         8 if src.cast::<AtomicU64>().is_aligned() => copy_word!(u64),
         _ => {
             for index in 0..len {
-                // SAFETY: `index` is below `len`, so this is a byte of the guest operand.
+                // SAFETY: `index` is below `len`, so this is a byte of `src`, a guest operand of
+                // `len` bytes (contract of `copy_from_guest`).
                 let value = unsafe { <u8 as Register<Routines>>::load(src.wrapping_add(index)) }?;
-                // SAFETY: `index` is below `len`, so this is a byte of the host operand.
+                // SAFETY: `index` is below `len`, so this is a byte of `dst`, which is valid for
+                // writes of `len` bytes (contract of `copy_from_guest`).
                 unsafe { dst.wrapping_add(index).write(value) };
             }
         }
@@ -294,9 +301,9 @@ unsafe fn copy_from_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<()
 unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), FaultAddress> {
     macro_rules! copy_word {
         ($integer:ty) => {{
-            // SAFETY: `src` is valid for reads of this size, by this function's contract.
+            // SAFETY: `src` is valid for reads of this size (contract of `copy_to_guest`).
             let value = unsafe { src.cast::<$integer>().read_unaligned() };
-            // SAFETY: `dst` is a guest operand of this size, by this function's contract.
+            // SAFETY: `dst` is a guest operand of this size (contract of `copy_to_guest`).
             unsafe { <$integer as Register<Routines>>::store(dst, value) }?;
         }};
     }
@@ -306,9 +313,11 @@ unsafe fn copy_to_guest(dst: *mut u8, src: *const u8, len: usize) -> Result<(), 
         8 if dst.cast::<AtomicU64>().is_aligned() => copy_word!(u64),
         _ => {
             for index in 0..len {
-                // SAFETY: `index` is below `len`, so this is a byte of the host operand.
+                // SAFETY: `index` is below `len`, so this is a byte of `src`, which is valid for
+                // reads of `len` initialised bytes (contract of `copy_to_guest`).
                 let value = unsafe { src.wrapping_add(index).read() };
-                // SAFETY: `index` is below `len`, so this is a byte of the guest operand.
+                // SAFETY: `index` is below `len`, so this is a byte of `dst`, a guest operand of
+                // `len` bytes (contract of `copy_to_guest`).
                 unsafe { <u8 as Register<Routines>>::store(dst.wrapping_add(index), value) }?;
             }
         }

@@ -1,6 +1,6 @@
 //! Maintenance tasks: `cargo xtask --help` lists them.
 //!
-//! Each command is a module with an `Args` and a `run`. A new one is a module, a variant of
+//! Each command is a module with an `Args` and a `run`. A new command needs a module, a variant of
 //! [`Command`], and an arm in [`main`].
 //!
 //! # Layers
@@ -55,7 +55,7 @@ struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the tests of crates and monitors that use vm-memory, on this crate
+    /// Run the tests of crates and VMMs that use vm-memory against this crate
     Compat(compat::Args),
     /// Measure 0.18.0, this crate and the limit side by side
     Bench(bench::Args),
@@ -65,7 +65,7 @@ enum Command {
     Layers(layers::Args),
     /// Count the code lines of each crate
     Lines(lines::Args),
-    /// Report phrases and long lines in comments, documentation and messages
+    /// Report forbidden phrases and long lines in comments, documentation and messages
     Prose(prose::Args),
     /// Run the same random operations on 0.18.0 and on this crate, for any length of time
     Soak(soak::Args),

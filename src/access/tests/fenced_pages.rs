@@ -66,7 +66,8 @@ pub(in crate::access) fn copy_and_fill_next_to_fence_do_not_touch_it<R: TestedSe
                 false => page.start(),
             };
             let (src, dst) = (place(&one, ends & 1 != 0), place(&other, ends & 2 != 0));
-            // SAFETY: `len` bytes follow both addresses in their pages.
+            // SAFETY: `len` bytes follow both addresses in their pages. The mappings differ, so the
+            // operands do not overlap.
             unsafe {
                 R::fill(src, (len % 250) as u8 + 1, len).unwrap();
                 R::fill_ascending(dst, 0, len).unwrap();
@@ -84,7 +85,7 @@ pub(in crate::access) fn copy_and_fill_next_to_fence_do_not_touch_it<R: TestedSe
                 R::copy_overlapping(src, src, len).unwrap();
             }
             for size in [2, 4, 8] {
-                // At the end of the page or at its start; both are aligned to `size`.
+                // Both addresses are aligned to `size`.
                 let bytes = len / size * size;
                 let place = |page: &FencedPages, at_end: bool| match at_end {
                     true => page.end().wrapping_sub(bytes),
@@ -92,16 +93,17 @@ pub(in crate::access) fn copy_and_fill_next_to_fence_do_not_touch_it<R: TestedSe
                 };
                 let (src, dst) = (place(&one, ends & 1 != 0), place(&other, ends & 2 != 0));
                 // SAFETY: `bytes` bytes follow both addresses in their pages, aligned to `size`.
+                // The mappings differ, so the operands do not overlap.
                 unsafe {
                     R::copy_elements(Destination, dst, src, len / size, size).unwrap();
                     R::copy_elements(Source, dst, src, len / size, size).unwrap();
                 }
             }
         }
-        // Overlapping ranges, from the first byte and up to the last.
+        // Overlapping ranges at the start and at the end of the page.
         let shift = len.min(4096 - len).min(13);
         let (low, high) = (one.start(), one.end().wrapping_sub(len));
-        // SAFETY: `len + shift` bytes are within the page.
+        // SAFETY: both ranges lie in the page: `len + shift` is at most 4096.
         unsafe {
             R::copy_overlapping(low, low.add(shift), len).unwrap();
             R::copy_overlapping(low.add(shift), low, len).unwrap();

@@ -1,7 +1,7 @@
 //! One set of tests for each set of routines.
 //!
-//! The sets are the one in use and the portable one. The module of a processor adds those that
-//! other processors of its kind use.
+//! The tests run on the set in use and, except those of faults, on the portable set. The module of
+//! an architecture adds the sets of its other processors.
 
 use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
@@ -44,7 +44,7 @@ macro_rules! fenced_page_tests {
 macro_rules! fault_tests {
     ($routines:ty) => {};
 }
-/// Other processors need not show the order of a copy to other threads.
+/// Only x86_64 guarantees the order in which another thread sees a copy of elements.
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
 macro_rules! order_tests {
     ($routines:ty) => {};
@@ -68,7 +68,7 @@ mod portable_beside {
     order_tests!(Routines);
 }
 
-/// A set of routines whose accesses to registers and words take the size as a parameter.
+/// A [`RoutineSet`] whose accesses take the size as a parameter.
 pub(super) trait TestedSet: RoutineSet {
     /// # Safety
     ///
@@ -133,7 +133,9 @@ macro_rules! by_size {
                 // a `Word` it is aligned to that size (contract of the calling method).
                 unsafe { $access }
             })*
-            size => panic!("no register of {size} bytes"),
+            size => panic!(
+                "no access of {size} bytes; use 1, 2, 4, 8 or, with `load` or `store`, 16"
+            ),
         }
     };
 }
@@ -210,15 +212,15 @@ where
     }
 }
 
-/// The longest copy that is tried at each alignment.
+/// The length of the longest copy tested at each offset.
 const MAX_LEN: usize = if cfg!(miri) { 40 } else { 300 };
 
-/// Returns `len` bytes that tell their position.
+/// Returns `len` bytes, each computed from its index.
 fn numbered(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8 ^ 0x5a).collect()
 }
 
-/// Returns the offsets from an alignment of 64 bytes that are tried.
+/// Returns the tested offsets from a 64-byte boundary.
 fn alignments() -> impl Iterator<Item = usize> {
     (0..64).step_by(if cfg!(miri) { 21 } else { 1 })
 }

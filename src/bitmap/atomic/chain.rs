@@ -6,9 +6,9 @@ use std::sync::OnceLock;
 use super::super::marks::Marks;
 use crate::bits::WORD_BITS;
 
-/// A list of [`Marks`], each for the words after those of the one before.
+/// A list of [`Marks`]. Each part continues where the previous one ends.
 ///
-/// It grows at its end, while other threads use it. Nothing is ever moved or removed, so that a
+/// It grows at its end, while other threads use it. No part is ever moved or removed, so a
 /// reference to a part stays valid.
 ///
 /// ```text
@@ -17,7 +17,7 @@ use crate::bits::WORD_BITS;
 /// ```
 #[derive(Debug)]
 pub(super) struct MarksChain {
-    /// The number of this part's first word; 0 for the first part.
+    /// The index of this part's first word; 0 for the first part.
     first_word: usize,
     marks: Marks,
     next: OnceLock<Box<MarksChain>>,
@@ -50,7 +50,7 @@ impl MarksChain {
     /// Appends a part, if there are fewer than `words` words.
     ///
     /// The new part is at least as large as all parts before it together, so that the list stays
-    /// short. If two threads grow the same chain at once, one of them may have no effect.
+    /// short. If two threads grow the same chain at once, one of the calls may have no effect.
     pub(super) fn grow_to(&self, words: usize) {
         let Some(last) = self.parts().last() else {
             return;
@@ -63,8 +63,7 @@ impl MarksChain {
         }
     }
 
-    /// Returns the marks that a word is in, and the number of the word there. `None` if there is no
-    /// such word.
+    /// Returns the part that contains `word`, and the index in it; `None` past the end.
     #[inline]
     pub(super) fn locate(&self, word: usize) -> Option<(&Marks, usize)> {
         match word < self.marks.len() {
@@ -79,9 +78,10 @@ impl MarksChain {
         Some((&part.marks, word.saturating_sub(part.first_word)))
     }
 
-    /// Drains the bits of a range, and calls `found` for each word that had some, ascending.
+    /// Drains the bits of a range, and calls `found` for each word that had a bit set, in ascending
+    /// order.
     pub(super) fn drain(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
-        // The first part, of which most bitmaps consist, without moving any number.
+        // Most bitmaps have only this part, whose words need no offset.
         self.marks.drain(range.clone(), &mut found);
         for part in self.parts().skip(1) {
             let start = part.first_word.saturating_mul(WORD_BITS);
@@ -92,7 +92,7 @@ impl MarksChain {
         }
     }
 
-    /// Copies the marks, word by word as they are found, to `copy`, as far as that has words.
+    /// Copies the marks to `copy`, up to its length, with one load for each word.
     pub(super) fn copy_to(&self, copy: &Marks) {
         for part in self.parts() {
             part.marks.copy_to(copy, part.first_word);

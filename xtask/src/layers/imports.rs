@@ -17,7 +17,7 @@ pub struct Import {
     pub path: Vec<String>,
 }
 
-/// Returns the public names of the root file, each with the path that it stands for.
+/// Returns the names that `use` items of the root file introduce, each with its path.
 pub fn reexports(root: &syn::File, modules: &BTreeSet<String>) -> BTreeMap<String, Vec<String>> {
     let mut names = BTreeMap::new();
     for item in &root.items {
@@ -34,7 +34,7 @@ pub fn reexports(root: &syn::File, modules: &BTreeSet<String>) -> BTreeMap<Strin
     names
 }
 
-/// Returns the imports of a module, by `use` and by longer paths, in production code.
+/// Returns the paths into its own crate that a module names in production code.
 ///
 /// A name that the root file exports counts as an import from the module that defines it.
 pub fn imports(module: &Module, reexports: &BTreeMap<String, Vec<String>>) -> Vec<Import> {

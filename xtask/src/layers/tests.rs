@@ -6,7 +6,7 @@ const LIST: &str =
     "//! # Layers\n//!\n//! ```text\n//! low  the base\n//! middle, other\n//! high\n//! ```\n\
                     mod low;\nmod middle;\nmod other;\nmod high;\npub use high::High;\n";
 
-/// Returns the findings about a crate whose module `module` has `text`.
+/// Returns the findings about a crate whose module `module` contains `text`.
 fn findings(module: &str, text: &str, exceptions: &[Exception]) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("lib.rs");
@@ -38,10 +38,10 @@ fn check_with_imports_that_point_up_reports_each() {
     ] {
         let found = findings("middle", text, &[]);
         assert_eq!(found.len(), 1, "{text}: {found:?}");
-        let end = found.first().unwrap();
+        let finding = found.first().unwrap();
         assert!(
-            end.contains("middle.rs:1: `middle` imports `high"),
-            "{text}: {end}"
+            finding.contains("middle.rs:1: `middle` imports `high"),
+            "{text}: {finding}"
         );
     }
 }
@@ -88,7 +88,7 @@ fn check_with_exception_allows_that_name_only() {
 }
 
 #[test]
-fn check_with_list_that_differs_from_modules_reports_both_ways() {
+fn differences_of_list_and_modules_reports_both_ways() {
     let layers = Layers::parse("//! # Layers\n//! ```text\n//! one\n//! two\n//! ```\n").unwrap();
     let modules = ["two", "three"].map(str::to_owned).into();
     assert_eq!(

@@ -1,5 +1,5 @@
-//! The accesses of devices to regions with holes. The guest chooses addresses and lengths, so all
-//! values occur.
+//! The accesses of devices to regions and the holes between them. The guest chooses addresses and
+//! lengths, so all values occur.
 
 mod input;
 
@@ -19,7 +19,7 @@ use crate::stream::{ModelStream, Stream, StreamPlan};
 
 /// The maximum length of a buffer.
 const LONGEST: usize = 0x3fff;
-/// The maximum number of operations of an input. Longer sequences find no other differences.
+/// The maximum number of operations of an input.
 const MOST_STEPS: usize = 64;
 const MOST_REGIONS: usize = 6;
 
@@ -81,7 +81,7 @@ impl Pair {
     fn new(input: &Input) -> Option<Self> {
         let lens = input.regions.iter().take(MOST_REGIONS);
         let plan: Vec<(u64, u64)> = lens
-            // Half of the regions are adjacent to the next one.
+            // Half of the regions are adjacent to the previous one.
             .map(|(hole, len)| {
                 (
                     u64::from(hole.saturating_sub(0x8000)),
@@ -94,7 +94,7 @@ impl Pair {
             Base::Zero => 0,
             Base::Small(base) => u64::from(base),
             Base::Below4Gib(base) => (1 << 32) - u64::from(base),
-            // The highest possible position of a mapping.
+            // The highest position that `GuestRegionMmap` accepts.
             Base::Top => u64::MAX - total,
         };
         let mut regions = Vec::new();
@@ -431,7 +431,7 @@ impl Pair {
         assert_eq!(target.data, self.model.read(addr, moved.unwrap_or(0)));
     }
 
-    /// Returns the error of a sink that accepts no bytes.
+    /// Returns the expected result of a write into a stream.
     fn written(&self, addr: u64, count: usize, plan: StreamPlan) -> Result<usize, Kind> {
         self.whole_segments(
             addr,
