@@ -92,9 +92,9 @@
 //!
 //! Linux on x86_64 and aarch64 has assembly access routines and fault recovery. Other Unix systems
 //! use the same routines on these processors, without fault recovery. Apple's systems and other
-//! processors move bytes by relaxed atomics. On Windows, `backend-mmap` is not implemented. CI builds
-//! for macOS and Windows without features, and runs nothing there. The oldest supported compiler is
-//! Rust 1.89.
+//! processors move bytes by relaxed atomics. On Windows, `backend-mmap` is not implemented. CI
+//! builds for macOS and Windows without features, and runs nothing there. The oldest supported
+//! compiler is Rust 1.89.
 //!
 //! # System calls
 //!

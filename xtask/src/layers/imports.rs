@@ -22,11 +22,13 @@ pub fn reexports(root: &syn::File, modules: &BTreeSet<String>) -> BTreeMap<Strin
     let mut names = BTreeMap::new();
     for item in &root.items {
         if let Item::Use(item) = item {
-            for (_, path) in leaves(&item.tree) {
-                if let (Some(first), Some(last)) = (path.first(), path.last()) {
-                    if modules.contains(first) {
-                        names.insert(last.clone(), path.clone());
-                    }
+            for leaf in leaves(&item.tree) {
+                if leaf
+                    .path
+                    .first()
+                    .is_some_and(|first| modules.contains(first))
+                {
+                    names.insert(leaf.name, leaf.path);
                 }
             }
         }
@@ -47,27 +49,45 @@ pub fn imports(module: &Module, reexports: &BTreeMap<String, Vec<String>>) -> Ve
     visitor.found
 }
 
-/// Returns the paths of a `use`, each with its line.
-fn leaves(tree: &UseTree) -> Vec<(usize, Vec<String>)> {
+/// A path of a `use`.
+struct Leaf {
+    line: usize,
+    path: Vec<String>,
+    /// The name that it gets: the last segment, or the name after `as`.
+    name: String,
+}
+
+impl Leaf {
+    fn new(ident: &syn::Ident, name: &syn::Ident) -> Self {
+        Self {
+            line: ident.span().start().line,
+            path: vec![ident.to_string()],
+            name: name.to_string(),
+        }
+    }
+}
+
+/// Returns the paths of a `use`.
+fn leaves(tree: &UseTree) -> Vec<Leaf> {
     match tree {
         UseTree::Path(path) => {
             let mut leaves = leaves(&path.tree);
-            for (_, leaf) in &mut leaves {
-                leaf.insert(0, path.ident.to_string());
+            for leaf in &mut leaves {
+                leaf.path.insert(0, path.ident.to_string());
             }
             leaves
         }
-        UseTree::Name(name) => vec![(name.ident.span().start().line, vec![name.ident.to_string()])],
-        UseTree::Rename(name) => {
-            vec![(name.ident.span().start().line, vec![name.ident.to_string()])]
-        }
-        UseTree::Glob(glob) => vec![(
-            glob.star_token
+        UseTree::Name(name) => vec![Leaf::new(&name.ident, &name.ident)],
+        UseTree::Rename(name) => vec![Leaf::new(&name.ident, &name.rename)],
+        UseTree::Glob(glob) => vec![Leaf {
+            line: glob
+                .star_token
                 .spans
                 .first()
                 .map_or(0, |span| span.start().line),
-            vec!["*".to_owned()],
-        )],
+            path: vec!["*".to_owned()],
+            name: "*".to_owned(),
+        }],
         UseTree::Group(group) => group.items.iter().flat_map(leaves).collect(),
     }
 }
@@ -178,7 +198,7 @@ impl<'tree> Visit<'tree> for Imports<'_> {
     }
 
     fn visit_item_use(&mut self, item: &'tree syn::ItemUse) {
-        for (line, path) in leaves(&item.tree) {
+        for Leaf { line, path, .. } in leaves(&item.tree) {
             self.add(line, &path);
         }
     }

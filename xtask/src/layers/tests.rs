@@ -4,7 +4,7 @@ use super::*;
 
 const LIST: &str =
     "//! # Layers\n//!\n//! ```text\n//! low  the base\n//! middle, other\n//! high\n//! ```\n\
-                    mod low;\nmod middle;\nmod other;\nmod high;\npub use high::High;\n";
+                    mod low;\nmod middle;\nmod other;\nmod high;\npub use high::{High, Other as Renamed};\n";
 
 /// Returns the findings about a crate whose module `module` contains `text`.
 fn findings(module: &str, text: &str, exceptions: &[Exception]) -> Vec<String> {
@@ -29,6 +29,7 @@ fn check_with_imports_that_point_up_reports_each() {
         "use crate::high::High;",
         "use crate::{low::Low, high::High};",
         "use crate::High;",
+        "use crate::Renamed;",
         "use super::high;",
         "fn call() { crate::high::call() }",
         "fn call() { println!(\"{}\", crate::high::call()) }",
