@@ -1,0 +1,107 @@
+//! Access by guest address: random accesses against a model, and memories of other crates.
+#![cfg(feature = "backend-bitmap")]
+
+mod access;
+mod model;
+mod random_accesses;
+mod required_methods;
+mod stream;
+
+use std::num::NonZeroUsize;
+
+use super::*;
+use crate::bitmap::AtomicBitmap;
+use crate::bytes::Bytes;
+use crate::io::ReadVolatile;
+use crate::mmap::MmapRegionBuilder;
+use crate::volatile_memory::Error as VolatileError;
+use crate::{GuestMemoryMmap, GuestRegionMmap};
+
+type Memory = GuestMemoryMmap<AtomicBitmap>;
+
+const EIO: i32 = libc::EIO;
+
+/// Makes regions at these addresses, with one dirty bit per `page` bytes.
+fn memory(places: &[(u64, usize)], page: usize) -> Memory {
+    let regions = places.iter().map(|&(start, len)| {
+        let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(page).unwrap());
+        let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap)
+            .build()
+            .unwrap();
+        GuestRegionMmap::new(mapping, GuestAddress(start)).unwrap()
+    });
+    Memory::from_regions(regions.collect()).unwrap()
+}
+
+fn shown(value: impl core::fmt::Debug) -> String {
+    format!("{value:?}")
+}
+
+fn system_error(number: i32) -> std::io::Error {
+    std::io::Error::from_raw_os_error(number)
+}
+
+#[test]
+fn read_volatile_from_with_excessive_count_counts_segment_length() {
+    struct Excessive(usize);
+    impl ReadVolatile for Excessive {
+        fn read_volatile<B: BitmapSlice>(
+            &mut self,
+            buf: &mut VolatileSlice<B>,
+        ) -> std::result::Result<usize, VolatileError> {
+            self.0 += 1;
+            buf.copy_from(&[self.0 as u8; 8]);
+            Ok(usize::MAX)
+        }
+    }
+    let memory = memory(&[(0, 8), (8, 8)], 1);
+    assert_eq!(
+        memory
+            .read_volatile_from(GuestAddress(4), &mut Excessive(0), 8)
+            .unwrap(),
+        8
+    );
+    memory
+        .read_exact_volatile_from(GuestAddress(0), &mut Excessive(4), 16)
+        .unwrap();
+    assert_eq!(
+        memory.read_obj::<[u8; 16]>(GuestAddress(0)).unwrap(),
+        [[5; 8], [6; 8]].concat()[..]
+    );
+}
+
+#[test]
+fn error_from_volatile_memory_error_keeps_details() {
+    let of = |error: VolatileError| shown(Error::from(error));
+    let (addr, base, offset, size) = (1, 2, 3, 4);
+    let (nelements, alignment, expected, completed) = (5, 6, 7, 8);
+    assert_eq!(
+        of(VolatileError::OutOfBounds { addr }),
+        "InvalidBackendAddress"
+    );
+    assert_eq!(
+        of(VolatileError::Overflow { base, offset }),
+        "InvalidBackendAddress"
+    );
+    assert_eq!(
+        of(VolatileError::TooBig { nelements, size }),
+        "InvalidBackendAddress"
+    );
+    assert_eq!(
+        of(VolatileError::Misaligned { addr, alignment }),
+        "InvalidBackendAddress"
+    );
+    let partial = shown(Error::PartialBuffer {
+        expected,
+        completed,
+    });
+    assert_eq!(
+        of(VolatileError::PartialBuffer {
+            expected,
+            completed
+        }),
+        partial
+    );
+    let system = Error::from(VolatileError::IOError(system_error(EIO)));
+    assert!(matches!(system, Error::IOError(e) if e.raw_os_error() == Some(EIO)));
+}
