@@ -1,7 +1,9 @@
 //! Guest memory behind an IOMMU, and its IOTLBs.
 
 mod bound;
+mod marks;
 mod memory;
+mod random_mappings;
 mod shared;
 
 use std::num::NonZeroUsize;
