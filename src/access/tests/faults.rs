@@ -1,13 +1,13 @@
 //! Faults in copies and fills. Their results for users are tested in `tests/faults/`.
 
-use super::fenced_pages::FencedPages;
+use super::guard_pages::GuardedPages;
 use super::*;
 
 pub(in crate::access) fn copy_and_fill_at_inaccessible_page_return_its_address<R: TestedSet>() {
     if crate::fault::install().is_err() {
         return; // these routines do not recover from faults
     }
-    let memory = FencedPages::new(16);
+    let memory = GuardedPages::new(16);
     let mut host = vec![0x3cu8; 40_000];
     let host = host.as_mut_ptr();
     for len in (1..=MAX_LEN).chain([1000, 5000, 17_000, 40_000]) {

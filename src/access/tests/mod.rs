@@ -28,7 +28,7 @@ pub(super) mod bulk;
 pub(super) mod single;
 #[cfg(all(target_os = "linux", not(miri)))]
 #[macro_use]
-pub(super) mod fenced_pages;
+pub(super) mod guard_pages;
 #[cfg(all(target_os = "linux", not(miri)))]
 #[macro_use]
 pub(super) mod faults;
@@ -37,7 +37,7 @@ pub(super) mod faults;
 pub(super) mod order;
 
 #[cfg(not(all(target_os = "linux", not(miri))))]
-macro_rules! fenced_page_tests {
+macro_rules! guard_page_tests {
     ($routines:ty) => {};
 }
 #[cfg(not(all(target_os = "linux", not(miri))))]
@@ -54,7 +54,7 @@ mod chosen {
     use super::*;
     bulk_tests!(Routines);
     single_tests!(Routines);
-    fenced_page_tests!(Routines);
+    guard_page_tests!(Routines);
     order_tests!(Routines);
     fault_tests!(Routines);
 }
@@ -64,7 +64,7 @@ mod portable_beside {
     use crate::access::portable::Routines;
     bulk_tests!(Routines);
     single_tests!(Routines);
-    fenced_page_tests!(Routines);
+    guard_page_tests!(Routines);
     order_tests!(Routines);
 }
 

@@ -64,7 +64,7 @@ macro_rules! kinds {
                 // Single accesses are the same on each x86_64 processor.
                 type Routines = Assembly<Selected<This>>;
                 bulk_tests!(Routines);
-                fenced_page_tests!(Routines);
+                guard_page_tests!(Routines);
                 order_tests!(Routines);
                 fault_tests!(Routines);
             }

@@ -1,15 +1,15 @@
-//! Accesses to pages between two ranges that cannot be accessed.
+//! Accesses at the edges of pages that lie between inaccessible guard pages.
 
 use super::*;
 
-/// A mapping of readable and writable pages, between two inaccessible fences of the same length.
-pub(super) struct FencedPages {
+/// A mapping of readable and writable pages, between two guard areas of the same length.
+pub(super) struct GuardedPages {
     base: *mut u8,
-    /// The length of the pages, and of each fence, in bytes.
+    /// The length of the pages, and of each guard area, in bytes.
     len: usize,
 }
 
-impl FencedPages {
+impl GuardedPages {
     pub(super) fn one() -> Self {
         Self::new(1)
     }
@@ -50,18 +50,18 @@ impl FencedPages {
     }
 }
 
-impl Drop for FencedPages {
+impl Drop for GuardedPages {
     fn drop(&mut self) {
         // SAFETY: the range is the mapping that `new` made, which nothing refers to any more.
         unsafe { libc::munmap(self.base.cast(), 3 * self.len) };
     }
 }
 
-pub(in crate::access) fn copy_and_fill_next_to_fence_do_not_touch_it<R: TestedSet>() {
-    let (one, other) = (FencedPages::one(), FencedPages::one());
+pub(in crate::access) fn copy_and_fill_next_to_guard_page_do_not_touch_it<R: TestedSet>() {
+    let (one, other) = (GuardedPages::one(), GuardedPages::one());
     for len in (0..=MAX_LEN).chain([1000, 4095, 4096]) {
         for ends in 0..4 {
-            let place = |page: &FencedPages, at_end: bool| match at_end {
+            let place = |page: &GuardedPages, at_end: bool| match at_end {
                 true => page.end().wrapping_sub(len),
                 false => page.start(),
             };
@@ -87,7 +87,7 @@ pub(in crate::access) fn copy_and_fill_next_to_fence_do_not_touch_it<R: TestedSe
             for size in [2, 4, 8] {
                 // Both addresses are aligned to `size`.
                 let bytes = len / size * size;
-                let place = |page: &FencedPages, at_end: bool| match at_end {
+                let place = |page: &GuardedPages, at_end: bool| match at_end {
                     true => page.end().wrapping_sub(bytes),
                     false => page.start(),
                 };
@@ -113,8 +113,8 @@ pub(in crate::access) fn copy_and_fill_next_to_fence_do_not_touch_it<R: TestedSe
     }
 }
 
-pub(in crate::access) fn accesses_to_word_next_to_fence_do_not_touch_it<R: TestedSet>() {
-    let page = FencedPages::one();
+pub(in crate::access) fn accesses_to_word_next_to_guard_page_do_not_touch_it<R: TestedSet>() {
+    let page = GuardedPages::one();
     let order = Ordering::SeqCst;
     for size in [1usize, 2, 4, 8, 16] {
         for at in [page.start(), page.end().wrapping_sub(size)] {
@@ -148,12 +148,12 @@ pub(in crate::access) fn accesses_to_word_next_to_fence_do_not_touch_it<R: Teste
     }
 }
 
-macro_rules! fenced_page_tests {
+macro_rules! guard_page_tests {
     ($routines:ty) => {
         instantiate!(
-            fenced_pages, $routines:
-            copy_and_fill_next_to_fence_do_not_touch_it,
-            accesses_to_word_next_to_fence_do_not_touch_it
+            guard_pages, $routines:
+            copy_and_fill_next_to_guard_page_do_not_touch_it,
+            accesses_to_word_next_to_guard_page_do_not_touch_it
         );
     };
 }
