@@ -44,6 +44,10 @@
 //! [`GuestMemoryRegion::get_slice`](crate::GuestMemoryRegion::get_slice), which name no access, are
 //! not checked.
 //!
+//! The protection is that of the call which makes the region: a later `mprotect(2)` does not change
+//! what the region refuses. A region of an existing mapping refuses nothing if its protection is
+//! not stated ([`MmapRegion::build_raw`]).
+//!
 //! # System calls
 //!
 //! `mmap(2)` and `munmap(2)`, and `fstat(2)` for a region of a file. Some versions of glibc call

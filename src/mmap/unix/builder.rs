@@ -15,7 +15,8 @@ use crate::mmap::PluggedBlocks;
 /// A builder of an [`MmapRegion`], for regions that need more than a size and a file.
 ///
 /// The defaults: the mapping can be read and written. Without a file it is private and filled with
-/// zeroes; with a file it is shared with the file.
+/// zeroes; with a file it is shared with the file. The protection and the flags of an [existing
+/// mapping](Self::with_raw_mmap_pointer) are what the caller states.
 ///
 /// # Examples
 ///
@@ -42,7 +43,7 @@ use crate::mmap::PluggedBlocks;
 #[derive(Debug)]
 pub struct MmapRegionBuilder<B = ()> {
     size: usize,
-    prot: i32,
+    prot: Option<i32>,
     flags: Option<i32>,
     file_offset: Option<FileOffset>,
     raw_ptr: Option<*mut u8>,
@@ -51,6 +52,8 @@ pub struct MmapRegionBuilder<B = ()> {
     blocks: Option<Arc<PluggedBlocks>>,
     bitmap: B,
 }
+
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 impl<B: Bitmap + Default> MmapRegionBuilder<B> {
     /// Starts a mapping of `size` bytes with the default bitmap, which [`build`](Self::build) grows
@@ -65,7 +68,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     pub fn new_with_bitmap(size: usize, bitmap: B) -> Self {
         MmapRegionBuilder {
             size,
-            prot: libc::PROT_READ | libc::PROT_WRITE,
+            prot: None,
             flags: None,
             file_offset: None,
             raw_ptr: None,
@@ -77,8 +80,10 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     }
 
     /// Sets the protection: a combination of `PROT_READ`, `PROT_WRITE` and the other `PROT_` flags.
+    ///
+    /// The region keeps to it: a later `mprotect(2)` does not permit more accesses.
     pub fn with_mmap_prot(mut self, prot: i32) -> Self {
-        self.prot = prot;
+        self.prot = Some(prot);
         self
     }
 
@@ -106,13 +111,15 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
 
     /// Uses an existing mapping, which stays mapped when the region is dropped.
     ///
-    /// Set the protection and the flags that the mapping was made with. The region checks accesses
-    /// against them.
+    /// State the protection that the mapping was made with, and the region refuses accesses that it
+    /// does not permit. A region whose protection is not stated refuses none: that is the default,
+    /// and so is a protection with neither `PROT_READ` nor `PROT_WRITE`. No check uses the flags.
+    /// [`prot`](MmapRegion::prot) and [`flags`](MmapRegion::flags) return what was stated.
     ///
     /// # Safety
     ///
     /// 1. `raw_ptr` must point to a mapping of at least the region's size, with the region's
-    ///    protection.
+    ///    protection if that is stated.
     /// 2. The mapping must stay in place until the region and all slices of it are dropped. Its
     ///    [owner](Self::with_owner) may then unmap it.
     /// 3. While the region or a slice of it exists, no Rust reference may refer to any byte of the
@@ -190,14 +197,17 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     /// `bitmap` is called after the mapping was made. A size that exceeds all memory then fails as
     /// a mapping, with an error, before a bitmap of that size is allocated.
     pub(super) fn build_with<R>(self, bitmap: impl FnOnce(B) -> R) -> Result<MmapRegion<R>> {
-        let default_flags = match self.file_offset {
-            Some(_) => libc::MAP_NORESERVE | libc::MAP_SHARED,
-            None => libc::MAP_ANONYMOUS | libc::MAP_PRIVATE,
+        let (default_prot, default_flags) = match (self.raw_ptr, &self.file_offset) {
+            // Nothing is known of an existing mapping, with a file or without one.
+            (Some(_), _) => (libc::PROT_NONE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE),
+            (None, Some(_)) => (READ_WRITE, libc::MAP_NORESERVE | libc::MAP_SHARED),
+            (None, None) => (READ_WRITE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE),
         };
+        let prot = self.prot.unwrap_or(default_prot);
         let flags = self.flags.unwrap_or(default_flags);
         let mut mapping = match self.raw_ptr {
-            Some(addr) => Mapping::borrowed(addr, self.size, self.prot)?,
-            None => Mapping::new(self.size, self.prot, flags, self.file_offset.as_ref())?,
+            Some(addr) => Mapping::borrowed(addr, self.size, prot)?,
+            None => Mapping::new(self.size, prot, flags, self.file_offset.as_ref())?,
         };
         if self.blocks.is_some() {
             mapping.close();
@@ -206,7 +216,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             mapping,
             bitmap: bitmap(self.bitmap),
             file_offset: self.file_offset,
-            prot: self.prot,
+            prot,
             flags,
             hugetlbfs: self.hugetlbfs,
             blocks: self.blocks,

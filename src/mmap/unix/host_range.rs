@@ -25,12 +25,12 @@ unsafe impl Send for HostRange {}
 unsafe impl Sync for HostRange {}
 
 impl HostRange {
-    pub(super) fn new(addr: *mut u8, size: usize, prot: i32) -> Self {
+    pub(super) fn new(addr: *mut u8, size: usize, permissions: Permissions) -> Self {
         Self {
             addr,
             size,
             open: size,
-            permissions: permissions_of(prot),
+            permissions,
         }
     }
 
@@ -89,16 +89,4 @@ impl HostRange {
         // crate are those of `access`, which are atomic to the compiler.
         Some(unsafe { VolatileSlice::with_bitmap(addr, count, bitmap(), None) })
     }
-}
-
-/// Returns the accesses that a mapping with the protection `prot` permits.
-///
-/// `PROT_WRITE` permits both: no processor that Linux runs on can write a page without reading it
-/// (mmap(2), "NOTES").
-fn permissions_of(prot: i32) -> Permissions {
-    let has = |bit: i32| prot & bit != 0;
-    Permissions::of(
-        has(libc::PROT_READ | libc::PROT_WRITE),
-        has(libc::PROT_WRITE),
-    )
 }

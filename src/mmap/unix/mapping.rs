@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 
 use super::{HostRange, MmapRegionError, Result};
-use crate::guest_memory::FileOffset;
+use crate::guest_memory::{FileOffset, Permissions};
 use crate::page_size::host_page_size;
 
 /// A mapping of this process, which is unmapped on drop if it is owned.
@@ -50,7 +50,7 @@ impl Mapping {
         }
         // From here on, dropping `mapping` unmaps it.
         let mapping = Self {
-            host: HostRange::new(addr.cast(), size, prot),
+            host: HostRange::new(addr.cast(), size, permissions_of(prot)),
             owned: true,
         };
         if let Some(place) = file_offset.filter(|_| flags & libc::MAP_ANONYMOUS == 0) {
@@ -59,13 +59,13 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Borrows a mapping that was made elsewhere.
+    /// Borrows a mapping that was made elsewhere, with a protection that its maker states.
     pub(super) fn borrowed(addr: *mut u8, size: usize, prot: i32) -> Result<Self> {
         if !addr.addr().is_multiple_of(host_page_size().get()) {
             return Err(MmapRegionError::InvalidPointer);
         }
         Ok(Self {
-            host: HostRange::new(addr, size, prot),
+            host: HostRange::new(addr, size, stated_permissions(prot)),
             owned: false,
         })
     }
@@ -131,6 +131,29 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // Drop cannot report the error; `MmapRegion::unmap` does.
         let _ = self.unmap();
+    }
+}
+
+/// Returns the accesses that a mapping with the protection `prot` permits.
+///
+/// `PROT_WRITE` permits both: no processor that Linux runs on can write a page without reading it
+/// (mmap(2), "NOTES").
+fn permissions_of(prot: i32) -> Permissions {
+    let has = |bit: i32| prot & bit != 0;
+    Permissions::of(
+        has(libc::PROT_READ | libc::PROT_WRITE),
+        has(libc::PROT_WRITE),
+    )
+}
+
+/// Returns the accesses to permit for a mapping that was made elsewhere.
+///
+/// Its maker may not have stated the protection. Then the region refuses nothing, and an access
+/// that the mapping does not permit faults.
+fn stated_permissions(prot: i32) -> Permissions {
+    match permissions_of(prot) {
+        Permissions::No => Permissions::ReadWrite,
+        stated => stated,
     }
 }
 

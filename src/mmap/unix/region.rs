@@ -124,6 +124,10 @@ impl<B: NewBitmap> MmapRegion<B> {
 
     /// Makes a region of an existing mapping, which stays mapped when the region is dropped.
     ///
+    /// The region refuses accesses that `prot` does not permit. If `prot` has neither `PROT_READ`
+    /// nor `PROT_WRITE`, the protection is not stated, and the region refuses none. No check uses
+    /// `flags`.
+    ///
     /// # Errors
     ///
     /// Returns [`MmapRegionError::InvalidPointer`](super::MmapRegionError::InvalidPointer) if
@@ -131,7 +135,8 @@ impl<B: NewBitmap> MmapRegion<B> {
     ///
     /// # Safety
     ///
-    /// 1. `addr` must point to a mapping of at least `size` bytes, made with `prot` and `flags`.
+    /// 1. `addr` must point to a mapping of at least `size` bytes, made with `prot` if that states
+    ///    the protection.
     /// 2. The mapping must stay in place until the region and all slices of it are dropped.
     /// 3. While the region or a slice of it exists, no Rust reference may refer to any byte of the
     ///    mapping.
@@ -183,12 +188,14 @@ impl<B: Bitmap> MmapRegion<B> {
         self.file_offset.as_ref()
     }
 
-    /// Returns the protection that the mapping was made with.
+    /// Returns the protection that the mapping was made with, as it was passed.
+    ///
+    /// Returns 0 for an existing mapping whose protection was not stated.
     pub fn prot(&self) -> i32 {
         self.prot
     }
 
-    /// Returns the flags that the mapping was made with.
+    /// Returns the flags that the mapping was made with, as they were passed.
     pub fn flags(&self) -> i32 {
         self.flags
     }
