@@ -88,6 +88,7 @@
 //!   `rt_sigprocmask`.
 
 use core::cell::Cell;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::arch::Routines;
 use super::routine_set::RoutineSet;
@@ -251,5 +252,25 @@ pub fn install() -> std::io::Result<()> {
              one of the features rawfd, backend-mmap and backend-bitmap",
         )
     })?;
-    install()
+    install()?;
+    // Release: a thread that sees the flag sees the handler installed.
+    INSTALLED.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// Whether a call of [`install`] has succeeded.
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// Returns whether [`install`] has succeeded in this process.
+///
+/// Makes no system call. A handler that was installed later and does not call the previous one goes
+/// unnoticed.
+///
+/// # Examples
+///
+/// ```
+/// assert_eq!(vm_memory::fault::install().is_ok(), vm_memory::fault::is_installed());
+/// ```
+pub fn is_installed() -> bool {
+    INSTALLED.load(Ordering::Acquire)
 }

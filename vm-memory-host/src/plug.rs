@@ -81,8 +81,11 @@ where
 /// Makes the blocks of a range inaccessible, and discards their pages.
 ///
 /// Accesses that begin after the call do not reach the blocks; [`PluggedBlocks`] describes accesses
-/// in progress. Blocks that are unplugged already stay so, and their pages are discarded, too. All
-/// pages of the range are marked dirty. Huge pages return to the pool.
+/// in progress. Those that meet a protected block or lack a page return an error, because the build
+/// requires [`vm_memory::fault::install`] for such regions.
+///
+/// Blocks that are unplugged already stay so, and their pages are discarded, too. All pages of the
+/// range are marked dirty. Huge pages return to the pool.
 ///
 /// # System calls
 ///

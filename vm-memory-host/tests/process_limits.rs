@@ -389,6 +389,7 @@ fn discard_and_plug_in_locked_process_succeed() {
     assert_eq!(discard(&memory, GuestAddress(0), MIB).unwrap(), MIB);
     assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
     let block = NonZeroU64::new(MIB).unwrap();
+    vm_memory::fault::install().unwrap();
     let memory = build(region().blocks(block, Unplugged::Protected));
     plug(&memory, GuestAddress(MIB), MIB).unwrap();
     memory.write_obj(7u8, GuestAddress(MIB)).unwrap();

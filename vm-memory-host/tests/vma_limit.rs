@@ -24,6 +24,7 @@ fn vmas() -> u64 {
 
 #[test]
 fn vma_budget_is_shared_by_all_regions_of_the_process() {
+    vm_memory::fault::install().unwrap();
     let max_map_count = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
     let most: u64 = max_map_count.trim().parse().unwrap();
 

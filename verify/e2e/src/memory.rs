@@ -59,6 +59,8 @@ pub fn pluggable(
     };
     let region = Region::new(GuestAddress(start), len).backing(backing);
     let region = region.blocks(block, Unplugged::Mapped);
+    // Blocks of huge pages require it: the pool may be empty when a page is gone.
+    vm_memory::fault::install()?;
     build_with_bitmaps(MemoryBuilder::new().region(region)).map_err(Error::other)
 }
 

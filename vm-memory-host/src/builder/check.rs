@@ -1,9 +1,11 @@
 //! The checks of a request that need no mapping.
 
+use vm_memory::fault;
+
 use crate::backing::OpenedBacking;
 use crate::error::BuildError;
 use crate::region::{
-    Backing, BackingKind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages,
+    Backing, BackingKind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged,
 };
 use crate::resources::HostResources;
 
@@ -163,6 +165,18 @@ fn transparent_huge_pages(
     }
 }
 
+/// Returns whether an access that is in progress when its block is unplugged can raise a signal.
+///
+/// A protected block raises SIGSEGV. The page of a limited pool or tmpfs can be gone, which raises
+/// SIGBUS.
+fn unplug_can_raise_signal(region: &Region, backing: &OpenedBacking) -> bool {
+    region.blocks.is_some_and(|blocks| {
+        blocks.unplugged == Unplugged::Protected
+            || backing.kind == BackingKind::Hugetlb
+            || backing.own_tmpfs
+    })
+}
+
 /// Checks that the options do not contradict the backing or each other.
 fn conflicts(region: &Region, backing: &OpenedBacking) -> Result<(), BuildError> {
     let options = &region.options;
@@ -190,6 +204,12 @@ fn conflicts(region: &Region, backing: &OpenedBacking) -> Result<(), BuildError>
         (
             options.name.is_some() && backing.kind == BackingKind::File,
             "/proc/self/maps shows a file by its path; do not set a name",
+        ),
+        (
+            unplug_can_raise_signal(region, backing) && !fault::is_installed(),
+            "a device that accesses a block while the guest unplugs it could end the process; \
+            call vm_memory::fault::install first, or use Unplugged::Mapped with anonymous memory \
+            or a memfd of ordinary pages",
         ),
     ];
     match conflicts.into_iter().find(|(is_conflict, _)| *is_conflict) {

@@ -59,13 +59,18 @@ pub enum Unplugged {
     Mapped,
     /// Unplugged blocks are inaccessible (`PROT_NONE`).
     ///
-    /// `KVM_RUN` fails with `EFAULT` for a vCPU that touches one.
+    /// For a vCPU that touches one, `KVM_RUN` fails with `EFAULT`, or returns `KVM_EXIT_MMIO` with
+    /// an address of the block. KVM does the latter when it emulates the instruction. Which of the
+    /// two happens depends on the instruction, the processor and the kernel: handle both. An MMIO
+    /// exit at an address of RAM is an error of the guest, not an access to a device.
     ///
     /// Each boundary between plugged and unplugged blocks costs a VMA. The number of protected
     /// blocks of a process is therefore limited to half of `vm.max_map_count` (65530 by default).
     ///
     /// An access of this process that is in progress when its block is unplugged raises SIGSEGV.
-    /// With [`vm_memory::fault`] installed, it returns an error; otherwise the process ends.
+    /// The build therefore requires [`vm_memory::fault::install`], after which the access returns
+    /// an error. Accesses through references and pointers are [not
+    /// covered](vm_memory::fault#limits): stop them before the block is unplugged.
     #[doc(alias = "PROT_NONE")]
     Protected,
 }
@@ -227,6 +232,11 @@ impl Region {
     /// The guest plugs and unplugs blocks while it runs ([`plug`](crate::plug()),
     /// [`unplug`](crate::unplug())). The backing must be anonymous memory, a shared memfd or shared
     /// huge pages, because the pages of an unplugged block are freed.
+    ///
+    /// An access of a device can be in progress when the guest unplugs its block. It raises a
+    /// signal if unplugged blocks are [protected](Unplugged::Protected), or if no page is left in
+    /// the pool of huge pages or on a tmpfs with a size limit. For these regions, the build returns
+    /// an error unless [`vm_memory::fault::install`] was called before.
     ///
     /// # Examples
     ///

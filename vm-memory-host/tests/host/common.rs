@@ -24,6 +24,8 @@ pub(crate) const HUGE: u64 = 2 * MIB;
 pub(crate) const LOCKED: u64 = 16 * PAGE;
 
 pub(crate) fn build(region: Region) -> Result<Memory, BuildError> {
+    // Blocks may require it.
+    vm_memory::fault::install().unwrap();
     MemoryBuilder::new().region(region).build()
 }
 

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::common::*;
-use test_support::skipped;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vm_memory_host::{
@@ -159,9 +158,6 @@ fn plug_of_invalid_range_changes_nothing() {
 
 #[test]
 fn access_during_unplug_returns_error() {
-    if let Err(error) = vm_memory::fault::install() {
-        return skipped("access_during_unplug_returns_error", error);
-    }
     let region =
         Region::new(GuestAddress(START), SIZE).blocks(non_zero(HUGE), Unplugged::Protected);
     let memory = build(region).unwrap();
