@@ -53,10 +53,11 @@
 //!
 //! # Testing before marking
 //!
-//! In this mode ([`Marks::test_and_set`]) the writer first tests the word and the summary by
-//! relaxed loads. If both have the bits, it skips `M`, `L` and `F`. Alone, this would lose pages.
-//! The loads may be satisfied before `D` becomes visible, and a harvest in between would drain the
-//! mark and read the old data. An asymmetric pair of barriers prevents that:
+//! In this mode ([`Marks::test_and_set`]) the writer first tests the word, and then the summary, by
+//! sequentially consistent loads. If both have the bits, it skips `M`, `L` and `F`. Alone, this
+//! would lose pages. The loads may be satisfied before `D` becomes visible, and a harvest in
+//! between would drain the mark and read the old data. An asymmetric pair of barriers prevents
+//! that:
 //!
 //! | barrier | place | implementation |
 //! |---|---|---|
@@ -66,6 +67,12 @@
 //! Of any two such barriers one comes first. If `B` comes first, `R` reads the data of `D`. If `B'`
 //! comes first, the test comes after `T` and `H`, finds the mark or the summary bit missing, and
 //! the writer marks.
+//!
+//! **The test of the summary follows that of the word.** The mark that the writer found may be that
+//! of another writer, which has not set the summary bit yet. A harvest that loads the word earlier
+//! finds it empty, and may have drained a stale summary bit. So the argument above must hold for
+//! the mark that was found: its `M` precedes the test of the word, and that precedes the test of
+//! the summary, which takes the place of `L`.
 //!
 //! # Verification
 //!
@@ -163,20 +170,13 @@ impl Marks {
     #[inline(always)]
     pub(super) fn test_and_set(&self, word: usize, bits: u64) {
         asymmetric_light_barrier();
-        let here = self
-            .words
-            .get(word)
-            .map(|word| word.load(Ordering::Relaxed));
+        let marked = self.words.get(word).is_some_and(|word| has(word, bits));
         let (slot, line) = summary_slot(word);
-        let in_summary = match self.summary.get(slot) {
-            Some(lines) => lines.load(Ordering::Relaxed) & line != 0,
-            // Without a summary, a harvest finds every word.
-            None => true,
-        };
-        if in_summary && here.is_some_and(|here| here & bits == bits) {
-            return;
+        // Without a summary, a harvest finds every word.
+        let in_summary = || self.summary.get(slot).is_none_or(|lines| has(lines, line));
+        if !(marked && in_summary()) {
+            self.set(word, bits);
         }
-        self.set(word, bits);
     }
 
     /// Sets the bit of a word's line in the summary.
@@ -337,6 +337,13 @@ impl Marks {
             }
         }
     }
+}
+
+/// Returns whether a word has all of these bits.
+#[inline(always)]
+fn has(word: &AtomicU64, bits: u64) -> bool {
+    let found = word.load(Ordering::SeqCst);
+    found & bits == bits
 }
 
 /// Drains these bits of a word, and returns those that were set.

@@ -1,6 +1,6 @@
 //! Writers that mark pages beside harvests that copy them: no page is lost.
 //!
-//! Each model is explored twice: with loads that may return old values, and with loads that are
+//! Each model is explored twice: with plain loads, and with sequentially consistent loads that are
 //! read-modify-writes. [`Run::loads_modify`] has the reason.
 
 use loom::sync::atomic::{AtomicU64, Ordering};
@@ -211,6 +211,45 @@ pub(super) fn set_beside_drain_of_empty_line_loses_no_page() {
     }
 }
 
+/// Two writers mark one page, of an empty word whose line has a stale bit in the summary, as
+/// [`Marks::clear`] leaves it. One may find the mark of the other, which has not set the summary
+/// bit yet. Its own mark is then complete only if no harvest has drained the summary bit.
+pub(super) fn mark_found_before_its_summary_bit_is_found_by_next_harvest() {
+    let mut explored = loom::model::Builder::new();
+    explored.preemption_bound = Some(3);
+    explored.check(|| {
+        let guest = guest(2);
+        guest.marks.set(0, 1);
+        guest.marks.clear(0, 1);
+        let write = |at: usize| {
+            let guest = Arc::clone(&guest);
+            thread::spawn(move || {
+                guest.bytes[at].store(1, Ordering::Relaxed);
+                guest.marks.test_and_set(0, 1);
+            })
+        };
+        let (completed, preempted) = (write(0), write(1));
+        let round = |sent: &mut [u64; 2]| {
+            let mut found = false;
+            guest.marks.drain(0..usize::MAX, |_, _| found = true);
+            asymmetric_heavy_barrier();
+            for (sent, byte) in sent.iter_mut().zip(&guest.bytes) {
+                if found {
+                    *sent = byte.load(Ordering::Relaxed);
+                }
+            }
+        };
+        let mut sent = [0; 2];
+        round(&mut sent);
+        completed.join().unwrap();
+        round(&mut sent);
+        assert_eq!(sent[0], 1);
+        preempted.join().unwrap();
+        round(&mut sent);
+        assert_eq!(sent[1], 1);
+    });
+}
+
 /// One page is cleared while another page of the same word is written and harvested.
 pub(super) fn clear_beside_writer_keeps_other_marks() {
     loom::model(|| {
@@ -320,6 +359,7 @@ models! {
     word_with_mark_acquires_data
     set_words_beside_drain_loses_no_page
     set_beside_drain_of_empty_line_loses_no_page
+    mark_found_before_its_summary_bit_is_found_by_next_harvest
     test_and_set_beside_drain_loses_no_page
     clear_beside_writer_keeps_other_marks
     drain_finds_completed_mark_beside_preempted_writer

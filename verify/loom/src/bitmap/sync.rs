@@ -11,11 +11,12 @@ pub(crate) use loom::sync::atomic::Ordering;
 /// The variant of `marks.rs` that is explored.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Run {
-    /// Loads are read-modify-writes that change nothing.
+    /// Sequentially consistent loads are read-modify-writes that change nothing.
     ///
     /// loom 0.7.3 does not reorder a load with a later read-modify-write of the same atomic by
-    /// another thread, so a run of plain loads misses some interleavings. A run of this kind has
-    /// all of them, but misses the old values that a plain load may return.
+    /// another thread, so a run of plain loads misses some interleavings. It also lets a
+    /// sequentially consistent load return an old value. A run of this kind has all interleavings,
+    /// and the old values of weaker loads only.
     pub(crate) loads_modify: bool,
     /// An operation that is weakened.
     pub(crate) mutant: Option<Mutant>,
@@ -67,17 +68,16 @@ impl AtomicU64 {
 
     #[track_caller]
     pub(crate) fn load(&self, order: Ordering) -> u64 {
-        let (order, modifies) = match (wrong(Location::caller().line()), RUN.get().loads_modify) {
-            (None, modifies) => (order, modifies),
-            (Some(Wrong::Relaxed), modifies) => (Ordering::Relaxed, modifies),
-            (Some(Wrong::AcqRel), false) => (Ordering::Acquire, false),
-            (Some(Wrong::AcqRel), true) => (Ordering::AcqRel, true),
+        let order = match wrong(Location::caller().line()) {
+            None => order,
+            Some(Wrong::Relaxed) => Ordering::Relaxed,
+            Some(Wrong::AcqRel) => Ordering::Acquire,
             // Finds nothing.
-            (Some(_), _) => return 0,
+            Some(_) => return 0,
         };
-        match modifies {
-            true => self.0.fetch_or(0, order),
-            false => self.0.load(order),
+        match (order, RUN.get().loads_modify) {
+            (Ordering::SeqCst, true) => self.0.fetch_or(0, order),
+            _ => self.0.load(order),
         }
     }
 
