@@ -8,7 +8,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::ChangeError;
-use crate::mapping::{bytes, parts, HostMapping, ZeroedRanges};
+use crate::mapping::{bytes, parts, unplugged_runs, HostMapping, ZeroedRanges};
 use crate::region::{BackingKind, Lock, Sharing};
 use crate::residency::mincore_bytes;
 use crate::sys::{self, Advice, Mapped};
@@ -21,13 +21,16 @@ use crate::sys::{self, Advice, Mapped};
 /// | backing | method | effect |
 /// |---|---|---|
 /// | anonymous | `madvise(MADV_DONTNEED)` | pages are freed |
-/// | memfd, shared file | `fallocate(FALLOC_FL_PUNCH_HOLE)` | freed for all processes that map it |
+/// | memfd, [sparse] shared file | `madvise(MADV_REMOVE)` | freed for all processes that map it |
+/// | shared file on a disk | `fallocate(FALLOC_FL_ZERO_RANGE)` | pages are freed, disk space stays |
+/// | shared file on a tmpfs with a size limit | writes zeroes | nothing is freed |
 /// | block device | `fallocate(FALLOC_FL_ZERO_RANGE)` | the device stores zeroes |
 /// | character device | writes zeroes | nothing is freed |
 /// | hugetlb | writes zeroes | pages stay with the region |
-/// | hugetlb with [`release_huge_pages`] | `fallocate(FALLOC_FL_PUNCH_HOLE)` | pages return to the pool |
+/// | hugetlb with [`release_huge_pages`] | `madvise(MADV_REMOVE)` | pages return to the pool |
 /// | private file | `mremap` of zeroes over the range | private copies are freed |
 ///
+/// [sparse]: crate::Region::sparse
 /// [`release_huge_pages`]: crate::Region::release_huge_pages
 ///
 /// The pages are marked dirty. Devices must not access the range during the call. Memory that a
@@ -36,6 +39,10 @@ use crate::sys::{self, Advice, Mapped};
 /// Returns the number of bytes that the region no longer claims. This is usually `len`, whether or
 /// not pages were resident. It is less where pages are overwritten instead of freed:
 ///
+/// - The build has taken space or huge pages for the whole region, so that no access lacks a page.
+///   A discard does not give them away, except for [sparse] files, [`release_huge_pages`] and
+///   unplugged blocks. Pages of a limited tmpfs are the space. A file system without
+///   `FALLOC_FL_ZERO_RANGE` cannot free pages and keep the space.
 /// - Each separate range of a private file costs two VMAs. Ranges are overwritten once guests use
 ///   half of `vm.max_map_count`.
 /// - Ranges of a private file are also overwritten if `RLIMIT_AS` or `RLIMIT_MEMLOCK` leaves no
@@ -46,11 +53,21 @@ use crate::sys::{self, Advice, Mapped};
 /// which can outlast a hole that covers a part of them. The kernel splits a transparent huge page
 /// lazily.
 ///
-/// # System calls
+/// # Userfaultfd
 ///
-/// - `madvise`, `fallocate`, `statx`, `getpid`; for huge pages also `mincore`.
-/// - For private files also `mmap`, `munmap`, `mprotect`, `mremap` and `mincore`, and `mbind`,
-///   `munlock` and `mlock2` as the region's options and mlockall(2) require.
+/// A handler of userfaultfd(2) can fill missing pages of the region, for example from a snapshot.
+/// With `UFFD_FEATURE_EVENT_REMOVE`, the kernel sends it an event for each discarded range before
+/// the call returns. The handler must then fill the missing pages of that range with zeroes. The
+/// call waits until the handler has read the event, so the handler needs a thread of its own. The
+/// same applies to [`plug`](crate::plug()) and [`unplug`](crate::unplug()). There are exceptions:
+///
+/// - Pages that are overwritten, as listed above, stay in place. There is no event, except for
+///   unused huge pages.
+/// - Ranges of a private file are replaced by memory that is not registered. It reads as zeroes
+///   without the handler. With `UFFD_FEATURE_EVENT_UNMAP`, there is an event.
+/// - Before Linux 5.18, there are no events for locked files and for unused huge pages.
+/// - Other mappings of the file, in this or another process, get no events. Register the region
+///   itself.
 ///
 /// # Examples
 ///
@@ -106,21 +123,39 @@ where
 fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
     let mut zeroed = mapping.lock_changes();
     let all = |()| bytes(len);
-    match (&mapping.backing.file, mapping.backing.sharing) {
-        (Some((file, start)), Sharing::Shared) if mapping.kind() == BackingKind::Hugetlb => {
-            if !mapping.options.release_huge_pages {
-                return overwrite_plugged(mapping, file, offset, len);
-            }
-            if mapping.blocks.is_none() {
-                allocate_reserved(mapping, file, *start, offset, len);
-            }
+    let Some((file, start)) = &mapping.backing.file else {
+        return free_pages(mapping, offset, len).map(all);
+    };
+    if mapping.backing.sharing == Sharing::Private {
+        return replace_with_zeroes(mapping, &mut zeroed, offset, len);
+    }
+    match mapping.kind() {
+        BackingKind::Hugetlb if !mapping.options.release_huge_pages => {
+            overwrite_plugged(mapping, offset, len, |at, len| {
+                overwrite_huge_pages(mapping, file, at, len)
+            })
+        }
+        BackingKind::Hugetlb if mapping.blocks.is_none() => {
+            allocate_reserved(mapping, file, *start, offset, len);
             free_pages(mapping, offset, len).map(all)
         }
-        (Some(_), Sharing::Private) => replace_with_zeroes(mapping, &mut zeroed, offset, len),
-        (Some((file, _)), Sharing::Shared)
-            if mapping.kind() == BackingKind::File
-                && file.metadata()?.file_type().is_char_device() =>
-        {
+        // The space on a tmpfs is the pages themselves.
+        BackingKind::Memfd if mapping.backing.allocated => {
+            overwrite_plugged(mapping, offset, len, |at, len| {
+                mapping.mapped().fill_zeroes(at, len)
+            })
+        }
+        BackingKind::File if mapping.backing.allocated => {
+            let at = start.saturating_add(bytes(offset));
+            match sys::zero_range(file, at, bytes(len)) {
+                // The file system cannot free pages and keep the space.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    mapping.mapped().fill_zeroes(offset, len).map(|()| 0)
+                }
+                result => result.map(all),
+            }
+        }
+        BackingKind::File if file.metadata()?.file_type().is_char_device() => {
             // The driver owns the memory of a character device, which cannot have holes.
             mapping.mapped().fill_zeroes(offset, len).map(|()| 0)
         }
@@ -152,50 +187,57 @@ fn allocate_reserved(mapping: &HostMapping, file: &File, start: u64, offset: usi
     }
 }
 
-/// Overwrites the huge pages that a region keeps.
+/// Overwrites the pages that a region keeps, and frees those of unplugged blocks.
 ///
 /// Returns the number of bytes in unplugged blocks, which the region does not claim.
 fn overwrite_plugged(
     mapping: &HostMapping,
-    file: &File,
     offset: usize,
     len: usize,
+    overwrite: impl Fn(usize, usize) -> io::Result<()>,
 ) -> io::Result<u64> {
-    let kept = match mapping.plugged_blocks() {
-        None => vec![(offset, len)],
-        Some(blocks) => blocks.runs_in(offset, len).collect(),
+    let Some(blocks) = mapping.plugged_blocks() else {
+        return overwrite(offset, len).map(|()| 0);
     };
-    let mut freed = bytes(len);
-    for (at, run) in kept {
-        overwrite(mapping, file, at, run)?;
-        freed = freed.saturating_sub(bytes(run));
+    let mut freed = 0u64;
+    for (at, run) in unplugged_runs(blocks, offset, len) {
+        free_pages(mapping, at, run)?;
+        freed = freed.saturating_add(bytes(run));
+    }
+    for (at, run) in blocks.runs_in(offset, len) {
+        overwrite(at, run)?;
     }
     Ok(freed)
 }
 
 /// Writes zeroes to the huge pages of a range, but does not populate unused ones.
-fn overwrite(mapping: &HostMapping, file: &File, offset: usize, len: usize) -> io::Result<()> {
-    let mut others = None;
+fn overwrite_huge_pages(
+    mapping: &HostMapping,
+    file: &File,
+    offset: usize,
+    len: usize,
+) -> io::Result<()> {
+    let (mut used, mut unused) = (Vec::new(), Vec::new());
     for (at, page) in huge_pages(mapping, offset, len) {
-        if mincore_bytes(mapping, at, page)? == 0 {
-            // This process does not map the page, but another one may have written to it.
-            let others = match others {
-                Some(others) => others,
-                None => *others.insert(file_has_more(mapping, file)?),
-            };
-            if !others {
-                continue;
-            }
+        match mincore_bytes(mapping, at, page)? {
+            0 => unused.push((at, page)),
+            _ => used.push((at, page)),
         }
-        mapping.mapped().fill_zeroes(at, page)?;
     }
-    Ok(())
-}
-
-/// Returns whether a file has huge pages that this mapping does not.
-fn file_has_more(mapping: &HostMapping, file: &File) -> io::Result<bool> {
-    let here = mincore_bytes(mapping, 0, mapping.mapped().len())?;
-    Ok(file.metadata()?.blocks().saturating_mul(512) != here)
+    if !unused.is_empty() {
+        let here = mincore_bytes(mapping, 0, mapping.mapped().len())?;
+        for &(at, page) in &unused {
+            // This process maps no page here, so the call only tells a handler of userfaultfd(2)
+            // not to fill it. Linux before 5.18 refuses it.
+            let _ = free_private_pages(mapping, at, page);
+        }
+        // Another process, or that handler before it was told, may have filled some of them.
+        if file.metadata()?.blocks().saturating_mul(512) != here {
+            used.append(&mut unused);
+        }
+    }
+    used.into_iter()
+        .try_for_each(|(at, page)| mapping.mapped().fill_zeroes(at, page))
 }
 
 /// Frees the pages of a range, which then reads as zeroes. Not for private files.
@@ -203,19 +245,42 @@ pub(crate) fn free_pages(mapping: &HostMapping, offset: usize, len: usize) -> io
     match &mapping.backing.file {
         None => free_private_pages(mapping, offset, len),
         Some((file, start)) => {
-            let (start, len) = (start.saturating_add(bytes(offset)), bytes(len));
+            let (start, count) = (start.saturating_add(bytes(offset)), bytes(len));
             // Punching a hole in a block device may fail, or leave any contents.
             let is_block_device = mapping.kind() == BackingKind::File
                 && file.metadata()?.file_type().is_block_device();
             match is_block_device {
-                true => sys::zero_range(file, start, len),
-                false => sys::punch_hole(file, start, len),
+                true => sys::zero_range(file, start, count),
+                false => punch_hole(mapping, offset, len, || sys::punch_hole(file, start, count)),
             }
         }
     }
 }
 
-/// Frees the private pages of a range.
+/// Punches a hole in a file, after telling the handlers of userfaultfd(2) of the mapping.
+///
+/// `fallocate(2)`, which `fallocate` calls, tells nobody. `MADV_REMOVE` tells the handlers and then
+/// does the same, but is refused for locked memory, and before Linux 6.7 for protected memory.
+/// `MADV_DONTNEED` tells them as well, and leaves the pages in the file.
+fn punch_hole(
+    mapping: &HostMapping,
+    offset: usize,
+    len: usize,
+    fallocate: impl Fn() -> io::Result<()>,
+) -> io::Result<()> {
+    match mapping.mapped().advise(offset, len, Advice::Remove) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES)) => {
+            // Linux before 5.18 refuses this for locked memory and for huge pages.
+            let _ = free_private_pages(mapping, offset, len);
+            fallocate()
+        }
+        // A signal has interrupted it.
+        Err(error) if error.raw_os_error() == Some(libc::EINTR) => fallocate(),
+        result => result,
+    }
+}
+
+/// Frees the private pages of a range, and unmaps those of a file from this process.
 fn free_private_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
     match mapping.mapped().advise(offset, len, Advice::DontNeed) {
         // The range is locked, by the region's options or by mlockall(2).

@@ -9,12 +9,11 @@
 use std::io;
 
 use vm_memory::bitmap::Bitmap;
-use vm_memory::mmap::PluggedBlocks;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::discard::free_pages;
 use crate::error::ChangeError;
-use crate::mapping::{bytes, parts, span_of, HostMapping, Part};
+use crate::mapping::{bytes, parts, span_of, unplugged_runs, HostMapping, Part};
 use crate::region::{BackingKind, Blocks, Unplugged};
 use crate::resources::HostResources;
 use crate::sys::{self, Advice};
@@ -161,22 +160,6 @@ pub(crate) fn plug_initial(mapping: &HostMapping, plugged: &[(usize, usize)]) ->
         record.plug(offset, len).map_err(io::Error::other)?;
     }
     Ok(())
-}
-
-/// Returns the unplugged runs of a range, as offset and length.
-fn unplugged_runs(record: &PluggedBlocks, offset: usize, len: usize) -> Vec<(usize, usize)> {
-    let end = offset.saturating_add(len);
-    let (mut unplugged, mut at) = (Vec::new(), offset);
-    for (start, run) in record.runs_in(offset, len) {
-        if at < start {
-            unplugged.push((at, start.saturating_sub(at)));
-        }
-        at = start.saturating_add(run);
-    }
-    if at < end {
-        unplugged.push((at, end.saturating_sub(at)));
-    }
-    unplugged
 }
 
 fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {

@@ -6,6 +6,7 @@
 //! | [`page_size`] | the size of a page of this system |
 //! | [`temp_file`], [`temp_file_of_len`] | files that disappear with their descriptor |
 //! | [`HugePages`] | exclusive use of the machine's huge pages |
+//! | [`LazyPages`] | a userfaultfd handler that fills pages from a snapshot |
 //! | [`emulator`] | the program that runs the tests of another processor |
 //!
 //! A test that cannot run on a machine says so and passes. `SKIPPED:` in the output of a test run
@@ -25,6 +26,8 @@
 mod emulator;
 mod files;
 mod huge_pages;
+#[cfg(target_os = "linux")]
+mod lazy_pages;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -32,6 +35,8 @@ use std::io::Write;
 pub use emulator::emulator;
 pub use files::{temp_file, temp_file_of_len};
 pub use huge_pages::HugePages;
+#[cfg(target_os = "linux")]
+pub use lazy_pages::LazyPages;
 
 /// Reports that `test` does not run on this machine, and the reason.
 ///

@@ -258,6 +258,26 @@ fn node_mask(policy: &NumaPolicy) -> Option<(NodePolicy, Vec<u64>)> {
     Some((policy, mask))
 }
 
+/// Returns the unplugged runs of a range, as offset and length.
+pub(crate) fn unplugged_runs(
+    record: &PluggedBlocks,
+    offset: usize,
+    len: usize,
+) -> Vec<(usize, usize)> {
+    let end = offset.saturating_add(len);
+    let (mut unplugged, mut at) = (Vec::new(), offset);
+    for (start, run) in record.runs_in(offset, len) {
+        if at < start {
+            unplugged.push((at, start.saturating_sub(at)));
+        }
+        at = start.saturating_add(run);
+    }
+    if at < end {
+        unplugged.push((at, end.saturating_sub(at)));
+    }
+    unplugged
+}
+
 /// Converts a length. No target of Linux has a `usize` of more than 64 bits.
 pub(crate) fn bytes(len: usize) -> u64 {
     u64::try_from(len).unwrap_or(u64::MAX)

@@ -193,7 +193,8 @@ impl Region {
     /// therefore allocates space for the whole region (fallocate(2)). This applies to shared files
     /// on a disk and to all files on a tmpfs with a size limit.
     ///
-    /// [Discarded](crate::discard()) pages become holes again.
+    /// [Discarded](crate::discard()) pages of a sparse region become holes. Other regions keep
+    /// their space.
     #[doc(alias = "fallocate")]
     pub fn sparse(mut self, sparse: bool) -> Self {
         self.options.sparse = sparse;

@@ -43,6 +43,8 @@ pub(crate) enum Advice {
     DontNeed,
     /// Frees private pages that are locked (Linux 5.18).
     DontNeedLocked,
+    /// Frees pages of a shared file, and punches a hole there.
+    Remove,
     /// Populates pages for writing (Linux 5.14).
     PopulateWrite,
     /// Populates pages for reading (Linux 5.14).
@@ -97,14 +99,15 @@ impl Mapped {
             Advice::NoFork => libc::MADV_DONTFORK,
             Advice::DontNeed => libc::MADV_DONTNEED,
             Advice::DontNeedLocked => MADV_DONTNEED_LOCKED,
+            Advice::Remove => libc::MADV_REMOVE,
             Advice::PopulateWrite => libc::MADV_POPULATE_WRITE,
             Advice::PopulateRead => libc::MADV_POPULATE_READ,
         };
         let addr = self.part(offset, len)?;
         // SAFETY: `part` has checked that the range belongs to this mapping. No advice above unmaps
-        // memory of this process or changes its protection. DONTNEED changes bytes to zeroes or to
-        // those of the file. No Rust reference covers them (invariant of `Mapped`), and vm-memory
-        // expects the guest to change them at any time.
+        // memory of this process or changes its protection. DONTNEED and REMOVE change bytes to
+        // zeroes or to those of the file. No Rust reference covers them (invariant of `Mapped`),
+        // and vm-memory expects the guest to change them at any time.
         check(unsafe { libc::madvise(addr.cast(), len, advice) })
     }
 

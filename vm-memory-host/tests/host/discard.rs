@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -10,8 +11,8 @@ use proptest::prelude::*;
 use super::common::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
-    discard, prefault, Backing, ChangeError, Lock, MemoryBuilder, Region, Sharing,
-    TransparentHugePages,
+    discard, plug, prefault, unplug, Backing, ChangeError, Lock, MemoryBuilder, Region, Sharing,
+    TransparentHugePages, Unplugged,
 };
 
 const START: u64 = 64 * MIB;
@@ -328,4 +329,83 @@ fn discard_of_released_huge_pages_fills_the_pool() {
     assert_eq!(pool().unwrap().1, 2);
     fill(&memory, 2 * HUGE, HUGE, 1);
     assert_eq!(pool().unwrap().1, 2);
+}
+
+/// Takes all space that is left on the file system of `mounted`.
+fn take_the_rest(mounted: &Mounted) -> std::fs::File {
+    let other = open(mounted.directory.path().join("other"));
+    let mut at = 0;
+    while other.write_all_at(&[1; PAGE as usize], at).is_ok() {
+        at += PAGE;
+    }
+    other
+}
+
+#[test]
+fn discard_keeps_the_space_of_a_full_tmpfs() {
+    let test = "discard_keeps_the_space_of_a_full_tmpfs";
+    for (sparse, blocks) in [(false, false), (false, true), (true, false)] {
+        let Some(tmpfs) = Mounted::tmpfs("size=2m", test) else {
+            return;
+        };
+        let file = open(tmpfs.directory.path().join("ram"));
+        file.set_len(MIB).unwrap();
+        let region = Region::new(GuestAddress(0), MIB).sparse(sparse);
+        let region = region.backing(Backing::shared_file(file, 0));
+        let memory = match blocks {
+            false => build(region).unwrap(),
+            true => build(region.blocks(non_zero(MIB / 2), Unplugged::Mapped)).unwrap(),
+        };
+        let claimed = match blocks {
+            false => MIB,
+            true => MIB / 2,
+        };
+        if blocks {
+            plug(&memory, GuestAddress(0), claimed).unwrap();
+        }
+        fill(&memory, 0, claimed, 1);
+        // Unplugged blocks have no space to keep.
+        let freed = match sparse {
+            true => MIB,
+            false => MIB - claimed,
+        };
+        assert_eq!(discard(&memory, GuestAddress(0), MIB).unwrap(), freed);
+        let other = take_the_rest(&tmpfs);
+        let taken = other.metadata().unwrap().len();
+        assert_eq!(taken, 2 * MIB - (MIB - freed), "{sparse}, {blocks}");
+        for page in (0..claimed).step_by(PAGE as usize).filter(|_| !sparse) {
+            assert_eq!(byte_of_page(&memory, page), Some(0));
+            fill(&memory, page, PAGE, 2);
+        }
+        if blocks {
+            unplug(&memory, GuestAddress(0), MIB).unwrap();
+            drop(other);
+            assert!(take_the_rest(&tmpfs).metadata().unwrap().len() > taken);
+        }
+    }
+}
+
+#[test]
+fn discard_keeps_the_space_of_a_file_unless_sparse() {
+    for sparse in [false, true] {
+        let file = Arc::new(patterned_file(SIZE / PAGE));
+        let backing = Backing::File {
+            file: Arc::clone(&file),
+            offset: 0,
+            sharing: Sharing::Shared,
+        };
+        let region = Region::new(GuestAddress(START), SIZE).backing(backing);
+        let memory = build(region.sparse(sparse)).unwrap();
+        file.sync_all().unwrap();
+        let blocks = || file.metadata().unwrap().blocks() * 512;
+        let before = blocks();
+        discard(&memory, GuestAddress(START), SIZE / 2).unwrap();
+        assert_eq!(byte_of_page(&memory, START), Some(0), "{sparse}");
+        let claimed = if sparse { before - SIZE / 2 } else { before };
+        assert!(
+            blocks() <= claimed && blocks() + HUGE > claimed,
+            "{sparse}: {:#x}",
+            blocks()
+        );
+    }
 }

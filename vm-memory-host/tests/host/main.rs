@@ -11,3 +11,4 @@ mod options;
 mod plug;
 mod prefault;
 mod residency;
+mod userfault;
