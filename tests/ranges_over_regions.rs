@@ -338,3 +338,38 @@ fn try_for_each_slice_ends_with_error_of_callback() {
     assert_eq!(seen, 4 * PAGE);
     assert!(slices.next().is_none());
 }
+
+#[test]
+fn reachable_range_by_default_follows_reachable_bytes() {
+    struct Alternating;
+    impl GuestMemoryRegionBytes for Alternating {}
+    impl GuestMemoryRegion for Alternating {
+        type B = ();
+        fn len(&self) -> GuestUsize {
+            8 * PAGE as u64
+        }
+        fn start_addr(&self) -> GuestAddress {
+            GuestAddress(0)
+        }
+        fn bitmap(&self) {}
+        // Pages 2 and 3 are accessible, and so are pages 6 and 7.
+        fn reachable_bytes(&self, addr: MemoryRegionAddress, count: usize) -> usize {
+            let in_four = addr.0 as usize % (4 * PAGE);
+            let reachable = if in_four < 2 * PAGE {
+                0
+            } else {
+                4 * PAGE - in_four
+            };
+            reachable.min(count)
+        }
+    }
+    let range = |addr: usize, pages| {
+        let range = Alternating.reachable_range(MemoryRegionAddress(addr as u64), pages * PAGE);
+        (range.start, range.end)
+    };
+    assert_eq!(range(0, 8), (2 * PAGE, 4 * PAGE));
+    assert_eq!(range(5, 3), (2 * PAGE - 5, 3 * PAGE));
+    assert_eq!(range(3 * PAGE + 1, 5), (0, PAGE - 1));
+    assert_eq!(range(4 * PAGE, 2), (2 * PAGE, 2 * PAGE), "none");
+    assert_eq!(range(0, 0), (0, 0));
+}

@@ -16,8 +16,12 @@
 //! 1. Start tracking: [`DirtyMemory::start_tracking`] for the threads of this process, and the log
 //!    of KVM (`KVM_MEM_LOG_DIRTY_PAGES`) for the guest's CPUs.
 //! 2. Copy all of memory.
-//! 3. Harvest and send the dirty pages, until they are few. If sending fails, put them back.
-//! 4. Pause the guest and its devices, harvest once more, and send the rest.
+//! 3. Harvest and send the dirty pages, until they are few. If sending fails, put them back. The
+//!    destination discards the dirty pages that cannot be read: those of unplugged blocks.
+//! 4. Pause the guest and its devices, and wait for their I/O. Harvest once more, and send the
+//!    rest.
+//!
+//! A region that is added between rounds has no dirty pages yet: copy it as a whole.
 //!
 //! The program `examples/migration.rs` does this with a guest under KVM.
 //!
@@ -169,11 +173,14 @@ impl DirtyMemory {
             self.adopt_regions(memory);
         }
         for region in memory.iter() {
-            let number = self
-                .regions
-                .partition_point(|known| known.start < region.start_addr());
-            if let Some(known) = self.regions.get_mut(number) {
-                each(&region.bitmap(), &mut known.pages);
+            let (start, log) = (region.start_addr(), region.bitmap());
+            let number = self.regions.partition_point(|known| known.start < start);
+            // A region without bytes may begin at the same address.
+            let mut here = self.regions.iter_mut().skip(number);
+            if let Some(known) = here.find(|known| known.is_for(start, region.len(), &log)) {
+                each(&log, &mut known.pages);
+                // After the harvest: a block that was unplugged meanwhile is marked again.
+                known.record_access(region);
             }
         }
     }
@@ -216,11 +223,61 @@ impl DirtyMemory {
         }
     }
 
-    /// Returns the dirty pages as ranges: the first guest address, and the length in bytes.
+    /// Returns the dirty pages that can be read, as ranges: the first guest address, and the length
+    /// in bytes.
     ///
-    /// The ranges ascend. Adjacent pages of one region are one range.
+    /// The ranges ascend. Adjacent pages of one region are one range, which ends where a byte could
+    /// not be read at the last harvest or [`add_log`](Self::add_log). So each range can be read as
+    /// a whole from the memory that was harvested.
+    ///
+    /// A block that is unplugged later makes the read of its range fail. `vm_memory_host::unplug`
+    /// marks such a block: put back the range, or harvest again, and continue with the new ranges.
     pub fn runs(&self) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
-        self.regions.iter().flat_map(DirtyRegion::runs)
+        let regions = self.regions.iter();
+        regions.flat_map(|region| region.runs_by_access(true))
+    }
+
+    /// Returns the dirty pages that cannot be read, as ranges like those of [`runs`](Self::runs).
+    ///
+    /// They are in [unplugged blocks](crate::mmap::PluggedBlocks), or in regions that do not
+    /// [permit](GuestMemoryRegion::allowed_access) to read. A block that is plugged again reads as
+    /// zeroes until it is written. So tell the destination to discard these ranges: it must not
+    /// keep the old bytes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(all(unix, feature = "backend-mmap"))] {
+    /// use std::num::NonZeroUsize;
+    /// use std::sync::Arc;
+    /// use vm_memory::bitmap::AtomicBitmap;
+    /// use vm_memory::dirty::DirtyMemory;
+    /// use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+    ///
+    /// let blocks = Arc::new(PluggedBlocks::new(0x8000, NonZeroUsize::new(0x4000).unwrap())?);
+    /// blocks.plug(0, 0x8000)?;
+    /// let mapping = MmapRegionBuilder::<AtomicBitmap>::new(0x8000)
+    ///     .with_plugged_blocks(Arc::clone(&blocks))
+    ///     .build()?;
+    /// let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+    /// let memory = GuestMemoryMmap::from_regions(vec![region])?;
+    ///
+    /// memory.write_slice(&[1; 0x2000], GuestAddress(0x3000))?;
+    /// blocks.unplug(0x4000, 0x4000)?;
+    /// let mut dirty = DirtyMemory::new();
+    /// dirty.harvest(&memory);
+    /// assert_eq!(dirty.runs().collect::<Vec<_>>(), [(GuestAddress(0x3000), 0x1000)]);
+    /// let discard: Vec<_> = dirty.unreadable_runs().collect();
+    /// assert_eq!(discard, [(GuestAddress(0x4000), 0x1000)]);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "unplug")]
+    #[doc(alias = "virtio-mem")]
+    pub fn unreadable_runs(&self) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
+        let regions = self.regions.iter();
+        regions.flat_map(|region| region.runs_by_access(false))
     }
 
     /// Returns the regions that the memory had at the last harvest or
@@ -231,13 +288,14 @@ impl DirtyMemory {
             .map(|region| (region.start, &region.pages))
     }
 
-    /// Returns the number of dirty pages, each in the page size of its region.
+    /// Returns the number of dirty pages, each in the page size of its region. It includes pages
+    /// that cannot be read.
     pub fn total_pages(&self) -> usize {
         let pages = self.regions.iter().map(|region| region.pages.total_pages());
         pages.fold(0, usize::saturating_add)
     }
 
-    /// Returns the number of dirty bytes.
+    /// Returns the number of bytes in [`runs`](Self::runs): those that a transfer sends.
     pub fn total_bytes(&self) -> u64 {
         self.runs()
             .map(|(_, len)| to_u64(len))

@@ -5,13 +5,17 @@ use core::ops::Range;
 use super::LogWords;
 use crate::bitmap::{DirtyLog, DirtyPages};
 use crate::convert::{to_u64, to_usize};
-use crate::guest_memory::GuestAddress;
+use crate::guest_memory::{GuestAddress, MemoryRegionAddress, Permissions};
+use crate::region::GuestMemoryRegion;
 
 /// The dirty pages of one region, at the guest address that it had when it was last seen.
 #[derive(Clone, Debug)]
 pub(super) struct DirtyRegion {
     pub(super) start: GuestAddress,
     pub(super) pages: DirtyPages,
+    /// The offsets that could not be read when the region was last seen, ascending. Empty for most
+    /// regions.
+    unreadable: Vec<Range<usize>>,
 }
 
 impl DirtyRegion {
@@ -21,6 +25,31 @@ impl DirtyRegion {
             start,
             // A region whose length does not fit has no mapping in this process.
             pages: DirtyPages::new(usize::try_from(len).unwrap_or(0), log.page_size()),
+            unreadable: Vec::new(),
+        }
+    }
+
+    /// Records which bytes of the region can be read now.
+    pub(super) fn record_access<R: GuestMemoryRegion>(&mut self, region: &R) {
+        self.unreadable.clear();
+        let len = self.pages.byte_size();
+        let is_readable = region.allowed_access().allow(Permissions::Read);
+        let mut at = 0usize;
+        while at < len {
+            let left = len.saturating_sub(at);
+            let next = match is_readable {
+                true => region.reachable_range(MemoryRegionAddress(to_u64(at)), left),
+                false => left..left,
+            };
+            let start = at.saturating_add(next.start.min(left));
+            if at < start {
+                self.unreadable.push(at..start);
+            }
+            // A range that is empty has no accessible bytes after it.
+            at = match next.is_empty() {
+                true => len,
+                false => at.saturating_add(next.end.min(left)),
+            };
         }
     }
 
@@ -66,11 +95,43 @@ impl DirtyRegion {
 
     /// Returns the dirty pages as ranges of guest addresses: the first address and the length.
     pub(super) fn runs(&self) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
-        self.pages.runs().map(|run| {
-            // Inside the region, so the sum does not overflow.
-            let start = self.start.0.wrapping_add(to_u64(run.start));
-            (GuestAddress(start), run.len())
+        self.pages.runs().map(|run| self.at(run))
+    }
+
+    /// Returns the parts of [`runs`](Self::runs) that can be read, or those that cannot.
+    pub(super) fn runs_by_access(
+        &self,
+        readable: bool,
+    ) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
+        let pieces = self.pages.runs().flat_map(|run| self.pieces_of(run));
+        let pieces = pieces.filter(move |(is_readable, _)| *is_readable == readable);
+        pieces.map(|(_, piece)| self.at(piece))
+    }
+
+    /// Splits a range where the bytes before can be read and those after cannot, or the reverse.
+    fn pieces_of(&self, range: Range<usize>) -> impl Iterator<Item = (bool, Range<usize>)> + '_ {
+        let first = self
+            .unreadable
+            .partition_point(|gap| gap.end <= range.start);
+        let mut gaps = self.unreadable.iter().skip(first).peekable();
+        let mut at = range.start;
+        core::iter::from_fn(move || {
+            let start = at;
+            let gap = gaps.peek().map_or(range.end, |gap| gap.start);
+            let readable = start < gap;
+            at = match readable {
+                true => gap.min(range.end),
+                false => gaps.next().map_or(range.end, |gap| gap.end.min(range.end)),
+            };
+            (start < range.end).then_some((readable, start..at))
         })
+    }
+
+    /// Returns the guest address of a range in the region, and its length.
+    fn at(&self, range: Range<usize>) -> (GuestAddress, usize) {
+        // Inside the region, so the sum does not overflow.
+        let start = self.start.0.wrapping_add(to_u64(range.start));
+        (GuestAddress(start), range.len())
     }
 
     /// Returns the dirty ranges that lie in the `len` bytes at `start`, as offsets from `start`.

@@ -1,6 +1,6 @@
 //! [`GuestRegionMmap`].
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use super::unix::HostRange;
@@ -171,6 +171,23 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
         ) {
             (Some(blocks), Ok(offset)) => blocks.plugged_from(offset, count),
             _ => count,
+        }
+    }
+
+    fn reachable_range(&self, addr: MemoryRegionAddress, count: usize) -> Range<usize> {
+        let (Some(blocks), Ok(offset)) = (
+            self.mapping.plugged_blocks(),
+            usize::try_from(addr.raw_value()),
+        ) else {
+            return 0..count;
+        };
+        // One load of each bit: a block that is plugged meanwhile is inside or outside.
+        match blocks.runs_in(offset, count).next() {
+            Some((start, len)) => {
+                let start = start.saturating_sub(offset);
+                start..start.saturating_add(len)
+            }
+            None => count..count,
         }
     }
 

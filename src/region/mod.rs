@@ -73,11 +73,14 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use core::ops::Range;
+
 pub use collection::{GuestRegionCollection, GuestRegionCollectionError};
 
 use crate::address::Address;
 use crate::bitmap::{Bitmap, BS};
 use crate::bytes::Bytes;
+use crate::convert::{to_u64, to_usize};
 use crate::guest_memory::{
     Error, FileOffset, GuestAddress, GuestUsize, MemoryRegionAddress, Permissions, Result,
 };
@@ -236,6 +239,26 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
     fn reachable_bytes(&self, addr: MemoryRegionAddress, count: usize) -> usize {
         let _ = addr;
         count
+    }
+
+    /// Returns the first accessible bytes among the `count` bytes at `addr`, as offsets from
+    /// `addr`. The range is empty if none is accessible.
+    ///
+    /// The provided method calls [`reachable_bytes`](Self::reachable_bytes) at `addr` and at each
+    /// multiple of 4 KiB. A region that implements `reachable_bytes` can find the range faster.
+    fn reachable_range(&self, addr: MemoryRegionAddress, count: usize) -> Range<usize> {
+        const STEP: u64 = 0x1000;
+        let end = addr.raw_value().saturating_add(to_u64(count));
+        let mut at = addr;
+        while at.raw_value() < end {
+            let start = to_usize(at.raw_value().saturating_sub(addr.raw_value()));
+            let left = count.saturating_sub(start);
+            match self.reachable_bytes(at, left) {
+                0 => at.0 = (at.0 | (STEP - 1)).saturating_add(1),
+                reachable => return start..start.saturating_add(reachable.min(left)),
+            }
+        }
+        count..count
     }
 }
 
