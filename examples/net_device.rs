@@ -39,16 +39,24 @@ fn offer(memory: &Memory, buffers: &[(u64, u32)]) -> Result<(), Box<dyn Error>> 
     Ok(())
 }
 
-/// Receives one packet into `buffer`; marks what was written, and returns its length.
+/// Receives one packet into `buffer`; marks the pages that it reached, and returns its length.
 #[expect(unsafe_code, reason = "readv(2) takes pointers")]
-fn receive(fd: RawFd, buffer: IoBuffer<Memory>) -> io::Result<usize> {
+fn receive(fd: RawFd, mut buffer: IoBuffer<Memory>) -> io::Result<usize> {
     let vectors = buffer.vectors();
-    let count = vectors.len().min(libc::UIO_MAXIOV as usize) as i32;
+    // An `IoBuffer` has no more than `MAX_VECTORS` segments.
+    let count = vectors.len() as i32;
     // SAFETY: an `IoVector` is an `iovec`. `buffer` keeps the memory mapped until after the call,
     // and no Rust reference to that memory exists.
     let received = unsafe { libc::readv(fd, vectors.as_ptr().cast(), count) };
     match usize::try_from(received) {
-        Ok(received) => Ok(buffer.complete(received)),
+        Ok(received) => {
+            // The kernel copies a datagram whole, and nothing after it: the rest needs no marks.
+            if let Some(rest) = buffer.split_off(received) {
+                rest.cancel();
+            }
+            Ok(buffer.complete(received))
+        }
+        // Dropping the buffer marks all of it.
         Err(_) => Err(io::Error::last_os_error()),
     }
 }

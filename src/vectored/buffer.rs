@@ -4,7 +4,8 @@ use core::fmt::{self, Debug};
 use std::sync::Arc;
 
 use super::io_vector::IoVector;
-use super::segments::Segments;
+use super::segments::{too_many, Segments};
+use super::MAX_VECTORS;
 use crate::bitmap::BS;
 use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result, TranslationHold};
 
@@ -24,10 +25,22 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result,
 /// does not support this ([`GuestMemory::hold_translation`]);
 /// [`SharedIotlb`](crate::iommu::SharedIotlb) does.
 ///
+/// # Segments
+///
+/// A guest chooses the number of segments, in particular behind an IOMMU. [`push`](Self::push)
+/// fails if there would be more than [`MAX_VECTORS`], as many as one system call accepts. A device
+/// may [set another limit](Self::set_segment_limit). A segment takes about 80 bytes.
+///
 /// # Dirty tracking
 ///
-/// [`complete`](Self::complete) marks the pages that the device wrote. They are not marked earlier:
-/// a harvest could then copy a page that is only half written, and the rest would not be marked.
+/// The pages of a buffer for writing are marked when it is completed or dropped, if its vectors
+/// were used. So an early return or a panic loses no page. All pages are marked: after a short
+/// count, a device may have written more bytes than it counts. They are not marked earlier: a
+/// harvest could then copy a page that is only half written, and the rest would not be marked.
+///
+/// [`cancel`](Self::cancel) drops a buffer without marks. A buffer that is leaked
+/// ([`mem::forget`](core::mem::forget)) is never marked. A device that leaks one, because the
+/// kernel may still write to it, must treat all pages of the memory as dirty.
 ///
 /// # Examples
 ///
@@ -75,23 +88,23 @@ pub struct IoBuffer<M: GuestMemory + 'static> {
     /// Keeps the translation of all ranges in use. It was taken before the first range was
     /// translated, so it also covers all later ones.
     hold: Option<TranslationHold>,
-    access: Permissions,
+    segment_limit: usize,
 }
 
 // SAFETY: 1. `segments` holds host addresses of mappings that `memory` keeps, and bitmap slices.
 // The addresses are not tied to a thread: any thread may access the memory of a `VolatileSlice` at
 // any time. The bitmap slices are `Send` by the bound. 2. `memory` is an `Arc<M>` with
 // `M: Send + Sync`, which is `Send`. 3. `hold` is a `TranslationHold`, which is `Send` by itself.
-// 4. `access` is a plain value.
+// 4. `segment_limit` is a plain value.
 unsafe impl<M: GuestMemory + Send + Sync + 'static> Send for IoBuffer<M> where
     BS<'static, M::Bitmap>: Send
 {
 }
-// SAFETY: `&IoBuffer` allows four operations. 1. Reading the vectors, which are numbers. 2.
-// Accessing guest memory through `VolatileSlice`s, which any number of threads may do at once. 3.
-// Cloning the `Arc<M>`, which is `Sync` since `M: Send + Sync`. 4. Marking through shared bitmap
-// slices, which are `Sync` by the bound. It does not reach `hold`, and `TranslationHold` is `Sync`
-// by itself.
+// SAFETY: `&IoBuffer` allows five operations. 1. Reading the vectors, which are numbers. 2. Noting
+// that they were lent, in an atomic. 3. Accessing guest memory through `VolatileSlice`s, which any
+// number of threads may do at once. 4. Cloning the `Arc<M>`, which is `Sync` since
+// `M: Send + Sync`. 5. Marking through shared bitmap slices, which are `Sync` by the bound. It does
+// not reach `hold`, and `TranslationHold` is `Sync` by itself.
 unsafe impl<M: GuestMemory + Send + Sync + 'static> Sync for IoBuffer<M> where
     BS<'static, M::Bitmap>: Sync
 {
@@ -104,11 +117,39 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// [`Permissions::Read`] if it reads from it.
     pub fn new(memory: Arc<M>, access: Permissions) -> Self {
         IoBuffer {
-            segments: Segments::new(),
+            segments: Segments::new(access),
             memory,
             hold: None,
-            access,
+            segment_limit: MAX_VECTORS,
         }
+    }
+
+    /// Limits the number of segments to `limit`. The default is [`MAX_VECTORS`].
+    ///
+    /// Segments that the buffer has already stay. Buffers that are split off have the same limit.
+    /// With more than [`MAX_VECTORS`], pass that many to an operation, and continue with
+    /// [`split_off`](Self::split_off).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::sync::Arc;
+    /// use vm_memory::vectored::IoBuffer;
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+    /// let mut request = IoBuffer::new(Arc::new(memory), Permissions::Read);
+    /// request.set_segment_limit(2);
+    /// request.push(GuestAddress(0x1000), 16)?;
+    /// request.push(GuestAddress(0x2000), 0x200)?;
+    /// assert!(request.push(GuestAddress(0x3000), 1).is_err());
+    /// assert_eq!(request.len(), 0x210);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_segment_limit(&mut self, limit: usize) {
+        self.segment_limit = limit;
     }
 
     /// Appends the `count` bytes at `addr`. If it fails, the buffer is unchanged.
@@ -116,10 +157,16 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// # Errors
     ///
     /// - the error of [`GuestMemory::get_slices`] if any byte of the range is not accessible;
+    /// - [`Error::HostAddressNotAvailable`] if the buffer was made for [`Permissions::No`];
     /// - [`Error::GuestAddressOverflow`] if the buffer would have more than `usize::MAX` bytes;
+    /// - [`Error::IOError`] of the kind `InvalidInput` if the buffer would have more segments than
+    ///   its [limit](Self::set_segment_limit), or `OutOfMemory` if an allocation fails;
     /// - [`Error::IOError`] of the kind `Unsupported` behind an IOMMU that cannot keep translations
     ///   in use.
     pub fn push(&mut self, addr: GuestAddress, count: usize) -> Result<()> {
+        if self.segments.access() == Permissions::No {
+            return Err(Error::HostAddressNotAvailable);
+        }
         // SAFETY: `self.memory` keeps the object at this address alive and in place until it is
         // dropped. `self.segments` is dropped before it (see the fields of `IoBuffer`).
         // Nothing else keeps the reference beyond this call: `get_slices` and `hold_translation`
@@ -129,11 +176,18 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
             // Before the translation, so that an invalidation in between waits for this buffer.
             self.hold = Some(memory.hold_translation().ok_or_else(cannot_hold)?);
         }
-        let mut slices = memory.get_slices(addr, count, self.access)?;
-        // Gathered separately, so that an error leaves the buffer as it is.
-        let mut segments = Segments::new();
-        segments.gather(&mut slices)?;
-        self.segments.append(segments)
+        let mut slices = memory.get_slices(addr, count, self.segments.access())?;
+        let before = self.segments.count();
+        let gathered = self.segments.gather(&mut slices, self.segment_limit);
+        let result = match gathered {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(too_many(addr, count, self.segment_limit)),
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            self.segments.remove_from(before);
+        }
+        result
     }
 
     /// Returns the vectors, in the order in which their ranges were added.
@@ -141,16 +195,20 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Their memory stays mapped while `self` lives, wherever `self` is moved to. No Rust reference
     /// to it may be made.
     ///
+    /// From now on, a buffer for writing counts as written: see
+    /// [Dirty tracking](IoBuffer#dirty-tracking).
+    ///
     /// The array itself may lie inside `self`, so it moves with it. io_uring reads the array only
     /// until the submission returns (`IORING_FEAT_SUBMIT_STABLE`, Linux 5.5, io_uring_setup(2)). If
     /// the array is needed for longer, use [`vectors_on_heap`](Self::vectors_on_heap).
     pub fn vectors(&self) -> &[IoVector] {
-        self.segments.vectors()
+        self.segments.lend()
     }
 
     /// Returns the vectors in an array whose address stays the same when `self` is moved.
     ///
-    /// The address changes when ranges are added or split off.
+    /// The address changes when ranges are added or split off. From now on, a buffer for writing
+    /// counts as written: see [Dirty tracking](IoBuffer#dirty-tracking).
     ///
     /// # Examples
     ///
@@ -188,7 +246,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn vectors_on_heap(&mut self) -> &[IoVector] {
-        self.segments.vectors_on_heap()
+        self.segments.lend_on_heap()
     }
 
     /// Returns the number of bytes in all ranges.
@@ -214,22 +272,27 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
             segments: self.segments.split_off(at)?,
             memory: Arc::clone(&self.memory),
             hold: self.hold.clone(),
-            access: self.access,
+            segment_limit: self.segment_limit,
         })
     }
 
     /// Shortens the buffer to its first `len` bytes. Does nothing if it has fewer.
+    ///
+    /// The other bytes are marked as if a buffer of them was dropped.
     pub fn truncate(&mut self, len: usize) {
-        let _ = self.segments.split_off(len);
+        drop(self.split_off(len));
     }
 
     /// Copies the bytes from `offset` on to `buf`, as many as both have, and returns how many.
     ///
     /// # Errors
     ///
-    /// Returns an error if the first byte cannot be accessed, for example because its file was
-    /// truncated; see [`fault`](crate::fault).
+    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not made for
+    /// [`Permissions::Read`] or `ReadWrite`: the memory may permit only writes. Returns an error if
+    /// the first byte cannot be accessed, for example because its file was truncated. Bytes after
+    /// one that cannot be accessed are not copied; see [`fault`](crate::fault).
     pub fn copy_to(&self, offset: usize, buf: &mut [u8]) -> Result<usize> {
+        self.require(Permissions::Read)?;
         self.segments.copy_to(offset, buf)
     }
 
@@ -240,22 +303,72 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// # Errors
     ///
     /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not made for
-    /// [`Permissions::Write`]. Returns an error if the first byte cannot be accessed, for example
-    /// because its file was truncated; see [`fault`](crate::fault).
+    /// [`Permissions::Write`] or `ReadWrite`. Returns an error if the first byte cannot be
+    /// accessed, for example because its file was truncated. Bytes after one that cannot be
+    /// accessed are not copied; see [`fault`](crate::fault).
     pub fn copy_from(&self, offset: usize, buf: &[u8]) -> Result<usize> {
-        if !self.access.has_write() {
-            return Err(Error::HostAddressNotAvailable);
-        }
+        self.require(Permissions::Write)?;
         self.segments.copy_from(offset, buf)
     }
 
-    /// Marks the first `written` bytes as dirty, after the device has written them.
+    /// Returns an error if the ranges were not checked for `access`.
+    fn require(&self, access: Permissions) -> Result<()> {
+        match self.segments.access().allow(access) {
+            true => Ok(()),
+            false => Err(Error::HostAddressNotAvailable),
+        }
+    }
+
+    /// Ends the operation, of which the device says that it wrote `written` bytes.
     ///
-    /// Returns the number of bytes marked, which is at most [`len`](Self::len). After a failed
-    /// operation it may be unknown how many bytes were written. Pass [`len`](Self::len) then.
-    pub fn complete(self, written: usize) -> usize {
-        self.segments.mark_dirty(0, written);
+    /// Marks all pages of a buffer for writing, also after a short count or an error. Returns
+    /// `written`, or the length of the buffer if that is less. A guest must not be told of more.
+    ///
+    /// If the device cannot have written past its count, split the rest off first, and
+    /// [`cancel`](Self::cancel) it.
+    ///
+    /// # Examples
+    ///
+    /// A packet that fills a small part of its buffer marks one page:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))] {
+    /// use std::sync::Arc;
+    /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+    /// use vm_memory::vectored::IoBuffer;
+    /// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+    /// use vm_memory::Permissions;
+    ///
+    /// let memory: GuestMemoryMmap<AtomicBitmap> =
+    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)])?;
+    /// let memory = Arc::new(memory);
+    /// let mut packet = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
+    /// packet.push(GuestAddress(0), 0x1_0000)?;
+    /// // readv(2) of a packet of 60 bytes into `packet.vectors()`.
+    /// # let _ = packet.vectors();
+    /// if let Some(rest) = packet.split_off(60) {
+    ///     rest.cancel();
+    /// }
+    /// assert_eq!(packet.complete(60), 60);
+    /// let bitmap = memory.find_region(GuestAddress(0)).ok_or("no region")?.bitmap();
+    /// assert!(bitmap.dirty_at(0) && !bitmap.dirty_at(0x1000));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn complete(mut self, written: usize) -> usize {
+        if self.segments.access().has_write() {
+            self.segments.mark_all();
+        }
+        self.segments.end_loan();
         written.min(self.len())
+    }
+
+    /// Drops the buffer without marking it, because no device wrote to it.
+    ///
+    /// That is the case if the operation was not submitted, or failed before its first byte, as
+    /// with `EAGAIN`. If in doubt, drop the buffer.
+    pub fn cancel(mut self) {
+        self.segments.end_loan();
     }
 }
 
@@ -271,8 +384,8 @@ fn cannot_hold() -> Error {
 impl<M: GuestMemory + 'static> Debug for IoBuffer<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IoBuffer")
-            .field("vectors", &self.vectors())
-            .field("access", &self.access)
+            .field("vectors", &self.segments.vectors())
+            .field("access", &self.segments.access())
             .finish_non_exhaustive()
     }
 }

@@ -1,17 +1,25 @@
 //! [`IoVectors`]: a range as raw vectors, while the memory is borrowed.
 
+use core::fmt::{self, Debug};
+
 use super::io_vector::IoVector;
-use super::segments::Segments;
+use super::segments::{too_many, Segments};
+use super::MAX_VECTORS;
 use crate::bitmap::{BitmapSlice, BS};
-use crate::guest_memory::{GuestAddress, GuestMemory, Permissions, Result};
+use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result};
 
 /// A range of guest memory as raw vectors, for as long as the memory is borrowed.
 ///
 /// Made by [`io_vectors`]. `H` keeps the translation of the range in use: behind an IOMMU, an
 /// invalidation of the range does not complete before this value is dropped.
+///
+/// # Dirty tracking
+///
+/// If the range is for writing, and [`vectors`](Self::vectors) was called, dropping this value
+/// marks all its pages. So an early return or a panic loses no page. Keep it until the kernel no
+/// longer writes. [`cancel`](Self::cancel) is for a range that nobody wrote to.
 #[doc(alias = "iovec")]
-#[derive(Debug)]
-pub struct IoVectors<'a, S, H> {
+pub struct IoVectors<'a, S: BitmapSlice, H> {
     segments: Segments<'a, S>,
     /// Declared after the segments, so that it is dropped after them.
     _held: H,
@@ -19,8 +27,8 @@ pub struct IoVectors<'a, S, H> {
 
 /// Returns the `count` bytes at `addr` as raw vectors, for an access of the kind `access`.
 ///
-/// It serves system calls for which this module has no function. A caller that lets the kernel
-/// write to the vectors must then mark the bytes by [`IoVectors::mark_dirty`].
+/// It serves system calls for which this module has no function. There are at most
+/// [`MAX_VECTORS`] vectors, as many as one call accepts.
 ///
 /// # Examples
 ///
@@ -41,8 +49,11 @@ pub struct IoVectors<'a, S, H> {
 ///
 /// # Errors
 ///
-/// Returns the error of [`GuestMemory::get_slices`] if a byte of the range is not in guest memory,
-/// not mapped by the IOMMU, or not accessible.
+/// - The error of [`GuestMemory::get_slices`] if a byte of the range is not in guest memory, not
+///   mapped by the IOMMU, or not accessible.
+/// - [`Error::HostAddressNotAvailable`] if `access` is [`Permissions::No`].
+/// - [`Error::IOError`] of the kind `InvalidInput` if the range has more than [`MAX_VECTORS`]
+///   segments, or `OutOfMemory` if an allocation fails.
 #[doc(alias = "iovec")]
 #[doc(alias = "readv")]
 #[doc(alias = "writev")]
@@ -52,9 +63,14 @@ pub fn io_vectors<'a, M: GuestMemory + ?Sized>(
     count: usize,
     access: Permissions,
 ) -> Result<IoVectors<'a, BS<'a, M::Bitmap>, impl Sized + 'a>> {
+    if access == Permissions::No {
+        return Err(Error::HostAddressNotAvailable);
+    }
     let mut slices = memory.get_slices(addr, count, access)?;
-    let mut segments = Segments::new();
-    segments.gather(&mut slices)?;
+    let mut segments = Segments::new(access);
+    if !segments.gather(&mut slices, MAX_VECTORS)? {
+        return Err(too_many(addr, count, MAX_VECTORS));
+    }
     Ok(IoVectors {
         segments,
         _held: slices,
@@ -68,7 +84,7 @@ impl<S: BitmapSlice, H> IoVectors<'_, S, H> {
     /// stays mapped while `self` lives. It may change at any time, so no Rust reference to it may
     /// be made.
     pub fn vectors(&self) -> &[IoVector] {
-        self.segments.vectors()
+        self.segments.lend()
     }
 
     /// Returns the number of bytes in the range.
@@ -83,8 +99,23 @@ impl<S: BitmapSlice, H> IoVectors<'_, S, H> {
 
     /// Marks `count` bytes from `offset` on as dirty, as far as the range has them.
     ///
-    /// Call it after the bytes have been written. If it is not known how many were, mark them all.
+    /// Call it after the bytes have been written. Dropping the range marks all bytes again.
     pub fn mark_dirty(&self, offset: usize, count: usize) {
         self.segments.mark_dirty(offset, count);
+    }
+
+    /// Drops the range without marking it: nobody wrote to it, or
+    /// [`mark_dirty`](Self::mark_dirty) has marked all that was written.
+    pub fn cancel(mut self) {
+        self.segments.end_loan();
+    }
+}
+
+impl<S: BitmapSlice, H> Debug for IoVectors<'_, S, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoVectors")
+            .field("vectors", &self.segments.vectors())
+            .field("access", &self.segments.access())
+            .finish_non_exhaustive()
     }
 }

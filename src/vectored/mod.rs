@@ -46,10 +46,10 @@
 //!
 //! Interrupted calls (`EINTR`) are repeated.
 //!
-//! The functions without `exact` or `all` make one call. It covers the first 1024 segments
-//! (`UIO_MAXIOV`, Linux `include/uapi/linux/uio.h`), and may move fewer bytes than requested. A
-//! range that ends in a hole, or in memory that does not permit the access, is transferred up to
-//! there.
+//! The functions without `exact` or `all` make one call. It covers the first [`MAX_VECTORS`]
+//! segments and the first 64 MiB, and may move fewer bytes than requested. A range that ends in a
+//! hole, or in memory that does not permit the access, is transferred up to there. For a range of 0
+//! bytes, no function makes a call.
 //!
 //! The functions with `exact` or `all` repeat the call until all bytes are moved. If they cannot
 //! finish, they return [`PartialBuffer`](crate::GuestMemoryError::PartialBuffer) with the number of
@@ -61,9 +61,16 @@
 //!
 //! # Dirty tracking
 //!
-//! After each call, the pages that it wrote are marked dirty. After an error other than `EAGAIN`
-//! and `EINTR`, all pages of the call are marked. The device may have written bytes that the kernel
-//! does not count.
+//! After each call that wrote, all pages that it was given are marked dirty. That includes a call
+//! with a short count, and one that fails with an error other than `EAGAIN` and `EINTR`. The device
+//! may have written bytes that the kernel does not count.
+//!
+//! # Costs
+//!
+//! A transfer takes memory for [`MAX_VECTORS`] segments at most, and time in proportion to the
+//! segments that it moves. Behind an IOMMU, a function that makes one call translates the range in
+//! parts that grow until there are enough segments. The other functions translate the whole range
+//! once.
 //!
 //! # System calls
 //!
@@ -83,6 +90,7 @@ use std::os::fd::AsFd;
 pub use buffer::IoBuffer;
 pub use io_vector::IoVector;
 pub use io_vectors::{io_vectors, IoVectors};
+pub use system_call::MAX_VECTORS;
 
 use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result};
 use segments::Segments;
@@ -276,6 +284,13 @@ pub fn write_all_to_at<M: GuestMemory + ?Sized>(
     transfer_all(memory, addr, count, direction, file, position)
 }
 
+/// The most bytes of a single call. Each call marks all bytes that it was given: without a limit, a
+/// loop over a long range would take quadratic time.
+const MAX_BYTES: usize = 64 << 20;
+
+/// The number of bytes of a range that are translated first: [`MAX_VECTORS`] pages of 4 KiB.
+const FIRST_TRANSLATION: usize = MAX_VECTORS * 0x1000;
+
 /// Transfers a range by one system call.
 fn transfer_once<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -285,14 +300,32 @@ fn transfer_once<M: GuestMemory + ?Sized>(
     fd: &impl AsFd,
     position: Position,
 ) -> Result<usize> {
-    // The iterator keeps the translation of the range in use until the bytes have been moved.
-    let mut slices = memory.get_slices(addr, count, direction.access())?;
-    let mut segments = Segments::new();
-    match segments.gather(&mut slices) {
-        Err(error) if segments.len() == 0 => Err(error),
-        _ => segments
-            .transfer_once(direction, fd.as_fd(), position)
-            .map_err(Error::IOError),
+    if count == 0 {
+        return Ok(0);
+    }
+    let count = count.min(MAX_BYTES);
+    // A translation takes time for the whole range, and one call may move a small part of it. The
+    // caller's loop over the rest would take quadratic time.
+    let mut translated = match memory.physical_memory() {
+        Some(_) => count,
+        None => count.min(FIRST_TRANSLATION),
+    };
+    loop {
+        // The iterator keeps the translation of the range in use until the bytes have been moved.
+        let mut slices = memory.get_slices(addr, translated, direction.access())?;
+        let mut segments = Segments::new(direction.access());
+        match segments.gather(&mut slices, MAX_VECTORS) {
+            Err(error) if segments.len() == 0 => return Err(error),
+            Ok(true) if translated < count && segments.count() < MAX_VECTORS => {
+                // Only one iterator at a time: it may hold a lock.
+                translated = translated.saturating_mul(4).min(count);
+            }
+            _ => {
+                return segments
+                    .transfer_once(direction, fd.as_fd(), position)
+                    .map_err(Error::IOError);
+            }
+        }
     }
 }
 
@@ -305,15 +338,27 @@ fn transfer_all<M: GuestMemory + ?Sized>(
     fd: &impl AsFd,
     position: Position,
 ) -> Result<()> {
+    if count == 0 {
+        return Ok(());
+    }
     // The iterator keeps the translation of the range in use until the bytes have been moved.
     let mut slices = memory.get_slices(addr, count, direction.access())?;
-    let mut segments = Segments::new();
-    let inaccessible = segments.gather(&mut slices).err();
-    let (completed, stopped_by) = segments.transfer_all(direction, fd.as_fd(), position);
-    match stopped_by.map(Error::IOError).or(inaccessible) {
-        None => Ok(()),
+    let mut completed = 0usize;
+    let stopped_by = loop {
+        let mut segments = Segments::new(direction.access());
+        let inaccessible = segments.fill(&mut slices, MAX_VECTORS).err();
+        let (moved, failed) =
+            segments.transfer_all(direction, fd.as_fd(), position.after(completed));
+        completed = completed.saturating_add(moved);
+        match failed.map(Error::IOError).or(inaccessible) {
+            None if segments.count() == MAX_VECTORS => {}
+            stopped_by => break stopped_by,
+        }
+    };
+    match stopped_by {
         Some(error) if completed == 0 => Err(error),
-        Some(_) => Err(Error::PartialBuffer {
+        None if completed == count => Ok(()),
+        _ => Err(Error::PartialBuffer {
             expected: count,
             completed,
         }),

@@ -1,166 +1,271 @@
 //! [`Segments`]: the segments of scattered ranges, and their transfer from or to a descriptor.
+//!
+//! Invariants:
+//!
+//! - A segment is not empty. Its end is the sum of the lengths up to and including its own.
+//! - `vectors[i]` names the bytes of `segments[i]`.
+//! - If the vectors were lent for writing, each segment is marked dirty before it is dropped.
 
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use smallvec::SmallVec;
+use smallvec::{CollectionAllocErr, SmallVec};
 
 use super::io_vector::IoVector;
 use super::system_call::{call, Direction, Position, MAX_VECTORS};
 use crate::bitmap::BitmapSlice;
 use crate::bytes::Bytes;
-use crate::guest_memory::{Error, GuestMemorySliceIterator, Result};
-use crate::volatile_memory::VolatileSlice;
+use crate::guest_memory::{Error, GuestAddress, GuestMemorySliceIterator, Permissions, Result};
+use crate::volatile_memory::{self, VolatileSlice};
 
 /// The number of segments that are stored without an allocation.
 pub(super) const INLINE: usize = 8;
 
+#[derive(Debug)]
+struct Segment<'a, S> {
+    slice: VolatileSlice<'a, S>,
+    /// The offset of the byte after the segment, from the start of the first segment.
+    end: usize,
+}
+
 /// The segments of one or more ranges, in order, each with its slice of the dirty bitmap.
-#[derive(Clone, Debug)]
-pub(super) struct Segments<'a, S> {
-    slices: SmallVec<[VolatileSlice<'a, S>; INLINE]>,
+#[derive(Debug)]
+pub(super) struct Segments<'a, S: BitmapSlice> {
+    segments: SmallVec<[Segment<'a, S>; INLINE]>,
     /// The same segments, in the kernel's layout.
     vectors: SmallVec<[IoVector; INLINE]>,
-    /// The number of bytes in all segments.
-    len: usize,
+    /// The access that the segments were checked for.
+    access: Permissions,
+    /// Whether a caller got the vectors, and the pages are not marked since.
+    ///
+    /// Relaxed accesses suffice. The flag is read by `drop` and by methods that take `&mut self` or
+    /// consume the owner. A borrow by another thread has ended by then, and whatever ended it (a
+    /// join, a lock, the count of an `Arc`) orders the store before the load.
+    lent: AtomicBool,
 }
 
 impl<'a, S: BitmapSlice> Segments<'a, S> {
-    /// Appends slices up to the end or the first error. The slices before an error stay.
-    pub(super) fn gather(
-        &mut self,
-        slices: &mut impl GuestMemorySliceIterator<'a, S>,
-    ) -> Result<()> {
-        slices.try_for_each_slice(|slice| self.push(slice))
-    }
-
-    pub(super) fn new() -> Self {
+    /// Makes an empty list, for slices that were checked for `access`.
+    pub(super) fn new(access: Permissions) -> Self {
         Segments {
-            slices: SmallVec::new(),
+            segments: SmallVec::new(),
             vectors: SmallVec::new(),
-            len: 0,
+            access,
+            lent: AtomicBool::new(false),
         }
     }
 
-    /// Appends a segment, unless the length would overflow.
-    pub(super) fn push(&mut self, slice: VolatileSlice<'a, S>) -> Result<()> {
-        let Some(len) = self.len.checked_add(slice.len()) else {
-            return Err(Error::GuestAddressOverflow);
-        };
-        self.vectors.push(IoVector::new(&slice));
-        self.slices.push(slice);
-        self.len = len;
+    /// Appends slices up to the end, the first error, or a total of `limit` segments.
+    ///
+    /// Returns whether all slices were appended. The slices before an error stay.
+    pub(super) fn gather(
+        &mut self,
+        slices: &mut impl GuestMemorySliceIterator<'a, S>,
+        limit: usize,
+    ) -> Result<bool> {
+        let mut stopped = false;
+        let result = slices.try_for_each_slice(|slice| {
+            if self.count() >= limit {
+                stopped = true;
+                // Ends the walk. The value is not used.
+                return Err(Error::InvalidBackendAddress);
+            }
+            self.push(slice)
+        });
+        match stopped {
+            true => Ok(false),
+            false => result.map(|()| true),
+        }
+    }
+
+    /// Appends slices up to the end, the first error, or a total of `limit` segments.
+    ///
+    /// Unlike [`gather`](Self::gather), it leaves the other slices in the iterator.
+    pub(super) fn fill(
+        &mut self,
+        slices: &mut impl GuestMemorySliceIterator<'a, S>,
+        limit: usize,
+    ) -> Result<()> {
+        while self.count() < limit {
+            match slices.next() {
+                Some(slice) => self.push(slice?)?,
+                None => break,
+            }
+        }
         Ok(())
     }
 
-    /// Appends all segments of `other`, or none if the length would overflow.
-    pub(super) fn append(&mut self, mut other: Self) -> Result<()> {
-        let Some(len) = self.len.checked_add(other.len) else {
+    /// Appends a segment, unless the length would overflow or there is no memory for it.
+    fn push(&mut self, slice: VolatileSlice<'a, S>) -> Result<()> {
+        if slice.is_empty() {
+            return Ok(());
+        }
+        let Some(end) = self.len().checked_add(slice.len()) else {
             return Err(Error::GuestAddressOverflow);
         };
-        self.vectors.append(&mut other.vectors);
-        self.slices.append(&mut other.slices);
-        self.len = len;
+        self.segments.try_reserve(1).map_err(out_of_memory)?;
+        self.vectors.try_reserve(1).map_err(out_of_memory)?;
+        self.vectors.push(IoVector::new(&slice));
+        self.segments.push(Segment { slice, end });
         Ok(())
     }
 
     /// Returns the number of bytes.
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.segments.last().map_or(0, |segment| segment.end)
     }
 
+    /// Returns the number of segments.
+    pub(super) fn count(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Returns the access that the segments were checked for.
+    pub(super) fn access(&self) -> Permissions {
+        self.access
+    }
+
+    /// Returns the vectors, for a log.
     pub(super) fn vectors(&self) -> &[IoVector] {
         &self.vectors
     }
 
-    /// Returns the vectors at an address that stays the same when `self` is moved: on the heap.
-    pub(super) fn vectors_on_heap(&mut self) -> &[IoVector] {
+    /// Returns the vectors for an access by the kernel or a device.
+    pub(super) fn lend(&self) -> &[IoVector] {
+        self.lent.store(true, Ordering::Relaxed);
+        &self.vectors
+    }
+
+    /// Returns the vectors for an access by the kernel or a device, at an address that stays the
+    /// same when `self` is moved: on the heap.
+    pub(super) fn lend_on_heap(&mut self) -> &[IoVector] {
         if !self.vectors.spilled() {
             self.vectors.grow(INLINE.saturating_mul(2));
         }
-        &self.vectors
+        self.lend()
+    }
+
+    /// Ends the loan of the vectors, after which nobody writes through them.
+    pub(super) fn end_loan(&mut self) {
+        *self.lent.get_mut() = false;
+    }
+
+    /// Removes the segments after the first `count`, which were never lent.
+    pub(super) fn remove_from(&mut self, count: usize) {
+        self.segments.truncate(count);
+        self.vectors.truncate(count);
     }
 
     /// Keeps the first `at` bytes, and returns the others. Returns `None`, and changes nothing, if
     /// there are fewer than `at` bytes.
     pub(super) fn split_off(&mut self, at: usize) -> Option<Self> {
-        if at > self.len {
+        if at > self.len() {
             return None;
         }
-        let mut left = at;
-        let mut first = SmallVec::new();
-        let mut second = Segments::new();
-        for slice in &self.slices {
-            let (head, tail) = slice.split_at(left.min(slice.len())).ok()?;
-            left = left.saturating_sub(head.len());
-            if !head.is_empty() {
-                first.push(head);
-            }
-            if !tail.is_empty() {
-                second.push(tail).ok()?;
+        let kept = self.first_after(at);
+        let mut rest = Segments::new(self.access);
+        *rest.lent.get_mut() = *self.lent.get_mut();
+        rest.segments.extend(self.segments.drain(kept..));
+        rest.vectors.extend(self.vectors.drain(kept..));
+        for segment in &mut rest.segments {
+            segment.end = segment.end.saturating_sub(at);
+        }
+        if let Some((first, vector)) = rest.segments.first_mut().zip(rest.vectors.first_mut()) {
+            // The segment that contains `at` may begin before it.
+            let before = first.slice.len().saturating_sub(first.end);
+            if let (1.., Ok((head, tail))) = (before, first.slice.split_at(before)) {
+                self.vectors.push(IoVector::new(&head));
+                self.segments.push(Segment {
+                    slice: head,
+                    end: at,
+                });
+                *vector = IoVector::new(&tail);
+                first.slice = tail;
             }
         }
-        self.vectors = first.iter().map(IoVector::new).collect();
-        self.slices = first;
-        self.len = at;
-        Some(second)
+        Some(rest)
     }
 
-    /// Returns the segments of the bytes from `offset` on. The first one may be shortened.
-    fn beginning_at(&self, offset: usize) -> impl Iterator<Item = VolatileSlice<'a, S>> + '_ {
-        let mut skip = offset;
-        self.slices.iter().filter_map(move |slice| {
-            let skipped = skip.min(slice.len());
-            skip = skip.saturating_sub(skipped);
-            slice.offset(skipped).ok().filter(|rest| !rest.is_empty())
-        })
+    /// Returns the number of segments that end at or before `offset`.
+    fn first_after(&self, offset: usize) -> usize {
+        self.segments
+            .partition_point(|segment| segment.end <= offset)
+    }
+
+    /// Returns the `count` bytes from `offset` on, as far as they exist.
+    fn parts(
+        &self,
+        offset: usize,
+        count: usize,
+    ) -> impl Iterator<Item = VolatileSlice<'a, S>> + '_ {
+        let end = offset.saturating_add(count);
+        let segments = self.segments.get(self.first_after(offset)..);
+        segments
+            .unwrap_or_default()
+            .iter()
+            .map_while(move |segment| {
+                let start = offset.max(segment.start());
+                let count = end.min(segment.end).checked_sub(start)?;
+                let skipped = start.saturating_sub(segment.start());
+                segment.slice.subslice(skipped, count).ok()
+            })
+            .take_while(|part| !part.is_empty())
+    }
+
+    /// Marks all bytes as dirty.
+    pub(super) fn mark_all(&self) {
+        for segment in &self.segments {
+            segment.slice.bitmap().mark_dirty(0, segment.slice.len());
+        }
     }
 
     /// Marks `count` bytes from `offset` on as dirty, as far as they exist.
     pub(super) fn mark_dirty(&self, offset: usize, count: usize) {
-        if offset == 0 && count >= self.len {
-            // The usual case: all bytes.
-            for segment in &self.slices {
-                segment.bitmap().mark_dirty(0, segment.len());
-            }
-            return;
+        if offset == 0 && count >= self.len() {
+            // The usual case.
+            return self.mark_all();
         }
-        let mut left = count;
-        for segment in self.beginning_at(offset) {
-            if left == 0 {
-                return;
-            }
-            let marked = left.min(segment.len());
-            segment.bitmap().mark_dirty(0, marked);
-            left = left.saturating_sub(marked);
+        for part in self.parts(offset, count) {
+            part.bitmap().mark_dirty(0, part.len());
         }
     }
 
     /// Copies the bytes from `offset` on to `buf`, as many as both have, and returns how many.
     pub(super) fn copy_to(&self, offset: usize, buf: &mut [u8]) -> Result<usize> {
-        let mut done = 0usize;
-        for segment in self.beginning_at(offset) {
-            let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) else {
-                break;
-            };
-            match segment.read(rest, 0) {
-                Ok(moved) => done = done.saturating_add(moved),
-                Err(error) if done == 0 => return Err(error.into()),
-                Err(_) => break,
-            }
-        }
-        Ok(done)
+        self.copy(offset, buf.len(), |part, done| {
+            part.read(buf.get_mut(done..).unwrap_or_default(), 0)
+        })
     }
 
     /// Copies `buf` to the bytes from `offset` on, as many as both have, and returns how many.
     pub(super) fn copy_from(&self, offset: usize, buf: &[u8]) -> Result<usize> {
+        self.copy(offset, buf.len(), |part, done| {
+            part.write(buf.get(done..).unwrap_or_default(), 0)
+        })
+    }
+
+    /// Calls `copy` for each part of the `count` bytes from `offset` on, with the number of bytes
+    /// before it. Ends at the first part that is not copied whole: a fault, or an error.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the first part.
+    fn copy(
+        &self,
+        offset: usize,
+        count: usize,
+        mut copy: impl FnMut(&VolatileSlice<'a, S>, usize) -> volatile_memory::Result<usize>,
+    ) -> Result<usize> {
         let mut done = 0usize;
-        for segment in self.beginning_at(offset) {
-            let Some(rest) = buf.get(done..).filter(|rest| !rest.is_empty()) else {
-                break;
-            };
-            match segment.write(rest, 0) {
-                Ok(moved) => done = done.saturating_add(moved),
+        for part in self.parts(offset, count) {
+            match copy(&part, done) {
+                Ok(moved) => {
+                    done = done.saturating_add(moved);
+                    if moved < part.len() {
+                        break;
+                    }
+                }
                 Err(error) if done == 0 => return Err(error.into()),
                 Err(_) => break,
             }
@@ -168,19 +273,26 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         Ok(done)
     }
 
-    /// Transfers by one system call, for up to [`MAX_VECTORS`] segments. Returns the number of
-    /// bytes moved.
+    /// Transfers by one system call. Returns the number of bytes moved.
+    ///
+    /// There are at most [`MAX_VECTORS`] segments.
     pub(super) fn transfer_once(
         &self,
         direction: Direction,
         fd: BorrowedFd<'_>,
         position: Position,
     ) -> std::io::Result<usize> {
-        self.transfer_vectors(&self.vectors, 0, direction, fd, position)
+        let result = self.transfer_vectors(&self.vectors, direction, fd, position);
+        if direction == Direction::Read && may_have_written(&result) {
+            self.mark_all();
+        }
+        result
     }
 
     /// Transfers all bytes, by as many system calls as it takes. Returns the number of bytes moved,
     /// and the error that ended the transfer early, if there was one.
+    ///
+    /// There are at most [`MAX_VECTORS`] segments.
     pub(super) fn transfer_all(
         &self,
         direction: Direction,
@@ -189,55 +301,80 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     ) -> (usize, Option<std::io::Error>) {
         let mut done = 0usize;
         let mut rest = None;
-        while done < self.len {
+        while done < self.len() {
             let vectors = rest.as_ref().unwrap_or(&self.vectors);
-            match self.transfer_vectors(vectors, done, direction, fd, position.after(done)) {
-                Ok(0) => return (done, Some(early_end(direction))),
-                Ok(moved) => done = done.saturating_add(moved),
-                Err(error) => return (done, Some(error)),
+            let result = self.transfer_vectors(vectors, direction, fd, position.after(done));
+            let wrote = may_have_written(&result);
+            let error = match result {
+                Ok(0) => early_end(direction),
+                Ok(moved) => {
+                    if direction == Direction::Read {
+                        self.mark_dirty(done, moved);
+                    }
+                    done = done.saturating_add(moved);
+                    // The kernel does as much work in each call: it checks all vectors.
+                    let parts = self.parts(done, usize::MAX);
+                    rest = Some(parts.map(|part| IoVector::new(&part)).collect());
+                    continue;
+                }
+                Err(error) => error,
+            };
+            // An earlier call was given these bytes, too, and had a short count. They are marked
+            // only here: after each short count, it would take quadratic time.
+            if direction == Direction::Read && (wrote || done != 0) {
+                self.mark_dirty(done, usize::MAX);
             }
-            if done < self.len {
-                rest = Some(
-                    self.beginning_at(done)
-                        .take(MAX_VECTORS)
-                        .map(|slice| IoVector::new(&slice))
-                        .collect(),
-                );
-            }
+            return (done, Some(error));
         }
         (done, None)
     }
 
-    /// Transfers by one system call, and marks the bytes that it wrote. The bytes of `vectors`
-    /// start at `offset` of the segments.
+    /// Makes the system call. The caller marks the bytes that a read may have written.
     fn transfer_vectors(
         &self,
         vectors: &[IoVector],
-        offset: usize,
         direction: Direction,
         fd: BorrowedFd<'_>,
         position: Position,
     ) -> std::io::Result<usize> {
-        let vectors = vectors.get(..MAX_VECTORS).unwrap_or(vectors);
-        let result = loop {
-            // SAFETY: each of `vectors` was made from a slice in `self.slices` or a part of one.
+        debug_assert!(vectors.len() <= MAX_VECTORS);
+        loop {
+            // SAFETY: each of `vectors` was made from a slice in `self.segments` or a part of one.
             // The contract of `VolatileSlice::with_bitmap` is that its memory stays mapped for its
             // lifetime `'a`, and that no Rust reference to it exists. `self` is borrowed here, so
             // `'a` has not ended.
             match unsafe { call(direction, fd, position, vectors) } {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                result => break result,
-            }
-        };
-        if direction == Direction::Read {
-            match &result {
-                Ok(moved) => self.mark_dirty(offset, *moved),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                // The device may have written bytes that the kernel does not count.
-                Err(_) => self.mark_dirty(offset, usize::MAX),
+                result => return result,
             }
         }
-        result
+    }
+}
+
+/// Returns whether a read with this result may have written bytes, counted or not.
+///
+/// The end of the file and `EAGAIN` come before the kernel writes. After a short count or another
+/// error, it may have written all bytes of the call.
+fn may_have_written(result: &std::io::Result<usize>) -> bool {
+    match result {
+        Ok(moved) => *moved != 0,
+        Err(error) => error.kind() != ErrorKind::WouldBlock,
+    }
+}
+
+impl<S: BitmapSlice> Segment<'_, S> {
+    /// Returns the offset of the first byte, from the start of the first segment.
+    fn start(&self) -> usize {
+        self.end.saturating_sub(self.slice.len())
+    }
+}
+
+/// Marks the segments if a caller may have let the kernel or a device write to them.
+impl<S: BitmapSlice> Drop for Segments<'_, S> {
+    fn drop(&mut self) {
+        if self.access.has_write() && *self.lent.get_mut() {
+            self.mark_all();
+        }
     }
 }
 
@@ -253,4 +390,20 @@ fn early_end(direction: Direction) -> std::io::Error {
             std::io::Error::new(ErrorKind::WriteZero, "the target accepts no more bytes")
         }
     }
+}
+
+#[cold]
+fn out_of_memory(_: CollectionAllocErr) -> Error {
+    Error::IOError(ErrorKind::OutOfMemory.into())
+}
+
+/// Returns the error for a range that needs more than `limit` segments.
+#[cold]
+pub(super) fn too_many(addr: GuestAddress, count: usize, limit: usize) -> Error {
+    let why = format!(
+        "cannot name the 0x{count:x} bytes at 0x{:x}: more than {limit} segments; \
+         use smaller ranges, or IoBuffer::set_segment_limit",
+        addr.0
+    );
+    Error::IOError(std::io::Error::new(ErrorKind::InvalidInput, why))
 }

@@ -7,7 +7,10 @@ use super::io_vector::IoVector;
 
 /// The number of vectors that the kernel accepts in one call (`UIO_MAXIOV`, Linux
 /// `include/uapi/linux/uio.h`; `IOV_MAX` of readv(2)).
-pub(super) const MAX_VECTORS: usize = 1024;
+///
+/// It is the default limit of an [`IoBuffer`](super::IoBuffer), and the limit of
+/// [`io_vectors`](super::io_vectors()).
+pub const MAX_VECTORS: usize = 1024;
 
 /// The direction of a transfer, as the descriptor sees it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -23,7 +23,7 @@ fn memory() -> Arc<Memory> {
 fn io_buffer_of_eight_segments_allocates_nothing() {
     let memory = memory();
     let (taken, ()) = taken_by(|| {
-        let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
+        let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::ReadWrite);
         // Some descriptors lie in one region, one in three.
         buffer.push(GuestAddress(0x10), 0x20).unwrap();
         buffer.push(GuestAddress(0x2ff0), 0x1020).unwrap();

@@ -18,7 +18,10 @@ use vm_memory::vectored::IoBuffer;
 use vm_memory::{GuestMemory, GuestMemoryError, Permissions};
 
 /// The most vectors of one operation (`UIO_MAXIOV`). A transfer with more continues as a short one.
-const MOST_VECTORS: usize = 1024;
+const MOST_VECTORS: usize = vm_memory::vectored::MAX_VECTORS;
+
+/// The most segments of a transfer: 64 descriptors of 4 MiB, in IOMMU mappings of 4 KiB.
+const MOST_SEGMENTS: usize = 1 << 16;
 
 /// The number of operations and bytes that went through a ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -198,19 +201,15 @@ impl Ring {
                         is_read,
                     });
                 }
-                // The kernel may have written a part of it.
-                if is_read {
-                    let len = buffer.len();
-                    buffer.complete(len);
-                }
+                // The kernel may have written a part of it: dropping the buffer marks it.
+                drop(buffer);
                 done(number, Err(error));
                 return None;
             }
         };
         let rest = buffer.split_off(moved).filter(|rest| !rest.is_empty());
-        if is_read {
-            buffer.complete(moved);
-        }
+        // Marks the pages that the kernel wrote.
+        buffer.complete(moved);
         self.counts.bytes += moved as u64;
         let Some(buffer) = rest else {
             done(number, Ok(()));
@@ -294,6 +293,7 @@ fn buffer<M: GuestMemory>(
         Permissions::Read
     };
     let mut buffer = IoBuffer::new(Arc::clone(memory), access);
+    buffer.set_segment_limit(MOST_SEGMENTS);
     for &(addr, len) in transfer.buffers.iter() {
         buffer.push(addr, len)?;
     }

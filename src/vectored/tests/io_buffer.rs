@@ -1,0 +1,124 @@
+use super::*;
+
+#[test]
+fn io_buffer_keeps_memory_and_marks_all_on_complete() {
+    let memory = Arc::new(regions(4));
+    let weak = Arc::downgrade(&memory);
+    let mut buffer = IoBuffer::new(memory, Permissions::Write);
+    buffer.push(GuestAddress(0x800), 0x1000).unwrap();
+    buffer.push(GuestAddress(0x3000), 0x10).unwrap();
+    assert!(buffer.push(GuestAddress(0x3ff0), 0x11).is_err());
+    assert_eq!((buffer.len(), buffer.vectors().len()), (0x1010, 3));
+
+    let source = File::open("/dev/zero").unwrap();
+    let first = buffer.vectors().as_ptr().cast::<libc::iovec>();
+    // SAFETY: `first` points to three `iovec`s, and `buffer` keeps the memory that they name
+    // mapped. No reference to it exists.
+    let moved = unsafe { libc::readv(std::os::fd::AsRawFd::as_raw_fd(&source), first, 3) };
+    assert_eq!(moved, 0x1010);
+    let memory = weak.upgrade().unwrap();
+    assert_eq!(dirty(&memory), [0u64; 0]);
+    assert_eq!(buffer.complete(0x801), 0x801);
+    assert_eq!(dirty(&memory), [0, 0x1000, 0x3000]);
+    drop(memory);
+    assert!(weak.upgrade().is_none());
+}
+
+#[test]
+fn vectors_on_heap_keep_address_when_buffer_is_moved() {
+    let mut buffer = IoBuffer::new(Arc::new(regions(2)), Permissions::Read);
+    buffer.push(GuestAddress(0), 0x2000).unwrap();
+    let before = buffer.vectors_on_heap().as_ptr();
+    let boxed = Box::new(buffer);
+    assert_eq!(boxed.vectors().as_ptr(), before);
+    assert!(boxed.copy_from(0, &[1]).is_err());
+}
+
+#[cfg(feature = "iommu")]
+#[test]
+fn io_buffer_push_behind_rwlock_iotlb_returns_unsupported() {
+    use crate::{IommuMemory, Iotlb};
+    use std::sync::RwLock;
+    let mut iotlb = Iotlb::new();
+    for page in 0..3u64 {
+        let to = GuestAddress((2 - page) * 0x1000);
+        iotlb
+            .set_mapping(
+                GuestAddress(page * 0x1000),
+                to,
+                PAGE,
+                Permissions::ReadWrite,
+            )
+            .unwrap();
+    }
+    let bitmap = AtomicBitmap::new(3 * PAGE, PAGE.try_into().unwrap());
+    let memory = IommuMemory::new(regions(3), RwLock::new(iotlb), true, bitmap);
+    let bytes = pattern(3 * PAGE);
+    let file = temp_file(&bytes);
+    assert_eq!(
+        read_from(&memory, GuestAddress(0), 3 * PAGE, &file).unwrap(),
+        3 * PAGE
+    );
+    let mut seen = vec![0; 3 * PAGE];
+    memory.read_slice(&mut seen, GuestAddress(0)).unwrap();
+    assert_eq!(seen, bytes);
+    let mut last = vec![0; PAGE];
+    memory
+        .get_backend()
+        .read_slice(&mut last, GuestAddress(0))
+        .unwrap();
+    assert_eq!(last, bytes[2 * PAGE..]);
+    {
+        let vectors = io_vectors(&memory, GuestAddress(0), 3 * PAGE, Permissions::Read).unwrap();
+        assert_eq!(vectors.vectors().len(), 3);
+        // The vectors keep the translation in use.
+        assert!(memory.iommu().try_write().is_err());
+    }
+    assert!(memory.iommu().try_write().is_ok());
+    let mut buffer = IoBuffer::new(Arc::new(memory), Permissions::Read);
+    let error = buffer.push(GuestAddress(0), 1).unwrap_err();
+    assert!(matches!(error, Error::IOError(e) if e.kind() == ErrorKind::Unsupported));
+}
+
+#[cfg(feature = "iommu")]
+#[test]
+fn b9_invalidation_waits_for_io_buffer_behind_shared_iotlb() {
+    use crate::iommu::SharedIotlb;
+    use crate::IommuMemory;
+    let iotlb = SharedIotlb::new();
+    for page in 0..3u64 {
+        let to = GuestAddress((2 - page) * 0x1000);
+        iotlb
+            .set_mapping(
+                GuestAddress(page * 0x1000),
+                to,
+                PAGE,
+                Permissions::ReadWrite,
+            )
+            .unwrap();
+    }
+    let bitmap = AtomicBitmap::new(3 * PAGE, PAGE.try_into().unwrap());
+    let memory = Arc::new(IommuMemory::new(regions(3), iotlb.clone(), true, bitmap));
+    let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
+    buffer.push(GuestAddress(0), 2 * PAGE).unwrap();
+    let rest = buffer.split_off(PAGE + 8).unwrap();
+    let gone = iotlb.invalidate_all();
+    assert!(!gone.is_done() && memory.read_obj::<u8>(GuestAddress(0)).is_err());
+
+    let worker = std::thread::spawn(move || {
+        buffer.copy_from(0, &[7; PAGE + 8]).unwrap();
+        buffer.complete(PAGE + 8);
+    });
+    worker.join().unwrap();
+    assert!(!gone.is_done(), "the other part is still in use");
+    drop(rest);
+    assert!(gone.is_done());
+    assert_eq!(
+        memory
+            .get_backend()
+            .read_obj::<u8>(GuestAddress(0x1007))
+            .unwrap(),
+        7
+    );
+    assert_eq!(memory.bitmap().get_and_reset(), [0b11]);
+}
