@@ -47,6 +47,15 @@ pub trait DirtyLog {
     /// Returns the size of a page in bytes.
     fn page_size(&self) -> NonZeroUsize;
 
+    /// Returns the number of bytes for which the log has bits, from the start of its memory.
+    ///
+    /// [`DirtyMemory`](crate::dirty::DirtyMemory) allocates a bit for each page of RAM. Of a region
+    /// that is not mapped in this process, it allocates bits for these bytes only. The default
+    /// is for a log that has bits for all of its memory.
+    fn tracked_bytes(&self) -> usize {
+        usize::MAX
+    }
+
     /// Harvests into `dirty`: adds the marks of the first [`byte_size`](DirtyPages::byte_size)
     /// bytes, and clears them.
     fn harvest_into(&self, dirty: &mut DirtyPages);
@@ -84,6 +93,10 @@ impl DirtyLog for () {
         DEFAULT_PAGE_SIZE
     }
 
+    fn tracked_bytes(&self) -> usize {
+        0
+    }
+
     fn harvest_into(&self, _dirty: &mut DirtyPages) {}
 
     fn put_back(&self, _ranges: &mut dyn Iterator<Item = Range<usize>>) {}
@@ -92,6 +105,10 @@ impl DirtyLog for () {
 impl<S: DirtyLog> DirtyLog for Option<S> {
     fn page_size(&self) -> NonZeroUsize {
         self.as_ref().map_or(DEFAULT_PAGE_SIZE, S::page_size)
+    }
+
+    fn tracked_bytes(&self) -> usize {
+        self.as_ref().map_or(0, S::tracked_bytes)
     }
 
     fn harvest_into(&self, dirty: &mut DirtyPages) {
@@ -127,6 +144,10 @@ impl<S: DirtyLog> DirtyLog for Option<S> {
 impl<B: Deref<Target = AtomicBitmap>> DirtyLog for BaseSlice<B> {
     fn page_size(&self) -> NonZeroUsize {
         self.bitmap().page_size()
+    }
+
+    fn tracked_bytes(&self) -> usize {
+        self.bitmap().byte_size().saturating_sub(self.base_offset())
     }
 
     fn harvest_into(&self, dirty: &mut DirtyPages) {

@@ -81,6 +81,7 @@
 //! lists the orderings that the models do not need.
 
 use core::ops::Range;
+use std::collections::TryReserveError;
 
 use super::sync::{asymmetric_light_barrier, AtomicU64, Ordering};
 use crate::bits::{
@@ -115,11 +116,22 @@ impl Marks {
         let empty = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
         Self {
             words: empty(words),
-            summary: empty(match words < SUMMARY_FROM {
-                true => 0,
-                false => words.div_ceil(SUMMARY_WORDS),
-            }),
+            summary: empty(summary_len(words)),
         }
+    }
+
+    /// Makes `words` words without marks, or returns an error if memory runs out.
+    pub(super) fn try_new(words: usize) -> Result<Self, TryReserveError> {
+        let empty = |count| -> Result<Box<[AtomicU64]>, TryReserveError> {
+            let mut words = Vec::new();
+            words.try_reserve_exact(count)?;
+            words.resize_with(count, || AtomicU64::new(0));
+            Ok(words.into_boxed_slice())
+        };
+        Ok(Self {
+            words: empty(words)?,
+            summary: empty(summary_len(words))?,
+        })
     }
 
     /// Returns the number of words.
@@ -336,6 +348,14 @@ impl Marks {
                 bits => other.set(first.saturating_add(number), bits),
             }
         }
+    }
+}
+
+/// Returns the number of words in the summary of `words` words.
+fn summary_len(words: usize) -> usize {
+    match words < SUMMARY_FROM {
+        true => 0,
+        false => words.div_ceil(SUMMARY_WORDS),
     }
 }
 

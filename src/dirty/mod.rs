@@ -102,6 +102,8 @@ impl DirtyMemory {
 
     /// Harvests the bitmaps of all regions: adds their marks, and clears them there.
     ///
+    /// A region that is not RAM, and whose bitmap tracks nothing, has no dirty pages.
+    ///
     /// The memory may have changed since the last harvest. Dirty pages at addresses that no region
     /// has any more are dropped. All others stay, in the page size of the region that now has them.
     ///
@@ -165,9 +167,9 @@ impl DirtyMemory {
     {
         let mut known = self.regions.iter();
         let is_known = |region: &M::R| {
-            known.next().is_some_and(|known| {
-                known.is_for(region.start_addr(), region.len(), &region.bitmap())
-            })
+            known
+                .next()
+                .is_some_and(|known| known.is_for(region, &region.bitmap()))
         };
         if !memory.iter().all(is_known) || known.next().is_some() {
             self.adopt_regions(memory);
@@ -177,7 +179,7 @@ impl DirtyMemory {
             let number = self.regions.partition_point(|known| known.start < start);
             // A region without bytes may begin at the same address.
             let mut here = self.regions.iter_mut().skip(number);
-            if let Some(known) = here.find(|known| known.is_for(start, region.len(), &log)) {
+            if let Some(known) = here.find(|known| known.is_for(region, &log)) {
                 each(&log, &mut known.pages);
                 // After the harvest: a block that was unplugged meanwhile is marked again.
                 known.record_access(region);
@@ -202,8 +204,8 @@ impl DirtyMemory {
             while let Some(known) = before.next_if(|known| known.start < start) {
                 changed.push(known);
             }
-            let known = before.next_if(|known| known.is_for(start, region.len(), &log));
-            let region = known.unwrap_or_else(|| DirtyRegion::new(start, region.len(), &log));
+            let known = before.next_if(|known| known.is_for(region, &log));
+            let region = known.unwrap_or_else(|| DirtyRegion::new(region, &log));
             self.regions.push(region);
         }
         self.regions.sort_by_key(|region| region.start);

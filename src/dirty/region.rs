@@ -5,7 +5,7 @@ use core::ops::Range;
 use super::LogWords;
 use crate::bitmap::{DirtyLog, DirtyPages};
 use crate::convert::{to_u64, to_usize};
-use crate::guest_memory::{GuestAddress, MemoryRegionAddress, Permissions};
+use crate::guest_memory::{Error, GuestAddress, MemoryRegionAddress, Permissions};
 use crate::region::GuestMemoryRegion;
 
 /// The dirty pages of one region, at the guest address that it had when it was last seen.
@@ -20,11 +20,10 @@ pub(super) struct DirtyRegion {
 
 impl DirtyRegion {
     /// Makes an empty set for a region.
-    pub(super) fn new(start: GuestAddress, len: u64, log: &dyn DirtyLog) -> Self {
+    pub(super) fn new<R: GuestMemoryRegion>(region: &R, log: &dyn DirtyLog) -> Self {
         Self {
-            start,
-            // A region whose length does not fit has no mapping in this process.
-            pages: DirtyPages::new(usize::try_from(len).unwrap_or(0), log.page_size()),
+            start: region.start_addr(),
+            pages: DirtyPages::new(tracked_bytes(region, log), log.page_size()),
             unreadable: Vec::new(),
         }
     }
@@ -59,10 +58,10 @@ impl DirtyRegion {
         self.start.0.saturating_add(to_u64(last))
     }
 
-    /// Returns whether this is for a region with these bounds and page size.
-    pub(super) fn is_for(&self, start: GuestAddress, len: u64, log: &dyn DirtyLog) -> bool {
-        self.start == start
-            && u64::try_from(self.pages.byte_size()) == Ok(len)
+    /// Returns whether this is for a region with the bounds and the page size of `region`.
+    pub(super) fn is_for<R: GuestMemoryRegion>(&self, region: &R, log: &dyn DirtyLog) -> bool {
+        self.start == region.start_addr()
+            && self.pages.byte_size() == tracked_bytes(region, log)
             && self.pages.page_size() == log.page_size()
     }
 
@@ -153,4 +152,17 @@ impl DirtyRegion {
         let inside = ranges.take_while(move |range| range.start < len);
         inside.filter(|range| !range.is_empty())
     }
+}
+
+/// Returns the number of bytes of a region that can be dirty.
+///
+/// A region that is not RAM may be of any length. It takes no bits, unless its log has some.
+fn tracked_bytes<R: GuestMemoryRegion>(region: &R, log: &dyn DirtyLog) -> usize {
+    let host = region.get_slice(MemoryRegionAddress(0), 0);
+    let limit = match host.err() {
+        Some(Error::HostAddressNotAvailable) => log.tracked_bytes(),
+        _ => usize::MAX,
+    };
+    // A region whose length does not fit has no mapping in this process.
+    usize::try_from(region.len()).map_or(0, |len| len.min(limit))
 }

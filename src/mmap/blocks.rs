@@ -77,6 +77,14 @@ pub enum PluggedBlocksError {
         /// The block size in bytes.
         block_size: usize,
     },
+    /// There is not enough memory for one bit per block.
+    #[error("no memory for the blocks of {size:#x} bytes, of {block_size:#x} bytes each")]
+    NoMemory {
+        /// The size of the mapping in bytes.
+        size: usize,
+        /// The block size in bytes.
+        block_size: usize,
+    },
     /// The range does not begin and end at block boundaries.
     #[error(
         "range of {count:#x} bytes at offset {offset:#x} does not consist of whole blocks: \
@@ -111,17 +119,23 @@ impl PluggedBlocks {
     ///
     /// # Errors
     ///
-    /// Returns [`PluggedBlocksError::BlockSize`] if `block_size` is not a power of two.
+    /// - [`PluggedBlocksError::BlockSize`] if `block_size` is not a power of two;
+    /// - [`PluggedBlocksError::NoMemory`] if memory runs out.
     pub fn new(size: usize, block_size: NonZeroUsize) -> Result<Self, PluggedBlocksError> {
         if !block_size.is_power_of_two() {
             let block_size = block_size.get();
             return Err(PluggedBlocksError::BlockSize { block_size });
         }
         let count = size.div_ceil(block_size.get()).div_ceil(WORD_BITS);
+        let mut words = Vec::new();
+        let no_memory = |_| PluggedBlocksError::NoMemory {
+            size,
+            block_size: block_size.get(),
+        };
+        words.try_reserve_exact(count).map_err(no_memory)?;
+        words.resize_with(count, AtomicU64::default);
         Ok(Self {
-            words: core::iter::repeat_with(AtomicU64::default)
-                .take(count)
-                .collect(),
+            words: words.into_boxed_slice(),
             size,
             shift: block_size.trailing_zeros(),
         })
@@ -315,6 +329,8 @@ mod tests {
     fn plug_of_partial_blocks_returns_error_and_changes_nothing() {
         let error = PluggedBlocks::new(0x1000, NonZeroUsize::new(0x300).unwrap()).unwrap_err();
         assert_eq!(error, PluggedBlocksError::BlockSize { block_size: 0x300 });
+        let error = PluggedBlocks::new(usize::MAX, NonZeroUsize::MIN).unwrap_err();
+        assert!(matches!(error, PluggedBlocksError::NoMemory { .. }));
         let blocks = blocks(0x1800, 0x1000);
         for (offset, count) in [(1, 0x1000), (0, 1), (0x1000, 0x7ff)] {
             assert!(matches!(

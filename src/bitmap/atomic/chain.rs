@@ -1,6 +1,7 @@
 //! [`MarksChain`]: marks that grow while threads use them.
 
 use core::ops::Range;
+use std::collections::TryReserveError;
 use std::sync::OnceLock;
 
 use super::super::marks::Marks;
@@ -42,25 +43,25 @@ impl MarksChain {
         &self.marks
     }
 
-    /// Returns whether there is more than one part.
-    pub(super) fn has_grown(&self) -> bool {
-        self.next.get().is_some()
-    }
-
     /// Appends a part, if there are fewer than `words` words.
     ///
     /// The new part is at least as large as all parts before it together, so that the list stays
     /// short. If two threads grow the same chain at once, one of the calls may have no effect.
-    pub(super) fn grow_to(&self, words: usize) {
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if memory runs out.
+    pub(super) fn grow_to(&self, words: usize) -> Result<(), TryReserveError> {
         let Some(last) = self.parts().last() else {
-            return;
+            return Ok(());
         };
         let end = last.end_word();
         if words > end {
-            let more = words.saturating_sub(end).max(end);
+            let marks = Marks::try_new(words.saturating_sub(end).max(end))?;
             last.next
-                .get_or_init(|| Box::new(Self::starting_at(end, Marks::new(more))));
+                .get_or_init(|| Box::new(Self::starting_at(end, marks)));
         }
+        Ok(())
     }
 
     /// Returns the part that contains `word`, and the index in it; `None` past the end.

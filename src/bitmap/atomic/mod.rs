@@ -19,6 +19,7 @@ mod tests;
 
 use core::num::NonZeroUsize;
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::collections::TryReserveError;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
@@ -96,10 +97,36 @@ impl AtomicBitmap {
     /// Makes a bitmap that tracks `byte_size` bytes in pages of `page_size` bytes, all clean.
     ///
     /// Any page size works. A power of two is faster, because it needs no division.
+    ///
+    /// If memory runs out, the process ends, as it does for a `Vec`. [`try_new`](Self::try_new) is
+    /// for a size that comes from elsewhere.
     pub fn new(byte_size: usize, page_size: NonZeroUsize) -> Self {
         let page_size = PageSize::new(page_size);
         let words = page_size.pages_for(byte_size).div_ceil(WORD_BITS);
         Self::with_marks(Marks::new(words), byte_size, page_size, 0)
+    }
+
+    /// Makes a bitmap as [`new`](Self::new) does, unless memory runs out.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::AtomicBitmap;
+    ///
+    /// assert_eq!(AtomicBitmap::try_new(0x10_000, NonZeroUsize::MIN)?.len(), 0x10_000);
+    /// assert!(AtomicBitmap::try_new(usize::MAX, NonZeroUsize::MIN).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if memory runs out.
+    pub fn try_new(byte_size: usize, page_size: NonZeroUsize) -> Result<Self, TryReserveError> {
+        let page_size = PageSize::new(page_size);
+        let words = page_size.pages_for(byte_size).div_ceil(WORD_BITS);
+        let marks = Marks::try_new(words)?;
+        Ok(Self::with_marks(marks, byte_size, page_size, 0))
     }
 
     fn with_marks(marks: Marks, byte_size: usize, page_size: PageSize, mode: u8) -> Self {
@@ -117,13 +144,15 @@ impl AtomicBitmap {
 
     /// Tracks `additional_size` more bytes at the end. The new pages are clean.
     ///
-    /// [`grow`](Self::grow) does the same for a bitmap that other threads use.
+    /// [`grow`](Self::grow) does the same for a bitmap that other threads use. If memory runs out,
+    /// the process ends, as it does for a `Vec`.
     pub fn enlarge(&mut self, additional_size: usize) {
-        self.grow(self.byte_size().saturating_add(additional_size));
-        // The bitmap is borrowed mutably, so its bits can be made contiguous again.
-        if self.marks.has_grown() {
-            *self = self.clone();
-        }
+        let byte_size = self.byte_size().saturating_add(additional_size);
+        let pages = self.page_size.pages_for(byte_size);
+        // The bitmap is borrowed mutably, so all bits can be made contiguous.
+        let marks = Marks::new(pages.div_ceil(WORD_BITS));
+        self.marks.copy_to(&marks);
+        *self = Self::with_marks(marks, byte_size, self.page_size, *self.mode.get_mut());
     }
 
     /// Tracks `byte_size` bytes in total, unless it tracks more already. The new pages are clean.
@@ -139,22 +168,28 @@ impl AtomicBitmap {
     ///
     /// let bitmap = AtomicBitmap::new(0x4000, NonZeroUsize::new(0x1000).unwrap());
     /// bitmap.mark_dirty(0x4000, 1); // past the end
-    /// bitmap.grow(0x8000);
+    /// bitmap.grow(0x8000)?;
     /// bitmap.mark_dirty(0x7000, 1);
     /// assert_eq!(bitmap.get_and_reset(), [0b1000_0000]);
+    /// # Ok::<(), std::collections::TryReserveError>(())
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if memory runs out. The bitmap is then unchanged.
     #[doc(alias = "hotplug")]
-    pub fn grow(&self, byte_size: usize) {
+    pub fn grow(&self, byte_size: usize) -> Result<(), TryReserveError> {
         let _guard = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         if byte_size <= self.byte_size() {
-            return;
+            return Ok(());
         }
         let pages = self.page_size.pages_for(byte_size);
-        self.marks.grow_to(pages.div_ceil(WORD_BITS));
+        self.marks.grow_to(pages.div_ceil(WORD_BITS))?;
         self.byte_size.store(byte_size, Ordering::Release);
         // Release, after the words were added: a thread that loads the new number of pages (`len`)
         // also finds their words.
         self.pages.store(pages, Ordering::Release);
+        Ok(())
     }
 
     /// Returns the number of pages.
@@ -444,7 +479,10 @@ impl Bitmap for AtomicBitmap {
     }
 
     fn grow_to_track(&mut self, len: usize) {
-        self.enlarge(len.saturating_sub(self.byte_size()));
+        match len.saturating_sub(self.byte_size()) {
+            0 => {}
+            more => self.enlarge(more),
+        }
     }
 }
 

@@ -57,6 +57,18 @@ fn enlarge_keeps_marks_and_adds_clean_pages() {
 }
 
 #[test]
+fn grow_past_memory_returns_error_and_changes_nothing() {
+    let bitmap = bitmap(100, 1);
+    bitmap.set_bit(99);
+    bitmap.grow(usize::MAX).unwrap_err();
+    assert_eq!((bitmap.len(), bitmap.byte_size()), (100, 100));
+    bitmap.set_bit(100);
+    assert_eq!(bitmap.get_and_reset(), [0, 1 << 35]);
+    assert!(AtomicBitmap::try_new(usize::MAX, NonZeroUsize::MIN).is_err());
+    assert!(DirtyPages::try_new(usize::MAX, NonZeroUsize::MIN).is_err());
+}
+
+#[test]
 fn concurrent_harvest_loses_no_mark() {
     no_mark_is_lost(bitmap(64 * 4096, 4096));
     let mut testing = bitmap(64 * 4096, 4096);
@@ -250,7 +262,7 @@ mod model {
                     self.model.remove(&bit);
                 }
                 Step::Grow(to) => {
-                    self.marks.grow(to);
+                    self.marks.grow(to).unwrap();
                     self.size = self.size.max(to);
                 }
                 Step::Enlarge(by) => {
@@ -370,7 +382,7 @@ fn copy_of_after_growth_has_no_marks_of_added_pages() {
     let original = bitmap(66 * 16, 16);
     original.set_bit(65);
     let pages = original.len();
-    original.grow(500 * 16);
+    original.grow(500 * 16).unwrap();
     original.set_bit(66);
     original.set_bit(300);
     let copy = original.copy_of(pages);
@@ -398,7 +410,7 @@ fn concurrent_grow_loses_no_mark() {
         let mut size = 4096;
         while !writer.is_finished() {
             size = (size + 70 * 4096).min(5000 * 4096);
-            bitmap.grow(size);
+            bitmap.grow(size).unwrap();
             let words = bitmap.get_and_reset();
             found
                 .extend((0..words.len() * 64).filter(|bit| words[bit / 64] >> (bit % 64) & 1 != 0));

@@ -6,6 +6,7 @@ mod tests;
 use core::iter::FusedIterator;
 use core::num::NonZeroUsize;
 use core::ops::Range;
+use std::collections::TryReserveError;
 
 use super::log_ranges::{log_ranges, skip_words};
 use crate::bits::{
@@ -62,6 +63,9 @@ pub struct DirtyPages {
 
 impl DirtyPages {
     /// Makes an empty set for `byte_size` bytes of memory, in pages of `page_size` bytes.
+    ///
+    /// If memory runs out, the process ends, as it does for a `Vec`. [`try_new`](Self::try_new) is
+    /// for a size that comes from elsewhere, such as the source of a migration.
     pub fn new(byte_size: usize, page_size: NonZeroUsize) -> Self {
         let words = byte_size.div_ceil(page_size.get()).div_ceil(WORD_BITS);
         Self {
@@ -70,6 +74,27 @@ impl DirtyPages {
             byte_size,
             page_size,
         }
+    }
+
+    /// Makes an empty set as [`new`](Self::new) does, unless memory runs out.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if memory runs out.
+    pub fn try_new(byte_size: usize, page_size: NonZeroUsize) -> Result<Self, TryReserveError> {
+        let words = byte_size.div_ceil(page_size.get()).div_ceil(WORD_BITS);
+        let zeroes = |count| -> Result<Vec<u64>, TryReserveError> {
+            let mut zeroes = Vec::new();
+            zeroes.try_reserve_exact(count)?;
+            zeroes.resize(count, 0);
+            Ok(zeroes)
+        };
+        Ok(Self {
+            words: zeroes(words)?,
+            summary: zeroes(words.div_ceil(SUMMARY_WORDS))?,
+            byte_size,
+            page_size,
+        })
     }
 
     /// Returns the size in bytes of the memory that the set is for.
