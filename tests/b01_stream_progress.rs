@@ -9,8 +9,8 @@ use std::os::unix::net::UnixStream;
 
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, MmapRegion, ReadVolatile,
-    VolatileMemory, VolatileMemoryError, VolatileSlice, WriteVolatile,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, MmapRegion,
+    ReadVolatile, VolatileMemory, VolatileMemoryError, VolatileSlice, WriteVolatile,
 };
 
 /// Makes two adjacent regions.
@@ -160,6 +160,34 @@ fn b1_exact_transfers_repeat_until_complete() {
             .unwrap();
         assert_eq!(back.moved, source.moved);
     }
+}
+
+/// The source may mark all that it is given, at each call.
+#[test]
+fn b1_exact_read_of_long_range_passes_bounded_parts() {
+    struct Sizes(Vec<usize>);
+    impl ReadVolatile for Sizes {
+        fn read_volatile<B: BitmapSlice>(
+            &mut self,
+            buf: &mut VolatileSlice<B>,
+        ) -> Result<usize, VolatileMemoryError> {
+            self.0.push(buf.len());
+            Ok(buf.len())
+        }
+    }
+    const MIB: usize = 1 << 20;
+    let start = GuestAddress(0);
+    let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(start, 33 * MIB)]).unwrap();
+    let (mut by_address, mut by_slice) = (Sizes(vec![]), Sizes(vec![]));
+    memory
+        .read_exact_volatile_from(start, &mut by_address, 33 * MIB)
+        .unwrap();
+    assert_eq!(by_address.0, [16 * MIB, 16 * MIB, MIB]);
+    let slice = memory.get_slice(start, 33 * MIB).unwrap();
+    slice
+        .read_exact_volatile_from(0, &mut by_slice, 33 * MIB)
+        .unwrap();
+    assert_eq!(by_slice.0, by_address.0);
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::access::{fault, Fault};
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::Bytes;
 use crate::convert::to_u64;
-use crate::io::{retry_interrupted, write_zero, ReadVolatile, WriteVolatile};
+use crate::io::{first_part, retry_interrupted, write_zero, ReadVolatile, WriteVolatile};
 use crate::value::{AtomicAccess, ByteValued};
 use crate::volatile_memory::{self, VolatileSlice};
 
@@ -143,7 +143,11 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         F: ReadVolatile,
     {
         let read = |segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
-            repeat_until_full(&segment, moved, |rest| src.read_volatile(rest))
+            repeat_until_full(&segment, moved, |rest| {
+                let mut part = first_part(rest);
+                // A stream may claim to have moved more than it was given.
+                Ok(src.read_volatile(&mut part)?.min(part.len()))
+            })
         };
         scattered(self, addr, count, Permissions::Write, read).all()
     }

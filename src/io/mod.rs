@@ -7,6 +7,21 @@
 //!
 //! System calls: with the feature `rawfd`, `read(2)` and `write(2)`.
 //!
+//! # Dirty tracking
+//!
+//! A source marks the pages that it writes. Writes through the methods of the slice are marked
+//! exactly. A system call that gets a pointer to guest memory may write more bytes than it counts:
+//! the kernel does not count a message that it copied in part, and a disk does not write in order.
+//!
+//! After a count that is not 0 and after an error, this crate therefore marks all bytes that the
+//! system call was given. After a count of 0, `EAGAIN` and `EINTR` it marks nothing: these come
+//! before the kernel writes. An own source, and an own call with pointers
+//! ([`ptr_guard_mut`](VolatileSlice::ptr_guard_mut), [`vectored`](crate::vectored)), must follow
+//! the same rule.
+//!
+//! Marking takes time in proportion to the range. If a stream delivers a long range in small parts,
+//! pass parts of the range, or use an exact method.
+//!
 //! # Examples
 //!
 //! ```
@@ -68,7 +83,8 @@ pub trait ReadVolatile {
     /// Reads bytes into the beginning of `buf`, and returns their number.
     ///
     /// Returns 0 if `buf` is empty or the source is at its end. May return fewer bytes than `buf`
-    /// has room for, like [`std::io::Read::read`].
+    /// has room for, like [`std::io::Read::read`]. An implementation marks all pages that it may
+    /// have written ([rule](self#dirty-tracking)).
     ///
     /// # Errors
     ///
@@ -78,7 +94,7 @@ pub trait ReadVolatile {
         buf: &mut VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError>;
 
-    /// Fills all of `buf`.
+    /// Fills all of `buf`, at most 16 MiB in one call of [`read_volatile`](Self::read_volatile).
     ///
     /// # Errors
     ///
@@ -91,9 +107,14 @@ pub trait ReadVolatile {
     ) -> Result<(), VolatileMemoryError> {
         let mut rest = buf.offset(0)?;
         while !rest.is_empty() {
-            match retry_interrupted(|| self.read_volatile(&mut rest))? {
+            let mut part = first_part(&rest);
+            match retry_interrupted(|| self.read_volatile(&mut part))? {
                 0 => return Err(unexpected_eof()),
-                moved => rest = rest.offset(moved)?,
+                moved => {
+                    // An error if the source claims more than it was given.
+                    part.offset(moved)?;
+                    rest = rest.offset(moved)?;
+                }
             }
         }
         Ok(())
@@ -167,6 +188,29 @@ pub(crate) fn retry_interrupted<T>(
             Err(VolatileMemoryError::IOError(error)) if error.kind() == ErrorKind::Interrupted => {}
             result => return result,
         }
+    }
+}
+
+/// The most bytes that a loop passes to a source in one call.
+///
+/// After a short count, a source may mark all that it was given. Without a limit, filling a long
+/// range from a socket would take quadratic time. With it, marking takes less time than the system
+/// call.
+const PART_MAX: usize = 16 << 20;
+
+/// Returns the bytes of `rest` that a loop passes to a source next.
+pub(crate) fn first_part<'a, B: BitmapSlice>(rest: &VolatileSlice<'a, B>) -> VolatileSlice<'a, B> {
+    rest.part(0, rest.len().min(PART_MAX))
+}
+
+/// Returns whether a system call with this result may have written bytes, counted or not.
+///
+/// These three results come before the kernel writes: 0, `EAGAIN` and `EINTR`.
+#[cfg(all(feature = "rawfd", unix))]
+pub(crate) fn may_have_written(result: &std::io::Result<usize>) -> bool {
+    match result {
+        Ok(moved) => *moved != 0,
+        Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
     }
 }
 

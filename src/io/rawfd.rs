@@ -3,12 +3,12 @@
 //! `read(2)` and `write(2)` get a pointer into guest memory, so the kernel copies directly.
 
 use std::fs::File;
-use std::io::{ErrorKind, Stdout};
+use std::io::Stdout;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use super::{ReadVolatile, WriteVolatile};
+use super::{may_have_written, ReadVolatile, WriteVolatile};
 use crate::bitmap::BitmapSlice;
 use crate::volatile_memory::{Error as VolatileMemoryError, VolatileSlice};
 
@@ -22,17 +22,11 @@ fn read_from<B: BitmapSlice>(
     // `buf` lives, and no Rust reference covers them (contract of `VolatileSlice::with_bitmap`).
     let result =
         unsafe { libc::read(fd.as_fd().as_raw_fd(), target.as_ptr().cast(), target.len()) };
-    let Ok(moved) = usize::try_from(result) else {
-        let error = std::io::Error::last_os_error();
-        // These two errors come before the kernel writes. Before any other, a device may have
-        // written bytes that the kernel does not count.
-        if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
-            buf.bitmap().mark_dirty(0, buf.len());
-        }
-        return Err(VolatileMemoryError::IOError(error));
-    };
-    buf.bitmap().mark_dirty(0, moved);
-    Ok(moved)
+    let result = usize::try_from(result).map_err(|_| std::io::Error::last_os_error());
+    if may_have_written(&result) {
+        buf.bitmap().mark_dirty(0, buf.len());
+    }
+    result.map_err(VolatileMemoryError::IOError)
 }
 
 /// Writes from `buf` to a descriptor.

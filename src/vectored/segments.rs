@@ -17,6 +17,7 @@ use super::system_call::{call, Direction, Position, MAX_VECTORS};
 use crate::bitmap::BitmapSlice;
 use crate::bytes::Bytes;
 use crate::guest_memory::{Error, GuestAddress, GuestMemorySliceIterator, Permissions, Result};
+use crate::io::may_have_written;
 use crate::volatile_memory::{self, VolatileSlice};
 
 /// The number of segments that are stored without an allocation.
@@ -348,17 +349,6 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
                 result => return result,
             }
         }
-    }
-}
-
-/// Returns whether a read with this result may have written bytes, counted or not.
-///
-/// The end of the file and `EAGAIN` come before the kernel writes. After a short count or another
-/// error, it may have written all bytes of the call.
-fn may_have_written(result: &std::io::Result<usize>) -> bool {
-    match result {
-        Ok(moved) => *moved != 0,
-        Err(error) => error.kind() != ErrorKind::WouldBlock,
     }
 }
 

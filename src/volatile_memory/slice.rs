@@ -176,7 +176,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
 
     /// Returns the `count` bytes at `offset`. The caller has checked that they are in the slice.
     #[inline]
-    pub(super) fn part(&self, offset: usize, count: usize) -> Self {
+    pub(crate) fn part(&self, offset: usize, count: usize) -> Self {
         debug_assert!(offset
             .checked_add(count)
             .is_some_and(|end| end <= self.size));

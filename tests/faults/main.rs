@@ -23,6 +23,8 @@ mod kinds;
 mod many;
 /// Signals that must not be recovered from.
 mod processes;
+/// System calls that write more than they count.
+mod short_counts;
 /// System calls on guest memory.
 mod system_calls;
 /// Copies within guest memory.

@@ -367,3 +367,16 @@ impl Path {
         matches!(self.root, Root::OfMemory { .. })
     }
 }
+
+impl Source {
+    /// Returns whether a system call reads from the source.
+    pub fn is_descriptor(&self) -> bool {
+        matches!(
+            self,
+            Source::FileSource { .. }
+                | Source::PipeSource { .. }
+                | Source::SocketSource { .. }
+                | Source::DeafSource
+        )
+    }
+}

@@ -50,6 +50,16 @@ struct Segment {
     iova: Option<u64>,
 }
 
+impl Segment {
+    /// Returns the mark of `len` bytes from `at` on.
+    fn mark(&self, at: usize, len: usize) -> (Option<usize>, usize, usize) {
+        match self.iova {
+            Some(iova) => (None, iova as usize + at, len),
+            None => (Some(self.place), self.offset + at, len),
+        }
+    }
+}
+
 /// The model of one target.
 pub struct Model<'a> {
     context: &'a Context,
@@ -185,10 +195,7 @@ impl<'a> Model<'a> {
                 segment.offset,
                 bytes[done..done + len].to_vec(),
             ));
-            expected.marks.push(match segment.iova {
-                Some(iova) => (None, iova as usize, len),
-                None => (Some(segment.place), segment.offset, len),
-            });
+            expected.marks.push(segment.mark(0, len));
             done += len;
         }
         expected
@@ -289,6 +296,7 @@ impl<'a> Model<'a> {
         if *source == Source::DeafSource {
             return self.read_from_deaf(at, count, exact);
         }
+        let is_descriptor = source.is_descriptor();
         let mut source = Simulated::new(source)?;
         let reached = match self.before_fault(at, count, Perm::Write) {
             Ok(segments) => segments,
@@ -306,6 +314,8 @@ impl<'a> Model<'a> {
             })
         };
         let (mut moved, mut end) = (0, None);
+        // After a short count, a descriptor marks all that it was given (B14).
+        let mut more_marks = Vec::new();
         'segments: for segment in &reached {
             let mut here = 0;
             while here < segment.len {
@@ -315,6 +325,9 @@ impl<'a> Model<'a> {
                         break 'segments;
                     }
                     Ok(n) => {
+                        if is_descriptor {
+                            more_marks.push(segment.mark(here, segment.len - here));
+                        }
                         here += n;
                         moved += n;
                         if here < segment.len && !exact {
@@ -336,11 +349,10 @@ impl<'a> Model<'a> {
             _ => partial(moved),
         };
         let bytes = source.given(moved);
-        Some(self.written(
-            Out::All(vec![out, source.position().into()]),
-            &reached,
-            &bytes,
-        ))
+        let out = Out::All(vec![out, source.position().into()]);
+        let mut expected = self.written(out, &reached, &bytes);
+        expected.marks.extend(more_marks);
+        Some(expected)
     }
 
     /// Reads from a descriptor that fails. Bytes that the read may have changed count as written.
@@ -356,10 +368,7 @@ impl<'a> Model<'a> {
         let mut expected = Expected::just(Out::All(vec![out, Out::Num(0)]));
         expected
             .marks
-            .extend(marked.map(|segment| match segment.iova {
-                Some(iova) => (None, iova as usize, segment.len),
-                None => (Some(segment.place), segment.offset, segment.len),
-            }));
+            .extend(marked.map(|segment| segment.mark(0, segment.len)));
         Some(expected)
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::{as_modelled, Case, Then};
+use super::{as_modelled, range_of, Case, Then};
 use crate::op::{Access, Act, Op, Sink};
 use crate::out::{Fault, Out};
 
@@ -57,17 +57,17 @@ fn lost_count_of_a_pipe(case: &Case<'_>) -> bool {
 }
 
 pub(super) fn b14(case: &Case<'_>) -> Option<Then> {
-    match case.op {
+    let source = match case.op {
         Op::Touch {
-            access: Access::ReadFrom { .. },
+            access: Access::ReadFrom { source, .. },
             ..
         }
         | Op::Volatile {
-            act: Act::DirectRead { .. },
+            act: Act::DirectRead { source, .. },
             ..
-        } => {}
+        } => source,
         _ => return None,
-    }
+    };
     let result = match case.ours {
         Out::All(parts) => match &parts[0] {
             Out::All(inner) => inner.first()?,
@@ -75,13 +75,32 @@ pub(super) fn b14(case: &Case<'_>) -> Option<Then> {
         },
         _ => return None,
     };
+    if case.reference != case.ours {
+        return None;
+    }
     let blocked = *result == Out::Failed(Fault::Io(ErrorKind::WouldBlock, Some(libc::EAGAIN)));
+    if blocked && differs_in_marks_of(false, case) {
+        return Some(Then::Sync);
+    }
+    // After a short count, all that the system call was given is marked.
+    let short = match result {
+        Out::Num(moved) => *moved > 0,
+        Out::Failed(Fault::PartialBuffer { completed, .. }) => *completed > 0,
+        Out::Failed(Fault::Io(ErrorKind::UnexpectedEof, _)) => true,
+        _ => false,
+    };
+    let as_modelled = range_of(case.op).is_none() || as_modelled(case);
+    (source.is_descriptor() && short && differs_in_marks_of(true, case) && as_modelled)
+        .then_some(Then::Sync)
+}
+
+/// Returns whether all differences are marks that only ours has, or only the reference.
+fn differs_in_marks_of(ours: bool, case: &Case<'_>) -> bool {
     let diff = case.diff;
-    let only_marks = diff.shape.is_none()
+    diff.shape.is_none()
         && diff
             .regions
             .iter()
-            .all(|r| r.bytes.is_empty() && r.bits.iter().all(|bit| !bit.in_ours))
-        && diff.iommu.iter().all(|bit| !bit.in_ours);
-    (blocked && only_marks && case.reference == case.ours).then_some(Then::Sync)
+            .all(|r| r.bytes.is_empty() && r.bits.iter().all(|bit| bit.in_ours == ours))
+        && diff.iommu.iter().all(|bit| bit.in_ours == ours)
 }
