@@ -197,8 +197,8 @@ pub trait Bytes<A> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the value is not contiguous in the container, or `addr` is not naturally
-    /// aligned.
+    /// Returns an error if the value is not contiguous in the container, `addr` is not naturally
+    /// aligned, or [`T::A`](AtomicAccess::A) has another size than `T`.
     ///
     /// # Panics
     ///
@@ -209,8 +209,8 @@ pub trait Bytes<A> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the value is not contiguous in the container, or `addr` is not naturally
-    /// aligned.
+    /// Returns an error if the value is not contiguous in the container, `addr` is not naturally
+    /// aligned, or [`T::A`](AtomicAccess::A) has another size than `T`.
     ///
     /// # Panics
     ///

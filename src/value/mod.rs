@@ -170,7 +170,8 @@ pub trait AtomicAccess:
     + From<<<Self as AtomicAccess>::A as AtomicInteger>::V>
     + Into<<<Self as AtomicAccess>::A as AtomicInteger>::V>
 {
-    /// The atomic integer of the same size.
+    /// The atomic integer of the same size. With another size, each access returns
+    /// [`TooBig`](crate::VolatileMemoryError::TooBig).
     type A: AtomicInteger;
 }
 

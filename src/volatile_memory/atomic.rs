@@ -63,7 +63,8 @@ fn from_word<T: AtomicAccess, W: Word>(word: W) -> T {
 ///
 /// # Safety
 ///
-/// `src` is a guest operand (see [`access`]) of `size_of::<T::A>()` bytes, aligned for `T::A`.
+/// `src` is a guest operand (see [`access`]) of `size_of::<T::A>()` bytes, aligned for `T::A`. If
+/// `T` is not [register sized](is_register_sized), it is not null.
 #[inline(always)]
 pub(super) unsafe fn load<T: AtomicAccess>(src: *const u8, order: Ordering) -> Result<T, Fault> {
     assert!(
@@ -74,8 +75,9 @@ pub(super) unsafe fn load<T: AtomicAccess>(src: *const u8, order: Ordering) -> R
         "a load cannot have the ordering {order:?}"
     );
     if !is_register_sized::<T>() {
-        // SAFETY: `src` is mapped, aligned for `T::A`, and covered by no reference except to
-        // atomics (this function's contract). Any bytes are a `T::A` (contract of `AtomicInteger`).
+        // SAFETY: `src` is mapped, aligned for `T::A`, not null, and covered by no reference except
+        // to atomics (this function's contract). Any bytes are a `T::A` (contract of
+        // `AtomicInteger`).
         let atomic = unsafe { &*src.cast::<T::A>() };
         return Ok(atomic.load(order).into());
     }
@@ -95,7 +97,8 @@ pub(super) unsafe fn load<T: AtomicAccess>(src: *const u8, order: Ordering) -> R
 ///
 /// # Safety
 ///
-/// `dst` is a guest operand (see [`access`]) of `size_of::<T::A>()` bytes, aligned for `T::A`.
+/// `dst` is a guest operand (see [`access`]) of `size_of::<T::A>()` bytes, aligned for `T::A`. If
+/// `T` is not [register sized](is_register_sized), it is not null.
 #[inline(always)]
 pub(super) unsafe fn store<T: AtomicAccess>(
     dst: *mut u8,
@@ -110,8 +113,9 @@ pub(super) unsafe fn store<T: AtomicAccess>(
         "a store cannot have the ordering {order:?}"
     );
     if !is_register_sized::<T>() {
-        // SAFETY: `dst` is mapped, aligned for `T::A`, and covered by no reference except to
-        // atomics (this function's contract). Any bytes are a `T::A` (contract of `AtomicInteger`).
+        // SAFETY: `dst` is mapped, aligned for `T::A`, not null, and covered by no reference except
+        // to atomics (this function's contract). Any bytes are a `T::A` (contract of
+        // `AtomicInteger`).
         let atomic = unsafe { &*dst.cast::<T::A>() };
         atomic.store(value.into(), order);
         return Ok(());

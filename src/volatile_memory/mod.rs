@@ -42,6 +42,7 @@ mod value_ref;
 mod tests;
 
 use core::mem::{align_of, size_of};
+use core::ptr::NonNull;
 
 pub use array_ref::VolatileArrayRef;
 pub use slice::VolatileSlice;
@@ -69,8 +70,14 @@ pub enum Error {
         /// The offset.
         offset: usize,
     },
-    /// The array is larger than the address space.
-    #[error("{nelements} elements of {size} bytes are more than the address space holds")]
+    /// The array is larger than the address space, or the access has no atomic form.
+    ///
+    /// The latter are an access to a value whose atomic integer has another size
+    /// ([`AtomicAccess`](crate::AtomicAccess)), and an atomic change of a value that no register
+    /// holds.
+    #[error(
+        "cannot access {nelements} elements of {size} bytes as one array or one atomic integer"
+    )]
     TooBig {
         /// The number of elements.
         nelements: usize,
@@ -235,12 +242,13 @@ pub trait VolatileMemory {
     /// the guest.
     unsafe fn aligned_as_ref<T: ByteValued>(&self, offset: usize) -> Result<&T> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
-        slice.check_alignment(align_of::<T>())?;
+        let value = referable::<T>(slice.as_mut_ptr())?;
         // SAFETY: 1. `slice_of_exactly` returned `size_of::<T>()` bytes, which are mapped while
-        // `self` is borrowed. 2. `check_alignment` checked the alignment. 3. Any bytes are a `T`
-        // (contract of `ByteValued`). 4. Nothing writes them while the reference exists (this
-        // method's contract).
-        Ok(unsafe { &*slice.as_mut_ptr().cast::<T>() })
+        // `self` is borrowed. 2. `referable` returned their address, aligned and not null, or
+        // another such address for a value without bytes. 3. Any bytes are a `T` (contract of
+        // `ByteValued`). 4. Nothing writes them while the reference exists (this method's
+        // contract).
+        Ok(unsafe { value.as_ref() })
     }
 
     /// Returns a plain mutable reference to the value of type `T` at `offset`.
@@ -262,12 +270,13 @@ pub trait VolatileMemory {
     )]
     unsafe fn aligned_as_mut<T: ByteValued>(&self, offset: usize) -> Result<&mut T> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
-        slice.check_alignment(align_of::<T>())?;
+        let mut value = referable::<T>(slice.as_mut_ptr())?;
         // SAFETY: 1. `slice_of_exactly` returned `size_of::<T>()` bytes, which are mapped while
-        // `self` is borrowed. 2. `check_alignment` checked the alignment. 3. Any bytes are a `T`
-        // (contract of `ByteValued`). 4. Nothing else accesses them while the reference exists
-        // (this method's contract).
-        Ok(unsafe { &mut *slice.as_mut_ptr().cast::<T>() })
+        // `self` is borrowed. 2. `referable` returned their address, aligned and not null, or
+        // another such address for a value without bytes. 3. Any bytes are a `T` (contract of
+        // `ByteValued`). 4. Nothing else accesses them while the reference exists (this method's
+        // contract).
+        Ok(unsafe { value.as_mut() })
     }
 
     /// Returns a reference to the atomic integer at `offset`.
@@ -287,11 +296,12 @@ pub trait VolatileMemory {
     /// - Another error if a byte of the integer is outside the memory.
     fn get_atomic_ref<T: AtomicInteger>(&self, offset: usize) -> Result<&T> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
-        slice.check_alignment(align_of::<T>())?;
+        let integer = referable::<T>(slice.as_mut_ptr())?;
         // SAFETY: 1. `slice_of_exactly` returned `size_of::<T>()` bytes, which are mapped while
-        // `self` is borrowed. 2. `check_alignment` checked the alignment. 3. Any bytes are a `T`,
-        // and they may change under a shared reference (contract of `AtomicInteger`).
-        Ok(unsafe { &*slice.as_mut_ptr().cast::<T>() })
+        // `self` is borrowed. 2. `referable` returned their address, aligned and not null, or
+        // another such address for a value without bytes. 3. Any bytes are a `T`, and they may
+        // change under a shared reference (contract of `AtomicInteger`).
+        Ok(unsafe { integer.as_ref() })
     }
 
     /// Returns `base + offset`, which must not exceed the size of the memory.
@@ -336,6 +346,40 @@ fn slice_of_exactly<M: VolatileMemory + ?Sized>(
         });
     }
     Ok(slice)
+}
+
+/// Returns the pointer of a reference to a `T` at `addr`, aligned and not null.
+///
+/// A slice without bytes may begin at null. A value without bytes lies at any aligned address, so
+/// the pointer of its reference is another one.
+///
+/// # Errors
+///
+/// - [`Error::Misaligned`] if `addr` is not aligned for `T`.
+/// - [`Error::OutOfBounds`] if it is null, and `T` has bytes.
+#[inline]
+fn referable<T>(addr: *mut u8) -> Result<NonNull<T>> {
+    check_alignment(addr, align_of::<T>())?;
+    if size_of::<T>() == 0 {
+        return Ok(NonNull::dangling());
+    }
+    NonNull::new(addr.cast()).ok_or(Error::OutOfBounds { addr: 0 })
+}
+
+/// Returns an error if `addr` is not aligned to `alignment`.
+#[inline(always)]
+fn check_alignment(addr: *mut u8, alignment: usize) -> Result<()> {
+    let addr = addr.addr();
+    // An alignment is a power of two: a mask is faster than a division.
+    if addr & alignment.wrapping_sub(1) != 0 {
+        return Err(misaligned(addr, alignment));
+    }
+    Ok(())
+}
+
+#[cold]
+fn misaligned(addr: usize, alignment: usize) -> Error {
+    Error::Misaligned { addr, alignment }
 }
 
 /// A pointer for reading from volatile memory, valid as long as the memory.

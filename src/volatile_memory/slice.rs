@@ -312,17 +312,6 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         }
     }
 
-    /// Returns an error if the first byte is not aligned to `alignment`.
-    #[inline]
-    pub(crate) fn check_alignment(&self, alignment: usize) -> Result<()> {
-        let addr = self.addr.addr();
-        // An alignment is a power of two: a mask is faster than a division.
-        if addr & alignment.wrapping_sub(1) != 0 {
-            return Err(misaligned(addr, alignment));
-        }
-        Ok(())
-    }
-
     /// Returns whether `size` bytes at `offset` are in the slice.
     #[inline(always)]
     pub(super) fn holds(&self, offset: usize, size: usize) -> bool {
@@ -337,11 +326,6 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
             _ => Err(Error::OutOfBounds { addr: offset }),
         }
     }
-}
-
-#[cold]
-pub(super) fn misaligned(addr: usize, alignment: usize) -> Error {
-    Error::Misaligned { addr, alignment }
 }
 
 /// Returns how many of `wanted` elements fit into `bytes`. Zero-sized elements always fit.

@@ -3,13 +3,12 @@
 use core::mem::{align_of, size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
 
-use super::slice::misaligned;
-use super::{atomic, Error, Result, VolatileMemory, VolatileSlice};
+use super::{atomic, check_alignment, referable, Error, Result, VolatileMemory, VolatileSlice};
 use crate::access::{self, Fault};
 use crate::bitmap::BitmapSlice;
 use crate::bytes::Bytes;
 use crate::io::{retry_interrupted, ReadVolatile, WriteVolatile};
-use crate::value::{AtomicAccess, ByteValued};
+use crate::value::{is_register_sized, AtomicAccess, ByteValued};
 
 /// Accesses by offset in the slice. Writes are marked in the slice's dirty bitmap.
 ///
@@ -101,6 +100,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     fn store<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<()> {
         let target = self.atomic_operand::<T>(addr)?;
         // SAFETY: `atomic_operand` returned the address of a `T::A` in the slice, aligned for it.
+        // It is not null unless `T` is register sized.
         unsafe { atomic::store(target, val, order) }.map_err(Error::from_fault)?;
         self.bitmap.mark_dirty(addr, size_of::<T::A>());
         Ok(())
@@ -110,6 +110,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     fn load<T: AtomicAccess>(&self, addr: usize, order: Ordering) -> Result<T> {
         let source = self.atomic_operand::<T>(addr)?;
         // SAFETY: `atomic_operand` returned the address of a `T::A` in the slice, aligned for it.
+        // It is not null unless `T` is register sized.
         unsafe { atomic::load(source, order) }.map_err(Error::from_fault)
     }
 }
@@ -171,16 +172,29 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         Ok(result.map(|()| count))
     }
 
-    /// Returns the host address of a `T::A` at `addr`, after checking bounds and alignment.
+    /// Returns the host address of a `T::A` at `addr`, after checking its size, bounds and
+    /// alignment. If `T` is not [register sized](is_register_sized), it is not null.
     #[inline(always)]
     pub(super) fn atomic_operand<T: AtomicAccess>(&self, addr: usize) -> Result<*mut u8> {
+        if size_of::<T::A>() != size_of::<T>() {
+            return Err(without_atomic_form::<T>());
+        }
         self.compute_end_offset(addr, size_of::<T::A>())?;
         let host = self.addr.wrapping_add(addr);
-        let alignment = align_of::<T::A>();
-        if host.addr() & alignment.wrapping_sub(1) != 0 {
-            return Err(misaligned(host.addr(), alignment));
+        if !is_register_sized::<T>() {
+            return Ok(referable::<T::A>(host)?.as_ptr().cast());
         }
+        check_alignment(host, align_of::<T::A>())?;
         Ok(host)
+    }
+}
+
+/// Returns the error of an atomic access to a type of another crate that does not support it.
+#[cold]
+pub(super) fn without_atomic_form<T: AtomicAccess>() -> Error {
+    Error::TooBig {
+        nelements: 1,
+        size: size_of::<T::A>(),
     }
 }
 

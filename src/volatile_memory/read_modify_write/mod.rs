@@ -9,6 +9,7 @@ mod tests;
 use core::mem::size_of;
 use core::sync::atomic::Ordering;
 
+use super::slice_bytes::without_atomic_form;
 use super::{atomic, Error, Result, VolatileSlice};
 use crate::access::Fetch;
 use crate::bitmap::BitmapSlice;
@@ -161,10 +162,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     #[inline]
     fn register_operand<T: AtomicAccess>(&self, addr: usize) -> Result<*mut u8> {
         if !is_register_sized::<T>() {
-            return Err(Error::TooBig {
-                nelements: 1,
-                size: size_of::<T::A>(),
-            });
+            return Err(without_atomic_form::<T>());
         }
         self.atomic_operand::<T>(addr)
     }

@@ -1,7 +1,7 @@
 //! Results, errors and marks of the atomic read-modify-write methods.
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{self, SeqCst};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
 use super::super::tests::{failed, out_of_bounds, shown, Memory};
 use super::*;
@@ -228,6 +228,100 @@ impl From<Pair> for [u64; 2] {
 
 impl AtomicAccess for Pair {
     type A = AtomicPair;
+}
+
+/// Types of another crate whose atomic integers have another size than they.
+macro_rules! misfits {
+    ($($name:ident: $bytes:ty, $atomic:ty;)*) => {
+        $(
+            #[derive(Clone, Copy, Default)]
+            #[repr(transparent)]
+            struct $name($bytes);
+            // SAFETY: the field is a plain value.
+            unsafe impl ByteValued for $name {}
+            impl From<<$atomic as AtomicInteger>::V> for $name {
+                fn from(_: <$atomic as AtomicInteger>::V) -> Self {
+                    Self::default()
+                }
+            }
+            impl From<$name> for <$atomic as AtomicInteger>::V {
+                fn from(_: $name) -> Self {
+                    Self::default()
+                }
+            }
+            impl AtomicAccess for $name {
+                type A = $atomic;
+            }
+        )*
+    };
+}
+misfits! {
+    Narrow: u16, AtomicU64;
+    Wide: u64, AtomicU16;
+    NoBytes: [u8; 0], AtomicU64;
+    Odd: [u8; 3], AtomicU32;
+    Large: [u64; 2], AtomicU64;
+    Small: u64, AtomicPair;
+}
+
+fn check_misfit<T: AtomicAccess>() {
+    let memory = Memory::new(MEMORY, 0);
+    let size = size_of::<T::A>();
+    let too_big = shown(Error::TooBig { nelements: 1, size });
+    // Offset 1 is misaligned, and 64 is out of bounds: the size is checked first.
+    for at in [0, 1, 64] {
+        let slice = memory.slice();
+        assert_eq!(failed(slice.load::<T>(at, SeqCst).map(drop)), too_big);
+        assert_eq!(failed(slice.store(T::zeroed(), at, SeqCst)), too_big);
+        assert_eq!(errors::<T>(&memory, at), vec![too_big.clone(); 5]);
+    }
+    assert_eq!(memory.bytes(), (1..=MEMORY as u8).collect::<Vec<_>>());
+    assert_eq!(memory.take_marks(), [] as [usize; 0]);
+}
+
+#[test]
+fn atomic_access_to_type_of_other_size_than_its_atomic_returns_too_big() {
+    check_misfit::<Narrow>();
+    check_misfit::<Wide>();
+    check_misfit::<NoBytes>();
+    check_misfit::<Odd>();
+    check_misfit::<Large>();
+    check_misfit::<Small>();
+}
+
+/// The alignment is that of the atomic integer.
+#[test]
+fn atomic_access_to_type_of_smaller_alignment_succeeds() {
+    #[derive(Clone, Copy, Default)]
+    #[repr(C, packed)]
+    struct Packed(u32);
+    // SAFETY: an integer, without padding.
+    unsafe impl ByteValued for Packed {}
+    impl From<u32> for Packed {
+        fn from(v: u32) -> Self {
+            Self(v)
+        }
+    }
+    impl From<Packed> for u32 {
+        fn from(packed: Packed) -> Self {
+            packed.0
+        }
+    }
+    impl AtomicAccess for Packed {
+        type A = AtomicU32;
+    }
+    let memory = Memory::new(MEMORY, 0);
+    let slice = memory.slice();
+    slice.store(Packed(7), 4, SeqCst).unwrap();
+    assert_eq!(u32::from(slice.load::<Packed>(4, SeqCst).unwrap()), 7);
+    let misaligned = shown(Error::Misaligned {
+        addr: memory.ptr().addr() + 2,
+        alignment: 4,
+    });
+    assert_eq!(
+        failed(slice.load::<Packed>(2, SeqCst).map(drop)),
+        misaligned
+    );
 }
 
 #[test]

@@ -117,6 +117,49 @@ fn plain_references_out_of_bounds_or_misaligned_return_error() {
     assert_eq!(memory.bytes()[..3], [0, 0, 3]);
 }
 
+/// A slice without bytes may begin at null, which no reference may be.
+#[test]
+fn plain_references_to_value_without_bytes_are_not_null() {
+    use crate::atomic_integer::AtomicInteger;
+
+    struct Nothing;
+    // SAFETY: it consists of no bytes, so of no other than those of atomic integers.
+    unsafe impl AtomicInteger for Nothing {
+        type V = [u64; 0];
+        fn new(_: [u64; 0]) -> Self {
+            Nothing
+        }
+        fn load(&self, _: Ordering) -> [u64; 0] {
+            []
+        }
+        fn store(&self, _: [u64; 0], _: Ordering) {}
+    }
+
+    // SAFETY: the slice has no bytes.
+    let empty = unsafe { VolatileSlice::new(std::ptr::null_mut(), 0) };
+    // SAFETY: the values have no bytes, so nothing accesses them.
+    let (shared, mutable) = unsafe {
+        (
+            empty.aligned_as_ref::<[u64; 0]>(0).unwrap(),
+            empty.aligned_as_mut::<[u64; 0]>(0).unwrap(),
+        )
+    };
+    let atomic = empty.get_atomic_ref::<Nothing>(0).unwrap();
+    assert_ne!(std::ptr::from_ref(shared).addr(), 0);
+    assert_ne!(std::ptr::from_mut(mutable).addr(), 0);
+    assert_ne!(std::ptr::from_ref(atomic).addr(), 0);
+
+    // SAFETY: not sound: no bytes are mapped there. The references are refused.
+    let null = unsafe { VolatileSlice::new(std::ptr::null_mut(), 8) };
+    assert_eq!(
+        failed(null.get_atomic_ref::<AtomicU32>(0)),
+        out_of_bounds(0)
+    );
+    // SAFETY: the slice has no values, and no reference is returned.
+    let result = unsafe { null.aligned_as_ref::<u32>(0) };
+    assert_eq!(failed(result), out_of_bounds(0));
+}
+
 /// A third-party memory may return slices of another length.
 #[test]
 fn references_from_slice_of_wrong_length_return_error() {
