@@ -62,8 +62,24 @@
 //! Examples are a stack overflow, a host buffer in a guard page, `kill -BUS`, and a memory error
 //! elsewhere.
 //!
-//! The handler runs on the alternate signal stack, if the thread has one. It reads the table of
-//! instructions and changes two registers. It does not allocate, lock, or use thread-local storage.
+//! The handler reads the table of instructions and changes two registers. It does not allocate,
+//! lock, or use thread-local storage.
+//!
+//! The system calls it as it would call the handler that was installed before: with the same
+//! signals blocked, and on the alternate signal stack only if that handler asked for it
+//! (`SA_ONSTACK`). If there was none, it runs on the alternate stack, if the thread has one.
+//!
+//! # Signals that are sent
+//!
+//! The handler of Rust's standard library reports stack overflows. At any other signal, it sets the
+//! default action and returns. If the signal was sent, such as by `kill -BUS`, the fault handler
+//! then sets itself again. Between the two, a guest fault in another thread ends the process.
+//!
+//! To close this moment, set another action before [`install`]:
+//!
+//! - a handler that does not change the action, or
+//! - for SIGBUS, the default action (`SIG_DFL`). The first SIGBUS that is sent then ends the
+//!   process. Reports are not lost, because a stack overflow on Linux raises SIGSEGV.
 //!
 //! # Limits
 //!
@@ -85,7 +101,7 @@
 //! [`install`] makes four calls of `rt_sigaction`. The handler returns by `rt_sigreturn`. For a
 //! signal that is not a guest fault, it may also make:
 //!
-//! - `rt_sigaction`, to apply the default action or to check that it is still installed,
+//! - `rt_sigaction`, to apply the default action, or to check and set its own,
 //! - the calls of `raise(3)`: `tgkill`, `gettid`, and in some C libraries `getpid` and
 //!   `rt_sigprocmask`.
 

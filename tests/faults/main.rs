@@ -21,6 +21,8 @@ mod counts;
 mod kinds;
 /// Many faults, in several threads.
 mod many;
+/// The handler that was installed before.
+mod previous;
 /// Signals that must not be recovered from.
 mod processes;
 /// System calls that write more than they count.

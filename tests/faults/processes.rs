@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
 use super::*;
+use crate::previous;
 use test_support::{emulator, skipped};
 use vm_memory::{fault, Bytes};
 
@@ -11,12 +12,12 @@ use vm_memory::{fault, Bytes};
 const SCENARIO: &str = "FAULTS_SCENARIO";
 
 /// The exit status of a scenario that ends as it should.
-const DONE: i32 = 77;
+pub(super) const DONE: i32 = 77;
 
 /// A scenario ends the process: by a signal, or with status `DONE`.
 type Scenario = fn(arguments: &[&str]);
 
-const SCENARIOS: [(&str, Scenario); 9] = [
+const SCENARIOS: [(&str, Scenario); 13] = [
     ("null_pointer", |_| {
         fault::install().unwrap();
         read_null();
@@ -47,12 +48,20 @@ const SCENARIOS: [(&str, Scenario); 9] = [
         overflow(1);
     }),
     ("unmapped_region", |_| unmapped_region()),
-    ("crash_reporter", |_| crash_reporter()),
+    ("crash_reporter", crash_reporter),
+    ("deep_handler", previous::deep_handler),
+    ("sent_signal_to_default_action", |_| {
+        previous::sent_signal_to_default_action()
+    }),
+    ("later_handler", |_| previous::later_handler()),
+    ("sent_signals_beside_faults", |_| {
+        previous::sent_signals_beside_faults()
+    }),
     ("host_buffer", host_buffer),
 ];
 
 /// Runs a scenario in a child process.
-fn run(scenario: &str) -> Output {
+pub(super) fn run(scenario: &str) -> Output {
     let program = std::env::current_exe().unwrap();
     let mut command = match emulator() {
         Some(emulator) => Command::new(emulator),
@@ -147,8 +156,12 @@ fn unmapped_region() {
     std::process::exit(DONE);
 }
 
-fn crash_reporter() {
-    install_reporter();
+fn crash_reporter(arguments: &[&str]) {
+    install_reporter(if arguments == ["onstack"] {
+        libc::SA_ONSTACK
+    } else {
+        0
+    });
     fault::install().unwrap();
     let ((memory, file), (other, _other_file)) = (shared(1), shared(1));
     let host = other.get_host_address(BASE).unwrap();
@@ -202,7 +215,7 @@ fn install_handler(handler: usize, flags: i32) {
 
 /// Installs a handler that prints address and stack, makes the page accessible, and stays
 /// installed.
-fn install_reporter() {
+fn install_reporter(flags: i32) {
     extern "C" fn report(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
         // SAFETY: zeroes are a valid `stack_t`.
         let mut stack: libc::stack_t = unsafe { std::mem::zeroed() };
@@ -232,8 +245,7 @@ fn install_reporter() {
         }
     }
     let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = report;
-    // Without SA_ONSTACK: the fault handler must ask for the alternate stack.
-    install_handler(handler as usize, libc::SA_SIGINFO);
+    install_handler(handler as usize, libc::SA_SIGINFO | flags);
 }
 
 /// Installs a handler that prints a line and leaves the rest to the default action.
@@ -292,10 +304,19 @@ fn access_to_unmapped_region_returns_efault() {
 }
 
 #[test]
-fn previous_handler_is_called_for_other_faults_only() {
-    let output = run("crash_reporter");
-    assert_eq!(output.status.code(), Some(DONE), "{output:?}");
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+fn previous_handler_is_called_for_other_faults_only_and_on_its_stack() {
+    for (scenario, stack) in [
+        ("crash_reporter", "on the usual stack"),
+        ("crash_reporter onstack", "on the alternate stack"),
+    ] {
+        let output = run(scenario);
+        assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+        check_report(&String::from_utf8_lossy(&output.stdout), stack);
+    }
+}
+
+/// Checks that the reporter was called on `stack`, for the expected addresses.
+fn check_report(printed: &str, stack: &str) {
     let addresses = |start: &str| -> Vec<usize> {
         let lines = printed.lines().filter_map(|line| line.split_once(start));
         lines
@@ -306,11 +327,7 @@ fn previous_handler_is_called_for_other_faults_only() {
     };
     assert_eq!(addresses("reported ").len(), 2, "{printed}");
     assert_eq!(addresses("reported "), addresses("expected "), "{printed}");
-    assert_eq!(
-        printed.matches("on the alternate stack").count(),
-        2,
-        "{printed}"
-    );
+    assert_eq!(printed.matches(stack).count(), 2, "{printed}");
 }
 
 #[test]

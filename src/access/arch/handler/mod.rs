@@ -74,7 +74,7 @@ const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
 static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
 
 /// Whether the previous handler has replaced itself by the default action, in the order of
-/// `SIGNALS`.
+/// `SIGNALS`, or the system would have done so (`SA_RESETHAND`).
 ///
 /// The handler of Rust's standard library does so to let a faulting process die. If it did so for a
 /// signal that was sent, the process continues, and the next signal must meet the default action.
@@ -113,9 +113,10 @@ fn present_action(signal: c_int) -> Result<libc::sigaction> {
 
 /// Sets the action for `signal`. Async-signal-safe.
 fn set_action(signal: c_int, action: &libc::sigaction) -> Result<()> {
-    // SAFETY: `action` is valid for reads. The callers pass only results of `default_action` and
-    // `our_action`. The handler of the latter is `on_signal`, which takes the three arguments that
-    // SA_SIGINFO passes and is async-signal-safe.
+    // SAFETY: `action` is valid for reads. The callers pass only results of `default_action`,
+    // `our_action` and `present_action`. The handler of `our_action` is `on_signal`, which takes
+    // the three arguments that SA_SIGINFO passes and is async-signal-safe. `present_action` returns
+    // an action that was in force.
     if unsafe { libc::sigaction(signal, action, null_mut()) } != 0 {
         return Err(Error::last_os_error());
     }
@@ -128,15 +129,34 @@ fn default_action() -> libc::sigaction {
     unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() }
 }
 
+/// Returns whether an action calls a handler.
+fn calls_handler(action: &libc::sigaction) -> bool {
+    action.sa_sigaction != libc::SIG_IGN && action.sa_sigaction != libc::SIG_DFL
+}
+
+/// The flag of an action whose handler gets the tag of an address (Linux:
+/// `include/uapi/asm-generic/signal-defs.h`).
+const SA_EXPOSE_TAGBITS: c_int = 0x800;
+
+/// The flags of the previous handler that the system applies when it calls ours.
+///
+/// They make the system call ours as it would call the previous one: on the same stack, with the
+/// same signals blocked. `chain_to_previous` applies SA_RESETHAND.
+const INHERITED_FLAGS: c_int =
+    libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART | SA_EXPOSE_TAGBITS;
+
 /// Returns the action of our handler, which may call the handler of `previous`.
 fn our_action(previous: &libc::sigaction) -> libc::sigaction {
     let mut action = default_action();
     action.sa_sigaction = on_signal as extern "C" fn(_, _, _) as usize;
-    // The mask and these flags are for the previous handler, as if the system called it.
-    action.sa_mask = previous.sa_mask;
-    action.sa_flags = libc::SA_SIGINFO
-        | libc::SA_ONSTACK
-        | (previous.sa_flags & (libc::SA_NODEFER | libc::SA_RESTART));
+    action.sa_flags = libc::SA_SIGINFO;
+    if calls_handler(previous) {
+        action.sa_mask = previous.sa_mask;
+        action.sa_flags |= previous.sa_flags & INHERITED_FLAGS;
+    } else {
+        // Ours runs alone, and needs less stack than an alternate one has.
+        action.sa_flags |= libc::SA_ONSTACK;
+    }
     action
 }
 
@@ -292,42 +312,49 @@ fn chain_to_previous(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
     let was_sent = code <= 0 || (signal == libc::SIGBUS && code == MEMORY_ERROR_ELSEWHERE);
     let index = SIGNALS.iter().position(|one| *one == signal);
     let previous = index.and_then(|index| PREVIOUS.get(index)?.get());
-    let withdrawn = index.and_then(|index| WITHDRAWN.get(index));
-    match previous {
+    match (previous, index.and_then(|index| WITHDRAWN.get(index))) {
         // A fault cannot be ignored: the system applies the default action instead.
-        Some(previous) if previous.sa_sigaction == libc::SIG_IGN && was_sent => {}
-        Some(previous)
-            if previous.sa_sigaction != libc::SIG_IGN
-                && previous.sa_sigaction != libc::SIG_DFL
-                && withdrawn.is_some_and(|withdrawn| !withdrawn.load(Ordering::Relaxed)) =>
+        (Some(previous), _) if previous.sa_sigaction == libc::SIG_IGN && was_sent => {}
+        (Some(previous), Some(withdrawn))
+            if calls_handler(previous) && !is_withdrawn(previous, withdrawn) =>
         {
-            if let (true, Some(withdrawn)) =
-                (previous.sa_flags & libc::SA_RESETHAND != 0, withdrawn)
-            {
-                // The handler is called once only.
-                withdrawn.store(true, Ordering::Relaxed);
-            }
+            let present = was_sent.then(|| present_action(signal));
             call_previous(previous, signal, info, context);
-            if was_sent {
-                reinstall(signal, withdrawn);
+            if let Some(Ok(present)) = present {
+                reinstall(signal, &present, withdrawn);
             }
         }
         _ => apply_default_action(signal, was_sent),
     }
 }
 
-/// Sets our action again, if the previous handler has replaced it by the default action.
-fn reinstall(signal: c_int, withdrawn: Option<&AtomicBool>) {
+/// Returns whether the previous handler must not be called any more.
+fn is_withdrawn(previous: &libc::sigaction, withdrawn: &AtomicBool) -> bool {
+    match previous.sa_flags & libc::SA_RESETHAND {
+        0 => withdrawn.load(Ordering::Relaxed),
+        // It is called once only, by the first of all threads.
+        _ => withdrawn.swap(true, Ordering::Relaxed),
+    }
+}
+
+/// Sets the action `before` again, if the previous handler has set the default action.
+///
+/// That action is ours, or that of a handler that was installed later and called ours. While the
+/// default action is set, a fault in another thread ends the process.
+fn reinstall(signal: c_int, before: &libc::sigaction, withdrawn: &AtomicBool) {
     let Ok(present) = present_action(signal) else {
         return;
     };
-    if present.sa_sigaction == libc::SIG_DFL {
-        if let Some(withdrawn) = withdrawn {
-            withdrawn.store(true, Ordering::Relaxed);
-        }
-        // The call fails only for an invalid signal, and a handler cannot report that.
-        let _ = set_action(signal, &our_action(&present));
+    if present.sa_sigaction != libc::SIG_DFL {
+        return;
     }
+    withdrawn.store(true, Ordering::Relaxed);
+    // The call fails only for an invalid signal, and a handler cannot report that.
+    let _ = match calls_handler(before) {
+        true => set_action(signal, before),
+        // Another thread's signal had set it already.
+        false => set_action(signal, &our_action(&present)),
+    };
 }
 
 /// Calls the handler that was installed before ours.

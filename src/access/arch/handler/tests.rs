@@ -230,3 +230,54 @@ fn recover_at_other_instruction_changes_nothing() {
         assert_eq!(recovered(at, everything, fault), (false, at, 77), "{at:x}");
     }
 }
+
+#[test]
+fn our_action_has_stack_mask_and_flags_of_previous_handler() {
+    let handler = our_action_has_stack_mask_and_flags_of_previous_handler as fn() as usize;
+    let siginfo = libc::SA_SIGINFO;
+    let inherited = INHERITED_FLAGS;
+    let (once, alternate) = (libc::SA_RESETHAND, libc::SA_ONSTACK);
+    // (handler, flags, our flags, whether the mask is the same)
+    let table = [
+        (handler, 0, siginfo, true),
+        (handler, siginfo, siginfo, true),
+        (handler, siginfo | alternate, siginfo | alternate, true),
+        (handler, inherited, siginfo | inherited, true),
+        (
+            handler,
+            once | libc::SA_NODEFER,
+            siginfo | libc::SA_NODEFER,
+            true,
+        ),
+        (handler, libc::SA_NOCLDSTOP, siginfo, true),
+        // Nothing of the previous action runs on our stack.
+        (libc::SIG_DFL, 0, siginfo | alternate, false),
+        (libc::SIG_DFL, libc::SA_NODEFER, siginfo | alternate, false),
+        (libc::SIG_IGN, libc::SA_RESTART, siginfo | alternate, false),
+    ];
+    for (handler, flags, expected, masked) in table {
+        let mut previous = default_action();
+        (previous.sa_sigaction, previous.sa_flags) = (handler, flags);
+        // SAFETY: the set is valid for writes.
+        assert_eq!(
+            unsafe { libc::sigaddset(&mut previous.sa_mask, libc::SIGUSR1) },
+            0
+        );
+        let ours = our_action(&previous);
+        assert_eq!(ours.sa_flags, expected, "{handler:x} {flags:x}");
+        // SAFETY: the set is initialised.
+        let blocks = unsafe { libc::sigismember(&ours.sa_mask, libc::SIGUSR1) };
+        assert_eq!(blocks == 1, masked, "{handler:x} {flags:x}");
+    }
+}
+
+#[test]
+fn is_withdrawn_with_resethand_is_true_after_first_call() {
+    let mut previous = default_action();
+    let withdrawn = AtomicBool::new(false);
+    assert!(!is_withdrawn(&previous, &withdrawn));
+    assert!(!is_withdrawn(&previous, &withdrawn));
+    previous.sa_flags = libc::SA_RESETHAND;
+    assert!(!is_withdrawn(&previous, &withdrawn));
+    assert!(is_withdrawn(&previous, &withdrawn));
+}

@@ -1,0 +1,201 @@
+//! The handler that was installed before runs as if the fault handler were not there. The handlers
+//! run in processes of their own.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+
+use super::processes::{run, DONE};
+use super::*;
+use vm_memory::{fault, Bytes};
+
+/// The page that the handler makes accessible, and the file of its mapping.
+static TARGET: AtomicUsize = AtomicUsize::new(0);
+static FILE: AtomicI32 = AtomicI32::new(-1);
+/// The number of calls of the handler.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+/// Makes `TARGET` accessible. Uses 256 KiB of stack, as a crash reporter that unwinds may.
+extern "C" fn deep(_: i32) {
+    let mut buffer = [0u8; 256 << 10];
+    for page in buffer.chunks_mut(1024) {
+        page[0] = std::hint::black_box(1);
+    }
+    std::hint::black_box(&buffer);
+    CALLS.fetch_add(1, Ordering::Relaxed);
+    let (file, page) = (FILE.load(Ordering::Relaxed), TARGET.load(Ordering::Relaxed));
+    // SAFETY: the file is that of the test; ftruncate(2) is async-signal-safe.
+    let sized = unsafe { libc::ftruncate(file, PAGE as libc::off_t) };
+    // SAFETY: the page is of a mapping of the test, which only this thread uses.
+    let open = unsafe { libc::mprotect(page as *mut _, PAGE, libc::PROT_READ | libc::PROT_WRITE) };
+    if (sized, open) != (0, 0) {
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(1) };
+    }
+}
+
+extern "C" fn deep_with_info(signal: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    deep(signal);
+}
+
+/// Sets the action of a signal, and returns the one before.
+fn set_action(signal: i32, handler: usize, flags: i32) -> libc::sigaction {
+    // SAFETY: zeroes are a valid `sigaction`.
+    let (mut action, mut before): (libc::sigaction, libc::sigaction) =
+        unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler;
+    action.sa_flags = flags;
+    // SAFETY: the callers pass a handler with the arguments that the flags say.
+    let status = unsafe { libc::sigaction(signal, &action, &mut before) };
+    assert_eq!(status, 0);
+    before
+}
+
+/// Lets a handler without SA_ONSTACK handle faults and sent signals, beside guest faults.
+pub(super) fn deep_handler(arguments: &[&str]) {
+    let [signal, flags] = arguments[..] else {
+        unreachable!("{arguments:?}");
+    };
+    let signal = match signal {
+        "segv" => libc::SIGSEGV,
+        _ => libc::SIGBUS,
+    };
+    let plain: extern "C" fn(i32) = deep;
+    let with_info: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = deep_with_info;
+    let (handler, flags) = match flags {
+        "plain" => (plain as usize, 0),
+        "nodefer" => (plain as usize, libc::SA_NODEFER),
+        "once" => (plain as usize, libc::SA_RESETHAND),
+        _ => (with_info as usize, libc::SA_SIGINFO | libc::SA_RESTART),
+    };
+    set_action(signal, handler, flags);
+    fault::install().unwrap();
+
+    let ((memory, _file), (other, file)) = (shared(1), shared(1));
+    let host = other.get_host_address(BASE).unwrap();
+    TARGET.store(host as usize, Ordering::Relaxed);
+    FILE.store(file.as_raw_fd(), Ordering::Relaxed);
+    protect(&memory, 0, libc::PROT_NONE);
+    let once = flags == libc::SA_RESETHAND;
+    for call in 0..if once { 1 } else { 3 } {
+        assert!(is_efault(&memory.read_obj::<u8>(BASE).unwrap_err()));
+        match signal {
+            libc::SIGSEGV => protect(&other, 0, libc::PROT_NONE),
+            _ => file.set_len(0).unwrap(),
+        }
+        // SAFETY: the handler makes the page accessible before the instruction runs again.
+        unsafe { host.write_volatile(1) };
+        assert_eq!(CALLS.load(Ordering::Relaxed), 2 * call + 1);
+        if !once {
+            // SAFETY: sends a signal to this thread.
+            unsafe { libc::raise(signal) };
+            assert_eq!(CALLS.load(Ordering::Relaxed), 2 * call + 2);
+        }
+    }
+    assert!(is_efault(&memory.read_obj::<u8>(BASE).unwrap_err()));
+    std::process::exit(DONE);
+}
+
+/// The handler that `LATER` replaced.
+static BEFORE_LATER: AtomicUsize = AtomicUsize::new(0);
+
+/// Calls the handler before it, which is that of the crate.
+extern "C" fn later(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    CALLS.fetch_add(1, Ordering::Relaxed);
+    type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+    let before = BEFORE_LATER.load(Ordering::Relaxed);
+    // SAFETY: the handler before has SA_SIGINFO, so it has this type.
+    let before = unsafe { std::mem::transmute::<usize, Handler>(before) };
+    before(signal, info, context);
+}
+
+/// A handler that was installed later stays installed after a signal that was sent.
+pub(super) fn later_handler() {
+    fault::install().unwrap();
+    let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = later;
+    let before = set_action(libc::SIGBUS, handler as usize, libc::SA_SIGINFO);
+    BEFORE_LATER.store(before.sa_sigaction, Ordering::Relaxed);
+    let (memory, file) = shared(1);
+    // The handler of the standard library sets the default action.
+    // SAFETY: sends a signal to this thread.
+    unsafe { libc::raise(libc::SIGBUS) };
+    assert_eq!(CALLS.load(Ordering::Relaxed), 1);
+    file.set_len(0).unwrap();
+    assert!(is_efault(&memory.read_obj::<u8>(BASE).unwrap_err()));
+    assert_eq!(CALLS.load(Ordering::Relaxed), 2);
+    std::process::exit(DONE);
+}
+
+/// Sends signals to a handler of the program while another thread faults.
+pub(super) fn sent_signals_beside_faults() {
+    extern "C" fn count(_: i32) {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+    }
+    let handler: extern "C" fn(i32) = count;
+    set_action(libc::SIGBUS, handler as usize, 0);
+    fault::install().unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (memory, file) = shared(1);
+            file.set_len(0).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                assert!(is_efault(&memory.read_obj::<u8>(BASE).unwrap_err()));
+            }
+        });
+        for _ in 0..2000 {
+            // SAFETY: sends a signal to this thread.
+            unsafe { libc::raise(libc::SIGBUS) };
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(CALLS.load(Ordering::Relaxed), 2000);
+    std::process::exit(DONE);
+}
+
+#[test]
+fn previous_handler_without_onstack_may_use_large_stack() {
+    for signal in ["segv", "bus"] {
+        for flags in ["plain", "nodefer", "info", "once"] {
+            let output = run(&format!("deep_handler {signal} {flags}"));
+            assert_eq!(
+                output.status.code(),
+                Some(DONE),
+                "{signal} {flags}: {output:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn sent_signal_leaves_later_handler_installed() {
+    let output = run("later_handler");
+    assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+}
+
+#[test]
+fn signals_sent_to_own_handler_leave_faults_of_other_threads_alone() {
+    let output = run("sent_signals_beside_faults");
+    assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+}
+
+/// As [`fault`] says: without a handler before, nothing withdraws.
+#[test]
+fn sent_signal_after_default_action_kills() {
+    let output = run("sent_signal_to_default_action");
+    assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{output:?}");
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("survived"));
+}
+
+/// Sends a signal whose action was the default one at [`fault::install`].
+pub(super) fn sent_signal_to_default_action() {
+    set_action(libc::SIGBUS, libc::SIG_DFL, 0);
+    fault::install().unwrap();
+    let (memory, file) = shared(1);
+    file.set_len(0).unwrap();
+    assert!(is_efault(&memory.read_obj::<u8>(BASE).unwrap_err()));
+    // SAFETY: sends a signal to this thread.
+    unsafe { libc::raise(libc::SIGBUS) };
+    println!("survived");
+    std::process::exit(DONE);
+}
