@@ -43,12 +43,20 @@ impl HostRange {
         self.len == 0
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no guest runs: the clause of `new` excludes other accesses"
+    )]
     fn bytes(&self) -> &[u8] {
         // SAFETY: `new` requires that the bytes are readable, and that nothing writes them during
         // this call.
         unsafe { std::slice::from_raw_parts(self.base as *const u8, self.len) }
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no guest runs: the clause of `new` excludes other accesses"
+    )]
     fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: `new` requires that the bytes are writable, and that nothing else uses them
         // during this call.

@@ -1,6 +1,7 @@
 //! The methods of `VolatileMemory`, `VolatileSlice`, `VolatileRef` and `VolatileArrayRef`.
 #![expect(unsafe_code, reason = "calls aligned_as_ref and aligned_as_mut")]
 
+use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
 
 use super::asks::place;
@@ -11,7 +12,7 @@ use super::types::{bytes_of, value_of, values_of, with_atom, with_ty};
 use super::vm::bitmap::BitmapSlice;
 use super::vm::{
     AtomicAccess, AtomicInteger, ByteValued, ReadVolatile, VolatileArrayRef, VolatileMemory,
-    VolatileMemoryError, VolatileSlice, WriteVolatile,
+    VolatileMemoryError, VolatileRef, VolatileSlice, WriteVolatile,
 };
 use crate::op::{Access, Act, Path, Walk};
 use crate::out::Out;
@@ -191,129 +192,185 @@ impl<P: Paths> SliceJob for ActJob<'_, P> {
     }
 }
 
+/// An action on a slice, with one type of values.
+struct Typed<'a, B, T> {
+    slice: &'a VolatileSlice<'a, B>,
+    hosts: &'a Hosts,
+    ty: PhantomData<T>,
+}
+
 fn typed<T: ByteValued, B: BitmapSlice, P: Paths>(
     job: &ActJob<'_, P>,
     slice: &VolatileSlice<'_, B>,
     hosts: &Hosts,
 ) -> Out {
-    let failed = |error: VolatileMemoryError| error.fault(hosts);
-    let array_at = |at, count| slice.get_array_ref::<T>(at, count).map_err(failed);
-    let too_many = |count: usize| count.saturating_mul(size_of::<T>().max(1)) > LARGEST_BUFFER;
+    let on = Typed::<B, T> {
+        slice,
+        hosts,
+        ty: PhantomData,
+    };
     match *job.act {
-        Act::CopyTo { count, .. } => {
-            if too_many(count) {
-                return Out::NotApplicable;
-            }
-            let mut values = values_of::<T>(0xEE, count);
-            let copied = slice.copy_to(&mut values);
-            Out::All(vec![Out::from(copied), bytes_of(&values).into()])
-        }
-        Act::CopyFrom { count, seed, .. } => {
-            if too_many(count) {
-                return Out::NotApplicable;
-            }
-            slice.copy_from(&values_of::<T>(seed, count));
-            Out::Nothing
-        }
-        Act::RefLoad { at, .. } => Out::of(
-            slice
-                .get_ref::<T>(at)
-                .map_err(failed)
-                .map(|r| bytes_of(&[r.load()])),
-        ),
-        Act::RefStore { at, seed, .. } => Out::of(
-            slice
-                .get_ref::<T>(at)
-                .map_err(failed)
-                .map(|r| r.store(value_of(seed))),
-        ),
-        Act::RefExtent { at, .. } => Out::of(slice.get_ref::<T>(at).map_err(failed).map(|r| {
-            let (shared, mutable) = (r.ptr_guard(), r.ptr_guard_mut());
-            vec![
-                Out::from(r.len()),
-                r.bitmap().dirty_at(0).into(),
-                place(&r.to_slice(), hosts),
-                hosts.place(shared.as_ptr() as usize),
-                shared.len().into(),
-                hosts.place(mutable.as_ptr() as usize),
-                mutable.len().into(),
-            ]
-        })),
-        Act::ArrayExtent { at, count, .. } => Out::of(array_at(at, count).map(|array| {
-            vec![
-                Out::from(array.len()),
-                array.is_empty().into(),
-                array.element_size().into(),
-                array.bitmap().dirty_at(0).into(),
-                place(&array.to_slice(), hosts),
-            ]
-        })),
+        Act::CopyTo { count, .. } => on.copy_to(count),
+        Act::CopyFrom { count, seed, .. } => on.copy_from(count, seed),
+        Act::RefLoad { at, .. } => on.reference(at, |r| bytes_of(&[r.load()])),
+        Act::RefStore { at, seed, .. } => on.reference(at, |r| r.store(value_of(seed))),
+        Act::RefExtent { at, .. } => on.reference(at, |r| ref_extent(&r, hosts)),
+        Act::ArrayExtent { at, count, .. } => on.array(at, count, |a| array_extent(&a, hosts)),
         Act::ArrayGuard {
             at, count, mutable, ..
-        } => Out::of(array_at(at, count).map(|array| {
-            if mutable {
-                let guard = array.ptr_guard_mut();
-                vec![hosts.place(guard.as_ptr() as usize), Out::from(guard.len())]
-            } else {
-                let guard = array.ptr_guard();
-                vec![hosts.place(guard.as_ptr() as usize), Out::from(guard.len())]
-            }
-        })),
+        } => on.array(at, count, |a| array_guard(&a, mutable, hosts)),
         Act::ArrayLoad {
             at, count, index, ..
-        } => Out::of(array_at(at, count).map(|array| bytes_of(&[array.load(index)]))),
+        } => on.array(at, count, |a| bytes_of(&[a.load(index)])),
         Act::ArrayStore {
             at,
             count,
             index,
             seed,
             ..
-        } => Out::of(array_at(at, count).map(|array| array.store(index, value_of(seed)))),
+        } => on.array(at, count, |a| a.store(index, value_of(seed))),
         Act::ArrayRefAt {
             at, count, index, ..
-        } => {
-            Out::of(array_at(at, count).map(|array| place(&array.ref_at(index).to_slice(), hosts)))
-        }
+        } => on.array(at, count, |a| place(&a.ref_at(index).to_slice(), hosts)),
         Act::ArrayCopyTo {
             at, count, room, ..
-        } => {
-            if too_many(room) {
-                return Out::NotApplicable;
-            }
-            Out::of(array_at(at, count).map(|array| {
-                let mut values = values_of::<T>(0xEE, room);
-                let copied = array.copy_to(&mut values);
-                vec![Out::from(copied), bytes_of(&values).into()]
-            }))
-        }
+        } => on.array_copy_to(at, count, room),
         Act::ArrayCopyFrom {
             at,
             count,
             given,
             seed,
             ..
-        } => {
-            if too_many(given) {
-                return Out::NotApplicable;
-            }
-            Out::of(array_at(at, count).map(|array| array.copy_from(&values_of::<T>(seed, given))))
-        }
+        } => on.array_copy_from(at, count, given, seed),
         Act::ArrayCopyToSlice {
             at, count, ref to, ..
-        } => match array_at(at, count) {
+        } => match slice.get_array_ref::<T>(at, count) {
             Ok(array) => job.paths.with_slice(to, &mut CopyArray(&array)),
-            Err(fault) => Out::Failed(fault),
+            Err(error) => Out::Failed(error.fault(hosts)),
         },
-        Act::AlignedRef { at, .. } => {
-            // SAFETY: one thread uses this memory, and only through the reference while it lives.
-            let result = unsafe { slice.aligned_as_ref::<T>(at) };
-            Out::of(result.map_err(failed).map(|value| bytes_of(&[*value])))
-        }
-        Act::AlignedMut { at, seed, .. } => {
-            // SAFETY: one thread uses this memory, and only through the reference while it lives.
-            let result = unsafe { slice.aligned_as_mut::<T>(at) };
-            Out::of(result.map_err(failed).map(|value| *value = value_of(seed)))
-        }
+        Act::AlignedRef { at, .. } => on.aligned_ref(at),
+        Act::AlignedMut { at, seed, .. } => on.aligned_mut(at, seed),
         _ => Out::NotApplicable,
+    }
+}
+
+impl<B: BitmapSlice, T: ByteValued> Typed<'_, B, T> {
+    fn out<O>(&self, result: Result<O, VolatileMemoryError>) -> Out
+    where
+        Out: From<O>,
+    {
+        Out::of(result.map_err(|error| error.fault(self.hosts)))
+    }
+
+    fn too_many(count: usize) -> bool {
+        count.saturating_mul(size_of::<T>().max(1)) > LARGEST_BUFFER
+    }
+
+    fn reference<O>(&self, at: usize, act: impl FnOnce(VolatileRef<'_, T, B>) -> O) -> Out
+    where
+        Out: From<O>,
+    {
+        self.out(self.slice.get_ref::<T>(at).map(act))
+    }
+
+    fn array<O>(
+        &self,
+        at: usize,
+        count: usize,
+        act: impl FnOnce(VolatileArrayRef<'_, T, B>) -> O,
+    ) -> Out
+    where
+        Out: From<O>,
+    {
+        self.out(self.slice.get_array_ref::<T>(at, count).map(act))
+    }
+
+    fn copy_to(&self, count: usize) -> Out {
+        if Self::too_many(count) {
+            return Out::NotApplicable;
+        }
+        let mut values = values_of::<T>(0xEE, count);
+        let copied = self.slice.copy_to(&mut values);
+        Out::All(vec![Out::from(copied), bytes_of(&values).into()])
+    }
+
+    fn copy_from(&self, count: usize, seed: u8) -> Out {
+        if Self::too_many(count) {
+            return Out::NotApplicable;
+        }
+        self.slice.copy_from(&values_of::<T>(seed, count));
+        Out::Nothing
+    }
+
+    fn array_copy_to(&self, at: usize, count: usize, room: usize) -> Out {
+        if Self::too_many(room) {
+            return Out::NotApplicable;
+        }
+        self.array(at, count, |array| {
+            let mut values = values_of::<T>(0xEE, room);
+            let copied = array.copy_to(&mut values);
+            vec![Out::from(copied), bytes_of(&values).into()]
+        })
+    }
+
+    fn array_copy_from(&self, at: usize, count: usize, given: usize, seed: u8) -> Out {
+        if Self::too_many(given) {
+            return Out::NotApplicable;
+        }
+        self.array(at, count, |array| {
+            array.copy_from(&values_of::<T>(seed, given))
+        })
+    }
+
+    fn aligned_ref(&self, at: usize) -> Out {
+        // SAFETY: one thread uses this memory, and only through the reference while it lives.
+        let result = unsafe { self.slice.aligned_as_ref::<T>(at) };
+        self.out(result.map(|value| bytes_of(&[*value])))
+    }
+
+    fn aligned_mut(&self, at: usize, seed: u8) -> Out {
+        // SAFETY: one thread uses this memory, and only through the reference while it lives.
+        let result = unsafe { self.slice.aligned_as_mut::<T>(at) };
+        self.out(result.map(|value| *value = value_of(seed)))
+    }
+}
+
+fn ref_extent<T: ByteValued, B: BitmapSlice>(r: &VolatileRef<'_, T, B>, hosts: &Hosts) -> Vec<Out> {
+    let (shared, mutable) = (r.ptr_guard(), r.ptr_guard_mut());
+    vec![
+        Out::from(r.len()),
+        r.bitmap().dirty_at(0).into(),
+        place(&r.to_slice(), hosts),
+        hosts.place(shared.as_ptr() as usize),
+        shared.len().into(),
+        hosts.place(mutable.as_ptr() as usize),
+        mutable.len().into(),
+    ]
+}
+
+fn array_extent<T: ByteValued, B: BitmapSlice>(
+    array: &VolatileArrayRef<'_, T, B>,
+    hosts: &Hosts,
+) -> Vec<Out> {
+    vec![
+        Out::from(array.len()),
+        array.is_empty().into(),
+        array.element_size().into(),
+        array.bitmap().dirty_at(0).into(),
+        place(&array.to_slice(), hosts),
+    ]
+}
+
+fn array_guard<T: ByteValued, B: BitmapSlice>(
+    array: &VolatileArrayRef<'_, T, B>,
+    mutable: bool,
+    hosts: &Hosts,
+) -> Vec<Out> {
+    if mutable {
+        let guard = array.ptr_guard_mut();
+        vec![hosts.place(guard.as_ptr() as usize), Out::from(guard.len())]
+    } else {
+        let guard = array.ptr_guard();
+        vec![hosts.place(guard.as_ptr() as usize), Out::from(guard.len())]
     }
 }

@@ -108,98 +108,115 @@ impl Gen<'_> {
             _ => self.rng.usize(0..12),
         };
         let given = count.min(0x800) + self.rng.usize(0..3);
-        let index = if self.one_in(6) {
-            self.near(count as u64) as usize
-        } else {
-            self.rng.usize(0..count.max(1))
-        };
-        let (ty, seed) = (self.ty(), self.seed());
         match self.rng.u32(0..24) {
             0 => Act::Extent2,
             1 => Act::Guard {
                 mutable: self.rng.bool(),
             },
-            2 => Act::CopyTo { ty, count: given },
-            3 => Act::CopyFrom {
-                ty,
+            2 => Act::CopyTo {
+                ty: self.ty(),
                 count: given,
-                seed,
+            },
+            3 => Act::CopyFrom {
+                ty: self.ty(),
+                count: given,
+                seed: self.seed(),
             },
             4 => Act::CopyToSlice { to: self.path() },
             5 => Act::EndOffset {
                 base: at,
                 by: count,
             },
-            6 => Act::RefLoad { at, ty },
-            7 => Act::RefStore { at, ty, seed },
-            8 => Act::RefExtent { at, ty },
-            9 => Act::ArrayExtent { at, count, ty },
-            10 => Act::ArrayGuard {
+            6 => Act::ArrayOfSlice,
+            7 => Act::DirtyAt2(at),
+            8 => Act::DirectRead {
+                source: self.source(len as usize),
+                exact: self.rng.bool(),
+            },
+            9 => Act::DirectWrite {
+                sink: self.sink(len as usize),
+                all: self.rng.bool(),
+            },
+            10..=16 => self.act_on_reference(at),
+            _ => self.act_on_array(at, count, given),
+        }
+    }
+
+    /// Draws a method of a reference to the value at `at`.
+    fn act_on_reference(&mut self, at: usize) -> Act {
+        let (ty, seed) = (self.ty(), self.seed());
+        match self.rng.u32(0..7) {
+            0 => Act::RefLoad { at, ty },
+            1 => Act::RefStore { at, ty, seed },
+            2 => Act::RefExtent { at, ty },
+            3 => Act::AtomicRefLoad {
+                at,
+                ty: self.atom(),
+            },
+            4 => Act::AtomicRefStore {
+                at,
+                ty: self.atom(),
+                value: self.rng.u64(..),
+            },
+            5 => Act::AlignedRef { at, ty },
+            _ => Act::AlignedMut { at, ty, seed },
+        }
+    }
+
+    /// Draws a method of an array of `count` elements at `at`. A copy has `given` values in host
+    /// memory.
+    fn act_on_array(&mut self, at: usize, count: usize, given: usize) -> Act {
+        let index = if self.one_in(6) {
+            self.near(count as u64) as usize
+        } else {
+            self.rng.usize(0..count.max(1))
+        };
+        let (ty, seed) = (self.ty(), self.seed());
+        match self.rng.u32(0..8) {
+            0 => Act::ArrayExtent { at, count, ty },
+            1 => Act::ArrayGuard {
                 at,
                 count,
                 ty,
                 mutable: self.rng.bool(),
             },
-            11 => Act::ArrayLoad {
+            2 => Act::ArrayLoad {
                 at,
                 count,
                 ty,
                 index,
             },
-            12 => Act::ArrayStore {
+            3 => Act::ArrayStore {
                 at,
                 count,
                 ty,
                 index,
                 seed,
             },
-            13 => Act::ArrayRefAt {
+            4 => Act::ArrayRefAt {
                 at,
                 count,
                 ty,
                 index,
             },
-            14 => Act::ArrayCopyTo {
+            5 => Act::ArrayCopyTo {
                 at,
                 count,
                 ty,
                 room: given,
             },
-            15 => Act::ArrayCopyFrom {
+            6 => Act::ArrayCopyFrom {
                 at,
                 count,
                 ty,
                 given,
                 seed,
             },
-            16 => Act::ArrayCopyToSlice {
+            _ => Act::ArrayCopyToSlice {
                 at,
                 count,
                 ty,
                 to: self.path(),
-            },
-            17 => Act::ArrayOfSlice,
-            18 => Act::AtomicRefLoad {
-                at,
-                ty: self.atom(),
-            },
-            19 => Act::AtomicRefStore {
-                at,
-                ty: self.atom(),
-                value: self.rng.u64(..),
-            },
-            20 => Act::AlignedRef { at, ty },
-            21 => Act::AlignedMut { at, ty, seed },
-            22 => Act::DirectRead {
-                source: self.source(len as usize),
-                exact: self.rng.bool(),
-            },
-            _ => match self.rng.u32(0..3) {
-                0 => Act::DirtyAt2(at),
-                _ => Act::DirectWrite {
-                    sink: self.sink(len as usize),
-                    all: self.rng.bool(),
-                },
             },
         }
     }
