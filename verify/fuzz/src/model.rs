@@ -59,8 +59,7 @@ impl Memory {
 
     /// Returns the bytes of a range without holes.
     pub fn read(&self, addr: u64, count: usize) -> Vec<u8> {
-        (addr..)
-            .take(count)
+        range(addr, count)
             .map(|at| self.bytes.get(&at).copied().unwrap_or(0))
             .collect()
     }
@@ -68,7 +67,7 @@ impl Memory {
     /// Writes to a range without holes, and marks it.
     pub fn write(&mut self, addr: u64, data: &[u8]) {
         self.write_unmarked(addr, data);
-        for at in (addr..).take(data.len()) {
+        for at in range(addr, data.len()) {
             let (number, offset) = self.find(at).expect("the range has no holes");
             self.dirty.insert((number, offset / PAGE));
         }
@@ -76,8 +75,14 @@ impl Memory {
 
     /// Writes to a range without holes, and does not mark it.
     pub fn write_unmarked(&mut self, addr: u64, data: &[u8]) {
-        self.bytes.extend((addr..).zip(data.iter().copied()));
+        let addresses = range(addr, data.len());
+        self.bytes.extend(addresses.zip(data.iter().copied()));
     }
+}
+
+/// Returns the addresses of a range, which may end at 2^64.
+fn range(addr: u64, count: usize) -> impl Iterator<Item = u64> {
+    (0..count as u64).map(move |offset| addr + offset)
 }
 
 /// The target of an IOVA and its permissions, if it is mapped.

@@ -18,6 +18,7 @@ pub(super) enum Base {
     Zero,
     Small(u16),
     Below4Gib(u16),
+    /// The last region ends at 2^64.
     Top,
 }
 

@@ -1,19 +1,22 @@
 //! The accesses of devices to regions and the holes between them. The guest chooses addresses and
 //! lengths, so all values occur.
 
+mod expected;
 mod input;
+mod region;
 
-use std::io;
 use std::sync::atomic::Ordering;
 
 use arbitrary::{Arbitrary, Unstructured};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{
     AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend,
-    GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion, GuestMemoryResult, Permissions,
+    GuestRegionCollection, GuestRegionMmap, Permissions,
 };
 
+use self::expected::{all_of, kind, result, Kind};
 use self::input::{At, Base, Descriptor, Input, Len, Step};
+use self::region::{Region, TopRegion};
 use crate::model::{last_of, permissions, Memory, PAGE};
 use crate::stream::{ModelStream, Stream, StreamPlan};
 
@@ -23,100 +26,72 @@ const LONGEST: usize = 0x3fff;
 const MOST_STEPS: usize = 64;
 const MOST_REGIONS: usize = 6;
 
-type Guest = GuestMemoryMmap<AtomicBitmap>;
-
 /// Runs an input.
 pub fn run(data: &[u8]) {
     let mut bytes = Unstructured::new(data);
     let Ok(input) = Input::arbitrary(&mut bytes) else {
         return;
     };
-    if let Some(mut pair) = Pair::new(&input) {
-        for (number, step) in input.steps.iter().take(MOST_STEPS).enumerate() {
-            pair.fill = number as u8;
-            pair.step(step);
-        }
-        pair.compare();
+    match input.base {
+        Base::Top => Pair::<TopRegion>::new(&input).run(&input.steps),
+        _ => Pair::<GuestRegionMmap<AtomicBitmap>>::new(&input).run(&input.steps),
     }
 }
 
 /// The library and the model.
-struct Pair {
-    guest: Guest,
+struct Pair<R> {
+    guest: GuestRegionCollection<R>,
     model: Memory,
     /// A counter that makes the bytes of each step unique.
     fill: u8,
 }
 
-/// The kind of an error, without the region and the path of the access.
-#[derive(Clone, Debug, Eq, PartialEq)]
-enum Kind {
-    NoMemory(u64),
-    LeavesRegion,
-    Overflow,
-    Partial(usize, usize),
-    Io(io::ErrorKind),
-    Other(String),
+/// Returns the start and the length of each region.
+fn layout(input: &Input) -> Vec<(u64, u64)> {
+    let plan = input.regions.iter().take(MOST_REGIONS).map(|(hole, len)| {
+        // Half of the regions are adjacent to the previous one.
+        let hole = u64::from(hole.saturating_sub(0x8000));
+        (hole, u64::from(len % 0x2800) + 1)
+    });
+    let total: u64 = plan.clone().map(|(hole, len)| hole + len).sum();
+    let first = match input.base {
+        Base::Zero => 0,
+        Base::Small(base) => u64::from(base),
+        Base::Below4Gib(base) => (1 << 32) - u64::from(base),
+        Base::Top => 0u64.wrapping_sub(total),
+    };
+    let place = |next: &mut u64, (hole, len): (u64, u64)| {
+        let start = *next + hole;
+        // The last region may end at 2^64.
+        *next = start.wrapping_add(len);
+        Some((start, len))
+    };
+    plan.scan(first, place).collect()
 }
 
-fn kind(error: GuestMemoryError) -> Kind {
-    match error {
-        GuestMemoryError::InvalidGuestAddress(at) => Kind::NoMemory(at.0),
-        GuestMemoryError::InvalidBackendAddress => Kind::LeavesRegion,
-        GuestMemoryError::GuestAddressOverflow => Kind::Overflow,
-        GuestMemoryError::PartialBuffer {
-            expected,
-            completed,
-        } => Kind::Partial(expected, completed),
-        GuestMemoryError::IOError(error) => Kind::Io(error.kind()),
-        other => Kind::Other(format!("{other:?}")),
-    }
-}
-
-fn result<T>(outcome: GuestMemoryResult<T>) -> Result<T, Kind> {
-    outcome.map_err(kind)
-}
-
-impl Pair {
-    fn new(input: &Input) -> Option<Self> {
-        let lens = input.regions.iter().take(MOST_REGIONS);
-        let plan: Vec<(u64, u64)> = lens
-            // Half of the regions are adjacent to the previous one.
-            .map(|(hole, len)| {
-                (
-                    u64::from(hole.saturating_sub(0x8000)),
-                    u64::from(len % 0x2800) + 1,
-                )
-            })
-            .collect();
-        let total: u64 = plan.iter().map(|(hole, len)| hole + len).sum();
-        let mut next = match input.base {
-            Base::Zero => 0,
-            Base::Small(base) => u64::from(base),
-            Base::Below4Gib(base) => (1 << 32) - u64::from(base),
-            // The highest position that `GuestRegionMmap` accepts.
-            Base::Top => u64::MAX - total,
+impl<R: Region> Pair<R> {
+    fn new(input: &Input) -> Self {
+        let regions = layout(input);
+        let made = regions.iter().map(|(at, len)| R::new(*at, *len as usize));
+        let guest = match GuestRegionCollection::from_regions(made.collect()) {
+            Ok(_) if regions.is_empty() => panic!("a memory without regions was made"),
+            Ok(guest) => guest,
+            Err(_) if regions.is_empty() => GuestRegionCollection::new(),
+            Err(error) => panic!("{regions:x?}: {error}"),
         };
-        let mut regions = Vec::new();
-        for (hole, len) in plan {
-            regions.push((next + hole, len));
-            next += hole + len;
-        }
-        let ranges: Vec<_> = regions
-            .iter()
-            .map(|(at, len)| (GuestAddress(*at), *len as usize))
-            .collect();
-        let guest = match (Guest::from_ranges(&ranges), ranges.is_empty()) {
-            (Ok(guest), false) => guest,
-            (Err(_), true) => Guest::new(),
-            (Ok(_), true) => panic!("a memory without regions was made"),
-            (Err(error), false) => panic!("{regions:x?}: {error}"),
-        };
-        Some(Pair {
+        Pair {
             guest,
             model: Memory::new(regions),
             fill: 0,
-        })
+        }
+    }
+
+    fn run(mut self, steps: &[Step]) {
+        for (number, step) in steps.iter().take(MOST_STEPS).enumerate() {
+            self.fill = number as u8;
+            self.step(step);
+        }
+        self.compare();
     }
 
     fn addr(&self, at: At) -> u64 {
@@ -140,68 +115,22 @@ impl Pair {
         }
     }
 
+    fn buffer_len(&self, len: Len) -> usize {
+        self.count(len).min(LONGEST)
+    }
+
     fn data(&self, len: usize) -> Vec<u8> {
         (0..len)
             .map(|i| (i as u8).wrapping_mul(31) ^ self.fill.wrapping_add(1))
             .collect()
     }
 
-    /// Returns the expected result of `write` and `read`.
-    fn moved(&self, addr: u64, count: usize) -> Result<usize, Kind> {
-        match self.model.reachable(addr, count) {
-            0 if count != 0 => Err(Kind::NoMemory(addr)),
-            moved => Ok(moved),
-        }
-    }
-
-    /// Returns the expected result of `write_slice` and `read_slice`.
-    fn moved_all(&self, addr: u64, count: usize) -> Result<(), Kind> {
-        match self.moved(addr, count)? {
-            moved if moved == count => Ok(()),
-            moved => Err(Kind::Partial(count, moved)),
-        }
-    }
-
-    /// Returns the expected result of `load` and `store`.
-    fn moved_at_once(&self, addr: u64, width: usize) -> Result<(), Kind> {
-        let (number, offset) = self.model.find(addr).ok_or(Kind::NoMemory(addr))?;
-        let fits = self.model.regions[number].1 - offset >= width as u64;
-        // A mapping starts on a page, so the offset in the region decides the alignment.
-        if fits && offset % width as u64 == 0 {
-            Ok(())
-        } else {
-            Err(Kind::LeavesRegion)
-        }
-    }
-
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Write(at, len) => {
-                let addr = self.addr(at);
-                let data = self.data(self.count(len).min(LONGEST));
-                let outcome = result(self.guest.write(&data, GuestAddress(addr)));
-                self.wrote(addr, &data, outcome);
-            }
-            Step::WriteSlice(at, len) => {
-                let addr = self.addr(at);
-                let data = self.data(self.count(len).min(LONGEST));
-                let outcome = result(self.guest.write_slice(&data, GuestAddress(addr)));
-                self.wrote_all(addr, &data, outcome);
-            }
-            Step::Read(at, len) => {
-                let (addr, count) = (self.addr(at), self.count(len).min(LONGEST));
-                let mut buf = vec![0xee; count];
-                let outcome = result(self.guest.read(&mut buf, GuestAddress(addr)));
-                assert_eq!(outcome, self.moved(addr, count));
-                self.has_read(addr, &buf);
-            }
-            Step::ReadSlice(at, len) => {
-                let (addr, count) = (self.addr(at), self.count(len).min(LONGEST));
-                let mut buf = vec![0xee; count];
-                let outcome = result(self.guest.read_slice(&mut buf, GuestAddress(addr)));
-                assert_eq!(outcome, self.moved_all(addr, count));
-                self.has_read(addr, &buf);
-            }
+            Step::Write(at, len) => self.write(self.addr(at), self.buffer_len(len)),
+            Step::WriteSlice(at, len) => self.write_slice(self.addr(at), self.buffer_len(len)),
+            Step::Read(at, len) => self.read(self.addr(at), self.buffer_len(len)),
+            Step::ReadSlice(at, len) => self.read_slice(self.addr(at), self.buffer_len(len)),
             Step::WriteObj(at, width) => match width % 5 {
                 0 => self.write_obj::<u8>(at),
                 1 => self.write_obj::<u16>(at),
@@ -237,48 +166,72 @@ impl Pair {
                 self.write_all_to(self.addr(at), self.count(len), plan)
             }
             Step::Check(at, len, access) => {
-                let (addr, count) = (self.addr(at), self.count(len));
-                let expected = self.model.reachable(addr, count) == count;
-                let at = GuestAddress(addr);
-                assert_eq!(
-                    GuestMemory::check_range(&self.guest, at, count, permissions(access)),
-                    expected
-                );
-                assert_eq!(
-                    GuestMemoryBackend::check_range(&self.guest, at, count),
-                    expected
-                );
+                self.check(self.addr(at), self.count(len), permissions(access))
             }
             Step::Slices(at, len, access) => {
                 self.slices(self.addr(at), self.count(len), permissions(access))
             }
-            Step::Offset(at, len) => {
-                let (addr, count) = (self.addr(at), self.count(len));
-                let to = addr.checked_add(count as u64);
-                let expected = to.filter(|to| self.model.find(*to).is_some());
-                let outcome = self.guest.checked_offset(GuestAddress(addr), count);
-                assert_eq!(outcome.map(|at| at.0), expected);
-                let found = self.guest.to_region_addr(GuestAddress(addr));
-                let found = found.map(|(region, offset)| (region.start_addr().0, offset.0));
-                let expected = self.model.find(addr);
-                assert_eq!(
-                    found,
-                    expected.map(|(number, offset)| (self.model.regions[number].0, offset))
-                );
-            }
+            Step::Offset(at, len) => self.offset(self.addr(at), self.count(len)),
             Step::Chain(ref descriptors) => self.chain(descriptors),
             Step::Harvest => self.harvest(),
         }
     }
 
+    fn write(&mut self, addr: u64, count: usize) {
+        let data = self.data(count);
+        let outcome = result(self.guest.write(&data, GuestAddress(addr)));
+        self.wrote(addr, &data, outcome);
+    }
+
+    fn write_slice(&mut self, addr: u64, count: usize) {
+        let data = self.data(count);
+        let outcome = result(self.guest.write_slice(&data, GuestAddress(addr)));
+        self.wrote_all(addr, &data, outcome);
+    }
+
+    fn read(&self, addr: u64, count: usize) {
+        let mut buf = vec![0xee; count];
+        let outcome = result(self.guest.read(&mut buf, GuestAddress(addr)));
+        assert_eq!(outcome, self.model.moved(addr, count));
+        self.has_read(addr, &buf);
+    }
+
+    fn read_slice(&self, addr: u64, count: usize) {
+        let mut buf = vec![0xee; count];
+        let outcome = result(self.guest.read_slice(&mut buf, GuestAddress(addr)));
+        assert_eq!(outcome, self.model.moved_all(addr, count));
+        self.has_read(addr, &buf);
+    }
+
+    fn check(&self, addr: u64, count: usize, access: Permissions) {
+        let expected = self.model.reachable(addr, count) == count;
+        let at = GuestAddress(addr);
+        let outcome = GuestMemory::check_range(&self.guest, at, count, access);
+        assert_eq!(outcome, expected);
+        let outcome = GuestMemoryBackend::check_range(&self.guest, at, count);
+        assert_eq!(outcome, expected);
+    }
+
+    fn offset(&self, addr: u64, count: usize) {
+        let to = addr.checked_add(count as u64);
+        let expected = to.filter(|to| self.model.find(*to).is_some());
+        let outcome = self.guest.checked_offset(GuestAddress(addr), count);
+        assert_eq!(outcome.map(|at| at.0), expected);
+        let found = self.guest.to_region_addr(GuestAddress(addr));
+        let found = found.map(|(region, offset)| (region.start_addr().0, offset.0));
+        let expected = self.model.find(addr);
+        let expected = expected.map(|(number, offset)| (self.model.regions[number].0, offset));
+        assert_eq!(found, expected);
+    }
+
     fn wrote(&mut self, addr: u64, data: &[u8], outcome: Result<usize, Kind>) {
-        assert_eq!(outcome, self.moved(addr, data.len()));
+        assert_eq!(outcome, self.model.moved(addr, data.len()));
         let moved = self.model.reachable(addr, data.len());
         self.model.write(addr, &data[..moved]);
     }
 
     fn wrote_all(&mut self, addr: u64, data: &[u8], outcome: Result<(), Kind>) {
-        assert_eq!(outcome, self.moved_all(addr, data.len()));
+        assert_eq!(outcome, self.model.moved_all(addr, data.len()));
         let moved = self.model.reachable(addr, data.len());
         self.model.write(addr, &data[..moved]);
     }
@@ -301,7 +254,7 @@ impl Pair {
     fn read_obj<T: ByteValued>(&self, at: At) {
         let addr = self.addr(at);
         let outcome = result(self.guest.read_obj::<T>(GuestAddress(addr)));
-        let expected = self.moved_all(addr, size_of::<T>());
+        let expected = self.model.moved_all(addr, size_of::<T>());
         let bytes = outcome.map(|value| value.as_slice().to_vec());
         assert_eq!(
             bytes,
@@ -317,7 +270,7 @@ impl Pair {
             self.guest
                 .store(value, GuestAddress(addr), Ordering::Release),
         );
-        assert_eq!(outcome, self.moved_at_once(addr, size_of::<T>()));
+        assert_eq!(outcome, self.model.moved_at_once(addr, size_of::<T>()));
         if outcome.is_ok() {
             self.model.write(addr, &data);
         }
@@ -327,78 +280,18 @@ impl Pair {
         let addr = self.addr(at);
         let outcome = result(self.guest.load::<T>(GuestAddress(addr), Ordering::Acquire));
         let bytes = outcome.map(|value| value.as_slice().to_vec());
-        let expected = self.moved_at_once(addr, size_of::<T>());
+        let expected = self.model.moved_at_once(addr, size_of::<T>());
         assert_eq!(
             bytes,
             expected.map(|()| self.model.read(addr, size_of::<T>()))
         );
     }
 
-    /// Returns the number of bytes that one call moves between a range and a stream of the model.
-    fn one_call(&self, addr: u64, count: usize, stream: &mut ModelStream) -> Result<usize, Kind> {
-        let segments = self.model.segments(addr, count);
-        if segments.is_empty() && count != 0 {
-            return Err(Kind::NoMemory(addr));
-        }
-        let mut done = 0;
-        for (_, len) in segments {
-            match stream.transfer(len) {
-                Some(moved) => {
-                    done += moved;
-                    if moved < len {
-                        break;
-                    }
-                }
-                None if done == 0 => return Err(Kind::Io(io::ErrorKind::Other)),
-                None => break,
-            }
-        }
-        Ok(done)
-    }
-
-    /// Returns the number of bytes that are moved when each segment is retried until it is
-    /// complete.
-    fn whole_segments(
-        &self,
-        addr: u64,
-        count: usize,
-        stream: &mut ModelStream,
-        nothing: Option<io::ErrorKind>,
-    ) -> Result<usize, Kind> {
-        let segments = self.model.segments(addr, count);
-        if segments.is_empty() && count != 0 {
-            return Err(Kind::NoMemory(addr));
-        }
-        let mut done = 0;
-        for (_, len) in segments {
-            let mut left = len;
-            while left != 0 {
-                let error = match stream.transfer(left) {
-                    None => io::ErrorKind::Other,
-                    Some(0) => match nothing {
-                        Some(error) => error,
-                        None => return Ok(done),
-                    },
-                    Some(moved) => {
-                        (done, left) = (done + moved, left - moved);
-                        continue;
-                    }
-                };
-                return if done == 0 {
-                    Err(Kind::Io(error))
-                } else {
-                    Ok(done)
-                };
-            }
-        }
-        Ok(done)
-    }
-
     fn read_from(&mut self, addr: u64, count: usize, plan: StreamPlan) {
         let mut source = Stream::source(plan, self.data(usize::from(plan.has)));
         let at = GuestAddress(addr);
         let outcome = result(self.guest.read_volatile_from(at, &mut source, count));
-        let expected = self.one_call(addr, count, &mut ModelStream::of(plan));
+        let expected = self.model.one_call(addr, count, &mut ModelStream::of(plan));
         assert_eq!(outcome, expected);
         self.model
             .write(addr, &source.data[..expected.unwrap_or(0)]);
@@ -408,7 +301,9 @@ impl Pair {
         let mut source = Stream::source(plan, self.data(usize::from(plan.has)));
         let at = GuestAddress(addr);
         let outcome = result(self.guest.read_exact_volatile_from(at, &mut source, count));
-        let moved = self.whole_segments(addr, count, &mut ModelStream::of(plan), None);
+        let moved = self
+            .model
+            .whole_segments(addr, count, &mut ModelStream::of(plan), None);
         assert_eq!(outcome, all_of(count, &moved));
         self.model.write(addr, &source.data[..moved.unwrap_or(0)]);
     }
@@ -417,7 +312,7 @@ impl Pair {
         let mut target = Stream::target(plan);
         let at = GuestAddress(addr);
         let outcome = result(self.guest.write_volatile_to(at, &mut target, count));
-        let moved = self.written(addr, count, plan);
+        let moved = self.model.written(addr, count, plan);
         assert_eq!(outcome, moved);
         assert_eq!(target.data, self.model.read(addr, moved.unwrap_or(0)));
     }
@@ -426,19 +321,9 @@ impl Pair {
         let mut target = Stream::target(plan);
         let at = GuestAddress(addr);
         let outcome = result(self.guest.write_all_volatile_to(at, &mut target, count));
-        let moved = self.written(addr, count, plan);
+        let moved = self.model.written(addr, count, plan);
         assert_eq!(outcome, all_of(count, &moved));
         assert_eq!(target.data, self.model.read(addr, moved.unwrap_or(0)));
-    }
-
-    /// Returns the expected result of a write into a stream.
-    fn written(&self, addr: u64, count: usize, plan: StreamPlan) -> Result<usize, Kind> {
-        self.whole_segments(
-            addr,
-            count,
-            &mut ModelStream::of(plan),
-            Some(io::ErrorKind::WriteZero),
-        )
     }
 
     fn slices(&mut self, addr: u64, count: usize, access: Permissions) {
@@ -493,7 +378,7 @@ impl Pair {
                 &mut gathered,
                 count,
             ));
-            assert_eq!(outcome, self.moved(addr, count));
+            assert_eq!(outcome, self.model.moved(addr, count));
             assert_eq!(
                 gathered[before..],
                 self.model.read(addr, gathered.len() - before)
@@ -516,7 +401,7 @@ impl Pair {
     /// Checks that a harvest returns exactly the marks, and leaves none.
     fn harvest(&mut self) {
         for (number, region) in self.guest.iter().enumerate() {
-            let words = GuestBitmap::get_and_reset(region);
+            let words = region.harvest();
             let pages = (0u64..).take(words.len() * 64);
             let marked: Vec<u64> = pages
                 .filter(|page| words[(page / 64) as usize] >> (page % 64) & 1 != 0)
@@ -552,22 +437,42 @@ impl Pair {
     }
 }
 
-/// Harvests the bitmap of a region; `GuestMemoryRegion::bitmap` returns only slices of it.
-trait GuestBitmap {
-    fn get_and_reset(&self) -> Vec<u64>;
-}
-
-impl GuestBitmap for vm_memory::GuestRegionMmap<AtomicBitmap> {
-    fn get_and_reset(&self) -> Vec<u64> {
-        vm_memory::MmapRegion::bitmap(self).get_and_reset()
+#[test]
+fn accesses_that_reach_or_cross_2_64_match_the_model() {
+    let plan = StreamPlan {
+        has: 64,
+        at_a_time: 7,
+        fails: false,
+        interrupted: true,
+    };
+    // Two regions; the last ends at 2^64.
+    let regions = vec![(0, 0x1fff), (0, 0x0fff)];
+    let mut steps = vec![];
+    for by in 0..20 {
+        let at = At::Top(by);
+        for len in [1, 2, 8, 16, 21] {
+            let len = Len::Short(len);
+            steps.push(Step::Write(at, len));
+            steps.push(Step::ReadSlice(at, len));
+            steps.push(Step::ReadExactFrom(at, len, plan));
+            steps.push(Step::WriteTo(at, len, plan));
+            steps.push(Step::Slices(at, len, 3));
+            steps.push(Step::Check(at, len, 3));
+            steps.push(Step::Offset(at, len));
+        }
+        steps.push(Step::WriteObj(at, 3));
+        steps.push(Step::ReadObj(at, 4));
+        steps.push(Step::Store(at, 3));
     }
-}
-
-/// Returns the expected result of a method that moves all bytes or fails.
-fn all_of(count: usize, moved: &Result<usize, Kind>) -> Result<(), Kind> {
-    match moved {
-        Ok(moved) if *moved == count => Ok(()),
-        Ok(moved) => Err(Kind::Partial(count, *moved)),
-        Err(error) => Err(error.clone()),
+    let base = Base::Top;
+    let input = Input {
+        base,
+        regions,
+        steps: vec![],
+    };
+    let pair = Pair::<TopRegion>::new(&input);
+    assert_eq!(pair.guest.last_addr(), GuestAddress(u64::MAX));
+    for steps in steps.chunks(MOST_STEPS) {
+        Pair::<TopRegion>::new(&input).run(steps);
     }
 }
