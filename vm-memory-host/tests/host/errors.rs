@@ -22,13 +22,28 @@ fn region(start: u64, size: u64) -> Region {
     Region::new(GuestAddress(start), size)
 }
 
+/// Builds each region. The message of the error must contain the text.
+fn assert_messages(cases: impl IntoIterator<Item = (Region, &'static str)>) {
+    for (region, part) in cases {
+        let shown = format!("{region:?}");
+        let message = message(region);
+        assert!(message.contains(part), "{shown}:\n{message}\nlacks\n{part}");
+    }
+}
+
+fn hugetlb(start: u64, size: u64, page_size: u64) -> Region {
+    region(start, size).backing(Backing::Hugetlb { page_size })
+}
+
 #[test]
-fn build_of_invalid_region_names_the_cause() {
+fn build_without_region_returns_error() {
     let none = MemoryBuilder::new().build::<()>().unwrap_err();
     assert!(matches!(none, BuildError::NoRegion));
-    let file = |pages| patterned_file(pages);
-    let huge = |start, size| region(start, size).backing(Backing::Hugetlb { page_size: HUGE });
-    let expected = [
+}
+
+#[test]
+fn build_with_invalid_size_or_address_names_the_value() {
+    assert_messages([
         (region(MIB, 0), "region at 0x100000 has size 0"),
         (
             region(u64::MAX - 0xfff, 0x1000),
@@ -41,28 +56,33 @@ fn build_of_invalid_region_names_the_cause() {
         ),
         (region(0x10, 0x1000), "guest address 0x10 is not"),
         (
-            huge(0, 3 * MIB),
+            hugetlb(0, 3 * MIB, HUGE),
             "size 0x300000 is not a multiple of the page size, 0x200000",
         ),
         (
-            huge(MIB, HUGE),
+            hugetlb(MIB, HUGE, HUGE),
             "guest address 0x100000 is not a multiple of the page size, 0x200000",
         ),
         (
-            region(0, 3 * MIB).backing(Backing::Hugetlb { page_size: 3 * MIB }),
+            hugetlb(0, 3 * MIB, 3 * MIB),
             "the host has no huge pages of 0x300000 bytes; ",
         ),
+        (region(0, 1 << 56), "cannot reserve host addresses: "),
+    ]);
+}
+
+#[test]
+fn build_with_unusable_file_names_the_cause() {
+    let file = |offset| Backing::shared_file(patterned_file(4), offset);
+    assert_messages([
         (
-            region(0, 4 * PAGE).backing(Backing::shared_file(file(4), PAGE)),
+            region(0, 4 * PAGE).backing(file(PAGE)),
             "region 00000000-00003fff: needs a file of 0x5000 bytes, but the file ends at 0x4000; \
             extend it (truncate --size=20480)",
         ),
+        (region(0, PAGE).backing(file(5)), "file offset 0x5 is not"),
         (
-            region(0, PAGE).backing(Backing::shared_file(file(4), 5)),
-            "file offset 0x5 is not",
-        ),
-        (
-            region(0, PAGE).backing(Backing::shared_file(file(4), u64::MAX - 0xfff)),
+            region(0, PAGE).backing(file(u64::MAX - 0xfff)),
             "file offset 0xfffffffffffff000 plus the region's size exceeds the largest file length",
         ),
         (
@@ -70,13 +90,15 @@ fn build_of_invalid_region_names_the_cause() {
             "cannot examine its file: No such device",
         ),
         (
-            region(0, PAGE).numa(NumaPolicy::Bind(vec![77])),
-            "NUMA node 77 has no memory on this host; use one of the nodes [0",
+            region(0, 1 << 63).backing(Backing::Memfd),
+            "file offset 0x0 plus the region's size exceeds the largest",
         ),
-        (
-            region(0, PAGE).numa(NumaPolicy::Interleave(vec![])),
-            "the NUMA policy lists no nodes",
-        ),
+    ]);
+}
+
+#[test]
+fn build_with_name_that_cannot_be_shown_names_it() {
+    assert_messages([
         (region(0, PAGE).name("a$b"), "name \"a$b\" cannot be shown"),
         (
             region(0, PAGE).name("x".repeat(80)),
@@ -93,18 +115,28 @@ fn build_of_invalid_region_names_the_cause() {
             "name \"a\\0b\" cannot be shown",
         ),
         (
-            region(0, 1 << 63).backing(Backing::Memfd),
-            "file offset 0x0 plus the region's size exceeds the largest",
+            region(0, PAGE)
+                .name("n")
+                .backing(Backing::shared_file(patterned_file(4), 0)),
+            "/proc/self/maps shows a file by its path",
+        ),
+    ]);
+}
+
+#[test]
+fn build_with_unusable_option_names_the_cause() {
+    assert_messages([
+        (
+            region(0, PAGE).numa(NumaPolicy::Bind(vec![77])),
+            "NUMA node 77 has no memory on this host; use one of the nodes [0",
+        ),
+        (
+            region(0, PAGE).numa(NumaPolicy::Interleave(vec![])),
+            "the NUMA policy lists no nodes",
         ),
         (
             region(0, 1 << 44).lock(Lock::Now),
             "0x100000000000 bytes must be resident at startup, but only ",
-        ),
-        (
-            region(0, PAGE)
-                .name("n")
-                .backing(Backing::shared_file(file(4), 0)),
-            "/proc/self/maps shows a file by its path",
         ),
         (
             region(0, PAGE).mergeable(true).backing(Backing::Memfd),
@@ -130,13 +162,7 @@ fn build_of_invalid_region_names_the_cause() {
             region(0, 4 * PAGE).blocks(non_zero(0x800), Unplugged::Mapped),
             "block size 0x800",
         ),
-        (region(0, 1 << 56), "cannot reserve host addresses: "),
-    ];
-    for (region, part) in expected {
-        let shown = format!("{region:?}");
-        let message = message(region);
-        assert!(message.contains(part), "{shown}:\n{message}\nlacks\n{part}");
-    }
+    ]);
 }
 
 #[test]
