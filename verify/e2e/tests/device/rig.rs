@@ -112,7 +112,7 @@ impl Rig {
         self.forget();
     }
 
-    /// Resets the device, and accepts these features of one half: 0 for bits 0 to 31, 1 for the rest.
+    /// Resets the device, and accepts features of one half. Half 1 has the bits from 32 on.
     pub fn negotiate(&mut self, half: u32, features: u32) {
         self.write(reg::VIRTIO_MMIO_STATUS, RESET);
         self.write(reg::VIRTIO_MMIO_STATUS, DRIVER);
