@@ -249,7 +249,13 @@ impl ReadVolatile for &[u8] {
         if self.len() < buf.len() {
             return Err(unexpected_eof());
         }
-        self.read_volatile(buf).map(|_| ())
+        // The first call moves all bytes, or those before a fault. The second returns the fault.
+        let mut rest = buf.offset(0)?;
+        while !rest.is_empty() {
+            let moved = self.read_volatile(&mut rest)?;
+            rest = rest.offset(moved)?;
+        }
+        Ok(())
     }
 }
 

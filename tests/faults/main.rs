@@ -13,6 +13,8 @@
     reason = "calls mmap(2) and sigaction(2), and reads the mappings directly"
 )]
 
+/// Scattered copies that end at a fault.
+mod buffers;
 /// Causes of a fault: protection, huge pages, userfaultfd, memory errors.
 mod causes;
 /// The bytes moved before a fault.

@@ -1,0 +1,163 @@
+//! Scattered copies: no byte after a page that cannot be accessed is moved.
+
+use std::num::NonZeroUsize;
+
+use super::*;
+use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
+use vm_memory::vectored::{self, IoBuffer};
+use vm_memory::{fault, Bytes, GuestMemory, GuestRegionMmap};
+use vm_memory::{MemoryRegionAddress, Permissions};
+
+/// The first byte of the tested ranges, which pass three pages. The second one is missing.
+const START: GuestAddress = GuestAddress(BASE.0 + PAGE as u64 - 4);
+const LEN: usize = 4 + PAGE + 8;
+
+/// Returns two pages from `file`, and one page of their own after them.
+fn two_regions(file: &Arc<File>) -> Memory {
+    let backing = FileOffset::from_arc(Arc::clone(file), 0);
+    let after = GuestAddress(BASE.0 + 2 * PAGE as u64);
+    Memory::from_ranges_with_files([(BASE, 2 * PAGE, Some(backing)), (after, PAGE, None)]).unwrap()
+}
+
+fn buffer<M: GuestMemory + 'static>(memory: &Arc<M>, ranges: &[(u64, usize)]) -> IoBuffer<M> {
+    let mut buffer = IoBuffer::new(Arc::clone(memory), Permissions::ReadWrite);
+    for (addr, len) in ranges {
+        buffer.push(GuestAddress(*addr), *len).unwrap();
+    }
+    assert_eq!(buffer.len(), LEN);
+    buffer
+}
+
+/// Checks that copies of `buffer` end after four bytes. `last` are its last eight bytes.
+fn check<M: GuestMemory>(name: &str, buffer: &IoBuffer<M>, last: impl Fn() -> [u8; 8]) {
+    assert_eq!(buffer.copy_from(0, &[0xee; LEN]).unwrap(), 4, "{name}");
+    assert_eq!(last(), [0; 8], "{name}: bytes after the fault were written");
+    let mut seen = [0x11; LEN];
+    assert_eq!(buffer.copy_to(0, &mut seen).unwrap(), 4, "{name}");
+    assert_eq!((seen[3], seen[4]), (0xee, 0x11), "{name}");
+    assert_eq!(seen[LEN - 8..], [0x11; 8], "{name}");
+    // From inside the missing page.
+    for offset in [4, 5, PAGE] {
+        assert!(is_efault(&buffer.copy_from(offset, &[1; LEN]).unwrap_err()));
+        assert!(is_efault(&buffer.copy_to(offset, &mut seen).unwrap_err()));
+    }
+    assert_eq!(last(), [0; 8], "{name}");
+    assert_eq!(buffer.copy_to(PAGE + 4, &mut seen).unwrap(), 8);
+}
+
+#[test]
+fn io_buffer_copy_across_truncated_page_stops_there() {
+    fault::install().unwrap();
+    for touched in [false, true] {
+        let file = memfd(2);
+        let memory = Arc::new(two_regions(&file));
+        let edge = GuestAddress(BASE.0 + 2 * PAGE as u64);
+        if touched {
+            memory.write_slice(&[0; 2 * PAGE], BASE).unwrap();
+        }
+        let lists: [&[(u64, usize)]; 3] = [
+            &[(START.0, LEN)],
+            &[(START.0, 4), (START.0 + 4, PAGE), (edge.0, 8)],
+            &[(START.0, 100), (START.0 + 100, LEN - 100)],
+        ];
+        let buffers = lists.map(|list| buffer(&memory, list));
+        file.set_len(PAGE as u64).unwrap();
+        for buffer in &buffers {
+            check("regions", buffer, || memory.read_obj(edge).unwrap());
+        }
+    }
+}
+
+#[test]
+fn io_buffer_copy_across_protected_page_stops_there() {
+    fault::install().unwrap();
+    let (memory, _file) = shared(3);
+    let memory = Arc::new(memory);
+    let list = [(START.0, 8), (START.0 + 8, LEN - 8)];
+    let buffer = buffer(&memory, &list);
+    protect(&memory, 1, libc::PROT_NONE);
+    let edge = GuestAddress(BASE.0 + 2 * PAGE as u64);
+    check("one region", &buffer, || memory.read_obj(edge).unwrap());
+}
+
+#[cfg(feature = "iommu")]
+#[test]
+fn io_buffer_copy_behind_iommu_stops_at_truncated_page() {
+    use vm_memory::iommu::{IommuMemory, SharedIotlb};
+    fault::install().unwrap();
+    let file = memfd(2);
+    let physical = two_regions(&file);
+    let iotlb = SharedIotlb::new();
+    // In reverse order, so that no two pages are contiguous. The second page is the missing one.
+    for (iova, page) in [(0, 2), (1, 1), (2, 0)] {
+        let iova = GuestAddress((10 + iova) * PAGE as u64);
+        let to = GuestAddress(BASE.0 + page * PAGE as u64);
+        let access = Permissions::ReadWrite;
+        iotlb.set_mapping(iova, to, PAGE, access).unwrap();
+    }
+    let marks = AtomicBitmap::new(16 * PAGE, NonZeroUsize::new(PAGE).unwrap());
+    let memory = Arc::new(IommuMemory::new(physical, iotlb, true, marks));
+    let start = 11 * PAGE as u64 - 4;
+    let buffer = buffer(&memory, &[(start, LEN)]);
+    file.set_len(PAGE as u64).unwrap();
+    let edge = GuestAddress(12 * PAGE as u64);
+    check("IOMMU", &buffer, || memory.read_obj(edge).unwrap());
+}
+
+#[test]
+fn io_buffer_copy_across_block_unplugged_meanwhile_stops_there() {
+    fault::install().unwrap();
+    let page = NonZeroUsize::new(PAGE).unwrap();
+    let blocks = Arc::new(PluggedBlocks::new(3 * PAGE, page).unwrap());
+    blocks.plug(0, 3 * PAGE).unwrap();
+    let mapping = MmapRegionBuilder::new(3 * PAGE)
+        .with_plugged_blocks(Arc::clone(&blocks))
+        .build()
+        .unwrap();
+    let region = GuestRegionMmap::new(mapping, BASE).unwrap();
+    let memory: GuestMemoryMmap = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+    let memory = Arc::new(memory);
+    let list = [(START.0, LEN - 8), (BASE.0 + 2 * PAGE as u64, 8)];
+    let buffer = buffer(&memory, &list);
+    blocks.unplug(PAGE, PAGE).unwrap();
+    let host = memory.get_host_address(BASE).unwrap().wrapping_add(PAGE);
+    // SAFETY: a page of the mapping, which only accesses of the crate use.
+    let status = unsafe { libc::mprotect(host.cast(), PAGE, libc::PROT_NONE) };
+    assert_eq!(status, 0);
+    let edge = GuestAddress(BASE.0 + 2 * PAGE as u64);
+    check("blocks", &buffer, || memory.read_obj(edge).unwrap());
+    assert!(vectored::io_vectors(&*memory, START, LEN, Permissions::Read).is_err());
+}
+
+/// A source that knows its length must not report bytes that a fault kept from guest memory.
+#[test]
+fn read_exact_from_byte_slice_across_truncated_page_returns_error() {
+    fault::install().unwrap();
+    let (memory, file) = shared(2);
+    file.set_len(PAGE as u64).unwrap();
+    let region = memory.find_region(BASE).unwrap();
+    let slice = memory.get_slice(START, 100).unwrap();
+    let bytes = [7; 100];
+    slice
+        .read_exact_volatile_from(0, &mut &bytes[..], 100)
+        .unwrap_err();
+    let mut cursor = std::io::Cursor::new(bytes);
+    slice
+        .read_exact_volatile_from(0, &mut cursor, 100)
+        .unwrap_err();
+    let at = MemoryRegionAddress(PAGE as u64 - 4);
+    let error = region.read_exact_volatile_from(at, &mut &bytes[..], 100);
+    assert!(is_efault(&error.unwrap_err()));
+    let error = memory.read_exact_volatile_from(START, &mut &bytes[..], 100);
+    let moved = GuestMemoryError::PartialBuffer {
+        expected: 100,
+        completed: 4,
+    };
+    assert_eq!(format!("{:?}", error.unwrap_err()), format!("{moved:?}"));
+    // To the end of the page.
+    let mut source = &bytes[..];
+    memory
+        .read_exact_volatile_from(START, &mut source, 4)
+        .unwrap();
+    assert_eq!(source.len(), 96);
+}
