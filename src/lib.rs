@@ -50,6 +50,8 @@
 //! |---|---|---|
 //! | read and write by address | [`Bytes`]; [`ByteValued`] for structures of your own | `boot` |
 //! | borrow slices of host memory | [`GuestMemory::get_slices`], [`VolatileSlice`] | |
+//! | find runs of host memory, to register them | [`GuestMemory::host_runs`] | |
+//! | move all bytes of a range or none | [`GuestMemory::all_or_nothing`] | |
 //! | create memory | [`GuestMemoryMmap`], [`mmap`]; the crate `vm-memory-host` for huge pages and NUMA | `boot` |
 //! | implement a region type | [`GuestMemoryRegion`], [`GuestRegionCollection`] | `own_region` |
 //! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`], [`vectored`] | `net_device` |

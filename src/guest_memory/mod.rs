@@ -41,9 +41,11 @@
 //! ```
 
 mod address_space;
+mod all_or_nothing;
 mod backend;
 mod bytes;
 mod hold;
+mod host_runs;
 mod permissions;
 
 #[cfg(all(test, feature = "backend-mmap"))]
@@ -54,8 +56,10 @@ use std::sync::Arc;
 
 pub use crate::address::{GuestAddress, MemoryRegionAddress};
 pub use address_space::GuestAddressSpace;
+pub use all_or_nothing::AllOrNothing;
 pub use backend::{GuestMemoryBackend, GuestMemoryBackendSliceIterator};
 pub use hold::TranslationHold;
+pub use host_runs::HostRun;
 pub use permissions::Permissions;
 
 use crate::address::AddressValue;
@@ -225,6 +229,61 @@ pub trait GuestMemory {
         count: usize,
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>>;
+
+    /// Returns the `count` bytes at `addr` as runs of host memory, in ascending order of address.
+    ///
+    /// Unlike the slices of [`get_slices`](Self::get_slices), a run spans adjacent regions that are
+    /// adjacent in host memory, too, such as regions of one reservation. So one vector or one
+    /// registration covers them. The first error ends the iteration, and the runs before it are
+    /// valid. The iterator holds the translation.
+    ///
+    /// The host addresses are for the kernel and for devices. Nothing marks writes through them,
+    /// and Rust code should access a run by its guest address.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+    ///
+    /// let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)];
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges)?;
+    /// let mut covered = 0;
+    /// for run in memory.host_runs(GuestAddress(0x800), 0x1000, Permissions::Read)? {
+    ///     let run = run?;
+    ///     println!("{:#x}: {} bytes at {:p}", run.addr.0, run.len, run.host);
+    ///     covered += run.len;
+    /// }
+    /// assert_eq!(covered, 0x1000);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if `addr` cannot be translated, or does not permit `access`. The iterator
+    /// returns the error of a later address.
+    #[doc(alias = "iovec")]
+    #[doc(alias = "coalesce")]
+    fn host_runs(
+        &self,
+        addr: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Result<impl Iterator<Item = Result<HostRun>>> {
+        let slices = self.get_slices(addr, count, access)?;
+        Ok(host_runs::host_runs(slices, addr))
+    }
+
+    /// Returns a view whose accesses move all bytes of their range, or none.
+    ///
+    /// # Examples
+    ///
+    /// See [`AllOrNothing`], also for what it cannot promise.
+    #[doc(alias = "transaction")]
+    fn all_or_nothing(&self) -> AllOrNothing<'_, Self> {
+        AllOrNothing(self)
+    }
 
     /// Returns the physical memory if guest addresses are guest physical addresses.
     ///
