@@ -37,6 +37,7 @@
 //! | find out how much memory the guest uses | [`residency()`] |
 //! | map the same memory in another process, or save the layout | [`describe`], [`Description`] |
 //! | find the host address and file of a region | [`provisioned`], [`HostMapping`] |
+//! | find memory that could not be unmapped | [`still_mapped`] |
 //! | list the pools of huge pages | [`huge_page_pools`] |
 //!
 //! # Model
@@ -162,7 +163,7 @@ pub use description::{
 };
 pub use discard::discard;
 pub use error::{BuildError, ChangeError, NotProvisioned, PrefaultError};
-pub use mapping::{provisioned, HostMapping};
+pub use mapping::{provisioned, still_mapped, HostMapping};
 pub use plug::{plug, unplug};
 pub use prefault::{prefault, Progress};
 pub use region::{

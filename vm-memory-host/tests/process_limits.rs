@@ -16,7 +16,8 @@ use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
 use test_support::{skipped, temp_file_of_len};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
 use vm_memory_host::{
-    discard, plug, provisioned, unplug, Backing, MemoryBuilder, Region, Unplugged,
+    discard, plug, provisioned, still_mapped, unplug, Backing, Lock, MemoryBuilder,
+    Region, Sharing, Unplugged,
 };
 
 const MIB: u64 = 1 << 20;
@@ -167,18 +168,9 @@ fn drop_at_vma_limit_frees_pages() {
     let (other, region) = two.remove_region(GuestAddress(0), 32 * MIB).unwrap();
     drop(two);
     let before = status("VmRSS");
-    // Mappings of alternating file pages, which the kernel cannot merge.
-    let file = Arc::new(temp_file_of_len(4 * PAGE));
-    let mut mappings: Vec<MmapRegion> = Vec::with_capacity(1 << 20);
-    while let Ok(mapping) = MmapRegion::from_file(
-        FileOffset::from_arc(Arc::clone(&file), mappings.len() as u64 % 2 * 2 * PAGE),
-        4096,
-    ) {
-        mappings.push(mapping);
-        if mappings.len() == mappings.capacity() {
-            return skipped("drop_at_vma_limit_frees_pages", "VMAs are not limited");
-        }
-    }
+    let Some(mappings) = all_vmas("drop_at_vma_limit_frees_pages") else {
+        return;
+    };
     let full = status("VmRSS");
     drop(one);
     drop(region);
@@ -189,6 +181,83 @@ fn drop_at_vma_limit_frees_pages() {
         "{full} bytes before, {after} after"
     );
     other.write_obj(7u8, GuestAddress(32 * MIB)).unwrap();
+}
+
+/// Maps until the process has as many VMAs as it may have.
+///
+/// Reports `test` as skipped and returns `None` if they are not limited.
+fn all_vmas(test: &str) -> Option<Vec<MmapRegion>> {
+    // Mappings of alternating file pages, which the kernel cannot merge.
+    let file = Arc::new(temp_file_of_len(4 * PAGE));
+    let mut mappings: Vec<MmapRegion> = Vec::with_capacity(1 << 20);
+    while let Ok(mapping) = MmapRegion::from_file(
+        FileOffset::from_arc(Arc::clone(&file), mappings.len() as u64 % 2 * 2 * PAGE),
+        4096,
+    ) {
+        mappings.push(mapping);
+        if mappings.len() == mappings.capacity() {
+            skipped(test, "VMAs are not limited");
+            return None;
+        }
+    }
+    Some(mappings)
+}
+
+/// Returns whether a host address is mapped.
+fn is_mapped(address: usize) -> bool {
+    vmas().iter().any(|line| {
+        let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        let number = |text| usize::from_str_radix(text, 16).unwrap();
+        (number(start)..number(end)).contains(&address)
+    })
+}
+
+#[test]
+fn drop_inside_a_vma_at_the_limit_is_reported_and_unmapped_later() {
+    let test = "drop_inside_a_vma_at_the_limit_is_reported_and_unmapped_later";
+    if !is_alone(test) {
+        return;
+    }
+    let file = Arc::new(temp_file_of_len(96 * MIB));
+    let shared = |offset| Backing::File {
+        file: Arc::clone(&file),
+        offset,
+        sharing: Sharing::Shared,
+    };
+    let anonymous = |_| Backing::Anonymous;
+    let kinds: [(&str, &dyn Fn(u64) -> Backing, Lock); 3] = [
+        ("anonymous", &anonymous, Lock::No),
+        ("locked", &anonymous, Lock::OnFault),
+        ("shared file", &shared, Lock::No),
+    ];
+    for (what, backing, lock) in kinds {
+        let of = |n: u64| {
+            let region = Region::new(GuestAddress(n * 32 * MIB), 32 * MIB);
+            region.backing(backing(n * 32 * MIB)).lock(lock)
+        };
+        // One VMA for all three regions.
+        let all = filled(&[of(0), of(1), of(2)]);
+        let (memory, region) = all.remove_region(GuestAddress(32 * MIB), 32 * MIB).unwrap();
+        drop(all);
+        let host = provisioned(region.as_ref()).unwrap().host_address();
+        let Some(mappings) = all_vmas(test) else {
+            return;
+        };
+        let before = status("VmRSS");
+        drop(region);
+        let after = status("VmRSS");
+        let reported = still_mapped();
+        drop(mappings);
+        assert!(
+            after + 30 * MIB < before,
+            "{what}: {before} bytes before, {after} after"
+        );
+        assert_eq!(reported, 32 * MIB, "{what}");
+        memory.write_obj(7u8, GuestAddress(64 * MIB)).unwrap();
+        drop(memory);
+        assert_eq!(still_mapped(), 0, "{what}");
+        assert!(!is_mapped(host), "{what}");
+    }
 }
 
 #[test]

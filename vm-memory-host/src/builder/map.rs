@@ -70,8 +70,7 @@ fn map_region(
 ) -> Result<Arc<HostMapping>, BuildError> {
     let span = region.span();
     let free = free_huge_pages(backing.page_size, &[], host);
-    let mut mapped = map_source(region, backing, reserved, free)?;
-    mapped.forked = region.options.forked;
+    let mapped = map_source(region, backing, reserved, free)?;
     let len = mapped.len();
     let blocks = match region.blocks {
         None => None,

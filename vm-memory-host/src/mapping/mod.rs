@@ -31,6 +31,7 @@ use vm_memory::GuestAddress;
 
 use crate::backing::OpenedBacking;
 use crate::region::{BackingKind, Blocks, Lock, NumaPolicy, Options, Span, TransparentHugePages};
+pub(crate) use crate::sys::bytes;
 use crate::sys::{Advice, Mapped, NodePolicy};
 
 /// The memory of a region that this crate has built.
@@ -236,6 +237,35 @@ impl HostMapping {
     }
 }
 
+/// Returns the number of bytes of dropped regions that are still mapped.
+///
+/// munmap(2) fails if it must split a VMA and the process has `vm.max_map_count` of them. A dropped
+/// region that is adjacent to others can be a part of such a VMA. Its private pages are freed
+/// nevertheless. Its addresses, and the reference to its file, stay until the adjacent regions are
+/// dropped. What remains then stays until the process ends.
+///
+/// The result is 0 in a process that is not at this limit. Makes no system call.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{still_mapped, MemoryBuilder, Region};
+///
+/// let region = Region::new(GuestAddress(0), 1 << 20);
+/// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+/// drop(memory);
+/// if still_mapped() != 0 {
+///     eprintln!("raise vm.max_map_count: {} bytes are still mapped", still_mapped());
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "munmap")]
+#[doc(alias = "leak")]
+pub fn still_mapped() -> u64 {
+    crate::sys::still_mapped()
+}
+
 /// Returns the kernel's policy and a mask of nodes, or `None` for [`NumaPolicy::Inherit`].
 fn node_mask(policy: &NumaPolicy) -> Option<(NodePolicy, Vec<u64>)> {
     let (policy, nodes) = match policy {
@@ -276,11 +306,6 @@ pub(crate) fn unplugged_runs(
         unplugged.push((at, end.saturating_sub(at)));
     }
     unplugged
-}
-
-/// Converts a length. No target of Linux has a `usize` of more than 64 bits.
-pub(crate) fn bytes(len: usize) -> u64 {
-    u64::try_from(len).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

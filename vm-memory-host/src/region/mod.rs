@@ -166,10 +166,10 @@ impl Region {
 
     /// Sets whether children of fork(2) inherit the region. The default is `true`.
     ///
-    /// A child that does not inherit it must not use or drop any map with the region. The child's
-    /// own memory may be at these addresses. [`discard`](crate::discard()), [`plug`](crate::plug())
-    /// and [`prefault`](crate::prefault()) return an error in such a child, unless its PID in
-    /// another PID namespace equals that of its parent.
+    /// A child that does not inherit it must not use any map with the region: the child's own
+    /// memory may be at these addresses. In every child, [`discard`](crate::discard()),
+    /// [`plug`](crate::plug()), [`unplug`](crate::unplug()), [`prefault`](crate::prefault()) and
+    /// [`residency`](crate::residency()) return an error, and dropping a map unmaps nothing.
     #[doc(alias = "MADV_DONTFORK")]
     pub fn forked(mut self, forked: bool) -> Self {
         self.options.forked = forked;

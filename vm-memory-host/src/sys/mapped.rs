@@ -3,12 +3,12 @@
 use std::ffi::CStr;
 use std::io::{Error, Result};
 use std::ptr::null_mut;
-use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use super::reservation::{arguments, Reservation, Source, TrialMapping};
+use super::process::Process;
+use super::reservation::{arguments, unmap, Reservation, Source, TrialMapping};
 use super::{check, page_size, READ_WRITE};
 
 /// Memory that is mapped in a part of a reservation. Dropping it frees the memory.
@@ -27,8 +27,6 @@ pub(crate) struct Mapped {
     /// The offset of the part in the reservation.
     pub(super) offset: usize,
     pub(super) len: usize,
-    /// Whether children of fork(2) inherit the memory.
-    pub(crate) forked: bool,
 }
 
 /// Advice for `madvise(2)`.
@@ -77,12 +75,11 @@ impl Mapped {
 
     /// Returns a pointer to a range of this memory, after checking that the range is inside.
     ///
-    /// Fails in a child of fork(2) that did not inherit the memory, whose own memory may be there.
+    /// Fails in a child of fork(2), whose own memory may be there. `Region::forked` or a driver
+    /// (VFIO, RDMA) can have excluded the memory from children, and the latter goes unnoticed.
     fn part(&self, offset: usize, len: usize) -> Result<*mut u8> {
-        if !self.forked && !self.reservation.is_here() {
-            return Err(Error::other(
-                "the memory belongs to the parent process and is not inherited (Region::forked)",
-            ));
+        if !self.reservation.is_here() {
+            return Err(Error::other("the memory belongs to the parent process"));
         }
         let end = offset.checked_add(len).filter(|end| *end <= self.len);
         end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
@@ -150,6 +147,7 @@ impl Mapped {
         let end = page.checked_add(len).ok_or_else(no_room)?;
         let with_guards = end.checked_add(page).ok_or_else(no_room)?;
         let (flags, fd, file_offset) = arguments(Source::Anonymous);
+        let process = Process::current()?;
         // Repeated only if another thread maps memory between the two calls.
         for _ in 0..8 {
             // SAFETY: without MAP_FIXED, mmap(2) chooses addresses that are not in use.
@@ -166,36 +164,29 @@ impl Mapped {
             if addr == libc::MAP_FAILED {
                 return Err(Error::last_os_error());
             }
-            let mut reservation = Reservation {
-                addr: addr.cast(),
-                len: with_guards,
-                process: std::process::id(),
-                gap: (with_guards, with_guards),
-                lost: AtomicBool::new(false),
-            };
+            let reservation = Reservation::of(addr.cast(), with_guards, process);
             let middle: *mut libc::c_void = reservation.addr.wrapping_add(page).cast();
             // SAFETY: the range is inside the mapping that mmap(2) has just made, whose address no
             // other code knows.
             check(unsafe { libc::munmap(middle, len) })?;
-            reservation.gap = (page, end);
+            reservation.disown(page, end);
             let only_there = flags | libc::MAP_FIXED_NOREPLACE;
             // SAFETY: MAP_FIXED_NOREPLACE replaces no mapping. Kernels that do not know it take the
             // address as a hint, and then choose addresses that are not in use.
             let result =
                 unsafe { libc::mmap(middle, len, libc::PROT_NONE, only_there, fd, file_offset) };
             if result == middle {
-                reservation.gap = (with_guards, with_guards);
+                reservation.own_all();
                 return Ok(Self {
                     reservation: Arc::new(reservation),
                     offset: page,
                     len,
-                    forked: true,
                 });
             }
             if result != libc::MAP_FAILED {
                 // Linux before 4.17 has mapped it elsewhere.
                 // SAFETY: mmap(2) has just made this mapping, and no other code knows its address.
-                let _ = unsafe { libc::munmap(result, len) };
+                unsafe { unmap(result.cast(), len) };
                 continue;
             }
             let error = Error::last_os_error();
@@ -218,24 +209,19 @@ impl Mapped {
     /// (`vm.overcommit_memory` is 2) and has none left.
     pub(crate) fn splice_over(&self, offset: usize, mut zeroes: Self) -> Result<()> {
         let len = zeroes.len;
-        if !self.reservation.is_here() {
-            // A driver may have excluded the memory from children, so `forked` does not decide.
-            return Err(Error::other("the memory belongs to the parent process"));
-        }
         let (to, from) = (self.part(offset, len)?, zeroes.part(0, len)?);
         let (start, end) = (zeroes.offset, zeroes.offset.saturating_add(len));
         let reservation = Arc::get_mut(&mut zeroes.reservation);
-        let reservation = reservation.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
+        let reservation = &*reservation.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: `to` is a range of this mapping (`part`), in the process that made it
-        // (`is_here`). It stays mapped, readable and writable. Only its bytes change: no Rust
-        // reference covers them (invariant of `Mapped`), and vm-memory expects the guest to change
-        // them at any time. `from` is all of `zeroes`, which was passed by value and whose
-        // reservation nothing shares (`get_mut`), so no other code uses the addresses that become
-        // unmapped.
+        // SAFETY: `to` is a range of this mapping, in the process that made it (`part`). It stays
+        // mapped, readable and writable. Only its bytes change: no Rust reference covers them
+        // (invariant of `Mapped`), and vm-memory expects the guest to change them at any time.
+        // `from` is all of `zeroes`, which was passed by value and whose reservation nothing shares
+        // (`get_mut`), so no other code uses the addresses that become unmapped.
         let result = unsafe { libc::mremap(from.cast(), len, len, flags, to) };
         if result != libc::MAP_FAILED {
-            reservation.gap = (start, end);
+            reservation.disown(start, end);
             return Ok(());
         }
         let refused = Error::last_os_error();
@@ -357,52 +343,51 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        if !self.reservation.is_here() {
-            return;
-        }
-        let is_last = Arc::get_mut(&mut self.reservation).is_some();
-        if is_last && self.reservation.is_whole() {
-            // The reservation is dropped next, and unmaps the part with all the rest.
+        if !self.reservation.is_here() || Arc::get_mut(&mut self.reservation).is_some() {
+            // The latter is dropped next, and unmaps this part with all the rest.
             return;
         }
         // Free the pages first: this succeeds where the calls below may be refused. Locked memory
-        // counts against its limit until it is unlocked. Errors cannot be reported.
+        // counts against its limit until it is unlocked.
         let (offset, len) = (self.offset, self.len);
+        let end = offset.saturating_add(len);
         let _ = self.unlock(0, len);
-        let _ = self.advise(0, len, Advice::DontNeed);
-        // Reserve the addresses again, as long as the reservation has other parts. A refused
-        // MAP_FIXED may have unmapped the part, which could then not be unmapped safely. A trial
-        // elsewhere therefore tells first whether a limit forbids it (`RLIMIT_AS`,
-        // `vm.max_map_count`).
-        let is_kept = !is_last && self.reservation.is_whole();
-        let can_map = || TrialMapping::new(page_size(), libc::PROT_NONE, Source::Anonymous).is_ok();
-        if is_kept && can_map() {
-            let replaced =
-                self.reservation
-                    .map_fixed(offset, len, libc::PROT_NONE, Source::Anonymous);
+        if self.advise(0, len, Advice::DontNeed).is_err() {
+            // It is still locked: no VMA can be split.
+            let _ = self.advise(0, len, Advice::DontNeedLocked);
+        }
+        // Reserve the addresses again, as the reservation has other parts. A refused MAP_FIXED may
+        // have unmapped the part, which could then not be unmapped safely. A trial elsewhere
+        // therefore tells first whether a limit forbids it (`RLIMIT_AS`, `vm.max_map_count`).
+        let reservation = &self.reservation;
+        if TrialMapping::new(page_size(), libc::PROT_NONE, Source::Anonymous).is_ok() {
+            let replaced = reservation.map_fixed(offset, len, libc::PROT_NONE, Source::Anonymous);
             match replaced {
                 Ok(()) => return,
                 // Too much locked memory (mlockall(2)). mmap(2) checks this before it unmaps.
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
                 Err(_) => {
-                    self.reservation.abandon();
+                    // The part may be unmapped, and other code may have mapped memory there.
+                    reservation.lose(offset, end);
                     return;
                 }
             }
         }
-        // Unmapping releases the file and its pages. Other code may then get these addresses, so
-        // the reservation must not unmap them again.
-        self.reservation.abandon();
+        // Unmapping releases the file and its pages, and other code may then get the addresses.
+        reservation.disown(offset, end);
         // SAFETY: the range is the part of this mapping, in the process that made it (`is_here`),
         // and still mapped: `map_fixed` was not called, or returned EAGAIN, which mmap(2) returns
         // before it unmaps. Nothing uses the range any more, since `self` is being dropped, and a
         // vm-memory region over it would keep the owner of `self`.
-        let _ = unsafe { libc::munmap(self.addr().cast(), len) };
+        if unsafe { libc::munmap(self.addr().cast(), len) } != 0 {
+            // Nothing was unmapped. The part is unmapped with the reservation.
+            reservation.keep(offset, end);
+        }
     }
 }
 
 /// `MADV_DONTNEED_LOCKED` (Linux `include/uapi/asm-generic/mman-common.h`, since 5.18).
-const MADV_DONTNEED_LOCKED: libc::c_int = 24;
+pub(super) const MADV_DONTNEED_LOCKED: libc::c_int = 24;
 
 #[cfg(test)]
 mod tests {
@@ -410,22 +395,18 @@ mod tests {
     use crate::sys::Reserved;
 
     #[test]
-    fn mapped_in_child_without_the_memory_returns_error() {
+    fn mapped_in_child_returns_error() {
         let page = page_size();
         let mut reserved = Reserved::new(page, page, page, 0).unwrap();
         let mut mapped = reserved.map(page, Source::Anonymous).unwrap();
         drop(reserved);
-        let other = std::process::id().wrapping_add(1);
         let here = std::mem::replace(
             &mut Arc::get_mut(&mut mapped.reservation).unwrap().process,
-            other,
+            Process::other(),
         );
-        // Inherited memory is accessible.
-        mapped.fill_zeroes(0, page).unwrap();
-        mapped.forked = false;
         let (zeroes, _) = Mapped::detached_zeroed(page).unwrap();
-        assert!(mapped.splice_over(0, zeroes).is_err());
         for result in [
+            mapped.splice_over(0, zeroes),
             mapped.fill_zeroes(0, page),
             mapped.protect(0, page, false),
             mapped.advise(0, page, Advice::DontNeed),

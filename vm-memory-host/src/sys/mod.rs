@@ -6,6 +6,7 @@
 
 mod files;
 mod mapped;
+mod process;
 mod reservation;
 
 pub(crate) use files::{
@@ -13,7 +14,7 @@ pub(crate) use files::{
     seal_length, zero_range, FileSystem, HUGETLBFS, TMPFS,
 };
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
-pub(crate) use reservation::{Reserved, Source};
+pub(crate) use reservation::{still_mapped, Reserved, Source};
 
 use std::io::{Error, Result};
 
@@ -54,6 +55,11 @@ fn soft_limit(get: impl FnOnce(&mut libc::rlimit) -> libc::c_int) -> Option<u64>
     };
     let result = get(&mut limit);
     (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// Converts a length. No target of Linux has a `usize` of more than 64 bits.
+pub(crate) fn bytes(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
 }
 
 /// Turns the result of a system call into an error if it is negative.

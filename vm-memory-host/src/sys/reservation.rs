@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::{Error, Result};
 use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{check, page_size, Mapped, READ_WRITE};
+use super::process::Process;
+use super::{bytes, check, page_size, Mapped, READ_WRITE};
 
 /// A range of addresses that this object owns, initially inaccessible.
 ///
@@ -16,8 +17,8 @@ use super::{check, page_size, Mapped, READ_WRITE};
 ///   ├ guard ┤── region ──┤── region ──┤ … ├── region ──┤ guard ┤
 /// ```
 ///
-/// Invariant: while `is_whole` returns `true`, nothing else in the process has an address outside
-/// of `gap`. Each belongs to this reservation or to one `Mapped` of it.
+/// Invariant: in the process that made it, nothing else has an address outside of `gaps`. Each
+/// belongs to this reservation or to one `Mapped` of it.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     pub(super) addr: *mut u8,
@@ -25,20 +26,31 @@ pub(crate) struct Reservation {
     /// The process that made it.
     ///
     /// A child of fork(2) has a copy of this object, but may have other memory at these addresses.
-    pub(super) process: u32,
-    /// Start and end of the part that no longer belongs to the reservation.
+    pub(super) process: Process,
+    /// Start and end of the parts that no longer belong to the reservation.
     ///
-    /// That part was moved or unmapped. If there is none, this is empty and at the end.
-    pub(super) gap: (usize, usize),
-    /// Whether an unknown part may belong to somebody else. Nothing is unmapped then.
-    pub(super) lost: AtomicBool,
+    /// They were moved or unmapped. The list has room for one part for each `Mapped`, so that a
+    /// drop allocates nothing.
+    gaps: Mutex<Vec<(usize, usize)>>,
+    /// The bytes of dropped regions that could not be unmapped until now.
+    kept: AtomicU64,
+}
+
+/// The bytes of dropped regions that are still mapped.
+static STILL_MAPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Returns the number of bytes of dropped regions that the system has refused to unmap.
+pub(crate) fn still_mapped() -> u64 {
+    // Relaxed: the counter protects no other memory.
+    STILL_MAPPED.load(Ordering::Relaxed)
 }
 
 // SAFETY: `addr` is passed to system calls, which any thread may make, and to `VolatileSlice`,
 // which permits concurrent access from any thread. No field is bound to the thread that created it.
 unsafe impl Send for Reservation {}
-// SAFETY: `&Reservation` changes only `lost`, which is atomic, and parts of the address space.
-// Each part has one owner (invariant of `Mapped`), and the kernel serialises these changes.
+// SAFETY: `&Reservation` changes only `gaps` under its lock, `kept`, which is atomic, and parts of
+// the address space. Each part has one owner (invariant of `Mapped`), and the kernel serialises
+// these changes.
 unsafe impl Sync for Reservation {}
 
 impl Reservation {
@@ -49,6 +61,7 @@ impl Reservation {
         let too_large = || Error::from_raw_os_error(libc::ENOMEM);
         let with_slack = len.checked_add(align).ok_or_else(too_large)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let process = Process::current()?;
         // SAFETY: without MAP_FIXED, mmap(2) chooses addresses that are not in use.
         let addr = unsafe { libc::mmap(null_mut(), with_slack, libc::PROT_NONE, flags, -1, 0) };
         if addr == libc::MAP_FAILED {
@@ -56,53 +69,77 @@ impl Reservation {
         }
         let addr: *mut u8 = addr.cast();
         let before = rest.wrapping_sub(addr.addr().wrapping_add(offset)) & align.wrapping_sub(1);
-        let reservation = Self {
-            addr: addr.wrapping_add(before),
-            len,
-            process: std::process::id(),
-            gap: (len, len),
-            lost: AtomicBool::new(false),
-        };
+        let reservation = Self::of(addr.wrapping_add(before), len, process);
         let after = with_slack.saturating_sub(before).saturating_sub(len);
-        // Return the slack on both sides. If that fails, some addresses stay reserved.
+        // Return the slack on both sides.
         for (addr, len) in [(addr, before), (reservation.addr.wrapping_add(len), after)] {
             if len != 0 {
                 // SAFETY: the range is part of the mapping that was made above, and lies before or
                 // after the range of `reservation`. No other code knows these addresses.
-                let _ = unsafe { libc::munmap(addr.cast(), len) };
+                unsafe { unmap(addr, len) };
             }
         }
         Ok(reservation)
     }
 
+    /// Takes ownership of `len` mapped bytes at `addr`, which nothing else may have.
+    pub(super) fn of(addr: *mut u8, len: usize, process: Process) -> Self {
+        Self {
+            addr,
+            len,
+            process,
+            gaps: Mutex::new(Vec::with_capacity(1)),
+            kept: AtomicU64::new(0),
+        }
+    }
+
     /// Returns whether the current process made the reservation.
-    ///
-    /// A child in another PID namespace can have the number of its parent, and is mistaken for it.
-    /// Such a child must not use or drop memory that it did not inherit (`Region::forked`).
     pub(super) fn is_here(&self) -> bool {
-        self.process == std::process::id()
+        self.process.is_current()
     }
 
-    /// Returns whether all addresses outside of `gap` still belong to the reservation.
+    /// Gives up a part: the reservation does not unmap it from now on.
     ///
-    /// In a child of the process that made it, they do not.
-    pub(super) fn is_whole(&self) -> bool {
-        // Relaxed: the final drop synchronizes with all earlier drops through the `Arc`, and other
-        // callers rely on their own part only.
-        !self.lost.load(Ordering::Relaxed) && self.is_here()
+    /// Also call this if the part may belong to somebody else, and nobody can tell.
+    pub(super) fn disown(&self, start: usize, end: usize) {
+        self.lock_gaps().push((start, end));
     }
 
-    /// Gives up the addresses: no drop unmaps the reservation from now on.
-    pub(super) fn abandon(&self) {
-        self.lost.store(true, Ordering::Relaxed);
+    /// Takes all parts that it gave up.
+    pub(super) fn own_all(&self) {
+        self.lock_gaps().clear();
+    }
+
+    /// Makes room for one gap more than `parts`.
+    fn make_room(&self, parts: usize) {
+        self.lock_gaps().reserve(parts.saturating_add(1));
+    }
+
+    /// Locks the list of gaps. Poisoning is ignored: no code panics while it holds this lock.
+    fn lock_gaps(&self) -> MutexGuard<'_, Vec<(usize, usize)>> {
+        self.gaps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes back a part of a dropped region that could not be unmapped, and counts it.
+    pub(super) fn keep(&self, start: usize, end: usize) {
+        self.lock_gaps().retain(|gap| *gap != (start, end));
+        let len = bytes(end.saturating_sub(start));
+        // Relaxed: the counters protect no other memory.
+        self.kept.fetch_add(len, Ordering::Relaxed);
+        STILL_MAPPED.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// Gives up a part of a dropped region that may be mapped, and counts it.
+    pub(super) fn lose(&self, start: usize, end: usize) {
+        self.disown(start, end);
+        STILL_MAPPED.fetch_add(bytes(end.saturating_sub(start)), Ordering::Relaxed);
     }
 
     /// Maps `source` over a part of the reservation.
     ///
     /// If mmap(2) fails, it may have unmapped the part: Linux before 6.12 always does, later
     /// versions do for files. Another thread may have mapped memory there since. Unless the caller
-    /// knows better, it must [`abandon`](Self::abandon) the reservation. Its addresses then stay
-    /// reserved until the process ends, which costs no memory.
+    /// knows better, it must [`disown`](Self::disown) the part.
     pub(super) fn map_fixed(
         &self,
         offset: usize,
@@ -113,10 +150,9 @@ impl Reservation {
         let (flags, fd, file_offset) = arguments(source);
         let addr = self.addr.wrapping_add(offset);
         // SAFETY: MAP_FIXED replaces the mappings in the range, and the range belongs to this
-        // reservation. There are two callers. `Reserved::map` passes the next free part, and has
-        // just seen `is_whole`, so no `Mapped` and nothing else has the part. The drop of a
-        // `Mapped` passes its own part, and has just seen `is_here`. The part is still its own even
-        // if others are lost, and nothing uses it any more.
+        // reservation. There are two callers, and both have just seen `is_here`. `Reserved::map`
+        // passes the next free part, which is in no gap, so no `Mapped` and nothing else has it.
+        // The drop of a `Mapped` passes its own part, and nothing uses it any more.
         let result = unsafe {
             libc::mmap(
                 addr.cast(),
@@ -141,27 +177,52 @@ impl Reservation {
     /// `RLIMIT_MEMLOCK` in a process that has called mlockall(2).
     fn make_accessible(&self, offset: usize, len: usize) -> Result<()> {
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: the only caller, `Reserved::map`, passes the next free part and has just seen
-        // `is_whole`. So no `Mapped` and nothing else has the part. No code relies on the part
-        // being inaccessible.
+        // SAFETY: the only caller, `Reserved::map`, passes the next free part, which is in no gap,
+        // and has just seen `is_here`. So no `Mapped` and nothing else has the part. No code relies
+        // on the part being inaccessible.
         check(unsafe { libc::mprotect(addr.cast(), len, READ_WRITE) })
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if !self.is_whole() {
+        if !self.is_here() {
             return;
         }
-        let (start, end) = self.gap;
-        for (offset, len) in [(0, start), (end, self.len.saturating_sub(end))] {
-            if len != 0 {
-                // SAFETY: the range is outside of `gap`, and `is_whole` has just returned `true`,
+        // Counted again below, if they cannot be unmapped now.
+        STILL_MAPPED.fetch_sub(*self.kept.get_mut(), Ordering::Relaxed);
+        let gaps = self.gaps.get_mut().unwrap_or_else(PoisonError::into_inner);
+        gaps.sort_unstable();
+        let (addr, mut next) = (self.addr, 0usize);
+        for (start, end) in gaps.iter().copied().chain([(self.len, self.len)]) {
+            if next < start {
+                // SAFETY: the range is outside of `gaps`, and `is_here` has just returned `true`,
                 // so by the invariant of this type it belongs to the reservation. Each `Mapped`
                 // holds an `Arc` of the reservation, so all of them are gone.
-                let _ = unsafe { libc::munmap(self.addr.wrapping_add(offset).cast(), len) };
+                unsafe { unmap(addr.wrapping_add(next), start.saturating_sub(next)) };
             }
+            next = next.max(end);
         }
+    }
+}
+
+/// Unmaps a range. If the system refuses that, frees its pages and counts it.
+///
+/// The system refuses to split a VMA when the process has `vm.max_map_count` of them.
+///
+/// # Safety
+///
+/// The range consists of whole pages that the caller owns, and nothing uses it any more.
+pub(super) unsafe fn unmap(addr: *mut u8, len: usize) {
+    // SAFETY: the caller owns the pages of the range, and nothing uses it (contract of `unmap`).
+    if unsafe { libc::munmap(addr.cast(), len) } == 0 {
+        return;
+    }
+    STILL_MAPPED.fetch_add(bytes(len), Ordering::Relaxed);
+    for advice in [libc::MADV_DONTNEED, super::mapped::MADV_DONTNEED_LOCKED] {
+        // SAFETY: munmap(2) has failed, so the range is still mapped. The caller owns its pages,
+        // and nothing uses them (contract of `unmap`).
+        let _ = unsafe { libc::madvise(addr.cast(), len, advice) };
     }
 }
 
@@ -187,7 +248,7 @@ impl TrialMapping {
 impl Drop for TrialMapping {
     fn drop(&mut self) {
         // SAFETY: `new` made this mapping, and hands its address to no other code.
-        let _ = unsafe { libc::munmap(self.addr.cast(), self.len) };
+        unsafe { unmap(self.addr, self.len) };
     }
 }
 
@@ -223,6 +284,8 @@ pub(crate) struct Reserved {
     reservation: Arc<Reservation>,
     /// The offset of the next free part.
     next: usize,
+    /// The number of parts that are mapped.
+    parts: usize,
 }
 
 /// The memory that a mapping shows.
@@ -254,6 +317,7 @@ impl Reserved {
         Ok(Self {
             reservation,
             next: guard,
+            parts: 0,
         })
     }
 
@@ -272,15 +336,20 @@ impl Reserved {
             Source::File { .. } => Some(TrialMapping::new(len, READ_WRITE, source)?),
         };
         let trial = trial.filter(|_| matches!(source, Source::File { shared: true, .. }));
-        if !self.reservation.is_whole() {
+        if !self.reservation.is_here() {
             return Err(Error::from_raw_os_error(libc::ENOMEM));
         }
+        self.parts = self.parts.saturating_add(1);
+        self.reservation.make_room(self.parts);
         match source {
             Source::Anonymous => self.reservation.make_accessible(self.next, len)?,
             Source::File { .. } => self
                 .reservation
                 .map_fixed(self.next, len, READ_WRITE, source)
-                .inspect_err(|_| self.reservation.abandon())?,
+                .inspect_err(|_| {
+                    self.reservation.disown(self.next, end);
+                    self.next = end;
+                })?,
         }
         drop(trial);
         let offset = std::mem::replace(&mut self.next, end);
@@ -288,7 +357,6 @@ impl Reserved {
             reservation: Arc::clone(&self.reservation),
             offset,
             len,
-            forked: true,
         })
     }
 }

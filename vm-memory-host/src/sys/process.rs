@@ -1,0 +1,136 @@
+//! [`Process`]: tells a process from its children of fork(2).
+
+use std::io::{Error, Result};
+use std::ptr::{null_mut, NonNull};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use super::{check, page_size, READ_WRITE};
+
+/// The identity of a process. A child of fork(2) gets another one; threads and vfork(2) do not.
+///
+/// A PID would not do: another PID namespace, or a later child, can have the same one. This needs
+/// no system call to compare, either.
+///
+/// ```text
+///   CREATED  ordinary memory: fork(2) copies it      the last identity, which only grows
+///   page     MADV_WIPEONFORK: fork(2) clears it      the identity of this process, or 0
+/// ```
+///
+/// A child finds 0 in the page, and takes the next number. It is higher than those of all its
+/// ancestors, whose objects it has copies of. Two children of one parent may have the same number,
+/// but neither has objects that the other one made.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Process(u64);
+
+static CREATED: AtomicU64 = AtomicU64::new(0);
+/// The page, or null before its creation. It is never unmapped.
+static PAGE: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
+
+impl Process {
+    /// Returns the identity of the current process.
+    ///
+    /// The first call maps a page, which needs Linux 4.14.
+    pub(super) fn current() -> Result<Self> {
+        match page() {
+            Some(page) => Ok(identity(page)),
+            None => create_page().map(identity),
+        }
+    }
+
+    /// Returns whether this is the current process. Makes no system call.
+    pub(super) fn is_current(self) -> bool {
+        page().is_some_and(|page| identity(page) == self)
+    }
+
+    #[cfg(test)]
+    pub(super) fn other() -> Self {
+        Self(u64::MAX)
+    }
+}
+
+fn page() -> Option<&'static AtomicU64> {
+    // Acquire: pairs with the release in `create_page`, after which the page is mapped.
+    let page = NonNull::new(PAGE.load(Ordering::Acquire))?;
+    // SAFETY: `create_page` stores only pointers to a readable and writable mapping that is aligned
+    // to a page and never unmapped. The kernel has filled it with zeroes, which are a valid
+    // `AtomicU64`. A child has the mapping, too: `MADV_WIPEONFORK` clears its bytes only.
+    Some(unsafe { page.as_ref() })
+}
+
+fn identity(page: &AtomicU64) -> Process {
+    // Relaxed: each number stands for itself, and protects no other memory.
+    let found = page.load(Ordering::Relaxed);
+    if found != 0 {
+        return Process(found);
+    }
+    let next = CREATED.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+    // Another thread may be first.
+    let stored = page.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed);
+    Process(stored.map_or_else(|other| other, |_| next))
+}
+
+fn create_page() -> Result<&'static AtomicU64> {
+    let len = page_size();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: without MAP_FIXED, mmap(2) chooses addresses that are not in use.
+    let addr = unsafe { libc::mmap(null_mut(), len, READ_WRITE, flags, -1, 0) };
+    if addr == libc::MAP_FAILED {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: the range is the mapping that mmap(2) has just made, whose address no other code
+    // knows. The advice changes bytes of children only.
+    let advised = check(unsafe { libc::madvise(addr, len, libc::MADV_WIPEONFORK) });
+    // Release: pairs with the acquire in `page`.
+    let is_first = advised.is_ok()
+        && PAGE
+            .compare_exchange(
+                null_mut(),
+                addr.cast(),
+                Ordering::Release,
+                Ordering::Relaxed,
+            )
+            .is_ok();
+    if !is_first {
+        // SAFETY: the range is the mapping that mmap(2) has made above. `PAGE` has another one or
+        // none, so no other code knows its address.
+        let _ = unsafe { libc::munmap(addr, len) };
+    }
+    advised?;
+    page().ok_or_else(|| Error::from_raw_os_error(libc::ENOMEM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs `child` in a child of fork(2), and returns whether it returns `true`.
+    fn in_child(child: impl FnOnce() -> bool) -> bool {
+        // SAFETY: the child allocates nothing and takes no lock.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0);
+        if pid == 0 {
+            let code = libc::c_int::from(!child());
+            // SAFETY: `_exit(2)` ends the child.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = -1;
+        // SAFETY: waitpid(2) writes one number to its argument.
+        let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        waited == pid && status == 0
+    }
+
+    #[test]
+    fn process_of_children_differs_from_that_of_all_ancestors() {
+        let parent = Process::current().unwrap();
+        assert!(parent.is_current());
+        let child = || {
+            let child = Process::current().unwrap();
+            !parent.is_current()
+                && child.is_current()
+                && in_child(|| !parent.is_current() && !child.is_current())
+        };
+        assert!(in_child(child));
+        assert!(in_child(child));
+        assert_eq!(Process::current().unwrap(), parent);
+    }
+}
