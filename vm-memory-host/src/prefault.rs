@@ -1,14 +1,17 @@
 //! [`prefault`]: populates pages before the guest uses them.
 //!
-//! The memory is divided into steps of one `madvise(2)` each. Threads take the next step from an
-//! atomic counter, and report to the callback under a mutex:
+//! The memory is divided into steps of one `madvise(2)` each, in one queue for each set of NUMA
+//! nodes. Each thread begins with another queue, and moves to the CPUs of its nodes. It takes the
+//! next step from an atomic counter, and reports to the callback under a mutex:
 //!
 //! ```text
-//!   steps   │ 0 │ 1 │ 2 │ 3 │ 4 │ …
-//!                     ▲ next: fetch_add
+//!   nodes {0}   │ 0 │ 1 │ 2 │ 3 │ …       thread 0, 2, …
+//!   nodes {1}   │ 0 │ 1 │ 2 │ …           thread 1, 3, …
+//!                         ▲ next: fetch_add
 //!   threads      populate ──► State { done, end }, callback
 //! ```
 
+use std::collections::BTreeMap;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -23,7 +26,7 @@ use crate::mapping::{bytes, provisioned, HostMapping};
 use crate::region::{BackingKind, Sharing};
 use crate::residency::resident;
 use crate::resources::HostResources;
-use crate::sys::Advice;
+use crate::sys::{run_on_threads, Advice, Cpus};
 
 /// The progress of a prefault.
 ///
@@ -57,18 +60,15 @@ const STEP: usize = 32 << 20;
 /// - Anonymous memory, memfds and shared files get writable pages.
 /// - Private files are read. A page is copied when the guest writes to it.
 /// - Unplugged blocks are skipped.
-/// - Memory that is bound to NUMA nodes comes from these nodes, whichever thread populates it.
+/// - Memory that is bound to NUMA nodes comes from these nodes, whichever thread populates it. New
+///   threads run on the CPUs of these nodes, as far as this thread may run there. The caller's
+///   thread does not move.
+///
+/// If the system refuses to create a thread, the others populate all pages.
 ///
 /// One thread at a time calls `progress`, with a growing number of bytes. It does so after each
 /// step of 32 MiB, or of one huge page if that is larger. [`ControlFlow::Break`] cancels the
 /// prefault: other threads finish their current step, and populated pages stay.
-///
-/// # System calls
-///
-/// - `madvise` with `MADV_POPULATE_WRITE` or `MADV_POPULATE_READ` (Linux 5.14);
-/// - calls that read /proc/meminfo and /proc/self/cgroup;
-/// - calls that create threads, such as `clone3`;
-/// - `mincore` if the memory might not fit.
 ///
 /// # Examples
 ///
@@ -166,48 +166,106 @@ pub(crate) fn run(
     threads: NonZeroUsize,
     progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
 ) -> Result<(), PrefaultError> {
-    check_memory(mappings, &HostResources::current())?;
+    let host = HostResources::current();
+    check_memory(mappings, &host)?;
     let steps: Vec<Step<'_>> = mappings.iter().flat_map(|mapping| steps(mapping)).collect();
     let total = steps
         .iter()
         .fold(0u64, |sum, step| sum.saturating_add(bytes(step.len)));
-    let next = AtomicUsize::new(0);
+    let count = threads.get().min(steps.len()).saturating_sub(1);
+    // Threads move only for memory with a NUMA policy.
+    let moves = |mapping: &&HostMapping| !mapping.options.numa.nodes().is_empty();
+    let moves = count > 0 && mappings.iter().any(moves);
+    let allowed = moves.then(Cpus::allowed).and_then(Result::ok);
+    let queues = queues(steps, allowed.as_ref(), &host);
     let state = Mutex::new(State {
         done: 0,
         total,
         progress,
         end: None,
     });
-    // Relaxed: the counter only hands out steps, and the mutex protects the state.
-    let take = || steps.get(next.fetch_add(1, Ordering::Relaxed));
-    let work = || {
-        while let Some(step) = take() {
-            let result = populate(step);
-            // Poisoned: the callback has panicked, and the scope will propagate that.
-            let Ok(mut state) = state.lock() else {
-                return;
-            };
-            if state.end.is_none() {
-                state.finish(step, result);
+    let work = |number: usize| {
+        for queue in in_turn(&queues, number) {
+            if let (true, Some(cpus)) = (number > 0, &queue.cpus) {
+                // If the system refuses it, the pages come from the right nodes nevertheless.
+                let _ = cpus.apply();
             }
-            if state.end.is_some() {
-                next.store(steps.len(), Ordering::Relaxed);
-                return;
+            while let Some(step) = queue.take() {
+                let result = populate(step);
+                // Poisoned: the callback has panicked, and `run_on_threads` will continue that.
+                let Ok(mut state) = state.lock() else {
+                    return;
+                };
+                if state.end.is_none() {
+                    state.finish(step, result);
+                }
+                if state.end.is_some() {
+                    queues.iter().for_each(Queue::finish);
+                    return;
+                }
             }
         }
     };
-    std::thread::scope(|scope| {
-        for _ in 1..threads.get().min(steps.len()) {
-            let thread = std::thread::Builder::new().name("prefault".to_owned());
-            // If a limit forbids more threads, the existing ones populate all steps.
-            if thread.spawn_scoped(scope, work).is_err() {
-                break;
-            }
-        }
-        work();
-    });
+    run_on_threads(count, &work);
     let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
     state.end.map_or(Ok(()), Err)
+}
+
+/// The steps of memory on the same NUMA nodes.
+struct Queue<'a> {
+    steps: Vec<Step<'a>>,
+    next: AtomicUsize,
+    /// The CPUs to populate it on: those of its nodes, or all that this process may use. `None` if
+    /// no thread must move.
+    cpus: Option<Cpus>,
+}
+
+impl Queue<'_> {
+    fn take(&self) -> Option<&Step<'_>> {
+        // Relaxed: the counter only hands out steps.
+        self.steps.get(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Leaves the other steps out.
+    fn finish(&self) {
+        self.next.store(self.steps.len(), Ordering::Relaxed);
+    }
+}
+
+/// Sorts steps into one queue for each set of NUMA nodes.
+///
+/// `allowed` are the CPUs that threads may use, or `None` if they must not move.
+fn queues<'a>(
+    steps: Vec<Step<'a>>,
+    allowed: Option<&Cpus>,
+    host: &HostResources,
+) -> Vec<Queue<'a>> {
+    let mut by_nodes: BTreeMap<&[u32], Vec<Step<'a>>> = BTreeMap::new();
+    for step in steps {
+        let nodes = step.mapping.options.numa.nodes();
+        by_nodes.entry(nodes).or_default().push(step);
+    }
+    let cpus = |nodes: &[u32]| {
+        let allowed = allowed?;
+        let of_nodes = match nodes {
+            [] => None,
+            nodes => host.cpus_of_nodes(nodes),
+        };
+        let among = of_nodes.and_then(|list| allowed.among(&list));
+        Some(among.unwrap_or_else(|| allowed.clone()))
+    };
+    let queue = |(nodes, steps)| Queue {
+        steps,
+        next: AtomicUsize::new(0),
+        cpus: cpus(nodes),
+    };
+    by_nodes.into_iter().map(queue).collect()
+}
+
+/// Iterates over all items, from another one for each number.
+fn in_turn<T>(items: &[T], number: usize) -> impl Iterator<Item = &T> {
+    let first = number.checked_rem(items.len()).unwrap_or(0);
+    items.iter().cycle().skip(first).take(items.len())
 }
 
 /// Checks that the host has enough memory.
@@ -275,5 +333,70 @@ fn advice(mapping: &HostMapping) -> Advice {
         Advice::PopulateRead
     } else {
         Advice::PopulateWrite
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MemoryBuilder, NumaPolicy, Region};
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostResources) {
+        let directory = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = directory.path().join("devices/system/node").join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let host = HostResources::at(directory.path());
+        (directory, host)
+    }
+
+    #[test]
+    fn queues_have_the_allowed_cpus_of_their_nodes() {
+        let build = |numa: [NumaPolicy; 3]| -> GuestMemoryMmap {
+            let mut builder = MemoryBuilder::new();
+            for (start, numa) in (0u64..).zip(numa) {
+                let region = Region::new(GuestAddress(start << 32), 64 << 20);
+                builder = builder.region(region.numa(numa));
+            }
+            builder.build().unwrap()
+        };
+        let of = |memory: &GuestMemoryMmap, host: &HostResources, allowed: Option<&Cpus>| {
+            let mappings: Vec<_> = memory.iter().map(|one| provisioned(one).unwrap()).collect();
+            let steps = mappings.iter().flat_map(|one| steps(one)).collect();
+            let queues = queues(steps, allowed, host);
+            let show = |queue: Queue<'_>| (queue.steps.len(), queue.cpus);
+            queues.into_iter().map(show).collect::<Vec<_>>()
+        };
+        // This machine may have one node only, so a mapping gets the policy of another.
+        let allowed = Cpus::allowed().unwrap();
+        let (_keep, unknown) = host(&[]);
+        let inherit = || NumaPolicy::Inherit;
+        let memory = build([inherit(), inherit(), inherit()]);
+        assert_eq!(of(&memory, &unknown, None), [(6, None)]);
+        let memory = build([
+            NumaPolicy::Preferred(0),
+            inherit(),
+            NumaPolicy::Bind(vec![0]),
+        ]);
+        // Unreadable: no change.
+        let all = Some(allowed.clone());
+        let expected = [(2, all.clone()), (4, all.clone())];
+        assert_eq!(of(&memory, &unknown, Some(&allowed)), expected);
+        assert_eq!(of(&memory, &unknown, None), [(2, None), (4, None)]);
+        let (_keep, known) = host(&[("node0/cpulist", "0\n")]);
+        let only = allowed.among(&[0]).or_else(|| all.clone());
+        let expected = [(2, all), (4, only)];
+        assert_eq!(of(&memory, &known, Some(&allowed)), expected);
+    }
+
+    #[test]
+    fn in_turn_begins_at_another_item_for_each_number() {
+        let all = |number| in_turn(&[7, 8, 9], number).copied().collect::<Vec<_>>();
+        assert_eq!([all(0), all(1)], [[7, 8, 9], [8, 9, 7]]);
+        assert_eq!(all(5), [9, 7, 8]);
+        assert_eq!(in_turn::<u8>(&[], 1).count(), 0);
     }
 }

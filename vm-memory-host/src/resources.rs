@@ -100,6 +100,17 @@ impl HostResources {
         fs::read_to_string(path).map_or_else(|_| vec![0], |text| numbers(&text))
     }
 
+    /// Returns the CPUs of NUMA nodes, or `None` if one of the nodes is unknown.
+    pub(crate) fn cpus_of_nodes(&self, nodes: &[u32]) -> Option<Vec<u32>> {
+        let mut all = Vec::new();
+        for node in nodes {
+            let path = format!("devices/system/node/node{node}/cpulist");
+            let list = fs::read_to_string(self.sys.join(path)).ok()?;
+            all.append(&mut numbers(&list));
+        }
+        Some(all)
+    }
+
     /// Returns the file and the setting that disable transparent huge pages, if one does.
     ///
     /// `shared` selects the setting for shared memory or the one for private memory.
@@ -301,6 +312,18 @@ mod tests {
         assert_eq!(without.nodes(), [0]);
         assert_eq!(numbers("0-4294967295").len(), 4096);
         assert!(numbers("\n").is_empty());
+    }
+
+    #[test]
+    fn cpus_of_nodes_are_joined_and_missing_nodes_are_unknown() {
+        let (_keep, host) = tree(&[
+            ("devices/system/node/node0/cpulist", "0-1,8\n"),
+            ("devices/system/node/node2/cpulist", "\n"),
+            ("devices/system/node/node3/cpulist", "2\n"),
+        ]);
+        assert_eq!(host.cpus_of_nodes(&[0, 3]), Some(vec![0, 1, 8, 2]));
+        assert_eq!(host.cpus_of_nodes(&[2]), Some(vec![]));
+        assert_eq!(host.cpus_of_nodes(&[0, 1]), None);
     }
 
     #[test]

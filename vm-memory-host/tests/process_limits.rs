@@ -16,7 +16,7 @@ use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
 use test_support::{skipped, temp_file_of_len};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
 use vm_memory_host::{
-    discard, plug, provisioned, still_mapped, unplug, Backing, Lock, MemoryBuilder,
+    discard, plug, prefault, provisioned, still_mapped, unplug, Backing, Lock, MemoryBuilder,
     Region, Sharing, Unplugged,
 };
 
@@ -257,6 +257,35 @@ fn drop_inside_a_vma_at_the_limit_is_reported_and_unmapped_later() {
         drop(memory);
         assert_eq!(still_mapped(), 0, "{what}");
         assert!(!is_mapped(host), "{what}");
+    }
+}
+
+#[test]
+fn prefault_at_vma_limit_uses_the_threads_that_it_gets() {
+    let test = "prefault_at_vma_limit_uses_the_threads_that_it_gets";
+    if !is_alone(test) {
+        return;
+    }
+    let region = Region::new(GuestAddress(0), 512 * MIB);
+    let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+    let Some(mut mappings) = all_vmas(test) else {
+        return;
+    };
+    for _ in 0..24 {
+        let threads = NonZeroUsize::new(4).unwrap();
+        let mut done = 0;
+        let result = prefault(&memory, threads, |progress| {
+            done = progress.done;
+            ControlFlow::Continue(())
+        });
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(done, 512 * MIB);
+        assert_eq!(
+            discard(&memory, GuestAddress(0), 512 * MIB).unwrap(),
+            512 * MIB
+        );
+        // Leaves room for one more VMA.
+        mappings.pop();
     }
 }
 

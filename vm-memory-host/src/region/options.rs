@@ -68,6 +68,17 @@ pub enum NumaPolicy {
     Interleave(Vec<u32>),
 }
 
+impl NumaPolicy {
+    /// Returns the nodes that it names.
+    pub(crate) fn nodes(&self) -> &[u32] {
+        match self {
+            Self::Inherit => &[],
+            Self::Bind(nodes) | Self::Interleave(nodes) => nodes,
+            Self::Preferred(node) => std::slice::from_ref(node),
+        }
+    }
+}
+
 /// The locking of a region's pages in memory (mlock2(2)).
 ///
 /// # Examples

@@ -8,6 +8,7 @@ mod files;
 mod mapped;
 mod process;
 mod reservation;
+mod threads;
 
 pub(crate) use files::{
     allocate_range, cannot_shrink, file_system, is_open_for_writing, memfd, punch_hole,
@@ -15,6 +16,7 @@ pub(crate) use files::{
 };
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
 pub(crate) use reservation::{still_mapped, Reserved, Source};
+pub(crate) use threads::{run_on_threads, Cpus};
 
 use std::io::{Error, Result};
 

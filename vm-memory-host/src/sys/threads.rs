@@ -1,0 +1,190 @@
+//! [`run_on_threads`]: threads that never end the process, and [`Cpus`]: where they run.
+
+use std::any::Any;
+use std::io::Result;
+use std::mem::{size_of, MaybeUninit};
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
+use std::ptr::null_mut;
+
+use super::check;
+
+/// The size of the stack of a thread, that of the threads of the standard library.
+const STACK: usize = 2 << 20;
+
+/// The argument of a thread.
+struct Start<'a, W> {
+    work: &'a W,
+    number: usize,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+/// Calls `work` with 0 in this thread and with 1, 2, … in up to `others` new threads.
+///
+/// Returns when all of them have returned, and continues a panic of one of them. If the system
+/// refuses a thread, there are fewer.
+///
+/// `std::thread` would end the process if the new thread finds no memory for its alternate signal
+/// stack, for example at `vm.max_map_count`. These threads have no such stack.
+pub(crate) fn run_on_threads<W: Fn(usize) + Sync>(others: usize, work: &W) {
+    // Not moved until all threads have ended: each has a pointer to its own element.
+    let mut starts: Vec<Start<'_, W>> = (0..=others)
+        .map(|number| Start {
+            work,
+            number,
+            panic: None,
+        })
+        .collect();
+    let mut threads = Vec::with_capacity(others);
+    let mut panic = None;
+    if let Some((mine, theirs)) = starts.split_first_mut() {
+        for start in theirs {
+            match spawn(start) {
+                Some(thread) => threads.push(thread),
+                None => break,
+            }
+        }
+        mine.run();
+    }
+    for thread in threads {
+        // SAFETY: pthread_create(3) has returned this thread. It is neither detached nor joined
+        // before. The call waits, and cannot fail for such a thread.
+        unsafe { libc::pthread_join(thread, null_mut()) };
+    }
+    for start in starts {
+        panic = panic.or(start.panic);
+    }
+    if let Some(panic) = panic {
+        resume_unwind(panic);
+    }
+}
+
+impl<W: Fn(usize)> Start<'_, W> {
+    fn run(&mut self) {
+        let result = catch_unwind(AssertUnwindSafe(|| (self.work)(self.number)));
+        self.panic = result.err();
+    }
+}
+
+/// Starts a thread. The caller must join it before it uses `start` again.
+fn spawn<W: Fn(usize) + Sync>(start: &mut Start<'_, W>) -> Option<libc::pthread_t> {
+    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: pthread_attr_init(3) writes one object to its argument, which has room for it.
+    if unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: the object was initialised above. If it refuses the size, it keeps the default.
+    let _ = unsafe { libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK) };
+    let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
+    let argument: *mut Start<'_, W> = start;
+    // SAFETY: the attributes were initialised above. `thread_main::<W>` takes a pointer to a
+    // `Start` with the same `W`, which the caller leaves alone until it has joined the thread.
+    // `run_on_threads` joins all threads, also after a panic, which `run` catches.
+    let created = unsafe {
+        libc::pthread_create(
+            thread.as_mut_ptr(),
+            attributes.as_ptr(),
+            thread_main::<W>,
+            argument.cast(),
+        )
+    };
+    // SAFETY: the object was initialised above, and is not used again.
+    let _ = unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
+    // SAFETY: pthread_create(3) has succeeded, and has written the thread.
+    (created == 0).then(|| unsafe { thread.assume_init() })
+}
+
+extern "C" fn thread_main<W: Fn(usize) + Sync>(start: *mut libc::c_void) -> *mut libc::c_void {
+    // SAFETY: the kernel reads the name up to its zero byte, and a `CStr` ends with one.
+    let _ = unsafe { libc::prctl(libc::PR_SET_NAME, c"prefault".as_ptr()) };
+    // SAFETY: `spawn` passes a pointer to a `Start` with this `W`, which outlives this thread and
+    // which only this thread uses. `W` is `Sync`, so the shared reference in it may be used here.
+    let start = unsafe { &mut *start.cast::<Start<'_, W>>() };
+    start.run();
+    null_mut()
+}
+
+/// A set of CPUs, for up to 1024 of them.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Cpus([libc::c_ulong; 1024 / BITS]);
+
+/// The number of bits in a word of the mask.
+const BITS: usize = size_of::<libc::c_ulong>() * 8;
+
+impl Cpus {
+    /// Returns the CPUs that this thread may run on (sched_getaffinity(2)).
+    pub(crate) fn allowed() -> Result<Self> {
+        let mut cpus = Self::default();
+        let size = size_of::<Self>();
+        // SAFETY: the kernel writes at most `size` bytes, the size of the mask. Each bit pattern is
+        // a valid mask.
+        check(unsafe { libc::sched_getaffinity(0, size, cpus.0.as_mut_ptr().cast()) })?;
+        Ok(cpus)
+    }
+
+    /// Returns those that a list contains, or `None` if there are none.
+    pub(crate) fn among(&self, list: &[u32]) -> Option<Self> {
+        let mut mask = Self::default();
+        for cpu in list {
+            let cpu = usize::try_from(*cpu).unwrap_or(usize::MAX);
+            if let Some(word) = mask.0.get_mut(cpu / BITS) {
+                *word |= 1 << (cpu % BITS);
+            }
+        }
+        for (word, allowed) in mask.0.iter_mut().zip(&self.0) {
+            *word &= allowed;
+        }
+        mask.0.iter().any(|word| *word != 0).then_some(mask)
+    }
+
+    /// Moves this thread to these CPUs (sched_setaffinity(2)).
+    pub(crate) fn apply(&self) -> Result<()> {
+        let size = size_of::<Self>();
+        // SAFETY: the kernel reads `size` bytes, the size of the mask.
+        check(unsafe { libc::sched_setaffinity(0, size, self.0.as_ptr().cast()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn run_on_threads_calls_each_number_once_and_continues_a_panic() {
+        let seen = Mutex::new(Vec::new());
+        run_on_threads(3, &|number| seen.lock().unwrap().push(number));
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2, 3]);
+        for panicking in 0..3 {
+            let done = AtomicUsize::new(0);
+            let work = |number| {
+                done.fetch_add(1, Ordering::Relaxed);
+                if number == panicking {
+                    // Prints nothing, unlike a panic.
+                    resume_unwind(Box::new(()));
+                }
+            };
+            let result = catch_unwind(AssertUnwindSafe(|| run_on_threads(2, &work)));
+            assert!(result.is_err());
+            assert_eq!(done.into_inner(), 3);
+        }
+    }
+
+    #[test]
+    fn cpus_among_a_list_are_allowed_ones() {
+        let mut all = Cpus::default();
+        all.0[0] = 0b1110;
+        all.0[1] = 1;
+        let some = all.among(&[0, 1, 3, 64, 65, 4096]).unwrap();
+        assert_eq!((some.0[0], some.0[1]), (0b1010, 1));
+        assert_eq!(all.among(&[0, 5000]), None);
+        assert_eq!(all.among(&[]), None);
+        let mine = Cpus::allowed().unwrap();
+        std::thread::spawn(move || mine.apply().unwrap())
+            .join()
+            .unwrap();
+    }
+}
