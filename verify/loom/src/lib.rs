@@ -56,6 +56,10 @@ mod iommu {
 
 /// The list of retired versions, with counted pointers that have the orderings of the standard
 /// library's. loom's own order more than those, so that no model would need a fence.
+#[expect(
+    clippy::duplicate_mod,
+    reason = "the same file is checked with two kinds of counted pointers"
+)]
 mod fences {
     #[path = "../../../../src/retired/held.rs"]
     mod held;

@@ -37,6 +37,10 @@ impl Versions {
 }
 
 /// A reader of version 0, a thread that replaces it, and another thread that uses the list.
+#[expect(
+    clippy::arc_with_non_send_sync,
+    reason = "loom runs the threads of a model one at a time"
+)]
 fn readers_before_returning_zero_orders_readers(other: Option<fn(&Versions)>) {
     loom::model(move || {
         let page = Memory::new(Page(UnsafeCell::new(())));

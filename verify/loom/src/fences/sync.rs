@@ -100,6 +100,7 @@ impl<T> Arc<T> {
         }
         fence(Ordering::Acquire);
         let this = core::mem::ManuallyDrop::new(this);
+        #[expect(clippy::disallowed_methods, reason = "moves a counted pointer")]
         // SAFETY: `this` is not used again, and `ManuallyDrop` does not drop it.
         let memory = unsafe { core::ptr::read(&this.0) };
         // SAFETY: the count was 1, so this was the only strong pointer; now it is 0 and there is
