@@ -2,7 +2,7 @@
 //!
 //! A mapped page can become inaccessible for several reasons:
 //!
-//! - its file is truncated,
+//! - its file is truncated, or its block device ends before it,
 //! - its memory is poisoned, by a hardware error or `MADV_HWPOISON`,
 //! - the pool of huge pages is empty,
 //! - a userfaultfd raises SIGBUS,

@@ -130,6 +130,9 @@ pub type GuestUsize = <GuestAddress as AddressValue>::V;
 
 /// A file and an offset from which a region of guest memory is mapped.
 ///
+/// It holds the two as they are. The function that maps the region compares the offset with the
+/// length of a regular file, but not of a block device: `fstat(2)` does not return it.
+///
 /// # Examples
 ///
 /// ```no_run

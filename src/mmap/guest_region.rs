@@ -91,7 +91,7 @@ impl<B: NewBitmap> GuestRegionMmap<B> {
     /// Maps `size` bytes for the guest physical address `addr`.
     ///
     /// With a file, the mapping is shared with it. Without one, it is private and filled with
-    /// zeroes.
+    /// zeroes. The length of a [block device](super#devices-that-are-too-short) is not checked.
     ///
     /// # Errors
     ///

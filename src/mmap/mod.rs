@@ -36,6 +36,13 @@
 //! file that ends inside the last page is accepted: the rest of that page reads as zeroes. If a
 //! file is truncated later, accesses return an error where [`fault`](crate::fault) is installed.
 //!
+//! # Devices that are too short
+//!
+//! A block device that ends before its region is mapped. `fstat(2)` does not return the length of a
+//! device, and this crate makes no other system call. Accessing a page past its end raises SIGBUS,
+//! or returns an error where [`fault`](crate::fault) is installed. Compare the length with the
+//! region before: seek to the end of the device, or use the crate `vm-memory-host`, which does so.
+//!
 //! # Protection
 //!
 //! A region without `PROT_WRITE` refuses writes through [`Bytes`](crate::Bytes).
@@ -106,7 +113,7 @@ impl<B: NewBitmap> GuestRegionCollection<GuestRegionMmap<B>> {
     /// Maps regions, given as guest physical addresses, sizes in bytes, and files.
     ///
     /// A region with a file is shared with it. A region without one is private and filled with
-    /// zeroes.
+    /// zeroes. The length of a [block device](self#devices-that-are-too-short) is not checked.
     ///
     /// # Errors
     ///

@@ -150,3 +150,65 @@ fn access_to_poisoned_page_returns_efault() {
         7
     );
 }
+
+/// A loop device, which is detached on drop.
+struct LoopDevice(File);
+
+impl LoopDevice {
+    /// Attaches a free loop device to `file`.
+    fn attach(file: &File) -> std::io::Result<Self> {
+        const LOOP_CTL_GET_FREE: u32 = 0x4c82;
+        const LOOP_SET_FD: u32 = 0x4c00;
+        let result = |status: i32| match status {
+            -1 => Err(std::io::Error::last_os_error()),
+            number => Ok(number),
+        };
+        let both = || File::options().read(true).write(true).clone();
+        let control = both().open("/dev/loop-control")?;
+        // Another process may attach the free device first.
+        let mut busy = std::io::Error::from_raw_os_error(libc::EBUSY);
+        for _ in 0..10 {
+            // SAFETY: the request has no argument.
+            let number =
+                result(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _) })?;
+            let device = both().open(format!("/dev/loop{number}"))?;
+            // SAFETY: the argument of the request is a descriptor.
+            let status =
+                unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_FD as _, file.as_raw_fd()) };
+            match result(status) {
+                Ok(_) => return Ok(Self(device)),
+                Err(error) => busy = error,
+            }
+        }
+        Err(busy)
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        const LOOP_CLR_FD: u32 = 0x4c01;
+        // SAFETY: the request has no argument.
+        unsafe { libc::ioctl(self.0.as_raw_fd(), LOOP_CLR_FD as _) };
+    }
+}
+
+/// `fstat(2)` does not return the length of a device, so the region is mapped.
+#[test]
+fn access_past_end_of_block_device_returns_efault() {
+    fault::install().unwrap();
+    let device = match LoopDevice::attach(&memfd(2)) {
+        Ok(device) => device,
+        Err(error) => {
+            let test = "access_past_end_of_block_device_returns_efault";
+            return skipped(test, format!("no loop device: {error}"));
+        }
+    };
+    let backing = FileOffset::new(device.0.try_clone().unwrap(), 0);
+    let memory = Memory::from_ranges_with_files([(BASE, 4 * PAGE, Some(backing))]).unwrap();
+    let gone = GuestAddress(BASE.0 + 2 * PAGE as u64);
+    memory.write_obj(7u64, GuestAddress(gone.0 - 8)).unwrap();
+    assert!(is_efault(&memory.read_obj::<u64>(gone).unwrap_err()));
+    assert!(is_efault(&memory.write_obj(7u64, gone).unwrap_err()));
+    assert_eq!(fault::last().unwrap().guest_address, Some(gone));
+    assert_eq!(memory.read(&mut [0; 4 * PAGE], BASE).unwrap(), 2 * PAGE);
+}

@@ -95,7 +95,8 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     }
 
     /// Maps a file. The mapping is shared with it, unless
-    /// [`with_mmap_flags`](Self::with_mmap_flags) sets other flags.
+    /// [`with_mmap_flags`](Self::with_mmap_flags) sets other flags. The length of a [block
+    /// device](crate::mmap#devices-that-are-too-short) is not checked.
     pub fn with_file_offset(mut self, file_offset: FileOffset) -> Self {
         self.file_offset = Some(file_offset);
         self
@@ -176,8 +177,8 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     ///
     /// - [`MapFixed`](super::MmapRegionError::MapFixed) if the flags contain `MAP_FIXED` and the
     ///   mapping does not exist yet;
-    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if the file ends before the
-    ///   last page of the mapping;
+    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if a regular file ends before
+    ///   the last page of the mapping;
     /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if the mapping of a
     ///   file would end past the largest file offset;
     /// - [`InvalidPointer`](super::MmapRegionError::InvalidPointer) if an existing mapping does not

@@ -19,7 +19,7 @@ pub enum MmapRegionError {
     /// Two mappings share bytes of a file.
     #[error("the mappings overlap in their file")]
     MappingOverlap,
-    /// The file ends before the last page of the mapping.
+    /// The file, a regular one, ends before the last page of the mapping.
     #[error("cannot map file: it ends before the region does; extend the file or map fewer bytes")]
     MappingPastEof,
     /// A system call failed.

@@ -61,6 +61,8 @@ impl<B: NewBitmap> MmapRegion<B> {
 
     /// Maps `size` bytes of a file, shared with all other mappings of it.
     ///
+    /// The length of a [block device](crate::mmap#devices-that-are-too-short) is not checked.
+    ///
     /// # Examples
     ///
     /// ```
@@ -78,8 +80,8 @@ impl<B: NewBitmap> MmapRegion<B> {
     ///
     /// # Errors
     ///
-    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if the file ends before the
-    ///   last page of the mapping;
+    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if a regular file ends before
+    ///   the last page of the mapping;
     /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if offset and size
     ///   exceed the largest file offset;
     /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2). It is
@@ -97,13 +99,14 @@ impl<B: NewBitmap> MmapRegion<B> {
 
     /// Maps `size` bytes with the given protection and flags of `mmap(2)`.
     ///
-    /// It maps a file if `file_offset` is `Some`.
+    /// It maps a file if `file_offset` is `Some`. The length of a [block
+    /// device](crate::mmap#devices-that-are-too-short) is not checked.
     ///
     /// # Errors
     ///
     /// - [`MapFixed`](super::MmapRegionError::MapFixed) if the flags contain `MAP_FIXED`;
-    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if the file ends before the
-    ///   last page of the mapping;
+    /// - [`MappingPastEof`](super::MmapRegionError::MappingPastEof) if a regular file ends before
+    ///   the last page of the mapping;
     /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if offset and size
     ///   exceed the largest file offset;
     /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2).
