@@ -159,14 +159,16 @@ where
     /// Copies elements into `buf`, as many as fit, and returns their number.
     ///
     /// A naturally aligned element of 1, 2, 4 or 8 bytes is never torn. Elements are read in
-    /// ascending order, except that elements in the same aligned 32 bytes may be read together.
+    /// ascending order, except that elements in the same aligned 32 bytes may be read together. For
+    /// a [fault](crate::fault), see [`VolatileSlice::copy_to`].
     pub fn copy_to(&self, buf: &mut [T]) -> usize {
         let count = self.nelem.min(buf.len());
         buf.get_mut(..count)
             .map_or(0, |buf| self.to_slice().copy_to(buf))
     }
 
-    /// Copies bytes to `slice`, as many as fit. The two may overlap.
+    /// Copies bytes to `slice`, as many as fit. The two may overlap. For a [fault](crate::fault),
+    /// see [`VolatileSlice::copy_to_volatile_slice`].
     pub fn copy_to_volatile_slice<S: BitmapSlice>(&self, slice: VolatileSlice<'_, S>) {
         self.to_slice().copy_to_volatile_slice(slice);
     }
@@ -175,6 +177,7 @@ where
     ///
     /// A naturally aligned element of 1, 2, 4 or 8 bytes is never torn. Elements are written in
     /// ascending order, except that elements in the same aligned 32 bytes may be written together.
+    /// For a [fault](crate::fault), see [`VolatileSlice::copy_from`].
     pub fn copy_from(&self, buf: &[T]) {
         self.to_slice().copy_from(buf);
     }

@@ -195,6 +195,9 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// A naturally aligned element of 1, 2, 4 or 8 bytes is never torn. Elements are read in
     /// ascending order, except that elements in the same aligned 32 bytes may be read together.
     ///
+    /// A [fault](crate::fault) ends the copy. The elements before it count. A part of the next one
+    /// may be in `buf`: [`LastFault::completed`](crate::fault::LastFault::completed) counts bytes.
+    ///
     /// # Examples
     ///
     /// ```
@@ -236,8 +239,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// A naturally aligned element of 1, 2, 4 or 8 bytes is never torn. Elements are written in
     /// ascending order, except that elements in the same aligned 32 bytes may be written together.
-    /// A [fault](crate::fault) ends the copy; read [`fault::last`](crate::fault::last) to detect
-    /// it.
+    /// A [fault](crate::fault) ends the copy, maybe inside an element. Read
+    /// [`fault::last`](crate::fault::last) to detect it and the number of bytes before it.
     ///
     /// # Examples
     ///

@@ -31,6 +31,8 @@ mod processes;
 mod short_counts;
 /// System calls on guest memory.
 mod system_calls;
+/// Copies of elements.
+mod typed_copies;
 /// Copies within guest memory.
 mod within;
 
