@@ -89,7 +89,7 @@
 //! |---|---|---|
 //! | boot | [`MemoryBuilder::build`] | `mmap`, `munmap`, `mprotect`, `getpid` |
 //! | | – to read /sys and /proc | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
-//! | | – with a memfd | `memfd_create`, `prlimit64`, `ftruncate`, `fcntl` (`F_ADD_SEALS`) |
+//! | | – with a memfd | `memfd_create`, `prlimit64`, `ftruncate`, `fcntl` (`F_ADD_SEALS`); before Linux 6.3 also `fchmod` |
 //! | | – with a file | `statx`, `fstatfs`, `fcntl` (`F_GETFL`, `F_GET_SEALS`), `fallocate`; `lseek` for block devices |
 //! | | – with options | `madvise`, `mbind`, `mlock2`, `prctl` (`PR_SET_VMA`) |
 //! | boot | [`prefault()`] | `madvise`, `mincore`; calls that read /proc or create threads |

@@ -37,12 +37,16 @@ pub enum Backing {
     /// A process that receives the descriptor can map the same memory (vhost-user). The memfd is
     /// sealed against shrinking, growing and further seals, so no such process can truncate it. A
     /// process that can write to it can still punch holes, which read as zeroes.
+    ///
+    /// No process can execute it (`MFD_NOEXEC_SEAL`). Before Linux 6.3, it has no execute
+    /// permission, but a process of the same user can set that again (fchmod(2)).
     #[doc(alias = "MAP_SHARED")]
     #[doc(alias = "vhost-user")]
     Memfd,
     /// A new memfd of huge pages from the host's pool (Linux, "HugeTLB Pages").
     ///
-    /// The memfd is sealed like [`Memfd`](Self::Memfd). Seals do not prevent another process from
+    /// The memfd is sealed like [`Memfd`](Self::Memfd). It has no execute permission, but hugetlbfs
+    /// lets a process of the same user set that (fchmod(2)). Seals do not prevent another process from
     /// punching a hole, which returns the page to the pool. An access to the hole raises SIGBUS
     /// while the pool is empty (see [`vm_memory::fault`]).
     ///

@@ -1,14 +1,18 @@
 //! System calls on files: creation, seals, properties, allocation and holes.
 
 use std::ffi::CStr;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{Error, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 
 use super::{check, file_size_limit};
 
 /// Creates a sealable memfd of `len` bytes, with huge pages of `huge` bytes if that is set.
+///
+/// No process can execute it, or make it executable (`MFD_NOEXEC_SEAL`, Linux 6.3). Before Linux
+/// 6.3, and on hugetlbfs, its owner could set the execute permission again.
 pub(crate) fn memfd(name: &CStr, len: u64, huge: Option<u64>) -> Result<File> {
     let mut flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     if let Some(size) = huge {
@@ -18,17 +22,32 @@ pub(crate) fn memfd(name: &CStr, len: u64, huge: Option<u64>) -> Result<File> {
                 .trailing_zeros()
                 .wrapping_shl(libc::MAP_HUGE_SHIFT.unsigned_abs());
     }
-    // SAFETY: memfd_create(2) reads a string up to its zero byte, and a `CStr` ends with one.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-    check(fd)?;
-    // SAFETY: memfd_create(2) has just returned this open descriptor, so nothing else owns it.
-    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let file = match new_memfd(name, flags | libc::MFD_NOEXEC_SEAL) {
+        // The kernel does not know the flag. If something else is invalid, this fails again.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => executable_memfd(name, flags)?,
+        result => result?,
+    };
     if file_size_limit().is_some_and(|limit| len > limit) {
         // ftruncate(2) would raise SIGXFSZ, which ends the process by default.
         return Err(Error::from_raw_os_error(libc::EFBIG));
     }
     file.set_len(len)?;
     Ok(file)
+}
+
+/// Creates a memfd that the kernel makes executable, and removes that permission.
+fn executable_memfd(name: &CStr, flags: libc::c_uint) -> Result<File> {
+    let file = new_memfd(name, flags)?;
+    file.set_permissions(Permissions::from_mode(0o666))?;
+    Ok(file)
+}
+
+fn new_memfd(name: &CStr, flags: libc::c_uint) -> Result<File> {
+    // SAFETY: memfd_create(2) reads a string up to its zero byte, and a `CStr` ends with one.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+    check(fd)?;
+    // SAFETY: memfd_create(2) has just returned this open descriptor, so nothing else owns it.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// Seals the length of a memfd, and its seals.
@@ -116,6 +135,21 @@ fn allocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> Result<()>
         match check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }) {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memfd_of_kernel_without_noexec_has_no_execute_permission() {
+        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+        match executable_memfd(c"old", flags) {
+            Ok(file) => assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o666),
+            // `vm.memfd_noexec` is 2.
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EACCES)),
         }
     }
 }

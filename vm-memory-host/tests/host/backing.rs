@@ -1,8 +1,10 @@
 //! Tests of each kind of backing: memfd, huge pages, files, devices.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
 use super::common::*;
 use test_support::{skipped, temp_file_of_len};
@@ -97,6 +99,35 @@ fn build_of_memfd_seals_its_length() {
         }
         assert_eq!(file.metadata().unwrap().len(), HUGE);
         assert!(describe(&memory).unwrap().0.regions[0].options.sealed);
+    }
+}
+
+#[test]
+fn build_of_memfd_cannot_be_executed() {
+    let pages = HugePages::reserve(1, "build_of_memfd_cannot_be_executed (hugetlb)");
+    let mut backings = vec![Backing::Memfd];
+    if pages.is_some() {
+        backings.push(Backing::Hugetlb { page_size: HUGE });
+    }
+    for backing in backings {
+        let memory = build(Region::new(GuestAddress(0), HUGE).backing(backing)).unwrap();
+        memory
+            .write_slice(b"#!/bin/sh\nexit 0\n#", GuestAddress(0))
+            .unwrap();
+        let (description, files) = describe(&memory).unwrap();
+        let path = format!("/proc/self/fd/{}", files[0].as_raw_fd());
+        let error = Command::new(&path).status().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+        let executable = Permissions::from_mode(0o777);
+        let error = files[0].set_permissions(executable).err();
+        let seals = rustix::fs::fcntl_get_seals(&files[0]).unwrap().bits();
+        const F_SEAL_EXEC: u32 = 0x20;
+        if seals & F_SEAL_EXEC == 0 {
+            skipped("build_of_memfd_cannot_be_executed (seal)", "no F_SEAL_EXEC");
+        } else if description.regions[0].to_string().contains(": memfd") {
+            // hugetlbfs ignores the seal.
+            assert_eq!(error.and_then(|e| e.raw_os_error()), Some(libc::EPERM));
+        }
     }
 }
 
