@@ -3,11 +3,12 @@
 use std::ffi::CString;
 use std::fs::{File, FileType, Metadata};
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use crate::error::BuildError;
-use crate::region::{Backing, BackingKind, Region, Sharing};
+use crate::region::{Backing, BackingKind, Region, Sharing, Span};
 use crate::resources::HostResources;
 use crate::sys;
 
@@ -30,6 +31,75 @@ impl OpenedBacking {
     /// Returns whether other mappings of the file see what is written.
     pub(crate) fn is_shared(&self) -> bool {
         self.file.is_some() && self.sharing == Sharing::Shared
+    }
+}
+
+/// Checks that a region's descriptor permits the mapping and has the seals that it requires.
+///
+/// The system calls return at once, whatever the descriptor is. [`open`] makes calls that may wait
+/// for the server of the file.
+pub(crate) fn check_descriptor(region: &Region) -> Result<(), BuildError> {
+    let Backing::File { file, sharing, .. } = &region.backing else {
+        return Ok(());
+    };
+    let span = region.span();
+    if region.options.sealed && !sys::cannot_shrink(file) {
+        return Err(BuildError::NotSealed { region: span });
+    }
+    let for_writing = sys::is_open_for_writing(file).map_err(|error| not_usable(span, error))?;
+    if *sharing == Sharing::Shared && !for_writing {
+        return Err(BuildError::Conflict {
+            region: span,
+            what: "a shared file must be open for writing; \
+                open it for reading and writing, or use Backing::private_file",
+        });
+    }
+    Ok(())
+}
+
+/// Descriptors that another process has sent.
+///
+/// close(2) may wait for the server of a file (FUSE), which may never reply. Dropping this closes a
+/// descriptor in a thread of its own, unless it is a memfd or is still in use elsewhere.
+#[derive(Debug, Default)]
+pub(crate) struct ReceivedFiles(Vec<Arc<File>>);
+
+impl ReceivedFiles {
+    /// Keeps the files of those regions that require seals.
+    pub(crate) fn of_sealed(regions: &[Region]) -> Self {
+        let sealed = regions.iter().filter(|region| region.options.sealed);
+        let files = sealed.filter_map(|region| match &region.backing {
+            Backing::File { file, .. } => Some(Arc::clone(file)),
+            _ => None,
+        });
+        let mut files: Vec<Arc<File>> = files.collect();
+        files.sort_by_key(Arc::as_ptr);
+        files.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        Self(files)
+    }
+
+    pub(crate) fn list(&self) -> &[Arc<File>] {
+        &self.0
+    }
+}
+
+impl From<Vec<OwnedFd>> for ReceivedFiles {
+    fn from(descriptors: Vec<OwnedFd>) -> Self {
+        let files = descriptors.into_iter();
+        Self(files.map(|fd| Arc::new(File::from(fd))).collect())
+    }
+}
+
+impl Drop for ReceivedFiles {
+    fn drop(&mut self) {
+        let may_wait = |file: &Arc<File>| Arc::strong_count(file) == 1 && !sys::can_be_sealed(file);
+        let files = std::mem::take(&mut self.0);
+        let (slow, _): (Vec<_>, Vec<_>) = files.into_iter().partition(may_wait);
+        if !slow.is_empty() {
+            let thread = std::thread::Builder::new().name("close".to_owned());
+            // If a limit forbids the thread, they are closed here.
+            let _ = thread.spawn(move || drop(slow));
+        }
     }
 }
 
@@ -106,6 +176,12 @@ fn create_memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, Bui
     })
 }
 
+/// Returns the error for a file that cannot be guest memory.
+fn not_usable(region: Span, source: io::Error) -> BuildError {
+    let advice = "pass a regular file, a memfd or a device that supports mmap(2)";
+    BuildError::system(region, "examine its file", source, advice)
+}
+
 /// Checks the file of a region, and allocates its space unless the region may be sparse.
 fn open_file(
     region: &Region,
@@ -113,11 +189,7 @@ fn open_file(
     offset: u64,
     sharing: Sharing,
 ) -> Result<OpenedBacking, BuildError> {
-    let span = region.span();
-    let refused = |source: io::Error| {
-        let advice = "pass a regular file, a memfd or a device that supports mmap(2)";
-        BuildError::system(span, "examine its file", source, advice)
-    };
+    let refused = |source: io::Error| not_usable(region.span(), source);
     let metadata = file.metadata().map_err(refused)?;
     let file_type = metadata.file_type();
     if file_type.is_dir() || file_type.is_fifo() || file_type.is_socket() {
@@ -126,7 +198,6 @@ fn open_file(
     let file_system = sys::file_system(file).map_err(refused)?;
     let (kind, page_size) = kind_of(file_type, &file_system);
     check_description(region, kind, page_size)?;
-    check_access(region, file, sharing, refused)?;
     check_length(region, file, offset, page_size, &metadata, refused)?;
     let own_tmpfs = kind == BackingKind::Memfd && file_system.is_limited;
     let on_disk = kind == BackingKind::File && file_type.is_file();
@@ -173,27 +244,6 @@ fn check_description(region: &Region, kind: BackingKind, page_size: u64) -> Resu
         }),
         _ => Ok(()),
     }
-}
-
-/// Checks that the descriptor permits the mapping and has the seals that the region requires.
-fn check_access(
-    region: &Region,
-    file: &File,
-    sharing: Sharing,
-    refused: impl Fn(io::Error) -> BuildError,
-) -> Result<(), BuildError> {
-    let span = region.span();
-    if sharing == Sharing::Shared && !sys::is_open_for_writing(file).map_err(refused)? {
-        return Err(BuildError::Conflict {
-            region: span,
-            what: "a shared file must be open for writing; \
-                open it for reading and writing, or use Backing::private_file",
-        });
-    }
-    if region.options.sealed && !sys::cannot_shrink(file) {
-        return Err(BuildError::NotSealed { region: span });
-    }
-    Ok(())
 }
 
 /// Checks that a region's part of its file is aligned and within the file.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
+use crate::backing::ReceivedFiles;
 use crate::builder::MemoryBuilder;
 use crate::error::NotProvisioned;
 use crate::mapping::{bytes, provisioned, span_of, HostMapping};
@@ -275,7 +276,9 @@ impl Description {
     /// receiver must decide two things itself:
     ///
     /// - Whether the sender may truncate a file later. Set `options.sealed` of each region to
-    ///   accept [sealed](Region::sealed) files only, or see [`vm_memory::fault`].
+    ///   accept [sealed](Region::sealed) files only, or see [`vm_memory::fault`]. The build then
+    ///   also waits for no server of a file (FUSE). Without seals, such a server can delay system
+    ///   calls and accesses without limit.
     /// - The maximum size of a guest. Addresses cost nothing, but each page needs a bit in a
     ///   bitmap, and so does each block.
     ///
@@ -306,18 +309,16 @@ impl Description {
     /// Returns a [`DescriptionError`] if the version is not [`VERSION`](Self::VERSION), or if a
     /// region refers to a descriptor that is not in `descriptors`.
     pub fn builder(&self, descriptors: Vec<OwnedFd>) -> Result<MemoryBuilder, DescriptionError> {
+        // Dropped last: closes the files that no region uses, and all of them after an error.
+        let files = ReceivedFiles::from(descriptors);
         if self.version != Self::VERSION {
             return Err(DescriptionError::Version {
                 version: self.version,
             });
         }
-        let files: Vec<Arc<File>> = descriptors
-            .into_iter()
-            .map(|fd| Arc::new(File::from(fd)))
-            .collect();
         let mut builder = MemoryBuilder::new();
         for described in &self.regions {
-            builder = builder.region(described.region(&files)?);
+            builder = builder.region(described.region(files.list())?);
         }
         Ok(builder)
     }

@@ -17,7 +17,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
-use crate::backing;
+use crate::backing::{self, ReceivedFiles};
 use crate::error::BuildError;
 use crate::mapping::HostMapping;
 use crate::prefault::{self, Progress};
@@ -181,7 +181,10 @@ impl MemoryBuilder {
         mut bitmap: impl FnMut(usize) -> B,
     ) -> Result<GuestMemoryMmap<B>, BuildError> {
         let host = HostResources::current();
+        // Dropped after the regions that use the files.
+        let _received = ReceivedFiles::of_sealed(&self.regions);
         let regions = check::sort(self.regions)?;
+        regions.iter().try_for_each(backing::check_descriptor)?;
         check::pools(&regions, &host)?;
         let mut opened = Vec::with_capacity(regions.len());
         for region in regions {

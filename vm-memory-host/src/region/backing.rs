@@ -46,9 +46,11 @@ pub enum Backing {
     /// A new memfd of huge pages from the host's pool (Linux, "HugeTLB Pages").
     ///
     /// The memfd is sealed like [`Memfd`](Self::Memfd). It has no execute permission, but hugetlbfs
-    /// lets a process of the same user set that (fchmod(2)). Seals do not prevent another process from
-    /// punching a hole, which returns the page to the pool. An access to the hole raises SIGBUS
-    /// while the pool is empty (see [`vm_memory::fault`]).
+    /// lets a process of the same user set that (fchmod(2)).
+    ///
+    /// Seals do not prevent another process from punching a hole, which returns the page to the
+    /// pool. An access to the hole raises SIGBUS while the pool is empty (see
+    /// [`vm_memory::fault`]).
     ///
     /// # Examples
     ///

@@ -69,10 +69,19 @@ pub(crate) fn is_open_for_writing(file: &File) -> Result<bool> {
 
 /// Returns whether a file is sealed against shrinking; `false` if it cannot have seals.
 pub(crate) fn cannot_shrink(file: &File) -> bool {
+    seals(file).is_some_and(|seals| seals & libc::F_SEAL_SHRINK != 0)
+}
+
+/// Returns whether a file can have seals: it is in memory, and no other process serves it.
+pub(crate) fn can_be_sealed(file: &File) -> bool {
+    seals(file).is_some()
+}
+
+fn seals(file: &File) -> Option<libc::c_int> {
     // SAFETY: `F_GET_SEALS` takes no argument, and the kernel accesses no memory of this process.
     // The borrow of `file` keeps the descriptor open.
     let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    seals >= 0 && seals & libc::F_SEAL_SHRINK != 0
+    (seals >= 0).then_some(seals)
 }
 
 /// The file system that a file is on.

@@ -11,8 +11,8 @@ mod reservation;
 mod threads;
 
 pub(crate) use files::{
-    allocate_range, cannot_shrink, file_system, is_open_for_writing, memfd, punch_hole,
-    seal_length, zero_range, FileSystem, HUGETLBFS, TMPFS,
+    allocate_range, can_be_sealed, cannot_shrink, file_system, is_open_for_writing, memfd,
+    punch_hole, seal_length, zero_range, FileSystem, HUGETLBFS, TMPFS,
 };
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
 pub(crate) use reservation::{still_mapped, Reserved, Source};
