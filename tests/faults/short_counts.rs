@@ -116,10 +116,8 @@ fn read_of_two_messages_across_fault_marks_written_pages() {
     check("pipe", || {
         let mut ends = [0; 2];
         // SAFETY: `ends` has room for two descriptors.
-        assert_eq!(
-            unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) },
-            0
-        );
+        let status = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
+        assert_eq!(status, 0);
         // SAFETY: the descriptors are new and have no other owner.
         let [reader, writer] = ends.map(|fd| unsafe { File::from_raw_fd(fd) });
         fill(writer, reader)

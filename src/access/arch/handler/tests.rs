@@ -259,10 +259,8 @@ fn our_action_has_stack_mask_and_flags_of_previous_handler() {
         let mut previous = default_action();
         (previous.sa_sigaction, previous.sa_flags) = (handler, flags);
         // SAFETY: the set is valid for writes.
-        assert_eq!(
-            unsafe { libc::sigaddset(&mut previous.sa_mask, libc::SIGUSR1) },
-            0
-        );
+        let status = unsafe { libc::sigaddset(&mut previous.sa_mask, libc::SIGUSR1) };
+        assert_eq!(status, 0);
         let ours = our_action(&previous);
         assert_eq!(ours.sa_flags, expected, "{handler:x} {flags:x}");
         // SAFETY: the set is initialised.
