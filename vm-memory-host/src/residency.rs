@@ -15,8 +15,12 @@ use crate::sys;
 
 /// The memory that a region uses, in bytes.
 ///
-/// `resident` is exact. The other numbers come from the kernel's statistics of VMAs: if adjacent
-/// regions share a VMA, each gets a share in proportion to its size.
+/// `resident` and `file` are exact. The other numbers come from the kernel's statistics of VMAs: if
+/// adjacent regions share a VMA, each gets a share in proportion to its size.
+///
+/// The region uses `private + file` bytes of memory, and `swapped` bytes of swap. For a private
+/// mapping of a file, this can be twice its size: each page of the file that the guest has written
+/// is in memory twice.
 ///
 /// # Examples
 ///
@@ -40,6 +44,17 @@ pub struct Residency {
     /// all of it then counts as resident. For a part of a file of huge pages, only the pages that
     /// this process maps count.
     pub resident: u64,
+    /// The bytes in pages that only this process has: anonymous pages, and private copies of file
+    /// pages (`Anonymous` of /proc/self/smaps).
+    ///
+    /// For a private mapping of huge pages, these are all pages that this process maps.
+    pub private: u64,
+    /// The bytes of the region's file that are in memory: its page cache, or its pages on a tmpfs.
+    ///
+    /// Other processes may use the same pages. A discard of a private file does not free them. The
+    /// kernel can reclaim the page cache of a disk, but writes pages of a tmpfs to swap only. For a
+    /// private part of a file of huge pages, this is an upper bound.
+    pub file: u64,
     /// The bytes that this process has mapped (`Rss` of /proc/self/smaps, and hugetlb pages).
     pub mapped: u64,
     /// The part of `mapped` in hugetlb pages and completely mapped transparent huge pages.
@@ -84,7 +99,7 @@ pub enum ResidencyError {
 ///
 /// # System calls
 ///
-/// `mincore`, and calls that read /proc/self/smaps; `statx` for files of huge pages.
+/// The [table](crate#system-calls) lists them.
 ///
 /// # Examples
 ///
@@ -119,8 +134,10 @@ where
     let fail = |region: Span| move |source: io::Error| ResidencyError::System { region, source };
     let mut usages = Vec::with_capacity(mappings.len());
     for (span, mapping) in &mappings {
+        let resident = resident(mapping).map_err(fail(*span))?;
         let usage = Residency {
-            resident: resident(mapping).map_err(fail(*span))?,
+            resident,
+            file: resident_of_file(mapping, resident).map_err(fail(*span))?,
             ..Residency::default()
         };
         usages.push((*span, usage));
@@ -136,8 +153,15 @@ where
         .map(|(_, mapping)| host_range(mapping))
         .collect();
     for vma in parse_smaps(&smaps) {
-        for (range, (_, usage)) in ranges.iter().zip(&mut usages) {
+        for ((range, (_, usage)), (_, mapping)) in ranges.iter().zip(&mut usages).zip(&mappings) {
             let share = |bytes: u64| vma.share_of(bytes, range);
+            // The kernel does not tell which huge pages are private.
+            let private = match mapping.kind() == BackingKind::Hugetlb {
+                true if mapping.backing.is_shared() => 0,
+                true => vma.mapped,
+                false => vma.anonymous,
+            };
+            usage.private = usage.private.saturating_add(share(private));
             usage.mapped = usage.mapped.saturating_add(share(vma.mapped));
             usage.huge = usage.huge.saturating_add(share(vma.huge));
             usage.swapped = usage.swapped.saturating_add(share(vma.swapped));
@@ -165,10 +189,44 @@ pub(crate) fn resident(mapping: &HostMapping) -> io::Result<u64> {
     mincore_bytes(mapping, 0, mapping.mapped().len())
 }
 
+/// Returns the number of bytes of a mapping's file that are in memory.
+///
+/// `resident` are the bytes of the mapping that are.
+fn resident_of_file(mapping: &HostMapping, resident: u64) -> io::Result<u64> {
+    let Some((file, start)) = mapping.file() else {
+        return Ok(0);
+    };
+    let len = mapping.mapped().len();
+    match mapping.kind() {
+        _ if mapping.backing.is_shared() => Ok(resident),
+        BackingKind::Hugetlb => {
+            let allocated = file.metadata()?.blocks().saturating_mul(512);
+            Ok(allocated.min(bytes(len)))
+        }
+        _ => count_resident(len, |offset, len, pages| {
+            sys::resident_of_file(file, start.saturating_add(bytes(offset)), len, pages)
+        }),
+    }
+}
+
 /// Returns the number of bytes of a range that mincore(2) reports as resident.
 ///
 /// For huge pages, these are the pages that this process maps.
 pub(crate) fn mincore_bytes(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
+    count_resident(len, |done, len, pages| {
+        let mapped = mapping.mapped();
+        mapped.resident(offset.saturating_add(done), len, pages)
+    })
+}
+
+/// Counts the bytes in resident pages of `len` bytes.
+///
+/// `resident` writes whether each page of a part is resident, as mincore(2) does. It receives the
+/// offset and the length of the part.
+fn count_resident(
+    len: usize,
+    resident: impl Fn(usize, usize, &mut [u8]) -> io::Result<()>,
+) -> io::Result<u64> {
     let page = sys::page_size();
     // One byte for each page, 1 GiB at a time.
     let step = 1usize << 30;
@@ -176,12 +234,10 @@ pub(crate) fn mincore_bytes(mapping: &HostMapping, offset: usize, len: usize) ->
     let mut count = 0u64;
     for done in (0..len).step_by(step) {
         let here = len.saturating_sub(done).min(step);
-        mapping
-            .mapped()
-            .resident(offset.saturating_add(done), here, &mut pages)?;
-        let resident = pages.iter().take(here.div_ceil(page));
-        let resident = resident.filter(|page| *page & 1 != 0).count();
-        count = count.saturating_add(bytes(resident));
+        resident(done, here, &mut pages)?;
+        let present = pages.iter().take(here.div_ceil(page));
+        let present = present.filter(|page| *page & 1 != 0).count();
+        count = count.saturating_add(bytes(present));
     }
     Ok(count.saturating_mul(sys::page_size_u64()))
 }
@@ -192,6 +248,7 @@ struct SmapsVma {
     start: usize,
     end: usize,
     mapped: u64,
+    anonymous: u64,
     huge: u64,
     swapped: u64,
     locked: u64,
@@ -242,6 +299,7 @@ fn parse_smaps(smaps: &str) -> Vec<SmapsVma> {
         let add = |to: &mut u64| *to = to.saturating_add(bytes);
         match first {
             "Rss:" => add(&mut vma.mapped),
+            "Anonymous:" => add(&mut vma.anonymous),
             "AnonHugePages:" | "ShmemPmdMapped:" | "FilePmdMapped:" => add(&mut vma.huge),
             "Shared_Hugetlb:" | "Private_Hugetlb:" => {
                 add(&mut vma.mapped);
@@ -264,6 +322,7 @@ mod tests {
         let text = "7f0000000000-7f0000200000 rw-p 00000000 00:00 0    [anon:guest]\n\
             Size:               2048 kB\n\
             Rss:                2048 kB\n\
+            Anonymous:          2044 kB\n\
             AnonHugePages:      2048 kB\n\
             Swap:                  4 kB\n\
             Locked:                8 kB\n\
@@ -276,6 +335,7 @@ mod tests {
             start: 0x7f00_0000_0000,
             end: 0x7f00_0020_0000,
             mapped: 2 << 20,
+            anonymous: 2044 << 10,
             huge: 2 << 20,
             swapped: 4096,
             locked: 8192,

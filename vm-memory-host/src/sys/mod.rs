@@ -15,7 +15,7 @@ pub(crate) use files::{
     punch_hole, seal_length, zero_range, FileSystem, HUGETLBFS, TMPFS,
 };
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
-pub(crate) use reservation::{still_mapped, Reserved, Source};
+pub(crate) use reservation::{resident_of_file, still_mapped, Reserved, Source};
 pub(crate) use threads::{run_on_threads, Cpus};
 
 use std::io::{Error, Result};

@@ -245,6 +245,31 @@ impl TrialMapping {
     }
 }
 
+/// Writes to `pages` whether each page of a part of a file is in memory (mincore(2)).
+///
+/// Fails with `EINVAL` if `pages` is shorter than the number of pages.
+pub(crate) fn resident_of_file(
+    file: &File,
+    offset: u64,
+    len: usize,
+    pages: &mut [u8],
+) -> Result<()> {
+    if pages.len() < len.div_ceil(page_size()) {
+        return Err(Error::from_raw_os_error(libc::EINVAL));
+    }
+    let source = Source::File {
+        file,
+        offset,
+        shared: false,
+        reserve: false,
+    };
+    // Inaccessible, so that mlockall(2) with `MCL_FUTURE` populates nothing.
+    let view = TrialMapping::new(len, libc::PROT_NONE, source)?;
+    // SAFETY: the kernel writes one byte for each page of the mapping, and `pages` is at least that
+    // long by the check above. `view` keeps the mapping.
+    check(unsafe { libc::mincore(view.addr.cast(), len, pages.as_mut_ptr()) })
+}
+
 impl Drop for TrialMapping {
     fn drop(&mut self) {
         // SAFETY: `new` made this mapping, and hands its address to no other code.

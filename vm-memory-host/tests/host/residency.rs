@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::common::*;
 use vm_memory::GuestAddress;
-use vm_memory_host::{residency, Backing, Lock, MemoryBuilder, Region};
+use vm_memory_host::{discard, residency, Backing, Lock, MemoryBuilder, Region};
 
 #[test]
 fn residency_of_file_with_non_utf8_name_succeeds() {
@@ -75,4 +75,57 @@ fn residency_is_reported_per_region() {
     if pages.is_some() {
         assert_eq!(numbers(3), (HUGE, HUGE, HUGE));
     }
+}
+
+#[test]
+fn residency_of_private_file_reports_copies_and_pages_of_the_file() {
+    let test = "residency_of_private_file_reports_copies_and_pages_of_the_file";
+    let pages = HugePages::reserve(2 * 4, test);
+    let memfd = |flags| {
+        let memfd = rustix::fs::memfd_create("private", flags).unwrap();
+        let memfd = File::from(memfd);
+        memfd.set_len(4 * HUGE).unwrap();
+        memfd
+    };
+    let mut files = vec![
+        ("disk", patterned_file(4 * HUGE / PAGE), true),
+        ("memfd", memfd(rustix::fs::MemfdFlags::CLOEXEC), true),
+    ];
+    if pages.is_some() {
+        files.push(("hugetlb", memfd(rustix::fs::MemfdFlags::HUGETLB), false));
+    }
+    for (kind, file, is_freed) in files {
+        // The first half of the file is in memory.
+        let region = Region::new(GuestAddress(0), 4 * HUGE);
+        let shared = Backing::shared_file(file.try_clone().unwrap(), 0);
+        let shared = build(region.clone().backing(shared)).unwrap();
+        discard(&shared, GuestAddress(2 * HUGE), 2 * HUGE).unwrap();
+        fill(&shared, 0, 2 * HUGE, 1);
+        let usage = |memory: &Memory| {
+            let usage = residency(memory).unwrap()[0].1;
+            (usage.private, usage.file)
+        };
+        let (private, in_file) = usage(&shared);
+        assert_eq!(private, 0, "{kind}");
+        assert!(in_file >= 2 * HUGE && in_file <= 2 * HUGE + may_stay_resident("shared file"));
+        drop(shared);
+        let memory = build(region.backing(Backing::private_file(file, 0))).unwrap();
+        assert_eq!(usage(&memory).0, 0, "{kind}");
+        fill(&memory, HUGE, HUGE, 2);
+        let (private, in_file) = usage(&memory);
+        assert_eq!(private, HUGE, "{kind}");
+        assert!(in_file >= 2 * HUGE, "{kind}: {in_file:#x}");
+        discard(&memory, GuestAddress(HUGE), HUGE).unwrap();
+        let kept = if is_freed { 0 } else { HUGE };
+        assert_eq!(usage(&memory).0, kept, "{kind}");
+        assert!(usage(&memory).1 >= 2 * HUGE, "{kind}");
+    }
+}
+
+#[test]
+fn residency_of_anonymous_memory_is_private() {
+    let memory = build(Region::new(GuestAddress(0), MIB)).unwrap();
+    fill(&memory, 0, 4 * PAGE, 1);
+    let usage = residency(&memory).unwrap()[0].1;
+    assert_eq!((usage.private, usage.file), (4 * PAGE, 0));
 }
