@@ -35,6 +35,7 @@
 //! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug()`], [`unplug`] |
 //! | add and remove whole regions (DIMM hotplug) | `GuestMemoryAtomic` of vm-memory, [below](#model) |
 //! | find out how much memory the guest uses | [`residency()`] |
+//! | find the ranges that have content (save, first round of a migration) | [`content()`] |
 //! | map the same memory in another process, or save the layout | [`describe`], [`Description`] |
 //! | find the host address and file of a region | [`provisioned`], [`HostMapping`] |
 //! | find memory that could not be unmapped | [`still_mapped`] |
@@ -52,6 +53,7 @@
 //!        ├─ discard          returns pages to the system
 //!        ├─ plug, unplug     make blocks accessible or inaccessible
 //!        ├─ residency        reports memory usage
+//!        ├─ content          finds ranges that have content
 //!        └─ describe         returns the layout as data, with descriptors
 //! ```
 //!
@@ -113,6 +115,7 @@
 //! backing               backing files, created or checked
 //! mapping               HostMapping, and the vm-memory region over it
 //! residency             memory usage
+//! content               ranges that have content
 //! discard, prefault     return pages to the system; populate pages
 //! plug                  makes blocks accessible and inaccessible
 //! builder               MemoryBuilder: checks a request and maps it
@@ -140,6 +143,7 @@
 
 mod backing;
 mod builder;
+mod content;
 mod description;
 mod discard;
 mod error;
@@ -157,6 +161,7 @@ mod sys;
 mod vma;
 
 pub use builder::MemoryBuilder;
+pub use content::{content, Content};
 pub use description::{
     describe, BackingDescription, BlocksDescription, Description, DescriptionError,
     RegionDescription,

@@ -65,7 +65,7 @@ pub struct Residency {
     pub locked: u64,
 }
 
-/// An error of [`residency`].
+/// An error of [`residency`] or [`content`](crate::content()).
 ///
 /// # Examples
 ///
@@ -84,7 +84,9 @@ pub enum ResidencyError {
     #[error(transparent)]
     NotProvisioned(#[from] NotProvisioned),
     /// The system refused a call.
-    #[error("region {region}: cannot read its residency: {source}; check that /proc is mounted")]
+    #[error(
+        "region {region}: cannot read its memory usage: {source}; check that /proc is mounted"
+    )]
     System {
         /// The region.
         region: Span,

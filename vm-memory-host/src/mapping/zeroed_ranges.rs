@@ -1,6 +1,7 @@
 //! [`ZeroedRanges`]: the ranges of a private file that were replaced by zeroes.
 
 use std::collections::BTreeMap;
+use std::ops;
 
 use crate::vma::VmaBudget;
 
@@ -83,6 +84,18 @@ impl ZeroedRanges {
         self.vmas
             .release(before.saturating_sub(joined.added_vmas()));
         Some(result)
+    }
+
+    /// Iterates over the zeroed parts of a range.
+    pub(crate) fn ranges_in<'a>(
+        &'a self,
+        range: &ops::Range<usize>,
+    ) -> impl Iterator<Item = ops::Range<usize>> + 'a {
+        let (start, end) = (range.start, range.end);
+        let before = self.ranges.range(..start).next_back();
+        let all = before.into_iter().chain(self.ranges.range(start..end));
+        let parts = all.map(move |(at, range)| (*at).max(start)..range.end.min(end));
+        parts.filter(|part| !part.is_empty())
     }
 
     /// Returns whether all of a range is zeroed.

@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::fs::{File, Permissions};
 use std::io::{Error, Result};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 
@@ -114,6 +115,31 @@ pub(crate) fn file_system(file: &File) -> Result<FileSystem> {
         block_size: u64::try_from(block_size).unwrap_or(0),
         is_limited: stat.f_blocks != 0,
     })
+}
+
+/// Returns the next part of a file with data, at `from` or after it (lseek(2), `SEEK_DATA`).
+///
+/// It is empty and at `end` if there is none before `end`. If the file system does not tell, all of
+/// the file is data. Changes the position of the file.
+pub(crate) fn next_data(file: &File, from: u64, end: u64) -> Range<u64> {
+    let seek = |from: u64, whence| {
+        let from = libc::off_t::try_from(from).unwrap_or(libc::off_t::MAX);
+        // SAFETY: lseek(2) takes integers, and the kernel accesses no memory of this process. The
+        // borrow of `file` keeps the descriptor open.
+        let found = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
+        u64::try_from(found).map_err(|_| Error::last_os_error())
+    };
+    let start = match seek(from, libc::SEEK_DATA) {
+        Ok(start) => start.min(end),
+        // There is no data up to the end of the file.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => end,
+        Err(_) => from,
+    };
+    let hole = match start < end {
+        true => seek(start, libc::SEEK_HOLE).unwrap_or(end),
+        false => end,
+    };
+    start..hole.min(end)
 }
 
 /// Writes zeroes to a range of a file (`FALLOC_FL_ZERO_RANGE`), and keeps its length.

@@ -73,6 +73,11 @@ impl Mapped {
         self.len
     }
 
+    /// Fails in a child of fork(2), whose own memory may be at these addresses.
+    pub(crate) fn check_here(&self) -> Result<()> {
+        self.part(0, 0).map(|_| ())
+    }
+
     /// Returns a pointer to a range of this memory, after checking that the range is inside.
     ///
     /// Fails in a child of fork(2), whose own memory may be there. `Region::forked` or a driver

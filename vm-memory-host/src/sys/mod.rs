@@ -12,7 +12,7 @@ mod threads;
 
 pub(crate) use files::{
     allocate_range, can_be_sealed, cannot_shrink, file_system, is_open_for_writing, memfd,
-    punch_hole, seal_length, zero_range, FileSystem, HUGETLBFS, TMPFS,
+    next_data, punch_hole, seal_length, zero_range, FileSystem, HUGETLBFS, TMPFS,
 };
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
 pub(crate) use reservation::{resident_of_file, still_mapped, Reserved, Source};

@@ -3,6 +3,7 @@
 
 mod backing;
 mod common;
+mod content;
 mod description;
 mod discard;
 mod errors;
