@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use crate::error::BuildError;
-use crate::region::{Backing, BackingKind, Region, Sharing, Span};
+use crate::region::{Backing, BackingKind, Region, Sharing};
 use crate::resources::HostResources;
 use crate::sys;
 
@@ -19,6 +19,8 @@ pub(crate) struct OpenedBacking {
     /// The file, and the offset in bytes at which the region begins in it.
     pub(crate) file: Option<(Arc<File>, u64)>,
     pub(crate) sharing: Sharing,
+    /// The identity of a file that the caller passed, if its offsets are those of its bytes.
+    pub(crate) identity: Option<FileIdentity>,
     /// The size of its pages in bytes.
     pub(crate) page_size: u64,
     /// Whether the file is on a mounted tmpfs, which has its own size limit and settings.
@@ -34,27 +36,19 @@ impl OpenedBacking {
     }
 }
 
-/// Checks that a region's descriptor permits the mapping and has the seals that it requires.
+/// Checks that a region's file has the seals that the region requires.
 ///
-/// The system calls return at once, whatever the descriptor is. [`open`] makes calls that may wait
+/// The system call returns at once, whatever the descriptor is. [`open`] makes calls that may wait
 /// for the server of the file.
-pub(crate) fn check_descriptor(region: &Region) -> Result<(), BuildError> {
-    let Backing::File { file, sharing, .. } = &region.backing else {
-        return Ok(());
-    };
-    let span = region.span();
-    if region.options.sealed && !sys::cannot_shrink(file) {
-        return Err(BuildError::NotSealed { region: span });
+pub(crate) fn check_seals(region: &Region) -> Result<(), BuildError> {
+    match &region.backing {
+        Backing::File { file, .. } if region.options.sealed && !sys::cannot_shrink(file) => {
+            Err(BuildError::NotSealed {
+                region: region.span(),
+            })
+        }
+        _ => Ok(()),
     }
-    let for_writing = sys::is_open_for_writing(file).map_err(|error| not_usable(span, error))?;
-    if *sharing == Sharing::Shared && !for_writing {
-        return Err(BuildError::Conflict {
-            region: span,
-            what: "a shared file must be open for writing; \
-                open it for reading and writing, or use Backing::private_file",
-        });
-    }
-    Ok(())
 }
 
 /// Descriptors that another process has sent.
@@ -111,6 +105,7 @@ pub(crate) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
             kind: BackingKind::Anonymous,
             file: None,
             sharing: Sharing::Private,
+            identity: None,
             page_size: sys::page_size_u64(),
             own_tmpfs: false,
             allocated: false,
@@ -170,16 +165,11 @@ fn create_memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, Bui
         },
         file: Some((Arc::new(file), 0)),
         sharing: Sharing::Shared,
+        identity: None,
         page_size: huge.unwrap_or_else(sys::page_size_u64),
         own_tmpfs: false,
         allocated: false,
     })
-}
-
-/// Returns the error for a file that cannot be guest memory.
-fn not_usable(region: Span, source: io::Error) -> BuildError {
-    let advice = "pass a regular file, a memfd or a device that supports mmap(2)";
-    BuildError::system(region, "examine its file", source, advice)
 }
 
 /// Checks the file of a region, and allocates its space unless the region may be sparse.
@@ -189,11 +179,22 @@ fn open_file(
     offset: u64,
     sharing: Sharing,
 ) -> Result<OpenedBacking, BuildError> {
-    let refused = |source: io::Error| not_usable(region.span(), source);
+    let span = region.span();
+    let refused = |source: io::Error| {
+        let advice = "pass a regular file, a memfd or a device that supports mmap(2)";
+        BuildError::system(span, "examine its file", source, advice)
+    };
     let metadata = file.metadata().map_err(refused)?;
     let file_type = metadata.file_type();
     if file_type.is_dir() || file_type.is_fifo() || file_type.is_socket() {
         return Err(refused(io::Error::from_raw_os_error(libc::ENODEV)));
+    }
+    if sharing == Sharing::Shared && !sys::is_open_for_writing(file).map_err(refused)? {
+        return Err(BuildError::Conflict {
+            region: span,
+            what: "a shared file must be open for writing; \
+                open it for reading and writing, or use Backing::private_file",
+        });
     }
     let file_system = sys::file_system(file).map_err(refused)?;
     let (kind, page_size) = kind_of(file_type, &file_system);
@@ -212,10 +213,27 @@ fn open_file(
         kind,
         file: Some((Arc::clone(file), offset)),
         sharing,
+        identity: identity(&metadata),
         page_size,
         own_tmpfs,
         allocated,
     })
+}
+
+/// The device and inode of a file, or the number of a device node and no inode.
+pub(crate) type FileIdentity = (u64, Option<u64>);
+
+/// Returns the identity of a file, by which two descriptors of it are recognised.
+fn identity(metadata: &Metadata) -> Option<FileIdentity> {
+    const DEV_ZERO: u64 = libc::makedev(1, 5);
+    let file_type = metadata.file_type();
+    if file_type.is_file() {
+        return Some((metadata.dev(), Some(metadata.ino())));
+    }
+    // Each shared mapping of /dev/zero has pages of its own. Other files, such as anonymous inodes,
+    // may share an inode without sharing memory.
+    let is_device = file_type.is_block_device() || file_type.is_char_device();
+    (is_device && metadata.rdev() != DEV_ZERO).then(|| (metadata.rdev(), None))
 }
 
 /// Returns the kind of a file, and the size of its pages.
@@ -348,7 +366,7 @@ fn check_name(region: &Region) -> Result<(), BuildError> {
     if name.is_empty() || name.len() > 79 || !name.bytes().all(is_printable) {
         return Err(BuildError::Name {
             region: region.span(),
-            name: name.clone(),
+            name: name.chars().take(80).collect(),
         });
     }
     Ok(())

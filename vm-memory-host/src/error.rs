@@ -91,6 +91,46 @@ pub enum BuildError {
         /// The size of a block in bytes.
         block_size: u64,
     },
+    /// Ranges of initially plugged blocks overlap, or are not in ascending order.
+    #[error(
+        "region {region}: cannot plug {len:#x} bytes at offset {offset:#x}, before the end of the \
+        previous range at {before:#x}; list the ranges in ascending order, each block once"
+    )]
+    PluggedTwice {
+        /// The region.
+        region: Span,
+        /// The offset of the range in the region, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// The offset at which the previous range ends.
+        before: u64,
+    },
+    /// The builder has more regions than this process may have VMAs for guests.
+    #[error(
+        "{count} regions need as many VMAs, but the guest memory of this process may have only \
+        {limit}; use fewer and larger regions"
+    )]
+    TooManyRegions {
+        /// The number of regions.
+        count: usize,
+        /// Half of `vm.max_map_count`.
+        limit: usize,
+    },
+    /// Two regions map the same bytes of a file, and at least one mapping is shared.
+    #[error(
+        "region {region} maps bytes of a file from offset {offset:#x} that region {other} maps, \
+        too; a write to one changes both, but marks one dirty; give each region its own bytes, or \
+        allow it (MemoryBuilder::allow_shared_bytes)"
+    )]
+    SharedBytes {
+        /// The region with the higher file offset.
+        region: Span,
+        /// The region with the lower file offset.
+        other: Span,
+        /// The first common offset in the file, in bytes.
+        offset: u64,
+    },
     /// The host has less memory than the build must lock or populate.
     #[error(
         "region {region}: {}{wanted:#x} bytes must be resident at startup, but only {available:#x} \
@@ -176,6 +216,14 @@ pub enum BuildError {
         /// The nodes that have memory.
         available: Vec<u32>,
     },
+    /// A NUMA policy lists a node twice.
+    #[error("region {region}: the NUMA policy lists node {node} twice; list each node once")]
+    NodeTwice {
+        /// The region.
+        region: Span,
+        /// The node.
+        node: u32,
+    },
     /// A NUMA policy lists no nodes.
     #[error(
         "region {region}: the NUMA policy lists no nodes; \
@@ -249,7 +297,7 @@ pub enum BuildError {
     Name {
         /// The region.
         region: Span,
-        /// The name.
+        /// The first 80 characters of the name.
         name: String,
     },
     /// The block size does not fit the region.

@@ -2,12 +2,15 @@
 
 use vm_memory::fault;
 
+use std::collections::BTreeSet;
+
 use crate::backing::OpenedBacking;
 use crate::error::BuildError;
 use crate::region::{
     Backing, BackingKind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged,
 };
 use crate::resources::HostResources;
+use crate::vma::vma_limit;
 
 /// Returns the end of a region, or `None` if it is not below 2^64.
 pub(super) fn end(region: &Region) -> Option<u64> {
@@ -18,6 +21,13 @@ pub(super) fn end(region: &Region) -> Option<u64> {
 pub(super) fn sort(mut regions: Vec<Region>) -> Result<Vec<Region>, BuildError> {
     if regions.is_empty() {
         return Err(BuildError::NoRegion);
+    }
+    // Each region has a VMA, unless the kernel merges it with its neighbour.
+    if regions.len() > vma_limit() {
+        return Err(BuildError::TooManyRegions {
+            count: regions.len(),
+            limit: vma_limit(),
+        });
     }
     regions.sort_by_key(|region| region.start);
     let mut before: Option<&Region> = None;
@@ -119,6 +129,7 @@ pub(super) fn options(
 ) -> Result<(), BuildError> {
     transparent_huge_pages(region, backing, host)?;
     conflicts(region, backing)?;
+    initial_blocks(region)?;
     nodes(&region.options.numa, region.span(), host)
 }
 
@@ -221,7 +232,41 @@ fn conflicts(region: &Region, backing: &OpenedBacking) -> Result<(), BuildError>
     }
 }
 
-/// Checks that a policy names nodes that have memory.
+/// Returns the initially plugged ranges as offset and length.
+///
+/// Checks that they are whole blocks in ascending order, and that no block is in two ranges. A list
+/// can therefore not be longer than the region has blocks.
+pub(super) fn initial_blocks(region: &Region) -> Result<Vec<(usize, usize)>, BuildError> {
+    let block_size = region.blocks.map_or(0, |blocks| blocks.size.get());
+    let mut before = 0u64;
+    let mut ranges = Vec::with_capacity(region.plugged.len());
+    for &(offset, len) in &region.plugged {
+        let end = offset.checked_add(len).filter(|end| *end <= region.size);
+        let is_whole = block_size != 0 && len != 0 && (offset | len).is_multiple_of(block_size);
+        let range = usize::try_from(offset).ok().zip(usize::try_from(len).ok());
+        let (Some(end), Some(range), true) = (end, range, is_whole) else {
+            return Err(BuildError::Plugged {
+                region: region.span(),
+                offset,
+                len,
+                block_size,
+            });
+        };
+        if offset < before {
+            return Err(BuildError::PluggedTwice {
+                region: region.span(),
+                offset,
+                len,
+                before,
+            });
+        }
+        before = end;
+        ranges.push(range);
+    }
+    Ok(ranges)
+}
+
+/// Checks that a policy names nodes that have memory, and names each of them once.
 fn nodes(policy: &NumaPolicy, region: Span, host: &HostResources) -> Result<(), BuildError> {
     let nodes = match policy {
         NumaPolicy::Inherit => return Ok(()),
@@ -232,14 +277,20 @@ fn nodes(policy: &NumaPolicy, region: Span, host: &HostResources) -> Result<(), 
         return Err(BuildError::NoNode { region });
     }
     let available = host.nodes();
-    match nodes.iter().find(|node| !available.contains(node)) {
-        Some(node) => Err(BuildError::NoSuchNode {
-            region,
-            node: *node,
-            available,
-        }),
-        None => Ok(()),
+    let mut seen = BTreeSet::new();
+    for &node in nodes {
+        if !available.contains(&node) {
+            return Err(BuildError::NoSuchNode {
+                region,
+                node,
+                available,
+            });
+        }
+        if !seen.insert(node) {
+            return Err(BuildError::NodeTwice { region, node });
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]

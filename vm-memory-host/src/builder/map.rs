@@ -217,7 +217,7 @@ fn plug_initial_blocks(
     mapping: &HostMapping,
     free: u64,
 ) -> Result<(), BuildError> {
-    let plugged = initial_blocks(region)?;
+    let plugged = super::check::initial_blocks(region)?;
     let result = crate::plug::plug_initial(mapping, &plugged);
     result.map_err(|source| match source.raw_os_error() {
         Some(libc::EFAULT | libc::ENOMEM) if mapping.kind() == BackingKind::Hugetlb => {
@@ -239,27 +239,6 @@ fn plug_initial_blocks(
             "plug fewer blocks",
         ),
     })
-}
-
-/// Returns the initially plugged ranges as offset and length, checked to be whole blocks.
-fn initial_blocks(region: &Region) -> Result<Vec<(usize, usize)>, BuildError> {
-    let block_size = region.blocks.map_or(0, |blocks| blocks.size.get());
-    let whole = |&(offset, len): &(u64, u64)| {
-        let is_inside = offset
-            .checked_add(len)
-            .is_some_and(|end| end <= region.size);
-        let is_whole = block_size != 0 && (offset | len).is_multiple_of(block_size);
-        let range = usize::try_from(offset).ok().zip(usize::try_from(len).ok());
-        range
-            .filter(|_| is_inside && is_whole)
-            .ok_or_else(|| BuildError::Plugged {
-                region: region.span(),
-                offset,
-                len,
-                block_size,
-            })
-    };
-    region.plugged.iter().map(whole).collect()
 }
 
 /// Populates the huge pages of a region that is bound to NUMA nodes.

@@ -8,6 +8,7 @@
 
 mod check;
 mod map;
+mod shared_bytes;
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -77,6 +78,7 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 #[doc(alias = "memory-backend")]
 pub struct MemoryBuilder {
     regions: Vec<Region>,
+    allows_shared_bytes: bool,
     prefault: Option<(NonZeroUsize, Callback)>,
 }
 
@@ -98,6 +100,41 @@ impl MemoryBuilder {
     pub fn region(mut self, region: Region) -> Self {
         self.regions.push(region);
         self
+    }
+
+    /// Sets whether two regions may map the same bytes of a file. The default is `false`.
+    ///
+    /// A write to one region then changes the other, but marks only the written address dirty. A
+    /// migration would lose it. Two descriptors of one file are recognised, and ranges that overlap
+    /// in part are refused. Private mappings may have bytes in common with each other.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{Backing, MemoryBuilder, Region};
+    ///
+    /// let file = tempfile::tempfile()?;
+    /// file.set_len(1 << 20)?;
+    /// let region = |start, file| {
+    ///     Region::new(GuestAddress(start), 1 << 20).backing(Backing::shared_file(file, 0))
+    /// };
+    /// let builder = || -> std::io::Result<MemoryBuilder> {
+    ///     let (one, other) = (region(0, file.try_clone()?), region(1 << 32, file.try_clone()?));
+    ///     Ok(MemoryBuilder::new().region(one).region(other))
+    /// };
+    /// assert!(builder()?.build::<()>().is_err());
+    /// let memory: GuestMemoryMmap = builder()?.allow_shared_bytes(true).build()?;
+    /// memory.write_obj(7u8, GuestAddress(0))?;
+    /// assert_eq!(memory.read_obj::<u8>(GuestAddress(1 << 32))?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "alias")]
+    pub fn allow_shared_bytes(self, allow: bool) -> Self {
+        Self {
+            allows_shared_bytes: allow,
+            ..self
+        }
     }
 
     /// Populates all pages during the build, with `threads` threads.
@@ -144,6 +181,8 @@ impl MemoryBuilder {
     ///
     /// - the regions are empty, overlap, are not aligned, or do not fit the guest's address space;
     /// - an option contradicts a region's backing;
+    /// - two regions map the same bytes of a file
+    ///   ([`allow_shared_bytes`](Self::allow_shared_bytes));
     /// - the host lacks huge pages, NUMA nodes, memory, file space or addresses;
     /// - the system refuses a call; or
     /// - the callback of [`prefault`](Self::prefault) returns [`ControlFlow::Break`] before all
@@ -184,13 +223,16 @@ impl MemoryBuilder {
         // Dropped after the regions that use the files.
         let _received = ReceivedFiles::of_sealed(&self.regions);
         let regions = check::sort(self.regions)?;
-        regions.iter().try_for_each(backing::check_descriptor)?;
+        regions.iter().try_for_each(backing::check_seals)?;
         check::pools(&regions, &host)?;
         let mut opened = Vec::with_capacity(regions.len());
         for region in regions {
             let backing = backing::open(&region, &host)?;
             check::options(&region, &backing, &host)?;
             opened.push((region, backing));
+        }
+        if !self.allows_shared_bytes {
+            shared_bytes::check(&opened)?;
         }
         check::memory(&opened, self.prefault.is_some(), &host)?;
         let mut mappings = Vec::with_capacity(opened.len());

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::common::*;
 use vm_memory::GuestAddress;
 use vm_memory_host::{
-    describe, plug, Backing, BackingDescription, Description, Lock, MemoryBuilder, Region, Sharing,
-    Unplugged,
+    describe, plug, Backing, BackingDescription, BuildError, Description, Lock, MemoryBuilder,
+    NumaPolicy, Region, Sharing, Unplugged,
 };
 
 const START: u64 = 1 << 32;
@@ -165,4 +165,68 @@ fn description_restores_plugged_blocks() {
         );
         assert!(error.contains(&expected), "{error}");
     }
+    // No range.
+    let mut empty = description;
+    empty.regions[0].blocks.as_mut().unwrap().plugged = vec![(0, 0)];
+    let error = build_error(&empty, fds());
+    assert!(error.contains("must be whole blocks"), "{error}");
+}
+
+#[test]
+fn description_that_repeats_blocks_returns_error() {
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        let region = Region::new(GuestAddress(START), SIZE).backing(backing);
+        let memory = build(region.blocks(non_zero(HUGE), Unplugged::Protected)).unwrap();
+        let (description, files) = describe(&memory).unwrap();
+        let with = |plugged: &[(u64, u64)]| {
+            let mut with = description.clone();
+            with.regions[0].blocks.as_mut().unwrap().plugged = plugged.to_vec();
+            let fds = files.iter().map(|file| file.try_clone().unwrap().into());
+            let builder = with.builder(fds.collect()).unwrap();
+            builder.build::<()>()
+        };
+        for wrong in [
+            vec![(0, SIZE); 10_000],
+            vec![(0, HUGE), (0, HUGE)],
+            vec![(0, 2 * HUGE), (HUGE, HUGE)],
+            vec![(HUGE, HUGE), (0, HUGE)],
+        ] {
+            let error = with(&wrong).map(drop).unwrap_err();
+            assert!(matches!(error, BuildError::PluggedTwice { .. }), "{error}");
+        }
+        let adjacent = with(&[(0, HUGE), (HUGE, HUGE), (4 * HUGE, HUGE)]).unwrap();
+        assert_eq!(
+            describe(&adjacent).unwrap().0.regions[0]
+                .blocks
+                .as_ref()
+                .unwrap()
+                .plugged,
+            [(0, 2 * HUGE), (4 * HUGE, HUGE)]
+        );
+    }
+}
+
+#[test]
+fn description_with_repeated_nodes_or_too_many_regions_returns_error() {
+    let memory = build(Region::new(GuestAddress(0), PAGE)).unwrap();
+    let (mut description, _) = describe(&memory).unwrap();
+    let mut nodes = description.clone();
+    for policy in [NumaPolicy::Bind, NumaPolicy::Interleave] {
+        nodes.regions[0].options.numa = policy(vec![0; 100_000]);
+        let error = build_error(&nodes, vec![]);
+        assert!(error.contains("lists node 0 twice"), "{error}");
+    }
+    let one = description.regions[0].clone();
+    description.regions = (0..1 << 20)
+        .map(|n| {
+            let mut region = one.clone();
+            region.span.start = n * 2 * PAGE;
+            region
+        })
+        .collect();
+    let error = build_error(&description, vec![]);
+    assert!(
+        error.starts_with("1048576 regions need as many VMAs"),
+        "{error}"
+    );
 }

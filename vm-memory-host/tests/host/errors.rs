@@ -1,13 +1,14 @@
 //! Errors of requests that are invalid or that the host cannot satisfy.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use super::common::*;
 use test_support::skipped;
 use vm_memory::mmap::PluggedBlocksError;
 use vm_memory::GuestAddress;
 use vm_memory_host::{
-    Backing, BuildError, Lock, MemoryBuilder, NumaPolicy, PrefaultError, Region,
+    Backing, BuildError, Lock, MemoryBuilder, NumaPolicy, PrefaultError, Region, Sharing,
     TransparentHugePages, Unplugged,
 };
 
@@ -200,6 +201,92 @@ fn build_of_overlapping_regions_returns_error() {
         .build::<()>()
         .unwrap_err();
     assert!(matches!(error, BuildError::PastTop { .. }), "{error}");
+}
+
+/// Builds two regions of `SIZE` bytes from two backings.
+fn build_both(one: Backing, other: Backing, allow: bool) -> Result<Memory, BuildError> {
+    let builder = MemoryBuilder::new()
+        .region(region(0, 2 * HUGE).backing(one))
+        .region(region(1 << 32, 2 * HUGE).backing(other));
+    builder.allow_shared_bytes(allow).build()
+}
+
+#[test]
+fn build_of_two_regions_on_the_same_bytes_names_both() {
+    let test = "build_of_two_regions_on_the_same_bytes_names_both";
+    let pages = HugePages::reserve(6, test);
+    let disk = tempfile::tempdir().unwrap();
+    let mounts = [
+        Mounted::tmpfs("size=64m", test),
+        pages
+            .as_ref()
+            .and_then(|_| Mounted::new("hugetlbfs", "pagesize=2m", test)),
+    ];
+    let mounts = mounts.iter().flatten().map(|mounted| &mounted.directory);
+    for directory in mounts.chain([&disk]) {
+        let path = directory.path().join("ram");
+        open(&path).set_len(6 * HUGE).unwrap();
+        // The same descriptor, a copy of it, and another descriptor of the same file.
+        let file = Arc::new(open(&path));
+        let again = |offset, sharing| Backing::File {
+            file: Arc::clone(&file),
+            offset,
+            sharing,
+        };
+        let (shared, private) = (Sharing::Shared, Sharing::Private);
+        let copy = file.try_clone().unwrap();
+        for (one, other) in [
+            (again(0, shared), again(0, shared)),
+            (again(HUGE, shared), Backing::shared_file(copy, 0)),
+            (again(0, shared), Backing::shared_file(open(&path), HUGE)),
+            (again(0, private), again(HUGE, shared)),
+            (again(0, shared), again(HUGE, private)),
+        ] {
+            let error = build_both(one.clone(), other.clone(), false).unwrap_err();
+            assert!(matches!(error, BuildError::SharedBytes { .. }), "{error}");
+            let error = error.to_string();
+            assert!(
+                error.contains("region 00000000-003fffff")
+                    && error.contains("region 100000000-1003fffff"),
+                "{error}"
+            );
+            build_both(one, other, true).unwrap();
+        }
+        for (one, other) in [
+            (again(0, shared), again(2 * HUGE, shared)),
+            (again(2 * HUGE, private), again(0, shared)),
+        ] {
+            build_both(one, other, false).unwrap();
+        }
+        if disk.path() == directory.path() {
+            build_both(again(0, private), again(HUGE, private), false).unwrap();
+        }
+    }
+}
+
+#[test]
+fn description_that_names_a_file_twice_returns_error() {
+    let memory = build(region(0, 2 * HUGE).backing(Backing::Memfd)).unwrap();
+    let (mut description, files) = vm_memory_host::describe(&memory).unwrap();
+    let mut again = description.regions[0].clone();
+    again.span.start = 1 << 32;
+    description.regions.push(again);
+    let fds = || vec![files[0].try_clone().unwrap().into()];
+    let build = |description: &vm_memory_host::Description, fds| {
+        description.builder(fds).unwrap().build::<()>().unwrap_err()
+    };
+    let error = build(&description, fds());
+    assert!(matches!(error, BuildError::SharedBytes { .. }), "{error}");
+    // The descriptor is in the list twice.
+    if let vm_memory_host::BackingDescription::Descriptor { index, .. } =
+        &mut description.regions[1].backing
+    {
+        *index = 1;
+    }
+    let error = build(&description, [fds(), fds()].into_iter().flatten().collect());
+    assert!(matches!(error, BuildError::SharedBytes { .. }), "{error}");
+    let zero = || Backing::shared_file(open("/dev/zero"), 0);
+    build_both(zero(), zero(), false).unwrap();
 }
 
 #[test]
