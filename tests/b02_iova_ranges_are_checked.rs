@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::RwLock;
 
-use vm_memory::iommu::{Error, IommuMemory, Iotlb, IovaRange, MappedRange};
+use vm_memory::iommu::{Error, IommuMemory, Iotlb, IovaRange, MappedRange, SharedIotlb};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions};
 use Permissions::{Read, ReadWrite, Write};
 
@@ -216,5 +216,90 @@ fn b2_range_of_length_zero_is_empty() {
         assert_eq!(memory.get_slices(at, 0, Write).unwrap().count(), 0);
         assert_eq!(memory.write(&[], at).unwrap(), 0);
         iotlb.invalidate_all();
+    }
+}
+
+/// Returns the error of a mapping that both kinds of IOTLB refuse, without a change.
+fn refused_mapping(iova: u64, to: u64, length: usize) -> String {
+    let (mut iotlb, shared) = (Iotlb::new(), SharedIotlb::new());
+    let (iova, to) = (GuestAddress(iova), GuestAddress(to));
+    let error = iotlb.set_mapping(iova, to, length, Read).unwrap_err();
+    let of_shared = shared.set_mapping(iova, to, length, Read).unwrap_err();
+    assert_eq!((iotlb.entries(), shared.counters().entries), (0, 0));
+    assert_eq!(error.to_string(), of_shared.to_string());
+    error.to_string()
+}
+
+#[test]
+fn b2_mapping_whose_target_passes_end_of_address_space_is_refused() {
+    for (to, length) in [
+        (LAST_PAGE.0, 0x1001),
+        (LAST_PAGE.0, 0x2000),
+        (u64::MAX, 2),
+        (2, usize::MAX),
+        (u64::MAX, usize::MAX),
+    ] {
+        // The last range of I/O addresses ends at 2^64.
+        for iova in [0x1000u64, 0, 1] {
+            let refused = iova.checked_add(length as u64 - 1).is_none();
+            let error = refused_mapping(iova, to, length);
+            assert!(
+                refused || error.contains("its target at guest address"),
+                "{error}"
+            );
+        }
+    }
+    // One that ends at 2^64 exactly is a mapping.
+    Iotlb::new()
+        .set_mapping(GuestAddress(0), GuestAddress(1), usize::MAX, Read)
+        .unwrap();
+    let memory = memory();
+    memory
+        .iommu()
+        .write()
+        .unwrap()
+        .set_mapping(GuestAddress(0x1000), LAST_PAGE, 0x1000, ReadWrite)
+        .unwrap();
+    let wrapped = memory.iommu().write().unwrap().set_mapping(
+        GuestAddress(0x2000),
+        LAST_PAGE,
+        0x2000,
+        ReadWrite,
+    );
+    assert!(wrapped.is_err());
+    assert!(memory
+        .write_slice(&[7; 0x2000], GuestAddress(0x2000))
+        .is_err());
+    assert_eq!(
+        memory
+            .get_backend()
+            .read_obj::<u64>(GuestAddress(0))
+            .unwrap(),
+        0
+    );
+}
+
+/// Two mappings that continue each other across guest address 2^64 stay two.
+#[test]
+fn b2_mappings_whose_targets_meet_at_2_64_stay_apart() {
+    for order in [[0, 1], [1, 0]] {
+        let mut iotlb = Iotlb::new();
+        for page in order {
+            let to = GuestAddress(LAST_PAGE.0.wrapping_add(page * 0x1000));
+            iotlb
+                .set_mapping(GuestAddress(page * 0x1000), to, 0x1000, ReadWrite)
+                .unwrap();
+        }
+        assert_eq!(iotlb.entries(), 2);
+        let range = |base, length| MappedRange { base, length };
+        assert_eq!(
+            lookup(&iotlb, GuestAddress(0), 0x2000).unwrap(),
+            [range(LAST_PAGE, 0x1000), range(GuestAddress(0), 0x1000)]
+        );
+        iotlb.invalidate_mapping(GuestAddress(0x800), 0x1000);
+        assert_eq!(
+            lookup(&iotlb, GuestAddress(0x1800), 0x800).unwrap(),
+            [range(GuestAddress(0x800), 0x800)]
+        );
     }
 }

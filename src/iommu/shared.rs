@@ -165,7 +165,8 @@ impl SharedIotlb {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::CannotResolve`] if the range passes 2^64. Nothing has changed then.
+    /// Returns [`Error::CannotResolve`] if the range at `iova` or the one at `map_to` passes 2^64.
+    /// Nothing has changed then.
     #[doc(alias = "VHOST_IOTLB_UPDATE")]
     pub fn set_mapping(
         &self,

@@ -246,7 +246,8 @@ impl Iotlb {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::CannotResolve`] if the range passes 2^64. Nothing has changed then.
+    /// Returns [`Error::CannotResolve`] if the range at `iova` or the one at `map_to` passes 2^64.
+    /// Nothing has changed then.
     #[doc(alias = "VHOST_IOTLB_UPDATE")]
     pub fn set_mapping(
         &mut self,
@@ -262,6 +263,9 @@ impl Iotlb {
         let Some(last) = last_of(first, length) else {
             return Err(passes_the_end(iova, length));
         };
+        if last_of(map_to.0, length).is_none() {
+            return Err(target_passes_the_end(iova, map_to, length));
+        }
         let age = self.next_age;
         self.next_age = self.next_age.wrapping_add(1);
         let new = IovaMapping::new(first, last, map_to.0.wrapping_sub(first), perm, age);
@@ -524,5 +528,17 @@ pub(super) fn passes_the_end(base: GuestAddress, length: usize) -> Error {
     Error::CannotResolve {
         iova_range: IovaRange { base, length },
         reason: "the range passes the end of the address space".into(),
+    }
+}
+
+/// Creates the error of a mapping whose guest physical range passes the end of the address space.
+#[cold]
+fn target_passes_the_end(base: GuestAddress, map_to: GuestAddress, length: usize) -> Error {
+    Error::CannotResolve {
+        iova_range: IovaRange { base, length },
+        reason: format!(
+            "its target at guest address 0x{:x} passes the end of the address space",
+            map_to.0
+        ),
     }
 }

@@ -118,7 +118,7 @@ proptest! {
             match step {
                 Step::Map { iova, to, length, permissions } => {
                     let result = iotlb.set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions);
-                    if length != 0 && last_of(iova, length).is_none() {
+                    if length != 0 && (last_of(iova, length).is_none() || last_of(to, length).is_none()) {
                         prop_assert!(result.is_err());
                     } else {
                         prop_assert!(result.is_ok());
@@ -144,6 +144,10 @@ proptest! {
             for (a, b) in iotlb.mappings.iter().zip(iotlb.mappings.iter().skip(1)) {
                 prop_assert!(a.last < b.start);
                 prop_assert!(a.last + 1 != b.start || !a.continues(b));
+            }
+            for mapping in iotlb.mappings.iter() {
+                let target = mapping.start.wrapping_add(mapping.offset);
+                prop_assert!(target.checked_add(mapping.last - mapping.start).is_some());
             }
         }
         compare(&iotlb, &model)?;
@@ -187,8 +191,9 @@ proptest! {
                     prop_assert_eq!(Some(here), found(&unbounded));
                 }
             }
-            if let Step::Map { iova, length, .. } = *step {
-                prop_assert!(last_of(iova, length).is_none() || Iotlb::lookup(&bounded, GuestAddress(iova), length, No).is_ok());
+            if let Step::Map { iova, to, length, .. } = *step {
+                let refused = last_of(iova, length).is_none() || last_of(to, length).is_none();
+                prop_assert!(refused || Iotlb::lookup(&bounded, GuestAddress(iova), length, No).is_ok());
             }
         }
         bounded.set_bound(None);

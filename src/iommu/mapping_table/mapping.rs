@@ -3,6 +3,8 @@
 use crate::guest_memory::Permissions;
 
 /// A mapping of consecutive I/O virtual addresses to consecutive guest physical addresses.
+///
+/// Neither range passes 2^64.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::iommu) struct IovaMapping {
     /// The first address.
@@ -49,8 +51,15 @@ impl IovaMapping {
 
     /// Returns whether this mapping and an adjacent one have the same offset and permissions, so
     /// that they are one mapping.
+    ///
+    /// They are two if one ends and the other begins at guest physical address 2^64: one mapping
+    /// would pass it.
     #[inline]
     pub(in crate::iommu) fn continues(&self, other: &IovaMapping) -> bool {
-        self.offset == other.offset && (self.tag ^ other.tag) & PERMISSION_MASK == 0
+        // The sum wraps for all addresses of a mapping or for none.
+        let wraps = |mapping: &IovaMapping| mapping.start.checked_add(mapping.offset).is_none();
+        self.offset == other.offset
+            && (self.tag ^ other.tag) & PERMISSION_MASK == 0
+            && wraps(self) == wraps(other)
     }
 }

@@ -36,12 +36,15 @@ fn b2_tlb(case: &Case<'_>, alone: bool, act: &TlbAct) -> Option<Then> {
         &case.before.tlb
     };
     let (iova, len, right) = match *act {
-        TlbAct::SetMapping { iova, len, .. } => {
-            let right = match closed(iova, len) {
-                None if len > 0 => Out::Failed(Fault::CannotResolve { base: iova, len }),
-                _ => Out::Nothing,
+        TlbAct::SetMapping { iova, gpa, len, .. } => {
+            let passes = |base: u64| len > 0 && closed(base, len).is_none();
+            let right = match passes(iova) || passes(gpa) {
+                true => Out::Failed(Fault::CannotResolve { base: iova, len }),
+                false => Out::Nothing,
             };
-            (iova, len, right)
+            // The target may be at the edge, too.
+            let edge = if passes(gpa) { gpa } else { iova };
+            (edge, len, right)
         }
         TlbAct::Invalidate { iova, len } => (iova, len, Out::Nothing),
         TlbAct::InvalidateAll => return None,

@@ -306,7 +306,11 @@ impl<A: Machine, B: Machine> Facts for Facing<'_, A, B> {
             self.before.tlb.clone()
         };
         let done = match act {
-            TlbAct::SetMapping { iova, len, .. } if closed(*iova, *len).is_none() => Out::Absent,
+            TlbAct::SetMapping { iova, gpa, len, .. }
+                if closed(*iova, *len).is_none() || closed(*gpa, *len).is_none() =>
+            {
+                Out::Absent
+            }
             _ => Out::Nothing,
         };
         model.note(act, &done);
