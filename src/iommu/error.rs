@@ -4,6 +4,7 @@ use std::fmt;
 use std::num::TryFromIntError;
 use std::ops::Range;
 
+use super::iotlb::TRIES;
 use crate::guest_memory::{GuestAddress, Permissions};
 
 /// The reason why a range is not translated.
@@ -110,13 +111,15 @@ pub struct MappedRange {
 #[doc(alias = "IOTLB miss")]
 pub struct IotlbFails {
     /// The parts that have no mapping. Ask for these, and look them up again.
+    ///
+    /// In an IOTLB with a [bound](super::Iotlb::set_bound), this may be the whole range, if asking
+    /// for its parts made no progress.
     pub misses: Vec<IovaRange>,
     /// The parts whose mapping does not permit the access, or that cannot have a mapping because
     /// they pass 2^64.
     ///
-    /// If the last part is empty, the range needs more mappings than the
-    /// [bound](super::Iotlb::set_bound) permits at a time. Then the missing parts are here, too:
-    /// asking for them would never end.
+    /// If the last part is empty, the [bound](super::Iotlb::set_bound) of the IOTLB prevents the
+    /// access. Then the missing parts are here, too: asking for them would never end.
     pub access_fails: Vec<IovaRange>,
 }
 
@@ -128,8 +131,9 @@ impl IovaRange {
 }
 
 impl IotlbFails {
-    /// Returns whether the range needs more mappings than the [bound](super::Iotlb::set_bound) of
-    /// the IOTLB permits at a time.
+    /// Returns whether the [bound](super::Iotlb::set_bound) of the IOTLB prevents the access.
+    ///
+    /// The range needs more mappings than the bound permits at a time, or has lost them too often.
     ///
     /// # Examples
     ///
@@ -183,7 +187,12 @@ impl IotlbFails {
             Permissions::Write => "write",
             Permissions::ReadWrite => "read and write",
         };
+        let reasons = self.access_fails.iter().rev();
         let reason = match (self.access_fails.first(), self.misses.first()) {
+            _ if reasons.take_while(|part| part.length == 0).count() > 1 => format!(
+                "the range has lost its mappings in {TRIES} tries; \
+                 raise the bound of the IOTLB, or access less at a time"
+            ),
             _ if self.is_refused_by_bound() => {
                 "the range needs more mappings than the bound of the IOTLB permits at a time".into()
             }

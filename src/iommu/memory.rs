@@ -254,13 +254,13 @@ impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> GuestMemory for IommuMemory
         let Ok(mut segments) = self.translate(addr, count, access) else {
             return false;
         };
-        let mut translated = 0usize;
+        // The IOMMU may be a user's, which translated less or more than it was asked to.
+        let mut left = count;
         segments.all(|segment| {
-            translated = translated.saturating_add(segment.length);
-            GuestMemory::check_range(&self.backend, segment.base, segment.length, access)
-        })
-        // The IOMMU may be a user's, which translated less than it was asked to.
-        && translated >= count
+            let length = segment.length.min(left);
+            left = left.saturating_sub(length);
+            GuestMemory::check_range(&self.backend, segment.base, length, access)
+        }) && left == 0
     }
 
     fn get_slices<'a>(

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::LookupCounters;
+use super::iotlb::Waits;
+use super::mapping_table::Span;
 use super::snapshots::{Replay, Snapshot, Snapshots};
 use super::{Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator};
 use crate::guest_memory::{GuestAddress, Permissions, TranslationHold};
@@ -79,15 +81,18 @@ pub struct SharedIotlb {
 #[derive(Debug)]
 struct Inner {
     snapshots: Snapshots<Iotlb>,
+    /// The failed lookups of all snapshots. Empty without a bound.
+    waits: Arc<Waits>,
 }
 
 /// A change of an IOTLB.
 #[derive(Debug)]
 pub(super) enum Update {
-    Map(GuestAddress, GuestAddress, usize, Permissions),
+    /// Maps addresses, for the range whose lookup failed.
+    Map(GuestAddress, GuestAddress, usize, Permissions, Option<Span>),
     Invalidate(GuestAddress, usize),
     InvalidateAll,
-    Bound(Option<NonZeroUsize>),
+    Bound(Option<NonZeroUsize>, Arc<Waits>),
     Count(Arc<LookupCounters>),
 }
 
@@ -98,12 +103,12 @@ impl Replay for Iotlb {
     fn apply(&mut self, update: &Update) -> Result<(), Error> {
         match *update {
             Update::Count(ref counters) => self.count_in(Arc::clone(counters)),
-            Update::Map(iova, map_to, length, permissions) => {
-                return self.set_mapping(iova, map_to, length, permissions);
+            Update::Map(iova, map_to, length, permissions, wanted) => {
+                return self.map(iova, map_to, length, permissions, wanted);
             }
             Update::Invalidate(iova, length) => self.invalidate_mapping(iova, length),
             Update::InvalidateAll => self.invalidate_all(),
-            Update::Bound(bound) => self.set_bound(bound),
+            Update::Bound(bound, ref waits) => self.set_bound_with(bound, Arc::clone(waits)),
         }
         Ok(())
     }
@@ -119,6 +124,7 @@ impl Default for Inner {
     fn default() -> Self {
         Self {
             snapshots: Snapshots::new(Iotlb::new()),
+            waits: Arc::default(),
         }
     }
 }
@@ -175,10 +181,12 @@ impl SharedIotlb {
         length: usize,
         perm: Permissions,
     ) -> Result<Invalidation, Error> {
+        // Once: the tables that this update is applied to must not differ.
+        let wanted = self.inner.waits.answered(iova, length);
         let version = self
             .inner
             .snapshots
-            .apply(Update::Map(iova, map_to, length, perm))?;
+            .apply(Update::Map(iova, map_to, length, perm, wanted))?;
         Ok(self.invalidation(version))
     }
 
@@ -204,7 +212,8 @@ impl SharedIotlb {
     ///
     /// The oldest mappings are evicted. See [`Iotlb::set_bound`].
     pub fn set_bound(&self, bound: Option<NonZeroUsize>) {
-        self.update(Update::Bound(bound));
+        self.inner.waits.clear();
+        self.update(Update::Bound(bound, Arc::clone(&self.inner.waits)));
     }
 
     /// Returns the most permissive access that all of the `length` addresses at `iova` permit.

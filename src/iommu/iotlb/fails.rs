@@ -1,7 +1,8 @@
 //! The parts of a range for which a lookup fails.
 
 use super::super::{IotlbFails, IovaRange};
-use super::{Iotlb, IovaMapping, Position};
+use super::waits::Verdict;
+use super::{Iotlb, IovaMapping, Position, Span};
 use crate::guest_memory::{GuestAddress, Permissions};
 
 /// Returns the range from a first to a last address.
@@ -19,6 +20,21 @@ pub(super) fn passes_as_a_whole(base: GuestAddress, length: usize) -> IotlbFails
     IotlbFails {
         misses: Vec::new(),
         access_fails: vec![IovaRange { base, length }],
+    }
+}
+
+/// Returns the outcome of a lookup whose missing parts must not be asked for any more.
+fn refuse(
+    mut misses: Vec<IovaRange>,
+    mut access_fails: Vec<IovaRange>,
+    reason: &[IovaRange],
+) -> IotlbFails {
+    access_fails.append(&mut misses);
+    access_fails.sort_by_key(|range| range.base);
+    access_fails.extend_from_slice(reason);
+    IotlbFails {
+        misses,
+        access_fails,
     }
 }
 
@@ -48,10 +64,8 @@ impl Iotlb {
             .get(position)
             .is_none_or(|mapping| mapping.start > last)
         {
-            return IotlbFails {
-                misses: vec![range_of(first, last)],
-                access_fails: Vec::new(),
-            };
+            let misses = vec![range_of(first, last)];
+            return self.judge(first, last, misses, Vec::new());
         }
         let refused_by_bound = self.needs_more_than_bound(position, first, last);
         let (mut misses, mut access_fails) = (Vec::new(), Vec::new());
@@ -75,13 +89,43 @@ impl Iotlb {
             misses.push(range_of(from, last));
         }
         if refused_by_bound {
-            access_fails.append(&mut misses);
-            access_fails.sort_by_key(|range| range.base);
-            access_fails.push(IovaRange::refused_by_bound(GuestAddress(first)));
+            let reason = IovaRange::refused_by_bound(GuestAddress(first));
+            return refuse(misses, access_fails, &[reason]);
         }
-        IotlbFails {
-            misses,
-            access_fails,
+        self.judge(first, last, misses, access_fails)
+    }
+
+    /// Returns the outcome of a failed lookup, which depends on those before if there is a bound.
+    fn judge(
+        &self,
+        first: u64,
+        last: u64,
+        misses: Vec<IovaRange>,
+        access_fails: Vec<IovaRange>,
+    ) -> IotlbFails {
+        let verdict = match &self.waits {
+            Some(waits) if !misses.is_empty() => {
+                let missing = misses.iter().fold(0u64, |sum, range| {
+                    sum.saturating_add(u64::try_from(range.length).unwrap_or(u64::MAX))
+                });
+                waits.failed(Span { first, last }, missing)
+            }
+            _ => Verdict::AskForParts,
+        };
+        match verdict {
+            Verdict::AskForAll if access_fails.is_empty() => IotlbFails {
+                misses: vec![range_of(first, last)],
+                access_fails,
+            },
+            Verdict::AskForParts | Verdict::AskForAll => IotlbFails {
+                misses,
+                access_fails,
+            },
+            Verdict::Refuse => {
+                // Two empty parts are the sign for `into_error` that the tries are the reason.
+                let reason = IovaRange::refused_by_bound(GuestAddress(first));
+                refuse(misses, access_fails, &[reason.clone(), reason])
+            }
         }
     }
 

@@ -4,17 +4,19 @@ mod fails;
 mod iterator;
 #[cfg(test)]
 mod tests;
+mod waits;
 
 use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::sync::Arc;
 
 use super::counters::{IotlbCounters, LookupCounters};
-use super::mapping_table::{IovaMapping, MappingTable, Position};
+use super::mapping_table::{IovaMapping, MappingTable, Position, Span};
 use super::{widest, Error, IotlbFails, IovaRange};
 use crate::guest_memory::{GuestAddress, Permissions};
 
 pub use iterator::IotlbIterator;
+pub(super) use waits::{Waits, TRIES};
 
 /// The cached mappings of an IOMMU: I/O virtual address ranges and what they translate to.
 ///
@@ -27,7 +29,8 @@ pub use iterator::IotlbIterator;
 /// [`set_bound`](Self::set_bound) limits them.
 ///
 /// A clone has the same mappings, and shares them until one of the two changes. A change copies at
-/// most a few groups of 128 mappings. Clones count lookups together.
+/// most a few groups of 128 mappings. Clones count lookups and
+/// [tries](Self::set_bound#loops-of-lookups-and-mappings-end) together.
 ///
 /// # Examples
 ///
@@ -69,6 +72,8 @@ pub struct Iotlb {
     /// which the guest's mapping may have become a different one.
     evicted: Option<IovaMapping>,
     evictions: u64,
+    /// The lookups that failed. Present if there is a bound.
+    waits: Option<Arc<Waits>>,
     /// Present if lookups are counted.
     counters: Option<Arc<LookupCounters>>,
 }
@@ -77,6 +82,7 @@ impl Clone for Iotlb {
     fn clone(&self) -> Self {
         Self {
             mappings: self.mappings.clone(),
+            waits: self.waits.clone(),
             counters: self.counters.clone(),
             ..*self
         }
@@ -89,6 +95,7 @@ impl Clone for Iotlb {
             next_age,
             evicted,
             evictions,
+            waits,
             counters,
         } = source;
         self.mappings.clone_from(mappings);
@@ -96,11 +103,18 @@ impl Clone for Iotlb {
         self.next_age = *next_age;
         self.evicted = *evicted;
         self.evictions = *evictions;
-        // Leaves the reference count alone if both have the same counters.
-        let ptr = |counters: &Option<_>| counters.as_ref().map(Arc::as_ptr);
-        if ptr(&self.counters) != ptr(counters) {
-            self.counters.clone_from(counters);
-        }
+        share(&mut self.waits, waits);
+        share(&mut self.counters, counters);
+    }
+}
+
+/// Makes `this` point to what `source` points to.
+///
+/// Leaves the reference count alone if it does already.
+fn share<T>(this: &mut Option<Arc<T>>, source: &Option<Arc<T>>) {
+    let ptr = |arc: &Option<Arc<T>>| arc.as_ref().map(Arc::as_ptr);
+    if ptr(this) != ptr(source) {
+        this.clone_from(source);
     }
 }
 
@@ -121,7 +135,8 @@ impl Iotlb {
     /// Limits the number of mappings. `None`, the default, permits any number.
     ///
     /// The oldest mappings are evicted, now and whenever there would be more than `bound`. A
-    /// mapping that grows by a neighbour counts as new. An evicted mapping is a miss.
+    /// mapping that grows by a neighbour counts as new. An evicted mapping is a miss. Mappings of a
+    /// range whose lookup has failed are evicted last, until a lookup finds the range.
     ///
     /// # Ranges that need more mappings than the bound
     ///
@@ -134,11 +149,17 @@ impl Iotlb {
     /// An invalidation, or a mapping that replaces another one, lifts the refusal: the range may
     /// need fewer mappings by then.
     ///
-    /// # Ranges that evict each other
+    /// # Loops of lookups and mappings end
     ///
-    /// Two threads whose ranges fit the bound, but not together, may evict each other's mappings.
-    /// This is not detected, so limit the attempts or the time of a retry loop. It cannot happen if
-    /// the bound is twice the mappings of the longest request times the requests in flight.
+    /// A caller may look up, ask for the misses, map them, and look up again, without a limit of
+    /// its own. A lookup that fails after mappings of its range were set, and finds no more of it
+    /// mapped than the one before did, spends a try. After 32 tries the range is refused as above.
+    /// The count ends when a lookup finds the range. The reason may be the bound, invalidations, or
+    /// other threads, whose ranges fit the bound but not together with this one. That cannot happen
+    /// if the bound is twice the mappings of the longest request times the requests in flight.
+    ///
+    /// In every second try, the range is one miss as a whole. Mapped in order, from either end, it
+    /// is then found or refused. Tries of the last 64 ranges that failed are counted.
     ///
     /// # Examples
     ///
@@ -155,8 +176,14 @@ impl Iotlb {
     /// # Ok::<(), vm_memory::iommu::Error>(())
     /// ```
     pub fn set_bound(&mut self, bound: Option<NonZeroUsize>) {
+        self.set_bound_with(bound, Arc::default());
+    }
+
+    /// Limits the number of mappings, and records failed lookups in `waits` from now on.
+    pub(super) fn set_bound_with(&mut self, bound: Option<NonZeroUsize>, waits: Arc<Waits>) {
         self.bound = bound;
-        self.evict();
+        self.waits = bound.map(|_| waits);
+        self.evict(None);
         self.evicted = None;
     }
 
@@ -256,6 +283,22 @@ impl Iotlb {
         length: usize,
         perm: Permissions,
     ) -> Result<(), Error> {
+        let wanted = self
+            .waits
+            .as_ref()
+            .and_then(|waits| waits.answered(iova, length));
+        self.map(iova, map_to, length, perm, wanted)
+    }
+
+    /// Maps addresses as [`set_mapping`](Self::set_mapping) does, for the range `wanted`.
+    pub(super) fn map(
+        &mut self,
+        iova: GuestAddress,
+        map_to: GuestAddress,
+        length: usize,
+        perm: Permissions,
+        wanted: Option<Span>,
+    ) -> Result<(), Error> {
         if length == 0 {
             return Ok(());
         }
@@ -278,7 +321,7 @@ impl Iotlb {
         if let Some(position) = self.hole_after(&new) {
             // The common case takes one search.
             self.mappings.insert_after(position, new);
-            self.evict();
+            self.evict(wanted);
             return Ok(());
         }
 
@@ -305,7 +348,7 @@ impl Iotlb {
             self.mappings
                 .insert(IovaMapping::new(start, end, new.offset, perm, age));
         }
-        self.evict();
+        self.evict(wanted);
         Ok(())
     }
 
@@ -326,7 +369,7 @@ impl Iotlb {
             }
             self.remove(iova.0, last);
             // One mapping may have become two.
-            self.evict();
+            self.evict(None);
         }
     }
 
@@ -410,12 +453,26 @@ impl Iotlb {
             let whole = last <= mapping.last && mapping.allows(access);
             if whole || tlb.mappings.cover(position, iova.0, last, access) {
                 count(&tlb, true);
+                if tlb.waits.is_some() {
+                    tlb.found(iova.0, last);
+                }
                 return Ok(IotlbIterator::new(tlb, iova, length, position, access));
             }
         }
         let position = before.map(|(position, _)| position).unwrap_or_default();
         count(&tlb, false);
         Err(error(tlb.find_fails(position, iova.0, last, access)))
+    }
+
+    /// Records that a lookup found a range.
+    ///
+    /// Out of line: the fast path of an IOTLB without a bound has no instruction to spare.
+    #[cold]
+    #[inline(never)]
+    fn found(&self, first: u64, last: u64) {
+        if let Some(waits) = &self.waits {
+            waits.found(Span { first, last });
+        }
     }
 
     /// Returns the number of parts that clones share until one of them changes.
@@ -465,25 +522,33 @@ impl Iotlb {
         false
     }
 
-    /// Evicts the oldest mappings, down to the bound.
+    /// Evicts mappings, down to the bound.
+    ///
+    /// `wanted` is the range that the newest mapping was set for. Mappings outside of it go first.
     #[inline]
-    fn evict(&mut self) {
+    fn evict(&mut self, wanted: Option<Span>) {
         if self
             .bound
             .is_some_and(|bound| self.mappings.len() > bound.get())
         {
-            self.evict_some();
+            self.evict_some(wanted);
         }
     }
 
-    fn evict_some(&mut self) {
+    fn evict_some(&mut self, wanted: Option<Span>) {
         let bound = self.bound.map_or(usize::MAX, NonZeroUsize::get);
         while self.mappings.len() > bound {
-            let Some(oldest) = self.mappings.remove_oldest() else {
+            let unneeded = wanted.and_then(|kept| self.mappings.remove_oldest_outside(kept));
+            let Some(gone) = unneeded.or_else(|| self.mappings.remove_oldest()) else {
                 return;
             };
-            self.evicted = Some(oldest);
             self.evictions = self.evictions.wrapping_add(1);
+            // A part of the wanted range says more about it than other mappings do.
+            let of_wanted =
+                |mapping: &IovaMapping| wanted.is_some_and(|wanted| mapping.is_in(wanted));
+            if of_wanted(&gone) || !self.evicted.is_some_and(|before| of_wanted(&before)) {
+                self.evicted = Some(gone);
+            }
         }
     }
 

@@ -17,6 +17,20 @@ pub(in crate::iommu) struct IovaMapping {
     pub(in crate::iommu) tag: u64,
 }
 
+/// A range of addresses that is not empty. It may end with the address space.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::iommu) struct Span {
+    pub(in crate::iommu) first: u64,
+    pub(in crate::iommu) last: u64,
+}
+
+impl Span {
+    /// Returns whether this range and another one have a common address.
+    pub(in crate::iommu) fn overlaps(&self, other: Span) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
 /// The number of bits of the tag that are permissions.
 const PERMISSION_BITS: u32 = 2;
 const PERMISSION_MASK: u64 = (1 << PERMISSION_BITS) - 1;
@@ -35,6 +49,12 @@ impl IovaMapping {
             offset,
             tag: age.wrapping_shl(PERMISSION_BITS) | u64::from(permissions.bits()),
         }
+    }
+
+    /// Returns whether this mapping has an address of a range.
+    pub(in crate::iommu) fn is_in(&self, range: Span) -> bool {
+        let (first, last) = (self.start, self.last);
+        range.overlaps(Span { first, last })
     }
 
     /// Returns whether this mapping permits an access.

@@ -45,7 +45,7 @@ use crate::guest_memory::Permissions;
 use hints::Hints;
 use leaf::{Leaf, CAPACITY};
 
-pub(super) use mapping::IovaMapping;
+pub(super) use mapping::{IovaMapping, Span};
 
 /// Adjacent leaves with at most this many mappings are joined.
 const JOINED: usize = CAPACITY / 4 * 3;
@@ -57,6 +57,14 @@ const STALE: usize = 16;
 pub(super) struct Position {
     leaf: usize,
     index: usize,
+}
+
+/// The oldest of some mappings.
+struct Found {
+    position: Position,
+    mapping: IovaMapping,
+    /// A lower bound of the ages of the other mappings of its leaf.
+    next: u64,
 }
 
 #[cfg(test)]
@@ -275,13 +283,46 @@ impl MappingTable {
 
     /// Removes the oldest mapping. Of several, removes the one with the lowest addresses.
     pub(super) fn remove_oldest(&mut self) -> Option<IovaMapping> {
+        let oldest = self.oldest_except(0..0)?;
+        Some(self.remove_found(oldest))
+    }
+
+    /// Removes the oldest mapping that has no address of `kept`.
+    ///
+    /// Of several, removes the one with the lowest addresses.
+    pub(super) fn remove_oldest_outside(&mut self, kept: Span) -> Option<IovaMapping> {
+        // The leaves with mappings of the range. Other mappings are only in the first and the last.
+        let begin = self.leaf_of(kept.first).unwrap_or(0);
+        let last = self.leaf_of(kept.last);
+        let end = last.map_or(begin, |last| last.saturating_add(1));
+        let mut found = self.oldest_except(begin..end);
+        for leaf in [Some(begin), last].into_iter().flatten() {
+            let here = self.leaves.get(leaf).filter(|_| leaf < end);
+            let mappings = here.map(Leaf::mappings).unwrap_or_default();
+            for (index, mapping) in mappings.iter().enumerate() {
+                let key = |mapping: &IovaMapping| (mapping.age(), mapping.start);
+                let is_older = |other: &Found| key(mapping) < key(&other.mapping);
+                if !mapping.is_in(kept) && found.as_ref().is_none_or(is_older) {
+                    found = Some(Found {
+                        position: Position { leaf, index },
+                        mapping: *mapping,
+                        next: 0,
+                    });
+                }
+            }
+        }
+        found.map(|found| self.remove_found(found))
+    }
+
+    /// Returns the oldest mapping of all leaves except some.
+    ///
+    /// Of several, returns the one with the lowest addresses.
+    fn oldest_except(&mut self, except: Range<usize>) -> Option<Found> {
         loop {
             // `min_by_key` returns the first of equal leaves, as this function does of mappings.
-            let (number, age) = self
-                .oldest
-                .iter()
-                .copied()
-                .enumerate()
+            let leaves = self.oldest.iter().copied().enumerate();
+            let (number, age) = leaves
+                .filter(|(number, _)| !except.contains(number))
                 .min_by_key(|(_, age)| *age)?;
             let leaf = self.leaves.get(number)?;
             let mut next = u64::MAX;
@@ -298,22 +339,39 @@ impl MappingTable {
                 }
             }
             let (index, mapping) = found?;
-            if mapping.age() > age {
-                // The bound was too low: the mapping of that age was removed before. Each removal
-                // causes at most one such round.
-                self.set_age(number, mapping.age());
-                continue;
+            if mapping.age() <= age {
+                let leaf = number;
+                return Some(Found {
+                    position: Position { leaf, index },
+                    mapping,
+                    next,
+                });
             }
-            // Valid for the rest of the leaf, wherever these mappings are afterwards.
-            self.set_age(number, next);
-            if !self.remove_at(Position {
-                leaf: number,
-                index,
-            }) {
-                self.remove_within(mapping.start, mapping.last);
-            }
-            return Some(mapping);
+            // The bound was too low: the mapping of that age was removed before. Each removal
+            // causes at most one such round.
+            self.set_age(number, mapping.age());
         }
+    }
+
+    /// Removes a mapping that was found.
+    fn remove_found(&mut self, found: Found) -> IovaMapping {
+        let Found {
+            position,
+            mapping,
+            next,
+        } = found;
+        // Valid for the rest of the leaf, wherever these mappings are afterwards.
+        if self
+            .oldest
+            .get(position.leaf)
+            .is_some_and(|age| *age < next)
+        {
+            self.set_age(position.leaf, next);
+        }
+        if !self.remove_at(position) {
+            self.remove_within(mapping.start, mapping.last);
+        }
+        mapping
     }
 
     fn set_age(&mut self, leaf: usize, age: u64) {

@@ -1,7 +1,5 @@
 //! B14: the bound of an IOTLB, and ranges that need more mappings.
 
-use proptest::prelude::*;
-
 use super::*;
 
 /// Without the refusal, a caller would request the misses forever.
@@ -146,58 +144,4 @@ fn b14_refusal_ends_after_any_change_of_the_range() {
         .unwrap();
     let fails = Iotlb::lookup(&iotlb, GuestAddress(0), 0x1000, Write).unwrap_err();
     assert!(!fails.is_refused_by_bound() && fails.access_fails.len() == 1);
-}
-
-proptest! {
-    #[test]
-    fn b14_lookup_with_retries_fails_only_if_bound_is_too_low(
-        (others, bound) in (prop::collection::vec((0u64..80, 0u64..80), 0..12), 1usize..7),
-        offsets in prop::collection::vec(0u64..3, 1..16),
-        (whole, first_alone, from_end) in (any::<bool>(), any::<bool>(), any::<bool>()),
-    ) {
-        let mut iotlb = Iotlb::new();
-        iotlb.set_bound(NonZeroUsize::new(bound));
-        let base = 20;
-        // Earlier mappings are outside of the range.
-        for (page, to) in others {
-            if !(base..base + 16).contains(&page) {
-                iotlb.set_mapping(GuestAddress(page * PAGE), GuestAddress(to * PAGE), 0x1000, Read).unwrap();
-            }
-        }
-        let needed = 1 + offsets.windows(2).filter(|pair| pair[0] != pair[1]).count();
-        let mut rounds = 0;
-        let found = loop {
-            rounds += 1;
-            prop_assert!(rounds < 100, "the loop does not end");
-            let fails = match Iotlb::lookup(&iotlb, GuestAddress(base * PAGE), offsets.len() * 0x1000, Read) {
-                Ok(found) => break Some(found.count()),
-                Err(fails) => fails,
-            };
-            if !fails.access_fails.is_empty() {
-                prop_assert!(fails.is_refused_by_bound());
-                break None;
-            }
-            let mut missing: Vec<u64> = fails.misses.iter()
-                .flat_map(|miss| (0..miss.length as u64 / PAGE).map(|page| miss.base.0 / PAGE + page - base))
-                .collect();
-            if from_end {
-                missing.reverse();
-            }
-            missing.truncate(if first_alone { 1 } else { usize::MAX });
-            for page in missing {
-                let offset = offsets[page as usize];
-                let (mut start, mut end) = (page as usize, page as usize + 1);
-                while whole && start > 0 && offsets[start - 1] == offset {
-                    start -= 1;
-                }
-                while whole && offsets.get(end) == Some(&offset) {
-                    end += 1;
-                }
-                let iova = (base + start as u64) * PAGE;
-                let length = (end - start) * 0x1000;
-                iotlb.set_mapping(GuestAddress(iova), GuestAddress(iova + (offset << 32)), length, Read).unwrap();
-            }
-        };
-        prop_assert_eq!(found, (needed <= bound).then_some(needed));
-    }
 }

@@ -4,6 +4,7 @@ mod bound;
 mod marks;
 mod memory;
 mod random_mappings;
+mod retries;
 mod shared;
 
 use std::num::NonZeroUsize;

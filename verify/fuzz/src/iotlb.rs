@@ -167,9 +167,13 @@ impl Pair {
                 // A mapping whose target passes 2^64 is refused, too.
                 match last_of(iova, length).filter(|_| last_of(to, length).is_some()) {
                     Some(last) => {
-                        // The last mapping is present with any bound.
+                        // The last mapping is present, unless a range whose lookup failed takes
+                        // all of the bound.
+                        let bound = self.bounded.bound().map_or(usize::MAX, NonZeroUsize::get);
                         assert!(
-                            Iotlb::lookup(&self.bounded, GuestAddress(iova), length, perm).is_ok()
+                            self.bounded.entries() == bound
+                                || Iotlb::lookup(&self.bounded, GuestAddress(iova), length, perm)
+                                    .is_ok()
                         );
                         assert!(outcome.is_ok(), "{outcome:?}");
                         self.mappings.set(iova, last, Some((to, perm)));
@@ -283,6 +287,11 @@ impl Pair {
                 let mut known: Vec<_> = known.collect();
                 known.dedup();
                 let segments = known.len();
+                // Two empty parts at the end: the range has lost its mappings too often.
+                let reasons = fails.access_fails.iter().rev();
+                if reasons.take_while(|part| part.length == 0).count() > 1 {
+                    return;
+                }
                 let bound = self.bounded.bound().map_or(usize::MAX, NonZeroUsize::get);
                 assert!(
                     segments > bound,
