@@ -361,6 +361,41 @@ fn access_with_short_translation_returns_error() {
     );
 }
 
+/// An IOMMU that translates 8 more bytes than it was asked to.
+#[derive(Debug, Default)]
+struct Generous(RwLock<Iotlb>);
+
+impl Iommu for Generous {
+    type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
+
+    fn translate(
+        &self,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
+        self.0.translate(iova, length + 8, access)
+    }
+}
+
+#[test]
+fn access_with_long_translation_uses_only_its_range() {
+    let physical = physical(&[(0, 64, BOTH)]);
+    let memory = IommuMemory::new(physical, Generous::default(), true, bytewise(64));
+    map(&memory.iommu().0, &[(0, 56, 16, ReadWrite)]);
+    let at = GuestAddress(0);
+    // The bytes after the access are not in the physical memory.
+    assert!(memory.check_range(at, 8, ReadWrite) && memory.check_range(at, 0, Read));
+    memory.write_obj(7u64, at).unwrap();
+    assert_eq!(memory.load::<u64>(at, Ordering::SeqCst).unwrap(), 7);
+    let lens: Vec<_> = memory
+        .get_slices(at, 8, Read)
+        .unwrap()
+        .map(|s| s.unwrap().len())
+        .collect();
+    assert_eq!(lens, [8]);
+}
+
 #[test]
 fn iova_range_display_shows_first_and_last_address() {
     let range = |base, length| IovaRange {
