@@ -31,7 +31,7 @@ const MOST: usize = 64;
 pub(in crate::iommu) struct Waits {
     /// One bit per range of `list`, by [`bit`]. It is changed with `list`, under its lock.
     ///
-    /// Relaxed: a thread sees the bits of its own failed lookups, and one that answers them has
+    /// Relaxed: a thread sees the bits of its own failed lookups, and one that maps addresses has
     /// received the question. A missing bit of another thread costs no more than one try.
     filter: AtomicU64,
     /// Sorted by the time of the last failed lookup.
@@ -55,7 +55,7 @@ struct Wait {
 pub(super) enum Verdict {
     /// The missing parts can be asked for.
     AskForParts,
-    /// All of the range is to be asked for, in one piece: asking for the parts made no progress.
+    /// All of the range is to be asked for, as one miss: asking for the parts made no progress.
     AskForAll,
     /// The tries are spent.
     Refuse,

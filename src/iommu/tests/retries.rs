@@ -367,7 +367,7 @@ fn b14_lookup_without_answer_is_a_miss_forever() {
     }
 }
 
-/// A range that is found again starts anew.
+/// A range that is found again starts over.
 #[test]
 fn b14_lookup_that_is_found_in_between_is_not_refused() {
     let iotlb = bounded(4);
