@@ -67,7 +67,8 @@
 //!
 //! The system calls it as it would call the handler that was installed before: with the same
 //! signals blocked, and on the alternate signal stack only if that handler asked for it
-//! (`SA_ONSTACK`). If there was none, it runs on the alternate stack, if the thread has one.
+//! (`SA_ONSTACK`). If there was none, it runs on the alternate stack, if the thread has one. The
+//! stack must have room for the frame of a signal.
 //!
 //! # Signals that are sent
 //!

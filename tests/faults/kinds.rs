@@ -1,7 +1,7 @@
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use vm_memory::{fault, Bytes, VolatileMemory, VolatileMemoryError};
+use vm_memory::{fault, AtomicAccess, ByteValued, Bytes, VolatileMemory, VolatileMemoryError};
 
 #[test]
 fn access_of_each_kind_at_inaccessible_page_returns_efault() {
@@ -75,4 +75,59 @@ fn access_of_each_kind_at_inaccessible_page_returns_efault() {
     file.set_len(4 * PAGE as u64).unwrap();
     assert_eq!(memory.read_obj::<u64>(gone).unwrap(), 0);
     assert_eq!(memory.read_obj::<u64>(BASE).unwrap(), 5);
+}
+
+/// A value of a user, whose atomic integer is larger than the value.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Narrow(u16);
+// SAFETY: the field is a plain value.
+unsafe impl ByteValued for Narrow {}
+
+impl From<u64> for Narrow {
+    fn from(value: u64) -> Self {
+        Narrow(value as u16)
+    }
+}
+
+impl From<Narrow> for u64 {
+    fn from(value: Narrow) -> Self {
+        value.0.into()
+    }
+}
+
+impl AtomicAccess for Narrow {
+    type A = AtomicU64;
+}
+
+#[test]
+fn load_of_type_with_larger_atomic_at_inaccessible_page_returns_error() {
+    fault::install().unwrap();
+    let (memory, file) = shared(2);
+    file.set_len(0).unwrap();
+    let order = Ordering::SeqCst;
+    for page in [0, 1] {
+        let at = GuestAddress(BASE.0 + page * PAGE as u64);
+        let refused = |result: Result<(), GuestMemoryError>| {
+            assert!(matches!(
+                result,
+                Err(GuestMemoryError::InvalidBackendAddress)
+            ));
+        };
+        refused(memory.load::<Narrow>(at, order).map(drop));
+        refused(memory.store(Narrow(1), at, order));
+        let slice = memory.get_slice(at, 64).unwrap();
+        let too_big = |result: Result<(), VolatileMemoryError>| {
+            assert!(matches!(
+                result,
+                Err(VolatileMemoryError::TooBig {
+                    nelements: 1,
+                    size: 8
+                })
+            ));
+        };
+        too_big(slice.load::<Narrow>(0, order).map(drop));
+        too_big(slice.store(Narrow(1), 0, order));
+        too_big(slice.atomic_swap(Narrow(1), 0, order).map(drop));
+    }
 }
