@@ -86,21 +86,41 @@
 //! # System calls
 //!
 //! A seccomp filter must allow these calls. A build usually runs before the filter is installed.
+//! Accesses to the memory make the calls that [`vm_memory`](vm_memory#system-calls) lists: with the
+//! fault handler, an access that faults makes `rt_sigreturn`. The test `tests/system_calls.rs`
+//! traces each function and compares its calls with this table.
 //!
-//! | phase | function | system calls |
-//! |---|---|---|
-//! | boot | [`MemoryBuilder::build`] | `mmap`, `munmap`, `mprotect`, `getpid` |
-//! | | – to read /sys and /proc | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
-//! | | – with a memfd | `memfd_create`, `prlimit64`, `ftruncate`, `fcntl` (`F_ADD_SEALS`); before Linux 6.3 also `fchmod` |
-//! | | – with a file | `statx`, `fstatfs`, `fcntl` (`F_GETFL`, `F_GET_SEALS`), `fallocate`; `lseek` for block devices |
-//! | | – with options | `madvise`, `mbind`, `mlock2`, `prctl` (`PR_SET_VMA`) |
-//! | boot | [`prefault()`] | `madvise`, `mincore`; calls that read /proc or create threads |
-//! | run time | [`discard()`] | `madvise`, `fallocate`, `statx`, `mincore`, `getpid` |
-//! | | – for a private file | also `mmap`, `munmap`, `mprotect`, `mremap`, `mbind`, `mlock2`, `munlock` |
-//! | run time | [`plug()`], [`unplug`] | `madvise`, `fallocate`, `mprotect`; if huge pages run out, calls that read /sys |
-//! | run time | [`residency()`] | `mincore`, `statx`; calls that read /proc |
-//! | run time | [`describe`] | `fcntl` (`F_GET_SEALS`) |
-//! | run time | drop of the last map | `munmap`, `getpid`, `close`; next to another region also `munlock`, `madvise`, `mmap` |
+//! | phase | function | when | system calls |
+//! |---|---|---|---|
+//! | boot | [`MemoryBuilder::build`] | always | `mmap`, `munmap`, `mprotect`, `madvise` |
+//! | boot | [`MemoryBuilder::build`] | to read /sys and /proc | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
+//! | boot | [`MemoryBuilder::build`] | with a memfd | `memfd_create`, `prlimit64`, `ftruncate`, `fcntl` |
+//! | boot | [`MemoryBuilder::build`] | with a file | `statx`, `fstatfs`, `fcntl`, `fallocate`; `lseek` for a block device |
+//! | boot | [`MemoryBuilder::build`] | with options | `madvise`, `mbind`, `mlock`, `mlock2`, `prctl` |
+//! | boot | [`prefault()`] | always | `madvise`; `openat`, `read`, `statx`, `close` to read /proc and /sys |
+//! | boot | [`prefault()`] | with two or more threads | `clone3`, `mmap`, `munmap`, `mprotect`, `prctl`, `futex`, `rseq`, `set_robust_list`, `rt_sigprocmask`, `exit` |
+//! | boot | [`prefault()`] | with a NUMA policy | `sched_getaffinity`, `sched_setaffinity` |
+//! | boot | [`prefault()`] | if memory is short | `mincore` |
+//! | boot | [`huge_page_pools`] | always | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
+//! | run time | [`discard()`] | always | `madvise`, `fallocate`, `statx`; `mincore` for huge pages |
+//! | run time | [`discard()`] | for a private file | `mmap`, `munmap`, `mprotect`, `mremap`, `mbind`, `mlock2`, `munlock`, `mincore` |
+//! | run time | [`plug()`] | always | `madvise`, `fallocate`, `mprotect` |
+//! | run time | [`plug()`] | if huge pages run out | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
+//! | run time | [`unplug`] | always | `madvise`, `fallocate`, `mprotect` |
+//! | run time | [`residency()`] | always | `mincore`, `statx`; `openat`, `read`, `close` to read /proc |
+//! | run time | [`residency()`] | for a private file | `mmap`, `munmap` |
+//! | run time | [`describe`] | for a file | `fcntl` |
+//! | run time | [`still_mapped`] | | |
+//! | run time | drop of the last map | always | `munmap`, `close` |
+//! | run time | drop of the last map | next to another region | `munlock`, `madvise`, `mmap` |
+//! | migration | [`content()`] | always | `openat`, `pread64`, `close` |
+//! | migration | [`content()`] | for a file | `statx`, `lseek`; `mincore` for huge pages |
+//!
+//! - The allocator may make calls of its own, and locks call `futex` where threads contend.
+//! - Some versions of the C library call `fstat` for `newfstatat`, and `clone` for `clone3`. The
+//!   exit of a thread can call `madvise`.
+//! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
+//! - Programs with debug assertions also call `fcntl` before each `close`.
 //!
 //! # Layers
 //!

@@ -27,11 +27,6 @@ use crate::sys::{self, Advice};
 /// that could be missing later are allocated now: huge pages, and pages of a tmpfs with a size
 /// limit. [Sparse](crate::Region::sparse) regions do not allocate the latter.
 ///
-/// # System calls
-///
-/// `madvise` or `fallocate`; `mprotect` for [`Unplugged::Protected`]; if huge pages run out, calls
-/// that read /sys/kernel/mm/hugepages.
-///
 /// # Examples
 ///
 /// ```
@@ -85,10 +80,6 @@ where
 ///
 /// Blocks that are unplugged already stay so, and their pages are discarded, too. All pages of the
 /// range are marked dirty. Huge pages return to the pool.
-///
-/// # System calls
-///
-/// `madvise` or `fallocate`; `mprotect` for [`Unplugged::Protected`].
 ///
 /// # Examples
 ///

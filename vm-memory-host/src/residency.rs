@@ -99,10 +99,6 @@ pub enum ResidencyError {
 ///
 /// The cost grows with the number of pages, since the kernel looks up each of them.
 ///
-/// # System calls
-///
-/// The [table](crate#system-calls) lists them.
-///
 /// # Examples
 ///
 /// ```

@@ -7,6 +7,7 @@
 //! | [`temp_file`], [`temp_file_of_len`] | files that disappear with their descriptor |
 //! | [`HugePages`] | exclusive use of the machine's huge pages |
 //! | [`LazyPages`] | a userfaultfd handler that fills pages from a snapshot |
+//! | [`record_calls`] | the system calls that a function makes |
 //! | [`emulator`] | the program that runs the tests of another processor |
 //!
 //! A test that cannot run on a machine says so and passes. `SKIPPED:` in the output of a test run
@@ -28,6 +29,8 @@ mod files;
 mod huge_pages;
 #[cfg(target_os = "linux")]
 mod lazy_pages;
+#[cfg(target_os = "linux")]
+mod system_calls;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -37,6 +40,8 @@ pub use files::{temp_file, temp_file_of_len};
 pub use huge_pages::HugePages;
 #[cfg(target_os = "linux")]
 pub use lazy_pages::LazyPages;
+#[cfg(target_os = "linux")]
+pub use system_calls::record_calls;
 
 /// Reports that `test` does not run on this machine, and the reason.
 ///
