@@ -6,6 +6,7 @@
 //! ```
 
 use std::fs::File;
+use std::iter;
 use std::path::Path;
 
 use linux_loader::cmdline::Cmdline;
@@ -81,11 +82,10 @@ pub fn load(ram: &GuestRam, kernel: &Path, args: &Args) -> Result<Entry, Error> 
 }
 
 fn pvh(ram: &GuestRam, args: &Args, rip: u64, kernel_end: u64) -> Result<Entry, Error> {
-    let type_ = XEN_HVM_MEMMAP_TYPE_RAM;
     let entry = |(addr, size)| hvm_memmap_table_entry {
         addr,
         size,
-        type_,
+        type_: XEN_HVM_MEMMAP_TYPE_RAM,
         reserved: 0,
     };
     let map: Vec<_> = memory_map(ram).into_iter().map(entry).collect();
@@ -168,15 +168,11 @@ fn bzimage(
 
 /// Returns the RAM that a BIOS would report: without the range below 1 MiB that firmware uses.
 fn memory_map(ram: &GuestRam) -> Vec<Range> {
-    let regions = ram
-        .iter()
-        .map(|region| (region.start_addr().0, region.len()));
-    let mut map = vec![(0, LOW_RAM_END)];
-    map.extend(regions.map(|(start, len)| {
-        let first = start.max(KERNEL_MIN);
-        (first, start + len - first)
-    }));
-    map
+    let above = ram.iter().map(|region| {
+        let start = region.start_addr().0.max(KERNEL_MIN);
+        (start, region.last_addr().0 + 1 - start)
+    });
+    iter::once((0, LOW_RAM_END)).chain(above).collect()
 }
 
 /// Loads the initrd at the end of the low region, or at most up to `max`.

@@ -13,12 +13,11 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::dirty::DirtyMemory;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
-use vm_memory_host::{prefault, BuildError, MemoryBuilder, PrefaultError, Region, Sharing};
+use vm_memory_host::{prefault, BuildError, MemoryBuilder, PrefaultError, Region};
 
 use crate::Error;
 
@@ -119,12 +118,7 @@ fn host_backing(
             if file.metadata().map_err(&fail)?.len() == 0 {
                 file.set_len(size).map_err(&fail)?;
             }
-            let (file, sharing) = (Arc::new(file), Sharing::Shared);
-            vm_memory_host::Backing::File {
-                file,
-                offset,
-                sharing,
-            }
+            vm_memory_host::Backing::shared_file(file, offset)
         }
     })
 }

@@ -146,13 +146,11 @@ pub fn memory(ram: &GuestRam) -> Vec<RamRegion> {
     for (region, (span, now)) in regions.iter().flatten().zip(resident) {
         let text = region.to_string();
         let (_, host) = text.split_once(" : ").unwrap_or_default();
-        let (start, len, host) = (span.start, span.size, host.to_owned());
-        let resident = now.resident;
         described.push(RamRegion {
-            start,
-            len,
-            host,
-            resident,
+            start: span.start,
+            len: span.size,
+            host: host.to_owned(),
+            resident: now.resident,
         });
     }
     described

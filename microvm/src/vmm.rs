@@ -1,6 +1,7 @@
 //! A guest from the first mapping to the report. Start reading at [`run`].
 
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use crate::block::Block;
 use crate::bus::{lock, Bus};
 use crate::dirty::DirtyBySource;
 use crate::disk::Image;
-use crate::kvm::{Stopped, Vm};
+use crate::kvm::{Entry, Stopped, Vm};
+use crate::memory::GuestRam;
 use crate::report::{self, Check, Report};
 use crate::serial::{self, SerialPort, SERIAL_IRQ};
 use crate::virtio_mmio::{VirtioMmio, VIRTIO_IRQ, VIRTIO_MMIO, VIRTIO_MMIO_LEN};
@@ -35,26 +37,22 @@ pub fn run(args: &Args) -> Result<Report, Error> {
         memory::populate(&ram, |done| bar.set_position(done))?;
         bar.finish_and_clear();
     }
-    let is_kernel = args.kernel.is_some();
+    let guest = args.kernel.as_deref().map_or(Guest::BuiltIn, Guest::Kernel);
+    let is_kernel = guest != Guest::BuiltIn;
     let vm = Vm::new(&args.kvm, is_kernel)?;
     vm.slots().add(&ram)?;
 
     // 2. The guest: its image in RAM, and its entry point in the registers of the vCPU.
-    let (entry, sectors, limit) = match &args.kernel {
-        Some(kernel) => (boot::load(&ram, kernel, args)?, 1, None),
-        None => {
-            let entry = guest::load(&ram, args.mem)?;
-            (entry, guest::DISK_SECTORS, Some(TIME_LIMIT))
-        }
-    };
-    vm.set_entry(&ram, entry)?;
+    vm.set_entry(&ram, guest.load(&ram, args)?)?;
 
     // 3. The devices. Their handle to the memory map lets the map change, for instance by hotplug.
     let image = match &args.disk {
-        Some(path) => Image::open(path, args.disk_write, sectors)?,
+        Some(path) => Image::open(path, args.disk_write, guest.disk_sectors())?,
         None => Image::temporary(guest::DISK_SECTORS)?,
     };
-    let before = image.read_sectors(0, sectors / 2).map_err(Error::Disk)?;
+    let before = image
+        .read_sectors(0, guest.disk_sectors() / 2)
+        .map_err(Error::Disk)?;
     let memory = GuestMemoryAtomic::from(Arc::clone(&ram));
     let disk = Arc::new(Mutex::new(VirtioMmio::new(memory, Block::new(image))?));
     let serial = Arc::new(Mutex::new(serial::new(args.format == Format::Text)?));
@@ -69,6 +67,7 @@ pub fn run(args: &Args) -> Result<Report, Error> {
     // 4. The run. Pages that are dirty because microvm loaded the guest do not count.
     memory::harvest(&ram);
     let start = Instant::now();
+    let limit = (!is_kernel).then_some(TIME_LIMIT);
     let Stopped { vm, bus, failure } = vm.run(bus, limit)?;
     let duration = start.elapsed();
 
@@ -96,6 +95,32 @@ pub fn run(args: &Args) -> Result<Report, Error> {
     })
 }
 
+/// The program that the vCPU runs.
+#[derive(Clone, Copy, PartialEq)]
+enum Guest<'a> {
+    /// The program in `guest.s`. It polls its devices, and needs no interrupts.
+    BuiltIn,
+    /// The kernel in this file.
+    Kernel(&'a Path),
+}
+
+impl Guest<'_> {
+    fn load(self, ram: &GuestRam, args: &Args) -> Result<Entry, Error> {
+        match self {
+            Self::BuiltIn => guest::load(ram, args.mem),
+            Self::Kernel(path) => boot::load(ram, path, args),
+        }
+    }
+
+    /// Returns the least number of sectors of its disk.
+    fn disk_sectors(self) -> u64 {
+        match self {
+            Self::BuiltIn => guest::DISK_SECTORS,
+            Self::Kernel(_) => 1,
+        }
+    }
+}
+
 /// Forwards standard input to the serial port, until either is closed.
 fn forward_stdin(serial: Weak<Mutex<SerialPort>>) -> io::Result<()> {
     let forward = move || {
@@ -107,8 +132,6 @@ fn forward_stdin(serial: Weak<Mutex<SerialPort>>) -> io::Result<()> {
             }
         }
     };
-    std::thread::Builder::new()
-        .name("stdin".into())
-        .spawn(forward)
-        .map(drop)
+    let thread = std::thread::Builder::new().name("stdin".into());
+    thread.spawn(forward).map(drop)
 }
