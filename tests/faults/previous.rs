@@ -153,6 +153,40 @@ pub(super) fn sent_signals_beside_faults() {
     std::process::exit(DONE);
 }
 
+/// A signal that was ignored before does not interrupt a system call.
+pub(super) fn ignored_signal() {
+    set_action(libc::SIGBUS, libc::SIG_IGN, 0);
+    fault::install().unwrap();
+    let mut ends = [0; 2];
+    // SAFETY: `ends` has room for two descriptors.
+    let status = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
+    assert_eq!(status, 0);
+    // SAFETY: pthread_self(3) has no preconditions.
+    let reader = unsafe { libc::pthread_self() } as usize;
+    std::thread::spawn(move || {
+        // Some of them meet the reader in its system call.
+        for _ in 0..50 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            // SAFETY: the reader lives until the process ends.
+            let status = unsafe { libc::pthread_kill(reader as libc::pthread_t, libc::SIGBUS) };
+            assert_eq!(status, 0);
+        }
+        // SAFETY: the byte is valid for reads.
+        assert_eq!(unsafe { libc::write(ends[1], [7u8].as_ptr().cast(), 1) }, 1);
+    });
+    let mut byte = 0u8;
+    // SAFETY: the byte is valid for writes.
+    let read = unsafe { libc::read(ends[0], (&raw mut byte).cast(), 1) };
+    assert_eq!((read, byte), (1, 7), "{}", std::io::Error::last_os_error());
+    std::process::exit(DONE);
+}
+
+#[test]
+fn signal_that_was_ignored_before_does_not_interrupt_read() {
+    let output = run("ignored_signal");
+    assert_eq!(output.status.code(), Some(DONE), "{output:?}");
+}
+
 #[test]
 fn previous_handler_without_onstack_may_use_large_stack() {
     for signal in ["segv", "bus"] {

@@ -154,8 +154,9 @@ fn our_action(previous: &libc::sigaction) -> libc::sigaction {
         action.sa_mask = previous.sa_mask;
         action.sa_flags |= previous.sa_flags & INHERITED_FLAGS;
     } else {
-        // Ours runs alone, and needs less stack than an alternate one has.
-        action.sa_flags |= libc::SA_ONSTACK;
+        // Ours runs alone, and needs less stack than an alternate one has. An ignored signal does
+        // not interrupt system calls.
+        action.sa_flags |= libc::SA_ONSTACK | libc::SA_RESTART;
     }
     action
 }
