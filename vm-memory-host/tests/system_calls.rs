@@ -2,18 +2,14 @@
 //!
 //! The allocator of this program makes no system calls, so it is a program of its own.
 #![cfg(all(target_os = "linux", not(miri)))]
-#![expect(unsafe_code, reason = "implements an allocator")]
 
-use std::alloc::{GlobalAlloc, Layout};
-use std::cell::UnsafeCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
-use test_support::{record_calls, skipped, temp_file_of_len, HugePages};
+use test_support::{record_calls, skipped, temp_file_of_len, HugePages, StaticAllocator};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
     content, describe, discard, huge_page_pools, plug, prefault, provisioned, residency,
@@ -24,37 +20,8 @@ use vm_memory_host::{
 const MIB: u64 = 1 << 20;
 const HUGE: u64 = 2 * MIB;
 
-/// An allocator that hands out static memory once.
-struct Static {
-    memory: UnsafeCell<[u8; 64 << 20]>,
-    next: AtomicUsize,
-}
-
-// SAFETY: the bytes are reached only through `alloc`, which hands out each of them once.
-unsafe impl Sync for Static {}
-
-// SAFETY: `alloc` returns disjoint parts of static memory, aligned and as long as the layout asks.
-unsafe impl GlobalAlloc for Static {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let start: *mut u8 = self.memory.get().cast();
-        let len = layout.size() + layout.align();
-        let at = start.wrapping_add(self.next.fetch_add(len, Ordering::Relaxed));
-        let padding = at.align_offset(layout.align());
-        let end = at.wrapping_add(len).addr() - start.addr();
-        match end <= 64 << 20 {
-            true => at.wrapping_add(padding),
-            false => std::ptr::null_mut(),
-        }
-    }
-
-    unsafe fn dealloc(&self, _: *mut u8, _: Layout) {}
-}
-
 #[global_allocator]
-static ALLOCATOR: Static = Static {
-    memory: UnsafeCell::new([0; 64 << 20]),
-    next: AtomicUsize::new(0),
-};
+static ALLOCATOR: StaticAllocator = StaticAllocator::new();
 
 /// Returns the name of a system call.
 fn name(number: i64) -> String {

@@ -8,6 +8,7 @@
 //! | [`HugePages`] | exclusive use of the machine's huge pages |
 //! | [`LazyPages`] | a userfaultfd handler that fills pages from a snapshot |
 //! | [`record_calls`] | the system calls that a function makes |
+//! | [`StaticAllocator`] | an allocator without system calls |
 //! | [`emulator`] | the program that runs the tests of another processor |
 //!
 //! A test that cannot run on a machine says so and passes. `SKIPPED:` in the output of a test run
@@ -29,6 +30,7 @@ mod files;
 mod huge_pages;
 #[cfg(target_os = "linux")]
 mod lazy_pages;
+mod static_allocator;
 #[cfg(target_os = "linux")]
 mod system_calls;
 
@@ -40,6 +42,7 @@ pub use files::{temp_file, temp_file_of_len};
 pub use huge_pages::HugePages;
 #[cfg(target_os = "linux")]
 pub use lazy_pages::LazyPages;
+pub use static_allocator::StaticAllocator;
 #[cfg(target_os = "linux")]
 pub use system_calls::record_calls;
 
