@@ -248,9 +248,8 @@ impl<M: GuestMemory> GuestMemoryExclusiveGuard<'_, M> {
             writers,
         } = self.parent;
         let old = current.swap(Arc::new(map));
-        let unread = writers
-            .retired
-            .retire(WeakVersion::new(*self.version, &old));
+        let version = WeakVersion::new(*self.version, &old);
+        let unread = version.map(|version| writers.retired.retire(version));
         *self.version = self.version.saturating_add(1);
         drop(self);
         drop(unread);

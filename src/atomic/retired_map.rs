@@ -67,11 +67,11 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
         // A panic in `change` has left the map and the version as they were.
         let mut version = lock(&self.writers.version);
         let map = change(&self.map.load())?;
-        let map = self.map.swap(Arc::new(map));
-        let (held, retired) = Held::new(*version, map);
+        let old = self.map.swap(Arc::new(map));
+        let (held, retired) = Held::new(*version, old);
+        let unread = retired.map(|retired| self.writers.retired.retire(retired));
         *version = version.saturating_add(1);
         let replaced_by = *version;
-        let unread = self.writers.retired.retire(retired);
         drop(version);
         drop(unread);
         Ok(RetiredMap {

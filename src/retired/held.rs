@@ -21,26 +21,34 @@ pub(crate) struct WeakVersion<T> {
     token: Weak<()>,
 }
 
+/// Returns whether a version that was just replaced has readers. `value` is not one.
+fn has_readers<T>(value: &Arc<T>) -> bool {
+    let owners = Arc::strong_count(value);
+    // After the load of the count, and before the writer unlocks: see `super::list`.
+    fence(Ordering::Acquire);
+    owners > 1
+}
+
 impl<T> WeakVersion<T> {
-    /// Creates a version that has no handle.
-    pub(crate) fn new(number: u64, value: &Arc<T>) -> Self {
-        Self {
+    /// Creates a version that has no handle, or `None` if it has no readers.
+    pub(crate) fn new(number: u64, value: &Arc<T>) -> Option<Self> {
+        has_readers(value).then(|| Self {
             number,
             value: Arc::downgrade(value),
             token: Weak::new(),
-        }
+        })
     }
 }
 
 impl<T> Held<T> {
-    /// Creates a handle, and the version to be put into the list.
-    pub(crate) fn new(number: u64, value: Arc<T>) -> (Self, WeakVersion<T>) {
+    /// Creates a handle, and the version to be put into the list, or `None` if it has no readers.
+    pub(crate) fn new(number: u64, value: Arc<T>) -> (Self, Option<WeakVersion<T>>) {
         let token = Arc::new(());
-        let version = WeakVersion {
+        let version = has_readers(&value).then(|| WeakVersion {
             number,
             value: Arc::downgrade(&value),
             token: Arc::downgrade(&token),
-        };
+        });
         (Self { token, value }, version)
     }
 

@@ -23,6 +23,10 @@
 //! Between the swap and the call of [`RetiredList::retire`], the old version is in no list. No
 //! thread waits for it yet: the only waits that include it are for the change that is being made.
 //! A version that [`RetiredList::retire`] returns has no reader, so no wait misses it either.
+//!
+//! A writer need not retire a version of which it has found, in this way, that it has no reader. It
+//! issues the acquire fence before it releases the writer's lock. A wait that includes the version
+//! is for this change or for a later one, and a later change is made with that lock held.
 
 use super::sync::{fence, lock, Mutex, Ordering};
 

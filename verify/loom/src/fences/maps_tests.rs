@@ -58,9 +58,9 @@ impl Memory {
         let map = change(&self.load());
         let map = self.swap(map);
         let (held, retired) = Held::new(*version, map);
+        let unread = retired.map(|retired| self.retired.retire(retired));
         *version += 1;
         let replaced_by = *version;
-        let unread = self.retired.retire(retired);
         drop(version);
         drop(unread);
         (held, replaced_by)
@@ -70,7 +70,8 @@ impl Memory {
     fn replace(&self, map: Map) {
         let mut version = lock(&self.version);
         let old = self.swap(map);
-        let unread = self.retired.retire(WeakVersion::new(*version, &old));
+        let retired = WeakVersion::new(*version, &old);
+        let unread = retired.map(|retired| self.retired.retire(retired));
         *version += 1;
         drop(version);
         drop(unread);
