@@ -131,7 +131,8 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
     /// # Errors
     ///
     /// Returns [`PoisonError`] if a writer panicked while it held the guard. The guard is in the
-    /// error, and can be used: the map is that of the last replacement.
+    /// error, and can be used: the map is that of the last replacement. A panic in
+    /// [`update`](Self::update) does not poison the lock.
     pub fn lock(&self) -> LockResult<GuestMemoryExclusiveGuard<'_, M>> {
         let guard = |version| GuestMemoryExclusiveGuard {
             parent: self,

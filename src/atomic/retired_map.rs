@@ -1,5 +1,6 @@
 //! [`RetiredMap`]: a map that was replaced, and its readers.
 
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
     ///
     /// Returns the replaced map. It reports when no reader uses it, or any map before it.
     ///
-    /// If `change` fails or panics, the map stays as it is, and later changes work.
+    /// If `change` fails or panics, the map and the lock stay as they were.
     ///
     /// # Deadlocks
     ///
@@ -64,9 +65,17 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
     #[doc(alias = "hotplug")]
     #[doc(alias = "RCU")]
     pub fn update<E>(&self, change: impl FnOnce(&M) -> Result<M, E>) -> Result<RetiredMap<M>, E> {
-        // A panic in `change` has left the map and the version as they were.
         let mut version = lock(&self.writers.version);
-        let map = change(&self.map.load())?;
+        let current = self.map.load();
+        let map = match catch_unwind(AssertUnwindSafe(|| change(&current))) {
+            Ok(map) => map?,
+            Err(panic) => {
+                // Nothing has changed yet. Unlocked first: unwinding would poison the lock.
+                drop(version);
+                resume_unwind(panic)
+            }
+        };
+        drop(current);
         let old = self.map.swap(Arc::new(map));
         let (held, retired) = Held::new(*version, old);
         let unread = retired.map(|retired| self.writers.retired.retire(retired));

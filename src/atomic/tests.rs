@@ -1,7 +1,8 @@
 //! Maps that are replaced, and their readers.
 
 use super::*;
-use crate::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+use crate::guest_memory::{GuestMemorySliceIterator, Result};
+use crate::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, Permissions};
 
 fn map(regions: u64) -> GuestMemoryMmap {
     let ranges: Vec<_> = (0..regions)
@@ -45,6 +46,33 @@ fn lock_after_panic_is_poisoned_and_usable() {
     assert_eq!(memory.memory().num_regions(), 1);
     memory.lock().unwrap_err().into_inner().replace(map(3));
     assert_eq!(memory.memory().num_regions(), 3);
+}
+
+/// `Arc::get_mut` must fail while a reader remains. It fails afterwards as well, which differs from
+/// 0.18.0: the list of retired maps has a weak pointer.
+#[test]
+fn arc_get_mut_of_retired_map_returns_none() {
+    let mut kept = Arc::new(map(1));
+    let memory = GuestMemoryAtomic::from(Arc::clone(&kept));
+    let guard = memory.memory();
+    memory.lock().unwrap().replace(map(2));
+    assert!(Arc::get_mut(&mut kept).is_none());
+    assert_eq!(guard.num_regions(), 1);
+    drop(guard);
+    assert!(Arc::get_mut(&mut kept).is_none());
+    assert_eq!(Arc::try_unwrap(kept).unwrap().num_regions(), 1);
+}
+
+#[test]
+fn retired_map_into_map_with_reader_left_returns_handle() {
+    let memory = GuestMemoryAtomic::new(map(1));
+    let mut reader = memory.memory().into_inner();
+    let old = memory.update(|_| Ok::<_, ()>(map(2))).unwrap();
+    let old = old.into_map().unwrap_err();
+    assert!(Arc::get_mut(&mut reader).is_none());
+    assert_eq!((old.readers(), reader.num_regions()), (1, 1));
+    drop(reader);
+    assert_eq!(old.into_map().unwrap().num_regions(), 1);
 }
 
 #[test]
@@ -222,13 +250,83 @@ fn update_that_fails_or_panics_keeps_map() {
     );
     let other = memory.clone();
     std::thread::spawn(move || {
-        other.update(|_| -> Result<GuestMemoryMmap, ()> { panic!("expected by the test") })
+        other.update(|_| -> std::result::Result<GuestMemoryMmap, ()> {
+            panic!("expected by the test")
+        })
     })
     .join()
     .unwrap_err();
     assert_eq!(memory.memory().num_regions(), 1);
     memory.update(|_| Ok::<_, ()>(map(2))).unwrap();
     assert_eq!(memory.memory().num_regions(), 2);
+}
+
+#[test]
+fn lock_after_panic_in_update_is_not_poisoned() {
+    let memory = GuestMemoryAtomic::new(map(1));
+    for _ in 0..2 {
+        let change =
+            || memory.update(|_| -> std::result::Result<_, ()> { panic!("expected by the test") });
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(change)).unwrap_err();
+        assert_eq!(panic.downcast_ref(), Some(&"expected by the test"));
+        let lock = memory.lock().unwrap();
+        lock.replace(map(2));
+    }
+    assert_eq!(memory.memory().num_regions(), 2);
+}
+
+/// A writer that panicked while it held the guard poisons the lock, and a later panic in `update`
+/// does not change that.
+#[test]
+fn update_after_panic_under_lock_works_and_keeps_lock_poisoned() {
+    let memory = GuestMemoryAtomic::new(map(1));
+    let under_lock = || {
+        let _guard = memory.lock();
+        panic!("expected by the test");
+    };
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(under_lock)).unwrap_err();
+    let old = memory.update(|_| Ok::<_, ()>(map(2))).unwrap();
+    assert_eq!((old.readers(), memory.memory().num_regions()), (0, 2));
+    assert!(memory.lock().is_err());
+}
+
+/// The map of a region type whose `Drop` panics.
+#[test]
+fn replace_with_panic_in_drop_of_map_leaves_lock_usable() {
+    struct PanicsWhenDropped(Arc<GuestMemoryMmap>);
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            if self.0.num_regions() == 1 {
+                panic!("expected by the test");
+            }
+        }
+    }
+    impl GuestMemory for PanicsWhenDropped {
+        type PhysicalMemory = GuestMemoryMmap;
+        type Bitmap = ();
+        fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
+            GuestMemory::check_range(&*self.0, addr, count, access)
+        }
+        fn get_slices<'a>(
+            &'a self,
+            addr: GuestAddress,
+            count: usize,
+            access: Permissions,
+        ) -> Result<impl GuestMemorySliceIterator<'a, ()>> {
+            GuestMemory::get_slices(&*self.0, addr, count, access)
+        }
+    }
+    let memory = GuestMemoryAtomic::new(PanicsWhenDropped(Arc::new(map(1))));
+    let replace = || {
+        let lock = memory.lock().unwrap();
+        lock.replace(PanicsWhenDropped(Arc::new(map(2))));
+    };
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(replace)).unwrap_err();
+    assert_eq!(memory.memory().0.num_regions(), 2);
+    memory
+        .lock()
+        .unwrap()
+        .replace(PanicsWhenDropped(Arc::new(map(3))));
 }
 
 #[test]
