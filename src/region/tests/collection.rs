@@ -1,0 +1,215 @@
+//! Collections of regions: their construction, their changes, and lookups in them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn regions_from_stops_before_removed_region() {
+    let regions = [0, 2, 4].map(|start| registers(start, 2));
+    let memory = GuestRegionCollection::from_regions(regions.into()).unwrap();
+    assert_eq!(memory.regions_from(GuestAddress(1)).count(), 3);
+    let (memory, _) = memory.remove_region(GuestAddress(2), 2).unwrap();
+    let starts = memory
+        .regions_from(GuestAddress(1))
+        .map(|region| region.start);
+    assert_eq!(starts.collect::<Vec<_>>(), [0]);
+    assert_eq!(memory.regions_from(GuestAddress(2)).count(), 0);
+    assert_eq!(memory.regions_from(GuestAddress(5)).count(), 1);
+}
+
+#[test]
+fn find_region_of_region_past_end_of_address_space_does_not_wrap() {
+    for others in [&[][..], &[(0x1000, 0x10)]] {
+        let places: Vec<_> = others
+            .iter()
+            .copied()
+            .chain([(u64::MAX - 0xf, 0x20)])
+            .collect();
+        // Returning an error is also correct.
+        let Ok(memory) = collection(&places) else {
+            continue;
+        };
+        for addr in [0, 1, 0xf] {
+            assert!(
+                !memory.address_in_range(GuestAddress(addr)),
+                "{addr:#x} {places:x?}"
+            );
+            assert!(memory.find_region(GuestAddress(addr)).is_none());
+            assert!(memory.check_address(GuestAddress(addr)).is_none());
+            assert!(memory.to_region_addr(GuestAddress(addr)).is_none());
+        }
+        let last = GuestAddress(u64::MAX - 0xf);
+        assert!(memory.address_in_range(last));
+        assert!(
+            !GuestMemoryBackend::check_range(&memory, last, 0x11),
+            "{places:x?}"
+        );
+        assert!(!GuestMemory::check_range(
+            &memory,
+            last,
+            0x20,
+            Permissions::Read
+        ));
+    }
+}
+
+#[test]
+fn from_regions_empty_unsorted_or_overlapping_returns_error() {
+    use GuestRegionCollectionError::*;
+    assert!(matches!(collection(&[]), Err(NoMemoryRegion)));
+    assert!(matches!(
+        collection(&[(0x10, 1), (0, 1)]),
+        Err(UnsortedMemoryRegions)
+    ));
+    assert!(matches!(
+        collection(&[(0, 0x11), (0x10, 1)]),
+        Err(MemoryRegionOverlap)
+    ));
+    assert!(matches!(
+        collection(&[(0x10, 1), (0x10, 1)]),
+        Err(MemoryRegionOverlap)
+    ));
+    assert_eq!(
+        collection(&[(0, 0x10), (0x10, 1)]).unwrap().num_regions(),
+        2
+    );
+    assert!(matches!(
+        Collection::from_arc_regions(vec![]),
+        Err(NoMemoryRegion)
+    ));
+    let shared = Arc::new(registers(0, 1));
+    assert!(matches!(
+        Collection::from_arc_regions(vec![shared.clone(), shared]),
+        Err(MemoryRegionOverlap)
+    ));
+    assert_eq!(
+        UnsortedMemoryRegions.to_string(),
+        "memory regions are not sorted by address"
+    );
+}
+
+#[test]
+fn new_collection_is_empty() {
+    let memory = Collection::new();
+    assert_eq!(
+        (memory.num_regions(), memory.last_addr()),
+        (0, GuestAddress(0))
+    );
+    assert!(memory.iter().next().is_none() && memory.find_region(GuestAddress(0)).is_none());
+    assert!(matches!(
+        memory.remove_region(GuestAddress(0), 0),
+        Err(GuestRegionCollectionError::NoMemoryRegion)
+    ));
+    assert_eq!(
+        memory
+            .insert_region(Arc::new(registers(1, 1)))
+            .unwrap()
+            .num_regions(),
+        1
+    );
+}
+
+proptest! {
+    /// Compares each step with a map, and checks that the previous collection does not change.
+    #[test]
+    fn insert_region_and_remove_region_agree_with_map(
+        steps in prop::collection::vec((any::<bool>(), 0u64..40, 1usize..8, any::<bool>()), 0..40),
+        at_top in any::<bool>(),
+    ) {
+        let mut memory = Collection::new();
+        let mut model: BTreeMap<u64, usize> = BTreeMap::new();
+        for (insert, place, len, exact) in steps {
+            let start = if at_top { u64::MAX - 46 + place } else { place };
+            let before: Vec<u64> = memory.iter().map(|r| r.start).collect();
+            let list = |m: &Collection| m.iter().map(|r| (r.start, r.len() as usize)).collect::<Vec<_>>();
+            let next = if insert {
+                let clash = model.iter().any(|(&s, &l)| {
+                    (0..l as u64).any(|i| (0..len as u64).any(|j| s + i == start + j))
+                });
+                let result = memory.insert_region(Arc::new(registers(start, len)));
+                prop_assert_eq!(clash, matches!(result, Err(GuestRegionCollectionError::MemoryRegionOverlap)));
+                if !clash {
+                    model.insert(start, len);
+                }
+                result.ok()
+            } else {
+                // Uses the correct length in half of the cases.
+                let len = model.get(&start).filter(|_| exact).copied().unwrap_or(len);
+                let there = model.get(&start) == Some(&len);
+                match memory.remove_region(GuestAddress(start), len as u64) {
+                    Ok((rest, removed)) => {
+                        prop_assert!(there);
+                        prop_assert_eq!((removed.start, removed.len() as usize), (start, len));
+                        model.remove(&start);
+                        Some(rest)
+                    }
+                    Err(error) => {
+                        prop_assert!(!there && matches!(error, GuestRegionCollectionError::NoMemoryRegion));
+                        None
+                    }
+                }
+            };
+            prop_assert_eq!(memory.iter().map(|r| r.start).collect::<Vec<_>>(), before);
+            memory = next.unwrap_or(memory);
+            let expected: Vec<(u64, usize)> = model.iter().map(|(&s, &l)| (s, l)).collect();
+            prop_assert_eq!(list(&memory), &*expected);
+            prop_assert_eq!(list(&memory.clone()), &*expected);
+            prop_assert_eq!(memory.num_regions(), expected.len());
+            let last = expected.last().map_or(0, |&(s, l)| s + (l as u64 - 1));
+            prop_assert_eq!(memory.last_addr(), GuestAddress(last));
+            for probe in (0..50).map(|i| if at_top { u64::MAX - i } else { i }) {
+                let found = expected.iter().find(|&&(s, l)| probe >= s && probe - s < l as u64);
+                prop_assert_eq!(memory.find_region(GuestAddress(probe)).map(|r| r.start), found.map(|r| r.0));
+                prop_assert_eq!(
+                    memory.to_region_addr(GuestAddress(probe)).map(|(_, at)| at.0),
+                    found.map(|r| probe - r.0)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+#[expect(
+    deprecated,
+    reason = "deprecated items are tested until they are removed"
+)]
+fn try_access_over_regions_calls_back_per_segment() {
+    let memory = collection(&[(0, 8), (8, 8), (0x20, 8)]).unwrap();
+    let mut seen = vec![];
+    let total = memory
+        .try_access(0x18, GuestAddress(4), |done, wanted, at, region| {
+            seen.push((done, wanted, at.0, region.start));
+            Ok(wanted.min(5))
+        })
+        .unwrap();
+    assert_eq!(
+        (total, seen),
+        (12, vec![(0, 4, 4, 0), (4, 8, 0, 8), (9, 3, 5, 8)])
+    );
+    let stop = memory.try_access(8, GuestAddress(4), |done, _, _, _| {
+        Ok(if done == 0 { 3 } else { 0 })
+    });
+    assert_eq!(stop.unwrap(), 3);
+    let hole = memory.try_access(1, GuestAddress(0x10), |_, n, _, _| Ok(n));
+    assert!(matches!(
+        hole,
+        Err(Error::InvalidGuestAddress(GuestAddress(0x10)))
+    ));
+    let excessive = memory.try_access(1, GuestAddress(0), |_, n, _, _| Ok(n + 1));
+    assert!(matches!(excessive, Err(Error::CallbackOutOfRange)));
+    let fails = memory.try_access(8, GuestAddress(4), |_, _, _, _| {
+        Err(Error::HostAddressNotAvailable)
+    });
+    assert!(matches!(fails, Err(Error::HostAddressNotAvailable)));
+    assert_eq!(
+        memory
+            .try_access(0, GuestAddress(0), |_, n, _, _| Ok(n))
+            .unwrap(),
+        0
+    );
+}
