@@ -4,10 +4,10 @@
 //! in. Readers load the current map without waiting. Writers exclude each other.
 //!
 //! ```text
-//!   GuestMemoryAtomic ──► map A (Arc)  ◄── guard of a device that is in the middle of an access
+//!   GuestMemoryAtomic ──► map A (Arc)  ◄── guard of a device that is accessing memory
 //!          │
-//!          └─ update(map A ─► map B):  from now on memory() returns map B;
-//!                                      map A lives until its last guard is dropped
+//!          └─ update(map A ─► map B):  then memory() returns map B,
+//!                                      and map A lives until its last guard is dropped
 //! ```
 //!
 //! | type | use it for |
@@ -19,8 +19,9 @@
 //!
 //! # System calls
 //!
-//! `clock_nanosleep(2)` in [`RetiredMap::wait`], `futex(2)` if writers contend, and those of
-//! dropping a map: `munmap(2)` for each region that no other map has.
+//! - `clock_nanosleep(2)` in [`RetiredMap::wait`],
+//! - `futex(2)` if writers contend,
+//! - `munmap(2)` when a map is dropped, for each region that no other map has.
 //!
 //! # Examples
 //!
@@ -107,8 +108,8 @@ pub struct GuestMemoryAtomic<M: GuestMemory> {
 /// The state of a [`GuestMemoryAtomic`] that writers share with threads that wait for readers.
 #[derive(Debug)]
 struct Writers<M> {
-    /// The number of the current map. Locked from loading that map until its successor is current,
-    /// and before the list, never after.
+    /// The number of the current map. A writer holds the lock from loading that map until its
+    /// successor is current. It is locked before the list, never after.
     version: Mutex<u64>,
     retired: RetiredList<WeakVersion<M>>,
 }
@@ -119,7 +120,7 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
         Arc::new(map).into()
     }
 
-    /// Excludes other writers, so that a new map can be made from the current one and replace it.
+    /// Excludes other writers, so that the caller can make a new map from the current one.
     ///
     /// Readers do not wait. [`update`](Self::update) is the simpler way.
     ///
@@ -182,8 +183,8 @@ impl<M: GuestMemory> GuestAddressSpace for GuestMemoryAtomic<M> {
 
 /// A guard of the map that was current when [`memory`](GuestAddressSpace::memory) was called.
 ///
-/// The map stays as it is, and stays mapped, as long as the guard exists. Guards are for short use:
-/// a thread has a limited number of cheap ones. Use [`into_inner`](Self::into_inner) to keep a map.
+/// The map stays as it is, and stays mapped, as long as the guard exists. Drop a guard soon: only
+/// the first few of a thread are cheap. Use [`into_inner`](Self::into_inner) to keep a map.
 ///
 /// # Examples
 ///
@@ -241,8 +242,8 @@ pub struct GuestMemoryExclusiveGuard<'a, M: GuestMemory> {
 impl<M: GuestMemory> GuestMemoryExclusiveGuard<'_, M> {
     /// Replaces the map, and releases the lock.
     ///
-    /// Readers see `map` from now on. The replaced map lives until its last reader is gone; to
-    /// learn when that is, use [`update`](GuestMemoryAtomic::update) instead.
+    /// Later readers see `map`. The replaced map lives until its last reader is gone. Use
+    /// [`update`](GuestMemoryAtomic::update) to wait for that.
     pub fn replace(mut self, map: M) {
         let GuestMemoryAtomic {
             map: current,

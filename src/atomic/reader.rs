@@ -60,8 +60,8 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
 impl<M: GuestMemory> GuestMemoryReader<M> {
     /// Returns the current map.
     ///
-    /// A map that was replaced before this call, in the order that locks, channels and other
-    /// synchronisation establish, is not returned.
+    /// If a replacement happens before this call, by any synchronisation of the two threads, the
+    /// replaced map is not returned.
     #[inline]
     pub fn memory(&mut self) -> &M {
         if self.seen.is_none() {
@@ -74,7 +74,7 @@ impl<M: GuestMemory> GuestMemoryReader<M> {
 
     /// Drops the cached map.
     ///
-    /// The next call of [`memory`](Self::memory) takes a little longer.
+    /// The next call of [`memory`](Self::memory) loads the current map.
     pub fn release(&mut self) {
         self.seen = None;
     }

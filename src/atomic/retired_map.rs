@@ -12,8 +12,8 @@ use crate::retired::{wait_until_unread, Held, ReadersRemain};
 impl<M: GuestMemory> GuestMemoryAtomic<M> {
     /// Replaces the map by the one that `change` returns, as one change.
     ///
-    /// Readers see all of the change or nothing. They do not wait. Other writers wait, so no change
-    /// is lost: see [`lock`](Self::lock).
+    /// Readers see all of the change or nothing, and do not wait. Other writers wait, so no change
+    /// is lost.
     ///
     /// Returns the replaced map. It reports when no reader uses it, or any map before it.
     ///
@@ -106,10 +106,13 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
 ///                                the RetiredMap of map 2 waits for that guard: it may read B
 /// ```
 ///
-/// Readers are [guards](super::GuestMemoryLoadGuard), and [cached
-/// readers](super::GuestMemoryReader) that have not called `memory` since. Each other owner of an
-/// `Arc` of the map is one, too, such as an `IoBuffer` in flight. A `RetiredMap` is not a reader.
-/// When it is dropped, its map lives until the last reader goes.
+/// These are readers:
+///
+/// - a [guard](super::GuestMemoryLoadGuard),
+/// - a [cached reader](super::GuestMemoryReader) that has not called `memory` since,
+/// - any other owner of an `Arc` of the map, such as an `IoBuffer` in flight.
+///
+/// A `RetiredMap` is not a reader. If it is dropped, its map lives until the last reader is gone.
 ///
 /// # Examples
 ///
@@ -148,14 +151,14 @@ impl<M: GuestMemory> RetiredMap<M> {
     /// Waits until this map and the maps before it have no readers, and no longer than until
     /// `deadline`.
     ///
-    /// Readers send no notification when they go, so that reading costs nothing. This polls, and
-    /// sleeps up to a millisecond in between.
+    /// Readers send no notification, so that reading costs nothing. This function polls, and sleeps
+    /// up to a millisecond between two checks.
     ///
     /// # Errors
     ///
     /// Returns [`ReadersRemain`] if there are readers at the deadline. A thread that waits for a
-    /// guard of its own gets this error, too. It cannot be reported earlier: a guard does not
-    /// record its thread.
+    /// guard of its own gets this error, too. A guard does not record its thread, so the wait
+    /// cannot fail earlier.
     pub fn wait(&self, deadline: Instant) -> Result<(), ReadersRemain> {
         wait_until_unread(deadline, || self.readers())
     }

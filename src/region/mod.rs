@@ -45,7 +45,8 @@
 //!         count: usize,
 //!     ) -> Result<VolatileSlice<'_>> {
 //!         let addr = self.bytes.as_ptr().cast::<u8>().cast_mut();
-//!         // SAFETY: The bytes live as long as `self`. They are atomics: others may change them.
+//!         // SAFETY: the slice borrows `self`, which owns the bytes: they stay mapped. References
+//!         // to them are to atomics. `bytes` is private, and only slices access it, atomically.
 //!         let all = unsafe { VolatileSlice::new(addr, self.bytes.len()) };
 //!         let offset = usize::try_from(offset.0).map_err(|_| Error::InvalidBackendAddress)?;
 //!         Ok(all.subslice(offset, count)?)

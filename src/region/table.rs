@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::convert::{to_u64, to_usize};
 
-/// A table from equal ranges of addresses, the buckets, to regions.
+/// A table from ranges of addresses, the buckets, to numbers of regions.
 ///
-/// The bucket size is a power of two, and the first bucket begins with the first region. For each
-/// bucket, the table has the number of the last region that starts in the bucket or before it:
+/// The buckets have the same size, a power of two, and the first one begins with the first region.
+/// For each bucket, the table has the number of the last region that starts in it or before it:
 ///
 /// ```text
 ///   regions        0                1        2
@@ -15,9 +15,9 @@ use crate::convert::{to_u64, to_usize};
 ///   buckets        │0  │0  │0  │0  │1  │1  │2  │2  │2  │ ... and so on to the end of the table
 /// ```
 ///
-/// That region is the only one that can contain an address of the bucket, unless another region
-/// starts in the same bucket at a higher address. Then the guess may be too high, and the caller
-/// has to search. Regions that start at multiples of the bucket size, as most do, need no search.
+/// No other region can contain an address of the bucket, unless two regions start in the bucket.
+/// Then the guess may be too high, and the caller has to search. Most regions start at multiples of
+/// the bucket size, and need no search.
 #[derive(Clone, Debug)]
 pub(super) struct BucketTable {
     /// The address of the first bucket.
@@ -31,13 +31,13 @@ pub(super) struct BucketTable {
 /// The region number of each bucket. The last one is also valid for all higher addresses.
 #[derive(Clone, Debug)]
 enum Numbers {
-    /// Up to [`FEW`] regions: 16 numbers of 4 bits, the first in the lowest bits. A small map needs
-    /// no second allocation.
+    /// For up to [`FEW`] regions: 16 numbers of 4 bits, the first in the lowest bits. They need no
+    /// allocation.
     Few(u64),
-    /// More regions. Maps that differ by the removal of one region share the numbers.
+    /// For more regions. Indexes that differ by the removal of one region share the numbers.
     Many {
         numbers: Arc<[u16]>,
-        /// The number of the removed region. Higher numbers, and this one, count one too many.
+        /// The number of the removed region. This number and higher ones are too high by one.
         removed: usize,
     },
 }

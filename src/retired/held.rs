@@ -64,7 +64,7 @@ impl<T> Held<T> {
     /// Returns the handle if the value has another owner.
     pub(crate) fn into_value(self) -> Result<T, Self> {
         let Self { token, value } = self;
-        // Here the value is dropped before the token. 0 owners less a token is 0, too.
+        // On success, the value is gone before the token. `readers` is then 0 less 1, which is 0.
         Arc::try_unwrap(value).map_err(|value| Self { token, value })
     }
 }

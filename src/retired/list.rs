@@ -24,9 +24,10 @@
 //! thread waits for it yet: the only waits that include it are for the change that is being made.
 //! A version that [`RetiredList::retire`] returns has no reader, so no wait misses it either.
 //!
-//! A writer need not retire a version of which it has found, in this way, that it has no reader. It
-//! issues the acquire fence before it releases the writer's lock. A wait that includes the version
-//! is for this change or for a later one, and a later change is made with that lock held.
+//! A writer need not retire a version that has no reader after the swap. The writer issues the
+//! acquire fence before it unlocks. A wait that includes the version is for this change or for a
+//! later one. A later change takes the writer's lock afterwards, so the readers' accesses happen
+//! before that wait returns.
 
 use super::sync::{fence, lock, Mutex, Ordering};
 
@@ -40,7 +41,7 @@ pub(crate) trait Version {
 
     /// Returns the number of readers, loaded with relaxed operations.
     ///
-    /// The pointer in the list is not a reader. Once this returns 0, it returns 0 forever.
+    /// The pointer in the list is not a reader. Once this has returned 0, it always does.
     fn readers(&self) -> usize;
 }
 
@@ -74,7 +75,9 @@ impl<V: Version> RetiredList<V> {
         }
     }
 
-    /// Adds a version that was just replaced. Its number must be higher than those in the list.
+    /// Adds a version that was just replaced, and takes out versions without readers.
+    ///
+    /// The number of the version must be higher than those in the list.
     pub(crate) fn retire(&self, version: V) -> Unread<V> {
         let mut versions = lock(&self.versions);
         versions.push(version);
