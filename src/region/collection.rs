@@ -61,6 +61,7 @@ impl<R> Default for GuestRegionCollection<R> {
 
 /// The clone shares the regions.
 impl<R> Clone for GuestRegionCollection<R> {
+    #[inline]
     fn clone(&self) -> Self {
         Self {
             index: self.index.clone(),
@@ -111,7 +112,7 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         })
     }
 
-    /// Returns a collection that has `region` as well.
+    /// Returns a collection of these regions and `region`.
     ///
     /// # Errors
     ///
@@ -144,7 +145,7 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         match self.index.starting_at(base) {
             Some((number, entry)) if entry.region().len() == size => {
                 let region = Arc::clone(entry.region());
-                // Built in place. An index that goes through memory stalls its copy.
+                // Made in place: an index that is returned through memory stalls its copy.
                 if self.index.len() == 1 {
                     return Ok((Self::default(), region));
                 }

@@ -17,18 +17,18 @@ pub(super) enum RegionIndex<R> {
     ///
     /// ```text
     ///   entries   │ 0x0, 0xc000_0000, region │ 0x1_0000_0000, 0x4000_0000, region │ ...
-    ///   table     0  0  0  0  1  ...             which entry an address may be in
+    ///   table     0  0  0  0  1  ...             the number of an entry, for a range of addresses
     /// ```
     ///
-    /// To find an address, the [table](BucketTable) guesses an entry, and the entry confirms. If
-    /// the entry does not contain the address, a binary search decides.
+    /// To find an address, the [table](BucketTable) guesses an entry. If that entry does not
+    /// contain the address, a binary search decides.
     Many {
         entries: Box<[Entry<R>]>,
         table: BucketTable,
     },
 }
 
-/// The place of a region: its start and length, so that a search does not touch the region.
+/// A region with its start and length, so that a search does not touch the region.
 #[derive(Debug)]
 pub(super) struct Entry<R> {
     start: u64,
@@ -86,6 +86,8 @@ impl<R> Default for RegionIndex<R> {
 }
 
 impl<R> Clone for RegionIndex<R> {
+    // Inlined here and below, because an index that is returned through memory stalls its copy.
+    #[inline(always)]
     fn clone(&self) -> Self {
         match self {
             Self::One(only) => Self::One(only.clone()),
@@ -99,7 +101,6 @@ impl<R> Clone for RegionIndex<R> {
 
 impl<R> RegionIndex<R> {
     /// Makes the index of regions that are sorted and do not overlap.
-    // Inlined here and below, because an index that is returned through memory stalls its copy.
     #[inline(always)]
     pub(super) fn from_sorted(entries: Vec<Entry<R>>) -> Self {
         match <[Entry<R>; 1]>::try_from(entries) {
@@ -111,7 +112,7 @@ impl<R> RegionIndex<R> {
         }
     }
 
-    /// Returns the [rank](Self::rank) of a new region, or `None` if it overlaps another one.
+    /// Returns the [rank](Self::rank) of a new region, or `None` if it overlaps one of the index.
     pub(super) fn rank_of_new(&self, new: &Entry<R>) -> Option<usize> {
         let rank = self.rank(GuestAddress(new.start));
         let (before, after) = self.entries().split_at_checked(rank)?;
