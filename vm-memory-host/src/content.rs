@@ -258,9 +258,9 @@ fn set(marked: &mut [bool], window: &Range<usize>, range: Range<usize>, has: boo
 
 /// Returns the numbers of the pages of a range, from `start`.
 fn pages_of(range: &Range<usize>, start: usize) -> Range<usize> {
-    let page = sys::page_size().max(1);
-    let first = range.start.saturating_sub(start) / page;
-    first..range.end.saturating_sub(start).div_ceil(page)
+    let page = sys::page_size();
+    let first = range.start.saturating_sub(start).checked_div(page);
+    first.unwrap_or(0)..range.end.saturating_sub(start).div_ceil(page)
 }
 
 /// The bits of an entry of /proc/self/pagemap (Linux, "Examining Process Page Tables").
@@ -282,7 +282,7 @@ fn mark_private(
     const ENTRY: usize = size_of::<u64>();
     let mut entries = vec![0u8; marked.len().saturating_mul(ENTRY)];
     let address = mapping.host_address().saturating_add(window.start);
-    let number = address / sys::page_size().max(1);
+    let number = address.checked_div(sys::page_size()).unwrap_or(0);
     pagemap.read_exact_at(&mut entries, bytes(number.saturating_mul(ENTRY)))?;
     let (entries, _) = entries.as_chunks::<ENTRY>();
     for (entry, mark) in entries.iter().zip(marked) {

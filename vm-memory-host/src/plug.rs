@@ -108,6 +108,8 @@ where
 /// - does not consist of whole blocks, or
 /// - touches a region without blocks, or one that this crate did not build.
 ///
+/// [`PluggedBlocks`]: vm_memory::mmap::PluggedBlocks
+///
 /// Returns [`ChangeError::System`] for the first region whose pages the system refuses to discard.
 /// All blocks of the range are unplugged nevertheless.
 #[doc(alias = "virtio-mem")]

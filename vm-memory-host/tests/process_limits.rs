@@ -224,16 +224,19 @@ fn drop_inside_a_vma_at_the_limit_is_reported_and_unmapped_later() {
         offset,
         sharing: Sharing::Shared,
     };
-    let anonymous = |_| Backing::Anonymous;
-    let kinds: [(&str, &dyn Fn(u64) -> Backing, Lock); 3] = [
-        ("anonymous", &anonymous, Lock::No),
-        ("locked", &anonymous, Lock::OnFault),
-        ("shared file", &shared, Lock::No),
-    ];
-    for (what, backing, lock) in kinds {
+    for (what, is_file, lock) in [
+        ("anonymous", false, Lock::No),
+        ("locked", false, Lock::OnFault),
+        ("shared file", true, Lock::No),
+    ] {
         let of = |n: u64| {
-            let region = Region::new(GuestAddress(n * 32 * MIB), 32 * MIB);
-            region.backing(backing(n * 32 * MIB)).lock(lock)
+            let start = n * 32 * MIB;
+            let backing = match is_file {
+                true => shared(start),
+                false => Backing::Anonymous,
+            };
+            let region = Region::new(GuestAddress(start), 32 * MIB);
+            region.backing(backing).lock(lock)
         };
         // One VMA for all three regions.
         let all = filled(&[of(0), of(1), of(2)]);

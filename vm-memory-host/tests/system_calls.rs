@@ -3,13 +3,17 @@
 //! The allocator of this program makes no system calls, so it is a program of its own.
 #![cfg(all(target_os = "linux", not(miri)))]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::Result;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
-use test_support::{record_calls, skipped, temp_file_of_len, HugePages, StaticAllocator};
+use test_support::{
+    documented_calls, record_calls, skipped, temp_file_of_len, CallRecorder, HugePages,
+    StaticAllocator,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
     content, describe, discard, huge_page_pools, plug, prefault, provisioned, residency,
@@ -22,96 +26,6 @@ const HUGE: u64 = 2 * MIB;
 
 #[global_allocator]
 static ALLOCATOR: StaticAllocator = StaticAllocator::new();
-
-/// Returns the name of a system call.
-fn name(number: i64) -> String {
-    macro_rules! names {
-        ($($name:ident: $number:ident),* $(,)?) => {
-            match number {
-                $(libc::$number => stringify!($name).to_owned(),)*
-                other => format!("call {other}"),
-            }
-        };
-    }
-    names! {
-        clone3: SYS_clone3, close: SYS_close, exit: SYS_exit,
-        fallocate: SYS_fallocate, fcntl: SYS_fcntl, fstatfs: SYS_fstatfs, ftruncate: SYS_ftruncate,
-        newfstatat: SYS_newfstatat,
-        futex: SYS_futex, getdents64: SYS_getdents64, getpid: SYS_getpid, gettid: SYS_gettid,
-        lseek: SYS_lseek, madvise: SYS_madvise, mbind: SYS_mbind,
-        memfd_create: SYS_memfd_create, mincore: SYS_mincore, mlock: SYS_mlock,
-        mlock2: SYS_mlock2, mmap: SYS_mmap, mprotect: SYS_mprotect, mremap: SYS_mremap,
-        munlock: SYS_munlock, munmap: SYS_munmap, openat: SYS_openat, prctl: SYS_prctl,
-        pread64: SYS_pread64, prlimit64: SYS_prlimit64, read: SYS_read, rseq: SYS_rseq,
-        rt_sigprocmask: SYS_rt_sigprocmask, rt_sigreturn: SYS_rt_sigreturn,
-        sched_getaffinity: SYS_sched_getaffinity, sched_setaffinity: SYS_sched_setaffinity,
-        sched_yield: SYS_sched_yield, set_robust_list: SYS_set_robust_list,
-        statx: SYS_statx, write: SYS_write, brk: SYS_brk,
-        sigaltstack: SYS_sigaltstack, rt_sigaction: SYS_rt_sigaction,
-    }
-}
-
-/// Returns the number of the call that most versions of the C library make for the same purpose.
-fn usual(number: i64) -> i64 {
-    match number {
-        libc::SYS_clone => libc::SYS_clone3,
-        libc::SYS_fstat => libc::SYS_newfstatat,
-        number => number,
-    }
-}
-
-/// The system calls of each function.
-type Calls = BTreeMap<&'static str, BTreeSet<String>>;
-
-/// Reads the table in the documentation of the crate.
-///
-/// A row has a phase, functions, a condition and calls. A function is the name of the first link.
-fn documented() -> Calls {
-    let text = include_str!("../src/lib.rs");
-    let (_, text) = text.split_once("//! # System calls").unwrap();
-    let (text, _) = text.split_once("//! # ").unwrap();
-    let mut calls = Calls::new();
-    for row in text.lines().filter_map(|line| line.strip_prefix("//! | ")) {
-        let columns: Vec<&'static str> = row.trim_end_matches('|').split('|').collect();
-        let [phase, function, _, list] = columns[..] else {
-            panic!("{row}");
-        };
-        if ["boot", "run time", "migration"].contains(&phase.trim()) {
-            let function = function.trim().trim_matches(['[', ']', '`']);
-            let function = function.split(['(', '`']).next().unwrap();
-            let names = list.split('`').skip(1).step_by(2).map(str::to_owned);
-            calls.entry(function).or_default().extend(names);
-        }
-    }
-    calls
-}
-
-/// Records the calls of scenarios.
-#[derive(Default)]
-struct Recorder {
-    made: Calls,
-    refused: Option<String>,
-}
-
-impl Recorder {
-    fn run<R: Send>(
-        &mut self,
-        function: &'static str,
-        run: impl FnOnce() -> R + Send,
-    ) -> Option<R> {
-        match record_calls(run) {
-            Ok((result, calls)) => {
-                let names = calls.into_iter().map(usual).map(name);
-                self.made.entry(function).or_default().extend(names);
-                Some(result)
-            }
-            Err(error) => {
-                self.refused = Some(error.to_string());
-                None
-            }
-        }
-    }
-}
 
 fn region(backing: Backing) -> Region {
     Region::new(GuestAddress(0), 4 * HUGE).backing(backing)
@@ -173,7 +87,7 @@ fn can_name() -> bool {
 }
 
 /// Builds, uses and drops memory of one kind.
-fn use_memory(recorder: &mut Recorder, region: Region) -> Option<()> {
+fn use_memory(recorder: &mut CallRecorder, region: Region) -> Result<()> {
     let has_blocks = format!("{region:?}").contains("blocks: Some");
     let build = || MemoryBuilder::new().region(region.clone()).build();
     let memory: GuestMemoryMmap = recorder.run("MemoryBuilder::build", build)?.unwrap();
@@ -201,7 +115,7 @@ fn use_memory(recorder: &mut Recorder, region: Region) -> Option<()> {
 }
 
 /// Prefaults with several threads, and drops one of two adjacent regions.
-fn use_adjacent_regions(recorder: &mut Recorder) -> Option<()> {
+fn use_adjacent_regions(recorder: &mut CallRecorder) -> Result<()> {
     let region = |start: u64| Region::new(GuestAddress(start), 80 * MIB);
     let numa = region(80 * MIB).numa(NumaPolicy::Preferred(0));
     let builder = MemoryBuilder::new().region(region(0)).region(numa);
@@ -216,7 +130,7 @@ fn use_adjacent_regions(recorder: &mut Recorder) -> Option<()> {
 }
 
 /// Plugs more huge pages than the pool has.
-fn plug_too_much(recorder: &mut Recorder) -> Option<()> {
+fn plug_too_much(recorder: &mut CallRecorder) -> Result<()> {
     let pools = huge_page_pools();
     let pool = pools.iter().find(|pool| pool.page_size == HUGE).unwrap();
     let size = (pool.free + pool.overcommit + 1) * HUGE;
@@ -225,11 +139,11 @@ fn plug_too_much(recorder: &mut Recorder) -> Option<()> {
     let memory: GuestMemoryMmap = MemoryBuilder::new().region(blocks).build().unwrap();
     let plugged = recorder.run("plug", || plug(&memory, GuestAddress(0), size))?;
     plugged.unwrap_err();
-    Some(())
+    Ok(())
 }
 
-/// Runs all scenarios. Returns `None` if calls cannot be recorded.
-fn use_everything(recorder: &mut Recorder, has_huge_pages: bool) -> Option<()> {
+/// Runs all scenarios. Fails if calls cannot be recorded.
+fn use_everything(recorder: &mut CallRecorder, has_huge_pages: bool) -> Result<()> {
     for region in regions(has_huge_pages) {
         use_memory(recorder, region)?;
     }
@@ -239,7 +153,7 @@ fn use_everything(recorder: &mut Recorder, has_huge_pages: bool) -> Option<()> {
     }
     recorder.run("huge_page_pools", huge_page_pools)?;
     recorder.run("still_mapped", still_mapped)?;
-    Some(())
+    Ok(())
 }
 
 #[test]
@@ -247,52 +161,34 @@ fn system_calls_are_those_of_the_documentation() {
     let test = "system_calls_are_those_of_the_documentation";
     vm_memory::fault::install().unwrap();
     let pages = HugePages::reserve(16, test);
-    let mut recorder = Recorder::default();
-    if use_everything(&mut recorder, pages.is_some()).is_none() {
-        return skipped(test, recorder.refused.unwrap());
+    let mut recorder = CallRecorder::default();
+    if let Err(error) = use_everything(&mut recorder, pages.is_some()) {
+        return skipped(test, error);
     }
-    let documented = documented();
-    for (function, made) in &recorder.made {
-        // With debug assertions, the standard library checks each descriptor before it closes it.
-        let is_check =
-            |call: &str| cfg!(debug_assertions) && call == "fcntl" && made.contains("close");
-        let extra = made.difference(&documented[function]);
-        let extra: Vec<_> = extra.filter(|call| !is_check(call)).collect();
-        assert!(
-            extra.is_empty(),
-            "{function} makes {extra:?}, which are not documented"
-        );
+    let table = documented_calls(include_str!("../src/lib.rs"));
+    assert_eq!(recorder.undocumented(&table), Vec::<String>::new());
+    if pages.is_none() {
+        return skipped(test, "no huge pages, so some calls are not made");
     }
     let mut rare = vec![
-        ("MemoryBuilder::build", "lseek", "no block device"),
-        ("prefault", "mincore", "enough memory"),
-        (
-            "discard",
-            "munlock",
-            "the process has not called mlockall(2)",
-        ),
+        // Needs a block device, too little memory, and mlockall(2).
+        "MemoryBuilder::build: lseek",
+        "prefault: mincore",
+        "discard: munlock",
+        // The C library keeps stacks, and one thread may wait for another one.
+        "prefault: mmap",
+        "prefault: mprotect",
+        "prefault: munmap",
+        "prefault: futex",
     ];
-    // Depends on stacks that the C library keeps, and on which thread is first.
-    for call in ["mmap", "mprotect", "munmap", "futex"] {
-        rare.push(("prefault", call, "stacks and waits"));
-    }
     if !can_name() {
-        rare.push((
-            "MemoryBuilder::build",
-            "prctl",
-            "no names of anonymous memory",
-        ));
+        rare.push("MemoryBuilder::build: prctl");
     }
-    for (function, calls) in &documented {
-        for call in calls {
-            let is_rare = rare.iter().any(|one| (one.0, one.1) == (*function, call));
-            let is_made = recorder.made[function].contains(call);
-            assert!(
-                is_made || is_rare || pages.is_none(),
-                "{function} does not make {call}"
-            );
-        }
-    }
+    let unused = recorder.unused(&table).into_iter();
+    let unused: Vec<_> = unused
+        .filter(|call| !rare.contains(&call.as_str()))
+        .collect();
+    assert_eq!(unused, Vec::<String>::new());
 }
 
 #[test]

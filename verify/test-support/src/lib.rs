@@ -8,6 +8,7 @@
 //! | [`HugePages`] | exclusive use of the machine's huge pages |
 //! | [`LazyPages`] | a userfaultfd handler that fills pages from a snapshot |
 //! | [`record_calls`] | the system calls that a function makes |
+//! | [`CallRecorder`], [`documented_calls`] | compares them with the documentation |
 //! | [`StaticAllocator`] | an allocator without system calls |
 //! | [`emulator`] | the program that runs the tests of another processor |
 //!
@@ -44,7 +45,7 @@ pub use huge_pages::HugePages;
 pub use lazy_pages::LazyPages;
 pub use static_allocator::StaticAllocator;
 #[cfg(target_os = "linux")]
-pub use system_calls::record_calls;
+pub use system_calls::{documented_calls, record_calls, CallRecorder};
 
 /// Reports that `test` does not run on this machine, and the reason.
 ///

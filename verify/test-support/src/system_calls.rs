@@ -1,11 +1,12 @@
-//! [`record_calls`]: records the system calls of a function.
+//! [`record_calls`]: records the system calls of a function. [`documented_calls`]: those that the
+//! documentation of a crate lists.
 
 #![expect(
     unsafe_code,
     reason = "installs a seccomp filter, and reads its notifications"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
@@ -138,6 +139,136 @@ fn supervise(shared: &Shared) {
         let mut response = [call[0], 0, u64::from(CONTINUE) << 32];
         // SAFETY: the kernel reads the 24 bytes that the request states, the size of the array.
         unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, response.as_mut_ptr()) };
+    }
+}
+
+/// Reads the tables of system calls in the documentation of a crate, given the text of its root.
+///
+/// Each row has a phase, a function, a condition, and a list of calls in backticks. A function is
+/// the text of the first link in its column.
+///
+/// # Panics
+///
+/// Panics if the text has no section "System calls", or a row has other columns.
+pub fn documented_calls(text: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut calls: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let (_, text) = text.split_once("//! # System calls").expect("the section");
+    let text = text
+        .lines()
+        .skip(1)
+        .take_while(|line| line.starts_with("//!"));
+    let rows = text.take_while(|line| !line.starts_with("//! # "));
+    for row in rows.filter_map(|line| line.strip_prefix("//! | ")) {
+        let columns: Vec<&str> = row.trim_end_matches('|').split('|').collect();
+        let [phase, function, _, list] = columns[..] else {
+            panic!("a row of the table does not have four columns: {row}");
+        };
+        if ["boot", "run time", "migration"].contains(&phase.trim()) {
+            let function = function.trim().trim_matches(['[', ']', '`']);
+            let function = function.split(['(', '`']).next().unwrap_or(function);
+            let names = list.split('`').skip(1).step_by(2).map(str::to_owned);
+            calls.entry(function.to_owned()).or_default().extend(names);
+        }
+    }
+    calls
+}
+
+/// The system calls of functions, recorded in several scenarios and compared with documentation.
+#[derive(Debug, Default)]
+pub struct CallRecorder {
+    made: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl CallRecorder {
+    /// Runs a scenario of `function` as [`record_calls`] does, and returns its result.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of [`record_calls`].
+    pub fn run<R: Send>(
+        &mut self,
+        function: &str,
+        scenario: impl FnOnce() -> R + Send,
+    ) -> Result<R> {
+        let (result, calls) = record_calls(scenario)?;
+        let made = self.made.entry(function.to_owned()).or_default();
+        made.extend(calls.into_iter().map(usual).map(name));
+        Ok(result)
+    }
+
+    /// Returns the calls that were made and are not in a table, as `function: call`.
+    pub fn undocumented(&self, table: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+        difference(&self.made, table)
+            // With debug assertions, the standard library checks each descriptor that it closes.
+            .filter(|(function, call)| {
+                !(cfg!(debug_assertions)
+                    && call.as_str() == "fcntl"
+                    && self.made[*function].contains("close"))
+            })
+            .map(|(function, call)| format!("{function}: {call}"))
+            .collect()
+    }
+
+    /// Returns the calls of a table that were not made, as `function: call`.
+    pub fn unused(&self, table: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+        let unused = difference(table, &self.made);
+        unused
+            .map(|(function, call)| format!("{function}: {call}"))
+            .collect()
+    }
+}
+
+/// Iterates over the calls of `some` that `others` does not have.
+fn difference<'a>(
+    some: &'a BTreeMap<String, BTreeSet<String>>,
+    others: &'a BTreeMap<String, BTreeSet<String>>,
+) -> impl Iterator<Item = (&'a String, &'a String)> {
+    some.iter().flat_map(move |(function, calls)| {
+        let others = others.get(function);
+        let is_new = move |call: &&String| others.is_none_or(|others| !others.contains(*call));
+        calls
+            .iter()
+            .filter(is_new)
+            .map(move |call| (function, call))
+    })
+}
+
+/// Returns the name of a system call.
+fn name(number: i64) -> String {
+    macro_rules! names {
+        ($($name:ident: $number:ident),* $(,)?) => {
+            match number {
+                $(libc::$number => stringify!($name).to_owned(),)*
+                other => format!("call {other}"),
+            }
+        };
+    }
+    names! {
+        clone3: SYS_clone3, close: SYS_close, exit: SYS_exit,
+        fallocate: SYS_fallocate, fcntl: SYS_fcntl, fstatfs: SYS_fstatfs, ftruncate: SYS_ftruncate,
+        newfstatat: SYS_newfstatat,
+        futex: SYS_futex, getdents64: SYS_getdents64, getpid: SYS_getpid, gettid: SYS_gettid,
+        lseek: SYS_lseek, madvise: SYS_madvise, mbind: SYS_mbind,
+        memfd_create: SYS_memfd_create, mincore: SYS_mincore, mlock: SYS_mlock,
+        mlock2: SYS_mlock2, mmap: SYS_mmap, mprotect: SYS_mprotect, mremap: SYS_mremap,
+        munlock: SYS_munlock, munmap: SYS_munmap, openat: SYS_openat, prctl: SYS_prctl,
+        pread64: SYS_pread64, prlimit64: SYS_prlimit64, read: SYS_read, rseq: SYS_rseq,
+        rt_sigprocmask: SYS_rt_sigprocmask, rt_sigreturn: SYS_rt_sigreturn,
+        sched_getaffinity: SYS_sched_getaffinity, sched_setaffinity: SYS_sched_setaffinity,
+        sched_yield: SYS_sched_yield, set_robust_list: SYS_set_robust_list,
+        statx: SYS_statx, write: SYS_write, brk: SYS_brk,
+        sigaltstack: SYS_sigaltstack, readv: SYS_readv, writev: SYS_writev,
+        preadv: SYS_preadv, pwritev: SYS_pwritev, membarrier: SYS_membarrier,
+        clock_nanosleep: SYS_clock_nanosleep, getppid: SYS_getppid, rt_sigaction: SYS_rt_sigaction,
+    }
+}
+
+/// Returns the number of the call that most versions of the C library make for the same purpose.
+fn usual(number: i64) -> i64 {
+    match number {
+        libc::SYS_clone => libc::SYS_clone3,
+        libc::SYS_fstat => libc::SYS_newfstatat,
+        number => number,
     }
 }
 

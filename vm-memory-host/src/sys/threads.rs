@@ -108,7 +108,8 @@ extern "C" fn thread_main<W: Fn(usize) + Sync>(start: *mut libc::c_void) -> *mut
 pub(crate) struct Cpus([libc::c_ulong; 1024 / BITS]);
 
 /// The number of bits in a word of the mask.
-const BITS: usize = size_of::<libc::c_ulong>() * 8;
+#[expect(clippy::as_conversions, reason = "32 or 64 fits a `usize`")]
+const BITS: usize = libc::c_ulong::BITS as usize;
 
 impl Cpus {
     /// Returns the CPUs that this thread may run on (sched_getaffinity(2)).
