@@ -104,19 +104,23 @@
 //! mapping a file calls `fstat`. A new function makes the calls below only where it is called. Add
 //! them to the seccomp filter of that thread.
 //!
-//! | function | system calls | phase |
-//! |---|---|---|
-//! | [`GuestMemoryMmap`], [`MmapRegion`] | `mmap`, `munmap`; `fstat` (or `newfstatat`) for a file | boot, hotplug |
-//! | [`ReadVolatile`], [`WriteVolatile`] | `read`, `write` | run time |
-//! | [`vectored`] | `readv`, `writev`, `preadv`, `pwritev` | run time |
-//! | [`fault::install`] | `rt_sigaction` | boot |
-//! | the handler that it installs | `rt_sigreturn`; for a signal that is not a guest fault, also `rt_sigaction`, and the calls of `raise(3)`: `tgkill`, `gettid`, and in some C libraries `getpid` and `rt_sigprocmask` | run time |
-//! | [`dirty::DirtyMemory::start_tracking`], [`bitmap::process_wide_barrier`] | `membarrier` | migration |
-//! | harvests of bitmaps with [`test_before_marking`](bitmap::AtomicBitmap::test_before_marking) | `membarrier` | migration |
-//! | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`] | `clock_nanosleep` | hotplug, run time |
+//! | phase | function | when | system calls |
+//! |---|---|---|---|
+//! | boot | [`GuestMemoryMmap`], [`MmapRegion`] | created and dropped, also for hotplug | `mmap`, `munmap` |
+//! | boot | [`GuestMemoryMmap`], [`MmapRegion`] | created for a file | `fstat`, or `newfstatat` |
+//! | boot | [`fault::install`] | always | `rt_sigaction` |
+//! | run time | access that faults | with [`fault::install`] | `rt_sigreturn` |
+//! | run time | other signal | with [`fault::install`] | `rt_sigreturn`, `rt_sigaction`; the calls of `raise(3)`: `tgkill`, `gettid`, and in some C libraries `getpid` and `rt_sigprocmask` |
+//! | run time | [`ReadVolatile`], [`WriteVolatile`] | always | `read`, `write` |
+//! | run time | [`vectored`] | always | `readv`, `writev`, `preadv`, `pwritev` |
+//! | run time | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`] | while there are readers | `clock_nanosleep` |
+//! | migration | [`dirty::DirtyMemory::start_tracking`] | always | `membarrier` |
+//! | migration | [`bitmap::process_wide_barrier`] | always | `membarrier` |
+//! | migration | harvests of bitmaps | after [`test_before_marking`](bitmap::AtomicBitmap::test_before_marking) | `membarrier` |
 //!
-//! Locks call `futex` where threads contend. The crate `vm-memory-host` lists its calls with each
-//! function.
+//! Locks call `futex` where threads contend, and the allocator makes calls of its own. The crate
+//! `vm-memory-host` has such a table of its functions. The test `tests/system_calls.rs` of each
+//! crate traces the calls and compares them.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in Cargo.toml.

@@ -166,7 +166,13 @@ pub fn documented_calls(text: &str) -> BTreeMap<String, BTreeSet<String>> {
         if ["boot", "run time", "migration"].contains(&phase.trim()) {
             let function = function.trim().trim_matches(['[', ']', '`']);
             let function = function.split(['(', '`']).next().unwrap_or(function);
-            let names = list.split('`').skip(1).step_by(2).map(str::to_owned);
+            // `raise(3)` is a function of the C library.
+            let names = list.split('`').skip(1).step_by(2);
+            let names = names.filter(|name| !name.ends_with(')')).map(str::to_owned);
+            let names = names.map(|name| match name.as_str() {
+                "fstat" => "newfstatat".to_owned(),
+                _ => name,
+            });
             calls.entry(function.to_owned()).or_default().extend(names);
         }
     }

@@ -1,0 +1,130 @@
+//! The table of system calls in the crate documentation lists the calls that are made.
+//!
+//! The allocator of this program makes no system calls, so it is a program of its own.
+#![cfg(all(
+    target_os = "linux",
+    feature = "backend-atomic",
+    feature = "backend-bitmap",
+    feature = "backend-mmap",
+    feature = "rawfd",
+    not(miri)
+))]
+
+use std::io::Result;
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use test_support::{
+    documented_calls, skipped, temp_file, temp_file_of_len, CallRecorder, StaticAllocator,
+};
+use vm_memory::bitmap::{process_wide_barrier, AtomicBitmap, DirtyPages};
+use vm_memory::dirty::DirtyMemory;
+use vm_memory::{
+    fault, vectored, Bytes, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic,
+    GuestMemoryMmap,
+};
+
+const SIZE: usize = 0x1_0000;
+const START: GuestAddress = GuestAddress(0);
+
+#[global_allocator]
+static ALLOCATOR: StaticAllocator = StaticAllocator::new();
+
+type Memory = GuestMemoryMmap<AtomicBitmap>;
+
+fn memory() -> Memory {
+    Memory::from_ranges(&[(START, SIZE)]).unwrap()
+}
+
+/// Installs the fault handler, and meets a fault.
+fn fault(recorder: &mut CallRecorder) -> Result<()> {
+    if recorder.run("fault::install", fault::install)?.is_err() {
+        // Not supported on this target.
+        return Ok(());
+    }
+    let file = temp_file_of_len(SIZE as u64);
+    let backing = FileOffset::new(file.try_clone()?, 0);
+    let ranges = [(START, SIZE, Some(backing))];
+    let mapped = recorder.run("GuestMemoryMmap", || {
+        Memory::from_ranges_with_files(&ranges)
+    })?;
+    let mapped = mapped.unwrap();
+    file.set_len(0)?;
+    let access = || mapped.read_obj::<u64>(START).is_err();
+    assert!(recorder.run("access that faults", access)?);
+    Ok(())
+}
+
+/// Moves bytes between guest memory and a file.
+fn transfer(recorder: &mut CallRecorder) -> Result<()> {
+    let memory = memory();
+    let access = || {
+        memory.write_obj(1u64, START).unwrap();
+        memory.read_obj::<u64>(START).unwrap()
+    };
+    recorder.run("an access", access)?;
+    let mut file = temp_file(&[7; 4 * SIZE]);
+    let stream = || {
+        memory.read_volatile_from(START, &mut file, SIZE).unwrap();
+        memory.write_volatile_to(START, &mut file, SIZE).unwrap();
+    };
+    recorder.run("ReadVolatile", stream)?;
+    recorder.run("vectored", || {
+        vectored::read_from(&memory, START, SIZE, &file).unwrap();
+        vectored::write_to(&memory, START, SIZE, &file).unwrap();
+        vectored::read_from_at(&memory, START, SIZE, &file, 0).unwrap();
+        vectored::write_to_at(&memory, START, SIZE, &file, 0).unwrap();
+    })
+}
+
+/// Replaces a map that has a reader.
+fn replace(recorder: &mut CallRecorder) -> Result<()> {
+    let atomic = GuestMemoryAtomic::new(memory());
+    let reader = atomic.memory();
+    let replaced = recorder.run("an update", || {
+        atomic.update(|map| Ok::<_, ()>(map.clone()))
+    })?;
+    let replaced = replaced.unwrap();
+    let deadline = Instant::now() + Duration::from_millis(5);
+    let waited = recorder.run("atomic::RetiredMap::wait", || {
+        replaced.wait(deadline).is_err()
+    })?;
+    assert!(waited);
+    drop(reader);
+    Ok(())
+}
+
+/// Tracks and harvests dirty pages.
+fn track(recorder: &mut CallRecorder) -> Result<()> {
+    let page = NonZeroUsize::new(4096).unwrap();
+    let mut dirty = DirtyPages::new(SIZE, page);
+    let mut bitmap = AtomicBitmap::new(SIZE, page);
+    recorder.run("a harvest", || bitmap.harvest_into(&mut dirty))?;
+    recorder.run("bitmap::process_wide_barrier", process_wide_barrier)??;
+    let memory = memory();
+    let start = || DirtyMemory::start_tracking(&memory).map(drop);
+    recorder.run("dirty::DirtyMemory::start_tracking", start)??;
+    bitmap.test_before_marking()?;
+    let harvest = || bitmap.harvest_into(&mut dirty);
+    recorder.run("harvests of bitmaps", harvest)
+}
+
+#[test]
+fn system_calls_are_those_of_the_documentation() {
+    let mut recorder = CallRecorder::default();
+    let scenarios = [fault, transfer, replace, track];
+    let memory = recorder.run("GuestMemoryMmap", memory);
+    let dropped = memory.and_then(|memory| recorder.run("GuestMemoryMmap", || drop(memory)));
+    let done = dropped.and_then(|()| scenarios.iter().try_for_each(|run| run(&mut recorder)));
+    if let Err(error) = done {
+        return skipped("system_calls_are_those_of_the_documentation", error);
+    }
+    let table = documented_calls(include_str!("../src/lib.rs"));
+    assert_eq!(recorder.undocumented(&table), Vec::<String>::new());
+    let unused = recorder.unused(&table).into_iter();
+    // `fault_handler_alone` and the unit tests of the handler cover other signals.
+    let unused: Vec<_> = unused
+        .filter(|call| !call.starts_with("other signal"))
+        .collect();
+    assert_eq!(unused, Vec::<String>::new());
+}
