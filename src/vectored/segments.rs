@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //!
-//! - A segment is not empty. Its end is the sum of the lengths up to and including its own.
+//! - The end of a segment is the sum of the lengths up to and including its own.
 //! - `vectors[i]` names the bytes of `segments[i]`.
 //! - If the vectors were lent for writing, each segment is marked dirty before it is dropped.
 
@@ -65,19 +65,20 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         slices: &mut impl GuestMemorySliceIterator<'a, S>,
         limit: usize,
     ) -> Result<bool> {
+        let mut end = self.len();
+        let mut room = limit.saturating_sub(self.count());
         let mut stopped = false;
-        let result = slices.try_for_each_slice(|slice| {
-            if self.count() >= limit {
+        let walk = slices.try_for_each_slice(|slice| {
+            let Some(less) = room.checked_sub(1) else {
                 stopped = true;
                 // Ends the walk. The value is not used.
                 return Err(Error::InvalidBackendAddress);
-            }
-            self.push(slice)
+            };
+            room = less;
+            self.push(slice, &mut end)
         });
-        match stopped {
-            true => Ok(false),
-            false => result.map(|()| true),
-        }
+        let result = if stopped { Ok(()) } else { walk };
+        self.add_vectors().and(result).map(|()| !stopped)
     }
 
     /// Appends slices up to the end, the first error, or a total of `limit` segments.
@@ -88,27 +89,46 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         slices: &mut impl GuestMemorySliceIterator<'a, S>,
         limit: usize,
     ) -> Result<()> {
-        while self.count() < limit {
-            match slices.next() {
-                Some(slice) => self.push(slice?)?,
-                None => break,
-            }
+        let mut end = self.len();
+        let mut result = Ok(());
+        while result.is_ok() && self.count() < limit {
+            let Some(slice) = slices.next() else { break };
+            result = slice.and_then(|slice| self.push(slice, &mut end));
         }
+        self.add_vectors().and(result)
+    }
+
+    /// Appends a segment without its vector. `end` is the number of bytes, before and after that.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the length would overflow, or if there is no memory.
+    #[inline]
+    fn push(&mut self, slice: VolatileSlice<'a, S>, end: &mut usize) -> Result<()> {
+        *end = end
+            .checked_add(slice.len())
+            .ok_or(Error::GuestAddressOverflow)?;
+        if self.segments.len() == self.segments.capacity() {
+            self.segments.try_reserve(1).map_err(out_of_memory)?;
+        }
+        self.segments.push(Segment { slice, end: *end });
         Ok(())
     }
 
-    /// Appends a segment, unless the length would overflow or there is no memory for it.
-    fn push(&mut self, slice: VolatileSlice<'a, S>) -> Result<()> {
-        if slice.is_empty() {
-            return Ok(());
+    /// Adds the vectors of the segments that have none.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory, removes these segments, and returns an error.
+    fn add_vectors(&mut self) -> Result<()> {
+        let before = self.vectors.len();
+        let new = self.segments.get(before..).unwrap_or_default();
+        if let Err(error) = self.vectors.try_reserve(new.len()) {
+            self.segments.truncate(before);
+            return Err(out_of_memory(error));
         }
-        let Some(end) = self.len().checked_add(slice.len()) else {
-            return Err(Error::GuestAddressOverflow);
-        };
-        self.segments.try_reserve(1).map_err(out_of_memory)?;
-        self.vectors.try_reserve(1).map_err(out_of_memory)?;
-        self.vectors.push(IoVector::new(&slice));
-        self.segments.push(Segment { slice, end });
+        self.vectors
+            .extend(new.iter().map(|segment| IoVector::new(&segment.slice)));
         Ok(())
     }
 
@@ -211,7 +231,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
                 let skipped = start.saturating_sub(segment.start());
                 segment.slice.subslice(skipped, count).ok()
             })
-            .take_while(|part| !part.is_empty())
+            .filter(|part| !part.is_empty())
     }
 
     /// Marks all bytes as dirty.

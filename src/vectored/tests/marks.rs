@@ -122,6 +122,30 @@ fn io_vectors_dropped_after_vectors_mark_all_pages() {
     assert_eq!(dirty(&memory), [0, 0x1000, 0x2000]);
 }
 
+#[cfg(feature = "iommu")]
+#[test]
+fn io_buffer_dropped_behind_iommu_marks_by_both_addresses() {
+    use crate::iommu::{MarkedIommuMemory, SharedIotlb};
+    let iotlb = SharedIotlb::new();
+    for page in 0..3u64 {
+        let (iova, to) = (GuestAddress(page << 12), GuestAddress((2 - page) << 12));
+        let mapped = iotlb.set_mapping(iova, to, PAGE, Permissions::Write);
+        assert!(mapped.unwrap().is_done());
+    }
+    let by_iova = AtomicBitmap::new(4 * PAGE, PAGE.try_into().unwrap());
+    let memory = MarkedIommuMemory::by_both(regions(3), iotlb.clone(), true, by_iova);
+    let memory = Arc::new(memory);
+    let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
+    buffer.push(GuestAddress(0), PAGE + 1).unwrap();
+    buffer.vectors();
+    let removed = iotlb.invalidate_all();
+    assert!(!removed.is_done());
+    drop(buffer);
+    assert!(removed.is_done());
+    assert_eq!(memory.bitmap().get_and_reset(), [0b11]);
+    assert_eq!(dirty(memory.get_backend()), [0x1000, 0x2000]);
+}
+
 /// A stream whose reads deliver a few bytes each, and end.
 #[test]
 fn read_exact_that_ends_early_marks_whole_range() {

@@ -1,7 +1,10 @@
 //! Tests of host addresses, guards and the lifetime of mappings.
 
 use super::common::*;
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend};
+use vm_memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryBackend,
+    Permissions,
+};
 use vm_memory_host::{provisioned, Backing, MemoryBuilder, Region};
 
 #[test]
@@ -41,6 +44,10 @@ fn adjacent_regions_share_a_reservation_between_guards() {
         (at(8 * MIB), at(12 * MIB)),
         (at(0) + 8 * MIB as usize, at(0) + 12 * MIB as usize)
     );
+    let all = 13 * MIB as usize;
+    let runs = memory.host_runs(GuestAddress(0), all, Permissions::ReadWrite);
+    let runs: Vec<usize> = runs.unwrap().map(|run| run.unwrap().len).collect();
+    assert_eq!(runs, [all]);
     for (first, len) in [(0, 13 * MIB), (64 * MIB, MIB)] {
         for guard in [at(first) - 1, at(first) + len as usize] {
             let (_, _, permissions) = vma(guard).expect("a guard");
