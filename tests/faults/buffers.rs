@@ -73,10 +73,10 @@ fn io_buffer_copy_across_protected_page_stops_there() {
     fault::install().unwrap();
     let (memory, _file) = shared(3);
     let memory = Arc::new(memory);
-    let list = [(START.0, 8), (START.0 + 8, LEN - 8)];
+    let edge = GuestAddress(BASE.0 + 2 * PAGE as u64);
+    let list = [(START.0, LEN - 8), (edge.0, 8)];
     let buffer = buffer(&memory, &list);
     protect(&memory, 1, libc::PROT_NONE);
-    let edge = GuestAddress(BASE.0 + 2 * PAGE as u64);
     check("one region", &buffer, || memory.read_obj(edge).unwrap());
 }
 
@@ -88,19 +88,18 @@ fn io_buffer_copy_behind_iommu_stops_at_truncated_page() {
     let file = memfd(2);
     let physical = two_regions(&file);
     let iotlb = SharedIotlb::new();
-    // In reverse order, so that no two pages are contiguous. The second page is the missing one.
-    for (iova, page) in [(0, 2), (1, 1), (2, 0)] {
-        let iova = GuestAddress((10 + iova) * PAGE as u64);
+    // One mapping whose second page is missing, and one of the page after it.
+    for (iova, page) in [(10, 0), (11, 1), (20, 2)] {
+        let iova = GuestAddress(iova * PAGE as u64);
         let to = GuestAddress(BASE.0 + page * PAGE as u64);
         let access = Permissions::ReadWrite;
         iotlb.set_mapping(iova, to, PAGE, access).unwrap();
     }
-    let marks = AtomicBitmap::new(16 * PAGE, NonZeroUsize::new(PAGE).unwrap());
+    let marks = AtomicBitmap::new(32 * PAGE, NonZeroUsize::new(PAGE).unwrap());
     let memory = Arc::new(IommuMemory::new(physical, iotlb, true, marks));
-    let start = 11 * PAGE as u64 - 4;
-    let buffer = buffer(&memory, &[(start, LEN)]);
+    let (start, edge) = (11 * PAGE as u64 - 4, GuestAddress(20 * PAGE as u64));
+    let buffer = buffer(&memory, &[(start, LEN - 8), (edge.0, 8)]);
     file.set_len(PAGE as u64).unwrap();
-    let edge = GuestAddress(12 * PAGE as u64);
     check("IOMMU", &buffer, || memory.read_obj(edge).unwrap());
 }
 
