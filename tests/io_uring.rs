@@ -42,8 +42,8 @@ fn dirty(memory: &Memory) -> Vec<u64> {
 }
 
 #[test]
-fn io_buffer_completed_on_another_thread_marks_bytes_read() {
-    let test = "io_buffer_completed_on_another_thread_marks_bytes_read";
+fn io_buffer_completed_on_another_thread_marks_all_pages() {
+    let test = "io_buffer_completed_on_another_thread_marks_all_pages";
     let Some(mut ring) = ring(test) else { return };
     let ranges: Vec<_> = (0..8).map(|i| (GuestAddress(i * 0x1000), PAGE)).collect();
     let memory = Arc::new(Memory::from_ranges(&ranges).unwrap());
@@ -78,7 +78,11 @@ fn io_buffer_completed_on_another_thread_marks_bytes_read() {
     })
     .join()
     .unwrap();
-    assert_eq!(dirty(&memory), [0, 0x1000, 0x2000, 0x3000, 0x4000, 0x5000]);
+    // After a short count, all pages of the operation are marked.
+    assert_eq!(
+        dirty(&memory),
+        (0..8).map(|i| i * 0x1000).collect::<Vec<_>>()
+    );
     let mut seen = vec![0; bytes.len()];
     memory.read_slice(&mut seen, GuestAddress(0)).unwrap();
     assert_eq!(seen, bytes);

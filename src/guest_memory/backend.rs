@@ -278,31 +278,37 @@ fn rest_of<R: GuestMemoryRegion>(
 
 /// Returns the first of the `count` bytes at `start` that the region can reach.
 ///
-/// `result` is the region's result for all `count` bytes: an error, or a slice of another length.
+/// `error` is the error of the region for all `count` bytes.
 #[cold]
 #[inline(never)]
-fn reachable_part<'a, R: GuestMemoryRegion>(
-    region: &'a R,
+fn reachable_part<R: GuestMemoryRegion>(
+    region: &R,
     start: MemoryRegionAddress,
     count: usize,
-    result: Result<VolatileSlice<'a, BS<'a, R::B>>>,
-) -> Result<VolatileSlice<'a, BS<'a, R::B>>> {
-    let (slice, count) = match result {
-        Ok(slice) => (slice, count),
-        Err(error) => match region.reachable_bytes(start, count) {
-            reachable if reachable == 0 || reachable >= count => return Err(error),
-            reachable => (region.get_slice(start, reachable)?, reachable),
-        },
-    };
-    // A region of another crate may return any length. It must not cause an endless loop, or shift
-    // the slices that follow.
-    if slice.len() != count || count == 0 {
-        return Err(Error::PartialBuffer {
-            expected: count,
-            completed: 0,
-        });
+    error: Error,
+) -> Result<VolatileSlice<'_, BS<'_, R::B>>> {
+    let reachable = region.reachable_bytes(start, count);
+    if reachable == 0 || reachable >= count {
+        return Err(error);
     }
-    Ok(slice)
+    let slice = region.get_slice(start, reachable)?;
+    match slice.len() == reachable {
+        true => Ok(slice),
+        false => Err(wrong_length(reachable)),
+    }
+}
+
+/// Returns the error for a region that did not return `count` bytes.
+///
+/// A region of another crate may return any length. It must not cause an endless loop, or shift the
+/// slices that follow.
+#[cold]
+#[inline(never)]
+fn wrong_length(count: usize) -> Error {
+    Error::PartialBuffer {
+        expected: count,
+        completed: 0,
+    }
 }
 
 /// Returns whether the `count` bytes at `addr` end past 2^64.
@@ -405,7 +411,8 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> 
         let count = self.left.min(rest_of(region, addr, start));
         let slice = match region.get_slice(start, count) {
             Ok(slice) if slice.len() == count && count != 0 => slice,
-            result => reachable_part(region, start, count, result)?,
+            Ok(_) => return Err(wrong_length(count)),
+            Err(error) => reachable_part(region, start, count, error)?,
         };
         self.left = self.left.saturating_sub(slice.len());
         self.addr = u64::try_from(slice.len())
@@ -463,7 +470,11 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemorySliceIterator<'a, MS<'a, M>>
                 // Usually the end of the memory: `step` returns the error.
                 None => self.step(),
             };
-            let taken = segment.and_then(&mut take);
+            // Not `and_then`, which keeps each slice in memory as a part of a `Result`.
+            let taken = match segment {
+                Ok(slice) => take(slice),
+                Err(error) => Err(error),
+            };
             if taken.is_err() {
                 self.left = 0;
                 return taken;

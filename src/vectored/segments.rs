@@ -2,8 +2,7 @@
 //!
 //! Invariants:
 //!
-//! - The end of a segment is the sum of the lengths up to and including its own.
-//! - `vectors[i]` names the bytes of `segments[i]`.
+//! - `vectors[i]` names the bytes of `slices[i]`, and `len` is the sum of their lengths.
 //! - If the vectors were lent for writing, each segment is marked dirty before it is dropped.
 
 use std::io::ErrorKind;
@@ -23,22 +22,17 @@ use crate::volatile_memory::{self, VolatileSlice};
 /// The number of segments that are stored without an allocation.
 pub(super) const INLINE: usize = 8;
 
-#[derive(Debug)]
-struct Segment<'a, S> {
-    slice: VolatileSlice<'a, S>,
-    /// The offset of the byte after the segment, from the start of the first segment.
-    end: usize,
-}
-
 /// The segments of one or more ranges, in order, each with its slice of the dirty bitmap.
 #[derive(Debug)]
 pub(super) struct Segments<'a, S: BitmapSlice> {
-    segments: SmallVec<[Segment<'a, S>; INLINE]>,
+    slices: SmallVec<[VolatileSlice<'a, S>; INLINE]>,
     /// The same segments, in the kernel's layout.
     vectors: SmallVec<[IoVector; INLINE]>,
+    /// The number of bytes in all segments.
+    len: usize,
     /// The access that the segments were checked for.
     access: Permissions,
-    /// Whether a caller got the vectors, and the pages are not marked since.
+    /// Whether a caller got the vectors for writing, and the pages are not marked since.
     ///
     /// Relaxed accesses suffice. The flag is read by `drop` and by methods that take `&mut self` or
     /// consume the owner. A borrow by another thread has ended by then, and whatever ended it (a
@@ -50,8 +44,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// Makes an empty list, for slices that were checked for `access`.
     pub(super) fn new(access: Permissions) -> Self {
         Segments {
-            segments: SmallVec::new(),
+            slices: SmallVec::new(),
             vectors: SmallVec::new(),
+            len: 0,
             access,
             lent: AtomicBool::new(false),
         }
@@ -65,20 +60,28 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         slices: &mut impl GuestMemorySliceIterator<'a, S>,
         limit: usize,
     ) -> Result<bool> {
-        let mut end = self.len();
-        let mut room = limit.saturating_sub(self.count());
-        let mut stopped = false;
-        let walk = slices.try_for_each_slice(|slice| {
-            let Some(less) = room.checked_sub(1) else {
-                stopped = true;
-                // Ends the walk. The value is not used.
-                return Err(Error::InvalidBackendAddress);
-            };
-            room = less;
-            self.push(slice, &mut end)
+        // At least `INLINE` segments need no allocation.
+        let mut room = limit.min(INLINE).saturating_sub(self.count());
+        // A local variable, which `make_room` does not force into memory.
+        let mut len = self.len;
+        let mut full = false;
+        let result = slices.try_for_each_slice(|slice| {
+            if room == 0 {
+                room = self.make_room(limit)?;
+                if room == 0 {
+                    full = true;
+                    // Ends the walk. The value is not used.
+                    return Err(Error::InvalidBackendAddress);
+                }
+            }
+            room = room.wrapping_sub(1);
+            self.push(slice, &mut len)
         });
-        let result = if stopped { Ok(()) } else { walk };
-        self.add_vectors().and(result).map(|()| !stopped)
+        self.len = len;
+        match result {
+            Err(_) if full => Ok(false),
+            result => result.map(|()| true),
+        }
     }
 
     /// Appends slices up to the end, the first error, or a total of `limit` segments.
@@ -89,57 +92,56 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         slices: &mut impl GuestMemorySliceIterator<'a, S>,
         limit: usize,
     ) -> Result<()> {
-        let mut end = self.len();
-        let mut result = Ok(());
-        while result.is_ok() && self.count() < limit {
+        while self.make_room(limit)? != 0 {
             let Some(slice) = slices.next() else { break };
-            result = slice.and_then(|slice| self.push(slice, &mut end));
+            let mut len = self.len;
+            self.push(slice?, &mut len)?;
+            self.len = len;
         }
-        self.add_vectors().and(result)
+        Ok(())
     }
 
-    /// Appends a segment without its vector. `end` is the number of bytes, before and after that.
+    /// Appends a segment, for which there must be room, and adds its length to `len`. The caller
+    /// stores `len`.
     ///
     /// # Errors
     ///
-    /// Returns an error if the length would overflow, or if there is no memory.
-    #[inline]
-    fn push(&mut self, slice: VolatileSlice<'a, S>, end: &mut usize) -> Result<()> {
-        *end = end
+    /// Returns an error if the length would overflow.
+    #[inline(always)]
+    fn push(&mut self, slice: VolatileSlice<'a, S>, len: &mut usize) -> Result<()> {
+        *len = len
             .checked_add(slice.len())
             .ok_or(Error::GuestAddressOverflow)?;
-        if self.segments.len() == self.segments.capacity() {
-            self.segments.try_reserve(1).map_err(out_of_memory)?;
-        }
-        self.segments.push(Segment { slice, end: *end });
+        self.vectors.push(IoVector::new(&slice));
+        self.slices.push(slice);
         Ok(())
     }
 
-    /// Adds the vectors of the segments that have none.
+    /// Makes room for a segment, unless there are `limit`. Returns the number of segments that can
+    /// be added without an allocation, up to that total.
     ///
     /// # Errors
     ///
-    /// If there is no memory, removes these segments, and returns an error.
-    fn add_vectors(&mut self) -> Result<()> {
-        let before = self.vectors.len();
-        let new = self.segments.get(before..).unwrap_or_default();
-        if let Err(error) = self.vectors.try_reserve(new.len()) {
-            self.segments.truncate(before);
-            return Err(out_of_memory(error));
+    /// Returns an error if there is no memory.
+    #[cold]
+    #[inline(never)]
+    fn make_room(&mut self, limit: usize) -> Result<usize> {
+        if self.count() < limit {
+            self.slices.try_reserve(1).map_err(out_of_memory)?;
+            self.vectors.try_reserve(1).map_err(out_of_memory)?;
         }
-        self.vectors
-            .extend(new.iter().map(|segment| IoVector::new(&segment.slice)));
-        Ok(())
+        let capacity = self.slices.capacity().min(self.vectors.capacity());
+        Ok(capacity.min(limit).saturating_sub(self.count()))
     }
 
     /// Returns the number of bytes.
     pub(super) fn len(&self) -> usize {
-        self.segments.last().map_or(0, |segment| segment.end)
+        self.len
     }
 
     /// Returns the number of segments.
     pub(super) fn count(&self) -> usize {
-        self.segments.len()
+        self.slices.len()
     }
 
     /// Returns the access that the segments were checked for.
@@ -154,7 +156,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
 
     /// Returns the vectors for an access by the kernel or a device.
     pub(super) fn lend(&self) -> &[IoVector] {
-        self.lent.store(true, Ordering::Relaxed);
+        if self.access.has_write() {
+            self.lent.store(true, Ordering::Relaxed);
+        }
         &self.vectors
     }
 
@@ -174,44 +178,45 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
 
     /// Removes the segments after the first `count`, which were never lent.
     pub(super) fn remove_from(&mut self, count: usize) {
-        self.segments.truncate(count);
+        for slice in self.slices.drain(count.min(self.slices.len())..) {
+            self.len = self.len.saturating_sub(slice.len());
+        }
         self.vectors.truncate(count);
     }
 
     /// Keeps the first `at` bytes, and returns the others. Returns `None`, and changes nothing, if
     /// there are fewer than `at` bytes.
     pub(super) fn split_off(&mut self, at: usize) -> Option<Self> {
-        if at > self.len() {
-            return None;
-        }
-        let kept = self.first_after(at);
         let mut rest = Segments::new(self.access);
+        rest.len = self.len.checked_sub(at)?;
         *rest.lent.get_mut() = *self.lent.get_mut();
-        rest.segments.extend(self.segments.drain(kept..));
-        rest.vectors.extend(self.vectors.drain(kept..));
-        for segment in &mut rest.segments {
-            segment.end = segment.end.saturating_sub(at);
-        }
-        if let Some((first, vector)) = rest.segments.first_mut().zip(rest.vectors.first_mut()) {
+        let (first, skipped) = self.position(at);
+        rest.slices.extend(self.slices.drain(first..));
+        rest.vectors.extend(self.vectors.drain(first..));
+        self.len = at;
+        if let Some((slice, vector)) = rest.slices.first_mut().zip(rest.vectors.first_mut()) {
             // The segment that contains `at` may begin before it.
-            let before = first.slice.len().saturating_sub(first.end);
-            if let (1.., Ok((head, tail))) = (before, first.slice.split_at(before)) {
+            if let (1.., Ok((head, tail))) = (skipped, slice.split_at(skipped)) {
                 self.vectors.push(IoVector::new(&head));
-                self.segments.push(Segment {
-                    slice: head,
-                    end: at,
-                });
+                self.slices.push(head);
                 *vector = IoVector::new(&tail);
-                first.slice = tail;
+                *slice = tail;
             }
         }
         Some(rest)
     }
 
-    /// Returns the number of segments that end at or before `offset`.
-    fn first_after(&self, offset: usize) -> usize {
-        self.segments
-            .partition_point(|segment| segment.end <= offset)
+    /// Returns the index of the segment that contains `offset`, and the offset in it. Past the end,
+    /// returns the number of segments and 0.
+    fn position(&self, offset: usize) -> (usize, usize) {
+        let mut skip = offset;
+        for (index, slice) in self.slices.iter().enumerate() {
+            if skip < slice.len() {
+                return (index, skip);
+            }
+            skip = skip.saturating_sub(slice.len());
+        }
+        (self.slices.len(), 0)
     }
 
     /// Returns the `count` bytes from `offset` on, as far as they exist.
@@ -220,24 +225,23 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         offset: usize,
         count: usize,
     ) -> impl Iterator<Item = VolatileSlice<'a, S>> + '_ {
-        let end = offset.saturating_add(count);
-        let segments = self.segments.get(self.first_after(offset)..);
-        segments
-            .unwrap_or_default()
-            .iter()
-            .map_while(move |segment| {
-                let start = offset.max(segment.start());
-                let count = end.min(segment.end).checked_sub(start)?;
-                let skipped = start.saturating_sub(segment.start());
-                segment.slice.subslice(skipped, count).ok()
-            })
-            .filter(|part| !part.is_empty())
+        let (first, mut skip) = self.position(offset);
+        let mut left = count;
+        let slices = self.slices.get(first..).unwrap_or_default();
+        let parts = slices.iter().map_while(move |slice| {
+            let count = left.min(slice.len().saturating_sub(skip));
+            let part = slice.subslice(skip, count).ok().filter(|_| left != 0);
+            skip = 0;
+            left = left.saturating_sub(count);
+            part
+        });
+        parts.filter(|part| !part.is_empty())
     }
 
     /// Marks all bytes as dirty.
     pub(super) fn mark_all(&self) {
-        for segment in &self.segments {
-            segment.slice.bitmap().mark_dirty(0, segment.slice.len());
+        for slice in &self.slices {
+            slice.bitmap().mark_dirty(0, slice.len());
         }
     }
 
@@ -360,7 +364,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     ) -> std::io::Result<usize> {
         debug_assert!(vectors.len() <= MAX_VECTORS);
         loop {
-            // SAFETY: each of `vectors` was made from a slice in `self.segments` or a part of one.
+            // SAFETY: each of `vectors` was made from a slice in `self.slices` or a part of one.
             // The contract of `VolatileSlice::with_bitmap` is that its memory stays mapped for its
             // lifetime `'a`, and that no Rust reference to it exists. `self` is borrowed here, so
             // `'a` has not ended.
@@ -372,17 +376,10 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     }
 }
 
-impl<S: BitmapSlice> Segment<'_, S> {
-    /// Returns the offset of the first byte, from the start of the first segment.
-    fn start(&self) -> usize {
-        self.end.saturating_sub(self.slice.len())
-    }
-}
-
 /// Marks the segments if a caller may have let the kernel or a device write to them.
 impl<S: BitmapSlice> Drop for Segments<'_, S> {
     fn drop(&mut self) {
-        if self.access.has_write() && *self.lent.get_mut() {
+        if *self.lent.get_mut() {
             self.mark_all();
         }
     }
