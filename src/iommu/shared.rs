@@ -277,14 +277,9 @@ impl Iommu for SharedIotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<IotlbSnapshot>, Error> {
-        Iotlb::look(
-            self.snapshot(),
-            iova,
-            length,
-            access,
-            Iotlb::count,
-            |fails| fails.into_error(iova, length, access),
-        )
+        Iotlb::look(self.snapshot(), iova, length, access, true, |fails| {
+            fails.into_error(iova, length, access)
+        })
     }
 
     fn hold_translation(&self) -> Option<TranslationHold> {

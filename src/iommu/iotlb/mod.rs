@@ -76,6 +76,8 @@ pub struct Iotlb {
     waits: Option<Arc<Waits>>,
     /// Present if lookups are counted.
     counters: Option<Arc<LookupCounters>>,
+    /// Whether there are waits or counters, which lookups update.
+    observed: bool,
 }
 
 impl Clone for Iotlb {
@@ -97,6 +99,7 @@ impl Clone for Iotlb {
             evictions,
             waits,
             counters,
+            observed,
         } = source;
         self.mappings.clone_from(mappings);
         self.bound = *bound;
@@ -105,6 +108,7 @@ impl Clone for Iotlb {
         self.evictions = *evictions;
         share(&mut self.waits, waits);
         share(&mut self.counters, counters);
+        self.observed = *observed;
     }
 }
 
@@ -183,6 +187,7 @@ impl Iotlb {
     pub(super) fn set_bound_with(&mut self, bound: Option<NonZeroUsize>, waits: Arc<Waits>) {
         self.bound = bound;
         self.waits = bound.map(|_| waits);
+        self.observed = self.waits.is_some() || self.counters.is_some();
         self.evict(None);
         self.evicted = None;
     }
@@ -231,6 +236,7 @@ impl Iotlb {
     /// Starts counting lookups in `counters`, unless they are counted already.
     pub(super) fn count_in(&mut self, counters: Arc<LookupCounters>) {
         self.counters.get_or_insert(counters);
+        self.observed = true;
     }
 
     /// Returns whether lookups are counted.
@@ -396,7 +402,7 @@ impl Iotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<D>, IotlbFails> {
-        Self::look(tlb, iova, length, access, |_, _| (), |fails| fails)
+        Self::look(tlb, iova, length, access, false, |fails| fails)
     }
 
     /// Translates addresses as [`lookup`](Self::lookup) does, and counts the lookup.
@@ -417,18 +423,24 @@ impl Iotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<D>, IotlbFails> {
-        Self::look(tlb, iova, length, access, Self::count, |fails| fails)
+        Self::look(tlb, iova, length, access, true, |fails| fails)
     }
 
-    /// Counts a lookup.
-    #[inline(always)]
-    pub(super) fn count(&self, hit: bool) {
-        if let Some(counters) = &self.counters {
-            counters.count(hit);
+    /// Records that a lookup found the addresses from `first` to `last`, or failed.
+    ///
+    /// Out of line: the fast path has one instruction to spare.
+    #[cold]
+    #[inline(never)]
+    fn observe(&self, found: Option<Span>, counted: bool) {
+        if let Some(counters) = self.counters.as_ref().filter(|_| counted) {
+            counters.count(found.is_some());
+        }
+        if let (Some(waits), Some(range)) = (&self.waits, found) {
+            waits.found(range);
         }
     }
 
-    /// Translates addresses, passes the outcome to `count`, and a failure to `error`.
+    /// Translates addresses, and passes a failure to `error`. Counts the lookup if `counted`.
     ///
     /// Converting the failure here saves the caller from moving the result once more.
     #[inline(always)]
@@ -437,11 +449,15 @@ impl Iotlb {
         iova: GuestAddress,
         length: usize,
         access: Permissions,
-        count: impl FnOnce(&Self, bool),
+        counted: bool,
         error: impl FnOnce(IotlbFails) -> E,
     ) -> Result<IotlbIterator<D>, E> {
         let Some(last) = last_of(iova.0, length) else {
-            count(&tlb, length == 0);
+            if tlb.observed {
+                // Addresses that are never recorded as a failed lookup.
+                let none = Span { first: 1, last: 0 };
+                tlb.observe((length == 0).then_some(none), counted);
+            }
             if length == 0 {
                 let position = Position::default();
                 return Ok(IotlbIterator::new(tlb, iova, length, position, access));
@@ -452,27 +468,18 @@ impl Iotlb {
         if let Some((position, mapping)) = before {
             let whole = last <= mapping.last && mapping.allows(access);
             if whole || tlb.mappings.cover(position, iova.0, last, access) {
-                count(&tlb, true);
-                if tlb.waits.is_some() {
-                    tlb.found(iova.0, last);
+                if tlb.observed {
+                    let first = iova.0;
+                    tlb.observe(Some(Span { first, last }), counted);
                 }
                 return Ok(IotlbIterator::new(tlb, iova, length, position, access));
             }
         }
         let position = before.map(|(position, _)| position).unwrap_or_default();
-        count(&tlb, false);
-        Err(error(tlb.find_fails(position, iova.0, last, access)))
-    }
-
-    /// Records that a lookup found a range.
-    ///
-    /// Out of line: the fast path of an IOTLB without a bound has no instruction to spare.
-    #[cold]
-    #[inline(never)]
-    fn found(&self, first: u64, last: u64) {
-        if let Some(waits) = &self.waits {
-            waits.found(Span { first, last });
+        if tlb.observed {
+            tlb.observe(None, counted);
         }
+        Err(error(tlb.find_fails(position, iova.0, last, access)))
     }
 
     /// Returns the number of parts that clones share until one of them changes.
