@@ -1,8 +1,9 @@
 //! [`PluggedBlocks`]: the blocks of a mapping that are plugged.
 
 use core::num::NonZeroUsize;
-use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ops::{Deref, Range};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bits::{bit_runs, words_of, WORD_BITS};
 
@@ -23,13 +24,23 @@ use crate::bits::{bit_runs, words_of, WORD_BITS};
 ///
 /// Offsets and sizes are in bytes, from the start of the mapping. Initially no block is plugged.
 ///
+/// All queries are those of [`BlockStates`]. Only the owner of this object changes blocks: a region
+/// hands out its [`BlockStates`].
+///
+/// # Costs
+///
+/// An access costs what its own range costs, however large the region is: one load for every 64
+/// blocks of the range.
+///
 /// # Guarantees of unplugging
 ///
 /// An access that begins after [`unplug`](Self::unplug) has returned does not reach the block. This
 /// holds for every thread that synchronises with that return, by any means.
 ///
 /// An access that began earlier keeps its slice until it is over. It may populate pages that were
-/// discarded in the meantime. Wait for the devices, or discard the block again.
+/// discarded in the meantime. Wait for the devices, or discard the block again. If the block is
+/// made inaccessible in the meantime (`mprotect(2)`), the access raises SIGSEGV: it returns an
+/// error only if the [fault handler](crate::fault::is_installed) is installed.
 ///
 /// # Examples
 ///
@@ -60,11 +71,56 @@ use crate::bits::{bit_runs, words_of, WORD_BITS};
 #[doc(alias = "memory resize")]
 #[derive(Debug)]
 pub struct PluggedBlocks {
+    states: BlockStates,
+    /// Held by the thread that changes blocks.
+    changes: Mutex<()>,
+}
+
+/// The states of the blocks of a mapping, which its [`PluggedBlocks`] change.
+///
+/// # Examples
+///
+/// ```
+/// use std::num::NonZeroUsize;
+/// use std::sync::Arc;
+/// use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
+///
+/// let blocks = Arc::new(PluggedBlocks::new(0x8000, NonZeroUsize::new(0x2000).unwrap())?);
+/// let mapping = MmapRegionBuilder::<()>::new(0x8000)
+///     .with_plugged_blocks(Arc::clone(&blocks))
+///     .build()?;
+/// blocks.plug(0x2000, 0x2000)?;
+/// let states = mapping.plugged_blocks().unwrap();
+/// assert!(states.is_plugged(0x2000, 0x2000) && !states.is_plugged(0, 1));
+/// assert_eq!(states.plugged_bytes(), 0x2000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct BlockStates {
     /// One bit per block.
     words: Box<[AtomicU64]>,
+    /// A lower bound of the number of plugged blocks, exact while no thread changes blocks.
+    ///
+    /// `plug` sets bits first, `unplug` reduces the number first, and one thread at a time does
+    /// either. So all bits were set at a moment at which this was the number of blocks.
+    plugged: AtomicUsize,
     size: usize,
     /// The size of a block is `1 << shift`.
     shift: u32,
+}
+
+impl Deref for PluggedBlocks {
+    type Target = BlockStates;
+
+    fn deref(&self) -> &BlockStates {
+        &self.states
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The number of words that this thread has visited.
+    static VISITS: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
 }
 
 /// An error of a size or a range that does not consist of blocks.
@@ -134,21 +190,21 @@ impl PluggedBlocks {
         };
         words.try_reserve_exact(count).map_err(no_memory)?;
         words.resize_with(count, AtomicU64::default);
-        Ok(Self {
+        let states = BlockStates {
             words: words.into_boxed_slice(),
+            plugged: AtomicUsize::new(0),
             size,
             shift: block_size.trailing_zeros(),
+        };
+        Ok(Self {
+            states,
+            changes: Mutex::new(()),
         })
     }
 
-    /// Returns the size of the mapping in bytes.
-    pub fn size(&self) -> usize {
-        self.size
-    }
-
-    /// Returns the size of a block in bytes.
-    pub fn block_size(&self) -> usize {
-        1 << self.shift
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        // The lock protects no data that a panic could leave inconsistent.
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Plugs the blocks of the `count` bytes at `offset`: accesses can reach them.
@@ -163,11 +219,17 @@ impl PluggedBlocks {
     /// After an error, no block has changed.
     pub fn plug(&self, offset: usize, count: usize) -> Result<(), PluggedBlocksError> {
         self.check_blocks(offset, count)?;
+        let _changes = self.lock();
+        let mut more = 0usize;
         for (word, mask) in self.words_in(offset, count) {
             // Release: a thread that finds the bit by an acquire load (`plugged_from`) also sees
             // the writes that made the block ready.
-            word.fetch_or(mask, Ordering::Release);
+            let before = word.fetch_or(mask, Ordering::Release);
+            more = more.saturating_add(ones(mask & !before));
         }
+        // Release: a thread that finds this number by an acquire load (`is_whole`) also sees those
+        // writes. Wraps never: each bit is counted once.
+        self.states.plugged.fetch_add(more, Ordering::Release);
         Ok(())
     }
 
@@ -183,10 +245,44 @@ impl PluggedBlocks {
     /// After an error, no block has changed.
     pub fn unplug(&self, offset: usize, count: usize) -> Result<(), PluggedBlocksError> {
         self.check_blocks(offset, count)?;
+        let _changes = self.lock();
+        let plugged = self
+            .words_in(offset, count)
+            .fold(0usize, |sum, (word, mask)| {
+                // Relaxed: only the holder of the lock changes bits.
+                sum.saturating_add(ones(word.load(Ordering::Relaxed) & mask))
+            });
+        // Before the bits: see `BlockStates::plugged`. Relaxed: an access that begins after this
+        // function has returned sees the number and the bits, whatever their order.
+        self.states.plugged.fetch_sub(plugged, Ordering::Relaxed);
         for (word, mask) in self.words_in(offset, count) {
             word.fetch_and(!mask, Ordering::Release);
         }
         Ok(())
+    }
+}
+
+/// Returns the number of bits that are set.
+fn ones(bits: u64) -> usize {
+    usize::try_from(bits.count_ones()).unwrap_or(0)
+}
+
+impl BlockStates {
+    /// Returns the size of the mapping in bytes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Returns the size of a block in bytes.
+    pub fn block_size(&self) -> usize {
+        1 << self.shift
+    }
+
+    /// Returns whether all blocks are plugged, at a cost that does not depend on their number.
+    ///
+    /// Returns `false` while the last of them is being plugged.
+    pub fn is_whole(&self) -> bool {
+        self.plugged.load(Ordering::Acquire) == self.blocks_of(0, self.size).len()
     }
 
     /// Returns whether all of the `count` bytes at `offset` are in plugged blocks.
@@ -194,7 +290,8 @@ impl PluggedBlocks {
     /// Returns `false` for bytes past the mapping. A range of 0 bytes inside it is plugged.
     pub fn is_plugged(&self, offset: usize, count: usize) -> bool {
         let plugged = |(word, mask): (&AtomicU64, u64)| word.load(Ordering::Acquire) & mask == mask;
-        self.is_inside(offset, count) && self.words_in(offset, count).all(plugged)
+        self.is_inside(offset, count)
+            && (self.is_whole() || self.words_in(offset, count).all(plugged))
     }
 
     /// Returns whether none of the `count` bytes at `offset` is in a plugged block.
@@ -206,11 +303,13 @@ impl PluggedBlocks {
     /// Returns the number of bytes, out of the `count` at `offset`, before the first byte that is
     /// not in a plugged block.
     pub fn plugged_from(&self, offset: usize, count: usize) -> usize {
-        let gap = words_of(self.blocks_of(offset, count)).find_map(|(number, mask)| {
-            let missing = mask & !self.words.get(number)?.load(Ordering::Acquire);
-            let bit = usize::try_from(missing.trailing_zeros()).ok()?;
-            (missing != 0).then(|| number.saturating_mul(WORD_BITS).saturating_add(bit))
-        });
+        let gap = self
+            .numbered_words_in(offset, count)
+            .find_map(|(number, word, mask)| {
+                let missing = mask & !word.load(Ordering::Acquire);
+                let bit = usize::try_from(missing.trailing_zeros()).ok()?;
+                (missing != 0).then(|| number.saturating_mul(WORD_BITS).saturating_add(bit))
+            });
         let end = match gap {
             // The range may begin inside the first block.
             Some(block) => block.saturating_mul(self.block_size()).max(offset),
@@ -219,10 +318,23 @@ impl PluggedBlocks {
         end.saturating_sub(offset)
     }
 
-    /// Returns the number of bytes in plugged blocks.
+    /// Returns the number of bytes in plugged blocks, at a cost that does not depend on their
+    /// number.
+    ///
+    /// A change by another thread may or may not be included.
     pub fn plugged_bytes(&self) -> usize {
-        self.runs()
-            .fold(0, |sum, (_, length)| sum.saturating_add(length))
+        let blocks = self.plugged.load(Ordering::Acquire);
+        // The last block may be shorter.
+        let last = self.size.saturating_sub(1);
+        let end = self.blocks_of(0, self.size).end;
+        let lacks = end
+            .saturating_mul(self.block_size())
+            .saturating_sub(self.size);
+        let bytes = blocks.saturating_mul(self.block_size());
+        match self.size != 0 && self.is_plugged(last, 1) {
+            true => bytes.saturating_sub(lacks),
+            false => bytes,
+        }
     }
 
     /// Returns the plugged ranges as offsets and lengths in bytes, ascending. Adjacent blocks are
@@ -255,11 +367,9 @@ impl PluggedBlocks {
         count: usize,
     ) -> impl Iterator<Item = (usize, usize)> + '_ {
         let end = offset.saturating_add(count).min(self.size);
-        let words = words_of(self.blocks_of(offset, count));
-        let plugged = words.filter_map(|(number, mask)| {
-            let bits = self.words.get(number)?.load(Ordering::Acquire);
-            Some((number, bits & mask))
-        });
+        let words = self.numbered_words_in(offset, count);
+        let plugged =
+            words.map(|(number, word, mask)| (number, word.load(Ordering::Acquire) & mask));
         bit_runs(plugged).map(move |run| {
             // The range may contain only parts of its first and last block.
             let byte = |block: usize| block.saturating_mul(self.block_size());
@@ -311,8 +421,21 @@ impl PluggedBlocks {
 
     /// Returns the words of those blocks, each with a mask of their bits.
     fn words_in(&self, offset: usize, count: usize) -> impl Iterator<Item = (&AtomicU64, u64)> {
-        let words = words_of(self.blocks_of(offset, count));
-        words.filter_map(|(number, mask)| Some((self.words.get(number)?, mask)))
+        let words = self.numbered_words_in(offset, count);
+        words.map(|(_, word, mask)| (word, mask))
+    }
+
+    /// Returns the words of those blocks, each with its number and a mask of their bits.
+    fn numbered_words_in(
+        &self,
+        offset: usize,
+        count: usize,
+    ) -> impl Iterator<Item = (usize, &AtomicU64, u64)> {
+        words_of(self.blocks_of(offset, count)).filter_map(|(number, mask)| {
+            #[cfg(test)]
+            VISITS.set(VISITS.get().wrapping_add(1));
+            Some((number, self.words.get(number)?, mask))
+        })
     }
 }
 
@@ -355,6 +478,85 @@ mod tests {
         blocks.plug(0x1000, 0x800).unwrap();
         assert_eq!(blocks.runs().collect::<Vec<_>>(), [(0x1000, 0x800)]);
         assert_eq!(blocks.plugged_from(0x1001, usize::MAX), 0x7ff);
+    }
+
+    /// Returns the number of words that were visited meanwhile.
+    fn visits(access: impl FnOnce()) -> usize {
+        let before = VISITS.get();
+        access();
+        VISITS.get() - before
+    }
+
+    #[test]
+    fn access_visits_only_words_of_its_own_range() {
+        use crate::bytes::Bytes;
+        use crate::guest_memory::MemoryRegionAddress;
+        use crate::mmap::{GuestRegionMmap, MmapRegionBuilder};
+        use crate::region::GuestMemoryRegion;
+        use crate::volatile_memory::VolatileMemory;
+        use crate::GuestAddress;
+
+        let (size, block) = (1 << 30, 0x1000);
+        let states = std::sync::Arc::new(blocks(size, block));
+        let mapping = MmapRegionBuilder::<()>::new(size)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+            .with_plugged_blocks(states.clone())
+            .build()
+            .unwrap();
+        let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+        let at = MemoryRegionAddress(size as u64 / 2);
+        // All blocks are plugged, then one is missing at either end.
+        for missing in [None, Some(size - block), Some(0)] {
+            states.plug(0, size).unwrap();
+            if let Some(offset) = missing {
+                states.unplug(offset, block).unwrap();
+            }
+            let count = visits(|| {
+                region.write_obj(7u64, at).unwrap();
+                assert_eq!(region.read_obj::<u64>(at).unwrap(), 7);
+                region.write(&[1; 64], at).unwrap();
+                assert_eq!(region.get_slice(at, 8).unwrap().len(), 8);
+                assert_eq!(region.reachable_bytes(at, 0x2000), 0x2000);
+                assert_eq!(region.as_volatile_slice().is_ok(), missing.is_none());
+                assert_eq!(region.is_fully_reachable(), missing.is_none());
+                let mapping = region.get_mmap();
+                assert_eq!(mapping.as_volatile_slice().len() == size, missing.is_none());
+                assert!(mapping.get_ref::<u64>(size / 2).is_ok());
+            });
+            assert!(count < 20, "{count} words for missing {missing:?}");
+            let count = visits(|| {
+                assert!(states.plugged_bytes() >= size - block);
+                assert!(states.is_plugged(size / 2, 0x2000));
+                assert!(!states.is_unplugged(size / 2, 1));
+                assert_eq!(states.runs_in(size / 2, 8).next(), Some((size / 2, 8)));
+            });
+            assert!(count < 8, "{count} words");
+        }
+    }
+
+    /// The number of plugged blocks stays exact, whatever the order of changes.
+    #[test]
+    fn plug_and_unplug_from_two_threads_keep_the_count() {
+        let shared = blocks(0x40_0800, 0x1000);
+        std::thread::scope(|scope| {
+            for thread in 0..2 {
+                let shared = &shared;
+                scope.spawn(move || {
+                    for round in 0..500 {
+                        let offset = (round * 7 + thread * 13) % 0x100 * 0x1000;
+                        shared.plug(offset, 0x10_0000).unwrap();
+                        shared.unplug(offset + 0x2000, 0x8000).unwrap();
+                        shared.plug(0x40_0000, 0x800).unwrap();
+                    }
+                });
+            }
+        });
+        let sum: usize = shared.runs().map(|(_, length)| length).sum();
+        assert_eq!(shared.plugged_bytes(), sum);
+        assert!(!shared.is_whole());
+        shared.plug(0, 0x40_0800).unwrap();
+        assert!(shared.is_whole() && shared.is_plugged(0, 0x40_0800));
+        assert_eq!(shared.plugged_bytes(), 0x40_0800);
     }
 
     proptest! {

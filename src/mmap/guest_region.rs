@@ -164,6 +164,10 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
         }
     }
 
+    fn is_fully_reachable(&self) -> bool {
+        self.mapping.is_fully_plugged()
+    }
+
     fn reachable_bytes(&self, addr: MemoryRegionAddress, count: usize) -> usize {
         match (
             self.mapping.plugged_blocks(),

@@ -70,7 +70,7 @@ mod unix;
 #[cfg(test)]
 mod tests;
 
-pub use blocks::{PluggedBlocks, PluggedBlocksError};
+pub use blocks::{BlockStates, PluggedBlocks, PluggedBlocksError};
 pub use guest_region::GuestRegionMmap;
 pub use unix::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 

@@ -242,6 +242,15 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
         count
     }
 
+    /// Returns whether all bytes of the region are accessible.
+    ///
+    /// The provided method asks [`reachable_bytes`](Self::reachable_bytes) for the whole region.
+    /// Each access by offset may ask, so a large region should know it without a search.
+    fn is_fully_reachable(&self) -> bool {
+        let len = to_usize(self.len());
+        self.reachable_bytes(MemoryRegionAddress(0), len) == len
+    }
+
     /// Returns the first accessible bytes among the `count` bytes at `addr`, as offsets from
     /// `addr`. The range is empty if none is accessible.
     ///

@@ -5,7 +5,6 @@ use core::sync::atomic::Ordering;
 use super::{GuestMemoryRegion, GuestMemoryRegionBytes};
 use crate::bitmap::BS;
 use crate::bytes::Bytes;
-use crate::convert::to_usize;
 use crate::guest_memory::{Error, MemoryRegionAddress, Permissions, Result};
 use crate::io::{ReadVolatile, WriteVolatile};
 use crate::value::{AtomicAccess, ByteValued};
@@ -49,12 +48,11 @@ fn slice_of_part<R: GuestMemoryRegion>(
 ) -> Result<(VolatileSlice<'_, BS<'_, R::B>>, usize)> {
     // Another thread may have plugged the missing block since. The whole region is tried again, and
     // `error` is returned only if the region was accessible both before and after that.
-    let len = to_usize(region.len());
-    if region.reachable_bytes(MemoryRegionAddress(0), len) == len {
+    if region.is_fully_reachable() {
         if let Ok(whole) = region.as_volatile_slice() {
             return Ok((whole, index(addr)?));
         }
-        if region.reachable_bytes(MemoryRegionAddress(0), len) == len {
+        if region.is_fully_reachable() {
             return Err(error);
         }
     }

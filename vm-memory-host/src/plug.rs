@@ -74,7 +74,8 @@ where
 
 /// Makes the blocks of a range inaccessible, and discards their pages.
 ///
-/// Accesses that begin after the call do not reach the blocks; [`PluggedBlocks`] describes accesses
+/// Accesses that begin after the call do not reach the blocks;
+/// [`PluggedBlocks`](vm_memory::mmap::PluggedBlocks) describes accesses
 /// in progress. Those that meet a protected block or lack a page return an error, because the build
 /// requires [`vm_memory::fault::install`] for such regions.
 ///

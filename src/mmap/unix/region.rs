@@ -10,7 +10,7 @@ use super::owner::Owner;
 use super::{HostRange, MmapRegionBuilder, Result};
 use crate::bitmap::{Bitmap, NewBitmap, BS};
 use crate::guest_memory::FileOffset;
-use crate::mmap::PluggedBlocks;
+use crate::mmap::{BlockStates, PluggedBlocks};
 use crate::volatile_memory::{self, VolatileMemory, VolatileSlice};
 
 /// A mapping of this process, with a bitmap that marks the pages written.
@@ -241,9 +241,18 @@ impl<B: Bitmap> MmapRegion<B> {
         self.owner.as_ref()?.get()
     }
 
-    /// Returns the blocks that decide which bytes are accessible, if the region has them.
-    pub fn plugged_blocks(&self) -> Option<&Arc<PluggedBlocks>> {
-        self.blocks.as_ref()
+    /// Returns the states of the blocks that decide which bytes are accessible, if the region has
+    /// blocks.
+    pub fn plugged_blocks(&self) -> Option<&BlockStates> {
+        self.blocks.as_deref().map(|blocks| &**blocks)
+    }
+
+    /// Returns whether all bytes are in plugged blocks, or the region has no blocks.
+    ///
+    /// The cost does not depend on the number of blocks.
+    pub(in crate::mmap) fn is_fully_plugged(&self) -> bool {
+        let blocks = self.blocks.as_ref();
+        blocks.is_none_or(|blocks| blocks.is_whole() && blocks.size() >= self.size())
     }
 
     /// Returns the `count` bytes at `offset`, if they are all in plugged blocks.
@@ -257,7 +266,12 @@ impl<B: Bitmap> MmapRegion<B> {
         count: usize,
     ) -> Option<VolatileSlice<'_, BS<'_, B>>> {
         let blocks = self.blocks.as_ref()?;
-        if !blocks.is_plugged(offset, count) {
+        // Each access by offset asks for the whole region, which must not search it.
+        let is_plugged = match (offset, count) == (0, self.size()) {
+            true => self.is_fully_plugged(),
+            false => blocks.is_plugged(offset, count),
+        };
+        if !is_plugged {
             return None;
         }
         let host = self.host_range().opened();

@@ -66,15 +66,14 @@ impl HostMapping {
         if let Some((file, offset)) = &self.backing.file {
             builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), *offset));
         }
-        if let Some(blocks) = self.plugged_blocks() {
+        if let Some((_, blocks)) = &self.blocks {
             builder = builder.with_plugged_blocks(Arc::clone(blocks));
         }
         // SAFETY: the contract of `with_raw_mmap_pointer`, clause by clause.
         // 1. Size and protection: the region has the length of `mapped`, which is readable and
         //    writable (invariant of `Mapped`), except for blocks that `protect` has made
-        //    inaccessible. `plug` and `unplug` keep those unplugged in the region's record, so
-        //    accesses fail. If other code records one as plugged, an access raises SIGSEGV, which
-        //    the contract of `VolatileSlice::with_bitmap` allows.
+        //    inaccessible. `plug` and `unplug` keep those unplugged in the region's record, which
+        //    nothing else can change: only this crate has the `PluggedBlocks` in `blocks`.
         // 2. In place until the region and its slices are gone: the region keeps an `Arc` of
         //    `self`, which owns `mapped`. Only the drop of `mapped` unmaps it. While that `Arc`
         //    exists, nothing gets `&mut HostMapping`, so `mapped` cannot be moved out or replaced.

@@ -26,7 +26,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use vm_memory::mmap::PluggedBlocks;
+use vm_memory::mmap::{BlockStates, PluggedBlocks};
 use vm_memory::GuestAddress;
 
 use crate::backing::OpenedBacking;
@@ -139,10 +139,9 @@ impl HostMapping {
 
     /// Returns the record of plugged blocks, or `None` if the region has no blocks.
     ///
-    /// Only [`plug`](crate::plug()) and [`unplug`](crate::unplug()) should change it. An access to
-    /// a [protected](crate::Unplugged::Protected) block that is recorded as plugged raises SIGSEGV.
-    pub fn plugged_blocks(&self) -> Option<&Arc<PluggedBlocks>> {
-        self.blocks.as_ref().map(|(_, blocks)| blocks)
+    /// Only [`plug`](crate::plug()) and [`unplug`](crate::unplug()) change it.
+    pub fn plugged_blocks(&self) -> Option<&BlockStates> {
+        self.blocks.as_ref().map(|(_, blocks)| &***blocks)
     }
 
     pub(crate) fn mapped(&self) -> &Mapped {
@@ -290,7 +289,7 @@ fn node_mask(policy: &NumaPolicy) -> Option<(NodePolicy, Vec<u64>)> {
 
 /// Returns the unplugged runs of a range, as offset and length.
 pub(crate) fn unplugged_runs(
-    record: &PluggedBlocks,
+    record: &BlockStates,
     offset: usize,
     len: usize,
 ) -> Vec<(usize, usize)> {

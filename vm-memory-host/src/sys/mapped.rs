@@ -258,9 +258,8 @@ impl Mapped {
         };
         // SAFETY: `part` has checked that the range belongs to this mapping, which stays mapped.
         // Callers unplug a range in `PluggedBlocks` before they make it inaccessible, so vm-memory
-        // begins no access to it. An access in progress, or one to a block that other code has
-        // recorded as plugged, raises SIGSEGV: the contract of `VolatileSlice::with_bitmap` allows
-        // a protection that refuses accesses.
+        // begins no access to it. An access in progress raises SIGSEGV: the contract of
+        // `VolatileSlice::with_bitmap` allows a protection that refuses accesses.
         check(unsafe { libc::mprotect(addr.cast(), len, protection) })
     }
 
