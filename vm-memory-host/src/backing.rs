@@ -25,6 +25,8 @@ pub(crate) struct OpenedBacking {
     pub(crate) page_size: u64,
     /// Whether the file is on a mounted tmpfs, which has its own size limit and settings.
     pub(crate) own_tmpfs: bool,
+    /// The number of bytes for which the file of this backing has pages or disk blocks.
+    pub(crate) present: u64,
     /// Whether file space is allocated for all of the region, or for all its plugged blocks.
     pub(crate) allocated: bool,
 }
@@ -33,6 +35,17 @@ impl OpenedBacking {
     /// Returns whether other mappings of the file see what is written.
     pub(crate) fn is_shared(&self) -> bool {
         self.file.is_some() && self.sharing == Sharing::Shared
+    }
+
+    /// Returns the least number of bytes that must be allocated for `size` bytes of the file.
+    ///
+    /// Pages of the file that are outside of the region count as if they were inside.
+    pub(crate) fn missing(&self, size: u64) -> u64 {
+        let is_in_memory = matches!(self.kind, BackingKind::Memfd | BackingKind::Hugetlb);
+        match is_in_memory && self.is_shared() {
+            true => size.saturating_sub(self.present),
+            false => size,
+        }
     }
 }
 
@@ -108,6 +121,7 @@ pub(crate) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
             identity: None,
             page_size: sys::page_size_u64(),
             own_tmpfs: false,
+            present: 0,
             allocated: false,
         },
         Backing::Memfd => create_memfd(region, None)?,
@@ -143,9 +157,14 @@ fn create_memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, Bui
     let name = region.options.name.as_deref().unwrap_or("guest-ram");
     let refused = |source: io::Error| {
         let advice = match source.raw_os_error() {
-            Some(libc::EFBIG) => "raise the file size limit (ulimit -f)",
+            Some(libc::EFBIG)
+                if sys::file_size_limit().is_some_and(|limit| region.size > limit) =>
+            {
+                "raise the file size limit (ulimit -f)"
+            }
             Some(libc::EMFILE) => "raise the limit of open files (ulimit -n)",
-            _ => "free memory and descriptors, or use Backing::Anonymous",
+            Some(libc::ENFILE) => "raise the system's limit of open files (fs.file-max)",
+            _ => "use Backing::Anonymous if no other process must map it",
         };
         BuildError::system(region.span(), "create its memfd", source, advice)
     };
@@ -168,11 +187,12 @@ fn create_memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, Bui
         identity: None,
         page_size: huge.unwrap_or_else(sys::page_size_u64),
         own_tmpfs: false,
+        present: 0,
         allocated: false,
     })
 }
 
-/// Checks the file of a region, and allocates its space unless the region may be sparse.
+/// Checks the file of a region.
 fn open_file(
     region: &Region,
     file: &Arc<File>,
@@ -205,10 +225,6 @@ fn open_file(
     // On a tmpfs, even a read of a hole allocates a page, so private mappings count, too.
     let allocated =
         !region.options.sparse && (own_tmpfs || (on_disk && sharing == Sharing::Shared));
-    // Blocks take their space when they are plugged.
-    if allocated && region.blocks.is_none() {
-        allocate(region, file, offset)?;
-    }
     Ok(OpenedBacking {
         kind,
         file: Some((Arc::clone(file), offset)),
@@ -216,6 +232,10 @@ fn open_file(
         identity: identity(&metadata),
         page_size,
         own_tmpfs,
+        present: match file_type.is_file() {
+            true => metadata.blocks().saturating_mul(512),
+            false => 0,
+        },
         allocated,
     })
 }
@@ -315,9 +335,14 @@ fn block_device_length(mut device: &File) -> io::Result<u64> {
     Ok(end)
 }
 
-/// Allocates file space for all of a region.
-fn allocate(region: &Region, file: &File, offset: u64) -> Result<(), BuildError> {
-    let allocated = match sys::allocate_range(file, offset, region.size) {
+/// Allocates file space for all of a region, unless it may be sparse.
+pub(crate) fn allocate(region: &Region, backing: &OpenedBacking) -> Result<(), BuildError> {
+    // Blocks take their space when they are plugged.
+    let (Some((file, offset)), true, None) = (&backing.file, backing.allocated, region.blocks)
+    else {
+        return Ok(());
+    };
+    let allocated = match sys::allocate_range(file, *offset, region.size) {
         // A file without holes need not be open for writing.
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => has_no_holes(file, error),
         result => result,
@@ -325,8 +350,13 @@ fn allocate(region: &Region, file: &File, offset: u64) -> Result<(), BuildError>
     allocated.map_err(|source| {
         let advice = match source.raw_os_error() {
             Some(libc::EBADF) => "open it for writing or allow holes (Region::sparse)",
-            Some(libc::EFBIG) => "raise the file size limit (ulimit -f)",
-            _ => "free space on its file system or allow holes (Region::sparse)",
+            Some(libc::ENOSPC) => "free space on its file system or allow holes (Region::sparse)",
+            Some(libc::EDQUOT) => "raise the disk quota or allow holes (Region::sparse)",
+            Some(libc::EOPNOTSUPP) => {
+                "its file system cannot allocate space; allow holes (Region::sparse)"
+            }
+            Some(libc::EPERM) => "the file is sealed against writing; use Backing::private_file",
+            _ => "use another file or allow holes (Region::sparse)",
         };
         BuildError::system(region.span(), "allocate space for its file", source, advice)
     })

@@ -7,6 +7,7 @@ use std::io;
 use vm_memory::mmap::{MmapRegionError, PluggedBlocksError};
 use vm_memory::GuestRegionCollectionError;
 
+use crate::control_groups::GroupLimit;
 use crate::region::Span;
 
 /// An error of [`MemoryBuilder::build`](crate::MemoryBuilder::build).
@@ -144,9 +145,22 @@ pub enum BuildError {
         wanted: u64,
         /// The number of available bytes.
         ///
-        /// This is the sum of `MemAvailable` and `SwapFree` (proc_meminfo(5)), or the lowest limit
-        /// of the process's control groups if that is less.
+        /// This is the sum of `MemAvailable` and `SwapFree` (proc_meminfo(5)).
         available: u64,
+    },
+    /// A control group of this process leaves too little memory, or too few huge pages.
+    #[error(
+        "region {region}: {}{wanted:#x} bytes are required, but {limit}; \
+        raise the limit or use less memory",
+        with_others(*.wanted > .region.size)
+    )]
+    ControlGroup {
+        /// The region.
+        region: Span,
+        /// The number of bytes that this and the other regions of the build need.
+        wanted: u64,
+        /// The limit.
+        limit: GroupLimit,
     },
     /// The host has no huge pages of the requested size.
     #[error(
@@ -215,6 +229,19 @@ pub enum BuildError {
         node: u32,
         /// The nodes that have memory.
         available: Vec<u32>,
+    },
+    /// The process may not use the memory of a NUMA node.
+    #[error(
+        "region {region}: the cpuset of this process does not allow memory of NUMA node {node}; \
+        use one of the nodes {allowed:?}, or change the cpuset"
+    )]
+    NodeNotAllowed {
+        /// The region.
+        region: Span,
+        /// The node.
+        node: u32,
+        /// The nodes that the process may use.
+        allowed: Vec<u32>,
     },
     /// A NUMA policy lists a node twice.
     #[error("region {region}: the NUMA policy lists node {node} twice; list each node once")]
@@ -401,6 +428,19 @@ pub enum PrefaultError {
         /// The number of available bytes, computed as in [`BuildError::Memory`].
         available: u64,
     },
+    /// A control group of this process leaves too little memory, or too few huge pages.
+    #[error(
+        "prefault needs {wanted:#x} bytes, but {limit}; {done:#x} bytes were populated; \
+        raise the limit, use less memory or do not prefault"
+    )]
+    ControlGroup {
+        /// The number of bytes to populate.
+        wanted: u64,
+        /// The limit.
+        limit: GroupLimit,
+        /// The number of bytes that were populated before.
+        done: u64,
+    },
     /// The system refused to populate a range.
     #[error(
         "region {region}: cannot populate {len:#x} bytes at {start:#x}, after {done:#x} of \
@@ -529,6 +569,27 @@ pub enum ChangeError {
         done: u64,
         /// The error of the system.
         source: io::Error,
+    },
+    /// A control group of this process leaves too little memory, or too few huge pages, for a
+    /// block, which was not plugged.
+    #[error(
+        "region {region}: cannot plug {len:#x} bytes at {start:#x}: {wanted:#x} bytes are \
+        required, but {limit}; raise the limit or plug fewer blocks; \
+        {done:#x} bytes were plugged before"
+    )]
+    ControlGroup {
+        /// The region.
+        region: Span,
+        /// The guest physical address of the range's part in the region.
+        start: u64,
+        /// The length of that part in bytes.
+        len: u64,
+        /// The number of bytes that its unplugged blocks need.
+        wanted: u64,
+        /// The limit.
+        limit: GroupLimit,
+        /// The number of bytes at the start of the range that were plugged.
+        done: u64,
     },
     /// The system refused a call. The part of the range before `start` was changed.
     #[error(

@@ -129,8 +129,10 @@
 //! ```text
 //! sys                   system calls: reservations, mapped memory, files
 //! region                Region, Backing, Options: the request
-//! error                 the error types
 //! resources             huge page pools, NUMA nodes, available memory
+//! control_groups        limits of control groups
+//! limits                the limit that a refused call has met
+//! error                 the error types
 //! vma                   a limit on the VMAs that guests create
 //! backing               backing files, created or checked
 //! mapping               HostMapping, and the vm-memory region over it
@@ -164,9 +166,11 @@
 mod backing;
 mod builder;
 mod content;
+mod control_groups;
 mod description;
 mod discard;
 mod error;
+mod limits;
 mod mapping;
 mod plug;
 mod prefault;
@@ -182,6 +186,7 @@ mod vma;
 
 pub use builder::MemoryBuilder;
 pub use content::{content, Content};
+pub use control_groups::GroupLimit;
 pub use description::{
     describe, BackingDescription, BlocksDescription, Description, DescriptionError,
     RegionDescription,

@@ -11,6 +11,7 @@ use std::io;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
+use crate::control_groups::GroupLimit;
 use crate::discard::free_pages;
 use crate::error::ChangeError;
 use crate::mapping::{bytes, parts, span_of, unplugged_runs, HostMapping, Part};
@@ -55,7 +56,8 @@ use crate::sys::{self, Advice};
 /// - does not consist of whole blocks, or
 /// - touches a region without blocks, or one that this crate did not build.
 ///
-/// Returns [`ChangeError::NoPages`] if the pool has too few huge pages, and
+/// Returns [`ChangeError::NoPages`] if the pool has too few huge pages,
+/// [`ChangeError::ControlGroup`] if a control group allows too few of them, and
 /// [`ChangeError::System`] if the system refuses a call. Blocks of earlier regions stay plugged;
 /// blocks of the failing region stay as before.
 #[doc(alias = "virtio-mem")]
@@ -66,6 +68,7 @@ where
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
 {
     for part in parts(memory, addr, len, block_size)? {
+        check_groups(&part)?;
         let plugged = plug_part(part.mapping, part.offset, part.len);
         plugged.map_err(|source| not_plugged(&part, source))?;
     }
@@ -213,23 +216,53 @@ fn withdraw(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -
     free_pages(mapping, offset, len).and(protected)
 }
 
+/// Returns the number of bytes of a part that are in unplugged blocks.
+fn unplugged_bytes<B: Bitmap>(part: &Part<'_, B>) -> u64 {
+    let record = part.mapping.plugged_blocks();
+    let unplugged = record.map(|record| unplugged_runs(record, part.offset, part.len));
+    let lengths = unplugged.into_iter().flatten().map(|(_, len)| bytes(len));
+    lengths.fold(0, u64::saturating_add)
+}
+
+/// Checks that the control groups of this process leave memory that a plug must allocate.
+///
+/// The kernel ends a process that exceeds such a limit. Huge pages above their limit are refused.
+fn check_groups<B: Bitmap>(part: &Part<'_, B>) -> Result<(), ChangeError> {
+    if !part.mapping.backing.own_tmpfs || !part.mapping.backing.allocated {
+        return Ok(());
+    }
+    let wanted = unplugged_bytes(part);
+    match HostResources::current().memory_limit() {
+        Some(limit) if limit.available < wanted => Err(over_limit(part, wanted, limit)),
+        _ => Ok(()),
+    }
+}
+
+fn over_limit<B: Bitmap>(part: &Part<'_, B>, wanted: u64, limit: GroupLimit) -> ChangeError {
+    ChangeError::ControlGroup {
+        region: span_of(part.region),
+        start: part.start(),
+        len: bytes(part.len),
+        wanted,
+        limit,
+        done: part.before,
+    }
+}
+
 /// Returns the error for a part that was not plugged.
 fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError {
     let may_lack_pages = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
     if part.mapping.kind() != BackingKind::Hugetlb || !may_lack_pages {
         return part.refused("plug", source);
     }
-    let page_size = part.mapping.page_size();
-    let record = part.mapping.plugged_blocks();
-    let unplugged = record.map(|record| unplugged_runs(record, part.offset, part.len));
-    let wanted = unplugged
-        .into_iter()
-        .flatten()
-        .fold(0u64, |sum, (_, len)| sum.saturating_add(bytes(len)));
+    let (page_size, wanted) = (part.mapping.page_size(), unplugged_bytes(part));
+    let host = HostResources::current();
+    match host.huge_page_limit(page_size, false) {
+        Some(limit) if limit.available < wanted => return over_limit(part, wanted, limit),
+        _ => {}
+    }
     let wanted = wanted.checked_div(page_size).unwrap_or(0);
-    let pools = HostResources::current().pools();
-    let pool = pools.into_iter().find(|pool| pool.page_size == page_size);
-    let free = pool.map_or(0, |pool| pool.free);
+    let free = host.free_huge_pages(page_size, &[]);
     // Too many VMAs cause ENOMEM as well.
     if free >= wanted {
         return part.refused("plug", source);

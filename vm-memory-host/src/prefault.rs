@@ -208,7 +208,10 @@ pub(crate) fn run(
     };
     run_on_threads(count, &work);
     let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
-    state.end.map_or(Ok(()), Err)
+    match state.end {
+        None => Ok(()),
+        Some(error) => Err(over_limit(error, mappings, &host)),
+    }
 }
 
 /// The steps of memory on the same NUMA nodes.
@@ -272,9 +275,13 @@ fn in_turn<T>(items: &[T], number: usize) -> impl Iterator<Item = &T> {
 ///
 /// Counting resident pages takes time, so they are counted only if that can change the outcome.
 fn check_memory(mappings: &[&HostMapping], host: &HostResources) -> Result<(), PrefaultError> {
-    let (Some(available), Some(all)) = (host.available_memory(), host.total_memory()) else {
+    let limit = host.memory_limit();
+    let of_groups = limit.as_ref().map(|limit| limit.available);
+    let of_host = host.available_memory();
+    let Some(available) = of_host.into_iter().chain(of_groups).min() else {
         return Ok(());
     };
+    let all = host.total_memory().unwrap_or(u64::MAX);
     // Huge pages come from a pool, and the page cache of files is reclaimable.
     let own = || {
         let mappings = mappings.iter().copied();
@@ -294,7 +301,51 @@ fn check_memory(mappings: &[&HostMapping], host: &HostResources) -> Result<(), P
     if wanted <= available {
         return Ok(());
     }
-    Err(PrefaultError::Memory { wanted, available })
+    Err(match limit {
+        Some(limit) if of_host.is_none_or(|of_host| wanted <= of_host) => {
+            let done = 0;
+            PrefaultError::ControlGroup {
+                wanted,
+                limit,
+                done,
+            }
+        }
+        _ => PrefaultError::Memory { wanted, available },
+    })
+}
+
+/// Names the control group that allows no more huge pages, if that is the cause of an error.
+fn over_limit(
+    error: PrefaultError,
+    mappings: &[&HostMapping],
+    host: &HostResources,
+) -> PrefaultError {
+    let PrefaultError::System {
+        region,
+        done,
+        total,
+        source,
+        ..
+    } = &error
+    else {
+        return error;
+    };
+    let may_lack_pages = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
+    let mut mappings = mappings.iter();
+    let mapping = mappings.find(|mapping| mapping.span() == *region);
+    let Some(mapping) = mapping.filter(|mapping| mapping.kind() == BackingKind::Hugetlb) else {
+        return error;
+    };
+    match host.huge_page_limit(mapping.page_size(), false) {
+        Some(limit) if may_lack_pages && limit.available < mapping.page_size() => {
+            PrefaultError::ControlGroup {
+                wanted: *total,
+                limit,
+                done: *done,
+            }
+        }
+        _ => error,
+    }
 }
 
 /// Populates the pages of a step that are plugged.

@@ -100,6 +100,38 @@ impl HostResources {
         fs::read_to_string(path).map_or_else(|_| vec![0], |text| numbers(&text))
     }
 
+    /// Returns the nodes whose memory this process may use, or `None` if that is not known.
+    ///
+    /// The cpuset of the process limits them (proc_pid_status(5), `Mems_allowed_list`).
+    pub(crate) fn allowed_nodes(&self) -> Option<Vec<u32>> {
+        let status = fs::read_to_string(self.proc.join("self/status")).ok()?;
+        let mut lines = status.lines();
+        let list = lines.find_map(|line| line.strip_prefix("Mems_allowed_list:"))?;
+        Some(numbers(list))
+    }
+
+    /// Returns the number of free huge pages on nodes, at most as many as all pools have.
+    ///
+    /// An empty list stands for all nodes whose memory this process may use.
+    pub(crate) fn free_huge_pages(&self, page_size: u64, nodes: &[u32]) -> u64 {
+        let pools = self.pools();
+        let pool = pools.iter().find(|pool| pool.page_size == page_size);
+        let free = pool.map_or(0, |pool| pool.free);
+        let all = self.nodes();
+        let allowed = self.allowed_nodes().unwrap_or_else(|| all.clone());
+        let is_usable =
+            |node: &&u32| allowed.contains(node) && (nodes.is_empty() || nodes.contains(node));
+        let usable: Vec<u32> = all.iter().filter(is_usable).copied().collect();
+        if usable.len() == all.len() {
+            return free;
+        }
+        // The kernel reserves pages without a node, so some of these may be reserved.
+        let on_node = |node: &u32| self.pool_of_node(*node, page_size);
+        let on_nodes = usable.iter().filter_map(on_node);
+        let on_nodes = on_nodes.fold(0, |sum: u64, pool| sum.saturating_add(pool.free));
+        on_nodes.min(free)
+    }
+
     /// Returns the CPUs of NUMA nodes, or `None` if one of the nodes is unknown.
     pub(crate) fn cpus_of_nodes(&self, nodes: &[u32]) -> Option<Vec<u32>> {
         let mut all = Vec::new();
@@ -137,22 +169,22 @@ impl HostResources {
 
     /// Returns the number of available bytes, or `None` if the kernel does not report it.
     ///
-    /// This is the memory that is free or reclaimable, plus the free swap. The `memory.max` of each
-    /// control group of the process limits it (Linux, "Control Group v2").
+    /// This is the memory that is free or reclaimable, plus the free swap.
     pub(crate) fn available_memory(&self) -> Option<u64> {
-        let available = self.meminfo("MemAvailable", "SwapFree")?;
-        let groups = fs::read_to_string(self.proc.join("self/cgroup")).unwrap_or_default();
-        let group = groups
-            .lines()
-            .find_map(|line| line.strip_prefix("0::/"))
-            .unwrap_or("");
-        let root = self.sys.join("fs/cgroup");
-        let directory = root.join(group);
-        let limits = directory
-            .ancestors()
-            .take_while(|directory| directory.starts_with(&root))
-            .filter_map(|directory| number(&directory.join("memory.max")));
-        Some(limits.fold(available, u64::min))
+        self.meminfo("MemAvailable", "SwapFree")
+    }
+
+    /// Returns the number of bytes of free swap.
+    pub(crate) fn free_swap(&self) -> u64 {
+        self.meminfo("SwapFree", "").unwrap_or(0)
+    }
+
+    pub(crate) fn sys(&self) -> &Path {
+        &self.sys
+    }
+
+    pub(crate) fn proc(&self) -> &Path {
+        &self.proc
     }
 
     /// Returns the size of memory and swap in bytes, or `None` if the kernel does not report it.
@@ -161,7 +193,7 @@ impl HostResources {
     }
 
     /// Returns the sum of two fields of proc_meminfo(5) in bytes. `swap` may be missing.
-    fn meminfo(&self, memory: &str, swap: &str) -> Option<u64> {
+    pub(crate) fn meminfo(&self, memory: &str, swap: &str) -> Option<u64> {
         let text = fs::read_to_string(self.proc.join("meminfo")).ok()?;
         let field = |name: &str| {
             let line = text
@@ -279,29 +311,49 @@ mod tests {
     }
 
     #[test]
-    fn available_memory_is_capped_by_control_groups() {
+    fn available_memory_includes_free_swap() {
         let meminfo = (
             "proc/meminfo",
             "MemTotal: 900 kB\nMemFree: 1 kB\nMemAvailable:    300 kB\nSwapFree: 100 kB\n",
         );
-        let group = ("proc/self/cgroup", "1:cpu:/other\n0::/vms/one\n");
-        let max = |path: &'static str, max: &'static str| (path, max);
         let available = |files: &[(&str, &str)]| tree(files).1.available_memory();
         assert_eq!(available(&[]), None);
         assert_eq!(available(&[meminfo]), Some(400 << 10));
-        let (above, own) = ("sys/unused", "fs/cgroup/vms/one/memory.max");
-        assert_eq!(
-            available(&[meminfo, group, max(above, "1"), max(own, "max\n")]),
-            Some(400 << 10)
-        );
-        let limit = max("fs/cgroup/vms/memory.max", "4096\n");
-        assert_eq!(
-            available(&[meminfo, group, limit, max(own, "8192")]),
-            Some(4096)
-        );
         assert!(HostResources::current()
             .available_memory()
             .is_some_and(|bytes| bytes > 0));
+    }
+
+    #[test]
+    fn free_huge_pages_counts_nodes_that_the_process_may_use() {
+        let count = |node: u32, name: &str| {
+            let directory = format!("devices/system/node/node{node}/hugepages/hugepages-2048kB");
+            format!("{directory}/{name}")
+        };
+        let pool = "kernel/mm/hugepages/hugepages-2048kB";
+        let files = [
+            (format!("{pool}/nr_hugepages"), "20"),
+            (format!("{pool}/free_hugepages"), "12"),
+            (format!("{pool}/resv_hugepages"), "4"),
+            ("devices/system/node/has_memory".into(), "0-2"),
+            (
+                "proc/self/status".into(),
+                "Name: a\nMems_allowed_list:\t0-1\n",
+            ),
+            (count(0, "nr_hugepages"), "5"),
+            (count(0, "free_hugepages"), "1"),
+            (count(1, "nr_hugepages"), "5"),
+            (count(1, "free_hugepages"), "2"),
+            (count(2, "nr_hugepages"), "10"),
+            (count(2, "free_hugepages"), "9"),
+        ];
+        let files: Vec<(&str, &str)> = files.iter().map(|(p, text)| (p.as_str(), *text)).collect();
+        let (_keep, host) = tree(&files);
+        assert_eq!(host.free_huge_pages(2 << 20, &[]), 3);
+        assert_eq!(host.free_huge_pages(2 << 20, &[1]), 2);
+        assert_eq!(host.free_huge_pages(2 << 20, &[2]), 0);
+        let (_keep, all) = tree(&files[..4]);
+        assert_eq!(all.free_huge_pages(2 << 20, &[]), 8);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use vm_memory::fault;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::backing::OpenedBacking;
 use crate::error::BuildError;
@@ -66,19 +66,68 @@ pub(super) fn pools(regions: &[Region], host: &HostResources) -> Result<(), Buil
         let wanted = reserved
             .clone()
             .fold(0u64, |sum, region| sum.saturating_add(pages(region)));
-        if wanted > pool.free.saturating_add(pool.overcommit) {
+        let free = host.free_huge_pages(size, &[]);
+        if wanted > free.saturating_add(pool.overcommit) {
             if let Some(region) = reserved.next_back() {
                 return Err(BuildError::HugePages {
                     region: region.span(),
                     page_size: size,
                     wanted,
-                    free: pool.free,
+                    free,
                     nodes: Vec::new(),
                 });
             }
         }
     }
     Ok(())
+}
+
+/// Checks that the control groups of this process leave enough huge pages for all regions.
+///
+/// The kernel charges a page to a group on its first use. A page above the limit raises SIGBUS.
+pub(super) fn huge_page_groups(
+    regions: &[(Region, OpenedBacking)],
+    host: &HostResources,
+) -> Result<(), BuildError> {
+    let mut wanted: BTreeMap<u64, u64> = BTreeMap::new();
+    for (region, backing) in regions {
+        if backing.kind != BackingKind::Hugetlb || releases_huge_pages(region) {
+            continue;
+        }
+        let here = backing.missing(initial_size(region));
+        let wanted = wanted.entry(backing.page_size).or_default();
+        *wanted = wanted.saturating_add(here);
+        if here == 0 {
+            continue;
+        }
+        match host.huge_page_limit(backing.page_size, true) {
+            Some(limit) if limit.available < *wanted => {
+                return Err(BuildError::ControlGroup {
+                    region: region.span(),
+                    wanted: *wanted,
+                    limit,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether the huge pages of a region may be in the pool.
+///
+/// A described region must not reserve again the pages that the other process has released.
+pub(super) fn releases_huge_pages(region: &Region) -> bool {
+    region.described.is_some() && region.options.release_huge_pages
+}
+
+/// Returns the number of bytes of a region that are accessible after the build.
+fn initial_size(region: &Region) -> u64 {
+    if region.blocks.is_none() {
+        return region.size;
+    }
+    let lengths = region.plugged.iter().map(|(_, len)| *len);
+    lengths.fold(0, u64::saturating_add)
 }
 
 /// Checks that the host has enough memory for all pages that must be resident after the build.
@@ -89,33 +138,36 @@ pub(super) fn memory(
     prefault: bool,
     host: &HostResources,
 ) -> Result<(), BuildError> {
-    let Some(available) = host.available_memory() else {
-        return Ok(());
-    };
+    let available = host.available_memory().unwrap_or(u64::MAX);
+    let limit = host.memory_limit();
     let mut wanted = 0u64;
     for (region, backing) in regions {
-        // A prefault of a file fills the page cache, which is reclaimable unless it is locked. The
-        // pages of a received memfd may exist already. Pools account for huge pages.
-        let own = matches!(region.backing, Backing::Anonymous | Backing::Memfd);
+        // A prefault of a file fills the page cache, which is reclaimable unless it is locked.
+        // Pools account for huge pages.
+        let in_memory = matches!(backing.kind, BackingKind::Anonymous | BackingKind::Memfd);
         let locked = region.options.lock == Lock::Now && backing.kind != BackingKind::Hugetlb;
-        let plugged = region
-            .plugged
-            .iter()
-            .fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
-        let resident = if region.blocks.is_some() {
-            plugged
-        } else {
-            region.size
-        };
-        if locked || (own && prefault) {
-            wanted = wanted.saturating_add(resident);
+        let allocated = backing.own_tmpfs && backing.allocated;
+        if !(locked || allocated || (in_memory && prefault)) {
+            continue;
         }
+        wanted = wanted.saturating_add(backing.missing(initial_size(region)));
+        let region = region.span();
         if wanted > available {
             return Err(BuildError::Memory {
-                region: region.span(),
+                region,
                 wanted,
                 available,
             });
+        }
+        match &limit {
+            Some(limit) if wanted > limit.available => {
+                return Err(BuildError::ControlGroup {
+                    region,
+                    wanted,
+                    limit: limit.clone(),
+                });
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -277,6 +329,7 @@ fn nodes(policy: &NumaPolicy, region: Span, host: &HostResources) -> Result<(), 
         return Err(BuildError::NoNode { region });
     }
     let available = host.nodes();
+    let allowed = host.allowed_nodes();
     let mut seen = BTreeSet::new();
     for &node in nodes {
         if !available.contains(&node) {
@@ -284,6 +337,13 @@ fn nodes(policy: &NumaPolicy, region: Span, host: &HostResources) -> Result<(), 
                 region,
                 node,
                 available,
+            });
+        }
+        if let Some(allowed) = allowed.as_ref().filter(|allowed| !allowed.contains(&node)) {
+            return Err(BuildError::NodeNotAllowed {
+                region,
+                node,
+                allowed: allowed.clone(),
             });
         }
         if !seen.insert(node) {

@@ -8,6 +8,7 @@ use vm_memory::mmap::{PluggedBlocks, PluggedBlocksError};
 
 use crate::backing::OpenedBacking;
 use crate::error::BuildError;
+use crate::limits::{self, Need};
 use crate::mapping::{bytes, HostMapping, ZeroedRanges};
 use crate::region::{BackingKind, NumaPolicy, Region, Span, TransparentHugePages, Unplugged};
 use crate::resources::HostResources;
@@ -34,8 +35,10 @@ pub(super) fn adjacent(
         size: total,
     };
     let no_addresses = |source: io::Error| {
-        let advice = "use less memory, or raise the address space limit (ulimit -v)";
-        BuildError::system(span, "reserve host addresses", source, advice)
+        let otherwise = "use less memory";
+        let len = total.saturating_add(align);
+        let remedy = limits::remedy(host, Need::Addresses, len, &source, otherwise);
+        BuildError::system(span, "reserve host addresses", source, &remedy)
     };
     let too_large = |_| no_addresses(io::Error::from_raw_os_error(libc::ENOMEM));
     let size = |n: u64| usize::try_from(n).map_err(too_large);
@@ -69,8 +72,7 @@ fn map_region(
     host: &HostResources,
 ) -> Result<Arc<HostMapping>, BuildError> {
     let span = region.span();
-    let free = free_huge_pages(backing.page_size, &[], host);
-    let mapped = map_source(region, backing, reserved, free)?;
+    let mapped = map_source(region, backing, reserved, host)?;
     let len = mapped.len();
     let blocks = match region.blocks {
         None => None,
@@ -94,35 +96,35 @@ fn map_region(
         changes: RwLock::new(count_protected_blocks(region)?),
     };
     mapping.apply_options(0, len).map_err(|(what, source)| {
-        let advice = "do not request it, or use a kernel that supports it";
-        BuildError::system(span, what, source, advice)
+        let otherwise = "do not request it, or use a kernel that supports it";
+        let remedy = limits::remedy(host, Need::Addresses, 0, &source, otherwise);
+        BuildError::system(span, what, source, &remedy)
     })?;
     mapping.apply_name(0, len).map_err(|source| {
         let advice = "do not set a name, or use a kernel with CONFIG_ANON_VMA_NAME";
         BuildError::system(span, "set its name", source, advice)
     })?;
     bind_huge_pages(&mapping, host)?;
-    plug_initial_blocks(region, &mapping, free)?;
+    plug_initial_blocks(region, &mapping, host)?;
     Ok(Arc::new(mapping))
 }
 
-/// Maps the memory of a region. `free` is the number of free huge pages, for the error.
+/// Maps the memory of a region.
 fn map_source(
     region: &Region,
     backing: &OpenedBacking,
     reserved: &mut Reserved,
-    free: u64,
+    host: &HostResources,
 ) -> Result<Mapped, BuildError> {
     let span = region.span();
     let len = usize::try_from(region.size).map_err(|_| BuildError::PastTop {
         start: span.start,
         size: span.size,
     })?;
-    // Blocks take their huge pages when they are plugged. A described region must not reserve
-    // again the pages that the other process has released to the pool.
-    let is_released = region.described.is_some() && region.options.release_huge_pages;
-    let reserves_huge_pages =
-        backing.kind == BackingKind::Hugetlb && region.blocks.is_none() && !is_released;
+    // Blocks take their huge pages when they are plugged.
+    let reserves_huge_pages = backing.kind == BackingKind::Hugetlb
+        && region.blocks.is_none()
+        && !super::check::releases_huge_pages(region);
     let source = match &backing.file {
         None => Source::Anonymous,
         Some((file, offset)) => Source::File {
@@ -132,23 +134,77 @@ fn map_source(
             reserve: reserves_huge_pages,
         },
     };
-    reserved
-        .map(len, source)
-        .map_err(|source| match source.raw_os_error() {
-            Some(libc::ENOMEM) if reserves_huge_pages => {
-                let wanted = region.size.checked_div(backing.page_size);
-                if wanted.is_some_and(|wanted| free < wanted) {
-                    return huge_pages(span, backing.page_size, &[], free);
-                }
-                let advice = "use less memory, raise the address space limit (ulimit -v), \
-                    or mount the file's hugetlbfs with more space (size=)";
-                BuildError::system(span, "reserve its huge pages", source, advice)
+    let wanted = backing.missing(region.size);
+    let free = match reserves_huge_pages {
+        true => host.free_huge_pages(backing.page_size, &[]),
+        false => 0,
+    };
+    reserved.map(len, source).map_err(|source| {
+        if reserves_huge_pages && source.raw_os_error() == Some(libc::ENOMEM) {
+            if let Some(error) =
+                huge_page_shortage(span, backing.page_size, wanted, free, &[], host)
+            {
+                return error;
             }
-            Some(libc::EACCES) => {
-                BuildError::system(span, "map it", source, "open the file for reading")
-            }
-            _ => BuildError::system(span, "map it", source, "use less memory or another file"),
-        })
+        }
+        not_mapped(region, backing, source, host)
+    })
+}
+
+/// Returns the error for a mapping that the kernel refused for another reason than huge pages.
+fn not_mapped(
+    region: &Region,
+    backing: &OpenedBacking,
+    source: io::Error,
+    host: &HostResources,
+) -> BuildError {
+    let (mut need, mut otherwise) = (Need::Addresses, "use less memory or another file");
+    match source.raw_os_error() {
+        Some(libc::EACCES) => otherwise = "open the file for reading",
+        Some(libc::EPERM) => otherwise = "the file is sealed; use Backing::private_file",
+        Some(libc::ENODEV) => otherwise = "use a file that supports mmap(2)",
+        Some(libc::ENOMEM) if backing.kind == BackingKind::Hugetlb => {
+            otherwise = "use less memory, or mount the file's hugetlbfs with more space (size=)";
+        }
+        Some(libc::EAGAIN) => need = Need::Locked,
+        _ if backing.file.is_none() => {
+            need = Need::Private { reserve: false };
+            otherwise = "use less memory";
+        }
+        _ => {}
+    }
+    let remedy = limits::remedy(host, need, region.size, &source, otherwise);
+    BuildError::system(region.span(), "map it", source, &remedy)
+}
+
+/// Returns the error for huge pages that the pool or a control group lacks, if one of them does.
+fn huge_page_shortage(
+    region: Span,
+    page_size: u64,
+    wanted: u64,
+    free: u64,
+    nodes: &[u32],
+    host: &HostResources,
+) -> Option<BuildError> {
+    // Pages that were populated before the failure count as used, so one page tells.
+    match host.huge_page_limit(page_size, false) {
+        Some(limit) if limit.available < page_size.min(wanted) => {
+            return Some(BuildError::ControlGroup {
+                region,
+                wanted,
+                limit,
+            });
+        }
+        _ => {}
+    }
+    let wanted = wanted.checked_div(page_size).unwrap_or(0);
+    (free < wanted).then(|| BuildError::HugePages {
+        region,
+        page_size,
+        wanted,
+        free,
+        nodes: nodes.to_vec(),
+    })
 }
 
 /// Counts the VMAs that a region's protected blocks can need.
@@ -211,34 +267,40 @@ fn new_blocks(
     PluggedBlocks::new(len, block_size).map_err(fail)
 }
 
-/// Plugs the blocks that a description lists as plugged. `free` is as in [`map_source`].
+/// Plugs the blocks that a description lists as plugged.
 fn plug_initial_blocks(
     region: &Region,
     mapping: &HostMapping,
-    free: u64,
+    host: &HostResources,
 ) -> Result<(), BuildError> {
     let plugged = super::check::initial_blocks(region)?;
-    let result = crate::plug::plug_initial(mapping, &plugged);
-    result.map_err(|source| match source.raw_os_error() {
-        Some(libc::EFAULT | libc::ENOMEM) if mapping.kind() == BackingKind::Hugetlb => {
-            let len = plugged
-                .iter()
-                .fold(0u64, |sum, (_, len)| sum.saturating_add(bytes(*len)));
-            BuildError::HugePages {
-                region: region.span(),
-                page_size: mapping.page_size(),
-                wanted: len.checked_div(mapping.page_size()).unwrap_or(0),
-                free,
-                nodes: Vec::new(),
-            }
-        }
-        _ => BuildError::system(
-            region.span(),
-            "plug its initial blocks",
-            source,
-            "plug fewer blocks",
-        ),
+    if plugged.is_empty() {
+        return crate::plug::plug_initial(mapping, &plugged)
+            .map_err(|source| not_plugged(region, source, host));
+    }
+    let lengths = plugged.iter().map(|(_, len)| bytes(*len));
+    let wanted = mapping
+        .backing
+        .missing(lengths.fold(0, u64::saturating_add));
+    let page_size = mapping.page_size();
+    let free = match mapping.kind() {
+        BackingKind::Hugetlb => host.free_huge_pages(page_size, &[]),
+        _ => 0,
+    };
+    crate::plug::plug_initial(mapping, &plugged).map_err(|source| {
+        let may_lack_pages = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
+        let shortage = (may_lack_pages && mapping.kind() == BackingKind::Hugetlb)
+            .then(|| huge_page_shortage(region.span(), page_size, wanted, free, &[], host));
+        shortage
+            .flatten()
+            .unwrap_or_else(|| not_plugged(region, source, host))
     })
+}
+
+fn not_plugged(region: &Region, source: io::Error, host: &HostResources) -> BuildError {
+    // Only changes of the protection add VMAs.
+    let remedy = limits::remedy(host, Need::Addresses, 0, &source, "plug fewer blocks");
+    BuildError::system(region.span(), "plug its initial blocks", source, &remedy)
 }
 
 /// Populates the huge pages of a region that is bound to NUMA nodes.
@@ -252,59 +314,44 @@ fn bind_huge_pages(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
     if mapping.kind() != BackingKind::Hugetlb || mapping.blocks.is_some() {
         return Ok(());
     }
-    let page_size = mapping.page_size();
-    let free = free_huge_pages(page_size, nodes, host);
-    let all = mapping.mapped().len();
+    let (page_size, all) = (mapping.page_size(), mapping.mapped().len());
+    // Before the pages are populated.
+    let free = host.free_huge_pages(page_size, nodes);
     let populated = mapping.mapped().advise(0, all, Advice::PopulateWrite);
-    populated.map_err(|source| match source.raw_os_error() {
-        Some(libc::EFAULT | libc::ENOMEM) => huge_pages(mapping.span(), page_size, nodes, free),
-        _ => BuildError::system(
-            mapping.span(),
-            "populate its huge pages on its NUMA nodes",
-            source,
-            "use Linux 5.14 or later, or NumaPolicy::Inherit",
-        ),
+    populated.map_err(|source| {
+        let what = "populate its huge pages on its NUMA nodes";
+        let error = source.raw_os_error();
+        if matches!(error, Some(libc::EFAULT | libc::ENOMEM)) {
+            let wanted = mapping.backing.missing(bytes(all));
+            let shortage = huge_page_shortage(mapping.span(), page_size, wanted, free, nodes, host);
+            // The mapping has reserved its own pages already, and other reservations take pages of
+            // any node.
+            return shortage.unwrap_or_else(|| {
+                let advice = "pages of these nodes may be reserved for other mappings; \
+                    add pages to the nodes, or use NumaPolicy::Inherit";
+                BuildError::system(mapping.span(), what, source, advice)
+            });
+        }
+        let advice = match error {
+            Some(libc::EINVAL) => "use Linux 5.14 or later, or NumaPolicy::Inherit",
+            _ => "use NumaPolicy::Inherit",
+        };
+        BuildError::system(mapping.span(), what, source, advice)
     })
-}
-
-/// Returns the number of free huge pages on `nodes`, or on the host if `nodes` is empty.
-fn free_huge_pages(page_size: u64, nodes: &[u32], host: &HostResources) -> u64 {
-    if nodes.is_empty() {
-        let pools = host.pools();
-        let pool = pools.iter().find(|pool| pool.page_size == page_size);
-        return pool.map_or(0, |pool| pool.free);
-    }
-    let pools = nodes
-        .iter()
-        .filter_map(|node| host.pool_of_node(*node, page_size));
-    pools.fold(0, |sum, pool| sum.saturating_add(pool.free))
 }
 
 /// Locks the pages of a mapping as its options require.
-pub(super) fn lock(mapping: &HostMapping) -> Result<(), BuildError> {
+pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), BuildError> {
     let len = mapping.mapped().len();
     let locked = mapping.apply_lock(0, len, mapping.options.lock);
     locked.map_err(|source| {
-        let limit = match sys::lock_limit() {
-            Some(limit) => format!("{limit:#x}"),
-            None => "unlimited".to_owned(),
+        let otherwise = match source.raw_os_error() {
+            Some(libc::EPERM) => "grant CAP_IPC_LOCK, or set a limit of locked memory (ulimit -l)",
+            _ => "no limit of this process explains it; free memory or use Lock::OnFault",
         };
-        let advice = format!(
-            "it needs {len:#x} bytes and the limit is {limit}; \
-            raise the limit (ulimit -l) or grant CAP_IPC_LOCK"
-        );
-        BuildError::system(mapping.span(), "lock it in memory", source, &advice)
+        let remedy = limits::remedy(host, Need::Locked, bytes(len), &source, otherwise);
+        BuildError::system(mapping.span(), "lock it in memory", source, &remedy)
     })
-}
-
-fn huge_pages(region: Span, page_size: u64, nodes: &[u32], free: u64) -> BuildError {
-    BuildError::HugePages {
-        region,
-        page_size,
-        wanted: region.size.checked_div(page_size).unwrap_or(0),
-        free,
-        nodes: nodes.to_vec(),
-    }
 }
 
 #[cfg(test)]

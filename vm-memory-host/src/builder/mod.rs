@@ -234,7 +234,11 @@ impl MemoryBuilder {
         if !self.allows_shared_bytes {
             shared_bytes::check(&opened)?;
         }
+        check::huge_page_groups(&opened, &host)?;
         check::memory(&opened, self.prefault.is_some(), &host)?;
+        opened
+            .iter()
+            .try_for_each(|(region, backing)| backing::allocate(region, backing))?;
         let mut mappings = Vec::with_capacity(opened.len());
         let is_adjacent =
             |one: &Region, next: &Region| check::end(one).is_some_and(|end| end == next.start.0);
@@ -246,7 +250,7 @@ impl MemoryBuilder {
             prefault::run(&mappings, threads, &mut progress)?;
         }
         for mapping in &mappings {
-            map::lock(mapping)?;
+            map::lock(mapping, &host)?;
         }
         let regions = mappings
             .iter()

@@ -41,8 +41,20 @@ pub(crate) fn lock_limit() -> Option<u64> {
     soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, limit) })
 }
 
+/// Returns the number of bytes of addresses that this process may map, or `None` if unlimited.
+pub(crate) fn address_space_limit() -> Option<u64> {
+    // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live reference to one.
+    soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_AS, limit) })
+}
+
+/// Returns the number of bytes of private memory that may be written, or `None` if unlimited.
+pub(crate) fn data_limit() -> Option<u64> {
+    // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live reference to one.
+    soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_DATA, limit) })
+}
+
 /// Returns the length to which this process may extend a file, or `None` if it is not limited.
-fn file_size_limit() -> Option<u64> {
+pub(crate) fn file_size_limit() -> Option<u64> {
     // SAFETY: getrlimit(2) writes one `rlimit` to its argument, a live reference to one.
     soft_limit(|limit| unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, limit) })
 }

@@ -1,0 +1,267 @@
+//! Errors of builds, prefaults and plugs that a control group does not allow.
+//!
+//! Each test puts a copy of this program into a group with a limit. A kernel that exceeds the limit
+//! ends that copy, with SIGKILL or SIGBUS.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::io::Write;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use test_support::{skipped, HugePages};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory_host::{
+    describe, plug, prefault, Backing, BuildError, ChangeError, MemoryBuilder, NumaPolicy,
+    PrefaultError, Region, Unplugged,
+};
+
+const MIB: u64 = 1 << 20;
+const HUGE: u64 = 2 * MIB;
+/// The environment variable that tells a copy of this program that it is in its group.
+const GROUP: &str = "VM_MEMORY_HOST_TEST_GROUP";
+
+/// A control group. Dropping it removes it.
+struct Group(PathBuf);
+
+impl Group {
+    /// Creates a group with limits below `parent`. Reports `test` as skipped if that fails.
+    fn new(parent: &Path, limits: &[(&str, u64)], test: &str) -> Option<Self> {
+        let group = Self(parent.join(format!("vm-memory-{}-{test}", std::process::id())));
+        let created = fs::create_dir(&group.0).and_then(|()| {
+            limits
+                .iter()
+                .try_for_each(|(file, limit)| fs::write(group.0.join(file), limit.to_string()))
+        });
+        match created {
+            Ok(()) => Some(group),
+            Err(error) => {
+                skipped(test, format!("no such group: {error}"));
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Runs `test` in a process of its own, in a group below `parent`.
+///
+/// Returns whether this process is that one.
+fn is_in_group(parent: Option<&Path>, limits: &[(&str, u64)], test: &str) -> bool {
+    if std::env::var_os(GROUP).is_some() {
+        return true;
+    }
+    let Some(parent) = parent else {
+        skipped(test, "no such controller");
+        return false;
+    };
+    let Some(group) = Group::new(parent, limits, test) else {
+        return false;
+    };
+    // A group below the one with the limit.
+    let inner = group.0.join("inner");
+    fs::create_dir(&inner).unwrap();
+    let output = Command::new("sh")
+        .args(["-c", "echo $$ > \"$1\" && shift && exec \"$@\"", "sh"])
+        .arg(inner.join("cgroup.procs"))
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(GROUP, &group.0)
+        .output();
+    let _ = fs::remove_dir(&inner);
+    let output = output.unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    for line in text.lines().filter(|line| line.starts_with("SKIPPED")) {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+    assert!(output.status.success(), "{}: {text}", output.status);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+    false
+}
+
+/// Returns the directory in which groups of a controller can be created, and the name of a file
+/// with a limit.
+fn memory_groups() -> (Option<PathBuf>, &'static str) {
+    for (root, file) in [
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        ("/sys/fs/cgroup", "memory.max"),
+        ("/sys/fs/cgroup/unified", "memory.max"),
+    ] {
+        if has_controller(root, "memory", file) {
+            return (Some(root.into()), file);
+        }
+    }
+    (None, "")
+}
+
+fn huge_page_groups() -> (Option<PathBuf>, &'static str) {
+    for (root, file) in [
+        ("/sys/fs/cgroup/hugetlb", "hugetlb.2MB.limit_in_bytes"),
+        ("/sys/fs/cgroup", "hugetlb.2MB.max"),
+        ("/sys/fs/cgroup/unified", "hugetlb.2MB.max"),
+    ] {
+        if has_controller(root, "hugetlb", file) {
+            return (Some(root.into()), file);
+        }
+    }
+    (None, "")
+}
+
+/// Returns whether groups in `root` have a file, and enables the controller of version 2.
+fn has_controller(root: &str, name: &str, file: &str) -> bool {
+    let root = Path::new(root);
+    let controllers = fs::read_to_string(root.join("cgroup.controllers"));
+    if controllers.is_ok_and(|all| all.split_whitespace().any(|one| one == name)) {
+        return fs::write(root.join("cgroup.subtree_control"), format!("+{name}")).is_ok();
+    }
+    root.join(file).exists()
+}
+
+fn region(start: u64, size: u64, backing: Backing) -> Region {
+    Region::new(GuestAddress(start), size).backing(backing)
+}
+
+fn build(region: Region) -> Result<GuestMemoryMmap, BuildError> {
+    MemoryBuilder::new().region(region).build()
+}
+
+fn huge_pages() -> Backing {
+    Backing::Hugetlb { page_size: HUGE }
+}
+
+#[test]
+fn prefault_above_memory_limit_names_the_limit() {
+    let test = "prefault_above_memory_limit_names_the_limit";
+    let (parent, file) = memory_groups();
+    if !is_in_group(parent.as_deref(), &[(file, 128 * MIB)], test) {
+        return;
+    }
+    let go_on = |_| ControlFlow::Continue(());
+    for backing in [Backing::Anonymous, Backing::Memfd] {
+        let whole = || region(0, 512 * MIB, backing.clone());
+        let builder = MemoryBuilder::new().region(whole());
+        let builder = builder.prefault(NonZeroUsize::MIN, go_on);
+        let error = builder.build::<()>().map(drop).unwrap_err();
+        assert!(matches!(error, BuildError::ControlGroup { .. }), "{error}");
+        let error = error.to_string();
+        assert!(
+            error.contains(file) && error.contains("allows 0x8000000 bytes, of which"),
+            "{error}"
+        );
+        let memory = build(whole()).unwrap();
+        let error = prefault(&memory, NonZeroUsize::MIN, go_on).unwrap_err();
+        assert!(
+            matches!(error, PrefaultError::ControlGroup { .. }),
+            "{error}"
+        );
+        // What is in use already counts.
+        let held = build(region(0, 96 * MIB, Backing::Anonymous)).unwrap();
+        prefault(&held, NonZeroUsize::MIN, go_on).unwrap();
+        prefault(&held, NonZeroUsize::MIN, go_on).unwrap();
+        let small = region(0, 64 * MIB, backing.clone());
+        let builder = MemoryBuilder::new().region(small);
+        let builder = builder.prefault(NonZeroUsize::MIN, go_on);
+        let error = builder.build::<()>().map(drop).unwrap_err();
+        assert!(matches!(error, BuildError::ControlGroup { .. }), "{error}");
+    }
+}
+
+#[test]
+fn build_on_tmpfs_above_memory_limit_names_the_limit() {
+    let test = "build_on_tmpfs_above_memory_limit_names_the_limit";
+    let (parent, file) = memory_groups();
+    if !is_in_group(parent.as_deref(), &[(file, 128 * MIB)], test) {
+        return;
+    }
+    let Ok(file) = tempfile::tempfile_in("/dev/shm") else {
+        return skipped(test, "no /dev/shm");
+    };
+    file.set_len(512 * MIB).unwrap();
+    let backing = || Backing::shared_file(file.try_clone().unwrap(), 0);
+    // The build allocates space for a file on a tmpfs with a size limit.
+    let error = build(region(0, 512 * MIB, backing())).unwrap_err();
+    assert!(matches!(error, BuildError::ControlGroup { .. }), "{error}");
+    // A device may access a block while the guest unplugs it.
+    if let Err(error) = vm_memory::fault::install() {
+        return skipped(test, error);
+    }
+    let block = NonZeroU64::new(256 * MIB).unwrap();
+    let blocks = region(0, 512 * MIB, backing()).blocks(block, Unplugged::Mapped);
+    let memory = build(blocks).unwrap();
+    let error = plug(&memory, GuestAddress(0), 256 * MIB).unwrap_err();
+    assert!(matches!(error, ChangeError::ControlGroup { .. }), "{error}");
+}
+
+#[test]
+fn build_above_huge_page_limit_names_the_limit() {
+    let test = "build_above_huge_page_limit_names_the_limit";
+    let in_group = std::env::var_os(GROUP).is_some();
+    let _pages = match in_group {
+        true => None,
+        false => match HugePages::reserve(10, test) {
+            Some(pages) => Some(pages),
+            None => return,
+        },
+    };
+    let (parent, file) = huge_page_groups();
+    if !is_in_group(parent.as_deref(), &[(file, 2 * HUGE)], test) {
+        return;
+    }
+    let file_of = |pages: u64| {
+        let flags = rustix::fs::MemfdFlags::HUGETLB | rustix::fs::MemfdFlags::HUGE_2MB;
+        let file = rustix::fs::memfd_create("huge", flags).unwrap();
+        rustix::fs::ftruncate(&file, pages * HUGE).unwrap();
+        file
+    };
+    for region in [
+        region(0, 8 * HUGE, huge_pages()),
+        region(0, 8 * HUGE, huge_pages()).numa(NumaPolicy::Bind(vec![0])),
+        region(0, 8 * HUGE, Backing::shared_file(file_of(8), 0)),
+        region(0, 8 * HUGE, Backing::private_file(file_of(8), 0)),
+    ] {
+        let shown = format!("{region:?}");
+        let Err(error) = build(region) else {
+            panic!("{shown}: no error");
+        };
+        assert!(matches!(error, BuildError::ControlGroup { .. }), "{error}");
+        let error = error.to_string();
+        let expected = "hugetlb.2MB.";
+        assert!(
+            error.contains(expected) && error.contains("allows 0x400000 bytes"),
+            "{error}"
+        );
+    }
+    // A region has reserved all that the limit allows.
+    let two = build(region(0, 2 * HUGE, huge_pages())).unwrap();
+    assert!(build(region(0, HUGE, huge_pages())).is_err());
+    two.write_obj(1u8, GuestAddress(HUGE)).unwrap();
+    drop(two);
+    // Blocks take pages when they are plugged.
+    if let Err(error) = vm_memory::fault::install() {
+        return skipped(test, error);
+    }
+    let block = NonZeroU64::new(HUGE).unwrap();
+    let blocks = region(0, 8 * HUGE, huge_pages()).blocks(block, Unplugged::Mapped);
+    let memory = build(blocks).unwrap();
+    plug(&memory, GuestAddress(0), HUGE).unwrap();
+    let error = plug(&memory, GuestAddress(HUGE), 2 * HUGE).unwrap_err();
+    assert!(matches!(error, ChangeError::ControlGroup { .. }), "{error}");
+    plug(&memory, GuestAddress(HUGE), HUGE).unwrap();
+    // A description lists more plugged blocks than the limit allows.
+    let (mut description, files) = describe(&memory).unwrap();
+    drop(memory);
+    if let Some(blocks) = &mut description.regions[0].blocks {
+        blocks.plugged = vec![(0, 8 * HUGE)];
+    }
+    let received = vec![files[0].try_clone().unwrap().into()];
+    let error = description.builder(received).unwrap().build::<()>();
+    let error = error.map(drop).unwrap_err();
+    assert!(matches!(error, BuildError::ControlGroup { .. }), "{error}");
+}
