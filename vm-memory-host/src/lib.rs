@@ -37,6 +37,8 @@
 //! | find out how much memory the guest uses | [`residency()`] |
 //! | find the ranges that have content (save, first round of a migration) | [`content()`] |
 //! | map the same memory in another process, or save the layout | [`describe`], [`Description`] |
+//! | find the offset of a guest address in a file of all regions | [`FileLayout`] |
+//! | set memory aside for the guest (overcommit accounting) | [`Region::reserve`] |
 //! | find the host address and file of a region | [`provisioned`], [`HostMapping`] |
 //! | find memory that could not be unmapped | [`still_mapped`] |
 //! | list the pools of huge pages | [`huge_page_pools`] |
@@ -105,7 +107,7 @@
 //! | run time | [`discard()`] | always | `madvise`, `fallocate`, `statx`; `mincore` for huge pages |
 //! | run time | [`discard()`] | for a private file | `mmap`, `munmap`, `mprotect`, `mremap`, `mbind`, `mlock2`, `munlock`, `mincore` |
 //! | run time | [`plug()`] | always | `madvise`, `fallocate`, `mprotect` |
-//! | run time | [`plug()`] | if huge pages run out | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
+//! | run time | [`plug()`] | if huge pages run out, or for a file on a tmpfs with a size limit | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | run time | [`unplug`] | always | `madvise`, `fallocate`, `mprotect` |
 //! | run time | [`residency()`] | always | `mincore`, `statx`; `openat`, `read`, `close` to read /proc |
 //! | run time | [`residency()`] | for a private file | `mmap`, `munmap` |
@@ -119,6 +121,10 @@
 //! - The allocator may make calls of its own, and locks call `futex` where threads contend.
 //! - Some versions of the C library call `fstat` for `newfstatat`, and `clone` for `clone3`. The
 //!   exit of a thread can call `madvise`.
+//! - Before Linux 6.3, a build with a memfd also calls `fchmod`.
+//! - A build that fails reads /proc and calls `fstatfs`, to name the limit that it has met.
+//! - If a descriptor lacks a seal that its region requires, or no region of a description uses it,
+//!   a thread is created to close it.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
 //! - Programs with debug assertions also call `fcntl` before each `close`.
 //!
@@ -129,6 +135,7 @@
 //! ```text
 //! sys                   system calls: reservations, mapped memory, files
 //! region                Region, Backing, Options: the request
+//! file_layout           offsets of guest memory in a file
 //! resources             huge page pools, NUMA nodes, available memory
 //! control_groups        limits of control groups
 //! limits                the limit that a refused call has met
@@ -170,6 +177,7 @@ mod control_groups;
 mod description;
 mod discard;
 mod error;
+mod file_layout;
 mod limits;
 mod mapping;
 mod plug;
@@ -193,6 +201,7 @@ pub use description::{
 };
 pub use discard::discard;
 pub use error::{BuildError, ChangeError, NotProvisioned, PrefaultError};
+pub use file_layout::{FileLayout, FileLayoutError};
 pub use mapping::{provisioned, still_mapped, HostMapping};
 pub use plug::{plug, unplug};
 pub use prefault::{prefault, Progress};

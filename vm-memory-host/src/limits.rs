@@ -3,13 +3,14 @@
 //! The kernel returns `ENOMEM` for many limits. A remedy names a limit only if the numbers of the
 //! process say that the call exceeds it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
 
 use crate::resources::{number, HostResources};
 use crate::sys;
 
-/// What a refused call needs.
+/// The resource that a refused call needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
     /// Addresses.
@@ -58,7 +59,8 @@ struct Process {
 impl Process {
     fn current(host: &HostResources) -> Self {
         let read = |name: &str| fs::read(host.proc().join(name)).unwrap_or_default();
-        let status = read("self/status");
+        // Capabilities belong to a thread.
+        let status = read("thread-self/status");
         let status = String::from_utf8_lossy(&status);
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -73,14 +75,13 @@ impl Process {
             // A capability of another user namespace does not lift the limit.
             && fs::read_link(host.proc().join("self/ns/user"))
                 .is_ok_and(|name| name.as_os_str() == FIRST_USER_NAMESPACE);
-        let vmas = read("self/maps").iter().filter(|b| **b == b'\n').count();
         let setting = |name: &str| number(&host.proc().join("sys/vm").join(name));
         Self {
             address_space: (size("VmSize:"), sys::address_space_limit()),
             data: (size("VmData:"), sys::data_limit()),
             locked: (size("VmLck:"), sys::lock_limit().filter(|_| !may_lock)),
             vmas: (
-                u64::try_from(vmas).unwrap_or(u64::MAX),
+                lines(&host.proc().join("self/maps")).unwrap_or(0),
                 setting("max_map_count"),
             ),
             overcommit: setting("overcommit_memory").unwrap_or(0),
@@ -146,6 +147,20 @@ impl Process {
                 (vm.overcommit_memory is 0); use less memory, or do not reserve it"
             )
         })
+    }
+}
+
+/// Counts the lines of a file, which may be too long for the memory that is left.
+fn lines(path: &Path) -> io::Result<u64> {
+    let (mut file, mut part) = (File::open(path)?, [0; 4096]);
+    let mut count = 0u64;
+    loop {
+        let bytes = match file.read(&mut part)? {
+            0 => return Ok(count),
+            len => part.iter().take(len),
+        };
+        let here = bytes.filter(|byte| **byte == b'\n').count();
+        count = count.saturating_add(u64::try_from(here).unwrap_or(u64::MAX));
     }
 }
 

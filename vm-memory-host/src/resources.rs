@@ -104,7 +104,7 @@ impl HostResources {
     ///
     /// The cpuset of the process limits them (proc_pid_status(5), `Mems_allowed_list`).
     pub(crate) fn allowed_nodes(&self) -> Option<Vec<u32>> {
-        let status = fs::read_to_string(self.proc.join("self/status")).ok()?;
+        let status = fs::read_to_string(self.proc.join("thread-self/status")).ok()?;
         let mut lines = status.lines();
         let list = lines.find_map(|line| line.strip_prefix("Mems_allowed_list:"))?;
         Some(numbers(list))
@@ -337,7 +337,7 @@ mod tests {
             (format!("{pool}/resv_hugepages"), "4"),
             ("devices/system/node/has_memory".into(), "0-2"),
             (
-                "proc/self/status".into(),
+                "proc/thread-self/status".into(),
                 "Name: a\nMems_allowed_list:\t0-1\n",
             ),
             (count(0, "nr_hugepages"), "5"),

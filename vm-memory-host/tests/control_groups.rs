@@ -161,7 +161,7 @@ fn prefault_above_memory_limit_names_the_limit() {
             matches!(error, PrefaultError::ControlGroup { .. }),
             "{error}"
         );
-        // What is in use already counts.
+        // Memory in use counts against the limit.
         let held = build(region(0, 96 * MIB, Backing::Anonymous)).unwrap();
         prefault(&held, NonZeroUsize::MIN, go_on).unwrap();
         prefault(&held, NonZeroUsize::MIN, go_on).unwrap();

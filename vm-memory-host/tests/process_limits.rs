@@ -386,12 +386,39 @@ fn build_at_data_limit_leaves_no_addresses() {
     for result in results {
         let error = result.unwrap_err();
         assert!(error.to_string().contains("cannot map it"), "{error}");
+        assert!(error.to_string().contains("data size limit"), "{error}");
     }
     let after = status("VmSize");
     assert!(
         after < before + 1024 * MIB,
         "{before} bytes of addresses before, {after} after"
     );
+}
+
+#[test]
+fn build_at_a_limit_names_it() {
+    if !is_alone("build_at_a_limit_names_it") {
+        return;
+    }
+    let build = |region: Region| {
+        let built = MemoryBuilder::new().region(region).build::<()>();
+        built.map(drop).unwrap_err().to_string()
+    };
+    let region = || Region::new(GuestAddress(0), 1024 * MIB);
+    let limit = Limited::to(Resource::As, status("VmSize") + 512 * MIB);
+    let error = build(region());
+    drop(limit);
+    assert!(error.contains("address space limit"), "{error}");
+    // No limit explains it.
+    let error = build(Region::new(GuestAddress(0), 1 << 56));
+    assert!(!error.contains("ulimit"), "{error}");
+    let _limit = Limited::to(Resource::Memlock, MIB);
+    let mut mine = capabilities(None).unwrap();
+    mine.effective.remove(CapabilitySet::IPC_LOCK);
+    set_capabilities(None, mine).unwrap();
+    let locked = Region::new(GuestAddress(0), 4 * MIB).lock(Lock::Now);
+    let error = build(locked);
+    assert!(error.contains("locked memory limit of 0x100000"), "{error}");
 }
 
 #[test]

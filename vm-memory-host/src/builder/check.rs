@@ -265,6 +265,11 @@ fn conflicts(region: &Region, backing: &OpenedBacking) -> Result<(), BuildError>
             "unplugged blocks cannot be locked; use Lock::OnFault",
         ),
         (
+            options.reserve && (backing.kind != BackingKind::Anonymous || region.blocks.is_some()),
+            "only anonymous memory without blocks can be reserved; \
+            prefault the region, or do not reserve it",
+        ),
+        (
             options.name.is_some() && backing.kind == BackingKind::File,
             "/proc/self/maps shows a file by its path; do not set a name",
         ),
@@ -426,6 +431,34 @@ mod tests {
         assert_eq!(
             refused([locked(0), locked(1 << 32)], BackingKind::Hugetlb, false),
             None
+        );
+    }
+
+    #[test]
+    fn options_with_numa_node_outside_of_cpuset_returns_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |path: &str, text| {
+            let path = directory.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("devices/system/node/has_memory", "0-1");
+        write(
+            "proc/thread-self/status",
+            "Name:\ta\nMems_allowed_list:\t1\n",
+        );
+        let host = HostResources::at(directory.path());
+        let refused = |node| {
+            let policy = NumaPolicy::Bind(vec![node]);
+            let region = Region::new(GuestAddress(0), 4 << 20).numa(policy);
+            let opened = backing::open(&region, &host).unwrap();
+            options(&region, &opened, &host).err()
+        };
+        assert!(refused(1).is_none());
+        let error = refused(0).unwrap().to_string();
+        assert!(
+            error.contains("does not allow memory of NUMA node 0"),
+            "{error}"
         );
     }
 

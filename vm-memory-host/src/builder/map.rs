@@ -126,6 +126,7 @@ fn map_source(
         && region.blocks.is_none()
         && !super::check::releases_huge_pages(region);
     let source = match &backing.file {
+        None if region.options.reserve => Source::Accounted,
         None => Source::Anonymous,
         Some((file, offset)) => Source::File {
             file,
@@ -163,18 +164,29 @@ fn not_mapped(
         Some(libc::EACCES) => otherwise = "open the file for reading",
         Some(libc::EPERM) => otherwise = "the file is sealed; use Backing::private_file",
         Some(libc::ENODEV) => otherwise = "use a file that supports mmap(2)",
-        Some(libc::ENOMEM) if backing.kind == BackingKind::Hugetlb => {
-            otherwise = "use less memory, or mount the file's hugetlbfs with more space (size=)";
+        Some(libc::ENOMEM) if is_full(backing, region.size) => {
+            otherwise = "mount the file's hugetlbfs with more space (size=)";
         }
         Some(libc::EAGAIN) => need = Need::Locked,
         _ if backing.file.is_none() => {
-            need = Need::Private { reserve: false };
+            need = Need::Private {
+                reserve: region.options.reserve,
+            };
             otherwise = "use less memory";
         }
         _ => {}
     }
     let remedy = limits::remedy(host, need, region.size, &source, otherwise);
     BuildError::system(region.span(), "map it", source, &remedy)
+}
+
+/// Returns whether the file system of a backing lacks space for `size` bytes of the file.
+fn is_full(backing: &OpenedBacking, size: u64) -> bool {
+    let Some((file, _)) = &backing.file else {
+        return false;
+    };
+    let system = sys::file_system(file);
+    system.is_ok_and(|system| system.is_limited && system.free < backing.missing(size))
 }
 
 /// Returns the error for huge pages that the pool or a control group lacks, if one of them does.
@@ -346,6 +358,10 @@ pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
     let locked = mapping.apply_lock(0, len, mapping.options.lock);
     locked.map_err(|source| {
         let otherwise = match source.raw_os_error() {
+            _ if is_full(&mapping.backing, bytes(len)) => {
+                "its file system has no space for holes of the file; free some, or set no \
+                Region::sparse"
+            }
             Some(libc::EPERM) => "grant CAP_IPC_LOCK, or set a limit of locked memory (ulimit -l)",
             _ => "no limit of this process explains it; free memory or use Lock::OnFault",
         };

@@ -58,9 +58,13 @@ impl HostMapping {
             Some(_) => 0,
             None => libc::MAP_ANONYMOUS,
         };
+        let reserve = match self.options.reserve {
+            true => 0,
+            false => libc::MAP_NORESERVE,
+        };
         let mut builder = MmapRegionBuilder::new_with_bitmap(self.mapped.len(), bitmap)
             .with_mmap_prot(READ_WRITE)
-            .with_mmap_flags(sharing | anonymous | libc::MAP_NORESERVE)
+            .with_mmap_flags(sharing | anonymous | reserve)
             .with_hugetlbfs(self.backing.kind == BackingKind::Hugetlb)
             .with_owner(Arc::clone(self));
         if let Some((file, offset)) = &self.backing.file {

@@ -223,6 +223,32 @@ impl Region {
         self
     }
 
+    /// Sets whether the kernel sets memory aside for all pages. The default is `false`.
+    ///
+    /// If `true`, the region counts as committed memory from the start (`Committed_AS` of
+    /// proc_meminfo(5)), and the build fails if the policy of overcommitment has no room for it.
+    /// With `vm.overcommit_memory` of 2, pages are then always available to the guest. With 0, only
+    /// a region larger than memory and swap is refused, and with 1, none is.
+    ///
+    /// Only anonymous memory without blocks can be reserved. Huge pages of a pool always are.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{MemoryBuilder, Region};
+    ///
+    /// let region = Region::new(GuestAddress(0), 64 << 20).reserve(true);
+    /// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+    /// # Ok::<(), vm_memory_host::BuildError>(())
+    /// ```
+    #[doc(alias = "MAP_NORESERVE")]
+    #[doc(alias = "overcommit")]
+    pub fn reserve(mut self, reserve: bool) -> Self {
+        self.options.reserve = reserve;
+        self
+    }
+
     /// Replaces all options.
     pub fn with_options(self, options: Options) -> Self {
         Self { options, ..self }

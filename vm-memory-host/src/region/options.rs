@@ -142,6 +142,8 @@ pub struct Options {
     pub sealed: bool,
     /// Whether discarded huge pages return to the pool.
     pub release_huge_pages: bool,
+    /// Whether the kernel sets memory aside for all pages during the build.
+    pub reserve: bool,
 }
 
 impl Default for Options {
@@ -158,6 +160,7 @@ impl Default for Options {
             sparse: false,
             sealed: false,
             release_huge_pages: false,
+            reserve: false,
         }
     }
 }

@@ -93,6 +93,8 @@ pub(crate) struct FileSystem {
     pub(crate) block_size: u64,
     /// Whether its size is limited. The kernel's internal tmpfs, which holds memfds, has no limit.
     pub(crate) is_limited: bool,
+    /// The number of free bytes.
+    pub(crate) free: u64,
 }
 
 /// `HUGETLBFS_MAGIC` (Linux `include/uapi/linux/magic.h`).
@@ -110,9 +112,11 @@ pub(crate) fn file_system(file: &File) -> Result<FileSystem> {
     let stat = unsafe { stat.assume_init() };
     // The types of the fields differ between targets.
     let (kind, block_size) = (i128::from(stat.f_type), i128::from(stat.f_bsize));
+    let free = i128::from(stat.f_bfree).saturating_mul(block_size);
     Ok(FileSystem {
         kind,
         block_size: u64::try_from(block_size).unwrap_or(0),
+        free: u64::try_from(free).unwrap_or(0),
         is_limited: stat.f_blocks != 0,
     })
 }

@@ -285,6 +285,7 @@ pub(super) fn arguments(source: Source<'_>) -> (libc::c_int, libc::c_int, libc::
             -1,
             0,
         ),
+        Source::Accounted => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
         Source::File {
             file,
             offset,
@@ -318,6 +319,8 @@ pub(crate) struct Reserved {
 pub(crate) enum Source<'a> {
     /// Private pages, initially zero.
     Anonymous,
+    /// The same, counted against `CommitLimit` (proc_meminfo(5)) from the start.
+    Accounted,
     /// A part of a file.
     File {
         file: &'a File,
@@ -357,7 +360,7 @@ impl Reserved {
         // Reservation"), so the trial is kept until the real mapping has them. A private trial
         // reserves pages for itself, and must go first.
         let trial = match source {
-            Source::Anonymous => None,
+            Source::Anonymous | Source::Accounted => None,
             Source::File { .. } => Some(TrialMapping::new(len, READ_WRITE, source)?),
         };
         let trial = trial.filter(|_| matches!(source, Source::File { shared: true, .. }));
@@ -366,15 +369,22 @@ impl Reserved {
         }
         self.parts = self.parts.saturating_add(1);
         self.reservation.make_room(self.parts);
-        match source {
-            Source::Anonymous => self.reservation.make_accessible(self.next, len)?,
-            Source::File { .. } => self
-                .reservation
-                .map_fixed(self.next, len, READ_WRITE, source)
+        // Inaccessible memory is not accounted, so only `make_accessible` can lack it.
+        let replaced = match source {
+            Source::Anonymous => None,
+            Source::Accounted => Some(libc::PROT_NONE),
+            Source::File { .. } => Some(READ_WRITE),
+        };
+        if let Some(protection) = replaced {
+            self.reservation
+                .map_fixed(self.next, len, protection, source)
                 .inspect_err(|_| {
                     self.reservation.disown(self.next, end);
                     self.next = end;
-                })?,
+                })?;
+        }
+        if let Source::Anonymous | Source::Accounted = source {
+            self.reservation.make_accessible(self.next, len)?;
         }
         drop(trial);
         let offset = std::mem::replace(&mut self.next, end);

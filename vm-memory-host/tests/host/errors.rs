@@ -453,3 +453,21 @@ fn build_of_read_only_file_maps_private_but_not_shared() {
     fill(&memory, 0, PAGE, 9);
     assert_eq!(byte_of_page(&memory, 0), Some(9));
 }
+
+#[test]
+fn lock_that_no_limit_refuses_names_no_limit() {
+    let test = "lock_that_no_limit_refuses_names_no_limit";
+    if !can_lock_all_of(8 * MIB, test) {
+        return;
+    }
+    let Some(tmpfs) = Mounted::tmpfs("size=1m", test) else {
+        return;
+    };
+    let file = open(tmpfs.directory.path().join("ram"));
+    file.set_len(4 * MIB).unwrap();
+    let region = region(0, 4 * MIB).backing(Backing::shared_file(file, 0));
+    let message = message(region.sparse(true).lock(Lock::Now));
+    assert!(message.contains("cannot lock it in memory"), "{message}");
+    assert!(!message.contains("ulimit"), "{message}");
+    assert!(message.contains("no space for holes"), "{message}");
+}

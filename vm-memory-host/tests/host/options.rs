@@ -3,7 +3,9 @@
 use super::common::*;
 use test_support::skipped;
 use vm_memory::{Bytes, GuestAddress};
-use vm_memory_host::{Backing, Lock, NumaPolicy, Region, TransparentHugePages};
+use vm_memory_host::{
+    discard, Backing, Lock, MemoryBuilder, NumaPolicy, Region, TransparentHugePages, Unplugged,
+};
 
 fn names_are_supported() -> bool {
     build(Region::new(GuestAddress(0), PAGE).name("n")).is_ok()
@@ -95,4 +97,38 @@ fn numa_policy_places_pages_on_its_nodes() {
         let line = line.expect("numa_maps lists the VMA");
         assert!(line.contains(word) && line.contains("N0=1"), "{line}");
     }
+}
+
+#[test]
+fn reserve_accounts_for_the_region() {
+    for reserve in [false, true] {
+        let region = |start| Region::new(GuestAddress(start), 4 * MIB);
+        let memory: Memory = MemoryBuilder::new()
+            .region(region(0).reserve(reserve))
+            .region(region(4 * MIB).backing(Backing::Memfd))
+            .build()
+            .unwrap();
+        memory.write_obj(1u8, GuestAddress(0)).unwrap();
+        let address = host_address(&memory);
+        assert_eq!(has_flag(address, "ac"), reserve);
+        // Discarded pages stay reserved.
+        discard(&memory, GuestAddress(0), 4 * MIB).unwrap();
+        assert_eq!(has_flag(address, "ac"), reserve);
+    }
+    let region = || Region::new(GuestAddress(0), 4 * MIB).reserve(true);
+    for conflict in [
+        region().backing(Backing::Memfd),
+        region().blocks(non_zero(MIB), Unplugged::Mapped),
+    ] {
+        let error = build(conflict).unwrap_err().to_string();
+        assert!(error.contains("only anonymous memory"), "{error}");
+    }
+    let setting = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap();
+    if setting.trim() != "0" {
+        return skipped("reserve_accounts_for_the_region (size)", setting);
+    }
+    let all = Region::new(GuestAddress(0), 1 << 44);
+    assert!(build(all.clone()).is_ok());
+    let error = build(all.reserve(true)).unwrap_err().to_string();
+    assert!(error.contains("vm.overcommit_memory is 0"), "{error}");
 }
