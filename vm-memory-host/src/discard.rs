@@ -69,6 +69,9 @@ use crate::sys::{self, Advice, Mapped};
 /// - Other mappings of the file, in this or another process, get no events. Register the region
 ///   itself.
 ///
+/// Dropping a region that is next to another one sends an event, too. The handler must run until
+/// then, or its descriptor must be closed.
+///
 /// # Examples
 ///
 /// ```

@@ -180,7 +180,8 @@ impl MemoryBuilder {
     /// Returns a [`BuildError`] if
     ///
     /// - the regions are empty, overlap, are not aligned, or do not fit the guest's address space;
-    /// - an option contradicts a region's backing;
+    /// - an option contradicts a region's backing, or its blocks need the fault handler
+    ///   ([`Region::blocks`]);
     /// - two regions map the same bytes of a file
     ///   ([`allow_shared_bytes`](Self::allow_shared_bytes));
     /// - the host lacks huge pages, NUMA nodes, memory, file space or addresses;
