@@ -114,9 +114,6 @@
 //! | run time | [`ReadVolatile`], [`WriteVolatile`] | always | `read`, `write` |
 //! | run time | [`vectored`] | always | `readv`, `writev`, `preadv`, `pwritev` |
 //! | run time | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`] | while there are readers | `clock_nanosleep` |
-//! | migration | [`dirty::DirtyMemory::start_tracking`] | always | `membarrier` |
-//! | migration | [`bitmap::process_wide_barrier`] | always | `membarrier` |
-//! | migration | harvests of bitmaps | after [`test_before_marking`](bitmap::AtomicBitmap::test_before_marking) | `membarrier` |
 //!
 //! Locks call `futex` where threads contend, and the allocator makes calls of its own. The crate
 //! `vm-memory-host` has such a table of its functions. The test `tests/system_calls.rs` of each

@@ -1,6 +1,5 @@
-//! Marks and harvests make no system call, except those that are documented to. They run under a
-//! seccomp filter that kills the process for any other. This test is a program of its own, because
-//! it forks.
+//! Marks and harvests make no system call. They run under a seccomp filter that kills the process
+//! for any. This test is a program of its own, because it forks.
 #![cfg(all(
     target_os = "linux",
     feature = "backend-bitmap",
@@ -126,16 +125,7 @@ fn marks_and_harvests_make_no_system_call() {
     });
     assert_eq!(result, Some(0));
 
-    // Functions that make a system call are killed, so the filter works.
-    let killed = without_system_calls(|| {
-        let _ = DirtyMemory::start_tracking(&memory);
-    });
-    assert_eq!(killed, Some(libc::SIGKILL));
-    let mut testing = AtomicBitmap::new(PAGE, page);
-    if let Err(error) = testing.test_before_marking() {
-        return skipped(test, format!("no membarrier(2): {error}"));
-    }
-    let mut dirty = DirtyPages::new(PAGE, page);
-    let killed = without_system_calls(|| testing.harvest_into(&mut dirty));
+    // A system call is killed, so the filter works.
+    let killed = without_system_calls(|| std::thread::yield_now());
     assert_eq!(killed, Some(libc::SIGKILL));
 }

@@ -40,20 +40,13 @@ pub fn reader(stage: &Stage) -> Result<Batch> {
     }))
 }
 
-/// Marks pages that are already dirty, in the mode that loads the bit before it sets it.
-pub fn test_before_marking(len: usize) -> Result<Batch> {
-    let mut bitmap = AtomicBitmap::new(BITMAP_LEN, PAGE_SIZE);
-    bitmap.test_before_marking().context("membarrier(2)")?;
-    bitmap.mark_dirty(0, BITMAP_LEN);
-    let offsets = pages_in(len);
-    Ok(Batch::of(move |number| {
-        bitmap.mark_dirty(black_box(offsets.at(number) as usize), black_box(len));
-    }))
-}
-
-/// Writes to a bitmap that is switched off.
-pub fn mark_switched_off() -> Result<Batch> {
+/// Writes to a bitmap that is switched off, while writers run or while they are paused.
+pub fn mark_switched_off(while_paused: bool) -> Result<Batch> {
     let bitmap = AtomicBitmap::new(BITMAP_LEN, PAGE_SIZE);
+    let bitmap = match while_paused {
+        true => bitmap.switched_while_paused(),
+        false => bitmap,
+    };
     bitmap.stop_tracking();
     let offsets = pages_in(1);
     Ok(Batch::of(move |number| {

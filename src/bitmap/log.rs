@@ -58,20 +58,10 @@ pub trait DirtyLog {
 
     /// Harvests into `dirty`: adds the marks of the first [`byte_size`](DirtyPages::byte_size)
     /// bytes, and clears them.
+    ///
+    /// After the call, the data of all pages that it cleared must be visible to this thread: an
+    /// implementation of your own ends with `fence(SeqCst)`.
     fn harvest_into(&self, dirty: &mut DirtyPages);
-
-    /// Harvests as [`harvest_into`](Self::harvest_into) does, but leaves the
-    /// [process-wide barrier](super::process_wide_barrier) to the caller.
-    ///
-    /// Returns `true` if a barrier is required before the harvested pages may be read, so that many
-    /// logs can share one. If the barrier fails, the caller must [put back](Self::put_back) all
-    /// pages of `dirty`.
-    ///
-    /// The default calls `harvest_into` and returns `false`.
-    fn harvest_before_barrier(&self, dirty: &mut DirtyPages) -> bool {
-        self.harvest_into(dirty);
-        false
-    }
 
     /// Marks ranges of bytes again, even if [tracking](Self::set_tracking) is off.
     ///
@@ -80,9 +70,8 @@ pub trait DirtyLog {
 
     /// Switches marking on or off. The default does nothing.
     ///
-    /// After switching it on, a process-wide barrier is required before the first copy of the
-    /// memory. [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking) issues
-    /// it; see [`AtomicBitmap::start_tracking`] for the reason and for alternatives.
+    /// After switching it on, all unmarked writes must be visible to this thread: see
+    /// [`AtomicBitmap::start_tracking`].
     fn set_tracking(&self, on: bool) {
         let _ = on;
     }
@@ -117,11 +106,6 @@ impl<S: DirtyLog> DirtyLog for Option<S> {
         }
     }
 
-    fn harvest_before_barrier(&self, dirty: &mut DirtyPages) -> bool {
-        self.as_ref()
-            .is_some_and(|log| log.harvest_before_barrier(dirty))
-    }
-
     fn put_back(&self, ranges: &mut dyn Iterator<Item = Range<usize>>) {
         if let Some(log) = self {
             log.put_back(ranges);
@@ -152,10 +136,6 @@ impl<B: Deref<Target = AtomicBitmap>> DirtyLog for BaseSlice<B> {
 
     fn harvest_into(&self, dirty: &mut DirtyPages) {
         self.bitmap().harvest_from(self.base_offset(), dirty);
-    }
-
-    fn harvest_before_barrier(&self, dirty: &mut DirtyPages) -> bool {
-        self.bitmap().drain_from(self.base_offset(), dirty)
     }
 
     fn put_back(&self, ranges: &mut dyn Iterator<Item = Range<usize>>) {

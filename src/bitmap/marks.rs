@@ -13,9 +13,15 @@
 //! | step | operation | purpose |
 //! |---|---|---|
 //! | `D` | stores to guest memory | the data |
-//! | `M` | `fetch_or` on the word | sets the mark |
-//! | `L` | load of the summary | tests the bit of the line |
-//! | `F` | `fetch_or` on the summary | sets that bit, only if `L` found it clear |
+//! | `W` | full fence | orders the data before the look |
+//! | `L` | load of the word | looks for the mark |
+//! | `M` | `fetch_or` on the word | sets the mark, only if `L` found it missing |
+//! | `LS` | load of the summary | looks for the bit of the line |
+//! | `MS` | `fetch_or` on the summary | sets that bit, only if `LS` found it missing |
+//!
+//! For one word ([`Marks::mark`]), a relaxed load comes first. If it finds a bit missing, the
+//! writer skips `W` and `L`: the page is clean, and `M` orders the data as well. [`Marks::set`]
+//! always does so. For a range ([`Marks::mark_range`]), one `W` precedes the looks of all words.
 //!
 //! A *harvest* drains the marks and then reads the pages:
 //!
@@ -24,69 +30,60 @@
 //! | `T` | `swap` on the summary | drains the bits of the lines |
 //! | `S` | loads of the words of each such line | skips the empty words |
 //! | `H` | `swap` on each other word | drains the marks |
+//! | `F` | full fence | orders the drained marks before the data |
 //! | `R` | loads from guest memory | reads the data |
 //!
-//! `M`, `L`, `F`, `T`, `S` and `H` are sequentially consistent. "The total order" below is the
-//! single order of all sequentially consistent operations.
+//! All operations but `D`, `R` and the first load of a word are sequentially consistent. "The total
+//! order" below is the single order of all sequentially consistent operations and fences. `F` ends
+//! [`Marks::drain`], which is the only way to clear a mark. What `drain` passes to its callback may
+//! not be used to read guest memory before `drain` returns.
 //!
 //! # No interleaving loses a page
 //!
-//! **A harvest that finds a mark reads the data.** Every operation that changes a word is a
-//! read-modify-write. The release sequence headed by `M` therefore extends to the `H` that finds
-//! the mark, and `H` acquires what `M` released. So `D` happens before `R`.
+//! **A harvest that drains the mark of a page reads its data, or the page is marked again.** Let
+//! `M` be the operation that set the drained mark: that of the writer, or of another writer whose
+//! mark `L` found.
 //!
-//! **The next harvest finds a completed mark.** Suppose a writer has completed its steps.
+//! 1. The writer's own `M`: every operation that changes a word is a read-modify-write. The release
+//!    sequence headed by `M` therefore extends to the `H` that finds the mark, and `H` acquires
+//!    what `M` released. So `D` happens before `R`.
+//! 2. Another writer's `M`: the writer executed `W`. If `W` precedes the harvest's `F` in the total
+//!    order, `R` reads the data of `D`. Otherwise `H` precedes `F`, `W` and `L` in that order. So
+//!    `L` did not find a mark that `H` drained: the mark that it found was set after `H`, and a
+//!    later harvest drains it. The same holds for that harvest.
 //!
-//! 1. The summary had the bit of the line at that time: `F` set it or `L` found it.
+//! **The next harvest finds a completed mark.** Suppose a writer has completed its steps, and `M`
+//! is the operation that set the mark: its own, or the one that `L` found. `M` precedes `LS` in the
+//! total order, directly or by `L`.
+//!
+//! 1. The summary had the bit of the line at that time: `MS` set it or `LS` found it.
 //! 2. If no harvest has drained that bit since, the next harvest's `T` finds it.
-//! 3. Otherwise some harvest's `T` drained it, after `L` or `F` in the total order. `M` precedes
-//!    `L` and `F`, and `T` precedes its `S`. So `M` precedes `S` in the total order, and `S` finds
-//!    the mark unless another harvest has drained it already.
+//! 3. Otherwise some harvest's `T` drained it, after `LS` or `MS` in the total order, and `T`
+//!    precedes its `S`. So `M` precedes `S` in the total order, and `S` finds the mark unless
+//!    another harvest has drained it already.
 //!
 //! So a harvest that drains the bit of a line leaves no completed mark in that line. A
 //! harvest also skips a summary word if a load finds it 0. That load is sequentially consistent
 //! too, so a mark that it misses completes after it in the total order.
 //!
-//! **`L` is needed.** It is not enough that the writer that finds the word empty sets the summary
-//! bit. That writer may be preempted between the two steps. A second writer of the same word would
-//! then complete a mark that no harvest can find.
-//!
-//! # Testing before marking
-//!
-//! In this mode ([`Marks::test_and_set`]) the writer first tests the word, and then the summary, by
-//! sequentially consistent loads. If both have the bits, it skips `M`, `L` and `F`. Alone, this
-//! would lose pages. The loads may be satisfied before `D` becomes visible, and a harvest in
-//! between would drain the mark and read the old data. An asymmetric pair of barriers prevents
-//! that:
-//!
-//! | barrier | place | implementation |
-//! |---|---|---|
-//! | `B` | between `D` and the test | a compiler fence |
-//! | `B'` | between `H` and `R` | `membarrier(2)`: a full barrier in every running thread |
-//!
-//! Of any two such barriers one comes first. If `B` comes first, `R` reads the data of `D`. If `B'`
-//! comes first, the test comes after `T` and `H`, finds the mark or the summary bit missing, and
-//! the writer marks.
-//!
-//! **The test of the summary follows that of the word.** The mark that the writer found may be that
-//! of another writer, which has not set the summary bit yet. A harvest that loads the word earlier
-//! finds it empty, and may have drained a stale summary bit. So the argument above must hold for
-//! the mark that was found: its `M` precedes the test of the word, and that precedes the test of
-//! the summary, which takes the place of `L`.
+//! **`LS` is needed, after `L`.** The mark that `L` found may be that of another writer, which has
+//! not set the summary bit yet. The bit that `LS` finds may be stale: a drain of a part of a line
+//! leaves it. If `LS` came first, a harvest could drain the bit and find the word empty, before the
+//! other writer's `M`. The writer would complete a mark that the next harvest does not find.
 //!
 //! # Verification
 //!
-//! `verify/loom` explores all interleavings with this file. Its mutants weaken `M`, `L`, `F`, `T`,
-//! `S`, `H` and both barriers one by one, and show that a model loses a page for each. It also
-//! lists the orderings that the models do not need.
+//! `verify/loom` explores all interleavings with this file. Its mutants weaken each operation and
+//! leave out each fence, one by one, and show that a model loses a page. It also lists the
+//! orderings that the models do not need. `super::sync` counts the read-modify-writes in tests.
 
 use core::ops::Range;
 use std::collections::TryReserveError;
 
-use super::sync::{asymmetric_light_barrier, AtomicU64, Ordering};
+use super::sync::{fence, AtomicU64, Ordering};
 use crate::bits::{
-    each_bit, mask, position, summary_slot, words_of, LINE_BITS, LINE_WORDS, SUMMARY_WORDS,
-    WORD_BITS,
+    bits_between, each_bit, mask, position, summary_slot, words_of, LINE_BITS, LINE_WORDS,
+    SUMMARY_WORDS, WORD_BITS,
 };
 
 /// The smallest number of words that has a summary. A harvest loads fewer words than these quickly,
@@ -148,74 +145,81 @@ impl Marks {
             .map_or(0, |word| word.load(Ordering::Acquire))
     }
 
-    /// Sets bits of a word.
-    #[inline(always)]
+    /// Sets bits of a word by a read-modify-write, whether they are set or not.
+    #[inline]
     pub(super) fn set(&self, word: usize, bits: u64) {
         if let Some(target) = self.words.get(word) {
-            // Loaded first: a load after a locked instruction has to wait for it.
-            let has_summary = !self.summary.is_empty();
             target.fetch_or(bits, Ordering::SeqCst);
-            if has_summary {
-                self.mark_summary(word);
-            }
+            self.mark_line(word);
         }
     }
 
-    /// Sets all bits of the words `first..end`, as far as they exist.
-    pub(super) fn set_words(&self, first: usize, end: usize) {
-        let end = end.min(self.words.len());
-        let mut next = first;
-        while next < end {
-            let line_end = (next | (LINE_WORDS - 1)).saturating_add(1).min(end);
-            for word in self.words.get(next..line_end).unwrap_or_default() {
-                word.fetch_or(u64::MAX, Ordering::SeqCst);
-            }
-            self.mark_summary(next);
-            next = line_end;
-        }
-    }
-
-    /// Sets bits of a word, unless they are set already.
-    ///
-    /// Every harvest must then issue a process-wide barrier between draining the marks and reading
-    /// the pages: see the [module documentation](self).
+    /// Marks bits of a word, after the data were written. Modifies nothing if they are marked.
     #[inline(always)]
-    pub(super) fn test_and_set(&self, word: usize, bits: u64) {
-        asymmetric_light_barrier();
-        let marked = self.words.get(word).is_some_and(|word| has(word, bits));
-        let (slot, line) = summary_slot(word);
-        // Without a summary, a harvest finds every word.
-        let in_summary = || self.summary.get(slot).is_none_or(|lines| has(lines, line));
-        if !(marked && in_summary()) {
-            self.set(word, bits);
-        }
-    }
-
-    /// Sets the bit of a word's line in the summary.
-    #[inline(always)]
-    fn mark_summary(&self, word: usize) {
-        if self.summary.is_empty() {
+    pub(super) fn mark(&self, word: usize, bits: u64) {
+        let Some(target) = self.words.get(word) else {
             return;
+        };
+        // Loaded first: a load after a fence has to wait for it.
+        let has_summary = !self.summary.is_empty();
+        if target.load(Ordering::Relaxed) & bits == bits {
+            // A harvest may have drained the marks before the data are visible to it.
+            fence(Ordering::SeqCst);
+            set_missing(target, bits);
+        } else {
+            // Orders the data as well.
+            target.fetch_or(bits, Ordering::SeqCst);
         }
+        if has_summary {
+            self.mark_line(word);
+        }
+    }
+
+    /// Sets the bit of a word's line in the summary, unless it is set. Follows the look at the
+    /// word, or its mark.
+    #[inline(always)]
+    fn mark_line(&self, word: usize) {
         let (slot, line) = summary_slot(word);
         if let Some(lines) = self.summary.get(slot) {
-            if lines.load(Ordering::SeqCst) & line == 0 {
-                lines.fetch_or(line, Ordering::SeqCst);
-            }
+            set_missing(lines, line);
         }
     }
 
-    /// Clears bits of a word. The summary keeps the bit of the line, in case other words have
-    /// marks.
-    pub(super) fn clear(&self, word: usize, bits: u64) {
-        if let Some(word) = self.words.get(word) {
-            // A read-modify-write, so that it does not end a release sequence.
-            word.fetch_and(!bits, Ordering::SeqCst);
+    /// Marks the bits from `first` to `last`, all of which exist, after the data were written.
+    /// Modifies only words that lack some.
+    pub(super) fn mark_range(&self, first: usize, last: usize) {
+        // Orders the data before all looks.
+        fence(Ordering::SeqCst);
+        let ((first_word, first_bit), (last_word, last_bit)) = (position(first), position(last));
+        match self.words.get(first_word..=last_word).unwrap_or_default() {
+            [] => {}
+            [word] => set_missing(word, bits_between(first_bit, last_bit)),
+            [head, middle @ .., tail] => {
+                set_missing(head, bits_between(first_bit, 1 << (WORD_BITS - 1)));
+                middle.iter().for_each(|word| set_missing(word, u64::MAX));
+                set_missing(tail, bits_between(1, last_bit));
+            }
+        }
+        // After the looks at the words.
+        let lines = first_word / LINE_WORDS..(last_word / LINE_WORDS).saturating_add(1);
+        for (slot, lines) in words_of(lines) {
+            match self.summary.get(slot) {
+                Some(word) => set_missing(word, lines),
+                None => break,
+            }
         }
     }
 
     /// Drains the bits of a range, and calls `found` for each word that had some, ascending.
-    pub(super) fn drain(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
+    ///
+    /// Guest memory may be read after the call, and not in `found`.
+    pub(super) fn drain(&self, range: Range<usize>, found: impl FnMut(usize, u64)) {
+        self.drain_words(range, found);
+        // The writers' other half is in `mark` and `mark_range`.
+        fence(Ordering::SeqCst);
+    }
+
+    fn drain_words(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
         let all = self.words.len().saturating_mul(WORD_BITS);
         let range = range.start..range.end.min(all);
         if range.is_empty() {
@@ -359,11 +363,12 @@ fn summary_len(words: usize) -> usize {
     }
 }
 
-/// Returns whether a word has all of these bits.
+/// Sets bits of a word, unless they are set.
 #[inline(always)]
-fn has(word: &AtomicU64, bits: u64) -> bool {
-    let found = word.load(Ordering::SeqCst);
-    found & bits == bits
+fn set_missing(word: &AtomicU64, bits: u64) {
+    if word.load(Ordering::SeqCst) & bits != bits {
+        word.fetch_or(bits, Ordering::SeqCst);
+    }
 }
 
 /// Drains these bits of a word, and returns those that were set.
@@ -430,26 +435,20 @@ mod tests {
     }
 
     #[test]
-    fn set_words_across_lines_and_past_the_end_sets_existing_words() {
+    fn mark_range_across_lines_marks_its_bits() {
         let marks = Marks::new(20);
-        marks.set_words(6, 18);
-        marks.set_words(19, 99);
-        marks.set_words(30, 40);
-        marks.test_and_set(2, 7);
-        marks.test_and_set(7, 1);
-        marks.test_and_set(99, 1);
-        marks.clear(17, u64::MAX);
+        marks.mark_range(6 * 64 + 60, 18 * 64 + 3);
+        marks.mark_range(19 * 64 + 63, 19 * 64 + 63);
+        marks.mark_range(2 * 64 + 1, 2 * 64 + 2);
+        marks.mark(2, 8);
+        marks.mark(20, 1);
         let mut found = Vec::new();
-        let copy = Marks::new(19);
+        let copy = Marks::new(21);
         marks.copy_to(&copy, 1);
-        marks.drain(19 * 64..usize::MAX, |word, bits| found.push((word, bits)));
-        copy.drain(0..usize::MAX, |word, bits| found.push((word, bits)));
-        let last = [(19, u64::MAX), (3, 7)];
-        assert_eq!(
-            found,
-            last.into_iter()
-                .chain((7..18).map(|word| (word, u64::MAX)))
-                .collect::<Vec<_>>()
-        );
+        copy.drain(64..usize::MAX, |word, bits| found.push((word - 1, bits)));
+        let mut expected = vec![(2, 0b1110), (6, 0xf << 60)];
+        expected.extend((7..18).map(|word| (word, u64::MAX)));
+        expected.extend([(18, 0xf), (19, 1 << 63)]);
+        assert_eq!(found, expected);
     }
 }

@@ -46,14 +46,10 @@
 //!
 //! The program `examples/migration.rs` migrates a guest by its dirty pages.
 //!
-//! # System calls
-//!
-//! None, except in [`process_wide_barrier`] and the methods of [`AtomicBitmap`] that document it.
+//! This module makes no system calls.
 
 #[cfg(feature = "backend-bitmap")]
 mod atomic;
-#[cfg(feature = "backend-bitmap")]
-pub(crate) mod barrier;
 #[cfg(feature = "backend-bitmap")]
 mod dirty_pages;
 #[cfg(feature = "backend-bitmap")]
@@ -66,13 +62,13 @@ mod marks;
 mod slice;
 #[cfg(feature = "backend-bitmap")]
 mod sync;
+#[cfg(feature = "backend-bitmap")]
+mod tracking;
 
 use core::fmt::Debug;
 
 #[cfg(feature = "backend-bitmap")]
 pub use atomic::AtomicBitmap;
-#[cfg(feature = "backend-bitmap")]
-pub use barrier::process_wide_barrier;
 #[cfg(feature = "backend-bitmap")]
 pub use dirty_pages::{DirtyPages, DirtyRuns};
 #[cfg(feature = "backend-bitmap")]
@@ -156,8 +152,10 @@ pub trait Bitmap: for<'a> WithBitmapSlice<'a> {
     /// Marks the pages of the `len` bytes at `offset`, ignoring bytes that the bitmap does not
     /// track.
     ///
-    /// Call it after the bytes have been written: a harvest that finds the mark must read the new
-    /// bytes.
+    /// Call it after the bytes have been written: a harvest that clears the mark must read the new
+    /// bytes. A bitmap that another component harvests, such as the log of a vhost-user front end,
+    /// must set each bit by a read-modify-write, even if it is set. Skipping that is right only
+    /// together with a full fence in the harvest.
     fn mark_dirty(&self, offset: usize, len: usize);
 
     /// Returns whether the page of the byte at `offset` is dirty; `false` if the bitmap does not

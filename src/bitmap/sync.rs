@@ -1,14 +1,87 @@
-//! The atomics and the barrier that [`marks`](super::marks) is made of.
+//! The atomics that [`marks`](super::marks) and [`tracking`](super::tracking) are made of.
 //!
-//! `verify/loom` compiles `marks.rs` with a module of the same names instead of this one.
+//! `verify/loom` compiles these files with a module of the same names instead of this one. Tests of
+//! this crate count the operations that modify a shared word.
 
-pub(crate) use core::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(test))]
+pub(crate) use core::sync::atomic::{fence, AtomicU64};
+pub(crate) use core::sync::atomic::{AtomicU8, Ordering};
+#[cfg(test)]
+pub(crate) use counted::{fence, AtomicU64};
 
-/// Issues the light half of an asymmetric pair of barriers, whose heavy half is
-/// `process_wide_barrier`.
-///
-/// It is a compiler fence: the heavy half issues the processor's barrier on behalf of this thread.
-#[inline(always)]
-pub(crate) fn asymmetric_light_barrier() {
-    core::sync::atomic::compiler_fence(Ordering::SeqCst);
+#[cfg(test)]
+pub(crate) mod counted {
+    use core::cell::Cell;
+    use core::sync::atomic;
+
+    use super::Ordering;
+
+    std::thread_local! {
+        static COUNTS: Cell<Counts> = const { Cell::new(Counts { modified: 0, after_fence: 0 }) };
+    }
+
+    /// The read-modify-writes of a thread.
+    #[derive(Clone, Copy, Debug)]
+    struct Counts {
+        modified: usize,
+        /// Those after its last fence.
+        after_fence: usize,
+    }
+
+    /// Returns the number of read-modify-writes of `work`, and how many follow its last fence.
+    pub(crate) fn count(work: impl FnOnce()) -> (usize, usize) {
+        COUNTS.set(Counts {
+            modified: 0,
+            after_fence: 0,
+        });
+        work();
+        let counts = COUNTS.get();
+        (counts.modified, counts.after_fence)
+    }
+
+    pub(crate) fn fence(order: Ordering) {
+        atomic::fence(order);
+        let modified = COUNTS.get().modified;
+        COUNTS.set(Counts {
+            modified,
+            after_fence: 0,
+        });
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct AtomicU64(atomic::AtomicU64);
+
+    impl AtomicU64 {
+        pub(crate) fn new(value: u64) -> Self {
+            Self(atomic::AtomicU64::new(value))
+        }
+
+        pub(crate) fn load(&self, order: Ordering) -> u64 {
+            self.0.load(order)
+        }
+
+        pub(crate) fn swap(&self, value: u64, order: Ordering) -> u64 {
+            self.counted().swap(value, order)
+        }
+
+        pub(crate) fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+            self.counted().fetch_or(bits, order)
+        }
+
+        pub(crate) fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+            self.counted().fetch_and(bits, order)
+        }
+
+        fn counted(&self) -> &atomic::AtomicU64 {
+            let Counts {
+                modified,
+                after_fence,
+            } = COUNTS.get();
+            COUNTS.set(Counts {
+                modified: modified + 1,
+                after_fence: after_fence + 1,
+            });
+            &self.0
+        }
+    }
 }

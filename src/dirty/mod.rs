@@ -13,7 +13,7 @@
 //!
 //! # The rounds of a live migration
 //!
-//! 1. Start tracking: [`DirtyMemory::start_tracking`] for the threads of this process, and the log
+//! 1. Start tracking: [`DirtyMemory::set_tracking`] for the threads of this process, and the log
 //!    of KVM (`KVM_MEM_LOG_DIRTY_PAGES`) for the guest's CPUs.
 //! 2. Copy all of memory.
 //! 3. Harvest and send the dirty pages, until they are few. If sending fails, put them back. The
@@ -25,21 +25,14 @@
 //!
 //! The program `examples/migration.rs` does this with a guest under KVM.
 //!
-//! # System calls
-//!
-//! `membarrier(2)` in [`DirtyMemory::start_tracking`], and in harvests of bitmaps that
-//! [test before they mark](crate::bitmap::AtomicBitmap::test_before_marking). No others.
+//! This module makes no system calls.
 
 mod log_words;
 mod region;
-#[cfg(all(test, feature = "backend-mmap"))]
-mod tests;
-
-use std::io;
 
 pub use log_words::LogWords;
 
-use crate::bitmap::{process_wide_barrier, DirtyLog, DirtyPages, MS};
+use crate::bitmap::{DirtyLog, DirtyPages, MS};
 use crate::convert::to_u64;
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend};
 use crate::region::GuestMemoryRegion;
@@ -106,9 +99,6 @@ impl DirtyMemory {
     ///
     /// The memory may have changed since the last harvest. Dirty pages at addresses that no region
     /// has any more are dropped. All others stay, in the page size of the region that now has them.
-    ///
-    /// System calls: one `membarrier(2)` for all regions together, if any bitmap
-    /// [tests before it marks](crate::bitmap::AtomicBitmap::test_before_marking); otherwise none.
     pub fn harvest<M>(&mut self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -125,14 +115,7 @@ impl DirtyMemory {
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
-        let mut barrier = false;
-        self.for_each_region(memory, |log, pages| {
-            barrier |= log.harvest_before_barrier(pages);
-        });
-        if barrier && process_wide_barrier().is_err() {
-            // This also marks pages that were in the set before the harvest, which is harmless.
-            self.put_back(memory);
-        }
+        self.for_each_region(memory, |log, pages| log.harvest_into(pages));
         for log in logs {
             self.add_words(log);
         }
@@ -384,30 +367,14 @@ impl DirtyMemory {
         }
     }
 
-    /// Switches marking on or off in all regions of a memory. It makes no system call.
+    /// Switches marking on or off in all regions of a memory.
     ///
-    /// After switching it on, writes in progress in other threads may be neither marked nor visible
-    /// yet. A process-wide barrier is required before the first copy:
-    /// [`start_tracking`](Self::start_tracking) issues it, and
-    /// [`AtomicBitmap::start_tracking`](crate::bitmap::AtomicBitmap::start_tracking) lists the
-    /// alternatives.
-    pub fn set_tracking<M>(memory: &M, on: bool)
-    where
-        M: GuestMemoryBackend + ?Sized,
-        for<'a> MS<'a, M>: DirtyLog,
-    {
-        for region in memory.iter() {
-            region.bitmap().set_tracking(on);
-        }
-    }
-
-    /// Switches marking on in all regions of a memory, and waits until all threads mark.
+    /// When it has switched marking on, the first copy may begin. All unmarked writes of other
+    /// threads of this process are visible to this thread, and all later writes are marked. Other
+    /// *processes* that write, and the guest's CPUs, need logs of their own.
     ///
-    /// When it returns, the first copy may begin. All unmarked writes of other threads of this
-    /// process are visible to this thread, and all later writes are marked. Other *processes* that
-    /// write, and the guest's CPUs, need logs of their own.
-    ///
-    /// System calls: one `membarrier(2)`, see [`process_wide_barrier`].
+    /// Other threads may write at the same time, unless a bitmap is
+    /// [switched while they are paused](crate::bitmap::AtomicBitmap::switched_while_paused).
     ///
     /// # Examples
     ///
@@ -423,9 +390,7 @@ impl DirtyMemory {
     /// memory.write_obj(1u8, GuestAddress(0))?; // not marked
     ///
     /// // A migration begins.
-    /// if let Err(error) = DirtyMemory::start_tracking(&memory) {
-    ///     println!("pausing the devices before the first copy: {error}");
-    /// }
+    /// DirtyMemory::set_tracking(&memory, true);
     /// // … copy all of memory …
     /// memory.write_obj(1u8, GuestAddress(0x2000))?;
     /// let mut dirty = DirtyMemory::new();
@@ -434,23 +399,15 @@ impl DirtyMemory {
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    ///
-    /// # Errors
-    ///
-    /// Returns the error of `membarrier(2)` if the system does not support or allow it. Marking is
-    /// then on. Before the first copy, use an alternative of
-    /// [`AtomicBitmap::start_tracking`](crate::bitmap::AtomicBitmap::start_tracking).
     #[doc(alias = "KVM_MEM_LOG_DIRTY_PAGES")]
-    pub fn start_tracking<M>(memory: &M) -> io::Result<()>
+    #[doc(alias = "start_tracking")]
+    pub fn set_tracking<M>(memory: &M, on: bool)
     where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
-        Self::set_tracking(memory, true);
-        // A writer stores its data and then loads the mode. If it loads the mode before the barrier
-        // of its thread, it may find marking off. Its data precedes the load in program order, so
-        // the barrier makes it visible. If it loads the mode after the barrier, it finds marking
-        // on, since that was stored before the barrier.
-        process_wide_barrier()
+        for region in memory.iter() {
+            region.bitmap().set_tracking(on);
+        }
     }
 }

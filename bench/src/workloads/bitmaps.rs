@@ -31,6 +31,27 @@ pub fn mark_dirty(len: usize) -> Result<Batch> {
     }))
 }
 
+/// Marks pages that are clean, each once. Clearing them again is not timed.
+pub fn mark_clean() -> Result<Batch> {
+    let bitmap = bitmap()?;
+    let pages = BITMAP_LEN / PAGE;
+    Ok(Batch::around(move |iterations| {
+        let mut took = Duration::ZERO;
+        let mut left = usize::try_from(iterations)?;
+        while left > 0 {
+            bitmap.reset();
+            let count = left.min(pages);
+            let start = Instant::now();
+            for page in 0..count {
+                bitmap.mark_dirty(black_box(page * PAGE), black_box(1));
+            }
+            took += start.elapsed();
+            left -= count;
+        }
+        Ok(took)
+    }))
+}
+
 pub fn dirty_at() -> Result<Batch> {
     let bitmap = bitmap()?;
     bitmap.mark_dirty(0, BITMAP_LEN);

@@ -79,15 +79,24 @@ impl MarksChain {
         Some((&part.marks, word.saturating_sub(part.first_word)))
     }
 
+    /// Marks the bits of a range, as far as they exist, after the data were written.
+    pub(super) fn mark_range(&self, range: Range<usize>) {
+        for part in self.parts() {
+            let Range { start, end } = part.range_in(&range);
+            let end = end.min(part.marks.len().saturating_mul(WORD_BITS));
+            if let Some(last) = end.checked_sub(1).filter(|last| start <= *last) {
+                part.marks.mark_range(start, last);
+            }
+        }
+    }
+
     /// Drains the bits of a range, and calls `found` for each word that had a bit set, in ascending
-    /// order.
+    /// order. Guest memory may be read after the call, and not in `found`.
     pub(super) fn drain(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
         // Most bitmaps have only this part, whose words need no offset.
         self.marks.drain(range.clone(), &mut found);
         for part in self.parts().skip(1) {
-            let start = part.first_word.saturating_mul(WORD_BITS);
-            let range = range.start.saturating_sub(start)..range.end.saturating_sub(start);
-            part.marks.drain(range, |word, bits| {
+            part.marks.drain(part.range_in(&range), |word, bits| {
                 found(part.first_word.saturating_add(word), bits);
             });
         }
@@ -98,6 +107,12 @@ impl MarksChain {
         for part in self.parts() {
             part.marks.copy_to(copy, part.first_word);
         }
+    }
+
+    /// Returns a range of bits relative to this part. It may pass the end of the part.
+    fn range_in(&self, range: &Range<usize>) -> Range<usize> {
+        let start = self.first_word.saturating_mul(WORD_BITS);
+        range.start.saturating_sub(start)..range.end.saturating_sub(start)
     }
 
     /// Returns the number of the word after the last one of this part.

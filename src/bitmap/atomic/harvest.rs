@@ -3,7 +3,6 @@
 use core::num::NonZeroUsize;
 use core::ops::Range;
 
-use super::super::barrier::process_wide_barrier;
 use super::super::dirty_pages::DirtyPages;
 use super::super::log_ranges::log_ranges;
 use super::AtomicBitmap;
@@ -28,7 +27,6 @@ impl AtomicBitmap {
     /// Clears all marks.
     pub fn reset(&self) {
         self.marks.drain(0..usize::MAX, |_, _| {});
-        self.after_drain(|bitmap| bitmap.set_addr_range(0, usize::MAX));
     }
 
     /// Harvests into `words`: adds the marks and clears them.
@@ -61,7 +59,6 @@ impl AtomicBitmap {
                 found = found.saturating_add(1);
             }
         });
-        self.after_drain(|bitmap| bitmap.set_from_words(0, words, bitmap.page_size()));
         found
     }
 
@@ -71,23 +68,13 @@ impl AtomicBitmap {
     }
 
     /// Harvests the bytes from `offset` on.
-    pub(in crate::bitmap) fn harvest_from(&self, offset: usize, dirty: &mut DirtyPages) {
-        if self.drain_from(offset, dirty) && process_wide_barrier().is_err() {
-            self.put_back_at(offset, &mut dirty.runs());
-        }
-    }
-
-    /// Drains the marks of the bytes from `offset` on.
-    ///
-    /// Returns whether a process-wide barrier is required before the harvested pages may be read.
-    /// If the barrier fails, the caller puts back all pages of `dirty`.
     ///
     /// A page that is only partly in this range, while the bitmap tracks its other bytes as well,
     /// is reported and stays marked. Its bit also stands for the other bytes, which are harvested
     /// separately.
-    pub(in crate::bitmap) fn drain_from(&self, offset: usize, dirty: &mut DirtyPages) -> bool {
+    pub(in crate::bitmap) fn harvest_from(&self, offset: usize, dirty: &mut DirtyPages) {
         let Some((first, last)) = self.pages_of(offset, dirty.byte_size()) else {
-            return false;
+            return;
         };
         let size = self.page_size().get();
         let end = offset.saturating_add(dirty.byte_size());
@@ -111,7 +98,6 @@ impl AtomicBitmap {
                 self.add_found(offset, word, bits, dirty)
             }),
         }
-        self.tests_first()
     }
 
     /// Adds the pages of a word to a set of the bytes from `offset` on.
@@ -196,31 +182,30 @@ impl AtomicBitmap {
 
     /// Marks the pages of ranges of bytes. If the ranges ascend, each word is updated once.
     fn set_ranges(&self, ranges: impl Iterator<Item = Range<usize>>) {
-        let test_first = self.tests_first();
         let pages = ranges.filter_map(|range| self.pages_of(range.start, range.len()));
         let pages = pages.map(|(first, last)| first..last.saturating_add(1));
-        for_each_word(pages, |word, bits| self.update_word(word, bits, test_first));
+        for_each_word(pages, |word, bits| self.set_word(word, bits));
     }
 
     /// Sets the bits of `words` that stand for pages of this bitmap.
     fn set_whole_words(&self, words: impl Iterator<Item = (usize, u64)>) {
-        let (test_first, pages) = (self.tests_first(), self.len());
+        let pages = self.len();
         let end = pages.div_ceil(WORD_BITS);
         for (word, bits) in words.take_while(|(word, _)| *word < end) {
             let left = pages.saturating_sub(word.saturating_mul(WORD_BITS));
             let bits = bits & mask(0, left);
             if bits != 0 {
-                self.update_word(word, bits, test_first);
+                self.set_word(word, bits);
             }
         }
     }
 
-    /// Issues the process-wide barrier between draining marks and reading pages, if writers test
-    /// before they mark. Calls `put_back` if the barrier fails.
-    #[inline]
-    pub(super) fn after_drain(&self, put_back: impl FnOnce(&Self)) {
-        if self.tests_first() && process_wide_barrier().is_err() {
-            put_back(self);
+    /// Sets bits of a word, all of which stand for pages that exist.
+    ///
+    /// By a read-modify-write: harvested pages are clean.
+    fn set_word(&self, word: usize, bits: u64) {
+        if let Some((marks, word)) = self.marks.locate(word) {
+            marks.set(word, bits);
         }
     }
 }

@@ -1,15 +1,20 @@
 //! [`AtomicBitmap`]: one bit per page, which threads set and harvest at the same time.
 //!
 //! ```text
-//!   AtomicBitmap   pages and modes                          this file; harvest.rs
+//!   AtomicBitmap   pages, and whether writes mark           this file; harvest.rs; ../tracking.rs
 //!     └─ MarksChain   bits that grow while threads use them    chain.rs: a list of Marks
 //!          └─ Marks      a fixed number of bits, a summary       ../marks.rs, with the proof
 //! ```
 //!
-//! The proof in `marks.rs` needs the data (`D`) to be written before the mark (`M`). An assembly
-//! block that may access memory writes the data. So the compiler does not move it past the atomic
-//! operation of the mark. On x86_64 that operation is a locked instruction, which is a full
-//! barrier (Intel SDM, volume 3A, section 9.2.3.9). On aarch64 it has release semantics.
+//! The proof in `marks.rs` needs the data (`D`) to be written before the fence (`W`) or the mark
+//! (`M`). An assembly block that may access memory writes the data, or a system call of the same
+//! thread. So the compiler does not move it past the fence or the atomic operation of the mark. On
+//! x86_64 both are locked instructions, which are full barriers (Intel SDM, volume 3A, section
+//! 9.2.3.9). They also drain the buffers of non-temporal stores ("Methods of Caching Available").
+//! On aarch64 the fence is `dmb ish`, and the mark has release semantics.
+//!
+//! Data of another thread or a device are covered if the mark follows an acquire load of their
+//! completion.
 
 mod chain;
 mod harvest;
@@ -18,15 +23,14 @@ mod page_size;
 mod tests;
 
 use core::num::NonZeroUsize;
-use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use std::collections::TryReserveError;
-use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use super::barrier::process_wide_barrier;
 use super::marks::Marks;
+use super::tracking::Tracking;
 use super::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
-use crate::bits::{bits_between, mask, position, words_of, WORD_BITS};
+use crate::bits::{bits_between, position, WORD_BITS};
 use crate::page_size::{host_page_size, DEFAULT_PAGE_SIZE};
 use chain::MarksChain;
 use page_size::PageSize;
@@ -84,14 +88,8 @@ pub struct AtomicBitmap {
     /// The number of bytes tracked. The last page may be shorter than the others.
     byte_size: AtomicUsize,
     page_size: PageSize,
-    /// A combination of [`TEST_FIRST`] and [`OFF`].
-    mode: AtomicU8,
+    tracking: Tracking,
 }
-
-/// Flag: a write tests whether its page is marked before it marks it.
-const TEST_FIRST: u8 = 1;
-/// Flag: writes do not mark.
-const OFF: u8 = 2;
 
 impl AtomicBitmap {
     /// Makes a bitmap that tracks `byte_size` bytes in pages of `page_size` bytes, all clean.
@@ -103,7 +101,7 @@ impl AtomicBitmap {
     pub fn new(byte_size: usize, page_size: NonZeroUsize) -> Self {
         let page_size = PageSize::new(page_size);
         let words = page_size.pages_for(byte_size).div_ceil(WORD_BITS);
-        Self::with_marks(Marks::new(words), byte_size, page_size, 0)
+        Self::with_marks(Marks::new(words), byte_size, page_size, Tracking::new())
     }
 
     /// Makes a bitmap as [`new`](Self::new) does, unless memory runs out.
@@ -126,10 +124,15 @@ impl AtomicBitmap {
         let page_size = PageSize::new(page_size);
         let words = page_size.pages_for(byte_size).div_ceil(WORD_BITS);
         let marks = Marks::try_new(words)?;
-        Ok(Self::with_marks(marks, byte_size, page_size, 0))
+        Ok(Self::with_marks(
+            marks,
+            byte_size,
+            page_size,
+            Tracking::new(),
+        ))
     }
 
-    fn with_marks(marks: Marks, byte_size: usize, page_size: PageSize, mode: u8) -> Self {
+    fn with_marks(marks: Marks, byte_size: usize, page_size: PageSize, tracking: Tracking) -> Self {
         let pages = page_size.pages_for(byte_size);
         Self {
             first_pages: pages.min(marks.len().saturating_mul(WORD_BITS)),
@@ -138,7 +141,7 @@ impl AtomicBitmap {
             pages: AtomicUsize::new(pages),
             byte_size: AtomicUsize::new(byte_size),
             page_size,
-            mode: AtomicU8::new(mode),
+            tracking,
         }
     }
 
@@ -152,7 +155,7 @@ impl AtomicBitmap {
         // The bitmap is borrowed mutably, so all bits can be made contiguous.
         let marks = Marks::new(pages.div_ceil(WORD_BITS));
         self.marks.copy_to(&marks);
-        *self = Self::with_marks(marks, byte_size, self.page_size, *self.mode.get_mut());
+        *self = Self::with_marks(marks, byte_size, self.page_size, self.tracking.copy());
     }
 
     /// Tracks `byte_size` bytes in total, unless it tracks more already. The new pages are clean.
@@ -231,40 +234,37 @@ impl AtomicBitmap {
     /// It marks them even if [tracking](Self::stop_tracking) is off.
     #[inline]
     pub fn set_addr_range(&self, start_addr: usize, len: usize) {
-        self.set_pages(start_addr, len, self.tests_first());
+        self.mark_pages(start_addr, len);
     }
 
     /// Clears the marks of all pages that have any of the `len` bytes at `start_addr`.
     pub fn reset_addr_range(&self, start_addr: usize, len: usize) {
         if let Some((first, last)) = self.pages_of(start_addr, len) {
-            self.for_each_word(first, last, |marks, word, bits| marks.clear(word, bits));
-            self.after_drain(|bitmap| bitmap.set_addr_range(start_addr, len));
+            self.marks.drain(first..last.saturating_add(1), |_, _| {});
         }
     }
 
     /// Marks the page with the number `index`, if there is one.
     pub fn set_bit(&self, index: usize) {
         if index < self.len() {
-            self.set_words(index, index, self.tests_first());
+            self.mark_range(index, index);
         }
     }
 
     /// Clears the mark of the page with the number `index`, if there is one.
     pub fn reset_bit(&self, index: usize) {
         if index < self.len() {
-            self.for_each_word(index, index, |marks, word, bits| marks.clear(word, bits));
-            self.after_drain(|bitmap| bitmap.set_bit(index));
+            self.marks.drain(index..index.saturating_add(1), |_, _| {});
         }
     }
 
-    /// Skips the atomic read-modify-write for pages that are already dirty.
+    /// Makes the cheaper bitmap for a VMM that switches tracking only while its writers are paused.
+    /// Tracking is on.
     ///
-    /// A load is several times cheaper than a locked instruction. In return, each harvest and each
-    /// method that clears marks issues a [`process_wide_barrier`], which is a system call. Without
-    /// it, a load could miss a harvest and a page would be lost. Clones use the same mode.
-    ///
-    /// If a later barrier fails, the harvest puts back all pages that it found. They are then both
-    /// in its result and still dirty, so no page is lost.
+    /// A write to guest memory that is not marked then costs no fence. `start_tracking` and
+    /// `stop_tracking` must be called while no other thread writes to the memory, or between its
+    /// write and its mark. The VMM acquires what the writers released when they paused, and the
+    /// writers acquire what it releases when they resume. A lock or a channel does both.
     ///
     /// # Examples
     ///
@@ -272,44 +272,30 @@ impl AtomicBitmap {
     /// use std::num::NonZeroUsize;
     /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
     ///
-    /// let mut bitmap = AtomicBitmap::new(0x10_000, NonZeroUsize::new(0x1000).unwrap());
-    /// if let Err(error) = bitmap.test_before_marking() {
-    ///     println!("every write will use a locked instruction: {error}");
-    /// }
-    /// bitmap.mark_dirty(0x3000, 1);
-    /// bitmap.mark_dirty(0x3000, 1);
-    /// assert_eq!(bitmap.get_and_reset(), [0b1000]);
+    /// let page_size = NonZeroUsize::new(0x1000).unwrap();
+    /// let bitmap = AtomicBitmap::new(0x10_000, page_size).switched_while_paused();
+    /// bitmap.stop_tracking();
+    /// bitmap.mark_dirty(0, 1);
+    /// assert!(!bitmap.dirty_at(0));
     /// ```
-    ///
-    /// # Errors
-    ///
-    /// Returns the error of `membarrier(2)` if the system does not support or allow it: see
-    /// [`process_wide_barrier`]. The mode is then unchanged.
-    pub fn test_before_marking(&mut self) -> io::Result<()> {
-        process_wide_barrier()?;
-        *self.mode.get_mut() |= TEST_FIRST;
-        Ok(())
+    pub fn switched_while_paused(mut self) -> Self {
+        self.tracking = Tracking::switched_while_paused();
+        self
     }
 
     /// Stops marking: writes to guest memory and [`mark_dirty`](Bitmap::mark_dirty) mark nothing.
     ///
-    /// Existing marks stay. A write then costs no more than without a bitmap, except for one load.
+    /// Existing marks stay. A write then costs a load and a fence more than without a bitmap, and
+    /// only the load if tracking is [switched while writers are
+    /// paused](Self::switched_while_paused).
     pub fn stop_tracking(&self) {
-        self.mode.fetch_or(OFF, Ordering::SeqCst);
+        self.tracking.switch(false);
     }
 
     /// Resumes marking.
     ///
-    /// A write in progress in another thread may be neither marked nor visible yet. So before the
-    /// first copy of the memory, do one of the following:
-    ///
-    /// - call [`process_wide_barrier`];
-    /// - let each thread that writes acquire and release a lock that this thread holds next;
-    /// - stop those threads for a moment.
-    ///
-    /// All earlier writes are then visible, and all later ones are marked.
-    /// [`DirtyMemory::start_tracking`](crate::dirty::DirtyMemory::start_tracking) resumes marking
-    /// in a whole memory and issues the barrier.
+    /// When it returns, the first copy of the memory may begin. All unmarked writes of other
+    /// threads are visible to this thread, and all later writes are marked.
     ///
     /// # Examples
     ///
@@ -325,17 +311,12 @@ impl AtomicBitmap {
     /// assert_eq!(bitmap.get_and_reset(), [0b10]);
     /// ```
     pub fn start_tracking(&self) {
-        self.mode.fetch_and(!OFF, Ordering::SeqCst);
+        self.tracking.switch(true);
     }
 
     /// Returns whether writes mark.
     pub fn is_tracking(&self) -> bool {
-        self.mode.load(Ordering::Relaxed) & OFF == 0
-    }
-
-    #[inline(always)]
-    fn tests_first(&self) -> bool {
-        self.mode.load(Ordering::Relaxed) & TEST_FIRST != 0
+        self.tracking.is_on()
     }
 
     /// Returns the first and the last page of the `len` bytes at `start`, limited to the tracked
@@ -351,7 +332,7 @@ impl AtomicBitmap {
 
     /// Marks the pages of the `len` bytes at `start`.
     #[inline(always)]
-    fn set_pages(&self, start: usize, len: usize, test_first: bool) {
+    fn mark_pages(&self, start: usize, len: usize) {
         let Some(more) = len.checked_sub(1) else {
             return;
         };
@@ -360,61 +341,22 @@ impl AtomicBitmap {
         let (first_word, first_bit) = position(first);
         let (last_word, last_bit) = position(last);
         if first_word != last_word || last >= self.first_pages {
-            return self.set_words(first, last, test_first);
+            return self.mark_range(first, last);
         }
         let bits = bits_between(first_bit, last_bit);
-        let marks = self.marks.first();
-        if test_first {
-            marks.test_and_set(first_word, bits);
-        } else {
-            marks.set(first_word, bits);
-        }
+        self.marks.first().mark(first_word, bits);
     }
 
     /// Marks the pages from `first` to `last`, as far as they exist.
     ///
     /// This is the slow path, for pages of several words and pages that were added by `grow`.
     #[inline(never)]
-    fn set_words(&self, first: usize, last: usize, test_first: bool) {
-        let last = match self.len().checked_sub(1) {
-            Some(end) if first <= end => last.min(end),
-            _ => return,
-        };
-        let (first_word, _) = position(first);
-        let (last_word, _) = position(last);
-        let marks = self.marks.first();
-        if test_first {
-            self.for_each_word(first, last, Marks::test_and_set);
-        } else if last_word < marks.len() && last_word.saturating_sub(first_word) > 1 {
-            // The bits of both ends, and the whole words between them line by line.
-            let end = (last % WORD_BITS).saturating_add(1);
-            marks.set(first_word, mask(first % WORD_BITS, WORD_BITS));
-            marks.set_words(first_word.saturating_add(1), last_word);
-            marks.set(last_word, mask(0, end));
-        } else {
-            self.for_each_word(first, last, Marks::set);
-        }
-    }
-
-    /// Marks pages of a word, all of which exist.
-    #[inline]
-    fn update_word(&self, word: usize, bits: u64, test_first: bool) {
-        let Some((marks, word)) = self.marks.locate(word) else {
-            return;
-        };
-        match test_first {
-            true => marks.test_and_set(word, bits),
-            false => marks.set(word, bits),
-        }
-    }
-
-    /// Calls `update` for each word that has bits of the pages from `first` to `last`, with those
-    /// bits.
-    fn for_each_word(&self, first: usize, last: usize, update: impl Fn(&Marks, usize, u64)) {
-        for (word, bits) in words_of(first..last.saturating_add(1)) {
-            if let Some((marks, word)) = self.marks.locate(word) {
-                update(marks, word, bits);
-            }
+    fn mark_range(&self, first: usize, last: usize) {
+        match last < self.first_pages {
+            true => self.marks.first().mark_range(first, last),
+            false => self
+                .marks
+                .mark_range(first..last.saturating_add(1).min(self.len())),
         }
     }
 
@@ -424,12 +366,11 @@ impl AtomicBitmap {
         let copy = Marks::new(pages.div_ceil(WORD_BITS));
         self.marks.copy_to(&copy);
         // The last word may have marks of pages that were added in the meantime.
-        copy.clear(pages / WORD_BITS, mask(pages % WORD_BITS, WORD_BITS));
+        copy.drain(pages..usize::MAX, |_, _| {});
         let byte_size = self
             .byte_size()
             .min(pages.saturating_mul(self.page_size().get()));
-        let mode = self.mode.load(Ordering::Relaxed);
-        Self::with_marks(copy, byte_size, self.page_size, mode)
+        Self::with_marks(copy, byte_size, self.page_size, self.tracking.copy())
     }
 }
 
@@ -454,9 +395,8 @@ impl<'a> WithBitmapSlice<'a> for AtomicBitmap {
 impl Bitmap for AtomicBitmap {
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
-        let mode = self.mode.load(Ordering::Relaxed);
-        if mode & OFF == 0 {
-            self.set_pages(offset, len, mode & TEST_FIRST != 0);
+        if self.tracking.is_on_after_write() {
+            self.mark_pages(offset, len);
         }
     }
 

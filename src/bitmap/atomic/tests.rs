@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::*;
-use test_support::skipped;
+use crate::bitmap::sync::counted::count;
 
 fn bitmap(bytes: usize, page: usize) -> AtomicBitmap {
     AtomicBitmap::new(bytes, NonZeroUsize::new(page).unwrap())
@@ -70,18 +70,7 @@ fn grow_past_memory_returns_error_and_changes_nothing() {
 
 #[test]
 fn concurrent_harvest_loses_no_mark() {
-    no_mark_is_lost(bitmap(64 * 4096, 4096));
-    let mut testing = bitmap(64 * 4096, 4096);
-    match testing.test_before_marking() {
-        Ok(()) => no_mark_is_lost(testing),
-        Err(error) => skipped(
-            "concurrent_harvest_loses_no_mark",
-            format!("no membarrier(2): {error}"),
-        ),
-    }
-}
-
-fn no_mark_is_lost(bitmap: AtomicBitmap) {
+    let bitmap = bitmap(64 * 4096, 4096);
     let rounds = if cfg!(miri) { 50 } else { 20_000 };
     let written: Vec<AtomicU64> = (0..64).map(|_| AtomicU64::new(0)).collect();
     let mut copied = vec![0u64; 64];
@@ -198,14 +187,13 @@ mod model {
     }
 
     impl Pair {
-        fn new(size: usize, page: usize, test_first: bool) -> Self {
-            let mut marks = bitmap(size, page);
-            if test_first {
-                // If the kernel refuses, the default mode is tested twice.
-                let _ = marks.test_before_marking();
-            }
+        fn new(size: usize, page: usize, while_paused: bool) -> Self {
+            let marks = bitmap(size, page);
             Self {
-                marks,
+                marks: match while_paused {
+                    true => marks.switched_while_paused(),
+                    false => marks,
+                },
                 model: BTreeSet::new(),
                 size,
                 page,
@@ -361,10 +349,10 @@ mod model {
                 Just(1usize), Just(16), Just(4096), Just(7), Just(100), 1usize..40, Just(usize::MAX)
             ],
             size in prop_oneof![0usize..1000, 0usize..100_000],
-            test_first in any::<bool>(),
+            while_paused in any::<bool>(),
             steps in prop::collection::vec(step(), 0..40),
         ) {
-            let mut pair = Pair::new(size, page, test_first);
+            let mut pair = Pair::new(size, page, while_paused);
             for step in steps {
                 pair.apply(step)?;
                 pair.check()?;
@@ -429,4 +417,140 @@ fn debug_of_large_bitmap_is_one_line() {
         printed.len() < 300 && printed.contains("4194304 words"),
         "{printed}"
     );
+}
+
+/// Sizes in pages of bitmaps without a summary and with one.
+const SIZES: [usize; 2] = [2000, 1 << 22];
+
+/// The pages of a range: in a word, over two words, over lines, and those that `grow` added.
+fn ranges(pages: usize) -> [(usize, usize); 6] {
+    [
+        (5, 1),
+        (5, 20),
+        (60, 8),
+        (500, 100),
+        (1, 1900),
+        (pages - 70, 140),
+    ]
+}
+
+#[test]
+fn mark_dirty_of_dirty_pages_modifies_no_shared_word() {
+    for pages in SIZES {
+        let bitmap = bitmap(pages, 1);
+        bitmap.grow(pages + 1000).unwrap();
+        for (first, len) in ranges(pages) {
+            let mark = || bitmap.slice_at(0).mark_dirty(first, len);
+            let words = (first + len).div_ceil(64) - first / 64;
+            let lines = (first + len).div_ceil(512) - first / 512;
+            // Each word once, and each line once in each part.
+            let (modified, _) = count(mark);
+            assert!(
+                (1..=words + lines + 1).contains(&modified),
+                "{modified}, {first}, {len}"
+            );
+            assert_eq!(count(mark).0, 0, "{pages} pages: {first}, {len}");
+            // A page that is clean is the only one that is marked.
+            let middle = first + len / 2;
+            bitmap.reset_bit(middle);
+            assert_eq!(count(mark).0, 1, "{pages} pages: {first}, {len}");
+            assert!(bitmap.is_bit_set(middle));
+            bitmap.reset();
+        }
+    }
+}
+
+#[test]
+fn every_method_that_clears_ends_with_a_fence() {
+    for pages in SIZES {
+        let bitmap = bitmap(pages, 1);
+        bitmap.grow(pages + 1000).unwrap();
+        let page = NonZeroUsize::MIN;
+        let (mut words, mut dirty) = (vec![0; 40], DirtyPages::new(pages, page));
+        let clears: [(&str, &mut dyn FnMut()); 7] = [
+            ("get_and_reset", &mut || drop(bitmap.get_and_reset())),
+            ("reset", &mut || bitmap.reset()),
+            ("reset_bit", &mut || bitmap.reset_bit(700)),
+            ("reset_addr_range", &mut || {
+                bitmap.reset_addr_range(3, pages)
+            }),
+            ("harvest_words", &mut || {
+                let _ = bitmap.harvest_words(&mut words);
+            }),
+            ("harvest_into", &mut || bitmap.harvest_into(&mut dirty)),
+            ("slice", &mut || {
+                bitmap
+                    .slice_at(5)
+                    .harvest_into(&mut DirtyPages::new(900, page))
+            }),
+        ];
+        for (name, clear) in clears {
+            bitmap.mark_dirty(0, pages + 100);
+            let (modified, after_fence) = count(clear);
+            assert!(
+                modified > 0 && after_fence == 0,
+                "{name}: {modified}, {after_fence}"
+            );
+        }
+    }
+}
+
+#[test]
+#[cfg(feature = "backend-mmap")]
+fn write_to_memory_with_dirty_pages_modifies_no_shared_word() {
+    use crate::dirty::DirtyMemory;
+    use crate::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    let ranges = [(GuestAddress(0), 0x8000), (GuestAddress(0x8000), 0x8000)];
+    let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&ranges).unwrap();
+    let write = || {
+        memory.write_obj(1u64, GuestAddress(0x1ffc)).unwrap();
+        memory
+            .store(1u32, GuestAddress(0x9000), Ordering::Relaxed)
+            .unwrap();
+        memory
+            .write_slice(&[1; 0x3000], GuestAddress(0x7000))
+            .unwrap();
+        let mut source = [1u8; 100].as_slice();
+        memory
+            .read_exact_volatile_from(GuestAddress(0x4000), &mut source, 100)
+            .unwrap();
+    };
+    assert_eq!(count(write).0, 5);
+    assert_eq!(count(write).0, 0);
+    let mut dirty = DirtyMemory::new();
+    let (modified, after_fence) = count(|| dirty.harvest(&memory));
+    assert!(modified > 0 && after_fence == 0);
+    assert_eq!(dirty.total_pages(), 6);
+}
+
+#[test]
+fn put_back_sets_pages_by_read_modify_writes() {
+    let bitmap = bitmap(2000, 1);
+    let mut dirty = DirtyPages::new(2000, NonZeroUsize::MIN);
+    bitmap.mark_dirty(60, 8);
+    bitmap.harvest_into(&mut dirty);
+    bitmap.mark_dirty(60, 8);
+    let put_back = || bitmap.slice_at(0).put_back(&mut dirty.runs());
+    assert_eq!(count(put_back).0, 2);
+    assert_eq!(count(|| bitmap.put_back(&dirty)).0, 2);
+    let words = [0xf << 60];
+    assert_eq!(
+        count(|| bitmap.set_from_words(0, &words, NonZeroUsize::MIN)).0,
+        1
+    );
+}
+
+#[test]
+fn mark_dirty_while_switched_off_modifies_nothing() {
+    for bitmap in [bitmap(100, 1), bitmap(100, 1).switched_while_paused()] {
+        bitmap.stop_tracking();
+        let copy = bitmap.clone();
+        assert_eq!(count(|| bitmap.mark_dirty(0, 100)).0, 0);
+        copy.mark_dirty(0, 100);
+        assert!(!copy.is_tracking() && !copy.dirty_at(0));
+        bitmap.start_tracking();
+        bitmap.mark_dirty(0, 100);
+        assert!(bitmap.dirty_at(99));
+    }
 }

@@ -10,7 +10,7 @@
 //!
 //! | module | file under test | property |
 //! |---|---|---|
-//! | `bitmap` | `src/bitmap/marks.rs` | a harvest loses no page that was written and marked |
+//! | `bitmap` | `src/bitmap/marks.rs`, `src/bitmap/tracking.rs` | a harvest loses no page that was written and marked; tracking that is switched on loses none |
 //! | `iommu`, `retired` | `src/iommu/snapshots.rs`, `src/retired/list.rs` | a snapshot never changes, and an IOTLB mapping without readers is out of use |
 //! | `fences` | `src/retired/list.rs`, `src/retired/held.rs` | a map without readers is out of use, and the fences are needed |
 //!
@@ -34,6 +34,8 @@ mod bitmap {
     #[cfg(test)]
     mod mutants;
     mod sync;
+    #[path = "../../../../src/bitmap/tracking.rs"]
+    mod tracking;
 }
 
 /// The list of retired versions, with loom's counted pointers.

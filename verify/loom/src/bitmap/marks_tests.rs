@@ -8,7 +8,8 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::marks::Marks;
-use super::sync::{asymmetric_heavy_barrier, choose, Run};
+use super::sync::{choose, Run};
+use super::tracking::Tracking;
 
 /// Two pages, and their marks.
 struct Guest {
@@ -27,10 +28,14 @@ fn guest(words: usize) -> Arc<Guest> {
 /// The way in which a writer marks.
 #[derive(Clone, Copy, Debug)]
 enum Mode {
-    Always,
-    TestFirst,
-    /// Marks whole words.
-    Words,
+    /// Always sets the mark, as for pages that are put back.
+    Set,
+    /// Marks a page.
+    Mark,
+    /// Marks a range of pages of two words.
+    Range,
+    /// Marks a page as a range.
+    RangeOfOne,
 }
 
 /// The part of the marks that a harvest drains.
@@ -47,15 +52,25 @@ impl Guest {
     /// Writes a page and marks it, as a device does.
     fn write(&self, page: usize, value: u64, mode: Mode) {
         self.bytes[page].store(value, Ordering::Relaxed);
+        self.mark(page, mode);
+    }
+
+    /// Returns a page of the last word.
+    fn last(&self) -> usize {
+        (self.marks.len() - 1) * 64 + 1
+    }
+
+    fn mark(&self, page: usize, mode: Mode) {
         match mode {
-            Mode::Always => self.marks.set(0, 1 << page),
-            Mode::TestFirst => self.marks.test_and_set(0, 1 << page),
-            Mode::Words => self.marks.set_words(0, 1),
+            Mode::Set => self.marks.set(0, 1 << page),
+            Mode::Mark => self.marks.mark(0, 1 << page),
+            Mode::Range => self.marks.mark_range(page, self.last()),
+            Mode::RangeOfOne => self.marks.mark_range(page, page),
         }
     }
 
     /// Drains marks and copies the marked pages, as a round of a migration does.
-    fn round(&self, sent: &mut [u64; 2], mode: Mode, part: Part) {
+    fn round(&self, sent: &mut [u64; 2], part: Part) {
         let mut pages = 0;
         match part {
             Part::All => self.marks.drain(0..usize::MAX, |word, bits| {
@@ -66,9 +81,6 @@ impl Guest {
             Part::Pages => self.marks.drain(0..2, |_, bits| pages |= bits),
             Part::Read => pages = self.marks.word(0),
         }
-        if let Mode::TestFirst = mode {
-            asymmetric_heavy_barrier();
-        }
         for (page, sent) in sent.iter_mut().enumerate() {
             if pages & (1 << page) != 0 {
                 *sent = self.bytes[page].load(Ordering::Relaxed);
@@ -77,197 +89,253 @@ impl Guest {
     }
 }
 
-/// Explores writers beside a round of a migration. A second round follows the writers. Then all
-/// pages must have been sent.
-fn loses_no_page(words: usize, mode: Mode, part: Part, pages: &'static [usize]) {
-    loses_no_page_in(loom::model::Builder::new(), words, mode, part, pages);
-}
-
-fn loses_no_page_in(
-    explored: loom::model::Builder,
+/// Explores writers beside a round of a migration, of pages that are clean or dirty at the start. A
+/// second round follows the writers. Then all pages must have been sent.
+#[derive(Clone, Copy)]
+struct Model {
     words: usize,
     mode: Mode,
     part: Part,
+    is_dirty: bool,
+    /// The page of each writer.
     pages: &'static [usize],
-) {
-    explored.check(move || {
-        let guest = guest(words);
-        // A writer that tests first finds both pages marked at the start.
-        if let Mode::TestFirst = mode {
-            guest.marks.set(0, 0b11);
+    /// The number of preemptions that are explored; all of them without a bound.
+    bound: Option<usize>,
+}
+
+impl Model {
+    fn new(words: usize, mode: Mode, pages: &'static [usize]) -> Self {
+        Self {
+            words,
+            mode,
+            part: Part::All,
+            is_dirty: false,
+            pages,
+            bound: None,
         }
-        let writers: Vec<_> = pages
-            .iter()
-            .enumerate()
-            .map(|(number, &page)| {
-                let guest = Arc::clone(&guest);
-                thread::spawn(move || guest.write(page, number as u64 + 1, mode))
-            })
-            .collect();
+    }
+
+    fn loses_no_page(self) {
+        let mut explored = loom::model::Builder::new();
+        explored.preemption_bound = self.bound;
+        explored.check(move || self.run());
+    }
+
+    fn run(self) {
+        let guest = guest(self.words);
+        if self.is_dirty {
+            guest.marks.mark_range(0, guest.last());
+        }
+        let writer = |(number, &page): (usize, &usize)| {
+            let guest = Arc::clone(&guest);
+            thread::spawn(move || guest.write(page, number as u64 + 1, self.mode))
+        };
+        let writers: Vec<_> = self.pages.iter().enumerate().map(writer).collect();
         let mut sent = [0; 2];
-        guest.round(&mut sent, mode, part);
+        guest.round(&mut sent, self.part);
         for writer in writers {
             writer.join().unwrap();
         }
-        guest.round(&mut sent, mode, part);
-        for &page in pages {
+        guest.round(&mut sent, self.part);
+        for &page in self.pages {
             let bytes = guest.bytes[page].load(Ordering::Relaxed);
             assert_eq!(sent[page], bytes, "page {page}");
         }
-    });
+    }
 }
 
-fn every_write_marks(words: usize) {
-    loses_no_page(words, Mode::Always, Part::All, &[0, 1]);
-    loses_no_page(words, Mode::Always, Part::All, &[0, 0]);
+/// Explores one writer, of pages that are clean and of pages that are dirty.
+fn one_writer(mode: Mode) {
+    for (words, is_dirty) in [(1, false), (1, true), (2, false), (2, true)] {
+        let model = Model::new(words, mode, &[0]);
+        Model { is_dirty, ..model }.loses_no_page();
+    }
 }
 
-pub(super) fn set_by_two_writers_without_summary_loses_no_page() {
-    every_write_marks(1);
+pub(super) fn set_beside_drain_loses_no_page() {
+    for (words, pages) in [(1, &[0, 1]), (1, &[0, 0]), (2, &[0, 1]), (2, &[0, 0])] {
+        Model::new(words, Mode::Set, pages).loses_no_page();
+    }
 }
 
-pub(super) fn set_by_two_writers_with_summary_loses_no_page() {
-    every_write_marks(2);
+pub(super) fn mark_beside_drain_loses_no_page() {
+    one_writer(Mode::Mark);
 }
 
-pub(super) fn set_words_beside_drain_loses_no_page() {
-    loses_no_page(1, Mode::Words, Part::All, &[0]);
-    loses_no_page(2, Mode::Words, Part::All, &[0]);
+pub(super) fn mark_range_beside_drain_loses_no_page() {
+    one_writer(Mode::Range);
+}
+
+/// Explores a bounded number of preemptions: a complete exploration would take hours. One writer is
+/// explored completely, and so are two writers that always set the mark.
+pub(super) fn mark_by_two_writers_loses_no_page() {
+    for words in [1, 2] {
+        let bound = Some(3);
+        for (pages, is_dirty) in [(&[0, 1], true), (&[0, 0], true), (&[0, 0], false)] {
+            let model = Model::new(words, Mode::Mark, pages);
+            #[rustfmt::skip]
+            Model { is_dirty, bound, ..model }.loses_no_page();
+        }
+    }
+}
+
+pub(super) fn mark_range_by_two_writers_loses_no_page() {
+    for (words, is_dirty) in [(1, true), (2, true), (2, false)] {
+        let (bound, model) = (Some(3), Model::new(words, Mode::Range, &[0, 0]));
+        #[rustfmt::skip]
+        Model { is_dirty, bound, ..model }.loses_no_page();
+    }
 }
 
 pub(super) fn drain_of_partial_range_loses_no_page() {
-    loses_no_page(2, Mode::Always, Part::Pages, &[0, 1]);
-    loses_no_page(2, Mode::TestFirst, Part::Pages, &[0]);
+    for (mode, pages) in [(Mode::Set, &[0, 1][..]), (Mode::Mark, &[0])] {
+        let (part, model) = (Part::Pages, Model::new(2, mode, pages));
+        Model { part, ..model }.loses_no_page();
+    }
 }
 
 pub(super) fn word_read_without_drain_loses_no_page() {
-    loses_no_page(2, Mode::Always, Part::Read, &[0, 1]);
-    loses_no_page(2, Mode::TestFirst, Part::Read, &[0]);
-}
-
-pub(super) fn test_and_set_beside_drain_loses_no_page() {
-    loses_no_page(1, Mode::TestFirst, Part::All, &[0]);
-    loses_no_page(2, Mode::TestFirst, Part::All, &[0]);
-}
-
-pub(super) fn test_and_set_by_two_writers_without_summary_loses_no_page() {
-    loses_no_page(1, Mode::TestFirst, Part::All, &[0, 1]);
-    loses_no_page(1, Mode::TestFirst, Part::All, &[0, 0]);
-}
-
-/// Explores up to 4 preemptions: a complete exploration would take hours. One writer is explored
-/// completely by `test_and_set_beside_drain_loses_no_page`, and a preempted second writer by
-/// `drain_finds_completed_mark_beside_preempted_writer`.
-pub(super) fn test_and_set_by_two_writers_with_summary_loses_no_page() {
-    for pages in [&[0, 1], &[0, 0]] {
-        let mut explored = loom::model::Builder::new();
-        explored.preemption_bound = Some(4);
-        loses_no_page_in(explored, 2, Mode::TestFirst, Part::All, pages);
+    for (mode, pages) in [(Mode::Set, &[0, 1][..]), (Mode::Mark, &[0])] {
+        let (part, model) = (Part::Read, Model::new(2, mode, pages));
+        Model { part, ..model }.loses_no_page();
     }
 }
 
 /// The second of two writers of a word completes while the first one is preempted. The next harvest
 /// finds its mark. A writer that sets the summary only if it finds the word empty would fail here.
 pub(super) fn drain_finds_completed_mark_beside_preempted_writer() {
-    for mode in [Mode::Always, Mode::TestFirst] {
-        for words in [1, 2] {
-            loom::model(move || {
-                let guest = guest(words);
-                let other = {
-                    let guest = Arc::clone(&guest);
-                    thread::spawn(move || guest.write(0, 1, mode))
-                };
-                guest.write(1, 2, mode);
-                let mut sent = [0; 2];
-                guest.round(&mut sent, mode, Part::All);
-                assert_eq!(sent[1], 2);
-                other.join().unwrap();
-                guest.round(&mut sent, mode, Part::All);
-                assert_eq!(sent[0], 1);
-            });
-        }
+    for (mode, words) in [
+        (Mode::Set, 1),
+        (Mode::Set, 2),
+        (Mode::Mark, 1),
+        (Mode::Mark, 2),
+    ] {
+        loom::model(move || {
+            let guest = guest(words);
+            let other = {
+                let guest = Arc::clone(&guest);
+                thread::spawn(move || guest.write(0, 1, mode))
+            };
+            guest.write(1, 2, mode);
+            let mut sent = [0; 2];
+            guest.round(&mut sent, Part::All);
+            assert_eq!(sent[1], 2);
+            other.join().unwrap();
+            guest.round(&mut sent, Part::All);
+            assert_eq!(sent[0], 1);
+        });
     }
 }
 
-/// A cleared mark leaves the summary bit of its line set. A writer may find that bit while a
-/// harvest drains it and finds the word empty. Then the mark precedes the harvest's load of the
-/// word, or the load of the summary follows the drain of the bit.
-pub(super) fn set_beside_drain_of_empty_line_loses_no_page() {
-    for mode in [Mode::Always, Mode::TestFirst] {
+/// Creates a guest with an empty word, whose line has a stale bit in the summary: a drain of a part
+/// of the line leaves it.
+fn guest_with_stale_summary() -> Arc<Guest> {
+    let guest = guest(2);
+    guest.marks.set(0, 1);
+    guest.marks.drain(0..1, |_, _| {});
+    guest
+}
+
+/// A writer may find a stale bit in the summary while a harvest drains it and finds the word empty.
+/// Then the mark precedes the harvest's load of the word, or the load of the summary follows the
+/// drain of the bit.
+pub(super) fn mark_beside_drain_of_empty_line_loses_no_page() {
+    for mode in [Mode::Set, Mode::Mark, Mode::Range] {
         loom::model(move || {
-            let guest = guest(2);
-            guest.marks.set(0, 1);
-            guest.marks.clear(0, 1);
+            let guest = guest_with_stale_summary();
             let writer = {
                 let guest = Arc::clone(&guest);
                 thread::spawn(move || guest.write(1, 1, mode))
             };
             let mut sent = [0; 2];
-            guest.round(&mut sent, mode, Part::All);
+            guest.round(&mut sent, Part::All);
             writer.join().unwrap();
-            guest.round(&mut sent, mode, Part::All);
+            guest.round(&mut sent, Part::All);
             assert_eq!(sent[1], 1);
         });
     }
 }
 
-/// Two writers mark one page, of an empty word whose line has a stale bit in the summary, as
-/// [`Marks::clear`] leaves it. One may find the mark of the other, which has not set the summary
-/// bit yet. Its own mark is then complete only if no harvest has drained the summary bit.
+/// Two writers mark one page, of an empty word whose line has a stale bit in the summary. One may
+/// find the mark of the other, which has not set the summary bit yet. Its own mark is then complete
+/// only if no harvest has drained the summary bit.
 pub(super) fn mark_found_before_its_summary_bit_is_found_by_next_harvest() {
-    let mut explored = loom::model::Builder::new();
-    explored.preemption_bound = Some(3);
-    explored.check(|| {
+    for mode in [Mode::Mark, Mode::RangeOfOne] {
+        let mut explored = loom::model::Builder::new();
+        explored.preemption_bound = Some(4);
+        explored.check(move || {
+            let guest = guest_with_stale_summary();
+            let write = |at: usize| {
+                let guest = Arc::clone(&guest);
+                thread::spawn(move || {
+                    guest.bytes[at].store(1, Ordering::Relaxed);
+                    guest.mark(0, mode);
+                })
+            };
+            let (completed, preempted) = (write(0), write(1));
+            let round = |sent: &mut [u64; 2]| {
+                let mut found = false;
+                guest.marks.drain(0..usize::MAX, |_, _| found = true);
+                for (sent, byte) in sent.iter_mut().zip(&guest.bytes) {
+                    if found {
+                        *sent = byte.load(Ordering::Relaxed);
+                    }
+                }
+            };
+            let mut sent = [0; 2];
+            round(&mut sent);
+            completed.join().unwrap();
+            round(&mut sent);
+            assert_eq!(sent[0], 1);
+            preempted.join().unwrap();
+            round(&mut sent);
+            assert_eq!(sent[1], 1);
+        });
+    }
+}
+
+/// One page is cleared while another page of the same word is written and harvested.
+pub(super) fn drain_of_page_beside_writer_keeps_other_marks() {
+    loom::model(|| {
         let guest = guest(2);
         guest.marks.set(0, 1);
-        guest.marks.clear(0, 1);
-        let write = |at: usize| {
+        let writer = {
             let guest = Arc::clone(&guest);
-            thread::spawn(move || {
-                guest.bytes[at].store(1, Ordering::Relaxed);
-                guest.marks.test_and_set(0, 1);
-            })
+            thread::spawn(move || guest.write(1, 1, Mode::Mark))
         };
-        let (completed, preempted) = (write(0), write(1));
-        let round = |sent: &mut [u64; 2]| {
-            let mut found = false;
-            guest.marks.drain(0..usize::MAX, |_, _| found = true);
-            asymmetric_heavy_barrier();
-            for (sent, byte) in sent.iter_mut().zip(&guest.bytes) {
-                if found {
-                    *sent = byte.load(Ordering::Relaxed);
-                }
-            }
+        let clears = {
+            let guest = Arc::clone(&guest);
+            thread::spawn(move || guest.marks.drain(0..1, |_, _| {}))
         };
         let mut sent = [0; 2];
-        round(&mut sent);
-        completed.join().unwrap();
-        round(&mut sent);
-        assert_eq!(sent[0], 1);
-        preempted.join().unwrap();
-        round(&mut sent);
+        guest.round(&mut sent, Part::All);
+        writer.join().unwrap();
+        clears.join().unwrap();
+        guest.round(&mut sent, Part::All);
         assert_eq!(sent[1], 1);
     });
 }
 
-/// One page is cleared while another page of the same word is written and harvested.
-pub(super) fn clear_beside_writer_keeps_other_marks() {
+/// Tracking is switched on beside a writer, and all of memory is copied. Harvests follow.
+pub(super) fn tracking_switched_on_beside_writer_loses_no_page() {
     loom::model(|| {
-        let guest = guest(2);
+        let guest = guest(1);
+        let tracking = Arc::new(Tracking::new());
+        tracking.switch(false);
         let writer = {
-            let guest = Arc::clone(&guest);
-            thread::spawn(move || guest.write(1, 1, Mode::Always))
+            let (guest, tracking) = (Arc::clone(&guest), Arc::clone(&tracking));
+            thread::spawn(move || {
+                guest.bytes[0].store(1, Ordering::Relaxed);
+                if tracking.is_on_after_write() {
+                    guest.mark(0, Mode::Mark);
+                }
+            })
         };
-        let clears = {
-            let guest = Arc::clone(&guest);
-            thread::spawn(move || guest.marks.clear(0, 1))
-        };
-        let mut sent = [0; 2];
-        guest.round(&mut sent, Mode::Always, Part::All);
+        tracking.switch(true);
+        let mut sent = [guest.bytes[0].load(Ordering::Relaxed), 0];
         writer.join().unwrap();
-        clears.join().unwrap();
-        guest.round(&mut sent, Mode::Always, Part::All);
-        assert_eq!(sent[1], 1);
+        guest.round(&mut sent, Part::All);
+        assert_eq!(sent[0], 1);
     });
 }
 
@@ -277,7 +345,7 @@ pub(super) fn drain_by_two_threads_returns_each_mark_once() {
         let guest = guest(2);
         let writer = {
             let guest = Arc::clone(&guest);
-            thread::spawn(move || guest.write(1, 1, Mode::Always))
+            thread::spawn(move || guest.write(1, 1, Mode::Set))
         };
         let part = {
             let guest = Arc::clone(&guest);
@@ -304,7 +372,7 @@ pub(super) fn copy_to_beside_writer_acquires_marked_data() {
         let guest = guest(1);
         let writer = {
             let guest = Arc::clone(&guest);
-            thread::spawn(move || guest.write(0, 1, Mode::Always))
+            thread::spawn(move || guest.write(0, 1, Mode::Set))
         };
         let copy = Marks::new(1);
         guest.marks.copy_to(&copy, 0);
@@ -320,7 +388,7 @@ pub(super) fn word_with_mark_acquires_data() {
         let guest = guest(1);
         let writer = {
             let guest = Arc::clone(&guest);
-            thread::spawn(move || guest.write(0, 1, Mode::Always))
+            thread::spawn(move || guest.write(0, 1, Mode::Set))
         };
         if guest.marks.word(0) != 0 {
             assert_eq!(guest.bytes[0].load(Ordering::Relaxed), 1);
@@ -357,17 +425,17 @@ macro_rules! models {
 models! {
     copy_to_beside_writer_acquires_marked_data
     word_with_mark_acquires_data
-    set_words_beside_drain_loses_no_page
-    set_beside_drain_of_empty_line_loses_no_page
+    set_beside_drain_loses_no_page
+    mark_beside_drain_loses_no_page
+    mark_range_beside_drain_loses_no_page
+    mark_by_two_writers_loses_no_page
+    mark_range_by_two_writers_loses_no_page
+    mark_beside_drain_of_empty_line_loses_no_page
     mark_found_before_its_summary_bit_is_found_by_next_harvest
-    test_and_set_beside_drain_loses_no_page
-    clear_beside_writer_keeps_other_marks
-    drain_finds_completed_mark_beside_preempted_writer
-    set_by_two_writers_without_summary_loses_no_page
-    word_read_without_drain_loses_no_page
+    drain_of_page_beside_writer_keeps_other_marks
     drain_of_partial_range_loses_no_page
     drain_by_two_threads_returns_each_mark_once
-    set_by_two_writers_with_summary_loses_no_page
-    test_and_set_by_two_writers_with_summary_loses_no_page
-    test_and_set_by_two_writers_without_summary_loses_no_page
+    drain_finds_completed_mark_beside_preempted_writer
+    word_read_without_drain_loses_no_page
+    tracking_switched_on_beside_writer_loses_no_page
 }

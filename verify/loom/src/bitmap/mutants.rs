@@ -1,5 +1,5 @@
-//! The orderings and operations of `marks.rs` that a model needs: each is weakened, and the model
-//! fails.
+//! The orderings, operations and fences of `marks.rs` and `tracking.rs` that a model needs: each is
+//! weakened or left out, and the model fails.
 //!
 //! The end of this file lists those that no model needs, with the reason.
 
@@ -7,16 +7,32 @@ use super::marks_tests as models;
 use super::sync::{choose, Mutant, Run, Wrong};
 use Wrong::{AcqRel, InTwo, Missing, Relaxed};
 
-const SOURCE: &str = include_str!("../../../../src/bitmap/marks.rs");
+/// A line of a file.
+type Place = (&'static str, u32);
 
-/// Returns the number of the only line of `marks.rs` that contains `of`.
-fn line(of: &str) -> u32 {
+/// Returns the only line that contains `of`.
+fn find(file: &'static str, source: &str, of: &str) -> Place {
     let mut lines = (1u32..)
-        .zip(SOURCE.lines())
+        .zip(source.lines())
         .filter(|(_, line)| line.contains(of));
     let (number, _) = lines.next().unwrap_or_else(|| panic!("no line has {of:?}"));
     assert!(lines.next().is_none(), "several lines have {of:?}");
-    number
+    (file, number)
+}
+
+fn marks(of: &str) -> Place {
+    let source = include_str!("../../../../src/bitmap/marks.rs");
+    find("bitmap/marks.rs", source, of)
+}
+
+fn tracking(of: &str) -> Place {
+    let source = include_str!("../../../../src/bitmap/tracking.rs");
+    find("bitmap/tracking.rs", source, of)
+}
+
+/// Returns the line after a line.
+fn after((file, line): Place) -> Place {
+    (file, line + 1)
 }
 
 /// Returns whether a model fails, with either kind of load.
@@ -35,54 +51,67 @@ fn fails(model: fn(), mutant: Mutant) -> bool {
 }
 
 /// Checks that a model fails with each of these changes of the operation at a line.
-fn each_fails(of: u32, model: fn(), all: &[Wrong]) {
+fn each_fails((file, line): Place, model: fn(), all: &[Wrong]) {
     for &wrong in all {
-        let mutant = Mutant { line: of, wrong };
+        let mutant = Mutant { file, line, wrong };
         assert!(fails(model, mutant), "the model passes with {mutant:?}");
     }
 }
 
 #[test]
-fn m_weakened_loses_a_page() {
-    let mark = line("target.fetch_or(bits, Ordering::SeqCst)");
+fn w_or_f_left_out_loses_a_page() {
+    let mark = after(marks(
+        "// A harvest may have drained the marks before the data",
+    ));
+    each_fails(mark, models::mark_beside_drain_loses_no_page, &[Missing]);
+    let range = after(marks("// Orders the data before all looks."));
     each_fails(
-        mark,
-        models::set_beside_drain_of_empty_line_loses_no_page,
-        &[Relaxed, AcqRel, InTwo, Missing],
+        range,
+        models::mark_range_beside_drain_loses_no_page,
+        &[Missing],
     );
-    let words = line("word.fetch_or(u64::MAX, Ordering::SeqCst)");
-    each_fails(
-        words,
-        models::set_words_beside_drain_loses_no_page,
-        &[Relaxed, InTwo, Missing],
-    );
+    let drain = after(marks("// The writers' other half is in"));
+    each_fails(drain, models::mark_beside_drain_loses_no_page, &[Missing]);
 }
 
 #[test]
-fn l_or_f_weakened_loses_a_page() {
-    let l = line("if lines.load(Ordering::SeqCst) & line == 0");
-    each_fails(
-        l,
-        models::set_beside_drain_of_empty_line_loses_no_page,
-        &[Relaxed, AcqRel],
-    );
-    let f = line("lines.fetch_or(line, Ordering::SeqCst)");
-    each_fails(
-        f,
-        models::set_beside_drain_of_empty_line_loses_no_page,
-        &[Relaxed, AcqRel],
-    );
-    each_fails(
-        f,
-        models::set_words_beside_drain_loses_no_page,
-        &[InTwo, Missing],
-    );
+fn fence_of_tracking_left_out_loses_a_page() {
+    for before in ["fn is_on_after_fence(&self)", "self.state.store(state"] {
+        each_fails(
+            after(tracking(before)),
+            models::tracking_switched_on_beside_writer_loses_no_page,
+            &[Missing],
+        );
+    }
 }
 
 #[test]
-fn test_before_mark_weakened_loses_a_page() {
+fn m_or_ms_weakened_loses_a_page() {
+    let places = [
+        after(marks("if let Some(target) = self.words.get(word) {")),
+        after(marks("// Orders the data as well.")),
+        // `M` after `W`, and `MS`.
+        marks(" word.fetch_or(bits, Ordering::SeqCst)"),
+    ];
+    for place in places {
+        each_fails(
+            place,
+            models::mark_beside_drain_of_empty_line_loses_no_page,
+            &[Relaxed, AcqRel, InTwo, Missing],
+        );
+    }
+}
+
+#[test]
+fn l_or_ls_weakened_loses_a_page() {
+    let looks = marks("if word.load(Ordering::SeqCst) & bits != bits");
     each_fails(
-        line("let found = word.load("),
+        looks,
+        models::mark_beside_drain_of_empty_line_loses_no_page,
+        &[Relaxed, AcqRel],
+    );
+    each_fails(
+        looks,
         models::mark_found_before_its_summary_bit_is_found_by_next_harvest,
         &[Relaxed],
     );
@@ -90,52 +119,38 @@ fn test_before_mark_weakened_loses_a_page() {
 
 #[test]
 fn t_weakened_loses_a_page() {
-    let t = line("_ => word.fetch_and(!lines, Ordering::SeqCst)");
     each_fails(
-        t,
-        models::set_beside_drain_of_empty_line_loses_no_page,
+        marks("_ => word.fetch_and(!lines, Ordering::SeqCst)"),
+        models::mark_beside_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
 }
 
 #[test]
 fn s_or_h_weakened_loses_a_page() {
-    let s = line("*seen = word.load(Ordering::SeqCst)");
     each_fails(
-        s,
-        models::set_beside_drain_of_empty_line_loses_no_page,
+        marks("*seen = word.load(Ordering::SeqCst)"),
+        models::mark_beside_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
-    let h = line("*drained = word.swap(0, Ordering::SeqCst)");
     each_fails(
-        h,
-        models::set_by_two_writers_without_summary_loses_no_page,
-        &[Relaxed, InTwo],
+        marks("*drained = word.swap(0, Ordering::SeqCst)"),
+        models::set_beside_drain_loses_no_page,
+        &[InTwo],
     );
-    let part = line("_ => word.fetch_and(!bits, Ordering::SeqCst)");
+    let part = marks("_ => word.fetch_and(!bits, Ordering::SeqCst)");
     each_fails(
         part,
-        models::drain_of_partial_range_loses_no_page,
-        &[Relaxed],
+        models::drain_of_page_beside_writer_keeps_other_marks,
+        &[InTwo],
     );
 }
 
 #[test]
-fn clear_and_reads_weakened_lose_a_page() {
-    let clear = line("word.fetch_and(!bits, Ordering::SeqCst);");
-    each_fails(
-        clear,
-        models::set_beside_drain_of_empty_line_loses_no_page,
-        &[Relaxed, AcqRel],
-    );
-    each_fails(
-        clear,
-        models::clear_beside_writer_keeps_other_marks,
-        &[InTwo],
-    );
-    let read = line(".map_or(0, |word| word.load(Ordering::Acquire))");
+fn reads_weakened_lose_a_page() {
+    let read = marks(".map_or(0, |word| word.load(Ordering::Acquire))");
     each_fails(read, models::word_with_mark_acquires_data, &[Relaxed]);
-    let copy = line("match word.load(Ordering::Acquire)");
+    let copy = marks("match word.load(Ordering::Acquire)");
     each_fails(
         copy,
         models::copy_to_beside_writer_acquires_marked_data,
@@ -143,33 +158,16 @@ fn clear_and_reads_weakened_lose_a_page() {
     );
 }
 
-#[test]
-fn barrier_left_out_loses_a_page() {
-    each_fails(
-        0,
-        models::test_and_set_beside_drain_loses_no_page,
-        &[Missing],
-    );
-    each_fails(
-        1,
-        models::test_and_set_beside_drain_loses_no_page,
-        &[Missing],
-    );
-}
-
 // No model needs these:
 //
-// - Sequential consistency of only one of the tests before a mark. loom runs loads in the order of
-//   the program, and orders more by sequentially consistent operations than the language does.
+// - Sequential consistency of only one of the looks. loom runs loads in the order of the program,
+//   and orders more by sequentially consistent operations than the language does.
 // - Sequential consistency of the load of a summary word before it is drained, and of a word before
 //   a part of it is drained. In the models, a mark is complete before a harvest only by a join, or
 //   in the same thread. Then a relaxed load finds it. In the library it may be complete by the
 //   total order alone.
-// - Sequential consistency of `H`, and of the mark of whole words, beyond acquire and release. The
-//   proof uses the total order of `M`, `L`, `F`, `T` and `S`. The models of whole words have one
-//   writer.
+// - Any ordering of `H`. `F` follows it, and acquires what it read.
 // - Atomicity of `T`. It drains the bit of a line whose words are loaded after it. A model with
 //   more lines would lose one.
 // - `T` and the `H` of a part as `swap`, for 64 lines and for a whole word. It is the same
 //   operation as the one beside it, with more bits than the models have.
-// - The clear operation: a clear that is left out loses nothing.

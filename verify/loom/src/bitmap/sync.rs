@@ -4,11 +4,11 @@
 use core::cell::Cell;
 use core::panic::Location;
 
-use loom::sync::atomic::{self, fence};
+use loom::sync::atomic;
 
-pub(crate) use loom::sync::atomic::Ordering;
+pub(crate) use loom::sync::atomic::{AtomicU8, Ordering};
 
-/// The variant of `marks.rs` that is explored.
+/// The variant of the library's files that is explored.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Run {
     /// Sequentially consistent loads are read-modify-writes that change nothing.
@@ -25,7 +25,8 @@ pub(crate) struct Run {
 /// A weakened operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mutant {
-    /// The line in `marks.rs`, or 0 for the writer's barrier, or 1 for the harvest's.
+    /// The name of the file, and the line in it.
+    pub(crate) file: &'static str,
     pub(crate) line: u32,
     pub(crate) wrong: Wrong,
 }
@@ -52,10 +53,11 @@ pub(crate) fn choose(run: Run) {
     RUN.set(run);
 }
 
-/// Returns the change of the operation at a line, if there is one.
-fn wrong(line: u32) -> Option<Wrong> {
+/// Returns the change of the operation at a place, if there is one.
+fn wrong(at: &Location<'_>) -> Option<Wrong> {
     let mutant = RUN.get().mutant?;
-    (mutant.line == line).then_some(mutant.wrong)
+    let here = at.file().ends_with(mutant.file) && at.line() == mutant.line;
+    here.then_some(mutant.wrong)
 }
 
 #[derive(Debug)]
@@ -68,7 +70,7 @@ impl AtomicU64 {
 
     #[track_caller]
     pub(crate) fn load(&self, order: Ordering) -> u64 {
-        let order = match wrong(Location::caller().line()) {
+        let order = match wrong(Location::caller()) {
             None => order,
             Some(Wrong::Relaxed) => Ordering::Relaxed,
             Some(Wrong::AcqRel) => Ordering::Acquire,
@@ -84,7 +86,7 @@ impl AtomicU64 {
     #[track_caller]
     pub(crate) fn swap(&self, value: u64, order: Ordering) -> u64 {
         self.modify(
-            Location::caller().line(),
+            Location::caller(),
             order,
             |_| value,
             |order| self.0.swap(value, order),
@@ -93,9 +95,9 @@ impl AtomicU64 {
 
     #[track_caller]
     pub(crate) fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
-        let line = Location::caller().line();
+        let at = Location::caller();
         self.modify(
-            line,
+            at,
             order,
             |now| now | bits,
             |order| self.0.fetch_or(bits, order),
@@ -104,9 +106,9 @@ impl AtomicU64 {
 
     #[track_caller]
     pub(crate) fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
-        let line = Location::caller().line();
+        let at = Location::caller();
         self.modify(
-            line,
+            at,
             order,
             |now| now & bits,
             |order| self.0.fetch_and(bits, order),
@@ -115,12 +117,12 @@ impl AtomicU64 {
 
     fn modify(
         &self,
-        line: u32,
+        at: &Location<'_>,
         order: Ordering,
         change: impl Fn(u64) -> u64,
         operation: impl Fn(Ordering) -> u64,
     ) -> u64 {
-        match wrong(line) {
+        match wrong(at) {
             None => operation(order),
             Some(Wrong::Relaxed) => operation(Ordering::Relaxed),
             Some(Wrong::AcqRel) => operation(Ordering::AcqRel),
@@ -134,16 +136,9 @@ impl AtomicU64 {
     }
 }
 
-/// The writer's barrier. loom has no asymmetric pairs of barriers, so both are full barriers.
-pub(crate) fn asymmetric_light_barrier() {
-    if wrong(0).is_none() {
-        fence(Ordering::SeqCst);
-    }
-}
-
-/// The harvest's barrier: `membarrier(2)`.
-pub(crate) fn asymmetric_heavy_barrier() {
-    if wrong(1).is_none() {
-        fence(Ordering::SeqCst);
+#[track_caller]
+pub(crate) fn fence(order: Ordering) {
+    if wrong(Location::caller()).is_none() {
+        atomic::fence(order);
     }
 }
