@@ -414,7 +414,8 @@ impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemoryBackendSliceIterator<'a, M> 
             Ok(_) => return Err(wrong_length(count)),
             Err(error) => reachable_part(region, start, count, error)?,
         };
-        self.left = self.left.saturating_sub(slice.len());
+        // Does not wrap: the slice has `count` bytes or fewer.
+        self.left = self.left.wrapping_sub(slice.len());
         self.addr = u64::try_from(slice.len())
             .ok()
             .and_then(|count| addr.checked_add(count));

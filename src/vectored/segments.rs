@@ -109,9 +109,11 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// Returns an error if the length would overflow.
     #[inline(always)]
     fn push(&mut self, slice: VolatileSlice<'a, S>, len: &mut usize) -> Result<()> {
-        *len = len
-            .checked_add(slice.len())
-            .ok_or(Error::GuestAddressOverflow)?;
+        // Not `ok_or`, which makes and drops an error when built for size.
+        let Some(total) = len.checked_add(slice.len()) else {
+            return Err(Error::GuestAddressOverflow);
+        };
+        *len = total;
         self.vectors.push(IoVector::new(&slice));
         self.slices.push(slice);
         Ok(())
