@@ -2,9 +2,8 @@
 
 #![expect(unsafe_code, reason = "implements an allocator")]
 
-use std::alloc::{GlobalAlloc, Layout};
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
-use std::ptr::null_mut;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The number of bytes that it hands out.
@@ -13,7 +12,8 @@ const LEN: usize = 64 << 20;
 /// An allocator that hands out static memory once, and makes no system calls.
 ///
 /// With it as `#[global_allocator]`, [`record_calls`](crate::record_calls) records only the calls
-/// of the function itself.
+/// of the function itself. After 64 MiB it uses the system's allocator: the backtrace of a
+/// failed test needs more.
 #[derive(Debug)]
 pub struct StaticAllocator {
     memory: UnsafeCell<[u8; LEN]>,
@@ -35,18 +35,27 @@ impl StaticAllocator {
     }
 }
 
-// SAFETY: `alloc` returns disjoint parts of static memory, aligned and as long as the layout asks.
+// SAFETY: `alloc` returns disjoint parts of static memory, aligned and as long as the layout asks,
+// or memory of `System`, which `dealloc` returns to it.
 unsafe impl GlobalAlloc for StaticAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // Room to align it.
         let len = layout.size().saturating_add(layout.align());
         let used = self.used.fetch_add(len, Ordering::Relaxed);
         if used.checked_add(len).is_none_or(|end| end > LEN) {
-            return null_mut();
+            // SAFETY: the caller of this method states that the size of `layout` is not 0.
+            return unsafe { System.alloc(layout) };
         }
         let start = self.memory.get().cast::<u8>().wrapping_add(used);
         start.wrapping_add(start.align_offset(layout.align()))
     }
 
-    unsafe fn dealloc(&self, _: *mut u8, _: Layout) {}
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        let start = self.memory.get().addr();
+        if !(start..start + LEN).contains(&at.addr()) {
+            // SAFETY: `at` is outside the static memory, so `alloc` took it from `System` for
+            // `layout`.
+            unsafe { System.dealloc(at, layout) };
+        }
+    }
 }
