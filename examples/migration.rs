@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
 
-/// Adds to `dirty` what devices and vCPUs wrote since the last harvest.
+/// Adds to `dirty` the pages that devices and vCPUs have written since the last harvest.
 fn harvest(memory: &Memory, guest: &guest::Guest, dirty: &mut DirtyMemory) -> guest::Result<()> {
     let logs = guest.take_log()?;
     let page_size = NonZeroUsize::new(4096).ok_or("no page size")?;
@@ -69,7 +69,7 @@ fn main() -> guest::Result<()> {
     dirty.clear();
     // 3. Copy everything.
     send(&memory, &target, ranges)?;
-    // 4. Copy what was written meanwhile, while the guest runs. Round 1 loses the connection.
+    // 4. Copy the pages that the running guest has written meanwhile. Round 1 loses the connection.
     for round in 0..4 {
         thread::sleep(Duration::from_millis(10));
         harvest(&memory, &guest, &mut dirty)?;
@@ -82,7 +82,7 @@ fn main() -> guest::Result<()> {
         }
         dirty.clear();
     }
-    // 5. Pause vCPUs, then let devices finish what is in flight; only then harvest a last time.
+    // 5. Pause the vCPUs, let devices finish the requests in flight, and harvest a last time.
     assert!(vcpu.pause()? > 0, "the guest did not run");
     drop(stop);
     device.join().map_err(|_| "the device panicked")??;

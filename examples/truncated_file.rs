@@ -1,5 +1,5 @@
 //! Survive a file that is truncated under its mapping: with `fault::install`, SIGBUS becomes an
-//! error of the access, and the VMM goes on.
+//! error of the access, and the VMM continues.
 //!
 //! `cargo run -p examples --example truncated_file`
 
@@ -36,13 +36,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     assert_eq!(source.raw_os_error(), Some(libc::EFAULT));
 
-    // The thread can ask what happened: where, in which direction, and how far the access came.
+    // The fault has the address, the direction of the access, and the number of bytes before it.
     let met = fault::last().ok_or("no fault was recorded")?;
     println!("last fault: {met:x?}");
     assert_eq!(met.guest_address, Some(gone));
     assert_eq!(met.direction, fault::Direction::Read);
 
-    // A long access returns what it moved before the page.
+    // A long access returns the number of bytes before the page.
     let mut bytes = [0; PAGE];
     let read = memory.read(&mut bytes, GuestAddress(gone.0 - 100))?;
     println!("read: {read} of {PAGE} bytes");

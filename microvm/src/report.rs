@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn map_shows_who_wrote_each_part() {
+    fn map_shows_writer_of_each_part() {
         let (device, vcpu) = ([0, 8 * PAGE].into(), [5 * PAGE, 11 * PAGE].into());
         let merged = Default::default();
         let dirty = DirtyBySource {

@@ -158,7 +158,7 @@ fn option_with_bad_value_is_refused() {
 }
 
 #[test]
-fn missing_kvm_device_is_named_with_what_to_do() {
+fn missing_kvm_device_error_names_it_and_the_remedy() {
     let words = [
         "/no/kvm: No such file",
         "load kvm_intel or kvm_amd",
@@ -173,12 +173,12 @@ fn missing_kvm_device_is_named_with_what_to_do() {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn kvm_device_without_permission_is_named_with_what_to_do() {
+fn kvm_device_without_permission_error_names_it_and_the_remedy() {
     use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
     use std::os::unix::process::CommandExt;
     use test_support::skipped;
 
-    let test = "kvm_device_without_permission_is_named_with_what_to_do";
+    let test = "kvm_device_without_permission_error_names_it_and_the_remedy";
     let kvm = std::fs::metadata("/dev/kvm").ok();
     let Some(kvm) = kvm.filter(|kvm| kvm.file_type().is_char_device()) else {
         return skipped(test, "no /dev/kvm");

@@ -213,7 +213,7 @@ fn signals_sent_to_own_handler_leave_faults_of_other_threads_alone() {
     assert_eq!(output.status.code(), Some(DONE), "{output:?}");
 }
 
-/// As [`fault`] says: without a handler before, nothing withdraws.
+/// Without a previous handler, a sent signal has its default action: see [`fault`].
 #[test]
 fn sent_signal_after_default_action_kills() {
     let output = run("sent_signal_to_default_action");

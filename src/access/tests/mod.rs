@@ -229,7 +229,7 @@ fn alignments() -> impl Iterator<Item = usize> {
 struct Aligned<const LEN: usize>([u8; LEN]);
 
 #[test]
-fn read_value_returns_what_write_value_wrote_for_each_size() {
+fn read_value_after_write_value_of_each_size_returns_same_value() {
     fn check<T: Plain + PartialEq + core::fmt::Debug>(value: T) {
         let mut memory = [0u8; 64];
         for at in 0..16 {

@@ -17,7 +17,7 @@ fn is_mapped(file: &NamedTempFile) -> bool {
 }
 
 #[test]
-fn mmap_region_accessors_return_what_it_was_made_with() {
+fn mmap_region_accessors_return_arguments_of_constructor() {
     let region = MmapRegion::<()>::new(0x2345).unwrap();
     assert_eq!(
         (region.size(), region.len(), region.prot()),

@@ -86,7 +86,7 @@ plain! {
     pub enum Ty {
         U8, U16, U32, U64, U128, Usize, I8, I16, I32, I64, I128, Isize,
         Be16, Be32, Be64, BeSize, Le16, Le32, Le64, LeSize,
-        /// A structure of as many bytes as its name says.
+        /// A structure of the size in its name.
         Bytes3,
         Bytes40,
         /// A structure without bytes.

@@ -49,7 +49,7 @@ fn drivers_use_two_different_crates() {
 }
 
 #[test]
-fn reference_equals_itself() {
+fn reference_compared_with_itself_has_no_difference() {
     let seed = fastrand::u64(..);
     match soak(seed, 200_000).run::<Reference, Reference>() {
         Ok(seen) => assert!(seen.fired.is_empty(), "seed {seed}: {:?}", seen.fired),

@@ -31,7 +31,7 @@ pub enum Aspect {
     DevicePages,
     /// The pages that the driver dirtied.
     DriverPages,
-    /// The host memory behind guest memory.
+    /// The host memory of guest memory: backing and populated pages.
     HostMemory,
     /// The history of plugged memory.
     Plug,

@@ -12,8 +12,8 @@
 //! | [`StaticAllocator`] | an allocator without system calls |
 //! | [`emulator`] | the program that runs the tests of another processor |
 //!
-//! A test that cannot run on a machine says so and passes. `SKIPPED:` in the output of a test run
-//! lists what that run did not prove.
+//! A test that cannot run on a machine prints a line with `SKIPPED:` and passes. These lines list
+//! the properties that a test run did not check.
 //!
 //! ```
 //! fn writes_to_a_pipe_wait() {

@@ -12,7 +12,7 @@ use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-/// The number of system calls that are told apart. Higher numbers count as the last one.
+/// The number of distinct system calls. A higher number counts as the last one.
 const CALLS: usize = 1024;
 
 /// The state that the traced thread and the supervisor share.

@@ -37,7 +37,7 @@ fn fails(model: fn(), without: Option<Fence>) -> bool {
             });
             model();
         };
-        // On a new thread: a failed model leaves loom's thread-local state behind.
+        // On a new thread: a failed model does not reset loom's thread-local state.
         std::thread::spawn(run).join().is_err()
     })
 }
