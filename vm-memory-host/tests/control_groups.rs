@@ -10,6 +10,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use test_support::{skipped, HugePages};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -51,18 +52,19 @@ impl Drop for Group {
     }
 }
 
-/// Runs `test` in a process of its own, in a group below `parent`.
+/// Runs `test` in a process of its own, in a group with a limit of `bytes`.
 ///
 /// Returns whether this process is that one.
-fn is_in_group(parent: Option<&Path>, limits: &[(&str, u64)], test: &str) -> bool {
+fn is_in_group(find: impl FnOnce() -> Option<Controller>, bytes: u64, test: &str) -> bool {
     if std::env::var_os(GROUP).is_some() {
         return true;
     }
-    let Some(parent) = parent else {
+    let Some(controller) = find() else {
         skipped(test, "no such controller");
         return false;
     };
-    let Some(group) = Group::new(parent, limits, test) else {
+    let limits = [(controller.limit, bytes)];
+    let Some(group) = Group::new(&controller.root, &limits, test) else {
         return false;
     };
     // A group below the one with the limit.
@@ -86,42 +88,60 @@ fn is_in_group(parent: Option<&Path>, limits: &[(&str, u64)], test: &str) -> boo
     false
 }
 
-/// Returns the directory in which groups of a controller can be created, and the name of a file
-/// with a limit.
-fn memory_groups() -> (Option<PathBuf>, &'static str) {
-    for (root, file) in [
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-        ("/sys/fs/cgroup", "memory.max"),
-        ("/sys/fs/cgroup/unified", "memory.max"),
-    ] {
-        if has_controller(root, "memory", file) {
-            return (Some(root.into()), file);
-        }
-    }
-    (None, "")
+/// A controller of control groups. Dropping it restores its setting.
+struct Controller {
+    /// The directory in which groups can be created.
+    root: PathBuf,
+    /// The name of the file with a limit.
+    limit: &'static str,
+    /// The name of the controller, if it was enabled for this test.
+    enabled: Option<&'static str>,
+    _turn: MutexGuard<'static, ()>,
 }
 
-fn huge_page_groups() -> (Option<PathBuf>, &'static str) {
-    for (root, file) in [
-        ("/sys/fs/cgroup/hugetlb", "hugetlb.2MB.limit_in_bytes"),
-        ("/sys/fs/cgroup", "hugetlb.2MB.max"),
-        ("/sys/fs/cgroup/unified", "hugetlb.2MB.max"),
-    ] {
-        if has_controller(root, "hugetlb", file) {
-            return (Some(root.into()), file);
-        }
+impl Controller {
+    /// Finds a controller in version 1 or 2, for one test at a time.
+    fn find(name: &'static str, v1: &'static str, v2: &'static str) -> Option<Self> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let root = Path::new("/sys/fs/cgroup");
+        let (root, limit, enabled) = if root.join(name).join(v1).exists() {
+            (root.join(name), v1, None)
+        } else {
+            let has = |root: &Path, file: &str| {
+                let names = fs::read_to_string(root.join(file)).unwrap_or_default();
+                names.split_whitespace().any(|one| one == name)
+            };
+            let mut roots = [root.to_owned(), root.join("unified")].into_iter();
+            let root = roots.find(|root| has(root, "cgroup.controllers"))?;
+            let was_enabled = has(&root, "cgroup.subtree_control");
+            fs::write(root.join("cgroup.subtree_control"), format!("+{name}")).ok()?;
+            (root, v2, (!was_enabled).then_some(name))
+        };
+        Some(Self {
+            root,
+            limit,
+            enabled,
+            _turn: turn,
+        })
     }
-    (None, "")
+
+    fn of_memory() -> Option<Self> {
+        Self::find("memory", "memory.limit_in_bytes", "memory.max")
+    }
+
+    fn of_huge_pages() -> Option<Self> {
+        Self::find("hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max")
+    }
 }
 
-/// Returns whether groups in `root` have a file, and enables the controller of version 2.
-fn has_controller(root: &str, name: &str, file: &str) -> bool {
-    let root = Path::new(root);
-    let controllers = fs::read_to_string(root.join("cgroup.controllers"));
-    if controllers.is_ok_and(|all| all.split_whitespace().any(|one| one == name)) {
-        return fs::write(root.join("cgroup.subtree_control"), format!("+{name}")).is_ok();
+impl Drop for Controller {
+    fn drop(&mut self) {
+        if let Some(name) = self.enabled {
+            let file = self.root.join("cgroup.subtree_control");
+            let _ = fs::write(file, format!("-{name}"));
+        }
     }
-    root.join(file).exists()
 }
 
 fn region(start: u64, size: u64, backing: Backing) -> Region {
@@ -139,8 +159,7 @@ fn huge_pages() -> Backing {
 #[test]
 fn prefault_above_memory_limit_names_the_limit() {
     let test = "prefault_above_memory_limit_names_the_limit";
-    let (parent, file) = memory_groups();
-    if !is_in_group(parent.as_deref(), &[(file, 128 * MIB)], test) {
+    if !is_in_group(Controller::of_memory, 128 * MIB, test) {
         return;
     }
     let go_on = |_| ControlFlow::Continue(());
@@ -152,7 +171,7 @@ fn prefault_above_memory_limit_names_the_limit() {
         assert!(matches!(error, BuildError::ControlGroup { .. }), "{error}");
         let error = error.to_string();
         assert!(
-            error.contains(file) && error.contains("allows 0x8000000 bytes, of which"),
+            error.contains("/memory.") && error.contains("allows 0x8000000 bytes, of which"),
             "{error}"
         );
         let memory = build(whole()).unwrap();
@@ -176,8 +195,7 @@ fn prefault_above_memory_limit_names_the_limit() {
 #[test]
 fn build_on_tmpfs_above_memory_limit_names_the_limit() {
     let test = "build_on_tmpfs_above_memory_limit_names_the_limit";
-    let (parent, file) = memory_groups();
-    if !is_in_group(parent.as_deref(), &[(file, 128 * MIB)], test) {
+    if !is_in_group(Controller::of_memory, 128 * MIB, test) {
         return;
     }
     let Ok(file) = tempfile::tempfile_in("/dev/shm") else {
@@ -210,8 +228,7 @@ fn build_above_huge_page_limit_names_the_limit() {
             None => return,
         },
     };
-    let (parent, file) = huge_page_groups();
-    if !is_in_group(parent.as_deref(), &[(file, 2 * HUGE)], test) {
+    if !is_in_group(Controller::of_huge_pages, 2 * HUGE, test) {
         return;
     }
     let file_of = |pages: u64| {
