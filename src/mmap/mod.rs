@@ -57,9 +57,9 @@
 //!
 //! # System calls
 //!
-//! `mmap(2)` and `munmap(2)`, and `fstat(2)` for a region of a file. Some versions of glibc call
-//! `newfstatat` instead of `fstat`. 0.18.0 calls neither: a seccomp filter must allow the one in
-//! use if files are mapped.
+//! `mmap(2)` and `munmap(2)`, `madvise(2)` if `munmap(2)` fails, and `fstat(2)` for a region of a
+//! file. Some versions of glibc call `newfstatat` instead of `fstat`. 0.18.0 calls neither: a
+//! seccomp filter must allow the one in use if files are mapped.
 
 use std::borrow::Borrow;
 

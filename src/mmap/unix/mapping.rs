@@ -116,9 +116,26 @@ impl Mapping {
                 {
                     (page, size) = (larger_page, rounded);
                 }
-                _ => return Err(error),
+                _ => {
+                    self.free_pages();
+                    return Err(error);
+                }
             }
         }
+    }
+
+    /// Frees the private pages of an owned mapping that could not be unmapped.
+    ///
+    /// Shared pages stay: they belong to a file, or a child process may use them.
+    ///
+    /// munmap(2) fails with `ENOMEM` at `vm.max_map_count`, if the kernel has merged the mapping
+    /// with its neighbours: unmapping then splits a VMA. Freeing pages splits none.
+    fn free_pages(&self) {
+        let (addr, size) = (self.host.addr(), self.host.size());
+        // SAFETY: `[addr, addr + size)` is this mapping (see `unmap`), which the kernel extends to
+        // whole pages of it. No slice of it is left: slices borrow the region, which is being
+        // dropped or consumed. So no one can see that the bytes are lost.
+        let _ = unsafe { libc::madvise(addr.cast(), size, libc::MADV_DONTNEED) };
     }
 }
 
