@@ -117,6 +117,9 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     /// and so is a protection with neither `PROT_READ` nor `PROT_WRITE`. No check uses the flags.
     /// [`prot`](MmapRegion::prot) and [`flags`](MmapRegion::flags) return what was stated.
     ///
+    /// Several regions may share a mapping. A write to one is then visible in the others, but only
+    /// the region that was written marks it dirty.
+    ///
     /// # Safety
     ///
     /// 1. `raw_ptr` must point to a mapping of at least the region's size, with the region's
