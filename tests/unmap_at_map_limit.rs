@@ -1,5 +1,5 @@
-//! A region that cannot be unmapped at `vm.max_map_count`, in a process of its own: other tests could
-//! not map memory meanwhile.
+//! A region that cannot be unmapped at `vm.max_map_count`. It has a process of its own: other tests
+//! could not map memory meanwhile.
 #![cfg(all(feature = "backend-mmap", target_os = "linux", not(miri)))]
 #![expect(unsafe_code, reason = "calls mmap(2), mprotect(2) and mincore(2)")]
 

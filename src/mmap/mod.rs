@@ -115,8 +115,8 @@ impl<B: NewBitmap> GuestRegionCollection<GuestRegionMmap<B>> {
     /// A region with a file is shared with it. A region without one is private and filled with
     /// zeroes. The length of a [block device](self#devices-that-are-too-short) is not checked.
     ///
-    /// Two regions may map the same bytes of a file, as in 0.18.0. A write to one is then visible in
-    /// the other, but only the address that was written is marked dirty. A migration of such a
+    /// Two regions may map the same bytes of a file, as in 0.18.0. A write to one is then visible
+    /// in the other, but only the address that was written is marked dirty. A migration of such a
     /// guest must send both. [`MmapRegion::fds_overlap`] finds such regions.
     ///
     /// # Errors
