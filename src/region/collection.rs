@@ -59,7 +59,7 @@ impl<R> Default for GuestRegionCollection<R> {
     }
 }
 
-/// The clone shares the regions.
+/// The clone shares the regions. Cloning takes the same time for any number of them.
 impl<R> Clone for GuestRegionCollection<R> {
     #[inline]
     fn clone(&self) -> Self {

@@ -8,7 +8,8 @@ use crate::guest_memory::GuestAddress;
 
 /// The regions of a collection, in ascending order of address.
 ///
-/// An index is immutable. Inserting or removing a region makes another index.
+/// An index is immutable. Inserting or removing a region makes another index. A clone shares the
+/// entries.
 #[derive(Debug)]
 pub(super) enum RegionIndex<R> {
     /// A single region needs one comparison and no allocation.
@@ -23,7 +24,7 @@ pub(super) enum RegionIndex<R> {
     /// To find an address, the [table](BucketTable) guesses an entry. If that entry does not
     /// contain the address, a binary search decides.
     Many {
-        entries: Box<[Entry<R>]>,
+        entries: Arc<[Entry<R>]>,
         table: BucketTable,
     },
 }
@@ -79,7 +80,7 @@ impl<R> Clone for Entry<R> {
 impl<R> Default for RegionIndex<R> {
     fn default() -> Self {
         Self::Many {
-            entries: Box::default(),
+            entries: Arc::default(),
             table: BucketTable::default(),
         }
     }
@@ -92,7 +93,7 @@ impl<R> Clone for RegionIndex<R> {
         match self {
             Self::One(only) => Self::One(only.clone()),
             Self::Many { entries, table } => Self::Many {
-                entries: entries.clone(),
+                entries: Arc::clone(entries),
                 table: table.clone(),
             },
         }
@@ -105,10 +106,7 @@ impl<R> RegionIndex<R> {
     pub(super) fn from_sorted(entries: Vec<Entry<R>>) -> Self {
         match <[Entry<R>; 1]>::try_from(entries) {
             Ok([only]) => Self::One(only),
-            Err(entries) => Self::Many {
-                table: BucketTable::new(entries.iter().map(Entry::start)),
-                entries: entries.into(),
-            },
+            Err(entries) => Self::many(entries.into(), None),
         }
     }
 
@@ -126,28 +124,21 @@ impl<R> RegionIndex<R> {
 
     /// Returns an index with a new region of that [rank](Self::rank).
     pub(super) fn inserted(&self, rank: usize, new: Entry<R>) -> Self {
-        let (before, after) = self
-            .entries()
-            .split_at_checked(rank)
-            .unwrap_or((self.entries(), &[]));
+        let (before, after) = split(self.entries(), rank);
+        if before.is_empty() && after.is_empty() {
+            return Self::One(new);
+        }
         let start = new.start;
-        let mut entries = Vec::with_capacity(self.len().saturating_add(1));
-        entries.extend_from_slice(before);
-        entries.push(new);
-        entries.extend_from_slice(after);
+        let entries: Arc<[_]> = (before.iter().cloned())
+            .chain([new])
+            .chain(after.iter().cloned())
+            .collect();
         let last = entries.last().map_or(start, Entry::start);
-        let regions = entries.len();
         let table = match self {
-            Self::Many { table, .. } => table.inserted(start, last, regions),
+            Self::Many { table, .. } => table.inserted(start, last, entries.len()),
             Self::One(_) => None,
         };
-        match table {
-            Some(table) => Self::Many {
-                entries: entries.into(),
-                table,
-            },
-            None => Self::from_sorted(entries),
-        }
+        Self::many(entries, table)
     }
 
     /// Returns an index without the region of that number.
@@ -156,20 +147,23 @@ impl<R> RegionIndex<R> {
         let Self::Many { entries, table } = self else {
             return Self::default();
         };
-        let (before, after) = entries.split_at_checked(number).unwrap_or((entries, &[]));
+        let (before, after) = split(entries, number);
         let Some((removed, after)) = after.split_first() else {
             return self.clone();
         };
-        let mut entries = Vec::with_capacity(self.len().saturating_sub(1));
-        entries.extend_from_slice(before);
-        entries.extend_from_slice(after);
-        match table.removed(number, removed.start, entries.len()) {
-            Some(table) => Self::Many {
-                entries: entries.into(),
-                table,
-            },
-            None => Self::from_sorted(entries),
+        if let ([only], []) | ([], [only]) = (before, after) {
+            return Self::One(only.clone());
         }
+        let entries: Arc<[_]> = before.iter().chain(after).cloned().collect();
+        let table = table.removed(number, removed.start, entries.len());
+        Self::many(entries, table)
+    }
+
+    /// Makes an index of several entries, with a new table if there is none.
+    #[inline(always)]
+    fn many(entries: Arc<[Entry<R>]>, table: Option<BucketTable>) -> Self {
+        let table = table.unwrap_or_else(|| BucketTable::new(entries.iter().map(Entry::start)));
+        Self::Many { entries, table }
     }
 
     /// Returns the entry that starts at `addr`, and its number.
@@ -253,6 +247,11 @@ fn search<R>(entries: &[Entry<R>], addr: GuestAddress) -> Option<(usize, &Entry<
     let number = rank(entries, addr).checked_sub(1)?;
     let entry = entries.get(number)?;
     entry.contains(addr).then_some((number, entry))
+}
+
+/// Returns the first `at` entries, and the others.
+fn split<R>(entries: &[Entry<R>], at: usize) -> (&[Entry<R>], &[Entry<R>]) {
+    entries.split_at_checked(at).unwrap_or((entries, &[]))
 }
 
 /// Returns the number of entries that start at `addr` or below.
