@@ -291,7 +291,10 @@ fn plug_of_block_written_by_vcpu_reads_as_zeroes() {
         let host = std::ptr::with_exposed_provenance_mut::<u8>(host_address(&memory));
         // SAFETY: the block is mapped, readable and writable (`Unplugged::Mapped`), and no access
         // of this crate reaches it.
-        unsafe { host.write_bytes(7, HUGE as usize) };
+        #[expect(clippy::disallowed_methods, reason = "stands for a vCPU")]
+        unsafe {
+            host.write_bytes(7, HUGE as usize)
+        };
         plug(&memory, GuestAddress(0), HUGE).unwrap();
         assert_eq!(byte_of_page(&memory, PAGE), Some(0));
         // Plugging again keeps the bytes.

@@ -1,0 +1,248 @@
+//! The errors of changes of memory that is built: [`PrefaultError`], [`NotProvisioned`],
+//! [`ChangeError`].
+
+use std::io;
+
+use super::too_few_huge_pages;
+use crate::control_groups::GroupLimit;
+use crate::region::Span;
+
+/// An error of [`prefault`](crate::prefault()).
+///
+/// Pages that were populated before the error stay populated.
+///
+/// # Examples
+///
+/// ```
+/// use std::num::NonZeroUsize;
+/// use std::ops::ControlFlow;
+/// use vm_memory::GuestAddress;
+/// use vm_memory_host::{prefault, MemoryBuilder, PrefaultError, Region};
+///
+/// let region = Region::new(GuestAddress(0), 128 << 20);
+/// let memory = MemoryBuilder::new().region(region).build::<()>()?;
+/// match prefault(&memory, NonZeroUsize::MIN, |_| ControlFlow::Break(())) {
+///     Err(PrefaultError::Cancelled { done, total }) => assert!(done < total),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PrefaultError {
+    /// The callback returned [`ControlFlow::Break`](std::ops::ControlFlow::Break).
+    #[error("prefault cancelled after {done:#x} of {total:#x} bytes")]
+    Cancelled {
+        /// The number of populated bytes.
+        done: u64,
+        /// The number of bytes to populate.
+        total: u64,
+    },
+    /// A region was not built by this crate.
+    #[error(transparent)]
+    NotProvisioned(#[from] NotProvisioned),
+    /// The host has too little memory. Nothing was populated.
+    #[error(
+        "prefault needs {wanted:#x} bytes, but only {available:#x} bytes are available; \
+        use less memory or do not prefault"
+    )]
+    Memory {
+        /// The number of bytes to populate.
+        ///
+        /// Bytes that are resident already are excluded, unless the total exceeds the host's
+        /// memory and swap.
+        wanted: u64,
+        /// The number of available bytes, computed as in [`BuildError::Memory`].
+        available: u64,
+    },
+    /// A control group of this process leaves too little memory, or too few huge pages.
+    #[error(
+        "prefault needs {wanted:#x} bytes, but {limit}; {done:#x} bytes were populated; \
+        raise the limit, use less memory or do not prefault"
+    )]
+    ControlGroup {
+        /// The number of bytes to populate.
+        wanted: u64,
+        /// The limit.
+        limit: GroupLimit,
+        /// The number of bytes that were populated before.
+        done: u64,
+    },
+    /// The system refused to populate a range.
+    #[error(
+        "region {region}: cannot populate {len:#x} bytes at {start:#x}, after {done:#x} of \
+        {total:#x} bytes: {source}; {}",
+        populate_remedy(.source)
+    )]
+    System {
+        /// The region.
+        region: Span,
+        /// The guest physical address of the range.
+        start: u64,
+        /// The length of the range in bytes.
+        len: u64,
+        /// The number of bytes that were populated before.
+        done: u64,
+        /// The number of bytes to populate.
+        total: u64,
+        /// The error of the system.
+        ///
+        /// `EFAULT` or `ENOMEM` means that no memory is free, `EHWPOISON` that a page is broken,
+        /// and `EINVAL` that the kernel is older than Linux 5.14.
+        source: io::Error,
+    },
+}
+
+/// The error for a region that this crate did not build.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+/// use vm_memory_host::provisioned;
+///
+/// let foreign = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+/// let region = foreign.iter().next().ok_or("no region")?;
+/// assert!(provisioned(region).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("region {region} was not built by vm-memory-host; build it with MemoryBuilder")]
+pub struct NotProvisioned {
+    /// The region.
+    pub region: Span,
+}
+
+/// An error of [`discard`](crate::discard()), [`plug`](crate::plug()) or
+/// [`unplug`](crate::unplug()).
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{discard, ChangeError, MemoryBuilder, Region};
+///
+/// let region = Region::new(GuestAddress(0), 1 << 20);
+/// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+/// match discard(&memory, GuestAddress(0), 2 << 20) {
+///     Err(ChangeError::Hole { addr }) => assert_eq!(addr, 1 << 20),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChangeError {
+    /// A part of the range is in no region. Nothing was changed.
+    #[error("no region contains guest address {addr:#x}; pass a range without holes")]
+    Hole {
+        /// The lowest guest physical address of the range that is in no region.
+        addr: u64,
+    },
+    /// The range passes the end of the guest's address space. Nothing was changed.
+    #[error("{len:#x} bytes at guest address {start:#x} pass 2^64; pass a shorter range")]
+    PastTop {
+        /// The guest physical address of the range.
+        start: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// A region was not built by this crate. Nothing was changed.
+    #[error(transparent)]
+    NotProvisioned(#[from] NotProvisioned),
+    /// The range does not consist of whole pages or blocks. Nothing was changed.
+    #[error(
+        "region {region}: {len:#x} bytes at {start:#x} are not whole {what} of {granularity:#x} \
+        bytes; align the range"
+    )]
+    Unaligned {
+        /// The region.
+        region: Span,
+        /// The guest physical address of the range's part in the region.
+        start: u64,
+        /// The length of that part in bytes.
+        len: u64,
+        /// `pages` or `blocks`.
+        what: &'static str,
+        /// The size of a page or block in bytes.
+        granularity: u64,
+    },
+    /// The region has no blocks. Nothing was changed.
+    #[error("region {region} has no blocks; build it with Region::blocks")]
+    NoBlocks {
+        /// The region.
+        region: Span,
+    },
+    /// The pool has too few huge pages for a block, which was not plugged.
+    #[error(
+        "region {region}: cannot plug {len:#x} bytes at {start:#x}: {}; \
+        {done:#x} bytes were plugged before",
+        too_few_huge_pages(*.wanted, *.free, *.page_size, &[])
+    )]
+    NoPages {
+        /// The region.
+        region: Span,
+        /// The guest physical address of the range's part in the region.
+        start: u64,
+        /// The length of that part in bytes.
+        len: u64,
+        /// The number of huge pages that it needs.
+        wanted: u64,
+        /// The number of free huge pages.
+        free: u64,
+        /// The size of a huge page in bytes.
+        page_size: u64,
+        /// The number of bytes at the start of the range that were plugged.
+        done: u64,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// A control group of this process leaves too little memory, or too few huge pages, for a
+    /// block, which was not plugged.
+    #[error(
+        "region {region}: cannot plug {len:#x} bytes at {start:#x}: {wanted:#x} bytes are \
+        required, but {limit}; raise the limit or plug fewer blocks; \
+        {done:#x} bytes were plugged before"
+    )]
+    ControlGroup {
+        /// The region.
+        region: Span,
+        /// The guest physical address of the range's part in the region.
+        start: u64,
+        /// The length of that part in bytes.
+        len: u64,
+        /// The number of bytes that its unplugged blocks need.
+        wanted: u64,
+        /// The limit.
+        limit: GroupLimit,
+        /// The number of bytes at the start of the range that were plugged.
+        done: u64,
+    },
+    /// The system refused a call. The part of the range before `start` was changed.
+    #[error(
+        "region {region}: cannot {what} {len:#x} bytes at {start:#x}: {source}; \
+        {done:#x} bytes were changed before"
+    )]
+    System {
+        /// The region.
+        region: Span,
+        /// The operation.
+        what: &'static str,
+        /// The guest physical address of the range's part in the region.
+        start: u64,
+        /// The length of that part in bytes.
+        len: u64,
+        /// The number of bytes at the start of the range that were changed.
+        done: u64,
+        /// The error of the system.
+        source: io::Error,
+    },
+}
+
+fn populate_remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EINVAL) => "use Linux 5.14 or later, or do not prefault",
+        Some(libc::EHWPOISON) => "replace the broken memory, or build the region again",
+        _ => "free memory, use less of it, or do not prefault",
+    }
+}
