@@ -298,12 +298,12 @@ impl Marks {
     /// Loads the words of a line; 0 for words that do not exist.
     #[inline(always)]
     fn load_line(&self, first_word: usize) -> [u64; LINE_WORDS] {
-        let mut seen = [0; LINE_WORDS];
         let line = self.words.get(first_word..).unwrap_or_default();
-        for (seen, word) in seen.iter_mut().zip(line) {
-            *seen = word.load(Ordering::SeqCst);
-        }
-        seen
+        // The builds for size unroll it, unlike a loop.
+        core::array::from_fn(|number| {
+            let word = line.get(number);
+            word.map_or(0, |word| word.load(Ordering::SeqCst))
+        })
     }
 
     /// Drains the words of a line for which `seen` is not 0.

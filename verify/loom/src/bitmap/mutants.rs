@@ -129,7 +129,7 @@ fn t_weakened_loses_a_page() {
 #[test]
 fn s_or_h_weakened_loses_a_page() {
     each_fails(
-        marks("*seen = word.load(Ordering::SeqCst)"),
+        marks(".map_or(0, |word| word.load(Ordering::SeqCst))"),
         models::mark_beside_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
