@@ -100,9 +100,10 @@
 //!
 //! # System calls
 //!
-//! A path makes no system call that the same path of 0.18.0 does not make, with one exception:
-//! mapping a file calls `fstat`. A new function makes the calls below only where it is called. Add
-//! them to the seccomp filter of that thread.
+//! A path makes no system call that the same path of 0.18.0 does not make, with two exceptions.
+//! Mapping a file calls `fstat`, and dropping a region calls `madvise` if `munmap` fails. A new
+//! function makes the calls below only where it is called. Add them to the seccomp filter of that
+//! thread.
 //!
 //! | phase | function | when | system calls |
 //! |---|---|---|---|

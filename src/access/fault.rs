@@ -65,10 +65,10 @@
 //! The handler reads the table of instructions and changes two registers. It does not allocate,
 //! lock, or use thread-local storage.
 //!
-//! The system calls it as it would call the handler that was installed before: with the same
-//! signals blocked, and on the alternate signal stack only if that handler asked for it
-//! (`SA_ONSTACK`). If there was none, it runs on the alternate stack, if the thread has one. The
-//! stack must have room for the frame of a signal.
+//! The system calls it as it would call the handler that was installed before: the same signals are
+//! blocked. It runs on the alternate signal stack only if that handler asked for it (`SA_ONSTACK`).
+//! If no handler was installed, it runs on the alternate stack, if the thread has one. The stack
+//! must have room for the frame of a signal.
 //!
 //! # Signals that are sent
 //!
@@ -76,7 +76,7 @@
 //! default action and returns. If the signal was sent, such as by `kill -BUS`, the fault handler
 //! then sets itself again. Between the two, a guest fault in another thread ends the process.
 //!
-//! To close this moment, set another action before [`install`]:
+//! To close this window, set another action before [`install`]:
 //!
 //! - a handler that does not change the action, or
 //! - for SIGBUS, the default action (`SIG_DFL`). The first SIGBUS that is sent then ends the
@@ -91,8 +91,8 @@
 //! - Accesses through pointers (`ptr_guard`, `get_host_address`) and references (`aligned_as_ref`,
 //!   `get_atomic_ref`) are not covered. System calls that use such pointers return `EFAULT`.
 //! - `load` and `store` of a type that no register of 1, 2, 4 or 8 bytes holds use a reference, so
-//!   they are not covered, either. Only a type with its own `AtomicInteger` can be so large.
-//! - Accesses in another shared object than that of `install` are not covered (`dylib`,
+//!   they are not covered either. Only a type with its own `AtomicInteger` can be so large.
+//! - Accesses in a shared object other than that of `install` are not covered (`dylib`,
 //!   `prefer-dynamic`): each object has its own table. The object must not be unloaded.
 //! - The targets are Linux on x86_64 and on little-endian aarch64, with one of the features
 //!   `rawfd`, `backend-mmap` and `backend-bitmap`.

@@ -109,7 +109,7 @@ pub struct GuestMemoryAtomic<M: GuestMemory> {
 #[derive(Debug)]
 struct Writers<M> {
     /// The number of the current map. A writer holds the lock from loading that map until its
-    /// successor is current. It is locked before the list, never after.
+    /// successor is current. It is locked before the list, never after it.
     version: Mutex<u64>,
     retired: RetiredList<WeakVersion<M>>,
 }
@@ -184,7 +184,7 @@ impl<M: GuestMemory> GuestAddressSpace for GuestMemoryAtomic<M> {
 /// A guard of the map that was current when [`memory`](GuestAddressSpace::memory) was called.
 ///
 /// The map stays as it is, and stays mapped, as long as the guard exists. Drop a guard soon: only
-/// the first few of a thread are cheap. Use [`into_inner`](Self::into_inner) to keep a map.
+/// the first few guards of a thread are cheap. Use [`into_inner`](Self::into_inner) to keep a map.
 ///
 /// # Examples
 ///

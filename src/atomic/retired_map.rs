@@ -15,7 +15,7 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
     /// Readers see all of the change or nothing, and do not wait. Other writers wait, so no change
     /// is lost.
     ///
-    /// Returns the replaced map. It reports when no reader uses it, or any map before it.
+    /// Returns the replaced map. It reports when it and all maps before it have no readers.
     ///
     /// If `change` fails or panics, the map and the lock stay as they were.
     ///
@@ -70,7 +70,7 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
         let map = match catch_unwind(AssertUnwindSafe(|| change(&current))) {
             Ok(map) => map?,
             Err(panic) => {
-                // Nothing has changed yet. Unlocked first: unwinding would poison the lock.
+                // Nothing has changed yet. Unlock first, because unwinding would poison the lock.
                 drop(version);
                 resume_unwind(panic)
             }
@@ -148,15 +148,14 @@ impl<M: GuestMemory> RetiredMap<M> {
         self.readers() == 0
     }
 
-    /// Waits until this map and the maps before it have no readers, and no longer than until
-    /// `deadline`.
+    /// Waits until this map and all maps before it have no readers, or until `deadline`.
     ///
     /// Readers send no notification, so that reading costs nothing. This function polls, and sleeps
     /// up to a millisecond between two checks.
     ///
     /// # Errors
     ///
-    /// Returns [`ReadersRemain`] if there are readers at the deadline. A thread that waits for a
+    /// Returns [`ReadersRemain`] if there are readers at `deadline`. A thread that waits for a
     /// guard of its own gets this error, too. A guard does not record its thread, so the wait
     /// cannot fail earlier.
     pub fn wait(&self, deadline: Instant) -> Result<(), ReadersRemain> {

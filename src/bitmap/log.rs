@@ -49,9 +49,9 @@ pub trait DirtyLog {
 
     /// Returns the number of bytes for which the log has bits, from the start of its memory.
     ///
-    /// [`DirtyMemory`](crate::dirty::DirtyMemory) allocates a bit for each page of RAM. Of a region
-    /// that is not mapped in this process, it allocates bits for these bytes only. The default
-    /// is for a log that has bits for all of its memory.
+    /// [`DirtyMemory`](crate::dirty::DirtyMemory) allocates a bit for each page of RAM. For a
+    /// region that is not mapped in this process, it allocates only the bits of these bytes. The
+    /// default is for a log that has bits for all of its memory.
     fn tracked_bytes(&self) -> usize {
         usize::MAX
     }
@@ -59,8 +59,8 @@ pub trait DirtyLog {
     /// Harvests into `dirty`: adds the marks of the first [`byte_size`](DirtyPages::byte_size)
     /// bytes, and clears them.
     ///
-    /// After the call, the data of all pages that it cleared must be visible to this thread: an
-    /// implementation of your own ends with `fence(SeqCst)`.
+    /// After the call, the data of all pages whose marks it cleared must be visible to this thread.
+    /// An implementation of your own must end with `fence(SeqCst)`.
     fn harvest_into(&self, dirty: &mut DirtyPages);
 
     /// Marks ranges of bytes again, even if [tracking](Self::set_tracking) is off.

@@ -35,8 +35,8 @@
 //!
 //! All operations but `D`, `R` and the first load of a word are sequentially consistent. "The total
 //! order" below is the single order of all sequentially consistent operations and fences. `F` ends
-//! [`Marks::drain`], which is the only way to clear a mark. What `drain` passes to its callback may
-//! not be used to read guest memory before `drain` returns.
+//! [`Marks::drain`], which is the only way to clear a mark. The callback of `drain` must not read
+//! guest memory, because the fence follows it.
 //!
 //! # No interleaving loses a page
 //!
@@ -186,7 +186,7 @@ impl Marks {
     }
 
     /// Marks the bits from `first` to `last`, all of which exist, after the data were written.
-    /// Modifies only words that lack some.
+    /// Modifies only words that lack some of them.
     pub(super) fn mark_range(&self, first: usize, last: usize) {
         // Orders the data before all looks.
         fence(Ordering::SeqCst);
@@ -210,12 +210,13 @@ impl Marks {
         }
     }
 
-    /// Drains the bits of a range, and calls `found` for each word that had some, ascending.
+    /// Drains the bits of a range, and calls `found` for each word that had some, in ascending
+    /// order.
     ///
-    /// Guest memory may be read after the call, and not in `found`.
+    /// The caller may read guest memory after the call, but not in `found`.
     pub(super) fn drain(&self, range: Range<usize>, found: impl FnMut(usize, u64)) {
         self.drain_words(range, found);
-        // The writers' other half is in `mark` and `mark_range`.
+        // The matching fences of the writers are in `mark` and `mark_range`.
         fence(Ordering::SeqCst);
     }
 
@@ -363,7 +364,7 @@ fn summary_len(words: usize) -> usize {
     }
 }
 
-/// Sets bits of a word, unless they are set.
+/// Sets bits of a word, unless all of them are set.
 #[inline(always)]
 fn set_missing(word: &AtomicU64, bits: u64) {
     if word.load(Ordering::SeqCst) & bits != bits {

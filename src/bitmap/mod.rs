@@ -20,9 +20,10 @@
 //! | [`DirtyPages`] | the result of a harvest: a set of pages as plain data |
 //! | [`DirtyMemory`](crate::dirty::DirtyMemory) | harvests of all regions of a memory |
 //!
-//! Three files are about logs. `log.rs` is the trait [`DirtyLog`], by which a bitmap is harvested.
-//! `log_ranges.rs` converts a log of another component to ranges of bytes. `../dirty/log_words.rs`
-//! is [`LogWords`](crate::dirty::LogWords): such a log at its guest address.
+//! Three files concern logs. `log.rs` has the trait [`DirtyLog`], through which a bitmap is
+//! harvested. `log_ranges.rs` converts a log of another component to ranges of bytes.
+//! `../dirty/log_words.rs` has [`LogWords`](crate::dirty::LogWords): such a log at its guest
+//! address.
 //!
 //! Each slice of guest memory carries a [slice](WithBitmapSlice) of the region's bitmap that begins
 //! at the same byte. Offsets and lengths are in bytes.
@@ -154,8 +155,8 @@ pub trait Bitmap: for<'a> WithBitmapSlice<'a> {
     ///
     /// Call it after the bytes have been written: a harvest that clears the mark must read the new
     /// bytes. A bitmap that another component harvests, such as the log of a vhost-user front end,
-    /// must set each bit by a read-modify-write, even if it is set. Skipping that is right only
-    /// together with a full fence in the harvest.
+    /// must set each bit by a read-modify-write, even if it is set. A bitmap may skip the
+    /// read-modify-write only if its harvest has a full fence.
     fn mark_dirty(&self, offset: usize, len: usize);
 
     /// Returns whether the page of the byte at `offset` is dirty; `false` if the bitmap does not

@@ -1,4 +1,4 @@
-//! The atomics that [`marks`](super::marks) and [`tracking`](super::tracking) are made of.
+//! The atomics of [`marks`](super::marks) and [`tracking`](super::tracking).
 //!
 //! `verify/loom` compiles these files with a module of the same names instead of this one. Tests of
 //! this crate count the operations that modify a shared word.
@@ -20,7 +20,7 @@ pub(crate) mod counted {
         static COUNTS: Cell<Counts> = const { Cell::new(Counts { modified: 0, after_fence: 0 }) };
     }
 
-    /// The read-modify-writes of a thread.
+    /// The numbers of read-modify-writes of a thread.
     #[derive(Clone, Copy, Debug)]
     struct Counts {
         modified: usize,

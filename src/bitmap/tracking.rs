@@ -1,4 +1,4 @@
-//! [`Tracking`]: the switch by which writes mark, or do not.
+//! [`Tracking`]: the switch that turns the marks of writes on and off.
 //!
 //! A writer stores its data and then reads the switch. If it finds the switch off, it does not
 //! mark. The first copy of a migration must then read the data, since no harvest returns the page.
@@ -12,8 +12,9 @@
 //! Of the two fences one precedes the other in the total order. If `W` comes first, the migration
 //! reads the data. If `C` comes first, the writer finds the switch on, and marks.
 //!
-//! A writer that finds the switch on needs no fence here. It marks, which [`super::marks`] argues.
-//! `verify/loom` explores this file. It leaves out each fence, and shows that a model loses a page.
+//! A writer that finds the switch on needs no fence here. It marks the page, and [`super::marks`]
+//! argues that order. `verify/loom` explores this file. Its mutants leave out each fence, and show
+//! that a model loses a page.
 
 use super::sync::{fence, AtomicU8, Ordering};
 
@@ -21,14 +22,14 @@ use super::sync::{fence, AtomicU8, Ordering};
 const ON: u8 = 0;
 /// Writes do not mark.
 const OFF: u8 = 1;
-/// Writes do not mark, and writers are paused while that changes. So they need no fence.
+/// Writes do not mark. Writers are paused while the switch changes, so they need no fence.
 const OFF_UNTIL_PAUSED: u8 = 2;
 
 /// Whether writes mark, as a switch that threads read while it changes.
 #[derive(Debug)]
 pub(super) struct Tracking {
     state: AtomicU8,
-    /// The state that stands for off.
+    /// The state for off: `OFF` or `OFF_UNTIL_PAUSED`.
     off: u8,
 }
 
@@ -49,7 +50,7 @@ impl Tracking {
         }
     }
 
-    /// Returns a switch of its own in the same position.
+    /// Returns a new switch in the same state.
     pub(super) fn copy(&self) -> Self {
         Self {
             state: AtomicU8::new(self.state.load(Ordering::SeqCst)),

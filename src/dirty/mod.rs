@@ -97,8 +97,8 @@ impl DirtyMemory {
     ///
     /// A region that is not RAM, and whose bitmap tracks nothing, has no dirty pages.
     ///
-    /// The memory may have changed since the last harvest. Dirty pages at addresses that no region
-    /// has any more are dropped. All others stay, in the page size of the region that now has them.
+    /// The memory may have changed since the last harvest. Dirty pages at addresses without a
+    /// region are dropped. All others stay, in the page size of the region that now contains them.
     pub fn harvest<M>(&mut self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -208,8 +208,7 @@ impl DirtyMemory {
         }
     }
 
-    /// Returns the dirty pages that can be read, as ranges: the first guest address, and the length
-    /// in bytes.
+    /// Returns the dirty pages that can be read, as guest addresses and lengths in bytes.
     ///
     /// The ranges ascend. Adjacent pages of one region are one range, which ends where a byte could
     /// not be read at the last harvest or [`add_log`](Self::add_log). So each range can be read as
@@ -225,7 +224,7 @@ impl DirtyMemory {
     /// Returns the dirty pages that cannot be read, as ranges like those of [`runs`](Self::runs).
     ///
     /// They are in [unplugged blocks](crate::mmap::PluggedBlocks), or in regions that do not
-    /// [permit](GuestMemoryRegion::allowed_access) to read. A block that is plugged again reads as
+    /// [permit](GuestMemoryRegion::allowed_access) reads. A block that is plugged again reads as
     /// zeroes until it is written. So tell the destination to discard these ranges: it must not
     /// keep the old bytes.
     ///
@@ -273,8 +272,9 @@ impl DirtyMemory {
             .map(|region| (region.start, &region.pages))
     }
 
-    /// Returns the number of dirty pages, each in the page size of its region. It includes pages
-    /// that cannot be read.
+    /// Returns the number of dirty pages, each in the page size of its region.
+    ///
+    /// The number includes pages that cannot be read.
     pub fn total_pages(&self) -> usize {
         let pages = self.regions.iter().map(|region| region.pages.total_pages());
         pages.fold(0, usize::saturating_add)
@@ -369,7 +369,7 @@ impl DirtyMemory {
 
     /// Switches marking on or off in all regions of a memory.
     ///
-    /// When it has switched marking on, the first copy may begin. All unmarked writes of other
+    /// After it has switched marking on, the first copy may begin. All unmarked writes of other
     /// threads of this process are visible to this thread, and all later writes are marked. Other
     /// *processes* that write, and the guest's CPUs, need logs of their own.
     ///

@@ -10,8 +10,9 @@ use crate::volatile_memory::VolatileSlice;
 ///
 /// [`GuestMemory::all_or_nothing`] makes it. An access by [`Bytes`](crate::Bytes) normally moves
 /// the bytes before a hole. Through this view, it first checks that the whole range exists and
-/// permits the access. If not, it returns the error of the first address that is missing. So do the
-/// [`vectored`](crate::vectored) functions with `exact` or `all`.
+/// permits the access. If not, it returns the error of the first address that fails the check. The
+/// [`vectored`](crate::vectored) functions with `exact` or `all` do the same if they are given this
+/// view.
 ///
 /// A range in one region costs nothing more. A scattered range is walked twice.
 ///

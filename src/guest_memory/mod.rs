@@ -130,8 +130,8 @@ pub type GuestUsize = <GuestAddress as AddressValue>::V;
 
 /// A file and an offset from which a region of guest memory is mapped.
 ///
-/// It holds the two as they are. The function that maps the region compares the offset with the
-/// length of a regular file, but not of a block device: `fstat(2)` does not return it.
+/// It does not check them. The function that maps the region compares the offset with the length of
+/// a regular file. It cannot do so for a block device, whose length `fstat(2)` does not return.
 ///
 /// # Examples
 ///
@@ -238,7 +238,7 @@ pub trait GuestMemory {
     /// Unlike the slices of [`get_slices`](Self::get_slices), a run spans adjacent regions that are
     /// adjacent in host memory, too, such as regions of one reservation. So one vector or one
     /// registration covers them. The first error ends the iteration, and the runs before it are
-    /// valid. The iterator holds the translation.
+    /// valid. The iterator keeps the translation in use.
     ///
     /// The host addresses are for the kernel and for devices. Nothing marks writes through them,
     /// and Rust code should access a run by its guest address.
@@ -282,7 +282,7 @@ pub trait GuestMemory {
     ///
     /// # Examples
     ///
-    /// See [`AllOrNothing`], also for what it cannot promise.
+    /// See [`AllOrNothing`], which also lists the limits.
     #[doc(alias = "transaction")]
     fn all_or_nothing(&self) -> AllOrNothing<'_, Self> {
         AllOrNothing(self)

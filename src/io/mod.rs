@@ -15,7 +15,7 @@
 //!
 //! After a count that is not 0 and after an error, this crate therefore marks all bytes that the
 //! system call was given. After a count of 0, `EAGAIN` and `EINTR` it marks nothing: these come
-//! before the kernel writes. An own source, and an own call with pointers
+//! before the kernel writes. A source of your own, and a call of your own with pointers
 //! ([`ptr_guard_mut`](VolatileSlice::ptr_guard_mut), [`vectored`](crate::vectored)), must follow
 //! the same rule.
 //!
@@ -205,7 +205,7 @@ pub(crate) fn first_part<'a, B: BitmapSlice>(rest: &VolatileSlice<'a, B>) -> Vol
 
 /// Returns whether a system call with this result may have written bytes, counted or not.
 ///
-/// These three results come before the kernel writes: 0, `EAGAIN` and `EINTR`.
+/// The kernel returns 0, `EAGAIN` and `EINTR` before it writes.
 #[cfg(all(feature = "rawfd", unix))]
 pub(crate) fn may_have_written(result: &std::io::Result<usize>) -> bool {
     match result {

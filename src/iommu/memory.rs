@@ -254,7 +254,7 @@ impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> GuestMemory for IommuMemory
         let Ok(mut segments) = self.translate(addr, count, access) else {
             return false;
         };
-        // The IOMMU may be a user's, which translated less or more than it was asked to.
+        // The IOMMU of another crate may translate less or more than requested.
         let mut left = count;
         segments.all(|segment| {
             let length = segment.length.min(left);

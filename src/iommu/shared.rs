@@ -181,7 +181,7 @@ impl SharedIotlb {
         length: usize,
         perm: Permissions,
     ) -> Result<Invalidation, Error> {
-        // Once: the tables that this update is applied to must not differ.
+        // Called once: both tables get this update, and must not differ.
         let wanted = self.inner.waits.answered(iova, length);
         let version = self
             .inner

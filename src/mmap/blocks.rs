@@ -12,8 +12,8 @@ use crate::bits::{bit_runs, words_of, WORD_BITS};
 /// A guest plugs and unplugs the memory of a virtio-mem device block by block (virtio 1.2, section
 /// 5.15). The VMM maps the whole region once, and passes the blocks to
 /// [`MmapRegionBuilder::with_plugged_blocks`](super::MmapRegionBuilder::with_plugged_blocks).
-/// Accesses to other blocks then fail. A change of a block costs one bit, where a new memory map
-/// would cost a copy at each request of the guest. Regions without blocks pay nothing.
+/// Accesses to other blocks then fail. A change of a block changes one bit. A new memory map would
+/// need a copy of the map at each request of the guest. Regions without blocks pay nothing.
 ///
 /// ```text
 ///   offset       0        1 × block  2 × block  3 × block  4 × block
@@ -24,20 +24,20 @@ use crate::bits::{bit_runs, words_of, WORD_BITS};
 ///
 /// Offsets and sizes are in bytes, from the start of the mapping. Initially no block is plugged.
 ///
-/// All queries are those of [`BlockStates`]. Only the owner of this object changes blocks: a region
-/// hands out its [`BlockStates`].
+/// [`BlockStates`] has the queries. Only the owner of this object changes blocks: a region hands
+/// out only its [`BlockStates`].
 ///
 /// # Costs
 ///
-/// An access costs what its own range costs, however large the region is: one load for every 64
-/// blocks of the range.
+/// The cost of an access depends on its own range, not on the size of the region: one load for
+/// every 64 blocks of the range.
 ///
 /// # Guarantees of unplugging
 ///
 /// An access that begins after [`unplug`](Self::unplug) has returned does not reach the block. This
 /// holds for every thread that synchronises with that return, by any means.
 ///
-/// An access that began earlier keeps its slice until it is over. It may populate pages that were
+/// An access that began earlier keeps its slice until it ends. It may populate pages that were
 /// discarded in the meantime. Wait for the devices, or discard the block again. If the block is
 /// made inaccessible in the meantime (`mprotect(2)`), the access raises SIGSEGV: it returns an
 /// error only if the [fault handler](crate::fault::is_installed) is installed.
@@ -102,7 +102,7 @@ pub struct BlockStates {
     /// A lower bound of the number of plugged blocks, exact while no thread changes blocks.
     ///
     /// `plug` sets bits first, `unplug` reduces the number first, and one thread at a time does
-    /// either. So all bits were set at a moment at which this was the number of blocks.
+    /// either. So while this is the number of all blocks, all bits are set.
     plugged: AtomicUsize,
     size: usize,
     /// The size of a block is `1 << shift`.
@@ -134,7 +134,10 @@ pub enum PluggedBlocksError {
         block_size: usize,
     },
     /// There is not enough memory for one bit per block.
-    #[error("no memory for the blocks of {size:#x} bytes, of {block_size:#x} bytes each")]
+    #[error(
+        "cannot allocate one bit for each block of {block_size:#x} bytes in {size:#x} bytes; \
+        use larger blocks"
+    )]
     NoMemory {
         /// The size of the mapping in bytes.
         size: usize,
@@ -228,7 +231,7 @@ impl PluggedBlocks {
             more = more.saturating_add(ones(mask & !before));
         }
         // Release: a thread that finds this number by an acquire load (`is_whole`) also sees those
-        // writes. Wraps never: each bit is counted once.
+        // writes. Never wraps: each bit is counted once.
         self.states.plugged.fetch_add(more, Ordering::Release);
         Ok(())
     }

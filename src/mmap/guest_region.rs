@@ -185,7 +185,7 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
         ) else {
             return 0..count;
         };
-        // One load of each bit: a block that is plugged meanwhile is inside or outside.
+        // Loads each bit once: a block that is plugged meanwhile is either included or not.
         match blocks.runs_in(offset, count).next() {
             Some((start, len)) => {
                 let start = start.saturating_sub(offset);

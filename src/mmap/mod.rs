@@ -38,10 +38,11 @@
 //!
 //! # Devices that are too short
 //!
-//! A block device that ends before its region is mapped. `fstat(2)` does not return the length of a
-//! device, and this crate makes no other system call. Accessing a page past its end raises SIGBUS,
-//! or returns an error where [`fault`](crate::fault) is installed. Compare the length with the
-//! region before: seek to the end of the device, or use the crate `vm-memory-host`, which does so.
+//! A block device that is shorter than its region is accepted. `fstat(2)` does not return the
+//! length of a device, and this crate makes no other system call. Accessing a page past its end
+//! raises SIGBUS, or returns an error where [`fault`](crate::fault) is installed. Compare the
+//! lengths before you map the device. Seek to its end, or use the crate `vm-memory-host`, which
+//! does so.
 //!
 //! # Protection
 //!

@@ -116,8 +116,8 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
     ///
     /// # Errors
     ///
-    /// [`MemoryRegionOverlap`](GuestRegionCollectionError::MemoryRegionOverlap) if another region
-    /// overlaps `region`.
+    /// Returns [`MemoryRegionOverlap`](GuestRegionCollectionError::MemoryRegionOverlap) if another
+    /// region overlaps `region`.
     pub fn insert_region(
         &self,
         region: Arc<R>,
@@ -135,8 +135,8 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
     ///
     /// # Errors
     ///
-    /// [`NoMemoryRegion`](GuestRegionCollectionError::NoMemoryRegion) if no region has exactly this
-    /// start and size.
+    /// Returns [`NoMemoryRegion`](GuestRegionCollectionError::NoMemoryRegion) if no region has
+    /// exactly this start and size.
     pub fn remove_region(
         &self,
         base: GuestAddress,

@@ -244,15 +244,16 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
 
     /// Returns whether all bytes of the region are accessible.
     ///
-    /// The provided method asks [`reachable_bytes`](Self::reachable_bytes) for the whole region.
-    /// Each access by offset may ask, so a large region should know it without a search.
+    /// The provided method calls [`reachable_bytes`](Self::reachable_bytes) for the whole region.
+    /// Each access by offset may call this method, so a large region should not search here.
     fn is_fully_reachable(&self) -> bool {
         let len = to_usize(self.len());
         self.reachable_bytes(MemoryRegionAddress(0), len) == len
     }
 
-    /// Returns the first accessible bytes among the `count` bytes at `addr`, as offsets from
-    /// `addr`. The range is empty if none is accessible.
+    /// Returns the first accessible bytes of a range, as offsets from `addr`.
+    ///
+    /// The range is the `count` bytes at `addr`. The result is empty if none of them is accessible.
     ///
     /// The provided method calls [`reachable_bytes`](Self::reachable_bytes) at `addr` and at each
     /// multiple of 4 KiB. A region that implements `reachable_bytes` can find the range faster.

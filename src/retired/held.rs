@@ -21,7 +21,7 @@ pub(crate) struct WeakVersion<T> {
     token: Weak<()>,
 }
 
-/// Returns whether a version that was just replaced has readers. `value` is not one.
+/// Returns whether a version that was just replaced has readers. `value` is not a reader.
 fn has_readers<T>(value: &Arc<T>) -> bool {
     let owners = Arc::strong_count(value);
     // After the load of the count, and before the writer unlocks: see `super::list`.
@@ -41,7 +41,7 @@ impl<T> WeakVersion<T> {
 }
 
 impl<T> Held<T> {
-    /// Creates a handle, and the version to be put into the list, or `None` if it has no readers.
+    /// Creates a handle, and the version for the list, or `None` if it has no readers.
     pub(crate) fn new(number: u64, value: Arc<T>) -> (Self, Option<WeakVersion<T>>) {
         let token = Arc::new(());
         let version = has_readers(&value).then(|| WeakVersion {
@@ -64,7 +64,8 @@ impl<T> Held<T> {
     /// Returns the handle if the value has another owner.
     pub(crate) fn into_value(self) -> Result<T, Self> {
         let Self { token, value } = self;
-        // On success, the value is gone before the token. `readers` is then 0 less 1, which is 0.
+        // On success, the value is gone before the token. `readers` then subtracts 1 from 0, which
+        // saturates at 0.
         Arc::try_unwrap(value).map_err(|value| Self { token, value })
     }
 }

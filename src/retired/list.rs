@@ -18,7 +18,7 @@
 //! count; it locks the list after the thread that took the version out. That thread's fence comes
 //! before its unlock, so the readers' accesses happen before the later caller, too.
 //!
-//! # Versions in motion
+//! # Versions that are not in the list yet
 //!
 //! Between the swap and the call of [`RetiredList::retire`], the old version is in no list. No
 //! thread waits for it yet: the only waits that include it are for the change that is being made.

@@ -195,7 +195,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Their memory stays mapped while `self` lives, wherever `self` is moved to. No Rust reference
     /// to it may be made.
     ///
-    /// From now on, a buffer for writing counts as written: see
+    /// After this call, a buffer for writing counts as written: see
     /// [Dirty tracking](IoBuffer#dirty-tracking).
     ///
     /// The array itself may lie inside `self`, so it moves with it. io_uring reads the array only
@@ -207,8 +207,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Returns the vectors in an array whose address stays the same when `self` is moved.
     ///
-    /// The address changes when ranges are added or split off. From now on, a buffer for writing
-    /// counts as written: see [Dirty tracking](IoBuffer#dirty-tracking).
+    /// The address changes when ranges are added or split off. After this call, a buffer for
+    /// writing counts as written: see [Dirty tracking](IoBuffer#dirty-tracking).
     ///
     /// # Examples
     ///
@@ -278,7 +278,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Shortens the buffer to its first `len` bytes. Does nothing if it has fewer.
     ///
-    /// The other bytes are marked as if a buffer of them was dropped.
+    /// The other bytes are marked as if a buffer of them were dropped.
     pub fn truncate(&mut self, len: usize) {
         drop(self.split_off(len));
     }
@@ -319,10 +319,10 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         }
     }
 
-    /// Ends the operation, of which the device says that it wrote `written` bytes.
+    /// Ends the operation, for which the device reports `written` bytes.
     ///
     /// Marks all pages of a buffer for writing, also after a short count or an error. Returns
-    /// `written`, or the length of the buffer if that is less. A guest must not be told of more.
+    /// `written`, or the length of the buffer if that is less. Do not report more to the guest.
     ///
     /// If the device cannot have written past its count, split the rest off first, and
     /// [`cancel`](Self::cancel) it.

@@ -10,7 +10,7 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result}
 
 /// A range of guest memory as raw vectors, for as long as the memory is borrowed.
 ///
-/// Made by [`io_vectors`]. `H` keeps the translation of the range in use: behind an IOMMU, an
+/// [`io_vectors`] returns it. `H` keeps the translation of the range in use: behind an IOMMU, an
 /// invalidation of the range does not complete before this value is dropped.
 ///
 /// # Dirty tracking

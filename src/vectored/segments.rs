@@ -378,7 +378,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     }
 }
 
-/// Marks the segments if a caller may have let the kernel or a device write to them.
+/// Marks the segments if the kernel or a device may have written to them.
 impl<S: BitmapSlice> Drop for Segments<'_, S> {
     fn drop(&mut self) {
         if *self.lent.get_mut() {

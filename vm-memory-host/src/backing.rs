@@ -19,7 +19,7 @@ pub(crate) struct OpenedBacking {
     /// The file, and the offset in bytes at which the region begins in it.
     pub(crate) file: Option<(Arc<File>, u64)>,
     pub(crate) sharing: Sharing,
-    /// The identity of a file that the caller passed, if its offsets are those of its bytes.
+    /// The identity of a file that the caller passed, if equal offsets in it are equal bytes.
     pub(crate) identity: Option<FileIdentity>,
     /// The size of its pages in bytes.
     pub(crate) page_size: u64,
@@ -51,8 +51,8 @@ impl OpenedBacking {
 
 /// Checks that a region's file has the seals that the region requires.
 ///
-/// The system call returns at once, whatever the descriptor is. [`open`] makes calls that may wait
-/// for the server of the file.
+/// This system call never waits, whatever the descriptor is. [`open`] makes calls that may wait for
+/// the server of the file.
 pub(crate) fn check_seals(region: &Region) -> Result<(), BuildError> {
     match &region.backing {
         Backing::File { file, .. } if region.options.sealed && !sys::cannot_shrink(file) => {

@@ -90,7 +90,7 @@ pub struct Content<'a> {
     ready: VecDeque<Span>,
 }
 
-/// The source that tells which pages of a region have content.
+/// The source that shows which pages of a region have content.
 #[derive(Debug)]
 struct Source {
     /// Whether all pages count.
@@ -183,7 +183,7 @@ impl Source {
         if !file.metadata()?.is_file() {
             return Ok(Self::all());
         }
-        // Another open file, with a position of its own.
+        // A new open file description, which has its own position.
         let Ok(file) = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
             return Ok(Self::all());
         };

@@ -51,7 +51,7 @@ impl fmt::Display for GroupLimit {
     }
 }
 
-/// The files that hold a limit and what is used of it.
+/// The files of a limit and of its usage.
 struct Files {
     limit: &'static str,
     usage: &'static str,
@@ -87,7 +87,7 @@ const MEMORY_V1: [Files; 2] = [
 ];
 
 impl HostResources {
-    /// Returns the limit on memory that leaves the least of it.
+    /// Returns the limit on memory with the fewest available bytes.
     pub(crate) fn memory_limit(&self) -> Option<GroupLimit> {
         let free_swap = self.free_swap();
         let mut least: Option<GroupLimit> = None;
@@ -117,7 +117,7 @@ impl HostResources {
         least
     }
 
-    /// Returns the limit on huge pages of a size that leaves the fewest of them.
+    /// Returns the limit on huge pages of a size with the fewest available pages.
     ///
     /// If `reserved` is set, pages that are reserved and not used count as used.
     pub(crate) fn huge_page_limit(&self, page_size: u64, reserved: bool) -> Option<GroupLimit> {
@@ -157,7 +157,7 @@ impl HostResources {
         let (groups, mounts) = (read("self/cgroup"), read("self/mountinfo"));
         let mut mounts: Vec<Mount> = mounts.lines().filter_map(mount).collect();
         if mounts.is_empty() {
-            // A jail may show /sys and not its mounts.
+            // A jail may show /sys, but not its mounts.
             mounts.extend(mount("0 0 0:0 / /sys/fs/cgroup rw - cgroup2 none rw"));
         }
         let mut directories = Vec::new();

@@ -277,7 +277,7 @@ impl Description {
     ///
     /// - Whether the sender may truncate a file later. Set `options.sealed` of each region to
     ///   accept [sealed](Region::sealed) files only, or see [`vm_memory::fault`]. The build then
-    ///   also waits for no server of a file (FUSE). Without seals, such a server can delay system
+    ///   never waits for the server of a file (FUSE). Without seals, such a server can delay system
     ///   calls and accesses without limit.
     /// - The maximum size of a guest. Addresses cost nothing, but each page needs a bit in a
     ///   bitmap, and so does each block.

@@ -40,8 +40,8 @@ use crate::sys::{self, Advice, Mapped};
 /// not pages were resident. It is less where pages are overwritten instead of freed:
 ///
 /// - The build has taken space or huge pages for the whole region, so that no access lacks a page.
-///   A discard does not give them away, except for [sparse] files, [`release_huge_pages`] and
-///   unplugged blocks. Pages of a limited tmpfs are the space. A file system without
+///   A discard does not release them, except for [sparse] files, [`release_huge_pages`] and
+///   unplugged blocks. On a tmpfs with a size limit, the pages are the space. A file system without
 ///   `FALLOC_FL_ZERO_RANGE` cannot free pages and keep the space.
 /// - Each separate range of a private file costs two VMAs. Ranges are overwritten once guests use
 ///   half of `vm.max_map_count`.
@@ -260,11 +260,11 @@ pub(crate) fn free_pages(mapping: &HostMapping, offset: usize, len: usize) -> io
     }
 }
 
-/// Punches a hole in a file, after telling the handlers of userfaultfd(2) of the mapping.
+/// Punches a hole in a file, after notifying the handlers of userfaultfd(2) of the mapping.
 ///
-/// `fallocate(2)`, which `fallocate` calls, tells nobody. `MADV_REMOVE` tells the handlers and then
-/// does the same, but is refused for locked memory, and before Linux 6.7 for protected memory.
-/// `MADV_DONTNEED` tells them as well, and leaves the pages in the file.
+/// `fallocate(2)`, which `fallocate` calls, does not notify them. `MADV_REMOVE` notifies them and
+/// then does the same. It is refused for locked memory, and before Linux 6.7 for protected memory.
+/// `MADV_DONTNEED` notifies them as well, and leaves the pages in the file.
 fn punch_hole(
     mapping: &HostMapping,
     offset: usize,

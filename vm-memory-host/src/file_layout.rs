@@ -73,8 +73,11 @@ pub enum FileLayoutError {
         /// The previous region.
         other: Span,
     },
-    /// The file would be longer than the largest length of a file.
-    #[error("region {region} would end past the largest length of a file, 0x7fffffffffffffff")]
+    /// The file would be longer than 2^63 - 1 bytes.
+    #[error(
+        "region {region} would end past the largest length of a file, 0x7fffffffffffffff bytes; \
+        use fewer or smaller regions"
+    )]
     TooLong {
         /// The region.
         region: Span,

@@ -122,7 +122,7 @@
 //! - Some versions of the C library call `fstat` for `newfstatat`, and `clone` for `clone3`. The
 //!   exit of a thread can call `madvise`.
 //! - Before Linux 6.3, a build with a memfd also calls `fchmod`.
-//! - A build that fails reads /proc and calls `fstatfs`, to name the limit that it has met.
+//! - A build that fails reads /proc and calls `fstatfs`, to name the limit that it has reached.
 //! - If a descriptor lacks a seal that its region requires, or no region of a description uses it,
 //!   a thread is created to close it.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.

@@ -1,7 +1,7 @@
-//! The limit that a refused system call has met.
+//! Finds the limit that a refused system call has reached.
 //!
-//! The kernel returns `ENOMEM` for many limits. A remedy names a limit only if the numbers of the
-//! process say that the call exceeds it.
+//! The kernel returns `ENOMEM` for many limits. A remedy names a limit only if the usage of the
+//! process shows that the call exceeds it.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -41,7 +41,7 @@ pub(crate) fn remedy(
     met.flatten().unwrap_or_else(|| otherwise.to_owned())
 }
 
-/// The limits of a process, and what it uses of them, in bytes. `None` is unlimited or unknown.
+/// The limits of a process and its usage, in bytes. `None` is unlimited or unknown.
 #[derive(Clone, Copy, Debug, Default)]
 struct Process {
     address_space: (u64, Option<u64>),

@@ -77,10 +77,9 @@ where
 
 /// Makes the blocks of a range inaccessible, and discards their pages.
 ///
-/// Accesses that begin after the call do not reach the blocks;
-/// [`PluggedBlocks`](vm_memory::mmap::PluggedBlocks) describes accesses
-/// in progress. Those that meet a protected block or lack a page return an error, because the build
-/// requires [`vm_memory::fault::install`] for such regions.
+/// Accesses that begin after the call do not reach the blocks. For accesses in progress, see
+/// [`PluggedBlocks`](vm_memory::mmap::PluggedBlocks). Those that reach a protected block or lack a
+/// page return an error: the build requires [`vm_memory::fault::install`] for such regions.
 ///
 /// Blocks that are unplugged already stay so, and their pages are discarded, too. All pages of the
 /// range are marked dirty. Huge pages return to the pool.
@@ -111,8 +110,6 @@ where
 /// - passes 2^64 or has holes,
 /// - does not consist of whole blocks, or
 /// - touches a region without blocks, or one that this crate did not build.
-///
-/// [`PluggedBlocks`]: vm_memory::mmap::PluggedBlocks
 ///
 /// Returns [`ChangeError::System`] for the first region whose pages the system refuses to discard.
 /// All blocks of the range are unplugged nevertheless.

@@ -1,8 +1,8 @@
 //! [`prefault`]: populates pages before the guest uses them.
 //!
 //! The memory is divided into steps of one `madvise(2)` each, in one queue for each set of NUMA
-//! nodes. Each thread begins with another queue, and moves to the CPUs of its nodes. It takes the
-//! next step from an atomic counter, and reports to the callback under a mutex:
+//! nodes. Each thread begins with a different queue, and moves to the CPUs of its nodes. It takes
+//! the next step from an atomic counter, and reports to the callback under a mutex:
 //!
 //! ```text
 //!   nodes {0}   │ 0 │ 1 │ 2 │ 3 │ …       thread 0, 2, …
@@ -192,7 +192,7 @@ pub(crate) fn run(
             }
             while let Some(step) = queue.take() {
                 let result = populate(step);
-                // Poisoned: the callback has panicked, and `run_on_threads` will continue that.
+                // Poisoned: the callback has panicked, and `run_on_threads` continues the panic.
                 let Ok(mut state) = state.lock() else {
                     return;
                 };
@@ -229,7 +229,7 @@ impl Queue<'_> {
         self.steps.get(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Leaves the other steps out.
+    /// Skips the remaining steps.
     fn finish(&self) {
         self.next.store(self.steps.len(), Ordering::Relaxed);
     }
@@ -265,7 +265,7 @@ fn queues<'a>(
     by_nodes.into_iter().map(queue).collect()
 }
 
-/// Iterates over all items, from another one for each number.
+/// Iterates over all items, starting with a different one for each number.
 fn in_turn<T>(items: &[T], number: usize) -> impl Iterator<Item = &T> {
     let first = number.checked_rem(items.len()).unwrap_or(0);
     items.iter().cycle().skip(first).take(items.len())

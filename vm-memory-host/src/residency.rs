@@ -153,7 +153,7 @@ where
     for vma in parse_smaps(&smaps) {
         for ((range, (_, usage)), (_, mapping)) in ranges.iter().zip(&mut usages).zip(&mappings) {
             let share = |bytes: u64| vma.share_of(bytes, range);
-            // The kernel does not tell which huge pages are private.
+            // The kernel does not report which huge pages are private.
             let private = match mapping.kind() == BackingKind::Hugetlb {
                 true if mapping.backing.is_shared() => 0,
                 true => vma.mapped,
@@ -189,7 +189,7 @@ pub(crate) fn resident(mapping: &HostMapping) -> io::Result<u64> {
 
 /// Returns the number of bytes of a mapping's file that are in memory.
 ///
-/// `resident` are the bytes of the mapping that are.
+/// `resident` is the number of bytes of the mapping that are in memory.
 fn resident_of_file(mapping: &HostMapping, resident: u64) -> io::Result<u64> {
     let Some((file, start)) = mapping.file() else {
         return Ok(0);

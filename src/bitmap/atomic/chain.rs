@@ -79,7 +79,7 @@ impl MarksChain {
         Some((&part.marks, word.saturating_sub(part.first_word)))
     }
 
-    /// Marks the bits of a range, as far as they exist, after the data were written.
+    /// Marks the existing bits of a range, after the data were written.
     pub(super) fn mark_range(&self, range: Range<usize>) {
         for part in self.parts() {
             let Range { start, end } = part.range_in(&range);
@@ -91,7 +91,7 @@ impl MarksChain {
     }
 
     /// Drains the bits of a range, and calls `found` for each word that had a bit set, in ascending
-    /// order. Guest memory may be read after the call, and not in `found`.
+    /// order. The caller may read guest memory after the call, but not in `found`.
     pub(super) fn drain(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
         // Most bitmaps have only this part, whose words need no offset.
         self.marks.drain(range.clone(), &mut found);

@@ -7,11 +7,11 @@
 //! ```
 //!
 //! The proof in `marks.rs` needs the data (`D`) to be written before the fence (`W`) or the mark
-//! (`M`). An assembly block that may access memory writes the data, or a system call of the same
-//! thread. So the compiler does not move it past the fence or the atomic operation of the mark. On
-//! x86_64 both are locked instructions, which are full barriers (Intel SDM, volume 3A, section
-//! 9.2.3.9). They also drain the buffers of non-temporal stores ("Methods of Caching Available").
-//! On aarch64 the fence is `dmb ish`, and the mark has release semantics.
+//! (`M`). An assembly block that may access memory, or a system call of the same thread, writes the
+//! data. So the compiler does not move the write past the fence or the atomic operation of the
+//! mark. On x86_64 both are locked instructions, which are full barriers (Intel SDM, volume 3A,
+//! section 9.2.3.9). They also drain the buffers of non-temporal stores ("Methods of Caching
+//! Available"). On aarch64 the fence is `dmb ish`, and the mark has release semantics.
 //!
 //! Data of another thread or a device are covered if the mark follows an acquire load of their
 //! completion.
@@ -96,15 +96,15 @@ impl AtomicBitmap {
     ///
     /// Any page size works. A power of two is faster, because it needs no division.
     ///
-    /// If memory runs out, the process ends, as it does for a `Vec`. [`try_new`](Self::try_new) is
-    /// for a size that comes from elsewhere.
+    /// If memory runs out, the process ends, as it does for a `Vec`. Use [`try_new`](Self::try_new)
+    /// for a size that the caller does not control.
     pub fn new(byte_size: usize, page_size: NonZeroUsize) -> Self {
         let page_size = PageSize::new(page_size);
         let words = page_size.pages_for(byte_size).div_ceil(WORD_BITS);
         Self::with_marks(Marks::new(words), byte_size, page_size, Tracking::new())
     }
 
-    /// Makes a bitmap as [`new`](Self::new) does, unless memory runs out.
+    /// Makes a bitmap like [`new`](Self::new), but returns an error if memory runs out.
     ///
     /// # Examples
     ///
@@ -161,7 +161,7 @@ impl AtomicBitmap {
     /// Tracks `byte_size` bytes in total, unless it tracks more already. The new pages are clean.
     ///
     /// Other threads may mark and harvest at the same time. Marking a page that was added this way
-    /// takes a few more steps. A bitmap that is expected to grow often should be made large enough.
+    /// takes a few more steps. If a bitmap would grow often, make it large enough at the start.
     ///
     /// # Examples
     ///
@@ -258,13 +258,13 @@ impl AtomicBitmap {
         }
     }
 
-    /// Makes the cheaper bitmap for a VMM that switches tracking only while its writers are paused.
-    /// Tracking is on.
+    /// Makes tracking cheaper for a VMM that switches it only while its writers are paused.
     ///
-    /// A write to guest memory that is not marked then costs no fence. `start_tracking` and
-    /// `stop_tracking` must be called while no other thread writes to the memory, or between its
-    /// write and its mark. The VMM acquires what the writers released when they paused, and the
-    /// writers acquire what it releases when they resume. A lock or a channel does both.
+    /// Tracking is on initially. A write to guest memory that is not marked then costs no fence.
+    /// `start_tracking` and `stop_tracking` must be called while no other thread writes to the
+    /// memory, or between its write and its mark. The VMM acquires what the writers released when
+    /// they paused, and the writers acquire what it releases when they resume. A lock or a channel
+    /// does both.
     ///
     /// # Examples
     ///
@@ -285,8 +285,8 @@ impl AtomicBitmap {
 
     /// Stops marking: writes to guest memory and [`mark_dirty`](Bitmap::mark_dirty) mark nothing.
     ///
-    /// Existing marks stay. A write then costs a load and a fence more than without a bitmap, and
-    /// only the load if tracking is [switched while writers are
+    /// Existing marks stay. A write then costs a load and a fence more than without a bitmap. It
+    /// costs only the load if tracking is [switched while writers are
     /// paused](Self::switched_while_paused).
     pub fn stop_tracking(&self) {
         self.tracking.switch(false);

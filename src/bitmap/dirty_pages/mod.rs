@@ -64,8 +64,8 @@ pub struct DirtyPages {
 impl DirtyPages {
     /// Makes an empty set for `byte_size` bytes of memory, in pages of `page_size` bytes.
     ///
-    /// If memory runs out, the process ends, as it does for a `Vec`. [`try_new`](Self::try_new) is
-    /// for a size that comes from elsewhere, such as the source of a migration.
+    /// If memory runs out, the process ends, as it does for a `Vec`. Use [`try_new`](Self::try_new)
+    /// for a size that the caller does not control, such as one from the source of a migration.
     pub fn new(byte_size: usize, page_size: NonZeroUsize) -> Self {
         let words = byte_size.div_ceil(page_size.get()).div_ceil(WORD_BITS);
         Self {
@@ -76,7 +76,7 @@ impl DirtyPages {
         }
     }
 
-    /// Makes an empty set as [`new`](Self::new) does, unless memory runs out.
+    /// Makes an empty set like [`new`](Self::new), but returns an error if memory runs out.
     ///
     /// # Errors
     ///

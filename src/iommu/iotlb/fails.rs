@@ -95,7 +95,7 @@ impl Iotlb {
         self.judge(first, last, misses, access_fails)
     }
 
-    /// Returns the outcome of a failed lookup, which depends on those before if there is a bound.
+    /// Returns the outcome of a failed lookup. With a bound, it depends on earlier lookups.
     fn judge(
         &self,
         first: u64,
@@ -122,7 +122,7 @@ impl Iotlb {
                 access_fails,
             },
             Verdict::Refuse => {
-                // Two empty parts are the sign for `into_error` that the tries are the reason.
+                // Two empty parts tell `into_error` that the tries are the reason.
                 let reason = IovaRange::refused_by_bound(GuestAddress(first));
                 refuse(misses, access_fails, &[reason.clone(), reason])
             }

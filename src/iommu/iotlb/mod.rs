@@ -18,7 +18,7 @@ use crate::guest_memory::{GuestAddress, Permissions};
 pub use iterator::IotlbIterator;
 pub(super) use waits::{Waits, TRIES};
 
-/// The cached mappings of an IOMMU: I/O virtual address ranges and what they translate to.
+/// The cached mappings of an IOMMU: I/O virtual address ranges and their guest physical addresses.
 ///
 /// Mappings can have any length and alignment. Adjacent mappings that continue each other, with the
 /// same permissions, are one mapping.
@@ -112,9 +112,9 @@ impl Clone for Iotlb {
     }
 }
 
-/// Makes `this` point to what `source` points to.
+/// Makes `this` share the value of `source`.
 ///
-/// Leaves the reference count alone if it does already.
+/// Does not change the reference count if the two share a value already.
 fn share<T>(this: &mut Option<Arc<T>>, source: &Option<Arc<T>>) {
     let ptr = |arc: &Option<Arc<T>>| arc.as_ref().map(Arc::as_ptr);
     if ptr(this) != ptr(source) {
@@ -156,11 +156,12 @@ impl Iotlb {
     /// # Loops of lookups and mappings end
     ///
     /// A caller may look up, ask for the misses, map them, and look up again, without a limit of
-    /// its own. A lookup that fails after mappings of its range were set, and finds no more of it
-    /// mapped than the one before did, spends a try. After 32 tries the range is refused as above.
-    /// The count ends when a lookup finds the range. The reason may be the bound, invalidations, or
-    /// other threads, whose ranges fit the bound but not together with this one. That cannot happen
-    /// if the bound is twice the mappings of the longest request times the requests in flight.
+    /// its own. A lookup that fails without progress spends a try. That is: mappings of its range
+    /// were set, but no more of it is mapped than at the lookup before. After 32 tries the range is
+    /// refused as above. The count ends when a lookup finds the range. The reason may be the bound,
+    /// invalidations, or other threads whose ranges do not fit the bound together with this one.
+    /// Other threads are never the reason if the bound is twice the mappings of the longest request
+    /// times the requests in flight.
     ///
     /// In every second try, the range is one miss as a whole. Mapped in order, from either end, it
     /// is then found or refused. Tries of the last 64 ranges that failed are counted.

@@ -11,9 +11,10 @@
 //!                       └────────    otherwise: one of the `TRIES` is spent; the last one refuses
 //! ```
 //!
-//! A range of n addresses has at most n rounds in which more is mapped than in the one before, for
-//! each round in which it is not. So every loop of lookups and mappings ends, whatever the guest,
-//! the front end and other threads do in the meantime.
+//! A round makes progress if more of the range is mapped than in the round before. A range of n
+//! addresses has at most n such rounds between two rounds without progress. So every loop of
+//! lookups and mappings ends, whatever the guest, the front end and other threads do in the
+//! meantime.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,7 @@ use crate::guest_memory::GuestAddress;
 
 /// The number of failed lookups without progress after which a range is refused.
 pub(in crate::iommu) const TRIES: u32 = 32;
-/// The number of ranges that are recorded. More threads than this may forget each other's tries.
+/// The largest number of recorded ranges. With more threads than this, tries may be forgotten.
 const MOST: usize = 64;
 
 /// The ranges whose last lookup failed.

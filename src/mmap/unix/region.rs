@@ -268,7 +268,7 @@ impl<B: Bitmap> MmapRegion<B> {
         count: usize,
     ) -> Option<VolatileSlice<'_, BS<'_, B>>> {
         let blocks = self.blocks.as_ref()?;
-        // Each access by offset asks for the whole region, which must not search it.
+        // Each access by offset asks for the whole region, so this case must not search the blocks.
         let is_plugged = match (offset, count) == (0, self.size()) {
             true => self.is_fully_plugged(),
             false => blocks.is_plugged(offset, count),

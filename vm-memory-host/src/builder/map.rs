@@ -198,7 +198,8 @@ fn huge_page_shortage(
     nodes: &[u32],
     host: &HostResources,
 ) -> Option<BuildError> {
-    // Pages that were populated before the failure count as used, so one page tells.
+    // Pages that were populated before the failure count as used, so it suffices to ask for one
+    // more page.
     match host.huge_page_limit(page_size, false) {
         Some(limit) if limit.available < page_size.min(wanted) => {
             return Some(BuildError::ControlGroup {

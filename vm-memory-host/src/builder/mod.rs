@@ -105,8 +105,9 @@ impl MemoryBuilder {
     /// Sets whether two regions may map the same bytes of a file. The default is `false`.
     ///
     /// A write to one region then changes the other, but marks only the written address dirty. A
-    /// migration would lose it. Two descriptors of one file are recognised, and ranges that overlap
-    /// in part are refused. Private mappings may have bytes in common with each other.
+    /// migration would lose the change of the other. Two descriptors of one file are recognised,
+    /// and ranges that overlap in part are refused. Private mappings may have bytes in common with
+    /// each other.
     ///
     /// # Examples
     ///

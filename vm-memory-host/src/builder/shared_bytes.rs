@@ -36,7 +36,7 @@ pub(super) fn check(regions: &[(Region, OpenedBacking)]) -> Result<(), BuildErro
 /// Checks the parts of one file.
 fn check_file(mut parts: Vec<Part>) -> Result<(), BuildError> {
     parts.sort_by_key(|part| part.start);
-    // Of the parts so far, and of the shared ones among them, the one that ends last.
+    // The part that ends last: of all parts so far, and of the shared ones among them.
     let (mut last, mut last_shared): (Option<&Part>, Option<&Part>) = (None, None);
     for part in &parts {
         let before = if part.is_shared { last } else { last_shared };

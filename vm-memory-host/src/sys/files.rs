@@ -123,8 +123,8 @@ pub(crate) fn file_system(file: &File) -> Result<FileSystem> {
 
 /// Returns the next part of a file with data, at `from` or after it (lseek(2), `SEEK_DATA`).
 ///
-/// It is empty and at `end` if there is none before `end`. If the file system does not tell, all of
-/// the file is data. Changes the position of the file.
+/// It is empty and at `end` if there is none before `end`. If the file system does not report
+/// holes, all of the file is data. Changes the position of the file.
 pub(crate) fn next_data(file: &File, from: u64, end: u64) -> Range<u64> {
     let seek = |from: u64, whence| {
         let from = libc::off_t::try_from(from).unwrap_or(libc::off_t::MAX);

@@ -348,7 +348,7 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         if !self.reservation.is_here() || Arc::get_mut(&mut self.reservation).is_some() {
-            // The latter is dropped next, and unmaps this part with all the rest.
+            // In the second case, the reservation is dropped next and unmaps this part, too.
             return;
         }
         // Free the pages first: this succeeds where the calls below may be refused. Locked memory
@@ -361,8 +361,9 @@ impl Drop for Mapped {
             let _ = self.advise(0, len, Advice::DontNeedLocked);
         }
         // Reserve the addresses again, as the reservation has other parts. A refused MAP_FIXED may
-        // have unmapped the part, which could then not be unmapped safely. A trial elsewhere
-        // therefore tells first whether a limit forbids it (`RLIMIT_AS`, `vm.max_map_count`).
+        // have unmapped the part, which could then not be unmapped safely. A trial mapping
+        // elsewhere therefore shows first whether a limit forbids it (`RLIMIT_AS`,
+        // `vm.max_map_count`).
         let reservation = &self.reservation;
         if TrialMapping::new(page_size(), libc::PROT_NONE, Source::Anonymous).is_ok() {
             let replaced = reservation.map_fixed(offset, len, libc::PROT_NONE, Source::Anonymous);

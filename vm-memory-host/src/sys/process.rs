@@ -1,4 +1,4 @@
-//! [`Process`]: tells a process from its children of fork(2).
+//! [`Process`]: distinguishes a process from its children of fork(2).
 
 use std::io::{Error, Result};
 use std::ptr::{null_mut, NonNull};
@@ -8,8 +8,8 @@ use super::{check, page_size, READ_WRITE};
 
 /// The identity of a process. A child of fork(2) gets another one; threads and vfork(2) do not.
 ///
-/// A PID would not do: another PID namespace, or a later child, can have the same one. This needs
-/// no system call to compare, either.
+/// A PID does not suffice: a process in another PID namespace, or a later child, can have the same
+/// one. Comparing these identities also needs no system call.
 ///
 /// ```text
 ///   CREATED  ordinary memory: fork(2) copies it      the last identity, which only grows
@@ -17,8 +17,8 @@ use super::{check, page_size, READ_WRITE};
 /// ```
 ///
 /// A child finds 0 in the page, and takes the next number. It is higher than those of all its
-/// ancestors, whose objects it has copies of. Two children of one parent may have the same number,
-/// but neither has objects that the other one made.
+/// ancestors, so it does not take copies of their objects for its own. Two children of one parent
+/// may have the same number, but neither has objects that the other one made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Process(u64);
 

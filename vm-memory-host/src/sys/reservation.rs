@@ -100,7 +100,7 @@ impl Reservation {
 
     /// Gives up a part: the reservation does not unmap it from now on.
     ///
-    /// Also call this if the part may belong to somebody else, and nobody can tell.
+    /// Also call this if other code may have the part.
     pub(super) fn disown(&self, start: usize, end: usize) {
         self.lock_gaps().push((start, end));
     }

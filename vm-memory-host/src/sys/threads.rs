@@ -1,4 +1,4 @@
-//! [`run_on_threads`]: threads that never end the process, and [`Cpus`]: where they run.
+//! [`run_on_threads`]: threads whose start never ends the process. [`Cpus`]: a set of CPUs.
 
 use std::any::Any;
 use std::io::Result;
@@ -8,7 +8,7 @@ use std::ptr::null_mut;
 
 use super::check;
 
-/// The size of the stack of a thread, that of the threads of the standard library.
+/// The stack size of a thread, which is also that of the standard library.
 const STACK: usize = 2 << 20;
 
 /// The argument of a thread.
@@ -122,7 +122,7 @@ impl Cpus {
         Ok(cpus)
     }
 
-    /// Returns those that a list contains, or `None` if there are none.
+    /// Returns the CPUs that are in this set and in a list, or `None` if there are none.
     pub(crate) fn among(&self, list: &[u32]) -> Option<Self> {
         let mut mask = Self::default();
         for cpu in list {

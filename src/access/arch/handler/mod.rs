@@ -73,11 +73,11 @@ const SIGNALS: [c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
 /// The actions that were installed before ours, in the order of `SIGNALS`.
 static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
 
-/// Whether the previous handler has replaced itself by the default action, in the order of
-/// `SIGNALS`, or the system would have done so (`SA_RESETHAND`).
+/// For each signal of `SIGNALS`: whether the previous handler has set the default action itself, or
+/// the system would have done so (`SA_RESETHAND`).
 ///
 /// The handler of Rust's standard library does so to let a faulting process die. If it did so for a
-/// signal that was sent, the process continues, and the next signal must meet the default action.
+/// signal that was sent, the process continues, and the next signal must have the default action.
 static WITHDRAWN: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
 
 /// Installs the handler for both signals, once.
@@ -154,8 +154,8 @@ fn our_action(previous: &libc::sigaction) -> libc::sigaction {
         action.sa_mask = previous.sa_mask;
         action.sa_flags |= previous.sa_flags & INHERITED_FLAGS;
     } else {
-        // Ours runs alone, and needs less stack than an alternate one has. An ignored signal does
-        // not interrupt system calls.
+        // Our handler calls no other one, so the alternate stack is large enough. An ignored signal
+        // does not interrupt system calls.
         action.sa_flags |= libc::SA_ONSTACK | libc::SA_RESTART;
     }
     action
@@ -333,7 +333,7 @@ fn chain_to_previous(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
 fn is_withdrawn(previous: &libc::sigaction, withdrawn: &AtomicBool) -> bool {
     match previous.sa_flags & libc::SA_RESETHAND {
         0 => withdrawn.load(Ordering::Relaxed),
-        // It is called once only, by the first of all threads.
+        // It is called only once, by the first thread.
         _ => withdrawn.swap(true, Ordering::Relaxed),
     }
 }
