@@ -198,7 +198,9 @@ pub enum ChangeError {
         source: io::Error,
     },
     /// A control group of this process leaves too little memory, or too few huge pages, for a
-    /// block, which was not plugged.
+    /// block.
+    ///
+    /// The block was not plugged.
     #[error(
         "region {region}: cannot plug {len:#x} bytes at {start:#x}: {wanted:#x} bytes are \
         required, but {limit}; raise the limit or plug fewer blocks; \
