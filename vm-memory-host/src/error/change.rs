@@ -52,7 +52,8 @@ pub enum PrefaultError {
         /// Bytes that are resident already are excluded, unless the total exceeds the host's
         /// memory and swap.
         wanted: u64,
-        /// The number of available bytes, computed as in [`BuildError::Memory`].
+        /// The number of available bytes, computed as in
+        /// [`BuildError::Memory`](super::BuildError::Memory).
         available: u64,
     },
     /// A control group of this process leaves too little memory, or too few huge pages.
