@@ -70,7 +70,7 @@ fn w_or_f_left_out_loses_a_page() {
         models::mark_range_beside_drain_loses_no_page,
         &[Missing],
     );
-    let drain = after(marks("// The writers' other half is in"));
+    let drain = after(marks("// The matching fences of the writers"));
     each_fails(drain, models::mark_beside_drain_loses_no_page, &[Missing]);
 }
 
