@@ -15,7 +15,7 @@ use vm_memory_host::{MemoryBuilder, Region, Unplugged};
 type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 const BLOCK: NonZeroU64 = NonZeroU64::new(2 << 20).unwrap();
-/// RAM that is there from the start.
+/// RAM that is present at boot.
 const BOOT: GuestAddress = GuestAddress(0);
 /// RAM that the guest plugs in blocks.
 const DEVICE: GuestAddress = GuestAddress(4 << 30);
@@ -28,7 +28,7 @@ fn resident(memory: &Memory) -> Result<u64, Box<dyn Error>> {
         .sum())
 }
 
-/// The balloon device: returns the pages that the guest named, by number, to the system.
+/// The balloon device: returns the pages that the guest lists to the system.
 fn inflate(memory: &Memory, pages: &[u32]) -> Result<u64, Box<dyn Error>> {
     let mut returned = 0;
     for page in pages {

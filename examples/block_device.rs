@@ -1,5 +1,5 @@
-//! A block device with io_uring: requests are submitted together, complete in any order, and mark
-//! the pages that were written when they have completed.
+//! A block device with io_uring: requests are submitted together and complete in any order. Each
+//! request marks its pages when it completes.
 //!
 //! `cargo run -p examples --example block_device`
 

@@ -1,6 +1,6 @@
-//! A region type of one's own: RAM and ROM with the number of their KVM slot, in one collection.
+//! A region type of your own: RAM and ROM with the number of their KVM slot, in one collection.
 //!
-//! Devices keep working with it, since `Bytes`, slices and I/O come with the traits.
+//! Devices need no change, because the traits provide `Bytes`, slices and I/O.
 //!
 //! `cargo run -p examples --example own_region`
 

@@ -44,8 +44,8 @@ impl Layout {
         (0..self.regions as u64).map(move |number| (number * stride, number * region_len as u64))
     }
 
-    /// Addresses of accesses of `size` bytes, in random order: in 16 KiB of one region, or in a
-    /// page of each of many. All of the bytes stay in the caches.
+    /// Addresses of accesses of `size` bytes, in random order: in 16 KiB of one region, or in one
+    /// page of each of many regions. All of the bytes stay in the caches.
     pub fn addresses(&self, size: usize, align: usize) -> Addresses {
         let window = if self.regions == 1 { 16 << 10 } else { 4 << 10 };
         let places = (window.max(size) - size) / align + 1;

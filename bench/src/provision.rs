@@ -45,7 +45,7 @@ impl HugePages {
             .map_or(0, |pool| pool.free);
         if free < SIZE / HUGE {
             return Err(anyhow!(
-                "{} huge pages were requested, and {free} are there",
+                "{} huge pages were requested, but only {free} are free",
                 SIZE / HUGE
             ));
         }

@@ -162,7 +162,8 @@ pub mod blk {
     pub const REQUESTS: u32 = 16;
     pub const DATA_LEN: usize = 4096;
 
-    /// Returns the header, data and status of each. The data of four requests stays in the caches.
+    /// Returns the header, data and status descriptors of each request. The data of four requests
+    /// stays in the caches.
     pub fn descriptors() -> Vec<S16> {
         let mut descriptors = Vec::new();
         for request in 0..REQUESTS {

@@ -55,7 +55,7 @@ pub(crate) trait Version {
 pub(crate) struct Unread<V> {
     /// The newest one, for reuse.
     pub(crate) spare: Option<V>,
-    /// Those that are not needed any more.
+    /// The other versions, which are not needed any more.
     pub(crate) surplus: Vec<V>,
 }
 

@@ -64,7 +64,7 @@ pub struct ReadersRemain {
 /// The longest sleep between two checks.
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
-/// Waits until `readers` returns 0, and no longer than until `deadline`.
+/// Waits until `readers` returns 0, or until `deadline`.
 ///
 /// Readers send no notification, so that reading costs nothing: this polls. It checks once before
 /// it reads the clock, and doubles the sleep after each check, up to [`LONGEST_SLEEP`].

@@ -17,10 +17,12 @@ use microvm::virtio_mmio::QUEUE_MAX;
 use vm_memory::vectored::IoBuffer;
 use vm_memory::{GuestMemory, GuestMemoryError, Permissions};
 
-/// The most vectors of one operation (`UIO_MAXIOV`). A transfer with more continues as a short one.
+/// The largest number of vectors of one operation (`UIO_MAXIOV`). A transfer with more continues as
+/// a short one.
 const MOST_VECTORS: usize = vm_memory::vectored::MAX_VECTORS;
 
-/// The most segments of a transfer: 64 descriptors of 4 MiB, in IOMMU mappings of 4 KiB.
+/// The largest number of segments of a transfer: 64 descriptors of 4 MiB, in IOMMU mappings of 4
+/// KiB.
 const MOST_SEGMENTS: usize = 1 << 16;
 
 /// The number of operations and bytes that went through a ring.
@@ -32,7 +34,7 @@ pub struct Counts {
     pub completed: u64,
     /// Operations that moved less than requested and continued.
     pub short: u64,
-    /// The most operations in flight at a time.
+    /// The largest number of operations in flight at a time.
     pub most: u64,
     /// Moved bytes.
     pub bytes: u64,

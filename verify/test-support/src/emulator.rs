@@ -1,6 +1,6 @@
 use std::ffi::OsString;
 
-/// Returns the program that cargo runs this test program with.
+/// Returns the program with which cargo runs this test program.
 ///
 /// `None` if the processor runs it directly. `cargo xtask emulate` runs the tests for aarch64 with
 /// qemu; a test that starts itself again needs the same program, and a test of behaviour that qemu

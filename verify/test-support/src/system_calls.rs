@@ -29,7 +29,7 @@ struct Shared {
 ///
 /// # Errors
 ///
-/// Returns the error of seccomp(2). Linux 5.9 is needed.
+/// Returns the error of seccomp(2), for example before Linux 5.9.
 ///
 /// # Panics
 ///

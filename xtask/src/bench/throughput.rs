@@ -39,7 +39,7 @@ pub(super) fn points(text: &str) -> Result<Vec<Point>> {
     for line in text.lines().skip(1) {
         let fields: Vec<_> = line.split('\t').collect();
         let &[bytes, guest, host, part] = fields.as_slice() else {
-            bail!("'{line}' has not four fields");
+            bail!("'{line}' does not have four fields");
         };
         let place = Place {
             bytes: number(bytes)?,

@@ -1,5 +1,5 @@
-//! The names of `src/bitmap/sync.rs`, made of loom's atomics. A run selects the kind of loads, and
-//! an operation that is weakened.
+//! The names of `src/bitmap/sync.rs`, with loom's atomics. A run selects the kind of loads, and an
+//! operation that is weakened.
 
 use core::cell::Cell;
 use core::panic::Location;

@@ -1,4 +1,4 @@
-//! The names of `src/retired/sync.rs`, made of loom's types.
+//! The names of `src/retired/sync.rs`, with loom's types.
 
 pub(crate) use loom::sync::atomic::{fence, Ordering};
 pub(crate) use loom::sync::{Arc, Mutex};
