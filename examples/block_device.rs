@@ -38,7 +38,7 @@ impl Disk {
             .build()
             .user_data(id);
         // SAFETY: `in_flight` keeps the buffer, and with it vectors and mappings, until the kernel
-        // has finished: `complete` removes it after that, and `drop` waits for it.
+        // has finished. `complete` removes it after that, and `drop` waits for it.
         unsafe { self.ring.submission().push(&read) }.expect("the ring has room for each request");
     }
 

@@ -90,8 +90,8 @@
 //!   signal blocked.
 //! - Accesses through pointers (`ptr_guard`, `get_host_address`) and references (`aligned_as_ref`,
 //!   `get_atomic_ref`) are not covered. System calls that use such pointers return `EFAULT`.
-//! - `load` and `store` of a type that no register of 1, 2, 4 or 8 bytes holds use a reference, so
-//!   they are not covered either. Only a type with its own `AtomicInteger` can be so large.
+//! - `load` and `store` are not covered for a type that no register of 1, 2, 4 or 8 bytes holds:
+//!   they use a reference. Only a type with its own `AtomicInteger` can be so large.
 //! - Accesses in a shared object other than that of `install` are not covered (`dylib`,
 //!   `prefer-dynamic`): each object has its own table. The object must not be unloaded.
 //! - The targets are Linux on x86_64 and on little-endian aarch64, with one of the features

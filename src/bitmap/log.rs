@@ -56,8 +56,9 @@ pub trait DirtyLog {
         usize::MAX
     }
 
-    /// Harvests into `dirty`: adds the marks of the first [`byte_size`](DirtyPages::byte_size)
-    /// bytes, and clears them.
+    /// Adds the marks to `dirty`, and clears them.
+    ///
+    /// These are the marks of the first [`byte_size`](DirtyPages::byte_size) bytes.
     ///
     /// After the call, the data of all pages whose marks it cleared must be visible to this thread.
     /// An implementation of your own must end with `fence(SeqCst)`.

@@ -175,8 +175,9 @@ impl Marks {
         }
     }
 
-    /// Sets the bit of a word's line in the summary, unless it is set. Follows the look at the
-    /// word, or its mark.
+    /// Sets the bit of a word's line in the summary, unless it is set.
+    ///
+    /// It follows the look at the word, or its mark.
     #[inline(always)]
     fn mark_line(&self, word: usize) {
         let (slot, line) = summary_slot(word);
@@ -252,8 +253,9 @@ impl Marks {
         }
     }
 
-    /// Drains the bits `lines` of a word of the summary, and returns those that were set. Without a
-    /// summary, returns all of them.
+    /// Drains the bits `lines` of a word of the summary, and returns those that were set.
+    ///
+    /// Without a summary, returns all of them.
     #[inline]
     fn drain_summary(&self, slot: usize, lines: u64) -> u64 {
         let Some(word) = self.summary.get(slot) else {

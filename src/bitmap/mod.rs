@@ -150,17 +150,19 @@ pub trait BitmapSlice: Bitmap + Clone + Debug + for<'a> WithBitmapSlice<'a, S = 
 /// assert!(bitmap.dirty_at(0));
 /// ```
 pub trait Bitmap: for<'a> WithBitmapSlice<'a> {
-    /// Marks the pages of the `len` bytes at `offset`, ignoring bytes that the bitmap does not
-    /// track.
+    /// Marks the pages of the `len` bytes at `offset`.
+    ///
+    /// Bytes that the bitmap does not track are ignored.
     ///
     /// Call it after the bytes have been written: a harvest that clears the mark must read the new
-    /// bytes. A bitmap that another component harvests, such as the log of a vhost-user front end,
-    /// must set each bit by a read-modify-write, even if it is set. A bitmap may skip the
+    /// bytes. Another component, such as a vhost-user front end, may harvest the bitmap. Such a
+    /// bitmap must set each bit by a read-modify-write, even if it is set. A bitmap may skip the
     /// read-modify-write only if its harvest has a full fence.
     fn mark_dirty(&self, offset: usize, len: usize);
 
-    /// Returns whether the page of the byte at `offset` is dirty; `false` if the bitmap does not
-    /// track it.
+    /// Returns whether the page of the byte at `offset` is dirty.
+    ///
+    /// Returns `false` if the bitmap does not track it.
     fn dirty_at(&self, offset: usize) -> bool;
 
     /// Returns the slice of the bitmap that begins at `offset`.

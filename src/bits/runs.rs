@@ -23,8 +23,9 @@ pub(crate) struct BitRuns<I> {
 }
 
 impl<I: Iterator<Item = (usize, u64)>> BitRuns<I> {
-    /// Removes the set bits of the current word from bit `from` up to the next clear bit. Returns
-    /// the number of that clear bit.
+    /// Removes the set bits of the current word from bit `from` up to the next clear bit.
+    ///
+    /// Returns the number of that clear bit.
     fn take_ones(&mut self, from: u32) -> usize {
         let end = from.saturating_add(self.bits.wrapping_shr(from).trailing_ones());
         self.bits &= match 1u64.checked_shl(end) {

@@ -6,8 +6,9 @@ use core::ops::Range;
 use crate::bitmap::{log_ranges, skip_words};
 use crate::guest_memory::GuestAddress;
 
-/// A dirty log that another component keeps: KVM for one slot, or a vhost back end for all of
-/// memory.
+/// A dirty log that another component keeps.
+///
+/// KVM keeps one for each slot, and a vhost back end keeps one for all of memory.
 ///
 /// Bit `i` of word `w` stands for page `64 * w + i`. A log in bytes, such as that of vhost-user
 /// (vhost-user specification, "Migration"), is a log in words of little-endian order.

@@ -170,8 +170,9 @@ impl DirtyMemory {
         }
     }
 
-    /// Replaces the regions by those of the memory. Dirty pages move to the regions that now have
-    /// their addresses.
+    /// Replaces the regions by those of the memory.
+    ///
+    /// Dirty pages move to the regions that now have their addresses.
     #[cold]
     fn adopt_regions<M>(&mut self, memory: &M)
     where
@@ -264,8 +265,9 @@ impl DirtyMemory {
         regions.flat_map(|region| region.runs_by_access(false))
     }
 
-    /// Returns the regions that the memory had at the last harvest or
-    /// [`add_log`](Self::add_log): the first guest address of each, and its dirty pages.
+    /// Returns the regions, each with its first guest address and its dirty pages.
+    ///
+    /// The regions are those that the memory had at the last harvest or [`add_log`](Self::add_log).
     pub fn regions(&self) -> impl Iterator<Item = (GuestAddress, &DirtyPages)> {
         self.regions
             .iter()
@@ -324,8 +326,8 @@ impl DirtyMemory {
     ///
     /// Tracking may be on or off. Bits outside the regions are ignored.
     ///
-    /// This is for a log that is handed over once, such as the log of a removed device, or the
-    /// unsent pages of an aborted migration. A log that is read in each round is better merged by
+    /// This is for a log that is handed over once: the log of a removed device, or the unsent pages
+    /// of an aborted migration. A log that is read in each round is better merged by
     /// [`harvest_with`](Self::harvest_with), which does not go through the bitmaps.
     ///
     /// # Examples

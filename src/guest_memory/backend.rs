@@ -227,8 +227,7 @@ pub trait GuestMemoryBackend {
         }
     }
 
-    /// Returns the `count` bytes at `addr` as slices, one per region, in ascending order of
-    /// address.
+    /// Returns the `count` bytes at `addr` as slices, one per region, in ascending order.
     ///
     /// A hole, or the end of the address space, is an error, which ends the iteration. For 0 bytes
     /// there are no slices. Does not check the regions'

@@ -449,8 +449,9 @@ fn counted(
     }
 }
 
-/// Converts the error of an access to `len` bytes, at `addr` for the guest and at `host` in this
-/// process. Records the guest address of a fault.
+/// Converts the error of an access to `len` bytes, and records the guest address of a fault.
+///
+/// The bytes are at `addr` for the guest and at `host` in this process.
 #[cold]
 #[inline(never)]
 fn located(
@@ -466,8 +467,9 @@ fn located(
     error.into()
 }
 
-/// Repeats `transfer` on the rest of a segment, until all of it is moved or a transfer moves
-/// nothing. `moved` counts the bytes.
+/// Repeats `transfer` on the rest of a segment, until all of it is moved.
+///
+/// Ends if a transfer moves nothing. `moved` counts the bytes.
 fn repeat_until_full<B: BitmapSlice>(
     segment: &VolatileSlice<'_, B>,
     moved: &mut usize,

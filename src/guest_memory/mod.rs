@@ -304,8 +304,9 @@ pub trait GuestMemory {
         self.physical_memory().map(|_| TranslationHold::nothing())
     }
 
-    /// Returns the `count` bytes at `addr` as one slice, if they are contiguous in host memory and
-    /// permit `access`.
+    /// Returns the `count` bytes at `addr` as one slice, if they are contiguous.
+    ///
+    /// They must be contiguous in host memory, and permit `access`.
     ///
     /// `None` is not an error: the range is not contiguous, or cannot be lent. Use
     /// [`get_slices`](Self::get_slices) instead.
@@ -324,8 +325,9 @@ pub trait GuestMemory {
         None
     }
 
-    /// Lends the `count` bytes at `addr` to `transfer` as one slice, if they are contiguous in host
-    /// memory and permit `access`.
+    /// Lends the `count` bytes at `addr` to `transfer` as one slice, if they are contiguous.
+    ///
+    /// They must be contiguous in host memory, and permit `access`.
     ///
     /// This is the fast path of [`Bytes`](crate::Bytes): almost every access is contiguous. The
     /// translation is held until `transfer` returns. An IOMMU acknowledges an invalidation only

@@ -10,8 +10,8 @@
 //! # Dirty tracking
 //!
 //! A source marks the pages that it writes. Writes through the methods of the slice are marked
-//! exactly. A system call that gets a pointer to guest memory may write more bytes than it counts:
-//! the kernel does not count a message that it copied in part, and a disk does not write in order.
+//! exactly. A system call that gets a pointer to guest memory may write more bytes than it counts.
+//! The kernel does not count a message that it copied in part, and a disk does not write in order.
 //!
 //! After a count that is not 0 and after an error, this crate therefore marks all bytes that the
 //! system call was given. After a count of 0, `EAGAIN` and `EINTR` it marks nothing: these come

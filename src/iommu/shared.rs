@@ -366,8 +366,7 @@ impl Invalidation {
         self.readers() == 0
     }
 
-    /// Waits until there are no readers from before the change, and no longer than until
-    /// `deadline`.
+    /// Waits until there are no readers from before the change, or until `deadline`.
     ///
     /// Readers send no notification when they go, so that reading costs nothing. This polls, and
     /// sleeps up to a millisecond in between.

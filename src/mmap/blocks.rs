@@ -29,8 +29,8 @@ use crate::bits::{bit_runs, words_of, WORD_BITS};
 ///
 /// # Costs
 ///
-/// The cost of an access depends on its own range, not on the size of the region: one load for
-/// every 64 blocks of the range.
+/// The cost of an access depends on its range, not on the size of the region: one load for every 64
+/// blocks.
 ///
 /// # Guarantees of unplugging
 ///
@@ -303,8 +303,9 @@ impl BlockStates {
         words.all(|(word, mask)| word.load(Ordering::Acquire) & mask == 0)
     }
 
-    /// Returns the number of bytes, out of the `count` at `offset`, before the first byte that is
-    /// not in a plugged block.
+    /// Returns the number of bytes at `offset`, up to `count`, that are in plugged blocks.
+    ///
+    /// Ends at the first byte that is not in a plugged block.
     pub fn plugged_from(&self, offset: usize, count: usize) -> usize {
         let gap = self
             .numbered_words_in(offset, count)
@@ -321,10 +322,10 @@ impl BlockStates {
         end.saturating_sub(offset)
     }
 
-    /// Returns the number of bytes in plugged blocks, at a cost that does not depend on their
-    /// number.
+    /// Returns the number of bytes in plugged blocks.
     ///
-    /// A change by another thread may or may not be included.
+    /// The cost does not depend on their number. A change by another thread may or may not be
+    /// included.
     pub fn plugged_bytes(&self) -> usize {
         let blocks = self.plugged.load(Ordering::Acquire);
         // The last block may be shorter.
@@ -340,8 +341,9 @@ impl BlockStates {
         }
     }
 
-    /// Returns the plugged ranges as offsets and lengths in bytes, ascending. Adjacent blocks are
-    /// one range.
+    /// Returns the plugged ranges as offsets and lengths in bytes, ascending.
+    ///
+    /// Adjacent blocks are one range.
     ///
     /// A change during the iteration may or may not be included.
     ///

@@ -69,8 +69,7 @@ impl<B: Bitmap> GuestRegionMmap<B> {
         Arc::clone(&self.mapping)
     }
 
-    /// Returns a range of a mapping with plugged blocks, or the error for a range that is not
-    /// accessible.
+    /// Returns a range of a mapping with plugged blocks, or an error if it is not accessible.
     ///
     /// Out of line, because dropping an unused error is a call that the fast path cannot afford.
     #[cold]

@@ -130,9 +130,9 @@ impl BucketTable {
 
     /// Returns the table without the region of that number, which starts at `start`.
     ///
-    /// `regions` is the number of regions that remain. Returns `None` if a new table is required:
-    /// the region is the first one or the second to be removed from shared numbers, or few regions
-    /// remain.
+    /// `regions` is the number of regions that remain. Returns `None` if a new table is required.
+    /// That is so if the region is the first one, if it is the second to be removed from shared
+    /// numbers, or if few regions remain.
     pub(super) fn removed(&self, number: usize, start: u64, regions: usize) -> Option<Self> {
         let bucket = start.wrapping_sub(self.first) >> self.shift;
         let numbers = match &self.numbers {

@@ -104,8 +104,10 @@ impl<S: BitmapSlice, H> IoVectors<'_, S, H> {
         self.segments.mark_dirty(offset, count);
     }
 
-    /// Drops the range without marking it: nobody wrote to it, or
-    /// [`mark_dirty`](Self::mark_dirty) has marked all that was written.
+    /// Drops the range without marking it.
+    ///
+    /// Call it if nobody wrote to the range, or if [`mark_dirty`](Self::mark_dirty) has marked all
+    /// bytes that were written.
     pub fn cancel(mut self) {
         self.segments.end_loan();
     }

@@ -101,8 +101,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         Ok(())
     }
 
-    /// Appends a segment, for which there must be room, and adds its length to `len`. The caller
-    /// stores `len`.
+    /// Appends a segment, for which there must be room, and adds its length to `len`.
+    ///
+    /// The caller stores `len`.
     ///
     /// # Errors
     ///
@@ -119,8 +120,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         Ok(())
     }
 
-    /// Makes room for a segment, unless there are `limit`. Returns the number of segments that can
-    /// be added without an allocation, up to that total.
+    /// Makes room for a segment, unless there are `limit`.
+    ///
+    /// Returns the number of segments that can be added without an allocation, up to that total.
     ///
     /// # Errors
     ///
@@ -164,8 +166,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         &self.vectors
     }
 
-    /// Returns the vectors for an access by the kernel or a device, at an address that stays the
-    /// same when `self` is moved: on the heap.
+    /// Returns the vectors on the heap, for an access by the kernel or a device.
+    ///
+    /// Their address stays the same when `self` is moved.
     pub(super) fn lend_on_heap(&mut self) -> &[IoVector] {
         if !self.vectors.spilled() {
             self.vectors.grow(INLINE.saturating_mul(2));
@@ -208,8 +211,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         Some(rest)
     }
 
-    /// Returns the index of the segment that contains `offset`, and the offset in it. Past the end,
-    /// returns the number of segments and 0.
+    /// Returns the index of the segment that contains `offset`, and the offset in it.
+    ///
+    /// Past the end, returns the number of segments and 0.
     fn position(&self, offset: usize) -> (usize, usize) {
         let mut skip = offset;
         for (index, slice) in self.slices.iter().enumerate() {
@@ -272,8 +276,10 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         })
     }
 
-    /// Calls `copy` for each part of the `count` bytes from `offset` on, with the number of bytes
-    /// before it. Ends at the first part that is not copied whole: a fault, or an error.
+    /// Calls `copy` for each part of a range, with the number of bytes before it.
+    ///
+    /// The range is the `count` bytes from `offset` on. Ends at the first part that is not copied
+    /// whole: a fault, or an error.
     ///
     /// # Errors
     ///

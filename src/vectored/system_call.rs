@@ -5,8 +5,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::io_vector::IoVector;
 
-/// The number of vectors that the kernel accepts in one call (`UIO_MAXIOV`, Linux
-/// `include/uapi/linux/uio.h`; `IOV_MAX` of readv(2)).
+/// The number of vectors that the kernel accepts in one call.
+///
+/// It is `UIO_MAXIOV` of Linux (`include/uapi/linux/uio.h`), and `IOV_MAX` of readv(2).
 ///
 /// It is the default limit of an [`IoBuffer`](super::IoBuffer), and the limit of
 /// [`io_vectors`](super::io_vectors()).
@@ -91,8 +92,9 @@ pub(super) unsafe fn call(
     usize::try_from(moved).map_err(|_| Error::last_os_error())
 }
 
-/// Converts an offset to the kernel's type. Fails with `EINVAL` if it does not fit, as preadv(2)
-/// does for a negative offset.
+/// Converts an offset to the kernel's type.
+///
+/// Fails with `EINVAL` if it does not fit, as preadv(2) does for a negative offset.
 fn file_offset(offset: u64) -> Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| Error::from_raw_os_error(libc::EINVAL))
 }

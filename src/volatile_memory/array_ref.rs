@@ -167,8 +167,10 @@ where
             .map_or(0, |buf| self.to_slice().copy_to(buf))
     }
 
-    /// Copies bytes to `slice`, as many as fit. The two may overlap. For a [fault](crate::fault),
-    /// see [`VolatileSlice::copy_to_volatile_slice`].
+    /// Copies bytes to `slice`, as many as fit.
+    ///
+    /// The two may overlap. For a [fault](crate::fault), see
+    /// [`VolatileSlice::copy_to_volatile_slice`].
     pub fn copy_to_volatile_slice<S: BitmapSlice>(&self, slice: VolatileSlice<'_, S>) {
         self.to_slice().copy_to_volatile_slice(slice);
     }

@@ -24,8 +24,8 @@ use crate::sys;
 /// - A page with content is never left out.
 /// - A range can include pages of zeroes: pages that were only read, that are parts of a larger
 ///   page, or that a discard has overwritten. A region counts as a whole if the system does not
-///   report its parts: a device, a file that /proc/self/fd cannot open, or huge pages that another
-///   process has populated.
+///   report its parts. Examples are a device, a file that /proc/self/fd cannot open, or huge pages
+///   that another process has populated.
 /// - Unplugged blocks are left out.
 /// - Pages that a userfaultfd handler has not filled are left out.
 ///

@@ -120,8 +120,9 @@ impl FileLayout {
     ///
     /// # Errors
     ///
-    /// Returns a [`FileLayoutError`] if a range is empty or passes 2^64, if the ranges overlap or
-    /// are not in ascending order, or if the file would be longer than 2^63 - 1 bytes.
+    /// Returns a [`FileLayoutError`] if a range is empty or passes 2^64, or if the ranges overlap
+    /// or are not in ascending order. Also returns one if the file would be longer than 2^63 - 1
+    /// bytes.
     pub fn from_spans(spans: impl IntoIterator<Item = Span>) -> Result<Self, FileLayoutError> {
         let (mut regions, mut len) = (Vec::new(), 0u64);
         let mut before: Option<Span> = None;

@@ -56,8 +56,8 @@ use crate::sys::{self, Advice};
 /// - does not consist of whole blocks, or
 /// - touches a region without blocks, or one that this crate did not build.
 ///
-/// Returns [`ChangeError::NoPages`] if the pool has too few huge pages,
-/// [`ChangeError::ControlGroup`] if a control group allows too few of them, and
+/// Returns [`ChangeError::NoPages`] if the pool has too few huge pages, and
+/// [`ChangeError::ControlGroup`] if a control group allows too few of them. Returns
 /// [`ChangeError::System`] if the system refuses a call. Blocks of earlier regions stay plugged;
 /// blocks of the failing region stay as before.
 #[doc(alias = "virtio-mem")]

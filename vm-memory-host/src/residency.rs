@@ -19,8 +19,8 @@ use crate::sys;
 /// adjacent regions share a VMA, each gets a share in proportion to its size.
 ///
 /// The region uses `private + file` bytes of memory, and `swapped` bytes of swap. For a private
-/// mapping of a file, this can be twice its size: each page of the file that the guest has written
-/// is in memory twice.
+/// mapping of a file, this can be twice its size: each page that the guest has written is in memory
+/// twice.
 ///
 /// # Examples
 ///

@@ -222,8 +222,9 @@ impl AtomicBitmap {
             .is_some_and(|(marks, word)| marks.word(word) & bit != 0)
     }
 
-    /// Returns whether the page of the byte at `addr` is dirty; `false` if the bitmap does not
-    /// track it.
+    /// Returns whether the page of the byte at `addr` is dirty.
+    ///
+    /// Returns `false` if the bitmap does not track it.
     #[inline]
     pub fn is_addr_set(&self, addr: usize) -> bool {
         self.is_bit_set(self.page_size.page_of(addr))
@@ -319,8 +320,9 @@ impl AtomicBitmap {
         self.tracking.is_on()
     }
 
-    /// Returns the first and the last page of the `len` bytes at `start`, limited to the tracked
-    /// pages. Returns `None` if there is no such page.
+    /// Returns the first and the last tracked page of the `len` bytes at `start`.
+    ///
+    /// Returns `None` if there is no such page.
     #[inline(always)]
     fn pages_of(&self, start: usize, len: usize) -> Option<(usize, usize)> {
         let last_byte = start.saturating_add(len.checked_sub(1)?);
@@ -360,8 +362,9 @@ impl AtomicBitmap {
         }
     }
 
-    /// Copies the first `pages` pages. The bitmap may have grown since the caller loaded their
-    /// number.
+    /// Copies the first `pages` pages.
+    ///
+    /// The bitmap may have grown since the caller loaded their number.
     fn copy_of(&self, pages: usize) -> Self {
         let copy = Marks::new(pages.div_ceil(WORD_BITS));
         self.marks.copy_to(&copy);

@@ -127,8 +127,9 @@ impl DirtyPages {
             .fold(0, usize::saturating_add)
     }
 
-    /// Returns whether the page of the byte at `offset` is dirty; `false` past the end of the
-    /// memory.
+    /// Returns whether the page of the byte at `offset` is dirty.
+    ///
+    /// Returns `false` past the end of the memory.
     pub fn contains(&self, offset: usize) -> bool {
         let (word, bit) = position(offset / self.page_size);
         self.words.get(word).is_some_and(|bits| bits & bit != 0)

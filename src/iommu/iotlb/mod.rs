@@ -506,8 +506,9 @@ impl Iotlb {
         Some(position)
     }
 
-    /// Returns whether a new mapping shows that the evicted one may have changed: the new one
-    /// overlaps it, or replaces another mapping.
+    /// Returns whether a new mapping shows that the evicted one may have changed.
+    ///
+    /// The new one then overlaps it, or replaces another mapping.
     fn makes_doubtful(&self, evicted: &IovaMapping, new: &IovaMapping) -> bool {
         if evicted.start <= new.last && new.start <= evicted.last {
             return true;

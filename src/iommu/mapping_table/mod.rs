@@ -485,8 +485,7 @@ impl MappingTable {
         self.join_small(from);
     }
 
-    /// Joins the leaf with this number, or the next one, to a neighbour, if both fill at most
-    /// [`JOINED`].
+    /// Joins a leaf, or the next one, to a neighbour, if both fill at most [`JOINED`].
     fn join_small(&mut self, number: usize) {
         for left in [number.saturating_add(1), number, number.saturating_sub(1)] {
             let right = left.saturating_add(1);

@@ -56,8 +56,9 @@ pub struct MmapRegionBuilder<B = ()> {
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 impl<B: Bitmap + Default> MmapRegionBuilder<B> {
-    /// Starts a mapping of `size` bytes with the default bitmap, which [`build`](Self::build) grows
-    /// to the size of the mapping.
+    /// Starts a mapping of `size` bytes with the default bitmap.
+    ///
+    /// [`build`](Self::build) grows the bitmap to the size of the mapping.
     pub fn new(size: usize) -> Self {
         Self::new_with_bitmap(size, B::default())
     }
@@ -87,16 +88,17 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
         self
     }
 
-    /// Sets the flags: a combination of `MAP_SHARED`, `MAP_PRIVATE`, `MAP_ANONYMOUS` and the other
-    /// `MAP_` flags.
+    /// Sets the flags: a combination of `MAP_SHARED`, `MAP_PRIVATE` and the other `MAP_` flags.
     pub fn with_mmap_flags(mut self, flags: i32) -> Self {
         self.flags = Some(flags);
         self
     }
 
-    /// Maps a file. The mapping is shared with it, unless
-    /// [`with_mmap_flags`](Self::with_mmap_flags) sets other flags. The length of a [block
-    /// device](crate::mmap#devices-that-are-too-short) is not checked.
+    /// Maps a file.
+    ///
+    /// The mapping is shared with it, unless [`with_mmap_flags`](Self::with_mmap_flags) sets other
+    /// flags. The length of a [block device](crate::mmap#devices-that-are-too-short) is not
+    /// checked.
     pub fn with_file_offset(mut self, file_offset: FileOffset) -> Self {
         self.file_offset = Some(file_offset);
         self

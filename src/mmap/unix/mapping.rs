@@ -192,8 +192,7 @@ fn check_file_end(place: &FileOffset, size: usize) -> Result<()> {
     Ok(())
 }
 
-/// Returns the size of a file in bytes, or `None` if it is not a regular file (a device, for
-/// example).
+/// Returns the size of a file in bytes, or `None` if it is not a regular file.
 ///
 /// [`File::metadata`] is not used: it makes another system call (`statx`), which seccomp filters
 /// may not allow.

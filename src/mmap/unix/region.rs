@@ -232,8 +232,7 @@ impl<B: Bitmap> MmapRegion<B> {
         self.hugetlbfs = Some(hugetlbfs);
     }
 
-    /// Returns whether the memory consists of huge pages of hugetlbfs, or `None` if that was not
-    /// recorded.
+    /// Returns whether the memory consists of huge pages of hugetlbfs, or `None` if unknown.
     pub fn is_hugetlbfs(&self) -> Option<bool> {
         self.hugetlbfs
     }
@@ -243,8 +242,9 @@ impl<B: Bitmap> MmapRegion<B> {
         self.owner.as_ref()?.get()
     }
 
-    /// Returns the states of the blocks that decide which bytes are accessible, if the region has
-    /// blocks.
+    /// Returns the states of the region's blocks, or `None` if it has no blocks.
+    ///
+    /// They decide which bytes are accessible.
     pub fn plugged_blocks(&self) -> Option<&BlockStates> {
         self.blocks.as_deref().map(|blocks| &**blocks)
     }

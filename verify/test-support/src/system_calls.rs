@@ -1,5 +1,5 @@
-//! [`record_calls`]: records the system calls of a function. [`documented_calls`]: those that the
-//! documentation of a crate lists.
+//! [`record_calls`]: records the system calls of a function. [`documented_calls`]: reads those that
+//! the documentation of a crate lists.
 
 #![expect(
     unsafe_code,

@@ -198,10 +198,9 @@ pub enum ChangeError {
         /// The error of the system.
         source: io::Error,
     },
-    /// A control group of this process leaves too little memory, or too few huge pages, for a
-    /// block.
+    /// A control group of this process leaves too little memory, or too few huge pages.
     ///
-    /// The block was not plugged.
+    /// The block that needs them was not plugged.
     #[error(
         "region {region}: cannot plug {len:#x} bytes at {start:#x}: {wanted:#x} bytes are \
         required, but {limit}; raise the limit or plug fewer blocks; \

@@ -130,7 +130,7 @@ impl Backing {
     /// are ordinary memory of this process, and [`discard`](crate::discard()) frees them. It does
     /// not free pages of the file, which other guests may use. The kernel reclaims the page cache
     /// of a disk when it needs memory. Pages of a memfd or a tmpfs stay in memory or in swap, so a
-    /// guest of 256 MiB can use 512 MiB there: prefer a file on a disk, or
+    /// guest of 256 MiB can use 512 MiB there. Prefer a file on a disk, or
     /// [`shared_file`](Self::shared_file). [`residency`](crate::residency()) reports both parts as
     /// `private` and `file`.
     ///

@@ -261,9 +261,9 @@ impl Region {
     /// huge pages, because the pages of an unplugged block are freed.
     ///
     /// An access of a device can be in progress when the guest unplugs its block. It raises a
-    /// signal if unplugged blocks are [protected](Unplugged::Protected), or if no page is left in
-    /// the pool of huge pages or on a tmpfs with a size limit. For these regions, the build returns
-    /// an error unless [`vm_memory::fault::install`] was called before.
+    /// signal if unplugged blocks are [protected](Unplugged::Protected). It also does so if no page
+    /// is left in the pool of huge pages or on a tmpfs with a size limit. For these regions, the
+    /// build returns an error unless [`vm_memory::fault::install`] was called before.
     ///
     /// # Examples
     ///

@@ -380,8 +380,8 @@ impl Drop for Mapped {
         }
         // Unmapping releases the file and its pages, and other code may then get the addresses.
         reservation.disown(offset, end);
-        // SAFETY: the range is the part of this mapping, in the process that made it (`is_here`),
-        // and still mapped: `map_fixed` was not called, or returned EAGAIN, which mmap(2) returns
+        // SAFETY: the range is the part of this mapping, in the process that made it (`is_here`).
+        // It is still mapped: `map_fixed` was not called, or returned EAGAIN, which mmap(2) returns
         // before it unmaps. Nothing uses the range any more, since `self` is being dropped, and a
         // vm-memory region over it would keep the owner of `self`.
         if unsafe { libc::munmap(self.addr().cast(), len) } != 0 {
