@@ -239,7 +239,7 @@ fn b2_mapping_whose_target_passes_end_of_address_space_is_refused() {
         (2, usize::MAX),
         (u64::MAX, usize::MAX),
     ] {
-        // The last range of I/O addresses ends at 2^64.
+        // The last range of IOVAs ends at 2^64.
         for iova in [0x1000u64, 0, 1] {
             let refused = iova.checked_add(length as u64 - 1).is_none();
             let error = refused_mapping(iova, to, length);

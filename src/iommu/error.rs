@@ -15,7 +15,7 @@ use crate::guest_memory::{GuestAddress, Permissions};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The IOMMU has no mapping for the range, or none that permits the access.
-    #[error("cannot translate I/O address range {iova_range}: {reason}")]
+    #[error("cannot translate IOVA range {iova_range}: {reason}")]
     CannotResolve {
         /// The range that was to be translated.
         iova_range: IovaRange,
@@ -24,7 +24,7 @@ pub enum Error {
     },
     /// The access needs contiguous memory, and the range is scattered.
     #[error(
-        "I/O address range {iova_range} is scattered: \
+        "IOVA range {iova_range} is scattered: \
          only the first {continuous_length} bytes are contiguous"
     )]
     Fragmented {
@@ -174,7 +174,7 @@ impl IotlbFails {
     /// let fails = Iotlb::lookup(&iotlb, iova, 0x10, access).unwrap_err();
     /// assert_eq!(
     ///     fails.into_error(iova, 0x10, access).to_string(),
-    ///     "cannot translate I/O address range 0x1800-0x180f: \
+    ///     "cannot translate IOVA range 0x1800-0x180f: \
     ///      0x1800-0x180f does not permit write access"
     /// );
     /// # Ok::<(), vm_memory::iommu::Error>(())

@@ -194,7 +194,7 @@ pub(super) fn check_marks(
 fn untracked(iova: GuestAddress, count: usize) -> Error {
     Error::IommuMisconfigured {
         reason: format!(
-            "the dirty bitmap does not track all of the {count} bytes at I/O address 0x{:x}",
+            "the dirty bitmap does not track all of the {count} bytes at IOVA 0x{:x}",
             iova.0
         ),
     }

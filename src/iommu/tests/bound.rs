@@ -108,7 +108,7 @@ fn b14_refusal_ends_after_any_change_of_the_range() {
     assert!(fails.is_refused_by_bound() && fails.misses.is_empty());
     assert_eq!(
         fails.into_error(GuestAddress(0), 0x2000, Read).to_string(),
-        "cannot translate I/O address range 0x0-0x1fff: \
+        "cannot translate IOVA range 0x0-0x1fff: \
          the range needs more mappings than the bound of the IOTLB permits at a time"
     );
     // Each of these may have changed the evicted mapping.

@@ -416,6 +416,6 @@ fn iova_range_display_shows_first_and_last_address() {
     };
     assert_eq!(
         error.to_string(),
-        "I/O address range 0x0-0x7 is scattered: only the first 4 bytes are contiguous"
+        "IOVA range 0x0-0x7 is scattered: only the first 4 bytes are contiguous"
     );
 }

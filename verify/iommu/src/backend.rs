@@ -48,10 +48,10 @@ pub enum Refusal {
     #[error("unknown permissions {0:#x}")]
     Permissions(u8),
     /// The range is empty. Some protocols use that for the whole address space.
-    #[error("empty range at I/O address {0:#x}")]
+    #[error("empty range at IOVA {0:#x}")]
     Empty(u64),
     /// The range passes 2^64.
-    #[error("{1:#x} bytes at I/O address {0:#x} pass the end of the address space")]
+    #[error("{1:#x} bytes at IOVA {0:#x} pass the end of the address space")]
     Overflow(u64, u64),
     /// The target of the mapping is not guest memory.
     #[error(transparent)]
