@@ -52,7 +52,7 @@ pub unsafe trait AtomicInteger: Sync + Send {
 macro_rules! impl_atomic_integer {
     ($($atomic:ident: $plain:ty, $width:literal;)*) => {
         $(
-            // SAFETY: The type is an atomic integer of `core::sync::atomic`.
+            // SAFETY: the type is an atomic integer of `core::sync::atomic`.
             #[cfg(target_has_atomic = $width)]
             unsafe impl AtomicInteger for core::sync::atomic::$atomic {
                 type V = $plain;

@@ -361,7 +361,7 @@ fn b1_transfer_larger_than_system_call_limit_succeeds() {
     const LIMIT: usize = 2_147_479_552;
     let memfd = |len: usize| {
         use std::os::fd::FromRawFd;
-        // SAFETY: The name is a C string.
+        // SAFETY: the name is a C string.
         let fd = unsafe { libc::memfd_create(c"b1".as_ptr(), libc::MFD_CLOEXEC) };
         assert!(fd >= 0);
         // SAFETY: `memfd_create` returned the descriptor, which nothing else owns.
@@ -387,7 +387,7 @@ fn b1_transfer_larger_than_system_call_limit_succeeds() {
     for at in (0..TOTAL).step_by(WINDOW) {
         let (addr, len) = (outer.as_ptr().wrapping_add(at), WINDOW.min(TOTAL - at));
         let (flags, fd) = (libc::MAP_SHARED | libc::MAP_FIXED, window.as_raw_fd());
-        // SAFETY: Replaces a part of the mapping above, which nothing has accessed.
+        // SAFETY: replaces a part of the mapping above, which nothing has accessed.
         let result = unsafe { libc::mmap(addr.cast(), len, both, flags, fd, 0) };
         assert_eq!(result, addr.cast());
     }

@@ -31,7 +31,7 @@ impl GuestMemoryRegion for Ram {
         count: usize,
     ) -> Result<VolatileSlice<'_>, GuestMemoryError> {
         let ptr = self.words.as_ptr().cast_mut().cast::<u8>();
-        // SAFETY: The bytes are atomics that live as long as the region.
+        // SAFETY: the bytes are atomics that live as long as the region.
         let whole = unsafe { VolatileSlice::new(ptr, 8 * self.words.len()) };
         Ok(whole.subslice(offset.0 as usize, count)?)
     }

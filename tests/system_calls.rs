@@ -36,7 +36,7 @@ fn memory() -> Memory {
     Memory::from_ranges(&[(START, SIZE)]).unwrap()
 }
 
-/// Installs the fault handler, and meets a fault.
+/// Installs the fault handler, and makes an access that faults.
 fn fault(recorder: &mut CallRecorder) -> Result<()> {
     if recorder.run("fault::install", fault::install)?.is_err() {
         // Not supported on this target.

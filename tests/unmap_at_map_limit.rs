@@ -33,7 +33,7 @@ fn unmap_at_map_limit_returns_error_and_frees_pages() {
         .windows(3)
         .position(|three| three.windows(2).all(adjacent))
     else {
-        return skipped(test, "the kernel placed no three regions side by side");
+        return skipped(test, "the kernel did not place three regions side by side");
     };
     let [middle, dropped] = [at + 1, at].map(|number| regions.remove(number));
     let addr = middle.as_ptr();

@@ -31,8 +31,8 @@ impl Flat {
             reason = "all sides map the same pages, so that caches treat them alike"
         )]
         // SAFETY: 1. The file is an anonymous memfd of this process, which never truncates it.
-        // 2. No other mapping of the file is accessed while a reference into this one is in use:
-        //    one thread uses the stage, and each batch ends before the next one begins.
+        // 2. No other mapping of the file is accessed while a reference into this one is in use.
+        //    One thread uses the stage, and each batch ends before the next one begins.
         let bytes = unsafe { options.map_mut(&stage.file) };
         let bytes = bytes.context("cannot map the guest's memory")?;
         Ok(Self {

@@ -18,7 +18,7 @@ fn read_from<B: BitmapSlice>(
     buf: &mut VolatileSlice<B>,
 ) -> Result<usize, VolatileMemoryError> {
     let target = buf.ptr_guard_mut();
-    // SAFETY: The kernel writes at most `target.len()` bytes at `target`. They are mapped while
+    // SAFETY: the kernel writes at most `target.len()` bytes at `target`. They are mapped while
     // `buf` lives, and no Rust reference covers them (contract of `VolatileSlice::with_bitmap`).
     let result =
         unsafe { libc::read(fd.as_fd().as_raw_fd(), target.as_ptr().cast(), target.len()) };
@@ -35,7 +35,7 @@ fn write_to<B: BitmapSlice>(
     buf: &VolatileSlice<B>,
 ) -> Result<usize, VolatileMemoryError> {
     let source = buf.ptr_guard();
-    // SAFETY: The kernel reads at most `source.len()` bytes at `source`, which are mapped while
+    // SAFETY: the kernel reads at most `source.len()` bytes at `source`, which are mapped while
     // `buf` lives (contract of `VolatileSlice::with_bitmap`).
     let result =
         unsafe { libc::write(fd.as_fd().as_raw_fd(), source.as_ptr().cast(), source.len()) };

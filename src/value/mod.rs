@@ -31,7 +31,7 @@ use crate::volatile_memory::VolatileSlice;
 ///     flags: Le16,
 ///     next: Le16,
 /// }
-/// // SAFETY: The fields are plain values. `repr(C)` places them at offsets 0, 8, 12 and 14 of
+/// // SAFETY: the fields are plain values. `repr(C)` places them at offsets 0, 8, 12 and 14 of
 /// // 16 bytes, so there is no padding.
 /// unsafe impl ByteValued for Descriptor {}
 ///
@@ -117,7 +117,7 @@ pub unsafe trait ByteValued: Copy + Send + Sync {
 
     /// Returns the value whose bytes are all zero.
     fn zeroed() -> Self {
-        // SAFETY: Zeroes are a value of `Self`: the trait's contract excludes invalid bit patterns.
+        // SAFETY: zeroes are a value of `Self`: the trait's contract excludes invalid bit patterns.
         unsafe { MaybeUninit::<Self>::zeroed().assume_init() }
     }
 

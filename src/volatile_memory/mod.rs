@@ -396,7 +396,7 @@ fn misaligned(addr: usize, alignment: usize) -> Error {
 /// let slice = VolatileSlice::from(buf.as_mut_slice());
 /// let guard = slice.ptr_guard();
 /// assert_eq!(guard.len(), 5);
-/// // SAFETY: The pointer is valid for five bytes, and no guest changes them.
+/// // SAFETY: the pointer is valid for five bytes, and no guest changes them.
 /// assert_eq!(unsafe { guard.as_ptr().read() }, b'g');
 /// ```
 #[derive(Debug)]
@@ -436,7 +436,7 @@ impl PtrGuard {
 /// let mut buf = [0u8; 4];
 /// let slice = VolatileSlice::from(buf.as_mut_slice());
 /// let guard = slice.ptr_guard_mut();
-/// // SAFETY: The pointer is valid for four bytes, and no guest accesses them.
+/// // SAFETY: the pointer is valid for four bytes, and no guest accesses them.
 /// unsafe { guard.as_ptr().write_bytes(7, guard.len()) };
 /// slice.bitmap().mark_dirty(0, guard.len());
 /// assert_eq!(buf, [7; 4]);

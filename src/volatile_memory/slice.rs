@@ -285,7 +285,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// Returns [`Error::IOError`] with `EFAULT` if the access [faults](crate::fault).
     /// [`fault::last`](crate::fault::last) returns the address.
     pub fn fill_with_byte(&self, value: u8) -> Result<()> {
-        // SAFETY: The whole slice is a guest operand (contract of `with_bitmap`).
+        // SAFETY: the whole slice is a guest operand (contract of `with_bitmap`).
         let result = unsafe { access::fill_guest(self.addr, value, self.size) };
         // Even after a fault: the bytes before it have been written.
         self.bitmap.mark_dirty(0, self.size);

@@ -164,7 +164,7 @@ pub(super) fn ignored_signal() {
     // SAFETY: pthread_self(3) has no preconditions.
     let reader = unsafe { libc::pthread_self() } as usize;
     std::thread::spawn(move || {
-        // Some of them meet the reader in its system call.
+        // Some of them reach the reader in its system call.
         for _ in 0..50 {
             std::thread::sleep(std::time::Duration::from_millis(1));
             // SAFETY: the reader lives until the process ends.

@@ -1,7 +1,7 @@
 //! Errors of builds, prefaults and plugs that a control group does not allow.
 //!
-//! Each test puts a copy of this program into a group with a limit. A kernel that exceeds the limit
-//! ends that copy, with SIGKILL or SIGBUS.
+//! Each test puts a copy of this program into a group with a limit. The kernel ends a copy that
+//! exceeds the limit, with SIGKILL or SIGBUS.
 #![cfg(target_os = "linux")]
 
 use std::fs;

@@ -28,7 +28,7 @@ fn exit(code: u8) -> Vec<u8> {
 const LOAD: u64 = 0x10_0000;
 
 /// 32-bit code for PVH: checks the start info at EBX, prints command line and first module, and
-/// writes a word to 6 MiB; ends with exit code `code`.
+/// writes a word to 6 MiB. Ends with exit code `code`.
 pub fn pvh_code(code: u8) -> Vec<u8> {
     let mut bytes = vec![0x81, 0x3b, 0x78, 0xc5, 0x6e, 0x33]; // cmp dword [ebx], the magic
     bytes.extend([0x74, 0x09]); // je over the failure

@@ -1,4 +1,4 @@
-//! Which pages an access by IOVA marks, in which bitmap.
+//! The pages that an access by IOVA marks, and the bitmap in which it marks them.
 
 use std::sync::atomic::Ordering;
 use std::sync::RwLock;

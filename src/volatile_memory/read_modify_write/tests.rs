@@ -190,12 +190,12 @@ fn atomic_change_out_of_bounds_or_misaligned_returns_error() {
 #[derive(Clone, Copy, Default)]
 struct Pair([u64; 2]);
 
-// SAFETY: Two integers have no padding and no invalid bit pattern.
+// SAFETY: two integers have no padding and no invalid bit pattern.
 unsafe impl ByteValued for Pair {}
 
 struct AtomicPair([AtomicU64; 2]);
 
-// SAFETY: Two atomic integers, without padding.
+// SAFETY: two atomic integers, without padding.
 unsafe impl AtomicInteger for AtomicPair {
     type V = [u64; 2];
 

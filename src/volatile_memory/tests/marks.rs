@@ -16,7 +16,7 @@ fn every_write_method_marks_after_the_write() {
     impl BitmapSlice for Witness {}
     impl Bitmap for Witness {
         fn mark_dirty(&self, _offset: usize, _len: usize) {
-            // SAFETY: The test declares the word before the bitmap, so the word outlives it.
+            // SAFETY: the test declares the word before the bitmap, so the word outlives it.
             let word = unsafe { &*self.1 };
             let now = word.load(Ordering::Relaxed).to_ne_bytes()[0];
             self.0.borrow_mut().push(now);
@@ -31,7 +31,7 @@ fn every_write_method_marks_after_the_write() {
     let word = AtomicU64::new(0);
     let seen = Rc::new(RefCell::new(vec![]));
     let witness = Witness(seen.clone(), &word);
-    // SAFETY: The eight bytes are an atomic that outlives the slice.
+    // SAFETY: the eight bytes are an atomic that outlives the slice.
     let slice = unsafe { VolatileSlice::with_bitmap(word.as_ptr().cast::<u8>(), 8, witness, None) };
     slice.write(&[1], 0).unwrap();
     slice.write_slice(&[2], 0).unwrap();

@@ -35,7 +35,7 @@ impl Bitmap for ByteMap {
     }
 }
 
-/// Memory at a known alignment, between fences that must not change.
+/// Memory at a known alignment, between guard bytes that must not change.
 pub(super) struct Memory {
     words: Vec<AtomicU64>,
     start: usize,
@@ -68,7 +68,7 @@ impl Memory {
     }
 
     pub(super) fn slice(&self) -> VolatileSlice<'_, ByteMap> {
-        // SAFETY: These `len` bytes are atomics that outlive the slice.
+        // SAFETY: these `len` bytes are atomics that outlive the slice.
         unsafe { VolatileSlice::with_bitmap(self.ptr(), self.len, self.bitmap.clone(), None) }
     }
 

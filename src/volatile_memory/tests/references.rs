@@ -35,7 +35,7 @@ fn volatile_ref_accesses_only_its_value() {
     value.clone().store(0);
     assert_eq!(value.load(), 0);
 
-    // SAFETY: The four bytes are in the memory, which outlives the reference.
+    // SAFETY: the four bytes are in the memory, which outlives the reference.
     let bare = unsafe { VolatileRef::<u32>::new(memory.ptr()) };
     memory.take_marks();
     bare.store(u32::MAX);
@@ -70,7 +70,7 @@ fn volatile_array_ref_accesses_only_its_elements() {
     assert_eq!((bytes.len(), bytes.element_size()), (4, 1));
     bytes.store(3, 0);
     assert_eq!(memory.take_marks(), [5]);
-    // SAFETY: The eight bytes are in the memory, which outlives the reference.
+    // SAFETY: the eight bytes are in the memory, which outlives the reference.
     let bare = unsafe { VolatileArrayRef::<u32>::new(memory.ptr(), 2) };
     bare.copy_from(&[0, 0, 0]);
     assert_eq!(memory.bytes()[..9], [0, 0, 0, 0, 0, 0, 0, 0, 9]);
@@ -105,7 +105,7 @@ fn plain_references_out_of_bounds_or_misaligned_return_error() {
         failed(slice.get_atomic_ref::<AtomicI16>(15)),
         out_of_bounds(17)
     );
-    // SAFETY: Only this thread accesses the memory, through one reference at a time.
+    // SAFETY: only this thread accesses the memory, through one reference at a time.
     unsafe {
         assert_eq!(slice.aligned_as_ref::<[u8; 2]>(0).unwrap(), &[1, 2]);
         *slice.aligned_as_mut::<u16>(0).unwrap() = 0;
@@ -185,7 +185,7 @@ fn references_from_slice_of_wrong_length_return_error() {
         assert_eq!(failed(memory.get_ref::<u32>(0)), partial);
         assert_eq!(failed(memory.get_array_ref::<u16>(0, 2)), partial);
         assert_eq!(failed(memory.get_atomic_ref::<AtomicU32>(0)), partial);
-        // SAFETY: Only this thread accesses the memory, through one reference at a time.
+        // SAFETY: only this thread accesses the memory, through one reference at a time.
         unsafe {
             assert_eq!(failed(memory.aligned_as_ref::<u32>(0)), partial);
             assert_eq!(failed(memory.aligned_as_mut::<u32>(0)), partial);

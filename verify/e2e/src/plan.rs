@@ -49,8 +49,8 @@ pub const PATTERN_STEP: u64 = 512;
 /// The number of requests that the device must refuse: past the end, of an unknown type, with a
 /// buffer in the hole.
 const BAD_REQUESTS: u64 = 3;
-/// The number of requests that the device must refuse with pluggable memory: to a block that is not
-/// plugged yet, to an unplugged block, and to the removed region.
+/// The number of requests that the device must refuse with pluggable memory. They access a block
+/// that is not plugged yet, an unplugged block, and the removed region.
 const BAD_PLUG_REQUESTS: u64 = 3;
 /// The offset of the pattern word in a page of plugged memory.
 pub const PLUG_WORD: u64 = PAGE - 8;

@@ -6,7 +6,7 @@
 //! else continues.
 //!
 //! A thread truncates and grows the files. It derives the times and the lengths from a seed, so the
-//! outcome of most requests depends on timing. Every fourth request has a certain outcome: the disk
+//! outcome of most requests depends on timing. Every fourth request has a certain outcome. The disk
 //! stops the thread until the request ends, with both files whole or with one of them empty. The
 //! disk compares the data between whole files at once, before a truncation can remove it.
 

@@ -157,8 +157,8 @@ impl Ring {
                 .build(),
         };
         let entry = entry.user_data(slot as u64);
-        // SAFETY: 1. The vectors are on the heap and do not change: the buffer is not modified
-        //    before its completion takes it out of `in_flight`, which never drops it before.
+        // SAFETY: 1. The vectors are on the heap and do not change. The buffer is not modified
+        // before its completion takes it out of `in_flight`, which never drops it before.
         // 2. The buffer keeps the memory mapped, and was created for the access of this operation.
         // 3. vm-memory makes only volatile accesses to guest memory, so the kernel may race with
         //    it.

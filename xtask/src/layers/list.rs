@@ -43,8 +43,10 @@ impl Layers {
         unlisted.chain(unknown).collect()
     }
 
-    /// Returns whether the module `from` may import from the module `to`, which must be on the same
-    /// line of the list or on a line above. [`Self::differences`] reports unlisted modules.
+    /// Returns whether the module `from` may import from the module `to`.
+    ///
+    /// `to` must be on the same line of the list or on a line above. [`Self::differences`] reports
+    /// unlisted modules.
     pub fn allow(&self, from: &str, to: &str) -> bool {
         match (self.lines.get(from), self.lines.get(to)) {
             (Some(from), Some(to)) => to <= from,

@@ -227,7 +227,7 @@ pub(super) fn drain_finds_completed_mark_beside_preempted_writer() {
     }
 }
 
-/// Creates a guest with an empty word, whose line has a stale bit in the summary: a drain of a part
+/// Creates a guest with an empty word, whose line has a stale bit in the summary. A drain of a part
 /// of the line leaves it.
 fn guest_with_stale_summary() -> Arc<Guest> {
     let guest = guest(2);

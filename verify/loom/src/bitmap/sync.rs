@@ -14,7 +14,7 @@ pub(crate) struct Run {
     /// Sequentially consistent loads are read-modify-writes that change nothing.
     ///
     /// loom 0.7.3 does not reorder a load with a later read-modify-write of the same atomic by
-    /// another thread, so a run of plain loads misses some interleavings. It also lets a
+    /// another thread. A run of plain loads therefore misses some interleavings. It also lets a
     /// sequentially consistent load return an old value. A run of this kind has all interleavings,
     /// and the old values of weaker loads only.
     pub(crate) loads_modify: bool,

@@ -133,8 +133,8 @@ impl<T> Deref for Arc<T> {
 
     fn deref(&self) -> &T {
         // SAFETY: while a strong pointer is borrowed, `try_unwrap` and `drop` of the last one
-        // cannot run, and nothing else changes the value: the count is not 1 for another pointer,
-        // and this one is borrowed.
+        // cannot run. Nothing else changes the value: the count is not 1 for another pointer, and
+        // this one is borrowed.
         let value = unsafe { &*self.0.value.get() };
         value.as_ref().expect("a strong pointer has a value")
     }

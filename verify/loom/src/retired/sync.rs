@@ -3,7 +3,7 @@
 pub(crate) use loom::sync::atomic::{fence, Ordering};
 pub(crate) use loom::sync::{Arc, Mutex};
 
-/// The guarantees of arc-swap that the library uses: loads and swaps of the pointer have one order,
+/// The guarantees of arc-swap that the library uses. Loads and swaps of the pointer have one order,
 /// and `swap` returns after each reader of the old pointer was counted.
 #[derive(Debug)]
 pub(crate) struct ArcSwap<T>(Mutex<Arc<T>>);
