@@ -200,7 +200,7 @@ const PART_MAX: usize = 16 << 20;
 
 /// Returns the bytes of `rest` that a loop passes to a source next.
 pub(crate) fn first_part<'a, B: BitmapSlice>(rest: &VolatileSlice<'a, B>) -> VolatileSlice<'a, B> {
-    rest.part(0, rest.len().min(PART_MAX))
+    rest.first(PART_MAX)
 }
 
 /// Returns whether a system call with this result may have written bytes, counted or not.

@@ -156,7 +156,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     #[inline]
     pub fn subslice(&self, offset: usize, count: usize) -> Result<Self> {
         self.compute_end_offset(offset, count)?;
-        Ok(self.part(offset, count))
+        // SAFETY: `compute_end_offset` checked that the range does not pass the end of the slice.
+        Ok(unsafe { self.part(offset, count) })
     }
 
     /// Returns the slice without its first `count` bytes.
@@ -171,12 +172,24 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
             .size
             .checked_sub(count)
             .ok_or(Error::OutOfBounds { addr })?;
-        Ok(self.part(count, rest))
+        // SAFETY: `rest` is the size less `count`, so the range ends at the end of the slice.
+        Ok(unsafe { self.part(count, rest) })
     }
 
-    /// Returns the `count` bytes at `offset`. The caller has checked that they are in the slice.
+    /// Returns the first `count` bytes, or all of them if there are fewer.
     #[inline]
-    pub(crate) fn part(&self, offset: usize, count: usize) -> Self {
+    pub(crate) fn first(&self, count: usize) -> Self {
+        // SAFETY: the range begins at 0 and is not longer than the slice.
+        unsafe { self.part(0, self.size.min(count)) }
+    }
+
+    /// Returns the `count` bytes at `offset`.
+    ///
+    /// # Safety
+    ///
+    /// The sum of `offset` and `count` is at most the size of the slice.
+    #[inline]
+    unsafe fn part(&self, offset: usize, count: usize) -> Self {
         debug_assert!(offset
             .checked_add(count)
             .is_some_and(|end| end <= self.size));

@@ -51,7 +51,8 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         if !self.holds(addr, size_of::<T>()) {
             return self.write_slice(val.as_slice(), addr);
         }
-        // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`.
+        // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`. The slice is
+        // a guest operand (contract of `with_bitmap`).
         let result = unsafe { access::write_value(self.addr.wrapping_add(addr), &val) };
         // Even after a fault: a value larger than a register may have been written in part.
         self.bitmap.mark_dirty(addr, size_of::<T>());
@@ -69,7 +70,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         F: ReadVolatile,
     {
         let rest = self.offset(addr)?;
-        let mut target = rest.part(0, rest.size.min(count));
+        let mut target = rest.first(count);
         retry_interrupted(|| src.read_volatile(&mut target))
     }
 
@@ -85,7 +86,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         F: WriteVolatile,
     {
         let rest = self.offset(addr)?;
-        let source = rest.part(0, rest.size.min(count));
+        let source = rest.first(count);
         retry_interrupted(|| dst.write_volatile(&source))
     }
 
@@ -99,8 +100,9 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     #[inline(always)]
     fn store<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<()> {
         let target = self.atomic_operand::<T>(addr)?;
-        // SAFETY: `atomic_operand` returned the address of a `T::A` in the slice, aligned for it.
-        // It is not null unless `T` is register sized.
+        // SAFETY: `atomic_operand` returned an aligned address for the bytes of a `T::A` in the
+        // slice, not null unless `T` is register sized. The slice's bytes are mapped and covered by
+        // no Rust reference except to atomics (contract of `with_bitmap`).
         unsafe { atomic::store(target, val, order) }.map_err(Error::from_fault)?;
         self.bitmap.mark_dirty(addr, size_of::<T::A>());
         Ok(())
@@ -109,8 +111,9 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     #[inline(always)]
     fn load<T: AtomicAccess>(&self, addr: usize, order: Ordering) -> Result<T> {
         let source = self.atomic_operand::<T>(addr)?;
-        // SAFETY: `atomic_operand` returned the address of a `T::A` in the slice, aligned for it.
-        // It is not null unless `T` is register sized.
+        // SAFETY: `atomic_operand` returned an aligned address for the bytes of a `T::A` in the
+        // slice, not null unless `T` is register sized. The slice's bytes are mapped and covered by
+        // no Rust reference except to atomics (contract of `with_bitmap`).
         unsafe { atomic::load(source, order) }.map_err(Error::from_fault)
     }
 }
@@ -127,7 +130,9 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             let value = value.write(T::zeroed());
             return self.read_slice(value.as_mut_slice(), addr).map(|()| value);
         }
-        // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`.
+        // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`. The slice is
+        // a guest operand (contract of `with_bitmap`), and `value` is a reference to a place for
+        // one.
         unsafe { access::read_value(value, self.addr.wrapping_add(addr)) }
             .map_err(Error::from_fault)
     }
@@ -145,8 +150,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         let count = self.available(addr, buf.len())?;
         let dst = self.addr.wrapping_add(addr);
         // SAFETY: 1. `available` checked that `count` bytes at `addr` are in the slice; `count` is
-        // at most `buf.len()`. 2. `buf` does not overlap the slice, which no Rust reference covers
-        // (contract of `with_bitmap`).
+        // at most `buf.len()`. 2. The slice is mapped, and `buf` does not overlap it: no Rust
+        // reference to bytes covers it (contract of `with_bitmap`).
         let result = unsafe { access::copy_to_guest(dst, buf.as_ptr(), count) };
         // Even after a fault: bytes past the completed ones may have been written.
         self.bitmap.mark_dirty(addr, count);
@@ -166,14 +171,16 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         let count = self.available(addr, buf.len())?;
         let src = self.addr.wrapping_add(addr);
         // SAFETY: 1. `available` checked that `count` bytes at `addr` are in the slice; `count` is
-        // at most `buf.len()`. 2. `buf` does not overlap the slice, which no Rust reference covers
-        // (contract of `with_bitmap`).
+        // at most `buf.len()`. 2. The slice is mapped, and `buf` does not overlap it: no Rust
+        // reference to bytes covers it (contract of `with_bitmap`).
         let result = unsafe { access::copy_from_guest(buf.as_mut_ptr(), src, count) };
         Ok(result.map(|()| count))
     }
 
     /// Returns the host address of a `T::A` at `addr`, after checking its size, bounds and
     /// alignment. If `T` is not [register sized](is_register_sized), it is not null.
+    ///
+    /// If `T` has no bytes, it is any such address.
     #[inline(always)]
     pub(super) fn atomic_operand<T: AtomicAccess>(&self, addr: usize) -> Result<*mut u8> {
         if size_of::<T::A>() != size_of::<T>() {

@@ -131,7 +131,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ) -> Result<std::result::Result<T, T>> {
         let target = self.register_operand::<T>(addr)?;
         // SAFETY: `register_operand` returned the address of a `T::A` in the slice, aligned for it,
-        // and checked that `T` is register sized.
+        // and checked that `T` is register sized. The slice's bytes are mapped and covered by no
+        // Rust reference except to atomics (contract of `with_bitmap`).
         let result = unsafe { atomic::compare_exchange(target, current, new, success, failure) }
             .map_err(Error::from_fault)?;
         if result.is_ok() {
@@ -151,7 +152,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ) -> Result<T> {
         let target = self.register_operand::<T>(addr)?;
         // SAFETY: `register_operand` returned the address of a `T::A` in the slice, aligned for it,
-        // and checked that `T` is register sized.
+        // and checked that `T` is register sized. The slice's bytes are mapped and covered by no
+        // Rust reference except to atomics (contract of `with_bitmap`).
         let result =
             unsafe { atomic::fetch(target, change, operand, order) }.map_err(Error::from_fault)?;
         self.bitmap.mark_dirty(addr, size_of::<T::A>());
