@@ -169,7 +169,9 @@ impl Mapped {
             if addr == libc::MAP_FAILED {
                 return Err(Error::last_os_error());
             }
-            let reservation = Reservation::of(addr.cast(), with_guards, process);
+            // SAFETY: mmap(2) has just made this mapping in `process`, which is this process. No
+            // other code knows its address. It is whole pages.
+            let reservation = unsafe { Reservation::of(addr.cast(), with_guards, process) };
             let middle: *mut libc::c_void = reservation.addr.wrapping_add(page).cast();
             // SAFETY: the range is inside the mapping that mmap(2) has just made, whose address no
             // other code knows.
@@ -181,7 +183,9 @@ impl Mapped {
             let result =
                 unsafe { libc::mmap(middle, len, libc::PROT_NONE, only_there, fd, file_offset) };
             if result == middle {
-                reservation.own_all();
+                // SAFETY: the only gap is the range that mmap(2) has just mapped again. No other
+                // code knows its address.
+                unsafe { reservation.own_all() };
                 return Ok(Self {
                     reservation: Arc::new(reservation),
                     offset: page,
@@ -366,7 +370,11 @@ impl Drop for Mapped {
         // `vm.max_map_count`).
         let reservation = &self.reservation;
         if TrialMapping::new(page_size(), libc::PROT_NONE, Source::Anonymous).is_ok() {
-            let replaced = reservation.map_fixed(offset, len, libc::PROT_NONE, Source::Anonymous);
+            // SAFETY: 1. The part belongs to this object alone (invariant of `Mapped`), which is
+            // being dropped: nothing uses the part any more. 2. `is_here` has returned `true`
+            // above. 3. The source is not a file.
+            let replaced =
+                unsafe { reservation.map_fixed(offset, len, libc::PROT_NONE, Source::Anonymous) };
             match replaced {
                 Ok(()) => return,
                 // Too much locked memory (mlockall(2)). mmap(2) checks this before it unmaps.
@@ -385,8 +393,10 @@ impl Drop for Mapped {
         // before it unmaps. Nothing uses the range any more, since `self` is being dropped, and a
         // vm-memory region over it would keep the owner of `self`.
         if unsafe { libc::munmap(self.addr().cast(), len) } != 0 {
-            // Nothing was unmapped. The part is unmapped with the reservation.
-            reservation.keep(offset, end);
+            // The part is unmapped with the reservation.
+            // SAFETY: munmap(2) has failed, so the part is still mapped. It belonged to this object
+            // alone (invariant of `Mapped`), which is being dropped.
+            unsafe { reservation.keep(offset, end) };
         }
     }
 }

@@ -56,8 +56,16 @@ unsafe impl Sync for Reservation {}
 impl Reservation {
     /// Reserves `len` bytes.
     ///
-    /// The address of the byte at `offset` equals `rest` modulo `align`, a power of two.
+    /// The address of the byte at `offset` equals `rest` modulo `align`, a power of two. Fails
+    /// unless all four are whole pages.
     fn new(len: usize, offset: usize, align: usize, rest: usize) -> Result<Self> {
+        let page = page_size();
+        if [len, offset, align, rest]
+            .iter()
+            .any(|size| !size.is_multiple_of(page))
+        {
+            return Err(Error::from_raw_os_error(libc::EINVAL));
+        }
         let too_large = || Error::from_raw_os_error(libc::ENOMEM);
         let with_slack = len.checked_add(align).ok_or_else(too_large)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -69,7 +77,10 @@ impl Reservation {
         }
         let addr: *mut u8 = addr.cast();
         let before = rest.wrapping_sub(addr.addr().wrapping_add(offset)) & align.wrapping_sub(1);
-        let reservation = Self::of(addr.wrapping_add(before), len, process);
+        // SAFETY: the range is inside the mapping that mmap(2) has just made in `process`, which is
+        // this process: `before` is less than `align`. It is whole pages (checked above), and no
+        // other code knows its address.
+        let reservation = unsafe { Self::of(addr.wrapping_add(before), len, process) };
         let after = with_slack.saturating_sub(before).saturating_sub(len);
         // Return the slack on both sides.
         for (addr, len) in [(addr, before), (reservation.addr.wrapping_add(len), after)] {
@@ -82,8 +93,13 @@ impl Reservation {
         Ok(reservation)
     }
 
-    /// Takes ownership of `len` mapped bytes at `addr`, which nothing else may have.
-    pub(super) fn of(addr: *mut u8, len: usize, process: Process) -> Self {
+    /// Takes ownership of `len` bytes at `addr`. The drop unmaps them, except for the `gaps`.
+    ///
+    /// # Safety
+    ///
+    /// The bytes are whole pages, mapped in `process`, which is this process. Nothing else has
+    /// them.
+    pub(super) unsafe fn of(addr: *mut u8, len: usize, process: Process) -> Self {
         Self {
             addr,
             len,
@@ -105,8 +121,12 @@ impl Reservation {
         self.lock_gaps().push((start, end));
     }
 
-    /// Takes all parts that it gave up.
-    pub(super) fn own_all(&self) {
+    /// Takes back all parts that it gave up.
+    ///
+    /// # Safety
+    ///
+    /// The parts are mapped, and nothing else has them.
+    pub(super) unsafe fn own_all(&self) {
         self.lock_gaps().clear();
     }
 
@@ -121,7 +141,11 @@ impl Reservation {
     }
 
     /// Takes back a part of a dropped region that could not be unmapped, and counts it.
-    pub(super) fn keep(&self, start: usize, end: usize) {
+    ///
+    /// # Safety
+    ///
+    /// The part is still mapped, and nothing else has it.
+    pub(super) unsafe fn keep(&self, start: usize, end: usize) {
         self.lock_gaps().retain(|gap| *gap != (start, end));
         let len = bytes(end.saturating_sub(start));
         // Relaxed: the counters protect no other memory.
@@ -140,7 +164,13 @@ impl Reservation {
     /// If mmap(2) fails, it may have unmapped the part: Linux before 6.12 always does, later
     /// versions do for files. Another thread may have mapped memory there since. Unless the caller
     /// knows better, it must [`disown`](Self::disown) the part.
-    pub(super) fn map_fixed(
+    ///
+    /// # Safety
+    ///
+    /// 1. The part is in this reservation and in no gap, and nothing uses it.
+    /// 2. [`is_here`](Self::is_here) has returned `true`.
+    /// 3. For a file on hugetlbfs, `len` is whole pages of the file. The kernel rounds it up.
+    pub(super) unsafe fn map_fixed(
         &self,
         offset: usize,
         len: usize,
@@ -149,10 +179,9 @@ impl Reservation {
     ) -> Result<()> {
         let (flags, fd, file_offset) = arguments(source);
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: MAP_FIXED replaces the mappings in the range, and the range belongs to this
-        // reservation. There are two callers, and both have just seen `is_here`. `Reserved::map`
-        // passes the next free part, which is in no gap, so no `Mapped` and nothing else has it.
-        // The drop of a `Mapped` passes its own part, and nothing uses it any more.
+        // SAFETY: MAP_FIXED replaces the mappings of the range and nothing else (clause 3 of the
+        // contract of `map_fixed`). In this process (clause 2), the range belongs to this
+        // reservation, and nothing uses it (clause 1).
         let result = unsafe {
             libc::mmap(
                 addr.cast(),
@@ -175,11 +204,15 @@ impl Reservation {
     /// Changing the protection unmaps nothing, so a refusal (`RLIMIT_DATA`,
     /// `vm.overcommit_memory` of 2) loses nothing. It also counts nothing twice against
     /// `RLIMIT_MEMLOCK` in a process that has called mlockall(2).
-    fn make_accessible(&self, offset: usize, len: usize) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// The part is in this reservation and in no gap, and no `Mapped` has it.
+    /// [`is_here`](Self::is_here) has returned `true`.
+    unsafe fn make_accessible(&self, offset: usize, len: usize) -> Result<()> {
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: the only caller, `Reserved::map`, passes the next free part, which is in no gap,
-        // and has just seen `is_here`. So no `Mapped` and nothing else has the part. No code relies
-        // on the part being inaccessible.
+        // SAFETY: in this process, the part belongs to this reservation, and no `Mapped` has it
+        // (contract of `make_accessible`). No code relies on the part being inaccessible.
         check(unsafe { libc::mprotect(addr.cast(), len, READ_WRITE) })
     }
 }
@@ -189,7 +222,7 @@ impl Drop for Reservation {
         if !self.is_here() {
             return;
         }
-        // Counted again below, if they cannot be unmapped now.
+        // Counted again below, if they cannot be unmapped now. Relaxed: see `keep`.
         STILL_MAPPED.fetch_sub(*self.kept.get_mut(), Ordering::Relaxed);
         let gaps = self.gaps.get_mut().unwrap_or_else(PoisonError::into_inner);
         gaps.sort_unstable();
@@ -350,6 +383,8 @@ impl Reserved {
     }
 
     /// Maps the next `len` bytes, readable and writable. Fails unless `len` is whole pages.
+    ///
+    /// For a file on hugetlbfs, the caller has checked that `len` is whole pages of the file.
     pub(crate) fn map(&mut self, len: usize, source: Source<'_>) -> Result<Mapped> {
         let is_whole_pages = len.is_multiple_of(page_size());
         let end = self.next.checked_add(len).filter(|_| is_whole_pages);
@@ -376,15 +411,24 @@ impl Reserved {
             Source::File { .. } => Some(READ_WRITE),
         };
         if let Some(protection) = replaced {
-            self.reservation
-                .map_fixed(self.next, len, protection, source)
-                .inspect_err(|_| {
-                    self.reservation.disown(self.next, end);
-                    self.next = end;
-                })?;
+            // SAFETY: 1. The next free part ends inside the reservation (checked above). Parts are
+            // taken in ascending order, so no `Mapped` has it, and it is in no gap. 2. `is_here`
+            // has just returned `true`. 3. `check_alignment` has refused other sizes for a file on
+            // hugetlbfs, before the builder calls `map`.
+            unsafe {
+                self.reservation
+                    .map_fixed(self.next, len, protection, source)
+            }
+            .inspect_err(|_| {
+                self.reservation.disown(self.next, end);
+                self.next = end;
+            })?;
         }
         if let Source::Anonymous | Source::Accounted = source {
-            self.reservation.make_accessible(self.next, len)?;
+            // SAFETY: the next free part ends inside the reservation (checked above). Parts are
+            // taken in ascending order, so no `Mapped` has it, and it is in no gap. `is_here` has
+            // returned `true`.
+            unsafe { self.reservation.make_accessible(self.next, len) }?;
         }
         drop(trial);
         let offset = std::mem::replace(&mut self.next, end);

@@ -38,7 +38,10 @@ pub(crate) fn run_on_threads<W: Fn(usize) + Sync>(others: usize, work: &W) {
     let mut panic = None;
     if let Some((mine, theirs)) = starts.split_first_mut() {
         for start in theirs {
-            match spawn(start) {
+            // SAFETY: `start` is not used again before the thread is joined, below. Nothing unwinds
+            // before that: `threads` has room for all of them, and `run` catches the panics of
+            // `work`. What `start` refers to is borrowed for all of `run_on_threads`.
+            match unsafe { spawn(start) } {
                 Some(thread) => threads.push(thread),
                 None => break,
             }
@@ -65,8 +68,13 @@ impl<W: Fn(usize)> Start<'_, W> {
     }
 }
 
-/// Starts a thread. The caller must join it before it uses `start` again.
-fn spawn<W: Fn(usize) + Sync>(start: &mut Start<'_, W>) -> Option<libc::pthread_t> {
+/// Starts a thread that runs `start`.
+///
+/// # Safety
+///
+/// The caller joins the thread before it uses, moves or drops `start`, and before the end of all
+/// that `start` refers to.
+unsafe fn spawn<W: Fn(usize) + Sync>(start: &mut Start<'_, W>) -> Option<libc::pthread_t> {
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
     // SAFETY: pthread_attr_init(3) writes one object to its argument, which has room for it.
     if unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) } != 0 {
@@ -76,9 +84,9 @@ fn spawn<W: Fn(usize) + Sync>(start: &mut Start<'_, W>) -> Option<libc::pthread_
     let _ = unsafe { libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK) };
     let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
     let argument: *mut Start<'_, W> = start;
-    // SAFETY: the attributes were initialised above. `thread_main::<W>` takes a pointer to a
-    // `Start` with the same `W`, which the caller leaves alone until it has joined the thread.
-    // `run_on_threads` joins all threads, also after a panic, which `run` catches.
+    // SAFETY: the attributes were initialised above, and `thread` has room for the result.
+    // `thread_main::<W>` takes a pointer to a `Start` with the same `W`, which the caller leaves
+    // alone until it has joined the thread (contract of `spawn`).
     let created = unsafe {
         libc::pthread_create(
             thread.as_mut_ptr(),
@@ -96,8 +104,9 @@ fn spawn<W: Fn(usize) + Sync>(start: &mut Start<'_, W>) -> Option<libc::pthread_
 extern "C" fn thread_main<W: Fn(usize) + Sync>(start: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: the kernel reads the name up to its zero byte, and a `CStr` ends with one.
     let _ = unsafe { libc::prctl(libc::PR_SET_NAME, c"prefault".as_ptr()) };
-    // SAFETY: `spawn` passes a pointer to a `Start` with this `W`, which outlives this thread and
-    // which only this thread uses. `W` is `Sync`, so the shared reference in it may be used here.
+    // SAFETY: `spawn` passes a pointer to a `Start` with this `W`. Until this thread has been
+    // joined, it stays in place and only this thread uses it (contract of `spawn`). `W` is `Sync`,
+    // so the shared reference in it may be used here. The panic in it is `Send`.
     let start = unsafe { &mut *start.cast::<Start<'_, W>>() };
     start.run();
     null_mut()
