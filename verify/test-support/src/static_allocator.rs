@@ -41,11 +41,16 @@ unsafe impl GlobalAlloc for StaticAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // Room to align it.
         let len = layout.size().saturating_add(layout.align());
-        let used = self.used.fetch_add(len, Ordering::Relaxed);
-        if used.checked_add(len).is_none_or(|end| end > LEN) {
-            // SAFETY: the caller of this method states that the size of `layout` is not 0.
+        // Relaxed: the number protects no other memory. Not added if it does not fit, so that it
+        // never wraps, and no byte is handed out twice.
+        let end = |used: usize| used.checked_add(len).filter(|end| *end <= LEN);
+        let used = self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, end);
+        let Ok(used) = used else {
+            // SAFETY: the size of `layout` is not 0 (contract of `GlobalAlloc::alloc`).
             return unsafe { System.alloc(layout) };
-        }
+        };
         let start = self.memory.get().cast::<u8>().wrapping_add(used);
         start.wrapping_add(start.align_offset(layout.align()))
     }
@@ -53,9 +58,27 @@ unsafe impl GlobalAlloc for StaticAllocator {
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         let start = self.memory.get().addr();
         if !(start..start + LEN).contains(&at.addr()) {
-            // SAFETY: `at` is outside the static memory, so `alloc` took it from `System` for
-            // `layout`.
+            // SAFETY: `alloc` returned `at` for `layout` (contract of `GlobalAlloc::dealloc`). It
+            // is outside the static memory, so it is from `System`.
             unsafe { System.dealloc(at, layout) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alloc_of_sizes_that_wrap_hands_out_no_byte_twice() {
+        static ALLOCATOR: StaticAllocator = StaticAllocator::new();
+        let small = Layout::from_size_align(64, 1).unwrap();
+        // Two of them are 32 bytes less than the address space.
+        let huge = Layout::from_size_align(isize::MAX as usize - 16, 1).unwrap();
+        // SAFETY: the layouts have bytes.
+        let [first, refused, refused_again, second] =
+            [small, huge, huge, small].map(|layout| unsafe { ALLOCATOR.alloc(layout) });
+        assert!(refused.is_null() && refused_again.is_null());
+        assert!(first.addr() + 64 <= second.addr());
     }
 }

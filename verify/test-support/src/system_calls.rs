@@ -116,7 +116,10 @@ fn supervise(shared: &Shared) {
             revents: 0,
         };
         // SAFETY: poll(2) reads and writes one structure at its argument.
-        unsafe { libc::poll(&raw mut ready, 1, -1) };
+        if unsafe { libc::poll(&raw mut ready, 1, -1) } < 0 {
+            // A signal interrupted it.
+            continue;
+        }
         if ready.revents & libc::POLLIN == 0 {
             // No thread has the filter.
             return;
