@@ -259,6 +259,8 @@ impl PluggedBlocks {
         // function has returned sees the number and the bits, whatever their order.
         self.states.plugged.fetch_sub(plugged, Ordering::Relaxed);
         for (word, mask) in self.words_in(offset, count) {
+            // Release: a thread that finds the bit clear by an acquire load (`is_unplugged`) also
+            // sees what this thread did before.
             word.fetch_and(!mask, Ordering::Release);
         }
         Ok(())

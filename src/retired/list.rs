@@ -14,6 +14,11 @@
 //! value of the release sequence that the last reader's decrement heads. So all accesses of those
 //! readers happen before the fence, and before whatever the caller does next.
 //!
+//! A reader may be gone before `swap` looks for it, and is then never counted. It has cleared its
+//! slot in arc-swap by a sequentially consistent read-modify-write, as are all changes of a slot.
+//! The sequentially consistent load of `swap` reads a value of the release sequence that this one
+//! heads. So the accesses of that reader happen before `swap` returns.
+//!
 //! A version that has no reader may be taken out of the list. A later caller does not load its
 //! count; it locks the list after the thread that took the version out. That thread's fence comes
 //! before its unlock, so the readers' accesses happen before the later caller, too.

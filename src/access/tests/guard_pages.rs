@@ -32,7 +32,7 @@ impl GuardedPages {
         // SAFETY: the range is the middle third of the new mapping, which nothing refers to.
         let status = unsafe {
             libc::mprotect(
-                base.add(len).cast(),
+                base.wrapping_add(len).cast(),
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
             )

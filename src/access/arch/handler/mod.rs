@@ -78,6 +78,9 @@ static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2]
 ///
 /// The handler of Rust's standard library does so to let a faulting process die. If it did so for a
 /// signal that was sent, the process continues, and the next signal must have the default action.
+///
+/// Relaxed accesses suffice: each flag protects no other memory. The store in `reinstall` comes
+/// before the system call that sets the action again, so a handler that runs after it finds it.
 static WITHDRAWN: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
 
 /// Installs the handler for both signals, once.
@@ -369,14 +372,16 @@ fn call_previous(
     let function = core::ptr::with_exposed_provenance::<()>(previous.sa_sigaction);
     if previous.sa_flags & libc::SA_SIGINFO != 0 {
         type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
-        // SAFETY: an action with SA_SIGINFO that is neither SIG_DFL nor SIG_IGN, which the caller
-        // has excluded, has a handler of this type (sigaction(2)).
+        // SAFETY: `previous` was in force before `install` (`PREVIOUS`). An action with SA_SIGINFO
+        // that is neither SIG_DFL nor SIG_IGN, as `calls_handler` has checked, has a handler of
+        // this type (sigaction(2)).
         let handler = unsafe { core::mem::transmute::<*const (), Handler>(function) };
         handler(signal, info, context);
     } else {
         type Handler = extern "C" fn(c_int);
-        // SAFETY: an action without SA_SIGINFO that is neither SIG_DFL nor SIG_IGN, which the
-        // caller has excluded, has a handler of this type (sigaction(2)).
+        // SAFETY: `previous` was in force before `install` (`PREVIOUS`). An action without
+        // SA_SIGINFO that is neither SIG_DFL nor SIG_IGN, as `calls_handler` has checked, has a
+        // handler of this type (sigaction(2)).
         let handler = unsafe { core::mem::transmute::<*const (), Handler>(function) };
         handler(signal);
     }
