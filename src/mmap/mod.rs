@@ -89,7 +89,7 @@ pub enum FromRangesError {
     #[error("cannot map a region: {0}")]
     MmapRegion(#[from] MmapRegionError),
     /// A region reaches the end of the guest's address space.
-    #[error("a region does not end below 2^64")]
+    #[error("a region does not end below 2^64; move it down or make it smaller")]
     InvalidGuestRegion,
 }
 

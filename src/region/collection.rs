@@ -13,10 +13,10 @@ pub enum GuestRegionCollectionError {
     #[error("there is no such memory region")]
     NoMemoryRegion,
     /// Two regions overlap.
-    #[error("memory regions overlap")]
+    #[error("memory regions overlap; move or shrink one of them")]
     MemoryRegionOverlap,
     /// A region starts below its predecessor.
-    #[error("memory regions are not sorted by address")]
+    #[error("memory regions are not sorted by address; sort them by start address")]
     UnsortedMemoryRegions,
 }
 

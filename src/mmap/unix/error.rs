@@ -11,7 +11,10 @@ pub enum MmapRegionError {
     )]
     InvalidOffsetLength,
     /// The pointer to an existing mapping is not aligned to a page.
-    #[error("cannot use the existing mapping: its pointer is not aligned to a page")]
+    #[error(
+        "cannot use the existing mapping: its pointer is not aligned to a page; \
+        pass the start of a page"
+    )]
     InvalidPointer,
     /// The flags contain `MAP_FIXED`, which would replace existing mappings.
     #[error("cannot map with MAP_FIXED: it would replace existing mappings; leave the flag out")]

@@ -88,7 +88,7 @@ fn from_regions_empty_unsorted_or_overlapping_returns_error() {
     ));
     assert_eq!(
         UnsortedMemoryRegions.to_string(),
-        "memory regions are not sorted by address"
+        "memory regions are not sorted by address; sort them by start address"
     );
 }
 
