@@ -114,6 +114,9 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
 ///
 /// A `RetiredMap` is not a reader. If it is dropped, its map lives until the last reader is gone.
 ///
+/// A [`Weak`](std::sync::Weak) of a map is not a reader, either. Do not upgrade one of a map that
+/// was replaced: the new owner may not be counted.
+///
 /// # Examples
 ///
 /// See [`GuestMemoryAtomic::update`].
@@ -137,7 +140,7 @@ impl<M: GuestMemory> RetiredMap<M> {
 
     /// Returns the number of readers of this map and of the maps before it.
     ///
-    /// The count rises only when a guard is cloned. Once it is 0, it stays 0, and all accesses of
+    /// The count rises only when a reader is cloned. Once it is 0, it stays 0, and all accesses of
     /// those readers happen before this returns.
     pub fn readers(&self) -> usize {
         self.writers.retired.readers_before(self.replaced_by)

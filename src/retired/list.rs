@@ -4,8 +4,9 @@
 //!
 //! A writer swaps in the new version and then retires the old one. Before arc-swap's `swap`
 //! returns, it adds every reader that has loaded the old pointer to its count. No reader loads that
-//! pointer afterwards. So a count in the list can rise only when an existing reader is cloned, and
-//! a count that has fallen to zero stays there. Counts may therefore be read one after the other.
+//! pointer afterwards, and none upgrades a `Weak` of an old version (`RetiredMap`). So a count in
+//! the list can rise only when an existing reader is cloned, and a count that has fallen to zero
+//! stays there. Counts may therefore be read one after the other.
 //!
 //! # Ordering
 //!
