@@ -434,6 +434,25 @@ mod tests {
     }
 
     #[test]
+    fn reserved_new_of_partial_pages_returns_error() {
+        let page = page_size();
+        assert!(Reserved::new(page, page, page, 0).is_ok());
+        for (len, guard, align, rest) in [
+            (page + 1, page, page, 0),
+            (page, page / 2, page, 0),
+            (page, page, page / 2, 0),
+            (page, page, 2 * page, page / 2),
+        ] {
+            let error = Reserved::new(len, guard, align, rest).unwrap_err();
+            assert_eq!(
+                error.raw_os_error(),
+                Some(libc::EINVAL),
+                "{len:#x} {rest:#x}"
+            );
+        }
+    }
+
+    #[test]
     fn splice_over_replaces_its_range_only() {
         let page = page_size();
         let mut reserved = Reserved::new(4 * page, page, page, 0).unwrap();
