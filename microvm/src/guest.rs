@@ -120,7 +120,7 @@ fn program() -> &'static [u8] {
     let len = end.addr() - start.addr();
     #[expect(clippy::disallowed_methods, reason = "constant data of this binary")]
     // SAFETY: 1. `start` and `end` are labels in one section of this binary. Between them are only
-    //    the `len` initialized bytes that `global_asm!` puts there.
+    //    the `len` initialised bytes that `global_asm!` puts there.
     // 2. The section is read-only and exists as long as the process.
     unsafe {
         std::slice::from_raw_parts(start, len)

@@ -16,9 +16,9 @@
 //! readers happen before the fence, and before whatever the caller does next.
 //!
 //! A reader may be gone before `swap` looks for it, and is then never counted. It has cleared its
-//! slot in arc-swap by a sequentially consistent read-modify-write, as are all changes of a slot.
-//! The sequentially consistent load of `swap` reads a value of the release sequence that this one
-//! heads. So the accesses of that reader happen before `swap` returns.
+//! slot in arc-swap by a sequentially consistent read-modify-write. All changes of a slot are such
+//! operations. The sequentially consistent load of `swap` reads a value of the release sequence
+//! that the reader's operation heads. So the accesses of that reader happen before `swap` returns.
 //!
 //! A version that has no reader may be taken out of the list. A later caller does not load its
 //! count; it locks the list after the thread that took the version out. That thread's fence comes

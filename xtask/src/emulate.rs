@@ -248,7 +248,7 @@ impl Bench {
 
     fn test(&self, target: &str) -> Command {
         let mut command = self.cargo("test");
-        // Without optimization, the loops over all alignments and lengths take minutes under qemu.
+        // Without optimisation, the loops over all alignments and lengths take minutes under qemu.
         command.env("CARGO_PROFILE_TEST_OPT_LEVEL", "1").args([
             "--no-fail-fast",
             "--features",

@@ -29,8 +29,8 @@ pub(super) use waits::{Waits, TRIES};
 /// [`set_bound`](Self::set_bound) limits them.
 ///
 /// A clone has the same mappings, and shares them until one of the two changes. A change copies at
-/// most a few groups of 128 mappings. Clones share the counts of
-/// lookups and of tries ([`set_bound`](Self::set_bound)).
+/// most a few groups of 128 mappings. Clones share the counts of lookups and of tries
+/// ([`set_bound`](Self::set_bound)).
 ///
 /// # Examples
 ///

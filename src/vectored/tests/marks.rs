@@ -93,7 +93,7 @@ fn io_buffer_complete_marks_all_and_cancel_marks_nothing() {
     }
     buffer(&memory, Permissions::Write, true).cancel();
     assert_eq!(dirty(&memory), [0u64; 0]);
-    // A part that was canceled does not change the other one.
+    // A part that was cancelled does not change the other one.
     let mut lent = buffer(&memory, Permissions::Write, true);
     lent.split_off(PAGE).unwrap().cancel();
     assert_eq!(dirty(&memory), [0u64; 0]);
@@ -109,9 +109,9 @@ fn io_vectors_dropped_after_vectors_mark_all_pages() {
     assert_eq!(dirty(&memory), [0, 0x1000, 0x2000]);
     drop(range(Permissions::Write));
     range(Permissions::Read).vectors();
-    let canceled = range(Permissions::Write);
-    canceled.vectors();
-    canceled.cancel();
+    let cancelled = range(Permissions::Write);
+    cancelled.vectors();
+    cancelled.cancel();
     assert_eq!(dirty(&memory), [0u64; 0]);
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let lent = range(Permissions::ReadWrite);

@@ -131,7 +131,7 @@ impl<C: Cpu> Driver<C> {
         words.try_for_each(|(addr, word)| expect("word of the pattern", addr, word, mix(addr)))
     }
 
-    /// Initializes the device (virtio 1.2, section 3.1.1).
+    /// Initialises the device (virtio 1.2, section 3.1.1).
     fn set_up(&mut self) -> Result<(), Error> {
         self.expect_register(reg::VIRTIO_MMIO_MAGIC_VALUE, MAGIC)?;
         self.expect_register(reg::VIRTIO_MMIO_VERSION, VERSION)?;

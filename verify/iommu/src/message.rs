@@ -149,7 +149,7 @@ impl IotlbMessage {
         [self.perm, self.kind, 0, 0, 0, 0, 0, 0]
     }
 
-    /// Converts bytes into a payload. Ignores the padding, which C leaves uninitialized.
+    /// Converts bytes into a payload. Ignores the padding, which C leaves uninitialised.
     ///
     /// # Errors
     ///

@@ -64,6 +64,6 @@ fn readers_of_weak_version_without_fence_fails() {
 
 // Not in the list: the fences of `retire`, `take_unread` and `has_readers`. They order a reader
 // before a later thread that takes the lock of the list or of the writer. That thread does not load
-// the reader's count. loom's acquire fence synchronizes with all stores that happen before it, even
+// the reader's count. loom's acquire fence synchronises with all stores that happen before it, even
 // if only another thread has loaded them. So the fence of the later `readers_before` hides the
 // absence of one of these.
