@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "must succeed")]
-    fn a_failing_operation_is_not_measured() {
+    fn batch_of_failing_operation_panics() {
         let mut batch = Batch::of(|number| if number < 3 { Ok(()) } else { Err("no") });
         let _ = (batch.run)(10);
     }

@@ -461,7 +461,7 @@ fn mark_dirty_of_dirty_pages_modifies_no_shared_word() {
 }
 
 #[test]
-fn every_method_that_clears_ends_with_a_fence() {
+fn harvest_by_any_method_ends_with_a_fence() {
     for pages in SIZES {
         let bitmap = bitmap(pages, 1);
         bitmap.grow(pages + 1000).unwrap();

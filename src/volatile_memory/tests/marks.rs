@@ -6,7 +6,7 @@ use super::*;
 use crate::io::ReadVolatile;
 
 #[test]
-fn every_write_method_marks_after_the_write() {
+fn write_by_any_method_marks_after_the_write() {
     /// A bitmap that records the current byte on each mark.
     #[derive(Clone, Debug)]
     struct Witness(Rc<RefCell<Vec<u8>>>, *const AtomicU64);

@@ -57,7 +57,7 @@ fn run(seed: u64, ops: u64) -> Fired {
 }
 
 #[test]
-fn a_million_operations_have_equal_outcomes() {
+fn replay_of_a_million_operations_has_equal_outcomes() {
     let seed = number("DIFF_SEED").unwrap_or_else(|| fastrand::u64(..));
     let ops = number("DIFF_OPS").unwrap_or(1_000_000);
     let fired = run(seed, ops);
