@@ -26,7 +26,9 @@ use crate::access::{fault, Fault};
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::Bytes;
 use crate::convert::to_u64;
-use crate::io::{first_part, retry_interrupted, write_zero, ReadVolatile, WriteVolatile};
+use crate::io::{
+    first_part, read_once, retry_interrupted, write_zero, ReadVolatile, WriteVolatile,
+};
 use crate::value::{AtomicAccess, ByteValued};
 use crate::volatile_memory::{self, VolatileSlice};
 
@@ -119,8 +121,8 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     where
         F: ReadVolatile,
     {
-        let read = |mut segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
-            *moved = retry_interrupted(|| src.read_volatile(&mut segment))?;
+        let read = |segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
+            *moved = read_once(src, &segment)?;
             Ok(())
         };
         scattered(self, addr, count, Permissions::Write, read).count()
@@ -144,9 +146,9 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     {
         let read = |segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
             repeat_until_full(&segment, moved, |rest| {
-                let mut part = first_part(rest);
+                let part = first_part(rest);
                 // A stream may claim to have moved more than it was given.
-                Ok(src.read_volatile(&mut part)?.min(part.len()))
+                Ok(read_once(src, &part)?.min(part.len()))
             })
         };
         scattered(self, addr, count, Permissions::Write, read).all()
@@ -163,9 +165,11 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         F: WriteVolatile,
     {
         let write = |segment: VolatileSlice<'_, _>, _, moved: &mut usize| {
-            repeat_until_full(&segment, moved, |rest| match dst.write_volatile(rest)? {
-                0 => Err(write_zero()),
-                written => Ok(written),
+            repeat_until_full(&segment, moved, |rest| {
+                match retry_interrupted(|| dst.write_volatile(rest))? {
+                    0 => Err(write_zero()),
+                    written => Ok(written),
+                }
             })
         };
         scattered(self, addr, count, Permissions::Read, write).count()
@@ -473,11 +477,10 @@ fn located(
 fn repeat_until_full<B: BitmapSlice>(
     segment: &VolatileSlice<'_, B>,
     moved: &mut usize,
-    mut transfer: impl FnMut(&mut VolatileSlice<'_, B>) -> volatile_memory::Result<usize>,
+    mut transfer: impl FnMut(&VolatileSlice<'_, B>) -> volatile_memory::Result<usize>,
 ) -> volatile_memory::Result<()> {
     while *moved < segment.len() {
-        let mut rest = segment.offset(*moved)?;
-        match retry_interrupted(|| transfer(&mut rest))? {
+        match transfer(&segment.offset(*moved)?)? {
             0 => break,
             // A stream may claim to have moved more than it was given.
             now => *moved = moved.saturating_add(now).min(segment.len()),

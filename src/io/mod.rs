@@ -84,7 +84,8 @@ pub trait ReadVolatile {
     ///
     /// Returns 0 if `buf` is empty or the source is at its end. May return fewer bytes than `buf`
     /// has room for, like [`std::io::Read::read`]. An implementation marks all pages that it may
-    /// have written ([rule](self#dirty-tracking)).
+    /// have written ([rule](self#dirty-tracking)). It may advance `buf`: this crate passes a slice
+    /// that it does not use afterwards.
     ///
     /// # Errors
     ///
@@ -107,8 +108,8 @@ pub trait ReadVolatile {
     ) -> Result<(), VolatileMemoryError> {
         let mut rest = buf.offset(0)?;
         while !rest.is_empty() {
-            let mut part = first_part(&rest);
-            match retry_interrupted(|| self.read_volatile(&mut part))? {
+            let part = first_part(&rest);
+            match read_once(self, &part)? {
                 0 => return Err(unexpected_eof()),
                 moved => {
                     // An error if the source claims more than it was given.
@@ -176,6 +177,18 @@ pub trait WriteVolatile {
         }
         Ok(())
     }
+}
+
+/// Reads into the beginning of `buf`, again while the read is interrupted. Returns the count of
+/// `source`.
+///
+/// Each read gets its own copy of the slice, because a source may advance it. A caller that
+/// compares the count with `buf.len()` then uses the length that the source was given.
+pub(crate) fn read_once<R: ReadVolatile + ?Sized, B: BitmapSlice>(
+    source: &mut R,
+    buf: &VolatileSlice<'_, B>,
+) -> Result<usize, VolatileMemoryError> {
+    retry_interrupted(|| source.read_volatile(&mut buf.clone()))
 }
 
 /// Repeats `attempt` while it returns `ErrorKind::Interrupted`.
@@ -393,6 +406,38 @@ mod tests {
             matches!(end, VolatileMemoryError::IOError(e) if e.kind() == ErrorKind::UnexpectedEof)
         );
         assert_eq!(memory, [11, 12, 3, 4, 5, 6, 7, 8, 9, 10]);
+    }
+
+    /// A source that advances the slice before it reports an interrupt, and after it read.
+    struct Advancing<'a>(Slow<'a>);
+
+    impl ReadVolatile for Advancing<'_> {
+        fn read_volatile<B: BitmapSlice>(
+            &mut self,
+            buf: &mut VolatileSlice<B>,
+        ) -> Result<usize, VolatileMemoryError> {
+            let result = self.0.read_volatile(buf);
+            *buf = buf.offset(*result.as_ref().unwrap_or(&1))?;
+            result
+        }
+    }
+
+    #[test]
+    fn slice_reads_from_advancing_source_leave_no_gap() {
+        let mut memory = [0u8; 10];
+        let slice = VolatileSlice::from(memory.as_mut_slice());
+        let source: Vec<u8> = (1..=12).collect();
+        let mut advancing = Advancing(Slow {
+            bytes: &source,
+            step: 4,
+            interrupt: false,
+        });
+        let read = slice.read_volatile_from(8, &mut advancing, 2);
+        assert_eq!(read.unwrap(), 2);
+        slice
+            .read_exact_volatile_from(0, &mut advancing, 8)
+            .unwrap();
+        assert_eq!(memory, [3, 4, 5, 6, 7, 8, 9, 10, 1, 2]);
     }
 
     #[test]

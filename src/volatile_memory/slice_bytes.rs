@@ -7,7 +7,7 @@ use super::{atomic, check_alignment, referable, Error, Result, VolatileMemory, V
 use crate::access::{self, Fault};
 use crate::bitmap::BitmapSlice;
 use crate::bytes::Bytes;
-use crate::io::{retry_interrupted, ReadVolatile, WriteVolatile};
+use crate::io::{read_once, retry_interrupted, ReadVolatile, WriteVolatile};
 use crate::value::{is_register_sized, AtomicAccess, ByteValued};
 
 /// Accesses by offset in the slice. Writes are marked in the slice's dirty bitmap.
@@ -70,8 +70,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         F: ReadVolatile,
     {
         let rest = self.offset(addr)?;
-        let mut target = rest.first(count);
-        retry_interrupted(|| src.read_volatile(&mut target))
+        read_once(src, &rest.first(count))
     }
 
     fn read_exact_volatile_from<F>(&self, addr: usize, src: &mut F, count: usize) -> Result<()>

@@ -71,6 +71,39 @@ fn read_volatile_from_with_excessive_count_counts_segment_length() {
 }
 
 #[test]
+fn stream_reads_from_advancing_source_count_all_bytes() {
+    /// Reads up to three bytes, and advances the slice past them. Each read is interrupted once.
+    struct Advancing(u8);
+    impl ReadVolatile for Advancing {
+        fn read_volatile<B: BitmapSlice>(
+            &mut self,
+            buf: &mut VolatileSlice<B>,
+        ) -> std::result::Result<usize, VolatileError> {
+            self.0 += 1;
+            if self.0 % 2 == 1 {
+                *buf = buf.offset(1)?;
+                return Err(VolatileError::IOError(
+                    std::io::ErrorKind::Interrupted.into(),
+                ));
+            }
+            let count = buf.len().min(3);
+            buf.copy_from(&[self.0 / 2; 3][..count]);
+            *buf = buf.offset(count)?;
+            Ok(count)
+        }
+    }
+    let memory = memory(&[(0, 8), (8, 8)], 1);
+    let (start, source) = (GuestAddress(2), &mut Advancing(0));
+    memory.read_exact_volatile_from(start, source, 9).unwrap();
+    let counted = memory.read_volatile_from(GuestAddress(12), source, 4);
+    assert_eq!(counted.unwrap(), 3);
+    assert_eq!(
+        memory.read_obj::<[u8; 16]>(GuestAddress(0)).unwrap(),
+        [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 4, 4, 4, 0]
+    );
+}
+
+#[test]
 fn error_from_volatile_memory_error_keeps_details() {
     let of = |error: VolatileError| shown(Error::from(error));
     let (addr, base, offset, size) = (1, 2, 3, 4);
