@@ -142,10 +142,11 @@ pub fn harvest(ram: &GuestRam) -> DirtyMemory {
     dirty
 }
 
-/// Returns the guest addresses of all dirty pages.
+/// Returns the guest addresses of all dirty pages, with those that were unplugged since.
 pub fn pages(dirty: &DirtyMemory) -> BTreeSet<u64> {
-    let runs = dirty.runs().map(|(start, len)| (start.0, len as u64));
-    runs.flat_map(|(start, len)| pages_of(start, len)).collect()
+    let runs = dirty.runs().chain(dirty.unreadable_runs());
+    runs.flat_map(|(start, len)| pages_of(start.0, len as u64))
+        .collect()
 }
 
 /// Returns the guest addresses of the pages that contain the `len` bytes at `start`.
