@@ -1,7 +1,7 @@
 //! [`content`]: finds the parts of guest memory that have content.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -13,7 +13,7 @@ use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 use crate::error::NotProvisioned;
 use crate::mapping::{bytes, provisioned, span_of, unplugged_runs, HostMapping};
 use crate::region::{BackingKind, Sharing, Span};
-use crate::residency::{mincore_bytes, ResidencyError};
+use crate::residency::ResidencyError;
 use crate::sys;
 
 /// Returns the ranges of guest memory that have content, in ascending order.
@@ -23,9 +23,10 @@ use crate::sys;
 ///
 /// - A page with content is never left out.
 /// - A range can include pages of zeroes: pages that were only read, that are parts of a larger
-///   page, or that a discard has overwritten. A region counts as a whole if the system does not
-///   report its parts. Examples are a device, a file that /proc/self/fd cannot open, or huge pages
-///   that another process has populated.
+///   page, or that a discard has overwritten. A region counts as a whole if its parts are not
+///   known. Examples are a device, a file that /proc/self/fd cannot open, or huge pages that only
+///   another process has mapped. On file systems other than tmpfs, ext4, XFS and Btrfs, files count
+///   as a whole, too: their `SEEK_DATA` may leave out pages that are not written back yet.
 /// - Unplugged blocks are left out.
 /// - Pages that a userfaultfd handler has not filled are left out.
 ///
@@ -169,22 +170,20 @@ impl Source {
         };
         if mapping.kind() == BackingKind::Hugetlb {
             // hugetlbfs has no `SEEK_DATA`. The page table of this process has all pages of the
-            // file, or the file has none.
+            // file, or the file has none. mincore(2) would report all pages as present in a file
+            // that this process may not write.
             let used = file.metadata()?.blocks().saturating_mul(512);
+            let pagemap = File::open("/proc/self/pagemap")?;
             let is_known = match is_private {
                 true => used == 0,
-                false => used == mincore_bytes(mapping, 0, mapping.mapped().len())?,
+                false => used == present_bytes(&pagemap, mapping)?,
             };
             return match is_known {
-                true => Ok(Self::new(None, pagemap()?)),
+                true => Ok(Self::new(None, Some(pagemap))),
                 false => Ok(Self::all()),
             };
         }
-        if !file.metadata()?.is_file() {
-            return Ok(Self::all());
-        }
-        // A new open file description, which has its own position.
-        let Ok(file) = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
+        let Some(file) = reopen(file)? else {
             return Ok(Self::all());
         };
         match is_private {
@@ -249,6 +248,23 @@ impl Source {
     }
 }
 
+/// Opens a file again, with a position of its own, if its `SEEK_DATA` is right.
+///
+/// Returns `None` if a page with content could be left out. On overlayfs, for example, the new
+/// descriptor can refer to a copy of the file that is mapped.
+fn reopen(file: &File) -> io::Result<Option<File>> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || !sys::file_system(file)?.reports_data() {
+        return Ok(None);
+    }
+    let Ok(opened) = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
+        return Ok(None);
+    };
+    let identity = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+    let is_same = identity(&metadata) == identity(&opened.metadata()?);
+    Ok(is_same.then_some(opened))
+}
+
 /// Sets the marks of the pages of a range, which is inside of the window.
 fn set(marked: &mut [bool], window: &Range<usize>, range: Range<usize>, has: bool) {
     let pages = pages_of(&range, window.start);
@@ -279,16 +295,38 @@ fn mark_private(
     is_private_file: bool,
     marked: &mut [bool],
 ) -> io::Result<()> {
-    const ENTRY: usize = size_of::<u64>();
-    let mut entries = vec![0u8; marked.len().saturating_mul(ENTRY)];
-    let address = mapping.host_address().saturating_add(window.start);
-    let number = address.checked_div(sys::page_size()).unwrap_or(0);
-    pagemap.read_exact_at(&mut entries, bytes(number.saturating_mul(ENTRY)))?;
-    let (entries, _) = entries.as_chunks::<ENTRY>();
-    for (entry, mark) in entries.iter().zip(marked) {
-        let entry = u64::from_ne_bytes(*entry);
+    let entries = entries(pagemap, mapping, window)?;
+    for (entry, mark) in entries.into_iter().zip(marked) {
         let is_copy = !is_private_file || entry & OF_FILE == 0;
         *mark |= entry & SWAPPED != 0 || (entry & PRESENT != 0 && is_copy);
     }
     Ok(())
+}
+
+/// Returns the number of bytes of a mapping that this process has in memory.
+fn present_bytes(pagemap: &File, mapping: &HostMapping) -> io::Result<u64> {
+    let len = mapping.mapped().len();
+    let mut pages = 0u64;
+    for start in (0..len).step_by(WINDOW) {
+        let window = start..start.saturating_add(WINDOW).min(len);
+        let present = entries(pagemap, mapping, &window)?.into_iter();
+        let present = present.filter(|entry| entry & PRESENT != 0).count();
+        pages = pages.saturating_add(bytes(present));
+    }
+    Ok(pages.saturating_mul(sys::page_size_u64()))
+}
+
+/// Reads the entries of the pages of a window.
+fn entries(pagemap: &File, mapping: &HostMapping, window: &Range<usize>) -> io::Result<Vec<u64>> {
+    const ENTRY: usize = size_of::<u64>();
+    let pages = window.len().div_ceil(sys::page_size());
+    let mut text = vec![0u8; pages.saturating_mul(ENTRY)];
+    let address = mapping.host_address().saturating_add(window.start);
+    let number = address.checked_div(sys::page_size()).unwrap_or(0);
+    pagemap.read_exact_at(&mut text, bytes(number.saturating_mul(ENTRY)))?;
+    let (entries, _) = text.as_chunks::<ENTRY>();
+    Ok(entries
+        .iter()
+        .map(|entry| u64::from_ne_bytes(*entry))
+        .collect())
 }

@@ -101,6 +101,18 @@ pub(crate) struct FileSystem {
 pub(crate) const HUGETLBFS: i128 = 0x958458f6;
 /// `TMPFS_MAGIC`, also the type of a memfd's file system.
 pub(crate) const TMPFS: i128 = 0x01021994;
+/// `EXT4_SUPER_MAGIC`, `XFS_SUPER_MAGIC` and `BTRFS_SUPER_MAGIC`, as in that file.
+const DISK_FILE_SYSTEMS: [i128; 3] = [0xef53, 0x58465342, 0x9123683e];
+
+impl FileSystem {
+    /// Returns whether `SEEK_DATA` leaves out no data, not even pages that are only in memory.
+    ///
+    /// The server of a network file system or of FUSE does not know pages that were not written
+    /// back. A file on overlayfs can change the file that is below it.
+    pub(crate) fn reports_data(&self) -> bool {
+        self.kind == TMPFS || DISK_FILE_SYSTEMS.contains(&self.kind)
+    }
+}
 
 /// Returns the file system of a file (fstatfs(2)).
 pub(crate) fn file_system(file: &File) -> Result<FileSystem> {

@@ -1,11 +1,16 @@
 //! Tests of the ranges that have content.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Seek, SeekFrom};
 
 use super::common::*;
+use rustix::fs::{fchmod, fchown, Mode, Uid};
+use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
+use test_support::skipped;
 use vm_memory::GuestAddress;
-use vm_memory_host::{content, discard, plug, unplug, Backing, MemoryBuilder, Region, Unplugged};
+use vm_memory_host::{
+    content, describe, discard, plug, unplug, Backing, MemoryBuilder, Region, Unplugged,
+};
 
 const START: u64 = 1 << 32;
 /// More than the iterator examines at a time.
@@ -104,6 +109,65 @@ fn content_of_huge_pages_includes_those_of_other_mappings() {
     let other = build_again(&memory);
     fill(&other, START + 3 * HUGE, PAGE, 1);
     assert_eq!(ranges(&memory), [(0, 4 * HUGE)]);
+}
+
+/// Drops the capabilities by which root may access the files of other users, in this thread only.
+fn drop_file_capabilities() -> Result<(), rustix::io::Errno> {
+    let mut sets = capabilities(None)?;
+    let of_files = CapabilitySet::FOWNER | CapabilitySet::DAC_OVERRIDE;
+    sets.effective -= of_files;
+    set_capabilities(None, sets)
+}
+
+#[test]
+fn content_of_huge_pages_of_another_user_includes_them() {
+    let test = "content_of_huge_pages_of_another_user_includes_them";
+    let Some(_pages) = HugePages::reserve(4, test) else {
+        return;
+    };
+    let region = Region::new(GuestAddress(START), 4 * HUGE);
+    let memory = build(region.backing(Backing::Hugetlb { page_size: HUGE })).unwrap();
+    fill(&memory, START, 4 * HUGE, 1);
+    let (_, files) = describe(&memory).unwrap();
+    // mincore(2) then reports all pages as resident.
+    fchmod(&files[0], Mode::RUSR | Mode::WUSR).unwrap();
+    fchown(&files[0], Some(Uid::from_raw(65534)), None).unwrap();
+    let other = build_again(&memory);
+    let found = std::thread::scope(|scope| {
+        let run = || drop_file_capabilities().map(|()| ranges(&other));
+        scope.spawn(run).join().unwrap()
+    });
+    match found {
+        Ok(found) => assert_eq!(found, [(0, 4 * HUGE)]),
+        Err(error) => skipped(test, error),
+    }
+}
+
+#[test]
+fn content_of_file_on_overlayfs_after_copy_up_includes_its_data() {
+    let test = "content_of_file_on_overlayfs_after_copy_up_includes_its_data";
+    let Some(below) = Mounted::tmpfs("size=1m", test) else {
+        return;
+    };
+    let path = |name: &str| below.directory.path().join(name).display().to_string();
+    for name in ["lower", "upper", "work"] {
+        fs::create_dir(path(name)).unwrap();
+    }
+    fs::write(path("lower/file"), [7; 16 * PAGE as usize]).unwrap();
+    let (lower, upper, work) = (path("lower"), path("upper"), path("work"));
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let Some(overlay) = Mounted::new("overlay", &options, test) else {
+        return;
+    };
+    let file = overlay.directory.path().join("file");
+    let backing = Backing::private_file(File::open(&file).unwrap(), 0);
+    let memory = build(Region::new(GuestAddress(START), 16 * PAGE).backing(backing)).unwrap();
+    // The copy is empty. The mapping still has the bytes of the original file.
+    let copy = File::options().write(true).open(&file).unwrap();
+    copy.set_len(0).unwrap();
+    copy.set_len(16 * PAGE).unwrap();
+    assert_eq!(byte_of_page(&memory, START), Some(7));
+    assert_eq!(ranges(&memory), [(0, 16 * PAGE)]);
 }
 
 #[test]
