@@ -79,7 +79,7 @@ impl<'a, M: GuestMemoryBackend, I: Iommu, K: Marking<M>> IommuMemorySliceIterato
                 };
                 return Ok(K::with_marks(slice, by_iova));
             }
-            // The IOMMU may be a user's, which translated less than it was asked to.
+            // The IOMMU of another crate may translate less than requested.
             let Some(segment) = self.segments.as_mut().and_then(Iterator::next) else {
                 return Err(GuestMemoryError::IommuError(Error::CannotResolve {
                     iova_range: IovaRange {
