@@ -2,6 +2,7 @@
 
 use core::num::NonZeroUsize;
 use core::ops::{Deref, Range};
+use core::ptr;
 
 use super::atomic::AtomicBitmap;
 use super::dirty_pages::DirtyPages;
@@ -56,9 +57,23 @@ pub trait DirtyLog {
         usize::MAX
     }
 
+    /// Returns the address of the bitmap, and the offset in it at which this log begins, in bytes.
+    ///
+    /// Logs of one bitmap share their marks: a harvest of one clears them for all.
+    /// [`DirtyMemory`](crate::dirty::DirtyMemory) compares the addresses. It harvests such logs
+    /// once, through the one with the smallest offset, and reports the pages in the regions of all
+    /// of them.
+    ///
+    /// The default, `None`, is for a log whose marks no other region has. Implement this method if
+    /// several regions of a memory may have logs with the same marks.
+    fn bitmap_and_offset(&self) -> Option<(usize, usize)> {
+        None
+    }
+
     /// Adds the marks to `dirty`, and clears them.
     ///
-    /// These are the marks of the first [`byte_size`](DirtyPages::byte_size) bytes.
+    /// These are the marks of the first [`byte_size`](DirtyPages::byte_size) bytes. These may be
+    /// more bytes than the region has, if others [share](Self::bitmap_and_offset) the bitmap.
     ///
     /// After the call, the data of all pages whose marks it cleared must be visible to this thread.
     /// An implementation of your own must end with `fence(SeqCst)`.
@@ -101,6 +116,10 @@ impl<S: DirtyLog> DirtyLog for Option<S> {
         self.as_ref().map_or(0, S::tracked_bytes)
     }
 
+    fn bitmap_and_offset(&self) -> Option<(usize, usize)> {
+        self.as_ref().and_then(S::bitmap_and_offset)
+    }
+
     fn harvest_into(&self, dirty: &mut DirtyPages) {
         if let Some(log) = self {
             log.harvest_into(dirty);
@@ -133,6 +152,10 @@ impl<B: Deref<Target = AtomicBitmap>> DirtyLog for BaseSlice<B> {
 
     fn tracked_bytes(&self) -> usize {
         self.bitmap().byte_size().saturating_sub(self.base_offset())
+    }
+
+    fn bitmap_and_offset(&self) -> Option<(usize, usize)> {
+        Some((ptr::from_ref(self.bitmap()).addr(), self.base_offset()))
     }
 
     fn harvest_into(&self, dirty: &mut DirtyPages) {

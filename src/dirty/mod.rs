@@ -29,6 +29,7 @@
 
 mod log_words;
 mod region;
+mod shared;
 
 pub use log_words::LogWords;
 
@@ -37,6 +38,7 @@ use crate::convert::to_u64;
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend};
 use crate::region::GuestMemoryRegion;
 use region::DirtyRegion;
+use shared::SharedMarks;
 
 /// The dirty pages of a whole guest memory.
 ///
@@ -85,6 +87,8 @@ use region::DirtyRegion;
 pub struct DirtyMemory {
     /// Ascending by address.
     regions: Vec<DirtyRegion>,
+    /// The ranges of bitmaps that some of these regions share.
+    shared: Vec<SharedMarks>,
 }
 
 impl DirtyMemory {
@@ -99,6 +103,10 @@ impl DirtyMemory {
     ///
     /// The memory may have changed since the last harvest. Dirty pages at addresses without a
     /// region are dropped. All others stay, in the page size of the region that now contains them.
+    ///
+    /// Regions may share a bitmap: two regions of one [`MmapRegion`](crate::MmapRegion), or
+    /// [slices](crate::bitmap::ArcSlice) of one bitmap that overlap. A mark in the shared part is
+    /// then a dirty page of each of them, because each shows the same memory.
     pub fn harvest<M>(&mut self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -115,36 +123,25 @@ impl DirtyMemory {
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
-        self.for_each_region(memory, |log, pages| log.harvest_into(pages));
-        for log in logs {
-            self.add_words(log);
-        }
+        self.collect(memory, logs, true);
     }
 
     /// Adds a log that another component keeps. Bits outside the regions are ignored.
     ///
-    /// The bitmaps of the memory do not change; [`mark`](Self::mark) marks a log in them.
+    /// The bitmaps of the memory do not change; [`mark`](Self::mark) marks a log in them. A page of
+    /// a bitmap that regions [share](Self::harvest) is added to each of them.
     pub fn add_log<M>(&mut self, memory: &M, log: &LogWords<'_>)
     where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
-        self.for_each_region(memory, |_, _| {});
-        self.add_words(log);
+        self.collect(memory, core::slice::from_ref(log), false);
     }
 
-    fn add_words(&mut self, log: &LogWords<'_>) {
-        for region in &mut self.regions {
-            region.add_log(log);
-        }
-    }
-
-    /// Adopts the regions of the memory, and calls `each` with the log and the pages of each.
-    fn for_each_region<M>(
-        &mut self,
-        memory: &M,
-        mut each: impl FnMut(&dyn DirtyLog, &mut DirtyPages),
-    ) where
+    /// Adopts the regions of the memory, and adds the pages of logs. If `drain`, harvests the
+    /// bitmaps.
+    fn collect<M>(&mut self, memory: &M, logs: &[LogWords<'_>], drain: bool)
+    where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
@@ -157,16 +154,57 @@ impl DirtyMemory {
         if !memory.iter().all(is_known) || known.next().is_some() {
             self.adopt_regions(memory);
         }
+        self.collect_shared(memory, logs, drain);
         for region in memory.iter() {
-            let (start, log) = (region.start_addr(), region.bitmap());
-            let number = self.regions.partition_point(|known| known.start < start);
-            // A region without bytes may begin at the same address.
-            let mut here = self.regions.iter_mut().skip(number);
-            if let Some(known) = here.find(|known| known.is_for(region, &log)) {
-                each(&log, &mut known.pages);
+            let log = region.bitmap();
+            if let Some(known) = find(&mut self.regions, region, &log) {
+                if known.shared.is_none() {
+                    if drain {
+                        log.harvest_into(&mut known.pages);
+                    }
+                    for log in logs {
+                        known.add_log(log);
+                    }
+                }
                 // After the harvest: a block that was unplugged meanwhile is marked again.
                 known.record_access(region);
             }
+        }
+    }
+
+    /// Does the part of [`collect`](Self::collect) for bitmaps that regions share.
+    fn collect_shared<M>(&mut self, memory: &M, logs: &[LogWords<'_>], drain: bool)
+    where
+        M: GuestMemoryBackend + ?Sized,
+        for<'a> MS<'a, M>: DirtyLog,
+    {
+        if self.shared.is_empty() {
+            return;
+        }
+        for region in memory.iter() {
+            let log = region.bitmap();
+            let Some(known) = find(&mut self.regions, region, &log) else {
+                continue;
+            };
+            let shared = known.shared.and_then(|number| self.shared.get_mut(number));
+            let Some(shared) = shared else {
+                continue;
+            };
+            let offset = shared.offset_of(known);
+            // The log of the first region reaches all marks of the range.
+            if drain && offset == 0 {
+                log.harvest_into(&mut shared.pages);
+            }
+            for range in logs
+                .iter()
+                .flat_map(|log| log.ranges_in(known.start, known.pages.byte_size()))
+            {
+                let start = offset.saturating_add(range.start);
+                shared.pages.insert_range(start, range.len());
+            }
+        }
+        for shared in &mut self.shared {
+            shared.distribute(&mut self.regions);
         }
     }
 
@@ -193,6 +231,7 @@ impl DirtyMemory {
             self.regions.push(region);
         }
         self.regions.sort_by_key(|region| region.start);
+        self.shared = SharedMarks::find(&mut self.regions);
         changed.extend(before);
         for (start, len) in changed.iter().flat_map(DirtyRegion::runs) {
             let last = start.0.saturating_add(to_u64(len.saturating_sub(1)));
@@ -412,4 +451,17 @@ impl DirtyMemory {
             region.bitmap().set_tracking(on);
         }
     }
+}
+
+/// Finds the entry of a region.
+fn find<'a, R: GuestMemoryRegion>(
+    regions: &'a mut [DirtyRegion],
+    region: &R,
+    log: &dyn DirtyLog,
+) -> Option<&'a mut DirtyRegion> {
+    let start = region.start_addr();
+    let number = regions.partition_point(|known| known.start < start);
+    // A region without bytes may begin at the same address.
+    let mut here = regions.iter_mut().skip(number);
+    here.find(|known| known.is_for(region, log))
 }

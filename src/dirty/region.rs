@@ -13,6 +13,13 @@ use crate::region::GuestMemoryRegion;
 pub(super) struct DirtyRegion {
     pub(super) start: GuestAddress,
     pub(super) pages: DirtyPages,
+    /// The region's marks: [`DirtyLog::bitmap_and_offset`] when it was last seen.
+    ///
+    /// The address may be that of a bitmap that was dropped. It is compared with those of the
+    /// current bitmaps before it is used. If all are equal, the regions share what they shared.
+    pub(super) marks: Option<(usize, usize)>,
+    /// The index of the range of a bitmap that the region shares with others.
+    pub(super) shared: Option<usize>,
     /// The offsets that could not be read when the region was last seen, ascending. Empty for most
     /// regions.
     unreadable: Vec<Range<usize>>,
@@ -24,6 +31,8 @@ impl DirtyRegion {
         Self {
             start: region.start_addr(),
             pages: DirtyPages::new(tracked_bytes(region, log), log.page_size()),
+            marks: log.bitmap_and_offset(),
+            shared: None,
             unreadable: Vec::new(),
         }
     }
@@ -58,11 +67,13 @@ impl DirtyRegion {
         self.start.0.saturating_add(to_u64(last))
     }
 
-    /// Returns whether this is for a region with the bounds and the page size of `region`.
+    /// Returns whether this is for a region with the bounds, the bitmap and the page size of
+    /// `region`.
     pub(super) fn is_for<R: GuestMemoryRegion>(&self, region: &R, log: &dyn DirtyLog) -> bool {
         self.start == region.start_addr()
             && self.pages.byte_size() == tracked_bytes(region, log)
             && self.pages.page_size() == log.page_size()
+            && self.marks == log.bitmap_and_offset()
     }
 
     /// Adds the part of the guest addresses `first..=last` that lies in the region.

@@ -1,0 +1,96 @@
+//! [`SharedMarks`]: the marks of one bitmap that several regions of a memory share.
+
+use super::region::DirtyRegion;
+use crate::bitmap::DirtyPages;
+
+/// A range of one bitmap whose marks belong to several regions, and the marks found there.
+///
+/// A harvest clears a mark, so it finds the mark only once. It collects the marks of such a range
+/// here, and then adds them to all regions of the range.
+///
+/// ```text
+///   bitmap    │ 0 1 0 0 1 0 1 0 │
+///   region 0  └───────────┘
+///   region 3        └───────────┘
+///   range     └─────────────────┘   harvested once, through region 0
+/// ```
+#[derive(Clone, Debug)]
+pub(super) struct SharedMarks {
+    /// The offset in the bitmap at which the range begins.
+    start: usize,
+    /// The marks found by the current harvest, and the pages of its logs. Empty between harvests.
+    pub(super) pages: DirtyPages,
+    /// The regions whose marks are in the range, as indices.
+    members: Vec<usize>,
+}
+
+impl SharedMarks {
+    /// Finds the ranges of bitmaps that regions share, and records in each region its range.
+    pub(super) fn find(regions: &mut [DirtyRegion]) -> Vec<Self> {
+        for region in regions.iter_mut() {
+            region.shared = None;
+        }
+        let mut by_marks: Vec<_> = regions
+            .iter()
+            .enumerate()
+            .filter(|(_, region)| region.pages.byte_size() != 0)
+            .filter_map(|(number, region)| Some((region.marks?, number)))
+            .collect();
+        by_marks.sort_unstable();
+        let mut found = Vec::new();
+        let mut rest = by_marks.as_slice();
+        while let Some(&((bitmap, start), first)) = rest.first() {
+            let mut end = start;
+            let mut members = Vec::new();
+            while let Some((&((other, offset), number), after)) = rest.split_first() {
+                let joins = number == first || (other == bitmap && offset < end);
+                let Some(region) = regions.get(number).filter(|_| joins) else {
+                    break;
+                };
+                end = end.max(offset.saturating_add(region.pages.byte_size()));
+                members.push(number);
+                rest = after;
+            }
+            if members.len() < 2 {
+                continue;
+            }
+            for member in &members {
+                if let Some(region) = regions.get_mut(*member) {
+                    region.shared = Some(found.len());
+                }
+            }
+            if let Some(first) = regions.get(first) {
+                let pages = DirtyPages::new(end.saturating_sub(start), first.pages.page_size());
+                found.push(Self {
+                    start,
+                    pages,
+                    members,
+                });
+            }
+        }
+        found
+    }
+
+    /// Returns the offset of a region's first byte in the range.
+    pub(super) fn offset_of(&self, region: &DirtyRegion) -> usize {
+        let offset = region.marks.map_or(self.start, |(_, offset)| offset);
+        offset.saturating_sub(self.start)
+    }
+
+    /// Moves the pages to all regions of the range.
+    pub(super) fn distribute(&mut self, regions: &mut [DirtyRegion]) {
+        for member in &self.members {
+            if let Some(region) = regions.get_mut(*member) {
+                let start = self.offset_of(region);
+                let end = start.saturating_add(region.pages.byte_size());
+                let runs = self.pages.runs_around(start);
+                for run in runs.take_while(|run| run.start < end) {
+                    let (from, to) = (run.start.max(start), run.end.min(end));
+                    let len = to.saturating_sub(from);
+                    region.pages.insert_range(from.saturating_sub(start), len);
+                }
+            }
+        }
+        self.pages.clear();
+    }
+}

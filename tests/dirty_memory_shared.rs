@@ -1,0 +1,180 @@
+//! `DirtyMemory` of regions that share a mapping, or the marks of one bitmap.
+#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use vm_memory::bitmap::{ArcSlice, AtomicBitmap};
+use vm_memory::dirty::{DirtyMemory, LogWords};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryMmap, GuestRegionCollection, GuestRegionMmap, MmapRegion,
+};
+
+const PAGE: usize = 0x1000;
+const PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(PAGE).unwrap();
+
+type Slices = GuestRegionCollection<GuestRegionMmap<ArcSlice<AtomicBitmap>>>;
+
+/// Makes one mapping of four pages that is two regions: at 0 and at 0x1_0000.
+fn mapped_twice() -> GuestMemoryMmap<AtomicBitmap> {
+    let mapping = Arc::new(MmapRegion::new(4 * PAGE).unwrap());
+    let region = |start| GuestRegionMmap::with_arc(Arc::clone(&mapping), GuestAddress(start));
+    let regions = vec![region(0).unwrap(), region(0x1_0000).unwrap()];
+    GuestMemoryMmap::from_regions(regions).unwrap()
+}
+
+fn runs(dirty: &DirtyMemory) -> Vec<(u64, usize)> {
+    dirty.runs().map(|(start, len)| (start.0, len)).collect()
+}
+
+#[test]
+fn harvest_of_mapping_in_two_regions_reports_both() {
+    let memory = mapped_twice();
+    let mut dirty = DirtyMemory::new();
+    for at in [0x1_1000, 0x2000] {
+        memory.write_obj(1u8, GuestAddress(at)).unwrap();
+        dirty.harvest(&memory);
+    }
+    assert_eq!(runs(&dirty), [(0x1000, 0x2000), (0x1_1000, 0x2000)]);
+    dirty.clear();
+    dirty.harvest(&memory);
+    assert_eq!(runs(&dirty), []);
+}
+
+#[test]
+fn harvest_after_removal_of_either_region_keeps_page_of_the_other() {
+    for (removed, kept) in [(0, 0x1_1000), (0x1_0000, 0x1000)] {
+        let memory = mapped_twice();
+        memory
+            .write_obj(1u8, GuestAddress(removed + 0x1000))
+            .unwrap();
+        let mut dirty = DirtyMemory::new();
+        dirty.harvest(&memory);
+        let (rest, _) = memory.remove_region(GuestAddress(removed), 0x4000).unwrap();
+        dirty.harvest(&rest);
+        assert_eq!(runs(&dirty), [(kept, PAGE)]);
+        // The region that is left shares its marks with none, and is still harvested.
+        rest.write_obj(1u8, GuestAddress(kept + 0x1000)).unwrap();
+        dirty.clear();
+        dirty.harvest(&rest);
+        assert_eq!(runs(&dirty), [(kept + 0x1000, PAGE)]);
+    }
+}
+
+#[test]
+fn put_back_of_mapping_in_two_regions_reports_both_to_the_next_harvester() {
+    let memory = mapped_twice();
+    memory.write_obj(1u8, GuestAddress(0x1000)).unwrap();
+    let mut failed = DirtyMemory::new();
+    failed.harvest(&memory);
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&memory);
+    assert_eq!(runs(&dirty), []);
+    failed.put_back(&memory);
+    dirty.harvest(&memory);
+    assert_eq!(runs(&dirty), [(0x1000, PAGE), (0x1_1000, PAGE)]);
+}
+
+#[test]
+fn add_log_of_mapping_in_two_regions_reports_both() {
+    let memory = mapped_twice();
+    let log = LogWords {
+        start: GuestAddress(0xf000),
+        words: &[0b1101],
+        page_size: PAGE_SIZE,
+    };
+    let mut dirty = DirtyMemory::new();
+    dirty.add_log(&memory, &log);
+    let both = [(0x1000, 2 * PAGE), (0x1_1000, 2 * PAGE)];
+    assert_eq!(runs(&dirty), both);
+    let mut harvested = DirtyMemory::new();
+    harvested.harvest_with(&memory, &[log]);
+    assert_eq!(runs(&harvested), both);
+}
+
+#[test]
+fn harvest_after_region_takes_another_bitmap_reports_its_pages() {
+    // The bounds stay, so only the bitmaps tell that the regions share their marks now.
+    let apart = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[
+        (GuestAddress(0), 4 * PAGE),
+        (GuestAddress(0x1_0000), 4 * PAGE),
+    ])
+    .unwrap();
+    let mut dirty = DirtyMemory::new();
+    apart.write_obj(1u8, GuestAddress(0)).unwrap();
+    dirty.harvest(&apart);
+    let together = mapped_twice();
+    together.write_obj(1u8, GuestAddress(0x1_1000)).unwrap();
+    dirty.harvest(&together);
+    assert_eq!(runs(&dirty), [(0, 2 * PAGE), (0x1_1000, PAGE)]);
+    dirty.clear();
+    apart.write_obj(1u8, GuestAddress(0x2000)).unwrap();
+    dirty.harvest(&apart);
+    assert_eq!(runs(&dirty), [(0x2000, PAGE)]);
+}
+
+/// Makes regions of (first page of the bitmap, number of pages), 64 pages apart.
+fn slices(parts: &[(usize, usize)]) -> Slices {
+    let bitmap = Arc::new(AtomicBitmap::new(48 * PAGE, PAGE_SIZE));
+    let region = |(number, &(first, pages)): (usize, &(usize, usize))| {
+        let slice = ArcSlice::new(Arc::clone(&bitmap), first * PAGE);
+        let mapping = MmapRegionBuilder::new_with_bitmap(pages * PAGE, slice).build();
+        GuestRegionMmap::new(mapping.unwrap(), GuestAddress((number * 64 * PAGE) as u64)).unwrap()
+    };
+    GuestRegionCollection::from_regions(parts.iter().enumerate().map(region).collect()).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn harvest_of_overlapping_slices_reports_page_in_each_of_them(
+        parts in prop::collection::vec((0usize..24, 1usize..24), 1..6),
+        rounds in prop::collection::vec(
+            (prop::collection::vec((0usize..6, 0usize..24), 0..4), any::<u64>(), 0u8..4), 1..6),
+    ) {
+        let memory = slices(&parts);
+        let mut dirty = DirtyMemory::new();
+        // The dirty pages, as pages of the bitmap.
+        let mut expected = BTreeSet::new();
+        for (writes, word, then) in rounds {
+            for (number, page) in writes {
+                let addr = GuestAddress(((number * 64 + page) * PAGE) as u64);
+                if memory.write_obj(1u8, addr).is_ok() {
+                    expected.insert(parts[number].0 + page);
+                }
+            }
+            // A log of the first region.
+            let start = GuestAddress(0);
+            dirty.harvest_with(&memory, &[LogWords { start, words: &[word], page_size: PAGE_SIZE }]);
+            expected.extend((0..parts[0].1).filter(|page| word >> page & 1 == 1).map(|page| parts[0].0 + page));
+            let found: Vec<usize> = dirty.runs().flat_map(|(start, len)| {
+                let first = start.0 as usize / PAGE;
+                first..first + len / PAGE
+            }).collect();
+            let each: Vec<usize> = parts.iter().enumerate().flat_map(|(number, &(first, pages))| {
+                let inside = expected.range(first..first + pages);
+                inside.map(move |page| number * 64 + page - first)
+            }).collect();
+            prop_assert_eq!(found, each);
+            match then {
+                0 => {
+                    dirty.put_back(&memory);
+                    dirty.clear();
+                }
+                1 => {
+                    dirty.clear();
+                    expected.clear();
+                }
+                2 => {
+                    dirty.put_back(&memory);
+                    dirty = DirtyMemory::new();
+                }
+                _ => {}
+            }
+        }
+    }
+}
