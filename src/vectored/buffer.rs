@@ -78,7 +78,8 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result,
 #[doc(alias = "zero-copy")]
 pub struct IoBuffer<M: GuestMemory + 'static> {
     // `segments` borrows from `memory`, and is declared before it: fields are dropped in the order
-    // of their declaration. The lifetime `'static` never leaves this type.
+    // of their declaration. The lifetime `'static` never leaves this type. `memory` is never
+    // replaced, and `split_off` moves segments only to a buffer with the same `memory`.
     //
     // The slices lie in `SmallVec`s, whose elements are `MaybeUninit` or on the heap. Plain
     // references in a buffer that is passed by value would promise to outlive the call that drops
@@ -170,7 +171,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         // SAFETY: `self.memory` keeps the object at this address alive and in place until it is
         // dropped. `self.segments` is dropped before it (see the fields of `IoBuffer`).
         // Nothing else keeps the reference beyond this call: `get_slices` and `hold_translation`
-        // are generic over the lifetime and cannot know that it is `'static`.
+        // are generic over the lifetime and cannot know that it is `'static`. The iterator is
+        // dropped before this call returns, and `self` is borrowed until then.
         let memory: &'static M = unsafe { &*Arc::as_ptr(&self.memory) };
         if self.hold.is_none() {
             // Before the translation, so that an invalidation in between waits for this buffer.
