@@ -216,7 +216,7 @@ impl Source {
         marked: &mut [bool],
     ) -> io::Result<()> {
         // Blocks and zeroed ranges do not change meanwhile.
-        let zeroed = mapping.hold_blocks();
+        let zeroed = mapping.hold_blocks()?;
         if self.all {
             set(marked, window, window.clone(), true);
         }

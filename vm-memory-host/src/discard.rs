@@ -8,7 +8,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::ChangeError;
-use crate::mapping::{bytes, parts, unplugged_runs, HostMapping, ZeroedRanges};
+use crate::mapping::{bytes, parts, unplugged_runs, Changes, HostMapping};
 use crate::region::{BackingKind, Lock, Sharing};
 use crate::residency::mincore_bytes;
 use crate::sys::{self, Advice, Mapped};
@@ -92,7 +92,7 @@ use crate::sys::{self, Advice, Mapped};
 ///
 /// - passes 2^64 or has holes,
 /// - does not consist of whole pages ([`HostMapping::page_size`]), or
-/// - touches a region that this crate did not build.
+/// - touches a region that this crate did not build, or that the parent process built.
 ///
 /// Returns [`ChangeError::System`] if the system refuses a call. Earlier regions of the range stay
 /// discarded.
@@ -124,27 +124,27 @@ where
 
 /// Discards whole pages of a mapping, and returns the number of bytes that it no longer claims.
 fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
-    let mut zeroed = mapping.lock_changes();
+    let mut mapping = mapping.lock_changes()?;
     let all = |()| bytes(len);
     let Some((file, start)) = &mapping.backing.file else {
-        return free_pages(mapping, offset, len).map(all);
+        return free_pages(&mapping, offset, len).map(all);
     };
     if mapping.backing.sharing == Sharing::Private {
-        return replace_with_zeroes(mapping, &mut zeroed, offset, len);
+        return replace_with_zeroes(&mut mapping, offset, len);
     }
     match mapping.kind() {
         BackingKind::Hugetlb if !mapping.options.release_huge_pages => {
-            overwrite_plugged(mapping, offset, len, |at, len| {
-                overwrite_huge_pages(mapping, file, at, len)
+            overwrite_plugged(&mapping, offset, len, |at, len| {
+                overwrite_huge_pages(&mapping, file, at, len)
             })
         }
         BackingKind::Hugetlb if mapping.blocks.is_none() => {
-            allocate_reserved(mapping, file, *start, offset, len);
-            free_pages(mapping, offset, len).map(all)
+            allocate_reserved(&mapping, file, *start, offset, len);
+            free_pages(&mapping, offset, len).map(all)
         }
         // The space on a tmpfs is the pages themselves.
         BackingKind::Memfd if mapping.backing.allocated => {
-            overwrite_plugged(mapping, offset, len, |at, len| {
+            overwrite_plugged(&mapping, offset, len, |at, len| {
                 mapping.mapped().fill_zeroes(at, len)
             })
         }
@@ -162,7 +162,7 @@ fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<
             // The driver owns the memory of a character device, which cannot have holes.
             mapping.mapped().fill_zeroes(offset, len).map(|()| 0)
         }
-        _ => free_pages(mapping, offset, len).map(all),
+        _ => free_pages(&mapping, offset, len).map(all),
     }
 }
 
@@ -184,7 +184,7 @@ fn huge_pages(
 ///
 /// A reservation returns to the pool only with its page, so the page must exist before a hole is
 /// punched. Errors are ignored: a page that was released before need not exist.
-fn allocate_reserved(mapping: &HostMapping, file: &File, start: u64, offset: usize, len: usize) {
+fn allocate_reserved(mapping: &Changes<'_>, file: &File, start: u64, offset: usize, len: usize) {
     for (at, page) in huge_pages(mapping, offset, len) {
         let _ = sys::allocate_range(file, start.saturating_add(bytes(at)), bytes(page));
     }
@@ -194,7 +194,7 @@ fn allocate_reserved(mapping: &HostMapping, file: &File, start: u64, offset: usi
 ///
 /// Returns the number of bytes in unplugged blocks, which the region does not claim.
 fn overwrite_plugged(
-    mapping: &HostMapping,
+    mapping: &Changes<'_>,
     offset: usize,
     len: usize,
     overwrite: impl Fn(usize, usize) -> io::Result<()>,
@@ -215,7 +215,7 @@ fn overwrite_plugged(
 
 /// Writes zeroes to the huge pages of a range, but does not populate unused ones.
 fn overwrite_huge_pages(
-    mapping: &HostMapping,
+    mapping: &Changes<'_>,
     file: &File,
     offset: usize,
     len: usize,
@@ -244,7 +244,7 @@ fn overwrite_huge_pages(
 }
 
 /// Frees the pages of a range, which then reads as zeroes. Not for private files.
-pub(crate) fn free_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
+pub(crate) fn free_pages(mapping: &Changes<'_>, offset: usize, len: usize) -> io::Result<()> {
     match &mapping.backing.file {
         None => free_private_pages(mapping, offset, len),
         Some((file, start)) => {
@@ -266,7 +266,7 @@ pub(crate) fn free_pages(mapping: &HostMapping, offset: usize, len: usize) -> io
 /// then does the same. It is refused for locked memory, and before Linux 6.7 for protected memory.
 /// `MADV_DONTNEED` notifies them as well, and leaves the pages in the file.
 fn punch_hole(
-    mapping: &HostMapping,
+    mapping: &Changes<'_>,
     offset: usize,
     len: usize,
     fallocate: impl Fn() -> io::Result<()>,
@@ -284,7 +284,7 @@ fn punch_hole(
 }
 
 /// Frees the private pages of a range, and unmaps those of a file from this process.
-fn free_private_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
+fn free_private_pages(mapping: &Changes<'_>, offset: usize, len: usize) -> io::Result<()> {
     match mapping.mapped().advise(offset, len, Advice::DontNeed) {
         // The range is locked, by the region's options or by mlockall(2).
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
@@ -297,21 +297,18 @@ fn free_private_pages(mapping: &HostMapping, offset: usize, len: usize) -> io::R
 /// Replaces a range of a private file by zeroes, or overwrites it if that is not possible.
 ///
 /// `MADV_DONTNEED` would restore the bytes of the file instead.
-fn replace_with_zeroes(
-    mapping: &HostMapping,
-    zeroed: &mut ZeroedRanges,
-    offset: usize,
-    len: usize,
-) -> io::Result<u64> {
+fn replace_with_zeroes(changes: &mut Changes<'_>, offset: usize, len: usize) -> io::Result<u64> {
     let end = offset.saturating_add(len);
-    if zeroed.contains(offset, end) {
-        return free_private_pages(mapping, offset, len).map(|()| bytes(len));
+    if changes.zeroed.contains(offset, end) {
+        return free_private_pages(changes, offset, len).map(|()| bytes(len));
     }
+    let mapping = changes.mapping;
     let overwrite = || mapping.mapped().fill_zeroes(offset, len).map(|()| 0);
     if mapping.kind() == BackingKind::Hugetlb {
         return overwrite();
     }
-    match zeroed.replace(offset, end, || splice_zeroes(mapping, offset, len)) {
+    let splice = || splice_zeroes(mapping, offset, len);
+    match changes.zeroed.replace(offset, end, splice) {
         None => overwrite(),
         Some(Ok(())) => Ok(bytes(len)),
         // A limit leaves no room for another mapping or another locked one (`RLIMIT_AS`,

@@ -200,7 +200,7 @@ pub use description::{
     RegionDescription,
 };
 pub use discard::discard;
-pub use error::{BuildError, ChangeError, NotProvisioned, PrefaultError};
+pub use error::{BuildError, ChangeError, NotProvisioned, OtherProcess, PrefaultError};
 pub use file_layout::{FileLayout, FileLayoutError};
 pub use mapping::{provisioned, still_mapped, HostMapping};
 pub use plug::{plug, unplug};

@@ -14,7 +14,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 use crate::control_groups::GroupLimit;
 use crate::discard::free_pages;
 use crate::error::ChangeError;
-use crate::mapping::{bytes, parts, span_of, unplugged_runs, HostMapping, Part};
+use crate::mapping::{bytes, parts, span_of, unplugged_runs, Changes, HostMapping, Part};
 use crate::region::{BackingKind, Blocks, Unplugged};
 use crate::resources::HostResources;
 use crate::sys::{self, Advice};
@@ -53,8 +53,9 @@ use crate::sys::{self, Advice};
 /// Returns a [`ChangeError`] and changes nothing if the range
 ///
 /// - passes 2^64 or has holes,
-/// - does not consist of whole blocks, or
-/// - touches a region without blocks, or one that this crate did not build.
+/// - does not consist of whole blocks,
+/// - touches a region without blocks, or one that this crate did not build, or
+/// - touches a region that the parent process built.
 ///
 /// Returns [`ChangeError::NoPages`] if the pool has too few huge pages, and
 /// [`ChangeError::ControlGroup`] if a control group allows too few of them. Returns
@@ -108,8 +109,9 @@ where
 /// Returns a [`ChangeError`] and changes nothing if the range
 ///
 /// - passes 2^64 or has holes,
-/// - does not consist of whole blocks, or
-/// - touches a region without blocks, or one that this crate did not build.
+/// - does not consist of whole blocks,
+/// - touches a region without blocks, or one that this crate did not build, or
+/// - touches a region that the parent process built.
 ///
 /// Returns [`ChangeError::System`] for the first region whose pages the system refuses to discard.
 /// All blocks of the range are unplugged nevertheless.
@@ -146,11 +148,12 @@ pub(crate) fn plug_initial(mapping: &HostMapping, plugged: &[(usize, usize)]) ->
     let Some((blocks, record)) = &mapping.blocks else {
         return Ok(());
     };
+    let changes = mapping.lock_changes()?;
     if blocks.unplugged == Unplugged::Protected {
         mapping.mapped().protect(0, mapping.mapped().len(), false)?;
     }
     for &(offset, len) in plugged {
-        prepare(mapping, blocks, offset, len)?;
+        prepare(&changes, blocks, offset, len)?;
         record.plug(offset, len).map_err(io::Error::other)?;
     }
     Ok(())
@@ -160,17 +163,17 @@ fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()>
     let Some((blocks, record)) = &mapping.blocks else {
         return Ok(());
     };
-    let _changes = mapping.lock_changes();
+    let changes = mapping.lock_changes()?;
     let unplugged = unplugged_runs(record, offset, len);
     let prepared = unplugged.iter().try_for_each(|&(at, run)| {
         // A vCPU may have written to the block, or the file may have had bytes there.
-        free_pages(mapping, at, run)?;
-        prepare(mapping, blocks, at, run)
+        free_pages(&changes, at, run)?;
+        prepare(&changes, blocks, at, run)
     });
     if prepared.is_err() {
         for (at, run) in unplugged {
             // The first error is reported. The next plug or unplug frees pages that stay.
-            let _ = withdraw(mapping, blocks, at, run);
+            let _ = withdraw(&changes, blocks, at, run);
         }
         return prepared;
     }
@@ -181,14 +184,14 @@ fn unplug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<(
     let Some((blocks, record)) = &mapping.blocks else {
         return Ok(());
     };
-    let _changes = mapping.lock_changes();
+    let changes = mapping.lock_changes()?;
     // The record changes first: later accesses must not reach the block.
     record.unplug(offset, len).map_err(io::Error::other)?;
-    withdraw(mapping, blocks, offset, len)
+    withdraw(&changes, blocks, offset, len)
 }
 
 /// Makes blocks accessible to the guest, and allocates the pages that could be missing later.
-fn prepare(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
+fn prepare(mapping: &Changes<'_>, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
     let mapped = mapping.mapped();
     if blocks.unplugged == Unplugged::Protected {
         mapped.protect(offset, len, true)?;
@@ -205,7 +208,7 @@ fn prepare(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) ->
 }
 
 /// Frees the pages of blocks, and protects the blocks if the region requires it.
-fn withdraw(mapping: &HostMapping, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
+fn withdraw(mapping: &Changes<'_>, blocks: &Blocks, offset: usize, len: usize) -> io::Result<()> {
     let protected = match blocks.unplugged {
         Unplugged::Protected => mapping.mapped().protect(offset, len, false),
         Unplugged::Mapped => Ok(()),

@@ -22,7 +22,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::PrefaultError;
-use crate::mapping::{bytes, provisioned, HostMapping};
+use crate::mapping::{bytes, usable, HostMapping};
 use crate::region::{BackingKind, Sharing};
 use crate::residency::resident;
 use crate::resources::HostResources;
@@ -91,7 +91,7 @@ const STEP: usize = 32 << 20;
 ///
 /// Returns a [`PrefaultError`] if
 ///
-/// - a region was not built by this crate;
+/// - a region was not built by this crate, or was built by the parent process;
 /// - the host has too little memory, in which case nothing is populated;
 /// - `progress` returns [`ControlFlow::Break`] before all pages are populated; or
 /// - the system refuses a call, for example on a kernel before Linux 5.14.
@@ -111,8 +111,8 @@ where
 {
     let mappings = memory
         .iter()
-        .map(provisioned)
-        .collect::<Result<Vec<_>, _>>()?;
+        .map(usable)
+        .collect::<Result<Vec<_>, PrefaultError>>()?;
     run(&mappings, threads, &mut progress)
 }
 
@@ -355,7 +355,7 @@ fn populate(step: &Step<'_>) -> io::Result<()> {
         return mapping.mapped().advise(step.offset, step.len, advice);
     };
     // Without this lock, a block that is unplugged at the same time would keep the new pages.
-    let _held = mapping.hold_blocks();
+    let _held = mapping.hold_blocks()?;
     let mut plugged = blocks.runs_in(step.offset, step.len);
     plugged.try_for_each(|(offset, len)| mapping.mapped().advise(offset, len, advice))
 }
@@ -390,6 +390,7 @@ fn advice(mapping: &HostMapping) -> Advice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mapping::provisioned;
     use crate::{MemoryBuilder, NumaPolicy, Region};
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 

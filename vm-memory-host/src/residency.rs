@@ -8,8 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
-use crate::error::NotProvisioned;
-use crate::mapping::{bytes, provisioned, span_of, HostMapping};
+use crate::error::{NotProvisioned, OtherProcess};
+use crate::mapping::{bytes, span_of, usable, HostMapping};
 use crate::region::{BackingKind, Span};
 use crate::sys;
 
@@ -83,6 +83,9 @@ pub enum ResidencyError {
     /// A region was not built by this crate.
     #[error(transparent)]
     NotProvisioned(#[from] NotProvisioned),
+    /// The parent process built a region.
+    #[error(transparent)]
+    OtherProcess(#[from] OtherProcess),
     /// The system refused a call.
     #[error(
         "region {region}: cannot read its memory usage: {source}; check that /proc is mounted"
@@ -115,8 +118,8 @@ pub enum ResidencyError {
 ///
 /// # Errors
 ///
-/// Returns a [`ResidencyError`] if a region was not built by this crate, if mincore(2) fails, or if
-/// /proc/self/smaps cannot be read.
+/// Returns a [`ResidencyError`] if a region was not built by this crate, or by the parent process.
+/// Also if mincore(2) fails, or if /proc/self/smaps cannot be read.
 #[doc(alias = "mincore")]
 #[doc(alias = "smaps")]
 pub fn residency<B, M>(memory: &M) -> Result<Vec<(Span, Residency)>, ResidencyError>
@@ -124,11 +127,11 @@ where
     B: Bitmap,
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
 {
-    let known = |region| Ok((span_of(region), provisioned(region)?));
+    let known = |region| Ok((span_of(region), usable::<_, ResidencyError>(region)?));
     let mappings = memory
         .iter()
         .map(known)
-        .collect::<Result<Vec<_>, NotProvisioned>>()?;
+        .collect::<Result<Vec<_>, ResidencyError>>()?;
     let fail = |region: Span| move |source: io::Error| ResidencyError::System { region, source };
     let mut usages = Vec::with_capacity(mappings.len());
     for (span, mapping) in &mappings {

@@ -1,5 +1,5 @@
 //! The errors of changes of memory that is built: [`PrefaultError`], [`NotProvisioned`],
-//! [`ChangeError`].
+//! [`OtherProcess`], [`ChangeError`].
 
 use std::io;
 
@@ -41,6 +41,9 @@ pub enum PrefaultError {
     /// A region was not built by this crate.
     #[error(transparent)]
     NotProvisioned(#[from] NotProvisioned),
+    /// The parent process built a region. Nothing was populated.
+    #[error(transparent)]
+    OtherProcess(#[from] OtherProcess),
     /// The host has too little memory. Nothing was populated.
     #[error(
         "prefault needs {wanted:#x} bytes, but only {available:#x} bytes are available; \
@@ -114,6 +117,23 @@ pub struct NotProvisioned {
     pub region: Span,
 }
 
+/// The error for a region that the parent process built, in a child of fork(2).
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory_host::{OtherProcess, Span};
+///
+/// let error = OtherProcess { region: Span { start: 0, size: 0x1000 } };
+/// assert!(error.to_string().contains("belongs to the parent process"));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("region {region} belongs to the parent process; call this there, or build a region here")]
+pub struct OtherProcess {
+    /// The region.
+    pub region: Span,
+}
+
 /// An error of [`discard`](crate::discard()), [`plug`](crate::plug()) or
 /// [`unplug`](crate::unplug()).
 ///
@@ -151,6 +171,9 @@ pub enum ChangeError {
     /// A region was not built by this crate. Nothing was changed.
     #[error(transparent)]
     NotProvisioned(#[from] NotProvisioned),
+    /// The parent process built a region. Nothing was changed.
+    #[error(transparent)]
+    OtherProcess(#[from] OtherProcess),
     /// The range does not consist of whole pages or blocks. Nothing was changed.
     #[error(
         "region {region}: {len:#x} bytes at {start:#x} are not whole {what} of {granularity:#x} \

@@ -7,7 +7,7 @@ use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use super::HostMapping;
-use crate::error::NotProvisioned;
+use crate::error::{NotProvisioned, OtherProcess};
 use crate::region::{BackingKind, Span};
 use crate::sys::READ_WRITE;
 
@@ -34,6 +34,24 @@ use crate::sys::READ_WRITE;
 pub fn provisioned<B: Bitmap>(region: &GuestRegionMmap<B>) -> Result<&HostMapping, NotProvisioned> {
     let span = span_of(region);
     region.owner().ok_or(NotProvisioned { region: span })
+}
+
+/// Returns the mapping of a region for an operation on its memory.
+///
+/// All operations get their mappings from this function. It refuses those of the parent process: a
+/// child of fork(2) may have other memory at their addresses, but shares their file and its pages.
+pub(crate) fn usable<B, E>(region: &GuestRegionMmap<B>) -> Result<&HostMapping, E>
+where
+    B: Bitmap,
+    E: From<NotProvisioned> + From<OtherProcess>,
+{
+    let mapping = provisioned(region)?;
+    match mapping.mapped.check_here() {
+        Ok(()) => Ok(mapping),
+        Err(_) => Err(E::from(OtherProcess {
+            region: span_of(region),
+        })),
+    }
 }
 
 /// Returns the guest addresses of a region in its map.

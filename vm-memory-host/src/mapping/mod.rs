@@ -9,6 +9,8 @@
 //!                                             └── address ──► Mapped (unmaps when dropped)
 //! ```
 
+#[cfg(test)]
+mod child_tests;
 #[expect(
     unsafe_code,
     reason = "makes vm-memory regions over memory that the owner keeps mapped"
@@ -18,12 +20,13 @@ mod parts;
 mod zeroed_ranges;
 
 pub use guest_region::provisioned;
-pub(crate) use guest_region::span_of;
+pub(crate) use guest_region::{span_of, usable};
 pub(crate) use parts::{parts, Part};
 pub(crate) use zeroed_ranges::ZeroedRanges;
 
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vm_memory::mmap::{BlockStates, PluggedBlocks};
@@ -67,7 +70,8 @@ pub struct HostMapping {
     /// The zeroed ranges, and the lock that orders changes of the mapping.
     ///
     /// `discard`, `plug` and `unplug` write-lock it, which serialises them. `prefault` read-locks
-    /// it, so that blocks do not change meanwhile.
+    /// it, so that blocks do not change meanwhile. Only [`lock_changes`](Self::lock_changes) and
+    /// [`hold_blocks`](Self::hold_blocks) lock it.
     pub(crate) changes: RwLock<ZeroedRanges>,
 }
 
@@ -148,16 +152,25 @@ impl HostMapping {
         &self.mapped
     }
 
-    /// Locks the mapping for a discard or a change of blocks.
+    /// Locks the mapping for a change of its pages. Only the result can change them.
     ///
-    /// Poisoning is ignored: no code panics while it holds this lock.
-    pub(crate) fn lock_changes(&self) -> RwLockWriteGuard<'_, ZeroedRanges> {
-        self.changes.write().unwrap_or_else(PoisonError::into_inner)
+    /// Fails in a child of fork(2) before it locks: a thread of the parent may have held the lock,
+    /// and the child's copy would then stay locked. Poisoning is ignored: no code panics while it
+    /// holds this lock.
+    pub(crate) fn lock_changes(&self) -> io::Result<Changes<'_>> {
+        self.mapped.check_here()?;
+        Ok(Changes {
+            mapping: self,
+            zeroed: self.changes.write().unwrap_or_else(PoisonError::into_inner),
+        })
     }
 
     /// Keeps blocks from being plugged or unplugged.
-    pub(crate) fn hold_blocks(&self) -> RwLockReadGuard<'_, ZeroedRanges> {
-        self.changes.read().unwrap_or_else(PoisonError::into_inner)
+    ///
+    /// Fails in a child of fork(2) before it locks, as [`lock_changes`](Self::lock_changes) does.
+    pub(crate) fn hold_blocks(&self) -> io::Result<RwLockReadGuard<'_, ZeroedRanges>> {
+        self.mapped.check_here()?;
+        Ok(self.changes.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Applies all options except locking and the name to a range. An error names the operation.
@@ -233,6 +246,23 @@ impl HostMapping {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// A mapping that is locked for a change of its pages, in the process that built it.
+///
+/// System calls that change the file of a mapping have no address that `Mapped` could check. The
+/// functions that make them take this instead of a [`HostMapping`].
+pub(crate) struct Changes<'a> {
+    pub(crate) mapping: &'a HostMapping,
+    pub(crate) zeroed: RwLockWriteGuard<'a, ZeroedRanges>,
+}
+
+impl Deref for Changes<'_> {
+    type Target = HostMapping;
+
+    fn deref(&self) -> &HostMapping {
+        self.mapping
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-use super::{bytes, provisioned, span_of, HostMapping};
+use super::{bytes, span_of, usable, HostMapping};
 use crate::error::ChangeError;
 
 /// The part of a range of guest memory that lies in one region.
@@ -22,7 +22,8 @@ pub(crate) struct Part<'a, B> {
 /// Splits `len` bytes at `addr` into one part for each region.
 ///
 /// `granularity` returns the unit that a part of a mapping must consist of: its name and its size.
-/// All parts are checked before any is returned, so an error means that nothing was changed.
+/// All parts are checked before any is returned, so an error means that nothing was changed. No
+/// lock is taken before.
 pub(crate) fn parts<'a, B, M>(
     memory: &'a M,
     addr: GuestAddress,
@@ -43,7 +44,7 @@ where
         let at = GuestAddress(addr.0.saturating_add(before));
         let hole = || ChangeError::Hole { addr: at.0 };
         let (region, offset) = memory.to_region_addr(at).ok_or_else(hole)?;
-        let mapping = provisioned(region)?;
+        let mapping: &HostMapping = usable::<B, ChangeError>(region)?;
         let here = region
             .len()
             .saturating_sub(offset.0)

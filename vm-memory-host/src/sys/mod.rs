@@ -15,6 +15,8 @@ pub(crate) use files::{
     next_data, punch_hole, seal_length, zero_range, FileSystem, HUGETLBFS, TMPFS,
 };
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
+#[cfg(test)]
+pub(crate) use process::in_child;
 pub(crate) use reservation::{resident_of_file, still_mapped, Reserved, Source};
 pub(crate) use threads::{run_on_threads, Cpus};
 

@@ -99,25 +99,29 @@ fn create_page() -> Result<&'static AtomicU64> {
     page().ok_or_else(|| Error::from_raw_os_error(libc::ENOMEM))
 }
 
+/// Runs `child` in a child of fork(2), and returns whether it returns `true` within 20 seconds.
+#[cfg(test)]
+pub(crate) fn in_child(child: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child may allocate, as fork(3) of glibc leaves the allocator's locks free in it.
+    // Callers use no other state of threads that the child lacks.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        // SAFETY: alarm(2) sets a timer of the child, whose signal ends the child.
+        let _ = unsafe { libc::alarm(20) };
+        let code = libc::c_int::from(!child());
+        // SAFETY: `_exit(2)` ends the child.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = -1;
+    // SAFETY: waitpid(2) writes one number to its argument.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    waited == pid && status == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Runs `child` in a child of fork(2), and returns whether it returns `true`.
-    fn in_child(child: impl FnOnce() -> bool) -> bool {
-        // SAFETY: the child allocates nothing and takes no lock.
-        let pid = unsafe { libc::fork() };
-        assert!(pid >= 0);
-        if pid == 0 {
-            let code = libc::c_int::from(!child());
-            // SAFETY: `_exit(2)` ends the child.
-            unsafe { libc::_exit(code) };
-        }
-        let mut status = -1;
-        // SAFETY: waitpid(2) writes one number to its argument.
-        let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
-        waited == pid && status == 0
-    }
 
     #[test]
     fn process_of_children_differs_from_that_of_all_ancestors() {
