@@ -7,6 +7,9 @@ use std::ops::Range;
 use super::iotlb::TRIES;
 use crate::guest_memory::{GuestAddress, Permissions};
 
+/// The reason of an error of a range that passes the end of the address space.
+pub(super) const PASSES_THE_END: &str = "the range passes the end of the address space";
+
 /// The reason why a range is not translated.
 ///
 /// # Examples
@@ -128,6 +131,12 @@ impl IovaRange {
     pub(super) fn refused_by_bound(base: GuestAddress) -> Self {
         IovaRange { base, length: 0 }
     }
+
+    /// Returns whether the last address is past the end of the address space.
+    fn passes_the_end(&self) -> bool {
+        let more = u64::try_from(self.length.saturating_sub(1)).unwrap_or(u64::MAX);
+        self.base.0.checked_add(more).is_none()
+    }
 }
 
 impl IotlbFails {
@@ -161,7 +170,9 @@ impl IotlbFails {
 
     /// Converts the outcome of a failed lookup of `length` bytes at `iova` into an error.
     ///
-    /// The error names the first part that failed, and the access that was wanted.
+    /// The error names the access that was wanted, and the first part that does not permit it. If
+    /// there is none, it names the first part that is missing. A range that passes 2^64, or that
+    /// the bound prevents, is an error that says so.
     ///
     /// # Examples
     ///
@@ -196,6 +207,7 @@ impl IotlbFails {
             _ if self.is_refused_by_bound() => {
                 "the range needs more mappings than the bound of the IOTLB permits at a time".into()
             }
+            (Some(refused), _) if refused.passes_the_end() => PASSES_THE_END.into(),
             (Some(refused), _) => format!("{refused} does not permit {wanted} access"),
             (None, Some(missing)) => format!("{missing} is not mapped, for {wanted} access"),
             (None, None) => format!("no mapping for {wanted} access"),

@@ -11,6 +11,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::counters::{IotlbCounters, LookupCounters};
+use super::error::PASSES_THE_END;
 use super::mapping_table::{IovaMapping, MappingTable, Position, Span};
 use super::{widest, Error, IotlbFails, IovaRange};
 use crate::guest_memory::{GuestAddress, Permissions};
@@ -601,7 +602,7 @@ impl Iotlb {
 pub(super) fn passes_the_end(base: GuestAddress, length: usize) -> Error {
     Error::CannotResolve {
         iova_range: IovaRange { base, length },
-        reason: "the range passes the end of the address space".into(),
+        reason: PASSES_THE_END.into(),
     }
 }
 

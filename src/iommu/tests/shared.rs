@@ -219,3 +219,39 @@ fn b9_invalidation_done_means_no_access_in_flight() {
         stop.store(true, Ordering::Relaxed);
     });
 }
+
+/// Each way to an error of such a range gives the same reason.
+#[test]
+fn translation_of_range_past_end_of_address_space_says_so() {
+    let expected = |base: u64, length: u128| {
+        format!(
+            "cannot translate IOVA range 0x{base:x}-0x{:x}: \
+             the range passes the end of the address space",
+            u128::from(base) + length - 1
+        )
+    };
+    let (shared, locked) = (SharedIotlb::new(), RwLock::<Iotlb>::default());
+    let last = GuestAddress(u64::MAX);
+    for map in [false, true] {
+        if map {
+            shared.set_mapping(last, last, 1, ReadWrite).unwrap();
+            let mut locked = locked.write().unwrap();
+            locked.set_mapping(last, last, 1, ReadWrite).unwrap();
+        }
+        for length in [2, 0x1000, usize::MAX] {
+            for access in [No, Read, Write, ReadWrite] {
+                let text = expected(u64::MAX, length as u128);
+                let of_shared = shared.translate(last, length, access).unwrap_err();
+                assert_eq!(of_shared.to_string(), text);
+                let of_locked = locked.translate(last, length, access).unwrap_err();
+                assert_eq!(of_locked.to_string(), text);
+                let fails = shared.lookup(last, length, access).unwrap_err();
+                assert_eq!(fails.into_error(last, length, access).to_string(), text);
+                let mapped = shared.set_mapping(last, GuestAddress(0), length, access);
+                assert_eq!(mapped.unwrap_err().to_string(), text);
+            }
+        }
+    }
+    // The last address alone is a range like others.
+    assert!(shared.translate(last, 1, ReadWrite).is_ok());
+}
