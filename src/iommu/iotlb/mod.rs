@@ -1,5 +1,6 @@
 //! [`Iotlb`]: the cached mappings of an IOMMU.
 
+mod bound;
 mod fails;
 mod iterator;
 #[cfg(test)]
@@ -135,68 +136,6 @@ impl Iotlb {
     /// Creates an IOTLB without mappings.
     pub fn new() -> Self {
         Default::default()
-    }
-
-    /// Limits the number of mappings. `None`, the default, permits any number.
-    ///
-    /// The oldest mappings are evicted, now and whenever there would be more than `bound`. A
-    /// mapping that grows by a neighbour counts as new. An evicted mapping is a miss. Mappings of a
-    /// range whose lookup has failed are evicted last, until a lookup finds the range.
-    ///
-    /// # Ranges that need more mappings than the bound
-    ///
-    /// A range of more mappings than the bound can never be cached as a whole: each insertion of
-    /// one of its mappings evicts another. Such a lookup fails permanently. It is detected when the
-    /// cached mappings of the range and the mapping that was evicted last exceed the bound. Then
-    /// all missing parts are in [`access_fails`](IotlbFails::access_fails) instead of
-    /// [`misses`](IotlbFails::misses), so that callers do not ask for them forever.
-    ///
-    /// An invalidation, or a mapping that replaces another one, lifts the refusal: the range may
-    /// need fewer mappings by then.
-    ///
-    /// # Loops of lookups and mappings end
-    ///
-    /// A caller may look up, ask for the misses, map them, and look up again, without a limit of
-    /// its own. A lookup that fails without progress spends a try. That is: mappings of its range
-    /// were set, but no more of it is mapped than at the lookup before. After 32 tries the range is
-    /// refused as above. The count ends when a lookup finds the range. The reason may be the bound,
-    /// invalidations, or other threads whose ranges do not fit the bound together with this one.
-    /// Other threads are never the reason if the bound is twice the mappings of the longest request
-    /// times the requests in flight.
-    ///
-    /// In every second try, the range is one miss as a whole. Mapped in order, from either end, it
-    /// is then found or refused. Tries of the last 64 ranges that failed are counted.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use vm_memory::{GuestAddress, Iotlb, Permissions};
-    ///
-    /// let mut iotlb = Iotlb::new();
-    /// iotlb.set_bound(std::num::NonZeroUsize::new(2));
-    /// for page in [0x1000, 0x5000, 0x3000] {
-    ///     iotlb.set_mapping(GuestAddress(page), GuestAddress(0), 0x1000, Permissions::Read)?;
-    /// }
-    /// assert!(Iotlb::lookup(&iotlb, GuestAddress(0x1000), 1, Permissions::Read).is_err());
-    /// assert!(Iotlb::lookup(&iotlb, GuestAddress(0x5000), 1, Permissions::Read).is_ok());
-    /// # Ok::<(), vm_memory::iommu::Error>(())
-    /// ```
-    pub fn set_bound(&mut self, bound: Option<NonZeroUsize>) {
-        self.set_bound_with(bound, Arc::default());
-    }
-
-    /// Limits the number of mappings, and records failed lookups in `waits` from now on.
-    pub(super) fn set_bound_with(&mut self, bound: Option<NonZeroUsize>, waits: Arc<Waits>) {
-        self.bound = bound;
-        self.waits = bound.map(|_| waits);
-        self.observed = self.waits.is_some() || self.counters.is_some();
-        self.evict(None);
-        self.evicted = None;
-    }
-
-    /// Returns the maximum number of mappings, if there is one.
-    pub fn bound(&self) -> Option<NonZeroUsize> {
-        self.bound
     }
 
     /// Returns the number of mappings.
@@ -505,61 +444,6 @@ impl Iotlb {
             }
         }
         Some(position)
-    }
-
-    /// Returns whether a new mapping shows that the evicted one may have changed.
-    ///
-    /// The new one then overlaps it, or replaces another mapping.
-    fn makes_doubtful(&self, evicted: &IovaMapping, new: &IovaMapping) -> bool {
-        if evicted.start <= new.last && new.start <= evicted.last {
-            return true;
-        }
-        let mut next = match self.mapping_at(new.start) {
-            Some(found) => Some(found),
-            None => self.mappings.first_at_or_after(new.start),
-        };
-        while let Some((position, mapping)) = next.filter(|(_, mapping)| mapping.start <= new.last)
-        {
-            if !mapping.continues(new) {
-                return true;
-            }
-            let position = self.mappings.next(position);
-            next = self
-                .mappings
-                .get(position)
-                .map(|mapping| (position, mapping));
-        }
-        false
-    }
-
-    /// Evicts mappings, down to the bound.
-    ///
-    /// `wanted` is the range that the newest mapping was set for. Mappings outside of it go first.
-    #[inline]
-    fn evict(&mut self, wanted: Option<Span>) {
-        if self
-            .bound
-            .is_some_and(|bound| self.mappings.len() > bound.get())
-        {
-            self.evict_some(wanted);
-        }
-    }
-
-    fn evict_some(&mut self, wanted: Option<Span>) {
-        let bound = self.bound.map_or(usize::MAX, NonZeroUsize::get);
-        while self.mappings.len() > bound {
-            let unneeded = wanted.and_then(|kept| self.mappings.remove_oldest_outside(kept));
-            let Some(gone) = unneeded.or_else(|| self.mappings.remove_oldest()) else {
-                return;
-            };
-            self.evictions = self.evictions.wrapping_add(1);
-            // A part of the wanted range says more about it than other mappings do.
-            let of_wanted =
-                |mapping: &IovaMapping| wanted.is_some_and(|wanted| mapping.is_in(wanted));
-            if of_wanted(&gone) || !self.evicted.is_some_and(|before| of_wanted(&before)) {
-                self.evicted = Some(gone);
-            }
-        }
     }
 
     /// Returns the mapping of an address, and its position.

@@ -257,3 +257,68 @@ fn iotlb_iterator_after_replacement_terminates() {
     switched.set(false);
     assert_eq!(ranges.next(), None);
 }
+
+/// Returns the number of ages that `act` reads.
+fn ages_read(act: impl FnOnce()) -> usize {
+    use crate::iommu::mapping_table::AGES_READ;
+    let before = AGES_READ.get();
+    act();
+    AGES_READ.get() - before
+}
+
+/// Maps a page to a place that its neighbours do not continue.
+fn map_page(iotlb: &mut Iotlb, page: u64) {
+    let (at, to) = (GuestAddress(page * 0x1000), GuestAddress(page * 0x3000));
+    iotlb.set_mapping(at, to, 0x1000, Read).unwrap();
+}
+
+/// The order of the pages is that of their numbers, or spread by an odd factor.
+#[test]
+fn b14_eviction_reads_as_many_ages_with_many_mappings_as_with_few() {
+    const MAPPED: u64 = 1_000;
+    let many = if cfg!(miri) { 2_000 } else { 100_000 };
+    let mut reads = Vec::new();
+    for (factor, waiting) in [
+        (1, false),
+        (1, true),
+        (0x9e37_79b9, false),
+        (0x9e37_79b9, true),
+    ] {
+        for bound in [1_000u64, many] {
+            let page = |number: u64| number * factor % (1 << 20);
+            let mut iotlb = Iotlb::new();
+            iotlb.set_bound(NonZeroUsize::new(bound as usize));
+            (0..bound).for_each(|number| map_page(&mut iotlb, page(number)));
+            assert_eq!((iotlb.entries() as u64, iotlb.evictions()), (bound, 0));
+            if waiting {
+                // Half of the pages, of which some are mapped.
+                let found = Iotlb::lookup(&iotlb, GuestAddress(0x20_0000), 1 << 31, Read);
+                assert!(found.is_err());
+            }
+            reads.push(ages_read(|| {
+                (bound..bound + MAPPED).for_each(|number| map_page(&mut iotlb, page(number)));
+            }));
+            assert_eq!(iotlb.evictions(), MAPPED);
+        }
+    }
+    for pair in reads.chunks(2) {
+        // Of each eviction: the mappings of three leaves, and a few ages of leaves.
+        let most = (MAPPED as usize * 600).max(pair[0] * 3 / 2);
+        assert!(pair[1] < most, "reads, of few and many mappings: {reads:?}");
+    }
+}
+
+#[test]
+fn b14_set_bound_below_mappings_reads_each_age_twice() {
+    let pages = if cfg!(miri) { 1_000 } else { 50_000 };
+    for kept in [1, 100, 900] {
+        let mut iotlb = Iotlb::new();
+        (0..pages).for_each(|page| map_page(&mut iotlb, page));
+        let reads = ages_read(|| iotlb.set_bound(NonZeroUsize::new(kept)));
+        assert!(reads <= 3 * pages as usize, "{reads} reads of {pages} ages");
+        assert_eq!(iotlb.evictions(), pages - kept as u64);
+        // The newest ones stay.
+        let starts: Vec<_> = iotlb.mappings.iter().map(|it| it.start / 0x1000).collect();
+        assert_eq!(starts, (pages - kept as u64..pages).collect::<Vec<_>>());
+    }
+}

@@ -26,15 +26,25 @@
 //! mapping that comes and goes would make them split and join each time. So two adjacent leaves
 //! have at least 97 mappings, and a mapping takes at most 4096 * 2 / 97 = 85 bytes.
 //!
+//! Adding or removing a leaf moves the entries of the leaves after it, in one copy. That is once in
+//! 32 changes or more of the leaf.
+//!
+//! # Age
+//!
+//! [`Ages`] finds the leaf with the oldest mapping. Removing the oldest mapping therefore takes
+//! about as long in a large table as in a small one.
+//!
 //! # Copies
 //!
 //! Copies share leaves until one of them changes a leaf; the change copies that leaf. A copy costs
 //! one reference count per leaf. Updating a copy with [`clone_from`](Clone::clone_from) costs one
 //! comparison per leaf that both have.
 
+mod ages;
 mod hints;
 mod leaf;
 mod mapping;
+mod oldest;
 #[cfg(test)]
 mod tests;
 
@@ -42,9 +52,12 @@ use core::ops::Range;
 
 use crate::guest_memory::Permissions;
 
+use ages::Ages;
 use hints::Hints;
 use leaf::{Leaf, CAPACITY};
 
+#[cfg(test)]
+pub(super) use ages::AGES_READ;
 pub(super) use mapping::{IovaMapping, Span};
 
 /// Adjacent leaves with at most this many mappings are joined.
@@ -59,14 +72,6 @@ pub(super) struct Position {
     index: usize,
 }
 
-/// The oldest of some mappings.
-struct Found {
-    position: Position,
-    mapping: IovaMapping,
-    /// A lower bound of the ages of the other mappings of its leaf.
-    next: u64,
-}
-
 #[cfg(test)]
 thread_local! {
     /// The number of searches that this thread has made.
@@ -77,8 +82,7 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(super) struct MappingTable {
     leaves: Vec<Leaf>,
-    /// For each leaf, a lower bound of the ages of its mappings.
-    oldest: Vec<u64>,
+    oldest: Ages,
     hints: Hints,
     /// The number of leaves that were added or removed since the hints were built.
     stale: usize,
@@ -102,7 +106,7 @@ impl Clone for MappingTable {
             len,
         } = source;
         self.leaves.clone_from(leaves);
-        self.oldest.clone_from(oldest);
+        self.oldest.copy_from(oldest);
         self.hints.copy_from(hints);
         self.stale = *stale;
         self.len = *len;
@@ -251,7 +255,7 @@ impl MappingTable {
         match self.leaves.get_mut(position.leaf) {
             Some(leaf) if leaf.len < CAPACITY => {
                 leaf.insert(position.index.wrapping_add(1), mapping);
-                self.lower_age(position.leaf, mapping.age());
+                self.oldest.lower(position.leaf, mapping.age());
                 self.len = self.len.saturating_add(1);
             }
             _ => self.insert(mapping),
@@ -281,113 +285,6 @@ impl MappingTable {
         true
     }
 
-    /// Removes the oldest mapping. Of several, removes the one with the lowest addresses.
-    pub(super) fn remove_oldest(&mut self) -> Option<IovaMapping> {
-        let oldest = self.oldest_except(0..0)?;
-        Some(self.remove_found(oldest))
-    }
-
-    /// Removes the oldest mapping that has no address of `kept`.
-    ///
-    /// Of several, removes the one with the lowest addresses.
-    pub(super) fn remove_oldest_outside(&mut self, kept: Span) -> Option<IovaMapping> {
-        // The leaves with mappings of the range. Other mappings are only in the first and the last.
-        let begin = self.leaf_of(kept.first).unwrap_or(0);
-        let last = self.leaf_of(kept.last);
-        let end = last.map_or(begin, |last| last.saturating_add(1));
-        let mut found = self.oldest_except(begin..end);
-        for leaf in [Some(begin), last].into_iter().flatten() {
-            let here = self.leaves.get(leaf).filter(|_| leaf < end);
-            let mappings = here.map(Leaf::mappings).unwrap_or_default();
-            for (index, mapping) in mappings.iter().enumerate() {
-                let key = |mapping: &IovaMapping| (mapping.age(), mapping.start);
-                let is_older = |other: &Found| key(mapping) < key(&other.mapping);
-                if !mapping.is_in(kept) && found.as_ref().is_none_or(is_older) {
-                    found = Some(Found {
-                        position: Position { leaf, index },
-                        mapping: *mapping,
-                        next: 0,
-                    });
-                }
-            }
-        }
-        found.map(|found| self.remove_found(found))
-    }
-
-    /// Returns the oldest mapping of all leaves except some.
-    ///
-    /// Of several, returns the one with the lowest addresses.
-    fn oldest_except(&mut self, except: Range<usize>) -> Option<Found> {
-        loop {
-            // `min_by_key` returns the first of equal leaves, as this function does of mappings.
-            let leaves = self.oldest.iter().copied().enumerate();
-            let (number, age) = leaves
-                .filter(|(number, _)| !except.contains(number))
-                .min_by_key(|(_, age)| *age)?;
-            let leaf = self.leaves.get(number)?;
-            let mut next = u64::MAX;
-            let mut found: Option<(usize, IovaMapping)> = None;
-            for (index, mapping) in leaf.mappings().iter().enumerate() {
-                match found {
-                    Some((_, oldest)) if oldest.age() <= mapping.age() => {
-                        next = next.min(mapping.age())
-                    }
-                    _ => {
-                        next = found.map_or(next, |(_, oldest)| oldest.age());
-                        found = Some((index, *mapping));
-                    }
-                }
-            }
-            let (index, mapping) = found?;
-            if mapping.age() <= age {
-                let leaf = number;
-                return Some(Found {
-                    position: Position { leaf, index },
-                    mapping,
-                    next,
-                });
-            }
-            // The bound was too low: the mapping of that age was removed before. Each removal
-            // causes at most one such round.
-            self.set_age(number, mapping.age());
-        }
-    }
-
-    /// Removes a mapping that was found.
-    fn remove_found(&mut self, found: Found) -> IovaMapping {
-        let Found {
-            position,
-            mapping,
-            next,
-        } = found;
-        // Valid for the rest of the leaf, wherever these mappings are afterwards.
-        if self
-            .oldest
-            .get(position.leaf)
-            .is_some_and(|age| *age < next)
-        {
-            self.set_age(position.leaf, next);
-        }
-        if !self.remove_at(position) {
-            self.remove_within(mapping.start, mapping.last);
-        }
-        mapping
-    }
-
-    fn set_age(&mut self, leaf: usize, age: u64) {
-        if let Some(oldest) = self.oldest.get_mut(leaf) {
-            *oldest = age;
-        }
-    }
-
-    /// Updates the lower bound of a leaf that has received a mapping of this age.
-    #[inline]
-    fn lower_age(&mut self, leaf: usize, age: u64) {
-        if let Some(oldest) = self.oldest.get_mut(leaf) {
-            *oldest = age.min(*oldest);
-        }
-    }
-
     /// Inserts a mapping, which must not overlap another one.
     pub(super) fn insert(&mut self, mapping: IovaMapping) {
         self.len = self.len.saturating_add(1);
@@ -403,7 +300,7 @@ impl MappingTable {
             .partition_point(|other| other.start < mapping.start);
         if leaf.len < CAPACITY {
             leaf.insert(at, mapping);
-            self.lower_age(number, mapping.age());
+            self.oldest.lower(number, mapping.age());
             if mapping.start < self.hints.base {
                 // No hint covers it.
                 self.leaves_changed(1);
@@ -424,8 +321,8 @@ impl MappingTable {
             upper.insert(at.saturating_sub(half), mapping);
         }
         self.leaves.insert(number.saturating_add(1), upper);
-        self.lower_age(number, mapping.age());
-        let age = self.oldest.get(number).copied().unwrap_or(0);
+        self.oldest.lower(number, mapping.age());
+        let age = self.oldest.get(number).unwrap_or(0);
         self.oldest.insert(number.saturating_add(1), age);
         self.leaves_changed(1);
         // A half may fit a neighbour that the whole did not fit.
@@ -435,7 +332,7 @@ impl MappingTable {
     /// Appends a leaf with one mapping.
     fn push_leaf(&mut self, mapping: IovaMapping) {
         self.leaves.push(Leaf::new(&[mapping]));
-        self.oldest.push(mapping.age());
+        self.oldest.insert(self.oldest.len(), mapping.age());
         self.leaves_changed(1);
     }
 
@@ -479,7 +376,7 @@ impl MappingTable {
         if let Some(range) = emptied {
             let removed = range.len();
             self.leaves.drain(range.clone());
-            self.oldest.drain(range);
+            self.oldest.remove(range);
             self.leaves_changed(removed);
         }
         self.join_small(from);
@@ -494,11 +391,13 @@ impl MappingTable {
                 continue;
             };
             if a.saturating_add(b) <= JOINED {
-                let (upper, age) = (self.leaves.remove(right), self.oldest.remove(right));
+                let age = self.oldest.get(right).unwrap_or(0);
+                let upper = self.leaves.remove(right);
+                self.oldest.remove(right..right.saturating_add(1));
                 if let Some(leaf) = self.leaves.get_mut(left) {
                     leaf.append(&upper);
                 }
-                self.lower_age(left, age);
+                self.oldest.lower(left, age);
                 self.leaves_changed(1);
             }
         }

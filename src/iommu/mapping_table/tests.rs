@@ -5,15 +5,116 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-#[test]
-fn remove_oldest_after_random_changes_agrees_with_model() {
+/// Returns a source of random numbers below its argument.
+fn numbers() -> impl FnMut(u64) -> u64 {
     let mut state = 1u64;
-    let mut random = move |below: u64| {
+    move |below: u64| {
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % below
-    };
+    }
+}
+
+#[test]
+fn ages_after_random_changes_agree_with_list() {
+    let mut random = numbers();
+    let (mut ages, mut list) = (Ages::default(), Vec::new());
+    let steps = if cfg!(miri) { 500 } else { 20_000 };
+    for step in 0..steps {
+        let grows = step / 2_000 % 2 == 0;
+        let at = random(list.len() as u64 + 1) as usize;
+        let age = random(1_000);
+        match random(10) {
+            0..4 if grows => {
+                ages.insert(at, age);
+                list.insert(at, age);
+            }
+            0..4 => {
+                let end = (at + random(3) as usize).min(list.len());
+                ages.remove(at..end);
+                list.drain(at..end);
+            }
+            4..6 => ages.lower(at, age),
+            6..8 => ages.set(at, age),
+            _ => {
+                let end = at + random(40) as usize;
+                let rest = list.iter().copied().enumerate();
+                let expected = rest.filter(|(leaf, _)| !(at..end).contains(leaf));
+                let expected = expected.min_by_key(|(_, age)| *age);
+                assert_eq!(ages.oldest_except(at..end), expected);
+            }
+        }
+        // `lower` and `set` have changed this one.
+        if let (Some(entry), Some(now)) = (list.get_mut(at), ages.get(at)) {
+            assert!(now == *entry || now == age);
+            *entry = now;
+        }
+        assert_eq!(ages.len(), list.len());
+    }
+    let again = Ages::new(list.iter().copied());
+    assert_eq!(ages.oldest_except(0..0), again.oldest_except(0..0));
+}
+
+#[test]
+fn keep_newest_of_random_tables_equals_removals_of_oldest() {
+    let mut random = numbers();
+    for round in 0..if cfg!(miri) { 5 } else { 60 } {
+        let mut table = MappingTable::default();
+        for number in 0..random(600) {
+            let start = (number * 16).wrapping_mul(0x9e3_7791) % (1 << 20);
+            // Some have equal ages.
+            let age = random(200);
+            if table
+                .last_at_or_before(start)
+                .is_none_or(|it| it.1.start != start)
+            {
+                table.insert(IovaMapping::new(
+                    start,
+                    start + 9,
+                    0,
+                    Permissions::Read,
+                    age,
+                ));
+            }
+        }
+        let (mut copy, kept) = (table.clone(), random(700) as usize);
+        let mut removed = 0;
+        while copy.len() > kept {
+            copy.remove_oldest().unwrap();
+            removed += 1;
+        }
+        assert_eq!(table.keep_newest(kept), removed);
+        let contents = |table: &MappingTable| -> Vec<_> {
+            table.iter().map(|it| (it.start, it.tag)).collect()
+        };
+        assert_eq!(contents(&table), contents(&copy), "round {round}");
+        assert_eq!(table.len(), copy.len());
+        // It can be used as before.
+        table.insert(IovaMapping::new(
+            1 << 30,
+            1 << 30,
+            0,
+            Permissions::Read,
+            300,
+        ));
+        copy.insert(IovaMapping::new(
+            1 << 30,
+            1 << 30,
+            0,
+            Permissions::Read,
+            300,
+        ));
+        while let Some(gone) = copy.remove_oldest() {
+            assert_eq!(table.remove_oldest().map(|it| it.start), Some(gone.start));
+        }
+        assert_eq!(table.len(), 0);
+    }
+}
+
+#[test]
+fn remove_oldest_after_random_changes_agrees_with_model() {
+    let mut random = numbers();
     // The ages by start, and the starts by age.
     let (mut table, mut model) = (MappingTable::default(), BTreeMap::new());
     let mut ages = BTreeSet::new();
