@@ -244,6 +244,30 @@ fn mapping_past_end_of_file_returns_error_unless_anonymous() {
     assert_eq!(beside.unwrap().size(), 0x8000);
 }
 
+/// As documented, and as in 0.18.0: the flags decide whether the file has the bytes.
+#[test]
+fn file_offset_of_private_or_anonymous_mapping_is_the_stated_one() {
+    use std::os::unix::fs::FileExt;
+    let place = FileOffset::new(file(0x1000), 0);
+    let build = |flags| MmapRegion::<()>::build(Some(place.clone()), 0x1000, BOTH, flags).unwrap();
+    let shared = build(libc::MAP_SHARED);
+    shared.as_volatile_slice().write_obj(7u8, 0).unwrap();
+    for (flags, seen) in [
+        (libc::MAP_PRIVATE, 7u8),
+        (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, 0),
+        (libc::MAP_SHARED | libc::MAP_ANONYMOUS, 0),
+    ] {
+        let region = build(flags);
+        let slice = region.as_volatile_slice();
+        assert_eq!(slice.read_obj::<u8>(0).unwrap(), seen);
+        slice.write_obj(9u8, 0).unwrap();
+        let mut byte = [0];
+        place.file().read_exact_at(&mut byte, 0).unwrap();
+        assert_eq!((byte[0], region.flags()), (7, flags));
+        assert!(region.file_offset().is_some() && region.fds_overlap(&shared));
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn build_at_address_0_is_refused() {

@@ -99,6 +99,10 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     /// The mapping is shared with it, unless [`with_mmap_flags`](Self::with_mmap_flags) sets other
     /// flags. The length of a [block device](crate::mmap#devices-that-are-too-short) is not
     /// checked.
+    ///
+    /// With `MAP_ANONYMOUS` in the flags, `mmap(2)` ignores the file, and the memory is not the
+    /// file's. The region keeps the file all the same: see
+    /// [`file_offset`](MmapRegion::file_offset).
     pub fn with_file_offset(mut self, file_offset: FileOffset) -> Self {
         self.file_offset = Some(file_offset);
         self

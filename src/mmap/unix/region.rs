@@ -99,8 +99,8 @@ impl<B: NewBitmap> MmapRegion<B> {
 
     /// Maps `size` bytes with the given protection and flags of `mmap(2)`.
     ///
-    /// It maps a file if `file_offset` is `Some`. The length of a [block
-    /// device](crate::mmap#devices-that-are-too-short) is not checked.
+    /// It maps a file if `file_offset` is `Some`, unless the flags contain `MAP_ANONYMOUS`. The
+    /// length of a [block device](crate::mmap#devices-that-are-too-short) is not checked.
     ///
     /// # Errors
     ///
@@ -188,7 +188,13 @@ impl<B: Bitmap> MmapRegion<B> {
         self.host_range().size()
     }
 
-    /// Returns the file that is mapped and the offset in it, if there is one.
+    /// Returns the file and the offset in it that the region was built with, if there is one.
+    ///
+    /// The file has the bytes of the region only if the [flags](Self::flags) contain `MAP_SHARED`
+    /// and not `MAP_ANONYMOUS`. With `MAP_PRIVATE`, writes to the region do not reach the file.
+    /// With `MAP_ANONYMOUS`, the region never had bytes of the file. Check the flags before you
+    /// pass the file to another process as this memory. For an existing mapping, the file and the
+    /// flags are what was stated.
     pub fn file_offset(&self) -> Option<&FileOffset> {
         self.file_offset.as_ref()
     }
@@ -210,9 +216,11 @@ impl<B: Bitmap> MmapRegion<B> {
         self.mapping.is_owned()
     }
 
-    /// Returns whether this region and `other` map the same bytes of one file.
+    /// Returns whether this region and `other` were built with the same bytes of one file.
     ///
-    /// Files are compared by descriptor number: two descriptors of one file count as two files.
+    /// The flags are not compared: with `MAP_ANONYMOUS` or `MAP_PRIVATE`, the regions have separate
+    /// bytes. Files are compared by descriptor number: two descriptors of one file count as two
+    /// files.
     pub fn fds_overlap<T: Bitmap>(&self, other: &MmapRegion<T>) -> bool {
         let (Some(mine), Some(others)) = (self.file_offset(), other.file_offset()) else {
             return false;
