@@ -114,8 +114,15 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
 ///
 /// A `RetiredMap` is not a reader. If it is dropped, its map lives until the last reader is gone.
 ///
-/// A [`Weak`](std::sync::Weak) of a map is not a reader, either. Do not upgrade one of a map that
-/// was replaced: the new owner may not be counted.
+/// # Weak pointers
+///
+/// A [`Weak`](std::sync::Weak) pointer to a map is not a reader, since it cannot access the map.
+/// But it can be upgraded as long as the `RetiredMap` of that map exists. The new `Arc` is a reader
+/// that a wait may miss, if the upgrade comes after the last other reader.
+///
+/// So if `Weak` pointers exist, a wait is not the end of all accesses. After the wait, call
+/// [`into_map`](Self::into_map), also for the maps before this one that have a `RetiredMap`. Where
+/// it succeeds, no pointer to the map exists, and no `Weak` pointer can be upgraded any more.
 ///
 /// # Examples
 ///
@@ -140,8 +147,9 @@ impl<M: GuestMemory> RetiredMap<M> {
 
     /// Returns the number of readers of this map and of the maps before it.
     ///
-    /// The count rises only when a reader is cloned. Once it is 0, it stays 0, and all accesses of
-    /// those readers happen before this returns.
+    /// The count rises only when a reader is cloned, or a [`Weak`
+    /// pointer](RetiredMap#weak-pointers) is upgraded. Without the latter, it stays 0 once it is 0.
+    /// All accesses of the readers that are gone happen before this returns.
     pub fn readers(&self) -> usize {
         self.writers.retired.readers_before(self.replaced_by)
     }
@@ -166,6 +174,8 @@ impl<M: GuestMemory> RetiredMap<M> {
     }
 
     /// Returns the map itself, if it and the maps before it have no readers.
+    ///
+    /// On success, [`Weak` pointers](RetiredMap#weak-pointers) to it cannot be upgraded any more.
     ///
     /// # Errors
     ///

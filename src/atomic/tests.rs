@@ -230,6 +230,27 @@ fn update_forgets_maps_without_readers() {
 }
 
 #[test]
+fn retired_map_into_map_ends_upgrades_of_weak_pointers() {
+    let memory = GuestMemoryAtomic::new(map(1));
+    let weak = Arc::downgrade(&memory.memory().into_inner());
+    let old = memory.update(|_| Ok::<_, ()>(map(2))).unwrap();
+    // Not a reader before it is upgraded. The handle keeps its map.
+    assert!(old.is_done());
+    let reader = weak.upgrade().unwrap();
+    let old = old.into_map().unwrap_err();
+    assert_eq!(reader.num_regions(), 1);
+    drop(reader);
+    let map = old.into_map().unwrap();
+    assert!(weak.upgrade().is_none());
+    assert_eq!(map.num_regions(), 1);
+
+    // Without a handle, the last reader frees the map.
+    let weak = Arc::downgrade(&memory.memory().into_inner());
+    drop(memory.update(|_| Ok::<_, ()>(self::map(3))).unwrap());
+    assert!(weak.upgrade().is_none());
+}
+
+#[test]
 fn retired_map_wait_with_own_guard_returns_error() {
     let memory = GuestMemoryAtomic::new(map(1));
     let mine = memory.memory();

@@ -8,6 +8,11 @@
 //! the list can rise only when an existing reader is cloned, and a count that has fallen to zero
 //! stays there. Counts may therefore be read one after the other.
 //!
+//! A weak pointer of a user to a memory map breaks this rule, as long as a handle keeps the map. An
+//! exact count of weak pointers would need their lock (`Arc::get_mut`), which the list's own weak
+//! pointer excludes. The documentation of `RetiredMap` says what to do. No user gets a pointer to a
+//! snapshot of an IOTLB.
+//!
 //! # Ordering
 //!
 //! A reader releases its count with a release operation. The list loads counts with relaxed
