@@ -20,10 +20,17 @@ use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result,
 /// whether an operation still uses them. A caller that passes [`vectors`](Self::vectors) to the
 /// kernel must keep the buffer until the operation is over.
 ///
-/// Behind an IOMMU, the buffer also keeps the translation in use. An invalidation of one of its
-/// ranges does not complete before the buffer is dropped. [`push`](Self::push) fails if the IOMMU
+/// Behind an IOMMU, a buffer with a range also keeps the translation in use. An invalidation of the
+/// range does not complete before the buffer is dropped. [`push`](Self::push) fails if the IOMMU
 /// does not support this ([`GuestMemory::hold_translation`]);
-/// [`SharedIotlb`](crate::iommu::SharedIotlb) does.
+/// [`SharedIotlb`](crate::iommu::SharedIotlb) does. It keeps all its mappings in use together: an
+/// invalidation of other addresses waits for the buffer, too.
+///
+/// An IOMMU may ask its front end for a missing mapping. A front end may wait for an invalidation
+/// before it sends the mapping. The first range of a buffer is therefore translated before the
+/// buffer keeps anything. Translate the further ranges of a request before the first `push`, for
+/// example with [`GuestMemory::check_range`]. Otherwise a `push` that misses waits for its own
+/// buffer, until the IOMMU or the front end gives up.
 ///
 /// # Segments
 ///
@@ -86,8 +93,8 @@ pub struct IoBuffer<M: GuestMemory + 'static> {
     // `memory`; these do not.
     segments: Segments<'static, BS<'static, M::Bitmap>>,
     memory: Arc<M>,
-    /// Keeps the translation of all ranges in use. It was taken before the first range was
-    /// translated, so it also covers all later ones.
+    /// Keeps the translation of all ranges in use. `Some` if there are segments, and only then. It
+    /// was taken before the first range was translated, so it also covers all later ones.
     hold: Option<TranslationHold>,
     segment_limit: usize,
 }
@@ -174,22 +181,21 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         // are generic over the lifetime and cannot know that it is `'static`. The iterator is
         // dropped before this call returns, and `self` is borrowed until then.
         let memory: &'static M = unsafe { &*Arc::as_ptr(&self.memory) };
-        if self.hold.is_none() {
-            // Before the translation, so that an invalidation in between waits for this buffer.
-            self.hold = Some(memory.hold_translation().ok_or_else(cannot_hold)?);
-        }
-        let mut slices = memory.get_slices(addr, count, self.segments.access())?;
-        let before = self.segments.count();
-        let gathered = self.segments.gather(&mut slices, self.segment_limit);
-        let result = match gathered {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(too_many(addr, count, self.segment_limit)),
-            Err(error) => Err(error),
+        let access = self.segments.access();
+        let hold = match self.hold {
+            Some(_) => None,
+            None => Some(hold_for(memory, addr, count, access)?),
         };
-        if result.is_err() {
-            self.segments.remove_from(before);
+        let mut slices = memory.get_slices(addr, count, access)?;
+        let mut addition = self.segments.add();
+        if !addition.gather(&mut slices, self.segment_limit)? {
+            return Err(too_many(addr, count, self.segment_limit));
         }
-        result
+        addition.keep();
+        if self.segments.count() != 0 {
+            self.hold = self.hold.take().or(hold);
+        }
+        Ok(())
     }
 
     /// Returns the vectors, in the order in which their ranges were added.
@@ -270,10 +276,18 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// Returns `None`, and changes nothing, if the buffer has fewer than `at` bytes.
     pub fn split_off(&mut self, at: usize) -> Option<Self> {
+        let segments = self.segments.split_off(at)?;
+        let hold = match segments.count() {
+            0 => None,
+            _ => self.hold.clone(),
+        };
+        if self.segments.count() == 0 {
+            self.hold = None;
+        }
         Some(IoBuffer {
-            segments: self.segments.split_off(at)?,
+            segments,
             memory: Arc::clone(&self.memory),
-            hold: self.hold.clone(),
+            hold,
             segment_limit: self.segment_limit,
         })
     }
@@ -372,6 +386,26 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     pub fn cancel(mut self) {
         self.segments.end_loan();
     }
+}
+
+/// Returns a hold for a buffer without ranges, which the range at `addr` will be added to.
+///
+/// The caller translates the range again. An invalidation in between then waits for the hold.
+///
+/// # Errors
+///
+/// Returns the error of the translation, or one if the memory does not support holds.
+fn hold_for<M: GuestMemory>(
+    memory: &M,
+    addr: GuestAddress,
+    count: usize,
+    access: Permissions,
+) -> Result<TranslationHold> {
+    if memory.physical_memory().is_none() {
+        // Before the hold: an invalidation on which the answer to a miss depends waits for a hold.
+        drop(memory.get_slices(addr, count, access)?);
+    }
+    memory.hold_translation().ok_or_else(cannot_hold)
 }
 
 #[cold]

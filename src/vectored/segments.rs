@@ -181,12 +181,14 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         *self.lent.get_mut() = false;
     }
 
-    /// Removes the segments after the first `count`, which were never lent.
-    pub(super) fn remove_from(&mut self, count: usize) {
-        for slice in self.slices.drain(count.min(self.slices.len())..) {
-            self.len = self.len.saturating_sub(slice.len());
+    /// Returns a guard that removes the segments added from now on, unless they are kept.
+    pub(super) fn add(&mut self) -> Addition<'_, 'a, S> {
+        let (count, len) = (self.count(), self.len);
+        Addition {
+            segments: self,
+            count,
+            len,
         }
-        self.vectors.truncate(count);
     }
 
     /// Keeps the first `at` bytes, and returns the others. Returns `None`, and changes nothing, if
@@ -196,17 +198,21 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         rest.len = self.len.checked_sub(at)?;
         *rest.lent.get_mut() = *self.lent.get_mut();
         let (first, skipped) = self.position(at);
+        // The segment that contains `at` may begin before it. It is split before anything changes:
+        // a user's bitmap may panic.
+        let parts = match self.slices.get(first) {
+            Some(slice) if skipped != 0 => slice.split_at(skipped).ok(),
+            _ => None,
+        };
         rest.slices.extend(self.slices.drain(first..));
         rest.vectors.extend(self.vectors.drain(first..));
         self.len = at;
-        if let Some((slice, vector)) = rest.slices.first_mut().zip(rest.vectors.first_mut()) {
-            // The segment that contains `at` may begin before it.
-            if let (1.., Ok((head, tail))) = (skipped, slice.split_at(skipped)) {
-                self.vectors.push(IoVector::new(&head));
-                self.slices.push(head);
-                *vector = IoVector::new(&tail);
-                *slice = tail;
-            }
+        let began = rest.slices.first_mut().zip(rest.vectors.first_mut());
+        if let Some(((head, tail), (slice, vector))) = parts.zip(began) {
+            self.vectors.push(IoVector::new(&head));
+            self.slices.push(head);
+            *vector = IoVector::new(&tail);
+            *slice = tail;
         }
         Some(rest)
     }
@@ -381,6 +387,42 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
                 result => return result,
             }
         }
+    }
+}
+
+/// Removes the segments that were added during its life, unless they are [kept](Self::keep).
+///
+/// So the segments stay as they were when an iterator of a user's memory fails or panics.
+pub(super) struct Addition<'s, 'a, S: BitmapSlice> {
+    segments: &'s mut Segments<'a, S>,
+    /// The number of segments to keep.
+    count: usize,
+    /// The number of bytes in them.
+    len: usize,
+}
+
+impl<'a, S: BitmapSlice> Addition<'_, 'a, S> {
+    /// Appends slices, like [`Segments::gather`].
+    pub(super) fn gather(
+        &mut self,
+        slices: &mut impl GuestMemorySliceIterator<'a, S>,
+        limit: usize,
+    ) -> Result<bool> {
+        self.segments.gather(slices, limit)
+    }
+
+    /// Keeps the segments that were added.
+    pub(super) fn keep(mut self) {
+        (self.count, self.len) = (self.segments.count(), self.segments.len);
+    }
+}
+
+impl<S: BitmapSlice> Drop for Addition<'_, '_, S> {
+    fn drop(&mut self) {
+        // The removed segments were never lent.
+        self.segments.len = self.len;
+        self.segments.vectors.truncate(self.count);
+        self.segments.slices.truncate(self.count);
     }
 }
 

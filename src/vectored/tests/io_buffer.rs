@@ -122,3 +122,91 @@ fn b9_invalidation_waits_for_io_buffer_behind_shared_iotlb() {
     );
     assert_eq!(memory.bitmap().get_and_reset(), [0b11]);
 }
+
+#[cfg(feature = "iommu")]
+mod holds {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::guest_memory::TranslationHold;
+    use crate::iommu::{self, Iommu, IommuMemory, IotlbIterator, IotlbSnapshot, SharedIotlb};
+
+    /// An IOMMU whose front end invalidates another mapping before it maps a missing page.
+    #[derive(Debug, Default)]
+    struct Asking {
+        iotlb: SharedIotlb,
+        /// The readers of each invalidation, which the front end would wait for.
+        readers: Mutex<Vec<usize>>,
+    }
+
+    impl Iommu for Asking {
+        type IotlbGuard<'a> = IotlbSnapshot;
+        fn translate(
+            &self,
+            iova: GuestAddress,
+            length: usize,
+            access: Permissions,
+        ) -> std::result::Result<IotlbIterator<IotlbSnapshot>, iommu::Error> {
+            if self.iotlb.lookup(iova, length, access).is_err() {
+                let gone = self
+                    .iotlb
+                    .invalidate_mapping(GuestAddress(0x666_0000), PAGE);
+                self.readers.lock().unwrap().push(gone.readers());
+                self.iotlb
+                    .set_mapping(iova, iova, length, Permissions::ReadWrite)?;
+            }
+            self.iotlb.translate(iova, length, access)
+        }
+        fn hold_translation(&self) -> Option<TranslationHold> {
+            self.iotlb.hold_translation()
+        }
+    }
+
+    #[test]
+    fn io_buffer_first_push_that_misses_holds_nothing_during_the_miss() {
+        let bitmap = AtomicBitmap::new(4 * PAGE, PAGE.try_into().unwrap());
+        let memory = IommuMemory::new(regions(4), Asking::default(), true, bitmap);
+        let memory = Arc::new(memory);
+        let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
+        buffer.push(GuestAddress(0x1000), PAGE).unwrap();
+        assert_eq!(*memory.iommu().readers.lock().unwrap(), [0]);
+        let gone = memory
+            .iommu()
+            .iotlb
+            .invalidate_mapping(GuestAddress(0x1000), 1);
+        assert!(!gone.is_done());
+    }
+
+    #[test]
+    fn io_buffer_without_ranges_holds_no_translation() {
+        let iotlb = SharedIotlb::new();
+        let zero = GuestAddress(0);
+        iotlb
+            .set_mapping(zero, zero, 4 * PAGE, Permissions::ReadWrite)
+            .unwrap();
+        let bitmap = AtomicBitmap::new(8 * PAGE, PAGE.try_into().unwrap());
+        let memory = Arc::new(IommuMemory::new(regions(4), iotlb.clone(), true, bitmap));
+        let held = || {
+            !iotlb
+                .invalidate_mapping(GuestAddress(0x666_0000), PAGE)
+                .is_done()
+        };
+
+        let mut buffer = IoBuffer::new(memory, Permissions::Write);
+        buffer.push(GuestAddress(0x3000), 2 * PAGE).unwrap_err();
+        assert!(!held(), "the translation failed");
+        buffer.set_segment_limit(1);
+        buffer.push(zero, 2 * PAGE).unwrap_err();
+        assert!(!held(), "there were too many segments");
+        buffer.push(zero, 0).unwrap();
+        assert!(!held(), "the range has no bytes");
+        buffer.push(zero, PAGE).unwrap();
+        assert!(held());
+        let mut rest = buffer.split_off(0).unwrap();
+        assert!(held(), "the second part has the range");
+        let end = rest.split_off(PAGE).unwrap();
+        drop(rest);
+        assert!(!held(), "the parts that are left are empty");
+        drop((buffer, end));
+    }
+}

@@ -2,6 +2,7 @@ mod io_buffer;
 mod io_vectors;
 mod limits;
 mod marks;
+mod panics;
 mod random;
 mod transfers;
 
