@@ -41,8 +41,17 @@ pub use crate::value::{AtomicAccess, ByteValued};
 /// side of the stream: `read_volatile_from` reads from a stream *into* the container.
 ///
 /// An access moves the bytes that lie in the container. The partial methods return their number.
-/// The exact methods return an error unless all bytes were moved; the errors of this crate then
-/// contain the number.
+/// The exact methods return an error unless all bytes were moved. `PartialBuffer` contains the
+/// number of bytes moved. Other errors do not, and some bytes may have been moved:
+///
+/// - A [fault](crate::fault) is an `IOError` with `EFAULT`.
+/// - A region or a slice returns the error of the stream. That is `UnexpectedEof` if a source
+///   ended, and `WriteZero` if a sink accepts no more bytes.
+///
+/// A [`GuestMemory`](crate::GuestMemory) returns `PartialBuffer` for a stream that ended or failed
+/// after some bytes. It calls [`read_volatile`](ReadVolatile::read_volatile) and
+/// [`write_volatile`](WriteVolatile::write_volatile) of a stream, never its exact methods, whose
+/// errors have no number. A region or a slice calls the exact methods of the stream.
 ///
 /// Guest bytes may change during an access. The [memory model](crate#memory-model) lists the
 /// accesses that are never torn.

@@ -9,8 +9,9 @@ use std::os::unix::net::UnixStream;
 
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, MmapRegion,
-    ReadVolatile, VolatileMemory, VolatileMemoryError, VolatileSlice, WriteVolatile,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    MemoryRegionAddress, MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError,
+    VolatileSlice, WriteVolatile,
 };
 
 /// Makes two adjacent regions.
@@ -419,4 +420,73 @@ fn b1_transfer_larger_than_system_call_limit_succeeds() {
         .write_all_volatile_to(GuestAddress(0x1000), &mut &null, TOTAL)
         .unwrap();
     assert_eq!(outer.len(), TOTAL);
+}
+
+/// A sink of three bytes a call, which counts its calls. It is full after two calls.
+#[derive(Default)]
+struct Overriding {
+    parts: usize,
+    wholes: usize,
+}
+
+impl WriteVolatile for Overriding {
+    fn write_volatile<B: BitmapSlice>(
+        &mut self,
+        buf: &VolatileSlice<B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        self.parts += 1;
+        Ok(if self.parts > 2 { 0 } else { buf.len().min(3) })
+    }
+
+    fn write_all_volatile<B: BitmapSlice>(
+        &mut self,
+        _: &VolatileSlice<B>,
+    ) -> Result<(), VolatileMemoryError> {
+        self.wholes += 1;
+        Ok(())
+    }
+}
+
+#[test]
+fn b1_write_all_volatile_to_overriding_sink_counts_parts() {
+    let memory = memory();
+    let mut sink = Overriding::default();
+    let error = memory
+        .write_all_volatile_to(GuestAddress(0xffc), &mut sink, 8)
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        GuestMemoryError::PartialBuffer {
+            expected: 8,
+            completed: 4
+        }
+    ));
+    assert_eq!((sink.parts, sink.wholes), (3, 0));
+
+    let region = memory.find_region(GuestAddress(0)).unwrap();
+    region
+        .write_all_volatile_to(MemoryRegionAddress(0), &mut sink, 8)
+        .unwrap();
+    assert_eq!((sink.parts, sink.wholes), (3, 1));
+}
+
+#[test]
+fn exact_read_of_ended_source_counts_in_memory_only() {
+    let memory = memory();
+    let region = memory.find_region(GuestAddress(0)).unwrap();
+    let error = region
+        .read_exact_volatile_from(MemoryRegionAddress(0), &mut slow(3, 2, None), 8)
+        .unwrap_err();
+    let end = ErrorKind::UnexpectedEof;
+    assert!(matches!(error, GuestMemoryError::IOError(e) if e.kind() == end));
+    let error = memory
+        .read_exact_volatile_from(GuestAddress(0), &mut slow(3, 2, None), 8)
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        GuestMemoryError::PartialBuffer {
+            expected: 8,
+            completed: 3
+        }
+    ));
 }

@@ -37,6 +37,10 @@ use crate::volatile_memory::{self, VolatileSlice};
 /// An access that starts in a hole, or in memory that does not permit it, returns an error. An
 /// access that reaches a hole moves the bytes before it; see [`Bytes`] for how each method reports
 /// that. A range may end at 2^64, but not wrap around.
+///
+/// Behind an IOMMU, the whole range is translated first. If a byte of it is not mapped, the access
+/// returns that error and moves nothing. A hole is then one of the physical memory: the access
+/// moves the bytes before it.
 impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     type E = Error;
 

@@ -264,8 +264,9 @@ pub trait GuestMemory {
     ///
     /// # Errors
     ///
-    /// Returns an error if `addr` cannot be translated, or does not permit `access`. The iterator
-    /// returns the error of a later address.
+    /// Returns the error of [`get_slices`](Self::get_slices): behind an IOMMU, an error if a byte
+    /// of the range is not mapped. The iterator returns the error of an address that is in no
+    /// region, or whose region does not permit `access`.
     #[doc(alias = "iovec")]
     #[doc(alias = "coalesce")]
     fn host_runs(

@@ -159,6 +159,10 @@ pub trait WriteVolatile {
 
     /// Writes all of `buf`.
     ///
+    /// A region or a slice calls this method. A [`GuestMemory`](crate::GuestMemory) repeats
+    /// [`write_volatile`](Self::write_volatile) instead, to count the bytes before an error. A sink
+    /// that waits for its peer must do so in `write_volatile`, too.
+    ///
     /// # Errors
     ///
     /// Returns the error of [`write_volatile`](Self::write_volatile), except `Interrupted`, which

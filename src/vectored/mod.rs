@@ -48,13 +48,19 @@
 //!
 //! The functions without `exact` or `all` make one call. It covers the first [`MAX_VECTORS`]
 //! segments and the first 64 MiB, and may move fewer bytes than requested. A range that ends in a
-//! hole, or in memory that does not permit the access, is transferred up to there. For a range of 0
-//! bytes, no function makes a call.
+//! hole, or in a region that does not permit the access, is transferred up to there. For a range of
+//! 0 bytes, no function makes a call.
 //!
 //! The functions with `exact` or `all` repeat the call until all bytes are moved. If they cannot
 //! finish, they return [`PartialBuffer`](crate::GuestMemoryError::PartialBuffer) with the number of
 //! bytes moved, or the error itself if no byte was moved. The exact methods of
 //! [`Bytes`](crate::Bytes) do the same.
+//!
+//! Behind an IOMMU, a translation fails as a whole if one of its bytes is not mapped. The function
+//! then returns that error, and moves nothing. The functions with `exact` or `all` translate the
+//! whole range. The others translate no further than they need for one call: 4 MiB, then four times
+//! as much until there are [`MAX_VECTORS`] segments. A byte further on that is not mapped is the
+//! error of a later call.
 //!
 //! If a page cannot be accessed (see [`fault`](crate::fault)), the kernel ends the call there. It
 //! returns `EFAULT` if that is the first page.
@@ -120,8 +126,9 @@ use system_call::{Direction, Position};
 ///
 /// # Errors
 ///
-/// Returns the error of [`GuestMemory::get_slices`] if no byte of the range is accessible for
-/// writing, and [`Error::IOError`] if the system call fails.
+/// - [`Error::IOError`] if the system call fails;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing, or
+///   if a byte that an IOMMU must translate is [not mapped](self#counts-and-errors).
 #[doc(alias = "readv")]
 pub fn read_from<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -139,8 +146,9 @@ pub fn read_from<M: GuestMemory + ?Sized>(
 ///
 /// # Errors
 ///
-/// Returns the error of [`GuestMemory::get_slices`] if no byte of the range is accessible for
-/// writing, and [`Error::IOError`] if the system call fails.
+/// - [`Error::IOError`] if the system call fails;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing, or
+///   if a byte that an IOMMU must translate is [not mapped](self#counts-and-errors).
 #[doc(alias = "preadv")]
 pub fn read_from_at<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -159,8 +167,9 @@ pub fn read_from_at<M: GuestMemory + ?Sized>(
 ///
 /// # Errors
 ///
-/// Returns the error of [`GuestMemory::get_slices`] if no byte of the range is accessible for
-/// reading, and [`Error::IOError`] if the system call fails.
+/// - [`Error::IOError`] if the system call fails;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading, or
+///   if a byte that an IOMMU must translate is [not mapped](self#counts-and-errors).
 #[doc(alias = "writev")]
 pub fn write_to<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -178,8 +187,9 @@ pub fn write_to<M: GuestMemory + ?Sized>(
 ///
 /// # Errors
 ///
-/// Returns the error of [`GuestMemory::get_slices`] if no byte of the range is accessible for
-/// reading, and [`Error::IOError`] if the system call fails.
+/// - [`Error::IOError`] if the system call fails;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading, or
+///   if a byte that an IOMMU must translate is [not mapped](self#counts-and-errors).
 #[doc(alias = "pwritev")]
 pub fn write_to_at<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -201,7 +211,8 @@ pub fn write_to_at<M: GuestMemory + ?Sized>(
 /// If some bytes were read before the transfer ended early, returns [`Error::PartialBuffer`] with
 /// their number. Otherwise returns:
 ///
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing, or
+///   if an IOMMU does not map a byte of the range;
 /// - [`Error::IOError`] if the system call fails, or of the kind `UnexpectedEof` if it reads
 ///   nothing.
 #[doc(alias = "readv")]
@@ -224,7 +235,8 @@ pub fn read_exact_from<M: GuestMemory + ?Sized>(
 /// If some bytes were read before the transfer ended early, returns [`Error::PartialBuffer`] with
 /// their number. Otherwise returns:
 ///
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing, or
+///   if an IOMMU does not map a byte of the range;
 /// - [`Error::IOError`] if the system call fails, or of the kind `UnexpectedEof` if it reads
 ///   nothing.
 #[doc(alias = "preadv")]
@@ -248,7 +260,8 @@ pub fn read_exact_from_at<M: GuestMemory + ?Sized>(
 /// If some bytes were written before the transfer ended early, returns [`Error::PartialBuffer`]
 /// with their number. Otherwise returns:
 ///
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading, or
+///   if an IOMMU does not map a byte of the range;
 /// - [`Error::IOError`] if the system call fails, or of the kind `WriteZero` if it writes nothing.
 #[doc(alias = "writev")]
 pub fn write_all_to<M: GuestMemory + ?Sized>(
@@ -270,7 +283,8 @@ pub fn write_all_to<M: GuestMemory + ?Sized>(
 /// If some bytes were written before the transfer ended early, returns [`Error::PartialBuffer`]
 /// with their number. Otherwise returns:
 ///
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading, or
+///   if an IOMMU does not map a byte of the range;
 /// - [`Error::IOError`] if the system call fails, or of the kind `WriteZero` if it writes nothing.
 #[doc(alias = "pwritev")]
 pub fn write_all_to_at<M: GuestMemory + ?Sized>(

@@ -191,6 +191,41 @@ mod behind_iommu {
         assert!(memory.iommu().calls.load(Ordering::Relaxed) <= 4);
     }
 
+    /// The 4 MiB after the first 4 MiB are not mapped.
+    #[test]
+    fn transfer_to_unmapped_bytes_fails_where_they_are_translated() {
+        let (half, file) = (1024 * PAGE, File::open("/dev/zero").unwrap());
+        let start = GuestAddress(0);
+        let many = scattered(1024, Permissions::ReadWrite);
+        assert_eq!(read_from(&many, start, 2 * half, &file).unwrap(), half);
+        read_from(&many, GuestAddress(half as u64), half, &file).unwrap_err();
+
+        let one = scattered(0, Permissions::ReadWrite);
+        let physical = GuestMemoryMmap::from_ranges(&[(start, half)]).unwrap();
+        let one = one.with_replaced_backend(physical);
+        let iotlb = &one.iommu().iotlb;
+        iotlb
+            .set_mapping(start, start, half, Permissions::ReadWrite)
+            .unwrap();
+        for memory in [&many, &one] {
+            let before = memory.read_obj::<u8>(start).unwrap();
+            memory.write_obj(!before, start).unwrap();
+            for result in [
+                read_exact_from(memory, start, 2 * half, &file),
+                memory.read_exact_volatile_from(start, &mut &file, 2 * half),
+                memory.write(&vec![before; 2 * half], start).map(|_| ()),
+                memory
+                    .host_runs(start, 2 * half, Permissions::Read)
+                    .map(|_| ()),
+            ] {
+                assert!(matches!(result, Err(Error::IommuError(_))), "{result:?}");
+            }
+            assert_eq!(memory.read_obj::<u8>(start).unwrap(), !before);
+        }
+        let error = read_from(&one, start, 2 * half, &file).unwrap_err();
+        assert!(matches!(error, Error::IommuError(_)));
+    }
+
     #[test]
     fn io_buffer_over_huge_descriptors_returns_error() {
         let pages = 4096;
