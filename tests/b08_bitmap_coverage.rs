@@ -8,8 +8,10 @@
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
-use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::bitmap::{ArcSlice, AtomicBitmap, Bitmap};
+use vm_memory::dirty::DirtyMemory;
 use vm_memory::iommu::{Error, Iommu, Iotlb, IotlbIterator};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -48,6 +50,47 @@ fn b8_builder_grows_bitmap_to_size_of_region() {
         .write_obj(1u8, vm_memory::MemoryRegionAddress(0x2fff))
         .unwrap();
     assert!(region.bitmap().dirty_at(0x2fff));
+}
+
+#[test]
+fn b8_builder_grows_bitmap_behind_slices() {
+    let bitmap = Arc::new(AtomicBitmap::new(0x2000, PAGE));
+    let slice = ArcSlice::new(Arc::clone(&bitmap), 0x1000);
+    let nested = ArcSlice::new(Arc::new(slice.clone()), 0x5000);
+    let pair = (slice.clone(), Some(nested.clone()));
+    let region = MmapRegionBuilder::new_with_bitmap(0x4000, slice);
+    let region = GuestRegionMmap::new(region.build().unwrap(), GuestAddress(0)).unwrap();
+    let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+    memory.write_obj(1u8, GuestAddress(0x3000)).unwrap();
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&memory);
+    let runs: Vec<_> = dirty.runs().collect();
+    assert_eq!(runs, [(GuestAddress(0x3000), 0x1000)]);
+    assert_eq!(bitmap.byte_size(), 0x5000);
+
+    let region = MmapRegionBuilder::new_with_bitmap(0x4000, pair).build();
+    assert!(region.is_ok());
+    assert!(nested.tracks_range(0, 0x4000));
+    // The bitmap of a borrowed slice grows as well.
+    let region = MmapRegionBuilder::new_with_bitmap(0x4000, bitmap.slice_at(0xb000)).build();
+    assert!(region.unwrap().bitmap().tracks_range(0, 0x4000));
+}
+
+#[test]
+fn b8_builder_with_bitmap_that_cannot_grow_returns_error() {
+    let bitmap = Arc::new(AtomicBitmap::new(0x2000, PAGE));
+    let past_all = ArcSlice::new(bitmap, usize::MAX - 0xfff);
+    let error = MmapRegionBuilder::new_with_bitmap(0x4000, past_all).build();
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("does not track all 0x4000 bytes"), "{error}");
+    // A bitmap that tracks nothing on purpose is accepted.
+    assert!(MmapRegionBuilder::new_with_bitmap(0x4000, ())
+        .build()
+        .is_ok());
+    let none = None::<ArcSlice<AtomicBitmap>>;
+    assert!(MmapRegionBuilder::new_with_bitmap(0x4000, none)
+        .build()
+        .is_ok());
 }
 
 /// An IOMMU that maps the first 0x8000 addresses to themselves.

@@ -178,11 +178,22 @@ pub trait Bitmap: for<'a> WithBitmapSlice<'a> {
         true
     }
 
-    /// Grows the bitmap until it tracks the first `len` bytes. The default does nothing.
+    /// Grows the bitmap until it tracks the first `len` bytes. The default calls
+    /// [`grow_shared`](Self::grow_shared).
     ///
     /// [`MmapRegionBuilder::build`](crate::mmap::MmapRegionBuilder::build) calls it, so that the
-    /// bitmap tracks the whole region.
+    /// bitmap tracks the whole region. After the call, it refuses a bitmap that does not
+    /// [track](Self::tracks_range) the region.
     fn grow_to_track(&mut self, len: usize) {
+        self.grow_shared(len);
+    }
+
+    /// Grows the bitmap as [`grow_to_track`](Self::grow_to_track) does, while others use it. The
+    /// default does nothing.
+    ///
+    /// A slice, such as an `ArcSlice`, grows its bitmap by this method. If memory runs out, nothing
+    /// changes.
+    fn grow_shared(&self, len: usize) {
         let _ = len;
     }
 }
@@ -262,6 +273,11 @@ impl<A: Bitmap, B: Bitmap> Bitmap for (A, B) {
         self.0.grow_to_track(len);
         self.1.grow_to_track(len);
     }
+
+    fn grow_shared(&self, len: usize) {
+        self.0.grow_shared(len);
+        self.1.grow_shared(len);
+    }
 }
 
 impl<'a, B> WithBitmapSlice<'a> for Option<B>
@@ -300,6 +316,12 @@ impl<B: Bitmap> Bitmap for Option<B> {
     fn grow_to_track(&mut self, len: usize) {
         if let Some(bitmap) = self {
             bitmap.grow_to_track(len);
+        }
+    }
+
+    fn grow_shared(&self, len: usize) {
+        if let Some(bitmap) = self {
+            bitmap.grow_shared(len);
         }
     }
 }

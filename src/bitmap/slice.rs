@@ -106,6 +106,13 @@ where
             .checked_add(offset)
             .is_some_and(|offset| self.inner.tracks_range(offset, len))
     }
+
+    fn grow_shared(&self, len: usize) {
+        // A sum that overflows is past the end of any bitmap: `tracks_range` reports it.
+        if let Some(end) = self.base_offset.checked_add(len) {
+            self.inner.grow_shared(end);
+        }
+    }
 }
 
 impl<B> Debug for BaseSlice<B> {

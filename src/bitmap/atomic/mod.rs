@@ -427,6 +427,11 @@ impl Bitmap for AtomicBitmap {
             more => self.enlarge(more),
         }
     }
+
+    fn grow_shared(&self, len: usize) {
+        // After an error the bitmap is unchanged, and `tracks_range` reports it.
+        let _ = self.grow(len);
+    }
 }
 
 impl NewBitmap for AtomicBitmap {

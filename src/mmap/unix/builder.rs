@@ -2,12 +2,13 @@
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 use super::mapping::Mapping;
 use super::owner::Owner;
-use super::{MmapRegion, Result};
+use super::{MmapRegion, MmapRegionError, Result};
 use crate::bitmap::Bitmap;
 use crate::guest_memory::FileOffset;
 use crate::mmap::PluggedBlocks;
@@ -182,7 +183,8 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
 
     /// Maps the memory and makes the region.
     ///
-    /// A bitmap that can grow is grown until it tracks the whole region.
+    /// A bitmap that can [grow](Bitmap::grow_to_track), and that of a slice, is grown until it
+    /// tracks the whole region. One that tracks less is refused: its marks would be lost.
     ///
     /// # Errors
     ///
@@ -195,7 +197,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     /// - [`InvalidPointer`](super::MmapRegionError::InvalidPointer) if an existing mapping does not
     ///   start at a page boundary;
     /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2); `EINVAL` for
-    ///   a size of 0.
+    ///   a size of 0, `InvalidInput` for a bitmap that does not track the whole region.
     pub fn build(self) -> Result<MmapRegion<B>> {
         let size = self.size;
         self.build_with(|mut bitmap| {
@@ -208,7 +210,10 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     ///
     /// `bitmap` is called after the mapping was made. A size that exceeds all memory then fails as
     /// a mapping, with an error, before a bitmap of that size is allocated.
-    pub(super) fn build_with<R>(self, bitmap: impl FnOnce(B) -> R) -> Result<MmapRegion<R>> {
+    pub(super) fn build_with<R: Bitmap>(
+        self,
+        bitmap: impl FnOnce(B) -> R,
+    ) -> Result<MmapRegion<R>> {
         let (default_prot, default_flags) = match (self.raw_ptr, &self.file_offset) {
             // Nothing is known of an existing mapping, with a file or without one.
             (Some(_), _) => (libc::PROT_NONE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE),
@@ -224,9 +229,18 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
         if self.blocks.is_some() {
             mapping.close();
         }
+        let bitmap = bitmap(self.bitmap);
+        if !bitmap.tracks_range(0, self.size) {
+            let problem = format!(
+                "the bitmap does not track all {:#x} bytes of the region; use a larger one",
+                self.size
+            );
+            let error = io::Error::new(io::ErrorKind::InvalidInput, problem);
+            return Err(MmapRegionError::Mmap(error));
+        }
         Ok(MmapRegion {
             mapping,
-            bitmap: bitmap(self.bitmap),
+            bitmap,
             file_offset: self.file_offset,
             prot,
             flags,
