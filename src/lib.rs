@@ -166,7 +166,7 @@ compile_error!(
 // A module imports from its own line and from the lines above it (`cargo xtask layers`).
 //
 // ```text
-// address, convert, bits, page_size, retired                arithmetic and helpers
+// address, convert, bits, page_size, zeroed, retired        arithmetic and helpers
 // access                                                    the routines that move guest bytes
 // bitmap                                                    dirty tracking of one region
 // value, bytes, io, volatile_memory, endian, atomic_integer
@@ -232,6 +232,9 @@ pub mod vectored;
     reason = "creates slices and values from a pointer and a length"
 )]
 pub mod volatile_memory;
+#[cfg(any(feature = "backend-bitmap", feature = "backend-mmap"))]
+#[expect(unsafe_code, reason = "allocates memory that is zeroed already")]
+mod zeroed;
 
 pub use address::{Address, AddressValue};
 #[cfg(feature = "backend-atomic")]

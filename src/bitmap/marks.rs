@@ -80,7 +80,7 @@
 use core::ops::Range;
 use std::collections::TryReserveError;
 
-use super::sync::{fence, AtomicU64, Ordering};
+use super::sync::{fence, try_words, AtomicU64, Ordering};
 use crate::bits::{
     bits_between, each_bit, mask, position, summary_slot, words_of, LINE_BITS, LINE_WORDS,
     SUMMARY_WORDS, WORD_BITS,
@@ -110,7 +110,10 @@ impl core::fmt::Debug for Marks {
 impl Marks {
     /// Makes `words` words without marks.
     pub(super) fn new(words: usize) -> Self {
-        let empty = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
+        let empty = |count| {
+            // Without memory, the other way ends the process, as a `Vec` does.
+            try_words(count).unwrap_or_else(|_| (0..count).map(|_| AtomicU64::new(0)).collect())
+        };
         Self {
             words: empty(words),
             summary: empty(summary_len(words)),
@@ -119,15 +122,9 @@ impl Marks {
 
     /// Makes `words` words without marks, or returns an error if memory runs out.
     pub(super) fn try_new(words: usize) -> Result<Self, TryReserveError> {
-        let empty = |count| -> Result<Box<[AtomicU64]>, TryReserveError> {
-            let mut words = Vec::new();
-            words.try_reserve_exact(count)?;
-            words.resize_with(count, || AtomicU64::new(0));
-            Ok(words.into_boxed_slice())
-        };
         Ok(Self {
-            words: empty(words)?,
-            summary: empty(summary_len(words))?,
+            words: try_words(words)?,
+            summary: try_words(summary_len(words))?,
         })
     }
 

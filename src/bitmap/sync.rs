@@ -3,11 +3,28 @@
 //! `verify/loom` compiles these files with a module of the same names instead of this one. Tests of
 //! this crate count the operations that modify a shared word.
 
+use std::collections::TryReserveError;
+
+use crate::zeroed::try_zeroed;
+
 #[cfg(not(test))]
 pub(crate) use core::sync::atomic::{fence, AtomicU64};
 pub(crate) use core::sync::atomic::{AtomicU8, Ordering};
 #[cfg(test)]
 pub(crate) use counted::{fence, AtomicU64};
+
+/// Makes `count` words that are 0, or returns an error if memory runs out.
+#[cfg(not(test))]
+pub(crate) fn try_words(count: usize) -> Result<Box<[AtomicU64]>, TryReserveError> {
+    Ok(try_zeroed(count)?.into_boxed_slice())
+}
+
+/// Makes `count` counted words that are 0, or returns an error if memory runs out.
+#[cfg(test)]
+pub(crate) fn try_words(count: usize) -> Result<Box<[AtomicU64]>, TryReserveError> {
+    let words = try_zeroed::<u64>(count)?;
+    Ok(words.into_iter().map(AtomicU64::new).collect())
+}
 
 #[cfg(test)]
 pub(crate) mod counted {

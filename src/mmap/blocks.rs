@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bits::{bit_runs, words_of, WORD_BITS};
+use crate::zeroed::try_zeroed;
 
 /// The plugged blocks of a mapping: one bit per block, changed while devices run.
 ///
@@ -186,13 +187,11 @@ impl PluggedBlocks {
             return Err(PluggedBlocksError::BlockSize { block_size });
         }
         let count = size.div_ceil(block_size.get()).div_ceil(WORD_BITS);
-        let mut words = Vec::new();
         let no_memory = |_| PluggedBlocksError::NoMemory {
             size,
             block_size: block_size.get(),
         };
-        words.try_reserve_exact(count).map_err(no_memory)?;
-        words.resize_with(count, AtomicU64::default);
+        let words = try_zeroed(count).map_err(no_memory)?;
         let states = BlockStates {
             words: words.into_boxed_slice(),
             plugged: AtomicUsize::new(0),

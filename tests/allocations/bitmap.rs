@@ -34,3 +34,32 @@ fn atomic_bitmap_of_1_tib_takes_32_mib_and_at_most_1_percent_more() {
     });
     assert_eq!(bytes, 0);
 }
+
+#[test]
+fn bitmaps_of_16_tib_write_none_of_their_memory() {
+    const LEN: usize = 1 << 44;
+    let page = NonZeroUsize::new(4096).unwrap();
+    let grow = |bitmap: AtomicBitmap| {
+        bitmap.grow(LEN).unwrap();
+        bitmap
+    };
+    let not_zeroed = [
+        written_by(|| AtomicBitmap::new(LEN, page)),
+        written_by(|| AtomicBitmap::try_new(LEN, page).unwrap()),
+        written_by(|| grow(AtomicBitmap::new(0, page))),
+        written_by(|| DirtyPages::new(LEN, page)),
+        written_by(|| DirtyPages::try_new(LEN, page).unwrap()),
+        #[cfg(all(unix, feature = "backend-mmap"))]
+        written_by(|| vm_memory::mmap::PluggedBlocks::new(LEN, page).unwrap()),
+    ];
+    // A part that `grow` adds is allocated by itself, and is not large.
+    assert!(
+        not_zeroed.iter().all(|bytes| *bytes < 1024),
+        "{not_zeroed:?}"
+    );
+}
+
+/// Returns the number of bytes that `make` allocates and has to write.
+fn written_by<T>(make: impl FnOnce() -> T) -> usize {
+    crate::counting_allocator::taken_by(make).0.not_zeroed
+}

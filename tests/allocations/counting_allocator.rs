@@ -7,6 +7,7 @@ thread_local! {
     // `const` and without destructors, so that an access allocates nothing.
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
     static BYTES: Cell<isize> = const { Cell::new(0) };
+    static NOT_ZEROED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// The `#[global_allocator]` of this program.
@@ -19,15 +20,19 @@ pub(crate) struct Taken {
     pub(crate) allocations: usize,
     /// Bytes allocated minus bytes freed by this thread.
     pub(crate) bytes: isize,
+    /// Bytes allocated that the allocator has not zeroed, so that the caller writes all of them.
+    pub(crate) not_zeroed: usize,
 }
 
 /// Runs `of`, and returns the allocations of this thread during it, and its result.
 pub(crate) fn taken_by<T>(of: impl FnOnce() -> T) -> (Taken, T) {
     let (allocations, bytes) = (ALLOCATIONS.get(), BYTES.get());
+    let not_zeroed = NOT_ZEROED.get();
     let outcome = of();
     let taken = Taken {
         allocations: ALLOCATIONS.get() - allocations,
         bytes: BYTES.get() - bytes,
+        not_zeroed: NOT_ZEROED.get() - not_zeroed,
     };
     (taken, outcome)
 }
@@ -49,6 +54,7 @@ impl Counting {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         Self::count(layout);
+        NOT_ZEROED.set(NOT_ZEROED.get() + layout.size());
         // SAFETY: `layout` has a size that is not 0 (contract of this method).
         unsafe { System.alloc(layout) }
     }

@@ -13,6 +13,7 @@ use crate::bits::{
     bit_runs, each_bit, mask, position, summary_slot, words_of, BitRuns, LINE_WORDS, SUMMARY_WORDS,
     WORD_BITS,
 };
+use crate::zeroed::try_zeroed;
 
 /// A set of dirty pages of a range of memory, as plain data.
 ///
@@ -83,15 +84,9 @@ impl DirtyPages {
     /// Returns an error if memory runs out.
     pub fn try_new(byte_size: usize, page_size: NonZeroUsize) -> Result<Self, TryReserveError> {
         let words = byte_size.div_ceil(page_size.get()).div_ceil(WORD_BITS);
-        let zeroes = |count| -> Result<Vec<u64>, TryReserveError> {
-            let mut zeroes = Vec::new();
-            zeroes.try_reserve_exact(count)?;
-            zeroes.resize(count, 0);
-            Ok(zeroes)
-        };
         Ok(Self {
-            words: zeroes(words)?,
-            summary: zeroes(words.div_ceil(SUMMARY_WORDS))?,
+            words: try_zeroed(words)?,
+            summary: try_zeroed(words.div_ceil(SUMMARY_WORDS))?,
             byte_size,
             page_size,
         })

@@ -3,6 +3,7 @@
 
 use core::cell::Cell;
 use core::panic::Location;
+use std::collections::TryReserveError;
 
 use loom::sync::atomic;
 
@@ -134,6 +135,11 @@ impl AtomicU64 {
             Some(Wrong::Missing) => 0,
         }
     }
+}
+
+/// Makes `count` words that are 0.
+pub(crate) fn try_words(count: usize) -> Result<Box<[AtomicU64]>, TryReserveError> {
+    Ok((0..count).map(|_| AtomicU64::new(0)).collect())
 }
 
 #[track_caller]
