@@ -39,13 +39,19 @@ impl OpenedBacking {
 
     /// Returns the least number of bytes that must be allocated for `size` bytes of the file.
     ///
-    /// Pages of the file that are outside of the region count as if they were inside.
+    /// Pages of the file that are outside of the region count as if they were inside. For several
+    /// regions of one file, pass the sum of their sizes: the pages count once.
     pub(crate) fn missing(&self, size: u64) -> u64 {
-        let is_in_memory = matches!(self.kind, BackingKind::Memfd | BackingKind::Hugetlb);
-        match is_in_memory && self.is_shared() {
+        match self.uses_pages_of_file() {
             true => size.saturating_sub(self.present),
             false => size,
         }
+    }
+
+    /// Returns whether the region needs no pages of its own where the file has some.
+    pub(crate) fn uses_pages_of_file(&self) -> bool {
+        let is_in_memory = matches!(self.kind, BackingKind::Memfd | BackingKind::Hugetlb);
+        is_in_memory && self.is_shared()
     }
 }
 

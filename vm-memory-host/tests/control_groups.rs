@@ -218,6 +218,40 @@ fn build_on_tmpfs_above_memory_limit_names_the_limit() {
 }
 
 #[test]
+fn build_of_regions_of_one_file_above_memory_limit_names_the_limit() {
+    let test = "build_of_regions_of_one_file_above_memory_limit_names_the_limit";
+    if !is_in_group(Controller::of_memory, 128 * MIB, test) {
+        return;
+    }
+    let file = rustix::fs::memfd_create("shared", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, 160 * MIB).unwrap();
+    let part = |offset, size| {
+        region(
+            offset,
+            size,
+            Backing::shared_file(file.try_clone().unwrap(), offset),
+        )
+    };
+    let go_on = |_| ControlFlow::Continue(());
+    let present = build(part(0, 64 * MIB)).unwrap();
+    prefault(&present, NonZeroUsize::MIN, go_on).unwrap();
+    // 96 MiB are missing, and 64 MiB are available.
+    let halves = [part(0, 80 * MIB), part(80 * MIB, 80 * MIB)];
+    for regions in [&halves[..], &[part(0, 160 * MIB)]] {
+        let builder = regions
+            .iter()
+            .cloned()
+            .fold(MemoryBuilder::new(), MemoryBuilder::region);
+        let builder = builder.prefault(NonZeroUsize::MIN, go_on);
+        let error = builder.build::<()>().map(drop).unwrap_err();
+        assert!(
+            matches!(error, BuildError::ControlGroup { wanted, .. } if wanted == 96 * MIB),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn build_above_huge_page_limit_names_the_limit() {
     let test = "build_above_huge_page_limit_names_the_limit";
     let in_group = std::env::var_os(GROUP).is_some();

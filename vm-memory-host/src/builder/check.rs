@@ -4,6 +4,7 @@ use vm_memory::fault;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::needed::Needed;
 use crate::backing::OpenedBacking;
 use crate::error::BuildError;
 use crate::region::{
@@ -89,22 +90,20 @@ pub(super) fn huge_page_groups(
     regions: &[(Region, OpenedBacking)],
     host: &HostResources,
 ) -> Result<(), BuildError> {
-    let mut wanted: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut wanted: BTreeMap<u64, Needed> = BTreeMap::new();
     for (region, backing) in regions {
         if backing.kind != BackingKind::Hugetlb || releases_huge_pages(region) {
             continue;
         }
-        let here = backing.missing(initial_size(region));
         let wanted = wanted.entry(backing.page_size).or_default();
-        *wanted = wanted.saturating_add(here);
-        if here == 0 {
+        if wanted.add(region, backing) == 0 {
             continue;
         }
         match host.huge_page_limit(backing.page_size, true) {
-            Some(limit) if limit.available < *wanted => {
+            Some(limit) if limit.available < wanted.total() => {
                 return Err(BuildError::ControlGroup {
                     region: region.span(),
-                    wanted: *wanted,
+                    wanted: wanted.total(),
                     limit,
                 });
             }
@@ -122,7 +121,7 @@ pub(super) fn releases_huge_pages(region: &Region) -> bool {
 }
 
 /// Returns the number of bytes of a region that are accessible after the build.
-fn initial_size(region: &Region) -> u64 {
+pub(super) fn initial_size(region: &Region) -> u64 {
     if region.blocks.is_none() {
         return region.size;
     }
@@ -140,7 +139,7 @@ pub(super) fn memory(
 ) -> Result<(), BuildError> {
     let available = host.available_memory().unwrap_or(u64::MAX);
     let limit = host.memory_limit();
-    let mut wanted = 0u64;
+    let mut needed = Needed::default();
     for (region, backing) in regions {
         // A prefault of a file fills the page cache, which is reclaimable unless it is locked.
         // Pools account for huge pages.
@@ -150,8 +149,8 @@ pub(super) fn memory(
         if !(locked || allocated || (in_memory && prefault)) {
             continue;
         }
-        wanted = wanted.saturating_add(backing.missing(initial_size(region)));
-        let region = region.span();
+        needed.add(region, backing);
+        let (wanted, region) = (needed.total(), region.span());
         if wanted > available {
             return Err(BuildError::Memory {
                 region,

@@ -8,6 +8,7 @@
 
 mod check;
 mod map;
+mod needed;
 mod shared_bytes;
 
 use std::num::NonZeroUsize;

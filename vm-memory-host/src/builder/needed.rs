@@ -1,0 +1,138 @@
+//! [`Needed`]: the memory that several regions need together.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::check::initial_size;
+use crate::backing::{FileIdentity, OpenedBacking};
+use crate::region::Region;
+
+/// A sum of the bytes that regions need, without those that their files already have.
+///
+/// Several regions may map parts of one file. The pages that the file has are subtracted once, not
+/// from each region. Bytes that several regions map count once.
+///
+/// The sum is a lower bound: pages of a file count as if they were inside the regions.
+#[derive(Default)]
+pub(super) struct Needed {
+    total: u64,
+    files: BTreeMap<FileIdentity, Ranges>,
+}
+
+impl Needed {
+    /// Adds the initial bytes of a region, and returns by how much the sum grew.
+    pub(super) fn add(&mut self, region: &Region, backing: &OpenedBacking) -> u64 {
+        let size = initial_size(region);
+        let more = match (backing.identity, &backing.file) {
+            (Some(identity), Some((_, start))) if backing.uses_pages_of_file() => {
+                let ranges = self.files.entry(identity).or_default();
+                let before = backing.missing(ranges.total);
+                if region.blocks.is_none() {
+                    ranges.insert(*start, size);
+                }
+                for (offset, len) in &region.plugged {
+                    ranges.insert(start.saturating_add(*offset), *len);
+                }
+                backing.missing(ranges.total).saturating_sub(before)
+            }
+            _ => size,
+        };
+        self.total = self.total.saturating_add(more);
+        more
+    }
+
+    /// Returns the sum.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+}
+
+/// Disjoint ranges of a file, as start and end. No range is adjacent to another one.
+#[derive(Default)]
+struct Ranges {
+    ends: BTreeMap<u64, u64>,
+    /// The number of bytes in all ranges.
+    total: u64,
+}
+
+impl Ranges {
+    /// Adds a range, which may overlap others.
+    fn insert(&mut self, start: u64, len: u64) {
+        let Range { mut start, mut end } = start..start.saturating_add(len);
+        // Each step removes a range, so the cost of all calls grows with their number only.
+        while let Some((&other, &other_end)) = self.ends.range(..=end).next_back() {
+            if other_end < start {
+                break;
+            }
+            self.ends.remove(&other);
+            self.total = self.total.saturating_sub(other_end.saturating_sub(other));
+            (start, end) = (start.min(other), end.max(other_end));
+        }
+        self.ends.insert(start, end);
+        self.total = self.total.saturating_add(end.saturating_sub(start));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing;
+    use crate::region::{Backing, Unplugged};
+    use crate::resources::HostResources;
+    use std::fs::File;
+    use std::num::NonZeroU64;
+    use std::os::unix::fs::FileExt;
+    use vm_memory::GuestAddress;
+
+    const PAGE: u64 = 0x1000;
+
+    /// Returns the sum for regions of a file, each a function of its backing.
+    fn needed(regions: Vec<Region>) -> u64 {
+        let host = HostResources::current();
+        let mut needed = Needed::default();
+        for region in regions {
+            let backing = backing::open(&region, &host).unwrap();
+            needed.add(&region, &backing);
+        }
+        needed.total()
+    }
+
+    #[test]
+    fn needed_of_several_regions_subtracts_pages_of_their_file_once() {
+        let file = crate::sys::memfd(c"needed", 8 * PAGE, None).unwrap();
+        file.write_all_at(&[1; 4 * PAGE as usize], 0).unwrap();
+        let region = |page: u64, pages, from: fn(File, u64) -> Backing| {
+            let backing = from(file.try_clone().unwrap(), page * PAGE);
+            Region::new(GuestAddress(page * PAGE), pages * PAGE).backing(backing)
+        };
+        let shared = |page, pages| region(page, pages, Backing::shared_file);
+        let private = |page, pages| region(page, pages, Backing::private_file);
+        assert_eq!(needed(vec![shared(0, 8)]), 4 * PAGE);
+        assert_eq!(needed(vec![shared(0, 4), shared(4, 4)]), 4 * PAGE);
+        assert_eq!(needed(vec![shared(0, 4)]), 0);
+        // Bytes that two regions map need their pages once. Private copies need their own.
+        assert_eq!(needed(vec![shared(0, 6), shared(2, 6)]), 4 * PAGE);
+        assert_eq!(needed(vec![shared(0, 8), private(0, 8)]), 12 * PAGE);
+        let other = Region::new(GuestAddress(0), 8 * PAGE).backing(Backing::Memfd);
+        assert_eq!(needed(vec![shared(0, 8), other]), 12 * PAGE);
+        let block = NonZeroU64::new(PAGE).unwrap();
+        let mut blocks = shared(0, 8).blocks(block, Unplugged::Mapped);
+        blocks.plugged = vec![(0, PAGE), (2 * PAGE, 4 * PAGE)];
+        assert_eq!(needed(vec![blocks]), PAGE);
+    }
+
+    #[test]
+    fn ranges_insert_counts_each_byte_once() {
+        for seed in 0..200u64 {
+            let (mut ranges, mut all) = (Ranges::default(), [false; 32]);
+            for step in 0..8u64 {
+                let random = (seed * 8 + step).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                let (start, len) = (random >> 60, (random >> 56) % 16);
+                ranges.insert(start, len);
+                all[start as usize..(start + len) as usize].fill(true);
+                let count = all.iter().filter(|has| **has).count();
+                assert_eq!(ranges.total, count as u64, "{seed} {step}");
+            }
+        }
+    }
+}
