@@ -100,7 +100,8 @@ pub enum ResidencyError {
 
 /// Returns the memory that each region uses, in the order of addresses.
 ///
-/// The cost grows with the number of pages, since the kernel looks up each of them.
+/// The cost grows with the number of pages, since the kernel looks up each of them, and with the
+/// number of VMAs of the process.
 ///
 /// # Examples
 ///
@@ -149,12 +150,15 @@ where
     // Names of files in smaps need not be UTF-8.
     let smaps = fs::read("/proc/self/smaps").map_err(fail(*first))?;
     let smaps = String::from_utf8_lossy(&smaps);
-    let ranges: Vec<Range<usize>> = mappings
-        .iter()
-        .map(|(_, mapping)| host_range(mapping))
-        .collect();
+    let ranges = mappings.iter().map(|(_, mapping)| host_range(mapping));
+    let ranges = SortedRanges::of(ranges);
     for vma in parse_smaps(&smaps) {
-        for ((range, (_, usage)), (_, mapping)) in ranges.iter().zip(&mut usages).zip(&mappings) {
+        for (range, region) in ranges.overlapping(&vma) {
+            let (Some((_, usage)), Some((_, mapping))) =
+                (usages.get_mut(*region), mappings.get(*region))
+            else {
+                continue;
+            };
             let share = |bytes: u64| vma.share_of(bytes, range);
             // The kernel does not report which huge pages are private.
             let private = match mapping.kind() == BackingKind::Hugetlb {
@@ -241,6 +245,26 @@ fn count_resident(
         count = count.saturating_add(bytes(present));
     }
     Ok(count.saturating_mul(sys::page_size_u64()))
+}
+
+/// Ranges of addresses by address, each with its number.
+struct SortedRanges(Vec<(Range<usize>, usize)>);
+
+impl SortedRanges {
+    /// Sorts ranges that do not overlap.
+    fn of(ranges: impl Iterator<Item = Range<usize>>) -> Self {
+        let mut all: Vec<_> = ranges.zip(0..).collect();
+        all.sort_by_key(|(range, _)| range.start);
+        Self(all)
+    }
+
+    /// Finds the ranges that have addresses of a VMA. Visits no other ranges.
+    fn overlapping(&self, vma: &SmapsVma) -> impl Iterator<Item = &(Range<usize>, usize)> {
+        let first = self.0.partition_point(|(range, _)| range.end <= vma.start);
+        let end = vma.end;
+        let rest = self.0.iter().skip(first);
+        rest.take_while(move |(range, _)| range.start < end)
+    }
 }
 
 /// The statistics of one VMA in /proc/self/smaps, in bytes.
@@ -357,5 +381,35 @@ mod tests {
         assert_eq!(shares.each_ref().map(share), [1 << 20, 1 << 20]);
         assert_eq!(second.share_of(7, &(0..5)), 0);
         assert!(parse_smaps("nonsense\n12 34\nRss: 5 kB\n").is_empty());
+    }
+
+    #[test]
+    fn overlapping_of_many_regions_visits_only_the_regions_of_the_vma() {
+        const COUNT: usize = 1000;
+        // Regions in any order, and a VMA over each pair of them.
+        let region = |n: usize| {
+            let start = (n * 7 % COUNT) * 0x1000;
+            start..start + 0x1000
+        };
+        let ranges = SortedRanges::of((0..COUNT).map(region));
+        let mut visited = vec![0; COUNT];
+        for start in (0..COUNT).step_by(2) {
+            let vma = SmapsVma {
+                start: start * 0x1000,
+                end: (start + 2) * 0x1000,
+                ..SmapsVma::default()
+            };
+            for (range, number) in ranges.overlapping(&vma) {
+                assert_eq!(*range, region(*number));
+                visited[*number] += 1;
+            }
+        }
+        assert_eq!(visited, [1; COUNT]);
+        let elsewhere = SmapsVma {
+            start: COUNT * 0x1000,
+            end: usize::MAX,
+            ..SmapsVma::default()
+        };
+        assert_eq!(ranges.overlapping(&elsewhere).count(), 0);
     }
 }
