@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{File, FileType, Metadata};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
@@ -320,7 +320,7 @@ fn check_length(
     // A character device has no length; its driver refuses what it cannot map.
     let length = match (file_type.is_file(), file_type.is_block_device()) {
         (true, _) => Some(metadata.len()),
-        (_, true) => Some(block_device_length(file).map_err(refused)?),
+        (_, true) => Some(sys::block_device_length(file).map_err(refused)?),
         _ => None,
     };
     match length {
@@ -331,14 +331,6 @@ fn check_length(
         }),
         _ => Ok(()),
     }
-}
-
-/// Returns the length of a block device, which `fstat(2)` does not report.
-fn block_device_length(mut device: &File) -> io::Result<u64> {
-    let position = device.stream_position()?;
-    let end = device.seek(SeekFrom::End(0))?;
-    device.seek(SeekFrom::Start(position))?;
-    Ok(end)
 }
 
 /// Allocates file space for all of a region, unless it may be sparse.

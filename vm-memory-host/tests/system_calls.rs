@@ -4,10 +4,12 @@
 #![cfg(all(target_os = "linux", not(miri)))]
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Result;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
+use std::process::Command;
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use test_support::{
@@ -171,7 +173,7 @@ fn system_calls_are_those_of_the_documentation() {
     }
     let mut rare = vec![
         // Needs a block device, too little memory, and mlockall(2).
-        "MemoryBuilder::build: lseek",
+        "MemoryBuilder::build: ioctl",
         "prefault: mincore",
         "discard: munlock",
         // The C library keeps stacks, and one thread may wait for another one.
@@ -217,4 +219,34 @@ fn access_makes_no_system_call_unless_it_faults() {
     let (is_ok, calls) = record_calls(access).unwrap();
     assert!(!is_ok);
     assert_eq!(calls, BTreeSet::from([libc::SYS_rt_sigreturn]));
+}
+
+#[test]
+fn build_of_block_device_does_not_change_its_position() {
+    let test = "build_of_block_device_does_not_change_its_position";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(4 * HUGE).unwrap();
+    let losetup = |arguments: &[&OsStr]| Command::new("losetup").args(arguments).output();
+    let attached = losetup(&["--find".as_ref(), "--show".as_ref(), file.path().as_ref()]);
+    let path = match attached {
+        Ok(done) if done.status.success() => String::from_utf8(done.stdout).unwrap(),
+        other => return skipped(test, format!("no loop device: {other:?}")),
+    };
+    let device = File::options().read(true).write(true).open(path.trim());
+    let build = || {
+        let backing = Backing::shared_file(device.unwrap(), 0);
+        MemoryBuilder::new()
+            .region(region(backing))
+            .build::<()>()
+            .map(drop)
+    };
+    let built = record_calls(build);
+    losetup(&["--detach".as_ref(), path.trim().as_ref()]).unwrap();
+    let (built, calls) = match built {
+        Ok(built) => built,
+        Err(error) => return skipped(test, error),
+    };
+    built.unwrap();
+    assert!(calls.contains(&libc::SYS_ioctl), "{calls:?}");
+    assert!(!calls.contains(&libc::SYS_lseek), "{calls:?}");
 }

@@ -6,7 +6,7 @@ use std::io::{Error, Result};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 
 use super::{check, file_size_limit};
 
@@ -131,6 +131,24 @@ pub(crate) fn file_system(file: &File) -> Result<FileSystem> {
         free: u64::try_from(free).unwrap_or(0),
         is_limited: stat.f_blocks != 0,
     })
+}
+
+/// `BLKGETSIZE64` (Linux `include/uapi/linux/fs.h`). The kernel declares it with `size_t`.
+const BLKGETSIZE64: libc::Ioctl = libc::_IOR::<usize>(0x12, 114);
+
+/// Returns the length of a block device, which fstat(2) does not report.
+///
+/// Does not change its position, which other descriptors can share.
+pub(crate) fn block_device_length(device: &File) -> Result<u64> {
+    if !device.metadata()?.file_type().is_block_device() {
+        return Err(Error::from_raw_os_error(libc::ENOTBLK));
+    }
+    let mut length = 0u64;
+    // SAFETY: `BLKGETSIZE64` writes a `u64` to its argument (`put_u64` in Linux `block/ioctl.c`),
+    // and `length` is one. `device` is a block device, as checked above, so no other driver
+    // receives the request.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BLKGETSIZE64, &raw mut length) })?;
+    Ok(length)
 }
 
 /// Returns the next part of a file with data, at `from` or after it (lseek(2), `SEEK_DATA`).

@@ -11,8 +11,9 @@ mod reservation;
 mod threads;
 
 pub(crate) use files::{
-    allocate_range, can_be_sealed, cannot_shrink, file_system, is_open_for_writing, memfd,
-    next_data, punch_hole, seal_length, zero_range, FileSystem, HUGETLBFS, TMPFS,
+    allocate_range, block_device_length, can_be_sealed, cannot_shrink, file_system,
+    is_open_for_writing, memfd, next_data, punch_hole, seal_length, zero_range, FileSystem,
+    HUGETLBFS, TMPFS,
 };
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
 #[cfg(test)]
