@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
@@ -135,7 +135,7 @@ fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<
     match mapping.kind() {
         BackingKind::Hugetlb if !mapping.options.release_huge_pages => {
             overwrite_plugged(&mapping, offset, len, |at, len| {
-                overwrite_huge_pages(&mapping, file, at, len)
+                overwrite_huge_pages(&mapping, file, *start, at, len)
             })
         }
         BackingKind::Hugetlb if mapping.blocks.is_none() => {
@@ -214,33 +214,50 @@ fn overwrite_plugged(
 }
 
 /// Writes zeroes to the huge pages of a range, but does not populate unused ones.
+///
+/// The cost grows with the range, not with the region.
 fn overwrite_huge_pages(
     mapping: &Changes<'_>,
     file: &File,
+    start: u64,
     offset: usize,
     len: usize,
 ) -> io::Result<()> {
-    let (mut used, mut unused) = (Vec::new(), Vec::new());
+    let mut bytes_of_file = Vec::new();
     for (at, page) in huge_pages(mapping, offset, len) {
-        match mincore_bytes(mapping, at, page)? {
-            0 => unused.push((at, page)),
-            _ => used.push((at, page)),
-        }
-    }
-    if !unused.is_empty() {
-        let here = mincore_bytes(mapping, 0, mapping.mapped().len())?;
-        for &(at, page) in &unused {
+        if mincore_bytes(mapping, at, page)? == 0 {
             // This process maps no page here, so the call only tells a handler of userfaultfd(2)
             // not to fill it. Linux before 5.18 refuses it.
             let _ = free_private_pages(mapping, at, page);
+            // Another process, or that handler before it was told, may have filled it. A read of
+            // the file does not populate a hole.
+            bytes_of_file.resize(READ_LEN.min(page), 0);
+            if reads_as_zeroes(
+                file,
+                start.saturating_add(bytes(at)),
+                page,
+                &mut bytes_of_file,
+            ) {
+                continue;
+            }
         }
-        // Another process, or that handler before it was told, may have filled some of them.
-        if file.metadata()?.blocks().saturating_mul(512) != here {
-            used.append(&mut unused);
-        }
+        mapping.mapped().fill_zeroes(at, page)?;
     }
-    used.into_iter()
-        .try_for_each(|(at, page)| mapping.mapped().fill_zeroes(at, page))
+    Ok(())
+}
+
+/// The most bytes that [`reads_as_zeroes`] reads at a time.
+const READ_LEN: usize = 64 << 10;
+
+/// Returns whether a range of a file has been read, and consists of zeroes.
+fn reads_as_zeroes(file: &File, start: u64, len: usize, buffer: &mut [u8]) -> bool {
+    let step = buffer.len().max(1);
+    (0..len).step_by(step).all(|done| {
+        let here = len.saturating_sub(done).min(step);
+        let part = buffer.get_mut(..here).unwrap_or_default();
+        let read = file.read_exact_at(part, start.saturating_add(bytes(done)));
+        read.is_ok() && part.iter().all(|byte| *byte == 0)
+    })
 }
 
 /// Frees the pages of a range, which then reads as zeroes. Not for private files.

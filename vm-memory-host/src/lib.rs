@@ -104,7 +104,7 @@
 //! | boot | [`prefault()`] | with a NUMA policy | `sched_getaffinity`, `sched_setaffinity` |
 //! | boot | [`prefault()`] | if memory is short | `mincore` |
 //! | boot | [`huge_page_pools`] | always | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
-//! | run time | [`discard()`] | always | `madvise`, `fallocate`, `statx`; `mincore` for huge pages |
+//! | run time | [`discard()`] | always | `madvise`, `fallocate`, `statx`; `mincore`, `pread64` for huge pages |
 //! | run time | [`discard()`] | for a private file | `mmap`, `munmap`, `mprotect`, `mremap`, `mbind`, `mlock2`, `munlock`, `mincore` |
 //! | run time | [`plug()`] | always | `madvise`, `fallocate`, `mprotect` |
 //! | run time | [`plug()`] | if huge pages run out, or for a file on a tmpfs with a size limit | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use super::common::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
-    discard, plug, prefault, unplug, Backing, ChangeError, Lock, MemoryBuilder, Region, Sharing,
-    TransparentHugePages, Unplugged,
+    discard, plug, prefault, provisioned, unplug, Backing, ChangeError, Lock, MemoryBuilder,
+    Region, Sharing, TransparentHugePages, Unplugged,
 };
 
 const START: u64 = 64 * MIB;
@@ -408,4 +408,32 @@ fn discard_keeps_the_space_of_a_file_unless_sparse() {
             blocks()
         );
     }
+}
+
+#[test]
+fn discard_of_unused_huge_page_examines_its_range_only() {
+    let test = "discard_of_unused_huge_page_examines_its_range_only";
+    let Some(_pages) = HugePages::reserve(4, test) else {
+        return;
+    };
+    let region = Region::new(GuestAddress(0), 4 * HUGE);
+    let memory = build(region.backing(Backing::Hugetlb { page_size: HUGE })).unwrap();
+    let other = build_again(&memory);
+    let used = || {
+        provisioned(memory.iter().next().unwrap())
+            .unwrap()
+            .file()
+            .unwrap()
+            .0
+    };
+    let used = || used().metadata().unwrap().blocks() * 512;
+    // Pages that only another mapping uses, outside of the range and inside.
+    fill(&other, 3 * HUGE, PAGE, 7);
+    assert_eq!(discard(&memory, GuestAddress(0), 2 * HUGE).unwrap(), 0);
+    assert_eq!(used(), HUGE, "unused pages were populated");
+    fill(&other, HUGE + PAGE, PAGE, 8);
+    discard(&memory, GuestAddress(0), 2 * HUGE).unwrap();
+    assert_eq!(used(), 2 * HUGE, "an unused page was populated");
+    assert_eq!(byte_of_page(&other, HUGE + PAGE), Some(0));
+    assert_eq!(byte_of_page(&memory, 3 * HUGE), Some(7));
 }
