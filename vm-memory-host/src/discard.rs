@@ -53,6 +53,14 @@ use crate::sys::{self, Advice, Mapped};
 /// which can outlast a hole that covers a part of them. The kernel splits a transparent huge page
 /// lazily.
 ///
+/// # Aborts
+///
+/// For a private file, aborts the process if the kernel has unmapped the range and then fails to
+/// map the zeroes. Another thread could get the addresses, and the guest would reach its memory.
+/// The kernel fails there only without memory for page tables, or if `vm.overcommit_memory` is 2
+/// and no more memory may be committed. Do not use that setting with private files of hostile
+/// guests: a guest chooses when it discards.
+///
 /// # Userfaultfd
 ///
 /// A handler of userfaultfd(2) can fill missing pages of the region, for example from a snapshot.
