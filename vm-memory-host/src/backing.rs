@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use crate::error::BuildError;
-use crate::region::{Backing, BackingKind, Region, Sharing};
+use crate::region::{Backing, BackingKind, Region, Sharing, TransparentHugePages};
 use crate::resources::HostResources;
 use crate::sys;
 
@@ -130,7 +130,11 @@ pub(crate) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
             present: 0,
             allocated: false,
         },
-        Backing::Memfd => create_memfd(region, None)?,
+        Backing::Memfd => {
+            // A huge page of a file begins at a multiple of its size in the file.
+            let huge = transparent_huge_page(region, host).unwrap_or(1);
+            create_memfd(region, None, region.start.0 & huge.wrapping_sub(1))?
+        }
         Backing::Hugetlb { page_size } => {
             let pools = host.pools();
             let available: Vec<u64> = pools.iter().map(|pool| pool.page_size).collect();
@@ -143,7 +147,7 @@ pub(crate) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
             }
             // Checked before the memfd exists, because the kernel would round its length up.
             check_alignment(region, *page_size)?;
-            create_memfd(region, Some(*page_size))?
+            create_memfd(region, Some(*page_size), 0)?
         }
         Backing::File {
             file,
@@ -158,14 +162,33 @@ pub(crate) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
 /// The largest length of a file in bytes: the maximum of the signed `off_t`.
 const MAX_FILE_LENGTH: u64 = u64::MAX >> 1;
 
+/// Returns the size of the transparent huge pages that a region of ordinary pages can have.
+pub(crate) fn transparent_huge_page(region: &Region, host: &HostResources) -> Option<u64> {
+    if region.options.transparent_huge_pages == TransparentHugePages::Off {
+        return None;
+    }
+    let huge = host.transparent_huge_page();
+    huge.filter(|huge| region.size >= *huge)
+}
+
 /// Creates a memfd for a region, and seals its length. `huge` is the size of its huge pages.
-fn create_memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, BuildError> {
+///
+/// The region begins at `offset`. The hole before it has no pages.
+fn create_memfd(
+    region: &Region,
+    huge: Option<u64>,
+    offset: u64,
+) -> Result<OpenedBacking, BuildError> {
     let name = region.options.name.as_deref().unwrap_or("guest-ram");
+    let len = offset.checked_add(region.size);
+    let len = len.filter(|len| *len <= MAX_FILE_LENGTH);
+    let len = len.ok_or(BuildError::FileOffset {
+        region: region.span(),
+        offset,
+    })?;
     let refused = |source: io::Error| {
         let advice = match source.raw_os_error() {
-            Some(libc::EFBIG)
-                if sys::file_size_limit().is_some_and(|limit| region.size > limit) =>
-            {
+            Some(libc::EFBIG) if sys::file_size_limit().is_some_and(|limit| len > limit) => {
                 "raise the file size limit (ulimit -f)"
             }
             Some(libc::EMFILE) => "raise the limit of open files (ulimit -n)",
@@ -174,21 +197,15 @@ fn create_memfd(region: &Region, huge: Option<u64>) -> Result<OpenedBacking, Bui
         };
         BuildError::system(region.span(), "create its memfd", source, advice)
     };
-    if region.size > MAX_FILE_LENGTH {
-        return Err(BuildError::FileOffset {
-            region: region.span(),
-            offset: 0,
-        });
-    }
     let name = CString::new(name).map_err(|error| refused(error.into()))?;
-    let file = sys::memfd(&name, region.size, huge).map_err(refused)?;
+    let file = sys::memfd(&name, len, huge).map_err(refused)?;
     sys::seal_length(&file).map_err(refused)?;
     Ok(OpenedBacking {
         kind: match huge {
             Some(_) => BackingKind::Hugetlb,
             None => BackingKind::Memfd,
         },
-        file: Some((Arc::new(file), 0)),
+        file: Some((Arc::new(file), offset)),
         sharing: Sharing::Shared,
         identity: None,
         page_size: huge.unwrap_or_else(sys::page_size_u64),

@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 
 use vm_memory::mmap::{PluggedBlocks, PluggedBlocksError};
 
-use crate::backing::OpenedBacking;
+use crate::backing::{self, OpenedBacking};
 use crate::error::BuildError;
 use crate::limits::{self, Need};
 use crate::mapping::{bytes, HostMapping, ZeroedRanges};
@@ -54,14 +54,10 @@ pub(super) fn adjacent(
 ///
 /// This is the size of the largest page that the region can have.
 fn alignment(region: &Region, backing: &OpenedBacking, host: &HostResources) -> u64 {
-    if region.options.transparent_huge_pages == TransparentHugePages::Off
-        || backing.kind == BackingKind::Hugetlb
-    {
-        return backing.page_size;
+    match backing.kind {
+        BackingKind::Hugetlb => backing.page_size,
+        _ => backing::transparent_huge_page(region, host).unwrap_or(backing.page_size),
     }
-    let huge = host.transparent_huge_page();
-    huge.filter(|huge| region.size >= *huge)
-        .unwrap_or(backing.page_size)
 }
 
 /// Maps the next region of a reservation, and applies its options.
@@ -374,7 +370,6 @@ pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backing;
     use vm_memory::GuestAddress;
 
     #[test]

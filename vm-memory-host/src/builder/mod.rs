@@ -36,8 +36,9 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 /// nothing mapped.
 ///
 /// Regions that are adjacent in guest memory are adjacent in this process, in one reservation with
-/// an inaccessible guard page on both sides. Host addresses equal guest addresses modulo the size
-/// of a huge page, so that KVM can map huge pages for the guest:
+/// an inaccessible guard page on both sides. If a region can have huge pages, host addresses equal
+/// guest addresses modulo their size, so that KVM can map huge pages for the guest.
+/// [`HostMapping::host_address`] has the details.
 ///
 /// ```text
 ///   guest   0x0            0x4000_0000      0x1_0000_0000

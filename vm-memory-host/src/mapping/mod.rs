@@ -96,8 +96,18 @@ impl HostMapping {
 
     /// Returns the host address of the first byte.
     ///
-    /// It equals the guest address modulo the size of a huge page, so that KVM can map huge pages
-    /// for the guest.
+    /// It equals the guest address modulo the size of the largest page that the region, or an
+    /// adjacent region of its build, can have:
+    ///
+    /// - For hugetlb, that is the size of its huge pages.
+    /// - For other regions of at least a transparent huge page, it is that size. Exceptions are
+    ///   [`TransparentHugePages::Off`](crate::TransparentHugePages::Off), and hosts without
+    ///   transparent huge pages.
+    /// - Otherwise it is the size of an ordinary page.
+    ///
+    /// KVM can therefore map huge pages for the guest. For a file, its offset must be equal to the
+    /// guest address modulo that size, too. The builder chooses such an offset in a new memfd. For
+    /// a [`Backing::File`](crate::Backing::File), the caller chooses it.
     ///
     /// # Examples
     ///

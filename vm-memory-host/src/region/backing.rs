@@ -40,6 +40,11 @@ pub enum Backing {
     ///
     /// No process can execute it (`MFD_NOEXEC_SEAL`). Before Linux 6.3, it has no execute
     /// permission, but a process of the same user can set that again (fchmod(2)).
+    ///
+    /// The region may begin at an offset in the memfd ([`HostMapping::file`]), so that it can have
+    /// transparent huge pages.
+    ///
+    /// [`HostMapping::file`]: crate::HostMapping::file
     #[doc(alias = "MAP_SHARED")]
     #[doc(alias = "vhost-user")]
     Memfd,

@@ -5,7 +5,30 @@ use vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryBackend,
     Permissions,
 };
-use vm_memory_host::{provisioned, Backing, MemoryBuilder, Region};
+use vm_memory_host::{provisioned, Backing, MemoryBuilder, Region, TransparentHugePages};
+
+/// Returns the offset of the first region in its file.
+fn file_offset(memory: &Memory) -> u64 {
+    let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
+    mapping.file().unwrap().1
+}
+
+#[test]
+fn file_offset_of_memfd_equals_guest_address_modulo_huge_page() {
+    for start in [0, MIB, 0x1_0000_0000, 0x1_0010_0000] {
+        let region = |size| Region::new(GuestAddress(start), size).backing(Backing::Memfd);
+        let memory = build(region(2 * HUGE)).unwrap();
+        assert_eq!(file_offset(&memory), start % HUGE, "{start:#x}");
+        fill(&memory, start, 2 * HUGE, 7);
+        // Another process maps the same bytes.
+        let other = build_again(&memory);
+        assert_eq!(byte_of_page(&other, start + 2 * HUGE - PAGE), Some(7));
+        // A region without transparent huge pages begins at the start of its file.
+        assert_eq!(file_offset(&build(region(MIB)).unwrap()), 0);
+        let off = region(2 * HUGE).transparent_huge_pages(TransparentHugePages::Off);
+        assert_eq!(file_offset(&build(off).unwrap()), 0);
+    }
+}
 
 #[test]
 fn host_address_equals_guest_address_modulo_huge_page() {
