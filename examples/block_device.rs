@@ -51,9 +51,8 @@ impl Disk {
             let wanted = data.len();
             // Marks all of it, also after an error or a short count.
             data.complete(usize::try_from(result).unwrap_or(0));
-            let failed = u8::from(result != wanted as i32);
-            memory.write_obj(failed, status)?;
-            println!("request {id}: {result} of {wanted} bytes, status {failed}");
+            memory.write_obj(u8::from(result != wanted as i32), status)?;
+            println!("request {id}: {result} of {wanted} bytes");
         }
         Ok(())
     }

@@ -23,11 +23,10 @@ const USED: u64 = 0x3000;
 
 /// The driver's side: makes one chain of writable buffers available.
 fn offer(memory: &Memory, buffers: &[(u64, u32)]) -> Result<(), Box<dyn Error>> {
-    const NEXT: u16 = 1;
-    const WRITE: u16 = 2;
+    let (next, write) = (1u16, 2u16);
     for (index, (addr, len)) in buffers.iter().enumerate() {
         let last = index + 1 == buffers.len();
-        let flags = if last { WRITE } else { WRITE | NEXT };
+        let flags = if last { write } else { write | next };
         let descriptor = GuestAddress(DESCRIPTORS + 16 * index as u64);
         memory.write_obj(*addr, descriptor)?;
         memory.write_obj(*len, GuestAddress(descriptor.0 + 8))?;
@@ -48,25 +47,18 @@ fn receive(fd: RawFd, mut buffer: IoBuffer<Memory>) -> io::Result<usize> {
     // SAFETY: an `IoVector` is an `iovec`. `buffer` keeps the memory mapped until after the call,
     // and no Rust reference to that memory exists.
     let received = unsafe { libc::readv(fd, vectors.as_ptr().cast(), count) };
-    match usize::try_from(received) {
-        Ok(received) => {
-            // The kernel copies a datagram whole, and nothing after it: the rest needs no marks.
-            if let Some(rest) = buffer.split_off(received) {
-                rest.cancel();
-            }
-            Ok(buffer.complete(received))
-        }
-        // Dropping the buffer marks all of it.
-        Err(_) => Err(io::Error::last_os_error()),
+    // On an error, the buffer is dropped, which marks all of it.
+    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    // The kernel copies a datagram whole, and nothing after it: the rest needs no marks.
+    if let Some(rest) = buffer.split_off(received) {
+        rest.cancel();
     }
+    Ok(buffer.complete(received))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Two regions, so that one buffer crosses from the first to the second.
-    let ranges = [
-        (GuestAddress(0), 0x10_000),
-        (GuestAddress(0x10_000), 0x10_000),
-    ];
+    let ranges = [0, 0x10_000].map(|start| (GuestAddress(start), 0x10_000));
     let memory = Arc::new(Memory::from_ranges(&ranges)?);
     let (wire, tap) = UnixDatagram::pair()?;
 
