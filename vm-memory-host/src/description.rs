@@ -24,6 +24,9 @@ use crate::sys;
 /// Descriptors are not data. Regions refer to them by their index in a list that is sent alongside
 /// the description (`SCM_RIGHTS`, unix(7)). A file that backs several regions is in the list once.
 ///
+/// Only the owner of the memory may [`plug`](crate::plug()) and [`unplug`](crate::unplug()) blocks:
+/// both zero the blocks for all processes. Builds from a description leave them as they are.
+///
 /// `Display` prints one line for each region, as /proc/iomem does.
 ///
 /// # Examples

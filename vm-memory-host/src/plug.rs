@@ -9,7 +9,7 @@
 use std::io;
 
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::control_groups::GroupLimit;
 use crate::discard::free_pages;
@@ -24,7 +24,9 @@ use crate::sys::{self, Advice};
 /// Use it for a virtio-mem device (virtio 1.2, section 5.15), at the request of the running guest.
 /// The map is not replaced.
 ///
-/// New blocks read as zeroes. They are not marked dirty, because `unplug` has marked them. Pages
+/// New blocks read as zeroes and are marked dirty. The pages of a shared file are freed first, for
+/// all processes that map it. Only the owner of the memory may therefore plug its blocks: a process
+/// that builds it from a [`Description`](crate::Description) would zero blocks in use. Pages
 /// that could be missing later are allocated now: huge pages, and pages of a tmpfs with a size
 /// limit. [Sparse](crate::Region::sparse) regions do not allocate the latter.
 ///
@@ -60,7 +62,7 @@ use crate::sys::{self, Advice};
 /// Returns [`ChangeError::NoPages`] if the pool has too few huge pages, and
 /// [`ChangeError::ControlGroup`] if a control group allows too few of them. Returns
 /// [`ChangeError::System`] if the system refuses a call. Blocks of earlier regions stay plugged;
-/// blocks of the failing region stay as before.
+/// blocks of the failing region stay plugged or unplugged as before.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hotplug")]
 pub fn plug<B, M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>
@@ -70,7 +72,7 @@ where
 {
     for part in parts(memory, addr, len, block_size)? {
         check_groups(&part)?;
-        let plugged = plug_part(part.mapping, part.offset, part.len);
+        let plugged = plug_part(&part);
         plugged.map_err(|source| not_plugged(&part, source))?;
     }
     Ok(())
@@ -159,7 +161,8 @@ pub(crate) fn plug_initial(mapping: &HostMapping, plugged: &[(usize, usize)]) ->
     Ok(())
 }
 
-fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
+fn plug_part<B: Bitmap>(part: &Part<'_, B>) -> io::Result<()> {
+    let (mapping, offset, len) = (part.mapping, part.offset, part.len);
     let Some((blocks, record)) = &mapping.blocks else {
         return Ok(());
     };
@@ -170,6 +173,11 @@ fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()>
         free_pages(&changes, at, run)?;
         prepare(&changes, blocks, at, run)
     });
+    // Even after an error: some of their bytes may have changed. Accesses mark their own writes once
+    // the record has the blocks.
+    for &(at, run) in &unplugged {
+        part.region.bitmap().mark_dirty(at, run);
+    }
     if prepared.is_err() {
         for (at, run) in unplugged {
             // The first error is reported. The next plug or unplug frees pages that stay.
