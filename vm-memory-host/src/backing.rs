@@ -73,7 +73,8 @@ pub(crate) fn check_seals(region: &Region) -> Result<(), BuildError> {
 /// Descriptors that another process has sent.
 ///
 /// close(2) may wait for the server of a file (FUSE), which may never reply. Dropping this closes a
-/// descriptor in a thread of its own, unless it is a memfd or is still in use elsewhere.
+/// descriptor in a thread of its own, unless it is a memfd or is still in use elsewhere. If the
+/// system refuses the thread, this thread closes them, and waits.
 #[derive(Debug, Default)]
 pub(crate) struct ReceivedFiles(Vec<Arc<File>>);
 
@@ -109,9 +110,7 @@ impl Drop for ReceivedFiles {
         let files = std::mem::take(&mut self.0);
         let (slow, _): (Vec<_>, Vec<_>) = files.into_iter().partition(may_wait);
         if !slow.is_empty() {
-            let thread = std::thread::Builder::new().name("close".to_owned());
-            // If a limit forbids the thread, they are closed here.
-            let _ = thread.spawn(move || drop(slow));
+            sys::run_detached(move || drop(slow));
         }
     }
 }

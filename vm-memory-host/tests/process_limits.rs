@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -16,8 +17,8 @@ use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
 use test_support::{skipped, temp_file_of_len};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
 use vm_memory_host::{
-    discard, plug, prefault, provisioned, still_mapped, unplug, Backing, Lock, MemoryBuilder,
-    Region, Sharing, Unplugged,
+    discard, plug, prefault, provisioned, still_mapped, unplug, Backing, Description, Lock,
+    MemoryBuilder, Region, Sharing, Unplugged,
 };
 
 const MIB: u64 = 1 << 20;
@@ -522,4 +523,29 @@ fn discard_and_plug_in_locked_process_succeed() {
     plug(&memory, GuestAddress(MIB), MIB).unwrap();
     memory.write_obj(7u8, GuestAddress(MIB)).unwrap();
     unplug(&memory, GuestAddress(MIB), MIB).unwrap();
+}
+
+#[test]
+fn builder_of_description_at_vma_limit_closes_descriptors() {
+    let test = "builder_of_description_at_vma_limit_closes_descriptors";
+    if !is_alone(test) {
+        return;
+    }
+    let version = Description::VERSION;
+    let regions = Vec::new();
+    let description = Description { version, regions };
+    let Some(mut mappings) = all_vmas(test) else {
+        return;
+    };
+    for _ in 0..24 {
+        // No region refers to the descriptor. Closing it may wait, since it is not a memfd.
+        let file = fs::File::open("/dev/null").unwrap();
+        let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+        drop(description.builder(vec![file.into()]).unwrap());
+        while fs::exists(&open).unwrap() {
+            std::thread::yield_now();
+        }
+        // Leaves room for one more VMA.
+        mappings.pop();
+    }
 }

@@ -19,7 +19,7 @@ pub(crate) use mapped::{Advice, Mapped, NodePolicy};
 #[cfg(test)]
 pub(crate) use process::in_child;
 pub(crate) use reservation::{resident_of_file, still_mapped, Reserved, Source};
-pub(crate) use threads::{run_on_threads, Cpus};
+pub(crate) use threads::{run_detached, run_on_threads, Cpus};
 
 use std::io::{Error, Result};
 

@@ -1,4 +1,5 @@
-//! [`run_on_threads`]: threads whose start never ends the process. [`Cpus`]: a set of CPUs.
+//! [`run_on_threads`] and [`run_detached`]: threads whose start never ends the process.
+//! [`Cpus`]: a set of CPUs.
 
 use std::any::Any;
 use std::io::Result;
@@ -75,6 +76,39 @@ impl<W: Fn(usize)> Start<'_, W> {
 /// The caller joins the thread before it uses, moves or drops `start`, and before the end of all
 /// that `start` refers to.
 unsafe fn spawn<W: Fn(usize) + Sync>(start: &mut Start<'_, W>) -> Option<libc::pthread_t> {
+    let argument: *mut Start<'_, W> = start;
+    // SAFETY: `thread_main::<W>` takes a pointer to a `Start` with the same `W`, which the caller
+    // leaves alone until it has joined the thread (contract of `spawn`).
+    unsafe { create(thread_main::<W>, argument.cast()) }
+}
+
+/// Calls `work` in a new thread that nothing joins, or here if the system refuses the thread.
+///
+/// Unlike `std::thread`, a lack of memory does not end the process: see [`run_on_threads`].
+pub(crate) fn run_detached<W: FnOnce() + Send + 'static>(work: W) {
+    let work = Box::into_raw(Box::new(work));
+    // SAFETY: `detached_main::<W>` takes a pointer from `Box::into_raw` with the same `W`. If the
+    // thread exists, only it uses the pointer. `W` is `Send` and borrows nothing that can end.
+    match unsafe { create(detached_main::<W>, work.cast()) } {
+        // SAFETY: pthread_create(3) has returned this thread. It is neither joined nor detached.
+        Some(thread) => drop(unsafe { libc::pthread_detach(thread) }),
+        None => {
+            // SAFETY: the pointer comes from `Box::into_raw`, and no thread has got it.
+            let work = unsafe { Box::from_raw(work) };
+            work();
+        }
+    }
+}
+
+/// Starts a thread that calls `main` with `argument`.
+///
+/// # Safety
+///
+/// `main` may be called with `argument` once, in another thread, until the caller joins it.
+unsafe fn create(
+    main: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void,
+    argument: *mut libc::c_void,
+) -> Option<libc::pthread_t> {
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
     // SAFETY: pthread_attr_init(3) writes one object to its argument, which has room for it.
     if unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) } != 0 {
@@ -83,18 +117,10 @@ unsafe fn spawn<W: Fn(usize) + Sync>(start: &mut Start<'_, W>) -> Option<libc::p
     // SAFETY: the object was initialised above. If it refuses the size, it keeps the default.
     let _ = unsafe { libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK) };
     let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
-    let argument: *mut Start<'_, W> = start;
-    // SAFETY: the attributes were initialised above, and `thread` has room for the result.
-    // `thread_main::<W>` takes a pointer to a `Start` with the same `W`, which the caller leaves
-    // alone until it has joined the thread (contract of `spawn`).
-    let created = unsafe {
-        libc::pthread_create(
-            thread.as_mut_ptr(),
-            attributes.as_ptr(),
-            thread_main::<W>,
-            argument.cast(),
-        )
-    };
+    // SAFETY: the attributes were initialised above, and `thread` has room for the result. The new
+    // thread may call `main` with `argument` (contract of `create`).
+    let created =
+        unsafe { libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), main, argument) };
     // SAFETY: the object was initialised above, and is not used again.
     let _ = unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
     // SAFETY: pthread_create(3) has succeeded, and has written the thread.
@@ -109,6 +135,17 @@ extern "C" fn thread_main<W: Fn(usize) + Sync>(start: *mut libc::c_void) -> *mut
     // so the shared reference in it may be used here. The panic in it is `Send`.
     let start = unsafe { &mut *start.cast::<Start<'_, W>>() };
     start.run();
+    null_mut()
+}
+
+extern "C" fn detached_main<W: FnOnce()>(work: *mut libc::c_void) -> *mut libc::c_void {
+    // SAFETY: the kernel reads the name up to its zero byte, and a `CStr` ends with one.
+    let _ = unsafe { libc::prctl(libc::PR_SET_NAME, c"close".as_ptr()) };
+    // SAFETY: `run_detached` passes a pointer from `Box::into_raw` with this `W`. It has started one
+    // thread with it, and does not use it any more.
+    let work = unsafe { Box::from_raw(work.cast::<W>()) };
+    // Nobody joins the thread. A panic ends with it.
+    let _ = catch_unwind(AssertUnwindSafe(work));
     null_mut()
 }
 
