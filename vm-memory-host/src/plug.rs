@@ -173,8 +173,7 @@ fn plug_part<B: Bitmap>(part: &Part<'_, B>) -> io::Result<()> {
         free_pages(&changes, at, run)?;
         prepare(&changes, blocks, at, run)
     });
-    // Even after an error: some of their bytes may have changed. Accesses mark their own writes once
-    // the record has the blocks.
+    // Even after an error: some of their bytes may have changed. Later writes mark themselves.
     for &(at, run) in &unplugged {
         part.region.bitmap().mark_dirty(at, run);
     }

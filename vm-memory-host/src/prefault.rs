@@ -22,8 +22,8 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use crate::error::PrefaultError;
-use crate::mapping::{bytes, usable, HostMapping};
-use crate::region::{BackingKind, Sharing};
+use crate::mapping::{bytes, span_of, usable, HostMapping};
+use crate::region::{BackingKind, Sharing, Span};
 use crate::residency::resident;
 use crate::resources::HostResources;
 use crate::sys::{run_on_threads, Advice, Cpus};
@@ -93,6 +93,7 @@ const STEP: usize = 32 << 20;
 ///
 /// - a region was not built by this crate, or was built by the parent process;
 /// - the host has too little memory, in which case nothing is populated;
+/// - a file is too short for its region, because it was truncated after the build;
 /// - `progress` returns [`ControlFlow::Break`] before all pages are populated; or
 /// - the system refuses a call, for example on a kernel before Linux 5.14.
 #[doc(alias = "prealloc")]
@@ -111,7 +112,7 @@ where
 {
     let mappings = memory
         .iter()
-        .map(usable)
+        .map(|region| Ok((span_of(region), usable::<_, PrefaultError>(region)?)))
         .collect::<Result<Vec<_>, PrefaultError>>()?;
     run(&mappings, threads, &mut progress)
 }
@@ -119,6 +120,8 @@ where
 /// The range that one system call populates.
 #[derive(Clone, Copy)]
 struct Step<'a> {
+    /// The guest addresses of the region in its map.
+    region: Span,
     mapping: &'a HostMapping,
     offset: usize,
     len: usize,
@@ -146,7 +149,7 @@ impl State<'_> {
                 }
             }
             Err(source) => {
-                let region = step.mapping.span();
+                let region = step.region;
                 self.end = Some(PrefaultError::System {
                     region,
                     start: region.start.saturating_add(bytes(step.offset)),
@@ -160,21 +163,21 @@ impl State<'_> {
     }
 }
 
-/// Populates mappings, as [`prefault`] does.
+/// Populates mappings, as [`prefault`] does. Each has the guest addresses of its region.
 pub(crate) fn run(
-    mappings: &[&HostMapping],
+    mappings: &[(Span, &HostMapping)],
     threads: NonZeroUsize,
     progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
 ) -> Result<(), PrefaultError> {
     let host = HostResources::current();
     check_memory(mappings, &host)?;
-    let steps: Vec<Step<'_>> = mappings.iter().flat_map(|mapping| steps(mapping)).collect();
+    let steps: Vec<Step<'_>> = mappings.iter().flat_map(steps).collect();
     let total = steps
         .iter()
         .fold(0u64, |sum, step| sum.saturating_add(bytes(step.len)));
     let count = threads.get().min(steps.len()).saturating_sub(1);
     // Threads move only for memory with a NUMA policy.
-    let moves = |mapping: &&HostMapping| !mapping.options.numa.nodes().is_empty();
+    let moves = |(_, mapping): &(Span, &HostMapping)| !mapping.options.numa.nodes().is_empty();
     let moves = count > 0 && mappings.iter().any(moves);
     let allowed = moves.then(Cpus::allowed).and_then(Result::ok);
     let queues = queues(steps, allowed.as_ref(), &host);
@@ -210,7 +213,7 @@ pub(crate) fn run(
     let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
     match state.end {
         None => Ok(()),
-        Some(error) => Err(over_limit(error, mappings, &host)),
+        Some(error) => Err(cause_of(error, mappings, &host)),
     }
 }
 
@@ -274,7 +277,10 @@ fn in_turn<T>(items: &[T], number: usize) -> impl Iterator<Item = &T> {
 /// Checks that the host has enough memory.
 ///
 /// Counting resident pages takes time, so they are counted only if that can change the outcome.
-fn check_memory(mappings: &[&HostMapping], host: &HostResources) -> Result<(), PrefaultError> {
+fn check_memory(
+    mappings: &[(Span, &HostMapping)],
+    host: &HostResources,
+) -> Result<(), PrefaultError> {
     let limit = host.memory_limit();
     let of_groups = limit.as_ref().map(|limit| limit.available);
     let of_host = host.available_memory();
@@ -284,14 +290,15 @@ fn check_memory(mappings: &[&HostMapping], host: &HostResources) -> Result<(), P
     let all = host.total_memory().unwrap_or(u64::MAX);
     // Huge pages come from a pool, and the page cache of files is reclaimable.
     let own = || {
-        let mappings = mappings.iter().copied();
-        mappings
-            .filter(|mapping| matches!(mapping.kind(), BackingKind::Anonymous | BackingKind::Memfd))
+        let mappings = mappings.iter();
+        mappings.filter(|(_, mapping)| {
+            matches!(mapping.kind(), BackingKind::Anonymous | BackingKind::Memfd)
+        })
     };
     let lengths = own().flat_map(steps).map(|step| bytes(step.len));
     let mut wanted = lengths.fold(0u64, u64::saturating_add);
     if wanted <= available.saturating_add(all) {
-        for mapping in own() {
+        for (_, mapping) in own() {
             if wanted <= available {
                 return Ok(());
             }
@@ -314,10 +321,11 @@ fn check_memory(mappings: &[&HostMapping], host: &HostResources) -> Result<(), P
     })
 }
 
-/// Names the control group that allows no more huge pages, if that is the cause of an error.
-fn over_limit(
+/// Names a file that is too short, or the control group that allows no more huge pages, if that is
+/// the cause of an error.
+fn cause_of(
     error: PrefaultError,
-    mappings: &[&HostMapping],
+    mappings: &[(Span, &HostMapping)],
     host: &HostResources,
 ) -> PrefaultError {
     let PrefaultError::System {
@@ -332,10 +340,24 @@ fn over_limit(
     };
     let may_lack_pages = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
     let mut mappings = mappings.iter();
-    let mapping = mappings.find(|mapping| mapping.span() == *region);
-    let Some(mapping) = mapping.filter(|mapping| mapping.kind() == BackingKind::Hugetlb) else {
+    let Some((_, mapping)) = mappings.find(|(span, _)| span == region) else {
         return error;
     };
+    // A page past the end of its file.
+    if let (Some(libc::EFAULT), Some((needed, length))) =
+        (source.raw_os_error(), too_short(mapping))
+    {
+        return PrefaultError::FileTooShort {
+            region: *region,
+            needed,
+            length,
+            done: *done,
+            total: *total,
+        };
+    }
+    if mapping.kind() != BackingKind::Hugetlb {
+        return error;
+    }
     match host.huge_page_limit(mapping.page_size(), false) {
         Some(limit) if may_lack_pages && limit.available < mapping.page_size() => {
             PrefaultError::ControlGroup {
@@ -346,6 +368,14 @@ fn over_limit(
         }
         _ => error,
     }
+}
+
+/// Returns the length that a mapping needs its file to have, and its length, if that is less.
+fn too_short(mapping: &HostMapping) -> Option<(u64, u64)> {
+    let (file, start) = mapping.file()?;
+    let file = file.metadata().ok().filter(|file| file.is_file())?;
+    let needed = start.saturating_add(bytes(mapping.mapped().len()));
+    (file.len() < needed).then_some((needed, file.len()))
 }
 
 /// Populates the pages of a step that are plugged.
@@ -361,7 +391,9 @@ fn populate(step: &Step<'_>) -> io::Result<()> {
 }
 
 /// Divides the accessible parts of a mapping into steps.
-fn steps(mapping: &HostMapping) -> impl Iterator<Item = Step<'_>> {
+fn steps<'a>(
+    &(region, mapping): &(Span, &'a HostMapping),
+) -> impl Iterator<Item = Step<'a>> + use<'a> {
     let whole = (0, mapping.mapped().len());
     let plugged = mapping
         .plugged_blocks()
@@ -370,6 +402,7 @@ fn steps(mapping: &HostMapping) -> impl Iterator<Item = Step<'_>> {
     let step = STEP.max(page);
     plugged.into_iter().flat_map(move |(start, len)| {
         (0..len).step_by(step).map(move |at| Step {
+            region,
             mapping,
             offset: start.saturating_add(at),
             len: len.saturating_sub(at).min(step),
@@ -416,8 +449,9 @@ mod tests {
             builder.build().unwrap()
         };
         let of = |memory: &GuestMemoryMmap, host: &HostResources, allowed: Option<&Cpus>| {
-            let mappings: Vec<_> = memory.iter().map(|one| provisioned(one).unwrap()).collect();
-            let steps = mappings.iter().flat_map(|one| steps(one)).collect();
+            let one = |region| (span_of(region), provisioned(region).unwrap());
+            let mappings: Vec<_> = memory.iter().map(one).collect();
+            let steps = mappings.iter().flat_map(steps).collect();
             let queues = queues(steps, allowed, host);
             let show = |queue: Queue<'_>| (queue.steps.len(), queue.cpus);
             queues.into_iter().map(show).collect::<Vec<_>>()

@@ -100,7 +100,9 @@ fn map_region(
         let advice = "do not set a name, or use a kernel with CONFIG_ANON_VMA_NAME";
         BuildError::system(span, "set its name", source, advice)
     })?;
-    bind_huge_pages(&mapping, host)?;
+    if !super::check::releases_huge_pages(region) {
+        bind_huge_pages(&mapping, host)?;
+    }
     plug_initial_blocks(region, &mapping, host)?;
     Ok(Arc::new(mapping))
 }
@@ -315,7 +317,8 @@ fn not_plugged(region: &Region, source: io::Error, host: &HostResources) -> Buil
 /// Populates the huge pages of a region that is bound to NUMA nodes.
 ///
 /// `mmap(2)` reserves huge pages of any node. A node without free pages would cause a SIGBUS on a
-/// later access. Blocks are populated when they are plugged.
+/// later access. Blocks are populated when they are plugged. The caller excludes a region whose
+/// pages another process may have released.
 fn bind_huge_pages(mapping: &HostMapping, host: &HostResources) -> Result<(), BuildError> {
     let (NumaPolicy::Bind(nodes) | NumaPolicy::Interleave(nodes)) = &mapping.options.numa else {
         return Ok(());

@@ -23,7 +23,7 @@ use crate::backing::{self, ReceivedFiles};
 use crate::error::BuildError;
 use crate::mapping::HostMapping;
 use crate::prefault::{self, Progress};
-use crate::region::Region;
+use crate::region::{Region, Span};
 use crate::resources::HostResources;
 
 /// The callback that receives the progress of a prefault and may cancel it.
@@ -250,7 +250,10 @@ impl MemoryBuilder {
             map::adjacent(run, &host, &mut mappings)?;
         }
         if let Some((threads, mut progress)) = self.prefault {
-            let mappings: Vec<&HostMapping> = mappings.iter().map(Arc::as_ref).collect();
+            let mappings = mappings
+                .iter()
+                .map(|mapping| (mapping.span(), mapping.as_ref()));
+            let mappings: Vec<(Span, &HostMapping)> = mappings.collect();
             prefault::run(&mappings, threads, &mut progress)?;
         }
         for mapping in &mappings {

@@ -72,6 +72,23 @@ pub enum PrefaultError {
         /// The number of bytes that were populated before.
         done: u64,
     },
+    /// The file of a region is too short: it was truncated after the build.
+    #[error(
+        "region {region}: cannot populate it: its file has {length:#x} bytes, but the region \
+        needs {needed:#x}; {done:#x} of {total:#x} bytes were populated; extend the file"
+    )]
+    FileTooShort {
+        /// The region.
+        region: Span,
+        /// The length that the file must have, in bytes.
+        needed: u64,
+        /// The length of the file in bytes.
+        length: u64,
+        /// The number of bytes that were populated before.
+        done: u64,
+        /// The number of bytes to populate.
+        total: u64,
+    },
     /// The system refused to populate a range.
     #[error(
         "region {region}: cannot populate {len:#x} bytes at {start:#x}, after {done:#x} of \
@@ -91,8 +108,11 @@ pub enum PrefaultError {
         total: u64,
         /// The error of the system.
         ///
-        /// `EFAULT` or `ENOMEM` means that no memory is free, `EHWPOISON` that a page is broken,
-        /// and `EINVAL` that the kernel is older than Linux 5.14.
+        /// - `ENOMEM`: no memory is free.
+        /// - `EFAULT`: the file provides no page. Its pool or file system has no free page, or
+        ///   reading the file fails.
+        /// - `EHWPOISON`: a page is broken.
+        /// - `EINVAL`: the kernel is older than Linux 5.14.
         source: io::Error,
     },
 }
@@ -267,6 +287,7 @@ pub enum ChangeError {
 fn populate_remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EINVAL) => "use Linux 5.14 or later, or do not prefault",
+        Some(libc::EFAULT) => "add pages to its pool, or free space on its file system",
         Some(libc::EHWPOISON) => "replace the broken memory, or build the region again",
         _ => "free memory, use less of it, or do not prefault",
     }

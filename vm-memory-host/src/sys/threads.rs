@@ -141,7 +141,7 @@ extern "C" fn thread_main<W: Fn(usize) + Sync>(start: *mut libc::c_void) -> *mut
 extern "C" fn detached_main<W: FnOnce()>(work: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: the kernel reads the name up to its zero byte, and a `CStr` ends with one.
     let _ = unsafe { libc::prctl(libc::PR_SET_NAME, c"close".as_ptr()) };
-    // SAFETY: `run_detached` passes a pointer from `Box::into_raw` with this `W`. It has started one
+    // SAFETY: `run_detached` passes a pointer from `Box::into_raw` with this `W`. It starts one
     // thread with it, and does not use it any more.
     let work = unsafe { Box::from_raw(work.cast::<W>()) };
     // Nobody joins the thread. A panic ends with it.

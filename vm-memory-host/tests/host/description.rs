@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::common::*;
 use vm_memory::GuestAddress;
 use vm_memory_host::{
-    describe, plug, Backing, BackingDescription, BuildError, Description, Lock, MemoryBuilder,
-    NumaPolicy, Region, Sharing, Unplugged,
+    describe, discard, plug, Backing, BackingDescription, BuildError, Description, Lock,
+    MemoryBuilder, NumaPolicy, Region, Sharing, Unplugged,
 };
 
 const START: u64 = 1 << 32;
@@ -229,4 +229,23 @@ fn description_with_repeated_nodes_or_too_many_regions_returns_error() {
         error.starts_with("1048576 regions need as many VMAs"),
         "{error}"
     );
+}
+
+#[test]
+fn build_of_described_bound_region_keeps_released_huge_pages_free() {
+    let test = "build_of_described_bound_region_keeps_released_huge_pages_free";
+    let Some(_pages) = HugePages::reserve(4, test) else {
+        return;
+    };
+    let region = Region::new(GuestAddress(0), 4 * HUGE)
+        .backing(Backing::Hugetlb { page_size: HUGE })
+        .release_huge_pages(true);
+    let memory = build(region.numa(NumaPolicy::Bind(vec![0]))).unwrap();
+    assert_eq!(
+        discard(&memory, GuestAddress(0), 4 * HUGE).unwrap(),
+        4 * HUGE
+    );
+    let free = pool();
+    let _again = build_again(&memory);
+    assert_eq!(pool(), free);
 }

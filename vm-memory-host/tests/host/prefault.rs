@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use super::common::*;
-use vm_memory::GuestAddress;
-use vm_memory_host::{plug, prefault, unplug, MemoryBuilder, Region, Unplugged};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
+use vm_memory_host::{plug, prefault, unplug, Backing, MemoryBuilder, Region, Unplugged};
 
 const START: u64 = 1 << 32;
 const SIZE: u64 = 16 * MIB;
@@ -109,4 +109,21 @@ fn prefault_during_unplug_leaves_no_pages() {
         });
         assert_eq!(resident(&memory), 0);
     }
+}
+
+#[test]
+fn prefault_of_truncated_file_names_region_of_map_and_length() {
+    let file = test_support::temp_file_of_len(MIB);
+    let shared = Backing::shared_file(file.try_clone().unwrap(), 0);
+    let memory = build(Region::new(GuestAddress(0), MIB).backing(shared)).unwrap();
+    let mapped = memory.iter().next().unwrap().get_mmap();
+    // A map has the region at another address than the build.
+    let moved = GuestRegionMmap::with_arc(mapped, GuestAddress(START)).unwrap();
+    let moved = Memory::from_regions(vec![moved]).unwrap();
+    file.set_len(PAGE).unwrap();
+    let result = prefault(&moved, NonZeroUsize::MIN, |_| ControlFlow::Continue(()));
+    let error = result.unwrap_err().to_string();
+    let expected = "region 100000000-1000fffff: cannot populate it: its file has 0x1000 bytes, \
+        but the region needs 0x100000; 0x0 of 0x100000 bytes were populated; extend the file";
+    assert_eq!(error, expected);
 }
