@@ -111,7 +111,7 @@ impl Marks {
     /// Makes `words` words without marks.
     pub(super) fn new(words: usize) -> Self {
         let empty = |count| {
-            // Without memory, the other way ends the process, as a `Vec` does.
+            // If memory runs out, `collect` ends the process, as a `Vec` does.
             try_words(count).unwrap_or_else(|_| (0..count).map(|_| AtomicU64::new(0)).collect())
         };
         Self {

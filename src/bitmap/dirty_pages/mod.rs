@@ -24,8 +24,8 @@ use crate::zeroed::try_zeroed;
 /// The set takes one bit per page, and a summary by which [`clear`](Self::clear) and
 /// [`runs`](Self::runs) skip clean pages. Their cost follows the number of dirty pages.
 ///
-/// Offsets and lengths are in bytes. A page that may be dirty is never lost. If a range or a page
-/// size does not match the pages of the set, it keeps the larger number of pages.
+/// Offsets and lengths are in bytes. A page that may be dirty is never lost. A range that begins
+/// or ends inside a page of the set includes the whole page.
 ///
 /// # Examples
 ///

@@ -111,7 +111,7 @@ pub enum PrefaultError {
         /// - `ENOMEM`: no memory is free.
         /// - `EFAULT`: the file provides no page. Its pool or file system has no free page, or
         ///   reading the file fails.
-        /// - `EHWPOISON`: a page is broken.
+        /// - `EHWPOISON`: a page has a hardware memory error.
         /// - `EINVAL`: the kernel is older than Linux 5.14.
         source: io::Error,
     },
@@ -288,7 +288,7 @@ fn populate_remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EINVAL) => "use Linux 5.14 or later, or do not prefault",
         Some(libc::EFAULT) => "add pages to its pool, or free space on its file system",
-        Some(libc::EHWPOISON) => "replace the broken memory, or build the region again",
+        Some(libc::EHWPOISON) => "build the region again; the memory module may have to be replaced",
         _ => "free memory, use less of it, or do not prefault",
     }
 }
