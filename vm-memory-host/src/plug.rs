@@ -9,7 +9,7 @@
 use std::io;
 
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::control_groups::GroupLimit;
 use crate::discard::free_pages;
@@ -24,11 +24,13 @@ use crate::sys::{self, Advice};
 /// Use it for a virtio-mem device (virtio 1.2, section 5.15), at the request of the running guest.
 /// The map is not replaced.
 ///
-/// New blocks read as zeroes and are marked dirty. The pages of a shared file are freed first, for
-/// all processes that map it. Only the owner of the memory may therefore plug its blocks: a process
-/// that builds it from a [`Description`](crate::Description) would zero blocks in use. Pages
-/// that could be missing later are allocated now: huge pages, and pages of a tmpfs with a size
-/// limit. [Sparse](crate::Region::sparse) regions do not allocate the latter.
+/// New blocks read as zeroes. They are not marked dirty: [`unplug`] has marked them, and a
+/// destination has no bytes of a block that was never plugged. The pages of a shared file are freed
+/// first, for all processes that map it. Only the owner of the memory may therefore plug its
+/// blocks: a process that builds it from a [`Description`](crate::Description) would zero blocks in
+/// use, and no bitmap would show it. Pages that could be missing later are allocated now: huge
+/// pages, and pages of a tmpfs with a size limit. [Sparse](crate::Region::sparse) regions do not
+/// allocate the latter.
 ///
 /// # Examples
 ///
@@ -72,7 +74,7 @@ where
 {
     for part in parts(memory, addr, len, block_size)? {
         check_groups(&part)?;
-        let plugged = plug_part(&part);
+        let plugged = plug_part(part.mapping, part.offset, part.len);
         plugged.map_err(|source| not_plugged(&part, source))?;
     }
     Ok(())
@@ -161,8 +163,7 @@ pub(crate) fn plug_initial(mapping: &HostMapping, plugged: &[(usize, usize)]) ->
     Ok(())
 }
 
-fn plug_part<B: Bitmap>(part: &Part<'_, B>) -> io::Result<()> {
-    let (mapping, offset, len) = (part.mapping, part.offset, part.len);
+fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
     let Some((blocks, record)) = &mapping.blocks else {
         return Ok(());
     };
@@ -173,10 +174,6 @@ fn plug_part<B: Bitmap>(part: &Part<'_, B>) -> io::Result<()> {
         free_pages(&changes, at, run)?;
         prepare(&changes, blocks, at, run)
     });
-    // Even after an error: some of their bytes may have changed. Later writes mark themselves.
-    for &(at, run) in &unplugged {
-        part.region.bitmap().mark_dirty(at, run);
-    }
     if prepared.is_err() {
         for (at, run) in unplugged {
             // The first error is reported. The next plug or unplug frees pages that stay.

@@ -288,7 +288,9 @@ fn populate_remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EINVAL) => "use Linux 5.14 or later, or do not prefault",
         Some(libc::EFAULT) => "add pages to its pool, or free space on its file system",
-        Some(libc::EHWPOISON) => "build the region again; the memory module may have to be replaced",
+        Some(libc::EHWPOISON) => {
+            "build the region again; the memory module may have to be replaced"
+        }
         _ => "free memory, use less of it, or do not prefault",
     }
 }

@@ -303,28 +303,3 @@ fn plug_of_block_written_by_vcpu_reads_as_zeroes() {
         assert_eq!(byte_of_page(&memory, 0), Some(8));
     }
 }
-
-#[test]
-fn plug_of_blocks_in_use_elsewhere_marks_them_dirty() {
-    let region = Region::new(GuestAddress(0), 4 * HUGE).backing(Backing::Memfd);
-    let owner = build(region.blocks(non_zero(HUGE), Unplugged::Mapped)).unwrap();
-    let mirror = build_again(&owner);
-    plug(&owner, GuestAddress(0), 2 * HUGE).unwrap();
-    fill(&owner, 0, 2 * HUGE, 7);
-    let is_dirty = |memory: &Memory, block: u64| {
-        let region = memory.iter().next().unwrap();
-        let bitmap = region.bitmap();
-        let pages = (block * HUGE..(block + 1) * HUGE).step_by(PAGE as usize);
-        let dirty = pages.filter(|at| bitmap.dirty_at(*at as usize)).count();
-        assert!(dirty == 0 || dirty as u64 == HUGE / PAGE, "{dirty} pages");
-        dirty != 0
-    };
-    plug(&mirror, GuestAddress(0), HUGE).unwrap();
-    assert_eq!(byte_of_page(&owner, 0), Some(0));
-    assert!(is_dirty(&mirror, 0) && !is_dirty(&mirror, 1));
-    // A block that is plugged already keeps its bytes and its marks.
-    let bitmap = mirror.iter().next().unwrap().get_mmap();
-    bitmap.bitmap().get_and_reset();
-    plug(&mirror, GuestAddress(0), 2 * HUGE).unwrap();
-    assert!(!is_dirty(&mirror, 0) && is_dirty(&mirror, 1));
-}
