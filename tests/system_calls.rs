@@ -121,8 +121,17 @@ fn system_calls_are_those_of_the_documentation() {
     assert_eq!(recorder.undocumented(&table), Vec::<String>::new());
     let unused = recorder.unused(&table).into_iter();
     // `fault_handler_alone` and the unit tests of the handler cover other signals.
-    let unused: Vec<_> = unused
-        .filter(|call| !call.starts_with("other signal"))
-        .collect();
+    let mut untested = vec!["other signal"];
+    if fault::install().is_err() {
+        let test = "system_calls_are_those_of_the_documentation: calls of faults";
+        skipped(test, "the fault handler does not support this target");
+        untested.extend([
+            "fault::install",
+            "access that faults",
+            "GuestMemoryMmap: newfstatat",
+        ]);
+    }
+    let is_tested = |call: &String| !untested.iter().any(|start| call.starts_with(start));
+    let unused: Vec<_> = unused.filter(is_tested).collect();
     assert_eq!(unused, Vec::<String>::new());
 }
