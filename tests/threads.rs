@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use test_support::SetOnDrop;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -114,10 +115,10 @@ fn read_obj_beside_writes_of_mixed_sizes_is_not_torn() {
                 }
             });
         }
+        let _done = SetOnDrop(done);
         for writer in writers {
             writer.join().unwrap();
         }
-        done.store(true, Ordering::Relaxed);
     });
 }
 
@@ -172,10 +173,9 @@ macro_rules! values_are_not_torn {
                                 write(writer, 0);
                             }
                         });
+                        let _done = SetOnDrop(&done);
                         let mut values = (0..TORN_ROUNDS).map(|_| read(reader));
-                        let torn = values.find(|value| *value != 0 && *value != <$type>::MAX);
-                        done.store(true, Ordering::Relaxed);
-                        torn
+                        values.find(|value| *value != 0 && *value != <$type>::MAX)
                     });
                     assert_eq!(torn, None, "written as {writer}, read as {reader}");
                 }
@@ -358,6 +358,7 @@ fn read_obj_beside_changing_translations_is_from_one_page() {
                 }
             });
         }
+        let _done = SetOnDrop(&done);
         for round in 0..ROUNDS {
             let mut iotlb = memory.iommu().write().unwrap();
             match round % 3 {
@@ -373,6 +374,5 @@ fn read_obj_beside_changing_translations_is_from_one_page() {
                 }
             }
         }
-        done.store(true, Ordering::Relaxed);
     });
 }

@@ -379,6 +379,7 @@ fn retired_map_without_readers_can_be_unmapped() {
                 }
             });
         }
+        let _stop = test_support::SetOnDrop(&stop);
         for _ in 0..200 {
             let mut gone = None;
             let old = memory
@@ -399,6 +400,5 @@ fn retired_map_without_readers_can_be_unmapped() {
                 Arc::new(GuestRegionMmap::from_range(GuestAddress(0x1000), 0x1000, None).unwrap());
             memory.update(|map| map.insert_region(region)).unwrap();
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
 }

@@ -18,6 +18,7 @@ fn copy_during_truncation_of_file_returns_count_or_efault() {
                 std::thread::yield_now();
             }
         });
+        let _done = test_support::SetOnDrop(&done);
         let mut buf = vec![0u8; 64 * PAGE];
         // At least 4000 rounds, and more until one has faulted: the other thread may start late.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
@@ -43,7 +44,6 @@ fn copy_during_truncation_of_file_returns_count_or_efault() {
                 }
             }
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert!(faults > 0, "no access faulted");
 }

@@ -275,17 +275,7 @@ fn size_name(page_size: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, HostResources) {
-        let directory = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = directory.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        let host = HostResources::at(directory.path());
-        (directory, host)
-    }
+    use crate::resources::tests::tree;
 
     /// Returns the file, relative to the tree, and the available bytes of a limit.
     fn found(keep: &tempfile::TempDir, limit: Option<GroupLimit>) -> Option<(String, u64)> {

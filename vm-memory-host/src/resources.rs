@@ -258,10 +258,11 @@ fn numbers(text: &str) -> Vec<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, HostResources) {
+    /// Makes files with these paths and texts, and the resources of a host that has them.
+    pub(crate) fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, HostResources) {
         let directory = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = directory.path().join(path);

@@ -27,6 +27,7 @@ pub(in crate::access) fn copy_elements_to_guest_is_seen_in_ascending_order<R: Te
             let done = std::sync::atomic::AtomicBool::new(false);
             let first_newer_than_its_predecessors = std::thread::scope(|scope| {
                 scope.spawn(|| {
+                    let _done = test_support::SetOnDrop(&done);
                     let mut host = vec![0u8; LEN];
                     for generation in 1..=GENERATIONS {
                         for block in compared(size) {
@@ -39,7 +40,6 @@ pub(in crate::access) fn copy_elements_to_guest_is_seen_in_ascending_order<R: Te
                         unsafe { R::copy_elements(Destination, dst, src, LEN / size - 1, size) }
                             .unwrap();
                     }
-                    done.store(true, Ordering::Release);
                 });
                 let generation_at = |at: usize| {
                     // SAFETY: one aligned element of `guest`.
@@ -75,6 +75,7 @@ pub(in crate::access) fn copy_elements_from_guest_sees_ascending_order<R: Tested
             let done = std::sync::atomic::AtomicBool::new(false);
             let older_than_its_predecessor = std::thread::scope(|scope| {
                 scope.spawn(|| {
+                    let _done = test_support::SetOnDrop(&done);
                     for generation in 1..=GENERATIONS / 4 {
                         for block in compared(size).rev() {
                             let dst = (guest + block) as *mut u8;
@@ -84,7 +85,6 @@ pub(in crate::access) fn copy_elements_from_guest_sees_ascending_order<R: Tested
                                 .unwrap();
                         }
                     }
-                    done.store(true, Ordering::Release);
                 });
                 let mut host = vec![0u8; LEN];
                 let mut wrong = None;

@@ -152,6 +152,7 @@ pub(in crate::access) fn aligned_load_and_store_are_not_torn<R: TestedSet>() {
                 unsafe { R::store(ptr as *mut u8, value, 8) }.unwrap();
             }
         });
+        let _done = test_support::SetOnDrop(&done);
         for _ in 0..if cfg!(miri) { 100 } else { 200_000 } {
             let mut copied = [0u8; 8];
             // SAFETY: `ptr` is 8 aligned bytes that only routines access; `copied` is a local
@@ -167,7 +168,6 @@ pub(in crate::access) fn aligned_load_and_store_are_not_torn<R: TestedSet>() {
                 assert!(value == 0 || value == u64::MAX, "torn: {value:#x}");
             }
         }
-        done.store(true, Ordering::Relaxed);
     });
 }
 

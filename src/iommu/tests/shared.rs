@@ -202,6 +202,7 @@ fn b9_invalidation_done_means_no_access_in_flight() {
                 }
             });
         }
+        let _stop = test_support::SetOnDrop(&stop);
         for round in 0..rounds {
             // The readers of this page are gone before it is written.
             let (now, next) = (round % 2 * PAGE, (round + 1) % 2 * PAGE);
@@ -216,7 +217,6 @@ fn b9_invalidation_done_means_no_access_in_flight() {
         while read.load(Ordering::Relaxed) < 100 {
             std::thread::yield_now();
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 

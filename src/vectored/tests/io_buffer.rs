@@ -1,5 +1,13 @@
 use super::*;
 
+/// Three pages of I/O addresses, and the guest addresses that they are mapped to, in reverse order.
+#[cfg(feature = "iommu")]
+const REVERSED: [(GuestAddress, GuestAddress); 3] = [
+    (GuestAddress(0), GuestAddress(0x2000)),
+    (GuestAddress(0x1000), GuestAddress(0x1000)),
+    (GuestAddress(0x2000), GuestAddress(0)),
+];
+
 #[test]
 fn io_buffer_keeps_memory_and_marks_all_on_complete() {
     let memory = Arc::new(regions(4));
@@ -40,16 +48,9 @@ fn io_buffer_push_behind_rwlock_iotlb_returns_unsupported() {
     use crate::{IommuMemory, Iotlb};
     use std::sync::RwLock;
     let mut iotlb = Iotlb::new();
-    for page in 0..3u64 {
-        let to = GuestAddress((2 - page) * 0x1000);
-        iotlb
-            .set_mapping(
-                GuestAddress(page * 0x1000),
-                to,
-                PAGE,
-                Permissions::ReadWrite,
-            )
-            .unwrap();
+    for (iova, to) in REVERSED {
+        let mapped = iotlb.set_mapping(iova, to, PAGE, Permissions::ReadWrite);
+        mapped.unwrap();
     }
     let bitmap = AtomicBitmap::new(3 * PAGE, PAGE.try_into().unwrap());
     let memory = IommuMemory::new(regions(3), RwLock::new(iotlb), true, bitmap);
@@ -86,16 +87,9 @@ fn b9_invalidation_waits_for_io_buffer_behind_shared_iotlb() {
     use crate::iommu::SharedIotlb;
     use crate::IommuMemory;
     let iotlb = SharedIotlb::new();
-    for page in 0..3u64 {
-        let to = GuestAddress((2 - page) * 0x1000);
-        iotlb
-            .set_mapping(
-                GuestAddress(page * 0x1000),
-                to,
-                PAGE,
-                Permissions::ReadWrite,
-            )
-            .unwrap();
+    for (iova, to) in REVERSED {
+        let mapped = iotlb.set_mapping(iova, to, PAGE, Permissions::ReadWrite);
+        mapped.unwrap();
     }
     let bitmap = AtomicBitmap::new(3 * PAGE, PAGE.try_into().unwrap());
     let memory = Arc::new(IommuMemory::new(regions(3), iotlb.clone(), true, bitmap));

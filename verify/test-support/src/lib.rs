@@ -8,6 +8,7 @@
 //! | [`HugePages`] | exclusive use of the machine's huge pages |
 //! | [`LazyPages`] | a userfaultfd handler that fills pages from a snapshot |
 //! | [`record_calls`] | the system calls that a function makes |
+//! | [`SetOnDrop`] | ends the threads of a test after a panic |
 //! | [`CallRecorder`], [`documented_calls`] | compares them with the documentation |
 //! | [`StaticAllocator`] | an allocator without system calls |
 //! | [`emulator`] | the program that runs the tests of another processor |
@@ -31,6 +32,7 @@ mod files;
 mod huge_pages;
 #[cfg(target_os = "linux")]
 mod lazy_pages;
+mod set_on_drop;
 mod static_allocator;
 #[cfg(target_os = "linux")]
 mod system_calls;
@@ -43,6 +45,7 @@ pub use files::{temp_file, temp_file_of_len};
 pub use huge_pages::HugePages;
 #[cfg(target_os = "linux")]
 pub use lazy_pages::LazyPages;
+pub use set_on_drop::SetOnDrop;
 pub use static_allocator::StaticAllocator;
 #[cfg(target_os = "linux")]
 pub use system_calls::{documented_calls, record_calls, CallRecorder};
