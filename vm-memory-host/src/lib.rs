@@ -133,22 +133,13 @@
 //! A module imports only from its own line or from lines above it.
 //!
 //! ```text
-//! sys                   system calls: reservations, mapped memory, files
-//! region                Region, Backing, Options: the request
-//! file_layout           offsets of guest memory in a file
-//! resources             huge page pools, NUMA nodes, available memory
-//! control_groups        limits of control groups
-//! limits                the limit that a refused call has met
+//! sys                   system calls: reservations, mapped memory, files, threads
+//! region                the request: Region, Backing, Options
+//! host                  resources and limits of the machine: pools, NUMA nodes, control groups
 //! error                 the error types
-//! vma                   a limit on the VMAs that guests create
-//! backing               backing files, created or checked
-//! mapping               HostMapping, and the vm-memory region over it
-//! residency             memory usage
-//! content               ranges that have content
-//! discard, prefault     return pages to the system; populate pages
-//! plug                  makes blocks accessible and inaccessible
-//! builder               MemoryBuilder: checks a request and maps it
-//! description           the layout as data
+//! mapping               HostMapping: the memory of a region that is built
+//! operations            prefault, discard, plug, residency, content
+//! builder, description  builds memory from a request; describes it as data
 //! ```
 
 #![cfg(target_os = "linux")]
@@ -170,44 +161,32 @@
     )
 )]
 
-mod backing;
 mod builder;
-mod content;
-mod control_groups;
 mod description;
-mod discard;
 mod error;
-mod file_layout;
-mod limits;
+mod host;
 mod mapping;
-mod plug;
-mod prefault;
+mod operations;
 mod region;
-mod residency;
-mod resources;
 #[expect(
     unsafe_code,
     reason = "makes system calls and owns the addresses that they change"
 )]
 mod sys;
-mod vma;
 
 pub use builder::MemoryBuilder;
-pub use content::{content, Content};
-pub use control_groups::GroupLimit;
 pub use description::{
-    describe, BackingDescription, BlocksDescription, Description, DescriptionError,
-    RegionDescription,
+    describe, BackingDescription, BlocksDescription, Description, DescriptionError, FileLayout,
+    FileLayoutError, RegionDescription,
 };
-pub use discard::discard;
 pub use error::{BuildError, ChangeError, NotProvisioned, OtherProcess, PrefaultError};
-pub use file_layout::{FileLayout, FileLayoutError};
+pub use host::{huge_page_pools, GroupLimit, HugePagePool};
 pub use mapping::{provisioned, still_mapped, HostMapping};
-pub use plug::{plug, unplug};
-pub use prefault::{prefault, Progress};
+pub use operations::{
+    content, discard, plug, prefault, residency, unplug, Content, Progress, Residency,
+    ResidencyError,
+};
 pub use region::{
     Backing, BackingKind, Blocks, Lock, NumaPolicy, Options, Region, Sharing, Span,
     TransparentHugePages, Unplugged,
 };
-pub use residency::{residency, Residency, ResidencyError};
-pub use resources::{huge_page_pools, HugePagePool};

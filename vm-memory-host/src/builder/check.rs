@@ -5,13 +5,12 @@ use vm_memory::fault;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::needed::Needed;
-use crate::backing::OpenedBacking;
 use crate::error::BuildError;
+use crate::host::{vma_limit, HostResources};
+use crate::mapping::OpenedBacking;
 use crate::region::{
     Backing, BackingKind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged,
 };
-use crate::resources::HostResources;
-use crate::vma::vma_limit;
 
 /// Returns the end of a region, or `None` if it is not below 2^64.
 pub(super) fn end(region: &Region) -> Option<u64> {
@@ -360,7 +359,7 @@ fn nodes(policy: &NumaPolicy, region: Span, host: &HostResources) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backing;
+    use crate::builder::files::open;
     use vm_memory::GuestAddress;
 
     #[test]
@@ -374,10 +373,10 @@ mod tests {
         let host = HostResources::at(directory.path());
         let region =
             Region::new(GuestAddress(0), 4 << 20).transparent_huge_pages(TransparentHugePages::On);
-        let opened = backing::open(&region, &host).unwrap();
+        let opened = open(&region, &host).unwrap();
         assert!(options(&region, &opened, &host).is_ok());
         let region = region.backing(Backing::Memfd);
-        let opened = backing::open(&region, &host).unwrap();
+        let opened = open(&region, &host).unwrap();
         let error = options(&region, &opened, &host).unwrap_err();
         assert!(
             error.to_string().contains("shmem_enabled is never"),
@@ -398,7 +397,7 @@ mod tests {
         let region = |start| Region::new(GuestAddress(start), 6 << 20);
         let refused = |regions: [Region; 2], kind, prefault| {
             let opened = regions.map(|region| {
-                let backing = backing::open(&Region::new(GuestAddress(0), 0x1000), &host).unwrap();
+                let backing = open(&Region::new(GuestAddress(0), 0x1000), &host).unwrap();
                 (region, OpenedBacking { kind, ..backing })
             });
             match memory(&opened, prefault, &host) {
@@ -450,7 +449,7 @@ mod tests {
         let refused = |node| {
             let policy = NumaPolicy::Bind(vec![node]);
             let region = Region::new(GuestAddress(0), 4 << 20).numa(policy);
-            let opened = backing::open(&region, &host).unwrap();
+            let opened = open(&region, &host).unwrap();
             options(&region, &opened, &host).err()
         };
         assert!(refused(1).is_none());
@@ -470,7 +469,7 @@ mod tests {
         let host = HostResources::at(directory.path());
         for (nodes, missing) in [(vec![0, 3], None), (vec![2, 1], Some(1))] {
             let region = Region::new(GuestAddress(0), 4 << 20).numa(NumaPolicy::Bind(nodes));
-            let opened = backing::open(&region, &host).unwrap();
+            let opened = open(&region, &host).unwrap();
             let found = match options(&region, &opened, &host) {
                 Ok(()) => None,
                 Err(BuildError::NoSuchNode {

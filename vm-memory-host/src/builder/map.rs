@@ -6,14 +6,14 @@ use std::sync::{Arc, RwLock};
 
 use vm_memory::mmap::{PluggedBlocks, PluggedBlocksError};
 
-use crate::backing::{self, OpenedBacking};
+use super::files::transparent_huge_page;
 use crate::error::BuildError;
-use crate::limits::{self, Need};
-use crate::mapping::{bytes, HostMapping, ZeroedRanges};
+use crate::host::process_limits::{self, Need};
+use crate::host::{vma_limit, HostResources};
+use crate::mapping::{bytes, HostMapping, OpenedBacking, ZeroedRanges};
+use crate::operations::plug_initial;
 use crate::region::{BackingKind, NumaPolicy, Region, Span, TransparentHugePages, Unplugged};
-use crate::resources::HostResources;
 use crate::sys::{self, Advice, Mapped, Reserved, Source};
-use crate::vma::vma_limit;
 
 /// Maps adjacent regions in one reservation, and appends their mappings to `mappings`.
 pub(super) fn adjacent(
@@ -37,7 +37,7 @@ pub(super) fn adjacent(
     let no_addresses = |source: io::Error| {
         let otherwise = "use less memory";
         let len = total.saturating_add(align);
-        let remedy = limits::remedy(host, Need::Addresses, len, &source, otherwise);
+        let remedy = process_limits::remedy(host, Need::Addresses, len, &source, otherwise);
         BuildError::system(span, "reserve host addresses", source, &remedy)
     };
     let too_large = |_| no_addresses(io::Error::from_raw_os_error(libc::ENOMEM));
@@ -56,7 +56,7 @@ pub(super) fn adjacent(
 fn alignment(region: &Region, backing: &OpenedBacking, host: &HostResources) -> u64 {
     match backing.kind {
         BackingKind::Hugetlb => backing.page_size,
-        _ => backing::transparent_huge_page(region, host).unwrap_or(backing.page_size),
+        _ => transparent_huge_page(region, host).unwrap_or(backing.page_size),
     }
 }
 
@@ -93,7 +93,7 @@ fn map_region(
     };
     mapping.apply_options(0, len).map_err(|(what, source)| {
         let otherwise = "do not request it, or use a kernel that supports it";
-        let remedy = limits::remedy(host, Need::Addresses, 0, &source, otherwise);
+        let remedy = process_limits::remedy(host, Need::Addresses, 0, &source, otherwise);
         BuildError::system(span, what, source, &remedy)
     })?;
     mapping.apply_name(0, len).map_err(|source| {
@@ -174,7 +174,7 @@ fn not_mapped(
         }
         _ => {}
     }
-    let remedy = limits::remedy(host, need, region.size, &source, otherwise);
+    let remedy = process_limits::remedy(host, need, region.size, &source, otherwise);
     BuildError::system(region.span(), "map it", source, &remedy)
 }
 
@@ -286,8 +286,7 @@ fn plug_initial_blocks(
 ) -> Result<(), BuildError> {
     let plugged = super::check::initial_blocks(region)?;
     if plugged.is_empty() {
-        return crate::plug::plug_initial(mapping, &plugged)
-            .map_err(|source| not_plugged(region, source, host));
+        return plug_initial(mapping, &plugged).map_err(|source| not_plugged(region, source, host));
     }
     let lengths = plugged.iter().map(|(_, len)| bytes(*len));
     let wanted = mapping
@@ -298,7 +297,7 @@ fn plug_initial_blocks(
         BackingKind::Hugetlb => host.free_huge_pages(page_size, &[]),
         _ => 0,
     };
-    crate::plug::plug_initial(mapping, &plugged).map_err(|source| {
+    plug_initial(mapping, &plugged).map_err(|source| {
         let may_lack_pages = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
         let shortage = (may_lack_pages && mapping.kind() == BackingKind::Hugetlb)
             .then(|| huge_page_shortage(region.span(), page_size, wanted, free, &[], host));
@@ -310,7 +309,7 @@ fn plug_initial_blocks(
 
 fn not_plugged(region: &Region, source: io::Error, host: &HostResources) -> BuildError {
     // Only changes of the protection add VMAs.
-    let remedy = limits::remedy(host, Need::Addresses, 0, &source, "plug fewer blocks");
+    let remedy = process_limits::remedy(host, Need::Addresses, 0, &source, "plug fewer blocks");
     BuildError::system(region.span(), "plug its initial blocks", source, &remedy)
 }
 
@@ -365,7 +364,7 @@ pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
             Some(libc::EPERM) => "grant CAP_IPC_LOCK, or set a limit of locked memory (ulimit -l)",
             _ => "no limit of this process explains it; free memory or use Lock::OnFault",
         };
-        let remedy = limits::remedy(host, Need::Locked, bytes(len), &source, otherwise);
+        let remedy = process_limits::remedy(host, Need::Locked, bytes(len), &source, otherwise);
         BuildError::system(mapping.span(), "lock it in memory", source, &remedy)
     })
 }
@@ -373,6 +372,7 @@ pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::builder::files::open;
     use vm_memory::GuestAddress;
 
     #[test]
@@ -384,7 +384,7 @@ mod tests {
         let host = HostResources::at(directory.path());
         let of = |size, policy| {
             let region = Region::new(GuestAddress(0), size).transparent_huge_pages(policy);
-            alignment(&region, &backing::open(&region, &host).unwrap(), &host)
+            alignment(&region, &open(&region, &host).unwrap(), &host)
         };
         assert_eq!(of(4 << 20, TransparentHugePages::On), 2 << 20);
         assert_eq!(of(4 << 20, TransparentHugePages::Leave), 2 << 20);

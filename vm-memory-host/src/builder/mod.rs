@@ -2,14 +2,19 @@
 //!
 //! A build has three phases, and the first error ends it:
 //!
-//! 1. `check` compares the request with the resources of the host. Nothing is mapped yet.
+//! 1. `files` creates or checks the file of each region. `check`, `needed` and `shared_bytes`
+//!    compare the request with the resources of the host. Nothing is mapped yet.
 //! 2. `map` maps runs of adjacent regions, one reservation per run, and applies their options.
 //! 3. Pages are populated and locked, and each mapping becomes a region of vm-memory.
 
 mod check;
+mod files;
 mod map;
 mod needed;
+mod received_files;
 mod shared_bytes;
+
+pub(crate) use received_files::ReceivedFiles;
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -19,12 +24,11 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
-use crate::backing::{self, ReceivedFiles};
 use crate::error::BuildError;
+use crate::host::HostResources;
 use crate::mapping::HostMapping;
-use crate::prefault::{self, Progress};
+use crate::operations::{prefault_mappings, Progress};
 use crate::region::{Region, Span};
-use crate::resources::HostResources;
 
 /// The callback that receives the progress of a prefault and may cancel it.
 type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
@@ -227,11 +231,11 @@ impl MemoryBuilder {
         // Dropped after the regions that use the files.
         let _received = ReceivedFiles::of_sealed(&self.regions);
         let regions = check::sort(self.regions)?;
-        regions.iter().try_for_each(backing::check_seals)?;
+        regions.iter().try_for_each(files::check_seals)?;
         check::pools(&regions, &host)?;
         let mut opened = Vec::with_capacity(regions.len());
         for region in regions {
-            let backing = backing::open(&region, &host)?;
+            let backing = files::open(&region, &host)?;
             check::options(&region, &backing, &host)?;
             opened.push((region, backing));
         }
@@ -242,7 +246,7 @@ impl MemoryBuilder {
         check::memory(&opened, self.prefault.is_some(), &host)?;
         opened
             .iter()
-            .try_for_each(|(region, backing)| backing::allocate(region, backing))?;
+            .try_for_each(|(region, backing)| files::allocate(region, backing))?;
         let mut mappings = Vec::with_capacity(opened.len());
         let is_adjacent =
             |one: &Region, next: &Region| check::end(one).is_some_and(|end| end == next.start.0);
@@ -254,7 +258,7 @@ impl MemoryBuilder {
                 .iter()
                 .map(|mapping| (mapping.span(), mapping.as_ref()));
             let mappings: Vec<(Span, &HostMapping)> = mappings.collect();
-            prefault::run(&mappings, threads, &mut progress)?;
+            prefault_mappings(&mappings, threads, &mut progress)?;
         }
         for mapping in &mappings {
             map::lock(mapping, &host)?;

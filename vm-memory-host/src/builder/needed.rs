@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::check::initial_size;
-use crate::backing::{FileIdentity, OpenedBacking};
+use crate::mapping::{FileIdentity, OpenedBacking};
 use crate::region::Region;
 
 /// A sum of the bytes that regions need, without those that their files already have.
@@ -76,9 +76,9 @@ impl Ranges {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backing;
+    use crate::builder::files::open;
+    use crate::host::HostResources;
     use crate::region::{Backing, Unplugged};
-    use crate::resources::HostResources;
     use std::fs::File;
     use std::num::NonZeroU64;
     use std::os::unix::fs::FileExt;
@@ -91,7 +91,7 @@ mod tests {
         let host = HostResources::current();
         let mut needed = Needed::default();
         for region in regions {
-            let backing = backing::open(&region, &host).unwrap();
+            let backing = open(&region, &host).unwrap();
             needed.add(&region, &backing);
         }
         needed.total()

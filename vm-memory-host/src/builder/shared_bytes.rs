@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::backing::{FileIdentity, OpenedBacking};
 use crate::error::BuildError;
+use crate::mapping::{FileIdentity, OpenedBacking};
 use crate::region::{Region, Sharing, Span};
 
 /// The part of a file that a region maps.

@@ -6,7 +6,7 @@ use vm_memory::mmap::{MmapRegionError, PluggedBlocksError};
 use vm_memory::GuestRegionCollectionError;
 
 use super::{too_few_huge_pages, PrefaultError};
-use crate::control_groups::GroupLimit;
+use crate::host::GroupLimit;
 use crate::region::Span;
 
 /// An error of [`MemoryBuilder::build`](crate::MemoryBuilder::build).

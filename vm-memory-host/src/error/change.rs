@@ -4,7 +4,7 @@
 use std::io;
 
 use super::too_few_huge_pages;
-use crate::control_groups::GroupLimit;
+use crate::host::GroupLimit;
 use crate::region::Span;
 
 /// An error of [`prefault`](crate::prefault()).

@@ -16,11 +16,13 @@ mod child_tests;
     reason = "makes vm-memory regions over memory that the owner keeps mapped"
 )]
 mod guest_region;
+mod opened_backing;
 mod parts;
 mod zeroed_ranges;
 
 pub use guest_region::provisioned;
 pub(crate) use guest_region::{span_of, usable};
+pub(crate) use opened_backing::{FileIdentity, OpenedBacking};
 pub(crate) use parts::{parts, Part};
 pub(crate) use zeroed_ranges::ZeroedRanges;
 
@@ -32,7 +34,6 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use vm_memory::mmap::{BlockStates, PluggedBlocks};
 use vm_memory::GuestAddress;
 
-use crate::backing::OpenedBacking;
 use crate::region::{BackingKind, Blocks, Lock, NumaPolicy, Options, Span, TransparentHugePages};
 pub(crate) use crate::sys::bytes;
 use crate::sys::{Advice, Mapped, NodePolicy};

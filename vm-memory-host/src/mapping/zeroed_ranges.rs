@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops;
 
-use crate::vma::VmaBudget;
+use crate::host::VmaBudget;
 
 /// The ranges of a private file's mapping that were replaced by zeroes, and their VMAs.
 ///

@@ -1,65 +1,22 @@
-//! [`OpenedBacking`]: a region's backing, created or checked before any memory is mapped.
+//! Creates or checks the file of a region, before any memory is mapped.
 
 use std::ffi::CString;
 use std::fs::{File, FileType, Metadata};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use crate::error::BuildError;
+use crate::host::HostResources;
+use crate::mapping::{FileIdentity, OpenedBacking};
 use crate::region::{Backing, BackingKind, Region, Sharing, TransparentHugePages};
-use crate::resources::HostResources;
 use crate::sys;
-
-/// A region's backing with its file open and checked.
-#[derive(Clone, Debug)]
-pub(crate) struct OpenedBacking {
-    pub(crate) kind: BackingKind,
-    /// The file, and the offset in bytes at which the region begins in it.
-    pub(crate) file: Option<(Arc<File>, u64)>,
-    pub(crate) sharing: Sharing,
-    /// The identity of a file that the caller passed, if equal offsets in it are equal bytes.
-    pub(crate) identity: Option<FileIdentity>,
-    /// The size of its pages in bytes.
-    pub(crate) page_size: u64,
-    /// Whether the file is on a mounted tmpfs, which has its own size limit and settings.
-    pub(crate) own_tmpfs: bool,
-    /// The number of bytes for which the file of this backing has pages or disk blocks.
-    pub(crate) present: u64,
-    /// Whether file space is allocated for all of the region, or for all its plugged blocks.
-    pub(crate) allocated: bool,
-}
-
-impl OpenedBacking {
-    /// Returns whether other mappings of the file see what is written.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.file.is_some() && self.sharing == Sharing::Shared
-    }
-
-    /// Returns the least number of bytes that must be allocated for `size` bytes of the file.
-    ///
-    /// Pages of the file that are outside of the region count as if they were inside. For several
-    /// regions of one file, pass the sum of their sizes: the pages count once.
-    pub(crate) fn missing(&self, size: u64) -> u64 {
-        match self.uses_pages_of_file() {
-            true => size.saturating_sub(self.present),
-            false => size,
-        }
-    }
-
-    /// Returns whether the region needs no pages of its own where the file has some.
-    pub(crate) fn uses_pages_of_file(&self) -> bool {
-        let is_in_memory = matches!(self.kind, BackingKind::Memfd | BackingKind::Hugetlb);
-        is_in_memory && self.is_shared()
-    }
-}
 
 /// Checks that a region's file has the seals that the region requires.
 ///
 /// This system call never waits, whatever the descriptor is. [`open`] makes calls that may wait for
 /// the server of the file.
-pub(crate) fn check_seals(region: &Region) -> Result<(), BuildError> {
+pub(super) fn check_seals(region: &Region) -> Result<(), BuildError> {
     match &region.backing {
         Backing::File { file, .. } if region.options.sealed && !sys::cannot_shrink(file) => {
             Err(BuildError::NotSealed {
@@ -70,53 +27,8 @@ pub(crate) fn check_seals(region: &Region) -> Result<(), BuildError> {
     }
 }
 
-/// Descriptors that another process has sent.
-///
-/// close(2) may wait for the server of a file (FUSE), which may never reply. Dropping this closes a
-/// descriptor in a thread of its own, unless it is a memfd or is still in use elsewhere. If the
-/// system refuses the thread, this thread closes them, and waits.
-#[derive(Debug, Default)]
-pub(crate) struct ReceivedFiles(Vec<Arc<File>>);
-
-impl ReceivedFiles {
-    /// Keeps the files of those regions that require seals.
-    pub(crate) fn of_sealed(regions: &[Region]) -> Self {
-        let sealed = regions.iter().filter(|region| region.options.sealed);
-        let files = sealed.filter_map(|region| match &region.backing {
-            Backing::File { file, .. } => Some(Arc::clone(file)),
-            _ => None,
-        });
-        let mut files: Vec<Arc<File>> = files.collect();
-        files.sort_by_key(Arc::as_ptr);
-        files.dedup_by(|one, other| Arc::ptr_eq(one, other));
-        Self(files)
-    }
-
-    pub(crate) fn list(&self) -> &[Arc<File>] {
-        &self.0
-    }
-}
-
-impl From<Vec<OwnedFd>> for ReceivedFiles {
-    fn from(descriptors: Vec<OwnedFd>) -> Self {
-        let files = descriptors.into_iter();
-        Self(files.map(|fd| Arc::new(File::from(fd))).collect())
-    }
-}
-
-impl Drop for ReceivedFiles {
-    fn drop(&mut self) {
-        let may_wait = |file: &Arc<File>| Arc::strong_count(file) == 1 && !sys::can_be_sealed(file);
-        let files = std::mem::take(&mut self.0);
-        let (slow, _): (Vec<_>, Vec<_>) = files.into_iter().partition(may_wait);
-        if !slow.is_empty() {
-            sys::run_detached(move || drop(slow));
-        }
-    }
-}
-
 /// Creates the memfd of a region, or checks the file that the region brings.
-pub(crate) fn open(region: &Region, host: &HostResources) -> Result<OpenedBacking, BuildError> {
+pub(super) fn open(region: &Region, host: &HostResources) -> Result<OpenedBacking, BuildError> {
     check_name(region)?;
     let opened = match &region.backing {
         Backing::Anonymous => OpenedBacking {
@@ -162,7 +74,7 @@ pub(crate) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
 const MAX_FILE_LENGTH: u64 = u64::MAX >> 1;
 
 /// Returns the size of the transparent huge pages that a region of ordinary pages can have.
-pub(crate) fn transparent_huge_page(region: &Region, host: &HostResources) -> Option<u64> {
+pub(super) fn transparent_huge_page(region: &Region, host: &HostResources) -> Option<u64> {
     if region.options.transparent_huge_pages == TransparentHugePages::Off {
         return None;
     }
@@ -262,9 +174,6 @@ fn open_file(
     })
 }
 
-/// The device and inode of a file, or the number of a device node and no inode.
-pub(crate) type FileIdentity = (u64, Option<u64>);
-
 /// Returns the identity of a file, by which two descriptors of it are recognised.
 fn identity(metadata: &Metadata) -> Option<FileIdentity> {
     const DEV_ZERO: u64 = libc::makedev(1, 5);
@@ -350,7 +259,7 @@ fn check_length(
 }
 
 /// Allocates file space for all of a region, unless it may be sparse.
-pub(crate) fn allocate(region: &Region, backing: &OpenedBacking) -> Result<(), BuildError> {
+pub(super) fn allocate(region: &Region, backing: &OpenedBacking) -> Result<(), BuildError> {
     // Blocks take their space when they are plugged.
     let (Some((file, offset)), true, None) = (&backing.file, backing.allocated, region.blocks)
     else {

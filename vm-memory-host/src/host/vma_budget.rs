@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
-use crate::resources::number;
+use super::resources::number;
 
 /// The number of VMAs that all shares together hold.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);

@@ -21,11 +21,11 @@ use std::sync::{Mutex, PoisonError};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
+use super::residency::resident;
 use crate::error::PrefaultError;
+use crate::host::HostResources;
 use crate::mapping::{bytes, span_of, usable, HostMapping};
 use crate::region::{BackingKind, Sharing, Span};
-use crate::residency::resident;
-use crate::resources::HostResources;
 use crate::sys::{run_on_threads, Advice, Cpus};
 
 /// The progress of a prefault.

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-use crate::resources::{number, HostResources};
+use super::resources::{number, HostResources};
 use crate::sys;
 
 /// The resource that a refused call needs.

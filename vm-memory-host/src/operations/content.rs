@@ -10,10 +10,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
+use super::residency::ResidencyError;
 use crate::error::NotProvisioned;
 use crate::mapping::{bytes, provisioned, span_of, unplugged_runs, HostMapping};
 use crate::region::{BackingKind, Sharing, Span};
-use crate::residency::ResidencyError;
 use crate::sys;
 
 /// Returns the ranges of guest memory that have content, in ascending order.

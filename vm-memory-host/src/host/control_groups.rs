@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use crate::resources::{number, HostResources};
+use super::resources::{number, HostResources};
 
 /// A limit that a control group sets on memory or huge pages.
 ///
@@ -275,7 +275,7 @@ fn size_name(page_size: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resources::tests::tree;
+    use crate::host::resources::tests::tree;
 
     /// Returns the file, relative to the tree, and the available bytes of a limit.
     fn found(keep: &tempfile::TempDir, limit: Option<GroupLimit>) -> Option<(String, u64)> {

@@ -7,10 +7,10 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
+use super::residency::mincore_bytes;
 use crate::error::ChangeError;
 use crate::mapping::{bytes, parts, unplugged_runs, Changes, HostMapping};
 use crate::region::{BackingKind, Lock, Sharing};
-use crate::residency::mincore_bytes;
 use crate::sys::{self, Advice, Mapped};
 
 /// Returns the pages of a range of guest memory to the system. They then read as zeroes.

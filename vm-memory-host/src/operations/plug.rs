@@ -11,12 +11,12 @@ use std::io;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
-use crate::control_groups::GroupLimit;
-use crate::discard::free_pages;
+use super::discard::free_pages;
 use crate::error::ChangeError;
+use crate::host::GroupLimit;
+use crate::host::HostResources;
 use crate::mapping::{bytes, parts, span_of, unplugged_runs, Changes, HostMapping, Part};
 use crate::region::{BackingKind, Blocks, Unplugged};
-use crate::resources::HostResources;
 use crate::sys::{self, Advice};
 
 /// Makes the blocks of a range accessible. Blocks that are plugged already keep their bytes.

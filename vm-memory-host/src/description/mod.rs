@@ -1,5 +1,9 @@
 //! [`Description`]: guest memory as data, from which another process builds the same memory.
 
+mod file_layout;
+
+pub use file_layout::{FileLayout, FileLayoutError};
+
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -9,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
-use crate::backing::ReceivedFiles;
 use crate::builder::MemoryBuilder;
+use crate::builder::ReceivedFiles;
 use crate::error::NotProvisioned;
 use crate::mapping::{bytes, provisioned, span_of, HostMapping};
 use crate::region::{Backing, BackingKind, Blocks, Options, Region, Sharing, Span};

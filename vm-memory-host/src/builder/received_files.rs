@@ -1,0 +1,53 @@
+//! [`ReceivedFiles`]: descriptors from another process, which are closed without waiting for it.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::region::{Backing, Region};
+use crate::sys;
+
+/// Descriptors that another process has sent.
+///
+/// close(2) may wait for the server of a file (FUSE), which may never reply. Dropping this closes a
+/// descriptor in a thread of its own, unless it is a memfd or is still in use elsewhere. If the
+/// system refuses the thread, this thread closes them, and waits.
+#[derive(Debug, Default)]
+pub(crate) struct ReceivedFiles(Vec<Arc<File>>);
+
+impl ReceivedFiles {
+    /// Keeps the files of those regions that require seals.
+    pub(crate) fn of_sealed(regions: &[Region]) -> Self {
+        let sealed = regions.iter().filter(|region| region.options.sealed);
+        let files = sealed.filter_map(|region| match &region.backing {
+            Backing::File { file, .. } => Some(Arc::clone(file)),
+            _ => None,
+        });
+        let mut files: Vec<Arc<File>> = files.collect();
+        files.sort_by_key(Arc::as_ptr);
+        files.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        Self(files)
+    }
+
+    pub(crate) fn list(&self) -> &[Arc<File>] {
+        &self.0
+    }
+}
+
+impl From<Vec<OwnedFd>> for ReceivedFiles {
+    fn from(descriptors: Vec<OwnedFd>) -> Self {
+        let files = descriptors.into_iter();
+        Self(files.map(|fd| Arc::new(File::from(fd))).collect())
+    }
+}
+
+impl Drop for ReceivedFiles {
+    fn drop(&mut self) {
+        let may_wait = |file: &Arc<File>| Arc::strong_count(file) == 1 && !sys::can_be_sealed(file);
+        let files = std::mem::take(&mut self.0);
+        let (slow, _): (Vec<_>, Vec<_>) = files.into_iter().partition(may_wait);
+        if !slow.is_empty() {
+            sys::run_detached(move || drop(slow));
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The resources and limits of the machine, read from /sys and /proc.
+//!
+//! | file | content |
+//! |---|---|
+//! | `resources` | [`HostResources`]: pools of huge pages, NUMA nodes, available memory |
+//! | `control_groups` | limits of control groups on memory and huge pages |
+//! | `process_limits` | the limit of this process that a refused call has reached |
+//! | `vma_budget` | [`VmaBudget`]: a limit on the VMAs that guests create |
+
+mod control_groups;
+pub(crate) mod process_limits;
+mod resources;
+mod vma_budget;
+
+pub use control_groups::GroupLimit;
+pub(crate) use resources::HostResources;
+pub use resources::{huge_page_pools, HugePagePool};
+pub(crate) use vma_budget::{vma_limit, VmaBudget};
