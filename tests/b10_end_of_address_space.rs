@@ -194,3 +194,17 @@ fn b10_region_past_end_of_address_space_does_not_wrap() {
         assert_eq!(memory.write(&[7; 0x20], TOP).unwrap(), 16);
     }
 }
+
+#[test]
+fn b10_window_up_to_end_of_address_space_does_not_wrap_around() {
+    let memory = memory();
+    let window = memory.window(TOP, 16, Permissions::ReadWrite).unwrap();
+    window.write_obj(9u8, 15).unwrap();
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(u64::MAX)).unwrap(), 9);
+    // Offset 16 has guest address 0 if addresses wrap around.
+    assert!(window.write_obj(9u8, 16).is_err());
+    assert_eq!(window.write(&[9; 2], 15).unwrap(), 1);
+    assert!(window.load::<u64>(16, Ordering::SeqCst).is_err());
+    assert_eq!(bottom(&memory), [0; 16]);
+    assert!(memory.window(TOP, 17, Permissions::Read).is_err());
+}

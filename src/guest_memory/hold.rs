@@ -4,6 +4,8 @@ use core::any::Any;
 use core::fmt::{self, Debug};
 use std::sync::Arc;
 
+use super::{Error, GuestAddress, GuestMemory, Permissions, Result};
+
 /// A guard that keeps the translations of an IOMMU in use until it and its clones are dropped.
 ///
 /// [`GuestMemory::hold_translation`](super::GuestMemory::hold_translation) returns it. Keep it for
@@ -45,4 +47,33 @@ impl Debug for TranslationHold {
             .field("holds", &self.0.is_some())
             .finish()
     }
+}
+
+/// Returns a hold for slices of the range at `addr`, which the caller asks for after this call.
+///
+/// The caller translates the range again. An invalidation in between then waits for the hold.
+///
+/// # Errors
+///
+/// Returns the error of the translation, or one if the memory does not support holds.
+pub(crate) fn hold_for<M: GuestMemory + ?Sized>(
+    memory: &M,
+    addr: GuestAddress,
+    count: usize,
+    access: Permissions,
+) -> Result<TranslationHold> {
+    if memory.physical_memory().is_none() {
+        // Before the hold: an invalidation on which the answer to a miss depends waits for a hold.
+        drop(memory.get_slices(addr, count, access)?);
+    }
+    memory.hold_translation().ok_or_else(cannot_hold)
+}
+
+#[cold]
+fn cannot_hold() -> Error {
+    Error::IOError(std::io::Error::new(
+        std::io::ErrorKind::Unsupported,
+        "this IOMMU cannot keep a translation in use until an operation completes; \
+         implement Iommu::hold_translation or use SharedIotlb",
+    ))
 }

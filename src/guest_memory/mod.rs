@@ -47,6 +47,11 @@ mod bytes;
 mod hold;
 mod host_runs;
 mod permissions;
+#[expect(
+    unsafe_code,
+    reason = "a window may own the map that its slices borrow from"
+)]
+mod window;
 
 #[cfg(all(test, feature = "backend-mmap"))]
 mod tests;
@@ -58,9 +63,11 @@ pub use crate::address::{GuestAddress, MemoryRegionAddress};
 pub use address_space::GuestAddressSpace;
 pub use all_or_nothing::AllOrNothing;
 pub use backend::{GuestMemoryBackend, GuestMemoryBackendSliceIterator};
+pub(crate) use hold::hold_for;
 pub use hold::TranslationHold;
 pub use host_runs::HostRun;
 pub use permissions::Permissions;
+pub use window::Window;
 
 use crate::address::AddressValue;
 use crate::bitmap::{Bitmap, BitmapSlice, BS};
@@ -287,6 +294,35 @@ pub trait GuestMemory {
     #[doc(alias = "transaction")]
     fn all_or_nothing(&self) -> AllOrNothing<'_, Self> {
         AllOrNothing(self)
+    }
+
+    /// Returns the `len` bytes at `addr` as a window: checked once, then accessed by offset.
+    ///
+    /// The window borrows the memory. [`Window::from_arc`] makes one that a device can keep. A
+    /// window of 0 bytes is empty, at any address. A range may end at 2^64.
+    ///
+    /// # Examples
+    ///
+    /// See [`Window`].
+    ///
+    /// # Errors
+    ///
+    /// - the error of the first byte that is not in a region, is not mapped by the IOMMU, or does
+    ///   not permit `access`: a window is accessible as a whole;
+    /// - [`Error::HostAddressNotAvailable`] if `access` is [`Permissions::No`];
+    /// - [`Error::IOError`] of the kind `InvalidInput` if the range has more than 1024 slices, or
+    ///   `OutOfMemory` if an allocation fails;
+    /// - [`Error::IOError`] of the kind `Unsupported` behind an IOMMU that cannot keep translations
+    ///   in use ([`hold_translation`](Self::hold_translation) returns `None`).
+    #[doc(alias = "MemoryRegionCache")]
+    #[doc(alias = "subrange")]
+    fn window(
+        &self,
+        addr: GuestAddress,
+        len: usize,
+        access: Permissions,
+    ) -> Result<Window<'_, Self>> {
+        Window::new(self, addr, len, access)
     }
 
     /// Returns the physical memory if guest addresses are guest physical addresses.

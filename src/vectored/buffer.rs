@@ -7,7 +7,9 @@ use super::io_vector::IoVector;
 use super::segments::{too_many, Segments};
 use super::MAX_VECTORS;
 use crate::bitmap::BS;
-use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result, TranslationHold};
+use crate::guest_memory::{
+    hold_for, Error, GuestAddress, GuestMemory, Permissions, Result, TranslationHold,
+};
 
 /// Ranges of guest memory for an I/O operation that completes later, possibly on another thread.
 ///
@@ -386,35 +388,6 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     pub fn cancel(mut self) {
         self.segments.end_loan();
     }
-}
-
-/// Returns a hold for a buffer without ranges, which the range at `addr` will be added to.
-///
-/// The caller translates the range again. An invalidation in between then waits for the hold.
-///
-/// # Errors
-///
-/// Returns the error of the translation, or one if the memory does not support holds.
-fn hold_for<M: GuestMemory>(
-    memory: &M,
-    addr: GuestAddress,
-    count: usize,
-    access: Permissions,
-) -> Result<TranslationHold> {
-    if memory.physical_memory().is_none() {
-        // Before the hold: an invalidation on which the answer to a miss depends waits for a hold.
-        drop(memory.get_slices(addr, count, access)?);
-    }
-    memory.hold_translation().ok_or_else(cannot_hold)
-}
-
-#[cold]
-fn cannot_hold() -> Error {
-    Error::IOError(std::io::Error::new(
-        std::io::ErrorKind::Unsupported,
-        "this IOMMU cannot keep a translation in use until an operation completes; \
-         implement Iommu::hold_translation or use SharedIotlb",
-    ))
 }
 
 impl<M: GuestMemory + 'static> Debug for IoBuffer<M> {

@@ -318,7 +318,6 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     }
 
     /// Returns the same bytes with another dirty bitmap.
-    #[cfg(feature = "iommu")]
     pub(crate) fn with_other_bitmap<N: BitmapSlice>(self, bitmap: N) -> VolatileSlice<'a, N> {
         VolatileSlice {
             addr: self.addr,

@@ -33,6 +33,8 @@ mod short_counts;
 mod system_calls;
 /// Copies of elements.
 mod typed_copies;
+/// Windows over pages that disappear.
+mod windows;
 /// Copies within guest memory.
 mod within;
 
