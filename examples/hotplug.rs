@@ -3,93 +3,86 @@
 //!
 //! `cargo run -p examples --example hotplug`
 
-use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
-use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
+use examples::{wait_for_change, Result};
+use vm_memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap, GuestRegionMmap,
+};
 
 type Memory = GuestMemoryMmap<()>;
 
+/// The memory module that is plugged and unplugged.
 const MODULE: GuestAddress = GuestAddress(1 << 32);
-const MODULE_SIZE: u64 = 1 << 20;
+const MODULE_SIZE: usize = 1 << 20;
 
+/// A device that writes to the module as often as it can, and counts the results.
 #[derive(Default)]
-struct Counts {
-    moved: AtomicU64,
+struct Device {
+    stop: AtomicBool,
+    written: AtomicU64,
     refused: AtomicU64,
 }
 
-/// A device thread: takes the current map for each request.
-fn device(memory: &GuestMemoryAtomic<Memory>, stop: &AtomicBool, counts: &Counts) {
-    // A reader costs one load per request; `memory.memory()` would cost a reference count.
-    let mut reader = memory.reader();
-    while !stop.load(Ordering::Acquire) {
-        // The map stays the same for the whole request.
-        let count = match reader.memory().write_obj(1u8, MODULE) {
-            Ok(()) => &counts.moved,
-            Err(_) => &counts.refused,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
-    }
-    // Before a thread sleeps for long, it must release the map that it saw last:
-    reader.release();
-}
-
-/// Waits until the device has increased `count`.
-fn wait_for(count: &AtomicU64) {
-    let before = count.load(Ordering::Relaxed);
-    while count.load(Ordering::Relaxed) == before {
-        thread::yield_now();
+impl Device {
+    fn run(&self, memory: &GuestMemoryAtomic<Memory>) {
+        // `memory.memory()` would increment a reference count for each request. A reader does not.
+        let mut reader = memory.reader();
+        while !self.stop.load(Ordering::Acquire) {
+            // The map stays the same for the whole request.
+            let count = match reader.memory().write_obj(1u8, MODULE) {
+                Ok(()) => &self.written,
+                Err(_) => &self.refused,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        // Before the thread sleeps or ends, it releases the map that it used last.
+        reader.release();
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let boot = Memory::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
-    let memory = GuestMemoryAtomic::new(boot);
-    let (stop, counts) = (
-        Arc::new(AtomicBool::new(false)),
-        Arc::new(Counts::default()),
-    );
-    let thread = thread::spawn({
-        let (memory, stop, counts) = (memory.clone(), Arc::clone(&stop), Arc::clone(&counts));
-        move || device(&memory, &stop, &counts)
-    });
-    wait_for(&counts.refused);
+/// Plugs and unplugs the module while `device` runs.
+fn plug_and_unplug(memory: &GuestMemoryAtomic<Memory>, device: &Device) -> Result<()> {
+    wait_for_change(&device.refused);
 
-    // Plug: map the region, and publish it to the devices. Add the KVM slot between the two.
-    let module = GuestRegionMmap::from_range(MODULE, MODULE_SIZE as usize, None)?;
-    memory.update(|map| map.insert_region(Arc::new(module)))?;
-    wait_for(&counts.moved);
+    // Plug: map the region, add its KVM slot, and publish the region to the devices.
+    let module = Arc::new(GuestRegionMmap::from_range(MODULE, MODULE_SIZE, None)?);
+    memory.update(|map| map.insert_region(Arc::clone(&module)))?;
+    wait_for_change(&device.written);
     println!("plugged: the device writes to the module");
 
-    // A slow request holds a guard of the map.
+    // Unplug: publish a map without the region. A slow request still uses the old map.
     let request = memory.memory();
-    let mut removed = None;
-    let retired = memory.update(|map| {
-        let (map, region) = map.remove_region(MODULE, MODULE_SIZE)?;
-        removed = Some(region);
-        Ok::<_, vm_memory::GuestRegionCollectionError>(map)
-    })?;
-    let error = retired
-        .wait(Instant::now() + Duration::from_millis(20))
-        .unwrap_err();
-    println!("unplugging: {error}");
-    drop(request);
-    wait_for(&counts.refused);
+    let without = |map: &Memory| {
+        map.remove_region(MODULE, MODULE_SIZE as u64)
+            .map(|(map, _)| map)
+    };
+    let retired = memory.update(without)?;
+    wait_for_change(&device.refused);
+    let soon = Instant::now() + Duration::from_millis(20);
+    println!("unplugging: {}", retired.wait(soon).unwrap_err());
 
-    // With no readers left, remove the KVM slot, and unmap the region.
+    // The request ends. Now remove the KVM slot, and drop the region, which unmaps it.
+    drop(request);
     retired.wait(Instant::now() + Duration::from_secs(5))?;
     drop(retired);
-    let region = Arc::try_unwrap(removed.ok_or("nothing was removed")?);
-    drop(region.map_err(|_| "the region is still in use")?);
+    assert_eq!(Arc::strong_count(&module), 1);
+    drop(module);
     println!("unplugged: the region is unmapped");
-
-    stop.store(true, Ordering::Release);
-    thread.join().map_err(|_| "the device panicked")?;
-    assert!(counts.moved.load(Ordering::Relaxed) > 0 && counts.refused.load(Ordering::Relaxed) > 0);
     Ok(())
+}
+
+fn main() -> Result<()> {
+    let boot = Memory::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+    let memory = GuestMemoryAtomic::new(boot);
+    let device = Device::default();
+    thread::scope(|scope| {
+        scope.spawn(|| device.run(&memory));
+        let result = plug_and_unplug(&memory, &device);
+        device.stop.store(true, Ordering::Release);
+        result
+    })
 }

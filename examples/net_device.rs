@@ -3,40 +3,15 @@
 //!
 //! `cargo run -p examples --example net_device`
 
-use std::error::Error;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
+use examples::{driver, take_dirty, Memory, Result};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::dirty::DirtyMemory;
 use vm_memory::vectored::IoBuffer;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
-
-type Memory = GuestMemoryMmap<AtomicBitmap>;
-
-const DESCRIPTORS: u64 = 0x1000;
-const AVAILABLE: u64 = 0x2000;
-const USED: u64 = 0x3000;
-
-/// The driver's side: makes one chain of writable buffers available.
-fn offer(memory: &Memory, buffers: &[(u64, u32)]) -> Result<(), Box<dyn Error>> {
-    let (next, write) = (1u16, 2u16);
-    for (index, (addr, len)) in buffers.iter().enumerate() {
-        let last = index + 1 == buffers.len();
-        let flags = if last { write } else { write | next };
-        let descriptor = GuestAddress(DESCRIPTORS + 16 * index as u64);
-        memory.write_obj(*addr, descriptor)?;
-        memory.write_obj(*len, GuestAddress(descriptor.0 + 8))?;
-        memory.write_obj(flags, GuestAddress(descriptor.0 + 12))?;
-        memory.write_obj(index as u16 + 1, GuestAddress(descriptor.0 + 14))?;
-    }
-    memory.write_obj(0u16, GuestAddress(AVAILABLE + 4))?; // head of the chain
-    memory.write_obj(1u16, GuestAddress(AVAILABLE + 2))?; // index of the ring
-    Ok(())
-}
+use vm_memory::{Bytes, GuestAddress, Permissions};
 
 /// Receives one packet into `buffer`; marks the pages that it reached, and returns its length.
 #[expect(unsafe_code, reason = "readv(2) takes pointers")]
@@ -56,45 +31,53 @@ fn receive(fd: RawFd, mut buffer: IoBuffer<Memory>) -> io::Result<usize> {
     Ok(buffer.complete(received))
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    // Two regions, so that one buffer crosses from the first to the second.
+/// Receives one packet for each chain that the driver has made available.
+fn process(queue: &mut Queue, memory: &Arc<Memory>, tap: &UnixDatagram) -> Result<()> {
+    while let Some(chain) = queue.pop_descriptor_chain(Arc::clone(memory)) {
+        let head = chain.head_index();
+        let mut buffer = IoBuffer::new(Arc::clone(memory), Permissions::Write);
+        let mut is_valid = true;
+        for part in chain.writable() {
+            is_valid &= buffer.push(part.addr(), part.len() as usize).is_ok();
+        }
+        // A chain that is not in guest memory is the guest's error. It gets its chain back.
+        let received = if is_valid {
+            receive(tap.as_raw_fd(), buffer)?
+        } else {
+            0
+        };
+        println!("received {received} bytes");
+        queue.add_used(&**memory, head, received as u32)?;
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    // Two adjacent regions, so that one buffer crosses from the first to the second.
     let ranges = [0, 0x10_000].map(|start| (GuestAddress(start), 0x10_000));
     let memory = Arc::new(Memory::from_ranges(&ranges)?);
-    let (wire, tap) = UnixDatagram::pair()?;
-
     let mut queue = Queue::new(16)?;
-    queue.try_set_desc_table_address(GuestAddress(DESCRIPTORS))?;
-    queue.try_set_avail_ring_address(GuestAddress(AVAILABLE))?;
-    queue.try_set_used_ring_address(GuestAddress(USED))?;
+    queue.try_set_desc_table_address(driver::DESCRIPTORS)?;
+    queue.try_set_avail_ring_address(driver::AVAILABLE)?;
+    queue.try_set_used_ring_address(driver::USED)?;
     queue.set_ready(true);
-    offer(&memory, &[(0x5000, 12), (0xff00, 0x200), (0x1_8000, 0x600)])?;
 
-    let mut dirty = DirtyMemory::new();
-    dirty.harvest(&*memory);
-    dirty.clear();
-
-    let packet: Vec<u8> = (0..0x300u32).map(|byte| (byte % 251) as u8).collect();
+    // The driver offers buffers of 12, 512 and 1536 bytes, and a packet arrives.
+    driver::offer(&memory, &[(0x5000, 12), (0xff00, 0x200), (0x1_8000, 0x600)])?;
+    let (wire, tap) = UnixDatagram::pair()?;
+    let packet: Vec<u8> = (0..=255).cycle().take(12 + 0x200 + 100).collect();
     wire.send(&packet)?;
 
-    // The device. It returns a chain that does not lie in guest memory with length 0.
-    while let Some(chain) = queue.pop_descriptor_chain(Arc::clone(&memory)) {
-        let head = chain.head_index();
-        let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
-        let pushed: Result<(), _> = chain
-            .writable()
-            .try_for_each(|part| buffer.push(part.addr(), part.len() as usize));
-        let segments = buffer.vectors().len();
-        let written = pushed.map_or(0, |()| receive(tap.as_raw_fd(), buffer).unwrap_or(0));
-        println!("{written} bytes in {segments} segments");
-        queue.add_used(&*memory, head, u32::try_from(written)?)?;
-    }
+    take_dirty(&memory);
+    process(&mut queue, &memory, &tap)?;
 
-    let mut tail = [0; 0x300 - 12 - 0x200];
+    let mut tail = [0; 100];
     memory.read_slice(&mut tail, GuestAddress(0x1_8000))?;
     assert_eq!(tail[..], packet[12 + 0x200..]);
-    dirty.harvest(&*memory);
-    let runs: Vec<_> = dirty.runs().map(|(start, len)| (start.0, len)).collect();
-    println!("dirty: {runs:x?}"); // the used ring, and the pages that the packet reached
-    assert_eq!(runs.iter().map(|run| run.1).sum::<usize>(), 5 * 0x1000);
+    // The used ring, and the pages that the packet reached. A run ends where its region ends.
+    let dirty = take_dirty(&memory);
+    println!("dirty: {dirty:x?}");
+    let starts = dirty.iter().map(|(start, _)| *start);
+    assert!(starts.eq([0x3000, 0x5000, 0xf000, 0x1_0000, 0x1_8000]));
     Ok(())
 }

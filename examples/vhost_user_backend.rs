@@ -4,25 +4,26 @@
 //! `cargo run -p examples --example vhost_user_backend`
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fs::File;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use examples::Result;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{describe, Backing, MemoryBuilder, Region};
 
 type Memory = GuestMemoryMmap<()>;
 
 /// One region in a message of the front end (`VHOST_USER_ADD_MEM_REG`).
 struct Entry {
-    guest_address: u64,
+    guest_address: GuestAddress,
     size: u64,
     /// The address in the front end's process, by which it names rings.
     user_address: u64,
     file: Arc<File>,
 }
 
+/// Hotplug of regions: the example `hotplug` removes one while device threads run.
 struct BackEnd {
     memory: GuestMemoryAtomic<Memory>,
     /// For each region by user address: its size and its guest address.
@@ -30,25 +31,18 @@ struct BackEnd {
 }
 
 impl BackEnd {
-    fn add(&mut self, entry: Entry) -> Result<(), Box<dyn Error>> {
-        let (address, size) = (GuestAddress(entry.guest_address), entry.size);
+    fn add(&mut self, entry: Entry) -> Result<()> {
         // A file that the front end could truncate later is refused. For files without seals, see
         // the example `truncated_file`.
         let backing = Backing::shared_file(entry.file.try_clone()?, 0);
-        let region = Region::new(address, size).backing(backing).sealed(true);
+        let region = Region::new(entry.guest_address, entry.size)
+            .backing(backing)
+            .sealed(true);
         let built: Memory = MemoryBuilder::new().region(region).build()?;
-        let (_, region) = built.remove_region(address, size)?;
+        let (_, region) = built.remove_region(entry.guest_address, entry.size)?;
         self.memory.update(|map| map.insert_region(region))?;
-        self.table.insert(entry.user_address, (size, address));
-        Ok(())
-    }
-
-    fn remove(&mut self, user_address: u64) -> Result<(), Box<dyn Error>> {
-        let (size, address) = self.table.remove(&user_address).ok_or("no such region")?;
-        let remove = |map: &Memory| map.remove_region(address, size).map(|(map, _)| map);
-        let retired = self.memory.update(remove)?;
-        // Reply to the front end when no device thread reads the old map any more.
-        retired.wait(Instant::now() + Duration::from_secs(1))?;
+        let translation = (entry.size, entry.guest_address);
+        self.table.insert(entry.user_address, translation);
         Ok(())
     }
 
@@ -60,41 +54,43 @@ impl BackEnd {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    // The front end, here in the same process, has two sealed memfds.
-    let front_end: Memory = MemoryBuilder::new()
-        .region(Region::new(GuestAddress(0), 2 << 20).backing(Backing::Memfd))
-        .region(Region::new(GuestAddress(1 << 32), 2 << 20).backing(Backing::Memfd))
-        .build()?;
+fn main() -> Result<()> {
+    // The front end, here in the same process, has a sealed memfd.
+    let region = Region::new(GuestAddress(1 << 32), 2 << 20).backing(Backing::Memfd);
+    let front_end: Memory = MemoryBuilder::new().region(region).build()?;
     let (_, files) = describe(&front_end)?;
-    let entry = |file: usize, guest_address, size| Entry {
-        guest_address,
+    let entry = |guest_address, size| Entry {
+        guest_address: GuestAddress(guest_address),
         size,
         user_address: 0x7f00_0000_0000 + guest_address,
-        file: Arc::clone(&files[file]),
+        file: Arc::clone(&files[0]),
     };
     let mut back_end = BackEnd {
         memory: GuestMemoryAtomic::new(Memory::new()),
         table: BTreeMap::new(),
     };
-    back_end.add(entry(0, 0, 2 << 20))?;
-    back_end.add(entry(1, 1 << 32, 2 << 20))?;
+    back_end.add(entry(1 << 32, 2 << 20))?;
 
-    // The back end writes to a ring; the front end sees it.
-    let ring = back_end.guest_address(0x7f01_0000_1000).unwrap();
-    back_end.memory.memory().write_obj(7u16, ring)?;
-    assert_eq!(front_end.read_obj::<u16>(GuestAddress(0x1_0000_1000))?, 7);
+    // The back end writes to a ring, and the front end sees it.
+    let ring = back_end.guest_address(0x7f01_0000_1000);
+    let ring = ring.ok_or("the ring is in no region")?;
     println!("the ring is at guest address {:#x}", ring.0);
+    back_end.memory.memory().write_obj(7u16, ring)?;
+    assert_eq!(front_end.read_obj::<u16>(ring)?, 7);
 
-    // A hostile table: a region longer than its file, one that overlaps, a file without seals.
-    let (long, overlapping) = (entry(0, 2 << 32, 4 << 20), entry(0, 1 << 20, 2 << 20));
-    let mut unsealed = entry(0, 2 << 32, 0x1000);
-    unsealed.file = Arc::new(tempfile::tempfile()?);
-    for hostile in [long, overlapping, unsealed] {
+    // A hostile front end sends a region that is longer than its file, one that overlaps another,
+    // and one whose file has no seals. Each is refused, and the regions stay as they were.
+    let unsealed = Entry {
+        file: Arc::new(tempfile::tempfile()?),
+        ..entry(2 << 32, 0x1000)
+    };
+    for hostile in [
+        entry(2 << 32, 4 << 20),
+        entry((1 << 32) + 0x1000, 2 << 20),
+        unsealed,
+    ] {
         println!("refused: {}", back_end.add(hostile).unwrap_err());
     }
-
-    back_end.remove(0x7f01_0000_0000)?;
-    assert!(back_end.memory.memory().read_obj::<u16>(ring).is_err());
+    assert_eq!(back_end.memory.memory().num_regions(), 1);
     Ok(())
 }

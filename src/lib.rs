@@ -58,7 +58,8 @@
 //! | complete I/O later, with io_uring or AIO | [`vectored::IoBuffer`] | `block_device` |
 //! | migrate a guest | [`bitmap::AtomicBitmap`], [`dirty::DirtyMemory`] | `migration` |
 //! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] | `hotplug` |
-//! | plug, unplug and discard parts of a region | [`mmap::PluggedBlocks`]; `vm-memory-host` | `balloon` |
+//! | return pages to the system | `vm-memory-host` | `balloon` |
+//! | plug and unplug blocks of a region | [`mmap::PluggedBlocks`]; `vm-memory-host` | `virtio_mem` |
 //! | share memory with another process | [`FileOffset`], [`GuestMemoryMmap::from_ranges_with_files`] | `vhost_user_backend` |
 //! | put a device behind an IOMMU | [`iommu`], [`IommuMemory`], [`iommu::SharedIotlb`] | `iommu_device` |
 //! | survive pages that disappear | [`fault`] | `truncated_file` |

@@ -26,7 +26,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The program `examples/boot.rs` loads a kernel image. `examples/balloon.rs` plugs and unplugs
+//! The program `examples/boot.rs` loads a kernel image. `examples/virtio_mem.rs` plugs and unplugs
 //! blocks of a region.
 //!
 //! # Files that are too short

@@ -20,7 +20,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `examples/balloon.rs` implements a balloon and a virtio-mem device.
+//! `examples/balloon.rs` implements a balloon, and `examples/virtio_mem.rs` a virtio-mem device.
 //! `examples/vhost_user_backend.rs` maps the memory of another process.
 //!
 //! # Tasks
