@@ -1,0 +1,258 @@
+//! The C symbols that the test program defines, and which device a call is for.
+
+#![expect(unsafe_code, reason = "takes the place of functions of the C library")]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use libc::{c_int, c_void, off_t, size_t};
+
+use super::books::Call;
+use super::kernel::Kernel;
+use super::memory::{self, Place};
+use super::numbers::{GRANT_COPY, MAP_GRANT_REF, MMAPBATCH_V2, PROBE, PROBED, UNMAP_GRANT_REF};
+
+/// Defines the C symbols `ioctl`, `mmap` and `munmap` of a test program. Each test program that
+/// makes a [`Double`](crate::double::Double) uses it once.
+#[macro_export]
+macro_rules! interpose {
+    () => {
+        mod interposed {
+            #![expect(unsafe_code, reason = "defines C symbols")]
+
+            use std::ffi::{c_int, c_ulong, c_void};
+
+            use $crate::double::hooks;
+
+            /// # Safety
+            ///
+            /// As ioctl(2).
+            #[no_mangle]
+            unsafe extern "C" fn ioctl(
+                fd: c_int,
+                request: c_ulong,
+                argument: *mut c_void,
+            ) -> c_int {
+                // SAFETY: the caller passes what ioctl(2) needs.
+                unsafe { hooks::ioctl(fd, request as u32, argument) }
+            }
+
+            /// # Safety
+            ///
+            /// As mmap(2).
+            #[no_mangle]
+            unsafe extern "C" fn mmap(
+                addr: *mut c_void,
+                len: usize,
+                prot: c_int,
+                flags: c_int,
+                fd: c_int,
+                offset: i64,
+            ) -> *mut c_void {
+                // SAFETY: the caller passes what mmap(2) needs.
+                unsafe { hooks::mmap(addr, len, prot, flags, fd, offset) }
+            }
+
+            /// # Safety
+            ///
+            /// As munmap(2).
+            #[no_mangle]
+            unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
+                // SAFETY: the caller passes what munmap(2) needs.
+                unsafe { hooks::munmap(addr, len) }
+            }
+        }
+    };
+}
+
+/// Which device a memfd is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Device {
+    Gntdev,
+    Privcmd,
+}
+
+type Shared = Arc<Mutex<Kernel>>;
+
+/// The devices, by file system and inode.
+static DEVICES: LazyLock<Mutex<HashMap<(u64, u64), (Device, Shared)>>> =
+    LazyLock::new(Mutex::default);
+
+thread_local! {
+    static COUNTING: RefCell<Option<Shared>> = const { RefCell::new(None) };
+}
+
+/// A thread whose calls of `mmap` count as calls to a world. Made by
+/// [`Double::on_this_thread`](super::Double::on_this_thread).
+#[derive(Debug)]
+pub struct Scope(());
+
+impl Scope {
+    pub(super) fn new(kernel: &Shared) -> Self {
+        COUNTING.with(|counting| *counting.borrow_mut() = Some(Arc::clone(kernel)));
+        Self(())
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        COUNTING.with(|counting| counting.borrow_mut().take());
+    }
+}
+
+fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn register(file: &File, device: Device, kernel: &Shared) -> io::Result<()> {
+    let inode = memory::inode(file.as_raw_fd()).ok_or_else(io::Error::last_os_error)?;
+    locked(&DEVICES).insert(inode, (device, Arc::clone(kernel)));
+    Ok(())
+}
+
+pub(super) fn forget(file: &File) {
+    if let Some(inode) = memory::inode(file.as_raw_fd()) {
+        locked(&DEVICES).remove(&inode);
+    }
+}
+
+/// Returns whether the program's `ioctl`, `mmap` and `munmap` are those of the double.
+pub(super) fn is_interposed(file: &File) -> bool {
+    let fd = file.as_raw_fd();
+    // SAFETY: the request takes no argument. The system does not know it.
+    let probed = unsafe { libc::ioctl(fd, PROBE.into(), std::ptr::null_mut::<c_void>()) };
+    // SAFETY: nothing is mapped where the call chooses, and the double refuses the call, since no
+    // grant is in the table.
+    let mapped = unsafe {
+        let protection = libc::PROT_READ;
+        libc::mmap(
+            std::ptr::null_mut(),
+            4096,
+            protection,
+            libc::MAP_SHARED,
+            fd,
+            0,
+        )
+    };
+    probed == PROBED && mapped == libc::MAP_FAILED
+}
+
+/// Returns the device of a descriptor, its world, and the number of its open file.
+fn device(fd: c_int) -> Option<(Device, Shared, u64)> {
+    let inode = memory::inode(fd)?;
+    let devices = locked(&DEVICES);
+    let (device, kernel) = devices.get(&inode)?;
+    Some((*device, Arc::clone(kernel), inode.1))
+}
+
+fn result<T>(result: Result<T, i32>, failed: T) -> T {
+    result.unwrap_or_else(|errno| {
+        memory::set_errno(errno);
+        failed
+    })
+}
+
+/// Takes the place of `ioctl`.
+///
+/// # Safety
+///
+/// As ioctl(2).
+pub unsafe fn ioctl(fd: c_int, request: u32, argument: *mut c_void) -> c_int {
+    let of_xen = matches!(request >> 8 & 0xff, 0x47 | 0x50);
+    let Some((device, kernel, number)) = of_xen.then(|| device(fd)).flatten() else {
+        // SAFETY: the caller passes what the request needs.
+        return result(unsafe { memory::ioctl(fd, request, argument) }, -1);
+    };
+    let mut kernel = locked(&kernel);
+    let done = match (device, request) {
+        (_, PROBE) => return PROBED,
+        // SAFETY: the caller passes what the request needs.
+        (Device::Gntdev, MAP_GRANT_REF) => unsafe { kernel.map_grants(number, argument) },
+        // SAFETY: the caller passes what the request needs.
+        (Device::Gntdev, UNMAP_GRANT_REF) => unsafe { kernel.unmap_grants(number, argument) },
+        // SAFETY: the caller passes what the request needs.
+        (Device::Gntdev, GRANT_COPY) => unsafe { kernel.copy_grants(argument) },
+        // SAFETY: the caller passes what the request needs.
+        (Device::Privcmd, MMAPBATCH_V2) => unsafe { kernel.map_frames(argument) },
+        _ => {
+            kernel
+                .books
+                .mistake(format!("unknown request {request:#x}"));
+            Err(libc::ENOTTY)
+        }
+    };
+    result(done.map(|()| 0), -1)
+}
+
+/// Takes the place of `mmap`.
+///
+/// # Safety
+///
+/// As mmap(2).
+pub unsafe fn mmap(
+    addr: *mut c_void,
+    len: size_t,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
+    let place = Place {
+        addr: addr.expose_provenance(),
+        len,
+        prot,
+        flags,
+    };
+    let named = (fd >= 0).then(|| device(fd)).flatten();
+    let mapped = match named {
+        Some((Device::Gntdev, kernel, number)) => {
+            // SAFETY: the caller passes what mmap(2) needs.
+            unsafe { locked(&kernel).mmap_grants(number, place, offset) }
+        }
+        Some((Device::Privcmd, kernel, _)) => {
+            // SAFETY: the caller passes what mmap(2) needs.
+            unsafe { locked(&kernel).mmap_frames(fd, place) }
+        }
+        // SAFETY: the caller passes what mmap(2) needs.
+        None => enter(Call::OtherMmap).and_then(|()| unsafe { memory::mmap(place, fd, offset) }),
+    };
+    let mapped = mapped.map(std::ptr::with_exposed_provenance_mut);
+    result(mapped, libc::MAP_FAILED)
+}
+
+/// Notes a call that is not for a device, on a thread that counts these.
+fn enter(call: Call) -> Result<(), i32> {
+    let counting = COUNTING.try_with(|counting| counting.borrow().clone());
+    match counting {
+        Ok(Some(kernel)) => locked(&kernel).books.enter(call),
+        _ => Ok(()),
+    }
+}
+
+/// Takes the place of `munmap`.
+///
+/// # Safety
+///
+/// As munmap(2).
+pub unsafe fn munmap(addr: *mut c_void, len: size_t) -> c_int {
+    let start = addr.expose_provenance();
+    let memory = start..start.saturating_add(len);
+    let kernels: Vec<_> = locked(&DEVICES)
+        .values()
+        .map(|(_, kernel)| Arc::clone(kernel))
+        .collect();
+    for kernel in kernels {
+        let mut kernel = locked(&kernel);
+        let grants = kernel.unmap_areas(&memory);
+        let done = grants.and_then(|_| kernel.unmap_foreign(&memory));
+        if let Err(errno) = done {
+            return result(Err(errno), -1);
+        }
+    }
+    // SAFETY: the caller passes what munmap(2) needs.
+    result(unsafe { memory::munmap(start, len) }.map(|()| 0), -1)
+}

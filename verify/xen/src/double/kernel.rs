@@ -1,0 +1,121 @@
+//! [`Kernel`]: the state of a world. All that the hypervisor and the two drivers know.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+
+use super::books::Books;
+use super::foreign::ForeignArea;
+use super::grants::Map;
+use crate::world::{Access, Host, InUse, PAGE, PAGES, REFERENCES};
+
+/// A grant in the table of the domain.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grant {
+    pub page: usize,
+    pub access: Access,
+}
+
+/// All that the hypervisor and the two drivers know.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    pub host: Host,
+    pub domain: u32,
+    pub limit: u32,
+    pub books: Books,
+    /// The table of each open gntdev, with the number of the file.
+    pub maps: Vec<Map>,
+    pub foreign: Vec<ForeignArea>,
+    pub paged_out: HashMap<u64, u32>,
+    first_frame: u64,
+    ram: File,
+    grants: HashMap<u32, Grant>,
+}
+
+impl Kernel {
+    pub fn new(host: Host, domain: u32, first_frame: u64, ram: File) -> Self {
+        Self {
+            host,
+            domain,
+            limit: 65_536,
+            books: Books::default(),
+            maps: Vec::new(),
+            foreign: Vec::new(),
+            paged_out: HashMap::new(),
+            first_frame,
+            ram,
+            grants: HashMap::new(),
+        }
+    }
+
+    pub fn ram(&self) -> &File {
+        &self.ram
+    }
+
+    pub fn frames(&self) -> Range<u64> {
+        let count = u64::try_from(PAGES).expect("the number of pages fits");
+        self.first_frame..self.first_frame + count
+    }
+
+    /// Returns the page of a frame of the domain.
+    pub fn page_of(&self, frame: u64) -> Option<usize> {
+        let page = usize::try_from(frame.checked_sub(self.first_frame)?).ok()?;
+        (page < PAGES).then_some(page)
+    }
+
+    pub fn grant(&mut self, reference: u32, page: usize, access: Access) {
+        assert!(REFERENCES.contains(&reference) && page < PAGES);
+        self.grants.insert(reference, Grant { page, access });
+    }
+
+    pub fn revoke(&mut self, reference: u32) {
+        self.grants.remove(&reference);
+    }
+
+    /// Returns the grant by which this domain may map a page.
+    pub fn granted(&self, domain: u32, reference: u32) -> Option<Grant> {
+        // The drivers keep 16 bits of the number of a domain.
+        if domain & 0xffff != self.domain {
+            return None;
+        }
+        self.grants.get(&reference).copied()
+    }
+
+    pub fn in_use(&self, reference: u32) -> InUse {
+        let held = self.maps.iter().flat_map(|map| map.holds(reference));
+        held.fold(InUse::default(), |sum, writing| InUse {
+            reading: true,
+            writing: sum.writing || writing,
+        })
+    }
+
+    pub fn page_out(&mut self, frame: u64, requests: u32) {
+        self.paged_out.insert(frame, requests);
+    }
+
+    /// Forgets maps that nobody refers to.
+    pub fn collect(&mut self) {
+        self.maps.retain(Map::is_referred_to);
+        self.foreign.retain(|area| !area.is_unmapped());
+    }
+
+    pub fn audit(&mut self) -> Vec<String> {
+        let mut wrong = self.books.take_mistakes();
+        wrong.extend(self.maps.iter().filter_map(Map::leak));
+        wrong.extend(self.foreign.iter().filter_map(ForeignArea::leak));
+        wrong
+    }
+}
+
+/// Returns the number of pages in `len` bytes, if it is a whole number.
+pub(super) fn whole_pages(len: usize) -> Option<usize> {
+    (len % PAGE == 0).then_some(len / PAGE)
+}
+
+/// Returns the range of pages of an area at `addr` of `pages` pages that a range of memory covers.
+pub(super) fn covered(addr: usize, pages: usize, memory: &Range<usize>) -> Range<usize> {
+    let end = addr + pages * PAGE;
+    let from = memory.start.clamp(addr, end);
+    let to = memory.end.clamp(from, end);
+    (from - addr) / PAGE..(to - addr).div_ceil(PAGE)
+}

@@ -1,0 +1,30 @@
+//! Scenarios for the feature `xen` of vm-memory: foreign mappings, grants, and their failures.
+//!
+//! ```text
+//!   scenarios     what a device does, and what must come of it
+//!      │
+//!      ▼
+//!    World        grants and revokes pages, and says which grants are mapped now
+//!      │
+//!      ├─ Double  /dev/xen/gntdev and /dev/xen/privcmd inside the test program, over memfds
+//!      └─ Real    the devices of a machine under Xen, with a domain that the test made
+//! ```
+//!
+//! Each scenario runs in both worlds and must pass in both. The [`Double`](double::Double) also
+//! injects a fault at each call, and keeps books: what is still mapped, and which requests were
+//! wrong.
+//!
+//! ```text
+//! cargo test -p verify-xen --features xen
+//! ```
+
+#![cfg_attr(
+    not(test),
+    deny(missing_docs, missing_debug_implementations, clippy::as_conversions)
+)]
+#![cfg(feature = "xen")]
+
+pub mod double;
+pub mod outcome;
+pub mod scenarios;
+pub mod world;

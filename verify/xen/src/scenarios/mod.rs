@@ -1,0 +1,56 @@
+//! The scenarios: what a device does with memory of another domain, and what must come of it.
+//!
+//! A scenario ends with an error of the library by `?`, and panics if data is wrong. Fault
+//! injection relies on that: see [`outcome`](crate::outcome).
+
+mod lazy;
+mod setup;
+
+use crate::outcome::{Outcome, Stop};
+use crate::world::World;
+
+/// A named sequence of accesses.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// The name, which is unique.
+    pub name: &'static str,
+    /// The fault of vm-memory 0.18.0 that it looks for, "X1" to "X24", or "" for ordinary use.
+    pub row: &'static str,
+    run: fn(&mut dyn World) -> Outcome,
+}
+
+impl Scenario {
+    /// Plays the scenario once.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error that ended it, or that it does not apply to this world.
+    ///
+    /// # Panics
+    ///
+    /// Panics if data or an error is wrong, or if something is still mapped at the end.
+    pub fn play(&self, world: &mut dyn World) -> Outcome {
+        let outcome = (self.run)(world);
+        let wrong = world.audit();
+        assert!(wrong.is_empty(), "{}: {wrong:#?}", self.name);
+        outcome
+    }
+}
+
+/// Lists functions as scenarios. Each is `row function`.
+macro_rules! scenarios {
+    ($($row:literal $run:ident)*) => {
+        &[$(crate::scenarios::Scenario { name: stringify!($run), row: $row, run: $run }),*]
+    };
+}
+use scenarios;
+
+/// Returns all scenarios.
+pub fn all() -> impl Iterator<Item = &'static Scenario> {
+    [lazy::SCENARIOS].into_iter().flatten()
+}
+
+/// Ends a scenario that does not apply to a world.
+fn skip(reason: &str) -> Stop {
+    Stop::Skipped(reason.to_owned())
+}

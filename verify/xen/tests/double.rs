@@ -1,0 +1,34 @@
+//! Each scenario on the double, as both kinds of host map memory.
+
+use verify_xen::double::Double;
+use verify_xen::outcome::Stop;
+use verify_xen::scenarios;
+use verify_xen::world::Host;
+
+verify_xen::interpose!();
+
+fn play_all(host: Host) {
+    let mut failed = Vec::new();
+    for scenario in scenarios::all() {
+        let mut world = Double::new(host);
+        let played =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scenario.play(&mut world)));
+        match played {
+            Ok(Ok(())) => {}
+            Ok(Err(Stop::Skipped(reason))) => test_support::skipped(scenario.name, reason),
+            Ok(Err(stop)) => failed.push(format!("{}: {stop:?}", scenario.name)),
+            Err(_) => failed.push(format!("{}: panic", scenario.name)),
+        }
+    }
+    assert!(failed.is_empty(), "on {host:?}: {failed:#?}");
+}
+
+#[test]
+fn scenarios_on_paravirtualized_host_pass() {
+    play_all(Host::Pv);
+}
+
+#[test]
+fn scenarios_on_auto_translated_host_pass() {
+    play_all(Host::AutoTranslated);
+}
