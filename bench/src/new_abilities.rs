@@ -43,9 +43,10 @@ pub fn reader(stage: &Stage) -> Result<Batch> {
 /// Writes to a bitmap that is switched off, while writers run or while they are paused.
 pub fn mark_switched_off(while_paused: bool) -> Result<Batch> {
     let bitmap = AtomicBitmap::new(BITMAP_LEN, PAGE_SIZE);
-    let bitmap = match while_paused {
-        true => bitmap.switched_while_paused(),
-        false => bitmap,
+    let bitmap = if while_paused {
+        bitmap.switched_while_paused()
+    } else {
+        bitmap
     };
     bitmap.stop_tracking();
     let offsets = pages_in(1);

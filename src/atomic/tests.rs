@@ -164,16 +164,15 @@ fn retired_map_counts_readers_of_earlier_maps() {
         let device = memory.memory();
         let mut reader = memory.reader();
         assert_eq!(reader.memory().num_regions(), 2);
-        match by_replace {
-            true => {
-                let lock = memory.lock().unwrap();
-                lock.replace(with_page(&memory.memory(), 0x8000));
-            }
-            false => drop(
+        if by_replace {
+            let lock = memory.lock().unwrap();
+            lock.replace(with_page(&memory.memory(), 0x8000));
+        } else {
+            drop(
                 memory
                     .update(|map| Ok::<_, ()>(with_page(map, 0x8000)))
                     .unwrap(),
-            ),
+            )
         }
         let old = memory
             .clone()
@@ -372,9 +371,10 @@ fn retired_map_without_readers_can_be_unmapped() {
                             })
                             .sum::<u64>()
                     };
-                    match cached {
-                        true => read(reader.memory()),
-                        false => read(&memory.memory()),
+                    if cached {
+                        read(reader.memory())
+                    } else {
+                        read(&memory.memory())
                     };
                 }
             });

@@ -167,9 +167,10 @@ impl<B: Deref<Target = AtomicBitmap>> DirtyLog for BaseSlice<B> {
     }
 
     fn set_tracking(&self, on: bool) {
-        match on {
-            true => self.bitmap().start_tracking(),
-            false => self.bitmap().stop_tracking(),
+        if on {
+            self.bitmap().start_tracking()
+        } else {
+            self.bitmap().stop_tracking()
         }
     }
 }

@@ -226,9 +226,10 @@ impl Marks {
         }
         let lines = range.start / LINE_BITS..range.end.div_ceil(LINE_BITS);
         // Lines that lie in the range as a whole. The last line of all may have fewer words.
-        let whole_end = match range.end == all {
-            true => lines.end,
-            false => range.end / LINE_BITS,
+        let whole_end = if range.end == all {
+            lines.end
+        } else {
+            range.end / LINE_BITS
         };
         let whole = range.start.div_ceil(LINE_BITS)..whole_end;
         let mut full = false;
@@ -278,9 +279,10 @@ impl Marks {
     ) -> bool {
         // After a full line, this one is probably full as well. Loads would skip nothing, and would
         // have to wait for the exchanges of the line before.
-        let seen = match after_full {
-            true => [u64::MAX; LINE_WORDS],
-            false => self.load_line(first_word),
+        let seen = if after_full {
+            [u64::MAX; LINE_WORDS]
+        } else {
+            self.load_line(first_word)
         };
         if seen.iter().fold(0, |all, bits| all | bits) == 0 {
             return false;
@@ -357,9 +359,10 @@ impl Marks {
 
 /// Returns the number of words in the summary of `words` words.
 fn summary_len(words: usize) -> usize {
-    match words < SUMMARY_FROM {
-        true => 0,
-        false => words.div_ceil(SUMMARY_WORDS),
+    if words < SUMMARY_FROM {
+        0
+    } else {
+        words.div_ceil(SUMMARY_WORDS)
     }
 }
 

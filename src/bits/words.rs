@@ -27,9 +27,10 @@ pub(crate) fn words_of(range: Range<usize>) -> impl Iterator<Item = (usize, u64)
     let (first, last) = (start / WORD_BITS, last_bit / WORD_BITS);
     let head = u64::MAX << (start % WORD_BITS);
     let tail = u64::MAX >> (WORD_BITS - 1).saturating_sub(last_bit % WORD_BITS);
-    let words = match start < end {
-        true => first..last.saturating_add(1),
-        false => 0..0,
+    let words = if start < end {
+        first..last.saturating_add(1)
+    } else {
+        0..0
     };
     words.map(move |word| {
         let head = if word == first { head } else { u64::MAX };

@@ -45,18 +45,20 @@ impl DirtyRegion {
         let mut at = 0usize;
         while at < len {
             let left = len.saturating_sub(at);
-            let next = match is_readable {
-                true => region.reachable_range(MemoryRegionAddress(to_u64(at)), left),
-                false => left..left,
+            let next = if is_readable {
+                region.reachable_range(MemoryRegionAddress(to_u64(at)), left)
+            } else {
+                left..left
             };
             let start = at.saturating_add(next.start.min(left));
             if at < start {
                 self.unreadable.push(at..start);
             }
             // A range that is empty has no accessible bytes after it.
-            at = match next.is_empty() {
-                true => len,
-                false => at.saturating_add(next.end.min(left)),
+            at = if next.is_empty() {
+                len
+            } else {
+                at.saturating_add(next.end.min(left))
             };
         }
     }
@@ -129,9 +131,10 @@ impl DirtyRegion {
             let start = at;
             let gap = gaps.peek().map_or(range.end, |gap| gap.start);
             let readable = start < gap;
-            at = match readable {
-                true => gap.min(range.end),
-                false => gaps.next().map_or(range.end, |gap| gap.end.min(range.end)),
+            at = if readable {
+                gap.min(range.end)
+            } else {
+                gaps.next().map_or(range.end, |gap| gap.end.min(range.end))
             };
             (start < range.end).then_some((readable, start..at))
         })

@@ -291,9 +291,10 @@ fn reachable_part<R: GuestMemoryRegion>(
         return Err(error);
     }
     let slice = region.get_slice(start, reachable)?;
-    match slice.len() == reachable {
-        true => Ok(slice),
-        false => Err(wrong_length(reachable)),
+    if slice.len() == reachable {
+        Ok(slice)
+    } else {
+        Err(wrong_length(reachable))
     }
 }
 

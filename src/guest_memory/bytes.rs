@@ -75,9 +75,10 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         let ran = contiguous(self, addr, buf.len(), Permissions::Write, |slice| {
             slice.write_slice(buf, 0)
         })?;
-        match ran {
-            true => Ok(()),
-            false => write_scattered(self, buf, addr, Progress::all_or_fault),
+        if ran {
+            Ok(())
+        } else {
+            write_scattered(self, buf, addr, Progress::all_or_fault)
         }
     }
 
@@ -86,9 +87,10 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         let ran = contiguous(self, addr, buf.len(), Permissions::Read, |slice| {
             slice.read_slice(buf, 0)
         })?;
-        match ran {
-            true => Ok(()),
-            false => read_scattered(self, buf, addr, Progress::all_or_fault),
+        if ran {
+            Ok(())
+        } else {
+            read_scattered(self, buf, addr, Progress::all_or_fault)
         }
     }
 
@@ -97,9 +99,10 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         let ran = contiguous(self, addr, size_of::<O>(), Permissions::Write, |slice| {
             slice.write_obj(val, 0)
         })?;
-        match ran {
-            true => Ok(()),
-            false => write_scattered(self, val.as_slice(), addr, Progress::all_or_fault),
+        if ran {
+            Ok(())
+        } else {
+            write_scattered(self, val.as_slice(), addr, Progress::all_or_fault)
         }
     }
 
@@ -200,11 +203,12 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         let ran = contiguous(self, addr, size_of::<O>(), access, |slice| {
             slice.store(val, 0, order)
         })?;
-        match ran {
-            true => Ok(()),
-            false => only_segment(self, addr, size_of::<O>(), access, |slice| {
+        if ran {
+            Ok(())
+        } else {
+            only_segment(self, addr, size_of::<O>(), access, |slice| {
                 slice.store(val, 0, order)
-            }),
+            })
         }
     }
 
@@ -216,11 +220,12 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
             value = slice.load(0, order)?;
             Ok(())
         })?;
-        match ran {
-            true => Ok(value),
-            false => only_segment(self, addr, size_of::<O>(), access, |slice| {
+        if ran {
+            Ok(value)
+        } else {
+            only_segment(self, addr, size_of::<O>(), access, |slice| {
                 slice.load(0, order)
-            }),
+            })
         }
     }
 }

@@ -269,12 +269,13 @@ impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> GuestMemory for IommuMemory
         count: usize,
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
-        let segments = match self.use_iommu {
-            true => Some(
+        let segments = if self.use_iommu {
+            Some(
                 self.translate(addr, count, access)
                     .map_err(GuestMemoryError::IommuError)?,
-            ),
-            false => None,
+            )
+        } else {
+            None
         };
         Ok(IommuMemorySliceIterator::<M, I, K>::new(
             &self.backend,
@@ -340,9 +341,10 @@ impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> GuestMemory for IommuMemory
     }
 
     fn hold_translation(&self) -> Option<TranslationHold> {
-        match self.use_iommu {
-            true => self.iommu.hold_translation(),
-            false => Some(TranslationHold::nothing()),
+        if self.use_iommu {
+            self.iommu.hold_translation()
+        } else {
+            Some(TranslationHold::nothing())
         }
     }
 }

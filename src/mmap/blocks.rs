@@ -336,9 +336,10 @@ impl BlockStates {
             .saturating_mul(self.block_size())
             .saturating_sub(self.size);
         let bytes = blocks.saturating_mul(self.block_size());
-        match self.size != 0 && self.is_plugged(last, 1) {
-            true => bytes.saturating_sub(lacks),
-            false => bytes,
+        if self.size != 0 && self.is_plugged(last, 1) {
+            bytes.saturating_sub(lacks)
+        } else {
+            bytes
         }
     }
 
@@ -416,12 +417,11 @@ impl BlockStates {
     /// Returns the numbers of the blocks that have any of the `count` bytes at `offset`.
     fn blocks_of(&self, offset: usize, count: usize) -> Range<usize> {
         let end = offset.saturating_add(count).min(self.size);
-        match offset < end {
-            true => {
-                let last = end.saturating_sub(1);
-                offset >> self.shift..(last >> self.shift).saturating_add(1)
-            }
-            false => 0..0,
+        if offset < end {
+            let last = end.saturating_sub(1);
+            offset >> self.shift..(last >> self.shift).saturating_add(1)
+        } else {
+            0..0
         }
     }
 

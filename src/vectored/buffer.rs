@@ -331,9 +331,10 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Returns an error if the ranges were not checked for `access`.
     fn require(&self, access: Permissions) -> Result<()> {
-        match self.segments.access().allow(access) {
-            true => Ok(()),
-            false => Err(Error::HostAddressNotAvailable),
+        if self.segments.access().allow(access) {
+            Ok(())
+        } else {
+            Err(Error::HostAddressNotAvailable)
         }
     }
 

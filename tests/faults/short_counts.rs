@@ -155,9 +155,10 @@ fn read_of_short_message_behind_iommu_marks_all_pages() {
             .unwrap();
         let marks = AtomicBitmap::new(LEN, PAGE.try_into().unwrap());
         let translated = IommuMemory::new(memory, std::sync::RwLock::new(iotlb), true, marks);
-        let read = match vector {
-            false => translated.read_volatile_from(zero, &mut &near, LEN),
-            true => vectored::read_from(&translated, zero, LEN, &near),
+        let read = if vector {
+            vectored::read_from(&translated, zero, LEN, &near)
+        } else {
+            translated.read_volatile_from(zero, &mut &near, LEN)
         };
         assert_eq!(read.unwrap(), MESSAGES[0], "{vector}");
         assert_eq!(translated.bitmap().get_and_reset(), [0xff], "{vector}");

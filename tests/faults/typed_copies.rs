@@ -52,9 +52,10 @@ fn check_array<T: ByteValued + PartialEq + core::fmt::Debug>(inside: usize) {
     for by_array in [true, false] {
         all.subslice(0, PAGE).unwrap().fill_with_byte(0).unwrap();
         region.bitmap().reset();
-        match by_array {
-            true => array.copy_from(&source),
-            false => slice.copy_from(&source),
+        if by_array {
+            array.copy_from(&source)
+        } else {
+            slice.copy_from(&source)
         }
         expect(Direction::Write);
         let mut page = vec![0; PAGE];
@@ -64,9 +65,10 @@ fn check_array<T: ByteValued + PartialEq + core::fmt::Debug>(inside: usize) {
         assert!(region.bitmap().dirty_at(at), "{case:?}");
 
         let mut buf = vec![T::zeroed(); ELEMENTS];
-        let copied = match by_array {
-            true => array.copy_to(&mut buf),
-            false => slice.copy_to(&mut buf),
+        let copied = if by_array {
+            array.copy_to(&mut buf)
+        } else {
+            slice.copy_to(&mut buf)
         };
         expect(Direction::Read);
         assert_eq!(copied, whole, "{case:?}");

@@ -61,9 +61,12 @@ pub(in crate::access) fn copy_and_fill_next_to_guard_page_do_not_touch_it<R: Tes
     let (one, other) = (GuardedPages::one(), GuardedPages::one());
     for len in (0..=MAX_LEN).chain([1000, 4095, 4096]) {
         for ends in 0..4 {
-            let place = |page: &GuardedPages, at_end: bool| match at_end {
-                true => page.end().wrapping_sub(len),
-                false => page.start(),
+            let place = |page: &GuardedPages, at_end: bool| {
+                if at_end {
+                    page.end().wrapping_sub(len)
+                } else {
+                    page.start()
+                }
             };
             let (src, dst) = (place(&one, ends & 1 != 0), place(&other, ends & 2 != 0));
             // SAFETY: `len` bytes follow both addresses in their pages. The mappings differ, so the
@@ -87,9 +90,12 @@ pub(in crate::access) fn copy_and_fill_next_to_guard_page_do_not_touch_it<R: Tes
             for size in [2, 4, 8] {
                 // Both addresses are aligned to `size`.
                 let bytes = len / size * size;
-                let place = |page: &GuardedPages, at_end: bool| match at_end {
-                    true => page.end().wrapping_sub(bytes),
-                    false => page.start(),
+                let place = |page: &GuardedPages, at_end: bool| {
+                    if at_end {
+                        page.end().wrapping_sub(bytes)
+                    } else {
+                        page.start()
+                    }
                 };
                 let (src, dst) = (place(&one, ends & 1 != 0), place(&other, ends & 2 != 0));
                 // SAFETY: `bytes` bytes follow both addresses in their pages, aligned to `size`.

@@ -67,9 +67,10 @@ impl MarksChain {
     /// Returns the part that contains `word`, and the index in it; `None` past the end.
     #[inline]
     pub(super) fn locate(&self, word: usize) -> Option<(&Marks, usize)> {
-        match word < self.marks.len() {
-            true => Some((&self.marks, word)),
-            false => self.locate_grown(word),
+        if word < self.marks.len() {
+            Some((&self.marks, word))
+        } else {
+            self.locate_grown(word)
         }
     }
 

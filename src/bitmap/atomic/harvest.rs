@@ -90,13 +90,13 @@ impl AtomicBitmap {
         }
         let first = first.saturating_add(usize::from(first_is_shared));
         let end = last.saturating_add(usize::from(!last_is_shared));
-        match dirty.page_size() == self.page_size() && offset == 0 {
-            true => self
-                .marks
-                .drain(first..end, |word, bits| dirty.add_word(word, bits)),
-            false => self.marks.drain(first..end, |word, bits| {
+        if dirty.page_size() == self.page_size() && offset == 0 {
+            self.marks
+                .drain(first..end, |word, bits| dirty.add_word(word, bits))
+        } else {
+            self.marks.drain(first..end, |word, bits| {
                 self.add_found(offset, word, bits, dirty)
-            }),
+            })
         }
     }
 
@@ -161,9 +161,10 @@ impl AtomicBitmap {
     /// assert_eq!(bitmap.get_and_reset(), [0b1000]);
     /// ```
     pub fn put_back(&self, dirty: &DirtyPages) {
-        match dirty.page_size() == self.page_size() {
-            true => self.set_whole_words(dirty.dirty_words()),
-            false => self.set_ranges(dirty.runs()),
+        if dirty.page_size() == self.page_size() {
+            self.set_whole_words(dirty.dirty_words())
+        } else {
+            self.set_ranges(dirty.runs())
         }
     }
 

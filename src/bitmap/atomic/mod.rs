@@ -354,11 +354,11 @@ impl AtomicBitmap {
     /// This is the slow path, for pages of several words and pages that were added by `grow`.
     #[inline(never)]
     fn mark_range(&self, first: usize, last: usize) {
-        match last < self.first_pages {
-            true => self.marks.first().mark_range(first, last),
-            false => self
-                .marks
-                .mark_range(first..last.saturating_add(1).min(self.len())),
+        if last < self.first_pages {
+            self.marks.first().mark_range(first, last)
+        } else {
+            self.marks
+                .mark_range(first..last.saturating_add(1).min(self.len()))
         }
     }
 

@@ -190,9 +190,10 @@ mod model {
         fn new(size: usize, page: usize, while_paused: bool) -> Self {
             let marks = bitmap(size, page);
             Self {
-                marks: match while_paused {
-                    true => marks.switched_while_paused(),
-                    false => marks,
+                marks: if while_paused {
+                    marks.switched_while_paused()
+                } else {
+                    marks
                 },
                 model: BTreeSet::new(),
                 size,
@@ -268,9 +269,10 @@ mod model {
                     self.model.extend(existing);
                 }
                 Step::SetTracking(on) => {
-                    match on {
-                        true => self.marks.start_tracking(),
-                        false => self.marks.stop_tracking(),
+                    if on {
+                        self.marks.start_tracking()
+                    } else {
+                        self.marks.stop_tracking()
                     }
                     self.is_tracking = on;
                     prop_assert_eq!(self.marks.is_tracking(), on);

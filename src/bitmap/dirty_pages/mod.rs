@@ -190,9 +190,10 @@ impl DirtyPages {
     pub fn remove_range(&mut self, offset: usize, len: usize) {
         let size = self.page_size.get();
         let end = offset.saturating_add(len);
-        let end_page = match end < self.byte_size {
-            true => end / self.page_size,
-            false => self.byte_size.div_ceil(size),
+        let end_page = if end < self.byte_size {
+            end / self.page_size
+        } else {
+            self.byte_size.div_ceil(size)
         };
         for (word, bits) in words_of(offset.div_ceil(size)..end_page) {
             // The summary may keep the bit of a line that is now empty.
@@ -206,18 +207,15 @@ impl DirtyPages {
     ///
     /// Both sets begin at the same byte of memory; they may differ in page size and length.
     pub fn union_with(&mut self, other: &DirtyPages) {
-        match other.page_size == self.page_size {
-            true => {
-                let pages = self.byte_size.div_ceil(self.page_size.get());
-                for (word, bits) in other.dirty_words() {
-                    let left = pages.saturating_sub(word.saturating_mul(WORD_BITS));
-                    self.add_word(word, bits & mask(0, left));
-                }
+        if other.page_size == self.page_size {
+            let pages = self.byte_size.div_ceil(self.page_size.get());
+            for (word, bits) in other.dirty_words() {
+                let left = pages.saturating_sub(word.saturating_mul(WORD_BITS));
+                self.add_word(word, bits & mask(0, left));
             }
-            false => {
-                for run in other.runs() {
-                    self.insert_range(run.start, run.len());
-                }
+        } else {
+            for run in other.runs() {
+                self.insert_range(run.start, run.len());
             }
         }
     }
@@ -252,14 +250,13 @@ impl DirtyPages {
     /// ```
     pub fn intersect_with(&mut self, other: &DirtyPages) {
         let converted;
-        let kept = match other.page_size == self.page_size {
-            true => &other.words,
-            false => {
-                let mut pages = DirtyPages::new(self.byte_size, self.page_size);
-                pages.union_with(other);
-                converted = pages.words;
-                &converted
-            }
+        let kept = if other.page_size == self.page_size {
+            &other.words
+        } else {
+            let mut pages = DirtyPages::new(self.byte_size, self.page_size);
+            pages.union_with(other);
+            converted = pages.words;
+            &converted
         };
         let mut kept = kept.chunks(SUMMARY_WORDS);
         let lines = self.words.chunks_mut(SUMMARY_WORDS);

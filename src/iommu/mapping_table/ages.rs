@@ -171,9 +171,10 @@ impl Ages {
             let is_last = depth.saturating_add(1) == self.levels.len();
             let begin = from.next_multiple_of(GROUP);
             let end = to.saturating_sub(to % GROUP);
-            let (begin, end) = match begin < end && !is_last {
-                true => (begin, end),
-                false => (to, to),
+            let (begin, end) = if begin < end && !is_last {
+                (begin, end)
+            } else {
+                (to, to)
             };
             for part in [from..begin, end..to] {
                 let entries = level.get(part.clone()).unwrap_or_default();

@@ -277,9 +277,10 @@ impl<B: Bitmap> MmapRegion<B> {
     ) -> Option<VolatileSlice<'_, BS<'_, B>>> {
         let blocks = self.blocks.as_ref()?;
         // Each access by offset asks for the whole region, so this case must not search the blocks.
-        let is_plugged = match (offset, count) == (0, self.size()) {
-            true => self.is_fully_plugged(),
-            false => blocks.is_plugged(offset, count),
+        let is_plugged = if (offset, count) == (0, self.size()) {
+            self.is_fully_plugged()
+        } else {
+            blocks.is_plugged(offset, count)
         };
         if !is_plugged {
             return None;

@@ -159,9 +159,10 @@ mod behind_iommu {
             let (mut done, mut calls) = (0, 0);
             while done < total {
                 let at = GuestAddress(done as u64);
-                done += match read {
-                    true => read_from_at(&memory, at, total - done, &file, done as u64).unwrap(),
-                    false => write_to(&memory, at, total - done, &null).unwrap(),
+                done += if read {
+                    read_from_at(&memory, at, total - done, &file, done as u64).unwrap()
+                } else {
+                    write_to(&memory, at, total - done, &null).unwrap()
                 };
                 calls += 1;
             }

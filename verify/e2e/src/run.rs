@@ -363,10 +363,10 @@ impl Machine {
 
     #[cfg(not(target_arch = "x86_64"))]
     fn new(setup: &Setup, _: &Arc<GuestRam>, _: &GuestRam) -> Result<Self, Error> {
-        match setup.kvm {
-            true => Err(Error::other("a vCPU needs x86_64")),
-            false => Ok(Self::Thread),
+        if setup.kvm {
+            return Err(Error::other("a vCPU needs x86_64"));
         }
+        Ok(Self::Thread)
     }
 
     /// Returns the accesses to memory that must change when memory is plugged.

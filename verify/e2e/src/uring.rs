@@ -148,13 +148,14 @@ impl Ring {
             vectors.as_ptr().cast(),
             vectors.len().min(MOST_VECTORS) as u32,
         );
-        let entry = match operation.is_read {
-            true => opcode::Readv::new(file, start, count)
+        let entry = if operation.is_read {
+            opcode::Readv::new(file, start, count)
                 .offset(offset)
-                .build(),
-            false => opcode::Writev::new(file, start, count)
+                .build()
+        } else {
+            opcode::Writev::new(file, start, count)
                 .offset(offset)
-                .build(),
+                .build()
         };
         let entry = entry.user_data(slot as u64);
         // SAFETY: 1. The vectors are on the heap and do not change. The buffer is not modified

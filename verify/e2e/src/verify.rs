@@ -62,9 +62,10 @@ pub fn verify(outcome: &mut Outcome) -> Vec<(Aspect, String)> {
 type Check = fn(&mut Outcome) -> Result<(), String>;
 
 fn expect<T: PartialEq + std::fmt::Debug>(what: &str, found: T, expected: T) -> Result<(), String> {
-    match found == expected {
-        true => Ok(()),
-        false => Err(format!("{what}: found {found:?}, expected {expected:?}")),
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!("{what}: found {found:?}, expected {expected:?}"))
     }
 }
 

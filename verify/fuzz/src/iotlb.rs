@@ -254,9 +254,12 @@ impl Pair {
         let tracked = iova
             .checked_add(length as u64)
             .is_some_and(|end| end <= TRACKED as u64);
-        let expected = common.filter(|_| is_there).map(|common| match tracked {
-            true => common,
-            false => permissions(common as u8 & Permissions::Read as u8),
+        let expected = common.filter(|_| is_there).map(|common| {
+            if tracked {
+                common
+            } else {
+                permissions(common as u8 & Permissions::Read as u8)
+            }
         });
         assert_eq!(by_memory, expected);
     }

@@ -179,9 +179,10 @@ impl Handler {
     /// Fills a page, and returns whether it is done.
     fn fill(&self, page: usize) -> bool {
         let is_removed = |range: &Range<usize>| range.contains(&page);
-        let byte = match self.removed.lock().unwrap().iter().any(is_removed) {
-            true => 0,
-            false => self.byte,
+        let byte = if self.removed.lock().unwrap().iter().any(is_removed) {
+            0
+        } else {
+            self.byte
         };
         let source = vec![byte; self.page];
         let mut copy = [page as u64, source.as_ptr() as u64, self.page as u64, 0, 0];

@@ -354,10 +354,11 @@ fn reinstall(signal: c_int, before: &libc::sigaction, withdrawn: &AtomicBool) {
     }
     withdrawn.store(true, Ordering::Relaxed);
     // The call fails only for an invalid signal, and a handler cannot report that.
-    let _ = match calls_handler(before) {
-        true => set_action(signal, before),
+    let _ = if calls_handler(before) {
+        set_action(signal, before)
+    } else {
         // Another thread's signal had set it already.
-        false => set_action(signal, &our_action(&present)),
+        set_action(signal, &our_action(&present))
     };
 }
 

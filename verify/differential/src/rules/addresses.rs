@@ -38,9 +38,10 @@ fn b2_tlb(case: &Case<'_>, alone: bool, act: &TlbAct) -> Option<Then> {
     let (iova, len, right) = match *act {
         TlbAct::SetMapping { iova, gpa, len, .. } => {
             let passes = |base: u64| len > 0 && closed(base, len).is_none();
-            let right = match passes(iova) || passes(gpa) {
-                true => Out::Failed(Fault::CannotResolve { base: iova, len }),
-                false => Out::Nothing,
+            let right = if passes(iova) || passes(gpa) {
+                Out::Failed(Fault::CannotResolve { base: iova, len })
+            } else {
+                Out::Nothing
             };
             // The target may be at the edge, too.
             let edge = if passes(gpa) { gpa } else { iova };

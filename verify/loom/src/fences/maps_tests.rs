@@ -121,9 +121,12 @@ pub(super) fn update_after_other_changes_counts_readers_of_earlier_maps() {
             let reader = reader(&memory);
             let other = {
                 let (memory, region) = (Arc::clone(&memory), Arc::clone(&region));
-                thread::spawn(move || match by_update {
-                    true => drop(memory.update(Map::clone)),
-                    false => memory.replace(vec![region]),
+                thread::spawn(move || {
+                    if by_update {
+                        drop(memory.update(Map::clone))
+                    } else {
+                        memory.replace(vec![region])
+                    }
                 })
             };
             other.join().unwrap();

@@ -40,9 +40,10 @@ pub(super) fn choose(run: Run) {
 }
 
 fn load(count: &AtomicUsize) -> usize {
-    match RUN.get().loads_modify {
-        true => count.fetch_or(0, Ordering::Relaxed),
-        false => count.load(Ordering::Relaxed),
+    if RUN.get().loads_modify {
+        count.fetch_or(0, Ordering::Relaxed)
+    } else {
+        count.load(Ordering::Relaxed)
     }
 }
 
