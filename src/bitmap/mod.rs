@@ -17,13 +17,9 @@
 //! | `Option<B>` | tracks if it is `Some` |
 //! | `(A, B)` | marks in both |
 //! | [`RefSlice`], [`ArcSlice`] | a bitmap from an offset on |
+//! | [`DirtyLog`] | the trait by which a bitmap of any type is harvested |
 //! | [`DirtyPages`] | the result of a harvest: a set of pages as plain data |
 //! | [`DirtyMemory`](crate::dirty::DirtyMemory) | harvests of all regions of a memory |
-//!
-//! Three files concern logs. `log.rs` has the trait [`DirtyLog`], through which a bitmap is
-//! harvested. `log_ranges.rs` converts a log of another component to ranges of bytes.
-//! `../dirty/log_words.rs` has [`LogWords`](crate::dirty::LogWords): such a log at its guest
-//! address.
 //!
 //! Each slice of guest memory carries a [slice](WithBitmapSlice) of the region's bitmap that begins
 //! at the same byte. Offsets and lengths are in bytes.
@@ -52,11 +48,12 @@
 #[cfg(feature = "backend-bitmap")]
 mod atomic;
 #[cfg(feature = "backend-bitmap")]
+mod dirty_log;
+#[cfg(feature = "backend-bitmap")]
 mod dirty_pages;
 #[cfg(feature = "backend-bitmap")]
-mod log;
+mod external_log;
 #[cfg(feature = "backend-bitmap")]
-mod log_ranges;
 #[cfg(feature = "backend-bitmap")]
 mod marks;
 #[cfg(feature = "backend-bitmap")]
@@ -71,11 +68,11 @@ use core::fmt::Debug;
 #[cfg(feature = "backend-bitmap")]
 pub use atomic::AtomicBitmap;
 #[cfg(feature = "backend-bitmap")]
+pub use dirty_log::DirtyLog;
+#[cfg(feature = "backend-bitmap")]
 pub use dirty_pages::{DirtyPages, DirtyRuns};
 #[cfg(feature = "backend-bitmap")]
-pub use log::DirtyLog;
-#[cfg(feature = "backend-bitmap")]
-pub(crate) use log_ranges::{log_ranges, skip_words};
+pub(crate) use external_log::{log_ranges, skip_words};
 #[cfg(feature = "backend-bitmap")]
 pub use slice::{ArcSlice, RefSlice};
 

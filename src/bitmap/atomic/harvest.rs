@@ -4,7 +4,7 @@ use core::num::NonZeroUsize;
 use core::ops::Range;
 
 use super::super::dirty_pages::DirtyPages;
-use super::super::log_ranges::log_ranges;
+use super::super::external_log::log_ranges;
 use super::AtomicBitmap;
 use crate::bits::{bit_runs, for_each_word, mask, position, WORD_BITS};
 

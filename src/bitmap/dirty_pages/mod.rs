@@ -8,7 +8,7 @@ use core::num::NonZeroUsize;
 use core::ops::Range;
 use std::collections::TryReserveError;
 
-use super::log_ranges::{log_ranges, skip_words};
+use super::external_log::{log_ranges, skip_words};
 use crate::bits::{
     bit_runs, each_bit, mask, position, summary_slot, words_of, BitRuns, LINE_WORDS, SUMMARY_WORDS,
     WORD_BITS,

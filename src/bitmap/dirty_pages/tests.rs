@@ -1,4 +1,4 @@
-use super::super::log_ranges::WORDS_READ;
+use super::super::external_log::WORDS_READ;
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! Dirty logs of other components, as ranges of bytes.
+//! Reads a dirty log that another component keeps: converts its words to ranges of bytes.
 
 use core::num::NonZeroUsize;
 use core::ops::Range;
