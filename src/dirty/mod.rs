@@ -31,6 +31,9 @@ mod log_words;
 mod region;
 mod shared;
 
+#[cfg(test)]
+mod tests;
+
 pub use log_words::LogWords;
 
 use crate::bitmap::{DirtyLog, DirtyPages, MS};
