@@ -89,7 +89,7 @@
 //! | `backend-bitmap` | [`bitmap::AtomicBitmap`]; [`dirty`]: the dirty pages of a whole memory |
 //! | `backend-atomic` | [`atomic`]: maps that are swapped while in use |
 //! | `iommu` | [`iommu`]: translated memory |
-//! | `xen` | not implemented: one `compile_error!` |
+//! | `xen` | regions of Xen guests: `MmapRange`, `MmapXenFlags` |
 //!
 //! # Platforms
 //!
@@ -152,10 +152,8 @@
     )
 )]
 
-#[cfg(feature = "xen")]
-compile_error!(
-    "vm-memory: the feature `xen` is not implemented; disable it, or use 0.18.0 from the registry"
-);
+#[cfg(all(feature = "xen", windows))]
+compile_error!("vm-memory: the feature `xen` is not supported on Windows; disable it");
 
 #[cfg(all(feature = "backend-mmap", not(unix)))]
 compile_error!(
@@ -168,6 +166,7 @@ compile_error!(
 //
 // ```text
 // address, convert, bits, page_size, zeroed, retired        arithmetic and helpers
+// xen                                                       mappings of Xen guest memory
 // access                                                    the routines that move guest bytes
 // bitmap                                                    dirty tracking of one region
 // value, bytes, io, volatile_memory, endian, atomic_integer
@@ -233,6 +232,8 @@ pub mod vectored;
     reason = "creates slices and values from a pointer and a length"
 )]
 pub mod volatile_memory;
+#[cfg(feature = "xen")]
+mod xen;
 #[cfg(any(feature = "backend-bitmap", feature = "backend-mmap"))]
 #[expect(unsafe_code, reason = "allocates memory that is zeroed already")]
 mod zeroed;
@@ -252,6 +253,8 @@ pub use io::{ReadVolatile, WriteVolatile};
 pub use iommu::{Iommu, IommuMemory, Iotlb};
 #[cfg(all(feature = "backend-mmap", unix))]
 pub use mmap::{GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+#[cfg(all(feature = "xen", unix))]
+pub use mmap::{MmapRange, MmapXenFlags};
 pub use region::{
     GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionCollectionError,
 };

@@ -67,6 +67,8 @@ use std::borrow::Borrow;
 mod blocks;
 mod guest_region;
 mod unix;
+#[cfg(feature = "xen")]
+mod xen;
 
 #[cfg(test)]
 mod tests;
@@ -74,6 +76,8 @@ mod tests;
 pub use blocks::{BlockStates, PluggedBlocks, PluggedBlocksError};
 pub use guest_region::GuestRegionMmap;
 pub use unix::{MmapRegion, MmapRegionBuilder, MmapRegionError};
+#[cfg(feature = "xen")]
+pub use xen::{MmapRange, MmapXenFlags};
 
 pub use crate::bitmap::NewBitmap;
 use crate::guest_memory::{FileOffset, GuestAddress};

@@ -3,6 +3,7 @@
 use core::marker::PhantomData;
 use core::mem::size_of;
 
+use super::place::{OnDemand, Place};
 use super::{PtrGuard, PtrGuardMut, VolatileRef, VolatileSlice};
 use crate::bitmap::BitmapSlice;
 use crate::value::ByteValued;
@@ -28,7 +29,7 @@ use crate::value::ByteValued;
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VolatileArrayRef<'a, T, B = ()> {
-    addr: *mut u8,
+    addr: Place<'a>,
     nelem: usize,
     bitmap: B,
     phantom: PhantomData<&'a T>,
@@ -68,10 +69,10 @@ where
         addr: *mut u8,
         nelem: usize,
         bitmap: B,
-        _mmap: Option<&'a PhantomData<()>>,
+        mmap: Option<&'a OnDemand>,
     ) -> Self {
         VolatileArrayRef {
-            addr,
+            addr: Place::new(addr, mmap),
             nelem,
             bitmap,
             phantom: PhantomData,
@@ -95,14 +96,14 @@ where
 
     /// Returns a pointer to the elements, for reading. Its length is in bytes.
     pub fn ptr_guard(&self) -> PtrGuard {
-        PtrGuard::new(self.addr, self.size())
+        PtrGuard::new(self.addr.as_ptr(), self.size())
     }
 
     /// Returns a pointer to the elements, for writing. Its length is in bytes.
     ///
     /// Writes through it are not marked dirty.
     pub fn ptr_guard_mut(&self) -> PtrGuardMut {
-        PtrGuardMut::new(self.addr, self.size())
+        PtrGuardMut::new(self.addr.as_ptr(), self.size())
     }
 
     /// Returns the dirty bitmap. Its offset 0 is the first byte of the array.
@@ -115,7 +116,9 @@ where
         // SAFETY: for all of `'a`, the `self.size()` bytes at `self.addr` are mapped and covered by
         // no Rust reference. Other accesses are atomic or invisible to the compiler (contract of
         // `VolatileArrayRef::with_bitmap`).
-        unsafe { VolatileSlice::with_bitmap(self.addr, self.size(), self.bitmap.clone(), None) }
+        unsafe {
+            VolatileSlice::with_bitmap(self.addr.as_ptr(), self.size(), self.bitmap.clone(), None)
+        }
     }
 
     /// Returns a reference to the element at `index`.
@@ -131,7 +134,7 @@ where
         );
         // This does not wrap: the size of the array does not (contract of `with_bitmap`).
         let offset = index.wrapping_mul(size_of::<T>());
-        let addr = self.addr.wrapping_add(offset);
+        let addr = self.addr.as_ptr().wrapping_add(offset);
         // SAFETY: the assertion above keeps the element in the array. For all of `'a`, the bytes of
         // the array are mapped and covered by no Rust reference. Other accesses are atomic or
         // invisible to the compiler (contract of `VolatileArrayRef::with_bitmap`).

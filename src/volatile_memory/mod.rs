@@ -33,6 +33,7 @@
 
 mod array_ref;
 mod atomic;
+mod place;
 mod read_modify_write;
 mod slice;
 mod slice_bytes;

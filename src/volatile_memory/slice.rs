@@ -1,8 +1,8 @@
 //! [`VolatileSlice`]: host memory that the guest may change.
 
-use core::marker::PhantomData;
-use core::mem::{offset_of, size_of};
+use core::mem::size_of;
 
+use super::place::{OnDemand, Place};
 use super::{compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileMemory};
 use crate::access;
 use crate::bitmap::{BitmapSlice, BS};
@@ -21,8 +21,9 @@ use crate::value::ByteValued;
 ///   bitmap      ···│ 0 │ 1 │ 0 │ 0 │···        one bit per page, set after a write
 /// ```
 ///
-/// `VolatileSlice` has the layout of an `iovec` of `readv(2)` if it has no bitmap (`B = ()`). It is
-/// neither `Send` nor `Sync`, because it holds a raw pointer and a bitmap.
+/// `VolatileSlice` has the layout of an `iovec` of `readv(2)` if it has no bitmap (`B = ()`) and
+/// the feature `xen` is off. It is neither `Send` nor `Sync`, because it holds a raw pointer and a
+/// bitmap.
 ///
 /// # Examples
 ///
@@ -43,18 +44,19 @@ use crate::value::ByteValued;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct VolatileSlice<'a, B = ()> {
-    pub(super) addr: *mut u8,
+    pub(super) addr: Place<'a>,
     pub(super) size: usize,
     pub(super) bitmap: B,
-    phantom: PhantomData<&'a u8>,
 }
 
-// A slice without a bitmap is an `iovec` (POSIX, <sys/uio.h>): `iov_base`, then `iov_len`.
+// A slice without a bitmap is an `iovec` (POSIX, <sys/uio.h>): `iov_base`, then `iov_len`. With
+// the feature `xen`, a third word names memory that is mapped for each access.
+#[cfg(not(feature = "xen"))]
 const _: () = {
     assert!(size_of::<VolatileSlice<'_, ()>>() == 2 * size_of::<usize>());
     assert!(align_of::<VolatileSlice<'_, ()>>() == align_of::<usize>());
-    assert!(offset_of!(VolatileSlice<'_, ()>, addr) == 0);
-    assert!(offset_of!(VolatileSlice<'_, ()>, size) == size_of::<usize>());
+    assert!(core::mem::offset_of!(VolatileSlice<'_, ()>, addr) == 0);
+    assert!(core::mem::offset_of!(VolatileSlice<'_, ()>, size) == size_of::<usize>());
 };
 
 impl<'a> VolatileSlice<'a, ()> {
@@ -98,24 +100,23 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         addr: *mut u8,
         size: usize,
         bitmap: B,
-        _mmap: Option<&'a PhantomData<()>>,
+        mmap: Option<&'a OnDemand>,
     ) -> VolatileSlice<'a, B> {
         VolatileSlice {
-            addr,
+            addr: Place::new(addr, mmap),
             size,
             bitmap,
-            phantom: PhantomData,
         }
     }
 
     /// Returns a pointer to the bytes, for reading.
     pub fn ptr_guard(&self) -> PtrGuard {
-        PtrGuard::new(self.addr, self.size)
+        PtrGuard::new(self.addr.as_ptr(), self.size)
     }
 
     /// Returns a pointer to the bytes, for writing. Writes through it are not marked dirty.
     pub fn ptr_guard_mut(&self) -> PtrGuardMut {
-        PtrGuardMut::new(self.addr, self.size)
+        PtrGuardMut::new(self.addr.as_ptr(), self.size)
     }
 
     /// Returns the size in bytes.
@@ -167,7 +168,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// Returns [`Error::OutOfBounds`], with a host address, if `count` is greater than the length.
     #[inline]
     pub fn offset(&self, count: usize) -> Result<VolatileSlice<'a, B>> {
-        let addr = compute_offset(self.addr.addr(), count)?;
+        let addr = compute_offset(self.addr.as_ptr().addr(), count)?;
         let rest = self
             .size
             .checked_sub(count)
@@ -197,7 +198,6 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
             addr: self.addr.wrapping_add(offset),
             size: count,
             bitmap: self.bitmap.slice_at(offset),
-            phantom: PhantomData,
         }
     }
 
@@ -229,7 +229,9 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         // SAFETY: `whole_elements` limits `count` to the slice and to `buf`, so the size of the
         // elements does not overflow. The two do not overlap: no Rust reference covers the slice
         // (contract of `with_bitmap`).
-        match unsafe { access::copy_elements_from_guest(buf.as_mut_ptr(), self.addr, count) } {
+        match unsafe {
+            access::copy_elements_from_guest(buf.as_mut_ptr(), self.addr.as_ptr(), count)
+        } {
             Ok(()) => count,
             Err(fault) => whole_elements::<T>(fault.completed(), count),
         }
@@ -244,7 +246,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         // A fault is not returned: the signature of 0.18.0 has no error.
         // SAFETY: `count` bytes are in both slices, which are guest operands (contract of
         // `with_bitmap`).
-        let _ = unsafe { access::copy_within_guest(slice.addr, self.addr, count) };
+        let _ =
+            unsafe { access::copy_within_guest(slice.addr.as_ptr(), self.addr.as_ptr(), count) };
         slice.bitmap.mark_dirty(0, count);
     }
 
@@ -274,7 +277,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         // SAFETY: `whole_elements` limits `count` to the slice and to `buf`, so the size of the
         // elements does not overflow. The two do not overlap: no Rust reference covers the slice
         // (contract of `with_bitmap`).
-        let _ = unsafe { access::copy_elements_to_guest(self.addr, buf.as_ptr(), count) };
+        let _ = unsafe { access::copy_elements_to_guest(self.addr.as_ptr(), buf.as_ptr(), count) };
         // This does not saturate: the elements are in the slice.
         self.bitmap
             .mark_dirty(0, count.saturating_mul(size_of::<T>()));
@@ -299,7 +302,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// [`fault::last`](crate::fault::last) returns the address.
     pub fn fill_with_byte(&self, value: u8) -> Result<()> {
         // SAFETY: the whole slice is a guest operand (contract of `with_bitmap`).
-        let result = unsafe { access::fill_guest(self.addr, value, self.size) };
+        let result = unsafe { access::fill_guest(self.addr.as_ptr(), value, self.size) };
         // Even after a fault: the bytes before it have been written.
         self.bitmap.mark_dirty(0, self.size);
         result.map_err(Error::from_fault)
@@ -308,7 +311,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// Returns the address of the first byte.
     #[inline]
     pub(crate) fn as_mut_ptr(&self) -> *mut u8 {
-        self.addr
+        self.addr.as_ptr()
     }
 
     /// Returns the dirty bitmap.
@@ -323,7 +326,6 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
             addr: self.addr,
             size: self.size,
             bitmap,
-            phantom: PhantomData,
         }
     }
 

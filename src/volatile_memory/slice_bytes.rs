@@ -53,7 +53,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         }
         // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`. The slice is
         // a guest operand (contract of `with_bitmap`).
-        let result = unsafe { access::write_value(self.addr.wrapping_add(addr), &val) };
+        let result = unsafe { access::write_value(self.addr.as_ptr().wrapping_add(addr), &val) };
         // Even after a fault: a value larger than a register may have been written in part.
         self.bitmap.mark_dirty(addr, size_of::<T>());
         result.map_err(Error::from_fault)
@@ -132,7 +132,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`. The slice is
         // a guest operand (contract of `with_bitmap`), and `value` is a reference to a place for
         // one.
-        unsafe { access::read_value(value, self.addr.wrapping_add(addr)) }
+        unsafe { access::read_value(value, self.addr.as_ptr().wrapping_add(addr)) }
             .map_err(Error::from_fault)
     }
 
@@ -147,7 +147,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             return Ok(Ok(0));
         }
         let count = self.available(addr, buf.len())?;
-        let dst = self.addr.wrapping_add(addr);
+        let dst = self.addr.as_ptr().wrapping_add(addr);
         // SAFETY: 1. `available` checked that `count` bytes at `addr` are in the slice; `count` is
         // at most `buf.len()`. 2. The slice is mapped, and `buf` does not overlap it: no Rust
         // reference to bytes covers it (contract of `with_bitmap`).
@@ -168,7 +168,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             return Ok(Ok(0));
         }
         let count = self.available(addr, buf.len())?;
-        let src = self.addr.wrapping_add(addr);
+        let src = self.addr.as_ptr().wrapping_add(addr);
         // SAFETY: 1. `available` checked that `count` bytes at `addr` are in the slice; `count` is
         // at most `buf.len()`. 2. The slice is mapped, and `buf` does not overlap it: no Rust
         // reference to bytes covers it (contract of `with_bitmap`).
@@ -186,7 +186,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             return Err(without_atomic_form::<T>());
         }
         self.compute_end_offset(addr, size_of::<T::A>())?;
-        let host = self.addr.wrapping_add(addr);
+        let host = self.addr.as_ptr().wrapping_add(addr);
         if !is_register_sized::<T>() {
             return Ok(referable::<T::A>(host)?.as_ptr().cast());
         }

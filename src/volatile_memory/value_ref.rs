@@ -3,6 +3,7 @@
 use core::marker::PhantomData;
 use core::mem::{size_of, MaybeUninit};
 
+use super::place::{OnDemand, Place};
 use super::{PtrGuard, PtrGuardMut, VolatileSlice};
 use crate::access;
 use crate::bitmap::BitmapSlice;
@@ -26,7 +27,7 @@ use crate::value::ByteValued;
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VolatileRef<'a, T, B = ()> {
-    addr: *mut u8,
+    addr: Place<'a>,
     bitmap: B,
     phantom: PhantomData<(&'a T, *mut T)>,
 }
@@ -60,13 +61,9 @@ where
     /// # Safety
     ///
     /// The contract is that of [`VolatileSlice::with_bitmap`], for `size_of::<T>()` bytes.
-    pub unsafe fn with_bitmap(
-        addr: *mut u8,
-        bitmap: B,
-        _mmap: Option<&'a PhantomData<()>>,
-    ) -> Self {
+    pub unsafe fn with_bitmap(addr: *mut u8, bitmap: B, mmap: Option<&'a OnDemand>) -> Self {
         VolatileRef {
-            addr,
+            addr: Place::new(addr, mmap),
             bitmap,
             phantom: PhantomData,
         }
@@ -74,12 +71,12 @@ where
 
     /// Returns a pointer to the value, for reading.
     pub fn ptr_guard(&self) -> PtrGuard {
-        PtrGuard::new(self.addr, self.len())
+        PtrGuard::new(self.addr.as_ptr(), self.len())
     }
 
     /// Returns a pointer to the value, for writing. Writes through it are not marked dirty.
     pub fn ptr_guard_mut(&self) -> PtrGuardMut {
-        PtrGuardMut::new(self.addr, self.len())
+        PtrGuardMut::new(self.addr.as_ptr(), self.len())
     }
 
     /// Returns the size of the value in bytes.
@@ -101,7 +98,7 @@ where
         // A fault is not returned: the signature of 0.18.0 has no error.
         // SAFETY: `self.addr` is a guest operand of `size_of::<T>()` bytes (contract of
         // `with_bitmap`).
-        let _ = unsafe { access::write_value(self.addr, &v) };
+        let _ = unsafe { access::write_value(self.addr.as_ptr(), &v) };
         self.bitmap.mark_dirty(0, size_of::<T>());
     }
 
@@ -113,7 +110,7 @@ where
     pub fn load(&self) -> T {
         // SAFETY: `self.addr` is a guest operand of `size_of::<T>()` bytes (contract of
         // `with_bitmap`).
-        match unsafe { access::read_value(&mut MaybeUninit::uninit(), self.addr) } {
+        match unsafe { access::read_value(&mut MaybeUninit::uninit(), self.addr.as_ptr()) } {
             Ok(value) => *value,
             Err(_fault) => T::zeroed(),
         }
@@ -124,6 +121,13 @@ where
         // SAFETY: for all of `'a`, the `size_of::<T>()` bytes at `self.addr` are mapped and covered
         // by no Rust reference. Other accesses are atomic or invisible to the compiler (contract of
         // `VolatileRef::with_bitmap`).
-        unsafe { VolatileSlice::with_bitmap(self.addr, size_of::<T>(), self.bitmap.clone(), None) }
+        unsafe {
+            VolatileSlice::with_bitmap(
+                self.addr.as_ptr(),
+                size_of::<T>(),
+                self.bitmap.clone(),
+                None,
+            )
+        }
     }
 }

@@ -4,6 +4,8 @@ mod guest_memory;
 mod region;
 #[cfg(feature = "backend-bitmap")]
 mod with_bitmaps;
+#[cfg(feature = "xen")]
+mod xen_unix;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

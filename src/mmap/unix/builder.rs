@@ -247,6 +247,10 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             hugetlbfs: self.hugetlbfs,
             blocks: self.blocks,
             owner: self.owner,
+            #[cfg(feature = "xen")]
+            xen_flags: 0,
+            #[cfg(feature = "xen")]
+            xen_data: 0,
         })
     }
 }

@@ -11,6 +11,9 @@ pub enum MmapRegionError {
     )]
     InvalidOffsetLength,
     /// The pointer to an existing mapping is not aligned to a page.
+    ///
+    /// With the feature `xen`, that is [`Mmap`](Self::Mmap) with `EINVAL`.
+    #[cfg(not(feature = "xen"))]
     #[error(
         "cannot use the existing mapping: its pointer is not aligned to a page; \
         pass the start of a page"
@@ -20,6 +23,7 @@ pub enum MmapRegionError {
     #[error("cannot map with MAP_FIXED: it would replace existing mappings; leave the flag out")]
     MapFixed,
     /// Two mappings share bytes of a file.
+    #[cfg(not(feature = "xen"))]
     #[error("the mappings overlap in their file")]
     MappingOverlap,
     /// The file, a regular one, ends before the last page of the mapping.
@@ -28,4 +32,37 @@ pub enum MmapRegionError {
     /// A system call failed.
     #[error("cannot map memory: {0}")]
     Mmap(io::Error),
+    /// A foreign or grant mapping has no file; it needs the file of the Xen device.
+    #[cfg(feature = "xen")]
+    #[error("cannot map memory of a Xen guest: there is no file; pass privcmd or gntdev")]
+    InvalidFileOffset,
+    /// The memory is mapped in advance. This crate never returns it.
+    #[cfg(feature = "xen")]
+    #[error("the memory is mapped in advance")]
+    MappedInAdvance,
+    /// The [flags](crate::MmapXenFlags) have unknown bits, or are not a valid combination.
+    #[cfg(feature = "xen")]
+    #[error(
+        "cannot map memory of a Xen guest: flags {0:#x} are invalid; use UNIX, FOREIGN, GRANT or \
+        GRANT | NO_ADVANCE_MAP"
+    )]
+    MmapFlags(u32),
+    /// An array of grant references could not be made. This crate never returns it.
+    #[cfg(feature = "xen")]
+    #[error("cannot make an array of grant references: {0}")]
+    Fam(vmm_sys_util::fam::Error),
+    /// An unexpected error. This crate never returns it.
+    #[cfg(feature = "xen")]
+    #[error("unexpected error")]
+    UnexpectedError,
+}
+
+impl MmapRegionError {
+    /// Makes the error of an existing mapping that does not start at a page boundary.
+    pub(super) fn invalid_pointer() -> Self {
+        #[cfg(not(feature = "xen"))]
+        return MmapRegionError::InvalidPointer;
+        #[cfg(feature = "xen")]
+        MmapRegionError::Mmap(io::Error::from_raw_os_error(libc::EINVAL))
+    }
 }

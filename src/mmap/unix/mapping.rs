@@ -62,7 +62,7 @@ impl Mapping {
     /// Borrows a mapping that was made elsewhere, with a protection that its maker states.
     pub(super) fn borrowed(addr: *mut u8, size: usize, prot: i32) -> Result<Self> {
         if !addr.addr().is_multiple_of(host_page_size().get()) {
-            return Err(MmapRegionError::InvalidPointer);
+            return Err(MmapRegionError::invalid_pointer());
         }
         Ok(Self {
             host: HostRange::new(addr, size, stated_permissions(prot)),

@@ -2,6 +2,8 @@
 
 mod builder;
 mod error;
+#[cfg(feature = "xen")]
+mod from_range;
 mod host_range;
 mod mapping;
 mod owner;

@@ -43,6 +43,10 @@ pub struct MmapRegion<B = ()> {
     /// The blocks that are accessible. `None` if the whole mapping is.
     pub(super) blocks: Option<Arc<PluggedBlocks>>,
     pub(super) owner: Option<Owner>,
+    #[cfg(feature = "xen")]
+    pub(super) xen_flags: u32,
+    #[cfg(feature = "xen")]
+    pub(super) xen_data: u32,
 }
 
 impl<B: NewBitmap> MmapRegion<B> {

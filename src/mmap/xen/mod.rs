@@ -1,0 +1,7 @@
+//! Regions of Xen guests: [`MmapRange`] and [`MmapXenFlags`].
+
+mod flags;
+mod range;
+
+pub use flags::MmapXenFlags;
+pub use range::MmapRange;
