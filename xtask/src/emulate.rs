@@ -19,6 +19,7 @@ use std::time::Instant;
 use anyhow::{bail, ensure, Context, Result};
 
 use crate::compat::counts::Counts;
+use crate::debian::{install, missing, tool, Tool, AARCH64_LINUX, CARGO, CROSS, RUSTC};
 use crate::workspace::Workspace;
 
 /// The options of `cargo xtask emulate`.
@@ -46,18 +47,6 @@ enum Target {
     Formats,
 }
 
-/// A Debian package, and a file that exists if it is installed.
-struct Tool {
-    file: &'static str,
-    package: &'static str,
-}
-
-const fn tool(file: &'static str, package: &'static str) -> Tool {
-    Tool { file, package }
-}
-
-const RUSTC: Tool = tool("/usr/bin/rustc", "rustc-web");
-const CARGO: Tool = tool("/usr/bin/cargo", "cargo-web");
 const RUST_SOURCE: Tool = tool(
     "/usr/lib/rustlib/src/rust/library/std/Cargo.toml",
     "rust-web-src",
@@ -65,20 +54,7 @@ const RUST_SOURCE: Tool = tool(
 /// An unwinder that works with musl: GCC's needs a function of glibc.
 const UNWINDER: Tool = tool("/usr/lib/llvm-14/lib/libunwind.a", "libunwind-14-dev");
 
-const AARCH64: &[Tool] = &[
-    RUSTC,
-    CARGO,
-    tool(
-        "/usr/lib/rustlib/aarch64-unknown-linux-gnu/lib",
-        "libstd-rust-web-dev:arm64",
-    ),
-    tool("/usr/bin/aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
-    tool(
-        "/usr/aarch64-linux-gnu/lib/libc.so.6",
-        "libc6-dev-arm64-cross",
-    ),
-    tool("/usr/bin/qemu-aarch64-static", "qemu-user-static"),
-];
+const QEMU: Tool = tool("/usr/bin/qemu-aarch64-static", "qemu-user-static");
 const MUSL: &[Tool] = &[
     RUSTC,
     CARGO,
@@ -88,7 +64,6 @@ const MUSL: &[Tool] = &[
 ];
 const FORMATS: &[Tool] = &[RUSTC, CARGO, RUST_SOURCE];
 
-const AARCH64_LINUX: &str = "aarch64-unknown-linux-gnu";
 /// A processor with the base set of instructions, and one with all that the emulator supports.
 const BASE_PROCESSOR: &str = "cortex-a72";
 const ANY_PROCESSOR: &str = "max";
@@ -112,21 +87,17 @@ impl Target {
         }
     }
 
-    fn tools(self) -> &'static [Tool] {
+    fn tools(self) -> Vec<&'static Tool> {
         match self {
-            Self::Aarch64 | Self::Aarch64Lse => AARCH64,
-            Self::Musl => MUSL,
-            Self::Formats => FORMATS,
+            Self::Aarch64 | Self::Aarch64Lse => CROSS.iter().chain([&QEMU]).collect(),
+            Self::Musl => MUSL.iter().collect(),
+            Self::Formats => FORMATS.iter().collect(),
         }
     }
 
     /// Returns the packages that are not installed.
     fn missing(self) -> Vec<&'static str> {
-        let missing = self
-            .tools()
-            .iter()
-            .filter(|tool| !Path::new(tool.file).exists());
-        missing.map(|tool| tool.package).collect()
+        missing(self.tools())
     }
 }
 
@@ -180,31 +151,6 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
-}
-
-/// Installs Debian packages.
-fn install(packages: &[&str]) -> Result<()> {
-    if packages.iter().any(|package| package.ends_with(":arm64")) {
-        succeed(Command::new("dpkg").args(["--add-architecture", "arm64"]))?;
-    }
-    succeed(Command::new("apt-get").args(["update", "-qq"]))?;
-    let install = ["install", "-y", "-qq", "--no-install-recommends"];
-    succeed(
-        Command::new("apt-get")
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(install)
-            .args(packages),
-    )
-}
-
-fn succeed(command: &mut Command) -> Result<()> {
-    let status = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
-        .with_context(|| format!("cannot start {command:?}"))?;
-    ensure!(status.success(), "{command:?} ended with {status}");
-    Ok(())
 }
 
 /// The folder of the builds. It is separate because the compiler differs.

@@ -6,7 +6,7 @@
 //! # Layers
 //!
 //! ```text
-//! lexer, workspace
+//! debian, lexer, workspace
 //! source
 //! bench, compat, emulate, layers, lines, prose, soak
 //! ```
@@ -27,6 +27,7 @@
 
 mod bench;
 mod compat;
+mod debian;
 mod emulate;
 mod layers;
 mod lexer;
