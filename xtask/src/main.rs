@@ -8,7 +8,7 @@
 //! ```text
 //! debian, lexer, workspace
 //! source
-//! bench, compat, emulate, layers, lines, prose, soak
+//! bench, compat, emulate, layers, lines, prose, soak, xen
 //! ```
 
 #![cfg_attr(
@@ -36,6 +36,7 @@ mod prose;
 mod soak;
 mod source;
 mod workspace;
+mod xen;
 
 use std::process::ExitCode;
 
@@ -70,6 +71,8 @@ enum Command {
     Prose(prose::Args),
     /// Run the same random operations on 0.18.0 and on this crate, for any length of time
     Soak(soak::Args),
+    /// Run the scenarios of the feature `xen` on real Xen, under emulation
+    Xen(xen::Args),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Command::Lines(args) => lines::run(&workspace, &args),
         Command::Prose(args) => prose::run(&workspace, &args),
         Command::Soak(args) => soak::run(&workspace, &args),
+        Command::Xen(args) => xen::run(&workspace, &args),
     });
     match outcome {
         Ok(code) => code,

@@ -1,0 +1,225 @@
+//! `cargo xtask xen`: the scenarios of `verify/xen` on real Xen, under emulation.
+//!
+//! For each world, QEMU boots Debian's hypervisor with Debian's kernel as domain 0. The only
+//! program of that domain is `on-real-xen` of `verify/xen`: it makes a second domain, runs each
+//! scenario on the kernel's devices, and asks the hypervisor after each one which grants are
+//! mapped.
+//!
+//! The packages are downloaded with apt-get and unpacked below the target folder. They are not
+//! installed, and nothing of Xen is in the repository. A world whose packages or tools are missing
+//! is reported as `SKIPPED:`. `--install` installs the tools first.
+
+mod emulator;
+mod initramfs;
+mod packages;
+mod report;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{bail, Context, Result};
+
+use crate::debian::{self, missing, succeed, tool, Tool, AARCH64_LINUX, CARGO, CROSS, RUSTC};
+use crate::workspace::{cargo, Workspace};
+use packages::Boot;
+use report::Report;
+
+/// The options of `cargo xtask xen`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Install missing tools with apt-get first (as root)
+    #[arg(long)]
+    install: bool,
+
+    /// Boot this world only
+    #[arg(long, value_enum)]
+    only: Option<World>,
+
+    /// Print everything that the machine's console shows
+    #[arg(long)]
+    verbose: bool,
+}
+
+/// A machine with Xen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+enum World {
+    /// Arm, where domain 0 maps grants into pages of its own
+    Arm64,
+    /// x86 with a paravirtualized domain 0
+    X86Pv,
+    /// x86 with a PVH domain 0, which maps grants into pages of its own
+    X86Pvh,
+}
+
+/// The attempts to boot a world. Domain 0 of a PVH kernel sometimes hangs before its first program.
+const BOOTS: usize = 2;
+/// The lines of the console that are printed when a world fails.
+const TAIL_LINES: usize = 60;
+/// The program that domain 0 runs.
+const PROGRAM: &str = "on-real-xen";
+const X86_LINUX: &str = "x86_64-unknown-linux-gnu";
+
+impl World {
+    const ALL: [Self; 3] = [Self::Arm64, Self::X86Pv, Self::X86Pvh];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Arm64 => "arm64",
+            Self::X86Pv => "x86-pv",
+            Self::X86Pvh => "x86-pvh",
+        }
+    }
+
+    /// Returns Debian's name of the processor.
+    fn architecture(self) -> &'static str {
+        match self {
+            Self::Arm64 => "arm64",
+            Self::X86Pv | Self::X86Pvh => "amd64",
+        }
+    }
+
+    fn tools(self) -> Vec<&'static Tool> {
+        const QEMU_ARM: Tool = tool("/usr/bin/qemu-system-aarch64", "qemu-system-arm");
+        const QEMU_X86: Tool = tool("/usr/bin/qemu-system-x86_64", "qemu-system-x86");
+        match self {
+            Self::Arm64 => CROSS.iter().chain([&QEMU_ARM]).collect(),
+            Self::X86Pv | Self::X86Pvh => vec![&QEMU_X86],
+        }
+    }
+}
+
+/// Runs the requested worlds.
+///
+/// # Errors
+///
+/// Returns an error if a folder below the target folder cannot be written.
+pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    let folder = workspace.target.join("xen");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut failed = false;
+    for world in World::ALL {
+        if args.only.is_some_and(|only| only != world) {
+            continue;
+        }
+        let boot = match prepare(world, &folder, args.install) {
+            Ok(boot) => boot,
+            Err(error) => {
+                println!("SKIPPED: {}: {error:#}", world.name());
+                continue;
+            }
+        };
+        let started = Instant::now();
+        let outcome = build(workspace, world, &folder)
+            .and_then(|program| run_world(world, &folder, &boot, &program, args.verbose));
+        let seconds = started.elapsed().as_secs();
+        match outcome {
+            Ok(report) => println!("{}: {} ({seconds} s)", world.name(), report.summary()),
+            Err(error) => {
+                println!("{}: FAILED: {error:#} ({seconds} s)", world.name());
+                failed = true;
+            }
+        }
+    }
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Returns the files that boot a world. An error is a reason to skip it.
+fn prepare(world: World, folder: &Path, install: bool) -> Result<Boot> {
+    let mut lacking = missing(world.tools());
+    if install && !lacking.is_empty() {
+        debian::install(&lacking)?;
+        lacking = missing(world.tools());
+    }
+    if !lacking.is_empty() {
+        bail!("not installed: {}", lacking.join(", "));
+    }
+    packages::unpack(world.architecture(), folder, install)
+}
+
+/// Builds the program of domain 0, linked statically.
+fn build(workspace: &Workspace, world: World, folder: &Path) -> Result<PathBuf> {
+    let (mut command, target) = match world {
+        World::Arm64 => {
+            let mut command = Command::new(CARGO.file);
+            command
+                .current_dir(&workspace.root)
+                .env("RUSTC", RUSTC.file);
+            command.env(
+                "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
+                "aarch64-linux-gnu-gcc",
+            );
+            (command, AARCH64_LINUX)
+        }
+        World::X86Pv | World::X86Pvh => (cargo(&workspace.root), X86_LINUX),
+    };
+    command
+        .args(["build", "-q", "--release", "-p", "verify-xen"])
+        .args(["--features", "xen", "--bin", PROGRAM, "--target", target])
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "true")
+        .env("CARGO_TARGET_DIR", folder);
+    succeed(&mut command)?;
+    Ok(folder.join(target).join("release").join(PROGRAM))
+}
+
+/// Boots a world until its domain 0 has turned it off, and reads the report on its console.
+fn run_world(
+    world: World,
+    folder: &Path,
+    boot: &Boot,
+    program: &Path,
+    verbose: bool,
+) -> Result<Report> {
+    let image = folder.join(format!("{}.cpio", world.name()));
+    initramfs::write(&image, program, &boot.modules)?;
+    let log = folder.join(format!("{}.log", world.name()));
+    for _ in 1..BOOTS {
+        let console = emulator::run(world, boot, &image, &log)?;
+        let report = Report::read(&console);
+        if report.begun {
+            return finish(world, report, &console, &log, verbose);
+        }
+        println!("{}: domain 0 did not start; booting again", world.name());
+    }
+    let console = emulator::run(world, boot, &image, &log)?;
+    finish(world, Report::read(&console), &console, &log, verbose)
+}
+
+/// Prints what a reader needs of the report, and returns it if every scenario passed.
+fn finish(
+    world: World,
+    report: Report,
+    console: &str,
+    log: &Path,
+    verbose: bool,
+) -> Result<Report> {
+    for line in report.skipped.iter().chain(&report.notes) {
+        println!("{}: {line}", world.name());
+    }
+    let faults = report.faults();
+    if verbose || !faults.is_empty() {
+        let lines: Vec<_> = console.lines().collect();
+        let from = if verbose {
+            0
+        } else {
+            lines.len().saturating_sub(TAIL_LINES)
+        };
+        eprintln!("{}", lines.get(from..).unwrap_or_default().join("\n"));
+    }
+    if faults.is_empty() {
+        return Ok(report);
+    }
+    bail!(
+        "{}; the whole console is in {}",
+        faults.join("; "),
+        log.display()
+    )
+}

@@ -1,0 +1,107 @@
+//! The machine, emulated by QEMU without the help of the processor.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use super::packages::Boot;
+use super::World;
+
+/// The time limit of a machine. timeout(1) ends it even if this program has been killed.
+const LIMIT_SECONDS: &str = "180";
+
+/// Runs a machine until it turns itself off or the time is over, and returns its console.
+///
+/// # Errors
+///
+/// Returns an error if the machine cannot be started or its log cannot be written.
+pub fn run(world: World, boot: &Boot, initramfs: &Path, log: &Path) -> Result<String> {
+    let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", LIMIT_SECONDS]);
+    match world {
+        World::Arm64 => arm(&mut command, boot, initramfs),
+        World::X86Pv | World::X86Pvh => x86(&mut command, world, boot, initramfs),
+    }
+    command
+        .args([
+            "-nodefaults",
+            "-nographic",
+            "-no-reboot",
+            "-serial",
+            "stdio",
+        ])
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .status()
+        .context("cannot start timeout(1)")?;
+    let console = fs::read(log).with_context(|| format!("cannot read {}", log.display()))?;
+    Ok(String::from_utf8_lossy(&console).into_owned())
+}
+
+/// Options of the hypervisor. Errors that scenarios provoke must not break the lines of the report.
+const HYPERVISOR: &str = "dom0_max_vcpus=1 loglvl=warning guest_loglvl=error";
+/// Options of the kernel. It restarts after a panic, which ends the emulator.
+const KERNEL: &str = "console=hvc0 rdinit=/init quiet loglevel=4 panic=-1";
+
+fn arm(command: &mut Command, boot: &Boot, initramfs: &Path) {
+    command
+        .arg("qemu-system-aarch64")
+        .args(["-machine", "virt,virtualization=on,gic-version=3"])
+        .args(["-cpu", "cortex-a57", "-smp", "2", "-m", "2048"])
+        .arg("-kernel")
+        .arg(&boot.hypervisor)
+        .arg("-append")
+        .arg(format!("{HYPERVISOR} dom0_mem=768M console=dtuart"))
+        .arg("-device")
+        .arg(format!(
+            "guest-loader,addr=0x49000000,kernel={},bootargs={KERNEL}",
+            boot.kernel.display()
+        ))
+        .arg("-device")
+        .arg(format!(
+            "guest-loader,addr=0x4d000000,initrd={}",
+            initramfs.display()
+        ));
+}
+
+/// With supervisor-mode access prevention, QEMU's processor crashes domain 0 at its first upcall.
+/// A PVH domain 0 needs an IOMMU, and a processor without `rdtscp`, which QEMU does not intercept
+/// as Xen expects.
+fn x86(command: &mut Command, world: World, boot: &Boot, initramfs: &Path) {
+    command.arg("qemu-system-x86_64").args([
+        "-accel",
+        "tcg,thread=multi",
+        "-smp",
+        "2",
+        "-m",
+        "1536",
+    ]);
+    let mode = if world == World::X86Pvh {
+        command
+            .args(["-machine", "q35", "-device", "amd-iommu"])
+            .args(["-cpu", "max,-smap,-smep,-pku,-rdtscp"]);
+        "dom0=pvh"
+    } else {
+        command
+            .args(["-machine", "pc"])
+            .args(["-cpu", "max,-smap,-smep,-pku"]);
+        "dom0=pv"
+    };
+    command
+        .arg("-kernel")
+        .arg(&boot.hypervisor)
+        .arg("-append")
+        .arg(format!(
+            "{HYPERVISOR} {mode} dom0_mem=640M,max:640M console=com1 com1=115200,8n1"
+        ))
+        .arg("-initrd")
+        .arg(format!(
+            "{} {KERNEL},{}",
+            boot.kernel.display(),
+            initramfs.display()
+        ));
+}
