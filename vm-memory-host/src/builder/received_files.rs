@@ -47,7 +47,7 @@ impl Drop for ReceivedFiles {
         let files = std::mem::take(&mut self.0);
         let (slow, _): (Vec<_>, Vec<_>) = files.into_iter().partition(may_wait);
         if !slow.is_empty() {
-            sys::run_detached(move || drop(slow));
+            sys::run_detached(c"close", move || drop(slow));
         }
     }
 }

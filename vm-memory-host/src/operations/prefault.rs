@@ -209,7 +209,7 @@ pub(crate) fn run(
             }
         }
     };
-    run_on_threads(count, &work);
+    run_on_threads(c"prefault", count, &work);
     let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
     match state.end {
         None => Ok(()),

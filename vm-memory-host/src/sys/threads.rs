@@ -2,6 +2,7 @@
 //! [`Cpus`]: a set of CPUs.
 
 use std::any::Any;
+use std::ffi::CStr;
 use std::io::Result;
 use std::mem::{size_of, MaybeUninit};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
@@ -14,6 +15,7 @@ const STACK: usize = 2 << 20;
 
 /// The argument of a thread.
 struct Start<'a, W> {
+    name: &'a CStr,
     work: &'a W,
     number: usize,
     panic: Option<Box<dyn Any + Send>>,
@@ -21,15 +23,17 @@ struct Start<'a, W> {
 
 /// Calls `work` with 0 in this thread and with 1, 2, … in up to `others` new threads.
 ///
-/// Returns when all of them have returned, and continues a panic of one of them. If the system
-/// refuses a thread, there are fewer.
+/// The new threads are called `name`, of which the kernel keeps 15 bytes. If the system refuses a
+/// thread, there are fewer. Returns when all of them have returned, and continues a panic of one of
+/// them.
 ///
 /// `std::thread` would end the process if the new thread finds no memory for its alternate signal
 /// stack, for example at `vm.max_map_count`. These threads have no such stack.
-pub(crate) fn run_on_threads<W: Fn(usize) + Sync>(others: usize, work: &W) {
+pub(crate) fn run_on_threads<W: Fn(usize) + Sync>(name: &CStr, others: usize, work: &W) {
     // Not moved until all threads have ended: each has a pointer to its own element.
     let mut starts: Vec<Start<'_, W>> = (0..=others)
         .map(|number| Start {
+            name,
             work,
             number,
             panic: None,
@@ -84,17 +88,20 @@ unsafe fn spawn<W: Fn(usize) + Sync>(start: &mut Start<'_, W>) -> Option<libc::p
 
 /// Calls `work` in a new thread that nothing joins, or here if the system refuses the thread.
 ///
+/// The new thread is called `name`.
+///
 /// Unlike `std::thread`, a lack of memory does not end the process: see [`run_on_threads`].
-pub(crate) fn run_detached<W: FnOnce() + Send + 'static>(work: W) {
-    let work = Box::into_raw(Box::new(work));
-    // SAFETY: `detached_main::<W>` takes a pointer from `Box::into_raw` with the same `W`. If the
-    // thread exists, only it uses the pointer. `W` is `Send` and borrows nothing that can end.
+pub(crate) fn run_detached<W: FnOnce() + Send + 'static>(name: &'static CStr, work: W) {
+    let work = Box::into_raw(Box::new((name, work)));
+    // SAFETY: `detached_main::<W>` takes a pointer from `Box::into_raw` to a name and the same `W`.
+    // If the thread exists, only it uses the pointer. `W` is `Send`, and it and the name borrow
+    // nothing that can end.
     match unsafe { create(detached_main::<W>, work.cast()) } {
         // SAFETY: pthread_create(3) has returned this thread. It is neither joined nor detached.
         Some(thread) => drop(unsafe { libc::pthread_detach(thread) }),
         None => {
             // SAFETY: the pointer comes from `Box::into_raw`, and no thread has got it.
-            let work = unsafe { Box::from_raw(work) };
+            let (_, work) = *unsafe { Box::from_raw(work) };
             work();
         }
     }
@@ -128,25 +135,29 @@ unsafe fn create(
 }
 
 extern "C" fn thread_main<W: Fn(usize) + Sync>(start: *mut libc::c_void) -> *mut libc::c_void {
-    // SAFETY: the kernel reads the name up to its zero byte, and a `CStr` ends with one.
-    let _ = unsafe { libc::prctl(libc::PR_SET_NAME, c"prefault".as_ptr()) };
     // SAFETY: `spawn` passes a pointer to a `Start` with this `W`. Until this thread has been
     // joined, it stays in place and only this thread uses it (contract of `spawn`). `W` is `Sync`,
     // so the shared reference in it may be used here. The panic in it is `Send`.
     let start = unsafe { &mut *start.cast::<Start<'_, W>>() };
+    set_name(start.name);
     start.run();
     null_mut()
 }
 
 extern "C" fn detached_main<W: FnOnce()>(work: *mut libc::c_void) -> *mut libc::c_void {
-    // SAFETY: the kernel reads the name up to its zero byte, and a `CStr` ends with one.
-    let _ = unsafe { libc::prctl(libc::PR_SET_NAME, c"close".as_ptr()) };
-    // SAFETY: `run_detached` passes a pointer from `Box::into_raw` with this `W`. It starts one
-    // thread with it, and does not use it any more.
-    let work = unsafe { Box::from_raw(work.cast::<W>()) };
+    // SAFETY: `run_detached` passes a pointer from `Box::into_raw` to a name and a `W`. It starts
+    // one thread with it, and does not use it any more.
+    let (name, work) = *unsafe { Box::from_raw(work.cast::<(&'static CStr, W)>()) };
+    set_name(name);
     // Nobody joins the thread. A panic ends with it.
     let _ = catch_unwind(AssertUnwindSafe(work));
     null_mut()
+}
+
+/// Names this thread for the tools of the system. A failure has no effect.
+fn set_name(name: &CStr) {
+    // SAFETY: the kernel reads the name up to its zero byte, and a `CStr` ends with one.
+    let _ = unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
 /// A set of CPUs, for up to 1024 of them.
@@ -199,12 +210,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn run_on_threads_calls_each_number_once_and_continues_a_panic() {
+    fn run_on_threads_calls_each_number_once_in_named_threads_and_continues_a_panic() {
         let seen = Mutex::new(Vec::new());
-        run_on_threads(3, &|number| seen.lock().unwrap().push(number));
+        let work = |number| {
+            let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
+            seen.lock().unwrap().push((number, name == "worker\n"));
+        };
+        run_on_threads(c"worker", 3, &work);
         let mut seen = seen.into_inner().unwrap();
         seen.sort_unstable();
-        assert_eq!(seen, [0, 1, 2, 3]);
+        assert_eq!(seen, [(0, false), (1, true), (2, true), (3, true)]);
         for panicking in 0..3 {
             let done = AtomicUsize::new(0);
             let work = |number| {
@@ -214,7 +229,7 @@ mod tests {
                     resume_unwind(Box::new(()));
                 }
             };
-            let result = catch_unwind(AssertUnwindSafe(|| run_on_threads(2, &work)));
+            let result = catch_unwind(AssertUnwindSafe(|| run_on_threads(c"worker", 2, &work)));
             assert!(result.is_err());
             assert_eq!(done.into_inner(), 3);
         }
