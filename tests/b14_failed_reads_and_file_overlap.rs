@@ -15,7 +15,6 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use vm_memory::bitmap::AtomicBitmap;
@@ -88,7 +87,11 @@ fn b14_read_with_other_error_marks_whole_range() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
 fn b14_interrupted_read_marks_nothing() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use test_support::ThreadId;
+
     extern "C" fn nothing(_: libc::c_int) {}
     // SAFETY: all fields of `sigaction` are numbers or optional pointers, for which zeroes are
     // valid. They mean no flags, so no SA_RESTART, and no blocked signals.
@@ -100,18 +103,20 @@ fn b14_interrupted_read_marks_nothing() {
 
     let (mut left, right) = UnixStream::pair().unwrap();
     let memory = memory();
+    let reader = ThreadId::current();
+    // SAFETY: pthread_self(3) has no arguments and no preconditions.
+    let handle = unsafe { libc::pthread_self() } as usize;
+    let interrupt = || {
+        reader.wait_until_asleep();
+        // SAFETY: each scope below joins the caller before the reader can end, so its id is valid.
+        unsafe { libc::pthread_kill(handle as libc::pthread_t, libc::SIGUSR1) };
+    };
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // SAFETY: pthread_self(3) has no arguments and no preconditions.
-        let reader = unsafe { libc::pthread_self() } as usize;
-        let done = &done;
-        scope.spawn(move || {
-            // The first signals may arrive before the read has begun.
+        scope.spawn(|| {
+            // The reader may also sleep before the read has begun.
             while !done.load(Ordering::Relaxed) {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-                // SAFETY: the scope joins this thread before the reader can end, so its id is
-                // valid.
-                unsafe { libc::pthread_kill(reader as libc::pthread_t, libc::SIGUSR1) };
+                interrupt();
             }
         });
         let mut slice = memory.get_slice(GuestAddress(0), 0x2000).unwrap();
@@ -125,17 +130,9 @@ fn b14_interrupted_read_marks_nothing() {
     });
 
     // `Bytes` repeats the interrupted read.
-    done.store(false, Ordering::Relaxed);
     std::thread::scope(|scope| {
-        // SAFETY: pthread_self(3) has no arguments and no preconditions.
-        let reader = unsafe { libc::pthread_self() } as usize;
-        scope.spawn(move || {
-            for _ in 0..10 {
-                std::thread::sleep(std::time::Duration::from_millis(3));
-                // SAFETY: the scope joins this thread before the reader can end, so its id is
-                // valid.
-                unsafe { libc::pthread_kill(reader as libc::pthread_t, libc::SIGUSR1) };
-            }
+        scope.spawn(|| {
+            (0..10).for_each(|_| interrupt());
             left.write_all(&[5; 8]).unwrap();
         });
         memory

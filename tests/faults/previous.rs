@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
-use test_support::{emulator, skipped};
+use test_support::{emulator, skipped, ThreadId};
 
 use super::processes::{run, DONE};
 use super::*;
@@ -164,13 +164,14 @@ pub(super) fn ignored_signal() {
     let status = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
     assert_eq!(status, 0);
     // SAFETY: pthread_self(3) has no preconditions.
-    let reader = unsafe { libc::pthread_self() } as usize;
+    let handle = unsafe { libc::pthread_self() } as usize;
+    let reader = ThreadId::current();
     std::thread::spawn(move || {
-        // Some of them reach the reader in its system call.
+        // All but the first few reach the reader in its system call.
         for _ in 0..50 {
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            reader.wait_until_asleep();
             // SAFETY: the reader lives until the process ends.
-            let status = unsafe { libc::pthread_kill(reader as libc::pthread_t, libc::SIGBUS) };
+            let status = unsafe { libc::pthread_kill(handle as libc::pthread_t, libc::SIGBUS) };
             assert_eq!(status, 0);
         }
         // SAFETY: the byte is valid for reads.

@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{channel, RecvTimeoutError};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -126,9 +126,8 @@ impl Vm {
         let _ = end.recv_timeout(limit.unwrap_or(Duration::MAX));
         stop.store(true, Ordering::Release);
         // A signal that arrives just before KVM_RUN is lost, so one may not be enough.
-        while !vcpu.is_finished() {
+        while end.recv_timeout(Duration::from_millis(1)) == Err(RecvTimeoutError::Timeout) {
             let _ = vcpu.kill(signal);
-            thread::sleep(Duration::from_millis(1));
         }
         vcpu.join()
             .map_err(|_| io::Error::other("the vCPU thread panicked").into())

@@ -5,10 +5,10 @@
 //! missing page would kill the process. With it, the device returns an I/O error and everything
 //! else continues.
 //!
-//! A thread truncates and grows the files. It derives the times and the lengths from a seed, so the
-//! outcome of most requests depends on timing. Every fourth request has a certain outcome. The disk
-//! stops the thread until the request ends, with both files whole or with one of them empty. The
-//! disk compares the data between whole files at once, before a truncation can remove it.
+//! A thread truncates and grows the files, with pauses and lengths from a seed. The outcome of most
+//! requests depends on timing. Every fourth request has a certain outcome: the disk stops the thread
+//! until the request ends, with both files whole or with one of them empty. The disk compares the
+//! data between whole files at once, before a truncation can remove it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -16,7 +16,6 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use microvm::block::{Disk, Transfer, SECTOR};
 use microvm::bus::lock;
@@ -219,12 +218,17 @@ impl Truncation {
             files.set(disk, region)?;
             drop(files);
             self.count.fetch_add(1, Ordering::Relaxed);
-            std::thread::sleep(Duration::from_micros(pause));
+            let_others_run(pause);
             lock(&self.files).set(CHUNKS, CHUNKS)?;
-            std::thread::sleep(Duration::from_micros(pause));
+            let_others_run(pause);
         }
         Ok(())
     }
+}
+
+/// Offers the processor to other threads `times` times.
+fn let_others_run(times: u64) {
+    (0..times).for_each(|_| std::thread::yield_now());
 }
 
 impl Running {

@@ -30,7 +30,7 @@
 //!
 //! ```text
 //! cargo test -p verify-iommu
-//! IOMMU_SECONDS=60 cargo test --release -p verify-iommu --test stress
+//! IOMMU_INVALIDATIONS=100000 cargo test --release -p verify-iommu --test stress
 //! ```
 //!
 //! # Layers

@@ -7,7 +7,7 @@
 //! - a device reads poison, or the stamp of a mapping that was invalidated before the read began;
 //! - a page no longer contains only poison when it is used again.
 //!
-//! `IOMMU_SECONDS` sets the run time; the default is 3.
+//! `IOMMU_INVALIDATIONS` sets the number of invalidations; the default is 800.
 
 mod common;
 
@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Mutex;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{end, setup, user, Memory, Physical, Setup, HIGH, LOW, PAGE, REGION};
 use verify_iommu::FrontEnd;
@@ -29,7 +29,7 @@ use vm_memory::{
 /// The address of the first page that the front end maps.
 const IOVA: u64 = 0x10_0000;
 const PAGES: u64 = 8;
-const DEVICES: u64 = 3;
+const DEVICES: usize = 3;
 
 /// Neither a stamp nor a value that devices write.
 const POISON: u64 = 0xdead_dead_dead_dead;
@@ -53,7 +53,30 @@ struct Guest<'a> {
     table: Mutex<Vec<Option<Mapped>>>,
     /// For each page, the number of the last mapping that was invalidated.
     dead: Vec<AtomicU64>,
+    misses: AtomicU64,
+    /// The number of accesses that the IOMMU has reported as not permitted.
+    breaches: AtomicU64,
+    /// The accesses of each device.
+    devices: [Count; DEVICES],
     stop: AtomicBool,
+}
+
+/// The numbers of accesses of a device.
+#[derive(Debug, Default)]
+struct Count {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Count {
+    fn load(&self) -> [u64; 3] {
+        [&self.reads, &self.writes, &self.refused].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+fn add_one(count: &AtomicU64) {
+    count.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Stops all threads when one ends or panics.
@@ -120,8 +143,29 @@ impl Guest<'_> {
         self.fill(mapped.guest, 0, PAGE, POISON);
     }
 
-    /// Maps and invalidates random pages. Returns the numbers of mappings and invalidations.
-    fn map_and_invalidate(&self) -> (u64, u64) {
+    /// Returns whether devices and IOMMU have done everything that the test is about.
+    fn has_seen_everything(&self) -> bool {
+        let has_accessed = |device: &Count| {
+            let [reads, writes, refused] = device.load();
+            reads > 10 && writes > 10 && refused > 0
+        };
+        self.devices.iter().all(has_accessed)
+            && self.misses.load(Ordering::Relaxed) > 10
+            && self.breaches.load(Ordering::Relaxed) > 0
+    }
+
+    /// Waits for some accesses of devices.
+    fn let_devices_access(&self, count: u64) {
+        let accesses = || -> u64 { self.devices.iter().flat_map(Count::load).sum() };
+        let before = accesses();
+        while accesses() - before < count && !self.stop.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+    }
+
+    /// Maps and invalidates random pages, at least `count` times, until devices have done
+    /// everything. Returns the number of invalidations.
+    fn map_and_invalidate(&self, count: u64) -> u64 {
         let _stop = StopAll(&self.stop);
         let mut random = fastrand::Rng::new();
         let mut free: VecDeque<u64> = (0..REGION / PAGE)
@@ -131,7 +175,14 @@ impl Guest<'_> {
             self.fill(*guest, 0, PAGE, POISON);
         }
         let (mut number, mut invalidated) = (0, 0);
-        while !self.stop.load(Ordering::Relaxed) {
+        while !self.stop.load(Ordering::Relaxed)
+            && (invalidated < count || !self.has_seen_everything())
+        {
+            assert!(
+                invalidated < 100 * (count + 1),
+                "{:?}: a device does not access memory",
+                self.devices
+            );
             let mut table = self.table.lock().unwrap();
             let page = random.u64(0..PAGES);
             if random.u8(..) < 4 {
@@ -170,16 +221,15 @@ impl Guest<'_> {
             }
             drop(table);
             if random.u8(..4) == 0 {
-                thread::sleep(Duration::from_micros(random.u64(0..300)));
+                self.let_devices_access(random.u64(0..16));
             }
         }
-        (number, invalidated)
+        invalidated
     }
 
-    /// Replies to misses of mapped pages. Returns the numbers of misses and of access failures.
-    fn reply_to_misses(&self) -> (u64, u64) {
+    /// Replies to misses of mapped pages.
+    fn reply_to_misses(&self) {
         let _stop = StopAll(&self.stop);
-        let (mut misses, mut breaches) = (0, 0);
         while !self.stop.load(Ordering::Relaxed) {
             let Some(request) = self
                 .front_end
@@ -189,11 +239,11 @@ impl Guest<'_> {
                 continue;
             };
             if request.kind == VhostIotlbType::AccessFail as u8 {
-                breaches += 1;
+                add_one(&self.breaches);
                 continue;
             }
             assert_eq!(request.kind, VhostIotlbType::Miss as u8);
-            misses += 1;
+            add_one(&self.misses);
             let table = self.table.lock().unwrap();
             let last = request.iova + request.size - 1;
             let pages = (request.iova - IOVA) / PAGE..=(last - IOVA) / PAGE;
@@ -203,7 +253,6 @@ impl Guest<'_> {
                 }
             }
         }
-        (misses, breaches)
     }
 }
 
@@ -214,20 +263,12 @@ fn words(bytes: &[u8]) -> Vec<u64> {
         .collect()
 }
 
-/// The numbers of accesses of a device.
-#[derive(Debug, Default)]
-struct Count {
-    reads: u64,
-    writes: u64,
-    refused: u64,
-}
-
 struct Device<'a> {
     memory: &'a Memory,
     guest: &'a Guest<'a>,
     written: &'a [AtomicBool],
     random: fastrand::Rng,
-    count: Count,
+    count: &'a Count,
 }
 
 impl Device<'_> {
@@ -238,7 +279,7 @@ impl Device<'_> {
             Err(GuestMemoryError::IommuError(IommuError::CannotResolve { reason, .. })) => {
                 let known = reason.contains("sent no mapping") || reason.contains("not permitted");
                 assert!(known || self.guest.stop.load(Ordering::Relaxed), "{reason}");
-                self.count.refused += 1;
+                add_one(&self.count.refused);
                 None
             }
             Err(other) => panic!("{other:?}"),
@@ -298,7 +339,7 @@ impl Device<'_> {
     }
 
     fn wrote(&mut self, page: u64) {
-        self.count.writes += 1;
+        add_one(&self.count.writes);
         self.written[page as usize].store(true, Ordering::Relaxed);
     }
 
@@ -313,7 +354,7 @@ impl Device<'_> {
                 let result = self.read(iova, 64);
                 if let Some(bytes) = self.refused(result) {
                     self.check_stamps(page, before, &words(&bytes));
-                    self.count.reads += 1;
+                    add_one(&self.count.reads);
                 }
             }
             1 => {
@@ -326,7 +367,7 @@ impl Device<'_> {
                 };
                 if let Some(word) = self.refused(result) {
                     self.check_stamps(page, before, &[word]);
-                    self.count.reads += 1;
+                    add_one(&self.count.reads);
                 }
             }
             // The end of a page and the start of the next, which is elsewhere in the guest.
@@ -337,7 +378,7 @@ impl Device<'_> {
                     let words = words(&bytes);
                     self.check_device_half(&words[..32]);
                     self.check_stamps(page + 1, before, &words[32..]);
-                    self.count.reads += 1;
+                    add_one(&self.count.reads);
                 }
             }
             3 => {
@@ -376,20 +417,19 @@ impl Device<'_> {
         }
     }
 
-    fn run(mut self) -> Count {
+    fn run(mut self) {
         let _stop = StopAll(&self.guest.stop);
         while !self.guest.stop.load(Ordering::Relaxed) {
             self.step();
         }
-        self.count
     }
 }
 
 #[test]
 fn access_after_acknowledged_invalidation_fails() {
-    let seconds = match std::env::var("IOMMU_SECONDS") {
-        Ok(text) => text.parse().expect("IOMMU_SECONDS is a number of seconds"),
-        Err(_) => 3,
+    let invalidations = match std::env::var("IOMMU_INVALIDATIONS") {
+        Ok(text) => text.parse().expect("IOMMU_INVALIDATIONS is a number"),
+        Err(_) => 800,
     };
     // Short: the front end never maps a page that is not in the table.
     let Setup {
@@ -402,43 +442,31 @@ fn access_after_acknowledged_invalidation_fails() {
         front_end: &front_end,
         table: Mutex::new(vec![None; PAGES as usize]),
         dead: (0..PAGES).map(|_| AtomicU64::new(0)).collect(),
+        misses: AtomicU64::new(0),
+        breaches: AtomicU64::new(0),
+        devices: Default::default(),
         stop: AtomicBool::new(false),
     };
     let written: Vec<AtomicBool> = (0..PAGES).map(|_| AtomicBool::new(false)).collect();
     thread::scope(|scope| {
-        let mapper = scope.spawn(|| guest.map_and_invalidate());
-        let replies = scope.spawn(|| guest.reply_to_misses());
-        let devices: Vec<_> = (0..DEVICES)
-            .map(|_| {
-                let device = Device {
-                    memory: &memory,
-                    guest: &guest,
-                    written: &written,
-                    random: fastrand::Rng::new(),
-                    count: Count::default(),
-                };
-                scope.spawn(|| device.run())
-            })
-            .collect();
-        let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(seconds) && !guest.stop.load(Ordering::Relaxed)
-        {
-            thread::sleep(Duration::from_millis(20));
+        let mapper = scope.spawn(|| guest.map_and_invalidate(invalidations));
+        scope.spawn(|| guest.reply_to_misses());
+        for count in &guest.devices {
+            let device = Device {
+                memory: &memory,
+                guest: &guest,
+                written: &written,
+                random: fastrand::Rng::new(),
+                count,
+            };
+            scope.spawn(|| device.run());
         }
-        guest.stop.store(true, Ordering::Relaxed);
-        let (mapped, invalidated) = mapper.join().unwrap();
-        let (misses, breaches) = replies.join().unwrap();
-        let counts: Vec<Count> = devices
-            .into_iter()
-            .map(|device| device.join().unwrap())
-            .collect();
-        println!("{seconds} s: mapped {mapped}, invalidated {invalidated}, misses {misses}, breaches {breaches}, devices {counts:?}");
-        // The run must have tested each of these.
-        assert!(invalidated > 10 && misses > 10 && breaches > 0);
-        for count in counts {
-            assert!(count.reads > 10 && count.writes > 10 && count.refused > 0);
-        }
+        println!("invalidated {}", mapper.join().unwrap());
     });
+    println!(
+        "misses {:?}, breaches {:?}, devices {:?}",
+        guest.misses, guest.breaches, guest.devices
+    );
     for (page, written) in (0..).zip(&written) {
         if written.load(Ordering::Relaxed) {
             assert!(

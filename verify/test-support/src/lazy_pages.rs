@@ -142,6 +142,17 @@ fn request<const N: usize>(file: &File, request: u32, numbers: &mut [u64; N]) ->
     }
 }
 
+/// Waits for a message, for at most 10 ms: the owner of the thread may end it meanwhile.
+fn wait_for_message(file: &File) {
+    let mut ready = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: poll(2) reads and writes one structure at its argument. An early return does no harm.
+    unsafe { libc::poll(&raw mut ready, 1, 10) };
+}
+
 struct Handler {
     file: File,
     page: usize,
@@ -161,7 +172,9 @@ impl Handler {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     // All removals are known, so pages can be filled.
                     missing.retain(|page| !self.fill(*page));
-                    std::thread::sleep(Duration::from_micros(100));
+                    if missing.is_empty() {
+                        wait_for_message(&self.file);
+                    }
                     continue;
                 }
                 other => panic!("cannot read from the userfaultfd: {other:?}"),

@@ -8,8 +8,9 @@
 //! | [`HugePages`] | exclusive use of the machine's huge pages |
 //! | [`LazyPages`] | a userfaultfd handler that fills pages from a snapshot |
 //! | [`record_calls`] | the system calls that a function makes |
-//! | [`SetOnDrop`] | ends the threads of a test after a panic |
 //! | [`CallRecorder`], [`documented_calls`] | compares them with the documentation |
+//! | [`SetOnDrop`] | ends the threads of a test after a panic |
+//! | [`wait_until`], [`ThreadId`] | wait for a condition, or until a thread sleeps |
 //! | [`StaticAllocator`] | an allocator without system calls |
 //! | [`emulator`] | the program that runs the tests of another processor |
 //!
@@ -36,6 +37,7 @@ mod set_on_drop;
 mod static_allocator;
 #[cfg(target_os = "linux")]
 mod system_calls;
+mod wait;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -49,6 +51,9 @@ pub use set_on_drop::SetOnDrop;
 pub use static_allocator::StaticAllocator;
 #[cfg(target_os = "linux")]
 pub use system_calls::{documented_calls, record_calls, CallRecorder};
+pub use wait::wait_until;
+#[cfg(target_os = "linux")]
+pub use wait::ThreadId;
 
 /// Reports that `test` does not run on this machine, and the reason.
 ///

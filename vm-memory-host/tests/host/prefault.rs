@@ -12,6 +12,8 @@ use vm_memory_host::{plug, prefault, unplug, Backing, MemoryBuilder, Region, Unp
 
 const START: u64 = 1 << 32;
 const SIZE: u64 = 16 * MIB;
+/// The number of bytes that a prefault populates between two callbacks.
+const STEP: u64 = 32 * MIB;
 
 #[test]
 fn prefault_makes_pages_resident_and_keeps_bytes() {
@@ -61,10 +63,12 @@ fn prefault_whose_callback_breaks_is_cancelled() {
 fn prefault_uses_its_threads_and_populates_for_writing() {
     let memory = build(Region::new(GuestAddress(0), 512 * MIB)).unwrap();
     let mut threads = HashSet::new();
-    prefault(&memory, NonZeroUsize::new(2).unwrap(), |_| {
+    prefault(&memory, NonZeroUsize::new(2).unwrap(), |progress| {
         threads.insert(std::thread::current().id());
-        // Lets the other thread finish a step.
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        if threads.len() == 1 {
+            // The other thread has populated a step that it has not reported yet.
+            test_support::wait_until(|| resident(&memory) >= progress.done + STEP);
+        }
         ControlFlow::Continue(())
     })
     .unwrap();
