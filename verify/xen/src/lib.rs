@@ -27,4 +27,6 @@
 pub mod double;
 pub mod outcome;
 pub mod scenarios;
+#[cfg(feature = "vhost-user")]
+pub mod vhost_user;
 pub mod world;

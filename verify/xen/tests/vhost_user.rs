@@ -1,0 +1,26 @@
+//! A vhost-user back end whose rings and buffers are grants of the double.
+
+use verify_xen::double::Double;
+use verify_xen::vhost_user::{requests_complete, Rings};
+use verify_xen::world::{Host, World};
+
+verify_xen::interpose!();
+
+fn run(rings: Rings) {
+    for host in [Host::Pv, Host::AutoTranslated] {
+        let mut world = Double::new(host);
+        let outcome = requests_complete(&mut world, rings);
+        assert!(outcome.is_ok(), "on {host:?}: {outcome:?}");
+        assert_eq!(world.audit(), [""; 0], "on {host:?}");
+    }
+}
+
+#[test]
+fn requests_with_rings_mapped_in_advance_complete() {
+    run(Rings::InAdvance);
+}
+
+#[test]
+fn requests_with_rings_mapped_on_demand_complete() {
+    run(Rings::OnDemand);
+}
