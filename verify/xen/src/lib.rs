@@ -26,6 +26,7 @@
 
 pub mod double;
 pub mod outcome;
+pub mod real;
 pub mod scenarios;
 #[cfg(feature = "vhost-user")]
 pub mod vhost_user;

@@ -1,4 +1,4 @@
-//! What the program of domain 0 writes on the console, a line for each event:
+//! The report that the program of domain 0 writes on the console, a line for each event:
 //!
 //! ```text
 //! xen: BEGIN
@@ -25,7 +25,7 @@ const FAULTS: [&str; 5] = [
     "Panic on CPU",
 ];
 
-/// What a run of the scenarios came to.
+/// The result of a run of the scenarios.
 #[derive(Debug, Default)]
 pub struct Report {
     /// The program has started.

@@ -1,4 +1,4 @@
-//! The device: it answers each request with the bytes of the request, inverted.
+//! The device: it returns the bytes of each request, inverted.
 
 use std::io::{self, Read, Write};
 use std::sync::RwLock;
@@ -36,8 +36,8 @@ impl Device {
         })
     }
 
-    /// Answers a request, and returns the number of bytes written.
-    fn answer(
+    /// Serves a request, and returns the number of bytes written.
+    fn serve(
         memory: &Memory,
         chain: &DescriptorChain<GuestMemoryLoadGuard<Memory>>,
     ) -> io::Result<u32> {
@@ -99,7 +99,7 @@ impl VhostUserBackendMut for Device {
                 chains.next()
             };
             let Some(chain) = chain else { return Ok(()) };
-            let written = Self::answer(&memory.memory(), &chain).unwrap_or(0);
+            let written = Self::serve(&memory.memory(), &chain).unwrap_or(0);
             vring
                 .add_used(chain.head_index(), written)
                 .map_err(io::Error::other)?;

@@ -43,7 +43,7 @@ const BUFFERS: u64 = 1 << 30;
 /// The most time that a request may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How the back end maps the rings.
+/// The moment when the back end maps the rings.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Rings {
     /// When it learns of them.
@@ -76,7 +76,7 @@ pub fn requests_complete(world: &mut dyn World, rings: Rings) -> Outcome {
     let (kick, call) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
     connect(&front_end, &mut driver, rings, &kick, &call)?;
     for number in 0..REQUESTS {
-        // The device cannot read this request, and answers with nothing written.
+        // The device cannot read this request, and writes nothing.
         let readable = number % 8 != 5;
         driver.offer(number, readable);
         kick.write(1)?;
