@@ -16,6 +16,15 @@
 //!
 //! ```text
 //! cargo test -p verify-xen --features xen
+//! cargo xtask xen
+//! ```
+//!
+//! # Layers
+//!
+//! ```text
+//! outcome
+//! double, world        a scenario may ask a world whether it is the double
+//! scenarios, real, vhost_user
 //! ```
 
 #![cfg_attr(
