@@ -1,9 +1,10 @@
-//! Guest physical memory for virtual machine monitors.
+//! Guest physical memory for virtual machine monitors (VMMs).
 //!
 //! This crate is the layer between a VMM's devices, loaders and migration code, and the bytes that
-//! the guest's CPUs use at the same time. On Linux, it replaces the published crate `vm-memory`
-//! 0.18.0 without a change to the source of its users, except for the feature `xen`. The file
-//! `docs/differences.md` of the repository lists the behaviour that differs.
+//! the guest's CPUs use at the same time. It replaces the published crate `vm-memory` 0.18.0
+//! without a change to the source of its users. The file `docs/differences.md` of the repository
+//! lists the behaviour that differs. The crate `vm-memory-host` builds guest RAM from memfds, huge
+//! pages and files, and returns pages to the system.
 //!
 //! ```text
 //!     device, loader, migration
@@ -48,26 +49,49 @@
 //!
 //! | task | items | program |
 //! |---|---|---|
-//! | read and write by address | [`Bytes`]; [`ByteValued`] for structures of your own | `boot` |
+//! | create memory | [`GuestMemoryMmap`]; the crate `vm-memory-host` for memfds, huge pages and NUMA | `boot` |
+//! | read and write by guest address | [`Bytes`]; [`ByteValued`] for structures of your own | `boot` |
+//! | access a ring or a request many times | [`GuestMemory::window`] | |
 //! | borrow slices of host memory | [`GuestMemory::get_slices`], [`VolatileSlice`] | |
 //! | find runs of host memory, to register them | [`GuestMemory::host_runs`] | |
 //! | move all bytes of a range or none | [`GuestMemory::all_or_nothing`] | |
-//! | create memory | [`GuestMemoryMmap`], [`mmap`]; the crate `vm-memory-host` for huge pages and NUMA | `boot` |
-//! | implement a region type | [`GuestMemoryRegion`], [`GuestRegionCollection`] | `own_region` |
 //! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`], [`vectored`] | `net_device` |
 //! | complete I/O later, with io_uring or AIO | [`vectored::IoBuffer`] | `block_device` |
-//! | migrate a guest | [`bitmap::AtomicBitmap`], [`dirty::DirtyMemory`] | `migration` |
+//! | track dirty pages, and migrate a guest | [`dirty::DirtyMemory`], [`bitmap::AtomicBitmap`] | `migration` |
+//! | put a device behind an IOMMU | [`IommuMemory`], [`iommu::SharedIotlb`] | `iommu_device` |
+//! | survive pages that disappear | [`fault::install`] | `truncated_file` |
 //! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] | `hotplug` |
-//! | return pages to the system | `vm-memory-host` | `balloon` |
 //! | plug and unplug blocks of a region | [`mmap::PluggedBlocks`]; `vm-memory-host` | `virtio_mem` |
+//! | return pages to the system | `vm-memory-host` | `balloon` |
 //! | share memory with another process | [`FileOffset`], [`GuestMemoryMmap::from_ranges_with_files`] | `vhost_user_backend` |
-//! | put a device behind an IOMMU | [`iommu`], [`IommuMemory`], [`iommu::SharedIotlb`] | `iommu_device` |
-//! | survive pages that disappear | [`fault`] | `truncated_file` |
+//! | implement a region type | [`GuestMemoryRegion`], [`GuestRegionCollection`] | `own_region` |
+//!
+//! # Modules
+//!
+//! The feature `rawfd` is on by default. The main items of each module are re-exported here.
+//!
+//! | module | content | feature |
+//! |---|---|---|
+//! | [`address`] | guest addresses, and checked arithmetic on them | |
+//! | [`guest_memory`] | the traits of guest memory, and access by guest address | |
+//! | [`region`] | regions, and collections of them | |
+//! | [`bytes`], [`endian`] | reads and writes at an address; plain values; integers of fixed byte order | |
+//! | [`volatile_memory`] | slices, references and arrays in memory that the guest may change | |
+//! | [`io`] | streams into and from guest memory; for files and sockets with the feature | `rawfd` |
+//! | [`vectored`] | a range over many regions in one system call; buffers for asynchronous I/O | `rawfd` |
+//! | [`mmap`] | memory in mappings of this process | `backend-mmap` |
+//! | [`atomic`] | maps that are replaced while devices use them | `backend-atomic` |
+//! | [`bitmap`] | dirty tracking of one region; [`AtomicBitmap`](bitmap::AtomicBitmap) with the feature | `backend-bitmap` |
+//! | [`dirty`] | the dirty pages of a whole memory, merged with logs of KVM and vhost | `backend-bitmap` |
+//! | [`iommu`] | memory that an IOMMU translates | `iommu` |
+//! | [`fault`] | recovery from SIGBUS and SIGSEGV | |
+//!
+//! The feature `xen` adds regions of Xen guests: `MmapRange` and `MmapXenFlags`.
 //!
 //! # Memory model
 //!
-//! CPUs that the compiler cannot see write guest memory at any moment, and so do other threads
-//! through this crate.
+//! The guest's CPUs write guest memory at any moment, and the compiler does not see them. Other
+//! threads write it through this crate. These rules hold:
 //!
 //! - A naturally aligned access of 1, 2, 4 or 8 bytes is one instruction and is never torn. This
 //!   holds for [`Bytes::read_obj`], [`Bytes::write_obj`], [`VolatileRef`], any copy of exactly that
@@ -80,17 +104,6 @@
 //! - Memory reached through a pointer or a reference ([`VolatileMemory::get_atomic_ref`],
 //!   `aligned_as_ref`, `ptr_guard`) is outside these promises.
 //!
-//! # Features
-//!
-//! | feature | content |
-//! |---|---|
-//! | `rawfd` (default) | [`ReadVolatile`] and [`WriteVolatile`] for files, sockets and descriptors; [`vectored`] |
-//! | `backend-mmap` | [`mmap`]: memory in mappings of this process |
-//! | `backend-bitmap` | [`bitmap::AtomicBitmap`]; [`dirty`]: the dirty pages of a whole memory |
-//! | `backend-atomic` | [`atomic`]: maps that are swapped while in use |
-//! | `iommu` | [`iommu`]: translated memory |
-//! | `xen` | regions of Xen guests: `MmapRange`, `MmapXenFlags` |
-//!
 //! # Platforms
 //!
 //! Linux on x86_64 and aarch64 has assembly access routines and fault recovery. Other Unix systems
@@ -101,10 +114,9 @@
 //!
 //! # System calls
 //!
-//! A path makes no system call that the same path of 0.18.0 does not make, with two exceptions.
-//! Mapping a file calls `fstat`, and dropping a region calls `madvise` if `munmap` fails. A new
-//! function makes the calls below only where it is called. Add them to the seccomp filter of that
-//! thread.
+//! A function of 0.18.0 makes no system call that it does not make there, with two exceptions.
+//! Mapping a file calls `fstat`, and dropping a region calls `madvise` if `munmap` fails. For a new
+//! function, add the calls below to the seccomp filter of the thread that calls it.
 //!
 //! | phase | function | when | system calls |
 //! |---|---|---|---|
@@ -118,8 +130,8 @@
 //! | run time | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`] | while there are readers | `clock_nanosleep` |
 //!
 //! Locks call `futex` where threads contend, and the allocator makes calls of its own. The crate
-//! `vm-memory-host` has such a table of its functions. The test `tests/system_calls.rs` of each
-//! crate traces the calls and compares them.
+//! `vm-memory-host` has a table of its own functions. The test `tests/system_calls.rs` of each
+//! crate traces the calls, and compares them with the table.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Production code obeys these; tests may panic. The lints for both are in Cargo.toml.

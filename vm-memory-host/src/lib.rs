@@ -1,8 +1,10 @@
-//! Guest RAM for virtual machine monitors, on [`vm_memory`].
+//! Guest RAM for virtual machine monitors (VMMs), on [`vm_memory`].
 //!
-//! It provides huge-page-aligned reservations, sealed memfds, huge page pools, NUMA placement,
-//! prefaulting, balloons and memory hotplug, which every VMM otherwise writes itself. It supports
-//! Linux only.
+//! It provides reservations aligned to huge pages, sealed memfds, pools of huge pages, NUMA
+//! placement, prefaulting, balloons and memory hotplug, which VMMs otherwise write themselves. It
+//! supports Linux only.
+//!
+//! # Examples
 //!
 //! ```
 //! use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -20,28 +22,28 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `examples/balloon.rs` implements a balloon, and `examples/virtio_mem.rs` a virtio-mem device.
-//! `examples/vhost_user_backend.rs` maps the memory of another process.
-//!
 //! # Tasks
 //!
-//! | task | item |
-//! |---|---|
-//! | build guest memory from a list of regions | [`MemoryBuilder`], [`Region`] |
-//! | use anonymous memory, a memfd, huge pages or a file | [`Backing`] |
-//! | place pages on NUMA nodes, lock them, use transparent huge pages | [`NumaPolicy`], [`Lock`], [`TransparentHugePages`] |
-//! | populate pages before the guest starts | [`MemoryBuilder::prefault`], [`prefault()`] |
-//! | return pages to the system (balloon, free page reporting) | [`discard()`] |
-//! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug()`], [`unplug`] |
-//! | add and remove whole regions (DIMM hotplug) | `GuestMemoryAtomic` of vm-memory, [below](#model) |
-//! | find out how much memory the guest uses | [`residency()`] |
-//! | find the ranges that have content (save, first round of a migration) | [`content()`] |
-//! | map the same memory in another process, or save the layout | [`describe`], [`Description`] |
-//! | find the offset of a guest address in a file of all regions | [`FileLayout`] |
-//! | set memory aside for the guest (overcommit accounting) | [`Region::reserve`] |
-//! | find the host address and file of a region | [`provisioned`], [`HostMapping`] |
-//! | find memory that could not be unmapped | [`still_mapped`] |
-//! | list the pools of huge pages | [`huge_page_pools`] |
+//! The programs are in the folder `examples/` of the repository. Run one with
+//! `cargo run -p examples --example NAME`.
+//!
+//! | task | items | program |
+//! |---|---|---|
+//! | build guest memory from a list of regions | [`MemoryBuilder`], [`Region`] | `balloon` |
+//! | use anonymous memory, a memfd, huge pages or a file | [`Backing`] | `vhost_user_backend` |
+//! | place pages on NUMA nodes, lock them, use transparent huge pages | [`NumaPolicy`], [`Lock`], [`TransparentHugePages`] | |
+//! | populate pages before the guest starts | [`MemoryBuilder::prefault`], [`prefault()`] | |
+//! | return pages to the system (balloon, free page reporting) | [`discard()`] | `balloon` |
+//! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug()`], [`unplug`] | `virtio_mem` |
+//! | add and remove whole regions (DIMM hotplug) | `GuestMemoryAtomic` of vm-memory, [below](#model) | `hotplug` |
+//! | find out how much memory the guest uses | [`residency()`] | `balloon` |
+//! | find the ranges that have content (save, first round of a migration) | [`content()`] | |
+//! | map the same memory in another process, or save the layout | [`describe`], [`Description`] | `vhost_user_backend` |
+//! | find the offset of a guest address in a file of all regions | [`FileLayout`] | |
+//! | set memory aside for the guest (overcommit accounting) | [`Region::reserve`] | |
+//! | find the host address and file of a region | [`provisioned`], [`HostMapping`] | |
+//! | find memory that could not be unmapped | [`still_mapped`] | |
+//! | list the pools of huge pages | [`huge_page_pools`] | |
 //!
 //! # Model
 //!
@@ -123,24 +125,10 @@
 //!   exit of a thread can call `madvise`.
 //! - Before Linux 6.3, a build with a memfd also calls `fchmod`.
 //! - A build that fails reads /proc and calls `fstatfs`, to name the limit that it has reached.
-//! - If a descriptor lacks a seal that its region requires, or no region of a description uses it,
-//!   a thread is created to close it.
+//! - A thread is created to close a descriptor that lacks a required seal, or that no region of a
+//!   description uses.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
 //! - Programs with debug assertions also call `fcntl` before each `close`.
-//!
-//! # Layers
-//!
-//! A module imports only from its own line or from lines above it.
-//!
-//! ```text
-//! sys                   system calls: reservations, mapped memory, files, threads
-//! region                the request: Region, Backing, Options
-//! host                  resources and limits of the machine: pools, NUMA nodes, control groups
-//! error                 the error types
-//! mapping               HostMapping: the memory of a region that is built
-//! operations            prefault, discard, plug, residency, content
-//! builder, description  builds memory from a request; describes it as data
-//! ```
 
 #![cfg(target_os = "linux")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -161,6 +149,19 @@
     )
 )]
 
+// # Layers
+//
+// A module imports only from its own line or from lines above it.
+//
+// ```text
+// sys                   system calls: reservations, mapped memory, files, threads
+// region                the request: Region, Backing, Options
+// host                  resources and limits of the machine: pools, NUMA nodes, control groups
+// error                 the error types
+// mapping               HostMapping: the memory of a region that is built
+// operations            prefault, discard, plug, residency, content
+// builder, description  builds memory from a request; describes it as data
+// ```
 mod builder;
 mod description;
 mod error;
