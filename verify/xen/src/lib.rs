@@ -33,6 +33,14 @@
 )]
 #![cfg(feature = "xen")]
 
+// # Layers
+//
+// A module imports from its own line and from the lines above it (`cargo xtask layers`).
+//
+// ```text
+// outcome, world, double      what a scenario returns, and the worlds that it runs in
+// scenarios                   what a device does
+// ```
 pub mod double;
 pub mod outcome;
 pub mod real;
