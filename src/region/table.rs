@@ -133,6 +133,7 @@ impl BucketTable {
     /// `regions` is the number of regions that remain. Returns `None` if a new table is required.
     /// That is so if the region is the first one, if it is the second to be removed from shared
     /// numbers, or if few regions remain.
+    #[inline(always)]
     pub(super) fn removed(&self, number: usize, start: u64, regions: usize) -> Option<Self> {
         let bucket = start.wrapping_sub(self.first) >> self.shift;
         let numbers = match &self.numbers {
