@@ -26,6 +26,14 @@
 //! double, world        a scenario may ask a world whether it is the double
 //! scenarios, real, vhost_user
 //! ```
+//!
+//! # Layers
+//!
+//! ```text
+//! outcome
+//! world, double    a world may be the double, whose faults some scenarios inject
+//! scenarios
+//! ```
 
 #![cfg_attr(
     not(test),
