@@ -10,14 +10,13 @@
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::dirty::DirtyMemory;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
-use vm_memory_host::{prefault, BuildError, MemoryBuilder, PrefaultError, Region};
+use vm_memory_host::{BuildError, MemoryBuilder, Region};
 
 use crate::Error;
 
@@ -38,7 +37,6 @@ pub const HIGH_START: u64 = 1 << 32;
 pub const SIZES: std::ops::RangeInclusive<u64> = 16 << 20..=64 << 30;
 
 const HUGE_PAGE: u64 = 2 << 20;
-const PREFAULT_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
 /// The kind of host memory that backs guest RAM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,18 +121,6 @@ fn host_backing(
     })
 }
 
-/// Populates all pages of `ram` with two threads. `progress` receives the populated bytes.
-///
-/// # Errors
-///
-/// Returns an error if the system cannot provide the pages.
-pub fn populate(ram: &GuestRam, mut progress: impl FnMut(u64) + Send) -> Result<(), PrefaultError> {
-    prefault(ram, PREFAULT_THREADS, |now| {
-        progress(now.done);
-        ControlFlow::Continue(())
-    })
-}
-
 /// Returns the dirty pages of `ram` and clears its bitmaps.
 pub fn harvest(ram: &GuestRam) -> DirtyMemory {
     let mut dirty = DirtyMemory::new();
@@ -151,13 +137,10 @@ pub fn pages(dirty: &DirtyMemory) -> BTreeSet<u64> {
 
 /// Returns the guest addresses of the pages that contain the `len` bytes at `start`.
 pub fn pages_of(start: u64, len: u64) -> impl Iterator<Item = u64> {
-    let first = start & !(PAGE - 1);
-    let end = if len == 0 {
-        first
-    } else {
-        start.saturating_add(len)
-    };
-    (first..end).step_by(PAGE as usize)
+    let (first, end) = (start & !(PAGE - 1), start.saturating_add(len));
+    (first..end)
+        .step_by(PAGE as usize)
+        .filter(move |_| len != 0)
 }
 
 #[cfg(test)]
@@ -211,19 +194,6 @@ mod tests {
     fn build_with_hugetlb_and_partial_huge_page_returns_error() {
         let odd = build((16 << 20) + PAGE, &Backing::Hugetlb);
         assert!(matches!(odd, Err(Error::Build(_))), "{odd:?}");
-    }
-
-    #[test]
-    fn populate_of_new_memory_populates_every_page_and_marks_none() {
-        for backing in [Backing::Anonymous, Backing::Memfd] {
-            let ram = build(16 << 20, &backing).unwrap();
-            let mut calls = Vec::new();
-            populate(&ram, |done| calls.push(done)).unwrap();
-            assert_eq!(calls, [8 << 20, 16 << 20]);
-            let resident = vm_memory_host::residency(&ram).unwrap();
-            assert!(resident.iter().all(|(span, now)| now.resident == span.size));
-            assert_eq!(harvest(&ram).total_pages(), 0);
-        }
     }
 
     #[test]

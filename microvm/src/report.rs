@@ -4,7 +4,8 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use serde::Serialize;
-use vm_memory_host::{describe, residency};
+use vm_memory::GuestMemoryBackend;
+use vm_memory_host::{provisioned, residency};
 
 use crate::block::Counts;
 use crate::bus::Exits;
@@ -140,20 +141,18 @@ fn row(f: &mut Formatter<'_>, name: &str, count: u64, note: &str) -> fmt::Result
 
 /// Describes the RAM regions.
 pub fn memory(ram: &GuestRam) -> Vec<RamRegion> {
-    let resident = residency(ram).unwrap_or_default();
-    let regions = describe(ram).map(|(description, _)| description.regions);
-    let mut described = Vec::new();
-    for (region, (span, now)) in regions.iter().flatten().zip(resident) {
-        let text = region.to_string();
-        let (_, host) = text.split_once(" : ").unwrap_or_default();
-        described.push(RamRegion {
+    let usage = residency(ram).unwrap_or_default();
+    let described = ram
+        .iter()
+        .zip(usage)
+        .map(|(region, (span, now))| RamRegion {
             start: span.start,
             len: span.size,
-            host: host.to_owned(),
+            host: provisioned(region)
+                .map_or_else(|e| e.to_string(), |host| host.kind().to_string()),
             resident: now.resident,
         });
-    }
-    described
+    described.collect()
 }
 
 /// Draws the dirty pages of a region: one cell for each 64th part of it.
@@ -172,17 +171,13 @@ fn map(dirty: &DirtyBySource, start: u64, len: u64) -> String {
 
 /// Formats a number of bytes: `256 MiB`, `2.5 KiB`, `17 bytes`.
 pub fn human(bytes: u64) -> String {
-    let (shift, unit) = match bytes {
-        n if n >= 1 << 30 => (30, "GiB"),
-        n if n >= 1 << 20 => (20, "MiB"),
-        n if n >= 1 << 10 => (10, "KiB"),
-        n => return format!("{n} bytes"),
-    };
-    let tenths = ((bytes & ((1 << shift) - 1)) * 10) >> shift;
-    match (bytes >> shift, tenths) {
-        (whole, 0) => format!("{whole} {unit}"),
-        (whole, tenths) => format!("{whole}.{tenths} {unit}"),
+    for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if bytes >> shift != 0 {
+            let number = format!("{:.1}", bytes as f64 / (1u64 << shift) as f64);
+            return format!("{} {unit}", number.trim_end_matches(".0"));
+        }
     }
+    format!("{bytes} bytes")
 }
 
 #[cfg(test)]
@@ -194,7 +189,7 @@ mod tests {
         assert_eq!(human(0), "0 bytes");
         assert_eq!(human(2560), "2.5 KiB");
         assert_eq!(human(256 << 20), "256 MiB");
-        assert_eq!(human(u64::MAX), "17179869183.9 GiB");
+        assert_eq!(human(u64::MAX), "17179869184 GiB");
     }
 
     #[test]

@@ -1,20 +1,20 @@
 //! A guest from the first mapping to the report. Start reading at [`run`].
 
 use std::io::{self, Read};
-use std::path::Path;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget};
 use vm_memory::GuestMemoryAtomic;
+use vm_memory_host::prefault;
 
 use crate::args::{Args, Format};
 use crate::block::Block;
 use crate::bus::{lock, Bus};
 use crate::dirty::DirtyBySource;
 use crate::disk::Image;
-use crate::kvm::{Entry, Stopped, Vm};
-use crate::memory::GuestRam;
+use crate::kvm::{Stopped, Vm};
 use crate::report::{self, Check, Report};
 use crate::serial::{self, SerialPort, SERIAL_IRQ};
 use crate::virtio_mmio::{VirtioMmio, VIRTIO_IRQ, VIRTIO_MMIO, VIRTIO_MMIO_LEN};
@@ -22,6 +22,8 @@ use crate::{boot, guest, memory, Error};
 
 /// The time limit of the built-in guest. It takes milliseconds, or seconds under nested KVM.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
+
+const PREFAULT_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
 /// Runs the guest that `args` describes. Returns the report.
 ///
@@ -33,25 +35,27 @@ pub fn run(args: &Args) -> Result<Report, Error> {
     // 1. Guest memory: two regions with dirty bitmaps, and a KVM slot for each.
     let ram = Arc::new(memory::build(args.mem, &args.backing)?);
     if args.prefault {
-        let bar = ProgressBar::with_draw_target(Some(args.mem), ProgressDrawTarget::stderr());
-        memory::populate(&ram, |done| bar.set_position(done))?;
-        bar.finish_and_clear();
+        prefault(&*ram, PREFAULT_THREADS, |_| ControlFlow::Continue(()))?;
     }
-    let guest = args.kernel.as_deref().map_or(Guest::BuiltIn, Guest::Kernel);
-    let is_kernel = guest != Guest::BuiltIn;
+    // The built-in guest polls its devices. A kernel needs interrupts.
+    let is_kernel = args.kernel.is_some();
     let vm = Vm::new(&args.kvm, is_kernel)?;
     vm.slots().add(&ram)?;
 
     // 2. The guest: its image in RAM, and its entry point in the registers of the vCPU.
-    vm.set_entry(&ram, guest.load(&ram, args)?)?;
+    let (entry, disk_sectors) = match &args.kernel {
+        None => (guest::load(&ram, args.mem)?, guest::DISK_SECTORS),
+        Some(path) => (boot::load(&ram, path, args)?, 1),
+    };
+    vm.set_entry(&ram, entry)?;
 
     // 3. The devices. Their handle to the memory map lets the map change, for instance by hotplug.
     let image = match &args.disk {
-        Some(path) => Image::open(path, args.disk_write, guest.disk_sectors())?,
+        Some(path) => Image::open(path, args.disk_write, disk_sectors)?,
         None => Image::temporary(guest::DISK_SECTORS)?,
     };
     let before = image
-        .read_sectors(0, guest.disk_sectors() / 2)
+        .read_sectors(0, disk_sectors / 2)
         .map_err(Error::Disk)?;
     let memory = GuestMemoryAtomic::from(Arc::clone(&ram));
     let disk = Arc::new(Mutex::new(VirtioMmio::new(memory, Block::new(image))?));
@@ -93,32 +97,6 @@ pub fn run(args: &Args) -> Result<Report, Error> {
         dirty,
         checks,
     })
-}
-
-/// The program that the vCPU runs.
-#[derive(Clone, Copy, PartialEq)]
-enum Guest<'a> {
-    /// The program in `guest.s`. It polls its devices, and needs no interrupts.
-    BuiltIn,
-    /// The kernel in this file.
-    Kernel(&'a Path),
-}
-
-impl Guest<'_> {
-    fn load(self, ram: &GuestRam, args: &Args) -> Result<Entry, Error> {
-        match self {
-            Self::BuiltIn => guest::load(ram, args.mem),
-            Self::Kernel(path) => boot::load(ram, path, args),
-        }
-    }
-
-    /// Returns the least number of sectors of its disk.
-    fn disk_sectors(self) -> u64 {
-        match self {
-            Self::BuiltIn => guest::DISK_SECTORS,
-            Self::Kernel(_) => 1,
-        }
-    }
 }
 
 /// Forwards standard input to the serial port, until either is closed.

@@ -1,5 +1,6 @@
 //! The memory slots of a virtual machine, and KVM's dirty log.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -13,24 +14,21 @@ use crate::dirty::SlotLog;
 use crate::memory::GuestRam;
 use crate::Error;
 
-/// The guest address and the memory of a slot.
-type Slot = (GuestAddress, Arc<GuestRam>);
-
 /// The memory slots of a virtual machine. Memory can be added and removed while the vCPU runs.
 #[derive(Debug)]
 pub struct Slots {
     // Dropped before the memory.
     vm: Arc<VmFd>,
-    slots: Mutex<Vec<Option<Slot>>>,
+    /// The guest address and the memory of each slot, by its number.
+    slots: Mutex<BTreeMap<u32, (GuestAddress, Arc<GuestRam>)>>,
     address_bits: u32,
 }
 
 impl Slots {
     pub(super) fn new(vm: Arc<VmFd>, address_bits: u32) -> Self {
-        let slots = Mutex::default();
         Self {
             vm,
-            slots,
+            slots: Mutex::default(),
             address_bits,
         }
     }
@@ -49,14 +47,10 @@ impl Slots {
         let mut slots = lock(&self.slots);
         for region in ram.iter() {
             let (start, len) = (region.start_addr(), region.len());
-            let free = slots.iter().position(Option::is_none).unwrap_or_else(|| {
-                slots.push(None);
-                slots.len() - 1
-            });
+            let is_free = |slot: &u32| !slots.contains_key(slot);
+            let free = (0..).find(is_free).unwrap_or(u32::MAX);
             self.set(free, start, len, ram)?;
-            if let Some(slot) = slots.get_mut(free) {
-                *slot = Some((start, Arc::clone(ram)));
-            }
+            slots.insert(free, (start, Arc::clone(ram)));
         }
         Ok(())
     }
@@ -69,13 +63,13 @@ impl Slots {
     ///
     /// Returns an error if KVM refuses.
     pub fn remove(&self, ram: &Arc<GuestRam>) -> Result<Vec<SlotLog>, Error> {
-        let mut logs = Vec::new();
-        for (n, slot) in lock(&self.slots).iter_mut().enumerate() {
-            if let Some((start, memory)) = slot.as_ref().filter(|slot| Arc::ptr_eq(&slot.1, ram)) {
-                logs.push(self.log(n, *start, memory)?);
-                self.set(n, *start, 0, memory)?;
-                *slot = None;
-            }
+        let (mut slots, mut logs) = (lock(&self.slots), Vec::new());
+        let own = slots.iter().filter(|(_, slot)| Arc::ptr_eq(&slot.1, ram));
+        let own: Vec<_> = own.map(|(n, slot)| (*n, slot.0)).collect();
+        for (n, start) in own {
+            logs.push(self.log(n, start, ram)?);
+            self.set(n, start, 0, ram)?;
+            slots.remove(&n);
         }
         Ok(logs)
     }
@@ -87,25 +81,23 @@ impl Slots {
     /// Returns an error if KVM refuses.
     pub fn dirty_log(&self) -> Result<Vec<SlotLog>, Error> {
         let slots = lock(&self.slots);
-        let used = slots
+        let logs = slots
             .iter()
-            .enumerate()
-            .filter_map(|(n, slot)| Some((n, slot.as_ref()?)));
-        used.map(|(n, (start, ram))| self.log(n, *start, ram))
-            .collect()
+            .map(|(n, (start, ram))| self.log(*n, *start, ram));
+        logs.collect()
     }
 
-    fn log(&self, slot: usize, start: GuestAddress, ram: &GuestRam) -> Result<SlotLog, Error> {
+    fn log(&self, slot: u32, start: GuestAddress, ram: &GuestRam) -> Result<SlotLog, Error> {
         let len = ram.find_region(start).map_or(0, |region| region.len());
-        let words = self.vm.get_dirty_log(slot as u32, len as usize);
+        let words = self.vm.get_dirty_log(slot, len as usize);
         let words = words.map_err(failed("read the dirty log"))?;
         Ok(SlotLog { start, words })
     }
 
     #[expect(unsafe_code, reason = "KVM takes the memory by its host address")]
-    fn set(&self, slot: usize, start: GuestAddress, len: u64, ram: &GuestRam) -> Result<(), Error> {
+    fn set(&self, slot: u32, start: GuestAddress, len: u64, ram: &GuestRam) -> Result<(), Error> {
         let region = kvm_userspace_memory_region {
-            slot: slot as u32,
+            slot,
             flags: KVM_MEM_LOG_DIRTY_PAGES,
             guest_phys_addr: start.0,
             memory_size: len,

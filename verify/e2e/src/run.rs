@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -9,11 +11,12 @@ use std::thread;
 use microvm::block::{self, Block, Disk, Transfer};
 use microvm::bus::{lock, Bus};
 use microvm::disk::Image;
-use microvm::memory::{build, harvest, pages, populate, Backing, GuestRam};
+use microvm::memory::{build, harvest, pages, Backing, GuestRam};
 use microvm::serial;
 use microvm::virtio_mmio::{VirtioMmio, VIRTIO_MMIO, VIRTIO_MMIO_LEN};
 use vm_memory::iommu::SharedIotlb;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryAtomic};
+use vm_memory_host::prefault;
 
 use crate::driver::{self, Driver};
 use crate::mapper::{self, Mapper};
@@ -294,7 +297,8 @@ fn map(setup: &Setup) -> Result<(Arc<GuestRam>, GuestRam), Error> {
         ram = storm::with_region(&ram)?;
     }
     if setup.prefault {
-        populate(&ram, |_| ()).map_err(Error::other)?;
+        let two = NonZeroUsize::MIN.saturating_add(1);
+        prefault(&ram, two, |_| ControlFlow::Continue(())).map_err(Error::other)?;
     }
     let view = second_mapping(&ram)?;
     // Memory in a file may contain the rings of an earlier run.
