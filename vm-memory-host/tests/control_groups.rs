@@ -255,12 +255,13 @@ fn build_of_regions_of_one_file_above_memory_limit_names_the_limit() {
 fn build_above_huge_page_limit_names_the_limit() {
     let test = "build_above_huge_page_limit_names_the_limit";
     let in_group = std::env::var_os(GROUP).is_some();
-    let _pages = match in_group {
-        true => None,
-        false => match HugePages::reserve(10, test) {
+    let _pages = if in_group {
+        None
+    } else {
+        match HugePages::reserve(10, test) {
             Some(pages) => Some(pages),
             None => return,
-        },
+        }
     };
     if !is_in_group(Controller::of_huge_pages, 2 * HUGE, test) {
         return;

@@ -232,9 +232,10 @@ fn drop_inside_a_vma_at_the_limit_is_reported_and_unmapped_later() {
     ] {
         let of = |n: u64| {
             let start = n * 32 * MIB;
-            let backing = match is_file {
-                true => shared(start),
-                false => Backing::Anonymous,
+            let backing = if is_file {
+                shared(start)
+            } else {
+                Backing::Anonymous
             };
             let region = Region::new(GuestAddress(start), 32 * MIB);
             region.backing(backing).lock(lock)

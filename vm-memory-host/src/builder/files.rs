@@ -166,9 +166,10 @@ fn open_file(
         identity: identity(&metadata),
         page_size,
         own_tmpfs,
-        present: match file_type.is_file() {
-            true => metadata.blocks().saturating_mul(512),
-            false => 0,
+        present: if file_type.is_file() {
+            metadata.blocks().saturating_mul(512)
+        } else {
+            0
         },
         allocated,
     })
@@ -288,9 +289,10 @@ pub(super) fn allocate(region: &Region, backing: &OpenedBacking) -> Result<(), B
 /// Returns `error` if a file has fewer blocks than its length needs.
 fn has_no_holes(file: &File, error: io::Error) -> io::Result<()> {
     let metadata = file.metadata()?;
-    match metadata.blocks().saturating_mul(512) >= metadata.len() {
-        true => Ok(()),
-        false => Err(error),
+    if metadata.blocks().saturating_mul(512) >= metadata.len() {
+        Ok(())
+    } else {
+        Err(error)
     }
 }
 

@@ -134,9 +134,10 @@ fn map_source(
         },
     };
     let wanted = backing.missing(region.size);
-    let free = match reserves_huge_pages {
-        true => host.free_huge_pages(backing.page_size, &[]),
-        false => 0,
+    let free = if reserves_huge_pages {
+        host.free_huge_pages(backing.page_size, &[])
+    } else {
+        0
     };
     reserved.map(len, source).map_err(|source| {
         if reserves_huge_pages && source.raw_os_error() == Some(libc::ENOMEM) {

@@ -99,9 +99,10 @@ impl HostResources {
                     continue;
                 };
                 let used = usage.saturating_sub(reclaimable(&directory));
-                let swap = match files.is_without_swap {
-                    true => free_swap.min(swap_limit(&directory)),
-                    false => 0,
+                let swap = if files.is_without_swap {
+                    free_swap.min(swap_limit(&directory))
+                } else {
+                    0
                 };
                 keep_least(
                     &mut least,

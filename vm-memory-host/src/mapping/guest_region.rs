@@ -68,17 +68,19 @@ impl HostMapping {
         self: &Arc<Self>,
         bitmap: B,
     ) -> Result<MmapRegion<B>, MmapRegionError> {
-        let sharing = match self.backing.is_shared() {
-            true => libc::MAP_SHARED,
-            false => libc::MAP_PRIVATE,
+        let sharing = if self.backing.is_shared() {
+            libc::MAP_SHARED
+        } else {
+            libc::MAP_PRIVATE
         };
         let anonymous = match self.backing.file {
             Some(_) => 0,
             None => libc::MAP_ANONYMOUS,
         };
-        let reserve = match self.options.reserve {
-            true => 0,
-            false => libc::MAP_NORESERVE,
+        let reserve = if self.options.reserve {
+            0
+        } else {
+            libc::MAP_NORESERVE
         };
         let mut builder = MmapRegionBuilder::new_with_bitmap(self.mapped.len(), bitmap)
             .with_mmap_prot(READ_WRITE)

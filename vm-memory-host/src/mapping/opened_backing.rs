@@ -35,9 +35,10 @@ impl OpenedBacking {
     /// Pages of the file that are outside of the region count as if they were inside. For several
     /// regions of one file, pass the sum of their sizes: the pages count once.
     pub(crate) fn missing(&self, size: u64) -> u64 {
-        match self.uses_pages_of_file() {
-            true => size.saturating_sub(self.present),
-            false => size,
+        if self.uses_pages_of_file() {
+            size.saturating_sub(self.present)
+        } else {
+            size
         }
     }
 

@@ -174,21 +174,24 @@ impl Source {
             // that this process may not write.
             let used = file.metadata()?.blocks().saturating_mul(512);
             let pagemap = File::open("/proc/self/pagemap")?;
-            let is_known = match is_private {
-                true => used == 0,
-                false => used == present_bytes(&pagemap, mapping)?,
+            let is_known = if is_private {
+                used == 0
+            } else {
+                used == present_bytes(&pagemap, mapping)?
             };
-            return match is_known {
-                true => Ok(Self::new(None, Some(pagemap))),
-                false => Ok(Self::all()),
+            return if is_known {
+                Ok(Self::new(None, Some(pagemap)))
+            } else {
+                Ok(Self::all())
             };
         }
         let Some(file) = reopen(file)? else {
             return Ok(Self::all());
         };
-        match is_private {
-            true => Ok(Self::new(Some(file), pagemap()?)),
-            false => Ok(Self::new(Some(file), None)),
+        if is_private {
+            Ok(Self::new(Some(file), pagemap()?))
+        } else {
+            Ok(Self::new(Some(file), None))
         }
     }
 

@@ -277,9 +277,10 @@ pub(crate) fn free_pages(mapping: &Changes<'_>, offset: usize, len: usize) -> io
             // Punching a hole in a block device may fail, or leave any contents.
             let is_block_device = mapping.kind() == BackingKind::File
                 && file.metadata()?.file_type().is_block_device();
-            match is_block_device {
-                true => sys::zero_range(file, start, count),
-                false => punch_hole(mapping, offset, len, || sys::punch_hole(file, start, count)),
+            if is_block_device {
+                sys::zero_range(file, start, count)
+            } else {
+                punch_hole(mapping, offset, len, || sys::punch_hole(file, start, count))
             }
         }
     }

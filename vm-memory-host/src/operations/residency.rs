@@ -161,10 +161,10 @@ where
             };
             let share = |bytes: u64| vma.share_of(bytes, range);
             // The kernel does not report which huge pages are private.
-            let private = match mapping.kind() == BackingKind::Hugetlb {
-                true if mapping.backing.is_shared() => 0,
-                true => vma.mapped,
-                false => vma.anonymous,
+            let private = match mapping.kind() {
+                BackingKind::Hugetlb if mapping.backing.is_shared() => 0,
+                BackingKind::Hugetlb => vma.mapped,
+                _ => vma.anonymous,
             };
             usage.private = usage.private.saturating_add(share(private));
             usage.mapped = usage.mapped.saturating_add(share(vma.mapped));

@@ -169,9 +169,10 @@ pub(crate) fn next_data(file: &File, from: u64, end: u64) -> Range<u64> {
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => end,
         Err(_) => from,
     };
-    let hole = match start < end {
-        true => seek(start, libc::SEEK_HOLE).unwrap_or(end),
-        false => end,
+    let hole = if start < end {
+        seek(start, libc::SEEK_HOLE).unwrap_or(end)
+    } else {
+        end
     };
     start..hole.min(end)
 }

@@ -352,23 +352,18 @@ fn discard_keeps_the_space_of_a_full_tmpfs() {
         file.set_len(MIB).unwrap();
         let region = Region::new(GuestAddress(0), MIB).sparse(sparse);
         let region = region.backing(Backing::shared_file(file, 0));
-        let memory = match blocks {
-            false => build(region).unwrap(),
-            true => build(region.blocks(non_zero(MIB / 2), Unplugged::Mapped)).unwrap(),
+        let memory = if blocks {
+            build(region.blocks(non_zero(MIB / 2), Unplugged::Mapped)).unwrap()
+        } else {
+            build(region).unwrap()
         };
-        let claimed = match blocks {
-            false => MIB,
-            true => MIB / 2,
-        };
+        let claimed = if blocks { MIB / 2 } else { MIB };
         if blocks {
             plug(&memory, GuestAddress(0), claimed).unwrap();
         }
         fill(&memory, 0, claimed, 1);
         // Unplugged blocks have no space to keep.
-        let freed = match sparse {
-            true => MIB,
-            false => MIB - claimed,
-        };
+        let freed = if sparse { MIB } else { MIB - claimed };
         assert_eq!(discard(&memory, GuestAddress(0), MIB).unwrap(), freed);
         let other = take_the_rest(&tmpfs);
         let taken = other.metadata().unwrap().len();

@@ -30,9 +30,12 @@ fn lazy(memory: &Memory, page: u64, test: &str) -> Option<LazyPages> {
 /// Returns the backings that userfaultfd(2) supports, and the size of their pages.
 fn lazy_backings(huge: bool, test: &str) -> (Vec<(&'static str, Region, u64)>, Option<Mounted>) {
     let all = region_of_each_backing(0, SIZE, huge).into_iter();
-    let page = |kind: &str| match kind.ends_with("hugetlb") {
-        true => HUGE,
-        false => PAGE,
+    let page = |kind: &str| {
+        if kind.ends_with("hugetlb") {
+            HUGE
+        } else {
+            PAGE
+        }
     };
     let mut all: Vec<_> = all
         .filter(|(kind, _)| !kind.ends_with("file"))
