@@ -52,7 +52,7 @@ impl Segments {
     ///
     /// # Errors
     ///
-    /// Returns a description of the first segment that does not.
+    /// Returns a description of the first segment that fails the check.
     pub fn check(&self, memory: &impl GuestMemory, access: Permissions) -> Result<(), String> {
         let refused = |&&(addr, len): &&_| !GuestMemory::check_range(memory, addr, len, access);
         self.iter().find(refused).map_or(Ok(()), |(addr, len)| {

@@ -22,8 +22,8 @@ use crate::sys;
 
 /// The layout of guest memory as data.
 ///
-/// Use it to save a guest snapshot, to map the same memory in another process, or for the memory
-/// table of a vhost-user front end (which also needs [`HostMapping::host_address`]).
+/// Use it to save a guest snapshot, or to map the same memory in another process. A vhost-user
+/// front end can make its memory table from it and from [`HostMapping::host_address`].
 ///
 /// Descriptors are not data. Regions refer to them by their index in a list that is sent alongside
 /// the description (`SCM_RIGHTS`, unix(7)). A file that backs several regions is in the list once.

@@ -1,4 +1,4 @@
-//! [`BuildError`]: why guest memory cannot be built.
+//! [`BuildError`]: the reasons for which a build fails.
 
 use std::io;
 
@@ -285,7 +285,7 @@ pub enum BuildError {
         /// The kind and page size of the file.
         found: String,
     },
-    /// The file must be sealed against shrinking, and is not.
+    /// The region requires a file that is sealed against shrinking, but the file is not sealed.
     #[error(
         "region {region}: the file is not sealed against shrinking; \
         seal it (F_SEAL_SHRINK) or do not require seals (Region::sealed)"

@@ -18,7 +18,7 @@ static IN_USE: AtomicUsize = AtomicUsize::new(0);
 pub(crate) struct VmaBudget(usize);
 
 impl VmaBudget {
-    /// Takes `more` VMAs, and returns whether the limit allows it. Takes none if it does not.
+    /// Takes `more` VMAs if the limit allows all of them, and returns whether it does.
     pub(crate) fn try_take(&mut self, more: usize) -> bool {
         // Relaxed: the counter protects no other memory.
         let sum = |in_use: usize| {

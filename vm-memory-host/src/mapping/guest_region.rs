@@ -1,4 +1,5 @@
-//! Conversion of a [`HostMapping`] to a vm-memory region, and [`provisioned`], the way back.
+//! The vm-memory region over a [`HostMapping`], and [`provisioned`], which returns the mapping of a
+//! region.
 
 use std::sync::Arc;
 

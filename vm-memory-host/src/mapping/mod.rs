@@ -65,7 +65,7 @@ pub struct HostMapping {
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
     /// Whether to advise the kernel against transparent huge pages.
     ///
-    /// `false` on a kernel without them, which refuses the advice. Recorded by the build, so that a
+    /// `false` on a kernel without them, which refuses the advice. The build records it, so that a
     /// discard does not read /sys.
     pub(crate) no_huge_pages: bool,
     /// The zeroed ranges, and the lock that orders changes of the mapping.
@@ -82,7 +82,7 @@ impl HostMapping {
         self.backing.kind
     }
 
-    /// Returns the guest addresses that it was built for. A map may contain it at others.
+    /// Returns the guest addresses that it was built for. A map may contain it at other addresses.
     pub fn span(&self) -> Span {
         Span {
             start: self.start.0,
@@ -282,7 +282,7 @@ impl Deref for Changes<'_> {
 /// munmap(2) fails if it must split a VMA and the process has `vm.max_map_count` of them. A dropped
 /// region that is adjacent to others can be a part of such a VMA. Its private pages are freed
 /// nevertheless. Its addresses, and the reference to its file, stay until the adjacent regions are
-/// dropped. What remains then stays until the process ends.
+/// dropped. Memory that is still mapped then stays mapped until the process ends.
 ///
 /// The result is 0 in a process that is not at this limit. Makes no system call.
 ///

@@ -22,8 +22,8 @@ pub(crate) struct Part<'a, B> {
 /// Splits `len` bytes at `addr` into one part for each region.
 ///
 /// `granularity` returns the unit that a part of a mapping must consist of: its name and its size.
-/// All parts are checked before any is returned, so an error means that nothing was changed. No
-/// lock is taken before.
+/// All parts are checked before any is returned, so an error means that nothing was changed. The
+/// checks take no lock.
 pub(crate) fn parts<'a, B, M>(
     memory: &'a M,
     addr: GuestAddress,

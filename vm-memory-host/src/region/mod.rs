@@ -226,11 +226,14 @@ impl Region {
     /// Sets whether the kernel sets memory aside for all pages. The default is `false`.
     ///
     /// If `true`, the region counts as committed memory from the start (`Committed_AS` of
-    /// proc_meminfo(5)), and the build fails if the policy of overcommitment has no room for it.
-    /// With `vm.overcommit_memory` of 2, pages are then always available to the guest. With 0, only
-    /// a region larger than memory and swap is refused, and with 1, none is.
+    /// proc_meminfo(5)). The build fails if `vm.overcommit_memory` is
     ///
-    /// Only anonymous memory without blocks can be reserved. Huge pages of a pool always are.
+    /// - 2, and the commit limit has no room for the region. Otherwise, pages are always available
+    ///   to the guest.
+    /// - 0, and the region is larger than memory and swap.
+    ///
+    /// Only anonymous memory without blocks can be reserved. Huge pages of a pool are always
+    /// reserved.
     ///
     /// # Examples
     ///

@@ -153,8 +153,8 @@ pub(crate) fn block_device_length(device: &File) -> Result<u64> {
 
 /// Returns the next part of a file with data, at `from` or after it (lseek(2), `SEEK_DATA`).
 ///
-/// It is empty and at `end` if there is none before `end`. If the file system does not report
-/// holes, all of the file is data. Changes the position of the file.
+/// If there is no data before `end`, the result is empty and begins at `end`. If the file system
+/// does not report holes, all of the file is data. Changes the position of the file.
 pub(crate) fn next_data(file: &File, from: u64, end: u64) -> Range<u64> {
     let seek = |from: u64, whence| {
         let from = libc::off_t::try_from(from).unwrap_or(libc::off_t::MAX);

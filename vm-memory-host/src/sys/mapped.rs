@@ -80,8 +80,9 @@ impl Mapped {
 
     /// Returns a pointer to a range of this memory, after checking that the range is inside.
     ///
-    /// Fails in a child of fork(2), whose own memory may be there. `Region::forked` or a driver
-    /// (VFIO, RDMA) can have excluded the memory from children, and the latter goes unnoticed.
+    /// Fails in a child of fork(2), whose own memory may be there: `Region::forked` or a driver
+    /// (VFIO, RDMA) can have excluded the memory from children. This crate cannot know which
+    /// memory a driver excludes.
     fn part(&self, offset: usize, len: usize) -> Result<*mut u8> {
         if !self.reservation.is_here() {
             return Err(Error::other("the memory belongs to the parent process"));
@@ -226,7 +227,7 @@ impl Mapped {
         // SAFETY: `to` is a range of this mapping, in the process that made it (`part`). It stays
         // mapped, readable and writable. Only its bytes change: no Rust reference covers them
         // (invariant of `Mapped`), and vm-memory expects the guest to change them at any time.
-        // `from` is all of `zeroes`, which was passed by value and whose reservation nothing shares
+        // `from` is all of `zeroes`, which was passed by value. Nothing shares its reservation
         // (`get_mut`), so no other code uses the addresses that become unmapped.
         let result = unsafe { libc::mremap(from.cast(), len, len, flags, to) };
         if result != libc::MAP_FAILED {

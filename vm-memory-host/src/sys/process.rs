@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use super::{check, page_size, READ_WRITE};
 
-/// The identity of a process. A child of fork(2) gets another one; threads and vfork(2) do not.
+/// The identity of a process. A child of fork(2) has another identity than its parent. All threads
+/// of a process, and a child of vfork(2), have the same.
 ///
 /// A PID does not suffice: a process in another PID namespace, or a later child, can have the same
 /// one. Comparing these identities also needs no system call.

@@ -29,8 +29,8 @@ pub(crate) struct Reservation {
     pub(super) process: Process,
     /// Start and end of the parts that no longer belong to the reservation.
     ///
-    /// They were moved or unmapped. The list has room for one part for each `Mapped`, so that a
-    /// drop allocates nothing.
+    /// These parts were moved or unmapped. The list has room for one part for each `Mapped`, so
+    /// that a drop allocates nothing.
     gaps: Mutex<Vec<(usize, usize)>>,
     /// The bytes of dropped regions that could not be unmapped until now.
     kept: AtomicU64,
@@ -222,7 +222,7 @@ impl Drop for Reservation {
         if !self.is_here() {
             return;
         }
-        // Counted again below, if they cannot be unmapped now. Relaxed: see `keep`.
+        // They are counted again below, if they cannot be unmapped now. Relaxed: see `keep`.
         STILL_MAPPED.fetch_sub(*self.kept.get_mut(), Ordering::Relaxed);
         let gaps = self.gaps.get_mut().unwrap_or_else(PoisonError::into_inner);
         gaps.sort_unstable();

@@ -45,7 +45,7 @@ pub(crate) fn run_on_threads<W: Fn(usize) + Sync>(name: &CStr, others: usize, wo
         for start in theirs {
             // SAFETY: `start` is not used again before the thread is joined, below. Nothing unwinds
             // before that: `threads` has room for all of them, and `run` catches the panics of
-            // `work`. What `start` refers to is borrowed for all of `run_on_threads`.
+            // `work`. The data that `start` refers to is borrowed for all of `run_on_threads`.
             match unsafe { spawn(start) } {
                 Some(thread) => threads.push(thread),
                 None => break,
@@ -77,8 +77,8 @@ impl<W: Fn(usize)> Start<'_, W> {
 ///
 /// # Safety
 ///
-/// The caller joins the thread before it uses, moves or drops `start`, and before the end of all
-/// that `start` refers to.
+/// The caller joins the thread before it uses, moves or drops `start`, and before the data that
+/// `start` refers to is dropped.
 unsafe fn spawn<W: Fn(usize) + Sync>(start: &mut Start<'_, W>) -> Option<libc::pthread_t> {
     let argument: *mut Start<'_, W> = start;
     // SAFETY: `thread_main::<W>` takes a pointer to a `Start` with the same `W`, which the caller
@@ -100,7 +100,7 @@ pub(crate) fn run_detached<W: FnOnce() + Send + 'static>(name: &'static CStr, wo
         // SAFETY: pthread_create(3) has returned this thread. It is neither joined nor detached.
         Some(thread) => drop(unsafe { libc::pthread_detach(thread) }),
         None => {
-            // SAFETY: the pointer comes from `Box::into_raw`, and no thread has got it.
+            // SAFETY: the pointer comes from `Box::into_raw`, and no thread has received it.
             let (_, work) = *unsafe { Box::from_raw(work) };
             work();
         }
@@ -149,7 +149,7 @@ extern "C" fn detached_main<W: FnOnce()>(work: *mut libc::c_void) -> *mut libc::
     // one thread with it, and does not use it any more.
     let (name, work) = *unsafe { Box::from_raw(work.cast::<(&'static CStr, W)>()) };
     set_name(name);
-    // Nobody joins the thread. A panic ends with it.
+    // No thread joins this one, so a panic has nowhere to go.
     let _ = catch_unwind(AssertUnwindSafe(work));
     null_mut()
 }
