@@ -15,7 +15,7 @@
 //! | [`emulator`] | the program that runs the tests of another processor |
 //!
 //! A test that cannot run on a machine prints a line with `SKIPPED:` and passes. These lines list
-//! the properties that a test run did not check.
+//! the properties that a test run did not check. CI accepts those in `.ci/skips`, and no others.
 //!
 //! ```
 //! fn writes_to_a_pipe_wait() {
