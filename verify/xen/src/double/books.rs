@@ -61,6 +61,10 @@ impl Books {
         self.injected
     }
 
+    pub fn injected_errno(&self) -> Option<i32> {
+        self.injection.map(|injection| injection.errno)
+    }
+
     /// Notes a call. Returns the error that it must return instead of its effect, if any.
     pub fn enter(&mut self, call: Call) -> Result<(), i32> {
         let number = self.calls.len();

@@ -78,9 +78,10 @@ pub(super) enum Device {
 
 type Shared = Arc<Mutex<Kernel>>;
 
-/// The devices, by file system and inode.
-static DEVICES: LazyLock<Mutex<HashMap<(u64, u64), (Device, Shared)>>> =
-    LazyLock::new(Mutex::default);
+/// Devices by file system and inode.
+type Devices = HashMap<(u64, u64), (Device, Shared)>;
+
+static DEVICES: LazyLock<Mutex<Devices>> = LazyLock::new(Mutex::default);
 
 thread_local! {
     static COUNTING: RefCell<Option<Shared>> = const { RefCell::new(None) };

@@ -65,6 +65,10 @@ impl Kernel {
 
     pub fn grant(&mut self, reference: u32, page: usize, access: Access) {
         assert!(REFERENCES.contains(&reference) && page < PAGES);
+        self.grant_any(reference, page, access);
+    }
+
+    pub fn grant_any(&mut self, reference: u32, page: usize, access: Access) {
         self.grants.insert(reference, Grant { page, access });
     }
 
@@ -109,7 +113,7 @@ impl Kernel {
 
 /// Returns the number of pages in `len` bytes, if it is a whole number.
 pub(super) fn whole_pages(len: usize) -> Option<usize> {
-    (len % PAGE == 0).then_some(len / PAGE)
+    len.is_multiple_of(PAGE).then_some(len / PAGE)
 }
 
 /// Returns the range of pages of an area at `addr` of `pages` pages that a range of memory covers.

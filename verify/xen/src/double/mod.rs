@@ -18,7 +18,7 @@ mod foreign;
 mod grants;
 pub mod hooks;
 mod kernel;
-mod memory;
+pub(crate) mod memory;
 mod numbers;
 
 use std::fs::File;
@@ -111,6 +111,26 @@ impl Double {
     #[must_use]
     pub fn is_injected(&self) -> bool {
         self.kernel().books.is_injected()
+    }
+
+    /// Returns the error of the injected fault, if there is one.
+    #[must_use]
+    pub fn injected_errno(&self) -> Option<i32> {
+        self.kernel().books.injected_errno()
+    }
+
+    /// Grants more pages than the domain has: the first references of a long run.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the system does not resize the memfd of the domain.
+    pub fn grant_long_run(&mut self, first: u32, pages: usize) {
+        let mut kernel = self.kernel();
+        let len = u64::try_from(pages * PAGE).expect("the pages fit");
+        kernel.ram().set_len(len).expect("cannot resize a memfd");
+        for (reference, page) in (first..).zip(0..pages) {
+            kernel.grant_any(reference, page, Access::ReadWrite);
+        }
     }
 
     /// Makes a frame absent for a number of requests, as a frame that is paged out.

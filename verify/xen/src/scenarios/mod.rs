@@ -3,10 +3,17 @@
 //! A scenario ends with an error of the library by `?`, and panics if data is wrong. Fault
 //! injection relies on that: see [`outcome`](crate::outcome).
 
+mod foreign;
+mod grants;
+mod guards;
 mod lazy;
+mod lazy_faults;
+mod refused;
 mod setup;
+mod streams;
+mod unix;
 
-use crate::outcome::{Outcome, Stop};
+use crate::outcome::Outcome;
 use crate::world::World;
 
 /// A named sequence of accesses.
@@ -47,10 +54,15 @@ use scenarios;
 
 /// Returns all scenarios.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    [lazy::SCENARIOS].into_iter().flatten()
-}
-
-/// Ends a scenario that does not apply to a world.
-fn skip(reason: &str) -> Stop {
-    Stop::Skipped(reason.to_owned())
+    let parts = [
+        unix::SCENARIOS,
+        foreign::SCENARIOS,
+        grants::SCENARIOS,
+        refused::SCENARIOS,
+        lazy::SCENARIOS,
+        lazy_faults::SCENARIOS,
+        guards::SCENARIOS,
+        streams::SCENARIOS,
+    ];
+    parts.into_iter().flatten()
 }

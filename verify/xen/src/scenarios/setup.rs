@@ -7,16 +7,29 @@ use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRange, MmapRegion, MmapXenFlags,
 };
 
-use crate::outcome::Outcome;
+use crate::double::Call;
+use crate::outcome::{Outcome, Stop};
 use crate::world::{mapped, Access, World, PAGE};
 
 /// The bit that tells an address of a granted page from others.
 pub const GRANTED: u64 = 1 << 63;
 
-/// Returns the guest address of a byte of a granted page.
+/// The first reference of most scenarios.
+pub const FIRST: u32 = 32;
+
+/// Returns a length or an offset as a part of a guest address.
+pub fn long(bytes: usize) -> u64 {
+    u64::try_from(bytes).expect("a usize fits into 64 bits")
+}
+
+/// Returns the guest address of a byte that is `offset` bytes after the start of a granted page.
 pub fn grant_address(reference: u32, offset: usize) -> GuestAddress {
-    let offset = u64::try_from(offset).expect("the offset fits");
-    GuestAddress(GRANTED | u64::from(reference) << 12 | offset)
+    GuestAddress((GRANTED | u64::from(reference) << 12) + long(offset))
+}
+
+/// Returns the flags of a region that is mapped in advance.
+pub fn advance() -> u32 {
+    MmapXenFlags::GRANT.bits()
 }
 
 /// Returns the flags of a region that is mapped at each access.
@@ -39,13 +52,15 @@ pub fn range(
 /// Returns a memory of one region.
 pub fn memory<B: NewBitmap>(range: MmapRange, at: GuestAddress) -> Outcome<GuestMemoryMmap<B>> {
     let region = MmapRegion::from_range(range)?;
-    let region =
-        GuestRegionMmap::new(region, at).expect("the region does not pass the last address");
-    Ok(GuestMemoryMmap::from_regions(vec![region])?)
+    Ok(GuestMemoryMmap::from_regions(vec![at_address(region, at)])?)
 }
 
-/// Grants the page after the last granted one of a run. Page `n` of the domain has reference
-/// `first + n`.
+/// Returns a region at a guest address.
+pub fn at_address<B: NewBitmap>(region: MmapRegion<B>, at: GuestAddress) -> GuestRegionMmap<B> {
+    GuestRegionMmap::new(region, at).expect("the region does not pass the last address")
+}
+
+/// Grants the first `pages` pages of the domain, by consecutive references.
 pub fn grant_run(world: &mut dyn World, first: u32, pages: usize, access: Access) {
     for (reference, page) in (first..).zip(0..pages) {
         world.grant(reference, page, access);
@@ -54,7 +69,7 @@ pub fn grant_run(world: &mut dyn World, first: u32, pages: usize, access: Access
 
 /// Returns memory of `pages` pages that is mapped at each access, and begins with a reference.
 pub fn lazy<B: NewBitmap>(
-    world: &mut dyn World,
+    world: &dyn World,
     device: &File,
     reference: u32,
     pages: usize,
@@ -64,8 +79,75 @@ pub fn lazy<B: NewBitmap>(
     memory(range, at)
 }
 
+/// Grants pages for reading and writing, and returns memory that is mapped at each access.
+pub fn granted_lazy(world: &mut dyn World, pages: usize) -> Outcome<(File, GuestMemoryMmap)> {
+    grant_run(world, FIRST, pages, Access::ReadWrite);
+    let device = world.gntdev()?;
+    let memory = lazy(world, &device, FIRST, pages)?;
+    Ok((device, memory))
+}
+
+/// Returns bytes that differ from their neighbours.
+pub fn pattern(len: usize) -> Vec<u8> {
+    let byte = |at: usize| u8::try_from(at % 251).expect("the remainder fits");
+    (0..len).map(byte).collect()
+}
+
+/// Returns bytes of the domain's memory, from a page on.
+pub fn seen(world: &dyn World, page: usize, offset: usize, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    world.read(page, offset, &mut bytes);
+    bytes
+}
+
 /// Requires that no grant is mapped.
 pub fn assert_released(world: &dyn World, when: &str) {
     let mapped = mapped(world);
     assert!(mapped.is_empty(), "{when}, {mapped:?} are mapped");
+}
+
+/// Forgets the calls so far, if the world counts them.
+pub fn forget_calls(world: &mut dyn World) {
+    if let Some(double) = world.as_double() {
+        double.forget_calls();
+    }
+}
+
+/// Requires that the devices got these calls, if the world counts them.
+pub fn assert_calls(world: &mut dyn World, expected: &[Call], what: &str) {
+    if let Some(double) = world.as_double() {
+        assert_eq!(double.calls(), expected, "calls of {what}");
+    }
+}
+
+/// Returns the calls of an access to the pages of consecutive references.
+pub fn calls_of_access(first: u32, pages: u32, writing: bool) -> Vec<Call> {
+    let len = usize::try_from(pages).expect("the number fits") * PAGE;
+    vec![
+        Call::MapGrants((first..first + pages).collect()),
+        Call::Mmap { len, writing },
+        Call::Munmap(len),
+        Call::UnmapGrants(pages),
+    ]
+}
+
+/// Makes an access that has no error.
+///
+/// # Errors
+///
+/// Ends the scenario if the world has injected a fault into the access.
+pub fn silent<T>(world: &mut dyn World, access: impl FnOnce() -> T) -> Outcome<T> {
+    let result = access();
+    match world.as_double() {
+        Some(double) if double.is_injected() => Err(Stop::Error {
+            errno: double.injected_errno(),
+            text: "the world injected a fault".to_owned(),
+        }),
+        _ => Ok(result),
+    }
+}
+
+/// Ends a scenario that does not apply to a world.
+pub fn skip(reason: &str) -> Stop {
+    Stop::Skipped(reason.to_owned())
 }

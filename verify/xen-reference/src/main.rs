@@ -1,0 +1,117 @@
+//! Plays the scenarios of `verify/xen` on vm-memory 0.18.0 and prints a table of those that fail.
+//!
+//! Each scenario runs in a process of its own, since a failure may be a signal.
+//!
+//! ```text
+//! cargo run --manifest-path verify/xen-reference/Cargo.toml
+//! ```
+
+#[path = "../../xen/src/double/mod.rs"]
+#[expect(dead_code, reason = "the tests of verify/xen use the rest")]
+mod double;
+#[path = "../../xen/src/outcome.rs"]
+mod outcome;
+#[path = "../../xen/src/scenarios/mod.rs"]
+mod scenarios;
+#[path = "../../xen/src/world.rs"]
+#[expect(dead_code, reason = "the tests of verify/xen use the rest")]
+mod world;
+
+use std::io::{Read, Seek};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use double::Double;
+use outcome::Stop;
+use scenarios::Scenario;
+use world::Host;
+
+crate::interpose!();
+
+/// The time after which a scenario counts as hanging.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    match (args.next(), args.next()) {
+        (Some(name), Some(host)) => play(&name, &host),
+        _ => table(),
+    }
+}
+
+/// Plays one scenario in this process, and prints what is wrong.
+fn play(name: &str, host: &str) -> ExitCode {
+    let host = match host {
+        "pv" => Host::Pv,
+        _ => Host::AutoTranslated,
+    };
+    let found = scenarios::all().find(|scenario| scenario.name == name);
+    match found.map(|scenario| scenario.play(&mut Double::new(host))) {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(Stop::Skipped(reason))) => {
+            println!("skipped: {reason}");
+            ExitCode::SUCCESS
+        }
+        Some(Err(Stop::Error { text, .. })) => {
+            println!("error: {text}");
+            ExitCode::FAILURE
+        }
+        None => ExitCode::FAILURE,
+    }
+}
+
+/// Plays each scenario in a child, and prints the table.
+fn table() -> ExitCode {
+    println!("| row | scenario | PV | auto-translated |\n|---|---|---|---|");
+    for scenario in scenarios::all() {
+        let results = ["pv", "auto"].map(|host| verdict(scenario, host));
+        println!(
+            "| {} | `{}` | {} | {} |",
+            scenario.row, scenario.name, results[0], results[1]
+        );
+    }
+    ExitCode::SUCCESS
+}
+
+/// Plays a scenario in a child, and returns how it ended.
+fn verdict(scenario: &Scenario, host: &str) -> String {
+    // A pipe that nobody reads would be full at some time.
+    let mut log = double::memory::memfd("log").expect("cannot make a file");
+    let program = std::env::current_exe().expect("the program has a path");
+    let mut child = Command::new(program)
+        .args([scenario.name, host])
+        .env("RUST_BACKTRACE", "0")
+        .stdout(log.try_clone().expect("a file can be shared"))
+        .stderr(log.try_clone().expect("a file can be shared"))
+        .spawn()
+        .expect("cannot start a child");
+    let started = Instant::now();
+    while child.try_wait().expect("the child is ours").is_none() {
+        if started.elapsed() > LIMIT {
+            child.kill().expect("the child is ours");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let status = child.wait().expect("the child has ended");
+    log.rewind().expect("a file has a start");
+    let mut said = Vec::new();
+    log.read_to_end(&mut said).expect("cannot read the log");
+    let said = String::from_utf8_lossy(&said);
+    match (status.signal(), status.success()) {
+        (Some(libc::SIGKILL), _) => "hangs".to_owned(),
+        (Some(signal), _) => format!("signal {signal}"),
+        (None, true) if said.contains("skipped") => "not played".to_owned(),
+        (None, true) => "passes".to_owned(),
+        (None, false) if said.contains("/vm-memory-0.18.0/") => "panic in vm-memory".to_owned(),
+        // A panic has its place on a line, and its message on the next.
+        (None, false) => {
+            let message = said
+                .lines()
+                .skip_while(|line| !line.contains("panicked at"))
+                .nth(1);
+            let message = message.unwrap_or_else(|| said.trim());
+            message.chars().take(100).collect()
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Guards: pointers to memory that stays mapped while they live.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, VolatileMemory};
+
+use super::setup::{
+    assert_calls, assert_released, forget_calls, grant_address, grant_run, granted_lazy, lazy,
+    pattern, seen, silent, FIRST,
+};
+use super::Scenario;
+use crate::double::memory::memfd;
+use crate::outcome::Outcome;
+use crate::world::{mapped, Access, World, PAGE};
+
+pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
+    "" guard_for_reading_keeps_its_pages_mapped
+    "" guard_for_writing_keeps_its_pages_mapped
+    "" guards_of_references_and_arrays_are_mapped
+    "X2" guard_of_bad_reference_points_at_no_memory
+    "X12" guard_of_empty_slice_maps_nothing
+    "X24" guard_outlives_region_and_device
+];
+
+/// Writes the bytes at a pointer to a new file, by a system call. So, a bad pointer is an error.
+#[expect(unsafe_code, reason = "passes a pointer to a system call")]
+fn save(pointer: *const u8, len: usize) -> io::Result<File> {
+    let file = memfd("saved")?;
+    // SAFETY: the system checks the pointer, and only reads.
+    let written = unsafe { libc::write(file.as_raw_fd(), pointer.cast(), len) };
+    match usize::try_from(written) {
+        Ok(written) => {
+            assert_eq!(written, len);
+            Ok(file)
+        }
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Returns the bytes at a pointer.
+fn bytes_at(pointer: *const u8, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    save(pointer, len)?.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Writes bytes to a pointer, by a system call.
+#[expect(unsafe_code, reason = "passes a pointer to a system call")]
+fn load(pointer: *mut u8, bytes: &[u8]) -> io::Result<()> {
+    let file = memfd("loaded")?;
+    file.write_all_at(bytes, 0)?;
+    // SAFETY: the system checks the pointer. The memory is of a guard for writing, which no Rust
+    // reference covers.
+    let read = unsafe { libc::pread(file.as_raw_fd(), pointer.cast(), bytes.len(), 0) };
+    match usize::try_from(read) {
+        Ok(read) => {
+            assert_eq!(read, bytes.len());
+            Ok(())
+        }
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+fn guard_for_reading_keeps_its_pages_mapped(world: &mut dyn World) -> Outcome {
+    let (_device, memory) = granted_lazy(world, 3)?;
+    let bytes = pattern(PAGE);
+    world.write(0, 0x800, &bytes);
+    let slice = memory.get_slice(grant_address(FIRST, 0x800), PAGE)?;
+    let guard = silent(world, || slice.ptr_guard())?;
+    assert_eq!(guard.len(), PAGE);
+    assert_eq!(mapped(world), [FIRST, FIRST + 1]);
+    assert!(
+        !world.in_use(FIRST).writing,
+        "a guard for reading maps for writing"
+    );
+    assert_eq!(bytes_at(guard.as_ptr(), guard.len())?, bytes);
+    drop(guard);
+    assert_released(world, "after the guard");
+    Ok(())
+}
+
+fn guard_for_writing_keeps_its_pages_mapped(world: &mut dyn World) -> Outcome {
+    let (_device, memory) = granted_lazy(world, 3)?;
+    let slice = memory.get_slice(grant_address(FIRST + 1, 0x10), 64)?;
+    let guard = silent(world, || slice.ptr_guard_mut())?;
+    assert_eq!(mapped(world), [FIRST + 1]);
+    assert!(world.in_use(FIRST + 1).writing);
+    load(guard.as_ptr(), &pattern(64))?;
+    assert_eq!(seen(world, 1, 0x10, 64), pattern(64));
+    drop(guard);
+    assert_released(world, "after the guard");
+    Ok(())
+}
+
+fn guards_of_references_and_arrays_are_mapped(world: &mut dyn World) -> Outcome {
+    let (_device, memory) = granted_lazy(world, 2)?;
+    world.write(0, 0, &pattern(2 * PAGE));
+    let slice = memory.get_slice(grant_address(FIRST, 0), 2 * PAGE)?;
+    let value = slice.get_ref::<u64>(PAGE - 4)?;
+    let guard = silent(world, || value.ptr_guard())?;
+    assert_eq!(guard.len(), 8);
+    assert_eq!(
+        bytes_at(guard.as_ptr(), 8)?,
+        pattern(2 * PAGE)[PAGE - 4..PAGE + 4]
+    );
+    drop(guard);
+    let array = slice.get_array_ref::<u32>(8, PAGE / 4)?;
+    let guard = silent(world, || array.ptr_guard_mut())?;
+    assert_eq!((guard.len(), mapped(world).len()), (PAGE, 2));
+    load(guard.as_ptr(), &vec![0x5a; PAGE])?;
+    drop(guard);
+    assert_eq!(seen(world, 0, 8, PAGE), vec![0x5a; PAGE]);
+    assert_released(world, "after the guards");
+    Ok(())
+}
+
+fn guard_of_bad_reference_points_at_no_memory(world: &mut dyn World) -> Outcome {
+    grant_run(world, FIRST, 1, Access::ReadOnly);
+    let device = world.gntdev()?;
+    let memory: GuestMemoryMmap = lazy(world, &device, FIRST, 2)?;
+    let bad = memory.get_slice(grant_address(FIRST + 1, 8), 64)?;
+    let guard = bad.ptr_guard();
+    assert_eq!(guard.len(), 64);
+    let read = bytes_at(guard.as_ptr(), 64);
+    let errno = read.err().and_then(|error| error.raw_os_error());
+    assert_eq!(
+        errno,
+        Some(libc::EFAULT),
+        "of a system call with a bad guard"
+    );
+    drop(guard);
+    let read_only = memory.get_slice(grant_address(FIRST, 8), 64)?;
+    let guard = read_only.ptr_guard_mut();
+    let written = load(guard.as_ptr(), &[1; 64]);
+    let errno = written.err().and_then(|error| error.raw_os_error());
+    assert_eq!(
+        errno,
+        Some(libc::EFAULT),
+        "of a system call with a bad guard"
+    );
+    drop(guard);
+    assert_released(world, "after the guards");
+    Ok(())
+}
+
+fn guard_of_empty_slice_maps_nothing(world: &mut dyn World) -> Outcome {
+    let (_device, memory) = granted_lazy(world, 2)?;
+    forget_calls(world);
+    for offset in [0, 0x10, PAGE] {
+        let slice = memory.get_slice(grant_address(FIRST, offset), 0)?;
+        assert_eq!(slice.ptr_guard().len(), 0);
+        assert_eq!(slice.ptr_guard_mut().len(), 0);
+    }
+    assert_calls(world, &[], "guards of empty slices");
+    Ok(())
+}
+
+fn guard_outlives_region_and_device(world: &mut dyn World) -> Outcome {
+    let (device, memory) = granted_lazy(world, 1)?;
+    world.write(0, 0, &pattern(64));
+    let slice = memory.get_slice(grant_address(FIRST, 0), 64)?;
+    let guard = silent(world, || slice.ptr_guard())?;
+    drop((memory, device));
+    assert_eq!(bytes_at(guard.as_ptr(), guard.len())?, pattern(64));
+    assert_eq!(mapped(world), [FIRST], "while the guard lives");
+    drop(guard);
+    assert_released(world, "after the guard");
+    Ok(())
+}
