@@ -18,8 +18,6 @@ pub enum Call {
         /// Whether the protection permits writes.
         writing: bool,
     },
-    /// `mmap` of other memory, on a thread that counts these.
-    OtherMmap,
     /// `munmap` of memory of a device, of this number of bytes.
     Munmap(usize),
 }
@@ -37,6 +35,8 @@ pub struct Injection {
 #[derive(Debug, Default)]
 pub(super) struct Books {
     calls: Vec<Call>,
+    /// The number of calls since `inject`, with those to map other memory.
+    number: usize,
     injection: Option<Injection>,
     injected: bool,
     mistakes: Vec<String>,
@@ -54,6 +54,7 @@ impl Books {
     pub fn inject(&mut self, injection: Option<Injection>) {
         self.injection = injection;
         self.injected = false;
+        self.number = 0;
         self.calls.clear();
     }
 
@@ -67,8 +68,14 @@ impl Books {
 
     /// Notes a call. Returns the error that it must return instead of its effect, if any.
     pub fn enter(&mut self, call: Call) -> Result<(), i32> {
-        let number = self.calls.len();
         self.calls.push(call);
+        self.enter_other()
+    }
+
+    /// Notes a call that is not for a device.
+    pub fn enter_other(&mut self) -> Result<(), i32> {
+        let number = self.number;
+        self.number += 1;
         match self.injection {
             Some(injection) if injection.after == number => {
                 self.injected = true;

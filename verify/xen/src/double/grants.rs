@@ -61,10 +61,13 @@ impl Map {
         self.index + self.grants.len()
     }
 
-    /// Returns whether each mapping of a reference is for writing.
+    /// Returns whether each mapping of a reference is for writing. Does not count a mapping that an
+    /// injected fault kept the caller from releasing.
     pub fn holds(&self, reference: u32) -> impl Iterator<Item = bool> + '_ {
         let pairs = self.grants.iter().zip(&self.holds);
-        pairs.filter_map(move |(named, hold)| hold.filter(|_| named.reference == reference))
+        pairs.filter_map(move |(named, hold)| {
+            hold.filter(|_| named.reference == reference && !self.excused)
+        })
     }
 
     pub fn is_referred_to(&self) -> bool {

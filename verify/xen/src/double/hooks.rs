@@ -11,7 +11,6 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use libc::{c_int, c_void, off_t, size_t};
 
-use super::books::Call;
 use super::kernel::Kernel;
 use super::memory::{self, Place};
 use super::numbers::{GRANT_COPY, MAP_GRANT_REF, MMAPBATCH_V2, PROBE, PROBED, UNMAP_GRANT_REF};
@@ -219,17 +218,17 @@ pub unsafe fn mmap(
             unsafe { locked(&kernel).mmap_frames(fd, place) }
         }
         // SAFETY: the caller passes what mmap(2) needs.
-        None => enter(Call::OtherMmap).and_then(|()| unsafe { memory::mmap(place, fd, offset) }),
+        None => enter_other().and_then(|()| unsafe { memory::mmap(place, fd, offset) }),
     };
     let mapped = mapped.map(std::ptr::with_exposed_provenance_mut);
     result(mapped, libc::MAP_FAILED)
 }
 
 /// Notes a call that is not for a device, on a thread that counts these.
-fn enter(call: Call) -> Result<(), i32> {
+fn enter_other() -> Result<(), i32> {
     let counting = COUNTING.try_with(|counting| counting.borrow().clone());
     match counting {
-        Ok(Some(kernel)) => locked(&kernel).books.enter(call),
+        Ok(Some(kernel)) => locked(&kernel).books.enter_other(),
         _ => Ok(()),
     }
 }

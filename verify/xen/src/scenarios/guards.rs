@@ -143,6 +143,39 @@ fn guard_of_bad_reference_points_at_no_memory(world: &mut dyn World) -> Outcome 
     );
     drop(guard);
     assert_released(world, "after the guards");
+    errors_of_guards(world, &memory)
+}
+
+#[cfg(feature = "additions")]
+fn errors_of_guards(world: &dyn World, memory: &GuestMemoryMmap) -> Outcome {
+    use crate::outcome::expect_errno;
+
+    let bad = memory.get_slice(grant_address(FIRST + 1, 8), 64)?;
+    let good = memory.get_slice(grant_address(FIRST, 8), 64)?;
+    let errno = |error: Option<&io::Error>| error.and_then(io::Error::raw_os_error);
+    assert!(errno(bad.ptr_guard().error()).is_some());
+    assert!(errno(good.ptr_guard_mut().error()).is_some());
+    expect_errno(bad.try_ptr_guard(), libc::EINVAL, "try_ptr_guard")?;
+    expect_errno(good.try_ptr_guard_mut(), libc::EINVAL, "try_ptr_guard_mut")?;
+    let guard = good.try_ptr_guard()?;
+    assert!(guard.error().is_none());
+    assert_eq!(mapped(world), [FIRST]);
+    let value = bad.get_ref::<u16>(0)?;
+    expect_errno(
+        value.try_ptr_guard(),
+        libc::EINVAL,
+        "try_ptr_guard of a value",
+    )?;
+    let array = bad.get_array_ref::<u16>(0, 4)?;
+    expect_errno(
+        array.try_ptr_guard_mut(),
+        libc::EINVAL,
+        "try_ptr_guard_mut of an array",
+    )
+}
+
+#[cfg(not(feature = "additions"))]
+fn errors_of_guards(_: &dyn World, _: &GuestMemoryMmap) -> Outcome {
     Ok(())
 }
 

