@@ -81,8 +81,13 @@ fn b8_builder_with_bitmap_that_cannot_grow_returns_error() {
     let bitmap = Arc::new(AtomicBitmap::new(0x2000, PAGE));
     let past_all = ArcSlice::new(bitmap, usize::MAX - 0xfff);
     let error = MmapRegionBuilder::new_with_bitmap(0x4000, past_all).build();
-    let error = error.unwrap_err().to_string();
-    assert!(error.contains("does not track all 0x4000 bytes"), "{error}");
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "bitmap does not track all 0x4000 bytes of the region; use a larger bitmap"
+    );
+    let error = MmapRegionBuilder::<()>::new(0).build().unwrap_err();
+    let system = std::io::Error::from_raw_os_error(libc::EINVAL);
+    assert_eq!(error.to_string(), format!("cannot map memory: {system}"));
     // A bitmap that tracks nothing on purpose is accepted.
     assert!(MmapRegionBuilder::new_with_bitmap(0x4000, ())
         .build()

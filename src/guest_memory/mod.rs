@@ -80,7 +80,7 @@ pub enum Error {
     #[error("no guest memory at address 0x{:x}", .0 .0)]
     InvalidGuestAddress(GuestAddress),
     /// The access must be contiguous but leaves its region, or it is not aligned.
-    #[error("access leaves its region, or is not aligned")]
+    #[error("access leaves its region, or is not aligned; align it and keep it in one region")]
     InvalidBackendAddress,
     /// The region is not mapped in this process, or does not permit the access (see
     /// [`GuestMemoryRegion::allowed_access`](crate::GuestMemoryRegion::allowed_access)).

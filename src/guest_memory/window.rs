@@ -304,7 +304,7 @@ fn too_scattered(addr: GuestAddress, len: usize) -> Error {
     Error::IOError(io::Error::new(
         ErrorKind::InvalidInput,
         format!(
-            "window of {len} bytes at {:#x} has more than {MAX_SLICES} slices; use a smaller one",
+            "window of {len:#x} bytes at {:#x} has more than {MAX_SLICES} slices; use a smaller one",
             addr.0
         ),
     ))

@@ -36,8 +36,8 @@ pub enum Error {
         /// The number of bytes from its start on that are contiguous.
         continuous_length: usize,
     },
-    /// The IOMMU is not set up for this access.
-    #[error("the IOMMU is not configured correctly: {reason}")]
+    /// The IOMMU, or the bitmap beside it, is not set up for this access.
+    #[error("translated memory is misconfigured: {reason}")]
     IommuMisconfigured {
         /// The reason.
         reason: String,

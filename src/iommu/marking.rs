@@ -194,7 +194,8 @@ pub(super) fn check_marks(
 fn untracked(iova: GuestAddress, count: usize) -> Error {
     Error::IommuMisconfigured {
         reason: format!(
-            "the dirty bitmap does not track all of the {count} bytes at IOVA 0x{:x}",
+            "dirty bitmap does not track all {count:#x} bytes at IOVA {:#x}; \
+             use a larger bitmap",
             iova.0
         ),
     }

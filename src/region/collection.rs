@@ -10,7 +10,7 @@ use crate::guest_memory::{GuestAddress, GuestMemoryBackend, GuestUsize};
 #[derive(Debug, thiserror::Error)]
 pub enum GuestRegionCollectionError {
     /// The list of regions is empty, or has no region with that address and size.
-    #[error("there is no such memory region")]
+    #[error("no memory region was passed, or none has that start address and size")]
     NoMemoryRegion,
     /// Two regions overlap.
     #[error("memory regions overlap; move or shrink one of them")]

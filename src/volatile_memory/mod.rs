@@ -58,7 +58,7 @@ use crate::value::ByteValued;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The access starts or ends past the end of the memory.
-    #[error("address 0x{addr:x} is out of bounds")]
+    #[error("0x{addr:x} is past the end of the memory")]
     OutOfBounds {
         /// The first offset past the end. From [`VolatileSlice::offset`], a host address.
         addr: usize,

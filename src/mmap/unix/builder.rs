@@ -232,7 +232,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
         let bitmap = bitmap(self.bitmap);
         if !bitmap.tracks_range(0, self.size) {
             let problem = format!(
-                "the bitmap does not track all {:#x} bytes of the region; use a larger one",
+                "bitmap does not track all {:#x} bytes of the region; use a larger bitmap",
                 self.size
             );
             let error = io::Error::new(io::ErrorKind::InvalidInput, problem);

@@ -24,13 +24,13 @@ pub enum MmapRegionError {
     MapFixed,
     /// Two mappings share bytes of a file.
     #[cfg(not(feature = "xen"))]
-    #[error("the mappings overlap in their file")]
+    #[error("mappings overlap in their file; give each its own part of the file")]
     MappingOverlap,
     /// The file, a regular one, ends before the last page of the mapping.
-    #[error("cannot map file: it ends before the region does; extend the file or map fewer bytes")]
+    #[error("cannot map file: file ends before the region; extend the file or map fewer bytes")]
     MappingPastEof,
-    /// A system call failed.
-    #[error("cannot map memory: {0}")]
+    /// A system call failed, or the bitmap does not track the whole region.
+    #[error("{}{}", what_failed(.0), .0)]
     Mmap(io::Error),
     /// A foreign or grant mapping has no file; it needs the file of the Xen device.
     #[cfg(feature = "xen")]
@@ -64,5 +64,13 @@ impl MmapRegionError {
         return MmapRegionError::InvalidPointer;
         #[cfg(feature = "xen")]
         MmapRegionError::Mmap(io::Error::from_raw_os_error(libc::EINVAL))
+    }
+}
+
+/// Returns the words before an error of the system. An error of this crate needs none.
+fn what_failed(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(_) => "cannot map memory: ",
+        None => "",
     }
 }
