@@ -41,10 +41,7 @@ pub enum BuildError {
         start: u64,
     },
     /// A region does not end below 2^64, or does not fit the address space of this process.
-    #[error(
-        "region at {start:#x}: size {size:#x} reaches past the last usable guest address, \
-        0xfffffffffffffffe; move the region down or make it smaller"
-    )]
+    #[error("region at {start:#x}: size {size:#x} {}", past_top(*.start, *.size))]
     PastTop {
         /// Its guest physical address.
         start: u64,
@@ -379,6 +376,17 @@ impl BuildError {
     }
 }
 
+/// Says which limit a region exceeds.
+fn past_top(start: u64, size: u64) -> &'static str {
+    match start.checked_add(size) {
+        None => {
+            "reaches past the last usable guest address, 0xfffffffffffffffe; \
+            move the region down or make it smaller"
+        }
+        Some(_) => "exceeds the address space of this process; make the region smaller",
+    }
+}
+
 /// Says which huge pages the host has instead.
 fn other_sizes(available: &[u64]) -> String {
     if available.is_empty() {
@@ -399,6 +407,28 @@ fn with_others(others: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn past_top_names_the_limit_that_is_exceeded() {
+        let message = |start| {
+            BuildError::PastTop {
+                start,
+                size: 0x1000,
+            }
+            .to_string()
+        };
+        assert_eq!(
+            message(u64::MAX - 0xfff),
+            "region at 0xfffffffffffff000: size 0x1000 reaches past the last usable guest address, \
+            0xfffffffffffffffe; move the region down or make it smaller"
+        );
+        // A host with 32-bit addresses refuses a region whose length does not fit `usize`.
+        assert_eq!(
+            message(u64::MAX - 0x1000),
+            "region at 0xffffffffffffefff: size 0x1000 exceeds the address space of this process; \
+            make the region smaller"
+        );
+    }
 
     #[test]
     fn no_such_huge_page_names_a_remedy() {
