@@ -76,7 +76,7 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 /// let error = MemoryBuilder::new().region(region).build::<()>().unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     "region 00000000-00001000: size 0x1001 is not a multiple of the page size, 0x1000; align it"
+///     "region 0x0-0x1000: size 0x1001 is not a multiple of the page size, 0x1000; align it"
 /// );
 /// ```
 #[derive(Default)]

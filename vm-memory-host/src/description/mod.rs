@@ -79,7 +79,7 @@ pub struct Description {
 /// let (description, _) = describe(&memory)?;
 /// assert_eq!(
 ///     description.regions[0].to_string(),
-///     "00000000-003fffff : memfd \"ram\", descriptor 0 at 0x0"
+///     "0x0-0x3fffff : memfd \"ram\", descriptor 0 at 0x0"
 /// );
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -209,7 +209,7 @@ pub enum DescriptionError {
 /// let region = Region::new(GuestAddress(0), 1 << 20);
 /// let memory = MemoryBuilder::new().region(region).build::<()>()?;
 /// let (description, files) = describe(&memory)?;
-/// assert_eq!(description.to_string(), "00000000-000fffff : anonymous\n");
+/// assert_eq!(description.to_string(), "0x0-0xfffff : anonymous\n");
 /// assert!(files.is_empty());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -445,7 +445,7 @@ mod tests {
             }
             .to_string()
         };
-        let prefix = "region 00000000-003fffff: the host has no huge pages of 0x200000 bytes; ";
+        let prefix = "region 0x0-0x3fffff: the host has no huge pages of 0x200000 bytes; ";
         assert_eq!(
             message(vec![1 << 16, 1 << 30]),
             format!("{prefix}use one of its sizes: 0x10000, 0x40000000")

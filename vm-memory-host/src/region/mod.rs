@@ -300,7 +300,7 @@ impl Region {
 
 /// A range of guest physical addresses.
 ///
-/// `Display` prints the first and last address in hexadecimal, as /proc/iomem does.
+/// `Display` prints the first and last address in hexadecimal.
 ///
 /// # Examples
 ///
@@ -308,7 +308,7 @@ impl Region {
 /// use vm_memory_host::Span;
 ///
 /// let span = Span { start: 0, size: 4 << 20 };
-/// assert_eq!(span.to_string(), "00000000-003fffff");
+/// assert_eq!(span.to_string(), "0x0-0x3fffff");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
@@ -321,6 +321,6 @@ pub struct Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let last = self.start.saturating_add(self.size.saturating_sub(1));
-        write!(f, "{:08x}-{last:08x}", self.start)
+        write!(f, "{:#x}-{last:#x}", self.start)
     }
 }

@@ -46,7 +46,7 @@ pub enum TransparentHugePages {
 /// let builder = MemoryBuilder::new().region(node(0, 0)).region(node(1 << 32, 1));
 /// match builder.build::<()>() {
 ///     Ok(memory) => println!("{memory:?}"),
-///     // "region 100000000-103ffffff: NUMA node 1 has no memory on this host; …"
+///     // "region 0x100000000-0x103ffffff: NUMA node 1 has no memory on this host; …"
 ///     Err(error) => println!("{error}"),
 /// }
 /// ```

@@ -95,15 +95,18 @@ fn description_builds_equal_memory() {
 
     let shown = description.to_string();
     assert!(
-        shown.starts_with("00000000-003fffff : memfd \"low\", descriptor 0 at 0x0\n"),
+        shown.starts_with("0x0-0x3fffff : memfd \"low\", descriptor 0 at 0x0\n"),
         "{shown}"
     );
     assert!(
-        shown.contains("00800000-00807fff : file, descriptor 1 at 0x1000, private copy\n")
-            || shown.contains("00800000-00807fff : memfd, descriptor 1 at 0x1000, private copy\n"),
+        shown.contains("0x800000-0x807fff : file, descriptor 1 at 0x1000, private copy\n")
+            || shown.contains("0x800000-0x807fff : memfd, descriptor 1 at 0x1000, private copy\n"),
         "{shown}"
     );
-    assert!(shown.contains("01000000-010fffff : anonymous\n"), "{shown}");
+    assert!(
+        shown.contains("0x1000000-0x10fffff : anonymous\n"),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -162,7 +162,7 @@ fn discard_of_invalid_range_changes_nothing() {
         let error = refused(8 * MIB, PAGE);
         assert_eq!(
             error.to_string(),
-            "region 00800000-009fffff: 0x1000 bytes at 0x800000 are not whole pages of 0x200000 \
+            "region 0x800000-0x9fffff: 0x1000 bytes at 0x800000 are not whole pages of 0x200000 \
             bytes; align the range"
         );
     }
@@ -175,7 +175,7 @@ fn discard_of_invalid_range_changes_nothing() {
     let error = prefault(&foreign, NonZeroUsize::MIN, |_| ControlFlow::Continue(())).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "region 00000000-00000fff was not built by vm-memory-host; build it with MemoryBuilder"
+        "region 0x0-0xfff was not built by vm-memory-host; build it with MemoryBuilder"
     );
 }
 

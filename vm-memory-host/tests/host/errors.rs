@@ -52,7 +52,7 @@ fn build_with_invalid_size_or_address_names_the_value() {
         ),
         (
             region(0, 0x1001),
-            "region 00000000-00001000: size 0x1001 is not a multiple of the page size, \
+            "region 0x0-0x1000: size 0x1001 is not a multiple of the page size, \
             0x1000",
         ),
         (region(0x10, 0x1000), "guest address 0x10 is not"),
@@ -78,7 +78,7 @@ fn build_with_unusable_file_names_the_cause() {
     assert_messages([
         (
             region(0, 4 * PAGE).backing(file(PAGE)),
-            "region 00000000-00003fff: needs a file of 0x5000 bytes, but the file ends at 0x4000; \
+            "region 0x0-0x3fff: needs a file of 0x5000 bytes, but the file ends at 0x4000; \
             extend it (truncate --size=20480)",
         ),
         (region(0, PAGE).backing(file(5)), "file offset 0x5 is not"),
@@ -246,8 +246,8 @@ fn build_of_two_regions_on_the_same_bytes_names_both() {
             assert!(matches!(error, BuildError::SharedBytes { .. }), "{error}");
             let error = error.to_string();
             assert!(
-                error.contains("region 00000000-003fffff")
-                    && error.contains("region 100000000-1003fffff"),
+                error.contains("region 0x0-0x3fffff")
+                    && error.contains("region 0x100000000-0x1003fffff"),
                 "{error}"
             );
             build_both(one, other, true).unwrap();
@@ -298,7 +298,7 @@ fn build_beyond_the_pool_reports_missing_pages() {
     let message = message(huge.clone());
     assert_eq!(
         message,
-        "region 00000000-005fffff: 3 huge pages of 0x200000 bytes are required, \
+        "region 0x0-0x5fffff: 3 huge pages of 0x200000 bytes are required, \
         but only 2 are free; add 1 to /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
     );
     assert_eq!(pool().unwrap().1, 2);

@@ -127,7 +127,8 @@ fn prefault_of_truncated_file_names_region_of_map_and_length() {
     file.set_len(PAGE).unwrap();
     let result = prefault(&moved, NonZeroUsize::MIN, |_| ControlFlow::Continue(()));
     let error = result.unwrap_err().to_string();
-    let expected = "region 100000000-1000fffff: cannot populate it: its file has 0x1000 bytes, \
+    let expected =
+        "region 0x100000000-0x1000fffff: cannot populate it: its file has 0x1000 bytes, \
         but the region needs 0x100000; 0x0 of 0x100000 bytes were populated; extend the file";
     assert_eq!(error, expected);
 }
