@@ -109,8 +109,8 @@ pub(in crate::access::arch) unsafe extern "C" fn small_bytes() {
 
 /// Copies more than 128 bytes with vectors of 16 bytes.
 ///
-/// The first vector is copied at its place, then 64 bytes at a time from where the destination is
-/// aligned. The last 64 bytes are copied once more.
+/// The first vector is copied to the unaligned destination, and then 64 bytes at a time to aligned
+/// ones. The last 64 bytes are copied once more.
 ///
 /// # Safety
 ///
@@ -244,7 +244,7 @@ pub(in crate::access::arch) unsafe extern "C" fn descending_bytes() {
     )
 }
 
-/// Fills with stores that overlap; from 64 bytes on, a loop and two last stores.
+/// Fills with stores that overlap. For 64 bytes or more, two such stores follow a loop.
 ///
 /// # Safety
 ///

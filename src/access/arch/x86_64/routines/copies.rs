@@ -1,15 +1,5 @@
-//! The routines for x86_64: functions that consist of assembly.
-//!
-//! | register | content |
-//! |---|---|
-//! | `rdi` | the destination |
-//! | `rsi` | the source, or eight copies of the byte of a fill |
-//! | `rcx` | the length in bytes |
-//! | `r8` to `r11` | start and end of two guest operands; no routine changes them |
-//! | `rax` | the result: 0, or the address of a fault |
-//!
-//! A routine does not use the stack between labels 2 and 3, so `ret` at label 3 ends it after a
-//! fault anywhere. It changes only registers that are volatile in the System V calling convention.
+//! Copies of bytes: routines for each length and set of processor features, and routines for
+//! ranges that overlap.
 
 use core::arch::naked_asm;
 
@@ -107,8 +97,8 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn small_bytes() {
 
 /// Copies at least 32 bytes with vectors of 16 bytes.
 ///
-/// Up to 128 bytes are copied as by [`small_bytes`]. More are copied 64 at a time, and the last 64
-/// bytes, which are read first, are written last.
+/// Up to 128 bytes are copied by [`small_bytes`]. More are copied 64 at a time. The last 64 bytes
+/// are read first and written last.
 ///
 /// # Safety
 ///
@@ -152,9 +142,9 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_sse() {
 
 /// Copies at least 32 bytes with vectors of 32 bytes.
 ///
-/// Up to 128 bytes are all read before any is written. More are copied 128 at a time: the first
-/// vector at its place, then once the destination is aligned. The last 128 bytes, which are
-/// read first, are written last.
+/// Up to 128 bytes are all read before any is written. Of more, the first vector is copied to the
+/// unaligned destination, and then 128 bytes at a time to aligned ones. The last 128 bytes are read
+/// first and written last.
 ///
 /// # Safety
 ///
@@ -324,8 +314,8 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn rep_bytes() {
 /// Copies more than 128 bytes with stores that bypass the caches.
 ///
 /// Once the destination is aligned to a cache line, it copies 16 KiB at a time: 64 bytes of each of
-/// four pages in turn. `rep movsb` copies the rest. The fence orders all of these stores
-/// before any later one; it runs after a fault as well.
+/// four pages in turn. `rep movsb` copies the rest. The fence orders all of these stores before any
+/// later one. It runs after a fault as well.
 ///
 /// # Safety
 ///
@@ -413,7 +403,7 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_undetected() {
         "pop rsi",
         "pop rdi",
         "jmp rax",
-        detect = sym super::select::detect_middle_copy,
+        detect = sym super::super::select::detect_middle_copy,
     )
 }
 
@@ -460,208 +450,6 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn descending_bytes() {
         "dec rcx",
         "jmp 4b",
         "5:",
-        "xor eax, eax",
-        "3:",
-        "ret",
-        fault_entry!("2b", "3b", "3b", "1"),
-    )
-}
-
-/// Fills with stores that overlap; from 64 bytes on, a loop and four last stores.
-///
-/// # Safety
-///
-/// `rdi` is valid for writes of `rcx` bytes.
-#[unsafe(naked)]
-pub(in crate::access::arch) unsafe extern "sysv64" fn fill_vectors() {
-    naked_asm!(
-        "2:",
-        "cmp rcx, 16",
-        "jb 5f",
-        "movq xmm0, rsi",
-        "punpcklqdq xmm0, xmm0",
-        "lea rdx, [rdi + rcx - 16]",
-        "cmp rcx, 64",
-        "jb 4f",
-        "lea rax, [rdi + rcx - 64]",
-        "6:",
-        "movups xmmword ptr [rdi], xmm0",
-        "movups xmmword ptr [rdi + 16], xmm0",
-        "movups xmmword ptr [rdi + 32], xmm0",
-        "movups xmmword ptr [rdi + 48], xmm0",
-        "add rdi, 64",
-        "cmp rdi, rax",
-        "jb 6b",
-        "movups xmmword ptr [rax], xmm0",
-        "movups xmmword ptr [rax + 16], xmm0",
-        "movups xmmword ptr [rax + 32], xmm0",
-        "movups xmmword ptr [rdx], xmm0",
-        "jmp 19f",
-        "4:", // 16 to 63
-        "movups xmmword ptr [rdi], xmm0",
-        "movups xmmword ptr [rdx], xmm0",
-        "cmp rcx, 32",
-        "jbe 19f",
-        "movups xmmword ptr [rdi + 16], xmm0",
-        "movups xmmword ptr [rdx - 16], xmm0",
-        "jmp 19f",
-        "5:",
-        "cmp rcx, 8",
-        "jb 7f",
-        "mov qword ptr [rdi], rsi",
-        "mov qword ptr [rdi + rcx - 8], rsi",
-        "jmp 19f",
-        "7:",
-        "cmp rcx, 4",
-        "jb 8f",
-        "mov dword ptr [rdi], esi",
-        "mov dword ptr [rdi + rcx - 4], esi",
-        "jmp 19f",
-        "8:",
-        "test rcx, rcx",
-        "jz 19f",
-        "mov byte ptr [rdi], sil",
-        "mov byte ptr [rdi + rcx - 1], sil",
-        "shr rcx, 1",
-        "mov byte ptr [rdi + rcx], sil",
-        "19:",
-        "xor eax, eax",
-        "3:",
-        "ret",
-        fault_entry!("2b", "3b", "3b", "1"),
-    )
-}
-
-/// Fills byte by byte, in ascending order.
-///
-/// # Safety
-///
-/// `rdi` is valid for writes of `rcx` bytes.
-#[unsafe(naked)]
-pub(in crate::access::arch) unsafe extern "sysv64" fn fill_ascending() {
-    naked_asm!(
-        "2:",
-        "mov eax, esi",
-        "rep stosb",
-        "xor eax, eax",
-        "3:",
-        "ret",
-        fault_entry!("2b", "3b", "3b", "1"),
-    )
-}
-
-/// Defines the routine that copies elements of one size.
-macro_rules! element_routine {
-    ($name:ident, $size:literal, $load:literal, $store:literal) => {
-        /// Copies elements one by one, in ascending order.
-        ///
-        /// # Safety
-        ///
-        /// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap.
-        /// `rcx` is a multiple of the size of an element.
-        #[unsafe(naked)]
-        pub(in crate::access::arch) unsafe extern "sysv64" fn $name() {
-            naked_asm!(
-                "xor edx, edx",
-                "2:",
-                "cmp rdx, rcx",
-                "jae 4f",
-                $load,
-                $store,
-                concat!("add rdx, ", $size),
-                "jmp 2b",
-                "4:",
-                "xor eax, eax",
-                "3:",
-                "ret",
-                fault_entry!("2b", "3b", "3b", "1"),
-            )
-        }
-    };
-}
-
-element_routine!(
-    elements_of_2,
-    "2",
-    "movzx eax, word ptr [rsi + rdx]",
-    "mov word ptr [rdi + rdx], ax"
-);
-element_routine!(
-    elements_of_4,
-    "4",
-    "mov eax, dword ptr [rsi + rdx]",
-    "mov dword ptr [rdi + rdx], eax"
-);
-element_routine!(
-    elements_of_8,
-    "8",
-    "mov rax, qword ptr [rsi + rdx]",
-    "mov qword ptr [rdi + rdx], rax"
-);
-
-/// Copies vectors of 32 bytes, in ascending order.
-///
-/// # Safety
-///
-/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is a
-/// multiple of 32. The processor has AVX.
-#[unsafe(naked)]
-pub(in crate::access::arch) unsafe extern "sysv64" fn vectors_avx() {
-    naked_asm!(
-        "2:",
-        "xor edx, edx",
-        "sub rcx, 128",
-        "jb 5f",
-        "4:",
-        "vmovups ymm0, ymmword ptr [rsi + rdx]",
-        "vmovups ymm1, ymmword ptr [rsi + rdx + 32]",
-        "vmovups ymm2, ymmword ptr [rsi + rdx + 64]",
-        "vmovups ymm3, ymmword ptr [rsi + rdx + 96]",
-        "vmovups ymmword ptr [rdi + rdx], ymm0",
-        "vmovups ymmword ptr [rdi + rdx + 32], ymm1",
-        "vmovups ymmword ptr [rdi + rdx + 64], ymm2",
-        "vmovups ymmword ptr [rdi + rdx + 96], ymm3",
-        "add rdx, 128",
-        "sub rcx, 128",
-        "jae 4b",
-        "5:",
-        "add rcx, 128",
-        "jz 7f",
-        "6:",
-        "vmovups ymm0, ymmword ptr [rsi + rdx]",
-        "vmovups ymmword ptr [rdi + rdx], ymm0",
-        "add rdx, 32",
-        "sub rcx, 32",
-        "jnz 6b",
-        "7:",
-        "xor eax, eax",
-        "3:",
-        "vzeroupper",
-        "ret",
-        fault_entry!("2b", "3b", "3b", "1"),
-    )
-}
-
-/// Copies vectors of 16 bytes, in ascending order.
-///
-/// # Safety
-///
-/// `rsi` is valid for reads and `rdi` for writes of `rcx` bytes, which do not overlap. `rcx` is a
-/// multiple of 32.
-#[unsafe(naked)]
-pub(in crate::access::arch) unsafe extern "sysv64" fn vectors_sse() {
-    naked_asm!(
-        "xor edx, edx",
-        "2:",
-        "cmp rdx, rcx",
-        "jae 4f",
-        "movups xmm0, xmmword ptr [rsi + rdx]",
-        "movups xmm1, xmmword ptr [rsi + rdx + 16]",
-        "movups xmmword ptr [rdi + rdx], xmm0",
-        "movups xmmword ptr [rdi + rdx + 16], xmm1",
-        "add rdx, 32",
-        "jmp 2b",
-        "4:",
         "xor eax, eax",
         "3:",
         "ret",
