@@ -179,7 +179,7 @@ impl Phrase {
     fn read_all() -> Result<Vec<Self>> {
         include_str!("prose/phrases.tsv")
             .lines()
-            .filter(|line| !line.starts_with('#'))
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
             .map(|line| Self::read(line).with_context(|| format!("phrases.tsv: {line}")))
             .collect()
     }
