@@ -19,7 +19,7 @@ unsafe impl Zeroed for AtomicU64 {}
 
 /// Makes `count` values of zeroes, or returns an error if memory runs out.
 ///
-/// The allocator usually takes the memory as fresh pages. They use no memory until they are used.
+/// The allocator usually gets fresh pages from the system, which are populated when they are used.
 pub(crate) fn try_zeroed<T: Zeroed>(count: usize) -> Result<Vec<T>, TryReserveError> {
     let layout = Layout::array::<T>(count).ok();
     if let Some(layout) = layout.filter(|layout| layout.size() != 0) {
@@ -31,7 +31,7 @@ pub(crate) fn try_zeroed<T: Zeroed>(count: usize) -> Result<Vec<T>, TryReserveEr
             return Ok(unsafe { Vec::from_raw_parts(block, count, count) });
         }
     }
-    // Fails again, with the error that only `Vec` can make.
+    // An allocation by `Vec`, because only `Vec` can make the error.
     let mut values = Vec::new();
     values.try_reserve_exact(count)?;
     values.resize_with(count, T::default);

@@ -1,4 +1,4 @@
-//! Reads a dirty log that another component keeps: converts its words to ranges of bytes.
+//! The conversion of a dirty log that another component keeps to ranges of bytes.
 
 use core::num::NonZeroUsize;
 use core::ops::Range;

@@ -90,7 +90,7 @@ pub trait BitmapSlice: Bitmap + Clone + Debug + for<'a> WithBitmapSlice<'a, S = 
 
 /// A record of the dirty pages of a range of memory.
 ///
-/// The methods take `&self`: threads mark at the same time.
+/// The methods take `&self`, so that threads can mark at the same time.
 ///
 /// # Examples
 ///

@@ -246,7 +246,7 @@ impl Progress {
         }
     }
 
-    /// Returns the bytes moved. The error counts only if there are none.
+    /// Returns the number of bytes moved, or the error if it is 0.
     #[inline]
     fn count(self) -> Result<usize> {
         match self.error {
@@ -322,7 +322,7 @@ fn contiguous<M: GuestMemory + ?Sized>(
     }
 }
 
-/// Runs an atomic access on a range of which the memory lends no [contiguous slice].
+/// Runs an atomic access on a range that the memory does not lend as a [contiguous slice].
 ///
 /// The iterator holds the translation until the access is done.
 ///

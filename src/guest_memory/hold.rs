@@ -63,7 +63,8 @@ pub(crate) fn hold_for<M: GuestMemory + ?Sized>(
     access: Permissions,
 ) -> Result<TranslationHold> {
     if memory.physical_memory().is_none() {
-        // Before the hold: an invalidation on which the answer to a miss depends waits for a hold.
+        // Before the hold is taken: the IOMMU may get a missing mapping only after an invalidation,
+        // which would wait for the hold.
         drop(memory.get_slices(addr, count, access)?);
     }
     memory.hold_translation().ok_or_else(cannot_hold)

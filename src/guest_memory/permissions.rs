@@ -16,7 +16,7 @@ use core::ops::{BitAnd, BitOr};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Permissions {
-    /// Neither. An access with this permission only requires a mapping.
+    /// Neither read nor write access. An access with this permission only requires a mapping.
     No = 0b00,
     /// Read access.
     Read = 0b01,

@@ -47,8 +47,8 @@ mod rawfd;
 
 /// A source of bytes that can fill volatile memory directly.
 ///
-/// With the feature `rawfd`, implemented by files, sockets and other descriptors. Also implemented
-/// by `&[u8]` and [`Cursor`]. [`Bytes::read_volatile_from`] reads from a source by guest address.
+/// `&[u8]` and [`Cursor`] implement it, and with the feature `rawfd` also files, sockets and other
+/// descriptors. [`Bytes::read_volatile_from`] reads from a source by guest address.
 ///
 /// # Examples
 ///
@@ -112,7 +112,7 @@ pub trait ReadVolatile {
             match read_once(self, &part)? {
                 0 => return Err(unexpected_eof()),
                 moved => {
-                    // An error if the source claims more than it was given.
+                    // Fails if the source claims more bytes than it was given.
                     part.offset(moved)?;
                     rest = rest.offset(moved)?;
                 }
@@ -124,9 +124,9 @@ pub trait ReadVolatile {
 
 /// A sink of bytes that can drain volatile memory directly.
 ///
-/// With the feature `rawfd`, implemented by files, sockets and other descriptors. Also implemented
-/// by `Vec<u8>`, `&mut [u8]` and `Cursor<&mut [u8]>`. [`Bytes::write_volatile_to`] writes to a sink
-/// by guest address.
+/// `Vec<u8>`, `&mut [u8]` and `Cursor<&mut [u8]>` implement it, and with the feature `rawfd` also
+/// files, sockets and other descriptors. [`Bytes::write_volatile_to`] writes to a sink by guest
+/// address.
 ///
 /// # Examples
 ///
@@ -262,7 +262,7 @@ impl ReadVolatile for &[u8] {
         &mut self,
         buf: &mut VolatileSlice<B>,
     ) -> Result<(), VolatileMemoryError> {
-        // The length is known in advance: without enough bytes, none is moved.
+        // Without enough bytes, no byte is moved: the length is known in advance.
         if self.len() < buf.len() {
             return Err(unexpected_eof());
         }

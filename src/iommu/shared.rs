@@ -368,8 +368,8 @@ impl Invalidation {
 
     /// Waits until there are no readers from before the change, or until `deadline`.
     ///
-    /// Readers send no notification when they go, so that reading costs nothing. This polls, and
-    /// sleeps up to a millisecond in between.
+    /// Readers send no notification, so that reading costs nothing. This function polls, and sleeps
+    /// up to a millisecond between two checks.
     ///
     /// # Errors
     ///

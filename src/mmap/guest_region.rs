@@ -1,4 +1,4 @@
-//! [`GuestRegionMmap`].
+//! [`GuestRegionMmap`]: a mapping at a guest address.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;

@@ -32,7 +32,7 @@ pub(super) struct Segments<'a, S: BitmapSlice> {
     len: usize,
     /// The access that the segments were checked for.
     access: Permissions,
-    /// Whether a caller got the vectors for writing, and the pages are not marked since.
+    /// Whether a caller got the vectors for writing, and the pages have not been marked since.
     ///
     /// Relaxed accesses suffice. The flag is read by `drop` and by methods that take `&mut self` or
     /// consume the owner. A borrow by another thread has ended by then, and whatever ended it (a
@@ -351,7 +351,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
                         self.mark_dirty(done, moved);
                     }
                     done = done.saturating_add(moved);
-                    // The kernel does as much work in each call: it checks all vectors.
+                    // Collecting the parts takes no longer than the call, which checks all vectors.
                     let parts = self.parts(done, usize::MAX);
                     rest = Some(parts.map(|part| IoVector::new(&part)).collect());
                     continue;

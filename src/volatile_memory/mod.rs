@@ -60,7 +60,7 @@ pub enum Error {
     /// The access starts or ends past the end of the memory.
     #[error("0x{addr:x} is past the end of the memory")]
     OutOfBounds {
-        /// The first offset past the end. From [`VolatileSlice::offset`], a host address.
+        /// The first offset past the end, or from [`VolatileSlice::offset`] a host address.
         addr: usize,
     },
     /// The sum of an address and an offset exceeds the address space.
@@ -73,9 +73,9 @@ pub enum Error {
     },
     /// The array is larger than the address space, or the access has no atomic form.
     ///
-    /// The latter are an access to a value whose atomic integer has another size
-    /// ([`AtomicAccess`](crate::AtomicAccess)), and an atomic change of a value that no register
-    /// holds.
+    /// An access to a value has no atomic form if the atomic integer of the value
+    /// ([`AtomicAccess`](crate::AtomicAccess)) has another size. Neither has a read-modify-write of
+    /// a value that no register holds.
     #[error(
         "cannot access {nelements} elements of {size} bytes as one array or one atomic integer"
     )]

@@ -203,7 +203,7 @@ impl AtomicBitmap {
 
     /// Sets bits of a word, all of which stand for pages that exist.
     ///
-    /// Makes a read-modify-write without a look, because harvested pages are usually clean.
+    /// Makes a read-modify-write without a load before it: harvested pages are usually clean.
     fn set_word(&self, word: usize, bits: u64) {
         if let Some((marks, word)) = self.marks.locate(word) {
             marks.set(word, bits);

@@ -30,15 +30,15 @@ impl Iotlb {
     /// # Loops of lookups and mappings end
     ///
     /// A caller may look up, ask for the misses, map them, and look up again, without a limit of
-    /// its own. A lookup that fails without progress spends a try. That is: mappings of its range
-    /// were set, but no more of it is mapped than at the lookup before. After 32 tries the range is
-    /// refused as above. The count ends when a lookup finds the range. The reason may be the bound,
-    /// invalidations, or other threads whose ranges do not fit the bound together with this one.
-    /// Other threads are never the reason if the bound is twice the mappings of the longest request
-    /// times the requests in flight.
+    /// its own. A lookup spends a try if it fails without progress: mappings of its range were set,
+    /// but no more of the range is mapped than at the lookup before. After 32 tries, the range is
+    /// refused as above. A lookup that finds the range resets the count. Tries may be spent because
+    /// of the bound, invalidations, or other threads whose ranges do not fit the bound together
+    /// with this one. Other threads spend none if the bound is twice the mappings of the longest
+    /// request times the requests in flight.
     ///
-    /// In every second try, the range is one miss as a whole. Mapped in order, from either end, it
-    /// is then found or refused. Tries of the last 64 ranges that failed are counted.
+    /// In every second try, the whole range is one miss. If it is then mapped in order, from either
+    /// end, it is found or refused. Tries are counted for the last 64 ranges that failed.
     ///
     /// # Examples
     ///
@@ -126,7 +126,7 @@ impl Iotlb {
                 return;
             };
             self.evictions = self.evictions.wrapping_add(1);
-            // A part of the wanted range says more about it than other mappings do.
+            // `needs_more_than_bound` can use only a mapping of the wanted range.
             let of_wanted =
                 |mapping: &IovaMapping| wanted.is_some_and(|wanted| mapping.is_in(wanted));
             if of_wanted(&gone) || !self.evicted.is_some_and(|before| of_wanted(&before)) {

@@ -133,9 +133,9 @@ impl Iotlb {
     ///
     /// `position` is that of the first cached mapping of the range.
     ///
-    /// Nothing was invalidated or replaced since `self.evicted` was evicted. So the guest's mapping
-    /// is still that one, as it is for all cached mappings. Count these mappings of the range, in
-    /// the order of their addresses. Two successive ones that do not continue each other are two
+    /// Nothing was invalidated or replaced since `self.evicted` was evicted. So the guest's table
+    /// still has this mapping, and all cached ones. The function counts those of the range, in the
+    /// order of their addresses. Two successive ones that do not continue each other are two
     /// mappings. Two that do may be one, since the hole between them may be mapped to join them. So
     /// the count is a lower bound of the mappings of the range.
     fn needs_more_than_bound(&self, mut position: Position, first: u64, last: u64) -> bool {

@@ -70,8 +70,8 @@ pub struct Iotlb {
     bound: Option<NonZeroUsize>,
     /// The age of the next mapping.
     next_age: u64,
-    /// The mapping that was evicted last; none of its addresses is mapped. `None` after a change by
-    /// which the guest's mapping may have become a different one.
+    /// The mapping that was evicted last. None of its addresses is mapped now. `None` after a
+    /// change that may have replaced this mapping in the guest's table.
     evicted: Option<IovaMapping>,
     evictions: u64,
     /// The lookups that failed. Present if there is a bound.
@@ -369,7 +369,7 @@ impl Iotlb {
 
     /// Records that a lookup found the addresses from `first` to `last`, or failed.
     ///
-    /// Out of line: the fast path has one instruction to spare.
+    /// Out of line, to keep the fast path small.
     #[cold]
     #[inline(never)]
     fn observe(&self, found: Option<Span>, counted: bool) {

@@ -32,8 +32,8 @@ const MOST: usize = 64;
 pub(in crate::iommu) struct Waits {
     /// One bit per range of `list`, by [`bit`]. It is changed with `list`, under its lock.
     ///
-    /// Relaxed: a thread sees the bits of its own failed lookups, and one that maps addresses has
-    /// received the question. A missing bit of another thread costs no more than one try.
+    /// Relaxed: a thread sees the bits of its own failed lookups. A thread that maps addresses has
+    /// received the miss, which orders the bit before it. A missing bit costs at most one try.
     filter: AtomicU64,
     /// Sorted by the time of the last failed lookup.
     list: Mutex<Vec<Wait>>,

@@ -26,8 +26,8 @@
 //! mapping that comes and goes would make them split and join each time. So two adjacent leaves
 //! have at least 97 mappings, and a mapping takes at most 4096 * 2 / 97 = 85 bytes.
 //!
-//! Adding or removing a leaf moves the entries of the leaves after it, in one copy. That is once in
-//! 32 changes or more of the leaf.
+//! Adding or removing a leaf moves the entries of the leaves after it, in one copy. At most one in
+//! 32 changes of a leaf does so.
 //!
 //! # Age
 //!
@@ -213,7 +213,7 @@ impl MappingTable {
     /// Returns the leaf of the last mapping that starts at or before an address.
     #[inline(always)]
     fn leaf_of(&self, addr: u64) -> Option<usize> {
-        // Without hints: the load of the leaf would wait for the load of the hint.
+        // Hints are not used: the load of the leaf would wait for the load of the hint.
         if let [only] = self.leaves.as_slice() {
             return (only.first <= addr).then_some(0);
         }

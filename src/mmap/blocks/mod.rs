@@ -127,7 +127,7 @@ thread_local! {
     static VISITS: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
 }
 
-/// An error of a size or a range that does not consist of blocks.
+/// The error of making or changing [`PluggedBlocks`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PluggedBlocksError {
@@ -240,7 +240,7 @@ impl PluggedBlocks {
 
     /// Unplugs the blocks of the `count` bytes at `offset`: accesses that begin later fail.
     ///
-    /// Blocks that are not plugged stay so.
+    /// Blocks that are not plugged stay unplugged.
     ///
     /// # Errors
     ///
@@ -287,7 +287,7 @@ impl BlockStates {
 
     /// Returns whether all blocks are plugged, at a cost that does not depend on their number.
     ///
-    /// Returns `false` while the last of them is being plugged.
+    /// It may return `false` while another thread plugs the last block.
     pub fn is_whole(&self) -> bool {
         self.plugged.load(Ordering::Acquire) == self.blocks_of(0, self.size).len()
     }
@@ -307,9 +307,9 @@ impl BlockStates {
         words.all(|(word, mask)| word.load(Ordering::Acquire) & mask == 0)
     }
 
-    /// Returns the number of bytes at `offset`, up to `count`, that are in plugged blocks.
+    /// Returns the number of bytes from `offset` on, up to `count`, that are in plugged blocks.
     ///
-    /// Ends at the first byte that is not in a plugged block.
+    /// The count ends at the first byte that is not in a plugged block.
     pub fn plugged_from(&self, offset: usize, count: usize) -> usize {
         let gap = self
             .numbered_words_in(offset, count)

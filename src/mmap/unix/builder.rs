@@ -1,4 +1,4 @@
-//! [`MmapRegionBuilder`].
+//! [`MmapRegionBuilder`]: makes an [`MmapRegion`] with options.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -15,8 +15,8 @@ use crate::mmap::PluggedBlocks;
 
 /// A builder of an [`MmapRegion`], for regions that need more than a size and a file.
 ///
-/// The defaults: the mapping can be read and written. Without a file it is private and filled with
-/// zeroes; with a file it is shared with the file. The caller states the protection and the flags
+/// By default, the mapping can be read and written. Without a file, it is private and filled with
+/// zeroes. With a file, it is shared with the file. The caller states the protection and the flags
 /// of an [existing mapping](Self::with_raw_mmap_pointer).
 ///
 /// # Examples

@@ -1,4 +1,4 @@
-//! [`MmapRegionError`].
+//! [`MmapRegionError`]: the reason why a mapping could not be made.
 
 use std::io;
 

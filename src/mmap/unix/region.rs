@@ -1,4 +1,4 @@
-//! [`MmapRegion`].
+//! [`MmapRegion`]: a mapping of this process, with its dirty bitmap.
 
 use std::any::Any;
 use std::io;
