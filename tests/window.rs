@@ -371,9 +371,12 @@ fn expected(
 ) -> (Vec<u8>, Result<(), ()>) {
     let len = bytes.len();
     let part = |count: usize| offset.min(len)..offset.saturating_add(count).min(len);
-    let whole = |count: usize| match count == 0 || offset + count <= len {
-        true => Ok(()),
-        false => Err(()),
+    let whole = |count: usize| {
+        if count == 0 || offset + count <= len {
+            Ok(())
+        } else {
+            Err(())
+        }
     };
     match access {
         Access::Write(data) => {

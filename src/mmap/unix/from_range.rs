@@ -17,12 +17,11 @@ impl<B: NewBitmap> MmapRegion<B> {
     pub fn from_range(range: MmapRange) -> Result<Self> {
         let flags = MmapXenFlags::from_bits(range.xen_flags).filter(MmapXenFlags::is_valid);
         let flags = flags.ok_or(MmapRegionError::MmapFlags(range.xen_flags))?;
-        let mut region = match flags.is_unix() {
-            true => Self::from_unix_range(range)?,
-            false => {
-                let error = io::Error::from(io::ErrorKind::Unsupported);
-                return Err(MmapRegionError::Mmap(error));
-            }
+        let mut region = if flags.is_unix() {
+            Self::from_unix_range(range)?
+        } else {
+            let error = io::Error::from(io::ErrorKind::Unsupported);
+            return Err(MmapRegionError::Mmap(error));
         };
         region.xen_flags = flags.bits();
         Ok(region)
