@@ -7,7 +7,7 @@ mod content;
 mod description;
 mod discard;
 mod errors;
-mod layout;
+mod mapping;
 mod options;
 mod plug;
 mod prefault;
