@@ -76,18 +76,22 @@
 //! default action and returns. If the signal was sent, such as by `kill -BUS`, the fault handler
 //! then sets itself again. Between the two, a guest fault in another thread ends the process.
 //!
-//! To close this window, set another action before [`install`]:
+//! [`pass_on_sent_signals`] closes this window. Call it with `false`, unless the program has a
+//! handler that needs sent signals. A handler that does not change the action opens no window.
 //!
-//! - a handler that does not change the action, or
-//! - for SIGBUS, the default action (`SIG_DFL`). The first SIGBUS that is sent then ends the
-//!   process. Reports are not lost, because a stack overflow on Linux raises SIGSEGV.
+//! The fault handler cannot close the window by itself. A process has one action for a signal, and
+//! each thread may set it. While it is the default one, the kernel ends the process at a fault. So
+//! only a handler that is not called opens no window. But a program's own handler needs the signal,
+//! and nothing tells the two apart. The standard library does not publish the address of its
+//! handler. To call a handler, and see what it does, is to pass on a signal that nobody sent.
 //!
 //! # Limits
 //!
 //! - If a handler for SIGBUS or SIGSEGV is installed later and does not call the previous one,
 //!   faults kill the process again.
 //! - A thread must not block SIGBUS or SIGSEGV. The kernel kills a process that faults with the
-//!   signal blocked.
+//!   signal blocked. So a signal handler must not access guest memory: it may interrupt the fault
+//!   handler, which runs with its signal blocked.
 //! - Accesses through pointers (`ptr_guard`, `get_host_address`) and references (`aligned_as_ref`,
 //!   `get_atomic_ref`) are not covered. System calls that use such pointers return `EFAULT`.
 //! - `load` and `store` are not covered for a type that no register of 1, 2, 4 or 8 bytes holds:
@@ -276,6 +280,38 @@ pub fn install() -> std::io::Result<()> {
     INSTALLED.store(true, Ordering::Release);
     Ok(())
 }
+
+/// Sets whether the handler that was installed before gets a SIGBUS or SIGSEGV that was sent.
+///
+/// This is so by default. With `false`, a signal that was sent, such as by `kill -BUS`, has its
+/// default action: it ends the process. The same holds for the notice of a memory error that no
+/// access met. A signal that was ignored before stays ignored. Faults that are not guest faults
+/// still go to the handler, so stack overflows are reported.
+///
+/// Call it with `false` if the only handler is that of Rust's standard library: see
+/// [above](self#signals-that-are-sent). The last call decides, before or after [`install`]. It
+/// makes no system call, and has no effect on targets without a fault handler.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::fault;
+///
+/// // The program has installed no handler of its own.
+/// fault::pass_on_sent_signals(false);
+/// if let Err(error) = fault::install() {
+///     eprintln!("a truncated file or a memory error will end the process: {error}");
+/// }
+/// ```
+#[doc(alias = "kill")]
+#[doc(alias = "SIG_DFL")]
+pub fn pass_on_sent_signals(pass_on: bool) {
+    // Relaxed: the flag protects no other memory.
+    PASSES_ON_SENT_SIGNALS.store(pass_on, Ordering::Relaxed);
+}
+
+/// Whether sent signals go to the previous handler.
+pub(super) static PASSES_ON_SENT_SIGNALS: AtomicBool = AtomicBool::new(true);
 
 /// Whether a call of [`install`] has succeeded.
 static INSTALLED: AtomicBool = AtomicBool::new(false);

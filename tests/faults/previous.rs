@@ -241,3 +241,59 @@ pub(super) fn sent_signal_to_default_action() {
     println!("survived");
     std::process::exit(DONE);
 }
+
+/// Sends a signal that is not passed on. The argument names what was installed before.
+pub(super) fn sent_signal_not_passed_on(arguments: &[&str]) {
+    let handler: extern "C" fn(i32) = deep;
+    match arguments {
+        ["own"] => drop(set_action(libc::SIGBUS, handler as usize, 0)),
+        ["ignored"] => drop(set_action(libc::SIGBUS, libc::SIG_IGN, 0)),
+        _ => {}
+    }
+    fault::install().unwrap();
+    fault::pass_on_sent_signals(false);
+    let ((memory, backing), (other, file)) = (shared(1), shared(1));
+    backing.set_len(0).unwrap();
+    assert!(is_efault(&memory.read_obj::<u8>(BASE).unwrap_err()));
+    if arguments == ["own"] {
+        let host = other.get_host_address(BASE).unwrap();
+        TARGET.store(host as usize, Ordering::Relaxed);
+        FILE.store(file.as_raw_fd(), Ordering::Relaxed);
+        file.set_len(0).unwrap();
+        // SAFETY: the handler makes the page accessible before the instruction runs again.
+        unsafe { host.write_volatile(1) };
+        assert_eq!(CALLS.load(Ordering::Relaxed), 1);
+    }
+    if arguments == ["again"] {
+        fault::pass_on_sent_signals(true);
+    }
+    // SAFETY: sends a signal to this thread.
+    unsafe { libc::raise(libc::SIGBUS) };
+    assert!(is_efault(&memory.read_obj::<u8>(BASE).unwrap_err()));
+    println!("survived");
+    std::process::exit(DONE);
+}
+
+/// So the handler of the standard library does not set the default action beside guest faults.
+#[test]
+fn sent_signal_that_is_not_passed_on_has_default_action() {
+    for (before, survives) in [
+        ("standard", false),
+        ("own", false),
+        ("ignored", true),
+        ("again", true),
+    ] {
+        let output = run(&format!("sent_signal_not_passed_on {before}"));
+        let survived = String::from_utf8_lossy(&output.stdout).contains("survived");
+        let expected = match survives {
+            true => (Some(DONE), None),
+            false => (None, Some(libc::SIGBUS)),
+        };
+        let ended = (output.status.code(), output.status.signal());
+        assert_eq!(
+            (ended, survived),
+            (expected, survives),
+            "{before}: {output:?}"
+        );
+    }
+}

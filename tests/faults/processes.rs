@@ -17,7 +17,7 @@ pub(super) const DONE: i32 = 77;
 /// A scenario ends the process: by a signal, or with status `DONE`.
 type Scenario = fn(arguments: &[&str]);
 
-const SCENARIOS: [(&str, Scenario); 14] = [
+const SCENARIOS: [(&str, Scenario); 15] = [
     ("null_pointer", |_| {
         fault::install().unwrap();
         read_null();
@@ -53,6 +53,10 @@ const SCENARIOS: [(&str, Scenario); 14] = [
     ("sent_signal_to_default_action", |_| {
         previous::sent_signal_to_default_action()
     }),
+    (
+        "sent_signal_not_passed_on",
+        previous::sent_signal_not_passed_on,
+    ),
     ("ignored_signal", |_| previous::ignored_signal()),
     ("later_handler", |_| previous::later_handler()),
     ("sent_signals_beside_faults", |_| {

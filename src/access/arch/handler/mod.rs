@@ -11,7 +11,8 @@
 //! All state that the handler reads is written before the handler is installed. The table is
 //! read-only data, and `PREVIOUS` is filled before our action is set. The release store of its
 //! `OnceLock` and the system call order that before each run of the handler. `OnceLock::get` takes
-//! no lock. `WITHDRAWN` is the one exception: the handler itself writes it, as relaxed atomics.
+//! no lock. The exceptions are relaxed atomics: `WITHDRAWN`, which the handler itself writes, and
+//! `PASSES_ON_SENT_SIGNALS`.
 
 #![expect(
     clippy::as_conversions,
@@ -37,6 +38,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use aarch64::Registers;
 #[cfg(target_arch = "x86_64")]
 use x86_64::Registers;
+
+use crate::access::fault::PASSES_ON_SENT_SIGNALS;
 
 /// An entry of the fault table ([`fault_table`](super::fault_table)).
 ///
@@ -316,11 +319,12 @@ fn chain_to_previous(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
     let was_sent = code <= 0 || (signal == libc::SIGBUS && code == MEMORY_ERROR_ELSEWHERE);
     let index = SIGNALS.iter().position(|one| *one == signal);
     let previous = index.and_then(|index| PREVIOUS.get(index)?.get());
+    let is_passed_on = !was_sent || PASSES_ON_SENT_SIGNALS.load(Ordering::Relaxed);
     match (previous, index.and_then(|index| WITHDRAWN.get(index))) {
         // A fault cannot be ignored: the system applies the default action instead.
         (Some(previous), _) if previous.sa_sigaction == libc::SIG_IGN && was_sent => {}
         (Some(previous), Some(withdrawn))
-            if calls_handler(previous) && !is_withdrawn(previous, withdrawn) =>
+            if is_passed_on && calls_handler(previous) && !is_withdrawn(previous, withdrawn) =>
         {
             let present = was_sent.then(|| present_action(signal));
             call_previous(previous, signal, info, context);
