@@ -39,7 +39,7 @@ use crate::retired::{wait_until_unread, ReadersRemain};
 /// touches.
 ///
 /// A mapping takes 32 to 90 bytes in each of the two tables. Each snapshot that a reader keeps
-/// takes 48 bytes for every 48 to 128 mappings, and 4 KiB for each group that has changed since. A
+/// takes 64 bytes for every 48 to 128 mappings, and 4 KiB for each group that has changed since. A
 /// guest chooses the number of mappings and of requests in flight: a [bound](Self::set_bound) and
 /// the sizes of the queues limit the memory. The memory of snapshots without readers is freed by
 /// the next change, or when an `Invalidation` counts readers.

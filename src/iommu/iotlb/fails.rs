@@ -1,5 +1,6 @@
 //! The parts of a range for which a lookup fails.
 
+use super::super::mapping_table::count_steps;
 use super::super::{IotlbFails, IovaRange};
 use super::waits::Verdict;
 use super::{Iotlb, IovaMapping, Position, Span};
@@ -70,10 +71,20 @@ impl Iotlb {
         let refused_by_bound = self.needs_more_than_bound(position, first, last);
         let (mut misses, mut access_fails) = (Vec::new(), Vec::new());
         let mut next = Some(first);
-        while let Some(mapping) = mappings.get(position) {
-            let Some(from) = next.filter(|_| mapping.start <= last) else {
+        loop {
+            if let (Some(from), Some(leaf)) = (next, mappings.whole_leaf_at(position, last)) {
+                if leaf.covers(from, access) {
+                    // Nothing of the leaf fails.
+                    position = leaf.next();
+                    next = leaf.last().checked_add(1);
+                    continue;
+                }
+            }
+            let mapping = mappings.get(position).filter(|it| it.start <= last);
+            let Some((mapping, from)) = mapping.zip(next) else {
                 break;
             };
+            count_steps(1);
             position = mappings.next(position);
             let start = mapping.start.max(first);
             let end = mapping.last.min(last);
@@ -138,7 +149,12 @@ impl Iotlb {
     /// order of their addresses. Two successive ones that do not continue each other are two
     /// mappings. Two that do may be one, since the hole between them may be mapped to join them. So
     /// the count is a lower bound of the mappings of the range.
-    fn needs_more_than_bound(&self, mut position: Position, first: u64, last: u64) -> bool {
+    pub(super) fn needs_more_than_bound(
+        &self,
+        mut position: Position,
+        first: u64,
+        last: u64,
+    ) -> bool {
         let (Some(bound), Some(evicted)) = (self.bound, self.evicted) else {
             return false;
         };
@@ -148,20 +164,37 @@ impl Iotlb {
         let mut evicted = Some(evicted);
         let mut before: Option<IovaMapping> = None;
         let mut needed = 0usize;
-        let mut count = |mapping: IovaMapping| {
-            let is_another = before.is_none_or(|before| !before.continues(&mapping));
-            needed = needed.saturating_add(usize::from(is_another));
-            before = Some(mapping);
+        // Counts `pieces` mappings from `first` to `end`.
+        let mut count = |pieces: usize, first: &IovaMapping, end: &IovaMapping| {
+            let is_same = before.is_some_and(|before| before.continues(first));
+            let more = pieces.saturating_sub(usize::from(is_same));
+            needed = needed.saturating_add(more);
+            before = Some(*end);
         };
         while let Some(mapping) = self.mappings.get(position).filter(|it| it.start <= last) {
             if let Some(evicted) = evicted.take_if(|evicted| evicted.start < mapping.start) {
-                count(evicted);
+                count(1, &evicted, &evicted);
             }
-            count(*mapping);
-            position = self.mappings.next(position);
+            let leaf = self.mappings.whole_leaf_at(position, last);
+            let leaf =
+                leaf.filter(|leaf| evicted.is_none_or(|evicted| leaf.last() < evicted.start));
+            match leaf
+                .as_ref()
+                .and_then(|leaf| Some((leaf, leaf.last_mapping()?)))
+            {
+                Some((leaf, end)) => {
+                    count(leaf.pieces(), mapping, end);
+                    position = leaf.next();
+                }
+                None => {
+                    count_steps(1);
+                    count(1, mapping, mapping);
+                    position = self.mappings.next(position);
+                }
+            }
         }
         if let Some(evicted) = evicted {
-            count(evicted);
+            count(1, &evicted, &evicted);
         }
         needed > bound.get()
     }

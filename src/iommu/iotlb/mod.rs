@@ -4,6 +4,8 @@ mod bound;
 mod fails;
 mod iterator;
 #[cfg(test)]
+mod many_leaves_tests;
+#[cfg(test)]
 mod tests;
 mod waits;
 

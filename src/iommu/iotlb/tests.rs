@@ -267,7 +267,7 @@ fn ages_read(act: impl FnOnce()) -> usize {
 }
 
 /// Maps a page to a place that its neighbours do not continue.
-fn map_page(iotlb: &mut Iotlb, page: u64) {
+pub(super) fn map_page(iotlb: &mut Iotlb, page: u64) {
     let (at, to) = (GuestAddress(page * 0x1000), GuestAddress(page * 0x3000));
     iotlb.set_mapping(at, to, 0x1000, Read).unwrap();
 }

@@ -3,7 +3,9 @@
 use core::ops::Range;
 use std::sync::Arc;
 
+use super::count_steps;
 use super::mapping::IovaMapping;
+use super::summary::{Cached, Summary};
 
 /// The maximum number of mappings in a leaf.
 pub(super) const CAPACITY: usize = 128;
@@ -18,6 +20,8 @@ pub(super) struct Leaf {
     /// Valid and sorted up to `len`. Copies of the table share them, so a change copies them first.
     pub(super) mappings: Arc<[IovaMapping; CAPACITY]>,
     pub(super) len: usize,
+    /// Forgotten by each change of the mappings. Copies that share them may have other lengths.
+    summary: Cached,
 }
 
 /// Shares the mappings.
@@ -25,6 +29,7 @@ impl Clone for Leaf {
     fn clone(&self) -> Self {
         Leaf {
             mappings: Arc::clone(&self.mappings),
+            summary: self.summary.clone(),
             ..*self
         }
     }
@@ -35,6 +40,7 @@ impl Clone for Leaf {
     fn clone_from(&mut self, source: &Self) {
         if !Arc::ptr_eq(&self.mappings, &source.mappings) {
             self.mappings = Arc::clone(&source.mappings);
+            self.summary.clone_from(&source.summary);
         }
         self.first = source.first;
         self.scale = source.scale;
@@ -55,6 +61,7 @@ impl Leaf {
             scale: 0,
             mappings: Arc::new(array),
             len,
+            summary: Cached::default(),
         };
         leaf.measure();
         leaf
@@ -71,8 +78,17 @@ impl Leaf {
         Arc::make_mut(&mut self.mappings)
     }
 
+    /// Returns the summary of the mappings.
+    pub(super) fn summary(&self) -> Summary {
+        self.summary.get(self.len, || {
+            count_steps(self.len);
+            Summary::of(self.mappings())
+        })
+    }
+
     /// Updates `first` and `scale` after a change of the mappings.
     fn measure(&mut self) {
+        self.summary.forget();
         let (Some(first), Some(last)) = (self.mappings().first(), self.mappings().last()) else {
             return;
         };
@@ -154,6 +170,7 @@ impl Leaf {
         if at >= self.len {
             return;
         }
+        self.summary.forget();
         if let Some(mapping) = self.make_mut().get_mut(at) {
             let start = mapping.start;
             change(mapping);

@@ -63,6 +63,11 @@ impl IovaMapping {
         u64::from(access.bits()) & !self.tag == 0
     }
 
+    /// Returns the two bits of the permissions.
+    pub(super) fn permission_bits(&self) -> u8 {
+        u8::try_from(self.tag & PERMISSION_MASK).unwrap_or(0)
+    }
+
     /// Returns the age: the number of the change that made this mapping, or by which it grew last.
     #[inline]
     pub(in crate::iommu) fn age(&self) -> u64 {

@@ -16,6 +16,8 @@
 //! make both guesses wrong. The search then makes two binary searches, which the guest cannot make
 //! longer.
 //!
+//! A search of a long range skips the leaves that lie in it: each has a [`Summary`].
+//!
 //! A guess is never trusted. A mapping is used only if the address lies at or after its start and
 //! before the start of the next mapping.
 //!
@@ -45,6 +47,7 @@ mod hints;
 mod leaf;
 mod mapping;
 mod oldest;
+mod summary;
 #[cfg(test)]
 mod tests;
 
@@ -55,6 +58,7 @@ use crate::guest_memory::Permissions;
 use ages::Ages;
 use hints::Hints;
 use leaf::{Leaf, CAPACITY};
+use summary::Summary;
 
 #[cfg(test)]
 pub(super) use ages::AGES_READ;
@@ -76,6 +80,23 @@ pub(super) struct Position {
 thread_local! {
     /// The number of searches that this thread has made.
     pub(super) static SEARCHES: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+    /// The number of mappings and leaves that the searches of ranges by this thread have read.
+    pub(super) static STEPS: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+}
+
+/// Counts mappings and leaves that the search of a range reads.
+#[inline(always)]
+pub(super) fn count_steps(_number: usize) {
+    #[cfg(test)]
+    STEPS.set(STEPS.get().wrapping_add(_number));
+}
+
+/// A leaf that lies in a range.
+pub(super) struct WholeLeaf<'a> {
+    leaf: &'a Leaf,
+    summary: Summary,
+    /// The position after its last mapping.
+    next: Position,
 }
 
 /// Mappings that do not overlap, sorted by address.
@@ -110,6 +131,34 @@ impl Clone for MappingTable {
         self.hints.copy_from(hints);
         self.stale = *stale;
         self.len = *len;
+    }
+}
+
+impl WholeLeaf<'_> {
+    /// Returns whether the leaf has all addresses from `first` to its last one, and permits an
+    /// access.
+    pub(super) fn covers(&self, first: u64, access: Permissions) -> bool {
+        self.leaf.first == first && self.summary.covers(access)
+    }
+
+    /// Returns the last address.
+    pub(super) fn last(&self) -> u64 {
+        self.summary.last
+    }
+
+    /// Returns the last mapping.
+    pub(super) fn last_mapping(&self) -> Option<&IovaMapping> {
+        self.leaf.mappings().last()
+    }
+
+    /// Returns the position after the last mapping.
+    pub(super) fn next(&self) -> Position {
+        self.next
+    }
+
+    /// Returns the number of mappings that do not continue the one before in the leaf.
+    pub(super) fn pieces(&self) -> usize {
+        self.summary.pieces()
     }
 }
 
@@ -168,21 +217,78 @@ impl MappingTable {
         access: Permissions,
     ) -> bool {
         let mut next = first;
-        let mut index = position.index;
-        for leaf in self.leaves.get(position.leaf..).unwrap_or_default() {
-            for mapping in leaf.mappings().get(index..).unwrap_or_default() {
-                if mapping.start > next || next > mapping.last || !mapping.allows(access) {
-                    return false;
-                }
-                if last <= mapping.last {
-                    return true;
-                }
-                // `mapping.last` is less than `last`, so there is a next address.
-                next = mapping.last.wrapping_add(1);
+        let leaf = self.leaves.get(position.leaf);
+        let mappings = leaf.and_then(|leaf| leaf.mappings().get(position.index..));
+        for mapping in mappings.unwrap_or_default() {
+            count_steps(1);
+            if mapping.start > next || next > mapping.last || !mapping.allows(access) {
+                return false;
             }
-            index = 0;
+            if last <= mapping.last {
+                return true;
+            }
+            // `mapping.last` is less than `last`, so there is a next address.
+            next = mapping.last.wrapping_add(1);
+        }
+        self.leaves_cover(position.leaf.wrapping_add(1), next, last, access)
+    }
+
+    /// Returns whether the mappings from a leaf on cover all addresses from `first` to `last`, and
+    /// permit an access.
+    #[inline(never)]
+    fn leaves_cover(&self, leaf: usize, first: u64, last: u64, access: Permissions) -> bool {
+        let (mut number, mut next) = (leaf, first);
+        // The leaves that lie in the range.
+        while let Some(leaf) = self.whole_leaf(number, last) {
+            if !leaf.covers(next, access) {
+                return false;
+            }
+            // The first mapping of the next leaf starts after that address.
+            next = leaf.last().wrapping_add(1);
+            number = number.wrapping_add(1);
+        }
+        let mut position = Position {
+            leaf: number,
+            index: 0,
+        };
+        while let Some(mapping) = self.get(position) {
+            count_steps(1);
+            if mapping.start != next || !mapping.allows(access) {
+                return false;
+            }
+            if last <= mapping.last {
+                return true;
+            }
+            // `mapping.last` is less than `last`, so there is a next address.
+            next = mapping.last.wrapping_add(1);
+            position = self.next(position);
         }
         false
+    }
+
+    /// Returns a leaf if all its mappings, and the first of the next leaf, start at or before
+    /// `last`.
+    fn whole_leaf(&self, number: usize, last: u64) -> Option<WholeLeaf<'_>> {
+        let after = number.saturating_add(1);
+        self.leaves.get(after).filter(|next| next.first <= last)?;
+        count_steps(1);
+        let leaf = self.leaves.get(number)?;
+        Some(WholeLeaf {
+            leaf,
+            summary: leaf.summary(),
+            next: Position {
+                leaf: after,
+                index: 0,
+            },
+        })
+    }
+
+    /// Returns the leaf that begins at a position, if it lies in a range that ends at `last`.
+    pub(super) fn whole_leaf_at(&self, position: Position, last: u64) -> Option<WholeLeaf<'_>> {
+        match position.index {
+            0 => self.whole_leaf(position.leaf, last),
+            _ => None,
+        }
     }
 
     /// Returns the last mapping that starts at or before an address.

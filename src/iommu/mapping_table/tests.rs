@@ -236,3 +236,34 @@ fn clone_from_changed_table_shares_all_leaves() {
     drop(copy);
     assert_eq!(counts(&table), [1; 8]);
 }
+
+/// The two tables then share the leaf, with different numbers of mappings.
+#[test]
+fn clone_from_after_removal_at_end_of_leaf_finds_hole() {
+    let mut table = MappingTable::default();
+    let page = |number: u64| {
+        let start = number * 0x1000;
+        IovaMapping::new(start, start + 0xfff, number, Permissions::Read, number)
+    };
+    (0..1_000).for_each(|number| table.insert(page(number)));
+    let covers = |table: &MappingTable, first: u64| {
+        let (position, _) = table.last_at_or_before(first).unwrap();
+        table.cover(position, first, 999 * 0x1000, Permissions::Read)
+    };
+    let mut copy = table.clone();
+    assert!(covers(&table, 0) && covers(&copy, 0));
+    // Not the first leaf, which a search does not skip.
+    let last = table.leaves[1].mappings().last().unwrap().start;
+    table.remove_within(last, last + 0xfff);
+    assert!(Arc::ptr_eq(
+        &table.leaves[1].mappings,
+        &copy.leaves[1].mappings
+    ));
+    copy.clone_from(&table);
+    for table in [&table, &copy] {
+        assert_eq!(
+            (covers(table, 0), covers(table, last + 0x1000)),
+            (false, true)
+        );
+    }
+}
