@@ -191,3 +191,8 @@ pub use region::{
     Backing, BackingKind, Blocks, Lock, NumaPolicy, Options, Region, Sharing, Span,
     TransparentHugePages, Unplugged,
 };
+
+/// The code in README.md, compiled and run as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
