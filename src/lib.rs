@@ -178,8 +178,8 @@ compile_error!(
 //
 // ```text
 // address, convert, bits, page_size, zeroed, retired        arithmetic and helpers
-// xen                                                       mappings of Xen guest memory
 // access                                                    the routines that move guest bytes
+// xen                                                       mappings of Xen guest memory
 // bitmap                                                    dirty tracking of one region
 // value, bytes, io, volatile_memory, endian, atomic_integer
 // region, guest_memory                                      regions, and the traits of guest memory
@@ -244,7 +244,11 @@ pub mod vectored;
     reason = "creates slices and values from a pointer and a length"
 )]
 pub mod volatile_memory;
-#[cfg(feature = "xen")]
+#[cfg(all(feature = "xen", unix))]
+#[expect(
+    unsafe_code,
+    reason = "creates and removes mappings, and makes requests to devices"
+)]
 mod xen;
 #[cfg(any(feature = "backend-bitmap", feature = "backend-mmap"))]
 #[expect(unsafe_code, reason = "allocates memory that is zeroed already")]

@@ -89,6 +89,8 @@ mod within;
 #[cfg(all(test, not(miri), not(vm_memory_portable)))]
 mod portable;
 
+use core::num::NonZeroI32;
+
 pub(crate) use atomic::{compare_exchange, fetch, load_ordered, store_ordered};
 pub(crate) use copy::{
     copy_elements_from_guest, copy_elements_to_guest, copy_from_guest, copy_to_guest, fill_guest,
@@ -107,13 +109,67 @@ pub(crate) use within::copy_within_guest;
 /// The type has no padding, and every bit pattern of its size is a valid value.
 pub(crate) unsafe trait Plain: Copy {}
 
+/// The error number "bad address", which is the same on every Unix.
+const EFAULT: NonZeroI32 = NonZeroI32::new(14).expect("not zero");
+
 /// An access that met an inaccessible page. [`fault::last`] returns the details.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
     completed: usize,
+    /// The error of mapping the page for the access, or `EFAULT` if it was mapped.
+    #[cfg(feature = "xen")]
+    errno: NonZeroI32,
 }
 
 impl Fault {
+    /// Makes the fault of an access that moved `completed` bytes before it.
+    fn after(completed: usize) -> Self {
+        Self {
+            completed,
+            #[cfg(feature = "xen")]
+            errno: EFAULT,
+        }
+    }
+
+    /// Makes the fault of memory that could not be mapped for an access, and records it.
+    ///
+    /// The memory has no host address: `place` names its first byte. The access had moved
+    /// `completed` bytes.
+    #[cfg(feature = "xen")]
+    #[cold]
+    pub(crate) fn unmapped(
+        place: usize,
+        direction: fault::Direction,
+        completed: usize,
+        error: &std::io::Error,
+    ) -> Self {
+        fault::record(place.saturating_add(completed), direction, completed);
+        let errno = error.raw_os_error().and_then(NonZeroI32::new);
+        Self {
+            completed,
+            errno: errno.unwrap_or(EFAULT),
+        }
+    }
+
+    /// Records the fault again, for an access at `place` that had moved `before` bytes.
+    ///
+    /// The memory has no host address: the fault was in a mapping of this access.
+    #[cfg(feature = "xen")]
+    #[cold]
+    pub(crate) fn at_place(self, place: usize, direction: fault::Direction, before: usize) -> Self {
+        let completed = before.saturating_add(self.completed);
+        fault::record(place.saturating_add(completed), direction, completed);
+        Self { completed, ..self }
+    }
+
+    /// Returns the error number of the access.
+    pub(crate) fn errno(self) -> i32 {
+        #[cfg(feature = "xen")]
+        return self.errno.get();
+        #[cfg(not(feature = "xen"))]
+        EFAULT.get()
+    }
+
     /// Returns how many bytes were moved before the fault, from the first byte on.
     pub(crate) fn completed(self) -> usize {
         self.completed

@@ -14,7 +14,7 @@ pub(super) fn record_fault(
 ) -> Fault {
     // The address of a memory error may be the start of its page, below the operand.
     fault::record(address.get().max(guest.addr()), direction, completed);
-    Fault { completed }
+    Fault::after(completed)
 }
 
 /// Counts the bytes of an operation of `len` bytes that faulted at `address`, and records the

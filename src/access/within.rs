@@ -73,7 +73,7 @@ unsafe fn copy_down_in_segments(
                 let fault = unsafe { count_within(address, dst, src, segment) };
                 fault::add_completed(done);
                 let completed = done.wrapping_add(fault.completed);
-                return Err(Fault { completed });
+                return Err(Fault::after(completed));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! [`HostRun`]: guest memory that is contiguous in this process, over several regions.
 
-use super::{GuestAddress, GuestMemorySliceIterator, Result};
+use super::{Error, GuestAddress, GuestMemorySliceIterator, Result};
 use crate::bitmap::BitmapSlice;
 use crate::volatile_memory::VolatileSlice;
 
@@ -21,8 +21,9 @@ impl HostRun {
     /// Appends a slice if it begins where the run ends. Returns whether it does.
     fn append<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'_, B>) -> bool {
         let end = self.host.addr().checked_add(self.len);
+        let begin = slice.host_address().map(<*mut u8>::addr);
         match self.len.checked_add(slice.len()) {
-            Some(len) if end == Some(slice.as_mut_ptr().addr()) => {
+            Some(len) if end.is_some() && end == begin => {
                 self.len = len;
                 true
             }
@@ -38,14 +39,22 @@ pub(super) fn host_runs<'a, B: BitmapSlice>(
 ) -> impl Iterator<Item = Result<HostRun>> {
     let mut slices = slices.peekable();
     let mut next = addr;
+    let mut ended = false;
     core::iter::from_fn(move || {
+        if ended {
+            return None;
+        }
         let first = match slices.next()? {
             Ok(first) => first,
             Err(error) => return Some(Err(error)),
         };
+        let Some(host) = first.host_address() else {
+            ended = true;
+            return Some(Err(Error::HostAddressNotAvailable));
+        };
         let mut run = HostRun {
             addr: next,
-            host: first.as_mut_ptr(),
+            host,
             len: first.len(),
         };
         while slices

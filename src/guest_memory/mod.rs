@@ -273,7 +273,9 @@ pub trait GuestMemory {
     ///
     /// Returns the error of [`get_slices`](Self::get_slices): behind an IOMMU, an error if a byte
     /// of the range is not mapped. The iterator returns the error of an address that is in no
-    /// region, or whose region does not permit `access`.
+    /// region, or whose region does not permit `access`. It returns
+    /// [`Error::HostAddressNotAvailable`] for memory that is mapped for each access (feature
+    /// `xen`).
     #[doc(alias = "iovec")]
     #[doc(alias = "coalesce")]
     fn host_runs(

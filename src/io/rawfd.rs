@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use super::{may_have_written, ReadVolatile, WriteVolatile};
+use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
 use crate::volatile_memory::{Error as VolatileMemoryError, VolatileSlice};
 
@@ -17,14 +18,15 @@ fn read_from<B: BitmapSlice>(
     fd: &impl AsFd,
     buf: &mut VolatileSlice<B>,
 ) -> Result<usize, VolatileMemoryError> {
-    let target = buf.ptr_guard_mut();
+    let target = buf.guard_of_first(Direction::Write)?;
     // SAFETY: the kernel writes at most `target.len()` bytes at `target`. They are mapped while
-    // `buf` lives, and no Rust reference covers them (contract of `VolatileSlice::with_bitmap`).
+    // `buf` and `target` live, and no Rust reference covers them (contract of
+    // `VolatileSlice::with_bitmap`).
     let result =
         unsafe { libc::read(fd.as_fd().as_raw_fd(), target.as_ptr().cast(), target.len()) };
     let result = usize::try_from(result).map_err(|_| std::io::Error::last_os_error());
     if may_have_written(&result) {
-        buf.bitmap().mark_dirty(0, buf.len());
+        buf.bitmap().mark_dirty(0, target.len());
     }
     result.map_err(VolatileMemoryError::IOError)
 }
@@ -34,9 +36,9 @@ fn write_to<B: BitmapSlice>(
     fd: &impl AsFd,
     buf: &VolatileSlice<B>,
 ) -> Result<usize, VolatileMemoryError> {
-    let source = buf.ptr_guard();
+    let source = buf.guard_of_first(Direction::Read)?;
     // SAFETY: the kernel reads at most `source.len()` bytes at `source`, which are mapped while
-    // `buf` lives (contract of `VolatileSlice::with_bitmap`).
+    // `buf` and `source` live (contract of `VolatileSlice::with_bitmap`).
     let result =
         unsafe { libc::write(fd.as_fd().as_raw_fd(), source.as_ptr().cast(), source.len()) };
     usize::try_from(result)

@@ -135,9 +135,11 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
         let offset = self
             .check_address(addr)
             .and_then(|addr| usize::try_from(addr.raw_value()).ok());
-        offset
-            .map(|offset| self.mapping.as_ptr().wrapping_add(offset))
-            .ok_or(Error::InvalidBackendAddress)
+        let offset = offset.ok_or(Error::InvalidBackendAddress)?;
+        match self.mapping.has_host_address() {
+            true => Ok(self.mapping.as_ptr().wrapping_add(offset)),
+            false => Err(Error::HostAddressNotAvailable),
+        }
     }
 
     fn file_offset(&self) -> Option<&FileOffset> {

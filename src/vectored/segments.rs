@@ -3,6 +3,7 @@
 //! Invariants:
 //!
 //! - `vectors[i]` names the bytes of `slices[i]`, and `len` is the sum of their lengths.
+//! - The bytes of each segment are mapped while the segment exists: by the memory, or by its hold.
 //! - If the vectors were lent for writing, each segment is marked dirty before it is dropped.
 
 use std::io::ErrorKind;
@@ -13,11 +14,12 @@ use smallvec::{CollectionAllocErr, SmallVec};
 
 use super::io_vector::IoVector;
 use super::system_call::{call, Direction, Position, MAX_VECTORS};
+use crate::access::fault;
 use crate::bitmap::BitmapSlice;
 use crate::bytes::Bytes;
 use crate::guest_memory::{Error, GuestAddress, GuestMemorySliceIterator, Permissions, Result};
 use crate::io::may_have_written;
-use crate::volatile_memory::{self, VolatileSlice};
+use crate::volatile_memory::{self, Hold, VolatileSlice};
 
 /// The number of segments that are stored without an allocation.
 pub(super) const INLINE: usize = 8;
@@ -25,7 +27,7 @@ pub(super) const INLINE: usize = 8;
 /// The segments of one or more ranges, in order, each with its slice of the dirty bitmap.
 #[derive(Debug)]
 pub(super) struct Segments<'a, S: BitmapSlice> {
-    slices: SmallVec<[VolatileSlice<'a, S>; INLINE]>,
+    slices: SmallVec<[Segment<'a, S>; INLINE]>,
     /// The same segments, in the kernel's layout.
     vectors: SmallVec<[IoVector; INLINE]>,
     /// The number of bytes in all segments.
@@ -38,6 +40,14 @@ pub(super) struct Segments<'a, S: BitmapSlice> {
     /// consume the owner. A borrow by another thread has ended by then, and whatever ended it (a
     /// join, a lock, the count of an `Arc`) orders the store before the load.
     lent: AtomicBool,
+}
+
+/// A segment, and what keeps its bytes mapped.
+#[derive(Debug)]
+struct Segment<'a, S: BitmapSlice> {
+    /// Dropped before `hold`, without which the memory of the slice may not be mapped.
+    slice: VolatileSlice<'a, S>,
+    hold: Hold,
 }
 
 impl<'a, S: BitmapSlice> Segments<'a, S> {
@@ -95,8 +105,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         while self.make_room(limit)? != 0 {
             let Some(slice) = slices.next() else { break };
             let mut len = self.len;
-            self.push(slice?, &mut len)?;
+            let pushed = self.push(slice?, &mut len);
             self.len = len;
+            pushed?;
         }
         Ok(())
     }
@@ -107,17 +118,28 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the length would overflow.
+    /// Returns an error if the length would overflow. Returns an error if the memory is mapped for
+    /// each access, and that fails; the bytes before the first that cannot be mapped are appended.
     #[inline(always)]
     fn push(&mut self, slice: VolatileSlice<'a, S>, len: &mut usize) -> Result<()> {
+        let direction = match self.access.has_write() {
+            true => fault::Direction::Write,
+            false => fault::Direction::Read,
+        };
+        // SAFETY: the slice and its parts are dropped before the hold: it is kept in each `Segment`
+        // that has a part of the slice, and no method returns one.
+        let (slice, hold, inaccessible) = unsafe { slice.hold(direction) }?;
         // Not `ok_or`, which makes and drops an error when built for size.
         let Some(total) = len.checked_add(slice.len()) else {
             return Err(Error::GuestAddressOverflow);
         };
         *len = total;
         self.vectors.push(IoVector::new(&slice));
-        self.slices.push(slice);
-        Ok(())
+        self.slices.push(Segment { slice, hold });
+        match inaccessible {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
     }
 
     /// Makes room for a segment, unless there are `limit`.
@@ -201,18 +223,21 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         // The segment that contains `at` may begin before it. It is split before anything changes:
         // a user's bitmap may panic.
         let parts = match self.slices.get(first) {
-            Some(slice) if skipped != 0 => slice.split_at(skipped).ok(),
+            Some(segment) if skipped != 0 => {
+                let parts = segment.slice.split_at(skipped).ok();
+                parts.map(|(head, tail)| (head, tail, segment.hold.clone()))
+            }
             _ => None,
         };
         rest.slices.extend(self.slices.drain(first..));
         rest.vectors.extend(self.vectors.drain(first..));
         self.len = at;
         let began = rest.slices.first_mut().zip(rest.vectors.first_mut());
-        if let Some(((head, tail), (slice, vector))) = parts.zip(began) {
+        if let Some(((head, tail, hold), (segment, vector))) = parts.zip(began) {
             self.vectors.push(IoVector::new(&head));
-            self.slices.push(head);
+            self.slices.push(Segment { slice: head, hold });
             *vector = IoVector::new(&tail);
-            *slice = tail;
+            segment.slice = tail;
         }
         Some(rest)
     }
@@ -222,7 +247,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// Past the end, returns the number of segments and 0.
     fn position(&self, offset: usize) -> (usize, usize) {
         let mut skip = offset;
-        for (index, slice) in self.slices.iter().enumerate() {
+        for (index, Segment { slice, .. }) in self.slices.iter().enumerate() {
             if skip < slice.len() {
                 return (index, skip);
             }
@@ -240,7 +265,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         let (first, mut skip) = self.position(offset);
         let mut left = count;
         let slices = self.slices.get(first..).unwrap_or_default();
-        let parts = slices.iter().map_while(move |slice| {
+        let parts = slices.iter().map_while(move |Segment { slice, .. }| {
             let count = left.min(slice.len().saturating_sub(skip));
             let part = slice.subslice(skip, count).ok().filter(|_| left != 0);
             skip = 0;
@@ -252,7 +277,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
 
     /// Marks all bytes as dirty.
     pub(super) fn mark_all(&self) {
-        for slice in &self.slices {
+        for Segment { slice, .. } in &self.slices {
             slice.bitmap().mark_dirty(0, slice.len());
         }
     }

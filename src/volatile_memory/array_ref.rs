@@ -4,7 +4,8 @@ use core::marker::PhantomData;
 use core::mem::size_of;
 
 use super::place::{OnDemand, Place};
-use super::{PtrGuard, PtrGuardMut, VolatileRef, VolatileSlice};
+use super::{Error, PtrGuard, PtrGuardMut, Result, VolatileRef, VolatileSlice};
+use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
 use crate::value::ByteValued;
 
@@ -96,14 +97,37 @@ where
 
     /// Returns a pointer to the elements, for reading. Its length is in bytes.
     pub fn ptr_guard(&self) -> PtrGuard {
-        PtrGuard::new(self.addr.as_ptr(), self.size())
+        PtrGuard::new(self.addr, self.size(), Direction::Read)
     }
 
     /// Returns a pointer to the elements, for writing. Its length is in bytes.
     ///
     /// Writes through it are not marked dirty.
     pub fn ptr_guard_mut(&self) -> PtrGuardMut {
-        PtrGuardMut::new(self.addr.as_ptr(), self.size())
+        PtrGuardMut::new(PtrGuard::new(self.addr, self.size(), Direction::Write))
+    }
+
+    /// Returns a pointer to the elements, for reading, or the reason why they cannot be mapped.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::IOError`] if the memory is mapped for each access (feature `xen`), and that
+    /// fails. Other memory is mapped already.
+    pub fn try_ptr_guard(&self) -> Result<PtrGuard> {
+        PtrGuard::try_new(self.addr, self.size(), Direction::Read).map_err(Error::IOError)
+    }
+
+    /// Returns a pointer to the elements, for writing, or the reason why they cannot be mapped.
+    ///
+    /// Writes through it are not marked dirty.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::IOError`] if the memory is mapped for each access (feature `xen`), and that
+    /// fails. Other memory is mapped already.
+    pub fn try_ptr_guard_mut(&self) -> Result<PtrGuardMut> {
+        let guard = PtrGuard::try_new(self.addr, self.size(), Direction::Write);
+        guard.map(PtrGuardMut::new).map_err(Error::IOError)
     }
 
     /// Returns the dirty bitmap. Its offset 0 is the first byte of the array.
@@ -113,12 +137,11 @@ where
 
     /// Returns the bytes of the array.
     pub fn to_slice(&self) -> VolatileSlice<'a, B> {
-        // SAFETY: for all of `'a`, the `self.size()` bytes at `self.addr` are mapped and covered by
-        // no Rust reference. Other accesses are atomic or invisible to the compiler (contract of
-        // `VolatileArrayRef::with_bitmap`).
-        unsafe {
-            VolatileSlice::with_bitmap(self.addr.as_ptr(), self.size(), self.bitmap.clone(), None)
-        }
+        let (addr, on_demand) = (self.addr.as_ptr(), self.addr.on_demand());
+        // SAFETY: for all of `'a`, the `self.size()` bytes at `self.addr` are mapped, or mapped by
+        // each access, and covered by no Rust reference. Other accesses are atomic or invisible to
+        // the compiler (contract of `VolatileArrayRef::with_bitmap`).
+        unsafe { VolatileSlice::with_bitmap(addr, self.size(), self.bitmap.clone(), on_demand) }
     }
 
     /// Returns a reference to the element at `index`.
@@ -134,11 +157,14 @@ where
         );
         // This does not wrap: the size of the array does not (contract of `with_bitmap`).
         let offset = index.wrapping_mul(size_of::<T>());
-        let addr = self.addr.as_ptr().wrapping_add(offset);
+        let (addr, on_demand) = (
+            self.addr.as_ptr().wrapping_add(offset),
+            self.addr.on_demand(),
+        );
         // SAFETY: the assertion above keeps the element in the array. For all of `'a`, the bytes of
         // the array are mapped and covered by no Rust reference. Other accesses are atomic or
         // invisible to the compiler (contract of `VolatileArrayRef::with_bitmap`).
-        unsafe { VolatileRef::with_bitmap(addr, self.bitmap.slice_at(offset), None) }
+        unsafe { VolatileRef::with_bitmap(addr, self.bitmap.slice_at(offset), on_demand) }
     }
 
     /// Reads the element at `index`. A naturally aligned one of 1, 2, 4 or 8 bytes is never torn.
@@ -196,10 +222,8 @@ where
 
 impl<'a, B: BitmapSlice> From<VolatileSlice<'a, B>> for VolatileArrayRef<'a, u8, B> {
     fn from(slice: VolatileSlice<'a, B>) -> Self {
-        let (addr, len) = (slice.as_mut_ptr(), slice.len());
-        // SAFETY: for all of `'a`, the `len` bytes are mapped and covered by no Rust reference.
-        // Other accesses are atomic or invisible to the compiler (contract of
-        // `VolatileSlice::with_bitmap`). No mapping is larger than `isize::MAX`.
-        unsafe { VolatileArrayRef::with_bitmap(addr, len, slice.into_bitmap(), None) }
+        let len = slice.len();
+        // SAFETY: the slice has `len` bytes. No mapping is larger than `isize::MAX`.
+        unsafe { slice.into_array_ref(len) }
     }
 }

@@ -33,7 +33,12 @@
 
 mod array_ref;
 mod atomic;
+#[cfg(all(feature = "rawfd", unix))]
+mod hold;
+#[cfg(feature = "xen")]
+mod on_demand;
 mod place;
+mod ptr_guard;
 mod read_modify_write;
 mod slice;
 mod slice_bytes;
@@ -46,8 +51,13 @@ use core::mem::{align_of, size_of};
 use core::ptr::NonNull;
 
 pub use array_ref::VolatileArrayRef;
+#[cfg(all(feature = "rawfd", unix))]
+pub(crate) use hold::Hold;
+pub use ptr_guard::{PtrGuard, PtrGuardMut};
 pub use slice::VolatileSlice;
 pub use value_ref::VolatileRef;
+
+use place::Place;
 
 use crate::access::Fault;
 use crate::atomic_integer::AtomicInteger;
@@ -106,13 +116,10 @@ pub enum Error {
     },
 }
 
-/// The error number "bad address", which is the same on every Unix.
-const EFAULT: i32 = 14;
-
 impl Error {
     /// Makes the error of an access that faulted.
-    pub(crate) fn from_fault(_: Fault) -> Self {
-        Error::IOError(std::io::Error::from_raw_os_error(EFAULT))
+    pub(crate) fn from_fault(fault: Fault) -> Self {
+        Error::IOError(std::io::Error::from_raw_os_error(fault.errno()))
     }
 }
 
@@ -199,7 +206,7 @@ pub trait VolatileMemory {
         // SAFETY: `slice_of_exactly` returned `size_of::<T>()` bytes. While `self` is borrowed,
         // they are mapped, no Rust reference covers them, and other accesses are atomic or
         // invisible to the compiler (contract of `VolatileSlice::with_bitmap`).
-        Ok(unsafe { VolatileRef::with_bitmap(slice.as_mut_ptr(), slice.into_bitmap(), None) })
+        Ok(unsafe { slice.into_ref() })
     }
 
     /// Returns a reference to an array of `n` values of type `T` at `offset`.
@@ -225,9 +232,7 @@ pub trait VolatileMemory {
         // (checked above). While `self` is borrowed, they are mapped, no Rust reference covers
         // them, and other accesses are atomic or invisible to the compiler (contract of
         // `VolatileSlice::with_bitmap`).
-        Ok(unsafe {
-            VolatileArrayRef::with_bitmap(slice.as_mut_ptr(), n, slice.into_bitmap(), None)
-        })
+        Ok(unsafe { slice.into_array_ref(n) })
     }
 
     /// Returns a plain reference to the value of type `T` at `offset`.
@@ -235,6 +240,8 @@ pub trait VolatileMemory {
     /// # Errors
     ///
     /// - [`Error::Misaligned`] if the host address is not aligned for `T`.
+    /// - [`Error::IOError`] with `EOPNOTSUPP` if the memory is mapped for each access (feature
+    ///   `xen`).
     /// - Another error if a byte of the value is outside the memory.
     ///
     /// # Safety
@@ -243,7 +250,7 @@ pub trait VolatileMemory {
     /// the guest.
     unsafe fn aligned_as_ref<T: ByteValued>(&self, offset: usize) -> Result<&T> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
-        let value = referable::<T>(slice.as_mut_ptr())?;
+        let value = referable::<T>(slice.addr)?;
         // SAFETY: 1. `slice_of_exactly` returned `size_of::<T>()` bytes, which are mapped while
         // `self` is borrowed. 2. `referable` returned their address, aligned and not null, or
         // another such address for a value without bytes. 3. Any bytes are a `T` (contract of
@@ -259,6 +266,8 @@ pub trait VolatileMemory {
     /// # Errors
     ///
     /// - [`Error::Misaligned`] if the host address is not aligned for `T`.
+    /// - [`Error::IOError`] with `EOPNOTSUPP` if the memory is mapped for each access (feature
+    ///   `xen`).
     /// - Another error if a byte of the value is outside the memory.
     ///
     /// # Safety
@@ -271,7 +280,7 @@ pub trait VolatileMemory {
     )]
     unsafe fn aligned_as_mut<T: ByteValued>(&self, offset: usize) -> Result<&mut T> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
-        let mut value = referable::<T>(slice.as_mut_ptr())?;
+        let mut value = referable::<T>(slice.addr)?;
         // SAFETY: 1. `slice_of_exactly` returned `size_of::<T>()` bytes, which are mapped while
         // `self` is borrowed. 2. `referable` returned their address, aligned and not null, or
         // another such address for a value without bytes. 3. Any bytes are a `T` (contract of
@@ -294,10 +303,12 @@ pub trait VolatileMemory {
     /// # Errors
     ///
     /// - [`Error::Misaligned`] if the host address is not aligned for `T`.
+    /// - [`Error::IOError`] with `EOPNOTSUPP` if the memory is mapped for each access (feature
+    ///   `xen`). Use [`Bytes::load`](crate::Bytes::load) and [`Bytes::store`](crate::Bytes::store).
     /// - Another error if a byte of the integer is outside the memory.
     fn get_atomic_ref<T: AtomicInteger>(&self, offset: usize) -> Result<&T> {
         let slice = slice_of_exactly(self, offset, size_of::<T>())?;
-        let integer = referable::<T>(slice.as_mut_ptr())?;
+        let integer = referable::<T>(slice.addr)?;
         // SAFETY: 1. `slice_of_exactly` returned `size_of::<T>()` bytes, which are mapped while
         // `self` is borrowed. 2. `referable` returned their address, aligned and not null, or
         // another such address for a value without bytes. 3. Any bytes are a `T`, and they may
@@ -349,28 +360,42 @@ fn slice_of_exactly<M: VolatileMemory + ?Sized>(
     Ok(slice)
 }
 
-/// Returns the pointer of a reference to a `T` at `addr`, aligned and not null.
+/// Returns the pointer of a reference to a `T` at `place`, aligned and not null.
 ///
 /// A slice without bytes may begin at null. A value without bytes lies at any aligned address, so
 /// the pointer of its reference is another one.
 ///
 /// # Errors
 ///
-/// - [`Error::Misaligned`] if `addr` is not aligned for `T`.
+/// - [`Error::Misaligned`] if `place` is not aligned for `T`.
 /// - [`Error::OutOfBounds`] if it is null, and `T` has bytes.
+/// - [`Error::IOError`] with `EOPNOTSUPP` if the memory is mapped for each access, and `T` has
+///   bytes: nothing would keep it mapped for the reference.
 #[inline]
-fn referable<T>(addr: *mut u8) -> Result<NonNull<T>> {
-    check_alignment(addr, align_of::<T>())?;
+fn referable<T>(place: Place<'_>) -> Result<NonNull<T>> {
+    check_alignment(place, align_of::<T>())?;
     if size_of::<T>() == 0 {
         return Ok(NonNull::dangling());
     }
+    let Some(addr) = place.host() else {
+        return Err(not_referable());
+    };
     NonNull::new(addr.cast()).ok_or(Error::OutOfBounds { addr: 0 })
 }
 
-/// Returns an error if `addr` is not aligned to `alignment`.
+/// Returns the error of a reference to memory that is mapped for each access.
+#[cold]
+fn not_referable() -> Error {
+    #[cfg(feature = "xen")]
+    return Error::IOError(std::io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+    #[cfg(not(feature = "xen"))]
+    Error::IOError(std::io::ErrorKind::Unsupported.into())
+}
+
+/// Returns an error if `place` is not aligned to `alignment`.
 #[inline(always)]
-fn check_alignment(addr: *mut u8, alignment: usize) -> Result<()> {
-    let addr = addr.addr();
+fn check_alignment(place: Place<'_>, alignment: usize) -> Result<()> {
+    let addr = place.number();
     // An alignment is a power of two: a mask is faster than a division.
     if addr & alignment.wrapping_sub(1) != 0 {
         return Err(misaligned(addr, alignment));
@@ -381,83 +406,4 @@ fn check_alignment(addr: *mut u8, alignment: usize) -> Result<()> {
 #[cold]
 fn misaligned(addr: usize, alignment: usize) -> Error {
     Error::Misaligned { addr, alignment }
-}
-
-/// A pointer for reading from volatile memory, valid as long as the memory.
-///
-/// Pass it to a system call, or to code that accesses shared memory safely. The
-/// [memory model](crate#memory-model) does not cover accesses through the pointer.
-///
-/// # Examples
-///
-/// ```
-/// use vm_memory::VolatileSlice;
-///
-/// let mut buf = *b"guest";
-/// let slice = VolatileSlice::from(buf.as_mut_slice());
-/// let guard = slice.ptr_guard();
-/// assert_eq!(guard.len(), 5);
-/// // SAFETY: the pointer is valid for five bytes, and no guest changes them.
-/// assert_eq!(unsafe { guard.as_ptr().read() }, b'g');
-/// ```
-#[derive(Debug)]
-pub struct PtrGuard {
-    addr: *mut u8,
-    len: usize,
-}
-
-impl PtrGuard {
-    pub(crate) fn new(addr: *mut u8, len: usize) -> Self {
-        Self { addr, len }
-    }
-
-    /// Returns the pointer to the first byte.
-    pub fn as_ptr(&self) -> *const u8 {
-        self.addr
-    }
-
-    /// Returns the size in bytes.
-    #[expect(clippy::len_without_is_empty, reason = "the interface of 0.18.0")]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-}
-
-/// A pointer for writing to volatile memory, valid as long as the memory.
-///
-/// The [memory model](crate#memory-model) does not cover accesses through the pointer. Writes are
-/// not marked dirty: mark them in the [`bitmap`](VolatileSlice::bitmap), after the write.
-///
-/// # Examples
-///
-/// ```
-/// use vm_memory::bitmap::Bitmap;
-/// use vm_memory::VolatileSlice;
-///
-/// let mut buf = [0u8; 4];
-/// let slice = VolatileSlice::from(buf.as_mut_slice());
-/// let guard = slice.ptr_guard_mut();
-/// // SAFETY: the pointer is valid for four bytes, and no guest accesses them.
-/// unsafe { guard.as_ptr().write_bytes(7, guard.len()) };
-/// slice.bitmap().mark_dirty(0, guard.len());
-/// assert_eq!(buf, [7; 4]);
-/// ```
-#[derive(Debug)]
-pub struct PtrGuardMut(PtrGuard);
-
-impl PtrGuardMut {
-    pub(crate) fn new(addr: *mut u8, len: usize) -> Self {
-        Self(PtrGuard::new(addr, len))
-    }
-
-    /// Returns the pointer to the first byte.
-    pub fn as_ptr(&self) -> *mut u8 {
-        self.0.addr
-    }
-
-    /// Returns the size in bytes.
-    #[expect(clippy::len_without_is_empty, reason = "the interface of 0.18.0")]
-    pub fn len(&self) -> usize {
-        self.0.len
-    }
 }

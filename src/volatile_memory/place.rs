@@ -1,33 +1,81 @@
-//! [`Place`]: where the bytes of a slice are.
+//! [`Place`]: where the bytes of a slice are, and every access to them.
 
 use core::fmt::{self, Debug};
 use core::marker::PhantomData;
 
-/// The last parameter of the `with_bitmap` functions: the memory that is mapped for each access.
+#[cfg(feature = "xen")]
+use super::on_demand;
+use crate::access::fault::Direction;
+use crate::access::{self, Fault};
+use crate::value::ByteValued;
+
+/// The type of the last parameter of the `with_bitmap` functions.
 #[cfg(not(feature = "xen"))]
 pub(super) type OnDemand = PhantomData<()>;
-/// The last parameter of the `with_bitmap` functions: the memory that is mapped for each access.
+/// The type of the last parameter of the `with_bitmap` functions: memory that is mapped for each
+/// access.
 #[cfg(feature = "xen")]
 pub(super) type OnDemand = crate::xen::MmapXen;
 
 /// The place of the first byte of a slice, a value or an array.
+///
+/// It is a host address. With the feature `xen`, it may also be a place in memory that has no host
+/// address, because it is mapped for each access.
+///
+/// Each access to the bytes is a method of this type. It passes the address on, or maps the bytes,
+/// accesses them, and unmaps them. The memory is not mapped between two accesses.
 #[derive(Clone, Copy)]
-#[repr(transparent)]
+#[cfg_attr(not(feature = "xen"), repr(transparent))]
 pub(super) struct Place<'a> {
+    /// The host address, or the [place](crate::xen::MmapXen::place_of) in `on_demand`, which has
+    /// the alignment of the byte.
     addr: *mut u8,
+    #[cfg(feature = "xen")]
+    on_demand: Option<&'a OnDemand>,
     phantom: PhantomData<&'a u8>,
 }
 
 impl<'a> Place<'a> {
     #[inline(always)]
-    pub(super) fn new(addr: *mut u8, _on_demand: Option<&'a OnDemand>) -> Self {
+    #[cfg_attr(
+        not(feature = "xen"),
+        expect(unused_variables, reason = "all memory is mapped without the feature")
+    )]
+    pub(super) fn new(addr: *mut u8, on_demand: Option<&'a OnDemand>) -> Self {
         Self {
             addr,
+            #[cfg(feature = "xen")]
+            on_demand,
             phantom: PhantomData,
         }
     }
 
-    /// Returns the host address.
+    /// Returns the host address, or `None` if the memory has none.
+    #[inline(always)]
+    pub(super) fn host(self) -> Option<*mut u8> {
+        #[cfg(feature = "xen")]
+        if self.on_demand.is_some() {
+            return None;
+        }
+        Some(self.addr)
+    }
+
+    /// Returns the number that tells the alignment, and names the byte in an error or a fault.
+    #[inline(always)]
+    pub(super) fn number(self) -> usize {
+        self.addr.addr()
+    }
+
+    /// Returns the memory that is mapped for each access, if it is such memory.
+    #[inline(always)]
+    pub(super) fn on_demand(self) -> Option<&'a OnDemand> {
+        #[cfg(feature = "xen")]
+        return self.on_demand;
+        #[cfg(not(feature = "xen"))]
+        None
+    }
+
+    /// Returns the address as it was passed to [`new`](Self::new).
     #[inline(always)]
     pub(super) fn as_ptr(self) -> *mut u8 {
         self.addr
@@ -39,6 +87,186 @@ impl<'a> Place<'a> {
         Self {
             addr: self.addr.wrapping_add(offset),
             ..self
+        }
+    }
+
+    /// Runs `access` on the `len` bytes from here on.
+    #[inline(always)]
+    #[cfg_attr(
+        not(feature = "xen"),
+        expect(unused_variables, reason = "all memory is mapped without the feature")
+    )]
+    pub(super) fn with<T>(
+        self,
+        len: usize,
+        direction: Direction,
+        access: impl FnOnce(*mut u8) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        #[cfg(feature = "xen")]
+        if let Some(memory) = self.on_demand {
+            return on_demand::with(memory, self.number(), len, direction, access);
+        }
+        access(self.addr)
+    }
+
+    /// Copies `count` bytes to the beginning of `buf`.
+    ///
+    /// # Safety
+    ///
+    /// The bytes are a guest operand (see [`access`]), and `buf` has as many.
+    #[inline(always)]
+    pub(super) unsafe fn read(self, buf: &mut [u8], count: usize) -> Result<(), Fault> {
+        #[cfg(feature = "xen")]
+        if let Some(memory) = self.on_demand {
+            let buf = buf.get_mut(..count).unwrap_or_default();
+            return on_demand::read(memory, self.number(), buf);
+        }
+        // SAFETY: the `count` bytes are a guest operand, and `buf` has as many (this function's
+        // contract). The two do not overlap: no Rust reference to bytes covers a guest operand.
+        unsafe { access::copy_from_guest(buf.as_mut_ptr(), self.addr, count) }
+    }
+
+    /// Copies the first `count` bytes of `buf`.
+    ///
+    /// # Safety
+    ///
+    /// The bytes are a guest operand (see [`access`]), and `buf` has as many.
+    #[inline(always)]
+    pub(super) unsafe fn write(self, buf: &[u8], count: usize) -> Result<(), Fault> {
+        #[cfg(feature = "xen")]
+        if let Some(memory) = self.on_demand {
+            let buf = buf.get(..count).unwrap_or_default();
+            return on_demand::write(memory, self.number(), buf);
+        }
+        // SAFETY: the `count` bytes are a guest operand, and `buf` has as many (this function's
+        // contract). The two do not overlap: no Rust reference to bytes covers a guest operand.
+        unsafe { access::copy_to_guest(self.addr, buf.as_ptr(), count) }
+    }
+
+    /// Copies `count` elements to the beginning of `buf`.
+    ///
+    /// # Safety
+    ///
+    /// The elements are a guest operand (see [`access`]) whose size does not overflow, and `buf`
+    /// has as many.
+    #[inline(always)]
+    pub(super) unsafe fn read_elements<T: ByteValued>(
+        self,
+        buf: &mut [T],
+        count: usize,
+    ) -> Result<(), Fault> {
+        #[cfg(feature = "xen")]
+        if let Some(memory) = self.on_demand {
+            // SAFETY: `buf` has `count` elements, whose size does not overflow (this function's
+            // contract).
+            return unsafe {
+                on_demand::read_elements(memory, self.number(), buf.as_mut_ptr(), count)
+            };
+        }
+        // SAFETY: the `count` elements are a guest operand whose size does not overflow, and `buf`
+        // has as many (this function's contract). The two do not overlap: no Rust reference to
+        // bytes covers a guest operand.
+        unsafe { access::copy_elements_from_guest(buf.as_mut_ptr(), self.addr, count) }
+    }
+
+    /// Copies the first `count` elements of `buf`.
+    ///
+    /// # Safety
+    ///
+    /// The elements are a guest operand (see [`access`]) whose size does not overflow, and `buf`
+    /// has as many.
+    #[inline(always)]
+    pub(super) unsafe fn write_elements<T: ByteValued>(
+        self,
+        buf: &[T],
+        count: usize,
+    ) -> Result<(), Fault> {
+        #[cfg(feature = "xen")]
+        if let Some(memory) = self.on_demand {
+            // SAFETY: `buf` has `count` elements, whose size does not overflow (this function's
+            // contract).
+            return unsafe {
+                on_demand::write_elements(memory, self.number(), buf.as_ptr(), count)
+            };
+        }
+        // SAFETY: the `count` elements are a guest operand whose size does not overflow, and `buf`
+        // has as many (this function's contract). The two do not overlap: no Rust reference to
+        // bytes covers a guest operand.
+        unsafe { access::copy_elements_to_guest(self.addr, buf.as_ptr(), count) }
+    }
+
+    /// Sets `count` bytes to `value`.
+    ///
+    /// # Safety
+    ///
+    /// The bytes are a guest operand (see [`access`]).
+    #[inline(always)]
+    pub(super) unsafe fn fill(self, value: u8, count: usize) -> Result<(), Fault> {
+        #[cfg(feature = "xen")]
+        if let Some(memory) = self.on_demand {
+            let fill = |dst, _, len| {
+                // SAFETY: `dst` is a guest operand of `len` bytes: a window, which only this
+                // function and the guest access.
+                unsafe { access::fill_guest(dst, value, len) }
+            };
+            return on_demand::pieces(memory, self.number(), count, Direction::Write, fill);
+        }
+        // SAFETY: the `count` bytes are a guest operand (this function's contract).
+        unsafe { access::fill_guest(self.addr, value, count) }
+    }
+
+    /// Copies `count` bytes to `target`. The ranges may overlap.
+    ///
+    /// # Safety
+    ///
+    /// Both ranges are guest operands (see [`access`]).
+    #[inline(always)]
+    pub(super) unsafe fn copy_to(self, target: Place<'_>, count: usize) -> Result<(), Fault> {
+        #[cfg(feature = "xen")]
+        if self.on_demand.is_some() || target.on_demand.is_some() {
+            // SAFETY: both ranges are guest operands (this function's contract).
+            return unsafe { self.copy_in_pieces(target, count) };
+        }
+        // SAFETY: both ranges are guest operands of `count` bytes (this function's contract).
+        unsafe { access::copy_within_guest(target.addr, self.addr, count) }
+    }
+
+    /// Copies `count` bytes to `target`, at least one of which is mapped for the access.
+    ///
+    /// # Safety
+    ///
+    /// Both ranges are guest operands (see [`access`]).
+    #[cfg(feature = "xen")]
+    #[cold]
+    #[inline(never)]
+    unsafe fn copy_in_pieces(self, target: Place<'_>, count: usize) -> Result<(), Fault> {
+        if let (Some(memory), Some(other)) = (self.on_demand, target.on_demand) {
+            let distance = self.number().abs_diff(target.number());
+            if core::ptr::eq(memory, other) && distance < count {
+                return on_demand::copy_overlapping(memory, target.number(), self.number(), count);
+            }
+        }
+        self.pieces(count, Direction::Read, |src, before, len| {
+            let target = target.wrapping_add(before);
+            target.pieces(len, Direction::Write, |dst, done, len| {
+                // SAFETY: `src + done` and `dst` are guest operands of `len` bytes: each is a part
+                // of a window, or of the range of this function's contract.
+                unsafe { access::copy_within_guest(dst, src.wrapping_add(done), len) }
+            })
+        })
+    }
+
+    /// Runs `access` on pieces of the `len` bytes from here on: on all of them, if they are mapped.
+    #[cfg(feature = "xen")]
+    fn pieces(
+        self,
+        len: usize,
+        direction: Direction,
+        mut access: impl FnMut(*mut u8, usize, usize) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        match self.on_demand {
+            Some(memory) => on_demand::pieces(memory, self.number(), len, direction, access),
+            None => access(self.addr, 0, len),
         }
     }
 }

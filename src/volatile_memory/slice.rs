@@ -3,8 +3,11 @@
 use core::mem::size_of;
 
 use super::place::{OnDemand, Place};
-use super::{compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileMemory};
-use crate::access;
+use super::{
+    compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileArrayRef, VolatileMemory,
+    VolatileRef,
+};
+use crate::access::fault::Direction;
 use crate::bitmap::{BitmapSlice, BS};
 use crate::value::ByteValued;
 
@@ -84,13 +87,14 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// Makes a slice of `size` bytes at `addr`, with `bitmap` as its dirty bitmap.
     ///
     /// Offset 0 of the slice is offset 0 of `bitmap`. The last parameter is for platforms that map
-    /// memory for each access. Pass `None`.
+    /// memory for each access. Pass `None`. Only this crate makes such memory, and `addr` is then
+    /// the place of the bytes in it.
     ///
     /// # Safety
     ///
     /// For all of `'a`:
     ///
-    /// - the bytes must be mapped,
+    /// - the bytes must be mapped, or be those of the memory that is mapped for each access,
     /// - no Rust reference may cover them, except to atomics,
     /// - other accesses must be atomic, or invisible to the compiler (by the guest or the kernel).
     ///
@@ -110,13 +114,62 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     }
 
     /// Returns a pointer to the bytes, for reading.
+    ///
+    /// Memory that is mapped for each access (feature `xen`) is mapped as long as the guard lives.
+    /// If that fails, the pointer is not accessible: see [`PtrGuard::error`].
     pub fn ptr_guard(&self) -> PtrGuard {
-        PtrGuard::new(self.addr.as_ptr(), self.size)
+        PtrGuard::new(self.addr, self.size, Direction::Read)
     }
 
     /// Returns a pointer to the bytes, for writing. Writes through it are not marked dirty.
+    ///
+    /// Memory that is mapped for each access (feature `xen`) is mapped as long as the guard lives.
+    /// If that fails, the pointer is not accessible: see [`PtrGuardMut::error`].
     pub fn ptr_guard_mut(&self) -> PtrGuardMut {
-        PtrGuardMut::new(self.addr.as_ptr(), self.size)
+        PtrGuardMut::new(PtrGuard::new(self.addr, self.size, Direction::Write))
+    }
+
+    /// Returns a pointer to the bytes, for reading, or the reason why they cannot be mapped.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::VolatileSlice;
+    ///
+    /// let mut buf = *b"guest";
+    /// let guard = VolatileSlice::from(buf.as_mut_slice()).try_ptr_guard()?;
+    /// assert_eq!(guard.len(), 5);
+    /// # Ok::<(), vm_memory::VolatileMemoryError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::IOError`] if the memory is mapped for each access (feature `xen`), and that
+    /// fails. Other memory is mapped already.
+    pub fn try_ptr_guard(&self) -> Result<PtrGuard> {
+        PtrGuard::try_new(self.addr, self.size, Direction::Read).map_err(Error::IOError)
+    }
+
+    /// Returns a pointer to the bytes, for writing, or the reason why they cannot be mapped.
+    ///
+    /// Writes through it are not marked dirty.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::IOError`] if the memory is mapped for each access (feature `xen`), and that
+    /// fails. Other memory is mapped already.
+    pub fn try_ptr_guard_mut(&self) -> Result<PtrGuardMut> {
+        let guard = PtrGuard::try_new(self.addr, self.size, Direction::Write);
+        guard.map(PtrGuardMut::new).map_err(Error::IOError)
+    }
+
+    /// Returns a pointer to the first bytes, for an access in `direction`.
+    ///
+    /// These are all bytes of the slice, unless the memory is mapped for each access, and some of
+    /// it cannot be.
+    #[cfg(all(feature = "rawfd", unix))]
+    pub(crate) fn guard_of_first(&self, direction: Direction) -> Result<PtrGuardMut> {
+        PtrGuard::first(self.addr, self.size, direction).map(PtrGuardMut::new)
     }
 
     /// Returns the size in bytes.
@@ -227,11 +280,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     {
         let count = whole_elements::<T>(self.size, buf.len());
         // SAFETY: `whole_elements` limits `count` to the slice and to `buf`, so the size of the
-        // elements does not overflow. The two do not overlap: no Rust reference covers the slice
-        // (contract of `with_bitmap`).
-        match unsafe {
-            access::copy_elements_from_guest(buf.as_mut_ptr(), self.addr.as_ptr(), count)
-        } {
+        // elements does not overflow. The slice is a guest operand (contract of `with_bitmap`).
+        match unsafe { self.addr.read_elements(buf, count) } {
             Ok(()) => count,
             Err(fault) => whole_elements::<T>(fault.completed(), count),
         }
@@ -246,8 +296,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         // A fault is not returned: the signature of 0.18.0 has no error.
         // SAFETY: `count` bytes are in both slices, which are guest operands (contract of
         // `with_bitmap`).
-        let _ =
-            unsafe { access::copy_within_guest(slice.addr.as_ptr(), self.addr.as_ptr(), count) };
+        let _ = unsafe { self.addr.copy_to(slice.addr, count) };
         slice.bitmap.mark_dirty(0, count);
     }
 
@@ -275,9 +324,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         let count = whole_elements::<T>(self.size, buf.len());
         // A fault is not returned: the signature of 0.18.0 has no error.
         // SAFETY: `whole_elements` limits `count` to the slice and to `buf`, so the size of the
-        // elements does not overflow. The two do not overlap: no Rust reference covers the slice
-        // (contract of `with_bitmap`).
-        let _ = unsafe { access::copy_elements_to_guest(self.addr.as_ptr(), buf.as_ptr(), count) };
+        // elements does not overflow. The slice is a guest operand (contract of `with_bitmap`).
+        let _ = unsafe { self.addr.write_elements(buf, count) };
         // This does not saturate: the elements are in the slice.
         self.bitmap
             .mark_dirty(0, count.saturating_mul(size_of::<T>()));
@@ -302,22 +350,56 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// [`fault::last`](crate::fault::last) returns the address.
     pub fn fill_with_byte(&self, value: u8) -> Result<()> {
         // SAFETY: the whole slice is a guest operand (contract of `with_bitmap`).
-        let result = unsafe { access::fill_guest(self.addr.as_ptr(), value, self.size) };
+        let result = unsafe { self.addr.fill(value, self.size) };
         // Even after a fault: the bytes before it have been written.
         self.bitmap.mark_dirty(0, self.size);
         result.map_err(Error::from_fault)
     }
 
-    /// Returns the address of the first byte.
+    /// Returns the address of the first byte, or the number that stands for it in a fault, if the
+    /// memory has none.
     #[inline]
     pub(crate) fn as_mut_ptr(&self) -> *mut u8 {
         self.addr.as_ptr()
     }
 
-    /// Returns the dirty bitmap.
+    /// Returns the host address of the first byte, or `None` if the memory has none, because it is
+    /// mapped for each access.
     #[inline]
-    pub(crate) fn into_bitmap(self) -> B {
-        self.bitmap
+    pub(crate) fn host_address(&self) -> Option<*mut u8> {
+        self.addr.host()
+    }
+
+    /// Returns a reference to a value in the first bytes.
+    ///
+    /// # Safety
+    ///
+    /// The slice has `size_of::<T>()` bytes.
+    #[inline]
+    pub(super) unsafe fn into_ref<T: ByteValued>(self) -> VolatileRef<'a, T, B> {
+        let (addr, on_demand) = (self.addr.as_ptr(), self.addr.on_demand());
+        // SAFETY: for all of `'a`, the bytes of the slice, and so of the value (contract of this
+        // function), are mapped or mapped by each access, and no Rust reference covers them. Other
+        // accesses are atomic or invisible to the compiler (contract of `with_bitmap`).
+        unsafe { VolatileRef::with_bitmap(addr, self.bitmap, on_demand) }
+    }
+
+    /// Returns a reference to an array of `n` values in the first bytes.
+    ///
+    /// # Safety
+    ///
+    /// The slice has `n * size_of::<T>()` bytes, at most `isize::MAX`.
+    #[inline]
+    pub(super) unsafe fn into_array_ref<T: ByteValued>(
+        self,
+        n: usize,
+    ) -> VolatileArrayRef<'a, T, B> {
+        let (addr, on_demand) = (self.addr.as_ptr(), self.addr.on_demand());
+        // SAFETY: for all of `'a`, the bytes of the slice, and so of the array (contract of this
+        // function), are mapped or mapped by each access, and no Rust reference covers them. Other
+        // accesses are atomic or invisible to the compiler (contract of `with_bitmap`). They are at
+        // most `isize::MAX` (contract of this function).
+        unsafe { VolatileArrayRef::with_bitmap(addr, n, self.bitmap, on_demand) }
     }
 
     /// Returns the same bytes with another dirty bitmap.

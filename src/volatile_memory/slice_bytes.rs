@@ -3,7 +3,9 @@
 use core::mem::{align_of, size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
 
+use super::place::Place;
 use super::{atomic, check_alignment, referable, Error, Result, VolatileMemory, VolatileSlice};
+use crate::access::fault::Direction;
 use crate::access::{self, Fault};
 use crate::bitmap::BitmapSlice;
 use crate::bytes::Bytes;
@@ -51,9 +53,13 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         if !self.holds(addr, size_of::<T>()) {
             return self.write_slice(val.as_slice(), addr);
         }
+        let place = self.addr.wrapping_add(addr);
+        let Some(dst) = place.host() else {
+            return self.write_slice(val.as_slice(), addr);
+        };
         // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`. The slice is
         // a guest operand (contract of `with_bitmap`).
-        let result = unsafe { access::write_value(self.addr.as_ptr().wrapping_add(addr), &val) };
+        let result = unsafe { access::write_value(dst, &val) };
         // Even after a fault: a value larger than a register may have been written in part.
         self.bitmap.mark_dirty(addr, size_of::<T>());
         result.map_err(Error::from_fault)
@@ -99,10 +105,14 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     #[inline(always)]
     fn store<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<()> {
         let target = self.atomic_operand::<T>(addr)?;
-        // SAFETY: `atomic_operand` returned an aligned address for the bytes of a `T::A` in the
-        // slice, not null unless `T` is register sized. The slice's bytes are mapped and covered by
-        // no Rust reference except to atomics (contract of `with_bitmap`).
-        unsafe { atomic::store(target, val, order) }.map_err(Error::from_fault)?;
+        let stored = target.with(size_of::<T::A>(), Direction::Write, |target| {
+            // SAFETY: `atomic_operand` returned an aligned place for the bytes of a `T::A` in the
+            // slice, not null unless `T` is register sized. The slice's bytes are mapped for the
+            // access and covered by no Rust reference except to atomics (contract of
+            // `with_bitmap`).
+            unsafe { atomic::store(target, val, order) }
+        });
+        stored.map_err(Error::from_fault)?;
         self.bitmap.mark_dirty(addr, size_of::<T::A>());
         Ok(())
     }
@@ -110,10 +120,14 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     #[inline(always)]
     fn load<T: AtomicAccess>(&self, addr: usize, order: Ordering) -> Result<T> {
         let source = self.atomic_operand::<T>(addr)?;
-        // SAFETY: `atomic_operand` returned an aligned address for the bytes of a `T::A` in the
-        // slice, not null unless `T` is register sized. The slice's bytes are mapped and covered by
-        // no Rust reference except to atomics (contract of `with_bitmap`).
-        unsafe { atomic::load(source, order) }.map_err(Error::from_fault)
+        let loaded = source.with(size_of::<T::A>(), Direction::Read, |source| {
+            // SAFETY: `atomic_operand` returned an aligned place for the bytes of a `T::A` in the
+            // slice, not null unless `T` is register sized. The slice's bytes are mapped for the
+            // access and covered by no Rust reference except to atomics (contract of
+            // `with_bitmap`).
+            unsafe { atomic::load(source, order) }
+        });
+        loaded.map_err(Error::from_fault)
     }
 }
 
@@ -125,15 +139,20 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         value: &'v mut MaybeUninit<T>,
         addr: usize,
     ) -> Result<&'v mut T> {
-        if !self.holds(addr, size_of::<T>()) {
-            let value = value.write(T::zeroed());
-            return self.read_slice(value.as_mut_slice(), addr).map(|()| value);
+        let place = self.addr.wrapping_add(addr);
+        match place.host() {
+            // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`. The slice
+            // is a guest operand (contract of `with_bitmap`), and `value` is a reference to a place
+            // for one.
+            Some(src) if self.holds(addr, size_of::<T>()) => unsafe {
+                access::read_value(value, src).map_err(Error::from_fault)
+            },
+            // A copy of as many bytes is not torn either.
+            _ => {
+                let value = value.write(T::zeroed());
+                self.read_slice(value.as_mut_slice(), addr).map(|()| value)
+            }
         }
-        // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`. The slice is
-        // a guest operand (contract of `with_bitmap`), and `value` is a reference to a place for
-        // one.
-        unsafe { access::read_value(value, self.addr.as_ptr().wrapping_add(addr)) }
-            .map_err(Error::from_fault)
     }
 
     /// Writes the bytes of `buf` that fit at `addr`. Returns their number, or the fault.
@@ -147,11 +166,9 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             return Ok(Ok(0));
         }
         let count = self.available(addr, buf.len())?;
-        let dst = self.addr.as_ptr().wrapping_add(addr);
-        // SAFETY: 1. `available` checked that `count` bytes at `addr` are in the slice; `count` is
-        // at most `buf.len()`. 2. The slice is mapped, and `buf` does not overlap it: no Rust
-        // reference to bytes covers it (contract of `with_bitmap`).
-        let result = unsafe { access::copy_to_guest(dst, buf.as_ptr(), count) };
+        // SAFETY: `available` checked that `count` bytes at `addr` are in the slice; `count` is at
+        // most `buf.len()`. The slice is a guest operand (contract of `with_bitmap`).
+        let result = unsafe { self.addr.wrapping_add(addr).write(buf, count) };
         // Even after a fault: bytes past the completed ones may have been written.
         self.bitmap.mark_dirty(addr, count);
         Ok(result.map(|()| count))
@@ -168,30 +185,29 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             return Ok(Ok(0));
         }
         let count = self.available(addr, buf.len())?;
-        let src = self.addr.as_ptr().wrapping_add(addr);
-        // SAFETY: 1. `available` checked that `count` bytes at `addr` are in the slice; `count` is
-        // at most `buf.len()`. 2. The slice is mapped, and `buf` does not overlap it: no Rust
-        // reference to bytes covers it (contract of `with_bitmap`).
-        let result = unsafe { access::copy_from_guest(buf.as_mut_ptr(), src, count) };
+        // SAFETY: `available` checked that `count` bytes at `addr` are in the slice; `count` is at
+        // most `buf.len()`. The slice is a guest operand (contract of `with_bitmap`).
+        let result = unsafe { self.addr.wrapping_add(addr).read(buf, count) };
         Ok(result.map(|()| count))
     }
 
-    /// Returns the host address of a `T::A` at `addr`, after checking its size, bounds and
-    /// alignment. If `T` is not [register sized](is_register_sized), it is not null.
+    /// Returns the place of a `T::A` at `addr`, after checking its size, bounds and alignment. If
+    /// `T` is not [register sized](is_register_sized), its host address is not null.
     ///
     /// If `T` has no bytes, it is any such address.
     #[inline(always)]
-    pub(super) fn atomic_operand<T: AtomicAccess>(&self, addr: usize) -> Result<*mut u8> {
+    pub(super) fn atomic_operand<T: AtomicAccess>(&self, addr: usize) -> Result<Place<'_>> {
         if size_of::<T::A>() != size_of::<T>() {
             return Err(without_atomic_form::<T>());
         }
         self.compute_end_offset(addr, size_of::<T::A>())?;
-        let host = self.addr.as_ptr().wrapping_add(addr);
-        if !is_register_sized::<T>() {
-            return Ok(referable::<T::A>(host)?.as_ptr().cast());
+        let place = self.addr.wrapping_add(addr);
+        if !is_register_sized::<T>() && place.host().is_some() {
+            let host = referable::<T::A>(place)?.as_ptr().cast();
+            return Ok(Place::new(host, None));
         }
-        check_alignment(host, align_of::<T::A>())?;
-        Ok(host)
+        check_alignment(place, align_of::<T::A>())?;
+        Ok(place)
     }
 }
 

@@ -4,8 +4,9 @@ use core::marker::PhantomData;
 use core::mem::{size_of, MaybeUninit};
 
 use super::place::{OnDemand, Place};
-use super::{PtrGuard, PtrGuardMut, VolatileSlice};
+use super::{Error, PtrGuard, PtrGuardMut, Result, VolatileSlice};
 use crate::access;
+use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
 use crate::value::ByteValued;
 
@@ -71,12 +72,35 @@ where
 
     /// Returns a pointer to the value, for reading.
     pub fn ptr_guard(&self) -> PtrGuard {
-        PtrGuard::new(self.addr.as_ptr(), self.len())
+        PtrGuard::new(self.addr, self.len(), Direction::Read)
     }
 
     /// Returns a pointer to the value, for writing. Writes through it are not marked dirty.
     pub fn ptr_guard_mut(&self) -> PtrGuardMut {
-        PtrGuardMut::new(self.addr.as_ptr(), self.len())
+        PtrGuardMut::new(PtrGuard::new(self.addr, self.len(), Direction::Write))
+    }
+
+    /// Returns a pointer to the value, for reading, or the reason why it cannot be mapped.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::IOError`] if the memory is mapped for each access (feature `xen`), and that
+    /// fails. Other memory is mapped already.
+    pub fn try_ptr_guard(&self) -> Result<PtrGuard> {
+        PtrGuard::try_new(self.addr, self.len(), Direction::Read).map_err(Error::IOError)
+    }
+
+    /// Returns a pointer to the value, for writing, or the reason why it cannot be mapped.
+    ///
+    /// Writes through it are not marked dirty.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::IOError`] if the memory is mapped for each access (feature `xen`), and that
+    /// fails. Other memory is mapped already.
+    pub fn try_ptr_guard_mut(&self) -> Result<PtrGuardMut> {
+        let guard = PtrGuard::try_new(self.addr, self.len(), Direction::Write);
+        guard.map(PtrGuardMut::new).map_err(Error::IOError)
     }
 
     /// Returns the size of the value in bytes.
@@ -96,9 +120,11 @@ where
     #[inline]
     pub fn store(&self, v: T) {
         // A fault is not returned: the signature of 0.18.0 has no error.
-        // SAFETY: `self.addr` is a guest operand of `size_of::<T>()` bytes (contract of
-        // `with_bitmap`).
-        let _ = unsafe { access::write_value(self.addr.as_ptr(), &v) };
+        let _ = self.addr.with(size_of::<T>(), Direction::Write, |dst| {
+            // SAFETY: `dst` is a guest operand of `size_of::<T>()` bytes (contract of
+            // `with_bitmap`).
+            unsafe { access::write_value(dst, &v) }
+        });
         self.bitmap.mark_dirty(0, size_of::<T>());
     }
 
@@ -108,26 +134,21 @@ where
     /// detect it.
     #[inline]
     pub fn load(&self) -> T {
-        // SAFETY: `self.addr` is a guest operand of `size_of::<T>()` bytes (contract of
-        // `with_bitmap`).
-        match unsafe { access::read_value(&mut MaybeUninit::uninit(), self.addr.as_ptr()) } {
-            Ok(value) => *value,
-            Err(_fault) => T::zeroed(),
-        }
+        let mut value = MaybeUninit::uninit();
+        let read = self.addr.with(size_of::<T>(), Direction::Read, |src| {
+            // SAFETY: `src` is a guest operand of `size_of::<T>()` bytes (contract of
+            // `with_bitmap`).
+            unsafe { access::read_value(&mut value, src) }.copied()
+        });
+        read.unwrap_or_else(|_fault| T::zeroed())
     }
 
     /// Returns the bytes of the value.
     pub fn to_slice(&self) -> VolatileSlice<'a, B> {
-        // SAFETY: for all of `'a`, the `size_of::<T>()` bytes at `self.addr` are mapped and covered
-        // by no Rust reference. Other accesses are atomic or invisible to the compiler (contract of
-        // `VolatileRef::with_bitmap`).
-        unsafe {
-            VolatileSlice::with_bitmap(
-                self.addr.as_ptr(),
-                size_of::<T>(),
-                self.bitmap.clone(),
-                None,
-            )
-        }
+        let (addr, on_demand) = (self.addr.as_ptr(), self.addr.on_demand());
+        // SAFETY: for all of `'a`, the `size_of::<T>()` bytes at `self.addr` are mapped, or mapped
+        // by each access, and covered by no Rust reference. Other accesses are atomic or invisible
+        // to the compiler (contract of `VolatileRef::with_bitmap`).
+        unsafe { VolatileSlice::with_bitmap(addr, size_of::<T>(), self.bitmap.clone(), on_demand) }
     }
 }

@@ -1,7 +1,68 @@
 //! Memory of Xen guests: foreign and grant mappings.
 //!
-//! `crate::mmap` makes regions of it, and `crate::volatile_memory` accesses it.
+//! ```text
+//!   guest address    1 << 63 | reference << 12 | offset in the page        FOREIGN: frame << 12
+//!        │                                                                       │
+//!        ▼                                                                       ▼
+//!   References ──► GrantMapping        MmapXen: a GrantMapping per access  ForeignMapping
+//!        │              │                      │
+//!        ▼              ▼                      ▼
+//!   devices             the requests of gntdev and privcmd, the only calls of ioctl(2)
+//! ```
+//!
+//! `crate::mmap` makes regions of these mappings, and `crate::volatile_memory` accesses them.
+//!
+//! Invariants:
+//!
+//! - Xen counts pages of 4 KiB, whatever the page size of the host.
+//! - A value that owns an entry of gntdev or a VMA releases it on drop. So each way out of a
+//!   mapping that fails releases what was mapped before.
+//! - Nothing stays mapped after the access, the guard or the region that needed it. While a page is
+//!   mapped, the guest cannot revoke its grant, and its driver would give the device up.
 
-/// The memory of a region that is mapped for each access, and not in advance.
-#[derive(Debug)]
-pub struct MmapXen(());
+mod area;
+mod copy;
+mod devices;
+mod foreign;
+mod grant;
+mod on_demand;
+mod references;
+
+pub(crate) use area::Area;
+pub(crate) use foreign::ForeignMapping;
+pub(crate) use grant::GrantMapping;
+pub(crate) use on_demand::{MmapXen, Window, TRANSFER_PAGES};
+pub(crate) use references::References;
+
+use std::io;
+
+/// The size of a page of Xen in bytes.
+pub(crate) const PAGE_SIZE: usize = 4096;
+
+/// The base-2 logarithm of [`PAGE_SIZE`].
+const PAGE_SHIFT: u32 = PAGE_SIZE.trailing_zeros();
+
+/// The most pages of one request to gntdev, which is the limit of Linux.
+const REQUEST_PAGES: usize = 65536;
+
+/// Returns the error of an argument that no request accepts.
+#[cold]
+pub(crate) fn invalid() -> io::Error {
+    io::Error::from_raw_os_error(libc::EINVAL)
+}
+
+/// Returns the error of an allocation that failed.
+#[cold]
+fn out_of_memory() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOMEM)
+}
+
+/// Returns the domain number that a range states.
+///
+/// # Errors
+///
+/// Returns `EINVAL` if it has more than 16 bits. The kernel would cut it, and map the memory of
+/// another domain.
+pub(crate) fn domain(number: u32) -> io::Result<u16> {
+    u16::try_from(number).map_err(|_| invalid())
+}

@@ -1,47 +1,129 @@
 //! [`MmapRegion::from_range`]: regions of Xen guests.
 
 use std::io;
+use std::sync::Arc;
 
+use super::mapping::{Mapping, XenMemory};
 use super::{MmapRegion, MmapRegionBuilder, MmapRegionError, Result};
-use crate::bitmap::NewBitmap;
+use crate::bitmap::{Bitmap, NewBitmap, BS};
 use crate::mmap::xen::{MmapRange, MmapXenFlags};
+use crate::volatile_memory::VolatileSlice;
+use crate::xen::{domain, invalid, ForeignMapping, GrantMapping, MmapXen, References};
 
 impl<B: NewBitmap> MmapRegion<B> {
     /// Maps the memory of a Xen guest that `range` describes.
+    ///
+    /// [`MmapXenFlags`] lists the kinds of memory. The [module](crate::mmap#xen) says how they
+    /// differ.
     ///
     /// # Errors
     ///
     /// - [`MmapFlags`](MmapRegionError::MmapFlags) if the flags of the range are not a valid
     ///   combination of [`MmapXenFlags`];
+    /// - [`InvalidFileOffset`](MmapRegionError::InvalidFileOffset) if foreign or granted memory has
+    ///   no file, and [`InvalidOffsetLength`](MmapRegionError::InvalidOffsetLength) if the offset
+    ///   in the file is not 0;
+    /// - [`MapFixed`](MmapRegionError::MapFixed) if the flags of mmap(2) contain `MAP_FIXED`;
+    /// - [`Mmap`](MmapRegionError::Mmap) with `EINVAL` for a size of 0, a domain number of more
+    ///   than 16 bits, flags of mmap(2) with `MAP_ANONYMOUS`, or a guest address that is not one of
+    ///   granted pages;
+    /// - [`Mmap`](MmapRegionError::Mmap) with the error of the first frame that cannot be mapped,
+    ///   of a page that is not granted (`EINVAL`), or of mmap(2) or ioctl(2);
     /// - for a range that is not Xen memory, the errors of [`build`](Self::build).
+    ///
+    /// After an error, nothing stays mapped.
     pub fn from_range(range: MmapRange) -> Result<Self> {
-        let flags = MmapXenFlags::from_bits(range.xen_flags).filter(MmapXenFlags::is_valid);
-        let flags = flags.ok_or(MmapRegionError::MmapFlags(range.xen_flags))?;
-        let mut region = if flags.is_unix() {
+        let xen_flags = MmapXenFlags::from_bits(range.xen_flags).filter(MmapXenFlags::is_valid);
+        let xen_flags = xen_flags.ok_or(MmapRegionError::MmapFlags(range.xen_flags))?;
+        let xen_data = range.xen_data;
+        let region = if xen_flags.is_unix() {
             Self::from_unix_range(range)?
         } else {
-            let error = io::Error::from(io::ErrorKind::Unsupported);
-            return Err(MmapRegionError::Mmap(error));
+            Self::from_xen_range(range, xen_flags)?
         };
-        region.xen_flags = flags.bits();
-        Ok(region)
+        Ok(Self {
+            xen_flags: xen_flags.bits(),
+            xen_data,
+            ..region
+        })
     }
 
     fn from_unix_range(range: MmapRange) -> Result<Self> {
-        let MmapRange { prot, flags, .. } = range;
+        let (prot, flags) = protection_and_flags(&range);
         let mut builder = MmapRegionBuilder::<()>::new(range.size)
-            .with_mmap_prot(prot.unwrap_or(libc::PROT_READ | libc::PROT_WRITE))
-            .with_mmap_flags(flags.unwrap_or(libc::MAP_NORESERVE | libc::MAP_SHARED));
+            .with_mmap_prot(prot)
+            .with_mmap_flags(flags);
         if let Some(place) = range.file_offset {
             builder = builder.with_file_offset(place);
         }
         if let Some(hugetlbfs) = range.hugetlbfs {
             builder = builder.with_hugetlbfs(hugetlbfs);
         }
-        let mut region = builder.build_with(|()| B::with_len(range.size))?;
-        region.xen_data = range.xen_data;
-        Ok(region)
+        builder.build_with(|()| B::with_len(range.size))
     }
+
+    fn from_xen_range(range: MmapRange, xen_flags: MmapXenFlags) -> Result<Self> {
+        let (prot, flags) = protection_and_flags(&range);
+        let place = range.file_offset.as_ref();
+        let place = place.ok_or(MmapRegionError::InvalidFileOffset)?;
+        if place.start() != 0 {
+            return Err(MmapRegionError::InvalidOffsetLength);
+        }
+        if flags & FIXED != 0 {
+            return Err(MmapRegionError::MapFixed);
+        }
+        let device = place.arc();
+        let (addr, size, protection) = (range.addr, range.size, (prot, flags));
+        let make = || {
+            // Without the device, the memory would be zeroes.
+            if flags & libc::MAP_ANONYMOUS != 0 {
+                return Err(invalid());
+            }
+            let domid = domain(range.xen_data)?;
+            if xen_flags.is_foreign() {
+                let mapping = ForeignMapping::new(device, domid, (addr, size), protection)?;
+                return Ok(XenMemory::Foreign(mapping));
+            }
+            let references = References::of(addr, size)?;
+            if xen_flags.mmap_in_advance() {
+                let mapping = GrantMapping::new(device, domid, &references, protection)?;
+                return Ok(XenMemory::Granted(mapping));
+            }
+            let device = Arc::clone(device);
+            let memory = MmapXen::new(device, domid, references, protection, range.grant_copy);
+            Ok(XenMemory::OnDemand(memory))
+        };
+        let memory: io::Result<XenMemory> = make();
+        let memory = memory.map_err(MmapRegionError::Mmap)?;
+        Ok(MmapRegion {
+            mapping: Mapping::of_xen(memory, size, prot),
+            bitmap: B::with_len(size),
+            file_offset: range.file_offset,
+            prot,
+            flags,
+            hugetlbfs: range.hugetlbfs,
+            blocks: None,
+            owner: None,
+            xen_flags: 0,
+            xen_data: 0,
+        })
+    }
+}
+
+/// The flags of mmap(2) that would replace existing mappings, or map at address 0.
+#[cfg(target_os = "linux")]
+const FIXED: i32 = libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE;
+#[cfg(not(target_os = "linux"))]
+const FIXED: i32 = libc::MAP_FIXED;
+
+/// Returns the protection and the flags of mmap(2), or their defaults.
+fn protection_and_flags(range: &MmapRange) -> (i32, i32) {
+    (
+        range.prot.unwrap_or(libc::PROT_READ | libc::PROT_WRITE),
+        range
+            .flags
+            .unwrap_or(libc::MAP_NORESERVE | libc::MAP_SHARED),
+    )
 }
 
 impl<B> MmapRegion<B> {
@@ -53,5 +135,26 @@ impl<B> MmapRegion<B> {
     /// Returns the number of the domain whose memory it is, as it was passed in the range.
     pub fn xen_mmap_data(&self) -> u32 {
         self.xen_data
+    }
+}
+
+impl<B: Bitmap> MmapRegion<B> {
+    /// Returns the `count` bytes at `offset` of memory that is mapped for each access.
+    pub(super) fn on_demand_slice<'a>(
+        &'a self,
+        memory: &'a MmapXen,
+        offset: usize,
+        count: usize,
+    ) -> Option<VolatileSlice<'a, BS<'a, B>>> {
+        if offset.checked_add(count)? > self.size() {
+            return None;
+        }
+        // It has no host address, and nobody accesses memory at this one.
+        let place = core::ptr::without_provenance_mut(memory.place_of(offset));
+        let bitmap = self.bitmap.slice_at(offset);
+        // SAFETY: `place` is the place of the bytes in `memory`, which has them (just checked).
+        // Each access maps them again, so no Rust reference covers them, and other accesses are
+        // those of the guest, or atomic to the compiler.
+        Some(unsafe { VolatileSlice::with_bitmap(place, count, bitmap, Some(memory)) })
     }
 }

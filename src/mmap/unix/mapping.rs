@@ -9,12 +9,40 @@ use std::ptr::null_mut;
 use super::{HostRange, MmapRegionError, Result};
 use crate::guest_memory::{FileOffset, Permissions};
 use crate::page_size::host_page_size;
+#[cfg(feature = "xen")]
+use crate::xen::{ForeignMapping, GrantMapping, MmapXen};
 
 /// A mapping of this process, which is unmapped on drop if it is owned.
 #[derive(Debug)]
 pub(super) struct Mapping {
     host: HostRange,
     owned: bool,
+    /// The memory of a Xen guest, which unmaps itself. `owned` is `false` then.
+    #[cfg(feature = "xen")]
+    xen: Option<XenMemory>,
+}
+
+/// The memory of a Xen guest.
+#[cfg(feature = "xen")]
+#[derive(Debug)]
+pub(super) enum XenMemory {
+    /// Frames of another domain.
+    Foreign(ForeignMapping),
+    /// Pages that another domain granted.
+    Granted(GrantMapping),
+    /// The same, mapped for each access.
+    OnDemand(MmapXen),
+}
+
+#[cfg(feature = "xen")]
+impl XenMemory {
+    fn unmap(&mut self) -> io::Result<()> {
+        match self {
+            XenMemory::Foreign(mapping) => mapping.unmap(),
+            XenMemory::Granted(mapping) => mapping.unmap(),
+            XenMemory::OnDemand(_) => Ok(()),
+        }
+    }
 }
 
 impl Mapping {
@@ -52,6 +80,8 @@ impl Mapping {
         let mapping = Self {
             host: HostRange::new(addr.cast(), size, permissions_of(prot)),
             owned: true,
+            #[cfg(feature = "xen")]
+            xen: None,
         };
         if let Some(place) = file_offset.filter(|_| flags & libc::MAP_ANONYMOUS == 0) {
             check_file_end(place, size)?;
@@ -67,7 +97,39 @@ impl Mapping {
         Ok(Self {
             host: HostRange::new(addr, size, stated_permissions(prot)),
             owned: false,
+            #[cfg(feature = "xen")]
+            xen: None,
         })
+    }
+
+    /// Makes a mapping of the memory of a Xen guest, which begins at `addr`.
+    ///
+    /// `addr` is null if the memory is mapped for each access.
+    #[cfg(feature = "xen")]
+    pub(super) fn of_xen(memory: XenMemory, size: usize, prot: i32) -> Self {
+        let addr = match &memory {
+            XenMemory::Foreign(mapping) => mapping.as_ptr(),
+            XenMemory::Granted(mapping) => mapping.as_ptr(),
+            XenMemory::OnDemand(_) => null_mut(),
+        };
+        let mut host = HostRange::new(addr, size, permissions_of(prot));
+        if addr.is_null() {
+            host.close();
+        }
+        Self {
+            host,
+            owned: false,
+            xen: Some(memory),
+        }
+    }
+
+    /// Returns the memory, if it is mapped for each access.
+    #[cfg(feature = "xen")]
+    pub(super) fn on_demand(&self) -> Option<&MmapXen> {
+        match &self.xen {
+            Some(XenMemory::OnDemand(memory)) => Some(memory),
+            _ => None,
+        }
     }
 
     /// Returns the host addresses.
@@ -78,6 +140,10 @@ impl Mapping {
 
     /// Returns whether dropping this value unmaps the memory.
     pub(super) fn is_owned(&self) -> bool {
+        #[cfg(feature = "xen")]
+        if self.xen.is_some() {
+            return true;
+        }
         self.owned
     }
 
@@ -88,6 +154,10 @@ impl Mapping {
 
     /// Unmaps the memory, if it is owned.
     pub(super) fn unmap(&mut self) -> io::Result<()> {
+        #[cfg(feature = "xen")]
+        if let Some(memory) = &mut self.xen {
+            return memory.unmap();
+        }
         if !core::mem::take(&mut self.owned) {
             return Ok(());
         }

@@ -180,6 +180,8 @@ impl<B> MmapRegion<B> {
 impl<B: Bitmap> MmapRegion<B> {
     /// Returns the host address of the first byte.
     ///
+    /// With the feature `xen`, it is null for memory that is mapped for each access.
+    ///
     /// Accesses through the pointer are not checked, not marked dirty and not protected from
     /// faults.
     pub fn as_ptr(&self) -> *mut u8 {
@@ -215,7 +217,7 @@ impl<B: Bitmap> MmapRegion<B> {
         self.flags
     }
 
-    /// Returns whether dropping the region unmaps the memory.
+    /// Returns whether dropping the region unmaps the memory, if it is mapped.
     pub fn owned(&self) -> bool {
         self.mapping.is_owned()
     }
@@ -269,7 +271,16 @@ impl<B: Bitmap> MmapRegion<B> {
         blocks.is_none_or(|blocks| blocks.is_whole() && blocks.size() >= self.size())
     }
 
-    /// Returns the `count` bytes at `offset`, if they are all in plugged blocks.
+    /// Returns whether the memory is mapped in advance, and not for each access.
+    pub(in crate::mmap) fn has_host_address(&self) -> bool {
+        #[cfg(feature = "xen")]
+        return self.mapping.on_demand().is_none();
+        #[cfg(not(feature = "xen"))]
+        true
+    }
+
+    /// Returns the `count` bytes at `offset`, if they are all in plugged blocks, or mapped for each
+    /// access.
     ///
     /// This is the slow path, after [`HostRange::slice`] has returned `None`.
     #[cold]
@@ -279,6 +290,10 @@ impl<B: Bitmap> MmapRegion<B> {
         offset: usize,
         count: usize,
     ) -> Option<VolatileSlice<'_, BS<'_, B>>> {
+        #[cfg(feature = "xen")]
+        if let Some(memory) = self.mapping.on_demand() {
+            return self.on_demand_slice(memory, offset, count);
+        }
         let blocks = self.blocks.as_ref()?;
         // Each access by offset asks for the whole region, so this case must not search the blocks.
         let is_plugged = if (offset, count) == (0, self.size()) {

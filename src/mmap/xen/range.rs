@@ -30,6 +30,7 @@ pub struct MmapRange {
     pub(in crate::mmap) addr: GuestAddress,
     pub(in crate::mmap) xen_flags: u32,
     pub(in crate::mmap) xen_data: u32,
+    pub(in crate::mmap) grant_copy: bool,
 }
 
 impl MmapRange {
@@ -56,6 +57,7 @@ impl MmapRange {
             addr,
             xen_flags: mmap_flags,
             xen_data: mmap_data,
+            grant_copy: false,
         }
     }
 
@@ -83,6 +85,34 @@ impl MmapRange {
     /// Sets the flags of `mmap(2)`: a combination of `MAP_SHARED` and the other `MAP_` flags.
     pub fn set_flags(&mut self, flags: i32) {
         self.flags = Some(flags);
+    }
+
+    /// Lets the hypervisor copy the bytes of accesses to pages that are not mapped in advance.
+    ///
+    /// Reads and writes of bytes and objects then make one `ioctl(2)` (`GNTDEV_GRANT_COPY`) instead
+    /// of four system calls. It maps nothing, and tells which page failed. It is not atomic in any
+    /// unit, so values of 1, 2, 4 and 8 bytes that are naturally aligned, atomic accesses, typed
+    /// copies and streams still map the pages.
+    ///
+    /// The default is `false`: 0.18.0 does not make this request.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use vm_memory::{FileOffset, GuestAddress, MmapRange, MmapRegion, MmapXenFlags};
+    ///
+    /// let gntdev = std::fs::File::options().read(true).write(true).open("/dev/xen/gntdev")?;
+    /// let flags = MmapXenFlags::GRANT | MmapXenFlags::NO_ADVANCE_MAP;
+    /// let (addr, domain) = (GuestAddress(1 << 63), 1);
+    /// let file = FileOffset::new(gntdev, 0);
+    /// let mut range = MmapRange::new(1 << 30, Some(file), addr, flags.bits(), domain);
+    /// range.set_grant_copy(true);
+    /// let region: MmapRegion = MmapRegion::from_range(range)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "GNTDEV_GRANT_COPY")]
+    pub fn set_grant_copy(&mut self, grant_copy: bool) {
+        self.grant_copy = grant_copy;
     }
 
     /// Records whether the memory consists of huge pages of hugetlbfs.

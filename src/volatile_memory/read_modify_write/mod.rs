@@ -9,8 +9,10 @@ mod tests;
 use core::mem::size_of;
 use core::sync::atomic::Ordering;
 
+use super::place::Place;
 use super::slice_bytes::without_atomic_form;
 use super::{atomic, Error, Result, VolatileSlice};
+use crate::access::fault::Direction;
 use crate::access::Fetch;
 use crate::bitmap::BitmapSlice;
 use crate::value::{is_register_sized, AtomicAccess};
@@ -130,11 +132,14 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         failure: Ordering,
     ) -> Result<std::result::Result<T, T>> {
         let target = self.register_operand::<T>(addr)?;
-        // SAFETY: `register_operand` returned the address of a `T::A` in the slice, aligned for it,
-        // and checked that `T` is register sized. The slice's bytes are mapped and covered by no
-        // Rust reference except to atomics (contract of `with_bitmap`).
-        let result = unsafe { atomic::compare_exchange(target, current, new, success, failure) }
-            .map_err(Error::from_fault)?;
+        let result = target.with(size_of::<T::A>(), Direction::Write, |target| {
+            // SAFETY: `register_operand` returned the place of a `T::A` in the slice, aligned for
+            // it, and checked that `T` is register sized. The slice's bytes are mapped for the
+            // access and covered by no Rust reference except to atomics (contract of
+            // `with_bitmap`).
+            unsafe { atomic::compare_exchange(target, current, new, success, failure) }
+        });
+        let result = result.map_err(Error::from_fault)?;
         if result.is_ok() {
             self.bitmap.mark_dirty(addr, size_of::<T::A>());
         }
@@ -151,18 +156,21 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         order: Ordering,
     ) -> Result<T> {
         let target = self.register_operand::<T>(addr)?;
-        // SAFETY: `register_operand` returned the address of a `T::A` in the slice, aligned for it,
-        // and checked that `T` is register sized. The slice's bytes are mapped and covered by no
-        // Rust reference except to atomics (contract of `with_bitmap`).
-        let result =
-            unsafe { atomic::fetch(target, change, operand, order) }.map_err(Error::from_fault)?;
+        let result = target.with(size_of::<T::A>(), Direction::Write, |target| {
+            // SAFETY: `register_operand` returned the place of a `T::A` in the slice, aligned for
+            // it, and checked that `T` is register sized. The slice's bytes are mapped for the
+            // access and covered by no Rust reference except to atomics (contract of
+            // `with_bitmap`).
+            unsafe { atomic::fetch(target, change, operand, order) }
+        });
+        let result = result.map_err(Error::from_fault)?;
         self.bitmap.mark_dirty(addr, size_of::<T::A>());
         Ok(result)
     }
 
     /// Like [`atomic_operand`](Self::atomic_operand), for types that fit a register.
     #[inline]
-    fn register_operand<T: AtomicAccess>(&self, addr: usize) -> Result<*mut u8> {
+    fn register_operand<T: AtomicAccess>(&self, addr: usize) -> Result<Place<'_>> {
         if !is_register_sized::<T>() {
             return Err(without_atomic_form::<T>());
         }

@@ -1,0 +1,70 @@
+//! [`Hold`]: keeps the bytes of a slice mapped.
+
+#[cfg(feature = "xen")]
+use std::sync::Arc;
+
+#[cfg(feature = "xen")]
+use super::on_demand;
+#[cfg(feature = "xen")]
+use super::place::Place;
+use super::{Error, Result, VolatileSlice};
+use crate::access::fault::Direction;
+use crate::bitmap::BitmapSlice;
+#[cfg(feature = "xen")]
+use crate::xen::Window;
+
+/// Keeps the bytes of a slice mapped, if the memory is mapped for each access.
+///
+/// For other memory, it is nothing. Clones keep the same bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Hold(
+    #[cfg(feature = "xen")]
+    #[expect(dead_code, reason = "unmaps the pages on drop")]
+    Option<Arc<Window>>,
+);
+
+impl<B: BitmapSlice> VolatileSlice<'_, B> {
+    /// Returns the slice as mapped memory, and what keeps it mapped.
+    ///
+    /// If the memory is mapped for each access, and only some of it can be, it returns the bytes
+    /// before the first that cannot, and the error of that one.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the first byte cannot be mapped.
+    ///
+    /// # Safety
+    ///
+    /// The slice, and all slices that are made of it, must be dropped before the last clone of the
+    /// hold.
+    #[inline(always)]
+    #[cfg_attr(
+        not(feature = "xen"),
+        expect(unused_variables, reason = "all memory is mapped without the feature")
+    )]
+    pub(crate) unsafe fn hold(self, direction: Direction) -> Result<(Self, Hold, Option<Error>)> {
+        #[cfg(feature = "xen")]
+        {
+            if self.addr.on_demand().is_some() {
+                return self.hold_mapping(direction);
+            }
+            Ok((self, Hold(None), None))
+        }
+        #[cfg(not(feature = "xen"))]
+        Ok((self, Hold(), None))
+    }
+
+    #[cfg(feature = "xen")]
+    #[cold]
+    #[inline(never)]
+    fn hold_mapping(mut self, direction: Direction) -> Result<(Self, Hold, Option<Error>)> {
+        let Some(memory) = self.addr.on_demand().filter(|_| self.size != 0) else {
+            return Ok((self, Hold(None), None));
+        };
+        let window = on_demand::window(memory, self.addr.number(), self.size, direction);
+        let (window, inaccessible) = window?;
+        self.addr = Place::new(window.as_ptr(), None);
+        self.size = window.size();
+        Ok((self, Hold(Some(Arc::new(window))), inaccessible))
+    }
+}

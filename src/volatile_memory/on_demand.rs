@@ -1,0 +1,225 @@
+//! Accesses to memory that is mapped for each of them.
+//!
+//! An access maps the pages that it touches, moves the bytes, and unmaps them before it returns. A
+//! transfer of many bytes does so in pieces.
+
+use core::ptr::NonNull;
+
+use crate::access::fault::Direction;
+use crate::access::{self, Fault};
+use crate::value::ByteValued;
+#[cfg(feature = "rawfd")]
+use crate::xen::Window;
+use crate::xen::{MmapXen, PAGE_SIZE, TRANSFER_PAGES};
+
+/// Runs `access` on `len` bytes, which are mapped together.
+#[cold]
+#[inline(never)]
+pub(super) fn with<T>(
+    memory: &MmapXen,
+    at: usize,
+    len: usize,
+    direction: Direction,
+    access: impl FnOnce(*mut u8) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    if len == 0 {
+        return access(NonNull::dangling().as_ptr());
+    }
+    let window = memory.map(at, len, direction);
+    let window = window.map_err(|error| Fault::unmapped(at, direction, 0, &error))?;
+    access(window.as_ptr()).map_err(|fault| fault.at_place(at, direction, 0))
+}
+
+/// Runs `access` on pieces of `len` bytes, in ascending order.
+///
+/// `access` gets the address of a piece, the number of bytes before it, and its length. Each piece
+/// but the last ends at the end of a page.
+///
+/// # Errors
+///
+/// Ends at the first byte that cannot be mapped or accessed. The bytes before it have been moved.
+#[cold]
+#[inline(never)]
+pub(super) fn pieces(
+    memory: &MmapXen,
+    at: usize,
+    len: usize,
+    direction: Direction,
+    mut access: impl FnMut(*mut u8, usize, usize) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let mut done = 0usize;
+    while done < len {
+        let (place, left) = (at.wrapping_add(done), len.wrapping_sub(done));
+        let window = memory.map_first(place, left, TRANSFER_PAGES, direction);
+        let (window, _) = window.map_err(|error| Fault::unmapped(at, direction, done, &error))?;
+        access(window.as_ptr(), done, window.size())
+            .map_err(|fault| fault.at_place(at, direction, done))?;
+        // Does not wrap: a window is not longer than the bytes that are left.
+        done = done.wrapping_add(window.size());
+    }
+    Ok(())
+}
+
+/// Copies the bytes to `buf`, by the hypervisor if the region asks for it.
+#[cold]
+#[inline(never)]
+pub(super) fn read(memory: &MmapXen, at: usize, buf: &mut [u8]) -> Result<(), Fault> {
+    if memory.copies(at, buf.len()) {
+        return memory.copy_to(at, buf).map_err(|failed| {
+            Fault::unmapped(at, Direction::Read, failed.completed, &failed.error)
+        });
+    }
+    let (target, len) = (buf.as_mut_ptr(), buf.len());
+    pieces(memory, at, len, Direction::Read, |src, done, len| {
+        // SAFETY: `src` is a guest operand of `len` bytes: a window, which only this function and
+        // the guest access. `done + len` is at most `buf.len()`, so the target is in `buf`, which
+        // is borrowed exclusively. The two do not overlap: the window is a new mapping.
+        unsafe { access::copy_from_guest(target.wrapping_add(done), src, len) }
+    })
+}
+
+/// Copies `buf` to the bytes, by the hypervisor if the region asks for it.
+#[cold]
+#[inline(never)]
+pub(super) fn write(memory: &MmapXen, at: usize, buf: &[u8]) -> Result<(), Fault> {
+    if memory.copies(at, buf.len()) {
+        return memory.copy_from(at, buf).map_err(|failed| {
+            Fault::unmapped(at, Direction::Write, failed.completed, &failed.error)
+        });
+    }
+    let source = buf.as_ptr();
+    pieces(memory, at, buf.len(), Direction::Write, |dst, done, len| {
+        // SAFETY: `dst` is a guest operand of `len` bytes: a window, which only this function and
+        // the guest access. `done + len` is at most `buf.len()`, so the source is in `buf`. The two
+        // do not overlap: the window is a new mapping.
+        unsafe { access::copy_to_guest(dst, source.wrapping_add(done), len) }
+    })
+}
+
+/// Copies elements to `buf`. Those that are naturally aligned are not torn.
+///
+/// # Safety
+///
+/// `buf` is valid for writes of `count` elements, whose size does not overflow.
+#[cold]
+#[inline(never)]
+pub(super) unsafe fn read_elements<T: ByteValued>(
+    memory: &MmapXen,
+    at: usize,
+    buf: *mut T,
+    count: usize,
+) -> Result<(), Fault> {
+    let size = size_of::<T>();
+    let bytes = count.wrapping_mul(size);
+    pieces(memory, at, bytes, Direction::Read, |src, done, len| {
+        let target = buf.cast::<u8>().wrapping_add(done);
+        match whole::<T>(done, len) {
+            // SAFETY: `src` is a guest operand of `len` bytes: a window. `done + len` is at most
+            // the size of the elements, so the target is valid (contract of this function). The two
+            // do not overlap: the window is a new mapping.
+            Some(count) => unsafe {
+                access::copy_elements_from_guest(target.cast::<T>(), src, count)
+            },
+            // SAFETY: `src` is a guest operand of `len` bytes: a window. `done + len` is at most
+            // the size of the elements, so the target is valid (contract of this function). The two
+            // do not overlap: the window is a new mapping.
+            None => unsafe { access::copy_from_guest(target, src, len) },
+        }
+    })
+}
+
+/// Copies elements from `buf`. Those that are naturally aligned are not torn.
+///
+/// # Safety
+///
+/// `buf` is valid for reads of `count` elements, whose size does not overflow.
+#[cold]
+#[inline(never)]
+pub(super) unsafe fn write_elements<T: ByteValued>(
+    memory: &MmapXen,
+    at: usize,
+    buf: *const T,
+    count: usize,
+) -> Result<(), Fault> {
+    let size = size_of::<T>();
+    let bytes = count.wrapping_mul(size);
+    pieces(memory, at, bytes, Direction::Write, |dst, done, len| {
+        let source = buf.cast::<u8>().wrapping_add(done);
+        match whole::<T>(done, len) {
+            // SAFETY: `dst` is a guest operand of `len` bytes: a window. `done + len` is at most
+            // the size of the elements, so the source is valid (contract of this function). The two
+            // do not overlap: the window is a new mapping.
+            Some(count) => unsafe {
+                access::copy_elements_to_guest(dst, source.cast::<T>(), count)
+            },
+            // SAFETY: `dst` is a guest operand of `len` bytes: a window. `done + len` is at most
+            // the size of the elements, so the source is valid and initialised (contract of this
+            // function, and of `ByteValued`). The two do not overlap: the window is a new mapping.
+            None => unsafe { access::copy_to_guest(dst, source, len) },
+        }
+    })
+}
+
+/// Returns the number of elements in a piece, if it consists of whole ones.
+///
+/// It does if the elements are naturally aligned, since their size divides that of a page. Others
+/// may be torn, and are copied as bytes.
+fn whole<T>(done: usize, len: usize) -> Option<usize> {
+    let size = size_of::<T>();
+    let is_whole = |bytes: usize| bytes.checked_rem(size) == Some(0);
+    match is_whole(done) && is_whole(len) {
+        true => len.checked_div(size),
+        false => None,
+    }
+}
+
+/// Copies bytes between overlapping ranges of one memory, through a buffer.
+///
+/// Two windows of the same pages have different addresses, so a copy between them would not see the
+/// overlap.
+#[cold]
+#[inline(never)]
+pub(super) fn copy_overlapping(
+    memory: &MmapXen,
+    target: usize,
+    source: usize,
+    len: usize,
+) -> Result<(), Fault> {
+    let mut buffer = [0u8; PAGE_SIZE];
+    let mut done = 0usize;
+    while done < len {
+        let count = PAGE_SIZE.min(len.wrapping_sub(done));
+        // Ascending if the target is lower, and otherwise descending: nothing is overwritten before
+        // it is read.
+        let at = match target < source {
+            true => done,
+            false => len.wrapping_sub(done).wrapping_sub(count),
+        };
+        let part = buffer.get_mut(..count).unwrap_or_default();
+        read(memory, source.wrapping_add(at), part)?;
+        write(memory, target.wrapping_add(at), part)?;
+        done = done.wrapping_add(count);
+    }
+    Ok(())
+}
+
+/// Maps the first of `len` bytes, at least one, as long as the result lives.
+///
+/// If there are fewer than `len`, returns the error of mapping more, too.
+#[cfg(feature = "rawfd")]
+pub(super) fn window(
+    memory: &MmapXen,
+    at: usize,
+    len: usize,
+    direction: Direction,
+) -> super::Result<(Window, Option<super::Error>)> {
+    let window = memory.map_first(at, len, usize::MAX, direction);
+    let (window, error) = window.map_err(super::Error::IOError)?;
+    let error = match (error, window.size() == len) {
+        (Some(error), _) => Some(error),
+        (None, true) => None,
+        // A host whose pages are not those of Xen maps one at a time.
+        (None, false) => Some(std::io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+    };
+    Ok((window, error.map(super::Error::IOError)))
+}

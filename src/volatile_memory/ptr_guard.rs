@@ -1,0 +1,240 @@
+//! [`PtrGuard`] and [`PtrGuardMut`]: raw pointers to the bytes of a slice.
+
+use std::io;
+#[cfg(feature = "xen")]
+use std::panic::AssertUnwindSafe;
+
+#[cfg(all(feature = "xen", feature = "rawfd"))]
+use super::on_demand;
+use super::place::Place;
+#[cfg(all(feature = "rawfd", unix))]
+use super::Result;
+use crate::access::fault::Direction;
+#[cfg(feature = "xen")]
+use crate::xen::{Area, Window};
+
+/// A pointer for reading from volatile memory, valid as long as the memory.
+///
+/// Pass it to a system call, or to code that accesses shared memory safely. The
+/// [memory model](crate#memory-model) does not cover accesses through the pointer.
+///
+/// # Memory that is mapped for each access
+///
+/// With the feature `xen`, memory may have no host address (`MmapXenFlags::NO_ADVANCE_MAP`). The
+/// guard then maps it, and the pointer is valid only as long as the guard. Keep the guard until the
+/// last access, and drop it before the buffer is returned to the guest. A guard that is leaked
+/// ([`mem::forget`](core::mem::forget)) keeps the guest's pages mapped, and the file open.
+///
+/// The mapping may fail. [`VolatileSlice::try_ptr_guard`](crate::VolatileSlice::try_ptr_guard)
+/// returns the error. The guard of [`ptr_guard`](crate::VolatileSlice::ptr_guard), which cannot,
+/// points to as many bytes that are not accessible: a system call on them returns `EFAULT`, and any
+/// other access raises SIGSEGV. [`error`](Self::error) then returns the error.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::VolatileSlice;
+///
+/// let mut buf = *b"guest";
+/// let slice = VolatileSlice::from(buf.as_mut_slice());
+/// let guard = slice.ptr_guard();
+/// assert_eq!(guard.len(), 5);
+/// // SAFETY: the pointer is valid for five bytes, and no guest changes them.
+/// assert_eq!(unsafe { guard.as_ptr().read() }, b'g');
+/// ```
+#[derive(Debug)]
+pub struct PtrGuard {
+    addr: *mut u8,
+    len: usize,
+    /// The mapping of memory that has no host address.
+    #[cfg(feature = "xen")]
+    mapping: Option<Mapping>,
+}
+
+/// The mapping of a guard.
+#[cfg(feature = "xen")]
+#[derive(Debug)]
+enum Mapping {
+    /// The guest's pages.
+    Granted(#[expect(dead_code, reason = "unmaps the pages on drop")] Window),
+    /// Addresses that are not accessible, and the reason.
+    Failed {
+        _reserved: Option<Area>,
+        error: AssertUnwindSafe<io::Error>,
+    },
+}
+
+impl PtrGuard {
+    /// Makes a guard of `len` bytes, which cannot fail: see [`error`](Self::error).
+    #[inline]
+    pub(super) fn new(place: Place<'_>, len: usize, direction: Direction) -> Self {
+        #[cfg(feature = "xen")]
+        if place.on_demand().is_some() {
+            return match Self::try_new(place, len, direction) {
+                Ok(guard) => guard,
+                Err(error) => Self::failed(error, len),
+            };
+        }
+        #[cfg(not(feature = "xen"))]
+        let _ = direction;
+        Self::mapped(place.as_ptr(), len)
+    }
+
+    /// Makes a guard of `len` bytes.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the memory is mapped for each access, and that fails.
+    #[inline]
+    pub(super) fn try_new(place: Place<'_>, len: usize, direction: Direction) -> io::Result<Self> {
+        #[cfg(feature = "xen")]
+        if let Some(memory) = place.on_demand() {
+            if len == 0 {
+                return Ok(Self::mapped(core::ptr::NonNull::dangling().as_ptr(), 0));
+            }
+            let window = memory.map(place.number(), len, direction)?;
+            return Ok(Self::of_window(window));
+        }
+        #[cfg(not(feature = "xen"))]
+        let _ = direction;
+        Ok(Self::mapped(place.as_ptr(), len))
+    }
+
+    /// Makes a guard of the first of `len` bytes: all, unless that takes a mapping which fails.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the first byte cannot be mapped.
+    #[cfg(all(feature = "rawfd", unix))]
+    #[inline]
+    pub(super) fn first(place: Place<'_>, len: usize, direction: Direction) -> Result<Self> {
+        #[cfg(feature = "xen")]
+        if let (Some(memory), true) = (place.on_demand(), len != 0) {
+            let (window, _) = on_demand::window(memory, place.number(), len, direction)?;
+            return Ok(Self::of_window(window));
+        }
+        Self::try_new(place, len, direction).map_err(super::Error::IOError)
+    }
+
+    /// Makes a guard of memory that is mapped while it is borrowed.
+    #[inline]
+    fn mapped(addr: *mut u8, len: usize) -> Self {
+        Self {
+            addr,
+            len,
+            #[cfg(feature = "xen")]
+            mapping: None,
+        }
+    }
+
+    #[cfg(feature = "xen")]
+    fn of_window(window: Window) -> Self {
+        Self {
+            addr: window.as_ptr(),
+            len: window.size(),
+            mapping: Some(Mapping::Granted(window)),
+        }
+    }
+
+    /// Makes a guard of memory that could not be mapped.
+    #[cfg(feature = "xen")]
+    #[cold]
+    fn failed(error: io::Error, len: usize) -> Self {
+        // No process can access the upper half of its addresses. It serves if there are no free
+        // ones.
+        const KERNEL: usize = 1 << (usize::BITS - 1);
+        let reserved = Area::reserved(len).ok();
+        let addr = reserved.as_ref().map(Area::as_ptr);
+        Self {
+            addr: addr.unwrap_or(core::ptr::without_provenance_mut(KERNEL)),
+            len,
+            mapping: Some(Mapping::Failed {
+                _reserved: reserved,
+                error: AssertUnwindSafe(error),
+            }),
+        }
+    }
+
+    /// Returns the pointer to the first byte.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.addr
+    }
+
+    /// Returns the size in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "the interface of 0.18.0")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns why the memory could not be mapped, or `None` if the pointer is valid.
+    ///
+    /// Without the feature `xen`, and for memory that is mapped in advance, it returns `None`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::VolatileSlice;
+    ///
+    /// let mut buf = [0u8; 4];
+    /// let guard = VolatileSlice::from(buf.as_mut_slice()).ptr_guard();
+    /// assert!(guard.error().is_none());
+    /// ```
+    pub fn error(&self) -> Option<&io::Error> {
+        #[cfg(feature = "xen")]
+        if let Some(Mapping::Failed { error, .. }) = &self.mapping {
+            return Some(error);
+        }
+        None
+    }
+}
+
+/// A pointer for writing to volatile memory, valid as long as the memory.
+///
+/// The [memory model](crate#memory-model) does not cover accesses through the pointer. Writes are
+/// not marked dirty: mark them in the [`bitmap`](crate::VolatileSlice::bitmap), after the write.
+///
+/// With the feature `xen`, the pointer may be valid only as long as the guard: see
+/// [`PtrGuard`](PtrGuard#memory-that-is-mapped-for-each-access).
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::bitmap::Bitmap;
+/// use vm_memory::VolatileSlice;
+///
+/// let mut buf = [0u8; 4];
+/// let slice = VolatileSlice::from(buf.as_mut_slice());
+/// let guard = slice.ptr_guard_mut();
+/// // SAFETY: the pointer is valid for four bytes, and no guest accesses them.
+/// unsafe { guard.as_ptr().write_bytes(7, guard.len()) };
+/// slice.bitmap().mark_dirty(0, guard.len());
+/// assert_eq!(buf, [7; 4]);
+/// ```
+#[derive(Debug)]
+pub struct PtrGuardMut(PtrGuard);
+
+impl PtrGuardMut {
+    /// Makes a guard for writing. `guard` is one for [`Direction::Write`].
+    #[inline]
+    pub(super) fn new(guard: PtrGuard) -> Self {
+        Self(guard)
+    }
+
+    /// Returns the pointer to the first byte.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.0.addr
+    }
+
+    /// Returns the size in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "the interface of 0.18.0")]
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Returns why the memory could not be mapped, or `None` if the pointer is valid.
+    ///
+    /// Without the feature `xen`, and for memory that is mapped in advance, it returns `None`.
+    pub fn error(&self) -> Option<&io::Error> {
+        self.0.error()
+    }
+}

@@ -1,0 +1,184 @@
+//! [`MmapXen`]: memory that is mapped for each access.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use super::{GrantMapping, References, PAGE_SIZE, REQUEST_PAGES};
+use crate::access::fault::Direction;
+use crate::page_size::host_page_size;
+
+/// The memory of a region that is mapped for each access, and not in advance.
+///
+/// Only [`MmapRegion::from_range`](crate::MmapRegion::from_range) makes it. Pass `None` where a
+/// parameter has this type.
+#[derive(Debug)]
+pub struct MmapXen {
+    device: Arc<File>,
+    domid: u16,
+    references: References,
+    prot: i32,
+    flags: i32,
+    /// Whether bytes are copied by the hypervisor where an access need not be atomic.
+    copies: bool,
+}
+
+/// A part of the memory that is mapped until this value is dropped.
+///
+/// It borrows nothing: it may outlive the region, and keeps the device open.
+#[derive(Debug)]
+pub(crate) struct Window {
+    mapping: GrantMapping,
+    size: usize,
+}
+
+impl Window {
+    /// Returns the address of the first byte.
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.mapping.as_ptr()
+    }
+
+    /// Returns the number of bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+}
+
+impl MmapXen {
+    /// Makes the memory of `references`, which the domain `domid` grants.
+    ///
+    /// Makes no system call, and does not check the references.
+    pub(crate) fn new(
+        device: Arc<File>,
+        domid: u16,
+        references: References,
+        (prot, flags): (i32, i32),
+        copies: bool,
+    ) -> Self {
+        Self {
+            device,
+            domid,
+            references,
+            prot,
+            flags,
+            copies,
+        }
+    }
+
+    /// Returns the place of the byte at `offset`: its distance from the start of the first page.
+    ///
+    /// It has the alignment of the byte. It may wrap, for an offset past the end.
+    pub(crate) fn place_of(&self, offset: usize) -> usize {
+        self.references.page_offset().wrapping_add(offset)
+    }
+
+    /// Maps the `len` bytes at a [place](Self::place_of), for an access.
+    ///
+    /// # Errors
+    ///
+    /// - `EACCES` if the protection of the region does not permit the access;
+    /// - `EINVAL` if the bytes are not all in the region;
+    /// - an error of [`GrantMapping::new`].
+    pub(crate) fn map(&self, at: usize, len: usize, direction: Direction) -> io::Result<Window> {
+        self.map_references(self.references.part(at, len)?, direction)
+    }
+
+    /// Maps the first of the `len` bytes at a [place](Self::place_of), at least one, for an access.
+    ///
+    /// If they cannot be mapped together, maps as many as can be, and returns the error, too: a
+    /// transfer moves the bytes before the first page that fails. That takes one more mapping for
+    /// each bit of the number of pages.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the first page.
+    pub(crate) fn map_first(
+        &self,
+        at: usize,
+        len: usize,
+        max_pages: usize,
+        direction: Direction,
+    ) -> io::Result<(Window, Option<io::Error>)> {
+        let max_pages = match host_page_size().get() {
+            PAGE_SIZE => max_pages.max(1),
+            // The bytes of several grants are not contiguous.
+            _ => 1,
+        };
+        let all = self.references.part(at, len)?.in_pages(max_pages);
+        let mut error = match self.map_references(all, direction) {
+            Ok(window) => return Ok((window, None)),
+            Err(error) => error,
+        };
+        // The first `works` pages can be mapped together, and the first `fails` cannot.
+        let (mut works, mut fails, mut found) = (0, all.pages(), None);
+        while fails.saturating_sub(works) > 1 {
+            let middle = works.midpoint(fails);
+            match self.map_references(all.in_pages(middle), direction) {
+                Ok(window) => (works, found) = (middle, Some(window)),
+                Err(lower) => (fails, error) = (middle, lower),
+            }
+        }
+        match found {
+            Some(window) => Ok((window, Some(error))),
+            None => Err(error),
+        }
+    }
+
+    fn map_references(&self, references: References, direction: Direction) -> io::Result<Window> {
+        Ok(Window {
+            mapping: GrantMapping::new(
+                &self.device,
+                self.domid,
+                &references,
+                (self.prot_for(direction)?, self.flags),
+            )?,
+            size: references.size(),
+        })
+    }
+
+    /// Returns the protection to map pages with: not more than the access needs.
+    fn prot_for(&self, direction: Direction) -> io::Result<i32> {
+        let (needed, prot) = match direction {
+            Direction::Read => (libc::PROT_READ | libc::PROT_WRITE, libc::PROT_READ),
+            Direction::Write => (libc::PROT_WRITE, libc::PROT_READ | libc::PROT_WRITE),
+        };
+        match self.prot & needed {
+            0 => Err(io::Error::from_raw_os_error(libc::EACCES)),
+            _ => Ok(prot),
+        }
+    }
+
+    pub(super) fn device(&self) -> &File {
+        &self.device
+    }
+
+    pub(super) fn domid(&self) -> u16 {
+        self.domid
+    }
+
+    pub(super) fn references(&self) -> &References {
+        &self.references
+    }
+
+    /// Returns whether the hypervisor copies these bytes.
+    ///
+    /// It does not copy a value of 1, 2, 4 or 8 bytes that is naturally aligned: such an access
+    /// must not be torn.
+    pub(crate) fn copies(&self, at: usize, len: usize) -> bool {
+        let atomic = matches!(len, 1 | 2 | 4 | 8) && at.is_multiple_of(len);
+        self.copies && !atomic
+    }
+
+    /// Checks that the protection of the region permits an access.
+    pub(super) fn check(&self, direction: Direction) -> io::Result<()> {
+        self.prot_for(direction).map(|_| ())
+    }
+}
+
+/// The most pages that a transfer maps at once: 1 MiB.
+///
+/// The system calls are cheap compared with moving as many bytes, and mappings take entries of a
+/// table that the hypervisor limits.
+pub(crate) const TRANSFER_PAGES: usize = 256;
+
+const _: () = assert!(TRANSFER_PAGES <= REQUEST_PAGES);
