@@ -86,7 +86,7 @@
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |
 //! | [`fault`] | recovery from SIGBUS and SIGSEGV | |
 //!
-//! The feature `xen` adds regions of Xen guests: `MmapRange` and `MmapXenFlags`.
+//! The feature `xen` adds regions of Xen guests: foreign and grant mappings, by `MmapRange`.
 //!
 //! # Memory model
 //!
@@ -123,6 +123,9 @@
 //! | boot | [`GuestMemoryMmap`], [`MmapRegion`] | created and dropped, also for hotplug | `mmap`, `munmap` |
 //! | boot | [`GuestMemoryMmap`], [`MmapRegion`] | created for a file | `fstat`, or `newfstatat` |
 //! | boot | [`fault::install`] | always | `rt_sigaction` |
+//! | boot | `MmapRegion::from_range` | memory of a Xen guest, created and dropped | `ioctl`, `mmap`, `munmap` |
+//! | boot | `MmapRegion::from_range` | frames of a Xen guest that are paged out | `clock_nanosleep` |
+//! | run time | access to Xen memory that is not mapped in advance | always | `ioctl`, `mmap`, `munmap` |
 //! | run time | access that faults | with [`fault::install`] | `rt_sigreturn` |
 //! | run time | other signal | with [`fault::install`] | `rt_sigreturn`, `rt_sigaction`; the calls of `raise(3)`: `tgkill`, `gettid`, and in some C libraries `getpid` and `rt_sigprocmask` |
 //! | run time | [`ReadVolatile`], [`WriteVolatile`] | always | `read`, `write` |

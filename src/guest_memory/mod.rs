@@ -63,6 +63,7 @@ pub use crate::address::{GuestAddress, MemoryRegionAddress};
 pub use address_space::GuestAddressSpace;
 pub use all_or_nothing::AllOrNothing;
 pub use backend::{GuestMemoryBackend, GuestMemoryBackendSliceIterator};
+#[cfg(all(feature = "rawfd", unix))]
 pub(crate) use hold::hold_for;
 pub use hold::TranslationHold;
 pub use host_runs::HostRun;

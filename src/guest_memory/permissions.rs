@@ -2,6 +2,8 @@
 
 use core::ops::{BitAnd, BitOr};
 
+use crate::access::fault::Direction;
+
 /// The permission that an access requires, or that memory grants.
 ///
 /// # Examples
@@ -37,6 +39,16 @@ impl Permissions {
     #[inline]
     pub fn has_write(&self) -> bool {
         self.allow(Permissions::Write)
+    }
+
+    /// Returns the direction of an access that was checked for these permissions.
+    #[inline]
+    pub(crate) fn direction(self) -> Direction {
+        if self.has_write() {
+            Direction::Write
+        } else {
+            Direction::Read
+        }
     }
 
     /// Returns the two bits of the permission.

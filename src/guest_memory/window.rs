@@ -12,7 +12,7 @@ use crate::bytes::Bytes;
 use crate::convert::{to_u64, to_usize};
 use crate::io::{ReadVolatile, WriteVolatile};
 use crate::value::{AtomicAccess, ByteValued};
-use crate::volatile_memory::VolatileSlice;
+use crate::volatile_memory::{Hold, VolatileSlice};
 
 /// The number of slices that a window has at most.
 ///
@@ -38,6 +38,9 @@ const MAX_SLICES: usize = 1024;
 /// Behind an IOMMU, the window holds its translation: an invalidation waits until the window is
 /// dropped, as it waits for an [`IoBuffer`](crate::vectored::IoBuffer). So a driver that unmaps the
 /// range waits for the device. Drop the window when the request is done.
+///
+/// Memory of a Xen guest that is mapped for each access (feature `xen`) is mapped once, until the
+/// window is dropped. Drop it before the request is returned to the guest.
 ///
 /// A block that is unplugged while a window covers it faults, like memory whose file is truncated.
 ///
@@ -93,9 +96,9 @@ pub struct Window<'m, M: GuestMemory + ?Sized> {
     // The order of the fields is the order in which they are dropped. `first` and `rest` borrow
     // from the map, which `_memory` keeps alive if the window does not borrow it itself.
     /// The first slice, which nearly always is the only one. `None` if the window is empty.
-    first: Option<VolatileSlice<'m, BS<'m, M::Bitmap>>>,
+    first: Option<HeldSlice<'m, M>>,
     /// The other slices, each with its offset in the window, in ascending order.
-    rest: Vec<(usize, VolatileSlice<'m, BS<'m, M::Bitmap>>)>,
+    rest: Vec<(usize, HeldSlice<'m, M>)>,
     /// Keeps the translation in use. It was taken before the range was translated.
     _hold: Option<TranslationHold>,
     /// The map, if the window owns a share of it.
@@ -103,6 +106,13 @@ pub struct Window<'m, M: GuestMemory + ?Sized> {
     addr: GuestAddress,
     len: usize,
     access: Permissions,
+}
+
+/// A slice, and what keeps its memory mapped.
+struct HeldSlice<'m, M: GuestMemory + ?Sized> {
+    /// Dropped before `_hold`, without which its memory may not be mapped.
+    slice: VolatileSlice<'m, BS<'m, M::Bitmap>>,
+    _hold: Hold,
 }
 
 // SAFETY: 1. `first` and `rest` hold host addresses, which any thread may access through a
@@ -154,7 +164,13 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
             gathered = gathered
                 .checked_add(slice.len())
                 .ok_or(Error::InvalidBackendAddress)?;
-            window.push(offset, slice)
+            // SAFETY: the window drops the slice before the hold, and lends it for its own lifetime
+            // only (`slice_from`, `slices`).
+            let (slice, hold, inaccessible) = unsafe { slice.hold(access.direction()) }?;
+            if let Some(error) = inaccessible {
+                return Err(error.into());
+            }
+            window.push(offset, HeldSlice { slice, _hold: hold })
         })?;
         // An implementation of `get_slices` may return more or fewer bytes than it should.
         if gathered != len {
@@ -164,7 +180,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     }
 
     /// Appends the slice at `offset`.
-    fn push(&mut self, offset: usize, slice: VolatileSlice<'m, BS<'m, M::Bitmap>>) -> Result<()> {
+    fn push(&mut self, offset: usize, slice: HeldSlice<'m, M>) -> Result<()> {
         if self.first.is_none() {
             self.first = Some(slice);
             return Ok(());
@@ -226,9 +242,9 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     pub fn slices(&self) -> impl Iterator<Item = VolatileSlice<'_>> + use<'_, 'm, M> {
         // The bitmap slices of a window that owns its map have the lifetime `'static`, which must
         // not leave the window.
-        let rest = self.rest.iter().map(|(_, slice)| slice);
+        let rest = self.rest.iter().map(|(_, held)| held);
         let slices = self.first.iter().chain(rest);
-        slices.map(|slice| slice.clone().with_other_bitmap(()))
+        slices.map(|held| held.slice.clone().with_other_bitmap(()))
     }
 
     /// Marks the pages of the `count` bytes at `offset`, which the kernel or a device wrote.
@@ -247,13 +263,13 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
 
     /// Returns the rest of the slice that contains `offset`, or `None` past the end of the window.
     fn slice_from(&self, offset: usize) -> Option<VolatileSlice<'_, BS<'m, M::Bitmap>>> {
-        let first = self.first.as_ref()?;
+        let first = &self.first.as_ref()?.slice;
         let (start, slice) = if offset < first.len() {
             (0, first)
         } else {
             let after = self.rest.partition_point(|(start, _)| *start <= offset);
-            let (start, slice) = self.rest.get(after.checked_sub(1)?)?;
-            (*start, slice)
+            let (start, held) = self.rest.get(after.checked_sub(1)?)?;
+            (*start, &held.slice)
         };
         let rest = slice.offset(offset.checked_sub(start)?).ok()?;
         (!rest.is_empty()).then_some(rest)
@@ -363,6 +379,7 @@ impl<'m, M: GuestMemory + ?Sized> GuestMemory for ByAddress<'_, 'm, M> {
         self.0
             .first
             .as_ref()?
+            .slice
             .subslice(self.offset(addr), count)
             .ok()
     }

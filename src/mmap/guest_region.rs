@@ -136,10 +136,10 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
             .check_address(addr)
             .and_then(|addr| usize::try_from(addr.raw_value()).ok());
         let offset = offset.ok_or(Error::InvalidBackendAddress)?;
-        match self.mapping.has_host_address() {
-            true => Ok(self.mapping.as_ptr().wrapping_add(offset)),
-            false => Err(Error::HostAddressNotAvailable),
+        if !self.mapping.has_host_address() {
+            return Err(Error::HostAddressNotAvailable);
         }
+        Ok(self.mapping.as_ptr().wrapping_add(offset))
     }
 
     fn file_offset(&self) -> Option<&FileOffset> {

@@ -12,6 +12,7 @@
 //! | choose protection, flags, bitmap | [`MmapRegionBuilder`] |
 //! | use a mapping that exists already | [`MmapRegionBuilder::with_raw_mmap_pointer`] |
 //! | plug and unplug memory while devices run | [`PluggedBlocks`] |
+//! | map memory of a Xen guest | `MmapRange` and `MmapXenFlags`, with the feature `xen` |
 //! | use huge pages, NUMA nodes, prefaulting | the crate `vm-memory-host` |
 //!
 //! # Examples
@@ -60,7 +61,8 @@
 //!
 //! `mmap(2)` and `munmap(2)`, `madvise(2)` if `munmap(2)` fails, and `fstat(2)` for a region of a
 //! file. Some versions of glibc call `newfstatat` instead of `fstat`. 0.18.0 calls neither: a
-//! seccomp filter must allow the one in use if files are mapped.
+//! seccomp filter must allow the one in use if files are mapped. A region of a Xen guest also calls
+//! `ioctl(2)`, as `MmapRange` describes.
 
 use std::borrow::Borrow;
 

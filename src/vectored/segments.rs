@@ -14,7 +14,6 @@ use smallvec::{CollectionAllocErr, SmallVec};
 
 use super::io_vector::IoVector;
 use super::system_call::{call, Direction, Position, MAX_VECTORS};
-use crate::access::fault;
 use crate::bitmap::BitmapSlice;
 use crate::bytes::Bytes;
 use crate::guest_memory::{Error, GuestAddress, GuestMemorySliceIterator, Permissions, Result};
@@ -122,13 +121,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// each access, and that fails; the bytes before the first that cannot be mapped are appended.
     #[inline(always)]
     fn push(&mut self, slice: VolatileSlice<'a, S>, len: &mut usize) -> Result<()> {
-        let direction = match self.access.has_write() {
-            true => fault::Direction::Write,
-            false => fault::Direction::Read,
-        };
         // SAFETY: the slice and its parts are dropped before the hold: it is kept in each `Segment`
         // that has a part of the slice, and no method returns one.
-        let (slice, hold, inaccessible) = unsafe { slice.hold(direction) }?;
+        let (slice, hold, inaccessible) = unsafe { slice.hold(self.access.direction()) }?;
         // Not `ok_or`, which makes and drops an error when built for size.
         let Some(total) = len.checked_add(slice.len()) else {
             return Err(Error::GuestAddressOverflow);

@@ -33,7 +33,6 @@
 
 mod array_ref;
 mod atomic;
-#[cfg(all(feature = "rawfd", unix))]
 mod hold;
 #[cfg(feature = "xen")]
 mod on_demand;
@@ -51,7 +50,6 @@ use core::mem::{align_of, size_of};
 use core::ptr::NonNull;
 
 pub use array_ref::VolatileArrayRef;
-#[cfg(all(feature = "rawfd", unix))]
 pub(crate) use hold::Hold;
 pub use ptr_guard::{PtrGuard, PtrGuardMut};
 pub use slice::VolatileSlice;

@@ -8,9 +8,7 @@ use core::ptr::NonNull;
 use crate::access::fault::Direction;
 use crate::access::{self, Fault};
 use crate::value::ByteValued;
-#[cfg(feature = "rawfd")]
-use crate::xen::Window;
-use crate::xen::{MmapXen, PAGE_SIZE, TRANSFER_PAGES};
+use crate::xen::{MmapXen, Window, PAGE_SIZE, TRANSFER_PAGES};
 
 /// Runs `access` on `len` bytes, which are mapped together.
 #[cold]
@@ -167,10 +165,10 @@ pub(super) unsafe fn write_elements<T: ByteValued>(
 fn whole<T>(done: usize, len: usize) -> Option<usize> {
     let size = size_of::<T>();
     let is_whole = |bytes: usize| bytes.checked_rem(size) == Some(0);
-    match is_whole(done) && is_whole(len) {
-        true => len.checked_div(size),
-        false => None,
+    if !is_whole(done) || !is_whole(len) {
+        return None;
     }
+    len.checked_div(size)
 }
 
 /// Copies bytes between overlapping ranges of one memory, through a buffer.
@@ -191,9 +189,10 @@ pub(super) fn copy_overlapping(
         let count = PAGE_SIZE.min(len.wrapping_sub(done));
         // Ascending if the target is lower, and otherwise descending: nothing is overwritten before
         // it is read.
-        let at = match target < source {
-            true => done,
-            false => len.wrapping_sub(done).wrapping_sub(count),
+        let at = if target < source {
+            done
+        } else {
+            len.wrapping_sub(done).wrapping_sub(count)
         };
         let part = buffer.get_mut(..count).unwrap_or_default();
         read(memory, source.wrapping_add(at), part)?;
@@ -206,7 +205,6 @@ pub(super) fn copy_overlapping(
 /// Maps the first of `len` bytes, at least one, as long as the result lives.
 ///
 /// If there are fewer than `len`, returns the error of mapping more, too.
-#[cfg(feature = "rawfd")]
 pub(super) fn window(
     memory: &MmapXen,
     at: usize,

@@ -50,15 +50,13 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
 
     #[inline(always)]
     fn write_obj<T: ByteValued>(&self, val: T, addr: usize) -> Result<()> {
-        if !self.holds(addr, size_of::<T>()) {
+        // On demand, a copy of the bytes is not torn either.
+        if !self.holds(addr, size_of::<T>()) || self.addr.host().is_none() {
             return self.write_slice(val.as_slice(), addr);
         }
-        let place = self.addr.wrapping_add(addr);
-        let Some(dst) = place.host() else {
-            return self.write_slice(val.as_slice(), addr);
-        };
+        let dst = self.addr.as_ptr().wrapping_add(addr);
         // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`. The slice is
-        // a guest operand (contract of `with_bitmap`).
+        // a guest operand (contract of `with_bitmap`), and has a host address (just checked).
         let result = unsafe { access::write_value(dst, &val) };
         // Even after a fault: a value larger than a register may have been written in part.
         self.bitmap.mark_dirty(addr, size_of::<T>());
@@ -139,20 +137,16 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         value: &'v mut MaybeUninit<T>,
         addr: usize,
     ) -> Result<&'v mut T> {
-        let place = self.addr.wrapping_add(addr);
-        match place.host() {
-            // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`. The slice
-            // is a guest operand (contract of `with_bitmap`), and `value` is a reference to a place
-            // for one.
-            Some(src) if self.holds(addr, size_of::<T>()) => unsafe {
-                access::read_value(value, src).map_err(Error::from_fault)
-            },
-            // A copy of as many bytes is not torn either.
-            _ => {
-                let value = value.write(T::zeroed());
-                self.read_slice(value.as_mut_slice(), addr).map(|()| value)
-            }
+        // On demand, a copy of the bytes is not torn either.
+        if !self.holds(addr, size_of::<T>()) || self.addr.host().is_none() {
+            let value = value.write(T::zeroed());
+            return self.read_slice(value.as_mut_slice(), addr).map(|()| value);
         }
+        let src = self.addr.as_ptr().wrapping_add(addr);
+        // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`. The slice is
+        // a guest operand (contract of `with_bitmap`), and has a host address (just checked).
+        // `value` is a reference to a place for one.
+        unsafe { access::read_value(value, src) }.map_err(Error::from_fault)
     }
 
     /// Writes the bytes of `buf` that fit at `addr`. Returns their number, or the fault.

@@ -182,3 +182,66 @@ impl MmapXen {
 pub(crate) const TRANSFER_PAGES: usize = 256;
 
 const _: () = assert!(TRANSFER_PAGES <= REQUEST_PAGES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::GuestAddress;
+
+    fn memory(prot: i32, copies: bool) -> MmapXen {
+        let references = References::of(GuestAddress(1 << 63 | 0x5400), 0x10_0000).unwrap();
+        let device = Arc::new(File::open("/dev/null").unwrap());
+        MmapXen::new(device, 1, references, (prot, libc::MAP_SHARED), copies)
+    }
+
+    const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+    #[test]
+    fn place_of_offset_has_alignment_of_guest_address() {
+        let memory = memory(BOTH, false);
+        assert_eq!(memory.place_of(0), 0x400);
+        assert_eq!(memory.place_of(0xc00), 0x1000);
+    }
+
+    #[test]
+    fn hypervisor_copies_what_need_not_be_atomic() {
+        let memory = memory(BOTH, true);
+        for len in [1, 2, 4, 8] {
+            assert!(!memory.copies(0x408, len));
+        }
+        for (at, len) in [(0x404, 8), (0x401, 2), (0x400, 3), (0x400, 16), (0x402, 4)] {
+            assert!(memory.copies(at, len));
+        }
+        assert!(!self::memory(BOTH, false).copies(0x400, 16));
+    }
+
+    #[test]
+    fn access_asks_for_no_more_protection_than_it_needs() {
+        let prot = |region, direction| memory(region, false).prot_for(direction).ok();
+        for region in [BOTH, libc::PROT_READ, libc::PROT_WRITE] {
+            assert_eq!(prot(region, Direction::Read), Some(libc::PROT_READ));
+        }
+        assert_eq!(prot(BOTH, Direction::Write), Some(BOTH));
+        assert_eq!(prot(libc::PROT_WRITE, Direction::Write), Some(BOTH));
+        assert_eq!(prot(libc::PROT_READ, Direction::Write), None);
+        assert_eq!(prot(libc::PROT_NONE, Direction::Read), None);
+    }
+
+    #[test]
+    fn map_of_file_that_is_not_gntdev_returns_error() {
+        let memory = memory(BOTH, true);
+        let number = |error: io::Error| error.raw_os_error();
+        let read = memory.map(0x400, 8, Direction::Read).map(|_| ());
+        assert_eq!(read.map_err(number), Err(Some(libc::ENOTTY)));
+        let first = memory.map_first(0x400, 0x5000, 256, Direction::Write);
+        assert_eq!(first.map(|_| ()).map_err(number), Err(Some(libc::ENOTTY)));
+        let copied = memory.copy_to(0x400, &mut [0; 16]).unwrap_err();
+        assert_eq!(
+            (copied.completed, number(copied.error)),
+            (0, Some(libc::ENOTTY))
+        );
+        // Bytes that are not in the region make no request.
+        let outside = memory.map(0x3ff, 1, Direction::Read).map(|_| ());
+        assert_eq!(outside.map_err(number), Err(Some(libc::EINVAL)));
+    }
+}

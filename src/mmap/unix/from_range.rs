@@ -13,8 +13,7 @@ use crate::xen::{domain, invalid, ForeignMapping, GrantMapping, MmapXen, Referen
 impl<B: NewBitmap> MmapRegion<B> {
     /// Maps the memory of a Xen guest that `range` describes.
     ///
-    /// [`MmapXenFlags`] lists the kinds of memory. The [module](crate::mmap#xen) says how they
-    /// differ.
+    /// [`MmapXenFlags`] lists the kinds of memory, and [`MmapRange`] says how they differ.
     ///
     /// # Errors
     ///

@@ -4,9 +4,78 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 
 /// The description of a region of a Xen guest, for [`MmapRegion::from_range`].
 ///
-/// A vhost-user front end sends the parts of it with each region.
+/// A vhost-user front end sends the parts of it with each region: the guest address and the size,
+/// the descriptor of a device, [flags](crate::MmapXenFlags), and the number of the guest's domain.
+///
+/// | memory | device | guest address |
+/// |---|---|---|
+/// | `FOREIGN` | `/dev/xen/privcmd` | `frame << 12`, plus an offset in the page |
+/// | `GRANT` | `/dev/xen/gntdev` | `1 << 63`, plus `reference << 12`, plus an offset in the page |
+///
+/// Pages of Xen have 4 KiB. A range may begin and end inside a page. The references of a range are
+/// consecutive, and the guest makes them for each buffer that it lends to a device.
 ///
 /// [`MmapRegion::from_range`]: crate::MmapRegion::from_range
+///
+/// # Memory that is mapped for each access
+///
+/// A guest takes its pages back when a request is complete. If a page is still mapped then, the
+/// guest's driver gives the device up. With [`NO_ADVANCE_MAP`], nothing is therefore mapped before
+/// an access, and nothing stays mapped after it. The region may be as large as all references,
+/// although few of its pages are granted at any time.
+///
+/// - An access maps the pages that it touches, no matter how large the region or the slice is. It
+///   maps them for reading only, unless it writes. Transfers of more than 1 MiB do so in pieces.
+/// - If a page cannot be mapped, the access returns [`IOError`] with the error number of the
+///   system, such as `EINVAL` for a page that is not granted. The bytes before it have been moved,
+///   and count as they do before a [fault](crate::fault). A method without an error reads zeroes,
+///   or does not write. [`fault::last`] then describes the page; in place of a host address, it has
+///   the offset in the region, counted from the start of the region's first page.
+/// - [`PtrGuard`] and [`PtrGuardMut`] keep the pages mapped until they are dropped, and so do
+///   [`IoBuffer`] and [`io_vectors`]. Drop them before the request is returned to the guest.
+/// - There is no host address. [`MmapRegion::as_ptr`] is null, and `get_host_address`, `host_runs`,
+///   [`get_atomic_ref`], `aligned_as_ref` and `aligned_as_mut` return errors.
+/// - All mappings of one descriptor share a lock of the kernel, and removing one interrupts all
+///   processors that run the process. [`set_grant_copy`](Self::set_grant_copy) avoids both for
+///   transfers that need not be atomic.
+///
+/// [`NO_ADVANCE_MAP`]: crate::MmapXenFlags::NO_ADVANCE_MAP
+/// [`IOError`]: crate::VolatileMemoryError::IOError
+/// [`PtrGuard`]: crate::volatile_memory::PtrGuard
+/// [`PtrGuardMut`]: crate::volatile_memory::PtrGuardMut
+/// [`IoBuffer`]: crate::vectored::IoBuffer
+/// [`io_vectors`]: crate::vectored::io_vectors()
+/// [`fault::last`]: crate::fault::last
+/// [`get_atomic_ref`]: crate::VolatileMemory::get_atomic_ref
+/// [`MmapRegion::as_ptr`]: crate::MmapRegion::as_ptr
+///
+/// # Limits
+///
+/// - `check_range` compares with the region. It does not know which pages are granted.
+/// - On a host whose pages do not have 4 KiB, each grant takes a page of the host. A region that is
+///   mapped in advance may then lie in one page only, and an access that must be contiguous, too.
+/// - A frame that disappears after a foreign region was made raises SIGBUS in a PV domain, where
+///   [`fault`](crate::fault) makes an error of it. On Arm, it kills the process. A region with
+///   frames that do not exist is refused.
+/// - Regions of Xen memory have no [`PluggedBlocks`](crate::mmap::PluggedBlocks): unplug memory
+///   with another map. Dirty marks and [`IommuMemory`](crate::IommuMemory) work as for other
+///   regions.
+/// - System calls cannot pin the pages of a foreign region: `O_DIRECT` and `process_vm_readv(2)`
+///   return `EFAULT`.
+///
+/// # System calls
+///
+/// | memory | made | dropped |
+/// |---|---|---|
+/// | `FOREIGN` | `mmap`, `ioctl` (`PRIVCMD_MMAPBATCH_V2`); `clock_nanosleep` and more of these, while frames are paged out, for a second | `munmap` |
+/// | `GRANT` | `ioctl` (`GNTDEV_MAP_GRANT_REF`), `mmap` | `munmap`, `ioctl` (`GNTDEV_UNMAP_GRANT_REF`) |
+/// | `GRANT` of more than 65536 pages | `mmap`, then the same for each 65536 | `munmap`, an `ioctl` for each 65536 |
+/// | `GRANT \| NO_ADVANCE_MAP` | none | none |
+///
+/// An access to memory that is mapped for each access makes the four calls of `GRANT`. If pages
+/// cannot be mapped together, it makes some of them again, for as many as can be. A copy by the
+/// hypervisor makes one `ioctl` (`GNTDEV_GRANT_COPY`) for each 64 pages. A guard whose mapping
+/// failed makes `mmap` and `munmap`.
 ///
 /// # Examples
 ///
@@ -18,6 +87,29 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 /// let range = MmapRange::new_unix(0x4000, None, GuestAddress(0x1000));
 /// let region: MmapRegion = MmapRegion::from_range(range)?;
 /// assert_eq!(region.xen_mmap_flags(), MmapXenFlags::UNIX.bits());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Buffers that the domain `domain` grants, at any reference:
+///
+/// ```no_run
+/// use vm_memory::{
+///     Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRange, MmapRegion,
+///     MmapXenFlags,
+/// };
+///
+/// # let domain = 1;
+/// let gntdev = std::fs::File::options().read(true).write(true).open("/dev/xen/gntdev")?;
+/// let flags = MmapXenFlags::GRANT | MmapXenFlags::NO_ADVANCE_MAP;
+/// let start = GuestAddress(1 << 63);
+/// let file = FileOffset::new(gntdev, 0);
+/// let range = MmapRange::new(1 << 40, Some(file), start, flags.bits(), domain);
+/// let region = GuestRegionMmap::new(MmapRegion::from_range(range)?, start).ok_or("no region")?;
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_regions(vec![region])?;
+///
+/// // Grant 8 is mapped, read, and unmapped.
+/// let header: u32 = memory.read_obj(GuestAddress(1 << 63 | 8 << 12 | 0x400))?;
+/// # let _ = header;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
