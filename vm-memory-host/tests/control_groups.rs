@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use test_support::{skipped, HugePages};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{
-    describe, plug, prefault, Backing, BuildError, ChangeError, MemoryBuilder, NumaPolicy,
+    describe, plug, prefault, Backing, BuildError, ChangeError, Lock, MemoryBuilder, NumaPolicy,
     PrefaultError, Region, Unplugged,
 };
 
@@ -189,6 +189,32 @@ fn prefault_above_memory_limit_names_the_limit() {
         let builder = builder.prefault(NonZeroUsize::MIN, go_on);
         let error = builder.build::<()>().map(drop).unwrap_err();
         assert!(matches!(error, BuildError::ControlGroup { .. }), "{error}");
+    }
+}
+
+#[test]
+fn prefault_of_locked_file_above_memory_limit_names_the_limit() {
+    let test = "prefault_of_locked_file_above_memory_limit_names_the_limit";
+    if !is_in_group(Controller::of_memory, 128 * MIB, test) {
+        return;
+    }
+    let go_on = |_| ControlFlow::Continue(());
+    // Locked pages of a file cannot be reclaimed.
+    for make in [Backing::shared_file, Backing::private_file] {
+        let whole = || {
+            let file = test_support::temp_file_of_len(512 * MIB);
+            region(0, 512 * MIB, make(file, 0)).lock(Lock::OnFault)
+        };
+        let builder = MemoryBuilder::new().region(whole());
+        let builder = builder.prefault(NonZeroUsize::MIN, go_on);
+        let error = builder.build::<()>().map(drop).unwrap_err();
+        assert!(matches!(error, BuildError::ControlGroup { .. }), "{error}");
+        let memory = build(whole()).unwrap();
+        let error = prefault(&memory, NonZeroUsize::MIN, go_on).unwrap_err();
+        assert!(
+            matches!(error, PrefaultError::ControlGroup { .. }),
+            "{error}"
+        );
     }
 }
 

@@ -143,7 +143,12 @@ pub(super) fn memory(
         // A prefault of a file fills the page cache, which is reclaimable unless it is locked.
         // Pools account for huge pages.
         let in_memory = matches!(backing.kind, BackingKind::Anonymous | BackingKind::Memfd);
-        let locked = region.options.lock == Lock::Now && backing.kind != BackingKind::Hugetlb;
+        let locks_all = match region.options.lock {
+            Lock::No => false,
+            Lock::Now => true,
+            Lock::OnFault => prefault,
+        };
+        let locked = locks_all && backing.kind != BackingKind::Hugetlb;
         let allocated = backing.own_tmpfs && backing.allocated;
         if !(locked || allocated || (in_memory && prefault)) {
             continue;

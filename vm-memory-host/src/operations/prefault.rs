@@ -25,7 +25,7 @@ use super::residency::resident;
 use crate::error::PrefaultError;
 use crate::host::HostResources;
 use crate::mapping::{bytes, span_of, usable, HostMapping};
-use crate::region::{BackingKind, Sharing, Span};
+use crate::region::{BackingKind, Lock, Sharing, Span};
 use crate::sys::{run_on_threads, Advice, Cpus};
 
 /// The progress of a prefault.
@@ -288,11 +288,13 @@ fn check_memory(
         return Ok(());
     };
     let all = host.total_memory().unwrap_or(u64::MAX);
-    // Huge pages come from a pool, and the page cache of files is reclaimable.
+    // Huge pages come from a pool. The page cache of files is reclaimable unless it is locked.
     let own = || {
         let mappings = mappings.iter();
-        mappings.filter(|(_, mapping)| {
-            matches!(mapping.kind(), BackingKind::Anonymous | BackingKind::Memfd)
+        mappings.filter(|(_, mapping)| match mapping.kind() {
+            BackingKind::Anonymous | BackingKind::Memfd => true,
+            BackingKind::File => mapping.options.lock != Lock::No,
+            BackingKind::Hugetlb => false,
         })
     };
     let lengths = own().flat_map(steps).map(|step| bytes(step.len));
