@@ -99,7 +99,7 @@
 //! | boot | [`MemoryBuilder::build`] | always | `mmap`, `munmap`, `mprotect`, `madvise` |
 //! | boot | [`MemoryBuilder::build`] | to read /sys and /proc | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | boot | [`MemoryBuilder::build`] | with a memfd | `memfd_create`, `prlimit64`, `ftruncate`, `fcntl` |
-//! | boot | [`MemoryBuilder::build`] | with a file | `statx`, `fstatfs`, `fcntl`, `fallocate`; `ioctl` for a block device |
+//! | boot | [`MemoryBuilder::build`] | with a file | `statx`, `fstatfs`, `fcntl`, `fallocate`, `rt_sigprocmask`; `ioctl` for a block device |
 //! | boot | [`MemoryBuilder::build`] | with options | `madvise`, `mbind`, `mlock`, `mlock2`, `prctl` |
 //! | boot | [`prefault()`] | always | `madvise`; `openat`, `read`, `statx`, `close` to read /proc and /sys |
 //! | boot | [`prefault()`] | with two or more threads | `clone3`, `mmap`, `munmap`, `mprotect`, `prctl`, `futex`, `rseq`, `set_robust_list`, `rt_sigprocmask`, `exit` |
@@ -108,7 +108,9 @@
 //! | boot | [`huge_page_pools`] | always | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | run time | [`discard()`] | always | `madvise`, `fallocate`, `statx`; `mincore`, `pread64` for huge pages |
 //! | run time | [`discard()`] | for a private file | `mmap`, `munmap`, `mprotect`, `mremap`, `mbind`, `mlock2`, `munlock`, `mincore` |
+//! | run time | [`discard()`] | for huge pages that return to the pool | `rt_sigprocmask` |
 //! | run time | [`plug()`] | always | `madvise`, `fallocate`, `mprotect` |
+//! | run time | [`plug()`] | for a file on a tmpfs with a size limit | `rt_sigprocmask` |
 //! | run time | [`plug()`] | if huge pages run out, or for a file on a tmpfs with a size limit | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | run time | [`unplug`] | always | `madvise`, `fallocate`, `mprotect` |
 //! | run time | [`residency()`] | always | `mincore`, `statx`; `openat`, `read`, `close` to read /proc |
@@ -125,6 +127,7 @@
 //!   exit of a thread can call `madvise`.
 //! - Before Linux 6.3, a build with a memfd also calls `fchmod`.
 //! - A build that fails reads /proc and calls `fstatfs`, to name the limit that it has reached.
+//! - A call that allocates pages of a file that was truncated meanwhile may call `rt_sigtimedwait`.
 //! - A thread is created to close a descriptor that lacks a required seal, or that no region of a
 //!   description uses.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.

@@ -502,6 +502,31 @@ fn build_of_memfd_beyond_file_size_limit_returns_error() {
 }
 
 #[test]
+fn plug_of_truncated_file_beyond_file_size_limit_returns_error() {
+    let test = "plug_of_truncated_file_beyond_file_size_limit_returns_error";
+    if !is_alone(test) {
+        return;
+    }
+    vm_memory::fault::install().unwrap();
+    let Ok(file) = tempfile::tempfile_in("/dev/shm") else {
+        return skipped(test, "no /dev/shm");
+    };
+    file.set_len(4 * MIB).unwrap();
+    let backing = Backing::shared_file(file.try_clone().unwrap(), 0);
+    let blocks = NonZeroU64::new(MIB).unwrap();
+    let region = Region::new(GuestAddress(0), 4 * MIB).backing(backing);
+    let region = region.blocks(blocks, Unplugged::Mapped);
+    let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+    let _limit = Limited::to(Resource::Fsize, PAGE);
+    // The limit does not concern the length that the file has.
+    plug(&memory, GuestAddress(0), MIB).unwrap();
+    file.set_len(PAGE).unwrap();
+    // SIGXFSZ would end this process.
+    let error = plug(&memory, GuestAddress(2 * MIB), MIB).unwrap_err();
+    assert!(error.to_string().contains("File too large"), "{error}");
+}
+
+#[test]
 fn discard_and_plug_in_locked_process_succeed() {
     if !is_alone("discard_and_plug_in_locked_process_succeed") {
         return;

@@ -280,6 +280,7 @@ pub(super) fn allocate(region: &Region, backing: &OpenedBacking) -> Result<(), B
                 "its file system cannot allocate space; allow holes (Region::sparse)"
             }
             Some(libc::EPERM) => "the file is sealed against writing; use Backing::private_file",
+            Some(libc::EFBIG) => "the file was truncated; extend it",
             _ => "use another file or allow holes (Region::sparse)",
         };
         BuildError::system(region.span(), "allocate space for its file", source, advice)

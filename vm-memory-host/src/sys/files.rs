@@ -8,7 +8,8 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 
-use super::{check, file_size_limit};
+use super::signals::without_file_size_signal;
+use super::{check, file_size_limit, page_size_u64};
 
 /// Creates a sealable memfd of `len` bytes, with huge pages of `huge` bytes if that is set.
 ///
@@ -190,36 +191,82 @@ pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> Result<()> {
 }
 
 /// Allocates pages or disk blocks for the holes in a range of a file.
+///
+/// Fails with `EFBIG` if the file was truncated and may not have that length (`RLIMIT_FSIZE`).
 pub(crate) fn allocate_range(file: &File, offset: u64, len: u64) -> Result<()> {
-    allocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
+    without_file_size_signal(|| {
+        in_steps(offset, len, |offset, len| {
+            allocate_once(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
+        })
+    })
+}
+
+/// Calls `work` for all of a range: at once, or in smaller steps after a signal has interrupted it.
+///
+/// Before Linux 6.18, tmpfs frees the pages of an interrupted fallocate(2) again. While a timer
+/// raises signals, a repeated call of the same length might never succeed.
+fn in_steps(offset: u64, len: u64, work: impl Fn(u64, u64) -> Result<()>) -> Result<()> {
+    let (mut done, mut step) = (0u64, len);
+    while done < len {
+        let here = step.min(len.saturating_sub(done));
+        match work(offset.saturating_add(done), here) {
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {
+                step = (here / 2).next_multiple_of(page_size_u64());
+            }
+            result => {
+                result?;
+                done = done.saturating_add(here);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// fallocate(2), repeated if a signal interrupts it.
 fn allocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> Result<()> {
-    let invalid = |_| Error::from_raw_os_error(libc::EINVAL);
-    let offset = libc::off_t::try_from(offset).map_err(invalid)?;
-    let len = libc::off_t::try_from(len).map_err(invalid)?;
     loop {
-        // SAFETY: fallocate(2) takes integers and unmaps nothing. It changes the bytes of the file,
-        // as safe writes to a `File` do.
-        match check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }) {
+        match allocate_once(file, mode, offset, len) {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             result => return result,
         }
     }
 }
 
+fn allocate_once(file: &File, mode: libc::c_int, offset: u64, len: u64) -> Result<()> {
+    let invalid = |_| Error::from_raw_os_error(libc::EINVAL);
+    let offset = libc::off_t::try_from(offset).map_err(invalid)?;
+    let len = libc::off_t::try_from(len).map_err(invalid)?;
+    // SAFETY: fallocate(2) takes integers and unmaps nothing. It changes the bytes of the file, as
+    // safe writes to a `File` do.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
     #[test]
-    fn memfd_of_kernel_without_noexec_has_no_execute_permission() {
-        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-        match executable_memfd(c"old", flags) {
-            Ok(file) => assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o666),
-            // `vm.memfd_noexec` is 2.
-            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EACCES)),
+    fn in_steps_with_frequent_signals_covers_each_byte_once() {
+        let (page, offset) = (page_size_u64(), 5 * page_size_u64());
+        for (len, uninterrupted) in [(1000, 1000), (1000, 7), (1001, 1), (1, 1), (0, 1)] {
+            let done = RefCell::new(Vec::new());
+            // A call that takes longer than the time between two signals keeps nothing.
+            let work = |at, len| match len > uninterrupted * page {
+                true => Err(Error::from_raw_os_error(libc::EINTR)),
+                false => Ok(done.borrow_mut().push((at, len))),
+            };
+            in_steps(offset, len * page, work).unwrap();
+            let mut next = offset;
+            for (at, here) in done.into_inner() {
+                assert_eq!(at, next);
+                next = at + here;
+            }
+            assert_eq!(next, offset + len * page);
         }
+        let full = |_, _| Err(Error::from_raw_os_error(libc::ENOSPC));
+        let error = in_steps(0, page, full).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
     }
 }

@@ -8,6 +8,7 @@ mod files;
 mod mapped;
 mod process;
 mod reservation;
+mod signals;
 mod threads;
 
 pub(crate) use files::{
