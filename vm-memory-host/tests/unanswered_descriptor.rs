@@ -181,3 +181,17 @@ fn description_with_unused_descriptor_does_not_wait_for_its_server() {
     let error = returned(move || newer.builder(vec![wrong.into()]).map(drop));
     assert!(matches!(error, Err(DescriptionError::Version { .. })));
 }
+
+#[test]
+fn drop_of_builder_that_requires_seals_does_not_wait_for_server_of_file() {
+    let test = "drop_of_builder_that_requires_seals_does_not_wait_for_server_of_file";
+    let Some(server) = Server::mount(test) else {
+        return;
+    };
+    let region = Region::new(GuestAddress(0), MIB).backing(Backing::Memfd);
+    let memory = MemoryBuilder::new().region(region).build::<()>().unwrap();
+    let (mut description, _) = describe(&memory).unwrap();
+    description.regions[0].options.sealed = true;
+    let file = server.open();
+    returned(move || drop(description.builder(vec![file.into()]).unwrap()));
+}

@@ -15,6 +15,7 @@ mod received_files;
 mod shared_bytes;
 
 pub(crate) use received_files::ReceivedFiles;
+use received_files::Requested;
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -83,7 +84,7 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 #[doc(alias = "hostmem")]
 #[doc(alias = "memory-backend")]
 pub struct MemoryBuilder {
-    regions: Vec<Region>,
+    regions: Requested,
     allows_shared_bytes: bool,
     prefault: Option<(NonZeroUsize, Callback)>,
 }
@@ -91,7 +92,7 @@ pub struct MemoryBuilder {
 impl std::fmt::Debug for MemoryBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("MemoryBuilder")
-            .field("regions", &self.regions)
+            .field("regions", &self.regions.0)
             .finish_non_exhaustive()
     }
 }
@@ -104,7 +105,7 @@ impl MemoryBuilder {
 
     /// Adds a region. Regions may be added in any order.
     pub fn region(mut self, region: Region) -> Self {
-        self.regions.push(region);
+        self.regions.0.push(region);
         self
     }
 
@@ -224,13 +225,14 @@ impl MemoryBuilder {
     ///
     /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
     pub fn build_with_bitmaps<B: Bitmap>(
-        self,
+        mut self,
         mut bitmap: impl FnMut(usize) -> B,
     ) -> Result<GuestMemoryMmap<B>, BuildError> {
         let host = HostResources::current();
+        let regions = std::mem::take(&mut self.regions.0);
         // Dropped after the regions that use the files.
-        let _received = ReceivedFiles::of_sealed(&self.regions);
-        let regions = check::sort(self.regions)?;
+        let _received = ReceivedFiles::of_sealed(&regions);
+        let regions = check::sort(regions)?;
         regions.iter().try_for_each(files::check_seals)?;
         check::pools(&regions, &host)?;
         let mut opened = Vec::with_capacity(regions.len());

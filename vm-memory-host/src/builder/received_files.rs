@@ -1,4 +1,5 @@
 //! [`ReceivedFiles`]: descriptors from another process, which are closed without waiting for it.
+//! [`Requested`]: regions that may have such descriptors.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -17,7 +18,7 @@ pub(crate) struct ReceivedFiles(Vec<Arc<File>>);
 
 impl ReceivedFiles {
     /// Keeps the files of those regions that require seals.
-    pub(crate) fn of_sealed(regions: &[Region]) -> Self {
+    pub(super) fn of_sealed(regions: &[Region]) -> Self {
         let sealed = regions.iter().filter(|region| region.options.sealed);
         let files = sealed.filter_map(|region| match &region.backing {
             Backing::File { file, .. } => Some(Arc::clone(file)),
@@ -49,5 +50,18 @@ impl Drop for ReceivedFiles {
         if !slow.is_empty() {
             sys::run_detached(c"close", move || drop(slow));
         }
+    }
+}
+
+/// The regions of a builder. Dropping them closes the files of those that require seals, as
+/// [`ReceivedFiles`] does.
+#[derive(Debug, Default)]
+pub(super) struct Requested(pub(super) Vec<Region>);
+
+impl Drop for Requested {
+    fn drop(&mut self) {
+        // Dropped after the regions that use the files.
+        let _received = ReceivedFiles::of_sealed(&self.0);
+        self.0.clear();
     }
 }

@@ -283,9 +283,9 @@ impl Description {
     /// receiver must decide two things itself:
     ///
     /// - Whether the sender may truncate a file later. Set `options.sealed` of each region to
-    ///   accept [sealed](Region::sealed) files only, or see [`vm_memory::fault`]. The build then
-    ///   never waits for the server of a file (FUSE). Without seals, such a server can delay system
-    ///   calls and accesses without limit.
+    ///   accept [sealed](Region::sealed) files only, or see [`vm_memory::fault`]. The builder then
+    ///   never waits for the server of a file (FUSE), even if it is dropped. Without seals, such a
+    ///   server can delay system calls and accesses without limit.
     /// - The maximum size of a guest. Addresses cost nothing, but each page needs a bit in a
     ///   bitmap, and so does each block.
     ///
