@@ -38,6 +38,9 @@ use crate::sys;
 /// lseek(2) for shared files, and both for private files. The file is opened again, so that its
 /// position does not change.
 ///
+/// For a shared file, the iterator may [wait for another process](crate::Backing::Memfd) that has
+/// it.
+///
 /// # Examples
 ///
 /// ```

@@ -49,6 +49,9 @@ use crate::sys::{self, Advice, Mapped};
 ///   room to map zeroes.
 /// - Private mappings of huge pages are always overwritten.
 ///
+/// For a shared file, the call waits while another process holds the kernel's lock on the file. An
+/// untrusted process can [hold it without limit](crate::Backing::Memfd).
+///
 /// Some memory may stay in use for a while. The page cache of a disk has folios of up to 2 MiB,
 /// which can outlast a hole that covers a part of them. The kernel splits a transparent huge page
 /// lazily.

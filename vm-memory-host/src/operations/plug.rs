@@ -32,6 +32,8 @@ use crate::sys::{self, Advice};
 /// pages, and pages of a tmpfs with a size limit. [Sparse](crate::Region::sparse) regions do not
 /// allocate the latter.
 ///
+/// For a shared file, the call may [wait for another process](crate::Backing::Memfd) that has it.
+///
 /// # Examples
 ///
 /// ```
@@ -88,6 +90,8 @@ where
 ///
 /// Blocks that are unplugged already stay so, and their pages are discarded, too. All pages of the
 /// range are marked dirty. Huge pages return to the pool.
+///
+/// For a shared file, the call may [wait for another process](crate::Backing::Memfd) that has it.
 ///
 /// # Examples
 ///
