@@ -41,8 +41,9 @@ use crate::sys::{self, Advice, Mapped};
 ///
 /// - The build has taken space or huge pages for the whole region, so that no access lacks a page.
 ///   A discard does not release them, except for [sparse] files, [`release_huge_pages`] and
-///   unplugged blocks. On a tmpfs with a size limit, the pages are the space. A file system without
-///   `FALLOC_FL_ZERO_RANGE` cannot free pages and keep the space.
+///   unplugged blocks. On a tmpfs with a size limit, the pages are the space.
+/// - Pages of a shared file are overwritten if its file system or device cannot free them. It may
+///   not support that, lack the disk space for it, or be claimed by another process.
 /// - Each separate range of a private file costs two VMAs. Ranges are overwritten once guests use
 ///   half of `vm.max_map_count`.
 /// - Ranges of a private file are also overwritten if `RLIMIT_AS` or `RLIMIT_MEMLOCK` leaves no
@@ -159,21 +160,47 @@ fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<
                 mapping.mapped().fill_zeroes(at, len)
             })
         }
-        BackingKind::File if mapping.backing.allocated => {
-            let at = start.saturating_add(bytes(offset));
-            match sys::zero_range(file, at, bytes(len)) {
-                // The file system cannot free pages and keep the space.
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                    mapping.mapped().fill_zeroes(offset, len).map(|()| 0)
-                }
-                result => result.map(all),
-            }
-        }
-        BackingKind::File if file.metadata()?.file_type().is_char_device() => {
-            // The driver owns the memory of a character device, which cannot have holes.
-            mapping.mapped().fill_zeroes(offset, len).map(|()| 0)
+        BackingKind::File => {
+            let freed = if mapping.backing.allocated {
+                sys::zero_range(file, start.saturating_add(bytes(offset)), bytes(len))
+            } else if file.metadata()?.file_type().is_char_device() {
+                // The driver owns the memory of a character device, which cannot have holes.
+                return mapping.mapped().fill_zeroes(offset, len).map(|()| 0);
+            } else {
+                free_pages(&mapping, offset, len)
+            };
+            freed
+                .map(all)
+                .or_else(|refused| overwrite_file(&mapping, offset, len, refused))
         }
         _ => free_pages(&mapping, offset, len).map(all),
+    }
+}
+
+/// Overwrites a range of a file whose pages cannot be freed, for the reason `refused`.
+///
+/// Returns `refused` if the reason is an error of another kind, or if the range has a page that
+/// cannot be written.
+fn overwrite_file(
+    mapping: &Changes<'_>,
+    offset: usize,
+    len: usize,
+    refused: io::Error,
+) -> io::Result<u64> {
+    let can_be_written = matches!(
+        refused.raw_os_error(),
+        // The file system cannot free pages, or needs disk space to do so. Or another process has
+        // claimed the block device.
+        Some(libc::EOPNOTSUPP | libc::ENOSPC | libc::EDQUOT | libc::EBUSY)
+    );
+    if !can_be_written {
+        return Err(refused);
+    }
+    // A write would raise SIGBUS where the file system has no space for a page.
+    match mapping.mapped().advise(offset, len, Advice::PopulateWrite) {
+        // Before Linux 5.14, pages cannot be populated for writing.
+        Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(refused),
+        _ => mapping.mapped().fill_zeroes(offset, len).map(|()| 0),
     }
 }
 

@@ -279,9 +279,32 @@ impl Mounted {
 
     /// Mounts a file system. Reports `test` as skipped if that is not possible.
     pub(crate) fn new(kind: &str, options: &str, test: &str) -> Option<Self> {
+        Self::source("vm-memory-test".as_ref(), kind, options, test)
+    }
+
+    /// Mounts a new disk file system of `size` bytes. `make` are arguments of mkfs(8).
+    ///
+    /// Reports `test` as skipped if that is not possible.
+    pub(crate) fn disk(kind: &str, make: &[&str], size: u64, test: &str) -> Option<Self> {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(size).unwrap();
+        let program = format!("mkfs.{kind}");
+        let made = Command::new(&program).args(make).arg(image.path()).output();
+        match made {
+            // The mount keeps the image.
+            Ok(done) if done.status.success() => Self::source(image.path(), kind, "loop", test),
+            other => {
+                skipped(test, format!("{program}: {other:?}"));
+                None
+            }
+        }
+    }
+
+    fn source(source: &Path, kind: &str, options: &str, test: &str) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let mount = Command::new("mount")
-            .args(["-t", kind, "-o", options, "vm-memory-test"])
+            .args(["-t", kind, "-o", options])
+            .arg(source)
             .arg(directory.path())
             .output();
         match mount {

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -431,4 +431,49 @@ fn discard_of_unused_huge_page_examines_its_range_only() {
     assert_eq!(used(), 2 * HUGE, "an unused page was populated");
     assert_eq!(byte_of_page(&other, HUGE + PAGE), Some(0));
     assert_eq!(byte_of_page(&memory, 3 * HUGE), Some(7));
+}
+
+/// Discards every second page of a full region of a file, and checks all pages.
+fn check_discards_of(memory: &Memory, pages: u64) {
+    fill(memory, 0, pages * PAGE, 7);
+    for page in (0..pages).step_by(2) {
+        discard(memory, GuestAddress(page * PAGE), PAGE).unwrap();
+    }
+    for page in 0..pages {
+        let expected = if page % 2 == 0 { 0 } else { 7 };
+        assert_eq!(byte_of_page(memory, page * PAGE), Some(expected), "{page}");
+    }
+}
+
+#[test]
+fn discard_on_full_file_system_reads_as_zeroes() {
+    let test = "discard_on_full_file_system_reads_as_zeroes";
+    // Each discard splits an extent, and the file system needs blocks to record that.
+    let arguments = ["-q", "-F", "-b", "1024"];
+    let Some(disk) = Mounted::disk("ext4", &arguments, 32 * MIB, test) else {
+        return;
+    };
+    let file = open(disk.directory.path().join("ram"));
+    file.set_len(8 * MIB).unwrap();
+    let region = Region::new(GuestAddress(0), 8 * MIB).backing(Backing::shared_file(file, 0));
+    let memory = build(region).unwrap();
+    fill(&memory, 0, 8 * MIB, 7);
+    let _other = take_the_rest(&disk);
+    check_discards_of(&memory, 8 * MIB / PAGE);
+}
+
+#[test]
+fn discard_of_claimed_block_device_reads_as_zeroes() {
+    let test = "discard_of_claimed_block_device_reads_as_zeroes";
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(MIB).unwrap();
+    let Some(device) = LoopDevice::of(image.path(), test) else {
+        return;
+    };
+    let backing = Backing::shared_file(open(&device.path), 0);
+    let memory = build(Region::new(GuestAddress(0), MIB).backing(backing)).unwrap();
+    let mut claim = std::fs::File::options();
+    claim.read(true).write(true).custom_flags(libc::O_EXCL);
+    let _claimed = claim.open(&device.path).unwrap();
+    check_discards_of(&memory, MIB / PAGE);
 }
