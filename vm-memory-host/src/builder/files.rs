@@ -266,7 +266,12 @@ pub(super) fn allocate(region: &Region, backing: &OpenedBacking) -> Result<(), B
     else {
         return Ok(());
     };
-    let allocated = match sys::allocate_range(file, *offset, region.size) {
+    let allocate = if backing.kind == BackingKind::File {
+        sys::allocate_own_range
+    } else {
+        sys::allocate_range
+    };
+    let allocated = match allocate(file, *offset, region.size) {
         // A file without holes need not be open for writing.
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => has_no_holes(file, error),
         result => result,

@@ -193,6 +193,11 @@ impl Region {
     /// therefore allocates space for the whole region (fallocate(2)). This applies to shared files
     /// on a disk and to all files on a tmpfs with a size limit.
     ///
+    /// The build also copies blocks of the file that another file shares (XFS). It cannot prepare
+    /// for blocks that are shared later (`cp --reflink`). Nor can it for Btrfs, which writes each
+    /// block to a new place unless the file has the attribute `C` (chattr(1)). On these, an access
+    /// may raise SIGBUS while there is no free space.
+    ///
     /// [Discarded](crate::discard()) pages of a sparse region become holes. Other regions keep
     /// their space.
     #[doc(alias = "fallocate")]

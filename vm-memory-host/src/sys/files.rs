@@ -201,6 +201,19 @@ pub(crate) fn allocate_range(file: &File, offset: u64, len: u64) -> Result<()> {
     })
 }
 
+/// Does the same for a file on a disk, whose blocks other files may share (XFS).
+///
+/// Copies such blocks, because a write to one needs space for the copy.
+pub(crate) fn allocate_own_range(file: &File, offset: u64, len: u64) -> Result<()> {
+    let mode = libc::FALLOC_FL_UNSHARE_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    match allocate(file, mode, offset, len) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            allocate_range(file, offset, len)
+        }
+        result => result,
+    }
+}
+
 /// Calls `work` for all of a range: at once, or in smaller steps after a signal has interrupted it.
 ///
 /// Before Linux 6.18, tmpfs frees the pages of an interrupted fallocate(2) again. While a timer

@@ -12,9 +12,9 @@ mod signals;
 mod threads;
 
 pub(crate) use files::{
-    allocate_range, block_device_length, can_be_sealed, cannot_shrink, file_system,
-    is_open_for_writing, memfd, next_data, punch_hole, seal_length, zero_range, FileSystem,
-    HUGETLBFS, TMPFS,
+    allocate_own_range, allocate_range, block_device_length, can_be_sealed, cannot_shrink,
+    file_system, is_open_for_writing, memfd, next_data, punch_hole, seal_length, zero_range,
+    FileSystem, HUGETLBFS, TMPFS,
 };
 pub(crate) use mapped::{Advice, Mapped, NodePolicy};
 #[cfg(test)]

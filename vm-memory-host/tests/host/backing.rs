@@ -3,7 +3,7 @@
 use std::fs::{File, Permissions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use super::common::*;
@@ -327,4 +327,25 @@ fn build_of_file_on_full_hugetlbfs_names_its_size_limit() {
         error.contains("mount the file's hugetlbfs with more space"),
         "{error}"
     );
+}
+
+#[test]
+fn build_of_file_with_shared_blocks_has_space_for_each_write() {
+    let test = "build_of_file_with_shared_blocks_has_space_for_each_write";
+    let Some(disk) = Mounted::disk("xfs", &["-q"], 320 * MIB, test) else {
+        return;
+    };
+    let file = open(disk.directory.path().join("ram"));
+    file.write_all_at(&vec![1; 2 * MIB as usize], 0).unwrap();
+    let copy = open(disk.directory.path().join("copy"));
+    if let Err(error) = rustix::fs::ioctl_ficlone(&copy, &file) {
+        return skipped(test, format!("no shared blocks: {error}"));
+    }
+    let region = Region::new(GuestAddress(0), 2 * MIB).backing(Backing::shared_file(file, 0));
+    let memory = build(region).unwrap();
+    let _other = take_the_rest(&disk);
+    fill(&memory, 0, 2 * MIB, 2);
+    let mut first = [0];
+    copy.read_exact_at(&mut first, 0).unwrap();
+    assert_eq!(first, [1]);
 }

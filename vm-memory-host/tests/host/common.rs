@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -325,6 +326,16 @@ impl Drop for Mounted {
             .arg(self.directory.path())
             .status();
     }
+}
+
+/// Takes all space that is left on the file system of `mounted`.
+pub(crate) fn take_the_rest(mounted: &Mounted) -> File {
+    let other = open(mounted.directory.path().join("other"));
+    let mut at = 0;
+    while other.write_all_at(&[1; PAGE as usize], at).is_ok() {
+        at += PAGE;
+    }
+    other
 }
 
 /// A loop device, for one test.

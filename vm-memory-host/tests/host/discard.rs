@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -329,16 +329,6 @@ fn discard_of_released_huge_pages_fills_the_pool() {
     assert_eq!(pool().unwrap().1, 2);
     fill(&memory, 2 * HUGE, HUGE, 1);
     assert_eq!(pool().unwrap().1, 2);
-}
-
-/// Takes all space that is left on the file system of `mounted`.
-fn take_the_rest(mounted: &Mounted) -> std::fs::File {
-    let other = open(mounted.directory.path().join("other"));
-    let mut at = 0;
-    while other.write_all_at(&[1; PAGE as usize], at).is_ok() {
-        at += PAGE;
-    }
-    other
 }
 
 #[test]
