@@ -114,9 +114,17 @@ pub(super) fn huge_page_groups(
 
 /// Returns whether the huge pages of a region may be in the pool.
 ///
-/// A described region must not reserve again the pages that the other process has released.
+/// A described region must not reserve again the pages that the other process has released. A
+/// private mapping always reserves its own copies, which are never released.
 pub(super) fn releases_huge_pages(region: &Region) -> bool {
-    region.described.is_some() && region.options.release_huge_pages
+    let is_shared = matches!(
+        region.backing,
+        Backing::File {
+            sharing: Sharing::Shared,
+            ..
+        }
+    );
+    is_shared && region.described.is_some() && region.options.release_huge_pages
 }
 
 /// Returns the number of bytes of a region that are accessible after the build.

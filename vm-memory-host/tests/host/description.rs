@@ -252,3 +252,24 @@ fn build_of_described_bound_region_keeps_released_huge_pages_free() {
     let _again = build_again(&memory);
     assert_eq!(pool(), free);
 }
+
+#[test]
+fn build_of_described_private_huge_pages_reserves_them() {
+    let test = "build_of_described_private_huge_pages_reserves_them";
+    let Some(_pages) = HugePages::reserve(2, test) else {
+        return;
+    };
+    let flags = rustix::fs::MemfdFlags::HUGETLB | rustix::fs::MemfdFlags::HUGE_2MB;
+    let file = rustix::fs::memfd_create("huge", flags).unwrap();
+    rustix::fs::ftruncate(&file, 2 * HUGE).unwrap();
+    let backing = Backing::private_file(file, 0);
+    let region = Region::new(GuestAddress(START), 2 * HUGE).backing(backing);
+    // Applies to the pages of a shared file only.
+    let memory = build(region.release_huge_pages(true)).unwrap();
+    let (description, files) = describe(&memory).unwrap();
+    drop(memory);
+    let received = vec![files[0].try_clone().unwrap().into()];
+    let memory: Memory = description.builder(received).unwrap().build().unwrap();
+    assert_eq!(pool().unwrap().1, 0);
+    fill(&memory, START, 2 * HUGE, 1);
+}
