@@ -151,8 +151,7 @@ fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<
             })
         }
         BackingKind::Hugetlb if mapping.blocks.is_none() => {
-            allocate_reserved(&mapping, file, *start, offset, len);
-            free_pages(&mapping, offset, len).map(all)
+            release_huge_pages(&mapping, file, *start, offset, len).map(all)
         }
         // The space on a tmpfs is the pages themselves.
         BackingKind::Memfd if mapping.backing.allocated => {
@@ -218,14 +217,23 @@ fn huge_pages(
         .map(move |at| (offset.saturating_add(at), page.min(len.saturating_sub(at))))
 }
 
-/// Allocates the huge pages that a region has reserved and not used.
+/// Frees the huge pages of a range, and those that the region has reserved for it and not used.
 ///
 /// A reservation returns to the pool only with its page, so the page must exist before a hole is
-/// punched. Errors are ignored: a page that was released before need not exist.
-fn allocate_reserved(mapping: &Changes<'_>, file: &File, start: u64, offset: usize, len: usize) {
+/// punched. Errors of the allocation are ignored: a page that was released before need not exist.
+/// It would be taken from the pool again, so this allocates one page at a time.
+fn release_huge_pages(
+    mapping: &Changes<'_>,
+    file: &File,
+    start: u64,
+    offset: usize,
+    len: usize,
+) -> io::Result<()> {
     for (at, page) in huge_pages(mapping, offset, len) {
         let _ = sys::allocate_range(file, start.saturating_add(bytes(at)), bytes(page));
+        free_pages(mapping, at, page)?;
     }
+    Ok(())
 }
 
 /// Overwrites the pages that a region keeps, and frees those of unplugged blocks.

@@ -423,6 +423,31 @@ fn discard_of_unused_huge_page_examines_its_range_only() {
     assert_eq!(byte_of_page(&memory, 3 * HUGE), Some(7));
 }
 
+#[test]
+fn discard_of_released_huge_pages_takes_one_page_of_the_pool_at_most() {
+    let test = "discard_of_released_huge_pages_takes_one_page_of_the_pool_at_most";
+    let Some(_pages) = HugePages::reserve(8, test) else {
+        return;
+    };
+    let region = Region::new(GuestAddress(0), 8 * HUGE).release_huge_pages(true);
+    let memory = build(region.backing(Backing::Hugetlb { page_size: HUGE })).unwrap();
+    let discard_all = || discard(&memory, GuestAddress(0), 8 * HUGE).unwrap();
+    discard_all();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..50 {
+                discard_all();
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        while !is_over.load(Ordering::Relaxed) {
+            let (_, free) = pool().unwrap();
+            assert!(free >= 7, "only {free} of 8 pages are free");
+        }
+    });
+}
+
 /// Discards every second page of a full region of a file, and checks all pages.
 fn check_discards_of(memory: &Memory, pages: u64) {
     fill(memory, 0, pages * PAGE, 7);
