@@ -17,8 +17,8 @@ use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
 use test_support::{skipped, temp_file_of_len};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
 use vm_memory_host::{
-    discard, plug, prefault, provisioned, still_mapped, unplug, Backing, Description, Lock,
-    MemoryBuilder, Region, Sharing, Unplugged,
+    discard, plug, prefault, provisioned, residency, still_mapped, unplug, Backing, Description,
+    Lock, MemoryBuilder, Region, Sharing, Unplugged,
 };
 
 const MIB: u64 = 1 << 20;
@@ -524,6 +524,21 @@ fn plug_of_truncated_file_beyond_file_size_limit_returns_error() {
     // SIGXFSZ would end this process.
     let error = plug(&memory, GuestAddress(2 * MIB), MIB).unwrap_err();
     assert!(error.to_string().contains("File too large"), "{error}");
+}
+
+#[test]
+fn residency_at_address_space_limit_counts_file_pages() {
+    if !is_alone("residency_at_address_space_limit_counts_file_pages") {
+        return;
+    }
+    let memory = private_file(1024 * MIB);
+    memory.write_obj(1u8, GuestAddress(0)).unwrap();
+    let _limit = Limited::to(Resource::As, status("VmSize") + 72 * MIB);
+    let usage = residency(&memory).unwrap()[0].1;
+    assert_eq!(usage.private, PAGE);
+    let _limit = Limited::to(Resource::As, status("VmSize") + 8 * MIB);
+    let error = residency(&memory).unwrap_err().to_string();
+    assert!(error.contains("ulimit -v"), "{error}");
 }
 
 #[test]

@@ -70,7 +70,10 @@ fn accepted(memory: &Memory) -> Vec<&'static str> {
             "residency",
             matches!(residency(memory), Err(ResidencyError::OtherProcess(_))),
         ),
-        ("content", matches!(items.next(), Some(Err(_)))),
+        (
+            "content",
+            matches!(items.next(), Some(Err(ResidencyError::OtherProcess(_)))),
+        ),
     ];
     let accepted = results.into_iter().filter(|(_, refused)| !refused);
     accepted.map(|(name, _)| name).collect()

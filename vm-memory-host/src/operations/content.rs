@@ -11,7 +11,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use super::residency::ResidencyError;
-use crate::error::NotProvisioned;
+use crate::error::{NotProvisioned, OtherProcess};
 use crate::mapping::{bytes, provisioned, span_of, unplugged_runs, HostMapping};
 use crate::region::{BackingKind, Sharing, Span};
 use crate::sys;
@@ -58,7 +58,8 @@ use crate::sys;
 /// # Errors
 ///
 /// Returns [`NotProvisioned`] if a region was not built by this crate. An item is an error if
-/// /proc/self/pagemap cannot be read, or in a child of fork(2). It is the last item.
+/// /proc/self/pagemap cannot be read, or if the parent process built the region. It is the last
+/// item.
 #[doc(alias = "SEEK_DATA")]
 #[doc(alias = "pagemap")]
 #[doc(alias = "sparse")]
@@ -126,7 +127,12 @@ impl Iterator for Content<'_> {
                 self.regions.clear();
                 self.ready.clear();
                 let region = span;
-                return Some(Err(ResidencyError::System { region, source }));
+                // A child of fork(2) can also have been created since the previous item.
+                let error = match mapping.mapped().check_here() {
+                    Ok(()) => ResidencyError::System { region, source },
+                    Err(_) => OtherProcess { region }.into(),
+                };
+                return Some(Err(error));
             }
         }
     }

@@ -88,7 +88,8 @@ pub enum ResidencyError {
     OtherProcess(#[from] OtherProcess),
     /// The system refused a call.
     #[error(
-        "region {region}: cannot read its memory usage: {source}; check that /proc is mounted"
+        "region {region}: cannot read its memory usage: {source}; {}",
+        remedy(.source)
     )]
     System {
         /// The region.
@@ -96,6 +97,17 @@ pub enum ResidencyError {
         /// The error of the system.
         source: io::Error,
     },
+}
+
+fn remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOENT) => "mount /proc",
+        Some(libc::EACCES | libc::EPERM) => {
+            "/proc/self belongs to root if the process is not dumpable (prctl(2), PR_SET_DUMPABLE)"
+        }
+        Some(libc::ENOMEM) => "raise the limit of the address space (ulimit -v), or free memory",
+        _ => "check that /proc is mounted",
+    }
 }
 
 /// Returns the memory that each region uses, in the order of addresses.
@@ -233,8 +245,9 @@ fn count_resident(
     resident: impl Fn(usize, usize, &mut [u8]) -> io::Result<()>,
 ) -> io::Result<u64> {
     let page = sys::page_size();
-    // One byte for each page, 1 GiB at a time.
-    let step = 1usize << 30;
+    // One byte for each page, 64 MiB at a time. Files are mapped for this, and a limit of the
+    // address space may leave little room (`RLIMIT_AS`).
+    let step = 1usize << 26;
     let mut pages = vec![0u8; len.min(step).div_ceil(page)];
     let mut count = 0u64;
     for done in (0..len).step_by(step) {
