@@ -1,16 +1,20 @@
-//! A guest cannot use up the VMAs of a process (`vm.max_map_count`).
+//! Neither a guest nor a description can use up the VMAs of a process (`vm.max_map_count`).
 //!
-//! The test counts the VMAs of its process, so it is a program of its own.
+//! The tests count the VMAs of their process, so they are a program of their own.
 #![cfg(target_os = "linux")]
 
 use std::fs;
 use std::num::NonZeroU64;
+use std::sync::{Mutex, PoisonError};
 
 use test_support::temp_file;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vm_memory_host::{discard, Backing, MemoryBuilder, Region, Unplugged};
+use vm_memory_host::{discard, Backing, BuildError, MemoryBuilder, Region, Unplugged};
 
 const PAGE: u64 = 4096;
+
+/// The tests take turns: all memory of a process counts.
+static TURN: Mutex<()> = Mutex::new(());
 
 fn build(region: Region) -> Result<GuestMemoryMmap, String> {
     let built = MemoryBuilder::new().region(region).build();
@@ -24,6 +28,7 @@ fn vmas() -> u64 {
 
 #[test]
 fn vma_budget_is_shared_by_all_regions_of_the_process() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     vm_memory::fault::install().unwrap();
     let max_map_count = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
     let most: u64 = max_map_count.trim().parse().unwrap();
@@ -36,7 +41,10 @@ fn vma_budget_is_shared_by_all_regions_of_the_process() {
     let error = build(blocks(most)).unwrap_err();
     let expected = format!("its {most} protected blocks could need as many VMAs");
     assert!(error.contains(&expected), "{error}");
-    let half = build(blocks(most / 2)).unwrap();
+    // A region of its own and its guards are three more.
+    let half = build(blocks(most / 2 - 3)).unwrap();
+    let error = build(Region::new(GuestAddress(0), PAGE)).unwrap_err();
+    assert!(error.starts_with("1 regions need 3 VMAs"), "{error}");
     assert!(build(blocks(1)).is_err());
     drop(half);
 
@@ -68,7 +76,33 @@ fn vma_budget_is_shared_by_all_regions_of_the_process() {
     // A discard that joins two ranges needs no more VMAs.
     assert_eq!(discard(&memory, GuestAddress(PAGE), PAGE).unwrap(), PAGE);
     // The budget is free again only when the memory is gone.
-    assert!(build(blocks(most / 2)).is_err());
+    assert!(build(blocks(most / 2 - 3)).is_err());
     drop(memory);
-    build(blocks(most / 2)).unwrap();
+    build(blocks(most / 2 - 3)).unwrap();
+}
+
+#[test]
+fn regions_of_a_description_leave_half_of_the_vmas_to_the_process() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let max_map_count = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    let most: u64 = max_map_count.trim().parse().unwrap();
+    // Regions that are not adjacent have three VMAs each.
+    let build = |count: u64| {
+        let region = |n| Region::new(GuestAddress(n * 2 * PAGE), PAGE);
+        let builder = (0..count).fold(MemoryBuilder::new(), |all, n| all.region(region(n)));
+        builder.build::<()>()
+    };
+    let before = vmas();
+    let error = build(most / 6 + 1).map(drop).unwrap_err();
+    assert!(
+        matches!(error, BuildError::TooManyRegions { .. }),
+        "{error}"
+    );
+    // All builds of the process count.
+    let one = build(most / 12).unwrap();
+    let other = build(most / 12).unwrap();
+    assert!(build(most / 12).is_err());
+    assert!(vmas() - before <= most / 2 + 100);
+    drop((one, other));
+    build(most / 6 - 1).unwrap();
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::needed::Needed;
 use crate::error::BuildError;
-use crate::host::{vma_limit, HostResources};
+use crate::host::{HostResources, VmaBudget};
 use crate::mapping::OpenedBacking;
 use crate::region::{
     Backing, BackingKind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged,
@@ -21,13 +21,6 @@ pub(super) fn end(region: &Region) -> Option<u64> {
 pub(super) fn sort(mut regions: Vec<Region>) -> Result<Vec<Region>, BuildError> {
     if regions.is_empty() {
         return Err(BuildError::NoRegion);
-    }
-    // Each region has a VMA, unless the kernel merges it with its neighbour.
-    if regions.len() > vma_limit() {
-        return Err(BuildError::TooManyRegions {
-            count: regions.len(),
-            limit: vma_limit(),
-        });
     }
     regions.sort_by_key(|region| region.start);
     let mut before: Option<&Region> = None;
@@ -48,6 +41,34 @@ pub(super) fn sort(mut regions: Vec<Region>) -> Result<Vec<Region>, BuildError> 
         before = Some(region);
     }
     Ok(regions)
+}
+
+/// Returns whether a region begins where another one ends. Such regions share a reservation.
+pub(super) fn is_adjacent(one: &Region, next: &Region) -> bool {
+    end(one).is_some_and(|end| end == next.start.0)
+}
+
+/// The VMAs of a reservation beside those of its regions: two guards.
+pub(super) const GUARDS: usize = 2;
+
+/// Takes the VMAs of sorted regions from the budget of this process.
+///
+/// The kernel may merge some of them. Protected blocks need more. This reads the limit, which
+/// discards may not read under a seccomp filter.
+pub(super) fn vmas(regions: &[Region]) -> Result<VmaBudget, BuildError> {
+    let reservations = regions.chunk_by(is_adjacent).count();
+    let vmas = reservations
+        .saturating_mul(GUARDS)
+        .saturating_add(regions.len());
+    let mut budget = VmaBudget::default();
+    if budget.try_take(vmas) {
+        return Ok(budget);
+    }
+    Err(BuildError::TooManyRegions {
+        count: regions.len(),
+        vmas,
+        available: VmaBudget::available(),
+    })
 }
 
 /// Checks that the host has enough huge pages for all regions together.

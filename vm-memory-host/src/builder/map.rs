@@ -9,15 +9,18 @@ use vm_memory::mmap::{PluggedBlocks, PluggedBlocksError};
 use super::files::transparent_huge_page;
 use crate::error::BuildError;
 use crate::host::process_limits::{self, Need};
-use crate::host::{vma_limit, HostResources};
+use crate::host::{vma_limit, HostResources, VmaBudget};
 use crate::mapping::{bytes, HostMapping, OpenedBacking, ZeroedRanges};
 use crate::operations::plug_initial;
 use crate::region::{BackingKind, NumaPolicy, Region, Span, TransparentHugePages, Unplugged};
 use crate::sys::{self, Advice, Mapped, Reserved, Source};
 
 /// Maps adjacent regions in one reservation, and appends their mappings to `mappings`.
+///
+/// Each mapping keeps its share of `vmas`. The first one also has that of the guards.
 pub(super) fn adjacent(
     regions: &[(Region, OpenedBacking)],
+    vmas: &mut VmaBudget,
     host: &HostResources,
     mappings: &mut Vec<Arc<HostMapping>>,
 ) -> Result<(), BuildError> {
@@ -44,8 +47,10 @@ pub(super) fn adjacent(
     let size = |n: u64| usize::try_from(n).map_err(too_large);
     let reserved = Reserved::new(size(total)?, sys::page_size(), size(align)?, size(rest)?);
     let mut reserved = reserved.map_err(no_addresses)?;
+    let mut guards = super::check::GUARDS;
     for (region, backing) in regions {
-        mappings.push(map_region(region, backing, &mut reserved, host)?);
+        let vmas = vmas.split(std::mem::take(&mut guards).saturating_add(1));
+        mappings.push(map_region(region, backing, &mut reserved, vmas, host)?);
     }
     Ok(())
 }
@@ -65,6 +70,7 @@ fn map_region(
     region: &Region,
     backing: &OpenedBacking,
     reserved: &mut Reserved,
+    vmas: VmaBudget,
     host: &HostResources,
 ) -> Result<Arc<HostMapping>, BuildError> {
     let span = region.span();
@@ -78,10 +84,6 @@ fn map_region(
         }
     };
     let turns_huge_pages_off = region.options.transparent_huge_pages == TransparentHugePages::Off;
-    if backing.file.is_some() && !backing.is_shared() {
-        // Discards need the limit, and may run under a seccomp filter that forbids reading it.
-        vma_limit();
-    }
     let mapping = HostMapping {
         mapped,
         start: region.start,
@@ -89,7 +91,7 @@ fn map_region(
         options: region.options.clone(),
         blocks,
         no_huge_pages: turns_huge_pages_off && host.transparent_huge_page().is_some(),
-        changes: RwLock::new(count_protected_blocks(region)?),
+        changes: RwLock::new(ZeroedRanges::new(count_protected_blocks(region, vmas)?)),
     };
     mapping.apply_options(0, len).map_err(|(what, source)| {
         let otherwise = "do not request it, or use a kernel that supports it";
@@ -219,18 +221,17 @@ fn huge_page_shortage(
     })
 }
 
-/// Counts the VMAs that a region's protected blocks can need.
-fn count_protected_blocks(region: &Region) -> Result<ZeroedRanges, BuildError> {
-    let mut changes = ZeroedRanges::default();
+/// Adds the VMAs that a region's protected blocks can need to the share of the region.
+fn count_protected_blocks(region: &Region, mut vmas: VmaBudget) -> Result<VmaBudget, BuildError> {
     let protected = region
         .blocks
         .filter(|blocks| blocks.unplugged == Unplugged::Protected);
     let Some(protected) = protected else {
-        return Ok(changes);
+        return Ok(vmas);
     };
     let blocks = region.size.checked_div(protected.size.get());
     let blocks = blocks.unwrap_or(u64::MAX);
-    let is_counted = usize::try_from(blocks).is_ok_and(|blocks| changes.vmas.try_take(blocks));
+    let is_counted = usize::try_from(blocks).is_ok_and(|blocks| vmas.try_take(blocks));
     if !is_counted {
         return Err(BuildError::TooManyBlocks {
             region: region.span(),
@@ -238,7 +239,7 @@ fn count_protected_blocks(region: &Region) -> Result<ZeroedRanges, BuildError> {
             limit: bytes(vma_limit()),
         });
     }
-    Ok(changes)
+    Ok(vmas)
 }
 
 /// Creates the record of a region's plugged blocks, all of them unplugged.

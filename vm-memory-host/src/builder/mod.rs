@@ -233,6 +233,7 @@ impl MemoryBuilder {
         // Dropped after the regions that use the files.
         let _received = ReceivedFiles::of_sealed(&regions);
         let regions = check::sort(regions)?;
+        let mut vmas = check::vmas(&regions)?;
         regions.iter().try_for_each(files::check_seals)?;
         check::pools(&regions, &host)?;
         let mut opened = Vec::with_capacity(regions.len());
@@ -250,10 +251,8 @@ impl MemoryBuilder {
             .iter()
             .try_for_each(|(region, backing)| files::allocate(region, backing))?;
         let mut mappings = Vec::with_capacity(opened.len());
-        let is_adjacent =
-            |one: &Region, next: &Region| check::end(one).is_some_and(|end| end == next.start.0);
-        for run in opened.chunk_by(|(one, _), (next, _)| is_adjacent(one, next)) {
-            map::adjacent(run, &host, &mut mappings)?;
+        for run in opened.chunk_by(|(one, _), (next, _)| check::is_adjacent(one, next)) {
+            map::adjacent(run, &mut vmas, &host, &mut mappings)?;
         }
         if let Some((threads, mut progress)) = self.prefault {
             let mappings = mappings

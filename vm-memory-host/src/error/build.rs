@@ -103,16 +103,21 @@ pub enum BuildError {
         /// The offset at which the previous range ends.
         before: u64,
     },
-    /// The builder has more regions than this process may have VMAs for guests.
+    /// The regions need more VMAs than the guest memory of this process may still have.
+    ///
+    /// Guest memory may have half of `vm.max_map_count`. Each region needs one VMA, and each run of
+    /// adjacent regions needs two more.
     #[error(
-        "{count} regions need as many VMAs, but the guest memory of this process may have only \
-        {limit}; use fewer and larger regions"
+        "{count} regions need {vmas} VMAs, but the guest memory of this process may have only \
+        {available} more; use fewer and larger regions, or raise vm.max_map_count"
     )]
     TooManyRegions {
         /// The number of regions.
         count: usize,
-        /// Half of `vm.max_map_count`.
-        limit: usize,
+        /// The number of VMAs that they need.
+        vmas: usize,
+        /// The number of VMAs that are left for guest memory.
+        available: usize,
     },
     /// Two regions map the same bytes of a file, and at least one mapping is shared.
     #[error(

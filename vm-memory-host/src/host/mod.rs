@@ -5,7 +5,7 @@
 //! | `resources` | [`HostResources`]: pools of huge pages, NUMA nodes, available memory |
 //! | `control_groups` | limits of control groups on memory and huge pages |
 //! | `process_limits` | the limit of this process that a refused call has reached |
-//! | `vma_budget` | [`VmaBudget`]: a limit on the VMAs that guests create |
+//! | `vma_budget` | [`VmaBudget`]: a limit on the VMAs of guest memory |
 
 mod control_groups;
 pub(crate) mod process_limits;

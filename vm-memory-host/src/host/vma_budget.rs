@@ -1,8 +1,9 @@
-//! [`VmaBudget`]: a limit on the VMAs that guests create.
+//! [`VmaBudget`]: a limit on the VMAs of guest memory.
 //!
-//! A process may have `vm.max_map_count` VMAs. A guest creates them by unplugging protected blocks
-//! and by discarding pages of private files. This module counts them in advance, for the whole
-//! process, and leaves half of the maximum to the process itself.
+//! A process may have `vm.max_map_count` VMAs. Each region needs some, and an untrusted description
+//! chooses how many regions there are. A guest creates more by unplugging protected blocks and by
+//! discarding pages of private files. This module counts them in advance, for the whole process,
+//! and leaves half of the maximum to the process itself.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +14,7 @@ use super::resources::number;
 /// The number of VMAs that all shares together hold.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
-/// A share of the VMAs that guests may have. Dropping it releases the share.
+/// A share of the VMAs that guest memory may have. Dropping it releases the share.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct VmaBudget(usize);
 
@@ -30,6 +31,18 @@ impl VmaBudget {
             self.0 = self.0.saturating_add(more);
         }
         taken.is_ok()
+    }
+
+    /// Moves up to `count` VMAs of this share to a share of their own.
+    pub(crate) fn split(&mut self, count: usize) -> Self {
+        let count = count.min(self.0);
+        self.0 = self.0.saturating_sub(count);
+        Self(count)
+    }
+
+    /// Returns the number of VMAs that are in no share.
+    pub(crate) fn available() -> usize {
+        vma_limit().saturating_sub(IN_USE.load(Ordering::Relaxed))
     }
 
     /// Releases VMAs that can no longer exist.
@@ -51,7 +64,7 @@ impl Drop for VmaBudget {
     }
 }
 
-/// Returns the number of VMAs that guests may have: half of `vm.max_map_count`.
+/// Returns the number of VMAs that guest memory may have: half of `vm.max_map_count`.
 ///
 /// The first call reads /proc.
 pub(crate) fn vma_limit() -> usize {

@@ -229,7 +229,7 @@ fn description_with_repeated_nodes_or_too_many_regions_returns_error() {
         .collect();
     let error = build_error(&description, vec![]);
     assert!(
-        error.starts_with("1048576 regions need as many VMAs"),
+        error.starts_with("1048576 regions need 3145728 VMAs"),
         "{error}"
     );
 }
