@@ -12,8 +12,8 @@ use std::ptr::null_mut;
 pub(super) fn without_file_size_signal(work: impl FnOnce() -> Result<()>) -> Result<()> {
     let signal = only(libc::SIGXFSZ);
     let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: the call reads `signal`, which `only` has initialised, and writes the previous mask to
-    // `before`, which has room for it. It changes the mask of this thread only.
+    // SAFETY: the call reads `signal`, which `only` has initialised, and writes the previous mask
+    // to `before`, which has room for it. It changes the mask of this thread only.
     let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &signal, before.as_mut_ptr()) };
     let result = work();
     if blocked != 0 {
