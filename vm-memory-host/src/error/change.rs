@@ -263,6 +263,27 @@ pub enum ChangeError {
         /// The number of bytes at the start of the range that were plugged.
         done: u64,
     },
+    /// The host has less memory than a block needs, which was not plugged.
+    #[error(
+        "region {region}: cannot plug {len:#x} bytes at {start:#x}: {wanted:#x} bytes are \
+        required, but only {available:#x} bytes are available; free memory or plug fewer blocks; \
+        {done:#x} bytes were plugged before"
+    )]
+    Memory {
+        /// The region.
+        region: Span,
+        /// The guest physical address of the range's part in the region.
+        start: u64,
+        /// The length of that part in bytes.
+        len: u64,
+        /// The number of bytes that its unplugged blocks need.
+        wanted: u64,
+        /// The number of available bytes, computed as in
+        /// [`BuildError::Memory`](super::BuildError::Memory).
+        available: u64,
+        /// The number of bytes at the start of the range that were plugged.
+        done: u64,
+    },
     /// The system refused a call. The part of the range before `start` was changed.
     #[error(
         "region {region}: cannot {what} {len:#x} bytes at {start:#x}: {source}; \

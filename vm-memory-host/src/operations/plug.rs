@@ -63,9 +63,10 @@ use crate::sys::{self, Advice};
 /// - touches a region without blocks, or one that this crate did not build, or
 /// - touches a region that the parent process built.
 ///
-/// Returns [`ChangeError::NoPages`] if the pool has too few huge pages, and
-/// [`ChangeError::ControlGroup`] if a control group allows too few of them. Returns
-/// [`ChangeError::System`] if the system refuses a call. Blocks of earlier regions stay plugged;
+/// Returns [`ChangeError::NoPages`] if the pool has too few huge pages, [`ChangeError::Memory`] if the
+/// host has too little memory for a tmpfs with a size limit, and [`ChangeError::ControlGroup`] if a
+/// control group allows too little of either. Returns [`ChangeError::System`] if the system refuses
+/// a call. Blocks of earlier regions stay plugged;
 /// blocks of the failing region stay plugged or unplugged as before.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hotplug")]
@@ -75,7 +76,7 @@ where
     M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
 {
     for part in parts(memory, addr, len, block_size)? {
-        check_groups(&part)?;
+        check_memory(&part)?;
         let plugged = plug_part(part.mapping, part.offset, part.len);
         plugged.map_err(|source| not_plugged(&part, source))?;
     }
@@ -232,15 +233,29 @@ fn unplugged_bytes<B: Bitmap>(part: &Part<'_, B>) -> u64 {
     lengths.fold(0, u64::saturating_add)
 }
 
-/// Checks that the control groups of this process leave memory that a plug must allocate.
+/// Checks that the host and the control groups of this process have the memory that a plug must
+/// allocate.
 ///
-/// The kernel ends a process that exceeds such a limit. Huge pages above their limit are refused.
-fn check_groups<B: Bitmap>(part: &Part<'_, B>) -> Result<(), ChangeError> {
+/// The kernel ends a process that needs more. Huge pages above their limit are refused.
+fn check_memory<B: Bitmap>(part: &Part<'_, B>) -> Result<(), ChangeError> {
     if !part.mapping.backing.own_tmpfs || !part.mapping.backing.allocated {
         return Ok(());
     }
-    let wanted = unplugged_bytes(part);
-    match HostResources::current().memory_limit() {
+    let (wanted, host) = (unplugged_bytes(part), HostResources::current());
+    match host.available_memory() {
+        Some(available) if available < wanted => {
+            return Err(ChangeError::Memory {
+                region: span_of(part.region),
+                start: part.start(),
+                len: bytes(part.len),
+                wanted,
+                available,
+                done: part.before,
+            });
+        }
+        _ => {}
+    }
+    match host.memory_limit() {
         Some(limit) if limit.available < wanted => Err(over_limit(part, wanted, limit)),
         _ => Ok(()),
     }

@@ -303,3 +303,30 @@ fn plug_of_block_written_by_vcpu_reads_as_zeroes() {
         assert_eq!(byte_of_page(&memory, 0), Some(8));
     }
 }
+
+#[test]
+fn plug_on_tmpfs_beyond_available_memory_returns_error() {
+    let test = "plug_on_tmpfs_beyond_available_memory_returns_error";
+    // No machine has so much memory, and the file system does not allocate it.
+    const HUGE_BLOCK: u64 = 1 << 43;
+    let Some(tmpfs) = Mounted::tmpfs("size=1m", test) else {
+        return;
+    };
+    let file = open(tmpfs.directory.path().join("ram"));
+    file.set_len(HUGE_BLOCK).unwrap();
+    let region = Region::new(GuestAddress(0), HUGE_BLOCK).backing(Backing::shared_file(file, 0));
+    let region = region.blocks(non_zero(HUGE_BLOCK), Unplugged::Mapped);
+    vm_memory::fault::install().unwrap();
+    let memory = MemoryBuilder::new().region(region).build::<()>().unwrap();
+    let error = plug(&memory, GuestAddress(0), HUGE_BLOCK).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ChangeError::Memory {
+                wanted: HUGE_BLOCK,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
