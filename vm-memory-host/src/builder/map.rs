@@ -12,7 +12,7 @@ use crate::host::process_limits::{self, Need};
 use crate::host::{vma_limit, HostResources, VmaBudget};
 use crate::mapping::{bytes, HostMapping, OpenedBacking, ZeroedRanges};
 use crate::operations::plug_initial;
-use crate::region::{BackingKind, NumaPolicy, Region, Span, TransparentHugePages, Unplugged};
+use crate::region::{BackingKind, NumaPolicy, Region, Span, Unplugged};
 use crate::sys::{self, Advice, Mapped, Reserved, Source};
 
 /// Maps adjacent regions in one reservation, and appends their mappings to `mappings`.
@@ -83,14 +83,12 @@ fn map_region(
             Some((blocks, Arc::new(plugged)))
         }
     };
-    let turns_huge_pages_off = region.options.transparent_huge_pages == TransparentHugePages::Off;
     let mapping = HostMapping {
         mapped,
         start: region.start,
         backing: backing.clone(),
         options: region.options.clone(),
         blocks,
-        no_huge_pages: turns_huge_pages_off && host.transparent_huge_page().is_some(),
         changes: RwLock::new(ZeroedRanges::new(count_protected_blocks(region, vmas)?)),
     };
     mapping.apply_options(0, len).map_err(|(what, source)| {
@@ -375,6 +373,7 @@ pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
 mod tests {
     use super::*;
     use crate::builder::files::open;
+    use crate::region::TransparentHugePages;
     use vm_memory::GuestAddress;
 
     #[test]

@@ -63,11 +63,6 @@ pub struct HostMapping {
     pub(crate) backing: OpenedBacking,
     pub(crate) options: Options,
     pub(crate) blocks: Option<(Blocks, Arc<PluggedBlocks>)>,
-    /// Whether to advise the kernel against transparent huge pages.
-    ///
-    /// `false` on a kernel without them, which refuses the advice. The build records it, so that a
-    /// discard does not read /sys.
-    pub(crate) no_huge_pages: bool,
     /// The zeroed ranges, and the lock that orders changes of the mapping.
     ///
     /// `discard`, `plug` and `unplug` write-lock it, which serialises them. `prefault` read-locks
@@ -208,7 +203,7 @@ impl HostMapping {
                 "enable transparent huge pages",
             ),
             (
-                self.no_huge_pages,
+                options.transparent_huge_pages == TransparentHugePages::Off,
                 Advice::NoHugePages,
                 "disable transparent huge pages",
             ),
@@ -229,8 +224,13 @@ impl HostMapping {
             ),
         ];
         for (_, advice, what) in all_advice.into_iter().filter(|(wanted, ..)| *wanted) {
-            let advised = memory.advise(offset, len, advice);
-            advised.map_err(|error| (what, error))?;
+            match memory.advise(offset, len, advice) {
+                // The kernel has no transparent huge pages. A jail without /sys cannot find out.
+                Err(error)
+                    if advice == Advice::NoHugePages
+                        && error.raw_os_error() == Some(libc::EINVAL) => {}
+                result => result.map_err(|error| (what, error))?,
+            }
         }
         if let Some((policy, mask)) = node_mask(&options.numa) {
             let bound = memory.bind(offset, len, policy, &mask);
