@@ -120,7 +120,7 @@
 //! | run time | drop of the last map | always | `munmap`, `close` |
 //! | run time | drop of the last map | next to another region | `munlock`, `madvise`, `mmap` |
 //! | migration | [`content()`] | always | `openat`, `pread64`, `close` |
-//! | migration | [`content()`] | for a file | `statx`, `fstatfs`, `lseek` |
+//! | migration | [`content()`] | for a file | `statx`, `fstatfs`, `lseek`; `mincore` for huge pages |
 //!
 //! - The allocator may make calls of its own, and locks call `futex` where threads contend.
 //! - Some versions of the C library call `fstat` for `newfstatat`, and `clone` for `clone3`. The

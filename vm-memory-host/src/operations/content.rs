@@ -24,8 +24,8 @@ use crate::sys;
 /// - A page with content is never left out.
 /// - A range can include pages of zeroes: pages that were only read, that are parts of a larger
 ///   page, or that a discard has overwritten. A region counts as a whole if its parts are not
-///   known. Examples are a device, a file that /proc/self/fd cannot open, or huge pages that only
-///   another process has mapped. On file systems other than tmpfs, ext4, XFS and Btrfs, files count
+///   known. Examples are a device, a file that /proc/self/fd cannot open, huge pages that only
+///   another process has mapped, or huge pages of a file that this process may not write. On file systems other than tmpfs, ext4, XFS and Btrfs, files count
 ///   as a whole, too: their `SEEK_DATA` may leave out pages that are not written back yet.
 /// - Unplugged blocks are left out.
 /// - Pages that a userfaultfd handler has not filled are left out.
@@ -104,6 +104,8 @@ struct Source {
     file: Option<File>,
     /// /proc/self/pagemap, if pages of this process count.
     pagemap: Option<File>,
+    /// Whether the pages that mincore(2) reports count, too.
+    in_core: bool,
 }
 
 impl Iterator for Content<'_> {
@@ -189,7 +191,7 @@ impl Source {
                 used == present_bytes(&pagemap, mapping)?
             };
             return if is_known {
-                Ok(Self::new(None, Some(pagemap)))
+                Ok(Self::of_huge_pages(pagemap))
             } else {
                 Ok(Self::all())
             };
@@ -209,12 +211,22 @@ impl Source {
             all: false,
             file,
             pagemap,
+            in_core: false,
+        }
+    }
+
+    /// Also asks mincore(2): while the kernel migrates a huge page, `pagemap` shows none there.
+    fn of_huge_pages(pagemap: File) -> Self {
+        Self {
+            in_core: true,
+            ..Self::new(None, Some(pagemap))
         }
     }
 
     fn all() -> Self {
         Self {
             all: true,
+            in_core: false,
             file: None,
             pagemap: None,
         }
@@ -250,6 +262,14 @@ impl Source {
         }
         if let Some(pagemap) = &self.pagemap {
             mark_private(pagemap, mapping, window, self.file.is_some(), marked)?;
+        }
+        if self.in_core {
+            let mut pages = vec![0; marked.len()];
+            let mapped = mapping.mapped();
+            mapped.resident(window.start, window.len(), &mut pages)?;
+            for (mark, page) in marked.iter_mut().zip(pages) {
+                *mark |= page & 1 != 0;
+            }
         }
         if let Some(blocks) = mapping.plugged_blocks() {
             for (at, run) in unplugged_runs(blocks, window.start, window.len()) {
@@ -341,4 +361,38 @@ fn entries(pagemap: &File, mapping: &HostMapping, window: &Range<usize>) -> io::
         .iter()
         .map(|entry| u64::from_ne_bytes(*entry))
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use test_support::HugePages;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+    use super::*;
+    use crate::{Backing, MemoryBuilder, Region};
+
+    #[test]
+    fn content_of_huge_pages_includes_a_page_that_is_being_migrated() {
+        const HUGE: u64 = 2 << 20;
+        let test = "content_of_huge_pages_includes_a_page_that_is_being_migrated";
+        let Some(_pages) = HugePages::reserve(4, test) else {
+            return;
+        };
+        let backing = Backing::Hugetlb { page_size: HUGE };
+        let region = Region::new(GuestAddress(0), 4 * HUGE).backing(backing);
+        let memory = MemoryBuilder::new().region(region).build::<()>().unwrap();
+        memory.write_obj(1u8, GuestAddress(HUGE)).unwrap();
+        let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
+        // During the migration, the entries are 0.
+        let pagemap = tempfile::tempfile().unwrap();
+        pagemap.set_len(1 << 39).unwrap();
+        let source = Source::of_huge_pages(pagemap);
+        let pages = mapping.mapped().len() / sys::page_size();
+        let mut marked = vec![false; pages];
+        let window = 0..mapping.mapped().len();
+        source.mark(mapping, &window, &mut marked).unwrap();
+        for (number, mark) in marked.iter().enumerate() {
+            assert_eq!(*mark, number / (pages / 4) == 1, "page {number}");
+        }
+    }
 }
