@@ -266,9 +266,12 @@ mod tests {
         for (len, uninterrupted) in [(1000, 1000), (1000, 7), (1001, 1), (1, 1), (0, 1)] {
             let done = RefCell::new(Vec::new());
             // A call that takes longer than the time between two signals keeps nothing.
-            let work = |at, len| match len > uninterrupted * page {
-                true => Err(Error::from_raw_os_error(libc::EINTR)),
-                false => Ok(done.borrow_mut().push((at, len))),
+            let work = |at, len| {
+                if len > uninterrupted * page {
+                    return Err(Error::from_raw_os_error(libc::EINTR));
+                }
+                done.borrow_mut().push((at, len));
+                Ok(())
             };
             in_steps(offset, len * page, work).unwrap();
             let mut next = offset;
