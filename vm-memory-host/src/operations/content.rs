@@ -25,8 +25,9 @@ use crate::sys;
 /// - A range can include pages of zeroes: pages that were only read, that are parts of a larger
 ///   page, or that a discard has overwritten. A region counts as a whole if its parts are not
 ///   known. Examples are a device, a file that /proc/self/fd cannot open, huge pages that only
-///   another process has mapped, or huge pages of a file that this process may not write. On file systems other than tmpfs, ext4, XFS and Btrfs, files count
-///   as a whole, too: their `SEEK_DATA` may leave out pages that are not written back yet.
+///   another process has mapped, or huge pages of a file that this process may not write. On file
+///   systems other than tmpfs, ext4, XFS and Btrfs, files count as a whole, too: their `SEEK_DATA`
+///   may leave out pages that are not written back yet.
 /// - Unplugged blocks are left out.
 /// - Pages that a userfaultfd handler has not filled are left out.
 ///
