@@ -285,9 +285,10 @@ fn sent_signal_that_is_not_passed_on_has_default_action() {
     ] {
         let output = run(&format!("sent_signal_not_passed_on {before}"));
         let survived = String::from_utf8_lossy(&output.stdout).contains("survived");
-        let expected = match survives {
-            true => (Some(DONE), None),
-            false => (None, Some(libc::SIGBUS)),
+        let expected = if survives {
+            (Some(DONE), None)
+        } else {
+            (None, Some(libc::SIGBUS))
         };
         let ended = (output.status.code(), output.status.signal());
         assert_eq!(

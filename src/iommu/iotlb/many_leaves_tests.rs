@@ -36,9 +36,10 @@ fn lookup_after_each_page_that_arrives_does_not_read_all_mappings() {
             };
             rounds += 1;
             let miss = &fails.misses[0];
-            let page = match from_the_end {
-                false => miss.base.0 / 0x1000,
-                true => (miss.base.0 + miss.length as u64) / 0x1000 - 1,
+            let page = if from_the_end {
+                (miss.base.0 + miss.length as u64) / 0x1000 - 1
+            } else {
+                miss.base.0 / 0x1000
             };
             map_page(&mut iotlb, page);
         });
