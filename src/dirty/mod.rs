@@ -41,7 +41,7 @@ use crate::convert::to_u64;
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend};
 use crate::region::GuestMemoryRegion;
 use region::DirtyRegion;
-use shared::SharedMarks;
+use shared::{Distribution, SharedMarks};
 
 /// The dirty pages of a whole guest memory.
 ///
@@ -110,6 +110,9 @@ impl DirtyMemory {
     /// Regions may share a bitmap: two regions of one [`MmapRegion`](crate::MmapRegion), or
     /// [slices](crate::bitmap::ArcSlice) of one bitmap that overlap. A mark in the shared part is
     /// then a dirty page of each of them, because each shows the same memory.
+    ///
+    /// If a region or a log of another crate panics, no page is lost: this set has it, or the next
+    /// harvest finds it.
     pub fn harvest<M>(&mut self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -184,12 +187,17 @@ impl DirtyMemory {
         if self.shared.is_empty() {
             return;
         }
+        // Also if a log of a user panics: the marks found by then are in no bitmap any more.
+        let found = Distribution {
+            regions: &mut self.regions,
+            shared: &mut self.shared,
+        };
         for region in memory.iter() {
             let log = region.bitmap();
-            let Some(known) = find(&mut self.regions, region, &log) else {
+            let Some(known) = find(found.regions, region, &log) else {
                 continue;
             };
-            let shared = known.shared.and_then(|number| self.shared.get_mut(number));
+            let shared = known.shared.and_then(|number| found.shared.get_mut(number));
             let Some(shared) = shared else {
                 continue;
             };
@@ -206,9 +214,6 @@ impl DirtyMemory {
                 shared.pages.insert_range(start, range.len());
             }
         }
-        for shared in &mut self.shared {
-            shared.distribute(&mut self.regions);
-        }
     }
 
     /// Replaces the regions by those of the memory.
@@ -220,22 +225,33 @@ impl DirtyMemory {
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
     {
-        let mut before = core::mem::take(&mut self.regions).into_iter().peekable();
-        let mut changed = Vec::new();
+        let mut before = self.regions.iter().enumerate().peekable();
+        // The number of a region that stays, or a new one. Nothing changes yet: a region or a log
+        // of a user may panic.
+        let mut adopted = Vec::new();
         for region in memory.iter() {
             let (start, log) = (region.start_addr(), region.bitmap());
             // Regions of a memory usually ascend. If they do not, an unchanged region may be
             // treated as changed, which loses nothing.
-            while let Some(known) = before.next_if(|known| known.start < start) {
-                changed.push(known);
-            }
-            let known = before.next_if(|known| known.is_for(region, &log));
-            let region = known.unwrap_or_else(|| DirtyRegion::new(region, &log));
-            self.regions.push(region);
+            while before.next_if(|(_, known)| known.start < start).is_some() {}
+            let known = before.next_if(|(_, known)| known.is_for(region, &log));
+            adopted.push(match known {
+                Some((number, _)) => Ok(number),
+                None => Err(DirtyRegion::new(region, &log)),
+            });
         }
+        let regions = core::mem::take(&mut self.regions).into_iter();
+        let mut before: Vec<_> = regions.map(Some).collect();
+        self.regions = adopted
+            .into_iter()
+            .filter_map(|region| match region {
+                Ok(number) => before.get_mut(number)?.take(),
+                Err(new) => Some(new),
+            })
+            .collect();
+        let changed: Vec<_> = before.into_iter().flatten().collect();
         self.regions.sort_by_key(|region| region.start);
         self.shared = SharedMarks::find(&mut self.regions);
-        changed.extend(before);
         for (start, len) in changed.iter().flat_map(DirtyRegion::runs) {
             let last = start.0.saturating_add(to_u64(len.saturating_sub(1)));
             let first_region = self

@@ -24,6 +24,20 @@ pub(super) struct SharedMarks {
     members: Vec<usize>,
 }
 
+/// Moves the pages of shared marks to their regions when it is dropped.
+pub(super) struct Distribution<'a> {
+    pub(super) regions: &'a mut [DirtyRegion],
+    pub(super) shared: &'a mut [SharedMarks],
+}
+
+impl Drop for Distribution<'_> {
+    fn drop(&mut self) {
+        for shared in &mut *self.shared {
+            shared.distribute(self.regions);
+        }
+    }
+}
+
 impl SharedMarks {
     /// Finds the ranges of bitmaps that regions share, and records in each region its range.
     pub(super) fn find(regions: &mut [DirtyRegion]) -> Vec<Self> {
