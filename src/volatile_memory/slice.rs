@@ -100,6 +100,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// An access that the mapping's protection does not permit, or to a missing page,
     /// [faults](crate::fault).
+    #[inline(always)]
     pub unsafe fn with_bitmap(
         addr: *mut u8,
         size: usize,
