@@ -23,16 +23,8 @@
 //!
 //! ```text
 //! outcome
-//! double, world        a scenario may ask a world whether it is the double
+//! world, double       a world may be the double, whose faults some scenarios inject
 //! scenarios, real, vhost_user
-//! ```
-//!
-//! # Layers
-//!
-//! ```text
-//! outcome
-//! world, double    a world may be the double, whose faults some scenarios inject
-//! scenarios
 //! ```
 
 #![cfg_attr(
@@ -41,14 +33,6 @@
 )]
 #![cfg(feature = "xen")]
 
-// # Layers
-//
-// A module imports from its own line and from the lines above it (`cargo xtask layers`).
-//
-// ```text
-// outcome, world, double      what a scenario returns, and the worlds that it runs in
-// scenarios                   what a device does
-// ```
 pub mod double;
 pub mod outcome;
 pub mod real;

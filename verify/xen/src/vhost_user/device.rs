@@ -6,7 +6,9 @@ use std::sync::RwLock;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VringRwLock, VringT};
 use virtio_queue::{DescriptorChain, QueueOwnedT};
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
+use vm_memory::{
+    Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap,
+};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     new_event_consumer_and_notifier, EventConsumer, EventFlag, EventNotifier,
@@ -37,13 +39,30 @@ impl Device {
     }
 
     /// Serves a request, and returns the number of bytes written.
+    ///
+    /// `Reader` and `Writer` of virtio-queue use the pointer of a guard and do not ask for its
+    /// error, so a device must know that the pages are granted before it uses them.
     fn serve(
         memory: &Memory,
         chain: &DescriptorChain<GuestMemoryLoadGuard<Memory>>,
     ) -> io::Result<u32> {
         let mut bytes = Vec::new();
+        for descriptor in chain.clone().readable() {
+            let from = bytes.len();
+            let len = u64::from(descriptor.len()).min(MOST_BYTES);
+            let len = usize::try_from(len).map_err(io::Error::other)?;
+            bytes.resize(from + len, 0);
+            let place = bytes.get_mut(from..).unwrap_or_default();
+            memory
+                .read_slice(place, descriptor.addr())
+                .map_err(io::Error::other)?;
+        }
+        let mut again = Vec::new();
         let reader = chain.clone().reader(memory).map_err(io::Error::other)?;
-        reader.take(MOST_BYTES).read_to_end(&mut bytes)?;
+        reader.take(MOST_BYTES).read_to_end(&mut again)?;
+        if again != bytes {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         bytes.iter_mut().for_each(|byte| *byte = !*byte);
         let mut writer = chain.clone().writer(memory).map_err(io::Error::other)?;
         writer.write_all(&bytes)?;

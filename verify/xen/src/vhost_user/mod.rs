@@ -40,7 +40,7 @@ use driver::{Driver, RINGS};
 const REQUESTS: u32 = 40;
 /// The size of the region of buffers, of which few pages are granted at a time.
 const BUFFERS: u64 = 1 << 30;
-/// The most time that a request may take.
+/// The most time that a condition may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The moment when the back end maps the rings.
@@ -86,7 +86,10 @@ pub fn requests_complete(world: &mut dyn World, rings: Rings) -> Outcome {
             Rings::InAdvance => driver.ring_references(),
             Rings::OnDemand => Vec::new(),
         };
-        assert_eq!(mapped(driver.world()), expected, "after request {number}");
+        // After its signal, the device looks once more at the rings.
+        until("more is mapped after a request than the rings", || {
+            Ok(mapped(driver.world()) == expected)
+        })?;
     }
     drop(front_end);
     match daemon.wait() {
@@ -169,17 +172,21 @@ fn connect(
 
 /// Waits until the device has signalled.
 fn wait(call: &EventFd) -> Outcome {
+    until("the device does not signal", || match call.read() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error.into()),
+    })
+}
+
+/// Waits for a condition.
+fn until(otherwise: &str, condition: impl Fn() -> Outcome<bool>) -> Outcome {
     let begun = Instant::now();
-    loop {
-        match call.read() {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                assert!(begun.elapsed() < PATIENCE, "the device does not answer");
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            Err(error) => return Err(error.into()),
-        }
+    while !condition()? {
+        assert!(begun.elapsed() < PATIENCE, "{otherwise}");
+        std::thread::sleep(Duration::from_micros(200));
     }
+    Ok(())
 }
 
 /// Returns a path that no other run uses.
