@@ -294,8 +294,12 @@ impl Mounted {
         match made {
             // The mount keeps the image.
             Ok(done) if done.status.success() => Self::source(image.path(), kind, "loop", test),
-            other => {
-                skipped(test, format!("{program}: {other:?}"));
+            Ok(failed) => {
+                skipped(test, format!("{program}: {failed:?}"));
+                None
+            }
+            Err(error) => {
+                skipped(test, format!("{program} is not installed: {error}"));
                 None
             }
         }
