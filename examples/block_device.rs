@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress, Permissions};
 struct Disk {
     ring: IoUring,
     image: File,
-    /// The data of the requests that the kernel works on.
+    /// The buffers of the requests that are in flight.
     in_flight: HashMap<u64, IoBuffer<Memory>>,
 }
 

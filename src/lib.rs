@@ -1,10 +1,10 @@
 //! Guest physical memory for virtual machine monitors (VMMs).
 //!
-//! This crate is the layer between a VMM's devices, loaders and migration code, and the bytes that
-//! the guest's CPUs use at the same time. It replaces the published crate `vm-memory` 0.18.0
-//! without a change to the source of its users. The file `docs/differences.md` of the repository
-//! lists the behaviour that differs. The crate `vm-memory-host` builds guest RAM from memfds, huge
-//! pages and files, and returns pages to the system.
+//! This crate gives the devices, loaders and migration code of a VMM access to guest physical
+//! memory. The guest's CPUs use that memory at the same time. It is a drop-in replacement for the
+//! published crate `vm-memory` 0.18.0. The file `docs/differences.md` of the repository lists the
+//! behaviour that differs. The crate `vm-memory-host` builds guest RAM from memfds, huge pages and
+//! files, and returns pages to the system.
 //!
 //! ```text
 //!     device, loader, migration
@@ -102,7 +102,7 @@
 //! - Any other access may be observed in parts, in any order.
 //! - A page is marked dirty after it was written. No interleaving with a harvest loses it.
 //! - Memory reached through a pointer or a reference ([`VolatileMemory::get_atomic_ref`],
-//!   `aligned_as_ref`, `ptr_guard`) is outside these promises.
+//!   `aligned_as_ref`, `ptr_guard`) is not covered by these rules.
 //!
 //! # Platforms
 //!
@@ -114,8 +114,8 @@
 //!
 //! # System calls
 //!
-//! A function of 0.18.0 makes no system call that it does not make there, with two exceptions.
-//! Mapping a file calls `fstat`, and dropping a region calls `madvise` if `munmap` fails. For a new
+//! A function of 0.18.0 makes no additional system call in this crate, with two exceptions. Mapping
+//! a file calls `fstat`, and dropping a region calls `madvise` if `munmap` fails. For a new
 //! function, add the calls below to the seccomp filter of the thread that calls it.
 //!
 //! | phase | function | when | system calls |

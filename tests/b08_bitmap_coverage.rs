@@ -41,7 +41,7 @@ fn b8_builder_grows_bitmap_to_size_of_region() {
             assert!(bitmap.dirty_at(at), "{at:#x}");
         }
     }
-    // An optional bitmap grows as well.
+    // An optional bitmap grows, too.
     let optional = MmapRegionBuilder::new_with_bitmap(0x3000, Some(small()))
         .build()
         .unwrap();
@@ -53,7 +53,7 @@ fn b8_builder_grows_bitmap_to_size_of_region() {
 }
 
 #[test]
-fn b8_builder_grows_bitmap_behind_slices() {
+fn b8_builder_with_slice_of_bitmap_grows_bitmap() {
     let bitmap = Arc::new(AtomicBitmap::new(0x2000, PAGE));
     let slice = ArcSlice::new(Arc::clone(&bitmap), 0x1000);
     let nested = ArcSlice::new(Arc::new(slice.clone()), 0x5000);
@@ -71,7 +71,7 @@ fn b8_builder_grows_bitmap_behind_slices() {
     let region = MmapRegionBuilder::new_with_bitmap(0x4000, pair).build();
     assert!(region.is_ok());
     assert!(nested.tracks_range(0, 0x4000));
-    // The bitmap of a borrowed slice grows as well.
+    // The bitmap of a borrowed slice grows, too.
     let region = MmapRegionBuilder::new_with_bitmap(0x4000, bitmap.slice_at(0xb000)).build();
     assert!(region.unwrap().bitmap().tracks_range(0, 0x4000));
 }
@@ -88,7 +88,7 @@ fn b8_builder_with_bitmap_that_cannot_grow_returns_error() {
     let error = MmapRegionBuilder::<()>::new(0).build().unwrap_err();
     let system = std::io::Error::from_raw_os_error(libc::EINVAL);
     assert_eq!(error.to_string(), format!("cannot map memory: {system}"));
-    // A bitmap that tracks nothing on purpose is accepted.
+    // A bitmap that never tracks anything is accepted.
     assert!(MmapRegionBuilder::new_with_bitmap(0x4000, ())
         .build()
         .is_ok());
@@ -116,7 +116,7 @@ impl Iommu for Identity {
     }
 }
 
-/// Makes 0x8000 bytes, of which the IOMMU's bitmap tracks `tracked`.
+/// Returns memory of 0x8000 bytes. The IOMMU's bitmap tracks the first `tracked` of them.
 fn memory(tracked: usize) -> IommuMemory<GuestMemoryMmap<AtomicBitmap>, Identity> {
     let physical =
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000), (GuestAddress(0x4000), 0x4000)])

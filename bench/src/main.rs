@@ -3,8 +3,8 @@
 //!
 //! The workloads are written once, in `workloads/`, and compiled for both crates. Rounds are
 //! interleaved (reference, ours, limit; limit, ours, reference; …), so that other load affects all
-//! three alike. A figure is the median of the rounds; a ratio is the median of the ratios of each
-//! round.
+//! three alike. A figure is the median of all rounds. A ratio is the median of the ratios of the
+//! rounds.
 //!
 //! `cargo xtask bench` runs this program in three builds, and writes RESULTS.md.
 
@@ -73,10 +73,10 @@ use stage::Stage;
 #[derive(Debug, Parser)]
 #[command(about = "vm-memory 0.18.0, this crate and the limit, measured in one binary")]
 struct Cli {
-    /// Only rows whose name contains this
+    /// Run only the rows whose names contain SUBSTRING
     #[arg(long, value_name = "SUBSTRING", default_value = "")]
     filter: String,
-    /// Rounds of each row
+    /// The number of rounds of each row
     #[arg(long, value_name = "N", default_value_t = 21)]
     rounds: usize,
     /// Run only five short rounds, to test that every row works
@@ -100,13 +100,13 @@ struct Cli {
     /// Measure lookups in an IOTLB by several threads instead
     #[arg(long)]
     threads: bool,
-    /// Measure the population of 4 GiB, and random reads with and without huge pages, instead
+    /// Measure populating 4 GiB, and random reads with and without huge pages, instead
     #[arg(long)]
     provision: bool,
     /// Run only the operation of this row, without a clock, for callgrind
     #[arg(long, value_name = "ROW")]
     count: Option<String>,
-    /// Iterations of `--count`
+    /// The number of iterations of `--count`
     #[arg(long, value_name = "N", default_value_t = 1000)]
     iterations: u64,
     /// The side that `--count` runs

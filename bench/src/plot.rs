@@ -16,7 +16,7 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
-/// A plot from the first to the last x of its first curve, and from 0 upwards.
+/// A plot from the lowest to the highest x of its curves, and from 0 upwards.
 pub struct Plot {
     pub caption: String,
     pub x: &'static str,
@@ -24,7 +24,7 @@ pub struct Plot {
     /// The number of labels of the x axis, and their text.
     pub x_labels: usize,
     pub x_label: fn(f64) -> String,
-    /// The length of a step of the x axis.
+    /// The base of the logarithmic x axis.
     pub base: f64,
     pub curves: Vec<Curve>,
 }

@@ -37,7 +37,7 @@ macro_rules! byte_valued {
 
 byte_valued!(S16, S64);
 
-/// A host array at the same offset in its page on every side:
+/// A host array that has the same offset in its page for each implementation:
 /// [`HOST_OFFSET`](crate::stage::HOST_OFFSET).
 #[repr(C, align(4096))]
 pub struct HostArray<T, const N: usize> {

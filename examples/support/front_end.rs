@@ -29,7 +29,7 @@ impl FrontEnd {
                 println!("front end: the device misses {:#x}", miss.0);
                 let page = miss.0 & !(PAGE - 1);
                 if let Some(mapping) = mappings.iter().find(|(iova, _)| iova.0 == page) {
-                    // The device has gone if nobody receives the reply.
+                    // Sending fails only if the device no longer exists.
                     let _ = sender.send(*mapping);
                 }
             }

@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
 
-    /// Let the guest write to FILE itself. The built-in guest overwrites its second 512 KiB
+    /// Let the guest write to the image itself. The built-in guest overwrites its second 512 KiB
     #[arg(long, requires = "disk")]
     pub disk_write: bool,
 
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn parse_size_of_anything_else_returns_error() {
+    fn parse_size_of_invalid_text_returns_error() {
         let junk = [
             "", "M", "-1M", "+1M", "256MM", "256MB", "0x100M", "1.5G", " 256M", "256T", "é",
         ];

@@ -83,7 +83,7 @@
 //! each thread may set it. While it is the default one, the kernel ends the process at a fault. So
 //! only a handler that is not called opens no window. But a program's own handler needs the signal,
 //! and nothing tells the two apart. The standard library does not publish the address of its
-//! handler. To call a handler, and see what it does, is to pass on a signal that nobody sent.
+//! handler. Calling a handler to find out what it does would pass on a signal that nobody sent.
 //!
 //! # Limits
 //!

@@ -2,7 +2,7 @@
 //!
 //! A range of guest memory may lie in several regions, and behind an IOMMU in as many segments as
 //! it has mappings. [`ReadVolatile`](crate::ReadVolatile) makes one system call per segment. An
-//! array of `struct iovec` (readv(2)) names all segments, so that one call moves them.
+//! array of `struct iovec` (readv(2)) lists all segments, so one call moves them.
 //!
 //! ```text
 //!   guest range      ├────────────── addr, count ──────────────┤
@@ -17,8 +17,8 @@
 //! | [`io_vectors()`] | raw `iovec`s for another system call, while the memory is borrowed |
 //! | [`IoBuffer`] | I/O that completes later, possibly on another thread: io_uring, AIO, vhost |
 //!
-//! The vectors are never `IoSlice` or `IoSliceMut`. Those are references to bytes, which must not
-//! change, or not be shared, while they exist. A guest may write to its memory at any time.
+//! The vectors are never `IoSlice` or `IoSliceMut`. Those hold Rust references, and nothing else
+//! may write the referenced bytes while they exist. A guest may write to its memory at any time.
 //!
 //! # Examples
 //!
@@ -47,9 +47,9 @@
 //! Interrupted calls (`EINTR`) are repeated.
 //!
 //! The functions without `exact` or `all` make one call. It covers the first [`MAX_VECTORS`]
-//! segments and the first 64 MiB, and may move fewer bytes than requested. A range that ends in a
-//! hole, or in a region that does not permit the access, is transferred up to there. For a range of
-//! 0 bytes, no function makes a call.
+//! segments and the first 64 MiB, and may move fewer bytes than requested. If a range ends in a
+//! hole, or in a region that does not permit the access, the call transfers the bytes before that.
+//! For a range of 0 bytes, no function makes a call.
 //!
 //! The functions with `exact` or `all` repeat the call until all bytes are moved. If they cannot
 //! finish, they return [`PartialBuffer`](crate::GuestMemoryError::PartialBuffer) with the number of
@@ -58,25 +58,24 @@
 //!
 //! Behind an IOMMU, a translation fails as a whole if one of its bytes is not mapped. The function
 //! then returns that error, and moves nothing. The functions with `exact` or `all` translate the
-//! whole range. The others translate no further than they need for one call: 4 MiB, then four times
-//! as much until there are [`MAX_VECTORS`] segments. A byte further on that is not mapped is the
-//! error of a later call.
+//! whole range. The others translate only as much as they need for one call: 4 MiB, then four times
+//! as much until there are [`MAX_VECTORS`] segments. An unmapped byte after that part causes an
+//! error in a later call.
 //!
 //! If a page cannot be accessed (see [`fault`](crate::fault)), the kernel ends the call there. It
 //! returns `EFAULT` if that is the first page.
 //!
 //! # Dirty tracking
 //!
-//! After each call that wrote, all pages that it was given are marked dirty. That includes a call
-//! with a short count, and one that fails with an error other than `EAGAIN` and `EINTR`. The device
-//! may have written bytes that the kernel does not count.
+//! Each call that reads into guest memory marks all pages of its vectors dirty. This includes calls
+//! with a short count, and calls that fail with an error other than `EAGAIN` and `EINTR`: the
+//! device may have written bytes that the kernel does not count.
 //!
 //! # Costs
 //!
 //! A transfer takes memory for [`MAX_VECTORS`] segments at most, and time in proportion to the
-//! segments that it moves. Behind an IOMMU, a function that makes one call translates the range in
-//! parts that grow until there are enough segments. The other functions translate the whole range
-//! once.
+//! segments that it moves. The functions with `exact` or `all` translate the range once. Behind an
+//! IOMMU, the others may translate its beginning several times, each time a longer part.
 //!
 //! # System calls
 //!
@@ -204,7 +203,7 @@ pub fn write_to_at<M: GuestMemory + ?Sized>(
 
 /// Reads exactly `count` bytes from `fd` into guest memory at `addr`.
 ///
-/// It makes as many `readv(2)` as it takes, at the descriptor's own position.
+/// It repeats `readv(2)` at the descriptor's own position until all bytes are read.
 ///
 /// # Errors
 ///
@@ -228,7 +227,7 @@ pub fn read_exact_from<M: GuestMemory + ?Sized>(
 
 /// Reads exactly `count` bytes at `offset` of `file` into guest memory at `addr`.
 ///
-/// It makes as many `preadv(2)` as it takes.
+/// It repeats `preadv(2)` until all bytes are read.
 ///
 /// # Errors
 ///
@@ -253,7 +252,7 @@ pub fn read_exact_from_at<M: GuestMemory + ?Sized>(
 
 /// Writes all `count` bytes of guest memory at `addr` to `fd`.
 ///
-/// It makes as many `writev(2)` as it takes, at the descriptor's own position.
+/// It repeats `writev(2)` at the descriptor's own position until all bytes are written.
 ///
 /// # Errors
 ///
@@ -276,7 +275,7 @@ pub fn write_all_to<M: GuestMemory + ?Sized>(
 
 /// Writes all `count` bytes of guest memory at `addr` to `file` at `offset`.
 ///
-/// It makes as many `pwritev(2)` as it takes.
+/// It repeats `pwritev(2)` until all bytes are written.
 ///
 /// # Errors
 ///
@@ -298,8 +297,8 @@ pub fn write_all_to_at<M: GuestMemory + ?Sized>(
     transfer_all(memory, addr, count, direction, file, position)
 }
 
-/// The most bytes of a single call. Each call marks all bytes that it was given: without a limit, a
-/// loop over a long range would take quadratic time.
+/// The maximum number of bytes of a single call. Each call marks all bytes of its vectors. Without
+/// a limit, a loop over a long range would take quadratic time.
 const MAX_BYTES: usize = 64 << 20;
 
 /// The number of bytes of a range that are translated first: [`MAX_VECTORS`] pages of 4 KiB.
@@ -331,7 +330,8 @@ fn transfer_once<M: GuestMemory + ?Sized>(
         match segments.gather(&mut slices, MAX_VECTORS) {
             Err(error) if segments.len() == 0 => return Err(error),
             Ok(true) if translated < count && segments.count() < MAX_VECTORS => {
-                // Only one iterator at a time: it may hold a lock.
+                // The loop drops this iterator before it creates the next one: an iterator may hold
+                // a lock.
                 translated = translated.saturating_mul(4).min(count);
             }
             _ => {
@@ -343,7 +343,7 @@ fn transfer_once<M: GuestMemory + ?Sized>(
     }
 }
 
-/// Transfers a range by as many system calls as it takes.
+/// Transfers a range by as many system calls as necessary.
 fn transfer_all<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,

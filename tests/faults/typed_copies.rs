@@ -1,11 +1,11 @@
-//! Copies of elements that meet an inaccessible page, between elements and inside one.
+//! Copies of elements that reach an inaccessible page, between two elements or inside one.
 
 use super::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::fault::{self, Direction};
 use vm_memory::{ByteValued, Bytes, VolatileMemory};
 
-/// The elements of each copy. Some of them are past the edge.
+/// The elements of each copy. Some of them lie on the inaccessible page.
 const ELEMENTS: usize = 100;
 
 /// Returns elements whose bytes are numbered.
@@ -91,7 +91,7 @@ fn array_copy_at_inaccessible_page_counts_bytes_in_both_directions() {
     }
 }
 
-/// An array whose copy to another slice faults, on either side.
+/// Copies an array to another slice. The copy faults at the destination, then at the source.
 #[test]
 fn array_copy_to_volatile_slice_at_inaccessible_page_counts_bytes() {
     fault::install().unwrap();

@@ -1,8 +1,7 @@
 //! Guest RAM for virtual machine monitors (VMMs), on [`vm_memory`].
 //!
 //! It provides reservations aligned to huge pages, sealed memfds, pools of huge pages, NUMA
-//! placement, prefaulting, balloons and memory hotplug, which VMMs otherwise write themselves. It
-//! supports Linux only.
+//! placement, prefaulting, balloons and memory hotplug. It supports Linux only.
 //!
 //! # Examples
 //!
@@ -40,7 +39,7 @@
 //! | find the ranges that have content (save, first round of a migration) | [`content()`] | |
 //! | map the same memory in another process, or save the layout | [`describe`], [`Description`] | `vhost_user_backend` |
 //! | find the offset of a guest address in a file of all regions | [`FileLayout`] | |
-//! | set memory aside for the guest (overcommit accounting) | [`Region::reserve`] | |
+//! | reserve memory for the guest (overcommit accounting) | [`Region::reserve`] | |
 //! | find the host address and file of a region | [`provisioned`], [`HostMapping`] | |
 //! | find memory that could not be unmapped | [`still_mapped`] | |
 //! | list the pools of huge pages | [`huge_page_pools`] | |
@@ -127,9 +126,10 @@
 //!   exit of a thread can call `madvise`.
 //! - Before Linux 6.3, a build with a memfd also calls `fchmod`.
 //! - A build that fails reads /proc and calls `fstatfs`, to name the limit that it has reached.
-//! - A call that allocates pages of a file that was truncated meanwhile may call `rt_sigtimedwait`.
-//! - A thread is created to close a descriptor that lacks a required seal, or that no region of a
-//!   description uses.
+//! - A call that allocates pages of a file may call `rt_sigtimedwait`, if another process truncates
+//!   the file meanwhile.
+//! - To close a descriptor that lacks a required seal, or that no region of a description uses, the
+//!   crate creates a thread.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
 //! - Programs with debug assertions also call `fcntl` before each `close`.
 

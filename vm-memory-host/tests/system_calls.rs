@@ -176,11 +176,11 @@ fn system_calls_are_those_of_the_documentation() {
         return skipped(test, "no huge pages, so some calls are not made");
     }
     let mut rare = vec![
-        // Needs a block device, too little memory, and mlockall(2).
+        // These need a block device, too little memory, and mlockall(2), in this order.
         "MemoryBuilder::build: ioctl",
         "prefault: mincore",
         "discard: munlock",
-        // The C library keeps stacks, and one thread may wait for another one.
+        // The C library may reuse stacks, and a thread need not wait for another one.
         "prefault: mmap",
         "prefault: mprotect",
         "prefault: munmap",
@@ -217,7 +217,7 @@ fn access_makes_no_system_call_unless_it_faults() {
     assert!(calls.is_empty(), "{calls:?}");
     unplug(&memory, GuestAddress(0), HUGE).unwrap();
     assert!(!access());
-    // As an access that began before the block was unplugged.
+    // Protecting the block simulates an access that began before the block was unplugged.
     plug(&memory, GuestAddress(0), HUGE).unwrap();
     let host = memory.get_host_address(GuestAddress(0)).unwrap();
     // SAFETY: the block belongs to `memory`, and no reference to its bytes exists.

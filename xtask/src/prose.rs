@@ -1,4 +1,4 @@
-//! `cargo xtask prose`: keeps phrases out of comments, documentation, messages and Markdown.
+//! `cargo xtask prose`: finds unsuitable phrases in comments, documentation, messages and Markdown.
 //!
 //! | check | applies to |
 //! |---|---|
@@ -20,7 +20,7 @@ use regex::{Regex, RegexBuilder};
 use crate::workspace::Workspace;
 use text::{long_lines, paragraphs, Paragraph};
 
-/// The most columns of a line of prose.
+/// The maximum number of columns of a line of prose.
 const COLUMNS: usize = 100;
 
 /// Files that contain the phrases as examples, generated files, and files by other authors.
@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(value_name = "PATH")]
     paths: Vec<String>,
 
-    /// Print the number of findings of each folder, not the findings
+    /// Print the number of findings in each folder instead of the findings
     #[arg(long)]
     counts: bool,
 }

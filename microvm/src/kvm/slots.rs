@@ -37,11 +37,13 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// Returns an error if KVM refuses a slot, or the memory ends past the guest's physical address
-    /// space.
+    /// Returns an error if KVM refuses a slot, or if the memory ends past the guest's physical
+    /// address space.
     pub fn add(&self, ram: &Arc<GuestRam>) -> Result<(), Error> {
         if (ram.last_addr().0 as u128) >> self.address_bits != 0 {
-            let source = io::Error::other("past the physical address space; try a smaller --mem");
+            let source = io::Error::other(
+                "RAM ends past the guest's physical address space; use a smaller --mem",
+            );
             return Err(failed("add memory")(source));
         }
         let mut slots = lock(&self.slots);
@@ -61,7 +63,7 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// Returns an error if KVM refuses.
+    /// Returns an error if KVM refuses the call.
     pub fn remove(&self, ram: &Arc<GuestRam>) -> Result<Vec<SlotLog>, Error> {
         let (mut slots, mut logs) = (lock(&self.slots), Vec::new());
         let own = slots.iter().filter(|(_, slot)| Arc::ptr_eq(&slot.1, ram));
@@ -78,7 +80,7 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// Returns an error if KVM refuses.
+    /// Returns an error if KVM refuses the call.
     pub fn dirty_log(&self) -> Result<Vec<SlotLog>, Error> {
         let slots = lock(&self.slots);
         let logs = slots

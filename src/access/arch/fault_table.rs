@@ -1,7 +1,7 @@
 //! The fault table: a list of the instructions that access guest memory.
 //!
 //! ```text
-//!     section vm_memory_faults_1: one entry for each routine, of four 32-bit numbers
+//!     section vm_memory_faults_1: one entry of four 32-bit numbers for each range of code
 //!
 //!     start      the first instruction
 //!     end        the end of the last instruction
@@ -12,7 +12,7 @@
 //! Each instruction that accesses guest memory lies in the range of an entry. The handler looks up
 //! the interrupted instruction, puts the faulting address into the result register (`rax`, `x16`)
 //! and resumes at the given instruction. The register is 0 there if there was no fault, so an
-//! access that does not fault pays for clearing and testing one register.
+//! access that does not fault only clears and tests one register.
 //!
 //! The section is retained (`R`): linkers do not drop the entries of code that is in the program.
 //! An entry holds distances from its own fields, so loading the program relocates nothing.
@@ -46,7 +46,7 @@ macro_rules! fault_entry {
     };
 }
 
-/// Other systems have no fault handler, and no table.
+/// Other systems have neither a fault handler nor a table.
 #[cfg(not(target_os = "linux"))]
 macro_rules! fault_entry {
     ($($part:literal),*) => {
@@ -56,8 +56,8 @@ macro_rules! fault_entry {
 
 /// Assembles instructions that access one guest operand.
 ///
-/// Evaluates to the value of `$register`: 0, or the address of a fault after which the instructions
-/// did not complete. The handler puts the address there, and resumes after the instructions.
+/// Evaluates to the value of `$register`: 0, or the faulting address if the instructions did not
+/// complete. The handler puts the address there, and resumes after the instructions.
 macro_rules! guest_asm {
     (
         $register:tt, options $options:tt, [$($instruction:expr),+], $($operands:tt)+

@@ -194,7 +194,7 @@ pub fn behind_pointers() -> Outcome {
     Ok(())
 }
 
-/// Calls the deprecated method, which stays.
+/// Calls the deprecated method, which this crate keeps.
 #[expect(
     deprecated,
     reason = "0.18.0 deprecates it, and its users still call it"
@@ -223,7 +223,7 @@ pub fn deprecated() -> Outcome {
     Ok(())
 }
 
-/// Calls the methods of the VMM's own trait, which the library must not take over.
+/// Calls the methods of a VMM's own trait. No method of the library may have one of their names.
 pub fn extended() -> Outcome {
     let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&RANGES)?;
     let answers: [Mine; 10] = [

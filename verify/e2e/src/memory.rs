@@ -59,7 +59,7 @@ pub fn pluggable(
     };
     let region = Region::new(GuestAddress(start), len).backing(backing);
     let region = region.blocks(block, Unplugged::Mapped);
-    // Blocks of huge pages require it: the pool may be empty when a page is gone.
+    // Blocks of huge pages require the fault handler: an access may find the pool empty.
     vm_memory::fault::install()?;
     build_with_bitmaps(MemoryBuilder::new().region(region)).map_err(Error::other)
 }
@@ -79,7 +79,7 @@ pub fn with_truncatable_region(ram: &GuestRam, start: u64, len: u64) -> Result<G
     ram.insert_region(only_region(&one)?).map_err(Error::other)
 }
 
-/// Returns the region of a memory that has one.
+/// Returns the only region of a memory.
 ///
 /// # Errors
 ///

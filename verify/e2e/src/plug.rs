@@ -116,7 +116,7 @@ impl Place {
 
 /// The access of a processor to the region, apart from the devices' map.
 pub trait Processor: Send {
-    /// Gives the processor the region of `one`.
+    /// Makes the region of `one` accessible to the processor.
     ///
     /// # Errors
     ///
@@ -154,11 +154,13 @@ pub struct History {
     pub driver: BTreeSet<u64>,
     /// The numbers of commands that succeeded: additions, changes of blocks, removals.
     pub succeeded: [u64; 3],
-    /// The description of the region with most blocks.
+    /// The description of the region when most blocks were plugged.
     pub description: Option<RegionDescription>,
-    /// The resident bytes of the region with most blocks, and with fewer.
+    /// The resident bytes of the region when most blocks were plugged, and after some were
+    /// unplugged.
     pub resident: [u64; 2],
-    /// The resident bytes of this process: before, with most blocks, and after.
+    /// The resident bytes of this process: before the region, when most blocks were plugged, and
+    /// after.
     pub process: [u64; 3],
     /// The time until the old map had no reader.
     pub waited: Duration,
@@ -233,7 +235,7 @@ impl Plug {
         let most = SIZE / BLOCK;
         if wanted > most {
             return Err(Error::other(format!(
-                "{wanted} blocks, the region has {most}"
+                "cannot plug {wanted} blocks: the region has {most}"
             )));
         }
         let (first, end) = (self.blocks.min(wanted), self.blocks.max(wanted));
@@ -268,7 +270,7 @@ impl Plug {
     fn remove(&mut self) -> Result<(), Error> {
         let one = self.one.take().ok_or_else(|| Error::other("no region"))?;
         if let Err(e) = self.remove_everywhere(&one) {
-            // A reader may continue to use the region.
+            // A reader may still use the region.
             self.one = Some(one);
             return Err(e);
         }
@@ -424,7 +426,7 @@ fn resident(one: &GuestRam) -> Result<u64, Error> {
 }
 
 /// Returns the resident bytes of this process: `Rss` of /proc/self/smaps_rollup, and huge pages,
-/// which it does not include.
+/// which `Rss` does not include.
 fn process_memory() -> Result<u64, Error> {
     Ok(rollup(&std::fs::read_to_string("/proc/self/smaps_rollup")?))
 }

@@ -8,10 +8,11 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
 
 use crate::Error;
 
-/// The accesses of a driver that leave a trace: to device registers, and to the words of its
+/// The accesses of a driver that the tests observe: to device registers, and to the words of its
 /// pattern.
 pub trait Cpu: Send {
-    /// Reads words of guest memory: stores the word at each address beside it.
+    /// Reads words of guest memory. Stores the word at each address in the second field of its
+    /// pair.
     ///
     /// # Errors
     ///
@@ -90,7 +91,7 @@ impl Devices {
                 Access::Read(addr) => {
                     let mut data = [0; 4];
                     bus.mmio_read(addr, &mut data);
-                    // The processor waits for the value, so it exists.
+                    // The processor waits for the value, so the receiver exists.
                     let _ = self.values.send(u32::from_le_bytes(data));
                 }
             }

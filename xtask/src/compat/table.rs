@@ -1,22 +1,22 @@
-//! The crates, and the number of their tests that pass on vm-memory 0.18.0 from the registry (on
-//! x86_64 Linux).
+//! The published crates, and the number of their tests that pass with vm-memory 0.18.0 from the
+//! registry (on x86_64 Linux).
 
 /// A published crate, and the features of its tests.
 #[derive(Debug)]
 pub struct User {
     /// Its name in the registry.
     pub name: &'static str,
-    /// The version that was counted.
+    /// The version whose tests were counted.
     pub version: &'static str,
     /// A suffix that distinguishes rows of the same crate.
     pub variant: Option<&'static str>,
-    /// Features, with commas; empty for the default ones.
+    /// The features, separated by commas. Empty for the default features.
     pub features: &'static str,
     /// Unit, integration and documentation tests that pass on the registry's vm-memory.
     pub expected: u64,
-    /// The tests that are left out, by parts of their names.
+    /// Parts of the names of the skipped tests.
     pub skips: &'static [&'static str],
-    /// The reason why they are left out.
+    /// The reason why they are skipped.
     pub reason: &'static str,
     /// The tools that its build needs besides Rust and a C compiler.
     pub needs: &'static str,
@@ -76,7 +76,7 @@ pub const USERS: &[User] = &[
         features: "bzimage,elf,pe",
         expected: 52,
         skips: &["test_load_bzImage", "bzimage::BzImage"],
-        reason: "the kernel image they load is not published with the crate",
+        reason: "the kernel image that they load is not published with the crate",
         needs: "",
     },
     User {

@@ -82,8 +82,8 @@ fn send_random_requests(rig: &mut Rig) {
     assert!(all.iter().all(|count| *count > 100), "{counts:?}");
 }
 
-/// Writes a correct chain, of which some fields are replaced. Returns the pages that the device may
-/// write: those of the used ring and of the writable descriptors.
+/// Writes a correct chain in which random fields are replaced. Returns the pages that the device
+/// may write: those of the used ring and of the writable descriptors.
 fn write_random_chain(rig: &Rig, random: &mut Random) -> BTreeSet<u64> {
     let any = random.any_u32();
     let kind = random.of(&[IN, OUT, FLUSH, any]);

@@ -1,5 +1,5 @@
-//! The names of `src/retired/sync.rs`, with counted pointers that have the orderings of the
-//! standard library's, and with fences that a run can leave out.
+//! Replacements for the items of `src/retired/sync.rs`. The counted pointers have the orderings of
+//! those in the standard library. A run can leave out a fence.
 
 use core::cell::{Cell, UnsafeCell};
 use core::fmt;
@@ -62,7 +62,7 @@ pub(crate) fn fence(order: Ordering) {
 /// The target of counted pointers. The memory itself outlives the model's last pointer.
 struct Target<T> {
     strong: AtomicUsize,
-    /// `None` after the last strong pointer was dropped.
+    /// `None` after the last strong pointer is dropped.
     value: UnsafeCell<Option<T>>,
 }
 
