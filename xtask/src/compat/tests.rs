@@ -133,7 +133,8 @@ fn table_has_failures_and_skips() {
         took: Duration::from_secs(3),
         failure: failure.map(str::to_owned),
     };
-    let loader = USERS.iter().find(|user| user.variant.is_some()).unwrap();
+    let bzimage = |user: &&User| user.variant == Some("bzimage");
+    let loader = USERS.iter().find(bzimage).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let table = bench(&folder.path().join("Cargo.toml"), false)
         .table(&[row(loader, None), row(loader, Some("2 failed"))]);
