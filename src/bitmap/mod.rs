@@ -64,6 +64,7 @@ mod sync;
 mod tracking;
 
 use core::fmt::Debug;
+use std::collections::TryReserveError;
 
 #[cfg(feature = "backend-bitmap")]
 pub use atomic::AtomicBitmap;
@@ -199,6 +200,17 @@ pub trait Bitmap: for<'a> WithBitmapSlice<'a> {
 pub trait NewBitmap: Bitmap + Default {
     /// Makes a bitmap that tracks `len` bytes, in pages of the host's page size.
     fn with_len(len: usize) -> Self;
+
+    /// Makes a bitmap like [`with_len`](Self::with_len), but returns an error if memory runs out.
+    ///
+    /// A region makes its bitmap by this method. The default calls `with_len`.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if memory runs out.
+    fn try_with_len(len: usize) -> Result<Self, TryReserveError> {
+        Ok(Self::with_len(len))
+    }
 }
 
 /// The slice type of the bitmap `B`.

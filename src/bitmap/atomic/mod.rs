@@ -152,8 +152,12 @@ impl AtomicBitmap {
     pub fn enlarge(&mut self, additional_size: usize) {
         let byte_size = self.byte_size().saturating_add(additional_size);
         let pages = self.page_size.pages_for(byte_size);
+        self.enlarge_into(Marks::new(pages.div_ceil(WORD_BITS)), byte_size);
+    }
+
+    /// Moves the marks to `marks`, to track `byte_size` bytes.
+    fn enlarge_into(&mut self, marks: Marks, byte_size: usize) {
         // The bitmap is borrowed mutably, so all bits can be made contiguous.
-        let marks = Marks::new(pages.div_ceil(WORD_BITS));
         self.marks.copy_to(&marks);
         *self = Self::with_marks(marks, byte_size, self.page_size, self.tracking.copy());
     }
@@ -422,9 +426,12 @@ impl Bitmap for AtomicBitmap {
     }
 
     fn grow_to_track(&mut self, len: usize) {
-        match len.saturating_sub(self.byte_size()) {
-            0 => {}
-            more => self.enlarge(more),
+        if len > self.byte_size() {
+            let pages = self.page_size.pages_for(len);
+            // After an error the bitmap is unchanged, and `tracks_range` reports it.
+            if let Ok(marks) = Marks::try_new(pages.div_ceil(WORD_BITS)) {
+                self.enlarge_into(marks, len);
+            }
         }
     }
 
@@ -437,5 +444,9 @@ impl Bitmap for AtomicBitmap {
 impl NewBitmap for AtomicBitmap {
     fn with_len(len: usize) -> Self {
         Self::new(len, host_page_size())
+    }
+
+    fn try_with_len(len: usize) -> Result<Self, TryReserveError> {
+        Self::try_new(len, host_page_size())
     }
 }

@@ -1,6 +1,7 @@
 //! [`MmapRegionBuilder`]: makes an [`MmapRegion`] with options.
 
 use std::any::Any;
+use std::collections::TryReserveError;
 use std::fmt::Debug;
 use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -197,12 +198,13 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     /// - [`InvalidPointer`](super::MmapRegionError::InvalidPointer) if an existing mapping does not
     ///   start at a page boundary;
     /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2); `EINVAL` for
-    ///   a size of 0, `InvalidInput` for a bitmap that does not track the whole region.
+    ///   a size of 0, `InvalidInput` for a bitmap that does not track the whole region, also if
+    ///   there is not enough memory to grow it.
     pub fn build(self) -> Result<MmapRegion<B>> {
         let size = self.size;
         self.build_with(|mut bitmap| {
             bitmap.grow_to_track(size);
-            bitmap
+            Ok(bitmap)
         })
     }
 
@@ -212,7 +214,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     /// a mapping, with an error, before a bitmap of that size is allocated.
     pub(super) fn build_with<R: Bitmap>(
         self,
-        bitmap: impl FnOnce(B) -> R,
+        bitmap: impl FnOnce(B) -> std::result::Result<R, TryReserveError>,
     ) -> Result<MmapRegion<R>> {
         let (default_prot, default_flags) = match (self.raw_ptr, &self.file_offset) {
             // Nothing is known of an existing mapping, with a file or without one.
@@ -229,7 +231,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
         if self.blocks.is_some() {
             mapping.close();
         }
-        let bitmap = bitmap(self.bitmap);
+        let bitmap = bitmap(self.bitmap).map_err(no_memory_for_bitmap)?;
         if !bitmap.tracks_range(0, self.size) {
             let problem = format!(
                 "bitmap does not track all {:#x} bytes of the region; use a larger bitmap",
@@ -253,4 +255,10 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             xen_data: 0,
         })
     }
+}
+
+/// Returns the error of a region whose bitmap could not be allocated.
+#[cold]
+pub(super) fn no_memory_for_bitmap(error: TryReserveError) -> MmapRegionError {
+    MmapRegionError::Mmap(io::Error::new(io::ErrorKind::OutOfMemory, error))
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use super::builder::no_memory_for_bitmap;
 use super::mapping::{Mapping, XenMemory};
 use super::{MmapRegion, MmapRegionBuilder, MmapRegionError, Result};
 use crate::bitmap::{Bitmap, NewBitmap, BS};
@@ -58,7 +59,7 @@ impl<B: NewBitmap> MmapRegion<B> {
         if let Some(hugetlbfs) = range.hugetlbfs {
             builder = builder.with_hugetlbfs(hugetlbfs);
         }
-        builder.build_with(|()| B::with_len(range.size))
+        builder.build_with(|()| B::try_with_len(range.size))
     }
 
     fn from_xen_range(range: MmapRange, xen_flags: MmapXenFlags) -> Result<Self> {
@@ -96,7 +97,7 @@ impl<B: NewBitmap> MmapRegion<B> {
         let memory = memory.map_err(MmapRegionError::Mmap)?;
         Ok(MmapRegion {
             mapping: Mapping::of_xen(memory, size, prot),
-            bitmap: B::with_len(size),
+            bitmap: B::try_with_len(size).map_err(no_memory_for_bitmap)?,
             file_offset: range.file_offset,
             prot,
             flags,

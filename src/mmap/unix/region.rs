@@ -58,6 +58,8 @@ impl<B: NewBitmap> MmapRegion<B> {
     ///
     /// - `EINVAL` for a size of 0,
     /// - `ENOMEM` if there is no free range of addresses or too little memory.
+    ///
+    /// Without enough memory for the bitmap, the error is of the kind `OutOfMemory`.
     pub fn new(size: usize) -> Result<Self> {
         let flags = libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE;
         Self::build(None, size, libc::PROT_READ | libc::PROT_WRITE, flags)
@@ -113,7 +115,8 @@ impl<B: NewBitmap> MmapRegion<B> {
     ///   the last page of the mapping;
     /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if offset and size
     ///   exceed the largest file offset;
-    /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2).
+    /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2), or
+    ///   `OutOfMemory` if there is not enough memory for the bitmap.
     pub fn build(
         file_offset: Option<FileOffset>,
         size: usize,
@@ -126,7 +129,7 @@ impl<B: NewBitmap> MmapRegion<B> {
         if let Some(place) = file_offset {
             builder = builder.with_file_offset(place);
         }
-        builder.build_with(|()| B::with_len(size))
+        builder.build_with(|()| B::try_with_len(size))
     }
 
     /// Makes a region of an existing mapping, which stays mapped when the region is dropped.
@@ -138,7 +141,8 @@ impl<B: NewBitmap> MmapRegion<B> {
     /// # Errors
     ///
     /// Returns [`MmapRegionError::InvalidPointer`](super::MmapRegionError::InvalidPointer) if
-    /// `addr` is not aligned to a page.
+    /// `addr` is not aligned to a page, or [`MmapRegionError::Mmap`](super::MmapRegionError::Mmap)
+    /// with `OutOfMemory` if there is not enough memory for the bitmap.
     ///
     /// # Safety
     ///
@@ -154,7 +158,7 @@ impl<B: NewBitmap> MmapRegion<B> {
         // SAFETY: clauses 1 to 3 of this function's contract are those of `with_raw_mmap_pointer`:
         // size, place and references of the same mapping.
         let builder = unsafe { builder.with_raw_mmap_pointer(addr) };
-        builder.build_with(|()| B::with_len(size))
+        builder.build_with(|()| B::try_with_len(size))
     }
 }
 
