@@ -58,7 +58,8 @@ const STEP: usize = 32 << 20;
 /// dirty.
 ///
 /// - Anonymous memory, memfds and shared files get writable pages.
-/// - Private files are read. A page is copied when the guest writes to it.
+/// - Private files are read. A page is copied when the guest writes to it. Huge pages are copied at
+///   once: the build has reserved the copies.
 /// - Unplugged blocks are skipped.
 /// - Memory that is bound to NUMA nodes comes from these nodes, whichever thread populates it. New
 ///   threads run on the CPUs of these nodes, as far as this thread may run there. The caller's
