@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestM
 
 const KERNEL: GuestAddress = GuestAddress(0x10_0000);
 const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
-/// A PC has no RAM between 3 GiB and 4 GiB. Devices have these addresses.
+/// A PC has no RAM between 3 GiB and 4 GiB. Devices use these addresses.
 const HOLE: u64 = 3 << 30;
 const ABOVE_HOLE: u64 = 4 << 30;
 
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
         println!("RAM {first:#011x}-{last:#011x}");
     }
 
-    // Load a kernel. One in a file is loaded in the same way, directly into guest memory.
+    // Load a kernel. A kernel in a file is loaded in the same way, directly into guest memory.
     let code = [
         0xb0, b'!', // mov al, '!'
         0xe6, 0xe9, // out 0xe9, al
@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     cmdline.insert("console", "ttyS0")?;
     load_cmdline(&memory, CMDLINE, &cmdline)?;
 
-    // Both are in guest memory.
+    // The kernel and the command line are in guest memory.
     assert_eq!(memory.read_obj::<[u8; 5]>(KERNEL)?, code);
     let line = memory.read_obj::<[u8; 14]>(CMDLINE)?;
     assert_eq!(&line, b"console=ttyS0\0");

@@ -1,5 +1,5 @@
-//! Survive a file that is truncated under its mapping: with `fault::install`, SIGBUS becomes an
-//! error of the access, and the VMM continues.
+//! Continues after a mapped file is truncated: with `fault::install`, an access returns an error
+//! instead of raising SIGBUS.
 //!
 //! `cargo run -p examples --example truncated_file`
 
@@ -11,7 +11,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryError, GuestMemoryMm
 const PAGE: usize = 4096;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // Once for the process, after other handlers of SIGBUS and SIGSEGV are installed.
+    // Call this once for the process, after other handlers of SIGBUS and SIGSEGV are installed.
     if let Err(error) = fault::install() {
         println!("SKIPPED: fault recovery is not available: {error}");
         return Ok(());
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges_with_files(ranges)?;
     memory.write_slice(&[7; 4 * PAGE], GuestAddress(0x10_0000))?;
 
-    // Another process, which has the file as well, truncates it to half its size.
+    // Another process that has the file truncates it to half its size.
     file.set_len(2 * PAGE as u64)?;
 
     // An access to a page that is gone fails with EFAULT.
@@ -36,7 +36,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     assert_eq!(source.raw_os_error(), Some(libc::EFAULT));
 
-    // The fault has the address, the direction of the access, and the number of bytes before it.
+    // The record of the fault has the address, the direction of the access, and the number of bytes
+    // moved before it.
     let met = fault::last().ok_or("no fault was recorded")?;
     println!("last fault: {met:x?}");
     assert_eq!(met.guest_address, Some(gone));
@@ -53,11 +54,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("write_slice: {error}");
     assert_eq!(fault::last().map(|met| met.completed), Some(100));
 
-    // The pages that are left work as before.
+    // The remaining pages work as before.
     memory.write_obj(8u64, GuestAddress(0x10_1000))?;
     assert_eq!(memory.read_obj::<u64>(GuestAddress(0x10_1000))?, 8);
 
-    // A file that is too short from the start is refused when it is mapped.
+    // The crate refuses to map a file that is too short from the start.
     let ranges = [(GuestAddress(0), 4 * PAGE, Some(FileOffset::new(file, 0)))];
     let error = GuestMemoryMmap::<()>::from_ranges_with_files(ranges).unwrap_err();
     println!("mapping: {error}");

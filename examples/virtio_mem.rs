@@ -49,11 +49,11 @@ fn main() -> Result<()> {
     println!("access to an unplugged block: {error}");
     assert_eq!(plugged_size(&memory)? as u64, 2 * BLOCK);
 
-    // A block that is plugged again has zeroes.
+    // A block that is plugged again contains zeroes.
     plug(&memory, middle, BLOCK)?;
     assert_eq!(memory.read_obj::<u64>(middle)?, 0);
 
-    // A request that is not a multiple of blocks is an error of the guest.
+    // A request that does not consist of whole blocks is an error of the guest.
     let error = plug(&memory, GuestAddress(DEVICE.0 + 0x1000), 0x1000).unwrap_err();
     println!("{error}");
     Ok(())

@@ -1,8 +1,8 @@
 //! IOTLBs with thousands of mappings against a map of pages: random operations, dense and sparse
 //! addresses.
 //!
-//! One test each has an `Iotlb`, an `Iotlb` with a bound, and a `SharedIotlb` with readers that
-//! keep snapshots.
+//! The tests use an `Iotlb`, an `Iotlb` with a bound, and a `SharedIotlb` whose readers keep
+//! snapshots.
 #![cfg(feature = "iommu")]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -200,7 +200,7 @@ fn page_at(at: u64) -> u64 {
     low
 }
 
-/// An IOTLB whose snapshots are kept, each with the model of its time.
+/// An IOTLB whose snapshots are kept, each with the model at the time of the snapshot.
 #[derive(Default)]
 struct Shared {
     iotlb: SharedIotlb,
@@ -236,7 +236,7 @@ impl Subject for Shared {
     }
 
     fn check(&mut self, model: &Model, random: &mut Random) {
-        // Rarely: this copies the model.
+        // Do this rarely, because it copies the model.
         if random.below(2000) == 0 {
             let place = random.below(self.kept.len() as u64 + 1) as usize;
             self.kept

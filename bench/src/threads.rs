@@ -18,7 +18,7 @@ use crate::shapes::{Mappings, PAGE};
 const COUNT: u64 = 10_000;
 /// The lookups of a thread in a round.
 const LOOKUPS: u64 = 200_000;
-/// The pause between changes: a guest that maps a page for each of 20 000 requests a second.
+/// The pause between changes, as by a guest that maps a page for each of 20 000 requests a second.
 const REST: Duration = Duration::from_micros(50);
 
 /// An IOTLB that threads share.
@@ -84,8 +84,8 @@ fn shared_iotlb(mappings: Mappings) -> Result<SharedIotlb> {
     Ok(iotlb)
 }
 
-/// Nanoseconds per lookup of the slower thread. Each thread uses the IOTLB of its number; a third
-/// thread may change the first IOTLB.
+/// Returns the nanoseconds per lookup of the slower thread. Each thread uses the IOTLB with its
+/// number. A third thread may change the first IOTLB.
 fn round(iotlbs: &[&dyn Shared], changes: bool) -> Result<f64> {
     let mappings = Mappings::fragmented(COUNT);
     let (start, stop) = (Barrier::new(iotlbs.len()), AtomicBool::new(false));

@@ -23,7 +23,7 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// Returns an error if this machine has no KVM, or has another processor than x86_64.
+    /// Returns an error if this machine has no KVM, or if its processor is not an x86_64.
     pub fn start(memory: &Arc<Memory>) -> Result<Self> {
         let mut guest = Self {
             vm: Kvm::new()?.create_vm()?,
@@ -66,7 +66,7 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// Returns an error if the vCPU is paused already, or ended with an error.
+    /// Returns an error if the vCPU is already paused, or if it ended with an error.
     pub fn pause(&mut self) -> Result<u64> {
         self.stop.store(true, Ordering::Release);
         let vcpu = self.vcpu.take().ok_or("the vCPU is paused already")?;

@@ -42,7 +42,8 @@ pub struct DirtyBySource {
 impl DirtyBySource {
     /// Harvests the bitmaps of `ram` and merges them with KVM's log.
     ///
-    /// A migration needs the merged pages only: one call of [`DirtyMemory::harvest_with`].
+    /// A migration needs only the merged pages, which one call of [`DirtyMemory::harvest_with`]
+    /// collects.
     pub fn harvest(ram: &GuestRam, logs: &[SlotLog]) -> Self {
         let mut merged = harvest(ram);
         let (device, mut vcpu) = (pages(&merged), DirtyMemory::new());

@@ -6,7 +6,7 @@ use super::index::{Entry, RegionIndex};
 use super::GuestMemoryRegion;
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend, GuestUsize};
 
-/// The error of making or changing a collection of regions.
+/// An error of creating or changing a collection of regions.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestRegionCollectionError {
     /// The list of regions is empty, or has no region with that address and size.
@@ -23,7 +23,7 @@ pub enum GuestRegionCollectionError {
 /// Guest memory that consists of regions, sorted by address, without overlaps.
 ///
 /// A collection is immutable. [`insert_region`](Self::insert_region) and
-/// [`remove_region`](Self::remove_region) make another collection, which shares the regions. To
+/// [`remove_region`](Self::remove_region) return a new collection, which shares the regions. To
 /// give it to running devices, use [`GuestMemoryAtomic`](crate::GuestMemoryAtomic).
 ///
 /// # Examples
@@ -70,12 +70,12 @@ impl<R> Clone for GuestRegionCollection<R> {
 }
 
 impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
-    /// Makes an empty collection.
+    /// Creates an empty collection.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes a collection of regions, which must be sorted by address and must not overlap.
+    /// Creates a collection of regions, which must be sorted by address and must not overlap.
     ///
     /// # Errors
     ///
@@ -87,7 +87,8 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         Self::from_arc_regions(regions.into_iter().map(Arc::new).collect())
     }
 
-    /// Makes a collection of shared regions, which must be sorted by address and must not overlap.
+    /// Creates a collection of shared regions, which must be sorted by address and must not
+    /// overlap.
     ///
     /// # Errors
     ///
@@ -145,7 +146,8 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         match self.index.starting_at(base) {
             Some((number, entry)) if entry.region().len() == size => {
                 let region = Arc::clone(entry.region());
-                // Made in place: an index that is returned through memory stalls its copy.
+                // Created in place: if the index were returned through memory, copying it would
+                // stall.
                 if self.index.len() == 1 {
                     return Ok((Self::default(), region));
                 }

@@ -8,7 +8,7 @@ use vm_memory::vectored::{self, IoBuffer};
 use vm_memory::{fault, Bytes, GuestMemory, GuestRegionMmap};
 use vm_memory::{MemoryRegionAddress, Permissions};
 
-/// The first byte of the tested ranges, which pass three pages. The second one is missing.
+/// The first byte of the tested ranges, which cross three pages. The second page is missing.
 const START: GuestAddress = GuestAddress(BASE.0 + PAGE as u64 - 4);
 const LEN: usize = 4 + PAGE + 8;
 
@@ -36,7 +36,7 @@ fn check<M: GuestMemory>(name: &str, buffer: &IoBuffer<M>, last: impl Fn() -> [u
     assert_eq!(buffer.copy_to(0, &mut seen).unwrap(), 4, "{name}");
     assert_eq!((seen[3], seen[4]), (0xee, 0x11), "{name}");
     assert_eq!(seen[LEN - 8..], [0x11; 8], "{name}");
-    // From inside the missing page.
+    // The range begins inside the missing page.
     for offset in [4, 5, PAGE] {
         assert!(is_efault(&buffer.copy_from(offset, &[1; LEN]).unwrap_err()));
         assert!(is_efault(&buffer.copy_to(offset, &mut seen).unwrap_err()));
@@ -153,7 +153,7 @@ fn read_exact_from_byte_slice_across_truncated_page_returns_error() {
         completed: 4,
     };
     assert_eq!(format!("{:?}", error.unwrap_err()), format!("{moved:?}"));
-    // To the end of the page.
+    // A read that ends at the end of the page succeeds.
     let mut source = &bytes[..];
     memory
         .read_exact_volatile_from(START, &mut source, 4)

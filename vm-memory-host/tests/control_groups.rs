@@ -21,7 +21,7 @@ use vm_memory_host::{
 
 const MIB: u64 = 1 << 20;
 const HUGE: u64 = 2 * MIB;
-/// The environment variable that tells a copy of this program that it is in its group.
+/// The environment variable that is set for a copy of this program in a group.
 const GROUP: &str = "VM_MEMORY_HOST_TEST_GROUP";
 
 /// A control group. Dropping it removes it.
@@ -52,9 +52,9 @@ impl Drop for Group {
     }
 }
 
-/// Runs `test` in a process of its own, in a group with a limit of `bytes`.
+/// Runs `test` in a separate process, in a group with a limit of `bytes`.
 ///
-/// Returns whether this process is that one.
+/// Returns whether this process is the separate one.
 fn is_in_group(find: impl FnOnce() -> Option<Controller>, bytes: u64, test: &str) -> bool {
     if std::env::var_os(GROUP).is_some() {
         return true;
@@ -316,7 +316,7 @@ fn build_above_huge_page_limit_names_the_limit() {
             "{error}"
         );
     }
-    // A region has reserved all that the limit allows.
+    // This region has reserved all the pages that the limit allows.
     let two = build(region(0, 2 * HUGE, huge_pages())).unwrap();
     assert!(build(region(0, HUGE, huge_pages())).is_err());
     two.write_obj(1u8, GuestAddress(HUGE)).unwrap();

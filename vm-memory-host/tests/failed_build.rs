@@ -1,6 +1,6 @@
 //! A failed build leaves nothing behind.
 //!
-//! The test counts the VMAs and descriptors of its process, so it is a program of its own.
+//! The test counts the VMAs and descriptors of its process, so it is a separate program.
 #![cfg(target_os = "linux")]
 
 use std::fs;

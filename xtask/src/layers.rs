@@ -39,12 +39,12 @@ pub struct Args {
     only: Option<String>,
 }
 
-/// An import against the order of the layers that is allowed.
+/// An import that is allowed although it is against the order of the layers.
 struct Exception {
     package: &'static str,
     /// The module that imports.
     from: &'static str,
-    /// The name it imports, without `crate::`.
+    /// The name that it imports, without `crate::`.
     name: &'static str,
     /// The reason, which the report shows.
     reason: &'static str,

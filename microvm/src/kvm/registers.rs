@@ -59,7 +59,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// Returns an error if KVM refuses, or `ram` is too small.
+    /// Returns an error if KVM refuses a call, or if `ram` is too small.
     pub fn set_entry(&self, ram: &GuestRam, entry: Entry) -> Result<(), Error> {
         let is_long = matches!(entry, Entry::Long { .. });
         let mut sregs = self.vcpu.get_sregs().map_err(failed("read registers"))?;

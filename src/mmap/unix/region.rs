@@ -13,7 +13,7 @@ use crate::guest_memory::FileOffset;
 use crate::mmap::{BlockStates, PluggedBlocks};
 use crate::volatile_memory::{self, VolatileMemory, VolatileSlice};
 
-/// A mapping of this process, with a bitmap that marks the pages written.
+/// A mapping of this process, with a bitmap of the pages that were written.
 ///
 /// It has no guest address; [`GuestRegionMmap`](crate::GuestRegionMmap) adds one. Use
 /// [`MmapRegionBuilder`] for other protections, existing mappings and plugged blocks.
@@ -132,7 +132,7 @@ impl<B: NewBitmap> MmapRegion<B> {
         builder.build_with(|()| B::try_with_len(size))
     }
 
-    /// Makes a region of an existing mapping, which stays mapped when the region is dropped.
+    /// Creates a region of an existing mapping, which stays mapped when the region is dropped.
     ///
     /// The region refuses accesses that `prot` does not permit. If `prot` has neither `PROT_READ`
     /// nor `PROT_WRITE`, the protection is not stated, and the region refuses none. No check uses
@@ -204,19 +204,19 @@ impl<B: Bitmap> MmapRegion<B> {
     /// and not `MAP_ANONYMOUS`. With `MAP_PRIVATE`, writes to the region do not reach the file.
     /// With `MAP_ANONYMOUS`, the region never had bytes of the file. Check the flags before you
     /// pass the file to another process as this memory. For an existing mapping, the file and the
-    /// flags are what was stated.
+    /// flags are those that the caller stated.
     pub fn file_offset(&self) -> Option<&FileOffset> {
         self.file_offset.as_ref()
     }
 
-    /// Returns the protection that the mapping was made with, as it was passed.
+    /// Returns the protection that the mapping was created with.
     ///
     /// Returns 0 for an existing mapping whose protection was not stated.
     pub fn prot(&self) -> i32 {
         self.prot
     }
 
-    /// Returns the flags that the mapping was made with, as they were passed.
+    /// Returns the flags that the mapping was created with.
     pub fn flags(&self) -> i32 {
         self.flags
     }
@@ -315,7 +315,7 @@ impl<B: Bitmap> MmapRegion<B> {
         unsafe { host.slice(offset, count, || self.bitmap.slice_at(offset)) }
     }
 
-    /// Returns the bitmap that marks the pages written.
+    /// Returns the bitmap of the pages that were written.
     #[inline]
     pub fn bitmap(&self) -> &B {
         &self.bitmap
@@ -351,7 +351,7 @@ impl<B: Bitmap> VolatileMemory for MmapRegion<B> {
         }
     }
 
-    /// Returns all bytes of the region; no bytes if any block of it is not plugged.
+    /// Returns all bytes of the region, or no bytes if any block of it is not plugged.
     ///
     /// The guest decides which blocks are plugged, so this must not panic.
     fn as_volatile_slice(&self) -> VolatileSlice<'_, BS<'_, B>> {

@@ -25,7 +25,7 @@ struct Shared {
 
 /// Calls `function` in a new thread, and returns its result and the numbers of its system calls.
 ///
-/// Calls of threads that it creates count, too. They are made as usual.
+/// The numbers include the calls of threads that it creates. All calls take effect as usual.
 ///
 /// # Errors
 ///

@@ -191,7 +191,8 @@ pub(crate) fn run(
     let work = |number: usize| {
         for queue in in_turn(&queues, number) {
             if let (true, Some(cpus)) = (number > 0, &queue.cpus) {
-                // If the system refuses it, the pages come from the right nodes nevertheless.
+                // If the system refuses to move the thread, the pages still come from the right
+                // nodes.
                 let _ = cpus.apply();
             }
             while let Some(step) = queue.take() {

@@ -42,6 +42,6 @@ fn only(signal: libc::c_int) -> libc::sigset_t {
     let _ = unsafe { libc::sigemptyset(set.as_mut_ptr()) };
     // SAFETY: the set was initialised above. An invalid number would change nothing.
     let _ = unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
-    // SAFETY: sigemptyset(3) has initialised the set. It fails for no valid pointer.
+    // SAFETY: sigemptyset(3) has initialised the set. It cannot fail for a valid pointer.
     unsafe { set.assume_init() }
 }

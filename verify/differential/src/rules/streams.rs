@@ -82,7 +82,7 @@ pub(super) fn b14(case: &Case<'_>) -> Option<Then> {
     if blocked && differs_in_marks_of(false, case) {
         return Some(Then::Sync);
     }
-    // After a short count, all that the system call was given is marked.
+    // After a short count, the whole buffer of the system call is marked.
     let short = match result {
         Out::Num(moved) => *moved > 0,
         Out::Failed(Fault::PartialBuffer { completed, .. }) => *completed > 0,
