@@ -77,7 +77,7 @@ pub trait Address:
     + BitAnd<<Self as AddressValue>::V, Output = Self>
     + BitOr<<Self as AddressValue>::V, Output = Self>
 {
-    /// Makes an address from its integer.
+    /// Creates an address from its integer.
     fn new(addr: Self::V) -> Self;
 
     /// Returns the integer.

@@ -31,7 +31,7 @@ pub unsafe trait AtomicInteger: Sync + Send {
     /// The integer that the atomic holds.
     type V;
 
-    /// Makes an atomic that holds `v`.
+    /// Creates an atomic that holds `v`.
     fn new(v: Self::V) -> Self;
 
     /// Reads the value.

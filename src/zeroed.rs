@@ -17,7 +17,7 @@ unsafe impl Zeroed for u64 {}
 // SAFETY: `AtomicU64` has the size and the valid bits of `u64`. Zeroes are 0, the default.
 unsafe impl Zeroed for AtomicU64 {}
 
-/// Makes `count` values of zeroes, or returns an error if memory runs out.
+/// Creates `count` values of zeroes, or returns an error if memory runs out.
 ///
 /// The allocator usually gets fresh pages from the system, which are populated when they are used.
 pub(crate) fn try_zeroed<T: Zeroed>(count: usize) -> Result<Vec<T>, TryReserveError> {

@@ -14,7 +14,7 @@ use vm_memory::{
     VolatileSlice, WriteVolatile,
 };
 
-/// Makes two adjacent regions.
+/// Creates two adjacent regions.
 fn memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)])
         .unwrap()

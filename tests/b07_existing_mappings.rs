@@ -12,7 +12,7 @@ use vm_memory::{
 };
 use Permissions::{Read, ReadWrite};
 
-/// Makes regions of the readable and writable page `host`: by `build_raw`, and by the builder.
+/// Creates regions of the readable and writable page `host`: by `build_raw`, and by the builder.
 ///
 /// Without a protection, only the builder makes one.
 fn existing(host: &MmapRegion, prot: Option<i32>, flags: i32) -> Vec<MmapRegion> {

@@ -47,7 +47,7 @@ fn ram(start: u64, len: usize) -> Ram {
 
 const TOP: GuestAddress = GuestAddress(0xffff_ffff_ffff_fff0);
 
-/// Makes 16 bytes at 0, and the last 16 bytes of the address space.
+/// Creates 16 bytes at 0, and the last 16 bytes of the address space.
 fn memory() -> GuestRegionCollection<Ram> {
     GuestRegionCollection::from_regions(vec![ram(0, 16), ram(TOP.0, 16)]).unwrap()
 }

@@ -42,7 +42,7 @@ fn huge_memfd() -> File {
     unsafe { File::from_raw_fd(fd) }
 }
 
-/// Makes a region and removes it, by dropping it and by `unmap`.
+/// Creates a region and removes it, by dropping it and by `unmap`.
 fn assert_unmapped(name: &str, size: usize, make: impl Fn() -> MmapRegion) {
     for unmap in [false, true] {
         let region = make();

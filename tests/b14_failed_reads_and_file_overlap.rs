@@ -24,7 +24,7 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError,
 };
 
-/// Makes 0x2000 bytes at 0, with one bit per 0x100 bytes.
+/// Creates 0x2000 bytes at 0, with one bit per 0x100 bytes.
 fn memory() -> GuestMemoryMmap<AtomicBitmap> {
     let bitmap = AtomicBitmap::new(0x2000, NonZeroUsize::new(0x100).unwrap());
     let mapping = MmapRegionBuilder::new_with_bitmap(0x2000, bitmap)
@@ -146,7 +146,7 @@ fn b14_interrupted_read_marks_nothing() {
     assert_eq!(marks(&memory), [0b100]);
 }
 
-/// Makes a region that claims a range of a file, and borrows another mapping.
+/// Creates a region that claims a range of a file, and borrows another mapping.
 fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapRegion {
     let builder =
         MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));

@@ -15,7 +15,7 @@ use vm_memory::{
 
 const PAGE: usize = 4096;
 
-/// Makes regions of (first page, number of pages, pages per bit of the bitmap).
+/// Creates regions of (first page, number of pages, pages per bit of the bitmap).
 fn memory(regions: &[(u64, usize, usize)]) -> GuestMemoryMmap<AtomicBitmap> {
     let regions = regions.iter().map(|&(first, pages, factor)| {
         let len = pages * PAGE;

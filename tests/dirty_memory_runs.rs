@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRe
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
 
-/// Makes a region of `len` bytes whose dirty pages have `page` bytes, with plugged blocks.
+/// Creates a region of `len` bytes whose dirty pages have `page` bytes, with plugged blocks.
 fn region(start: u64, len: usize, page: usize, block: usize) -> Region {
     let size = |bytes| NonZeroUsize::new(bytes).unwrap();
     let blocks = Arc::new(PluggedBlocks::new(len, size(block)).unwrap());

@@ -18,7 +18,7 @@ const PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(PAGE).unwrap();
 
 type Slices = GuestRegionCollection<GuestRegionMmap<ArcSlice<AtomicBitmap>>>;
 
-/// Makes one mapping of four pages that is two regions: at 0 and at 0x1_0000.
+/// Creates one mapping of four pages that is two regions: at 0 and at 0x1_0000.
 fn mapped_twice() -> GuestMemoryMmap<AtomicBitmap> {
     let mapping = Arc::new(MmapRegion::new(4 * PAGE).unwrap());
     let region = |start| GuestRegionMmap::with_arc(Arc::clone(&mapping), GuestAddress(start));
@@ -116,7 +116,7 @@ fn harvest_after_region_takes_another_bitmap_reports_its_pages() {
     assert_eq!(runs(&dirty), [(0x2000, PAGE)]);
 }
 
-/// Makes regions of (first page of the bitmap, number of pages), 64 pages apart.
+/// Creates regions of (first page of the bitmap, number of pages), 64 pages apart.
 fn slices(parts: &[(usize, usize)]) -> Slices {
     let bitmap = Arc::new(AtomicBitmap::new(48 * PAGE, PAGE_SIZE));
     let region = |(number, &(first, pages)): (usize, &(usize, usize))| {

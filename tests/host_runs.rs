@@ -13,7 +13,7 @@ use vm_memory::{
 
 const PAGE: usize = 0x1000;
 
-/// Makes one region of a page for each (page of guest memory, page of one mapping).
+/// Creates one region of a page for each (page of guest memory, page of one mapping).
 fn placed(pages: &[(u64, usize)], protection: i32) -> GuestMemoryMmap {
     let mapping: Arc<MmapRegion> = Arc::new(MmapRegion::new(16 * PAGE).unwrap());
     let regions = pages.iter().map(|&(guest, host)| {

@@ -16,7 +16,7 @@ use vm_memory::{
 const BLOCK: usize = 0x4000;
 const START: u64 = 0x10_0000;
 
-/// Makes one page of ordinary memory, followed by a region of four blocks.
+/// Creates one page of ordinary memory, followed by a region of four blocks.
 fn memory() -> (GuestMemoryMmap<AtomicBitmap>, Arc<PluggedBlocks>) {
     let blocks =
         Arc::new(PluggedBlocks::new(4 * BLOCK, NonZeroUsize::new(BLOCK).unwrap()).unwrap());

@@ -78,7 +78,7 @@ impl Flat {
     }
 }
 
-/// Makes a batch: without a search for one region, with a binary search for more.
+/// Creates a batch: without a search for one region, with a binary search for more.
 macro_rules! search {
     ($stage:ident, $regions:ident, $size:expr, $align:expr, |$flat:ident, $range:ident| $body:expr) => {{
         let layout = Layout::apart($regions);

@@ -122,7 +122,7 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
-    /// Makes the fault of an access that moved `completed` bytes before it.
+    /// Creates the fault of an access that moved `completed` bytes before it.
     fn after(completed: usize) -> Self {
         Self {
             completed,
@@ -131,7 +131,7 @@ impl Fault {
         }
     }
 
-    /// Makes the fault of memory that could not be mapped for an access, and records it.
+    /// Creates the fault of memory that could not be mapped for an access, and records it.
     ///
     /// The memory has no host address: `place` names its first byte. The access had moved
     /// `completed` bytes.

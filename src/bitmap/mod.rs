@@ -198,7 +198,7 @@ pub trait Bitmap: for<'a> WithBitmapSlice<'a> {
 
 /// A bitmap that can be made for a given number of bytes.
 pub trait NewBitmap: Bitmap + Default {
-    /// Makes a bitmap that tracks `len` bytes, in pages of the host's page size.
+    /// Creates a bitmap that tracks `len` bytes, in pages of the host's page size.
     fn with_len(len: usize) -> Self;
 
     /// Makes a bitmap like [`with_len`](Self::with_len), but returns an error if memory runs out.

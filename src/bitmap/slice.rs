@@ -40,7 +40,7 @@ pub struct BaseSlice<B> {
 }
 
 impl<B> BaseSlice<B> {
-    /// Makes the slice of `inner` that begins at `offset`.
+    /// Creates the slice of `inner` that begins at `offset`.
     pub fn new(inner: B, offset: usize) -> Self {
         BaseSlice {
             inner,

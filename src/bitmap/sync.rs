@@ -13,13 +13,13 @@ pub(crate) use core::sync::atomic::{AtomicU8, Ordering};
 #[cfg(test)]
 pub(crate) use counted::{fence, AtomicU64};
 
-/// Makes `count` words that are 0, or returns an error if memory runs out.
+/// Creates `count` words that are 0, or returns an error if memory runs out.
 #[cfg(not(test))]
 pub(crate) fn try_words(count: usize) -> Result<Box<[AtomicU64]>, TryReserveError> {
     Ok(try_zeroed(count)?.into_boxed_slice())
 }
 
-/// Makes `count` counted words that are 0, or returns an error if memory runs out.
+/// Creates `count` counted words that are 0, or returns an error if memory runs out.
 #[cfg(test)]
 pub(crate) fn try_words(count: usize) -> Result<Box<[AtomicU64]>, TryReserveError> {
     let words = try_zeroed::<u64>(count)?;

@@ -34,7 +34,7 @@ pub(super) struct Tracking {
 }
 
 impl Tracking {
-    /// Makes a switch that is on.
+    /// Creates a switch that is on.
     pub(super) fn new() -> Self {
         Self {
             state: AtomicU8::new(ON),
@@ -42,7 +42,7 @@ impl Tracking {
         }
     }
 
-    /// Makes a switch that is on, and that changes only while writers are paused.
+    /// Creates a switch that is on, and that changes only while writers are paused.
     pub(super) fn switched_while_paused() -> Self {
         Self {
             off: OFF_UNTIL_PAUSED,

@@ -95,7 +95,7 @@ pub struct DirtyMemory {
 }
 
 impl DirtyMemory {
-    /// Makes an empty set.
+    /// Creates an empty set.
     pub fn new() -> Self {
         Default::default()
     }

@@ -26,7 +26,7 @@ pub(super) struct DirtyRegion {
 }
 
 impl DirtyRegion {
-    /// Makes an empty set for a region.
+    /// Creates an empty set for a region.
     pub(super) fn new<R: GuestMemoryRegion>(region: &R, log: &dyn DirtyLog) -> Self {
         Self {
             start: region.start_addr(),

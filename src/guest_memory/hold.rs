@@ -30,12 +30,12 @@ use super::{Error, GuestAddress, GuestMemory, Permissions, Result};
 pub struct TranslationHold(Option<Arc<dyn Any + Send + Sync>>);
 
 impl TranslationHold {
-    /// Makes an empty hold, for memory that does not translate addresses.
+    /// Creates an empty hold, for memory that does not translate addresses.
     pub fn nothing() -> Self {
         TranslationHold(None)
     }
 
-    /// Makes a hold that owns `what`, for an IOMMU that counts its users.
+    /// Creates a hold that owns `what`, for an IOMMU that counts its users.
     pub fn of(what: Arc<impl Any + Send + Sync>) -> Self {
         TranslationHold(Some(what))
     }

@@ -159,12 +159,12 @@ pub struct FileOffset {
 }
 
 impl FileOffset {
-    /// Makes the offset `start` in `file`, in bytes.
+    /// Creates the offset `start` in `file`, in bytes.
     pub fn new(file: File, start: u64) -> Self {
         FileOffset::from_arc(Arc::new(file), start)
     }
 
-    /// Makes the offset `start` in a shared `file`, in bytes.
+    /// Creates the offset `start` in a shared `file`, in bytes.
     pub fn from_arc(file: Arc<File>, start: u64) -> Self {
         FileOffset { file, start }
     }

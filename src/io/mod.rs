@@ -208,7 +208,7 @@ pub(crate) fn retry_interrupted<T>(
     }
 }
 
-/// The most bytes that a loop passes to a source in one call.
+/// The maximum number of bytes that a loop passes to a source in one call.
 ///
 /// After a short count, a source may mark all that it was given. Without a limit, filling a long
 /// range from a socket would take quadratic time. With it, marking takes less time than the system

@@ -44,14 +44,14 @@ impl<B> Deref for GuestRegionMmap<B> {
 }
 
 impl<B: Bitmap> GuestRegionMmap<B> {
-    /// Makes a region of `mapping` at the guest physical address `guest_base`.
+    /// Creates a region of `mapping` at the guest physical address `guest_base`.
     ///
     /// Returns `None` if the region would not end below 2^64.
     pub fn new(mapping: MmapRegion<B>, guest_base: GuestAddress) -> Option<Self> {
         Self::with_arc(Arc::new(mapping), guest_base)
     }
 
-    /// Makes a region of a shared mapping at the guest physical address `guest_base`.
+    /// Creates a region of a shared mapping at the guest physical address `guest_base`.
     ///
     /// Returns `None` if the region would not end below 2^64.
     pub fn with_arc(mapping: Arc<MmapRegion<B>>, guest_base: GuestAddress) -> Option<Self> {

@@ -101,7 +101,7 @@ impl<R> Clone for RegionIndex<R> {
 }
 
 impl<R> RegionIndex<R> {
-    /// Makes the index of regions that are sorted and do not overlap.
+    /// Creates the index of regions that are sorted and do not overlap.
     #[inline(always)]
     pub(super) fn from_sorted(entries: Vec<Entry<R>>) -> Self {
         match <[Entry<R>; 1]>::try_from(entries) {
@@ -159,7 +159,7 @@ impl<R> RegionIndex<R> {
         Self::many(entries, table)
     }
 
-    /// Makes an index of several entries, with a new table if there is none.
+    /// Creates an index of several entries, with a new table if there is none.
     #[inline(always)]
     fn many(entries: Arc<[Entry<R>]>, table: Option<BucketTable>) -> Self {
         let table = table.unwrap_or_else(|| BucketTable::new(entries.iter().map(Entry::start)));

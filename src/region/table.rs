@@ -74,7 +74,7 @@ impl Default for BucketTable {
 }
 
 impl BucketTable {
-    /// Makes the table of regions that start at these addresses, in ascending order.
+    /// Creates the table of regions that start at these addresses, in ascending order.
     pub(super) fn new(starts: impl ExactSizeIterator<Item = u64> + Clone) -> Self {
         let (Some(first), Some(last)) = (starts.clone().next(), starts.clone().last()) else {
             return Self::default();

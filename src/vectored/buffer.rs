@@ -121,7 +121,7 @@ unsafe impl<M: GuestMemory + Send + Sync + 'static> Sync for IoBuffer<M> where
 }
 
 impl<M: GuestMemory + 'static> IoBuffer<M> {
-    /// Makes an empty buffer in `memory` for accesses of the kind `access`.
+    /// Creates an empty buffer in `memory` for accesses of the kind `access`.
     ///
     /// Use [`Permissions::Write`] if the device writes to the buffer, as for a disk read, and
     /// [`Permissions::Read`] if it reads from it.
@@ -167,7 +167,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// # Errors
     ///
     /// - the error of [`GuestMemory::get_slices`] if any byte of the range is not accessible;
-    /// - [`Error::HostAddressNotAvailable`] if the buffer was made for [`Permissions::No`];
+    /// - [`Error::HostAddressNotAvailable`] if the buffer was created for [`Permissions::No`];
     /// - [`Error::GuestAddressOverflow`] if the buffer would have more than `usize::MAX` bytes;
     /// - [`Error::IOError`] of the kind `InvalidInput` if the buffer would have more segments than
     ///   its [limit](Self::set_segment_limit), or `OutOfMemory` if an allocation fails;

@@ -79,8 +79,8 @@
 //!
 //! # System calls
 //!
-//! `readv(2)`, `writev(2)`, `preadv(2)`, `pwritev(2)`. A seccomp filter that was made for 0.18.0
-//! may not allow them; no other module of this crate makes them.
+//! `readv(2)`, `writev(2)`, `preadv(2)`, `pwritev(2)`. A seccomp filter for 0.18.0 may not allow
+//! them; no other module of this crate makes them.
 
 mod buffer;
 mod io_vector;

@@ -50,7 +50,7 @@ struct Segment<'a, S: BitmapSlice> {
 }
 
 impl<'a, S: BitmapSlice> Segments<'a, S> {
-    /// Makes an empty list, for slices that were checked for `access`.
+    /// Creates an empty list, for slices that were checked for `access`.
     pub(super) fn new(access: Permissions) -> Self {
         Segments {
             slices: SmallVec::new(),
@@ -348,8 +348,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         result
     }
 
-    /// Transfers all bytes, by as many system calls as it takes. Returns the number of bytes moved,
-    /// and the error that ended the transfer early, if there was one.
+    /// Transfers all bytes, by as many system calls as necessary. Returns the number of bytes
+    /// moved, and the error that ended the transfer early, if there was one.
     ///
     /// There are at most [`MAX_VECTORS`] segments.
     pub(super) fn transfer_all(

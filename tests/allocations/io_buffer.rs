@@ -11,7 +11,7 @@ use crate::counting_allocator::taken_by;
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
 
-/// Makes sixteen adjacent regions of one page each.
+/// Creates sixteen adjacent regions of one page each.
 fn memory() -> Arc<Memory> {
     let ranges: Vec<_> = (0..16)
         .map(|n| (GuestAddress(n * 0x1000), 0x1000))

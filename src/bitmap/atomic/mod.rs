@@ -92,7 +92,7 @@ pub struct AtomicBitmap {
 }
 
 impl AtomicBitmap {
-    /// Makes a bitmap that tracks `byte_size` bytes in pages of `page_size` bytes, all clean.
+    /// Creates a bitmap that tracks `byte_size` bytes in pages of `page_size` bytes, all clean.
     ///
     /// Any page size works. A power of two is faster, because it needs no division.
     ///
@@ -104,7 +104,7 @@ impl AtomicBitmap {
         Self::with_marks(Marks::new(words), byte_size, page_size, Tracking::new())
     }
 
-    /// Makes a bitmap like [`new`](Self::new), but returns an error if memory runs out.
+    /// Creates a bitmap like [`new`](Self::new), but returns an error if memory runs out.
     ///
     /// # Examples
     ///
@@ -388,7 +388,7 @@ impl Clone for AtomicBitmap {
     }
 }
 
-/// Makes a bitmap without pages.
+/// Creates a bitmap without pages.
 impl Default for AtomicBitmap {
     fn default() -> Self {
         AtomicBitmap::new(0, DEFAULT_PAGE_SIZE)

@@ -63,7 +63,7 @@ pub struct DirtyPages {
 }
 
 impl DirtyPages {
-    /// Makes an empty set for `byte_size` bytes of memory, in pages of `page_size` bytes.
+    /// Creates an empty set for `byte_size` bytes of memory, in pages of `page_size` bytes.
     ///
     /// If memory runs out, the process ends, as it does for a `Vec`. Use [`try_new`](Self::try_new)
     /// for a size that the caller does not control, such as one from the source of a migration.
@@ -77,7 +77,7 @@ impl DirtyPages {
         }
     }
 
-    /// Makes an empty set like [`new`](Self::new), but returns an error if memory runs out.
+    /// Creates an empty set like [`new`](Self::new), but returns an error if memory runs out.
     ///
     /// # Errors
     ///

@@ -21,7 +21,7 @@ type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 const EIO: i32 = libc::EIO;
 
-/// Makes regions at these addresses, with one dirty bit per `page` bytes.
+/// Creates regions at these addresses, with one dirty bit per `page` bytes.
 fn memory(places: &[(u64, usize)], page: usize) -> Memory {
     let regions = places.iter().map(|&(start, len)| {
         let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(page).unwrap());

@@ -25,7 +25,7 @@ const CONTIGUOUS: u16 = 1 << 2;
 const PIECE: u16 = 1 << 3;
 
 impl Summary {
-    /// Makes the summary of at most 128 mappings.
+    /// Creates the summary of at most 128 mappings.
     pub(super) fn of(mappings: &[IovaMapping]) -> Self {
         let mut bits = CONTIGUOUS | PERMISSIONS;
         let mut before: Option<&IovaMapping> = None;

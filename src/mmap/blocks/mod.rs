@@ -176,7 +176,7 @@ pub enum PluggedBlocksError {
 }
 
 impl PluggedBlocks {
-    /// Makes blocks of `block_size` bytes for a mapping of `size` bytes, none of them plugged.
+    /// Creates blocks of `block_size` bytes for a mapping of `size` bytes, none of them plugged.
     ///
     /// The last block may be shorter.
     ///

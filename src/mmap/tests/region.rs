@@ -287,7 +287,7 @@ fn build_at_address_0_is_refused() {
     }
 }
 
-/// Makes a region that claims a range of a file, and borrows another mapping.
+/// Creates a region that claims a range of a file, and borrows another mapping.
 fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapRegion {
     let builder =
         MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));

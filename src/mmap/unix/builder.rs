@@ -120,11 +120,11 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
 
     /// Uses an existing mapping, which stays mapped when the region is dropped.
     ///
-    /// State the protection that the mapping was made with: the region then refuses accesses that
-    /// it does not permit. A region whose protection is not stated, which is the default, refuses
-    /// none. A protection with neither `PROT_READ` nor `PROT_WRITE` counts as not stated. No check
-    /// uses the flags. [`prot`](MmapRegion::prot) and [`flags`](MmapRegion::flags) return what was
-    /// stated.
+    /// State the protection that the mapping was created with: the region then refuses accesses
+    /// that it does not permit. A region whose protection is not stated, which is the default,
+    /// refuses none. A protection with neither `PROT_READ` nor `PROT_WRITE` counts as not stated.
+    /// No check uses the flags. [`prot`](MmapRegion::prot) and [`flags`](MmapRegion::flags) return
+    /// what was stated.
     ///
     /// Several regions may share a mapping. A write to one is then visible in the others, but only
     /// the region that was written marks it dirty.
@@ -208,7 +208,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
         })
     }
 
-    /// Makes the region, with the bitmap that `bitmap` makes from the builder's.
+    /// Creates the region, with the bitmap that `bitmap` makes from the builder's.
     ///
     /// `bitmap` is called after the mapping was made. A size that exceeds all memory then fails as
     /// a mapping, with an error, before a bitmap of that size is allocated.

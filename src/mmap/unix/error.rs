@@ -58,7 +58,7 @@ pub enum MmapRegionError {
 }
 
 impl MmapRegionError {
-    /// Makes the error of an existing mapping that does not start at a page boundary.
+    /// Creates the error of an existing mapping that does not start at a page boundary.
     pub(super) fn invalid_pointer() -> Self {
         #[cfg(not(feature = "xen"))]
         return MmapRegionError::InvalidPointer;

@@ -102,7 +102,7 @@ impl Mapping {
         })
     }
 
-    /// Makes a mapping of the memory of a Xen guest, which begins at `addr`.
+    /// Creates a mapping of the memory of a Xen guest, which begins at `addr`.
     ///
     /// `addr` is null if the memory is mapped for each access.
     #[cfg(feature = "xen")]

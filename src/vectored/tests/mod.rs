@@ -22,7 +22,7 @@ type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 const PAGE: usize = 0x1000;
 
-/// Makes `count` adjacent regions of one page each.
+/// Creates `count` adjacent regions of one page each.
 fn regions(count: u64) -> Memory {
     let ranges: Vec<_> = (0..count)
         .map(|i| (GuestAddress(i * 0x1000), PAGE))

@@ -273,7 +273,7 @@ impl MemoryBuilder {
     }
 }
 
-/// Makes the vm-memory region of a mapping.
+/// Creates the vm-memory region of a mapping.
 fn guest_region<B: Bitmap>(
     mapping: &Arc<HostMapping>,
     bitmap: &mut impl FnMut(usize) -> B,

@@ -64,7 +64,7 @@ pub(crate) fn span_of<B: Bitmap>(region: &GuestRegionMmap<B>) -> Span {
 }
 
 impl HostMapping {
-    /// Makes a vm-memory region over the whole mapping. The region keeps the mapping alive.
+    /// Creates a vm-memory region over the whole mapping. The region keeps the mapping alive.
     pub(crate) fn mmap_region<B: Bitmap>(
         self: &Arc<Self>,
         bitmap: B,

@@ -292,7 +292,7 @@ fn overwrite_huge_pages(
     Ok(())
 }
 
-/// The most bytes that [`reads_as_zeroes`] reads at a time.
+/// The maximum number of bytes that [`reads_as_zeroes`] reads at a time.
 const READ_LEN: usize = 64 << 10;
 
 /// Returns whether a range of a file has been read, and consists of zeroes.

@@ -198,7 +198,7 @@ impl Reservation {
         Ok(())
     }
 
-    /// Makes an unmapped part accessible, as private anonymous memory.
+    /// Creates an unmapped part accessible, as private anonymous memory.
     ///
     /// The reserved addresses are already a mapping of [`Source::Anonymous`] without permissions.
     /// Changing the protection unmaps nothing, so a refusal (`RLIMIT_DATA`,
