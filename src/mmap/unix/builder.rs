@@ -195,8 +195,8 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     ///   the last page of the mapping;
     /// - [`InvalidOffsetLength`](super::MmapRegionError::InvalidOffsetLength) if the mapping of a
     ///   file would end past the largest file offset;
-    /// - [`InvalidPointer`](super::MmapRegionError::InvalidPointer) if an existing mapping does not
-    ///   start at a page boundary;
+    /// - `InvalidPointer` if an existing mapping does not start at a page boundary; with the
+    ///   feature `xen`, [`Mmap`](super::MmapRegionError::Mmap) with `EINVAL`;
     /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2); `EINVAL` for
     ///   a size of 0, `InvalidInput` for a bitmap that does not track the whole region, also if
     ///   there is not enough memory to grow it.

@@ -140,9 +140,10 @@ impl<B: NewBitmap> MmapRegion<B> {
     ///
     /// # Errors
     ///
-    /// Returns [`MmapRegionError::InvalidPointer`](super::MmapRegionError::InvalidPointer) if
-    /// `addr` is not aligned to a page, or [`MmapRegionError::Mmap`](super::MmapRegionError::Mmap)
-    /// with `OutOfMemory` if there is not enough memory for the bitmap.
+    /// - `MmapRegionError::InvalidPointer` if `addr` is not aligned to a page; with the feature
+    ///   `xen`, [`MmapRegionError::Mmap`](super::MmapRegionError::Mmap) with `EINVAL`;
+    /// - [`MmapRegionError::Mmap`](super::MmapRegionError::Mmap) with `OutOfMemory` if there is not
+    ///   enough memory for the bitmap.
     ///
     /// # Safety
     ///
