@@ -132,7 +132,7 @@ unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Sync for Window<'m, M> wh
 }
 
 impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
-    /// Makes a window of the `len` bytes at `addr` that borrows the map.
+    /// Creates a window of the `len` bytes at `addr` that borrows the map.
     ///
     /// [`GuestMemory::window`] calls it, and documents the errors.
     pub(super) fn new(
@@ -286,7 +286,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
 }
 
 impl<M: GuestMemory + 'static> Window<'static, M> {
-    /// Makes a window of the `len` bytes at `addr` that owns a share of the map.
+    /// Creates a window of the `len` bytes at `addr` that owns a share of the map.
     ///
     /// It has no lifetime, so a device can keep it. `GuestMemoryLoadGuard::into_inner` returns the
     /// `Arc` of the current map of a `GuestMemoryAtomic`.

@@ -40,7 +40,7 @@ impl<T> VolatileArrayRef<'_, T>
 where
     T: ByteValued,
 {
-    /// Makes a reference to `nelem` values at `addr`, without a dirty bitmap.
+    /// Creates a reference to `nelem` values at `addr`, without a dirty bitmap.
     ///
     /// # Safety
     ///
@@ -58,7 +58,7 @@ where
     T: ByteValued,
     B: BitmapSlice,
 {
-    /// Makes a reference to `nelem` values at `addr`, with `bitmap` as their dirty bitmap.
+    /// Creates a reference to `nelem` values at `addr`, with `bitmap` as their dirty bitmap.
     ///
     /// The last parameter is for platforms that map memory for each access. Pass `None`.
     ///

@@ -115,7 +115,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Makes the error of an access that faulted.
+    /// Creates the error of an access that faulted.
     pub(crate) fn from_fault(fault: Fault) -> Self {
         Error::IOError(std::io::Error::from_raw_os_error(fault.errno()))
     }

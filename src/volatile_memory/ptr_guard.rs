@@ -65,7 +65,7 @@ enum Mapping {
 }
 
 impl PtrGuard {
-    /// Makes a guard of `len` bytes, which cannot fail: see [`error`](Self::error).
+    /// Creates a guard of `len` bytes, which cannot fail: see [`error`](Self::error).
     #[inline]
     pub(super) fn new(place: Place<'_>, len: usize, direction: Direction) -> Self {
         #[cfg(feature = "xen")]
@@ -80,7 +80,7 @@ impl PtrGuard {
         Self::mapped(place.as_ptr(), len)
     }
 
-    /// Makes a guard of `len` bytes.
+    /// Creates a guard of `len` bytes.
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ impl PtrGuard {
         Ok(Self::mapped(place.as_ptr(), len))
     }
 
-    /// Makes a guard of the first of `len` bytes: all, unless that takes a mapping which fails.
+    /// Creates a guard of the first of `len` bytes: all, unless that takes a mapping which fails.
     ///
     /// # Errors
     ///
@@ -116,7 +116,7 @@ impl PtrGuard {
         Self::try_new(place, len, direction).map_err(super::Error::IOError)
     }
 
-    /// Makes a guard of memory that is mapped while it is borrowed.
+    /// Creates a guard of memory that is mapped while it is borrowed.
     #[inline]
     fn mapped(addr: *mut u8, len: usize) -> Self {
         Self {
@@ -136,7 +136,7 @@ impl PtrGuard {
         }
     }
 
-    /// Makes a guard of memory that could not be mapped.
+    /// Creates a guard of memory that could not be mapped.
     #[cfg(feature = "xen")]
     #[cold]
     fn failed(error: io::Error, len: usize) -> Self {
@@ -214,7 +214,7 @@ impl PtrGuard {
 pub struct PtrGuardMut(PtrGuard);
 
 impl PtrGuardMut {
-    /// Makes a guard for writing. `guard` is one for [`Direction::Write`].
+    /// Creates a guard for writing. `guard` is one for [`Direction::Write`].
     #[inline]
     pub(super) fn new(guard: PtrGuard) -> Self {
         Self(guard)

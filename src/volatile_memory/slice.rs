@@ -63,7 +63,7 @@ const _: () = {
 };
 
 impl<'a> VolatileSlice<'a, ()> {
-    /// Makes a slice of `size` bytes at `addr`, without a dirty bitmap.
+    /// Creates a slice of `size` bytes at `addr`, without a dirty bitmap.
     ///
     /// # Safety
     ///
@@ -84,7 +84,7 @@ impl<'a> From<&'a mut [u8]> for VolatileSlice<'a, ()> {
 }
 
 impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
-    /// Makes a slice of `size` bytes at `addr`, with `bitmap` as its dirty bitmap.
+    /// Creates a slice of `size` bytes at `addr`, with `bitmap` as its dirty bitmap.
     ///
     /// Offset 0 of the slice is offset 0 of `bitmap`. The last parameter is for platforms that map
     /// memory for each access. Pass `None`. Only this crate makes such memory, and `addr` is then

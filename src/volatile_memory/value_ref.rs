@@ -37,7 +37,7 @@ impl<T> VolatileRef<'_, T, ()>
 where
     T: ByteValued,
 {
-    /// Makes a reference to the value at `addr`, without a dirty bitmap.
+    /// Creates a reference to the value at `addr`, without a dirty bitmap.
     ///
     /// # Safety
     ///
@@ -55,7 +55,7 @@ where
     T: ByteValued,
     B: BitmapSlice,
 {
-    /// Makes a reference to the value at `addr`, with `bitmap` as its dirty bitmap.
+    /// Creates a reference to the value at `addr`, with `bitmap` as its dirty bitmap.
     ///
     /// The last parameter is for platforms that map memory for each access. Pass `None`.
     ///

@@ -45,7 +45,7 @@ impl Window {
 }
 
 impl MmapXen {
-    /// Makes the memory of `references`, which the domain `domid` grants.
+    /// Creates the memory of `references`, which the domain `domid` grants.
     ///
     /// Makes no system call, and does not check the references.
     pub(crate) fn new(

@@ -126,7 +126,7 @@ pub struct MmapRange {
 }
 
 impl MmapRange {
-    /// Makes a range of `size` bytes at the guest address `addr`.
+    /// Creates a range of `size` bytes at the guest address `addr`.
     ///
     /// `mmap_flags` are [`MmapXenFlags`](crate::MmapXenFlags). `mmap_data` is the number of the
     /// domain whose memory it is; a range that is not Xen memory ignores it.
@@ -153,7 +153,7 @@ impl MmapRange {
         }
     }
 
-    /// Makes a range of `size` bytes that is not Xen memory.
+    /// Creates a range of `size` bytes that is not Xen memory.
     ///
     /// With a file, it is shared with the file. Without one, it is private and filled with zeroes.
     pub fn new_unix(size: usize, file_offset: Option<FileOffset>, addr: GuestAddress) -> Self {

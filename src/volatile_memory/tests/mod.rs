@@ -46,7 +46,7 @@ pub(super) struct Memory {
 const FENCE: u8 = 0xee;
 
 impl Memory {
-    /// Makes memory of the bytes 1, 2, 3, ..., that starts `shift` bytes after a multiple of 8.
+    /// Creates memory of the bytes 1, 2, 3, ..., that starts `shift` bytes after a multiple of 8.
     pub(super) fn new(len: usize, shift: usize) -> Self {
         let start = 8 + shift;
         let mut bytes = vec![FENCE; (start + len + 8).next_multiple_of(8)];

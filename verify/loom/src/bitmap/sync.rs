@@ -137,7 +137,7 @@ impl AtomicU64 {
     }
 }
 
-/// Makes `count` words that are 0.
+/// Creates `count` words that are 0.
 pub(crate) fn try_words(count: usize) -> Result<Box<[AtomicU64]>, TryReserveError> {
     Ok((0..count).map(|_| AtomicU64::new(0)).collect())
 }

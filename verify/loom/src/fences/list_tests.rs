@@ -76,7 +76,7 @@ pub(super) fn readers_before_orders_readers() {
     readers_before_returning_zero_orders_readers(None);
 }
 
-/// Makes two tests of each model, one for either kind of loads.
+/// Creates two tests of each model, one for either kind of loads.
 macro_rules! models {
     ($($name:ident: $other:expr;)*) => {
         mod plain {

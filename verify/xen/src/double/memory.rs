@@ -18,7 +18,7 @@ pub struct Place {
     pub flags: c_int,
 }
 
-/// Makes an empty file without a name.
+/// Creates an empty file without a name.
 pub fn memfd(name: &str) -> io::Result<File> {
     let name = CString::new(name)?;
     // SAFETY: the name is a C string, and the call accesses no other memory.

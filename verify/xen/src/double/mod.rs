@@ -48,7 +48,7 @@ pub struct Double {
 }
 
 impl Double {
-    /// Makes a domain and its grants, as a host of one kind sees them.
+    /// Creates a domain and its grants, as a host of one kind sees them.
     ///
     /// # Panics
     ///

@@ -77,7 +77,7 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// Makes a domain with `1 << order` contiguous pages.
+    /// Creates a domain with `1 << order` contiguous pages.
     ///
     /// # Errors
     ///

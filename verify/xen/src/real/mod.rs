@@ -35,7 +35,7 @@ pub struct Real {
 }
 
 impl Real {
-    /// Makes a domain.
+    /// Creates a domain.
     ///
     /// # Errors
     ///

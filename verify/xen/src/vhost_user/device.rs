@@ -29,7 +29,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// Makes a device without memory.
+    /// Creates a device without memory.
     pub fn new() -> io::Result<Self> {
         let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK)?;
         Ok(Self {
