@@ -13,15 +13,15 @@
 //! | step | operation | purpose |
 //! |---|---|---|
 //! | `D` | stores to guest memory | the data |
-//! | `W` | full fence | orders the data before the look |
-//! | `L` | load of the word | looks for the mark |
+//! | `W` | full fence | orders the data before the check |
+//! | `L` | load of the word | checks the mark |
 //! | `M` | `fetch_or` on the word | sets the mark, only if `L` found it missing |
-//! | `LS` | load of the summary | looks for the bit of the line |
+//! | `LS` | load of the summary | checks the bit of the line |
 //! | `MS` | `fetch_or` on the summary | sets that bit, only if `LS` found it missing |
 //!
 //! For one word ([`Marks::mark`]), a relaxed load comes first. If it finds a bit missing, the
 //! writer skips `W` and `L`: the page is clean, and `M` orders the data as well. [`Marks::set`]
-//! always does so. For a range ([`Marks::mark_range`]), one `W` precedes the looks of all words.
+//! always does so. For a range ([`Marks::mark_range`]), one `W` precedes the checks of all words.
 //!
 //! A *harvest* drains the marks and then reads the pages:
 //!
@@ -100,7 +100,8 @@ pub(super) struct Marks {
     summary: Box<[AtomicU64]>,
 }
 
-/// Prints the number of words only: a guest has millions of bits, and they change while printed.
+/// Prints only the number of words: a guest has millions of bits, which change while they are
+/// printed.
 impl core::fmt::Debug for Marks {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "{} words", self.words.len())
@@ -108,7 +109,7 @@ impl core::fmt::Debug for Marks {
 }
 
 impl Marks {
-    /// Makes `words` words without marks.
+    /// Creates `words` words without marks.
     pub(super) fn new(words: usize) -> Self {
         let empty = |count| {
             // If memory runs out, `collect` ends the process, as a `Vec` does.
@@ -120,7 +121,7 @@ impl Marks {
         }
     }
 
-    /// Makes `words` words without marks, or returns an error if memory runs out.
+    /// Creates `words` words without marks, or returns an error if memory runs out.
     pub(super) fn try_new(words: usize) -> Result<Self, TryReserveError> {
         Ok(Self {
             words: try_words(words)?,
@@ -174,7 +175,7 @@ impl Marks {
 
     /// Sets the bit of a word's line in the summary, unless it is set.
     ///
-    /// It follows the look at the word, or its mark.
+    /// It follows the check of the word, or its mark.
     #[inline(always)]
     fn mark_line(&self, word: usize) {
         let (slot, line) = summary_slot(word);
@@ -186,7 +187,7 @@ impl Marks {
     /// Marks the bits from `first` to `last`, all of which exist, after the data were written.
     /// Modifies only words that lack some of them.
     pub(super) fn mark_range(&self, first: usize, last: usize) {
-        // Orders the data before all looks.
+        // Orders the data before all checks.
         fence(Ordering::SeqCst);
         let ((first_word, first_bit), (last_word, last_bit)) = (position(first), position(last));
         match self.words.get(first_word..=last_word).unwrap_or_default() {
@@ -198,7 +199,7 @@ impl Marks {
                 set_missing(tail, bits_between(1, last_bit));
             }
         }
-        // After the looks at the words.
+        // After the checks of the words.
         let lines = first_word / LINE_WORDS..(last_word / LINE_WORDS).saturating_add(1);
         for (slot, lines) in words_of(lines) {
             match self.summary.get(slot) {
@@ -208,7 +209,7 @@ impl Marks {
         }
     }
 
-    /// Drains the bits of a range, and calls `found` for each word that had some, in ascending
+    /// Drains the bits of a range, and calls `found` for each word that had set bits, in ascending
     /// order.
     ///
     /// The caller may read guest memory after the call, but not in `found`.

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Makes a buffer of three pages in `memory`, whose vectors were lent if `lent`.
+/// Creates a buffer of three pages in `memory`, whose vectors were lent if `lent`.
 fn buffer(memory: &Arc<Memory>, access: Permissions, lent: bool) -> IoBuffer<Memory> {
     let mut buffer = IoBuffer::new(Arc::clone(memory), access);
     buffer.push(GuestAddress(0), PAGE).unwrap();

@@ -64,7 +64,7 @@ fn w_or_f_left_out_loses_a_page() {
         "// A harvest may have drained the marks before the data",
     ));
     each_fails(mark, models::mark_beside_drain_loses_no_page, &[Missing]);
-    let range = after(marks("// Orders the data before all looks."));
+    let range = after(marks("// Orders the data before all checks."));
     each_fails(
         range,
         models::mark_range_beside_drain_loses_no_page,
@@ -104,14 +104,14 @@ fn m_or_ms_weakened_loses_a_page() {
 
 #[test]
 fn l_or_ls_weakened_loses_a_page() {
-    let looks = marks("if word.load(Ordering::SeqCst) & bits != bits");
+    let check = marks("if word.load(Ordering::SeqCst) & bits != bits");
     each_fails(
-        looks,
+        check,
         models::mark_beside_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
     each_fails(
-        looks,
+        check,
         models::mark_found_before_its_summary_bit_is_found_by_next_harvest,
         &[Relaxed],
     );
@@ -160,7 +160,7 @@ fn reads_weakened_lose_a_page() {
 
 // No model needs these:
 //
-// - Sequential consistency of only one of the looks. loom runs loads in the order of the program,
+// - Sequential consistency of only one of the checks. loom runs loads in the order of the program,
 //   and orders more by sequentially consistent operations than the language does.
 // - Sequential consistency of the load of a summary word before it is drained, and of a word before
 //   a part of it is drained. In the models, a mark is complete before a harvest only by a join, or
