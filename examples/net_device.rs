@@ -40,7 +40,8 @@ fn process(queue: &mut Queue, memory: &Arc<Memory>, tap: &UnixDatagram) -> Resul
         for part in chain.writable() {
             is_valid &= buffer.push(part.addr(), part.len() as usize).is_ok();
         }
-        // A chain that is not in guest memory is the guest's error. It gets its chain back.
+        // A chain that is not in guest memory is the guest's error. The device returns the chain
+        // with length 0.
         let received = if is_valid {
             receive(tap.as_raw_fd(), buffer)?
         } else {

@@ -63,14 +63,15 @@ pub fn load(ram: &GuestRam, kernel: &Path, args: &Args) -> Result<Entry, Error> 
 
     let min = Some(GuestAddress(KERNEL_MIN));
     if let Ok(image) = BzImage::load(ram, None, &mut file, min) {
-        let header = image
-            .setup_header
-            .ok_or_else(|| kernel_error("a bzImage without a setup header"))?;
+        let header = image.setup_header.ok_or_else(|| {
+            kernel_error("the bzImage has no setup header; use an uncorrupted kernel image")
+        })?;
         return bzimage(ram, args, header, image.kernel_load.0, image.kernel_end);
     }
     let image = Elf::load(ram, None, &mut file, min).map_err(|e| {
         kernel_error(format!(
-            "neither an ELF file nor a bzImage that fits into low RAM ({e})"
+            "the file is neither an ELF file nor a bzImage that fits into low RAM ({e}); \
+             try a larger --mem"
         ))
     })?;
     let PvhBootCapability::PvhEntryPresent(entry) = image.pvh_boot_cap else {

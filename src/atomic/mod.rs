@@ -206,7 +206,7 @@ pub struct GuestMemoryLoadGuard<M: GuestMemory> {
 }
 
 impl<M: GuestMemory> GuestMemoryLoadGuard<M> {
-    /// Converts the guard into a counted pointer, which can be kept for long.
+    /// Converts the guard into an `Arc`, which can be kept indefinitely.
     pub fn into_inner(self) -> Arc<M> {
         Guard::into_inner(self.guard)
     }

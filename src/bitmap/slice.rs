@@ -31,8 +31,8 @@ pub type ArcSlice<B> = BaseSlice<Arc<B>>;
 ///
 /// Its two forms are [`RefSlice`] and [`ArcSlice`].
 ///
-/// Sums of offsets wrap, as in 0.18.0. Slices that this crate makes never wrap. In others, a wrong
-/// page may be marked.
+/// Sums of offsets wrap, as in 0.18.0. Offsets of slices that this crate creates never wrap. If a
+/// caller passes an offset past the bitmap, the wrong page may be marked.
 #[derive(Clone, Copy)]
 pub struct BaseSlice<B> {
     inner: B,

@@ -21,8 +21,8 @@ use crate::volatile_memory::VolatileSlice;
 
 /// Guest physical memory: an immutable set of regions.
 ///
-/// Hotplug makes a new set, which shares the remaining regions. An implementation needs only
-/// [`iter`](Self::iter), and for speed [`find_region`](Self::find_region).
+/// Hotplug creates a new set, which shares the remaining regions. An implementation must provide
+/// [`iter`](Self::iter). It should override [`find_region`](Self::find_region) for speed.
 /// [`GuestRegionCollection`](crate::GuestRegionCollection) is the implementation of this crate.
 ///
 /// # Examples

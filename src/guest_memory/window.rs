@@ -124,8 +124,8 @@ unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Send for Window<'m, M> wh
 {
 }
 // SAFETY: a `&Window` accesses guest memory through `VolatileSlice`s, which any number of threads
-// may do at once, and marks through bitmap slices, which are `Sync` by the bound. It reads plain
-// values besides, and lends nothing of the map.
+// may do at once, and marks through bitmap slices, which are `Sync` by the bound. It does not
+// access `_hold`. Its other fields are plain values, and it returns no reference to the map.
 unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Sync for Window<'m, M> where
     BS<'m, M::Bitmap>: Sync
 {

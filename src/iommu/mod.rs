@@ -98,9 +98,8 @@ fn widest(mut is_granted: impl FnMut(Permissions) -> bool) -> Option<Permissions
 
 /// Translates I/O virtual addresses, as an IOMMU does.
 ///
-/// An implementation looks into its [`Iotlb`]. When [`Iotlb::lookup`] fails, it gets the missing
-/// mappings from wherever they are kept, adds them to the IOTLB and looks again. How long it waits
-/// for them is its own decision.
+/// An implementation calls [`Iotlb::lookup`]. On a miss, it fetches the missing mappings, adds them
+/// to the IOTLB, and repeats the lookup. It decides how long it waits for them.
 ///
 /// An IOMMU whose mappings are all in its IOTLB needs no implementation of its own: use a
 /// [`SharedIotlb`], or an `RwLock<Iotlb>`.
@@ -158,7 +157,7 @@ fn widest(mut is_granted: impl FnMut(Permissions) -> bool) -> Option<Permissions
 #[doc(alias = "DMA")]
 #[doc(alias = "vhost-user")]
 pub trait Iommu: Debug + Send + Sync {
-    /// The pointer to the IOTLB: the guard of a lock, a counted pointer, or a reference.
+    /// The pointer to the IOTLB: the guard of a lock, an `Arc`, or a reference.
     ///
     /// An iterator over translated memory holds it.
     type IotlbGuard<'a>: Deref<Target = Iotlb> + 'a

@@ -192,8 +192,8 @@ impl SharedIotlb {
 
     /// Removes the mappings of the `length` addresses at `iova`.
     ///
-    /// A range that passes 2^64 ends there. Accesses that began before may still use the mappings:
-    /// wait for the returned [`Invalidation`].
+    /// A range that passes 2^64 ends there. Accesses that began before the call may still use the
+    /// mappings: wait for the returned [`Invalidation`].
     #[doc(alias = "VHOST_IOTLB_INVALIDATE")]
     #[must_use = "until it is done, a device may use the removed mapping"]
     pub fn invalidate_mapping(&self, iova: GuestAddress, length: usize) -> Invalidation {
@@ -202,7 +202,8 @@ impl SharedIotlb {
 
     /// Removes all mappings.
     ///
-    /// Accesses that began before may still use them: wait for the returned [`Invalidation`].
+    /// Accesses that began before the call may still use them: wait for the returned
+    /// [`Invalidation`].
     #[must_use = "until it is done, a device may use the removed mapping"]
     pub fn invalidate_all(&self) -> Invalidation {
         self.update(Update::InvalidateAll)

@@ -126,8 +126,9 @@ use system_call::{Direction, Position};
 /// # Errors
 ///
 /// - [`Error::IOError`] if the system call fails;
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing, or
-///   if a byte that an IOMMU must translate is [not mapped](self#counts-and-errors).
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing;
+/// - the same error if a byte that an IOMMU must translate is
+///   [not mapped](self#counts-and-errors).
 #[doc(alias = "readv")]
 pub fn read_from<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -146,8 +147,9 @@ pub fn read_from<M: GuestMemory + ?Sized>(
 /// # Errors
 ///
 /// - [`Error::IOError`] if the system call fails;
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing, or
-///   if a byte that an IOMMU must translate is [not mapped](self#counts-and-errors).
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing;
+/// - the same error if a byte that an IOMMU must translate is
+///   [not mapped](self#counts-and-errors).
 #[doc(alias = "preadv")]
 pub fn read_from_at<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -167,8 +169,9 @@ pub fn read_from_at<M: GuestMemory + ?Sized>(
 /// # Errors
 ///
 /// - [`Error::IOError`] if the system call fails;
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading, or
-///   if a byte that an IOMMU must translate is [not mapped](self#counts-and-errors).
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading;
+/// - the same error if a byte that an IOMMU must translate is
+///   [not mapped](self#counts-and-errors).
 #[doc(alias = "writev")]
 pub fn write_to<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -187,8 +190,9 @@ pub fn write_to<M: GuestMemory + ?Sized>(
 /// # Errors
 ///
 /// - [`Error::IOError`] if the system call fails;
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading, or
-///   if a byte that an IOMMU must translate is [not mapped](self#counts-and-errors).
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading;
+/// - the same error if a byte that an IOMMU must translate is
+///   [not mapped](self#counts-and-errors).
 #[doc(alias = "pwritev")]
 pub fn write_to_at<M: GuestMemory + ?Sized>(
     memory: &M,
@@ -210,8 +214,8 @@ pub fn write_to_at<M: GuestMemory + ?Sized>(
 /// If some bytes were read before the transfer ended early, returns [`Error::PartialBuffer`] with
 /// their number. Otherwise returns:
 ///
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing, or
-///   if an IOMMU does not map a byte of the range;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing;
+/// - the same error if an IOMMU does not map a byte of the range;
 /// - [`Error::IOError`] if the system call fails, or of the kind `UnexpectedEof` if it reads
 ///   nothing.
 #[doc(alias = "readv")]
@@ -234,8 +238,8 @@ pub fn read_exact_from<M: GuestMemory + ?Sized>(
 /// If some bytes were read before the transfer ended early, returns [`Error::PartialBuffer`] with
 /// their number. Otherwise returns:
 ///
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing, or
-///   if an IOMMU does not map a byte of the range;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for writing;
+/// - the same error if an IOMMU does not map a byte of the range;
 /// - [`Error::IOError`] if the system call fails, or of the kind `UnexpectedEof` if it reads
 ///   nothing.
 #[doc(alias = "preadv")]
@@ -259,8 +263,8 @@ pub fn read_exact_from_at<M: GuestMemory + ?Sized>(
 /// If some bytes were written before the transfer ended early, returns [`Error::PartialBuffer`]
 /// with their number. Otherwise returns:
 ///
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading, or
-///   if an IOMMU does not map a byte of the range;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading;
+/// - the same error if an IOMMU does not map a byte of the range;
 /// - [`Error::IOError`] if the system call fails, or of the kind `WriteZero` if it writes nothing.
 #[doc(alias = "writev")]
 pub fn write_all_to<M: GuestMemory + ?Sized>(
@@ -282,8 +286,8 @@ pub fn write_all_to<M: GuestMemory + ?Sized>(
 /// If some bytes were written before the transfer ended early, returns [`Error::PartialBuffer`]
 /// with their number. Otherwise returns:
 ///
-/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading, or
-///   if an IOMMU does not map a byte of the range;
+/// - the error of [`GuestMemory::get_slices`] if the first byte is not accessible for reading;
+/// - the same error if an IOMMU does not map a byte of the range;
 /// - [`Error::IOError`] if the system call fails, or of the kind `WriteZero` if it writes nothing.
 #[doc(alias = "pwritev")]
 pub fn write_all_to_at<M: GuestMemory + ?Sized>(

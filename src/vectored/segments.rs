@@ -251,7 +251,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         (self.slices.len(), 0)
     }
 
-    /// Returns the `count` bytes from `offset` on, as far as they exist.
+    /// Returns the `count` bytes from `offset` on, limited to the segments.
     fn parts(
         &self,
         offset: usize,
@@ -277,7 +277,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         }
     }
 
-    /// Marks `count` bytes from `offset` on as dirty, as far as they exist.
+    /// Marks `count` bytes from `offset` on as dirty, limited to the segments.
     pub(super) fn mark_dirty(&self, offset: usize, count: usize) {
         if offset == 0 && count >= self.len() {
             // The usual case.

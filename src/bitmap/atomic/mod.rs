@@ -353,7 +353,7 @@ impl AtomicBitmap {
         self.marks.first().mark(first_word, bits);
     }
 
-    /// Marks the pages from `first` to `last`, as far as they exist.
+    /// Marks those pages from `first` to `last` that exist.
     ///
     /// This is the slow path, for pages of several words and pages that were added by `grow`.
     #[inline(never)]

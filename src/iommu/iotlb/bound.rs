@@ -30,12 +30,12 @@ impl Iotlb {
     /// # Loops of lookups and mappings end
     ///
     /// A caller may look up, ask for the misses, map them, and look up again, without a limit of
-    /// its own. A lookup spends a try if it fails without progress: mappings of its range were set,
-    /// but no more of the range is mapped than at the lookup before. After 32 tries, the range is
-    /// refused as above. A lookup that finds the range resets the count. Tries may be spent because
-    /// of the bound, invalidations, or other threads whose ranges do not fit the bound together
-    /// with this one. Other threads spend none if the bound is twice the mappings of the longest
-    /// request times the requests in flight.
+    /// its own. A failed lookup uses up a try if it made no progress. That is, mappings of its
+    /// range were set, but no more of the range is mapped than at the previous lookup. After 32
+    /// tries, the range is refused as above. A lookup that finds the range resets the count. Tries
+    /// may be used up because of the bound, invalidations, or other threads whose ranges do not fit
+    /// the bound together with this one. Other threads use up no try if the bound is at least 2 ×
+    /// mappings of the longest request × requests in flight.
     ///
     /// In every second try, the whole range is one miss. If it is then mapped in order, from either
     /// end, it is found or refused. Tries are counted for the last 64 ranges that failed.

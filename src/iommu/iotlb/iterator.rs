@@ -16,8 +16,7 @@ use crate::guest_memory::{GuestAddress, Permissions};
 /// invalidation waits for it. Ranges that were collected from it live on without the guard; drop
 /// them before you acknowledge an invalidation.
 ///
-/// The iteration ends early if `D` dereferences to a different IOTLB by now, and that one lacks the
-/// mappings.
+/// The iteration ends early if `D` now dereferences to another IOTLB that lacks the mappings.
 ///
 /// # Examples
 ///

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
-/// An object of any type that a region keeps alive, and returns to a caller who names its type.
+/// An object of any type that a region keeps alive, and returns to a caller that names the type.
 #[derive(Clone, Debug)]
 pub(super) struct Owner(Arc<dyn Kept>);
 

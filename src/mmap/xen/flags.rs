@@ -51,17 +51,17 @@ impl MmapXenFlags {
         }
     }
 
-    /// Returns whether the mapping is one of zeroes or a file.
+    /// Returns whether the region maps zeroes or a file.
     pub fn is_unix(&self) -> bool {
         self.bits() == Self::UNIX.bits()
     }
 
-    /// Returns whether the mapping is one of frames of another domain.
+    /// Returns whether the region maps frames of another domain.
     pub fn is_foreign(&self) -> bool {
         self.contains(Self::FOREIGN)
     }
 
-    /// Returns whether the mapping is one of granted pages.
+    /// Returns whether the region maps granted pages.
     pub fn is_grant(&self) -> bool {
         self.contains(Self::GRANT)
     }

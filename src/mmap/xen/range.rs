@@ -4,8 +4,8 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 
 /// The description of a region of a Xen guest, for [`MmapRegion::from_range`].
 ///
-/// A vhost-user front end sends the parts of it with each region: the guest address and the size,
-/// the descriptor of a device, [flags](crate::MmapXenFlags), and the number of the guest's domain.
+/// A vhost-user front end sends these values with each region: the guest address and the size, the
+/// descriptor of a device, [flags](crate::MmapXenFlags), and the ID of the guest's domain.
 ///
 /// | memory | device | guest address |
 /// |---|---|---|
@@ -128,8 +128,8 @@ pub struct MmapRange {
 impl MmapRange {
     /// Creates a range of `size` bytes at the guest address `addr`.
     ///
-    /// `mmap_flags` are [`MmapXenFlags`](crate::MmapXenFlags). `mmap_data` is the number of the
-    /// domain whose memory it is; a range that is not Xen memory ignores it.
+    /// `mmap_flags` are [`MmapXenFlags`](crate::MmapXenFlags). `mmap_data` is the ID of the
+    /// domain that owns the memory; a range that is not Xen memory ignores it.
     ///
     /// Unless they are set, the protection is `PROT_READ | PROT_WRITE` and the flags of `mmap(2)`
     /// are `MAP_NORESERVE | MAP_SHARED`.

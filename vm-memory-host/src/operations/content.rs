@@ -23,11 +23,12 @@ use crate::sys;
 ///
 /// - A page with content is never left out.
 /// - A range can include pages of zeroes: pages that were only read, that are parts of a larger
-///   page, or that a discard has overwritten. A region counts as a whole if its parts are not
-///   known. Examples are a device, a file that /proc/self/fd cannot open, huge pages that only
-///   another process has mapped, or huge pages of a file that this process may not write. On file
-///   systems other than tmpfs, ext4, XFS and Btrfs, files count as a whole, too: their `SEEK_DATA`
-///   may leave out pages that are not written back yet.
+///   page, or that a discard has overwritten.
+/// - A region counts as a whole if its parts are not known. Examples are a device, and a file that
+///   /proc/self/fd cannot open. Other examples are huge pages that only another process has mapped,
+///   and huge pages of a file that this process may not write. On file systems other than tmpfs,
+///   ext4, XFS and Btrfs, files count as a whole, too: their `SEEK_DATA` may leave out pages that
+///   are not written back yet.
 /// - Unplugged blocks are left out.
 /// - Pages that a userfaultfd handler has not filled are left out.
 ///
@@ -181,9 +182,9 @@ impl Source {
             return Ok(Self::new(None, pagemap()?));
         };
         if mapping.kind() == BackingKind::Hugetlb {
-            // hugetlbfs has no `SEEK_DATA`. The page table of this process has all pages of the
-            // file, or the file has none. mincore(2) would report all pages as present in a file
-            // that this process may not write.
+            // hugetlbfs has no `SEEK_DATA`. Either this process maps every page of the file, or the
+            // file has no pages. mincore(2) would report all pages as present in a file that this
+            // process may not write.
             let used = file.metadata()?.blocks().saturating_mul(512);
             let pagemap = File::open("/proc/self/pagemap")?;
             let is_known = if is_private {

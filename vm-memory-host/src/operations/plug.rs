@@ -27,8 +27,8 @@ use crate::sys::{self, Advice};
 /// New blocks read as zeroes. They are not marked dirty: [`unplug`] has marked them, and a
 /// destination has no bytes of a block that was never plugged. The pages of a shared file are freed
 /// first, for all processes that map it. Only the owner of the memory may therefore plug its
-/// blocks: a process that builds it from a [`Description`](crate::Description) would zero blocks in
-/// use, and no bitmap would show it. Pages that could be missing later are allocated now: huge
+/// blocks. A process that builds it from a [`Description`](crate::Description) would zero blocks in
+/// use, and no bitmap would record that. Pages that could be missing later are allocated now: huge
 /// pages, and pages of a tmpfs with a size limit. [Sparse](crate::Region::sparse) regions do not
 /// allocate the latter.
 ///

@@ -154,7 +154,7 @@ impl Mapped {
         let with_guards = end.checked_add(page).ok_or_else(no_room)?;
         let (flags, fd, file_offset) = arguments(Source::Anonymous);
         let process = Process::current()?;
-        // Repeated only if another thread maps memory between the two calls.
+        // Retries if another thread maps memory between the two calls.
         for _ in 0..8 {
             // SAFETY: without MAP_FIXED, mmap(2) chooses addresses that are not in use.
             let addr = unsafe {
