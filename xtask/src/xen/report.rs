@@ -10,13 +10,13 @@
 //! xen: END
 //! ```
 //!
-//! Each `RUN` is followed by `PASSED`, `SKIPPED` or `FAILED`, or the program died.
+//! `PASSED`, `SKIPPED` or `FAILED` follows each `RUN`, unless the program died.
 
 use std::collections::BTreeSet;
 
 /// The start of each line of the report. The console may show something else before it.
 const MARK: &str = "xen: ";
-/// Lines of the kernel or the hypervisor that tell of a fault in them.
+/// Lines in which the kernel or the hypervisor reports a fault of its own.
 const FAULTS: [&str; 5] = [
     "Oops",
     "kernel BUG",
