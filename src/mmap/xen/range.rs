@@ -184,7 +184,7 @@ impl MmapRange {
     /// Reads and writes of bytes and objects then make one `ioctl(2)` (`GNTDEV_GRANT_COPY`) instead
     /// of four system calls. It maps nothing, and tells which page failed. It is not atomic in any
     /// unit, so values of 1, 2, 4 and 8 bytes that are naturally aligned, atomic accesses, typed
-    /// copies and streams still map the pages.
+    /// copies, and streams of files and sockets still map the pages.
     ///
     /// The default is `false`: 0.18.0 does not make this request.
     ///

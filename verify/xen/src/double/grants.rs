@@ -114,9 +114,10 @@ struct CopyRequest {
     segments: *mut Segment,
 }
 
-/// `struct gntdev_grant_copy_segment`. The unions are two words: a pointer, or a foreign page.
+/// `struct gntdev_grant_copy_segment`. The unions are two words: a pointer, or a foreign page. The
+/// pointers align it, so it has 24 bytes.
 #[derive(Clone, Copy)]
-#[repr(C)]
+#[repr(C, align(8))]
 struct Segment {
     source: [u8; 8],
     dest: [u8; 8],

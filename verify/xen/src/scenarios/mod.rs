@@ -3,6 +3,8 @@
 //! A scenario ends with an error of the library by `?`, and panics if data is wrong. Fault
 //! injection relies on that: see [`outcome`](crate::outcome).
 
+#[cfg(feature = "additions")]
+mod copies;
 mod foreign;
 mod grants;
 mod guards;
@@ -12,6 +14,8 @@ mod refused;
 mod setup;
 mod streams;
 mod unix;
+#[cfg(feature = "additions")]
+mod windows;
 
 use crate::outcome::Outcome;
 use crate::world::World;
@@ -63,6 +67,11 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         lazy_faults::SCENARIOS,
         guards::SCENARIOS,
         streams::SCENARIOS,
+        // 0.18.0 has neither windows nor copies by the hypervisor.
+        #[cfg(feature = "additions")]
+        windows::SCENARIOS,
+        #[cfg(feature = "additions")]
+        copies::SCENARIOS,
     ];
     parts.into_iter().flatten()
 }
