@@ -232,7 +232,7 @@ mod behind_iommu {
             .iommu()
             .invalidate_mapping(GuestAddress(0x1_0000), 2 * PAGE);
         assert!(!invalidation.is_done());
-        // The window goes on with the old translation. Accesses by address do not.
+        // The window continues with the old translation. Accesses by address do not.
         window.write_obj(0x1122_3344_5566_7788u64, 0).unwrap();
         assert!(memory.write_obj(0u8, iova).is_err());
         assert!(memory.window(iova, 8, Permissions::Read).is_err());

@@ -196,14 +196,14 @@ pub trait Bitmap: for<'a> WithBitmapSlice<'a> {
     }
 }
 
-/// A bitmap that can be made for a given number of bytes.
+/// A bitmap that can be created for a given number of bytes.
 pub trait NewBitmap: Bitmap + Default {
     /// Creates a bitmap that tracks `len` bytes, in pages of the host's page size.
     fn with_len(len: usize) -> Self;
 
-    /// Makes a bitmap like [`with_len`](Self::with_len), but returns an error if memory runs out.
+    /// Creates a bitmap like [`with_len`](Self::with_len), but returns an error if memory runs out.
     ///
-    /// A region makes its bitmap by this method. The default calls `with_len`.
+    /// A region creates its bitmap by this method. The default calls `with_len`.
     ///
     /// # Errors
     ///

@@ -13,7 +13,7 @@ pub(crate) fn bit_runs<I: Iterator<Item = (usize, u64)>>(words: I) -> BitRuns<I>
     }
 }
 
-/// An iterator over runs of set bits, made by [`bit_runs`].
+/// An iterator over runs of set bits, created by [`bit_runs`].
 #[derive(Clone, Debug)]
 pub(crate) struct BitRuns<I> {
     words: I,

@@ -8,7 +8,7 @@ use crate::volatile_memory::VolatileSlice;
 
 /// A view of guest memory whose accesses move all bytes of their range, or none.
 ///
-/// [`GuestMemory::all_or_nothing`] makes it. An access by [`Bytes`](crate::Bytes) normally moves
+/// [`GuestMemory::all_or_nothing`] creates it. An access by [`Bytes`](crate::Bytes) normally moves
 /// the bytes before a hole. Through this view, it first checks that the whole range exists and
 /// permits the access. If not, it returns the error of the first address that fails the check. The
 /// [`vectored`](crate::vectored) functions with `exact` or `all` do the same if they are given this

@@ -301,7 +301,7 @@ pub trait GuestMemory {
 
     /// Returns the `len` bytes at `addr` as a window: checked once, then accessed by offset.
     ///
-    /// The window borrows the memory. [`Window::from_arc`] makes one that a device can keep. A
+    /// The window borrows the memory. [`Window::from_arc`] creates one that a device can keep. A
     /// window of 0 bytes is empty, at any address. A range may end at 2^64.
     ///
     /// # Examples

@@ -32,7 +32,7 @@ const MAX_SLICES: usize = 1024;
 ///
 /// # The map of the window
 ///
-/// A window stays with the map that it was made from. It keeps that map, or borrows it, so its
+/// A window stays with the map that it was created from. It keeps that map, or borrows it, so its
 /// memory stays mapped. After a hotplug, make a new window from the new map.
 ///
 /// Behind an IOMMU, the window holds its translation: an invalidation waits until the window is
@@ -211,7 +211,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
         self.len == 0
     }
 
-    /// Returns the access that the window was made for. Other accesses return an error.
+    /// Returns the access that the window was created for. Other accesses return an error.
     pub fn permissions(&self) -> Permissions {
         self.access
     }
@@ -434,7 +434,7 @@ impl<'a, 'm, M: GuestMemory + ?Sized> GuestMemorySliceIterator<'a, BS<'m, M::Bit
 ///
 /// An access that starts past the end returns [`Error::InvalidBackendAddress`]. One that passes the
 /// end moves the bytes before it; see [`Bytes`] for how each method reports that. An access that
-/// the window was not made for returns [`Error::HostAddressNotAvailable`].
+/// the window was not created for returns [`Error::HostAddressNotAvailable`].
 impl<M: GuestMemory + ?Sized> Bytes<usize> for Window<'_, M> {
     type E = Error;
 

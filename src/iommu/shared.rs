@@ -26,10 +26,10 @@ use crate::retired::{wait_until_unread, ReadersRemain};
 ///
 /// # Invalidation
 ///
-/// When [`invalidate_mapping`](Self::invalidate_mapping) returns, accesses that began before may
-/// still use the mapping. The returned [`Invalidation`] reports when there are none. A vhost-user
-/// back end acknowledges the invalidation then, and not before (vhost-user specification,
-/// `VHOST_USER_IOTLB_MSG`).
+/// When [`invalidate_mapping`](Self::invalidate_mapping) returns, accesses that began before the
+/// call may still use the mapping. The returned [`Invalidation`] reports when there are none. A
+/// vhost-user back end acknowledges the invalidation then, and not before (vhost-user
+/// specification, `VHOST_USER_IOTLB_MSG`).
 ///
 /// # Costs
 ///

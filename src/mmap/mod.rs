@@ -53,9 +53,9 @@
 //! [`GuestMemoryRegion::get_slice`](crate::GuestMemoryRegion::get_slice), which name no access, are
 //! not checked.
 //!
-//! The protection is that of the call which makes the region: a later `mprotect(2)` does not change
-//! what the region refuses. A region of an existing mapping refuses nothing if its protection is
-//! not stated ([`MmapRegion::build_raw`]).
+//! The protection is that of the call which creates the region: a later `mprotect(2)` does not
+//! change what the region refuses. A region of an existing mapping refuses nothing if its
+//! protection is not stated ([`MmapRegion::build_raw`]).
 //!
 //! # System calls
 //!

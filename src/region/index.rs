@@ -8,7 +8,7 @@ use crate::guest_memory::GuestAddress;
 
 /// The regions of a collection, in ascending order of address.
 ///
-/// An index is immutable. Inserting or removing a region makes another index. A clone shares the
+/// An index is immutable. Inserting or removing a region creates another index. A clone shares the
 /// entries.
 #[derive(Debug)]
 pub(super) enum RegionIndex<R> {

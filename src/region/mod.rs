@@ -8,7 +8,7 @@
 //!
 //! A [`GuestMemoryRegion`] is a contiguous range of guest physical memory. It need not be RAM.
 //! A [`GuestRegionCollection`] holds regions of one type and finds the one that contains an
-//! address. Each insertion or removal makes another collection, which shares the regions.
+//! address. Each insertion or removal creates another collection, which shares the regions.
 //!
 //! This module makes no system calls.
 //!

@@ -305,7 +305,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not made for
+    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not created for
     /// [`Permissions::Read`] or `ReadWrite`: the memory may permit only writes. Returns an error if
     /// the first byte cannot be accessed, for example because its file was truncated. Bytes after
     /// one that cannot be accessed are not copied; see [`fault`](crate::fault).
@@ -320,7 +320,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not made for
+    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not created for
     /// [`Permissions::Write`] or `ReadWrite`. Returns an error if the first byte cannot be
     /// accessed, for example because its file was truncated. Bytes after one that cannot be
     /// accessed are not copied; see [`fault`](crate::fault).

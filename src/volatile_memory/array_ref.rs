@@ -11,7 +11,7 @@ use crate::value::ByteValued;
 
 /// A reference to an array of values of type `T` in volatile memory, which need not be aligned.
 ///
-/// [`VolatileMemory::get_array_ref`](super::VolatileMemory::get_array_ref) makes it. A ring of a
+/// [`VolatileMemory::get_array_ref`](super::VolatileMemory::get_array_ref) creates it. A ring of a
 /// virtqueue is such an array.
 ///
 /// # Examples

@@ -12,7 +12,7 @@ use crate::value::ByteValued;
 
 /// A reference to a value of type `T` in volatile memory, which need not be aligned.
 ///
-/// [`VolatileMemory::get_ref`](super::VolatileMemory::get_ref) makes it.
+/// [`VolatileMemory::get_ref`](super::VolatileMemory::get_ref) creates it.
 ///
 /// # Examples
 ///

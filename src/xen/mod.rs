@@ -10,7 +10,7 @@
 //!   devices             the requests of gntdev and privcmd, the only calls of ioctl(2)
 //! ```
 //!
-//! `crate::mmap` makes regions of these mappings, and `crate::volatile_memory` accesses them.
+//! `crate::mmap` creates regions of these mappings, and `crate::volatile_memory` accesses them.
 //!
 //! Invariants:
 //!

@@ -10,7 +10,7 @@ use crate::page_size::host_page_size;
 
 /// The memory of a region that is mapped for each access, and not in advance.
 ///
-/// Only [`MmapRegion::from_range`](crate::MmapRegion::from_range) makes it. Pass `None` where a
+/// Only [`MmapRegion::from_range`](crate::MmapRegion::from_range) creates it. Pass `None` where a
 /// parameter has this type.
 #[derive(Debug)]
 pub struct MmapXen {

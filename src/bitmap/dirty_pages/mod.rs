@@ -416,7 +416,7 @@ impl Iterator for DirtyWords<'_> {
     }
 }
 
-/// An iterator over dirty pages as ranges of bytes, made by [`DirtyPages::runs`].
+/// An iterator over dirty pages as ranges of bytes, created by [`DirtyPages::runs`].
 #[derive(Clone, Debug)]
 pub struct DirtyRuns<'a> {
     runs: BitRuns<DirtyWords<'a>>,

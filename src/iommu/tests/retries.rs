@@ -350,7 +350,7 @@ fn b14_lookups_that_evict_each_other_end() {
         }
     });
     assert!(count <= 34);
-    // The other one goes on alone.
+    // The other one continues alone.
     let _ = other();
     (10..14).for_each(|page| map_page(&iotlb, page));
     other().unwrap();

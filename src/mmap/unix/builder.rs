@@ -1,4 +1,4 @@
-//! [`MmapRegionBuilder`]: makes an [`MmapRegion`] with options.
+//! [`MmapRegionBuilder`]: creates an [`MmapRegion`] with options.
 
 use std::any::Any;
 use std::collections::TryReserveError;
@@ -182,7 +182,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
         self
     }
 
-    /// Maps the memory and makes the region.
+    /// Maps the memory and creates the region.
     ///
     /// A bitmap that can [grow](Bitmap::grow_to_track), and that of a slice, is grown until it
     /// tracks the whole region. One that tracks less is refused: its marks would be lost.
@@ -208,7 +208,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
         })
     }
 
-    /// Creates the region, with the bitmap that `bitmap` makes from the builder's.
+    /// Creates the region, with the bitmap that `bitmap` creates from the builder's.
     ///
     /// `bitmap` is called after the mapping was made. A size that exceeds all memory then fails as
     /// a mapping, with an error, before a bitmap of that size is allocated.

@@ -1,8 +1,8 @@
-//! [`MmapRegionError`]: the reason why a mapping could not be made.
+//! [`MmapRegionError`]: the reason why a mapping could not be created.
 
 use std::io;
 
-/// The reason why a mapping could not be made.
+/// The reason why a mapping could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum MmapRegionError {
     /// The sum of offset and length exceeds the largest file offset.
@@ -47,7 +47,7 @@ pub enum MmapRegionError {
         GRANT | NO_ADVANCE_MAP"
     )]
     MmapFlags(u32),
-    /// An array of grant references could not be made. This crate never returns it.
+    /// An array of grant references could not be created. This crate never returns it.
     #[cfg(feature = "xen")]
     #[error("cannot make an array of grant references: {0}")]
     Fam(vmm_sys_util::fam::Error),

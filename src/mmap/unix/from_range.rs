@@ -132,7 +132,7 @@ impl<B> MmapRegion<B> {
         self.xen_flags
     }
 
-    /// Returns the number of the domain whose memory it is, as it was passed in the range.
+    /// Returns the ID of the domain that owns the memory.
     pub fn xen_mmap_data(&self) -> u32 {
         self.xen_data
     }

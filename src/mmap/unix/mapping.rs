@@ -89,7 +89,7 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Borrows a mapping that was made elsewhere, with a protection that its maker states.
+    /// Borrows a mapping that was created elsewhere, with a protection that its creator states.
     pub(super) fn borrowed(addr: *mut u8, size: usize, prot: i32) -> Result<Self> {
         if !addr.addr().is_multiple_of(host_page_size().get()) {
             return Err(MmapRegionError::invalid_pointer());
@@ -233,7 +233,7 @@ fn permissions_of(prot: i32) -> Permissions {
     )
 }
 
-/// Returns the accesses to permit for a mapping that was made elsewhere.
+/// Returns the accesses to permit for a mapping that was created elsewhere.
 ///
 /// Its maker may not have stated the protection. Then the region refuses nothing, and an access
 /// that the mapping does not permit faults.

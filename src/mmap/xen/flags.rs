@@ -66,7 +66,7 @@ impl MmapXenFlags {
         self.contains(Self::GRANT)
     }
 
-    /// Returns whether the memory is mapped when the region is made.
+    /// Returns whether the memory is mapped when the region is created.
     pub fn mmap_in_advance(&self) -> bool {
         !self.contains(Self::NO_ADVANCE_MAP)
     }

@@ -13,7 +13,7 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 /// | `GRANT` | `/dev/xen/gntdev` | `1 << 63`, plus `reference << 12`, plus an offset in the page |
 ///
 /// Pages of Xen have 4 KiB. A range may begin and end inside a page. The references of a range are
-/// consecutive, and the guest makes them for each buffer that it lends to a device.
+/// consecutive, and the guest creates them for each buffer that it lends to a device.
 ///
 /// [`MmapRegion::from_range`]: crate::MmapRegion::from_range
 ///
@@ -54,7 +54,7 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 /// - `check_range` compares with the region. It does not know which pages are granted.
 /// - On a host whose pages do not have 4 KiB, each grant takes a page of the host. A region that is
 ///   mapped in advance may then lie in one page only, and an access that must be contiguous, too.
-/// - A frame that disappears after a foreign region was made raises SIGBUS in a PV domain, where
+/// - A frame that disappears after a foreign region was created raises SIGBUS in a PV domain, where
 ///   [`fault`](crate::fault) makes an error of it. On Arm, it kills the process. A region with
 ///   frames that do not exist is refused.
 /// - Regions of Xen memory have no [`PluggedBlocks`](crate::mmap::PluggedBlocks): unplug memory
@@ -65,7 +65,7 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 ///
 /// # System calls
 ///
-/// | memory | made | dropped |
+/// | memory | created | dropped |
 /// |---|---|---|
 /// | `FOREIGN` | `mmap`, `ioctl` (`PRIVCMD_MMAPBATCH_V2`); `clock_nanosleep` and more of these, while frames are paged out, for a second | `munmap` |
 /// | `GRANT` | `ioctl` (`GNTDEV_MAP_GRANT_REF`), `mmap` | `munmap`, `ioctl` (`GNTDEV_UNMAP_GRANT_REF`) |

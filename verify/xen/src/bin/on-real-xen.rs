@@ -1,8 +1,8 @@
-//! The only program of domain 0 in `cargo xtask xen`: plays each scenario on real Xen.
+//! The only program of domain 0 in `cargo xtask xen`: runs each scenario on real Xen.
 //!
 //! As the first process, it mounts file systems, loads modules, starts itself again for the
-//! scenarios, and turns the machine off. If the second process dies, a third one goes on with the
-//! next scenario. Each prints lines that `cargo xtask xen` reads.
+//! scenarios, and turns the machine off. If the second process dies, a third one continues with
+//! the next scenario. Each prints lines that `cargo xtask xen` reads.
 
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;

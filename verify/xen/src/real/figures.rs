@@ -1,4 +1,4 @@
-//! The times of accesses. Under emulation, only ratios mean something.
+//! The times of accesses. Under emulation, compare ratios only.
 
 use std::time::Instant;
 

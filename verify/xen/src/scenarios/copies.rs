@@ -208,7 +208,7 @@ fn copy_that_fails_marks_all_pages_that_it_wrote(world: &mut dyn World) -> Outco
     let region = memory
         .find_region(grant_address(FIRST, 0))
         .expect("the region is there");
-    // The hypervisor goes on after a page that fails.
+    // The hypervisor continues after a page that fails.
     for page in 0..5 {
         let written = seen(world, page, 0, PAGE).contains(&0x5a);
         let dirty = region.bitmap().dirty_at(page * PAGE);
