@@ -82,7 +82,8 @@ pub(in crate::access) unsafe trait RoutineSet {
     ///
     /// # Safety
     ///
-    /// As for [`copy`](Self::copy).
+    /// `src` and `dst` are operands of `len` bytes, which do not overlap. `side` says which of them
+    /// are guest operands.
     unsafe fn copy_ascending(
         side: GuestSide,
         dst: *mut u8,
@@ -114,7 +115,7 @@ pub(in crate::access) unsafe trait RoutineSet {
     ///
     /// # Safety
     ///
-    /// As for [`fill`](Self::fill).
+    /// `dst` is a guest operand of `len` bytes.
     unsafe fn fill_ascending(dst: *mut u8, value: u8, len: usize) -> Result<(), FaultAddress>;
 
     /// Copies `count` elements of `size` bytes, each without tearing, in ascending order.
@@ -175,7 +176,7 @@ pub(crate) trait Word<R = arch::Routines>: Register<R> + Plain + Eq {
     ///
     /// # Safety
     ///
-    /// As for [`store_ordered`](Self::store_ordered).
+    /// `dst` is a guest operand of `size_of::<Self>()` bytes, aligned to that size.
     unsafe fn fetch(
         dst: *mut u8,
         change: Fetch,
@@ -189,7 +190,7 @@ pub(crate) trait Word<R = arch::Routines>: Register<R> + Plain + Eq {
     ///
     /// # Safety
     ///
-    /// As for [`store_ordered`](Self::store_ordered).
+    /// `dst` is a guest operand of `size_of::<Self>()` bytes, aligned to that size.
     unsafe fn compare_exchange(
         dst: *mut u8,
         current: Self,

@@ -117,15 +117,15 @@ struct HeldSlice<'m, M: GuestMemory + ?Sized> {
 
 // SAFETY: 1. `first` and `rest` hold host addresses, which any thread may access through a
 // `VolatileSlice` at any time, and bitmap slices, which are `Send` by the bound. 2. The map is
-// owned as `Arc<M>` or borrowed as `&M`, and both are `Send` since `M: Send + Sync`. 3. The other
-// fields are `Send` by themselves.
+// owned as `Arc<M>` or borrowed as `&M`, and both are `Send` since `M: Send + Sync`. 3. `_hold` is
+// `Send` (`TranslationHold`), and the rest are integers and `Permissions`.
 unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Send for Window<'m, M> where
     BS<'m, M::Bitmap>: Send
 {
 }
 // SAFETY: a `&Window` accesses guest memory through `VolatileSlice`s, which any number of threads
-// may do at once, and marks through bitmap slices, which are `Sync` by the bound. It does not
-// access `_hold`. Its other fields are plain values, and it returns no reference to the map.
+// may do at once, and marks through bitmap slices, which are `Sync` by the bound. `_hold` is `Sync`
+// (`TranslationHold`). Its other fields are plain values, and it returns no reference to the map.
 unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Sync for Window<'m, M> where
     BS<'m, M::Bitmap>: Sync
 {

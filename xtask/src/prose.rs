@@ -4,6 +4,7 @@
 //! |---|---|
 //! | phrases of `prose/phrases.tsv` | comments, string literals, Markdown, scripts |
 //! | paragraphs that open with "What", "How", "Where", "Why" or "Who", and are not questions | comments, Markdown |
+//! | sections `# Safety` that refer to another one by "As for" | documentation |
 //! | lines of more than 100 columns, except tables and lines with a link | comments, Markdown |
 //!
 //! The files are those that git tracks. Inline code (between backticks) is not prose.
@@ -116,11 +117,16 @@ fn tracked(root: &Path) -> Result<Vec<String>> {
 
 fn check(file: &str, text: &str, phrases: &[Phrase]) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let mut heading = false;
     for paragraph in paragraphs(file, text) {
         for phrase in phrases {
             findings.extend(phrase.find(&paragraph));
         }
         findings.extend(noun_clause(&paragraph));
+        if heading {
+            findings.extend(safety_elsewhere(&paragraph));
+        }
+        heading = paragraph.text == "# Safety";
     }
     findings.extend(
         long_lines(file, text, COLUMNS)
@@ -153,6 +159,15 @@ fn noun_clause(paragraph: &Paragraph) -> Option<Finding> {
         line: paragraph.line_of(0),
         text: format!("opens with \"{word}\""),
         advice: "name the thing with a noun phrase".to_owned(),
+    })
+}
+
+/// Finds the first paragraph of a section `# Safety` that refers to the conditions of another item.
+fn safety_elsewhere(paragraph: &Paragraph) -> Option<Finding> {
+    paragraph.text.starts_with("As for [").then(|| Finding {
+        line: paragraph.line_of(0),
+        text: "\"As for\" in a section `# Safety`".to_owned(),
+        advice: "repeat the conditions".to_owned(),
     })
 }
 

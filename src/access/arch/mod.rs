@@ -139,8 +139,8 @@ unsafe impl<S: Select> RoutineSet for Assembly<S> {
         len: usize,
     ) -> Result<(), FaultAddress> {
         let operands = side.operands(dst, src, len);
-        // SAFETY: both are valid for `len` bytes (contract of `copy_ascending`). `side` gives the
-        // guest operands.
+        // SAFETY: both are valid for `len` bytes and do not overlap (contract of `copy_ascending`).
+        // `ascending_bytes` takes any length. `side` gives the guest operands.
         unsafe { invoke(ascending_bytes, dst, src, len, operands) }
     }
 

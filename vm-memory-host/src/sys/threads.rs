@@ -121,14 +121,17 @@ unsafe fn create(
     if unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) } != 0 {
         return None;
     }
-    // SAFETY: the object was initialised above. If it refuses the size, it keeps the default.
+    // SAFETY: pthread_attr_init(3) has returned 0, so it has initialised the object. If the object
+    // refuses the size, it keeps the default.
     let _ = unsafe { libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK) };
     let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
-    // SAFETY: the attributes were initialised above, and `thread` has room for the result. The new
-    // thread may call `main` with `argument` (contract of `create`).
+    // SAFETY: pthread_attr_init(3) has returned 0, so it has initialised the attributes. `thread`
+    // has room for the result. The new thread may call `main` with `argument` (contract of
+    // `create`).
     let created =
         unsafe { libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), main, argument) };
-    // SAFETY: the object was initialised above, and is not used again.
+    // SAFETY: pthread_attr_init(3) has returned 0, so it has initialised the object, which is not
+    // used again.
     let _ = unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
     // SAFETY: pthread_create(3) has succeeded, and has written the thread.
     (created == 0).then(|| unsafe { thread.assume_init() })

@@ -68,6 +68,17 @@ fn check_of_safety_comment_without_proof_reports_it() {
 }
 
 #[test]
+fn check_of_safety_section_with_reference_reports_it() {
+    let section =
+        |heading| format!("/// {heading}\n///\n/// As for [`copy`](Self::copy).\nfn a() {{}}");
+    assert_eq!(
+        found("a.rs", &section("# Safety")),
+        ["3: \"As for\" in a section `# Safety`"]
+    );
+    assert_eq!(found("a.rs", &section("# Errors")), [""; 0]);
+}
+
+#[test]
 fn check_of_opening_clause_reports_it() {
     for text in [
         "/// What the guest wrote.\nfn a() {}",

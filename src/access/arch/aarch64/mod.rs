@@ -48,8 +48,9 @@ macro_rules! fetch_asm {
     ) => {{
         let previous: u64;
         let operand: u64 = $operand;
-        // SAFETY: reads and writes the aligned guest operand of the contract of `fetch`. After a
-        // fault, the handler resumes after the instruction.
+        // SAFETY: `$dst` is an aligned guest operand of `size_of::<Self>()` bytes (contract of
+        // `Word::fetch`). The instruction of LSE reads and writes exactly these bytes, and uses
+        // neither the stack nor the flags. After a fault, the handler resumes after it.
         #[cfg(target_feature = "lse")]
         let fault = unsafe {
             guest_asm!(
@@ -64,9 +65,10 @@ macro_rules! fetch_asm {
                 dst = in(reg) $dst
             )
         };
-        // SAFETY: reads and writes the aligned guest operand of the contract of `fetch`. After a
-        // fault, the handler resumes after the loop. A fault at the second access leaves the
-        // exclusive monitor set, which the exception return clears.
+        // SAFETY: `$dst` is an aligned guest operand of `size_of::<Self>()` bytes (contract of
+        // `Word::fetch`). The loop reads and writes exactly these bytes, and uses neither the stack
+        // nor the flags. After a fault, the handler resumes after the loop. A fault at the second
+        // access leaves the exclusive monitor set, which the exception return clears.
         #[cfg(not(target_feature = "lse"))]
         let fault = unsafe {
             guest_asm!(
@@ -99,8 +101,10 @@ macro_rules! impl_word {
             #[inline(always)]
             unsafe fn load(src: *const u8) -> Result<Self, FaultAddress> {
                 let value: u64;
-                // SAFETY: reads the guest operand of the contract, and writes registers. After a
-                // fault, the handler resumes after the instruction.
+                // SAFETY: `src` is a guest operand of `size_of::<Self>()` bytes (contract of
+                // `Register::load`). The instruction reads exactly these bytes, writes registers
+                // only, and uses neither the stack nor the flags. After a fault, the handler
+                // resumes after it.
                 let fault = unsafe {
                     guest_asm!(
                         "x16",
@@ -115,8 +119,9 @@ macro_rules! impl_word {
 
             #[inline(always)]
             unsafe fn store(dst: *mut u8, value: Self) -> Result<(), FaultAddress> {
-                // SAFETY: writes the guest operand of the contract. After a fault, the handler
-                // resumes after the instruction.
+                // SAFETY: `dst` is a guest operand of `size_of::<Self>()` bytes (contract of
+                // `Register::store`). The instruction writes exactly these bytes, and uses neither
+                // the stack nor the flags. After a fault, the handler resumes after it.
                 let fault = unsafe {
                     guest_asm!(
                         "x16",
@@ -140,9 +145,10 @@ macro_rules! impl_word {
                     return unsafe { <Self as Register<Assembly<S>>>::load(src) };
                 }
                 let value: u64;
-                // SAFETY: reads the aligned guest operand of the contract, and writes registers.
-                // After a fault, the handler resumes after the instruction. Not `readonly`, and so
-                // a compiler barrier.
+                // SAFETY: `src` is an aligned guest operand of `size_of::<Self>()` bytes (contract
+                // of `Word::load_ordered`). The instruction reads exactly these bytes, and uses
+                // neither the stack nor the flags. After a fault, the handler resumes after it. The
+                // block is a compiler barrier, because it lacks the option `readonly`.
                 let fault = unsafe {
                     guest_asm!(
                         "x16",
@@ -167,8 +173,9 @@ macro_rules! impl_word {
                     // `store_ordered`).
                     return unsafe { <Self as Register<Assembly<S>>>::store(dst, value) };
                 }
-                // SAFETY: writes the aligned guest operand of the contract. After a fault, the
-                // handler resumes after the instruction.
+                // SAFETY: `dst` is an aligned guest operand of `size_of::<Self>()` bytes (contract
+                // of `Word::store_ordered`). The instruction writes exactly these bytes, and uses
+                // neither the stack nor the flags. After a fault, the handler resumes after it.
                 let fault = unsafe {
                     guest_asm!(
                         "x16",
@@ -215,8 +222,10 @@ macro_rules! impl_word {
             ) -> Result<Self, FaultAddress> {
                 let (current, new) = (u64::from(current), u64::from(new));
                 let previous: u64;
-                // SAFETY: reads and writes the aligned guest operand of the contract. After a
-                // fault, the handler resumes after the instruction.
+                // SAFETY: `dst` is an aligned guest operand of `size_of::<Self>()` bytes (contract
+                // of `Word::compare_exchange`). `casal` reads and writes exactly these bytes, and
+                // uses neither the stack nor the flags. After a fault, the handler resumes after
+                // it.
                 #[cfg(target_feature = "lse")]
                 let fault = unsafe {
                     guest_asm!(
@@ -231,10 +240,12 @@ macro_rules! impl_word {
                         dst = in(reg) dst
                     )
                 };
-                // SAFETY: reads and writes the aligned guest operand of the contract. `ldaxr`
-                // extends with zeroes, as `current` is, so whole registers are compared. After a
-                // fault, the handler resumes after the loop; a set exclusive monitor is cleared by
-                // the exception return.
+                // SAFETY: `dst` is an aligned guest operand of `size_of::<Self>()` bytes (contract
+                // of `Word::compare_exchange`). The loop reads and writes exactly these bytes, and
+                // does not use the stack. `cmp` changes flags, so the block omits the option
+                // `preserves_flags`. `ldaxr` extends with zeroes, as `current` is, so whole
+                // registers are compared. After a fault, the handler resumes after the loop. The
+                // exception return clears an exclusive monitor that is set.
                 #[cfg(not(target_feature = "lse"))]
                 let fault = unsafe {
                     guest_asm!(
@@ -270,8 +281,9 @@ impl<S> Register<Assembly<S>> for u128 {
     #[inline(always)]
     unsafe fn load(src: *const u8) -> Result<Self, FaultAddress> {
         let (low, high): (u64, u64);
-        // SAFETY: reads the guest operand of the contract, and writes registers. After a fault, the
-        // handler resumes after the instruction.
+        // SAFETY: `src` is a guest operand of `size_of::<Self>()` bytes (contract of
+        // `Register::load`). The instruction reads exactly these bytes, writes registers only, and
+        // uses neither the stack nor the flags. After a fault, the handler resumes after it.
         let fault = unsafe {
             guest_asm!(
                 "x16",
@@ -288,8 +300,9 @@ impl<S> Register<Assembly<S>> for u128 {
     #[inline(always)]
     #[expect(clippy::as_conversions, reason = "takes the two halves of the value")]
     unsafe fn store(dst: *mut u8, value: Self) -> Result<(), FaultAddress> {
-        // SAFETY: writes the guest operand of the contract. After a fault, the handler resumes
-        // after the instruction.
+        // SAFETY: `dst` is a guest operand of `size_of::<Self>()` bytes (contract of
+        // `Register::store`). The instruction writes exactly these bytes, and uses neither the
+        // stack nor the flags. After a fault, the handler resumes after it.
         let fault = unsafe {
             guest_asm!(
                 "x16",

@@ -50,8 +50,10 @@ macro_rules! impl_word {
             #[inline(always)]
             unsafe fn load(src: *const u8) -> Result<Self, FaultAddress> {
                 let value: $loaded;
-                // SAFETY: reads the guest operand of the contract, and writes registers. After a
-                // fault, the handler resumes after the instruction.
+                // SAFETY: `src` is a guest operand of `size_of::<Self>()` bytes (contract of
+                // `Register::load`). The instruction reads exactly these bytes, writes registers
+                // only, and uses neither the stack nor the flags. After a fault, the handler
+                // resumes after it.
                 let fault = unsafe {
                     guest_asm!(
                         "rax",
@@ -66,8 +68,9 @@ macro_rules! impl_word {
 
             #[inline(always)]
             unsafe fn store(dst: *mut u8, value: Self) -> Result<(), FaultAddress> {
-                // SAFETY: writes the guest operand of the contract. After a fault, the handler
-                // resumes after the instruction.
+                // SAFETY: `dst` is a guest operand of `size_of::<Self>()` bytes (contract of
+                // `Register::store`). The instruction writes exactly these bytes, and uses neither
+                // the stack nor the flags. After a fault, the handler resumes after it.
                 let fault = unsafe {
                     guest_asm!(
                         "rax",
@@ -119,8 +122,10 @@ macro_rules! impl_word {
             ) -> Result<Self, FaultAddress> {
                 let previous: Self;
                 let fault = match change {
-                    // SAFETY: reads and writes the guest operand of the contract. After a fault,
-                    // the handler resumes after the instruction.
+                    // SAFETY: `dst` is an aligned guest operand of `size_of::<Self>()` bytes
+                    // (contract of `Word::fetch`). The instruction reads and writes exactly these
+                    // bytes, and does not use the stack. `xchg` changes no flags. After a fault,
+                    // the handler resumes after it.
                     Fetch::Swap => unsafe {
                         guest_asm!(
                             "rax",
@@ -130,8 +135,10 @@ macro_rules! impl_word {
                             dst = in(reg) dst
                         )
                     },
-                    // SAFETY: reads and writes the guest operand of the contract. After a fault,
-                    // the handler resumes after the instruction.
+                    // SAFETY: `dst` is an aligned guest operand of `size_of::<Self>()` bytes
+                    // (contract of `Word::fetch`). The instruction reads and writes exactly these
+                    // bytes, and does not use the stack. `xadd` changes flags, so the block omits
+                    // the option `preserves_flags`. After a fault, the handler resumes after it.
                     Fetch::Add => unsafe {
                         guest_asm!(
                             "rax",
@@ -180,9 +187,12 @@ macro_rules! impl_word {
             ) -> Result<Self, FaultAddress> {
                 let previous: $integer;
                 let fault: usize;
-                // SAFETY: reads and writes the guest operand of the contract. `rax` holds first the
-                // value to compare with and then the previous one, which is moved away. At label 3
-                // it is 0, or the address that the handler put there.
+                // SAFETY: `dst` is an aligned guest operand of `size_of::<Self>()` bytes (contract
+                // of `Word::compare_exchange`). `cmpxchg` reads and writes exactly these bytes, and
+                // no instruction uses the stack. `cmpxchg` and `xor` change flags, so the block
+                // omits the option `preserves_flags`. `rax` holds first the value to compare with
+                // and then the previous one, which is moved away. At label 3, it is 0 or the
+                // address that the handler put there.
                 unsafe {
                     asm!(
                         "2:",
@@ -238,8 +248,10 @@ impl<S> Register<Assembly<S>> for u128 {
     #[inline(always)]
     unsafe fn load(src: *const u8) -> Result<Self, FaultAddress> {
         let value: __m128i;
-        // SAFETY: reads the guest operand of the contract, and writes registers; each x86_64
-        // processor has SSE. After a fault, the handler resumes after the instruction.
+        // SAFETY: `src` is a guest operand of `size_of::<Self>()` bytes (contract of
+        // `Register::load`). The instruction reads exactly these bytes, writes registers only, and
+        // uses neither the stack nor the flags. After a fault, the handler resumes after it. Each
+        // x86_64 processor has SSE.
         let fault = unsafe {
             guest_asm!(
                 "rax",
@@ -257,8 +269,10 @@ impl<S> Register<Assembly<S>> for u128 {
     unsafe fn store(dst: *mut u8, value: Self) -> Result<(), FaultAddress> {
         // SAFETY: both types have 16 bytes, and each bit pattern is a vector.
         let value = unsafe { transmute::<u128, __m128i>(value) };
-        // SAFETY: writes the guest operand of the contract; each x86_64 processor has SSE. After a
-        // fault, the handler resumes after the instruction.
+        // SAFETY: `dst` is a guest operand of `size_of::<Self>()` bytes (contract of
+        // `Register::store`). The instruction writes exactly these bytes, and uses neither the
+        // stack nor the flags. After a fault, the handler resumes after it. Each x86_64 processor
+        // has SSE.
         let fault = unsafe {
             guest_asm!(
                 "rax",
