@@ -13,6 +13,8 @@
 //! //! ```
 //! ```
 //!
+//! The table of layers in `docs/architecture.md` of a crate, if it has one, must be the same list.
+//!
 //! A module imports from its own line and from the lines above it. Tests and links in documentation
 //! do not count, and the root file may name everything. A crate without a list may have no imports
 //! between its modules.
@@ -49,6 +51,9 @@ struct Exception {
     /// The reason, which the report shows.
     reason: &'static str,
 }
+
+/// The file of a crate that may have its list of layers as a table.
+const DESCRIPTION: &str = "docs/architecture.md";
 
 const EXCEPTIONS: &[Exception] = &[
     Exception {
@@ -107,7 +112,7 @@ fn check(package: &Package, exceptions: &[Exception]) -> Result<Vec<String>> {
     let mut findings = Vec::new();
     let mut used = BTreeSet::new();
     for root in &package.roots {
-        check_root(root, &exceptions, &mut used, &mut findings)?;
+        check_root(package, root, &exceptions, &mut used, &mut findings)?;
     }
     for (number, exception) in exceptions.iter().enumerate() {
         if !used.contains(&number) {
@@ -121,6 +126,7 @@ fn check(package: &Package, exceptions: &[Exception]) -> Result<Vec<String>> {
 }
 
 fn check_root(
+    package: &Package,
     root: &Path,
     exceptions: &[&Exception],
     used: &mut BTreeSet<usize>,
@@ -138,6 +144,14 @@ fn check_root(
     let layers = Layers::parse(&head.text);
     let differences = layers.iter().flat_map(|layers| layers.differences(&names));
     findings.extend(differences.map(|difference| format!("{}: {difference}", root.display())));
+    let described = std::fs::read_to_string(package.folder.join(DESCRIPTION)).ok();
+    let described = described.as_deref().and_then(Layers::parse_table);
+    if described.is_some() && described != layers {
+        findings.push(format!(
+            "{}: the list of layers differs from the table in {DESCRIPTION}",
+            root.display()
+        ));
+    }
     let reexports = reexports(&head.tree, &names);
     for module in modules.iter().filter(|module| !module.path.is_empty()) {
         let Some(from) = module.path.first() else {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The layers of a crate.
-#[derive(Debug)]
+#[derive(Debug, Eq, PartialEq)]
 pub struct Layers {
     /// The line of the list that each module is on.
     lines: BTreeMap<String, usize>,
@@ -24,6 +24,22 @@ impl Layers {
             let modules = line.split("  ").next().unwrap_or_default();
             for module in modules.split(',') {
                 lines.insert(module.trim().to_owned(), number);
+            }
+        }
+        Some(Self { lines })
+    }
+
+    /// Reads the first table under a heading that begins with `## Layers`, in a Markdown file.
+    ///
+    /// The modules are in the second column.
+    pub fn parse_table(text: &str) -> Option<Self> {
+        let section = text.split("\n## Layers").nth(1)?;
+        let rows = section.lines().skip_while(|line| !line.starts_with('|'));
+        let rows = rows.take_while(|line| line.starts_with('|')).skip(2);
+        let mut lines = BTreeMap::new();
+        for (number, row) in rows.enumerate() {
+            for module in row.split('|').nth(2)?.split(',') {
+                lines.insert(module.trim().trim_matches('`').to_owned(), number);
             }
         }
         Some(Self { lines })

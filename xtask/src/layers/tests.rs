@@ -9,15 +9,19 @@ const LIST: &str =
 /// Returns the findings about a crate whose module `module` contains `text`.
 fn findings(module: &str, text: &str, exceptions: &[Exception]) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().join("lib.rs");
+    findings_in(folder.path(), module, text, exceptions)
+}
+
+fn findings_in(folder: &Path, module: &str, text: &str, exceptions: &[Exception]) -> Vec<String> {
+    let root = folder.join("lib.rs");
     fs::write(&root, LIST).unwrap();
     for name in ["low", "middle", "other", "high"] {
         let text = if name == module { text } else { "" };
-        fs::write(folder.path().join(format!("{name}.rs")), text).unwrap();
+        fs::write(folder.join(format!("{name}.rs")), text).unwrap();
     }
     let package = Package {
         name: "example".to_owned(),
-        folder: folder.path().to_owned(),
+        folder: folder.to_owned(),
         roots: vec![root],
     };
     check(&package, exceptions).unwrap()
@@ -43,6 +47,31 @@ fn check_with_imports_that_point_up_reports_each() {
         assert!(
             finding.contains("middle.rs:1: `middle` imports `high"),
             "{text}: {finding}"
+        );
+    }
+}
+
+#[test]
+fn check_with_table_in_documentation_compares_it_with_list() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("docs")).unwrap();
+    let table = |high: &str| {
+        let rows =
+            "| layer | modules |\n|---|---|\n| base | `low` |\n| rest | `middle`, `other` |\n";
+        let text = format!("# A\n\n## Layers of `src/`\n\nText.\n\n{rows}{high}\n| no |\n");
+        fs::write(folder.path().join(DESCRIPTION), text).unwrap();
+        findings_in(folder.path(), "low", "", &[])
+    };
+    assert_eq!(table("| top | `high` | text |\n"), [""; 0]);
+    for high in [
+        "",
+        "| top | `high`, `xen` |\n",
+        "| top | `xen` |\n| more | `high` |\n",
+    ] {
+        let found = table(high);
+        assert!(
+            found.len() == 1 && found.first().unwrap().contains("differs from the table"),
+            "{high}: {found:?}"
         );
     }
 }
