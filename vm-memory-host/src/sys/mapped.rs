@@ -143,68 +143,57 @@ impl Mapped {
 
     /// Maps inaccessible memory in a reservation of its own, between two readable pages.
     ///
-    /// Fails unless `len` is whole pages.
+    /// Fails unless `len` is whole pages. Retries if another thread maps memory between two calls.
     fn detached_inaccessible(len: usize) -> Result<Self> {
-        let page = page_size();
-        if !len.is_multiple_of(page) {
-            return Err(Error::from_raw_os_error(libc::EINVAL));
-        }
-        let no_room = || Error::from_raw_os_error(libc::ENOMEM);
-        let end = page.checked_add(len).ok_or_else(no_room)?;
-        let with_guards = end.checked_add(page).ok_or_else(no_room)?;
-        let (flags, fd, file_offset) = arguments(Source::Anonymous);
-        let process = Process::current()?;
-        // Retries if another thread maps memory between the two calls.
         for _ in 0..8 {
-            // SAFETY: without MAP_FIXED, mmap(2) chooses addresses that are not in use.
-            let addr = unsafe {
-                libc::mmap(
-                    null_mut(),
-                    with_guards,
-                    libc::PROT_READ,
-                    flags,
-                    fd,
-                    file_offset,
-                )
-            };
-            if addr == libc::MAP_FAILED {
-                return Err(Error::last_os_error());
-            }
-            // SAFETY: mmap(2) has just made this mapping in `process`, which is this process. No
-            // other code knows its address. It is whole pages.
-            let reservation = unsafe { Reservation::of(addr.cast(), with_guards, process) };
-            let middle: *mut libc::c_void = reservation.addr.wrapping_add(page).cast();
-            // SAFETY: the range is inside the mapping that mmap(2) has just made, whose address no
-            // other code knows.
-            check(unsafe { libc::munmap(middle, len) })?;
-            reservation.disown(page, end);
-            let only_there = flags | libc::MAP_FIXED_NOREPLACE;
-            // SAFETY: MAP_FIXED_NOREPLACE replaces no mapping. Kernels that do not know it take the
-            // address as a hint, and then choose addresses that are not in use.
-            let result =
-                unsafe { libc::mmap(middle, len, libc::PROT_NONE, only_there, fd, file_offset) };
-            if result == middle {
-                // SAFETY: the only gap is the range that mmap(2) has just mapped again. No other
-                // code knows its address.
-                unsafe { reservation.own_all() };
-                return Ok(Self {
-                    reservation: Arc::new(reservation),
-                    offset: page,
-                    len,
-                });
-            }
-            if result != libc::MAP_FAILED {
-                // Linux before 4.17 has mapped it elsewhere.
-                // SAFETY: mmap(2) has just made this mapping, and no other code knows its address.
-                unsafe { unmap(result.cast(), len) };
-                continue;
-            }
-            let error = Error::last_os_error();
-            if error.raw_os_error() != Some(libc::EEXIST) {
-                return Err(error);
+            if let Some(mapped) = Self::remap_middle(map_with_guards(len)?)? {
+                return Ok(mapped);
             }
         }
-        Err(no_room())
+        Err(Error::from_raw_os_error(libc::ENOMEM))
+    }
+
+    /// Maps a reservation again, inaccessible, except for its first and its last page.
+    ///
+    /// It is new, from [`map_with_guards`], and owns all of its range. Returns `None` if another
+    /// thread has mapped memory there in between. On kernels before 4.17, it also does if they have
+    /// mapped it elsewhere.
+    fn remap_middle(reservation: Reservation) -> Result<Option<Self>> {
+        let page = page_size();
+        let guards = page.saturating_mul(2);
+        let len = reservation.len.saturating_sub(guards);
+        let middle: *mut libc::c_void = reservation.addr.wrapping_add(page).cast();
+        // SAFETY: the range is empty, which munmap(2) refuses, or all but the first and the last
+        // page of the reservation. It owns its range, which `map_with_guards` has just mapped, and
+        // was passed by value. So no other code uses the range.
+        check(unsafe { libc::munmap(middle, len) })?;
+        reservation.disown(page, page.saturating_add(len));
+        let (flags, fd, file_offset) = arguments(Source::Anonymous);
+        let only_there = flags | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: MAP_FIXED_NOREPLACE replaces no mapping. Kernels that do not know it take the
+        // address as a hint, and then choose addresses that are not in use.
+        let result =
+            unsafe { libc::mmap(middle, len, libc::PROT_NONE, only_there, fd, file_offset) };
+        if result == middle {
+            // SAFETY: the only gap is the range that mmap(2) has just mapped again. No other code
+            // knows its address.
+            unsafe { reservation.own_all() };
+            return Ok(Some(Self {
+                reservation: Arc::new(reservation),
+                offset: page,
+                len,
+            }));
+        }
+        if result != libc::MAP_FAILED {
+            // Linux before 4.17 has mapped it elsewhere.
+            // SAFETY: mmap(2) has just made this mapping, and no other code knows its address.
+            unsafe { unmap(result.cast(), len) };
+            return Ok(None);
+        }
+        match Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EEXIST) => Ok(None),
+            error => Err(error),
+        }
     }
 
     /// Moves detached zeroes over a range of the same length, atomically (mremap(2)).
@@ -400,6 +389,38 @@ impl Drop for Mapped {
             unsafe { reservation.keep(offset, end) };
         }
     }
+}
+
+/// Maps `len` readable bytes between two readable pages.
+///
+/// Fails unless `len` is whole pages.
+fn map_with_guards(len: usize) -> Result<Reservation> {
+    let page = page_size();
+    if !len.is_multiple_of(page) {
+        return Err(Error::from_raw_os_error(libc::EINVAL));
+    }
+    let no_room = || Error::from_raw_os_error(libc::ENOMEM);
+    let guards = page.checked_mul(2).ok_or_else(no_room)?;
+    let with_guards = len.checked_add(guards).ok_or_else(no_room)?;
+    let (flags, fd, file_offset) = arguments(Source::Anonymous);
+    let process = Process::current()?;
+    // SAFETY: without MAP_FIXED, mmap(2) chooses addresses that are not in use.
+    let addr = unsafe {
+        libc::mmap(
+            null_mut(),
+            with_guards,
+            libc::PROT_READ,
+            flags,
+            fd,
+            file_offset,
+        )
+    };
+    if addr == libc::MAP_FAILED {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: mmap(2) has just made this mapping in `process`, which is this process. No other code
+    // knows its address. It is whole pages: `len` was checked.
+    Ok(unsafe { Reservation::of(addr.cast(), with_guards, process) })
 }
 
 /// `MADV_DONTNEED_LOCKED` (Linux `include/uapi/asm-generic/mman-common.h`, since 5.18).
