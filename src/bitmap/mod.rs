@@ -54,7 +54,6 @@ mod dirty_pages;
 #[cfg(feature = "backend-bitmap")]
 mod external_log;
 #[cfg(feature = "backend-bitmap")]
-#[cfg(feature = "backend-bitmap")]
 mod marks;
 #[cfg(feature = "backend-bitmap")]
 mod slice;

@@ -1,4 +1,7 @@
 //! [`BucketTable`]: guesses in constant time which region contains an address.
+//!
+//! The field `removed` serves the rows `remove_region` of bench/RESULTS.md with more than 8
+//! regions: the table without a region shares the numbers of the table with it.
 
 use std::sync::Arc;
 
