@@ -1,5 +1,6 @@
-//! A `VolatileSlice` without a bitmap has the layout of a `struct iovec`.
-#![cfg(all(feature = "backend-mmap", unix))]
+//! A `VolatileSlice` without a bitmap has the layout of a `struct iovec`, except with the feature
+//! `xen`.
+#![cfg(all(feature = "backend-mmap", unix, not(feature = "xen")))]
 #![expect(unsafe_code, reason = "calls readv(2)")]
 
 use std::fs::File;
