@@ -1,5 +1,6 @@
 //! Memory that is built again from its description and descriptors.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -19,25 +20,44 @@ fn build_error(description: &Description, received: Vec<OwnedFd>) -> String {
     builder.build::<()>().unwrap_err().to_string()
 }
 
+/// Returns regions of a memfd, a private file and anonymous memory.
+fn regions() -> [Region; 3] {
+    let file = patterned_file(64);
+    [
+        Region::new(GuestAddress(0), 4 * MIB)
+            .backing(Backing::Memfd)
+            .name("low")
+            .sealed(true),
+        // The memory and its copy exist, and count against the limit, at the same time.
+        Region::new(GuestAddress(8 * MIB), LOCKED / 2).backing(Backing::private_file(file, PAGE)),
+        Region::new(GuestAddress(16 * MIB), MIB).core_dump(false),
+    ]
+}
+
+/// Builds memory of [`regions`].
+fn memory() -> Memory {
+    let builder = regions()
+        .into_iter()
+        .fold(MemoryBuilder::new(), MemoryBuilder::region);
+    builder.build().unwrap()
+}
+
+fn duplicates(files: &[Arc<File>]) -> Vec<OwnedFd> {
+    let files = files.iter();
+    files.map(|file| file.try_clone().unwrap().into()).collect()
+}
+
 #[test]
 fn description_builds_equal_memory() {
     let pages = HugePages::reserve(2, "description_builds_equal_memory (hugetlb)");
-    let file = patterned_file(64);
-    // Both memories exist, and count against the limit, at the same time.
-    let mut private =
-        Region::new(GuestAddress(8 * MIB), LOCKED / 2).backing(Backing::private_file(file, PAGE));
+    let [memfd, mut private, anonymous] = regions();
     if can_lock("description_builds_equal_memory (locked)") {
         private = private.lock(Lock::OnFault);
     }
     let mut builder = MemoryBuilder::new()
-        .region(
-            Region::new(GuestAddress(0), 4 * MIB)
-                .backing(Backing::Memfd)
-                .name("low")
-                .sealed(true),
-        )
+        .region(memfd)
         .region(private)
-        .region(Region::new(GuestAddress(16 * MIB), MIB).core_dump(false));
+        .region(anonymous);
     if pages.is_some() {
         let huge = Region::new(GuestAddress(32 * MIB), 2 * HUGE)
             .backing(Backing::Hugetlb { page_size: HUGE });
@@ -50,13 +70,8 @@ fn description_builds_equal_memory() {
     let received: Description = serde_json::from_str(&text).unwrap();
     assert_eq!(received, description);
 
-    let fds = || {
-        files
-            .iter()
-            .map(|file| file.try_clone().unwrap().into())
-            .collect::<Vec<_>>()
-    };
-    let again: Memory = received.builder(fds()).unwrap().build().unwrap();
+    let builder = received.builder(duplicates(&files)).unwrap();
+    let again: Memory = builder.build().unwrap();
     assert_eq!(describe(&again).unwrap().0, description);
     assert_eq!(byte_of_page(&again, MIB), Some(0x5a));
     assert_eq!(byte_of_page(&again, 8 * MIB), Some(pattern_of_page(1)));
@@ -65,35 +80,47 @@ fn description_builds_equal_memory() {
         fill(&again, 32 * MIB, PAGE, 0x77);
         assert_eq!(byte_of_page(&memory, 32 * MIB), Some(0x77));
     }
+}
 
-    // Descriptors in another order.
-    let mut swapped = fds();
+#[test]
+fn build_from_description_with_other_descriptors_returns_error() {
+    let (description, files) = describe(&memory()).unwrap();
+
+    let mut swapped = duplicates(&files);
     swapped.swap(0, 1);
-    let error = build_error(&received, swapped);
+    let error = build_error(&description, swapped);
     let is_detected = error.contains("is not sealed against shrinking")
         || error.contains("the description states");
     assert!(is_detected, "{error}");
-    // A wrong page size.
-    let mut larger = received.clone();
+
+    let mut fewer = duplicates(&files);
+    fewer.pop();
+    let error = description.builder(fewer).unwrap_err().to_string();
+    assert!(error.contains("is missing, only"), "{error}");
+}
+
+#[test]
+fn build_from_changed_description_returns_error() {
+    let (description, files) = describe(&memory()).unwrap();
+
+    let mut larger = description.clone();
     if let BackingDescription::Descriptor { page_size, .. } = &mut larger.regions[0].backing {
         *page_size = HUGE;
     }
-    let error = build_error(&larger, fds());
+    let error = build_error(&larger, duplicates(&files));
     assert!(
         error.contains("the description states memfd with pages of 0x200000 bytes"),
         "{error}"
     );
-    let mut later = received.clone();
+
+    let mut later = description;
     later.version += 1;
-    assert!(later.builder(fds()).is_err());
+    assert!(later.builder(duplicates(&files)).is_err());
+}
 
-    // A descriptor is missing.
-    let mut fewer = fds();
-    fewer.pop();
-    let error = received.builder(fewer).unwrap_err().to_string();
-    assert!(error.contains("is missing, only"), "{error}");
-
-    let shown = description.to_string();
+#[test]
+fn description_display_lists_regions() {
+    let shown = describe(&memory()).unwrap().0.to_string();
     assert!(
         shown.starts_with("0x0-0x3fffff : memfd \"low\", descriptor 0 at 0x0\n"),
         "{shown}"

@@ -13,88 +13,103 @@ use vm_memory_host::{
 const START: u64 = 1 << 32;
 const SIZE: u64 = 16 * MIB;
 
+/// Blocks of one huge page each, of which none is plugged.
+struct Blocks {
+    memory: Memory,
+    unplugged: Unplugged,
+    /// The backing, for messages.
+    what: String,
+}
+
+impl Blocks {
+    /// Builds memory of each backing, with both kinds of unplugged blocks.
+    ///
+    /// Requires an error for a file.
+    fn of_each_backing(huge: bool) -> Vec<Self> {
+        let mut all = Vec::new();
+        for unplugged in [Unplugged::Mapped, Unplugged::Protected] {
+            for (kind, region) in region_of_each_backing(START, SIZE, huge) {
+                let built = build(region.blocks(non_zero(HUGE), unplugged));
+                if kind.contains("file") {
+                    let error = built.map(drop).unwrap_err().to_string();
+                    let needs = "blocks need anonymous memory, a shared memfd or shared huge pages";
+                    assert!(error.contains(needs), "{error}");
+                    continue;
+                }
+                all.push(Self {
+                    memory: built.unwrap(),
+                    unplugged,
+                    what: format!("{kind}, {unplugged:?}"),
+                });
+            }
+        }
+        all
+    }
+
+    /// Checks that no access reaches the block at `offset`, and how it is mapped.
+    fn assert_closed(&self, offset: u64) {
+        let Self { memory, what, .. } = self;
+        assert!(!is_accessible(memory, START + offset, 1), "{what}");
+        let addr = GuestAddress(START + offset);
+        assert!(memory.write_obj(1u8, addr).is_err(), "{what}");
+        assert!(memory.read_obj::<u8>(addr).is_err(), "{what}");
+        let protected = self.unplugged == Unplugged::Protected;
+        assert_eq!(self.is_protected(offset), protected, "{what}");
+    }
+
+    fn is_protected(&self, offset: u64) -> bool {
+        let vma = vma(host_address(&self.memory) + offset as usize);
+        vma.unwrap().2.starts_with("---")
+    }
+}
+
 #[test]
-fn plug_and_unplug_of_each_backing_open_and_close_blocks() {
+fn plug_of_each_backing_opens_blocks() {
+    let pages = HugePages::reserve(4, "plug_of_each_backing_opens_blocks (hugetlb)");
+    for blocks in Blocks::of_each_backing(pages.is_some()) {
+        let Blocks { memory, what, .. } = &blocks;
+        blocks.assert_closed(0);
+        blocks.assert_closed(HUGE);
+        assert_eq!(resident(memory), 0, "{what}: unplugged blocks use memory");
+
+        plug(memory, GuestAddress(START + HUGE), 2 * HUGE).unwrap();
+        assert!(is_accessible(memory, START + HUGE, 2 * HUGE), "{what}");
+        assert!(!is_accessible(memory, START + HUGE - 1, 2), "{what}");
+        assert!(!is_accessible(memory, START + 3 * HUGE - 1, 2), "{what}");
+        fill(memory, START + HUGE, 2 * HUGE, 0x33);
+    }
+}
+
+#[test]
+fn unplug_of_each_backing_closes_blocks_and_frees_their_pages() {
     let pages = HugePages::reserve(
         4,
-        "plug_and_unplug_of_each_backing_open_and_close_blocks (hugetlb)",
+        "unplug_of_each_backing_closes_blocks_and_frees_their_pages (hugetlb)",
     );
-    for unplugged in [Unplugged::Mapped, Unplugged::Protected] {
-        for (kind, region) in region_of_each_backing(START, SIZE, pages.is_some()) {
-            let region = region.blocks(non_zero(HUGE), unplugged);
-            if kind.contains("file") {
-                let error = build(region).map(|_| ()).unwrap_err().to_string();
-                assert!(
-                    error.contains(
-                        "blocks need anonymous memory, a shared memfd or shared huge pages"
-                    ),
-                    "{error}"
-                );
-                continue;
-            }
-            let memory = build(region).unwrap();
-            let protected = |offset: u64| {
-                vma(host_address(&memory) + offset as usize)
-                    .unwrap()
-                    .2
-                    .starts_with("---")
-            };
-            assert_eq!(protected(HUGE), unplugged == Unplugged::Protected);
-            let what = format!("{kind}, {unplugged:?}");
-            assert!(!is_accessible(&memory, START, 1), "{what}");
-            assert!(
-                memory.write_obj(1u8, GuestAddress(START + HUGE)).is_err(),
-                "{what}"
-            );
-            assert_eq!(resident(&memory), 0, "{what}: unplugged blocks use memory");
+    for blocks in Blocks::of_each_backing(pages.is_some()) {
+        let Blocks { memory, what, .. } = &blocks;
+        plug(memory, GuestAddress(START + HUGE), 2 * HUGE).unwrap();
+        fill(memory, START + HUGE, 2 * HUGE, 0x33);
+        let before = resident(memory);
+        let region = memory.iter().next().unwrap();
+        region.get_mmap().bitmap().get_and_reset();
 
-            plug(&memory, GuestAddress(START + HUGE), 2 * HUGE).unwrap();
-            assert!(
-                is_accessible(&memory, START + HUGE, 2 * HUGE)
-                    && !is_accessible(&memory, START + HUGE - 1, 2)
-            );
-            assert!(!is_accessible(&memory, START + 3 * HUGE - 1, 2), "{what}");
-            fill(&memory, START + HUGE, 2 * HUGE, 0x33);
-            let before = resident(&memory);
-            let region = memory.iter().next().unwrap();
-            region.get_mmap().bitmap().get_and_reset();
+        unplug(memory, GuestAddress(START + 2 * HUGE), HUGE).unwrap();
+        assert_eq!(resident(memory), before - HUGE, "{what}");
+        blocks.assert_closed(2 * HUGE);
+        assert!(!blocks.is_protected(HUGE), "{what}");
+        // A discard does not open an unplugged block.
+        discard(memory, GuestAddress(START + 2 * HUGE), HUGE).unwrap();
+        blocks.assert_closed(2 * HUGE);
+        let last = START + 2 * HUGE - PAGE;
+        assert_eq!(byte_of_page(memory, last), Some(0x33), "{what}");
+        let dirty = |offset: u64| region.bitmap().dirty_at(offset as usize);
+        assert!(dirty(2 * HUGE) && !dirty(0), "{what}");
 
-            unplug(&memory, GuestAddress(START + 2 * HUGE), HUGE).unwrap();
-            assert_eq!(resident(&memory), before - HUGE, "{what}");
-            assert_eq!(
-                protected(2 * HUGE),
-                unplugged == Unplugged::Protected,
-                "{what}"
-            );
-            assert!(!protected(HUGE), "{what}");
-            // A discard does not open an unplugged block.
-            discard(&memory, GuestAddress(START + 2 * HUGE), HUGE).unwrap();
-            assert_eq!(
-                protected(2 * HUGE),
-                unplugged == Unplugged::Protected,
-                "{what}"
-            );
-            assert!(
-                memory
-                    .read_obj::<u8>(GuestAddress(START + 2 * HUGE))
-                    .is_err(),
-                "{what}"
-            );
-            assert_eq!(
-                byte_of_page(&memory, START + 2 * HUGE - PAGE),
-                Some(0x33),
-                "{what}"
-            );
-            assert!(
-                region.bitmap().dirty_at(2 * HUGE as usize) && !region.bitmap().dirty_at(0),
-                "{what}"
-            );
-
-            plug(&memory, GuestAddress(START + 2 * HUGE), HUGE).unwrap();
-            assert_eq!(byte_of_page(&memory, START + 2 * HUGE), Some(0), "{what}");
-            unplug(&memory, GuestAddress(START), SIZE).unwrap();
-            assert!(!is_accessible(&memory, START + HUGE, 1), "{what}");
-        }
+        plug(memory, GuestAddress(START + 2 * HUGE), HUGE).unwrap();
+        assert_eq!(byte_of_page(memory, START + 2 * HUGE), Some(0), "{what}");
+        unplug(memory, GuestAddress(START), SIZE).unwrap();
+        blocks.assert_closed(HUGE);
     }
 }
 
