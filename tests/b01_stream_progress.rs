@@ -106,7 +106,7 @@ fn assert_bytes(memory: &GuestMemoryMmap, addr: u64, bytes: &[u8]) {
 }
 
 #[test]
-fn b1_read_volatile_from_stops_at_first_short_read() {
+fn b01_read_volatile_from_stops_at_first_short_read() {
     // 16 bytes before the boundary, 10 per read: going on would leave a gap of 6.
     let (mut source, target) = (slow(100, 10, None), memory());
     assert_eq!(
@@ -130,7 +130,7 @@ fn b1_read_volatile_from_stops_at_first_short_read() {
 }
 
 #[test]
-fn b1_write_volatile_to_writes_each_segment_whole() {
+fn b01_write_volatile_to_writes_each_segment_whole() {
     let source = memory();
     source.write_slice(&[7; 10], GuestAddress(0xff0)).unwrap();
     let mut target = slow(100, 10, None);
@@ -147,7 +147,7 @@ fn b1_write_volatile_to_writes_each_segment_whole() {
 }
 
 #[test]
-fn b1_exact_transfers_repeat_until_complete() {
+fn b01_exact_transfers_repeat_until_complete() {
     for step in [1, 3, 10, 4096] {
         let (mut source, target) = (slow(200, step, None), memory());
         target
@@ -165,7 +165,7 @@ fn b1_exact_transfers_repeat_until_complete() {
 
 /// The source may mark all that it is given, at each call.
 #[test]
-fn b1_exact_read_of_long_range_passes_bounded_parts() {
+fn b01_exact_read_of_long_range_passes_bounded_parts() {
     struct Sizes(Vec<usize>);
     impl ReadVolatile for Sizes {
         fn read_volatile<B: BitmapSlice>(
@@ -192,7 +192,7 @@ fn b1_exact_read_of_long_range_passes_bounded_parts() {
 }
 
 #[test]
-fn b1_exact_transfers_at_end_of_stream_return_count() {
+fn b01_exact_transfers_at_end_of_stream_return_count() {
     let (mut source, target) = (slow(100, 7, None), memory());
     let error = target
         .read_exact_volatile_from(GuestAddress(0xfc0), &mut source, 200)
@@ -238,7 +238,7 @@ fn b1_exact_transfers_at_end_of_stream_return_count() {
 }
 
 #[test]
-fn b1_exact_transfers_at_stream_error_return_count() {
+fn b01_exact_transfers_at_stream_error_return_count() {
     let (mut source, target) = (slow(100, 7, Some(libc::EIO)), memory());
     let error = target
         .read_exact_volatile_from(GuestAddress(0xfc0), &mut source, 200)
@@ -278,7 +278,7 @@ fn b1_exact_transfers_at_stream_error_return_count() {
 }
 
 #[test]
-fn b1_transfers_before_stream_error_return_count() {
+fn b01_transfers_before_stream_error_return_count() {
     // The first segment is filled. The second read returns EAGAIN.
     let (mut source, target) = (slow(16, 16, Some(libc::EAGAIN)), memory());
     assert_eq!(
@@ -304,7 +304,7 @@ fn b1_transfers_before_stream_error_return_count() {
 }
 
 #[test]
-fn b1_transfers_on_nonblocking_socket_return_count() {
+fn b01_transfers_on_nonblocking_socket_return_count() {
     let (mut left, right) = UnixStream::pair().unwrap();
     right.set_nonblocking(true).unwrap();
     let target = memory();
@@ -356,7 +356,7 @@ fn b1_transfers_on_nonblocking_socket_return_count() {
 /// repeatedly.
 #[test]
 #[cfg(target_os = "linux")]
-fn b1_transfer_larger_than_system_call_limit_succeeds() {
+fn b01_transfer_larger_than_system_call_limit_succeeds() {
     const WINDOW: usize = 32 << 20;
     const TOTAL: usize = (2 << 30) + (1 << 20);
     const LIMIT: usize = 2_147_479_552;
@@ -448,7 +448,7 @@ impl WriteVolatile for Overriding {
 }
 
 #[test]
-fn b1_write_all_volatile_to_overriding_sink_counts_parts() {
+fn b01_write_all_volatile_to_overriding_sink_counts_parts() {
     let memory = memory();
     let mut sink = Overriding::default();
     let error = memory

@@ -22,7 +22,7 @@ fn lookup(iotlb: &Iotlb, base: GuestAddress, length: usize) -> Option<Vec<Mapped
 }
 
 #[test]
-fn b2_access_past_end_of_address_space_returns_error() {
+fn b02_access_past_end_of_address_space_returns_error() {
     let memory = memory();
     for mapped in [false, true] {
         if mapped {
@@ -90,7 +90,7 @@ fn b2_access_past_end_of_address_space_returns_error() {
 }
 
 #[test]
-fn b2_access_to_last_page_succeeds() {
+fn b02_access_to_last_page_succeeds() {
     let memory = memory();
     memory
         .iommu()
@@ -132,7 +132,7 @@ fn b2_access_to_last_page_succeeds() {
 }
 
 #[test]
-fn b2_set_mapping_past_end_fails_without_effect() {
+fn b02_set_mapping_past_end_fails_without_effect() {
     let mut iotlb = Iotlb::new();
     iotlb
         .set_mapping(LAST_PAGE, GuestAddress(0x1000), 0x1000, ReadWrite)
@@ -165,7 +165,7 @@ fn b2_set_mapping_past_end_fails_without_effect() {
 }
 
 #[test]
-fn b2_invalidate_mapping_past_end_stops_at_end() {
+fn b02_invalidate_mapping_past_end_stops_at_end() {
     let half = GuestAddress(LAST_PAGE.0 + 0x800);
     for length in [0x800, 0x801, usize::MAX] {
         let mut iotlb = Iotlb::new();
@@ -197,7 +197,7 @@ fn b2_invalidate_mapping_past_end_stops_at_end() {
 }
 
 #[test]
-fn b2_range_of_length_zero_is_empty() {
+fn b02_range_of_length_zero_is_empty() {
     let memory = memory();
     let mut iotlb = Iotlb::new();
     for at in [0, 0x1000, LAST_PAGE.0, u64::MAX].map(GuestAddress) {
@@ -231,7 +231,7 @@ fn refused_mapping(iova: u64, to: u64, length: usize) -> String {
 }
 
 #[test]
-fn b2_mapping_whose_target_passes_end_of_address_space_is_refused() {
+fn b02_mapping_whose_target_passes_end_of_address_space_is_refused() {
     for (to, length) in [
         (LAST_PAGE.0, 0x1001),
         (LAST_PAGE.0, 0x2000),
@@ -281,7 +281,7 @@ fn b2_mapping_whose_target_passes_end_of_address_space_is_refused() {
 
 /// Two mappings that continue each other across guest address 2^64 stay two.
 #[test]
-fn b2_mappings_whose_targets_meet_at_2_64_stay_apart() {
+fn b02_mappings_whose_targets_meet_at_2_64_stay_apart() {
     for order in [[0, 1], [1, 0]] {
         let mut iotlb = Iotlb::new();
         for page in order {

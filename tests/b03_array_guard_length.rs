@@ -3,7 +3,7 @@
 use vm_memory::{VolatileArrayRef, VolatileMemory, VolatileSlice};
 
 #[test]
-fn b3_array_ref_guards_have_length_in_bytes() {
+fn b03_array_ref_guards_have_length_in_bytes() {
     let mut memory = [0u8; 64];
     let start = memory.as_ptr();
     let slice = VolatileSlice::from(memory.as_mut_slice());
@@ -33,7 +33,7 @@ fn b3_array_ref_guards_have_length_in_bytes() {
 }
 
 #[test]
-fn b3_array_ref_from_slice_has_its_length() {
+fn b03_array_ref_from_slice_has_its_length() {
     let mut memory = [0u8; 7];
     let array = VolatileArrayRef::from(VolatileSlice::from(memory.as_mut_slice()));
     assert_eq!(

@@ -37,7 +37,7 @@ fn existing(host: &MmapRegion, prot: Option<i32>, flags: i32) -> Vec<MmapRegion>
 }
 
 #[test]
-fn b7_existing_mapping_without_stated_protection_refuses_nothing() {
+fn b07_existing_mapping_without_stated_protection_refuses_nothing() {
     let host = MmapRegion::<()>::new(page_size()).unwrap();
     let read_write = libc::PROT_READ | libc::PROT_WRITE;
     // 0x8 is PROT_SEM of some architectures. No bit of these permits a read or a write.
@@ -73,7 +73,7 @@ fn b7_existing_mapping_without_stated_protection_refuses_nothing() {
 }
 
 #[test]
-fn b7_existing_mapping_with_stated_protection_refuses_other_accesses() {
+fn b07_existing_mapping_with_stated_protection_refuses_other_accesses() {
     let host = MmapRegion::<()>::new(page_size()).unwrap();
     for prot in [libc::PROT_READ, libc::PROT_READ | libc::PROT_EXEC] {
         for mapping in existing(&host, Some(prot), 0) {

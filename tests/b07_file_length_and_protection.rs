@@ -63,7 +63,7 @@ fn can_map(place: &FileOffset, size: usize) -> bool {
 }
 
 #[test]
-fn b7_mapping_past_last_page_of_file_is_refused() {
+fn b07_mapping_past_last_page_of_file_is_refused() {
     let page = page_size();
     assert!(!can_map(&place(0, 0), 1));
     assert!(!can_map(&place(page, 0), page + 1));
@@ -77,7 +77,7 @@ fn b7_mapping_past_last_page_of_file_is_refused() {
 }
 
 #[test]
-fn b7_mapping_of_file_that_ends_inside_last_page_succeeds() {
+fn b07_mapping_of_file_that_ends_inside_last_page_succeeds() {
     let page = page_size();
     assert!(can_map(&place(page + 1, 0), 2 * page));
     assert!(can_map(&place(1, 0), page));
@@ -92,7 +92,7 @@ fn b7_mapping_of_file_that_ends_inside_last_page_succeeds() {
 }
 
 #[test]
-fn b7_mapping_of_device_has_no_length_check() {
+fn b07_mapping_of_device_has_no_length_check() {
     let zero = FileOffset::new(
         File::options()
             .read(true)
@@ -197,7 +197,7 @@ fn writes_fail(memory: &impl GuestMemory) {
 }
 
 #[test]
-fn b7_read_only_region_refuses_writes_and_permits_reads() {
+fn b07_read_only_region_refuses_writes_and_permits_reads() {
     let memory = memory(libc::PROT_READ);
     let inside = GuestAddress(page_size() as u64 + 8);
     ranges_agree(&memory, Read);
@@ -224,7 +224,7 @@ fn b7_read_only_region_refuses_writes_and_permits_reads() {
 }
 
 #[test]
-fn b7_region_with_prot_none_refuses_all_accesses() {
+fn b07_region_with_prot_none_refuses_all_accesses() {
     let memory = memory(libc::PROT_NONE);
     let inside = GuestAddress(page_size() as u64 + 8);
     ranges_agree(&memory, No);
@@ -246,7 +246,7 @@ fn b7_region_with_prot_none_refuses_all_accesses() {
 }
 
 #[test]
-fn b7_builder_default_permits_reads_and_writes() {
+fn b07_builder_default_permits_reads_and_writes() {
     let region = MmapRegionBuilder::<()>::new(page_size()).build().unwrap();
     assert_eq!(region.prot(), libc::PROT_READ | libc::PROT_WRITE);
     region

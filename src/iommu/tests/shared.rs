@@ -175,7 +175,7 @@ fn counters_of_iotlb_count_after_count_lookups() {
 }
 
 #[test]
-fn b9_invalidation_done_means_no_access_in_flight() {
+fn b09_invalidation_done_means_no_access_in_flight() {
     let rounds = 400u64;
     let physical: GuestMemoryMmap =
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();

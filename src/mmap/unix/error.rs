@@ -74,3 +74,20 @@ fn what_failed(error: &io::Error) -> &'static str {
         None => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mmap_error_display_names_mapping_for_errors_of_the_system_only() {
+        let system = || io::Error::from_raw_os_error(libc::EINVAL);
+        let text = format!("cannot map memory: {}", system());
+        assert_eq!(MmapRegionError::Mmap(system()).to_string(), text);
+        let own = io::Error::new(io::ErrorKind::InvalidInput, "bitmap is too small");
+        assert_eq!(
+            MmapRegionError::Mmap(own).to_string(),
+            "bitmap is too small"
+        );
+    }
+}

@@ -83,7 +83,7 @@ fn io_buffer_push_behind_rwlock_iotlb_returns_unsupported() {
 
 #[cfg(feature = "iommu")]
 #[test]
-fn b9_invalidation_waits_for_io_buffer_behind_shared_iotlb() {
+fn b09_invalidation_waits_for_io_buffer_behind_shared_iotlb() {
     use crate::iommu::SharedIotlb;
     use crate::IommuMemory;
     let iotlb = SharedIotlb::new();

@@ -196,7 +196,7 @@ fn invalidate_of_part_of_mapping_is_a_miss() {
 }
 
 #[test]
-fn b2_invalidate_past_end_of_address_space_removes_rest() {
+fn b02_invalidate_past_end_of_address_space_removes_rest() {
     let Setup {
         memory, front_end, ..
     } = setup(Duration::from_millis(20));
@@ -381,7 +381,7 @@ fn other(error: impl std::error::Error + Send + Sync + 'static) -> VolatileMemor
 
 /// A front end that has received the acknowledgement may reuse the page.
 #[test]
-fn b9_invalidate_during_access_is_acknowledged_after_it() {
+fn b09_invalidate_during_access_is_acknowledged_after_it() {
     for pages in [1, 2] {
         let Setup {
             memory,
@@ -436,7 +436,7 @@ fn b9_invalidate_during_access_is_acknowledged_after_it() {
 }
 
 #[test]
-fn b9_invalidate_with_slice_iterator_is_acknowledged_after_it() {
+fn b09_invalidate_with_slice_iterator_is_acknowledged_after_it() {
     let Setup {
         memory, front_end, ..
     } = setup(SHORT);

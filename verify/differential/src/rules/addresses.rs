@@ -17,7 +17,7 @@ pub(super) fn b2(case: &Case<'_>) -> Option<Then> {
         return right.then_some(Then::Sync);
     }
     if let Op::Tlb { alone, act } = case.op {
-        return b2_tlb(case, *alone, act);
+        return b02_tlb(case, *alone, act);
     }
     let (_, at, len, _) = range_of(case.op)?;
     let about = is_translated(case) && at_the_edge(at, len);
@@ -29,7 +29,7 @@ fn at_the_edge(at: u64, len: usize) -> bool {
     closed(at, len).is_none_or(|(_, last)| last > u64::MAX - 0x1000)
 }
 
-fn b2_tlb(case: &Case<'_>, alone: bool, act: &TlbAct) -> Option<Then> {
+fn b02_tlb(case: &Case<'_>, alone: bool, act: &TlbAct) -> Option<Then> {
     let model = if alone {
         &case.before.alone
     } else {

@@ -6,7 +6,7 @@ use crate::out::Out;
 
 pub(super) fn b8(case: &Case<'_>) -> Option<Then> {
     if let Op::BuilderMarks { size, writes } = case.op {
-        return b8_builder(case, *size, writes);
+        return b08_builder(case, *size, writes);
     }
     let (_, at, len, perm) = range_of(case.op)?;
     let writes = matches!(perm, Perm::Write | Perm::ReadWrite);
@@ -14,7 +14,7 @@ pub(super) fn b8(case: &Case<'_>) -> Option<Then> {
     (about && as_modelled(case)).then_some(Then::Sync)
 }
 
-fn b8_builder(case: &Case<'_>, size: usize, writes: &[Span]) -> Option<Then> {
+fn b08_builder(case: &Case<'_>, size: usize, writes: &[Span]) -> Option<Then> {
     let (Out::All(reference), Out::All(ours)) = (case.reference, case.ours) else {
         return None;
     };
