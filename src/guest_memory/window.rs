@@ -40,7 +40,8 @@ const MAX_SLICES: usize = 1024;
 /// range waits for the device. Drop the window when the request is done.
 ///
 /// Memory of a Xen guest that is mapped for each access (feature `xen`) is mapped once, until the
-/// window is dropped. Drop it before the request is returned to the guest.
+/// window is dropped. Drop it before the request is returned to the guest. A window that is leaked
+/// ([`mem::forget`](core::mem::forget)) keeps the pages mapped.
 ///
 /// A block that is unplugged while a window covers it faults, like memory whose file is truncated.
 ///
@@ -117,19 +118,25 @@ struct HeldSlice<'m, M: GuestMemory + ?Sized> {
 
 // SAFETY: 1. `first` and `rest` hold host addresses, which any thread may access through a
 // `VolatileSlice` at any time, and bitmap slices, which are `Send` by the bound. 2. The map is
-// owned as `Arc<M>` or borrowed as `&M`, and both are `Send` since `M: Send + Sync`. 3. `_hold` is
-// `Send` (`TranslationHold`), and the rest are integers and `Permissions`.
+// owned as `Arc<M>` or borrowed as `&M`, and both are `Send` since `M: Send + Sync`. 3. `Hold` and
+// `TranslationHold` are `Send` (asserted below). 4. The other fields are plain values.
 unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Send for Window<'m, M> where
     BS<'m, M::Bitmap>: Send
 {
 }
 // SAFETY: a `&Window` accesses guest memory through `VolatileSlice`s, which any number of threads
-// may do at once, and marks through bitmap slices, which are `Sync` by the bound. `_hold` is `Sync`
-// (`TranslationHold`). Its other fields are plain values, and it returns no reference to the map.
+// may do at once, and marks through bitmap slices, which are `Sync` by the bound. It does not reach
+// the map or the holds. Its other fields are plain values.
 unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Sync for Window<'m, M> where
     BS<'m, M::Bitmap>: Sync
 {
 }
+
+const _: fn() = || {
+    fn is_send<T: Send>() {}
+    is_send::<Hold>();
+    is_send::<TranslationHold>();
+};
 
 impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     /// Creates a window of the `len` bytes at `addr` that borrows the map.
@@ -218,9 +225,10 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
 
     /// Returns the memory of the window as slices, in ascending order of address.
     ///
-    /// They have the layout of an `iovec`, and are for system calls. They are not tracked: after a
-    /// system call that writes, call [`mark_dirty`](Self::mark_dirty). A slice does not know the
-    /// [permissions](Self::permissions) of the window. An empty window has no slices.
+    /// They are for system calls: [`ptr_guard_mut`](VolatileSlice::ptr_guard_mut) returns the
+    /// address of each. The pointers are valid as long as the window. The slices are not tracked:
+    /// after a system call that writes, call [`mark_dirty`](Self::mark_dirty). A slice does not
+    /// know the [permissions](Self::permissions) of the window. An empty window has no slices.
     ///
     /// # Examples
     ///
@@ -231,7 +239,11 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     /// let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)];
     /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&ranges)?;
     /// let packet = memory.window(GuestAddress(0xf00), 0x600, Permissions::Write)?;
-    /// let vectors: Vec<_> = packet.slices().collect();
+    /// let vector = |slice: vm_memory::VolatileSlice<'_>| libc::iovec {
+    ///     iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+    ///     iov_len: slice.len(),
+    /// };
+    /// let vectors: Vec<libc::iovec> = packet.slices().map(vector).collect();
     /// assert_eq!(vectors.len(), 2);
     /// // After `recvmsg(2)` of 60 bytes into `vectors`:
     /// packet.mark_dirty(0, 60);

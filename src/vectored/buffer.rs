@@ -101,9 +101,10 @@ pub struct IoBuffer<M: GuestMemory + 'static> {
     segment_limit: usize,
 }
 
-// SAFETY: 1. `segments` holds host addresses of mappings that `memory` keeps, and bitmap slices.
-// The addresses are not tied to a thread: any thread may access the memory of a `VolatileSlice` at
-// any time. The bitmap slices are `Send` by the bound. 2. `memory` is an `Arc<M>` with
+// SAFETY: 1. `segments` holds host addresses of mappings that `memory` or a `Hold` keeps, and
+// bitmap slices. The addresses are not tied to a thread: any thread may access the memory of a
+// `VolatileSlice` at any time. The bitmap slices are `Send` by the bound, and a `Hold` is `Send`
+// and `Sync` by itself. 2. `memory` is an `Arc<M>` with
 // `M: Send + Sync`, which is `Send`. 3. `hold` is a `TranslationHold`, which is `Send` by itself.
 // 4. `segment_limit` is a plain value.
 unsafe impl<M: GuestMemory + Send + Sync + 'static> Send for IoBuffer<M> where

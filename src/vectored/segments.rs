@@ -399,9 +399,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         debug_assert!(vectors.len() <= MAX_VECTORS);
         loop {
             // SAFETY: each of `vectors` was made from a slice in `self.slices` or a part of one.
-            // The contract of `VolatileSlice::with_bitmap` is that its memory stays mapped for its
-            // lifetime `'a`, and that no Rust reference to it exists. `self` is borrowed here, so
-            // `'a` has not ended.
+            // Its memory is mapped while the segment exists (invariant of this module), and `self`
+            // is borrowed here. No Rust reference to it exists, by the contract of
+            // `VolatileSlice::with_bitmap`, or because only the hold and the guest use its mapping.
             match unsafe { call(direction, fd, position, vectors) } {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => return result,

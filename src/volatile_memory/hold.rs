@@ -46,7 +46,9 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         #[cfg(feature = "xen")]
         {
             if self.addr.on_demand().is_some() {
-                return self.hold_mapping(direction);
+                // SAFETY: the caller drops the slice and its parts before the last clone of the
+                // hold (this function's contract).
+                return unsafe { self.hold_mapping(direction) };
             }
             Ok((self, Hold(None), None))
         }
@@ -54,10 +56,16 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         Ok((self, Hold(), None))
     }
 
+    /// Maps the slice for [`hold`](Self::hold).
+    ///
+    /// # Safety
+    ///
+    /// The slice, and all slices that are made of it, must be dropped before the last clone of the
+    /// hold.
     #[cfg(feature = "xen")]
     #[cold]
     #[inline(never)]
-    fn hold_mapping(mut self, direction: Direction) -> Result<(Self, Hold, Option<Error>)> {
+    unsafe fn hold_mapping(mut self, direction: Direction) -> Result<(Self, Hold, Option<Error>)> {
         let Some(memory) = self.addr.on_demand().filter(|_| self.size != 0) else {
             return Ok((self, Hold(None), None));
         };

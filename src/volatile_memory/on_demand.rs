@@ -3,8 +3,6 @@
 //! An access maps the pages that it touches, moves the bytes, and unmaps them before it returns. A
 //! transfer of many bytes does so in pieces.
 
-use core::ptr::NonNull;
-
 use crate::access::fault::Direction;
 use crate::access::{self, Fault};
 use crate::value::ByteValued;
@@ -21,7 +19,8 @@ pub(super) fn with<T>(
     access: impl FnOnce(*mut u8) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     if len == 0 {
-        return access(NonNull::dangling().as_ptr());
+        // No byte is accessed. The address is aligned for any type that a page can hold.
+        return access(core::ptr::without_provenance_mut(PAGE_SIZE));
     }
     let window = memory.map(at, len, direction);
     let window = window.map_err(|error| Fault::unmapped(at, direction, 0, &error))?;

@@ -140,13 +140,13 @@ impl PtrGuard {
     #[cfg(feature = "xen")]
     #[cold]
     fn failed(error: io::Error, len: usize) -> Self {
-        // No process can access the upper half of its addresses. It serves if there are no free
-        // ones.
-        const KERNEL: usize = 1 << (usize::BITS - 1);
+        // The last page of the addresses is never mapped for a process: the kernel returns errors
+        // as its addresses. It serves if no addresses are free.
+        const LAST_PAGE: usize = 0usize.wrapping_sub(4096);
         let reserved = Area::reserved(len).ok();
         let addr = reserved.as_ref().map(Area::as_ptr);
         Self {
-            addr: addr.unwrap_or(core::ptr::without_provenance_mut(KERNEL)),
+            addr: addr.unwrap_or(core::ptr::without_provenance_mut(LAST_PAGE)),
             len,
             mapping: Some(Mapping::Failed {
                 _reserved: reserved,

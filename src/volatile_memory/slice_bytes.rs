@@ -200,6 +200,11 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             let host = referable::<T::A>(place)?.as_ptr().cast();
             return Ok(Place::new(host, None));
         }
+        // Memory that is mapped for the access is aligned to a page, whatever its place says.
+        #[cfg(feature = "xen")]
+        if place.host().is_none() && align_of::<T::A>() > crate::xen::PAGE_SIZE {
+            return Err(without_atomic_form::<T>());
+        }
         check_alignment(place, align_of::<T::A>())?;
         Ok(place)
     }

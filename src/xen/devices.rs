@@ -151,7 +151,8 @@ unsafe fn ioctl(device: &File, number: u32, arg: *mut c_void) -> io::Result<()> 
     )]
     let number = number as _;
     // SAFETY: the kernel accesses only the argument and the memory that it names, which the
-    // contract of this function permits.
+    // contract of this function permits. That is so for gntdev and privcmd, and for devices that
+    // do not know the request. `MmapRange::new` tells the user to pass no other device.
     match unsafe { libc::ioctl(device.as_raw_fd(), number, arg) } {
         0.. => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -171,6 +171,7 @@ impl<B> MmapRegion<B> {
     /// Returns the error of munmap(2). The addresses then stay mapped until the process ends, and
     /// private pages are freed. It is `ENOMEM` at `vm.max_map_count` (proc_sys_vm(5)), if the
     /// kernel has merged the mapping with its neighbours. Dropping the region frees the pages, too.
+    /// For granted memory of a Xen guest, returns the error of `GNTDEV_UNMAP_GRANT_REF`, too.
     #[doc(alias = "munmap")]
     pub fn unmap(mut self) -> io::Result<()> {
         self.mapping.unmap()

@@ -51,6 +51,8 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 ///
 /// # Limits
 ///
+/// - A child process that is forked while pages are mapped keeps them mapped until it ends or calls
+///   `execve(2)`, unless the host is a PV domain. So do a leaked guard, [`IoBuffer`] or window.
 /// - `check_range` compares with the region. It does not know which pages are granted.
 /// - On a host whose pages do not have 4 KiB, each grant takes a page of the host. A region that is
 ///   mapped in advance may then lie in one page only, and an access that must be contiguous, too.
@@ -130,6 +132,10 @@ impl MmapRange {
     ///
     /// `mmap_flags` are [`MmapXenFlags`](crate::MmapXenFlags). `mmap_data` is the ID of the
     /// domain that owns the memory; a range that is not Xen memory ignores it.
+    ///
+    /// The file of Xen memory must be the device of the table above. A front end that passes
+    /// another one gets an error from that file. Only a device that gives the requests of Xen
+    /// another meaning could do harm: do not pass descriptors of such devices.
     ///
     /// Unless they are set, the protection is `PROT_READ | PROT_WRITE` and the flags of `mmap(2)`
     /// are `MAP_NORESERVE | MAP_SHARED`.
