@@ -59,6 +59,12 @@ impl Area {
     }
 
     /// Maps `len` bytes of a device over those at `at`, which were reserved.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error of mmap(2). Afterwards, the area ends at `at`, and the bytes from there on
+    /// are not part of it. The kernel may have unmapped those that it should replace, and another
+    /// thread may have mapped memory there since. If it kept them, their addresses stay reserved.
     pub(super) fn replace(
         &mut self,
         at: usize,
@@ -76,9 +82,31 @@ impl Area {
         // `self` is borrowed exclusively, and its owner hands out no pointer before it is mapped.
         let result = unsafe { libc::mmap(addr.cast(), len, prot, flags, fd, offset) };
         match result {
-            libc::MAP_FAILED => Err(io::Error::last_os_error()),
+            libc::MAP_FAILED => {
+                let error = io::Error::last_os_error();
+                // Does not wrap: the end of the bytes is in the area.
+                self.end_at(at, at.wrapping_add(len));
+                Err(error)
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Ends the area at `at`, and unmaps its bytes from `rest` on. Those between are given up.
+    ///
+    /// Ignores an error of munmap(2): the addresses stay reserved.
+    fn end_at(&mut self, at: usize, rest: usize) {
+        let len = self.len.saturating_sub(rest);
+        self.len = self.len.min(at);
+        if len == 0 {
+            return;
+        }
+        let addr = self.addr.wrapping_add(rest);
+        // SAFETY: `[addr, addr + len)` was the end of this area: this type mapped it and has not
+        // unmapped it, and the failed mmap(2) did not concern it. The area no longer has it. Nobody
+        // uses it: `self` is borrowed exclusively, and its owner hands out no pointer before all
+        // parts are mapped.
+        let _ = unsafe { libc::munmap(addr.cast(), len) };
     }
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {
@@ -96,8 +124,8 @@ impl Area {
             return Ok(());
         }
         // SAFETY: `[addr, addr + len)` was mapped by this type and not unmapped since: `len` is 0
-        // after that. Who uses the memory borrows or owns the owner of this area, which is being
-        // dropped or consumed.
+        // after that, and a part that `replace` may have unmapped is past the end. Who uses the
+        // memory borrows or owns the owner of this area, which is being dropped or consumed.
         match unsafe { libc::munmap(self.addr.cast(), len) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -115,4 +143,63 @@ impl Drop for Area {
 /// Converts an offset to the kernel's type.
 fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| invalid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page_size::host_page_size;
+
+    /// Returns whether the page at an address is mapped.
+    fn is_mapped(addr: *mut u8) -> bool {
+        let mut residence = 0u8;
+        // SAFETY: mincore(2) writes one byte for one page, and accesses no other memory.
+        let result = unsafe { libc::mincore(addr.cast(), 1, &mut residence) };
+        result == 0
+    }
+
+    /// Makes an area of 4 pages whose second page could not be replaced.
+    fn area_cut_at_second_page() -> Area {
+        let page = host_page_size().get();
+        let mut area = Area::reserved(4 * page).unwrap();
+        let file = program();
+        let how = (libc::PROT_READ, libc::MAP_SHARED);
+        area.replace(0, page, how, &file, 0).unwrap();
+        assert_eq!(area.len(), 4 * page);
+        // It cannot be mapped.
+        let device = File::open("/dev/null").unwrap();
+        area.replace(page, page, how, &device, 0).unwrap_err();
+        area
+    }
+
+    fn program() -> File {
+        File::open("/proc/self/exe").unwrap()
+    }
+
+    #[test]
+    fn replace_after_error_keeps_only_the_part_before() {
+        let page = host_page_size().get();
+        let mut area = area_cut_at_second_page();
+        assert_eq!(area.len(), page);
+        assert!(is_mapped(area.as_ptr()));
+        // The part that failed is no longer its own, as are the bytes after it.
+        let file = program();
+        let how = (libc::PROT_READ, libc::MAP_SHARED);
+        let again = area.replace(page, page, how, &file, 0).unwrap_err();
+        assert_eq!(again.raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(area.len(), page);
+        area.unmap().unwrap();
+        assert_eq!(area.len(), 0);
+    }
+
+    #[test]
+    fn replace_after_error_unmaps_the_rest() {
+        let page = host_page_size().get();
+        // Another thread may map memory there, but not each time.
+        let is_unmapped = || {
+            let area = area_cut_at_second_page();
+            !is_mapped(area.as_ptr().wrapping_add(3 * page))
+        };
+        assert!((0..100).any(|_| is_unmapped()));
+    }
 }

@@ -297,6 +297,34 @@ impl Kernel {
         Ok(addr)
     }
 
+    /// Plays another thread that maps memory in the hole which a failed `mmap` has left.
+    ///
+    /// The system unmaps what is at a fixed address before it asks the driver.
+    ///
+    /// # Safety
+    ///
+    /// Nothing relies on memory at the place.
+    pub unsafe fn take_hole(&mut self, place: Place) {
+        let other = Place {
+            prot: libc::PROT_NONE,
+            flags: libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            ..place
+        };
+        // SAFETY: nothing relies on memory at the place (this function's contract).
+        if let Ok(addr) = unsafe { memory::mmap(other, -1, 0) } {
+            self.holes.push(addr..addr + place.len);
+        }
+    }
+
+    /// Notes a mistake if `munmap` concerns memory of another thread.
+    pub fn check_holes(&mut self, memory: &Range<usize>) {
+        let concerned = |hole: &Range<usize>| hole.start < memory.end && memory.start < hole.end;
+        if self.holes.iter().any(concerned) {
+            self.books
+                .mistake("munmap of memory that another thread mapped".to_owned());
+        }
+    }
+
     /// Maps pages of the domain one after the other. Returns their address.
     ///
     /// # Safety

@@ -210,8 +210,14 @@ pub unsafe fn mmap(
     let named = (fd >= 0).then(|| device(fd)).flatten();
     let mapped = match named {
         Some((Device::Gntdev, kernel, number)) => {
+            let mut kernel = locked(&kernel);
             // SAFETY: the caller passes what mmap(2) needs.
-            unsafe { locked(&kernel).mmap_grants(number, place, offset) }
+            let mapped = unsafe { kernel.mmap_grants(number, place, offset) };
+            if mapped.is_err() && flags & libc::MAP_FIXED != 0 {
+                // SAFETY: the caller gave the memory at the place up.
+                unsafe { kernel.take_hole(place) };
+            }
+            mapped
         }
         Some((Device::Privcmd, kernel, _)) => {
             // SAFETY: the caller passes what mmap(2) needs.
@@ -247,6 +253,7 @@ pub unsafe fn munmap(addr: *mut c_void, len: size_t) -> c_int {
         .collect();
     for kernel in kernels {
         let mut kernel = locked(&kernel);
+        kernel.check_holes(&memory);
         let grants = kernel.unmap_areas(&memory);
         let done = grants.and_then(|_| kernel.unmap_foreign(&memory));
         if let Err(errno) = done {

@@ -27,6 +27,8 @@ pub(super) struct Kernel {
     pub maps: Vec<Map>,
     pub foreign: Vec<ForeignArea>,
     pub paged_out: HashMap<u64, u32>,
+    /// Memory that another thread mapped in holes of [`take_hole`](Self::take_hole).
+    pub holes: Vec<Range<usize>>,
     first_frame: u64,
     ram: File,
     grants: HashMap<u32, Grant>,
@@ -42,6 +44,7 @@ impl Kernel {
             maps: Vec::new(),
             foreign: Vec::new(),
             paged_out: HashMap::new(),
+            holes: Vec::new(),
             first_frame,
             ram,
             grants: HashMap::new(),

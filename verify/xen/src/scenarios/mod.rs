@@ -8,6 +8,7 @@ mod copies;
 mod foreign;
 mod grants;
 mod guards;
+mod large;
 mod lazy;
 mod lazy_faults;
 mod refused;
@@ -66,6 +67,7 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         lazy::SCENARIOS,
         lazy_faults::SCENARIOS,
         guards::SCENARIOS,
+        large::SCENARIOS,
         streams::SCENARIOS,
         // 0.18.0 has neither windows nor copies by the hypervisor.
         #[cfg(feature = "additions")]

@@ -1,0 +1,80 @@
+//! Errors of regions with many pages, or with several runs of frames that are paged out.
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::setup::{advance, assert_released, grant_address, long, memory, range, skip, FIRST};
+use super::Scenario;
+use crate::double::Injection;
+use crate::outcome::{expect_errno, Outcome};
+use crate::world::{World, PAGE};
+
+pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
+    "X3" granted_region_in_advance_with_bad_page_in_second_request_is_released
+    "X7" foreign_region_with_runs_paged_out_is_tried_again
+    "X7" foreign_region_with_run_that_fails_later_is_refused
+];
+
+/// The number of pages of a region that needs three requests.
+const PAGES_OF_THREE: u32 = 2 * 65_536 + 1;
+
+fn granted_region_in_advance_with_bad_page_in_second_request_is_released(
+    world: &mut dyn World,
+) -> Outcome {
+    let device = world.gntdev()?;
+    let Some(double) = world.as_double() else {
+        return Err(skip("the domain does not have 131073 pages"));
+    };
+    let pages = usize::try_from(PAGES_OF_THREE).expect("the number fits");
+    double.grant_long_run(FIRST, pages);
+    world.revoke(FIRST + 65_540);
+    let at = grant_address(FIRST, 0);
+    let range = range(&device, at, pages * PAGE, advance(), world.domain())?;
+    // The double plays another thread, which maps memory where the second mmap(2) fails.
+    expect_errno(
+        memory::<()>(range, at),
+        libc::EINVAL,
+        "mapping of a reference that is not granted",
+    )?;
+    assert_released(world, "after the error");
+    Ok(())
+}
+
+/// Maps 5 frames, of which two runs are paged out: the first for `requests`, the second for 1.
+fn two_runs(world: &mut dyn World, requests: u32) -> Outcome<(GuestAddress, GuestMemoryMmap)> {
+    let device = world.privcmd()?;
+    let (first, domain) = (world.frames().start, world.domain());
+    let Some(double) = world.as_double() else {
+        return Err(skip("the domain's pages cannot be paged out"));
+    };
+    double.page_out(first + 1, requests);
+    double.page_out(first + 3, 1);
+    let at = GuestAddress(first * long(PAGE));
+    let flags = vm_memory::MmapXenFlags::FOREIGN.bits();
+    let memory = memory(range(&device, at, 5 * PAGE, flags, domain)?, at)?;
+    Ok((at, memory))
+}
+
+fn foreign_region_with_runs_paged_out_is_tried_again(world: &mut dyn World) -> Outcome {
+    let (at, memory) = two_runs(world, 3)?;
+    for page in [1, 3] {
+        world.write(page, 0, &9u32.to_ne_bytes());
+        let address = GuestAddress(at.0 + long(page * PAGE));
+        assert_eq!(memory.read_obj::<u32>(address)?, 9);
+    }
+    Ok(())
+}
+
+fn foreign_region_with_run_that_fails_later_is_refused(world: &mut dyn World) -> Outcome {
+    let Some(double) = world.as_double() else {
+        return Err(skip("the requests of the driver do not fail"));
+    };
+    // After mmap(2), the request for all frames, and that for the first run.
+    let (after, errno) = (3, libc::ENOMEM);
+    double.inject(Some(Injection { after, errno }));
+    let result = two_runs(world, 3);
+    if let Some(double) = world.as_double() {
+        assert!(double.is_injected());
+        double.inject(None);
+    }
+    expect_errno(result, errno, "mapping of a run whose request fails")
+}
