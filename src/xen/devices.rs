@@ -242,9 +242,14 @@ pub(super) unsafe fn copy_grants(device: &File, segments: &mut [CopySegment]) ->
     unsafe { ioctl(device, GRANT_COPY, arg) }
 }
 
+/// The error of a frame that is paged out.
+pub(super) const NOT_PRESENT: i32 = -libc::ENOENT;
+
 /// Maps frames of a domain at `addr`, and stores an error or 0 for each of them.
 ///
-/// Fails with `ENOENT` if frames are paged out. The others are mapped then.
+/// Fails with `ENOENT` if frames are paged out. The others are mapped then. After an error of the
+/// request as a whole, each frame has the error [`NOT_PRESENT`], unless the kernel has stored
+/// others.
 ///
 /// # Safety
 ///
@@ -260,7 +265,8 @@ pub(super) unsafe fn map_frames(
     if frames.len() != errors.len() {
         return Err(super::invalid());
     }
-    errors.fill(0);
+    // The kernel stores 0 for each frame that it maps. If it fails before that, none is mapped.
+    errors.fill(NOT_PRESENT);
     let mut request = MapBatch {
         num: u32::try_from(frames.len()).map_err(|_| super::invalid())?,
         dom: domid,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::area::Area;
-use super::devices::map_frames;
+use super::devices::{map_frames, NOT_PRESENT};
 use super::{invalid, out_of_memory, PAGE_SHIFT, PAGE_SIZE};
 use crate::address::GuestAddress;
 use crate::convert::{to_u64, to_usize};
@@ -85,7 +85,7 @@ impl ForeignMapping {
         reserved.map_err(|_| out_of_memory())?;
         // Does not overflow: `Frames::of` checked the address of the last byte.
         frames.extend((wanted.first..).take(wanted.count));
-        errors.resize(wanted.count, 0);
+        errors.resize(wanted.count, NOT_PRESENT);
 
         let len = wanted.count.saturating_mul(PAGE_SIZE);
         let mapping = Self {
@@ -100,11 +100,17 @@ impl ForeignMapping {
             std::thread::sleep(pause_before(attempt));
             result = Ok(());
             for missing in runs_paged_out(&errors, host_page_size().get() / PAGE_SIZE) {
-                let tried = mapping.map(device, domid, missing, &frames, &mut errors);
-                result = result.and(tried);
+                match mapping.map(device, domid, missing, &frames, &mut errors) {
+                    // The request for another run may return `ENOENT`, which would hide this error.
+                    Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+                    tried => result = result.and(tried),
+                }
             }
         }
-        Err(io::Error::from_raw_os_error(libc::ENOENT))
+        match is_paged_out(result, &errors)? {
+            true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+            false => Ok(mapping),
+        }
     }
 
     /// Maps a range of the frames.
@@ -157,9 +163,6 @@ fn is_paged_out(result: io::Result<()>, errors: &[i32]) -> io::Result<bool> {
         _ => Ok(paged_out),
     }
 }
-
-/// The error of a frame that is paged out.
-const NOT_PRESENT: i32 = -libc::ENOENT;
 
 /// Returns the runs of frames that are paged out, extended to whole pages of the host.
 ///
