@@ -73,6 +73,11 @@ impl AtomicBitmap {
     /// is reported and stays marked. Its bit also stands for the other bytes, which are harvested
     /// separately.
     pub(in crate::bitmap) fn harvest_from(&self, offset: usize, dirty: &mut DirtyPages) {
+        self.harvest_seen(offset, self.byte_size(), dirty);
+    }
+
+    /// Harvests from `offset` on, given the number of tracked bytes that this thread has seen.
+    pub(super) fn harvest_seen(&self, offset: usize, byte_size: usize, dirty: &mut DirtyPages) {
         let Some((first, last)) = self.pages_of(offset, dirty.byte_size()) else {
             return;
         };
@@ -80,7 +85,8 @@ impl AtomicBitmap {
         let end = offset.saturating_add(dirty.byte_size());
         let last_page_end = last.saturating_add(1).saturating_mul(size);
         let first_is_shared = first.saturating_mul(size) < offset;
-        let last_is_shared = end < last_page_end.min(self.byte_size());
+        let shares_last = |byte_size: usize| end < last_page_end.min(byte_size);
+        let last_is_shared = shares_last(byte_size);
         for (shared, page) in [(first_is_shared, first), (last_is_shared, last)] {
             // If both are the same page, it is added twice, which has no further effect.
             if shared && self.is_bit_set(page) {
@@ -89,14 +95,23 @@ impl AtomicBitmap {
             }
         }
         let first = first.saturating_add(usize::from(first_is_shared));
-        let end = last.saturating_add(usize::from(!last_is_shared));
+        let drained_end = last.saturating_add(usize::from(!last_is_shared));
         if dirty.page_size() == self.page_size() && offset == 0 {
             self.marks
-                .drain(first..end, |word, bits| dirty.add_word(word, bits))
+                .drain(first..drained_end, |word, bits| dirty.add_word(word, bits))
         } else {
-            self.marks.drain(first..end, |word, bits| {
+            self.marks.drain(first..drained_end, |word, bits| {
                 self.add_found(offset, word, bits, dirty)
             })
+        }
+        // The bitmap may have grown meanwhile. A thread that marks one of the new bytes has seen
+        // the growth, and the drain acquires what that thread released. So this load finds the new
+        // size, if the drain found a mark of a new byte.
+        if !last_is_shared && shares_last(self.byte_size()) {
+            let start = last.saturating_mul(size).saturating_sub(offset);
+            if dirty.contains(start) {
+                self.set_bit(last);
+            }
         }
     }
 

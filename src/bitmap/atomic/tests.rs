@@ -385,6 +385,29 @@ fn copy_of_after_growth_has_no_marks_of_added_pages() {
 }
 
 #[test]
+fn harvest_during_growth_in_last_page_keeps_mark_of_new_bytes() {
+    let (bitmap, page) = (bitmap(0x1800, 0x1000), NonZeroUsize::new(0x1000).unwrap());
+    let mut dirty = DirtyPages::new(0x1800, page);
+    // The harvest loads the size. Then another thread adds a region that begins in the last page,
+    // and the guest writes to it.
+    let seen = bitmap.byte_size();
+    bitmap.grow(0x3000).unwrap();
+    bitmap.slice_at(0x1800).mark_dirty(0, 1);
+    bitmap.harvest_seen(0, seen, &mut dirty);
+    assert_eq!(dirty.runs().collect::<Vec<_>>(), [0x1000..0x1800]);
+
+    let mut added = DirtyPages::new(0x1800, page);
+    bitmap.slice_at(0x1800).harvest_into(&mut added);
+    assert_eq!(added.runs().collect::<Vec<_>>(), [0..0x1000]);
+
+    // Without a mark, the page stays clean.
+    bitmap.reset();
+    dirty.clear();
+    bitmap.harvest_seen(0, seen, &mut dirty);
+    assert!(dirty.is_empty() && bitmap.get_and_reset() == [0]);
+}
+
+#[test]
 fn concurrent_grow_loses_no_mark() {
     let bitmap = bitmap(4096, 4096);
     let mut found = std::collections::BTreeSet::new();
