@@ -102,6 +102,8 @@ fn io_buffer_copies_need_their_permission() {
 
 #[cfg(feature = "iommu")]
 mod behind_iommu {
+    use test_support::temp_file_of_len;
+
     use super::*;
     use crate::iommu::{Iommu, IotlbIterator, IotlbSnapshot, SharedIotlb};
     use crate::{GuestMemoryMmap, IommuMemory, Permissions};

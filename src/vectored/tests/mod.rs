@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use test_support::{temp_file, temp_file_of_len};
+use test_support::temp_file;
 
 use super::*;
 use crate::bitmap::AtomicBitmap;
