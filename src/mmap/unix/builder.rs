@@ -232,14 +232,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             mapping.close();
         }
         let bitmap = bitmap(self.bitmap).map_err(no_memory_for_bitmap)?;
-        if !bitmap.tracks_range(0, self.size) {
-            let problem = format!(
-                "bitmap does not track all {:#x} bytes of the region; use a larger bitmap",
-                self.size
-            );
-            let error = io::Error::new(io::ErrorKind::InvalidInput, problem);
-            return Err(MmapRegionError::Mmap(error));
-        }
+        check_bitmap(&bitmap, self.size)?;
         Ok(MmapRegion {
             mapping,
             bitmap,
@@ -255,6 +248,17 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             xen_data: 0,
         })
     }
+}
+
+/// Checks that a bitmap tracks all bytes of a region of `size` bytes.
+pub(super) fn check_bitmap(bitmap: &impl Bitmap, size: usize) -> Result<()> {
+    if bitmap.tracks_range(0, size) {
+        return Ok(());
+    }
+    let problem =
+        format!("bitmap does not track all {size:#x} bytes of the region; use a larger bitmap");
+    let error = io::Error::new(io::ErrorKind::InvalidInput, problem);
+    Err(MmapRegionError::Mmap(error))
 }
 
 /// Returns the error of a region whose bitmap could not be allocated.

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::builder::no_memory_for_bitmap;
+use super::builder::{check_bitmap, no_memory_for_bitmap};
 use super::mapping::{Mapping, XenMemory};
 use super::{MmapRegion, MmapRegionBuilder, MmapRegionError, Result};
 use crate::bitmap::{Bitmap, NewBitmap, BS};
@@ -29,6 +29,8 @@ impl<B: NewBitmap> MmapRegion<B> {
     ///   granted pages;
     /// - [`Mmap`](MmapRegionError::Mmap) with the error of the first frame that cannot be mapped,
     ///   of a page that is not granted (`EINVAL`), or of mmap(2) or ioctl(2);
+    /// - [`Mmap`](MmapRegionError::Mmap) with `InvalidInput` if a new bitmap of type `B` does not
+    ///   track all bytes of the region;
     /// - for a range that is not Xen memory, the errors of [`build`](Self::build).
     ///
     /// After an error, nothing stays mapped.
@@ -95,9 +97,11 @@ impl<B: NewBitmap> MmapRegion<B> {
         };
         let memory: io::Result<XenMemory> = make();
         let memory = memory.map_err(MmapRegionError::Mmap)?;
+        let bitmap = B::try_with_len(size).map_err(no_memory_for_bitmap)?;
+        check_bitmap(&bitmap, size)?;
         Ok(MmapRegion {
             mapping: Mapping::of_xen(memory, size, prot),
-            bitmap: B::try_with_len(size).map_err(no_memory_for_bitmap)?,
+            bitmap,
             file_offset: range.file_offset,
             prot,
             flags,
@@ -156,5 +160,64 @@ impl<B: Bitmap> MmapRegion<B> {
         // Each access maps them again, so no Rust reference covers them, and other accesses are
         // those of the guest, or atomic to the compiler.
         Some(unsafe { VolatileSlice::with_bitmap(place, count, bitmap, Some(memory)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::address::GuestAddress;
+    use crate::bitmap::{AtomicBitmap, WithBitmapSlice};
+    use crate::mmap::FileOffset;
+
+    /// A bitmap that is a page too short.
+    #[derive(Debug, Default)]
+    struct Short(AtomicBitmap);
+
+    impl<'a> WithBitmapSlice<'a> for Short {
+        type S = BS<'a, AtomicBitmap>;
+    }
+
+    impl Bitmap for Short {
+        fn mark_dirty(&self, offset: usize, len: usize) {
+            self.0.mark_dirty(offset, len);
+        }
+        fn dirty_at(&self, offset: usize) -> bool {
+            self.0.dirty_at(offset)
+        }
+        fn slice_at(&self, offset: usize) -> BS<'_, Self> {
+            self.0.slice_at(offset)
+        }
+        fn tracks_range(&self, offset: usize, len: usize) -> bool {
+            self.0.tracks_range(offset, len)
+        }
+    }
+
+    impl NewBitmap for Short {
+        fn with_len(len: usize) -> Self {
+            Self(AtomicBitmap::with_len(len - 0x1000))
+        }
+    }
+
+    #[test]
+    fn from_range_with_bitmap_that_is_too_short_returns_error() {
+        // Memory that is mapped at each access needs no request in advance.
+        let lazy = (MmapXenFlags::GRANT | MmapXenFlags::NO_ADVANCE_MAP).bits();
+        let at = GuestAddress(1 << 63);
+        let device = || FileOffset::new(File::open("/dev/null").unwrap(), 0);
+        let ranges = [
+            MmapRange::new_unix(0x4000, None, GuestAddress(0)),
+            MmapRange::new(0x4000, Some(device()), at, lazy, 1),
+        ];
+        for range in ranges {
+            assert!(MmapRegion::<AtomicBitmap>::from_range(range.clone()).is_ok());
+            let error = MmapRegion::<Short>::from_range(range).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "bitmap does not track all 0x4000 bytes of the region; use a larger bitmap"
+            );
+        }
     }
 }
