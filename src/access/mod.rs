@@ -153,12 +153,17 @@ impl Fault {
 
     /// Records the fault again, for an access at `place` that had moved `before` bytes.
     ///
-    /// The memory has no host address: the fault was in a mapping of this access.
+    /// The memory has no host address: the fault was in a mapping of this access. A fault of the
+    /// other direction was at the other place of a copy, and keeps its address.
     #[cfg(feature = "xen")]
     #[cold]
     pub(crate) fn at_place(self, place: usize, direction: fault::Direction, before: usize) -> Self {
         let completed = before.saturating_add(self.completed);
-        fault::record(place.saturating_add(completed), direction, completed);
+        if fault::last().is_some_and(|last| last.direction == direction) {
+            fault::record(place.saturating_add(completed), direction, completed);
+        } else {
+            fault::add_completed(before);
+        }
         Self { completed, ..self }
     }
 
