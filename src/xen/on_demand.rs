@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use super::{GrantMapping, References, PAGE_SIZE, REQUEST_PAGES};
+use super::{invalid, GrantMapping, References, PAGE_SIZE, REQUEST_PAGES};
 use crate::access::fault::Direction;
 use crate::page_size::host_page_size;
 
@@ -89,6 +89,11 @@ impl MmapXen {
     /// transfer moves the bytes before the first page that fails. That takes one more mapping for
     /// each bit of the number of pages.
     ///
+    /// A request takes the kernel time and memory for all its pages before it checks the first
+    /// grant. So the first request is for at most [`TRANSFER_PAGES`], and each further one for
+    /// twice the pages that were mapped. The cost is in proportion to the pages that the guest
+    /// granted, and not to the length, which the guest may state freely.
+    ///
     /// # Errors
     ///
     /// Returns the error of the first page.
@@ -105,22 +110,26 @@ impl MmapXen {
             _ => 1,
         };
         let all = self.references.part(at, len)?.in_pages(max_pages);
-        let mut error = match self.map_references(all, direction) {
-            Ok(window) => return Ok((window, None)),
-            Err(error) => error,
-        };
-        // The first `works` pages can be mapped together, and the first `fails` cannot.
-        let (mut works, mut fails, mut found) = (0, all.pages(), None);
-        while fails.saturating_sub(works) > 1 {
-            let middle = works.midpoint(fails);
-            match self.map_references(all.in_pages(middle), direction) {
-                Ok(window) => (works, found) = (middle, Some(window)),
-                Err(lower) => (fails, error) = (middle, lower),
+        let pages = all.pages();
+        // The first `works` pages can be mapped together. Once there is an error, the first `fails`
+        // cannot.
+        let (mut works, mut found) = (0, None);
+        let (mut fails, mut error) = (pages.saturating_add(1), None);
+        let mut tried = pages.min(TRANSFER_PAGES);
+        while works < tried && tried < fails {
+            match self.map_references(all.in_pages(tried), direction) {
+                Ok(window) => (works, found) = (tried, Some(window)),
+                Err(lower) => (fails, error) = (tried, Some(lower)),
             }
+            tried = match error {
+                None => works.saturating_mul(2).min(pages),
+                Some(_) => works.midpoint(fails),
+            };
         }
         match found {
-            Some(window) => Ok((window, Some(error))),
-            None => Err(error),
+            Some(window) => Ok((window, error)),
+            // There is at least one page.
+            None => Err(error.unwrap_or_else(invalid)),
         }
     }
 
@@ -175,7 +184,7 @@ impl MmapXen {
     }
 }
 
-/// The most pages that a transfer maps at once: 1 MiB.
+/// The most pages that a transfer maps at once, and that the first request of a window maps: 1 MiB.
 ///
 /// The system calls are cheap compared with moving as many bytes, and mappings take entries of a
 /// table that the hypervisor limits.

@@ -1,10 +1,14 @@
 //! Errors of regions with many pages, or with several runs of frames that are paged out.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, ReadVolatile};
 
-use super::setup::{advance, assert_released, grant_address, long, memory, range, skip, FIRST};
+use super::setup::{
+    advance, assert_released, forget_calls, grant_address, granted_lazy, lazy, long, memory, range,
+    silent, skip, FIRST,
+};
 use super::Scenario;
-use crate::double::Injection;
+use crate::double::memory::memfd;
+use crate::double::{Call, Injection};
 use crate::outcome::{expect_errno, Outcome};
 use crate::world::{World, PAGE};
 
@@ -12,6 +16,9 @@ pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     "X3" granted_region_in_advance_with_bad_page_in_second_request_is_released
     "X7" foreign_region_with_runs_paged_out_is_tried_again
     "X7" foreign_region_with_run_that_fails_later_is_refused
+    "" read_of_many_pages_is_one_system_call
+    "X2" read_of_many_pages_requests_grants_in_proportion_to_those_granted
+    "X2" copy_to_page_not_granted_reports_write
 ];
 
 /// The number of pages of a region that needs three requests.
@@ -77,4 +84,70 @@ fn foreign_region_with_run_that_fails_later_is_refused(world: &mut dyn World) ->
         double.inject(None);
     }
     expect_errno(result, errno, "mapping of a run whose request fails")
+}
+
+/// Returns the number of grants that were requested.
+fn requested(calls: &[Call]) -> usize {
+    let grants = |call: &Call| match call {
+        Call::MapGrants(references) => references.len(),
+        _ => 0,
+    };
+    calls.iter().map(grants).sum()
+}
+
+/// Reads a file into a region of `pages` pages, of which the first are granted.
+///
+/// Returns the number of bytes that were read at once, and of grants that were requested.
+fn read_many(world: &mut dyn World, pages: usize, granted: usize) -> Outcome<(usize, usize)> {
+    let device = world.gntdev()?;
+    let Some(double) = world.as_double() else {
+        return Err(skip("the domain does not have as many pages"));
+    };
+    double.grant_long_run(FIRST, granted);
+    let memory: GuestMemoryMmap = lazy(world, &device, FIRST, pages)?;
+    let mut slice = memory.get_slice(grant_address(FIRST, 0), pages * PAGE)?;
+    let mut file = memfd("source")?;
+    file.set_len(long(pages * PAGE))?;
+    forget_calls(world);
+    let read = file.read_volatile(&mut slice)?;
+    assert_released(world, "after the read");
+    let calls = world.as_double().map(|double| double.calls());
+    let requested = requested(&calls.unwrap_or_default());
+    silent(world, || (read, requested))
+}
+
+fn read_of_many_pages_is_one_system_call(world: &mut dyn World) -> Outcome {
+    let (read, requested) = read_many(world, 1500, 1500)?;
+    assert_eq!(read, 1500 * PAGE);
+    assert!(requested < 3 * 1500, "{requested} grants");
+    Ok(())
+}
+
+fn read_of_many_pages_requests_grants_in_proportion_to_those_granted(
+    world: &mut dyn World,
+) -> Outcome {
+    for granted in [1, 300] {
+        let (read, requested) = read_many(world, 1 << 20, granted)?;
+        assert_eq!(read, granted * PAGE);
+        assert!(requested < 20 * 256, "{requested} grants for {granted}");
+    }
+    Ok(())
+}
+
+fn copy_to_page_not_granted_reports_write(world: &mut dyn World) -> Outcome {
+    let (_device, memory) = granted_lazy(world, 6)?;
+    world.revoke(FIRST + 4);
+    let source = memory.get_slice(grant_address(FIRST, 0), 2 * PAGE)?;
+    let target = memory.get_slice(grant_address(FIRST + 3, 0), 2 * PAGE)?;
+    silent(world, || source.copy_to_volatile_slice(target))?;
+    #[cfg(feature = "additions")]
+    {
+        use vm_memory::fault::{last, Direction};
+        let seen = || last().map(|fault| (fault.direction, fault.host_address, fault.completed));
+        assert_eq!(seen(), Some((Direction::Write, 4 * PAGE, PAGE)));
+        silent(world, || target.copy_to_volatile_slice(source))?;
+        assert_eq!(seen(), Some((Direction::Read, 4 * PAGE, PAGE)));
+    }
+    assert_released(world, "after the errors");
+    Ok(())
 }
