@@ -107,10 +107,10 @@ impl ForeignMapping {
                 }
             }
         }
-        match is_paged_out(result, &errors)? {
-            true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
-            false => Ok(mapping),
+        if is_paged_out(result, &errors)? {
+            return Err(io::Error::from_raw_os_error(libc::ENOENT));
         }
+        Ok(mapping)
     }
 
     /// Maps a range of the frames.
