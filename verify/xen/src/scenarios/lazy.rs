@@ -12,7 +12,7 @@ use vm_memory::{
 
 use super::setup::{
     assert_calls, assert_released, at_address, calls_of_access, forget_calls, grant_address,
-    grant_run, granted_lazy, lazy, lazy_flags, memory, pattern, range, seen, silent, FIRST,
+    grant_run, granted_lazy, lazy, lazy_flags, long, memory, pattern, range, seen, silent, FIRST,
 };
 use super::Scenario;
 use crate::outcome::Outcome;
@@ -344,7 +344,7 @@ fn copy_to_small_buffer_maps_its_page(world: &mut dyn World) -> Outcome {
 
 fn copies_of_arrays_move_all_elements(world: &mut dyn World) -> Outcome {
     let (_device, memory) = granted_lazy(world, 9)?;
-    let elements: Vec<u64> = (1..=PAGE as u64).collect();
+    let elements: Vec<u64> = (1..=long(PAGE)).collect();
     let slice = memory.get_slice(grant_address(FIRST, 0), 9 * PAGE)?;
     let array = slice.get_array_ref::<u64>(16, elements.len())?;
     // 32 KiB, where 0.18.0 maps 4 KiB.

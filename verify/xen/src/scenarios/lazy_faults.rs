@@ -281,6 +281,10 @@ fn lazy_region_for_reading_refuses_writes(world: &mut dyn World) -> Outcome {
     assert!(GuestMemory::get_slices(&memory, at, 4, Permissions::Write)?
         .next()
         .is_none_or(|s| s.is_err()));
+    // A slice of the region does not know the protection, but its memory does.
+    if let Ok(slice) = GuestMemoryBackend::get_slice(&memory, at, 16) {
+        assert!(slice.write_slice(&[1; 16], 0).is_err());
+    }
     assert_calls(world, &[], "writes that are refused");
     assert_eq!(seen(world, 0, 0, 4), 7u32.to_ne_bytes());
     Ok(())

@@ -11,6 +11,8 @@ mod guards;
 mod large;
 mod lazy;
 mod lazy_faults;
+#[cfg(feature = "additions")]
+mod marks;
 mod refused;
 mod setup;
 mod streams;
@@ -69,11 +71,13 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         guards::SCENARIOS,
         large::SCENARIOS,
         streams::SCENARIOS,
-        // 0.18.0 has neither windows nor copies by the hypervisor.
+        // 0.18.0 has neither windows nor copies by the hypervisor, and `fill_with_byte`.
         #[cfg(feature = "additions")]
         windows::SCENARIOS,
         #[cfg(feature = "additions")]
         copies::SCENARIOS,
+        #[cfg(feature = "additions")]
+        marks::SCENARIOS,
     ];
     parts.into_iter().flatten()
 }
