@@ -293,6 +293,9 @@ pub(super) fn allocate(region: &Region, backing: &OpenedBacking) -> Result<(), B
 }
 
 /// Returns `error` if a file has fewer blocks than its length needs.
+///
+/// Blocks past the end of the file count. `SEEK_HOLE` would exclude them, but moves the position of
+/// a descriptor that others may use, and reports preallocated space as a hole.
 fn has_no_holes(file: &File, error: io::Error) -> io::Result<()> {
     let metadata = file.metadata()?;
     if metadata.blocks().saturating_mul(512) >= metadata.len() {
