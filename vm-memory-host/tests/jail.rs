@@ -14,8 +14,8 @@ use vm_memory_host::{provisioned, MemoryBuilder, Region, TransparentHugePages};
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn build_in_jail_without_sys_disables_transparent_huge_pages() {
-    let test = "build_in_jail_without_sys_disables_transparent_huge_pages";
+fn build_in_jail_without_sys_applies_transparent_huge_page_policies() {
+    let test = "build_in_jail_without_sys_applies_transparent_huge_page_policies";
     let enabled = "/sys/kernel/mm/transparent_hugepage/enabled";
     if !fs::exists(enabled).unwrap() {
         return skipped(test, "no transparent huge pages");
@@ -25,14 +25,24 @@ fn build_in_jail_without_sys_disables_transparent_huge_pages() {
     if let Err(error) = chroot(jail.path()) {
         return skipped(test, format!("chroot: {error}"));
     }
-    let region = Region::new(GuestAddress(0), 8 * MIB);
-    let region = region.transparent_huge_pages(TransparentHugePages::Off);
-    let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
-    let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
+    let start = GuestAddress(0);
+    let policies = [
+        (TransparentHugePages::Off, "nh"),
+        (TransparentHugePages::On, "hg"),
+    ];
+    // Mapped at the same time, so that each begins a VMA.
+    let memories = policies.map(|(policy, flag)| {
+        let region = Region::new(start, 8 * MIB).transparent_huge_pages(policy);
+        let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+        (memory, flag)
+    });
     let mut text = String::new();
     smaps.read_to_string(&mut text).unwrap();
-    let head = format!("{:x}-", mapping.host_address());
-    let mut lines = text.lines().skip_while(|line| !line.starts_with(&head));
-    let flags = lines.find(|line| line.starts_with("VmFlags:")).unwrap();
-    assert!(flags.split(' ').any(|flag| flag == "nh"), "{flags}");
+    for (memory, flag) in &memories {
+        let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
+        let head = format!("{:x}-", mapping.host_address());
+        let mut lines = text.lines().skip_while(|line| !line.starts_with(&head));
+        let flags = lines.find(|line| line.starts_with("VmFlags:")).unwrap();
+        assert!(flags.split(' ').any(|word| word == *flag), "{flags}");
+    }
 }

@@ -155,6 +155,8 @@ impl HostResources {
         // The setting of the page size (Linux 6.8) wins, unless it is `inherit`.
         let of_size = directory.join(format!("hugepages-{kib}kB")).join(name);
         let refusal = |path: PathBuf| match selected(&path) {
+            // A jail without /sys cannot find out: madvise(2) then reports a kernel without them.
+            None if !self.sys.join("kernel/mm").exists() => None,
             None => Some((path.display().to_string(), "missing".to_owned())),
             Some(word) if matches!(word.as_str(), "never" | "deny") => {
                 Some((path.display().to_string(), word))
@@ -402,5 +404,6 @@ pub(crate) mod tests {
         let on = (of_size, "[always] inherit madvise never");
         assert_eq!(refused(&[size, (all, "always madvise [never]"), on]), None);
         assert_eq!(refused(&[size]), Some("missing".into()));
+        assert_eq!(refused(&[]), None);
     }
 }

@@ -193,10 +193,11 @@ impl Region {
     /// therefore allocates space for the whole region (fallocate(2)). This applies to shared files
     /// on a disk and to all files on a tmpfs with a size limit.
     ///
-    /// A private file on such a tmpfs can be open for reading only. It then cannot be allocated, and
-    /// must have no holes. The build compares only its space (`st_blocks` of stat(3type)) with its
-    /// length. Space that was allocated past its end (`FALLOC_FL_KEEP_SIZE`) counts, so a file with
-    /// such space can pass although it has holes. Do not pass such a file, or open it for writing.
+    /// A private file on such a tmpfs can be open for reading only. It then cannot be allocated,
+    /// and must have no holes. The build compares only its space (`st_blocks` of stat(3type)) with
+    /// its length. Space that was allocated past its end (`FALLOC_FL_KEEP_SIZE`) counts, so a file
+    /// with such space can pass although it has holes. Do not pass such a file, or open it for
+    /// writing.
     ///
     /// The build also copies blocks of the file that another file shares (XFS). It cannot prepare
     /// for blocks that are shared later (`cp --reflink`). Nor can it for Btrfs, which writes each

@@ -21,6 +21,9 @@ pub enum TransparentHugePages {
     #[default]
     Leave,
     /// The kernel uses them where it can (`MADV_HUGEPAGE`).
+    ///
+    /// The build fails if the host's setting disables them. In a jail without /sys, the build
+    /// cannot read the setting, and succeeds.
     #[doc(alias = "MADV_HUGEPAGE")]
     On,
     /// The kernel does not use them (`MADV_NOHUGEPAGE`).
