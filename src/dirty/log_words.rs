@@ -4,6 +4,8 @@ use core::num::NonZeroUsize;
 use core::ops::Range;
 
 use crate::bitmap::{log_ranges, skip_words};
+use crate::bits::WORD_BITS;
+use crate::convert::to_u64;
 use crate::guest_memory::GuestAddress;
 
 /// A dirty log that another component keeps.
@@ -43,6 +45,13 @@ pub struct LogWords<'a> {
 }
 
 impl LogWords<'_> {
+    /// Returns the last guest address that a bit may stand for.
+    pub(super) fn last(&self) -> u64 {
+        let word_bytes = to_u64(self.page_size.get()).saturating_mul(to_u64(WORD_BITS));
+        let bytes = to_u64(self.words.len()).saturating_mul(word_bytes);
+        self.start.0.saturating_add(bytes.saturating_sub(1))
+    }
+
     /// Returns the dirty ranges in a region of `len` bytes at `start`, as offsets in the region.
     pub(super) fn ranges_in(
         &self,

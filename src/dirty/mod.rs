@@ -161,19 +161,36 @@ impl DirtyMemory {
             self.adopt_regions(memory);
         }
         self.collect_shared(memory, logs, drain);
+        for log in logs {
+            self.add_to_unshared(log);
+        }
         for region in memory.iter() {
             let log = region.bitmap();
             if let Some(known) = find(&mut self.regions, region, &log) {
-                if known.shared.is_none() {
-                    if drain {
-                        log.harvest_into(&mut known.pages);
-                    }
-                    for log in logs {
-                        known.add_log(log);
-                    }
+                if known.shared.is_none() && drain {
+                    log.harvest_into(&mut known.pages);
                 }
                 // After the harvest: a block that was unplugged meanwhile is marked again.
                 known.record_access(region);
+            }
+        }
+    }
+
+    /// Adds a log to the regions that it reaches, except those that share a bitmap.
+    ///
+    /// Each log searches its regions. If each region tried each log, a harvest with one log for
+    /// each of many slots would take quadratic time.
+    fn add_to_unshared(&mut self, log: &LogWords<'_>) {
+        let start = log.start.0;
+        let first = self.regions.partition_point(|region| region.last() < start);
+        let regions = self.regions.get_mut(first..).unwrap_or_default();
+        let last = log.last();
+        for region in regions
+            .iter_mut()
+            .take_while(|region| region.start.0 <= last)
+        {
+            if region.shared.is_none() {
+                region.add_log(log);
             }
         }
     }

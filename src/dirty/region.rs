@@ -90,6 +90,8 @@ impl DirtyRegion {
 
     /// Adds the part of a log that lies in the region.
     pub(super) fn add_log(&mut self, log: &LogWords<'_>) {
+        #[cfg(test)]
+        LOGS_ADDED.set(LOGS_ADDED.get().saturating_add(1));
         // The log begins inside the region or before it.
         match log.start.0.checked_sub(self.start.0) {
             Some(offset) => {
@@ -179,4 +181,10 @@ fn tracked_bytes<R: GuestMemoryRegion>(region: &R, log: &dyn DirtyLog) -> usize 
     };
     // A region whose length does not fit has no mapping in this process.
     usize::try_from(region.len()).map_or(0, |len| len.min(limit))
+}
+
+#[cfg(test)]
+std::thread_local! {
+    /// The calls of [`DirtyRegion::add_log`] of this thread.
+    pub(super) static LOGS_ADDED: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
 }

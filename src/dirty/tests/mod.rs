@@ -127,3 +127,31 @@ fn words() -> impl Strategy<Value = Vec<u64>> {
     let word = prop_oneof![Just(0), Just(u64::MAX), any::<u64>()];
     prop::collection::vec(word, 0..4)
 }
+
+#[test]
+fn harvest_with_log_for_each_region_takes_linear_time() {
+    use super::{region::LOGS_ADDED, DirtyMemory};
+    let starts = || (0..100u64).map(|number| GuestAddress(number * 0x2000));
+    let ranges: Vec<_> = starts().map(|start| (start, 0x1000)).collect();
+    let memory: crate::GuestMemoryMmap<crate::bitmap::AtomicBitmap> =
+        crate::GuestMemoryMmap::from_ranges(&ranges).unwrap();
+    let page_size = NonZeroUsize::new(0x80).unwrap();
+    // Each log reaches only its region.
+    let log = |start, words| LogWords {
+        start,
+        words,
+        page_size,
+    };
+    let logs: Vec<_> = starts().map(|start| log(start, &[0b1])).collect();
+    let mut dirty = DirtyMemory::new();
+    LOGS_ADDED.set(0);
+    dirty.harvest_with(&memory, &logs);
+    assert_eq!((dirty.total_pages(), LOGS_ADDED.get()), (100, 100));
+
+    let all = [u64::MAX; 100];
+    dirty.clear();
+    LOGS_ADDED.set(0);
+    dirty.harvest_with(&memory, &[log(GuestAddress(0x3000), &all)]);
+    // The log reaches the 98 regions from 0x4000 on.
+    assert_eq!((dirty.total_pages(), LOGS_ADDED.get()), (98, 98));
+}
