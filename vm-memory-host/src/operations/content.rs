@@ -23,7 +23,7 @@ use crate::sys;
 ///
 /// - A page with content is never left out.
 /// - A range can include pages of zeroes: pages that were only read, that are parts of a larger
-///   page, or that a discard has overwritten.
+///   page, that a discard has overwritten, or that were discarded during the iteration.
 /// - A region counts as a whole if its parts are not known. Examples are a device, and a file that
 ///   /proc/self/fd cannot open. Other examples are huge pages that only another process has mapped,
 ///   and huge pages of a file that this process may not write. On file systems other than tmpfs,
@@ -104,6 +104,11 @@ struct Source {
     all: bool,
     /// The region's file, if its data counts.
     file: Option<File>,
+    /// The part of the file with data that the previous window has found, as offsets in the file.
+    ///
+    /// It can extend over many windows. If each of them looked for its end, a full file would take
+    /// quadratic time.
+    data: Range<u64>,
     /// /proc/self/pagemap, if pages of this process count.
     pagemap: Option<File>,
     /// Whether the pages that mincore(2) reports count, too.
@@ -145,7 +150,7 @@ impl Iterator for Content<'_> {
 impl Content<'_> {
     /// Examines the next window of a region.
     fn examine(&mut self, span: Span, mapping: &HostMapping) -> io::Result<()> {
-        let source = match &self.source {
+        let source = match &mut self.source {
             Some(source) => source,
             None => self.source.insert(Source::of(mapping)?),
         };
@@ -212,6 +217,7 @@ impl Source {
         Self {
             all: false,
             file,
+            data: 0..0,
             pagemap,
             in_core: false,
         }
@@ -230,13 +236,14 @@ impl Source {
             all: true,
             in_core: false,
             file: None,
+            data: 0..0,
             pagemap: None,
         }
     }
 
     /// Marks the pages of a window that have content.
     fn mark(
-        &self,
+        &mut self,
         mapping: &HostMapping,
         window: &Range<usize>,
         marked: &mut [bool],
@@ -250,12 +257,19 @@ impl Source {
             let end = start.saturating_add(bytes(window.end));
             let mut at = start.saturating_add(bytes(window.start));
             while at < end {
-                let data = sys::next_data(file, at, end);
+                if self.data.end <= at {
+                    let next = sys::next_data(file, at);
+                    if next.start >= end {
+                        break;
+                    }
+                    self.data = next;
+                }
+                let until = self.data.end.min(end);
                 let offset = |at: u64| usize::try_from(at.saturating_sub(start));
-                if let (Ok(from), Ok(to)) = (offset(data.start), offset(data.end)) {
+                if let (Ok(from), Ok(to)) = (offset(self.data.start.max(at)), offset(until)) {
                     set(marked, window, from..to, true);
                 }
-                at = data.end.max(at.saturating_add(1));
+                at = until.max(at.saturating_add(1));
             }
             // Discarded ranges hide the file.
             for range in zeroed.ranges_in(window) {
@@ -388,7 +402,7 @@ mod tests {
         // During the migration, the entries are 0.
         let pagemap = tempfile::tempfile().unwrap();
         pagemap.set_len(1 << 39).unwrap();
-        let source = Source::of_huge_pages(pagemap);
+        let mut source = Source::of_huge_pages(pagemap);
         let pages = mapping.mapped().len() / sys::page_size();
         let mut marked = vec![false; pages];
         let window = 0..mapping.mapped().len();
@@ -396,5 +410,36 @@ mod tests {
         for (number, mark) in marked.iter().enumerate() {
             assert_eq!(*mark, number / (pages / 4) == 1, "page {number}");
         }
+    }
+
+    #[test]
+    fn content_of_full_file_looks_for_its_end_once() {
+        let size = 2 * WINDOW;
+        let region = Region::new(GuestAddress(0), bytes(size)).backing(Backing::Memfd);
+        let memory = MemoryBuilder::new().region(region).build::<()>().unwrap();
+        for page in (0..size).step_by(sys::page_size()) {
+            memory.write_obj(1u8, GuestAddress(bytes(page))).unwrap();
+        }
+        let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
+        let mut source = Source::of(mapping).unwrap();
+        let mut marked = vec![false; WINDOW / sys::page_size()];
+        source.mark(mapping, &(0..WINDOW), &mut marked).unwrap();
+        assert!(marked.iter().all(|mark| *mark));
+        assert_eq!(
+            source.data,
+            0..bytes(size),
+            "the next window does not look again"
+        );
+        // A hole in the second window: the data before it and after it is found.
+        let (file, _) = mapping.file().unwrap();
+        let (page, hole) = (bytes(sys::page_size()), bytes(WINDOW) + 0x10_0000);
+        sys::punch_hole(file, hole, page).unwrap();
+        let mut marked = vec![false; marked.len()];
+        source.data = 0..0;
+        source.mark(mapping, &(WINDOW..size), &mut marked).unwrap();
+        let holes = marked.iter().filter(|mark| !**mark).count();
+        assert_eq!(holes, 1);
+        let number = (hole - bytes(WINDOW)) / page;
+        assert!(!marked[usize::try_from(number).unwrap()]);
     }
 }

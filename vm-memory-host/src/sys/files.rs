@@ -154,9 +154,10 @@ pub(crate) fn block_device_length(device: &File) -> Result<u64> {
 
 /// Returns the next part of a file with data, at `from` or after it (lseek(2), `SEEK_DATA`).
 ///
-/// If there is no data before `end`, the result is empty and begins at `end`. If the file system
-/// does not report holes, all of the file is data. Changes the position of the file.
-pub(crate) fn next_data(file: &File, from: u64, end: u64) -> Range<u64> {
+/// Its end is the next hole, which takes a time in proportion to the data before it on tmpfs. If
+/// there is no data, the result is empty and begins at `u64::MAX`. If the file system does not
+/// report holes, all of the file is data. Changes the position of the file.
+pub(crate) fn next_data(file: &File, from: u64) -> Range<u64> {
     let seek = |from: u64, whence| {
         let from = libc::off_t::try_from(from).unwrap_or(libc::off_t::MAX);
         // SAFETY: lseek(2) takes integers, and the kernel accesses no memory of this process. The
@@ -165,17 +166,12 @@ pub(crate) fn next_data(file: &File, from: u64, end: u64) -> Range<u64> {
         u64::try_from(found).map_err(|_| Error::last_os_error())
     };
     let start = match seek(from, libc::SEEK_DATA) {
-        Ok(start) => start.min(end),
+        Ok(start) => start,
         // There is no data up to the end of the file.
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => end,
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return u64::MAX..u64::MAX,
         Err(_) => from,
     };
-    let hole = if start < end {
-        seek(start, libc::SEEK_HOLE).unwrap_or(end)
-    } else {
-        end
-    };
-    start..hole.min(end)
+    start..seek(start, libc::SEEK_HOLE).unwrap_or(u64::MAX)
 }
 
 /// Writes zeroes to a range of a file (`FALLOC_FL_ZERO_RANGE`), and keeps its length.
