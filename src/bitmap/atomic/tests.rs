@@ -394,11 +394,11 @@ fn harvest_during_growth_in_last_page_keeps_mark_of_new_bytes() {
     bitmap.grow(0x3000).unwrap();
     bitmap.slice_at(0x1800).mark_dirty(0, 1);
     bitmap.harvest_seen(0, seen, &mut dirty);
-    assert_eq!(dirty.runs().collect::<Vec<_>>(), [0x1000..0x1800]);
+    assert!(dirty.runs().eq(std::iter::once(0x1000..0x1800)));
 
     let mut added = DirtyPages::new(0x1800, page);
     bitmap.slice_at(0x1800).harvest_into(&mut added);
-    assert_eq!(added.runs().collect::<Vec<_>>(), [0..0x1000]);
+    assert!(added.runs().eq(std::iter::once(0..0x1000)));
 
     // Without a mark, the page stays clean.
     bitmap.reset();
