@@ -52,9 +52,9 @@ pub struct Report {
     effort: Effort,
     tsv: String,
     rows: usize,
-    /// The rows that are slower than the reference.
+    /// The number of rows that are slower than the reference.
     slower: usize,
-    /// The rows that are far from the limit.
+    /// The number of rows that are far from the limit.
     far: usize,
 }
 

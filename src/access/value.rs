@@ -103,8 +103,8 @@ unsafe fn count_faulted_write<T: Plain>(address: FaultAddress, dst: *mut u8, val
 
 /// Calls `$move` for parts of a value: 16 bytes at a time, then at most one each of 8, 4, 2 and 1.
 ///
-/// The parts do not overlap. The value is soon read in larger parts, and a processor forwards a
-/// store only to a load of no other bytes.
+/// The parts do not overlap. The value is soon read in larger parts, and store forwarding works
+/// only if a load reads bytes of one earlier store.
 macro_rules! for_each_part {
     ($size:ident, $offset:ident, $move:ident) => {
         while $size.wrapping_sub($offset) >= 16 {

@@ -204,7 +204,8 @@ impl DirtyMemory {
         if self.shared.is_empty() {
             return;
         }
-        // Also if a log of a user panics: the marks found by then are in no bitmap any more.
+        // On drop, also after a panic of a user's log, it moves the marks found so far to the
+        // regions: they are in no bitmap any more.
         let found = Distribution {
             regions: &mut self.regions,
             shared: &mut self.shared,

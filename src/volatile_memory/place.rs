@@ -60,7 +60,7 @@ impl<'a> Place<'a> {
         Some(self.addr)
     }
 
-    /// Returns the number that tells the alignment, and names the byte in an error or a fault.
+    /// Returns the address for checks of alignment, and for reports of errors and faults.
     #[inline(always)]
     pub(super) fn number(self) -> usize {
         self.addr.addr()

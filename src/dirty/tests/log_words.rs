@@ -1,4 +1,4 @@
-//! [`LogWords`].
+//! [`LogWords`], compared with a model that lists the bytes of each dirty page.
 
 use super::*;
 

@@ -129,6 +129,7 @@ fn words() -> impl Strategy<Value = Vec<u64>> {
 }
 
 #[test]
+#[cfg(feature = "backend-mmap")]
 fn harvest_with_log_for_each_region_takes_linear_time() {
     use super::{region::LOGS_ADDED, DirtyMemory};
     let starts = || (0..100u64).map(|number| GuestAddress(number * 0x2000));

@@ -8,9 +8,9 @@
 //! | `x3` to `x6` | start and end of two guest operands; no routine changes them |
 //! | `x16` | the result: 0, or the address of a fault |
 //!
-//! A routine does not use the stack, so `ret` at label 3 ends it after a fault anywhere. It changes
-//! only `x0` to `x2`, `x7` to `x17` and `v0` to `v7`. Each function may change them ("Procedure
-//! Call Standard for the Arm 64-bit Architecture", section 6.1).
+//! A fault may resume at label 3, which returns, because no routine uses the stack. A routine
+//! changes only `x0` to `x2`, `x7` to `x17` and `v0` to `v7`. Each function may change them
+//! ("Procedure Call Standard for the Arm 64-bit Architecture", section 6.1).
 //!
 //! Each routine begins with `hint 34`, which is `bti c`. Processors that check branch targets
 //! require it at the target of a call through a register; others ignore it.
@@ -109,8 +109,8 @@ pub(in crate::access::arch) unsafe extern "C" fn small_bytes() {
 
 /// Copies more than 128 bytes with vectors of 16 bytes.
 ///
-/// The first vector is copied to the unaligned destination, and then 64 bytes at a time to aligned
-/// ones. The last 64 bytes are copied once more.
+/// Copies one vector to the unaligned destination, and then 64 bytes at a time to aligned ones. The
+/// last 64 bytes are copied once more.
 ///
 /// # Safety
 ///

@@ -152,7 +152,7 @@ fn foreign_region_with_frame_always_paged_out_is_refused(world: &mut dyn World) 
 fn foreign_region_inside_page_begins_there(world: &mut dyn World) -> Outcome {
     let device = world.privcmd()?;
     let start = address(world, 1, 0x400);
-    // 0x400 to the end of the second page after it: the offset decides the number of frames.
+    // From 0x400 of page 1 to 0x200 of page 3: three frames, although the length needs only two.
     let memory = foreign(&device, start, 2 * PAGE - 0x200, world.domain())?;
     let bytes = pattern(3 * PAGE);
     world.write(1, 0, &bytes);
