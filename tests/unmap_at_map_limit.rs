@@ -3,7 +3,7 @@
 #![cfg(all(feature = "backend-mmap", target_os = "linux", not(miri)))]
 #![expect(unsafe_code, reason = "calls mmap(2), mprotect(2) and mincore(2)")]
 
-use test_support::{page_size, skipped};
+use test_support::{emulator, page_size, skipped};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
 /// Splits a mapping until the kernel refuses to. Returns the number of splits.
@@ -24,6 +24,10 @@ fn use_up_maps() -> usize {
 #[test]
 fn unmap_at_map_limit_returns_error_and_frees_pages() {
     let test = "unmap_at_map_limit_returns_error_and_frees_pages";
+    if let Some(emulator) = emulator() {
+        let reason = format!("{emulator:?} takes minutes to split a mapping as often");
+        return skipped(test, reason);
+    }
     let len = 64 * page_size();
     // The kernel merges regions that are adjacent.
     let mut regions: Vec<MmapRegion> = (0..5).map(|_| MmapRegion::new(len).unwrap()).collect();
