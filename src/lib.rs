@@ -125,7 +125,7 @@
 //! | boot | [`fault::install`] | always | `rt_sigaction` |
 //! | boot | `MmapRegion::from_range` | memory of a Xen guest, created and dropped | `ioctl`, `mmap`, `munmap` |
 //! | boot | `MmapRegion::from_range` | frames of a Xen guest that are paged out | `clock_nanosleep` |
-//! | run time | access to Xen memory that is not mapped in advance | always | `ioctl`, `mmap`, `munmap` |
+//! | run time | access to Xen memory that is not mapped in advance | always | `ioctl`, `mmap`, `munmap`; only `ioctl` for a copy by the hypervisor |
 //! | run time | access that faults | with [`fault::install`] | `rt_sigreturn` |
 //! | run time | other signal | with [`fault::install`] | `rt_sigreturn`, `rt_sigaction`; the calls of `raise(3)`: `tgkill`, `gettid`, and in some C libraries `getpid` and `rt_sigprocmask` |
 //! | run time | [`ReadVolatile`], [`WriteVolatile`] | always | `read`, `write` |

@@ -316,7 +316,9 @@ pub trait GuestMemory {
     /// - [`Error::IOError`] of the kind `InvalidInput` if the range has more than 1024 slices, or
     ///   `OutOfMemory` if an allocation fails;
     /// - [`Error::IOError`] of the kind `Unsupported` behind an IOMMU that cannot keep translations
-    ///   in use ([`hold_translation`](Self::hold_translation) returns `None`).
+    ///   in use ([`hold_translation`](Self::hold_translation) returns `None`);
+    /// - [`Error::IOError`] with the error of the system for a page of a Xen guest that cannot be
+    ///   mapped.
     #[doc(alias = "MemoryRegionCache")]
     #[doc(alias = "subrange")]
     fn window(

@@ -80,7 +80,8 @@
 //! # System calls
 //!
 //! `readv(2)`, `writev(2)`, `preadv(2)`, `pwritev(2)`. A seccomp filter for 0.18.0 may not allow
-//! them; no other module of this crate makes them.
+//! them; no other module of this crate makes them. Memory of a Xen guest that is not mapped in
+//! advance needs the calls of a mapping, too.
 
 mod buffer;
 mod io_vector;

@@ -163,7 +163,7 @@ impl<B: Bitmap> MmapRegion<B> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "backend-bitmap"))]
 mod tests {
     use std::fs::File;
 

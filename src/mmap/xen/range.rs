@@ -54,6 +54,10 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 /// - A child process that is forked while pages are mapped keeps them mapped until it ends or calls
 ///   `execve(2)`, unless the host is a PV domain. So do a leaked guard, [`IoBuffer`] or window.
 /// - `check_range` compares with the region. It does not know which pages are granted.
+/// - Code that uses the pointer of a [`PtrGuard`] without asking for its `error` gets SIGSEGV for a
+///   page that is not granted. The `Reader` and `Writer` of virtio-queue 0.18 are such code: read
+///   each buffer with `read_slice` first.
+/// - A write that fails marks its pages dirty, although nothing may have been written.
 /// - On a host whose pages do not have 4 KiB, each grant takes a page of the host. A region that is
 ///   mapped in advance may then lie in one page only, and an access that must be contiguous, too.
 /// - A frame that disappears after a foreign region was created raises SIGBUS in a PV domain, where
@@ -133,9 +137,9 @@ impl MmapRange {
     /// `mmap_flags` are [`MmapXenFlags`](crate::MmapXenFlags). `mmap_data` is the ID of the
     /// domain that owns the memory; a range that is not Xen memory ignores it.
     ///
-    /// The file of Xen memory must be the device of the table above. A front end that passes
-    /// another one gets an error from that file. Only a device that gives the requests of Xen
-    /// another meaning could do harm: do not pass descriptors of such devices.
+    /// The file of Xen memory must be the device of the table above. Another file returns an error,
+    /// such as `ENOTTY`: for memory that is not mapped in advance, from the first access. A device
+    /// that gives the requests of Xen another meaning could do harm: refuse such descriptors.
     ///
     /// Unless they are set, the protection is `PROT_READ | PROT_WRITE` and the flags of `mmap(2)`
     /// are `MAP_NORESERVE | MAP_SHARED`.
@@ -192,7 +196,8 @@ impl MmapRange {
     /// unit, so values of 1, 2, 4 and 8 bytes that are naturally aligned, atomic accesses, typed
     /// copies, and streams of files and sockets still map the pages.
     ///
-    /// The default is `false`: 0.18.0 does not make this request.
+    /// The default is `false`: 0.18.0 does not make this request. Ranges that are mapped in advance
+    /// ignore it. A device that does not know the request returns its error: there is no fallback.
     ///
     /// # Examples
     ///
