@@ -14,7 +14,7 @@ use super::World;
 use crate::debian::succeed;
 
 /// The time limit of a machine. timeout(1) ends it even if this program has been killed.
-const LIMIT_SECONDS: &str = "240";
+const LIMIT_SECONDS: &str = "600";
 /// The time limit of a machine whose domain 0 has not started its program. A start takes 7 to 15 s
 /// on an idle machine.
 const START: Duration = Duration::from_secs(90);
