@@ -1,4 +1,4 @@
-//! Accesses that check their whole range before they move a byte.
+//! An access through `all_or_nothing` moves all bytes of its range, or none.
 #![cfg(all(feature = "backend-mmap", feature = "backend-bitmap", unix))]
 
 use std::io::Cursor;
@@ -28,7 +28,7 @@ fn state(memory: &Memory) -> (Vec<u8>, bool) {
     (bytes, marks.filter(|words| words[..] != [0]).count() != 0)
 }
 
-/// Makes each access to the `len` bytes at `addr`. Returns whether they succeed, all or none.
+/// Makes each kind of access to the `len` bytes at `addr`. Returns whether each one succeeded.
 fn access(memory: &impl GuestMemory, addr: u64, len: usize) -> Vec<bool> {
     let (addr, source) = (GuestAddress(addr), vec![0xa5; len]);
     let view = memory.all_or_nothing();

@@ -107,7 +107,7 @@ fn assert_bytes(memory: &GuestMemoryMmap, addr: u64, bytes: &[u8]) {
 
 #[test]
 fn b01_read_volatile_from_stops_at_first_short_read() {
-    // 16 bytes before the boundary, 10 per read: going on would leave a gap of 6.
+    // The boundary is 16 bytes away, and a read moves 10. To continue would leave a gap of 6.
     let (mut source, target) = (slow(100, 10, None), memory());
     assert_eq!(
         target
@@ -163,7 +163,7 @@ fn b01_exact_transfers_repeat_until_complete() {
     }
 }
 
-/// The source may mark all that it is given, at each call.
+/// The source may mark its whole slice at each call. Bounded slices bound these marks.
 #[test]
 fn b01_exact_read_of_long_range_passes_bounded_parts() {
     struct Sizes(Vec<usize>);
@@ -422,7 +422,7 @@ fn b01_transfer_larger_than_system_call_limit_succeeds() {
     assert_eq!(outer.len(), TOTAL);
 }
 
-/// A sink of three bytes a call, which counts its calls. It is full after two calls.
+/// A sink that counts its calls, accepts three bytes per call, and is full after two calls.
 #[derive(Default)]
 struct Overriding {
     parts: usize,
@@ -471,7 +471,7 @@ fn b01_write_all_volatile_to_overriding_sink_counts_parts() {
 }
 
 #[test]
-fn exact_read_of_ended_source_counts_in_memory_only() {
+fn b01_exact_read_of_ended_source_returns_count_for_memory_and_eof_for_region() {
     let memory = memory();
     let region = memory.find_region(GuestAddress(0)).unwrap();
     let error = region

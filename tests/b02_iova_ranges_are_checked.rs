@@ -1,4 +1,4 @@
-//! B2: ranges of I/O virtual addresses at the end of the address space.
+//! B2: a range of I/O virtual addresses may end at 2^64, but never wraps around.
 #![cfg(all(feature = "iommu", feature = "backend-mmap"))]
 
 use std::sync::atomic::Ordering;
@@ -181,7 +181,7 @@ fn b02_invalidate_mapping_past_end_stops_at_end() {
             lookup(&iotlb, half, 1).is_none()
                 && lookup(&iotlb, GuestAddress(u64::MAX), 1).is_none()
         );
-        // It does not wrap to 0.
+        // The invalidation does not wrap to address 0.
         assert!(lookup(&iotlb, GuestAddress(0), 0x1000).is_some());
     }
     let mut iotlb = Iotlb::new();
@@ -239,7 +239,7 @@ fn b02_mapping_whose_target_passes_end_of_address_space_is_refused() {
         (2, usize::MAX),
         (u64::MAX, usize::MAX),
     ] {
-        // The last range of IOVAs ends at 2^64.
+        // With IOVA 1, the longest range ends at 2^64.
         for iova in [0x1000u64, 0, 1] {
             let refused = iova.checked_add(length as u64 - 1).is_none();
             let error = refused_mapping(iova, to, length);
@@ -249,7 +249,7 @@ fn b02_mapping_whose_target_passes_end_of_address_space_is_refused() {
             );
         }
     }
-    // One that ends at 2^64 exactly is a mapping.
+    // A target that ends exactly at 2^64 is accepted.
     Iotlb::new()
         .set_mapping(GuestAddress(0), GuestAddress(1), usize::MAX, Read)
         .unwrap();

@@ -1,4 +1,4 @@
-//! B7: regions of existing mappings, whose protection the caller may state or leave out.
+//! B7: a region of an existing mapping has the protection that the caller states, if any.
 #![cfg(all(unix, feature = "backend-mmap"))]
 #![expect(unsafe_code, reason = "borrows mappings")]
 
@@ -14,7 +14,7 @@ use Permissions::{Read, ReadWrite};
 
 /// Creates regions of the readable and writable page `host`: by `build_raw`, and by the builder.
 ///
-/// Without a protection, only the builder makes one.
+/// `build_raw` needs a protection. Without one, the builder makes the only region.
 fn existing(host: &MmapRegion, prot: Option<i32>, flags: i32) -> Vec<MmapRegion> {
     let mut builder = MmapRegionBuilder::new(host.size()).with_mmap_flags(flags);
     if let Some(prot) = prot {
@@ -40,7 +40,7 @@ fn existing(host: &MmapRegion, prot: Option<i32>, flags: i32) -> Vec<MmapRegion>
 fn b07_existing_mapping_without_stated_protection_refuses_nothing() {
     let host = MmapRegion::<()>::new(page_size()).unwrap();
     let read_write = libc::PROT_READ | libc::PROT_WRITE;
-    // 0x8 is PROT_SEM of some architectures. No bit of these permits a read or a write.
+    // 0x8 is PROT_SEM of some architectures. None of these bits permits a read or a write.
     let silent = [
         None,
         Some(0),
@@ -114,7 +114,7 @@ fn existing_mapping_of_any_size_needs_only_aligned_address() {
     let host = MmapRegion::<()>::new(2 * page_size()).unwrap();
     let make = |offset: usize, size: usize| {
         let addr = host.as_ptr().wrapping_add(offset);
-        // SAFETY: 1. The range lies in `host`; no protection is stated. 2. `host` outlives the
+        // SAFETY: 1. The range is in `host`; no protection is stated. 2. `host` outlives the
         // region. 3. No reference to it exists.
         unsafe { MmapRegion::<()>::build_raw(addr, size, 0, 0) }
     };

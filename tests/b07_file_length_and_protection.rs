@@ -1,4 +1,4 @@
-//! B7: files that are shorter than their mapping, and mappings without read or write permission.
+//! B7: mappings past the end of a file are refused, and so are accesses that a mapping forbids.
 #![cfg(all(unix, feature = "backend-mmap"))]
 
 use std::fs::File;

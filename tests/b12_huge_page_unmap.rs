@@ -1,5 +1,4 @@
-//! B12: dropping a region of huge pages unmaps all of it, whatever its size. `unmap` returns the
-//! error.
+//! B12: a region of huge pages is unmapped completely, by drop and by `unmap`, whatever its size.
 #![cfg(all(target_os = "linux", feature = "backend-mmap"))]
 #![expect(unsafe_code, reason = "calls memfd_create(2) and borrows mappings")]
 

@@ -1,5 +1,5 @@
-//! B14: a read without data marks nothing; overlaps in a file do not overflow; a short file is
-//! named.
+//! B14: a read without data marks nothing; overlaps in a file do not overflow; a mapping past the
+//! end of a file has an error of its own.
 #![cfg(all(
     unix,
     feature = "backend-mmap",
@@ -187,7 +187,7 @@ fn b14_fds_overlap_near_largest_offset_does_not_overflow() {
 }
 
 #[test]
-fn b14_mapping_past_end_of_file_names_the_cause() {
+fn b14_mapping_past_end_of_file_returns_past_eof() {
     let file = test_support::temp_file_of_len(0x1000);
     let refused = MmapRegion::<()>::from_file(FileOffset::new(file, 0), 0x10_0000).unwrap_err();
     assert!(

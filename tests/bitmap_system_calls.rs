@@ -1,5 +1,5 @@
-//! Marks and harvests make no system call. They run under a seccomp filter that kills the process
-//! for any. This test is a program of its own, because it forks.
+//! Marks and harvests make no system calls: strict seccomp mode does not kill a process that runs
+//! them. This test is a program of its own, because it forks.
 #![cfg(all(
     target_os = "linux",
     feature = "backend-bitmap",
@@ -20,9 +20,10 @@ const PAGE: usize = 4096;
 /// The child's exit status if it cannot install the filter.
 const NO_FILTER: i32 = 77;
 
-/// Runs `work` in a child process under a filter that kills it for any system call but exit(2).
+/// Runs `work` in a child process. A system call other than read(2), write(2), exit(2) and
+/// sigreturn(2) kills it.
 ///
-/// Returns the signal that ended the child, 0 if it exited, and `None` if there is no such filter.
+/// Returns the signal that ended the child, 0 if it exited, or `None` without such filters.
 fn without_system_calls(work: impl FnOnce()) -> Option<i32> {
     // SAFETY: the child has only this thread, so it must not take a lock that another thread held
     // at the fork. It runs `work`, which uses memory that exists already, allocates nothing and
@@ -125,7 +126,7 @@ fn marks_and_harvests_make_no_system_call() {
     });
     assert_eq!(result, Some(0));
 
-    // A system call is killed, so the filter works.
+    // Another system call kills the child, so the filter works.
     let killed = without_system_calls(std::thread::yield_now);
     assert_eq!(killed, Some(libc::SIGKILL));
 }

@@ -1,4 +1,5 @@
-//! Regions for whose bitmap there is no memory. The limit of the process is for this test alone.
+//! A region returns an error if its dirty bitmap exceeds the memory of the process. The test lowers
+//! the limit of its process, so it is a program of its own.
 #![cfg(all(
     feature = "backend-mmap",
     feature = "backend-bitmap",
@@ -19,7 +20,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, MmapRegion};
 /// has reserved.
 const SIZE: usize = 8 << 40;
 
-/// Limits the addresses of the process to those that are in use, and this many more.
+/// Limits the address space of the process to its current size and `more` bytes.
 fn limit_addresses(more: usize) {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let used: usize = statm.split(' ').next().unwrap().parse().unwrap();
@@ -36,7 +37,10 @@ fn limit_addresses(more: usize) {
 fn region_whose_bitmap_exceeds_memory_returns_error() {
     let test = "region_whose_bitmap_exceeds_memory_returns_error";
     if let Some(emulator) = emulator() {
-        return skipped(test, format!("{emulator:?} has no limit of addresses"));
+        return skipped(
+            test,
+            format!("{emulator:?} does not limit the address space"),
+        );
     }
     if page_size() > 0x1000 {
         return skipped(test, "the bitmap is too small");
@@ -44,7 +48,7 @@ fn region_whose_bitmap_exceeds_memory_returns_error() {
     limit_addresses(SIZE + (1 << 24));
     // There are enough addresses for the mapping.
     if let Err(error) = MmapRegion::<()>::new(SIZE) {
-        return skipped(test, format!("the kernel maps no {SIZE:#x} bytes: {error}"));
+        return skipped(test, format!("cannot map {SIZE:#x} bytes: {error}"));
     }
     let ranges = [(GuestAddress(0), SIZE)];
     match GuestMemoryMmap::<AtomicBitmap>::from_ranges(&ranges).map(drop) {

@@ -1,4 +1,4 @@
-//! `DirtyMemory`: harvests, merged logs, pages put back, and regions that change between harvests.
+//! A `DirtyMemory` loses no dirty page: with logs, after `put_back`, and when regions change.
 #![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::collections::BTreeSet;
@@ -243,7 +243,7 @@ fn harvest_of_page_shared_by_regions_keeps_mark_for_the_other() {
     let mut dirty = DirtyMemory::new();
     dirty.harvest(&memory);
     assert_eq!(runs(&dirty)[0], (0x2000, 0x1000));
-    // A page that lies in one region is clean after the harvest; so is the last page of the bitmap.
+    // A page of only one region is clean after the harvest; so is the last page of the bitmap.
     let mut dirty = DirtyMemory::new();
     dirty.harvest(&memory);
     assert!(!bitmap.dirty_at(0) && !bitmap.dirty_at(0x6000));

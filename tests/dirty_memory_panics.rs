@@ -1,4 +1,4 @@
-//! A panic in the code of a user loses no dirty page of a [`DirtyMemory`].
+//! A panic in a user's code loses no dirty page of a [`DirtyMemory`].
 #![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::cell::Cell;
@@ -102,8 +102,8 @@ fn region(start: u64) -> GuestRegionMmap<Own> {
 
 /// Harvests twice, and returns whether the first call panicked, and the dirty pages.
 ///
-/// A page was harvested before, and others were written since. Then a region was added. The code
-/// of the user panics after this number of calls.
+/// A page was harvested before, and others were written since. Then a region was added. The user's
+/// code panics after `calls` calls.
 fn harvest_with_panic_after(calls: usize, is_shared: bool) -> (bool, Vec<(GuestAddress, usize)>) {
     let first = region(0);
     let mapping = first.get_mmap();
@@ -156,7 +156,8 @@ fn harvest_after_panic_of_log_reports_all_pages() {
             }
             panics += 1;
         }
-        // Of each region: its slice, page size, place, and two in its harvest.
+        // Each region makes at least five calls: one each for its slice, its page size and its
+        // place, and two in its harvest.
         assert!(panics > 15, "{panics}");
     }
 }

@@ -139,7 +139,7 @@ proptest! {
         marked in prop::collection::vec((0usize..0x400, 1usize..0x80), 0..8),
         unplugged in prop::collection::vec(0usize..0x400, 0..40),
     ) {
-        // In units of 64 bytes, and an end inside of one.
+        // The units are 64 bytes, and the end is inside a unit.
         let len = len * 64 + 5;
         let (region, blocks) = region(0x8000, len, 64 << page, 64 << block);
         let block = 64 << block;

@@ -1,4 +1,4 @@
-//! `DirtyMemory` of regions that share a mapping, or the marks of one bitmap.
+//! A `DirtyMemory` reports a page in each region that shares its mapping or its bitmap.
 #![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::collections::BTreeSet;
@@ -56,7 +56,7 @@ fn harvest_after_removal_of_either_region_keeps_page_of_the_other() {
         let (rest, _) = memory.remove_region(GuestAddress(removed), 0x4000).unwrap();
         dirty.harvest(&rest);
         assert_eq!(runs(&dirty), [(kept, PAGE)]);
-        // The region that is left shares its marks with none, and is still harvested.
+        // The remaining region does not share its marks, and is still harvested.
         rest.write_obj(1u8, GuestAddress(kept + 0x1000)).unwrap();
         dirty.clear();
         dirty.harvest(&rest);
@@ -97,7 +97,7 @@ fn add_log_of_mapping_in_two_regions_reports_both() {
 
 #[test]
 fn harvest_after_region_takes_another_bitmap_reports_its_pages() {
-    // The bounds stay, so only the bitmaps tell that the regions share their marks now.
+    // The bounds stay, so only the bitmaps show that the regions share their marks now.
     let apart = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[
         (GuestAddress(0), 4 * PAGE),
         (GuestAddress(0x1_0000), 4 * PAGE),

@@ -1,4 +1,4 @@
-//! `DirtyMemory` of regions that are not RAM, of any length.
+//! A `DirtyMemory` accepts regions that are not RAM, and regions of any length.
 #![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::num::NonZeroUsize;

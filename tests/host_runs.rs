@@ -1,4 +1,4 @@
-//! Runs of host memory over adjacent regions, against a walk byte by byte.
+//! Runs of host memory join regions that are adjacent in guest memory and in host memory.
 #![cfg(all(feature = "backend-mmap", unix))]
 #![expect(unsafe_code, reason = "places regions in one mapping")]
 
@@ -13,7 +13,7 @@ use vm_memory::{
 
 const PAGE: usize = 0x1000;
 
-/// Creates one region of a page for each (page of guest memory, page of one mapping).
+/// Creates a region of one page for each pair (page of guest memory, page of one mapping).
 fn placed(pages: &[(u64, usize)], protection: i32) -> GuestMemoryMmap {
     let mapping: Arc<MmapRegion> = Arc::new(MmapRegion::new(16 * PAGE).unwrap());
     let regions = pages.iter().map(|&(guest, host)| {

@@ -1,4 +1,4 @@
-//! An `IoBuffer` in io_uring: submitted, moved to another thread, and completed there.
+//! An `IoBuffer` can be submitted to io_uring, moved to another thread, and completed there.
 #![cfg(all(
     target_os = "linux",
     feature = "rawfd",
@@ -62,7 +62,7 @@ fn io_buffer_completed_on_another_thread_marks_all_pages() {
     // SAFETY: the vectors and their memory stay in place until the operation is over, because
     // `buffer` lives until then.
     unsafe { ring.submission().push(&read) }.unwrap();
-    // From here on, only the buffer keeps the memory alive.
+    // Now only the buffer keeps the memory alive.
     let weak = Arc::downgrade(&memory);
     drop(memory);
     let memory = std::thread::spawn(move || {

@@ -1,5 +1,5 @@
-//! IOTLBs with thousands of mappings against a map of pages: random operations, dense and sparse
-//! addresses.
+//! IOTLBs with thousands of mappings agree with a map of pages, after random operations at dense
+//! and sparse addresses.
 //!
 //! The tests use an `Iotlb`, an `Iotlb` with a bound, and a `SharedIotlb` whose readers keep
 //! snapshots.
@@ -28,7 +28,7 @@ fn iova(page: u64) -> u64 {
     }
 }
 
-/// Returns the number of adjacent pages from `page` on, at most `most`.
+/// Returns the number of adjacent pages that start at `page`, up to `most`.
 fn run(page: u64, most: u64) -> u64 {
     (1..most)
         .find(|n| page + n >= PAGES || iova(page + n) != iova(page).wrapping_add(n * PAGE))
@@ -301,7 +301,7 @@ fn operate(iotlb: &mut impl Subject, operations: u64) {
         match random.below(100) {
             0..=59 => {
                 let pages = run(page, 1 + random.below(4));
-                // Some continue their neighbours, and become one mapping with them.
+                // Some mappings continue their neighbours, and become one mapping with them.
                 let to = match random.below(3) {
                     0 => page * PAGE,
                     _ => random.below(PAGES) * PAGE,

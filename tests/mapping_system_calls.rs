@@ -1,4 +1,4 @@
-//! The system calls of a mapping: `mmap(2)` and `munmap(2)`, and `fstat(2)` for a file. The seccomp
+//! A mapping makes only the calls `mmap(2)` and `munmap(2)`, and `fstat(2)` for a file. The seccomp
 //! filters of VMMs list them.
 //!
 //! The allocator of this program makes no system calls, so it is a program of its own.

@@ -1,4 +1,4 @@
-//! Regions with plugged blocks: unplugged blocks are holes to every access.
+//! An unplugged block of a region is a hole for every access.
 #![cfg(all(feature = "backend-mmap", feature = "backend-bitmap", unix))]
 
 use std::fs::File;

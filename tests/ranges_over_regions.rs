@@ -158,7 +158,7 @@ fn by_callback(
         places.push(place(&slice));
         Ok(())
     });
-    assert!(slices.next().is_none(), "something is left");
+    assert!(slices.next().is_none(), "slices remain");
     (places, end.err().map(|error| format!("{error:?}")))
 }
 
@@ -191,7 +191,7 @@ fn reach(regions: &[(u64, Kind)], addr: u64, count: usize, access: Permissions) 
     (next - u128::from(addr)) as usize
 }
 
-/// Returns the run of regions from `addr` on, by linear search.
+/// Returns the run of regions that starts at `addr`, by linear search.
 fn by_linear_search(regions: &[u64], addr: u64) -> Vec<u64> {
     let has = |addr: u128| {
         let has = |start: &&u64| {

@@ -1,6 +1,6 @@
-//! Threads that access the same guest bytes: no torn values, no reordering, no lost marks.
+//! Threads that access the same guest bytes see no torn or reordered values, and lose no marks.
 //!
-//! Short enough for ThreadSanitizer, which checks the accesses themselves.
+//! The tests are short enough for ThreadSanitizer, which checks the accesses themselves.
 #![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::num::NonZeroUsize;
@@ -95,7 +95,7 @@ const READERS: [fn(&Memory, u64); 3] = [
 ];
 
 #[test]
-fn read_obj_beside_writes_of_mixed_sizes_is_not_torn() {
+fn reads_during_writes_of_mixed_sizes_are_not_torn() {
     let (memory, done) = (&memory(), &AtomicBool::new(false));
     thread::scope(|scope| {
         let writers = [0, 1, 2, 3].map(|number: usize| {
@@ -122,8 +122,8 @@ fn read_obj_beside_writes_of_mixed_sizes_is_not_torn() {
     });
 }
 
-/// The number of reads of a value. If a value is written in two parts, about one in a few thousand
-/// reads comes between them.
+/// The number of reads of a value. If a value is written in two parts, about one read in a few
+/// thousand sees only the first part.
 const TORN_ROUNDS: u64 = if cfg!(vm_memory_portable) {
     1_000
 } else {
@@ -224,7 +224,7 @@ fn load_acquire_of_released_flag_sees_earlier_writes() {
 
 /// Copies dirty pages while devices write, as a migration does.
 #[test]
-fn harvest_beside_writers_loses_no_page() {
+fn harvest_during_writes_loses_no_page() {
     let (memory, copy) = (memory(), memory());
     let finished = AtomicU64::new(0);
     let harvest = || {
@@ -333,7 +333,7 @@ fn marks_of_two_writers_in_one_word_are_all_kept() {
 
 #[test]
 #[cfg(feature = "iommu")]
-fn read_obj_beside_changing_translations_is_from_one_page() {
+fn read_obj_during_remapping_returns_bytes_of_one_page() {
     use std::sync::RwLock;
     use vm_memory::iommu::{Error, Iotlb};
     use vm_memory::{GuestMemoryError, IommuMemory, Permissions};

@@ -1,5 +1,5 @@
-//! A region that cannot be unmapped at `vm.max_map_count`. It has a process of its own: other tests
-//! could not map memory meanwhile.
+//! `unmap` at `vm.max_map_count` returns an error, and the pages are freed. The test is a program
+//! of its own, because other tests could not map memory meanwhile.
 #![cfg(all(feature = "backend-mmap", target_os = "linux", not(miri)))]
 #![expect(unsafe_code, reason = "calls mmap(2), mprotect(2) and mincore(2)")]
 
@@ -25,7 +25,7 @@ fn use_up_maps() -> usize {
 fn unmap_at_map_limit_returns_error_and_frees_pages() {
     let test = "unmap_at_map_limit_returns_error_and_frees_pages";
     if let Some(emulator) = emulator() {
-        let reason = format!("{emulator:?} takes minutes to split a mapping as often");
+        let reason = format!("{emulator:?} takes minutes to split a mapping that often");
         return skipped(test, reason);
     }
     let len = 64 * page_size();

@@ -1,4 +1,4 @@
-//! [`Window`]: ranges of guest memory that are resolved once and accessed by offset.
+//! A [`Window`] behaves as a vector of its bytes: it is resolved once and accessed by offset.
 #![cfg(all(feature = "backend-mmap", feature = "backend-bitmap", unix))]
 
 use std::io::{Cursor, ErrorKind};
@@ -17,7 +17,7 @@ type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 const PAGE: usize = 0x1000;
 
-/// Three adjacent regions of a page, and after a hole of a page, another one.
+/// Creates three adjacent regions of a page, and another one after a hole of a page.
 fn memory() -> Memory {
     let starts = [0, 0x1000, 0x2000, 0x4000];
     Memory::from_ranges(&starts.map(|start| (GuestAddress(start), PAGE))).unwrap()
@@ -108,7 +108,7 @@ fn window_of_no_bytes_is_empty_at_any_address() {
 }
 
 #[test]
-fn window_refuses_accesses_that_it_was_not_made_for() {
+fn window_access_without_its_permission_is_refused() {
     let memory = memory();
     let read = memory
         .window(GuestAddress(0xff8), 0x10, Permissions::Read)
@@ -335,7 +335,7 @@ fn accesses() -> impl Strategy<Value = Vec<(usize, Access)>> {
     proptest::collection::vec((0usize..120, access), 1..40)
 }
 
-/// Makes an access, and returns the bytes moved and a failure as text.
+/// Makes an access, and returns the moved bytes and whether the access succeeded.
 fn run(window: &Window<'_, Memory>, offset: usize, access: &Access) -> (Vec<u8>, Result<(), ()>) {
     let mut buf = vec![];
     let result = match access {
@@ -435,7 +435,7 @@ proptest! {
             memory.read_slice(&mut bytes, addr).unwrap();
             prop_assert_eq!(&bytes, &model, "{:?} at {}", access, offset);
         }
-        // Nothing outside of the window was written.
+        // The bytes after the window are not written.
         let mut after = [0; 32];
         memory.read_slice(&mut after, GuestAddress((START + len) as u64)).unwrap();
         prop_assert_eq!(after, [0; 32]);

@@ -20,7 +20,7 @@ pub(crate) struct Taken {
     pub(crate) allocations: usize,
     /// Bytes allocated minus bytes freed by this thread.
     pub(crate) bytes: isize,
-    /// Bytes allocated that the allocator has not zeroed, so that the caller writes all of them.
+    /// Allocated bytes that the allocator did not zero. The caller writes all of them.
     pub(crate) not_zeroed: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Allocations of an `IoBuffer`: none for up to eight segments.
+//! An `IoBuffer` of up to eight segments allocates nothing.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ fn io_buffer_of_eight_segments_allocates_nothing() {
     let memory = memory();
     let (taken, ()) = taken_by(|| {
         let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::ReadWrite);
-        // Some descriptors lie in one region, one in three.
+        // The second descriptor is in three regions, each of the others in one.
         buffer.push(GuestAddress(0x10), 0x20).unwrap();
         buffer.push(GuestAddress(0x2ff0), 0x1020).unwrap();
         for n in 8..12 {

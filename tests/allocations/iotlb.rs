@@ -1,4 +1,4 @@
-//! Allocations of an IOTLB.
+//! A lookup in an IOTLB allocates nothing, and a mapping takes the documented memory.
 
 use std::collections::VecDeque;
 
@@ -71,13 +71,17 @@ fn lookup_hit_allocates_nothing_and_miss_allocates_its_error() {
     assert_eq!(allocations(hit), (0, Ok(1)));
 
     for (iova, length, access) in [
-        // A hole, ranges that begin or end in one, past all mappings, and a mapping without
-        // permission.
+        // In a hole.
         (0x1f_5000, 8, Permissions::Read),
+        // Ends in a hole.
         (0x1f_4800, 0x1000, Permissions::Read),
+        // Begins in a hole.
         (0x1f_5800, 0x1000, Permissions::Read),
+        // After all mappings.
         (1 << 40, 8, Permissions::Read),
+        // Without permission.
         (0x1f_4000, 8, Permissions::Write),
+        // Past the end of the address space.
         (u64::MAX, 8, Permissions::Read),
     ] {
         let miss = || Iotlb::lookup(&iotlb, GuestAddress(iova), length, access).map(drop);
@@ -102,7 +106,7 @@ fn iotlb_takes_32_to_90_bytes_per_mapping_after_any_removal() {
     drop(full);
 
     // The first `some` mappings of every other leaf stay, and the first `others` of the leaves
-    // between. No two adjacent leaves fit into one.
+    // between. The table joins adjacent leaves with at most 96 mappings, as in the first case only.
     for (some, others) in [(64, 1), (96, 1), (96, 32), (48, 49), (33, 64), (128, 1)] {
         let before = bytes_out();
         let mut iotlb = fragmented(100_000);
@@ -140,7 +144,7 @@ fn kept_iotlb_snapshot_takes_memory_of_changes_only() {
     let each = (bytes_out() - before) / 32;
     // One leaf of 4 KiB, and 48 bytes for each of 79 leaves. A whole table would take 320 KB.
     assert!((4096..12_000).contains(&each), "{each} bytes each");
-    // They are freed at the next change.
+    // The next change frees snapshots that have no reader.
     kept.clear();
     shared.invalidate_mapping(GuestAddress(0), 0x1000).readers();
     let rest = bytes_out() - before;

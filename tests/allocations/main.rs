@@ -1,5 +1,6 @@
-//! Allocations of the crate's structures. A program of its own, with an allocator that counts per
-//! thread.
+//! The crate's structures allocate no more than they document.
+//!
+//! The allocator of this program counts the allocations of each thread.
 #![cfg(all(
     unix,
     feature = "rawfd",

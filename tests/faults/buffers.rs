@@ -1,4 +1,4 @@
-//! Scattered copies: no byte after a page that cannot be accessed is moved.
+//! A scattered copy moves no byte after an inaccessible page.
 
 use std::num::NonZeroUsize;
 
@@ -28,7 +28,7 @@ fn buffer<M: GuestMemory + 'static>(memory: &Arc<M>, ranges: &[(u64, usize)]) ->
     buffer
 }
 
-/// Checks that copies of `buffer` end after four bytes. `last` are its last eight bytes.
+/// Checks that copies of `buffer` end after four bytes. `last` reads its last eight bytes.
 fn check<M: GuestMemory>(name: &str, buffer: &IoBuffer<M>, last: impl Fn() -> [u8; 8]) {
     assert_eq!(buffer.copy_from(0, &[0xee; LEN]).unwrap(), 4, "{name}");
     assert_eq!(last(), [0; 8], "{name}: bytes after the fault were written");

@@ -1,3 +1,5 @@
+//! Each cause of a fault returns an error: protection, huge pages, userfaultfd, memory errors.
+
 use std::os::fd::AsRawFd;
 
 use super::*;
@@ -100,7 +102,7 @@ fn access_to_userfaultfd_page_with_sigbus_returns_efault() {
     );
 }
 
-/// A child poisons the page: the kernel kills the process that does so if it maps the page.
+/// A child process poisons the page, because the kernel may kill the process that does so.
 #[test]
 fn access_to_poisoned_page_returns_efault() {
     let test = "access_to_poisoned_page_returns_efault";

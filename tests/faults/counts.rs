@@ -1,3 +1,5 @@
+//! An access that faults reports the bytes that it moved before the fault.
+
 use std::sync::atomic::Ordering;
 
 use super::*;
@@ -96,7 +98,7 @@ fn last_is_not_changed_by_access_without_fault() {
     assert_eq!(old.guest_address, None);
     file.set_len(2 * PAGE as u64).unwrap();
 
-    // Streams that end, in one region and across a hole.
+    // Streams that end inside the region, for ranges that end inside the region and past its end.
     assert_eq!(
         memory
             .read_volatile_from(gone, &mut &[1u8; 3][..], 64)
@@ -124,7 +126,7 @@ fn last_is_not_changed_by_access_without_fault() {
     ));
     assert_eq!(fault::last(), Some(old));
 
-    // The copy from a slice does.
+    // A copy from a slice faults.
     assert!(is_efault(
         &memory
             .read_volatile_from(gone, &mut &[1u8; 3][..], 64)

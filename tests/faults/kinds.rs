@@ -1,3 +1,5 @@
+//! Each kind of access at an inaccessible page returns an error, or moves nothing.
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;

@@ -1,4 +1,4 @@
-//! Accesses to pages that become inaccessible, with the fault handler installed.
+//! With the fault handler, an access to a page that became inaccessible returns an error.
 #![cfg(all(
     feature = "rawfd",
     feature = "backend-mmap",
@@ -13,29 +13,17 @@
     reason = "calls mmap(2) and sigaction(2), and reads the mappings directly"
 )]
 
-/// Scattered copies that end at a fault.
 mod buffers;
-/// Causes of a fault: protection, huge pages, userfaultfd, memory errors.
 mod causes;
-/// The bytes moved before a fault.
 mod counts;
-/// The result of each access.
 mod kinds;
-/// Many faults, in several threads.
 mod many;
-/// The handler that was installed before.
 mod previous;
-/// Signals that must not be recovered from.
 mod processes;
-/// System calls that write more than they count.
 mod short_counts;
-/// System calls on guest memory.
 mod system_calls;
-/// Copies of elements.
 mod typed_copies;
-/// Windows over pages that disappear.
 mod windows;
-/// Copies within guest memory.
 mod within;
 
 use std::fs::File;

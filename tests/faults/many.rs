@@ -1,3 +1,5 @@
+//! Many faults, and faults in several threads, each return `EFAULT` or a count.
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;

@@ -40,14 +40,14 @@ extern "C" fn deep_with_info(signal: i32, _: *mut libc::siginfo_t, _: *mut libc:
     deep(signal);
 }
 
-/// Sets the action of a signal, and returns the one before.
+/// Sets the action of a signal, and returns the previous one.
 fn set_action(signal: i32, handler: usize, flags: i32) -> libc::sigaction {
     // SAFETY: zeroes are a valid `sigaction`.
     let (mut action, mut before): (libc::sigaction, libc::sigaction) =
         unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler;
     action.sa_flags = flags;
-    // SAFETY: the callers pass a handler with the arguments that the flags say.
+    // SAFETY: the callers pass a handler with the arguments that the flags require.
     let status = unsafe { libc::sigaction(signal, &action, &mut before) };
     assert_eq!(status, 0);
     before
@@ -98,15 +98,15 @@ pub(super) fn deep_handler(arguments: &[&str]) {
     std::process::exit(DONE);
 }
 
-/// The handler that `LATER` replaced.
+/// The handler that `later_handler` replaced.
 static BEFORE_LATER: AtomicUsize = AtomicUsize::new(0);
 
-/// Calls the handler before it, which is that of the crate.
+/// Calls the handler that it replaced, which is that of the crate.
 extern "C" fn later(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     CALLS.fetch_add(1, Ordering::Relaxed);
     type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
     let before = BEFORE_LATER.load(Ordering::Relaxed);
-    // SAFETY: the handler before has SA_SIGINFO, so it has this type.
+    // SAFETY: the replaced handler has SA_SIGINFO, so it has this type.
     let before = unsafe { std::mem::transmute::<usize, Handler>(before) };
     before(signal, info, context);
 }
@@ -223,7 +223,7 @@ fn signals_sent_to_own_handler_leave_faults_of_other_threads_alone() {
 
 /// Without a previous handler, a sent signal has its default action: see [`fault`].
 #[test]
-fn sent_signal_after_default_action_kills() {
+fn sent_signal_without_previous_handler_kills() {
     let output = run("sent_signal_to_default_action");
     assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{output:?}");
     assert!(!String::from_utf8_lossy(&output.stdout).contains("survived"));
@@ -274,7 +274,7 @@ pub(super) fn sent_signal_not_passed_on(arguments: &[&str]) {
     std::process::exit(DONE);
 }
 
-/// So the handler of the standard library does not set the default action beside guest faults.
+/// This keeps the standard library's handler from setting the default action during guest faults.
 #[test]
 fn sent_signal_that_is_not_passed_on_has_default_action() {
     for (before, survives) in [

@@ -215,7 +215,7 @@ fn install_handler(handler: usize, flags: i32) {
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler;
     action.sa_flags = flags;
-    // SAFETY: the callers pass a handler with the arguments that the flags say.
+    // SAFETY: the callers pass a handler with the arguments that the flags require.
     let status = unsafe { libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut()) };
     assert_eq!(status, 0);
 }

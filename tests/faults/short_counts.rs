@@ -1,4 +1,4 @@
-//! A system call writes more bytes than it counts. Each page that was written must be marked.
+//! Each page that a system call writes is marked, even if the call counts fewer bytes.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};

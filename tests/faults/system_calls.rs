@@ -1,3 +1,5 @@
+//! A read or write across an inaccessible page counts exactly the bytes that the stream moved.
+
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;

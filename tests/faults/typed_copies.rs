@@ -1,11 +1,11 @@
-//! Copies of elements that reach an inaccessible page, between two elements or inside one.
+//! A copy of elements counts the bytes before an inaccessible page, also inside an element.
 
 use super::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::fault::{self, Direction};
 use vm_memory::{ByteValued, Bytes, VolatileMemory};
 
-/// The elements of each copy. Some of them lie on the inaccessible page.
+/// The number of elements of each copy. Some of them are on the inaccessible page.
 const ELEMENTS: usize = 100;
 
 /// Returns elements whose bytes are numbered.

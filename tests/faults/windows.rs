@@ -1,4 +1,4 @@
-//! Windows: the memory may disappear after it was resolved.
+//! An access to a window returns an error if its page disappeared after the window was created.
 
 use super::*;
 use vm_memory::{fault, Bytes, GuestMemory, Permissions};

@@ -1,3 +1,5 @@
+//! A copy within guest memory counts the bytes before a fault, and marks its whole target.
+
 use super::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::fault::{self, Direction, LastFault};
@@ -41,7 +43,7 @@ fn copy_within_disjoint_ranges_counts_bytes_before_fault() {
             .unwrap() as usize;
         for len in (1..=300usize).chain([1000, 4096]) {
             for inside in (0..len).step_by(if len <= 300 { 1 } else { 61 }) {
-                // The other operand has other alignments.
+                // The alignment of the other operand varies.
                 let (from, to) = if source_gone {
                     (edge - inside, high + inside % 61)
                 } else {
@@ -110,7 +112,7 @@ fn copy_within_to_lower_overlapping_address_counts_bytes_before_fault() {
                 if completed >= len
                     || (protection == libc::PROT_NONE && edge < from && from < edge + PAGE)
                 {
-                    // The copy does not meet the page, or begins in it.
+                    // The copy does not reach the page, or begins in it.
                     continue;
                 }
                 let all = numbered(5 * PAGE);
@@ -145,7 +147,7 @@ fn copy_within_to_higher_or_close_address_counts_nothing_and_marks_all() {
     fault::install().unwrap();
     let (memory, _file) = shared(4);
     let len = 2 * PAGE;
-    // The last page that the copy meets is inaccessible, so it has written the others.
+    // The last page that the copy reaches is inaccessible, so it has written the others.
     for (from, to, gone) in [
         (0, 1000, 0),
         (100, 101, 0),
