@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the published vm-memory, this crate and the limit, measured in the three
+//! `cargo xtask bench`: measures the published vm-memory, this crate and the limit in the three
 //! builds that users ship.
 //!
 //! The program in `bench/` measures. This command runs it in each build, and writes the tables side
@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "SUBSTRING")]
     filter: Option<String>,
 
-    /// Rounds of each row
+    /// Measure each row in N rounds
     #[arg(long, value_name = "N", default_value_t = 21)]
     rounds: u32,
 
@@ -57,9 +57,9 @@ pub struct Args {
 enum Build {
     /// Fat LTO, one codegen unit: Firecracker
     Fat,
-    /// Cargo's own default
+    /// Cargo's default release profile
     Release,
-    /// Fat, for size, abort on panic: Cloud Hypervisor
+    /// Fat LTO, optimized for size, abort on panic: Cloud Hypervisor
     Size,
 }
 
@@ -88,7 +88,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if args.instructions {
         return bench.instructions(args);
     }
-    // Before this command writes a file, so that the checkout counts as unchanged.
+    // A file that this command writes would make the checkout count as changed.
     let machine = Machine::ask(&bench.folder)?;
     let mut builds = args.builds.clone();
     builds.sort_unstable();
@@ -120,7 +120,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs a program, prints its output, and returns the lines of it.
+/// Runs a program, prints its output, and returns the lines.
 fn output_of(command: &mut Command) -> Result<Vec<String>> {
     let mut child = command
         .stdout(Stdio::piped())

@@ -5,7 +5,7 @@
 //!
 //! - the test programs contain no other `vm-memory`, according to cargo;
 //! - no test fails;
-//! - as many tests pass as on the published vm-memory.
+//! - at least as many tests pass as on the published vm-memory.
 
 pub mod counts;
 mod table;
@@ -27,7 +27,7 @@ use crate::workspace::{cargo, cargo_path, Workspace};
 use counts::Counts;
 use table::{User, USERS};
 
-/// The time limit of a test program. One that runs longer counts as hanging and is ended.
+/// The time limit of a test program. A program that runs longer is terminated.
 const TEST_PROGRAM_LIMIT_SECONDS: u32 = 300;
 
 /// The lines of a log that are printed when its row fails.
@@ -62,7 +62,7 @@ struct Row {
     user: &'static User,
     counts: Counts,
     took: Duration,
-    /// The reason, if it failed.
+    /// The reason, if the row failed.
     failure: Option<String>,
 }
 
@@ -72,15 +72,15 @@ struct Row {
 ///
 /// Returns an error if a crate cannot be fetched or copied.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let bench = Bench::new(workspace, args.published)?;
+    let harness = Harness::new(workspace, args.published)?;
     if let (Some(monitor), Some(path)) = (args.vmm, &args.path) {
-        return vmm::run(&bench, monitor, path, args.micro_http.as_deref());
+        return vmm::run(&harness, monitor, path, args.micro_http.as_deref());
     }
     let users: Vec<_> = USERS
         .iter()
         .filter(|user| args.only.as_deref().is_none_or(|only| only == user.name))
         .collect();
-    bench.unpack(&users)?;
+    harness.unpack(&users)?;
 
     let mut rows = Vec::new();
     for user in users {
@@ -92,19 +92,19 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             took: Duration::ZERO,
             failure: None,
         };
-        row.failure = bench
+        row.failure = harness
             .test(user, &mut row.counts)
             .err()
             .map(|error| format!("{error:#}"));
         row.took = started.elapsed();
         if let Some(failure) = &row.failure {
-            let log = bench.log(user);
+            let log = harness.log(user);
             eprintln!("{}: FAILED: {failure}\n{}", user.label(), tail(&log));
             eprintln!("{}: the whole log is {}", user.label(), log.display());
         }
         rows.push(row);
     }
-    print!("\n{}", bench.table(&rows));
+    print!("\n{}", harness.table(&rows));
     Ok(if rows.iter().all(|row| row.failure.is_none()) {
         ExitCode::SUCCESS
     } else {
@@ -122,18 +122,19 @@ fn features(user: &User) -> String {
 }
 
 /// The folder in which the crates are unpacked, built and run.
-struct Bench {
+struct Harness {
     folder: PathBuf,
-    /// Our manifest, the only one that `vm-memory` may come from.
+    /// The manifest of `vm-memory` in this checkout.
     ours: PathBuf,
     root: PathBuf,
     published: bool,
 }
 
-impl Bench {
+impl Harness {
     fn new(workspace: &Workspace, published: bool) -> Result<Self> {
         let folder = workspace.target.join("compat");
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(Self {
             folder,
             ours: workspace.manifest(),
@@ -228,14 +229,14 @@ impl Bench {
         ensure!(!found.is_empty(), "{user} was built without vm-memory");
         ensure!(
             wrong.is_empty(),
-            "the patch was not taken: vm-memory was built from {}",
+            "the wrong vm-memory was built: {}",
             wrong.join(", ")
         );
         Ok(())
     }
 
-    /// Returns a cargo that takes vm-memory from this checkout, unless the published one is
-    /// requested.
+    /// Returns a cargo command that patches vm-memory with this checkout, unless the published
+    /// crate is requested.
     fn patched_cargo(&self, folder: &Path) -> std::process::Command {
         let mut command = cargo(folder);
         if !self.published {
@@ -295,7 +296,7 @@ impl Bench {
     }
 }
 
-/// Returns the setting that ends a test program after a time.
+/// Returns the setting of cargo that terminates a test program after a time.
 fn runner(seconds: u32) -> String {
     format!("target.'cfg(all())'.runner=[\"timeout\", \"--foreground\", \"{seconds}\"]")
 }
@@ -358,8 +359,8 @@ fn fetch_manifest(crates: &BTreeSet<(&str, &str)>) -> Result<String> {
     Ok(manifest)
 }
 
-/// Copies a crate's source completely or not at all, and makes it a separate workspace. Otherwise
-/// cargo would consider it a member of this one.
+/// Copies a crate's source completely or not at all, and makes the copy a separate workspace.
+/// Otherwise cargo would consider it a member of this one.
 fn copy_crate(source: &Path, copy: &Path) -> Result<()> {
     let mut partial = copy.as_os_str().to_owned();
     partial.push(".partial");

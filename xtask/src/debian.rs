@@ -19,7 +19,8 @@ pub const fn tool(file: &'static str, package: &'static str) -> Tool {
     Tool { file, package }
 }
 
-/// Debian's compiler. It has a standard library for arm64, and the source of it for other targets.
+/// Debian's compiler. It has a standard library for arm64, and the library's source for other
+/// targets.
 pub const RUSTC: Tool = tool("/usr/bin/rustc", "rustc-web");
 /// The cargo of that compiler.
 pub const CARGO: Tool = tool("/usr/bin/cargo", "cargo-web");
@@ -52,7 +53,7 @@ pub fn missing<'a>(tools: impl IntoIterator<Item = &'a Tool>) -> Vec<&'static st
 ///
 /// # Errors
 ///
-/// Returns an error if a program of Debian fails, for example without root.
+/// Returns an error if dpkg or apt-get fails, for example without root.
 pub fn install(packages: &[&str]) -> Result<()> {
     if packages.iter().any(|package| package.ends_with(":arm64")) {
         add_arm64()?;
@@ -67,7 +68,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     )
 }
 
-/// Makes the packages of arm64 known.
+/// Adds the architecture arm64 to dpkg.
 ///
 /// # Errors
 ///
@@ -76,7 +77,7 @@ pub fn add_arm64() -> Result<()> {
     succeed(Command::new("dpkg").args(["--add-architecture", "arm64"]))
 }
 
-/// Reads the lists of packages again.
+/// Updates the lists of packages.
 ///
 /// # Errors
 ///
@@ -85,7 +86,7 @@ pub fn update() -> Result<()> {
     succeed(Command::new("apt-get").args(["update", "-qq"]))
 }
 
-/// Runs a command that must succeed, without its output.
+/// Runs a command that must succeed, and discards its output.
 ///
 /// # Errors
 ///

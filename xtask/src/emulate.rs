@@ -64,13 +64,13 @@ const MUSL: &[Tool] = &[
 ];
 const FORMATS: &[Tool] = &[RUSTC, CARGO, RUST_SOURCE];
 
-/// A processor with the base set of instructions, and one with all that the emulator supports.
+/// A processor with the base instruction set, and one with all instructions that qemu supports.
 const BASE_PROCESSOR: &str = "cortex-a72";
 const ANY_PROCESSOR: &str = "max";
 
 /// The section of the fault table (`src/access/arch/fault_table.rs`).
 const SECTION: &[u8] = b"vm_memory_faults_1";
-/// The time limit of a run. One that takes longer counts as hanging and is ended.
+/// The time limit of a run, in seconds. A run that takes longer is terminated.
 const LIMIT_SECONDS: &str = "900";
 /// The lines of a log that are printed when its run fails.
 const TAIL_LINES: usize = 60;
@@ -107,7 +107,7 @@ impl Target {
 ///
 /// Returns an error if the target folder cannot be created.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let bench = Bench::new(workspace)?;
+    let harness = Harness::new(workspace)?;
     let wanted = Target::ALL
         .into_iter()
         .filter(|target| args.only.is_none_or(|only| only == *target));
@@ -129,10 +129,10 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         }
         let started = Instant::now();
         let outcome = match target {
-            Target::Aarch64 => bench.aarch64(),
-            Target::Aarch64Lse => bench.aarch64_lse(),
-            Target::Musl => bench.musl(),
-            Target::Formats => bench.formats(),
+            Target::Aarch64 => harness.aarch64(),
+            Target::Aarch64Lse => harness.aarch64_lse(),
+            Target::Musl => harness.musl(),
+            Target::Formats => harness.formats(),
         };
         match outcome {
             Ok(what) => println!(
@@ -154,16 +154,17 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 }
 
 /// The folder of the builds. It is separate because the compiler differs.
-struct Bench {
+struct Harness {
     root: PathBuf,
     features: String,
     folder: PathBuf,
 }
 
-impl Bench {
+impl Harness {
     fn new(workspace: &Workspace) -> Result<Self> {
         let folder = workspace.target.join("emulate");
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(Self {
             root: workspace.root.clone(),
             features: workspace.features()?,
@@ -281,7 +282,7 @@ impl Bench {
         let unwinder = libraries.join("libunwind.a");
         if unwinder.symlink_metadata().is_err() {
             symlink(UNWINDER.file, &unwinder)
-                .with_context(|| format!("cannot make {}", unwinder.display()))?;
+                .with_context(|| format!("cannot create {}", unwinder.display()))?;
         }
         // The unwinder was compiled with glibc's headers, which rename `fprintf`. It is called only
         // before `abort`.
@@ -298,7 +299,7 @@ impl Bench {
         self.count("musl", command)
     }
 
-    /// Runs tests, prints the skipped ones, and returns their number.
+    /// Runs tests, prints the skipped ones, and returns the counts as text.
     fn count(&self, name: &str, mut command: Command) -> Result<String> {
         command.args(["--", "--show-output"]);
         let text = self.log(name, &mut command)?;

@@ -16,8 +16,8 @@
 //! The table of layers in `docs/architecture.md` of a crate, if it has one, must be the same list.
 //!
 //! A module imports from its own line and from the lines above it. Tests and links in documentation
-//! do not count, and the root file may name everything. A crate without a list may have no imports
-//! between its modules.
+//! do not count, and the root file may name everything. In a crate without a list, no module may
+//! import from another.
 
 mod imports;
 mod list;
@@ -117,7 +117,7 @@ fn check(package: &Package, exceptions: &[Exception]) -> Result<Vec<String>> {
     for (number, exception) in exceptions.iter().enumerate() {
         if !used.contains(&number) {
             findings.push(format!(
-                "{}: the exception for {} in {} is not needed any more ({})",
+                "{}: the exception for {} in {} is no longer needed ({})",
                 package.name, exception.name, exception.from, exception.reason
             ));
         }

@@ -113,7 +113,7 @@ pub fn cargo_path() -> PathBuf {
     std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
 
-/// Returns a command of that cargo, to run in `folder`.
+/// Returns a command that runs this cargo in `folder`.
 pub fn cargo(folder: &Path) -> Command {
     let mut command = Command::new(cargo_path());
     command.current_dir(folder);

@@ -1,13 +1,13 @@
 //! `cargo xtask xen`: the scenarios of `verify/xen` on real Xen, under emulation.
 //!
 //! For each world, QEMU boots Debian's hypervisor with Debian's kernel as domain 0. The only
-//! program of that domain is `on-real-xen` of `verify/xen`: it makes a second domain, runs each
-//! scenario on the kernel's devices, and asks the hypervisor after each one which grants are
+//! program of that domain is `on-real-xen` of `verify/xen`: it creates a second domain, runs each
+//! scenario on the kernel's devices, and then queries the hypervisor for the grants that are still
 //! mapped.
 //!
 //! The packages are downloaded with apt-get and unpacked below the target folder. They are not
-//! installed, and nothing of Xen is in the repository. A world whose packages or tools are missing
-//! is reported as `SKIPPED:`. `--install` installs the tools first.
+//! installed, and the repository contains no part of Xen. A world whose packages or tools are
+//! missing is reported as `SKIPPED:`. `--install` installs the tools first.
 
 mod emulator;
 mod initramfs;
@@ -53,7 +53,8 @@ enum World {
     X86Pvh,
 }
 
-/// The attempts to boot a world. Domain 0 of a PVH kernel sometimes hangs before its first program.
+/// The maximum number of attempts to boot a world. A PVH domain 0 sometimes hangs before its first
+/// program.
 const BOOTS: usize = 2;
 /// The lines of the console that are printed when a world fails.
 const TAIL_LINES: usize = 60;
@@ -97,7 +98,7 @@ impl World {
 /// Returns an error if a folder below the target folder cannot be written.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let folder = workspace.target.join("xen");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let mut failed = false;
     for world in World::ALL {
         if args.only.is_some_and(|only| only != world) {
@@ -170,7 +171,7 @@ fn build(workspace: &Workspace, world: World, folder: &Path) -> Result<PathBuf> 
     Ok(folder.join(target).join("release").join(PROGRAM))
 }
 
-/// Boots a world until its domain 0 has turned it off, and reads the report on its console.
+/// Boots a world, waits until its domain 0 has turned it off, and reads the report on its console.
 fn run_world(
     world: World,
     folder: &Path,
@@ -193,7 +194,7 @@ fn run_world(
     finish(world, Report::read(&console), &console, &log, verbose)
 }
 
-/// Prints what a reader needs of the report, and returns it if every scenario passed.
+/// Prints the skipped scenarios and the notes of a report, and returns it if it has no faults.
 fn finish(
     world: World,
     report: Report,

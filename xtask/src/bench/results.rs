@@ -35,12 +35,12 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// Returns whether ours is slower than the reference, by more than the noise.
+    /// Returns whether this crate is slower than the reference, by more than the noise.
     fn is_slower(&self) -> bool {
         self.ratio < 0.97
     }
 
-    /// Returns whether the ratio misses the figure of the row.
+    /// Returns whether the ratio is below the figure of the row.
     fn misses_ratio(&self) -> bool {
         self.ratio < self.least_ratio
     }

@@ -18,7 +18,7 @@ pub struct User {
     pub skips: &'static [&'static str],
     /// The reason why they are skipped.
     pub reason: &'static str,
-    /// The tools that its build needs besides Rust and a C compiler.
+    /// The tools that the build needs besides Rust and a C compiler.
     pub needs: &'static str,
 }
 

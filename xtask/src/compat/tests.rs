@@ -4,9 +4,9 @@ fn user() -> &'static User {
     USERS.first().unwrap()
 }
 
-fn bench(ours: &Path, published: bool) -> Bench {
+fn harness(ours: &Path, published: bool) -> Harness {
     let root = ours.parent().unwrap().to_owned();
-    Bench {
+    Harness {
         folder: root.join("target/compat"),
         ours: ours.to_owned(),
         root,
@@ -53,16 +53,13 @@ fn check_source_with_other_vm_memory_returns_error() {
     });
     let [ours, registry] = &manifests;
     let check = |published, found: &[&PathBuf]| {
-        bench(ours, published)
+        harness(ours, published)
             .check_source("thing", &found.iter().map(|path| (*path).clone()).collect())
             .map_err(|error| error.to_string())
     };
     assert_eq!(check(false, &[ours]), Ok(()));
     assert_eq!(check(true, &[registry]), Ok(()));
-    let why = format!(
-        "the patch was not taken: vm-memory was built from {}",
-        registry.display()
-    );
+    let why = format!("the wrong vm-memory was built: {}", registry.display());
     assert_eq!(check(false, &[registry]), Err(why.clone()));
     assert_eq!(check(false, &[ours, registry]), Err(why));
     assert!(check(true, &[ours]).is_err());
@@ -136,7 +133,7 @@ fn table_has_failures_and_skips() {
     let bzimage = |user: &&User| user.variant == Some("bzimage");
     let loader = USERS.iter().find(bzimage).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let table = bench(&folder.path().join("Cargo.toml"), false)
+    let table = harness(&folder.path().join("Cargo.toml"), false)
         .table(&[row(loader, None), row(loader, Some("2 failed"))]);
     let lines: Vec<_> = table
         .lines()

@@ -18,7 +18,7 @@ use anyhow::{ensure, Context, Result};
 use clap::ValueEnum;
 
 use super::counts::Counts;
-use super::{append, build, runner, tail, Bench};
+use super::{append, build, runner, tail, Harness};
 
 /// The time limit of a test program. Firecracker's takes minutes.
 const TEST_PROGRAM_LIMIT_SECONDS: u32 = 1800;
@@ -26,7 +26,7 @@ const TEST_PROGRAM_LIMIT_SECONDS: u32 = 1800;
 /// The dependency that both monitors take from GitHub.
 const MICRO_HTTP: &str = "git = \"https://github.com/firecracker-microvm/micro-http\"";
 
-/// Folders of build output, and the history.
+/// The history and the folders of build output, which are not copied.
 const NOT_COPIED: [&str; 3] = [".git", "build", "target"];
 
 /// A virtual machine monitor that uses vm-memory.
@@ -93,18 +93,18 @@ impl Monitor {
 ///
 /// Returns an error if the checkout cannot be copied, or if cargo cannot resolve its dependencies.
 pub fn run(
-    bench: &Bench,
+    harness: &Harness,
     monitor: Monitor,
     checkout: &Path,
     micro_http: Option<&Path>,
 ) -> Result<ExitCode> {
     let name = monitor.name();
-    let folder = bench.folder.join("vmm");
+    let folder = harness.folder.join("vmm");
     let copy = folder.join(name);
     copy_checkout(checkout, &copy, micro_http)
         .with_context(|| format!("cannot copy {} to {}", checkout.display(), copy.display()))?;
-    let dependents = update_arc_swap(bench, &copy)
-        .and_then(|()| dependents(bench, &copy))
+    let dependents = update_arc_swap(harness, &copy)
+        .and_then(|()| dependents(harness, &copy))
         .context(match micro_http {
             Some(_) => "cargo cannot resolve the dependencies",
             None => {
@@ -113,13 +113,13 @@ pub fn run(
         })?;
     println!("{name}: {dependents} crates depend on vm-memory");
 
-    let suffix = if bench.published { ".published" } else { "" };
+    let suffix = if harness.published { ".published" } else { "" };
     let log = folder.join(format!("{name}{suffix}.log"));
     File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let started = Instant::now();
     let mut counts = Counts::default();
     println!("{name}: building and testing; the log is {}", log.display());
-    let outcome = test(bench, monitor, &copy, &log, &mut counts);
+    let outcome = test(harness, monitor, &copy, &log, &mut counts);
     let (expected, day) = monitor.expected();
     println!(
         "{name}: {} passed, {} failed, {} ignored, {} left out in {} s; {expected} passed on \
@@ -139,14 +139,14 @@ pub fn run(
 
 /// Builds and runs the tests.
 fn test(
-    bench: &Bench,
+    harness: &Harness,
     monitor: Monitor,
     copy: &Path,
     log: &Path,
     counts: &mut Counts,
 ) -> Result<()> {
     let command = || {
-        let mut command = bench.patched_cargo(copy);
+        let mut command = harness.patched_cargo(copy);
         command
             .args(["--config", "profile.dev.debug=0"])
             .arg("--config")
@@ -154,11 +154,11 @@ fn test(
             .arg("test")
             .args(monitor.arguments())
             .arg("--target-dir")
-            .arg(bench.folder.join("vmm/target"));
+            .arg(harness.folder.join("vmm/target"));
         command
     };
     let found = build(command(), log).context("cannot build the test programs")?;
-    bench.check_source(monitor.name(), &found)?;
+    harness.check_source(monitor.name(), &found)?;
     let output = append(log)?;
     command()
         .args(["--no-fail-fast", "--"])
@@ -180,7 +180,8 @@ fn test(
     Ok(())
 }
 
-/// Copies a checkout without its choice of compiler, and with `micro_http` from `DIR`.
+/// Copies a checkout without its choice of compiler. Its manifests take the crate `micro_http` from
+/// the folder `micro_http`, if there is one.
 fn copy_checkout(checkout: &Path, copy: &Path, micro_http: Option<&Path>) -> Result<()> {
     if copy.exists() {
         fs::remove_dir_all(copy)?;
@@ -247,12 +248,12 @@ fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Updates arc-swap in the lock file, if it has one: this crate needs 1.9.5 or later.
-fn update_arc_swap(bench: &Bench, copy: &Path) -> Result<()> {
+fn update_arc_swap(harness: &Harness, copy: &Path) -> Result<()> {
     let lock = fs::read_to_string(copy.join("Cargo.lock")).unwrap_or_default();
-    if bench.published || !lock.contains("name = \"arc-swap\"") {
+    if harness.published || !lock.contains("name = \"arc-swap\"") {
         return Ok(());
     }
-    let status = bench
+    let status = harness
         .patched_cargo(copy)
         .args(["update", "--quiet", "--package", "arc-swap"])
         .status()
@@ -265,8 +266,8 @@ fn update_arc_swap(bench: &Bench, copy: &Path) -> Result<()> {
 }
 
 /// Returns the number of packages that depend on vm-memory, directly or indirectly.
-fn dependents(bench: &Bench, copy: &Path) -> Result<usize> {
-    let output = bench
+fn dependents(harness: &Harness, copy: &Path) -> Result<usize> {
+    let output = harness
         .patched_cargo(copy)
         .args(["tree", "--workspace", "--invert", "vm-memory"])
         .args(["--prefix", "none", "--edges", "normal,build,dev"])

@@ -112,7 +112,7 @@ fn check_with_exception_allows_that_name_only() {
     assert_eq!(other.len(), 1, "{other:?}");
     let unused = findings("low", "", &[exception()]);
     assert!(
-        unused.first().unwrap().contains("is not needed any more"),
+        unused.first().unwrap().contains("is no longer needed"),
         "{unused:?}"
     );
 }

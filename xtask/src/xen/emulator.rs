@@ -1,4 +1,4 @@
-//! The machine, emulated by QEMU without the help of the processor.
+//! The machine, which QEMU emulates without hardware virtualization.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -13,15 +13,15 @@ use super::report::Report;
 use super::World;
 use crate::debian::succeed;
 
-/// The time limit of a machine. timeout(1) ends it even if this program has been killed.
+/// The time limit of a machine. timeout(1) enforces it even if this program has been killed.
 const LIMIT_SECONDS: &str = "600";
 /// The time limit of a machine whose domain 0 has not started its program. A start takes 7 to 15 s
 /// on an idle machine.
 const START: Duration = Duration::from_secs(90);
-/// The pause between two looks at the console.
+/// The pause between two reads of the console.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Runs a machine until it turns itself off or the time is over, and returns its console.
+/// Runs a machine until it turns itself off or exceeds its time limit, and returns its console.
 ///
 /// # Errors
 ///
@@ -87,6 +87,8 @@ fn arm(command: &mut Command, boot: &Boot, initramfs: &Path) {
         ));
 }
 
+/// Adds the arguments of an x86 machine.
+///
 /// With supervisor-mode access prevention, QEMU's processor crashes domain 0 at its first upcall.
 /// A PVH domain 0 needs an IOMMU, and a processor without `rdtscp`, which QEMU does not intercept
 /// as Xen expects. With two processors, it sometimes hangs while it starts.

@@ -69,7 +69,8 @@ impl Archive {
         Ok(())
     }
 
-    /// Names and contents end at multiples of four bytes.
+    /// Pads the archive to a multiple of four bytes, as the format requires after each name and
+    /// content.
     fn align(&mut self) {
         let len = self.bytes.len().next_multiple_of(4);
         self.bytes.resize(len, 0);
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn archive_of_names_and_contents_of_any_length_holds_them() {
+    fn add_of_any_length_keeps_name_and_content() {
         for len in 0..9 {
             let name = "n".repeat(len + 1);
             let content = vec![7; len];

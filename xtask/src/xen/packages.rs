@@ -8,8 +8,8 @@ use anyhow::{ensure, Context, Result};
 
 use crate::debian::{add_arm64, succeed, update};
 
-/// The version of the hypervisor. The program of domain 0 makes a domain with hypercalls that
-/// differ from version to version.
+/// The version of the hypervisor. The program of domain 0 creates a domain with hypercalls that
+/// differ between versions.
 const XEN: &str = "4.17";
 
 /// The kernel's modules that the scenarios need, in the order of loading.
@@ -26,7 +26,7 @@ pub struct Boot {
     pub modules: Vec<PathBuf>,
 }
 
-/// Downloads and unpacks the packages of an architecture, unless they are there.
+/// Downloads and unpacks the packages of an architecture, unless an earlier run did so.
 ///
 /// # Errors
 ///
@@ -60,7 +60,7 @@ fn download(architecture: &str, folder: &Path, install: bool) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot empty {}", folder.display()))?;
     }
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let image = match kernel_package(architecture) {
         Ok(image) => image,
         Err(_) if install => {
@@ -94,7 +94,8 @@ fn download(architecture: &str, folder: &Path, install: bool) -> Result<()> {
     Ok(())
 }
 
-/// Returns the package of the current kernel: the one that the package without a version needs.
+/// Returns the package of the current kernel, which is a dependency of the package without a
+/// version.
 fn kernel_package(architecture: &str) -> Result<String> {
     let name = format!("linux-image-{architecture}:{architecture}");
     let output = Command::new("apt-cache")
@@ -111,7 +112,7 @@ fn kernel_package(architecture: &str) -> Result<String> {
     Ok(format!("{image}:{architecture}"))
 }
 
-/// Extracts the files of a package that a boot needs. The rest of a kernel has 300 MB.
+/// Extracts the files of a package that a boot needs. The other files of a kernel take 300 MB.
 fn extract(package: &Path, folder: &Path) -> Result<()> {
     let mut archive = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
@@ -167,5 +168,5 @@ fn find(folder: &Path, matches: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
             }
         }
     }
-    anyhow::bail!("a file of the packages is not in {}", folder.display())
+    anyhow::bail!("{} lacks a file of the packages", folder.display())
 }

@@ -28,7 +28,7 @@ const FAULTS: [&str; 5] = [
 /// The result of a run of the scenarios.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// The program has started.
+    /// Whether the program has started.
     pub begun: bool,
     /// The skipped scenarios, with the reasons.
     pub skipped: Vec<String>,
@@ -75,7 +75,7 @@ impl Report {
         }
     }
 
-    /// Returns everything that makes the run a failure.
+    /// Returns the reasons why the run failed.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = self.failed.clone();
         let died = self.running.iter();
@@ -83,7 +83,7 @@ impl Report {
         if !self.begun {
             faults.push("domain 0 did not start".to_owned());
         } else if !self.ended {
-            faults.push("the program did not come to its end".to_owned());
+            faults.push("the program did not finish".to_owned());
         } else if self.passed == 0 {
             faults.push("no scenario passed".to_owned());
         }
@@ -130,9 +130,9 @@ mod tests {
     }
 
     #[test]
-    fn report_without_end_names_what_ran() {
+    fn report_without_end_names_running_scenario() {
         let console = "xen: BEGIN\nxen: RUN a\nxen: PASSED a\nxen: RUN b\n[    1.2] Kernel panic";
-        let expected = ["b: the program died", "the program did not come to its end"];
+        let expected = ["b: the program died", "the program did not finish"];
         assert_eq!(faults(console), expected);
     }
 
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn event_that_did_not_run_is_a_failure() {
+    fn passed_line_without_run_is_a_failure() {
         let console = "xen: BEGIN\nxen: RUN a\nxen: PASSED a\nxen: PASSED b\nxen: END\n";
         assert_eq!(faults(console), ["unexpected line: PASSED b"]);
     }
