@@ -72,7 +72,7 @@ pub struct SwitchedLog {
 }
 
 impl SwitchedLog {
-    /// Replaces the current log by another one, or by none.
+    /// Replaces the current log with another one, or removes it.
     pub fn switch(&self, log: Option<Arc<AtomicBitmap>>) {
         *self.log.write().unwrap() = log;
     }

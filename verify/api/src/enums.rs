@@ -7,7 +7,7 @@ use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::volatile_memory::Error as VolatileError;
 use vm_memory::{GuestAddress, GuestRegionCollectionError, Permissions};
 
-/// Returns the status that a device reports for an error.
+/// Returns the text that a device reports for an error.
 pub fn memory_error(error: &MemoryError) -> &'static str {
     match error {
         MemoryError::InvalidGuestAddress(GuestAddress(_)) => "invalid guest address",
@@ -26,7 +26,7 @@ pub fn memory_error(error: &MemoryError) -> &'static str {
     }
 }
 
-/// Returns the report of a device about a fault of its IOMMU.
+/// Returns the text that a device reports for a fault of its IOMMU.
 pub fn iommu_error(error: &IommuError) -> &'static str {
     match error {
         IommuError::CannotResolve {
@@ -41,7 +41,7 @@ pub fn iommu_error(error: &IommuError) -> &'static str {
     }
 }
 
-/// Returns the report of a loader about an error.
+/// Returns the text that a loader reports for an error.
 pub fn volatile_error(error: &VolatileError) -> &'static str {
     match error {
         VolatileError::OutOfBounds { addr: _ } => "out of bounds",
@@ -62,7 +62,7 @@ pub fn volatile_error(error: &VolatileError) -> &'static str {
     }
 }
 
-/// Returns the report of a VMM that cannot create guest memory.
+/// Returns the text of a VMM that cannot create guest memory.
 pub fn ranges_error(error: &FromRangesError) -> &'static str {
     match error {
         FromRangesError::InvalidGuestRegion => "invalid region",
@@ -71,7 +71,7 @@ pub fn ranges_error(error: &FromRangesError) -> &'static str {
     }
 }
 
-/// Returns the report of hotplug about an error.
+/// Returns the text that hotplug reports for an error.
 pub fn collection_error(error: &GuestRegionCollectionError) -> &'static str {
     match error {
         GuestRegionCollectionError::NoMemoryRegion => "no region",
@@ -80,7 +80,7 @@ pub fn collection_error(error: &GuestRegionCollectionError) -> &'static str {
     }
 }
 
-/// Returns the report of a vhost-user back end about a table that it cannot map.
+/// Returns the text of a vhost-user back end that cannot map a table.
 pub fn mapping_error(error: &MmapRegionError) -> &'static str {
     match error {
         MmapRegionError::InvalidOffsetLength => "offset and length",
@@ -92,7 +92,7 @@ pub fn mapping_error(error: &MmapRegionError) -> &'static str {
     }
 }
 
-/// Decodes and encodes the permissions of an IOTLB message.
+/// Encodes the permissions of an IOTLB message.
 pub fn permissions(permissions: Permissions) -> u8 {
     match permissions {
         Permissions::No => 0,

@@ -1,4 +1,4 @@
-//! Extension traits like those of VMMs, which are in scope beside the library's.
+//! Extension traits like those of VMMs, in scope together with the library's traits.
 //!
 //! Each method returns a type of its own. A method of the library with the same name on the same
 //! type makes the call ambiguous, or fails to type-check.
@@ -104,7 +104,7 @@ impl<B> MappingExtension for MmapRegion<B> {}
 
 impl<B> MappingExtension for GuestRegionMmap<B> {}
 
-/// Short forms of a device model for everything with bytes.
+/// Shorthands of a device model for each type that implements [`Bytes`].
 pub trait BytesExtension<A>: Bytes<A> {
     /// Reads a NUL-terminated string.
     fn read_cstr(&self, _: A) -> Mine {

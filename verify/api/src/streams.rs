@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use crate::everything::*;
 use crate::Outcome;
 
-/// Sends eight bytes through `stream` and back by every method.
+/// Writes eight bytes to `stream`, half of them by each method.
 fn send<W: WriteVolatile>(stream: &mut W) -> Outcome {
     let mut bytes = *b"abcdefgh";
     let slice = VolatileSlice::from(&mut bytes[..]);
@@ -19,6 +19,7 @@ fn send<W: WriteVolatile>(stream: &mut W) -> Outcome {
     Ok(())
 }
 
+/// Reads the bytes of [`send`] from `stream`, half of them by each method.
 fn receive<R: ReadVolatile>(stream: &mut R) -> Outcome {
     let mut bytes = [0; 8];
     let slice = VolatileSlice::from(&mut bytes[..]);

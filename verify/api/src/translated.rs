@@ -1,4 +1,4 @@
-//! Translated memory.
+//! The IOTLB, and memory behind an IOMMU.
 
 use std::ops::Deref;
 use std::sync::{Arc, RwLock, RwLockReadGuard};

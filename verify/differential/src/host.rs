@@ -28,17 +28,17 @@ impl HostRange {
         HostRange { base, len }
     }
 
-    /// Returns its first address.
+    /// Returns the first address.
     pub fn base(&self) -> usize {
         self.base
     }
 
-    /// Returns its length in bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Returns whether it is empty.
+    /// Returns whether the range is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -63,14 +63,14 @@ impl HostRange {
         unsafe { std::slice::from_raw_parts_mut(self.base as *mut u8, self.len) }
     }
 
-    /// Fills it with the pattern of `seed`.
+    /// Fills the range with the pattern of `seed`.
     pub fn fill(&mut self, seed: u8) {
         for (i, byte) in self.bytes_mut().iter_mut().enumerate() {
             *byte = pattern(seed, i);
         }
     }
 
-    /// Returns the offsets at which the two differ, within the shorter one.
+    /// Returns the offsets at which two ranges differ, up to the shorter length.
     pub fn differences(&self, other: &HostRange) -> Vec<usize> {
         let (a, b) = (self.bytes(), other.bytes());
         if a == b {
@@ -81,18 +81,18 @@ impl HostRange {
             .collect()
     }
 
-    /// Copies `other` to it, within the shorter one.
+    /// Copies the bytes of `other` to the range, up to the shorter length.
     pub fn copy_from(&mut self, other: &HostRange) {
         let len = self.len.min(other.len);
         self.bytes_mut()[..len].copy_from_slice(&other.bytes()[..len]);
     }
 
-    /// Returns a copy of its bytes.
+    /// Returns a copy of the bytes.
     pub fn to_vec(&self) -> Vec<u8> {
         self.bytes().to_vec()
     }
 
-    /// Returns whether it contains these bytes.
+    /// Returns whether the range consists of these bytes.
     pub fn holds(&self, bytes: &[u8]) -> bool {
         self.bytes() == bytes
     }
@@ -112,7 +112,7 @@ pub fn pattern(seed: u8, index: usize) -> u8 {
         .wrapping_add(1)
 }
 
-/// Returns `len` bytes of the pseudo-random stream `seed`, from `start` on.
+/// Returns `len` bytes of the pseudo-random stream `seed`, starting at `start`.
 pub fn stream(seed: u8, start: usize, len: usize) -> Vec<u8> {
     (start..start + len).map(|i| pattern(seed, i)).collect()
 }

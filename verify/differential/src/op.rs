@@ -102,7 +102,7 @@ plain! {
     /// A permission.
     pub enum Perm { No, Read, Write, ReadWrite }
 
-    /// The construction of the error of a scripted source or sink.
+    /// The error of a scripted source or sink.
     pub enum Trouble { Eintr, Eagain, Eio, InterruptedKind, WouldBlockKind, OtherKind, UnexpectedEofKind, OutOfBoundsFault, PartialFault }
 }
 
@@ -241,7 +241,7 @@ data! {
         OfMemory { at: u64, len: usize },
         /// The buffer of the harness, without a bitmap.
         OfBuffer { len: usize },
-        /// Bytes of the stack frame, which are part of the outcome.
+        /// Bytes of this operation only, which are part of the outcome.
         OfLocal { len: usize },
     }
 

@@ -473,7 +473,7 @@ pub struct Seen {
 }
 
 impl Soak {
-    /// Runs until a difference or the end.
+    /// Runs until the end, or until the first difference.
     ///
     /// # Errors
     ///
@@ -490,8 +490,8 @@ impl Soak {
         }
     }
 
-    /// Runs, and calls `report` with each difference that no rule allows. Continues with fresh
-    /// machines if it returns `true`.
+    /// Runs, and calls `tell` with each difference that no rule allows. Continues with fresh
+    /// machines if `tell` returns `true`.
     pub fn run_on<A: Machine, B: Machine>(
         &self,
         tell: &mut dyn FnMut(Vec<Op>, Box<Difference>) -> bool,

@@ -1,4 +1,5 @@
-//! Tests of the harness: it links two crates. It finds and shrinks all differences, and no others.
+//! The harness compares two different crates, finds and shrinks a planted difference, and needs
+//! each of its rules.
 
 use std::any::TypeId;
 

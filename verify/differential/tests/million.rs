@@ -1,4 +1,4 @@
-//! A million operations from a fresh seed, and some from fixed seeds.
+//! A million operations from a fresh seed have equal outcomes, and so have some from fixed seeds.
 //!
 //! `DIFF_SEED` and `DIFF_OPS` set the seed and the length. `DIFF_WITHOUT_RULE=B1,B2` leaves rules
 //! out, which must make the run fail.

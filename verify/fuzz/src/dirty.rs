@@ -1,5 +1,5 @@
-//! Writes and foreign logs, with pages of any size at any address. Each harvest must match a set of
-//! pages.
+//! Marks, and logs of other parties with pages of any size at any address. The dirty pages must
+//! match a set of pages after each step.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -56,7 +56,7 @@ fn addr(at: At) -> u64 {
     }
 }
 
-/// Returns the addresses of the pages that contain bytes from `first` up to `end`, without it.
+/// Returns the addresses of the pages that contain bytes of `first..end`.
 fn pages(first: u128, end: u128) -> impl Iterator<Item = u64> {
     REGIONS.into_iter().flat_map(move |(start, len)| {
         let of_region = (0..len / PAGE).map(move |page| start + page * PAGE);

@@ -1,6 +1,8 @@
-//! IOTLB messages and lookups, at both ends of the address space and between. Accesses through the
-//! mappings, which are marked by IOVA or by both addresses. A second IOTLB has a bound that
-//! changes.
+//! IOTLB messages, lookups, and accesses through the mappings, also at both ends of the address
+//! space.
+//!
+//! Writes are marked by IOVA in one memory, and by both addresses in another. A second IOTLB has a
+//! bound that changes.
 
 use std::num::NonZeroUsize;
 
@@ -311,8 +313,8 @@ impl Pair {
         }
     }
 
-    /// Devices take snapshots and drop them later. Changes proceed while snapshots are held, and
-    /// are complete once these are dropped.
+    /// Takes a snapshot as a device does, or drops the oldest one. Changes proceed while snapshots
+    /// are held, and are complete when these are dropped.
     fn hold(&mut self, number: u8) {
         let iotlb = self.memory.iommu();
         if number.is_multiple_of(5) {

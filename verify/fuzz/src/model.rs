@@ -144,7 +144,7 @@ fn continues(before: Mapped, distance: u64, here: Mapped) -> bool {
     match (before, here) {
         (None, None) => true,
         (Some((to, permissions)), Some((here, others))) => {
-            // Two mappings that meet at guest address 2^64 stay two.
+            // Two mappings that meet at guest address 2^64 stay separate.
             to.checked_add(distance) == Some(here) && permissions == others
         }
         _ => false,

@@ -46,7 +46,7 @@ impl Stream {
         Stream::source(plan, Vec::new())
     }
 
-    /// Returns the number of `len` bytes that this call moves.
+    /// Returns the number of bytes that this call moves, at most `len`.
     fn next(&mut self, len: usize) -> Result<usize, VolatileMemoryError> {
         if self.plan.interrupted && !self.interrupted {
             self.interrupted = true;
@@ -108,7 +108,7 @@ impl ModelStream {
         }
     }
 
-    /// Returns the number of `len` bytes that are moved, or `None` for an error.
+    /// Returns the number of bytes that are moved, at most `len`, or `None` for an error.
     pub fn transfer(&mut self, len: usize) -> Option<usize> {
         if self.left == 0 && self.fails {
             return None;

@@ -154,7 +154,7 @@ where
     }
 }
 
-/// Runs a question to a region.
+/// Runs a question about a region.
 pub fn ask_region<R: GuestMemoryRegion>(
     region: &R,
     question: &RegionQuestion,

@@ -50,7 +50,7 @@ pub trait Kind: 'static {
     /// Creates a bitmap for an `IommuMemory`.
     fn bitmap(bytes: usize, page: usize) -> Self::B;
 
-    /// Returns the bitmap in it.
+    /// Returns the `AtomicBitmap` of such a bitmap.
     fn bits(bitmap: &Self::B) -> Option<&AtomicBitmap>;
 
     /// Returns the mapping of the region, if it is a type of the crate.
@@ -108,7 +108,7 @@ fn mapped_ranges<B: vm::bitmap::NewBitmap>(
     let made = if files {
         GuestRegionCollection::from_ranges_with_files(specs.iter().enumerate().map(
             |(index, spec)| {
-                // Each region has a file with an offset of one more page than the previous one.
+                // Three of four regions have a file. Their bytes start at page 0, 1 or 2 of it.
                 let offset = (index as u64 % 3) * 4096;
                 let file = (index % 4 != 3).then(|| {
                     vm::FileOffset::new(

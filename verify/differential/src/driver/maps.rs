@@ -14,7 +14,7 @@ use super::vm::{
 use crate::op::{MapFlags, MapHow, MapSpec, Span};
 use crate::out::{Fault, Out};
 
-/// Sizes between the harness's limit and the size that no host can map are skipped.
+/// Returns whether a size is within the harness's limit, or so large that no host can map it.
 fn sensible(size: usize) -> bool {
     size <= 1 << 20 || size >= 1 << 50
 }

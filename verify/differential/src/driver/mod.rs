@@ -26,7 +26,7 @@ use vm::bitmap::AtomicBitmap;
 use vm::iommu::Iotlb;
 use vm::{GuestAddress, GuestRegionCollection};
 
-/// Returns a type name of this crate, which distinguishes the two.
+/// Returns the ID of a type of this crate, which distinguishes the two crates.
 pub fn crate_type_id() -> std::any::TypeId {
     std::any::TypeId::of::<GuestAddress>()
 }

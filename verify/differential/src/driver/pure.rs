@@ -35,7 +35,7 @@ fn on<A: Address<V = u64>>(what: Arith, a: u64, b: u64) -> Out {
     }
 }
 
-/// Arithmetic on both address types, or on plain numbers.
+/// Calculates with both address types, or with plain numbers.
 pub fn arith(what: Arith, a: u64, b: u64) -> Out {
     match what {
         Arith::ComputeOffset => {
@@ -53,7 +53,7 @@ pub fn arith(what: Arith, a: u64, b: u64) -> Out {
     }
 }
 
-/// The operators of permissions.
+/// Calls the operators of permissions.
 pub fn perms(a: Perm, b: Perm) -> Out {
     let (a, b) = (perm(a), perm(b));
     Out::All(vec![
@@ -68,7 +68,7 @@ pub fn perms(a: Perm, b: Perm) -> Out {
 #[repr(align(64))]
 struct Aligned([u8; 256]);
 
-/// A method of `ByteValued`.
+/// Calls a method of `ByteValued`.
 pub fn value(ty: Ty, what: ValueAct, len: usize, skip: usize, seed: u8) -> Out {
     if skip.checked_add(len).is_none_or(|end| end > 256) {
         return Out::NotApplicable;
@@ -110,7 +110,7 @@ pub fn value(ty: Ty, what: ValueAct, len: usize, skip: usize, seed: u8) -> Out {
     Out::All(vec![result, buffer.0.to_vec().into()])
 }
 
-/// The conversions of an endian type.
+/// Calls the conversions of an endian type.
 pub fn endian(ty: Ty, number: u64) -> Out {
     macro_rules! on {
         ($endian:ty, $native:ty) => {{

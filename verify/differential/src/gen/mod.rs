@@ -74,7 +74,7 @@ impl Gen<'_> {
         self.pick(Perm::ALL)
     }
 
-    /// Returns a small offset, positive or negative, or 0.
+    /// Returns `value`, or a number near it.
     fn near(&mut self, value: u64) -> u64 {
         match self.rng.u32(0..10) {
             0..5 => value,
@@ -88,7 +88,7 @@ impl Gen<'_> {
         }
     }
 
-    /// Returns a number near 0 or 2^64.
+    /// Returns a number near a power of two, near 0 or near 2^64.
     fn edge(&mut self) -> u64 {
         let edge = self.pick(&[
             0,
@@ -137,7 +137,7 @@ impl Gen<'_> {
             2..5 => self.rng.usize(2..40),
             5 => self.pick(&[2, 4, 8, 16, 4095, 4096, 4097]),
             6..9 if !extents.is_empty() => {
-                // About up to the end of a region.
+                // Ends near the end of a region.
                 let extent = self.pick(extents);
                 let end = extent.base.wrapping_add(extent.len);
                 let distance = self.near(end.wrapping_sub(from));
@@ -156,7 +156,7 @@ impl Gen<'_> {
     fn any_length(&mut self, from: u64, extents: &[Extent]) -> usize {
         match self.rng.u32(0..12) {
             0 => self.edge() as usize,
-            // About up to the end of the address space.
+            // Ends near the end of the address space.
             1 => {
                 let left = 0u64.wrapping_sub(from);
                 self.near(left) as usize

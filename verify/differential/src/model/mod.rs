@@ -1,5 +1,5 @@
 //! A model of accesses by guest address: slow, simple, and independent of both crates. The rules
-//! check ours against it where 0.18.0 is wrong.
+//! check ours against it where 0.18.0 is wrong. Codes such as B1 are rows of docs/differences.md.
 
 mod operands;
 mod streams;
@@ -51,7 +51,7 @@ struct Segment {
 }
 
 impl Segment {
-    /// Returns the mark of `len` bytes from `at` on.
+    /// Returns the mark of `len` bytes that start at `at`.
     fn mark(&self, at: usize, len: usize) -> (Option<usize>, usize, usize) {
         match self.iova {
             Some(iova) => (None, iova as usize + at, len),
@@ -314,7 +314,7 @@ impl<'a> Model<'a> {
             })
         };
         let (mut moved, mut end) = (0, None);
-        // After a short count, a descriptor marks all that it was given (B14).
+        // After a short count, a read from a descriptor marks its whole buffer (B14).
         let mut more_marks = Vec::new();
         'segments: for segment in &reached {
             let mut here = 0;
@@ -373,7 +373,7 @@ impl<'a> Model<'a> {
     }
 
     /// Returns the expected result of a write to a sink. As in 0.18.0, each segment is written
-    /// completely, and an error is returned even after a partial write.
+    /// completely. Unlike in 0.18.0, the count before an error is returned (B1).
     fn write_to(&self, at: u64, sink: &Sink, count: usize, all: bool) -> Option<Expected> {
         let (out, taken) = match self.before_fault(at, count, Perm::Read) {
             Err(fault) => (Out::Failed(fault), Vec::new()),

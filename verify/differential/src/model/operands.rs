@@ -64,7 +64,7 @@ pub fn size_of(ty: Ty) -> usize {
     }
 }
 
-/// Returns the size of a value of the type.
+/// Returns the size of a value of the atomic type.
 pub fn atom_size(ty: AtomTy) -> usize {
     use AtomTy as A;
     match ty {

@@ -58,7 +58,7 @@ pub(super) fn room_for(
     })
 }
 
-/// Creates a source without bytes.
+/// A source that counts its bytes and does not store them.
 pub(super) enum Simulated {
     Script {
         steps: std::vec::IntoIter<Step>,

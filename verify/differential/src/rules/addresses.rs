@@ -89,7 +89,7 @@ pub(super) fn b3(case: &Case<'_>) -> Option<Then> {
     else {
         return None;
     };
-    // The outcome of a slice of the stack frame includes its bytes.
+    // The outcome for `Root::OfLocal` includes the bytes.
     let told = |out: &Out| match out {
         Out::All(parts) => match &parts[..] {
             [Out::All(guard), Out::Bytes(bytes)] => Some((guard.clone(), bytes.clone())),
@@ -124,7 +124,7 @@ fn has_slice_of_memory(op: &Op) -> bool {
     }
 }
 
-/// Operations on a region that passes 2^64, other than by an address range.
+/// Permits operations on a region that passes 2^64, other than those by an address range.
 fn b10_region(case: &Case<'_>) -> Option<Then> {
     let there = case.before.extents.iter().any(|e| wraps(e.base, e.len));
     match case.op {
@@ -259,7 +259,7 @@ pub(super) fn b11(case: &Case<'_>) -> Option<Then> {
     }
 }
 
-/// Permits any outcome of ours except a panic. Both machines restart.
+/// Permits a success or an error of the collection, but no panic. Both machines restart.
 fn settled(case: &Case<'_>) -> Option<Then> {
     let fine = matches!(
         case.ours,

@@ -112,7 +112,7 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         row: "B14",
-        text: "a read that would block marks nothing, and a short read all that it was given",
+        text: "a read that would block marks nothing, and a short read marks its whole buffer",
         allows: streams::b14,
     },
 ];

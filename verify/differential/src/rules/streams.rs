@@ -7,7 +7,7 @@ use crate::op::{Access, Act, Op, Sink};
 use crate::out::{Fault, Out};
 
 pub(super) fn b1(case: &Case<'_>) -> Option<Then> {
-    // The row names reads. Writes have the same bug: an error replaces their count.
+    // Reads and writes have this difference: in the reference, an error replaces the count.
     let Op::Touch {
         access: Access::ReadFrom { count, .. } | Access::WriteTo { count, .. },
         ..

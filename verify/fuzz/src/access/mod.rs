@@ -74,7 +74,7 @@ impl<R: Region> Pair<R> {
         let regions = layout(input);
         let made = regions.iter().map(|(at, len)| R::new(*at, *len as usize));
         let guest = match GuestRegionCollection::from_regions(made.collect()) {
-            Ok(_) if regions.is_empty() => panic!("a memory without regions was made"),
+            Ok(_) if regions.is_empty() => panic!("a memory without regions was created"),
             Ok(guest) => guest,
             Err(_) if regions.is_empty() => GuestRegionCollection::new(),
             Err(error) => panic!("{regions:x?}: {error}"),
@@ -338,7 +338,7 @@ impl<R: Region> Pair<R> {
             assert!(!failed, "a slice after an error");
             match slice {
                 Ok(slice) => {
-                    let (at, len) = *expected.next().expect("a slice too many");
+                    let (at, len) = *expected.next().expect("an unexpected slice");
                     assert_eq!(slice.len(), len);
                     let mut bytes = vec![0; len];
                     slice.copy_to(&mut bytes);
