@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A request type that the device does not know.
 const UNKNOWN_TYPE: u32 = 0x77;
 
-/// The numbers of a driver.
+/// The counts of a driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Pages of the pattern that were checked, twice each.
@@ -61,7 +61,7 @@ pub struct Driver<C> {
     headers: u64,
     /// The index of the available ring: the number of requests so far.
     available: u16,
-    /// The numbers so far.
+    /// The counts so far.
     pub counts: Counts,
 }
 

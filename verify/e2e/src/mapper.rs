@@ -47,7 +47,7 @@ pub struct Mapper {
     iotlb: SharedIotlb,
     next: u64,
     in_flight: Vec<Page>,
-    /// The numbers so far.
+    /// The counts so far.
     pub counts: Counts,
 }
 

@@ -123,7 +123,7 @@ impl Pass {
 /// Requests between sectors and guest memory whose files are being truncated ([`crate::storm`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Storm {
-    /// The first of the sectors, which are the last ones of the disk.
+    /// The first sector. The sectors of a storm are the last ones of the disk.
     pub sector: u64,
     /// The number of chunks in each pass.
     pub chunks: u64,
@@ -152,7 +152,7 @@ pub struct Plan {
     storm: Option<Storm>,
     /// The place of pluggable memory.
     pub plug: Option<Place>,
-    /// The number of chunks that are read, from sector 0 on.
+    /// The number of chunks that are read, starting at sector 0.
     pub read_chunks: u64,
     /// The number of chunks that are written, at the end of the disk.
     pub write_chunks: u64,

@@ -79,7 +79,7 @@ pub mod status {
     pub const FAILED: u32 = 2;
 }
 
-/// The region begins at a multiple of this above all other memory.
+/// The region begins at a multiple of this number of bytes, above all other memory.
 const BOUNDARY: u64 = 8 << 30;
 /// The size of the region in bytes.
 pub const SIZE: u64 = 16 << 20;
@@ -114,7 +114,7 @@ impl Place {
     }
 }
 
-/// The access of a processor to the region, apart from the devices' map.
+/// The access of a processor to the region, separate from the devices' map.
 pub trait Processor: Send {
     /// Makes the region of `one` accessible to the processor.
     ///

@@ -31,7 +31,7 @@ use crate::Error;
 /// The sectors of a temporary image.
 const IMAGE_SECTORS: u64 = 2048;
 
-/// The kind of a run.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// The size of guest RAM.
@@ -143,7 +143,7 @@ pub struct Dirty {
 
 /// The outcome of a run.
 pub struct Outcome {
-    /// The kind of the run.
+    /// The parameters of the run.
     pub setup: Setup,
     /// The plan.
     pub plan: Plan,
@@ -151,9 +151,9 @@ pub struct Outcome {
     pub ram: Arc<GuestRam>,
     /// The sectors that the first pass reads, before the run.
     pub before: Vec<u8>,
-    /// The numbers of the driver, or the first wrong value that it found.
+    /// The counts of the driver, or the first wrong value that it found.
     pub driver: Result<driver::Counts, Error>,
-    /// The numbers of the IOMMU's driver side.
+    /// The counts of the IOMMU's driver side.
     pub mapper: Option<mapper::Counts>,
     /// The mappings that the IOTLB has after the run.
     pub mappings_left: u64,
@@ -172,7 +172,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Returns the numbers of the storm.
+    /// Returns the counts of the storm.
     pub fn storm(&mut self) -> Option<storm::Counts> {
         match self.block.disk() {
             Storage::Storm(disk) => Some(disk.counts.clone()),
@@ -180,7 +180,7 @@ impl Outcome {
         }
     }
 
-    /// Returns the numbers of the ring.
+    /// Returns the counts of the ring.
     pub fn uring(&mut self) -> Option<uring::Counts> {
         match self.block.disk() {
             Storage::Uring(disk) => Some(disk.ring.counts),
@@ -188,7 +188,7 @@ impl Outcome {
         }
     }
 
-    /// Returns the numbers of the block device.
+    /// Returns the counts of the block device.
     pub fn counts(&self) -> &block::Counts {
         &self.block.counts
     }
@@ -290,7 +290,7 @@ pub fn run_with(setup: &Setup, prepare: impl FnOnce(&mut Plan)) -> Result<Outcom
     })
 }
 
-/// Maps guest memory, and a second time for the driver.
+/// Maps guest memory for the devices, and a second time for the driver.
 fn map(setup: &Setup) -> Result<(Arc<GuestRam>, GuestRam), Error> {
     let mut ram = build(setup.size, &setup.backing)?;
     if setup.storm.is_some() {
@@ -326,7 +326,7 @@ struct Job {
     mapper: Option<Mapper>,
 }
 
-/// The outcome of a driver, and the numbers of its mapper.
+/// The outcome of a driver, and the counts of its mapper.
 type Report = (Result<driver::Counts, Error>, Option<mapper::Counts>);
 
 impl Job {

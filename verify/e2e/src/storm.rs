@@ -34,7 +34,7 @@ use crate::Error;
 pub const CHUNKS: u64 = 64;
 /// A request whose number is a multiple of this one has a certain outcome.
 const CERTAIN_EVERY: u64 = 4;
-/// The third region begins at a multiple of this after the second.
+/// The third region begins at a multiple of this number of bytes, after the second.
 const BOUNDARY: u64 = 1 << 30;
 
 /// Adds the third region to `ram`.

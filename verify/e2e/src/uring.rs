@@ -43,7 +43,7 @@ pub struct Counts {
 /// An io_uring instance.
 pub struct Ring {
     ring: IoUring,
-    /// The numbers so far.
+    /// The counts so far.
     pub counts: Counts,
 }
 

@@ -37,7 +37,7 @@ pub enum Aspect {
     Plug,
 }
 
-/// Compares an outcome with its plan. Returns everything that is wrong.
+/// Compares an outcome with its plan. Returns each aspect that is wrong, with the reason.
 pub fn verify(outcome: &mut Outcome) -> Vec<(Aspect, String)> {
     let checks: [(Aspect, Check); 11] = [
         (Aspect::Driver, driver),
@@ -123,7 +123,7 @@ fn sectors(outcome: &mut Outcome) -> Result<(), String> {
     let read = |first, count| image.read_sectors(first, count).map_err(|e| e.to_string());
     if read(first, count)? != written {
         return Err(format!(
-            "the {count} sectors from {first} on are not what the driver wrote"
+            "the {count} sectors that start at {first} differ from those that the driver wrote"
         ));
     }
     if read(0, kept)? != outcome.before[..(kept * SECTOR) as usize] {

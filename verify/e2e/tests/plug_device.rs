@@ -1,4 +1,4 @@
-//! The device that plugs memory, with correct and incorrect sequences of commands.
+//! The device that plugs memory performs correct sequences of commands. Others change nothing.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The memory of the whole process. This is the only test of its program, because other tests would
-//! change the numbers.
+//! The memory of the process grows and shrinks with the plugged blocks. This is the only test of
+//! its program, because other tests would change the numbers.
 
 use e2e::run::{run, Setup};
 use microvm::memory::Backing;

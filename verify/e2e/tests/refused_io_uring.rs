@@ -1,5 +1,5 @@
-//! A process to which a seccomp filter refuses io_uring, as in many containers. The filter stays in
-//! force, so this is the only test of its program.
+//! A ring returns the error of a seccomp filter that refuses io_uring, as in many containers. The
+//! filter stays in force, so this is the only test of its program.
 
 use e2e::uring::Ring;
 

@@ -1,4 +1,4 @@
-//! Whole runs of the driver, on a thread and on a vCPU: every mode, each compared with its plan.
+//! Whole runs of the driver match their plan in every mode, on a thread and on a vCPU.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The thread that truncates files.
+//! The thread that truncates files does not change them during a certain moment.
 
 use e2e::plan::CHUNK_SECTORS;
 use e2e::storm::{with_region, Moment, Truncation, CHUNKS};

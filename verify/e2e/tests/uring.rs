@@ -1,4 +1,5 @@
-//! Operations on a ring: short transfers, files that end, and more operations than the ring holds.
+//! A ring ends each operation once: after short transfers, at the end of a file, and with more
+//! operations than fit.
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;

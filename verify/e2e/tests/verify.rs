@@ -1,4 +1,4 @@
-//! The oracle: it must detect every wrong aspect of an outcome.
+//! The oracle detects every wrong aspect of an outcome.
 
 use e2e::plan::{DESCRIPTORS, HALF, USED_RING};
 use e2e::plug::{self, Place, PLUG_MMIO};

@@ -1,4 +1,4 @@
-//! The virtual machine: guests that fail, its dirty log, and slots that are added and removed.
+//! The virtual machine reports the failure of a guest, its dirty pages, and those of removed slots.
 #![cfg(target_arch = "x86_64")]
 
 use std::sync::{Arc, Mutex};

@@ -102,7 +102,7 @@ impl VhostIommu {
     ///
     /// # Errors
     ///
-    /// Returns the error of configuring the sockets, or of starting the thread.
+    /// Returns an error if a socket cannot be configured, or the thread cannot be started.
     pub fn start(
         main: UnixStream,
         requests: UnixStream,

@@ -41,7 +41,7 @@ impl FrontEnd {
     ///
     /// # Errors
     ///
-    /// Returns the error of creating the sockets.
+    /// Returns an error if the sockets cannot be created or configured.
     pub fn pair() -> io::Result<(FrontEnd, UnixStream, UnixStream)> {
         let (main, their_main) = UnixStream::pair()?;
         let (requests, their_requests) = UnixStream::pair()?;
@@ -74,8 +74,8 @@ impl FrontEnd {
         })
     }
 
-    /// Invalidates mappings, and returns whether the back end accepted that. A back end that did no
-    /// longer uses the mappings.
+    /// Invalidates mappings, and returns whether the back end accepted that. If it accepted, the
+    /// mappings are out of use.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl FrontEnd {
     ///
     /// # Errors
     ///
-    /// Returns the error of the socket.
+    /// Returns an error if the socket fails.
     pub fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
         let mut main = self.main.lock().unwrap_or_else(PoisonError::into_inner);
         main.write_all(bytes)
@@ -143,7 +143,7 @@ impl FrontEnd {
 
     /// Returns the next message on the back-end channel.
     ///
-    /// Returns `None` if the back end is gone, or sends nothing until `timeout`.
+    /// Returns `None` if the back end is gone, or sends nothing within `timeout`.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Invalid messages: each is refused, or ends the connection, and has no other effect.
+//! An invalid message is refused or ends the connection, and has no other effect.
 
 mod common;
 
@@ -204,7 +204,7 @@ fn send_of_unreadable_stream_ends_connection() {
         let ended = memory.iommu().wait_for_end().unwrap().unwrap();
         assert!(ended.is_err(), "{what}");
         assert!(!memory.iommu().is_connected(), "{what}");
-        // No message could invalidate the mapping any more.
+        // No message can invalidate the mapping now, so it is removed.
         memory.read_obj::<u8>(GuestAddress(IOVA)).unwrap_err();
     }
 }

@@ -1,4 +1,4 @@
-//! A device behind an IOMMU that asks its front end for mappings, step by step.
+//! A device behind an IOMMU gets missing mappings from its front end, and loses invalidated ones.
 
 mod common;
 

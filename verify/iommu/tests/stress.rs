@@ -1,5 +1,5 @@
-//! Devices that access memory while the front end maps and invalidates pages. No access may use a
-//! mapping after its invalidation was acknowledged.
+//! No access uses a mapping after its invalidation was acknowledged, while several devices access
+//! memory and the front end maps and invalidates pages.
 //!
 //! Each mapped page is stamped with the number of its mapping. After the invalidation, the page is
 //! filled with [`POISON`], and used for another mapping later. A dead mapping was used if
@@ -61,7 +61,7 @@ struct Guest<'a> {
     stop: AtomicBool,
 }
 
-/// The numbers of accesses of a device.
+/// The counts of accesses of a device.
 #[derive(Debug, Default)]
 struct Count {
     reads: AtomicU64,
@@ -143,7 +143,8 @@ impl Guest<'_> {
         self.fill(mapped.guest, 0, PAGE, POISON);
     }
 
-    /// Returns whether devices and IOMMU have done everything that the test is about.
+    /// Returns whether each device has read, written and been refused, and the IOMMU has reported
+    /// misses and breaches.
     fn has_seen_everything(&self) -> bool {
         let has_accessed = |device: &Count| {
             let [reads, writes, refused] = device.load();
@@ -154,7 +155,7 @@ impl Guest<'_> {
             && self.breaches.load(Ordering::Relaxed) > 0
     }
 
-    /// Waits for some accesses of devices.
+    /// Waits for `count` accesses of devices.
     fn let_devices_access(&self, count: u64) {
         let accesses = || -> u64 { self.devices.iter().flat_map(Count::load).sum() };
         let before = accesses();
@@ -163,8 +164,8 @@ impl Guest<'_> {
         }
     }
 
-    /// Maps and invalidates random pages, at least `count` times, until devices have done
-    /// everything. Returns the number of invalidations.
+    /// Maps and invalidates random pages until `count` pages were invalidated and
+    /// [`has_seen_everything`](Self::has_seen_everything). Returns the number of invalidations.
     fn map_and_invalidate(&self, count: u64) -> u64 {
         let _stop = StopAll(&self.stop);
         let mut random = fastrand::Rng::new();

@@ -1,4 +1,4 @@
-//! The wire format against the kernel's binding in the `vhost` crate.
+//! The wire format is that of the kernel's binding in the `vhost` crate.
 
 use std::mem::{offset_of, size_of};
 

@@ -1,4 +1,5 @@
-//! Random requests, rings and register accesses.
+//! Random descriptors, rings and registers do not make the device panic or hang, and each page that
+//! it writes is marked.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +7,6 @@ use microvm::memory::{pages_of, HIGH_START, HOLE_START};
 
 use super::rig::*;
 
-/// Sends random descriptors, rings and registers. The device does not panic or hang, and marks
-/// every page that it writes.
 #[test]
 fn random_requests_mark_every_page_that_they_change() {
     for mut rig in Rig::both("random_requests_mark_every_page_that_they_change") {

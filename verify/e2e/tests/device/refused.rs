@@ -1,4 +1,4 @@
-//! Requests, rings and register accesses that the device refuses.
+//! The device refuses invalid requests, rings and register accesses.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Requests that the device serves.
+//! The device serves valid requests, however they are split or batched.
 
 use std::collections::BTreeSet;
 
