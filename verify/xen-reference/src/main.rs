@@ -76,8 +76,8 @@ fn table() -> ExitCode {
 
 /// Plays a scenario in a child, and returns how it ended.
 fn verdict(scenario: &Scenario, host: &str) -> String {
-    // A pipe that nobody reads would be full at some time.
-    let mut log = double::memory::memfd("log").expect("cannot make a file");
+    // A pipe that nobody reads would fill up.
+    let mut log = double::memory::memfd("log").expect("cannot create a file");
     let program = std::env::current_exe().expect("the program has a path");
     let mut child = Command::new(program)
         .args([scenario.name, host])

@@ -4,8 +4,8 @@
 //! cargo run --release -p verify-xen --features xen --example cost
 //! ```
 //!
-//! It measures both in turns, and counts the instructions of both with callgrind where that is
-//! installed. Both include the cost of the double, which is the same for both.
+//! It measures both in turns, and counts their instructions if callgrind is installed. Both include
+//! the cost of the double, which is the same.
 
 #![expect(unsafe_code, reason = "makes the system calls by hand")]
 
@@ -23,13 +23,13 @@ use vm_memory::{
 
 verify_xen::interpose!();
 
-/// The reference of the page.
+/// The grant reference of the page.
 const REFERENCE: u32 = 32;
 
-/// Accesses in a turn.
+/// The number of accesses in a turn.
 const TURN: u32 = 2_000;
 
-/// Turns of each.
+/// The number of turns of each kind of access.
 const TURNS: usize = 41;
 
 /// The numbers of accesses under callgrind. The difference of the counts excludes the set-up.

@@ -1,17 +1,17 @@
 //! Scenarios for the feature `xen` of vm-memory: foreign mappings, grants, and their failures.
 //!
 //! ```text
-//!   scenarios     what a device does, and what must come of it
+//!   scenarios     accesses of a device, and their expected results
 //!      │
 //!      ▼
-//!    World        grants and revokes pages, and says which grants are mapped now
+//!    World        grants and revokes pages, and reports which grants are mapped now
 //!      │
 //!      ├─ Double  /dev/xen/gntdev and /dev/xen/privcmd inside the test program, over memfds
-//!      └─ Real    the devices of a machine under Xen, with a domain that the test made
+//!      └─ Real    the devices of a machine under Xen, with a domain that the test created
 //! ```
 //!
 //! Each scenario runs in both worlds and must pass in both. The [`Double`](double::Double) also
-//! injects a fault at each call, and keeps books: what is still mapped, and which requests were
+//! injects a fault at each call, and records which grants are still mapped and which requests were
 //! wrong.
 //!
 //! ```text

@@ -1,7 +1,7 @@
-//! [`Outcome`]: how a scenario ends.
+//! [`Outcome`]: the result of a scenario.
 //!
-//! Wrong data is a panic. An error of the library that the scenario does not expect ends it with
-//! [`Stop::Error`], which is right if the world has injected that error, and wrong otherwise.
+//! Wrong data causes a panic. An error of the library that the scenario does not expect ends it
+//! with [`Stop::Error`], which is correct only if the world has injected that error.
 
 use std::io;
 
@@ -89,7 +89,7 @@ impl From<GuestRegionCollectionError> for Stop {
 ///
 /// # Errors
 ///
-/// Ends the scenario with another error of the system, which the world may have injected.
+/// Returns another error of the system, which the world may have injected.
 ///
 /// # Panics
 ///

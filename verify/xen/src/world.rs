@@ -40,9 +40,9 @@ pub enum Access {
 /// Whether a grant is mapped now, according to the hypervisor.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct InUse {
-    /// Somebody has mapped it.
+    /// Whether it is mapped.
     pub reading: bool,
-    /// Somebody has mapped it for writing.
+    /// Whether it is mapped for writing.
     pub writing: bool,
 }
 
@@ -58,14 +58,14 @@ pub trait World {
     ///
     /// # Errors
     ///
-    /// Returns the error of `open(2)`.
+    /// Returns an error if the device cannot be opened.
     fn gntdev(&mut self) -> io::Result<File>;
 
     /// Opens `/dev/xen/privcmd`.
     ///
     /// # Errors
     ///
-    /// Returns the error of `open(2)`.
+    /// Returns an error if the device cannot be opened.
     fn privcmd(&mut self) -> io::Result<File>;
 
     /// Returns the frames of the domain's pages. Mapping the frame `end` fails.
@@ -74,7 +74,7 @@ pub trait World {
     /// Grants a page to this domain, by a reference in [`REFERENCES`].
     fn grant(&mut self, reference: u32, page: usize, access: Access);
 
-    /// Takes a grant back. Mappings of it stay.
+    /// Revokes a grant. Its mappings stay.
     fn revoke(&mut self, reference: u32);
 
     /// Returns whether a grant is mapped now.
@@ -86,8 +86,8 @@ pub trait World {
     /// Writes bytes of a page as the domain does.
     fn write(&mut self, page: usize, offset: usize, bytes: &[u8]);
 
-    /// Returns what is wrong after a scenario: grants that are still mapped, and requests that no
-    /// driver makes. An empty list means that all is well.
+    /// Returns the faults of a scenario: grants that are still mapped, and requests that no driver
+    /// makes. Returns an empty list if there are none.
     fn audit(&mut self) -> Vec<String>;
 
     /// Returns the double, for scenarios that only a double can play.

@@ -1,4 +1,4 @@
-//! Each scenario on the double, as both kinds of host map memory.
+//! Each scenario passes on the double, with both kinds of host.
 
 use verify_xen::double::Double;
 use verify_xen::outcome::Stop;

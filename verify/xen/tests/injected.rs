@@ -1,4 +1,4 @@
-//! A fault at each call of each scenario: no panic, and nothing stays mapped.
+//! A fault in any call of a scenario causes no panic, and leaves nothing mapped.
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 

@@ -11,7 +11,7 @@ use vm_memory::{
     VolatileSlice,
 };
 
-/// Names each variant once. A variant more, or one less, does not compile.
+/// Names each variant once. An additional or a missing variant does not compile.
 fn kind(error: &MmapRegionError) -> &'static str {
     match error {
         MmapRegionError::InvalidOffsetLength => "InvalidOffsetLength",

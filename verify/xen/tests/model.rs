@@ -1,4 +1,4 @@
-//! Random accesses to grants that are mapped at each access, against a vector of bytes.
+//! Random accesses to grants that are mapped at each access match a vector of bytes.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -76,7 +76,7 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The memory, and what it must contain.
+/// The memory, and its expected contents.
 struct Model {
     world: Double,
     memory: GuestMemoryMmap,
@@ -114,7 +114,7 @@ impl Model {
         }
     }
 
-    /// Returns how many bytes of a range may be accessed before the first page that may not.
+    /// Returns the number of bytes of a range before the first page that refuses the access.
     fn permitted(&self, range: &Range<usize>, writing: bool) -> usize {
         let may = |at: &usize| self.grants[at / PAGE].is_some_and(|grant| grant || !writing);
         range.clone().take_while(may).count()
@@ -168,7 +168,7 @@ impl Model {
         result.is_ok()
     }
 
-    /// Takes over what an access wrote that failed: each byte of a range is old or new.
+    /// Updates the model after an access that failed: each byte of the range is old or new.
     fn take_over(&mut self, range: &Range<usize>, new: &[u8]) {
         let mut seen = vec![0; range.len()];
         self.world.read(0, range.start, &mut seen);
@@ -385,7 +385,7 @@ proptest! {
     }
 }
 
-/// A copy out of mapped memory, to see that the model's own types are right.
+/// The random accesses copy between granted pages only. This copy begins in ordinary memory.
 #[test]
 fn copy_from_plain_memory_reaches_the_domain() {
     let mut model = Model::new(Host::Pv);

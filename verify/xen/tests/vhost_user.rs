@@ -1,4 +1,4 @@
-//! A vhost-user back end whose rings and buffers are grants of the double.
+//! A vhost-user back end whose rings and buffers are grants of the double completes all requests.
 
 use verify_xen::double::Double;
 use verify_xen::vhost_user::{requests_complete, Rings};

@@ -66,7 +66,7 @@ fn supervise() -> io::Result<()> {
     }
 }
 
-/// Plays the scenarios, from the number `from` on.
+/// Plays the scenarios, starting at number `from`.
 fn play(from: usize) {
     panic::set_hook(Box::new(|info| {
         *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string();

@@ -35,7 +35,7 @@ pub struct Injection {
 #[derive(Debug, Default)]
 pub(super) struct Books {
     calls: Vec<Call>,
-    /// The number of calls since `inject`, with those to map other memory.
+    /// The number of calls since `inject`, including those that map other memory.
     number: usize,
     injection: Option<Injection>,
     injected: bool,
@@ -66,13 +66,13 @@ impl Books {
         self.injection.map(|injection| injection.errno)
     }
 
-    /// Notes a call. Returns the error that it must return instead of its effect, if any.
+    /// Records a call. Returns the error that it must return instead of its effect, if any.
     pub fn enter(&mut self, call: Call) -> Result<(), i32> {
         self.calls.push(call);
         self.enter_other()
     }
 
-    /// Notes a call that is not for a device.
+    /// Records a call that is not for a device.
     pub fn enter_other(&mut self) -> Result<(), i32> {
         let number = self.number;
         self.number += 1;

@@ -30,7 +30,7 @@ pub(super) struct ForeignArea {
 /// A page of an area.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Frame {
-    /// It has no frame. Touching it raises SIGBUS.
+    /// Not mapped to a frame yet. An access raises SIGBUS.
     Absent,
     Mapped,
     Unmapped,
@@ -63,7 +63,7 @@ struct BatchRequest {
 }
 
 impl Kernel {
-    /// `mmap` of a privcmd, whose file is `fd`.
+    /// Handles `mmap` of a privcmd, whose file is `fd`.
     ///
     /// # Safety
     ///
@@ -72,7 +72,7 @@ impl Kernel {
         let writing = place.prot & libc::PROT_WRITE != 0;
         let len = place.len;
         self.books.enter(Call::Mmap { len, writing })?;
-        // The memfd of the device is empty, so that touching a page raises SIGBUS.
+        // The memfd of the device is empty, so an access to a page raises SIGBUS.
         // SAFETY: nothing relies on memory at the place (this function's contract).
         let addr = unsafe { memory::mmap(shared(place), fd, 0) }?;
         self.foreign.push(ForeignArea {
@@ -85,11 +85,11 @@ impl Kernel {
         Ok(addr)
     }
 
-    /// `MMAPBATCH_V2`.
+    /// Handles `MMAPBATCH_V2`.
     ///
     /// # Safety
     ///
-    /// The argument is as the request needs it.
+    /// The argument points to the structure of the request.
     pub unsafe fn map_frames(&mut self, argument: *mut c_void) -> Result<(), i32> {
         // SAFETY: the argument is a `BatchRequest` (this function's contract).
         let request = unsafe { argument.cast::<BatchRequest>().read_unaligned() };
@@ -125,7 +125,7 @@ impl Kernel {
                         prot,
                         flags: libc::MAP_FIXED,
                     };
-                    // SAFETY: the page is in the area, whose owner asks for the frame there.
+                    // SAFETY: the page is in the area, whose owner requests the frame there.
                     unsafe { self.show(place, &[of_domain]) }?;
                     if let Some(area) = self.foreign.get_mut(number) {
                         area.pages[page] = Frame::Mapped;
@@ -163,7 +163,7 @@ impl Kernel {
         self.page_of(frame).ok_or(libc::EINVAL)
     }
 
-    /// `munmap` of areas of frames. Returns whether there was one.
+    /// Handles `munmap` of areas of frames. Returns whether the memory contained a part of one.
     pub fn unmap_foreign(&mut self, memory: &Range<usize>) -> Result<bool, i32> {
         let touched = |area: &ForeignArea| !covered(area.addr, area.pages.len(), memory).is_empty();
         if !self.foreign.iter().any(touched) {

@@ -1,4 +1,4 @@
-//! gntdev: the table of maps, their areas, and what the hypervisor has mapped.
+//! gntdev: the table of maps, their areas, and the mappings of the hypervisor.
 
 #![expect(unsafe_code, reason = "reads the arguments of ioctls, and maps pages")]
 #![expect(
@@ -50,9 +50,9 @@ pub(super) struct Map {
     holds: Vec<Hold>,
     in_table: bool,
     area: Option<Area>,
-    /// Whether a map was made for reading only, which decides for good.
+    /// Whether the grants were mapped for reading only. They cannot be mapped for writing later.
     was_read_only: bool,
-    /// An injected fault kept the caller from releasing it.
+    /// Whether an injected fault kept the caller from releasing it.
     excused: bool,
 }
 
@@ -137,11 +137,11 @@ impl Segment {
 }
 
 impl Kernel {
-    /// `MAP_GRANT_REF`.
+    /// Handles `MAP_GRANT_REF`.
     ///
     /// # Safety
     ///
-    /// The argument is as the request needs it.
+    /// The argument points to the structure of the request.
     pub unsafe fn map_grants(&mut self, device: u64, argument: *mut c_void) -> Result<(), i32> {
         let request = argument.cast::<MapRequest>();
         // SAFETY: the argument begins with a `MapRequest` (this function's contract).
@@ -202,11 +202,11 @@ impl Kernel {
         index
     }
 
-    /// `UNMAP_GRANT_REF`.
+    /// Handles `UNMAP_GRANT_REF`.
     ///
     /// # Safety
     ///
-    /// The argument is as the request needs it.
+    /// The argument points to the structure of the request.
     pub unsafe fn unmap_grants(&mut self, device: u64, argument: *mut c_void) -> Result<(), i32> {
         // SAFETY: the argument is an `UnmapRequest` (this function's contract).
         let request = unsafe { argument.cast::<UnmapRequest>().read_unaligned() };
@@ -239,7 +239,7 @@ impl Kernel {
         })
     }
 
-    /// `mmap` of a gntdev.
+    /// Handles `mmap` of a gntdev.
     ///
     /// # Safety
     ///
@@ -274,7 +274,7 @@ impl Kernel {
             .map(|grant| grant.filter(|grant| !writing || grant.access == Access::ReadWrite))
             .collect();
         let whole = granted.iter().all(Option::is_some);
-        // Only the hypervisor of a paravirtualized host undoes what worked.
+        // Only the hypervisor of a paravirtualized host undoes the mappings that succeeded.
         if whole || self.host == Host::AutoTranslated {
             let map = self.maps.get_mut(number).ok_or(libc::EINVAL)?;
             map.was_read_only |= !writing;
@@ -297,9 +297,9 @@ impl Kernel {
         Ok(addr)
     }
 
-    /// Plays another thread that maps memory in the hole which a failed `mmap` has left.
+    /// Plays another thread that maps memory in the hole that a failed `mmap` has left.
     ///
-    /// The system unmaps what is at a fixed address before it asks the driver.
+    /// The kernel unmaps the memory at a fixed address before it calls the driver.
     ///
     /// # Safety
     ///
@@ -316,7 +316,7 @@ impl Kernel {
         }
     }
 
-    /// Notes a mistake if `munmap` concerns memory of another thread.
+    /// Records a mistake if `munmap` concerns memory of another thread.
     pub fn check_holes(&mut self, memory: &Range<usize>) {
         let concerned = |hole: &Range<usize>| hole.start < memory.end && memory.start < hole.end;
         if self.holes.iter().any(concerned) {
@@ -345,14 +345,15 @@ impl Kernel {
                     flags: place.flags | libc::MAP_FIXED,
                     ..place
                 };
-                // SAFETY: the page is in the mapping of above, which nobody knows yet.
+                // SAFETY: the page is in the mapping that this function made, which no other
+                // code knows.
                 unsafe { memory::mmap(shared(one), ram, offset(*page)?) }?;
             }
         }
         Ok(addr)
     }
 
-    /// `munmap`: what the grants in the memory are from now on.
+    /// Handles `munmap` of areas of grants. Returns whether the memory contained a part of one.
     pub fn unmap_areas(&mut self, memory: &Range<usize>) -> Result<bool, i32> {
         let host = self.host;
         let touched = |area: &Option<Area>| match area {
@@ -390,11 +391,11 @@ impl Kernel {
         entered.map(|()| true)
     }
 
-    /// `GRANT_COPY`.
+    /// Handles `GRANT_COPY`.
     ///
     /// # Safety
     ///
-    /// The argument is as the request needs it.
+    /// The argument points to the structure of the request.
     pub unsafe fn copy_grants(&mut self, argument: *mut c_void) -> Result<(), i32> {
         // SAFETY: the argument is a `CopyRequest` (this function's contract).
         let request = unsafe { argument.cast::<CopyRequest>().read_unaligned() };

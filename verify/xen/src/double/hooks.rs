@@ -1,4 +1,4 @@
-//! The C symbols that the test program defines, and which device a call is for.
+//! The C symbols that the test program defines, and the device that each call is for.
 
 #![expect(unsafe_code, reason = "takes the place of functions of the C library")]
 
@@ -29,7 +29,7 @@ macro_rules! interpose {
 
             /// # Safety
             ///
-            /// As ioctl(2).
+            /// The arguments are valid for ioctl(2).
             #[no_mangle]
             unsafe extern "C" fn ioctl(
                 fd: c_int,
@@ -42,7 +42,7 @@ macro_rules! interpose {
 
             /// # Safety
             ///
-            /// As mmap(2).
+            /// The arguments are valid for mmap(2).
             #[no_mangle]
             unsafe extern "C" fn mmap(
                 addr: *mut c_void,
@@ -58,7 +58,7 @@ macro_rules! interpose {
 
             /// # Safety
             ///
-            /// As munmap(2).
+            /// The arguments are valid for munmap(2).
             #[no_mangle]
             unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
                 // SAFETY: the caller passes what munmap(2) needs.
@@ -68,7 +68,7 @@ macro_rules! interpose {
     };
 }
 
-/// Which device a memfd is.
+/// The device that a memfd represents.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Device {
     Gntdev,
@@ -86,7 +86,7 @@ thread_local! {
     static COUNTING: RefCell<Option<Shared>> = const { RefCell::new(None) };
 }
 
-/// A thread whose calls of `mmap` count as calls to a world. Made by
+/// A thread whose calls of `mmap` count as calls to a world. Created by
 /// [`Double::on_this_thread`](super::Double::on_this_thread).
 #[derive(Debug)]
 pub struct Scope(());
@@ -123,9 +123,9 @@ pub(super) fn forget(file: &File) {
 /// Returns whether the program's `ioctl`, `mmap` and `munmap` are those of the double.
 pub(super) fn is_interposed(file: &File) -> bool {
     let fd = file.as_raw_fd();
-    // SAFETY: the request takes no argument. The system does not know it.
+    // SAFETY: the request takes no argument, and the kernel does not know it.
     let probed = unsafe { libc::ioctl(fd, PROBE.into(), std::ptr::null_mut::<c_void>()) };
-    // SAFETY: nothing is mapped where the call chooses, and the double refuses the call, since no
+    // SAFETY: without `MAP_FIXED`, no memory is replaced. The double refuses the call, because no
     // grant is in the table.
     let mapped = unsafe {
         let protection = libc::PROT_READ;
@@ -156,11 +156,11 @@ fn result<T>(result: Result<T, i32>, failed: T) -> T {
     })
 }
 
-/// Takes the place of `ioctl`.
+/// Replaces `ioctl`.
 ///
 /// # Safety
 ///
-/// As ioctl(2).
+/// The arguments are valid for ioctl(2).
 pub unsafe fn ioctl(fd: c_int, request: u32, argument: *mut c_void) -> c_int {
     let of_xen = matches!(request >> 8 & 0xff, 0x47 | 0x50);
     let Some((device, kernel, number)) = of_xen.then(|| device(fd)).flatten() else {
@@ -188,11 +188,11 @@ pub unsafe fn ioctl(fd: c_int, request: u32, argument: *mut c_void) -> c_int {
     result(done.map(|()| 0), -1)
 }
 
-/// Takes the place of `mmap`.
+/// Replaces `mmap`.
 ///
 /// # Safety
 ///
-/// As mmap(2).
+/// The arguments are valid for mmap(2).
 pub unsafe fn mmap(
     addr: *mut c_void,
     len: size_t,
@@ -214,7 +214,7 @@ pub unsafe fn mmap(
             // SAFETY: the caller passes what mmap(2) needs.
             let mapped = unsafe { kernel.mmap_grants(number, place, offset) };
             if mapped.is_err() && flags & libc::MAP_FIXED != 0 {
-                // SAFETY: the caller gave the memory at the place up.
+                // SAFETY: with `MAP_FIXED`, the caller gave up the memory at the place.
                 unsafe { kernel.take_hole(place) };
             }
             mapped
@@ -230,7 +230,7 @@ pub unsafe fn mmap(
     result(mapped, libc::MAP_FAILED)
 }
 
-/// Notes a call that is not for a device, on a thread that counts these.
+/// Records a call that is not for a device, on a thread that counts these.
 fn enter_other() -> Result<(), i32> {
     let counting = COUNTING.try_with(|counting| counting.borrow().clone());
     match counting {
@@ -239,11 +239,11 @@ fn enter_other() -> Result<(), i32> {
     }
 }
 
-/// Takes the place of `munmap`.
+/// Replaces `munmap`.
 ///
 /// # Safety
 ///
-/// As munmap(2).
+/// The arguments are valid for munmap(2).
 pub unsafe fn munmap(addr: *mut c_void, len: size_t) -> c_int {
     let start = addr.expose_provenance();
     let memory = start..start.saturating_add(len);

@@ -1,4 +1,4 @@
-//! [`Kernel`]: the state of a world. All that the hypervisor and the two drivers know.
+//! [`Kernel`]: the state of the hypervisor and of the two drivers in a world.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,7 +16,7 @@ pub(super) struct Grant {
     pub access: Access,
 }
 
-/// All that the hypervisor and the two drivers know.
+/// The state of the hypervisor and of the two drivers.
 #[derive(Debug)]
 pub(super) struct Kernel {
     pub host: Host,
@@ -119,7 +119,7 @@ pub(super) fn whole_pages(len: usize) -> Option<usize> {
     len.is_multiple_of(PAGE).then_some(len / PAGE)
 }
 
-/// Returns the range of pages of an area at `addr` of `pages` pages that a range of memory covers.
+/// Returns the pages that a range of memory covers, of an area of `pages` pages at `addr`.
 pub(super) fn covered(addr: usize, pages: usize, memory: &Range<usize>) -> Range<usize> {
     let end = addr + pages * PAGE;
     let from = memory.start.clamp(addr, end);

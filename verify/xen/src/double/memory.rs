@@ -1,4 +1,4 @@
-//! The system's own calls, which the symbols of the double do not reach.
+//! System calls that bypass the symbols of the double.
 
 #![expect(unsafe_code, reason = "makes system calls")]
 
@@ -34,7 +34,7 @@ pub fn memfd(name: &str) -> io::Result<File> {
 pub fn inode(fd: c_int) -> Option<(u64, u64)> {
     // SAFETY: all bytes zero are a valid `stat`.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: fstat(2) writes to `stat`, which is as large as it needs.
+    // SAFETY: fstat(2) writes one `stat` at this address.
     let result = unsafe { libc::fstat(fd, &mut stat) };
     (result == 0).then_some((stat.st_dev, stat.st_ino))
 }
@@ -77,9 +77,9 @@ pub unsafe fn munmap(addr: usize, len: usize) -> Result<(), i32> {
 ///
 /// # Safety
 ///
-/// The argument is as the request needs it.
+/// The argument is valid for the request.
 pub unsafe fn ioctl(fd: c_int, request: u32, argument: *mut c_void) -> Result<c_int, i32> {
-    // SAFETY: the argument is as the request needs it (this function's contract).
+    // SAFETY: the argument is valid for the request (this function's contract).
     let result = unsafe { libc::syscall(libc::SYS_ioctl, fd, request, argument) };
     match c_int::try_from(result) {
         Ok(result) if result >= 0 => Ok(result),

@@ -8,7 +8,7 @@
 //!
 //! A memfd holds the pages of the domain. Two kinds of empty memfds are the devices. The test
 //! program defines the C symbols `ioctl`, `mmap` and `munmap` by [`interpose!`](crate::interpose).
-//! So, the library needs no seam. Calls that are not for a device go to the system.
+//! So the library does not need to change. Calls that are not for a device go to the system.
 //!
 //! The double behaves as gntdev and privcmd of Linux 6.1 on Xen 4.17, on both kinds of
 //! [`Host`](crate::world::Host).
@@ -43,7 +43,7 @@ const FIRST_FRAME: u64 = 0x4_0000;
 #[derive(Debug)]
 pub struct Double {
     kernel: Arc<Mutex<Kernel>>,
-    /// They keep the numbers of the inodes in use.
+    /// The open devices, which keep their inode numbers in use.
     devices: Vec<File>,
 }
 
@@ -52,18 +52,18 @@ impl Double {
     ///
     /// # Panics
     ///
-    /// Panics if the test program does not use [`interpose!`](crate::interpose), or if the system
-    /// makes no memfd.
+    /// Panics if the test program does not use [`interpose!`](crate::interpose), or if a memfd
+    /// cannot be created.
     #[must_use]
     pub fn new(host: Host) -> Self {
-        let ram = memory::memfd("domain").expect("cannot make a memfd");
+        let ram = memory::memfd("domain").expect("cannot create a memfd");
         let len = u64::try_from(PAGES * PAGE).expect("the pages fit");
         ram.set_len(len).expect("cannot resize a memfd");
         let mut double = Self {
             kernel: Arc::new(Mutex::new(Kernel::new(host, DOMAIN, FIRST_FRAME, ram))),
             devices: Vec::new(),
         };
-        let device = double.gntdev().expect("cannot make a device");
+        let device = double.gntdev().expect("cannot create a device");
         assert!(
             hooks::is_interposed(&device),
             "the test program does not use `interpose!`"
@@ -85,7 +85,7 @@ impl Double {
 
     /// Lets this thread's calls of `mmap` count as calls to the world, until the result is dropped.
     ///
-    /// So, a fault can be injected into mappings that are not of a device.
+    /// A fault can then be injected into mappings that are not of a device.
     #[must_use]
     pub fn on_this_thread(&self) -> hooks::Scope {
         hooks::Scope::new(&self.kernel)
@@ -102,7 +102,7 @@ impl Double {
         self.kernel().books.clear();
     }
 
-    /// Lets a call fail. Returns to normal with `None`.
+    /// Injects a fault into a call, or removes the fault with `None`.
     pub fn inject(&mut self, injection: Option<Injection>) {
         self.kernel().books.inject(injection);
     }
@@ -119,7 +119,7 @@ impl Double {
         self.kernel().books.injected_errno()
     }
 
-    /// Grants more pages than the domain has: the first references of a long run.
+    /// Grants `pages` pages by consecutive references, which may be more than the domain has.
     ///
     /// # Panics
     ///
@@ -133,7 +133,7 @@ impl Double {
         }
     }
 
-    /// Makes a frame absent for a number of requests, as a frame that is paged out.
+    /// Makes a frame absent for a number of requests, like a frame that is paged out.
     pub fn page_out(&mut self, frame: u64, requests: u32) {
         self.kernel().page_out(frame, requests);
     }

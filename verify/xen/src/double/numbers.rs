@@ -10,7 +10,7 @@ pub const GRANT_COPY: u32 = 0x0010_4708;
 pub const MMAPBATCH_V2: u32 = 0x0020_5004;
 /// A request of the double, to find out whether the program calls the double.
 pub const PROBE: u32 = 0x0000_47ff;
-/// The answer to [`PROBE`].
+/// The result of [`PROBE`].
 pub const PROBED: i32 = 0x0d0b1e;
 
 /// The size of `struct ioctl_gntdev_map_grant_ref` with one reference. The driver writes

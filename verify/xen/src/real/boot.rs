@@ -1,4 +1,4 @@
-//! The first process of dom0: mounts, modules, and the end of the machine.
+//! The first process of domain 0: mounts, modules, and power-off.
 
 use std::ffi::CStr;
 use std::fs::{self, File};
@@ -62,6 +62,6 @@ fn check(result: libc::c_long, what: &str) -> io::Result<()> {
 pub fn power_off() -> ! {
     // SAFETY: no file system has anything to write.
     unsafe { libc::reboot(libc::RB_POWER_OFF) };
-    // Only without the privilege. The kernel panics when its first process ends.
+    // Reached only without the privilege. The kernel panics when its first process ends.
     std::process::exit(1)
 }

@@ -1,7 +1,7 @@
-//! A domain that is made and never run: its memory and its grant table are the test's.
+//! A domain that is created and never runs. The test controls its memory and its grant table.
 //!
 //! The hypercalls are those of Xen 4.17, the version in Debian 12. Another version refuses them,
-//! because each has the number of its interface in it.
+//! because each contains the version of its interface.
 
 use std::io;
 use std::ops::Range;
@@ -33,7 +33,7 @@ const READ_ONLY: u16 = 1 << 2;
 const READING: u16 = 1 << 3;
 const WRITING: u16 = 1 << 4;
 
-/// The most attempts to destroy a domain, of which each does a part.
+/// The maximum number of attempts to destroy a domain. Each attempt does a part.
 const MAX_ATTEMPTS: usize = 1000;
 
 /// The kind of frames that address the domain's memory.
@@ -66,7 +66,7 @@ struct Reservation {
     domain: u16,
 }
 
-/// The domain. Its drop destroys it.
+/// A domain, which is destroyed on drop.
 #[derive(Debug)]
 pub struct Domain {
     privcmd: Privcmd,
@@ -129,13 +129,13 @@ impl Domain {
         entry.flags.store(flags, Ordering::Release);
     }
 
-    /// Takes the permission out of an entry. What the hypervisor wrote in it stays.
+    /// Clears the permission of an entry. The bits that the hypervisor wrote stay.
     pub fn revoke(&self, reference: u32) {
         let flags = self.entry(reference).flags;
         flags.fetch_and(READING | WRITING, Ordering::SeqCst);
     }
 
-    /// Returns what the hypervisor wrote about the use of a grant.
+    /// Returns the use of a grant that the hypervisor recorded.
     pub fn in_use(&self, reference: u32) -> InUse {
         let flags = self.entry(reference).flags.load(Ordering::SeqCst);
         InUse {
@@ -144,14 +144,14 @@ impl Domain {
         }
     }
 
-    /// Reads bytes of the domain's memory from `offset` on.
+    /// Reads bytes of the domain's memory at `offset`.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) {
         for (cell, byte) in self.cells(offset, bytes.len()).zip(bytes) {
             *byte = cell.load(Ordering::Relaxed);
         }
     }
 
-    /// Writes bytes to the domain's memory from `offset` on.
+    /// Writes bytes to the domain's memory at `offset`.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         for (cell, byte) in self.cells(offset, bytes.len()).zip(bytes) {
             cell.store(*byte, Ordering::Relaxed);
@@ -182,11 +182,11 @@ impl Domain {
         let flags = unsafe { AtomicU16::from_ptr(start.cast()) };
         // SAFETY: bytes 2 and 3 of the entry, in the table.
         let domain = unsafe { start.add(2) };
-        // SAFETY: as `flags`: aligned, and the table lives as long as `self`.
+        // SAFETY: the address is a multiple of 2, and the table lives as long as `self`.
         let domain = unsafe { AtomicU16::from_ptr(domain.cast()) };
         // SAFETY: bytes 4 to 7 of the entry, in the table.
         let frame = unsafe { start.add(4) };
-        // SAFETY: as `flags`: aligned to 4, and the table lives as long as `self`.
+        // SAFETY: the address is a multiple of 4, and the table lives as long as `self`.
         let frame = unsafe { AtomicU32::from_ptr(frame.cast()) };
         Entry {
             flags,
@@ -205,7 +205,7 @@ struct Entry<'a> {
 
 impl Drop for Domain {
     fn drop(&mut self) {
-        // The hypervisor keeps a domain for as long as somebody maps a page of it.
+        // The hypervisor keeps a domain while a page of it is mapped.
         (self.memory, self.table) = (None, None);
         for _ in 0..MAX_ATTEMPTS {
             match domain_control(&self.privcmd, self.id, DESTROY, &[]) {
@@ -263,7 +263,7 @@ fn populate(privcmd: &Privcmd, id: u16, kind: Kind, order: u32) -> io::Result<u6
     let mut extent = [match kind {
         Kind::Paravirtual => 0u64,
         Kind::Translated if cfg!(target_arch = "x86_64") => 0x100,
-        // Where Xen puts the memory of its guests on Arm, and a bit.
+        // 0x100 pages after the start of guest memory on Arm.
         Kind::Translated => 0x40100,
     }];
     let mut reservation = Reservation {

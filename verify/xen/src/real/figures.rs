@@ -10,7 +10,7 @@ use super::Real;
 use crate::outcome::Outcome;
 use crate::world::{Access, World, PAGE};
 
-/// The measurements of each access.
+/// The number of measurements of each access.
 const ROUNDS: usize = 301;
 /// The number of accesses.
 const ROWS: usize = 8;
@@ -95,9 +95,9 @@ pub fn figures(world: &mut Real) -> Outcome<Vec<String>> {
         ),
     ];
     let mut times = [const { Vec::new() }; ROWS];
-    // The accesses take turns, so that a slow moment does not fall on one of them alone.
+    // The accesses take turns, so that a slow period affects all of them.
     for _ in 0..ROUNDS {
-        // The first one would pay for what the last one left in the caches.
+        // Otherwise the first access would find the caches as the last one left them.
         (accesses[0].1)()?;
         for ((_, access), times) in accesses.iter_mut().zip(&mut times) {
             let started = Instant::now();

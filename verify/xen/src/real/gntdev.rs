@@ -53,7 +53,7 @@ struct Copy {
     segments: *mut Segment,
 }
 
-/// A grant that is mapped for reading. The drop unmaps it.
+/// A grant that is mapped for reading, and unmapped on drop.
 #[derive(Debug)]
 pub struct Mapped<'a> {
     device: &'a File,
@@ -106,14 +106,14 @@ impl<'a> Mapped<'a> {
 
 impl Drop for Mapped<'_> {
     fn drop(&mut self) {
-        // SAFETY: the mapping that `new` made. Nothing is borrowed of it, since `self` is not.
+        // SAFETY: `new` made the mapping, and each borrow of it also borrows `self`.
         unsafe { libc::munmap(self.page.as_ptr().cast(), PAGE) };
-        // A grant that stays mapped shows in the grant table.
+        // A grant that stays mapped is visible in the grant table.
         let _ = release(self.device, self.index);
     }
 }
 
-/// Takes a grant out of the table of the device.
+/// Removes a grant from the table of the device.
 fn release(device: &File, index: u64) -> io::Result<()> {
     let mut unmap = Unmap {
         index,

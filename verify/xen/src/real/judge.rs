@@ -1,4 +1,4 @@
-//! A test of [`Real`] itself: what is mapped by hand, it must see.
+//! A test of [`Real`] itself: it must report the grants that are mapped by hand.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,7 +15,7 @@ use crate::world::{mapped, Access, World};
 ///
 /// # Panics
 ///
-/// Panics if the hypervisor or the audit does not tell what is mapped.
+/// Panics if the hypervisor or the audit does not report a mapped grant.
 pub fn judge(world: &mut Real) -> Outcome {
     static ROUND: AtomicU32 = AtomicU32::new(0x600d_0000);
     let value = ROUND.fetch_add(1, Ordering::Relaxed);
@@ -35,12 +35,12 @@ pub fn judge(world: &mut Real) -> Outcome {
     assert_eq!(wrong.len(), 3, "two grants and two mappings: {wrong:#?}");
     drop(second);
     world.revoke(40);
-    assert_eq!(mapped(world), [40], "a grant in use is taken back");
+    assert_eq!(mapped(world), [40], "a grant in use was revoked");
     drop(first);
     assert_eq!(mapped(world), [0; 0]);
     let refused = Mapped::new(&device, domain, 40).map(|_| ());
     let errno = refused.err().and_then(|error| error.raw_os_error());
-    assert_eq!(errno, Some(libc::EINVAL), "a grant that was taken back");
+    assert_eq!(errno, Some(libc::EINVAL), "a revoked grant");
 
     let mut bytes = [0; 4];
     let id = u16::try_from(domain).expect("a domain has 16 bits");

@@ -25,12 +25,12 @@ pub use judge::judge;
 const GNTDEV: &str = "/dev/xen/gntdev";
 const PRIVCMD: &str = "/dev/xen/privcmd";
 
-/// A domain of its own for a scenario, and the real devices. The drop destroys the domain.
+/// A domain for one scenario, which is destroyed on drop, and the real devices.
 #[derive(Debug)]
 pub struct Real {
     host: Host,
     domain: Domain,
-    /// The mappings of devices before the scenario.
+    /// The number of mappings of devices before the scenario.
     mappings: usize,
 }
 
@@ -122,7 +122,7 @@ fn open(device: &str) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(device)
 }
 
-/// Returns how this domain maps memory, which the hypervisor tells the kernel.
+/// Returns how this domain maps memory, as the kernel reports it.
 fn host() -> io::Result<Host> {
     let kind = fs::read_to_string("/sys/hypervisor/guest_type")?;
     Ok(match kind.trim() {

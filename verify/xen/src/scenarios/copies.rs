@@ -42,7 +42,7 @@ pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
 /// The number of pages of one request of the library.
 const REQUEST: usize = 64;
 
-/// Returns memory whose bytes the hypervisor copies, from a reference on.
+/// Returns memory that begins with a reference, and whose bytes the hypervisor copies.
 fn copied<B: NewBitmap>(
     world: &dyn World,
     device: &File,

@@ -31,7 +31,7 @@ fn address(world: &dyn World, page: usize, offset: usize) -> GuestAddress {
     GuestAddress((world.frames().start + long(page)) * long(PAGE) + long(offset))
 }
 
-/// Returns a memory of frames, from an address on.
+/// Returns a memory of frames that begins at `at`.
 fn foreign(device: &File, at: GuestAddress, size: usize, domain: u32) -> Outcome<GuestMemoryMmap> {
     memory(
         range(device, at, size, MmapXenFlags::FOREIGN.bits(), domain)?,
@@ -112,7 +112,7 @@ fn foreign_region_of_unknown_domain_is_refused(world: &mut dyn World) -> Outcome
     expect_any_errno(result, "mapping of a domain that does not exist")
 }
 
-/// Requires an error of the system. Which one depends on the kind of host and of domain.
+/// Requires an error of the system. Its number depends on the kind of host and of domain.
 fn expect_any_errno(result: Outcome<GuestMemoryMmap>, what: &str) -> Outcome {
     match result {
         Ok(_) => panic!("{what} succeeded"),

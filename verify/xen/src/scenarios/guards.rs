@@ -25,7 +25,7 @@ pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     "X24" guard_outlives_region_and_device
 ];
 
-/// Writes the bytes at a pointer to a new file, by a system call. So, a bad pointer is an error.
+/// Writes the bytes at a pointer to a new file, by a system call that refuses a bad pointer.
 #[expect(unsafe_code, reason = "passes a pointer to a system call")]
 fn save(pointer: *const u8, len: usize) -> io::Result<File> {
     let file = memfd("saved")?;

@@ -46,7 +46,7 @@ fn granted_region_in_advance_with_bad_page_in_second_request_is_released(
     Ok(())
 }
 
-/// Maps 5 frames, of which two runs are paged out: the first for `requests`, the second for 1.
+/// Maps 5 frames. Two of them are paged out: the first for `requests` requests, the second for one.
 fn two_runs(world: &mut dyn World, requests: u32) -> Outcome<(GuestAddress, GuestMemoryMmap)> {
     let device = world.privcmd()?;
     let (first, domain) = (world.frames().start, world.domain());
@@ -101,7 +101,7 @@ fn requested(calls: &[Call]) -> usize {
 fn read_many(world: &mut dyn World, pages: usize, granted: usize) -> Outcome<(usize, usize)> {
     let device = world.gntdev()?;
     let Some(double) = world.as_double() else {
-        return Err(skip("the domain does not have as many pages"));
+        return Err(skip("the domain does not have enough pages"));
     };
     double.grant_long_run(FIRST, granted);
     let memory: GuestMemoryMmap = lazy(world, &device, FIRST, pages)?;

@@ -41,7 +41,7 @@ pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     "X20" threads_on_one_region_see_their_pages
 ];
 
-/// A region of this number of pages, of which the first few are granted.
+/// The number of pages of a large region, of which the first few are granted.
 const LARGE: usize = 256;
 
 fn read_obj_maps_one_page_for_reading(world: &mut dyn World) -> Outcome {

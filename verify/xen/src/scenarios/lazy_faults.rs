@@ -133,7 +133,7 @@ fn methods_without_error_read_zeroes(world: &mut dyn World) -> Outcome {
     #[cfg(feature = "additions")]
     assert!(
         vm_memory::fault::last().is_some(),
-        "fault::last does not tell"
+        "fault::last reports nothing"
     );
     assert_released(world, "after the errors");
     Ok(())

@@ -1,4 +1,4 @@
-//! The scenarios: what a device does with memory of another domain, and what must come of it.
+//! The scenarios: accesses of a device to memory of another domain, and their expected results.
 //!
 //! A scenario ends with an error of the library by `?`, and panics if data is wrong. Fault
 //! injection relies on that: see [`outcome`](crate::outcome).
@@ -71,7 +71,7 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         guards::SCENARIOS,
         large::SCENARIOS,
         streams::SCENARIOS,
-        // 0.18.0 has neither windows nor copies by the hypervisor, and `fill_with_byte`.
+        // 0.18.0 has no windows, no copies by the hypervisor, and no `fill_with_byte`.
         #[cfg(feature = "additions")]
         windows::SCENARIOS,
         #[cfg(feature = "additions")]

@@ -1,4 +1,4 @@
-//! Ranges that are refused when the region is made.
+//! Ranges that are refused when the region is created.
 
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, GuestAddress, MmapRange, MmapRegion, MmapXenFlags};
@@ -129,7 +129,7 @@ fn granted_range_that_ends_past_32_bits_of_references_is_refused(world: &mut dyn
         )?;
         error(range, "a range that ends past the last reference");
     }
-    // The last reference itself is in order.
+    // The last reference itself is accepted.
     let last = grant_address(u32::MAX, 0x800);
     let range = range(&device, last, PAGE / 2, lazy_flags(), world.domain())?;
     assert!(MmapRegion::<()>::from_range(range).is_ok());

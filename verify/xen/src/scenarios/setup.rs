@@ -11,7 +11,7 @@ use crate::double::Call;
 use crate::outcome::{Outcome, Stop};
 use crate::world::{mapped, Access, World, PAGE};
 
-/// The bit that tells an address of a granted page from others.
+/// The bit that marks the address of a granted page.
 pub const GRANTED: u64 = 1 << 63;
 
 /// The first reference of most scenarios.
@@ -93,7 +93,7 @@ pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(byte).collect()
 }
 
-/// Returns bytes of the domain's memory, from a page on.
+/// Returns bytes of the domain's memory, at an offset in a page.
 pub fn seen(world: &dyn World, page: usize, offset: usize, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     world.read(page, offset, &mut bytes);
@@ -132,7 +132,7 @@ pub fn calls_of_access(first: u32, pages: u32, writing: bool) -> Vec<Call> {
     ]
 }
 
-/// Makes an access that has no error.
+/// Makes an access that cannot return an error.
 ///
 /// # Errors
 ///

@@ -110,7 +110,7 @@ fn file_is_not_read_into_bad_reference(world: &mut dyn World) -> Outcome {
     assert_eq!(
         source.stream_position()?,
         0,
-        "the file was read all the same"
+        "the file was read although the access failed"
     );
     let written = memory.write_volatile_to(at, &mut source, 100);
     expect_errno(

@@ -163,11 +163,9 @@ fn window_with_page_not_granted_is_refused_and_released(world: &mut dyn World) -
     Ok(())
 }
 
-/// Returns memory of two regions, each with two pages. The grants of the second are not those after
-/// the grants of the first.
+/// Returns memory of two adjacent regions, each with two pages.
 fn two_regions(world: &mut dyn World) -> Outcome<GuestMemoryMmap> {
     let device = world.gntdev()?;
-    // The guest addresses of the regions are adjacent.
     let region = |reference: u32| -> Outcome<_> {
         let at = grant_address(reference, 0);
         let range = range(&device, at, 2 * PAGE, lazy_flags(), world.domain())?;

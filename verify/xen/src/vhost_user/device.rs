@@ -21,7 +21,7 @@ const MOST_BYTES: u64 = 64 << 10;
 
 type Memory = GuestMemoryMmap<()>;
 
-/// The device, of one queue.
+/// A device with one queue.
 #[derive(Debug)]
 pub struct Device {
     memory: Option<GuestMemoryAtomic<Memory>>,
@@ -40,8 +40,8 @@ impl Device {
 
     /// Serves a request, and returns the number of bytes written.
     ///
-    /// `Reader` and `Writer` of virtio-queue use the pointer of a guard and do not ask for its
-    /// error, so a device must know that the pages are granted before it uses them.
+    /// `Reader` and `Writer` of virtio-queue use the pointer of a guard and do not check its error,
+    /// so a device must know that the pages are granted before it uses them.
     fn serve(
         memory: &Memory,
         chain: &DescriptorChain<GuestMemoryLoadGuard<Memory>>,

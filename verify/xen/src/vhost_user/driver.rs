@@ -93,7 +93,7 @@ impl<'a> Driver<'a> {
         self.write(0, available + 2, &low(number + 1).to_le_bytes());
     }
 
-    /// Checks the answer to the request, and takes the buffers back.
+    /// Checks the result of the request, and revokes the grants of its buffers.
     pub fn check(&mut self, number: u32, readable: bool) {
         let (offset, len) = shape(number);
         let (used, _) = RINGS[2];
@@ -110,7 +110,7 @@ impl<'a> Driver<'a> {
         expected.iter_mut().for_each(|byte| *byte = !*byte);
         let answer = self.read_vec(WRITABLE, offset, len);
         if readable {
-            assert!(answer == expected, "the answer to request {number}");
+            assert!(answer == expected, "the data of request {number}");
         } else {
             assert!(answer.iter().all(|byte| *byte == 0xee), "request {number}");
         }

@@ -9,7 +9,8 @@
 //!                 front end: vhost ─────┘  regions, ring addresses, eventfds, on a socket
 //! ```
 //!
-//! The back end is as those of vhost-device: crates from the registry, and a device of a few lines.
+//! The back end consists of crates from the registry and a device of a few lines, like those of
+//! vhost-device.
 
 mod device;
 mod driver;
@@ -40,19 +41,19 @@ use driver::{Driver, RINGS};
 const REQUESTS: u32 = 40;
 /// The size of the region of buffers, of which few pages are granted at a time.
 const BUFFERS: u64 = 1 << 30;
-/// The most time that a condition may take.
+/// The maximum time that a condition may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The moment when the back end maps the rings.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Rings {
-    /// When it learns of them.
+    /// When the front end sends their regions.
     InAdvance,
-    /// At each access, as the buffers.
+    /// At each access, like the buffers.
     OnDemand,
 }
 
-/// Runs requests, one of which names a page that is not granted.
+/// Runs requests. Each eighth one names pages that are not granted.
 ///
 /// # Errors
 ///
@@ -60,8 +61,8 @@ pub enum Rings {
 ///
 /// # Panics
 ///
-/// Panics if a request is not answered or its data is wrong, or if a buffer is still mapped when
-/// the driver wants it back.
+/// Panics if a request is not completed or its data is wrong, or if a buffer is still mapped when
+/// the driver revokes its grants.
 pub fn requests_complete(world: &mut dyn World, rings: Rings) -> Outcome {
     let socket = socket_path();
     let mut listener = Listener::new(&socket, true).map_err(other)?;
@@ -86,7 +87,7 @@ pub fn requests_complete(world: &mut dyn World, rings: Rings) -> Outcome {
             Rings::InAdvance => driver.ring_references(),
             Rings::OnDemand => Vec::new(),
         };
-        // After its signal, the device looks once more at the rings.
+        // After its signal, the device reads the rings once more.
         until("more is mapped after a request than the rings", || {
             Ok(mapped(driver.world()) == expected)
         })?;
