@@ -57,7 +57,7 @@ fn unreadable(dirty: &DirtyMemory) -> Vec<(u64, usize)> {
 }
 
 #[test]
-fn runs_beside_unplugged_blocks_are_readable() {
+fn runs_around_unplugged_blocks_are_readable() {
     let (region, blocks) = region(0x10_0000, 0x10_000, 0x1000, 0x4000);
     let memory = memory(region);
     memory

@@ -62,7 +62,7 @@ fn host_runs_join_regions_adjacent_in_guest_and_host() {
 }
 
 #[test]
-fn host_runs_do_not_join_across_hole_or_backwards() {
+fn host_runs_across_hole_or_in_descending_order_do_not_join() {
     // Guest page 1 is a hole. Host pages 2 and 1 are in descending order.
     let memory = read_write(&[(0, 0), (2, 2), (3, 1)]);
     assert_eq!(

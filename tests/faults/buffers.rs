@@ -104,7 +104,7 @@ fn io_buffer_copy_behind_iommu_stops_at_truncated_page() {
 }
 
 #[test]
-fn io_buffer_copy_across_block_unplugged_meanwhile_stops_there() {
+fn io_buffer_copy_across_block_unplugged_later_stops_there() {
     fault::install().unwrap();
     let page = NonZeroUsize::new(PAGE).unwrap();
     let blocks = Arc::new(PluggedBlocks::new(3 * PAGE, page).unwrap());

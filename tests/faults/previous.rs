@@ -53,7 +53,7 @@ fn set_action(signal: i32, handler: usize, flags: i32) -> libc::sigaction {
     before
 }
 
-/// Lets a handler without SA_ONSTACK handle faults and sent signals, beside guest faults.
+/// Lets a handler without SA_ONSTACK handle other faults and sent signals, between guest faults.
 pub(super) fn deep_handler(arguments: &[&str]) {
     let [signal, flags] = arguments[..] else {
         unreachable!("{arguments:?}");
@@ -129,7 +129,7 @@ pub(super) fn later_handler() {
 }
 
 /// Sends signals to a handler of the program while another thread faults.
-pub(super) fn sent_signals_beside_faults() {
+pub(super) fn sent_signals_during_faults() {
     extern "C" fn count(_: i32) {
         CALLS.fetch_add(1, Ordering::Relaxed);
     }
@@ -217,7 +217,7 @@ fn sent_signal_leaves_later_handler_installed() {
 
 #[test]
 fn signals_sent_to_own_handler_leave_faults_of_other_threads_alone() {
-    let output = run("sent_signals_beside_faults");
+    let output = run("sent_signals_during_faults");
     assert_eq!(output.status.code(), Some(DONE), "{output:?}");
 }
 

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The code under test is the library's own: modules here include its files by path. Only the
-//! `sync` module beside each of them differs. In the library it names the standard library's and
+//! `sync` module of each of them differs. In the library it names the standard library's and
 //! arc-swap's types; here it names loom's.
 //!
 //! | module | file under test | property |

@@ -1,4 +1,4 @@
-//! Writers that mark pages beside harvests that copy them: no page is lost.
+//! Writers mark pages while harvests copy them, and no page is lost.
 //!
 //! Each model is explored twice: with plain loads, and with sequentially consistent loads that are
 //! read-modify-writes. [`Run::loads_modify`] has the reason.
@@ -38,7 +38,7 @@ enum Mode {
     RangeOfOne,
 }
 
-/// The part of the marks that a harvest drains.
+/// The part of the marks that a harvest drains, as `src/bitmap/marks.rs` calls it.
 #[derive(Clone, Copy, Debug)]
 enum Part {
     All,
@@ -89,7 +89,7 @@ impl Guest {
     }
 }
 
-/// Explores writers beside a round of a migration, of pages that are clean or dirty at the start. A
+/// Explores writers during a round of a migration. The pages are clean or dirty at the start. A
 /// second round follows the writers. Then all pages must have been sent.
 #[derive(Clone, Copy)]
 struct Model {
@@ -152,17 +152,17 @@ fn one_writer(mode: Mode) {
     }
 }
 
-pub(super) fn set_beside_drain_loses_no_page() {
+pub(super) fn set_during_drain_loses_no_page() {
     for (words, pages) in [(1, &[0, 1]), (1, &[0, 0]), (2, &[0, 1]), (2, &[0, 0])] {
         Model::new(words, Mode::Set, pages).loses_no_page();
     }
 }
 
-pub(super) fn mark_beside_drain_loses_no_page() {
+pub(super) fn mark_during_drain_loses_no_page() {
     one_writer(Mode::Mark);
 }
 
-pub(super) fn mark_range_beside_drain_loses_no_page() {
+pub(super) fn mark_range_during_drain_loses_no_page() {
     one_writer(Mode::Range);
 }
 
@@ -203,7 +203,7 @@ pub(super) fn word_read_without_drain_loses_no_page() {
 
 /// The second of two writers of a word completes while the first one is preempted. The next harvest
 /// finds its mark. A writer that sets the summary only if it finds the word empty would fail here.
-pub(super) fn drain_finds_completed_mark_beside_preempted_writer() {
+pub(super) fn drain_finds_completed_mark_despite_preempted_writer() {
     for (mode, words) in [
         (Mode::Set, 1),
         (Mode::Set, 2),
@@ -239,7 +239,7 @@ fn guest_with_stale_summary() -> Arc<Guest> {
 /// A writer may find a stale bit in the summary while a harvest drains it and finds the word empty.
 /// Then the mark precedes the harvest's load of the word, or the load of the summary follows the
 /// drain of the bit.
-pub(super) fn mark_beside_drain_of_empty_line_loses_no_page() {
+pub(super) fn mark_during_drain_of_empty_line_loses_no_page() {
     for mode in [Mode::Set, Mode::Mark, Mode::Range] {
         loom::model(move || {
             let guest = guest_with_stale_summary();
@@ -295,7 +295,7 @@ pub(super) fn mark_found_before_its_summary_bit_is_found_by_next_harvest() {
 }
 
 /// One page is cleared while another page of the same word is written and harvested.
-pub(super) fn drain_of_page_beside_writer_keeps_other_marks() {
+pub(super) fn drain_of_page_during_write_keeps_other_marks() {
     loom::model(|| {
         let guest = guest(2);
         guest.marks.set(0, 1);
@@ -316,8 +316,8 @@ pub(super) fn drain_of_page_beside_writer_keeps_other_marks() {
     });
 }
 
-/// Tracking is switched on beside a writer, and all of memory is copied. Harvests follow.
-pub(super) fn tracking_switched_on_beside_writer_loses_no_page() {
+/// Tracking is switched on during a write, and all of memory is copied. Harvests follow.
+pub(super) fn tracking_switched_on_during_write_loses_no_page() {
     loom::model(|| {
         let guest = guest(1);
         let tracking = Arc::new(Tracking::new());
@@ -367,7 +367,7 @@ pub(super) fn drain_by_two_threads_returns_each_mark_once() {
 }
 
 /// A copy of the marks has only marks of data that its thread reads.
-pub(super) fn copy_to_beside_writer_acquires_marked_data() {
+pub(super) fn copy_to_during_write_acquires_marked_data() {
     loom::model(|| {
         let guest = guest(1);
         let writer = {
@@ -423,19 +423,19 @@ macro_rules! models {
 }
 
 models! {
-    copy_to_beside_writer_acquires_marked_data
+    copy_to_during_write_acquires_marked_data
     word_with_mark_acquires_data
-    set_beside_drain_loses_no_page
-    mark_beside_drain_loses_no_page
-    mark_range_beside_drain_loses_no_page
+    set_during_drain_loses_no_page
+    mark_during_drain_loses_no_page
+    mark_range_during_drain_loses_no_page
     mark_by_two_writers_loses_no_page
     mark_range_by_two_writers_loses_no_page
-    mark_beside_drain_of_empty_line_loses_no_page
+    mark_during_drain_of_empty_line_loses_no_page
     mark_found_before_its_summary_bit_is_found_by_next_harvest
-    drain_of_page_beside_writer_keeps_other_marks
+    drain_of_page_during_write_keeps_other_marks
     drain_of_partial_range_loses_no_page
     drain_by_two_threads_returns_each_mark_once
-    drain_finds_completed_mark_beside_preempted_writer
+    drain_finds_completed_mark_despite_preempted_writer
     word_read_without_drain_loses_no_page
-    tracking_switched_on_beside_writer_loses_no_page
+    tracking_switched_on_during_write_loses_no_page
 }

@@ -1,7 +1,8 @@
 //! The orderings, operations and fences of `marks.rs` and `tracking.rs` that a model needs: each is
 //! weakened or left out, and the model fails.
 //!
-//! The end of this file lists those that no model needs, with the reason.
+//! The letters in the names of the tests are those of the protocol in `src/bitmap/marks.rs`. The
+//! end of this file lists the orderings that no model needs, with the reason.
 
 use super::marks_tests as models;
 use super::sync::{choose, Mutant, Run, Wrong};
@@ -63,15 +64,15 @@ fn w_or_f_left_out_loses_a_page() {
     let mark = after(marks(
         "// A harvest may have drained the marks before the data",
     ));
-    each_fails(mark, models::mark_beside_drain_loses_no_page, &[Missing]);
+    each_fails(mark, models::mark_during_drain_loses_no_page, &[Missing]);
     let range = after(marks("// Orders the data before all checks."));
     each_fails(
         range,
-        models::mark_range_beside_drain_loses_no_page,
+        models::mark_range_during_drain_loses_no_page,
         &[Missing],
     );
     let drain = after(marks("// The matching fences of the writers"));
-    each_fails(drain, models::mark_beside_drain_loses_no_page, &[Missing]);
+    each_fails(drain, models::mark_during_drain_loses_no_page, &[Missing]);
 }
 
 #[test]
@@ -79,7 +80,7 @@ fn fence_of_tracking_left_out_loses_a_page() {
     for before in ["fn is_on_after_fence(&self)", "self.state.store(state"] {
         each_fails(
             after(tracking(before)),
-            models::tracking_switched_on_beside_writer_loses_no_page,
+            models::tracking_switched_on_during_write_loses_no_page,
             &[Missing],
         );
     }
@@ -96,7 +97,7 @@ fn m_or_ms_weakened_loses_a_page() {
     for place in places {
         each_fails(
             place,
-            models::mark_beside_drain_of_empty_line_loses_no_page,
+            models::mark_during_drain_of_empty_line_loses_no_page,
             &[Relaxed, AcqRel, InTwo, Missing],
         );
     }
@@ -107,7 +108,7 @@ fn l_or_ls_weakened_loses_a_page() {
     let check = marks("if word.load(Ordering::SeqCst) & bits != bits");
     each_fails(
         check,
-        models::mark_beside_drain_of_empty_line_loses_no_page,
+        models::mark_during_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
     each_fails(
@@ -121,7 +122,7 @@ fn l_or_ls_weakened_loses_a_page() {
 fn t_weakened_loses_a_page() {
     each_fails(
         marks("_ => word.fetch_and(!lines, Ordering::SeqCst)"),
-        models::mark_beside_drain_of_empty_line_loses_no_page,
+        models::mark_during_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
 }
@@ -130,18 +131,18 @@ fn t_weakened_loses_a_page() {
 fn s_or_h_weakened_loses_a_page() {
     each_fails(
         marks(".map_or(0, |word| word.load(Ordering::SeqCst))"),
-        models::mark_beside_drain_of_empty_line_loses_no_page,
+        models::mark_during_drain_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
     each_fails(
         marks("*drained = word.swap(0, Ordering::SeqCst)"),
-        models::set_beside_drain_loses_no_page,
+        models::set_during_drain_loses_no_page,
         &[InTwo],
     );
     let part = marks("_ => word.fetch_and(!bits, Ordering::SeqCst)");
     each_fails(
         part,
-        models::drain_of_page_beside_writer_keeps_other_marks,
+        models::drain_of_page_during_write_keeps_other_marks,
         &[InTwo],
     );
 }
@@ -153,7 +154,7 @@ fn reads_weakened_lose_a_page() {
     let copy = marks("match word.load(Ordering::Acquire)");
     each_fails(
         copy,
-        models::copy_to_beside_writer_acquires_marked_data,
+        models::copy_to_during_write_acquires_marked_data,
         &[Relaxed],
     );
 }
@@ -170,4 +171,4 @@ fn reads_weakened_lose_a_page() {
 // - Atomicity of `T`. It drains the bit of a line whose words are loaded after it. A model with
 //   more lines would lose one.
 // - `T` and the `H` of a part as `swap`, for 64 lines and for a whole word. It is the same
-//   operation as the one beside it, with more bits than the models have.
+//   operation as the one next to it, with more bits than the models have.

@@ -49,7 +49,7 @@ std::thread_local! {
     static RUN: Cell<Run> = const { Cell::new(Run { loads_modify: false, mutant: None }) };
 }
 
-/// Selects the variant for the models that this thread explores from now on.
+/// Selects the variant for the models that this thread explores next.
 pub(crate) fn choose(run: Run) {
     RUN.set(run);
 }

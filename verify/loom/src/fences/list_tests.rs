@@ -1,4 +1,5 @@
-//! Versions that the list itself keeps alive, as the snapshots of an IOTLB are.
+//! A version that the list keeps alive, as a snapshot of an IOTLB, is out of use when it has no
+//! readers.
 
 use std::sync::Arc as Memory;
 
@@ -36,7 +37,7 @@ impl Versions {
     }
 }
 
-/// A reader of version 0, a thread that replaces it, and another thread that uses the list.
+/// Explores a reader of version 0, a thread that replaces it, and another thread on the list.
 #[expect(
     clippy::arc_with_non_send_sync,
     reason = "loom runs the threads of a model one at a time"
@@ -76,7 +77,7 @@ pub(super) fn readers_before_orders_readers() {
     readers_before_returning_zero_orders_readers(None);
 }
 
-/// Creates two tests of each model, one for either kind of loads.
+/// Creates two tests of each model, one for each kind of load.
 macro_rules! models {
     ($($name:ident: $other:expr;)*) => {
         mod plain {

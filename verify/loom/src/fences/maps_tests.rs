@@ -1,4 +1,5 @@
-//! Maps that are replaced while readers use them, as `GuestMemoryAtomic` replaces them.
+//! A map that is replaced while readers use it, as in `GuestMemoryAtomic`, is out of use when it
+//! has no readers.
 
 use loom::cell::UnsafeCell;
 use loom::thread;

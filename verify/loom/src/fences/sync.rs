@@ -34,7 +34,7 @@ std::thread_local! {
     static RUN: Cell<Run> = const { Cell::new(Run { loads_modify: false, without: None }) };
 }
 
-/// Selects the variant for the models that this thread explores from now on.
+/// Selects the variant for the models that this thread explores next.
 pub(super) fn choose(run: Run) {
     RUN.set(run);
 }

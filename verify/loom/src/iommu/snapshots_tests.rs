@@ -1,6 +1,5 @@
-//! Readers of snapshots, beside writers and threads that count readers.
-//!
 //! No snapshot is read while it is changed, and no page is read after its mapping has no readers.
+//!
 //! The fences are left to the module `fences`: loom's counted pointers do not need them.
 
 use loom::cell::UnsafeCell;
@@ -47,7 +46,7 @@ impl Replay for Watched {
 }
 
 #[test]
-fn apply_beside_reader_does_not_change_its_snapshot() {
+fn apply_during_read_does_not_change_its_snapshot() {
     loom::model(|| {
         let snapshots = Arc::new(Snapshots::new(Watched(UnsafeCell::new(0))));
         let reader = {
@@ -140,7 +139,7 @@ impl Replay for Shared {
 }
 
 #[test]
-fn apply_beside_reader_does_not_change_shared_parts() {
+fn apply_during_read_does_not_change_shared_parts() {
     loom::model(|| {
         let snapshots = Arc::new(Snapshots::new(Shared(Arc::new(Watched(UnsafeCell::new(
             0,
@@ -165,7 +164,7 @@ fn apply_beside_reader_does_not_change_shared_parts() {
 
 /// Another thread makes a change before or after the one that is waited for.
 #[test]
-fn readers_before_beside_another_writer_misses_no_reader() {
+fn readers_before_during_another_change_misses_no_reader() {
     loom::model(|| {
         let snapshots = Arc::new(Snapshots::new(Shared(Arc::new(Watched(UnsafeCell::new(
             0,
