@@ -2,9 +2,9 @@ use std::ffi::OsString;
 
 /// Returns the program with which cargo runs this test program.
 ///
-/// `None` if the processor runs it directly. `cargo xtask emulate` runs the tests for aarch64 with
-/// qemu. A test that starts itself again needs the same program. A test of behaviour that qemu does
-/// not emulate is skipped.
+/// Returns `None` if the processor runs it directly. `cargo xtask emulate` runs the tests for
+/// aarch64 with qemu. A test that starts itself again needs the same program. A test of behaviour
+/// that qemu does not emulate is skipped.
 pub fn emulator() -> Option<OsString> {
     if cfg!(all(
         target_arch = "aarch64",

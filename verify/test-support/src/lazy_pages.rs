@@ -26,7 +26,7 @@ const UFFD_EVENT_REMOVE: u8 = 0x15;
 /// Memory whose missing pages a thread fills from a snapshot, with userfaultfd(2).
 ///
 /// In the snapshot, all bytes are equal. Pages that the kernel reports as removed are filled with
-/// zeroes instead, as a VMM does after a discard. Dropping this fills no more pages.
+/// zeroes instead, as a VMM does after a discard. Dropping this stops the thread.
 #[derive(Debug)]
 pub struct LazyPages {
     removed: Arc<Mutex<Vec<Range<usize>>>>,
@@ -75,7 +75,7 @@ impl LazyPages {
 
     /// Returns whether the kernel reports the page at a host address as removed within 5 seconds.
     ///
-    /// The thread takes note of an event shortly after the kernel has delivered it.
+    /// The thread records an event shortly after the kernel has delivered it.
     pub fn is_removed(&self, addr: usize) -> bool {
         let until = Instant::now() + Duration::from_secs(5);
         loop {

@@ -27,7 +27,7 @@ pub struct SetOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
-        // Release: who sees the flag sees what this thread wrote before.
+        // Release: a thread that loads the flag with acquire sees the earlier writes of this one.
         self.0.store(true, Ordering::Release);
     }
 }

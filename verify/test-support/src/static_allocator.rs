@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The number of bytes that it hands out.
+/// The number of bytes of static memory.
 const LEN: usize = 64 << 20;
 
 /// An allocator that hands out static memory once, and makes no system calls.
@@ -35,11 +35,11 @@ impl StaticAllocator {
     }
 }
 
-// SAFETY: `alloc` returns disjoint parts of static memory, aligned and as long as the layout asks,
-// or memory of `System`, which `dealloc` returns to it.
+// SAFETY: `alloc` returns disjoint parts of static memory, aligned and as long as the layout
+// requires, or memory of `System`, which `dealloc` returns to it.
 unsafe impl GlobalAlloc for StaticAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // Room to align it.
+        // Includes room for the alignment.
         let len = layout.size().saturating_add(layout.align());
         // Relaxed: the number protects no other memory. Not added if it does not fit, so that it
         // never wraps, and no byte is handed out twice.

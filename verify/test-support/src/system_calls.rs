@@ -42,7 +42,7 @@ pub fn record_calls<R: Send>(function: impl FnOnce() -> R + Send) -> Result<(R, 
     };
     let result = std::thread::scope(|scope| {
         let traced = scope.spawn(|| {
-            // From here on, each call waits for the supervisor.
+            // After this call, each call of the thread waits for the supervisor.
             match install_filter() {
                 Ok(listener) => shared.listener.store(listener, Ordering::Release),
                 Err(error) => {

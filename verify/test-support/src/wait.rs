@@ -26,7 +26,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub fn wait_until(mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < LIMIT, "waited for {LIMIT:?} in vain");
+        assert!(
+            begin.elapsed() < LIMIT,
+            "the condition is still false after {LIMIT:?}"
+        );
         std::thread::yield_now();
     }
 }
