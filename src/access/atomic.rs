@@ -53,7 +53,9 @@ pub(crate) unsafe fn fetch<W: Word>(
         .map_err(|at| record_fault(at, dst, Direction::Write, 0))
 }
 
-/// Writes `new` atomically if the word is `current`. Returns the previous value: `Ok` if it was.
+/// Writes `new` atomically if the word is `current`.
+///
+/// Returns the previous value, in `Ok` if it was `current` and in `Err` otherwise.
 ///
 /// # Safety
 ///

@@ -74,7 +74,8 @@
 //!
 //! The handler of Rust's standard library reports stack overflows. At any other signal, it sets the
 //! default action and returns. If the signal was sent, such as by `kill -BUS`, the fault handler
-//! then sets itself again. Between the two, a guest fault in another thread ends the process.
+//! then sets itself again. Between these two calls, a guest fault in another thread ends the
+//! process.
 //!
 //! [`pass_on_sent_signals`] closes this window. Call it with `false`, unless the program has a
 //! handler that needs sent signals. A handler that does not change the action opens no window.
@@ -283,7 +284,7 @@ pub fn install() -> std::io::Result<()> {
 
 /// Sets whether the handler that was installed before gets a SIGBUS or SIGSEGV that was sent.
 ///
-/// This is so by default. With `false`, a signal that was sent, such as by `kill -BUS`, has its
+/// By default, it does. With `false`, a signal that was sent, such as by `kill -BUS`, has its
 /// default action: it ends the process. The same holds for the notice of a memory error that no
 /// access met. A signal that was ignored before stays ignored. Faults that are not guest faults
 /// still go to the handler, so stack overflows are reported.

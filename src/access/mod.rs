@@ -175,7 +175,7 @@ impl Fault {
         EFAULT.get()
     }
 
-    /// Returns how many bytes were moved before the fault, from the first byte on.
+    /// Returns the number of bytes moved before the fault, counted from the first byte.
     pub(crate) fn completed(self) -> usize {
         self.completed
     }

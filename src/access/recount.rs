@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     /// Recounts a copy of `len` bytes from 0x1000. Each round may reach `limits` bytes, and the
-    /// last limit holds from then on. Returns the count, and the number of rounds.
+    /// last limit applies to all later rounds. Returns the count, and the number of rounds.
     fn recounted(len: usize, limits: &[usize]) -> (usize, usize) {
         let guest = core::ptr::without_provenance::<u8>(0x1000);
         let fault_after = |bytes: usize| FaultAddress::new(0x1000 + bytes).unwrap();

@@ -55,8 +55,8 @@ impl GuestSide {
 ///
 /// # Safety
 ///
-/// A routine accesses no bytes but those of its operands. If it returns `Ok`, it has written all
-/// bytes of its destination.
+/// A routine accesses only the bytes of its operands. If it returns `Ok`, it has written all bytes
+/// of its destination.
 pub(in crate::access) unsafe trait RoutineSet {
     /// Installs the signal handler that makes faults return. `None` if this set cannot recover.
     const INSTALL_FAULT_HANDLER: Option<fn() -> io::Result<()>> = None;

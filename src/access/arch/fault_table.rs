@@ -9,10 +9,10 @@
 //!     operand    the kind of guest operand, 0 or 1
 //! ```
 //!
-//! Each instruction that accesses guest memory lies in the range of an entry. The handler looks up
+//! Each instruction that accesses guest memory is in the range of an entry. The handler looks up
 //! the interrupted instruction, puts the faulting address into the result register (`rax`, `x16`)
-//! and resumes at the given instruction. The register is 0 there if there was no fault, so an
-//! access that does not fault only clears and tests one register.
+//! and resumes at the given instruction. At that instruction, the register is 0 if there was no
+//! fault. An access that does not fault therefore only clears and tests one register.
 //!
 //! The section is retained (`R`): linkers do not drop the entries of code that is in the program.
 //! An entry holds distances from its own fields, so loading the program relocates nothing.

@@ -11,11 +11,11 @@ pub(in crate::access) fn copy_and_fill_at_inaccessible_page_return_its_address<R
     let mut host = vec![0x3cu8; 40_000];
     let host = host.as_mut_ptr();
     for len in (1..=MAX_LEN).chain([1000, 5000, 17_000, 40_000]) {
-        for there in (0..len).step_by(len / 4 + 1) {
+        for accessible in (0..len).step_by(len / 4 + 1) {
             // The accessible bytes are the first ones, or the last.
             for guest in [
-                memory.end().wrapping_sub(there),
-                memory.start().wrapping_sub(len - there),
+                memory.end().wrapping_sub(accessible),
+                memory.start().wrapping_sub(len - accessible),
             ] {
                 let check = |result: Result<(), _>| {
                     let at: usize = core::num::NonZeroUsize::get(result.unwrap_err());

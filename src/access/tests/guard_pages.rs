@@ -1,4 +1,4 @@
-//! Accesses at the edges of pages that lie between inaccessible guard pages.
+//! Accesses at the edges of pages that are between inaccessible guard pages.
 
 use super::*;
 
@@ -109,7 +109,7 @@ pub(in crate::access) fn copy_and_fill_next_to_guard_page_do_not_touch_it<R: Tes
         // Overlapping ranges at the start and at the end of the page.
         let shift = len.min(4096 - len).min(13);
         let (low, high) = (one.start(), one.end().wrapping_sub(len));
-        // SAFETY: both ranges lie in the page: `len + shift` is at most 4096.
+        // SAFETY: both ranges are in the page: `len + shift` is at most 4096.
         unsafe {
             R::copy_overlapping(low, low.add(shift), len).unwrap();
             R::copy_overlapping(low.add(shift), low, len).unwrap();

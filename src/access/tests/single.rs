@@ -70,8 +70,8 @@ pub(in crate::access) fn fetch_and_compare_exchange_return_previous_value<R: Tes
                 // SAFETY: `memory` is 16 bytes at an alignment of 8.
                 unsafe {
                     R::store_ordered(ptr, first, size, Ordering::Relaxed).unwrap();
-                    let there = R::fetch(ptr, change, second, size, order).unwrap();
-                    assert_eq!(there, first & mask, "{change:?} {order:?}");
+                    let previous = R::fetch(ptr, change, second, size, order).unwrap();
+                    assert_eq!(previous, first & mask, "{change:?} {order:?}");
                     let now = R::load_ordered(ptr, size, Ordering::Relaxed).unwrap();
                     assert_eq!(now, wanted & mask, "{change:?} {order:?}");
                     R::store_ordered(ptr, u64::MAX, size, Ordering::Relaxed).unwrap();

@@ -354,7 +354,7 @@ pub(super) unsafe fn invoke(
     fault_result((), fault)
 }
 
-/// The routines for this processor. They are the same for each.
+/// The routines for this processor. They are the same on each aarch64 processor.
 pub(crate) struct Detected;
 
 // SAFETY: `small_bytes` is for at most `SMALL_MAX` bytes, `large_vectors` for more, and the others

@@ -109,8 +109,8 @@ pub(in crate::access::arch) unsafe extern "C" fn small_bytes() {
 
 /// Copies more than 128 bytes with vectors of 16 bytes.
 ///
-/// Copies one vector to the unaligned destination, and then 64 bytes at a time to aligned ones. The
-/// last 64 bytes are copied once more.
+/// Copies one vector to the unaligned destination, and then 64 bytes at a time to aligned
+/// addresses. It copies the last 64 bytes separately, some of them for the second time.
 ///
 /// # Safety
 ///

@@ -8,11 +8,10 @@
 //!        4. Registers::resume_at     the routine returns the address of the fault
 //! ```
 //!
-//! All state that the handler reads is written before the handler is installed. The table is
-//! read-only data, and `PREVIOUS` is filled before our action is set. The release store of its
-//! `OnceLock` and the system call order that before each run of the handler. `OnceLock::get` takes
-//! no lock. The exceptions are relaxed atomics: `WITHDRAWN`, which the handler itself writes, and
-//! `PASSES_ON_SENT_SIGNALS`.
+//! The handler reads only state that was written before it was installed, and two relaxed atomics:
+//! `WITHDRAWN`, which it writes itself, and `PASSES_ON_SENT_SIGNALS`. The table is read-only data,
+//! and `PREVIOUS` is filled before our action is set. The release store of its `OnceLock` and the
+//! system call order that before each run of the handler. `OnceLock::get` takes no lock.
 
 #![expect(
     clippy::as_conversions,
@@ -203,10 +202,17 @@ struct FaultInfo {
     address_lsb: i16,
 }
 
-/// The code of SIGBUS for a memory error that an access met (`BUS_MCEERR_AR`).
-const MEMORY_ERROR: c_int = 4;
-/// The code of SIGBUS for a memory error that no access met yet (`BUS_MCEERR_AO`).
-const MEMORY_ERROR_ELSEWHERE: c_int = 5;
+// The codes (`si_code`) of signals that an access raises, by the names of Linux
+// (`include/uapi/asm-generic/siginfo.h`).
+const SEGV_MAPERR: c_int = 1;
+const SEGV_ACCERR: c_int = 2;
+const SEGV_PKUERR: c_int = 4;
+const BUS_ADRERR: c_int = 2;
+const BUS_OBJERR: c_int = 3;
+/// An access met a memory error.
+const BUS_MCEERR_AR: c_int = 4;
+/// There is a memory error that no access met yet. No access raises this signal.
+const BUS_MCEERR_AO: c_int = 5;
 
 impl FaultRange {
     /// Returns the range that an access faulted in. `None` if something else raised the signal.
@@ -219,16 +225,14 @@ impl FaultRange {
         // `FaultInfo` and aligned for it.
         let info = unsafe { &*info.cast::<FaultInfo>() };
         let is_fault = match info.signo {
-            // SEGV_MAPERR, SEGV_ACCERR, SEGV_PKUERR.
-            libc::SIGSEGV => matches!(info.code, 1 | 2 | 4),
-            // BUS_ADRERR, BUS_OBJERR.
-            libc::SIGBUS => matches!(info.code, 2 | 3 | MEMORY_ERROR),
+            libc::SIGSEGV => matches!(info.code, SEGV_MAPERR | SEGV_ACCERR | SEGV_PKUERR),
+            libc::SIGBUS => matches!(info.code, BUS_ADRERR | BUS_OBJERR | BUS_MCEERR_AR),
             _ => false,
         };
         if !is_fault {
             return None;
         }
-        let is_memory_error = info.signo == libc::SIGBUS && info.code == MEMORY_ERROR;
+        let is_memory_error = info.signo == libc::SIGBUS && info.code == BUS_MCEERR_AR;
         let len = match u32::try_from(info.address_lsb) {
             Ok(bit) if is_memory_error => 1usize.checked_shl(bit).unwrap_or(1),
             _ => 1,
@@ -315,8 +319,8 @@ fn lookup(instruction: usize) -> Option<(usize, i32)> {
 fn chain_to_previous(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the system passed the signal's information to `on_signal`.
     let code = unsafe { (*info).si_code };
-    // An instruction does not raise the notice of a memory error that no access met, either.
-    let was_sent = code <= 0 || (signal == libc::SIGBUS && code == MEMORY_ERROR_ELSEWHERE);
+    // The notice of a memory error that no access met does not come from an instruction either.
+    let was_sent = code <= 0 || (signal == libc::SIGBUS && code == BUS_MCEERR_AO);
     let index = SIGNALS.iter().position(|one| *one == signal);
     let previous = index.and_then(|index| PREVIOUS.get(index)?.get());
     let is_passed_on = !was_sent || PASSES_ON_SENT_SIGNALS.load(Ordering::Relaxed);

@@ -38,10 +38,18 @@ fn from_info_of_signal_not_raised_by_access_returns_none() {
     let sent = [0, -1, -2, -3, -4, -5, -6, 0x80];
     // (signal, codes of faults, other codes)
     let table: [(c_int, &[c_int], &[c_int]); 4] = [
-        // MAPERR, ACCERR, PKUERR; BNDERR, ACCADI, ADIDERR, ADIPERR, MTEAERR, MTESERR, CPERR.
-        (libc::SIGSEGV, &[1, 2, 4], &[3, 5, 6, 7, 8, 9, 10]),
-        // ADRERR, OBJERR, MCEERR_AR; ADRALN, MCEERR_AO.
-        (libc::SIGBUS, &[2, 3, 4], &[1, 5, 6]),
+        // BNDERR, ACCADI, ADIDERR, ADIPERR, MTEAERR, MTESERR, CPERR.
+        (
+            libc::SIGSEGV,
+            &[SEGV_MAPERR, SEGV_ACCERR, SEGV_PKUERR],
+            &[3, 5, 6, 7, 8, 9, 10],
+        ),
+        // ADRALN, MCEERR_AO, and a code that Linux does not define.
+        (
+            libc::SIGBUS,
+            &[BUS_ADRERR, BUS_OBJERR, BUS_MCEERR_AR],
+            &[1, BUS_MCEERR_AO, 6],
+        ),
         (libc::SIGILL, &[], &[1, 2, 3, 4, 5]),
         (libc::SIGFPE, &[], &[1, 2, 3, 4, 5]),
     ];
@@ -75,14 +83,14 @@ fn from_info_of_memory_error_returns_its_page() {
     ];
     for (bit, start, len) in table {
         assert_eq!(
-            reported(libc::SIGBUS, MEMORY_ERROR, ADDRESS, bit),
+            reported(libc::SIGBUS, BUS_MCEERR_AR, ADDRESS, bit),
             Some((start, len)),
             "{bit}"
         );
         for (signal, code) in [
-            (libc::SIGSEGV, MEMORY_ERROR),
-            (libc::SIGBUS, 2),
-            (libc::SIGSEGV, 1),
+            (libc::SIGSEGV, SEGV_PKUERR),
+            (libc::SIGBUS, BUS_ADRERR),
+            (libc::SIGSEGV, SEGV_MAPERR),
         ] {
             assert_eq!(
                 reported(signal, code, ADDRESS, bit),

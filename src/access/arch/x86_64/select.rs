@@ -78,7 +78,7 @@ impl Features {
 /// The features of this processor, or 0 before they are detected.
 static DETECTED: AtomicU8 = AtomicU8::new(0);
 
-/// The lengths from which routines for long copies are used.
+/// The minimum lengths for which the routines for long copies are used, in bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
     /// The shortest copy by `rep movsb`, where it is fast.
@@ -96,7 +96,7 @@ pub(super) const LIMITS: Limits = Limits {
 /// The longest copy whose routine does not depend on the features.
 const NARROW_MAX: usize = 32;
 
-/// Returns the routine for copies of `len` bytes. [`Detected`] has a faster form of it.
+/// Returns the routine for copies of `len` bytes. [`Detected`] implements a faster form.
 #[cfg(test)]
 pub(super) fn copy(len: usize, features: Features, limits: Limits) -> Routine {
     if len >= limits.rep {
@@ -160,9 +160,9 @@ pub(crate) struct Detected;
 //
 // - `small_bytes` takes up to `SMALL_MAX` bytes, and is selected up to `NARROW_MAX`, which is less.
 // - `middle_sse`, `middle_avx`, `middle_avx512` and `middle_undetected` take at least 32 bytes, and
-//   are selected from more than `NARROW_MAX` on.
-// - `rep_bytes` and `streaming_avx` take more than 128 bytes, and are selected from `LIMITS.rep`
-//   on.
+//   are selected for more than `NARROW_MAX` bytes.
+// - `rep_bytes` and `streaming_avx` take more than 128 bytes, and are selected for at least
+//   `LIMITS.rep` bytes.
 // - `fill_vectors` and `fill_ascending` take each length.
 // - `vectors_sse` and `vectors_avx` take multiples of 32 bytes, as `blocks` requires.
 unsafe impl Select for Detected {
@@ -195,7 +195,8 @@ fn detected_long_copy(len: usize) -> Routine {
     long_copy(len, Features::detected(), LIMITS)
 }
 
-/// The result of [`middle_copy`] for this processor. At first a routine that detects it.
+/// The result of [`middle_copy`] for this processor. The initial value is a routine that detects
+/// it.
 #[expect(
     clippy::as_conversions,
     reason = "only a cast makes a pointer of a function"

@@ -14,7 +14,7 @@ const SHORTEST: usize = routines::SMALL_MAX + 1;
 /// A kind of processor.
 trait Kind {
     const FEATURES: Features;
-    /// The length from which stores bypass the caches.
+    /// The shortest copy whose stores bypass the caches.
     const STREAMING: usize;
 
     fn limits() -> Limits {
@@ -24,7 +24,8 @@ trait Kind {
         }
     }
 
-    /// Returns the features of the kind that this processor has, too. Each one runs `rep movsb`.
+    /// Returns the features of the kind that this processor has as well. Each processor can run
+    /// `rep movsb`.
     fn features() -> Features {
         Self::FEATURES.and(Features::detect().with(Features::FAST_REP))
     }
@@ -73,7 +74,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// No more than each x86_64 processor has.
+    /// Only the features that each x86_64 processor has.
     sse: Features::BASE, streaming from usize::MAX;
     /// Vectors of 32 bytes.
     avx: Features::AVX, streaming from usize::MAX;

@@ -97,8 +97,8 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn small_bytes() {
 
 /// Copies at least 32 bytes with vectors of 16 bytes.
 ///
-/// Up to 128 bytes are copied by [`small_bytes`]. More are copied 64 at a time. The last 64 bytes
-/// are read first and written last.
+/// Up to 128 bytes are copied by [`small_bytes`]. More bytes are copied 64 at a time. The last 64
+/// bytes are read first and written last.
 ///
 /// # Safety
 ///
@@ -142,9 +142,9 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_sse() {
 
 /// Copies at least 32 bytes with vectors of 32 bytes.
 ///
-/// Up to 128 bytes are all read before any is written. Of more, the first vector is copied to the
-/// unaligned destination, and then 128 bytes at a time to aligned ones. The last 128 bytes are read
-/// first and written last.
+/// Up to 128 bytes are all read before any is written. For more bytes, it copies the first vector
+/// to the unaligned destination, and then 128 bytes at a time to aligned addresses. It reads the
+/// last 128 bytes before the loop, and writes them after it.
 ///
 /// # Safety
 ///
@@ -207,7 +207,7 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn middle_avx() {
 /// Copies at least 32 bytes with vectors of 64 bytes.
 ///
 /// Up to 256 bytes are all read before any is written. More are copied as by [`middle_avx`], 256 at
-/// a time. The registers from `zmm16` on need no `vzeroupper`.
+/// a time. Registers `zmm16` to `zmm31` need no `vzeroupper`.
 ///
 /// # Safety
 ///
@@ -376,7 +376,7 @@ pub(in crate::access::arch) unsafe extern "sysv64" fn streaming_avx() {
     )
 }
 
-/// Detects which routine to use, and continues there with the same operands.
+/// Detects which routine to use, and jumps to it with the same operands.
 ///
 /// # Safety
 ///
