@@ -12,8 +12,8 @@ use crate::page_size::DEFAULT_PAGE_SIZE;
 /// A bitmap, or a slice of one, that can be harvested.
 ///
 /// [`DirtyMemory`](crate::dirty::DirtyMemory) harvests the regions of a memory through this trait.
-/// Implement it for the slices of your own bitmap type to use it there. `()` has no marks, and
-/// `None` has none either.
+/// Implement it for the slices of your own bitmap type to use it there. `()` and `None` have no
+/// marks.
 ///
 /// # Examples
 ///
@@ -64,8 +64,8 @@ pub trait DirtyLog {
     /// once, through the one with the smallest offset, and reports the pages in the regions of all
     /// of them.
     ///
-    /// The default, `None`, is for a log whose marks no other region has. Implement this method if
-    /// several regions of a memory may have logs with the same marks.
+    /// The default, `None`, is for a log whose marks no other region shares. Implement this method
+    /// if several regions of a memory may have logs with the same marks.
     fn bitmap_and_offset(&self) -> Option<(usize, usize)> {
         None
     }
@@ -76,7 +76,7 @@ pub trait DirtyLog {
     /// more bytes than the region has, if others [share](Self::bitmap_and_offset) the bitmap.
     ///
     /// After the call, the data of all pages whose marks it cleared must be visible to this thread.
-    /// An implementation of your own must end with `fence(SeqCst)`.
+    /// A custom implementation must end with `fence(SeqCst)`.
     fn harvest_into(&self, dirty: &mut DirtyPages);
 
     /// Marks ranges of bytes again, even if [tracking](Self::set_tracking) is off.
@@ -139,8 +139,8 @@ impl<S: DirtyLog> DirtyLog for Option<S> {
     }
 }
 
-/// Harvests the bitmap from the slice's offset on. [`set_tracking`](Self::set_tracking) switches
-/// the whole bitmap.
+/// Harvests the part of the bitmap that starts at the slice's offset.
+/// [`set_tracking`](Self::set_tracking) switches the whole bitmap.
 ///
 /// If a page is only partly in the slice, every harvest reports it and leaves it dirty, because the
 /// mark also stands for bytes outside. Slices of one bitmap for several regions should therefore

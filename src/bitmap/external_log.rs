@@ -17,7 +17,7 @@ pub(crate) fn skip_words(skipped: u64, words: &[u64], page_size: NonZeroUsize) -
     (to_usize(left), words.get(gone..).unwrap_or_default())
 }
 
-/// Returns the dirty ranges of a log, as bytes of the `byte_size` bytes of memory that it is for.
+/// Returns the dirty ranges of a log, as offsets in its memory of `byte_size` bytes.
 ///
 /// The first byte of the log is at `offset` in the memory, or its first `skipped` bytes are before
 /// the memory. Words past the end of the memory are not read.

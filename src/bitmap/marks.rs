@@ -23,25 +23,25 @@
 //! writer skips `W` and `L`: the page is clean, and `M` orders the data as well. [`Marks::set`]
 //! always does so. For a range ([`Marks::mark_range`]), one `W` precedes the checks of all words.
 //!
-//! A *harvest* drains the marks and then reads the pages:
+//! A *harvest* clears the marks and then reads the pages:
 //!
 //! | step | operation | purpose |
 //! |---|---|---|
-//! | `T` | `swap` on the summary | drains the bits of the lines |
+//! | `T` | `swap` on the summary | reads and clears the bits of the lines |
 //! | `S` | loads of the words of each such line | skips the empty words |
-//! | `H` | `swap` on each other word | drains the marks |
-//! | `F` | full fence | orders the drained marks before the data |
+//! | `H` | `swap` on each other word | reads and clears the marks |
+//! | `F` | full fence | orders the cleared marks before the data |
 //! | `R` | loads from guest memory | reads the data |
 //!
 //! All operations but `D`, `R` and the first load of a word are sequentially consistent. "The total
 //! order" below is the single order of all sequentially consistent operations and fences. `F` ends
-//! [`Marks::drain`], which is the only way to clear a mark. The callback of `drain` must not read
-//! guest memory, because the fence follows it.
+//! [`Marks::harvest`], which is the only way to clear a mark. The callback of `harvest` must not
+//! read guest memory, because the fence follows it.
 //!
 //! # No interleaving loses a page
 //!
-//! **A harvest that drains the mark of a page reads its data, or the page is marked again.** Let
-//! `M` be the operation that set the drained mark: that of the writer, or of another writer whose
+//! **A harvest that clears the mark of a page reads its data, or the page is marked again.** Let
+//! `M` be the operation that set the cleared mark: that of the writer, or of another writer whose
 //! mark `L` found.
 //!
 //! 1. The writer's own `M`: every operation that changes a word is a read-modify-write. The release
@@ -49,27 +49,28 @@
 //!    what `M` released. So `D` happens before `R`.
 //! 2. Another writer's `M`: the writer executed `W`. If `W` precedes the harvest's `F` in the total
 //!    order, `R` reads the data of `D`. Otherwise `H` precedes `F`, `W` and `L` in that order. So
-//!    `L` did not find a mark that `H` drained: the mark that it found was set after `H`, and a
-//!    later harvest drains it. The same holds for that harvest.
+//!    `L` did not find a mark that `H` cleared: the mark that it found was set after `H`, and a
+//!    later harvest clears it. The same holds for that harvest.
 //!
 //! **The next harvest finds a completed mark.** Suppose a writer has completed its steps, and `M`
 //! is the operation that set the mark: its own, or the one that `L` found. `M` precedes `LS` in the
 //! total order, directly or by `L`.
 //!
 //! 1. The summary had the bit of the line at that time: `MS` set it or `LS` found it.
-//! 2. If no harvest has drained that bit since, the next harvest's `T` finds it.
-//! 3. Otherwise some harvest's `T` drained it, after `LS` or `MS` in the total order, and `T`
+//! 2. If no harvest has cleared that bit since, the next harvest's `T` finds it.
+//! 3. Otherwise some harvest's `T` cleared it, after `LS` or `MS` in the total order, and `T`
 //!    precedes its `S`. So `M` precedes `S` in the total order, and `S` finds the mark unless
-//!    another harvest has drained it already.
+//!    another harvest has cleared it already.
 //!
-//! So a harvest that drains the bit of a line leaves no completed mark in that line. A
-//! harvest also skips a summary word if a load finds it 0. That load is sequentially consistent
-//! too, so a mark that it misses completes after it in the total order.
+//! So a harvest that clears the bit of a line leaves no completed mark in that line. A harvest also
+//! skips a summary word if a load finds it 0. That load is sequentially consistent too, so a mark
+//! that it misses completes after it in the total order.
 //!
-//! **`LS` is needed, after `L`.** The mark that `L` found may be that of another writer, which has
-//! not set the summary bit yet. The bit that `LS` finds may be stale: a drain of a part of a line
-//! leaves it. If `LS` came first, a harvest could drain the bit and find the word empty, before the
-//! other writer's `M`. The writer would complete a mark that the next harvest does not find.
+//! **`LS` is necessary, and must follow `L`.** The mark that `L` found may be that of another
+//! writer, which has not set the summary bit yet. The bit that `LS` finds may be stale: a harvest
+//! of a part of a line leaves it. If `LS` came first, a harvest could clear the bit and find the
+//! word empty, before the other writer's `M`. The writer would complete a mark that the next
+//! harvest does not find.
 //!
 //! # Verification
 //!
@@ -86,14 +87,14 @@ use crate::bits::{
     SUMMARY_WORDS, WORD_BITS,
 };
 
-/// The smallest number of words that has a summary. A harvest loads fewer words than these quickly,
-/// and a mark without a summary is cheaper.
+/// The minimum number of words for which there is a summary. Without one, marks are cheaper, and a
+/// harvest loads so few words quickly.
 #[cfg(not(loom))]
 const SUMMARY_FROM: usize = 1 << 15;
 #[cfg(loom)]
 const SUMMARY_FROM: usize = LINE_WORDS;
 
-/// Bits that threads set and drain at the same time.
+/// Bits that threads set and harvest at the same time.
 pub(super) struct Marks {
     words: Box<[AtomicU64]>,
     /// Empty if there are fewer than [`SUMMARY_FROM`] words: a harvest then loads all of them.
@@ -152,7 +153,7 @@ impl Marks {
         }
     }
 
-    /// Marks bits of a word, after the data were written. Modifies nothing if they are marked.
+    /// Marks bits of a word, after the data were written. Modifies nothing if they are set.
     #[inline(always)]
     pub(super) fn mark(&self, word: usize, bits: u64) {
         let Some(target) = self.words.get(word) else {
@@ -161,7 +162,7 @@ impl Marks {
         // Loaded first: a load after a fence has to wait for it.
         let has_summary = !self.summary.is_empty();
         if target.load(Ordering::Relaxed) & bits == bits {
-            // A harvest may have drained the marks before the data are visible to it.
+            // A harvest may have cleared the marks before the data are visible to it.
             fence(Ordering::SeqCst);
             set_missing(target, bits);
         } else {
@@ -209,24 +210,24 @@ impl Marks {
         }
     }
 
-    /// Drains the bits of a range, and calls `found` for each word that had set bits, in ascending
+    /// Clears the bits of a range, and calls `found` for each word that had set bits, in ascending
     /// order.
     ///
     /// The caller may read guest memory after the call, but not in `found`.
-    pub(super) fn drain(&self, range: Range<usize>, found: impl FnMut(usize, u64)) {
-        self.drain_words(range, found);
+    pub(super) fn harvest(&self, range: Range<usize>, found: impl FnMut(usize, u64)) {
+        self.harvest_words(range, found);
         // The matching fences of the writers are in `mark` and `mark_range`.
         fence(Ordering::SeqCst);
     }
 
-    fn drain_words(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
+    fn harvest_words(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
         let all = self.words.len().saturating_mul(WORD_BITS);
         let range = range.start..range.end.min(all);
         if range.is_empty() {
             return;
         }
         let lines = range.start / LINE_BITS..range.end.div_ceil(LINE_BITS);
-        // Lines that lie in the range as a whole. The last line of all may have fewer words.
+        // Lines that are entirely in the range. The last line of the bitmap may have fewer words.
         let whole_end = if range.end == all {
             lines.end
         } else {
@@ -241,22 +242,22 @@ impl Marks {
                 whole.end.saturating_sub(first_line),
             );
             // Other lines keep their bit in the summary, and are searched whether it is set or not.
-            let candidates = self.drain_summary(slot, whole) | (lines & !whole);
+            let candidates = self.harvest_summary(slot, whole) | (lines & !whole);
             for line in each_bit(candidates) {
                 let first_word = first_line.saturating_add(line).saturating_mul(LINE_WORDS);
                 match whole & position(line).1 {
-                    0 => self.drain_part_of_line(first_word, &range, &mut found),
-                    _ => full = self.drain_line(first_word, full, &mut found),
+                    0 => self.harvest_part_of_line(first_word, &range, &mut found),
+                    _ => full = self.harvest_line(first_word, full, &mut found),
                 }
             }
         }
     }
 
-    /// Drains the bits `lines` of a word of the summary, and returns those that were set.
+    /// Clears the bits `lines` of a word of the summary, and returns those that were set.
     ///
     /// Without a summary, returns all of them.
     #[inline]
-    fn drain_summary(&self, slot: usize, lines: u64) -> u64 {
+    fn harvest_summary(&self, slot: usize, lines: u64) -> u64 {
         let Some(word) = self.summary.get(slot) else {
             return lines;
         };
@@ -270,9 +271,9 @@ impl Marks {
         marked & lines
     }
 
-    /// Drains a line, and returns whether every word of it had marks.
+    /// Harvests a line, and returns whether each of its words had marks.
     #[inline(always)]
-    fn drain_line(
+    fn harvest_line(
         &self,
         first_word: usize,
         after_full: bool,
@@ -302,32 +303,32 @@ impl Marks {
     #[inline(always)]
     fn load_line(&self, first_word: usize) -> [u64; LINE_WORDS] {
         let line = self.words.get(first_word..).unwrap_or_default();
-        // The builds for size unroll it, unlike a loop.
+        // Builds optimised for size unroll this, unlike a loop.
         core::array::from_fn(|number| {
             let word = line.get(number);
             word.map_or(0, |word| word.load(Ordering::SeqCst))
         })
     }
 
-    /// Drains the words of a line for which `seen` is not 0.
+    /// Reads and clears the words of a line for which `seen` is not 0.
     ///
-    /// It drains all of them before the caller gets any. An exchange waits for earlier stores, and
-    /// those of the caller miss the cache.
+    /// It clears all of them before the caller gets any. An exchange waits for earlier stores, and
+    /// the caller's stores miss the cache.
     #[inline(always)]
     fn swap_line(&self, first_word: usize, seen: [u64; LINE_WORDS]) -> [u64; LINE_WORDS] {
-        let mut drained = [0; LINE_WORDS];
+        let mut harvested = [0; LINE_WORDS];
         let line = self.words.get(first_word..).unwrap_or_default();
-        for ((drained, seen), word) in drained.iter_mut().zip(seen).zip(line) {
+        for ((harvested, seen), word) in harvested.iter_mut().zip(seen).zip(line) {
             if seen != 0 {
-                *drained = word.swap(0, Ordering::SeqCst);
+                *harvested = word.swap(0, Ordering::SeqCst);
             }
         }
-        drained
+        harvested
     }
 
-    /// Drains the bits of a line that lie in `range`.
+    /// Harvests the bits of a line that are in `range`.
     #[inline]
-    fn drain_part_of_line(
+    fn harvest_part_of_line(
         &self,
         first_word: usize,
         range: &Range<usize>,
@@ -339,7 +340,7 @@ impl Marks {
             match self
                 .words
                 .get(word)
-                .map_or(0, |word| drain_word(word, inside))
+                .map_or(0, |word| harvest_word(word, inside))
             {
                 0 => {}
                 bits => found(word, bits),
@@ -347,7 +348,7 @@ impl Marks {
         }
     }
 
-    /// Sets in `other` the marks found here, moved up by `first` words.
+    /// Sets the marks in `other` as well, moved up by `first` words.
     pub(super) fn copy_to(&self, other: &Marks, first: usize) {
         for (number, word) in self.words.iter().enumerate() {
             match word.load(Ordering::Acquire) {
@@ -375,17 +376,17 @@ fn set_missing(word: &AtomicU64, bits: u64) {
     }
 }
 
-/// Drains these bits of a word, and returns those that were set.
+/// Clears these bits of a word, and returns those that were set.
 #[inline(always)]
-fn drain_word(word: &AtomicU64, bits: u64) -> u64 {
+fn harvest_word(word: &AtomicU64, bits: u64) -> u64 {
     if word.load(Ordering::SeqCst) & bits == 0 {
         return 0;
     }
-    let drained = match bits {
+    let harvested = match bits {
         u64::MAX => word.swap(0, Ordering::SeqCst),
         _ => word.fetch_and(!bits, Ordering::SeqCst),
     };
-    drained & bits
+    harvested & bits
 }
 
 #[cfg(all(test, not(loom)))]
@@ -393,7 +394,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drain_of_any_range_returns_its_bits_and_keeps_the_others() {
+    fn harvest_of_any_range_returns_its_bits_and_keeps_the_others() {
         let words = 3 * LINE_WORDS + 2;
         let bits: Vec<usize> = (0..words * WORD_BITS)
             .filter(|bit| bit % 37 == 5 || bit % 512 > 500)
@@ -416,25 +417,25 @@ mod tests {
             for bit in &bits {
                 marks.set(bit / WORD_BITS, 1 << (bit % WORD_BITS));
             }
-            let drain = |range| {
-                let mut drained = Vec::new();
-                marks.drain(range, |word, bits| {
-                    drained.extend(each_bit(bits).map(|bit| word * WORD_BITS + bit));
+            let harvest = |range| {
+                let mut harvested = Vec::new();
+                marks.harvest(range, |word, bits| {
+                    harvested.extend(each_bit(bits).map(|bit| word * WORD_BITS + bit));
                 });
-                drained
+                harvested
             };
             let inside = |bit: &&usize| (first..end).contains(*bit);
             assert!(
-                drain(first..end).iter().eq(bits.iter().filter(inside)),
+                harvest(first..end).iter().eq(bits.iter().filter(inside)),
                 "{first}..{end}"
             );
             assert!(
-                drain(0..usize::MAX)
+                harvest(0..usize::MAX)
                     .iter()
                     .eq(bits.iter().filter(|bit| !inside(bit))),
                 "{first}..{end}"
             );
-            assert!(drain(0..usize::MAX).is_empty());
+            assert!(harvest(0..usize::MAX).is_empty());
         }
     }
 
@@ -449,7 +450,7 @@ mod tests {
         let mut found = Vec::new();
         let copy = Marks::new(21);
         marks.copy_to(&copy, 1);
-        copy.drain(64..usize::MAX, |word, bits| found.push((word - 1, bits)));
+        copy.harvest(64..usize::MAX, |word, bits| found.push((word - 1, bits)));
         let mut expected = vec![(2, 0b1110), (6, 0xf << 60)];
         expected.extend((7..18).map(|word| (word, u64::MAX)));
         expected.extend([(18, 0xf), (19, 1 << 63)]);

@@ -16,7 +16,7 @@
 //! | `()` | tracks nothing and costs nothing |
 //! | `Option<B>` | tracks if it is `Some` |
 //! | `(A, B)` | marks in both |
-//! | [`RefSlice`], [`ArcSlice`] | a bitmap from an offset on |
+//! | [`RefSlice`], [`ArcSlice`] | a part of a bitmap, which starts at an offset |
 //! | [`DirtyLog`] | the trait by which a bitmap of any type is harvested |
 //! | [`DirtyPages`] | the result of a harvest: a set of pages as plain data |
 //! | [`DirtyMemory`](crate::dirty::DirtyMemory) | harvests of all regions of a memory |
@@ -79,7 +79,7 @@ pub use slice::{ArcSlice, RefSlice};
 use crate::guest_memory::GuestMemoryBackend;
 use crate::region::GuestMemoryRegion;
 
-/// A bitmap that has slices which live for `'a`.
+/// A bitmap whose slices live for `'a`.
 pub trait WithBitmapSlice<'a> {
     /// The type of the slices.
     type S: BitmapSlice;

@@ -1,4 +1,4 @@
-//! [`BaseSlice`]: a bitmap from an offset on.
+//! [`BaseSlice`]: a part of a bitmap, which starts at an offset.
 
 use core::fmt::{self, Debug};
 use core::ops::Deref;
@@ -27,7 +27,7 @@ pub type RefSlice<'a, B> = BaseSlice<&'a B>;
 /// ```
 pub type ArcSlice<B> = BaseSlice<Arc<B>>;
 
-/// A bitmap from an offset on: offset 0 of the slice is that offset of the bitmap.
+/// A part of a bitmap. Offset 0 of the slice is its [base offset](Self::base_offset) in the bitmap.
 ///
 /// Its two forms are [`RefSlice`] and [`ArcSlice`].
 ///

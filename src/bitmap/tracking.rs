@@ -13,19 +13,19 @@
 //! reads the data. If `C` comes first, the writer finds the switch on, and marks.
 //!
 //! A writer that finds the switch on needs no fence here. It marks the page, and [`super::marks`]
-//! argues that order. `verify/loom` explores this file. Its mutants leave out each fence, and show
-//! that a model loses a page.
+//! proves that the harvest finds the data. `verify/loom` explores this file. Its mutants leave out
+//! each fence, and show that a model loses a page.
 
 use super::sync::{fence, AtomicU8, Ordering};
 
-/// Writes mark.
+/// Writes mark pages.
 const ON: u8 = 0;
-/// Writes do not mark.
+/// Writes do not mark pages.
 const OFF: u8 = 1;
-/// Writes do not mark. Writers are paused while the switch changes, so they need no fence.
+/// Writes do not mark pages. Writers are paused while the switch changes, so they need no fence.
 const OFF_UNTIL_PAUSED: u8 = 2;
 
-/// Whether writes mark, as a switch that threads read while it changes.
+/// A switch for marking, which threads read while it changes.
 #[derive(Debug)]
 pub(super) struct Tracking {
     state: AtomicU8,
@@ -78,8 +78,9 @@ impl Tracking {
         self.is_on()
     }
 
-    /// Switches. After the call, this thread reads the data of each write that did not find the
-    /// switch on.
+    /// Turns the switch on or off.
+    ///
+    /// After the call, this thread reads the data of each write that did not find the switch on.
     pub(super) fn switch(&self, on: bool) {
         let state = if on { ON } else { self.off };
         self.state.store(state, Ordering::SeqCst);

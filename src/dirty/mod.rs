@@ -16,7 +16,7 @@
 //! 1. Start tracking: [`DirtyMemory::set_tracking`] for the threads of this process, and the log
 //!    of KVM (`KVM_MEM_LOG_DIRTY_PAGES`) for the guest's CPUs.
 //! 2. Copy all of memory.
-//! 3. Harvest and send the dirty pages, until they are few. If sending fails, put them back. The
+//! 3. Harvest and send the dirty pages, until few are left. If sending fails, put them back. The
 //!    destination discards the dirty pages that cannot be read: those of unplugged blocks.
 //! 4. Pause the guest and its devices, and wait for their I/O. Harvest once more, and send the
 //!    rest.
@@ -109,7 +109,7 @@ impl DirtyMemory {
     ///
     /// Regions may share a bitmap: two regions of one [`MmapRegion`](crate::MmapRegion), or
     /// [slices](crate::bitmap::ArcSlice) of one bitmap that overlap. A mark in the shared part is
-    /// then a dirty page of each of them, because each shows the same memory.
+    /// then a dirty page of each of them, because all of them map the same memory.
     ///
     /// If a region or a log of another crate panics, no page is lost: this set has it, or the next
     /// harvest finds it.
@@ -144,9 +144,10 @@ impl DirtyMemory {
         self.collect(memory, core::slice::from_ref(log), false);
     }
 
-    /// Adopts the regions of the memory, and adds the pages of logs. If `drain`, harvests the
-    /// bitmaps.
-    fn collect<M>(&mut self, memory: &M, logs: &[LogWords<'_>], drain: bool)
+    /// Adopts the regions of the memory, and adds the pages of logs.
+    ///
+    /// Harvests the bitmaps if `harvests` is true.
+    fn collect<M>(&mut self, memory: &M, logs: &[LogWords<'_>], harvests: bool)
     where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
@@ -160,14 +161,14 @@ impl DirtyMemory {
         if !memory.iter().all(is_known) || known.next().is_some() {
             self.adopt_regions(memory);
         }
-        self.collect_shared(memory, logs, drain);
+        self.collect_shared(memory, logs, harvests);
         for log in logs {
             self.add_to_unshared(log);
         }
         for region in memory.iter() {
             let log = region.bitmap();
             if let Some(known) = find(&mut self.regions, region, &log) {
-                if known.shared.is_none() && drain {
+                if known.shared.is_none() && harvests {
                     log.harvest_into(&mut known.pages);
                 }
                 // After the harvest: a block that was unplugged meanwhile is marked again.
@@ -196,7 +197,7 @@ impl DirtyMemory {
     }
 
     /// Does the part of [`collect`](Self::collect) for bitmaps that regions share.
-    fn collect_shared<M>(&mut self, memory: &M, logs: &[LogWords<'_>], drain: bool)
+    fn collect_shared<M>(&mut self, memory: &M, logs: &[LogWords<'_>], harvests: bool)
     where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
@@ -205,7 +206,7 @@ impl DirtyMemory {
             return;
         }
         // On drop, also after a panic of a user's log, it moves the marks found so far to the
-        // regions: they are in no bitmap any more.
+        // regions: no bitmap has them any more.
         let found = Distribution {
             regions: &mut self.regions,
             shared: &mut self.shared,
@@ -221,7 +222,7 @@ impl DirtyMemory {
             };
             let offset = shared.offset_of(known);
             // The log of the first region reaches all marks of the range.
-            if drain && offset == 0 {
+            if harvests && offset == 0 {
                 log.harvest_into(&mut shared.pages);
             }
             for range in logs

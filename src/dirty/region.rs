@@ -16,7 +16,8 @@ pub(super) struct DirtyRegion {
     /// The region's marks: [`DirtyLog::bitmap_and_offset`] when it was last seen.
     ///
     /// The address may be that of a bitmap that was dropped. It is compared with those of the
-    /// current bitmaps before it is used. If all are equal, the regions share what they shared.
+    /// current bitmaps before it is used. If all are equal, the regions still share the same
+    /// ranges.
     pub(super) marks: Option<(usize, usize)>,
     /// The index of the range of a bitmap that the region shares with others.
     pub(super) shared: Option<usize>,
@@ -78,7 +79,7 @@ impl DirtyRegion {
             && self.marks == log.bitmap_and_offset()
     }
 
-    /// Adds the part of the guest addresses `first..=last` that lies in the region.
+    /// Adds the part of the guest addresses `first..=last` that is in the region.
     pub(super) fn add(&mut self, first: u64, last: u64) {
         let from = first.max(self.start.0);
         if let Some(more) = last.min(self.last()).checked_sub(from) {
@@ -88,7 +89,7 @@ impl DirtyRegion {
         }
     }
 
-    /// Adds the part of a log that lies in the region.
+    /// Adds the part of a log that is in the region.
     pub(super) fn add_log(&mut self, log: &LogWords<'_>) {
         #[cfg(test)]
         LOGS_ADDED.set(LOGS_ADDED.get().saturating_add(1));
@@ -149,7 +150,7 @@ impl DirtyRegion {
         (GuestAddress(start), range.len())
     }
 
-    /// Returns the dirty ranges that lie in the `len` bytes at `start`, as offsets from `start`.
+    /// Returns the dirty ranges in the `len` bytes at `start`, as offsets from `start`.
     pub(super) fn ranges_in(
         &self,
         start: GuestAddress,
@@ -164,7 +165,7 @@ impl DirtyRegion {
         };
         let runs = self.pages.runs_around(skipped);
         let ranges = runs.map(move |run| within(run.start)..within(run.end));
-        // The runs ascend, so none that starts past the end is followed by one inside.
+        // The runs ascend: after a run that starts past the end, no run is inside.
         let inside = ranges.take_while(move |range| range.start < len);
         inside.filter(|range| !range.is_empty())
     }
@@ -185,6 +186,6 @@ fn tracked_bytes<R: GuestMemoryRegion>(region: &R, log: &dyn DirtyLog) -> usize 
 
 #[cfg(test)]
 std::thread_local! {
-    /// The calls of [`DirtyRegion::add_log`] of this thread.
+    /// The number of calls of [`DirtyRegion::add_log`] by this thread.
     pub(super) static LOGS_ADDED: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
 }

@@ -91,13 +91,13 @@ impl MarksChain {
         }
     }
 
-    /// Drains the bits of a range, and calls `found` for each word that had a bit set, in ascending
+    /// Clears the bits of a range, and calls `found` for each word that had a bit set, in ascending
     /// order. The caller may read guest memory after the call, but not in `found`.
-    pub(super) fn drain(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
+    pub(super) fn harvest(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
         // Most bitmaps have only this part, whose words need no offset.
-        self.marks.drain(range.clone(), &mut found);
+        self.marks.harvest(range.clone(), &mut found);
         for part in self.parts().skip(1) {
-            part.marks.drain(part.range_in(&range), |word, bits| {
+            part.marks.harvest(part.range_in(&range), |word, bits| {
                 found(part.first_word.saturating_add(word), bits);
             });
         }

@@ -26,7 +26,7 @@ impl AtomicBitmap {
 
     /// Clears all marks.
     pub fn reset(&self) {
-        self.marks.drain(0..usize::MAX, |_, _| {});
+        self.marks.harvest(0..usize::MAX, |_, _| {});
     }
 
     /// Harvests into `words`: adds the marks and clears them.
@@ -53,7 +53,7 @@ impl AtomicBitmap {
     pub fn harvest_words(&self, words: &mut [u64]) -> usize {
         let mut found = 0usize;
         let pages = words.len().saturating_mul(WORD_BITS);
-        self.marks.drain(0..pages, |word, bits| {
+        self.marks.harvest(0..pages, |word, bits| {
             if let Some(target) = words.get_mut(word) {
                 *target |= bits;
                 found = found.saturating_add(1);
@@ -67,7 +67,7 @@ impl AtomicBitmap {
         self.harvest_from(0, dirty);
     }
 
-    /// Harvests the bytes from `offset` on.
+    /// Harvests the bytes that start at `offset`.
     ///
     /// A page that is only partly in this range, while the bitmap tracks its other bytes as well,
     /// is reported and stays marked. Its bit also stands for the other bytes, which are harvested
@@ -76,7 +76,9 @@ impl AtomicBitmap {
         self.harvest_seen(offset, self.byte_size(), dirty);
     }
 
-    /// Harvests from `offset` on, given the number of tracked bytes that this thread has seen.
+    /// Harvests the bytes that start at `offset`.
+    ///
+    /// `byte_size` is the number of tracked bytes that this thread has seen.
     pub(super) fn harvest_seen(&self, offset: usize, byte_size: usize, dirty: &mut DirtyPages) {
         let Some((first, last)) = self.pages_of(offset, dirty.byte_size()) else {
             return;
@@ -95,18 +97,19 @@ impl AtomicBitmap {
             }
         }
         let first = first.saturating_add(usize::from(first_is_shared));
-        let drained_end = last.saturating_add(usize::from(!last_is_shared));
+        let harvested_end = last.saturating_add(usize::from(!last_is_shared));
         if dirty.page_size() == self.page_size() && offset == 0 {
-            self.marks
-                .drain(first..drained_end, |word, bits| dirty.add_word(word, bits))
+            self.marks.harvest(first..harvested_end, |word, bits| {
+                dirty.add_word(word, bits)
+            })
         } else {
-            self.marks.drain(first..drained_end, |word, bits| {
+            self.marks.harvest(first..harvested_end, |word, bits| {
                 self.add_found(offset, word, bits, dirty)
             })
         }
-        // The bitmap may have grown meanwhile. A thread that marks one of the new bytes has seen
-        // the growth, and the drain acquires what that thread released. So this load finds the new
-        // size, if the drain found a mark of a new byte.
+        // The bitmap may have grown in the meantime. A thread that marks one of the new bytes has
+        // seen the growth, and the harvest acquires what that thread released. So if the harvest
+        // found a mark of a new byte, this load finds the new size.
         if !last_is_shared && shares_last(self.byte_size()) {
             let start = last.saturating_mul(size).saturating_sub(offset);
             if dirty.contains(start) {
@@ -115,7 +118,7 @@ impl AtomicBitmap {
         }
     }
 
-    /// Adds the pages of a word to a set of the bytes from `offset` on.
+    /// Adds the pages of a word to a set of the bytes that start at `offset`.
     fn add_found(&self, offset: usize, word: usize, bits: u64, dirty: &mut DirtyPages) {
         let size = self.page_size().get();
         let page = word.saturating_mul(WORD_BITS);

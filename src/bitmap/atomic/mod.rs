@@ -245,7 +245,7 @@ impl AtomicBitmap {
     /// Clears the marks of all pages that have any of the `len` bytes at `start_addr`.
     pub fn reset_addr_range(&self, start_addr: usize, len: usize) {
         if let Some((first, last)) = self.pages_of(start_addr, len) {
-            self.marks.drain(first..last.saturating_add(1), |_, _| {});
+            self.marks.harvest(first..last.saturating_add(1), |_, _| {});
         }
     }
 
@@ -259,7 +259,8 @@ impl AtomicBitmap {
     /// Clears the mark of the page with the number `index`, if there is one.
     pub fn reset_bit(&self, index: usize) {
         if index < self.len() {
-            self.marks.drain(index..index.saturating_add(1), |_, _| {});
+            self.marks
+                .harvest(index..index.saturating_add(1), |_, _| {});
         }
     }
 
@@ -373,7 +374,7 @@ impl AtomicBitmap {
         let copy = Marks::new(pages.div_ceil(WORD_BITS));
         self.marks.copy_to(&copy);
         // The last word may have marks of pages that were added in the meantime.
-        copy.drain(pages..usize::MAX, |_, _| {});
+        copy.harvest(pages..usize::MAX, |_, _| {});
         let byte_size = self
             .byte_size()
             .min(pages.saturating_mul(self.page_size().get()));

@@ -17,8 +17,8 @@ use crate::zeroed::try_zeroed;
 
 /// A set of dirty pages of a range of memory, as plain data.
 ///
-/// A harvest adds to it. So several logs come together in one set, and pages whose transfer failed
-/// stay in it for the next round. Sets can be combined: [`union_with`](Self::union_with),
+/// A harvest adds to the set, so the set can merge several logs. Pages whose transfer failed stay
+/// in it for the next round. Sets can be combined: [`union_with`](Self::union_with),
 /// [`difference_with`](Self::difference_with), [`intersect_with`](Self::intersect_with).
 ///
 /// The set takes one bit per page, and a summary by which [`clear`](Self::clear) and
@@ -170,7 +170,7 @@ impl DirtyPages {
         }
     }
 
-    /// Removes the pages that lie entirely in the `len` bytes at `offset`.
+    /// Removes the pages that are entirely in the `len` bytes at `offset`.
     ///
     /// A page that is only partly in the range stays, because its other part may be dirty. The last
     /// page of the memory ends with the memory.
@@ -321,7 +321,7 @@ impl DirtyPages {
         self.runs_of(self.dirty_words())
     }
 
-    /// Returns the dirty ranges from `offset` on, and possibly a few ranges before it.
+    /// Returns the dirty ranges at and after `offset`, and possibly a few ranges before it.
     ///
     /// The cost does not depend on the pages before `offset`.
     pub(crate) fn runs_around(&self, offset: usize) -> DirtyRuns<'_> {

@@ -8,7 +8,7 @@ fn pages(byte_size: usize, page_size: usize) -> DirtyPages {
 }
 
 #[test]
-fn runs_go_over_words_and_end_with_the_memory() {
+fn runs_across_words_end_with_memory() {
     let mut dirty = pages(200 * 16 + 3, 16);
     assert!(dirty.is_empty() && dirty.runs().next().is_none());
     dirty.insert_range(16 * 60, 16 * 68);

@@ -122,7 +122,7 @@ fn bytes_of_log(log: &LogWords<'_>) -> ByteSet {
         .collect()
 }
 
-/// Words of a log, of which many are empty or full.
+/// Generates the words of a log. Many of them are empty or full.
 fn words() -> impl Strategy<Value = Vec<u64>> {
     let word = prop_oneof![Just(0), Just(u64::MAX), any::<u64>()];
     prop::collection::vec(word, 0..4)
@@ -153,6 +153,6 @@ fn harvest_with_log_for_each_region_takes_linear_time() {
     dirty.clear();
     LOGS_ADDED.set(0);
     dirty.harvest_with(&memory, &[log(GuestAddress(0x3000), &all)]);
-    // The log reaches the 98 regions from 0x4000 on.
+    // The log reaches the 98 regions at 0x4000 and above.
     assert_eq!((dirty.total_pages(), LOGS_ADDED.get()), (98, 98));
 }

@@ -1,4 +1,4 @@
-//! [`DirtyRegion`].
+//! Tests of [`DirtyRegion`].
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! [`SharedMarks`].
+//! Tests of [`SharedMarks`].
 
 use super::super::shared::SharedMarks;
 use super::*;

@@ -38,7 +38,7 @@ enum Mode {
     RangeOfOne,
 }
 
-/// The part of the marks that a harvest drains, as `src/bitmap/marks.rs` calls it.
+/// The part of the marks that a harvest clears.
 #[derive(Clone, Copy, Debug)]
 enum Part {
     All,
@@ -73,12 +73,12 @@ impl Guest {
     fn round(&self, sent: &mut [u64; 2], part: Part) {
         let mut pages = 0;
         match part {
-            Part::All => self.marks.drain(0..usize::MAX, |word, bits| {
+            Part::All => self.marks.harvest(0..usize::MAX, |word, bits| {
                 if word == 0 {
                     pages |= bits;
                 }
             }),
-            Part::Pages => self.marks.drain(0..2, |_, bits| pages |= bits),
+            Part::Pages => self.marks.harvest(0..2, |_, bits| pages |= bits),
             Part::Read => pages = self.marks.word(0),
         }
         for (page, sent) in sent.iter_mut().enumerate() {
@@ -152,17 +152,17 @@ fn one_writer(mode: Mode) {
     }
 }
 
-pub(super) fn set_during_drain_loses_no_page() {
+pub(super) fn set_during_harvest_loses_no_page() {
     for (words, pages) in [(1, &[0, 1]), (1, &[0, 0]), (2, &[0, 1]), (2, &[0, 0])] {
         Model::new(words, Mode::Set, pages).loses_no_page();
     }
 }
 
-pub(super) fn mark_during_drain_loses_no_page() {
+pub(super) fn mark_during_harvest_loses_no_page() {
     one_writer(Mode::Mark);
 }
 
-pub(super) fn mark_range_during_drain_loses_no_page() {
+pub(super) fn mark_range_during_harvest_loses_no_page() {
     one_writer(Mode::Range);
 }
 
@@ -187,14 +187,14 @@ pub(super) fn mark_range_by_two_writers_loses_no_page() {
     }
 }
 
-pub(super) fn drain_of_partial_range_loses_no_page() {
+pub(super) fn harvest_of_partial_range_loses_no_page() {
     for (mode, pages) in [(Mode::Set, &[0, 1][..]), (Mode::Mark, &[0])] {
         let (part, model) = (Part::Pages, Model::new(2, mode, pages));
         Model { part, ..model }.loses_no_page();
     }
 }
 
-pub(super) fn word_read_without_drain_loses_no_page() {
+pub(super) fn word_read_without_harvest_loses_no_page() {
     for (mode, pages) in [(Mode::Set, &[0, 1][..]), (Mode::Mark, &[0])] {
         let (part, model) = (Part::Read, Model::new(2, mode, pages));
         Model { part, ..model }.loses_no_page();
@@ -203,7 +203,7 @@ pub(super) fn word_read_without_drain_loses_no_page() {
 
 /// The second of two writers of a word completes while the first one is preempted. The next harvest
 /// finds its mark. A writer that sets the summary only if it finds the word empty would fail here.
-pub(super) fn drain_finds_completed_mark_despite_preempted_writer() {
+pub(super) fn harvest_finds_completed_mark_despite_preempted_writer() {
     for (mode, words) in [
         (Mode::Set, 1),
         (Mode::Set, 2),
@@ -227,19 +227,20 @@ pub(super) fn drain_finds_completed_mark_despite_preempted_writer() {
     }
 }
 
-/// Creates a guest with an empty word, whose line has a stale bit in the summary. A drain of a part
-/// of the line leaves it.
+/// Creates a guest with an empty word, whose line has a stale bit in the summary.
+///
+/// A harvest of a part of the line leaves that bit.
 fn guest_with_stale_summary() -> Arc<Guest> {
     let guest = guest(2);
     guest.marks.set(0, 1);
-    guest.marks.drain(0..1, |_, _| {});
+    guest.marks.harvest(0..1, |_, _| {});
     guest
 }
 
-/// A writer may find a stale bit in the summary while a harvest drains it and finds the word empty.
+/// A writer may find a stale bit in the summary while a harvest clears it and finds the word empty.
 /// Then the mark precedes the harvest's load of the word, or the load of the summary follows the
-/// drain of the bit.
-pub(super) fn mark_during_drain_of_empty_line_loses_no_page() {
+/// clearing of the bit.
+pub(super) fn mark_during_harvest_of_empty_line_loses_no_page() {
     for mode in [Mode::Set, Mode::Mark, Mode::Range] {
         loom::model(move || {
             let guest = guest_with_stale_summary();
@@ -258,7 +259,7 @@ pub(super) fn mark_during_drain_of_empty_line_loses_no_page() {
 
 /// Two writers mark one page, of an empty word whose line has a stale bit in the summary. One may
 /// find the mark of the other, which has not set the summary bit yet. Its own mark is then complete
-/// only if no harvest has drained the summary bit.
+/// only if no harvest has cleared the summary bit.
 pub(super) fn mark_found_before_its_summary_bit_is_found_by_next_harvest() {
     for mode in [Mode::Mark, Mode::RangeOfOne] {
         let mut explored = loom::model::Builder::new();
@@ -275,7 +276,7 @@ pub(super) fn mark_found_before_its_summary_bit_is_found_by_next_harvest() {
             let (completed, preempted) = (write(0), write(1));
             let round = |sent: &mut [u64; 2]| {
                 let mut found = false;
-                guest.marks.drain(0..usize::MAX, |_, _| found = true);
+                guest.marks.harvest(0..usize::MAX, |_, _| found = true);
                 for (sent, byte) in sent.iter_mut().zip(&guest.bytes) {
                     if found {
                         *sent = byte.load(Ordering::Relaxed);
@@ -295,7 +296,7 @@ pub(super) fn mark_found_before_its_summary_bit_is_found_by_next_harvest() {
 }
 
 /// One page is cleared while another page of the same word is written and harvested.
-pub(super) fn drain_of_page_during_write_keeps_other_marks() {
+pub(super) fn harvest_of_page_during_write_keeps_other_marks() {
     loom::model(|| {
         let guest = guest(2);
         guest.marks.set(0, 1);
@@ -305,7 +306,7 @@ pub(super) fn drain_of_page_during_write_keeps_other_marks() {
         };
         let clears = {
             let guest = Arc::clone(&guest);
-            thread::spawn(move || guest.marks.drain(0..1, |_, _| {}))
+            thread::spawn(move || guest.marks.harvest(0..1, |_, _| {}))
         };
         let mut sent = [0; 2];
         guest.round(&mut sent, Part::All);
@@ -339,8 +340,8 @@ pub(super) fn tracking_switched_on_during_write_loses_no_page() {
     });
 }
 
-/// One of the two drains a part of the range.
-pub(super) fn drain_by_two_threads_returns_each_mark_once() {
+/// One of the two harvests a part of the range.
+pub(super) fn harvest_by_two_threads_returns_each_mark_once() {
     loom::model(|| {
         let guest = guest(2);
         let writer = {
@@ -351,16 +352,16 @@ pub(super) fn drain_by_two_threads_returns_each_mark_once() {
             let guest = Arc::clone(&guest);
             thread::spawn(move || {
                 let mut found = 0;
-                guest.marks.drain(0..2, |_, bits| found |= bits);
+                guest.marks.harvest(0..2, |_, bits| found |= bits);
                 found
             })
         };
         let mut found = 0;
-        guest.marks.drain(0..usize::MAX, |_, bits| found |= bits);
+        guest.marks.harvest(0..usize::MAX, |_, bits| found |= bits);
         writer.join().unwrap();
         let in_part = part.join().unwrap();
         let mut later = 0;
-        guest.marks.drain(0..usize::MAX, |_, bits| later |= bits);
+        guest.marks.harvest(0..usize::MAX, |_, bits| later |= bits);
         let found = [found, in_part, later];
         assert_eq!(found.iter().filter(|bits| **bits == 0b10).count(), 1);
     });
@@ -425,17 +426,17 @@ macro_rules! models {
 models! {
     copy_to_during_write_acquires_marked_data
     word_with_mark_acquires_data
-    set_during_drain_loses_no_page
-    mark_during_drain_loses_no_page
-    mark_range_during_drain_loses_no_page
+    set_during_harvest_loses_no_page
+    mark_during_harvest_loses_no_page
+    mark_range_during_harvest_loses_no_page
     mark_by_two_writers_loses_no_page
     mark_range_by_two_writers_loses_no_page
-    mark_during_drain_of_empty_line_loses_no_page
+    mark_during_harvest_of_empty_line_loses_no_page
     mark_found_before_its_summary_bit_is_found_by_next_harvest
-    drain_of_page_during_write_keeps_other_marks
-    drain_of_partial_range_loses_no_page
-    drain_by_two_threads_returns_each_mark_once
-    drain_finds_completed_mark_despite_preempted_writer
-    word_read_without_drain_loses_no_page
+    harvest_of_page_during_write_keeps_other_marks
+    harvest_of_partial_range_loses_no_page
+    harvest_by_two_threads_returns_each_mark_once
+    harvest_finds_completed_mark_despite_preempted_writer
+    word_read_without_harvest_loses_no_page
     tracking_switched_on_during_write_loses_no_page
 }

@@ -62,17 +62,21 @@ fn each_fails((file, line): Place, model: fn(), all: &[Wrong]) {
 #[test]
 fn w_or_f_left_out_loses_a_page() {
     let mark = after(marks(
-        "// A harvest may have drained the marks before the data",
+        "// A harvest may have cleared the marks before the data",
     ));
-    each_fails(mark, models::mark_during_drain_loses_no_page, &[Missing]);
+    each_fails(mark, models::mark_during_harvest_loses_no_page, &[Missing]);
     let range = after(marks("// Orders the data before all checks."));
     each_fails(
         range,
-        models::mark_range_during_drain_loses_no_page,
+        models::mark_range_during_harvest_loses_no_page,
         &[Missing],
     );
-    let drain = after(marks("// The matching fences of the writers"));
-    each_fails(drain, models::mark_during_drain_loses_no_page, &[Missing]);
+    let harvest = after(marks("// The matching fences of the writers"));
+    each_fails(
+        harvest,
+        models::mark_during_harvest_loses_no_page,
+        &[Missing],
+    );
 }
 
 #[test]
@@ -97,7 +101,7 @@ fn m_or_ms_weakened_loses_a_page() {
     for place in places {
         each_fails(
             place,
-            models::mark_during_drain_of_empty_line_loses_no_page,
+            models::mark_during_harvest_of_empty_line_loses_no_page,
             &[Relaxed, AcqRel, InTwo, Missing],
         );
     }
@@ -108,7 +112,7 @@ fn l_or_ls_weakened_loses_a_page() {
     let check = marks("if word.load(Ordering::SeqCst) & bits != bits");
     each_fails(
         check,
-        models::mark_during_drain_of_empty_line_loses_no_page,
+        models::mark_during_harvest_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
     each_fails(
@@ -122,7 +126,7 @@ fn l_or_ls_weakened_loses_a_page() {
 fn t_weakened_loses_a_page() {
     each_fails(
         marks("_ => word.fetch_and(!lines, Ordering::SeqCst)"),
-        models::mark_during_drain_of_empty_line_loses_no_page,
+        models::mark_during_harvest_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
 }
@@ -131,18 +135,18 @@ fn t_weakened_loses_a_page() {
 fn s_or_h_weakened_loses_a_page() {
     each_fails(
         marks(".map_or(0, |word| word.load(Ordering::SeqCst))"),
-        models::mark_during_drain_of_empty_line_loses_no_page,
+        models::mark_during_harvest_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
     each_fails(
-        marks("*drained = word.swap(0, Ordering::SeqCst)"),
-        models::set_during_drain_loses_no_page,
+        marks("*harvested = word.swap(0, Ordering::SeqCst)"),
+        models::set_during_harvest_loses_no_page,
         &[InTwo],
     );
     let part = marks("_ => word.fetch_and(!bits, Ordering::SeqCst)");
     each_fails(
         part,
-        models::drain_of_page_during_write_keeps_other_marks,
+        models::harvest_of_page_during_write_keeps_other_marks,
         &[InTwo],
     );
 }
@@ -163,12 +167,12 @@ fn reads_weakened_lose_a_page() {
 //
 // - Sequential consistency of only one of the checks. loom runs loads in the order of the program,
 //   and orders more by sequentially consistent operations than the language does.
-// - Sequential consistency of the load of a summary word before it is drained, and of a word before
-//   a part of it is drained. In the models, a mark is complete before a harvest only by a join, or
+// - Sequential consistency of the load of a summary word before it is cleared, and of a word before
+//   a part of it is cleared. In the models, a mark is complete before a harvest only by a join, or
 //   in the same thread. Then a relaxed load finds it. In the library it may be complete by the
 //   total order alone.
 // - Any ordering of `H`. `F` follows it, and acquires what it read.
-// - Atomicity of `T`. It drains the bit of a line whose words are loaded after it. A model with
+// - Atomicity of `T`. It clears the bit of a line whose words are loaded after it. A model with
 //   more lines would lose one.
 // - `T` and the `H` of a part as `swap`, for 64 lines and for a whole word. It is the same
 //   operation as the one next to it, with more bits than the models have.
