@@ -260,7 +260,9 @@ fn slice_of_region<M: GuestMemoryBackend + ?Sized>(
     Ok(slice)
 }
 
-/// Returns the number of bytes of a region from `start`, the guest's `addr`, up to 2^64 at most.
+/// Returns the number of bytes from `start` to the end of a region, or to 2^64 if that is lower.
+///
+/// `addr` is the guest address of `start`.
 #[inline]
 fn rest_of<R: GuestMemoryRegion>(
     region: &R,
@@ -275,7 +277,7 @@ fn rest_of<R: GuestMemoryRegion>(
     to_usize(rest)
 }
 
-/// Returns the first of the `count` bytes at `start` that the region can reach.
+/// Returns the accessible part of the `count` bytes at `start`.
 ///
 /// `error` is the error of the region for all `count` bytes.
 #[cold]

@@ -39,8 +39,8 @@ use crate::volatile_memory::{self, VolatileSlice};
 /// that. A range may end at 2^64, but not wrap around.
 ///
 /// Behind an IOMMU, the whole range is translated first. If a byte of it is not mapped, the access
-/// returns that error and moves nothing. A hole is then one of the physical memory: the access
-/// moves the bytes before it.
+/// returns that error and moves nothing. There may still be a hole in the physical memory: the
+/// access then moves the bytes before it.
 impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     type E = Error;
 
@@ -273,7 +273,7 @@ impl Progress {
     }
 }
 
-/// Returns the bytes moved before an error, or the error if there are none.
+/// Returns the number of bytes moved before an error, or the error if there are none.
 #[cold]
 #[inline(never)]
 fn count_or_error(moved: usize, error: Error) -> Result<usize> {
@@ -347,11 +347,11 @@ fn only_segment<'a, M: GuestMemory + ?Sized, T>(
     }
 }
 
-/// Runs `transfer` on each segment of the range, until one is not moved whole.
+/// Runs `transfer` on each segment of the range, until one is not moved completely.
 ///
 /// `transfer` gets the segment, its offset in the range, and a count. It sets the count to the
-/// bytes of the segment that it moved, also when it fails. A count greater than the segment is
-/// reduced to its length: a stream may claim too much.
+/// number of bytes that it moved, even if it fails. A count that exceeds the length of the segment
+/// is reduced to it: a stream may claim too much.
 ///
 /// A hole is an error only if no byte was moved before it.
 #[inline(always)]
@@ -444,7 +444,7 @@ fn read_scattered<M: GuestMemory + ?Sized, T>(
     finish(progress)
 }
 
-/// Stores the bytes that an access moved in `moved`, also if it faulted.
+/// Stores the number of bytes that an access moved in `moved`, even if it faulted.
 #[inline(always)]
 fn counted(
     result: std::result::Result<usize, Fault>,

@@ -49,7 +49,7 @@ impl Debug for TranslationHold {
     }
 }
 
-/// Returns a hold for slices of the range at `addr`, which the caller asks for after this call.
+/// Returns a hold for slices of the range at `addr`, which the caller requests after this call.
 ///
 /// The caller translates the range again. An invalidation in between then waits for the hold.
 ///

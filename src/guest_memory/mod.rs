@@ -244,7 +244,7 @@ pub trait GuestMemory {
     /// Returns the `count` bytes at `addr` as runs of host memory, in ascending order of address.
     ///
     /// Unlike the slices of [`get_slices`](Self::get_slices), a run spans adjacent regions that are
-    /// adjacent in host memory, too, such as regions of one reservation. So one vector or one
+    /// also adjacent in host memory, such as regions of one reservation. So one vector or one
     /// registration covers them. The first error ends the iteration, and the runs before it are
     /// valid. The iterator keeps the translation in use.
     ///

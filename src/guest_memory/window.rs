@@ -14,7 +14,7 @@ use crate::io::{ReadVolatile, WriteVolatile};
 use crate::value::{AtomicAccess, ByteValued};
 use crate::volatile_memory::{Hold, VolatileSlice};
 
-/// The number of slices that a window has at most.
+/// The maximum number of slices of a window.
 ///
 /// The driver decides how scattered a range is. The limit bounds the memory that a window needs. It
 /// is the number of vectors that one `readv(2)` takes, and far above what a ring needs.
@@ -64,7 +64,7 @@ const MAX_SLICES: usize = 1024;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A ring that a device keeps, with the map that it lies in:
+/// A ring that a device keeps, with the map that contains it:
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
@@ -96,7 +96,7 @@ const MAX_SLICES: usize = 1024;
 pub struct Window<'m, M: GuestMemory + ?Sized> {
     // The order of the fields is the order in which they are dropped. `first` and `rest` borrow
     // from the map, which `_memory` keeps alive if the window does not borrow it itself.
-    /// The first slice, which nearly always is the only one. `None` if the window is empty.
+    /// The first slice, which is nearly always the only one. `None` if the window is empty.
     first: Option<HeldSlice<'m, M>>,
     /// The other slices, each with its offset in the window, in ascending order.
     rest: Vec<(usize, HeldSlice<'m, M>)>,
@@ -109,7 +109,7 @@ pub struct Window<'m, M: GuestMemory + ?Sized> {
     access: Permissions,
 }
 
-/// A slice, and what keeps its memory mapped.
+/// A slice, and the hold that keeps its memory mapped.
 struct HeldSlice<'m, M: GuestMemory + ?Sized> {
     /// Dropped before `_hold`, without which its memory may not be mapped.
     slice: VolatileSlice<'m, BS<'m, M::Bitmap>>,

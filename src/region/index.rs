@@ -364,7 +364,8 @@ mod tests {
             let mut regions = Vec::new();
             for (gap, len) in gaps {
                 next = next.wrapping_add(gap);
-                // Collections refuse two regions with the same start, as empty ones could have.
+                // Collections reject two regions with the same start, which empty regions could
+                // have.
                 if len != 0 {
                     regions.push((GuestAddress(next), len));
                 }

@@ -184,7 +184,7 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
 
     /// Returns the file and offset from which the region is mapped, if any.
     ///
-    /// The mapping may be private or anonymous all the same: see `MmapRegion::file_offset`.
+    /// The mapping may still be private or anonymous: see `MmapRegion::file_offset`.
     fn file_offset(&self) -> Option<&FileOffset> {
         None
     }

@@ -1,7 +1,7 @@
 //! [`BucketTable`]: guesses in constant time which region contains an address.
 //!
-//! The field `removed` serves the rows `remove_region` of bench/RESULTS.md with more than 8
-//! regions: the table without a region shares the numbers of the table with it.
+//! The field `removed` makes a removal fast: the table without a region shares the numbers of the
+//! table with it. The rows `remove_region` of bench/RESULTS.md with more than 8 regions measure it.
 
 use std::sync::Arc;
 
@@ -18,9 +18,8 @@ use crate::convert::{to_u64, to_usize};
 ///   buckets        │0  │0  │0  │0  │1  │1  │2  │2  │2  │ ... and so on to the end of the table
 /// ```
 ///
-/// No other region can contain an address of the bucket, unless two regions start in the bucket.
-/// Then the guess may be too high, and the caller has to search. Most regions start at multiples of
-/// the bucket size, and need no search.
+/// The guess is too high if a region starts in the bucket, but above the address. The caller then
+/// has to search. Most regions start at multiples of the bucket size, and need no search.
 #[derive(Clone, Debug)]
 pub(super) struct BucketTable {
     /// The address of the first bucket.
@@ -60,10 +59,11 @@ const FEW_BUCKETS: usize = 16;
 const FEW_LAST: u64 = 15;
 const FEW_BITS: u64 = 4;
 
-/// Buckets per region in a new table: most buckets contain the start of one region or of none.
+/// The number of buckets per region in a new table: most buckets contain the start of one region or
+/// of none.
 const BUCKETS_PER_REGION: usize = 4;
 
-/// Fewest buckets per region in a table that is reused.
+/// The minimum number of buckets per region in a table that is reused.
 const FEWEST_BUCKETS_PER_REGION: usize = 2;
 
 impl Default for BucketTable {
@@ -134,8 +134,8 @@ impl BucketTable {
     /// Returns the table without the region of that number, which starts at `start`.
     ///
     /// `regions` is the number of regions that remain. Returns `None` if a new table is required.
-    /// That is so if the region is the first one, if it is the second to be removed from shared
-    /// numbers, or if few regions remain.
+    /// That is the case if the region is the first one, if it is the second to be removed from
+    /// shared numbers, or if few regions remain.
     #[inline(always)]
     pub(super) fn removed(&self, number: usize, start: u64, regions: usize) -> Option<Self> {
         let bucket = start.wrapping_sub(self.first) >> self.shift;
@@ -158,8 +158,8 @@ impl BucketTable {
 
     /// Returns the number of the last region that starts in the bucket of `addr` or before it.
     ///
-    /// Addresses below the first region, and above the last bucket, get some number. So do all
-    /// addresses if there are more regions than a `u16` can count.
+    /// The number may be wrong for addresses below the first region or above the last bucket, and
+    /// for regions that a `u16` cannot number.
     #[inline(always)]
     pub(super) fn guess(&self, addr: u64) -> usize {
         let bucket = addr.wrapping_sub(self.first) >> self.shift;

@@ -268,7 +268,7 @@ impl Access<'_> {
     }
 }
 
-/// Returns the result as text, of an `io::Error` only the kind and the number.
+/// Returns the result as text. For an `io::Error`, it has only the kind and the number.
 fn outcome<T: core::fmt::Debug>(result: Result<T>) -> String {
     match result {
         Err(Error::IOError(error)) => {

@@ -80,7 +80,7 @@ impl Model {
         Ok(())
     }
 
-    /// Returns the bytes that a transfer moves that stops at the first short read.
+    /// Returns the number of bytes that a transfer moves if it stops at the first short read.
     pub(super) fn transfer(&self, addr: u64, count: usize, stream: &mut Stream) -> Result<usize> {
         self.movable(addr, count)?;
         let mut done = 0;
@@ -100,7 +100,7 @@ impl Model {
         Ok(done)
     }
 
-    /// Returns the bytes that an exact transfer moves, and its result.
+    /// Returns the number of bytes that an exact transfer moves, and its result.
     pub(super) fn whole_transfer(
         &self,
         addr: u64,

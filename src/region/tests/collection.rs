@@ -139,16 +139,16 @@ proptest! {
             } else {
                 // Uses the correct length in half of the cases.
                 let len = model.get(&start).filter(|_| exact).copied().unwrap_or(len);
-                let there = model.get(&start) == Some(&len);
+                let exists = model.get(&start) == Some(&len);
                 match memory.remove_region(GuestAddress(start), len as u64) {
                     Ok((rest, removed)) => {
-                        prop_assert!(there);
+                        prop_assert!(exists);
                         prop_assert_eq!((removed.start, removed.len() as usize), (start, len));
                         model.remove(&start);
                         Some(rest)
                     }
                     Err(error) => {
-                        prop_assert!(!there && matches!(error, GuestRegionCollectionError::NoMemoryRegion));
+                        prop_assert!(!exists && matches!(error, GuestRegionCollectionError::NoMemoryRegion));
                         None
                     }
                 }
