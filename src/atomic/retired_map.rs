@@ -121,8 +121,8 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
 /// that a wait may miss, if the upgrade comes after the last other reader.
 ///
 /// So if `Weak` pointers exist, a wait is not the end of all accesses. After the wait, call
-/// [`into_map`](Self::into_map), also for the maps before this one that have a `RetiredMap`. Where
-/// it succeeds, no pointer to the map exists, and no `Weak` pointer can be upgraded any more.
+/// [`into_map`](Self::into_map), also for the maps before this one that have a `RetiredMap`. If it
+/// succeeds, no pointer to the map exists, and no `Weak` pointer can be upgraded any more.
 ///
 /// # Examples
 ///
@@ -148,7 +148,7 @@ impl<M: GuestMemory> RetiredMap<M> {
     /// Returns the number of readers of this map and of the maps before it.
     ///
     /// The count rises only when a reader is cloned, or a [`Weak`
-    /// pointer](RetiredMap#weak-pointers) is upgraded. Without the latter, it stays 0 once it is 0.
+    /// pointer](RetiredMap#weak-pointers) is upgraded. Without upgrades, it stays 0 once it is 0.
     /// All accesses of the readers that are gone happen before this returns.
     pub fn readers(&self) -> usize {
         self.writers.retired.readers_before(self.replaced_by)
@@ -166,9 +166,9 @@ impl<M: GuestMemory> RetiredMap<M> {
     ///
     /// # Errors
     ///
-    /// Returns [`ReadersRemain`] if there are readers at `deadline`. A thread that waits for a
-    /// guard of its own gets this error, too. A guard does not record its thread, so the wait
-    /// cannot fail earlier.
+    /// Returns [`ReadersRemain`] if there are readers at `deadline`. A thread that waits for its
+    /// own guard also gets this error. A guard does not record its thread, so the wait cannot fail
+    /// earlier.
     pub fn wait(&self, deadline: Instant) -> Result<(), ReadersRemain> {
         wait_until_unread(deadline, || self.readers())
     }

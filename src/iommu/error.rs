@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::iotlb::TRIES;
 use crate::guest_memory::{GuestAddress, Permissions};
 
-/// The reason of an error of a range that passes the end of the address space.
+/// The reason in the error for a range that passes the end of the address space.
 pub(super) const PASSES_THE_END: &str = "the range passes the end of the address space";
 
 /// The reason why a range is not translated.
@@ -33,7 +33,7 @@ pub enum Error {
     Fragmented {
         /// The range that was to be translated.
         iova_range: IovaRange,
-        /// The number of bytes from its start on that are contiguous.
+        /// The number of contiguous bytes at its start.
         continuous_length: usize,
     },
     /// The IOMMU, or the bitmap beside it, is not set up for this access.
@@ -122,7 +122,7 @@ pub struct IotlbFails {
     /// they pass 2^64.
     ///
     /// If the last part is empty, the [bound](super::Iotlb::set_bound) of the IOTLB prevents the
-    /// access. Then the missing parts are here, too: asking for them would never end.
+    /// access. Then the missing parts are also here: asking for them would never end.
     pub access_fails: Vec<IovaRange>,
 }
 
@@ -170,9 +170,9 @@ impl IotlbFails {
 
     /// Converts the outcome of a failed lookup of `length` bytes at `iova` into an error.
     ///
-    /// The error names the access that was wanted, and the first part that does not permit it. If
-    /// there is none, it names the first part that is missing. A range that passes 2^64, or that
-    /// the bound prevents, is an error that says so.
+    /// The error names the requested access, and the first part that does not permit it. If there
+    /// is none, it names the first part that is missing. A range that passes 2^64, or that the
+    /// bound prevents, is an error that says so.
     ///
     /// # Examples
     ///

@@ -61,7 +61,7 @@ impl<M: GuestMemoryBackend> Marking<M> for ByIova {
 
 /// Marks writes by guest physical address: the [`Marking`] of a [`MarkedIommuMemory`].
 ///
-/// A bitmap `B` marks by I/O virtual address, too; `()` is none.
+/// A bitmap `B` also marks by I/O virtual address; `()` marks nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct ByGuestAddress<B = ()>(PhantomData<B>);
 

@@ -21,7 +21,7 @@ use crate::volatile_memory::VolatileSlice;
 ///
 /// # Dirty tracking
 ///
-/// By default writes are marked where vhost-user wants them (vhost-user specification, section
+/// By default, writes are marked where vhost-user expects them (vhost-user specification, section
 /// "Migration"):
 ///
 /// - while the IOMMU is on, in this object's own [`bitmap`](Self::bitmap), by I/O virtual address;
@@ -29,7 +29,7 @@ use crate::volatile_memory::VolatileSlice;
 ///
 /// [`MarkedIommuMemory`](super::MarkedIommuMemory) marks by guest physical address in both cases.
 ///
-/// A write that the own bitmap does not track is refused before it happens, with
+/// A write that this object's bitmap does not track is refused before it happens, with
 /// [`Error::IommuMisconfigured`]. A page that is written and not marked would be lost to a
 /// migration.
 ///
@@ -166,8 +166,8 @@ impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> IommuMemory<M, I, K> {
     /// the bitmap must track a write. Returns `None` if a byte is not mapped, or is not in the
     /// physical memory.
     ///
-    /// The IOMMU is queried for one access after another. One that asks its front end for missing
-    /// mappings does so here, too.
+    /// The IOMMU is queried for one access after another. An IOMMU that asks its front end for
+    /// missing mappings also does so here.
     ///
     /// # Examples
     ///

@@ -48,7 +48,7 @@
 //! iotlb.set_mapping(iova, GuestAddress(0x1000), 0x1000, Permissions::ReadWrite)?;
 //! device.write_obj(7u64, iova)?;
 //!
-//! // It takes the page away, and waits for accesses in flight before it acknowledges that.
+//! // It unmaps the page, and waits for accesses in flight before it acknowledges that.
 //! let invalidation = iotlb.invalidate_mapping(iova, 0x1000);
 //! invalidation.wait(Instant::now() + Duration::from_secs(1))?;
 //! assert!(device.read_obj::<u64>(iova).is_err());
@@ -183,8 +183,8 @@ pub trait Iommu: Debug + Send + Sync {
     /// that completes later needs one: see [`IoBuffer`](crate::vectored::IoBuffer).
     ///
     /// Returns `None` by default. An IOMMU whose guard is that of a lock cannot support holds,
-    /// since another thread cannot release the lock. One that has a [`SharedIotlb`] forwards to
-    /// that.
+    /// since another thread cannot release the lock. An IOMMU that has a [`SharedIotlb`] forwards
+    /// the call to it.
     fn hold_translation(&self) -> Option<TranslationHold> {
         None
     }

@@ -166,13 +166,13 @@ impl SharedIotlb {
 
     /// Maps the `length` addresses at `iova` to those at `map_to`, with the permissions `perm`.
     ///
-    /// Replaces existing mappings of these addresses. In that case this is an invalidation, too:
+    /// Replaces existing mappings of these addresses. In that case, this is also an invalidation:
     /// wait for the returned [`Invalidation`]. Does nothing if `length` is 0.
     ///
     /// # Errors
     ///
     /// Returns [`Error::CannotResolve`] if the range at `iova` or the one at `map_to` passes 2^64.
-    /// Nothing has changed then.
+    /// The IOTLB is then unchanged.
     #[doc(alias = "VHOST_IOTLB_UPDATE")]
     pub fn set_mapping(
         &self,
@@ -298,10 +298,10 @@ impl Debug for SharedIotlb {
     }
 }
 
-/// The mappings of a [`SharedIotlb`] at one moment.
+/// An immutable version of the mappings of a [`SharedIotlb`].
 ///
-/// Iterators over translated memory keep one. It never changes. As long as it exists, no
-/// [`Invalidation`] that was created later is done.
+/// Iterators over translated memory keep a snapshot. As long as it exists, no [`Invalidation`] that
+/// was created later is done.
 ///
 /// # Examples
 ///
@@ -374,8 +374,8 @@ impl Invalidation {
     ///
     /// # Errors
     ///
-    /// Returns [`ReadersRemain`] if there are readers at the deadline. A thread that waits for a
-    /// reader of its own gets this error, too.
+    /// Returns [`ReadersRemain`] if there are readers at the deadline. A thread that waits for its
+    /// own reader also gets this error.
     pub fn wait(&self, deadline: Instant) -> Result<(), ReadersRemain> {
         wait_until_unread(deadline, || self.readers())
     }

@@ -58,7 +58,7 @@ impl<T> Snapshot<T> {
 }
 
 impl<T> Version for Arc<Snapshot<T>> {
-    /// Made current again while readers keep the others.
+    /// A snapshot that can be made current again while readers keep the others.
     const SPARES: usize = 1;
 
     fn number(&self) -> u64 {

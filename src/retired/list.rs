@@ -27,7 +27,7 @@
 //!
 //! A version that has no reader may be taken out of the list. A later caller does not load its
 //! count; it locks the list after the thread that took the version out. That thread's fence comes
-//! before its unlock, so the readers' accesses happen before the later caller, too.
+//! before its unlock, so the readers' accesses also happen before those of the later caller.
 //!
 //! # Versions that are not in the list yet
 //!

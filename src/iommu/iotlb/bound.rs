@@ -13,8 +13,8 @@ impl Iotlb {
     /// range whose lookup has failed are evicted last, until a lookup finds the range.
     ///
     /// An eviction takes about as long with many mappings as with few. Lowering the bound takes
-    /// time in proportion to the number of mappings before. Meanwhile, there is a second table of
-    /// the mappings that stay.
+    /// time in proportion to the number of mappings before. During the call, there is a second
+    /// table of the mappings that stay.
     ///
     /// # Ranges that need more mappings than the bound
     ///
@@ -32,10 +32,10 @@ impl Iotlb {
     /// A caller may look up, ask for the misses, map them, and look up again, without a limit of
     /// its own. A failed lookup uses up a try if it made no progress. That is, mappings of its
     /// range were set, but no more of the range is mapped than at the previous lookup. After 32
-    /// tries, the range is refused as above. A lookup that finds the range resets the count. Tries
-    /// may be used up because of the bound, invalidations, or other threads whose ranges do not fit
-    /// the bound together with this one. Other threads use up no try if the bound is at least 2 ×
-    /// mappings of the longest request × requests in flight.
+    /// tries, the range is refused in the same way. A lookup that finds the range resets the count.
+    /// Tries may be used up because of the bound, invalidations, or other threads whose ranges do
+    /// not fit the bound together with this one. Other threads do not use up tries if the bound is
+    /// at least 2 × mappings of the longest request × requests in flight.
     ///
     /// In every second try, the whole range is one miss. If it is then mapped in order, from either
     /// end, it is found or refused. Tries are counted for the last 64 ranges that failed.
@@ -58,7 +58,7 @@ impl Iotlb {
         self.set_bound_with(bound, Arc::default());
     }
 
-    /// Limits the number of mappings, and records failed lookups in `waits` from now on.
+    /// Limits the number of mappings. Later failed lookups are recorded in `waits`.
     pub(in crate::iommu) fn set_bound_with(
         &mut self,
         bound: Option<NonZeroUsize>,
@@ -107,7 +107,8 @@ impl Iotlb {
 
     /// Evicts mappings, down to the bound.
     ///
-    /// `wanted` is the range that the newest mapping was set for. Mappings outside of it go first.
+    /// `wanted` is the range that the newest mapping was set for. Mappings outside it are evicted
+    /// first.
     #[inline]
     pub(super) fn evict(&mut self, wanted: Option<Span>) {
         if self

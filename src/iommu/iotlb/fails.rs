@@ -24,7 +24,7 @@ pub(super) fn passes_as_a_whole(base: GuestAddress, length: usize) -> IotlbFails
     }
 }
 
-/// Returns the outcome of a lookup whose missing parts must not be asked for any more.
+/// Returns the outcome of a lookup whose missing parts must not be requested any more.
 fn refuse(
     mut misses: Vec<IovaRange>,
     mut access_fails: Vec<IovaRange>,

@@ -1,4 +1,4 @@
-//! Lookups over many leaves, which skip those that lie in their range.
+//! Lookups over many leaves, which skip those that are entirely in their range.
 
 use std::ops::Range;
 
@@ -44,7 +44,8 @@ fn lookup_after_each_page_that_arrives_does_not_read_all_mappings() {
             map_page(&mut iotlb, page);
         });
         assert_eq!(rounds, pages as usize);
-        // Of each round: the mappings of the leaves that changed, and a few steps for each other.
+        // For each round: the mappings of the leaves that changed, and a few steps for each other
+        // leaf.
         let most = rounds * (6 * 128 + 2 * rounds / 48);
         assert!(steps < most, "{steps} steps, {is_bounded} {from_the_end}");
     }

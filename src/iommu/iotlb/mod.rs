@@ -223,7 +223,7 @@ impl Iotlb {
     /// # Errors
     ///
     /// Returns [`Error::CannotResolve`] if the range at `iova` or the one at `map_to` passes 2^64.
-    /// Nothing has changed then.
+    /// The IOTLB is then unchanged.
     #[doc(alias = "VHOST_IOTLB_UPDATE")]
     pub fn set_mapping(
         &mut self,
@@ -351,7 +351,7 @@ impl Iotlb {
     /// Translates addresses as [`lookup`](Self::lookup) does, and counts the lookup.
     ///
     /// Lookups are counted after [`count_lookups`](Self::count_lookups). Threads count in separate
-    /// cache lines. This is a method of its own because the check alone would slow `lookup` down
+    /// cache lines. This is a separate method because the check alone would slow `lookup` down
     /// measurably.
     ///
     /// # Errors

@@ -140,7 +140,7 @@ proptest! {
                     model.clear();
                 }
             }
-            // Mappings never touch without a difference, and never overlap.
+            // Mappings never overlap, and adjacent mappings do not continue each other.
             for (a, b) in iotlb.mappings.iter().zip(iotlb.mappings.iter().skip(1)) {
                 prop_assert!(a.last < b.start);
                 prop_assert!(a.last + 1 != b.start || !a.continues(b));
@@ -219,7 +219,7 @@ fn iterator_over_many_mappings_makes_one_search() {
         let before = SEARCHES.get();
         let found = Iotlb::lookup(&iotlb, GuestAddress(first * 0x1000), 0x1_0000, Read).unwrap();
         assert_eq!(found.count(), 16);
-        assert_eq!(SEARCHES.get() - before, 1, "from page {first} on");
+        assert_eq!(SEARCHES.get() - before, 1, "starting at page {first}");
     }
 }
 
@@ -302,9 +302,12 @@ fn b14_eviction_reads_as_many_ages_with_many_mappings_as_with_few() {
         }
     }
     for pair in reads.chunks(2) {
-        // Of each eviction: the mappings of three leaves, and a few ages of leaves.
+        // For each eviction: the mappings of three leaves, and a few ages of leaves.
         let most = (MAPPED as usize * 600).max(pair[0] * 3 / 2);
-        assert!(pair[1] < most, "reads, of few and many mappings: {reads:?}");
+        assert!(
+            pair[1] < most,
+            "reads for few and for many mappings: {reads:?}"
+        );
     }
 }
 

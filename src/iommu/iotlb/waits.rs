@@ -1,7 +1,7 @@
 //! [`Waits`]: the failed lookups of an IOTLB with a bound, and the limit of their tries.
 //!
 //! A device whose lookup fails asks for mappings and looks up again. Each mapping that arrives may
-//! evict another one of the same range, so nothing in the mappings shows that this ever ends. Each
+//! evict another one of the same range, so nothing in the mappings guarantees that this ends. Each
 //! failed range is therefore recorded until it is found:
 //!
 //! ```text
@@ -24,8 +24,8 @@ use crate::guest_memory::GuestAddress;
 
 /// The number of failed lookups without progress after which a range is refused.
 pub(in crate::iommu) const TRIES: u32 = 32;
-/// The largest number of recorded ranges. With more threads than this, tries may be forgotten.
-const MOST: usize = 64;
+/// The maximum number of recorded ranges. With more threads than this, tries may be forgotten.
+const MAX_WAITS: usize = 64;
 
 /// The ranges whose last lookup failed.
 #[derive(Debug, Default)]
@@ -54,9 +54,9 @@ struct Wait {
 /// The outcome of a failed lookup.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Verdict {
-    /// The missing parts can be asked for.
+    /// The missing parts can be requested.
     AskForParts,
-    /// All of the range is to be asked for, as one miss: asking for the parts made no progress.
+    /// The whole range must be requested as one miss: requesting the parts made no progress.
     AskForAll,
     /// The tries are spent.
     Refuse,
@@ -89,12 +89,12 @@ impl Waits {
         (wait.answered, wait.complete, wait.missing) = (false, false, missing);
         let verdict = match wait.tries {
             TRIES.. => Verdict::Refuse,
-            // In turns: some IOMMUs can only ask for the first address that they are given.
+            // Alternates: some IOMMUs can only ask for the first address that they are given.
             tries if tries % 2 == 1 => Verdict::AskForAll,
             _ => Verdict::AskForParts,
         };
         if verdict != Verdict::Refuse {
-            if list.len() >= MOST {
+            if list.len() >= MAX_WAITS {
                 let least = list.iter().position(|wait| wait.complete).unwrap_or(0);
                 list.remove(least);
             }
@@ -115,8 +115,8 @@ impl Waits {
 
     /// Records that the `length` addresses at `iova` are about to be mapped, which may be none.
     ///
-    /// Returns the range that they are mapped for: the last one that has any of them, or the last
-    /// one of all.
+    /// Returns the range that they are mapped for: the last recorded range that contains any of
+    /// them, or else the last recorded range.
     pub(in crate::iommu) fn answered(&self, iova: GuestAddress, length: usize) -> Option<Span> {
         if self.filter.load(Ordering::Relaxed) == 0 {
             return None;
@@ -127,7 +127,7 @@ impl Waits {
         let mut list = self.list();
         let mut wanted = None;
         for wait in list.iter_mut() {
-            // A mapping without addresses, or one that is refused, is an answer, too.
+            // A mapping without addresses, or one that is refused, also counts as an answer.
             if wait.range.overlaps(Span { first, last }) {
                 wait.answered = true;
                 wait.complete |= first <= wait.range.first && wait.range.last <= last;

@@ -1,8 +1,8 @@
-//! [`Ages`]: which leaf has the oldest mapping.
+//! [`Ages`]: finds the leaf with the oldest mapping.
 //!
 //! ```text
 //!   levels[2]   │ 3 │
-//!   levels[1]   │ 7 │ 3 │ 9 │               the least of each group of 16 entries below
+//!   levels[1]   │ 7 │ 3 │ 9 │               the lowest of each group of 16 entries below
 //!   levels[0]   │ 12  7 … │ 3 … │ 9 … │     one entry per leaf
 //! ```
 //!
@@ -31,11 +31,12 @@ pub(super) fn count_reads(_number: usize) {
 /// For each leaf, a lower bound of the ages of its mappings.
 #[derive(Debug, Default)]
 pub(super) struct Ages {
-    /// The last level has at most [`GROUP`] entries. There is none before the first leaf.
+    /// The last level has at most [`GROUP`] entries. There are no levels until the first leaf is
+    /// added.
     levels: Vec<Vec<u64>>,
 }
 
-/// Returns the least of some entries.
+/// Returns the lowest of some entries.
 fn least(entries: &[u64]) -> u64 {
     count_reads(entries.len());
     entries.iter().copied().min().unwrap_or(u64::MAX)
@@ -55,7 +56,7 @@ impl Ages {
         ages
     }
 
-    /// Becomes equal to `source`, in the same allocations.
+    /// Copies `source` into the existing allocations.
     pub(super) fn copy_from(&mut self, source: &Self) {
         self.levels.clone_from(&source.levels);
     }
@@ -117,7 +118,7 @@ impl Ages {
         self.rebuild(from);
     }
 
-    /// Rebuilds the upper levels after a change of the leaves from this one on.
+    /// Rebuilds the upper levels after a change of leaf `from` and the leaves after it.
     fn rebuild(&mut self, mut from: usize) {
         let mut depth = 0usize;
         while let Some((level, above)) = self
@@ -142,9 +143,9 @@ impl Ages {
         self.levels.truncate(depth.saturating_add(1));
     }
 
-    /// Returns the leaf with the lowest bound, of all leaves except some, and the bound.
+    /// Returns the leaf with the lowest bound among all leaves except some, and the bound.
     ///
-    /// Of several, returns the first one.
+    /// If several leaves have that bound, returns the first one.
     pub(super) fn oldest_except(&self, except: Range<usize>) -> Option<(usize, u64)> {
         let before = self.oldest_in(0..except.start.min(self.len()));
         let after = self.oldest_in(except.end..self.len());
@@ -156,7 +157,7 @@ impl Ages {
 
     /// Returns the leaf of a range with the lowest bound, and the bound.
     ///
-    /// Of several, returns the first one.
+    /// If several leaves have that bound, returns the first one.
     fn oldest_in(&self, range: Range<usize>) -> Option<(usize, u64)> {
         let Range {
             start: mut from,

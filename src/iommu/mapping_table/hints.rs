@@ -51,7 +51,7 @@ impl Hints {
         }
     }
 
-    /// Becomes equal to `source`. Leaves the reference count alone if both have the same hints.
+    /// Copies `source`. Does not change the reference count if both have the same hints.
     #[inline]
     pub(super) fn copy_from(&mut self, source: &Self) {
         self.base = source.base;

@@ -20,7 +20,7 @@ pub(super) struct Leaf {
     /// Valid and sorted up to `len`. Copies of the table share them, so a change copies them first.
     pub(super) mappings: Arc<[IovaMapping; CAPACITY]>,
     pub(super) len: usize,
-    /// Forgotten by each change of the mappings. Copies that share them may have other lengths.
+    /// Each change of the mappings clears it. Copies that share them may have other lengths.
     summary: Cached,
 }
 
@@ -34,8 +34,8 @@ impl Clone for Leaf {
         }
     }
 
-    /// Leaves the reference count alone if both leaves have the same mappings. That count costs
-    /// more than all the rest.
+    /// Does not change the reference count if both leaves have the same mappings. Changing it costs
+    /// more than the rest of the copy.
     #[inline]
     fn clone_from(&mut self, source: &Self) {
         if !Arc::ptr_eq(&self.mappings, &source.mappings) {

@@ -68,7 +68,7 @@ impl IovaMapping {
         u8::try_from(self.tag & PERMISSION_MASK).unwrap_or(0)
     }
 
-    /// Returns the age: the number of the change that made this mapping, or by which it grew last.
+    /// Returns the age: the number of the change that made this mapping or last extended it.
     #[inline]
     pub(in crate::iommu) fn age(&self) -> u64 {
         self.tag >> PERMISSION_BITS

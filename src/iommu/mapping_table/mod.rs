@@ -16,17 +16,17 @@
 //! make both guesses wrong. The search then makes two binary searches, which the guest cannot make
 //! longer.
 //!
-//! A search of a long range skips the leaves that lie in it: each has a [`Summary`].
+//! A search of a long range skips the leaves that are entirely in it: each has a [`Summary`].
 //!
-//! A guess is never trusted. A mapping is used only if the address lies at or after its start and
+//! A guess is never trusted. A mapping is used only if the address is at or after its start and
 //! before the start of the next mapping.
 //!
 //! # Size
 //!
 //! Mappings that are made in ascending order fill their leaves. When mappings are removed, two
-//! adjacent leaves that fill three quarters of one are joined. They are not joined earlier: a
-//! mapping that comes and goes would make them split and join each time. So two adjacent leaves
-//! have at least 97 mappings, and a mapping takes at most 4096 * 2 / 97 = 85 bytes.
+//! adjacent leaves that together fill at most three quarters of one are joined. They are not joined
+//! earlier: a mapping that comes and goes would make them split and join each time. So two adjacent
+//! leaves have at least 97 mappings, and a mapping takes at most 4096 * 2 / 97 = 85 bytes.
 //!
 //! Adding or removing a leaf moves the entries of the leaves after it, in one copy. At most one in
 //! 32 changes of a leaf does so.
@@ -64,9 +64,9 @@ use summary::Summary;
 pub(super) use ages::AGES_READ;
 pub(super) use mapping::{IovaMapping, Span};
 
-/// Adjacent leaves with at most this many mappings are joined.
+/// The maximum number of mappings of two adjacent leaves that are joined.
 const JOINED: usize = CAPACITY / 4 * 3;
-/// The hints are rebuilt when one in this many leaves was added or removed.
+/// The hints are rebuilt when more than one in `STALE` leaves was added or removed.
 const STALE: usize = 16;
 
 /// The position of a mapping: a leaf, and an index in it. A guess, if the table may have changed.
@@ -91,7 +91,7 @@ pub(super) fn count_steps(_number: usize) {
     STEPS.set(STEPS.get().wrapping_add(_number));
 }
 
-/// A leaf that lies in a range.
+/// A leaf that is entirely in a range.
 pub(super) struct WholeLeaf<'a> {
     leaf: &'a Leaf,
     summary: Summary,
@@ -207,8 +207,9 @@ impl MappingTable {
         }
     }
 
-    /// Returns whether the mappings from `position` on cover all addresses from `first` to `last`,
-    /// and permit an access. The mapping at `position` must be that of `first`.
+    /// Returns whether mappings cover all addresses from `first` to `last`, and permit an access.
+    ///
+    /// The mapping at `position` must be that of `first`.
     pub(super) fn cover(
         &self,
         position: Position,
@@ -233,12 +234,12 @@ impl MappingTable {
         self.leaves_cover(position.leaf.wrapping_add(1), next, last, access)
     }
 
-    /// Returns whether the mappings from a leaf on cover all addresses from `first` to `last`, and
-    /// permit an access.
+    /// Returns whether the mappings of `leaf` and the leaves after it cover all addresses from
+    /// `first` to `last`, and permit an access.
     #[inline(never)]
     fn leaves_cover(&self, leaf: usize, first: u64, last: u64, access: Permissions) -> bool {
         let (mut number, mut next) = (leaf, first);
-        // The leaves that lie in the range.
+        // The leaves that are entirely in the range.
         while let Some(leaf) = self.whole_leaf(number, last) {
             if !leaf.covers(next, access) {
                 return false;
@@ -283,7 +284,8 @@ impl MappingTable {
         })
     }
 
-    /// Returns the leaf that begins at a position, if it lies in a range that ends at `last`.
+    /// Returns the leaf that begins at a position, if it is entirely in a range that ends at
+    /// `last`.
     pub(super) fn whole_leaf_at(&self, position: Position, last: u64) -> Option<WholeLeaf<'_>> {
         match position.index {
             0 => self.whole_leaf(position.leaf, last),
@@ -451,7 +453,7 @@ impl MappingTable {
         }
     }
 
-    /// Removes the mappings that lie entirely between two addresses.
+    /// Removes the mappings that are entirely between two addresses.
     pub(super) fn remove_within(&mut self, first: u64, last: u64) {
         let Some((position, _)) = self.first_at_or_after(first) else {
             return;

@@ -15,13 +15,14 @@ struct Found {
     next: u64,
 }
 
-/// Returns the value by which the oldest mapping is the least. No two mappings have the same.
+/// Returns the value that orders mappings by age. No two mappings have the same value.
 fn key(mapping: &IovaMapping) -> (u64, u64) {
     (mapping.age(), mapping.start)
 }
 
 impl MappingTable {
-    /// Removes the oldest mapping. Of several, removes the one with the lowest addresses.
+    /// Removes the oldest mapping. If several are as old, removes the one with the lowest
+    /// addresses.
     pub(in crate::iommu) fn remove_oldest(&mut self) -> Option<IovaMapping> {
         let oldest = self.oldest_except(0..0)?;
         Some(self.remove_found(oldest))
@@ -29,7 +30,7 @@ impl MappingTable {
 
     /// Removes the oldest mapping that has no address of `kept`.
     ///
-    /// Of several, removes the one with the lowest addresses.
+    /// If several are as old, removes the one with the lowest addresses.
     pub(in crate::iommu) fn remove_oldest_outside(&mut self, kept: Span) -> Option<IovaMapping> {
         // The leaves with mappings of the range. Other mappings are only in the first and the last.
         let begin = self.leaf_of(kept.first).unwrap_or(0);
@@ -54,9 +55,9 @@ impl MappingTable {
         found.map(|found| self.remove_found(found))
     }
 
-    /// Removes the oldest mappings, down to a number. Returns how many were removed.
+    /// Removes the oldest mappings until `kept` are left. Returns the number of those removed.
     ///
-    /// The time is proportional to the number of mappings before.
+    /// The time is proportional to the number of mappings before the call.
     pub(in crate::iommu) fn keep_newest(&mut self, kept: usize) -> usize {
         let surplus = self.len.saturating_sub(kept);
         let Some(last) = surplus.checked_sub(1) else {
@@ -92,7 +93,7 @@ impl MappingTable {
 
     /// Returns the oldest mapping of all leaves except some.
     ///
-    /// Of several, returns the one with the lowest addresses.
+    /// If several are as old, returns the one with the lowest addresses.
     fn oldest_except(&mut self, except: Range<usize>) -> Option<Found> {
         loop {
             let (number, age) = self.oldest.oldest_except(except.clone())?;

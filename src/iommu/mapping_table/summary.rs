@@ -58,9 +58,10 @@ impl Summary {
     }
 }
 
-/// A summary that is made when it is first needed, of the first mappings of an array.
+/// The summary of the first mappings of an array, computed when it is first needed.
 ///
-/// Threads that share a leaf make the same summary, of mappings that do not change meanwhile.
+/// Threads that share a leaf compute the same summary, because the mappings do not change
+/// meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Cached {
     /// The summary, and the number of mappings above it. 0 if the summary is not known.

@@ -117,7 +117,7 @@ fn b14_refusal_ends_after_any_change_of_the_range() {
     let changes: [Change; 4] = [
         |iotlb| iotlb.set_bound(NonZeroUsize::new(1)),
         |iotlb| iotlb.invalidate_mapping(GuestAddress(0x10_0000), 0x1000),
-        // Replaces page 1, so page 0 may be replaced, too.
+        // Replaces page 1, so page 0 may also have been replaced.
         |iotlb| {
             iotlb
                 .set_mapping(GuestAddress(PAGE), GuestAddress(0x8000), 0x1000, ReadWrite)

@@ -126,7 +126,7 @@ fn marked_iommu_memory_marks_by_guest_address_and_iova() {
         [0x100, 0x102, 0x103]
     );
 
-    // An untracked write fails before it happens (B8); a read needs no mark.
+    // An untracked write fails before it happens; a read needs no mark.
     let refused = by_both.write_slice(&[2; 4], GuestAddress(0xc2));
     assert!(matches!(
         refused,

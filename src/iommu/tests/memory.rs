@@ -361,7 +361,7 @@ fn access_with_short_translation_returns_error() {
     );
 }
 
-/// An IOMMU that translates 8 more bytes than it was asked to.
+/// An IOMMU that translates 8 more bytes than requested.
 #[derive(Debug, Default)]
 struct Generous(RwLock<Iotlb>);
 

@@ -1,4 +1,5 @@
-//! B14: loops of lookups and mappings in an IOTLB with a bound end, in every way of asking.
+//! B14: with a bound, each loop of lookups and mappings ends, however an IOMMU maps the missing
+//! parts.
 
 use std::cell::RefCell;
 
@@ -11,16 +12,16 @@ use crate::guest_memory::GuestMemory;
 /// The way in which an IOMMU maps the missing parts of a range.
 #[derive(Clone, Copy, Debug)]
 struct Asks {
-    /// The whole run of a page, not the page alone.
+    /// Maps the whole run of a page, not only the page.
     whole: bool,
-    /// One page per round, not all missing ones.
+    /// Maps one page per round, not all missing ones.
     first_alone: bool,
     from_end: bool,
-    /// A page outside of the range follows each round.
+    /// Maps a page outside the range after each round.
     beside: bool,
 }
 
-/// Looks a range up, and maps its missing pages to those of `table`, until it is found or refused.
+/// Looks up a range, and maps its missing pages to those of `table`, until it is found or refused.
 ///
 /// Returns the number of mappings that were found, and the number of rounds.
 fn serve(
@@ -236,7 +237,7 @@ impl Iommu for Asking {
 fn b14_iommu_memory_with_bound_serves_or_refuses_each_access() {
     let far: Vec<u64> = (0..200).map(|page| (page * 7) % 200).collect();
     let split = [1u64, 11, 12, 13, 14, 15];
-    // The range of 200 pages has more pages than failed lookups are recorded.
+    // The range of 200 pages has more pages than the number of failed lookups that are recorded.
     for (table, bound, before, served) in [
         (&split[..], 2, &[0, 1, 4][..], true),
         (&[9, 7, 1, 2, 3, 4, 5], 2, &[4, 6], false),
@@ -272,7 +273,7 @@ fn b14_iommu_memory_with_bound_serves_or_refuses_each_access() {
     }
 }
 
-/// Looks pages 0 to 3 up until the end of the loop. `answer` does what happens between two lookups.
+/// Looks up pages 0 to 3 until they are found or refused. `answer` runs between two lookups.
 fn rounds(iotlb: &RefCell<Iotlb>, answer: impl Fn(&IotlbFails)) -> (bool, u32) {
     for round in 1..1_000 {
         let found = Iotlb::lookup(iotlb.borrow(), GuestAddress(0), 4 * 0x1000, Read).map(|_| ());

@@ -222,7 +222,7 @@ fn b09_invalidation_done_means_no_access_in_flight() {
 
 /// Each way to an error of such a range gives the same reason.
 #[test]
-fn translation_of_range_past_end_of_address_space_says_so() {
+fn translation_of_range_past_end_of_address_space_returns_its_reason() {
     let expected = |base: u64, length: u128| {
         format!(
             "cannot translate IOVA range 0x{base:x}-0x{:x}: \
@@ -252,6 +252,6 @@ fn translation_of_range_past_end_of_address_space_says_so() {
             }
         }
     }
-    // The last address alone is a range like others.
+    // The last address alone is a valid range.
     assert!(shared.translate(last, 1, ReadWrite).is_ok());
 }
