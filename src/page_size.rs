@@ -2,7 +2,7 @@
 
 use core::num::NonZeroUsize;
 
-/// The page size where the caller gives none and the system cannot be asked: 4 KiB.
+/// The page size if the caller gives none and the system cannot be queried: 4 KiB.
 pub(crate) const DEFAULT_PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
 /// Returns the size in bytes of a page of the host, by `sysconf(3)`, which makes no system call.

@@ -4,7 +4,7 @@ use core::sync::atomic::AtomicU64;
 use std::alloc::{alloc_zeroed, Layout};
 use std::collections::TryReserveError;
 
-/// A type of which bytes of zeroes are a value.
+/// A type for which zeroed bytes are a valid value.
 ///
 /// # Safety
 ///

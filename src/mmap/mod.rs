@@ -49,9 +49,9 @@
 //!
 //! A region without `PROT_WRITE` refuses writes through [`Bytes`](crate::Bytes).
 //! [`GuestMemory::check_range`](crate::GuestMemory::check_range) and
-//! [`GuestMemory::get_slices`](crate::GuestMemory::get_slices) return the same. Raw pointers and
-//! [`GuestMemoryRegion::get_slice`](crate::GuestMemoryRegion::get_slice), which name no access, are
-//! not checked.
+//! [`GuestMemory::get_slices`](crate::GuestMemory::get_slices) apply the same rule. Raw pointers
+//! and [`GuestMemoryRegion::get_slice`](crate::GuestMemoryRegion::get_slice), which name no access,
+//! are not checked.
 //!
 //! The protection is that of the call which creates the region: a later `mprotect(2)` does not
 //! change what the region refuses. A region of an existing mapping refuses nothing if its

@@ -39,7 +39,7 @@ impl Area {
         Self::of_result(addr, len)
     }
 
-    /// Takes `len` bytes of addresses that are not accessible.
+    /// Reserves `len` bytes of addresses, which are not accessible.
     pub(crate) fn reserved(len: usize) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: without MAP_FIXED, mmap(2) replaces no existing mapping. So this invalidates no
@@ -62,9 +62,9 @@ impl Area {
     ///
     /// # Errors
     ///
-    /// Returns an error of mmap(2). Afterwards, the area ends at `at`, and the bytes from there on
-    /// are not part of it. The kernel may have unmapped those that it should replace, and another
-    /// thread may have mapped memory there since. If it kept them, their addresses stay reserved.
+    /// Returns an error of mmap(2). The area then ends at `at`. The kernel may have unmapped the
+    /// bytes that it should replace, and another thread may have mapped memory there since. If it
+    /// kept them, their addresses stay reserved.
     pub(super) fn replace(
         &mut self,
         at: usize,
@@ -92,7 +92,9 @@ impl Area {
         }
     }
 
-    /// Ends the area at `at`, and unmaps its bytes from `rest` on. Those between are given up.
+    /// Ends the area at `at`, and unmaps its bytes at and after `rest`.
+    ///
+    /// The bytes between the two are no longer part of the area.
     ///
     /// Ignores an error of munmap(2): the addresses stay reserved.
     fn end_at(&mut self, at: usize, rest: usize) {
@@ -124,7 +126,7 @@ impl Area {
             return Ok(());
         }
         // SAFETY: `[addr, addr + len)` was mapped by this type and not unmapped since: `len` is 0
-        // after that, and a part that `replace` may have unmapped is past the end. Who uses the
+        // after that, and a part that `replace` may have unmapped is past the end. Each user of the
         // memory borrows or owns the owner of this area, which is being dropped or consumed.
         match unsafe { libc::munmap(self.addr.cast(), len) } {
             0 => Ok(()),
@@ -166,7 +168,7 @@ mod tests {
         let how = (libc::PROT_READ, libc::MAP_SHARED);
         area.replace(0, page, how, &file, 0).unwrap();
         assert_eq!(area.len(), 4 * page);
-        // It cannot be mapped.
+        // This device cannot be mapped.
         let device = File::open("/dev/null").unwrap();
         area.replace(page, page, how, &device, 0).unwrap_err();
         area
@@ -182,7 +184,7 @@ mod tests {
         let mut area = area_cut_at_second_page();
         assert_eq!(area.len(), page);
         assert!(is_mapped(area.as_ptr()));
-        // The part that failed is no longer its own, as are the bytes after it.
+        // The area has neither the part that failed nor the bytes after it.
         let file = program();
         let how = (libc::PROT_READ, libc::MAP_SHARED);
         let again = area.replace(page, page, how, &file, 0).unwrap_err();

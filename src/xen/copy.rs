@@ -6,7 +6,7 @@ use super::devices::{copy_grants, CopySegment, GrantedPlace};
 use super::{invalid, MmapXen, PAGE_SIZE};
 use crate::access::fault::Direction;
 
-/// The most pages of one request.
+/// The maximum number of pages of one request.
 const BATCH: usize = 64;
 
 /// A copy that failed: the bytes copied before, and the error.

@@ -103,7 +103,7 @@ impl CopySegment {
         }
     };
 
-    /// A copy of `len` bytes from a granted page.
+    /// Creates a copy of `len` bytes from a granted page.
     pub(super) fn from_grant(source: GrantedPlace, target: *mut u8, len: u16) -> Self {
         Self {
             source: CopyPlace { granted: source },
@@ -114,7 +114,7 @@ impl CopySegment {
         }
     }
 
-    /// A copy of `len` bytes to a granted page.
+    /// Creates a copy of `len` bytes to a granted page.
     pub(super) fn to_grant(target: GrantedPlace, source: *const u8, len: u16) -> Self {
         Self {
             source: CopyPlace {
@@ -162,7 +162,7 @@ unsafe fn ioctl(device: &File, number: u32, arg: *mut c_void) -> io::Result<()> 
 /// The number of grants whose request needs no allocation.
 const INLINE: usize = 16;
 
-/// Enters `count` grants of a domain, with consecutive references from `first` on.
+/// Enters `count` grants of a domain, with consecutive references that start at `first`.
 ///
 /// Returns the offset at which mmap(2) maps them. This request maps nothing, and does not check the
 /// references.
@@ -191,7 +191,7 @@ pub(super) fn map_grants(device: &File, domid: u16, first: u32, count: u32) -> i
             }
         };
     }
-    // The kernel writes 24 bytes, also for a request of no grants.
+    // The kernel writes 24 bytes, even for a request of no grants.
     if count == 0 {
         return Err(super::invalid());
     }
@@ -210,7 +210,7 @@ fn pair(first: u32, second: u32) -> u64 {
 
 /// Removes the `count` grants that [`map_grants`] entered at `index`.
 ///
-/// They are unmapped when mmap(2) has unmapped them, too.
+/// The pages are unmapped once munmap(2) has also removed their mapping.
 pub(super) fn unmap_grants(device: &File, index: u64, count: u32) -> io::Result<()> {
     let mut request = UnmapGrantRef {
         index,
@@ -224,7 +224,7 @@ pub(super) fn unmap_grants(device: &File, index: u64, count: u32) -> io::Result<
 
 /// Copies between granted pages and memory of this process.
 ///
-/// After `Ok`, each segment tells whether it [is done](CopySegment::is_done).
+/// After `Ok`, each segment records whether it [is done](CopySegment::is_done).
 ///
 /// # Safety
 ///
@@ -247,8 +247,8 @@ pub(super) const NOT_PRESENT: i32 = -libc::ENOENT;
 
 /// Maps frames of a domain at `addr`, and stores an error or 0 for each of them.
 ///
-/// Fails with `ENOENT` if frames are paged out. The others are mapped then. After an error of the
-/// request as a whole, each frame has the error [`NOT_PRESENT`], unless the kernel has stored
+/// Returns `ENOENT` if frames are paged out. The other frames are then mapped. After an error of
+/// the request as a whole, each frame has the error [`NOT_PRESENT`], unless the kernel has stored
 /// others.
 ///
 /// # Safety

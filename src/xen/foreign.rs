@@ -48,9 +48,9 @@ impl Frames {
     }
 }
 
-/// The number of times that frames which are paged out are mapped again.
+/// The maximum number of further attempts to map frames that are paged out.
 ///
-/// The hypervisor asks a program in dom0 to bring them in. All pauses together take a second.
+/// The hypervisor asks a program in dom0 to page them in. All pauses together take a second.
 const ATTEMPTS: u32 = 84;
 
 /// Returns the pause before attempt `number`: 100 µs at first, 12.8 ms at most.
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn first_frame_that_failed_is_the_error() {
+    fn is_paged_out_with_failed_frame_returns_its_error() {
         let gone = || io::Error::from_raw_os_error(libc::ENOENT);
         let number = |result: io::Result<bool>| result.map_err(|error| error.raw_os_error());
         assert_eq!(number(is_paged_out(Ok(()), &[0, 0])), Ok(false));

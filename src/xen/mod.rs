@@ -15,10 +15,10 @@
 //! Invariants:
 //!
 //! - Xen counts pages of 4 KiB, whatever the page size of the host.
-//! - A value that owns an entry of gntdev or a VMA releases it on drop. So each way out of a
-//!   mapping that fails releases what was mapped before.
+//! - A value that owns an entry of gntdev or a VMA releases it on drop. So a mapping that fails
+//!   releases everything that was mapped before.
 //! - Nothing stays mapped after the access, the guard or the region that needed it. While a page is
-//!   mapped, the guest cannot revoke its grant, and its driver would give the device up.
+//!   mapped, the guest cannot revoke its grant, and its driver would stop using the device.
 
 mod area;
 mod copy;
@@ -42,7 +42,7 @@ pub(crate) const PAGE_SIZE: usize = 4096;
 /// The base-2 logarithm of [`PAGE_SIZE`].
 const PAGE_SHIFT: u32 = PAGE_SIZE.trailing_zeros();
 
-/// The most pages of one request to gntdev, which is the limit of Linux.
+/// The maximum number of pages of one request to gntdev, which Linux limits.
 const REQUEST_PAGES: usize = 65536;
 
 /// Returns the error of an argument that no request accepts.
@@ -61,8 +61,8 @@ fn out_of_memory() -> io::Error {
 ///
 /// # Errors
 ///
-/// Returns `EINVAL` if it has more than 16 bits. The kernel would cut it, and map the memory of
-/// another domain.
+/// Returns `EINVAL` if it has more than 16 bits. The kernel would truncate it, and map the memory
+/// of another domain.
 pub(crate) fn domain(number: u32) -> io::Result<u16> {
     u16::try_from(number).map_err(|_| invalid())
 }

@@ -85,7 +85,7 @@ impl MmapXen {
 
     /// Maps the first of the `len` bytes at a [place](Self::place_of), at least one, for an access.
     ///
-    /// If they cannot be mapped together, maps as many as can be, and returns the error, too: a
+    /// If they cannot be mapped together, maps as many as can be, and also returns the error: a
     /// transfer moves the bytes before the first page that fails. That takes one more mapping for
     /// each bit of the number of pages.
     ///
@@ -184,7 +184,8 @@ impl MmapXen {
     }
 }
 
-/// The most pages that a transfer maps at once, and that the first request of a window maps: 1 MiB.
+/// The maximum number of pages that a transfer maps at once, and that the first request of a window
+/// maps: 1 MiB.
 ///
 /// The system calls are cheap compared with moving as many bytes, and mappings take entries of a
 /// table that the hypervisor limits.
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn hypervisor_copies_what_need_not_be_atomic() {
+    fn copies_is_true_for_accesses_that_need_not_be_atomic() {
         let memory = memory(BOTH, true);
         for len in [1, 2, 4, 8] {
             assert!(!memory.copies(0x408, len));
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn access_asks_for_no_more_protection_than_it_needs() {
+    fn prot_for_access_is_no_more_than_it_needs() {
         let prot = |region, direction| memory(region, false).prot_for(direction).ok();
         for region in [BOTH, libc::PROT_READ, libc::PROT_WRITE] {
             assert_eq!(prot(region, Direction::Read), Some(libc::PROT_READ));

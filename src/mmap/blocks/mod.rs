@@ -17,7 +17,7 @@ use crate::zeroed::try_zeroed;
 /// 5.15). The VMM maps the whole region once, and passes the blocks to
 /// [`MmapRegionBuilder::with_plugged_blocks`](super::MmapRegionBuilder::with_plugged_blocks).
 /// Accesses to other blocks then fail. A change of a block changes one bit. A new memory map would
-/// need a copy of the map at each request of the guest. Regions without blocks pay nothing.
+/// need a copy of the map at each request of the guest. Regions without blocks have no such cost.
 ///
 /// ```text
 ///   offset       0        1 × block  2 × block  3 × block  4 × block
@@ -307,7 +307,7 @@ impl BlockStates {
         words.all(|(word, mask)| word.load(Ordering::Acquire) & mask == 0)
     }
 
-    /// Returns the number of bytes from `offset` on, up to `count`, that are in plugged blocks.
+    /// Returns the number of bytes at `offset`, up to `count`, that are in plugged blocks.
     ///
     /// The count ends at the first byte that is not in a plugged block.
     pub fn plugged_from(&self, offset: usize, count: usize) -> usize {
@@ -394,7 +394,7 @@ impl BlockStates {
             .is_some_and(|end| end <= self.size)
     }
 
-    /// Fails unless the range consists of whole blocks of the mapping.
+    /// Returns an error unless the range consists of whole blocks of the mapping.
     fn check_blocks(&self, offset: usize, count: usize) -> Result<(), PluggedBlocksError> {
         let size = self.size;
         if !self.is_inside(offset, count) {

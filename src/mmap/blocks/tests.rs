@@ -37,7 +37,7 @@ fn plug_of_partial_blocks_returns_error_and_changes_nothing() {
     assert_eq!(blocks.plugged_from(0x1001, usize::MAX), 0x7ff);
 }
 
-/// Returns the number of words that were visited meanwhile.
+/// Returns the number of words that `access` visits.
 fn visits(access: impl FnOnce()) -> usize {
     let before = VISITS.get();
     access();

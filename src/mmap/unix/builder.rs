@@ -84,7 +84,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
 
     /// Sets the protection: a combination of `PROT_READ`, `PROT_WRITE` and the other `PROT_` flags.
     ///
-    /// The region keeps to it: a later `mprotect(2)` does not permit more accesses.
+    /// The region enforces it: a later `mprotect(2)` does not permit more accesses.
     pub fn with_mmap_prot(mut self, prot: i32) -> Self {
         self.prot = Some(prot);
         self
@@ -103,8 +103,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     /// checked.
     ///
     /// With `MAP_ANONYMOUS` in the flags, `mmap(2)` ignores the file, and the memory is not the
-    /// file's. The region keeps the file all the same: see
-    /// [`file_offset`](MmapRegion::file_offset).
+    /// file's. The region still keeps the file: see [`file_offset`](MmapRegion::file_offset).
     pub fn with_file_offset(mut self, file_offset: FileOffset) -> Self {
         self.file_offset = Some(file_offset);
         self
@@ -198,8 +197,8 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     /// - `InvalidPointer` if an existing mapping does not start at a page boundary; with the
     ///   feature `xen`, [`Mmap`](super::MmapRegionError::Mmap) with `EINVAL`;
     /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2); `EINVAL` for
-    ///   a size of 0, `InvalidInput` for a bitmap that does not track the whole region, also if
-    ///   there is not enough memory to grow it.
+    ///   a size of 0, `InvalidInput` for a bitmap that does not track the whole region, even if
+    ///   only memory to grow it is missing.
     pub fn build(self) -> Result<MmapRegion<B>> {
         let size = self.size;
         self.build_with(|mut bitmap| {
@@ -217,7 +216,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
         bitmap: impl FnOnce(B) -> std::result::Result<R, TryReserveError>,
     ) -> Result<MmapRegion<R>> {
         let (default_prot, default_flags) = match (self.raw_ptr, &self.file_offset) {
-            // Nothing is known of an existing mapping, with a file or without one.
+            // Nothing is known about an existing mapping, with a file or without one.
             (Some(_), _) => (libc::PROT_NONE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE),
             (None, Some(_)) => (READ_WRITE, libc::MAP_NORESERVE | libc::MAP_SHARED),
             (None, None) => (READ_WRITE, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE),

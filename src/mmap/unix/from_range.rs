@@ -153,7 +153,7 @@ impl<B: Bitmap> MmapRegion<B> {
         if offset.checked_add(count)? > self.size() {
             return None;
         }
-        // It has no host address, and nobody accesses memory at this one.
+        // The memory has no host address, and no access uses this one.
         let place = core::ptr::without_provenance_mut(memory.place_of(offset));
         let bitmap = self.bitmap.slice_at(offset);
         // SAFETY: `place` is the place of the bytes in `memory`, which has them (just checked).

@@ -50,8 +50,9 @@ impl HostRange {
         self.permissions
     }
 
-    /// Closes the range to the fast path: from now on, [`slice`](Self::slice) returns `None` for
-    /// every range that is not empty.
+    /// Closes the range to the fast path.
+    ///
+    /// [`slice`](Self::slice) then returns `None` for every range that is not empty.
     pub(super) fn close(&mut self) {
         self.open = 0;
     }
@@ -82,13 +83,13 @@ impl HostRange {
             return None;
         }
         let addr = self.addr.wrapping_add(offset);
-        // SAFETY: 1. The bytes are mapped for `'a`. They lie in the mapping, since `open` is at
+        // SAFETY: 1. The bytes are mapped for `'a`. They are in the mapping, since `open` is at
         // most its size, and the mapping stays in place (contract of `slice`). 2. No Rust reference
         // covers them, except to atomics: clause 3 of `build_raw` and `with_raw_mmap_pointer`
         // excludes those of others. This crate makes them only in `get_atomic_ref`, which are to
         // atomics, and in two unsafe methods. `aligned_as_mut` excludes all other accesses, and
-        // `aligned_as_ref` all writes, so a slice at most reads what nothing changes. 3. Other
-        // accesses of this crate are those of `access`, which are atomic to the compiler.
+        // `aligned_as_ref` all writes, so a slice at most reads bytes that nothing changes. 3.
+        // Other accesses of this crate are those of `access`, which are atomic to the compiler.
         Some(unsafe { VolatileSlice::with_bitmap(addr, count, bitmap(), None) })
     }
 }

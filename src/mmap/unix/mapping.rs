@@ -76,7 +76,7 @@ impl Mapping {
                 libc::EINVAL,
             )));
         }
-        // From here on, dropping `mapping` unmaps it.
+        // Dropping `mapping` unmaps it.
         let mapping = Self {
             host: HostRange::new(addr.cast(), size, permissions_of(prot)),
             owned: true,
@@ -204,7 +204,7 @@ impl Mapping {
         let (addr, size) = (self.host.addr(), self.host.size());
         // SAFETY: `[addr, addr + size)` is this mapping (see `unmap`), which the kernel extends to
         // whole pages of it. No slice of it is left: slices borrow the region, which is being
-        // dropped or consumed. So no one can see that the bytes are lost.
+        // dropped or consumed. So nothing observes that the bytes are lost.
         let _ = unsafe { libc::madvise(addr.cast(), size, libc::MADV_DONTNEED) };
     }
 }
@@ -235,7 +235,7 @@ fn permissions_of(prot: i32) -> Permissions {
 
 /// Returns the accesses to permit for a mapping that was created elsewhere.
 ///
-/// Its maker may not have stated the protection. Then the region refuses nothing, and an access
+/// Its creator may not have stated the protection. Then the region refuses nothing, and an access
 /// that the mapping does not permit faults.
 fn stated_permissions(prot: i32) -> Permissions {
     match permissions_of(prot) {
@@ -244,7 +244,7 @@ fn stated_permissions(prot: i32) -> Permissions {
     }
 }
 
-/// Fails if a regular file ends before the last page of its new mapping.
+/// Returns an error if a regular file ends before the last page of its new mapping.
 ///
 /// It must follow the mmap(2): mapping a file of hugetlbfs extends the file.
 fn check_file_end(place: &FileOffset, size: usize) -> Result<()> {

@@ -170,8 +170,8 @@ impl<B> MmapRegion<B> {
     ///
     /// Returns the error of munmap(2). The addresses then stay mapped until the process ends, and
     /// private pages are freed. It is `ENOMEM` at `vm.max_map_count` (proc_sys_vm(5)), if the
-    /// kernel has merged the mapping with its neighbours. Dropping the region frees the pages, too.
-    /// For granted memory of a Xen guest, returns the error of `GNTDEV_UNMAP_GRANT_REF`, too.
+    /// kernel has merged the mapping with its neighbours. Dropping the region also frees the pages.
+    /// For granted memory of a Xen guest, it may also be the error of `GNTDEV_UNMAP_GRANT_REF`.
     #[doc(alias = "munmap")]
     pub fn unmap(mut self) -> io::Result<()> {
         self.mapping.unmap()
@@ -277,7 +277,7 @@ impl<B: Bitmap> MmapRegion<B> {
         blocks.is_none_or(|blocks| blocks.is_whole() && blocks.size() >= self.size())
     }
 
-    /// Returns whether the memory is mapped in advance, and not for each access.
+    /// Returns whether the memory is mapped in advance, rather than for each access.
     pub(in crate::mmap) fn has_host_address(&self) -> bool {
         #[cfg(feature = "xen")]
         return self.mapping.on_demand().is_none();

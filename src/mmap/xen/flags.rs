@@ -1,4 +1,4 @@
-//! [`MmapXenFlags`].
+//! [`MmapXenFlags`]: the kinds of Xen guest memory.
 
 use bitflags::bitflags;
 

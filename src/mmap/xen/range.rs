@@ -1,4 +1,4 @@
-//! [`MmapRange`].
+//! [`MmapRange`]: the description of a region of a Xen guest.
 
 use crate::guest_memory::{FileOffset, GuestAddress};
 
@@ -20,12 +20,13 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 /// # Memory that is mapped for each access
 ///
 /// A guest takes its pages back when a request is complete. If a page is still mapped then, the
-/// guest's driver gives the device up. With [`NO_ADVANCE_MAP`], nothing is therefore mapped before
-/// an access, and nothing stays mapped after it. The region may be as large as all references,
-/// although few of its pages are granted at any time.
+/// guest's driver stops using the device. With [`NO_ADVANCE_MAP`], nothing is therefore mapped
+/// before an access, and nothing stays mapped after it. The region may be as large as all
+/// references, although few of its pages are granted at any time.
 ///
 /// - An access maps the pages that it touches, no matter how large the region or the slice is. It
-///   maps them for reading only, unless it writes. Transfers of more than 1 MiB do so in pieces.
+///   maps them for reading only, unless it writes. Transfers of more than 1 MiB map one piece after
+///   the other.
 /// - If a page cannot be mapped, the access returns [`IOError`] with the error number of the
 ///   system, such as `EINVAL` for a page that is not granted. The bytes before it have been moved,
 ///   and count as they do before a [fault](crate::fault). A method without an error reads zeroes,
@@ -54,17 +55,17 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 /// - A child process that is forked while pages are mapped keeps them mapped until it ends or calls
 ///   `execve(2)`, unless the host is a PV domain. So do a leaked guard, [`IoBuffer`] or window.
 /// - `check_range` compares with the region. It does not know which pages are granted.
-/// - Code that uses the pointer of a [`PtrGuard`] without asking for its `error` gets SIGSEGV for a
+/// - Code that uses the pointer of a [`PtrGuard`] without checking its `error` gets SIGSEGV for a
 ///   page that is not granted. The `Reader` and `Writer` of virtio-queue 0.18 are such code: read
 ///   each buffer with `read_slice` first.
 /// - A write that fails marks its pages dirty, although nothing may have been written.
 /// - On a host whose pages do not have 4 KiB, each grant takes a page of the host. A region that is
-///   mapped in advance may then lie in one page only, and an access that must be contiguous, too.
+///   mapped in advance must then be within one page, and so must an access that must be contiguous.
 /// - A frame that disappears after a foreign region was created raises SIGBUS in a PV domain, where
-///   [`fault`](crate::fault) makes an error of it. On Arm, it kills the process. A region with
+///   [`fault`](crate::fault) turns it into an error. On Arm, it kills the process. A region with
 ///   frames that do not exist is refused.
-/// - Regions of Xen memory have no [`PluggedBlocks`](crate::mmap::PluggedBlocks): unplug memory
-///   with another map. Dirty marks and [`IommuMemory`](crate::IommuMemory) work as for other
+/// - Regions of Xen memory have no [`PluggedBlocks`](crate::mmap::PluggedBlocks): unplug memory by
+///   replacing the map. Dirty marks and [`IommuMemory`](crate::IommuMemory) work as for other
 ///   regions.
 /// - System calls cannot pin the pages of a foreign region: `O_DIRECT` and `process_vm_readv(2)`
 ///   return `EFAULT`.
@@ -137,9 +138,10 @@ impl MmapRange {
     /// `mmap_flags` are [`MmapXenFlags`](crate::MmapXenFlags). `mmap_data` is the ID of the
     /// domain that owns the memory; a range that is not Xen memory ignores it.
     ///
-    /// The file of Xen memory must be the device of the table above. Another file returns an error,
-    /// such as `ENOTTY`: for memory that is not mapped in advance, from the first access. A device
-    /// that gives the requests of Xen another meaning could do harm: refuse such descriptors.
+    /// The file of Xen memory must be the device of the table above. Another file causes an error,
+    /// such as `ENOTTY`. For memory that is not mapped in advance, the first access returns it. A
+    /// device that interprets the requests of Xen differently could do harm: reject such
+    /// descriptors.
     ///
     /// Unless they are set, the protection is `PROT_READ | PROT_WRITE` and the flags of `mmap(2)`
     /// are `MAP_NORESERVE | MAP_SHARED`.
@@ -179,7 +181,7 @@ impl MmapRange {
 
     /// Sets the protection: a combination of `PROT_READ`, `PROT_WRITE` and the other `PROT_` flags.
     ///
-    /// The region refuses accesses that it does not permit, and maps no page for more than it.
+    /// The region refuses accesses that it does not permit.
     pub fn set_prot(&mut self, prot: i32) {
         self.prot = Some(prot);
     }
@@ -192,9 +194,9 @@ impl MmapRange {
     /// Lets the hypervisor copy the bytes of accesses to pages that are not mapped in advance.
     ///
     /// Reads and writes of bytes and objects then make one `ioctl(2)` (`GNTDEV_GRANT_COPY`) instead
-    /// of four system calls. It maps nothing, and tells which page failed. It is not atomic in any
-    /// unit, so values of 1, 2, 4 and 8 bytes that are naturally aligned, atomic accesses, typed
-    /// copies, and streams of files and sockets still map the pages.
+    /// of four system calls. It maps nothing, and reports which page failed. It is not atomic for
+    /// any size, so values of 1, 2, 4 and 8 bytes that are naturally aligned, atomic accesses,
+    /// typed copies, and streams of files and sockets still map the pages.
     ///
     /// The default is `false`: 0.18.0 does not make this request. Ranges that are mapped in advance
     /// ignore it. A device that does not know the request returns its error: there is no fallback.
