@@ -162,7 +162,7 @@ pub trait Address:
     fn unchecked_sub(&self, other: Self::V) -> Self;
 }
 
-/// Returns the bits below the one bit of `power_of_two`.
+/// Returns the bits below the single bit of `power_of_two`.
 #[inline]
 fn low_bits_of<A: Address>(power_of_two: A::V) -> A::V {
     assert!(

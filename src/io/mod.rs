@@ -15,7 +15,7 @@
 //!
 //! After a count that is not 0 and after an error, this crate therefore marks all bytes that the
 //! system call was given. After a count of 0, `EAGAIN` and `EINTR` it marks nothing: these come
-//! before the kernel writes. A source of your own, and a call of your own with pointers
+//! before the kernel writes. A custom source, and a custom call with pointers
 //! ([`ptr_guard_mut`](VolatileSlice::ptr_guard_mut), [`vectored`](crate::vectored)), must follow
 //! the same rule.
 //!
@@ -122,7 +122,7 @@ pub trait ReadVolatile {
     }
 }
 
-/// A sink of bytes that can drain volatile memory directly.
+/// A sink of bytes that can read volatile memory directly.
 ///
 /// `Vec<u8>`, `&mut [u8]` and `Cursor<&mut [u8]>` implement it, and with the feature `rawfd` also
 /// files, sockets and other descriptors. [`Bytes::write_volatile_to`] writes to a sink by guest
@@ -161,7 +161,7 @@ pub trait WriteVolatile {
     ///
     /// A region or a slice calls this method. A [`GuestMemory`](crate::GuestMemory) repeats
     /// [`write_volatile`](Self::write_volatile) instead, to count the bytes before an error. A sink
-    /// that waits for its peer must do so in `write_volatile`, too.
+    /// that waits for its peer must also do so in `write_volatile`.
     ///
     /// # Errors
     ///
@@ -183,8 +183,9 @@ pub trait WriteVolatile {
     }
 }
 
-/// Reads into the beginning of `buf`, again while the read is interrupted. Returns the count of
-/// `source`.
+/// Reads into the beginning of `buf`, and repeats the read while it is interrupted.
+///
+/// Returns the count that `source` returned.
 ///
 /// Each read gets its own copy of the slice, because a source may advance it. A caller that
 /// compares the count with `buf.len()` then uses the length that the source was given.
@@ -349,7 +350,7 @@ impl WriteVolatile for Cursor<&mut [u8]> {
     }
 }
 
-/// Returns the bytes from the position on, none if it is past the end.
+/// Returns the remaining bytes, or none if the position is past the end.
 fn remaining<T: AsRef<[u8]>>(cursor: &Cursor<T>) -> &[u8] {
     let all = cursor.get_ref().as_ref();
     all.get(position_within(cursor.position(), all.len())..)

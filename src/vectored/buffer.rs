@@ -26,7 +26,7 @@ use crate::guest_memory::{
 /// range does not complete before the buffer is dropped. [`push`](Self::push) fails if the IOMMU
 /// does not support this ([`GuestMemory::hold_translation`]);
 /// [`SharedIotlb`](crate::iommu::SharedIotlb) does. It keeps all its mappings in use together: an
-/// invalidation of other addresses waits for the buffer, too.
+/// invalidation of other addresses also waits for the buffer.
 ///
 /// An IOMMU may ask its front end for a missing mapping. A front end may wait for an invalidation
 /// before it sends the mapping. The first range of a buffer is therefore translated before the
@@ -90,7 +90,7 @@ pub struct IoBuffer<M: GuestMemory + 'static> {
     // of their declaration. The lifetime `'static` never leaves this type. `memory` is never
     // replaced, and `split_off` moves segments only to a buffer with the same `memory`.
     //
-    // The slices lie in `SmallVec`s, whose elements are `MaybeUninit` or on the heap. Plain
+    // The slices are in `SmallVec`s, whose elements are `MaybeUninit` or on the heap. Plain
     // references in a buffer that is passed by value would promise to outlive the call that drops
     // `memory`; these do not.
     segments: Segments<'static, BS<'static, M::Bitmap>>,
@@ -104,8 +104,8 @@ pub struct IoBuffer<M: GuestMemory + 'static> {
 // SAFETY: 1. `segments` holds host addresses of mappings that `memory` or a `Hold` keeps, and
 // bitmap slices. The addresses are not tied to a thread: any thread may access the memory of a
 // `VolatileSlice` at any time. The bitmap slices are `Send` by the bound, and a `Hold` is `Send`
-// and `Sync` by itself. 2. `memory` is an `Arc<M>` with
-// `M: Send + Sync`, which is `Send`. 3. `hold` is a `TranslationHold`, which is `Send` by itself.
+// and `Sync` by itself. 2. `memory` is an `Arc<M>`, which is `Send` since `M: Send + Sync`. 3.
+// `hold` is a `TranslationHold`, which is `Send` by itself.
 // 4. `segment_limit` is a plain value.
 unsafe impl<M: GuestMemory + Send + Sync + 'static> Send for IoBuffer<M> where
     BS<'static, M::Bitmap>: Send
@@ -138,8 +138,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Limits the number of segments to `limit`. The default is [`MAX_VECTORS`].
     ///
     /// Segments that the buffer has already stay. Buffers that are split off have the same limit.
-    /// With more than [`MAX_VECTORS`], pass that many to an operation, and continue with
-    /// [`split_off`](Self::split_off).
+    /// With more than [`MAX_VECTORS`] segments, pass that number to one operation, and continue
+    /// with [`split_off`](Self::split_off).
     ///
     /// # Examples
     ///
@@ -209,7 +209,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// After this call, a buffer for writing counts as written: see
     /// [Dirty tracking](IoBuffer#dirty-tracking).
     ///
-    /// The array itself may lie inside `self`, so it moves with it. io_uring reads the array only
+    /// The array itself may be inside `self`, so it moves with it. io_uring reads the array only
     /// until the submission returns (`IORING_FEAT_SUBMIT_STABLE`, Linux 5.5, io_uring_setup(2)). If
     /// the array is needed for longer, use [`vectors_on_heap`](Self::vectors_on_heap).
     pub fn vectors(&self) -> &[IoVector] {
@@ -302,7 +302,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         drop(self.split_off(len));
     }
 
-    /// Copies the bytes from `offset` on to `buf`, as many as both have, and returns how many.
+    /// Copies bytes at `offset` to `buf`, as many as both have, and returns their number.
     ///
     /// # Errors
     ///
@@ -315,7 +315,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         self.segments.copy_to(offset, buf)
     }
 
-    /// Copies `buf` to the bytes from `offset` on, as many as both have, and returns how many.
+    /// Copies `buf` to the bytes at `offset`, as many as both have, and returns their number.
     ///
     /// The pages written are marked dirty.
     ///
@@ -341,7 +341,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Ends the operation, for which the device reports `written` bytes.
     ///
-    /// Marks all pages of a buffer for writing, also after a short count or an error. Returns
+    /// Marks all pages of a buffer for writing, even after a short count or an error. Returns
     /// `written`, or the length of the buffer if that is less. Do not report more to the guest.
     ///
     /// If the device cannot have written past its count, split the rest off first, and

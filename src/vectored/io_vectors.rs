@@ -97,7 +97,7 @@ impl<S: BitmapSlice, H> IoVectors<'_, S, H> {
         self.len() == 0
     }
 
-    /// Marks `count` bytes from `offset` on as dirty, limited to the range.
+    /// Marks the `count` bytes at `offset` as dirty, limited to the range.
     ///
     /// Call it after the bytes have been written. Dropping the range marks all bytes again.
     pub fn mark_dirty(&self, offset: usize, count: usize) {

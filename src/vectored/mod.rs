@@ -1,7 +1,7 @@
 //! Scattered I/O: a range of guest memory in one `preadv(2)`, `pwritev(2)` or io_uring operation.
 //!
-//! A range of guest memory may lie in several regions, and behind an IOMMU in as many segments as
-//! it has mappings. [`ReadVolatile`](crate::ReadVolatile) makes one system call per segment. An
+//! A range of guest memory may span several regions. Behind an IOMMU, it may have as many segments
+//! as it has mappings. [`ReadVolatile`](crate::ReadVolatile) makes one system call per segment. An
 //! array of `struct iovec` (readv(2)) lists all segments, so one call moves them.
 //!
 //! ```text
@@ -81,7 +81,7 @@
 //!
 //! `readv(2)`, `writev(2)`, `preadv(2)`, `pwritev(2)`. A seccomp filter for 0.18.0 may not allow
 //! them; no other module of this crate makes them. Memory of a Xen guest that is not mapped in
-//! advance needs the calls of a mapping, too.
+//! advance also needs the calls of a mapping.
 
 mod buffer;
 mod io_vector;

@@ -41,7 +41,7 @@ pub(super) struct Segments<'a, S: BitmapSlice> {
     lent: AtomicBool,
 }
 
-/// A segment, and what keeps its bytes mapped.
+/// A segment, and the hold that keeps its bytes mapped.
 #[derive(Debug)]
 struct Segment<'a, S: BitmapSlice> {
     /// Dropped before `hold`, without which the memory of the slice may not be mapped.
@@ -198,7 +198,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         *self.lent.get_mut() = false;
     }
 
-    /// Returns a guard that removes the segments added from now on, unless they are kept.
+    /// Returns a guard that removes the segments added through it, unless they are kept.
     pub(super) fn add(&mut self) -> Addition<'_, 'a, S> {
         let (count, len) = (self.count(), self.len);
         Addition {
@@ -251,7 +251,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         (self.slices.len(), 0)
     }
 
-    /// Returns the `count` bytes from `offset` on, limited to the segments.
+    /// Returns the `count` bytes at `offset`, limited to the segments.
     fn parts(
         &self,
         offset: usize,
@@ -277,7 +277,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         }
     }
 
-    /// Marks `count` bytes from `offset` on as dirty, limited to the segments.
+    /// Marks the `count` bytes at `offset` as dirty, limited to the segments.
     pub(super) fn mark_dirty(&self, offset: usize, count: usize) {
         if offset == 0 && count >= self.len() {
             // The usual case.
@@ -288,14 +288,14 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         }
     }
 
-    /// Copies the bytes from `offset` on to `buf`, as many as both have, and returns how many.
+    /// Copies bytes at `offset` to `buf`, as many as both have, and returns their number.
     pub(super) fn copy_to(&self, offset: usize, buf: &mut [u8]) -> Result<usize> {
         self.copy(offset, buf.len(), |part, done| {
             part.read(buf.get_mut(done..).unwrap_or_default(), 0)
         })
     }
 
-    /// Copies `buf` to the bytes from `offset` on, as many as both have, and returns how many.
+    /// Copies `buf` to the bytes at `offset`, as many as both have, and returns their number.
     pub(super) fn copy_from(&self, offset: usize, buf: &[u8]) -> Result<usize> {
         self.copy(offset, buf.len(), |part, done| {
             part.write(buf.get(done..).unwrap_or_default(), 0)
@@ -304,8 +304,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
 
     /// Calls `copy` for each part of a range, with the number of bytes before it.
     ///
-    /// The range is the `count` bytes from `offset` on. Ends at the first part that is not copied
-    /// whole: a fault, or an error.
+    /// The range is the `count` bytes at `offset`. Ends at the first part that is not copied
+    /// completely: a fault, or an error.
     ///
     /// # Errors
     ///
@@ -378,8 +378,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
                 }
                 Err(error) => error,
             };
-            // An earlier call was given these bytes, too, and had a short count. They are marked
-            // only here: after each short count, it would take quadratic time.
+            // An earlier call was also given these bytes, and had a short count. They are marked
+            // only here: marking them after each short count would take quadratic time.
             if direction == Direction::Read && (wrote || done != 0) {
                 self.mark_dirty(done, usize::MAX);
             }
@@ -410,7 +410,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     }
 }
 
-/// Removes the segments that were added during its life, unless they are [kept](Self::keep).
+/// Removes the segments that were added through it when it is dropped, unless they are
+/// [kept](Self::keep).
 ///
 /// So the segments stay as they were when an iterator of a user's memory fails or panics.
 pub(super) struct Addition<'s, 'a, S: BitmapSlice> {
@@ -478,7 +479,7 @@ fn out_of_memory(_: CollectionAllocErr) -> Error {
 #[cold]
 pub(super) fn too_many(addr: GuestAddress, count: usize, limit: usize) -> Error {
     let why = format!(
-        "cannot name the 0x{count:x} bytes at 0x{:x}: more than {limit} segments; \
+        "range of 0x{count:x} bytes at 0x{:x} has more than {limit} segments; \
          use smaller ranges, or IoBuffer::set_segment_limit",
         addr.0
     );

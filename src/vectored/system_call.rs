@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::io_vector::IoVector;
 
-/// The number of vectors that the kernel accepts in one call.
+/// The maximum number of vectors that the kernel accepts in one call.
 ///
 /// It is `UIO_MAXIOV` of Linux (`include/uapi/linux/uio.h`), and `IOV_MAX` of readv(2).
 ///
@@ -44,7 +44,7 @@ impl Position {
     }
 }
 
-/// Moves bytes between the memory of `vectors` and `fd` by one system call, and returns how many.
+/// Moves bytes between `fd` and the memory of `vectors` by one system call. Returns their number.
 ///
 /// # Safety
 ///
@@ -94,7 +94,7 @@ pub(super) unsafe fn call(
 
 /// Converts an offset to the kernel's type.
 ///
-/// Fails with `EINVAL` if it does not fit, as preadv(2) does for a negative offset.
+/// Returns `EINVAL` if it does not fit, as preadv(2) does for a negative offset.
 fn file_offset(offset: u64) -> Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| Error::from_raw_os_error(libc::EINVAL))
 }

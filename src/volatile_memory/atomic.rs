@@ -148,7 +148,9 @@ pub(super) unsafe fn fetch<T: AtomicAccess>(
     })
 }
 
-/// Writes `new` atomically if the value is `current`. Returns the previous value: `Ok` if it was.
+/// Writes `new` atomically if the value is `current`.
+///
+/// Returns the previous value, in `Ok` if it was `current` and in `Err` otherwise.
 ///
 /// # Panics
 ///

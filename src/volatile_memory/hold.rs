@@ -15,7 +15,7 @@ use crate::xen::Window;
 
 /// Keeps the bytes of a slice mapped, if the memory is mapped for each access.
 ///
-/// For other memory, it is nothing. Clones keep the same bytes.
+/// For other memory, it is empty. Clones keep the same bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Hold(
     #[cfg(feature = "xen")]
@@ -24,7 +24,7 @@ pub(crate) struct Hold(
 );
 
 impl<B: BitmapSlice> VolatileSlice<'_, B> {
-    /// Returns the slice as mapped memory, and what keeps it mapped.
+    /// Returns the slice as mapped memory, and the hold that keeps it mapped.
     ///
     /// If the memory is mapped for each access, and only some of it can be, it returns the bytes
     /// before the first that cannot, and the error of that one.
@@ -35,8 +35,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ///
     /// # Safety
     ///
-    /// The slice, and all slices that are made of it, must be dropped before the last clone of the
-    /// hold.
+    /// The slice, and all slices that are made from it, must be dropped before the last clone of
+    /// the hold.
     #[inline(always)]
     #[cfg_attr(
         not(feature = "xen"),
@@ -60,8 +60,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ///
     /// # Safety
     ///
-    /// The slice, and all slices that are made of it, must be dropped before the last clone of the
-    /// hold.
+    /// The slice, and all slices that are made from it, must be dropped before the last clone of
+    /// the hold.
     #[cfg(feature = "xen")]
     #[cold]
     #[inline(never)]

@@ -68,7 +68,7 @@ pub enum Error {
     /// The access starts or ends past the end of the memory.
     #[error("0x{addr:x} is past the end of the memory")]
     OutOfBounds {
-        /// The first offset past the end, or from [`VolatileSlice::offset`] a host address.
+        /// The first offset past the end. In an error of [`VolatileSlice::offset`], a host address.
         addr: usize,
     },
     /// The sum of an address and an offset exceeds the address space.
@@ -82,8 +82,8 @@ pub enum Error {
     /// The array is larger than the address space, or the access has no atomic form.
     ///
     /// An access to a value has no atomic form if the atomic integer of the value
-    /// ([`AtomicAccess`](crate::AtomicAccess)) has another size. Neither has a read-modify-write of
-    /// a value that no register holds.
+    /// ([`AtomicAccess`](crate::AtomicAccess)) has another size. A read-modify-write of a value
+    /// that no register holds has none either.
     #[error(
         "cannot access {nelements} elements of {size} bytes as one array or one atomic integer"
     )]
@@ -360,7 +360,7 @@ fn slice_of_exactly<M: VolatileMemory + ?Sized>(
 
 /// Returns the pointer of a reference to a `T` at `place`, aligned and not null.
 ///
-/// A slice without bytes may begin at null. A value without bytes lies at any aligned address, so
+/// A slice without bytes may begin at null. A value without bytes may be at any aligned address, so
 /// the pointer of its reference is another one.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
-//! Accesses to memory that is mapped for each of them.
+//! Accesses to memory that is mapped for each access.
 //!
 //! An access maps the pages that it touches, moves the bytes, and unmaps them before it returns. A
-//! transfer of many bytes does so in pieces.
+//! long transfer does so for one piece after the other.
 
 use crate::access::fault::Direction;
 use crate::access::{self, Fault};
@@ -27,14 +27,15 @@ pub(super) fn with<T>(
     access(window.as_ptr()).map_err(|fault| fault.at_place(at, direction, 0))
 }
 
-/// Runs `access` on pieces of `len` bytes, in ascending order.
+/// Runs `access` on the pieces of a range of `len` bytes, in ascending order.
 ///
 /// `access` gets the address of a piece, the number of bytes before it, and its length. Each piece
 /// but the last ends at the end of a page.
 ///
 /// # Errors
 ///
-/// Ends at the first byte that cannot be mapped or accessed. The bytes before it have been moved.
+/// Returns the fault of the first byte that cannot be mapped or accessed. The bytes before it have
+/// been moved.
 #[cold]
 #[inline(never)]
 pub(super) fn pieces(
@@ -57,7 +58,7 @@ pub(super) fn pieces(
     Ok(())
 }
 
-/// Copies the bytes to `buf`, by the hypervisor if the region asks for it.
+/// Copies the bytes to `buf`, through the hypervisor if the region requests that.
 #[cold]
 #[inline(never)]
 pub(super) fn read(memory: &MmapXen, at: usize, buf: &mut [u8]) -> Result<(), Fault> {
@@ -75,7 +76,7 @@ pub(super) fn read(memory: &MmapXen, at: usize, buf: &mut [u8]) -> Result<(), Fa
     })
 }
 
-/// Copies `buf` to the bytes, by the hypervisor if the region asks for it.
+/// Copies `buf` to the bytes, through the hypervisor if the region requests that.
 #[cold]
 #[inline(never)]
 pub(super) fn write(memory: &MmapXen, at: usize, buf: &[u8]) -> Result<(), Fault> {
@@ -157,7 +158,7 @@ pub(super) unsafe fn write_elements<T: ByteValued>(
     })
 }
 
-/// Returns the number of elements in a piece, if it consists of whole ones.
+/// Returns the number of elements in a piece, if it consists of whole elements.
 ///
 /// It does if the elements are naturally aligned, since their size divides that of a page. Others
 /// may be torn, and are copied as bytes.
@@ -201,9 +202,9 @@ pub(super) fn copy_overlapping(
     Ok(())
 }
 
-/// Maps the first of `len` bytes, at least one, as long as the result lives.
+/// Maps the first of `len` bytes, at least one, until the result is dropped.
 ///
-/// If there are fewer than `len`, returns the error of mapping more, too.
+/// If there are fewer than `len`, also returns the error of mapping more.
 pub(super) fn window(
     memory: &MmapXen,
     at: usize,

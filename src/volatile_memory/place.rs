@@ -1,4 +1,4 @@
-//! [`Place`]: where the bytes of a slice are, and every access to them.
+//! [`Place`]: the place of the bytes of a slice, with all accesses to them.
 
 use core::fmt::{self, Debug};
 use core::marker::PhantomData;
@@ -81,7 +81,7 @@ impl<'a> Place<'a> {
         self.addr
     }
 
-    /// Returns the place `offset` bytes further on.
+    /// Returns the place `offset` bytes after this one.
     #[inline(always)]
     pub(super) fn wrapping_add(self, offset: usize) -> Self {
         Self {
@@ -90,7 +90,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Runs `access` on the `len` bytes from here on.
+    /// Runs `access` on the `len` bytes at this place.
     #[inline(always)]
     #[cfg_attr(
         not(feature = "xen"),
@@ -231,7 +231,7 @@ impl<'a> Place<'a> {
         unsafe { access::copy_within_guest(target.addr, self.addr, count) }
     }
 
-    /// Copies `count` bytes to `target`, at least one of which is mapped for the access.
+    /// Copies `count` bytes to `target`, if at least one of the two is mapped for each access.
     ///
     /// # Safety
     ///
@@ -256,7 +256,7 @@ impl<'a> Place<'a> {
         })
     }
 
-    /// Runs `access` on pieces of the `len` bytes from here on: on all of them, if they are mapped.
+    /// Runs `access` on the `len` bytes at this place: in pieces, or at once if they are mapped.
     #[cfg(feature = "xen")]
     fn pieces(
         self,

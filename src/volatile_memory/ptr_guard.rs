@@ -26,9 +26,9 @@ use crate::xen::{Area, Window};
 /// ([`mem::forget`](core::mem::forget)) keeps the guest's pages mapped, and the file open.
 ///
 /// The mapping may fail. [`VolatileSlice::try_ptr_guard`](crate::VolatileSlice::try_ptr_guard)
-/// returns the error. The guard of [`ptr_guard`](crate::VolatileSlice::ptr_guard), which cannot,
-/// points to as many bytes that are not accessible: a system call on them returns `EFAULT`, and any
-/// other access raises SIGSEGV. [`error`](Self::error) then returns the error.
+/// returns the error. [`ptr_guard`](crate::VolatileSlice::ptr_guard) cannot return it. Its guard
+/// then points to the same number of inaccessible bytes: a system call on them returns `EFAULT`,
+/// and any other access raises SIGSEGV. [`error`](Self::error) then returns the error.
 ///
 /// # Examples
 ///
@@ -100,7 +100,8 @@ impl PtrGuard {
         Ok(Self::mapped(place.as_ptr(), len))
     }
 
-    /// Creates a guard of the first of `len` bytes: all, unless that takes a mapping which fails.
+    /// Creates a guard of the first of `len` bytes: of all, unless they must be mapped and that
+    /// fails.
     ///
     /// # Errors
     ///
@@ -140,8 +141,8 @@ impl PtrGuard {
     #[cfg(feature = "xen")]
     #[cold]
     fn failed(error: io::Error, len: usize) -> Self {
-        // The last page of the addresses is never mapped for a process: the kernel returns errors
-        // as its addresses. It serves if no addresses are free.
+        // The last page of the address space is never mapped: the kernel uses its addresses as
+        // error numbers. It is the fallback if no addresses are free.
         const LAST_PAGE: usize = 0usize.wrapping_sub(4096);
         let reserved = Area::reserved(len).ok();
         let addr = reserved.as_ref().map(Area::as_ptr);
@@ -166,7 +167,7 @@ impl PtrGuard {
         self.len
     }
 
-    /// Returns why the memory could not be mapped, or `None` if the pointer is valid.
+    /// Returns the reason why the memory could not be mapped, or `None` if the pointer is valid.
     ///
     /// Without the feature `xen`, and for memory that is mapped in advance, it returns `None`.
     ///
@@ -231,7 +232,7 @@ impl PtrGuardMut {
         self.0.len
     }
 
-    /// Returns why the memory could not be mapped, or `None` if the pointer is valid.
+    /// Returns the reason why the memory could not be mapped, or `None` if the pointer is valid.
     ///
     /// Without the feature `xen`, and for memory that is mapped in advance, it returns `None`.
     pub fn error(&self) -> Option<&io::Error> {

@@ -200,7 +200,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             let host = referable::<T::A>(place)?.as_ptr().cast();
             return Ok(Place::new(host, None));
         }
-        // Memory that is mapped for the access is aligned to a page, whatever its place says.
+        // Memory that is mapped for the access is aligned to a page, whatever its place is.
         #[cfg(feature = "xen")]
         if place.host().is_none() && align_of::<T::A>() > crate::xen::PAGE_SIZE {
             return Err(without_atomic_form::<T>());
@@ -219,7 +219,7 @@ pub(super) fn without_atomic_form<T: AtomicAccess>() -> Error {
     }
 }
 
-/// Returns the number of bytes moved, also before a fault. The fault is an error if it is 0.
+/// Returns the number of bytes moved, even after a fault. Returns the fault if that number is 0.
 #[inline(always)]
 fn count_or_fault(result: std::result::Result<usize, Fault>) -> Result<usize> {
     match result {

@@ -21,7 +21,7 @@ const WRITES: [Function; 4] = [
 #[test]
 fn transfer_of_no_bytes_makes_no_call() {
     let memory = regions(1);
-    // Neither end can do it: EBADF for the direction, and ESPIPE for an offset.
+    // Neither end of a pipe supports all calls: EBADF for the direction, and ESPIPE for an offset.
     let (reader, writer) = std::io::pipe().unwrap();
     let (reader, writer) = (
         File::from(OwnedFd::from(reader)),

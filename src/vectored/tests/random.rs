@@ -32,7 +32,7 @@ proptest! {
         let ranges: Vec<_> = bases.iter().map(|(base, len)| (GuestAddress(*base), *len as usize)).collect();
         // Each region is smaller than a page of its bitmap, so marks are compared region by region.
         let memory = Arc::new(Memory::from_ranges(&ranges).unwrap());
-        let there = |address: u64| bases.iter().any(|(base, len)| (*base..base + len).contains(&address));
+        let is_mapped = |address: u64| bases.iter().any(|(base, len)| (*base..base + len).contains(&address));
         let mut bytes = vec![0u8; 0x300];
         let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::ReadWrite);
         let mut model: Vec<u64> = Vec::new();
@@ -40,7 +40,7 @@ proptest! {
             match step {
                 Step::Push(address, count) => {
                     let end = u128::from(address) + count as u128;
-                    let reachable = end <= 0x300 && (address..end as u64).all(there);
+                    let reachable = end <= 0x300 && (address..end as u64).all(is_mapped);
                     prop_assert_eq!(buffer.push(GuestAddress(address), count).is_ok(), reachable || count == 0);
                     if reachable {
                         model.extend(address..end as u64);

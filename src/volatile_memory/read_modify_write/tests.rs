@@ -230,7 +230,7 @@ impl AtomicAccess for Pair {
     type A = AtomicPair;
 }
 
-/// Types of another crate whose atomic integers have another size than they.
+/// Types of another crate whose atomic integers differ in size.
 macro_rules! misfits {
     ($($name:ident: $bytes:ty, $atomic:ty;)*) => {
         $(

@@ -97,7 +97,7 @@ pub(super) struct Access<'a> {
     pub(super) host: usize,
     pub(super) len: usize,
     pub(super) op: Op,
-    /// The bytes of the slice from the offset of the access on.
+    /// The bytes of the slice that start at the offset of the access.
     pub(super) rest: &'a [u8],
     /// The bytes that a write takes.
     pub(super) payload: &'a [u8],

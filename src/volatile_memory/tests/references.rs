@@ -123,7 +123,7 @@ fn plain_references_to_value_without_bytes_are_not_null() {
     use crate::atomic_integer::AtomicInteger;
 
     struct Nothing;
-    // SAFETY: it consists of no bytes, so of no other than those of atomic integers.
+    // SAFETY: it has no bytes, so it has only bytes of atomic integers.
     unsafe impl AtomicInteger for Nothing {
         type V = [u64; 0];
         fn new(_: [u64; 0]) -> Self {
@@ -149,7 +149,8 @@ fn plain_references_to_value_without_bytes_are_not_null() {
     assert_ne!(std::ptr::from_mut(mutable).addr(), 0);
     assert_ne!(std::ptr::from_ref(atomic).addr(), 0);
 
-    // SAFETY: not sound: no bytes are mapped there. The references are refused.
+    // SAFETY: no bytes are mapped at null, so an access would be unsound. The test makes none: each
+    // reference is refused.
     let null = unsafe { VolatileSlice::new(std::ptr::null_mut(), 8) };
     assert_eq!(
         failed(null.get_atomic_ref::<AtomicU32>(0)),
