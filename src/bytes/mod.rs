@@ -40,7 +40,7 @@ pub use crate::value::{AtomicAccess, ByteValued};
 /// `read` moves bytes out of the container, `write` into it. The stream methods are named from the
 /// side of the stream: `read_volatile_from` reads from a stream *into* the container.
 ///
-/// An access moves the bytes that lie in the container. The partial methods return their number.
+/// An access moves the bytes that are in the container. The partial methods return their number.
 /// The exact methods return an error unless all bytes were moved. `PartialBuffer` contains the
 /// number of bytes moved. Other errors do not, and some bytes may have been moved:
 ///
@@ -66,7 +66,7 @@ pub use crate::value::{AtomicAccess, ByteValued};
 /// memory.write_obj(0x1234_5678u32.to_le(), GuestAddress(0x1ffc))?;
 /// assert_eq!(memory.read_obj::<u16>(GuestAddress(0x1ffe))?, 0x1234u16.to_le());
 ///
-/// // Only two of the four bytes lie in the region.
+/// // Only two of the four bytes are in the region.
 /// let mut buf = [0; 4];
 /// assert_eq!(memory.read(&mut buf, GuestAddress(0x1ffe))?, 2);
 /// assert!(memory.read_slice(&mut buf, GuestAddress(0x1ffe)).is_err());
