@@ -115,7 +115,7 @@
 //! | run time | [`residency()`] | always | `mincore`, `statx`; `openat`, `read`, `close` to read /proc |
 //! | run time | [`residency()`] | for a private file | `mmap`, `munmap` |
 //! | run time | [`describe`] | for a file | `fcntl` |
-//! | run time | [`still_mapped`] | | |
+//! | run time | [`still_mapped`] | always | none |
 //! | run time | drop of the last map | always | `munmap`, `close` |
 //! | run time | drop of the last map | next to another region | `munlock`, `madvise`, `mmap` |
 //! | migration | [`content()`] | always | `openat`, `pread64`, `close` |
@@ -125,11 +125,11 @@
 //! - Some versions of the C library call `fstat` for `newfstatat`, and `clone` for `clone3`. The
 //!   exit of a thread can call `madvise`.
 //! - Before Linux 6.3, a build with a memfd also calls `fchmod`.
-//! - A build that fails reads /proc and calls `fstatfs`, to name the limit that it has reached.
+//! - A build that fails reads /proc and calls `fstatfs`, to name the limit that was reached.
 //! - A call that allocates pages of a file may call `rt_sigtimedwait`, if another process truncates
 //!   the file meanwhile.
-//! - To close a descriptor that lacks a required seal, or that no region of a description uses, the
-//!   crate creates a thread.
+//! - The crate creates a thread to close a descriptor that supports no seals, if its region
+//!   requires seals or if no region of a description uses it.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
 //! - Programs with debug assertions also call `fcntl` before each `close`.
 

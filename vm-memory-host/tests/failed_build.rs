@@ -1,4 +1,4 @@
-//! A failed build leaves nothing behind.
+//! A failed build leaves nothing mapped and nothing open.
 //!
 //! The test counts the VMAs and descriptors of its process, so it is a separate program.
 #![cfg(target_os = "linux")]

@@ -31,7 +31,7 @@ const INIT: u32 = 26;
 struct Server {
     directory: tempfile::TempDir,
     is_silent: Arc<AtomicBool>,
-    /// The opcodes that arrived after the server fell silent.
+    /// The opcodes that arrived after the server stopped replying.
     unanswered: Arc<Mutex<Vec<u32>>>,
 }
 

@@ -335,8 +335,8 @@ fn bind_huge_pages(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
         if matches!(error, Some(libc::EFAULT | libc::ENOMEM)) {
             let wanted = mapping.backing.missing(bytes(all));
             let shortage = huge_page_shortage(mapping.span(), page_size, wanted, free, nodes, host);
-            // The mapping has reserved its own pages already, and other reservations take pages of
-            // any node.
+            // The mapping has already reserved its pages. Other reservations take pages of any
+            // node.
             return shortage.unwrap_or_else(|| {
                 let advice = "pages of these nodes may be reserved for other mappings; \
                     add pages to the nodes, or use NumaPolicy::Inherit";
@@ -358,8 +358,8 @@ pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
     locked.map_err(|source| {
         let otherwise = match source.raw_os_error() {
             _ if is_full(&mapping.backing, bytes(len)) => {
-                "its file system has no space for holes of the file; free some, or set no \
-                Region::sparse"
+                "its file system has no space for holes of the file; free space there, or do not \
+                use Region::sparse"
             }
             Some(libc::EPERM) => "grant CAP_IPC_LOCK, or set a limit of locked memory (ulimit -l)",
             _ => "no limit of this process explains it; free memory or use Lock::OnFault",

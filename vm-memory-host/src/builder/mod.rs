@@ -187,7 +187,8 @@ impl MemoryBuilder {
     ///
     /// Returns a [`BuildError`] if
     ///
-    /// - the regions are empty, overlap, are not aligned, or do not fit the guest's address space;
+    /// - no region was added, or regions are empty, overlap, are not aligned, or do not fit the
+    ///   guest's address space;
     /// - an option contradicts a region's backing, or its blocks need the fault handler
     ///   ([`Region::blocks`]);
     /// - two regions map the same bytes of a file

@@ -86,7 +86,7 @@ mod tests {
 
     const PAGE: u64 = 0x1000;
 
-    /// Returns the sum for regions of a file, each a function of its backing.
+    /// Returns the sum for `regions`.
     fn needed(regions: Vec<Region>) -> u64 {
         let host = HostResources::current();
         let mut needed = Needed::default();

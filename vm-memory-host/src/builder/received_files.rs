@@ -10,9 +10,9 @@ use crate::sys;
 
 /// Descriptors that another process has sent.
 ///
-/// close(2) may wait for the server of a file (FUSE), which may never reply. Dropping this closes a
-/// descriptor in a thread of its own, unless it is a memfd or is still in use elsewhere. If the
-/// system refuses the thread, this thread closes them, and waits.
+/// close(2) may wait for the server of a file (FUSE), which may never reply. Dropping this closes
+/// such files in a separate thread. Memfds and files that are still in use elsewhere are dropped at
+/// once. If the system refuses the thread, the caller's thread closes the files, and may wait.
 #[derive(Debug, Default)]
 pub(crate) struct ReceivedFiles(Vec<Arc<File>>);
 

@@ -65,7 +65,7 @@ pub enum FileLayoutError {
         /// The region.
         region: Span,
     },
-    /// A region does not begin after the end of the previous one.
+    /// A region begins before the end of the previous one.
     #[error("region {region} begins before the end of region {other}; sort the regions")]
     Order {
         /// The region.
@@ -152,7 +152,7 @@ impl FileLayout {
         self.len
     }
 
-    /// Iterates over the regions by address, each with its offset in the file.
+    /// Returns the regions by address, each with its offset in the file.
     pub fn regions(&self) -> impl Iterator<Item = (Span, u64)> + '_ {
         self.regions.iter().copied()
     }

@@ -121,9 +121,9 @@ pub enum BuildError {
     },
     /// Two regions map the same bytes of a file, and at least one mapping is shared.
     #[error(
-        "region {region} maps bytes of a file from offset {offset:#x} that region {other} maps, \
-        too; a write to one changes both, but marks one dirty; give each region its own bytes, or \
-        allow it (MemoryBuilder::allow_shared_bytes)"
+        "region {region} and region {other} map the same bytes of a file at offset {offset:#x}; a \
+        write to one changes both, but marks only one dirty; map different bytes, or allow it \
+        (MemoryBuilder::allow_shared_bytes)"
     )]
     SharedBytes {
         /// The region with the higher file offset.
@@ -381,7 +381,7 @@ impl BuildError {
     }
 }
 
-/// Says which limit a region exceeds.
+/// Names the limit that a region exceeds.
 fn past_top(start: u64, size: u64) -> &'static str {
     match start.checked_add(size) {
         None => {
@@ -392,7 +392,7 @@ fn past_top(start: u64, size: u64) -> &'static str {
     }
 }
 
-/// Says which huge pages the host has instead.
+/// Names the sizes of huge pages that the host has.
 fn other_sizes(available: &[u64]) -> String {
     if available.is_empty() {
         return "/sys lists none of any size, so use Backing::Memfd or mount /sys".to_owned();

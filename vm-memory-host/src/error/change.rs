@@ -1,4 +1,4 @@
-//! The errors of changes of memory that is built: [`PrefaultError`], [`NotProvisioned`],
+//! The errors of operations on built memory: [`PrefaultError`], [`NotProvisioned`],
 //! [`OtherProcess`], [`ChangeError`].
 
 use std::io;
@@ -217,7 +217,7 @@ pub enum ChangeError {
         /// The region.
         region: Span,
     },
-    /// The pool has too few huge pages for a block, which was not plugged.
+    /// The pool has too few huge pages for a block. The block was not plugged.
     #[error(
         "region {region}: cannot plug {len:#x} bytes at {start:#x}: {}; \
         {done:#x} bytes were plugged before",
@@ -263,7 +263,7 @@ pub enum ChangeError {
         /// The number of bytes at the start of the range that were plugged.
         done: u64,
     },
-    /// The host has less memory than a block needs, which was not plugged.
+    /// The host has less memory than a block needs. The block was not plugged.
     #[error(
         "region {region}: cannot plug {len:#x} bytes at {start:#x}: {wanted:#x} bytes are \
         required, but only {available:#x} bytes are available; free memory or plug fewer blocks; \

@@ -149,7 +149,8 @@ impl HostResources {
         least
     }
 
-    /// Returns the directories of this process's groups of a controller, and of all groups above.
+    /// Returns the directories of this process's groups of a controller, and of all groups above
+    /// them.
     fn groups(&self, controller: &str) -> Vec<PathBuf> {
         let read = |name: &str| {
             let bytes = fs::read(self.proc().join(name)).unwrap_or_default();

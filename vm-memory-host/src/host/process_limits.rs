@@ -13,9 +13,9 @@ use crate::sys;
 /// The resource that a refused call needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// Addresses.
+    /// Host addresses.
     Addresses,
-    /// Private memory that may be written, at addresses that are reserved.
+    /// Private writable memory at reserved addresses.
     Private {
         /// Whether the kernel must set memory aside for it.
         reserve: bool,

@@ -263,7 +263,7 @@ fn numbers(text: &str) -> Vec<u32> {
 pub(crate) mod tests {
     use super::*;
 
-    /// Creates files with these paths and texts, and the resources of a host that has them.
+    /// Creates files with these paths and texts, and returns the resources of a host with them.
     pub(crate) fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, HostResources) {
         let directory = tempfile::tempdir().unwrap();
         for (path, text) in files {

@@ -128,7 +128,7 @@ fn change_in_child_of_locked_mapping_returns_error() {
     // Another thread of the parent changes the mapping while the parent forks.
     let _changes = mapping.lock_changes();
     assert!(crate::sys::in_child(|| accepted(&memory).is_empty()));
-    // Nothing but these two locks the mapping.
+    // Only these two methods lock the mapping.
     assert!(crate::sys::in_child(|| {
         mapping.lock_changes().is_err() && mapping.hold_blocks().is_err()
     }));

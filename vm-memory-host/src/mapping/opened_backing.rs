@@ -25,12 +25,12 @@ pub(crate) struct OpenedBacking {
 }
 
 impl OpenedBacking {
-    /// Returns whether other mappings of the file see what is written.
+    /// Returns whether writes are visible in other mappings of the file.
     pub(crate) fn is_shared(&self) -> bool {
         self.file.is_some() && self.sharing == Sharing::Shared
     }
 
-    /// Returns the least number of bytes that must be allocated for `size` bytes of the file.
+    /// Returns the minimum number of bytes that must be allocated for `size` bytes of the file.
     ///
     /// Pages of the file that are outside of the region count as if they were inside. For several
     /// regions of one file, pass the sum of their sizes: the pages count once.
@@ -42,7 +42,7 @@ impl OpenedBacking {
         }
     }
 
-    /// Returns whether the region needs no pages of its own where the file has some.
+    /// Returns whether the region uses the pages that the file already has.
     pub(crate) fn uses_pages_of_file(&self) -> bool {
         let is_in_memory = matches!(self.kind, BackingKind::Memfd | BackingKind::Hugetlb);
         is_in_memory && self.is_shared()

@@ -8,7 +8,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegion
 use super::{bytes, span_of, usable, HostMapping};
 use crate::error::ChangeError;
 
-/// The part of a range of guest memory that lies in one region.
+/// The part of a range of guest memory that is in one region.
 pub(crate) struct Part<'a, B> {
     pub(crate) region: &'a GuestRegionMmap<B>,
     pub(crate) mapping: &'a HostMapping,

@@ -27,7 +27,7 @@ pub(crate) struct ZeroedRanges {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Range {
     end: usize,
-    /// The most VMAs that the range can consist of.
+    /// The maximum number of VMAs in the range.
     parts: usize,
 }
 
@@ -94,7 +94,7 @@ impl ZeroedRanges {
         Some(result)
     }
 
-    /// Iterates over the zeroed parts of a range.
+    /// Returns the zeroed parts of a range.
     pub(crate) fn ranges_in<'a>(
         &'a self,
         range: &ops::Range<usize>,
@@ -140,7 +140,7 @@ mod tests {
         // A range that touches one other needs no VMA.
         assert_eq!(replace(&mut ranges, 35, 36), 5);
         assert_eq!(replace(&mut ranges, 9, 12), 5);
-        // A covered range needs none any more; a partly covered one keeps all of its own.
+        // A covered range no longer needs a VMA. A partly covered one keeps all its VMAs.
         assert_eq!(replace(&mut ranges, 30, 60), 3);
         assert_eq!(replace(&mut ranges, 0, 100), 2);
         assert_eq!((ranges.ranges.len(), ranges.contains(0, 100)), (1, true));

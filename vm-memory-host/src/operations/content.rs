@@ -60,8 +60,8 @@ use crate::sys;
 /// # Errors
 ///
 /// Returns [`NotProvisioned`] if a region was not built by this crate. An item is an error if
-/// /proc/self/pagemap cannot be read, or if the parent process built the region. It is the last
-/// item.
+/// /proc/self/pagemap cannot be read, or if the parent process built the region. No item follows an
+/// error.
 #[doc(alias = "SEEK_DATA")]
 #[doc(alias = "pagemap")]
 #[doc(alias = "sparse")]
@@ -89,7 +89,7 @@ const WINDOW: usize = 64 << 20;
 pub struct Content<'a> {
     /// The regions that are not finished.
     regions: VecDeque<(Span, &'a HostMapping)>,
-    /// The source of the first of them, once it has begun.
+    /// The sources for the first of these regions, or `None` before its first window.
     source: Option<Source>,
     /// The offset in the first region at which the next window begins.
     next: usize,
@@ -97,7 +97,7 @@ pub struct Content<'a> {
     ready: VecDeque<Span>,
 }
 
-/// The source that shows which pages of a region have content.
+/// The sources of information about which pages of a region have content.
 #[derive(Debug)]
 struct Source {
     /// Whether all pages count.
@@ -296,7 +296,7 @@ impl Source {
     }
 }
 
-/// Opens a file again, with a position of its own, if its `SEEK_DATA` is right.
+/// Opens a file again, with a position of its own, if its `SEEK_DATA` finds all data.
 ///
 /// Returns `None` if a page with content could be left out. On overlayfs, for example, the new
 /// descriptor can refer to a copy of the file that is mapped.
@@ -320,7 +320,7 @@ fn set(marked: &mut [bool], window: &Range<usize>, range: Range<usize>, has: boo
     marks.for_each(|mark| *mark = has);
 }
 
-/// Returns the numbers of the pages of a range, from `start`.
+/// Returns the numbers of the pages of a range, counted from `start`.
 fn pages_of(range: &Range<usize>, start: usize) -> Range<usize> {
     let page = sys::page_size();
     let first = range.start.saturating_sub(start).checked_div(page);

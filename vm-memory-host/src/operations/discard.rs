@@ -61,8 +61,8 @@ use crate::sys::{self, Advice, Mapped};
 ///
 /// For a private file, aborts the process if the kernel has unmapped the range and then fails to
 /// map the zeroes. Another thread could get the addresses, and the guest would reach its memory.
-/// The kernel fails there only without memory for page tables, or if `vm.overcommit_memory` is 2
-/// and no more memory may be committed. Do not use that setting with private files of hostile
+/// The kernel fails there only if it lacks memory for page tables, or if `vm.overcommit_memory` is
+/// 2 and the commit limit is reached. Do not use that setting with private files of hostile
 /// guests: a guest chooses when it discards.
 ///
 /// # Userfaultfd
@@ -81,8 +81,8 @@ use crate::sys::{self, Advice, Mapped};
 /// - Other mappings of the file, in this or another process, get no events. Register the region
 ///   itself.
 ///
-/// Dropping a region that is next to another one sends an event, too. The handler must run until
-/// then, or its descriptor must be closed.
+/// Dropping a region that is adjacent to another one sends an event, too. The handler must run
+/// until the drop, or its descriptor must be closed before.
 ///
 /// # Examples
 ///
@@ -178,8 +178,7 @@ fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<
 
 /// Overwrites a range of a file whose pages cannot be freed, for the reason `refused`.
 ///
-/// Returns `refused` if the reason is an error of another kind, or if the range has a page that
-/// cannot be written.
+/// Returns `refused` if it has another cause, or if a page of the range cannot be written.
 fn overwrite_file(
     mapping: &Changes<'_>,
     offset: usize,
@@ -203,7 +202,7 @@ fn overwrite_file(
     }
 }
 
-/// Iterates over the huge pages of a range, as offset and length.
+/// Returns the huge pages of a range, as offset and length.
 fn huge_pages(
     mapping: &HostMapping,
     offset: usize,
@@ -221,7 +220,7 @@ fn huge_pages(
 ///
 /// A reservation returns to the pool only with its page, so the page must exist before a hole is
 /// punched. Errors of the allocation are ignored: a page that was released before need not exist.
-/// It would be taken from the pool again, so this allocates one page at a time.
+/// Allocating such a page takes it from the pool again, so this allocates one page at a time.
 fn release_huge_pages(
     mapping: &Changes<'_>,
     file: &File,
@@ -295,7 +294,7 @@ fn overwrite_huge_pages(
 /// The maximum number of bytes that [`reads_as_zeroes`] reads at a time.
 const READ_LEN: usize = 64 << 10;
 
-/// Returns whether a range of a file has been read, and consists of zeroes.
+/// Returns whether a range of a file can be read and consists of zeroes.
 fn reads_as_zeroes(file: &File, start: u64, len: usize, buffer: &mut [u8]) -> bool {
     let step = buffer.len().max(1);
     (0..len).step_by(step).all(|done| {
@@ -306,7 +305,7 @@ fn reads_as_zeroes(file: &File, start: u64, len: usize, buffer: &mut [u8]) -> bo
     })
 }
 
-/// Frees the pages of a range, which then reads as zeroes. Not for private files.
+/// Frees the pages of a range, which then reads as zeroes. The mapping is not of a private file.
 pub(crate) fn free_pages(mapping: &Changes<'_>, offset: usize, len: usize) -> io::Result<()> {
     match &mapping.backing.file {
         None => free_private_pages(mapping, offset, len),
@@ -389,7 +388,7 @@ fn replace_with_zeroes(changes: &mut Changes<'_>, offset: usize, len: usize) -> 
     }
 }
 
-/// Maps zeroes over a range. They have all options of the mapping from the first access on.
+/// Maps zeroes over a range. They have all options of the mapping before the first access.
 ///
 /// Locked memory is locked on fault, because unused zeroes need no page.
 fn splice_zeroes(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {

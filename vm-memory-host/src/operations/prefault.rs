@@ -270,7 +270,7 @@ fn queues<'a>(
     by_nodes.into_iter().map(queue).collect()
 }
 
-/// Iterates over all items, starting with a different one for each number.
+/// Returns all items, starting with a different one for each number.
 fn in_turn<T>(items: &[T], number: usize) -> impl Iterator<Item = &T> {
     let first = number.checked_rem(items.len()).unwrap_or(0);
     items.iter().cycle().skip(first).take(items.len())
@@ -325,8 +325,8 @@ fn check_memory(
     })
 }
 
-/// Names a file that is too short, or the control group that allows no more huge pages, if that is
-/// the cause of an error.
+/// Replaces an error by a more specific one, if a file is too short or a control group allows no
+/// more huge pages.
 fn cause_of(
     error: PrefaultError,
     mappings: &[(Span, &HostMapping)],
@@ -374,7 +374,7 @@ fn cause_of(
     }
 }
 
-/// Returns the length that a mapping needs its file to have, and its length, if that is less.
+/// Returns the length that a mapping needs and the length of its file, if the file is shorter.
 fn too_short(mapping: &HostMapping) -> Option<(u64, u64)> {
     let (file, start) = mapping.file()?;
     let file = file.metadata().ok().filter(|file| file.is_file())?;
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn in_turn_begins_at_another_item_for_each_number() {
+    fn in_turn_of_each_number_begins_at_another_item() {
         let all = |number| in_turn(&[7, 8, 9], number).copied().collect::<Vec<_>>();
         assert_eq!([all(0), all(1)], [[7, 8, 9], [8, 9, 7]]);
         assert_eq!(all(5), [9, 7, 8]);

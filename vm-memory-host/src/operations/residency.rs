@@ -131,8 +131,8 @@ fn remedy(source: &io::Error) -> &'static str {
 ///
 /// # Errors
 ///
-/// Returns a [`ResidencyError`] if a region was not built by this crate, or by the parent process.
-/// Also if mincore(2) fails, or if /proc/self/smaps cannot be read.
+/// Returns a [`ResidencyError`] if a region was not built by this crate, or was built by the parent
+/// process. Also returns one if mincore(2) fails, or if /proc/self/smaps cannot be read.
 #[doc(alias = "mincore")]
 #[doc(alias = "smaps")]
 pub fn residency<B, M>(memory: &M) -> Result<Vec<(Span, Residency)>, ResidencyError>
@@ -260,7 +260,7 @@ fn count_resident(
     Ok(count.saturating_mul(sys::page_size_u64()))
 }
 
-/// Ranges of addresses by address, each with its number.
+/// Ranges of host addresses in ascending order, each with its number.
 struct SortedRanges(Vec<(Range<usize>, usize)>);
 
 impl SortedRanges {
@@ -293,7 +293,7 @@ struct SmapsVma {
 }
 
 impl SmapsVma {
-    /// Returns the share of `bytes` that the addresses in `range` have of this VMA.
+    /// Returns the part of `bytes` for `range`, in proportion to its share of this VMA.
     fn share_of(&self, bytes: u64, range: &Range<usize>) -> u64 {
         let common = self
             .end

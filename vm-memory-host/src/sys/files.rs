@@ -18,7 +18,7 @@ use super::{check, file_size_limit, page_size_u64};
 pub(crate) fn memfd(name: &CStr, len: u64, huge: Option<u64>) -> Result<File> {
     let mut flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     if let Some(size) = huge {
-        // The flags hold the size as a power of two, from bit 26 (memfd_create(2), "MFD_HUGE_2MB").
+        // The flags encode the size as a power of two at bit 26 (memfd_create(2), "MFD_HUGE_2MB").
         flags |= libc::MFD_HUGETLB
             | size
                 .trailing_zeros()
@@ -154,8 +154,8 @@ pub(crate) fn block_device_length(device: &File) -> Result<u64> {
 
 /// Returns the next part of a file with data, at `from` or after it (lseek(2), `SEEK_DATA`).
 ///
-/// Its end is the next hole, which takes a time in proportion to the data before it on tmpfs. If
-/// there is no data, the result is empty and begins at `u64::MAX`. If the file system does not
+/// Its end is the next hole. On tmpfs, finding it takes time in proportion to the data before it.
+/// If there is no data, the result is empty and begins at `u64::MAX`. If the file system does not
 /// report holes, all of the file is data. Changes the position of the file.
 pub(crate) fn next_data(file: &File, from: u64) -> Range<u64> {
     let seek = |from: u64, whence| {
@@ -197,9 +197,9 @@ pub(crate) fn allocate_range(file: &File, offset: u64, len: u64) -> Result<()> {
     })
 }
 
-/// Does the same for a file on a disk, whose blocks other files may share (XFS).
+/// Allocates disk blocks for the holes in a range of a file, and copies shared blocks (XFS).
 ///
-/// Copies such blocks, because a write to one needs space for the copy.
+/// A later write to a block that another file shares would need space for the copy.
 pub(crate) fn allocate_own_range(file: &File, offset: u64, len: u64) -> Result<()> {
     let mode = libc::FALLOC_FL_UNSHARE_RANGE | libc::FALLOC_FL_KEEP_SIZE;
     match allocate(file, mode, offset, len) {
@@ -231,7 +231,7 @@ fn in_steps(offset: u64, len: u64, work: impl Fn(u64, u64) -> Result<()>) -> Res
     Ok(())
 }
 
-/// fallocate(2), repeated if a signal interrupts it.
+/// Calls fallocate(2), again if a signal interrupts it.
 fn allocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> Result<()> {
     loop {
         match allocate_once(file, mode, offset, len) {

@@ -122,7 +122,7 @@ impl Mapped {
     /// only if at most one of them has an `anon_vma`, which the first page creates. Two rules keep
     /// it unpopulated and unmerged:
     ///
-    /// - It lies between two pages with another protection, so that the kernel does not merge it
+    /// - It is between two pages with another protection, so that the kernel does not merge it
     ///   with a VMA that has pages.
     /// - It is inaccessible until it is unlocked, because mlockall(2) with `MCL_FUTURE` populates
     ///   accessible memory at once.
@@ -155,9 +155,9 @@ impl Mapped {
 
     /// Maps a reservation again, inaccessible, except for its first and its last page.
     ///
-    /// It is new, from [`map_with_guards`], and owns all of its range. Returns `None` if another
-    /// thread has mapped memory there in between. On kernels before 4.17, it also does if they have
-    /// mapped it elsewhere.
+    /// The reservation comes from [`map_with_guards`] and owns all of its range. Returns `None` if
+    /// another thread has mapped memory in the range meanwhile, or if a kernel before 4.17 has
+    /// placed the mapping elsewhere.
     fn remap_middle(reservation: Reservation) -> Result<Option<Self>> {
         let page = page_size();
         let guards = page.saturating_mul(2);
@@ -204,8 +204,8 @@ impl Mapped {
     ///
     /// Aborts the process if the kernel has unmapped the range and fails to map the zeroes. Another
     /// thread could get these addresses, and the guest would then reach its memory. This happens
-    /// only if the kernel has no memory for page tables, or accounts all memory
-    /// (`vm.overcommit_memory` is 2) and has none left.
+    /// only if the kernel lacks memory for page tables, or if `vm.overcommit_memory` is 2 and the
+    /// commit limit is reached.
     pub(crate) fn splice_over(&self, offset: usize, mut zeroes: Self) -> Result<()> {
         let len = zeroes.len;
         let (to, from) = (self.part(offset, len)?, zeroes.part(0, len)?);

@@ -1,8 +1,8 @@
 //! System calls and the addresses that they change.
 //!
 //! The types here have safe methods only. [`Reserved`] owns a range of this process's addresses,
-//! and [`Mapped`] owns the part of it that holds one region. Each method of `Mapped` checks that
-//! its range lies inside that part.
+//! and [`Mapped`] owns the part for one region. Each method of `Mapped` checks that its range is
+//! inside that part.
 
 mod files;
 mod mapped;

@@ -17,9 +17,9 @@ use super::{check, page_size, READ_WRITE};
 ///   page     MADV_WIPEONFORK: fork(2) clears it      the identity of this process, or 0
 /// ```
 ///
-/// A child finds 0 in the page, and takes the next number. It is higher than those of all its
-/// ancestors, so it does not take copies of their objects for its own. Two children of one parent
-/// may have the same number, but neither has objects that the other one made.
+/// A child finds 0 in the page, and takes the next number. This number is higher than those of all
+/// its ancestors, so the child detects copies of their objects. Two children of one parent may have
+/// the same number, but neither has objects that the other one made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Process(u64);
 

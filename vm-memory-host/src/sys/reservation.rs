@@ -82,10 +82,10 @@ impl Reservation {
         // other code knows its address.
         let reservation = unsafe { Self::of(addr.wrapping_add(before), len, process) };
         let after = with_slack.saturating_sub(before).saturating_sub(len);
-        // Return the slack on both sides.
+        // Unmap the slack on both sides.
         for (addr, len) in [(addr, before), (reservation.addr.wrapping_add(len), after)] {
             if len != 0 {
-                // SAFETY: the range is part of the mapping that was made above, and lies before or
+                // SAFETY: the range is part of the mapping that was made above, and is before or
                 // after the range of `reservation`. No other code knows these addresses.
                 unsafe { unmap(addr, len) };
             }
@@ -114,7 +114,7 @@ impl Reservation {
         self.process.is_current()
     }
 
-    /// Gives up a part: the reservation does not unmap it from now on.
+    /// Gives up a part: the drop of the reservation does not unmap it.
     ///
     /// Also call this if other code may have the part.
     pub(super) fn disown(&self, start: usize, end: usize) {
@@ -198,7 +198,7 @@ impl Reservation {
         Ok(())
     }
 
-    /// Creates an unmapped part accessible, as private anonymous memory.
+    /// Makes an unused part accessible, as private anonymous memory.
     ///
     /// The reserved addresses are already a mapping of [`Source::Anonymous`] without permissions.
     /// Changing the protection unmaps nothing, so a refusal (`RLIMIT_DATA`,

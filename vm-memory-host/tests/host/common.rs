@@ -21,7 +21,7 @@ pub(crate) const PAGE: u64 = 4096;
 pub(crate) const MIB: u64 = 1 << 20;
 /// The size of the huge pages that these tests use.
 pub(crate) const HUGE: u64 = 2 * MIB;
-/// The most memory that a test locks. It is within the limit of an ordinary user.
+/// The maximum number of bytes that a test locks, within the limit of an ordinary user.
 pub(crate) const LOCKED: u64 = 16 * PAGE;
 
 pub(crate) fn build(region: Region) -> Result<Memory, BuildError> {

@@ -16,7 +16,7 @@ const START: u64 = 1 << 32;
 /// More than the iterator examines at a time.
 const SIZE: u64 = 160 * MIB;
 
-/// Returns the ranges that have content, as start and end from `START`.
+/// Returns the ranges that have content, as start and end relative to `START`.
 fn ranges(memory: &Memory) -> Vec<(u64, u64)> {
     let spans = content(memory).unwrap().map(Result::unwrap);
     let ranges = spans.map(|span| (span.start - START, span.start + span.size - START));

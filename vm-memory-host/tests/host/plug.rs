@@ -213,7 +213,7 @@ fn access_during_unplug_returns_error() {
 
 #[test]
 fn plug_during_unplug_keeps_later_writes() {
-    // Freeing this many pages takes a while. Those of the last block are freed last.
+    // Freeing this many pages takes long. Those of the last block are freed last.
     let size = 64 * MIB;
     for backing in [Backing::Anonymous, Backing::Memfd] {
         let region = Region::new(GuestAddress(START), size).backing(backing);
