@@ -14,7 +14,7 @@ fn resident(memory: &Memory) -> Result<u64> {
     Ok(regions.iter().map(|(_, region)| region.resident).sum())
 }
 
-/// Returns the pages that the guest lists to the system. Returns the number of their bytes.
+/// Discards the pages that the guest lists, and returns the number of bytes freed.
 fn inflate(memory: &Memory, pages: &[u32]) -> u64 {
     let mut returned = 0;
     for page in pages {

@@ -32,16 +32,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let error = memory.read_obj::<u64>(gone).unwrap_err();
     println!("read_obj: {error}");
     let GuestMemoryError::IOError(source) = error else {
-        return Err("another error than the operating system's".into());
+        return Err("expected an error of the operating system".into());
     };
     assert_eq!(source.raw_os_error(), Some(libc::EFAULT));
 
     // The record of the fault has the address, the direction of the access, and the number of bytes
     // moved before it.
-    let met = fault::last().ok_or("no fault was recorded")?;
-    println!("last fault: {met:x?}");
-    assert_eq!(met.guest_address, Some(gone));
-    assert_eq!(met.direction, fault::Direction::Read);
+    let record = fault::last().ok_or("no fault was recorded")?;
+    println!("last fault: {record:x?}");
+    assert_eq!(record.guest_address, Some(gone));
+    assert_eq!(record.direction, fault::Direction::Read);
 
     // A long access returns the number of bytes before the page.
     let mut bytes = [0; PAGE];
@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .write_slice(&bytes, GuestAddress(gone.0 - 100))
         .unwrap_err();
     println!("write_slice: {error}");
-    assert_eq!(fault::last().map(|met| met.completed), Some(100));
+    assert_eq!(fault::last().map(|record| record.completed), Some(100));
 
     // The remaining pages work as before.
     memory.write_obj(8u64, GuestAddress(0x10_1000))?;

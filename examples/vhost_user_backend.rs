@@ -1,5 +1,5 @@
 //! A vhost-user back end: map the regions of a front end from a table of descriptors. Refuse
-//! entries by which the front end could crash the back end.
+//! entries with which the front end could crash the back end.
 //!
 //! `cargo run -p examples --example vhost_user_backend`
 

@@ -20,7 +20,7 @@ pub struct FrontEnd {
 }
 
 impl FrontEnd {
-    /// Starts a front end that knows `mappings`. It does not reply to misses of other pages.
+    /// Starts a front end with `mappings`. It does not reply to misses of other pages.
     pub fn start(mappings: Vec<Mapping>) -> Self {
         let (misses, received) = channel::<GuestAddress>();
         let (sender, replies) = channel();

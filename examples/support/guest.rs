@@ -84,9 +84,9 @@ impl Guest {
                 memory_size: region.len(),
                 userspace_addr: region.get_host_address(MemoryRegionAddress(0))? as u64,
             };
-            // SAFETY: the slot is one region of `self.memory`, mapped while that is held. Only the
-            // function `vcpu::run` has the vCPU for longer than `self` lives, and it holds the
-            // memory. Other accesses go through vm-memory, which expects races.
+            // SAFETY: the slot is one region of `self.memory`, which stays mapped while an `Arc` of
+            // the memory exists. Only `vcpu::run` can use the vCPU after `self` is dropped, and it
+            // has such an `Arc`. Other accesses go through vm-memory, which expects races.
             unsafe { self.vm.set_user_memory_region(slot)? };
         }
         Ok(())

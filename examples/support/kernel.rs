@@ -3,7 +3,7 @@
 const HEADER_SIZE: u16 = 64;
 const SEGMENT_HEADER_SIZE: u16 = 56;
 
-/// Returns an ELF image for x86_64 whose one segment, `code`, is loaded at the address `start`.
+/// Returns an ELF image for x86_64 with one segment, `code`, to load at the address `start`.
 pub fn elf(code: &[u8], start: u64) -> Vec<u8> {
     let mut image = Vec::new();
 

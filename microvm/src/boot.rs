@@ -124,10 +124,10 @@ fn bzimage(
     kernel: u64,
     kernel_end: u64,
 ) -> Result<Entry, Error> {
-    // The field exists from version 2.12 of the boot protocol on. Bit 0 is a 64-bit entry point.
+    // The field exists since version 2.12 of the boot protocol. Bit 0: a 64-bit entry point exists.
     if header.version < 0x20c || header.xloadflags & 1 == 0 {
         return Err(kernel_error(
-            "the bzImage has no 64-bit entry; build a 64-bit kernel of 3.8 or later",
+            "the bzImage has no 64-bit entry point; build a 64-bit kernel of Linux 3.8 or later",
         ));
     }
     // A compressed kernel unpacks itself in place and needs more memory than its file.
@@ -176,7 +176,7 @@ fn memory_map(ram: &GuestRam) -> Vec<Range> {
     iter::once((0, LOW_RAM_END)).chain(above).collect()
 }
 
-/// Loads the initrd at the end of the low region, or at most up to `max`.
+/// Loads the initrd at the end of the low region, but not above `max`.
 fn load_initrd(
     ram: &GuestRam,
     args: &Args,

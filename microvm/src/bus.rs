@@ -155,7 +155,7 @@ impl Bus {
     }
 }
 
-/// Locks a device. One that panicked in another thread stays usable.
+/// Locks a device. Ignores poisoning: a device stays usable after a thread panics.
 pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }

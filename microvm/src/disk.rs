@@ -1,5 +1,5 @@
-//! A raw disk image. Data moves directly between the file and guest memory: one `preadv(2)` or
-//! `pwritev(2)` for each segment.
+//! A raw disk image. Data moves directly between the file and guest memory, with `preadv(2)` and
+//! `pwritev(2)`, one segment at a time.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};

@@ -35,7 +35,7 @@ pub enum Error {
         path: PathBuf,
         /// The length of the image in bytes.
         len: u64,
-        /// The least length that the built-in guest accepts.
+        /// The minimum length in bytes.
         min: u64,
     },
     /// The disk image cannot be read, copied or created.

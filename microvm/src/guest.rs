@@ -177,8 +177,8 @@ fn vcpu_pages(size: u64) -> BTreeSet<u64> {
     pattern(size).chain(others).collect()
 }
 
-/// Checks memory, disk and dirty pages after the run. The disk comes with the first half of its
-/// bytes from before the run.
+/// Checks memory, disk and dirty pages after the run. `before` is the first half of the disk before
+/// the run.
 pub fn checks(
     ram: &GuestRam,
     size: u64,

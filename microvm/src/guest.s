@@ -11,8 +11,8 @@ microvm_guest_start:
     lea rsi, [rip + .Lguest_hello]
     call .Lguest_print
 
-    # Write a word to pages all over RAM, and read all of them back afterwards: regions that share
-    # memory would show.
+    # Write a word to pages all over RAM, and then read all of them back. The check fails if the
+    # regions share memory.
     mov r8d, 1
 .Lguest_pattern:
     mov rdi, {low_pattern}
@@ -81,8 +81,8 @@ microvm_guest_start:
     out dx, al
     hlt
 
-# Writes (R8 = 1) or checks (R8 = 0) the pattern from RDI on: a word with its own address
-# every RDX bytes.
+# Writes (R8 = 1) or checks (R8 = 0) the pattern starting at RDI: a word with its own address every
+# RDX bytes.
 .Lguest_words:
     mov ecx, {pattern_words}
 .Lguest_word:

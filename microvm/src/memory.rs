@@ -27,7 +27,7 @@ pub type GuestRegion = GuestRegionMmap<AtomicBitmap>;
 
 /// The page size of KVM's dirty log, and so of the bitmaps.
 pub const PAGE: u64 = 4096;
-/// [`PAGE`], as bitmaps and logs take it.
+/// [`PAGE`], in the type that bitmaps and logs take.
 pub const PAGE_SIZE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(PAGE as usize - 1);
 /// The start of the 32-bit hole, which contains the devices.
 pub const HOLE_START: u64 = 0xc000_0000;
@@ -128,7 +128,7 @@ pub fn harvest(ram: &GuestRam) -> DirtyMemory {
     dirty
 }
 
-/// Returns the guest addresses of all dirty pages, with those that were unplugged since.
+/// Returns the guest addresses of all dirty pages, including pages that were unplugged since.
 pub fn pages(dirty: &DirtyMemory) -> BTreeSet<u64> {
     let runs = dirty.runs().chain(dirty.unreadable_runs());
     runs.flat_map(|(start, len)| pages_of(start.0, len as u64))

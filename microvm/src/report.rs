@@ -21,7 +21,7 @@ const CELLS: u64 = 64;
 pub struct Check {
     /// The expectation.
     pub name: String,
-    /// Whether it is met.
+    /// Whether the outcome meets it.
     pub passed: bool,
 }
 
@@ -44,7 +44,7 @@ pub struct RamRegion {
     pub len: u64,
     /// The host memory that backs it.
     pub host: String,
-    /// The bytes that the host has populated after the run.
+    /// The number of bytes that are populated after the run.
     pub resident: u64,
 }
 

@@ -23,7 +23,7 @@ pub const VIRTIO_MMIO: u64 = 0xd000_0000;
 pub const VIRTIO_MMIO_LEN: u64 = 0x1000;
 /// The interrupt line of the device.
 pub const VIRTIO_IRQ: u32 = 5;
-/// The largest number of descriptors in the queue.
+/// The maximum number of descriptors in the queue.
 pub const QUEUE_MAX: u16 = 64;
 /// The value of the register `MagicValue`: "virt".
 pub const MAGIC: u32 = 0x7472_6976;
@@ -151,7 +151,8 @@ impl<M: GuestMemory + 'static, D: Disk> VirtioMmio<M, D> {
             return;
         }
         self.status = value | self.status & VIRTIO_CONFIG_S_NEEDS_RESET;
-        // The driver may accept a part of the offer. Without VERSION_1 it would be a legacy driver.
+        // The driver may accept a part of the offered features. A driver without VERSION_1 is a
+        // legacy driver.
         let ([low, high], [offered, version_1]) = (self.driver_features, Self::FEATURES);
         if low & !offered != 0 || high != version_1 {
             self.status &= !VIRTIO_CONFIG_S_FEATURES_OK;

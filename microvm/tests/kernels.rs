@@ -130,7 +130,7 @@ fn file_that_does_not_boot_is_refused() {
         (vec![arg(&wild)], vec!["--kernel: "]),
         (vec![arg(&huge)], vec!["the kernel does not fit", "--mem"]),
         (vec![arg(&no_note)], vec!["no PVH note", "CONFIG_PVH"]),
-        (vec![arg(&no_64)], vec!["no 64-bit entry"]),
+        (vec![arg(&no_64)], vec!["no 64-bit entry point"]),
         (
             vec![arg(&missing)],
             vec!["--kernel", "missing: No such file"],

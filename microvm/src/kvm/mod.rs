@@ -113,7 +113,7 @@ impl Vm {
     ///
     /// Returns an error if the thread cannot be started or panics.
     pub fn run(self, mut bus: Bus, limit: Option<Duration>) -> Result<Stopped, Error> {
-        // The signal interrupts KVM_RUN. Its handler has nothing to do.
+        // The signal interrupts KVM_RUN. Its handler does nothing.
         let signal = SIGRTMIN();
         register_signal_handler(signal, on_kick).map_err(io::Error::from)?;
         let (stop, (ended, end)) = (Arc::new(AtomicBool::new(false)), channel::<()>());

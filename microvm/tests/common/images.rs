@@ -38,7 +38,7 @@ pub fn pvh_code(code: u8) -> Vec<u8> {
     bytes.extend([0x83, 0x7b, 0x0c, 0x01]); // cmp dword [ebx + 12], 1: one module?
     bytes.extend([0x75, 5 + PRINT.len() as u8]); // jne
     bytes.extend([0x8b, 0x43, 0x10]); // mov eax, [ebx + 16]: the list of modules
-    bytes.extend([0x8b, 0x30]); // mov esi, [eax]: where the first one lies
+    bytes.extend([0x8b, 0x30]); // mov esi, [eax]: the address of the first one
     bytes.extend(PRINT);
     bytes.extend([0x89, 0x1d, 0x00, 0x00, 0x60, 0x00]); // mov [0x600000], ebx
     bytes.extend(exit(code));
