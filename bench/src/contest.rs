@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::time::{clock_gettime, ClockId};
 
-/// Runs an operation a number of times, and returns the time it took.
+/// Runs an operation a number of times, and returns the time that this took.
 pub type Run = Box<dyn FnMut(u64) -> Result<Duration>>;
 
 /// One side of a row.
@@ -173,7 +173,7 @@ impl Batch {
         }
     }
 
-    /// Nanoseconds per operation over one batch.
+    /// Returns the nanoseconds per operation over one batch.
     fn measure(&mut self, iterations: u64) -> Result<f64> {
         let took = (self.run)(iterations)?;
         Ok(took.as_secs_f64() * 1e9 / (iterations as f64) / f64::from(self.per_iteration))
@@ -246,16 +246,16 @@ mod tests {
     }
 
     /// Returns a side that reports `nanoseconds` for each iteration.
-    fn says(nanoseconds: u64) -> Batch {
+    fn batch_of(nanoseconds: u64) -> Batch {
         Batch::around(move |iterations| Ok(Duration::from_nanos(nanoseconds * iterations)))
     }
 
     #[test]
     fn run_returns_ratio_of_reference_to_ours() {
         let contest = Contest {
-            reference: says(300),
-            ours: says(100).per(2),
-            limit: Some(says(25)),
+            reference: batch_of(300),
+            ours: batch_of(100).per(2),
+            limit: Some(batch_of(25)),
         };
         let effort = Effort {
             rounds: 3,

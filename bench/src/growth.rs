@@ -10,7 +10,7 @@ use crate::report::{digits, Build};
 use crate::shapes::Mappings;
 use crate::{new_abilities, ours_side, reference_side};
 
-/// The numbers of mappings, and the factor by which the last may be slower than 100 mappings.
+/// The numbers of mappings.
 const COUNTS: [u64; 7] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
 
 /// Measures the IOTLBs, prints the table and draws the plot.

@@ -58,7 +58,7 @@ impl Flat {
         Some(start..start + size)
     }
 
-    /// Returns the range of offsets of `size` bytes at `address` in one region at address 0.
+    /// Returns the range of offsets of `size` bytes at `address`, in a single region at address 0.
     #[inline(always)]
     fn find_in_one(&self, address: u64, size: usize) -> Option<Range<usize>> {
         let start = address as usize;

@@ -85,7 +85,7 @@ struct Cli {
     /// The build of this program; by default the name of its folder
     #[arg(long, value_enum)]
     build: Option<Build>,
-    /// Also write the rows, or the copies of --throughput, to this file, with tabs between fields
+    /// Also write the rows, or the copies of --throughput, to this file, separated by tabs
     #[arg(long, value_name = "FILE")]
     tsv: Option<PathBuf>,
     /// List the names of the rows

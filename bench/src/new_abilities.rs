@@ -1,5 +1,5 @@
-//! Operations without a counterpart in 0.18.0, beside the code that its users write instead, or the
-//! system call.
+//! Operations without a counterpart in 0.18.0. The other side is the code that its users write
+//! instead, or the system call.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

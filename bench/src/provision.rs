@@ -16,13 +16,13 @@ use vm_memory_host::{
 use crate::contest::{median, Effort};
 use crate::report::{digits, Build};
 
-/// The guest's memory.
+/// The size of the guest's memory in bytes.
 const SIZE: u64 = 4 << 30;
-/// The size of the huge pages.
+/// The size of a huge page in bytes.
 const HUGE: u64 = 2 << 20;
-/// Reads of a round.
+/// The number of reads in a round.
 const READS: u64 = 1 << 20;
-/// Rounds of prefaults. Each populates 4 GiB twice.
+/// The number of rounds of prefaults. Each populates 4 GiB twice.
 const PREFAULTS: usize = 5;
 
 /// Huge pages added to the pool until this is dropped.
@@ -67,7 +67,7 @@ fn build(backing: Backing, huge: TransparentHugePages) -> Result<GuestMemoryMmap
     Ok(MemoryBuilder::new().region(region).build()?)
 }
 
-/// Seconds to populate all of the memory.
+/// Returns the seconds to populate all of the memory.
 fn seconds_to_prefault(memory: &GuestMemoryMmap, threads: usize) -> Result<f64> {
     let threads = NonZeroUsize::new(threads).context("no thread")?;
     let start = Instant::now();
@@ -75,7 +75,8 @@ fn seconds_to_prefault(memory: &GuestMemoryMmap, threads: usize) -> Result<f64> 
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Nanoseconds for a read of 8 bytes at a random address that depends on the previous read.
+/// Returns the nanoseconds for a read of 8 bytes at a random address that depends on the previous
+/// read.
 fn read_all_over(memory: &GuestMemoryMmap, seed: u64) -> Result<f64> {
     let mut state = seed;
     let start = Instant::now();

@@ -52,9 +52,9 @@ pub struct Report {
     effort: Effort,
     tsv: String,
     rows: usize,
-    /// The number of rows that are slower than the reference.
+    /// The number of rows that miss criterion 1.
     slower: usize,
-    /// The number of rows that are far from the limit.
+    /// The number of rows that miss criterion 2.
     far: usize,
 }
 
@@ -83,7 +83,7 @@ impl Report {
         }
     }
 
-    /// Prints a row at once, because the next one may take a while.
+    /// Adds a row. Prints it at once, because the next one may take long.
     pub fn add(&mut self, row: &Row, outcome: Outcome) {
         let criteria = row.criteria();
         let (ratio_holds, limit_holds) = (

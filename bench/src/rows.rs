@@ -37,8 +37,8 @@ const fn of(least_ratio: f64, limit_factor: Option<f64>) -> Criteria {
 }
 
 /// The criteria of other rows. A marking access has a locked instruction or a fence that the limit
-/// lacks. An IOTLB searches a tree where the limit indexes an array. A ratio above 1 keeps the gain
-/// of a design.
+/// lacks. An IOTLB guesses the place of a mapping and checks the guess, where the limit indexes an
+/// array. A ratio above 1 keeps the gain of a design.
 #[rustfmt::skip]
 const EXCEPTIONS: &[(&str, Criteria)] = &[
     ("write_obj.u64, n=1, AtomicBitmap", of(2.0, Some(3.0))),
@@ -79,12 +79,12 @@ impl Row {
 }
 
 impl Criteria {
-    /// Returns whether ours is not slower than the reference.
+    /// Returns whether the row meets criterion 1.
     pub fn ratio_holds(&self, outcome: &Outcome) -> bool {
         outcome.ratio >= self.least_ratio
     }
 
-    /// Returns whether ours is close to the limit, if the row has one.
+    /// Returns whether the row meets criterion 2, or `None` if the row does not have it.
     pub fn limit_holds(&self, outcome: &Outcome) -> Option<bool> {
         let most = self.limit_factor? * outcome.limit? + 1.0;
         Some(outcome.ours <= most)
@@ -114,7 +114,7 @@ macro_rules! row {
     };
 }
 
-/// A row whose operation 0.18.0 does not have: its replacement there, then ours.
+/// A row for an operation that 0.18.0 lacks: the code that replaces it there, then ours.
 macro_rules! new_row {
     ($name:literal, |$stage:pat_param| $beside:expr, $ours:expr) => {
         Row {

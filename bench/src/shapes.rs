@@ -22,11 +22,12 @@ pub fn pages_in(len: usize) -> Addresses {
 /// The address of the first mapping.
 const FIRST_IOVA: u64 = 1 << 32;
 
-/// Consecutive mappings of one page each.
+/// Mappings of one page each, at equal distances.
 #[derive(Debug, Clone, Copy)]
 pub struct Mappings {
     pub count: u64,
-    /// Adjacent mappings have targets that are not adjacent, so that no two can be merged.
+    /// Whether consecutive mappings have targets that are not adjacent, so that no two can be
+    /// merged.
     pub fragmented: bool,
     /// The distance between mappings in pages; more than one leaves holes.
     distance: u64,
@@ -74,7 +75,8 @@ impl Mappings {
         })
     }
 
-    /// Returns a number of addresses for which a large table does not fit into the caches.
+    /// Returns the number of addresses. For a large table, their mappings do not fit into the
+    /// caches.
     fn how_many(&self) -> usize {
         if self.count > 100_000 {
             1 << 16
@@ -101,8 +103,8 @@ impl Mappings {
         })
     }
 
-    /// Returns the flat table of the limit: the target of each page from the first on, if it is
-    /// mapped.
+    /// Returns the flat table of the limit: the target of each page, starting at the first mapping,
+    /// if the page is mapped.
     pub fn table(self) -> FlatTable {
         let mut entries = vec![u64::MAX; (self.count * self.distance) as usize];
         for (iova, physical) in self.pages() {

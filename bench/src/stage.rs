@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use memmap2::MmapMut;
 use rustix::fs::{memfd_create, MemfdFlags};
 
-/// The size of the file that contains all guest memory.
+/// The size in bytes of the file that contains all guest memory.
 pub const GUEST_LEN: usize = 64 << 20;
 
-/// The largest copy.
+/// The size of the largest copy in bytes.
 pub const HOST_LEN: usize = 16 << 20;
 
 /// The offset of host buffers in their page: a multiple of a cache line. It differs from the offset

@@ -14,11 +14,11 @@ use crate::contest::{median, timed, Effort};
 use crate::report::{digits, Build};
 use crate::shapes::{Mappings, PAGE};
 
-/// Mappings in the IOTLB.
+/// The number of mappings in the IOTLB.
 const COUNT: u64 = 10_000;
-/// The lookups of a thread in a round.
+/// The number of lookups of a thread in a round.
 const LOOKUPS: u64 = 200_000;
-/// The pause between changes, as by a guest that maps a page for each of 20 000 requests a second.
+/// The pause between changes: a guest maps a page for each of 20 000 requests per second.
 const REST: Duration = Duration::from_micros(50);
 
 /// An IOTLB that threads share.
@@ -111,7 +111,7 @@ fn round(iotlbs: &[&dyn Shared], changes: bool) -> Result<f64> {
                     let addresses = mappings.addresses(8);
                     start.wait();
                     timed(LOOKUPS, |number| {
-                        // A lookup during a change finds the page unmapped.
+                        // A lookup during a change may find the page unmapped.
                         black_box(iotlb.lookup(black_box(addresses.at(number))));
                     })
                 })

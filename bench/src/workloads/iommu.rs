@@ -27,7 +27,7 @@ fn iotlb(mappings: Mappings) -> Result<Iotlb> {
     Ok(iotlb)
 }
 
-/// A lookup of 8 mapped bytes, with its iterator drained.
+/// A lookup of 8 mapped bytes, and the consumption of its iterator.
 pub fn hit(mappings: Mappings) -> Result<Batch> {
     let iotlb = iotlb(mappings)?;
     let addresses = mappings.addresses(8);

@@ -77,7 +77,7 @@ pub(super) fn short_copies(builds: &[(Build, Throughput)]) -> Result<String> {
     let names: Vec<_> = builds.iter().map(|(build, _)| build.name()).collect();
     let mut text = format!(
         "Copies below {FLOOR} of the speed of `memcpy` (**bold**) in one of the builds. The columns guest\n\
-         and host are offsets from a cache line.\n\n\
+         and host are offsets from a cache line in bytes.\n\n\
          | bytes | guest | host | {} |\n|---|---|---|{}\n",
         names.join(" | "),
         "---|".repeat(names.len())
