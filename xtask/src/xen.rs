@@ -40,6 +40,10 @@ pub struct Args {
     /// Print everything that the machine's console shows
     #[arg(long)]
     verbose: bool,
+
+    /// Play the scenarios on vm-memory 0.18.0, and print a table of their outcomes
+    #[arg(long)]
+    reference: bool,
 }
 
 /// A machine with Xen.
@@ -61,6 +65,8 @@ const TAIL_LINES: usize = 60;
 /// The program that domain 0 runs.
 const PROGRAM: &str = "on-real-xen";
 const X86_LINUX: &str = "x86_64-unknown-linux-gnu";
+/// The package whose program is linked with vm-memory 0.18.0. It is a workspace of its own.
+const REFERENCE: &str = "verify/xen-reference";
 
 impl World {
     const ALL: [Self; 3] = [Self::Arm64, Self::X86Pv, Self::X86Pvh];
@@ -112,8 +118,8 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             }
         };
         let started = Instant::now();
-        let outcome = build(workspace, world, &folder)
-            .and_then(|program| run_world(world, &folder, &boot, &program, args.verbose));
+        let outcome = build(workspace, world, &folder, args.reference)
+            .and_then(|program| run_world(world, &folder, &boot, &program, args));
         let seconds = started.elapsed().as_secs();
         match outcome {
             Ok(report) => println!("{}: {} ({seconds} s)", world.name(), report.summary()),
@@ -144,29 +150,35 @@ fn prepare(world: World, folder: &Path, install: bool) -> Result<Boot> {
 }
 
 /// Builds the program of domain 0, linked statically.
-fn build(workspace: &Workspace, world: World, folder: &Path) -> Result<PathBuf> {
+fn build(workspace: &Workspace, world: World, folder: &Path, reference: bool) -> Result<PathBuf> {
+    let (root, folder, package): (_, _, &[&str]) = if reference {
+        let root = workspace.root.join(REFERENCE);
+        (root, folder.join("reference"), &[])
+    } else {
+        let package = &["-p", "verify-xen", "--features", "xen"];
+        (workspace.root.clone(), folder.to_owned(), package)
+    };
     let (mut command, target) = match world {
         World::Arm64 => {
             let mut command = Command::new(CARGO.file);
-            command
-                .current_dir(&workspace.root)
-                .env("RUSTC", RUSTC.file);
+            command.current_dir(&root).env("RUSTC", RUSTC.file);
             command.env(
                 "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
                 "aarch64-linux-gnu-gcc",
             );
             (command, AARCH64_LINUX)
         }
-        World::X86Pv | World::X86Pvh => (cargo(&workspace.root), X86_LINUX),
+        World::X86Pv | World::X86Pvh => (cargo(&root), X86_LINUX),
     };
     command
-        .args(["build", "-q", "--release", "-p", "verify-xen"])
-        .args(["--features", "xen", "--bin", PROGRAM, "--target", target])
+        .args(["build", "-q", "--release"])
+        .args(package)
+        .args(["--bin", PROGRAM, "--target", target])
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
         .env("CARGO_PROFILE_RELEASE_STRIP", "true")
-        .env("CARGO_TARGET_DIR", folder);
+        .env("CARGO_TARGET_DIR", &folder);
     succeed(&mut command)?;
     Ok(folder.join(target).join("release").join(PROGRAM))
 }
@@ -177,7 +189,7 @@ fn run_world(
     folder: &Path,
     boot: &Boot,
     program: &Path,
-    verbose: bool,
+    args: &Args,
 ) -> Result<Report> {
     let image = folder.join(format!("{}.cpio", world.name()));
     initramfs::write(&image, program, &boot.modules)?;
@@ -186,29 +198,32 @@ fn run_world(
         let console = emulator::run(world, boot, &image, &log)?;
         let report = Report::read(&console);
         if report.begun {
-            return finish(world, report, &console, &log, verbose);
+            return finish(world, report, &console, &log, args);
         }
         println!("{}: domain 0 did not start; booting again", world.name());
     }
     let console = emulator::run(world, boot, &image, &log)?;
-    finish(world, Report::read(&console), &console, &log, verbose)
+    finish(world, Report::read(&console), &console, &log, args)
 }
 
 /// Prints the skipped scenarios and the notes of a report, and returns it if it has no faults.
-fn finish(
-    world: World,
-    report: Report,
-    console: &str,
-    log: &Path,
-    verbose: bool,
-) -> Result<Report> {
+///
+/// With `--reference`, scenarios may fail, but all must have been played.
+fn finish(world: World, report: Report, console: &str, log: &Path, args: &Args) -> Result<Report> {
+    if args.reference {
+        report.print_outcomes();
+    }
     for line in report.skipped.iter().chain(&report.notes) {
         println!("{}: {line}", world.name());
     }
-    let faults = report.faults();
-    if verbose || !faults.is_empty() {
+    let faults = if args.reference {
+        report.interruptions()
+    } else {
+        report.faults()
+    };
+    if args.verbose || !faults.is_empty() {
         let lines: Vec<_> = console.lines().collect();
-        let from = if verbose {
+        let from = if args.verbose {
             0
         } else {
             lines.len().saturating_sub(TAIL_LINES)

@@ -38,6 +38,10 @@ pub struct Report {
     running: BTreeSet<String>,
     passed: usize,
     failed: Vec<String>,
+    /// Reports of the kernel or the hypervisor about a fault of its own.
+    oopses: Vec<String>,
+    /// The name of each scenario, and how it ended.
+    outcomes: Vec<(String, String)>,
 }
 
 impl Report {
@@ -46,7 +50,7 @@ impl Report {
         let mut report = Self::default();
         for line in console.lines() {
             if FAULTS.iter().any(|fault| line.contains(fault)) {
-                report.failed.push(line.trim().to_owned());
+                report.oopses.push(line.trim().to_owned());
             }
             if let Some((_, event)) = line.split_once(MARK) {
                 report.event(event.trim_end());
@@ -57,7 +61,12 @@ impl Report {
 
     fn event(&mut self, event: &str) {
         let (kind, text) = event.split_once(' ').unwrap_or((event, ""));
-        let name = text.split(':').next().unwrap_or(text);
+        let (name, reason) = text.split_once(": ").unwrap_or((text, ""));
+        if matches!(kind, "PASSED" | "SKIPPED" | "FAILED") {
+            let outcome = format!("{} {reason}", kind.to_lowercase());
+            self.outcomes
+                .push((name.to_owned(), outcome.trim_end().to_owned()));
+        }
         match kind {
             "BEGIN" => self.begun = true,
             "RUN" => {
@@ -75,9 +84,23 @@ impl Report {
         }
     }
 
+    /// Prints how each scenario ended, as the rows of a table.
+    pub fn print_outcomes(&self) {
+        for (name, outcome) in &self.outcomes {
+            println!("| `{name}` | {outcome} |");
+        }
+    }
+
     /// Returns the reasons why the run failed.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = self.failed.clone();
+        faults.extend(self.interruptions());
+        faults
+    }
+
+    /// Returns why some scenarios have not been played, or not on a sound machine.
+    pub fn interruptions(&self) -> Vec<String> {
+        let mut faults = self.oopses.clone();
         let died = self.running.iter();
         faults.extend(died.map(|name| format!("{name}: the program died")));
         if !self.begun {

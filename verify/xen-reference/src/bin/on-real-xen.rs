@@ -1,0 +1,29 @@
+//! The only program of domain 0 in `cargo xtask xen --reference`: plays the scenarios on 0.18.0.
+
+#[path = "../../../xen/src/double/mod.rs"]
+#[expect(dead_code, reason = "a scenario asks whether the world is the double")]
+mod double;
+#[path = "../../../xen/src/outcome.rs"]
+#[expect(dead_code, reason = "the report prints the text by `Debug`")]
+mod outcome;
+#[path = "../../../xen/src/real/mod.rs"]
+mod real;
+#[path = "../../../xen/src/scenarios/mod.rs"]
+#[expect(dead_code, reason = "the rows are for the table of the double")]
+mod scenarios;
+#[path = "../../../xen/src/world.rs"]
+#[expect(
+    dead_code,
+    reason = "the kind of host is for scenarios that 0.18.0 does not have"
+)]
+mod world;
+
+use real::program::{self, Step};
+
+fn main() {
+    let mut steps = vec![Step::new("judge", real::judge)];
+    for scenario in scenarios::all() {
+        steps.push(Step::new(scenario.name, |world| scenario.play(world)));
+    }
+    program::main(&steps);
+}
