@@ -17,7 +17,7 @@ use crate::page_size::host_page_size;
 pub(crate) struct GrantMapping {
     area: Area,
     first: Entry,
-    /// The entries after the first 65536 pages.
+    /// The entries of the requests after the first.
     rest: Vec<Entry>,
     page_offset: usize,
 }
@@ -63,8 +63,11 @@ impl Drop for Entry {
 impl GrantMapping {
     /// Maps the pages of `references`, which the domain `domid` granted.
     ///
-    /// `prot` and `flags` are those of mmap(2). There are four system calls for up to 65536 pages,
-    /// counting those that remove the mapping.
+    /// `prot` and `flags` are those of mmap(2). The first request is for at most `batch` pages, at
+    /// least one, and each further one for at most as many as are mapped by then, or 65536. So
+    /// after an error, the requests were in proportion to the pages that could be mapped. One
+    /// request takes two system calls, and two that remove the mapping, or one for each further
+    /// request.
     ///
     /// # Errors
     ///
@@ -76,6 +79,7 @@ impl GrantMapping {
         domid: u16,
         references: &References,
         (prot, flags): (i32, i32),
+        batch: usize,
     ) -> io::Result<Self> {
         let pages = references.pages();
         let page_size = host_page_size().get();
@@ -84,7 +88,7 @@ impl GrantMapping {
             return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }
         let len = pages.checked_mul(page_size).ok_or_else(invalid)?;
-        let few = pages.min(REQUEST_PAGES);
+        let few = pages.min(REQUEST_PAGES).min(batch.max(1));
         if few == pages {
             let first = Entry::new(device, domid, references.first(), pages)?;
             let area = Area::of_device(device, len, prot, flags, first.index)?;
@@ -107,7 +111,7 @@ impl GrantMapping {
         mapping.area.replace(0, len, (prot, flags), device, index)?;
         let mut done = few;
         while done < pages {
-            let count = REQUEST_PAGES.min(pages.saturating_sub(done));
+            let count = REQUEST_PAGES.min(done).min(pages.saturating_sub(done));
             // Neither wraps: the references of all pages have 32 bits.
             let at = u32::try_from(done).map_err(|_| invalid())?;
             let reference = references.first().wrapping_add(at);

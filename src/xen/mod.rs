@@ -43,7 +43,7 @@ pub(crate) const PAGE_SIZE: usize = 4096;
 const PAGE_SHIFT: u32 = PAGE_SIZE.trailing_zeros();
 
 /// The maximum number of pages of one request to gntdev, which Linux limits.
-const REQUEST_PAGES: usize = 65536;
+pub(crate) const REQUEST_PAGES: usize = 65536;
 
 /// Returns the error of an argument that no request accepts.
 #[cold]

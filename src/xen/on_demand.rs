@@ -74,13 +74,16 @@ impl MmapXen {
 
     /// Maps the `len` bytes at a [place](Self::place_of), for an access.
     ///
+    /// The guest may state the length freely, as for a guard of a buffer. So requests begin with
+    /// [`TRANSFER_PAGES`] and grow with the pages that were mapped: see [`GrantMapping::new`].
+    ///
     /// # Errors
     ///
     /// - `EACCES` if the protection of the region does not permit the access;
     /// - `EINVAL` if the bytes are not all in the region;
     /// - an error of [`GrantMapping::new`].
     pub(crate) fn map(&self, at: usize, len: usize, direction: Direction) -> io::Result<Window> {
-        self.map_references(self.references.part(at, len)?, direction)
+        self.map_references(self.references.part(at, len)?, direction, TRANSFER_PAGES)
     }
 
     /// Maps the first of the `len` bytes at a [place](Self::place_of), at least one, for an access.
@@ -117,7 +120,7 @@ impl MmapXen {
         let (mut fails, mut error) = (pages.saturating_add(1), None);
         let mut tried = pages.min(TRANSFER_PAGES);
         while works < tried && tried < fails {
-            match self.map_references(all.in_pages(tried), direction) {
+            match self.map_references(all.in_pages(tried), direction, REQUEST_PAGES) {
                 Ok(window) => (works, found) = (tried, Some(window)),
                 Err(lower) => (fails, error) = (tried, Some(lower)),
             }
@@ -133,13 +136,19 @@ impl MmapXen {
         }
     }
 
-    fn map_references(&self, references: References, direction: Direction) -> io::Result<Window> {
+    fn map_references(
+        &self,
+        references: References,
+        direction: Direction,
+        batch: usize,
+    ) -> io::Result<Window> {
         Ok(Window {
             mapping: GrantMapping::new(
                 &self.device,
                 self.domid,
                 &references,
                 (self.prot_for(direction)?, self.flags),
+                batch,
             )?,
             size: references.size(),
         })
@@ -184,8 +193,8 @@ impl MmapXen {
     }
 }
 
-/// The maximum number of pages that a transfer maps at once, and that the first request of a window
-/// maps: 1 MiB.
+/// The maximum number of pages that a transfer maps at once, and that the first request of an
+/// access maps: 1 MiB.
 ///
 /// The system calls are cheap compared with moving as many bytes, and mappings take entries of a
 /// table that the hypervisor limits.

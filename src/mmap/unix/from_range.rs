@@ -9,7 +9,9 @@ use super::{MmapRegion, MmapRegionBuilder, MmapRegionError, Result};
 use crate::bitmap::{Bitmap, NewBitmap, BS};
 use crate::mmap::xen::{MmapRange, MmapXenFlags};
 use crate::volatile_memory::VolatileSlice;
-use crate::xen::{domain, invalid, ForeignMapping, GrantMapping, MmapXen, References};
+use crate::xen::{
+    domain, invalid, ForeignMapping, GrantMapping, MmapXen, References, REQUEST_PAGES,
+};
 
 impl<B: NewBitmap> MmapRegion<B> {
     /// Maps the memory of a Xen guest that `range` describes.
@@ -88,7 +90,8 @@ impl<B: NewBitmap> MmapRegion<B> {
             }
             let references = References::of(addr, size)?;
             if xen_flags.mmap_in_advance() {
-                let mapping = GrantMapping::new(device, domid, &references, protection)?;
+                let mapping =
+                    GrantMapping::new(device, domid, &references, protection, REQUEST_PAGES)?;
                 return Ok(XenMemory::Granted(mapping));
             }
             let device = Arc::clone(device);

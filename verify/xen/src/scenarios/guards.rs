@@ -41,7 +41,7 @@ fn save(pointer: *const u8, len: usize) -> io::Result<File> {
 }
 
 /// Returns the bytes at a pointer.
-fn bytes_at(pointer: *const u8, len: usize) -> io::Result<Vec<u8>> {
+pub(super) fn bytes_at(pointer: *const u8, len: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len];
     save(pointer, len)?.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)

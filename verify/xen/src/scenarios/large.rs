@@ -2,6 +2,7 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, ReadVolatile};
 
+use super::guards::bytes_at;
 use super::setup::{
     advance, assert_released, forget_calls, grant_address, granted_lazy, lazy, long, memory, range,
     silent, skip, FIRST,
@@ -18,6 +19,8 @@ pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     "X7" foreign_region_with_run_that_fails_later_is_refused
     "" read_of_many_pages_is_one_system_call
     "X2" read_of_many_pages_requests_grants_in_proportion_to_those_granted
+    "X2" guard_of_many_pages_requests_grants_in_proportion_to_those_granted
+    "" guard_of_many_pages_maps_all_of_them
     "X2" copy_to_page_not_granted_reports_write
 ];
 
@@ -131,6 +134,64 @@ fn read_of_many_pages_requests_grants_in_proportion_to_those_granted(
         assert_eq!(read, granted * PAGE);
         assert!(requested < 20 * 256, "{requested} grants for {granted}");
     }
+    Ok(())
+}
+
+/// The number of pages of a buffer that a guest states, of which it grants few.
+const STATED: usize = 65_536;
+
+fn guard_of_many_pages_requests_grants_in_proportion_to_those_granted(
+    world: &mut dyn World,
+) -> Outcome {
+    for granted in [1, 300, 600] {
+        let device = world.gntdev()?;
+        let Some(double) = world.as_double() else {
+            return Err(skip("the domain does not have as many pages"));
+        };
+        double.grant_long_run(FIRST, granted);
+        let memory: GuestMemoryMmap = lazy(world, &device, FIRST, STATED)?;
+        let slice = memory.get_slice(grant_address(FIRST, 0), STATED * PAGE)?;
+        forget_calls(world);
+        let guard = silent(world, || slice.ptr_guard_mut())?;
+        let calls = world.as_double().map(|double| double.calls());
+        let requested = requested(&calls.unwrap_or_default());
+        // The first request, or those for twice the pages that are granted.
+        let most = (2 * granted).next_power_of_two().max(256);
+        assert!(requested <= most, "{requested} grants for {granted}");
+        assert_released(
+            world,
+            "while a guard lives whose last pages are not granted",
+        );
+        #[cfg(feature = "additions")]
+        assert_eq!(
+            guard.error().and_then(std::io::Error::raw_os_error),
+            Some(libc::EINVAL)
+        );
+        drop(guard);
+    }
+    Ok(())
+}
+
+fn guard_of_many_pages_maps_all_of_them(world: &mut dyn World) -> Outcome {
+    let device = world.gntdev()?;
+    let Some(double) = world.as_double() else {
+        return Err(skip("the domain does not have as many pages"));
+    };
+    double.grant_long_run(FIRST, 1500);
+    let memory: GuestMemoryMmap = lazy(world, &device, FIRST, 1500)?;
+    let slice = memory.get_slice(grant_address(FIRST, 0), 1500 * PAGE)?;
+    for page in [0, 255, 256, 511, 512, 1023, 1024, 1499] {
+        world.write(page, 8, &long(page).to_ne_bytes());
+    }
+    let guard = silent(world, || slice.ptr_guard())?;
+    assert_eq!(guard.len(), 1500 * PAGE);
+    let bytes = bytes_at(guard.as_ptr(), guard.len())?;
+    for page in [0, 255, 256, 511, 512, 1023, 1024, 1499] {
+        let at = page * PAGE + 8;
+        assert_eq!(bytes[at..at + 8], long(page).to_ne_bytes(), "page {page}");
+    }
+    drop(guard);
+    assert_released(world, "after the guard");
     Ok(())
 }
 
