@@ -50,6 +50,10 @@
 //! - Methods that cannot fail (`VolatileRef::load`, `copy_to`) read zeroes or stop early.
 //! - [`last`] returns the details to the thread that made the access.
 //!
+//! With the feature `xen`, an access may map its pages first. A page that cannot be mapped has the
+//! same results, with the error number of that failure in place of `EFAULT`, such as `EINVAL` for a
+//! page that is not granted. No signal is involved, so this needs no handler.
+//!
 //! # The handler
 //!
 //! The handler acts on a signal only if all of these hold:
@@ -162,6 +166,9 @@ pub struct LastFault {
     /// Behind an IOMMU, this is an IOVA.
     pub guest_address: Option<GuestAddress>,
     /// The host address of the byte that faulted.
+    ///
+    /// Memory of a Xen guest that is mapped for each access has none. It is then the offset from
+    /// the start of the first page of the region.
     pub host_address: usize,
     /// The direction of the access.
     pub direction: Direction,

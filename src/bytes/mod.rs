@@ -44,7 +44,8 @@ pub use crate::value::{AtomicAccess, ByteValued};
 /// The exact methods return an error unless all bytes were moved. `PartialBuffer` contains the
 /// number of bytes moved. Other errors do not, and some bytes may have been moved:
 ///
-/// - A [fault](crate::fault) is an `IOError` with `EFAULT`.
+/// - A [fault](crate::fault) is an `IOError` with `EFAULT`, or with the error of a page of a Xen
+///   guest that could not be mapped for the access.
 /// - A region or a slice returns the error of the stream. That is `UnexpectedEof` if a source
 ///   ended, and `WriteZero` if a sink accepts no more bytes.
 ///

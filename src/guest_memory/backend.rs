@@ -126,7 +126,10 @@ pub trait GuestMemoryBackend {
         self.find_region(addr).map(|_| addr)
     }
 
-    /// Returns whether all `len` bytes at `base` are mapped in this process.
+    /// Returns whether all `len` bytes at `base` are in regions that this process can access.
+    ///
+    /// They are mapped in this process, or are memory of a Xen guest that is mapped for each
+    /// access. That mapping may fail.
     ///
     /// Always `true` for 0 bytes. The range may end at 2^64, but not wrap around.
     fn check_range(&self, base: GuestAddress, len: usize) -> bool {

@@ -173,7 +173,9 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// - [`Error::IOError`] of the kind `InvalidInput` if the buffer would have more segments than
     ///   its [limit](Self::set_segment_limit), or `OutOfMemory` if an allocation fails;
     /// - [`Error::IOError`] of the kind `Unsupported` behind an IOMMU that cannot keep translations
-    ///   in use.
+    ///   in use;
+    /// - [`Error::IOError`] with the error of the system if memory of a Xen guest cannot be mapped,
+    ///   such as `EINVAL` for a page that is not granted.
     pub fn push(&mut self, addr: GuestAddress, count: usize) -> Result<()> {
         if self.segments.access() == Permissions::No {
             return Err(Error::HostAddressNotAvailable);

@@ -63,7 +63,8 @@
 //! error in a later call.
 //!
 //! If a page cannot be accessed (see [`fault`](crate::fault)), the kernel ends the call there. It
-//! returns `EFAULT` if that is the first page.
+//! returns `EFAULT` if that is the first page. A page of a Xen guest that cannot be mapped ends the
+//! call in the same way, with the error of that mapping.
 //!
 //! # Dirty tracking
 //!

@@ -101,7 +101,10 @@ pub enum Error {
         /// The required alignment in bytes.
         alignment: usize,
     },
-    /// A stream failed, or the access [faulted](crate::fault) (`EFAULT`).
+    /// A stream failed, or the access [faulted](crate::fault).
+    ///
+    /// The number of a fault is `EFAULT`. If the memory of a Xen guest is mapped for each access,
+    /// it is that of the mapping that failed, such as `EINVAL` for a page that is not granted.
     #[error("{0}")]
     IOError(std::io::Error),
     /// Only the first bytes of the range were moved.

@@ -347,7 +347,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::IOError`] with `EFAULT` if the access [faults](crate::fault).
+    /// Returns [`Error::IOError`] if the access [faults](crate::fault).
     /// [`fault::last`](crate::fault::last) returns the address.
     pub fn fill_with_byte(&self, value: u8) -> Result<()> {
         // SAFETY: the whole slice is a guest operand (contract of `with_bitmap`).

@@ -42,7 +42,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     /// - [`Error::Misaligned`] if its host address is not naturally aligned.
     /// - [`Error::TooBig`] if `T::A`, a type of another crate, is not a register of the size of
     ///   `T`.
-    /// - [`Error::IOError`] with `EFAULT` if the access [faults](crate::fault).
+    /// - [`Error::IOError`] if the access [faults](crate::fault).
     #[inline]
     pub fn atomic_swap<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<T> {
         self.fetch(Fetch::Swap, val, addr, order)
