@@ -53,6 +53,7 @@
 //! | read and write by guest address | [`Bytes`]; [`ByteValued`] for structures of your own | `boot` |
 //! | access a ring or a request many times | [`GuestMemory::window`] | |
 //! | borrow slices of host memory | [`GuestMemory::get_slices`], [`VolatileSlice`] | |
+//! | keep slices valid for a request, for code that uses their pointers | [`GuestMemory::held`] | |
 //! | find runs of host memory, to register them | [`GuestMemory::host_runs`] | |
 //! | move all bytes of a range or none | [`GuestMemory::all_or_nothing`] | |
 //! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`], [`vectored`] | `net_device` |

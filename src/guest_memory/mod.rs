@@ -44,6 +44,11 @@ mod address_space;
 mod all_or_nothing;
 mod backend;
 mod bytes;
+#[expect(
+    unsafe_code,
+    reason = "a view keeps its slices mapped until it is dropped"
+)]
+mod held;
 mod hold;
 mod host_runs;
 mod permissions;
@@ -63,6 +68,7 @@ pub use crate::address::{GuestAddress, MemoryRegionAddress};
 pub use address_space::GuestAddressSpace;
 pub use all_or_nothing::AllOrNothing;
 pub use backend::{GuestMemoryBackend, GuestMemoryBackendSliceIterator};
+pub use held::HeldMemory;
 #[cfg(all(feature = "rawfd", unix))]
 pub(crate) use hold::hold_for;
 pub use hold::TranslationHold;
@@ -93,7 +99,10 @@ pub enum Error {
     /// The range ends past 2^64.
     #[error("range ends past the guest's address space of 2^64 bytes")]
     GuestAddressOverflow,
-    /// A stream failed, or the access [faulted](crate::fault) (`EFAULT`).
+    /// A stream failed, or the access [faulted](crate::fault).
+    ///
+    /// The number of a fault is `EFAULT`. If the memory of a Xen guest is mapped for each access,
+    /// it is that of the mapping that failed, such as `EINVAL` for a page that is not granted.
     #[error("{0}")]
     IOError(std::io::Error),
     /// Only the first bytes of the range were moved.
@@ -297,6 +306,16 @@ pub trait GuestMemory {
     #[doc(alias = "transaction")]
     fn all_or_nothing(&self) -> AllOrNothing<'_, Self> {
         AllOrNothing(self)
+    }
+
+    /// Returns a view whose slices stay mapped until it is dropped.
+    ///
+    /// # Examples
+    ///
+    /// See [`HeldMemory`].
+    #[doc(alias = "pin")]
+    fn held(&self) -> HeldMemory<'_, Self> {
+        HeldMemory::new(self)
     }
 
     /// Returns the `len` bytes at `addr` as a window: checked once, then accessed by offset.

@@ -24,6 +24,12 @@ pub(crate) struct Hold(
 );
 
 impl<B: BitmapSlice> VolatileSlice<'_, B> {
+    /// Returns whether the memory is mapped, other than for each access.
+    #[inline]
+    pub(crate) fn has_host_address(&self) -> bool {
+        self.addr.host().is_some()
+    }
+
     /// Returns the slice as mapped memory, and the hold that keeps it mapped.
     ///
     /// If the memory is mapped for each access, and only some of it can be, it returns the bytes

@@ -28,7 +28,9 @@ use crate::xen::{Area, Window};
 /// The mapping may fail. [`VolatileSlice::try_ptr_guard`](crate::VolatileSlice::try_ptr_guard)
 /// returns the error. [`ptr_guard`](crate::VolatileSlice::ptr_guard) cannot return it. Its guard
 /// then points to the same number of inaccessible bytes: a system call on them returns `EFAULT`,
-/// and any other access raises SIGSEGV. [`error`](Self::error) then returns the error.
+/// and any other access raises SIGSEGV. [`error`](Self::error) then returns the error. Code that
+/// does not check it, such as that of another crate, should get slices of
+/// [`GuestMemory::held`](crate::GuestMemory::held).
 ///
 /// # Examples
 ///

@@ -194,10 +194,10 @@ impl MmapXen {
 }
 
 /// The maximum number of pages that a transfer maps at once, and that the first request of an
-/// access maps: 1 MiB.
+/// access maps.
 ///
-/// The system calls are cheap compared with moving as many bytes, and mappings take entries of a
-/// table that the hypervisor limits.
+/// That is 1 MiB. The system calls are cheap compared with moving as many bytes, and mappings take
+/// entries of a table that the hypervisor limits.
 pub(crate) const TRANSFER_PAGES: usize = 256;
 
 const _: () = assert!(TRANSFER_PAGES <= REQUEST_PAGES);

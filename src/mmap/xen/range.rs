@@ -33,7 +33,8 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 ///   or does not write. [`fault::last`] then describes the page; in place of a host address, it has
 ///   the offset in the region, counted from the start of the region's first page.
 /// - [`PtrGuard`] and [`PtrGuardMut`] keep the pages mapped until they are dropped, and so do
-///   [`IoBuffer`] and [`io_vectors`]. Drop them before the request is returned to the guest.
+///   [`Window`], [`HeldMemory`], [`IoBuffer`] and [`io_vectors`]. Drop them before the request is
+///   returned to the guest.
 /// - There is no host address. [`MmapRegion::as_ptr`] is null, and `get_host_address`, `host_runs`,
 ///   [`get_atomic_ref`], `aligned_as_ref` and `aligned_as_mut` return errors.
 /// - All mappings of one descriptor share a lock of the kernel, and removing one interrupts all
@@ -41,10 +42,13 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 ///   transfers that need not be atomic.
 ///
 /// [`NO_ADVANCE_MAP`]: crate::MmapXenFlags::NO_ADVANCE_MAP
+/// [`GuestMemory::held`]: crate::GuestMemory::held
 /// [`IOError`]: crate::VolatileMemoryError::IOError
 /// [`PtrGuard`]: crate::volatile_memory::PtrGuard
 /// [`PtrGuardMut`]: crate::volatile_memory::PtrGuardMut
 /// [`IoBuffer`]: crate::vectored::IoBuffer
+/// [`Window`]: crate::guest_memory::Window
+/// [`HeldMemory`]: crate::guest_memory::HeldMemory
 /// [`io_vectors`]: crate::vectored::io_vectors()
 /// [`fault::last`]: crate::fault::last
 /// [`get_atomic_ref`]: crate::VolatileMemory::get_atomic_ref
@@ -56,9 +60,11 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 ///   `execve(2)`, unless the host is a PV domain. So do a leaked guard, [`IoBuffer`] or window.
 /// - `check_range` compares with the region. It does not know which pages are granted.
 /// - Code that uses the pointer of a [`PtrGuard`] without checking its `error` gets SIGSEGV for a
-///   page that is not granted. The `Reader` and `Writer` of virtio-queue 0.18 are such code: read
-///   each buffer with `read_slice` first.
-/// - A write that fails marks its pages dirty, although nothing may have been written.
+///   page that is not granted. The `Reader` and `Writer` of virtio-queue 0.18 are such code, so a
+///   guest can end its back end. Create them on the view that [`GuestMemory::held`] returns. Their
+///   `new` then returns the error.
+/// - A write that fails marks all its pages dirty, as after a [fault](crate::fault): bytes past
+///   those that count may have been written.
 /// - On a host whose pages do not have 4 KiB, each grant takes a page of the host. A region that is
 ///   mapped in advance must then be within one page, and so must an access that must be contiguous.
 /// - A frame that disappears after a foreign region was created raises SIGBUS in a PV domain, where
@@ -80,9 +86,11 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 /// | `GRANT \| NO_ADVANCE_MAP` | none | none |
 ///
 /// An access to memory that is mapped for each access makes the four calls of `GRANT`. If pages
-/// cannot be mapped together, it makes some of them again, for as many as can be. A copy by the
-/// hypervisor makes one `ioctl` (`GNTDEV_GRANT_COPY`) for each 64 pages. A guard whose mapping
-/// failed makes `mmap` and `munmap`.
+/// cannot be mapped together, it makes some of them again, for as many as can be. A guard of more
+/// than 256 pages makes `mmap`, and then the four calls for 256 pages, 256, 512, and so on up to
+/// 65536: a guest may state a long buffer, and grant little of it. A copy by the hypervisor makes
+/// one `ioctl` (`GNTDEV_GRANT_COPY`) for each 64 pages. A guard whose mapping failed makes `mmap`
+/// and `munmap`.
 ///
 /// # Examples
 ///

@@ -8,6 +8,8 @@ mod copies;
 mod foreign;
 mod grants;
 mod guards;
+#[cfg(feature = "additions")]
+mod held;
 mod large;
 mod lazy;
 mod lazy_faults;
@@ -71,9 +73,12 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         guards::SCENARIOS,
         large::SCENARIOS,
         streams::SCENARIOS,
-        // 0.18.0 has no windows, no copies by the hypervisor, and no `fill_with_byte`.
+        // 0.18.0 has no windows, no held memory, no copies by the hypervisor, and no
+        // `fill_with_byte`.
         #[cfg(feature = "additions")]
         windows::SCENARIOS,
+        #[cfg(feature = "additions")]
+        held::SCENARIOS,
         #[cfg(feature = "additions")]
         copies::SCENARIOS,
         #[cfg(feature = "additions")]

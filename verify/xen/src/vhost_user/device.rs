@@ -5,9 +5,9 @@ use std::sync::RwLock;
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackendMut, VringRwLock, VringT};
-use virtio_queue::{DescriptorChain, QueueOwnedT};
+use virtio_queue::{DescriptorChain, QueueOwnedT, Reader, Writer};
 use vm_memory::{
-    Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap,
+    GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap,
 };
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
@@ -40,31 +40,18 @@ impl Device {
 
     /// Serves a request, and returns the number of bytes written.
     ///
-    /// `Reader` and `Writer` of virtio-queue use the pointer of a guard and do not check its error,
-    /// so a device must know that the pages are granted before it uses them.
+    /// `Reader` and `Writer` of virtio-queue use the pointer of a guard and do not check its
+    /// error. So they get memory that keeps its slices mapped, which returns the error before.
     fn serve(
         memory: &Memory,
         chain: &DescriptorChain<GuestMemoryLoadGuard<Memory>>,
     ) -> io::Result<u32> {
+        let request = memory.held();
+        let reader = Reader::new(&request, chain.clone()).map_err(io::Error::other)?;
+        let mut writer = Writer::new(&request, chain.clone()).map_err(io::Error::other)?;
         let mut bytes = Vec::new();
-        for descriptor in chain.clone().readable() {
-            let from = bytes.len();
-            let len = u64::from(descriptor.len()).min(MOST_BYTES);
-            let len = usize::try_from(len).map_err(io::Error::other)?;
-            bytes.resize(from + len, 0);
-            let place = bytes.get_mut(from..).unwrap_or_default();
-            memory
-                .read_slice(place, descriptor.addr())
-                .map_err(io::Error::other)?;
-        }
-        let mut again = Vec::new();
-        let reader = chain.clone().reader(memory).map_err(io::Error::other)?;
-        reader.take(MOST_BYTES).read_to_end(&mut again)?;
-        if again != bytes {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
+        reader.take(MOST_BYTES).read_to_end(&mut bytes)?;
         bytes.iter_mut().for_each(|byte| *byte = !*byte);
-        let mut writer = chain.clone().writer(memory).map_err(io::Error::other)?;
         writer.write_all(&bytes)?;
         u32::try_from(bytes.len()).map_err(io::Error::other)
     }

@@ -28,6 +28,16 @@ const LENGTHS: [usize; 4] = [8, 4096, 512, 5000];
 const DESCRIPTOR_NEXT: u16 = 1;
 const DESCRIPTOR_WRITE: u16 = 2;
 
+/// The buffer of a request that the driver does not grant.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Missing {
+    Nothing,
+    /// The buffer that the device must read.
+    Readable,
+    /// The last page of the buffer that the device must write.
+    EndOfWritable,
+}
+
 /// The driver.
 pub struct Driver<'a> {
     world: &'a mut dyn World,
@@ -71,16 +81,20 @@ impl<'a> Driver<'a> {
         self.ring_address(RING_PAGES * PAGE)
     }
 
-    /// Offers a request. Without `readable`, the buffer that the device must read is not granted.
-    pub fn offer(&mut self, number: u32, readable: bool) {
+    /// Offers a request.
+    pub fn offer(&mut self, number: u32, missing: Missing) {
         let (offset, len) = shape(number);
         let bytes = content(number, len);
         self.write(READABLE, offset, &bytes);
         self.write(WRITABLE, offset, &vec![0xee; len]);
-        if readable {
+        if missing != Missing::Readable {
             self.grant(READABLE, Access::ReadOnly);
         }
         self.grant(WRITABLE, Access::ReadWrite);
+        if missing == Missing::EndOfWritable {
+            let end = u32::try_from((offset + len - 1) / PAGE).expect("pages are few");
+            self.world.revoke(references(WRITABLE).start + end);
+        }
 
         let pair = (number * 2) % u32::from(SIZE);
         let pair = u16::try_from(pair).expect("descriptors have 16 bits");
@@ -94,8 +108,9 @@ impl<'a> Driver<'a> {
     }
 
     /// Checks the result of the request, and revokes the grants of its buffers.
-    pub fn check(&mut self, number: u32, readable: bool) {
+    pub fn check(&mut self, number: u32, missing: Missing) {
         let (offset, len) = shape(number);
+        let served = missing == Missing::Nothing;
         let (used, _) = RINGS[2];
         let index = u16::from_le_bytes(self.read(0, used + 2));
         assert_eq!(index, low(number + 1), "the used index");
@@ -104,12 +119,12 @@ impl<'a> Driver<'a> {
         assert_eq!(head, (number * 2) % u32::from(SIZE), "request {number}");
         let written = u32::from_le_bytes(self.read(0, used + 8 + 8 * slot));
         let written = usize::try_from(written).expect("32 bits fit");
-        assert_eq!(written, if readable { len } else { 0 }, "request {number}");
+        assert_eq!(written, if served { len } else { 0 }, "request {number}");
 
         let mut expected = content(number, len);
         expected.iter_mut().for_each(|byte| *byte = !*byte);
         let answer = self.read_vec(WRITABLE, offset, len);
-        if readable {
+        if served {
             assert!(answer == expected, "the data of request {number}");
         } else {
             assert!(answer.iter().all(|byte| *byte == 0xee), "request {number}");

@@ -35,7 +35,7 @@ use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 use crate::outcome::{Outcome, Stop};
 use crate::world::{mapped, World};
 use device::Device;
-use driver::{Driver, RINGS};
+use driver::{Driver, Missing, RINGS};
 
 /// The requests of a run. The rings wrap around several times.
 const REQUESTS: u32 = 40;
@@ -53,7 +53,7 @@ pub enum Rings {
     OnDemand,
 }
 
-/// Runs requests. Each eighth one names pages that are not granted.
+/// Runs requests, some of which name a page that is not granted.
 ///
 /// # Errors
 ///
@@ -77,12 +77,16 @@ pub fn requests_complete(world: &mut dyn World, rings: Rings) -> Outcome {
     let (kick, call) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
     connect(&front_end, &mut driver, rings, &kick, &call)?;
     for number in 0..REQUESTS {
-        // The device cannot read this request, and writes nothing.
-        let readable = number % 8 != 5;
-        driver.offer(number, readable);
+        // The device cannot serve some requests, and writes nothing.
+        let missing = match number % 8 {
+            3 => Missing::EndOfWritable,
+            5 => Missing::Readable,
+            _ => Missing::Nothing,
+        };
+        driver.offer(number, missing);
         kick.write(1)?;
         wait(&call)?;
-        driver.check(number, readable);
+        driver.check(number, missing);
         let expected = match rings {
             Rings::InAdvance => driver.ring_references(),
             Rings::OnDemand => Vec::new(),
