@@ -140,6 +140,7 @@ impl<S: DirtyLog> DirtyLog for Option<S> {
 }
 
 /// Harvests the part of the bitmap that starts at the slice's offset.
+///
 /// [`set_tracking`](Self::set_tracking) switches the whole bitmap.
 ///
 /// If a page is only partly in the slice, every harvest reports it and leaves it dirty, because the

@@ -186,6 +186,7 @@ impl Marks {
     }
 
     /// Marks the bits from `first` to `last`, all of which exist, after the data were written.
+    ///
     /// Modifies only words that lack some of them.
     pub(super) fn mark_range(&self, first: usize, last: usize) {
         // Orders the data before all checks.
@@ -210,10 +211,9 @@ impl Marks {
         }
     }
 
-    /// Clears the bits of a range, and calls `found` for each word that had set bits, in ascending
-    /// order.
+    /// Clears the bits of a range, and calls `found` for each word that had set bits.
     ///
-    /// The caller may read guest memory after the call, but not in `found`.
+    /// The words ascend. The caller may read guest memory after the call, but not in `found`.
     pub(super) fn harvest(&self, range: Range<usize>, found: impl FnMut(usize, u64)) {
         self.harvest_words(range, found);
         // The matching fences of the writers are in `mark` and `mark_range`.

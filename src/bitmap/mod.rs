@@ -175,8 +175,9 @@ pub trait Bitmap: for<'a> WithBitmapSlice<'a> {
         true
     }
 
-    /// Grows the bitmap until it tracks the first `len` bytes. The default calls
-    /// [`grow_shared`](Self::grow_shared).
+    /// Grows the bitmap until it tracks the first `len` bytes.
+    ///
+    /// The default calls [`grow_shared`](Self::grow_shared).
     ///
     /// [`MmapRegionBuilder::build`](crate::mmap::MmapRegionBuilder::build) calls it, so that the
     /// bitmap tracks the whole region. After the call, it refuses a bitmap that does not
@@ -185,8 +186,9 @@ pub trait Bitmap: for<'a> WithBitmapSlice<'a> {
         self.grow_shared(len);
     }
 
-    /// Grows the bitmap as [`grow_to_track`](Self::grow_to_track) does, while others use it. The
-    /// default does nothing.
+    /// Grows the bitmap as [`grow_to_track`](Self::grow_to_track) does, while others use it.
+    ///
+    /// The default does nothing.
     ///
     /// A slice, such as an `ArcSlice`, grows its bitmap by this method. If memory runs out, nothing
     /// changes.

@@ -39,8 +39,9 @@ pub(crate) fn words_of(range: Range<usize>) -> impl Iterator<Item = (usize, u64)
     })
 }
 
-/// Calls `update` for each word that has bits of the ranges, with a mask of those bits. If the
-/// ranges ascend, it is called once per word.
+/// Calls `update` for each word that has bits of the ranges, with a mask of those bits.
+///
+/// If the ranges ascend, it calls `update` once per word.
 #[cfg(feature = "backend-bitmap")]
 #[inline]
 pub(crate) fn for_each_word(

@@ -116,16 +116,16 @@ struct HeldSlice<'m, M: GuestMemory + ?Sized> {
     _hold: Hold,
 }
 
-// SAFETY: 1. `first` and `rest` hold host addresses, which any thread may access through a
-// `VolatileSlice` at any time, and bitmap slices, which are `Send` by the bound. 2. The map is
-// owned as `Arc<M>` or borrowed as `&M`, and both are `Send` since `M: Send + Sync`. 3. `Hold` and
-// `TranslationHold` are `Send` (asserted below). 4. The other fields are plain values.
+// SAFETY: 1. `first` and `rest` hold host addresses and bitmap slices. Any thread may access the
+// addresses through a `VolatileSlice` at any time. The bitmap slices are `Send` by the bound. 2.
+// The map is owned as `Arc<M>` or borrowed as `&M`, and both are `Send` since `M: Send + Sync`. 3.
+// `Hold` and `TranslationHold` are `Send` (asserted below). 4. The other fields are plain values.
 unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Send for Window<'m, M> where
     BS<'m, M::Bitmap>: Send
 {
 }
 // SAFETY: a `&Window` accesses guest memory through `VolatileSlice`s, which any number of threads
-// may do at once, and marks through bitmap slices, which are `Sync` by the bound. It does not reach
+// may do at once. It marks through bitmap slices, which are `Sync` by the bound. It does not reach
 // the map or the holds. Its other fields are plain values.
 unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Sync for Window<'m, M> where
     BS<'m, M::Bitmap>: Sync

@@ -37,8 +37,10 @@ pub struct IommuMemorySliceIterator<
 }
 
 impl<'a, M: GuestMemoryBackend, I: Iommu, K: Marking<M>> IommuMemorySliceIterator<'a, M, I, K> {
-    /// Creates an iterator over a range that was translated to `segments`. Without segments, the
-    /// IOMMU is off, and the addresses of the range are guest physical addresses.
+    /// Creates an iterator over a range that was translated to `segments`.
+    ///
+    /// Without segments, the IOMMU is off, and the addresses of the range are guest physical
+    /// addresses.
     pub(super) fn new(
         backend: &'a M,
         bitmap: &'a K::IovaBitmap,

@@ -87,8 +87,7 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         Self::from_arc_regions(regions.into_iter().map(Arc::new).collect())
     }
 
-    /// Creates a collection of shared regions, which must be sorted by address and must not
-    /// overlap.
+    /// Creates a collection of shared regions, which must be sorted and must not overlap.
     ///
     /// # Errors
     ///

@@ -134,8 +134,8 @@ impl BucketTable {
     /// Returns the table without the region of that number, which starts at `start`.
     ///
     /// `regions` is the number of regions that remain. Returns `None` if a new table is required.
-    /// That is the case if the region is the first one, if it is the second to be removed from
-    /// shared numbers, or if few regions remain.
+    /// That is the case for the first region, for the second one that is removed from shared
+    /// numbers, or if few regions remain.
     #[inline(always)]
     pub(super) fn removed(&self, number: usize, start: u64, regions: usize) -> Option<Self> {
         let bucket = start.wrapping_sub(self.first) >> self.shift;

@@ -36,8 +36,8 @@ pub(super) struct Segments<'a, S: BitmapSlice> {
     /// Whether a caller got the vectors for writing, and the pages have not been marked since.
     ///
     /// Relaxed accesses suffice. The flag is read by `drop` and by methods that take `&mut self` or
-    /// consume the owner. A borrow by another thread has ended by then, and whatever ended it (a
-    /// join, a lock, the count of an `Arc`) orders the store before the load.
+    /// consume the owner. A borrow by another thread has ended by then. Its end (by a join, a lock,
+    /// or the count of an `Arc`) orders the store before the load.
     lent: AtomicBool,
 }
 
@@ -208,8 +208,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         }
     }
 
-    /// Keeps the first `at` bytes, and returns the others. Returns `None`, and changes nothing, if
-    /// there are fewer than `at` bytes.
+    /// Keeps the first `at` bytes, and returns the others.
+    ///
+    /// Returns `None`, and changes nothing, if there are fewer than `at` bytes.
     pub(super) fn split_off(&mut self, at: usize) -> Option<Self> {
         let mut rest = Segments::new(self.access);
         rest.len = self.len.checked_sub(at)?;
@@ -348,8 +349,10 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         result
     }
 
-    /// Transfers all bytes, by as many system calls as necessary. Returns the number of bytes
-    /// moved, and the error that ended the transfer early, if there was one.
+    /// Transfers all bytes, by as many system calls as necessary.
+    ///
+    /// Returns the number of bytes moved, and the error that ended the transfer early, if there was
+    /// one.
     ///
     /// There are at most [`MAX_VECTORS`] segments.
     pub(super) fn transfer_all(
@@ -410,8 +413,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     }
 }
 
-/// Removes the segments that were added through it when it is dropped, unless they are
-/// [kept](Self::keep).
+/// Removes the segments that were added through it, unless they are [kept](Self::keep).
 ///
 /// So the segments stay as they were when an iterator of a user's memory fails or panics.
 pub(super) struct Addition<'s, 'a, S: BitmapSlice> {

@@ -32,8 +32,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
 
     /// Returns the slice as mapped memory, and the hold that keeps it mapped.
     ///
-    /// If the memory is mapped for each access, and only some of it can be, it returns the bytes
-    /// before the first that cannot, and the error of that one.
+    /// If the memory is mapped for each access, it may be that only some of it can be mapped. The
+    /// slice then has the bytes before the first that cannot, and the error is that of this byte.
     ///
     /// # Errors
     ///

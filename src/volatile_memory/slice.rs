@@ -380,7 +380,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     pub(super) unsafe fn into_ref<T: ByteValued>(self) -> VolatileRef<'a, T, B> {
         let (addr, on_demand) = (self.addr.as_ptr(), self.addr.on_demand());
         // SAFETY: for all of `'a`, the bytes of the slice, and so of the value (contract of this
-        // function), are mapped or mapped by each access, and no Rust reference covers them. Other
+        // function), are mapped or mapped by each access. No Rust reference covers them. Other
         // accesses are atomic or invisible to the compiler (contract of `with_bitmap`).
         unsafe { VolatileRef::with_bitmap(addr, self.bitmap, on_demand) }
     }
@@ -397,7 +397,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ) -> VolatileArrayRef<'a, T, B> {
         let (addr, on_demand) = (self.addr.as_ptr(), self.addr.on_demand());
         // SAFETY: for all of `'a`, the bytes of the slice, and so of the array (contract of this
-        // function), are mapped or mapped by each access, and no Rust reference covers them. Other
+        // function), are mapped or mapped by each access. No Rust reference covers them. Other
         // accesses are atomic or invisible to the compiler (contract of `with_bitmap`). They are at
         // most `isize::MAX` (contract of this function).
         unsafe { VolatileArrayRef::with_bitmap(addr, n, self.bitmap, on_demand) }

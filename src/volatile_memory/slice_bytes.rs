@@ -185,8 +185,9 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         Ok(result.map(|()| count))
     }
 
-    /// Returns the place of a `T::A` at `addr`, after checking its size, bounds and alignment. If
-    /// `T` is not [register sized](is_register_sized), its host address is not null.
+    /// Returns the place of a `T::A` at `addr`, after checking its size, bounds and alignment.
+    ///
+    /// If `T` is not [register sized](is_register_sized), the host address is not null.
     ///
     /// If `T` has no bytes, it is any such address.
     #[inline(always)]

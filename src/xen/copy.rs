@@ -87,8 +87,9 @@ impl MmapXen {
         Ok(())
     }
 
-    /// Returns the place of the byte at offset `done` of a copy, and the bytes up to the end of its
-    /// page or of the copy.
+    /// Returns the place of the byte at offset `done` of a copy, and a number of bytes.
+    ///
+    /// The bytes end with the page or with the copy.
     fn segment_at(&self, at: usize, done: usize, len: usize) -> io::Result<(GrantedPlace, u16)> {
         let at = at.checked_add(done).ok_or_else(invalid)?;
         let rest = len.saturating_sub(done);

@@ -24,8 +24,8 @@ pub(crate) struct GrantMapping {
 
 /// An entry in the table of gntdev, which is removed on drop.
 ///
-/// On a host that is auto-translated (Arm, PVH), a grant stays mapped in the hypervisor as long as
-/// its entry exists, even if mmap(2) has failed.
+/// On an auto-translated host (Arm, PVH), a grant stays mapped in the hypervisor while its entry
+/// exists. That holds even if mmap(2) has failed.
 #[derive(Debug)]
 struct Entry {
     device: Arc<File>,

@@ -91,8 +91,9 @@ impl MarksChain {
         }
     }
 
-    /// Clears the bits of a range, and calls `found` for each word that had a bit set, in ascending
-    /// order. The caller may read guest memory after the call, but not in `found`.
+    /// Clears the bits of a range, and calls `found` for each word that had set bits.
+    ///
+    /// The words ascend. The caller may read guest memory after the call, but not in `found`.
     pub(super) fn harvest(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
         // Most bitmaps have only this part, whose words need no offset.
         self.marks.harvest(range.clone(), &mut found);

@@ -81,7 +81,9 @@ impl Access<'_> {
     }
 
     /// Writes the first bytes of `data` in the model, as far as an access of `count` bytes moves
-    /// them. Returns that number, or the expected error.
+    /// them.
+    ///
+    /// Returns the number of these bytes, or the expected error.
     fn write_model(&mut self, count: usize) -> Result<usize> {
         let movable = self.model.movable(self.addr, count);
         self.model.write(self.addr, &self.data[..moved(&movable)]);

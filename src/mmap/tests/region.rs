@@ -7,8 +7,9 @@ use tempfile::NamedTempFile;
 
 use super::*;
 
-/// Returns whether the file is mapped in this process. An address would not prove it: another
-/// thread may reuse it.
+/// Returns whether the file is mapped in this process.
+///
+/// An address would not prove that, because another thread may reuse it.
 fn is_mapped(file: &NamedTempFile) -> bool {
     let path = file.path().to_str().unwrap();
     std::fs::read_to_string("/proc/self/maps")

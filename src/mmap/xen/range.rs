@@ -27,10 +27,10 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 /// - An access maps the pages that it touches, no matter how large the region or the slice is. It
 ///   maps them for reading only, unless it writes. Transfers of more than 1 MiB map one piece after
 ///   the other.
-/// - If a page cannot be mapped, the access returns [`IOError`] with the error number of the
-///   system, such as `EINVAL` for a page that is not granted. The bytes before it have been moved,
-///   and count as they do before a [fault](crate::fault). A method without an error reads zeroes,
-///   or does not write. [`fault::last`] then describes the page; in place of a host address, it has
+/// - If a page cannot be mapped, the access returns [`IOError`] with the system's error number,
+///   such as `EINVAL` for a page that is not granted. The bytes before it have been moved, and
+///   count as they do before a [fault](crate::fault). A method without an error reads zeroes, or
+///   does not write. [`fault::last`] then describes the page; in place of a host address, it has
 ///   the offset in the region, counted from the start of the region's first page.
 /// - [`PtrGuard`] and [`PtrGuardMut`] keep the pages mapped until they are dropped, and so do
 ///   [`Window`], [`HeldMemory`], [`IoBuffer`] and [`io_vectors`]. Drop them before the request is
@@ -57,7 +57,8 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 /// # Limits
 ///
 /// - A child process that is forked while pages are mapped keeps them mapped until it ends or calls
-///   `execve(2)`, unless the host is a PV domain. So do a leaked guard, [`IoBuffer`] or window.
+///   `execve(2)`. This does not apply in a PV domain. A leaked guard, [`IoBuffer`] or window also
+///   keeps its pages mapped.
 /// - `check_range` compares with the region. It does not know which pages are granted.
 /// - Code that uses the pointer of a [`PtrGuard`] without checking its `error` gets SIGSEGV for a
 ///   page that is not granted. The `Reader` and `Writer` of virtio-queue 0.18 are such code, so a
@@ -203,8 +204,8 @@ impl MmapRange {
     ///
     /// Reads and writes of bytes and objects then make one `ioctl(2)` (`GNTDEV_GRANT_COPY`) instead
     /// of four system calls. It maps nothing, and reports which page failed. It is not atomic for
-    /// any size, so values of 1, 2, 4 and 8 bytes that are naturally aligned, atomic accesses,
-    /// typed copies, and streams of files and sockets still map the pages.
+    /// any size. So naturally aligned values of 1, 2, 4 and 8 bytes, atomic accesses, typed copies,
+    /// and streams of files and sockets still map the pages.
     ///
     /// The default is `false`: 0.18.0 does not make this request. Ranges that are mapped in advance
     /// ignore it. A device that does not know the request returns its error: there is no fallback.

@@ -291,8 +291,7 @@ fn anchor_table() {
     }
 }
 
-/// Returns the address at which to resume after a fault at `instruction`, and the kind of its guest
-/// operand.
+/// Returns the address to resume at after a fault at `instruction`, and the kind of its operand.
 fn lookup(instruction: usize) -> Option<(usize, i32)> {
     anchor_table();
     let mut entry = (&raw const TABLE_START).cast::<Entry>();

@@ -212,8 +212,9 @@ fn detected_middle_copy() -> Routine {
     unsafe { transmute::<*mut (), Routine>(routine) }
 }
 
-/// Stores the result of [`middle_copy`] in [`MIDDLE`] and returns it. Called by
-/// [`middle_undetected`].
+/// Stores the result of [`middle_copy`] in [`MIDDLE`], and returns it.
+///
+/// [`middle_undetected`] calls it.
 #[cold]
 #[expect(
     clippy::as_conversions,
