@@ -1,6 +1,6 @@
 //! Discards of pages that the guest uses at the same time.
 //!
-//! The test counts the VMAs of its process, so it is a program of its own.
+//! The test counts the VMAs of its process, so it is a separate program.
 #![cfg(target_os = "linux")]
 
 use std::fs;

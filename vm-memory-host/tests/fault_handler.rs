@@ -1,6 +1,6 @@
 //! Regions with blocks need the fault handler, if an access during an unplug could raise a signal.
 //!
-//! The handler cannot be removed, so the test is a program of its own.
+//! The handler cannot be removed, so the test is a separate program.
 #![cfg(target_os = "linux")]
 
 use std::num::NonZeroU64;

@@ -1,6 +1,6 @@
 //! A build in a jail without /sys and /proc.
 //!
-//! The test changes the root directory of its process, so it is a program of its own.
+//! The test changes the root directory of its process, so it is a separate program.
 #![cfg(target_os = "linux")]
 
 use std::fs;

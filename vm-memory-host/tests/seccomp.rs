@@ -17,7 +17,7 @@ use vm_memory_host::{
 };
 
 const TEST: &str = "discard_and_plug_after_build_open_no_files";
-/// The environment variable that tells a child what to do.
+/// The environment variable that names the task of a child.
 const TASK: &str = "VM_MEMORY_HOST_TEST_TASK";
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;

@@ -1,6 +1,6 @@
 //! The table of system calls in the crate documentation lists the calls that are made.
 //!
-//! The allocator of this program makes no system calls, so it is a program of its own.
+//! The allocator of this program makes no system calls, so it is a separate program.
 #![cfg(all(target_os = "linux", not(miri)))]
 
 use std::collections::BTreeSet;

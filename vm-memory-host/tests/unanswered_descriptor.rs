@@ -122,7 +122,7 @@ fn serve(mut device: File, is_silent: &AtomicBool, unanswered: &Mutex<Vec<u32>>)
     }
 }
 
-/// Returns the result of `work`, which runs in a thread of its own. Fails if it takes too long.
+/// Returns the result of `work`, which runs in a separate thread. Fails if it takes too long.
 fn returned<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(work()));

@@ -1,6 +1,6 @@
 //! Neither a guest nor a description can use up the VMAs of a process (`vm.max_map_count`).
 //!
-//! The tests count the VMAs of their process, so they are a program of their own.
+//! The tests count the VMAs of their process, so they are a separate program.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -41,7 +41,7 @@ fn vma_budget_is_shared_by_all_regions_of_the_process() {
     let error = build(blocks(most)).unwrap_err();
     let expected = format!("its {most} protected blocks could need as many VMAs");
     assert!(error.contains(&expected), "{error}");
-    // A region of its own and its guards are three more.
+    // A separate region and its guards are three more.
     let half = build(blocks(most / 2 - 3)).unwrap();
     let error = build(Region::new(GuestAddress(0), PAGE)).unwrap_err();
     assert!(error.starts_with("1 regions need 3 VMAs"), "{error}");

@@ -27,7 +27,7 @@ pub(super) fn check_seals(region: &Region) -> Result<(), BuildError> {
     }
 }
 
-/// Creates the memfd of a region, or checks the file that the region brings.
+/// Creates the memfd of a region, or checks the file that the caller passed.
 pub(super) fn open(region: &Region, host: &HostResources) -> Result<OpenedBacking, BuildError> {
     check_name(region)?;
     let opened = match &region.backing {
@@ -182,7 +182,7 @@ fn identity(metadata: &Metadata) -> Option<FileIdentity> {
     if file_type.is_file() {
         return Some((metadata.dev(), Some(metadata.ino())));
     }
-    // Each shared mapping of /dev/zero has pages of its own. Other files, such as anonymous inodes,
+    // Each shared mapping of /dev/zero has separate pages. Other files, such as anonymous inodes,
     // may share an inode without sharing memory.
     let is_device = file_type.is_block_device() || file_type.is_char_device();
     (is_device && metadata.rdev() != DEV_ZERO).then(|| (metadata.rdev(), None))
@@ -191,7 +191,7 @@ fn identity(metadata: &Metadata) -> Option<FileIdentity> {
 /// Returns the kind of a file, and the size of its pages.
 ///
 /// For a device node, `fstatfs(2)` reports the file system of /dev, which usually is a tmpfs. A
-/// device is therefore a `File` whatever it is on.
+/// device is therefore always a `File`.
 fn kind_of(file_type: FileType, file_system: &sys::FileSystem) -> (BackingKind, u64) {
     match (file_system.kind, file_type.is_file()) {
         (sys::HUGETLBFS, true) => (BackingKind::Hugetlb, file_system.block_size),

@@ -226,7 +226,7 @@ where
     for region in memory.iter() {
         let mapping = provisioned(region)?;
         let mut options = mapping.options().clone();
-        // The receiver then detects an unsealed file in place of a sealed one.
+        // The receiver then detects an unsealed file that replaces a sealed one.
         let file = mapping.file();
         options.sealed |= file.is_some_and(|(file, _)| sys::cannot_shrink(file));
         regions.push(RegionDescription {

@@ -52,8 +52,8 @@ pub enum PrefaultError {
     Memory {
         /// The number of bytes to populate.
         ///
-        /// Bytes that are resident already are excluded, unless the total exceeds the host's
-        /// memory and swap.
+        /// Bytes that are resident already are excluded, unless the total is so large that
+        /// excluding them cannot avoid the error.
         wanted: u64,
         /// The number of available bytes, computed as in
         /// [`BuildError::Memory`](super::BuildError::Memory).

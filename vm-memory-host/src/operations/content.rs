@@ -296,7 +296,7 @@ impl Source {
     }
 }
 
-/// Opens a file again, with a position of its own, if its `SEEK_DATA` finds all data.
+/// Opens a file again, with a separate position, if its `SEEK_DATA` finds all data.
 ///
 /// Returns `None` if a page with content could be left out. On overlayfs, for example, the new
 /// descriptor can refer to a copy of the file that is mapped.

@@ -70,7 +70,7 @@ use crate::sys::{self, Advice, Mapped};
 /// A handler of userfaultfd(2) can fill missing pages of the region, for example from a snapshot.
 /// With `UFFD_FEATURE_EVENT_REMOVE`, the kernel sends it an event for each discarded range before
 /// the call returns. The handler must then fill the missing pages of that range with zeroes. The
-/// call waits until the handler has read the event, so the handler needs a thread of its own. The
+/// call waits until the handler has read the event, so the handler needs a separate thread. The
 /// same applies to [`plug`](crate::plug()) and [`unplug`](crate::unplug()). There are exceptions:
 ///
 /// - Pages that are overwritten, as listed above, stay in place. There is no event, except for
@@ -271,8 +271,8 @@ fn overwrite_huge_pages(
     let mut bytes_of_file = Vec::new();
     for (at, page) in huge_pages(mapping, offset, len) {
         if mincore_bytes(mapping, at, page)? == 0 {
-            // This process maps no page here, so the call only tells a handler of userfaultfd(2)
-            // not to fill it. Linux before 5.18 refuses it.
+            // This process maps no page here, so the call only notifies a handler of
+            // userfaultfd(2), which then does not fill it. Linux before 5.18 refuses it.
             let _ = free_private_pages(mapping, at, page);
             // Another process, or that handler before it was told, may have filled it. A read of
             // the file does not populate a hole.

@@ -230,7 +230,7 @@ struct Queue<'a> {
 
 impl Queue<'_> {
     fn take(&self) -> Option<&Step<'_>> {
-        // Relaxed: the counter only hands out steps.
+        // Relaxed: the counter protects no other memory.
         self.steps.get(self.next.fetch_add(1, Ordering::Relaxed))
     }
 

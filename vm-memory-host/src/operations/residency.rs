@@ -15,8 +15,9 @@ use crate::sys;
 
 /// The memory that a region uses, in bytes.
 ///
-/// `resident` and `file` are exact. The other numbers come from the kernel's statistics of VMAs: if
-/// adjacent regions share a VMA, each gets a share in proportion to its size.
+/// The kernel reports `resident` and `file` page by page; the fields list exceptions. The other
+/// numbers come from its statistics of VMAs: if adjacent regions share a VMA, each gets a share in
+/// proportion to its size.
 ///
 /// The region uses `private + file` bytes of memory, and `swapped` bytes of swap. For a private
 /// mapping of a file, this can be twice its size: each page that the guest has written is in memory

@@ -25,7 +25,7 @@ pub(crate) fn memfd(name: &CStr, len: u64, huge: Option<u64>) -> Result<File> {
                 .wrapping_shl(libc::MAP_HUGE_SHIFT.unsigned_abs());
     }
     let file = match new_memfd(name, flags | libc::MFD_NOEXEC_SEAL) {
-        // The kernel does not know the flag. If something else is invalid, this fails again.
+        // The kernel does not support the flag. If something else is invalid, this fails again.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => executable_memfd(name, flags)?,
         result => result?,
     };
@@ -86,7 +86,7 @@ fn seals(file: &File) -> Option<libc::c_int> {
     (seals >= 0).then_some(seals)
 }
 
-/// The file system that a file is on.
+/// The file system of a file.
 pub(crate) struct FileSystem {
     /// Its magic number.
     pub(crate) kind: i128,
@@ -108,7 +108,7 @@ const DISK_FILE_SYSTEMS: [i128; 3] = [0xef53, 0x58465342, 0x9123683e];
 impl FileSystem {
     /// Returns whether `SEEK_DATA` leaves out no data, not even pages that are only in memory.
     ///
-    /// The server of a network file system or of FUSE does not know pages that were not written
+    /// The server of a network file system or of FUSE does not see pages that were not written
     /// back. A file on overlayfs can change the file that is below it.
     pub(crate) fn reports_data(&self) -> bool {
         self.kind == TMPFS || DISK_FILE_SYSTEMS.contains(&self.kind)

@@ -141,7 +141,7 @@ impl Mapped {
         Ok((zeroes, locked))
     }
 
-    /// Maps inaccessible memory in a reservation of its own, between two readable pages.
+    /// Maps inaccessible memory in a new reservation, between two readable pages.
     ///
     /// Fails unless `len` is whole pages. Retries if another thread maps memory between two calls.
     fn detached_inaccessible(len: usize) -> Result<Self> {
@@ -170,8 +170,8 @@ impl Mapped {
         reservation.disown(page, page.saturating_add(len));
         let (flags, fd, file_offset) = arguments(Source::Anonymous);
         let only_there = flags | libc::MAP_FIXED_NOREPLACE;
-        // SAFETY: MAP_FIXED_NOREPLACE replaces no mapping. Kernels that do not know it take the
-        // address as a hint, and then choose addresses that are not in use.
+        // SAFETY: MAP_FIXED_NOREPLACE replaces no mapping. Kernels that do not support it use the
+        // address as a hint, and choose addresses that are not in use.
         let result =
             unsafe { libc::mmap(middle, len, libc::PROT_NONE, only_there, fd, file_offset) };
         if result == middle {

@@ -162,8 +162,8 @@ impl Reservation {
     /// Maps `source` over a part of the reservation.
     ///
     /// If mmap(2) fails, it may have unmapped the part: Linux before 6.12 always does, later
-    /// versions do for files. Another thread may have mapped memory there since. Unless the caller
-    /// knows better, it must [`disown`](Self::disown) the part.
+    /// versions do for files. Another thread may have mapped memory there since. Unless the error
+    /// shows that nothing was unmapped, the caller must [`disown`](Self::disown) the part.
     ///
     /// # Safety
     ///
@@ -305,7 +305,7 @@ pub(crate) fn resident_of_file(
 
 impl Drop for TrialMapping {
     fn drop(&mut self) {
-        // SAFETY: `new` made this mapping, and hands its address to no other code.
+        // SAFETY: `new` made this mapping, and no other code has its address.
         unsafe { unmap(self.addr, self.len) };
     }
 }
@@ -390,7 +390,7 @@ impl Reserved {
         let end = self.next.checked_add(len).filter(|_| is_whole_pages);
         let end = end.filter(|end| *end <= self.reservation.len);
         let end = end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
-        // A trial elsewhere tells whether the kernel accepts the file, before anything is replaced.
+        // A trial elsewhere shows whether the kernel accepts the file, before anything is replaced.
         // Huge pages that a shared trial reserves belong to the file (Linux, "Hugetlbfs
         // Reservation"), so the trial is kept until the real mapping has them. A private trial
         // reserves pages for itself, and must go first.

@@ -1,4 +1,4 @@
-//! [`without_file_size_signal`]: an error in place of SIGXFSZ.
+//! [`without_file_size_signal`]: returns an error instead of raising SIGXFSZ.
 
 use std::io::Result;
 use std::mem::MaybeUninit;

@@ -268,7 +268,7 @@ pub(crate) fn non_zero(size: u64) -> NonZeroU64 {
     NonZeroU64::new(size).unwrap()
 }
 
-/// A file system mounted in a directory of its own, for one test.
+/// A file system mounted in a new directory, for one test.
 pub(crate) struct Mounted {
     pub(crate) directory: tempfile::TempDir,
 }
