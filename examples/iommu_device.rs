@@ -1,5 +1,5 @@
-//! A device behind an IOMMU: the IOTLB starts empty, and each miss is sent to the front end, with a
-//! deadline for its reply. Hits take no lock. An invalidation is acknowledged when it is complete.
+//! A device behind an IOMMU: the IOTLB starts empty. Each miss is sent to the front end, with a
+//! deadline for the reply. Hits take no lock. An invalidation is acknowledged when it is complete.
 //!
 //! `cargo run -p examples --example iommu_device`
 

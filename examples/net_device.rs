@@ -24,7 +24,7 @@ fn receive(fd: RawFd, mut buffer: IoBuffer<Memory>) -> io::Result<usize> {
     let received = unsafe { libc::readv(fd, vectors.as_ptr().cast(), count) };
     // On an error, the buffer is dropped, which marks all of it.
     let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-    // The kernel copies a datagram whole, and nothing after it: the rest needs no marks.
+    // The kernel copies the datagram and nothing after it: the rest needs no marks.
     if let Some(rest) = buffer.split_off(received) {
         rest.cancel();
     }

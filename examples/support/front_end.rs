@@ -12,7 +12,7 @@ pub const PAGE: u64 = 0x1000;
 /// A page of I/O virtual addresses, and the page of guest memory that it is mapped to.
 pub type Mapping = (GuestAddress, GuestAddress);
 
-/// A connection to the front end, which runs on a thread of its own.
+/// A connection to the front end, which runs on a separate thread.
 #[derive(Debug)]
 pub struct FrontEnd {
     misses: Sender<GuestAddress>,

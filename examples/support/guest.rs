@@ -10,7 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegio
 
 use crate::{vcpu, Memory, Result};
 
-/// A virtual machine whose vCPU runs on a thread of its own.
+/// A virtual machine whose vCPU runs on a separate thread.
 pub struct Guest {
     vm: VmFd,
     memory: Arc<Memory>,

@@ -1,8 +1,8 @@
 //! The block device (virtio 1.2, section 5.2): takes requests from descriptor chains, and moves
 //! their data between guest memory and a disk.
 //!
-//! Everything in a chain comes from the guest and may be hostile. The device checks a request as a
-//! whole before it moves the first byte. Pages that it writes are marked dirty by vm-memory.
+//! Everything in a chain comes from the guest and may be hostile. The device checks the whole
+//! request before it moves the first byte. Pages that it writes are marked dirty by vm-memory.
 
 use std::io;
 use std::sync::Arc;
