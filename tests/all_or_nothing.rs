@@ -3,6 +3,7 @@
 
 use std::io::Cursor;
 
+use test_support::PAGE;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
@@ -10,8 +11,6 @@ use vm_memory::{
 };
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
-
-const PAGE: usize = 0x1000;
 
 /// Two adjacent regions of a page, a hole of a page, and another region.
 fn memory() -> Memory {

@@ -10,13 +10,12 @@
 
 use std::num::NonZeroUsize;
 
-use test_support::skipped;
+use test_support::{skipped, PAGE};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap, DirtyPages};
 use vm_memory::dirty::{DirtyMemory, LogWords};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-const PAGE: usize = 4096;
 /// The child's exit status if it cannot install the filter.
 const NO_FILTER: i32 = 77;
 

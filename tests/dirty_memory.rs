@@ -6,14 +6,13 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use test_support::PAGE;
 use vm_memory::bitmap::{ArcSlice, AtomicBitmap, Bitmap, DirtyLog, DirtyPages};
 use vm_memory::dirty::{DirtyMemory, LogWords};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
-
-const PAGE: usize = 4096;
 
 /// Creates regions of (first page, number of pages, pages per bit of the bitmap).
 fn memory(regions: &[(u64, usize, usize)]) -> GuestMemoryMmap<AtomicBitmap> {

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
+use test_support::PAGE;
 use vm_memory::bitmap::{
     AtomicBitmap, Bitmap, BitmapSlice, DirtyLog, DirtyPages, NewBitmap, RefSlice, WithBitmapSlice,
 };
@@ -93,8 +94,6 @@ impl DirtyLog for OwnSlice<'_> {
 }
 
 type Memory = GuestMemoryMmap<Own>;
-
-const PAGE: usize = 0x1000;
 
 fn region(start: u64) -> GuestRegionMmap<Own> {
     GuestRegionMmap::from_range(GuestAddress(start), 4 * PAGE, None).unwrap()

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use test_support::PAGE;
 use vm_memory::bitmap::{ArcSlice, AtomicBitmap};
 use vm_memory::dirty::{DirtyMemory, LogWords};
 use vm_memory::mmap::MmapRegionBuilder;
@@ -13,7 +14,6 @@ use vm_memory::{
     Bytes, GuestAddress, GuestMemoryMmap, GuestRegionCollection, GuestRegionMmap, MmapRegion,
 };
 
-const PAGE: usize = 0x1000;
 const PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(PAGE).unwrap();
 
 type Slices = GuestRegionCollection<GuestRegionMmap<ArcSlice<AtomicBitmap>>>;

@@ -3,6 +3,7 @@
 
 use std::num::NonZeroUsize;
 
+use test_support::PAGE;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap, BS};
 use vm_memory::dirty::{DirtyMemory, LogWords};
 use vm_memory::mmap::MmapRegionBuilder;
@@ -12,7 +13,6 @@ use vm_memory::{
     VolatileSlice,
 };
 
-const PAGE: usize = 0x1000;
 const LONG: u64 = 1 << 56;
 
 struct Region<B> {

@@ -4,14 +4,13 @@
 
 use std::sync::Arc;
 
+use test_support::PAGE;
 use vm_memory::guest_memory::HostRun;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     GuestRegionMmap, MmapRegion, Permissions,
 };
-
-const PAGE: usize = 0x1000;
 
 /// Creates a region of one page for each pair (page of guest memory, page of one mapping).
 fn placed(pages: &[(u64, usize)], protection: i32) -> GuestMemoryMmap {

@@ -12,7 +12,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use io_uring::{opcode, types, IoUring};
-use test_support::{skipped, temp_file};
+use test_support::{skipped, temp_file, PAGE};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::vectored::IoBuffer;
 use vm_memory::{
@@ -20,8 +20,6 @@ use vm_memory::{
 };
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
-
-const PAGE: usize = 0x1000;
 
 fn ring(test: &str) -> Option<IoUring> {
     match IoUring::new(8) {

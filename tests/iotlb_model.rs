@@ -8,12 +8,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
 
+use test_support::PAGE_U64 as PAGE;
 use vm_memory::iommu::{IotlbSnapshot, IovaRange, SharedIotlb};
 use vm_memory::{GuestAddress, Iotlb, Permissions};
 
 /// The number of pages of the model.
 const PAGES: u64 = 1 << 15;
-const PAGE: u64 = 0x1000;
 
 /// Returns the I/O virtual address of a page of the model. Three quarters of the pages are
 /// adjacent. The others are in clusters all over the address space, up to its last page.

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use test_support::PAGE;
 use vm_memory::bitmap::{Bitmap, BS};
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
@@ -13,8 +14,6 @@ use vm_memory::{
     GuestMemoryRegionBytes, GuestRegionCollection, GuestUsize, MemoryRegionAddress, MmapRegion,
     Permissions, VolatileSlice,
 };
-
-const PAGE: usize = 0x1000;
 
 /// A kind of region.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use test_support::SetOnDrop;
+use test_support::{SetOnDrop, PAGE_U64 as PAGE};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -19,7 +19,6 @@ type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 const ROUNDS: u64 = 3_000;
 const PAGES: u64 = 16;
-const PAGE: u64 = 0x1000;
 
 /// Creates two adjacent regions, with one bit per page.
 fn memory() -> Memory {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use test_support::PAGE;
 use vm_memory::bitmap::{AtomicBitmap, BS};
 use vm_memory::guest_memory::{GuestMemorySliceIterator, Window};
 use vm_memory::{
@@ -14,8 +15,6 @@ use vm_memory::{
 };
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
-
-const PAGE: usize = 0x1000;
 
 /// Creates three adjacent regions of a page, and another one after a hole of a page.
 fn memory() -> Memory {

@@ -2,12 +2,11 @@
 
 use std::collections::VecDeque;
 
+use test_support::PAGE_U64 as PAGE;
 use vm_memory::iommu::SharedIotlb;
 use vm_memory::{GuestAddress, Iotlb, Permissions};
 
 use crate::counting_allocator::{bytes_out, taken_by};
-
-const PAGE: u64 = 0x1000;
 
 /// Runs `of`, and returns the number of its allocations, and its result.
 fn allocations<T>(of: impl FnOnce() -> T) -> (usize, T) {

@@ -30,10 +30,10 @@ use std::fs::File;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
+use test_support::PAGE;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 
-const PAGE: usize = 4096;
 const BASE: GuestAddress = GuestAddress(0x10_0000);
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;

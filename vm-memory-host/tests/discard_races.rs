@@ -6,11 +6,10 @@
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use test_support::{skipped, temp_file_of_len};
+use test_support::{skipped, temp_file_of_len, PAGE_U64 as PAGE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{discard, Backing, Lock, MemoryBuilder, NumaPolicy, Region};
 
-const PAGE: u64 = 4096;
 const PAGES: u64 = 3000;
 
 fn vmas() -> usize {

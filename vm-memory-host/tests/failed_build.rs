@@ -7,11 +7,9 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
-use test_support::temp_file;
+use test_support::{temp_file, MIB};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{Backing, MemoryBuilder, NumaPolicy, Region};
-
-const MIB: u64 = 1 << 20;
 
 /// Returns the VMAs of guest memory, and the number of open descriptors.
 ///

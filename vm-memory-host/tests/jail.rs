@@ -7,11 +7,9 @@ use std::fs;
 use std::io::Read;
 
 use rustix::process::chroot;
-use test_support::skipped;
+use test_support::{skipped, MIB};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{provisioned, MemoryBuilder, Region, TransparentHugePages};
-
-const MIB: u64 = 1 << 20;
 
 #[test]
 fn build_in_jail_without_sys_applies_transparent_huge_page_policies() {

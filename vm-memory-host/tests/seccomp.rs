@@ -10,7 +10,7 @@ use std::num::NonZeroU64;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 
-use test_support::{skipped, temp_file_of_len};
+use test_support::{skipped, temp_file_of_len, MIB, PAGE_U64 as PAGE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{
     discard, plug, unplug, Backing, MemoryBuilder, Region, TransparentHugePages, Unplugged,
@@ -19,8 +19,6 @@ use vm_memory_host::{
 const TEST: &str = "discard_and_plug_after_build_open_no_files";
 /// The environment variable that names the task of a child.
 const TASK: &str = "VM_MEMORY_HOST_TEST_TASK";
-const MIB: u64 = 1 << 20;
-const PAGE: u64 = 4096;
 
 /// Makes the kernel end this process with SIGSYS if this thread opens a file (seccomp(2)).
 fn forbid_opening_files() -> io::Result<()> {

@@ -14,7 +14,7 @@ use std::process::Command;
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use test_support::{
     documented_calls, record_calls, skipped, temp_file_of_len, CallRecorder, HugePages,
-    StaticAllocator,
+    StaticAllocator, MIB,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
@@ -22,7 +22,6 @@ use vm_memory_host::{
     Backing, Lock, MemoryBuilder, NumaPolicy, Region, TransparentHugePages, Unplugged,
 };
 
-const MIB: u64 = 1 << 20;
 const HUGE: u64 = 2 * MIB;
 
 #[global_allocator]

@@ -13,13 +13,12 @@ use std::sync::{mpsc, Arc, Mutex};
 use std::time::Duration;
 
 use rustix::mount::{mount, unmount, MountFlags, UnmountFlags};
-use test_support::skipped;
+use test_support::{skipped, MIB};
 use vm_memory::GuestAddress;
 use vm_memory_host::{
     describe, Backing, BuildError, Description, DescriptionError, MemoryBuilder, Region,
 };
 
-const MIB: u64 = 1 << 20;
 /// Opcodes of Linux `include/uapi/linux/fuse.h`.
 const LOOKUP: u32 = 1;
 const GETATTR: u32 = 3;

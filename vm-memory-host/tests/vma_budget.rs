@@ -7,11 +7,9 @@ use std::fs;
 use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 
-use test_support::temp_file;
+use test_support::{temp_file, PAGE_U64 as PAGE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{discard, Backing, BuildError, MemoryBuilder, Region, Unplugged};
-
-const PAGE: u64 = 4096;
 
 /// The tests take turns: all memory of a process counts.
 static TURN: Mutex<()> = Mutex::new(());

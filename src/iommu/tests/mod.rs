@@ -16,9 +16,8 @@ use crate::bitmap::AtomicBitmap;
 use crate::guest_memory::{Error as MemoryError, Result as MemoryResult};
 use crate::mmap::MmapRegionBuilder;
 use crate::{GuestMemoryMmap, GuestRegionMmap};
+use test_support::PAGE_U64 as PAGE;
 use Permissions::*;
-
-const PAGE: u64 = 0x1000;
 
 /// An IOMMU that counts its translations, and translates no more than `at_most` bytes of a range.
 #[derive(Debug)]

@@ -12,15 +12,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use test_support::temp_file;
+use test_support::{temp_file, PAGE};
 
 use super::*;
 use crate::bitmap::AtomicBitmap;
 use crate::{Bytes, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
-
-const PAGE: usize = 0x1000;
 
 /// Creates `count` adjacent regions of one page each.
 fn regions(count: u64) -> Memory {

@@ -398,10 +398,9 @@ fn stride(len: u64, count: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use microvm::memory::{build, Backing};
+    use test_support::MIB;
 
     use super::*;
-
-    const MIB: u64 = 1 << 20;
 
     #[test]
     fn plan_of_any_size_uses_disjoint_ranges_in_ram() {

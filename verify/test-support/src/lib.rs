@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`skipped`] | reports a test that this machine cannot run |
 //! | [`page_size`] | the size of a page of this system |
+//! | [`PAGE`], [`PAGE_U64`], [`MIB`] | sizes of ranges of guest memory |
 //! | [`temp_file`], [`temp_file_of_len`] | files that disappear with their descriptor |
 //! | [`HugePages`] | exclusive use of the machine's huge pages |
 //! | [`LazyPages`] | a userfaultfd handler that fills pages from a snapshot |
@@ -63,6 +64,15 @@ pub fn skipped(test: &str, why: impl Display) {
     let line = format!("SKIPPED: {test}: {why}\n");
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
+
+/// 4 KiB: the size of a page of guest memory, and of the host on x86_64.
+pub const PAGE: usize = 4096;
+
+/// [`PAGE`] as a length or an offset in guest memory.
+pub const PAGE_U64: u64 = PAGE as u64;
+
+/// The number of bytes of 1 MiB.
+pub const MIB: u64 = 1 << 20;
 
 /// Returns the size of a page of this system, in bytes.
 pub fn page_size() -> usize {

@@ -82,9 +82,8 @@ mod tests {
     use std::fs::File;
     use std::num::NonZeroU64;
     use std::os::unix::fs::FileExt;
+    use test_support::PAGE_U64 as PAGE;
     use vm_memory::GuestAddress;
-
-    const PAGE: u64 = 0x1000;
 
     /// Returns the sum for `regions`.
     fn needed(regions: Vec<Region>) -> u64 {

@@ -117,6 +117,7 @@ impl ZeroedRanges {
 mod tests {
     use super::*;
     use crate::mapping::provisioned;
+    use test_support::PAGE_U64 as PAGE;
     use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
     fn replace(ranges: &mut ZeroedRanges, start: usize, end: usize) -> usize {
@@ -160,7 +161,6 @@ mod tests {
     #[test]
     fn vmas_of_random_discards_never_exceed_the_count() {
         const PAGES: u64 = 64;
-        const PAGE: u64 = 4096;
         let file = test_support::temp_file_of_len(PAGES * PAGE);
         let mut state = 1u64;
         let mut random = |below: u64| {

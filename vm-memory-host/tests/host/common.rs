@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use test_support::{skipped, temp_file};
+pub(crate) use test_support::{MIB, PAGE_U64 as PAGE};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, Permissions,
@@ -17,8 +18,6 @@ use vm_memory_host::{
 
 pub(crate) type Memory = GuestMemoryMmap<AtomicBitmap>;
 
-pub(crate) const PAGE: u64 = 4096;
-pub(crate) const MIB: u64 = 1 << 20;
 /// The size of the huge pages that these tests use.
 pub(crate) const HUGE: u64 = 2 * MIB;
 /// The maximum number of bytes that a test locks, within the limit of an ordinary user.

@@ -1,6 +1,7 @@
 //! The decisions of the handler, as tables.
 
 use super::*;
+use test_support::PAGE;
 
 /// Returns the start and length of the range that a signal reports.
 fn reported(signo: c_int, code: c_int, address: usize, address_lsb: i16) -> Option<(usize, usize)> {
@@ -103,8 +104,6 @@ fn from_info_of_memory_error_returns_its_page() {
 
 /// (start of the fault, its length, operand, first address that is in both)
 type Within = (usize, usize, (usize, usize), Option<usize>);
-
-const PAGE: usize = 0x1000;
 
 #[rustfmt::skip]
 const WITHIN: [Within; 14] = [
