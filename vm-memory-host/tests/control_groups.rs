@@ -5,21 +5,19 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
-use std::io::Write;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use test_support::{skipped, HugePages};
+use test_support::{run_again, skipped, HugePages, MIB};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{
     describe, plug, prefault, Backing, BuildError, ChangeError, Lock, MemoryBuilder, NumaPolicy,
     PrefaultError, Region, Unplugged,
 };
 
-const MIB: u64 = 1 << 20;
 const HUGE: u64 = 2 * MIB;
 /// The environment variable that is set for a copy of this program in a group.
 const GROUP: &str = "VM_MEMORY_HOST_TEST_GROUP";
@@ -68,23 +66,15 @@ fn is_in_group(find: impl FnOnce() -> Option<Controller>, bytes: u64, test: &str
         return false;
     };
     // A group below the one with the limit.
-    let inner = group.0.join("inner");
-    fs::create_dir(&inner).unwrap();
-    let output = Command::new("sh")
+    let inner = Group(group.0.join("inner"));
+    fs::create_dir(&inner.0).unwrap();
+    let mut program = Command::new("sh");
+    program
         .args(["-c", "echo $$ > \"$1\" && shift && exec \"$@\"", "sh"])
-        .arg(inner.join("cgroup.procs"))
+        .arg(inner.0.join("cgroup.procs"))
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(GROUP, &group.0)
-        .output();
-    let _ = fs::remove_dir(&inner);
-    let output = output.unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    for line in text.lines().filter(|line| line.starts_with("SKIPPED")) {
-        let _ = writeln!(std::io::stderr(), "{line}");
-    }
-    assert!(output.status.success(), "{}: {text}", output.status);
-    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+        .env(GROUP, &group.0);
+    run_again(&mut program, test);
     false
 }
 

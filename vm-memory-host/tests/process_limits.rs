@@ -1,53 +1,23 @@
 //! Builds, drops and discards in a process that is at a limit.
 //!
-//! Each test changes limits and counts mappings, so it starts this program again for itself.
+//! Each test changes limits and counts mappings, so it runs in a process of its own.
 #![cfg(target_os = "linux")]
 
 use std::fs;
-use std::io::Write;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
-use std::process::Command;
 use std::sync::Arc;
 
 use rustix::mm::{mlockall, munlockall, MlockAllFlags};
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
-use test_support::{skipped, temp_file_of_len};
+use test_support::{in_own_process, skipped, temp_file_of_len, MIB, PAGE_U64 as PAGE};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
 use vm_memory_host::{
     discard, plug, prefault, provisioned, residency, still_mapped, unplug, Backing, Description,
     Lock, MemoryBuilder, Region, Sharing, Unplugged,
 };
-
-const MIB: u64 = 1 << 20;
-const PAGE: u64 = 4096;
-
-/// Returns whether this process runs `test` only. Otherwise runs `test` in such a process.
-fn is_alone(test: &str) -> bool {
-    const ALONE: &str = "VM_MEMORY_HOST_TEST_IS_ALONE";
-    if std::env::var_os(ALONE).is_some() {
-        return true;
-    }
-    let mut again = Command::new(std::env::current_exe().unwrap());
-    // No other test maps memory at the same time.
-    again.args(["--exact", test, "--nocapture", "--test-threads=1"]);
-    // At a limit, a panic lacks the memory for a backtrace.
-    let output = again
-        .env(ALONE, "")
-        .env("RUST_BACKTRACE", "0")
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    for line in stderr.lines().filter(|line| line.starts_with("SKIPPED")) {
-        let _ = writeln!(std::io::stderr(), "{line}");
-    }
-    assert!(output.status.success(), "{}: {stderr}", output.status);
-    // With a wrong name, no test would run.
-    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
-    false
-}
 
 /// A resource limit that is restored when this is dropped.
 struct Limited(Resource, Rlimit);
@@ -114,74 +84,73 @@ fn filled(regions: &[Region]) -> GuestMemoryMmap {
 
 #[test]
 fn drop_at_address_space_limit_frees_pages() {
-    if !is_alone("drop_at_address_space_limit_frees_pages") {
-        return;
-    }
-    let backings = [("anonymous", Backing::Anonymous), ("memfd", Backing::Memfd)];
-    for (what, backing) in backings {
-        let of = |start: u64| Region::new(GuestAddress(start), 32 * MIB).backing(backing.clone());
-        // The only region of a reservation.
-        let before = status("VmRSS");
-        let memory = filled(&[of(0)]);
-        assert!(status("VmRSS") > before + 30 * MIB, "{what}");
-        let limit = Limited::to(Resource::As, 16 * MIB);
-        drop(memory);
-        drop(limit);
-        let after = status("VmRSS");
-        assert!(
-            after < before + 8 * MIB,
-            "{what}: {before} bytes before, {after} after"
-        );
+    in_own_process("drop_at_address_space_limit_frees_pages", |_| {
+        let backings = [("anonymous", Backing::Anonymous), ("memfd", Backing::Memfd)];
+        for (what, backing) in backings {
+            let of =
+                |start: u64| Region::new(GuestAddress(start), 32 * MIB).backing(backing.clone());
+            // The only region of a reservation.
+            let before = status("VmRSS");
+            let memory = filled(&[of(0)]);
+            assert!(status("VmRSS") > before + 30 * MIB, "{what}");
+            let limit = Limited::to(Resource::As, 16 * MIB);
+            drop(memory);
+            drop(limit);
+            let after = status("VmRSS");
+            assert!(
+                after < before + 8 * MIB,
+                "{what}: {before} bytes before, {after} after"
+            );
 
-        // The middle one of three regions in a reservation, then the others.
-        let all = filled(&[of(0), of(32 * MIB), of(64 * MIB)]);
-        let (memory, region) = all.remove_region(GuestAddress(32 * MIB), 32 * MIB).unwrap();
-        drop(all);
-        let three = status("VmRSS");
-        let limit = Limited::to(Resource::As, 16 * MIB);
-        drop(region);
-        drop(limit);
-        let two = status("VmRSS");
-        assert!(
-            two + 30 * MIB < three,
-            "{what}: {three} bytes with three, {two} with two"
-        );
-        memory.write_obj(7u8, GuestAddress(0)).unwrap();
-        memory.write_obj(7u8, GuestAddress(64 * MIB)).unwrap();
-        drop(memory);
-        let after = status("VmRSS");
-        assert!(
-            after < before + 8 * MIB,
-            "{what}: {before} bytes before, {after} after"
-        );
-        assert!(!vmas().iter().any(|vma| vma.contains("memfd")), "{what}");
-    }
+            // The middle one of three regions in a reservation, then the others.
+            let all = filled(&[of(0), of(32 * MIB), of(64 * MIB)]);
+            let (memory, region) = all.remove_region(GuestAddress(32 * MIB), 32 * MIB).unwrap();
+            drop(all);
+            let three = status("VmRSS");
+            let limit = Limited::to(Resource::As, 16 * MIB);
+            drop(region);
+            drop(limit);
+            let two = status("VmRSS");
+            assert!(
+                two + 30 * MIB < three,
+                "{what}: {three} bytes with three, {two} with two"
+            );
+            memory.write_obj(7u8, GuestAddress(0)).unwrap();
+            memory.write_obj(7u8, GuestAddress(64 * MIB)).unwrap();
+            drop(memory);
+            let after = status("VmRSS");
+            assert!(
+                after < before + 8 * MIB,
+                "{what}: {before} bytes before, {after} after"
+            );
+            assert!(!vmas().iter().any(|vma| vma.contains("memfd")), "{what}");
+        }
+    });
 }
 
 #[test]
 fn drop_at_vma_limit_frees_pages() {
-    if !is_alone("drop_at_vma_limit_frees_pages") {
-        return;
-    }
-    let of = |start: u64| Region::new(GuestAddress(start), 32 * MIB);
-    let one = filled(&[of(0)]);
-    let two = filled(&[of(0), of(32 * MIB)]);
-    let (other, region) = two.remove_region(GuestAddress(0), 32 * MIB).unwrap();
-    drop(two);
-    let before = status("VmRSS");
-    let Some(mappings) = all_vmas("drop_at_vma_limit_frees_pages") else {
-        return;
-    };
-    let full = status("VmRSS");
-    drop(one);
-    drop(region);
-    let after = status("VmRSS");
-    drop(mappings);
-    assert!(
-        full >= before && after + 60 * MIB < full,
-        "{full} bytes before, {after} after"
-    );
-    other.write_obj(7u8, GuestAddress(32 * MIB)).unwrap();
+    in_own_process("drop_at_vma_limit_frees_pages", |test| {
+        let of = |start: u64| Region::new(GuestAddress(start), 32 * MIB);
+        let one = filled(&[of(0)]);
+        let two = filled(&[of(0), of(32 * MIB)]);
+        let (other, region) = two.remove_region(GuestAddress(0), 32 * MIB).unwrap();
+        drop(two);
+        let before = status("VmRSS");
+        let Some(mappings) = all_vmas(test) else {
+            return;
+        };
+        let full = status("VmRSS");
+        drop(one);
+        drop(region);
+        let after = status("VmRSS");
+        drop(mappings);
+        assert!(
+            full >= before && after + 60 * MIB < full,
+            "{full} bytes before, {after} after"
+        );
+        other.write_obj(7u8, GuestAddress(32 * MIB)).unwrap();
+    });
 }
 
 /// Maps until the process has as many VMAs as it may have.
@@ -215,378 +184,373 @@ fn is_mapped(address: usize) -> bool {
 
 #[test]
 fn drop_inside_a_vma_at_the_limit_is_reported_and_unmapped_later() {
-    let test = "drop_inside_a_vma_at_the_limit_is_reported_and_unmapped_later";
-    if !is_alone(test) {
-        return;
-    }
-    let file = Arc::new(temp_file_of_len(96 * MIB));
-    let shared = |offset| Backing::File {
-        file: Arc::clone(&file),
-        offset,
-        sharing: Sharing::Shared,
-    };
-    for (what, is_file, lock) in [
-        ("anonymous", false, Lock::No),
-        ("locked", false, Lock::OnFault),
-        ("shared file", true, Lock::No),
-    ] {
-        let of = |n: u64| {
-            let start = n * 32 * MIB;
-            let backing = if is_file {
-                shared(start)
-            } else {
-                Backing::Anonymous
+    in_own_process(
+        "drop_inside_a_vma_at_the_limit_is_reported_and_unmapped_later",
+        |test| {
+            let file = Arc::new(temp_file_of_len(96 * MIB));
+            let shared = |offset| Backing::File {
+                file: Arc::clone(&file),
+                offset,
+                sharing: Sharing::Shared,
             };
-            let region = Region::new(GuestAddress(start), 32 * MIB);
-            region.backing(backing).lock(lock)
-        };
-        // One VMA for all three regions.
-        let all = filled(&[of(0), of(1), of(2)]);
-        let (memory, region) = all.remove_region(GuestAddress(32 * MIB), 32 * MIB).unwrap();
-        drop(all);
-        let host = provisioned(region.as_ref()).unwrap().host_address();
-        let Some(mappings) = all_vmas(test) else {
-            return;
-        };
-        let before = status("VmRSS");
-        drop(region);
-        let after = status("VmRSS");
-        let reported = still_mapped();
-        drop(mappings);
-        assert!(
-            after + 30 * MIB < before,
-            "{what}: {before} bytes before, {after} after"
-        );
-        assert_eq!(reported, 32 * MIB, "{what}");
-        memory.write_obj(7u8, GuestAddress(64 * MIB)).unwrap();
-        drop(memory);
-        assert_eq!(still_mapped(), 0, "{what}");
-        assert!(!is_mapped(host), "{what}");
-    }
+            for (what, is_file, lock) in [
+                ("anonymous", false, Lock::No),
+                ("locked", false, Lock::OnFault),
+                ("shared file", true, Lock::No),
+            ] {
+                let of = |n: u64| {
+                    let start = n * 32 * MIB;
+                    let backing = if is_file {
+                        shared(start)
+                    } else {
+                        Backing::Anonymous
+                    };
+                    let region = Region::new(GuestAddress(start), 32 * MIB);
+                    region.backing(backing).lock(lock)
+                };
+                // One VMA for all three regions.
+                let all = filled(&[of(0), of(1), of(2)]);
+                let (memory, region) = all.remove_region(GuestAddress(32 * MIB), 32 * MIB).unwrap();
+                drop(all);
+                let host = provisioned(region.as_ref()).unwrap().host_address();
+                let Some(mappings) = all_vmas(test) else {
+                    return;
+                };
+                let before = status("VmRSS");
+                drop(region);
+                let after = status("VmRSS");
+                let reported = still_mapped();
+                drop(mappings);
+                assert!(
+                    after + 30 * MIB < before,
+                    "{what}: {before} bytes before, {after} after"
+                );
+                assert_eq!(reported, 32 * MIB, "{what}");
+                memory.write_obj(7u8, GuestAddress(64 * MIB)).unwrap();
+                drop(memory);
+                assert_eq!(still_mapped(), 0, "{what}");
+                assert!(!is_mapped(host), "{what}");
+            }
+        },
+    );
 }
 
 #[test]
 fn prefault_at_vma_limit_uses_the_threads_that_it_gets() {
-    let test = "prefault_at_vma_limit_uses_the_threads_that_it_gets";
-    if !is_alone(test) {
-        return;
-    }
-    let region = Region::new(GuestAddress(0), 512 * MIB);
-    let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
-    let Some(mut mappings) = all_vmas(test) else {
-        return;
-    };
-    for _ in 0..24 {
-        let threads = NonZeroUsize::new(4).unwrap();
-        let mut done = 0;
-        let result = prefault(&memory, threads, |progress| {
-            done = progress.done;
-            ControlFlow::Continue(())
-        });
-        assert!(result.is_ok(), "{result:?}");
-        assert_eq!(done, 512 * MIB);
-        assert_eq!(
-            discard(&memory, GuestAddress(0), 512 * MIB).unwrap(),
-            512 * MIB
-        );
-        // Leaves room for one more VMA.
-        mappings.pop();
-    }
+    in_own_process(
+        "prefault_at_vma_limit_uses_the_threads_that_it_gets",
+        |test| {
+            let region = Region::new(GuestAddress(0), 512 * MIB);
+            let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+            let Some(mut mappings) = all_vmas(test) else {
+                return;
+            };
+            for _ in 0..24 {
+                let threads = NonZeroUsize::new(4).unwrap();
+                let mut done = 0;
+                let result = prefault(&memory, threads, |progress| {
+                    done = progress.done;
+                    ControlFlow::Continue(())
+                });
+                assert!(result.is_ok(), "{result:?}");
+                assert_eq!(done, 512 * MIB);
+                assert_eq!(
+                    discard(&memory, GuestAddress(0), 512 * MIB).unwrap(),
+                    512 * MIB
+                );
+                // Leaves room for one more VMA.
+                mappings.pop();
+            }
+        },
+    );
 }
 
 #[test]
 fn drop_after_partial_drop_leaves_foreign_mappings() {
-    if !is_alone("drop_after_partial_drop_leaves_foreign_mappings") {
-        return;
-    }
-    let of = |start: u64| Region::new(GuestAddress(start), 2 * MIB);
-    let all = filled(&[of(0), of(2 * MIB), of(4 * MIB)]);
-    let (memory, region) = all.remove_region(GuestAddress(2 * MIB), 2 * MIB).unwrap();
-    drop(all);
-    let start = provisioned(region.as_ref()).unwrap().host_address();
-    let hole = start..start + (2 << 20);
-    let limit = Limited::to(Resource::As, 2 * MIB);
-    drop(region);
-    drop(limit);
-    // Map until the kernel reuses the addresses of the dropped region.
-    let mut others: Vec<MmapRegion> = Vec::new();
-    while !others
-        .iter()
-        .any(|other| hole.contains(&other.as_ptr().addr()))
-    {
-        if others.len() == 4096 {
-            return skipped(
-                "drop_after_partial_drop_leaves_foreign_mappings",
-                "addresses are not reused",
-            );
+    in_own_process("drop_after_partial_drop_leaves_foreign_mappings", |test| {
+        let of = |start: u64| Region::new(GuestAddress(start), 2 * MIB);
+        let all = filled(&[of(0), of(2 * MIB), of(4 * MIB)]);
+        let (memory, region) = all.remove_region(GuestAddress(2 * MIB), 2 * MIB).unwrap();
+        drop(all);
+        let start = provisioned(region.as_ref()).unwrap().host_address();
+        let hole = start..start + (2 << 20);
+        let limit = Limited::to(Resource::As, 2 * MIB);
+        drop(region);
+        drop(limit);
+        // Map until the kernel reuses the addresses of the dropped region.
+        let mut others: Vec<MmapRegion> = Vec::new();
+        while !others
+            .iter()
+            .any(|other| hole.contains(&other.as_ptr().addr()))
+        {
+            if others.len() == 4096 {
+                return skipped(test, "addresses are not reused");
+            }
+            others.push(MmapRegion::new(1 << 20).unwrap());
         }
-        others.push(MmapRegion::new(1 << 20).unwrap());
-    }
-    drop(memory);
-    for other in &others {
-        let slice = other.get_slice(0, 1 << 20).unwrap();
-        slice.write_obj(0x55u8, 0).unwrap();
-        assert_eq!(slice.read_obj::<u8>(0).unwrap(), 0x55);
-    }
+        drop(memory);
+        for other in &others {
+            let slice = other.get_slice(0, 1 << 20).unwrap();
+            slice.write_obj(0x55u8, 0).unwrap();
+            assert_eq!(slice.read_obj::<u8>(0).unwrap(), 0x55);
+        }
+    });
 }
 
 #[test]
 fn discard_refused_by_a_limit_uses_no_vmas() {
-    if !is_alone("discard_refused_by_a_limit_uses_no_vmas") {
-        return;
-    }
-    let most = max_map_count();
-    let memory = private_file(4 * MIB);
-    memory.write_obj(1u8, GuestAddress(0)).unwrap();
-    let limit = Limited::to(Resource::As, MIB);
-    for _ in 0..most / 4 + 100 {
-        assert_eq!(discard(&memory, GuestAddress(0), PAGE).unwrap(), 0);
-    }
-    assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
-    drop(limit);
-    let before = vmas();
-    memory.write_obj(1u8, GuestAddress(0)).unwrap();
-    assert_eq!(discard(&memory, GuestAddress(0), PAGE).unwrap(), PAGE);
-    assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
-    // A successful discard adds one VMA.
-    assert_eq!(vmas().len(), before.len() + 1);
+    in_own_process("discard_refused_by_a_limit_uses_no_vmas", |_| {
+        let most = max_map_count();
+        let memory = private_file(4 * MIB);
+        memory.write_obj(1u8, GuestAddress(0)).unwrap();
+        let limit = Limited::to(Resource::As, MIB);
+        for _ in 0..most / 4 + 100 {
+            assert_eq!(discard(&memory, GuestAddress(0), PAGE).unwrap(), 0);
+        }
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
+        drop(limit);
+        let before = vmas();
+        memory.write_obj(1u8, GuestAddress(0)).unwrap();
+        assert_eq!(discard(&memory, GuestAddress(0), PAGE).unwrap(), PAGE);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
+        // A successful discard adds one VMA.
+        assert_eq!(vmas().len(), before.len() + 1);
+    });
 }
 
 #[test]
 fn discard_that_joins_ranges_releases_vmas() {
-    if !is_alone("discard_that_joins_ranges_releases_vmas") {
-        return;
-    }
-    let most = max_map_count();
-    let pages = most / 2 + 1000;
-    let memory = private_file(pages * PAGE);
-    let discard_pages =
-        |page: u64, count: u64| discard(&memory, GuestAddress(page * PAGE), count * PAGE).unwrap();
-    for page in (0..pages).step_by(2) {
-        discard_pages(page, 1);
-    }
-    assert_eq!(discard_pages(pages - 1, 1), 0, "the budget is not used up");
-    // One range over all pages but the last two.
-    assert_eq!(discard_pages(0, pages - 3), (pages - 3) * PAGE);
-    assert_eq!(discard_pages(pages - 1, 1), PAGE);
+    in_own_process("discard_that_joins_ranges_releases_vmas", |_| {
+        let most = max_map_count();
+        let pages = most / 2 + 1000;
+        let memory = private_file(pages * PAGE);
+        let discard_pages = |page: u64, count: u64| {
+            discard(&memory, GuestAddress(page * PAGE), count * PAGE).unwrap()
+        };
+        for page in (0..pages).step_by(2) {
+            discard_pages(page, 1);
+        }
+        assert_eq!(discard_pages(pages - 1, 1), 0, "the budget is not used up");
+        // One range over all pages but the last two.
+        assert_eq!(discard_pages(0, pages - 3), (pages - 3) * PAGE);
+        assert_eq!(discard_pages(pages - 1, 1), PAGE);
+    });
 }
 
 #[test]
 fn build_at_data_limit_leaves_no_addresses() {
-    if !is_alone("build_at_data_limit_leaves_no_addresses") {
-        return;
-    }
-    let build = || {
-        let region = Region::new(GuestAddress(0), 1024 * MIB);
-        MemoryBuilder::new().region(region).build::<()>()
-    };
-    drop(build().unwrap());
-    let before = status("VmSize");
-    let limit = Limited::to(Resource::Data, status("VmData") + 32 * MIB);
-    let results: Vec<_> = (0..4).map(|_| build().map(drop)).collect();
-    drop(limit);
-    for result in results {
-        let error = result.unwrap_err();
-        assert!(error.to_string().contains("cannot map it"), "{error}");
-        assert!(error.to_string().contains("data size limit"), "{error}");
-    }
-    let after = status("VmSize");
-    assert!(
-        after < before + 1024 * MIB,
-        "{before} bytes of addresses before, {after} after"
-    );
+    in_own_process("build_at_data_limit_leaves_no_addresses", |_| {
+        let build = || {
+            let region = Region::new(GuestAddress(0), 1024 * MIB);
+            MemoryBuilder::new().region(region).build::<()>()
+        };
+        drop(build().unwrap());
+        let before = status("VmSize");
+        let limit = Limited::to(Resource::Data, status("VmData") + 32 * MIB);
+        let results: Vec<_> = (0..4).map(|_| build().map(drop)).collect();
+        drop(limit);
+        for result in results {
+            let error = result.unwrap_err();
+            assert!(error.to_string().contains("cannot map it"), "{error}");
+            assert!(error.to_string().contains("data size limit"), "{error}");
+        }
+        let after = status("VmSize");
+        assert!(
+            after < before + 1024 * MIB,
+            "{before} bytes of addresses before, {after} after"
+        );
+    });
 }
 
 #[test]
 fn build_at_a_limit_names_it() {
-    if !is_alone("build_at_a_limit_names_it") {
-        return;
-    }
-    let build = |region: Region| {
-        let built = MemoryBuilder::new().region(region).build::<()>();
-        built.map(drop).unwrap_err().to_string()
-    };
-    let region = || Region::new(GuestAddress(0), 1024 * MIB);
-    let limit = Limited::to(Resource::As, status("VmSize") + 512 * MIB);
-    let error = build(region());
-    drop(limit);
-    assert!(error.contains("address space limit"), "{error}");
-    // No limit explains it.
-    let error = build(Region::new(GuestAddress(0), 1 << 56));
-    assert!(!error.contains("ulimit"), "{error}");
-    let _limit = Limited::to(Resource::Memlock, MIB);
-    let mut mine = capabilities(None).unwrap();
-    mine.effective.remove(CapabilitySet::IPC_LOCK);
-    set_capabilities(None, mine).unwrap();
-    let locked = Region::new(GuestAddress(0), 4 * MIB).lock(Lock::Now);
-    let error = build(locked);
-    assert!(error.contains("locked memory limit of 0x100000"), "{error}");
+    in_own_process("build_at_a_limit_names_it", |_| {
+        let build = |region: Region| {
+            let built = MemoryBuilder::new().region(region).build::<()>();
+            built.map(drop).unwrap_err().to_string()
+        };
+        let region = || Region::new(GuestAddress(0), 1024 * MIB);
+        let limit = Limited::to(Resource::As, status("VmSize") + 512 * MIB);
+        let error = build(region());
+        drop(limit);
+        assert!(error.contains("address space limit"), "{error}");
+        // No limit explains it.
+        let error = build(Region::new(GuestAddress(0), 1 << 56));
+        assert!(!error.contains("ulimit"), "{error}");
+        let _limit = Limited::to(Resource::Memlock, MIB);
+        let mut mine = capabilities(None).unwrap();
+        mine.effective.remove(CapabilitySet::IPC_LOCK);
+        set_capabilities(None, mine).unwrap();
+        let locked = Region::new(GuestAddress(0), 4 * MIB).lock(Lock::Now);
+        let error = build(locked);
+        assert!(error.contains("locked memory limit of 0x100000"), "{error}");
+    });
 }
 
 #[test]
 fn build_in_locked_process_counts_memory_once() {
-    if !is_alone("build_in_locked_process_counts_memory_once") {
-        return;
-    }
-    let few = Rlimit {
-        current: Some(7 * MIB),
-        ..getrlimit(Resource::Memlock)
-    };
-    if let Err(error) = setrlimit(Resource::Memlock, few) {
-        return skipped("build_in_locked_process_counts_memory_once", error);
-    }
-    // CAP_IPC_LOCK would lift the limit.
-    let mut mine = capabilities(None).unwrap();
-    mine.effective.remove(CapabilitySet::IPC_LOCK);
-    set_capabilities(None, mine).unwrap();
-    if let Err(error) = mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
-        return skipped("build_in_locked_process_counts_memory_once", error);
-    }
-    let region = Region::new(GuestAddress(0), 4 * MIB);
-    let builds = || MemoryBuilder::new().region(region.clone()).build::<()>();
-    let results: Vec<_> = (0..3).map(|_| builds().map(drop)).collect();
-    munlockall().unwrap();
-    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    in_own_process("build_in_locked_process_counts_memory_once", |test| {
+        let few = Rlimit {
+            current: Some(7 * MIB),
+            ..getrlimit(Resource::Memlock)
+        };
+        if let Err(error) = setrlimit(Resource::Memlock, few) {
+            return skipped(test, error);
+        }
+        // CAP_IPC_LOCK would lift the limit.
+        let mut mine = capabilities(None).unwrap();
+        mine.effective.remove(CapabilitySet::IPC_LOCK);
+        set_capabilities(None, mine).unwrap();
+        if let Err(error) = mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
+            return skipped(test, error);
+        }
+        let region = Region::new(GuestAddress(0), 4 * MIB);
+        let builds = || MemoryBuilder::new().region(region.clone()).build::<()>();
+        let results: Vec<_> = (0..3).map(|_| builds().map(drop)).collect();
+        munlockall().unwrap();
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+    });
 }
 
 #[test]
 fn discard_in_locked_process_adds_no_vmas() {
-    if !is_alone("discard_in_locked_process_adds_no_vmas") {
-        return;
-    }
-    if let Err(error) = mlockall(MlockAllFlags::FUTURE) {
-        return skipped("discard_in_locked_process_adds_no_vmas", error);
-    }
-    let file = temp_file_of_len(4 * MIB);
-    let region = Region::new(GuestAddress(0), 4 * MIB).backing(Backing::private_file(file, 0));
-    let built = MemoryBuilder::new().region(region).build::<()>();
-    match built {
-        Err(error) => skipped("discard_in_locked_process_adds_no_vmas", error),
-        Ok(memory) => {
-            let before = vmas().len();
-            let (locked, resident) = (status("VmLck"), status("RssAnon"));
-            for page in 0..500 {
-                let page = GuestAddress(page * PAGE);
-                memory.write_obj(1u8, page).unwrap();
-                assert_eq!(discard(&memory, page, PAGE).unwrap(), PAGE);
-                if page.0.is_multiple_of(2 * PAGE) {
-                    memory.write_obj(1u8, page).unwrap();
-                }
-            }
-            let more = vmas().len() - before;
-            assert!(more < 20, "{more} VMAs more");
-            // The pages stay locked, and discarded pages are not resident.
-            assert!(status("VmLck") + MIB > locked && status("VmLck") < locked + MIB);
-            assert!(status("RssAnon") + 200 * PAGE < resident);
+    in_own_process("discard_in_locked_process_adds_no_vmas", |test| {
+        if let Err(error) = mlockall(MlockAllFlags::FUTURE) {
+            return skipped(test, error);
         }
-    }
-    munlockall().unwrap();
+        let file = temp_file_of_len(4 * MIB);
+        let region = Region::new(GuestAddress(0), 4 * MIB).backing(Backing::private_file(file, 0));
+        let built = MemoryBuilder::new().region(region).build::<()>();
+        match built {
+            Err(error) => skipped(test, error),
+            Ok(memory) => {
+                let before = vmas().len();
+                let (locked, resident) = (status("VmLck"), status("RssAnon"));
+                for page in 0..500 {
+                    let page = GuestAddress(page * PAGE);
+                    memory.write_obj(1u8, page).unwrap();
+                    assert_eq!(discard(&memory, page, PAGE).unwrap(), PAGE);
+                    if page.0.is_multiple_of(2 * PAGE) {
+                        memory.write_obj(1u8, page).unwrap();
+                    }
+                }
+                let more = vmas().len() - before;
+                assert!(more < 20, "{more} VMAs more");
+                // The pages stay locked, and discarded pages are not resident.
+                assert!(status("VmLck") + MIB > locked && status("VmLck") < locked + MIB);
+                assert!(status("RssAnon") + 200 * PAGE < resident);
+            }
+        }
+        munlockall().unwrap();
+    });
 }
 
 #[test]
 fn build_of_memfd_beyond_file_size_limit_returns_error() {
-    if !is_alone("build_of_memfd_beyond_file_size_limit_returns_error") {
-        return;
-    }
-    let _limit = Limited::to(Resource::Fsize, MIB);
-    let memfd = |size| {
-        let region = Region::new(GuestAddress(0), size).backing(Backing::Memfd);
-        MemoryBuilder::new().region(region).build::<()>()
-    };
-    let error = memfd(16 * MIB).unwrap_err().to_string();
-    assert!(
-        error.contains("raise the file size limit (ulimit -f)"),
-        "{error}"
+    in_own_process(
+        "build_of_memfd_beyond_file_size_limit_returns_error",
+        |_| {
+            let _limit = Limited::to(Resource::Fsize, MIB);
+            let memfd = |size| {
+                let region = Region::new(GuestAddress(0), size).backing(Backing::Memfd);
+                MemoryBuilder::new().region(region).build::<()>()
+            };
+            let error = memfd(16 * MIB).unwrap_err().to_string();
+            assert!(
+                error.contains("raise the file size limit (ulimit -f)"),
+                "{error}"
+            );
+            assert!(memfd(MIB).is_ok());
+        },
     );
-    assert!(memfd(MIB).is_ok());
 }
 
 #[test]
 fn plug_of_truncated_file_beyond_file_size_limit_returns_error() {
-    let test = "plug_of_truncated_file_beyond_file_size_limit_returns_error";
-    if !is_alone(test) {
-        return;
-    }
-    vm_memory::fault::install().unwrap();
-    let Ok(file) = tempfile::tempfile_in("/dev/shm") else {
-        return skipped(test, "no /dev/shm");
-    };
-    file.set_len(4 * MIB).unwrap();
-    let backing = Backing::shared_file(file.try_clone().unwrap(), 0);
-    let blocks = NonZeroU64::new(MIB).unwrap();
-    let region = Region::new(GuestAddress(0), 4 * MIB).backing(backing);
-    let region = region.blocks(blocks, Unplugged::Mapped);
-    let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
-    let _limit = Limited::to(Resource::Fsize, PAGE);
-    // The limit does not concern the length that the file has.
-    plug(&memory, GuestAddress(0), MIB).unwrap();
-    file.set_len(PAGE).unwrap();
-    // SIGXFSZ would end this process.
-    let error = plug(&memory, GuestAddress(2 * MIB), MIB).unwrap_err();
-    assert!(error.to_string().contains("File too large"), "{error}");
+    in_own_process(
+        "plug_of_truncated_file_beyond_file_size_limit_returns_error",
+        |test| {
+            vm_memory::fault::install().unwrap();
+            let Ok(file) = tempfile::tempfile_in("/dev/shm") else {
+                return skipped(test, "no /dev/shm");
+            };
+            file.set_len(4 * MIB).unwrap();
+            let backing = Backing::shared_file(file.try_clone().unwrap(), 0);
+            let blocks = NonZeroU64::new(MIB).unwrap();
+            let region = Region::new(GuestAddress(0), 4 * MIB).backing(backing);
+            let region = region.blocks(blocks, Unplugged::Mapped);
+            let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+            let _limit = Limited::to(Resource::Fsize, PAGE);
+            // The limit does not concern the length that the file has.
+            plug(&memory, GuestAddress(0), MIB).unwrap();
+            file.set_len(PAGE).unwrap();
+            // SIGXFSZ would end this process.
+            let error = plug(&memory, GuestAddress(2 * MIB), MIB).unwrap_err();
+            assert!(error.to_string().contains("File too large"), "{error}");
+        },
+    );
 }
 
 #[test]
 fn residency_at_address_space_limit_counts_file_pages() {
-    if !is_alone("residency_at_address_space_limit_counts_file_pages") {
-        return;
-    }
-    let memory = private_file(1024 * MIB);
-    memory.write_obj(1u8, GuestAddress(0)).unwrap();
-    let _limit = Limited::to(Resource::As, status("VmSize") + 72 * MIB);
-    let usage = residency(&memory).unwrap()[0].1;
-    assert_eq!(usage.private, PAGE);
-    let _limit = Limited::to(Resource::As, status("VmSize") + 8 * MIB);
-    let error = residency(&memory).unwrap_err().to_string();
-    assert!(error.contains("ulimit -v"), "{error}");
+    in_own_process("residency_at_address_space_limit_counts_file_pages", |_| {
+        let memory = private_file(1024 * MIB);
+        memory.write_obj(1u8, GuestAddress(0)).unwrap();
+        let _limit = Limited::to(Resource::As, status("VmSize") + 72 * MIB);
+        let usage = residency(&memory).unwrap()[0].1;
+        assert_eq!(usage.private, PAGE);
+        let _limit = Limited::to(Resource::As, status("VmSize") + 8 * MIB);
+        let error = residency(&memory).unwrap_err().to_string();
+        assert!(error.contains("ulimit -v"), "{error}");
+    });
 }
 
 #[test]
 fn discard_and_plug_in_locked_process_succeed() {
-    if !is_alone("discard_and_plug_in_locked_process_succeed") {
-        return;
-    }
-    if let Err(error) =
-        mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
-    {
-        return skipped("discard_and_plug_in_locked_process_succeed", error);
-    }
-    let region = || Region::new(GuestAddress(0), 4 * MIB);
-    let build =
-        |region| -> GuestMemoryMmap { MemoryBuilder::new().region(region).build().unwrap() };
-    let memory = build(region());
-    memory.write_obj(7u8, GuestAddress(0)).unwrap();
-    assert_eq!(discard(&memory, GuestAddress(0), MIB).unwrap(), MIB);
-    assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
-    let block = NonZeroU64::new(MIB).unwrap();
-    vm_memory::fault::install().unwrap();
-    let memory = build(region().blocks(block, Unplugged::Protected));
-    plug(&memory, GuestAddress(MIB), MIB).unwrap();
-    memory.write_obj(7u8, GuestAddress(MIB)).unwrap();
-    unplug(&memory, GuestAddress(MIB), MIB).unwrap();
+    in_own_process("discard_and_plug_in_locked_process_succeed", |test| {
+        if let Err(error) =
+            mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
+        {
+            return skipped(test, error);
+        }
+        let region = || Region::new(GuestAddress(0), 4 * MIB);
+        let build =
+            |region| -> GuestMemoryMmap { MemoryBuilder::new().region(region).build().unwrap() };
+        let memory = build(region());
+        memory.write_obj(7u8, GuestAddress(0)).unwrap();
+        assert_eq!(discard(&memory, GuestAddress(0), MIB).unwrap(), MIB);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
+        let block = NonZeroU64::new(MIB).unwrap();
+        vm_memory::fault::install().unwrap();
+        let memory = build(region().blocks(block, Unplugged::Protected));
+        plug(&memory, GuestAddress(MIB), MIB).unwrap();
+        memory.write_obj(7u8, GuestAddress(MIB)).unwrap();
+        unplug(&memory, GuestAddress(MIB), MIB).unwrap();
+    });
 }
 
 #[test]
 fn builder_of_description_at_vma_limit_closes_descriptors() {
-    let test = "builder_of_description_at_vma_limit_closes_descriptors";
-    if !is_alone(test) {
-        return;
-    }
-    let version = Description::VERSION;
-    let regions = Vec::new();
-    let description = Description { version, regions };
-    let Some(mut mappings) = all_vmas(test) else {
-        return;
-    };
-    for _ in 0..24 {
-        // No region refers to the descriptor. Closing it may wait, since it is not a memfd.
-        let file = fs::File::open("/dev/null").unwrap();
-        let open = format!("/proc/self/fd/{}", file.as_raw_fd());
-        drop(description.builder(vec![file.into()]).unwrap());
-        while fs::exists(&open).unwrap() {
-            std::thread::yield_now();
-        }
-        // Leaves room for one more VMA.
-        mappings.pop();
-    }
+    in_own_process(
+        "builder_of_description_at_vma_limit_closes_descriptors",
+        |test| {
+            let version = Description::VERSION;
+            let regions = Vec::new();
+            let description = Description { version, regions };
+            let Some(mut mappings) = all_vmas(test) else {
+                return;
+            };
+            for _ in 0..24 {
+                // No region refers to the descriptor. Closing it may wait, since it is not a memfd.
+                let file = fs::File::open("/dev/null").unwrap();
+                let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+                drop(description.builder(vec![file.into()]).unwrap());
+                while fs::exists(&open).unwrap() {
+                    std::thread::yield_now();
+                }
+                // Leaves room for one more VMA.
+                mappings.pop();
+            }
+        },
+    );
 }

@@ -8,6 +8,7 @@
 //! | [`temp_file`], [`temp_file_of_len`] | files that disappear with their descriptor |
 //! | [`HugePages`] | exclusive use of the machine's huge pages |
 //! | [`LazyPages`] | a userfaultfd handler that fills pages from a snapshot |
+//! | [`in_own_process`], [`run_again`] | a test that changes or counts what a process has |
 //! | [`record_calls`] | the system calls that a function makes |
 //! | [`CallRecorder`], [`documented_calls`] | compares them with the documentation |
 //! | [`SetOnDrop`] | ends the threads of a test after a panic |
@@ -34,6 +35,7 @@ mod files;
 mod huge_pages;
 #[cfg(target_os = "linux")]
 mod lazy_pages;
+mod own_process;
 mod set_on_drop;
 mod static_allocator;
 #[cfg(target_os = "linux")]
@@ -48,6 +50,7 @@ pub use files::{temp_file, temp_file_of_len};
 pub use huge_pages::HugePages;
 #[cfg(target_os = "linux")]
 pub use lazy_pages::LazyPages;
+pub use own_process::{in_own_process, run_again};
 pub use set_on_drop::SetOnDrop;
 pub use static_allocator::StaticAllocator;
 #[cfg(target_os = "linux")]
