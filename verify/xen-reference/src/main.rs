@@ -63,12 +63,12 @@ fn play(name: &str, host: &str) -> ExitCode {
 
 /// Plays each scenario in a child, and prints the table.
 fn table() -> ExitCode {
-    println!("| row | scenario | PV | auto-translated |\n|---|---|---|---|");
+    println!("| group | scenario | PV | auto-translated |\n|---|---|---|---|");
     for scenario in scenarios::all() {
         let results = ["pv", "auto"].map(|host| verdict(scenario, host));
         println!(
             "| {} | `{}` | {} | {} |",
-            scenario.row, scenario.name, results[0], results[1]
+            scenario.group, scenario.name, results[0], results[1]
         );
     }
     ExitCode::SUCCESS

@@ -21,22 +21,24 @@ use crate::outcome::{expect_errno, Outcome};
 use crate::world::{mapped, Access, World, NOBODY, PAGE, PAGES};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "" copies_over_pages_reach_domain
-    "" copy_of_region_inside_page_begins_there
-    "" copy_of_more_pages_than_a_request_is_complete
-    "" copy_ends_at_page_that_is_not_granted
-    "" copy_of_several_requests_ends_at_page_that_is_not_granted
-    "" copy_that_fails_marks_all_pages_that_it_wrote
-    "" copy_to_read_only_grant_returns_einval
-    "" copy_to_region_for_reading_is_refused
-    "" copy_of_domain_that_does_not_exist_returns_einval
-    "" copy_past_end_of_region_ends_there
-    "" aligned_values_are_mapped_and_not_copied
-    "" unaligned_values_are_copied
-    "" elements_and_files_are_mapped_and_not_copied
-    "" overlapping_copies_of_copied_memory_reach_domain
-    "" window_of_copied_memory_is_mapped
-    "" granted_region_in_advance_is_not_copied
+    ordinary_use: [
+        copies_over_pages_reach_domain,
+        copy_of_region_inside_page_begins_there,
+        copy_of_more_pages_than_a_request_is_complete,
+        copy_ends_at_page_that_is_not_granted,
+        copy_of_several_requests_ends_at_page_that_is_not_granted,
+        copy_that_fails_marks_all_pages_that_it_wrote,
+        copy_to_read_only_grant_returns_einval,
+        copy_to_region_for_reading_is_refused,
+        copy_of_domain_that_does_not_exist_returns_einval,
+        copy_past_end_of_region_ends_there,
+        aligned_values_are_mapped_and_not_copied,
+        unaligned_values_are_copied,
+        elements_and_files_are_mapped_and_not_copied,
+        overlapping_copies_of_copied_memory_reach_domain,
+        window_of_copied_memory_is_mapped,
+        granted_region_in_advance_is_not_copied,
+    ],
 ];
 
 /// The number of pages of one request of the library.

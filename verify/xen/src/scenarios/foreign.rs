@@ -13,17 +13,27 @@ use crate::outcome::{expect_errno, Outcome};
 use crate::world::{Access, World, NOBODY, PAGE, PAGES};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "" foreign_region_is_shared_with_domain
-    "" foreign_region_and_grant_show_same_bytes
-    "" foreign_region_for_reading_refuses_writes
-    "X7" foreign_region_with_missing_frame_is_refused
-    "X7" foreign_region_of_missing_frames_is_refused
-    "X7" foreign_region_of_unknown_domain_is_refused
-    "X7" foreign_region_with_frame_paged_out_is_tried_again
-    "X7" foreign_region_with_frame_always_paged_out_is_refused
-    "X8" foreign_region_inside_page_begins_there
-    "X11" foreign_region_of_domain_over_16_bits_is_refused
-    "X18" foreign_region_of_more_than_32_bits_of_frames_is_refused
+    ordinary_use: [
+        foreign_region_is_shared_with_domain,
+        foreign_region_and_grant_show_same_bytes,
+        foreign_region_for_reading_refuses_writes,
+    ],
+    X7: [
+        foreign_region_with_missing_frame_is_refused,
+        foreign_region_of_missing_frames_is_refused,
+        foreign_region_of_unknown_domain_is_refused,
+        foreign_region_with_frame_paged_out_is_tried_again,
+        foreign_region_with_frame_always_paged_out_is_refused,
+    ],
+    X8: [
+        foreign_region_inside_page_begins_there,
+    ],
+    X11: [
+        foreign_region_of_domain_over_16_bits_is_refused,
+    ],
+    X18: [
+        foreign_region_of_more_than_32_bits_of_frames_is_refused,
+    ],
 ];
 
 /// Returns the guest address of a byte of the domain's pages.

@@ -13,16 +13,26 @@ use crate::outcome::{expect_errno, Outcome};
 use crate::world::{mapped, Access, World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "" granted_region_in_advance_is_shared_with_domain
-    "" granted_region_in_advance_is_mapped_until_dropped
-    "" granted_region_in_advance_for_reading_maps_for_reading
-    "" granted_region_in_advance_has_its_flags_and_domain
-    "X3" granted_region_in_advance_with_bad_reference_is_refused_and_released
-    "X3" granted_region_in_advance_with_read_only_grant_is_refused_and_released
-    "X4" granted_region_in_advance_that_cannot_be_mapped_is_released
-    "X8" granted_region_in_advance_inside_page_begins_there
-    "X8" granted_region_in_advance_counts_pages_from_its_offset
-    "X17" granted_region_in_advance_of_more_than_a_request_is_mapped
+    ordinary_use: [
+        granted_region_in_advance_is_shared_with_domain,
+        granted_region_in_advance_is_mapped_until_dropped,
+        granted_region_in_advance_for_reading_maps_for_reading,
+        granted_region_in_advance_has_its_flags_and_domain,
+    ],
+    X3: [
+        granted_region_in_advance_with_bad_reference_is_refused_and_released,
+        granted_region_in_advance_with_read_only_grant_is_refused_and_released,
+    ],
+    X4: [
+        granted_region_in_advance_that_cannot_be_mapped_is_released,
+    ],
+    X8: [
+        granted_region_in_advance_inside_page_begins_there,
+        granted_region_in_advance_counts_pages_from_its_offset,
+    ],
+    X17: [
+        granted_region_in_advance_of_more_than_a_request_is_mapped,
+    ],
 ];
 
 fn in_advance(

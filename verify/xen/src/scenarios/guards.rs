@@ -17,12 +17,20 @@ use crate::outcome::Outcome;
 use crate::world::{mapped, Access, World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "" guard_for_reading_keeps_its_pages_mapped
-    "" guard_for_writing_keeps_its_pages_mapped
-    "" guards_of_references_and_arrays_are_mapped
-    "X2" guard_of_bad_reference_points_at_no_memory
-    "X12" guard_of_empty_slice_maps_nothing
-    "X24" guard_outlives_region_and_device
+    ordinary_use: [
+        guard_for_reading_keeps_its_pages_mapped,
+        guard_for_writing_keeps_its_pages_mapped,
+        guards_of_references_and_arrays_are_mapped,
+    ],
+    X2: [
+        guard_of_bad_reference_points_at_no_memory,
+    ],
+    X12: [
+        guard_of_empty_slice_maps_nothing,
+    ],
+    X24: [
+        guard_outlives_region_and_device,
+    ],
 ];
 
 /// Writes the bytes at a pointer to a new file, by a system call that refuses a bad pointer.

@@ -15,12 +15,16 @@ use crate::outcome::{expect_errno, Outcome};
 use crate::world::{mapped, Access, World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "" slices_of_held_memory_are_mapped_once_until_it_is_dropped
-    "X2" slices_of_held_memory_over_bad_page_return_einval
-    "" slices_of_held_memory_survive_a_hostile_guest
-    "" writes_to_slices_of_held_memory_are_marked
-    "" accesses_to_held_memory_keep_nothing_mapped
-    "" held_memory_keeps_a_limited_number_of_slices
+    ordinary_use: [
+        slices_of_held_memory_are_mapped_once_until_it_is_dropped,
+        slices_of_held_memory_survive_a_hostile_guest,
+        writes_to_slices_of_held_memory_are_marked,
+        accesses_to_held_memory_keep_nothing_mapped,
+        held_memory_keeps_a_limited_number_of_slices,
+    ],
+    X2: [
+        slices_of_held_memory_over_bad_page_return_einval,
+    ],
 ];
 
 fn slices_of_held_memory_are_mapped_once_until_it_is_dropped(world: &mut dyn World) -> Outcome {

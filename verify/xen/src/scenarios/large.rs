@@ -14,14 +14,22 @@ use crate::outcome::{expect_errno, Outcome};
 use crate::world::{World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "X3" granted_region_in_advance_with_bad_page_in_second_request_is_released
-    "X7" foreign_region_with_runs_paged_out_is_tried_again
-    "X7" foreign_region_with_run_that_fails_later_is_refused
-    "" read_of_many_pages_is_one_system_call
-    "X2" read_of_many_pages_requests_grants_in_proportion_to_those_granted
-    "X2" guard_of_many_pages_requests_grants_in_proportion_to_those_granted
-    "" guard_of_many_pages_maps_all_of_them
-    "X2" copy_to_page_not_granted_reports_write
+    X3: [
+        granted_region_in_advance_with_bad_page_in_second_request_is_released,
+    ],
+    X7: [
+        foreign_region_with_runs_paged_out_is_tried_again,
+        foreign_region_with_run_that_fails_later_is_refused,
+    ],
+    ordinary_use: [
+        read_of_many_pages_is_one_system_call,
+        guard_of_many_pages_maps_all_of_them,
+    ],
+    X2: [
+        read_of_many_pages_requests_grants_in_proportion_to_those_granted,
+        guard_of_many_pages_requests_grants_in_proportion_to_those_granted,
+        copy_to_page_not_granted_reports_write,
+    ],
 ];
 
 /// The number of pages of a region that needs three requests.

@@ -19,26 +19,38 @@ use crate::outcome::Outcome;
 use crate::world::{Access, World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "" read_obj_maps_one_page_for_reading
-    "" write_obj_maps_one_page_for_writing
-    "" write_obj_over_page_boundary_maps_both_pages
-    "" slices_over_pages_reach_domain
-    "" read_of_read_only_grant_succeeds
-    "" access_over_regions_maps_pages_of_each
-    "" element_types_keep_their_bytes
-    "" dirty_marks_follow_writes
-    "" translated_access_maps_its_page
-    "" swapped_memory_is_accessed
-    "X1" load_and_store_reach_domain
-    "X1" load_and_store_at_start_of_region_reach_domain
-    "X1" copies_between_slices_reach_domain
-    "X1" references_to_lazy_memory_are_refused
-    "X5" access_by_region_offset_maps_its_page
-    "X5" stream_of_few_bytes_into_large_slice_maps_its_page
-    "X5" copy_to_small_buffer_maps_its_page
-    "X6" copies_of_arrays_move_all_elements
-    "X8" lazy_region_inside_page_begins_there
-    "X20" threads_on_one_region_see_their_pages
+    ordinary_use: [
+        read_obj_maps_one_page_for_reading,
+        write_obj_maps_one_page_for_writing,
+        write_obj_over_page_boundary_maps_both_pages,
+        slices_over_pages_reach_domain,
+        read_of_read_only_grant_succeeds,
+        access_over_regions_maps_pages_of_each,
+        element_types_keep_their_bytes,
+        dirty_marks_follow_writes,
+        translated_access_maps_its_page,
+        swapped_memory_is_accessed,
+    ],
+    X1: [
+        load_and_store_reach_domain,
+        load_and_store_at_start_of_region_reach_domain,
+        copies_between_slices_reach_domain,
+        references_to_lazy_memory_are_refused,
+    ],
+    X5: [
+        access_by_region_offset_maps_its_page,
+        stream_of_few_bytes_into_large_slice_maps_its_page,
+        copy_to_small_buffer_maps_its_page,
+    ],
+    X6: [
+        copies_of_arrays_move_all_elements,
+    ],
+    X8: [
+        lazy_region_inside_page_begins_there,
+    ],
+    X20: [
+        threads_on_one_region_see_their_pages,
+    ],
 ];
 
 /// The number of pages of a large region, of which the first few are granted.

@@ -17,19 +17,31 @@ use crate::outcome::{expect_errno, Outcome};
 use crate::world::{Access, World, NOBODY, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "X2" read_of_reference_not_granted_returns_einval
-    "X2" accesses_to_reference_not_granted_return_einval
-    "X2" write_to_read_only_grant_returns_einval
-    "X2" read_of_revoked_grant_returns_einval
-    "X2" read_of_domain_that_does_not_exist_returns_einval
-    "X2" methods_without_error_read_zeroes
-    "X2" read_over_revoked_page_returns_bytes_before_it
-    "X3" access_with_one_bad_page_releases_the_others
-    "X3" accesses_with_one_bad_page_do_not_panic
-    "X4" lazy_access_that_cannot_be_mapped_is_released
-    "X13" host_address_of_lazy_region_is_not_available
-    "X14" unmap_that_fails_is_ignored
-    "X16" lazy_region_for_reading_refuses_writes
+    X2: [
+        read_of_reference_not_granted_returns_einval,
+        accesses_to_reference_not_granted_return_einval,
+        write_to_read_only_grant_returns_einval,
+        read_of_revoked_grant_returns_einval,
+        read_of_domain_that_does_not_exist_returns_einval,
+        methods_without_error_read_zeroes,
+        read_over_revoked_page_returns_bytes_before_it,
+    ],
+    X3: [
+        access_with_one_bad_page_releases_the_others,
+        accesses_with_one_bad_page_do_not_panic,
+    ],
+    X4: [
+        lazy_access_that_cannot_be_mapped_is_released,
+    ],
+    X13: [
+        host_address_of_lazy_region_is_not_available,
+    ],
+    X14: [
+        unmap_that_fails_is_ignored,
+    ],
+    X16: [
+        lazy_region_for_reading_refuses_writes,
+    ],
 ];
 
 /// Requires an error of an access to a page that cannot be mapped.

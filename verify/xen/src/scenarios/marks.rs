@@ -22,9 +22,11 @@ use crate::outcome::Outcome;
 use crate::world::{Access, World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "" marks_of_mapped_accesses_come_after_the_bytes
-    "" marks_of_copies_come_after_the_bytes
-    "" marks_of_windows_come_after_the_bytes
+    ordinary_use: [
+        marks_of_mapped_accesses_come_after_the_bytes,
+        marks_of_copies_come_after_the_bytes,
+        marks_of_windows_come_after_the_bytes,
+    ],
 ];
 
 /// The number of pages of the region.

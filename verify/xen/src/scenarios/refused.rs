@@ -3,21 +3,34 @@
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, GuestAddress, MmapRange, MmapRegion, MmapXenFlags};
 
-use super::setup::{advance, grant_address, grant_run, lazy_flags, range, FIRST, GRANTED};
+use super::setup::{advance, grant_address, grant_run, lazy_flags, long, range, FIRST, GRANTED};
 use super::Scenario;
 use crate::outcome::Outcome;
 use crate::world::{Access, World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "" xen_range_without_file_is_refused
-    "" xen_range_with_file_offset_is_refused
-    "" xen_range_with_map_fixed_is_refused
-    "" xen_range_with_invalid_flags_is_refused
-    "X9" granted_range_without_bit_63_is_refused
-    "X10" granted_range_over_32_bits_of_references_is_refused
-    "X10" granted_range_that_ends_past_32_bits_of_references_is_refused
-    "X11" granted_range_of_domain_over_16_bits_is_refused
-    "X18" granted_range_of_more_than_32_bits_of_pages_is_refused
+    ordinary_use: [
+        xen_range_without_file_is_refused,
+        xen_range_with_file_offset_is_refused,
+        xen_range_with_map_fixed_is_refused,
+        xen_range_with_invalid_flags_is_refused,
+    ],
+    X9: [
+        granted_range_without_bit_63_is_refused,
+    ],
+    X10: [
+        granted_range_over_32_bits_of_references_is_refused,
+        granted_range_that_ends_past_32_bits_of_references_is_refused,
+    ],
+    X11: [
+        granted_range_of_domain_over_16_bits_is_refused,
+    ],
+    X18: [
+        granted_range_of_more_than_32_bits_of_pages_is_refused,
+    ],
+    X25: [
+        xen_range_with_map_anonymous_is_refused,
+    ],
 ];
 
 /// The flags of the ranges that need a device.
@@ -73,6 +86,25 @@ fn xen_range_with_map_fixed_is_refused(world: &mut dyn World) -> Outcome {
         range.set_flags(libc::MAP_SHARED | libc::MAP_FIXED);
         let error = error(range, "a range with MAP_FIXED");
         assert!(matches!(error, MmapRegionError::MapFixed), "{error:?}");
+    }
+    Ok(())
+}
+
+fn xen_range_with_map_anonymous_is_refused(world: &mut dyn World) -> Outcome {
+    grant_run(world, FIRST, 1, Access::ReadWrite);
+    let frame = GuestAddress(world.frames().start * long(PAGE));
+    let grant = grant_address(FIRST, 0);
+    for (flags, device, at) in [
+        (MmapXenFlags::FOREIGN.bits(), world.privcmd()?, frame),
+        (advance(), world.gntdev()?, grant),
+        (lazy_flags(), world.gntdev()?, grant),
+    ] {
+        let mut range = range(&device, at, PAGE, flags, world.domain())?;
+        range.set_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        match error(range, "a range with MAP_ANONYMOUS") {
+            MmapRegionError::Mmap(error) => assert_eq!(error.raw_os_error(), Some(libc::EINVAL)),
+            other => panic!("{flags:#x}: {other:?}"),
+        }
     }
     Ok(())
 }

@@ -16,14 +16,18 @@ use crate::outcome::{expect_errno, Outcome};
 use crate::world::{World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "" file_is_read_into_granted_pages
-    "" granted_pages_are_written_to_file
-    "" exact_streams_over_pages_move_all_bytes
-    "" streams_of_slices_and_vectors_reach_domain
-    "X2" file_is_not_read_into_bad_reference
-    "" vectored_io_moves_granted_pages
-    "" io_buffer_keeps_its_pages_mapped
-    "X2" vectored_io_of_bad_reference_returns_einval
+    ordinary_use: [
+        file_is_read_into_granted_pages,
+        granted_pages_are_written_to_file,
+        exact_streams_over_pages_move_all_bytes,
+        streams_of_slices_and_vectors_reach_domain,
+        vectored_io_moves_granted_pages,
+        io_buffer_keeps_its_pages_mapped,
+    ],
+    X2: [
+        file_is_not_read_into_bad_reference,
+        vectored_io_of_bad_reference_returns_einval,
+    ],
 ];
 
 /// Returns a file with these bytes, at its start.

@@ -16,14 +16,22 @@ use crate::outcome::Outcome;
 use crate::world::{World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "" unix_region_of_zeroes_is_read_and_written
-    "" unix_region_of_file_is_shared_with_it
-    "X21" unix_region_past_end_of_file_is_refused
-    "X21" unix_region_for_reading_refuses_writes
-    "X21" unix_region_marks_its_last_page
-    "X21" unix_regions_of_same_bytes_overlap
-    "X22" flags_have_their_published_values
-    "X23" constructors_without_xen_stay
+    ordinary_use: [
+        unix_region_of_zeroes_is_read_and_written,
+        unix_region_of_file_is_shared_with_it,
+    ],
+    X21: [
+        unix_region_past_end_of_file_is_refused,
+        unix_region_for_reading_refuses_writes,
+        unix_region_marks_its_last_page,
+        unix_regions_of_same_bytes_overlap,
+    ],
+    X22: [
+        flags_have_their_published_values,
+    ],
+    X23: [
+        constructors_without_xen_stay,
+    ],
 ];
 
 const START: GuestAddress = GuestAddress(0x10_0000);

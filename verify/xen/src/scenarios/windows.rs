@@ -19,17 +19,19 @@ use crate::outcome::{expect_errno, Outcome};
 use crate::world::{mapped, Access, World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
-    "" window_maps_its_pages_once_until_dropped
-    "" window_for_reading_maps_for_reading_and_refuses_writes
-    "" window_for_writing_of_read_only_grant_returns_einval
-    "" window_for_writing_of_region_for_reading_is_refused
-    "" window_with_page_not_granted_is_refused_and_released
-    "" window_over_regions_maps_pages_of_each
-    "" window_with_bad_page_in_last_region_is_refused_and_released
-    "" window_of_region_inside_page_begins_there
-    "" window_marks_pages_that_it_writes
-    "" window_outlives_memory_and_device
-    "" empty_window_maps_nothing
+    ordinary_use: [
+        window_maps_its_pages_once_until_dropped,
+        window_for_reading_maps_for_reading_and_refuses_writes,
+        window_for_writing_of_read_only_grant_returns_einval,
+        window_for_writing_of_region_for_reading_is_refused,
+        window_with_page_not_granted_is_refused_and_released,
+        window_over_regions_maps_pages_of_each,
+        window_with_bad_page_in_last_region_is_refused_and_released,
+        window_of_region_inside_page_begins_there,
+        window_marks_pages_that_it_writes,
+        window_outlives_memory_and_device,
+        empty_window_maps_nothing,
+    ],
 ];
 
 fn window_maps_its_pages_once_until_dropped(world: &mut dyn World) -> Outcome {
