@@ -43,6 +43,8 @@
 //!
 //! - A *guest operand* is a range that stays mapped for the access while the call lasts. No Rust
 //!   reference (`&T`, `&mut T`, a slice) covers any of its bytes, except to atomics.
+//!   Its pointer may also write, even if the call only reads: it does not come from a shared
+//!   reference. The portable routines create references to atomics, which need that.
 //! - A host operand is valid for the access, as for a plain copy.
 //!
 //! The values of guest bytes are arbitrary. The functions check no bounds and mark nothing dirty;

@@ -1,5 +1,7 @@
 //! Accesses to one register or word.
 
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64};
+
 use super::*;
 
 pub(in crate::access) fn load_and_store_at_each_alignment_move_only_their_width<R: TestedSet>() {
@@ -105,11 +107,12 @@ pub(in crate::access) fn fetch_by_two_threads_loses_no_change<R: TestedSet>() {
     let rounds = if cfg!(miri) { 50 } else { 20_000u64 };
     for size in [1usize, 2, 4, 8] {
         let mut memory = [0u64; 1];
-        let ptr = memory.as_mut_ptr() as usize;
+        let shared = AtomicPtr::new(memory.as_mut_ptr().cast::<u8>());
         std::thread::scope(|scope| {
             for bit in 0..2 {
+                let shared = &shared;
                 scope.spawn(move || {
-                    let ptr = ptr as *mut u8;
+                    let ptr = shared.load(Ordering::Relaxed);
                     for _ in 0..rounds {
                         // SAFETY: 8 aligned bytes that only routines access while the threads run.
                         unsafe {
@@ -132,15 +135,15 @@ pub(in crate::access) fn fetch_by_two_threads_loses_no_change<R: TestedSet>() {
         });
         let mask = u64::MAX >> (64 - 8 * size);
         // SAFETY: 8 aligned bytes; the threads have ended.
-        let now = unsafe { R::load_ordered(ptr as _, size, Ordering::Relaxed) };
+        let now =
+            unsafe { R::load_ordered(shared.load(Ordering::Relaxed), size, Ordering::Relaxed) };
         assert_eq!(now.unwrap(), (rounds * 8) & mask);
     }
 }
 
 pub(in crate::access) fn aligned_load_and_store_are_not_torn<R: TestedSet>() {
-    use std::sync::atomic::AtomicBool;
-    let memory = std::sync::atomic::AtomicU64::new(0);
-    let ptr = memory.as_ptr() as usize;
+    let memory = AtomicU64::new(0);
+    let shared = AtomicPtr::new(memory.as_ptr().cast::<u8>());
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -148,20 +151,22 @@ pub(in crate::access) fn aligned_load_and_store_are_not_torn<R: TestedSet>() {
             while !done.load(Ordering::Relaxed) {
                 ones = !ones;
                 let value = if ones { u128::MAX } else { 0 };
+                let ptr = shared.load(Ordering::Relaxed);
                 // SAFETY: 8 aligned bytes that only routines access while the threads run.
-                unsafe { R::store(ptr as *mut u8, value, 8) }.unwrap();
+                unsafe { R::store(ptr, value, 8) }.unwrap();
             }
         });
         let _done = test_support::SetOnDrop(&done);
         for _ in 0..if cfg!(miri) { 100 } else { 200_000 } {
             let mut copied = [0u8; 8];
+            let ptr = shared.load(Ordering::Relaxed);
             // SAFETY: `ptr` is 8 aligned bytes that only routines access; `copied` is a local
             // variable.
             let (single, ordered) = unsafe {
-                R::copy(Source, copied.as_mut_ptr(), ptr as *const u8, 8).unwrap();
+                R::copy(Source, copied.as_mut_ptr(), ptr, 8).unwrap();
                 (
-                    R::load(ptr as *const u8, 8).unwrap() as u64,
-                    R::load_ordered(ptr as *const u8, 8, Ordering::Acquire).unwrap(),
+                    R::load(ptr, 8).unwrap() as u64,
+                    R::load_ordered(ptr, 8, Ordering::Acquire).unwrap(),
                 )
             };
             for value in [single, ordered, u64::from_ne_bytes(copied)] {
