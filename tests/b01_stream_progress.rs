@@ -105,6 +105,18 @@ fn assert_bytes(memory: &GuestMemoryMmap, addr: u64, bytes: &[u8]) {
     assert_eq!(&all[start..end], bytes);
 }
 
+/// Checks that a transfer of `expected` bytes failed after `completed` bytes.
+#[track_caller]
+fn assert_partial(result: Result<(), GuestMemoryError>, expected: usize, completed: usize) {
+    match result.unwrap_err() {
+        GuestMemoryError::PartialBuffer {
+            expected: of,
+            completed: done,
+        } => assert_eq!((of, done), (expected, completed)),
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
 fn b01_read_volatile_from_stops_at_first_short_read() {
     // The boundary is 16 bytes away, and a read moves 10. To continue would leave a gap of 6.
@@ -194,82 +206,42 @@ fn b01_exact_read_of_long_range_passes_bounded_parts() {
 #[test]
 fn b01_exact_transfers_at_end_of_stream_return_count() {
     let (mut source, target) = (slow(100, 7, None), memory());
-    let error = target
-        .read_exact_volatile_from(GuestAddress(0xfc0), &mut source, 200)
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            GuestMemoryError::PartialBuffer {
-                expected: 200,
-                completed: 100
-            }
-        ),
-        "{error}"
+    assert_partial(
+        target.read_exact_volatile_from(GuestAddress(0xfc0), &mut source, 200),
+        200,
+        100,
     );
     assert_bytes(&target, 0xfc0, &source.moved);
-    let error = target
-        .write_all_volatile_to(GuestAddress(0xfc0), &mut slow(100, 7, None), 200)
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            GuestMemoryError::PartialBuffer {
-                expected: 200,
-                completed: 100
-            }
-        ),
-        "{error}"
+    assert_partial(
+        target.write_all_volatile_to(GuestAddress(0xfc0), &mut slow(100, 7, None), 200),
+        200,
+        100,
     );
     // The guest memory ends before the stream.
-    let error = target
-        .read_exact_volatile_from(GuestAddress(0x1ff0), &mut slow(100, 7, None), 32)
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            GuestMemoryError::PartialBuffer {
-                expected: 32,
-                completed: 16
-            }
-        ),
-        "{error}"
+    assert_partial(
+        target.read_exact_volatile_from(GuestAddress(0x1ff0), &mut slow(100, 7, None), 32),
+        32,
+        16,
     );
 }
 
 #[test]
 fn b01_exact_transfers_at_stream_error_return_count() {
     let (mut source, target) = (slow(100, 7, Some(libc::EIO)), memory());
-    let error = target
-        .read_exact_volatile_from(GuestAddress(0xfc0), &mut source, 200)
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            GuestMemoryError::PartialBuffer {
-                expected: 200,
-                completed: 100
-            }
-        ),
-        "{error}"
+    assert_partial(
+        target.read_exact_volatile_from(GuestAddress(0xfc0), &mut source, 200),
+        200,
+        100,
     );
     assert_bytes(&target, 0xfc0, &source.moved);
     // The next call returns the error.
     let next = target.read_exact_volatile_from(GuestAddress(0xfc0 + 100), &mut source, 100);
     assert_eq!(raw_error(next), Some(libc::EIO));
     let mut sink = slow(100, 7, Some(libc::ENOSPC));
-    let error = target
-        .write_all_volatile_to(GuestAddress(0xfc0), &mut sink, 200)
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            GuestMemoryError::PartialBuffer {
-                expected: 200,
-                completed: 100
-            }
-        ),
-        "{error}"
+    assert_partial(
+        target.write_all_volatile_to(GuestAddress(0xfc0), &mut sink, 200),
+        200,
+        100,
     );
     assert_eq!(
         raw_error(target.write_all_volatile_to(GuestAddress(0), &mut sink, 1)),
@@ -319,18 +291,10 @@ fn b01_transfers_on_nonblocking_socket_return_count() {
     let again = target.read_volatile_from(GuestAddress(0x1000), &mut &right, 0x40);
     assert_eq!(raw_error(again), Some(libc::EAGAIN));
     left.write_all(&[9; 5]).unwrap();
-    let partial = target
-        .read_exact_volatile_from(GuestAddress(0x1000), &mut &right, 8)
-        .unwrap_err();
-    assert!(
-        matches!(
-            partial,
-            GuestMemoryError::PartialBuffer {
-                expected: 8,
-                completed: 5
-            }
-        ),
-        "{partial}"
+    assert_partial(
+        target.read_exact_volatile_from(GuestAddress(0x1000), &mut &right, 8),
+        8,
+        5,
     );
 
     // A blocking socket is read until the range is full.
