@@ -10,7 +10,7 @@ use super::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissi
 use crate::bitmap::BS;
 use crate::volatile_memory::{Hold, VolatileSlice};
 
-/// The number of slices that a view keeps mapped at most.
+/// The maximum number of slices that a view keeps mapped.
 ///
 /// The driver decides how scattered a request is, and each slice may take a VMA.
 const MAX_SLICES: usize = 1024;
@@ -22,10 +22,10 @@ const MAX_SLICES: usize = 1024;
 ///
 /// - With the feature `xen`, memory may be mapped for each access. A slice of this view is mapped
 ///   once, and [`get_slices`](GuestMemory::get_slices) returns the error of a page that is not
-///   granted. The pointer of a guard of the memory itself would not be accessible. At most 1024
-///   slices are mapped.
-/// - Behind an IOMMU, the view keeps the translation in use from its first slices on. An
-///   invalidation does not complete before the view is dropped.
+///   granted. A guard of the memory itself would have an inaccessible pointer for such a page. At
+///   most 1024 slices are mapped.
+/// - Behind an IOMMU, the view keeps the translation in use after the first call of `get_slices`.
+///   An invalidation then completes only after the view is dropped.
 /// - For other memory, it does nothing, and takes no memory.
 ///
 /// Accesses by [`Bytes`](crate::Bytes) in one region keep nothing mapped.
@@ -73,11 +73,11 @@ impl<'m, M: GuestMemory + ?Sized> HeldMemory<'m, M> {
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        // Each change is complete when the lock is released, also by a panic.
+        // Each change is complete when the lock is released, even by a panic.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the translation of a range in use that the caller translates next.
+    /// Keeps the translation of a range in use. The caller translates the range next.
     fn keep_translation(
         &self,
         addr: GuestAddress,

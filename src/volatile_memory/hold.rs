@@ -24,7 +24,7 @@ pub(crate) struct Hold(
 );
 
 impl<B: BitmapSlice> VolatileSlice<'_, B> {
-    /// Returns whether the memory is mapped, other than for each access.
+    /// Returns whether the memory has a host address: it is not mapped for each access.
     #[inline]
     pub(crate) fn has_host_address(&self) -> bool {
         self.addr.host().is_some()
@@ -32,8 +32,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
 
     /// Returns the slice as mapped memory, and the hold that keeps it mapped.
     ///
-    /// If the memory is mapped for each access, it may be that only some of it can be mapped. The
-    /// slice then has the bytes before the first that cannot, and the error is that of this byte.
+    /// If the memory is mapped for each access, perhaps only a part of it can be mapped. The slice
+    /// then ends before the first byte that cannot be mapped, and the error is that of this byte.
     ///
     /// # Errors
     ///

@@ -3,9 +3,9 @@
 //! An access maps the pages that it touches, moves the bytes, and unmaps them before it returns. A
 //! long transfer does so for one piece after the other.
 //!
-//! The callers mark the whole range of a write dirty, also after an error. A piece that faults, or
+//! The callers mark the whole range of a write dirty, even after an error. A piece that faults, or
 //! a copy by the hypervisor that fails, may have written bytes past those that it counts, and a
-//! mark that is missing would lose them. A mark too many costs the transfer of a page.
+//! mark that is missing would lose them. An unneeded mark costs the transfer of a page.
 
 use crate::access::fault::Direction;
 use crate::access::{self, Fault};

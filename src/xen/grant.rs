@@ -63,11 +63,11 @@ impl Drop for Entry {
 impl GrantMapping {
     /// Maps the pages of `references`, which the domain `domid` granted.
     ///
-    /// `prot` and `flags` are those of mmap(2). The first request is for at most `batch` pages, at
-    /// least one, and each further one for at most as many as are mapped by then, or 65536. So
-    /// after an error, the requests were in proportion to the pages that could be mapped. One
-    /// request takes two system calls, and two that remove the mapping, or one for each further
-    /// request.
+    /// `prot` and `flags` are those of mmap(2). The first request is for at most `batch` pages, and
+    /// at least one. Each further request is for at most as many pages as are mapped so far, and at
+    /// most 65536. So the pages of the failed request are in proportion to those that could be
+    /// mapped. A request takes two system calls. To remove the mapping takes one system call, and
+    /// one for each request.
     ///
     /// # Errors
     ///
