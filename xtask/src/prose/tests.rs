@@ -23,6 +23,24 @@ fn check_of_message_with_phrase_reports_it() {
 }
 
 #[test]
+fn check_of_range_without_end_reports_it() {
+    for text in [
+        "Reads the bytes from `offset` on.",
+        "From now on, it fails.",
+        "The registers from `zmm16` on need nothing.",
+        "The pages\nfrom the second one\non are clean.",
+    ] {
+        assert_eq!(found("a.md", text).len(), 1, "{text}");
+    }
+    for text in [
+        "Ranges from it live on without the guard.",
+        "A conversion from an error on `path`.",
+    ] {
+        assert_eq!(found("a.md", text), [""; 0], "{text}");
+    }
+}
+
+#[test]
 fn check_of_code_reports_nothing() {
     for text in [
         "let answers = 1;",

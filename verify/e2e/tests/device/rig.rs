@@ -112,7 +112,8 @@ impl Rig {
         self.forget();
     }
 
-    /// Resets the device, and accepts features of one half. Half 1 has the bits from 32 on.
+    /// Resets the device, and accepts features of one half. Half 0 has bits 0 to 31, and half 1 has
+    /// bits 32 to 63.
     pub fn negotiate(&mut self, half: u32, features: u32) {
         self.write(reg::VIRTIO_MMIO_STATUS, RESET);
         self.write(reg::VIRTIO_MMIO_STATUS, DRIVER);

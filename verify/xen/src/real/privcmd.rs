@@ -84,7 +84,7 @@ impl Privcmd {
         self.ioctl(HYPERCALL, &mut call).map(i64::from)
     }
 
-    /// Maps `count` frames of `domain` from `first` on, for reading and writing.
+    /// Maps `count` frames of `domain`, starting at `first`, for reading and writing.
     ///
     /// # Errors
     ///
