@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::index::{Entry, RegionIndex};
+use super::index::RegionIndex;
 use super::GuestMemoryRegion;
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend, GuestUsize};
 
@@ -108,7 +108,7 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
             }
         }
         Ok(Self {
-            index: RegionIndex::from_sorted(regions.into_iter().map(Entry::new).collect()),
+            index: RegionIndex::from_sorted(regions),
         })
     }
 
@@ -122,10 +122,9 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         &self,
         region: Arc<R>,
     ) -> Result<GuestRegionCollection<R>, GuestRegionCollectionError> {
-        let new = Entry::new(region);
-        match self.index.rank_of_new(&new) {
+        match self.index.rank_of_new(&region) {
             Some(rank) => Ok(Self {
-                index: self.index.inserted(rank, new),
+                index: self.index.inserted(rank, region),
             }),
             None => Err(GuestRegionCollectionError::MemoryRegionOverlap),
         }
@@ -143,8 +142,8 @@ impl<R: GuestMemoryRegion> GuestRegionCollection<R> {
         size: GuestUsize,
     ) -> Result<(GuestRegionCollection<R>, Arc<R>), GuestRegionCollectionError> {
         match self.index.starting_at(base) {
-            Some((number, entry)) if entry.region().len() == size => {
-                let region = Arc::clone(entry.region());
+            Some((number, region)) if region.len() == size => {
+                let region = Arc::clone(region);
                 // Created in place: if the index were returned through memory, copying it would
                 // stall.
                 if self.index.len() == 1 {
