@@ -356,8 +356,9 @@ fn b01_transfer_larger_than_system_call_limit_succeeds() {
         let result = unsafe { libc::mmap(addr.cast(), len, both, flags, fd, 0) };
         assert_eq!(result, addr.cast());
     }
-    // SAFETY: 1. `outer` is a mapping of `TOTAL` bytes, made with this protection and `MAP_SHARED`
-    // above. 2. `outer` is dropped after the region. 3. No reference to its bytes exists.
+    // SAFETY: 1. `outer` is a mapping of `TOTAL` bytes, created with this protection and
+    // `MAP_SHARED` above. 2. `outer` is dropped after the region. 3. No reference to its bytes
+    // exists.
     let region =
         unsafe { MmapRegion::<()>::build_raw(outer.as_ptr(), TOTAL, both, libc::MAP_SHARED) }
             .unwrap();

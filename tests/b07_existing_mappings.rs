@@ -14,7 +14,7 @@ use Permissions::{Read, ReadWrite};
 
 /// Creates regions of the readable and writable page `host`: by `build_raw`, and by the builder.
 ///
-/// `build_raw` needs a protection. Without one, the builder makes the only region.
+/// `build_raw` needs a protection. Without one, the result has only the region of the builder.
 fn existing(host: &MmapRegion, prot: Option<i32>, flags: i32) -> Vec<MmapRegion> {
     let mut builder = MmapRegionBuilder::new(host.size()).with_mmap_flags(flags);
     if let Some(prot) = prot {

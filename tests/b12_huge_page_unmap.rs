@@ -138,7 +138,7 @@ fn b12_unmap_of_ordinary_and_borrowed_mapping_succeeds() {
     let region = MmapRegion::<()>::new(0x1234).unwrap();
     region.unmap().unwrap();
     let outer = MmapRegion::<()>::new(0x3000).unwrap();
-    // SAFETY: 1. `outer` is a mapping of at least one page, made with this protection and these
+    // SAFETY: 1. `outer` is a mapping of at least one page, created with this protection and these
     // flags. 2. It outlives `borrowed`, which is unmapped below. 3. No reference to its bytes
     // exists.
     let borrowed =

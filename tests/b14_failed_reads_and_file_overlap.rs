@@ -150,8 +150,8 @@ fn b14_interrupted_read_marks_nothing() {
 fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapRegion {
     let builder =
         MmapRegionBuilder::new(size).with_file_offset(FileOffset::from_arc(file.clone(), start));
-    // SAFETY: clause 1 does not hold if `size` is larger than `host`. But no slice of the region is
-    // made, so no byte of it is accessed.
+    // SAFETY: clause 1 does not hold if `size` is larger than `host`. But no byte of the region is
+    // accessed.
     unsafe { builder.with_raw_mmap_pointer(host.as_ptr()) }
         .build()
         .unwrap()

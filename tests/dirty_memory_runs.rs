@@ -1,4 +1,5 @@
-//! `DirtyMemory::runs`: each run can be read as a whole.
+//! `DirtyMemory` divides the dirty bytes into runs that can be read as a whole, and into unreadable
+//! runs.
 #![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::collections::BTreeSet;

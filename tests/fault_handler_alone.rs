@@ -1,6 +1,6 @@
-//! A program that installs the fault handler and links no access to guest memory.
+//! A program that installs the fault handler links, even if it contains no access to guest memory.
 //!
-//! It links only because the handler itself adds an entry to the fault table.
+//! The reason is that the handler itself adds an entry to the fault table.
 #![cfg(any(
     feature = "rawfd",
     feature = "backend-mmap",

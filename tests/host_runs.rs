@@ -21,7 +21,7 @@ fn placed(pages: &[(u64, usize)], protection: i32) -> GuestMemoryMmap {
             .with_owner(Arc::clone(&mapping))
             .with_mmap_prot(protection);
         // SAFETY: the page is in `mapping`, which the region owns, and which is readable and
-        // writable. No Rust reference to it is made.
+        // writable. No Rust reference to it exists.
         let builder = unsafe { builder.with_raw_mmap_pointer(at) };
         GuestRegionMmap::new(builder.build().unwrap(), GuestAddress(guest * 0x1000)).unwrap()
     });

@@ -27,8 +27,8 @@ fn readv_into_array_of_volatile_slices_fills_each() {
     let whole = VolatileSlice::from(memory.as_mut_slice());
     let slices = [(1, 3), (6, 0), (10, 4)].map(|(at, len)| whole.subslice(at, len).unwrap());
     let count = slices.len().try_into().unwrap();
-    // SAFETY: `VolatileSlice<()>` has the layout of `struct iovec`, as constant assertions beside
-    // the type check. `slices` has `count` of them, whose bytes are borrowed during the call.
+    // SAFETY: `VolatileSlice<()>` has the layout of `struct iovec`: constant assertions next to the
+    // type check this. `slices` has `count` of them, whose bytes are borrowed during the call.
     let moved = unsafe { libc::readv(file.as_raw_fd(), slices.as_ptr().cast(), count) };
     assert_eq!(moved, 7);
     let mut seen = [0; 16];

@@ -1,5 +1,5 @@
 //! `unmap` at `vm.max_map_count` returns an error, and the pages are freed. The test is a program
-//! of its own, because other tests could not map memory meanwhile.
+//! of its own, because no other test could map memory while it runs.
 #![cfg(all(feature = "backend-mmap", target_os = "linux", not(miri)))]
 #![expect(unsafe_code, reason = "calls mmap(2), mprotect(2) and mincore(2)")]
 

@@ -361,7 +361,7 @@ fn run(window: &Window<'_, Memory>, offset: usize, access: &Access) -> (Vec<u8>,
     (buf, result.map_err(drop))
 }
 
-/// Makes the access to a vector, which stands for the window.
+/// Performs the access on a vector, which is the model of the window.
 fn expected(
     bytes: &mut [u8],
     boundaries: &[usize],

@@ -1,5 +1,5 @@
-//! The handler that was installed before runs as if the fault handler were not there. The handlers
-//! run in processes of their own.
+//! The handler that was installed before the fault handler runs as if the fault handler were not
+//! installed. Each test runs its handlers in another process.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;

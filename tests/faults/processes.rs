@@ -1,4 +1,5 @@
-//! Signals that must not be recovered from. Each scenario runs in a process of its own.
+//! A signal that the fault handler must not handle has the same effect as without the fault
+//! handler. Each scenario runs in a process of its own.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};

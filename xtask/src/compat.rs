@@ -212,7 +212,7 @@ impl Harness {
             .status()
             .context("cannot start cargo")?;
         *counts = Counts::from_output(&String::from_utf8_lossy(&fs::read(&log)?))?;
-        judge(user, counts)?;
+        check_counts(user, counts)?;
         ensure!(status.success(), "cargo test ended with {status}");
         Ok(())
     }
@@ -336,7 +336,7 @@ fn build(mut cargo_test: std::process::Command, log: &Path) -> Result<BTreeSet<P
 }
 
 /// Returns an error if the counts of a run do not permit the row to pass.
-fn judge(user: &User, counts: &Counts) -> Result<()> {
+fn check_counts(user: &User, counts: &Counts) -> Result<()> {
     ensure!(counts.programs > 0, "no test program reported a result");
     ensure!(counts.failed == 0, "{} failed", counts.failed);
     ensure!(

@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long)]
     verbose: bool,
 
-    /// Play the scenarios on vm-memory 0.18.0, and print a table of their outcomes
+    /// Run the scenarios on vm-memory 0.18.0, and print a table of their outcomes
     #[arg(long)]
     reference: bool,
 }
@@ -208,7 +208,7 @@ fn run_world(
 
 /// Prints the skipped scenarios and the notes of a report, and returns it if it has no faults.
 ///
-/// With `--reference`, scenarios may fail, but all must have been played.
+/// With `--reference`, scenarios may fail, but all must have been run.
 fn finish(world: World, report: Report, console: &str, log: &Path, args: &Args) -> Result<Report> {
     if args.reference {
         report.print_outcomes();

@@ -126,7 +126,7 @@ fn off_by_one_is_found_and_shrunk() {
         .expect_err("the bug must be found");
     let (ops, difference) = shrink::<Reference, OffByOne>(ops, difference, &[]);
     let text = report(&ops, &difference);
-    assert!(ops.len() <= 2, "one to make a region, one to ask:\n{text}");
+    assert!(ops.len() <= 2, "one builds a region, one fails:\n{text}");
     assert!(
         text.contains("CheckedOffset") && text.contains("replay(&["),
         "{text}"

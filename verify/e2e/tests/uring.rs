@@ -144,6 +144,6 @@ fn run_with_more_operations_than_fit_ends_each_once() {
     assert!(ended.iter().all(|times| *times == 1));
     assert_eq!(ring.counts.most, u64::from(QUEUE_MAX));
     assert_eq!(ring.counts.submitted, count as u64);
-    // No operation holds a reference to the memory any more.
+    // Each operation released its reference to the memory.
     assert_eq!(Arc::strong_count(&ram), 1);
 }

@@ -1,4 +1,4 @@
-//! [`VhostIommu`]: an [`Iommu`] that asks the front end for missing mappings.
+//! [`VhostIommu`]: an [`Iommu`] that requests missing mappings from the front end.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -61,7 +61,7 @@ pub enum Refusal {
     Iotlb(#[from] Error),
 }
 
-/// An IOMMU that asks the front end for missing mappings, and waits for them until a deadline.
+/// An IOMMU that requests missing mappings from the front end, and waits for them until a deadline.
 ///
 /// A receiver thread handles updates and invalidations from the main channel. It takes the write
 /// lock of the IOTLB for an invalidation. So it acknowledges only after the end of all accesses
@@ -334,7 +334,7 @@ impl Shared {
         }
     }
 
-    /// Removes all mappings, because no message can invalidate them any more, and ends all waits.
+    /// Removes all mappings, because no message can invalidate them now, and ends all waits.
     fn close(&self) {
         *lock(&self.requests) = None;
         self.change(Iotlb::invalidate_all, |changes| changes.closed = true);
@@ -382,8 +382,7 @@ impl Shared {
         if message.size == 0 {
             return Err(Refusal::Empty(message.iova));
         }
-        // A range that passes the end is not refused: its addresses must not be translated any
-        // more.
+        // A range that passes the end is not refused, because its mappings must be removed.
         let length = usize::try_from(message.size).unwrap_or(usize::MAX);
         self.change(
             |iotlb| iotlb.invalidate_mapping(GuestAddress(message.iova), length),

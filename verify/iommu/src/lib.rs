@@ -1,4 +1,4 @@
-//! A vhost-user back end behind an IOMMU, with the front end that it talks to.
+//! A vhost-user back end behind an IOMMU, and its front end.
 //!
 //! ```text
 //!        front end (the VMM)                            back end (the device's process)

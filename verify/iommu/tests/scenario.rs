@@ -281,7 +281,7 @@ fn hang_up_ends_waits_and_removes_mappings() {
         // The reason is not the deadline.
         assert_refused(waiting.join().unwrap(), "gone");
     });
-    // No message could invalidate it any more.
+    // The mapping is removed, because no message could invalidate it after the front end hung up.
     assert_refused(memory.read_obj::<u8>(GuestAddress(IOVA)), "gone");
     assert!(!memory.iommu().is_connected());
     end(&memory);

@@ -142,7 +142,7 @@ fn request<const N: usize>(file: &File, request: u32, numbers: &mut [u64; N]) ->
     }
 }
 
-/// Waits for a message, for at most 10 ms: the owner of the thread may end it meanwhile.
+/// Waits for a message, for at most 10 ms. Then the thread checks whether it must end.
 fn wait_for_message(file: &File) {
     let mut ready = libc::pollfd {
         fd: file.as_raw_fd(),

@@ -1,4 +1,4 @@
-//! Plays the scenarios of `verify/xen` on vm-memory 0.18.0 and prints a table of those that fail.
+//! Runs the scenarios of `verify/xen` on vm-memory 0.18.0 and prints a table of those that fail.
 //!
 //! Each scenario runs in a process of its own, since a failure may be a signal.
 //!
@@ -35,19 +35,19 @@ const LIMIT: Duration = Duration::from_secs(20);
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match (args.next(), args.next()) {
-        (Some(name), Some(host)) => play(&name, &host),
+        (Some(name), Some(host)) => run(&name, &host),
         _ => table(),
     }
 }
 
-/// Plays one scenario in this process, and prints what is wrong.
-fn play(name: &str, host: &str) -> ExitCode {
+/// Runs one scenario in this process, and prints what is wrong.
+fn run(name: &str, host: &str) -> ExitCode {
     let host = match host {
         "pv" => Host::Pv,
         _ => Host::AutoTranslated,
     };
     let found = scenarios::all().find(|scenario| scenario.name == name);
-    match found.map(|scenario| scenario.play(&mut Double::new(host))) {
+    match found.map(|scenario| scenario.run(&mut Double::new(host))) {
         Some(Ok(())) => ExitCode::SUCCESS,
         Some(Err(Stop::Skipped(reason))) => {
             println!("skipped: {reason}");
@@ -61,7 +61,7 @@ fn play(name: &str, host: &str) -> ExitCode {
     }
 }
 
-/// Plays each scenario in a child, and prints the table.
+/// Runs each scenario in a child, and prints the table.
 fn table() -> ExitCode {
     println!("| group | scenario | PV | auto-translated |\n|---|---|---|---|");
     for scenario in scenarios::all() {
@@ -74,7 +74,7 @@ fn table() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Plays a scenario in a child, and returns how it ended.
+/// Runs a scenario in a child, and returns how it ended.
 fn verdict(scenario: &Scenario, host: &str) -> String {
     // A pipe that nobody reads would fill up.
     let mut log = double::memory::memfd("log").expect("cannot create a file");
@@ -95,22 +95,22 @@ fn verdict(scenario: &Scenario, host: &str) -> String {
     }
     let status = child.wait().expect("the child has ended");
     log.rewind().expect("a file has a start");
-    let mut said = Vec::new();
-    log.read_to_end(&mut said).expect("cannot read the log");
-    let said = String::from_utf8_lossy(&said);
+    let mut output = Vec::new();
+    log.read_to_end(&mut output).expect("cannot read the log");
+    let output = String::from_utf8_lossy(&output);
     match (status.signal(), status.success()) {
         (Some(libc::SIGKILL), _) => "hangs".to_owned(),
         (Some(signal), _) => format!("signal {signal}"),
-        (None, true) if said.contains("skipped") => "not played".to_owned(),
+        (None, true) if output.contains("skipped") => "not run".to_owned(),
         (None, true) => "passes".to_owned(),
-        (None, false) if said.contains("/vm-memory-0.18.0/") => "panic in vm-memory".to_owned(),
+        (None, false) if output.contains("/vm-memory-0.18.0/") => "panic in vm-memory".to_owned(),
         // A panic has its place on a line, and its message on the next.
         (None, false) => {
-            let message = said
+            let message = output
                 .lines()
                 .skip_while(|line| !line.contains("panicked at"))
                 .nth(1);
-            let message = message.unwrap_or_else(|| said.trim());
+            let message = message.unwrap_or_else(|| output.trim());
             message.chars().take(100).collect()
         }
     }

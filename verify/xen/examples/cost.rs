@@ -89,7 +89,7 @@ fn read_by_hand(device: &File, domain: u32, reference: u32) -> u32 {
     let done = unsafe { libc::ioctl(fd, 0x0018_4700, map.as_mut_ptr()) };
     assert_eq!(done, 0);
     let index = i64::from(map[2]) | i64::from(map[3]) << 32;
-    // SAFETY: the system chooses the address, so no memory is replaced.
+    // SAFETY: the kernel chooses the address, so no memory is replaced.
     let page = unsafe {
         libc::mmap(
             std::ptr::null_mut(),

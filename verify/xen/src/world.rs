@@ -86,11 +86,11 @@ pub trait World {
     /// Writes bytes of a page as the domain does.
     fn write(&mut self, page: usize, offset: usize, bytes: &[u8]);
 
-    /// Returns the faults of a scenario: grants that are still mapped, and requests that no driver
-    /// makes. Returns an empty list if there are none.
+    /// Returns the faults of a scenario: grants that are still mapped, and requests that a correct
+    /// driver does not make. Returns an empty list if there are none.
     fn audit(&mut self) -> Vec<String>;
 
-    /// Returns the double, for scenarios that only a double can play.
+    /// Returns the double, for scenarios that run only on a double.
     fn as_double(&mut self) -> Option<&mut Double> {
         None
     }

@@ -7,13 +7,13 @@ use verify_xen::world::Host;
 
 verify_xen::interpose!();
 
-fn play_all(host: Host) {
+fn run_all(host: Host) {
     let mut failed = Vec::new();
     for scenario in scenarios::all() {
         let mut world = Double::new(host);
-        let played =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scenario.play(&mut world)));
-        match played {
+        let result =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scenario.run(&mut world)));
+        match result {
             Ok(Ok(())) => {}
             Ok(Err(Stop::Skipped(reason))) => test_support::skipped(scenario.name, reason),
             Ok(Err(stop)) => failed.push(format!("{}: {stop:?}", scenario.name)),
@@ -25,10 +25,10 @@ fn play_all(host: Host) {
 
 #[test]
 fn scenarios_on_paravirtualized_host_pass() {
-    play_all(Host::Pv);
+    run_all(Host::Pv);
 }
 
 #[test]
 fn scenarios_on_auto_translated_host_pass() {
-    play_all(Host::AutoTranslated);
+    run_all(Host::AutoTranslated);
 }

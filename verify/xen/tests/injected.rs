@@ -9,16 +9,16 @@ use verify_xen::world::Host;
 
 verify_xen::interpose!();
 
-/// A scenario that waits for a second, and whose calls other scenarios make, too.
+/// A scenario that waits for a second. Other scenarios make the same calls.
 const SLOW: &str = "foreign_region_with_frame_always_paged_out_is_refused";
 
-/// Plays a scenario with a fault in one call. Returns how it ended, and whether the fault happened.
-fn play(scenario: &Scenario, host: Host, injection: Injection) -> (Result<Outcome, ()>, bool) {
+/// Runs a scenario with a fault in one call. Returns how it ended, and whether the fault happened.
+fn run(scenario: &Scenario, host: Host, injection: Injection) -> (Result<Outcome, ()>, bool) {
     let mut world = Double::new(host);
     let _scope = world.on_this_thread();
     world.inject(Some(injection));
-    let played = catch_unwind(AssertUnwindSafe(|| scenario.play(&mut world)));
-    (played.map_err(|_| ()), world.is_injected())
+    let result = catch_unwind(AssertUnwindSafe(|| scenario.run(&mut world)));
+    (result.map_err(|_| ()), world.is_injected())
 }
 
 /// Returns the reason why an outcome is wrong.
@@ -39,7 +39,7 @@ fn inject_everywhere(host: Host, errno: i32) -> usize {
     let mut faults = 0;
     for scenario in scenarios::all().filter(|scenario| scenario.name != SLOW) {
         for after in 0.. {
-            let (outcome, injected) = play(scenario, host, Injection { after, errno });
+            let (outcome, injected) = run(scenario, host, Injection { after, errno });
             if !injected {
                 // The scenario makes no more calls.
                 break;

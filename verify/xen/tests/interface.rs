@@ -1,4 +1,4 @@
-//! Each item that 0.18.0 has with the feature `xen` only, named and called as users do.
+//! Each item that 0.18.0 has with the feature `xen` only still compiles, as users name and call it.
 //!
 //! `verify/xen-reference` compiles this file with 0.18.0.
 

@@ -356,7 +356,7 @@ impl Model {
     }
 }
 
-fn play(host: Host, steps: Vec<Step>) {
+fn run(host: Host, steps: Vec<Step>) {
     let mut model = Model::new(host);
     for page in 0..PAGES {
         model.grant(page, Some(true));
@@ -374,14 +374,14 @@ proptest! {
     fn random_accesses_on_paravirtualized_host_match_a_vector(
         steps in prop::collection::vec(steps(), 1..60)
     ) {
-        play(Host::Pv, steps);
+        run(Host::Pv, steps);
     }
 
     #[test]
     fn random_accesses_on_auto_translated_host_match_a_vector(
         steps in prop::collection::vec(steps(), 1..60)
     ) {
-        play(Host::AutoTranslated, steps);
+        run(Host::AutoTranslated, steps);
     }
 }
 

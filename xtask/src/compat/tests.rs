@@ -23,23 +23,26 @@ fn passed(passed: u64) -> Counts {
 }
 
 #[test]
-fn judge_with_fewer_passes_than_expected_returns_error() {
-    assert!(judge(user(), &passed(user().expected)).is_ok());
-    assert!(judge(user(), &passed(user().expected + 1)).is_ok());
-    let why = judge(user(), &passed(user().expected - 1))
+fn check_counts_with_fewer_passes_than_expected_returns_error() {
+    assert!(check_counts(user(), &passed(user().expected)).is_ok());
+    assert!(check_counts(user(), &passed(user().expected + 1)).is_ok());
+    let why = check_counts(user(), &passed(user().expected - 1))
         .unwrap_err()
         .to_string();
     assert_eq!(why, "57 passed, but 58 pass on vm-memory 0.18.0");
 }
 
 #[test]
-fn judge_with_failed_test_returns_error() {
+fn check_counts_with_failed_test_returns_error() {
     let counts = Counts {
         failed: 1,
         ..passed(1000)
     };
-    assert_eq!(judge(user(), &counts).unwrap_err().to_string(), "1 failed");
-    assert!(judge(user(), &Counts::default()).is_err());
+    assert_eq!(
+        check_counts(user(), &counts).unwrap_err().to_string(),
+        "1 failed"
+    );
+    assert!(check_counts(user(), &Counts::default()).is_err());
 }
 
 #[test]

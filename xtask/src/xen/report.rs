@@ -98,7 +98,7 @@ impl Report {
         faults
     }
 
-    /// Returns why some scenarios have not been played, or not on a sound machine.
+    /// Returns why some scenarios have not been run, or not on a sound machine.
     pub fn interruptions(&self) -> Vec<String> {
         let mut faults = self.oopses.clone();
         let died = self.running.iter();

@@ -24,7 +24,7 @@ use crate::op::{Access, Op, Perm, Question, Target, TlbAct};
 use crate::out::Out;
 use crate::run::StateDiff;
 
-/// A difference, and the facts that a rule needs to judge it.
+/// A difference, and the facts by which a rule decides whether it allows the difference.
 pub struct Case<'a> {
     pub op: &'a Op,
     /// The tracked state before the operation.

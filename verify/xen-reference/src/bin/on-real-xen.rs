@@ -1,4 +1,4 @@
-//! The only program of domain 0 in `cargo xtask xen --reference`: plays the scenarios on 0.18.0.
+//! The only program of domain 0 in `cargo xtask xen --reference`: runs the scenarios on 0.18.0.
 
 #[path = "../../../xen/src/double/mod.rs"]
 #[expect(dead_code, reason = "a scenario asks whether the world is the double")]
@@ -21,9 +21,9 @@ mod world;
 use real::program::{self, Step};
 
 fn main() {
-    let mut steps = vec![Step::new("judge", real::judge)];
+    let mut steps = vec![Step::new("self_test", real::self_test)];
     for scenario in scenarios::all() {
-        steps.push(Step::new(scenario.name, |world| scenario.play(world)));
+        steps.push(Step::new(scenario.name, |world| scenario.run(world)));
     }
     program::main(&steps);
 }

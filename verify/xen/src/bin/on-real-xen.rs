@@ -1,14 +1,14 @@
 //! The only program of domain 0 in `cargo xtask xen`: runs each scenario on real Xen.
 
-use verify_xen::real::{figures, judge, program};
+use verify_xen::real::{figures, program, self_test};
 use verify_xen::scenarios;
 use verify_xen::vhost_user::{requests_complete, Rings};
 
 fn main() {
-    let mut steps = vec![program::Step::new("judge", judge)];
+    let mut steps = vec![program::Step::new("self_test", self_test)];
     steps.extend(
         scenarios::all()
-            .map(|scenario| program::Step::new(scenario.name, |world| scenario.play(world))),
+            .map(|scenario| program::Step::new(scenario.name, |world| scenario.run(world))),
     );
     steps.extend([
         program::Step::new("vhost_user_with_rings_mapped_in_advance", |world| {

@@ -297,7 +297,7 @@ impl Kernel {
         Ok(addr)
     }
 
-    /// Plays another thread that maps memory in the hole that a failed `mmap` has left.
+    /// Simulates another thread that maps memory in the hole that a failed `mmap` has left.
     ///
     /// The kernel unmaps the memory at a fixed address before it calls the driver.
     ///
@@ -345,8 +345,8 @@ impl Kernel {
                     flags: place.flags | libc::MAP_FIXED,
                     ..place
                 };
-                // SAFETY: the page is in the mapping that this function made, which no other
-                // code knows.
+                // SAFETY: the page is in the mapping that this function created. No other code has
+                // its address.
                 unsafe { memory::mmap(shared(one), ram, offset(*page)?) }?;
             }
         }

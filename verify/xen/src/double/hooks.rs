@@ -16,7 +16,7 @@ use super::memory::{self, Place};
 use super::numbers::{GRANT_COPY, MAP_GRANT_REF, MMAPBATCH_V2, PROBE, PROBED, UNMAP_GRANT_REF};
 
 /// Defines the C symbols `ioctl`, `mmap` and `munmap` of a test program. Each test program that
-/// makes a [`Double`](crate::double::Double) uses it once.
+/// creates a [`Double`](crate::double::Double) uses it once.
 #[macro_export]
 macro_rules! interpose {
     () => {

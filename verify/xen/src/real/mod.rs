@@ -1,4 +1,4 @@
-//! [`Real`]: a domain that the hypervisor made, and the devices of a kernel that runs on Xen.
+//! [`Real`]: a domain that the hypervisor created, and the devices of a kernel that runs on Xen.
 
 #![expect(
     unsafe_code,
@@ -11,9 +11,9 @@ mod domain;
 #[cfg(feature = "additions")]
 mod figures;
 mod gntdev;
-mod judge;
 mod privcmd;
 pub mod program;
+mod self_test;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -24,7 +24,7 @@ use domain::{Domain, Kind};
 
 #[cfg(feature = "additions")]
 pub use figures::figures;
-pub use judge::judge;
+pub use self_test::self_test;
 
 const GNTDEV: &str = "/dev/xen/gntdev";
 const PRIVCMD: &str = "/dev/xen/privcmd";

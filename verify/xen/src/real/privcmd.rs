@@ -1,7 +1,7 @@
 //! `/dev/xen/privcmd`: hypercalls, and mappings of another domain's memory and grant table.
 //!
-//! Everything here is for the test's own view of the domain. The library has its own code for
-//! foreign mappings, which the scenarios judge.
+//! Only the tests use this module, to create and inspect the domain. The library has its own code
+//! for foreign mappings, which the scenarios test.
 
 use std::fs::File;
 use std::io;
@@ -19,8 +19,9 @@ const HYPERCALL: libc::Ioctl = request(0, 48);
 const MMAPBATCH_V2: libc::Ioctl = request(4, 32);
 const MMAP_RESOURCE: libc::Ioctl = request(7, 32);
 
-/// The resource that is a domain's grant table, and the part of it that the domain writes.
+/// The kind of the resource: the grant table of a domain.
 const RESOURCE_GRANT_TABLE: u32 = 1;
+/// The part of the grant table that the domain writes.
 const GRANT_TABLE_SHARED: u32 = 0;
 
 /// The argument of a hypercall.
@@ -68,14 +69,14 @@ impl Privcmd {
         Ok(Self { file })
     }
 
-    /// Makes the hypercall `number`, and returns what the hypervisor returns.
+    /// Executes the hypercall `number`, and returns the result.
     ///
-    /// An argument may be the address of a structure. The hypervisor reads and writes it, so the
-    /// structure must be in present, writable memory.
+    /// An argument may be the address of a structure. The hypervisor reads and writes it, so its
+    /// pages must be present and writable.
     ///
     /// # Errors
     ///
-    /// Returns the error of the hypervisor, whose numbers are those of Linux.
+    /// Returns the error of the hypervisor, which uses the error numbers of Linux.
     pub fn hypercall(&self, number: u64, arguments: [u64; 2]) -> io::Result<i64> {
         let mut call = Hypercall {
             number,
@@ -88,7 +89,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// Returns an error if the device refuses, or if one of the frames cannot be mapped.
+    /// Returns an error if the device refuses the request, or if a frame cannot be mapped.
     pub fn map_frames(&self, domain: u16, first: u64, count: usize) -> io::Result<Mapping> {
         let mapping = self.reserve(count)?;
         let frames: Vec<u64> = (first..).take(count).collect();
@@ -111,7 +112,7 @@ impl Privcmd {
     ///
     /// # Errors
     ///
-    /// Returns an error if the device or the hypervisor refuses.
+    /// Returns an error if the device or the hypervisor refuses the request.
     pub fn map_grant_table(&self, domain: u16, count: usize) -> io::Result<Mapping> {
         let mapping = self.reserve(count)?;
         let mut resource = Resource {
@@ -126,7 +127,7 @@ impl Privcmd {
         Ok(mapping)
     }
 
-    /// Maps the device itself: addresses into which a request maps frames.
+    /// Maps the device, to reserve addresses at which a request can map frames.
     fn reserve(&self, count: usize) -> io::Result<Mapping> {
         let len = count.checked_mul(PAGE).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: a null address lets the kernel choose addresses that nothing else uses.
@@ -148,9 +149,9 @@ impl Privcmd {
     }
 
     fn ioctl<T>(&self, request: libc::Ioctl, argument: &mut T) -> io::Result<i32> {
-        // SAFETY: `argument` is the `repr(C)` structure that the request names, which the kernel
-        // reads and may write. Its addresses are those of live buffers of the lengths in it, or of
-        // a mapping of this device that its caller owns.
+        // SAFETY: `argument` is the `repr(C)` structure of the request, which the kernel reads and
+        // may write. Each address in it is that of a live buffer of the stated length, or of a
+        // mapping of this device that the caller owns.
         let result = unsafe { libc::ioctl(self.file.as_raw_fd(), request, argument) };
         if result < 0 {
             return Err(io::Error::last_os_error());
@@ -165,7 +166,7 @@ pub fn address<T>(structure: &mut T) -> u64 {
     u64::try_from(address).expect("an address has 64 bits")
 }
 
-/// A mapping, which its drop unmaps.
+/// A mapping. Dropping it unmaps it.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
@@ -186,7 +187,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: `start` and `len` are those of a mapping that `reserve` made and nothing else
+        // SAFETY: `start` and `len` are those of a mapping that `reserve` created and nothing else
         // unmaps. Borrows of its bytes ended with the borrow of `self`.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }

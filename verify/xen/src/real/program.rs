@@ -1,4 +1,4 @@
-//! The first process of domain 0: plays scenarios in processes of its own, and reports on the
+//! The first process of domain 0: runs scenarios in processes of its own, and reports on the
 //! console. `cargo xtask xen` reads the lines.
 
 use std::fmt;
@@ -38,7 +38,7 @@ impl fmt::Debug for Step<'_> {
     }
 }
 
-/// Plays the steps and turns the machine off.
+/// Runs the steps and turns the machine off.
 ///
 /// As the first process, it mounts file systems, loads modules, and starts itself again for the
 /// steps. If the second process dies, a third one continues with the next step.
@@ -56,11 +56,11 @@ pub fn main(steps: &[Step<'_>]) {
         *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string();
     }));
     for step in steps.iter().skip(from.unwrap_or(0)) {
-        play(step);
+        run(step);
     }
 }
 
-/// Starts processes until each step has been played.
+/// Starts processes until each step has been run.
 fn supervise() -> io::Result<()> {
     let mut begun = 0;
     loop {
@@ -68,20 +68,20 @@ fn supervise() -> io::Result<()> {
             .arg(begun.to_string())
             .stdout(Stdio::piped())
             .spawn()?;
-        let (before, mut playing) = (begun, None);
+        let (before, mut running) = (begun, None);
         let output = child.stdout.take().into_iter();
         for line in output.flat_map(|pipe| BufReader::new(pipe).lines()) {
             let line = line?;
             match line.strip_prefix("xen: RUN ") {
-                Some(name) => (begun, playing) = (begun + 1, Some(name.to_owned())),
+                Some(name) => (begun, running) = (begun + 1, Some(name.to_owned())),
                 None if line.starts_with("xen: NOTE") => {}
-                None if line.starts_with("xen: ") => playing = None,
+                None if line.starts_with("xen: ") => running = None,
                 None => {}
             }
             println!("{line}");
         }
         let status = child.wait()?;
-        match playing {
+        match running {
             Some(name) => println!("xen: FAILED {name}: {}", end(status)),
             None if status.success() => return Ok(()),
             None => {}
@@ -101,19 +101,19 @@ fn end(status: ExitStatus) -> String {
     }
 }
 
-/// Plays one step in a new domain, and prints how it ended.
-fn play(Step { name, run }: &Step<'_>) {
+/// Runs one step in a new domain, and prints how it ended.
+fn run(Step { name, run }: &Step<'_>) {
     println!("xen: RUN {name}");
     // SAFETY: the call sets a timer, and accesses no memory. The action of SIGALRM is the default.
     unsafe { libc::alarm(LIMIT_SECONDS) };
-    let played = panic::catch_unwind(AssertUnwindSafe(|| {
+    let result = panic::catch_unwind(AssertUnwindSafe(|| {
         let mut world = Real::new()?;
         run(&mut world)?;
         let wrong = world.audit();
         assert!(wrong.is_empty(), "{wrong:?}");
         Ok(())
     }));
-    match played {
+    match result {
         Ok(Ok(())) => println!("xen: PASSED {name}"),
         Ok(Err(Stop::Skipped(reason))) => println!("xen: SKIPPED {name}: {reason}"),
         Ok(Err(stop)) => println!("xen: FAILED {name}: {stop:?}"),

@@ -47,7 +47,7 @@ fn granted_region_in_advance_with_bad_page_in_second_request_is_released(
     world.revoke(FIRST + 65_540);
     let at = grant_address(FIRST, 0);
     let range = range(&device, at, pages * PAGE, advance(), world.domain())?;
-    // The double plays another thread, which maps memory where the second mmap(2) fails.
+    // The double simulates another thread, which maps memory where the second mmap(2) fails.
     expect_errno(
         memory::<()>(range, at),
         libc::EINVAL,

@@ -37,7 +37,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Plays the scenario once.
+    /// Runs the scenario once.
     ///
     /// # Errors
     ///
@@ -46,7 +46,7 @@ impl Scenario {
     /// # Panics
     ///
     /// Panics if data or an error is wrong, or if something is still mapped at the end.
-    pub fn play(&self, world: &mut dyn World) -> Outcome {
+    pub fn run(&self, world: &mut dyn World) -> Outcome {
         let outcome = (self.run)(world);
         let wrong = world.audit();
         assert!(wrong.is_empty(), "{}: {wrong:#?}", self.name);

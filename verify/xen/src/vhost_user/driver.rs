@@ -123,11 +123,11 @@ impl<'a> Driver<'a> {
 
         let mut expected = content(number, len);
         expected.iter_mut().for_each(|byte| *byte = !*byte);
-        let answer = self.read_vec(WRITABLE, offset, len);
+        let data = self.read_vec(WRITABLE, offset, len);
         if served {
-            assert!(answer == expected, "the data of request {number}");
+            assert!(data == expected, "the data of request {number}");
         } else {
-            assert!(answer.iter().all(|byte| *byte == 0xee), "request {number}");
+            assert!(data.iter().all(|byte| *byte == 0xee), "request {number}");
         }
 
         let buffers = references(READABLE).chain(references(WRITABLE));
