@@ -380,7 +380,7 @@ fn retired_map_without_readers_can_be_unmapped() {
             });
         }
         let _stop = test_support::SetOnDrop(&stop);
-        for _ in 0..200 {
+        for _ in 0..if cfg!(miri) { 3 } else { 200 } {
             let mut gone = None;
             let old = memory
                 .update(|map| {

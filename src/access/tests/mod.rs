@@ -213,7 +213,7 @@ where
 }
 
 /// The length of the longest copy tested at each offset.
-const MAX_LEN: usize = if cfg!(miri) { 40 } else { 300 };
+const MAX_LEN: usize = if cfg!(miri) { 18 } else { 300 };
 
 /// Returns `len` bytes, each computed from its index.
 fn numbered(len: usize) -> Vec<u8> {

@@ -61,9 +61,15 @@ impl Mapping {
             Some(place) => (place.file().as_raw_fd(), place.start().cast_signed()),
             None => (-1, 0),
         };
+        // Miri maps anonymous memory only without this flag.
+        let flags_of_call = if cfg!(miri) {
+            flags & !libc::MAP_NORESERVE
+        } else {
+            flags
+        };
         // SAFETY: without MAP_FIXED, which was refused above, mmap(2) replaces no existing mapping.
         // So this invalidates no memory that is in use.
-        let addr = unsafe { libc::mmap(null_mut(), size, prot, flags, fd, offset) };
+        let addr = unsafe { libc::mmap(null_mut(), size, prot, flags_of_call, fd, offset) };
         if addr == libc::MAP_FAILED {
             return Err(MmapRegionError::Mmap(io::Error::last_os_error()));
         }

@@ -9,6 +9,7 @@ const REVERSED: [(GuestAddress, GuestAddress); 3] = [
 ];
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no readv(2)")]
 fn io_buffer_keeps_memory_and_marks_all_on_complete() {
     let memory = Arc::new(regions(4));
     let weak = Arc::downgrade(&memory);
@@ -44,6 +45,7 @@ fn vectors_on_heap_keep_address_when_buffer_is_moved() {
 
 #[cfg(feature = "iommu")]
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no readv(2)")]
 fn io_buffer_push_behind_rwlock_iotlb_returns_unsupported() {
     use crate::{IommuMemory, Iotlb};
     use std::sync::RwLock;

@@ -148,6 +148,7 @@ fn io_buffer_dropped_behind_iommu_marks_by_both_addresses() {
 
 /// A stream whose reads deliver a few bytes each, and end.
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no readv(2)")]
 fn read_exact_that_ends_early_marks_whole_range() {
     let memory = regions(4);
     let (near, far) = UnixStream::pair().unwrap();
