@@ -12,7 +12,7 @@ use crate::bytes::Bytes;
 use crate::convert::{to_u64, to_usize};
 use crate::io::{ReadVolatile, WriteVolatile};
 use crate::value::{AtomicAccess, ByteValued};
-use crate::volatile_memory::{Hold, VolatileSlice};
+use crate::volatile_memory::{HeldSlice, Hold, VolatileSlice};
 
 /// The maximum number of slices of a window.
 ///
@@ -95,11 +95,12 @@ const MAX_SLICES: usize = 1024;
 #[doc(alias = "lock_pages")]
 pub struct Window<'m, M: GuestMemory + ?Sized> {
     // The order of the fields is the order in which they are dropped. `first` and `rest` borrow
-    // from the map, which `_memory` keeps alive if the window does not borrow it itself.
+    // from the map, which `_memory` keeps alive if the window does not borrow it itself. A call
+    // that gets a window by value may drop the map, which `HeldSlice` permits.
     /// The first slice, which is nearly always the only one. `None` if the window is empty.
-    first: Option<HeldSlice<'m, M>>,
+    first: Option<HeldSlice<'m, BS<'m, M::Bitmap>>>,
     /// The other slices, each with its offset in the window, in ascending order.
-    rest: Vec<(usize, HeldSlice<'m, M>)>,
+    rest: Vec<(usize, HeldSlice<'m, BS<'m, M::Bitmap>>)>,
     /// Keeps the translation in use. It was taken before the range was translated.
     _hold: Option<TranslationHold>,
     /// The map, if the window owns a share of it.
@@ -107,13 +108,6 @@ pub struct Window<'m, M: GuestMemory + ?Sized> {
     addr: GuestAddress,
     len: usize,
     access: Permissions,
-}
-
-/// A slice, and the hold that keeps its memory mapped.
-struct HeldSlice<'m, M: GuestMemory + ?Sized> {
-    /// Dropped before `_hold`, without which its memory may not be mapped.
-    slice: VolatileSlice<'m, BS<'m, M::Bitmap>>,
-    _hold: Hold,
 }
 
 // SAFETY: 1. `first` and `rest` hold host addresses and bitmap slices. Any thread may access the
@@ -177,7 +171,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
             if let Some(error) = inaccessible {
                 return Err(error.into());
             }
-            window.push(offset, HeldSlice { slice, _hold: hold })
+            window.push(offset, HeldSlice::new(slice, hold))
         })?;
         // An implementation of `get_slices` may return more or fewer bytes than it should.
         if gathered != len {
@@ -187,7 +181,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     }
 
     /// Appends the slice at `offset`.
-    fn push(&mut self, offset: usize, slice: HeldSlice<'m, M>) -> Result<()> {
+    fn push(&mut self, offset: usize, slice: HeldSlice<'m, BS<'m, M::Bitmap>>) -> Result<()> {
         if self.first.is_none() {
             self.first = Some(slice);
             return Ok(());
@@ -256,7 +250,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
         // not leave the window.
         let rest = self.rest.iter().map(|(_, held)| held);
         let slices = self.first.iter().chain(rest);
-        slices.map(|held| held.slice.clone().with_other_bitmap(()))
+        slices.map(|held| held.slice().clone().with_other_bitmap(()))
     }
 
     /// Marks the pages of the `count` bytes at `offset`, which the kernel or a device wrote.
@@ -275,13 +269,13 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
 
     /// Returns the rest of the slice that contains `offset`, or `None` past the end of the window.
     fn slice_from(&self, offset: usize) -> Option<VolatileSlice<'_, BS<'m, M::Bitmap>>> {
-        let first = &self.first.as_ref()?.slice;
+        let first = self.first.as_ref()?.slice();
         let (start, slice) = if offset < first.len() {
             (0, first)
         } else {
             let after = self.rest.partition_point(|(start, _)| *start <= offset);
             let (start, held) = self.rest.get(after.checked_sub(1)?)?;
-            (*start, &held.slice)
+            (*start, held.slice())
         };
         let rest = slice.offset(offset.checked_sub(start)?).ok()?;
         (!rest.is_empty()).then_some(rest)
@@ -391,7 +385,7 @@ impl<'m, M: GuestMemory + ?Sized> GuestMemory for ByAddress<'_, 'm, M> {
         self.0
             .first
             .as_ref()?
-            .slice
+            .slice()
             .subslice(self.offset(addr), count)
             .ok()
     }

@@ -90,9 +90,7 @@ pub struct IoBuffer<M: GuestMemory + 'static> {
     // of their declaration. The lifetime `'static` never leaves this type. `memory` is never
     // replaced, and `split_off` moves segments only to a buffer with the same `memory`.
     //
-    // The slices are in `SmallVec`s, whose elements are `MaybeUninit` or on the heap. Plain
-    // references in a buffer that is passed by value would promise to outlive the call that drops
-    // `memory`; these do not.
+    // A call that gets a buffer by value may drop `memory`. `HeldSlice` permits that.
     segments: Segments<'static, BS<'static, M::Bitmap>>,
     memory: Arc<M>,
     /// Keeps the translation of all ranges in use. `Some` if there are segments, and only then. It

@@ -18,7 +18,7 @@ use crate::bitmap::BitmapSlice;
 use crate::bytes::Bytes;
 use crate::guest_memory::{Error, GuestAddress, GuestMemorySliceIterator, Permissions, Result};
 use crate::io::may_have_written;
-use crate::volatile_memory::{self, Hold, VolatileSlice};
+use crate::volatile_memory::{self, HeldSlice, VolatileSlice};
 
 /// The number of segments that are stored without an allocation.
 pub(super) const INLINE: usize = 8;
@@ -26,7 +26,7 @@ pub(super) const INLINE: usize = 8;
 /// The segments of one or more ranges, in order, each with its slice of the dirty bitmap.
 #[derive(Debug)]
 pub(super) struct Segments<'a, S: BitmapSlice> {
-    slices: SmallVec<[Segment<'a, S>; INLINE]>,
+    slices: SmallVec<[HeldSlice<'a, S>; INLINE]>,
     /// The same segments, in the kernel's layout.
     vectors: SmallVec<[IoVector; INLINE]>,
     /// The number of bytes in all segments.
@@ -39,14 +39,6 @@ pub(super) struct Segments<'a, S: BitmapSlice> {
     /// consume the owner. A borrow by another thread has ended by then. Its end (by a join, a lock,
     /// or the count of an `Arc`) orders the store before the load.
     lent: AtomicBool,
-}
-
-/// A segment, and the hold that keeps its bytes mapped.
-#[derive(Debug)]
-struct Segment<'a, S: BitmapSlice> {
-    /// Dropped before `hold`, without which the memory of the slice may not be mapped.
-    slice: VolatileSlice<'a, S>,
-    hold: Hold,
 }
 
 impl<'a, S: BitmapSlice> Segments<'a, S> {
@@ -121,8 +113,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// each access, and that fails; the bytes before the first that cannot be mapped are appended.
     #[inline(always)]
     fn push(&mut self, slice: VolatileSlice<'a, S>, len: &mut usize) -> Result<()> {
-        // SAFETY: the slice and its parts are dropped before the hold: it is kept in each `Segment`
-        // that has a part of the slice, and no method returns one.
+        // SAFETY: the slice and its parts are dropped before the hold: it is kept in each
+        // `HeldSlice` that has a part of the slice, and no method returns one.
         let (slice, hold, inaccessible) = unsafe { slice.hold(self.access.direction()) }?;
         // Not `ok_or`, which makes and drops an error when built for size.
         let Some(total) = len.checked_add(slice.len()) else {
@@ -130,7 +122,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         };
         *len = total;
         self.vectors.push(IoVector::new(&slice));
-        self.slices.push(Segment { slice, hold });
+        self.slices.push(HeldSlice::new(slice, hold));
         match inaccessible {
             Some(error) => Err(error.into()),
             None => Ok(()),
@@ -219,21 +211,18 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         // The segment that contains `at` may begin before it. It is split before anything changes:
         // a user's bitmap may panic.
         let parts = match self.slices.get(first) {
-            Some(segment) if skipped != 0 => {
-                let parts = segment.slice.split_at(skipped).ok();
-                parts.map(|(head, tail)| (head, tail, segment.hold.clone()))
-            }
+            Some(segment) if skipped != 0 => segment.split_at(skipped),
             _ => None,
         };
         rest.slices.extend(self.slices.drain(first..));
         rest.vectors.extend(self.vectors.drain(first..));
         self.len = at;
         let began = rest.slices.first_mut().zip(rest.vectors.first_mut());
-        if let Some(((head, tail, hold), (segment, vector))) = parts.zip(began) {
-            self.vectors.push(IoVector::new(&head));
-            self.slices.push(Segment { slice: head, hold });
-            *vector = IoVector::new(&tail);
-            segment.slice = tail;
+        if let Some(((head, tail), (segment, vector))) = parts.zip(began) {
+            self.vectors.push(IoVector::new(head.slice()));
+            self.slices.push(head);
+            *vector = IoVector::new(tail.slice());
+            *segment = tail;
         }
         Some(rest)
     }
@@ -243,11 +232,12 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// Past the end, returns the number of segments and 0.
     fn position(&self, offset: usize) -> (usize, usize) {
         let mut skip = offset;
-        for (index, Segment { slice, .. }) in self.slices.iter().enumerate() {
-            if skip < slice.len() {
+        for (index, segment) in self.slices.iter().enumerate() {
+            let len = segment.slice().len();
+            if skip < len {
                 return (index, skip);
             }
-            skip = skip.saturating_sub(slice.len());
+            skip = skip.saturating_sub(len);
         }
         (self.slices.len(), 0)
     }
@@ -261,7 +251,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         let (first, mut skip) = self.position(offset);
         let mut left = count;
         let slices = self.slices.get(first..).unwrap_or_default();
-        let parts = slices.iter().map_while(move |Segment { slice, .. }| {
+        let parts = slices.iter().map(HeldSlice::slice).map_while(move |slice| {
             let count = left.min(slice.len().saturating_sub(skip));
             let part = slice.subslice(skip, count).ok().filter(|_| left != 0);
             skip = 0;
@@ -273,7 +263,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
 
     /// Marks all bytes as dirty.
     pub(super) fn mark_all(&self) {
-        for Segment { slice, .. } in &self.slices {
+        for slice in self.slices.iter().map(HeldSlice::slice) {
             slice.bitmap().mark_dirty(0, slice.len());
         }
     }

@@ -1,4 +1,7 @@
-//! [`Hold`]: keeps the bytes of a slice mapped.
+//! [`HeldSlice`]: a slice, and the [`Hold`] that keeps its bytes mapped.
+
+use core::fmt::{self, Debug};
+use core::mem::MaybeUninit;
 
 #[cfg(feature = "xen")]
 use std::sync::Arc;
@@ -22,6 +25,62 @@ pub(crate) struct Hold(
     #[expect(dead_code, reason = "unmaps the pages on drop")]
     Option<Arc<Window>>,
 );
+
+/// A slice, and the hold that keeps its bytes mapped.
+///
+/// The owner of the value may also own the memory that the slice borrows from. A call that gets
+/// such an owner by value may free the memory before it returns. A reference in an argument must
+/// stay valid until then, and a slice of a bitmap may be a reference. `MaybeUninit` lifts that
+/// requirement: its bytes need not be a valid value, so a reference among them promises nothing.
+pub(crate) struct HeldSlice<'a, B: BitmapSlice> {
+    /// Always initialised. Dropped before `hold`, without which its memory may not be mapped.
+    slice: MaybeUninit<VolatileSlice<'a, B>>,
+    hold: Hold,
+}
+
+impl<'a, B: BitmapSlice> HeldSlice<'a, B> {
+    #[inline(always)]
+    pub(crate) fn new(slice: VolatileSlice<'a, B>, hold: Hold) -> Self {
+        Self {
+            slice: MaybeUninit::new(slice),
+            hold,
+        }
+    }
+
+    /// Returns the slice.
+    #[inline(always)]
+    pub(crate) fn slice(&self) -> &VolatileSlice<'a, B> {
+        // SAFETY: `slice` was initialised by `new`, and nothing else writes it. `drop` ends its
+        // value, and nobody can call this method after that.
+        unsafe { self.slice.assume_init_ref() }
+    }
+
+    /// Returns the first `mid` bytes and the others, or `None` if there are fewer than `mid`.
+    #[cfg(all(feature = "rawfd", unix))]
+    pub(crate) fn split_at(&self, mid: usize) -> Option<(Self, Self)> {
+        let (head, tail) = self.slice().split_at(mid).ok()?;
+        let head = Self::new(head, self.hold.clone());
+        Some((head, Self::new(tail, self.hold.clone())))
+    }
+}
+
+impl<B: BitmapSlice> Drop for HeldSlice<'_, B> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: `slice` was initialised by `new`, and nothing else writes it. It is dropped only
+        // here, once.
+        unsafe { self.slice.assume_init_drop() }
+    }
+}
+
+impl<B: BitmapSlice> Debug for HeldSlice<'_, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeldSlice")
+            .field("slice", self.slice())
+            .field("hold", &self.hold)
+            .finish()
+    }
+}
 
 impl<B: BitmapSlice> VolatileSlice<'_, B> {
     /// Returns whether the memory has a host address: it is not mapped for each access.

@@ -50,7 +50,7 @@ use core::mem::{align_of, size_of};
 use core::ptr::NonNull;
 
 pub use array_ref::VolatileArrayRef;
-pub(crate) use hold::Hold;
+pub(crate) use hold::{HeldSlice, Hold};
 pub use ptr_guard::{PtrGuard, PtrGuardMut};
 pub use slice::VolatileSlice;
 pub use value_ref::VolatileRef;

@@ -3,6 +3,8 @@
 
 mod access;
 mod model;
+#[expect(unsafe_code, reason = "makes slices of memory on the heap")]
+mod owners;
 mod random_accesses;
 mod required_methods;
 mod stream;
