@@ -1,6 +1,6 @@
 //! [`content`]: finds the parts of guest memory that have content.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
@@ -28,7 +28,8 @@ use crate::sys;
 ///   /proc/self/fd cannot open. Other examples are huge pages that only another process has mapped,
 ///   and huge pages of a file that this process may not write. On file systems other than tmpfs,
 ///   ext4, XFS and Btrfs, files count as a whole, too: their `SEEK_DATA` may leave out pages that
-///   are not written back yet.
+///   are not written back yet. So do some of many regions of one file, if the order of their
+///   offsets in the file is not that of their addresses.
 /// - Unplugged blocks are left out.
 /// - Pages that a userfaultfd handler has not filled are left out.
 ///
@@ -76,6 +77,7 @@ where
     Ok(Content {
         regions,
         source: None,
+        walks: BTreeMap::new(),
         next: 0,
         ready: VecDeque::new(),
     })
@@ -91,6 +93,8 @@ pub struct Content<'a> {
     regions: VecDeque<(Span, &'a HostMapping)>,
     /// The sources for the first of these regions, or `None` before its first window.
     source: Option<Source>,
+    /// The walks over the files of all regions so far, by [`FileId`].
+    walks: BTreeMap<FileId, Walk>,
     /// The offset in the first region at which the next window begins.
     next: usize,
     /// Ranges of the first region. The last one may grow while the region is not finished.
@@ -103,16 +107,50 @@ struct Source {
     /// Whether all pages count.
     all: bool,
     /// The region's file, if its data counts.
-    file: Option<File>,
-    /// The part of the file with data that the previous window has found, as offsets in the file.
-    ///
-    /// It can extend over many windows. If each of them looked for its end, a full file would take
-    /// quadratic time.
-    data: Range<u64>,
+    file: Option<(FileId, File)>,
     /// /proc/self/pagemap, if pages of this process count.
     pagemap: Option<File>,
     /// Whether the pages that mincore(2) reports count, too.
     in_core: bool,
+}
+
+/// The device and the number of a file.
+type FileId = (u64, u64);
+
+/// A walk over the data of a file, for all regions of the file in turn.
+///
+/// lseek(2) takes a time in proportion to the pages up to the place that it finds. This place can
+/// be many windows and regions ahead. If each of them looked for it again, a file would take
+/// quadratic time.
+#[derive(Debug, Default)]
+struct Walk {
+    /// The offset from which the last call looked for data.
+    from: u64,
+    /// The data that it found, which is the first one at `from` or after it.
+    data: Range<u64>,
+    /// The number of bytes that all calls have passed.
+    passed: u64,
+}
+
+/// The number of times that all of a file may be passed, by regions that go back in it.
+const MOST_PASSES: u64 = 32;
+
+impl Walk {
+    /// Returns the first data of a file at `at`, or after it.
+    ///
+    /// Returns `None` if looking for it would take too long.
+    fn data_after(&mut self, file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
+        if !(self.from..self.data.end).contains(&at) {
+            let len = file.metadata()?.len();
+            if self.passed > len.saturating_mul(MOST_PASSES) {
+                return Ok(None);
+            }
+            (self.from, self.data) = (at, sys::next_data(file, at));
+            let passed = self.data.end.min(len).saturating_sub(at);
+            self.passed = self.passed.saturating_add(passed);
+        }
+        Ok(Some(self.data.start.max(at)..self.data.end))
+    }
 }
 
 impl Iterator for Content<'_> {
@@ -159,7 +197,7 @@ impl Content<'_> {
         self.next = window.end;
         let page = sys::page_size();
         let mut marked = vec![false; window.len().div_ceil(page)];
-        source.mark(mapping, &window, &mut marked)?;
+        source.mark(mapping, &window, &mut self.walks, &mut marked)?;
         let start = span.start.saturating_add(bytes(window.start));
         for (page_number, _) in marked.iter().enumerate().filter(|(_, has)| **has) {
             let at = start.saturating_add(bytes(page_number.saturating_mul(page)));
@@ -213,11 +251,10 @@ impl Source {
         }
     }
 
-    fn new(file: Option<File>, pagemap: Option<File>) -> Self {
+    fn new(file: Option<(FileId, File)>, pagemap: Option<File>) -> Self {
         Self {
             all: false,
             file,
-            data: 0..0,
             pagemap,
             in_core: false,
         }
@@ -236,16 +273,16 @@ impl Source {
             all: true,
             in_core: false,
             file: None,
-            data: 0..0,
             pagemap: None,
         }
     }
 
     /// Marks the pages of a window that have content.
     fn mark(
-        &mut self,
+        &self,
         mapping: &HostMapping,
         window: &Range<usize>,
+        walks: &mut BTreeMap<FileId, Walk>,
         marked: &mut [bool],
     ) -> io::Result<()> {
         // Blocks and zeroed ranges do not change meanwhile.
@@ -253,20 +290,18 @@ impl Source {
         if self.all {
             set(marked, window, window.clone(), true);
         }
-        if let (Some(file), Some((_, start))) = (&self.file, mapping.file()) {
+        if let (Some((id, file)), Some((_, start))) = (&self.file, mapping.file()) {
+            let walk = walks.entry(*id).or_default();
             let end = start.saturating_add(bytes(window.end));
             let mut at = start.saturating_add(bytes(window.start));
             while at < end {
-                if self.data.end <= at {
-                    let next = sys::next_data(file, at);
-                    if next.start >= end {
-                        break;
-                    }
-                    self.data = next;
+                let data = walk.data_after(file, at)?.unwrap_or(at..end);
+                if data.start >= end {
+                    break;
                 }
-                let until = self.data.end.min(end);
+                let until = data.end.min(end);
                 let offset = |at: u64| usize::try_from(at.saturating_sub(start));
-                if let (Ok(from), Ok(to)) = (offset(self.data.start.max(at)), offset(until)) {
+                if let (Ok(from), Ok(to)) = (offset(data.start), offset(until)) {
                     set(marked, window, from..to, true);
                 }
                 at = until.max(at.saturating_add(1));
@@ -300,7 +335,7 @@ impl Source {
 ///
 /// Returns `None` if a page with content could be left out. On overlayfs, for example, the new
 /// descriptor can refer to a copy of the file that is mapped.
-fn reopen(file: &File) -> io::Result<Option<File>> {
+fn reopen(file: &File) -> io::Result<Option<(FileId, File)>> {
     let metadata = file.metadata()?;
     if !metadata.is_file() || !sys::file_system(file)?.reports_data() {
         return Ok(None);
@@ -309,8 +344,9 @@ fn reopen(file: &File) -> io::Result<Option<File>> {
         return Ok(None);
     };
     let identity = |metadata: &Metadata| (metadata.dev(), metadata.ino());
-    let is_same = identity(&metadata) == identity(&opened.metadata()?);
-    Ok(is_same.then_some(opened))
+    let id = identity(&metadata);
+    let is_same = id == identity(&opened.metadata()?);
+    Ok(is_same.then_some((id, opened)))
 }
 
 /// Sets the marks of the pages of a range, which is inside of the window.
@@ -382,7 +418,7 @@ fn entries(pagemap: &File, mapping: &HostMapping, window: &Range<usize>) -> io::
 #[cfg(test)]
 mod tests {
     use test_support::HugePages;
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
     use super::*;
     use crate::{Backing, MemoryBuilder, Region};
@@ -402,14 +438,26 @@ mod tests {
         // During the migration, the entries are 0.
         let pagemap = tempfile::tempfile().unwrap();
         pagemap.set_len(1 << 39).unwrap();
-        let mut source = Source::of_huge_pages(pagemap);
+        let source = Source::of_huge_pages(pagemap);
         let pages = mapping.mapped().len() / sys::page_size();
         let mut marked = vec![false; pages];
         let window = 0..mapping.mapped().len();
-        source.mark(mapping, &window, &mut marked).unwrap();
+        source
+            .mark(mapping, &window, &mut BTreeMap::new(), &mut marked)
+            .unwrap();
         for (number, mark) in marked.iter().enumerate() {
             assert_eq!(*mark, number / (pages / 4) == 1, "page {number}");
         }
+    }
+
+    /// Returns the ranges of a memory with content, and the walk over its only file.
+    fn ranges_and_walk(memory: &GuestMemoryMmap) -> (Vec<Span>, Walk) {
+        let mut content = content(memory).unwrap();
+        let ranges = content.by_ref().map(Result::unwrap).collect();
+        let mut walks = content.walks.into_values();
+        let walk = walks.next().unwrap();
+        assert!(walks.next().is_none());
+        (ranges, walk)
     }
 
     #[test]
@@ -420,26 +468,74 @@ mod tests {
         for page in (0..size).step_by(sys::page_size()) {
             memory.write_obj(1u8, GuestAddress(bytes(page))).unwrap();
         }
-        let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
-        let mut source = Source::of(mapping).unwrap();
-        let mut marked = vec![false; WINDOW / sys::page_size()];
-        source.mark(mapping, &(0..WINDOW), &mut marked).unwrap();
-        assert!(marked.iter().all(|mark| *mark));
-        assert_eq!(
-            source.data,
-            0..bytes(size),
-            "the next window does not look again"
-        );
+        let all = Span {
+            start: 0,
+            size: bytes(size),
+        };
+        let (ranges, walk) = ranges_and_walk(&memory);
+        assert_eq!(ranges, [all]);
+        assert_eq!(walk.passed, bytes(size));
         // A hole in the second window: the data before it and after it is found.
+        let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
         let (file, _) = mapping.file().unwrap();
         let (page, hole) = (bytes(sys::page_size()), bytes(WINDOW) + 0x10_0000);
         sys::punch_hole(file, hole, page).unwrap();
-        let mut marked = vec![false; marked.len()];
-        source.data = 0..0;
-        source.mark(mapping, &(WINDOW..size), &mut marked).unwrap();
-        let holes = marked.iter().filter(|mark| !**mark).count();
-        assert_eq!(holes, 1);
-        let number = (hole - bytes(WINDOW)) / page;
-        assert!(!marked[usize::try_from(number).unwrap()]);
+        let (ranges, walk) = ranges_and_walk(&memory);
+        let after = hole + page;
+        let expected = [(0, hole), (after, bytes(size) - after)];
+        let expected = expected.map(|(start, size)| Span { start, size });
+        assert_eq!(ranges, expected);
+        assert_eq!(walk.passed, bytes(size));
+    }
+
+    const REGIONS: u64 = 400;
+
+    /// Creates regions over the pages of one file, which are written if `written`. `page_of` is the
+    /// number of the file's page for a region.
+    fn regions_of_one_file(written: bool, page_of: impl Fn(u64) -> u64) -> GuestMemoryMmap {
+        let page = bytes(sys::page_size());
+        let len = REGIONS * page;
+        let file = sys::memfd(c"content", len, None).unwrap();
+        sys::allocate_range(&file, 0, len).unwrap();
+        let mut builder = MemoryBuilder::new();
+        for number in 0..REGIONS {
+            let file = file.try_clone().unwrap();
+            let backing = Backing::shared_file(file, page_of(number) * page);
+            let region = Region::new(GuestAddress(number * 2 * page), page);
+            builder = builder.region(region.backing(backing));
+        }
+        let memory = builder.build::<()>().unwrap();
+        if written {
+            for number in 0..REGIONS {
+                let at = GuestAddress(number * 2 * page);
+                memory.write_obj(1u8, at).unwrap();
+            }
+        }
+        memory
+    }
+
+    #[test]
+    fn content_of_many_regions_of_one_file_passes_each_page_once() {
+        let len = REGIONS * bytes(sys::page_size());
+        for written in [true, false] {
+            let memory = regions_of_one_file(written, |number| number);
+            let (ranges, walk) = ranges_and_walk(&memory);
+            assert_eq!(ranges.len(), if written { 400 } else { 0 });
+            assert_eq!(walk.passed, len, "written: {written}");
+        }
+    }
+
+    #[test]
+    fn content_of_regions_that_go_back_in_one_file_passes_it_few_times() {
+        let len = REGIONS * bytes(sys::page_size());
+        let memory = regions_of_one_file(true, |number| REGIONS - 1 - number);
+        let (ranges, walk) = ranges_and_walk(&memory);
+        assert_eq!(ranges.len(), 400);
+        assert!(walk.passed <= (MOST_PASSES + 1) * len, "{}", walk.passed);
+        // The last regions count as a whole.
+        let memory = regions_of_one_file(false, |number| REGIONS - 1 - number);
+        let (ranges, walk) = ranges_and_walk(&memory);
+        assert!((1..400).contains(&ranges.len()), "{}", ranges.len());
+        assert!(walk.passed <= (MOST_PASSES + 1) * len, "{}", walk.passed);
     }
 }
