@@ -87,7 +87,9 @@ pub(super) fn pools(regions: &[Region], host: &HostResources) -> Result<(), Buil
         let wanted = reserved
             .clone()
             .fold(0u64, |sum, region| sum.saturating_add(pages(region)));
-        let free = host.free_huge_pages(size, &[]);
+        let Some(free) = host.free_huge_pages(size, &[]) else {
+            continue;
+        };
         if wanted > free.saturating_add(pool.overcommit) {
             if let Some(region) = reserved.next_back() {
                 return Err(BuildError::HugePages {
@@ -369,11 +371,12 @@ fn nodes(policy: &NumaPolicy, region: Span, host: &HostResources) -> Result<(), 
     let allowed = host.allowed_nodes();
     let mut seen = BTreeSet::new();
     for &node in nodes {
-        if !available.contains(&node) {
+        // mbind(2) refuses a node if its memory is not known here.
+        if let Some(available) = available.as_ref().filter(|nodes| !nodes.contains(&node)) {
             return Err(BuildError::NoSuchNode {
                 region,
                 node,
-                available,
+                available: available.clone(),
             });
         }
         if let Some(allowed) = allowed.as_ref().filter(|allowed| !allowed.contains(&node)) {
@@ -492,6 +495,18 @@ mod tests {
             error.contains("does not allow memory of NUMA node 0"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn options_with_numa_node_without_sys_leave_it_to_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let host = HostResources::at(directory.path());
+        for node in [0, 1, 77] {
+            let policy = NumaPolicy::Bind(vec![node]);
+            let region = Region::new(GuestAddress(0), 4 << 20).numa(policy);
+            let opened = open(&region, &host).unwrap();
+            assert!(options(&region, &opened, &host).is_ok(), "node {node}");
+        }
     }
 
     #[test]

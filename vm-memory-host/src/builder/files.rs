@@ -47,13 +47,17 @@ pub(super) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
             create_memfd(region, None, region.start.0 & huge.wrapping_sub(1))?
         }
         Backing::Hugetlb { page_size } => {
-            let pools = host.pools();
-            let available: Vec<u64> = pools.iter().map(|pool| pool.page_size).collect();
-            if !available.contains(page_size) {
+            let available = host.huge_page_sizes();
+            let is_known = available
+                .as_ref()
+                .is_none_or(|sizes| sizes.contains(page_size));
+            // memfd_create(2) takes the size as a power of two. With 1, it would use the default.
+            let can_be_asked = page_size.is_power_of_two() && *page_size >= sys::page_size_u64();
+            if !is_known || !can_be_asked {
                 return Err(BuildError::NoSuchHugePage {
                     region: region.span(),
                     page_size: *page_size,
-                    available,
+                    available: available.unwrap_or_default(),
                 });
             }
             // Checked before the memfd exists, because the kernel would round its length up.
@@ -98,7 +102,16 @@ fn create_memfd(
         offset,
     })?;
     let refused = |source: io::Error| {
-        let advice = match source.raw_os_error() {
+        let error = source.raw_os_error();
+        if let (Some(page_size), Some(libc::ENODEV | libc::ENOSYS)) = (huge, error) {
+            // The kernel does not have this size, and /sys did not show it.
+            return BuildError::NoSuchHugePage {
+                region: region.span(),
+                page_size,
+                available: Vec::new(),
+            };
+        }
+        let advice = match error {
             Some(libc::EFBIG) if sys::file_size_limit().is_some_and(|limit| len > limit) => {
                 "raise the file size limit (ulimit -f)"
             }

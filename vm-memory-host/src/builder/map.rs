@@ -134,11 +134,9 @@ fn map_source(
         },
     };
     let wanted = backing.missing(region.size);
-    let free = if reserves_huge_pages {
-        host.free_huge_pages(backing.page_size, &[])
-    } else {
-        0
-    };
+    let free = reserves_huge_pages
+        .then(|| host.free_huge_pages(backing.page_size, &[]))
+        .flatten();
     reserved.map(len, source).map_err(|source| {
         if reserves_huge_pages && source.raw_os_error() == Some(libc::ENOMEM) {
             if let Some(error) =
@@ -165,6 +163,9 @@ fn not_mapped(
         Some(libc::ENODEV) => otherwise = "use a file that supports mmap(2)",
         Some(libc::ENOMEM) if is_full(backing, region.size) => {
             otherwise = "mount the file's hugetlbfs with more space (size=)";
+        }
+        Some(libc::ENOMEM) if backing.kind == BackingKind::Hugetlb => {
+            otherwise = "add huge pages of its size (nr_hugepages), or use less memory";
         }
         Some(libc::EAGAIN) => need = Need::Locked,
         _ if backing.file.is_none() => {
@@ -193,7 +194,7 @@ fn huge_page_shortage(
     region: Span,
     page_size: u64,
     wanted: u64,
-    free: u64,
+    free: Option<u64>,
     nodes: &[u32],
     host: &HostResources,
 ) -> Option<BuildError> {
@@ -210,6 +211,7 @@ fn huge_page_shortage(
         _ => {}
     }
     let wanted = wanted.checked_div(page_size).unwrap_or(0);
+    let free = free?;
     (free < wanted).then(|| BuildError::HugePages {
         region,
         page_size,
@@ -295,7 +297,7 @@ fn plug_initial_blocks(
     let page_size = mapping.page_size();
     let free = match mapping.kind() {
         BackingKind::Hugetlb => host.free_huge_pages(page_size, &[]),
-        _ => 0,
+        _ => None,
     };
     plug_initial(mapping, &plugged).map_err(|source| {
         let may_lack_pages = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));

@@ -271,7 +271,7 @@ pub enum BuildError {
         region: Span,
         /// The file that holds the setting.
         path: String,
-        /// The setting, or `missing`.
+        /// The setting.
         setting: String,
     },
     /// The file is not of the kind that its description states.
@@ -395,7 +395,7 @@ fn past_top(start: u64, size: u64) -> &'static str {
 /// Names the sizes of huge pages that the host has.
 fn other_sizes(available: &[u64]) -> String {
     if available.is_empty() {
-        return "/sys lists none of any size, so use Backing::Memfd or mount /sys".to_owned();
+        return "use a size that it has, which /sys would list, or Backing::Memfd".to_owned();
     }
     let sizes: Vec<String> = available.iter().map(|size| format!("{size:#x}")).collect();
     format!("use one of its sizes: {}", sizes.join(", "))
@@ -449,7 +449,7 @@ mod tests {
                 vec![1 << 16, 1 << 30],
                 "use one of its sizes: 0x10000, 0x40000000",
             ),
-            (Vec::new(), "use Backing::Memfd or mount /sys"),
+            (Vec::new(), "which /sys would list, or Backing::Memfd"),
         ] {
             let error = BuildError::NoSuchHugePage {
                 region: Span {

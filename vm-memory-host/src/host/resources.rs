@@ -94,10 +94,22 @@ impl HostResources {
         pool(&self.sys.join(path))
     }
 
-    /// Returns the NUMA nodes that have memory: node 0 if the kernel does not support NUMA.
-    pub(crate) fn nodes(&self) -> Vec<u32> {
+    /// Returns the sizes of the huge pages that the kernel supports, or `None` if they are not
+    /// known.
+    pub(crate) fn huge_page_sizes(&self) -> Option<Vec<u64>> {
+        let entries = fs::read_dir(self.sys.join("kernel/mm/hugepages")).ok()?;
+        let mut sizes: Vec<_> = entries
+            .filter_map(|entry| page_size_of(&entry.ok()?.path()))
+            .collect();
+        sizes.sort_unstable();
+        Some(sizes)
+    }
+
+    /// Returns the NUMA nodes that have memory, or `None` if they are not known.
+    pub(crate) fn nodes(&self) -> Option<Vec<u32>> {
         let path = self.sys.join("devices/system/node/has_memory");
-        fs::read_to_string(path).map_or_else(|_| vec![0], |text| numbers(&text))
+        let text = fs::read_to_string(path).ok()?;
+        Some(numbers(&text))
     }
 
     /// Returns the nodes whose memory this process may use, or `None` if that is not known.
@@ -112,24 +124,28 @@ impl HostResources {
 
     /// Returns the number of free huge pages on nodes, at most as many as all pools have.
     ///
-    /// An empty list stands for all nodes whose memory this process may use.
-    pub(crate) fn free_huge_pages(&self, page_size: u64, nodes: &[u32]) -> u64 {
+    /// An empty list stands for all nodes whose memory this process may use. Returns `None` if the
+    /// number is not known.
+    pub(crate) fn free_huge_pages(&self, page_size: u64, nodes: &[u32]) -> Option<u64> {
         let pools = self.pools();
         let pool = pools.iter().find(|pool| pool.page_size == page_size);
-        let free = pool.map_or(0, |pool| pool.free);
-        let all = self.nodes();
+        let free = pool?.free;
+        let Some(all) = self.nodes() else {
+            return Some(free);
+        };
         let allowed = self.allowed_nodes().unwrap_or_else(|| all.clone());
         let is_usable =
             |node: &&u32| allowed.contains(node) && (nodes.is_empty() || nodes.contains(node));
         let usable: Vec<u32> = all.iter().filter(is_usable).copied().collect();
         if usable.len() == all.len() {
-            return free;
+            return Some(free);
         }
         // The kernel reserves pages without a node, so some of these may be reserved.
-        let on_node = |node: &u32| self.pool_of_node(*node, page_size);
-        let on_nodes = usable.iter().filter_map(on_node);
-        let on_nodes = on_nodes.fold(0, |sum: u64, pool| sum.saturating_add(pool.free));
-        on_nodes.min(free)
+        let mut on_nodes = 0u64;
+        for node in usable {
+            on_nodes = on_nodes.saturating_add(self.pool_of_node(node, page_size)?.free);
+        }
+        Some(on_nodes.min(free))
     }
 
     /// Returns the CPUs of NUMA nodes, or `None` if one of the nodes is unknown.
@@ -155,9 +171,9 @@ impl HostResources {
         // The setting of the page size (Linux 6.8) wins, unless it is `inherit`.
         let of_size = directory.join(format!("hugepages-{kib}kB")).join(name);
         let refusal = |path: PathBuf| match selected(&path) {
-            // A jail without /sys cannot find out: madvise(2) then reports a kernel without them.
-            None if !self.sys.join("kernel/mm").exists() => None,
-            None => Some((path.display().to_string(), "missing".to_owned())),
+            // A kernel without them has no such file, and a jail may hide it. madvise(2) reports
+            // such a kernel.
+            None => None,
             Some(word) if matches!(word.as_str(), "never" | "deny") => {
                 Some((path.display().to_string(), word))
             }
@@ -216,21 +232,24 @@ impl HostResources {
     }
 }
 
-/// Reads a pool from its directory, whose name contains the page size.
-fn pool(directory: &Path) -> Option<HugePagePool> {
+/// Returns the page size of a pool, which the name of its directory contains.
+fn page_size_of(directory: &Path) -> Option<u64> {
     let name = directory.file_name()?.to_str()?;
-    let kib: u64 = name
-        .strip_prefix("hugepages-")?
-        .strip_suffix("kB")?
-        .parse()
-        .ok()?;
+    let kib = name.strip_prefix("hugepages-")?.strip_suffix("kB")?;
+    kib.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Reads a pool from its directory. Returns `None` if its pages cannot be counted.
+fn pool(directory: &Path) -> Option<HugePagePool> {
+    let page_size = page_size_of(directory)?;
     let count = |name: &str| number(&directory.join(name)).unwrap_or(0);
     let total = number(&directory.join("nr_hugepages"))?;
+    let free = number(&directory.join("free_hugepages"))?;
     let surplus = count("surplus_hugepages");
     Some(HugePagePool {
-        page_size: kib.checked_mul(1024)?,
+        page_size,
         total,
-        free: count("free_hugepages").saturating_sub(count("resv_hugepages")),
+        free: free.saturating_sub(count("resv_hugepages")),
         overcommit: count("nr_overcommit_hugepages").saturating_sub(surplus),
     })
 }
@@ -282,6 +301,11 @@ pub(crate) mod tests {
                 "kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages",
                 "1\n",
             ),
+            (
+                "kernel/mm/hugepages/hugepages-1048576kB/free_hugepages",
+                "1\n",
+            ),
+            ("kernel/mm/hugepages/hugepages-64kB/nr_hugepages", "1\n"),
             ("kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "20\n"),
             (
                 "kernel/mm/hugepages/hugepages-2048kB/free_hugepages",
@@ -310,6 +334,12 @@ pub(crate) mod tests {
             overcommit: 2,
         };
         assert_eq!(pools[0], of_2_mib);
+        // The free pages of one pool cannot be read.
+        assert_eq!(
+            host.huge_page_sizes(),
+            Some(vec![64 << 10, 2 << 20, 1 << 30])
+        );
+        assert_eq!(host.free_huge_pages(64 << 10, &[]), None);
         assert!(host.pool_of_node(0, 2 << 20).is_none());
     }
 
@@ -352,19 +382,23 @@ pub(crate) mod tests {
         ];
         let files: Vec<(&str, &str)> = files.iter().map(|(p, text)| (p.as_str(), *text)).collect();
         let (_keep, host) = tree(&files);
-        assert_eq!(host.free_huge_pages(2 << 20, &[]), 3);
-        assert_eq!(host.free_huge_pages(2 << 20, &[1]), 2);
-        assert_eq!(host.free_huge_pages(2 << 20, &[2]), 0);
+        assert_eq!(host.free_huge_pages(2 << 20, &[]), Some(3));
+        assert_eq!(host.free_huge_pages(2 << 20, &[1]), Some(2));
+        assert_eq!(host.free_huge_pages(2 << 20, &[2]), Some(0));
         let (_keep, all) = tree(&files[..4]);
-        assert_eq!(all.free_huge_pages(2 << 20, &[]), 8);
+        assert_eq!(all.free_huge_pages(2 << 20, &[]), Some(8));
+        // The pool of a node cannot be read.
+        let (_keep, some) = tree(&files[..files.len() - 4]);
+        assert_eq!(some.free_huge_pages(2 << 20, &[]), None);
+        assert_eq!(some.free_huge_pages(2 << 20, &[0]), Some(1));
     }
 
     #[test]
     fn nodes_of_list_with_ranges_are_expanded() {
         let (_keep, host) = tree(&[("devices/system/node/has_memory", "0-2,5\n")]);
-        assert_eq!(host.nodes(), [0, 1, 2, 5]);
+        assert_eq!(host.nodes(), Some(vec![0, 1, 2, 5]));
         let (_keep, without) = tree(&[]);
-        assert_eq!(without.nodes(), [0]);
+        assert_eq!(without.nodes(), None);
         assert_eq!(numbers("0-4294967295").len(), 4096);
         assert!(numbers("\n").is_empty());
     }
@@ -403,7 +437,7 @@ pub(crate) mod tests {
         );
         let on = (of_size, "[always] inherit madvise never");
         assert_eq!(refused(&[size, (all, "always madvise [never]"), on]), None);
-        assert_eq!(refused(&[size]), Some("missing".into()));
+        assert_eq!(refused(&[size]), None);
         assert_eq!(refused(&[]), None);
     }
 }

@@ -24,8 +24,8 @@ use crate::sys;
 /// - A page with content is never left out.
 /// - A range can include pages of zeroes: pages that were only read, that are parts of a larger
 ///   page, that a discard has overwritten, or that were discarded during the iteration.
-/// - A region counts as a whole if its parts are not known. Examples are a device, and a file that
-///   /proc/self/fd cannot open. Other examples are huge pages that only another process has mapped,
+/// - A region counts as a whole if its parts are not known. Examples are a device, and all regions
+///   in a jail without /proc. Other examples are huge pages that only another process has mapped,
 ///   and huge pages of a file that this process may not write. On file systems other than tmpfs,
 ///   ext4, XFS and Btrfs, files count as a whole, too: their `SEEK_DATA` may leave out pages that
 ///   are not written back yet. So do some of many regions of one file, if the order of their
@@ -60,9 +60,8 @@ use crate::sys;
 ///
 /// # Errors
 ///
-/// Returns [`NotProvisioned`] if a region was not built by this crate. An item is an error if
-/// /proc/self/pagemap cannot be read, or if the parent process built the region. No item follows an
-/// error.
+/// Returns [`NotProvisioned`] if a region was not built by this crate. An item is an error if the
+/// parent process built the region, or if a system call fails. No item follows an error.
 #[doc(alias = "SEEK_DATA")]
 #[doc(alias = "pagemap")]
 #[doc(alias = "sparse")]
@@ -219,17 +218,23 @@ impl Source {
     /// Finds the source for a region.
     fn of(mapping: &HostMapping) -> io::Result<Self> {
         mapping.mapped().check_here()?;
-        let pagemap = || File::open("/proc/self/pagemap").map(Some);
+        // Without /proc, the pages of this process are not known.
+        let pagemap = File::open("/proc/self/pagemap");
         let is_private = mapping.backing.sharing == Sharing::Private;
         let Some((file, _)) = mapping.file() else {
-            return Ok(Self::new(None, pagemap()?));
+            return Ok(match pagemap {
+                Ok(pagemap) => Self::new(None, Some(pagemap)),
+                Err(_) => Self::all(),
+            });
         };
         if mapping.kind() == BackingKind::Hugetlb {
             // hugetlbfs has no `SEEK_DATA`. Either this process maps every page of the file, or the
             // file has no pages. mincore(2) would report all pages as present in a file that this
             // process may not write.
             let used = file.metadata()?.blocks().saturating_mul(512);
-            let pagemap = File::open("/proc/self/pagemap")?;
+            let Ok(pagemap) = pagemap else {
+                return Ok(Self::all());
+            };
             let is_known = if is_private {
                 used == 0
             } else {
@@ -244,11 +249,11 @@ impl Source {
         let Some(file) = reopen(file)? else {
             return Ok(Self::all());
         };
-        if is_private {
-            Ok(Self::new(Some(file), pagemap()?))
-        } else {
-            Ok(Self::new(Some(file), None))
-        }
+        Ok(match (is_private, pagemap) {
+            (false, _) => Self::new(Some(file), None),
+            (true, Ok(pagemap)) => Self::new(Some(file), Some(pagemap)),
+            (true, Err(_)) => Self::all(),
+        })
     }
 
     fn new(file: Option<(FileId, File)>, pagemap: Option<File>) -> Self {

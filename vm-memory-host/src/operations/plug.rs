@@ -285,11 +285,11 @@ fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError 
         _ => {}
     }
     let wanted = wanted.checked_div(page_size).unwrap_or(0);
-    let free = host.free_huge_pages(page_size, &[]);
     // Too many VMAs cause ENOMEM as well.
-    if free >= wanted {
+    let free = host.free_huge_pages(page_size, &[]);
+    let Some(free) = free.filter(|free| *free < wanted) else {
         return part.refused("plug", source);
-    }
+    };
     ChangeError::NoPages {
         region: span_of(part.region),
         start: part.start(),
