@@ -11,7 +11,7 @@ use rustix::process::{chroot, fchdir};
 use test_support::{skipped, HugePages, MIB};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
-    content, provisioned, Backing, BuildError, MemoryBuilder, NumaPolicy, Region, Span,
+    content, provisioned, residency, Backing, BuildError, MemoryBuilder, NumaPolicy, Region, Span,
     TransparentHugePages,
 };
 
@@ -130,6 +130,19 @@ fn build_in_jail_without_sys_leaves_numa_nodes_to_kernel() {
     let error = build(region(900)).unwrap_err();
     assert!(matches!(error, BuildError::System { .. }), "{error}");
     assert!(error.to_string().contains("NUMA"), "{error}");
+}
+
+#[test]
+fn residency_in_jail_without_proc_counts_resident_pages() {
+    let Some(_jail) = Jail::enter("residency_in_jail_without_proc_counts_resident_pages") else {
+        return;
+    };
+    let memory = build(Region::new(GuestAddress(0), MIB)).unwrap();
+    memory.write_obj(7u8, GuestAddress(0)).unwrap();
+    let (_, usage) = residency(&memory).unwrap()[0];
+    assert!(usage.is_partial);
+    assert!((1..=MIB).contains(&usage.resident), "{usage:?}");
+    assert_eq!((usage.mapped, usage.private), (0, 0));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! [`residency`]: reports the memory that each region uses.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
@@ -64,6 +64,9 @@ pub struct Residency {
     pub swapped: u64,
     /// The bytes that are locked in memory.
     pub locked: u64,
+    /// Whether only `resident` and `file` are known, because this process has no
+    /// /proc/self/smaps. The other numbers are then 0.
+    pub is_partial: bool,
 }
 
 /// An error of [`residency`] or [`content`](crate::content()).
@@ -102,12 +105,8 @@ pub enum ResidencyError {
 
 fn remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(libc::ENOENT) => "mount /proc",
-        Some(libc::EACCES | libc::EPERM) => {
-            "/proc/self belongs to root if the process is not dumpable (prctl(2), PR_SET_DUMPABLE)"
-        }
         Some(libc::ENOMEM) => "raise the limit of the address space (ulimit -v), or free memory",
-        _ => "check that /proc is mounted",
+        _ => "check that /proc/self/smaps and the region's file can be read",
     }
 }
 
@@ -133,7 +132,8 @@ fn remedy(source: &io::Error) -> &'static str {
 /// # Errors
 ///
 /// Returns a [`ResidencyError`] if a region was not built by this crate, or was built by the parent
-/// process. Also returns one if mincore(2) fails, or if /proc/self/smaps cannot be read.
+/// process. Also returns one if mincore(2) or a read of /proc/self/smaps fails. If that file cannot
+/// be opened, the result [is partial](Residency::is_partial).
 #[doc(alias = "mincore")]
 #[doc(alias = "smaps")]
 pub fn residency<B, M>(memory: &M) -> Result<Vec<(Span, Residency)>, ResidencyError>
@@ -160,8 +160,16 @@ where
     let Some((first, _)) = usages.first() else {
         return Ok(usages);
     };
+    let Ok(mut file) = File::open("/proc/self/smaps") else {
+        // A jail without /proc, or a process that is not dumpable (prctl(2), PR_SET_DUMPABLE).
+        for (_, usage) in &mut usages {
+            usage.is_partial = true;
+        }
+        return Ok(usages);
+    };
     // Names of files in smaps need not be UTF-8.
-    let smaps = fs::read("/proc/self/smaps").map_err(fail(*first))?;
+    let mut smaps = Vec::new();
+    file.read_to_end(&mut smaps).map_err(fail(*first))?;
     let smaps = String::from_utf8_lossy(&smaps);
     let ranges = mappings.iter().map(|(_, mapping)| host_range(mapping));
     let ranges = SortedRanges::of(ranges);
