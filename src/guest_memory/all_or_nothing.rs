@@ -1,7 +1,8 @@
 //! [`AllOrNothing`]: accesses that check the whole range before they move a byte.
 
 use super::{
-    GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result, TranslationHold,
+    bounded_slices, Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions,
+    Result, TranslationHold,
 };
 use crate::bitmap::BS;
 use crate::volatile_memory::VolatileSlice;
@@ -68,9 +69,15 @@ impl<M: GuestMemory + ?Sized> GuestMemory for AllOrNothing<'_, M> {
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
         // Dropped before the second one is made: it may hold a lock.
-        self.0
-            .get_slices(addr, count, access)?
-            .try_for_each_slice(|_| Ok(()))?;
+        let mut left = count;
+        bounded_slices(self.0, addr, count, access)?.try_for_each_slice(|slice| {
+            left = left.saturating_sub(slice.len());
+            Ok(())
+        })?;
+        // An implementation of `get_slices` may return fewer bytes than it should.
+        if left != 0 {
+            return Err(Error::InvalidBackendAddress);
+        }
         self.0.get_slices(addr, count, access)
     }
 

@@ -460,6 +460,11 @@ impl<M: GuestMemoryBackend + ?Sized> FusedIterator for GuestMemoryBackendSliceIt
 impl<'a, M: GuestMemoryBackend + ?Sized> GuestMemorySliceIterator<'a, MS<'a, M>>
     for GuestMemoryBackendSliceIterator<'a, M>
 {
+    #[inline(always)]
+    fn is_bounded_by_range(&self) -> bool {
+        true
+    }
+
     /// Walks from region to region, without a lookup and without a `Result` in memory per slice.
     #[inline]
     fn try_for_each_slice(

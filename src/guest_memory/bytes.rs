@@ -21,7 +21,10 @@
 use core::mem::{size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
 
-use super::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator as _, Permissions, Result};
+use super::{
+    bounded_slices, Error, GuestAddress, GuestMemory, GuestMemorySliceIterator as _, Permissions,
+    Result,
+};
 use crate::access::{fault, Fault};
 use crate::bitmap::{BitmapSlice, BS};
 use crate::bytes::Bytes;
@@ -371,7 +374,7 @@ fn scattered<'a, M: GuestMemory + ?Sized>(
         return progress;
     }
     let faults_before = fault::count();
-    let mut segments = match memory.get_slices(addr, count, access) {
+    let mut segments = match bounded_slices(memory, addr, count, access) {
         Ok(segments) => segments,
         Err(error) => {
             progress.error = Some(error);

@@ -43,6 +43,7 @@
 mod address_space;
 mod all_or_nothing;
 mod backend;
+mod bounded_slices;
 mod bytes;
 #[expect(
     unsafe_code,
@@ -68,6 +69,7 @@ pub use crate::address::{GuestAddress, MemoryRegionAddress};
 pub use address_space::GuestAddressSpace;
 pub use all_or_nothing::AllOrNothing;
 pub use backend::{GuestMemoryBackend, GuestMemoryBackendSliceIterator};
+pub(crate) use bounded_slices::bounded_slices;
 pub use held::HeldMemory;
 #[cfg(all(feature = "rawfd", unix))]
 pub(crate) use hold::hold_for;
@@ -235,7 +237,10 @@ pub trait GuestMemory {
     /// Returns the `count` bytes at `addr` as slices, in ascending order of address.
     ///
     /// The first error ends the iteration. The slices before it are valid. Without an error, their
-    /// lengths add up to `count`. For 0 bytes there are no slices.
+    /// lengths add up to `count`. None is empty. For 0 bytes there are no slices.
+    ///
+    /// Accesses by other methods do not rely on this: they end at an empty slice, with
+    /// [`Error::InvalidBackendAddress`] if it is the first one, and after `count` bytes.
     ///
     /// # Errors
     ///
@@ -294,7 +299,7 @@ pub trait GuestMemory {
         count: usize,
         access: Permissions,
     ) -> Result<impl Iterator<Item = Result<HostRun>>> {
-        let slices = self.get_slices(addr, count, access)?;
+        let slices = bounded_slices(self, addr, count, access)?;
         Ok(host_runs::host_runs(slices, addr))
     }
 
@@ -505,6 +510,15 @@ pub trait GuestMemorySliceIterator<'a, B: BitmapSlice>:
             take(slice?)?;
         }
         Ok(())
+    }
+
+    /// Returns whether no slice is empty, and their lengths add up to the range or less.
+    ///
+    /// The default is `false`: this crate then checks each slice.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn is_bounded_by_range(&self) -> bool {
+        false
     }
 }
 

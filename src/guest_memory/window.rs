@@ -6,7 +6,9 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 use super::hold::{hold_for, TranslationHold};
-use super::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result};
+use super::{
+    bounded_slices, Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result,
+};
 use crate::bitmap::{Bitmap as _, BS};
 use crate::bytes::Bytes;
 use crate::convert::{to_u64, to_usize};
@@ -159,7 +161,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
         }
         window._hold = Some(hold_for(memory, addr, len, access)?);
         let mut gathered = 0usize;
-        let mut slices = memory.get_slices(addr, len, access)?;
+        let mut slices = bounded_slices(memory, addr, len, access)?;
         slices.try_for_each_slice(|slice| {
             let offset = gathered;
             gathered = gathered
@@ -173,7 +175,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
             }
             window.push(offset, HeldSlice::new(slice, hold))
         })?;
-        // An implementation of `get_slices` may return more or fewer bytes than it should.
+        // An implementation of `get_slices` may return fewer bytes than it should.
         if gathered != len {
             return Err(Error::InvalidBackendAddress);
         }

@@ -126,6 +126,10 @@ impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> FusedIterator
 impl<'a, M: GuestMemoryBackend, I: Iommu, K: Marking<M>>
     GuestMemorySliceIterator<'a, BS<'a, K::SliceBitmap>> for IommuMemorySliceIterator<'a, M, I, K>
 {
+    #[inline(always)]
+    fn is_bounded_by_range(&self) -> bool {
+        true
+    }
 }
 
 impl<'a, M: GuestMemoryBackend + Debug, I: Iommu, K: Marking<M>> Debug

@@ -8,7 +8,8 @@ use super::segments::{too_many, Segments};
 use super::MAX_VECTORS;
 use crate::bitmap::BS;
 use crate::guest_memory::{
-    hold_for, Error, GuestAddress, GuestMemory, Permissions, Result, TranslationHold,
+    bounded_slices, hold_for, Error, GuestAddress, GuestMemory, Permissions, Result,
+    TranslationHold,
 };
 
 /// Ranges of guest memory for an I/O operation that completes later, possibly on another thread.
@@ -189,10 +190,14 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
             Some(_) => None,
             None => Some(hold_for(memory, addr, count, access)?),
         };
-        let mut slices = memory.get_slices(addr, count, access)?;
+        let mut slices = bounded_slices(memory, addr, count, access)?;
         let mut addition = self.segments.add();
         if !addition.gather(&mut slices, self.segment_limit)? {
             return Err(too_many(addr, count, self.segment_limit));
+        }
+        // An implementation of `get_slices` may return fewer bytes than it should.
+        if addition.len() != count {
+            return Err(Error::InvalidBackendAddress);
         }
         addition.keep();
         if self.segments.count() != 0 {

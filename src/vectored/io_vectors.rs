@@ -6,7 +6,7 @@ use super::io_vector::IoVector;
 use super::segments::{too_many, Segments};
 use super::MAX_VECTORS;
 use crate::bitmap::{BitmapSlice, BS};
-use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result};
+use crate::guest_memory::{bounded_slices, Error, GuestAddress, GuestMemory, Permissions, Result};
 
 /// A range of guest memory as raw vectors, for as long as the memory is borrowed.
 ///
@@ -68,10 +68,14 @@ pub fn io_vectors<'a, M: GuestMemory + ?Sized>(
     if access == Permissions::No {
         return Err(Error::HostAddressNotAvailable);
     }
-    let mut slices = memory.get_slices(addr, count, access)?;
+    let mut slices = bounded_slices(memory, addr, count, access)?;
     let mut segments = Segments::new(access);
     if !segments.gather(&mut slices, MAX_VECTORS)? {
         return Err(too_many(addr, count, MAX_VECTORS));
+    }
+    // An implementation of `get_slices` may return fewer bytes than it should.
+    if segments.len() != count {
+        return Err(Error::InvalidBackendAddress);
     }
     Ok(IoVectors {
         segments,

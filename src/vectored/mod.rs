@@ -99,7 +99,7 @@ pub use io_vector::IoVector;
 pub use io_vectors::{io_vectors, IoVectors};
 pub use system_call::MAX_VECTORS;
 
-use crate::guest_memory::{Error, GuestAddress, GuestMemory, Permissions, Result};
+use crate::guest_memory::{bounded_slices, Error, GuestAddress, GuestMemory, Permissions, Result};
 use segments::Segments;
 use system_call::{Direction, Position};
 
@@ -331,7 +331,7 @@ fn transfer_once<M: GuestMemory + ?Sized>(
     };
     loop {
         // The iterator keeps the translation of the range in use until the bytes have been moved.
-        let mut slices = memory.get_slices(addr, translated, direction.access())?;
+        let mut slices = bounded_slices(memory, addr, translated, direction.access())?;
         let mut segments = Segments::new(direction.access());
         match segments.gather(&mut slices, MAX_VECTORS) {
             Err(error) if segments.len() == 0 => return Err(error),
@@ -362,7 +362,7 @@ fn transfer_all<M: GuestMemory + ?Sized>(
         return Ok(());
     }
     // The iterator keeps the translation of the range in use until the bytes have been moved.
-    let mut slices = memory.get_slices(addr, count, direction.access())?;
+    let mut slices = bounded_slices(memory, addr, count, direction.access())?;
     let mut completed = 0usize;
     let stopped_by = loop {
         let mut segments = Segments::new(direction.access());

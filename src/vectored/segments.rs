@@ -424,6 +424,11 @@ impl<'a, S: BitmapSlice> Addition<'_, 'a, S> {
         self.segments.gather(slices, limit)
     }
 
+    /// Returns the number of bytes that were added.
+    pub(super) fn len(&self) -> usize {
+        self.segments.len.saturating_sub(self.len)
+    }
+
     /// Keeps the segments that were added.
     pub(super) fn keep(mut self) {
         (self.count, self.len) = (self.segments.count(), self.segments.len);

@@ -3,6 +3,7 @@
 
 mod access;
 mod model;
+mod odd_slices;
 #[expect(unsafe_code, reason = "makes slices of memory on the heap")]
 mod owners;
 mod random_accesses;
