@@ -163,7 +163,10 @@ impl DirtyMemory {
         }
         self.collect_shared(memory, logs, harvests);
         for log in logs {
-            self.add_to_unshared(log);
+            let reached = reached(&mut self.regions, log);
+            for region in reached.filter(|region| region.shared.is_none()) {
+                region.add_log(log);
+            }
         }
         for region in memory.iter() {
             let log = region.bitmap();
@@ -173,25 +176,6 @@ impl DirtyMemory {
                 }
                 // After the harvest: a block that was unplugged meanwhile is marked again.
                 known.record_access(region);
-            }
-        }
-    }
-
-    /// Adds a log to the regions that it reaches, except those that share a bitmap.
-    ///
-    /// Each log searches its regions. If each region tried each log, a harvest with one log for
-    /// each of many slots would take quadratic time.
-    fn add_to_unshared(&mut self, log: &LogWords<'_>) {
-        let start = log.start.0;
-        let first = self.regions.partition_point(|region| region.last() < start);
-        let regions = self.regions.get_mut(first..).unwrap_or_default();
-        let last = log.last();
-        for region in regions
-            .iter_mut()
-            .take_while(|region| region.start.0 <= last)
-        {
-            if region.shared.is_none() {
-                region.add_log(log);
             }
         }
     }
@@ -211,26 +195,23 @@ impl DirtyMemory {
             regions: &mut self.regions,
             shared: &mut self.shared,
         };
-        for region in memory.iter() {
+        for region in memory.iter().filter(|_| harvests) {
             let log = region.bitmap();
             let Some(known) = find(found.regions, region, &log) else {
                 continue;
             };
             let shared = known.shared.and_then(|number| found.shared.get_mut(number));
-            let Some(shared) = shared else {
-                continue;
-            };
-            let offset = shared.offset_of(known);
             // The log of the first region reaches all marks of the range.
-            if harvests && offset == 0 {
+            if let Some(shared) = shared.filter(|shared| shared.offset_of(known) == 0) {
                 log.harvest_into(&mut shared.pages);
             }
-            for range in logs
-                .iter()
-                .flat_map(|log| log.ranges_in(known.start, known.pages.byte_size()))
-            {
-                let start = offset.saturating_add(range.start);
-                shared.pages.insert_range(start, range.len());
+        }
+        for log in logs {
+            for region in reached(found.regions, log) {
+                let shared = region.shared;
+                if let Some(shared) = shared.and_then(|number| found.shared.get_mut(number)) {
+                    shared.add_log(region, log);
+                }
             }
         }
     }
@@ -489,6 +470,20 @@ impl DirtyMemory {
             region.bitmap().set_tracking(on);
         }
     }
+}
+
+/// Returns the regions that a log reaches.
+///
+/// Each log searches its regions. If each region tried each log, a harvest with one log for each of
+/// many slots would take quadratic time.
+fn reached<'a>(
+    regions: &'a mut [DirtyRegion],
+    log: &LogWords<'_>,
+) -> impl Iterator<Item = &'a mut DirtyRegion> {
+    let (start, last) = (log.start.0, log.last());
+    let first = regions.partition_point(|region| region.last() < start);
+    let regions = regions.get_mut(first..).unwrap_or_default().iter_mut();
+    regions.take_while(move |region| region.start.0 <= last)
 }
 
 /// Finds the entry of a region.

@@ -186,6 +186,6 @@ fn tracked_bytes<R: GuestMemoryRegion>(region: &R, log: &dyn DirtyLog) -> usize 
 
 #[cfg(test)]
 std::thread_local! {
-    /// The number of calls of [`DirtyRegion::add_log`] by this thread.
+    /// The number of logs that this thread has added to a region or its shared marks.
     pub(super) static LOGS_ADDED: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
 }

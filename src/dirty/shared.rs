@@ -1,6 +1,7 @@
 //! [`SharedMarks`]: the marks of one bitmap that several regions of a memory share.
 
 use super::region::DirtyRegion;
+use super::LogWords;
 use crate::bitmap::DirtyPages;
 
 /// A range of one bitmap whose marks belong to several regions, and the marks found there.
@@ -83,6 +84,17 @@ impl SharedMarks {
             }
         }
         found
+    }
+
+    /// Adds the part of a log that lies in one of the regions.
+    pub(super) fn add_log(&mut self, region: &DirtyRegion, log: &LogWords<'_>) {
+        #[cfg(test)]
+        super::region::LOGS_ADDED.set(super::region::LOGS_ADDED.get().saturating_add(1));
+        let offset = self.offset_of(region);
+        for range in log.ranges_in(region.start, region.pages.byte_size()) {
+            let start = offset.saturating_add(range.start);
+            self.pages.insert_range(start, range.len());
+        }
     }
 
     /// Returns the offset of a region's first byte in the range.

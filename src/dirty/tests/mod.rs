@@ -156,3 +156,29 @@ fn harvest_with_log_for_each_region_takes_linear_time() {
     // The log reaches the 98 regions at 0x4000 and above.
     assert_eq!((dirty.total_pages(), LOGS_ADDED.get()), (98, 98));
 }
+
+#[test]
+#[cfg(all(unix, feature = "backend-mmap"))]
+fn harvest_with_log_for_each_region_of_one_mapping_takes_linear_time() {
+    use super::{region::LOGS_ADDED, DirtyMemory};
+    use crate::{GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+    let mapping = MmapRegion::<crate::bitmap::AtomicBitmap>::new(0x1000).unwrap();
+    let mapping = std::sync::Arc::new(mapping);
+    let starts = || (0..100u64).map(|number| GuestAddress(number * 0x2000));
+    let regions = starts()
+        .map(|start| GuestRegionMmap::with_arc(std::sync::Arc::clone(&mapping), start).unwrap());
+    let memory = GuestMemoryMmap::from_regions(regions.collect()).unwrap();
+    // Each log reaches only its region.
+    let page_size = NonZeroUsize::new(0x40).unwrap();
+    let log = |start| LogWords {
+        start,
+        words: &[0b1],
+        page_size,
+    };
+    let logs: Vec<_> = starts().map(log).collect();
+    let mut dirty = DirtyMemory::new();
+    LOGS_ADDED.set(0);
+    dirty.harvest_with(&memory, &logs);
+    // Each region shows the page.
+    assert_eq!((dirty.total_pages(), LOGS_ADDED.get()), (100, 100));
+}
