@@ -289,16 +289,19 @@ pub fn install() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Sets whether the handler that was installed before gets a SIGBUS or SIGSEGV that was sent.
+/// Sets whether the previous handler receives each SIGBUS or SIGSEGV that was sent.
 ///
-/// By default, it does. With `false`, a signal that was sent, such as by `kill -BUS`, has its
-/// default action: it ends the process. The same holds for the notice of a memory error that no
-/// access met. A signal that was ignored before stays ignored. Faults that are not guest faults
-/// still go to the handler, so stack overflows are reported.
+/// The default is `true`. A process can send a signal, as `kill -BUS` does. The kernel sends one to
+/// report a memory error that no access has met.
 ///
-/// Call it with `false` if the only handler is that of Rust's standard library: see
-/// [above](self#signals-that-are-sent). The last call decides, before or after [`install`]. It
-/// makes no system call, and has no effect on targets without a fault handler.
+/// With `false`, a sent signal ends the process, which is the default action. There are two
+/// exceptions. A signal that was ignored before [`install`] stays ignored. The previous handler
+/// still receives faults outside of guest memory, so stack overflows are reported.
+///
+/// Call it with `false` if the only previous handler is that of Rust's standard library. The module
+/// documentation [explains why](self#signals-that-are-sent). It can be called before or after
+/// [`install`], and again: the last call takes effect. It makes no system call. On targets without
+/// a fault handler, it has no effect.
 ///
 /// # Examples
 ///
