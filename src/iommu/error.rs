@@ -113,7 +113,8 @@ pub struct MappedRange {
 #[derive(Clone, Debug)]
 #[doc(alias = "IOTLB miss")]
 pub struct IotlbFails {
-    /// The parts that have no mapping. Ask for these, and look them up again.
+    /// The parts that have no mapping. Ask for all of them, and then look up the range again.
+    /// Lookups after each part take [quadratic time](super::Iotlb#time).
     ///
     /// In an IOTLB with a [bound](super::Iotlb::set_bound), this may be the whole range, if asking
     /// for its parts made no progress.

@@ -32,6 +32,17 @@ pub(super) use waits::{Waits, TRIES};
 /// A guest chooses how many mappings there are, and each takes 32 to 90 bytes.
 /// [`set_bound`](Self::set_bound) limits them.
 ///
+/// # Time
+///
+/// A guest chooses the length of a range and the mappings in it. A lookup takes time in proportion
+/// to the parts that fail, and to the mappings of the range divided by 48 to 128. It takes this
+/// time whether it succeeds or fails. If one page arrives between two lookups, a range of n pages
+/// takes time in proportion to n². So ask for all [`misses`](IotlbFails::misses) before the next
+/// lookup. If the front end maps single pages, limit the length of a range that the device
+/// translates at a time.
+///
+/// # Clones
+///
 /// A clone has the same mappings, and shares them until one of the two changes. A change copies at
 /// most a few groups of 128 mappings. Clones share the counts of lookups and of tries
 /// ([`set_bound`](Self::set_bound)).
