@@ -36,6 +36,9 @@ mod tests;
 
 pub use log_words::LogWords;
 
+use std::alloc::{handle_alloc_error, Layout};
+use std::collections::TryReserveError;
+
 use crate::bitmap::{DirtyLog, DirtyPages, MS};
 use crate::convert::to_u64;
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend};
@@ -113,6 +116,9 @@ impl DirtyMemory {
     ///
     /// If a region or a log of another crate panics, no page is lost: this set has it, or the next
     /// harvest finds it.
+    ///
+    /// If the regions have changed and memory runs out, the process ends, as it does for a `Vec`.
+    /// Call [`try_reserve`](Self::try_reserve) first to get an error instead.
     pub fn harvest<M>(&mut self, memory: &M)
     where
         M: GuestMemoryBackend + ?Sized,
@@ -144,10 +150,33 @@ impl DirtyMemory {
         self.collect(memory, core::slice::from_ref(log), false);
     }
 
-    /// Adopts the regions of the memory, and adds the pages of logs.
+    /// Allocates the sets of pages for the regions of a memory.
     ///
-    /// Harvests the bitmaps if `harvests` is true.
-    fn collect<M>(&mut self, memory: &M, logs: &[LogWords<'_>], harvests: bool)
+    /// The next harvest of the same memory then allocates none. Pages that are in the set stay, as
+    /// in a [harvest](Self::harvest). Does nothing if the regions have not changed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use vm_memory::bitmap::AtomicBitmap;
+    /// use vm_memory::dirty::DirtyMemory;
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
+    ///
+    /// let memory: GuestMemoryMmap<AtomicBitmap> =
+    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_000)])?;
+    /// let mut dirty = DirtyMemory::new();
+    /// dirty.try_reserve(&memory)?; // a migration that fails here has changed nothing
+    /// dirty.harvest(&memory);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if memory runs out. No page is lost then: the set keeps its pages, and the
+    /// bitmaps keep their marks.
+    pub fn try_reserve<M>(&mut self, memory: &M) -> Result<(), TryReserveError>
     where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
@@ -158,8 +187,23 @@ impl DirtyMemory {
                 .next()
                 .is_some_and(|known| known.is_for(region, &region.bitmap()))
         };
-        if !memory.iter().all(is_known) || known.next().is_some() {
-            self.adopt_regions(memory);
+        if memory.iter().all(is_known) && known.next().is_none() {
+            return Ok(());
+        }
+        self.adopt_regions(memory)
+    }
+
+    /// Adopts the regions of the memory, and adds the pages of logs.
+    ///
+    /// Harvests the bitmaps if `harvests` is true.
+    fn collect<M>(&mut self, memory: &M, logs: &[LogWords<'_>], harvests: bool)
+    where
+        M: GuestMemoryBackend + ?Sized,
+        for<'a> MS<'a, M>: DirtyLog,
+    {
+        if self.try_reserve(memory).is_err() {
+            // `Vec` does the same. The layout is only for the message.
+            handle_alloc_error(Layout::new::<DirtyRegion>());
         }
         self.collect_shared(memory, logs, harvests);
         for log in logs {
@@ -219,8 +263,12 @@ impl DirtyMemory {
     /// Replaces the regions by those of the memory.
     ///
     /// Dirty pages move to the regions that now have their addresses.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if memory runs out. The next call tries it again.
     #[cold]
-    fn adopt_regions<M>(&mut self, memory: &M)
+    fn adopt_regions<M>(&mut self, memory: &M) -> Result<(), TryReserveError>
     where
         M: GuestMemoryBackend + ?Sized,
         for<'a> MS<'a, M>: DirtyLog,
@@ -237,7 +285,7 @@ impl DirtyMemory {
             let known = before.next_if(|(_, known)| known.is_for(region, &log));
             adopted.push(match known {
                 Some((number, _)) => Ok(number),
-                None => Err(DirtyRegion::new(region, &log)),
+                None => Err(DirtyRegion::try_new(region, &log)?),
             });
         }
         let regions = core::mem::take(&mut self.regions).into_iter();
@@ -251,7 +299,6 @@ impl DirtyMemory {
             .collect();
         let changed: Vec<_> = before.into_iter().flatten().collect();
         self.regions.sort_by_key(|region| region.start);
-        self.shared = SharedMarks::find(&mut self.regions);
         for (start, len) in changed.iter().flat_map(DirtyRegion::runs) {
             let last = start.0.saturating_add(to_u64(len.saturating_sub(1)));
             let first_region = self
@@ -265,6 +312,12 @@ impl DirtyMemory {
                 region.add(start.0, last);
             }
         }
+        self.shared = Vec::new();
+        self.shared = SharedMarks::try_find(&mut self.regions).inspect_err(|_| {
+            // A harvest must not take the regions for ones that share nothing.
+            self.regions.iter_mut().for_each(DirtyRegion::forget_marks);
+        })?;
+        Ok(())
     }
 
     /// Returns the dirty pages that can be read, as guest addresses and lengths in bytes.

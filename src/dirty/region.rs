@@ -1,6 +1,7 @@
 //! [`DirtyRegion`]: the dirty pages of one region of a memory.
 
 use core::ops::Range;
+use std::collections::TryReserveError;
 
 use super::LogWords;
 use crate::bitmap::{DirtyLog, DirtyPages};
@@ -27,15 +28,23 @@ pub(super) struct DirtyRegion {
 }
 
 impl DirtyRegion {
-    /// Creates an empty set for a region.
-    pub(super) fn new<R: GuestMemoryRegion>(region: &R, log: &dyn DirtyLog) -> Self {
-        Self {
+    /// Creates an empty set for a region. Returns an error if memory runs out.
+    pub(super) fn try_new<R: GuestMemoryRegion>(
+        region: &R,
+        log: &dyn DirtyLog,
+    ) -> Result<Self, TryReserveError> {
+        Ok(Self {
             start: region.start_addr(),
-            pages: DirtyPages::new(tracked_bytes(region, log), log.page_size()),
+            pages: DirtyPages::try_new(tracked_bytes(region, log), log.page_size())?,
             marks: log.bitmap_and_offset(),
             shared: None,
             unreadable: Vec::new(),
-        }
+        })
+    }
+
+    /// Makes [`is_for`](Self::is_for) return `false` for a region that may share its marks.
+    pub(super) fn forget_marks(&mut self) {
+        (self.marks, self.shared) = (self.marks.map(|_| (0, usize::MAX)), None);
     }
 
     /// Records which bytes of the region can be read now.

@@ -1,5 +1,7 @@
 //! [`SharedMarks`]: the marks of one bitmap that several regions of a memory share.
 
+use std::collections::TryReserveError;
+
 use super::region::DirtyRegion;
 use super::LogWords;
 use crate::bitmap::DirtyPages;
@@ -41,7 +43,9 @@ impl Drop for Distribution<'_> {
 
 impl SharedMarks {
     /// Finds the ranges of bitmaps that regions share, and records in each region its range.
-    pub(super) fn find(regions: &mut [DirtyRegion]) -> Vec<Self> {
+    ///
+    /// Returns an error if memory runs out.
+    pub(super) fn try_find(regions: &mut [DirtyRegion]) -> Result<Vec<Self>, TryReserveError> {
         for region in regions.iter_mut() {
             region.shared = None;
         }
@@ -75,7 +79,8 @@ impl SharedMarks {
                 }
             }
             if let Some(first) = regions.get(first) {
-                let pages = DirtyPages::new(end.saturating_sub(start), first.pages.page_size());
+                let size = end.saturating_sub(start);
+                let pages = DirtyPages::try_new(size, first.pages.page_size())?;
                 found.push(Self {
                     start,
                     pages,
@@ -83,7 +88,7 @@ impl SharedMarks {
                 });
             }
         }
-        found
+        Ok(found)
     }
 
     /// Adds the part of a log that lies in one of the regions.

@@ -35,7 +35,7 @@ impl Device {
     }
 
     fn dirty_region(&self) -> DirtyRegion {
-        DirtyRegion::new(self, self)
+        DirtyRegion::try_new(self, self).unwrap()
     }
 
     /// Returns all bytes of the pages that have one of these bytes.

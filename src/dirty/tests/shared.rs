@@ -59,7 +59,7 @@ proptest! {
             })
             .collect();
         let mut regions: Vec<_> = devices.iter().map(Device::dirty_region).collect();
-        let mut found = SharedMarks::find(&mut regions);
+        let mut found = SharedMarks::try_find(&mut regions).unwrap();
 
         let groups = groups(&devices);
         prop_assert_eq!(found.len(), groups.len());
