@@ -506,6 +506,17 @@ fn residency_at_address_space_limit_counts_file_pages() {
 }
 
 #[test]
+fn residency_at_descriptor_limit_returns_error() {
+    in_own_process("residency_at_descriptor_limit_returns_error", |_| {
+        let region = Region::new(GuestAddress(0), MIB);
+        let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build().unwrap();
+        let _limit = Limited::to(Resource::Nofile, 3);
+        let error = residency(&memory).unwrap_err().to_string();
+        assert!(error.contains("ulimit -n"), "{error}");
+    });
+}
+
+#[test]
 fn discard_and_plug_in_locked_process_succeed() {
     in_own_process("discard_and_plug_in_locked_process_succeed", |test| {
         if let Err(error) =

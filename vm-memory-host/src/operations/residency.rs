@@ -1,7 +1,7 @@
 //! [`residency`]: reports the memory that each region uses.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
@@ -64,8 +64,8 @@ pub struct Residency {
     pub swapped: u64,
     /// The bytes that are locked in memory.
     pub locked: u64,
-    /// Whether only `resident` and `file` are known, because this process has no
-    /// /proc/self/smaps. The other numbers are then 0.
+    /// Whether only `resident` and `file` are known, because /proc/self/smaps is missing or may not
+    /// be read. The other numbers are then 0.
     pub is_partial: bool,
 }
 
@@ -105,6 +105,7 @@ pub enum ResidencyError {
 
 fn remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
+        Some(libc::EMFILE) => "raise the limit of open files (ulimit -n)",
         Some(libc::ENOMEM) => "raise the limit of the address space (ulimit -v), or free memory",
         _ => "check that /proc/self/smaps and the region's file can be read",
     }
@@ -132,8 +133,8 @@ fn remedy(source: &io::Error) -> &'static str {
 /// # Errors
 ///
 /// Returns a [`ResidencyError`] if a region was not built by this crate, or was built by the parent
-/// process. Also returns one if mincore(2) or a read of /proc/self/smaps fails. If that file cannot
-/// be opened, the result [is partial](Residency::is_partial).
+/// process. Also returns one if mincore(2) or a read of /proc/self/smaps fails. If that file is
+/// missing or may not be read, the result [is partial](Residency::is_partial).
 #[doc(alias = "mincore")]
 #[doc(alias = "smaps")]
 pub fn residency<B, M>(memory: &M) -> Result<Vec<(Span, Residency)>, ResidencyError>
@@ -160,12 +161,20 @@ where
     let Some((first, _)) = usages.first() else {
         return Ok(usages);
     };
-    let Ok(mut file) = File::open("/proc/self/smaps") else {
-        // A jail without /proc, or a process that is not dumpable (prctl(2), PR_SET_DUMPABLE).
-        for (_, usage) in &mut usages {
-            usage.is_partial = true;
+    let mut file = match File::open("/proc/self/smaps") {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::PermissionDenied
+            ) =>
+        {
+            // A jail without /proc, or a process that is not dumpable (prctl(2), PR_SET_DUMPABLE).
+            for (_, usage) in &mut usages {
+                usage.is_partial = true;
+            }
+            return Ok(usages);
         }
-        return Ok(usages);
+        file => file.map_err(fail(*first))?,
     };
     // Names of files in smaps need not be UTF-8.
     let mut smaps = Vec::new();
