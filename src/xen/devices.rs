@@ -1,6 +1,8 @@
 //! The requests of the devices gntdev and privcmd. Only this module calls `ioctl(2)`.
 //!
 //! The layouts are those of Linux, `include/uapi/xen/gntdev.h` and `include/uapi/xen/privcmd.h`.
+//! The argument of `MAP_GRANT_REF` has a variable length. It is an array of words: `count` and
+//! padding, `index`, then `domid` and `ref` of each grant.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -45,6 +47,8 @@ struct MapBatch {
 #[repr(C)]
 struct GrantCopy {
     count: u32,
+    /// The C structure has a hole here. It is a field, so that it is initialised.
+    pad: u32,
     segments: *mut CopySegment,
 }
 
@@ -57,6 +61,8 @@ pub(super) struct CopySegment {
     len: u16,
     flags: u16,
     status: i16,
+    /// The C structure has a hole here. It is a field, so that it is initialised.
+    pad: u16,
 }
 
 /// A place in memory of this process, or in a granted page.
@@ -100,6 +106,7 @@ impl CopySegment {
             len: 0,
             flags: 0,
             status: 0,
+            pad: 0,
         }
     };
 
@@ -111,6 +118,7 @@ impl CopySegment {
             len,
             flags: SOURCE_IS_GRANTED,
             status: 0,
+            pad: 0,
         }
     }
 
@@ -124,6 +132,7 @@ impl CopySegment {
             len,
             flags: TARGET_IS_GRANTED,
             status: 0,
+            pad: 0,
         }
     }
 
@@ -233,6 +242,7 @@ pub(super) fn unmap_grants(device: &File, index: u64, count: u32) -> io::Result<
 pub(super) unsafe fn copy_grants(device: &File, segments: &mut [CopySegment]) -> io::Result<()> {
     let mut request = GrantCopy {
         count: u32::try_from(segments.len()).map_err(|_| super::invalid())?,
+        pad: 0,
         segments: segments.as_mut_ptr(),
     };
     let arg = core::ptr::from_mut(&mut request).cast();
@@ -296,6 +306,42 @@ mod tests {
         assert_eq!(UNMAP_GRANT_REF, 0x0010_4701);
         assert_eq!(GRANT_COPY, 0x0010_4708);
         assert_eq!(MAP_BATCH, 0x0020_5004);
+    }
+
+    /// Asserts the size, the alignment and the offsets of a type, and that it has no hole.
+    macro_rules! assert_layout {
+        ($type:ty, $size:literal, [$($field:ident: $of:ty = $offset:literal),*]) => {
+            assert_eq!((size_of::<$type>(), align_of::<$type>()), ($size, 8));
+            let mut end = 0;
+            $(
+                assert_eq!(offset_of!($type, $field), $offset, stringify!($field));
+                assert_eq!(end, $offset, "a hole before {}", stringify!($field));
+                end += size_of::<$of>();
+            )*
+            assert_eq!(end, $size, "a hole at the end");
+        };
+    }
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn arguments_have_the_layout_of_linux_and_no_uninitialised_bytes() {
+        use core::mem::offset_of;
+
+        assert_layout!(UnmapGrantRef, 16, [index: u64 = 0, count: u32 = 8, pad: u32 = 12]);
+        assert_layout!(MapBatch, 32, [
+            num: u32 = 0, dom: u16 = 4, pad: u16 = 6, addr: u64 = 8, frames: *const u64 = 16,
+            errors: *mut i32 = 24
+        ]);
+        assert_layout!(GrantCopy, 16, [count: u32 = 0, pad: u32 = 4, segments: *mut u8 = 8]);
+        assert_layout!(CopySegment, 24, [
+            source: CopyPlace = 0, target: CopyPlace = 8, len: u16 = 16, flags: u16 = 18,
+            status: i16 = 20, pad: u16 = 22
+        ]);
+        assert_eq!(size_of::<CopyPlace>(), 8);
+        assert_eq!(offset_of!(GrantedPlace, reference), 0);
+        assert_eq!(offset_of!(GrantedPlace, offset), 4);
+        assert_eq!(offset_of!(GrantedPlace, domid), 6);
+        assert_eq!(size_of::<GrantedPlace>(), 8);
     }
 
     #[test]

@@ -103,13 +103,16 @@ impl Kernel {
             .position(|area| area.addr <= addr && end <= area.end());
         let number = found.filter(|_| count > 0).ok_or(libc::EINVAL)?;
         let area = self.foreign.get(number).ok_or(libc::EINVAL)?;
-        let pages = covered(area.addr, area.pages.len(), &(addr..end));
+        let pages = covered(area.addr, area.pages.len(), PAGE, &(addr..end));
         let whole = pages.len() == area.pages.len();
         let absent = area
             .pages
             .get(pages.clone())
             .is_some_and(|pages| pages.iter().all(|page| *page == Frame::Absent));
-        if !absent || (!area.requested && !whole) {
+        // The driver maps whole pages of the host.
+        let parts = [addr - area.addr, count * PAGE];
+        let aligned = parts.iter().all(|len| len.is_multiple_of(self.host_page));
+        if !absent || !aligned || (!area.requested && !whole) {
             return Err(libc::EINVAL);
         }
         let prot = area.prot;
@@ -126,7 +129,7 @@ impl Kernel {
                         flags: libc::MAP_FIXED,
                     };
                     // SAFETY: the page is in the area, whose owner requests the frame there.
-                    unsafe { self.show(place, &[of_domain]) }?;
+                    unsafe { self.show(place, &[of_domain], PAGE) }?;
                     if let Some(area) = self.foreign.get_mut(number) {
                         area.pages[page] = Frame::Mapped;
                     }
@@ -165,7 +168,8 @@ impl Kernel {
 
     /// Handles `munmap` of areas of frames. Returns whether the memory contained a part of one.
     pub fn unmap_foreign(&mut self, memory: &Range<usize>) -> Result<bool, i32> {
-        let touched = |area: &ForeignArea| !covered(area.addr, area.pages.len(), memory).is_empty();
+        let touched =
+            |area: &ForeignArea| !covered(area.addr, area.pages.len(), PAGE, memory).is_empty();
         if !self.foreign.iter().any(touched) {
             return Ok(false);
         }
@@ -175,7 +179,7 @@ impl Kernel {
                 area.excused = true;
                 continue;
             }
-            let pages = covered(area.addr, area.pages.len(), memory);
+            let pages = covered(area.addr, area.pages.len(), PAGE, memory);
             for page in area.pages.iter_mut().skip(pages.start).take(pages.len()) {
                 *page = Frame::Unmapped;
             }

@@ -145,7 +145,8 @@ impl Kernel {
     pub unsafe fn map_grants(&mut self, device: u64, argument: *mut c_void) -> Result<(), i32> {
         let request = argument.cast::<MapRequest>();
         // SAFETY: the argument begins with a `MapRequest` (this function's contract).
-        let MapRequest { count, .. } = unsafe { request.read_unaligned() };
+        let MapRequest { count, pad, .. } = unsafe { request.read_unaligned() };
+        self.check_pad(pad);
         let mut grants = Vec::new();
         if (1..=self.limit).contains(&count) {
             // SAFETY: the references are after the head, in the same object.
@@ -176,11 +177,19 @@ impl Kernel {
         let mut back = [0u8; MAP_GRANT_REF_SIZE];
         // SAFETY: the argument is at least so large, since it has a reference.
         unsafe { std::ptr::copy_nonoverlapping(argument.cast(), back.as_mut_ptr(), back.len()) };
-        let offset = u64::try_from(index * PAGE).map_err(|_| libc::EINVAL)?;
+        let offset = u64::try_from(index * self.host_page).map_err(|_| libc::EINVAL)?;
         back[8..16].copy_from_slice(&offset.to_ne_bytes());
         // SAFETY: the argument is at least so large, and writable (this function's contract).
         unsafe { std::ptr::copy_nonoverlapping(back.as_ptr(), argument.cast(), back.len()) };
         Ok(())
+    }
+
+    /// Notes a mistake if the padding of a request is not zero: a later kernel may use it.
+    fn check_pad(&mut self, pad: u32) {
+        if pad != 0 {
+            self.books
+                .mistake(format!("the padding of a request is {pad:#x}"));
+        }
     }
 
     /// Returns the first gap of `count` pages in the table of a device.
@@ -210,10 +219,12 @@ impl Kernel {
     pub unsafe fn unmap_grants(&mut self, device: u64, argument: *mut c_void) -> Result<(), i32> {
         // SAFETY: the argument is an `UnmapRequest` (this function's contract).
         let request = unsafe { argument.cast::<UnmapRequest>().read_unaligned() };
+        self.check_pad(request.pad);
         let entered = self.books.enter(Call::UnmapGrants(request.count));
         let count = usize::try_from(request.count).map_err(|_| libc::EINVAL)?;
+        let host_page = self.host_page;
         let map = self.maps.iter_mut().find(|map| {
-            let offset = u64::try_from(map.index * PAGE).ok();
+            let offset = u64::try_from(map.index * host_page).ok();
             map.device == device && map.in_table && offset == Some(request.index)
         });
         let result = match map {
@@ -256,9 +267,9 @@ impl Kernel {
         if writing && place.flags & libc::MAP_SHARED == 0 {
             return Err(libc::EINVAL);
         }
-        let count = len.div_ceil(PAGE);
+        let count = len.div_ceil(self.host_page);
         let found = self.maps.iter().position(|map| {
-            let at = i64::try_from(map.index * PAGE).ok();
+            let at = i64::try_from(map.index * self.host_page).ok();
             let fits = map.grants.len() == count && at == Some(offset);
             map.device == device && map.in_table && fits
         });
@@ -288,7 +299,7 @@ impl Kernel {
             .collect();
         let pages = pages.ok_or(libc::EINVAL)?;
         // SAFETY: nothing relies on memory at the place (this function's contract).
-        let addr = unsafe { self.show(place, &pages) }?;
+        let addr = unsafe { self.show(place, &pages, self.host_page) }?;
         let map = self.maps.get_mut(number).ok_or(libc::EINVAL)?;
         map.area = Some(Area {
             addr,
@@ -325,22 +336,33 @@ impl Kernel {
         }
     }
 
-    /// Maps pages of the domain one after the other. Returns their address.
+    /// Maps pages of the domain at a distance of `stride`. Returns the address of the first.
     ///
     /// # Safety
     ///
     /// Nothing relies on memory at the place, if the flags contain `MAP_FIXED`.
-    pub unsafe fn show(&self, place: Place, pages: &[usize]) -> Result<usize, i32> {
+    pub unsafe fn show(&self, place: Place, pages: &[usize], stride: usize) -> Result<usize, i32> {
         let ram = self.ram().as_raw_fd();
         let offset = |page: usize| i64::try_from(page * PAGE).map_err(|_| libc::EINVAL);
         let first = *pages.first().ok_or(libc::EINVAL)?;
-        // Consecutive pages need one call, which extends past the memfd if there are more pages.
-        // SAFETY: nothing relies on memory at the place (this function's contract).
-        let addr = unsafe { memory::mmap(shared(place), ram, offset(first)?) }?;
+        let addr = if stride == PAGE {
+            // Consecutive pages need one call, which extends past the memfd if there are more.
+            // SAFETY: nothing relies on memory at the place (this function's contract).
+            unsafe { memory::mmap(shared(place), ram, offset(first)?) }?
+        } else {
+            // The rest of a page of the host does not belong to the domain.
+            let rest = Place {
+                prot: libc::PROT_NONE,
+                flags: place.flags & libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                ..place
+            };
+            // SAFETY: nothing relies on memory at the place (this function's contract).
+            unsafe { memory::mmap(rest, -1, 0) }?
+        };
         for (number, page) in pages.iter().enumerate() {
-            if *page != first + number {
+            if stride != PAGE || *page != first + number {
                 let one = Place {
-                    addr: addr + number * PAGE,
+                    addr: addr + number * stride,
                     len: PAGE,
                     flags: place.flags | libc::MAP_FIXED,
                     ..place
@@ -355,9 +377,9 @@ impl Kernel {
 
     /// Handles `munmap` of areas of grants. Returns whether the memory contained a part of one.
     pub fn unmap_areas(&mut self, memory: &Range<usize>) -> Result<bool, i32> {
-        let host = self.host;
+        let (host, host_page) = (self.host, self.host_page);
         let touched = |area: &Option<Area>| match area {
-            Some(area) => !covered(area.addr, area.pages.len(), memory).is_empty(),
+            Some(area) => !covered(area.addr, area.pages.len(), host_page, memory).is_empty(),
             None => false,
         };
         if !self.maps.iter().any(|map| touched(&map.area)) {
@@ -370,7 +392,7 @@ impl Kernel {
                 continue;
             }
             let Some(area) = &mut map.area else { continue };
-            let pages = covered(area.addr, area.pages.len(), memory);
+            let pages = covered(area.addr, area.pages.len(), host_page, memory);
             for (page, hold) in area
                 .pages
                 .iter_mut()

@@ -2,28 +2,28 @@
 
 #![expect(unsafe_code, reason = "takes the place of functions of the C library")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use libc::{c_int, c_void, off_t, size_t};
+use libc::{c_int, c_long, c_void, off_t, size_t};
 
 use super::kernel::Kernel;
 use super::memory::{self, Place};
 use super::numbers::{GRANT_COPY, MAP_GRANT_REF, MMAPBATCH_V2, PROBE, PROBED, UNMAP_GRANT_REF};
 
-/// Defines the C symbols `ioctl`, `mmap` and `munmap` of a test program. Each test program that
-/// creates a [`Double`](crate::double::Double) uses it once.
+/// Defines the C symbols `ioctl`, `mmap`, `munmap` and `sysconf` of a test program. Each test
+/// program that creates a [`Double`](crate::double::Double) uses it once.
 #[macro_export]
 macro_rules! interpose {
     () => {
         mod interposed {
             #![expect(unsafe_code, reason = "defines C symbols")]
 
-            use std::ffi::{c_int, c_ulong, c_void};
+            use std::ffi::{c_int, c_long, c_ulong, c_void};
 
             use $crate::double::hooks;
 
@@ -64,6 +64,11 @@ macro_rules! interpose {
                 // SAFETY: the caller passes what munmap(2) needs.
                 unsafe { hooks::munmap(addr, len) }
             }
+
+            #[no_mangle]
+            extern "C" fn sysconf(name: c_int) -> c_long {
+                hooks::sysconf(name)
+            }
         }
     };
 }
@@ -83,6 +88,8 @@ type Devices = HashMap<(u64, u64), (Device, Shared)>;
 static DEVICES: LazyLock<Mutex<Devices>> = LazyLock::new(Mutex::default);
 
 thread_local! {
+    /// The page size that this thread sees, if it is not that of the system.
+    static PAGE_SIZE: Cell<Option<usize>> = const { Cell::new(None) };
     static COUNTING: RefCell<Option<Shared>> = const { RefCell::new(None) };
 }
 
@@ -262,4 +269,23 @@ pub unsafe fn munmap(addr: *mut c_void, len: size_t) -> c_int {
     }
     // SAFETY: the caller passes what munmap(2) needs.
     result(unsafe { memory::munmap(start, len) }.map(|()| 0), -1)
+}
+
+/// Sets the page size that this thread sees, or `None` for that of the system.
+pub(super) fn set_page_size(size: Option<usize>) {
+    PAGE_SIZE.set(size);
+}
+
+/// Takes the place of `sysconf`.
+pub fn sysconf(name: c_int) -> c_long {
+    let set = PAGE_SIZE.get().filter(|_| name == libc::_SC_PAGESIZE);
+    if let Some(size) = set.and_then(|size| c_long::try_from(size).ok()) {
+        return size;
+    }
+    type Sysconf = extern "C" fn(c_int) -> c_long;
+    // SAFETY: the name is a C string.
+    let symbol = unsafe { libc::dlsym(libc::RTLD_NEXT, c"sysconf".as_ptr()) };
+    // SAFETY: the C library defines the symbol with this type. A null pointer is `None`.
+    let next = unsafe { std::mem::transmute::<*mut c_void, Option<Sysconf>>(symbol) };
+    next.map_or(-1, |next| next(name))
 }

@@ -22,6 +22,8 @@ pub(super) struct Kernel {
     pub host: Host,
     pub domain: u32,
     pub limit: u32,
+    /// The size of a page of the host, which each grant takes.
+    pub host_page: usize,
     pub books: Books,
     /// The table of each open gntdev, with the number of the file.
     pub maps: Vec<Map>,
@@ -40,6 +42,7 @@ impl Kernel {
             host,
             domain,
             limit: 65_536,
+            host_page: PAGE,
             books: Books::default(),
             maps: Vec::new(),
             foreign: Vec::new(),
@@ -120,9 +123,14 @@ pub(super) fn whole_pages(len: usize) -> Option<usize> {
 }
 
 /// Returns the pages that a range of memory covers, of an area of `pages` pages at `addr`.
-pub(super) fn covered(addr: usize, pages: usize, memory: &Range<usize>) -> Range<usize> {
-    let end = addr + pages * PAGE;
+pub(super) fn covered(
+    addr: usize,
+    pages: usize,
+    page_size: usize,
+    memory: &Range<usize>,
+) -> Range<usize> {
+    let end = addr + pages * page_size;
     let from = memory.start.clamp(addr, end);
     let to = memory.end.clamp(from, end);
-    (from - addr) / PAGE..(to - addr).div_ceil(PAGE)
+    (from - addr) / page_size..(to - addr).div_ceil(page_size)
 }

@@ -138,6 +138,14 @@ impl Double {
         self.kernel().page_out(frame, requests);
     }
 
+    /// Plays a host whose pages have `size` bytes, for calls of this thread, until the drop.
+    ///
+    /// Each grant takes a page of the host, of which only the first 4 KiB are accessible.
+    pub fn set_host_page_size(&mut self, size: usize) {
+        self.kernel().host_page = size;
+        hooks::set_page_size(Some(size));
+    }
+
     /// Sets the largest number of grants in a request, which is a parameter of the driver.
     pub fn limit_requests(&mut self, grants: u32) {
         self.kernel().limit = grants;
@@ -146,6 +154,7 @@ impl Double {
 
 impl Drop for Double {
     fn drop(&mut self) {
+        hooks::set_page_size(None);
         for device in &self.devices {
             hooks::forget(device);
         }

@@ -15,6 +15,7 @@ mod lazy;
 mod lazy_faults;
 #[cfg(feature = "additions")]
 mod marks;
+mod pages;
 mod refused;
 mod setup;
 mod streams;
@@ -77,6 +78,7 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         lazy_faults::SCENARIOS,
         guards::SCENARIOS,
         large::SCENARIOS,
+        pages::SCENARIOS,
         streams::SCENARIOS,
         // 0.18.0 has no windows, no held memory, no copies by the hypervisor, and no
         // `fill_with_byte`.
