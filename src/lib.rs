@@ -45,7 +45,7 @@
 //! # Tasks
 //!
 //! The programs are in the folder `examples/` of the repository. Run one with
-//! `cargo run -p examples --example NAME`.
+//! `cargo run -p examples --example NAME`, and `xen_grants` with `--features xen`.
 //!
 //! | task | items | program |
 //! |---|---|---|
@@ -65,6 +65,7 @@
 //! | plug and unplug blocks of a region | [`mmap::PluggedBlocks`]; `vm-memory-host` | `virtio_mem` |
 //! | return pages to the system | `vm-memory-host` | `balloon` |
 //! | share memory with another process | [`FileOffset`], [`GuestMemoryMmap::from_ranges_with_files`] | `vhost_user_backend` |
+//! | access memory that a Xen guest grants (feature `xen`) | `MmapRange` | `xen_grants` |
 //! | implement a region type | [`GuestMemoryRegion`], [`GuestRegionCollection`] | `own_region` |
 //!
 //! # Modules
@@ -87,7 +88,10 @@
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |
 //! | [`fault`] | recovery from SIGBUS and SIGSEGV | |
 //!
-//! The feature `xen` adds regions of Xen guests: foreign and grant mappings, by `MmapRange`.
+//! The feature `xen` adds regions of Xen guests: foreign and grant mappings, by `MmapRange`. It
+//! removes two variants of `MmapRegionError`, so docs.rs shows the crate without it. In a checkout,
+//! `cargo doc --no-deps -p vm-memory --features xen,backend-atomic,backend-bitmap,iommu --open`
+//! shows the documentation with it.
 //!
 //! # Memory model
 //!

@@ -13,7 +13,8 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 /// | `GRANT` | `/dev/xen/gntdev` | `1 << 63`, plus `reference << 12`, plus an offset in the page |
 ///
 /// Pages of Xen have 4 KiB. A range may begin and end inside a page. The references of a range are
-/// consecutive, and the guest creates them for each buffer that it lends to a device.
+/// consecutive, and the guest creates them for each buffer that it lends to a device. The program
+/// `examples/xen_grants.rs` serves a request with such buffers.
 ///
 /// [`MmapRegion::from_range`]: crate::MmapRegion::from_range
 ///
