@@ -86,8 +86,8 @@ fn slices_of_held_memory_survive_a_hostile_guest(world: &mut dyn World) -> Outco
     let at = grant_address(FIRST, 0);
     let mut slices = request.get_slices(at, 64, Permissions::ReadWrite)?;
     let slice = slices.next().expect("a page is granted")?;
+    // The hypervisor may permit further mappings of a page that is mapped.
     world.revoke(FIRST);
-    expect_errno(memory.read_obj::<u8>(at), libc::EINVAL, "a revoked page")?;
     // The page stays mapped, and a new guard maps nothing.
     slice.write_slice(&pattern(64), 0)?;
     let guard = slice.ptr_guard();
@@ -134,14 +134,15 @@ fn accesses_to_held_memory_keep_nothing_mapped(world: &mut dyn World) -> Outcome
 }
 
 fn held_memory_keeps_a_limited_number_of_slices(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 1)?;
+    // The hypervisor counts the mappings of a grant in 8 bits.
+    let (_device, memory) = granted_lazy(world, 32)?;
     let request = memory.held();
-    let at = grant_address(FIRST, 0);
-    for _ in 0..1024 {
+    for number in 0..1024 {
+        let at = grant_address(FIRST, number % 32 * PAGE);
         let mut slices = request.get_slices(at, 8, Permissions::Read)?;
         slices.next().expect("a page is granted")?;
     }
-    let mut slices = request.get_slices(at, 8, Permissions::Read)?;
+    let mut slices = request.get_slices(grant_address(FIRST, 0), 8, Permissions::Read)?;
     let error = slices.next().expect("an error").expect_err("a slice more");
     let expected =
         "held memory already has 1024 slices mapped, which is the limit; use a view for \
