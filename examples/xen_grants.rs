@@ -3,7 +3,7 @@
 //!
 //! `cargo run -p examples --features xen --example xen_grants`
 //!
-//! A guest grants pages to its back end, in another domain. This program plays both, on a double of
+//! A guest grants pages to its back end, in another domain. This program is both, on a double of
 //! the device `/dev/xen/gntdev`. So it also runs where there is no Xen.
 
 use std::fs::File;

@@ -29,11 +29,11 @@ fn rows(text: &str) -> BTreeSet<(String, String)> {
 fn document_names_each_scenario_with_its_fault() {
     let text = include_str!("../../../docs/xen-scenarios.md");
     let rows = rows(text);
-    let played = scenarios::all().map(|scenario| match scenario.group {
+    let listed = scenarios::all().map(|scenario| match scenario.group {
         "ordinary_use" => ("", scenario.name),
         code => (code, scenario.name),
     });
-    let missing: Vec<_> = played
+    let missing: Vec<_> = listed
         .chain(OTHER_TESTS)
         .filter(|(code, name)| !rows.contains(&(code.to_string(), name.to_string())))
         .collect();

@@ -138,7 +138,7 @@ impl Double {
         self.kernel().page_out(frame, requests);
     }
 
-    /// Plays a host whose pages have `size` bytes, for calls of this thread, until the drop.
+    /// Simulates a host whose pages have `size` bytes, for calls of this thread, until the drop.
     ///
     /// Each grant takes a page of the host, of which only the first 4 KiB are accessible.
     pub fn set_host_page_size(&mut self, size: usize) {

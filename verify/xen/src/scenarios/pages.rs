@@ -24,7 +24,7 @@ pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
 /// The page sizes of an Arm host, other than that of Xen.
 const LARGE: [usize; 2] = [16 << 10, 64 << 10];
 
-/// Plays a host with pages of this size.
+/// Simulates a host with pages of this size.
 fn host_with(world: &mut dyn World, page_size: usize) -> Outcome {
     match world.as_double() {
         Some(double) => double.set_host_page_size(page_size),
