@@ -60,16 +60,13 @@ impl DirtyRegion {
             } else {
                 left..left
             };
+            // If the range is empty, wherever it starts, none of the bytes are accessible.
+            let next = if next.is_empty() { left..left } else { next };
             let start = at.saturating_add(next.start.min(left));
             if at < start {
                 self.unreadable.push(at..start);
             }
-            // A range that is empty has no accessible bytes after it.
-            at = if next.is_empty() {
-                len
-            } else {
-                at.saturating_add(next.end.min(left))
-            };
+            at = at.saturating_add(next.end.min(left));
         }
     }
 

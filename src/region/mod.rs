@@ -255,7 +255,8 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
 
     /// Returns the first accessible bytes of a range, as offsets from `addr`.
     ///
-    /// The range is the `count` bytes at `addr`. The result is empty if none of them is accessible.
+    /// The range is the `count` bytes at `addr`. If none of them is accessible, the result is any
+    /// empty range.
     ///
     /// The provided method calls [`reachable_bytes`](Self::reachable_bytes) at `addr` and at each
     /// multiple of 4 KiB. A region that implements `reachable_bytes` can find the range faster.

@@ -109,3 +109,53 @@ fn is_for_region_with_other_bounds_page_size_or_marks_is_false() {
         assert!(!dirty.is_for(&other, &other), "{:?}", other.marks);
     }
 }
+
+/// RAM whose first bytes are accessible. Each range that it returns starts at 0, also an empty one.
+struct FirstBytes {
+    accessible: usize,
+    len: usize,
+}
+
+impl GuestMemoryRegionBytes for FirstBytes {}
+
+impl GuestMemoryRegion for FirstBytes {
+    type B = ();
+
+    fn len(&self) -> GuestUsize {
+        self.len as u64
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        GuestAddress(0)
+    }
+
+    fn bitmap(&self) {}
+
+    fn reachable_bytes(&self, addr: MemoryRegionAddress, count: usize) -> usize {
+        count.min(self.accessible.saturating_sub(addr.0 as usize))
+    }
+
+    fn reachable_range(&self, addr: MemoryRegionAddress, count: usize) -> Range<usize> {
+        0..self.reachable_bytes(addr, count)
+    }
+}
+
+#[test]
+fn record_access_with_empty_range_at_start_finds_no_readable_bytes() {
+    for accessible in [0, 4, 8] {
+        let region = FirstBytes { accessible, len: 8 };
+        let log = Device {
+            start: 0,
+            page_size: page_size(1),
+            marks: None,
+            readable: vec![true; 8],
+        };
+        let mut dirty = DirtyRegion::try_new(&region, &log).unwrap();
+        dirty.add(0, 7);
+        dirty.record_access(&region);
+        let readable = bytes_of(dirty.runs_by_access(true));
+        assert_eq!(readable, (0..accessible as u64).collect(), "{accessible}");
+        let unreadable = bytes_of(dirty.runs_by_access(false));
+        assert_eq!(unreadable, (accessible as u64..8).collect(), "{accessible}");
+    }
+}
