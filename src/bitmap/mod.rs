@@ -256,12 +256,22 @@ where
 
 impl<A: BitmapSlice, B: BitmapSlice> BitmapSlice for (A, B) {}
 
+/// Marks a range of a bitmap, the offset and the length, when it is dropped: also after a panic.
+pub(crate) struct MarkOnDrop<'b, B: Bitmap>(pub &'b B, pub usize, pub usize);
+
+impl<B: Bitmap> Drop for MarkOnDrop<'_, B> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.mark_dirty(self.1, self.2);
+    }
+}
+
 /// Marks in both. A page is dirty if it is dirty in either.
 impl<A: Bitmap, B: Bitmap> Bitmap for (A, B) {
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
+        let _second = MarkOnDrop(&self.1, offset, len);
         self.0.mark_dirty(offset, len);
-        self.1.mark_dirty(offset, len);
     }
 
     #[inline]
@@ -366,6 +376,32 @@ mod tests {
         let mut grown = on;
         grown.grow_to_track(0x5001);
         assert!(grown.tracks_range(0, 0x5001));
+    }
+
+    #[test]
+    fn pair_marks_second_bitmap_after_panic_of_first() {
+        /// A bitmap whose marks panic.
+        #[derive(Clone, Debug)]
+        struct Panics;
+        impl WithBitmapSlice<'_> for Panics {
+            type S = Self;
+        }
+        impl BitmapSlice for Panics {}
+        impl Bitmap for Panics {
+            fn mark_dirty(&self, _: usize, _: usize) {
+                panic!("the first bitmap panics");
+            }
+            fn dirty_at(&self, _: usize) -> bool {
+                false
+            }
+            fn slice_at(&self, _: usize) -> Self {
+                Self
+            }
+        }
+        let bitmap = AtomicBitmap::new(0x2000, NonZeroUsize::new(0x1000).unwrap());
+        let pair = (Panics, bitmap);
+        let marked = std::panic::catch_unwind(|| pair.mark_dirty(0x1000, 1));
+        assert!(marked.is_err() && pair.dirty_at(0x1000) && !pair.dirty_at(0));
     }
 
     #[test]

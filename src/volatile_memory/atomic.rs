@@ -45,13 +45,20 @@ fn to_word<T: AtomicAccess, W: Word>(value: T) -> W {
     unsafe { transmute_copy::<T::A, W>(&atomic) }
 }
 
-/// Converts a word back to the value: the inverse of [`to_word`].
+/// Converts a word to the atomic integer that has its bytes: the inverse of [`to_word`].
+///
+/// [`value_of`] completes the conversion. This part runs no code of another crate.
 #[inline(always)]
-fn from_word<T: AtomicAccess, W: Word>(word: W) -> T {
+fn from_word<T: AtomicAccess, W: Word>(word: W) -> T::A {
     assert!(size_of::<T::A>() == size_of::<W>());
     // SAFETY: the sizes are the same (just checked), and any bytes are an atomic integer (contract
     // of `AtomicInteger`).
-    let atomic = unsafe { transmute_copy::<W, T::A>(&word) };
+    unsafe { transmute_copy::<W, T::A>(&word) }
+}
+
+/// Returns the value of an atomic integer. The type of another crate may panic.
+#[inline(always)]
+pub(super) fn value_of<T: AtomicAccess>(atomic: T::A) -> T {
     atomic.load(Ordering::Relaxed).into()
 }
 
@@ -85,7 +92,7 @@ pub(super) unsafe fn load<T: AtomicAccess>(src: *const u8, order: Ordering) -> R
         // SAFETY: `src` is a guest operand of the size of `T::A` (this function's contract), which
         // is that of `W`. It is aligned to that size, as `T` is register sized.
         let word = unsafe { access::load_ordered::<W>(src, order) }?;
-        Ok(from_word(word))
+        Ok(value_of(from_word::<T, W>(word)))
     })
 }
 
@@ -127,7 +134,9 @@ pub(super) unsafe fn store<T: AtomicAccess>(
     })
 }
 
-/// Applies `change` atomically, and returns the previous value.
+/// Applies `change` atomically, and returns the previous value, for [`value_of`].
+///
+/// The caller marks the write before it converts the value.
 ///
 /// # Safety
 ///
@@ -139,18 +148,19 @@ pub(super) unsafe fn fetch<T: AtomicAccess>(
     change: Fetch,
     operand: T,
     order: Ordering,
-) -> Result<T, Fault> {
+) -> Result<T::A, Fault> {
     with_word_of!(T, W => {
         // SAFETY: `dst` is a guest operand of the size of `T::A`, which is that of `W`. It is
         // aligned to that size, as `T` is register sized (this function's contract).
         let word = unsafe { access::fetch::<W>(dst, change, to_word(operand), order) }?;
-        Ok(from_word(word))
+        Ok(from_word::<T, W>(word))
     })
 }
 
 /// Writes `new` atomically if the value is `current`.
 ///
-/// Returns the previous value, in `Ok` if it was `current` and in `Err` otherwise.
+/// Returns the previous value, for [`value_of`]: in `Ok` if it was `current`, in `Err` otherwise.
+/// The caller marks the write before it converts the value.
 ///
 /// # Panics
 ///
@@ -167,7 +177,7 @@ pub(super) unsafe fn compare_exchange<T: AtomicAccess>(
     new: T,
     success: Ordering,
     failure: Ordering,
-) -> Result<Result<T, T>, Fault> {
+) -> Result<Result<T::A, T::A>, Fault> {
     assert!(
         matches!(
             failure,
@@ -180,7 +190,7 @@ pub(super) unsafe fn compare_exchange<T: AtomicAccess>(
         // SAFETY: `dst` is a guest operand of the size of `T::A`, which is that of `W`. It is
         // aligned to that size, as `T` is register sized (this function's contract).
         let result = unsafe { access::compare_exchange::<W>(dst, current, new, success, failure) }?;
-        Ok(result.map(from_word).map_err(from_word))
+        Ok(result.map(from_word::<T, W>).map_err(from_word::<T, W>))
     })
 }
 

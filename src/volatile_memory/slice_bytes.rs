@@ -7,7 +7,7 @@ use super::place::Place;
 use super::{atomic, check_alignment, referable, Error, Result, VolatileMemory, VolatileSlice};
 use crate::access::fault::Direction;
 use crate::access::{self, Fault};
-use crate::bitmap::BitmapSlice;
+use crate::bitmap::{BitmapSlice, MarkOnDrop};
 use crate::bytes::Bytes;
 use crate::io::{read_once, retry_interrupted, ReadVolatile, WriteVolatile};
 use crate::value::{is_register_sized, AtomicAccess, ByteValued};
@@ -103,7 +103,11 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     #[inline(always)]
     fn store<T: AtomicAccess>(&self, val: T, addr: usize, order: Ordering) -> Result<()> {
         let target = self.atomic_operand::<T>(addr)?;
-        let stored = target.with(size_of::<T::A>(), Direction::Write, |target| {
+        let size = size_of::<T::A>();
+        // Such a store is code of another crate, which may panic after it has written.
+        let mark = !is_register_sized::<T>();
+        let _mark = mark.then(|| MarkOnDrop(&self.bitmap, addr, size));
+        let stored = target.with(size, Direction::Write, |target| {
             // SAFETY: `atomic_operand` returned an aligned place for the bytes of a `T::A` in the
             // slice, not null unless `T` is register sized. The slice's bytes are mapped for the
             // access and covered by no Rust reference except to atomics (contract of
@@ -111,7 +115,9 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
             unsafe { atomic::store(target, val, order) }
         });
         stored.map_err(Error::from_fault)?;
-        self.bitmap.mark_dirty(addr, size_of::<T::A>());
+        if is_register_sized::<T>() {
+            self.bitmap.mark_dirty(addr, size);
+        }
         Ok(())
     }
 

@@ -137,13 +137,14 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             // it, and checked that `T` is register sized. The slice's bytes are mapped for the
             // access and covered by no Rust reference except to atomics (contract of
             // `with_bitmap`).
-            unsafe { atomic::compare_exchange(target, current, new, success, failure) }
+            unsafe { atomic::compare_exchange::<T>(target, current, new, success, failure) }
         });
         let result = result.map_err(Error::from_fault)?;
         if result.is_ok() {
             self.bitmap.mark_dirty(addr, size_of::<T::A>());
         }
-        Ok(result)
+        // After the mark: the conversion of another crate may panic.
+        Ok(result.map(atomic::value_of).map_err(atomic::value_of))
     }
 
     /// Applies `change` to the integer at `addr`, and marks it dirty.
@@ -161,11 +162,12 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             // it, and checked that `T` is register sized. The slice's bytes are mapped for the
             // access and covered by no Rust reference except to atomics (contract of
             // `with_bitmap`).
-            unsafe { atomic::fetch(target, change, operand, order) }
+            unsafe { atomic::fetch::<T>(target, change, operand, order) }
         });
         let result = result.map_err(Error::from_fault)?;
         self.bitmap.mark_dirty(addr, size_of::<T::A>());
-        Ok(result)
+        // After the mark: the conversion of another crate may panic.
+        Ok(atomic::value_of(result))
     }
 
     /// Like [`atomic_operand`](Self::atomic_operand), for types that fit a register.

@@ -340,3 +340,45 @@ fn atomic_change_of_type_larger_than_register_returns_too_big() {
     memory.slice().store(Pair([1, 2]), 8, SeqCst).unwrap();
     assert_eq!(memory.slice().load::<Pair>(8, SeqCst).unwrap().0, [1, 2]);
 }
+
+/// An integer whose conversion from the word in memory panics.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+struct Refused(u32);
+
+// SAFETY: has the bytes of an integer.
+unsafe impl ByteValued for Refused {}
+
+impl From<u32> for Refused {
+    fn from(_: u32) -> Self {
+        panic!("the conversion panics")
+    }
+}
+
+impl From<Refused> for u32 {
+    fn from(value: Refused) -> u32 {
+        value.0
+    }
+}
+
+impl AtomicAccess for Refused {
+    type A = AtomicU32;
+}
+
+#[test]
+fn read_modify_write_with_panicking_conversion_marks_its_write() {
+    let memory = Memory::new(MEMORY, 0);
+    let slice = memory.slice();
+    let run = |access: &dyn Fn()| {
+        memory.take_marks();
+        let ran = std::panic::catch_unwind(core::panic::AssertUnwindSafe(access));
+        assert!(ran.is_err());
+        assert_eq!(memory.take_marks(), [4, 5, 6, 7]);
+    };
+    for (name, ..) in CHANGES {
+        run(&|| drop(change(&slice, name, Refused(1), 4, SeqCst)));
+    }
+    slice.write_obj(1u32, 4).unwrap();
+    run(&|| drop(slice.atomic_compare_exchange(Refused(1), Refused(2), 4, SeqCst, SeqCst)));
+    assert_eq!(slice.read_obj::<u32>(4).unwrap(), 2);
+}

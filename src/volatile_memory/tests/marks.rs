@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use super::*;
 use crate::io::ReadVolatile;
+use crate::value::AtomicAccess;
 
 #[test]
 fn write_by_any_method_marks_after_the_write() {
@@ -128,4 +129,43 @@ fn stream_methods_mark_only_moved_bytes() {
         past_end
     );
     assert!(source.bytes.len() == 10 && !source.interrupted && target.is_empty());
+}
+
+#[test]
+fn store_with_panicking_atomic_marks_its_bytes() {
+    use crate::atomic_integer::AtomicInteger;
+    use core::sync::atomic::{AtomicU32, Ordering};
+
+    #[derive(Clone, Copy, Debug)]
+    #[repr(C)]
+    struct Triple([u32; 3]);
+    // SAFETY: three integers of four bytes, without padding.
+    unsafe impl ByteValued for Triple {}
+    #[repr(C)]
+    struct AtomicTriple([AtomicU32; 3]);
+    // SAFETY: consists of atomic integers only.
+    unsafe impl AtomicInteger for AtomicTriple {
+        type V = Triple;
+        fn new(value: Triple) -> Self {
+            Self(value.0.map(AtomicU32::new))
+        }
+        fn load(&self, order: Ordering) -> Triple {
+            Triple([0, 1, 2].map(|i| self.0[i].load(order)))
+        }
+        fn store(&self, value: Triple, order: Ordering) {
+            self.0[0].store(value.0[0], order);
+            panic!("the store panics");
+        }
+    }
+    impl AtomicAccess for Triple {
+        type A = AtomicTriple;
+    }
+
+    let memory = Memory::new(24, 0);
+    let slice = memory.slice();
+    let store = || slice.store(Triple([1; 3]), 4, Ordering::SeqCst);
+    let stored = std::panic::catch_unwind(core::panic::AssertUnwindSafe(store));
+    assert!(stored.is_err());
+    assert_eq!(slice.read_obj::<u32>(4).unwrap(), 1);
+    assert_eq!(memory.take_marks(), (4..16).collect::<Vec<_>>());
 }
