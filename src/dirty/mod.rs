@@ -43,7 +43,7 @@ use crate::bitmap::{DirtyLog, DirtyPages, MS};
 use crate::convert::to_u64;
 use crate::guest_memory::{GuestAddress, GuestMemoryBackend};
 use crate::region::GuestMemoryRegion;
-use region::DirtyRegion;
+use region::{existing_len, DirtyRegion};
 use shared::{Distribution, SharedMarks};
 
 /// The dirty pages of a whole guest memory.
@@ -418,7 +418,7 @@ impl DirtyMemory {
         for<'a> MS<'a, M>: DirtyLog,
     {
         for region in memory.iter() {
-            let Ok(len) = usize::try_from(region.len()) else {
+            let Ok(len) = usize::try_from(existing_len(region)) else {
                 continue;
             };
             let (start, log) = (region.start_addr(), region.bitmap());
@@ -472,7 +472,7 @@ impl DirtyMemory {
         for<'a> MS<'a, M>: DirtyLog,
     {
         for region in memory.iter() {
-            if let Ok(len) = usize::try_from(region.len()) {
+            if let Ok(len) = usize::try_from(existing_len(region)) {
                 region
                     .bitmap()
                     .put_back(&mut log.ranges_in(region.start_addr(), len));

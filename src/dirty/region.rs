@@ -177,17 +177,30 @@ impl DirtyRegion {
     }
 }
 
+/// Returns the number of addresses of a region.
+///
+/// A region of another crate may claim addresses past 2^64, which do not exist.
+pub(super) fn existing_len<R: GuestMemoryRegion>(region: &R) -> u64 {
+    let after_start = u64::MAX.saturating_sub(region.start_addr().0);
+    region.len().min(after_start.saturating_add(1))
+}
+
 /// Returns the number of bytes of a region that can be dirty.
 ///
 /// A region that is not RAM may be of any length. It takes no bits, unless its log has some.
 fn tracked_bytes<R: GuestMemoryRegion>(region: &R, log: &dyn DirtyLog) -> usize {
-    let host = region.get_slice(MemoryRegionAddress(0), 0);
-    let limit = match host.err() {
-        Some(Error::HostAddressNotAvailable) => log.tracked_bytes(),
-        _ => usize::MAX,
-    };
     // A region whose length does not fit has no mapping in this process.
-    usize::try_from(region.len()).map_or(0, |len| len.min(limit))
+    let Ok(len) = usize::try_from(existing_len(region)) else {
+        return 0;
+    };
+    let host = region.get_slice(MemoryRegionAddress(0), 0);
+    let is_ram = !matches!(host, Err(Error::HostAddressNotAvailable));
+    // No mapping is longer than `isize::MAX`, whatever the region of another crate claims.
+    if is_ram && isize::try_from(len).is_ok() {
+        len
+    } else {
+        len.min(log.tracked_bytes())
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Tests of [`DirtyRegion`].
 
 use super::*;
+use crate::guest_memory::Result;
+use crate::volatile_memory::VolatileSlice;
 
 /// A change of a [`DirtyRegion`].
 #[derive(Clone, Debug)]
@@ -108,6 +110,56 @@ fn is_for_region_with_other_bounds_page_size_or_marks_is_false() {
     ] {
         assert!(!dirty.is_for(&other, &other), "{:?}", other.marks);
     }
+}
+
+/// RAM that claims the `len` addresses at `start`.
+struct Claim {
+    start: u64,
+    len: u64,
+}
+
+impl GuestMemoryRegionBytes for Claim {}
+
+impl GuestMemoryRegion for Claim {
+    type B = ();
+
+    fn len(&self) -> GuestUsize {
+        self.len
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        GuestAddress(self.start)
+    }
+
+    fn bitmap(&self) {}
+
+    fn get_slice(&self, _: MemoryRegionAddress, _: usize) -> Result<VolatileSlice<'_>> {
+        Ok(VolatileSlice::from([].as_mut_slice()))
+    }
+}
+
+#[test]
+fn dirty_region_of_claim_past_end_of_address_space_ends_there() {
+    let log = Device {
+        start: 0,
+        page_size: page_size(0x1000),
+        marks: None,
+        readable: vec![],
+    };
+    let start = u64::MAX - 0x1fff;
+    let mut dirty = DirtyRegion::try_new(&Claim { start, len: 0x3000 }, &log).unwrap();
+    dirty.pages.insert_range(0, 0x3000);
+    let runs: Vec<_> = dirty.runs().collect();
+    assert_eq!(runs, [(GuestAddress(start), 0x2000)]);
+
+    // No mapping has that length: the region takes no bits.
+    let claim = Claim {
+        start: 0,
+        len: u64::MAX,
+    };
+    let mut dirty = DirtyRegion::try_new(&claim, &()).unwrap();
+    dirty.pages.insert_range(0, 0x3000);
+    assert_eq!(dirty.runs().next(), None);
 }
 
 /// RAM whose first bytes are accessible. Each range that it returns starts at 0, also an empty one.
