@@ -16,8 +16,8 @@ use crate::volatile_memory::VolatileSlice;
 ///
 /// # Errors
 ///
-/// - [`Error::HostAddressNotAvailable`] if the region does not permit `access`, is not mapped in
-///   this process, or the first byte is not accessible.
+/// - [`Error::HostAddressNotAvailable`] if the region does not permit `access` to its bytes, is not
+///   mapped in this process, or the first byte is not accessible.
 /// - [`Error::InvalidBackendAddress`] if `addr` is not in the region.
 #[inline]
 fn slice_for<R: GuestMemoryRegion>(
@@ -26,7 +26,7 @@ fn slice_for<R: GuestMemoryRegion>(
     count: usize,
     access: Permissions,
 ) -> Result<(VolatileSlice<'_, BS<'_, R::B>>, usize)> {
-    if !region.allowed_access().allow(access) {
+    if !region.allowed_access().allow(access) && count != 0 {
         return Err(Error::HostAddressNotAvailable);
     }
     match region.as_volatile_slice() {
@@ -74,30 +74,43 @@ fn index(addr: MemoryRegionAddress) -> Result<usize> {
 /// Accesses by offset in the region. Writes are marked in the region's dirty bitmap.
 ///
 /// An access that starts outside the region, or that the region does not permit, is an error. An
-/// access that passes the end of the region moves the bytes inside.
+/// access that passes the end of the region moves the bytes inside. An access with an empty buffer
+/// succeeds everywhere.
 impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
     type E = Error;
 
     #[inline]
     fn write(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
         let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Write)?;
         Ok(slice.write(buf, at)?)
     }
 
     #[inline]
     fn read(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
         let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Read)?;
         Ok(slice.read(buf, at)?)
     }
 
     #[inline]
     fn write_slice(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<()> {
+        if buf.is_empty() {
+            return Ok(());
+        }
         let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Write)?;
         Ok(slice.write_slice(buf, at)?)
     }
 
     #[inline]
     fn read_slice(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<()> {
+        if buf.is_empty() {
+            return Ok(());
+        }
         let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Read)?;
         Ok(slice.read_slice(buf, at)?)
     }

@@ -201,3 +201,25 @@ fn bytes_of_region_end_with_region() {
         .unwrap();
     assert_eq!(target, [7, 7, 0, 0]);
 }
+
+#[test]
+fn access_with_empty_buffer_to_region_without_permission_succeeds() {
+    let region = Ram {
+        allowed: Permissions::No,
+        ..ram(0, 0x10, None)
+    };
+    for at in [0, 0x10, 0x11, u64::MAX].map(MemoryRegionAddress) {
+        assert_eq!(region.write(&[], at).unwrap(), 0);
+        assert_eq!(region.read(&mut [], at).unwrap(), 0);
+        region.write_slice(&[], at).unwrap();
+        region.read_slice(&mut [], at).unwrap();
+    }
+    let at = MemoryRegionAddress(0);
+    let mut source: &[u8] = &[7];
+    assert_eq!(region.read_volatile_from(at, &mut source, 0).unwrap(), 0);
+    region.read_exact_volatile_from(at, &mut source, 0).unwrap();
+    let mut target = vec![];
+    assert_eq!(region.write_volatile_to(at, &mut target, 0).unwrap(), 0);
+    region.write_all_volatile_to(at, &mut target, 0).unwrap();
+    assert_eq!((source, target), ([7].as_slice(), vec![]));
+}
