@@ -154,7 +154,8 @@ pub trait Bytes<A> {
     /// Reads up to `count` bytes from `src` into the container at `addr`. Returns their number.
     ///
     /// Stops after the first read that returns fewer bytes than requested. Repeats reads that are
-    /// interrupted (`EINTR`).
+    /// interrupted (`EINTR`). If `src` claims more bytes than it was given room for, the result is
+    /// that room.
     ///
     /// # Errors
     ///
@@ -183,7 +184,8 @@ pub trait Bytes<A> {
     ///
     /// A region or a slice calls `dst` once, and `dst` may accept fewer bytes. A
     /// [`GuestMemory`](crate::GuestMemory) repeats short writes. All repeat writes that are
-    /// interrupted (`EINTR`).
+    /// interrupted (`EINTR`). If `dst` claims more bytes than it was given, the result is their
+    /// number.
     ///
     /// # Errors
     ///

@@ -73,8 +73,9 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     where
         F: ReadVolatile,
     {
-        let rest = self.offset(addr)?;
-        read_once(src, &rest.first(count))
+        let target = self.offset(addr)?.first(count);
+        // A stream may claim to have moved more than it was given.
+        Ok(read_once(src, &target)?.min(target.len()))
     }
 
     fn read_exact_volatile_from<F>(&self, addr: usize, src: &mut F, count: usize) -> Result<()>
@@ -88,9 +89,9 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     where
         F: WriteVolatile,
     {
-        let rest = self.offset(addr)?;
-        let source = rest.first(count);
-        retry_interrupted(|| dst.write_volatile(&source))
+        let source = self.offset(addr)?.first(count);
+        // A stream may claim to have moved more than it was given.
+        Ok(retry_interrupted(|| dst.write_volatile(&source))?.min(source.len()))
     }
 
     fn write_all_volatile_to<F>(&self, addr: usize, dst: &mut F, count: usize) -> Result<()>

@@ -1,8 +1,9 @@
 //! Regions that get their slices from a mapping.
 
 use super::*;
+use crate::bitmap::BitmapSlice;
 use crate::mmap::MmapRegion;
-use crate::volatile_memory::VolatileMemory;
+use crate::volatile_memory::{Error as VolatileMemoryError, VolatileMemory};
 
 /// RAM that returns slices of `given` bytes, or of the requested length if that is `None`.
 #[derive(Debug)]
@@ -222,4 +223,70 @@ fn access_with_empty_buffer_to_region_without_permission_succeeds() {
     assert_eq!(region.write_volatile_to(at, &mut target, 0).unwrap(), 0);
     region.write_all_volatile_to(at, &mut target, 0).unwrap();
     assert_eq!((source, target), ([7].as_slice(), vec![]));
+}
+
+/// A stream that claims to move more bytes than it was given.
+struct Excessive;
+
+impl ReadVolatile for Excessive {
+    fn read_volatile<B: BitmapSlice>(
+        &mut self,
+        _: &mut VolatileSlice<B>,
+    ) -> std::result::Result<usize, VolatileMemoryError> {
+        Ok(1_000_000)
+    }
+}
+
+impl WriteVolatile for Excessive {
+    fn write_volatile<B: BitmapSlice>(
+        &mut self,
+        _: &VolatileSlice<B>,
+    ) -> std::result::Result<usize, VolatileMemoryError> {
+        Ok(1_000_000)
+    }
+}
+
+#[test]
+fn stream_with_excessive_count_counts_bytes_of_slice_region_and_memory() {
+    let region = ram(0, 0x20, None);
+    let slice = region.as_volatile_slice().unwrap();
+    let at = MemoryRegionAddress(0x10);
+    for (count, moved) in [(8, 8), (0x20, 0x10)] {
+        assert_eq!(
+            slice
+                .read_volatile_from(0x10, &mut Excessive, count)
+                .unwrap(),
+            moved
+        );
+        assert_eq!(
+            slice
+                .write_volatile_to(0x10, &mut Excessive, count)
+                .unwrap(),
+            moved
+        );
+        assert_eq!(
+            region
+                .read_volatile_from(at, &mut Excessive, count)
+                .unwrap(),
+            moved
+        );
+        assert_eq!(
+            region.write_volatile_to(at, &mut Excessive, count).unwrap(),
+            moved
+        );
+    }
+    let memory = GuestRegionCollection::from_regions(vec![region]).unwrap();
+    let at = GuestAddress(0x10);
+    for (count, moved) in [(8, 8), (0x20, 0x10)] {
+        assert_eq!(
+            memory
+                .read_volatile_from(at, &mut Excessive, count)
+                .unwrap(),
+            moved
+        );
+        assert_eq!(
+            memory.write_volatile_to(at, &mut Excessive, count).unwrap(),
+            moved
+        );
+    }
 }
