@@ -192,6 +192,8 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
     /// Returns the `count` bytes at `offset` as a slice.
     ///
     /// Does not check the [permissions](Self::allowed_access).
+    /// An implementation must refuse a range that passes [`len`](Self::len). Accesses by guest
+    /// address rely on this, and nothing tracks bytes past the end.
     ///
     /// # Errors
     ///
