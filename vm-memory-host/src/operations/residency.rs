@@ -1,7 +1,7 @@
 //! [`residency`]: reports the memory that each region uses.
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Read as _};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
@@ -161,7 +161,8 @@ where
     let Some((first, _)) = usages.first() else {
         return Ok(usages);
     };
-    let mut file = match File::open("/proc/self/smaps") {
+    // Names of files in smaps need not be UTF-8.
+    let smaps = match fs::read("/proc/self/smaps") {
         Err(error)
             if matches!(
                 error.kind(),
@@ -174,11 +175,8 @@ where
             }
             return Ok(usages);
         }
-        file => file.map_err(fail(*first))?,
+        smaps => smaps.map_err(fail(*first))?,
     };
-    // Names of files in smaps need not be UTF-8.
-    let mut smaps = Vec::new();
-    file.read_to_end(&mut smaps).map_err(fail(*first))?;
     let smaps = String::from_utf8_lossy(&smaps);
     let ranges = mappings.iter().map(|(_, mapping)| host_range(mapping));
     let ranges = SortedRanges::of(ranges);
