@@ -1,7 +1,10 @@
 //! A [`Window`] behaves as a vector of its bytes: it is resolved once and accessed by offset.
 #![cfg(all(feature = "backend-mmap", feature = "backend-bitmap", unix))]
 
+use std::collections::BTreeSet;
 use std::io::{Cursor, ErrorKind};
+use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -9,9 +12,10 @@ use proptest::prelude::*;
 use test_support::PAGE;
 use vm_memory::bitmap::{AtomicBitmap, BS};
 use vm_memory::guest_memory::{GuestMemorySliceIterator, Window};
+use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    GuestMemoryRegion, Permissions, VolatileSlice,
+    GuestMemoryRegion, GuestRegionMmap, Permissions, VolatileSlice,
 };
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
@@ -315,7 +319,10 @@ enum Access {
     ReadSlice(usize),
     ReadFrom(Vec<u8>),
     WriteTo(usize),
+    WriteObj([u8; 16]),
+    ReadObj,
     Store(u32),
+    Load,
 }
 
 fn accesses() -> impl Strategy<Value = Vec<(usize, Access)>> {
@@ -327,7 +334,10 @@ fn accesses() -> impl Strategy<Value = Vec<(usize, Access)>> {
         (0usize..40).prop_map(Access::ReadSlice),
         data().prop_map(Access::ReadFrom),
         (0usize..40).prop_map(Access::WriteTo),
+        any::<[u8; 16]>().prop_map(Access::WriteObj),
+        Just(Access::ReadObj),
         any::<u32>().prop_map(Access::Store),
+        Just(Access::Load),
     ];
     proptest::collection::vec((0usize..120, access), 1..40)
 }
@@ -354,19 +364,43 @@ fn run(window: &Window<'_, Memory>, offset: usize, access: &Access) -> (Vec<u8>,
             window.read_exact_volatile_from(offset, &mut &data[..], data.len())
         }
         Access::WriteTo(count) => window.write_all_volatile_to(offset, &mut buf, *count),
+        Access::WriteObj(value) => window.write_obj(*value, offset),
+        Access::ReadObj => window
+            .read_obj::<[u8; 16]>(offset)
+            .map(|value| buf = value.to_vec()),
         Access::Store(value) => window.store(*value, offset, Ordering::Relaxed),
+        Access::Load => window
+            .load::<u32>(offset, Ordering::Relaxed)
+            .map(|value| buf = value.to_ne_bytes().to_vec()),
     };
     (buf, result.map_err(drop))
 }
 
-/// Performs the access on a vector, which is the model of the window.
-fn expected(
-    bytes: &mut [u8],
-    boundaries: &[usize],
-    offset: usize,
-    access: &Access,
-) -> (Vec<u8>, Result<(), ()>) {
+/// The window: its bytes, the ends of its slices, and its dirty cells.
+struct Model {
+    bytes: Vec<u8>,
+    boundaries: [usize; 2],
+    dirty: BTreeSet<usize>,
+}
+
+/// The number of bytes of a dirty bit.
+const CELL: usize = 16;
+
+/// Performs the access on the model.
+fn expected(model: &mut Model, offset: usize, access: &Access) -> (Vec<u8>, Result<(), ()>) {
+    let Model {
+        bytes,
+        boundaries,
+        dirty,
+    } = model;
     let len = bytes.len();
+    let mut mark = |range: Range<usize>| {
+        dirty.extend(range.map(|byte| (START + byte) / CELL));
+    };
+    let contiguous = |count: usize| {
+        let crosses = boundaries.iter().any(|&b| offset < b && b < offset + count);
+        offset + count <= len && !crosses && (offset + START).is_multiple_of(count)
+    };
     let part = |count: usize| offset.min(len)..offset.saturating_add(count).min(len);
     let whole = |count: usize| {
         if count == 0 || offset + count <= len {
@@ -379,15 +413,27 @@ fn expected(
         Access::Write(data) => {
             let range = part(data.len());
             let moved = &data[..range.len()];
-            bytes[range].copy_from_slice(moved);
+            bytes[range.clone()].copy_from_slice(moved);
+            mark(range);
             let none = moved.is_empty() && !data.is_empty();
             (moved.to_vec(), if none { Err(()) } else { Ok(()) })
         }
         Access::WriteSlice(data) | Access::ReadFrom(data) => {
             let range = part(data.len());
             bytes[range.clone()].copy_from_slice(&data[..range.len()]);
+            mark(range);
             (vec![], whole(data.len()))
         }
+        Access::WriteObj(value) => {
+            let range = part(value.len());
+            bytes[range.clone()].copy_from_slice(&value[..range.len()]);
+            mark(range);
+            (vec![], whole(value.len()))
+        }
+        Access::ReadObj => match whole(16) {
+            Ok(()) => (bytes[part(16)].to_vec(), Ok(())),
+            Err(()) => (vec![], Err(())),
+        },
         Access::Read(count) => {
             let moved = bytes[part(*count)].to_vec();
             let none = moved.is_empty() && *count != 0;
@@ -401,36 +447,53 @@ fn expected(
         }
         Access::WriteTo(count) => (bytes[part(*count)].to_vec(), whole(*count)),
         Access::Store(value) => {
-            let crosses = boundaries.iter().any(|&b| offset < b && b < offset + 4);
-            if offset + 4 > len || crosses || !(offset + START).is_multiple_of(4) {
+            if !contiguous(4) {
                 return (vec![], Err(()));
             }
             bytes[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+            mark(offset..offset + 4);
             (vec![], Ok(()))
         }
+        Access::Load if contiguous(4) => (bytes[part(4)].to_vec(), Ok(())),
+        Access::Load => (vec![], Err(())),
     }
 }
 
 /// The offset of the model's window in its first region, which ends 48 bytes later.
 const START: usize = PAGE - 48;
 
+/// A region whose dirty bits cover [`CELL`] bytes each.
+fn region(start: usize, len: usize) -> GuestRegionMmap<AtomicBitmap> {
+    let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(CELL).unwrap());
+    let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap);
+    GuestRegionMmap::new(mapping.build().unwrap(), GuestAddress(start as u64)).unwrap()
+}
+
 proptest! {
     #[test]
     fn window_over_regions_behaves_as_vector(len in 1usize..110, accesses in accesses()) {
         // A region of 32 bytes in the middle: the windows of more than 80 bytes have three slices.
-        let regions = [(0, PAGE), (PAGE as u64, 32), (PAGE as u64 + 32, PAGE)];
-        let memory =
-            Memory::from_ranges(&regions.map(|(start, len)| (GuestAddress(start), len))).unwrap();
+        let regions = [(0, PAGE), (PAGE, 32), (PAGE + 32, PAGE)];
+        let regions = regions.map(|(start, len)| region(start, len));
+        let memory = Memory::from_regions(regions.into()).unwrap();
         let addr = GuestAddress(START as u64);
         let window = memory.window(addr, len, Permissions::ReadWrite).unwrap();
-        let mut model = vec![0; len];
+        let mut model = Model {
+            bytes: vec![0; len],
+            boundaries: [48, 80],
+            dirty: BTreeSet::new(),
+        };
         for (offset, access) in accesses {
             let outcome = run(&window, offset, &access);
-            let expected = expected(&mut model, &[48, 80], offset, &access);
+            let expected = expected(&mut model, offset, &access);
             prop_assert_eq!(outcome, expected, "{:?} at {}", access, offset);
             let mut bytes = vec![0; len];
             memory.read_slice(&mut bytes, addr).unwrap();
-            prop_assert_eq!(&bytes, &model, "{:?} at {}", access, offset);
+            prop_assert_eq!(&bytes, &model.bytes, "{:?} at {}", access, offset);
+            let cells = START / CELL - 2..(START + 160) / CELL;
+            let dirty = cells.filter(|cell| is_dirty(&memory, (cell * CELL) as u64));
+            let dirty: BTreeSet<usize> = dirty.collect();
+            prop_assert_eq!(&dirty, &model.dirty, "{:?} at {}", access, offset);
         }
         // The bytes after the window are not written.
         let mut after = [0; 32];

@@ -55,13 +55,14 @@ mod reader;
 mod retired_map;
 #[cfg(all(test, feature = "backend-mmap"))]
 mod tests;
+mod window;
 
 use core::ops::Deref;
 use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
-use crate::guest_memory::{GuestAddressSpace, GuestMemory};
+use crate::guest_memory::{Changes, GuestAddressSpace, GuestMemory};
 use crate::retired::{RetiredList, WeakVersion};
 
 pub use crate::retired::ReadersRemain;
@@ -111,6 +112,8 @@ struct Writers<M> {
     /// The number of the current map. A writer holds the lock from loading that map until its
     /// successor is current. It is locked before the list, never after it.
     version: Mutex<u64>,
+    /// Tells windows of the number of the current map. A writer publishes it after the swap.
+    changes: Changes,
     retired: RetiredList<WeakVersion<M>>,
 }
 
@@ -153,6 +156,7 @@ impl<M: GuestMemory> From<Arc<M>> for GuestMemoryAtomic<M> {
             map: Arc::new(ArcSwap::new(map)),
             writers: Arc::new(Writers {
                 version: Mutex::new(0),
+                changes: Changes::default(),
                 retired: RetiredList::new(),
             }),
         }
@@ -253,6 +257,7 @@ impl<M: GuestMemory> GuestMemoryExclusiveGuard<'_, M> {
         let version = WeakVersion::new(*self.version, &old);
         let unread = version.map(|version| writers.retired.retire(version));
         *self.version = self.version.saturating_add(1);
+        writers.changes.publish(*self.version);
         drop(self);
         drop(unread);
     }

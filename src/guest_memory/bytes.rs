@@ -470,7 +470,7 @@ fn counted(
 /// The bytes are at `addr` for the guest and at `host` in this process.
 #[cold]
 #[inline(never)]
-fn located(
+pub(super) fn located(
     error: volatile_memory::Error,
     addr: GuestAddress,
     host: *const u8,

@@ -4,6 +4,9 @@ use core::any::Any;
 use core::fmt::{self, Debug};
 use std::sync::Arc;
 
+#[cfg(feature = "iommu")]
+use super::changes::Changes;
+use super::changes::Seen;
 use super::{Error, GuestAddress, GuestMemory, Permissions, Result};
 
 /// A guard that keeps the translations of an IOMMU in use until it and its clones are dropped.
@@ -27,24 +30,60 @@ use super::{Error, GuestAddress, GuestMemory, Permissions, Result};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
-pub struct TranslationHold(Option<Arc<dyn Any + Send + Sync>>);
+pub struct TranslationHold {
+    /// The object that keeps the translations in use.
+    what: Option<Arc<dyn Any + Send + Sync>>,
+    /// The state of the IOTLB that is held, if its changes are counted.
+    seen: Option<Seen>,
+}
 
 impl TranslationHold {
     /// Creates an empty hold, for memory that does not translate addresses.
     pub fn nothing() -> Self {
-        TranslationHold(None)
+        TranslationHold {
+            what: None,
+            seen: None,
+        }
     }
 
     /// Creates a hold that owns `what`, for an IOMMU that counts its users.
     pub fn of(what: Arc<impl Any + Send + Sync>) -> Self {
-        TranslationHold(Some(what))
+        TranslationHold {
+            what: Some(what),
+            seen: None,
+        }
+    }
+
+    /// Creates a hold that owns `what`, the state of an IOTLB after the change `number`.
+    #[cfg(feature = "iommu")]
+    pub(crate) fn of_change(
+        what: Arc<impl Any + Send + Sync>,
+        changes: &Changes,
+        number: u64,
+    ) -> Self {
+        TranslationHold {
+            seen: Some(changes.at(number)),
+            ..Self::of(what)
+        }
+    }
+
+    /// Returns whether no translation has changed since the hold was taken.
+    ///
+    /// This is one load. A hold of a [`SharedIotlb`](crate::iommu::SharedIotlb) knows its changes.
+    /// Other holds return `true`.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        match &self.seen {
+            Some(seen) => seen.is_current(),
+            None => true,
+        }
     }
 }
 
 impl Debug for TranslationHold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TranslationHold")
-            .field("holds", &self.0.is_some())
+            .field("holds", &self.what.is_some())
             .finish()
     }
 }

@@ -45,6 +45,11 @@ mod all_or_nothing;
 mod backend;
 mod bounded_slices;
 mod bytes;
+#[cfg_attr(
+    not(any(test, feature = "backend-atomic", feature = "iommu")),
+    expect(dead_code, reason = "without these features, nothing changes")
+)]
+mod changes;
 #[expect(
     unsafe_code,
     reason = "a view keeps its slices mapped until it is dropped"
@@ -77,6 +82,11 @@ pub use hold::TranslationHold;
 pub use host_runs::HostRun;
 pub use permissions::Permissions;
 pub use window::Window;
+
+#[cfg(any(feature = "backend-atomic", feature = "iommu"))]
+pub(crate) use changes::Changes;
+#[cfg(feature = "backend-atomic")]
+pub(crate) use changes::Seen;
 
 use crate::address::AddressValue;
 use crate::bitmap::{Bitmap, BitmapSlice, BS};

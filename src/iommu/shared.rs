@@ -11,9 +11,9 @@ use super::iotlb::Waits;
 use super::mapping_table::Span;
 use super::snapshots::{Replay, Snapshot, Snapshots};
 use super::{Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator};
-use crate::guest_memory::{GuestAddress, Permissions, TranslationHold};
+use crate::guest_memory::{Changes, GuestAddress, Permissions, TranslationHold};
 use crate::retired::sync::Guard;
-use crate::retired::{wait_until_unread, ReadersRemain};
+use crate::retired::{wait_until_unread, ReadersRemain, Version as _};
 
 /// An [`Iotlb`] that threads look up without a lock, while others change it.
 ///
@@ -83,6 +83,8 @@ struct Inner {
     snapshots: Snapshots<Iotlb>,
     /// The failed lookups of all snapshots. Empty without a bound.
     waits: Arc<Waits>,
+    /// Tells windows of a change. Published after it, and before the caller continues.
+    changes: Changes,
 }
 
 /// A change of an IOTLB.
@@ -125,6 +127,7 @@ impl Default for Inner {
         Self {
             snapshots: Snapshots::new(Iotlb::new()),
             waits: Arc::default(),
+            changes: Changes::default(),
         }
     }
 }
@@ -183,11 +186,7 @@ impl SharedIotlb {
     ) -> Result<Invalidation, Error> {
         // Called once: both tables get this update, and must not differ.
         let wanted = self.inner.waits.answered(iova, length);
-        let version = self
-            .inner
-            .snapshots
-            .apply(Update::Map(iova, map_to, length, perm, wanted))?;
-        Ok(self.invalidation(version))
+        self.apply(Update::Map(iova, map_to, length, perm, wanted))
     }
 
     /// Removes the mappings of the `length` addresses at `iova`.
@@ -255,15 +254,19 @@ impl SharedIotlb {
 
     fn update(&self, update: Update) -> Invalidation {
         // Only `Update::Map` can fail.
-        let version = self.inner.snapshots.apply(update).unwrap_or(u64::MAX);
-        self.invalidation(version)
+        self.apply(update).unwrap_or_else(|_| Invalidation {
+            iotlb: self.clone(),
+            version: u64::MAX,
+        })
     }
 
-    fn invalidation(&self, version: u64) -> Invalidation {
-        Invalidation {
+    fn apply(&self, update: Update) -> Result<Invalidation, Error> {
+        let version = self.inner.snapshots.apply(update)?;
+        self.inner.changes.publish(version);
+        Ok(Invalidation {
             iotlb: self.clone(),
             version,
-        }
+        })
     }
 }
 
@@ -286,7 +289,8 @@ impl Iommu for SharedIotlb {
     fn hold_translation(&self) -> Option<TranslationHold> {
         // The hold is older than the translations. So a change after a translation waits for it.
         let snapshot = Guard::into_inner(self.inner.snapshots.load());
-        Some(TranslationHold::of(snapshot))
+        let (changes, version) = (&self.inner.changes, snapshot.number());
+        Some(TranslationHold::of_change(snapshot, changes, version))
     }
 }
 

@@ -414,7 +414,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
 
     /// Returns whether `size` bytes at `offset` are in the slice.
     #[inline(always)]
-    pub(super) fn holds(&self, offset: usize, size: usize) -> bool {
+    pub(crate) fn holds(&self, offset: usize, size: usize) -> bool {
         offset <= self.size && size <= self.size.wrapping_sub(offset)
     }
 

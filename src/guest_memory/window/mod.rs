@@ -1,20 +1,18 @@
 //! [`Window`]: a range of guest memory that is resolved once and accessed by offset.
 
+mod accesses;
+
 use core::fmt::{self, Debug};
-use core::sync::atomic::Ordering;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
+use super::changes::Seen;
 use super::hold::{hold_for, TranslationHold};
-use super::{
-    bounded_slices, Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result,
-};
+use super::GuestMemorySliceIterator as _;
+use super::{bounded_slices, Error, GuestAddress, GuestMemory, Permissions, Result};
 use crate::bitmap::{Bitmap as _, BS};
-use crate::bytes::Bytes;
-use crate::convert::{to_u64, to_usize};
-use crate::io::{ReadVolatile, WriteVolatile};
-use crate::value::{AtomicAccess, ByteValued};
 use crate::volatile_memory::{HeldSlice, Hold, VolatileSlice};
+use accesses::Slices;
 
 /// The maximum number of slices of a window.
 ///
@@ -26,7 +24,8 @@ const MAX_SLICES: usize = 1024;
 ///
 /// Use it for memory that a device accesses several times: a virtqueue, the header of a request, a
 /// register block in guest memory. An access by guest address finds the region, or asks the IOMMU,
-/// each time. An access to a window only compares the offset with its length.
+/// each time. An access to a window only compares the offset with its length. In a contiguous
+/// window, it costs little more than one through a pointer.
 ///
 /// [`Bytes<usize>`](Bytes) has the accesses. They follow the crate's
 /// [memory model](crate#memory-model), mark the pages that they write, and report
@@ -35,17 +34,25 @@ const MAX_SLICES: usize = 1024;
 /// # The map of the window
 ///
 /// A window stays with the map that it was created from. It keeps that map, or borrows it, so its
-/// memory stays mapped. After a hotplug, make a new window from the new map.
+/// memory stays mapped, and accesses continue to go there.
+///
+/// [`is_current`](Self::is_current) tells whether the map or the IOTLB has changed since. It is
+/// cheap enough to call it for each request. [`refresh`](Self::refresh) then resolves the range
+/// again. To notice changes of the map, create the window with `GuestMemoryAtomic::window`.
 ///
 /// Behind an IOMMU, the window holds its translation: an invalidation waits until the window is
-/// dropped, as it waits for an [`IoBuffer`](crate::vectored::IoBuffer). So a driver that unmaps the
-/// range waits for the device. Drop the window when the request is done.
+/// refreshed or dropped, as it waits for an [`IoBuffer`](crate::vectored::IoBuffer). So a driver
+/// that unmaps the range waits for the device. A device that is idle must refresh or drop its
+/// windows when the IOTLB changes, too.
 ///
 /// Memory of a Xen guest that is mapped for each access (feature `xen`) is mapped once, until the
 /// window is dropped. Drop it before the request is returned to the guest. A window that is leaked
 /// ([`mem::forget`](core::mem::forget)) keeps the pages mapped.
 ///
-/// A block that is unplugged while a window covers it faults, like memory whose file is truncated.
+/// A window needs all blocks of its range plugged. It does not notice that one is unplugged later:
+/// it is like an access that [began earlier](crate::mmap::PluggedBlocks#guarantees-of-unplugging).
+/// [`refresh`](Self::refresh) then returns the error. If the block is made inaccessible, an access
+/// faults, like one to memory whose file is truncated.
 ///
 /// # Examples
 ///
@@ -92,37 +99,62 @@ const MAX_SLICES: usize = 1024;
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// The program `examples/virtqueue.rs` has a whole virtqueue, while memory is hotplugged.
 #[doc(alias = "MemoryRegionCache")]
 #[doc(alias = "ring")]
 #[doc(alias = "lock_pages")]
 pub struct Window<'m, M: GuestMemory + ?Sized> {
-    // The order of the fields is the order in which they are dropped. `first` and `rest` borrow
-    // from the map, which `_memory` keeps alive if the window does not borrow it itself. A call
-    // that gets a window by value may drop the map, which `HeldSlice` permits.
-    /// The first slice, which is nearly always the only one. `None` if the window is empty.
+    // The order of the fields is the order in which they are dropped. The slices borrow from the
+    // map, which `map` keeps alive if the window does not borrow it itself. A call that gets a
+    // window by value may drop the map, which `HeldSlice` permits. `readable` and `writable` hold
+    // no reference, only host addresses.
+    /// The bytes of `first` if the window permits reads. Otherwise empty, so that one comparison
+    /// with the length covers bounds and permission.
+    readable: VolatileSlice<'m>,
+    /// The bytes of `first` if the window permits writes. Otherwise empty. A write must mark them.
+    writable: VolatileSlice<'m>,
+    /// The first slice, which is nearly always the only one. `None` if the window is empty, or if
+    /// the last [`refresh`](Self::refresh) failed.
     first: Option<HeldSlice<'m, BS<'m, M::Bitmap>>>,
     /// The other slices, each with its offset in the window, in ascending order.
     rest: Vec<(usize, HeldSlice<'m, BS<'m, M::Bitmap>>)>,
     /// Keeps the translation in use. It was taken before the range was translated.
-    _hold: Option<TranslationHold>,
-    /// The map, if the window owns a share of it.
-    _memory: Option<Arc<M>>,
+    hold: Option<TranslationHold>,
+    map: Map<'m, M>,
     addr: GuestAddress,
     len: usize,
     access: Permissions,
 }
 
-// SAFETY: 1. `first` and `rest` hold host addresses and bitmap slices. Any thread may access the
-// addresses through a `VolatileSlice` at any time. The bitmap slices are `Send` by the bound. 2.
-// The map is owned as `Arc<M>` or borrowed as `&M`, and both are `Send` since `M: Send + Sync`. 3.
-// `Hold` and `TranslationHold` are `Send` (asserted below). 4. The other fields are plain values.
+/// The map of a window.
+enum Map<'m, M: ?Sized> {
+    Borrowed(&'m M),
+    Owned(Arc<M>),
+    /// The map that was current in a state of its source.
+    #[cfg_attr(
+        not(feature = "backend-atomic"),
+        expect(dead_code, reason = "without the feature, maps are not replaced")
+    )]
+    Current(Arc<M>, Seen, Source<M>),
+}
+
+/// Returns the current map, and the state of the source that it belongs to.
+pub(crate) type Source<M> = Box<dyn Fn() -> (Arc<M>, Seen) + Send + Sync>;
+
+// SAFETY: 1. The slices hold host addresses and bitmap slices. Any thread may access the addresses
+// through a `VolatileSlice` at any time. The bitmap slices are `Send` by the bound. 2. The map is
+// owned as `Arc<M>` or borrowed as `&M`, and both are `Send` since `M: Send + Sync`. 3. `Hold`,
+// `TranslationHold`, `Seen` and `Source` are `Send` (asserted below). 4. The other fields are plain
+// values.
 unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Send for Window<'m, M> where
     BS<'m, M::Bitmap>: Send
 {
 }
 // SAFETY: a `&Window` accesses guest memory through `VolatileSlice`s, which any number of threads
-// may do at once. It marks through bitmap slices, which are `Sync` by the bound. It does not reach
-// the map or the holds. Its other fields are plain values.
+// may do at once. It marks through bitmap slices, which are `Sync` by the bound. It reaches `Seen`
+// and `TranslationHold`, which are `Sync` (asserted below). It does not reach the map, `Source` or
+// `Hold`. Its other fields are plain values.
 unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Sync for Window<'m, M> where
     BS<'m, M::Bitmap>: Sync
 {
@@ -130,8 +162,11 @@ unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Sync for Window<'m, M> wh
 
 const _: fn() = || {
     fn is_send<T: Send>() {}
+    fn is_send_and_sync<T: Send + Sync>() {}
     is_send::<Hold>();
-    is_send::<TranslationHold>();
+    is_send::<Source<()>>();
+    is_send_and_sync::<Seen>();
+    is_send_and_sync::<TranslationHold>();
 };
 
 impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
@@ -144,22 +179,46 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
         len: usize,
         access: Permissions,
     ) -> Result<Self> {
+        Window::of(Map::Borrowed(memory), addr, len, access)
+    }
+
+    fn of(map: Map<'m, M>, addr: GuestAddress, len: usize, access: Permissions) -> Result<Self> {
         let mut window = Window {
+            readable: nothing(),
+            writable: nothing(),
             first: None,
             rest: Vec::new(),
-            _hold: None,
-            _memory: None,
+            hold: None,
+            map,
             addr,
             len,
             access,
         };
+        window.resolve()?;
+        Ok(window)
+    }
+
+    /// Finds the slices of a window that has none.
+    ///
+    /// After an error, it may have some of them.
+    fn resolve(&mut self) -> Result<()> {
+        let (addr, len, access) = (self.addr, self.len, self.access);
+        let memory: &'m M = match &self.map {
+            Map::Borrowed(memory) => memory,
+            // SAFETY: the `Arc` keeps the object at this address alive and in place until it is
+            // dropped or replaced. The slices that are made of the reference go into this window.
+            // It drops them before the `Arc` (the order of the fields) and before the `Arc` is
+            // replaced (`refresh`), and lends them for its own lifetime only. Nothing else keeps
+            // the reference: `get_slices` and `hold_translation` are generic over the lifetime.
+            Map::Owned(memory) | Map::Current(memory, ..) => unsafe { &*Arc::as_ptr(memory) },
+        };
         if len == 0 {
-            return Ok(window);
+            return Ok(());
         }
         if access == Permissions::No {
             return Err(Error::HostAddressNotAvailable);
         }
-        window._hold = Some(hold_for(memory, addr, len, access)?);
+        self.hold = Some(hold_for(memory, addr, len, access)?);
         let mut gathered = 0usize;
         let mut slices = bounded_slices(memory, addr, len, access)?;
         slices.try_for_each_slice(|slice| {
@@ -167,19 +226,111 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
             gathered = gathered
                 .checked_add(slice.len())
                 .ok_or(Error::InvalidBackendAddress)?;
-            // SAFETY: the window drops the slice before the hold, and lends it for its own lifetime
-            // only (`slice_from`, `slices`).
+            // SAFETY: the window drops the slice, and its copies in `readable` and `writable`,
+            // before the hold, and lends it for its own lifetime only (`slice_from`, `slices`).
             let (slice, hold, inaccessible) = unsafe { slice.hold(access.direction()) }?;
             if let Some(error) = inaccessible {
                 return Err(error.into());
             }
-            window.push(offset, HeldSlice::new(slice, hold))
+            self.push(offset, HeldSlice::new(slice, hold))
         })?;
         // An implementation of `get_slices` may return fewer bytes than it should.
         if gathered != len {
             return Err(Error::InvalidBackendAddress);
         }
-        Ok(window)
+        if let Some(first) = &self.first {
+            let bytes = first.slice().clone().with_other_bitmap(());
+            if access.allow(Permissions::Read) {
+                self.readable = bytes;
+            }
+            if access.allow(Permissions::Write) {
+                self.writable = bytes;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the slices and the translation.
+    fn release(&mut self) {
+        self.readable = nothing();
+        self.writable = nothing();
+        self.first = None;
+        self.rest.clear();
+        self.hold = None;
+    }
+
+    /// Returns whether the window shows the current map, with the current translations.
+    ///
+    /// This is one load for a window of `GuestMemoryAtomic::window`, and one behind a
+    /// [`SharedIotlb`](crate::iommu::SharedIotlb). Each change of the map or of the IOTLB makes it
+    /// return `false`, even one that does not concern the range. A change that was published before
+    /// this call, by any synchronisation of the two threads, is seen.
+    ///
+    /// A window of [`GuestMemory::window`] or [`from_arc`](Self::from_arc) does not know of other
+    /// maps. An IOMMU that creates its own [`TranslationHold`] does not report changes.
+    ///
+    /// # Examples
+    ///
+    /// See [`refresh`](Self::refresh).
+    #[doc(alias = "generation")]
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        let map = match &self.map {
+            Map::Current(_, seen, _) => seen.is_current(),
+            Map::Borrowed(_) | Map::Owned(_) => true,
+        };
+        let resolved = self.first.is_some() || self.len == 0;
+        map && resolved && self.hold.as_ref().is_none_or(TranslationHold::is_current)
+    }
+
+    /// Resolves the range again, in the current map and with the current translations.
+    ///
+    /// Releases the old map and translation first, so that an invalidation need not wait for the
+    /// window. A window of [`GuestMemory::window`] or [`from_arc`](Self::from_arc) stays with its
+    /// map.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "backend-mmap", feature = "backend-atomic"))] {
+    /// use std::sync::Arc;
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap, GuestRegionMmap};
+    /// use vm_memory::Permissions;
+    ///
+    /// let map: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+    /// let memory = GuestMemoryAtomic::new(map);
+    /// let mut ring = memory.window(GuestAddress(0x800), 0x206, Permissions::ReadWrite)?;
+    ///
+    /// // A region is plugged, and later the ring's region is unplugged.
+    /// let dimm = Arc::new(GuestRegionMmap::from_range(GuestAddress(0x1000), 0x1000, None)?);
+    /// memory.update(|map| map.insert_region(dimm))?;
+    /// assert!(!ring.is_current());
+    /// ring.refresh()?;
+    /// assert!(ring.is_current());
+    ///
+    /// memory.update(|map| map.remove_region(GuestAddress(0), 0x1000).map(|(map, _)| map))?;
+    /// ring.write_obj(1u16, 2)?; // still the old map
+    /// assert!(ring.refresh().is_err());
+    /// assert!(ring.write_obj(1u16, 2).is_err());
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`GuestMemory::window`]. After an error, the window has no memory and
+    /// holds no translation: each access returns an error, [`is_current`](Self::is_current) returns
+    /// `false`, and another `refresh` may succeed.
+    pub fn refresh(&mut self) -> Result<()> {
+        self.release();
+        if let Map::Current(map, seen, source) = &mut self.map {
+            (*map, *seen) = source();
+        }
+        let resolved = self.resolve();
+        if resolved.is_err() {
+            self.release();
+        }
+        resolved
     }
 
     /// Appends the slice at `offset`.
@@ -282,15 +433,6 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
         let rest = slice.offset(offset.checked_sub(start)?).ok()?;
         (!rest.is_empty()).then_some(rest)
     }
-
-    /// Returns the guest address at `offset`, which may be past the end of the window.
-    ///
-    /// It wraps around at 2^64. [`ByAddress`] subtracts the address of the window again, and
-    /// compares the offset with the length.
-    #[inline(always)]
-    fn at(&self, offset: usize) -> GuestAddress {
-        GuestAddress(self.addr.0.wrapping_add(to_u64(offset)))
-    }
 }
 
 impl<M: GuestMemory + 'static> Window<'static, M> {
@@ -312,15 +454,25 @@ impl<M: GuestMemory + 'static> Window<'static, M> {
         len: usize,
         access: Permissions,
     ) -> Result<Self> {
-        // SAFETY: `memory` keeps the object at this address alive and in place until it is dropped.
-        // It is moved into the window below, or dropped after the window that failed. The window
-        // drops its slices before it, and lends them for its own lifetime only. Nothing else keeps
-        // the reference: `get_slices` and `hold_translation` are generic over the lifetime.
-        let borrowed: &'static M = unsafe { &*Arc::as_ptr(&memory) };
-        let mut window = Window::new(borrowed, addr, len, access)?;
-        window._memory = Some(memory);
-        Ok(window)
+        Window::of(Map::Owned(memory), addr, len, access)
     }
+
+    /// Creates a window in the current map of a source, which replaces its maps.
+    #[cfg(feature = "backend-atomic")]
+    pub(crate) fn from_source(
+        source: Source<M>,
+        addr: GuestAddress,
+        len: usize,
+        access: Permissions,
+    ) -> Result<Self> {
+        let (map, seen) = source();
+        Window::of(Map::Current(map, seen, source), addr, len, access)
+    }
+}
+
+/// Returns a slice of no bytes.
+fn nothing<'m>() -> VolatileSlice<'m> {
+    VolatileSlice::from(&mut [][..])
 }
 
 #[cold]
@@ -341,176 +493,5 @@ impl<M: GuestMemory + ?Sized> Debug for Window<'_, M> {
             .field("len", &self.len)
             .field("access", &self.access)
             .finish_non_exhaustive()
-    }
-}
-
-/// A window as a [`GuestMemory`], whose only addresses are those of the window.
-///
-/// So accesses by offset share the implementation of accesses by guest address.
-struct ByAddress<'w, 'm, M: GuestMemory + ?Sized>(&'w Window<'m, M>);
-
-impl<'m, M: GuestMemory + ?Sized> GuestMemory for ByAddress<'_, 'm, M> {
-    type PhysicalMemory = M::PhysicalMemory;
-    type Bitmap = BS<'m, M::Bitmap>;
-
-    fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
-        let end = self.offset(addr).checked_add(count);
-        count == 0 || (self.permits(access) && end.is_some_and(|end| end <= self.0.len))
-    }
-
-    fn get_slices<'a>(
-        &'a self,
-        addr: GuestAddress,
-        count: usize,
-        access: Permissions,
-    ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
-        if !self.permits(access) {
-            return Err(Error::HostAddressNotAvailable);
-        }
-        Ok(Slices {
-            window: self.0,
-            offset: self.offset(addr),
-            remaining: count,
-        })
-    }
-
-    #[inline(always)]
-    fn contiguous_slice(
-        &self,
-        addr: GuestAddress,
-        count: usize,
-        access: Permissions,
-    ) -> Option<VolatileSlice<'_, BS<'_, Self::Bitmap>>> {
-        if !self.permits(access) {
-            return None;
-        }
-        self.0
-            .first
-            .as_ref()?
-            .slice()
-            .subslice(self.offset(addr), count)
-            .ok()
-    }
-}
-
-impl<'m, M: GuestMemory + ?Sized> ByAddress<'_, 'm, M> {
-    #[inline(always)]
-    fn permits(&self, access: Permissions) -> bool {
-        self.0.access.allow(access)
-    }
-
-    /// Returns the offset of `addr` in the window, which may be past its end.
-    #[inline(always)]
-    fn offset(&self, addr: GuestAddress) -> usize {
-        to_usize(addr.0.wrapping_sub(self.0.addr.0))
-    }
-}
-
-/// The slices of a part of a window. Past the end of the window, it returns an error.
-struct Slices<'a, 'm, M: GuestMemory + ?Sized> {
-    window: &'a Window<'m, M>,
-    offset: usize,
-    remaining: usize,
-}
-
-impl<'a, 'm, M: GuestMemory + ?Sized> Iterator for Slices<'a, 'm, M> {
-    type Item = Result<VolatileSlice<'a, BS<'m, M::Bitmap>>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.remaining == 0 {
-            return None;
-        }
-        let Some(slice) = self.window.slice_from(self.offset) else {
-            self.remaining = 0;
-            return Some(Err(Error::InvalidBackendAddress));
-        };
-        let slice = slice.first(self.remaining);
-        // Neither wraps: the slice is at most the rest of the range, and ends in the window.
-        self.remaining = self.remaining.wrapping_sub(slice.len());
-        self.offset = self.offset.wrapping_add(slice.len());
-        Some(Ok(slice))
-    }
-}
-
-impl<M: GuestMemory + ?Sized> core::iter::FusedIterator for Slices<'_, '_, M> {}
-impl<'a, 'm, M: GuestMemory + ?Sized> GuestMemorySliceIterator<'a, BS<'m, M::Bitmap>>
-    for Slices<'a, 'm, M>
-{
-}
-
-/// Accesses by offset in the window.
-///
-/// An access that starts past the end returns [`Error::InvalidBackendAddress`]. One that passes the
-/// end moves the bytes before it; see [`Bytes`] for how each method reports that. An access that
-/// the window was not created for returns [`Error::HostAddressNotAvailable`].
-impl<M: GuestMemory + ?Sized> Bytes<usize> for Window<'_, M> {
-    type E = Error;
-
-    #[inline(always)]
-    fn write(&self, buf: &[u8], offset: usize) -> Result<usize> {
-        ByAddress(self).write(buf, self.at(offset))
-    }
-
-    #[inline(always)]
-    fn read(&self, buf: &mut [u8], offset: usize) -> Result<usize> {
-        ByAddress(self).read(buf, self.at(offset))
-    }
-
-    #[inline(always)]
-    fn write_slice(&self, buf: &[u8], offset: usize) -> Result<()> {
-        ByAddress(self).write_slice(buf, self.at(offset))
-    }
-
-    #[inline(always)]
-    fn read_slice(&self, buf: &mut [u8], offset: usize) -> Result<()> {
-        ByAddress(self).read_slice(buf, self.at(offset))
-    }
-
-    #[inline(always)]
-    fn write_obj<T: ByteValued>(&self, val: T, offset: usize) -> Result<()> {
-        ByAddress(self).write_obj(val, self.at(offset))
-    }
-
-    #[inline(always)]
-    fn read_obj<T: ByteValued>(&self, offset: usize) -> Result<T> {
-        ByAddress(self).read_obj(self.at(offset))
-    }
-
-    fn read_volatile_from<F>(&self, offset: usize, src: &mut F, count: usize) -> Result<usize>
-    where
-        F: ReadVolatile,
-    {
-        ByAddress(self).read_volatile_from(self.at(offset), src, count)
-    }
-
-    fn read_exact_volatile_from<F>(&self, offset: usize, src: &mut F, count: usize) -> Result<()>
-    where
-        F: ReadVolatile,
-    {
-        ByAddress(self).read_exact_volatile_from(self.at(offset), src, count)
-    }
-
-    fn write_volatile_to<F>(&self, offset: usize, dst: &mut F, count: usize) -> Result<usize>
-    where
-        F: WriteVolatile,
-    {
-        ByAddress(self).write_volatile_to(self.at(offset), dst, count)
-    }
-
-    fn write_all_volatile_to<F>(&self, offset: usize, dst: &mut F, count: usize) -> Result<()>
-    where
-        F: WriteVolatile,
-    {
-        ByAddress(self).write_all_volatile_to(self.at(offset), dst, count)
-    }
-
-    #[inline(always)]
-    fn store<T: AtomicAccess>(&self, val: T, offset: usize, order: Ordering) -> Result<()> {
-        ByAddress(self).store(val, self.at(offset), order)
-    }
-
-    #[inline(always)]
-    fn load<T: AtomicAccess>(&self, offset: usize, order: Ordering) -> Result<T> {
-        ByAddress(self).load(self.at(offset), order)
     }
 }
