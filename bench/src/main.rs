@@ -16,6 +16,7 @@ mod new_abilities;
 mod plot;
 mod provision;
 mod report;
+mod ring_windows;
 mod rows;
 mod shapes;
 mod stage;
@@ -31,6 +32,7 @@ mod reference_side {
 
     pub mod access;
     pub mod bitmaps;
+    pub mod contexts;
     pub mod copies;
     pub mod iommu;
     pub mod kinds;
@@ -50,6 +52,7 @@ mod ours_side {
 
     pub mod access;
     pub mod bitmaps;
+    pub mod contexts;
     pub mod copies;
     pub mod iommu;
     pub mod kinds;

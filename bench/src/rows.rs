@@ -5,7 +5,9 @@ use anyhow::Result;
 use crate::contest::{Contest, Outcome};
 use crate::limit;
 use crate::new_abilities;
+use crate::ours_side::kinds::Tracked;
 use crate::reference_side;
+use crate::ring_windows;
 use crate::shapes::Mappings;
 use crate::stage::Stage;
 use crate::values::{S16, S64};
@@ -67,6 +69,8 @@ const EXCEPTIONS: &[(&str, Criteria)] = &[
     ("IommuMemory: read_obj.u64 behind an RwLock, n=1000000, fragmented", of(10.0, None)),
     ("virtio-queue 0.18: add_used, n=1", of(1.5, Some(2.0))),
     ("virtio-queue 0.18: add_used, n=1, AtomicBitmap", of(2.0, Some(3.0))),
+    // It marks twice, each time with a fence.
+    ("Window: add_used, AtomicBitmap", of(2.0, Some(5.0))),
     ("virtio-queue 0.18: iter128x1(per chain), n=1", of(1.3, Some(6.0))),
     ("virtio-queue 0.18: iter128x1(per chain), n=1, AtomicBitmap", of(1.3, Some(6.0))),
 ];
@@ -99,12 +103,12 @@ macro_rules! row {
             contest: |$stage: &Stage| {
                 let reference = {
                     #[expect(unused_imports, reason = "a row uses one of them")]
-                    use crate::reference_side::{access, bitmaps, copies, iommu, kinds::*, maps, queues};
+                    use crate::reference_side::{access, bitmaps, contexts, copies, iommu, kinds::*, maps, queues};
                     $side?
                 };
                 let ours = {
                     #[expect(unused_imports, reason = "a row uses one of them")]
-                    use crate::ours_side::{access, bitmaps, copies, iommu, kinds::*, maps, queues};
+                    use crate::ours_side::{access, bitmaps, contexts, copies, iommu, kinds::*, maps, queues};
                     $side?
                 };
                 let limit = [$($limit?)?].into_iter().next();
@@ -116,14 +120,14 @@ macro_rules! row {
 
 /// A row for an operation that 0.18.0 lacks: the code that replaces it there, then ours.
 macro_rules! new_row {
-    ($name:literal, |$stage:pat_param| $beside:expr, $ours:expr) => {
+    ($name:literal, |$stage:pat_param| $beside:expr, $ours:expr $(, $limit:expr)?) => {
         Row {
             name: $name,
             contest: |$stage: &Stage| {
                 Ok(Contest {
                     reference: $beside?,
                     ours: $ours?,
-                    limit: None,
+                    limit: [$($limit?)?].into_iter().next(),
                 })
             },
         }
@@ -151,6 +155,16 @@ pub const ROWS: &[Row] = &[
     row!("read_obj.u64, n=1024", |stage| access::read_obj::<u64, Plain>(stage, 1024), limit::read_obj::<u64>(stage, 1024)),
     row!("read_obj.s16, n=1", |stage| access::read_obj::<S16, Plain>(stage, 1), limit::read_obj::<S16>(stage, 1)),
     row!("read_obj.s64, n=1", |stage| access::read_obj::<S64, Plain>(stage, 1), limit::read_obj::<S64>(stage, 1)),
+    row!("read_obj.s16, n=1, boxed closure", |stage| contexts::read_obj_boxed::<S16>(stage), limit::read_obj::<S16>(stage, 1)),
+    row!("read_obj.s64, n=1, boxed closure", |stage| contexts::read_obj_boxed::<S64>(stage), limit::read_obj::<S64>(stage, 1)),
+    row!("read_obj.s16, n=1, generic device", |stage| contexts::read_obj_device::<S16>(stage)),
+    row!("read_obj.s64, n=1, generic device", |stage| contexts::read_obj_device::<S64>(stage)),
+    row!("write_obj.s16, n=1", |stage| access::write_obj::<S16, Plain>(stage, 1), limit::write_obj::<S16>(stage)),
+    row!("write_obj.s64, n=1", |stage| access::write_obj::<S64, Plain>(stage, 1), limit::write_obj::<S64>(stage)),
+    row!("write_obj.s16, n=1, boxed closure", |stage| contexts::write_obj_boxed::<S16>(stage), limit::write_obj::<S16>(stage)),
+    row!("write_obj.s64, n=1, boxed closure", |stage| contexts::write_obj_boxed::<S64>(stage), limit::write_obj::<S64>(stage)),
+    row!("write_obj.s16, n=1, generic device", |stage| contexts::write_obj_device::<S16>(stage)),
+    row!("write_obj.s64, n=1, generic device", |stage| contexts::write_obj_device::<S64>(stage)),
     row!("write_obj.u64, n=1", |stage| access::write_obj::<u64, Plain>(stage, 1), limit::write_obj::<u64>(stage)),
     row!("write_obj.u64, n=1, AtomicBitmap", |stage| access::write_obj::<u64, Tracked>(stage, 1), limit::write_obj_tracked::<u64>(stage)),
     row!("load.u16, n=1", |stage| access::load::<u16, Plain>(stage, 1), limit::read_obj::<u16>(stage, 1)),
@@ -219,6 +233,10 @@ pub const ROWS: &[Row] = &[
     new_row!("IommuMemory: read_obj.u64 behind a SharedIotlb, n=10000", |stage| reference_side::iommu::read_obj(stage, Mappings::fragmented(10_000)), new_abilities::read_obj_shared(stage, Mappings::fragmented(10_000))),
     row!("virtio-queue 0.18: add_used, n=1", |stage| queues::add_used::<Plain>(stage), limit::add_used(stage)),
     row!("virtio-queue 0.18: add_used, n=1, AtomicBitmap", |stage| queues::add_used::<Tracked>(stage), limit::add_used(stage)),
+    new_row!("Window: add_used", |stage| reference_side::queues::add_used::<()>(stage), ring_windows::add_used::<()>(stage), ring_windows::add_used_raw()),
+    new_row!("Window: add_used, AtomicBitmap", |stage| reference_side::queues::add_used::<reference_side::kinds::Tracked>(stage), ring_windows::add_used::<Tracked>(stage), ring_windows::add_used_raw()),
+    new_row!("Window: add_used, generic device", |stage| reference_side::queues::add_used::<()>(stage), ring_windows::add_used_device::<()>(stage), ring_windows::add_used_raw_device()),
+    new_row!("Window: is_current", |stage| reference_side::maps::memory_guard(stage), ring_windows::is_current(stage)),
     row!("virtio-queue 0.18: iter128x1(per chain), n=1", |stage| queues::iter128x1::<Plain>(stage), limit::iter128x1(stage)),
     row!("virtio-queue 0.18: iter128x1(per chain), n=1, AtomicBitmap", |stage| queues::iter128x1::<Tracked>(stage), limit::iter128x1(stage)),
     row!("virtio-queue 0.18: blk4k(per req), n=1", |stage| queues::blk4k::<Plain>(stage), limit::blk4k(stage)),

@@ -37,6 +37,46 @@ macro_rules! byte_valued {
 
 byte_valued!(S16, S64);
 
+/// A structure whose words are all used after a read.
+pub trait Words: ours::ByteValued + reference::ByteValued + 'static {
+    fn from_word(word: u64) -> Self;
+    fn sum(&self) -> u64;
+}
+
+impl Words for S16 {
+    #[inline(always)]
+    fn from_word(word: u64) -> Self {
+        S16 {
+            address: word,
+            len: 1,
+            flags: 2,
+            next: 3,
+        }
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> u64 {
+        self.address
+            .wrapping_add(u64::from(self.len))
+            .wrapping_add(u64::from(self.flags))
+            .wrapping_add(u64::from(self.next))
+    }
+}
+
+impl Words for S64 {
+    #[inline(always)]
+    fn from_word(word: u64) -> Self {
+        S64 { words: [word; 8] }
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> u64 {
+        self.words
+            .iter()
+            .fold(0, |sum, word| sum.wrapping_add(*word))
+    }
+}
+
 /// A host array that has the same offset in its page for each implementation:
 /// [`HOST_OFFSET`](crate::stage::HOST_OFFSET).
 #[repr(C, align(4096))]

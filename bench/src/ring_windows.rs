@@ -1,0 +1,134 @@
+//! A used ring of a virtqueue in a window, and through raw pointers.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use memmap2::MmapMut;
+use ours::bitmap::NewBitmap;
+use ours::guest_memory::Window;
+use ours::{Bytes, GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, Permissions};
+
+use crate::contest::Batch;
+use crate::layout::Layout;
+use crate::ours_side::kinds::memory;
+use crate::shapes::ring;
+use crate::stage::Stage;
+
+/// The size of the used ring in bytes.
+const RING_LEN: usize = 6 + 8 * ring::SIZE as usize;
+
+/// A used ring in a window.
+struct UsedRing<M: GuestMemory + 'static> {
+    window: Window<'static, M>,
+    next: u32,
+}
+
+impl<M: GuestMemory> UsedRing<M> {
+    #[inline(always)]
+    fn add(&mut self, head: u16, len: u32) -> ours::GuestMemoryResult<()> {
+        let element = 4 + 8 * (self.next as usize % usize::from(ring::SIZE));
+        self.window.write_obj([u32::from(head), len], element)?;
+        self.next = self.next.wrapping_add(1);
+        self.window.store(self.next as u16, 2, Ordering::Release)
+    }
+}
+
+fn used<B: NewBitmap + 'static>(stage: &Stage) -> Result<UsedRing<GuestMemoryMmap<B>>> {
+    let memory = Arc::new(memory::<B>(stage, Layout::apart(1))?);
+    let addr = GuestAddress(ring::USED);
+    let window = Window::from_arc(memory, addr, RING_LEN, Permissions::ReadWrite)?;
+    Ok(UsedRing { window, next: 0 })
+}
+
+pub fn add_used<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
+    let mut used = used::<B>(stage)?;
+    Ok(Batch::of(move |number| {
+        used.add(black_box(number as u16 % ring::SIZE), black_box(4096))
+    }))
+}
+
+/// A used ring of a device that the loop cannot inline.
+trait Queue {
+    fn add(&mut self, head: u16, len: u32) -> bool;
+}
+
+impl<M: GuestMemory> Queue for UsedRing<M> {
+    fn add(&mut self, head: u16, len: u32) -> bool {
+        UsedRing::add(self, head, len).is_ok()
+    }
+}
+
+pub fn add_used_device<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
+    let mut queue: Box<dyn Queue> = black_box(Box::new(used::<B>(stage)?));
+    Ok(Batch::of(move |number| {
+        queue.add(number as u16 % ring::SIZE, 4096)
+    }))
+}
+
+/// A used ring behind a raw pointer.
+struct RawRing {
+    used: *mut u8,
+    next: u32,
+    /// Keeps the ring mapped.
+    _memory: MmapMut,
+}
+
+impl RawRing {
+    fn new() -> Result<Self> {
+        let mut memory = MmapMut::map_anon(RING_LEN).context("cannot map the ring")?;
+        Ok(Self {
+            used: memory.as_mut_ptr(),
+            next: 0,
+            _memory: memory,
+        })
+    }
+
+    #[inline(always)]
+    #[expect(
+        unsafe_code,
+        clippy::disallowed_methods,
+        reason = "the limit is an access through a raw pointer"
+    )]
+    fn add(&mut self, head: u16, len: u32) -> bool {
+        let element = 4 + 8 * (self.next as usize % usize::from(ring::SIZE));
+        let element = self.used.wrapping_add(element).cast::<[u32; 2]>();
+        // SAFETY: the element ends at most at `RING_LEN`, in memory that `_memory` keeps mapped. It
+        // is aligned: the ring begins at a page. No reference to the memory exists.
+        unsafe { element.write_volatile([u32::from(head), len]) };
+        self.next = self.next.wrapping_add(1);
+        // SAFETY: bytes 2 and 3 are in memory that `_memory` keeps mapped, and aligned. The
+        // reference ends in this statement, and nothing else accesses these bytes meanwhile.
+        let index = unsafe { AtomicU16::from_ptr(self.used.wrapping_add(2).cast()) };
+        index.store(self.next as u16, Ordering::Release);
+        true
+    }
+}
+
+impl Queue for RawRing {
+    fn add(&mut self, head: u16, len: u32) -> bool {
+        RawRing::add(self, head, len)
+    }
+}
+
+pub fn add_used_raw() -> Result<Batch> {
+    let mut ring = RawRing::new()?;
+    Ok(Batch::of(move |number| {
+        ring.add(black_box(number as u16 % ring::SIZE), black_box(4096))
+    }))
+}
+
+pub fn add_used_raw_device() -> Result<Batch> {
+    let mut queue: Box<dyn Queue> = black_box(Box::new(RawRing::new()?));
+    Ok(Batch::of(move |number| {
+        queue.add(number as u16 % ring::SIZE, 4096)
+    }))
+}
+
+/// Asks a window of a map that can be replaced whether it is current.
+pub fn is_current(stage: &Stage) -> Result<Batch> {
+    let memory = GuestMemoryAtomic::new(memory::<()>(stage, Layout::apart(4))?);
+    let window = memory.window(GuestAddress(0), 64, Permissions::Read)?;
+    Ok(Batch::of(move |_| black_box(&window).is_current()))
+}
