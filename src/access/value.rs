@@ -105,9 +105,22 @@ unsafe fn count_faulted_write<T: Plain>(address: FaultAddress, dst: *mut u8, val
 ///
 /// The parts do not overlap. The value is soon read in larger parts, and store forwarding works
 /// only if a load reads bytes of one earlier store.
+///
+/// There is no loop: built for size, it would stay one, and its index would keep the value in
+/// memory.
 macro_rules! for_each_part {
     ($size:ident, $offset:ident, $move:ident) => {
-        while $size.wrapping_sub($offset) >= 16 {
+        const { assert!(IN_LINE_MAX == 64, "four parts of 16 bytes") };
+        if $size >= 16 {
+            $move!(u128);
+        }
+        if $size >= 32 {
+            $move!(u128);
+        }
+        if $size >= 48 {
+            $move!(u128);
+        }
+        if $size == 64 {
             $move!(u128);
         }
         if $size & 8 != 0 {
