@@ -96,6 +96,7 @@ fn use_memory(recorder: &mut CallRecorder, region: Region) -> Result<()> {
     let build = || MemoryBuilder::new().region(region.clone()).build();
     let memory: GuestMemoryMmap = recorder.run("MemoryBuilder::build", build)?.unwrap();
     let first = GuestAddress(0);
+    recorder.run("content", || content(&memory).unwrap().count())?;
     if has_blocks {
         let plugged = recorder.run("plug", || plug(&memory, first, 2 * HUGE))?;
         plugged.unwrap();

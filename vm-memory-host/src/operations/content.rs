@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
+use super::discard::{reads_as_zeroes, READ_LEN};
 use super::residency::ResidencyError;
 use crate::error::{NotProvisioned, OtherProcess};
 use crate::mapping::{bytes, provisioned, span_of, unplugged_runs, HostMapping};
@@ -25,11 +26,10 @@ use crate::sys;
 /// - A range can include pages of zeroes: pages that were only read, that are parts of a larger
 ///   page, that a discard has overwritten, or that were discarded during the iteration.
 /// - A region counts as a whole if its parts are not known. Examples are a device, and all regions
-///   in a jail without /proc. Other examples are huge pages that only another process has mapped,
-///   and huge pages of a file that this process may not write. On file systems other than tmpfs,
-///   ext4, XFS and Btrfs, files count as a whole, too: their `SEEK_DATA` may leave out pages that
-///   are not written back yet. So do some of many regions of one file, if the order of their
-///   offsets in the file is not that of their addresses.
+///   in a jail without /proc. Another example is a private mapping of a file that has huge pages.
+///   On file systems other than tmpfs, ext4, XFS and Btrfs, files count as a whole, too: their
+///   `SEEK_DATA` may leave out pages that are not written back yet. So do some of many regions of
+///   one file, if the order of their offsets in the file is not that of their addresses.
 /// - Unplugged blocks are left out.
 /// - Pages that a userfaultfd handler has not filled are left out.
 ///
@@ -39,7 +39,8 @@ use crate::sys;
 ///
 /// The method depends on the backing: `pagemap` of proc(5) for anonymous memory, `SEEK_DATA` of
 /// lseek(2) for shared files, and both for private files. The file is opened again, so that its
-/// position does not change.
+/// position does not change. hugetlbfs has no `SEEK_DATA`: shared huge pages that this process has
+/// not mapped are read from the file, unless the file has no pages. This populates no page.
 ///
 /// For a shared file, the iterator may [wait for another process](crate::Backing::Memfd) that has
 /// it.
@@ -111,6 +112,8 @@ struct Source {
     pagemap: Option<File>,
     /// Whether the pages that mincore(2) reports count, too.
     in_core: bool,
+    /// Whether all other pages of the file are read, and count if they are not zeroes.
+    reads: bool,
 }
 
 /// The device and the number of a file.
@@ -228,23 +231,14 @@ impl Source {
             });
         };
         if mapping.kind() == BackingKind::Hugetlb {
-            // hugetlbfs has no `SEEK_DATA`. Either this process maps every page of the file, or the
-            // file has no pages. mincore(2) would report all pages as present in a file that this
-            // process may not write.
-            let used = file.metadata()?.blocks().saturating_mul(512);
-            let Ok(pagemap) = pagemap else {
-                return Ok(Self::all());
-            };
-            let is_known = if is_private {
-                used == 0
-            } else {
-                used == present_bytes(&pagemap, mapping)?
-            };
-            return if is_known {
-                Ok(Self::of_huge_pages(pagemap))
-            } else {
-                Ok(Self::all())
-            };
+            // hugetlbfs has no `SEEK_DATA`. The size of the file does not show which pages it has,
+            // even if this process maps as many: it can map other pages meanwhile.
+            let is_unused = file.metadata()?.blocks() == 0;
+            return Ok(match pagemap {
+                Ok(pagemap) if is_unused => Self::of_huge_pages(pagemap),
+                Ok(pagemap) if !is_private => Self::of_shared_huge_pages(pagemap),
+                _ => Self::all(),
+            });
         }
         let Some(file) = reopen(file)? else {
             return Ok(Self::all());
@@ -262,6 +256,7 @@ impl Source {
             file,
             pagemap,
             in_core: false,
+            reads: false,
         }
     }
 
@@ -273,12 +268,20 @@ impl Source {
         }
     }
 
+    /// Also reads the pages that only other processes map, or that the kernel migrates.
+    ///
+    /// mincore(2) would report all pages as present in a file that this process may not write.
+    fn of_shared_huge_pages(pagemap: File) -> Self {
+        Self {
+            reads: true,
+            ..Self::new(None, Some(pagemap))
+        }
+    }
+
     fn all() -> Self {
         Self {
             all: true,
-            in_core: false,
-            file: None,
-            pagemap: None,
+            ..Self::new(None, None)
         }
     }
 
@@ -326,6 +329,9 @@ impl Source {
             for (mark, page) in marked.iter_mut().zip(pages) {
                 *mark |= page & 1 != 0;
             }
+        }
+        if self.reads {
+            mark_unmapped(mapping, window, marked);
         }
         if let Some(blocks) = mapping.plugged_blocks() {
             for (at, run) in unplugged_runs(blocks, window.start, window.len()) {
@@ -392,17 +398,32 @@ fn mark_private(
     Ok(())
 }
 
-/// Returns the number of bytes of a mapping that this process has in memory.
-fn present_bytes(pagemap: &File, mapping: &HostMapping) -> io::Result<u64> {
-    let len = mapping.mapped().len();
-    let mut pages = 0u64;
-    for start in (0..len).step_by(WINDOW) {
-        let window = start..start.saturating_add(WINDOW).min(len);
-        let present = entries(pagemap, mapping, &window)?.into_iter();
-        let present = present.filter(|entry| entry & PRESENT != 0).count();
-        pages = pages.saturating_add(bytes(present));
+/// Marks the pages of a window that are not marked, but whose file has bytes other than zero.
+///
+/// A read of the file populates no page.
+fn mark_unmapped(mapping: &HostMapping, window: &Range<usize>, marked: &mut [bool]) {
+    let Some((file, start)) = mapping.file() else {
+        return;
+    };
+    let plugged = match mapping.plugged_blocks() {
+        Some(blocks) => blocks.runs_in(window.start, window.len()).collect(),
+        None => vec![(window.start, window.len())],
+    };
+    // A window can be a part of a huge page.
+    let step = usize::try_from(mapping.page_size()).map_or(WINDOW, |page| page.min(WINDOW));
+    let mut buffer = vec![0; READ_LEN];
+    for (first, len) in plugged {
+        let end = first.saturating_add(len);
+        for at in (first..end).step_by(step) {
+            let part = at..at.saturating_add(step).min(end);
+            let pages = pages_of(&part, window.start);
+            let mut marks = marked.iter().skip(pages.start).take(pages.len());
+            let from = start.saturating_add(bytes(at));
+            if !marks.all(|mark| *mark) && !reads_as_zeroes(file, from, part.len(), &mut buffer) {
+                set(marked, window, part, true);
+            }
+        }
     }
-    Ok(pages.saturating_mul(sys::page_size_u64()))
 }
 
 /// Reads the entries of the pages of a window.
@@ -463,6 +484,24 @@ mod tests {
         let walk = walks.next().unwrap();
         assert!(walks.next().is_none());
         (ranges, walk)
+    }
+
+    #[test]
+    fn content_of_file_with_hole_before_data_looks_for_it_once() {
+        let (page, size) = (bytes(sys::page_size()), bytes(8 * WINDOW));
+        let region = Region::new(GuestAddress(0), size).backing(Backing::Memfd);
+        let memory = MemoryBuilder::new().region(region).build::<()>().unwrap();
+        let start = bytes(7 * WINDOW);
+        for at in (start..start + 64 * page).step_by(sys::page_size()) {
+            memory.write_obj(1u8, GuestAddress(at)).unwrap();
+        }
+        let (ranges, walk) = ranges_and_walk(&memory);
+        let data = Span {
+            start,
+            size: 64 * page,
+        };
+        assert_eq!(ranges, [data]);
+        assert_eq!(walk.passed, size);
     }
 
     #[test]

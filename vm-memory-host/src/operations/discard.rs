@@ -292,10 +292,10 @@ fn overwrite_huge_pages(
 }
 
 /// The maximum number of bytes that [`reads_as_zeroes`] reads at a time.
-const READ_LEN: usize = 64 << 10;
+pub(super) const READ_LEN: usize = 64 << 10;
 
 /// Returns whether a range of a file can be read and consists of zeroes.
-fn reads_as_zeroes(file: &File, start: u64, len: usize, buffer: &mut [u8]) -> bool {
+pub(super) fn reads_as_zeroes(file: &File, start: u64, len: usize, buffer: &mut [u8]) -> bool {
     let step = buffer.len().max(1);
     (0..len).step_by(step).all(|done| {
         let here = len.saturating_sub(done).min(step);
