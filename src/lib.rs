@@ -102,7 +102,8 @@
 //!   holds for [`Bytes::read_obj`], [`Bytes::write_obj`], [`VolatileRef`], any copy of exactly that
 //!   size and alignment, and each element of [`VolatileSlice::copy_to`] and
 //!   [`copy_from`](VolatileSlice::copy_from).
-//! - Elements of a typed copy move in ascending order, except within the same aligned 32 bytes.
+//! - Naturally aligned elements of 2, 4 or 8 bytes in a typed copy move in ascending order, except
+//!   within the same aligned 32 bytes. Other elements move in any order.
 //! - [`Bytes::load`] and [`Bytes::store`] add the requested ordering.
 //! - Any other access may be observed in parts, in any order.
 //! - A page is marked dirty after it was written. No interleaving with a harvest loses it.
@@ -112,9 +113,9 @@
 //! # Platforms
 //!
 //! Linux on x86_64 and aarch64 has assembly access routines and fault recovery. Other Unix systems
-//! use the same routines on these processors, without fault recovery. Apple's systems and other
-//! processors move bytes by relaxed atomics. On Windows, `backend-mmap` is not implemented. CI
-//! builds for macOS and Windows without features, and runs nothing there. The oldest supported
+//! use the same routines on these processors, without fault recovery. Windows, Apple's systems and
+//! other processors move bytes by relaxed atomics. On Windows, `backend-mmap` is not implemented.
+//! CI builds for macOS and Windows without features, and runs nothing there. The oldest supported
 //! compiler is Rust 1.89.
 //!
 //! # System calls

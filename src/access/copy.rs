@@ -91,7 +91,8 @@ pub(crate) unsafe fn fill_guest(dst: *mut u8, value: u8, len: usize) -> Result<(
 
 /// Copies `count` elements from guest memory to host memory.
 ///
-/// Naturally aligned elements of 1, 2, 4 or 8 bytes are not torn, and are read in ascending order.
+/// Naturally aligned elements of 1, 2, 4 or 8 bytes are not torn. Those of 2, 4 or 8 bytes are read
+/// in ascending order, except within the same aligned 32 bytes.
 ///
 /// # Safety
 ///
@@ -117,8 +118,8 @@ pub(crate) unsafe fn copy_elements_from_guest<T: Plain>(
 
 /// Copies `count` elements from host memory to guest memory.
 ///
-/// Naturally aligned elements of 1, 2, 4 or 8 bytes are not torn, and are written in ascending
-/// order.
+/// Naturally aligned elements of 1, 2, 4 or 8 bytes are not torn. Those of 2, 4 or 8 bytes are
+/// written in ascending order, except within the same aligned 32 bytes.
 ///
 /// # Safety
 ///
@@ -172,8 +173,10 @@ unsafe fn copy_elements(
     })
 }
 
-/// Returns whether elements of type `T` at `guest` must not be torn. Single bytes cannot be.
+/// Returns whether elements of type `T` at `guest` move whole and in ascending order.
+///
+/// Single bytes cannot be torn, and need no order.
 #[inline(always)]
-fn are_atomic<T>(guest: *const u8) -> bool {
+pub(super) fn are_atomic<T>(guest: *const u8) -> bool {
     matches!(size_of::<T>(), 2 | 4 | 8) && guest.addr().is_multiple_of(size_of::<T>())
 }

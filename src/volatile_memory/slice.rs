@@ -259,8 +259,9 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// Copies as many elements as fit into both.
     ///
-    /// A naturally aligned element of 1, 2, 4 or 8 bytes is never torn. Elements are read in
-    /// ascending order, except that elements in the same aligned 32 bytes may be read together.
+    /// Naturally aligned elements of 1, 2, 4 or 8 bytes are never torn. Those of 2, 4 or 8 bytes
+    /// are read in ascending order, except within the same aligned 32 bytes. Other elements are
+    /// read in any order.
     ///
     /// A [fault](crate::fault) ends the copy. The elements before it count. A part of the next one
     /// may be in `buf`: [`LastFault::completed`](crate::fault::LastFault::completed) counts bytes.
@@ -303,8 +304,10 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
 
     /// Copies whole elements of type `T` from `buf` into the slice, as many as fit into both.
     ///
-    /// A naturally aligned element of 1, 2, 4 or 8 bytes is never torn. Elements are written in
-    /// ascending order, except that elements in the same aligned 32 bytes may be written together.
+    /// Naturally aligned elements of 1, 2, 4 or 8 bytes are never torn. Those of 2, 4 or 8 bytes
+    /// are written in ascending order, except within the same aligned 32 bytes. Other elements are
+    /// written in any order.
+    ///
     /// A [fault](crate::fault) ends the copy, maybe inside an element. Read
     /// [`fault::last`](crate::fault::last) to detect it and the number of bytes before it.
     ///

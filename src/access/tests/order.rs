@@ -4,6 +4,7 @@
 //! aarch64 need not, so these tests run on x86_64 only.
 
 use super::*;
+use crate::access::copy::are_atomic;
 
 /// The bytes that are copied: a head, many blocks, and a tail.
 const LEN: usize = 1024 + 32 - 8;
@@ -35,14 +36,18 @@ pub(in crate::access) fn copy_elements_to_guest_is_seen_in_ascending_order<R: Te
                                 .copy_from_slice(&generation.to_le_bytes()[..size]);
                         }
                         let (dst, src) = ((guest + size) as *mut u8, host[size..].as_ptr());
-                        // SAFETY: the range is within both buffers; only routines access `guest`
-                        // while the threads run.
+                        // SAFETY: the operands are at offset `size` of `guest` and of `host`, two
+                        // separate allocations of `LEN` bytes. `guest` is aligned and outlives the
+                        // scope, and only routines access it while the threads run. Only this
+                        // thread uses `host`.
                         unsafe { R::copy_elements(Destination, dst, src, LEN / size - 1, size) }
                             .unwrap();
                     }
                 });
                 let generation_at = |at: usize| {
-                    // SAFETY: one aligned element of `guest`.
+                    // SAFETY: the operand is one aligned element of `guest`, a local array that
+                    // outlives the scope. While the threads run, only routines access it, which
+                    // makes it a guest operand.
                     unsafe { R::load_ordered((guest + at) as *const u8, size, Ordering::Acquire) }
                 };
                 let mut wrong = None;
@@ -79,8 +84,9 @@ pub(in crate::access) fn copy_elements_from_guest_sees_ascending_order<R: Tested
                     for generation in 1..=GENERATIONS / 4 {
                         for block in compared(size).rev() {
                             let dst = (guest + block) as *mut u8;
-                            // SAFETY: one aligned element of `guest`, which only routines access
-                            // while the threads run.
+                            // SAFETY: the operand is one aligned element of `guest`, a local array
+                            // that outlives the scope. While the threads run, only routines access
+                            // it, which makes it a guest operand.
                             unsafe { R::store_ordered(dst, generation, size, Ordering::Release) }
                                 .unwrap();
                         }
@@ -90,7 +96,10 @@ pub(in crate::access) fn copy_elements_from_guest_sees_ascending_order<R: Tested
                 let mut wrong = None;
                 while !done.load(Ordering::Acquire) && wrong.is_none() {
                     let (dst, src) = (host[size..].as_mut_ptr(), (guest + size) as *const u8);
-                    // SAFETY: the range is within both buffers.
+                    // SAFETY: the operands are at offset `size` of `guest` and of `host`, two
+                    // separate allocations of `LEN` bytes. `guest` is aligned and outlives the
+                    // scope, and only routines access it while the threads run. Only this thread
+                    // uses `host`.
                     unsafe { R::copy_elements(Source, dst, src, LEN / size - 1, size) }.unwrap();
                     let mut newest = 0;
                     for block in compared(size) {
@@ -108,6 +117,20 @@ pub(in crate::access) fn copy_elements_from_guest_sees_ascending_order<R: Tested
             assert_eq!(older_than_its_predecessor, None, "elements of {size} bytes");
         }
     }
+}
+
+#[test]
+fn only_aligned_elements_of_2_4_and_8_bytes_are_ordered() {
+    fn ordered<T>() -> [bool; 2] {
+        let aligned = core::ptr::without_provenance::<u8>(64);
+        [aligned, aligned.wrapping_add(1)].map(are_atomic::<T>)
+    }
+    assert_eq!(ordered::<u8>(), [false, false]);
+    assert_eq!(ordered::<u16>(), [true, false]);
+    assert_eq!(ordered::<[u8; 3]>(), [false, false]);
+    assert_eq!(ordered::<[u16; 2]>(), [true, false]);
+    assert_eq!(ordered::<u64>(), [true, false]);
+    assert_eq!(ordered::<u128>(), [false, false]);
 }
 
 macro_rules! order_tests {
