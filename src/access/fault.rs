@@ -69,7 +69,7 @@
 //! The handler reads the table of instructions and changes two registers. It does not allocate,
 //! lock, or use thread-local storage.
 //!
-//! The system calls it as it would call the handler that was installed before: the same signals are
+//! The kernel invokes the handler as it would have invoked the previous one: the same signals are
 //! blocked. It runs on the alternate signal stack only if that handler asked for it (`SA_ONSTACK`).
 //! If no handler was installed, it runs on the alternate stack, if the thread has one. The stack
 //! must have room for the frame of a signal.

@@ -106,8 +106,9 @@ fn fault_result<T>(value: T, fault: usize) -> Result<T, FaultAddress> {
     }
 }
 
-// SAFETY: the routines that `S` selects, and those named here, access only the bytes of their
-// contracts. Before they return 0, they have written all of the destination.
+// SAFETY: each routine that `S` selects is for the operation and the length (contract of `Select`).
+// Like those named here, it accesses only the bytes of its operands, and has written all of the
+// destination before it returns 0.
 unsafe impl<S: Select> RoutineSet for Assembly<S> {
     #[cfg(all(
         target_os = "linux",

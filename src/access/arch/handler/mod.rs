@@ -221,8 +221,10 @@ impl FaultRange {
     ///
     /// The system passed `info` to a handler of SIGBUS or SIGSEGV.
     unsafe fn from_info(info: *const libc::siginfo_t) -> Option<Self> {
-        // SAFETY: the system initialises all of the `siginfo_t` at `info`, which is larger than a
-        // `FaultInfo` and aligned for it.
+        // SAFETY: the system passed `info` to the handler (this function's contract). Linux
+        // initialises all of that `siginfo_t`: `clear_siginfo` zeroes the kernel's copy, and
+        // `copy_siginfo_to_user` writes it and zeroes the rest. It is larger than a `FaultInfo` and
+        // aligned for it.
         let info = unsafe { &*info.cast::<FaultInfo>() };
         let is_fault = match info.signo {
             libc::SIGSEGV => matches!(info.code, SEGV_MAPERR | SEGV_ACCERR | SEGV_PKUERR),
