@@ -185,7 +185,7 @@ impl SharedIotlb {
         perm: Permissions,
     ) -> Result<Invalidation, Error> {
         // Called once: both tables get this update, and must not differ.
-        let wanted = self.inner.waits.answered(iova, length);
+        let wanted = self.inner.waits.mapping_arrives(iova, length);
         self.apply(Update::Map(iova, map_to, length, perm, wanted))
     }
 

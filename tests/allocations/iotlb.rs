@@ -141,7 +141,7 @@ fn kept_iotlb_snapshot_takes_memory_of_changes_only() {
         }
     }
     let each = (bytes_out() - before) / 32;
-    // One leaf of 4 KiB, and 48 bytes for each of 79 leaves. A whole table would take 320 KB.
+    // One leaf of 4 KiB, and at most 64 bytes for each of 79 leaves. A whole table takes 320 KB.
     assert!((4096..12_000).contains(&each), "{each} bytes each");
     // The next change frees snapshots that have no reader.
     kept.clear();

@@ -66,7 +66,7 @@ impl Iotlb {
             .is_none_or(|mapping| mapping.start > last)
         {
             let misses = vec![range_of(first, last)];
-            return self.judge(first, last, misses, Vec::new());
+            return self.limit_tries(first, last, misses, Vec::new());
         }
         let refused_by_bound = self.needs_more_than_bound(position, first, last);
         let (mut misses, mut access_fails) = (Vec::new(), Vec::new());
@@ -103,11 +103,12 @@ impl Iotlb {
             let reason = IovaRange::refused_by_bound(GuestAddress(first));
             return refuse(misses, access_fails, &[reason]);
         }
-        self.judge(first, last, misses, access_fails)
+        self.limit_tries(first, last, misses, access_fails)
     }
 
-    /// Returns the outcome of a failed lookup. With a bound, it depends on earlier lookups.
-    fn judge(
+    /// Returns the outcome of a failed lookup. With a bound, it counts the tries of the range, and
+    /// refuses the range after the last one.
+    fn limit_tries(
         &self,
         first: u64,
         last: u64,

@@ -246,7 +246,7 @@ impl Iotlb {
         let wanted = self
             .waits
             .as_ref()
-            .and_then(|waits| waits.answered(iova, length));
+            .and_then(|waits| waits.mapping_arrives(iova, length));
         self.map(iova, map_to, length, perm, wanted)
     }
 

@@ -46,7 +46,7 @@ struct Wait {
     missing: u64,
     tries: u32,
     /// Whether a mapping of the range was set since.
-    answered: bool,
+    mapped: bool,
     /// Whether that mapping has all of the range, so that the next lookup is likely to find it.
     complete: bool,
 }
@@ -79,14 +79,14 @@ impl Waits {
                 range,
                 missing,
                 tries: 0,
-                answered: false,
+                mapped: false,
                 complete: false,
             },
         };
-        if wait.answered && missing >= wait.missing {
+        if wait.mapped && missing >= wait.missing {
             wait.tries = wait.tries.saturating_add(1);
         }
-        (wait.answered, wait.complete, wait.missing) = (false, false, missing);
+        (wait.mapped, wait.complete, wait.missing) = (false, false, missing);
         let verdict = match wait.tries {
             TRIES.. => Verdict::Refuse,
             // Alternates: some IOMMUs can only ask for the first address that they are given.
@@ -117,7 +117,11 @@ impl Waits {
     ///
     /// Returns the range that they are mapped for: the last recorded range that contains any of
     /// them, or else the last recorded range.
-    pub(in crate::iommu) fn answered(&self, iova: GuestAddress, length: usize) -> Option<Span> {
+    pub(in crate::iommu) fn mapping_arrives(
+        &self,
+        iova: GuestAddress,
+        length: usize,
+    ) -> Option<Span> {
         if self.filter.load(Ordering::Relaxed) == 0 {
             return None;
         }
@@ -127,9 +131,9 @@ impl Waits {
         let mut list = self.list();
         let mut wanted = None;
         for wait in list.iter_mut() {
-            // A mapping without addresses, or one that is refused, also counts as an answer.
+            // A mapping without addresses, or one that is refused, counts, too.
             if wait.range.overlaps(Span { first, last }) {
-                wait.answered = true;
+                wait.mapped = true;
                 wait.complete |= first <= wait.range.first && wait.range.last <= last;
                 wanted = Some(wait.range);
             }
