@@ -1,4 +1,4 @@
-//! A balloon: return the pages that the guest does not need to the system, while the guest runs.
+//! A balloon: return unneeded guest pages to the host while the guest runs.
 //!
 //! `cargo run -p examples --example balloon`
 
@@ -20,7 +20,7 @@ fn inflate(memory: &Memory, pages: &[u32]) -> u64 {
     for page in pages {
         match discard(memory, GuestAddress(u64::from(*page) * PAGE), PAGE) {
             Ok(bytes) => returned += bytes,
-            // A page that is not RAM is an error of the guest. Report it, and continue.
+            // A page outside RAM is a guest error. Report it, and continue.
             Err(error) => println!("page {page:#x}: {error}"),
         }
     }
@@ -36,7 +36,7 @@ fn main() -> Result<()> {
     let before = resident(&memory)?;
     take_dirty(&memory);
 
-    // It returns 4 MiB of them, and a page that it does not have.
+    // The guest returns 4 MiB, and one page outside its RAM.
     let mut pages: Vec<u32> = (0x400..0x800).collect();
     pages.push(0xf_0000);
     let returned = inflate(&memory, &pages);
@@ -49,7 +49,7 @@ fn main() -> Result<()> {
     assert_eq!(memory.read_obj::<u64>(GuestAddress(0x40_0000))?, 0);
     assert_eq!(take_dirty(&memory), [(0x40_0000, 4 << 20)]);
 
-    // A page that the guest takes out of the balloon needs no call: its next access populates it.
+    // Deflating needs no call: the next access populates the page.
     memory.write_obj(1u64, GuestAddress(0x40_0000))?;
     assert_eq!(resident(&memory)?, after + PAGE);
     Ok(())

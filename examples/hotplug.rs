@@ -1,5 +1,5 @@
-//! Hotplug: change the memory map while device threads use it, and unmap a region when no thread
-//! reads the old map any more.
+//! Hotplug: change the memory map while device threads use it, and unmap a region once no thread
+//! uses the old map.
 //!
 //! `cargo run -p examples --example hotplug`
 

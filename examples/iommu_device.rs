@@ -14,11 +14,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// An IOMMU whose mappings are kept by the front end.
+/// An IOMMU whose mappings the front end keeps.
 #[derive(Debug)]
 struct AskingIommu {
     iotlb: SharedIotlb,
-    /// One thread at a time waits for a reply.
+    /// Locked while a thread waits for a reply.
     front_end: Mutex<FrontEnd>,
 }
 
@@ -63,7 +63,7 @@ impl Iommu for AskingIommu {
 }
 
 fn main() -> Result<()> {
-    // The guest maps two pages to pages that are not adjacent in guest memory.
+    // The guest maps two adjacent IOVA pages to guest pages that are not adjacent.
     let front_end = FrontEnd::start(vec![
         (GuestAddress(0x9000_0000), GuestAddress(0x5000)),
         (GuestAddress(0x9000_1000), GuestAddress(0x2000)),
@@ -88,7 +88,7 @@ fn main() -> Result<()> {
     let invalidation = memory.iommu().iotlb.invalidate_mapping(page, 0x1000);
     assert!(!invalidation.is_done());
     drop(request);
-    // After this, the device acknowledges the invalidation.
     invalidation.wait(Instant::now() + TIMEOUT)?;
+    // The device may acknowledge the invalidation now.
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Continues after a mapped file is truncated: with `fault::install`, an access returns an error
-//! instead of raising SIGBUS.
+//! instead of killing the process with SIGBUS.
 //!
 //! `cargo run -p examples --example truncated_file`
 
@@ -24,10 +24,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges_with_files(ranges)?;
     memory.write_slice(&[7; 4 * PAGE], GuestAddress(0x10_0000))?;
 
-    // Another process that has the file truncates it to half its size.
+    // Another process that has the file open truncates it to half its size.
     file.set_len(2 * PAGE as u64)?;
 
-    // An access to a page that is gone fails with EFAULT.
+    // An access past the new end of the file fails with EFAULT.
     let gone = GuestAddress(0x10_0000 + 2 * PAGE as u64);
     let error = memory.read_obj::<u64>(gone).unwrap_err();
     println!("read_obj: {error}");
@@ -36,8 +36,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     assert_eq!(source.raw_os_error(), Some(libc::EFAULT));
 
-    // The record of the fault has the address, the direction of the access, and the number of bytes
-    // moved before it.
+    // The fault record contains the address, the direction, and the number of bytes moved before
+    // the fault.
     let record = fault::last().ok_or("no fault was recorded")?;
     println!("last fault: {record:x?}");
     assert_eq!(record.guest_address, Some(gone));
@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     memory.write_obj(8u64, GuestAddress(0x10_1000))?;
     assert_eq!(memory.read_obj::<u64>(GuestAddress(0x10_1000))?, 8);
 
-    // The crate refuses to map a file that is too short from the start.
+    // The crate refuses to map a file that is already too short.
     let ranges = [(GuestAddress(0), 4 * PAGE, Some(FileOffset::new(file, 0)))];
     let error = GuestMemoryMmap::<()>::from_ranges_with_files(ranges).unwrap_err();
     println!("mapping: {error}");

@@ -25,7 +25,7 @@ const READS: u64 = 1 << 20;
 /// The number of rounds of prefaults. Each populates 4 GiB twice.
 const PREFAULTS: usize = 5;
 
-/// Huge pages added to the pool until this is dropped.
+/// Additional huge pages in the pool. Dropping this restores the previous size.
 struct HugePages {
     before: String,
 }
@@ -69,7 +69,7 @@ fn build(backing: Backing, huge: TransparentHugePages) -> Result<GuestMemoryMmap
 
 /// Returns the seconds to populate all of the memory.
 fn seconds_to_prefault(memory: &GuestMemoryMmap, threads: usize) -> Result<f64> {
-    let threads = NonZeroUsize::new(threads).context("no thread")?;
+    let threads = NonZeroUsize::new(threads).context("the number of threads is 0")?;
     let start = Instant::now();
     prefault(memory, threads, |_| ControlFlow::Continue(()))?;
     Ok(start.elapsed().as_secs_f64())

@@ -42,7 +42,8 @@ pub trait Disk: Send {
     fn flush(&mut self) -> io::Result<()>;
 }
 
-/// The data of one request. The device has checked that all of it is on the disk and accessible.
+/// The data of one request. The device has checked that the range is on the disk and that the
+/// buffers are accessible.
 #[derive(Debug)]
 pub struct Transfer {
     /// Whether the transfer reads the disk and writes guest memory.
@@ -55,7 +56,7 @@ pub struct Transfer {
     pub outcome: Result<(), GuestMemoryError>,
 }
 
-/// The number of requests of each kind, and of the bytes that they moved.
+/// Counts of requests by kind, and of bytes moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Completed reads of the disk.
@@ -72,7 +73,7 @@ pub struct Counts {
     pub bytes_read: u64,
     /// Bytes from guest memory to the disk.
     pub bytes_written: u64,
-    /// The reasons for which the first requests were refused.
+    /// The reasons of the first refused requests.
     pub reasons: Vec<String>,
 }
 
@@ -164,7 +165,7 @@ impl<D: Disk> Block<D> {
         completed
     }
 
-    /// Checks a request. Performs it unless it moves data, and returns its transfer if it does.
+    /// Checks a request. Performs a flush at once; returns the transfer of a read or write.
     fn start<M: GuestMemory>(
         &mut self,
         memory: &M,

@@ -47,7 +47,7 @@ impl Image {
             .write(writable)
             .open(path)
             .map_err(&fail)?;
-        // Not the length in the metadata, which is 0 for a block device.
+        // Seek to the end: the metadata length of a block device is 0.
         let len = file.seek(SeekFrom::End(0)).map_err(&fail)?;
         let min = min_sectors * SECTOR;
         if !len.is_multiple_of(SECTOR) || len < min {

@@ -1,4 +1,4 @@
-//! The buffers of a request: segments of guest memory that the descriptors of a chain name.
+//! The buffers of a request: the guest memory segments in a descriptor chain.
 
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
@@ -56,7 +56,10 @@ impl Segments {
     pub fn check(&self, memory: &impl GuestMemory, access: Permissions) -> Result<(), String> {
         let refused = |&&(addr, len): &&_| !GuestMemory::check_range(memory, addr, len, access);
         self.iter().find(refused).map_or(Ok(()), |(addr, len)| {
-            Err(format!("{len} bytes at {:#x} are not guest memory", addr.0))
+            let addr = addr.0;
+            Err(format!(
+                "{len} bytes at {addr:#x} are not guest memory that permits the access"
+            ))
         })
     }
 
@@ -78,8 +81,8 @@ impl Segments {
 
 /// Returns the readable and the writable segments of a chain.
 ///
-/// Returns `None` if the chain loops, leaves the descriptor table or guest memory, or has a
-/// readable descriptor after a writable one.
+/// Returns `None` if the chain loops, its descriptors cannot be read, or a readable descriptor
+/// follows a writable one.
 pub fn split<M: GuestMemory>(chain: DescriptorChain<&M>) -> Option<(Segments, Segments)> {
     let (mut readable, mut writable) = (Segments::default(), Segments::default());
     let mut complete = false;

@@ -12,19 +12,19 @@ use crate::volatile_memory::VolatileSlice;
 /// [`GuestMemory::all_or_nothing`] creates it. An access by [`Bytes`](crate::Bytes) normally moves
 /// the bytes before a hole. Through this view, it first checks that the whole range exists and
 /// permits the access. If not, it returns the error of the first address that fails the check. The
-/// [`vectored`](crate::vectored) functions with `exact` or `all` do the same if they are given this
-/// view.
+/// [`vectored`](crate::vectored) functions whose names contain `exact` or `all` check the range in
+/// the same way when called on this view.
 ///
-/// A range in one region costs nothing more. A scattered range is walked twice.
+/// An access within one region has no extra cost. A scattered range is walked twice.
 ///
 /// # Limits
 ///
-/// Some bytes may still be moved before an error:
+/// Some bytes may still be moved before an error if:
 ///
-/// - A page disappears: its file was truncated, before or during the access. See
-///   [`fault`](crate::fault).
-/// - Another thread changes a mapping of the IOMMU, or unplugs a block, during the access.
-/// - A stream ends or fails in the middle.
+/// - a page has disappeared, because its file was truncated before or during the access (see
+///   [`fault`](crate::fault));
+/// - another thread changes a mapping of the IOMMU, or unplugs a block, during the access; or
+/// - a stream ends or fails in the middle.
 ///
 /// # Examples
 ///
@@ -68,7 +68,7 @@ impl<M: GuestMemory + ?Sized> GuestMemory for AllOrNothing<'_, M> {
         count: usize,
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
-        // Dropped before the second one is made: it may hold a lock.
+        // Drop the first iterator before creating the second: it may hold a lock.
         let mut left = count;
         bounded_slices(self.0, addr, count, access)?.try_for_each_slice(|slice| {
             left = left.saturating_sub(slice.len());

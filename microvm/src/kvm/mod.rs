@@ -23,8 +23,8 @@ use crate::Error;
 pub use registers::Entry;
 pub use slots::Slots;
 
-/// The guest address of three pages that KVM needs on Intel processors. It is below the BIOS, and
-/// not in RAM.
+/// The guest physical address of the three-page TSS that KVM needs on Intel processors. It is below
+/// the BIOS, and not in RAM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
 /// A virtual machine that has stopped.
@@ -41,7 +41,7 @@ pub struct Stopped {
 #[derive(Debug)]
 pub struct Vm {
     vcpu: VcpuFd,
-    // Dropped before the slots, which keep the memory.
+    // Dropped before the slots, which own the guest memory.
     fd: Arc<VmFd>,
     slots: Arc<Slots>,
     has_irqchip: bool,
@@ -49,7 +49,7 @@ pub struct Vm {
 
 impl Vm {
     /// Creates a virtual machine without memory. `with_irqchip` adds the interrupt controllers and
-    /// the timer that a kernel needs.
+    /// the timer that a guest kernel needs.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// Returns an error if KVM refuses, for instance without interrupt controllers.
+    /// Returns an error if KVM rejects the irqfd, for example without an interrupt controller.
     pub fn connect(&self, interrupt: &Interrupt, line: u32) -> Result<(), Error> {
         let connected = self.fd.register_irqfd(&interrupt.0, line);
         connected.map_err(failed("connect an interrupt"))
@@ -125,7 +125,7 @@ impl Vm {
         })?;
         let _ = end.recv_timeout(limit.unwrap_or(Duration::MAX));
         stop.store(true, Ordering::Release);
-        // A signal that arrives just before KVM_RUN is lost, so one may not be enough.
+        // A signal that arrives just before KVM_RUN does not interrupt it, so send it repeatedly.
         while end.recv_timeout(Duration::from_millis(1)) == Err(RecvTimeoutError::Timeout) {
             let _ = vcpu.kill(signal);
         }
@@ -143,7 +143,7 @@ impl Vm {
                 Ok(VcpuExit::IoIn(port, data)) => bus.port_in(port, data),
                 Ok(VcpuExit::MmioRead(addr, data)) => bus.mmio_read(addr, data),
                 Ok(VcpuExit::MmioWrite(addr, data)) => bus.mmio_write(addr, data),
-                // A kernel resets the machine by a triple fault.
+                // A guest kernel may reset the machine with a triple fault.
                 Ok(VcpuExit::Shutdown) if self.has_irqchip => bus.ended = Some(0),
                 Ok(exit) => {
                     let exit = format!("the guest stopped with {exit:?}");
