@@ -36,8 +36,8 @@ use crate::sys::{self, Advice, Mapped};
 /// The pages are marked dirty. Devices must not access the range during the call. Memory that a
 /// host device has pinned (VFIO) must not be discarded: the device would keep the old pages.
 ///
-/// Returns the number of bytes that the region no longer claims. This is usually `len`, whether or
-/// not pages were resident. It is less where pages are overwritten instead of freed:
+/// Returns the number of bytes freed. This is usually `len`, whether or not pages were resident. It
+/// is less where pages are overwritten instead of freed:
 ///
 /// - The build has taken space or huge pages for the whole region, so that no access lacks a page.
 ///   A discard does not release them, except for [sparse] files, [`release_huge_pages`] and
@@ -134,7 +134,7 @@ where
     Ok(freed)
 }
 
-/// Discards whole pages of a mapping, and returns the number of bytes that it no longer claims.
+/// Discards whole pages of a mapping, and returns the number of bytes freed.
 fn discard_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
     let mut mapping = mapping.lock_changes()?;
     let all = |()| bytes(len);

@@ -94,6 +94,8 @@ const STEP: usize = 32 << 20;
 ///
 /// - a region was not built by this crate, or was built by the parent process;
 /// - the host has too little memory, in which case nothing is populated;
+/// - a control group permits too little memory, in which case the error counts the bytes that were
+///   populated;
 /// - a file is too short for its region, because it was truncated after the build;
 /// - `progress` returns [`ControlFlow::Break`] before all pages are populated; or
 /// - the system refuses a call, for example on a kernel before Linux 5.14.
