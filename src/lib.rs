@@ -253,11 +253,14 @@ pub mod vectored;
     reason = "creates slices and values from a pointer and a length"
 )]
 pub mod volatile_memory;
-#[cfg(all(feature = "xen", unix))]
-#[expect(
-    unsafe_code,
-    reason = "creates and removes mappings, and makes requests to devices"
+#[cfg_attr(
+    feature = "xen",
+    expect(
+        unsafe_code,
+        reason = "creates and removes mappings, and makes requests to devices"
+    )
 )]
+#[cfg_attr(not(feature = "xen"), path = "xen/absent.rs")]
 mod xen;
 #[cfg(any(feature = "backend-bitmap", feature = "backend-mmap"))]
 #[expect(unsafe_code, reason = "allocates memory that is zeroed already")]

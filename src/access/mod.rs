@@ -126,10 +126,18 @@ pub(crate) struct Fault {
 impl Fault {
     /// Creates the fault of an access that moved `completed` bytes before it.
     fn after(completed: usize) -> Self {
+        Self::with_errno(completed, EFAULT)
+    }
+
+    #[cfg_attr(
+        not(feature = "xen"),
+        expect(unused_variables, reason = "it is `EFAULT`")
+    )]
+    fn with_errno(completed: usize, errno: NonZeroI32) -> Self {
         Self {
             completed,
             #[cfg(feature = "xen")]
-            errno: EFAULT,
+            errno,
         }
     }
 
@@ -137,7 +145,6 @@ impl Fault {
     ///
     /// The memory has no host address: `place` names its first byte. The access had moved
     /// `completed` bytes.
-    #[cfg(feature = "xen")]
     #[cold]
     pub(crate) fn unmapped(
         place: usize,
@@ -147,26 +154,28 @@ impl Fault {
     ) -> Self {
         fault::record(place.saturating_add(completed), direction, completed);
         let errno = error.raw_os_error().and_then(NonZeroI32::new);
-        Self {
-            completed,
-            errno: errno.unwrap_or(EFAULT),
-        }
+        Self::with_errno(completed, errno.unwrap_or(EFAULT))
     }
 
     /// Records the fault again, for an access at `place` that had moved `before` bytes.
     ///
     /// The memory has no host address: the fault was in a mapping of this access. A fault of the
     /// other direction was at the other place of a copy, and keeps its address.
-    #[cfg(feature = "xen")]
     #[cold]
-    pub(crate) fn at_place(self, place: usize, direction: fault::Direction, before: usize) -> Self {
+    pub(crate) fn at_place(
+        mut self,
+        place: usize,
+        direction: fault::Direction,
+        before: usize,
+    ) -> Self {
         let completed = before.saturating_add(self.completed);
         if fault::last().is_some_and(|last| last.direction == direction) {
             fault::record(place.saturating_add(completed), direction, completed);
         } else {
             fault::add_completed(before);
         }
-        Self { completed, ..self }
+        self.completed = completed;
+        self
     }
 
     /// Returns the error number of the access.

@@ -3,11 +3,12 @@
 use core::marker::PhantomData;
 use core::mem::size_of;
 
-use super::place::{OnDemand, Place};
+use super::place::Place;
 use super::{Error, PtrGuard, PtrGuardMut, Result, VolatileRef, VolatileSlice};
 use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
 use crate::value::ByteValued;
+use crate::xen::MmapInfo;
 
 /// A reference to an array of values of type `T` in volatile memory, which need not be aligned.
 ///
@@ -70,7 +71,7 @@ where
         addr: *mut u8,
         nelem: usize,
         bitmap: B,
-        mmap: Option<&'a OnDemand>,
+        mmap: Option<&'a MmapInfo>,
     ) -> Self {
         VolatileArrayRef {
             addr: Place::new(addr, mmap),
@@ -137,11 +138,11 @@ where
 
     /// Returns the bytes of the array.
     pub fn to_slice(&self) -> VolatileSlice<'a, B> {
-        let (addr, on_demand) = (self.addr.as_ptr(), self.addr.on_demand());
+        let (addr, mmap) = (self.addr.as_ptr(), self.addr.mmap_info());
         // SAFETY: for all of `'a`, the `self.size()` bytes at `self.addr` are mapped, or mapped by
         // each access, and covered by no Rust reference. Other accesses are atomic or invisible to
         // the compiler (contract of `VolatileArrayRef::with_bitmap`).
-        unsafe { VolatileSlice::with_bitmap(addr, self.size(), self.bitmap.clone(), on_demand) }
+        unsafe { VolatileSlice::with_bitmap(addr, self.size(), self.bitmap.clone(), mmap) }
     }
 
     /// Returns a reference to the element at `index`.
@@ -157,14 +158,14 @@ where
         );
         // This does not wrap: the size of the array does not (contract of `with_bitmap`).
         let offset = index.wrapping_mul(size_of::<T>());
-        let (addr, on_demand) = (
+        let (addr, mmap) = (
             self.addr.as_ptr().wrapping_add(offset),
-            self.addr.on_demand(),
+            self.addr.mmap_info(),
         );
         // SAFETY: the assertion above keeps the element in the array. For all of `'a`, the bytes of
         // the array are mapped and covered by no Rust reference. Other accesses are atomic or
         // invisible to the compiler (contract of `VolatileArrayRef::with_bitmap`).
-        unsafe { VolatileRef::with_bitmap(addr, self.bitmap.slice_at(offset), on_demand) }
+        unsafe { VolatileRef::with_bitmap(addr, self.bitmap.slice_at(offset), mmap) }
     }
 
     /// Reads the element at `index`. A naturally aligned one of 1, 2, 4 or 8 bytes is never torn.

@@ -3,28 +3,20 @@
 use core::fmt::{self, Debug};
 use core::mem::MaybeUninit;
 
-#[cfg(feature = "xen")]
-use std::sync::Arc;
-
-#[cfg(feature = "xen")]
 use super::on_demand;
-#[cfg(feature = "xen")]
 use super::place::Place;
 use super::{Error, Result, VolatileSlice};
 use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
-#[cfg(feature = "xen")]
-use crate::xen::Window;
+use crate::xen::SharedWindow;
 
 /// Keeps the bytes of a slice mapped, if the memory is mapped for each access.
 ///
 /// For other memory, it is empty. Clones keep the same bytes.
 #[derive(Clone, Debug)]
-pub(crate) struct Hold(
-    #[cfg(feature = "xen")]
-    #[expect(dead_code, reason = "unmaps the pages on drop")]
-    Option<Arc<Window>>,
-);
+pub(crate) struct Hold {
+    _window: Option<SharedWindow>,
+}
 
 /// A slice, and the hold that keeps its bytes mapped.
 ///
@@ -103,22 +95,13 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     /// The slice, and all slices that are made from it, must be dropped before the last clone of
     /// the hold.
     #[inline(always)]
-    #[cfg_attr(
-        not(feature = "xen"),
-        expect(unused_variables, reason = "all memory is mapped without the feature")
-    )]
     pub(crate) unsafe fn hold(self, direction: Direction) -> Result<(Self, Hold, Option<Error>)> {
-        #[cfg(feature = "xen")]
-        {
-            if self.addr.on_demand().is_some() {
-                // SAFETY: the caller drops the slice and its parts before the last clone of the
-                // hold (this function's contract).
-                return unsafe { self.hold_mapping(direction) };
-            }
-            Ok((self, Hold(None), None))
+        if self.addr.on_demand().is_some() {
+            // SAFETY: the caller drops the slice and its parts before the last clone of the hold
+            // (this function's contract).
+            return unsafe { self.hold_mapping(direction) };
         }
-        #[cfg(not(feature = "xen"))]
-        Ok((self, Hold(), None))
+        Ok((self, Hold { _window: None }, None))
     }
 
     /// Maps the slice for [`hold`](Self::hold).
@@ -127,17 +110,17 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ///
     /// The slice, and all slices that are made from it, must be dropped before the last clone of
     /// the hold.
-    #[cfg(feature = "xen")]
     #[cold]
     #[inline(never)]
     unsafe fn hold_mapping(mut self, direction: Direction) -> Result<(Self, Hold, Option<Error>)> {
         let Some(memory) = self.addr.on_demand().filter(|_| self.size != 0) else {
-            return Ok((self, Hold(None), None));
+            return Ok((self, Hold { _window: None }, None));
         };
         let window = on_demand::window(memory, self.addr.number(), self.size, direction);
         let (window, inaccessible) = window?;
         self.addr = Place::new(window.as_ptr(), None);
         self.size = window.size();
-        Ok((self, Hold(Some(Arc::new(window))), inaccessible))
+        let _window = Some(SharedWindow::from(window));
+        Ok((self, Hold { _window }, inaccessible))
     }
 }

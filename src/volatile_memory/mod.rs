@@ -34,7 +34,6 @@
 mod array_ref;
 mod atomic;
 mod hold;
-#[cfg(feature = "xen")]
 mod on_demand;
 mod place;
 mod ptr_guard;
@@ -387,10 +386,7 @@ fn referable<T>(place: Place<'_>) -> Result<NonNull<T>> {
 /// Returns the error of a reference to memory that is mapped for each access.
 #[cold]
 fn not_referable() -> Error {
-    #[cfg(feature = "xen")]
-    return Error::IOError(std::io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-    #[cfg(not(feature = "xen"))]
-    Error::IOError(std::io::ErrorKind::Unsupported.into())
+    Error::IOError(crate::xen::unsupported())
 }
 
 /// Returns an error if `place` is not aligned to `alignment`.

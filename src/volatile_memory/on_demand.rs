@@ -3,6 +3,8 @@
 //! An access maps the pages that it touches, moves the bytes, and unmaps them before it returns. A
 //! long transfer does so for one piece after the other.
 //!
+//! Without the feature `xen`, [`OnDemand`] has no values, so the compiler removes each call.
+//!
 //! The callers mark the whole range of a write dirty, even after an error. A piece that faults, or
 //! a copy by the hypervisor that fails, may have written bytes past those that it counts, and a
 //! mark that is missing would lose them. An unneeded mark costs the transfer of a page.
@@ -10,13 +12,13 @@
 use crate::access::fault::Direction;
 use crate::access::{self, Fault};
 use crate::value::ByteValued;
-use crate::xen::{MmapXen, Window, PAGE_SIZE, TRANSFER_PAGES};
+use crate::xen::{self, OnDemand, Window, PAGE_SIZE, TRANSFER_PAGES};
 
 /// Runs `access` on `len` bytes, which are mapped together.
 #[cold]
 #[inline(never)]
 pub(super) fn with<T>(
-    memory: &MmapXen,
+    memory: OnDemand<'_>,
     at: usize,
     len: usize,
     direction: Direction,
@@ -43,7 +45,7 @@ pub(super) fn with<T>(
 #[cold]
 #[inline(never)]
 pub(super) fn pieces(
-    memory: &MmapXen,
+    memory: OnDemand<'_>,
     at: usize,
     len: usize,
     direction: Direction,
@@ -65,7 +67,7 @@ pub(super) fn pieces(
 /// Copies the bytes to `buf`, through the hypervisor if the region requests that.
 #[cold]
 #[inline(never)]
-pub(super) fn read(memory: &MmapXen, at: usize, buf: &mut [u8]) -> Result<(), Fault> {
+pub(super) fn read(memory: OnDemand<'_>, at: usize, buf: &mut [u8]) -> Result<(), Fault> {
     if memory.copies(at, buf.len()) {
         return memory.copy_to(at, buf).map_err(|failed| {
             Fault::unmapped(at, Direction::Read, failed.completed, &failed.error)
@@ -83,7 +85,7 @@ pub(super) fn read(memory: &MmapXen, at: usize, buf: &mut [u8]) -> Result<(), Fa
 /// Copies `buf` to the bytes, through the hypervisor if the region requests that.
 #[cold]
 #[inline(never)]
-pub(super) fn write(memory: &MmapXen, at: usize, buf: &[u8]) -> Result<(), Fault> {
+pub(super) fn write(memory: OnDemand<'_>, at: usize, buf: &[u8]) -> Result<(), Fault> {
     if memory.copies(at, buf.len()) {
         return memory.copy_from(at, buf).map_err(|failed| {
             Fault::unmapped(at, Direction::Write, failed.completed, &failed.error)
@@ -106,7 +108,7 @@ pub(super) fn write(memory: &MmapXen, at: usize, buf: &[u8]) -> Result<(), Fault
 #[cold]
 #[inline(never)]
 pub(super) unsafe fn read_elements<T: ByteValued>(
-    memory: &MmapXen,
+    memory: OnDemand<'_>,
     at: usize,
     buf: *mut T,
     count: usize,
@@ -138,7 +140,7 @@ pub(super) unsafe fn read_elements<T: ByteValued>(
 #[cold]
 #[inline(never)]
 pub(super) unsafe fn write_elements<T: ByteValued>(
-    memory: &MmapXen,
+    memory: OnDemand<'_>,
     at: usize,
     buf: *const T,
     count: usize,
@@ -182,7 +184,7 @@ fn whole<T>(done: usize, len: usize) -> Option<usize> {
 #[cold]
 #[inline(never)]
 pub(super) fn copy_overlapping(
-    memory: &MmapXen,
+    memory: OnDemand<'_>,
     target: usize,
     source: usize,
     len: usize,
@@ -210,7 +212,7 @@ pub(super) fn copy_overlapping(
 ///
 /// If there are fewer than `len`, also returns the error of mapping more.
 pub(super) fn window(
-    memory: &MmapXen,
+    memory: OnDemand<'_>,
     at: usize,
     len: usize,
     direction: Direction,
@@ -221,7 +223,7 @@ pub(super) fn window(
         (Some(error), _) => Some(error),
         (None, true) => None,
         // A host whose pages are not those of Xen maps one at a time.
-        (None, false) => Some(std::io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        (None, false) => Some(xen::unsupported()),
     };
     Ok((window, error.map(super::Error::IOError)))
 }

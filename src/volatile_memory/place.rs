@@ -3,19 +3,11 @@
 use core::fmt::{self, Debug};
 use core::marker::PhantomData;
 
-#[cfg(feature = "xen")]
 use super::on_demand;
 use crate::access::fault::Direction;
 use crate::access::{self, Fault};
 use crate::value::ByteValued;
-
-/// The type of the last parameter of the `with_bitmap` functions.
-#[cfg(not(feature = "xen"))]
-pub(super) type OnDemand = PhantomData<()>;
-/// The type of the last parameter of the `with_bitmap` functions: memory that is mapped for each
-/// access.
-#[cfg(feature = "xen")]
-pub(super) type OnDemand = crate::xen::MmapXen;
+use crate::xen::{self, MmapInfo, OnDemand};
 
 /// The place of the first byte of a slice, a value or an array.
 ///
@@ -25,27 +17,21 @@ pub(super) type OnDemand = crate::xen::MmapXen;
 /// Each access to the bytes is a method of this type. It passes the address on, or maps the bytes,
 /// accesses them, and unmaps them. The memory is not mapped between two accesses.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(feature = "xen"), repr(transparent))]
 pub(super) struct Place<'a> {
     /// The host address, or the [place](crate::xen::MmapXen::place_of) in `on_demand`, which has
     /// the alignment of the byte.
     addr: *mut u8,
-    #[cfg(feature = "xen")]
-    on_demand: Option<&'a OnDemand>,
+    /// Without the feature `xen`, it takes no space.
+    on_demand: Option<OnDemand<'a>>,
     phantom: PhantomData<&'a u8>,
 }
 
 impl<'a> Place<'a> {
     #[inline(always)]
-    #[cfg_attr(
-        not(feature = "xen"),
-        expect(unused_variables, reason = "all memory is mapped without the feature")
-    )]
-    pub(super) fn new(addr: *mut u8, on_demand: Option<&'a OnDemand>) -> Self {
+    pub(super) fn new(addr: *mut u8, mmap: Option<&'a MmapInfo>) -> Self {
         Self {
             addr,
-            #[cfg(feature = "xen")]
-            on_demand,
+            on_demand: xen::memory_of(mmap),
             phantom: PhantomData,
         }
     }
@@ -53,11 +39,10 @@ impl<'a> Place<'a> {
     /// Returns the host address, or `None` if the memory has none.
     #[inline(always)]
     pub(super) fn host(self) -> Option<*mut u8> {
-        #[cfg(feature = "xen")]
-        if self.on_demand.is_some() {
-            return None;
+        match self.on_demand {
+            Some(_) => None,
+            None => Some(self.addr),
         }
-        Some(self.addr)
     }
 
     /// Returns the address for checks of alignment, and for reports of errors and faults.
@@ -68,11 +53,14 @@ impl<'a> Place<'a> {
 
     /// Returns the memory that is mapped for each access, if it is such memory.
     #[inline(always)]
-    pub(super) fn on_demand(self) -> Option<&'a OnDemand> {
-        #[cfg(feature = "xen")]
-        return self.on_demand;
-        #[cfg(not(feature = "xen"))]
-        None
+    pub(super) fn on_demand(self) -> Option<OnDemand<'a>> {
+        self.on_demand
+    }
+
+    /// Returns the last argument of [`new`](Self::new).
+    #[inline(always)]
+    pub(super) fn mmap_info(self) -> Option<&'a MmapInfo> {
+        xen::info_of(self.on_demand)
     }
 
     /// Returns the address as it was passed to [`new`](Self::new).
@@ -92,17 +80,12 @@ impl<'a> Place<'a> {
 
     /// Runs `access` on the `len` bytes at this place.
     #[inline(always)]
-    #[cfg_attr(
-        not(feature = "xen"),
-        expect(unused_variables, reason = "all memory is mapped without the feature")
-    )]
     pub(super) fn with<T>(
         self,
         len: usize,
         direction: Direction,
         access: impl FnOnce(*mut u8) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        #[cfg(feature = "xen")]
         if let Some(memory) = self.on_demand {
             return on_demand::with(memory, self.number(), len, direction, access);
         }
@@ -116,8 +99,8 @@ impl<'a> Place<'a> {
     /// The bytes are a guest operand (see [`access`]), and `buf` has as many.
     #[inline(always)]
     pub(super) unsafe fn read(self, buf: &mut [u8], count: usize) -> Result<(), Fault> {
-        #[cfg(feature = "xen")]
         if let Some(memory) = self.on_demand {
+            debug_assert!(count <= buf.len());
             let buf = buf.get_mut(..count).unwrap_or_default();
             return on_demand::read(memory, self.number(), buf);
         }
@@ -133,8 +116,8 @@ impl<'a> Place<'a> {
     /// The bytes are a guest operand (see [`access`]), and `buf` has as many.
     #[inline(always)]
     pub(super) unsafe fn write(self, buf: &[u8], count: usize) -> Result<(), Fault> {
-        #[cfg(feature = "xen")]
         if let Some(memory) = self.on_demand {
+            debug_assert!(count <= buf.len());
             let buf = buf.get(..count).unwrap_or_default();
             return on_demand::write(memory, self.number(), buf);
         }
@@ -155,7 +138,6 @@ impl<'a> Place<'a> {
         buf: &mut [T],
         count: usize,
     ) -> Result<(), Fault> {
-        #[cfg(feature = "xen")]
         if let Some(memory) = self.on_demand {
             // SAFETY: `buf` has `count` elements, whose size does not overflow (this function's
             // contract).
@@ -181,7 +163,6 @@ impl<'a> Place<'a> {
         buf: &[T],
         count: usize,
     ) -> Result<(), Fault> {
-        #[cfg(feature = "xen")]
         if let Some(memory) = self.on_demand {
             // SAFETY: `buf` has `count` elements, whose size does not overflow (this function's
             // contract).
@@ -202,7 +183,6 @@ impl<'a> Place<'a> {
     /// The bytes are a guest operand (see [`access`]).
     #[inline(always)]
     pub(super) unsafe fn fill(self, value: u8, count: usize) -> Result<(), Fault> {
-        #[cfg(feature = "xen")]
         if let Some(memory) = self.on_demand {
             let fill = |dst, _, len| {
                 // SAFETY: `dst` is a guest operand of `len` bytes: a window, which only this
@@ -222,7 +202,6 @@ impl<'a> Place<'a> {
     /// Both ranges are guest operands (see [`access`]).
     #[inline(always)]
     pub(super) unsafe fn copy_to(self, target: Place<'_>, count: usize) -> Result<(), Fault> {
-        #[cfg(feature = "xen")]
         if self.on_demand.is_some() || target.on_demand.is_some() {
             // SAFETY: both ranges are guest operands (this function's contract).
             return unsafe { self.copy_in_pieces(target, count) };
@@ -236,13 +215,12 @@ impl<'a> Place<'a> {
     /// # Safety
     ///
     /// Both ranges are guest operands (see [`access`]).
-    #[cfg(feature = "xen")]
     #[cold]
     #[inline(never)]
     unsafe fn copy_in_pieces(self, target: Place<'_>, count: usize) -> Result<(), Fault> {
         if let (Some(memory), Some(other)) = (self.on_demand, target.on_demand) {
             let distance = self.number().abs_diff(target.number());
-            if core::ptr::eq(memory, other) && distance < count {
+            if memory.is_same(other) && distance < count {
                 return on_demand::copy_overlapping(memory, target.number(), self.number(), count);
             }
         }
@@ -257,7 +235,6 @@ impl<'a> Place<'a> {
     }
 
     /// Runs `access` on the `len` bytes at this place: in pieces, or at once if they are mapped.
-    #[cfg(feature = "xen")]
     fn pieces(
         self,
         len: usize,

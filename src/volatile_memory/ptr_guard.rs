@@ -1,17 +1,12 @@
 //! [`PtrGuard`] and [`PtrGuardMut`]: raw pointers to the bytes of a slice.
 
 use std::io;
-#[cfg(feature = "xen")]
-use std::panic::AssertUnwindSafe;
 
-#[cfg(all(feature = "xen", feature = "rawfd"))]
-use super::on_demand;
 use super::place::Place;
 #[cfg(all(feature = "rawfd", unix))]
-use super::Result;
+use super::{on_demand, Result};
 use crate::access::fault::Direction;
-#[cfg(feature = "xen")]
-use crate::xen::{Area, Window};
+use crate::xen::{Inaccessible, Window};
 
 /// A pointer for reading from volatile memory, valid as long as the memory.
 ///
@@ -49,37 +44,33 @@ pub struct PtrGuard {
     addr: *mut u8,
     len: usize,
     /// The mapping of memory that has no host address.
-    #[cfg(feature = "xen")]
     mapping: Option<Mapping>,
 }
 
 /// The mapping of a guard.
-#[cfg(feature = "xen")]
 #[derive(Debug)]
 enum Mapping {
     /// The guest's pages.
-    Granted(#[expect(dead_code, reason = "unmaps the pages on drop")] Window),
+    Granted { _window: Window },
     /// Addresses that are not accessible, and the reason.
-    Failed {
-        _reserved: Option<Area>,
-        error: AssertUnwindSafe<io::Error>,
-    },
+    Failed(Inaccessible),
 }
 
 impl PtrGuard {
     /// Creates a guard of `len` bytes, which cannot fail: see [`error`](Self::error).
     #[inline]
     pub(super) fn new(place: Place<'_>, len: usize, direction: Direction) -> Self {
-        #[cfg(feature = "xen")]
-        if place.on_demand().is_some() {
-            return match Self::try_new(place, len, direction) {
-                Ok(guard) => guard,
-                Err(error) => Self::failed(error, len),
-            };
-        }
-        #[cfg(not(feature = "xen"))]
-        let _ = direction;
-        Self::mapped(place.as_ptr(), len)
+        let Some(memory) = place.on_demand() else {
+            return Self::mapped(place.as_ptr(), len);
+        };
+        Self::try_new(place, len, direction).unwrap_or_else(|error| {
+            let inaccessible = memory.inaccessible(len, error);
+            Self {
+                addr: inaccessible.as_ptr(),
+                len,
+                mapping: Some(Mapping::Failed(inaccessible)),
+            }
+        })
     }
 
     /// Creates a guard of `len` bytes.
@@ -89,7 +80,6 @@ impl PtrGuard {
     /// Returns an error if the memory is mapped for each access, and that fails.
     #[inline]
     pub(super) fn try_new(place: Place<'_>, len: usize, direction: Direction) -> io::Result<Self> {
-        #[cfg(feature = "xen")]
         if let Some(memory) = place.on_demand() {
             if len == 0 {
                 return Ok(Self::mapped(core::ptr::NonNull::dangling().as_ptr(), 0));
@@ -97,8 +87,6 @@ impl PtrGuard {
             let window = memory.map(place.number(), len, direction)?;
             return Ok(Self::of_window(window));
         }
-        #[cfg(not(feature = "xen"))]
-        let _ = direction;
         Ok(Self::mapped(place.as_ptr(), len))
     }
 
@@ -111,7 +99,6 @@ impl PtrGuard {
     #[cfg(all(feature = "rawfd", unix))]
     #[inline]
     pub(super) fn first(place: Place<'_>, len: usize, direction: Direction) -> Result<Self> {
-        #[cfg(feature = "xen")]
         if let (Some(memory), true) = (place.on_demand(), len != 0) {
             let (window, _) = on_demand::window(memory, place.number(), len, direction)?;
             return Ok(Self::of_window(window));
@@ -125,36 +112,15 @@ impl PtrGuard {
         Self {
             addr,
             len,
-            #[cfg(feature = "xen")]
             mapping: None,
         }
     }
 
-    #[cfg(feature = "xen")]
     fn of_window(window: Window) -> Self {
         Self {
             addr: window.as_ptr(),
             len: window.size(),
-            mapping: Some(Mapping::Granted(window)),
-        }
-    }
-
-    /// Creates a guard of memory that could not be mapped.
-    #[cfg(feature = "xen")]
-    #[cold]
-    fn failed(error: io::Error, len: usize) -> Self {
-        // The last page of the address space is never mapped: the kernel uses its addresses as
-        // error numbers. It is the fallback if no addresses are free.
-        const LAST_PAGE: usize = 0usize.wrapping_sub(4096);
-        let reserved = Area::reserved(len).ok();
-        let addr = reserved.as_ref().map(Area::as_ptr);
-        Self {
-            addr: addr.unwrap_or(core::ptr::without_provenance_mut(LAST_PAGE)),
-            len,
-            mapping: Some(Mapping::Failed {
-                _reserved: reserved,
-                error: AssertUnwindSafe(error),
-            }),
+            mapping: Some(Mapping::Granted { _window: window }),
         }
     }
 
@@ -183,11 +149,10 @@ impl PtrGuard {
     /// assert!(guard.error().is_none());
     /// ```
     pub fn error(&self) -> Option<&io::Error> {
-        #[cfg(feature = "xen")]
-        if let Some(Mapping::Failed { error, .. }) = &self.mapping {
-            return Some(error);
+        match &self.mapping {
+            Some(Mapping::Failed(inaccessible)) => Some(inaccessible.error()),
+            _ => None,
         }
-        None
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::mem::size_of;
 
-use super::place::{OnDemand, Place};
+use super::place::Place;
 use super::{
     compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileArrayRef, VolatileMemory,
     VolatileRef,
@@ -10,6 +10,7 @@ use super::{
 use crate::access::fault::Direction;
 use crate::bitmap::{BitmapSlice, BS};
 use crate::value::ByteValued;
+use crate::xen::MmapInfo;
 
 /// A slice of host memory that the guest may change at any moment, with its dirty bitmap.
 ///
@@ -105,7 +106,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         addr: *mut u8,
         size: usize,
         bitmap: B,
-        mmap: Option<&'a OnDemand>,
+        mmap: Option<&'a MmapInfo>,
     ) -> VolatileSlice<'a, B> {
         VolatileSlice {
             addr: Place::new(addr, mmap),
@@ -381,11 +382,11 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// The slice has `size_of::<T>()` bytes.
     #[inline]
     pub(super) unsafe fn into_ref<T: ByteValued>(self) -> VolatileRef<'a, T, B> {
-        let (addr, on_demand) = (self.addr.as_ptr(), self.addr.on_demand());
+        let (addr, mmap) = (self.addr.as_ptr(), self.addr.mmap_info());
         // SAFETY: for all of `'a`, the bytes of the slice, and so of the value (contract of this
         // function), are mapped or mapped by each access. No Rust reference covers them. Other
         // accesses are atomic or invisible to the compiler (contract of `with_bitmap`).
-        unsafe { VolatileRef::with_bitmap(addr, self.bitmap, on_demand) }
+        unsafe { VolatileRef::with_bitmap(addr, self.bitmap, mmap) }
     }
 
     /// Returns a reference to an array of `n` values in the first bytes.
@@ -398,12 +399,12 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         self,
         n: usize,
     ) -> VolatileArrayRef<'a, T, B> {
-        let (addr, on_demand) = (self.addr.as_ptr(), self.addr.on_demand());
+        let (addr, mmap) = (self.addr.as_ptr(), self.addr.mmap_info());
         // SAFETY: for all of `'a`, the bytes of the slice, and so of the array (contract of this
         // function), are mapped or mapped by each access. No Rust reference covers them. Other
         // accesses are atomic or invisible to the compiler (contract of `with_bitmap`). They are at
         // most `isize::MAX` (contract of this function).
-        unsafe { VolatileArrayRef::with_bitmap(addr, n, self.bitmap, on_demand) }
+        unsafe { VolatileArrayRef::with_bitmap(addr, n, self.bitmap, mmap) }
     }
 
     /// Returns the same bytes with another dirty bitmap.

@@ -209,7 +209,6 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
             return Ok(Place::new(host, None));
         }
         // Memory that is mapped for the access is aligned to a page, whatever its place is.
-        #[cfg(feature = "xen")]
         if place.host().is_none() && align_of::<T::A>() > crate::xen::PAGE_SIZE {
             return Err(without_atomic_form::<T>());
         }

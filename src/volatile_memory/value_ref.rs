@@ -3,12 +3,13 @@
 use core::marker::PhantomData;
 use core::mem::{size_of, MaybeUninit};
 
-use super::place::{OnDemand, Place};
+use super::place::Place;
 use super::{Error, PtrGuard, PtrGuardMut, Result, VolatileSlice};
 use crate::access;
 use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
 use crate::value::ByteValued;
+use crate::xen::MmapInfo;
 
 /// A reference to a value of type `T` in volatile memory, which need not be aligned.
 ///
@@ -62,7 +63,7 @@ where
     /// # Safety
     ///
     /// The contract is that of [`VolatileSlice::with_bitmap`], for `size_of::<T>()` bytes.
-    pub unsafe fn with_bitmap(addr: *mut u8, bitmap: B, mmap: Option<&'a OnDemand>) -> Self {
+    pub unsafe fn with_bitmap(addr: *mut u8, bitmap: B, mmap: Option<&'a MmapInfo>) -> Self {
         VolatileRef {
             addr: Place::new(addr, mmap),
             bitmap,
@@ -145,10 +146,10 @@ where
 
     /// Returns the bytes of the value.
     pub fn to_slice(&self) -> VolatileSlice<'a, B> {
-        let (addr, on_demand) = (self.addr.as_ptr(), self.addr.on_demand());
+        let (addr, mmap) = (self.addr.as_ptr(), self.addr.mmap_info());
         // SAFETY: for all of `'a`, the `size_of::<T>()` bytes at `self.addr` are mapped, or mapped
         // by each access, and covered by no Rust reference. Other accesses are atomic or invisible
         // to the compiler (contract of `VolatileRef::with_bitmap`).
-        unsafe { VolatileSlice::with_bitmap(addr, size_of::<T>(), self.bitmap.clone(), on_demand) }
+        unsafe { VolatileSlice::with_bitmap(addr, size_of::<T>(), self.bitmap.clone(), mmap) }
     }
 }

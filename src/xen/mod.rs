@@ -11,6 +11,8 @@
 //! ```
 //!
 //! `crate::mmap` creates regions of these mappings, and `crate::volatile_memory` accesses them.
+//! Without the feature `xen`, `absent.rs` is this module. It declares the types that they use,
+//! without values.
 //!
 //! Invariants:
 //!
@@ -25,16 +27,37 @@ mod copy;
 mod devices;
 mod foreign;
 mod grant;
+mod inaccessible;
+mod memory;
 mod on_demand;
 mod references;
 
-pub(crate) use area::Area;
 pub(crate) use foreign::ForeignMapping;
 pub(crate) use grant::GrantMapping;
-pub(crate) use on_demand::{MmapXen, Window, TRANSFER_PAGES};
+pub(crate) use inaccessible::Inaccessible;
+pub(crate) use memory::XenMemory;
+pub(crate) use on_demand::{MmapXen, SharedWindow, Window, TRANSFER_PAGES};
 pub(crate) use references::References;
 
 use std::io;
+
+/// The type of the last parameter of the `with_bitmap` functions.
+pub(crate) type MmapInfo = MmapXen;
+
+/// Memory that is mapped for each access.
+pub(crate) type OnDemand<'a> = &'a MmapXen;
+
+/// Returns the memory that was passed to a `with_bitmap` function.
+#[inline(always)]
+pub(crate) fn memory_of(info: Option<&MmapInfo>) -> Option<OnDemand<'_>> {
+    info
+}
+
+/// Returns the memory as a parameter of a `with_bitmap` function.
+#[inline(always)]
+pub(crate) fn info_of(memory: Option<OnDemand<'_>>) -> Option<&MmapInfo> {
+    memory
+}
 
 /// The size of a page of Xen in bytes.
 pub(crate) const PAGE_SIZE: usize = 4096;
@@ -49,6 +72,12 @@ pub(crate) const REQUEST_PAGES: usize = 65536;
 #[cold]
 pub(crate) fn invalid() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
+}
+
+/// Returns the error of an operation that memory mapped for each access does not support.
+#[cold]
+pub(crate) fn unsupported() -> io::Error {
+    io::Error::from_raw_os_error(libc::EOPNOTSUPP)
 }
 
 /// Returns the error of an allocation that failed.

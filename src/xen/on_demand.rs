@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use super::{invalid, GrantMapping, References, PAGE_SIZE, REQUEST_PAGES};
+use super::{invalid, GrantMapping, Inaccessible, OnDemand, References, PAGE_SIZE, REQUEST_PAGES};
 use crate::access::fault::Direction;
 use crate::page_size::host_page_size;
 
@@ -31,6 +31,9 @@ pub(crate) struct Window {
     mapping: GrantMapping,
     size: usize,
 }
+
+/// A window that stays mapped until the last clone is dropped.
+pub(crate) type SharedWindow = Arc<Window>;
 
 impl Window {
     /// Returns the address of the first byte.
@@ -134,6 +137,16 @@ impl MmapXen {
             // There is at least one page.
             None => Err(error.unwrap_or_else(invalid)),
         }
+    }
+
+    /// Returns addresses that stand for `len` bytes that could not be mapped because of `error`.
+    pub(crate) fn inaccessible(&self, len: usize, error: io::Error) -> Inaccessible {
+        Inaccessible::new(len, error)
+    }
+
+    /// Returns whether `other` is this memory.
+    pub(crate) fn is_same(&self, other: OnDemand<'_>) -> bool {
+        core::ptr::eq(self, other)
     }
 
     fn map_references(

@@ -242,9 +242,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
             blocks: self.blocks,
             owner: self.owner,
             #[cfg(feature = "xen")]
-            xen_flags: 0,
-            #[cfg(feature = "xen")]
-            xen_data: 0,
+            xen: Default::default(),
         })
     }
 }

@@ -4,14 +4,21 @@ use std::io;
 use std::sync::Arc;
 
 use super::builder::{check_bitmap, no_memory_for_bitmap};
-use super::mapping::{Mapping, XenMemory};
+use super::mapping::Mapping;
 use super::{MmapRegion, MmapRegionBuilder, MmapRegionError, Result};
 use crate::bitmap::{Bitmap, NewBitmap, BS};
 use crate::mmap::xen::{MmapRange, MmapXenFlags};
 use crate::volatile_memory::VolatileSlice;
 use crate::xen::{
-    domain, invalid, ForeignMapping, GrantMapping, MmapXen, References, REQUEST_PAGES,
+    domain, invalid, ForeignMapping, GrantMapping, MmapXen, References, XenMemory, REQUEST_PAGES,
 };
+
+/// The flags and the data of the range that a region was mapped from.
+#[derive(Debug, Default)]
+pub(super) struct XenKind {
+    flags: u32,
+    data: u32,
+}
 
 impl<B: NewBitmap> MmapRegion<B> {
     /// Maps the memory of a Xen guest that `range` describes.
@@ -39,17 +46,16 @@ impl<B: NewBitmap> MmapRegion<B> {
     pub fn from_range(range: MmapRange) -> Result<Self> {
         let xen_flags = MmapXenFlags::from_bits(range.xen_flags).filter(MmapXenFlags::is_valid);
         let xen_flags = xen_flags.ok_or(MmapRegionError::MmapFlags(range.xen_flags))?;
-        let xen_data = range.xen_data;
+        let xen = XenKind {
+            flags: xen_flags.bits(),
+            data: range.xen_data,
+        };
         let region = if xen_flags.is_unix() {
             Self::from_unix_range(range)?
         } else {
             Self::from_xen_range(range, xen_flags)?
         };
-        Ok(Self {
-            xen_flags: xen_flags.bits(),
-            xen_data,
-            ..region
-        })
+        Ok(Self { xen, ..region })
     }
 
     fn from_unix_range(range: MmapRange) -> Result<Self> {
@@ -111,8 +117,7 @@ impl<B: NewBitmap> MmapRegion<B> {
             hugetlbfs: range.hugetlbfs,
             blocks: None,
             owner: None,
-            xen_flags: 0,
-            xen_data: 0,
+            xen: XenKind::default(),
         })
     }
 }
@@ -136,12 +141,12 @@ fn protection_and_flags(range: &MmapRange) -> (i32, i32) {
 impl<B> MmapRegion<B> {
     /// Returns the [`MmapXenFlags`] of the region: `UNIX` if no range named others.
     pub fn xen_mmap_flags(&self) -> u32 {
-        self.xen_flags
+        self.xen.flags
     }
 
     /// Returns the ID of the domain that owns the memory.
     pub fn xen_mmap_data(&self) -> u32 {
-        self.xen_data
+        self.xen.data
     }
 }
 

@@ -9,8 +9,7 @@ use std::ptr::null_mut;
 use super::{HostRange, MmapRegionError, Result};
 use crate::guest_memory::{FileOffset, Permissions};
 use crate::page_size::host_page_size;
-#[cfg(feature = "xen")]
-use crate::xen::{ForeignMapping, GrantMapping, MmapXen};
+use crate::xen::{OnDemand, XenMemory};
 
 /// A mapping of this process, which is unmapped on drop if it is owned.
 #[derive(Debug)]
@@ -18,31 +17,7 @@ pub(super) struct Mapping {
     host: HostRange,
     owned: bool,
     /// The memory of a Xen guest, which unmaps itself. `owned` is `false` then.
-    #[cfg(feature = "xen")]
     xen: Option<XenMemory>,
-}
-
-/// The memory of a Xen guest.
-#[cfg(feature = "xen")]
-#[derive(Debug)]
-pub(super) enum XenMemory {
-    /// Frames of another domain.
-    Foreign(ForeignMapping),
-    /// Pages that another domain granted.
-    Granted(GrantMapping),
-    /// The same, mapped for each access.
-    OnDemand(MmapXen),
-}
-
-#[cfg(feature = "xen")]
-impl XenMemory {
-    fn unmap(&mut self) -> io::Result<()> {
-        match self {
-            XenMemory::Foreign(mapping) => mapping.unmap(),
-            XenMemory::Granted(mapping) => mapping.unmap(),
-            XenMemory::OnDemand(_) => Ok(()),
-        }
-    }
 }
 
 impl Mapping {
@@ -86,7 +61,6 @@ impl Mapping {
         let mapping = Self {
             host: HostRange::new(addr.cast(), size, permissions_of(prot)),
             owned: true,
-            #[cfg(feature = "xen")]
             xen: None,
         };
         if let Some(place) = file_offset.filter(|_| flags & libc::MAP_ANONYMOUS == 0) {
@@ -103,7 +77,6 @@ impl Mapping {
         Ok(Self {
             host: HostRange::new(addr, size, stated_permissions(prot)),
             owned: false,
-            #[cfg(feature = "xen")]
             xen: None,
         })
     }
@@ -113,11 +86,7 @@ impl Mapping {
     /// `addr` is null if the memory is mapped for each access.
     #[cfg(feature = "xen")]
     pub(super) fn of_xen(memory: XenMemory, size: usize, prot: i32) -> Self {
-        let addr = match &memory {
-            XenMemory::Foreign(mapping) => mapping.as_ptr(),
-            XenMemory::Granted(mapping) => mapping.as_ptr(),
-            XenMemory::OnDemand(_) => null_mut(),
-        };
+        let addr = memory.as_ptr();
         let mut host = HostRange::new(addr, size, permissions_of(prot));
         if addr.is_null() {
             host.close();
@@ -130,12 +99,8 @@ impl Mapping {
     }
 
     /// Returns the memory, if it is mapped for each access.
-    #[cfg(feature = "xen")]
-    pub(super) fn on_demand(&self) -> Option<&MmapXen> {
-        match &self.xen {
-            Some(XenMemory::OnDemand(memory)) => Some(memory),
-            _ => None,
-        }
+    pub(super) fn on_demand(&self) -> Option<OnDemand<'_>> {
+        self.xen.as_ref().and_then(XenMemory::on_demand)
     }
 
     /// Returns the host addresses.
@@ -146,11 +111,7 @@ impl Mapping {
 
     /// Returns whether dropping this value unmaps the memory.
     pub(super) fn is_owned(&self) -> bool {
-        #[cfg(feature = "xen")]
-        if self.xen.is_some() {
-            return true;
-        }
-        self.owned
+        self.owned || self.xen.is_some()
     }
 
     /// Closes the mapping to the fast path.
@@ -160,7 +121,6 @@ impl Mapping {
 
     /// Unmaps the memory, if it is owned.
     pub(super) fn unmap(&mut self) -> io::Result<()> {
-        #[cfg(feature = "xen")]
         if let Some(memory) = &mut self.xen {
             return memory.unmap();
         }

@@ -44,9 +44,7 @@ pub struct MmapRegion<B = ()> {
     pub(super) blocks: Option<Arc<PluggedBlocks>>,
     pub(super) owner: Option<Owner>,
     #[cfg(feature = "xen")]
-    pub(super) xen_flags: u32,
-    #[cfg(feature = "xen")]
-    pub(super) xen_data: u32,
+    pub(super) xen: super::from_range::XenKind,
 }
 
 impl<B: NewBitmap> MmapRegion<B> {
@@ -279,10 +277,7 @@ impl<B: Bitmap> MmapRegion<B> {
 
     /// Returns whether the memory is mapped in advance, rather than for each access.
     pub(in crate::mmap) fn has_host_address(&self) -> bool {
-        #[cfg(feature = "xen")]
-        return self.mapping.on_demand().is_none();
-        #[cfg(not(feature = "xen"))]
-        true
+        self.mapping.on_demand().is_none()
     }
 
     /// Returns the `count` bytes at `offset`, if they are all in plugged blocks, or mapped for each
