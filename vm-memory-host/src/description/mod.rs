@@ -280,12 +280,16 @@ impl Description {
     /// anonymous memory has zeroes.
     ///
     /// A description may come from an untrusted process: the build checks everything in it. The
-    /// receiver must decide two things itself:
+    /// receiver must decide three things itself:
     ///
     /// - Whether the sender may truncate a file later. Set `options.sealed` of each region to
     ///   accept [sealed](Region::sealed) files only, or see [`vm_memory::fault`]. The builder then
     ///   never waits for the server of a file (FUSE), even if it is dropped. Without seals, such a
     ///   server can delay system calls and accesses without limit.
+    /// - The [`Options`] that use resources or change who sees the bytes. The sender also chooses
+    ///   `lock`, `reserve`, `numa`, `mergeable` and `core_dump`: set or refuse them. The check for
+    ///   enough memory is not a protection: the sender can punch holes in a file after it. A lock
+    ///   then allocates all pages, and the OOM killer may end the receiver.
     /// - The maximum size of a guest. Addresses cost nothing, but each page needs a bit in a
     ///   bitmap, and so does each block.
     ///
@@ -293,7 +297,7 @@ impl Description {
     ///
     /// ```
     /// # use vm_memory::GuestAddress;
-    /// # use vm_memory_host::{describe, Backing, Description, MemoryBuilder, Region};
+    /// # use vm_memory_host::{describe, Backing, Description, MemoryBuilder, Options, Region};
     /// # let region = Region::new(GuestAddress(0), 1 << 20).backing(Backing::Memfd);
     /// # let (description, files) = describe(&MemoryBuilder::new().region(region).build::<()>()?)?;
     /// # let text = serde_json::to_string(&description)?;
@@ -305,7 +309,7 @@ impl Description {
     ///     return Err("the guest is larger than 64 GiB".into());
     /// }
     /// for region in &mut description.regions {
-    ///     region.options.sealed = true;
+    ///     region.options = Options { sealed: true, ..Options::default() };
     /// }
     /// let memory = description.builder(received)?.build::<()>()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
