@@ -61,6 +61,7 @@ fn regions(has_huge_pages: bool) -> Vec<Region> {
             .lock(Lock::OnFault)
             .blocks(blocks, Unplugged::Mapped),
         region(memfd()),
+        region(memfd()).lock(Lock::Now),
         region(Backing::shared_file(file(), 0)),
         region(Backing::shared_file(file(), 0)).sparse(true),
         options(region(Backing::private_file(file(), 0))),

@@ -1,22 +1,26 @@
 //! [`Needed`]: the memory that several regions need together.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Range;
 
 use super::check::initial_size;
 use crate::mapping::{FileIdentity, OpenedBacking};
-use crate::region::Region;
+use crate::operations::{reopen, Walk};
+use crate::region::{BackingKind, Region};
 
 /// A sum of the bytes that regions need, without those that their files already have.
 ///
 /// Several regions may map parts of one file. The pages that the file has are subtracted once, not
 /// from each region. Bytes that several regions map count once.
 ///
-/// The sum is a lower bound: pages of a file count as if they were inside the regions.
+/// Pages of a memfd that were allocated but never written count as missing. For huge pages and for
+/// a mounted tmpfs, the sum is a lower bound: pages of a file count as if they were inside the
+/// regions.
 #[derive(Default)]
 pub(super) struct Needed {
     total: u64,
-    files: BTreeMap<FileIdentity, Ranges>,
+    files: BTreeMap<FileIdentity, FileNeeds>,
 }
 
 impl Needed {
@@ -24,16 +28,22 @@ impl Needed {
     pub(super) fn add(&mut self, region: &Region, backing: &OpenedBacking) -> u64 {
         let size = initial_size(region);
         let more = match (backing.identity, &backing.file) {
-            (Some(identity), Some((_, start))) if backing.uses_pages_of_file() => {
-                let ranges = self.files.entry(identity).or_default();
-                let before = backing.missing(ranges.total);
+            (Some(identity), Some((file, start))) if backing.uses_pages_of_file() => {
+                let needs = self.files.entry(identity).or_default();
+                let before = backing.missing(needs.ranges.total);
+                let mut added = Vec::new();
                 if region.blocks.is_none() {
-                    ranges.insert(*start, size);
+                    added.append(&mut needs.ranges.insert(*start, size));
                 }
                 for (offset, len) in &region.plugged {
-                    ranges.insert(start.saturating_add(*offset), *len);
+                    let start = start.saturating_add(*offset);
+                    added.append(&mut needs.ranges.insert(start, *len));
                 }
-                backing.missing(ranges.total).saturating_sub(before)
+                if backing.kind == BackingKind::Memfd && !backing.own_tmpfs {
+                    needs.without_data(file, &added)
+                } else {
+                    backing.missing(needs.ranges.total).saturating_sub(before)
+                }
             }
             _ => size,
         };
@@ -47,6 +57,42 @@ impl Needed {
     }
 }
 
+/// The ranges that the regions of one file map, and a walk over its data.
+#[derive(Default)]
+struct FileNeeds {
+    ranges: Ranges,
+    /// The file with a separate position, after the first search for its data.
+    opened: Option<File>,
+    walk: Walk,
+}
+
+impl FileNeeds {
+    /// Returns the number of bytes in holes, or of all bytes if they are not known.
+    ///
+    /// The size of a file does not show where its pages are. Its sender could allocate pages
+    /// outside of the regions.
+    fn without_data(&mut self, file: &File, ranges: &[Range<u64>]) -> u64 {
+        if self.opened.is_none() {
+            self.opened = reopen(file).ok().flatten().map(|(_, file)| file);
+        }
+        let mut missing = 0u64;
+        for range in ranges {
+            let mut at = range.start;
+            while at < range.end {
+                let data = match &self.opened {
+                    Some(file) => self.walk.data_after(file, at).ok().flatten(),
+                    None => None,
+                };
+                let data = data.unwrap_or(range.end..range.end);
+                let hole = data.start.min(range.end).saturating_sub(at);
+                missing = missing.saturating_add(hole);
+                at = data.end.min(range.end).max(at.saturating_add(1));
+            }
+        }
+        missing
+    }
+}
+
 /// Disjoint ranges of a file, as start and end. No range is adjacent to another one.
 #[derive(Default)]
 struct Ranges {
@@ -56,20 +102,30 @@ struct Ranges {
 }
 
 impl Ranges {
-    /// Adds a range, which may overlap others.
-    fn insert(&mut self, start: u64, len: u64) {
+    /// Adds a range, which may overlap others. Returns its parts that no range has covered before.
+    fn insert(&mut self, start: u64, len: u64) -> Vec<Range<u64>> {
         let Range { mut start, mut end } = start..start.saturating_add(len);
+        let (first, mut rest, mut added) = (start, end, Vec::new());
         // Each step removes a range, so the cost of all calls grows with their number only.
         while let Some((&other, &other_end)) = self.ends.range(..=end).next_back() {
             if other_end < start {
                 break;
             }
+            if other_end < rest {
+                added.push(other_end..rest);
+            }
+            rest = rest.min(other);
             self.ends.remove(&other);
             self.total = self.total.saturating_sub(other_end.saturating_sub(other));
             (start, end) = (start.min(other), end.max(other_end));
         }
         self.ends.insert(start, end);
         self.total = self.total.saturating_add(end.saturating_sub(start));
+        if first < rest {
+            added.push(first..rest);
+        }
+        added.reverse();
+        added
     }
 }
 
@@ -117,7 +173,11 @@ mod tests {
         let block = NonZeroU64::new(PAGE).unwrap();
         let mut blocks = shared(0, 8).blocks(block, Unplugged::Mapped);
         blocks.plugged = vec![(0, PAGE), (2 * PAGE, 4 * PAGE)];
-        assert_eq!(needed(vec![blocks]), PAGE);
+        assert_eq!(needed(vec![blocks]), 2 * PAGE);
+        // Allocated pages outside of a region, also past the end of the file, do not help it.
+        assert_eq!(needed(vec![shared(4, 4)]), 4 * PAGE);
+        crate::sys::allocate_range(&file, 8 * PAGE, 8 * PAGE).unwrap();
+        assert_eq!(needed(vec![shared(0, 8)]), 4 * PAGE);
     }
 
     #[test]
@@ -127,7 +187,10 @@ mod tests {
             for step in 0..8u64 {
                 let random = (seed * 8 + step).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 let (start, len) = (random >> 60, (random >> 56) % 16);
-                ranges.insert(start, len);
+                let added = ranges.insert(start, len);
+                let is_new = |at: &u64| !all[*at as usize];
+                let expected: Vec<_> = (start..start + len).filter(is_new).collect();
+                assert_eq!(added.into_iter().flatten().collect::<Vec<_>>(), expected);
                 all[start as usize..(start + len) as usize].fill(true);
                 let count = all.iter().filter(|has| **has).count();
                 assert_eq!(ranges.total, count as u64, "{seed} {step}");

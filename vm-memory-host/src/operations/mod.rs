@@ -15,6 +15,7 @@ mod prefault;
 mod residency;
 
 pub use content::{content, Content};
+pub(crate) use content::{reopen, Walk};
 pub use discard::discard;
 pub(crate) use plug::plug_initial;
 pub use plug::{plug, unplug};
