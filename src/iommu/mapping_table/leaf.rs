@@ -142,7 +142,7 @@ impl Leaf {
     /// Inserts a mapping at an index. The leaf must not be full.
     pub(super) fn insert(&mut self, at: usize, mapping: IovaMapping) {
         let end = self.len.saturating_add(1);
-        if let Some(moved) = self.make_mut().get_mut(at..end) {
+        if let Some(moved @ [_, ..]) = self.make_mut().get_mut(at..end) {
             moved.rotate_right(1);
             if let Some(first) = moved.first_mut() {
                 *first = mapping;
@@ -155,7 +155,7 @@ impl Leaf {
     /// Removes the mappings with these indices.
     pub(super) fn remove(&mut self, range: Range<usize>) {
         let len = self.len;
-        if range.end <= len {
+        if range.start <= range.end && range.end <= len {
             if range.end < len {
                 self.make_mut().copy_within(range.end..len, range.start);
             }
@@ -184,7 +184,9 @@ impl Leaf {
     pub(super) fn append(&mut self, next: &Leaf) {
         let (len, end) = (self.len, self.len.saturating_add(next.len));
         if let Some(to) = self.make_mut().get_mut(len..end) {
-            to.copy_from_slice(next.mappings());
+            for (to, from) in to.iter_mut().zip(next.mappings()) {
+                *to = *from;
+            }
             self.len = end;
             self.measure();
         }
