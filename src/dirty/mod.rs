@@ -105,6 +105,9 @@ impl DirtyMemory {
 
     /// Harvests the bitmaps of all regions: adds their marks, and clears them there.
     ///
+    /// Read the dirty pages after this returns, not during the call. Only then does a read see the
+    /// writes whose marks were cleared.
+    ///
     /// A region that is not RAM, and whose bitmap tracks nothing, has no dirty pages.
     ///
     /// The memory may have changed since the last harvest. Dirty pages at addresses without a

@@ -56,7 +56,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The program `examples/iommu_device.rs` has an IOMMU that asks its front end on a miss.
+//! The program `examples/iommu_device.rs` contains an IOMMU that asks its front end on a miss.
 
 mod counters;
 mod error;
