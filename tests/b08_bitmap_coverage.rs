@@ -22,9 +22,13 @@ use Permissions::{No, Read, ReadWrite, Write};
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(0x1000).unwrap();
 
+/// Returns a bitmap that is too small for every region.
+fn small() -> AtomicBitmap {
+    AtomicBitmap::new(1, PAGE)
+}
+
 #[test]
 fn b08_builder_grows_bitmap_to_size_of_region() {
-    let small = || AtomicBitmap::new(1, PAGE);
     for builder in [
         MmapRegionBuilder::<AtomicBitmap>::new(0x5001),
         MmapRegionBuilder::new_with_bitmap(0x5001, AtomicBitmap::default()),
@@ -41,7 +45,10 @@ fn b08_builder_grows_bitmap_to_size_of_region() {
             assert!(bitmap.dirty_at(at), "{at:#x}");
         }
     }
-    // An optional bitmap grows, too.
+}
+
+#[test]
+fn b08_builder_grows_optional_bitmap() {
     let optional = MmapRegionBuilder::new_with_bitmap(0x3000, Some(small()))
         .build()
         .unwrap();
@@ -52,12 +59,16 @@ fn b08_builder_grows_bitmap_to_size_of_region() {
     assert!(region.bitmap().dirty_at(0x2fff));
 }
 
-#[test]
-fn b08_builder_with_slice_of_bitmap_grows_bitmap() {
+/// Returns a bitmap of two pages, and a slice of it that begins at the second one.
+fn bitmap_and_slice() -> (Arc<AtomicBitmap>, ArcSlice<AtomicBitmap>) {
     let bitmap = Arc::new(AtomicBitmap::new(0x2000, PAGE));
     let slice = ArcSlice::new(Arc::clone(&bitmap), 0x1000);
-    let nested = ArcSlice::new(Arc::new(slice.clone()), 0x5000);
-    let pair = (slice.clone(), Some(nested.clone()));
+    (bitmap, slice)
+}
+
+#[test]
+fn b08_builder_with_slice_of_bitmap_grows_bitmap() {
+    let (bitmap, slice) = bitmap_and_slice();
     let region = MmapRegionBuilder::new_with_bitmap(0x4000, slice);
     let region = GuestRegionMmap::new(region.build().unwrap(), GuestAddress(0)).unwrap();
     let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
@@ -67,11 +78,24 @@ fn b08_builder_with_slice_of_bitmap_grows_bitmap() {
     let runs: Vec<_> = dirty.runs().collect();
     assert_eq!(runs, [(GuestAddress(0x3000), 0x1000)]);
     assert_eq!(bitmap.byte_size(), 0x5000);
+}
 
-    let region = MmapRegionBuilder::new_with_bitmap(0x4000, pair).build();
-    assert!(region.is_ok());
+#[test]
+fn b08_builder_with_pair_of_bitmaps_grows_both() {
+    let (bitmap, slice) = bitmap_and_slice();
+    let nested = ArcSlice::new(Arc::new(slice.clone()), 0x5000);
+    let pair = (slice.clone(), Some(nested.clone()));
+    MmapRegionBuilder::new_with_bitmap(0x4000, pair)
+        .build()
+        .unwrap();
+    assert!(slice.tracks_range(0, 0x4000));
     assert!(nested.tracks_range(0, 0x4000));
-    // The bitmap of a borrowed slice grows, too.
+    assert_eq!(bitmap.byte_size(), 0x1000 + 0x5000 + 0x4000);
+}
+
+#[test]
+fn b08_builder_with_borrowed_slice_grows_bitmap() {
+    let bitmap = AtomicBitmap::new(0x2000, PAGE);
     let region = MmapRegionBuilder::new_with_bitmap(0x4000, bitmap.slice_at(0xb000)).build();
     assert!(region.unwrap().bitmap().tracks_range(0, 0x4000));
 }
@@ -86,7 +110,10 @@ fn b08_builder_with_bitmap_that_cannot_grow_returns_error() {
         panic!("{error}");
     };
     assert_eq!(reason.kind(), std::io::ErrorKind::InvalidInput, "{error}");
-    // A bitmap that never tracks anything is accepted.
+}
+
+#[test]
+fn b08_builder_with_bitmap_that_tracks_nothing_succeeds() {
     assert!(MmapRegionBuilder::new_with_bitmap(0x4000, ())
         .build()
         .is_ok());
@@ -131,12 +158,12 @@ fn memory(tracked: usize) -> IommuMemory<GuestMemoryMmap<AtomicBitmap>, Identity
     )
 }
 
-fn refused<T: std::fmt::Debug>(result: Result<T, GuestMemoryError>) {
+fn refused<T: std::fmt::Debug>(result: Result<T, GuestMemoryError>, case: &str) {
     match result {
         Err(GuestMemoryError::IommuError(Error::IommuMisconfigured { reason })) => {
-            assert!(reason.contains("dirty bitmap"), "{reason}");
+            assert!(reason.contains("dirty bitmap"), "{case}: {reason}");
         }
-        other => panic!("{other:?}"),
+        other => panic!("{case}: {other:?}"),
     }
 }
 
@@ -156,30 +183,40 @@ fn all_zero(memory: &IommuMemory<GuestMemoryMmap<AtomicBitmap>, Identity>) {
 
 #[test]
 fn b08_write_outside_bitmap_is_refused_and_changes_nothing() {
-    for (tracked, addr) in [
-        (0x2000, 0x2000),
-        (0x2000, 0x1ffc),
-        (0, 0),
-        (0x5000, 0x4ffc),
-        (0x2000, 0x7ff8),
+    for (case, tracked, addr) in [
+        ("starts at the end of the bitmap", 0x2000, 0x2000),
+        ("crosses the end of the bitmap", 0x2000, 0x1ffc),
+        ("the bitmap is empty", 0, 0),
+        ("crosses its end in the second region", 0x5000, 0x4ffc),
+        ("ends at the end of memory", 0x2000, 0x7ff8),
     ] {
         let memory = memory(tracked);
         let at = GuestAddress(addr);
-        refused(memory.write(&[1; 8], at));
-        refused(memory.write_slice(&[1; 8], at));
-        refused(memory.write_obj([1u8; 8], at));
-        refused(memory.read_volatile_from(at, &mut [1u8; 8].as_slice(), 8));
-        refused(memory.read_exact_volatile_from(at, &mut [1u8; 8].as_slice(), 8));
+        refused(memory.write(&[1; 8], at), case);
+        refused(memory.write_slice(&[1; 8], at), case);
+        refused(memory.write_obj([1u8; 8], at), case);
+        refused(
+            memory.read_volatile_from(at, &mut [1u8; 8].as_slice(), 8),
+            case,
+        );
+        refused(
+            memory.read_exact_volatile_from(at, &mut [1u8; 8].as_slice(), 8),
+            case,
+        );
         refused(
             memory
                 .store(1u64, GuestAddress(addr + 4), Ordering::SeqCst)
                 .and(memory.write(&[1; 8], at)),
+            case,
         );
         all_zero(&memory);
-        assert_eq!(memory.read_obj::<[u8; 8]>(at).unwrap(), [0; 8]);
+        assert_eq!(memory.read_obj::<[u8; 8]>(at).unwrap(), [0; 8], "{case}");
     }
     let memory = memory(0x2000);
-    refused(memory.store(1u64, GuestAddress(0x2000), Ordering::SeqCst));
+    refused(
+        memory.store(1u64, GuestAddress(0x2000), Ordering::SeqCst),
+        "an aligned store",
+    );
     all_zero(&memory);
 }
 
@@ -187,13 +224,13 @@ fn b08_write_outside_bitmap_is_refused_and_changes_nothing() {
 fn b08_check_range_and_get_slices_refuse_write_outside_bitmap() {
     let memory = memory(0x2800);
     // The bitmap tracks the whole last page.
-    for (addr, count, kept) in [
-        (0, 0x3000, true),
-        (0, 0x3001, false),
-        (0x2fff, 1, true),
-        (0x3000, 1, false),
-        (0x2fff, 2, false),
-        (0x3000, 0, true),
+    for (case, addr, count, kept) in [
+        ("the tracked pages", 0, 0x3000, true),
+        ("a byte more", 0, 0x3001, false),
+        ("the last tracked byte", 0x2fff, 1, true),
+        ("the first byte after it", 0x3000, 1, false),
+        ("both bytes", 0x2fff, 2, false),
+        ("no byte", 0x3000, 0, true),
     ] {
         let at = GuestAddress(addr);
         for access in [No, Read, Write, ReadWrite] {
@@ -201,11 +238,13 @@ fn b08_check_range_and_get_slices_refuse_write_outside_bitmap() {
             assert_eq!(
                 memory.check_range(at, count, access),
                 allowed,
-                "{addr:#x} {count:#x} {access:?}"
+                "{case}, {access:?}"
             );
-            assert_eq!(memory.get_slices(at, count, access).is_ok(), allowed);
+            let slices = memory.get_slices(at, count, access);
+            assert_eq!(slices.is_ok(), allowed, "{case}, {access:?}");
         }
-        assert_eq!(memory.write_slice(&vec![0; count], at).is_ok(), kept);
+        let written = memory.write_slice(&vec![0; count], at);
+        assert_eq!(written.is_ok(), kept, "{case}");
     }
 }
 

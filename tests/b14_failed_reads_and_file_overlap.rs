@@ -21,7 +21,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    GuestRegionMmap, MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError,
+    GuestRegionMmap, MmapRegion, ReadVolatile, VolatileMemoryError,
 };
 
 /// Creates 0x2000 bytes at 0, with one bit per 0x100 bytes.
@@ -194,6 +194,4 @@ fn b14_mapping_past_end_of_file_returns_past_eof() {
         matches!(refused, MmapRegionError::MappingPastEof),
         "{refused}"
     );
-    let region = MmapRegion::<()>::new(0x1000).unwrap();
-    assert_eq!(region.len(), 0x1000);
 }

@@ -16,6 +16,10 @@ use vm_memory::{
 };
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
+/// A write in a round, of bytes with a value.
+type Write = fn(&Memory, u64, u8);
+/// A read in a round.
+type Read = fn(&Memory, u64);
 
 const ROUNDS: u64 = 3_000;
 const PAGES: u64 = 16;
@@ -44,35 +48,40 @@ fn slot(round: u64, size: u64) -> GuestAddress {
 }
 
 /// Writes of several sizes to the first 256 bytes, each with bytes that are all the same.
-const WRITERS: [fn(&Memory, u64, u8); 4] = [
-    |memory, round, byte| {
+const WRITERS: [(&str, Write); 4] = [
+    ("write_obj of 4 bytes", |memory, round, byte| {
         let value = u32::from_ne_bytes([byte; 4]);
         memory.write_obj(value, slot(round, 4)).unwrap();
-    },
-    |memory, round, byte| {
+    }),
+    ("store of 8 bytes", |memory, round, byte| {
         let value = u64::from_ne_bytes([byte; 8]);
         let (addr, order) = (slot(round, 8), Ordering::Release);
         memory.store(value, addr, order).unwrap();
-    },
-    |memory, round, byte| memory.write_slice(&[byte; 8], slot(round, 8)).unwrap(),
-    |memory, round, byte| {
-        let value = u32::from_ne_bytes([byte; 4]);
-        let slice = memory.get_slice(GuestAddress(0), 256).unwrap();
-        slice.copy_from(&[value; 64]);
-        let offset = slot(round, 4).0 as usize;
-        slice.get_ref::<u32>(offset).unwrap().store(value);
-    },
+    }),
+    ("write_slice of 8 bytes", |memory, round, byte| {
+        memory.write_slice(&[byte; 8], slot(round, 8)).unwrap()
+    }),
+    (
+        "copy_from and VolatileRef of 4 bytes",
+        |memory, round, byte| {
+            let value = u32::from_ne_bytes([byte; 4]);
+            let slice = memory.get_slice(GuestAddress(0), 256).unwrap();
+            slice.copy_from(&[value; 64]);
+            let offset = slot(round, 4).0 as usize;
+            slice.get_ref::<u32>(offset).unwrap().store(value);
+        },
+    ),
 ];
 
 /// Reads of several sizes from the first 256 bytes, which check for torn values.
-const READERS: [fn(&Memory, u64); 3] = [
-    |memory, round| {
+const READERS: [(&str, Read); 3] = [
+    ("read_obj and load", |memory, round| {
         let value: u32 = memory.read_obj(slot(round, 4)).unwrap();
         uniform(&value.to_ne_bytes());
         let value: u16 = memory.load(slot(round, 2), Ordering::Acquire).unwrap();
         uniform(&value.to_ne_bytes());
-    },
-    |memory, round| {
+    }),
+    ("copy_to and load", |memory, round| {
         let mut copied = [0u32; 64];
         let slice = memory.get_slice(GuestAddress(0), 256).unwrap();
         assert_eq!(slice.copy_to(&mut copied), 64);
@@ -80,8 +89,8 @@ const READERS: [fn(&Memory, u64); 3] = [
         values.for_each(|value| uniform(&value.to_ne_bytes()));
         let value: u64 = memory.load(slot(round, 8), Ordering::SeqCst).unwrap();
         value.to_ne_bytes().chunks(4).for_each(uniform);
-    },
-    |memory, round| {
+    }),
+    ("read_slice", |memory, round| {
         let mut bytes = [0; 8];
         memory.read_slice(&mut bytes, slot(round, 8)).unwrap();
         bytes.chunks(4).for_each(uniform);
@@ -90,31 +99,36 @@ const READERS: [fn(&Memory, u64); 3] = [
         let mut host = [0u8; 64];
         let source = memory.get_slice(GuestAddress(5), 64).unwrap();
         source.copy_to_volatile_slice(VolatileSlice::from(host.as_mut_slice()));
-    },
+    }),
 ];
 
 #[test]
 fn reads_during_writes_of_mixed_sizes_are_not_torn() {
     let (memory, done) = (&memory(), &AtomicBool::new(false));
+    // The message of a panic contains the name of its thread.
+    let named = |name: &str| thread::Builder::new().name(name.into());
     thread::scope(|scope| {
-        let writers = [0, 1, 2, 3].map(|number: usize| {
-            scope.spawn(move || {
+        let _done = SetOnDrop(done);
+        let mut writers = Vec::new();
+        for (number, (name, write)) in WRITERS.into_iter().enumerate() {
+            let writer = named(name).spawn_scoped(scope, move || {
                 for round in 0..ROUNDS {
                     let byte = (round % 50 * 4) as u8 + number as u8;
-                    WRITERS[number](memory, round, byte);
+                    write(memory, round, byte);
                 }
-            })
-        });
-        for read in READERS {
-            scope.spawn(move || {
+            });
+            writers.push(writer.unwrap());
+        }
+        for (name, read) in READERS {
+            let reader = named(name).spawn_scoped(scope, move || {
                 let mut round = 0;
                 while !done.load(Ordering::Relaxed) {
                     round += 1;
                     read(memory, round);
                 }
             });
+            reader.unwrap();
         }
-        let _done = SetOnDrop(done);
         for writer in writers {
             writer.join().unwrap();
         }
@@ -141,16 +155,16 @@ macro_rules! values_are_not_torn {
                 let memory = memory();
                 let elements = || memory.get_slice(AT, SIZE * 20).unwrap();
                 let write = |kind, value: $type| match kind {
-                    0 => memory.write_obj(value, AT).unwrap(),
-                    1 => memory.store(value, AT, Ordering::Release).unwrap(),
-                    2 => memory.write_slice(&value.to_ne_bytes(), AT).unwrap(),
+                    "write_obj" => memory.write_obj(value, AT).unwrap(),
+                    "store" => memory.store(value, AT, Ordering::Release).unwrap(),
+                    "write_slice" => memory.write_slice(&value.to_ne_bytes(), AT).unwrap(),
                     _ => elements().copy_from(&[value; 20]),
                 };
                 let read = |kind| -> $type {
                     match kind {
-                        0 => memory.read_obj(AT).unwrap(),
-                        1 => memory.load(AT, Ordering::Acquire).unwrap(),
-                        2 => {
+                        "read_obj" => memory.read_obj(AT).unwrap(),
+                        "load" => memory.load(AT, Ordering::Acquire).unwrap(),
+                        "read_slice" => {
                             let mut bytes = [0; SIZE];
                             memory.read_slice(&mut bytes, AT).unwrap();
                             <$type>::from_ne_bytes(bytes)
@@ -162,7 +176,10 @@ macro_rules! values_are_not_torn {
                         }
                     }
                 };
-                for (writer, reader) in (0..16).map(|pair| (pair / 4, pair % 4)) {
+                let writers = ["write_obj", "store", "write_slice", "copy_from"];
+                let readers = ["read_obj", "load", "read_slice", "copy_to"];
+                let pairs = writers.map(|writer| readers.map(|reader| (writer, reader)));
+                for (writer, reader) in pairs.into_iter().flatten() {
                     let done = AtomicBool::new(false);
                     write(writer, 0);
                     let torn = thread::scope(|scope| {
