@@ -339,19 +339,30 @@ mod tests {
         let _ = GuestAddress(0).checked_align_up(0);
     }
 
+    fn check_arithmetic(a: u64, b: u64, shift: u32) -> Result<(), TestCaseError> {
+        let (addr, wide_a, wide_b) = (GuestAddress(a), i128::from(a), i128::from(b));
+        let fits = |n: i128| u64::try_from(n).ok().map(GuestAddress);
+        prop_assert_eq!(addr.checked_add(b), fits(wide_a + wide_b));
+        prop_assert_eq!(addr.checked_sub(b), fits(wide_a - wide_b));
+        prop_assert_eq!(
+            addr.checked_offset_from(GuestAddress(b)).map(GuestAddress),
+            fits(wide_a - wide_b)
+        );
+        prop_assert_eq!(addr.overflowing_add(b).1, fits(wide_a + wide_b).is_none());
+        prop_assert_eq!(addr.overflowing_sub(b).1, fits(wide_a - wide_b).is_none());
+        let alignment = 1i128 << shift;
+        prop_assert_eq!(
+            addr.checked_align_up(1 << shift),
+            fits((wide_a + alignment - 1) / alignment * alignment)
+        );
+        prop_assert_eq!(addr.mask(b), a & b);
+        Ok(())
+    }
+
     proptest! {
         #[test]
         fn arithmetic_agrees_with_wide_integers(a: u64, b: u64, shift in 0u32..64) {
-            let (addr, wide_a, wide_b) = (GuestAddress(a), i128::from(a), i128::from(b));
-            let fits = |n: i128| u64::try_from(n).ok().map(GuestAddress);
-            prop_assert_eq!(addr.checked_add(b), fits(wide_a + wide_b));
-            prop_assert_eq!(addr.checked_sub(b), fits(wide_a - wide_b));
-            prop_assert_eq!(addr.checked_offset_from(GuestAddress(b)).map(GuestAddress), fits(wide_a - wide_b));
-            prop_assert_eq!(addr.overflowing_add(b).1, fits(wide_a + wide_b).is_none());
-            prop_assert_eq!(addr.overflowing_sub(b).1, fits(wide_a - wide_b).is_none());
-            let alignment = 1i128 << shift;
-            prop_assert_eq!(addr.checked_align_up(1 << shift), fits((wide_a + alignment - 1) / alignment * alignment));
-            prop_assert_eq!(addr.mask(b), a & b);
+            check_arithmetic(a, b, shift)?;
         }
     }
 }

@@ -36,6 +36,74 @@ fn pages(dirty: &DirtyMemory) -> BTreeSet<u64> {
         .collect()
 }
 
+fn check_harvest(
+    gap: u64,
+    first: usize,
+    second: usize,
+    factors: (usize, usize),
+    writes: Vec<(u64, usize)>,
+    logs: Vec<(u64, Vec<u64>, usize)>,
+) -> Result<(), TestCaseError> {
+    let start = 5;
+    let layout = [
+        (start, first, factors.0),
+        (start + first as u64 + gap, second, factors.1),
+    ];
+    let memory = memory(&layout);
+    // A write marks the whole page of the bitmap, as far as it is in the region.
+    let marked = |page: u64| {
+        let region = layout
+            .iter()
+            .find(|(first, pages, _)| (*first..*first + *pages as u64).contains(&page));
+        region.map(|&(first, pages, factor)| {
+            let from = (page - first) / factor as u64 * factor as u64;
+            first + from..first + (from + factor as u64).min(pages as u64)
+        })
+    };
+    let mut expected = BTreeSet::new();
+    for (page, pages) in writes {
+        let written = memory
+            .write(&vec![1; pages * PAGE], GuestAddress(page * PAGE as u64))
+            .unwrap_or(0);
+        expected.extend(
+            (page..page + (written / PAGE) as u64)
+                .filter_map(marked)
+                .flatten(),
+        );
+    }
+    for (from, words, size) in &logs {
+        for bit in 0..words.len() * 64 {
+            if words[bit / 64] >> (bit % 64) & 1 != 0 {
+                let page = from + (bit * size) as u64;
+                expected.extend((page..page + *size as u64).filter_map(marked).flatten());
+            }
+        }
+    }
+    let logs: Vec<_> = logs
+        .iter()
+        .map(|(from, words, size)| LogWords {
+            start: GuestAddress(from * PAGE as u64),
+            words,
+            page_size: NonZeroUsize::new(size * PAGE).unwrap(),
+        })
+        .collect();
+
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest_with(&memory, &logs);
+    prop_assert_eq!(pages(&dirty), expected.clone());
+    prop_assert_eq!(dirty.total_bytes(), expected.len() as u64 * PAGE as u64);
+
+    // Pages stay in the set until it is cleared, and can be put back.
+    dirty.harvest(&memory);
+    prop_assert_eq!(pages(&dirty), expected.clone());
+    dirty.put_back(&memory);
+    dirty.clear();
+    prop_assert_eq!(dirty.total_pages(), 0);
+    dirty.harvest(&memory);
+    prop_assert_eq!(pages(&dirty), expected);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -46,51 +114,12 @@ proptest! {
         second in 1usize..150,
         factors in (1usize..4, 1usize..4),
         writes in prop::collection::vec((0u64..400, 1usize..30), 0..8),
-        logs in prop::collection::vec((0u64..300, prop::collection::vec(any::<u64>(), 0..5), 1usize..4), 0..3),
+        logs in prop::collection::vec(
+            (0u64..300, prop::collection::vec(any::<u64>(), 0..5), 1usize..4),
+            0..3,
+        ),
     ) {
-        let start = 5;
-        let layout = [(start, first, factors.0), (start + first as u64 + gap, second, factors.1)];
-        let memory = memory(&layout);
-        // A write marks the whole page of the bitmap, as far as it is in the region.
-        let marked = |page: u64| {
-            let region = layout.iter().find(|(first, pages, _)| (*first..*first + *pages as u64).contains(&page));
-            region.map(|&(first, pages, factor)| {
-                let from = (page - first) / factor as u64 * factor as u64;
-                first + from..first + (from + factor as u64).min(pages as u64)
-            })
-        };
-        let mut expected = BTreeSet::new();
-        for (page, pages) in writes {
-            let written = memory.write(&vec![1; pages * PAGE], GuestAddress(page * PAGE as u64)).unwrap_or(0);
-            expected.extend((page..page + (written / PAGE) as u64).filter_map(marked).flatten());
-        }
-        for (from, words, size) in &logs {
-            for bit in 0..words.len() * 64 {
-                if words[bit / 64] >> (bit % 64) & 1 != 0 {
-                    let page = from + (bit * size) as u64;
-                    expected.extend((page..page + *size as u64).filter_map(marked).flatten());
-                }
-            }
-        }
-        let logs: Vec<_> = logs.iter().map(|(from, words, size)| LogWords {
-            start: GuestAddress(from * PAGE as u64),
-            words,
-            page_size: NonZeroUsize::new(size * PAGE).unwrap(),
-        }).collect();
-
-        let mut dirty = DirtyMemory::new();
-        dirty.harvest_with(&memory, &logs);
-        prop_assert_eq!(pages(&dirty), expected.clone());
-        prop_assert_eq!(dirty.total_bytes(), expected.len() as u64 * PAGE as u64);
-
-        // Pages stay in the set until it is cleared, and can be put back.
-        dirty.harvest(&memory);
-        prop_assert_eq!(pages(&dirty), expected.clone());
-        dirty.put_back(&memory);
-        dirty.clear();
-        prop_assert_eq!(dirty.total_pages(), 0);
-        dirty.harvest(&memory);
-        prop_assert_eq!(pages(&dirty), expected);
+        check_harvest(gap, first, second, factors, writes, logs)?;
     }
 }
 
@@ -302,7 +331,8 @@ proptest! {
         log_page in prop_oneof![Just(PAGE), Just(2 * PAGE), Just(3 * PAGE), Just(1024), Just(3000)],
         tracking in any::<bool>(),
     ) {
-        let memory = memory(&[(start, first, factors.0), (start + first as u64 + gap, second, factors.1)]);
+        let other = start + first as u64 + gap;
+        let memory = memory(&[(start, first, factors.0), (other, second, factors.1)]);
         DirtyMemory::set_tracking(&memory, tracking);
         let log = LogWords {
             start: GuestAddress(from * PAGE as u64),

@@ -127,6 +127,71 @@ fn slices(parts: &[(usize, usize)]) -> Slices {
     GuestRegionCollection::from_regions(parts.iter().enumerate().map(region).collect()).unwrap()
 }
 
+/// Writes to pages of regions, a word of a log, and what follows the harvest.
+type Round = (Vec<(usize, usize)>, u64, u8);
+
+fn check_rounds(parts: Vec<(usize, usize)>, rounds: Vec<Round>) -> Result<(), TestCaseError> {
+    let memory = slices(&parts);
+    let mut dirty = DirtyMemory::new();
+    // The dirty pages, as pages of the bitmap.
+    let mut expected = BTreeSet::new();
+    for (writes, word, then) in rounds {
+        for (number, page) in writes {
+            let addr = GuestAddress(((number * 64 + page) * PAGE) as u64);
+            if memory.write_obj(1u8, addr).is_ok() {
+                expected.insert(parts[number].0 + page);
+            }
+        }
+        // A log of the first region.
+        let start = GuestAddress(0);
+        dirty.harvest_with(
+            &memory,
+            &[LogWords {
+                start,
+                words: &[word],
+                page_size: PAGE_SIZE,
+            }],
+        );
+        expected.extend(
+            (0..parts[0].1)
+                .filter(|page| word >> page & 1 == 1)
+                .map(|page| parts[0].0 + page),
+        );
+        let found: Vec<usize> = dirty
+            .runs()
+            .flat_map(|(start, len)| {
+                let first = start.0 as usize / PAGE;
+                first..first + len / PAGE
+            })
+            .collect();
+        let each: Vec<usize> = parts
+            .iter()
+            .enumerate()
+            .flat_map(|(number, &(first, pages))| {
+                let inside = expected.range(first..first + pages);
+                inside.map(move |page| number * 64 + page - first)
+            })
+            .collect();
+        prop_assert_eq!(found, each);
+        match then {
+            0 => {
+                dirty.put_back(&memory);
+                dirty.clear();
+            }
+            1 => {
+                dirty.clear();
+                expected.clear();
+            }
+            2 => {
+                dirty.put_back(&memory);
+                dirty = DirtyMemory::new();
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -136,45 +201,6 @@ proptest! {
         rounds in prop::collection::vec(
             (prop::collection::vec((0usize..6, 0usize..24), 0..4), any::<u64>(), 0u8..4), 1..6),
     ) {
-        let memory = slices(&parts);
-        let mut dirty = DirtyMemory::new();
-        // The dirty pages, as pages of the bitmap.
-        let mut expected = BTreeSet::new();
-        for (writes, word, then) in rounds {
-            for (number, page) in writes {
-                let addr = GuestAddress(((number * 64 + page) * PAGE) as u64);
-                if memory.write_obj(1u8, addr).is_ok() {
-                    expected.insert(parts[number].0 + page);
-                }
-            }
-            // A log of the first region.
-            let start = GuestAddress(0);
-            dirty.harvest_with(&memory, &[LogWords { start, words: &[word], page_size: PAGE_SIZE }]);
-            expected.extend((0..parts[0].1).filter(|page| word >> page & 1 == 1).map(|page| parts[0].0 + page));
-            let found: Vec<usize> = dirty.runs().flat_map(|(start, len)| {
-                let first = start.0 as usize / PAGE;
-                first..first + len / PAGE
-            }).collect();
-            let each: Vec<usize> = parts.iter().enumerate().flat_map(|(number, &(first, pages))| {
-                let inside = expected.range(first..first + pages);
-                inside.map(move |page| number * 64 + page - first)
-            }).collect();
-            prop_assert_eq!(found, each);
-            match then {
-                0 => {
-                    dirty.put_back(&memory);
-                    dirty.clear();
-                }
-                1 => {
-                    dirty.clear();
-                    expected.clear();
-                }
-                2 => {
-                    dirty.put_back(&memory);
-                    dirty = DirtyMemory::new();
-                }
-                _ => {}
-            }
-        }
+        check_rounds(parts, rounds)?;
     }
 }

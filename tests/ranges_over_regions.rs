@@ -227,9 +227,15 @@ fn starts(memory: &impl GuestMemoryBackend<R = Region>, addr: u64) -> Vec<u64> {
 proptest! {
     #[test]
     fn walks_of_any_range_agree(
-        regions in prop::collection::vec((prop_oneof![5 => Just(0u64), 1 => 1u64..3], kind()), 1..12),
+        regions in prop::collection::vec(
+            (prop_oneof![5 => Just(0u64), 1 => 1u64..3], kind()),
+            1..12,
+        ),
         at_top in any::<bool>(),
-        ranges in prop::collection::vec((0usize..26, -2i64..3, 0usize..12 * 2 * PAGE, 0usize..3), 20),
+        ranges in prop::collection::vec(
+            (0usize..26, -2i64..3, 0usize..12 * 2 * PAGE, 0usize..3),
+            20,
+        ),
     ) {
         let pages: u64 = regions.iter().map(|(gap, _)| gap + 2).sum();
         // With `at_top`, the last region ends at 2^64.

@@ -432,8 +432,8 @@ mod tests {
                 }
             }
             let around = regions.iter().flat_map(|&(start, len)| {
-                let (last, past) = (start.0.wrapping_add(len).wrapping_sub(1), start.0.wrapping_add(len));
-                [start.0.wrapping_sub(1), start.0, last, past]
+                let past = start.0.wrapping_add(len);
+                [start.0.wrapping_sub(1), start.0, past.wrapping_sub(1), past]
             });
             for probe in around.chain(probes).chain([0, u64::MAX]) {
                 let slow = regions.iter().position(|&(start, len)| {

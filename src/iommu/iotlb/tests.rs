@@ -107,51 +107,125 @@ fn compare(iotlb: &Iotlb, model: &Model) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+fn check_lookups(steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let mut iotlb = Iotlb::new();
+    let mut model = Model::new();
+    for step in steps {
+        match step {
+            Step::Map {
+                iova,
+                to,
+                length,
+                permissions,
+            } => {
+                let result =
+                    iotlb.set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions);
+                if length != 0 && (last_of(iova, length).is_none() || last_of(to, length).is_none())
+                {
+                    prop_assert!(result.is_err());
+                } else {
+                    prop_assert!(result.is_ok());
+                    for (i, a) in addresses(iova, length).enumerate() {
+                        model.insert(a, (to.wrapping_add(i as u64), permissions));
+                    }
+                }
+            }
+            Step::Invalidate { iova, length } => {
+                iotlb.invalidate_mapping(GuestAddress(iova), length);
+                match last_of(iova, length) {
+                    _ if length == 0 => {}
+                    Some(last) => model.retain(|a, _| *a < iova || *a > last),
+                    None => model.retain(|a, _| *a < iova),
+                }
+            }
+            Step::Clear => {
+                iotlb.invalidate_all();
+                model.clear();
+            }
+        }
+        // Mappings never overlap, and adjacent mappings do not continue each other.
+        for (a, b) in iotlb.mappings.iter().zip(iotlb.mappings.iter().skip(1)) {
+            prop_assert!(a.last < b.start);
+            prop_assert!(a.last + 1 != b.start || !a.continues(b));
+        }
+        for mapping in iotlb.mappings.iter() {
+            let target = mapping.start.wrapping_add(mapping.offset);
+            prop_assert!(target.checked_add(mapping.last - mapping.start).is_some());
+        }
+    }
+    compare(&iotlb, &model)?;
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 128 }))]
 
     #[test]
-    fn lookup_after_random_changes_agrees_with_model(steps in prop::collection::vec(step(), 0..24)) {
-        let mut iotlb = Iotlb::new();
-        let mut model = Model::new();
-        for step in steps {
-            match step {
-                Step::Map { iova, to, length, permissions } => {
-                    let result = iotlb.set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions);
-                    if length != 0 && (last_of(iova, length).is_none() || last_of(to, length).is_none()) {
-                        prop_assert!(result.is_err());
-                    } else {
-                        prop_assert!(result.is_ok());
-                        for (i, a) in addresses(iova, length).enumerate() {
-                            model.insert(a, (to.wrapping_add(i as u64), permissions));
-                        }
-                    }
+    fn lookup_after_random_changes_agrees_with_model(
+        steps in prop::collection::vec(step(), 0..24),
+    ) {
+        check_lookups(steps)?;
+    }
+}
+
+fn check_evictions(bound: usize, first: Vec<Step>, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let (mut bounded, mut unbounded) = (Iotlb::new(), Iotlb::new());
+    for (number, step) in first.iter().chain(&steps).enumerate() {
+        if number == first.len() {
+            bounded.set_bound(NonZeroUsize::new(bound));
+        }
+        for iotlb in [&mut bounded, &mut unbounded] {
+            match *step {
+                Step::Map {
+                    iova,
+                    to,
+                    length,
+                    permissions,
+                } => {
+                    let _ = iotlb.set_mapping(
+                        GuestAddress(iova),
+                        GuestAddress(to),
+                        length,
+                        permissions,
+                    );
                 }
                 Step::Invalidate { iova, length } => {
-                    iotlb.invalidate_mapping(GuestAddress(iova), length);
-                    match last_of(iova, length) {
-                        _ if length == 0 => {}
-                        Some(last) => model.retain(|a, _| *a < iova || *a > last),
-                        None => model.retain(|a, _| *a < iova),
-                    }
+                    iotlb.invalidate_mapping(GuestAddress(iova), length)
                 }
-                Step::Clear => {
-                    iotlb.invalidate_all();
-                    model.clear();
-                }
-            }
-            // Mappings never overlap, and adjacent mappings do not continue each other.
-            for (a, b) in iotlb.mappings.iter().zip(iotlb.mappings.iter().skip(1)) {
-                prop_assert!(a.last < b.start);
-                prop_assert!(a.last + 1 != b.start || !a.continues(b));
-            }
-            for mapping in iotlb.mappings.iter() {
-                let target = mapping.start.wrapping_add(mapping.offset);
-                prop_assert!(target.checked_add(mapping.last - mapping.start).is_some());
+                Step::Clear => iotlb.invalidate_all(),
             }
         }
-        compare(&iotlb, &model)?;
+        if bounded.bound().is_none() {
+            continue;
+        }
+        prop_assert!(bounded.mappings.len() <= bound);
+        if let Some(evicted) = bounded.evicted {
+            let oldest = bounded.mappings.iter().map(|m| (m.age(), m.start)).min();
+            prop_assert!(oldest.is_none_or(|oldest| (evicted.age(), evicted.start) < oldest));
+        }
+        for base in (0..WINDOW).chain(u64::MAX - WINDOW + 1..=u64::MAX) {
+            let found = |iotlb| {
+                Iotlb::lookup(iotlb, GuestAddress(base), 1, No)
+                    .ok()
+                    .and_then(|mut i| i.next())
+            };
+            if let Some(here) = found(&bounded) {
+                prop_assert_eq!(Some(here), found(&unbounded));
+            }
+        }
+        if let Step::Map {
+            iova, to, length, ..
+        } = *step
+        {
+            let refused = last_of(iova, length).is_none() || last_of(to, length).is_none();
+            prop_assert!(
+                refused || Iotlb::lookup(&bounded, GuestAddress(iova), length, No).is_ok()
+            );
+        }
     }
+    bounded.set_bound(None);
+    prop_assert!(bounded.bound().is_none());
+    Ok(())
 }
 
 proptest! {
@@ -163,41 +237,7 @@ proptest! {
         first in prop::collection::vec(step(), 0..8),
         steps in prop::collection::vec(step(), 0..24),
     ) {
-        let (mut bounded, mut unbounded) = (Iotlb::new(), Iotlb::new());
-        for (number, step) in first.iter().chain(&steps).enumerate() {
-            if number == first.len() {
-                bounded.set_bound(NonZeroUsize::new(bound));
-            }
-            for iotlb in [&mut bounded, &mut unbounded] {
-                match *step {
-                    Step::Map { iova, to, length, permissions } => {
-                        let _ = iotlb.set_mapping(GuestAddress(iova), GuestAddress(to), length, permissions);
-                    }
-                    Step::Invalidate { iova, length } => iotlb.invalidate_mapping(GuestAddress(iova), length),
-                    Step::Clear => iotlb.invalidate_all(),
-                }
-            }
-            if bounded.bound().is_none() {
-                continue;
-            }
-            prop_assert!(bounded.mappings.len() <= bound);
-            if let Some(evicted) = bounded.evicted {
-                let oldest = bounded.mappings.iter().map(|m| (m.age(), m.start)).min();
-                prop_assert!(oldest.is_none_or(|oldest| (evicted.age(), evicted.start) < oldest));
-            }
-            for base in (0..WINDOW).chain(u64::MAX - WINDOW + 1..=u64::MAX) {
-                let found = |iotlb| Iotlb::lookup(iotlb, GuestAddress(base), 1, No).ok().and_then(|mut i| i.next());
-                if let Some(here) = found(&bounded) {
-                    prop_assert_eq!(Some(here), found(&unbounded));
-                }
-            }
-            if let Step::Map { iova, to, length, .. } = *step {
-                let refused = last_of(iova, length).is_none() || last_of(to, length).is_none();
-                prop_assert!(refused || Iotlb::lookup(&bounded, GuestAddress(iova), length, No).is_ok());
-            }
-        }
-        bounded.set_bound(None);
-        prop_assert!(bounded.bound().is_none());
+        check_evictions(bound, first, steps)?;
     }
 }
 

@@ -144,7 +144,8 @@ proptest! {
         let (table, needed) = runs(&lengths);
         let base = 20;
         let outside = |page: &u64| !(base..base + table.len() as u64).contains(page);
-        let mut before: Vec<(u64, u64)> = others.into_iter().filter(|(page, _)| outside(page)).collect();
+        let mut before = others;
+        before.retain(|(page, _)| outside(page));
         // Parts of the range, in any order.
         for index in cached {
             let page = index.index(table.len());

@@ -50,7 +50,10 @@ proptest! {
             prop_assert!(shared.set_mapping(GuestAddress(u64::MAX), iova, 2, Read).is_err());
             let same = |one: &Iotlb, other: &Iotlb| (0..45u64).all(|page| {
                 let at = GuestAddress(page * PAGE);
-                let look = |iotlb| Iotlb::lookup(iotlb, at, 0x1000, Read).ok().map(|found| found.collect::<Vec<_>>());
+                let look = |iotlb| {
+                    let found = Iotlb::lookup(iotlb, at, 0x1000, Read).ok();
+                    found.map(|found| found.collect::<Vec<_>>())
+                };
                 look(one) == look(other)
             });
             prop_assert!(same(&shared.snapshot(), &plain));

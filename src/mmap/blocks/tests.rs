@@ -116,6 +116,61 @@ fn plug_and_unplug_from_two_threads_keep_the_count() {
     assert_eq!(shared.plugged_bytes(), 0x40_0800);
 }
 
+fn check_blocks(
+    block: u32,
+    extra: usize,
+    steps: Vec<(bool, usize, usize)>,
+    queries: Vec<(usize, usize)>,
+) -> Result<(), TestCaseError> {
+    let size = 1 << block;
+    let total = (200 << block) - extra % size;
+    let blocks = blocks(total, size);
+    let mut model = vec![false; total];
+    for (plug, from, count) in steps {
+        let (offset, end) = (
+            (from << block).min(total),
+            ((from + count) << block).min(total),
+        );
+        let changed = if plug {
+            blocks.plug(offset, end - offset)
+        } else {
+            blocks.unplug(offset, end - offset)
+        };
+        prop_assert_eq!(changed.is_ok(), offset % size == 0);
+        if changed.is_ok() {
+            model[offset..end].fill(plug);
+        }
+    }
+    prop_assert_eq!(
+        blocks.plugged_bytes(),
+        model.iter().filter(|on| **on).count()
+    );
+    let mut runs = vec![false; total];
+    for (offset, count) in blocks.runs() {
+        prop_assert!(count > 0 && (offset == 0 || !runs[offset - 1]));
+        runs[offset..offset + count].fill(true);
+    }
+    prop_assert_eq!(&runs, &model);
+    for (offset, count) in queries {
+        let range = model.get(offset..offset + count);
+        prop_assert_eq!(
+            blocks.is_plugged(offset, count),
+            range.is_some_and(|range| range.iter().all(|on| *on))
+        );
+        let ahead = model.get(offset..).unwrap_or(&[]);
+        let ahead = &ahead[..count.min(ahead.len())];
+        prop_assert_eq!(
+            blocks.plugged_from(offset, count),
+            ahead.iter().take_while(|on| **on).count()
+        );
+        prop_assert_eq!(
+            blocks.is_unplugged(offset, count),
+            ahead.iter().all(|on| !*on)
+        );
+    }
+    Ok(())
+}
+
 proptest! {
     #[test]
     fn plugged_blocks_agree_with_one_flag_per_byte(
@@ -124,32 +179,6 @@ proptest! {
         steps in prop::collection::vec((any::<bool>(), 0usize..200, 0usize..200), 1..20),
         queries in prop::collection::vec((0usize..1700, 0usize..1700), 1..20),
     ) {
-        let size = 1 << block;
-        let total = (200 << block) - extra % size;
-        let blocks = blocks(total, size);
-        let mut model = vec![false; total];
-        for (plug, from, count) in steps {
-            let (offset, end) = ((from << block).min(total), ((from + count) << block).min(total));
-            let changed = if plug { blocks.plug(offset, end - offset) } else { blocks.unplug(offset, end - offset) };
-            prop_assert_eq!(changed.is_ok(), offset % size == 0);
-            if changed.is_ok() {
-                model[offset..end].fill(plug);
-            }
-        }
-        prop_assert_eq!(blocks.plugged_bytes(), model.iter().filter(|on| **on).count());
-        let mut runs = vec![false; total];
-        for (offset, count) in blocks.runs() {
-            prop_assert!(count > 0 && (offset == 0 || !runs[offset - 1]));
-            runs[offset..offset + count].fill(true);
-        }
-        prop_assert_eq!(&runs, &model);
-        for (offset, count) in queries {
-            let range = model.get(offset..offset + count);
-            prop_assert_eq!(blocks.is_plugged(offset, count), range.is_some_and(|range| range.iter().all(|on| *on)));
-            let ahead = model.get(offset..).unwrap_or(&[]);
-            let ahead = &ahead[..count.min(ahead.len())];
-            prop_assert_eq!(blocks.plugged_from(offset, count), ahead.iter().take_while(|on| **on).count());
-            prop_assert_eq!(blocks.is_unplugged(offset, count), ahead.iter().all(|on| !*on));
-        }
+        check_blocks(block, extra, steps, queries)?;
     }
 }

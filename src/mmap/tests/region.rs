@@ -299,6 +299,37 @@ fn placed(file: &Arc<File>, start: u64, size: usize, host: &MmapRegion) -> MmapR
         .unwrap()
 }
 
+fn check_overlap(
+    a: u64,
+    b: u64,
+    (a_len, b_len): (usize, usize),
+    same: bool,
+) -> Result<(), TestCaseError> {
+    let host = MmapRegion::new(0x1000).unwrap();
+    let one = Arc::new(File::open("/dev/zero").unwrap());
+    let other = if same {
+        one.clone()
+    } else {
+        Arc::new(File::open("/dev/zero").unwrap())
+    };
+    prop_assert_eq!(one.as_raw_fd() == other.as_raw_fd(), same);
+    let wide = |start: u64, len: usize| {
+        (
+            u128::from(start << 12),
+            u128::from(start << 12) + len as u128,
+        )
+    };
+    let ((a0, a1), (b0, b1)) = (wide(a, a_len), wide(b, b_len));
+    let (left, right) = (
+        placed(&one, a << 12, a_len, &host),
+        placed(&other, b << 12, b_len, &host),
+    );
+    prop_assert_eq!(left.fds_overlap(&right), same && a0 < b1 && b0 < a1);
+    prop_assert_eq!(right.fds_overlap(&left), same && a0 < b1 && b0 < a1);
+    prop_assert!(!left.fds_overlap(&host) && !host.fds_overlap(&left));
+    Ok(())
+}
+
 proptest! {
     #[test]
     fn fds_overlap_agrees_with_wide_arithmetic(
@@ -307,16 +338,7 @@ proptest! {
         (a_len, b_len) in (1usize..0x4000, 1usize..0x4000),
         same in any::<bool>(),
     ) {
-        let host = MmapRegion::new(0x1000).unwrap();
-        let one = Arc::new(File::open("/dev/zero").unwrap());
-        let other = if same { one.clone() } else { Arc::new(File::open("/dev/zero").unwrap()) };
-        prop_assert_eq!(one.as_raw_fd() == other.as_raw_fd(), same);
-        let wide = |start: u64, len: usize| (u128::from(start << 12), u128::from(start << 12) + len as u128);
-        let ((a0, a1), (b0, b1)) = (wide(a, a_len), wide(b, b_len));
-        let (left, right) = (placed(&one, a << 12, a_len, &host), placed(&other, b << 12, b_len, &host));
-        prop_assert_eq!(left.fds_overlap(&right), same && a0 < b1 && b0 < a1);
-        prop_assert_eq!(right.fds_overlap(&left), same && a0 < b1 && b0 < a1);
-        prop_assert!(!left.fds_overlap(&host) && !host.fds_overlap(&left));
+        check_overlap(a, b, (a_len, b_len), same)?;
     }
 }
 

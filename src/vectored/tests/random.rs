@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
 
 use super::*;
 
@@ -24,78 +25,99 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-proptest! {
-    #[test]
-    fn io_buffer_agrees_with_list_of_addresses(steps in prop::collection::vec(step(), 1..30), written in 0usize..800) {
-        // Three regions, with a hole before the last one.
-        let bases = [(0u64, 0x100u64), (0x100, 0x100), (0x240, 0x80)];
-        let ranges: Vec<_> = bases.iter().map(|(base, len)| (GuestAddress(*base), *len as usize)).collect();
-        // Each region is smaller than a page of its bitmap, so marks are compared region by region.
-        let memory = Arc::new(Memory::from_ranges(&ranges).unwrap());
-        let is_mapped = |address: u64| bases.iter().any(|(base, len)| (*base..base + len).contains(&address));
-        let mut bytes = vec![0u8; 0x300];
-        let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::ReadWrite);
-        let mut model: Vec<u64> = Vec::new();
-        for step in steps {
-            match step {
-                Step::Push(address, count) => {
-                    let end = u128::from(address) + count as u128;
-                    let reachable = end <= 0x300 && (address..end as u64).all(is_mapped);
-                    prop_assert_eq!(buffer.push(GuestAddress(address), count).is_ok(), reachable || count == 0);
-                    if reachable {
-                        model.extend(address..end as u64);
-                    }
-                }
-                Step::Split(at) => {
-                    let rest = buffer.split_off(at);
-                    prop_assert_eq!(rest.is_some(), at <= model.len());
-                    if let Some(rest) = rest {
-                        prop_assert_eq!(rest.len(), model.len() - at);
-                        prop_assert_eq!(rest.vectors().iter().map(|v| v.len()).sum::<usize>(), rest.len());
-                        model.truncate(at);
-                    }
-                }
-                Step::Truncate(len) => {
-                    buffer.truncate(len);
-                    model.truncate(len);
-                }
-                Step::CopyFrom(offset, put) => {
-                    let fits = model.len().saturating_sub(offset).min(put.len());
-                    prop_assert_eq!(buffer.copy_from(offset, &put).unwrap(), fits);
-                    for (index, byte) in put[..fits].iter().enumerate() {
-                        bytes[model[offset + index] as usize] = *byte;
-                    }
-                }
-                Step::CopyTo(offset, count) => {
-                    let fits = model.len().saturating_sub(offset).min(count);
-                    let mut seen = vec![0xaa; count];
-                    prop_assert_eq!(buffer.copy_to(offset, &mut seen).unwrap(), fits);
-                    for (index, byte) in seen[..fits].iter().enumerate() {
-                        prop_assert_eq!(bytes[model[offset + index] as usize], *byte);
-                    }
-                    prop_assert!(seen[fits..].iter().all(|byte| *byte == 0xaa));
+fn check_buffer(steps: Vec<Step>, written: usize) -> TestCaseResult {
+    // Three regions, with a hole before the last one.
+    let bases = [(0u64, 0x100u64), (0x100, 0x100), (0x240, 0x80)];
+    let ranges: Vec<_> = bases
+        .iter()
+        .map(|(base, len)| (GuestAddress(*base), *len as usize))
+        .collect();
+    // Each region is smaller than a page of its bitmap, so marks are compared region by region.
+    let memory = Arc::new(Memory::from_ranges(&ranges).unwrap());
+    let is_mapped = |address: u64| {
+        bases
+            .iter()
+            .any(|(base, len)| (*base..base + len).contains(&address))
+    };
+    let mut bytes = vec![0u8; 0x300];
+    let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::ReadWrite);
+    let mut model: Vec<u64> = Vec::new();
+    for step in steps {
+        match step {
+            Step::Push(address, count) => {
+                let end = u128::from(address) + count as u128;
+                let reachable = end <= 0x300 && (address..end as u64).all(is_mapped);
+                prop_assert_eq!(
+                    buffer.push(GuestAddress(address), count).is_ok(),
+                    reachable || count == 0
+                );
+                if reachable {
+                    model.extend(address..end as u64);
                 }
             }
-            prop_assert_eq!(buffer.len(), model.len());
-            // Byte by byte, the vectors are the addresses.
-            let hosts: Vec<usize> = buffer
-                .vectors()
-                .iter()
-                .flat_map(|vector| (0..vector.len()).map(|i| vector.base() as usize + i))
-                .collect();
-            let expected: Vec<usize> = model
-                .iter()
-                .map(|address| memory.get_host_address(GuestAddress(*address)).unwrap() as usize)
-                .collect();
-            prop_assert_eq!(hosts, expected);
+            Step::Split(at) => {
+                let rest = buffer.split_off(at);
+                prop_assert_eq!(rest.is_some(), at <= model.len());
+                if let Some(rest) = rest {
+                    prop_assert_eq!(rest.len(), model.len() - at);
+                    prop_assert_eq!(
+                        rest.vectors().iter().map(|v| v.len()).sum::<usize>(),
+                        rest.len()
+                    );
+                    model.truncate(at);
+                }
+            }
+            Step::Truncate(len) => {
+                buffer.truncate(len);
+                model.truncate(len);
+            }
+            Step::CopyFrom(offset, put) => {
+                let fits = model.len().saturating_sub(offset).min(put.len());
+                prop_assert_eq!(buffer.copy_from(offset, &put).unwrap(), fits);
+                for (index, byte) in put[..fits].iter().enumerate() {
+                    bytes[model[offset + index] as usize] = *byte;
+                }
+            }
+            Step::CopyTo(offset, count) => {
+                let fits = model.len().saturating_sub(offset).min(count);
+                let mut seen = vec![0xaa; count];
+                prop_assert_eq!(buffer.copy_to(offset, &mut seen).unwrap(), fits);
+                for (index, byte) in seen[..fits].iter().enumerate() {
+                    prop_assert_eq!(bytes[model[offset + index] as usize], *byte);
+                }
+                prop_assert!(seen[fits..].iter().all(|byte| *byte == 0xaa));
+            }
         }
-        dirty(&memory);
-        let marked = buffer.complete(written);
-        prop_assert_eq!(marked, written.min(model.len()));
-        let region_of = |address: u64| bases.iter().rfind(|(base, _)| *base <= address).unwrap().0;
-        let mut expected: Vec<u64> = model.iter().map(|address| region_of(*address)).collect();
-        expected.sort_unstable();
-        expected.dedup();
-        prop_assert_eq!(dirty(&memory), expected);
+        prop_assert_eq!(buffer.len(), model.len());
+        // Byte by byte, the vectors are the addresses.
+        let hosts: Vec<usize> = buffer
+            .vectors()
+            .iter()
+            .flat_map(|vector| (0..vector.len()).map(|i| vector.base() as usize + i))
+            .collect();
+        let expected: Vec<usize> = model
+            .iter()
+            .map(|address| memory.get_host_address(GuestAddress(*address)).unwrap() as usize)
+            .collect();
+        prop_assert_eq!(hosts, expected);
+    }
+    dirty(&memory);
+    let marked = buffer.complete(written);
+    prop_assert_eq!(marked, written.min(model.len()));
+    let region_of = |address: u64| bases.iter().rfind(|(base, _)| *base <= address).unwrap().0;
+    let mut expected: Vec<u64> = model.iter().map(|address| region_of(*address)).collect();
+    expected.sort_unstable();
+    expected.dedup();
+    prop_assert_eq!(dirty(&memory), expected);
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn io_buffer_agrees_with_list_of_addresses(
+        steps in prop::collection::vec(step(), 1..30),
+        written in 0usize..800,
+    ) {
+        check_buffer(steps, written)?;
     }
 }
