@@ -13,10 +13,11 @@ use rustix::mm::{mlockall, munlockall, MlockAllFlags};
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
 use test_support::{in_own_process, skipped, temp_file_of_len, MIB, PAGE_U64 as PAGE};
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
 use vm_memory_host::{
-    discard, plug, prefault, provisioned, residency, still_mapped, unplug, Backing, Description,
-    Lock, MemoryBuilder, Region, Sharing, Unplugged,
+    discard, plug, prefault, provisioned, residency, still_mapped, unplug, Backing, BuildError,
+    Description, Lock, MemoryBuilder, Region, Sharing, Unplugged,
 };
 
 /// A resource limit that is restored when this is dropped.
@@ -384,6 +385,21 @@ fn build_at_a_limit_names_it() {
         let locked = Region::new(GuestAddress(0), 4 * MIB).lock(Lock::Now);
         let error = build(locked);
         assert!(error.contains("locked memory limit of 0x100000"), "{error}");
+    });
+}
+
+#[test]
+fn build_without_memory_for_bitmap_returns_error() {
+    in_own_process("build_without_memory_for_bitmap_returns_error", |_| {
+        // Its bits take 128 MiB. That is more than the limit and the heap of a thread leave.
+        const SIZE: u64 = 4 << 40;
+        let region = Region::new(GuestAddress(0), SIZE);
+        let limit = Limited::to(Resource::As, status("VmSize") + SIZE + 16 * MIB);
+        let built = MemoryBuilder::new().region(region).build::<AtomicBitmap>();
+        drop(limit);
+        let error = built.map(drop).unwrap_err();
+        assert!(matches!(error, BuildError::Bitmap { .. }), "{error}");
+        assert!(status("VmSize") < SIZE);
     });
 }
 

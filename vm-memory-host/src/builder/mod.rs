@@ -17,6 +17,7 @@ mod shared_bytes;
 pub(crate) use received_files::ReceivedFiles;
 use received_files::Requested;
 
+use std::collections::TryReserveError;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -194,11 +195,12 @@ impl MemoryBuilder {
     /// - two regions map the same bytes of a file
     ///   ([`allow_shared_bytes`](Self::allow_shared_bytes));
     /// - the host lacks huge pages, NUMA nodes, memory, file space or addresses;
+    /// - memory for a dirty bitmap cannot be allocated;
     /// - the system refuses a call; or
     /// - the callback of [`prefault`](Self::prefault) returns [`ControlFlow::Break`] before all
     ///   pages are populated.
     pub fn build<B: NewBitmap>(self) -> Result<GuestMemoryMmap<B>, BuildError> {
-        self.build_with_bitmaps(B::with_len)
+        self.build_with_results(B::try_with_len)
     }
 
     /// Builds the memory, with a bitmap from `bitmap` for each region.
@@ -226,8 +228,15 @@ impl MemoryBuilder {
     ///
     /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
     pub fn build_with_bitmaps<B: Bitmap>(
-        mut self,
+        self,
         mut bitmap: impl FnMut(usize) -> B,
+    ) -> Result<GuestMemoryMmap<B>, BuildError> {
+        self.build_with_results(|size| Ok(bitmap(size)))
+    }
+
+    fn build_with_results<B: Bitmap>(
+        mut self,
+        mut bitmap: impl FnMut(usize) -> Result<B, TryReserveError>,
     ) -> Result<GuestMemoryMmap<B>, BuildError> {
         let host = HostResources::current();
         let regions = std::mem::take(&mut self.regions.0);
@@ -277,10 +286,13 @@ impl MemoryBuilder {
 /// Creates the vm-memory region of a mapping.
 fn guest_region<B: Bitmap>(
     mapping: &Arc<HostMapping>,
-    bitmap: &mut impl FnMut(usize) -> B,
+    bitmap: &mut impl FnMut(usize) -> Result<B, TryReserveError>,
 ) -> Result<GuestRegionMmap<B>, BuildError> {
     let span = mapping.span();
-    let bitmap = bitmap(mapping.mapped().len());
+    let bitmap = bitmap(mapping.mapped().len()).map_err(|source| BuildError::Bitmap {
+        region: span,
+        source,
+    })?;
     let region = mapping
         .mmap_region(bitmap)
         .map_err(|source| BuildError::Region {

@@ -1,5 +1,6 @@
 //! [`BuildError`]: the reasons for which a build fails.
 
+use std::collections::TryReserveError;
 use std::io;
 
 use vm_memory::mmap::{MmapRegionError, PluggedBlocksError};
@@ -347,6 +348,18 @@ pub enum BuildError {
         source: io::Error,
         /// The remedy.
         advice: String,
+    },
+    /// The dirty bitmap of a region cannot be allocated.
+    #[error(
+        "region {region}: cannot allocate its dirty bitmap: {source}; \
+        make the region smaller, raise the limit of the process, or track larger pages \
+        (MemoryBuilder::build_with_bitmaps)"
+    )]
+    Bitmap {
+        /// The region.
+        region: Span,
+        /// The error of the allocator.
+        source: TryReserveError,
     },
     /// vm-memory refused a mapping.
     #[error("region {region}: cannot make a vm-memory region of its mapping: {source}")]
