@@ -86,6 +86,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Regions of two builds can map the same bytes of a file, and no check finds it. A write to one
+//! region then leaves the other clean. If the files come from another process, compare them with
+//! those of the existing regions first, for example by device and inode number.
+//!
 //! # System calls
 //!
 //! A seccomp filter must allow these calls. A build usually runs before the filter is installed.
@@ -129,7 +133,7 @@
 //! - A call that allocates pages of a file may call `rt_sigtimedwait`, if another process truncates
 //!   the file meanwhile.
 //! - The crate creates a thread to close a descriptor that supports no seals, if its region
-//!   requires seals or if no region of a description uses it.
+//!   requires seals or if no region of a description uses it. There are at most 64 such threads.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
 //! - Programs with debug assertions also call `fcntl` before each `close`.
 

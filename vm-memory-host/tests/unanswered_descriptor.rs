@@ -13,7 +13,8 @@ use std::sync::{mpsc, Arc, Mutex};
 use std::time::Duration;
 
 use rustix::mount::{mount, unmount, MountFlags, UnmountFlags};
-use test_support::{skipped, MIB};
+use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+use test_support::{in_own_process, skipped, MIB};
 use vm_memory::GuestAddress;
 use vm_memory_host::{
     describe, Backing, BuildError, Description, DescriptionError, MemoryBuilder, Region,
@@ -193,4 +194,77 @@ fn drop_of_builder_that_requires_seals_does_not_wait_for_server_of_file() {
     description.regions[0].options.sealed = true;
     let file = server.open();
     returned(move || drop(description.builder(vec![file.into()]).unwrap()));
+}
+
+/// Returns the number of threads of this process.
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// Drops a received descriptor.
+fn receive(file: File) {
+    let newer = Description {
+        version: Description::VERSION + 1,
+        regions: Vec::new(),
+    };
+    newer.builder(vec![file.into()]).unwrap_err();
+}
+
+#[test]
+fn descriptors_of_silent_servers_take_at_most_64_threads() {
+    // The threads that wait for a server count for the whole process.
+    in_own_process(
+        "descriptors_of_silent_servers_take_at_most_64_threads",
+        |test| {
+            let test = test.to_owned();
+            returned(move || {
+                let Some(server) = Server::mount(&test) else {
+                    return;
+                };
+                let (file, before) = (server.open(), threads());
+                for _ in 0..100 {
+                    receive(file.try_clone().unwrap());
+                }
+                let after = threads();
+                // The system ends all requests, and with them the threads and the server.
+                drop(server);
+                drop(file);
+                assert_eq!(after, before + 64);
+                while threads() >= before {
+                    std::thread::yield_now();
+                }
+                let Some(server) = Server::mount(&test) else {
+                    return;
+                };
+                receive(server.open());
+                assert_eq!(threads(), before + 1);
+            });
+        },
+    );
+}
+
+#[test]
+fn descriptor_without_thread_to_close_it_does_not_delay_caller() {
+    in_own_process(
+        "descriptor_without_thread_to_close_it_does_not_delay_caller",
+        |test| {
+            let Some(server) = Server::mount(test) else {
+                return;
+            };
+            let (received, before) = (server.open(), threads());
+            returned(move || {
+                // No room for a stack.
+                let now = getrlimit(Resource::As);
+                let none = Rlimit {
+                    current: Some(MIB),
+                    maximum: now.maximum,
+                };
+                setrlimit(Resource::As, none).unwrap();
+                receive(received);
+                setrlimit(Resource::As, now).unwrap();
+                // This thread is the only new one.
+                assert_eq!(threads(), before + 1);
+            });
+        },
+    );
 }

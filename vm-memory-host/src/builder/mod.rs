@@ -117,6 +117,9 @@ impl MemoryBuilder {
     /// and ranges that overlap in part are refused. Private mappings may have bytes in common with
     /// each other.
     ///
+    /// The check covers the regions of one builder. It does not find bytes that two builds have in
+    /// common, even if their regions join one map ([hotplug](crate#model)).
+    ///
     /// # Examples
     ///
     /// ```

@@ -2,17 +2,30 @@
 //! [`Requested`]: regions that may have such descriptors.
 
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use crate::region::{Backing, Region};
 use crate::sys;
 
+/// The maximum number of threads of this process that close files.
+///
+/// A server that never replies keeps its thread for ever, and each description can bring one.
+const MAX_THREADS: usize = 64;
+
+/// The number of threads that are closing files.
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
 /// Descriptors that another process has sent.
 ///
 /// close(2) may wait for the server of a file (FUSE), which may never reply. Dropping this closes
 /// such files in a separate thread. Memfds and files that are still in use elsewhere are dropped at
-/// once. If the system refuses the thread, the caller's thread closes the files, and may wait.
+/// once.
+///
+/// If [`MAX_THREADS`] threads are closing files already, or if the system refuses the thread, the
+/// files stay open until the process ends. The caller never waits for a server.
 #[derive(Debug, Default)]
 pub(crate) struct ReceivedFiles(Vec<Arc<File>>);
 
@@ -48,8 +61,29 @@ impl Drop for ReceivedFiles {
         let files = std::mem::take(&mut self.0);
         let (slow, _): (Vec<_>, Vec<_>) = files.into_iter().partition(may_wait);
         if !slow.is_empty() {
-            sys::run_detached(c"close", move || drop(slow));
+            close_detached(slow);
         }
+    }
+}
+
+/// Closes files in a separate thread, or leaves them open if there can be no such thread.
+fn close_detached(files: Vec<Arc<File>>) {
+    // Relaxed: the counter protects no other memory.
+    let one_more = |threads: usize| (threads < MAX_THREADS).then(|| threads.saturating_add(1));
+    if THREADS
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+        .is_err()
+    {
+        return std::mem::forget(files);
+    }
+    // Nothing drops `files` in this thread, even if the thread is refused.
+    let mut files = ManuallyDrop::new(files);
+    let close = move || {
+        drop(std::mem::take(&mut *files));
+        THREADS.fetch_sub(1, Ordering::Relaxed);
+    };
+    if sys::run_detached(c"close", close).is_err() {
+        THREADS.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

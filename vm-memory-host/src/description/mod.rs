@@ -280,7 +280,7 @@ impl Description {
     /// anonymous memory has zeroes.
     ///
     /// A description may come from an untrusted process: the build checks everything in it. The
-    /// receiver must decide three things itself:
+    /// receiver must decide five things itself:
     ///
     /// - Whether the sender may truncate a file later. Set `options.sealed` of each region to
     ///   accept [sealed](Region::sealed) files only, or see [`vm_memory::fault`]. The builder then
@@ -292,6 +292,11 @@ impl Description {
     ///   then allocates all pages, and the OOM killer may end the receiver.
     /// - The maximum size of a guest. Addresses cost nothing, but each page needs a bit in a
     ///   bitmap, and so does each block.
+    /// - The maximum number of regions. Each region takes VMAs from the budget of the process (half
+    ///   of `vm.max_map_count`), and time to build.
+    /// - The maximum number of attempts per peer. A thread closes a descriptor whose server may
+    ///   never reply, and there are at most 64 such threads in a process. Descriptors above that
+    ///   number stay open until the process ends.
     ///
     /// # Examples
     ///

@@ -10,8 +10,11 @@ use std::ptr::null_mut;
 
 use super::check;
 
-/// The stack size of a thread, which is also that of the standard library.
+/// The stack size of a thread that is joined, which is also that of the standard library.
 const STACK: usize = 2 << 20;
+
+/// The stack size of a detached thread. The C library allows no less on aarch64.
+const SMALL_STACK: usize = 128 << 10;
 
 /// The argument of a thread.
 struct Start<'a, W> {
@@ -83,36 +86,44 @@ unsafe fn spawn<W: Fn(usize) + Sync>(start: &mut Start<'_, W>) -> Option<libc::p
     let argument: *mut Start<'_, W> = start;
     // SAFETY: `thread_main::<W>` takes a pointer to a `Start` with the same `W`, which the caller
     // leaves alone until it has joined the thread (contract of `spawn`).
-    unsafe { create(thread_main::<W>, argument.cast()) }
+    unsafe { create(STACK, thread_main::<W>, argument.cast()) }
 }
 
-/// Calls `work` in a new thread that nothing joins, or here if the system refuses the thread.
+/// Calls `work` in a new thread that nothing joins. Returns `work` if there is no such thread.
 ///
-/// The new thread is called `name`.
+/// The new thread is called `name`. Its stack has 128 KiB. The system can refuse it.
 ///
 /// Unlike `std::thread`, a lack of memory does not end the process: see [`run_on_threads`].
-pub(crate) fn run_detached<W: FnOnce() + Send + 'static>(name: &'static CStr, work: W) {
+pub(crate) fn run_detached<W: FnOnce() + Send + 'static>(
+    name: &'static CStr,
+    work: W,
+) -> std::result::Result<(), W> {
     let work = Box::into_raw(Box::new((name, work)));
     // SAFETY: `detached_main::<W>` takes a pointer from `Box::into_raw` to a name and the same `W`.
     // If the thread exists, only it uses the pointer. `W` is `Send`, and it and the name borrow
     // nothing that can end.
-    match unsafe { create(detached_main::<W>, work.cast()) } {
-        // SAFETY: pthread_create(3) has returned this thread. It is neither joined nor detached.
-        Some(thread) => drop(unsafe { libc::pthread_detach(thread) }),
+    match unsafe { create(SMALL_STACK, detached_main::<W>, work.cast()) } {
+        Some(thread) => {
+            // SAFETY: pthread_create(3) has returned this thread. It is neither joined nor
+            // detached.
+            unsafe { libc::pthread_detach(thread) };
+            Ok(())
+        }
         None => {
             // SAFETY: the pointer comes from `Box::into_raw`, and no thread has received it.
             let (_, work) = *unsafe { Box::from_raw(work) };
-            work();
+            Err(work)
         }
     }
 }
 
-/// Starts a thread that calls `main` with `argument`.
+/// Starts a thread that calls `main` with `argument`, on a stack of `stack` bytes.
 ///
 /// # Safety
 ///
 /// `main` may be called with `argument` once, in another thread, until the caller joins it.
 unsafe fn create(
+    stack: usize,
     main: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void,
     argument: *mut libc::c_void,
 ) -> Option<libc::pthread_t> {
@@ -123,7 +134,7 @@ unsafe fn create(
     }
     // SAFETY: pthread_attr_init(3) has returned 0, so it has initialised the object. If the object
     // refuses the size, it keeps the default.
-    let _ = unsafe { libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK) };
+    let _ = unsafe { libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), stack) };
     let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
     // SAFETY: pthread_attr_init(3) has returned 0, so it has initialised the attributes. `thread`
     // has room for the result. The new thread may call `main` with `argument` (contract of
