@@ -557,9 +557,9 @@ fn discard_and_plug_in_locked_process_succeed() {
 }
 
 #[test]
-fn builder_of_description_at_vma_limit_closes_descriptors() {
+fn builder_of_description_after_vma_limit_closes_descriptors() {
     in_own_process(
-        "builder_of_description_at_vma_limit_closes_descriptors",
+        "builder_of_description_after_vma_limit_closes_descriptors",
         |test| {
             let version = Description::VERSION;
             let regions = Vec::new();
@@ -567,16 +567,26 @@ fn builder_of_description_at_vma_limit_closes_descriptors() {
             let Some(mut mappings) = all_vmas(test) else {
                 return;
             };
-            for _ in 0..24 {
-                // No region refers to the descriptor. Closing it may wait, since it is not a memfd.
+            // No region refers to the descriptor. Closing it may wait, since it is not a memfd.
+            let receive = || {
                 let file = fs::File::open("/dev/null").unwrap();
                 let open = format!("/proc/self/fd/{}", file.as_raw_fd());
                 drop(description.builder(vec![file.into()]).unwrap());
-                while fs::exists(&open).unwrap() {
-                    std::thread::yield_now();
-                }
+                open
+            };
+            // More than there may be threads. Without a thread, the descriptor stays open.
+            for _ in 0..80 {
+                assert!(fs::exists(receive()).unwrap());
+            }
+            for _ in 0..24 {
+                receive();
                 // Leaves room for one more VMA.
                 mappings.pop();
+            }
+            drop(mappings);
+            let open = receive();
+            while fs::exists(&open).unwrap() {
+                std::thread::yield_now();
             }
         },
     );
