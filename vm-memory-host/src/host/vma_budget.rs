@@ -21,10 +21,22 @@ pub(crate) struct VmaBudget(usize);
 impl VmaBudget {
     /// Takes `more` VMAs if the limit allows all of them, and returns whether it does.
     pub(crate) fn try_take(&mut self, more: usize) -> bool {
+        self.try_take_below(vma_limit(), more)
+    }
+
+    /// Does the same as [`try_take`](Self::try_take), but leaves a quarter of the limit to builds.
+    ///
+    /// A guest chooses when it discards. It must not prevent the hotplug of a region.
+    pub(crate) fn try_take_for_guest(&mut self, more: usize) -> bool {
+        let limit = vma_limit();
+        self.try_take_below(limit.saturating_sub(limit / 4), more)
+    }
+
+    fn try_take_below(&mut self, limit: usize, more: usize) -> bool {
         // Relaxed: the counter protects no other memory.
         let sum = |in_use: usize| {
             let sum = in_use.checked_add(more);
-            sum.filter(|sum| *sum <= vma_limit())
+            sum.filter(|sum| *sum <= limit)
         };
         let taken = IN_USE.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum);
         if taken.is_ok() {

@@ -77,7 +77,7 @@ impl ZeroedRanges {
             parts: parts.max(1),
         };
         let more = joined.added_vmas().saturating_sub(before);
-        if !self.vmas.try_take(more) {
+        if more > 0 && !self.vmas.try_take_for_guest(more) {
             return None;
         }
         let result = splice();

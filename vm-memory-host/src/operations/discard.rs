@@ -45,7 +45,7 @@ use crate::sys::{self, Advice, Mapped};
 /// - Pages of a shared file are overwritten if its file system or device cannot free them. It may
 ///   not support that, lack the disk space for it, or be claimed by another process.
 /// - Each separate range of a private file costs two VMAs. Ranges are overwritten once guests use
-///   half of `vm.max_map_count`.
+///   three eighths of `vm.max_map_count`. Builds can use up to half of it.
 /// - Ranges of a private file are also overwritten if `RLIMIT_AS` or `RLIMIT_MEMLOCK` leaves no
 ///   room to map zeroes.
 /// - Private mappings of huge pages are always overwritten.
