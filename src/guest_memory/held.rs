@@ -106,21 +106,35 @@ impl<'m, M: GuestMemory + ?Sized> HeldMemory<'m, M> {
         if slice.has_host_address() {
             return Ok(slice);
         }
-        // SAFETY: the slice and its parts live at most for `'a`, while `self` is borrowed. The hold
-        // is put into `kept`, which only grows and is dropped with `self`. If that fails, the slice
-        // is dropped here, before the hold.
-        let (slice, hold, inaccessible) = unsafe { slice.hold(access.direction()) }?;
+        // Before the slice is mapped, which is expensive. Without the lock: dropping a slice may be
+        // code of another crate.
+        drop(self.room()?);
+        let (held, inaccessible) = slice.hold(access.direction())?;
         if let Some(error) = inaccessible {
             return Err(error.into());
         }
+        // Other threads may have mapped slices since.
+        let mut kept = self.room()?;
+        // SAFETY: the slice and its parts live at most for `'a`, while `self` is borrowed. The hold
+        // goes into `kept`, which has room, only grows, and is dropped with `self`.
+        let (slice, hold) = unsafe { held.into_parts() };
+        kept.pages.push(hold);
+        Ok(slice)
+    }
+
+    /// Locks the state, which then has room for one more slice.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the maximum number of slices is mapped, or if there is no memory.
+    fn room(&self) -> Result<MutexGuard<'_, Kept>> {
         let mut kept = self.kept();
         if kept.pages.len() >= MAX_SLICES {
             return Err(too_many());
         }
         let reserved = kept.pages.try_reserve(1);
         reserved.map_err(|error| Error::IOError(io::Error::new(ErrorKind::OutOfMemory, error)))?;
-        kept.pages.push(hold);
-        Ok(slice)
+        Ok(kept)
     }
 }
 

@@ -113,16 +113,14 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// each access, and that fails; the bytes before the first that cannot be mapped are appended.
     #[inline(always)]
     fn push(&mut self, slice: VolatileSlice<'a, S>, len: &mut usize) -> Result<()> {
-        // SAFETY: the slice and its parts are dropped before the hold: it is kept in each
-        // `HeldSlice` that has a part of the slice, and no method returns one.
-        let (slice, hold, inaccessible) = unsafe { slice.hold(self.access.direction()) }?;
+        let (held, inaccessible) = slice.hold(self.access.direction())?;
         // Not `ok_or`, which makes and drops an error when built for size.
-        let Some(total) = len.checked_add(slice.len()) else {
+        let Some(total) = len.checked_add(held.slice().len()) else {
             return Err(Error::GuestAddressOverflow);
         };
         *len = total;
-        self.vectors.push(IoVector::new(&slice));
-        self.slices.push(HeldSlice::new(slice, hold));
+        self.vectors.push(IoVector::new(held.slice()));
+        self.slices.push(held);
         match inaccessible {
             Some(error) => Err(error.into()),
             None => Ok(()),

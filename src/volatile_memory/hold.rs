@@ -1,14 +1,15 @@
 //! [`HeldSlice`]: a slice, and the [`Hold`] that keeps its bytes mapped.
 
 use core::fmt::{self, Debug};
-use core::mem::MaybeUninit;
+use core::mem::{self, ManuallyDrop, MaybeUninit};
+use core::ptr;
 
 use super::on_demand;
 use super::place::Place;
 use super::{Error, Result, VolatileSlice};
 use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
-use crate::xen::SharedWindow;
+use crate::xen::{SharedWindow, PAGE_SIZE};
 
 /// Keeps the bytes of a slice mapped, if the memory is mapped for each access.
 ///
@@ -32,7 +33,7 @@ pub(crate) struct HeldSlice<'a, B: BitmapSlice> {
 
 impl<'a, B: BitmapSlice> HeldSlice<'a, B> {
     #[inline(always)]
-    pub(crate) fn new(slice: VolatileSlice<'a, B>, hold: Hold) -> Self {
+    fn new(slice: VolatileSlice<'a, B>, hold: Hold) -> Self {
         Self {
             slice: MaybeUninit::new(slice),
             hold,
@@ -45,6 +46,22 @@ impl<'a, B: BitmapSlice> HeldSlice<'a, B> {
         // SAFETY: `slice` was initialised by `new`, and nothing else writes it. `drop` ends its
         // value, and nobody can call this method after that.
         unsafe { self.slice.assume_init_ref() }
+    }
+
+    /// Returns the slice and the hold.
+    ///
+    /// # Safety
+    ///
+    /// The slice, and all slices that are made from it, must be dropped before the last clone of
+    /// the hold.
+    pub(crate) unsafe fn into_parts(self) -> (VolatileSlice<'a, B>, Hold) {
+        let mut this = ManuallyDrop::new(self);
+        // The rest of `this` needs no drop: an empty hold keeps nothing.
+        let hold = mem::replace(&mut this.hold, Hold { _window: None });
+        // SAFETY: `slice` was initialised by `new`, and nothing else writes it. Its value is moved
+        // out once, since `this` is neither used again nor dropped.
+        let slice = unsafe { this.slice.assume_init_read() };
+        (slice, hold)
     }
 
     /// Returns the first `mid` bytes and the others, or `None` if there are fewer than `mid`.
@@ -74,14 +91,14 @@ impl<B: BitmapSlice> Debug for HeldSlice<'_, B> {
     }
 }
 
-impl<B: BitmapSlice> VolatileSlice<'_, B> {
+impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// Returns whether the memory has a host address: it is not mapped for each access.
     #[inline]
     pub(crate) fn has_host_address(&self) -> bool {
         self.addr.host().is_some()
     }
 
-    /// Returns the slice as mapped memory, and the hold that keeps it mapped.
+    /// Returns the slice as mapped memory, with the hold that keeps it mapped.
     ///
     /// If the memory is mapped for each access, perhaps only a part of it can be mapped. The slice
     /// then ends before the first byte that cannot be mapped, and the error is that of this byte.
@@ -89,38 +106,53 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     /// # Errors
     ///
     /// Returns an error if the first byte cannot be mapped.
-    ///
-    /// # Safety
-    ///
-    /// The slice, and all slices that are made from it, must be dropped before the last clone of
-    /// the hold.
     #[inline(always)]
-    pub(crate) unsafe fn hold(self, direction: Direction) -> Result<(Self, Hold, Option<Error>)> {
+    pub(crate) fn hold(self, direction: Direction) -> Result<(HeldSlice<'a, B>, Option<Error>)> {
         if self.addr.on_demand().is_some() {
-            // SAFETY: the caller drops the slice and its parts before the last clone of the hold
-            // (this function's contract).
-            return unsafe { self.hold_mapping(direction) };
+            return self.hold_mapping(direction);
         }
-        Ok((self, Hold { _window: None }, None))
+        Ok((HeldSlice::new(self, Hold { _window: None }), None))
     }
 
     /// Maps the slice for [`hold`](Self::hold).
-    ///
-    /// # Safety
-    ///
-    /// The slice, and all slices that are made from it, must be dropped before the last clone of
-    /// the hold.
     #[cold]
     #[inline(never)]
-    unsafe fn hold_mapping(mut self, direction: Direction) -> Result<(Self, Hold, Option<Error>)> {
+    fn hold_mapping(mut self, direction: Direction) -> Result<(HeldSlice<'a, B>, Option<Error>)> {
         let Some(memory) = self.addr.on_demand().filter(|_| self.size != 0) else {
-            return Ok((self, Hold { _window: None }, None));
+            // No byte is accessed. The slice must not refer to the memory: its owner may copy the
+            // place out of the `HeldSlice`.
+            self.addr = Place::new(ptr::without_provenance_mut(PAGE_SIZE), None);
+            return Ok((HeldSlice::new(self, Hold { _window: None }), None));
         };
         let window = on_demand::window(memory, self.addr.number(), self.size, direction);
         let (window, inaccessible) = window?;
         self.addr = Place::new(window.as_ptr(), None);
         self.size = window.size();
         let _window = Some(SharedWindow::from(window));
-        Ok((self, Hold { _window }, inaccessible))
+        Ok((HeldSlice::new(self, Hold { _window }), inaccessible))
+    }
+}
+
+#[cfg(all(test, feature = "xen"))]
+mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::address::GuestAddress;
+    use crate::xen::{MmapXen, References};
+
+    #[test]
+    fn hold_of_empty_slice_does_not_refer_to_the_memory() {
+        let references = References::of(GuestAddress(1 << 63 | 0x5400), 0x1000).unwrap();
+        let device = Arc::new(File::open("/dev/null").unwrap());
+        let flags = (libc::PROT_READ, libc::MAP_SHARED);
+        let memory = MmapXen::new(device, 1, references, flags, false);
+        let addr = ptr::without_provenance_mut(memory.place_of(0));
+        // SAFETY: the slice has no bytes.
+        let slice = unsafe { VolatileSlice::with_bitmap(addr, 0, (), Some(&memory)) };
+        let (held, inaccessible) = slice.hold(Direction::Read).unwrap();
+        assert!(held.slice().has_host_address() && inaccessible.is_none());
+        assert!(held.slice().is_empty());
     }
 }

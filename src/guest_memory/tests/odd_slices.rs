@@ -1,5 +1,8 @@
 //! A third-party memory whose `get_slices` returns slices of any length, empty ones without end.
 
+use core::sync::atomic::{AtomicUsize, Ordering};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
 use super::*;
 
 /// A third-party memory that returns slices of these lengths, and then `then` without end.
@@ -7,6 +10,8 @@ struct Odd {
     memory: Memory,
     lens: Vec<usize>,
     then: Option<usize>,
+    /// The number of slices before the iterator panics.
+    limit: AtomicUsize,
 }
 
 /// More slices than any range of these tests has bytes.
@@ -18,6 +23,7 @@ impl Odd {
             memory: memory(&[(0, 0x1000)], 1),
             lens: lens.to_vec(),
             then,
+            limit: AtomicUsize::new(ENDLESS),
         }
     }
 }
@@ -54,7 +60,10 @@ struct OddSlices<'a> {
 impl<'a> Iterator for OddSlices<'a> {
     type Item = Result<VolatileSlice<'a, BS<'a, AtomicBitmap>>>;
     fn next(&mut self) -> Option<Self::Item> {
-        assert!(self.number < ENDLESS, "the loop does not end");
+        assert!(
+            self.number < self.odd.limit.load(Ordering::Relaxed),
+            "too many slices"
+        );
         let len = self.odd.lens.get(self.number).copied().or(self.odd.then)?;
         self.number += 1;
         let slice = self.odd.memory.get_slice(GuestAddress(self.at), len);
@@ -180,4 +189,18 @@ fn vectored_transfers_over_odd_slices_move_range_only() {
         assert_eq!(buffer.push(AT, 16).is_ok(), is_whole, "{lens:?}");
         assert_eq!(buffer.len(), expected / 16 * 16, "{lens:?}");
     }
+}
+
+#[test]
+fn refresh_of_window_with_panicking_memory_releases_it() {
+    let odd = Odd::new(&[8, 8], None);
+    let mut window = odd.window(AT, 16, Permissions::ReadWrite).unwrap();
+    odd.limit.store(1, Ordering::Relaxed);
+    assert!(catch_unwind(AssertUnwindSafe(|| window.refresh())).is_err());
+    assert!(!window.is_current());
+    assert!(window.slices().next().is_none());
+    assert!(window.write(&[1], 0).is_err());
+    odd.limit.store(ENDLESS, Ordering::Relaxed);
+    window.refresh().unwrap();
+    assert!(window.is_current());
 }

@@ -200,7 +200,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
 
     /// Finds the slices of a window that has none.
     ///
-    /// After an error, it may have some of them.
+    /// After an error or a panic, it may have some of them.
     fn resolve(&mut self) -> Result<()> {
         let (addr, len, access) = (self.addr, self.len, self.access);
         let memory: &'m M = match &self.map {
@@ -226,13 +226,11 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
             gathered = gathered
                 .checked_add(slice.len())
                 .ok_or(Error::InvalidBackendAddress)?;
-            // SAFETY: the window drops the slice, and its copies in `readable` and `writable`,
-            // before the hold, and lends it for its own lifetime only (`slice_from`, `slices`).
-            let (slice, hold, inaccessible) = unsafe { slice.hold(access.direction()) }?;
+            let (held, inaccessible) = slice.hold(access.direction())?;
             if let Some(error) = inaccessible {
                 return Err(error.into());
             }
-            self.push(offset, HeldSlice::new(slice, hold))
+            self.push(offset, held)
         })?;
         // An implementation of `get_slices` may return fewer bytes than it should.
         if gathered != len {
@@ -318,19 +316,19 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`GuestMemory::window`]. After an error, the window has no memory and
-    /// holds no translation: each access returns an error, [`is_current`](Self::is_current) returns
-    /// `false`, and another `refresh` may succeed.
+    /// Returns the errors of [`GuestMemory::window`]. After an error, or a panic of the memory, the
+    /// window has no memory and holds no translation: each access returns an error,
+    /// [`is_current`](Self::is_current) returns `false`, and another `refresh` may succeed.
     pub fn refresh(&mut self) -> Result<()> {
         self.release();
         if let Map::Current(map, seen, source) = &mut self.map {
             (*map, *seen) = source();
         }
-        let resolved = self.resolve();
-        if resolved.is_err() {
-            self.release();
-        }
-        resolved
+        // Also if the memory is code of another crate, and panics.
+        let unresolved = ReleaseOnDrop(self);
+        unresolved.0.resolve()?;
+        core::mem::forget(unresolved);
+        Ok(())
     }
 
     /// Appends the slice at `offset`.
@@ -373,9 +371,10 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     /// Returns the memory of the window as slices, in ascending order of address.
     ///
     /// They are for system calls: [`ptr_guard_mut`](VolatileSlice::ptr_guard_mut) returns the
-    /// address of each. The pointers are valid as long as the window. The slices are not tracked:
-    /// after a system call that writes, call [`mark_dirty`](Self::mark_dirty). A slice does not
-    /// know the [permissions](Self::permissions) of the window. An empty window has no slices.
+    /// address of each. The pointers are valid until the window is refreshed or dropped.
+    /// The slices are not tracked: after a system call that writes, call
+    /// [`mark_dirty`](Self::mark_dirty). A slice does not know the
+    /// [permissions](Self::permissions) of the window. An empty window has no slices.
     ///
     /// # Examples
     ///
@@ -467,6 +466,15 @@ impl<M: GuestMemory + 'static> Window<'static, M> {
     ) -> Result<Self> {
         let (map, seen) = source();
         Window::of(Map::Current(map, seen, source), addr, len, access)
+    }
+}
+
+/// Releases a window that is not resolved completely.
+struct ReleaseOnDrop<'w, 'm, M: GuestMemory + ?Sized>(&'w mut Window<'m, M>);
+
+impl<M: GuestMemory + ?Sized> Drop for ReleaseOnDrop<'_, '_, M> {
+    fn drop(&mut self) {
+        self.0.release();
     }
 }
 
