@@ -1,6 +1,6 @@
 //! [`Changes`]: tells a window that its map or its IOTLB has moved on.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{fence, AtomicU64, Ordering};
 use std::sync::Arc;
 
 /// The number of changes of a map or of an IOTLB. Clones share it.
@@ -39,9 +39,15 @@ impl Seen {
     /// Returns whether no later change was published.
     #[inline(always)]
     pub(crate) fn is_current(&self) -> bool {
-        // Relaxed: the result protects no data. Coherence suffices to find a change that was
-        // published before this call, by any synchronisation of the two threads.
-        self.changes.0.load(Ordering::Relaxed) <= self.number
+        // Relaxed: `true` protects no data. Coherence suffices to find a change that was published
+        // before this call, by any synchronisation of the two threads.
+        let current = self.changes.0.load(Ordering::Relaxed) <= self.number;
+        if !current {
+            // With the release of `publish`: the number that was loaded belongs to a change that
+            // took effect before, so a refresh after this call sees that change.
+            fence(Ordering::Acquire);
+        }
+        current
     }
 }
 

@@ -23,7 +23,7 @@ use crate::guest_memory::{
     Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result,
 };
 use crate::io::{ReadVolatile, WriteVolatile};
-use crate::value::{AtomicAccess, ByteValued};
+use crate::value::{is_register_sized, AtomicAccess, ByteValued};
 use crate::volatile_memory::{self, VolatileSlice};
 
 impl<M: GuestMemory + ?Sized> Window<'_, M> {
@@ -196,6 +196,11 @@ impl<M: GuestMemory + ?Sized> Bytes<usize> for Window<'_, M> {
 
     #[inline(always)]
     fn store<T: AtomicAccess>(&self, val: T, offset: usize, order: Ordering) -> Result<()> {
+        if !is_register_sized::<T>() {
+            // Such a store is code of another crate, which may panic after it has written. The
+            // tracked slice marks even then.
+            return ByAddress(self).store(val, self.at(offset), order);
+        }
         match self.writable.store(val, offset, order) {
             Ok(()) => {
                 self.mark_written(offset, size_of::<T>());

@@ -1,8 +1,10 @@
 //! The order of write and mark, and the bytes that a stream marks.
 
+use core::sync::atomic::AtomicU32;
 use std::io::ErrorKind;
 
 use super::*;
+use crate::atomic_integer::AtomicInteger;
 use crate::io::ReadVolatile;
 use crate::value::AtomicAccess;
 
@@ -131,36 +133,34 @@ fn stream_methods_mark_only_moved_bytes() {
     assert!(source.bytes.len() == 10 && !source.interrupted && target.is_empty());
 }
 
+/// A value whose atomic integer panics after it has written the first part.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Triple([u32; 3]);
+// SAFETY: three integers of four bytes, without padding.
+unsafe impl ByteValued for Triple {}
+#[repr(C)]
+struct AtomicTriple([AtomicU32; 3]);
+// SAFETY: consists of atomic integers only.
+unsafe impl AtomicInteger for AtomicTriple {
+    type V = Triple;
+    fn new(value: Triple) -> Self {
+        Self(value.0.map(AtomicU32::new))
+    }
+    fn load(&self, order: Ordering) -> Triple {
+        Triple([0, 1, 2].map(|i| self.0[i].load(order)))
+    }
+    fn store(&self, value: Triple, order: Ordering) {
+        self.0[0].store(value.0[0], order);
+        panic!("the store panics");
+    }
+}
+impl AtomicAccess for Triple {
+    type A = AtomicTriple;
+}
+
 #[test]
 fn store_with_panicking_atomic_marks_its_bytes() {
-    use crate::atomic_integer::AtomicInteger;
-    use core::sync::atomic::{AtomicU32, Ordering};
-
-    #[derive(Clone, Copy, Debug)]
-    #[repr(C)]
-    struct Triple([u32; 3]);
-    // SAFETY: three integers of four bytes, without padding.
-    unsafe impl ByteValued for Triple {}
-    #[repr(C)]
-    struct AtomicTriple([AtomicU32; 3]);
-    // SAFETY: consists of atomic integers only.
-    unsafe impl AtomicInteger for AtomicTriple {
-        type V = Triple;
-        fn new(value: Triple) -> Self {
-            Self(value.0.map(AtomicU32::new))
-        }
-        fn load(&self, order: Ordering) -> Triple {
-            Triple([0, 1, 2].map(|i| self.0[i].load(order)))
-        }
-        fn store(&self, value: Triple, order: Ordering) {
-            self.0[0].store(value.0[0], order);
-            panic!("the store panics");
-        }
-    }
-    impl AtomicAccess for Triple {
-        type A = AtomicTriple;
-    }
-
     let memory = Memory::new(24, 0);
     let slice = memory.slice();
     let store = || slice.store(Triple([1; 3]), 4, Ordering::SeqCst);
@@ -168,4 +168,22 @@ fn store_with_panicking_atomic_marks_its_bytes() {
     assert!(stored.is_err());
     assert_eq!(slice.read_obj::<u32>(4).unwrap(), 1);
     assert_eq!(memory.take_marks(), (4..16).collect::<Vec<_>>());
+}
+
+#[test]
+#[cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
+fn store_to_window_with_panicking_atomic_marks_its_bytes() {
+    use crate::bitmap::AtomicBitmap;
+    use crate::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, Permissions};
+
+    let ranges = [(GuestAddress(0), 0x4000)];
+    let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&ranges).unwrap();
+    let at = GuestAddress(0x1000);
+    let window = memory.window(at, 0x1000, Permissions::ReadWrite).unwrap();
+    let store = || window.store(Triple([1; 3]), 4, Ordering::SeqCst);
+    let stored = std::panic::catch_unwind(core::panic::AssertUnwindSafe(store));
+    assert!(stored.is_err());
+    assert_eq!(window.read_obj::<u32>(4).unwrap(), 1);
+    let slice = memory.get_slice(at, 0x1000).unwrap();
+    assert!(slice.bitmap().dirty_at(4));
 }
