@@ -48,6 +48,7 @@ struct MapBatch {
 struct GrantCopy {
     count: u32,
     /// The C structure has a hole here. It is a field, so that it is initialised.
+    #[cfg(target_pointer_width = "64")]
     pad: u32,
     segments: *mut CopySegment,
 }
@@ -242,6 +243,7 @@ pub(super) fn unmap_grants(device: &File, index: u64, count: u32) -> io::Result<
 pub(super) unsafe fn copy_grants(device: &File, segments: &mut [CopySegment]) -> io::Result<()> {
     let mut request = GrantCopy {
         count: u32::try_from(segments.len()).map_err(|_| super::invalid())?,
+        #[cfg(target_pointer_width = "64")]
         pad: 0,
         segments: segments.as_mut_ptr(),
     };
