@@ -54,8 +54,8 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
             counted(slice.write_part(buf, 0)?, &mut moved)
         });
         match ran {
-            Ok(Some(_)) => Ok(moved),
-            Ok(None) => write_scattered(self, buf, addr, Progress::count),
+            Ok(true) => Ok(moved),
+            Ok(false) => write_scattered(self, buf, addr, Progress::count),
             Err(error) => count_or_error(moved, error),
         }
     }
@@ -67,8 +67,8 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
             counted(slice.read_part(buf, 0)?, &mut moved)
         });
         match ran {
-            Ok(Some(_)) => Ok(moved),
-            Ok(None) => read_scattered(self, buf, addr, Progress::count),
+            Ok(true) => Ok(moved),
+            Ok(false) => read_scattered(self, buf, addr, Progress::count),
             Err(error) => count_or_error(moved, error),
         }
     }
@@ -78,7 +78,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         let ran = contiguous(self, addr, buf.len(), Permissions::Write, |slice| {
             slice.write_slice(buf, 0)
         })?;
-        if ran.is_some() {
+        if ran {
             Ok(())
         } else {
             write_scattered(self, buf, addr, Progress::all_or_fault)
@@ -90,7 +90,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         let ran = contiguous(self, addr, buf.len(), Permissions::Read, |slice| {
             slice.read_slice(buf, 0)
         })?;
-        if ran.is_some() {
+        if ran {
             Ok(())
         } else {
             read_scattered(self, buf, addr, Progress::all_or_fault)
@@ -102,7 +102,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         let ran = contiguous(self, addr, size_of::<O>(), Permissions::Write, |slice| {
             slice.write_obj(val, 0)
         })?;
-        if ran.is_some() {
+        if ran {
             Ok(())
         } else {
             write_scattered(self, val.as_slice(), addr, Progress::all_or_fault)
@@ -112,7 +112,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline(always)]
     fn read_obj<O: ByteValued>(&self, addr: GuestAddress) -> Result<O> {
         let (mut value, mut read) = (MaybeUninit::uninit(), None);
-        contiguous(self, addr, size_of::<O>(), Permissions::Read, |slice| {
+        contiguous_with::<_, u64>(self, addr, size_of::<O>(), Permissions::Read, |slice| {
             read = Some(slice.read_obj_into(&mut value, 0)?);
             Ok(())
         })?;
@@ -205,7 +205,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
         let ran = contiguous(self, addr, size_of::<O>(), access, |slice| {
             slice.store(val, 0, order)
         })?;
-        if ran.is_some() {
+        if ran {
             Ok(())
         } else {
             only_segment(self, addr, size_of::<O>(), access, |slice| {
@@ -222,7 +222,7 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
             value = slice.load(0, order)?;
             Ok(())
         })?;
-        if ran.is_some() {
+        if ran {
             Ok(value)
         } else {
             only_segment(self, addr, size_of::<O>(), access, |slice| {
@@ -296,10 +296,10 @@ fn all_of(expected: usize, completed: usize) -> Result<()> {
     Ok(())
 }
 
-/// Runs `transfer` on the range if it is contiguous, and returns whether it ran: `Some` if so.
+/// Runs `transfer` on the range if it is contiguous. Returns whether it ran.
 ///
-/// `transfer` passes values out through captured references. An `Option<Result<_>>`, or a `bool`
-/// beside an error, would be written and read in other sizes, which defeats store forwarding.
+/// `transfer` passes values out through captured references. An `Option<Result<_>>` would be
+/// written and read in different sizes, which defeats store forwarding.
 ///
 /// # Errors
 ///
@@ -311,13 +311,29 @@ fn contiguous<M: GuestMemory + ?Sized>(
     count: usize,
     access: Permissions,
     transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<()>,
-) -> Result<Option<u64>> {
+) -> Result<bool> {
+    contiguous_with::<M, ()>(memory, addr, count, access, transfer).map(|ran| ran.is_some())
+}
+
+/// Does what [`contiguous`] does, and returns a value of type `N` if `transfer` ran.
+///
+/// Built for size, the compiler lets the result share memory with a value that the caller reads.
+/// With a `u64` in it, both are written and read in the same sizes, and store forwarding works.
+/// Calls without such a value take fewer instructions with `()`.
+#[inline(always)]
+fn contiguous_with<M: GuestMemory + ?Sized, N: Default>(
+    memory: &M,
+    addr: GuestAddress,
+    count: usize,
+    access: Permissions,
+    transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<()>,
+) -> Result<Option<N>> {
     let mut failure = None;
     let ran = memory.with_contiguous_slice(addr, count, access, |slice| {
         if let Err(error) = transfer(slice) {
             failure = Some(located(error, addr, slice.as_mut_ptr(), slice.len()));
         }
-        0
+        N::default()
     })?;
     match failure {
         Some(error) => Err(error),
