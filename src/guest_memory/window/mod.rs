@@ -27,7 +27,7 @@ const MAX_SLICES: usize = 1024;
 /// each time. An access to a window only compares the offset with its length. In a contiguous
 /// window, it costs little more than one through a pointer.
 ///
-/// [`Bytes<usize>`](Bytes) has the accesses. They follow the crate's
+/// [`Bytes<usize>`](crate::Bytes) has the accesses. They follow the crate's
 /// [memory model](crate#memory-model), mark the pages that they write, and report
 /// [faults](crate::fault) by guest address.
 ///
