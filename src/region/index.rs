@@ -142,7 +142,7 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
         if let ([only, _], 1) | ([_, only], 0) = (&**regions, number) {
             return Self::one(Arc::clone(only));
         }
-        // One loop over pairs: a loop over two parts of the list costs more than the copies.
+        // One loop over pairs of neighbours is faster than a loop over the two parts of the list.
         let regions: Arc<[_]> = (regions.iter().zip(following).enumerate())
             .map(|(at, (this, next))| Arc::clone(if at < number { this } else { next }))
             .collect();
