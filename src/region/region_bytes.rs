@@ -75,42 +75,30 @@ fn index(addr: MemoryRegionAddress) -> Result<usize> {
 ///
 /// An access that starts outside the region, or that the region does not permit, is an error. An
 /// access that passes the end of the region moves the bytes inside. An access with an empty buffer
-/// succeeds everywhere.
+/// needs no permission, and may start anywhere.
 impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
     type E = Error;
 
     #[inline]
     fn write(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
-        }
         let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Write)?;
         Ok(slice.write(buf, at)?)
     }
 
     #[inline]
     fn read(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
-        }
         let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Read)?;
         Ok(slice.read(buf, at)?)
     }
 
     #[inline]
     fn write_slice(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<()> {
-        if buf.is_empty() {
-            return Ok(());
-        }
         let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Write)?;
         Ok(slice.write_slice(buf, at)?)
     }
 
     #[inline]
     fn read_slice(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<()> {
-        if buf.is_empty() {
-            return Ok(());
-        }
         let (slice, at) = slice_for(self, addr, buf.len(), Permissions::Read)?;
         Ok(slice.read_slice(buf, at)?)
     }
