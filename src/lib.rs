@@ -122,7 +122,8 @@
 //!
 //! A function of 0.18.0 makes no additional system call in this crate, with two exceptions. Mapping
 //! a file calls `fstat`, and dropping a region calls `madvise` if `munmap` fails. For a new
-//! function, add the calls below to the seccomp filter of the thread that calls it.
+//! function, and for memory of Xen guests, add the calls below to the seccomp filter of the thread
+//! that calls it.
 //!
 //! | phase | function | when | system calls |
 //! |---|---|---|---|

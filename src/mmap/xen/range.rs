@@ -30,9 +30,9 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 ///   the other.
 /// - If a page cannot be mapped, the access returns [`IOError`] with the system's error number,
 ///   such as `EINVAL` for a page that is not granted. The bytes before it have been moved, and
-///   count as they do before a [fault](crate::fault). A method without an error reads zeroes, or
-///   does not write. [`fault::last`] then describes the page; in place of a host address, it has
-///   the offset in the region, counted from the start of the region's first page.
+///   count as they do before a [fault](crate::fault). A method without an error reads zeroes,
+///   stops early, or does not write. [`fault::last`] then describes the page. In place of a host
+///   address, it has the offset in the region, counted from the start of the region's first page.
 /// - [`PtrGuard`] and [`PtrGuardMut`] keep the pages mapped until they are dropped, and so do
 ///   [`Window`], [`HeldMemory`], [`IoBuffer`] and [`io_vectors`]. Drop them before the request is
 ///   returned to the guest.
