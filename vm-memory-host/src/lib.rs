@@ -43,6 +43,7 @@
 //! | find the host address and file of a region | [`provisioned`], [`HostMapping`] | |
 //! | find memory that could not be unmapped | [`still_mapped`] | |
 //! | list the pools of huge pages | [`huge_page_pools`] | |
+//! | build in a jail without /sys and /proc | [`HostResources`] | |
 //!
 //! # Model
 //!
@@ -108,6 +109,7 @@
 //! | boot | [`prefault()`] | with two or more threads | `clone3`, `mmap`, `munmap`, `mprotect`, `prctl`, `futex`, `rseq`, `set_robust_list`, `rt_sigprocmask`, `exit` |
 //! | boot | [`prefault()`] | with a NUMA policy | `sched_getaffinity`, `sched_setaffinity` |
 //! | boot | [`prefault()`] | if memory is short | `mincore` |
+//! | boot | [`HostResources::read`] | always | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | boot | [`huge_page_pools`] | always | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | run time | [`discard()`] | always | `madvise`, `fallocate`, `statx`; `mincore`, `pread64` for huge pages |
 //! | run time | [`discard()`] | for a private file | `mmap`, `munmap`, `mprotect`, `mremap`, `mbind`, `mlock2`, `munlock`, `mincore` |
@@ -129,7 +131,10 @@
 //! - Some versions of the C library call `fstat` for `newfstatat`, and `clone` for `clone3`. The
 //!   exit of a thread can call `madvise`.
 //! - Before Linux 6.3, a build with a memfd also calls `fchmod`.
-//! - A build that fails reads /proc and calls `fstatfs`, to name the limit that was reached.
+//! - A build that fails reads /proc and /sys and calls `fstatfs`, to name the limit that was
+//!   reached.
+//! - In a jail without /sys and /proc, all functions make the same calls, which fail. Their results
+//!   are those that [`HostResources`] describes.
 //! - A call that allocates pages of a file may call `rt_sigtimedwait`, if another process truncates
 //!   the file meanwhile.
 //! - The crate creates a thread to close a descriptor that supports no seals, if its region
@@ -188,7 +193,7 @@ pub use description::{
     FileLayoutError, RegionDescription,
 };
 pub use error::{BuildError, ChangeError, NotProvisioned, OtherProcess, PrefaultError};
-pub use host::{huge_page_pools, GroupLimit, HugePagePool};
+pub use host::{huge_page_pools, GroupLimit, HostResources, HugePagePool};
 pub use mapping::{provisioned, still_mapped, HostMapping};
 pub use operations::{
     content, discard, plug, prefault, residency, unplug, Content, Progress, Residency,

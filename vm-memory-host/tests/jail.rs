@@ -1,19 +1,32 @@
 //! Builds in a jail without /sys and /proc.
 //!
-//! The tests change the root directory of their process, so this is a separate program.
+//! The tests change the root directory or the mounts of their process, so this is a separate
+//! program.
 #![cfg(target_os = "linux")]
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read, Seek};
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::mount::{mount, mount_change, MountFlags, MountPropagationFlags};
 use rustix::process::{chroot, fchdir};
-use test_support::{skipped, HugePages, MIB};
+use rustix::thread::{unshare_unsafe, UnshareFlags};
+use test_support::{skipped, temp_file_of_len, HugePages, MIB};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
-    content, provisioned, residency, Backing, BuildError, MemoryBuilder, NumaPolicy, Region, Span,
-    TransparentHugePages,
+    content, describe, discard, huge_page_pools, plug, prefault, provisioned, residency,
+    still_mapped, unplug, Backing, BuildError, HostResources, Lock, MemoryBuilder, NumaPolicy,
+    Region, Span, TransparentHugePages, Unplugged,
 };
+
+/// Tests that change the view of the process take turns with the others.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn take_turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// An empty root directory of this process, until it is dropped.
 struct Jail {
@@ -25,8 +38,7 @@ struct Jail {
 impl Jail {
     /// Reports `test` as skipped if this process may not change its root directory.
     fn enter(test: &str) -> Option<Self> {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = take_turn();
         let directory = tempfile::tempdir().unwrap();
         let root = File::open("/").unwrap();
         if let Err(error) = chroot(directory.path()) {
@@ -159,4 +171,149 @@ fn content_in_jail_without_proc_is_whole_region() {
         };
         assert_eq!(found.unwrap(), [all]);
     }
+}
+
+/// Moves this thread to a mount namespace in which /sys and /proc are empty.
+#[expect(unsafe_code, reason = "rustix marks this system call as unsafe")]
+fn hide_sys_and_proc() -> io::Result<()> {
+    // SAFETY: a mount namespace of this thread changes no descriptors and no memory.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private)?;
+    for path in ["/sys", "/proc"] {
+        mount("none", path, "tmpfs", MountFlags::RDONLY, None)?;
+        assert_eq!(fs::read_dir(path)?.count(), 0);
+    }
+    Ok(())
+}
+
+const START: u64 = 1 << 32;
+
+/// Returns regions that together use all backings and options.
+fn regions(has_huge_pages: bool) -> Vec<Region> {
+    let region = |backing| Region::new(GuestAddress(START), 4 * MIB).backing(backing);
+    let file = || temp_file_of_len(4 * MIB);
+    let block = NonZeroU64::new(2 * MIB).unwrap();
+    let mut all = vec![
+        region(Backing::Anonymous).name("anonymous"),
+        region(Backing::Anonymous).transparent_huge_pages(TransparentHugePages::Off),
+        region(Backing::Anonymous).transparent_huge_pages(TransparentHugePages::On),
+        region(Backing::Anonymous).reserve(true).mergeable(true),
+        region(Backing::Anonymous).numa(NumaPolicy::Preferred(0)),
+        region(Backing::Anonymous).blocks(block, Unplugged::Protected),
+        region(Backing::Memfd)
+            .name("memfd")
+            .core_dump(false)
+            .forked(false),
+        region(Backing::Memfd).blocks(block, Unplugged::Mapped),
+        region(Backing::shared_file(file(), 0)),
+        region(Backing::shared_file(file(), 0)).sparse(true),
+        region(Backing::private_file(file(), 0)).lock(Lock::OnFault),
+    ];
+    if has_huge_pages {
+        let hugetlb = region(Backing::Hugetlb { page_size: 2 * MIB });
+        all.push(hugetlb.clone());
+        all.push(hugetlb.clone().release_huge_pages(true));
+        all.push(hugetlb.blocks(block, Unplugged::Mapped));
+    }
+    all
+}
+
+/// Builds and uses memory, and returns the properties that a jail must not change.
+fn use_memory(region: Region, host: Option<&HostResources>, smaps: &mut File) -> String {
+    let has_blocks = format!("{region:?}").contains("blocks: Some");
+    let mut builder = MemoryBuilder::new().region(region);
+    if let Some(host) = host {
+        builder = builder.host_resources(host.clone());
+    }
+    let memory: GuestMemoryMmap = builder.build().unwrap();
+    let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
+    if mapping.options().transparent_huge_pages != TransparentHugePages::Off {
+        let huge = 2 * MIB as usize;
+        assert!(mapping.host_address().is_multiple_of(huge), "{mapping:?}");
+    }
+    let mut text = String::new();
+    smaps.rewind().unwrap();
+    smaps.read_to_string(&mut text).unwrap();
+    // Inaccessible blocks are in one VMA with the guard.
+    let begins_vma = |line: &&str| {
+        let range = line
+            .split(' ')
+            .next()
+            .and_then(|range| range.split_once('-'));
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        let range = range.and_then(|(start, end)| Some(number(start)?..number(end)?));
+        range.is_some_and(|range| range.contains(&mapping.host_address()))
+    };
+    let mut vma = text.lines().skip_while(|line| !begins_vma(line));
+    // The inode of a memfd differs.
+    let protection = vma.next().unwrap().split(' ').nth(1).unwrap();
+    let of_vma = |line: &&str| line.starts_with("Rss:") || line.starts_with("VmFlags:");
+    let vma: Vec<_> = vma.filter(of_vma).take(2).collect();
+    let (description, files) = describe(&memory).unwrap();
+    let properties = format!("{protection} {vma:?} {description:?}");
+
+    let first = GuestAddress(START);
+    if has_blocks {
+        plug(&memory, first, 4 * MIB).unwrap();
+    }
+    let threads = NonZeroUsize::new(2).unwrap();
+    prefault(&memory, threads, |_| ControlFlow::Continue(())).unwrap();
+    memory.write_obj(7u8, first).unwrap();
+    let ranges: Vec<_> = content(&memory).unwrap().map(Result::unwrap).collect();
+    assert_eq!((ranges[0].start, ranges.len()), (START, 1));
+    assert!(residency(&memory).unwrap()[0].1.resident > 0);
+    discard(&memory, first, 2 * MIB).unwrap();
+    assert_eq!(memory.read_obj::<u8>(first).unwrap(), 0);
+    let received = files.iter().map(|file| file.try_clone().unwrap().into());
+    let builder = description.builder(received.collect()).unwrap();
+    builder.build::<()>().unwrap();
+    if has_blocks {
+        unplug(&memory, first, 4 * MIB).unwrap();
+    }
+    drop(memory);
+    assert_eq!(still_mapped(), 0);
+    properties
+}
+
+#[test]
+fn memory_in_mount_namespace_without_sys_and_proc_is_the_same() {
+    let test = "memory_in_mount_namespace_without_sys_and_proc_is_the_same";
+    vm_memory::fault::install().unwrap();
+    let pages = HugePages::reserve(4, test);
+    let (regions, _turn) = (regions(pages.is_some()), take_turn());
+    let mut smaps = File::open("/proc/self/smaps").unwrap();
+    let outside = regions
+        .iter()
+        .map(|region| use_memory(region.clone(), None, &mut smaps));
+    let outside: Vec<_> = outside.collect();
+    let (host, pools) = (HostResources::read(), huge_page_pools());
+    let jailed = || {
+        if let Err(error) = hide_sys_and_proc() {
+            return skipped(test, format!("no mount namespace: {error}"));
+        }
+        assert!(huge_page_pools().is_empty());
+        for (region, outside) in regions.iter().zip(&outside) {
+            for host in [None, Some(&host)] {
+                let inside = use_memory(region.clone(), host, &mut smaps);
+                assert_eq!(&inside, outside);
+            }
+        }
+        // Resources that were read before have the limits.
+        let host = |region: Region| {
+            let builder = MemoryBuilder::new().host_resources(host.clone());
+            builder.region(region).build::<()>().map(drop).unwrap_err()
+        };
+        let region = Region::new(GuestAddress(0), 1 << 46);
+        let error = host(region.clone().lock(Lock::Now));
+        assert!(matches!(error, BuildError::Memory { .. }), "{error}");
+        let error = host(Region::new(GuestAddress(0), MIB).numa(NumaPolicy::Bind(vec![900])));
+        assert!(matches!(error, BuildError::NoSuchNode { .. }), "{error}");
+        if let Some(pool) = pools.first() {
+            let page_size = pool.page_size;
+            let error = host(region.backing(Backing::Hugetlb { page_size }));
+            assert!(matches!(error, BuildError::HugePages { .. }), "{error}");
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(jailed).join()).unwrap();
 }

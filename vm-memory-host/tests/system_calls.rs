@@ -19,7 +19,8 @@ use test_support::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_memory_host::{
     content, describe, discard, huge_page_pools, plug, prefault, residency, still_mapped, unplug,
-    Backing, Lock, MemoryBuilder, NumaPolicy, Region, TransparentHugePages, Unplugged,
+    Backing, HostResources, Lock, MemoryBuilder, NumaPolicy, Region, TransparentHugePages,
+    Unplugged,
 };
 
 const HUGE: u64 = 2 * MIB;
@@ -73,9 +74,7 @@ fn regions(has_huge_pages: bool) -> Vec<Region> {
         file.set_len(4 * HUGE).unwrap();
         all.push(region(Backing::shared_file(file, 0)).blocks(blocks, Unplugged::Mapped));
     }
-    if can_name() {
-        all.push(region(Backing::Anonymous).name("guest"));
-    }
+    all.push(region(Backing::Anonymous).name("guest"));
     if has_huge_pages {
         let hugetlb = || region(Backing::Hugetlb { page_size: HUGE });
         all.push(hugetlb());
@@ -83,12 +82,6 @@ fn regions(has_huge_pages: bool) -> Vec<Region> {
         all.push(hugetlb().blocks(blocks, Unplugged::Mapped));
     }
     all
-}
-
-/// Returns whether the kernel can name anonymous memory.
-fn can_name() -> bool {
-    let named = region(Backing::Anonymous).name("guest");
-    MemoryBuilder::new().region(named).build::<()>().is_ok()
 }
 
 /// Builds, uses and drops memory of one kind.
@@ -158,6 +151,7 @@ fn use_everything(recorder: &mut CallRecorder, has_huge_pages: bool) -> Result<(
         plug_too_much(recorder)?;
     }
     recorder.run("huge_page_pools", huge_page_pools)?;
+    recorder.run("HostResources::read", HostResources::read)?;
     recorder.run("still_mapped", still_mapped)?;
     Ok(())
 }
@@ -187,9 +181,6 @@ fn system_calls_are_those_of_the_documentation() {
         "prefault: munmap",
         "prefault: futex",
     ];
-    if !can_name() {
-        rare.push("MemoryBuilder::build: prctl");
-    }
     if tempfile::tempfile_in("/dev/shm").is_err() {
         rare.push("plug: rt_sigprocmask");
     }

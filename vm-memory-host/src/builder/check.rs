@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::needed::Needed;
 use crate::error::BuildError;
-use crate::host::{HostResources, VmaBudget};
+use crate::host::{GroupLimit, HostResources, VmaBudget};
 use crate::mapping::OpenedBacking;
 use crate::region::{
     Backing, BackingKind, Lock, NumaPolicy, Region, Sharing, Span, TransparentHugePages, Unplugged,
@@ -112,21 +112,24 @@ pub(super) fn huge_page_groups(
     regions: &[(Region, OpenedBacking)],
     host: &HostResources,
 ) -> Result<(), BuildError> {
-    let mut wanted: BTreeMap<u64, Needed> = BTreeMap::new();
+    let mut sizes: BTreeMap<u64, (Needed, Option<GroupLimit>)> = BTreeMap::new();
     for (region, backing) in regions {
+        let size = backing.page_size;
         if backing.kind != BackingKind::Hugetlb || releases_huge_pages(region) {
             continue;
         }
-        let wanted = wanted.entry(backing.page_size).or_default();
-        if wanted.add(region, backing) == 0 {
+        let (needed, limit) = sizes
+            .entry(size)
+            .or_insert_with(|| (Needed::default(), host.huge_page_limit(size, true)));
+        if needed.add(region, backing) == 0 {
             continue;
         }
-        match host.huge_page_limit(backing.page_size, true) {
-            Some(limit) if limit.available < wanted.total() => {
+        match limit {
+            Some(limit) if limit.available < needed.total() => {
                 return Err(BuildError::ControlGroup {
                     region: region.span(),
-                    wanted: wanted.total(),
-                    limit,
+                    wanted: needed.total(),
+                    limit: limit.clone(),
                 });
             }
             _ => {}
@@ -167,8 +170,7 @@ pub(super) fn memory(
     prefault: bool,
     host: &HostResources,
 ) -> Result<(), BuildError> {
-    let available = host.available_memory().unwrap_or(u64::MAX);
-    let limit = host.memory_limit();
+    let mut limits = None;
     let mut needed = Needed::default();
     for (region, backing) in regions {
         // A prefault of a file fills the page cache, which is reclaimable unless it is locked.
@@ -186,14 +188,19 @@ pub(super) fn memory(
         }
         needed.add(region, backing);
         let (wanted, region) = (needed.total(), region.span());
-        if wanted > available {
-            return Err(BuildError::Memory {
-                region,
-                wanted,
-                available,
-            });
+        let (available, limit) =
+            limits.get_or_insert_with(|| (host.available_memory(), host.memory_limit()));
+        match *available {
+            Some(available) if wanted > available => {
+                return Err(BuildError::Memory {
+                    region,
+                    wanted,
+                    available,
+                });
+            }
+            _ => {}
         }
-        match &limit {
+        match limit {
             Some(limit) if wanted > limit.available => {
                 return Err(BuildError::ControlGroup {
                     region,

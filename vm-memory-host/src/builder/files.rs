@@ -43,7 +43,7 @@ pub(super) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
         },
         Backing::Memfd => {
             // A huge page of a file begins at a multiple of its size in the file.
-            let huge = transparent_huge_page(region, host).unwrap_or(1);
+            let huge = transparent_huge_page(region).unwrap_or(1);
             create_memfd(region, None, region.start.0 & huge.wrapping_sub(1))?
         }
         Backing::Hugetlb { page_size } => {
@@ -78,12 +78,13 @@ pub(super) fn open(region: &Region, host: &HostResources) -> Result<OpenedBackin
 const MAX_FILE_LENGTH: u64 = u64::MAX >> 1;
 
 /// Returns the size of the transparent huge pages that a region of ordinary pages can have.
-pub(super) fn transparent_huge_page(region: &Region, host: &HostResources) -> Option<u64> {
+///
+/// Does not depend on the settings of the host, which can change later, and which a jail can hide.
+pub(super) fn transparent_huge_page(region: &Region) -> Option<u64> {
     if region.options.transparent_huge_pages == TransparentHugePages::Off {
         return None;
     }
-    let huge = host.transparent_huge_page();
-    huge.filter(|huge| region.size >= *huge)
+    Some(sys::huge_page_size()).filter(|huge| region.size >= *huge)
 }
 
 /// Creates a memfd for a region, and seals its length. `huge` is the size of its huge pages.

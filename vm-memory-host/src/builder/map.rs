@@ -27,7 +27,7 @@ pub(super) fn adjacent(
     let (mut total, mut align) = (0u64, sys::page_size_u64());
     for (region, backing) in regions {
         total = total.saturating_add(region.size);
-        align = align.max(alignment(region, backing, host));
+        align = align.max(alignment(region, backing));
     }
     let Some((first, _)) = regions.first() else {
         return Ok(());
@@ -58,10 +58,10 @@ pub(super) fn adjacent(
 /// Returns the alignment of a region's host address relative to its guest address.
 ///
 /// This is the size of the largest page that the region can have.
-fn alignment(region: &Region, backing: &OpenedBacking, host: &HostResources) -> u64 {
+fn alignment(region: &Region, backing: &OpenedBacking) -> u64 {
     match backing.kind {
         BackingKind::Hugetlb => backing.page_size,
-        _ => transparent_huge_page(region, host).unwrap_or(backing.page_size),
+        _ => transparent_huge_page(region).unwrap_or(backing.page_size),
     }
 }
 
@@ -96,15 +96,26 @@ fn map_region(
         let remedy = process_limits::remedy(host, Need::Addresses, 0, &source, otherwise);
         BuildError::system(span, what, source, &remedy)
     })?;
-    mapping.apply_name(0, len).map_err(|source| {
-        let advice = "do not set a name, or use a kernel with CONFIG_ANON_VMA_NAME";
-        BuildError::system(span, "set its name", source, advice)
-    })?;
+    match mapping.apply_name(0, len) {
+        Err(error) if !region.options.require_name && is_unsupported(&error) => {}
+        result => result.map_err(|source| {
+            let advice = "do not require a name, or use a kernel with CONFIG_ANON_VMA_NAME";
+            BuildError::system(span, "set its name", source, advice)
+        })?,
+    }
     if !super::check::releases_huge_pages(region) {
         bind_huge_pages(&mapping, host)?;
     }
     plug_initial_blocks(region, &mapping, host)?;
     Ok(Arc::new(mapping))
+}
+
+/// Returns whether the kernel, or a seccomp filter, does not support the names of anonymous memory.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EPERM | libc::ENOSYS)
+    )
 }
 
 /// Maps the memory of a region.
@@ -134,11 +145,10 @@ fn map_source(
         },
     };
     let wanted = backing.missing(region.size);
-    let free = reserves_huge_pages
-        .then(|| host.free_huge_pages(backing.page_size, &[]))
-        .flatten();
     reserved.map(len, source).map_err(|source| {
         if reserves_huge_pages && source.raw_os_error() == Some(libc::ENOMEM) {
+            // A refused mapping has taken no page.
+            let free = host.again().free_huge_pages(backing.page_size, &[]);
             if let Some(error) =
                 huge_page_shortage(span, backing.page_size, wanted, free, &[], host)
             {
@@ -200,7 +210,7 @@ fn huge_page_shortage(
 ) -> Option<BuildError> {
     // Pages that were populated before the failure count as used, so it suffices to ask for one
     // more page.
-    match host.huge_page_limit(page_size, false) {
+    match host.again().huge_page_limit(page_size, false) {
         Some(limit) if limit.available < page_size.min(wanted) => {
             return Some(BuildError::ControlGroup {
                 region,
@@ -296,7 +306,7 @@ fn plug_initial_blocks(
         .missing(lengths.fold(0, u64::saturating_add));
     let page_size = mapping.page_size();
     let free = match mapping.kind() {
-        BackingKind::Hugetlb => host.free_huge_pages(page_size, &[]),
+        BackingKind::Hugetlb => host.again().free_huge_pages(page_size, &[]),
         _ => None,
     };
     plug_initial(mapping, &plugged).map_err(|source| {
@@ -329,7 +339,7 @@ fn bind_huge_pages(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
     }
     let (page_size, all) = (mapping.page_size(), mapping.mapped().len());
     // Before the pages are populated.
-    let free = host.free_huge_pages(page_size, nodes);
+    let free = host.again().free_huge_pages(page_size, nodes);
     let populated = mapping.mapped().advise(0, all, Advice::PopulateWrite);
     populated.map_err(|source| {
         let what = "populate its huge pages on its NUMA nodes";
@@ -380,18 +390,18 @@ mod tests {
 
     #[test]
     fn alignment_is_the_largest_page_that_fits_the_region() {
-        let directory = tempfile::tempdir().unwrap();
-        let settings = directory.path().join("kernel/mm/transparent_hugepage");
-        std::fs::create_dir_all(&settings).unwrap();
-        std::fs::write(settings.join("hpage_pmd_size"), "2097152").unwrap();
-        let host = HostResources::at(directory.path());
+        let host = HostResources::current();
+        let huge = sys::huge_page_size();
         let of = |size, policy| {
             let region = Region::new(GuestAddress(0), size).transparent_huge_pages(policy);
-            alignment(&region, &open(&region, &host).unwrap(), &host)
+            alignment(&region, &open(&region, &host).unwrap())
         };
-        assert_eq!(of(4 << 20, TransparentHugePages::On), 2 << 20);
-        assert_eq!(of(4 << 20, TransparentHugePages::Leave), 2 << 20);
-        assert_eq!(of(1 << 20, TransparentHugePages::On), 0x1000);
-        assert_eq!(of(4 << 20, TransparentHugePages::Off), 0x1000);
+        assert_eq!(of(2 * huge, TransparentHugePages::On), huge);
+        assert_eq!(of(2 * huge, TransparentHugePages::Leave), huge);
+        assert_eq!(of(huge / 2, TransparentHugePages::On), sys::page_size_u64());
+        assert_eq!(
+            of(2 * huge, TransparentHugePages::Off),
+            sys::page_size_u64()
+        );
     }
 }

@@ -86,6 +86,7 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 #[doc(alias = "memory-backend")]
 pub struct MemoryBuilder {
     regions: Requested,
+    host: Option<HostResources>,
     allows_shared_bytes: bool,
     prefault: Option<(NonZeroUsize, Callback)>,
 }
@@ -108,6 +109,16 @@ impl MemoryBuilder {
     pub fn region(mut self, region: Region) -> Self {
         self.regions.0.push(region);
         self
+    }
+
+    /// Sets the resources of the host, which the build then does not read.
+    ///
+    /// Use it for a build in a jail without /sys and /proc. [`HostResources`] has an example.
+    pub fn host_resources(self, host: HostResources) -> Self {
+        Self {
+            host: Some(host),
+            ..self
+        }
     }
 
     /// Sets whether two regions may map the same bytes of a file. The default is `false`.
@@ -241,7 +252,7 @@ impl MemoryBuilder {
         mut self,
         mut bitmap: impl FnMut(usize) -> Result<B, TryReserveError>,
     ) -> Result<GuestMemoryMmap<B>, BuildError> {
-        let host = HostResources::current();
+        let host = self.host.unwrap_or_else(HostResources::current);
         let regions = std::mem::take(&mut self.regions.0);
         // Dropped after the regions that use the files.
         let _received = ReceivedFiles::of_sealed(&regions);
@@ -272,7 +283,7 @@ impl MemoryBuilder {
                 .iter()
                 .map(|mapping| (mapping.span(), mapping.as_ref()));
             let mappings: Vec<(Span, &HostMapping)> = mappings.collect();
-            prefault_mappings(&mappings, threads, &mut progress)?;
+            prefault_mappings(&mappings, threads, &mut progress, &host)?;
         }
         for mapping in &mappings {
             map::lock(mapping, &host)?;

@@ -4,10 +4,9 @@
 //! "Memory Resource Controller"). Both versions can be in use at the same time.
 
 use std::fmt;
-use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use super::resources::{number, HostResources};
+use super::HostResources;
 
 /// A limit that a control group sets on memory or huge pages.
 ///
@@ -93,14 +92,14 @@ impl HostResources {
         let mut least: Option<GroupLimit> = None;
         for directory in self.groups("memory") {
             for files in MEMORY_V2.iter().chain(&MEMORY_V1) {
-                let limit = number(&directory.join(files.limit));
-                let usage = number(&directory.join(files.usage));
+                let limit = self.files().number(&directory.join(files.limit));
+                let usage = self.files().number(&directory.join(files.usage));
                 let (Some(limit), Some(usage)) = (limit, usage) else {
                     continue;
                 };
-                let used = usage.saturating_sub(reclaimable(&directory));
+                let used = usage.saturating_sub(self.reclaimable(&directory));
                 let swap = if files.is_without_swap {
-                    free_swap.min(swap_limit(&directory))
+                    free_swap.min(self.swap_limit(&directory))
                 } else {
                     0
                 };
@@ -127,6 +126,7 @@ impl HostResources {
         for directory in self.groups("hugetlb") {
             for (max, current) in [("max", "current"), ("limit_in_bytes", "usage_in_bytes")] {
                 let path = |name: &str| directory.join(format!("hugetlb.{size}.{name}"));
+                let number = |path: &Path| self.files().number(path);
                 let in_use = number(&path(current)).unwrap_or(0);
                 let rsvd = number(&path(&format!("rsvd.{current}"))).unwrap_or(0);
                 let usable = if reserved { in_use.max(rsvd) } else { in_use };
@@ -153,8 +153,8 @@ impl HostResources {
     /// them.
     fn groups(&self, controller: &str) -> Vec<PathBuf> {
         let read = |name: &str| {
-            let bytes = fs::read(self.proc().join(name)).unwrap_or_default();
-            String::from_utf8_lossy(&bytes).into_owned()
+            let text = self.files().text(&self.proc().join(name));
+            text.unwrap_or_default()
         };
         let (groups, mounts) = (read("self/cgroup"), read("self/mountinfo"));
         let mut mounts: Vec<Mount> = mounts.lines().filter_map(mount).collect();
@@ -182,6 +182,34 @@ impl HostResources {
             }
         }
         directories
+    }
+
+    /// Returns the number of bytes of a group that the kernel can reclaim without swap.
+    fn reclaimable(&self, directory: &Path) -> u64 {
+        let stat = self
+            .files()
+            .text(&directory.join("memory.stat"))
+            .unwrap_or_default();
+        let field = |name: &str| {
+            let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+            let value = lines.find_map(|(found, value)| (found == name).then_some(value));
+            value.and_then(|value| value.trim().parse::<u64>().ok())
+        };
+        // In version 1, only these include the groups below.
+        let of = |total: &str, name: &str| field(total).or_else(|| field(name)).unwrap_or(0);
+        of("total_inactive_file", "inactive_file")
+            .saturating_add(of("total_active_file", "active_file"))
+            .saturating_add(field("slab_reclaimable").unwrap_or(0))
+    }
+
+    /// Returns the number of bytes of swap that a group of version 2 may still use.
+    fn swap_limit(&self, directory: &Path) -> u64 {
+        self.files()
+            .number(&directory.join("memory.swap.max"))
+            .map_or(u64::MAX, |limit| {
+                let used = self.files().number(&directory.join("memory.swap.current"));
+                limit.saturating_sub(used.unwrap_or(0))
+            })
     }
 }
 
@@ -232,29 +260,6 @@ fn mount(line: &str) -> Option<Mount> {
         root: plain(before.next()?),
         point: plain(before.next()?),
         options: after.nth(1).unwrap_or("").to_owned(),
-    })
-}
-
-/// Returns the number of bytes of a group that the kernel can reclaim without swap.
-fn reclaimable(directory: &Path) -> u64 {
-    let stat = fs::read_to_string(directory.join("memory.stat")).unwrap_or_default();
-    let field = |name: &str| {
-        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
-        let value = lines.find_map(|(found, value)| (found == name).then_some(value));
-        value.and_then(|value| value.trim().parse::<u64>().ok())
-    };
-    // In version 1, only these include the groups below.
-    let of = |total: &str, name: &str| field(total).or_else(|| field(name)).unwrap_or(0);
-    of("total_inactive_file", "inactive_file")
-        .saturating_add(of("total_active_file", "active_file"))
-        .saturating_add(field("slab_reclaimable").unwrap_or(0))
-}
-
-/// Returns the number of bytes of swap that a group of version 2 may still use.
-fn swap_limit(directory: &Path) -> u64 {
-    number(&directory.join("memory.swap.max")).map_or(u64::MAX, |limit| {
-        let used = number(&directory.join("memory.swap.current"));
-        limit.saturating_sub(used.unwrap_or(0))
     })
 }
 

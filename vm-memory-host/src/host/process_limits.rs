@@ -7,7 +7,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::resources::{number, HostResources};
+use super::files::number;
+use super::HostResources;
 use crate::sys;
 
 /// The resource that a refused call needs.
@@ -37,7 +38,7 @@ pub(crate) fn remedy(
         error.raw_os_error(),
         Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM)
     );
-    let met = is_limit.then(|| Process::current(host).limit(need, len));
+    let met = is_limit.then(|| Process::current(&host.again()).limit(need, len));
     met.flatten().unwrap_or_else(|| otherwise.to_owned())
 }
 

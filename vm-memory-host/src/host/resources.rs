@@ -3,16 +3,58 @@
 //! Jailed processes may lack /sys and /proc. A missing file is not an error: the resource then
 //! counts as absent or unlimited, and the kernel decides.
 
-use std::fs;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::sys;
+use super::files::SystemFiles;
+use super::vma_limit;
 
-/// The resources of the host.
-#[derive(Clone, Debug)]
-pub(crate) struct HostResources {
-    sys: PathBuf,
-    proc: PathBuf,
+/// The resources of the host: pools of huge pages, NUMA nodes, memory, control groups.
+///
+/// A build compares the request with them, and its errors name the limit. It reads them from /sys
+/// and /proc. A process that will lose sight of these, such as one that enters a chroot, can
+/// [`read`](Self::read) them before and pass them to the builder
+/// ([`MemoryBuilder::host_resources`]).
+///
+/// They are never required. If a limit is not known, the kernel decides:
+///
+/// - For huge pages, NUMA nodes and addresses, the build returns an error of the kernel, whose
+///   remedy is less precise.
+/// - For a limit that a control group sets on huge pages, an access above it raises SIGBUS.
+///   [`MemoryBuilder::prefault`] populates all pages during the build, and returns an error
+///   instead.
+/// - If memory runs out, the OOM killer of the kernel ends a process, even during a prefault.
+///
+/// The memory that is built is the same in all cases.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{HostResources, MemoryBuilder, Region};
+///
+/// let host = HostResources::read();
+/// // Here the process enters its jail.
+/// let region = Region::new(GuestAddress(0), 16 << 20);
+/// let builder = MemoryBuilder::new().host_resources(host).region(region);
+/// let memory: GuestMemoryMmap = builder.build()?;
+/// # Ok::<(), vm_memory_host::BuildError>(())
+/// ```
+///
+/// [`MemoryBuilder::host_resources`]: crate::MemoryBuilder::host_resources
+/// [`MemoryBuilder::prefault`]: crate::MemoryBuilder::prefault
+#[derive(Clone)]
+#[doc(alias = "jail")]
+#[doc(alias = "chroot")]
+#[doc(alias = "landlock")]
+pub struct HostResources {
+    files: SystemFiles,
+}
+
+impl fmt::Debug for HostResources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostResources").finish_non_exhaustive()
+    }
 }
 
 /// A pool of huge pages of one size. Counts are in pages.
@@ -57,58 +99,108 @@ pub fn huge_page_pools() -> Vec<HugePagePool> {
 }
 
 impl HostResources {
-    /// Returns the resources of this host.
+    /// Reads all resources of this host now. Nothing is read later.
+    ///
+    /// The numbers are those of this moment. If they change, such as the number of free huge pages,
+    /// read them again.
+    pub fn read() -> Self {
+        let host = Self::current();
+        host.read_all();
+        host
+    }
+
+    /// Returns the resources of this host. Each file is read when it is first needed.
     pub(crate) fn current() -> Self {
-        Self {
-            sys: PathBuf::from("/sys"),
-            proc: PathBuf::from("/proc"),
-        }
+        let files = SystemFiles::new("/sys", "/proc");
+        Self { files }
     }
 
     /// Returns the resources that a tree of files describes, with `proc` inside `sys`.
     #[cfg(test)]
     pub(crate) fn at(sys: &Path) -> Self {
-        Self {
-            sys: sys.to_owned(),
-            proc: sys.join("proc"),
+        let files = SystemFiles::new(sys, sys.join("proc"));
+        Self { files }
+    }
+
+    /// Returns the resources of this moment, to explain an error.
+    pub(crate) fn again(&self) -> Self {
+        let files = self.files.again();
+        Self { files }
+    }
+
+    /// Reads all files that the other methods read. They then read no file.
+    fn read_all(&self) {
+        // Kept for the whole process.
+        let _ = vma_limit();
+        let sizes = self.huge_page_sizes().unwrap_or_default();
+        let _ = (self.pools(), self.allowed_nodes());
+        for node in self.nodes().unwrap_or_default() {
+            let _ = self.cpus_of_nodes(&[node]);
+            for size in &sizes {
+                let _ = self.pool_of_node(node, *size);
+            }
         }
+        for shared in [false, true] {
+            let _ = self.transparent_huge_pages_refused(shared);
+        }
+        let _ = (self.total_memory(), self.memory_limit());
+        for size in sizes {
+            let _ = self.huge_page_limit(size, true);
+        }
+        self.files.close();
+    }
+
+    pub(super) fn files(&self) -> &SystemFiles {
+        &self.files
     }
 
     /// Returns the pools of huge pages, ordered by page size.
     pub(crate) fn pools(&self) -> Vec<HugePagePool> {
-        let directory = self.sys.join("kernel/mm/hugepages");
-        let Ok(entries) = fs::read_dir(directory) else {
-            return Vec::new();
-        };
-        let mut pools: Vec<_> = entries
-            .filter_map(|entry| pool(&entry.ok()?.path()))
-            .collect();
+        let directory = self.sys().join("kernel/mm/hugepages");
+        let directories = self.files.list(&directory).unwrap_or_default();
+        let pools = directories.iter().filter_map(|path| self.pool(path));
+        let mut pools: Vec<_> = pools.collect();
         pools.sort_by_key(|pool| pool.page_size);
         pools
+    }
+
+    /// Reads a pool from its directory. Returns `None` if its pages cannot be counted.
+    fn pool(&self, directory: &Path) -> Option<HugePagePool> {
+        let page_size = page_size_of(directory)?;
+        let number = |name: &str| self.files.number(&directory.join(name));
+        let count = |name: &str| number(name).unwrap_or(0);
+        let total = number("nr_hugepages")?;
+        let free = number("free_hugepages")?;
+        let surplus = count("surplus_hugepages");
+        Some(HugePagePool {
+            page_size,
+            total,
+            free: free.saturating_sub(count("resv_hugepages")),
+            overcommit: count("nr_overcommit_hugepages").saturating_sub(surplus),
+        })
     }
 
     /// Returns the pool of one NUMA node.
     pub(crate) fn pool_of_node(&self, node: u32, page_size: u64) -> Option<HugePagePool> {
         let kib = page_size.checked_div(1024)?;
         let path = format!("devices/system/node/node{node}/hugepages/hugepages-{kib}kB");
-        pool(&self.sys.join(path))
+        self.pool(&self.sys().join(path))
     }
 
     /// Returns the sizes of the huge pages that the kernel supports, or `None` if they are not
     /// known.
     pub(crate) fn huge_page_sizes(&self) -> Option<Vec<u64>> {
-        let entries = fs::read_dir(self.sys.join("kernel/mm/hugepages")).ok()?;
-        let mut sizes: Vec<_> = entries
-            .filter_map(|entry| page_size_of(&entry.ok()?.path()))
-            .collect();
+        let directories = self.files.list(&self.sys().join("kernel/mm/hugepages"))?;
+        let sizes = directories.iter().filter_map(|path| page_size_of(path));
+        let mut sizes: Vec<_> = sizes.collect();
         sizes.sort_unstable();
         Some(sizes)
     }
 
     /// Returns the NUMA nodes that have memory, or `None` if they are not known.
     pub(crate) fn nodes(&self) -> Option<Vec<u32>> {
-        let path = self.sys.join("devices/system/node/has_memory");
-        let text = fs::read_to_string(path).ok()?;
+        let path = self.sys().join("devices/system/node/has_memory");
+        let text = self.files.text(&path)?;
         Some(numbers(&text))
     }
 
@@ -116,7 +208,7 @@ impl HostResources {
     ///
     /// The cpuset of the process limits them (proc_pid_status(5), `Mems_allowed_list`).
     pub(crate) fn allowed_nodes(&self) -> Option<Vec<u32>> {
-        let status = fs::read_to_string(self.proc.join("thread-self/status")).ok()?;
+        let status = self.files.text(&self.proc().join("thread-self/status"))?;
         let mut lines = status.lines();
         let list = lines.find_map(|line| line.strip_prefix("Mems_allowed_list:"))?;
         Some(numbers(list))
@@ -153,7 +245,7 @@ impl HostResources {
         let mut all = Vec::new();
         for node in nodes {
             let path = format!("devices/system/node/node{node}/cpulist");
-            let list = fs::read_to_string(self.sys.join(path)).ok()?;
+            let list = self.files.text(&self.sys().join(path))?;
             all.append(&mut numbers(&list));
         }
         Some(all)
@@ -163,13 +255,13 @@ impl HostResources {
     ///
     /// `shared` selects the setting for shared memory or the one for private memory.
     pub(crate) fn transparent_huge_pages_refused(&self, shared: bool) -> Option<(String, String)> {
-        let directory = self.sys.join("kernel/mm/transparent_hugepage");
+        let directory = self.sys().join("kernel/mm/transparent_hugepage");
         let name = if shared { "shmem_enabled" } else { "enabled" };
-        let kib = number(&directory.join("hpage_pmd_size"))
-            .unwrap_or(0)
-            .checked_div(1024)?;
+        let size = self.files.number(&directory.join("hpage_pmd_size"));
+        let kib = size.unwrap_or(0).checked_div(1024)?;
         // The setting of the page size (Linux 6.8) wins, unless it is `inherit`.
         let of_size = directory.join(format!("hugepages-{kib}kB")).join(name);
+        let selected = |path: &Path| selected(&self.files.text(path)?);
         let refusal = |path: PathBuf| match selected(&path) {
             // A kernel without them has no such file, and a jail may hide it. madvise(2) reports
             // such a kernel.
@@ -198,11 +290,11 @@ impl HostResources {
     }
 
     pub(crate) fn sys(&self) -> &Path {
-        &self.sys
+        self.files.sys()
     }
 
     pub(crate) fn proc(&self) -> &Path {
-        &self.proc
+        self.files.proc()
     }
 
     /// Returns the size of memory and swap in bytes, or `None` if the kernel does not report it.
@@ -212,7 +304,7 @@ impl HostResources {
 
     /// Returns the sum of two fields of proc_meminfo(5) in bytes. `swap` may be missing.
     pub(crate) fn meminfo(&self, memory: &str, swap: &str) -> Option<u64> {
-        let text = fs::read_to_string(self.proc.join("meminfo")).ok()?;
+        let text = self.files.text(&self.proc().join("meminfo"))?;
         let field = |name: &str| {
             let line = text
                 .lines()
@@ -221,14 +313,6 @@ impl HostResources {
             kib.checked_mul(1024)
         };
         Some(field(memory)?.saturating_add(field(swap).unwrap_or(0)))
-    }
-
-    /// Returns the size of a transparent huge page in bytes, or `None` without kernel support.
-    pub(crate) fn transparent_huge_page(&self) -> Option<u64> {
-        let path = self
-            .sys
-            .join("kernel/mm/transparent_hugepage/hpage_pmd_size");
-        number(&path).filter(|size| size.is_power_of_two() && *size >= sys::page_size_u64())
     }
 }
 
@@ -239,29 +323,8 @@ fn page_size_of(directory: &Path) -> Option<u64> {
     kib.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Reads a pool from its directory. Returns `None` if its pages cannot be counted.
-fn pool(directory: &Path) -> Option<HugePagePool> {
-    let page_size = page_size_of(directory)?;
-    let count = |name: &str| number(&directory.join(name)).unwrap_or(0);
-    let total = number(&directory.join("nr_hugepages"))?;
-    let free = number(&directory.join("free_hugepages"))?;
-    let surplus = count("surplus_hugepages");
-    Some(HugePagePool {
-        page_size,
-        total,
-        free: free.saturating_sub(count("resv_hugepages")),
-        overcommit: count("nr_overcommit_hugepages").saturating_sub(surplus),
-    })
-}
-
-/// Reads a file that contains one number.
-pub(crate) fn number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// Reads the word in brackets of a file such as `always [madvise] never`.
-fn selected(path: &Path) -> Option<String> {
-    let text = fs::read_to_string(path).ok()?;
+/// Returns the word in brackets of a text such as `always [madvise] never`.
+fn selected(text: &str) -> Option<String> {
     let (_, rest) = text.split_once('[')?;
     rest.split_once(']').map(|(word, _)| word.to_owned())
 }
@@ -280,6 +343,8 @@ fn numbers(text: &str) -> Vec<u32> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs;
+
     use super::*;
 
     /// Creates files with these paths and texts, and returns the resources of a host with them.
@@ -439,5 +504,58 @@ pub(crate) mod tests {
         assert_eq!(refused(&[size, (all, "always madvise [never]"), on]), None);
         assert_eq!(refused(&[size]), None);
         assert_eq!(refused(&[]), None);
+    }
+
+    #[test]
+    fn read_all_keeps_the_result_of_each_method() {
+        let pool = |directory: &str, count: &'static str| {
+            let file = |name| (format!("{directory}/hugepages-2048kB/{name}"), count);
+            [file("nr_hugepages"), file("free_hugepages")]
+        };
+        let mut files = vec![
+            ("devices/system/node/has_memory".to_owned(), "0-1"),
+            ("devices/system/node/node1/cpulist".into(), "2-3"),
+            ("proc/thread-self/status".into(), "Mems_allowed_list:\t1\n"),
+            (
+                "kernel/mm/transparent_hugepage/shmem_enabled".into(),
+                "[never]",
+            ),
+            (
+                "proc/meminfo".into(),
+                "MemTotal: 9 kB\nMemAvailable: 8 kB\n",
+            ),
+            ("proc/self/cgroup".into(), "0::/vm\n"),
+            (
+                "proc/self/mountinfo".into(),
+                "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+            ),
+            ("fs/cgroup/vm/memory.max".into(), "4096"),
+            ("fs/cgroup/vm/memory.current".into(), "96"),
+            ("fs/cgroup/vm/hugetlb.2MB.max".into(), "4194304"),
+        ];
+        files.extend(pool("kernel/mm/hugepages", "7"));
+        files.extend(pool("devices/system/node/node1/hugepages", "5"));
+        let files: Vec<(&str, &str)> = files.iter().map(|(p, text)| (p.as_str(), *text)).collect();
+        let (keep, host) = tree(&files);
+        let all = |host: &HostResources| {
+            (
+                (host.pools(), host.huge_page_sizes(), host.nodes()),
+                (host.allowed_nodes(), host.cpus_of_nodes(&[1])),
+                host.free_huge_pages(2 << 20, &[]),
+                host.transparent_huge_pages_refused(true),
+                (host.available_memory(), host.total_memory()),
+                (host.memory_limit(), host.huge_page_limit(2 << 20, true)),
+            )
+        };
+        let before = all(&host.again());
+        host.read_all();
+        drop(keep);
+        assert_eq!(all(&host), before);
+        assert_eq!(
+            (before.2, before.4),
+            (Some(5), (Some(8 << 10), Some(9 << 10)))
+        );
+        assert!(before.3.is_some() && before.5 .0.is_some() && before.5 .1.is_some());
+        assert_eq!(all(&host.again()).2, None);
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
-use super::resources::number;
+use super::files::number;
 
 /// The number of VMAs that all shares together hold.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);

@@ -96,9 +96,9 @@ impl HostMapping {
     /// adjacent region of its build, can have:
     ///
     /// - For hugetlb, that is the size of its huge pages.
-    /// - For other regions of at least a transparent huge page, it is that size. Exceptions are
-    ///   [`TransparentHugePages::Off`](crate::TransparentHugePages::Off), and hosts without
-    ///   transparent huge pages.
+    /// - For other regions of at least a transparent huge page, it is that size, also on hosts
+    ///   without them. The exception is
+    ///   [`TransparentHugePages::Off`](crate::TransparentHugePages::Off).
     /// - Otherwise it is the size of an ordinary page.
     ///
     /// KVM can therefore map huge pages for the guest. For a file, its offset must be equal to the

@@ -117,7 +117,8 @@ where
         .iter()
         .map(|region| Ok((span_of(region), usable::<_, PrefaultError>(region)?)))
         .collect::<Result<Vec<_>, PrefaultError>>()?;
-    run(&mappings, threads, &mut progress)
+    let host = HostResources::current();
+    run(&mappings, threads, &mut progress, &host)
 }
 
 /// The range that one system call populates.
@@ -171,9 +172,9 @@ pub(crate) fn run(
     mappings: &[(Span, &HostMapping)],
     threads: NonZeroUsize,
     progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
+    host: &HostResources,
 ) -> Result<(), PrefaultError> {
-    let host = HostResources::current();
-    check_memory(mappings, &host)?;
+    check_memory(mappings, host)?;
     let steps: Vec<Step<'_>> = mappings.iter().flat_map(steps).collect();
     let total = steps
         .iter()
@@ -183,7 +184,7 @@ pub(crate) fn run(
     let moves = |(_, mapping): &(Span, &HostMapping)| !mapping.options.numa.nodes().is_empty();
     let moves = count > 0 && mappings.iter().any(moves);
     let allowed = moves.then(Cpus::allowed).and_then(Result::ok);
-    let queues = queues(steps, allowed.as_ref(), &host);
+    let queues = queues(steps, allowed.as_ref(), host);
     let state = Mutex::new(State {
         done: 0,
         total,
@@ -217,7 +218,7 @@ pub(crate) fn run(
     let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
     match state.end {
         None => Ok(()),
-        Some(error) => Err(cause_of(error, mappings, &host)),
+        Some(error) => Err(cause_of(error, mappings, host)),
     }
 }
 
@@ -364,7 +365,7 @@ fn cause_of(
     if mapping.kind() != BackingKind::Hugetlb {
         return error;
     }
-    match host.huge_page_limit(mapping.page_size(), false) {
+    match host.again().huge_page_limit(mapping.page_size(), false) {
         Some(limit) if may_lack_pages && limit.available < mapping.page_size() => {
             PrefaultError::ControlGroup {
                 wanted: *total,

@@ -178,12 +178,38 @@ impl Region {
 
     /// Sets the name of the region in /proc/self/maps.
     ///
-    /// Names of anonymous memory need Linux 5.17 with `CONFIG_ANON_VMA_NAME`; the build fails
-    /// without it. A new memfd is created with the name, and one that was passed keeps its own. A
-    /// file on a disk is shown by its path and cannot have a name.
+    /// Names of anonymous memory need Linux 5.17 with `CONFIG_ANON_VMA_NAME`. Without it, the
+    /// memory has no name, unless the region [requires](Self::require_name) it. A new memfd is
+    /// created with the name, and one that was passed keeps its own. A file on a disk is shown by
+    /// its path and cannot have a name.
     #[doc(alias = "PR_SET_VMA_ANON_NAME")]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.options.name = Some(name.into());
+        self
+    }
+
+    /// Sets whether the build fails if the kernel does not support the [name](Self::name) of
+    /// anonymous memory. The default is `false`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{MemoryBuilder, Region};
+    ///
+    /// let region = Region::new(GuestAddress(0), 1 << 20).name("guest-ram");
+    /// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region.clone()).build()?;
+    ///
+    /// let region = region.require_name(true);
+    /// match MemoryBuilder::new().region(region).build::<()>() {
+    ///     Ok(memory) => println!("{memory:?}"),
+    ///     // "region 0x0-0xfffff: cannot set its name: …"
+    ///     Err(error) => println!("{error}"),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn require_name(mut self, require: bool) -> Self {
+        self.options.require_name = require;
         self
     }
 

@@ -139,6 +139,8 @@ pub struct Options {
     pub forked: bool,
     /// The name of the region in /proc/self/maps.
     pub name: Option<String>,
+    /// Whether the build fails if the kernel does not support the name.
+    pub require_name: bool,
     /// Whether a file may have holes for which its file system may lack space later.
     pub sparse: bool,
     /// Whether the file must be sealed against shrinking.
@@ -160,6 +162,7 @@ impl Default for Options {
             mergeable: false,
             forked: true,
             name: None,
+            require_name: false,
             sparse: false,
             sealed: false,
             release_huge_pages: false,

@@ -34,6 +34,13 @@ pub(crate) fn page_size() -> usize {
     usize::try_from(size).unwrap_or(4096)
 }
 
+/// Returns the size of a transparent huge page in bytes, whether or not the kernel supports them.
+///
+/// It is the memory that one page of page table entries maps. An entry has 8 bytes.
+pub(crate) fn huge_page_size() -> u64 {
+    page_size_u64().saturating_mul(page_size_u64() / 8)
+}
+
 /// Returns [`page_size`] for arithmetic with file offsets and guest addresses.
 pub(crate) fn page_size_u64() -> u64 {
     u64::try_from(page_size()).unwrap_or(4096)

@@ -8,13 +8,12 @@ use vm_memory_host::{
 };
 
 fn names_are_supported() -> bool {
-    build(Region::new(GuestAddress(0), PAGE).name("n")).is_ok()
-}
-
-fn without_name(region: Region) -> Region {
-    let mut options = region.options().clone();
-    options.name = None;
-    region.with_options(options)
+    build(
+        Region::new(GuestAddress(0), PAGE)
+            .name("n")
+            .require_name(true),
+    )
+    .is_ok()
 }
 
 #[test]
@@ -34,15 +33,11 @@ fn build_applies_options_to_the_mapping() {
             "build_applies_options_to_the_mapping (name)",
             "no CONFIG_ANON_VMA_NAME",
         );
-        let error = build(all.clone()).unwrap_err().to_string();
+        let error = build(all.clone().require_name(true)).unwrap_err();
+        let error = error.to_string();
         assert!(error.contains("cannot set its name"), "{error}");
     }
-    let all = build(if names_are_supported() {
-        all
-    } else {
-        without_name(all)
-    })
-    .unwrap();
+    let all = build(all).unwrap();
     for flag in ["dd", "dc", "mg", "nh"] {
         assert!(has_flag(host_address(&all), flag), "{flag}");
     }
