@@ -82,9 +82,12 @@ struct Cli {
     /// The number of rounds of each row
     #[arg(long, value_name = "N", default_value_t = 21)]
     rounds: usize,
-    /// Run only five short rounds, to test that every row works
-    #[arg(long)]
+    /// Run only the 15 rows that matter most
+    #[arg(long, conflicts_with = "filter")]
     quick: bool,
+    /// Run only five short rounds, to test that every row works; the times mean nothing
+    #[arg(long)]
+    short: bool,
     /// The build of this program; by default the name of its folder
     #[arg(long, value_enum)]
     build: Option<Build>,
@@ -130,7 +133,7 @@ enum Side {
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
-    let effort = if cli.quick {
+    let effort = if cli.short {
         Effort {
             rounds: 5,
             batch: Duration::from_micros(500),
@@ -171,12 +174,12 @@ fn main() -> Result<()> {
 
     let rows: Vec<&Row> = ROWS
         .iter()
-        .filter(|row| row.name.contains(&cli.filter))
+        .filter(|row| row.name.contains(&cli.filter) && (!cli.quick || row.is_quick()))
         .collect();
     if rows.is_empty() {
         bail!("no row contains '{}'; --list prints the names", cli.filter);
     }
-    let mut report = report::Report::new(build, effort);
+    let mut report = report::Report::new(build, effort, cli.short);
     for row in rows {
         let contest =
             (row.contest)(&stage).with_context(|| format!("{}: cannot set up", row.name))?;

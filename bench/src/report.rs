@@ -1,5 +1,6 @@
 //! The table of results, as text and as a file with tabs.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -50,16 +51,18 @@ impl Build {
 pub struct Report {
     build: Build,
     effort: Effort,
+    /// Whether the rounds are too short for a verdict.
+    short: bool,
     tsv: String,
-    rows: usize,
-    /// The number of rows that miss criterion 1.
-    slower: usize,
-    /// The number of rows that miss criterion 2.
-    far: usize,
+    rows: BTreeSet<&'static str>,
+    /// The rows that miss criterion 1. A row misses it if one of its contexts does.
+    slower: BTreeSet<&'static str>,
+    /// The rows that miss criterion 2.
+    far: BTreeSet<&'static str>,
 }
 
 impl Report {
-    pub fn new(build: Build, effort: Effort) -> Self {
+    pub fn new(build: Build, effort: Effort, short: bool) -> Self {
         println!(
             "Build `{}`, medians of {} interleaved rounds, ns per operation.\n\
              Criterion 1: reference ÷ ours (ratio) is at least the figure, usually 0.97.\n\
@@ -74,12 +77,13 @@ impl Report {
         Self {
             build,
             effort,
+            short,
             tsv:
                 "operation\treference\tours\tlimit\tratio\tleast_ratio\tlimit_factor\tlimit_holds\n"
                     .to_owned(),
-            rows: 0,
-            slower: 0,
-            far: 0,
+            rows: BTreeSet::new(),
+            slower: BTreeSet::new(),
+            far: BTreeSet::new(),
         }
     }
 
@@ -119,20 +123,41 @@ impl Report {
             factor.map_or_else(String::new, |factor| factor.to_string()),
             limit_holds.map_or_else(String::new, |holds| holds.to_string()),
         );
-        self.rows += 1;
-        self.slower += usize::from(!ratio_holds);
-        self.far += usize::from(limit_holds == Some(false));
+        self.rows.insert(row.operation());
+        if !ratio_holds {
+            self.slower.insert(row.operation());
+        }
+        if limit_holds == Some(false) {
+            self.far.insert(row.operation());
+        }
+    }
+
+    /// Returns the last line: the rows that miss a criterion.
+    fn verdict(&self) -> String {
+        if self.short {
+            return "no verdict: the rounds are too short".to_owned();
+        }
+        let missed: Vec<_> = self.slower.union(&self.far).copied().collect();
+        if missed.is_empty() {
+            return "verdict: every row holds its criteria".to_owned();
+        }
+        format!(
+            "verdict: {} rows MISSED: {}",
+            missed.len(),
+            missed.join("; ")
+        )
     }
 
     /// Prints the summary, and writes the file.
     pub fn finish(self, tsv: Option<&Path>) -> Result<()> {
         println!(
-            "\n{}: {} rows, {} miss criterion 1, {} miss criterion 2 ({} rounds)",
+            "\n{}: {} rows, {} miss criterion 1, {} miss criterion 2 ({} rounds)\n{}",
             self.build.name(),
-            self.rows,
-            self.slower,
-            self.far,
-            self.effort.rounds
+            self.rows.len(),
+            self.slower.len(),
+            self.far.len(),
+            self.effort.rounds,
+            self.verdict()
         );
         if let Some(path) = tsv {
             fs::write(path, self.tsv)
@@ -159,7 +184,41 @@ pub fn digits(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::digits;
+    use std::time::Duration;
+
+    use super::{digits, Build, Report};
+    use crate::contest::{Effort, Outcome};
+    use crate::rows::ROWS;
+
+    #[test]
+    fn verdict_names_operation_of_missed_context_once() {
+        let effort = Effort {
+            rounds: 1,
+            batch: Duration::ZERO,
+        };
+        let outcome = |ours| Outcome {
+            reference: 100.0,
+            ours,
+            limit: None,
+            ratio: 100.0 / ours,
+            of_limit: None,
+        };
+        let contexts: Vec<_> = ROWS
+            .iter()
+            .filter(|row| row.operation() == "read_obj.s16, n=1")
+            .collect();
+        assert_eq!(contexts.len(), 3);
+        let mut report = Report::new(Build::Release, effort, false);
+        report.add(contexts[0], outcome(50.0));
+        assert!(report.verdict().contains("every row holds"));
+        report.add(contexts[1], outcome(150.0));
+        report.add(contexts[2], outcome(200.0));
+        let verdict = report.verdict();
+        assert_eq!(verdict, "verdict: 1 rows MISSED: read_obj.s16, n=1");
+        assert_eq!((report.rows.len(), report.slower.len()), (1, 1));
+        report.short = true;
+        assert!(report.verdict().starts_with("no verdict"));
+    }
 
     #[test]
     fn digits_rounds_to_three() {

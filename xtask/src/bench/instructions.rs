@@ -66,8 +66,8 @@ impl Bench {
             "{:<8} {:<60} {:>9} {:>9}",
             "build", "operation", "counted", "pinned"
         );
-        for build in &args.builds {
-            let program = self.build(*build)?;
+        for build in args.builds() {
+            let program = self.build(build)?;
             for operation in HOT {
                 let counted = self.count(&program, operation)?;
                 let key = (build.name().to_owned(), operation.to_owned());
