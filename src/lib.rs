@@ -51,7 +51,7 @@
 //! |---|---|---|
 //! | create memory | [`GuestMemoryMmap`]; the crate `vm-memory-host` for memfds, huge pages and NUMA | `boot` |
 //! | read and write by guest address | [`Bytes`]; [`ByteValued`] for structures of your own | `boot` |
-//! | access a ring or a request many times | [`GuestMemory::window`] | |
+//! | access a ring or a request many times | [`GuestMemory::window`] | `virtqueue` |
 //! | borrow slices of host memory | [`GuestMemory::get_slices`], [`VolatileSlice`] | |
 //! | keep slices valid for a request, for code that uses their pointers | [`GuestMemory::held`] | |
 //! | find runs of host memory, to register them | [`GuestMemory::host_runs`] | |

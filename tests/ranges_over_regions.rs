@@ -15,7 +15,7 @@ use vm_memory::{
     Permissions, VolatileSlice,
 };
 
-/// A kind of region.
+/// The behaviour of a test region.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Memory,
@@ -25,11 +25,11 @@ enum Kind {
     HalfPlugged,
     /// Returns slices that are one byte too short.
     Stingy,
-    /// Is not mapped in this process.
+    /// Not mapped in this process.
     Device,
 }
 
-/// A region of two pages at any address, also at the end of the address space.
+/// A region of two pages at any address, including the end of the address space.
 struct Region {
     start: u64,
     kind: Kind,
@@ -116,7 +116,7 @@ impl GuestMemoryBackend for OneByOne {
     }
 }
 
-/// The slices of a range, as host address and length, and the error at the end.
+/// The slices of a range as (host address, length), and the error that ended the walk.
 type Walk = (Vec<(usize, usize)>, Option<String>);
 
 fn place(slice: &VolatileSlice<'_>) -> (usize, usize) {
@@ -226,7 +226,7 @@ fn starts(memory: &impl GuestMemoryBackend<R = Region>, addr: u64) -> Vec<u64> {
 
 proptest! {
     #[test]
-    fn walks_of_any_range_agree(
+    fn get_slices_of_any_range_agrees_with_callback_and_model(
         regions in prop::collection::vec(
             (prop_oneof![5 => Just(0u64), 1 => 1u64..3], kind()),
             1..12,
@@ -262,7 +262,7 @@ proptest! {
             prop_assert_eq!(starts(&memory, addr), &model[..], "from {:#x}", addr);
             prop_assert_eq!(starts(&other, addr), model, "from {:#x}", addr);
 
-            // Also rounded down to a page boundary, where most ranges end.
+            // Repeat with a count of whole pages: most ranges end at a page boundary.
             for count in [count, count / PAGE * PAGE] {
                 let walk = by_iterator(&memory, addr, count, access);
                 let sum: usize = walk.0.iter().map(|(_, len)| len).sum();
@@ -326,7 +326,7 @@ fn regions_from_empty_region_ends() {
 }
 
 #[test]
-fn try_for_each_slice_ends_with_error_of_callback() {
+fn try_for_each_slice_with_failing_callback_returns_its_error() {
     let regions = (0..3).map(|number| Region::new(number * 2 * PAGE as u64, Kind::Memory));
     let memory = GuestRegionCollection::from_regions(regions.collect()).unwrap();
     let mut slices =

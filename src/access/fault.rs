@@ -85,10 +85,11 @@
 //! handler that needs sent signals. A handler that does not change the action opens no window.
 //!
 //! The fault handler cannot close the window by itself. A process has one action for a signal, and
-//! each thread may set it. While it is the default one, the kernel ends the process at a fault. So
-//! only a handler that is not called opens no window. But a program's own handler needs the signal,
-//! and nothing tells the two apart. The standard library does not publish the address of its
-//! handler. Calling a handler to find out what it does would pass on a signal that nobody sent.
+//! each thread may set it. While the default action is set, the kernel ends the process at a fault.
+//! The fault handler cannot distinguish the standard library's handler, which sets the default
+//! action, from the program's own handler, which needs the signal. The standard library does not
+//! publish the address of its handler. Calling a handler to find out what it does would pass on a
+//! signal that nobody sent.
 //!
 //! # Limits
 //!

@@ -247,7 +247,7 @@ pub trait GuestMemory {
     /// Returns the `count` bytes at `addr` as slices, in ascending order of address.
     ///
     /// The first error ends the iteration. The slices before it are valid. Without an error, their
-    /// lengths add up to `count`. None is empty. For 0 bytes there are no slices.
+    /// lengths add up to `count`. No slice is empty. For 0 bytes there are no slices.
     ///
     /// Accesses by other methods do not rely on this: they end at an empty slice, with
     /// [`Error::InvalidBackendAddress`] if it is the first one, and after `count` bytes.

@@ -1,4 +1,4 @@
-//! A failed build leaves nothing mapped and nothing open.
+//! A build that fails leaves no mapping and no open descriptor.
 //!
 //! The test counts the VMAs and descriptors of its process, so it is a separate program.
 #![cfg(target_os = "linux")]
@@ -13,7 +13,8 @@ use vm_memory_host::{Backing, MemoryBuilder, NumaPolicy, Region};
 
 /// Returns the VMAs of guest memory, and the number of open descriptors.
 ///
-/// Guest memory is in memfds or in VMAs of 4 MiB or more. Others belong to the test program.
+/// Guest memory is in memfds or in VMAs of 4 MiB or more. Other VMAs belong to the
+/// test program.
 fn mapped_and_open() -> (Vec<String>, usize) {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let is_large = |line: &&str| {

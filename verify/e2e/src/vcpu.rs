@@ -1,8 +1,9 @@
 //! A vCPU that the driver controls.
 //!
 //! The guest is a short program that performs accesses for the driver. The driver writes them to a
-//! mailbox in guest memory, and waits until the vCPU has performed them. Accesses to registers exit
-//! to the devices. Writes to memory appear in KVM's dirty log, like those of any guest.
+//! mailbox in guest memory, and waits until the vCPU has performed them. Register accesses cause VM
+//! exits, which the devices handle. Writes to memory appear in KVM's dirty log, like those of any
+//! guest.
 //!
 //! ```text
 //!   mailbox  +0x0000  number of the batch, written by the driver
@@ -146,7 +147,7 @@ impl Vcpu {
         Ok((Self { memory, batch: 0 }, entry))
     }
 
-    /// Makes the vCPU perform accesses. Returns the values.
+    /// Makes the vCPU perform accesses, and stores the loaded values in `accesses`.
     fn perform(&mut self, operation: u64, accesses: &mut [(u64, u64)]) -> Result<(), Error> {
         for batch in accesses.chunks_mut(BATCH) {
             self.perform_batch(operation, batch)?;
@@ -214,7 +215,7 @@ impl Cpu for Vcpu {
     }
 }
 
-/// Ends the run.
+/// Makes the guest program exit.
 impl Drop for Vcpu {
     fn drop(&mut self) {
         let _ = self.perform(EXIT, &mut [(0, 0)]);
