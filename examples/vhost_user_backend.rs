@@ -38,8 +38,7 @@ impl BackEnd {
         let region = Region::new(entry.guest_address, entry.size)
             .backing(backing)
             .sealed(true);
-        let built: Memory = MemoryBuilder::new().region(region).build()?;
-        let (_, region) = built.remove_region(entry.guest_address, entry.size)?;
+        let region = Arc::new(region.build()?);
         self.memory.update(|map| map.insert_region(region))?;
         let translation = (entry.size, entry.guest_address);
         self.table.insert(entry.user_address, translation);

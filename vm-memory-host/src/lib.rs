@@ -34,7 +34,8 @@
 //! | populate pages before the guest starts | [`MemoryBuilder::prefault`], [`prefault()`] | |
 //! | return pages to the system (balloon, free page reporting) | [`discard()`] | `balloon` |
 //! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug()`], [`unplug`] | `virtio_mem` |
-//! | add and remove whole regions (DIMM hotplug) | `GuestMemoryAtomic` of vm-memory, [below](#model) | `hotplug` |
+//! | add and remove whole regions (DIMM hotplug) | [`Region::build`], `GuestMemoryAtomic` of vm-memory, [below](#model) | `hotplug` |
+//! | put regions into a region type of the VMM | [`MemoryBuilder::build_regions`], [`HostMapped`] | |
 //! | find out how much memory the guest uses | [`residency()`] | `balloon` |
 //! | find the ranges that have content (save, first round of a migration) | [`content()`] | |
 //! | map the same memory in another process, or save the layout | [`describe`], [`Description`] | `vhost_user_backend` |
@@ -63,22 +64,22 @@
 //!
 //! The result of a build is an ordinary [`GuestMemoryMmap`](vm_memory::GuestMemoryMmap): it works
 //! behind an IOMMU, in a `GuestMemoryAtomic`, and its regions can join other maps. The functions of
-//! this crate work on every map that contains such a region. The region is unmapped when the last
-//! such map is dropped. Hotplug of whole regions is therefore an update of the map:
+//! this crate work on every map of such regions. A VMM with a region type of its own implements
+//! [`HostMapped`] for it. A region is unmapped when the last map with it is dropped. Hotplug
+//! of whole regions is therefore an update of the map:
 //!
 //! ```
+//! use std::sync::Arc;
 //! use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 //! use vm_memory_host::{MemoryBuilder, Region};
 //!
-//! type Memory = GuestMemoryMmap<()>;
-//! let build = |start, size| -> Result<Memory, vm_memory_host::BuildError> {
-//!     MemoryBuilder::new().region(Region::new(GuestAddress(start), size)).build()
-//! };
-//! let memory = GuestMemoryAtomic::new(build(0, 16 << 20)?);
+//! let boot = Region::new(GuestAddress(0), 16 << 20);
+//! let boot: GuestMemoryMmap = MemoryBuilder::new().region(boot).build()?;
+//! let memory = GuestMemoryAtomic::new(boot);
 //!
 //! // Plug a module of 16 MiB.
-//! let (_, region) = build(1 << 32, 16 << 20)?.remove_region(GuestAddress(1 << 32), 16 << 20)?;
-//! memory.update(|map| map.insert_region(region))?;
+//! let module = Region::new(GuestAddress(1 << 32), 16 << 20).build()?;
+//! memory.update(|map| map.insert_region(Arc::new(module)))?;
 //! memory.memory().write_obj(1u8, GuestAddress(1 << 32))?;
 //!
 //! // Unplug it. It is unmapped when the last reader of the old map is gone.
@@ -194,7 +195,7 @@ pub use description::{
 };
 pub use error::{BuildError, ChangeError, NotProvisioned, OtherProcess, PrefaultError};
 pub use host::{huge_page_pools, GroupLimit, HostResources, HugePagePool};
-pub use mapping::{provisioned, still_mapped, HostMapping};
+pub use mapping::{provisioned, still_mapped, HostMapped, HostMapping};
 pub use operations::{
     content, discard, plug, prefault, residency, unplug, Content, Progress, Residency,
     ResidencyError,

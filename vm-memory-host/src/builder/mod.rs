@@ -214,7 +214,8 @@ impl MemoryBuilder {
     /// - the callback of [`prefault`](Self::prefault) returns [`ControlFlow::Break`] before all
     ///   pages are populated.
     pub fn build<B: NewBitmap>(self) -> Result<GuestMemoryMmap<B>, BuildError> {
-        self.build_with_results(B::try_with_len)
+        let regions = self.build_regions()?;
+        Ok(GuestMemoryMmap::from_regions(regions)?)
     }
 
     /// Builds the memory, with a bitmap from `bitmap` for each region.
@@ -243,15 +244,56 @@ impl MemoryBuilder {
     /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
     pub fn build_with_bitmaps<B: Bitmap>(
         self,
-        mut bitmap: impl FnMut(usize) -> B,
+        bitmap: impl FnMut(usize) -> B,
     ) -> Result<GuestMemoryMmap<B>, BuildError> {
+        let regions = self.build_regions_with_bitmaps(bitmap)?;
+        Ok(GuestMemoryMmap::from_regions(regions)?)
+    }
+
+    /// Builds the regions, in the order of their addresses, but no map of them.
+    ///
+    /// Use it to add them to a map that exists, or to put each into a region type of the VMM
+    /// ([`HostMapped`](crate::HostMapped) has an example). [`Region::build`] builds one region.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap};
+    /// use vm_memory_host::{MemoryBuilder, Region};
+    ///
+    /// let region = |start| Region::new(GuestAddress(start), 16 << 20);
+    /// let builder = MemoryBuilder::new().region(region(1 << 32)).region(region(0));
+    /// let regions: Vec<GuestRegionMmap> = builder.build_regions()?;
+    /// assert_eq!(regions[1].start_addr(), GuestAddress(1 << 32));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
+    pub fn build_regions<B: NewBitmap>(self) -> Result<Vec<GuestRegionMmap<B>>, BuildError> {
+        self.build_with_results(B::try_with_len)
+    }
+
+    /// Builds the regions as [`build_regions`](Self::build_regions) does, with a bitmap from
+    /// `bitmap` for each.
+    ///
+    /// `bitmap` receives the size of the region in bytes.
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`BuildError`] under the conditions that [`build`](Self::build) lists.
+    pub fn build_regions_with_bitmaps<B: Bitmap>(
+        self,
+        mut bitmap: impl FnMut(usize) -> B,
+    ) -> Result<Vec<GuestRegionMmap<B>>, BuildError> {
         self.build_with_results(|size| Ok(bitmap(size)))
     }
 
     fn build_with_results<B: Bitmap>(
         mut self,
         mut bitmap: impl FnMut(usize) -> Result<B, TryReserveError>,
-    ) -> Result<GuestMemoryMmap<B>, BuildError> {
+    ) -> Result<Vec<GuestRegionMmap<B>>, BuildError> {
         let host = self.host.unwrap_or_else(HostResources::current);
         let regions = std::mem::take(&mut self.regions.0);
         // Dropped after the regions that use the files.
@@ -288,12 +330,44 @@ impl MemoryBuilder {
         for mapping in &mappings {
             map::lock(mapping, &host)?;
         }
-        let regions = mappings
+        mappings
             .iter()
-            .map(|mapping| guest_region(mapping, &mut bitmap));
-        Ok(GuestMemoryMmap::from_regions(
-            regions.collect::<Result<_, _>>()?,
-        )?)
+            .map(|mapping| guest_region(mapping, &mut bitmap))
+            .collect()
+    }
+}
+
+impl Region {
+    /// Builds this region alone, with a dirty bitmap of the host's page size.
+    ///
+    /// Several regions that are adjacent, or that need much memory together, belong into one
+    /// [`MemoryBuilder`].
+    ///
+    /// # Examples
+    ///
+    /// Plug a module of memory into a map that is in use:
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+    /// use vm_memory_host::Region;
+    ///
+    /// let boot = Region::new(GuestAddress(0), 16 << 20).build()?;
+    /// let map = GuestMemoryMmap::<()>::from_regions(vec![boot])?;
+    /// let memory = GuestMemoryAtomic::new(map);
+    ///
+    /// let module = Region::new(GuestAddress(1 << 32), 16 << 20).build()?;
+    /// memory.update(|map| map.insert_region(Arc::new(module)))?;
+    /// memory.memory().write_obj(1u8, GuestAddress(1 << 32))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`BuildError`] under the conditions that [`MemoryBuilder::build`] lists.
+    pub fn build<B: NewBitmap>(self) -> Result<GuestRegionMmap<B>, BuildError> {
+        let regions = MemoryBuilder::new().region(self).build_regions()?;
+        regions.into_iter().next().ok_or(BuildError::NoRegion)
     }
 }
 

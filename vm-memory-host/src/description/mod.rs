@@ -10,13 +10,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::builder::MemoryBuilder;
 use crate::builder::ReceivedFiles;
 use crate::error::NotProvisioned;
-use crate::mapping::{bytes, provisioned, span_of, HostMapping};
+use crate::mapping::{bytes, provisioned, span_of, HostMapped, HostMapping};
 use crate::region::{Backing, BackingKind, Blocks, Options, Region, Sharing, Span};
 use crate::sys;
 
@@ -217,10 +216,10 @@ pub enum DescriptionError {
 /// # Errors
 ///
 /// Returns [`NotProvisioned`] if a region was not built by this crate.
-pub fn describe<B, M>(memory: &M) -> Result<(Description, Vec<Arc<File>>), NotProvisioned>
+pub fn describe<M>(memory: &M) -> Result<(Description, Vec<Arc<File>>), NotProvisioned>
 where
-    B: Bitmap,
-    M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
+    M: GuestMemoryBackend,
+    M::R: HostMapped,
 {
     let (mut regions, mut files) = (Vec::new(), Vec::new());
     for region in memory.iter() {

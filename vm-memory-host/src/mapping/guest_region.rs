@@ -1,5 +1,4 @@
-//! The vm-memory region over a [`HostMapping`], and [`provisioned`], which returns the mapping of a
-//! region.
+//! The vm-memory region over a [`HostMapping`], and the way back: [`HostMapped`], [`provisioned`].
 
 use std::sync::Arc;
 
@@ -7,10 +6,87 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
-use super::HostMapping;
+use super::{bytes, HostMapping};
 use crate::error::{NotProvisioned, OtherProcess};
 use crate::region::{BackingKind, Span};
 use crate::sys::READ_WRITE;
+
+/// A type of regions whose memory this crate can have built.
+///
+/// The functions of this crate accept guest memory with regions of such a type. A VMM implements it
+/// for its own type of regions, and gets the memory of each from
+/// [`MemoryBuilder::build_regions`](crate::MemoryBuilder::build_regions).
+///
+/// A wrong mapping is not unsafe: the functions then discard or populate the pages of another
+/// region.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::bitmap::{Bitmap, BS};
+/// use vm_memory::{
+///     Bytes, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
+///     GuestRegionCollection, GuestRegionMmap, GuestUsize, MemoryRegionAddress, VolatileSlice,
+/// };
+/// use vm_memory_host::{discard, HostMapped, HostMapping, Region};
+///
+/// /// A region with its KVM slot.
+/// struct SlotRegion {
+///     inner: GuestRegionMmap,
+///     slot: u32,
+/// }
+///
+/// impl HostMapped for SlotRegion {
+///     fn host_mapping(&self) -> Option<&HostMapping> {
+///         self.inner.host_mapping()
+///     }
+/// }
+///
+/// impl GuestMemoryRegion for SlotRegion {
+///     type B = <GuestRegionMmap as GuestMemoryRegion>::B;
+///
+///     fn len(&self) -> GuestUsize {
+///         self.inner.len()
+///     }
+///
+///     fn start_addr(&self) -> GuestAddress {
+///         self.inner.start_addr()
+///     }
+///
+///     fn bitmap(&self) -> BS<'_, Self::B> {
+///         self.inner.bitmap()
+///     }
+///
+///     fn get_slice(
+///         &self,
+///         offset: MemoryRegionAddress,
+///         count: usize,
+///     ) -> Result<VolatileSlice<'_, BS<'_, Self::B>>, GuestMemoryError> {
+///         self.inner.get_slice(offset, count)
+///     }
+/// }
+///
+/// impl GuestMemoryRegionBytes for SlotRegion {}
+///
+/// let inner = Region::new(GuestAddress(0), 1 << 20).build()?;
+/// let memory = GuestRegionCollection::from_regions(vec![SlotRegion { inner, slot: 0 }])?;
+/// memory.write_obj(7u8, GuestAddress(0x3000))?;
+/// discard(&memory, GuestAddress(0x3000), 0x1000)?;
+/// assert_eq!(memory.read_obj::<u8>(GuestAddress(0x3000))?, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait HostMapped: GuestMemoryRegion {
+    /// Returns the mapping of the whole region, or `None` if this crate did not build the region.
+    ///
+    /// A mapping of another length than the region counts as `None`.
+    fn host_mapping(&self) -> Option<&HostMapping>;
+}
+
+impl<B: Bitmap> HostMapped for GuestRegionMmap<B> {
+    fn host_mapping(&self) -> Option<&HostMapping> {
+        self.owner()
+    }
+}
 
 /// Returns the mapping of a region.
 ///
@@ -32,18 +108,21 @@ use crate::sys::READ_WRITE;
 ///
 /// Returns [`NotProvisioned`] if the region was not built by
 /// [`MemoryBuilder`](crate::MemoryBuilder).
-pub fn provisioned<B: Bitmap>(region: &GuestRegionMmap<B>) -> Result<&HostMapping, NotProvisioned> {
-    let span = span_of(region);
-    region.owner().ok_or(NotProvisioned { region: span })
+pub fn provisioned<R: HostMapped>(region: &R) -> Result<&HostMapping, NotProvisioned> {
+    let has_all = |mapping: &&HostMapping| bytes(mapping.mapped.len()) == region.len();
+    let mapping = region.host_mapping().filter(has_all);
+    mapping.ok_or(NotProvisioned {
+        region: span_of(region),
+    })
 }
 
 /// Returns the mapping of a region for an operation on its memory.
 ///
 /// All operations get their mappings from this function. It refuses those of the parent process: a
 /// child of fork(2) may have other memory at their addresses, but shares their file and its pages.
-pub(crate) fn usable<B, E>(region: &GuestRegionMmap<B>) -> Result<&HostMapping, E>
+pub(crate) fn usable<R, E>(region: &R) -> Result<&HostMapping, E>
 where
-    B: Bitmap,
+    R: HostMapped,
     E: From<NotProvisioned> + From<OtherProcess>,
 {
     let mapping = provisioned(region)?;
@@ -56,7 +135,7 @@ where
 }
 
 /// Returns the guest addresses of a region in its map.
-pub(crate) fn span_of<B: Bitmap>(region: &GuestRegionMmap<B>) -> Span {
+pub(crate) fn span_of<R: GuestMemoryRegion>(region: &R) -> Span {
     Span {
         start: region.start_addr().0,
         size: region.len(),

@@ -20,7 +20,7 @@ mod opened_backing;
 mod parts;
 mod zeroed_ranges;
 
-pub use guest_region::provisioned;
+pub use guest_region::{provisioned, HostMapped};
 pub(crate) use guest_region::{span_of, usable};
 pub(crate) use opened_backing::{FileIdentity, OpenedBacking};
 pub(crate) use parts::{parts, Part};

@@ -3,14 +3,14 @@
 use std::io;
 
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{bytes, span_of, usable, HostMapping};
+use super::{bytes, span_of, usable, HostMapped, HostMapping};
 use crate::error::ChangeError;
 
 /// The part of a range of guest memory that is in one region.
-pub(crate) struct Part<'a, B> {
-    pub(crate) region: &'a GuestRegionMmap<B>,
+pub(crate) struct Part<'a, R> {
+    pub(crate) region: &'a R,
     pub(crate) mapping: &'a HostMapping,
     /// The offset of the part in the region, in bytes.
     pub(crate) offset: usize,
@@ -24,15 +24,15 @@ pub(crate) struct Part<'a, B> {
 /// `granularity` returns the unit that a part of a mapping must consist of: its name and its size.
 /// All parts are checked before any is returned, so an error means that nothing was changed. The
 /// checks take no lock.
-pub(crate) fn parts<'a, B, M>(
-    memory: &'a M,
+pub(crate) fn parts<M>(
+    memory: &M,
     addr: GuestAddress,
     len: u64,
-    granularity: impl Fn(&GuestRegionMmap<B>, &HostMapping) -> Result<(&'static str, u64), ChangeError>,
-) -> Result<Vec<Part<'a, B>>, ChangeError>
+    granularity: impl Fn(&M::R, &HostMapping) -> Result<(&'static str, u64), ChangeError>,
+) -> Result<Vec<Part<'_, M::R>>, ChangeError>
 where
-    B: Bitmap,
-    M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
+    M: GuestMemoryBackend,
+    M::R: HostMapped,
 {
     let last = len.checked_sub(1);
     if last.is_some_and(|last| addr.0.checked_add(last).is_none()) {
@@ -44,7 +44,7 @@ where
         let at = GuestAddress(addr.0.saturating_add(before));
         let hole = || ChangeError::Hole { addr: at.0 };
         let (region, offset) = memory.to_region_addr(at).ok_or_else(hole)?;
-        let mapping: &HostMapping = usable::<B, ChangeError>(region)?;
+        let mapping: &HostMapping = usable::<_, ChangeError>(region)?;
         let here = region
             .len()
             .saturating_sub(offset.0)
@@ -73,7 +73,7 @@ where
     Ok(parts)
 }
 
-impl<B: Bitmap> Part<'_, B> {
+impl<R: HostMapped> Part<'_, R> {
     /// Returns the error for an operation that the system refused.
     pub(crate) fn refused(&self, what: &'static str, source: io::Error) -> ChangeError {
         ChangeError::System {

@@ -7,13 +7,12 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
+use vm_memory::GuestMemoryBackend;
 
 use super::discard::{reads_as_zeroes, READ_LEN};
 use super::residency::ResidencyError;
 use crate::error::{NotProvisioned, OtherProcess};
-use crate::mapping::{bytes, provisioned, span_of, unplugged_runs, HostMapping};
+use crate::mapping::{bytes, provisioned, span_of, unplugged_runs, HostMapped, HostMapping};
 use crate::region::{BackingKind, Sharing, Span};
 use crate::sys;
 
@@ -66,10 +65,10 @@ use crate::sys;
 #[doc(alias = "SEEK_DATA")]
 #[doc(alias = "pagemap")]
 #[doc(alias = "sparse")]
-pub fn content<B, M>(memory: &M) -> Result<Content<'_>, NotProvisioned>
+pub fn content<M>(memory: &M) -> Result<Content<'_>, NotProvisioned>
 where
-    B: Bitmap,
-    M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
+    M: GuestMemoryBackend,
+    M::R: HostMapped,
 {
     let known = |region| Ok((span_of(region), provisioned(region)?));
     let regions = memory.iter().map(known);

@@ -4,12 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::residency::mincore_bytes;
 use crate::error::ChangeError;
-use crate::mapping::{bytes, parts, unplugged_runs, Changes, HostMapping};
+use crate::mapping::{bytes, parts, unplugged_runs, Changes, HostMapped, HostMapping};
 use crate::region::{BackingKind, Lock, Sharing};
 use crate::sys::{self, Advice, Mapped};
 
@@ -115,10 +114,10 @@ use crate::sys::{self, Advice, Mapped};
 #[doc(alias = "FALLOC_FL_PUNCH_HOLE")]
 #[doc(alias = "MADV_DONTNEED")]
 #[doc(alias = "deflate")]
-pub fn discard<B, M>(memory: &M, addr: GuestAddress, len: u64) -> Result<u64, ChangeError>
+pub fn discard<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<u64, ChangeError>
 where
-    B: Bitmap,
-    M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
+    M: GuestMemoryBackend,
+    M::R: HostMapped,
 {
     let parts = parts(memory, addr, len, |_, mapping| {
         Ok(("pages", mapping.page_size()))

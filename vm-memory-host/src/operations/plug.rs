@@ -8,14 +8,15 @@
 
 use std::io;
 
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::discard::free_pages;
 use crate::error::ChangeError;
 use crate::host::GroupLimit;
 use crate::host::HostResources;
-use crate::mapping::{bytes, parts, span_of, unplugged_runs, Changes, HostMapping, Part};
+use crate::mapping::{
+    bytes, parts, span_of, unplugged_runs, Changes, HostMapped, HostMapping, Part,
+};
 use crate::region::{BackingKind, Blocks, Unplugged};
 use crate::sys::{self, Advice};
 
@@ -70,10 +71,10 @@ use crate::sys::{self, Advice};
 /// blocks of the failing region stay plugged or unplugged as before.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hotplug")]
-pub fn plug<B, M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>
+pub fn plug<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>
 where
-    B: Bitmap,
-    M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
+    M: GuestMemoryBackend,
+    M::R: HostMapped,
 {
     for part in parts(memory, addr, len, block_size)? {
         check_memory(&part)?;
@@ -126,10 +127,10 @@ where
 /// All blocks of the range are unplugged nevertheless.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hot-unplug")]
-pub fn unplug<B, M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>
+pub fn unplug<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>
 where
-    B: Bitmap,
-    M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
+    M: GuestMemoryBackend,
+    M::R: HostMapped,
 {
     let mut first = Ok(());
     for part in parts(memory, addr, len, block_size)? {
@@ -141,8 +142,8 @@ where
 }
 
 /// Returns the block size of a region as the granularity for [`parts`].
-fn block_size<B: Bitmap>(
-    region: &GuestRegionMmap<B>,
+fn block_size<R: HostMapped>(
+    region: &R,
     mapping: &HostMapping,
 ) -> Result<(&'static str, u64), ChangeError> {
     let no_blocks = || ChangeError::NoBlocks {
@@ -226,7 +227,7 @@ fn withdraw(mapping: &Changes<'_>, blocks: &Blocks, offset: usize, len: usize) -
 }
 
 /// Returns the number of bytes of a part that are in unplugged blocks.
-fn unplugged_bytes<B: Bitmap>(part: &Part<'_, B>) -> u64 {
+fn unplugged_bytes<R: HostMapped>(part: &Part<'_, R>) -> u64 {
     let record = part.mapping.plugged_blocks();
     let unplugged = record.map(|record| unplugged_runs(record, part.offset, part.len));
     let lengths = unplugged.into_iter().flatten().map(|(_, len)| bytes(len));
@@ -237,7 +238,7 @@ fn unplugged_bytes<B: Bitmap>(part: &Part<'_, B>) -> u64 {
 /// allocate.
 ///
 /// The kernel ends a process that needs more. Huge pages above their limit are refused.
-fn check_memory<B: Bitmap>(part: &Part<'_, B>) -> Result<(), ChangeError> {
+fn check_memory<R: HostMapped>(part: &Part<'_, R>) -> Result<(), ChangeError> {
     if !part.mapping.backing.own_tmpfs || !part.mapping.backing.allocated {
         return Ok(());
     }
@@ -261,7 +262,7 @@ fn check_memory<B: Bitmap>(part: &Part<'_, B>) -> Result<(), ChangeError> {
     }
 }
 
-fn over_limit<B: Bitmap>(part: &Part<'_, B>, wanted: u64, limit: GroupLimit) -> ChangeError {
+fn over_limit<R: HostMapped>(part: &Part<'_, R>, wanted: u64, limit: GroupLimit) -> ChangeError {
     ChangeError::ControlGroup {
         region: span_of(part.region),
         start: part.start(),
@@ -273,7 +274,7 @@ fn over_limit<B: Bitmap>(part: &Part<'_, B>, wanted: u64, limit: GroupLimit) -> 
 }
 
 /// Returns the error for a part that was not plugged.
-fn not_plugged<B: Bitmap>(part: &Part<'_, B>, source: io::Error) -> ChangeError {
+fn not_plugged<R: HostMapped>(part: &Part<'_, R>, source: io::Error) -> ChangeError {
     let may_lack_pages = matches!(source.raw_os_error(), Some(libc::EFAULT | libc::ENOMEM));
     if part.mapping.kind() != BackingKind::Hugetlb || !may_lack_pages {
         return part.refused("plug", source);

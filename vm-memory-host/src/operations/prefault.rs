@@ -18,13 +18,12 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
+use vm_memory::GuestMemoryBackend;
 
 use super::residency::resident;
 use crate::error::PrefaultError;
 use crate::host::HostResources;
-use crate::mapping::{bytes, span_of, usable, HostMapping};
+use crate::mapping::{bytes, span_of, usable, HostMapped, HostMapping};
 use crate::region::{BackingKind, Lock, Sharing, Span};
 use crate::sys::{run_on_threads, Advice, Cpus};
 
@@ -103,14 +102,14 @@ const STEP: usize = 32 << 20;
 #[doc(alias = "populate")]
 #[doc(alias = "MAP_POPULATE")]
 #[doc(alias = "MADV_POPULATE_WRITE")]
-pub fn prefault<B, M, F>(
+pub fn prefault<M, F>(
     memory: &M,
     threads: NonZeroUsize,
     mut progress: F,
 ) -> Result<(), PrefaultError>
 where
-    B: Bitmap,
-    M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
+    M: GuestMemoryBackend,
+    M::R: HostMapped,
     F: FnMut(Progress) -> ControlFlow<()> + Send,
 {
     let mappings = memory

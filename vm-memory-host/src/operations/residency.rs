@@ -5,11 +5,10 @@ use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
+use vm_memory::GuestMemoryBackend;
 
 use crate::error::{NotProvisioned, OtherProcess};
-use crate::mapping::{bytes, span_of, usable, HostMapping};
+use crate::mapping::{bytes, span_of, usable, HostMapped, HostMapping};
 use crate::region::{BackingKind, Span};
 use crate::sys;
 
@@ -137,10 +136,10 @@ fn remedy(source: &io::Error) -> &'static str {
 /// missing or may not be read, the result [is partial](Residency::is_partial).
 #[doc(alias = "mincore")]
 #[doc(alias = "smaps")]
-pub fn residency<B, M>(memory: &M) -> Result<Vec<(Span, Residency)>, ResidencyError>
+pub fn residency<M>(memory: &M) -> Result<Vec<(Span, Residency)>, ResidencyError>
 where
-    B: Bitmap,
-    M: GuestMemoryBackend<R = GuestRegionMmap<B>>,
+    M: GuestMemoryBackend,
+    M::R: HostMapped,
 {
     let known = |region| Ok((span_of(region), usable::<_, ResidencyError>(region)?));
     let mappings = memory

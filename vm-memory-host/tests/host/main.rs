@@ -9,6 +9,7 @@ mod discard;
 mod errors;
 mod mapping;
 mod options;
+mod own_region;
 mod plug;
 mod prefault;
 mod residency;

@@ -96,7 +96,7 @@ fn drop_of_last_map_unmaps_region() {
     let module = build(Region::new(GuestAddress(1 << 32), MIB).backing(Backing::Memfd)).unwrap();
     let (_, region) = module.remove_region(GuestAddress(1 << 32), MIB).unwrap();
     drop(module);
-    let address = provisioned(&region).unwrap().host_address();
+    let address = provisioned(&*region).unwrap().host_address();
     memory.update(|map| map.insert_region(region)).unwrap();
     let reader = memory.memory();
     reader.write_obj(1u8, GuestAddress(1 << 32)).unwrap();
