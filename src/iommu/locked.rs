@@ -43,7 +43,7 @@ impl Iommu for RwLock<Iotlb> {
         access: Permissions,
     ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error> {
         let iotlb = self.read().unwrap_or_else(PoisonError::into_inner);
-        Iotlb::look(iotlb, iova, length, access, true, |fails| {
+        Iotlb::lookup_with(iotlb, iova, length, access, |fails| {
             fails.into_error(iova, length, access)
         })
     }

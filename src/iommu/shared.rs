@@ -154,7 +154,7 @@ impl SharedIotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<IotlbSnapshot>, IotlbFails> {
-        Iotlb::counted_lookup(self.snapshot(), iova, length, access)
+        Iotlb::lookup(self.snapshot(), iova, length, access)
     }
 
     /// Returns a snapshot of the current mappings.
@@ -236,10 +236,10 @@ impl SharedIotlb {
         self.snapshot().granted(iova, length)
     }
 
-    /// Starts counting [lookups](Self::lookup) and [translations](Iommu::translate).
+    /// Starts counting [lookups](Self::lookup) and [translations](Iommu::translate), also those in
+    /// [snapshots](Self::snapshot) that are created later.
     ///
-    /// Each costs an addition, in a cache line that other threads do not use. Lookups in a
-    /// [snapshot](Self::snapshot) are counted by [`Iotlb::counted_lookup`].
+    /// Each costs an atomic addition. Up to 16 threads count in separate cache lines.
     pub fn count_lookups(&self) {
         if !self.snapshot().counts() {
             // If several threads do this at the same time, the first one's counters stay.
@@ -281,7 +281,7 @@ impl Iommu for SharedIotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<IotlbSnapshot>, Error> {
-        Iotlb::look(self.snapshot(), iova, length, access, true, |fails| {
+        Iotlb::lookup_with(self.snapshot(), iova, length, access, |fails| {
             fails.into_error(iova, length, access)
         })
     }

@@ -179,10 +179,20 @@ impl Iotlb {
     /// # Ok::<(), vm_memory::iommu::Error>(())
     /// ```
     pub fn granted(&self, iova: GuestAddress, length: usize) -> Option<Permissions> {
-        widest(|access| Iotlb::lookup(self, iova, length, access).is_ok())
+        widest(|access| self.permits(iova, length, access))
     }
 
-    /// Starts counting [counted lookups](Self::counted_lookup).
+    /// Returns whether a lookup would find the range. Does not count as a lookup.
+    fn permits(&self, iova: GuestAddress, length: usize, access: Permissions) -> bool {
+        let Some(last) = last_of(iova.0, length) else {
+            return length == 0;
+        };
+        self.mappings
+            .last_at_or_before(iova.0)
+            .is_some_and(|(position, _)| self.mappings.cover(position, iova.0, last, access))
+    }
+
+    /// Starts counting [lookups](Self::lookup).
     pub fn count_lookups(&mut self) {
         self.count_in(Arc::default());
     }
@@ -209,7 +219,7 @@ impl Iotlb {
     /// iotlb.count_lookups();
     /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0), 0x1000, Permissions::Read)?;
     /// for address in [0x1000, 0x1800, 0x2000] {
-    ///     let found = Iotlb::counted_lookup(&iotlb, GuestAddress(address), 8, Permissions::Read);
+    ///     let found = Iotlb::lookup(&iotlb, GuestAddress(address), 8, Permissions::Read);
     ///     assert_eq!(found.is_ok(), address < 0x2000);
     /// }
     /// let counters = iotlb.counters();
@@ -356,28 +366,7 @@ impl Iotlb {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<D>, IotlbFails> {
-        Self::look(tlb, iova, length, access, false, |fails| fails)
-    }
-
-    /// Translates addresses as [`lookup`](Self::lookup) does, and counts the lookup.
-    ///
-    /// Lookups are counted after [`count_lookups`](Self::count_lookups). Threads count in separate
-    /// cache lines. This is a separate method because the check alone would slow `lookup` down
-    /// measurably.
-    ///
-    /// # Errors
-    ///
-    /// Returns the parts that are not mapped, and the parts whose mappings do not permit the
-    /// access. A range that passes 2^64 fails as a whole, in
-    /// [`access_fails`](IotlbFails::access_fails).
-    #[inline(always)]
-    pub fn counted_lookup<D: Deref<Target = Iotlb>>(
-        tlb: D,
-        iova: GuestAddress,
-        length: usize,
-        access: Permissions,
-    ) -> Result<IotlbIterator<D>, IotlbFails> {
-        Self::look(tlb, iova, length, access, true, |fails| fails)
+        Self::lookup_with(tlb, iova, length, access, |fails| fails)
     }
 
     /// Records that a lookup found the addresses from `first` to `last`, or failed.
@@ -385,8 +374,8 @@ impl Iotlb {
     /// Out of line, to keep the fast path small.
     #[cold]
     #[inline(never)]
-    fn observe(&self, found: Option<Span>, counted: bool) {
-        if let Some(counters) = self.counters.as_ref().filter(|_| counted) {
+    fn observe(&self, found: Option<Span>) {
+        if let Some(counters) = &self.counters {
             counters.count(found.is_some());
         }
         if let (Some(waits), Some(range)) = (&self.waits, found) {
@@ -394,23 +383,22 @@ impl Iotlb {
         }
     }
 
-    /// Translates addresses, and passes a failure to `error`. Counts the lookup if `counted`.
+    /// Translates addresses as [`lookup`](Self::lookup) does, and passes a failure to `error`.
     ///
     /// Converting the failure here saves the caller from moving the result once more.
     #[inline(always)]
-    pub(super) fn look<D: Deref<Target = Iotlb>, E>(
+    pub(super) fn lookup_with<D: Deref<Target = Iotlb>, E>(
         tlb: D,
         iova: GuestAddress,
         length: usize,
         access: Permissions,
-        counted: bool,
         error: impl FnOnce(IotlbFails) -> E,
     ) -> Result<IotlbIterator<D>, E> {
         let Some(last) = last_of(iova.0, length) else {
             if tlb.observed {
                 // Addresses that are never recorded as a failed lookup.
                 let none = Span { first: 1, last: 0 };
-                tlb.observe((length == 0).then_some(none), counted);
+                tlb.observe((length == 0).then_some(none));
             }
             if length == 0 {
                 let position = Position::default();
@@ -424,14 +412,14 @@ impl Iotlb {
             if whole || tlb.mappings.cover(position, iova.0, last, access) {
                 if tlb.observed {
                     let first = iova.0;
-                    tlb.observe(Some(Span { first, last }), counted);
+                    tlb.observe(Some(Span { first, last }));
                 }
                 return Ok(IotlbIterator::new(tlb, iova, length, position, access));
             }
         }
         let position = before.map(|(position, _)| position).unwrap_or_default();
         if tlb.observed {
-            tlb.observe(None, counted);
+            tlb.observe(None);
         }
         Err(error(tlb.find_fails(position, iova.0, last, access)))
     }
