@@ -29,7 +29,7 @@ impl Disk {
         let data = self.in_flight.entry(id).or_insert(data);
         let vectors = data.vectors_on_heap();
         let image = types::Fd(self.image.as_raw_fd());
-        let read = opcode::Readv::new(image, vectors.as_ptr().cast(), vectors.len() as u32)
+        let read = opcode::Readv::new(image, vectors.as_ptr(), vectors.len() as u32)
             .offset((sector * SECTOR) as u64)
             .build()
             .user_data(id);

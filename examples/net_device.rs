@@ -19,9 +19,9 @@ fn receive(fd: RawFd, mut buffer: IoBuffer<Memory>) -> io::Result<usize> {
     let vectors = buffer.vectors();
     // An `IoBuffer` has no more than `MAX_VECTORS` segments.
     let count = vectors.len() as i32;
-    // SAFETY: an `IoVector` is an `iovec`. `buffer` keeps the memory mapped until after the call,
-    // and no Rust reference to that memory exists.
-    let received = unsafe { libc::readv(fd, vectors.as_ptr().cast(), count) };
+    // SAFETY: `buffer` keeps the memory of the vectors mapped until after the call, and no Rust
+    // reference to that memory exists.
+    let received = unsafe { libc::readv(fd, vectors.as_ptr(), count) };
     // On an error, the buffer is dropped, which marks all of it.
     let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
     // The kernel copies the datagram and nothing after it: the rest needs no marks.

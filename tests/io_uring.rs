@@ -54,7 +54,7 @@ fn io_buffer_completed_on_another_thread_marks_all_pages() {
     let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
     buffer.push(GuestAddress(0), 8 * PAGE).unwrap();
     let vectors = buffer.vectors_on_heap();
-    let read = opcode::Readv::new(types::Fd(file.as_raw_fd()), vectors.as_ptr().cast(), 8)
+    let read = opcode::Readv::new(types::Fd(file.as_raw_fd()), vectors.as_ptr(), 8)
         .build()
         .user_data(1);
     // SAFETY: the vectors and their memory stay in place until the operation is over, because
@@ -92,8 +92,7 @@ fn io_buffer_completed_on_another_thread_marks_all_pages() {
     let mut buffer = IoBuffer::new(Arc::clone(&memory), Permissions::Read);
     buffer.push(GuestAddress(0x800), 2 * PAGE).unwrap();
     let vectors = buffer.vectors_on_heap();
-    let write =
-        opcode::Writev::new(types::Fd(file.as_raw_fd()), vectors.as_ptr().cast(), 3).build();
+    let write = opcode::Writev::new(types::Fd(file.as_raw_fd()), vectors.as_ptr(), 3).build();
     // SAFETY: the vectors and their memory stay in place until the operation is over, because
     // `buffer` lives until then.
     unsafe { ring.submission().push(&write) }.unwrap();

@@ -3,7 +3,6 @@
 use core::fmt::{self, Debug};
 use std::sync::Arc;
 
-use super::io_vector::IoVector;
 use super::segments::{too_many, Segments};
 use super::MAX_VECTORS;
 use crate::bitmap::BS;
@@ -217,7 +216,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// The array itself may be inside `self`, so it moves with it. io_uring reads the array only
     /// until the submission returns (`IORING_FEAT_SUBMIT_STABLE`, Linux 5.5, io_uring_setup(2)). If
     /// the array is needed for longer, use [`vectors_on_heap`](Self::vectors_on_heap).
-    pub fn vectors(&self) -> &[IoVector] {
+    pub fn vectors(&self) -> &[libc::iovec] {
         self.segments.lend()
     }
 
@@ -249,7 +248,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// let vectors = buffer.vectors_on_heap();
     /// let count = u32::try_from(vectors.len())?;
     /// let fd = types::Fd(disk.as_raw_fd());
-    /// let read = opcode::Readv::new(fd, vectors.as_ptr().cast(), count).build();
+    /// let read = opcode::Readv::new(fd, vectors.as_ptr(), count).build();
     /// // SAFETY: `buffer` keeps the vectors and their memory in place until the operation is over.
     /// unsafe { ring.submission().push(&read)? };
     /// ring.submit_and_wait(1)?;
@@ -261,7 +260,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn vectors_on_heap(&mut self) -> &[IoVector] {
+    pub fn vectors_on_heap(&mut self) -> &[libc::iovec] {
         self.segments.lend_on_heap()
     }
 

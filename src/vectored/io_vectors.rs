@@ -2,7 +2,6 @@
 
 use core::fmt::{self, Debug};
 
-use super::io_vector::IoVector;
 use super::segments::{too_many, Segments};
 use super::MAX_VECTORS;
 use crate::bitmap::{BitmapSlice, BS};
@@ -40,7 +39,7 @@ pub struct IoVectors<'a, S: BitmapSlice, H> {
 /// let memory: GuestMemoryMmap =
 ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)])?;
 /// let range = io_vectors(&memory, GuestAddress(0xf00), 0x180, Permissions::Read)?;
-/// let lengths: Vec<usize> = range.vectors().iter().map(|vector| vector.len()).collect();
+/// let lengths: Vec<usize> = range.vectors().iter().map(|vector| vector.iov_len).collect();
 /// assert_eq!(lengths, [0x100, 0x80]);
 /// assert!(io_vectors(&memory, GuestAddress(0x1f00), 0x180, Permissions::Read).is_err());
 /// # }
@@ -86,10 +85,9 @@ pub fn io_vectors<'a, M: GuestMemory + ?Sized>(
 impl<S: BitmapSlice, H> IoVectors<'_, S, H> {
     /// Returns the vectors, in the order of the guest addresses.
     ///
-    /// A pointer to them can be passed to the kernel as a pointer to `struct iovec`s. Their memory
-    /// stays mapped while `self` lives. It may change at any time, so no Rust reference to it may
-    /// be made.
-    pub fn vectors(&self) -> &[IoVector] {
+    /// Their memory stays mapped while `self` lives. It may change at any time, so no Rust
+    /// reference to it may be made.
+    pub fn vectors(&self) -> &[libc::iovec] {
         self.segments.lend()
     }
 

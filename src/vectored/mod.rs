@@ -8,7 +8,7 @@
 //!   guest range      ├────────────── addr, count ──────────────┤
 //!   segments         ├─ region 0 ─┤├─ region 1 ─┤├─ region 2 ──┤
 //!                          │             │              │
-//!   IoVector[]        base, len     base, len      base, len     ──► one preadv(2)
+//!   iovec[]           base, len     base, len      base, len     ──► one preadv(2)
 //! ```
 //!
 //! | type or function | use |
@@ -95,7 +95,6 @@ mod tests;
 use std::os::fd::AsFd;
 
 pub use buffer::IoBuffer;
-pub use io_vector::IoVector;
 pub use io_vectors::{io_vectors, IoVectors};
 pub use system_call::MAX_VECTORS;
 

@@ -166,17 +166,17 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     }
 
     /// Returns the vectors for an access by the kernel or a device.
-    pub(super) fn lend(&self) -> &[IoVector] {
+    pub(super) fn lend(&self) -> &[libc::iovec] {
         if self.access.has_write() {
             self.lent.store(true, Ordering::Relaxed);
         }
-        &self.vectors
+        IoVector::as_iovecs(&self.vectors)
     }
 
     /// Returns the vectors on the heap, for an access by the kernel or a device.
     ///
     /// Their address stays the same when `self` is moved.
-    pub(super) fn lend_on_heap(&mut self) -> &[IoVector] {
+    pub(super) fn lend_on_heap(&mut self) -> &[libc::iovec] {
         if !self.vectors.spilled() {
             self.vectors.grow(INLINE.saturating_mul(2));
         }
@@ -393,7 +393,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
             // Its memory is mapped while the segment exists (invariant of this module), and `self`
             // is borrowed here. No Rust reference to it exists, by the contract of
             // `VolatileSlice::with_bitmap`, or because only the hold and the guest use its mapping.
-            match unsafe { call(direction, fd, position, vectors) } {
+            match unsafe { call(direction, fd, position, IoVector::as_iovecs(vectors)) } {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => return result,
             }

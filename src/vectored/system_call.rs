@@ -3,8 +3,6 @@
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::io_vector::IoVector;
-
 /// The maximum number of vectors that the kernel accepts in one call.
 ///
 /// It is `UIO_MAXIOV` of Linux (`include/uapi/linux/uio.h`), and `IOV_MAX` of readv(2).
@@ -54,10 +52,9 @@ pub(super) unsafe fn call(
     direction: Direction,
     fd: BorrowedFd<'_>,
     position: Position,
-    vectors: &[IoVector],
+    vectors: &[libc::iovec],
 ) -> Result<usize> {
-    // An `IoVector` is a transparent wrapper of `struct iovec`.
-    let first = vectors.as_ptr().cast::<libc::iovec>();
+    let first = vectors.as_ptr();
     let count = libc::c_int::try_from(vectors.len().min(MAX_VECTORS)).unwrap_or(libc::c_int::MAX);
     let fd = fd.as_raw_fd();
     let moved = match (direction, position) {

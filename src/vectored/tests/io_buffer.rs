@@ -20,7 +20,7 @@ fn io_buffer_keeps_memory_and_marks_all_on_complete() {
     assert_eq!((buffer.len(), buffer.vectors().len()), (0x1010, 3));
 
     let source = File::open("/dev/zero").unwrap();
-    let first = buffer.vectors().as_ptr().cast::<libc::iovec>();
+    let first = buffer.vectors().as_ptr();
     // SAFETY: `first` points to three `iovec`s, and `buffer` keeps the memory that they name
     // mapped. No reference to it exists.
     let moved = unsafe { libc::readv(std::os::fd::AsRawFd::as_raw_fd(&source), first, 3) };

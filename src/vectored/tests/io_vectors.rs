@@ -8,7 +8,7 @@ fn io_vectors_cover_exactly_the_range() {
     let named: Vec<_> = range
         .vectors()
         .iter()
-        .map(|vector| (vector.base(), vector.len()))
+        .map(|vector| (vector.iov_base.cast(), vector.iov_len))
         .collect();
     let host = |address| memory.get_host_address(GuestAddress(address)).unwrap();
     assert_eq!(

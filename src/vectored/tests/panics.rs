@@ -9,7 +9,7 @@ use crate::guest_memory::{GuestMemorySliceIterator, TranslationHold};
 
 /// Returns the bytes that the vectors name.
 fn named<M: GuestMemory>(buffer: &IoBuffer<M>) -> usize {
-    buffer.vectors().iter().map(|vector| vector.len()).sum()
+    buffer.vectors().iter().map(|vector| vector.iov_len).sum()
 }
 
 /// A memory whose iterator panics before the fourth slice.

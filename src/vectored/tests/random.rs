@@ -61,7 +61,7 @@ fn check_buffer(steps: Vec<Step>, written: usize) -> TestCaseResult {
                 if let Some(rest) = rest {
                     prop_assert_eq!(rest.len(), model.len() - at);
                     prop_assert_eq!(
-                        rest.vectors().iter().map(|v| v.len()).sum::<usize>(),
+                        rest.vectors().iter().map(|v| v.iov_len).sum::<usize>(),
                         rest.len()
                     );
                     model.truncate(at);
@@ -93,7 +93,7 @@ fn check_buffer(steps: Vec<Step>, written: usize) -> TestCaseResult {
         let hosts: Vec<usize> = buffer
             .vectors()
             .iter()
-            .flat_map(|vector| (0..vector.len()).map(|i| vector.base() as usize + i))
+            .flat_map(|vector| (0..vector.iov_len).map(|i| vector.iov_base as usize + i))
             .collect();
         let expected: Vec<usize> = model
             .iter()

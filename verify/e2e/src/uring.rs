@@ -144,10 +144,7 @@ impl Ring {
         let operation = in_flight.0[slot].as_mut().expect("the slot is in use");
         let (file, offset) = (types::Fd(operation.file), operation.offset);
         let vectors = operation.buffer.vectors_on_heap();
-        let (start, count) = (
-            vectors.as_ptr().cast(),
-            vectors.len().min(MOST_VECTORS) as u32,
-        );
+        let (start, count) = (vectors.as_ptr(), vectors.len().min(MOST_VECTORS) as u32);
         let entry = if operation.is_read {
             opcode::Readv::new(file, start, count)
                 .offset(offset)

@@ -158,7 +158,11 @@ fn io_buffer_keeps_its_pages_mapped(world: &mut dyn World) -> Outcome {
     buffer.push(grant_address(FIRST, 0x10), 32)?;
     buffer.push(grant_address(FIRST + 2, 0x20), 32)?;
     assert_eq!(mapped(world), [FIRST, FIRST + 2], "while the buffer lives");
-    let lens: Vec<_> = buffer.vectors().iter().map(|vector| vector.len()).collect();
+    let lens: Vec<_> = buffer
+        .vectors()
+        .iter()
+        .map(|vector| vector.iov_len)
+        .collect();
     assert_eq!(lens, [32, 32]);
     assert_eq!(buffer.copy_from(16, &pattern(32))?, 32);
     assert_eq!(seen(world, 0, 0x20, 16), pattern(32)[..16]);
