@@ -81,9 +81,8 @@ fn main() -> Result<()> {
 
     // Each request reads two sectors into two pages. The last one passes the end of the disk.
     for (id, sector, addr) in [(0, 0, 0x2f00), (1, 8, 0x5000), (2, 15, 0x8000)] {
-        let mut data = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
-        data.push(GuestAddress(addr), SECTOR)?;
-        data.push(GuestAddress(addr + 0x1000), SECTOR)?;
+        let ranges = [addr, addr + 0x1000].map(|addr| (GuestAddress(addr), SECTOR));
+        let data = IoBuffer::from_ranges(&memory, ranges, Permissions::Write)?;
         disk.submit(id, sector, data);
     }
     assert_eq!(disk.complete(3)?, [2]);

@@ -3,8 +3,6 @@
 //!
 //! `cargo run -p examples --example net_device`
 
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
@@ -13,39 +11,24 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::vectored::IoBuffer;
 use vm_memory::{Bytes, GuestAddress, Permissions};
 
-/// Receives one packet into `buffer`; marks the pages that it reached, and returns its length.
-#[expect(unsafe_code, reason = "readv(2) takes pointers")]
-fn receive(fd: RawFd, mut buffer: IoBuffer<Memory>) -> io::Result<usize> {
-    let vectors = buffer.vectors();
-    // An `IoBuffer` has no more than `MAX_VECTORS` segments.
-    let count = vectors.len() as i32;
-    // SAFETY: `buffer` keeps the memory of the vectors mapped until after the call, and no Rust
-    // reference to that memory exists.
-    let received = unsafe { libc::readv(fd, vectors.as_ptr(), count) };
-    // On an error, the buffer is dropped, which marks all of it.
-    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-    // The kernel copies the datagram and nothing after it: the rest needs no marks.
-    if let Some(rest) = buffer.split_off(received) {
-        rest.cancel();
-    }
-    Ok(buffer.complete(received))
-}
-
 /// Receives one packet for each chain that the driver has made available.
 fn process(queue: &mut Queue, memory: &Arc<Memory>, tap: &UnixDatagram) -> Result<()> {
+    // Used for all chains: after the first long one, it allocates nothing.
+    let mut buffer = IoBuffer::new(memory, Permissions::Write);
     while let Some(chain) = queue.pop_descriptor_chain(Arc::clone(memory)) {
         let head = chain.head_index();
-        let mut buffer = IoBuffer::new(Arc::clone(memory), Permissions::Write);
-        let mut is_valid = true;
-        for part in chain.writable() {
-            is_valid &= buffer.push(part.addr(), part.len() as usize).is_ok();
-        }
-        // A chain that is not in guest memory is the guest's error. The device returns the chain
-        // with length 0.
-        let received = if is_valid {
-            receive(tap.as_raw_fd(), buffer)?
-        } else {
-            0
+        let ranges = chain
+            .writable()
+            .map(|descriptor| (descriptor.addr(), descriptor.len() as usize));
+        buffer.clear();
+        let received = match buffer.try_extend(ranges) {
+            Ok(()) => buffer.read_from(tap)?,
+            // A chain that is not in guest memory is the guest's error. The device returns the
+            // chain with length 0.
+            Err(error) => {
+                println!("chain {head}: {error}");
+                0
+            }
         };
         println!("received {received} bytes");
         queue.add_used(&**memory, head, received as u32)?;

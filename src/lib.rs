@@ -57,6 +57,7 @@
 //! | find runs of host memory, to register them | [`GuestMemory::host_runs`] | |
 //! | move all bytes of a range or none | [`GuestMemory::all_or_nothing`] | |
 //! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`], [`vectored`] | `net_device` |
+//! | move a descriptor chain by one system call | [`vectored::IoBuffer`] | `net_device` |
 //! | complete I/O later, with io_uring or AIO | [`vectored::IoBuffer`] | `block_device` |
 //! | track dirty pages, and migrate a guest | [`dirty::DirtyMemory`], [`bitmap::AtomicBitmap`] | `migration` |
 //! | put a device behind an IOMMU | [`IommuMemory`], [`iommu::SharedIotlb`] | `iommu_device` |
@@ -80,7 +81,7 @@
 //! | [`bytes`], [`endian`] | reads and writes at an address; plain values; integers of fixed byte order | |
 //! | [`volatile_memory`] | slices, references and arrays in memory that the guest may change | |
 //! | [`io`] | streams into and from guest memory; for files and sockets with the feature | `rawfd` |
-//! | [`vectored`] | a range over many regions in one system call; buffers for asynchronous I/O | `rawfd` |
+//! | [`vectored`] | a range over many regions in one system call; buffers of descriptor chains, and for asynchronous I/O | `rawfd` |
 //! | [`mmap`] | memory in mappings of this process | `backend-mmap` |
 //! | [`atomic`] | maps that are replaced while devices use them | `backend-atomic` |
 //! | [`bitmap`] | dirty tracking of one region; [`AtomicBitmap`](bitmap::AtomicBitmap) with the feature | `backend-bitmap` |

@@ -12,6 +12,7 @@
 
 use std::io::Result;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use test_support::{
@@ -21,7 +22,7 @@ use vm_memory::bitmap::{AtomicBitmap, DirtyPages};
 use vm_memory::dirty::DirtyMemory;
 use vm_memory::{
     fault, vectored, Bytes, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic,
-    GuestMemoryMmap,
+    GuestMemoryMmap, Permissions,
 };
 
 const SIZE: usize = 0x1_0000;
@@ -74,6 +75,18 @@ fn transfer(recorder: &mut CallRecorder) -> Result<()> {
         vectored::write_to(&memory, START, SIZE, &file).unwrap();
         vectored::read_from_at(&memory, START, SIZE, &file, 0).unwrap();
         vectored::write_to_at(&memory, START, SIZE, &file, 0).unwrap();
+    })?;
+    let memory = Arc::new(memory);
+    recorder.run("vectored", || {
+        let ranges = [(START, SIZE)];
+        let mut buffer =
+            vectored::IoBuffer::from_ranges(&memory, ranges, Permissions::ReadWrite).unwrap();
+        buffer.read_from(&file).unwrap();
+        buffer.write_to(&file).unwrap();
+        buffer.read_from_at(&file, 0).unwrap();
+        buffer.write_to_at(&file, 0).unwrap();
+        buffer.complete_front(1);
+        buffer.clear();
     })
 }
 

@@ -12,7 +12,7 @@ pub struct Segments(Vec<(GuestAddress, usize)>);
 
 impl Segments {
     /// Returns the address and the length of each segment.
-    pub fn iter(&self) -> impl Iterator<Item = &(GuestAddress, usize)> {
+    pub fn iter(&self) -> impl Iterator<Item = &(GuestAddress, usize)> + Clone {
         self.0.iter()
     }
 

@@ -62,7 +62,7 @@ use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
-use crate::guest_memory::{Changes, GuestAddressSpace, GuestMemory};
+use crate::guest_memory::{Changes, GuestAddressSpace, GuestMemory, IntoMap};
 use crate::retired::{RetiredList, WeakVersion};
 
 pub use crate::retired::ReadersRemain;
@@ -222,6 +222,22 @@ impl<M: GuestMemory> Clone for GuestMemoryLoadGuard<M> {
         GuestMemoryLoadGuard {
             guard: Guard::from_inner(Arc::clone(&*self.guard)),
         }
+    }
+}
+
+impl<M: GuestMemory> IntoMap for GuestMemoryLoadGuard<M> {
+    type M = M;
+
+    fn into_map(self) -> Arc<M> {
+        self.into_inner()
+    }
+}
+
+impl<M: GuestMemory> IntoMap for &GuestMemoryLoadGuard<M> {
+    type M = M;
+
+    fn into_map(self) -> Arc<M> {
+        Arc::clone(&*self.guard)
     }
 }
 

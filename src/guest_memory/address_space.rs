@@ -1,4 +1,4 @@
-//! [`GuestAddressSpace`]: the source of the current memory map.
+//! [`GuestAddressSpace`]: the source of the current memory map. [`IntoMap`]: a share of a map.
 
 use core::ops::Deref;
 use std::rc::Rc;
@@ -70,5 +70,60 @@ impl<M: GuestMemory> GuestAddressSpace for Arc<M> {
 
     fn memory(&self) -> Self {
         self.clone()
+    }
+}
+
+/// A share of a memory map that a request can keep: an `Arc`, or a guard of the current map.
+///
+/// [`IoBuffer`](crate::vectored::IoBuffer) takes one. A reference is also a share, and is copied. A
+/// device that is generic over its [`GuestAddressSpace`] requires that its guard is a share.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(all(unix, feature = "rawfd", feature = "backend-mmap", feature = "backend-atomic"))] {
+/// use vm_memory::guest_memory::IntoMap;
+/// use vm_memory::vectored::IoBuffer;
+/// use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+/// use vm_memory::{GuestMemoryResult, Permissions};
+///
+/// fn request<S>(space: &S, addr: GuestAddress) -> GuestMemoryResult<IoBuffer<S::M>>
+/// where
+///     S: GuestAddressSpace<T: IntoMap<M = S::M>, M: 'static>,
+/// {
+///     let mut buffer = IoBuffer::new(space.memory(), Permissions::Write);
+///     buffer.push(addr, 0x200)?;
+///     Ok(buffer)
+/// }
+///
+/// let map: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)])?;
+/// let memory = GuestMemoryAtomic::new(map);
+/// assert_eq!(request(&memory, GuestAddress(0x800))?.len(), 0x200);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait IntoMap {
+    /// The memory.
+    type M: GuestMemory;
+
+    /// Returns the map.
+    fn into_map(self) -> Arc<Self::M>;
+}
+
+impl<M: GuestMemory> IntoMap for Arc<M> {
+    type M = M;
+
+    #[inline]
+    fn into_map(self) -> Arc<M> {
+        self
+    }
+}
+
+impl<M: GuestMemory> IntoMap for &Arc<M> {
+    type M = M;
+
+    #[inline]
+    fn into_map(self) -> Arc<M> {
+        Arc::clone(self)
     }
 }

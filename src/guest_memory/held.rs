@@ -88,7 +88,7 @@ impl<'m, M: GuestMemory + ?Sized> HeldMemory<'m, M> {
             return Ok(());
         }
         // Without the lock: the IOMMU may wait for other threads.
-        let hold = hold_for(self.memory, addr, count, access)?;
+        let hold = hold_for(self.memory, [(addr, count)], access)?;
         self.kept().translation.get_or_insert(hold);
         Ok(())
     }

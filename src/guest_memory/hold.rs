@@ -88,23 +88,24 @@ impl Debug for TranslationHold {
     }
 }
 
-/// Returns a hold for slices of the range at `addr`, which the caller requests after this call.
+/// Returns a hold for slices of `ranges`, which the caller requests after this call.
 ///
-/// The caller translates the range again. An invalidation in between then waits for the hold.
+/// The caller translates the ranges again. An invalidation in between then waits for the hold.
 ///
 /// # Errors
 ///
-/// Returns the error of the translation, or one if the memory does not support holds.
+/// Returns the error of a translation, or one if the memory does not support holds.
 pub(crate) fn hold_for<M: GuestMemory + ?Sized>(
     memory: &M,
-    addr: GuestAddress,
-    count: usize,
+    ranges: impl IntoIterator<Item = (GuestAddress, usize)>,
     access: Permissions,
 ) -> Result<TranslationHold> {
     if memory.physical_memory().is_none() {
         // Before the hold is taken: the IOMMU may get a missing mapping only after an invalidation,
         // which would wait for the hold.
-        drop(memory.get_slices(addr, count, access)?);
+        for (addr, count) in ranges {
+            drop(memory.get_slices(addr, count, access)?);
+        }
     }
     memory.hold_translation().ok_or_else(cannot_hold)
 }

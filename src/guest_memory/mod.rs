@@ -71,7 +71,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 pub use crate::address::{GuestAddress, MemoryRegionAddress};
-pub use address_space::GuestAddressSpace;
+pub use address_space::{GuestAddressSpace, IntoMap};
 pub use all_or_nothing::AllOrNothing;
 pub use backend::{GuestMemoryBackend, GuestMemoryBackendSliceIterator};
 pub(crate) use bounded_slices::bounded_slices;

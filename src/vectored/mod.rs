@@ -15,7 +15,7 @@
 //! |---|---|
 //! | [`read_from`], [`write_to`] and their variants | a file, a socket or any other descriptor |
 //! | [`io_vectors()`] | raw `iovec`s for another system call, while the memory is borrowed |
-//! | [`IoBuffer`] | I/O that completes later, possibly on another thread: io_uring, AIO, vhost |
+//! | [`IoBuffer`] | several ranges, such as a descriptor chain; I/O that completes later: io_uring, AIO, vhost |
 //!
 //! The vectors are never `IoSlice` or `IoSliceMut`. Those hold Rust references, and nothing else
 //! may write the referenced bytes while they exist. A guest may write to its memory at any time.
@@ -68,9 +68,10 @@
 //!
 //! # Dirty tracking
 //!
-//! Each call that reads into guest memory marks all pages of its vectors dirty. This includes calls
-//! with a short count, and calls that fail with an error other than `EAGAIN` and `EINTR`: the
-//! device may have written bytes that the kernel does not count.
+//! Each function that reads into guest memory marks all pages of its vectors dirty. This includes
+//! calls with a short count, and calls that fail with an error other than `EAGAIN` and `EINTR`: the
+//! device may have written bytes that the kernel does not count. [`IoBuffer::read_from`] marks
+//! only the bytes that were read.
 //!
 //! # Costs
 //!

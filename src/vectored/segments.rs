@@ -225,6 +225,38 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         Some(rest)
     }
 
+    /// Removes the first `count` bytes, without marks. Returns their number, limited to the length.
+    pub(super) fn remove_front(&mut self, count: usize) -> usize {
+        let count = count.min(self.len);
+        let (first, skipped) = self.position(count);
+        // The segment that contains the new start is split before anything changes: a user's bitmap
+        // may panic.
+        let tail = match self.slices.get(first) {
+            Some(segment) if skipped != 0 => segment.split_at(skipped).map(|(_, tail)| tail),
+            _ => None,
+        };
+        self.len = self.len.saturating_sub(count);
+        self.vectors.drain(..first);
+        self.slices.drain(..first);
+        let start = self.slices.first_mut().zip(self.vectors.first_mut());
+        if let Some((tail, (segment, vector))) = tail.zip(start) {
+            *vector = IoVector::new(tail.slice());
+            *segment = tail;
+        }
+        count
+    }
+
+    /// Removes all segments, and keeps the space for them. Marks them if they were lent.
+    pub(super) fn clear(&mut self) {
+        if *self.lent.get_mut() {
+            self.mark_all();
+        }
+        self.end_loan();
+        self.len = 0;
+        self.vectors.clear();
+        self.slices.clear();
+    }
+
     /// Returns the index of the segment that contains `offset`, and the offset in it.
     ///
     /// Past the end, returns the number of segments and 0.
@@ -272,8 +304,16 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
             // The usual case.
             return self.mark_all();
         }
-        for part in self.parts(offset, count) {
-            part.bitmap().mark_dirty(0, part.len());
+        let (first, mut skip) = self.position(offset);
+        let mut left = count;
+        for slice in self.slices.iter().skip(first).map(HeldSlice::slice) {
+            if left == 0 {
+                break;
+            }
+            let count = left.min(slice.len().saturating_sub(skip));
+            slice.bitmap().mark_dirty(skip, count);
+            skip = 0;
+            left = left.saturating_sub(count);
         }
     }
 
@@ -333,6 +373,31 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         let result = self.transfer_vectors(&self.vectors, direction, fd, position);
         if direction == Direction::Read && may_have_written(&result) {
             self.mark_all();
+        }
+        result
+    }
+
+    /// Transfers by one system call, from the first [`MAX_VECTORS`] segments.
+    ///
+    /// Returns the number of bytes moved. A read marks these bytes. It marks all bytes of the call
+    /// if the kernel or the storage may have written more: after an error, and after a short count
+    /// of a file (`O_DIRECT`).
+    pub(super) fn transfer_counted(
+        &self,
+        direction: Direction,
+        fd: BorrowedFd<'_>,
+        position: Position,
+    ) -> std::io::Result<usize> {
+        let vectors = self.vectors.get(..MAX_VECTORS).unwrap_or(&self.vectors);
+        let result = self.transfer_vectors(vectors, direction, fd, position);
+        if direction == Direction::Read && may_have_written(&result) {
+            let marked = match (&result, position) {
+                (Ok(moved), Position::Current) => *moved,
+                _ => IoVector::as_iovecs(vectors)
+                    .iter()
+                    .fold(0, |sum: usize, vector| sum.saturating_add(vector.iov_len)),
+            };
+            self.mark_dirty(0, marked);
         }
         result
     }

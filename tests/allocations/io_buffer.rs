@@ -50,6 +50,28 @@ fn io_buffer_of_eight_segments_allocates_nothing() {
 }
 
 #[test]
+fn io_buffer_used_again_allocates_nothing() {
+    let (memory, zeroes) = (memory(), File::open("/dev/zero").unwrap());
+    let mut buffer = IoBuffer::new(&memory, Permissions::Write);
+    // The first request makes room for sixteen segments.
+    buffer.push(GuestAddress(0), 16 * 0x1000).unwrap();
+    let (taken, ()) = taken_by(|| {
+        for start in 0..8 {
+            buffer.clear();
+            let pages = (start..16).map(|page| (GuestAddress(page * 0x1000), 0x1000));
+            buffer.try_extend(pages).unwrap();
+            let len = buffer.len();
+            assert_eq!(buffer.read_from(&zeroes).unwrap(), len);
+            buffer.complete_front(0x1800);
+            buffer.cancel_front(0x800);
+            assert_eq!(buffer.read_from_at(&zeroes, 0).unwrap(), len - 0x2000);
+            buffer.set_memory(&memory);
+        }
+    });
+    assert_eq!((taken.allocations, taken.bytes), (0, 0));
+}
+
+#[test]
 fn read_from_at_over_eight_regions_allocates_nothing() {
     let (memory, zeroes) = (memory(), File::open("/dev/zero").unwrap());
     let (taken, moved) = taken_by(|| {

@@ -2,6 +2,8 @@
 
 use std::num::NonZeroUsize;
 
+use test_support::temp_file;
+
 use super::*;
 use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
 use vm_memory::vectored::{self, IoBuffer};
@@ -66,6 +68,47 @@ fn io_buffer_copy_across_truncated_page_stops_there() {
             check("regions", buffer, || memory.read_obj(edge).unwrap());
         }
     }
+}
+
+/// The kernel returns a short count at the missing page, or `EFAULT` if it is the first.
+#[test]
+fn io_buffer_read_across_truncated_page_marks_what_was_read() {
+    let file = memfd(2);
+    let backing = FileOffset::from_arc(Arc::clone(&file), 0);
+    let ranges = [(BASE, 2 * PAGE, Some(backing))];
+    let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges_with_files(ranges).unwrap();
+    let memory = Arc::new(memory);
+    file.set_len(PAGE as u64).unwrap();
+    let dirty = || {
+        memory
+            .find_region(BASE)
+            .unwrap()
+            .get_mmap()
+            .bitmap()
+            .get_and_reset()
+    };
+    let zeroes = File::open("/dev/zero").unwrap();
+    let (wire, tap) = std::os::unix::net::UnixDatagram::pair().unwrap();
+
+    let ranges = [(START, 4), (GuestAddress(START.0 + 4), 8)];
+    let mut buffer = IoBuffer::from_ranges(&memory, ranges, Permissions::ReadWrite).unwrap();
+    assert_eq!(buffer.read_from(&zeroes).unwrap(), 4);
+    assert_eq!(dirty(), [0b01]);
+    // A file may be read by the storage: all pages of the call are marked.
+    assert_eq!(buffer.read_from_at(&zeroes, 0).unwrap(), 4);
+    assert_eq!(dirty(), [0b11]);
+    assert_eq!(buffer.write_to(&temp_file(&[])).unwrap(), 4);
+    // A datagram is lost as a whole, after the kernel has copied a part of it.
+    wire.send(&[7; 12]).unwrap();
+    assert!(is_efault(&buffer.read_from(&tap).unwrap_err()));
+    assert_eq!(dirty(), [0b11]);
+
+    buffer.cancel_front(4);
+    assert!(is_efault(&buffer.read_from(&zeroes).unwrap_err()));
+    assert!(is_efault(
+        &buffer.write_to_at(&temp_file(&[]), 0).unwrap_err()
+    ));
+    assert_eq!(dirty(), [0b10]);
 }
 
 #[test]

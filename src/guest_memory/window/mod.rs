@@ -218,7 +218,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
         if access == Permissions::No {
             return Err(Error::HostAddressNotAvailable);
         }
-        self.hold = Some(hold_for(memory, addr, len, access)?);
+        self.hold = Some(hold_for(memory, [(addr, len)], access)?);
         let mut gathered = 0usize;
         let mut slices = bounded_slices(memory, addr, len, access)?;
         slices.try_for_each_slice(|slice| {

@@ -43,6 +43,24 @@ fn vectors_on_heap_keep_address_when_buffer_is_moved() {
     assert!(boxed.copy_from(0, &[1]).is_err());
 }
 
+#[cfg(feature = "backend-atomic")]
+#[test]
+fn io_buffer_takes_guard_of_current_map() {
+    use crate::{GuestAddressSpace, GuestMemoryAtomic};
+    let memory = GuestMemoryAtomic::new(regions(2));
+    let guard = memory.memory();
+    let ranges = [(GuestAddress(0), 1), (GuestAddress(0x1fff), 1)];
+    let mut first = IoBuffer::from_ranges(&guard, ranges, Permissions::Read).unwrap();
+    let second = IoBuffer::from_ranges(guard, ranges, Permissions::Read).unwrap();
+    assert!(Arc::ptr_eq(first.memory(), second.memory()));
+    let old = memory.update(|_| Ok::<_, ()>(regions(3))).unwrap();
+    assert_eq!(old.readers(), 2);
+    first.set_memory(memory.memory());
+    drop(second);
+    assert!(old.is_done());
+    first.push(GuestAddress(0x2000), PAGE).unwrap();
+}
+
 #[cfg(feature = "iommu")]
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no readv(2)")]
@@ -171,6 +189,57 @@ mod holds {
             .iotlb
             .invalidate_mapping(GuestAddress(0x1000), 1);
         assert!(!gone.is_done());
+    }
+
+    #[test]
+    fn io_buffer_from_ranges_that_miss_holds_nothing_during_the_misses() {
+        let bitmap = AtomicBitmap::new(4 * PAGE, PAGE.try_into().unwrap());
+        let memory = IommuMemory::new(regions(4), Asking::default(), true, bitmap);
+        let memory = Arc::new(memory);
+        let ranges = [0, 0x1000, 0x3000].map(|at| (GuestAddress(at), PAGE));
+        let buffer = IoBuffer::from_ranges(&memory, ranges, Permissions::Write).unwrap();
+        assert_eq!(*memory.iommu().readers.lock().unwrap(), [0, 0, 0]);
+        let held = || {
+            !memory
+                .iommu()
+                .iotlb
+                .invalidate_mapping(ranges[2].0, 1)
+                .is_done()
+        };
+        assert!(held());
+        drop(buffer);
+        assert!(!held());
+    }
+
+    #[test]
+    fn io_buffer_that_becomes_empty_releases_the_translation() {
+        let iotlb = SharedIotlb::new();
+        let zero = GuestAddress(0);
+        iotlb
+            .set_mapping(zero, zero, 4 * PAGE, Permissions::ReadWrite)
+            .unwrap();
+        let bitmap = AtomicBitmap::new(8 * PAGE, PAGE.try_into().unwrap());
+        let memory = Arc::new(IommuMemory::new(regions(4), iotlb.clone(), true, bitmap));
+        let held = || {
+            !iotlb
+                .invalidate_mapping(GuestAddress(0x666_0000), PAGE)
+                .is_done()
+        };
+        let mut buffer = IoBuffer::new(&memory, Permissions::Write);
+        let ends: [fn(&mut IoBuffer<_>); 5] = [
+            |buffer| buffer.clear(),
+            |buffer| buffer.truncate(0),
+            |buffer| buffer.set_memory(Arc::clone(buffer.memory())),
+            |buffer| assert_eq!(buffer.complete_front(usize::MAX), 2 * PAGE),
+            |buffer| assert_eq!(buffer.cancel_front(2 * PAGE), 2 * PAGE),
+        ];
+        for end in ends {
+            buffer.push(zero, 2 * PAGE).unwrap();
+            assert_eq!(buffer.complete_front(0), 0);
+            assert!(held());
+            end(&mut buffer);
+            assert!(!held() && buffer.is_empty());
+        }
     }
 
     #[test]

@@ -68,6 +68,26 @@ fn io_buffer_push_past_segment_limit_returns_error() {
 }
 
 #[test]
+fn io_buffer_extended_past_segment_limit_is_unchanged() {
+    let memory = Arc::new(regions(2));
+    let ranges = |count| std::iter::repeat_n((GuestAddress(0xff8), 0x10), count);
+    let error = IoBuffer::from_ranges(&memory, ranges(513), Permissions::Write).unwrap_err();
+    assert!(matches!(error, Error::IOError(e) if e.kind() == ErrorKind::InvalidInput));
+    let mut buffer = IoBuffer::from_ranges(&memory, ranges(511), Permissions::Write).unwrap();
+    buffer.try_extend(ranges(2)).unwrap_err();
+    // Neither does an endless iterator of other ranges.
+    buffer
+        .try_extend(std::iter::repeat((GuestAddress(0), 1)))
+        .unwrap_err();
+    assert_eq!((buffer.len(), buffer.vectors().len()), (511 * 0x10, 1022));
+    buffer.try_extend(ranges(1)).unwrap();
+    buffer
+        .try_extend([(GuestAddress(0), 0), (GuestAddress(0x5000), 0)])
+        .unwrap();
+    assert_eq!(buffer.vectors().len(), MAX_VECTORS);
+}
+
+#[test]
 fn io_vectors_of_more_segments_than_one_call_takes_return_error() {
     let memory = regions(1025);
     let vectors = |pages| io_vectors(&memory, GuestAddress(0), pages * PAGE, Permissions::Read);

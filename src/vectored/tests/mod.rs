@@ -1,3 +1,4 @@
+mod device;
 mod io_buffer;
 mod io_vectors;
 mod limits;

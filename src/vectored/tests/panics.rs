@@ -62,6 +62,23 @@ fn io_buffer_push_with_panicking_iterator_leaves_buffer_unchanged() {
     assert_eq!((buffer.len(), named(&buffer)), (3 * PAGE, 3 * PAGE));
 }
 
+#[test]
+fn io_buffer_extended_by_panicking_iterator_is_unchanged() {
+    let memory = Arc::new(regions(6));
+    let start = (GuestAddress(8), PAGE);
+    let mut buffer = IoBuffer::from_ranges(&memory, [start], Permissions::Read).unwrap();
+    let ranges = [0u64, 1, 2, 3].map(|page| (GuestAddress(page << 12), PAGE));
+    let extend = |buffer: &mut IoBuffer<_>| {
+        buffer.try_extend(
+            ranges
+                .into_iter()
+                .inspect(|range| assert_ne!(range.0 .0, 0x3000)),
+        )
+    };
+    assert!(catch_unwind(AssertUnwindSafe(|| extend(&mut buffer))).is_err());
+    assert_eq!((buffer.len(), named(&buffer)), (PAGE, PAGE));
+}
+
 /// A bitmap that panics when it is sliced in the middle of a page.
 #[derive(Clone, Debug, Default)]
 struct Fragile;
@@ -94,6 +111,8 @@ fn io_buffer_split_with_panicking_bitmap_leaves_buffer_unchanged() {
     buffer.push(GuestAddress(0), 2 * PAGE).unwrap();
     let split = catch_unwind(AssertUnwindSafe(|| buffer.split_off(PAGE / 2)));
     assert!(split.is_err());
+    let completed = catch_unwind(AssertUnwindSafe(|| buffer.cancel_front(PAGE / 2)));
+    assert!(completed.is_err());
     assert_eq!((buffer.len(), named(&buffer)), (2 * PAGE, 2 * PAGE));
     assert_eq!(buffer.split_off(PAGE).unwrap().len(), PAGE);
 }

@@ -292,10 +292,8 @@ fn buffer<M: GuestMemory>(
     } else {
         Permissions::Read
     };
-    let mut buffer = IoBuffer::new(Arc::clone(memory), access);
+    let mut buffer = IoBuffer::new(memory, access);
     buffer.set_segment_limit(MOST_SEGMENTS);
-    for &(addr, len) in transfer.buffers.iter() {
-        buffer.push(addr, len)?;
-    }
+    buffer.try_extend(transfer.buffers.iter().copied())?;
     Ok(buffer)
 }

@@ -1,5 +1,8 @@
 //! [`IoBuffer`]: guest memory for I/O that completes later.
 
+mod completion;
+mod transfer;
+
 use core::fmt::{self, Debug};
 use std::sync::Arc;
 
@@ -7,14 +10,16 @@ use super::segments::{too_many, Segments};
 use super::MAX_VECTORS;
 use crate::bitmap::BS;
 use crate::guest_memory::{
-    bounded_slices, hold_for, Error, GuestAddress, GuestMemory, Permissions, Result,
+    bounded_slices, hold_for, Error, GuestAddress, GuestMemory, IntoMap, Permissions, Result,
     TranslationHold,
 };
 
-/// Ranges of guest memory for an I/O operation that completes later, possibly on another thread.
+/// Ranges of guest memory for I/O, such as the descriptors of one virtio request.
 ///
-/// An `IoBuffer` serves io_uring, AIO, vhost and other asynchronous I/O. It is a list of guest
-/// ranges, such as the descriptors of one virtio request. Up to eight segments need no allocation.
+/// [`read_from`](Self::read_from), [`write_to`](Self::write_to) and their variants transfer the
+/// whole list at once. The [vectors](Self::vectors) serve io_uring, AIO, vhost and other
+/// asynchronous I/O, which completes later, possibly on another thread. Up to eight segments need
+/// no allocation, nor does a buffer that is [cleared](Self::clear) and used again.
 ///
 /// # Lifetime
 ///
@@ -23,29 +28,34 @@ use crate::guest_memory::{
 /// kernel must keep the buffer until the operation is over.
 ///
 /// Behind an IOMMU, a buffer with a range also keeps the translation in use. An invalidation of the
-/// range does not complete before the buffer is dropped. [`push`](Self::push) fails if the IOMMU
-/// does not support this ([`GuestMemory::hold_translation`]);
+/// range does not complete before the buffer is dropped. [`try_extend`](Self::try_extend) fails if
+/// the IOMMU does not support this ([`GuestMemory::hold_translation`]);
 /// [`SharedIotlb`](crate::iommu::SharedIotlb) does. It keeps all its mappings in use together: an
 /// invalidation of other addresses also waits for the buffer.
 ///
 /// An IOMMU may ask its front end for a missing mapping. A front end may wait for an invalidation
-/// before it sends the mapping. The first range of a buffer is therefore translated before the
-/// buffer keeps anything. Translate the further ranges of a request before the first `push`, for
-/// example with [`GuestMemory::check_range`]. Otherwise a `push` that misses waits for its own
-/// buffer, until the IOMMU or the front end gives up.
+/// before it sends the mapping. [`from_ranges`](Self::from_ranges), and
+/// [`try_extend`](Self::try_extend) of an empty buffer, therefore translate all their ranges before
+/// the buffer keeps anything. A later `try_extend` or `push` that misses waits for its own buffer,
+/// until the IOMMU or the front end gives up.
 ///
 /// # Segments
 ///
-/// A guest chooses the number of segments, in particular behind an IOMMU. [`push`](Self::push)
-/// fails if there would be more than [`MAX_VECTORS`], as many as one system call accepts. A device
-/// may [set another limit](Self::set_segment_limit). A segment takes about 80 bytes.
+/// A guest chooses the number of segments, in particular behind an IOMMU. A buffer has at most
+/// [`MAX_VECTORS`] segments, 1024, as many as one system call accepts. A device may
+/// [set another limit](Self::set_segment_limit). [`try_extend`](Self::try_extend) returns an error
+/// beyond the limit. A segment takes about 80 bytes.
 ///
 /// # Dirty tracking
 ///
-/// The pages of a buffer for writing are marked when it is completed or dropped, if its vectors
-/// were used. So an early return or a panic loses no page. All pages are marked: after a short
-/// count, a device may have written more bytes than it counts. They are not marked earlier: a
-/// harvest could then copy a page that is only half written, and the rest would not be marked.
+/// [`read_from`](Self::read_from), [`read_from_at`](Self::read_from_at) and
+/// [`copy_from`](Self::copy_from) mark the pages that they write.
+///
+/// If the [vectors](Self::vectors) of a buffer for writing were used, its pages are marked when it
+/// is completed or dropped. So an early return or a panic loses no page. All pages are marked:
+/// after a short count, a device may have written more bytes than it counts. They are not marked
+/// earlier: a harvest could then copy a page that is only half written, and the rest would not be
+/// marked.
 ///
 /// [`cancel`](Self::cancel) drops a buffer without marks. A buffer that is leaked
 /// ([`mem::forget`](core::mem::forget)) is never marked. A device that leaks one, because the
@@ -63,9 +73,8 @@ use crate::guest_memory::{
 /// let memory = Arc::new(memory);
 ///
 /// // Two descriptors of one request: the data, followed by a status byte.
-/// let mut request = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
-/// request.push(GuestAddress(0x1000), 0x200)?;
-/// request.push(GuestAddress(0x3000), 1)?;
+/// let ranges = [(GuestAddress(0x1000), 0x200), (GuestAddress(0x3000), 1)];
+/// let mut request = IoBuffer::from_ranges(&memory, ranges, Permissions::Write)?;
 /// let status = request.split_off(0x200).expect("the request has 0x201 bytes");
 ///
 /// // A worker thread stands in for the kernel, which would use `request.vectors()`.
@@ -87,8 +96,9 @@ use crate::guest_memory::{
 #[doc(alias = "zero-copy")]
 pub struct IoBuffer<M: GuestMemory + 'static> {
     // `segments` borrows from `memory`, and is declared before it: fields are dropped in the order
-    // of their declaration. The lifetime `'static` never leaves this type. `memory` is never
-    // replaced, and `split_off` moves segments only to a buffer with the same `memory`.
+    // of their declaration. The lifetime `'static` never leaves this type. `memory` is replaced
+    // only while there are no segments, and `split_off` moves segments only to a buffer with the
+    // same `memory`.
     //
     // A call that gets a buffer by value may drop `memory`. `HeldSlice` permits that.
     segments: Segments<'static, BS<'static, M::Bitmap>>,
@@ -124,13 +134,59 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// Use [`Permissions::Write`] if the device writes to the buffer, as for a disk read, and
     /// [`Permissions::Read`] if it reads from it.
-    pub fn new(memory: Arc<M>, access: Permissions) -> Self {
+    ///
+    /// `memory` is an `Arc` of the map, or a guard of the current map, or a reference to one.
+    pub fn new(memory: impl IntoMap<M = M>, access: Permissions) -> Self {
         IoBuffer {
             segments: Segments::new(access),
-            memory,
+            memory: memory.into_map(),
             hold: None,
             segment_limit: MAX_VECTORS,
         }
+    }
+
+    /// Creates a buffer of `ranges`, such as the descriptors of a chain.
+    ///
+    /// The buffer has at most [`MAX_VECTORS`] segments. For another limit, create an empty buffer,
+    /// and call [`set_segment_limit`](Self::set_segment_limit) and
+    /// [`try_extend`](Self::try_extend).
+    ///
+    /// # Examples
+    ///
+    /// With the crate `virtio-queue`, the ranges are
+    /// `chain.writable().map(|descriptor| (descriptor.addr(), descriptor.len() as usize))`.
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::sync::Arc;
+    /// use vm_memory::vectored::IoBuffer;
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+    /// let memory = Arc::new(memory);
+    /// let descriptors = [(0x1000, 0x200), (0x3000, 1)];
+    /// let ranges = descriptors.map(|(addr, len)| (GuestAddress(addr), len));
+    /// let request = IoBuffer::from_ranges(&memory, ranges, Permissions::Write)?;
+    /// assert_eq!((request.len(), request.vectors().len()), (0x201, 2));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`try_extend`](Self::try_extend).
+    #[doc(alias = "descriptor chain")]
+    pub fn from_ranges<I>(
+        memory: impl IntoMap<M = M>,
+        ranges: I,
+        access: Permissions,
+    ) -> Result<Self>
+    where
+        I: IntoIterator<Item = (GuestAddress, usize), IntoIter: Clone>,
+    {
+        let mut buffer = IoBuffer::new(memory, access);
+        buffer.try_extend(ranges)?;
+        Ok(buffer)
     }
 
     /// Limits the number of segments to `limit`. The default is [`MAX_VECTORS`].
@@ -165,7 +221,25 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///
     /// # Errors
     ///
-    /// - the error of [`GuestMemory::get_slices`] if any byte of the range is not accessible;
+    /// Returns the errors of [`try_extend`](Self::try_extend).
+    pub fn push(&mut self, addr: GuestAddress, count: usize) -> Result<()> {
+        self.try_extend([(addr, count)])
+    }
+
+    /// Appends ranges: for each one, the address and the number of bytes.
+    ///
+    /// If it fails, the buffer is unchanged.
+    ///
+    /// Behind an IOMMU, an empty buffer translates all ranges, takes its hold, and then translates
+    /// them again: see [Lifetime](IoBuffer#lifetime). The iterator is cloned for that.
+    ///
+    /// # Examples
+    ///
+    /// See [`from_ranges`](Self::from_ranges).
+    ///
+    /// # Errors
+    ///
+    /// - the error of [`GuestMemory::get_slices`] if any byte of a range is not accessible;
     /// - [`Error::HostAddressNotAvailable`] if the buffer was created for [`Permissions::No`];
     /// - [`Error::GuestAddressOverflow`] if the buffer would have more than `usize::MAX` bytes;
     /// - [`Error::IOError`] of the kind `InvalidInput` if the buffer would have more segments than
@@ -174,29 +248,41 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///   in use;
     /// - [`Error::IOError`] with the error of the system if memory of a Xen guest cannot be mapped,
     ///   such as `EINVAL` for a page that is not granted.
-    pub fn push(&mut self, addr: GuestAddress, count: usize) -> Result<()> {
-        if self.segments.access() == Permissions::No {
+    #[doc(alias = "descriptor chain")]
+    pub fn try_extend<I>(&mut self, ranges: I) -> Result<()>
+    where
+        I: IntoIterator<Item = (GuestAddress, usize), IntoIter: Clone>,
+    {
+        let access = self.segments.access();
+        if access == Permissions::No {
             return Err(Error::HostAddressNotAvailable);
         }
         // SAFETY: `self.memory` keeps the object at this address alive and in place until it is
         // dropped. `self.segments` is dropped before it (see the fields of `IoBuffer`).
         // Nothing else keeps the reference beyond this call: `get_slices` and `hold_translation`
-        // are generic over the lifetime and cannot know that it is `'static`. The iterator is
-        // dropped before this call returns, and `self` is borrowed until then.
+        // are generic over the lifetime and cannot know that it is `'static`. The iterators over
+        // slices are dropped before this call returns, and `self` is borrowed until then.
         let memory: &'static M = unsafe { &*Arc::as_ptr(&self.memory) };
-        let access = self.segments.access();
+        let (ranges, limit) = (ranges.into_iter(), self.segment_limit);
         let hold = match self.hold {
             Some(_) => None,
-            None => Some(hold_for(memory, addr, count, access)?),
+            None => {
+                // Each of these has a segment at least. With more of them, the call fails.
+                let first = ranges.clone().filter(|(_, count)| *count != 0).take(limit);
+                Some(hold_for(memory, first, access)?)
+            }
         };
-        let mut slices = bounded_slices(memory, addr, count, access)?;
         let mut addition = self.segments.add();
-        if !addition.gather(&mut slices, self.segment_limit)? {
-            return Err(too_many(addr, count, self.segment_limit));
-        }
-        // An implementation of `get_slices` may return fewer bytes than it should.
-        if addition.len() != count {
-            return Err(Error::InvalidBackendAddress);
+        for (addr, count) in ranges {
+            let mut slices = bounded_slices(memory, addr, count, access)?;
+            let before = addition.len();
+            if !addition.gather(&mut slices, limit)? {
+                return Err(too_many(addr, count, limit));
+            }
+            // An implementation of `get_slices` may return fewer bytes than it should.
+            if addition.len().checked_sub(before) != Some(count) {
+                return Err(Error::InvalidBackendAddress);
+            }
         }
         addition.keep();
         if self.segments.count() != 0 {
@@ -288,111 +374,13 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
             0 => None,
             _ => self.hold.clone(),
         };
-        if self.segments.count() == 0 {
-            self.hold = None;
-        }
+        self.release_if_empty();
         Some(IoBuffer {
             segments,
             memory: Arc::clone(&self.memory),
             hold,
             segment_limit: self.segment_limit,
         })
-    }
-
-    /// Shortens the buffer to its first `len` bytes. Does nothing if it has fewer.
-    ///
-    /// The other bytes are marked as if a buffer of them were dropped.
-    pub fn truncate(&mut self, len: usize) {
-        drop(self.split_off(len));
-    }
-
-    /// Copies bytes at `offset` to `buf`, as many as both have, and returns their number.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not created for
-    /// [`Permissions::Read`] or `ReadWrite`: the memory may permit only writes. Returns an error if
-    /// the first byte cannot be accessed, for example because its file was truncated. Bytes after
-    /// one that cannot be accessed are not copied; see [`fault`](crate::fault).
-    pub fn copy_to(&self, offset: usize, buf: &mut [u8]) -> Result<usize> {
-        self.require(Permissions::Read)?;
-        self.segments.copy_to(offset, buf)
-    }
-
-    /// Copies `buf` to the bytes at `offset`, as many as both have, and returns their number.
-    ///
-    /// The pages written are marked dirty.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not created for
-    /// [`Permissions::Write`] or `ReadWrite`. Returns an error if the first byte cannot be
-    /// accessed, for example because its file was truncated. Bytes after one that cannot be
-    /// accessed are not copied; see [`fault`](crate::fault).
-    pub fn copy_from(&self, offset: usize, buf: &[u8]) -> Result<usize> {
-        self.require(Permissions::Write)?;
-        self.segments.copy_from(offset, buf)
-    }
-
-    /// Returns an error if the ranges were not checked for `access`.
-    fn require(&self, access: Permissions) -> Result<()> {
-        if self.segments.access().allow(access) {
-            Ok(())
-        } else {
-            Err(Error::HostAddressNotAvailable)
-        }
-    }
-
-    /// Ends the operation, for which the device reports `written` bytes.
-    ///
-    /// Marks all pages of a buffer for writing, even after a short count or an error. Returns
-    /// `written`, or the length of the buffer if that is less. Do not report more to the guest.
-    ///
-    /// If the device cannot have written past its count, split the rest off first, and
-    /// [`cancel`](Self::cancel) it.
-    ///
-    /// # Examples
-    ///
-    /// A packet that fills a small part of its buffer marks one page:
-    ///
-    /// ```
-    /// # #[cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))] {
-    /// use std::sync::Arc;
-    /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
-    /// use vm_memory::vectored::IoBuffer;
-    /// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-    /// use vm_memory::Permissions;
-    ///
-    /// let memory: GuestMemoryMmap<AtomicBitmap> =
-    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)])?;
-    /// let memory = Arc::new(memory);
-    /// let mut packet = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
-    /// packet.push(GuestAddress(0), 0x1_0000)?;
-    /// // readv(2) of a packet of 60 bytes into `packet.vectors()`.
-    /// # let _ = packet.vectors();
-    /// if let Some(rest) = packet.split_off(60) {
-    ///     rest.cancel();
-    /// }
-    /// assert_eq!(packet.complete(60), 60);
-    /// let bitmap = memory.find_region(GuestAddress(0)).ok_or("no region")?.bitmap();
-    /// assert!(bitmap.dirty_at(0) && !bitmap.dirty_at(0x1000));
-    /// # }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn complete(mut self, written: usize) -> usize {
-        if self.segments.access().has_write() {
-            self.segments.mark_all();
-        }
-        self.segments.end_loan();
-        written.min(self.len())
-    }
-
-    /// Drops the buffer without marking it, because no device wrote to it.
-    ///
-    /// That is the case if the operation was not submitted, or failed before its first byte, as
-    /// with `EAGAIN`. If in doubt, drop the buffer.
-    pub fn cancel(mut self) {
-        self.segments.end_loan();
     }
 }
 

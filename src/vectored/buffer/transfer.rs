@@ -1,0 +1,179 @@
+//! Accesses to the bytes of an [`IoBuffer`].
+
+use std::os::fd::AsFd;
+
+use super::IoBuffer;
+use crate::guest_memory::{Error, GuestMemory, Permissions, Result};
+use crate::vectored::system_call::{Direction, Position};
+
+impl<M: GuestMemory + 'static> IoBuffer<M> {
+    /// Copies bytes at `offset` to `buf`, as many as both have, and returns their number.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// [`Permissions::Read`] or `ReadWrite`: the memory may permit only writes. Returns an error if
+    /// the first byte cannot be accessed, for example because its file was truncated. Bytes after
+    /// one that cannot be accessed are not copied; see [`fault`](crate::fault).
+    pub fn copy_to(&self, offset: usize, buf: &mut [u8]) -> Result<usize> {
+        self.require(Permissions::Read)?;
+        self.segments.copy_to(offset, buf)
+    }
+
+    /// Copies `buf` to the bytes at `offset`, as many as both have, and returns their number.
+    ///
+    /// The pages written are marked dirty.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    /// [`Permissions::Write`] or `ReadWrite`. Returns an error if the first byte cannot be
+    /// accessed, for example because its file was truncated. Bytes after one that cannot be
+    /// accessed are not copied; see [`fault`](crate::fault).
+    pub fn copy_from(&self, offset: usize, buf: &[u8]) -> Result<usize> {
+        self.require(Permissions::Write)?;
+        self.segments.copy_from(offset, buf)
+    }
+
+    /// Returns an error if the ranges were not checked for `access`.
+    fn require(&self, access: Permissions) -> Result<()> {
+        if self.segments.access().allow(access) {
+            Ok(())
+        } else {
+            Err(Error::HostAddressNotAvailable)
+        }
+    }
+
+    /// Reads from `fd` into the buffer, by one `readv(2)` at the descriptor's own position.
+    ///
+    /// It is for a descriptor whose bytes the kernel copies, such as a socket, a pipe or a TAP
+    /// device. Use [`read_from_at`](Self::read_from_at) for a file. The call covers the first
+    /// [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is repeated after `EINTR`.
+    ///
+    /// Returns the number of bytes read; 0 at the end of the stream. Marks the pages of these bytes
+    /// dirty, and no others. The bytes after them are unspecified: a device must not report them.
+    /// If the call fails, marks all pages that it could reach, except after `EAGAIN`.
+    ///
+    /// # Examples
+    ///
+    /// A packet fills a small part of its buffer:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))] {
+    /// use std::os::unix::net::UnixDatagram;
+    /// use std::sync::Arc;
+    /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+    /// use vm_memory::vectored::IoBuffer;
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap, GuestMemoryRegion, Permissions};
+    /// use vm_memory::GuestMemoryBackend;
+    ///
+    /// let memory: GuestMemoryMmap<AtomicBitmap> =
+    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)])?;
+    /// let memory = Arc::new(memory);
+    /// let (wire, tap) = UnixDatagram::pair()?;
+    /// wire.send(&[7; 60])?;
+    ///
+    /// let mut packet = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
+    /// packet.push(GuestAddress(0), 0x1_0000)?;
+    /// assert_eq!(packet.read_from(&tap)?, 60);
+    /// let bitmap = memory.find_region(GuestAddress(0)).ok_or("no region")?.bitmap();
+    /// assert!(bitmap.dirty_at(0) && !bitmap.dirty_at(0x1000));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    ///   [`Permissions::Write`] or `ReadWrite`;
+    /// - [`Error::IOError`] with the error of the system call: `EFAULT` if the first page that it
+    ///   needs cannot be accessed.
+    #[doc(alias = "readv")]
+    pub fn read_from(&self, fd: &impl AsFd) -> Result<usize> {
+        self.transfer(Direction::Read, fd, Position::Current)
+    }
+
+    /// Reads at `offset` of `file` into the buffer, by one `preadv(2)`.
+    ///
+    /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
+    /// repeated after `EINTR`. Returns the number of bytes read; 0 at the end of the file.
+    ///
+    /// Marks the pages of these bytes dirty. After a short count, which is usually the end of the
+    /// file, it marks all pages that the call could reach: with `O_DIRECT`, the storage writes
+    /// whole blocks. It also does so after an error, except `EAGAIN`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::fs::File;
+    /// use std::sync::Arc;
+    /// use vm_memory::vectored::IoBuffer;
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+    /// let memory = Arc::new(memory);
+    /// memory.write_obj(u64::MAX, GuestAddress(0x1000))?;
+    /// let mut data = IoBuffer::new(Arc::clone(&memory), Permissions::Write);
+    /// data.push(GuestAddress(0x1000), 0x200)?;
+    /// data.push(GuestAddress(0x3000), 0x200)?;
+    /// assert_eq!(data.read_from_at(&File::open("/dev/zero")?, 0x10_0000)?, 0x400);
+    /// assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1000))?, 0);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    ///   [`Permissions::Write`] or `ReadWrite`;
+    /// - [`Error::IOError`] with the error of the system call: `EFAULT` if the first page cannot be
+    ///   accessed, `EINVAL` if `offset` is larger than any file.
+    #[doc(alias = "preadv")]
+    pub fn read_from_at(&self, file: &impl AsFd, offset: u64) -> Result<usize> {
+        self.transfer(Direction::Read, file, Position::Offset(offset))
+    }
+
+    /// Writes the bytes of the buffer to `fd`, by one `writev(2)` at the descriptor's own position.
+    ///
+    /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
+    /// repeated after `EINTR`. Returns the number of bytes written.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    ///   [`Permissions::Read`] or `ReadWrite`;
+    /// - [`Error::IOError`] with the error of the system call: `EFAULT` if the first page cannot be
+    ///   accessed.
+    #[doc(alias = "writev")]
+    pub fn write_to(&self, fd: &impl AsFd) -> Result<usize> {
+        self.transfer(Direction::Write, fd, Position::Current)
+    }
+
+    /// Writes the bytes of the buffer to `file` at `offset`, by one `pwritev(2)`.
+    ///
+    /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
+    /// repeated after `EINTR`. Returns the number of bytes written.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::HostAddressNotAvailable`] if the buffer was not created for
+    ///   [`Permissions::Read`] or `ReadWrite`;
+    /// - [`Error::IOError`] with the error of the system call: `EFAULT` if the first page cannot be
+    ///   accessed, `EINVAL` if `offset` is larger than any file.
+    #[doc(alias = "pwritev")]
+    pub fn write_to_at(&self, file: &impl AsFd, offset: u64) -> Result<usize> {
+        self.transfer(Direction::Write, file, Position::Offset(offset))
+    }
+
+    /// Transfers by one system call, unless the buffer is empty.
+    fn transfer(&self, direction: Direction, fd: &impl AsFd, position: Position) -> Result<usize> {
+        self.require(direction.access())?;
+        if self.is_empty() {
+            return Ok(0);
+        }
+        self.segments
+            .transfer_counted(direction, fd.as_fd(), position)
+            .map_err(Error::IOError)
+    }
+}
