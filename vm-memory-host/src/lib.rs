@@ -31,6 +31,8 @@
 //! | build guest memory from a list of regions | [`MemoryBuilder`], [`Region`] | `balloon` |
 //! | use anonymous memory, a memfd, huge pages or a file | [`Backing`] | `vhost_user_backend` |
 //! | place pages on NUMA nodes, lock them, use transparent huge pages | [`NumaPolicy`], [`Lock`], [`TransparentHugePages`] | |
+//! | map a ROM or a write-protected flash | [`Region::read_only`] | |
+//! | set options for all regions | [`MemoryBuilder::each_region`] | |
 //! | populate pages before the guest starts | [`MemoryBuilder::prefault`], [`prefault()`] | |
 //! | return pages to the system (balloon, free page reporting) | [`discard()`] | `balloon` |
 //! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug()`], [`unplug`] | `virtio_mem` |

@@ -288,6 +288,15 @@ fn conflicts(region: &Region, backing: &OpenedBacking) -> Result<(), BuildError>
     let private_file = backing.file.is_some() && !shared;
     let conflicts = [
         (
+            options.read_only && !matches!(region.backing, Backing::File { .. }),
+            "read-only memory needs a file that has its bytes; \
+            use Backing::shared_file or Backing::private_file",
+        ),
+        (
+            options.read_only && region.blocks.is_some(),
+            "blocks that are plugged must be writable; do not use Region::read_only",
+        ),
+        (
             options.mergeable && (backing.kind == BackingKind::Hugetlb || shared),
             "only private pages can be merged; use anonymous memory or do not set mergeable",
         ),

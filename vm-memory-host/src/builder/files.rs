@@ -157,11 +157,12 @@ fn open_file(
     if file_type.is_dir() || file_type.is_fifo() || file_type.is_socket() {
         return Err(refused(io::Error::from_raw_os_error(libc::ENODEV)));
     }
-    if sharing == Sharing::Shared && !sys::is_open_for_writing(file).map_err(refused)? {
+    let is_written = sharing == Sharing::Shared && !region.options.read_only;
+    if is_written && !sys::is_open_for_writing(file).map_err(refused)? {
         return Err(BuildError::Conflict {
             region: span,
-            what: "a shared file must be open for writing; \
-                open it for reading and writing, or use Backing::private_file",
+            what: "a shared file must be open for writing; open it for reading and writing, \
+                or use Backing::private_file or Region::read_only",
         });
     }
     let file_system = sys::file_system(file).map_err(refused)?;
@@ -171,8 +172,7 @@ fn open_file(
     let own_tmpfs = kind == BackingKind::Memfd && file_system.is_limited;
     let on_disk = kind == BackingKind::File && file_type.is_file();
     // On a tmpfs, even a read of a hole allocates a page, so private mappings count, too.
-    let allocated =
-        !region.options.sparse && (own_tmpfs || (on_disk && sharing == Sharing::Shared));
+    let allocated = !region.options.sparse && (own_tmpfs || (on_disk && is_written));
     Ok(OpenedBacking {
         kind,
         file: Some((Arc::clone(file), offset)),

@@ -141,6 +141,7 @@ fn map_source(
             file,
             offset: *offset,
             shared: backing.is_shared(),
+            writable: !region.options.read_only,
             reserve: reserves_huge_pages,
         },
     };
@@ -340,7 +341,12 @@ fn bind_huge_pages(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
     let (page_size, all) = (mapping.page_size(), mapping.mapped().len());
     // Before the pages are populated.
     let free = host.again().free_huge_pages(page_size, nodes);
-    let populated = mapping.mapped().advise(0, all, Advice::PopulateWrite);
+    let advice = if mapping.options.read_only {
+        Advice::PopulateRead
+    } else {
+        Advice::PopulateWrite
+    };
+    let populated = mapping.mapped().advise(0, all, advice);
     populated.map_err(|source| {
         let what = "populate its huge pages on its NUMA nodes";
         let error = source.raw_os_error();

@@ -111,6 +111,30 @@ impl MemoryBuilder {
         self
     }
 
+    /// Changes each region that was added before this call.
+    ///
+    /// Use it for options that all regions have in common. Add regions that differ afterwards.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{Backing, MemoryBuilder, Region};
+    ///
+    /// let memory: GuestMemoryMmap = MemoryBuilder::new()
+    ///     .region(Region::new(GuestAddress(0), 16 << 20))
+    ///     .region(Region::new(GuestAddress(1 << 32), 64 << 20))
+    ///     .each_region(|region| region.backing(Backing::Memfd).core_dump(false))
+    ///     .build()?;
+    /// # Ok::<(), vm_memory_host::BuildError>(())
+    /// ```
+    #[doc(alias = "defaults")]
+    pub fn each_region(mut self, change: impl FnMut(Region) -> Region) -> Self {
+        let regions = std::mem::take(&mut self.regions.0);
+        self.regions.0 = regions.into_iter().map(change).collect();
+        self
+    }
+
     /// Sets the resources of the host, which the build then does not read.
     ///
     /// Use it for a build in a jail without /sys and /proc. [`HostResources`] has an example.

@@ -10,6 +10,7 @@ use crate::region::{Region, Sharing, Span};
 struct Part {
     start: u64,
     end: u64,
+    /// Whether writes to the region reach the file.
     is_shared: bool,
     region: Span,
 }
@@ -25,7 +26,7 @@ pub(super) fn check(regions: &[(Region, OpenedBacking)]) -> Result<(), BuildErro
             files.entry(identity).or_default().push(Part {
                 start: *offset,
                 end: offset.saturating_add(region.size),
-                is_shared: backing.sharing == Sharing::Shared,
+                is_shared: backing.sharing == Sharing::Shared && !region.options.read_only,
                 region: region.span(),
             });
         }

@@ -211,6 +211,12 @@ pub enum ChangeError {
         /// The size of a page or block in bytes.
         granularity: u64,
     },
+    /// The region is read-only. Nothing was changed.
+    #[error("region {region} is read-only; do not discard its pages")]
+    ReadOnly {
+        /// The region.
+        region: Span,
+    },
     /// The region has no blocks. Nothing was changed.
     #[error("region {region} has no blocks; build it with Region::blocks")]
     NoBlocks {

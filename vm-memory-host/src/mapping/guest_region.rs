@@ -162,8 +162,13 @@ impl HostMapping {
         } else {
             libc::MAP_NORESERVE
         };
+        let protection = if self.options.read_only {
+            libc::PROT_READ
+        } else {
+            READ_WRITE
+        };
         let mut builder = MmapRegionBuilder::new_with_bitmap(self.mapped.len(), bitmap)
-            .with_mmap_prot(READ_WRITE)
+            .with_mmap_prot(protection)
             .with_mmap_flags(sharing | anonymous | reserve)
             .with_hugetlbfs(self.backing.kind == BackingKind::Hugetlb)
             .with_owner(Arc::clone(self));
@@ -174,8 +179,9 @@ impl HostMapping {
             builder = builder.with_plugged_blocks(Arc::clone(blocks));
         }
         // SAFETY: the contract of `with_raw_mmap_pointer`, clause by clause.
-        // 1. Size and protection: the region has the length of `mapped`, which is readable and
-        //    writable (invariant of `Mapped`), except for blocks that `protect` has made
+        // 1. Size and protection: the region has the length of `mapped`, which is readable, and
+        //    writable unless the options say read-only: `map_source` has mapped it so (invariant of
+        //    `Mapped`). This does not hold for blocks that `protect` has made
         //    inaccessible. `plug` and `unplug` keep those unplugged in the region's record, which
         //    nothing else can change: only this crate has the `PluggedBlocks` in `blocks`.
         // 2. In place until the region and its slices are gone: the region keeps an `Arc` of

@@ -8,7 +8,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::residency::mincore_bytes;
 use crate::error::ChangeError;
-use crate::mapping::{bytes, parts, unplugged_runs, Changes, HostMapped, HostMapping};
+use crate::mapping::{bytes, parts, span_of, unplugged_runs, Changes, HostMapped, HostMapping};
 use crate::region::{BackingKind, Lock, Sharing};
 use crate::sys::{self, Advice, Mapped};
 
@@ -102,7 +102,8 @@ use crate::sys::{self, Advice, Mapped};
 /// Returns a [`ChangeError`] and changes nothing if the range
 ///
 /// - passes 2^64 or has holes,
-/// - does not consist of whole pages ([`HostMapping::page_size`]), or
+/// - does not consist of whole pages ([`HostMapping::page_size`]),
+/// - touches a [read-only](crate::Region::read_only) region, or
 /// - touches a region that this crate did not build, or that the parent process built.
 ///
 /// Returns [`ChangeError::System`] if the system refuses a call. Earlier regions of the range stay
@@ -119,7 +120,11 @@ where
     M: GuestMemoryBackend,
     M::R: HostMapped,
 {
-    let parts = parts(memory, addr, len, |_, mapping| {
+    let parts = parts(memory, addr, len, |region, mapping| {
+        if mapping.options.read_only {
+            let region = span_of(region);
+            return Err(ChangeError::ReadOnly { region });
+        }
         Ok(("pages", mapping.page_size()))
     })?;
     let mut freed = 0u64;

@@ -57,8 +57,8 @@ const STEP: usize = 32 << 20;
 /// dirty.
 ///
 /// - Anonymous memory, memfds and shared files get writable pages.
-/// - Private files are read. A page is copied when the guest writes to it. Huge pages are copied at
-///   once: the build has reserved the copies.
+/// - Private files and read-only files are read. A page of a private file is copied when the guest
+///   writes to it. Huge pages are copied at once: the build has reserved the copies.
 /// - Unplugged blocks are skipped.
 /// - Memory that is bound to NUMA nodes comes from these nodes, whichever thread populates it. New
 ///   threads run on the CPUs of these nodes, as far as this thread may run there. The caller's
@@ -419,7 +419,8 @@ fn steps<'a>(
 /// Returns the advice that populates a mapping without copying pages of a private file.
 fn advice(mapping: &HostMapping) -> Advice {
     let is_private = mapping.file().is_some() && mapping.backing.sharing == Sharing::Private;
-    if is_private && mapping.kind() != BackingKind::Hugetlb {
+    let is_not_copied = is_private && mapping.kind() != BackingKind::Hugetlb;
+    if mapping.options.read_only || is_not_copied {
         Advice::PopulateRead
     } else {
         Advice::PopulateWrite

@@ -213,6 +213,41 @@ impl Region {
         self
     }
 
+    /// Sets whether the region can only be read: a ROM, or a write-protected flash. The default is
+    /// `false`.
+    ///
+    /// The backing must be a file that has the bytes, and that need not be open for writing.
+    /// Accesses of this process that write return an error, and so does
+    /// [`discard`](crate::discard()). For the guest, register the region's KVM slot with
+    /// `KVM_MEM_READONLY`: a write of a vCPU is then an MMIO exit. Without this flag, `KVM_RUN`
+    /// fails with `EFAULT`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::fs::File;
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{Backing, MemoryBuilder, Region};
+    ///
+    /// let firmware = tempfile::NamedTempFile::new()?;
+    /// std::fs::write(firmware.path(), [0x90; 0x1000])?;
+    ///
+    /// let backing = Backing::shared_file(File::open(firmware.path())?, 0);
+    /// let rom = Region::new(GuestAddress(0xffff_f000), 0x1000).backing(backing).read_only(true);
+    /// let memory: GuestMemoryMmap = MemoryBuilder::new().region(rom).build()?;
+    /// assert_eq!(memory.read_obj::<u8>(GuestAddress(0xffff_fff0))?, 0x90);
+    /// assert!(memory.write_obj(0u8, GuestAddress(0xffff_fff0)).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "ROM")]
+    #[doc(alias = "pflash")]
+    #[doc(alias = "KVM_MEM_READONLY")]
+    #[doc(alias = "PROT_READ")]
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.options.read_only = read_only;
+        self
+    }
+
     /// Sets whether a file may have holes. The default is `false`.
     ///
     /// An access to a hole raises SIGBUS while its file system has no free space. The build

@@ -141,6 +141,8 @@ pub struct Options {
     pub name: Option<String>,
     /// Whether the build fails if the kernel does not support the name.
     pub require_name: bool,
+    /// Whether the region can only be read.
+    pub read_only: bool,
     /// Whether a file may have holes for which its file system may lack space later.
     pub sparse: bool,
     /// Whether the file must be sealed against shrinking.
@@ -163,6 +165,7 @@ impl Default for Options {
             forked: true,
             name: None,
             require_name: false,
+            read_only: false,
             sparse: false,
             sealed: false,
             release_huge_pages: false,

@@ -18,8 +18,8 @@ use super::{check, page_size, READ_WRITE};
 /// - The part belongs to this object alone, and stays mapped while it exists.
 /// - It begins and ends at page boundaries. A call on a range of it, which the kernel extends to
 ///   whole pages, therefore changes no other memory.
-/// - Memory from [`Reserved::map`](super::Reserved::map) is readable and writable, except where
-///   [`protect`](Self::protect) has made it inaccessible.
+/// - Memory from [`Reserved::map`](super::Reserved::map) is readable, and writable if `writable` is
+///   set, except where [`protect`](Self::protect) has made it inaccessible.
 /// - No Rust reference ever covers it.
 #[derive(Debug)]
 pub(crate) struct Mapped {
@@ -27,6 +27,7 @@ pub(crate) struct Mapped {
     /// The offset of the part in the reservation.
     pub(super) offset: usize,
     pub(super) len: usize,
+    pub(super) writable: bool,
 }
 
 /// Advice for `madvise(2)`.
@@ -76,6 +77,15 @@ impl Mapped {
     /// Fails in a child of fork(2), whose own memory may be at these addresses.
     pub(crate) fn check_here(&self) -> Result<()> {
         self.part(0, 0).map(|_| ())
+    }
+
+    /// Fails for read-only memory.
+    fn check_writable(&self) -> Result<()> {
+        if self.writable {
+            Ok(())
+        } else {
+            Err(Error::from_raw_os_error(libc::EACCES))
+        }
     }
 
     /// Returns a pointer to a range of this memory, after checking that the range is inside.
@@ -182,6 +192,7 @@ impl Mapped {
                 reservation: Arc::new(reservation),
                 offset: page,
                 len,
+                writable: true,
             }));
         }
         if result != libc::MAP_FAILED {
@@ -207,6 +218,7 @@ impl Mapped {
     /// only if the kernel lacks memory for page tables, or if `vm.overcommit_memory` is 2 and the
     /// commit limit is reached.
     pub(crate) fn splice_over(&self, offset: usize, mut zeroes: Self) -> Result<()> {
+        self.check_writable()?;
         let len = zeroes.len;
         let (to, from) = (self.part(offset, len)?, zeroes.part(0, len)?);
         let (start, end) = (zeroes.offset, zeroes.offset.saturating_add(len));
@@ -244,6 +256,7 @@ impl Mapped {
 
     /// Makes a range accessible or inaccessible.
     pub(crate) fn protect(&self, offset: usize, len: usize, accessible: bool) -> Result<()> {
+        self.check_writable()?;
         let addr = self.part(offset, len)?;
         let protection = if accessible {
             READ_WRITE
@@ -330,6 +343,7 @@ impl Mapped {
 
     /// Writes zeroes to a range.
     pub(crate) fn fill_zeroes(&self, offset: usize, len: usize) -> Result<()> {
+        self.check_writable()?;
         let addr = self.part(offset, len)?;
         // SAFETY: the contract of `VolatileSlice::new`. The range is mapped: `part` has checked
         // that it is inside this mapping. It stays mapped while `self` is borrowed, which is longer

@@ -294,6 +294,7 @@ pub(crate) fn resident_of_file(
         file,
         offset,
         shared: false,
+        writable: false,
         reserve: false,
     };
     // Inaccessible, so that mlockall(2) with `MCL_FUTURE` populates nothing.
@@ -323,6 +324,7 @@ pub(super) fn arguments(source: Source<'_>) -> (libc::c_int, libc::c_int, libc::
             file,
             offset,
             shared,
+            writable: _,
             reserve,
         } => {
             let sharing = if shared {
@@ -360,6 +362,8 @@ pub(crate) enum Source<'a> {
         offset: u64,
         /// Whether the mapping is shared or copy-on-write.
         shared: bool,
+        /// Whether the mapping is writable.
+        writable: bool,
         /// Whether to reserve huge pages for the whole mapping.
         reserve: bool,
     },
@@ -382,7 +386,9 @@ impl Reserved {
         })
     }
 
-    /// Maps the next `len` bytes, readable and writable. Fails unless `len` is whole pages.
+    /// Maps the next `len` bytes: readable, and writable unless the source is a read-only file.
+    ///
+    /// Fails unless `len` is whole pages.
     ///
     /// For a file on hugetlbfs, the caller has checked that `len` is whole pages of the file.
     pub(crate) fn map(&mut self, len: usize, source: Source<'_>) -> Result<Mapped> {
@@ -390,13 +396,25 @@ impl Reserved {
         let end = self.next.checked_add(len).filter(|_| is_whole_pages);
         let end = end.filter(|end| *end <= self.reservation.len);
         let end = end.ok_or_else(|| Error::from_raw_os_error(libc::EINVAL))?;
+        let writable = !matches!(
+            source,
+            Source::File {
+                writable: false,
+                ..
+            }
+        );
+        let protection = if writable {
+            READ_WRITE
+        } else {
+            libc::PROT_READ
+        };
         // A trial elsewhere shows whether the kernel accepts the file, before anything is replaced.
         // Huge pages that a shared trial reserves belong to the file (Linux, "Hugetlbfs
         // Reservation"), so the trial is kept until the real mapping has them. A private trial
         // reserves pages for itself, and must go first.
         let trial = match source {
             Source::Anonymous | Source::Accounted => None,
-            Source::File { .. } => Some(TrialMapping::new(len, READ_WRITE, source)?),
+            Source::File { .. } => Some(TrialMapping::new(len, protection, source)?),
         };
         let trial = trial.filter(|_| matches!(source, Source::File { shared: true, .. }));
         if !self.reservation.is_here() {
@@ -408,7 +426,7 @@ impl Reserved {
         let replaced = match source {
             Source::Anonymous => None,
             Source::Accounted => Some(libc::PROT_NONE),
-            Source::File { .. } => Some(READ_WRITE),
+            Source::File { .. } => Some(protection),
         };
         if let Some(protection) = replaced {
             // SAFETY: 1. The next free part ends inside the reservation (checked above). Parts are
@@ -436,6 +454,7 @@ impl Reserved {
             reservation: Arc::clone(&self.reservation),
             offset,
             len,
+            writable,
         })
     }
 }

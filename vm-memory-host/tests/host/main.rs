@@ -12,5 +12,6 @@ mod options;
 mod own_region;
 mod plug;
 mod prefault;
+mod read_only;
 mod residency;
 mod userfault;
