@@ -47,6 +47,21 @@ impl Build {
     }
 }
 
+/// The columns of the file with tabs.
+const COLUMNS: [&str; 11] = [
+    "name",
+    "operation",
+    "quick",
+    "reference",
+    "ours",
+    "limit",
+    "ratio",
+    "least_ratio",
+    "limit_factor",
+    "limit_holds",
+    "reason",
+];
+
 /// The rows that were measured.
 pub struct Report {
     build: Build,
@@ -78,9 +93,7 @@ impl Report {
             build,
             effort,
             short,
-            tsv:
-                "operation\treference\tours\tlimit\tratio\tleast_ratio\tlimit_factor\tlimit_holds\n"
-                    .to_owned(),
+            tsv: COLUMNS.join("\t") + "\n",
             rows: BTreeSet::new(),
             slower: BTreeSet::new(),
             far: BTreeSet::new(),
@@ -113,8 +126,10 @@ impl Report {
         // Writing to a String cannot fail.
         let _ = writeln!(
             self.tsv,
-            "{}\t{:.4}\t{:.4}\t{}\t{:.4}\t{}\t{}\t{}",
+            "{}\t{}\t{}\t{:.4}\t{:.4}\t{}\t{:.4}\t{}\t{}\t{}\t{}",
             row.name,
+            row.operation(),
+            row.is_quick(),
             outcome.reference,
             outcome.ours,
             limit.unwrap_or_default(),
@@ -122,6 +137,7 @@ impl Report {
             criteria.least_ratio,
             factor.map_or_else(String::new, |factor| factor.to_string()),
             limit_holds.map_or_else(String::new, |holds| holds.to_string()),
+            row.reason().unwrap_or_default(),
         );
         self.rows.insert(row.operation());
         if !ratio_holds {
@@ -186,7 +202,7 @@ pub fn digits(value: f64) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::{digits, Build, Report};
+    use super::{digits, Build, Report, COLUMNS};
     use crate::contest::{Effort, Outcome};
     use crate::rows::ROWS;
 
@@ -216,6 +232,9 @@ mod tests {
         let verdict = report.verdict();
         assert_eq!(verdict, "verdict: 1 rows MISSED: read_obj.s16, n=1");
         assert_eq!((report.rows.len(), report.slower.len()), (1, 1));
+        for line in report.tsv.lines() {
+            assert_eq!(line.split('\t').count(), COLUMNS.len(), "{line}");
+        }
         report.short = true;
         assert!(report.verdict().starts_with("no verdict"));
     }

@@ -75,6 +75,64 @@ const EXCEPTIONS: &[(&str, Criteria)] = &[
     ("virtio-queue 0.18: iter128x1(per chain), n=1, AtomicBitmap", of(1.3, Some(6.0))),
 ];
 
+/// The reasons of rows that miss a criterion. `cargo xtask bench` writes the reason of each row
+/// that does, or "not explained". A name that ends in `*` stands for all names that begin so. The
+/// first match counts.
+const REASONS: &[(&[&str], &str)] = &[
+    (
+        &["GuestMemoryAtomic: memory()"],
+        "Both crates call the same function of `arc-swap`; the difference is noise",
+    ),
+    (
+        &["SharedIotlb: remap a page, n=10000, *"],
+        "While a snapshot is held, a change clones the table and copies a leaf (decision 15)",
+    ),
+    (
+        &["Iotlb::lookup of 8 B hit, *"],
+        "The limit indexes an array; the IOTLB guesses a leaf and a place, and checks both \
+         (decision 14)",
+    ),
+    (
+        &["IommuMemory: read_obj.u64 behind an RwLock, *"],
+        "The lock takes two atomic instructions, as in 0.18.0",
+    ),
+    (
+        &["mark_dirty, 1B, already", "mark_dirty, 64K, already", "mark_dirty, 1M, already"],
+        "One full fence takes most of the time (decision 17)",
+    ),
+    (
+        &["get_and_reset, *"],
+        "The result is a new vector with a word for 64 pages, as the signature of 0.18.0 demands",
+    ),
+    (
+        &["harvest, *"],
+        "Each word that has a mark takes an atomic exchange, as in 0.18.0",
+    ),
+    (
+        &["virtio-queue 0.18: *"],
+        "virtio-queue makes several accesses by guest address, each with a lookup; the limit indexes \
+         one array",
+    ),
+    (
+        &["read_obj*", "write_obj*", "load*", "store*"],
+        "An access checks its address, and tests a register for a fault (decision 3); the limit \
+         does only the first",
+    ),
+    (
+        &["read_slice, 64*", "read_slice, 512*", "VolatileSlice::copy_*"],
+        "A copy calls a routine by pointer, where the limit inlines `memcpy` or calls it directly \
+         (decision 6)",
+    ),
+];
+
+/// Returns whether `pattern` stands for `name`.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    }
+}
+
 /// The rows of `--quick`: what devices do for each request, and what migration does for each round.
 /// They stand for their areas: if one of them gets slower, its neighbours do, too.
 const QUICK: [&str; 15] = [
@@ -112,6 +170,16 @@ impl Row {
             .iter()
             .find(|(name, _)| *name == self.operation());
         exception.map_or(USUAL, |(_, criteria)| *criteria)
+    }
+
+    /// Returns why the row misses a criterion, if it does.
+    pub fn reason(&self) -> Option<&'static str> {
+        let explains = |(patterns, _): &&(&[&str], _)| {
+            patterns
+                .iter()
+                .any(|pattern| matches(pattern, self.operation()))
+        };
+        REASONS.iter().find(explains).map(|(_, reason)| *reason)
     }
 
     /// Returns whether `--quick` runs this row.
@@ -284,7 +352,7 @@ pub const ROWS: &[Row] = &[
 
 #[cfg(test)]
 mod tests {
-    use super::{of, CONTEXTS, EXCEPTIONS, QUICK, ROWS, USUAL};
+    use super::{matches, of, CONTEXTS, EXCEPTIONS, QUICK, REASONS, ROWS, USUAL};
     use crate::contest::{Effort, Outcome};
     use crate::stage::Stage;
     use std::collections::HashSet;
@@ -302,6 +370,22 @@ mod tests {
             assert!(ROWS.iter().any(|row| row.name == *name), "{name}");
             assert_ne!(*criteria, USUAL, "{name} is not an exception");
         }
+    }
+
+    #[test]
+    fn reasons_explain_rows() {
+        for (patterns, reason) in REASONS {
+            assert!(!reason.contains(['\t', '\n', '|']), "{reason}");
+            for pattern in *patterns {
+                let explained = |name| matches(pattern, name);
+                assert!(
+                    ROWS.iter()
+                        .any(|row| explained(row.operation()) && row.reason() == Some(reason)),
+                    "{pattern}"
+                );
+            }
+        }
+        assert!(ROWS.iter().any(|row| row.reason().is_none()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! [`BucketTable`]: guesses in constant time which region contains an address.
 //!
 //! The field `removed` makes a removal fast: the table without a region shares the numbers of the
-//! table with it. The rows `remove_region` of bench/RESULTS.md with more than 8 regions measure it.
+//! table with it. The rows `remove_region` of bench/rows.md with more than 8 regions measure it.
 
 use std::sync::Arc;
 

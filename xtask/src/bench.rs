@@ -1,9 +1,10 @@
 //! `cargo xtask bench`: measures the published vm-memory, this crate and the limit in the three
 //! builds that users ship.
 //!
-//! The program in `bench/` measures. This command runs it in each build, and writes the tables side
-//! by side to `bench/RESULTS.md`. It plots copy throughput and the growth of an IOTLB in
-//! `bench/*.svg`.
+//! The program in `bench/` measures. This command runs it in each build. It writes a page to
+//! `bench/RESULTS.md`, the rows of all builds to `bench/rows.md`, and plots of copy throughput and
+//! the growth of an IOTLB to `bench/*.svg`. A run of some builds only, or in short rounds, writes
+//! these files to `target/bench/`.
 //!
 //! `--quick` is for developers: it measures the 15 rows that matter most, in the build `release`.
 //! This build compiles fastest, and most users ship it. The run takes less than two minutes with
@@ -13,7 +14,9 @@
 //! `bench/instructions.tsv`. These counts have no noise.
 
 mod instructions;
+mod machine;
 mod results;
+mod rows;
 mod throughput;
 
 use std::fs;
@@ -25,7 +28,9 @@ use anyhow::{ensure, Context, Result};
 use clap::ValueEnum;
 
 use crate::workspace::{cargo, Workspace};
-use results::{lines, results_text, Curves, Line, Machine};
+use machine::Machine;
+use results::{Curves, Run};
+use rows::{lines, Line};
 use throughput::{points, Throughput};
 
 /// The options of `cargo xtask bench`.
@@ -133,12 +138,19 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     }
     let whole = !args.short && builds == BUILDS;
     let curves = bench.curves(&programs, args, whole)?;
-    if whole {
-        let results = bench.folder.join("RESULTS.md");
-        let text = results_text(&machine, args.rounds, &tables, Some(&curves))?;
-        fs::write(&results, text).with_context(|| format!("cannot write {}", results.display()))?;
-        println!("written: {}", results.display());
-    } else {
+    let run = Run {
+        machine: &machine,
+        rounds: args.rounds,
+        tables: &tables,
+        curves: &curves,
+    };
+    let folder = if whole { &bench.folder } else { &bench.target };
+    for (file, text) in [("RESULTS.md", run.results()?), ("rows.md", run.rows()?)] {
+        let path = folder.join(file);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("written: {}", path.display());
+    }
+    if !whole {
         println!("bench/RESULTS.md is not written: it needs all builds, all rows and all rounds");
     }
     Ok(ExitCode::SUCCESS)

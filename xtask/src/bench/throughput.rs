@@ -1,4 +1,4 @@
-//! The table of copies that are slower than `memcpy`, for RESULTS.md.
+//! Copies, compared with `memcpy`: by class for RESULTS.md, and the slow ones for rows.md.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -57,6 +57,84 @@ pub(super) fn points(text: &str) -> Result<Vec<Point>> {
     Ok(points)
 }
 
+/// The classes of lengths: the name, and the length at which it ends.
+const CLASSES: [(&str, u64); 5] = [
+    ("1 to 32 B", 48),
+    ("48 to 512 B", 768),
+    ("768 B to 16 KiB", 24 << 10),
+    ("24 KiB to 1 MiB", 3 << 19),
+    ("1.5 to 16 MiB", u64::MAX),
+];
+
+/// The classes of alignments, by whether the guest's and the host's bytes begin at a cache line.
+const ALIGNMENTS: [(&str, bool, bool); 4] = [
+    ("both aligned", true, true),
+    ("guest misaligned", false, true),
+    ("host misaligned", true, false),
+    ("both misaligned", false, false),
+];
+
+/// Returns the medians of all builds by class of length and alignment.
+pub(super) fn copies_by_class(builds: &[(Build, Throughput)]) -> Result<String> {
+    let mut text = String::new();
+    for (build, throughput) in builds {
+        let verdict = &throughput.verdict;
+        writeln!(
+            text,
+            "- `{}`: copies of 1 B to 16 MiB, {verdict}",
+            build.name()
+        )?;
+    }
+    let names: Vec<_> = builds.iter().map(|(build, _)| build.name()).collect();
+    write!(
+        text,
+        "\nThe speed as a share of `memcpy`'s, medians of each class, in the builds {}.\n\
+         **Bold** medians are below {FLOOR}. Misaligned bytes begin 3 or 5 bytes after a cache line.\n\n\
+         | length |",
+        names.join(" / ")
+    )?;
+    for (name, ..) in ALIGNMENTS {
+        write!(text, " {name} |")?;
+    }
+    writeln!(text, "\n|---|{}", "---|".repeat(ALIGNMENTS.len()))?;
+    let mut start = 0;
+    for (name, end) in CLASSES {
+        write!(text, "| {name} |")?;
+        for (_, guest, host) in ALIGNMENTS {
+            let cells: Vec<_> = builds
+                .iter()
+                .map(|(_, throughput)| {
+                    let parts = throughput.points.iter().filter(|(place, _)| {
+                        (start..end).contains(&place.bytes)
+                            && (place.guest == 0) == guest
+                            && (place.host == 0) == host
+                    });
+                    share(median(parts.map(|(_, part)| *part).collect()))
+                })
+                .collect();
+            write!(text, " {} |", cells.join(" / "))?;
+        }
+        text.push('\n');
+        start = end;
+    }
+    Ok(text)
+}
+
+/// Formats a share of `memcpy`'s speed, in bold if it is below the floor.
+fn share(part: Option<f64>) -> String {
+    match part {
+        None => "–".to_owned(),
+        Some(part) if part < FLOOR => format!("**{part:.2}**"),
+        Some(part) => format!("{part:.2}"),
+    }
+}
+
+/// Returns the median, or the higher of the two in the middle.
+fn median(mut parts: Vec<f64>) -> Option<f64> {
+    parts.sort_by(f64::total_cmp);
+    parts.get(parts.len() / 2).copied()
+}
+
 /// Returns a table of all builds with the copies that are below the floor in one of them.
 pub(super) fn short_copies(builds: &[(Build, Throughput)]) -> Result<String> {
     let mut places: BTreeMap<Place, Vec<Option<f64>>> = BTreeMap::new();
@@ -83,14 +161,7 @@ pub(super) fn short_copies(builds: &[(Build, Throughput)]) -> Result<String> {
         "---|".repeat(names.len())
     );
     for (place, parts) in places {
-        let cells: Vec<_> = parts
-            .into_iter()
-            .map(|part| match part {
-                None => "–".to_owned(),
-                Some(part) if part < FLOOR => format!("**{part:.2}**"),
-                Some(part) => format!("{part:.2}"),
-            })
-            .collect();
+        let cells: Vec<_> = parts.into_iter().map(share).collect();
         let Place { bytes, guest, host } = place;
         writeln!(
             text,
@@ -103,7 +174,7 @@ pub(super) fn short_copies(builds: &[(Build, Throughput)]) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{points, short_copies, Build, Throughput};
+    use super::{copies_by_class, points, short_copies, Build, Throughput};
 
     fn throughput(tsv: &str) -> Throughput {
         Throughput {
@@ -135,6 +206,30 @@ mod tests {
         let good = throughput(&format!("{head}64\t0\t0\t0.85\n"));
         let text = short_copies(&[(Build::Fat, good)]).unwrap();
         assert_eq!(text, "No copy is below 0.85 of the speed of `memcpy`.\n");
+    }
+
+    #[test]
+    fn copies_by_class_has_medians_of_builds_and_alignments() {
+        let head = "bytes\tguest\thost\tpart\n";
+        let fat = throughput(&format!(
+            "{head}32\t0\t0\t0.9\n1\t0\t0\t0.5\n2\t0\t0\t0.8\n48\t3\t5\t1.1\n16777216\t0\t3\t1.0\n"
+        ));
+        let size = throughput(&format!("{head}8\t0\t0\t0.95\n48\t3\t0\t0.7\n"));
+        let text = copies_by_class(&[(Build::Fat, fat), (Build::Size, size)]).unwrap();
+        assert!(text.starts_with("- `fat`: copies of 1 B to 16 MiB, median 1.0\n- `size`:"));
+        let rows: Vec<_> = text.lines().rev().take(5).collect();
+        assert_eq!(
+            rows[4],
+            "| 1 to 32 B | **0.80** / 0.95 | – / – | – / – | – / – |"
+        );
+        assert_eq!(
+            rows[3],
+            "| 48 to 512 B | – / – | – / **0.70** | – / – | 1.10 / – |"
+        );
+        assert_eq!(
+            rows[0],
+            "| 1.5 to 16 MiB | – / – | – / – | 1.00 / – | – / – |"
+        );
     }
 
     #[test]
