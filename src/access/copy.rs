@@ -64,9 +64,12 @@ pub(super) unsafe fn copy_below_fault(
     src: *const u8,
     len: usize,
 ) -> Fault {
-    // SAFETY: `recount` passes at most `len`, so these are the first bytes of the operands, which
-    // do not overlap. `side` names the guest operands (this function's contract).
-    let repeat = |len| unsafe { Routines::copy_ascending(side, dst, src, len) };
+    let repeat = |offset, len| {
+        let (dst, src) = (dst.wrapping_add(offset), src.wrapping_add(offset));
+        // SAFETY: `recount` passes parts of the `len` bytes of the operands, which do not overlap.
+        // `side` names the guest operands (this function's contract).
+        unsafe { Routines::copy_ascending(side, dst, src, len) }
+    };
     recount(
         address,
         len,
@@ -84,8 +87,9 @@ pub(super) unsafe fn copy_below_fault(
 pub(crate) unsafe fn fill_guest(dst: *mut u8, value: u8, len: usize) -> Result<(), Fault> {
     // SAFETY: `dst` is a guest operand of `len` bytes, by this function's contract.
     let result = unsafe { Routines::fill(dst, value, len) };
-    // SAFETY: `recount` passes at most `len`; the first bytes of a guest operand are one.
-    let repeat = |len| unsafe { Routines::fill_ascending(dst, value, len) };
+    // SAFETY: `recount` passes parts of the `len` bytes. A part of a guest operand is one.
+    let repeat =
+        |offset, len| unsafe { Routines::fill_ascending(dst.wrapping_add(offset), value, len) };
     result.map_err(|at| recount(at, len, |_| (dst, Direction::Write), repeat))
 }
 
@@ -158,17 +162,20 @@ unsafe fn copy_elements(
     count: usize,
     size: usize,
 ) -> Result<(), Fault> {
-    // SAFETY: `count` is that of this function or, when bytes are counted, lower. So these are the
-    // first elements of the operands, which do not overlap. `size` and the alignment of the guest
-    // operand do not change (this function's contract).
-    let copy = |count| unsafe { Routines::copy_elements(side, dst, src, count, size) };
-    copy(count).map_err(|at| {
+    let copy = |offset, count| {
+        let (dst, src) = (dst.wrapping_add(offset), src.wrapping_add(offset));
+        // SAFETY: these are the elements of this function's contract or, when bytes are counted,
+        // some of them: `recount` passes parts whose offset is a multiple of `PIECE`, and so of
+        // `size`. They do not overlap, and the guest operand is aligned to `size`.
+        unsafe { Routines::copy_elements(side, dst, src, count, size) }
+    };
+    copy(0, count).map_err(|at| {
         let len = count.wrapping_mul(size);
         recount(
             at,
             len,
             |at| side.operand_at(at, dst, src, len),
-            |bytes| copy(bytes.checked_div(size).unwrap_or(0)),
+            |offset, bytes| copy(offset, bytes.checked_div(size).unwrap_or(0)),
         )
     })
 }

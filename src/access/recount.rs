@@ -17,30 +17,49 @@ pub(super) fn record_fault(
     Fault::after(completed)
 }
 
+/// The number of bytes that are moved again at a time.
+///
+/// A page may become inaccessible at any moment, so each piece may have to be moved again once for
+/// each of its pages. A multiple of the size of each element.
+const PIECE: usize = 1 << 16;
+
 /// Counts the bytes of an operation of `len` bytes that faulted at `address`, and records the
 /// fault.
 ///
-/// `operand_at` returns the guest operand that contains an address. `repeat` performs the first
-/// bytes of the same operation again, in ascending order. If it faults as well, the bytes below
-/// that address count. Each round is shorter than the one before, so the loop ends; usually after
-/// two rounds.
+/// `operand_at` returns the guest operand that contains an address. `repeat` performs a part of the
+/// same operation again, in ascending order: the bytes at an offset, and their number. If it faults
+/// as well, the bytes below that address count.
+///
+/// The bytes are moved again in pieces, and no piece that was moved is moved once more. So the time
+/// is proportional to `len`, even if another process truncates the file by a page for each fault.
 #[cold]
 pub(super) fn recount(
-    mut address: FaultAddress,
+    address: FaultAddress,
     len: usize,
     operand_at: impl Fn(FaultAddress) -> (*const u8, Direction),
-    mut repeat: impl FnMut(usize) -> Result<(), FaultAddress>,
+    mut repeat: impl FnMut(usize, usize) -> Result<(), FaultAddress>,
 ) -> Fault {
-    let mut completed = len;
-    loop {
-        let (guest, direction) = operand_at(address);
-        let below = address.get().saturating_sub(guest.addr());
-        completed = below.min(completed.saturating_sub(1));
-        match repeat(completed) {
-            Ok(()) => return record_fault(address, guest, direction, completed),
-            Err(lower) => address = lower,
+    let below = |address: FaultAddress, (guest, _): (*const u8, Direction)| {
+        address.get().saturating_sub(guest.addr())
+    };
+    let (mut address, mut operand) = (address, operand_at(address));
+    let mut end = below(address, operand).min(len.saturating_sub(1));
+    let mut done = 0usize;
+    while done < end {
+        let piece = PIECE.min(end.wrapping_sub(done));
+        let piece_end = done.wrapping_add(piece);
+        match repeat(done, piece) {
+            Ok(()) => done = piece_end,
+            Err(lower) => {
+                (address, operand) = (lower, operand_at(lower));
+                // Each round is shorter than the one before, so the loop ends.
+                let less = piece_end.saturating_sub(1);
+                end = below(address, operand).min(less).max(done);
+            }
         }
     }
+    let (guest, direction) = operand;
+    record_fault(address, guest, direction, end)
 }
 
 #[cfg(test)]
@@ -57,10 +76,10 @@ mod tests {
             fault_after(limits[0]),
             len,
             |_| (guest, Direction::Read),
-            |len| {
+            |offset, len| {
                 rounds += 1;
                 match limits[rounds.min(limits.len() - 1)] {
-                    limit if limit < len => Err(fault_after(limit)),
+                    limit if limit < offset + len => Err(fault_after(limit)),
                     _ => Ok(()),
                 }
             },
@@ -79,23 +98,46 @@ mod tests {
 
     #[test]
     fn recount_while_more_pages_become_inaccessible_ends() {
-        assert_eq!(recounted(0x4000, &[0x3000, 0x2000, 0x1000, 0]), (0, 4));
+        assert_eq!(recounted(0x4000, &[0x3000, 0x2000, 0x1000, 0]), (0, 3));
+    }
+
+    /// Another process truncates the file by one page whenever the copy is about to reach its end.
+    #[test]
+    fn recount_of_shrinking_file_moves_few_bytes_more_than_its_length() {
+        const PAGE: usize = 0x1000;
+        let guest = core::ptr::without_provenance::<u8>(PAGE);
+        for pages in [1, 16, 17, 5000] {
+            let (mut size, mut moved) = (pages * PAGE, 0);
+            let first = FaultAddress::new(PAGE + size).unwrap();
+            let fault_at = |size: usize| FaultAddress::new(PAGE + size).unwrap();
+            let repeat = |offset: usize, len: usize| {
+                assert!(len <= PIECE && offset.is_multiple_of(PIECE));
+                moved += len;
+                if offset + len < size {
+                    return Ok(());
+                }
+                // Pages that were moved already may disappear, too. They count.
+                size = size.saturating_sub(PAGE);
+                Err(fault_at(size.max(offset)))
+            };
+            let operand_at = |_| (guest, Direction::Read);
+            let fault = recount(first, pages * PAGE + 1, operand_at, repeat);
+            assert!(fault.completed() <= pages * PAGE);
+            assert!(fault.completed() + 18 * PAGE >= pages * PAGE, "{pages}");
+            assert!(moved <= pages * PAGE + 20 * PIECE, "{pages}: {moved}");
+        }
     }
 
     #[test]
     fn recount_with_address_outside_operand_ends() {
         let guest = core::ptr::without_provenance::<u8>(0x1000);
         let outside = FaultAddress::new(0x9000).unwrap();
-        let mut lengths = Vec::new();
+        let mut parts = Vec::new();
         let operand_at = |_| (guest, Direction::Write);
-        let fault = recount(outside, 3, operand_at, |len| {
-            lengths.push(len);
-            if len == 0 {
-                Ok(())
-            } else {
-                Err(outside)
-            }
+        let fault = recount(outside, 3, operand_at, |offset, len| {
+            parts.push((offset, len));
+            Err(outside)
         });
-        assert_eq!((fault.completed(), lengths), (0, vec![2, 1, 0]));
+        assert_eq!((fault.completed(), parts), (0, vec![(0, 2), (0, 1)]));
     }
 }
