@@ -55,6 +55,7 @@ mod dirty_pages;
 mod external_log;
 #[cfg(feature = "backend-bitmap")]
 mod marks;
+mod on_panic;
 #[cfg(feature = "backend-bitmap")]
 mod slice;
 #[cfg(feature = "backend-bitmap")]
@@ -73,6 +74,7 @@ pub use dirty_log::DirtyLog;
 pub use dirty_pages::{DirtyPages, DirtyRuns};
 #[cfg(feature = "backend-bitmap")]
 pub(crate) use external_log::{log_ranges, skip_words};
+pub(crate) use on_panic::{mark_each, OnPanic};
 #[cfg(feature = "backend-bitmap")]
 pub use slice::{ArcSlice, RefSlice};
 
@@ -256,22 +258,14 @@ where
 
 impl<A: BitmapSlice, B: BitmapSlice> BitmapSlice for (A, B) {}
 
-/// Marks a range of a bitmap, the offset and the length, when it is dropped: also after a panic.
-pub(crate) struct MarkOnDrop<'b, B: Bitmap>(pub &'b B, pub usize, pub usize);
-
-impl<B: Bitmap> Drop for MarkOnDrop<'_, B> {
-    #[inline]
-    fn drop(&mut self) {
-        self.0.mark_dirty(self.1, self.2);
-    }
-}
-
 /// Marks in both. A page is dirty if it is dirty in either.
 impl<A: Bitmap, B: Bitmap> Bitmap for (A, B) {
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
-        let _second = MarkOnDrop(&self.1, offset, len);
+        let second = OnPanic(|| self.1.mark_dirty(offset, len));
         self.0.mark_dirty(offset, len);
+        core::mem::forget(second);
+        self.1.mark_dirty(offset, len);
     }
 
     #[inline]
@@ -402,6 +396,10 @@ mod tests {
         let pair = (Panics, bitmap);
         let marked = std::panic::catch_unwind(|| pair.mark_dirty(0x1000, 1));
         assert!(marked.is_err() && pair.dirty_at(0x1000) && !pair.dirty_at(0));
+        // Both panic: the first panic is returned, and the process goes on.
+        let both = (Panics, (Panics, pair.1));
+        assert!(std::panic::catch_unwind(|| both.mark_dirty(0, 1)).is_err());
+        assert!(both.dirty_at(0));
     }
 
     #[test]

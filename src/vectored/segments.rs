@@ -14,7 +14,7 @@ use smallvec::{CollectionAllocErr, SmallVec};
 
 use super::io_vector::IoVector;
 use super::system_call::{call, Direction, Position, MAX_VECTORS};
-use crate::bitmap::BitmapSlice;
+use crate::bitmap::{mark_each, BitmapSlice, OnPanic};
 use crate::bytes::Bytes;
 use crate::guest_memory::{Error, GuestAddress, GuestMemorySliceIterator, Permissions, Result};
 use crate::io::may_have_written;
@@ -272,30 +272,42 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         (self.slices.len(), 0)
     }
 
+    /// Returns where the `count` bytes at `offset` are: the segments, each with an offset and a
+    /// number of bytes in it. Limited to the segments. None is empty.
+    fn ranges(
+        &self,
+        offset: usize,
+        count: usize,
+    ) -> impl Iterator<Item = (&VolatileSlice<'a, S>, usize, usize)> + '_ {
+        let (first, mut skip) = self.position(offset);
+        let mut left = count;
+        let slices = self.slices.get(first..).unwrap_or_default();
+        let slices = slices.iter().map(HeldSlice::slice);
+        let ranges = slices.map_while(move |slice| {
+            let offset = core::mem::take(&mut skip);
+            let count = left.min(slice.len().saturating_sub(offset));
+            let range = (left != 0).then_some((slice, offset, count));
+            left = left.saturating_sub(count);
+            range
+        });
+        ranges.filter(|(_, _, count)| *count != 0)
+    }
+
     /// Returns the `count` bytes at `offset`, limited to the segments.
     fn parts(
         &self,
         offset: usize,
         count: usize,
     ) -> impl Iterator<Item = VolatileSlice<'a, S>> + '_ {
-        let (first, mut skip) = self.position(offset);
-        let mut left = count;
-        let slices = self.slices.get(first..).unwrap_or_default();
-        let parts = slices.iter().map(HeldSlice::slice).map_while(move |slice| {
-            let count = left.min(slice.len().saturating_sub(skip));
-            let part = slice.subslice(skip, count).ok().filter(|_| left != 0);
-            skip = 0;
-            left = left.saturating_sub(count);
-            part
-        });
-        parts.filter(|part| !part.is_empty())
+        let ranges = self.ranges(offset, count);
+        ranges.map_while(|(slice, offset, count)| slice.subslice(offset, count).ok())
     }
 
     /// Marks all bytes as dirty.
     pub(super) fn mark_all(&self) {
-        for slice in self.slices.iter().map(HeldSlice::slice) {
+        mark_each(self.slices.iter().map(HeldSlice::slice), |slice| {
             slice.bitmap().mark_dirty(0, slice.len());
-        }
+        });
     }
 
     /// Marks the `count` bytes at `offset` as dirty, limited to the segments.
@@ -304,17 +316,10 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
             // The usual case.
             return self.mark_all();
         }
-        let (first, mut skip) = self.position(offset);
-        let mut left = count;
-        for slice in self.slices.iter().skip(first).map(HeldSlice::slice) {
-            if left == 0 {
-                break;
-            }
-            let count = left.min(slice.len().saturating_sub(skip));
+        // Not `parts`, which slices the bitmaps: a bitmap may panic there.
+        mark_each(self.ranges(offset, count), |(slice, skip, count)| {
             slice.bitmap().mark_dirty(skip, count);
-            skip = 0;
-            left = left.saturating_sub(count);
-        }
+        });
     }
 
     /// Copies bytes at `offset` to `buf`, as many as both have, and returns their number.
@@ -416,6 +421,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     ) -> (usize, Option<std::io::Error>) {
         let mut done = 0usize;
         let mut rest = None;
+        // A bitmap may also panic when it is sliced for the rest of the vectors.
+        let reads = direction == Direction::Read;
+        let on_panic = reads.then(|| OnPanic(|| self.mark_all()));
         while done < self.len() {
             let vectors = rest.as_ref().unwrap_or(&self.vectors);
             let result = self.transfer_vectors(vectors, direction, fd, position.after(done));
@@ -439,8 +447,10 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
             if direction == Direction::Read && (wrote || done != 0) {
                 self.mark_dirty(done, usize::MAX);
             }
+            core::mem::forget(on_panic);
             return (done, Some(error));
         }
+        core::mem::forget(on_panic);
         (done, None)
     }
 
@@ -510,7 +520,13 @@ impl<S: BitmapSlice> Drop for Addition<'_, '_, S> {
 /// Marks the segments if the kernel or a device may have written to them.
 impl<S: BitmapSlice> Drop for Segments<'_, S> {
     fn drop(&mut self) {
-        if *self.lent.get_mut() {
+        if !*self.lent.get_mut() {
+            return;
+        }
+        if std::thread::panicking() {
+            // Another panic would end the process.
+            drop(OnPanic(|| self.mark_all()));
+        } else {
             self.mark_all();
         }
     }

@@ -7,7 +7,7 @@ use super::place::Place;
 use super::{atomic, check_alignment, referable, Error, Result, VolatileMemory, VolatileSlice};
 use crate::access::fault::Direction;
 use crate::access::{self, Fault};
-use crate::bitmap::{BitmapSlice, MarkOnDrop};
+use crate::bitmap::{BitmapSlice, OnPanic};
 use crate::bytes::Bytes;
 use crate::io::{read_once, retry_interrupted, ReadVolatile, WriteVolatile};
 use crate::value::{is_register_sized, AtomicAccess, ByteValued};
@@ -106,8 +106,9 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         let target = self.atomic_operand::<T>(addr)?;
         let size = size_of::<T::A>();
         // Such a store is code of another crate, which may panic after it has written.
-        let mark = !is_register_sized::<T>();
-        let _mark = mark.then(|| MarkOnDrop(&self.bitmap, addr, size));
+        let in_other_code = !is_register_sized::<T>();
+        let mark = || self.bitmap.mark_dirty(addr, size);
+        let on_panic = in_other_code.then(|| OnPanic(mark));
         let stored = target.with(size, Direction::Write, |target| {
             // SAFETY: `atomic_operand` returned an aligned place for the bytes of a `T::A` in the
             // slice, not null unless `T` is register sized. The slice's bytes are mapped for the
@@ -115,10 +116,9 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
             // `with_bitmap`).
             unsafe { atomic::store(target, val, order) }
         });
+        core::mem::forget(on_panic);
         stored.map_err(Error::from_fault)?;
-        if is_register_sized::<T>() {
-            self.bitmap.mark_dirty(addr, size);
-        }
+        mark();
         Ok(())
     }
 

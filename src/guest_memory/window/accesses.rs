@@ -283,10 +283,10 @@ impl<'m, M: GuestMemory + ?Sized> ByAddress<'_, 'm, M> {
 }
 
 /// The slices of a part of a window. Past the end of the window, it returns an error.
-pub(super) struct Slices<'a, 'm, M: GuestMemory + ?Sized> {
-    pub(super) window: &'a Window<'m, M>,
-    pub(super) offset: usize,
-    pub(super) remaining: usize,
+struct Slices<'a, 'm, M: GuestMemory + ?Sized> {
+    window: &'a Window<'m, M>,
+    offset: usize,
+    remaining: usize,
 }
 
 impl<'a, 'm, M: GuestMemory + ?Sized> Iterator for Slices<'a, 'm, M> {

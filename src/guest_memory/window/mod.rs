@@ -10,9 +10,8 @@ use super::changes::Seen;
 use super::hold::{hold_for, TranslationHold};
 use super::GuestMemorySliceIterator as _;
 use super::{bounded_slices, Error, GuestAddress, GuestMemory, Permissions, Result};
-use crate::bitmap::{Bitmap as _, BS};
+use crate::bitmap::{mark_each, Bitmap as _, BS};
 use crate::volatile_memory::{HeldSlice, Hold, VolatileSlice};
-use accesses::Slices;
 
 /// The maximum number of slices of a window.
 ///
@@ -409,14 +408,20 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     ///
     /// Bytes past the end of the window are ignored.
     pub fn mark_dirty(&self, offset: usize, count: usize) {
-        let part = Slices {
-            window: self,
-            offset,
-            remaining: count,
-        };
-        for slice in part.map_while(Result::ok) {
-            slice.bitmap().mark_dirty(0, slice.len());
-        }
+        let end = offset.saturating_add(count);
+        let from = self.rest.partition_point(|(start, _)| *start <= offset);
+        let rest = self.rest.get(from.saturating_sub(1)..).unwrap_or_default();
+        let first = self.first.iter().map(|held| (0, held.slice()));
+        let slices = first.chain(rest.iter().map(|(start, held)| (*start, held.slice())));
+        // The bitmaps are not sliced: a bitmap may panic there.
+        mark_each(slices.take_while(|(start, _)| *start < end), |part| {
+            let (start, slice) = part;
+            let skip = offset.saturating_sub(start);
+            let len = end.saturating_sub(start).min(slice.len());
+            if let Some(len @ 1..) = len.checked_sub(skip) {
+                slice.bitmap().mark_dirty(skip, len);
+            }
+        });
     }
 
     /// Returns the rest of the slice that contains `offset`, or `None` past the end of the window.

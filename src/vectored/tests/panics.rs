@@ -1,7 +1,8 @@
-//! A panic in the code of a user leaves a buffer as it was.
+//! A panic in the code of a user leaves a buffer as it was, and loses no mark of other bitmaps.
 
 use core::iter::FusedIterator;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use super::*;
 use crate::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice, BS};
@@ -115,4 +116,108 @@ fn io_buffer_split_with_panicking_bitmap_leaves_buffer_unchanged() {
     assert!(completed.is_err());
     assert_eq!((buffer.len(), named(&buffer)), (2 * PAGE, 2 * PAGE));
     assert_eq!(buffer.split_off(PAGE).unwrap().len(), PAGE);
+}
+
+/// A bitmap of one bit, or one that panics: always, or only when it is sliced past its start.
+#[derive(Clone, Debug, Default)]
+struct Breakable(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    panics_to_mark: AtomicBool,
+    panics_to_slice: AtomicBool,
+    marked: AtomicBool,
+}
+
+impl WithBitmapSlice<'_> for Breakable {
+    type S = Self;
+}
+impl BitmapSlice for Breakable {}
+impl Bitmap for Breakable {
+    fn mark_dirty(&self, _: usize, len: usize) {
+        assert!(!self.0.panics_to_mark.load(SeqCst), "the bitmap panics");
+        self.0.marked.fetch_or(len != 0, SeqCst);
+    }
+    fn dirty_at(&self, _: usize) -> bool {
+        self.0.marked.load(SeqCst)
+    }
+    fn slice_at(&self, offset: usize) -> Self {
+        let panics = offset != 0 && self.0.panics_to_slice.load(SeqCst);
+        assert!(!panics, "the bitmap panics");
+        self.clone()
+    }
+}
+impl NewBitmap for Breakable {
+    fn with_len(_: usize) -> Self {
+        Self::default()
+    }
+}
+
+/// Runs `write`, which writes all bytes of three regions. Returns which regions are marked if the
+/// bitmap of the first one panics.
+fn marked_by(
+    write: impl Fn(&Arc<GuestMemoryMmap<Breakable>>),
+    breaks: impl Fn(&State) -> &AtomicBool,
+) -> [bool; 3] {
+    let page = |number: u64| (GuestAddress(number * PAGE as u64), PAGE);
+    let memory = GuestMemoryMmap::<Breakable>::from_ranges(&[page(0), page(1), page(2)]).unwrap();
+    let bitmaps: Vec<_> = memory.iter().map(GuestMemoryRegion::bitmap).collect();
+    breaks(&bitmaps[0].0).store(true, SeqCst);
+    let memory = Arc::new(memory);
+    assert!(catch_unwind(AssertUnwindSafe(|| write(&memory))).is_err());
+    [0, 1, 2].map(|region: usize| bitmaps[region].dirty_at(0))
+}
+
+/// Returns a buffer of all bytes, after its vectors were lent.
+fn lent(memory: &Arc<GuestMemoryMmap<Breakable>>) -> IoBuffer<GuestMemoryMmap<Breakable>> {
+    let mut buffer = IoBuffer::new(Arc::clone(memory), Permissions::Write);
+    buffer.push(GuestAddress(0), 3 * PAGE).unwrap();
+    assert_eq!(buffer.vectors().len(), 3);
+    buffer
+}
+
+#[test]
+fn write_to_several_regions_marks_the_others_if_one_bitmap_panics() {
+    type Write = fn(&Arc<GuestMemoryMmap<Breakable>>);
+    let cases: [(&str, Write); 8] = [
+        ("read_from_at", |memory| {
+            let file = test_support::temp_file(&[7; 3 * PAGE]);
+            let _ = read_from_at(&**memory, GuestAddress(0), 3 * PAGE, &file, 0);
+        }),
+        ("read_exact_from_at", |memory| {
+            let file = test_support::temp_file(&[7; 3 * PAGE]);
+            let _ = read_exact_from_at(&**memory, GuestAddress(0), 3 * PAGE, &file, 0);
+        }),
+        // The kernel was given all bytes, and returns a short count.
+        ("read_exact_from_at of a short file", |memory| {
+            let file = test_support::temp_file(&[7; 10]);
+            let _ = read_exact_from_at(&**memory, GuestAddress(0), 3 * PAGE, &file, 0);
+        }),
+        ("IoBuffer::complete", |memory| {
+            lent(memory).complete(3 * PAGE);
+        }),
+        ("drop of an IoBuffer", |memory| drop(lent(memory))),
+        ("unwinding with an IoBuffer", |memory| {
+            let _buffer = lent(memory);
+            panic!("expected by the test");
+        }),
+        ("IoVectors::mark_dirty", |memory| {
+            let vectors = io_vectors(&**memory, GuestAddress(0), 3 * PAGE, Permissions::Write);
+            let vectors = vectors.unwrap();
+            assert_eq!(vectors.vectors().len(), 3);
+            vectors.mark_dirty(1, 3 * PAGE);
+        }),
+        ("Window::mark_dirty", |memory| {
+            let window = memory.window(GuestAddress(0), 3 * PAGE, Permissions::Write);
+            window.unwrap().mark_dirty(1, 3 * PAGE);
+        }),
+    ];
+    for (name, write) in cases {
+        let marked = marked_by(write, |state| &state.panics_to_mark);
+        assert_eq!(marked, [false, true, true], "{name}");
+    }
+    // The bitmap is sliced for the rest of the vectors, after the kernel has written.
+    let (name, write) = cases[2];
+    let marked = marked_by(write, |state| &state.panics_to_slice);
+    assert_eq!(marked, [true, true, true], "{name}");
 }
