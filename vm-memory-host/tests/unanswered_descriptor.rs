@@ -1,4 +1,5 @@
-//! A descriptor whose server never replies does not delay a build that requires seals.
+//! A descriptor whose server never replies does not delay a build that requires seals. Nor does a
+//! memfd that its sender has locked.
 //!
 //! The server is a FUSE file system of this program: it lets the test open a file, and then reads
 //! requests without replying.
@@ -7,6 +8,8 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{mpsc, Arc, Mutex};
@@ -14,10 +17,11 @@ use std::time::Duration;
 
 use rustix::mount::{mount, unmount, MountFlags, UnmountFlags};
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
-use test_support::{in_own_process, skipped, MIB};
-use vm_memory::GuestAddress;
+use test_support::{in_own_process, skipped, LockedFile, MIB};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{
-    describe, Backing, BuildError, Description, DescriptionError, MemoryBuilder, Region,
+    describe, prefault, residency, Backing, BuildError, Description, DescriptionError, Lock,
+    MemoryBuilder, Region,
 };
 
 /// Opcodes of Linux `include/uapi/linux/fuse.h`.
@@ -194,6 +198,38 @@ fn drop_of_builder_that_requires_seals_does_not_wait_for_server_of_file() {
     description.regions[0].options.sealed = true;
     let file = server.open();
     returned(move || drop(description.builder(vec![file.into()]).unwrap()));
+}
+
+#[test]
+fn build_of_memfd_that_its_sender_has_locked_does_not_wait() {
+    let region = Region::new(GuestAddress(0), MIB).backing(Backing::Memfd);
+    let memory = MemoryBuilder::new().region(region).build::<()>().unwrap();
+    let (description, files) = describe(&memory).unwrap();
+    let test = "build_of_memfd_that_its_sender_has_locked_does_not_wait";
+    let Some(_locked) = LockedFile::lock(&files[0], test) else {
+        return;
+    };
+    for (lock, populates) in [
+        (Lock::No, false),
+        (Lock::No, true),
+        (Lock::Now, false),
+        (Lock::OnFault, true),
+    ] {
+        let (mut description, file) = (description.clone(), files[0].try_clone().unwrap());
+        description.regions[0].options.lock = lock;
+        returned(move || {
+            let continued = |_| ControlFlow::Continue(());
+            let mut builder = description.builder(vec![file.into()]).unwrap();
+            if populates {
+                builder = builder.prefault(NonZeroUsize::MIN, continued);
+            }
+            let memory: GuestMemoryMmap = builder.build().unwrap();
+            memory.write_obj(1u8, GuestAddress(0x3000)).unwrap();
+            prefault(&memory, NonZeroUsize::MIN, continued).unwrap();
+            assert_eq!(residency(&memory).unwrap()[0].1.resident, MIB);
+            describe(&memory).unwrap();
+        });
+    }
 }
 
 /// Returns the number of threads of this process.

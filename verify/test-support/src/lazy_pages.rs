@@ -106,7 +106,7 @@ impl Drop for LazyPages {
 /// # Safety
 ///
 /// The range is mapped, and no Rust reference covers it.
-unsafe fn registered(addr: usize, len: usize) -> Result<File> {
+pub(crate) unsafe fn registered(addr: usize, len: usize) -> Result<File> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: userfaultfd(2) takes a number, and accesses no memory of this program.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };

@@ -8,6 +8,7 @@
 //! | [`temp_file`], [`temp_file_of_len`] | files that disappear with their descriptor |
 //! | [`HugePages`] | exclusive use of the machine's huge pages |
 //! | [`LazyPages`] | a userfaultfd handler that fills pages from a snapshot |
+//! | [`LockedFile`] | a file whose lock in the kernel another thread holds |
 //! | [`in_own_process`], [`run_again`] | a test that changes or counts what a process has |
 //! | [`record_calls`] | the system calls that a function makes |
 //! | [`CallRecorder`], [`documented_calls`] | compares them with the documentation |
@@ -30,11 +31,22 @@
 //! # writes_to_a_pipe_wait();
 //! ```
 
+// # Layers
+//
+// A module imports only from lines above it.
+//
+// ```text
+// wait, emulator, files, huge_pages, set_on_drop, static_allocator, system_calls, own_process
+// lazy_pages
+// locked_file
+// ```
 mod emulator;
 mod files;
 mod huge_pages;
 #[cfg(target_os = "linux")]
 mod lazy_pages;
+#[cfg(target_os = "linux")]
+mod locked_file;
 mod own_process;
 mod set_on_drop;
 mod static_allocator;
@@ -50,6 +62,8 @@ pub use files::{temp_file, temp_file_of_len};
 pub use huge_pages::HugePages;
 #[cfg(target_os = "linux")]
 pub use lazy_pages::LazyPages;
+#[cfg(target_os = "linux")]
+pub use locked_file::LockedFile;
 pub use own_process::{in_own_process, run_again};
 pub use set_on_drop::SetOnDrop;
 pub use static_allocator::StaticAllocator;

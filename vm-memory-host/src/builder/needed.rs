@@ -1,12 +1,11 @@
 //! [`Needed`]: the memory that several regions need together.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 
 use super::check::initial_size;
 use crate::mapping::{FileIdentity, OpenedBacking};
-use crate::operations::{reopen, Walk};
+use crate::operations::resident_in_file;
 use crate::region::{BackingKind, Region};
 
 /// A sum of the bytes that regions need, without those that their files already have.
@@ -14,13 +13,17 @@ use crate::region::{BackingKind, Region};
 /// Several regions may map parts of one file. The pages that the file has are subtracted once, not
 /// from each region. Bytes that several regions map count once.
 ///
-/// Pages of a memfd that were allocated but never written count as missing. For huge pages and for
-/// a mounted tmpfs, the sum is a lower bound: pages of a file count as if they were inside the
-/// regions.
+/// For a memfd, mincore(2) shows which pages are missing. The size of the file does not show where
+/// its pages are: its sender could allocate pages outside of the regions. Pages in swap count as
+/// missing, too, and so do pages that were allocated but never written.
+///
+/// For huge pages and for a mounted tmpfs, the sum is a lower bound: pages of a file count as if
+/// they were inside the regions.
 #[derive(Default)]
 pub(super) struct Needed {
     total: u64,
-    files: BTreeMap<FileIdentity, FileNeeds>,
+    /// The ranges that the regions of each file map.
+    files: BTreeMap<FileIdentity, Ranges>,
 }
 
 impl Needed {
@@ -30,19 +33,23 @@ impl Needed {
         let more = match (backing.identity, &backing.file) {
             (Some(identity), Some((file, start))) if backing.uses_pages_of_file() => {
                 let needs = self.files.entry(identity).or_default();
-                let before = backing.missing(needs.ranges.total);
+                let before = backing.missing(needs.total);
                 let mut added = Vec::new();
                 if region.blocks.is_none() {
-                    added.append(&mut needs.ranges.insert(*start, size));
+                    added.append(&mut needs.insert(*start, size));
                 }
                 for (offset, len) in &region.plugged {
                     let start = start.saturating_add(*offset);
-                    added.append(&mut needs.ranges.insert(start, *len));
+                    added.append(&mut needs.insert(start, *len));
                 }
                 if backing.kind == BackingKind::Memfd && !backing.own_tmpfs {
-                    needs.without_data(file, &added)
+                    added.iter().fold(0u64, |sum, range| {
+                        let len = range.end.saturating_sub(range.start);
+                        let resident = resident_in_file(file, range).unwrap_or(0);
+                        sum.saturating_add(len.saturating_sub(resident))
+                    })
                 } else {
-                    backing.missing(needs.ranges.total).saturating_sub(before)
+                    backing.missing(needs.total).saturating_sub(before)
                 }
             }
             _ => size,
@@ -54,42 +61,6 @@ impl Needed {
     /// Returns the sum.
     pub(super) fn total(&self) -> u64 {
         self.total
-    }
-}
-
-/// The ranges that the regions of one file map, and a walk over its data.
-#[derive(Default)]
-struct FileNeeds {
-    ranges: Ranges,
-    /// The file with a separate position, after the first search for its data.
-    opened: Option<File>,
-    walk: Walk,
-}
-
-impl FileNeeds {
-    /// Returns the number of bytes in holes, or of all bytes if they are not known.
-    ///
-    /// The size of a file does not show where its pages are. Its sender could allocate pages
-    /// outside of the regions.
-    fn without_data(&mut self, file: &File, ranges: &[Range<u64>]) -> u64 {
-        if self.opened.is_none() {
-            self.opened = reopen(file).ok().flatten().map(|(_, file)| file);
-        }
-        let mut missing = 0u64;
-        for range in ranges {
-            let mut at = range.start;
-            while at < range.end {
-                let data = match &self.opened {
-                    Some(file) => self.walk.data_after(file, at).ok().flatten(),
-                    None => None,
-                };
-                let data = data.unwrap_or(range.end..range.end);
-                let hole = data.start.min(range.end).saturating_sub(at);
-                missing = missing.saturating_add(hole);
-                at = data.end.min(range.end).max(at.saturating_add(1));
-            }
-        }
-        missing
     }
 }
 

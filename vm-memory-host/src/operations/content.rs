@@ -116,7 +116,7 @@ struct Source {
 }
 
 /// The device and the number of a file.
-pub(crate) type FileId = (u64, u64);
+type FileId = (u64, u64);
 
 /// A walk over the data of a file, for all regions of the file in turn.
 ///
@@ -124,7 +124,7 @@ pub(crate) type FileId = (u64, u64);
 /// be many windows and regions ahead. If each of them looked for it again, a file would take
 /// quadratic time.
 #[derive(Debug, Default)]
-pub(crate) struct Walk {
+struct Walk {
     /// The offset from which the last call looked for data.
     from: u64,
     /// The data that it found, which is the first one at `from` or after it.
@@ -140,7 +140,7 @@ impl Walk {
     /// Returns the first data of a file at `at`, or after it.
     ///
     /// Returns `None` if looking for it would take too long.
-    pub(crate) fn data_after(&mut self, file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
+    fn data_after(&mut self, file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
         if !(self.from..self.data.end).contains(&at) {
             let len = file.metadata()?.len();
             if self.passed > len.saturating_mul(MOST_PASSES) {
@@ -345,7 +345,7 @@ impl Source {
 ///
 /// Returns `None` if a page with content could be left out. On overlayfs, for example, the new
 /// descriptor can refer to a copy of the file that is mapped.
-pub(crate) fn reopen(file: &File) -> io::Result<Option<(FileId, File)>> {
+fn reopen(file: &File) -> io::Result<Option<(FileId, File)>> {
     let metadata = file.metadata()?;
     if !metadata.is_file() || !sys::file_system(file)?.reports_data() {
         return Ok(None);

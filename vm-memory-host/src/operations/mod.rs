@@ -15,10 +15,10 @@ mod prefault;
 mod residency;
 
 pub use content::{content, Content};
-pub(crate) use content::{reopen, Walk};
 pub use discard::discard;
 pub(crate) use plug::plug_initial;
 pub use plug::{plug, unplug};
 pub(crate) use prefault::run as prefault_mappings;
 pub use prefault::{prefault, Progress};
+pub(crate) use residency::resident_in_file;
 pub use residency::{residency, Residency, ResidencyError};

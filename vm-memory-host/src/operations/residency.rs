@@ -1,6 +1,6 @@
 //! [`residency`]: reports the memory that each region uses.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -241,6 +241,28 @@ fn resident_of_file(mapping: &HostMapping, resident: u64) -> io::Result<u64> {
     }
 }
 
+/// Returns the number of bytes of a range of a file that are in memory, or 0 if the kernel hides
+/// them.
+///
+/// Unlike `SEEK_DATA`, mincore(2) never waits for the kernel's lock on the file, which another
+/// process can hold.
+pub(crate) fn resident_in_file(file: &File, range: &Range<u64>) -> io::Result<u64> {
+    // The last pages that a file can have. A sealed memfd does not reach them. They count as
+    // resident if this process may not know.
+    const FAR: u64 = (u64::MAX >> 1) - 0xf_ffff;
+    let (page, mut far) = (sys::page_size(), [0]);
+    sys::resident_of_file(file, FAR, page, &mut far)?;
+    if far != [0] {
+        return Ok(0);
+    }
+    let len = usize::try_from(range.end.saturating_sub(range.start));
+    let len = len.map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    count_resident(len, |offset, len, pages| {
+        let start = range.start.saturating_add(bytes(offset));
+        sys::resident_of_file(file, start, len, pages)
+    })
+}
+
 /// Returns the number of bytes of a range that mincore(2) reports as resident.
 ///
 /// For huge pages, these are the pages that this process maps.
@@ -409,6 +431,26 @@ mod tests {
         assert_eq!(shares.each_ref().map(share), [1 << 20, 1 << 20]);
         assert_eq!(second.share_of(7, &(0..5)), 0);
         assert!(parse_smaps("nonsense\n12 34\nRss: 5 kB\n").is_empty());
+    }
+
+    #[test]
+    fn resident_in_file_without_permission_to_know_returns_zero() {
+        let page = sys::page_size_u64();
+        let file = sys::memfd(c"hidden", 4 * page, None).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[1], page).unwrap();
+        assert_eq!(resident_in_file(&file, &(0..4 * page)).unwrap(), page);
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        file.set_permissions(mode).unwrap();
+        // Another user, who has received the descriptor.
+        let other = rustix::process::Uid::from_raw(65_534);
+        let is_other = || rustix::thread::set_thread_res_uid(other, other, other).is_ok();
+        if !sys::in_child(is_other) {
+            let test = "resident_in_file_without_permission_to_know_returns_zero";
+            return test_support::skipped(test, "needs root, to become another user");
+        }
+        assert!(sys::in_child(
+            || is_other() && matches!(resident_in_file(&file, &(0..4 * page)), Ok(0))
+        ));
     }
 
     #[test]
