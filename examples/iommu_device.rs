@@ -57,6 +57,10 @@ impl Iommu for AskingIommu {
         }
     }
 
+    fn current_iotlb(&self) -> Option<IotlbSnapshot> {
+        Some(self.iotlb.snapshot())
+    }
+
     fn hold_translation(&self) -> Option<TranslationHold> {
         self.iotlb.hold_translation()
     }
@@ -90,5 +94,9 @@ fn main() -> Result<()> {
     drop(request);
     invalidation.wait(Instant::now() + TIMEOUT)?;
     // The device may acknowledge the invalidation now.
+
+    // An explanation does not ask the front end.
+    let refusal = memory.explain(page, 0x10, Permissions::Read);
+    println!("{}", refusal.ok_or("the page is mapped")?);
     Ok(())
 }

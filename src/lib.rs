@@ -56,6 +56,7 @@
 //! | keep slices valid for a request, for code that uses their pointers | [`GuestMemory::held`] | |
 //! | find runs of host memory, to register them | [`GuestMemory::host_runs`] | |
 //! | move all bytes of a range or none | [`GuestMemory::all_or_nothing`] | |
+//! | find the byte that an access cannot reach, and the reason | [`GuestMemory::explain`] | `iommu_device` |
 //! | move bytes between files and the guest | [`ReadVolatile`], [`WriteVolatile`], [`vectored`] | `net_device` |
 //! | move a descriptor chain by one system call | [`vectored::IoBuffer`] | `net_device` |
 //! | complete I/O later, with io_uring or AIO | [`vectored::IoBuffer`] | `block_device` |

@@ -2,7 +2,7 @@
 
 use super::{
     bounded_slices, Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions,
-    Result, TranslationHold,
+    Refusal, Result, TranslationHold,
 };
 use crate::bitmap::BS;
 use crate::volatile_memory::VolatileSlice;
@@ -79,6 +79,11 @@ impl<M: GuestMemory + ?Sized> GuestMemory for AllOrNothing<'_, M> {
             return Err(Error::InvalidBackendAddress);
         }
         self.0.get_slices(addr, count, access)
+    }
+
+    #[cold]
+    fn explain(&self, addr: GuestAddress, count: usize, access: Permissions) -> Option<Refusal> {
+        self.0.explain(addr, count, access)
     }
 
     #[inline]

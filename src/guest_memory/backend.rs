@@ -267,7 +267,7 @@ fn slice_of_region<M: GuestMemoryBackend + ?Sized>(
 ///
 /// `addr` is the guest address of `start`.
 #[inline]
-fn rest_of<R: GuestMemoryRegion>(
+pub(super) fn rest_of<R: GuestMemoryRegion>(
     region: &R,
     addr: GuestAddress,
     start: MemoryRegionAddress,

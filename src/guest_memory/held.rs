@@ -6,7 +6,9 @@ use std::io::{self, ErrorKind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::hold::{hold_for, TranslationHold};
-use super::{Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Result};
+use super::{
+    Error, GuestAddress, GuestMemory, GuestMemorySliceIterator, Permissions, Refusal, Result,
+};
 use crate::bitmap::BS;
 use crate::volatile_memory::{Hold, VolatileSlice};
 
@@ -177,6 +179,11 @@ impl<M: GuestMemory + ?Sized> GuestMemory for HeldMemory<'_, M> {
             view: self,
             access,
         })
+    }
+
+    #[cold]
+    fn explain(&self, addr: GuestAddress, count: usize, access: Permissions) -> Option<Refusal> {
+        self.memory.explain(addr, count, access)
     }
 
     #[inline]

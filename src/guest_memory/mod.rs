@@ -50,6 +50,7 @@ mod bytes;
     expect(dead_code, reason = "without these features, nothing changes")
 )]
 mod changes;
+mod explain;
 #[expect(
     unsafe_code,
     reason = "a view keeps its slices mapped until it is dropped"
@@ -75,6 +76,9 @@ pub use address_space::{GuestAddressSpace, IntoMap};
 pub use all_or_nothing::AllOrNothing;
 pub use backend::{GuestMemoryBackend, GuestMemoryBackendSliceIterator};
 pub(crate) use bounded_slices::bounded_slices;
+#[cfg(feature = "iommu")]
+pub(crate) use explain::{explain, longest};
+pub use explain::{Refusal, RefusalReason};
 pub use held::HeldMemory;
 #[cfg(all(feature = "rawfd", unix))]
 pub(crate) use hold::hold_for;
@@ -103,6 +107,7 @@ pub enum Error {
     InvalidBackendAddress,
     /// The region is not mapped in this process, or does not permit the access (see
     /// [`GuestMemoryRegion::allowed_access`](crate::GuestMemoryRegion::allowed_access)).
+    /// [`GuestMemory::explain`] tells which of them, and for which byte.
     #[error("region is not mapped in this process, or does not permit the access")]
     HostAddressNotAvailable,
     /// The callback of [`GuestMemoryBackend::try_access`] returned a count that is too high.
@@ -264,6 +269,62 @@ pub trait GuestMemory {
         count: usize,
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>>;
+
+    /// Returns the first of the `count` bytes at `addr` that an access cannot reach, and why.
+    ///
+    /// Returns `None` if the range permits `access`. It is for an access that failed: the errors of
+    /// accesses do not tell which byte it was. It costs a walk over the regions of the range, and
+    /// behind an IOMMU also over its mappings.
+    ///
+    /// It has no side effects: it touches no byte of the range, counts no lookup of an IOTLB, and
+    /// asks for no mapping. So it does not find a page that [faults](crate::fault), or a page of a
+    /// Xen guest that is not granted. An IOMMU must implement
+    /// [`Iommu::current_iotlb`](crate::iommu::Iommu::current_iotlb).
+    ///
+    /// The provided method serves memory whose addresses are guest physical addresses. For other
+    /// memory, it calls [`check_range`](Self::check_range), and the reason is
+    /// [`RefusalReason::Unknown`].
+    ///
+    /// # Examples
+    ///
+    /// Behind an IOMMU:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "backend-mmap", feature = "iommu"))] {
+    /// use vm_memory::iommu::{IommuMemory, SharedIotlb};
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+    ///
+    /// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+    /// let iotlb = SharedIotlb::new();
+    /// iotlb.set_mapping(GuestAddress(0x8000), GuestAddress(0x3000), 0x2000, Permissions::Read)?;
+    /// let memory = IommuMemory::new(physical, iotlb, true, ());
+    ///
+    /// let why = |addr, access| {
+    ///     let refusal = memory.explain(GuestAddress(addr), 8, access);
+    ///     refusal.map(|refusal| refusal.to_string())
+    /// };
+    /// assert_eq!(why(0x8000, Permissions::Read), None);
+    /// assert_eq!(
+    ///     why(0x8000, Permissions::Write).ok_or("the range is accessible")?,
+    ///     "byte 0x0 of the range, at 0x8000: its mapping in the IOMMU permits only read access"
+    /// );
+    /// assert_eq!(
+    ///     why(0x8ffc, Permissions::Read).ok_or("the range is accessible")?,
+    ///     "byte 0x4 of the range, at 0x9000, which the IOMMU maps to 0x4000: \
+    ///      no region of guest memory contains it"
+    /// );
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "diagnose")]
+    #[cold]
+    fn explain(&self, addr: GuestAddress, count: usize, access: Permissions) -> Option<Refusal> {
+        match self.physical_memory() {
+            Some(physical) => explain::explain(physical, addr, count, access),
+            None if self.check_range(addr, count, access) => None,
+            None => Some(Refusal::new(addr, 0, RefusalReason::Unknown)),
+        }
+    }
 
     /// Returns the `count` bytes at `addr` as runs of host memory, in ascending order of address.
     ///

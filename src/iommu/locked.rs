@@ -47,4 +47,8 @@ impl Iommu for RwLock<Iotlb> {
             fails.into_error(iova, length, access)
         })
     }
+
+    fn current_iotlb(&self) -> Option<Self::IotlbGuard<'_>> {
+        Some(self.read().unwrap_or_else(PoisonError::into_inner))
+    }
 }

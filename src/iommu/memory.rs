@@ -10,7 +10,7 @@ use super::{widest, ByIova, Error, Iommu, IotlbIterator, Marking};
 use crate::bitmap::BS;
 use crate::guest_memory::{
     Error as GuestMemoryError, GuestAddress, GuestMemory, GuestMemoryBackend,
-    GuestMemorySliceIterator, Permissions, Result, TranslationHold,
+    GuestMemorySliceIterator, Permissions, Refusal, Result, TranslationHold,
 };
 use crate::volatile_memory::VolatileSlice;
 
@@ -285,6 +285,15 @@ impl<M: GuestMemoryBackend, I: Iommu, K: Marking<M>> GuestMemory for IommuMemory
             count,
             access,
         ))
+    }
+
+    #[cold]
+    fn explain(&self, addr: GuestAddress, count: usize, access: Permissions) -> Option<Refusal> {
+        if self.use_iommu {
+            self.explain_translated(addr, count, access)
+        } else {
+            self.backend.explain(addr, count, access)
+        }
     }
 
     #[inline]

@@ -60,6 +60,7 @@
 
 mod counters;
 mod error;
+mod explain;
 mod iotlb;
 mod locked;
 mod mapping_table;
@@ -176,6 +177,15 @@ pub trait Iommu: Debug + Send + Sync {
         length: usize,
         access: Permissions,
     ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error>;
+
+    /// Returns the IOTLB as it is now, without asking for missing mappings.
+    ///
+    /// [`GuestMemory::explain`](crate::GuestMemory::explain) uses it. Returns `None` by default:
+    /// the reason of a refusal is then unknown. An IOMMU that has a [`SharedIotlb`] returns its
+    /// [`snapshot`](SharedIotlb::snapshot).
+    fn current_iotlb(&self) -> Option<Self::IotlbGuard<'_>> {
+        None
+    }
 
     /// Returns a hold that keeps all later translations in use until it is dropped.
     ///

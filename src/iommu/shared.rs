@@ -286,6 +286,10 @@ impl Iommu for SharedIotlb {
         })
     }
 
+    fn current_iotlb(&self) -> Option<IotlbSnapshot> {
+        Some(self.snapshot())
+    }
+
     fn hold_translation(&self) -> Option<TranslationHold> {
         // The hold is older than the translations. So a change after a translation waits for it.
         let snapshot = Guard::into_inner(self.inner.snapshots.load());

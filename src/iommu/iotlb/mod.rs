@@ -447,6 +447,14 @@ impl Iotlb {
         Some(position)
     }
 
+    /// Returns the mapping of an address, and the address that it is mapped to.
+    ///
+    /// It is not counted as a lookup.
+    pub(super) fn mapping_of(&self, iova: GuestAddress) -> Option<(&IovaMapping, GuestAddress)> {
+        let (_, mapping) = self.mapping_at(iova.0)?;
+        Some((mapping, GuestAddress(iova.0.wrapping_add(mapping.offset))))
+    }
+
     /// Returns the mapping of an address, and its position.
     #[inline(always)]
     fn mapping_at(&self, addr: u64) -> Option<(Position, &IovaMapping)> {
