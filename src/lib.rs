@@ -50,7 +50,7 @@
 //! | task | items | program |
 //! |---|---|---|
 //! | create memory | [`GuestMemoryMmap`]; the crate `vm-memory-host` for memfds, huge pages and NUMA | `boot` |
-//! | read and write by guest address | [`Bytes`]; [`ByteValued`] for structures of your own | `boot` |
+//! | read and write by guest address | [`Bytes`]; [`ByteValued`](trait@ByteValued) for structures of your own | `boot` |
 //! | access a ring or a request many times | [`GuestMemory::window`] | `virtqueue` |
 //! | borrow slices of host memory | [`GuestMemory::get_slices`], [`VolatileSlice`] | |
 //! | keep slices valid for a request, for code that uses their pointers | [`GuestMemory::held`] | |
@@ -89,6 +89,10 @@
 //! | [`dirty`] | the dirty pages of a whole memory, merged with logs of KVM and vhost | `backend-bitmap` |
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |
 //! | [`fault`] | recovery from SIGBUS and SIGSEGV | |
+//!
+//! Two features have no module of their own. `derive` adds `#[derive(ByteValued)]`, which
+//! proves that a struct is a plain value. `zerocopy` adds `Zerocopy`, for values that the crate
+//! `zerocopy` has proved.
 //!
 //! The feature `xen` adds regions of Xen guests: foreign and grant mappings, by `MmapRange`. It
 //! removes two variants of `MmapRegionError`, so docs.rs shows the crate without it. In a checkout,
@@ -273,6 +277,8 @@ pub use address::{Address, AddressValue};
 #[cfg(feature = "backend-atomic")]
 pub use atomic::{GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryReader};
 pub use atomic_integer::AtomicInteger;
+#[cfg(feature = "zerocopy")]
+pub use bytes::Zerocopy;
 pub use bytes::{AtomicAccess, ByteValued, Bytes};
 pub use endian::{Be16, Be32, Be64, BeSize, Le16, Le32, Le64, LeSize};
 pub use guest_memory::{
@@ -289,6 +295,9 @@ pub use mmap::{MmapRange, MmapXenFlags};
 pub use region::{
     GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionCollectionError,
 };
+/// Implements the trait [`ByteValued`](trait@ByteValued) for a struct, and proves it.
+#[cfg(feature = "derive")]
+pub use vm_memory_derive::ByteValued;
 pub use volatile_memory::{
     Error as VolatileMemoryError, Result as VolatileMemoryResult, VolatileArrayRef, VolatileMemory,
     VolatileRef, VolatileSlice,

@@ -103,7 +103,7 @@ pub(crate) use within::copy_within_guest;
 
 /// A plain value: it consists of initialised bytes, and any bytes of its size are a value.
 ///
-/// Each [`ByteValued`](crate::ByteValued) type implements it. The trait keeps this module
+/// Each [`ByteValued`](trait@crate::ByteValued) type implements it. The trait keeps this module
 /// independent of that one, which is built on it.
 ///
 /// # Safety

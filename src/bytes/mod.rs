@@ -27,6 +27,8 @@
 use core::sync::atomic::Ordering;
 
 use crate::io::{ReadVolatile, WriteVolatile};
+#[cfg(feature = "zerocopy")]
+pub use crate::value::Zerocopy;
 pub use crate::value::{AtomicAccess, ByteValued};
 
 /// A container of bytes that can be read and written at addresses of type `A`.

@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "zerocopy")]
+mod zerocopy;
 
 use core::mem::{align_of, size_of, MaybeUninit};
 use core::slice;
@@ -10,6 +12,9 @@ use std::io::{Read, Write};
 use crate::access::Plain;
 use crate::atomic_integer::AtomicInteger;
 use crate::volatile_memory::VolatileSlice;
+
+#[cfg(feature = "zerocopy")]
+pub use self::zerocopy::Zerocopy;
 
 /// A plain value: every bit pattern of its size is valid, and it has no padding.
 ///
@@ -47,7 +52,9 @@ use crate::volatile_memory::VolatileSlice;
 /// - no padding,
 /// - no pointers, references or interior mutability.
 ///
-/// The compiler does not detect padding. Check the layout by hand.
+/// For an `unsafe impl`, the compiler checks none of this. With the feature `derive`,
+/// `#[derive(ByteValued)]` implements the trait if it can prove all of it. With the feature
+/// `zerocopy`, `Zerocopy` makes plain values of types that the crate `zerocopy` has proved.
 #[doc(alias = "Pod")]
 #[doc(alias = "FromBytes")]
 pub unsafe trait ByteValued: Copy + Send + Sync {

@@ -1,0 +1,142 @@
+//! `#[derive(ByteValued)]` for structs that are copied to and from guest memory.
+//!
+//! Use it through the feature `derive` of `vm-memory`. `vm_memory::ByteValued` is then the trait
+//! and the derive macro.
+
+#![deny(
+    missing_docs,
+    missing_debug_implementations,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used
+)]
+
+use proc_macro2::TokenStream;
+use quote::quote;
+use syn::{parse_macro_input, Attribute, Data, DeriveInput, Error};
+
+/// Implements `ByteValued` for a struct, if the compiler can prove its contract.
+///
+/// The struct needs `#[repr(C)]` or `#[repr(transparent)]`, which may be combined with `packed` and
+/// `align`. The derived code does not compile if
+///
+/// - a field is not a `ByteValued`, such as a `bool`, an enum, a pointer or an atomic integer,
+/// - there is padding: the size of the struct is not the sum of the sizes of its fields.
+///
+/// The struct must also be `Copy`, `Send` and `Sync`, as the trait requires. Enums, unions and
+/// structs with generic parameters are refused.
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::{ByteValued, Le16, Le32, Le64};
+///
+/// /// A descriptor of a split virtqueue (virtio 1.2, section 2.7.5).
+/// #[repr(C)]
+/// #[derive(Clone, Copy, Default, ByteValued)]
+/// struct Descriptor {
+///     addr: Le64,
+///     len: Le32,
+///     flags: Le16,
+///     next: Le16,
+/// }
+///
+/// let descriptor = Descriptor { len: 512.into(), ..Default::default() };
+/// assert_eq!(descriptor.as_slice()[8..12], [0, 2, 0, 0]);
+/// ```
+///
+/// A struct with padding is an error: a device would copy uninitialised bytes to the guest.
+///
+/// ```compile_fail,E0080
+/// use vm_memory::ByteValued;
+///
+/// #[repr(C)]
+/// #[derive(Clone, Copy, ByteValued)]
+/// struct Padded {
+///     status: u8,
+///     len: u32,
+/// }
+/// ```
+///
+/// So is a field for which some bytes are invalid: the guest chooses the bytes.
+///
+/// ```compile_fail,E0277
+/// use vm_memory::ByteValued;
+///
+/// #[repr(C)]
+/// #[derive(Clone, Copy, ByteValued)]
+/// struct Flags {
+///     enabled: bool,
+/// }
+/// ```
+///
+/// Without `repr(C)`, the compiler chooses the order of the fields:
+///
+/// ```compile_fail
+/// use vm_memory::ByteValued;
+///
+/// #[derive(Clone, Copy, ByteValued)]
+/// struct AnyOrder {
+///     len: u32,
+///     id: u32,
+/// }
+/// ```
+#[proc_macro_derive(ByteValued)]
+pub fn derive_byte_valued(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    implement(&input)
+        .unwrap_or_else(|error| error.to_compile_error())
+        .into()
+}
+
+fn implement(input: &DeriveInput) -> Result<TokenStream, Error> {
+    let name = &input.ident;
+    let refuse = |reason| Err(Error::new_spanned(name, reason));
+    let Data::Struct(data) = &input.data else {
+        return refuse("`ByteValued` can be derived for structs only");
+    };
+    if !input.generics.params.is_empty() {
+        return refuse("`ByteValued` cannot be derived for a struct with generic parameters");
+    }
+    if !has_defined_layout(&input.attrs)? {
+        return refuse("`ByteValued` needs `#[repr(C)]` or `#[repr(transparent)]`");
+    }
+    let fields = data.fields.iter().map(|field| &field.ty);
+    let padding = format!("`{name}` has padding");
+    // The contract of `ByteValued` holds: each field is one, and the fields are all of the struct.
+    Ok(quote! {
+        const _: () = {
+            const fn size_of_plain<T: ::vm_memory::ByteValued>() -> usize {
+                ::core::mem::size_of::<T>()
+            }
+            ::core::assert!(
+                ::core::mem::size_of::<#name>() == 0 #(+ size_of_plain::<#fields>())*,
+                #padding
+            );
+        };
+
+        #[automatically_derived]
+        unsafe impl ::vm_memory::ByteValued for #name {}
+    })
+}
+
+/// Returns whether a `repr` attribute fixes the order of the fields.
+fn has_defined_layout(attributes: &[Attribute]) -> Result<bool, Error> {
+    let mut defined = false;
+    for attribute in attributes.iter().filter(|it| it.path().is_ident("repr")) {
+        attribute.parse_nested_meta(|option| {
+            defined |= option.path.is_ident("C") || option.path.is_ident("transparent");
+            // `align(8)` and `packed(2)` have an argument.
+            if option.input.peek(syn::token::Paren) {
+                let argument;
+                syn::parenthesized!(argument in option.input);
+                argument.parse::<syn::LitInt>()?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(defined)
+}

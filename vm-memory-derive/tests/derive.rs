@@ -1,0 +1,59 @@
+//! Structs whose `ByteValued` is derived. Structs that are refused are in the documentation.
+
+// The macro works in programs without unsafe code.
+#![forbid(unsafe_code)]
+
+use vm_memory::{ByteValued, Le16, Le32, Le64};
+
+/// Named fields, one of them a plain value of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, ByteValued)]
+struct Request {
+    kind: Le32,
+    priority: [Le16; 2],
+    header: Header,
+}
+
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, ByteValued)]
+struct Header(Le64);
+
+/// A layout without padding by `packed`, and one whose alignment adds none.
+#[repr(C, packed(2))]
+#[derive(Clone, Copy, Default, ByteValued)]
+struct Packed {
+    status: u16,
+    sector: u64,
+}
+
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Default, ByteValued)]
+struct Aligned(u32, u32);
+
+#[repr(C)]
+#[derive(Clone, Copy, ByteValued)]
+struct Empty;
+
+#[test]
+fn derived_struct_of_values_has_their_bytes() {
+    let request = Request {
+        kind: 1.into(),
+        priority: [2.into(), 3.into()],
+        header: Header(4.into()),
+    };
+    assert_eq!(
+        request.as_slice(),
+        [1, 0, 0, 0, 2, 0, 3, 0, 4, 0, 0, 0, 0, 0, 0, 0]
+    );
+    assert_eq!(
+        Request::from_slice(&[0; 16]).copied(),
+        Some(Request::default())
+    );
+}
+
+#[test]
+fn derived_struct_with_packed_or_aligned_fields_has_their_sizes() {
+    assert_eq!(Packed::zeroed().as_slice().len(), 10);
+    assert_eq!(Aligned::zeroed().as_slice().len(), 8);
+    assert!(Empty.as_slice().is_empty());
+}
