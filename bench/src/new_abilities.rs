@@ -19,7 +19,7 @@ use ours::{
 use crate::contest::Batch;
 use crate::layout::Layout;
 use crate::ours_side::kinds::{memory, Plain};
-use crate::shapes::{pages_in, Mappings, BITMAP_LEN, PAGE};
+use crate::shapes::{pages_in, Dirty, Mappings, BITMAP_LEN, PAGE};
 use crate::stage::Stage;
 
 const PAGE_SIZE: NonZeroUsize = match NonZeroUsize::new(PAGE) {
@@ -55,42 +55,21 @@ pub fn mark_switched_off(while_paused: bool) -> Result<Batch> {
     }))
 }
 
-/// A guest of 64 GiB with every page dirty.
-const DIRTY: usize = 64 << 30;
-
-/// Harvests a bitmap with every bit set, into one buffer that is reused.
-pub fn harvest_dirty() -> Result<Batch> {
-    let bitmap = AtomicBitmap::new(DIRTY, PAGE_SIZE);
-    let mut dirty = DirtyPages::new(DIRTY, PAGE_SIZE);
+/// Harvests copies of a bitmap into one buffer that is reused. Copying is not timed.
+pub fn harvest(dirty: Dirty) -> Result<Batch> {
+    let marked = AtomicBitmap::new(dirty.len, PAGE_SIZE);
+    dirty.mark(|offset, len| marked.mark_dirty(offset, len));
+    let mut pages = DirtyPages::new(dirty.len, PAGE_SIZE);
     Ok(Batch::around(move |iterations| {
         let mut took = Duration::ZERO;
         for _ in 0..iterations {
-            bitmap.mark_dirty(0, DIRTY);
+            let bitmap = marked.clone();
             let start = Instant::now();
-            dirty.clear();
-            bitmap.harvest_into(&mut dirty);
+            pages.clear();
+            bitmap.harvest_into(&mut pages);
             took += start.elapsed();
-            ensure!(dirty.total_pages() == DIRTY / PAGE, "pages are missing");
-        }
-        Ok(took)
-    }))
-}
-
-/// The harvest of a full bitmap on 0.18.0.
-pub fn harvest_dirty_reference() -> Result<Batch> {
-    use reference::bitmap::Bitmap;
-    let bitmap = reference::bitmap::AtomicBitmap::new(DIRTY, PAGE_SIZE);
-    Ok(Batch::around(move |iterations| {
-        let mut took = Duration::ZERO;
-        for _ in 0..iterations {
-            bitmap.mark_dirty(0, DIRTY);
-            let start = Instant::now();
-            let words = black_box(bitmap.get_and_reset());
-            took += start.elapsed();
-            ensure!(
-                words.iter().all(|word| *word == u64::MAX),
-                "pages are missing"
-            );
+            let total = pages.total_pages();
+            ensure!(total == dirty.pages(), "{total} pages");
         }
         Ok(took)
     }))

@@ -19,6 +19,36 @@ pub fn pages_in(len: usize) -> Addresses {
     Addresses::collect(1024, |_| random.below(pages as u64) * PAGE as u64)
 }
 
+/// The dirty pages of a bitmap that is harvested.
+#[derive(Debug, Clone, Copy)]
+pub struct Dirty {
+    /// The number of bytes that the bitmap covers.
+    pub len: usize,
+    /// One page in this number of pages is dirty; none if it is 0.
+    pub one_in: usize,
+}
+
+impl Dirty {
+    /// Returns the number of dirty pages.
+    pub fn pages(self) -> usize {
+        match self.one_in {
+            0 => 0,
+            one_in => (self.len / PAGE).div_ceil(one_in),
+        }
+    }
+
+    /// Calls `mark` with the offset and the length of each range of dirty pages.
+    pub fn mark(self, mut mark: impl FnMut(usize, usize)) {
+        match self.one_in {
+            0 => {}
+            1 => mark(0, self.len),
+            one_in => (0..self.len)
+                .step_by(one_in * PAGE)
+                .for_each(|offset| mark(offset, 1)),
+        }
+    }
+}
+
 /// The address of the first mapping.
 const FIRST_IOVA: u64 = 1 << 32;
 
@@ -199,7 +229,23 @@ const _: () = assert!(256 * PAGE <= GUEST_LEN);
 
 #[cfg(test)]
 mod tests {
-    use super::{Mappings, PAGE};
+    use super::{Dirty, Mappings, PAGE};
+
+    #[test]
+    fn dirty_marks_as_many_pages_as_it_has() {
+        for one_in in [0, 1, 2, 100] {
+            let dirty = Dirty {
+                len: 1000 * PAGE,
+                one_in,
+            };
+            let mut pages = 0;
+            dirty.mark(|offset, len| {
+                assert!(offset + len <= dirty.len);
+                pages += len.div_ceil(PAGE);
+            });
+            assert_eq!(pages, dirty.pages(), "{one_in}");
+        }
+    }
 
     #[test]
     fn mappings_addresses_are_mapped_and_holes_are_not() {

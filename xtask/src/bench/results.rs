@@ -60,7 +60,8 @@ impl Run<'_> {
         writeln!(
             text,
             "- {rounds} rounds, interleaved (reference, ours, limit) in one binary; medians. The time is the\n  \
-             processor time of the thread. The ratio is the median of reference ÷ ours in each round.\n"
+             processor time of the thread; that of harvests is wall-clock time. The ratio is the median of\n  \
+             reference ÷ ours in each round.\n"
         )?;
         text.push_str(CRITERIA);
         text.push_str(
