@@ -1,4 +1,4 @@
-//! A used ring of a virtqueue in a window, and through raw pointers.
+//! A used ring of a virtqueue, and single values, in a window; and the ring through raw pointers.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -8,7 +8,9 @@ use anyhow::{Context, Result};
 use memmap2::MmapMut;
 use ours::bitmap::NewBitmap;
 use ours::guest_memory::Window;
-use ours::{Bytes, GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, Permissions};
+use ours::{
+    ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, Permissions,
+};
 
 use crate::contest::Batch;
 use crate::layout::Layout;
@@ -46,6 +48,43 @@ pub fn add_used<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
     let mut used = used::<B>(stage)?;
     Ok(Batch::of(move |number| {
         used.add(black_box(number as u16 % ring::SIZE), black_box(4096))
+    }))
+}
+
+/// Adds used elements in a closure that the loop cannot inline.
+pub fn add_used_boxed<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
+    let mut used = used::<B>(stage)?;
+    let add: Box<dyn FnMut(u64) -> bool> = black_box(Box::new(move |number| {
+        used.add(number as u16 % ring::SIZE, 4096).is_ok()
+    }));
+    Ok(Batch::of(add))
+}
+
+/// The bytes of the windows for single values. The addresses of the workloads are in them.
+const VALUES_LEN: usize = 16 << 10;
+
+fn values(stage: &Stage) -> Result<Window<'static, GuestMemoryMmap>> {
+    let memory = Arc::new(memory::<()>(stage, Layout::apart(1))?);
+    let window = Window::from_arc(memory, GuestAddress(0), VALUES_LEN, Permissions::ReadWrite);
+    Ok(window?)
+}
+
+pub fn read_obj<T: ByteValued>(stage: &Stage) -> Result<Batch> {
+    let window = values(stage)?;
+    let offsets = Layout::apart(1).addresses(size_of::<T>(), size_of::<T>());
+    Ok(Batch::of(move |number| {
+        window.read_obj::<T>(black_box(offsets.at(number) as usize))
+    }))
+}
+
+pub fn write_obj<T: ByteValued + Default>(stage: &Stage) -> Result<Batch> {
+    let window = values(stage)?;
+    let offsets = Layout::apart(1).addresses(size_of::<T>(), size_of::<T>());
+    Ok(Batch::of(move |number| {
+        window.write_obj(
+            black_box(T::default()),
+            black_box(offsets.at(number) as usize),
+        )
     }))
 }
 
@@ -117,6 +156,14 @@ pub fn add_used_raw() -> Result<Batch> {
     Ok(Batch::of(move |number| {
         ring.add(black_box(number as u16 % ring::SIZE), black_box(4096))
     }))
+}
+
+pub fn add_used_raw_boxed() -> Result<Batch> {
+    let mut raw = RawRing::new()?;
+    let add: Box<dyn FnMut(u64) -> bool> = black_box(Box::new(move |number| {
+        raw.add(number as u16 % ring::SIZE, 4096)
+    }));
+    Ok(Batch::of(add))
 }
 
 pub fn add_used_raw_device() -> Result<Batch> {
