@@ -18,9 +18,9 @@ mod provision;
 mod report;
 mod ring_windows;
 mod rows;
+mod scaling;
 mod shapes;
 mod stage;
-mod threads;
 mod throughput;
 mod values;
 
@@ -38,6 +38,7 @@ mod reference_side {
     pub mod kinds;
     pub mod maps;
     pub mod queues;
+    pub mod scaling;
 }
 
 /// The workloads on this crate.
@@ -58,6 +59,7 @@ mod ours_side {
     pub mod kinds;
     pub mod maps;
     pub mod queues;
+    pub mod scaling;
 }
 
 use std::hint::black_box;
@@ -103,10 +105,10 @@ struct Cli {
     /// Measure IOTLBs of 1 to 1 000 000 mappings instead, and draw them in this file
     #[arg(long, value_name = "FILE.svg")]
     growth: Option<PathBuf>,
-    /// Measure lookups in an IOTLB by several threads instead
+    /// Measure operations by 1 to 16 threads instead
     #[arg(long)]
     threads: bool,
-    /// Measure populating 4 GiB, and random reads with and without huge pages, instead
+    /// Measure random reads with and without huge pages instead
     #[arg(long)]
     provision: bool,
     /// Run only the operation of this row, without a clock, for callgrind
@@ -166,7 +168,7 @@ fn main() -> Result<()> {
         return growth::run(effort, build, path);
     }
     if cli.threads {
-        return threads::run(effort, build);
+        return scaling::run(&stage, effort, build);
     }
     if cli.provision {
         return provision::run(effort, build);

@@ -159,7 +159,7 @@ pub fn read_by_hand(stage: &Stage) -> Result<Batch> {
     }))
 }
 
-fn shared_iotlb(mappings: Mappings) -> Result<SharedIotlb> {
+pub fn shared_iotlb(mappings: Mappings) -> Result<SharedIotlb> {
     let iotlb = SharedIotlb::new();
     for (iova, to) in mappings.pages() {
         iotlb.set_mapping(

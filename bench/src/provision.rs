@@ -1,5 +1,5 @@
-//! The effect of provisioning: the time to populate pages, and the time that huge pages save a
-//! device that reads at random addresses.
+//! The effect of provisioning: the time that huge pages save a device that reads at random
+//! addresses.
 
 use std::fs;
 use std::hint::black_box;
@@ -22,8 +22,6 @@ const SIZE: u64 = 4 << 30;
 const HUGE: u64 = 2 << 20;
 /// The number of reads in a round.
 const READS: u64 = 1 << 20;
-/// The number of rounds of prefaults. Each populates 4 GiB twice.
-const PREFAULTS: usize = 5;
 
 /// Additional huge pages in the pool. Dropping this restores the previous size.
 struct HugePages {
@@ -67,12 +65,9 @@ fn build(backing: Backing, huge: TransparentHugePages) -> Result<GuestMemoryMmap
     Ok(MemoryBuilder::new().region(region).build()?)
 }
 
-/// Returns the seconds to populate all of the memory.
-fn seconds_to_prefault(memory: &GuestMemoryMmap, threads: usize) -> Result<f64> {
-    let threads = NonZeroUsize::new(threads).context("the number of threads is 0")?;
-    let start = Instant::now();
-    prefault(memory, threads, |_| ControlFlow::Continue(()))?;
-    Ok(start.elapsed().as_secs_f64())
+fn populate(memory: &GuestMemoryMmap) -> Result<()> {
+    let threads = NonZeroUsize::new(2).context("no threads")?;
+    Ok(prefault(memory, threads, |_| ControlFlow::Continue(()))?)
 }
 
 /// Returns the nanoseconds for a read of 8 bytes at a random address that depends on the previous
@@ -98,25 +93,10 @@ pub fn run(effort: Effort, build_of_this: Build) -> Result<()> {
         build_of_this.name(),
         SIZE >> 30
     );
-    println!("| populating 4 KiB pages by | seconds |\n|---|---|");
-    let (mut one, mut two) = (Vec::new(), Vec::new());
-    for _ in 0..PREFAULTS.min(effort.rounds) {
-        for (threads, times) in [(1, &mut one), (2, &mut two)] {
-            let memory = build(Backing::Anonymous, TransparentHugePages::Off)?;
-            times.push(seconds_to_prefault(&memory, threads)?);
-        }
-    }
-    for (name, times) in [("one thread", one), ("two threads", two)] {
-        println!(
-            "| {name} | {} |",
-            digits(median(times).context("no rounds")?)
-        );
-    }
-
     let small = build(Backing::Anonymous, TransparentHugePages::Off)?;
-    seconds_to_prefault(&small, 2)?;
+    populate(&small)?;
     println!(
-        "\n| a read of 8 bytes at a random address, after the previous one | ns | factor |\n|---|---|---|"
+        "| a read of 8 bytes at a random address, after the previous one | ns | factor |\n|---|---|---|"
     );
     let pages = HugePages::reserve();
     let mut others: Vec<(&str, Result<GuestMemoryMmap>)> = vec![(
@@ -137,7 +117,7 @@ pub fn run(effort: Effort, build_of_this: Build) -> Result<()> {
     ));
     let mut sides: Vec<(&str, GuestMemoryMmap, Vec<f64>, Vec<f64>)> = Vec::new();
     for (name, memory) in others {
-        match memory.and_then(|memory| seconds_to_prefault(&memory, 2).map(|_| memory)) {
+        match memory.and_then(|memory| populate(&memory).map(|()| memory)) {
             Ok(memory) => {
                 let huge: u64 = residency(&memory)?
                     .iter()

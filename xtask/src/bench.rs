@@ -243,8 +243,8 @@ impl Bench {
     }
 
     /// Measures copies in each build. In the first build, also measures an IOTLB that grows,
-    /// threads that share one, and provisioning, and draws the plots. Only a whole run replaces the
-    /// plots in `bench/`.
+    /// operations by several threads, and provisioning, and draws the plots. Only a whole run
+    /// replaces the plots in `bench/`.
     fn curves(&self, programs: &[(Build, PathBuf)], args: &Args, whole: bool) -> Result<Curves> {
         let (build, program) = programs.first().context("no build")?;
         let folder = if whole { &self.folder } else { &self.target };

@@ -80,29 +80,31 @@ pub fn miss(mappings: Mappings) -> Result<Batch> {
 
 /// Unmaps a page of an IOTLB behind a lock, and maps it again.
 pub fn remap(mappings: Mappings) -> Result<Batch> {
-    let iotlb = RwLock::new(iotlb(mappings)?);
+    let iotlb = Locked(RwLock::new(iotlb(mappings)?));
     let pages: Vec<_> = mappings.pages().collect();
     let addresses = mappings.addresses(8);
     let first = pages.first().map_or(0, |page| page.0);
     Ok(Batch::of(move |number| {
         let page = (addresses.at(number) - first) as usize / PAGE;
         let (iova, to) = *pages.get(page)?;
-        let mut iotlb = iotlb.write().ok()?;
-        iotlb.invalidate_mapping(GuestAddress(iova), PAGE);
-        iotlb
-            .set_mapping(
-                GuestAddress(iova),
-                GuestAddress(to),
-                PAGE,
-                Permissions::ReadWrite,
-            )
-            .ok()
+        iotlb.remap(GuestAddress(iova), GuestAddress(to))
     }))
 }
 
 /// An IOMMU as vhost-user back ends write it: a lock around an IOTLB.
 #[derive(Debug)]
-struct Locked(RwLock<Iotlb>);
+pub struct Locked(RwLock<Iotlb>);
+
+impl Locked {
+    /// Unmaps a page and maps it again.
+    pub fn remap(&self, iova: GuestAddress, to: GuestAddress) -> Option<()> {
+        let mut iotlb = self.0.write().ok()?;
+        iotlb.invalidate_mapping(iova, PAGE);
+        iotlb
+            .set_mapping(iova, to, PAGE, Permissions::ReadWrite)
+            .ok()
+    }
+}
 
 impl Iommu for Locked {
     type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
@@ -124,7 +126,7 @@ impl Iommu for Locked {
     }
 }
 
-fn translated(
+pub fn translated(
     stage: &Stage,
     mappings: Mappings,
     enabled: bool,
