@@ -204,3 +204,27 @@ proptest! {
         check_rounds(parts, rounds)?;
     }
 }
+
+/// The pages of the bitmap are larger than the regions, which share them without an overlap.
+#[test]
+fn harvest_of_bitmap_with_larger_pages_finds_a_mark_once() {
+    const LARGE: usize = 4 * PAGE;
+    let bitmap = Arc::new(AtomicBitmap::new(6 * PAGE, LARGE.try_into().unwrap()));
+    let region = |number: usize| {
+        let slice = ArcSlice::new(Arc::clone(&bitmap), number * PAGE);
+        let mapping = MmapRegionBuilder::new_with_bitmap(PAGE, slice).build();
+        GuestRegionMmap::new(mapping.unwrap(), GuestAddress(number as u64 * 0x1_0000)).unwrap()
+    };
+    let memory = Slices::from_regions((0..6).map(region).collect()).unwrap();
+    let mut dirty = DirtyMemory::new();
+    for (written, reported) in [(1, 0..4), (5, 4..6), (3, 0..4)] {
+        let at = GuestAddress(written * 0x1_0000);
+        memory.write_obj(1u8, at).unwrap();
+        dirty.harvest(&memory);
+        let reported: Vec<_> = reported.map(|number| (number * 0x1_0000, PAGE)).collect();
+        assert_eq!(runs(&dirty), reported);
+        dirty.clear();
+        dirty.harvest(&memory);
+        assert_eq!(runs(&dirty), []);
+    }
+}

@@ -114,8 +114,11 @@ impl DirtyMemory {
     /// region are dropped. All others stay, in the page size of the region that now contains them.
     ///
     /// Regions may share a bitmap: two regions of one [`MmapRegion`](crate::MmapRegion), or
-    /// [slices](crate::bitmap::ArcSlice) of one bitmap that overlap. A mark in the shared part is
-    /// then a dirty page of each of them, because all of them map the same memory.
+    /// [slices](crate::bitmap::ArcSlice) of one bitmap that overlap, or that share a page of it. A
+    /// mark in the shared part is then a dirty page of each of them.
+    ///
+    /// If a page of a bitmap also stands for tracked bytes that are in none of the regions, it
+    /// stays marked, and each harvest finds it. To avoid that, begin and end slices at its pages.
     ///
     /// If a region or a log of another crate panics, no page is lost: this set has it, or the next
     /// harvest finds it.

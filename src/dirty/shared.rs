@@ -1,5 +1,6 @@
 //! [`SharedMarks`]: the marks of one bitmap that several regions of a memory share.
 
+use core::num::NonZeroUsize;
 use std::collections::TryReserveError;
 
 use super::region::DirtyRegion;
@@ -59,10 +60,14 @@ impl SharedMarks {
         let mut found = Vec::new();
         let mut rest = by_marks.as_slice();
         while let Some(&((bitmap, start), first)) = rest.first() {
+            let page = regions.get(first).map(|region| region.pages.page_size());
+            let page = page.map_or(1, NonZeroUsize::get);
+            // Slices also share the page in which one of them ends and another begins.
+            let page_end = |end: usize| end.checked_next_multiple_of(page).unwrap_or(usize::MAX);
             let mut end = start;
             let mut members = Vec::new();
             while let Some((&((other, offset), number), after)) = rest.split_first() {
-                let joins = number == first || (other == bitmap && offset < end);
+                let joins = number == first || (other == bitmap && offset < page_end(end));
                 let Some(region) = regions.get(number).filter(|_| joins) else {
                     break;
                 };

@@ -8,11 +8,13 @@ const STEP: usize = 25;
 
 /// Returns the groups of regions that share marks, each as the indices of its regions.
 ///
-/// Regions are in one group if their ranges of a bitmap overlap, or if others connect them.
+/// Regions are in one group if their ranges of a bitmap have a page in common, or if others connect
+/// them.
 fn groups(devices: &[Device]) -> BTreeSet<Vec<usize>> {
     let marks = |device: &Device| {
-        let (bitmap, offset) = device.marks?;
-        Some((bitmap, offset..offset + device.readable.len()))
+        let (bitmap, offset) = device.marks.filter(|_| !device.readable.is_empty())?;
+        let (end, page) = (offset + device.readable.len(), device.page_size.get());
+        Some((bitmap, offset / page..end.div_ceil(page)))
     };
     let overlap = |one: &Device, other: &Device| match (marks(one), marks(other)) {
         (Some((bitmap, one)), Some((other_bitmap, other))) => {
