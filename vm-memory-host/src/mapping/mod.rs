@@ -232,7 +232,8 @@ impl HostMapping {
                 result => result.map_err(|error| (what, error))?,
             }
         }
-        if let Some((policy, mask)) = node_mask(&options.numa) {
+        let nodes = node_mask(&options.numa).map_err(|error| ("set its NUMA policy", error))?;
+        if let Some((policy, mask)) = nodes {
             let bound = memory.bind(offset, len, policy, &mask);
             bound.map_err(|error| ("set its NUMA policy", error))?;
         }
@@ -306,17 +307,25 @@ pub fn still_mapped() -> u64 {
     crate::sys::still_mapped()
 }
 
+/// The number of nodes that a mask can have. mbind(2) refuses a mask of more than a page.
+const MAX_NODES: u32 = 8 * 4096;
+
 /// Returns the kernel's policy and a mask of nodes, or `None` for [`NumaPolicy::Inherit`].
-fn node_mask(policy: &NumaPolicy) -> Option<(NodePolicy, Vec<u64>)> {
+///
+/// Fails with `EINVAL` for a node that no kernel has. Without /sys and /proc, the builder does not
+/// know the nodes, and an untrusted description may name any.
+fn node_mask(policy: &NumaPolicy) -> io::Result<Option<(NodePolicy, Vec<u64>)>> {
     let (policy, nodes) = match policy {
-        NumaPolicy::Inherit => return None,
+        NumaPolicy::Inherit => return Ok(None),
         NumaPolicy::Bind(nodes) => (NodePolicy::Bind, nodes.as_slice()),
         NumaPolicy::Preferred(node) => (NodePolicy::Preferred, std::slice::from_ref(node)),
         NumaPolicy::Interleave(nodes) => (NodePolicy::Interleave, nodes.as_slice()),
     };
     let mut mask: Vec<u64> = Vec::new();
     for node in nodes {
-        // The builder has checked that the node exists, so the mask is short.
+        if *node >= MAX_NODES {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         let word = usize::try_from(node / 64).unwrap_or(0);
         if mask.len() <= word {
             mask.resize(word.saturating_add(1), 0);
@@ -325,7 +334,7 @@ fn node_mask(policy: &NumaPolicy) -> Option<(NodePolicy, Vec<u64>)> {
             *bits |= 1u64 << (node % 64);
         }
     }
-    Some((policy, mask))
+    Ok(Some((policy, mask)))
 }
 
 /// Returns the unplugged runs of a range, as offset and length.
@@ -354,9 +363,21 @@ mod tests {
 
     #[test]
     fn node_mask_has_a_bit_for_each_node() {
-        assert_eq!(node_mask(&NumaPolicy::Inherit), None);
-        let bind = node_mask(&NumaPolicy::Bind(vec![0, 65])).unwrap();
-        assert_eq!(bind, (NodePolicy::Bind, vec![1, 2]));
-        assert_eq!(node_mask(&NumaPolicy::Preferred(3)).unwrap().1, [8]);
+        let mask = |policy| node_mask(&policy).unwrap();
+        assert_eq!(mask(NumaPolicy::Inherit), None);
+        let bind = mask(NumaPolicy::Bind(vec![0, 65]));
+        assert_eq!(bind, Some((NodePolicy::Bind, vec![1, 2])));
+        let preferred = mask(NumaPolicy::Preferred(3));
+        assert_eq!(preferred, Some((NodePolicy::Preferred, vec![8])));
+    }
+
+    #[test]
+    fn node_mask_of_node_above_all_kernels_returns_error() {
+        for node in [MAX_NODES, u32::MAX] {
+            let error = node_mask(&NumaPolicy::Interleave(vec![0, node])).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        }
+        let last = node_mask(&NumaPolicy::Preferred(MAX_NODES - 1)).unwrap();
+        assert_eq!(last.unwrap().1.len(), 512);
     }
 }
