@@ -12,7 +12,7 @@ use crate::host::process_limits::{self, Need};
 use crate::host::{vma_limit, HostResources, VmaBudget};
 use crate::mapping::{bytes, HostMapping, OpenedBacking, ZeroedRanges};
 use crate::operations::plug_initial;
-use crate::region::{BackingKind, NumaPolicy, Region, Span, Unplugged};
+use crate::region::{BackingKind, Lock, NumaPolicy, Region, Span, Unplugged};
 use crate::sys::{self, Advice, Mapped, Reserved, Source};
 
 /// Maps adjacent regions in one reservation, and appends their mappings to `mappings`.
@@ -380,6 +380,9 @@ pub(super) fn lock(mapping: &HostMapping, host: &HostResources) -> Result<(), Bu
                 use Region::sparse"
             }
             Some(libc::EPERM) => "grant CAP_IPC_LOCK, or set a limit of locked memory (ulimit -l)",
+            _ if mapping.options.lock == Lock::OnFault => {
+                "no limit of this process explains it; use Lock::No"
+            }
             _ => "no limit of this process explains it; free memory or use Lock::OnFault",
         };
         let remedy = process_limits::remedy(host, Need::Locked, bytes(len), &source, otherwise);

@@ -241,9 +241,13 @@ impl HostMapping {
     }
 
     /// Locks a range in memory.
+    ///
+    /// The kernel does not swap huge pages. `MLOCK_ONFAULT` would populate them instead, also in
+    /// unplugged blocks.
     pub(crate) fn apply_lock(&self, offset: usize, len: usize, lock: Lock) -> io::Result<()> {
         match lock {
             Lock::No => Ok(()),
+            Lock::OnFault if self.kind() == BackingKind::Hugetlb => Ok(()),
             Lock::Now => self.mapped.lock(offset, len, false),
             Lock::OnFault => self.mapped.lock(offset, len, true),
         }

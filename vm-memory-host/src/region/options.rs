@@ -103,6 +103,8 @@ pub enum Lock {
     /// All pages are populated and locked during the build.
     Now,
     /// A page is locked from its first use (`MLOCK_ONFAULT`).
+    ///
+    /// It has no effect on huge pages of a pool, which the kernel never swaps out.
     #[doc(alias = "MLOCK_ONFAULT")]
     OnFault,
 }

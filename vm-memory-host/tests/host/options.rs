@@ -127,3 +127,30 @@ fn reserve_accounts_for_the_region() {
     let error = build(all.reserve(true)).unwrap_err().to_string();
     assert!(error.contains("vm.overcommit_memory is 0"), "{error}");
 }
+
+#[test]
+fn lock_on_fault_of_huge_pages_populates_nothing() {
+    let test = "lock_on_fault_of_huge_pages_populates_nothing";
+    let Some(pages) = test_support::HugePages::reserve(4, test) else {
+        return;
+    };
+    let region = || {
+        let region = Region::new(GuestAddress(0), 4 * HUGE).lock(Lock::OnFault);
+        region.backing(Backing::Hugetlb { page_size: HUGE })
+    };
+    let free = pages.free();
+    for region in [
+        region(),
+        region().blocks(non_zero(HUGE), Unplugged::Mapped),
+        region().blocks(non_zero(HUGE), Unplugged::Protected),
+        // The pool has too few pages for all blocks.
+        Region::new(GuestAddress(0), 1 << 30)
+            .lock(Lock::OnFault)
+            .backing(Backing::Hugetlb { page_size: HUGE })
+            .blocks(non_zero(HUGE), Unplugged::Mapped),
+    ] {
+        let memory = build(region).unwrap();
+        assert_eq!(resident(&memory), 0);
+        assert_eq!(pages.free(), free);
+    }
+}
