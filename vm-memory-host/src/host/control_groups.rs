@@ -156,7 +156,7 @@ impl HostResources {
             let text = self.files().text(&self.proc().join(name));
             text.unwrap_or_default()
         };
-        let (groups, mounts) = (read("self/cgroup"), read("self/mountinfo"));
+        let (groups, mounts) = (read("thread-self/cgroup"), read("thread-self/mountinfo"));
         let mut mounts: Vec<Mount> = mounts.lines().filter_map(mount).collect();
         if mounts.is_empty() {
             // A jail may show /sys, but not its mounts.
@@ -292,11 +292,11 @@ mod tests {
     }
 
     const V2: (&str, &str) = (
-        "proc/self/mountinfo",
+        "proc/thread-self/mountinfo",
         "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n",
     );
     const MIXED: (&str, &str) = (
-        "proc/self/mountinfo",
+        "proc/thread-self/mountinfo",
         "22 1 0:1 / / rw - ext4 /dev/vda rw\n\
         35 31 0:32 /docker/a /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
         36 31 0:33 / /sys/fs/cgroup/huge\\040tlb rw - cgroup cgroup rw,hugetlb\n\
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn memory_limit_of_v2_subtracts_usage_and_considers_all_groups_above() {
-        let group = ("proc/self/cgroup", "0::/vms/one\n");
+        let group = ("proc/thread-self/cgroup", "0::/vms/one\n");
         let limit = |files: &[(&str, &str)]| {
             let (keep, host) = tree(&[&[V2, group], files].concat());
             found(&keep, host.memory_limit())
@@ -340,7 +340,8 @@ mod tests {
     fn memory_limit_of_v1_is_found_below_the_root_of_its_mount() {
         let limit = |group: &str, files: &[(&str, &str)]| {
             let group = format!("5:cpu:/x\n4:memory:{group}\n0::/\n");
-            let (keep, host) = tree(&[&[MIXED, ("proc/self/cgroup", &group)], files].concat());
+            let (keep, host) =
+                tree(&[&[MIXED, ("proc/thread-self/cgroup", &group)], files].concat());
             found(&keep, host.memory_limit())
         };
         let files = [
@@ -376,7 +377,7 @@ mod tests {
     fn huge_page_limit_counts_reservations_and_both_versions() {
         let v2 = [
             V2,
-            ("proc/self/cgroup", "0::/vm\n"),
+            ("proc/thread-self/cgroup", "0::/vm\n"),
             ("fs/cgroup/vm/hugetlb.2MB.max", "4194304\n"),
             ("fs/cgroup/vm/hugetlb.2MB.current", "2097152\n"),
             ("fs/cgroup/vm/hugetlb.2MB.rsvd.current", "4194304\n"),
@@ -393,7 +394,7 @@ mod tests {
         assert_eq!(limit(64 << 10, true), None);
         let v1 = [
             MIXED,
-            ("proc/self/cgroup", "9:hugetlb:/vm\n0::/\n"),
+            ("proc/thread-self/cgroup", "9:hugetlb:/vm\n0::/\n"),
             ("fs/cgroup/huge tlb/vm/hugetlb.2MB.limit_in_bytes", "900"),
             (
                 "fs/cgroup/huge tlb/vm/hugetlb.2MB.rsvd.limit_in_bytes",

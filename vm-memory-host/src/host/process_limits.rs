@@ -74,7 +74,7 @@ impl Process {
         let capabilities = field("CapEff:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
         let may_lock = capabilities.is_some_and(|mask| mask & CAP_IPC_LOCK != 0)
             // A capability of another user namespace does not lift the limit.
-            && fs::read_link(host.proc().join("self/ns/user"))
+            && fs::read_link(host.proc().join("thread-self/ns/user"))
                 .is_ok_and(|name| name.as_os_str() == FIRST_USER_NAMESPACE);
         let setting = |name: &str| number(&host.proc().join("sys/vm").join(name));
         Self {
@@ -82,7 +82,7 @@ impl Process {
             data: (size("VmData:"), sys::data_limit()),
             locked: (size("VmLck:"), sys::lock_limit().filter(|_| !may_lock)),
             vmas: (
-                lines(&host.proc().join("self/maps")).unwrap_or(0),
+                lines(&host.proc().join("thread-self/maps")).unwrap_or(0),
                 setting("max_map_count"),
             ),
             overcommit: setting("overcommit_memory").unwrap_or(0),

@@ -524,9 +524,9 @@ pub(crate) mod tests {
                 "proc/meminfo".into(),
                 "MemTotal: 9 kB\nMemAvailable: 8 kB\n",
             ),
-            ("proc/self/cgroup".into(), "0::/vm\n"),
+            ("proc/thread-self/cgroup".into(), "0::/vm\n"),
             (
-                "proc/self/mountinfo".into(),
+                "proc/thread-self/mountinfo".into(),
                 "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
             ),
             ("fs/cgroup/vm/memory.max".into(), "4096"),

@@ -119,6 +119,17 @@ fn change_in_child_of_each_backing_returns_error_and_changes_nothing() {
 }
 
 #[test]
+fn residency_and_content_without_main_thread_know_pages() {
+    assert!(crate::sys::in_child_without_main_thread(|| {
+        let memory = build(Region::new(GuestAddress(0), SIZE));
+        memory.write_obj(1u8, GuestAddress(0x3000)).unwrap();
+        let usage = residency(&memory).unwrap()[0].1;
+        let content: Vec<_> = content(&memory).unwrap().map(Result::unwrap).collect();
+        usage.private > 0 && usage.mapped > 0 && content[0].size < SIZE
+    }));
+}
+
+#[test]
 fn change_in_child_of_locked_mapping_returns_error() {
     let block = HUGE.try_into().unwrap();
     let region = Region::new(GuestAddress(0), SIZE).blocks(block, Unplugged::Mapped);

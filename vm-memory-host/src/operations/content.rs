@@ -220,8 +220,9 @@ impl Source {
     /// Finds the source for a region.
     fn of(mapping: &HostMapping) -> io::Result<Self> {
         mapping.mapped().check_here()?;
-        // Without /proc, the pages of this process are not known.
-        let pagemap = File::open("/proc/self/pagemap");
+        // Without /proc, the pages of this process are not known. /proc/self is empty once the main
+        // thread has ended.
+        let pagemap = File::open("/proc/thread-self/pagemap");
         let is_private = mapping.backing.sharing == Sharing::Private;
         let Some((file, _)) = mapping.file() else {
             return Ok(match pagemap {
@@ -350,7 +351,7 @@ fn reopen(file: &File) -> io::Result<Option<(FileId, File)>> {
     if !metadata.is_file() || !sys::file_system(file)?.reports_data() {
         return Ok(None);
     }
-    let Ok(opened) = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
+    let Ok(opened) = File::open(format!("/proc/thread-self/fd/{}", file.as_raw_fd())) else {
         return Ok(None);
     };
     let identity = |metadata: &Metadata| (metadata.dev(), metadata.ino());

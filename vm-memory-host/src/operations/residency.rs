@@ -160,8 +160,9 @@ where
     let Some((first, _)) = usages.first() else {
         return Ok(usages);
     };
-    // Names of files in smaps need not be UTF-8.
-    let smaps = match fs::read("/proc/self/smaps") {
+    // Names of files in smaps need not be UTF-8. /proc/self is empty after the main thread has
+    // ended.
+    let smaps = match fs::read("/proc/thread-self/smaps") {
         Err(error)
             if matches!(
                 error.kind(),

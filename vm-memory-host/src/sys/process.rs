@@ -120,6 +120,25 @@ pub(crate) fn in_child(child: impl FnOnce() -> bool) -> bool {
     waited == pid && status == 0
 }
 
+/// Runs `work` in a child as [`in_child`] does, after the main thread of the child has ended.
+#[cfg(test)]
+pub(crate) fn in_child_without_main_thread(work: impl FnOnce() -> bool + Send + 'static) -> bool {
+    in_child(|| {
+        std::thread::spawn(|| {
+            // Empty once the main thread has ended.
+            while std::fs::read("/proc/self/smaps").is_ok_and(|smaps| !smaps.is_empty()) {
+                std::thread::yield_now();
+            }
+            let code = libc::c_int::from(!work());
+            // SAFETY: `_exit(2)` ends the child.
+            unsafe { libc::_exit(code) };
+        });
+        // SAFETY: exit(2) ends this thread only, whose stack stays in place.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+        false
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
