@@ -107,6 +107,7 @@
 //! | boot | [`MemoryBuilder::build`] | to read /sys and /proc | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | boot | [`MemoryBuilder::build`] | with a memfd | `memfd_create`, `prlimit64`, `ftruncate`, `fcntl` |
 //! | boot | [`MemoryBuilder::build`] | with a file | `statx`, `fstatfs`, `fcntl`, `fallocate`, `rt_sigprocmask`; `ioctl` for a block device; `mincore` for a memfd that is locked or prefaulted |
+//! | boot | [`MemoryBuilder::build`] | in a process that has called mlockall(2) | `mincore` |
 //! | boot | [`MemoryBuilder::build`] | with options | `madvise`, `mbind`, `mlock`, `mlock2`, `prctl` |
 //! | boot | [`prefault()`] | always | `madvise`; `openat`, `read`, `statx`, `close` to read /proc and /sys |
 //! | boot | [`prefault()`] | with two or more threads | `clone3`, `mmap`, `munmap`, `mprotect`, `prctl`, `futex`, `rseq`, `set_robust_list`, `rt_sigprocmask`, `exit` |

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::mm::{mlockall, MlockAllFlags};
 use test_support::{run_again, skipped, HugePages, MIB};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{
@@ -206,6 +207,40 @@ fn prefault_of_locked_file_above_memory_limit_names_the_limit() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn build_after_mlockall_above_memory_limit_names_the_limit() {
+    let test = "build_after_mlockall_above_memory_limit_names_the_limit";
+    if !is_in_group(Controller::of_memory, 128 * MIB, test) {
+        return;
+    }
+    let size = 512 * MIB;
+    let block = NonZeroU64::new(2 * MIB).unwrap();
+    let (_, sent) = describe(&build(region(0, size, Backing::Memfd)).unwrap()).unwrap();
+    let received = || Backing::shared_file(sent[0].try_clone().unwrap(), 0);
+    let file = || Backing::private_file(test_support::temp_file_of_len(size), 0);
+    let regions = || {
+        let blocks = region(0, size, Backing::Anonymous).blocks(block, Unplugged::Mapped);
+        let others = [Backing::Anonymous, Backing::Memfd, received(), file()];
+        let others = others.map(|backing| region(0, size, backing));
+        let on_fault = region(0, size, Backing::Anonymous).lock(Lock::OnFault);
+        [blocks, on_fault].into_iter().chain(others)
+    };
+    // The kernel populates nothing.
+    let all = MlockAllFlags::FUTURE;
+    if let Err(error) = mlockall(all | MlockAllFlags::ONFAULT) {
+        return skipped(test, error);
+    }
+    for region in regions() {
+        build(region).unwrap();
+    }
+    mlockall(all).unwrap();
+    for region in regions() {
+        let error = build(region).map(drop).unwrap_err();
+        assert!(matches!(error, BuildError::ControlGroup { .. }), "{error}");
+    }
+    build(region(0, 8 * MIB, Backing::Anonymous)).unwrap();
 }
 
 #[test]

@@ -164,10 +164,12 @@ pub(super) fn initial_size(region: &Region) -> u64 {
 
 /// Checks that the host has enough memory for all pages that must be resident after the build.
 ///
-/// Without this check the OOM killer could end this process.
+/// Without this check the OOM killer could end this process. `populates` is whether the kernel
+/// populates new mappings at once (mlockall(2)). It then also populates unplugged blocks.
 pub(super) fn memory(
     regions: &[(Region, OpenedBacking)],
     prefault: bool,
+    populates: bool,
     host: &HostResources,
 ) -> Result<(), BuildError> {
     let mut limits = None;
@@ -177,16 +179,20 @@ pub(super) fn memory(
         // Pools account for huge pages.
         let in_memory = matches!(backing.kind, BackingKind::Anonymous | BackingKind::Memfd);
         let locks_all = match region.options.lock {
-            Lock::No => false,
+            Lock::No => populates,
             Lock::Now => true,
-            Lock::OnFault => prefault,
+            Lock::OnFault => prefault || populates,
         };
         let locked = locks_all && backing.kind != BackingKind::Hugetlb;
         let allocated = backing.own_tmpfs && backing.allocated;
         if !(locked || allocated || (in_memory && prefault)) {
             continue;
         }
-        needed.add(region, backing);
+        let mut counted = region.clone();
+        if populates {
+            counted.blocks = None;
+        }
+        needed.add(&counted, backing);
         let (wanted, region) = (needed.total(), region.span());
         let (available, limit) =
             limits.get_or_insert_with(|| (host.available_memory(), host.memory_limit()));
@@ -453,7 +459,7 @@ mod tests {
                 let backing = open(&Region::new(GuestAddress(0), 0x1000), &host).unwrap();
                 (region, OpenedBacking { kind, ..backing })
             });
-            match memory(&opened, prefault, &host) {
+            match memory(&opened, prefault, false, &host) {
                 Ok(()) => None,
                 Err(BuildError::Memory {
                     wanted, available, ..

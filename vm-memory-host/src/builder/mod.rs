@@ -31,6 +31,7 @@ use crate::host::HostResources;
 use crate::mapping::HostMapping;
 use crate::operations::{prefault_mappings, Progress};
 use crate::region::{Region, Span};
+use crate::sys;
 
 /// The callback that receives the progress of a prefault and may cancel it.
 type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
@@ -39,7 +40,7 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 ///
 /// The builder checks the whole request before it maps anything. If the host cannot provide a
 /// region, the error names the region, the request, the limit and a remedy. A failed build leaves
-/// nothing mapped.
+/// nothing mapped. Space that it has allocated for a [file](Region::sparse) stays allocated.
 ///
 /// Regions that are adjacent in guest memory are adjacent in this process, in one reservation with
 /// an inaccessible guard page on both sides. If a region can have huge pages, host addresses equal
@@ -51,6 +52,11 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 ///           ├── region 1 ──┼── region 2 ──┤       ├── region 3 ──┤
 ///   host  ▒ ├── region 1 ──┼── region 2 ──┤ ▒   ▒ ├── region 3 ──┤ ▒      ▒ guard, PROT_NONE
 /// ```
+///
+/// A process that has called mlockall(2) with `MCL_FUTURE` populates and locks all of each region
+/// during the build, also unplugged blocks. The build checks that this memory is available. A later
+/// [`plug`](crate::plug()) of a protected block populates it again, without a check. Use
+/// `MCL_ONFAULT` to populate nothing.
 ///
 /// The [crate documentation](crate#system-calls) lists the system calls of a build.
 ///
@@ -336,7 +342,8 @@ impl MemoryBuilder {
             shared_bytes::check(&opened)?;
         }
         check::huge_page_groups(&opened, &host)?;
-        check::memory(&opened, self.prefault.is_some(), &host)?;
+        let populates = sys::populates_mappings();
+        check::memory(&opened, self.prefault.is_some(), populates, &host)?;
         opened
             .iter()
             .try_for_each(|(region, backing)| files::allocate(region, backing))?;

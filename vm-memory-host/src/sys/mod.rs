@@ -20,7 +20,7 @@ pub(crate) use mapped::{Advice, Mapped, NodePolicy};
 #[cfg(test)]
 pub(crate) use process::{in_child, in_child_without_main_thread};
 pub(crate) use reservation::{
-    resident_of_file, still_mapped, Reserved, Source,
+    populates_mappings, resident_of_file, still_mapped, Reserved, Source,
 };
 pub(crate) use threads::{run_detached, run_on_threads, Cpus};
 

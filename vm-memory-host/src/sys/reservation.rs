@@ -278,6 +278,25 @@ impl TrialMapping {
     }
 }
 
+/// Returns whether the kernel populates new mappings of this process at once (mlockall(2),
+/// `MCL_FUTURE` without `MCL_ONFAULT`).
+pub(crate) fn populates_mappings() -> bool {
+    let (len, mut pages) = (page_size(), [0u8]);
+    let Ok(trial) = TrialMapping::new(len, READ_WRITE, Source::Anonymous) else {
+        return false;
+    };
+    // SAFETY: `trial` keeps the mapping, and no other code knows its address.
+    let unlocked = unsafe { libc::madvise(trial.addr.cast(), len, libc::MADV_DONTNEED) };
+    if unlocked == 0 {
+        return false;
+    }
+    // It is locked, so the page that the kernel has populated at once is still there.
+    // SAFETY: the kernel writes one byte for the only page of the mapping, and `pages` has one.
+    // `trial` keeps the mapping.
+    let known = unsafe { libc::mincore(trial.addr.cast(), len, pages.as_mut_ptr()) };
+    known == 0 && pages != [0]
+}
+
 /// Writes to `pages` whether each page of a part of a file is in memory (mincore(2)).
 ///
 /// Fails with `EINVAL` if `pages` is shorter than the number of pages.
