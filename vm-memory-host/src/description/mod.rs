@@ -4,6 +4,7 @@ mod file_layout;
 
 pub use file_layout::{FileLayout, FileLayoutError};
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -221,7 +222,7 @@ where
     M: GuestMemoryBackend,
     M::R: HostMapped,
 {
-    let (mut regions, mut files) = (Vec::new(), Vec::new());
+    let (mut regions, mut files) = (Vec::new(), Files::default());
     for region in memory.iter() {
         let mapping = provisioned(region)?;
         let mut options = mapping.options().clone();
@@ -236,19 +237,36 @@ where
         });
     }
     let version = Description::VERSION;
-    Ok((Description { version, regions }, files))
+    Ok((Description { version, regions }, files.list))
+}
+
+/// The files of regions, each of them once.
+#[derive(Default)]
+struct Files {
+    list: Vec<Arc<File>>,
+    /// The index of each file, by its address. The list keeps the files, so none can have the
+    /// address of another one.
+    known: BTreeMap<*const File, usize>,
+}
+
+impl Files {
+    /// Returns the index of a file, and adds it if it is new.
+    fn index(&mut self, file: &Arc<File>) -> usize {
+        let next = self.list.len();
+        let index = *self.known.entry(Arc::as_ptr(file)).or_insert(next);
+        if index == next {
+            self.list.push(Arc::clone(file));
+        }
+        index
+    }
 }
 
 /// Describes a backing, and adds its file to `files` unless they contain it.
-fn backing(mapping: &HostMapping, files: &mut Vec<Arc<File>>) -> BackingDescription {
+fn backing(mapping: &HostMapping, files: &mut Files) -> BackingDescription {
     let Some((file, offset)) = &mapping.backing.file else {
         return BackingDescription::Anonymous;
     };
-    let known = files.iter().position(|other| Arc::ptr_eq(other, file));
-    let index = known.unwrap_or_else(|| {
-        files.push(Arc::clone(file));
-        files.len().saturating_sub(1)
-    });
+    let index = files.index(file);
     BackingDescription::Descriptor {
         index,
         offset: *offset,
