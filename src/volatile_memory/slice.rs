@@ -9,6 +9,7 @@ use super::{
 };
 use crate::access::fault::Direction;
 use crate::bitmap::{BitmapSlice, BS};
+use crate::bytes::Bytes;
 use crate::value::ByteValued;
 use crate::xen::MmapInfo;
 
@@ -361,6 +362,53 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         result.map_err(Error::from_fault)
     }
 
+    /// Returns whether all bytes of the slice are 0, as in a page that need not be sent.
+    ///
+    /// Reads 64 bytes at a time, and stops at the first that are not 0. The guest may write while
+    /// this reads: the result holds for bytes that nobody writes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{Bytes, VolatileSlice};
+    ///
+    /// let mut page = vec![0u8; 0x1000];
+    /// let slice = VolatileSlice::from(page.as_mut_slice());
+    /// assert!(slice.is_zero()?);
+    /// slice.write_obj(1u8, 0xfff)?;
+    /// assert!(!slice.is_zero()?);
+    /// # Ok::<(), vm_memory::VolatileMemoryError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::IOError`] if the access [faults](crate::fault) before it stops.
+    /// [`fault::last`](crate::fault::last) returns the address.
+    #[doc(alias = "zero page")]
+    #[doc(alias = "buffer_is_zero")]
+    pub fn is_zero(&self) -> Result<bool> {
+        // Memory that is mapped for each access is mapped once.
+        let (held, inaccessible) = self.clone().hold(Direction::Read)?;
+        let slice = held.slice();
+        let mut rest = slice.len();
+        while rest >= size_of::<Line>() {
+            let words: Line = slice.read_obj(slice.len().saturating_sub(rest))?;
+            if words.iter().fold(0, |all, word| all | word) != 0 {
+                return Ok(false);
+            }
+            rest = rest.saturating_sub(size_of::<Line>());
+        }
+        for offset in slice.len().saturating_sub(rest)..slice.len() {
+            if slice.read_obj::<u8>(offset)? != 0 {
+                return Ok(false);
+            }
+        }
+        match inaccessible {
+            Some(error) => Err(error),
+            None => Ok(true),
+        }
+    }
+
     /// Returns the address of the first byte, or the number that stands for it in a fault, if the
     /// memory has none.
     #[inline]
@@ -431,6 +479,9 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         }
     }
 }
+
+/// The bytes that are compared at a time: as many as the access routines read in line.
+type Line = [u64; 8];
 
 /// Returns how many of `wanted` elements fit into `bytes`. Zero-sized elements always fit.
 #[inline(always)]

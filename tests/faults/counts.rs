@@ -218,3 +218,22 @@ fn long_copy_at_inaccessible_page_counts_bytes_before_fault() {
     assert_eq!(memory.read(&mut buf, BASE).unwrap(), PAGE);
     assert_eq!(memory.write(&buf[..16_000], BASE).unwrap(), PAGE);
 }
+
+#[test]
+fn is_zero_across_truncated_page_returns_error_unless_bytes_before_decide() {
+    fault::install().unwrap();
+    let (memory, file) = shared(2);
+    file.set_len(PAGE as u64).unwrap();
+    for len in [1, 63, 64, 65, 200] {
+        let start = GuestAddress(BASE.0 + (PAGE - len) as u64);
+        let slice = memory.get_slice(start, len + PAGE).unwrap();
+        assert!(is_efault(&slice.is_zero().unwrap_err().into()));
+        assert_eq!(fault::last().unwrap().direction, Direction::Read);
+        assert!(slice.subslice(0, len).unwrap().is_zero().unwrap());
+        if len >= 64 {
+            memory.write_obj(1u8, start).unwrap();
+            assert!(!slice.is_zero().unwrap());
+            memory.write_obj(0u8, start).unwrap();
+        }
+    }
+}

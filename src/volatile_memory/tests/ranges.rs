@@ -64,3 +64,25 @@ proptest! {
         prop_assert_eq!(memory.take_marks(), (to..to + count).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn is_zero_depends_on_each_byte_of_the_slice_and_no_other() {
+    let mut memory = [0xffu8; 220];
+    for start in [0, 1, 7, 16] {
+        for len in (0..200).step_by(if cfg!(miri) { 37 } else { 1 }) {
+            memory.fill(0xff);
+            memory[start..start + len].fill(0);
+            let all = VolatileSlice::from(memory.as_mut_slice());
+            let slice = all.subslice(start, len).unwrap();
+            assert!(slice.is_zero().unwrap(), "{len} bytes at {start}");
+            for offset in 0..len {
+                slice.write_obj(0x80u8, offset).unwrap();
+                assert!(
+                    !slice.is_zero().unwrap(),
+                    "{len} bytes at {start}, byte {offset}"
+                );
+                slice.write_obj(0u8, offset).unwrap();
+            }
+        }
+    }
+}
