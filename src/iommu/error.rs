@@ -1,6 +1,7 @@
 //! Address ranges, and the errors of translations.
 
 use std::fmt;
+use std::iter::repeat_n;
 use std::num::TryFromIntError;
 use std::ops::Range;
 
@@ -122,17 +123,14 @@ pub struct IotlbFails {
     /// The parts whose mapping does not permit the access, or that cannot have a mapping because
     /// they pass 2^64.
     ///
-    /// If the last part is empty, the [bound](super::Iotlb::set_bound) of the IOTLB prevents the
-    /// access. Then the missing parts are also here: asking for them would never end.
+    /// If the [bound](super::Iotlb::set_bound) of the IOTLB prevents the access, the missing parts
+    /// are also here: asking for them would never end. The last parts are then empty: one if the
+    /// range needs more mappings than the bound permits at a time, two if its tries are spent.
+    /// [`is_refused_by_bound`](Self::is_refused_by_bound) checks for them.
     pub access_fails: Vec<IovaRange>,
 }
 
 impl IovaRange {
-    /// Creates the last part of [`IotlbFails::access_fails`] if the bound is the reason.
-    pub(super) fn refused_by_bound(base: GuestAddress) -> Self {
-        IovaRange { base, length: 0 }
-    }
-
     /// Returns whether the last address is past the end of the address space.
     fn passes_the_end(&self) -> bool {
         let more = u64::try_from(self.length.saturating_sub(1)).unwrap_or(u64::MAX);
@@ -140,7 +138,58 @@ impl IovaRange {
     }
 }
 
+/// The reason why the bound of an IOTLB prevents an access.
+///
+/// Users of 0.18.0 construct [`IotlbFails`], so it cannot have a field for the reason. A number of
+/// empty parts at the end of `access_fails` stands for it: no other part is empty, because an empty
+/// range is always found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Refusal {
+    /// The range needs more mappings than the bound permits at a time.
+    NeedsMore,
+    /// The tries of the range are spent.
+    TriesSpent,
+}
+
+impl Refusal {
+    /// Returns the number of empty parts.
+    fn parts(self) -> usize {
+        match self {
+            Self::NeedsMore => 1,
+            Self::TriesSpent => 2,
+        }
+    }
+}
+
 impl IotlbFails {
+    /// Creates the outcome of a lookup whose missing parts must not be requested any more.
+    pub(super) fn refused(
+        reason: Refusal,
+        mut misses: Vec<IovaRange>,
+        mut access_fails: Vec<IovaRange>,
+    ) -> Self {
+        access_fails.append(&mut misses);
+        access_fails.sort_by_key(|range| range.base);
+        if let Some(base) = access_fails.first().map(|range| range.base) {
+            let empty = IovaRange { base, length: 0 };
+            access_fails.extend(repeat_n(empty, reason.parts()));
+        }
+        IotlbFails {
+            misses,
+            access_fails,
+        }
+    }
+
+    /// Returns the reason why the bound prevents the access, if it does.
+    fn refusal(&self) -> Option<Refusal> {
+        let parts = self.access_fails.iter().rev();
+        match parts.take_while(|part| part.length == 0).count() {
+            0 => None,
+            1 => Some(Refusal::NeedsMore),
+            _ => Some(Refusal::TriesSpent),
+        }
+    }
+
     /// Returns whether the [bound](super::Iotlb::set_bound) of the IOTLB prevents the access.
     ///
     /// The range needs more mappings than the bound permits at a time, or has lost them too often.
@@ -163,10 +212,7 @@ impl IotlbFails {
     /// # Ok::<(), vm_memory::iommu::Error>(())
     /// ```
     pub fn is_refused_by_bound(&self) -> bool {
-        // An empty range is always found, so no other part is empty.
-        self.access_fails
-            .last()
-            .is_some_and(|range| range.length == 0)
+        self.refusal().is_some()
     }
 
     /// Converts the outcome of a failed lookup of `length` bytes at `iova` into an error.
@@ -199,13 +245,12 @@ impl IotlbFails {
             Permissions::Write => "write",
             Permissions::ReadWrite => "read and write",
         };
-        let reasons = self.access_fails.iter().rev();
         let reason = match (self.access_fails.first(), self.misses.first()) {
-            _ if reasons.take_while(|part| part.length == 0).count() > 1 => format!(
+            _ if self.refusal() == Some(Refusal::TriesSpent) => format!(
                 "the range has lost its mappings in {TRIES} tries; \
                  raise the bound of the IOTLB, or access less at a time"
             ),
-            _ if self.is_refused_by_bound() => {
+            _ if self.refusal() == Some(Refusal::NeedsMore) => {
                 "the range needs more mappings than the bound of the IOTLB permits at a time".into()
             }
             (Some(refused), _) if refused.passes_the_end() => PASSES_THE_END.into(),

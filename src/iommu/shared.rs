@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::LookupCounters;
-use super::iotlb::Waits;
+use super::iotlb::Priority;
 use super::mapping_table::Span;
 use super::snapshots::{Replay, Snapshot, Snapshots};
 use super::{Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator};
@@ -81,8 +81,6 @@ pub struct SharedIotlb {
 #[derive(Debug)]
 struct Inner {
     snapshots: Snapshots<Iotlb>,
-    /// The failed lookups of all snapshots. Empty without a bound.
-    waits: Arc<Waits>,
     /// Tells windows of a change. Published after it, and before the caller continues.
     changes: Changes,
 }
@@ -90,11 +88,11 @@ struct Inner {
 /// A change of an IOTLB.
 #[derive(Debug)]
 pub(super) enum Update {
-    /// Maps addresses, for the range whose lookup failed.
+    /// Maps addresses, while a range has priority.
     Map(GuestAddress, GuestAddress, usize, Permissions, Option<Span>),
     Invalidate(GuestAddress, usize),
     InvalidateAll,
-    Bound(Option<NonZeroUsize>, Arc<Waits>),
+    Bound(Option<NonZeroUsize>, Arc<Priority>),
     Count(Arc<LookupCounters>),
 }
 
@@ -110,7 +108,9 @@ impl Replay for Iotlb {
             }
             Update::Invalidate(iova, length) => self.invalidate_mapping(iova, length),
             Update::InvalidateAll => self.invalidate_all(),
-            Update::Bound(bound, ref waits) => self.set_bound_with(bound, Arc::clone(waits)),
+            Update::Bound(bound, ref priority) => {
+                self.set_bound_with(bound, Arc::clone(priority));
+            }
         }
         Ok(())
     }
@@ -126,7 +126,6 @@ impl Default for Inner {
     fn default() -> Self {
         Self {
             snapshots: Snapshots::new(Iotlb::new()),
-            waits: Arc::default(),
             changes: Changes::default(),
         }
     }
@@ -185,7 +184,7 @@ impl SharedIotlb {
         perm: Permissions,
     ) -> Result<Invalidation, Error> {
         // Called once: both tables get this update, and must not differ.
-        let wanted = self.inner.waits.mapping_arrives(iova, length);
+        let wanted = self.snapshot().mapping_arrives(iova, length);
         self.apply(Update::Map(iova, map_to, length, perm, wanted))
     }
 
@@ -212,8 +211,7 @@ impl SharedIotlb {
     ///
     /// The oldest mappings are evicted. See [`Iotlb::set_bound`].
     pub fn set_bound(&self, bound: Option<NonZeroUsize>) {
-        self.inner.waits.clear();
-        self.update(Update::Bound(bound, Arc::clone(&self.inner.waits)));
+        self.update(Update::Bound(bound, Arc::default()));
     }
 
     /// Returns the most permissive access that all of the `length` addresses at `iova` permit.

@@ -3,14 +3,13 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use super::{Iotlb, IovaMapping, Span, Waits};
+use super::{Iotlb, IovaMapping, Priority, Span};
 
 impl Iotlb {
     /// Limits the number of mappings. `None`, the default, permits any number.
     ///
     /// The oldest mappings are evicted, now and whenever there would be more than `bound`. A
-    /// mapping that grows by a neighbour counts as new. An evicted mapping is a miss. Mappings of a
-    /// range whose lookup has failed are evicted last, until a lookup finds the range.
+    /// mapping that grows by a neighbour counts as new. An evicted mapping is a miss.
     ///
     /// An eviction takes about as long with many mappings as with few. Lowering the bound takes
     /// time in proportion to the number of mappings before. During the call, there is a second
@@ -30,15 +29,19 @@ impl Iotlb {
     /// # Loops of lookups and mappings end
     ///
     /// A caller may look up, ask for the misses, map them, and look up again, without a limit of
-    /// its own. A failed lookup uses up a try if it made no progress. That is, mappings of its
-    /// range were set, but no more of the range is mapped than at the previous lookup. After 32
-    /// tries, the range is refused in the same way. A lookup that finds the range resets the count.
-    /// Tries may be used up because of the bound, invalidations, or other threads whose ranges do
-    /// not fit the bound together with this one. Other threads do not use up tries if the bound is
-    /// at least 2 × mappings of the longest request × requests in flight.
+    /// its own. One range at a time has priority: the first whose lookup fails, until a lookup
+    /// finds it or refuses it. Mappings of other ranges are evicted before those of this range. So
+    /// it is found if it fits the bound, and then the next range that fails has priority.
     ///
-    /// In every second try, the whole range is one miss. If it is then mapped in order, from either
-    /// end, it is found or refused. Tries are counted for the last 64 ranges that failed.
+    /// A failed lookup of the range uses up a try if it made no progress. That is, mappings of its
+    /// range were set, but no more of the range is mapped than at the previous lookup. An
+    /// invalidation may cause that. After 32 tries, the range is refused in the same way. In every
+    /// second try, the whole range is one miss, so that its mappings arrive in order.
+    ///
+    /// Priority also passes on after many failed lookups of other ranges, as the device may have
+    /// given up. So of up to 65 536 ranges that fail in turn, each is found or refused. To limit
+    /// the time that they wait for each other, choose a bound of at least mappings of the longest
+    /// request × requests in flight.
     ///
     /// # Examples
     ///
@@ -58,15 +61,15 @@ impl Iotlb {
         self.set_bound_with(bound, Arc::default());
     }
 
-    /// Limits the number of mappings. Later failed lookups are recorded in `waits`.
+    /// Limits the number of mappings. Later failed lookups are recorded in `priority`.
     pub(in crate::iommu) fn set_bound_with(
         &mut self,
         bound: Option<NonZeroUsize>,
-        waits: Arc<Waits>,
+        priority: Arc<Priority>,
     ) {
         self.bound = bound;
-        self.waits = bound.map(|_| waits);
-        self.observed = self.waits.is_some() || self.counters.is_some();
+        self.priority = bound.map(|_| priority);
+        self.observed = self.priority.is_some() || self.counters.is_some();
         if let Some(bound) = bound {
             let evictions = self.mappings.keep_newest(bound.get());
             let evictions = u64::try_from(evictions).unwrap_or(u64::MAX);
@@ -107,8 +110,7 @@ impl Iotlb {
 
     /// Evicts mappings, down to the bound.
     ///
-    /// `wanted` is the range that the newest mapping was set for. Mappings outside it are evicted
-    /// first.
+    /// `wanted` is the range that has priority. Mappings outside it are evicted first.
     #[inline]
     pub(super) fn evict(&mut self, wanted: Option<Span>) {
         if self

@@ -1,8 +1,9 @@
 //! The parts of a range for which a lookup fails.
 
+use super::super::error::Refusal;
 use super::super::mapping_table::count_steps;
 use super::super::{IotlbFails, IovaRange};
-use super::waits::Verdict;
+use super::priority::Verdict;
 use super::{Iotlb, IovaMapping, Position, Span};
 use crate::guest_memory::{GuestAddress, Permissions};
 
@@ -21,21 +22,6 @@ pub(super) fn passes_as_a_whole(base: GuestAddress, length: usize) -> IotlbFails
     IotlbFails {
         misses: Vec::new(),
         access_fails: vec![IovaRange { base, length }],
-    }
-}
-
-/// Returns the outcome of a lookup whose missing parts must not be requested any more.
-fn refuse(
-    mut misses: Vec<IovaRange>,
-    mut access_fails: Vec<IovaRange>,
-    reason: &[IovaRange],
-) -> IotlbFails {
-    access_fails.append(&mut misses);
-    access_fails.sort_by_key(|range| range.base);
-    access_fails.extend_from_slice(reason);
-    IotlbFails {
-        misses,
-        access_fails,
     }
 }
 
@@ -100,10 +86,17 @@ impl Iotlb {
             misses.push(range_of(from, last));
         }
         if refused_by_bound {
-            let reason = IovaRange::refused_by_bound(GuestAddress(first));
-            return refuse(misses, access_fails, &[reason]);
+            self.end(Span { first, last });
+            return IotlbFails::refused(Refusal::NeedsMore, misses, access_fails);
         }
         self.limit_tries(first, last, misses, access_fails)
+    }
+
+    /// Records that the loop of a range ends, because the failure of its lookup is final.
+    fn end(&self, range: Span) {
+        if let Some(priority) = &self.priority {
+            priority.ended(range);
+        }
     }
 
     /// Returns the outcome of a failed lookup. With a bound, it counts the tries of the range, and
@@ -112,32 +105,28 @@ impl Iotlb {
         &self,
         first: u64,
         last: u64,
-        misses: Vec<IovaRange>,
+        mut misses: Vec<IovaRange>,
         access_fails: Vec<IovaRange>,
     ) -> IotlbFails {
-        let verdict = match &self.waits {
-            Some(waits) if !misses.is_empty() => {
-                let missing = misses.iter().fold(0u64, |sum, range| {
-                    sum.saturating_add(u64::try_from(range.length).unwrap_or(u64::MAX))
-                });
-                waits.failed(Span { first, last }, missing)
+        if misses.is_empty() {
+            self.end(Span { first, last });
+        } else if let Some(priority) = &self.priority {
+            let missing = misses.iter().fold(0u64, |sum, range| {
+                sum.saturating_add(u64::try_from(range.length).unwrap_or(u64::MAX))
+            });
+            match priority.failed(Span { first, last }, missing) {
+                Verdict::Refuse => {
+                    return IotlbFails::refused(Refusal::TriesSpent, misses, access_fails);
+                }
+                Verdict::AskForAll if access_fails.is_empty() => {
+                    misses = vec![range_of(first, last)];
+                }
+                Verdict::AskForParts | Verdict::AskForAll => {}
             }
-            _ => Verdict::AskForParts,
-        };
-        match verdict {
-            Verdict::AskForAll if access_fails.is_empty() => IotlbFails {
-                misses: vec![range_of(first, last)],
-                access_fails,
-            },
-            Verdict::AskForParts | Verdict::AskForAll => IotlbFails {
-                misses,
-                access_fails,
-            },
-            Verdict::Refuse => {
-                // Two empty parts tell `into_error` that the tries are the reason.
-                let reason = IovaRange::refused_by_bound(GuestAddress(first));
-                refuse(misses, access_fails, &[reason.clone(), reason])
-            }
+        }
+        IotlbFails {
+            misses,
+            access_fails,
         }
     }
 

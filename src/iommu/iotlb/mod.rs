@@ -5,9 +5,9 @@ mod fails;
 mod iterator;
 #[cfg(test)]
 mod many_leaves_tests;
+mod priority;
 #[cfg(test)]
 mod tests;
-mod waits;
 
 use std::num::NonZeroUsize;
 use std::ops::Deref;
@@ -20,7 +20,7 @@ use super::{widest, Error, IotlbFails, IovaRange};
 use crate::guest_memory::{GuestAddress, Permissions};
 
 pub use iterator::IotlbIterator;
-pub(super) use waits::{Waits, TRIES};
+pub(super) use priority::{Priority, TRIES};
 
 /// The cached mappings of an IOMMU: I/O virtual address ranges and their guest physical addresses.
 ///
@@ -87,11 +87,11 @@ pub struct Iotlb {
     /// change that may have replaced this mapping in the guest's table.
     evicted: Option<IovaMapping>,
     evictions: u64,
-    /// The lookups that failed. Present if there is a bound.
-    waits: Option<Arc<Waits>>,
+    /// The failed lookup that is served first. Present if there is a bound.
+    priority: Option<Arc<Priority>>,
     /// Present if lookups are counted.
     counters: Option<Arc<LookupCounters>>,
-    /// Whether there are waits or counters, which lookups update.
+    /// Whether there is a priority or counters, which lookups update.
     observed: bool,
 }
 
@@ -99,7 +99,7 @@ impl Clone for Iotlb {
     fn clone(&self) -> Self {
         Self {
             mappings: self.mappings.clone(),
-            waits: self.waits.clone(),
+            priority: self.priority.clone(),
             counters: self.counters.clone(),
             ..*self
         }
@@ -112,7 +112,7 @@ impl Clone for Iotlb {
             next_age,
             evicted,
             evictions,
-            waits,
+            priority,
             counters,
             observed,
         } = source;
@@ -121,7 +121,7 @@ impl Clone for Iotlb {
         self.next_age = *next_age;
         self.evicted = *evicted;
         self.evictions = *evictions;
-        share(&mut self.waits, waits);
+        share(&mut self.priority, priority);
         share(&mut self.counters, counters);
         self.observed = *observed;
     }
@@ -253,14 +253,19 @@ impl Iotlb {
         length: usize,
         perm: Permissions,
     ) -> Result<(), Error> {
-        let wanted = self
-            .waits
-            .as_ref()
-            .and_then(|waits| waits.mapping_arrives(iova, length));
+        let wanted = self.mapping_arrives(iova, length);
         self.map(iova, map_to, length, perm, wanted)
     }
 
-    /// Maps addresses as [`set_mapping`](Self::set_mapping) does, for the range `wanted`.
+    /// Records that the `length` addresses at `iova` are about to be mapped.
+    ///
+    /// Returns the range that has priority.
+    #[inline]
+    pub(super) fn mapping_arrives(&self, iova: GuestAddress, length: usize) -> Option<Span> {
+        self.priority.as_ref()?.mapping_arrives(iova, length)
+    }
+
+    /// Maps addresses as [`set_mapping`](Self::set_mapping) does, while a range has priority.
     pub(super) fn map(
         &mut self,
         iova: GuestAddress,
@@ -378,8 +383,8 @@ impl Iotlb {
         if let Some(counters) = &self.counters {
             counters.count(found.is_some());
         }
-        if let (Some(waits), Some(range)) = (&self.waits, found) {
-            waits.found(range);
+        if let (Some(priority), Some(range)) = (&self.priority, found) {
+            priority.ended(range);
         }
     }
 
@@ -396,7 +401,7 @@ impl Iotlb {
     ) -> Result<IotlbIterator<D>, E> {
         let Some(last) = last_of(iova.0, length) else {
             if tlb.observed {
-                // Addresses that are never recorded as a failed lookup.
+                // Addresses that never have priority.
                 let none = Span { first: 1, last: 0 };
                 tlb.observe((length == 0).then_some(none));
             }

@@ -1,6 +1,7 @@
 //! Guest memory behind an IOMMU, and its IOTLBs.
 
 mod bound;
+mod competing;
 mod marks;
 mod memory;
 mod random_mappings;

@@ -1,0 +1,167 @@
+//! [`Priority`]: the failed lookup that an IOTLB with a bound serves first.
+//!
+//! A device whose lookup fails asks for mappings and looks up again. Each mapping that arrives may
+//! evict another one that some device waits for, so nothing in the mappings guarantees that any of
+//! these loops ends. Therefore one range at a time has priority: the first whose lookup fails.
+//!
+//! - Mappings of other ranges are evicted first. So a range that fits the bound is found, in
+//!   whatever order its mappings arrive. Then the next range that fails has priority.
+//! - A lookup makes progress if more of the range is mapped than at the lookup before. Otherwise it
+//!   uses up one of the [`TRIES`], and the last one refuses the range. A range of n addresses makes
+//!   progress at most n times between two tries, so it is found or refused.
+//! - A device may give up. So priority passes on when `patience` lookups of other ranges have
+//!   failed since the last one of the range. The patience then doubles, until it exceeds the number
+//!   of ranges that fail in turn.
+//!
+//! This takes constant memory. Counting the tries of each range would not: with more ranges than
+//! records, each range would lose its record before its next lookup.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::super::mapping_table::Span;
+use crate::guest_memory::GuestAddress;
+
+/// The number of failed lookups without progress after which a range is refused.
+pub(in crate::iommu) const TRIES: u32 = 32;
+/// The least and the greatest patience.
+const PATIENCE: (u32, u32) = (16, 1 << 16);
+
+/// The range that is served first, if a lookup has failed.
+#[derive(Debug, Default)]
+pub(in crate::iommu) struct Priority {
+    /// [`key`] of the range that has priority, or 0. It is changed under the lock of `state`.
+    ///
+    /// Relaxed: a thread sees the key of its own failed lookup. A thread that maps addresses has
+    /// received the miss, which orders the key before it. A missed key costs at most one try.
+    key: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    first: Option<Failed>,
+    patience: u32,
+}
+
+/// A range whose last lookup failed.
+#[derive(Debug)]
+struct Failed {
+    range: Span,
+    /// The number of addresses that were not mapped at that lookup.
+    missing: u64,
+    tries: u32,
+    /// Whether a mapping of the range was set since.
+    mapped: bool,
+    /// The number of lookups of other ranges that failed since.
+    others: u32,
+}
+
+/// The outcome of a failed lookup.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Verdict {
+    /// The missing parts can be requested.
+    AskForParts,
+    /// The whole range must be requested as one miss: requesting the parts made no progress.
+    AskForAll,
+    /// The tries are spent.
+    Refuse,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            first: None,
+            patience: PATIENCE.0,
+        }
+    }
+}
+
+impl Priority {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No operation panics part-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that a lookup of a range failed, and that this number of its addresses is missing.
+    #[cold]
+    pub(super) fn failed(&self, range: Span, missing: u64) -> Verdict {
+        let mut state = self.state();
+        let patience = state.patience;
+        match &mut state.first {
+            Some(first) if first.range == range => {
+                if first.mapped && missing >= first.missing {
+                    first.tries = first.tries.saturating_add(1);
+                }
+                (first.mapped, first.missing, first.others) = (false, missing, 0);
+                match first.tries {
+                    TRIES.. => {
+                        self.release(&mut state);
+                        return Verdict::Refuse;
+                    }
+                    // Alternates: some IOMMUs can only ask for the first address of a miss.
+                    tries if tries % 2 == 1 => return Verdict::AskForAll,
+                    _ => return Verdict::AskForParts,
+                }
+            }
+            Some(first) if first.others < patience => {
+                first.others = first.others.saturating_add(1);
+                return Verdict::AskForParts;
+            }
+            Some(_) => state.patience = patience.saturating_mul(2).min(PATIENCE.1),
+            None => {}
+        }
+        state.first = Some(Failed {
+            range,
+            missing,
+            tries: 0,
+            mapped: false,
+            others: 0,
+        });
+        self.key.store(key(range), Ordering::Relaxed);
+        Verdict::AskForParts
+    }
+
+    /// Records that the loop of a range has ended: a lookup found it, or its failure is final.
+    pub(super) fn ended(&self, range: Span) {
+        if self.key.load(Ordering::Relaxed) == key(range) {
+            let mut state = self.state();
+            if state
+                .first
+                .as_ref()
+                .is_some_and(|first| first.range == range)
+            {
+                self.release(&mut state);
+            }
+        }
+    }
+
+    /// Records that the `length` addresses at `iova` are about to be mapped, which may be none.
+    ///
+    /// Returns the range whose mappings are evicted last.
+    pub(super) fn mapping_arrives(&self, iova: GuestAddress, length: usize) -> Option<Span> {
+        if self.key.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let first = iova.0;
+        let more = u64::try_from(length.saturating_sub(1)).unwrap_or(u64::MAX);
+        let last = first.saturating_add(more);
+        let mut state = self.state();
+        let failed = state.first.as_mut()?;
+        // A mapping without addresses, or one that is refused, counts, too.
+        failed.mapped |= failed.range.overlaps(Span { first, last });
+        Some(failed.range)
+    }
+
+    fn release(&self, state: &mut State) {
+        state.first = None;
+        state.patience = (state.patience / 2).max(PATIENCE.0);
+        self.key.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Returns a hash of a range that is not 0.
+fn key(range: Span) -> u64 {
+    // Equal keys of two ranges cost a lock, nothing else.
+    (range.first ^ range.last.rotate_left(32)) | 1
+}
