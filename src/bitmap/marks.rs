@@ -29,14 +29,14 @@
 //! |---|---|---|
 //! | `T` | `swap` on the summary | reads and clears the bits of the lines |
 //! | `S` | loads of the words of each such line | skips the empty words |
-//! | `H` | `swap` on each other word | reads and clears the marks |
+//! | `H` | `swap` on each other word, two words at once where possible | reads and clears the marks |
 //! | `F` | full fence | orders the cleared marks before the data |
 //! | `R` | loads from guest memory | reads the data |
 //!
 //! All operations but `D`, `R` and the first load of a word are sequentially consistent. "The total
 //! order" below is the single order of all sequentially consistent operations and fences. `F` ends
-//! [`Marks::harvest`], which is the only way to clear a mark. The callback of `harvest` must not
-//! read guest memory, because the fence follows it.
+//! [`Marks::harvest`] and [`Marks::harvest_each`], the only ways to clear a mark. The callback of
+//! `harvest_each` must not read guest memory, because the fence follows it.
 //!
 //! # No interleaving loses a page
 //!
@@ -79,12 +79,13 @@
 //! orderings that the models do not need. `super::sync` counts the read-modify-writes in tests.
 
 use core::ops::Range;
+use core::slice::from_mut;
 use std::collections::TryReserveError;
 
-use super::sync::{fence, try_words, AtomicU64, Ordering};
+use super::sync::{fence, try_words, AtomicU64, Ordering, Pairs};
 use crate::bits::{
     bits_between, each_bit, mask, position, summary_slot, words_of, LINE_BITS, LINE_WORDS,
-    SUMMARY_WORDS, WORD_BITS,
+    SUMMARY_BITS, SUMMARY_WORDS, WORD_BITS,
 };
 
 /// The minimum number of words for which there is a summary. Without one, marks are cheaper, and a
@@ -117,7 +118,7 @@ impl Marks {
             try_words(count).unwrap_or_else(|_| (0..count).map(|_| AtomicU64::new(0)).collect())
         };
         Self {
-            words: empty(words),
+            words: empty(words.next_multiple_of(LINE_WORDS)),
             summary: empty(summary_len(words)),
         }
     }
@@ -125,7 +126,7 @@ impl Marks {
     /// Creates `words` words without marks, or returns an error if memory runs out.
     pub(super) fn try_new(words: usize) -> Result<Self, TryReserveError> {
         Ok(Self {
-            words: try_words(words)?,
+            words: try_words(words.next_multiple_of(LINE_WORDS))?,
             summary: try_words(summary_len(words))?,
         })
     }
@@ -192,18 +193,36 @@ impl Marks {
         // Orders the data before all checks.
         fence(Ordering::SeqCst);
         let ((first_word, first_bit), (last_word, last_bit)) = (position(first), position(last));
-        match self.words.get(first_word..=last_word).unwrap_or_default() {
-            [] => {}
-            [word] => set_missing(word, bits_between(first_bit, last_bit)),
+        let words = self.words.get(first_word..=last_word).unwrap_or_default();
+        let is_set = match words {
             [head, middle @ .., tail] => {
-                set_missing(head, bits_between(first_bit, 1 << (WORD_BITS - 1)));
-                middle.iter().for_each(|word| set_missing(word, u64::MAX));
-                set_missing(tail, bits_between(1, last_bit));
+                has_bits(head, bits_between(first_bit, 1 << (WORD_BITS - 1)))
+                    && has_bits(tail, bits_between(1, last_bit))
+                    && are_full(middle)
+            }
+            _ => false,
+        };
+        if !is_set || !self.summary.is_empty() {
+            self.mark_missing(first, last, is_set);
+        }
+    }
+
+    /// Completes the marks of a range: those of the words, unless `is_set`, and of the summary.
+    ///
+    /// Out of line, so that [`mark_range`](Self::mark_range) saves no registers: a fence waits for
+    /// earlier stores.
+    #[inline(never)]
+    fn mark_missing(&self, first: usize, last: usize, is_set: bool) {
+        if !is_set {
+            for (word, bits) in words_of(first..last.saturating_add(1)) {
+                match self.words.get(word) {
+                    Some(word) => set_missing(word, bits),
+                    None => break,
+                }
             }
         }
         // After the checks of the words.
-        let lines = first_word / LINE_WORDS..(last_word / LINE_WORDS).saturating_add(1);
-        for (slot, lines) in words_of(lines) {
+        for (slot, lines) in words_of(first / LINE_BITS..(last / LINE_BITS).saturating_add(1)) {
             match self.summary.get(slot) {
                 Some(word) => set_missing(word, lines),
                 None => break,
@@ -211,31 +230,50 @@ impl Marks {
         }
     }
 
-    /// Clears the bits of a range, and calls `found` for each word that had set bits.
+    /// Clears the bits of a range, and adds them to `words`.
     ///
-    /// The words ascend. The caller may read guest memory after the call, but not in `found`.
-    pub(super) fn harvest(&self, range: Range<usize>, found: impl FnMut(usize, u64)) {
-        self.harvest_words(range, found);
+    /// The caller may read guest memory after the call. `words` begins at the block (the words of
+    /// one summary word) of `range.start`. Bits past its end are dropped. `lines` is a summary of
+    /// `words`, or empty.
+    pub(super) fn harvest(&self, range: Range<usize>, words: &mut [u64], lines: &mut [u64]) {
+        self.clear(range, words, lines);
         // The matching fences of the writers are in `mark` and `mark_range`.
         fence(Ordering::SeqCst);
     }
 
-    fn harvest_words(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
+    /// Clears the bits of a range, and calls `found` for each word that had set bits.
+    ///
+    /// The words ascend. The caller may read guest memory after the call, but not in `found`.
+    pub(super) fn harvest_each(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
+        let end = range.end.min(self.words.len().saturating_mul(WORD_BITS));
+        let (mut start, mut words) = (range.start, [0; SUMMARY_WORDS]);
+        while start < end {
+            let block = start / SUMMARY_BITS;
+            let next = block.saturating_add(1).saturating_mul(SUMMARY_BITS);
+            let mut lines = 0;
+            self.clear(start..end.min(next), &mut words, from_mut(&mut lines));
+            let numbers = (block.saturating_mul(SUMMARY_WORDS)..).zip(&mut words);
+            for (number, bits) in numbers.filter(|(_, bits)| **bits != 0) {
+                found(number, core::mem::take(bits));
+            }
+            start = next;
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// Does what [`harvest`](Self::harvest) does, without the fence.
+    fn clear(&self, range: Range<usize>, words: &mut [u64], lines: &mut [u64]) {
         let all = self.words.len().saturating_mul(WORD_BITS);
         let range = range.start..range.end.min(all);
         if range.is_empty() {
             return;
         }
-        let lines = range.start / LINE_BITS..range.end.div_ceil(LINE_BITS);
-        // Lines that are entirely in the range. The last line of the bitmap may have fewer words.
-        let whole_end = if range.end == all {
-            lines.end
-        } else {
-            range.end / LINE_BITS
-        };
-        let whole = range.start.div_ceil(LINE_BITS)..whole_end;
-        let mut full = false;
-        for (slot, lines) in words_of(lines) {
+        let pairs = Pairs::new();
+        // Lines that are entirely in the range.
+        let whole = range.start.div_ceil(LINE_BITS)..range.end / LINE_BITS;
+        let mut blocks = words.chunks_mut(SUMMARY_WORDS);
+        let mut summary = lines.iter_mut();
+        for (slot, lines) in words_of(range.start / LINE_BITS..range.end.div_ceil(LINE_BITS)) {
             let first_line = slot.saturating_mul(WORD_BITS);
             let whole = mask(
                 whole.start.saturating_sub(first_line),
@@ -243,12 +281,23 @@ impl Marks {
             );
             // Other lines keep their bit in the summary, and are searched whether it is set or not.
             let candidates = self.harvest_summary(slot, whole) | (lines & !whole);
-            for line in each_bit(candidates) {
-                let first_word = first_line.saturating_add(line).saturating_mul(LINE_WORDS);
-                match whole & position(line).1 {
-                    0 => self.harvest_part_of_line(first_word, &range, &mut found),
-                    _ => full = self.harvest_line(first_word, full, &mut found),
+            let marks = self.words.chunks(SUMMARY_WORDS).nth(slot);
+            let marks = marks.unwrap_or_default().as_chunks().0;
+            let (words, rest) = blocks.next().unwrap_or_default().as_chunks_mut();
+            let direct = candidates & whole & mask(0, words.len());
+            let mut found = harvest_lines(marks, direct, words, pairs);
+            for number in each_bit(candidates & !direct) {
+                let first_bit = first_line.saturating_add(number).saturating_mul(LINE_BITS);
+                let inside = range.start.saturating_sub(first_bit)
+                    ..range.end.saturating_sub(first_bit).min(LINE_BITS);
+                let words = words.get_mut(number).map_or(&mut *rest, |words| words);
+                let line = marks.get(number).map_or(&[][..], |line| line);
+                if harvest_part_of_line(line, inside, words) {
+                    found |= position(number).1;
                 }
+            }
+            if let Some(lines) = summary.next() {
+                *lines |= found;
             }
         }
     }
@@ -269,83 +318,6 @@ impl Marks {
             _ => word.fetch_and(!lines, Ordering::SeqCst),
         };
         marked & lines
-    }
-
-    /// Harvests a line, and returns whether each of its words had marks.
-    #[inline(always)]
-    fn harvest_line(
-        &self,
-        first_word: usize,
-        after_full: bool,
-        found: &mut impl FnMut(usize, u64),
-    ) -> bool {
-        // After a full line, this one is probably full as well. Loads would skip nothing, and would
-        // have to wait for the exchanges of the line before.
-        let seen = if after_full {
-            [u64::MAX; LINE_WORDS]
-        } else {
-            self.load_line(first_word)
-        };
-        if seen.iter().fold(0, |all, bits| all | bits) == 0 {
-            return false;
-        }
-        let mut full = true;
-        for (number, bits) in self.swap_line(first_word, seen).into_iter().enumerate() {
-            match bits {
-                0 => full = false,
-                _ => found(first_word.saturating_add(number), bits),
-            }
-        }
-        full
-    }
-
-    /// Loads the words of a line; 0 for words that do not exist.
-    #[inline(always)]
-    fn load_line(&self, first_word: usize) -> [u64; LINE_WORDS] {
-        let line = self.words.get(first_word..).unwrap_or_default();
-        // Builds optimised for size unroll this, unlike a loop.
-        core::array::from_fn(|number| {
-            let word = line.get(number);
-            word.map_or(0, |word| word.load(Ordering::SeqCst))
-        })
-    }
-
-    /// Reads and clears the words of a line for which `seen` is not 0.
-    ///
-    /// It clears all of them before the caller gets any. An exchange waits for earlier stores, and
-    /// the caller's stores miss the cache.
-    #[inline(always)]
-    fn swap_line(&self, first_word: usize, seen: [u64; LINE_WORDS]) -> [u64; LINE_WORDS] {
-        let mut harvested = [0; LINE_WORDS];
-        let line = self.words.get(first_word..).unwrap_or_default();
-        for ((harvested, seen), word) in harvested.iter_mut().zip(seen).zip(line) {
-            if seen != 0 {
-                *harvested = word.swap(0, Ordering::SeqCst);
-            }
-        }
-        harvested
-    }
-
-    /// Harvests the bits of a line that are in `range`.
-    #[inline]
-    fn harvest_part_of_line(
-        &self,
-        first_word: usize,
-        range: &Range<usize>,
-        found: &mut impl FnMut(usize, u64),
-    ) {
-        let start = first_word.saturating_mul(WORD_BITS);
-        let end = start.saturating_add(LINE_BITS);
-        for (word, inside) in words_of(range.start.max(start)..range.end.min(end)) {
-            match self
-                .words
-                .get(word)
-                .map_or(0, |word| harvest_word(word, inside))
-            {
-                0 => {}
-                bits => found(word, bits),
-            }
-        }
     }
 
     /// Sets the marks in `other` as well, moved up by `first` words.
@@ -371,22 +343,79 @@ fn summary_len(words: usize) -> usize {
 /// Sets bits of a word, unless all of them are set.
 #[inline(always)]
 fn set_missing(word: &AtomicU64, bits: u64) {
-    if word.load(Ordering::SeqCst) & bits != bits {
+    if !has_bits(word, bits) {
         word.fetch_or(bits, Ordering::SeqCst);
     }
 }
 
-/// Clears these bits of a word, and returns those that were set.
+/// Returns whether a word has all of these bits.
 #[inline(always)]
-fn harvest_word(word: &AtomicU64, bits: u64) -> u64 {
-    if word.load(Ordering::SeqCst) & bits == 0 {
-        return 0;
+fn has_bits(word: &AtomicU64, bits: u64) -> bool {
+    word.load(Ordering::SeqCst) & bits == bits
+}
+
+/// Returns whether words have all bits.
+#[inline(always)]
+fn are_full(words: &[AtomicU64]) -> bool {
+    // Four at a time without a branch. Built for size, the compiler unrolls no loop.
+    let (fours, rest) = words.as_chunks();
+    let load = |word: &AtomicU64| word.load(Ordering::SeqCst);
+    fours
+        .iter()
+        .all(|[a, b, c, d]| load(a) & load(b) & load(c) & load(d) == u64::MAX)
+        && rest.iter().all(|word| load(word) == u64::MAX)
+}
+
+/// Harvests the lines `which` of a block, and adds their bits to `words`. Returns those that had
+/// bits.
+///
+/// Out of line, because the loop needs all registers.
+#[inline(never)]
+fn harvest_lines(
+    block: &[[AtomicU64; LINE_WORDS]],
+    which: u64,
+    words: &mut [[u64; LINE_WORDS]],
+    pairs: Pairs,
+) -> u64 {
+    let mut found = 0;
+    for number in each_bit(which) {
+        let (Some(line), Some(words)) = (block.get(number), words.get_mut(number)) else {
+            break;
+        };
+        let mut any = 0;
+        for (pair, words) in line.as_chunks().0.iter().zip(words.as_chunks_mut().0) {
+            let [low, high] = pair;
+            let seen = [low.load(Ordering::SeqCst), high.load(Ordering::SeqCst)];
+            if seen != [0, 0] {
+                let [low, high] = pairs.swap(pair, seen);
+                any |= low | high;
+                let [low_word, high_word] = words;
+                *low_word |= low;
+                *high_word |= high;
+            }
+        }
+        if any != 0 {
+            found |= position(number).1;
+        }
     }
-    let harvested = match bits {
-        u64::MAX => word.swap(0, Ordering::SeqCst),
-        _ => word.fetch_and(!bits, Ordering::SeqCst),
-    };
-    harvested & bits
+    found
+}
+
+/// Harvests the bits `inside` of a line, and adds them to `words`. Returns whether it had any.
+#[inline(never)]
+fn harvest_part_of_line(line: &[AtomicU64], inside: Range<usize>, words: &mut [u64]) -> bool {
+    let mut any = 0;
+    for (number, bits) in words_of(inside) {
+        let Some(word) = line.get(number) else { break };
+        if word.load(Ordering::SeqCst) & bits != 0 {
+            let bits = bits & word.fetch_and(!bits, Ordering::SeqCst);
+            any |= bits;
+            if let Some(word) = words.get_mut(number) {
+                *word |= bits;
+            }
+        }
+    }
+    any != 0
 }
 
 #[cfg(all(test, not(loom)))]
@@ -399,7 +428,7 @@ mod tests {
         let bits: Vec<usize> = (0..words * WORD_BITS)
             .filter(|bit| bit % 37 == 5 || bit % 512 > 500)
             .collect();
-        for (first, end) in [
+        for (first, end, each) in [
             (0, usize::MAX),
             (0, 1),
             (5, 6),
@@ -412,30 +441,43 @@ mod tests {
             (1600, 99_999),
             (9_999, 99_999),
             (700, 600),
-        ] {
+        ]
+        .into_iter()
+        .flat_map(|(first, end)| [(first, end, false), (first, end, true)])
+        {
             let marks = Marks::new(words);
             for bit in &bits {
                 marks.set(bit / WORD_BITS, 1 << (bit % WORD_BITS));
             }
-            let harvest = |range| {
-                let mut harvested = Vec::new();
-                marks.harvest(range, |word, bits| {
-                    harvested.extend(each_bit(bits).map(|bit| word * WORD_BITS + bit));
-                });
-                harvested
+            let harvest = |range: Range<usize>, each: bool| {
+                let (mut words, mut lines) = (vec![0; words], [0]);
+                if each {
+                    marks.harvest_each(range, |word, bits| words[word] |= bits);
+                } else {
+                    marks.harvest(range, &mut words, &mut lines);
+                    let dirty = |line: &[u64]| line.iter().any(|bits| *bits != 0);
+                    let dirty = words.chunks(LINE_WORDS).map(dirty).enumerate();
+                    let expected: u64 = dirty.map(|(line, is)| u64::from(is) << line).sum();
+                    assert_eq!(lines, [expected]);
+                }
+                let bits = words.into_iter().enumerate();
+                bits.flat_map(|(word, bits)| each_bit(bits).map(move |bit| word * WORD_BITS + bit))
+                    .collect::<Vec<_>>()
             };
             let inside = |bit: &&usize| (first..end).contains(*bit);
             assert!(
-                harvest(first..end).iter().eq(bits.iter().filter(inside)),
+                harvest(first..end, each)
+                    .iter()
+                    .eq(bits.iter().filter(inside)),
                 "{first}..{end}"
             );
             assert!(
-                harvest(0..usize::MAX)
+                harvest(0..usize::MAX, false)
                     .iter()
                     .eq(bits.iter().filter(|bit| !inside(bit))),
                 "{first}..{end}"
             );
-            assert!(harvest(0..usize::MAX).is_empty());
+            assert!(harvest(0..usize::MAX, each).is_empty());
         }
     }
 
@@ -446,11 +488,11 @@ mod tests {
         marks.mark_range(19 * 64 + 63, 19 * 64 + 63);
         marks.mark_range(2 * 64 + 1, 2 * 64 + 2);
         marks.mark(2, 8);
-        marks.mark(20, 1);
+        marks.mark(24, 1);
         let mut found = Vec::new();
         let copy = Marks::new(21);
         marks.copy_to(&copy, 1);
-        copy.harvest(64..usize::MAX, |word, bits| found.push((word - 1, bits)));
+        copy.harvest_each(64..usize::MAX, |word, bits| found.push((word - 1, bits)));
         let mut expected = vec![(2, 0b1110), (6, 0xf << 60)];
         expected.extend((7..18).map(|word| (word, u64::MAX)));
         expected.extend([(18, 0xf), (19, 1 << 63)]);

@@ -57,6 +57,8 @@ mod external_log;
 mod marks;
 mod on_panic;
 #[cfg(feature = "backend-bitmap")]
+mod pair;
+#[cfg(feature = "backend-bitmap")]
 mod slice;
 #[cfg(feature = "backend-bitmap")]
 mod sync;

@@ -23,7 +23,7 @@ pub(crate) use runs::BitRuns;
 #[cfg(feature = "backend-bitmap")]
 pub(crate) use single::{bits_between, each_bit, position};
 #[cfg(feature = "backend-bitmap")]
-pub(crate) use summary::{summary_slot, LINE_BITS, LINE_WORDS, SUMMARY_WORDS};
+pub(crate) use summary::{summary_slot, LINE_BITS, LINE_WORDS, SUMMARY_BITS, SUMMARY_WORDS};
 #[cfg(feature = "backend-bitmap")]
 pub(crate) use words::{for_each_word, mask};
 pub(crate) use words::{words_of, WORD_BITS};

@@ -15,6 +15,9 @@ pub(crate) const LINE_BITS: usize = LINE_WORDS * WORD_BITS;
 /// The number of words that one word of the summary stands for.
 pub(crate) const SUMMARY_WORDS: usize = LINE_WORDS * WORD_BITS;
 
+/// The number of bits in a block: the bits that one word of the summary stands for.
+pub(crate) const SUMMARY_BITS: usize = SUMMARY_WORDS * WORD_BITS;
+
 /// Returns the position in the summary of the line that contains a word.
 ///
 /// It is the number of the summary word, and a value with the line's bit set.

@@ -5,7 +5,7 @@ use std::collections::TryReserveError;
 use std::sync::OnceLock;
 
 use super::super::marks::Marks;
-use crate::bits::WORD_BITS;
+use crate::bits::{summary_slot, WORD_BITS};
 
 /// A list of [`Marks`]. Each part continues where the previous one ends.
 ///
@@ -91,16 +91,38 @@ impl MarksChain {
         }
     }
 
+    /// Clears the bits of a range, and adds them to `words`.
+    ///
+    /// The caller may read guest memory after the call. The range and `words` begin in the first
+    /// block. Bits past the end of `words` are dropped. `lines` is a
+    /// summary of `words`, or empty.
+    pub(super) fn harvest(&self, range: Range<usize>, words: &mut [u64], lines: &mut [u64]) {
+        self.marks.harvest(range.clone(), words, lines);
+        self.harvest_each_grown(range, |word, bits| {
+            let (slot, line) = summary_slot(word);
+            if let Some(target) = words.get_mut(word) {
+                *target |= bits;
+            }
+            if let Some(target) = lines.get_mut(slot) {
+                *target |= line;
+            }
+        });
+    }
+
     /// Clears the bits of a range, and calls `found` for each word that had set bits.
     ///
     /// The words ascend. The caller may read guest memory after the call, but not in `found`.
-    pub(super) fn harvest(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
-        // Most bitmaps have only this part, whose words need no offset.
-        self.marks.harvest(range.clone(), &mut found);
+    pub(super) fn harvest_each(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
+        self.marks.harvest_each(range.clone(), &mut found);
+        self.harvest_each_grown(range, found);
+    }
+
+    fn harvest_each_grown(&self, range: Range<usize>, mut found: impl FnMut(usize, u64)) {
         for part in self.parts().skip(1) {
-            part.marks.harvest(part.range_in(&range), |word, bits| {
-                found(part.first_word.saturating_add(word), bits);
-            });
+            part.marks
+                .harvest_each(part.range_in(&range), |word, bits| {
+                    found(part.first_word.saturating_add(word), bits);
+                });
         }
     }
 

@@ -26,12 +26,10 @@ impl AtomicBitmap {
 
     /// Clears all marks.
     pub fn reset(&self) {
-        self.marks.harvest(0..usize::MAX, |_, _| {});
+        self.marks.harvest(0..usize::MAX, &mut [], &mut []);
     }
 
     /// Harvests into `words`: adds the marks and clears them.
-    ///
-    /// Returns the number of words that had marks.
     ///
     /// Bit `i` of word `w` is page `64 * w + i`, as in `KVM_GET_DIRTY_LOG`. Bits that are set in
     /// `words` stay set, so that several logs can be merged in one buffer. Pages for which `words`
@@ -47,19 +45,12 @@ impl AtomicBitmap {
     /// bitmap.mark_dirty(0x1ffe, 4);
     ///
     /// let mut log = [0b1000]; // as KVM_GET_DIRTY_LOG filled it
-    /// assert_eq!(bitmap.harvest_words(&mut log), 1);
+    /// bitmap.harvest_words(&mut log);
     /// assert_eq!(log, [0b1110]);
     /// ```
-    pub fn harvest_words(&self, words: &mut [u64]) -> usize {
-        let mut found = 0usize;
+    pub fn harvest_words(&self, words: &mut [u64]) {
         let pages = words.len().saturating_mul(WORD_BITS);
-        self.marks.harvest(0..pages, |word, bits| {
-            if let Some(target) = words.get_mut(word) {
-                *target |= bits;
-                found = found.saturating_add(1);
-            }
-        });
-        found
+        self.marks.harvest(0..pages, words, &mut []);
     }
 
     /// Harvests into `dirty`: adds the marks of the bytes that `dirty` is for, and clears them.
@@ -99,11 +90,10 @@ impl AtomicBitmap {
         let first = first.saturating_add(usize::from(first_is_shared));
         let harvested_end = last.saturating_add(usize::from(!last_is_shared));
         if dirty.page_size() == self.page_size() && offset == 0 {
-            self.marks.harvest(first..harvested_end, |word, bits| {
-                dirty.add_word(word, bits)
-            })
+            let (words, lines) = dirty.words_and_summary();
+            self.marks.harvest(first..harvested_end, words, lines);
         } else {
-            self.marks.harvest(first..harvested_end, |word, bits| {
+            self.marks.harvest_each(first..harvested_end, |word, bits| {
                 self.add_found(offset, word, bits, dirty)
             })
         }

@@ -245,7 +245,8 @@ impl AtomicBitmap {
     /// Clears the marks of all pages that have any of the `len` bytes at `start_addr`.
     pub fn reset_addr_range(&self, start_addr: usize, len: usize) {
         if let Some((first, last)) = self.pages_of(start_addr, len) {
-            self.marks.harvest(first..last.saturating_add(1), |_, _| {});
+            self.marks
+                .harvest(first..last.saturating_add(1), &mut [], &mut []);
         }
     }
 
@@ -260,7 +261,7 @@ impl AtomicBitmap {
     pub fn reset_bit(&self, index: usize) {
         if index < self.len() {
             self.marks
-                .harvest(index..index.saturating_add(1), |_, _| {});
+                .harvest(index..index.saturating_add(1), &mut [], &mut []);
         }
     }
 
@@ -362,9 +363,15 @@ impl AtomicBitmap {
         if last < self.first_pages {
             self.marks.first().mark_range(first, last)
         } else {
-            self.marks
-                .mark_range(first..last.saturating_add(1).min(self.len()))
+            self.mark_grown(first, last)
         }
+    }
+
+    /// Marks pages of which some were added by [`grow`](Self::grow), or do not exist.
+    #[cold]
+    fn mark_grown(&self, first: usize, last: usize) {
+        self.marks
+            .mark_range(first..last.saturating_add(1).min(self.len()))
     }
 
     /// Copies the first `pages` pages.
@@ -374,7 +381,7 @@ impl AtomicBitmap {
         let copy = Marks::new(pages.div_ceil(WORD_BITS));
         self.marks.copy_to(&copy);
         // The last word may have marks of pages that were added in the meantime.
-        copy.harvest(pages..usize::MAX, |_, _| {});
+        copy.harvest(pages..usize::MAX, &mut [], &mut []);
         let byte_size = self
             .byte_size()
             .min(pages.saturating_mul(self.page_size().get()));

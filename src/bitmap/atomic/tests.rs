@@ -503,7 +503,7 @@ fn harvest_by_any_method_ends_with_a_fence() {
                 bitmap.reset_addr_range(3, pages)
             }),
             ("harvest_words", &mut || {
-                let _ = bitmap.harvest_words(&mut words);
+                bitmap.harvest_words(&mut words);
             }),
             ("harvest_into", &mut || bitmap.harvest_into(&mut dirty)),
             ("slice", &mut || {

@@ -344,6 +344,11 @@ impl DirtyPages {
         }
     }
 
+    /// Returns the words and their summary.
+    pub(super) fn words_and_summary(&mut self) -> (&mut [u64], &mut [u64]) {
+        (&mut self.words, &mut self.summary)
+    }
+
     /// Adds bits of a word, all of which stand for pages that exist.
     #[inline]
     pub(super) fn add_word(&mut self, word: usize, bits: u64) {

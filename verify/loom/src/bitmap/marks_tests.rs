@@ -3,6 +3,8 @@
 //! Each model is explored twice: with plain loads, and with sequentially consistent loads that are
 //! read-modify-writes. [`Run::loads_modify`] has the reason.
 
+use std::ops::Range;
+
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::sync::Arc;
 use loom::thread;
@@ -48,6 +50,13 @@ enum Part {
     Read,
 }
 
+/// Harvests a range, and returns the bits of the first word.
+fn harvest(marks: &Marks, range: Range<usize>) -> u64 {
+    let mut words = [0; 2];
+    marks.harvest(range, &mut words, &mut []);
+    words[0]
+}
+
 impl Guest {
     /// Writes a page and marks it, as a device does.
     fn write(&self, page: usize, value: u64, mode: Mode) {
@@ -73,12 +82,8 @@ impl Guest {
     fn round(&self, sent: &mut [u64; 2], part: Part) {
         let mut pages = 0;
         match part {
-            Part::All => self.marks.harvest(0..usize::MAX, |word, bits| {
-                if word == 0 {
-                    pages |= bits;
-                }
-            }),
-            Part::Pages => self.marks.harvest(0..2, |_, bits| pages |= bits),
+            Part::All => pages = harvest(&self.marks, 0..usize::MAX),
+            Part::Pages => pages = harvest(&self.marks, 0..2),
             Part::Read => pages = self.marks.word(0),
         }
         for (page, sent) in sent.iter_mut().enumerate() {
@@ -233,7 +238,7 @@ pub(super) fn harvest_finds_completed_mark_despite_preempted_writer() {
 fn guest_with_stale_summary() -> Arc<Guest> {
     let guest = guest(2);
     guest.marks.set(0, 1);
-    guest.marks.harvest(0..1, |_, _| {});
+    harvest(&guest.marks, 0..1);
     guest
 }
 
@@ -275,8 +280,7 @@ pub(super) fn mark_found_before_its_summary_bit_is_found_by_next_harvest() {
             };
             let (completed, preempted) = (write(0), write(1));
             let round = |sent: &mut [u64; 2]| {
-                let mut found = false;
-                guest.marks.harvest(0..usize::MAX, |_, _| found = true);
+                let found = harvest(&guest.marks, 0..usize::MAX) != 0;
                 for (sent, byte) in sent.iter_mut().zip(&guest.bytes) {
                     if found {
                         *sent = byte.load(Ordering::Relaxed);
@@ -306,7 +310,7 @@ pub(super) fn harvest_of_page_during_write_keeps_other_marks() {
         };
         let clears = {
             let guest = Arc::clone(&guest);
-            thread::spawn(move || guest.marks.harvest(0..1, |_, _| {}))
+            thread::spawn(move || harvest(&guest.marks, 0..1))
         };
         let mut sent = [0; 2];
         guest.round(&mut sent, Part::All);
@@ -350,18 +354,12 @@ pub(super) fn harvest_by_two_threads_returns_each_mark_once() {
         };
         let part = {
             let guest = Arc::clone(&guest);
-            thread::spawn(move || {
-                let mut found = 0;
-                guest.marks.harvest(0..2, |_, bits| found |= bits);
-                found
-            })
+            thread::spawn(move || harvest(&guest.marks, 0..2))
         };
-        let mut found = 0;
-        guest.marks.harvest(0..usize::MAX, |_, bits| found |= bits);
+        let found = harvest(&guest.marks, 0..usize::MAX);
         writer.join().unwrap();
         let in_part = part.join().unwrap();
-        let mut later = 0;
-        guest.marks.harvest(0..usize::MAX, |_, bits| later |= bits);
+        let later = harvest(&guest.marks, 0..usize::MAX);
         let found = [found, in_part, later];
         assert_eq!(found.iter().filter(|bits| **bits == 0b10).count(), 1);
     });

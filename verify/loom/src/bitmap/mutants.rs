@@ -109,7 +109,7 @@ fn m_or_ms_weakened_loses_a_page() {
 
 #[test]
 fn l_or_ls_weakened_loses_a_page() {
-    let check = marks("if word.load(Ordering::SeqCst) & bits != bits");
+    let check = marks("word.load(Ordering::SeqCst) & bits == bits");
     each_fails(
         check,
         models::mark_during_harvest_of_empty_line_loses_no_page,
@@ -134,16 +134,16 @@ fn t_weakened_loses_a_page() {
 #[test]
 fn s_or_h_weakened_loses_a_page() {
     each_fails(
-        marks(".map_or(0, |word| word.load(Ordering::SeqCst))"),
+        marks("let seen = [low.load(Ordering::SeqCst), high.load(Ordering::SeqCst)]"),
         models::mark_during_harvest_of_empty_line_loses_no_page,
         &[Relaxed, AcqRel],
     );
     each_fails(
-        marks("*harvested = word.swap(0, Ordering::SeqCst)"),
+        marks("pairs.swap(pair, seen)"),
         models::set_during_harvest_loses_no_page,
         &[InTwo],
     );
-    let part = marks("_ => word.fetch_and(!bits, Ordering::SeqCst)");
+    let part = marks("word.fetch_and(!bits, Ordering::SeqCst)");
     each_fails(
         part,
         models::harvest_of_page_during_write_keeps_other_marks,
@@ -174,5 +174,7 @@ fn reads_weakened_lose_a_page() {
 // - Any ordering of `H`. `F` follows it, and acquires what it read.
 // - Atomicity of `T`. It clears the bit of a line whose words are loaded after it. A model with
 //   more lines would lose one.
-// - `T` and the `H` of a part as `swap`, for 64 lines and for a whole word. It is the same
-//   operation as the one next to it, with more bits than the models have.
+// - `T` as `swap`, for 64 lines. It is the same operation as the one next to it, with more bits
+//   than the models have.
+// - `L` of the words between the first and the last one of a range. It is the same operation as
+//   that of those two; the models have no more words.
