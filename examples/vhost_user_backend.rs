@@ -58,11 +58,13 @@ fn main() -> Result<()> {
     let region = Region::new(GuestAddress(1 << 32), 2 << 20).backing(Backing::Memfd);
     let front_end: Memory = MemoryBuilder::new().region(region).build()?;
     let (_, files) = describe(&front_end)?;
+    let file = files.get(0).ok_or("the memory has no descriptor")?;
+    let file = Arc::new(file.try_clone()?);
     let entry = |guest_address, size| Entry {
         guest_address: GuestAddress(guest_address),
         size,
         user_address: 0x7f00_0000_0000 + guest_address,
-        file: Arc::clone(&files[0]),
+        file: Arc::clone(&file),
     };
     let mut back_end = BackEnd {
         memory: GuestMemoryAtomic::new(Memory::new()),

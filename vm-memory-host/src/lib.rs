@@ -40,7 +40,8 @@
 //! | put regions into a region type of the VMM | [`MemoryBuilder::build_regions`], [`HostMapped`] | |
 //! | find out how much memory the guest uses | [`residency()`] | `balloon` |
 //! | find the ranges that have content (save, first round of a migration) | [`content()`] | |
-//! | map the same memory in another process, or save the layout | [`describe`], [`Description`] | `vhost_user_backend` |
+//! | map the same memory in another process, or save the layout | [`describe`], [`Description`], [`Descriptors`] | `vhost_user_backend` |
+//! | build the same layout on another host (migration) | [`Description::fresh`] | |
 //! | find the offset of a guest address in a file of all regions | [`FileLayout`] | |
 //! | reserve memory for the guest (overcommit accounting) | [`Region::reserve`] | |
 //! | find the host address and file of a region | [`provisioned`], [`HostMapping`] | |
@@ -193,8 +194,8 @@ mod sys;
 
 pub use builder::MemoryBuilder;
 pub use description::{
-    describe, BackingDescription, BlocksDescription, Description, DescriptionError, FileLayout,
-    FileLayoutError, RegionDescription,
+    describe, BackingDescription, BlocksDescription, Description, DescriptionError, Descriptors,
+    FileLayout, FileLayoutError, RegionDescription,
 };
 pub use error::{BuildError, ChangeError, NotProvisioned, OtherProcess, PrefaultError};
 pub use host::{huge_page_pools, GroupLimit, HostResources, HugePagePool};

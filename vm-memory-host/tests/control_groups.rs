@@ -363,8 +363,7 @@ fn build_above_huge_page_limit_names_the_limit() {
     if let Some(blocks) = &mut description.regions[0].blocks {
         blocks.plugged = vec![(0, 8 * HUGE)];
     }
-    let received = vec![files[0].try_clone().unwrap().into()];
-    let error = description.builder(received).unwrap().build::<()>();
+    let error = description.builder(files).unwrap().build::<()>();
     let error = error.map(drop).unwrap_err();
     assert!(matches!(error, BuildError::ControlGroup { .. }), "{error}");
 }

@@ -571,7 +571,7 @@ fn builder_of_description_after_vma_limit_closes_descriptors() {
             let receive = || {
                 let file = fs::File::open("/dev/null").unwrap();
                 let open = format!("/proc/self/fd/{}", file.as_raw_fd());
-                drop(description.builder(vec![file.into()]).unwrap());
+                drop(description.builder(vec![file.into()].into()).unwrap());
                 open
             };
             // More than there may be threads. Without a thread, the descriptor stays open.

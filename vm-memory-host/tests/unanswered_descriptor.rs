@@ -170,9 +170,12 @@ fn description_with_unused_descriptor_does_not_wait_for_its_server() {
     let file = server.open();
     let (unused, wrong) = (file.try_clone().unwrap(), file);
     let built = returned(move || {
-        let received = vec![files[0].try_clone().unwrap().into(), unused.into()];
+        let received = vec![
+            files.get(0).unwrap().try_clone().unwrap().into(),
+            unused.into(),
+        ];
         description
-            .builder(received)
+            .builder(received.into())
             .unwrap()
             .build::<()>()
             .map(drop)
@@ -182,7 +185,7 @@ fn description_with_unused_descriptor_does_not_wait_for_its_server() {
         version: Description::VERSION + 1,
         regions: Vec::new(),
     };
-    let error = returned(move || newer.builder(vec![wrong.into()]).map(drop));
+    let error = returned(move || newer.builder(vec![wrong.into()].into()).map(drop));
     assert!(matches!(error, Err(DescriptionError::Version { .. })));
 }
 
@@ -197,7 +200,7 @@ fn drop_of_builder_that_requires_seals_does_not_wait_for_server_of_file() {
     let (mut description, _) = describe(&memory).unwrap();
     description.regions[0].options.sealed = true;
     let file = server.open();
-    returned(move || drop(description.builder(vec![file.into()]).unwrap()));
+    returned(move || drop(description.builder(vec![file.into()].into()).unwrap()));
 }
 
 #[test]
@@ -243,7 +246,7 @@ fn receive(file: File) {
         version: Description::VERSION + 1,
         regions: Vec::new(),
     };
-    newer.builder(vec![file.into()]).unwrap_err();
+    newer.builder(vec![file.into()].into()).unwrap_err();
 }
 
 #[test]

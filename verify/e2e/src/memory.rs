@@ -32,8 +32,6 @@ pub fn second_mapping(ram: &GuestRam) -> Result<GuestRam, Error> {
     if files.is_empty() {
         return Err(Error::other("anonymous memory cannot be mapped twice"));
     }
-    let files = files.iter().map(|file| file.try_clone().map(Into::into));
-    let files = files.collect::<Result<Vec<_>, _>>()?;
     let builder = description.builder(files).map_err(Error::other)?;
     build_with_bitmaps(builder).map_err(Error::other)
 }

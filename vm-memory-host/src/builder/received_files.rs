@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
@@ -48,10 +47,9 @@ impl ReceivedFiles {
     }
 }
 
-impl From<Vec<OwnedFd>> for ReceivedFiles {
-    fn from(descriptors: Vec<OwnedFd>) -> Self {
-        let files = descriptors.into_iter();
-        Self(files.map(|fd| Arc::new(File::from(fd))).collect())
+impl From<Vec<Arc<File>>> for ReceivedFiles {
+    fn from(files: Vec<Arc<File>>) -> Self {
+        Self(files)
     }
 }
 

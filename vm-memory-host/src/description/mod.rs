@@ -1,13 +1,14 @@
 //! [`Description`]: guest memory as data, from which another process builds the same memory.
 
+mod descriptors;
 mod file_layout;
 
+pub use descriptors::Descriptors;
 pub use file_layout::{FileLayout, FileLayoutError};
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -25,8 +26,9 @@ use crate::sys;
 /// Use it to save a guest snapshot, or to map the same memory in another process. A vhost-user
 /// front end can make its memory table from it and from [`HostMapping::host_address`].
 ///
-/// Descriptors are not data. Regions refer to them by their index in a list that is sent alongside
-/// the description (`SCM_RIGHTS`, unix(7)). A file that backs several regions is in the list once.
+/// Descriptors are not data. Regions refer to them by their index in [`Descriptors`]. Send these
+/// alongside the description (`SCM_RIGHTS`, unix(7)). A file that backs several regions is there
+/// once.
 ///
 /// Only the owner of the memory may [`plug`](crate::plug()) and [`unplug`](crate::unplug()) blocks:
 /// both zero the blocks for all processes. Builds from a description leave them as they are.
@@ -108,7 +110,7 @@ pub struct RegionDescription {
 /// let (description, files) = describe(&memory)?;
 /// match description.regions[0].backing {
 ///     BackingDescription::Descriptor { index, offset, .. } => {
-///         println!("descriptor {:?} from offset {offset:#x}", files[index]);
+///         println!("descriptor {:?} from offset {offset:#x}", files.get(index));
 ///     }
 ///     _ => println!("other processes cannot map this region"),
 /// }
@@ -165,10 +167,10 @@ pub struct BlocksDescription {
 /// # Examples
 ///
 /// ```
-/// use vm_memory_host::{Description, DescriptionError};
+/// use vm_memory_host::{Description, DescriptionError, Descriptors};
 ///
 /// let newer = Description { version: Description::VERSION + 1, regions: Vec::new() };
-/// assert!(matches!(newer.builder(Vec::new()), Err(DescriptionError::Version { .. })));
+/// assert!(matches!(newer.builder(Descriptors::default()), Err(DescriptionError::Version { .. })));
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -217,7 +219,7 @@ pub enum DescriptionError {
 /// # Errors
 ///
 /// Returns [`NotProvisioned`] if a region was not built by this crate.
-pub fn describe<M>(memory: &M) -> Result<(Description, Vec<Arc<File>>), NotProvisioned>
+pub fn describe<M>(memory: &M) -> Result<(Description, Descriptors), NotProvisioned>
 where
     M: GuestMemoryBackend,
     M::R: HostMapped,
@@ -237,7 +239,7 @@ where
         });
     }
     let version = Description::VERSION;
-    Ok((Description { version, regions }, files.list))
+    Ok((Description { version, regions }, Descriptors(files.list)))
 }
 
 /// The files of regions, each of them once.
@@ -341,19 +343,71 @@ impl Description {
     ///
     /// Returns a [`DescriptionError`] if the version is not [`VERSION`](Self::VERSION), or if a
     /// region refers to a descriptor that is not in `descriptors`.
-    pub fn builder(&self, descriptors: Vec<OwnedFd>) -> Result<MemoryBuilder, DescriptionError> {
+    pub fn builder(&self, descriptors: Descriptors) -> Result<MemoryBuilder, DescriptionError> {
         // Dropped last: closes the files that no region uses, and all of them after an error.
-        let files = ReceivedFiles::from(descriptors);
-        if self.version != Self::VERSION {
-            return Err(DescriptionError::Version {
-                version: self.version,
-            });
-        }
+        let files = ReceivedFiles::from(descriptors.0);
+        self.check_version()?;
         let mut builder = MemoryBuilder::new();
         for described in &self.regions {
             builder = builder.region(described.region(files.list())?);
         }
         Ok(builder)
+    }
+
+    /// Creates a builder for memory of the same layout, with pages of its own, which are zeroes.
+    ///
+    /// Use it for the destination of a migration over a network, which has no descriptors of the
+    /// source. Each region has the same addresses, options, page size and plugged blocks:
+    ///
+    /// | described | new memory |
+    /// |---|---|
+    /// | anonymous, private file | anonymous |
+    /// | memfd, shared file | memfd |
+    /// | huge pages | memfd of huge pages |
+    ///
+    /// Options that apply only to files of the source are left out: [`sealed`](Region::sealed),
+    /// [`sparse`](Region::sparse) and [`read_only`](Region::read_only). The bytes of a ROM must be
+    /// written like those of other regions. NUMA nodes, locks and names stay. Change them with
+    /// [`MemoryBuilder::each_region`] if this host differs from the source.
+    ///
+    /// A description may come from an untrusted process. [`builder`](Self::builder) lists the
+    /// decisions of the receiver.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    /// use vm_memory_host::{describe, Backing, Description, MemoryBuilder, Region};
+    ///
+    /// let region = Region::new(GuestAddress(0), 1 << 20).backing(Backing::Memfd);
+    /// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+    /// memory.write_obj(7u8, GuestAddress(0x1000))?;
+    /// let text = serde_json::to_string(&describe(&memory)?.0)?;
+    ///
+    /// // On the destination:
+    /// let description: Description = serde_json::from_str(&text)?;
+    /// let other: GuestMemoryMmap = description.fresh()?.build()?;
+    /// assert_eq!(other.read_obj::<u8>(GuestAddress(0x1000))?, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`DescriptionError`] if the version is not [`VERSION`](Self::VERSION).
+    #[doc(alias = "migration")]
+    pub fn fresh(&self) -> Result<MemoryBuilder, DescriptionError> {
+        self.check_version()?;
+        let regions = self.regions.iter().map(RegionDescription::fresh);
+        Ok(regions.fold(MemoryBuilder::new(), MemoryBuilder::region))
+    }
+
+    fn check_version(&self) -> Result<(), DescriptionError> {
+        if self.version == Self::VERSION {
+            return Ok(());
+        }
+        Err(DescriptionError::Version {
+            version: self.version,
+        })
     }
 }
 
@@ -381,12 +435,39 @@ impl RegionDescription {
             };
             region.described = Some((*kind, *page_size));
         }
+        Ok(self.with_options_and_blocks(region))
+    }
+
+    /// Returns the request for a region of the same layout with pages of its own.
+    fn fresh(&self) -> Region {
+        let region = Region::new(GuestAddress(self.span.start), self.span.size);
+        let mut region = self.with_options_and_blocks(region);
+        region.options.sealed = false;
+        region.options.sparse = false;
+        region.options.read_only = false;
+        if let BackingDescription::Descriptor {
+            sharing,
+            page_size,
+            kind,
+            ..
+        } = self.backing
+        {
+            region.backing = match (kind, sharing) {
+                (BackingKind::Hugetlb, _) => Backing::Hugetlb { page_size },
+                (_, Sharing::Shared) => Backing::Memfd,
+                (_, Sharing::Private) => Backing::Anonymous,
+            };
+        }
+        region
+    }
+
+    fn with_options_and_blocks(&self, mut region: Region) -> Region {
         region.options = self.options.clone();
         if let Some(described) = &self.blocks {
             region.blocks = Some(described.blocks);
             region.plugged.clone_from(&described.plugged);
         }
-        Ok(region)
+        region
     }
 }
 

@@ -115,12 +115,14 @@ fn build_of_memfd_cannot_be_executed() {
             .write_slice(b"#!/bin/sh\nexit 0\n#", GuestAddress(0))
             .unwrap();
         let (description, files) = describe(&memory).unwrap();
-        let path = format!("/proc/self/fd/{}", files[0].as_raw_fd());
+        let path = format!("/proc/self/fd/{}", files.get(0).unwrap().as_raw_fd());
         let error = Command::new(&path).status().unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
         let executable = Permissions::from_mode(0o777);
-        let error = files[0].set_permissions(executable).err();
-        let seals = rustix::fs::fcntl_get_seals(&files[0]).unwrap().bits();
+        let error = files.get(0).unwrap().set_permissions(executable).err();
+        let seals = rustix::fs::fcntl_get_seals(&files.get(0).unwrap())
+            .unwrap()
+            .bits();
         const F_SEAL_EXEC: u32 = 0x20;
         if seals & F_SEAL_EXEC == 0 {
             skipped("build_of_memfd_cannot_be_executed (seal)", "no F_SEAL_EXEC");

@@ -1,14 +1,13 @@
 //! Memory that is built again from its description and descriptors.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::common::*;
 use vm_memory::GuestAddress;
 use vm_memory_host::{
-    describe, discard, plug, Backing, BackingDescription, BuildError, Description, Lock,
-    MemoryBuilder, NumaPolicy, Region, Sharing, Unplugged,
+    describe, discard, plug, Backing, BackingDescription, BuildError, Description, Descriptors,
+    Lock, MemoryBuilder, NumaPolicy, Region, Sharing, Unplugged,
 };
 
 const START: u64 = 1 << 32;
@@ -16,7 +15,7 @@ const SIZE: u64 = 16 * MIB;
 
 /// Returns the error of a build from a description.
 fn build_error(description: &Description, received: Vec<OwnedFd>) -> String {
-    let builder = description.builder(received).unwrap();
+    let builder = description.builder(received.into()).unwrap();
     builder.build::<()>().unwrap_err().to_string()
 }
 
@@ -42,7 +41,7 @@ fn memory() -> Memory {
     builder.build().unwrap()
 }
 
-fn duplicates(files: &[Arc<File>]) -> Vec<OwnedFd> {
+fn duplicates(files: &Descriptors) -> Vec<OwnedFd> {
     let files = files.iter();
     files.map(|file| file.try_clone().unwrap().into()).collect()
 }
@@ -70,7 +69,7 @@ fn description_builds_equal_memory() {
     let received: Description = serde_json::from_str(&text).unwrap();
     assert_eq!(received, description);
 
-    let builder = received.builder(duplicates(&files)).unwrap();
+    let builder = received.builder(duplicates(&files).into()).unwrap();
     let again: Memory = builder.build().unwrap();
     assert_eq!(describe(&again).unwrap().0, description);
     assert_eq!(byte_of_page(&again, MIB), Some(0x5a));
@@ -95,7 +94,7 @@ fn build_from_description_with_other_descriptors_returns_error() {
 
     let mut fewer = duplicates(&files);
     fewer.pop();
-    let error = description.builder(fewer).unwrap_err().to_string();
+    let error = description.builder(fewer.into()).unwrap_err().to_string();
     assert!(error.contains("is missing, only"), "{error}");
 }
 
@@ -115,7 +114,7 @@ fn build_from_changed_description_returns_error() {
 
     let mut later = description;
     later.version += 1;
-    assert!(later.builder(duplicates(&files)).is_err());
+    assert!(later.builder(duplicates(&files).into()).is_err());
 }
 
 #[test]
@@ -179,8 +178,7 @@ fn description_restores_plugged_blocks() {
             .contains("blocks of 0x200000, 0x600000 bytes plugged"),
         "{description}"
     );
-    let fds = || vec![files[0].try_clone().unwrap().into()];
-    let again: Memory = description.builder(fds()).unwrap().build().unwrap();
+    let again: Memory = description.builder(files.clone()).unwrap().build().unwrap();
     assert_eq!(byte_of_page(&again, START + HUGE), Some(0x21));
     assert!(!is_accessible(&again, START, 1));
     assert_eq!(describe(&again).unwrap().0, description);
@@ -189,7 +187,7 @@ fn description_restores_plugged_blocks() {
     for (offset, len) in [(HUGE, u64::MAX), (1, HUGE), (0, 1), (3 * HUGE, 6 * HUGE)] {
         let mut wrong = description.clone();
         wrong.regions[0].blocks.as_mut().unwrap().plugged = vec![(offset, len)];
-        let error = build_error(&wrong, fds());
+        let error = build_error(&wrong, duplicates(&files));
         let expected = format!(
             "cannot plug {len:#x} bytes at offset {offset:#x}; the range must be whole blocks"
         );
@@ -198,7 +196,7 @@ fn description_restores_plugged_blocks() {
     // No range.
     let mut empty = description;
     empty.regions[0].blocks.as_mut().unwrap().plugged = vec![(0, 0)];
-    let error = build_error(&empty, fds());
+    let error = build_error(&empty, duplicates(&files));
     assert!(error.contains("must be whole blocks"), "{error}");
 }
 
@@ -295,8 +293,58 @@ fn build_of_described_private_huge_pages_reserves_them() {
     let memory = build(region.release_huge_pages(true)).unwrap();
     let (description, files) = describe(&memory).unwrap();
     drop(memory);
-    let received = vec![files[0].try_clone().unwrap().into()];
-    let memory: Memory = description.builder(received).unwrap().build().unwrap();
+    let memory: Memory = description.builder(files).unwrap().build().unwrap();
     assert_eq!(pool().unwrap().1, 0);
     fill(&memory, START, 2 * HUGE, 1);
+}
+
+#[test]
+fn fresh_memory_has_the_same_layout_and_no_bytes() {
+    let test = "fresh_memory_has_the_same_layout_and_no_bytes";
+    let pages = HugePages::reserve(4, test);
+    let region = |start, backing| Region::new(GuestAddress(start), 4 * MIB).backing(backing);
+    let file = || patterned_file(4 * MIB / PAGE);
+    let blocks = region(START, Backing::Memfd).blocks(non_zero(HUGE), Unplugged::Mapped);
+    let mut builder = MemoryBuilder::new()
+        .region(region(0, Backing::Anonymous).mergeable(true))
+        .region(region(MIB << 10, Backing::private_file(file(), 0)).mergeable(true))
+        .region(region(MIB << 11, Backing::shared_file(file(), 0)).read_only(true))
+        .region(blocks);
+    if pages.is_some() {
+        let huge = region(2 * START, Backing::Hugetlb { page_size: HUGE });
+        builder = builder.region(huge.release_huge_pages(true));
+    }
+    let memory: Memory = builder.build().unwrap();
+    plug(&memory, GuestAddress(START), HUGE).unwrap();
+    fill(&memory, START, PAGE, 9);
+    let (description, _) = describe(&memory).unwrap();
+    let fresh: Memory = description.fresh().unwrap().build().unwrap();
+    let (found, descriptors) = describe(&fresh).unwrap();
+    let layout = |description: &Description| {
+        let regions = description.regions.iter();
+        let regions = regions.map(|region| (region.span, region.blocks.clone()));
+        regions.collect::<Vec<_>>()
+    };
+    assert_eq!(layout(&found), layout(&description));
+    assert_eq!(descriptors.len(), 2 + usize::from(pages.is_some()));
+    for start in [0, MIB << 10, MIB << 11, START] {
+        assert_eq!(byte_of_page(&fresh, start), Some(0), "{start:#x}");
+        fill(&fresh, start, PAGE, 7);
+    }
+    assert!(!is_accessible(&fresh, START + HUGE, 1));
+    assert_eq!(byte_of_page(&memory, START), Some(9));
+    let options: Vec<_> = found.regions.iter().map(|region| &region.options).collect();
+    assert!(options[0].mergeable && options[1].mergeable && !options[2].read_only);
+    if pages.is_some() {
+        assert!(options[4].release_huge_pages);
+        assert_eq!(
+            found.regions[4].to_string().split(' ').nth(2),
+            Some("hugetlb")
+        );
+    }
+    let newer = Description {
+        version: Description::VERSION + 1,
+        ..description
+    };
+    assert!(newer.fresh().is_err());
 }

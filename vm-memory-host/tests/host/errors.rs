@@ -1,6 +1,7 @@
 //! Errors of requests that are invalid or that the host cannot satisfy.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::common::*;
@@ -271,11 +272,11 @@ fn description_that_names_a_file_twice_returns_error() {
     let mut again = description.regions[0].clone();
     again.span.start = 1 << 32;
     description.regions.push(again);
-    let fds = || vec![files[0].try_clone().unwrap().into()];
+    let fd = |_| OwnedFd::from(files.get(0).unwrap().try_clone().unwrap());
     let build = |description: &vm_memory_host::Description, fds| {
         description.builder(fds).unwrap().build::<()>().unwrap_err()
     };
-    let error = build(&description, fds());
+    let error = build(&description, files.clone());
     assert!(matches!(error, BuildError::SharedBytes { .. }), "{error}");
     // The descriptor is in the list twice.
     if let vm_memory_host::BackingDescription::Descriptor { index, .. } =
@@ -283,7 +284,7 @@ fn description_that_names_a_file_twice_returns_error() {
     {
         *index = 1;
     }
-    let error = build(&description, [fds(), fds()].into_iter().flatten().collect());
+    let error = build(&description, (0..2).map(fd).collect());
     assert!(matches!(error, BuildError::SharedBytes { .. }), "{error}");
     let zero = || Backing::shared_file(open("/dev/zero"), 0);
     build_both(zero(), zero(), false).unwrap();
@@ -393,7 +394,7 @@ fn build_and_prefault_beyond_available_memory_return_error() {
     let mut hostile = description.clone();
     hostile.regions[0].options.lock = Lock::Now;
     let error = hostile
-        .builder(vec![])
+        .builder(vec![].into())
         .unwrap()
         .build::<()>()
         .unwrap_err()
