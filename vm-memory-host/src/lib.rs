@@ -38,6 +38,7 @@
 //! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug()`], [`unplug`] | `virtio_mem` |
 //! | add and remove whole regions (DIMM hotplug) | [`Region::build`], `GuestMemoryAtomic` of vm-memory, [below](#model) | `hotplug` |
 //! | put regions into a region type of the VMM | [`MemoryBuilder::build_regions`], [`HostMapped`] | |
+//! | map parts of files in a window of the guest (DAX, virtio-gpu) | [`Arena`] | |
 //! | find out how much memory the guest uses | [`residency()`] | `balloon` |
 //! | find the ranges that have content (save, first round of a migration) | [`content()`] | |
 //! | map the same memory in another process, or save the layout | [`describe`], [`Description`], [`Descriptors`] | `vhost_user_backend` |
@@ -123,6 +124,10 @@
 //! | run time | [`plug()`] | for a file on a tmpfs with a size limit | `rt_sigprocmask` |
 //! | run time | [`plug()`] | if huge pages run out, or for a file on a tmpfs with a size limit | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | run time | [`unplug`] | always | `madvise`, `fallocate`, `mprotect` |
+//! | boot | [`Arena::new`] | always | `mmap`, `munmap` |
+//! | boot | [`Arena::new`] | for the first memory of the process | `madvise`; `openat`, `read`, `statx`, `close` to read /proc |
+//! | run time | [`Arena::map`] | always | `fstatfs`, `mmap`, `munmap` |
+//! | run time | [`Arena::unmap`] | always | `mmap`, `munmap` |
 //! | run time | [`residency()`] | always | `mincore`, `statx`; `openat`, `read`, `close` to read /proc |
 //! | run time | [`residency()`] | for a private file | `mmap`, `munmap` |
 //! | run time | [`describe`] | for a file | `fcntl` |
@@ -176,9 +181,11 @@
 // host                  resources and limits of the machine: pools, NUMA nodes, control groups
 // error                 the error types
 // mapping               HostMapping: the memory of a region that is built
+// arena                 Arena: addresses in which files are mapped later
 // operations            prefault, discard, plug, residency, content
 // builder, description  builds memory from a request; describes it as data
 // ```
+mod arena;
 mod builder;
 mod description;
 mod error;
@@ -192,6 +199,7 @@ mod region;
 )]
 mod sys;
 
+pub use arena::{Arena, ArenaError};
 pub use builder::MemoryBuilder;
 pub use description::{
     describe, BackingDescription, BlocksDescription, Description, DescriptionError, Descriptors,

@@ -218,7 +218,7 @@ fn build_after_mlockall_above_memory_limit_names_the_limit() {
     let size = 512 * MIB;
     let block = NonZeroU64::new(2 * MIB).unwrap();
     let (_, sent) = describe(&build(region(0, size, Backing::Memfd)).unwrap()).unwrap();
-    let received = || Backing::shared_file(sent[0].try_clone().unwrap(), 0);
+    let received = || Backing::shared_file(sent.get(0).unwrap().try_clone().unwrap(), 0);
     let file = || Backing::private_file(test_support::temp_file_of_len(size), 0);
     let regions = || {
         let blocks = region(0, size, Backing::Anonymous).blocks(block, Unplugged::Mapped);

@@ -16,10 +16,10 @@ use test_support::{
     documented_calls, record_calls, skipped, temp_file_of_len, CallRecorder, HugePages,
     StaticAllocator, MIB,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, Permissions};
 use vm_memory_host::{
     content, describe, discard, huge_page_pools, plug, prefault, residency, still_mapped, unplug,
-    Backing, HostResources, Lock, MemoryBuilder, NumaPolicy, Region, TransparentHugePages,
+    Arena, Backing, HostResources, Lock, MemoryBuilder, NumaPolicy, Region, TransparentHugePages,
     Unplugged,
 };
 
@@ -128,6 +128,21 @@ fn use_adjacent_regions(recorder: &mut CallRecorder) -> Result<()> {
     recorder.run("drop of the last map", || drop(rest))
 }
 
+/// Maps and unmaps a file in an arena.
+fn use_arena(recorder: &mut CallRecorder) -> Result<()> {
+    let arena = recorder
+        .run("Arena::new", || Arena::new(8 * HUGE))?
+        .unwrap();
+    let file = file();
+    let access = Permissions::ReadWrite;
+    let map = || arena.map(HUGE, HUGE, &file, 0, access);
+    recorder.run("Arena::map", map)?.unwrap();
+    recorder
+        .run("Arena::unmap", || arena.unmap(0, 4 * HUGE))?
+        .unwrap();
+    Ok(())
+}
+
 /// Plugs more huge pages than the pool has.
 fn plug_too_much(recorder: &mut CallRecorder) -> Result<()> {
     let pools = huge_page_pools();
@@ -143,6 +158,7 @@ fn plug_too_much(recorder: &mut CallRecorder) -> Result<()> {
 
 /// Runs all scenarios. Fails if calls cannot be recorded.
 fn use_everything(recorder: &mut CallRecorder, has_huge_pages: bool) -> Result<()> {
+    use_arena(recorder)?;
     for region in regions(has_huge_pages) {
         use_memory(recorder, region)?;
     }
@@ -175,6 +191,12 @@ fn system_calls_are_those_of_the_documentation() {
         "MemoryBuilder::build: ioctl",
         "prefault: mincore",
         "discard: munlock",
+        // Another test of this program may build the first memory.
+        "Arena::new: madvise",
+        "Arena::new: openat",
+        "Arena::new: read",
+        "Arena::new: statx",
+        "Arena::new: close",
         // The C library may reuse stacks, and a thread need not wait for another one.
         "prefault: mmap",
         "prefault: mprotect",

@@ -209,7 +209,7 @@ fn build_of_memfd_that_its_sender_has_locked_does_not_wait() {
     let memory = MemoryBuilder::new().region(region).build::<()>().unwrap();
     let (description, files) = describe(&memory).unwrap();
     let test = "build_of_memfd_that_its_sender_has_locked_does_not_wait";
-    let Some(_locked) = LockedFile::lock(&files[0], test) else {
+    let Some(_locked) = LockedFile::lock(files.get(0).unwrap(), test) else {
         return;
     };
     for (lock, populates) in [
@@ -218,11 +218,14 @@ fn build_of_memfd_that_its_sender_has_locked_does_not_wait() {
         (Lock::Now, false),
         (Lock::OnFault, true),
     ] {
-        let (mut description, file) = (description.clone(), files[0].try_clone().unwrap());
+        let (mut description, file) = (
+            description.clone(),
+            files.get(0).unwrap().try_clone().unwrap(),
+        );
         description.regions[0].options.lock = lock;
         returned(move || {
             let continued = |_| ControlFlow::Continue(());
-            let mut builder = description.builder(vec![file.into()]).unwrap();
+            let mut builder = description.builder(vec![file.into()].into()).unwrap();
             if populates {
                 builder = builder.prefault(NonZeroUsize::MIN, continued);
             }

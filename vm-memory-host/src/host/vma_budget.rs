@@ -64,7 +64,7 @@ impl VmaBudget {
         IN_USE.fetch_sub(less, Ordering::Relaxed);
     }
 
-    #[cfg(test)]
+    /// Returns the number of VMAs in this share.
     pub(crate) fn count(&self) -> usize {
         self.0
     }

@@ -4,6 +4,7 @@
 //! and [`Mapped`] owns the part for one region. Each method of `Mapped` checks that its range is
 //! inside that part.
 
+mod arena;
 mod files;
 mod mapped;
 mod process;
@@ -11,6 +12,7 @@ mod reservation;
 mod signals;
 mod threads;
 
+pub(crate) use arena::ReservedArena;
 pub(crate) use files::{
     allocate_own_range, allocate_range, block_device_length, can_be_sealed, cannot_shrink,
     file_system, is_open_for_writing, memfd, next_data, punch_hole, seal_length, zero_range,

@@ -58,7 +58,7 @@ impl Reservation {
     ///
     /// The address of the byte at `offset` equals `rest` modulo `align`, a power of two. Fails
     /// unless all four are whole pages.
-    fn new(len: usize, offset: usize, align: usize, rest: usize) -> Result<Self> {
+    pub(super) fn new(len: usize, offset: usize, align: usize, rest: usize) -> Result<Self> {
         let page = page_size();
         if [len, offset, align, rest]
             .iter()
@@ -128,6 +128,12 @@ impl Reservation {
     /// The parts are mapped, and nothing else has them.
     pub(super) unsafe fn own_all(&self) {
         self.lock_gaps().clear();
+    }
+
+    /// Returns whether a part no longer belongs to the reservation, or an end of it.
+    pub(super) fn has_gap_in(&self, start: usize, end: usize) -> bool {
+        let gaps = self.lock_gaps();
+        gaps.iter().any(|(from, to)| *from < end && start < *to)
     }
 
     /// Makes room for one gap more than `parts`.

@@ -120,7 +120,7 @@ fn build_of_memfd_cannot_be_executed() {
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
         let executable = Permissions::from_mode(0o777);
         let error = files.get(0).unwrap().set_permissions(executable).err();
-        let seals = rustix::fs::fcntl_get_seals(&files.get(0).unwrap())
+        let seals = rustix::fs::fcntl_get_seals(files.get(0).unwrap())
             .unwrap()
             .bits();
         const F_SEAL_EXEC: u32 = 0x20;

@@ -134,8 +134,8 @@ fn content_of_huge_pages_of_another_user_includes_them() {
     fill(&memory, START, 4 * HUGE, 1);
     let (_, files) = describe(&memory).unwrap();
     // mincore(2) then reports all pages as resident.
-    fchmod(&files.get(0).unwrap(), Mode::RUSR | Mode::WUSR).unwrap();
-    fchown(&files.get(0).unwrap(), Some(Uid::from_raw(65534)), None).unwrap();
+    fchmod(files.get(0).unwrap(), Mode::RUSR | Mode::WUSR).unwrap();
+    fchown(files.get(0).unwrap(), Some(Uid::from_raw(65534)), None).unwrap();
     let other = build_again(&memory);
     let found = std::thread::scope(|scope| {
         let run = || drop_file_capabilities().map(|()| ranges(&other));

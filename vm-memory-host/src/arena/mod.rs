@@ -1,0 +1,294 @@
+//! [`Arena`]: reserved addresses in which parts of files are mapped and unmapped later.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vm_memory::Permissions;
+
+use crate::host::VmaBudget;
+use crate::sys::{self, bytes, ReservedArena};
+
+/// Reserved addresses in which parts of files are mapped and unmapped while the guest runs.
+///
+/// It is the host side of a window that the guest sees: the DAX window of virtio-fs, the host
+/// visible memory of virtio-gpu, or the shared memory of a vhost-user device (`SHMEM_MAP`). The VMM
+/// registers all of it as one KVM slot ([`host_address`](Self::host_address)), and maps parts of
+/// files in it at the request of the device.
+///
+/// ```text
+///   guest   ├─────────────── one KVM slot ───────────────┤
+///   host  ▒ ├ ░░░ ├─ file 1 ─┤ ░░░░░░ ├─ file 2 ─┤ ░░░░ ┤ ▒      ▒ guard, ░ PROT_NONE
+/// ```
+///
+/// Where no file is mapped, `KVM_RUN` fails with `EFAULT` or returns an MMIO exit, as for
+/// [protected blocks](crate::Unplugged::Protected). It does so, too, for a page past the end of a
+/// file: another process may truncate a file that is not sealed.
+///
+/// The arena is not a region of guest memory: the accesses of vm-memory do not reach it. A device
+/// that receives an address in the window as a buffer gets an error.
+///
+/// All files are mapped shared. Dropping the arena unmaps it: remove the KVM slot before.
+/// Do not use it in a child of fork(2).
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory::Permissions;
+/// use vm_memory_host::Arena;
+///
+/// let file = tempfile::tempfile()?;
+/// file.set_len(0x8000)?;
+/// // The DAX window, whose KVM slot has this host address.
+/// let window = Arena::new(1 << 30)?;
+/// let slot = (window.host_address(), window.size());
+///
+/// // FUSE_SETUPMAPPING: 16 KiB from offset 0x2000 of the file.
+/// window.map(0x20_0000, 0x4000, &file, 0x2000, Permissions::ReadWrite)?;
+/// assert_eq!(window.mapped(), [(0x20_0000, 0x4000)]);
+/// // FUSE_REMOVEMAPPING
+/// window.unmap(0x20_0000, 0x4000)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "DAX")]
+#[doc(alias = "virtio-fs")]
+#[doc(alias = "virtio-gpu")]
+#[doc(alias = "SHMEM_MAP")]
+pub struct Arena {
+    address: usize,
+    size: u64,
+    state: Mutex<State>,
+}
+
+/// An error of [`Arena`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArenaError {
+    /// A range is empty, does not consist of whole pages, or is not inside the arena.
+    #[error(
+        "{len:#x} bytes at offset {offset:#x} of an arena of {size:#x} bytes are not whole pages \
+        inside it; align the range"
+    )]
+    Range {
+        /// The offset of the range in the arena, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// The size of the arena in bytes.
+        size: u64,
+    },
+    /// The guests of this process may not use more VMAs.
+    #[error(
+        "the arena has {pieces} mapped pieces, and the guests of this process may use no more \
+        VMAs; unmap some, or raise vm.max_map_count"
+    )]
+    TooManyPieces {
+        /// The number of mapped pieces.
+        pieces: usize,
+    },
+    /// The system refused a call.
+    #[error("cannot {what} {len:#x} bytes at offset {offset:#x} of an arena: {source}")]
+    System {
+        /// The operation.
+        what: &'static str,
+        /// The offset of the range in the arena, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// The error of the system.
+        source: io::Error,
+    },
+}
+
+#[derive(Debug)]
+struct State {
+    reserved: ReservedArena,
+    pieces: Pieces,
+    vmas: VmaBudget,
+}
+
+impl Arena {
+    /// Reserves `size` bytes of host addresses, aligned to a transparent huge page.
+    ///
+    /// # Errors
+    ///
+    /// Returns an [`ArenaError`] if the size is 0 or not whole pages, or if the system refuses the
+    /// reservation, for example because of the limit of the address space.
+    pub fn new(size: u64) -> Result<Self, ArenaError> {
+        let (offset, len) = (0, size);
+        let whole = usize::try_from(size).ok();
+        let whole = whole.filter(|size| *size != 0 && size.is_multiple_of(sys::page_size()));
+        let whole = whole.ok_or(ArenaError::Range { offset, len, size })?;
+        let mut vmas = VmaBudget::default();
+        if !vmas.try_take(VMAS_OF_EMPTY) {
+            return Err(ArenaError::TooManyPieces { pieces: 0 });
+        }
+        let reserved = ReservedArena::new(whole).map_err(|source| ArenaError::System {
+            what: "reserve",
+            offset,
+            len,
+            source,
+        })?;
+        Ok(Self {
+            address: reserved.host_address(),
+            size,
+            state: Mutex::new(State {
+                reserved,
+                pieces: Pieces::default(),
+                vmas,
+            }),
+        })
+    }
+
+    /// Returns the host address of the first byte. Code that uses it must expect faults.
+    pub fn host_address(&self) -> usize {
+        self.address
+    }
+
+    /// Returns the size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Maps `len` bytes of `file` from `file_offset` at `offset` in the arena.
+    ///
+    /// Replaces everything that is mapped there, at once for each access of the guest. The arena
+    /// does not keep the file open.
+    ///
+    /// # Errors
+    ///
+    /// Returns an [`ArenaError`] and changes nothing if
+    ///
+    /// - the range is empty, not whole pages, or not inside the arena;
+    /// - the guests of this process use too many VMAs; or
+    /// - the system refuses the file, for example because it is not open for the access.
+    ///
+    /// If memory for page tables runs out, the addresses of the range may be lost, and each later
+    /// use of them returns an error.
+    pub fn map(
+        &self,
+        offset: u64,
+        len: u64,
+        file: &File,
+        file_offset: u64,
+        access: Permissions,
+    ) -> Result<(), ArenaError> {
+        let writable = match access {
+            Permissions::Read => false,
+            Permissions::Write | Permissions::ReadWrite => true,
+            Permissions::No => return self.unmap(offset, len),
+        };
+        self.change("map", offset, len, true, |reserved, offset, len| {
+            reserved.map(offset, len, file, file_offset, writable)
+        })
+    }
+
+    /// Makes a range inaccessible. Parts of it where nothing is mapped stay so.
+    ///
+    /// # Errors
+    ///
+    /// Returns an [`ArenaError`] under the conditions that [`map`](Self::map) lists.
+    pub fn unmap(&self, offset: u64, len: u64) -> Result<(), ArenaError> {
+        self.change("unmap", offset, len, false, ReservedArena::unmap)
+    }
+
+    /// Returns the mapped ranges as offset and length, in ascending order.
+    pub fn mapped(&self) -> Vec<(u64, u64)> {
+        let state = self.lock();
+        let pieces = state.pieces.0.iter();
+        pieces
+            .map(|(start, end)| (bytes(*start), bytes(end.saturating_sub(*start))))
+            .collect()
+    }
+
+    fn change(
+        &self,
+        what: &'static str,
+        offset: u64,
+        len: u64,
+        is_mapped: bool,
+        change: impl FnOnce(&mut ReservedArena, usize, usize) -> io::Result<()>,
+    ) -> Result<(), ArenaError> {
+        let mut state = self.lock();
+        let State {
+            reserved,
+            pieces,
+            vmas,
+        } = &mut *state;
+        let inside = |at: u64| {
+            let at = usize::try_from(at).ok();
+            at.filter(|at| *at <= reserved.len() && at.is_multiple_of(sys::page_size()))
+        };
+        let end = offset.checked_add(len).filter(|_| len != 0);
+        let range = inside(offset).zip(end.and_then(inside));
+        let (start, end) = range.ok_or(ArenaError::Range {
+            offset,
+            len,
+            size: self.size,
+        })?;
+        // A change adds at most two pieces: itself, and a part of a piece that it divides.
+        let needed = vmas_of(pieces.0.len().saturating_add(2));
+        if !vmas.try_take_for_guest(needed.saturating_sub(vmas.count())) {
+            return Err(ArenaError::TooManyPieces {
+                pieces: pieces.0.len(),
+            });
+        }
+        let result = change(reserved, start, end.saturating_sub(start));
+        if result.is_ok() {
+            pieces.cut(start, end);
+            if is_mapped {
+                pieces.0.insert(start, end);
+            }
+        }
+        let needed = vmas_of(pieces.0.len());
+        vmas.release(vmas.count().saturating_sub(needed));
+        result.map_err(|source| ArenaError::System {
+            what,
+            offset,
+            len,
+            source,
+        })
+    }
+
+    /// Poisoning is ignored: no code panics while it holds this lock.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The VMAs of an arena without mapped pieces.
+const VMAS_OF_EMPTY: usize = 1;
+
+/// Returns an upper bound of the VMAs of an arena: its pieces, and the addresses between them.
+fn vmas_of(pieces: usize) -> usize {
+    pieces.saturating_mul(2).saturating_add(VMAS_OF_EMPTY)
+}
+
+/// Disjoint mapped ranges, as start and end.
+#[derive(Debug, Default)]
+struct Pieces(BTreeMap<usize, usize>);
+
+impl Pieces {
+    /// Removes a range. Pieces that are partly in it keep their other parts.
+    fn cut(&mut self, start: usize, end: usize) {
+        let before = self.0.range(..end).rev();
+        let cut: Vec<_> = before
+            .map(|(start, end)| (*start, *end))
+            .take_while(|(_, piece_end)| *piece_end > start)
+            .collect();
+        for (piece_start, piece_end) in cut {
+            self.0.remove(&piece_start);
+            if piece_start < start {
+                self.0.insert(piece_start, start);
+            }
+            if end < piece_end {
+                self.0.insert(end, piece_end);
+            }
+        }
+    }
+}

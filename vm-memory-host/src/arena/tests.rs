@@ -1,0 +1,111 @@
+use super::*;
+use std::os::unix::fs::FileExt;
+use test_support::{temp_file_of_len, PAGE, PAGE_U64};
+
+#[test]
+fn cut_leaves_what_a_list_of_all_bytes_leaves() {
+    for seed in 0..300usize {
+        let (mut pieces, mut all) = (Pieces::default(), [false; 24]);
+        for step in 0..12 {
+            let random = (seed * 16 + step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let (start, len) = ((random >> 40) % 24, (random >> 32) % 8 + 1);
+            let end = (start + len).min(24);
+            let is_mapped = random >> 63 == 0;
+            pieces.cut(start, end);
+            if is_mapped {
+                pieces.0.insert(start, end);
+            }
+            all[start..end].fill(is_mapped);
+            let mut found = [false; 24];
+            let mut last = 0;
+            for (start, end) in &pieces.0 {
+                assert!(last <= *start && start < end, "{seed} {step}: {pieces:?}");
+                last = *end;
+                found[*start..*end].fill(true);
+            }
+            assert_eq!(found, all, "{seed} {step}");
+        }
+    }
+}
+
+#[test]
+#[expect(
+    unsafe_code,
+    reason = "lets the kernel read memory that may be inaccessible"
+)]
+fn arena_shows_the_mapped_parts_of_files_and_nothing_else() {
+    let files = [1u8, 2].map(|byte| {
+        let file = temp_file_of_len(8 * PAGE_U64);
+        file.write_all_at(&[byte; 8 * PAGE], 0).unwrap();
+        file
+    });
+    let arena = Arena::new(16 * PAGE_U64).unwrap();
+    let address = arena.host_address();
+    assert!(bytes(address).is_multiple_of(sys::huge_page_size()));
+    // Reads through a system call, which fails where the memory is inaccessible.
+    let byte_of = |page: usize| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let from = std::ptr::with_exposed_provenance::<libc::c_void>(address + page * PAGE);
+        // SAFETY: the kernel reads the byte, or returns an error.
+        let written = unsafe { libc::write(std::os::fd::AsRawFd::as_raw_fd(&writer), from, 1) };
+        let mut byte = [0];
+        (written == 1).then(|| {
+            std::io::Read::read_exact(&mut &reader, &mut byte).unwrap();
+            byte[0]
+        })
+    };
+    let shown = || (0..16).map(byte_of).collect::<Vec<_>>();
+    assert_eq!(shown(), [None; 16]);
+    let [one, two] = &files;
+    let access = Permissions::ReadWrite;
+    arena.map(0, 8 * PAGE_U64, one, 0, access).unwrap();
+    arena
+        .map(2 * PAGE_U64, 2 * PAGE_U64, two, PAGE_U64, access)
+        .unwrap();
+    arena.unmap(6 * PAGE_U64, 10 * PAGE_U64).unwrap();
+    let (a, b) = (Some(1), Some(2));
+    let expected = [a, a, b, b, a, a];
+    assert_eq!(shown()[..6], expected);
+    assert_eq!(shown()[6..], [None; 10]);
+    let ranges = [(0, 2), (2, 2), (4, 2)].map(|(at, len)| (at * PAGE_U64, len * PAGE_U64));
+    assert_eq!(arena.mapped(), ranges);
+    arena
+        .map(PAGE_U64, 4 * PAGE_U64, two, 0, Permissions::No)
+        .unwrap();
+    assert_eq!(arena.mapped(), [(0, PAGE_U64), (5 * PAGE_U64, PAGE_U64)]);
+    assert_eq!(shown()[..6], [a, None, None, None, None, a]);
+    arena.unmap(0, 16 * PAGE_U64).unwrap();
+    assert_eq!(arena.lock().vmas.count(), VMAS_OF_EMPTY);
+}
+
+#[test]
+fn change_of_invalid_range_or_file_returns_error_and_changes_nothing() {
+    let arena = Arena::new(4 * PAGE_U64).unwrap();
+    let file = temp_file_of_len(4 * PAGE_U64);
+    arena.map(0, PAGE_U64, &file, 0, Permissions::Read).unwrap();
+    for (offset, len) in [
+        (0, 0),
+        (1, PAGE_U64),
+        (0, PAGE_U64 + 1),
+        (0, 5 * PAGE_U64),
+        (4 * PAGE_U64, PAGE_U64),
+        (PAGE_U64, !(PAGE_U64 - 1)),
+    ] {
+        let unmapped = arena.unmap(offset, len);
+        let mapped = arena.map(offset, len, &file, 0, Permissions::Read);
+        for result in [unmapped, mapped] {
+            let error = result.unwrap_err();
+            assert!(matches!(error, ArenaError::Range { .. }), "{error}");
+        }
+    }
+    let read_only = tempfile::NamedTempFile::new().unwrap();
+    let read_only = File::open(read_only.path()).unwrap();
+    for (file, file_offset) in [(&read_only, 0), (&file, 1)] {
+        let error = arena.map(0, PAGE_U64, file, file_offset, Permissions::ReadWrite);
+        let error = error.unwrap_err();
+        assert!(matches!(error, ArenaError::System { .. }), "{error}");
+    }
+    assert_eq!(arena.mapped(), [(0, PAGE_U64)]);
+    assert!(matches!(Arena::new(0), Err(ArenaError::Range { .. })));
+    assert!(matches!(Arena::new(1), Err(ArenaError::Range { .. })));
+}
