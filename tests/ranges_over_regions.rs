@@ -24,7 +24,7 @@ enum Kind {
     /// The second half is an unplugged block.
     HalfPlugged,
     /// Returns slices that are one byte too short.
-    Stingy,
+    ShortSlices,
     /// Not mapped in this process.
     Device,
 }
@@ -88,7 +88,7 @@ impl GuestMemoryRegion for Region {
         let offset = addr.0 as usize;
         match self.kind {
             Kind::Device => Err(GuestMemoryError::HostAddressNotAvailable),
-            Kind::Stingy => Ok(self.mapping.get_slice(offset, count.saturating_sub(1))?),
+            Kind::ShortSlices => Ok(self.mapping.get_slice(offset, count.saturating_sub(1))?),
             _ => Ok(self.mapping.get_slice(offset, count)?),
         }
     }
@@ -173,12 +173,12 @@ fn reach(regions: &[(u64, Kind)], addr: u64, count: usize, access: Permissions) 
                 Some(0) => match kind {
                     Kind::Memory | Kind::HalfPlugged => true,
                     Kind::ReadOnly => access != Permissions::Write,
-                    Kind::Stingy | Kind::Device => false,
+                    Kind::ShortSlices | Kind::Device => false,
                 },
                 Some(offset) if offset == PAGE as u128 => match kind {
                     Kind::Memory => true,
                     Kind::ReadOnly => access != Permissions::Write,
-                    Kind::HalfPlugged | Kind::Stingy | Kind::Device => false,
+                    Kind::HalfPlugged | Kind::ShortSlices | Kind::Device => false,
                 },
                 _ => false,
             });
@@ -212,7 +212,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         8 => Just(Kind::Memory),
         1 => Just(Kind::ReadOnly),
         1 => Just(Kind::HalfPlugged),
-        1 => Just(Kind::Stingy),
+        1 => Just(Kind::ShortSlices),
         1 => Just(Kind::Device),
     ]
 }
