@@ -9,8 +9,8 @@
 //! - A lookup makes progress if more of the range is mapped than at the lookup before. Otherwise it
 //!   uses up one of the [`TRIES`], and the last one refuses the range. A range of n addresses makes
 //!   progress at most n times between two tries, so it is found or refused.
-//! - A device may give up. So priority passes on when `patience` lookups of other ranges have
-//!   failed since the last one of the range. The patience then doubles, until it exceeds the number
+//! - A device may give up. So priority passes on when `max_others` lookups of other ranges have
+//!   failed since the last one of the range. This maximum then doubles, until it exceeds the number
 //!   of ranges that fail in turn.
 //!
 //! This takes constant memory. Counting the tries of each range would not: with more ranges than
@@ -24,8 +24,8 @@ use crate::guest_memory::GuestAddress;
 
 /// The number of failed lookups without progress after which a range is refused.
 pub(in crate::iommu) const TRIES: u32 = 32;
-/// The least and the greatest patience.
-const PATIENCE: (u32, u32) = (16, 1 << 16);
+/// The least and the greatest value of [`State::max_others`].
+const MAX_OTHERS: (u32, u32) = (16, 1 << 16);
 
 /// The range that is served first, if a lookup has failed.
 #[derive(Debug, Default)]
@@ -41,7 +41,8 @@ pub(in crate::iommu) struct Priority {
 #[derive(Debug)]
 struct State {
     first: Option<Failed>,
-    patience: u32,
+    /// The number of failed lookups of other ranges after which priority passes on.
+    max_others: u32,
 }
 
 /// A range whose last lookup failed.
@@ -72,7 +73,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             first: None,
-            patience: PATIENCE.0,
+            max_others: MAX_OTHERS.0,
         }
     }
 }
@@ -87,7 +88,7 @@ impl Priority {
     #[cold]
     pub(super) fn failed(&self, range: Span, missing: u64) -> Verdict {
         let mut state = self.state();
-        let patience = state.patience;
+        let max_others = state.max_others;
         match &mut state.first {
             Some(first) if first.range == range => {
                 if first.mapped && missing >= first.missing {
@@ -104,11 +105,11 @@ impl Priority {
                     _ => return Verdict::AskForParts,
                 }
             }
-            Some(first) if first.others < patience => {
+            Some(first) if first.others < max_others => {
                 first.others = first.others.saturating_add(1);
                 return Verdict::AskForParts;
             }
-            Some(_) => state.patience = patience.saturating_mul(2).min(PATIENCE.1),
+            Some(_) => state.max_others = max_others.saturating_mul(2).min(MAX_OTHERS.1),
             None => {}
         }
         state.first = Some(Failed {
@@ -155,7 +156,7 @@ impl Priority {
 
     fn release(&self, state: &mut State) {
         state.first = None;
-        state.patience = (state.patience / 2).max(PATIENCE.0);
+        state.max_others = (state.max_others / 2).max(MAX_OTHERS.0);
         self.key.store(0, Ordering::Relaxed);
     }
 }
