@@ -32,7 +32,7 @@ use super::{Error, GuestAddress, GuestMemory, Permissions, Result};
 #[derive(Clone)]
 pub struct TranslationHold {
     /// The object that keeps the translations in use.
-    what: Option<Arc<dyn Any + Send + Sync>>,
+    owner: Option<Arc<dyn Any + Send + Sync>>,
     /// The state of the IOTLB that is held, if its changes are counted.
     seen: Option<Seen>,
 }
@@ -41,29 +41,29 @@ impl TranslationHold {
     /// Creates an empty hold, for memory that does not translate addresses.
     pub fn nothing() -> Self {
         TranslationHold {
-            what: None,
+            owner: None,
             seen: None,
         }
     }
 
-    /// Creates a hold that owns `what`, for an IOMMU that counts its users.
-    pub fn of(what: Arc<impl Any + Send + Sync>) -> Self {
+    /// Creates a hold that keeps `owner` alive, for an IOMMU that counts its users.
+    pub fn of(owner: Arc<impl Any + Send + Sync>) -> Self {
         TranslationHold {
-            what: Some(what),
+            owner: Some(owner),
             seen: None,
         }
     }
 
-    /// Creates a hold that owns `what`, the state of an IOTLB after the change `number`.
+    /// Creates a hold that keeps `owner` alive, the state of an IOTLB after the change `number`.
     #[cfg(feature = "iommu")]
     pub(crate) fn of_change(
-        what: Arc<impl Any + Send + Sync>,
+        owner: Arc<impl Any + Send + Sync>,
         changes: &Changes,
         number: u64,
     ) -> Self {
         TranslationHold {
             seen: Some(changes.at(number)),
-            ..Self::of(what)
+            ..Self::of(owner)
         }
     }
 
@@ -83,7 +83,7 @@ impl TranslationHold {
 impl Debug for TranslationHold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TranslationHold")
-            .field("holds", &self.what.is_some())
+            .field("holds", &self.owner.is_some())
             .finish()
     }
 }
