@@ -62,7 +62,7 @@ use std::sync::{Arc, LockResult, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
-use crate::guest_memory::{Changes, GuestAddressSpace, GuestMemory, IntoMap};
+use crate::guest_memory::{Generation, GuestAddressSpace, GuestMemory, IntoMap};
 use crate::retired::{RetiredList, WeakVersion};
 
 pub use crate::retired::ReadersRemain;
@@ -113,7 +113,7 @@ struct Writers<M> {
     /// successor is current. It is locked before the list, never after it.
     version: Mutex<u64>,
     /// Tells windows of the number of the current map. A writer publishes it after the swap.
-    changes: Changes,
+    generation: Generation,
     retired: RetiredList<WeakVersion<M>>,
 }
 
@@ -156,7 +156,7 @@ impl<M: GuestMemory> From<Arc<M>> for GuestMemoryAtomic<M> {
             map: Arc::new(ArcSwap::new(map)),
             writers: Arc::new(Writers {
                 version: Mutex::new(0),
-                changes: Changes::default(),
+                generation: Generation::default(),
                 retired: RetiredList::new(),
             }),
         }
@@ -273,7 +273,7 @@ impl<M: GuestMemory> GuestMemoryExclusiveGuard<'_, M> {
         let version = WeakVersion::new(*self.version, &old);
         let unread = version.map(|version| writers.retired.retire(version));
         *self.version = self.version.saturating_add(1);
-        writers.changes.publish(*self.version);
+        writers.generation.publish(*self.version);
         drop(self);
         drop(unread);
     }

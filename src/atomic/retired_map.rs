@@ -81,7 +81,7 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
         let unread = retired.map(|retired| self.writers.retired.retire(retired));
         *version = version.saturating_add(1);
         let replaced_by = *version;
-        self.writers.changes.publish(replaced_by);
+        self.writers.generation.publish(replaced_by);
         drop(version);
         drop(unread);
         Ok(RetiredMap {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::GuestMemoryAtomic;
-use crate::guest_memory::{GuestAddress, GuestMemory, Permissions, Result, Seen, Window};
+use crate::guest_memory::{GuestAddress, GuestMemory, Permissions, Result, SeenGeneration, Window};
 
 impl<M: GuestMemory + Send + Sync + 'static> GuestMemoryAtomic<M> {
     /// Returns the `len` bytes at `addr` as a window, which a device can keep.
@@ -31,9 +31,9 @@ impl<M: GuestMemory + Send + Sync + 'static> GuestMemoryAtomic<M> {
     }
 
     /// Returns the current map, and a state that is not newer.
-    fn map_and_state(&self) -> (Arc<M>, Seen) {
+    fn map_and_state(&self) -> (Arc<M>, SeenGeneration) {
         // The order matters: a map that is replaced after this line is not current.
-        let seen = self.writers.changes.now();
+        let seen = self.writers.generation.now();
         (self.map.load_full(), seen)
     }
 }

@@ -5,8 +5,8 @@ use core::fmt::{self, Debug};
 use std::sync::Arc;
 
 #[cfg(feature = "iommu")]
-use super::changes::Changes;
-use super::changes::Seen;
+use super::generation::Generation;
+use super::generation::SeenGeneration;
 use super::{Error, GuestAddress, GuestMemory, Permissions, Result};
 
 /// A guard that keeps the translations of an IOMMU in use until it and its clones are dropped.
@@ -34,7 +34,7 @@ pub struct TranslationHold {
     /// The object that keeps the translations in use.
     owner: Option<Arc<dyn Any + Send + Sync>>,
     /// The state of the IOTLB that is held, if its changes are counted.
-    seen: Option<Seen>,
+    seen: Option<SeenGeneration>,
 }
 
 impl TranslationHold {
@@ -58,11 +58,11 @@ impl TranslationHold {
     #[cfg(feature = "iommu")]
     pub(crate) fn of_change(
         owner: Arc<impl Any + Send + Sync>,
-        changes: &Changes,
+        generation: &Generation,
         number: u64,
     ) -> Self {
         TranslationHold {
-            seen: Some(changes.at(number)),
+            seen: Some(generation.at(number)),
             ..Self::of(owner)
         }
     }

@@ -45,12 +45,12 @@ mod all_or_nothing;
 mod backend;
 mod bounded_slices;
 mod bytes;
+mod explain;
 #[cfg_attr(
     not(any(test, feature = "backend-atomic", feature = "iommu")),
     expect(dead_code, reason = "without these features, nothing changes")
 )]
-mod changes;
-mod explain;
+mod generation;
 #[expect(
     unsafe_code,
     reason = "a view keeps its slices mapped until it is dropped"
@@ -88,9 +88,9 @@ pub use permissions::Permissions;
 pub use window::Window;
 
 #[cfg(any(feature = "backend-atomic", feature = "iommu"))]
-pub(crate) use changes::Changes;
+pub(crate) use generation::Generation;
 #[cfg(feature = "backend-atomic")]
-pub(crate) use changes::Seen;
+pub(crate) use generation::SeenGeneration;
 
 use crate::address::AddressValue;
 use crate::bitmap::{Bitmap, BitmapSlice, BS};

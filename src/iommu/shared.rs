@@ -11,7 +11,7 @@ use super::iotlb::Priority;
 use super::mapping_table::Span;
 use super::snapshots::{Replay, Snapshot, Snapshots};
 use super::{Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator};
-use crate::guest_memory::{Changes, GuestAddress, Permissions, TranslationHold};
+use crate::guest_memory::{Generation, GuestAddress, Permissions, TranslationHold};
 use crate::retired::sync::Guard;
 use crate::retired::{wait_until_unread, ReadersRemain, Version as _};
 
@@ -82,7 +82,7 @@ pub struct SharedIotlb {
 struct Inner {
     snapshots: Snapshots<Iotlb>,
     /// Tells windows of a change. Published after it, and before the caller continues.
-    changes: Changes,
+    generation: Generation,
 }
 
 /// A change of an IOTLB.
@@ -126,7 +126,7 @@ impl Default for Inner {
     fn default() -> Self {
         Self {
             snapshots: Snapshots::new(Iotlb::new()),
-            changes: Changes::default(),
+            generation: Generation::default(),
         }
     }
 }
@@ -260,7 +260,7 @@ impl SharedIotlb {
 
     fn apply(&self, update: Update) -> Result<Invalidation, Error> {
         let version = self.inner.snapshots.apply(update)?;
-        self.inner.changes.publish(version);
+        self.inner.generation.publish(version);
         Ok(Invalidation {
             iotlb: self.clone(),
             version,
@@ -291,8 +291,8 @@ impl Iommu for SharedIotlb {
     fn hold_translation(&self) -> Option<TranslationHold> {
         // The hold is older than the translations. So a change after a translation waits for it.
         let snapshot = Guard::into_inner(self.inner.snapshots.load());
-        let (changes, version) = (&self.inner.changes, snapshot.number());
-        Some(TranslationHold::of_change(snapshot, changes, version))
+        let (generation, version) = (&self.inner.generation, snapshot.number());
+        Some(TranslationHold::of_change(snapshot, generation, version))
     }
 }
 

@@ -6,7 +6,7 @@ use core::fmt::{self, Debug};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
-use super::changes::Seen;
+use super::generation::SeenGeneration;
 use super::hold::{hold_for, TranslationHold};
 use super::GuestMemorySliceIterator as _;
 use super::{bounded_slices, Error, GuestAddress, GuestMemory, Permissions, Result};
@@ -135,25 +135,25 @@ enum Map<'m, M: ?Sized> {
         not(feature = "backend-atomic"),
         expect(dead_code, reason = "without the feature, maps are not replaced")
     )]
-    Current(Arc<M>, Seen, Source<M>),
+    Current(Arc<M>, SeenGeneration, Source<M>),
 }
 
 /// Returns the current map, and the state of the source that it belongs to.
-pub(crate) type Source<M> = Box<dyn Fn() -> (Arc<M>, Seen) + Send + Sync>;
+pub(crate) type Source<M> = Box<dyn Fn() -> (Arc<M>, SeenGeneration) + Send + Sync>;
 
 // SAFETY: 1. The slices hold host addresses and bitmap slices. Any thread may access the addresses
 // through a `VolatileSlice` at any time. The bitmap slices are `Send` by the bound. 2. The map is
 // owned as `Arc<M>` or borrowed as `&M`, and both are `Send` since `M: Send + Sync`. 3. `Hold`,
-// `TranslationHold`, `Seen` and `Source` are `Send` (asserted below). 4. The other fields are plain
-// values.
+// `TranslationHold`, `SeenGeneration` and `Source` are `Send` (asserted below). 4. The other fields
+// are plain values.
 unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Send for Window<'m, M> where
     BS<'m, M::Bitmap>: Send
 {
 }
 // SAFETY: a `&Window` accesses guest memory through `VolatileSlice`s, which any number of threads
-// may do at once. It marks through bitmap slices, which are `Sync` by the bound. It reaches `Seen`
-// and `TranslationHold`, which are `Sync` (asserted below). It does not reach the map, `Source` or
-// `Hold`. Its other fields are plain values.
+// may do at once. It marks through bitmap slices, which are `Sync` by the bound. It reaches
+// `SeenGeneration` and `TranslationHold`, which are `Sync` (asserted below). It does not reach the
+// map, `Source` or `Hold`. Its other fields are plain values.
 unsafe impl<'m, M: GuestMemory + Send + Sync + ?Sized> Sync for Window<'m, M> where
     BS<'m, M::Bitmap>: Sync
 {
@@ -164,7 +164,7 @@ const _: fn() = || {
     fn is_send_and_sync<T: Send + Sync>() {}
     is_send::<Hold>();
     is_send::<Source<()>>();
-    is_send_and_sync::<Seen>();
+    is_send_and_sync::<SeenGeneration>();
     is_send_and_sync::<TranslationHold>();
 };
 
