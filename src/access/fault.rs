@@ -88,8 +88,8 @@
 //! each thread may set it. While the default action is set, the kernel ends the process at a fault.
 //! The fault handler cannot distinguish the standard library's handler, which sets the default
 //! action, from the program's own handler, which needs the signal. The standard library does not
-//! publish the address of its handler. Calling a handler to find out what it does would pass on a
-//! signal that nobody sent.
+//! publish the address of its handler. Calling a handler as a test would pass on a signal that was
+//! never sent.
 //!
 //! # Limits
 //!

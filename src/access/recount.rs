@@ -19,8 +19,8 @@ pub(super) fn record_fault(
 
 /// The number of bytes that are moved again at a time.
 ///
-/// A page may become inaccessible at any moment, so each piece may have to be moved again once for
-/// each of its pages. A multiple of the size of each element.
+/// A page may become inaccessible at any moment. So a piece may have to be repeated as often as it
+/// has pages. The number is a multiple of the size of each element.
 const PIECE: usize = 1 << 16;
 
 /// Counts the bytes of an operation of `len` bytes that faulted at `address`, and records the
@@ -30,8 +30,9 @@ const PIECE: usize = 1 << 16;
 /// same operation again, in ascending order: the bytes at an offset, and their number. If it faults
 /// as well, the bytes below that address count.
 ///
-/// The bytes are moved again in pieces, and no piece that was moved is moved once more. So the time
-/// is proportional to `len`, even if another process truncates the file by a page for each fault.
+/// The bytes are moved again in pieces. A piece that was moved without a fault is not repeated. So
+/// the time is proportional to `len`, even if another process truncates the file by a page for each
+/// fault.
 #[cold]
 pub(super) fn recount(
     address: FaultAddress,
@@ -116,7 +117,7 @@ mod tests {
                 if offset + len < size {
                     return Ok(());
                 }
-                // Pages that were moved already may disappear, too. They count.
+                // Pages that were already moved may also become inaccessible. They count.
                 size = size.saturating_sub(PAGE);
                 Err(fault_at(size.max(offset)))
             };

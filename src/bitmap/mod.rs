@@ -398,7 +398,7 @@ mod tests {
         let pair = (Panics, bitmap);
         let marked = std::panic::catch_unwind(|| pair.mark_dirty(0x1000, 1));
         assert!(marked.is_err() && pair.dirty_at(0x1000) && !pair.dirty_at(0));
-        // Both panic: the first panic is returned, and the process goes on.
+        // Both panic. The first panic is returned, and the process does not abort.
         let both = (Panics, (Panics, pair.1));
         assert!(std::panic::catch_unwind(|| both.mark_dirty(0, 1)).is_err());
         assert!(both.dirty_at(0));

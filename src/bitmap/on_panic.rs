@@ -5,9 +5,9 @@
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-/// Runs its closure if it is dropped, which is after a panic. Otherwise, [`forget`] it.
+/// Runs its closure when a panic drops it. The caller must [`forget`] it if there was no panic.
 ///
-/// A second panic, inside the closure, ends there.
+/// A panic of the closure itself is caught.
 ///
 /// [`forget`]: core::mem::forget
 pub(crate) struct OnPanic<F: FnMut()>(pub F);
@@ -15,14 +15,14 @@ pub(crate) struct OnPanic<F: FnMut()>(pub F);
 impl<F: FnMut()> Drop for OnPanic<F> {
     #[cold]
     fn drop(&mut self) {
-        // Nothing observes what a panic leaves behind, except the bitmap that panicked.
+        // No code uses the state that a panic leaves, except the bitmap that panicked.
         let _ = catch_unwind(AssertUnwindSafe(&mut self.0));
     }
 }
 
-/// Calls `mark` for each part, also for those after one whose call panics.
+/// Calls `mark` for each part, including the parts after one whose call panics.
 ///
-/// The first panic goes on after that.
+/// Then the first panic continues.
 #[inline]
 pub(crate) fn mark_each<P>(mut parts: impl Iterator<Item = P>, mark: impl Fn(P)) {
     while let Some(part) = parts.next() {

@@ -1,7 +1,7 @@
 //! [`Pairs`]: reads and clears two adjacent words at once.
 //!
-//! A locked instruction takes hardly longer for 16 bytes than for 8. The harvest of a full bitmap
-//! consists of them.
+//! A locked instruction takes about as long for 16 bytes as for 8. The harvest of a full bitmap
+//! executes one for each pair.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,7 +13,7 @@ pub(crate) struct Pairs {
 }
 
 impl Pairs {
-    /// Asks the processor.
+    /// Detects whether the processor has `cmpxchg16b`.
     pub(crate) fn new() -> Self {
         Self {
             #[cfg(all(target_arch = "x86_64", not(miri), not(vm_memory_portable)))]
@@ -54,10 +54,10 @@ fn clear_if(pair: &[AtomicU64; 2], expected: [u64; 2]) -> bool {
     let cleared: u8;
     #[expect(unsafe_code, reason = "one instruction that the language lacks")]
     // SAFETY: `at` is valid for both words, which `pair` borrows. They are atomics, so they may
-    // change while they are borrowed. The address is a multiple of 16, as checked above. To the
-    // language, the block is a sequentially consistent `compare_exchange` of each word, without an
-    // operation of another thread between the two, or a load of each. It restores `rbx`, which
-    // cannot be an operand, and does not use the stack.
+    // change while they are borrowed. The address is a multiple of 16, as checked above. If both
+    // words are `expected`, the block is a sequentially consistent `compare_exchange` of each word,
+    // without an operation of another thread between the two. Otherwise it is a load of each. It
+    // restores `rbx`, which cannot be an operand, and does not use the stack.
     unsafe {
         core::arch::asm!(
             "xchg {zero}, rbx",

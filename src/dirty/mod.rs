@@ -117,8 +117,9 @@ impl DirtyMemory {
     /// [slices](crate::bitmap::ArcSlice) of one bitmap that overlap, or that share a page of it. A
     /// mark in the shared part is then a dirty page of each of them.
     ///
-    /// If a page of a bitmap also stands for tracked bytes that are in none of the regions, it
-    /// stays marked, and each harvest finds it. To avoid that, begin and end slices at its pages.
+    /// A page of a bitmap may also stand for tracked bytes that are in none of the regions. It then
+    /// stays marked, and each harvest finds it. To avoid that, begin and end slices at page
+    /// boundaries of the bitmap.
     ///
     /// If a region or a log of another crate panics, no page is lost: this set has it, or the next
     /// harvest finds it.

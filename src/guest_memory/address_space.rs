@@ -75,8 +75,9 @@ impl<M: GuestMemory> GuestAddressSpace for Arc<M> {
 
 /// A share of a memory map that a request can keep: an `Arc`, or a guard of the current map.
 ///
-/// [`IoBuffer`](crate::vectored::IoBuffer) takes one. A reference is also a share, and is copied. A
-/// device that is generic over its [`GuestAddressSpace`] requires that its guard is a share.
+/// [`IoBuffer::new`](crate::vectored::IoBuffer::new) takes a share. A reference to an `Arc` or to a
+/// guard is also a share: it is cloned. A device that is generic over its [`GuestAddressSpace`]
+/// requires that the guard is a share, as in the example.
 ///
 /// # Examples
 ///

@@ -74,7 +74,7 @@ pub enum RefusalReason {
     NotTracked,
     /// The range passes the end of the address space, 2^64.
     PastTheEnd,
-    /// The memory refuses the range, or does not tell without side effects, and gives no reason.
+    /// The memory gives no reason: it only refuses the range, or needs side effects to find one.
     Unknown,
 }
 
@@ -166,7 +166,7 @@ pub(crate) fn explain<M: GuestMemoryBackend + ?Sized>(
     None
 }
 
-/// Returns the number of accessible bytes at `start`, and the reason of the next one.
+/// Returns the number of accessible bytes at `start`, and the reason why the next one is not.
 ///
 /// Returns `None` if all `count` bytes are accessible.
 fn refusal_of_region<R: GuestMemoryRegion>(
@@ -179,7 +179,8 @@ fn refusal_of_region<R: GuestMemoryRegion>(
         slice.is_ok_and(|slice| slice.len() == count)
     };
     if count == 0 {
-        // The region claims an address that is past its end. The walk must not stay here.
+        // The region claims an address that is past its end. Without this check, the walk would
+        // not end.
         return Some((0, RefusalReason::Unknown));
     }
     if gives(count) {

@@ -94,7 +94,7 @@ impl Debug for TranslationHold {
 ///
 /// # Errors
 ///
-/// Returns the error of a translation, or one if the memory does not support holds.
+/// Returns the error of a translation, or an error if the memory does not support holds.
 pub(crate) fn hold_for<M: GuestMemory + ?Sized>(
     memory: &M,
     ranges: impl IntoIterator<Item = (GuestAddress, usize)>,

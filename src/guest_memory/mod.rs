@@ -107,7 +107,7 @@ pub enum Error {
     InvalidBackendAddress,
     /// The region is not mapped in this process, or does not permit the access (see
     /// [`GuestMemoryRegion::allowed_access`](crate::GuestMemoryRegion::allowed_access)).
-    /// [`GuestMemory::explain`] tells which of them, and for which byte.
+    /// [`GuestMemory::explain`] returns the reason, and the first byte that is not accessible.
     #[error("region is not mapped in this process, or does not permit the access")]
     HostAddressNotAvailable,
     /// The callback of [`GuestMemoryBackend::try_access`] returned a count that is too high.
@@ -270,19 +270,20 @@ pub trait GuestMemory {
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>>;
 
-    /// Returns the first of the `count` bytes at `addr` that an access cannot reach, and why.
+    /// Returns the first of `count` bytes at `addr` that an access cannot reach, and the reason.
     ///
-    /// Returns `None` if the range permits `access`. It is for an access that failed: the errors of
-    /// accesses do not tell which byte it was. It costs a walk over the regions of the range, and
-    /// behind an IOMMU also over its mappings.
+    /// Returns `None` if the range permits `access`. Use it after an access has failed: the error
+    /// of an access does not contain the address of the byte. It walks over the regions of the
+    /// range, and behind an IOMMU also over the mappings of the range.
     ///
-    /// It has no side effects: it touches no byte of the range, counts no lookup of an IOTLB, and
+    /// It has no side effects: it accesses no byte of the range, counts no lookup of an IOTLB, and
     /// asks for no mapping. So it does not find a page that [faults](crate::fault), or a page of a
-    /// Xen guest that is not granted. An IOMMU must implement
-    /// [`Iommu::current_iotlb`](crate::iommu::Iommu::current_iotlb).
+    /// Xen guest that is not granted. Behind an IOMMU that does not implement
+    /// [`Iommu::current_iotlb`](crate::iommu::Iommu::current_iotlb), the reason is
+    /// [`RefusalReason::Unknown`].
     ///
-    /// The provided method serves memory whose addresses are guest physical addresses. For other
-    /// memory, it calls [`check_range`](Self::check_range), and the reason is
+    /// The provided method finds the reason for memory whose addresses are guest physical
+    /// addresses. For other memory, it calls [`check_range`](Self::check_range), and the reason is
     /// [`RefusalReason::Unknown`].
     ///
     /// # Examples

@@ -124,9 +124,9 @@ pub struct IotlbFails {
     /// they pass 2^64.
     ///
     /// If the [bound](super::Iotlb::set_bound) of the IOTLB prevents the access, the missing parts
-    /// are also here: asking for them would never end. The last parts are then empty: one if the
-    /// range needs more mappings than the bound permits at a time, two if its tries are spent.
-    /// [`is_refused_by_bound`](Self::is_refused_by_bound) checks for them.
+    /// are also here: asking for them would never end. The last parts are then empty. One empty
+    /// part: the range needs more mappings than the bound permits at a time. Two: its tries are
+    /// spent. [`is_refused_by_bound`](Self::is_refused_by_bound) checks for them.
     pub access_fails: Vec<IovaRange>,
 }
 
@@ -140,9 +140,9 @@ impl IovaRange {
 
 /// The reason why the bound of an IOTLB prevents an access.
 ///
-/// Users of 0.18.0 construct [`IotlbFails`], so it cannot have a field for the reason. A number of
-/// empty parts at the end of `access_fails` stands for it: no other part is empty, because an empty
-/// range is always found.
+/// Users of 0.18.0 construct [`IotlbFails`], so it cannot have a field for the reason. The number
+/// of empty parts at the end of `access_fails` stands for the reason. No other part is empty,
+/// because an empty range is always found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Refusal {
     /// The range needs more mappings than the bound permits at a time.
@@ -192,7 +192,7 @@ impl IotlbFails {
 
     /// Returns whether the [bound](super::Iotlb::set_bound) of the IOTLB prevents the access.
     ///
-    /// The range needs more mappings than the bound permits at a time, or has lost them too often.
+    /// The range needs more mappings than the bound permits at a time, or its 32 tries are spent.
     ///
     /// # Examples
     ///

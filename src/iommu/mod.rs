@@ -178,11 +178,11 @@ pub trait Iommu: Debug + Send + Sync {
         access: Permissions,
     ) -> Result<IotlbIterator<Self::IotlbGuard<'_>>, Error>;
 
-    /// Returns the IOTLB as it is now, without asking for missing mappings.
+    /// Returns the current IOTLB, without asking for missing mappings.
     ///
-    /// [`GuestMemory::explain`](crate::GuestMemory::explain) uses it. Returns `None` by default:
-    /// the reason of a refusal is then unknown. An IOMMU that has a [`SharedIotlb`] returns its
-    /// [`snapshot`](SharedIotlb::snapshot).
+    /// [`GuestMemory::explain`](crate::GuestMemory::explain) uses it. The provided method returns
+    /// `None`: the reason of a refusal is then unknown. An IOMMU that has a [`SharedIotlb`] returns
+    /// its [`snapshot`](SharedIotlb::snapshot).
     fn current_iotlb(&self) -> Option<Self::IotlbGuard<'_>> {
         None
     }

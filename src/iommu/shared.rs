@@ -17,6 +17,9 @@ use crate::retired::{wait_until_unread, ReadersRemain, Version as _};
 
 /// An [`Iotlb`] that threads look up without a lock, while others change it.
 ///
+/// With a [bound](Self::set_bound), a failed lookup takes a lock, and so does the lookup that then
+/// finds the range.
+///
 /// A lookup works on an immutable [snapshot](IotlbSnapshot). Its iterator keeps the snapshot, and
 /// no change waits for it.
 ///
@@ -88,7 +91,7 @@ struct Inner {
 /// A change of an IOTLB.
 #[derive(Debug)]
 pub(super) enum Update {
-    /// Maps addresses, while a range has priority.
+    /// Maps addresses, and evicts mappings in the range that has priority last.
     Map(GuestAddress, GuestAddress, usize, Permissions, Option<Span>),
     Invalidate(GuestAddress, usize),
     InvalidateAll,
@@ -234,10 +237,10 @@ impl SharedIotlb {
         self.snapshot().granted(iova, length)
     }
 
-    /// Starts counting [lookups](Self::lookup) and [translations](Iommu::translate), also those in
-    /// [snapshots](Self::snapshot) that are created later.
+    /// Starts counting [lookups](Self::lookup) and [translations](Iommu::translate). This includes
+    /// lookups in [snapshots](Self::snapshot) that are created later.
     ///
-    /// Each costs an atomic addition. Up to 16 threads count in separate cache lines.
+    /// Each count is an atomic addition. Up to 16 threads count in separate cache lines.
     pub fn count_lookups(&self) {
         if !self.snapshot().counts() {
             // If several threads do this at the same time, the first one's counters stay.

@@ -94,8 +94,7 @@ impl MarksChain {
     /// Clears the bits of a range, and adds them to `words`.
     ///
     /// The caller may read guest memory after the call. The range and `words` begin in the first
-    /// block. Bits past the end of `words` are dropped. `lines` is a
-    /// summary of `words`, or empty.
+    /// block. Bits past the end of `words` are dropped. `lines` is a summary of `words`, or empty.
     pub(super) fn harvest(&self, range: Range<usize>, words: &mut [u64], lines: &mut [u64]) {
         self.marks.harvest(range.clone(), words, lines);
         self.harvest_each_grown(range, |word, bits| {

@@ -31,16 +31,16 @@ impl Iotlb {
     /// A caller may look up, ask for the misses, map them, and look up again, without a limit of
     /// its own. One range at a time has priority: the first whose lookup fails, until a lookup
     /// finds it or refuses it. Mappings of other ranges are evicted before those of this range. So
-    /// it is found if it fits the bound, and then the next range that fails has priority.
+    /// the range is found if it fits the bound. Then the next range that fails has priority.
     ///
-    /// A failed lookup of the range uses up a try if it made no progress. That is, mappings of its
-    /// range were set, but no more of the range is mapped than at the previous lookup. An
-    /// invalidation may cause that. After 32 tries, the range is refused in the same way. In every
-    /// second try, the whole range is one miss, so that its mappings arrive in order.
+    /// A failed lookup of the range uses up a try if there was no progress: mappings of the range
+    /// were set, but no more of it is mapped than at the previous lookup. An invalidation may cause
+    /// that. After 32 tries, the range is refused in the same way. In every second try, the whole
+    /// range is one miss, so that its mappings arrive in order.
     ///
-    /// Priority also passes on after many failed lookups of other ranges, as the device may have
-    /// given up. So of up to 65 536 ranges that fail in turn, each is found or refused. To limit
-    /// the time that they wait for each other, choose a bound of at least mappings of the longest
+    /// A device may give up. So after many failed lookups of other ranges, another range gets
+    /// priority. Of up to 65 536 ranges that fail in turn, each is found or refused. To limit the
+    /// time that they wait for each other, choose a bound of at least: mappings of the longest
     /// request × requests in flight.
     ///
     /// # Examples
@@ -61,7 +61,7 @@ impl Iotlb {
         self.set_bound_with(bound, Arc::default());
     }
 
-    /// Limits the number of mappings. Later failed lookups are recorded in `priority`.
+    /// Limits the number of mappings. Failed lookups are recorded in `priority` after this call.
     pub(in crate::iommu) fn set_bound_with(
         &mut self,
         bound: Option<NonZeroUsize>,

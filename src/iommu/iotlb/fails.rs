@@ -92,7 +92,7 @@ impl Iotlb {
         self.limit_tries(first, last, misses, access_fails)
     }
 
-    /// Records that the loop of a range ends, because the failure of its lookup is final.
+    /// Records that the failure of the lookup of a range is final, so that its loop ends.
     fn end(&self, range: Span) {
         if let Some(priority) = &self.priority {
             priority.ended(range);

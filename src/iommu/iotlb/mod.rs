@@ -257,7 +257,7 @@ impl Iotlb {
         self.map(iova, map_to, length, perm, wanted)
     }
 
-    /// Records that the `length` addresses at `iova` are about to be mapped.
+    /// Records that the `length` addresses at `iova` will be mapped.
     ///
     /// Returns the range that has priority.
     #[inline]
@@ -265,7 +265,8 @@ impl Iotlb {
         self.priority.as_ref()?.mapping_arrives(iova, length)
     }
 
-    /// Maps addresses as [`set_mapping`](Self::set_mapping) does, while a range has priority.
+    /// Maps addresses as [`set_mapping`](Self::set_mapping) does, and evicts mappings in the range
+    /// that has priority last.
     pub(super) fn map(
         &mut self,
         iova: GuestAddress,
@@ -374,7 +375,7 @@ impl Iotlb {
         Self::lookup_with(tlb, iova, length, access, |fails| fails)
     }
 
-    /// Records that a lookup found the addresses from `first` to `last`, or failed.
+    /// Records the outcome of a lookup: the range that it found, or `None` if it failed.
     ///
     /// Out of line, to keep the fast path small.
     #[cold]
@@ -454,7 +455,7 @@ impl Iotlb {
 
     /// Returns the mapping of an address, and the address that it is mapped to.
     ///
-    /// It is not counted as a lookup.
+    /// Does not count as a lookup.
     pub(super) fn mapping_of(&self, iova: GuestAddress) -> Option<(&IovaMapping, GuestAddress)> {
         let (_, mapping) = self.mapping_at(iova.0)?;
         Some((mapping, GuestAddress(iova.0.wrapping_add(mapping.offset))))

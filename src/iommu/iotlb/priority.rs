@@ -1,20 +1,22 @@
 //! [`Priority`]: the failed lookup that an IOTLB with a bound serves first.
 //!
-//! A device whose lookup fails asks for mappings and looks up again. Each mapping that arrives may
-//! evict another one that some device waits for, so nothing in the mappings guarantees that any of
-//! these loops ends. Therefore one range at a time has priority: the first whose lookup fails.
+//! A device whose lookup fails asks for mappings and looks up again. Each new mapping may evict a
+//! mapping that another device waits for. So these loops might never end. Therefore one range at a
+//! time has priority: the first whose lookup fails.
 //!
 //! - Mappings of other ranges are evicted first. So a range that fits the bound is found, in
 //!   whatever order its mappings arrive. Then the next range that fails has priority.
-//! - A lookup makes progress if more of the range is mapped than at the lookup before. Otherwise it
-//!   uses up one of the [`TRIES`], and the last one refuses the range. A range of n addresses makes
-//!   progress at most n times between two tries, so it is found or refused.
-//! - A device may give up. So priority passes on when `max_others` lookups of other ranges have
-//!   failed since the last one of the range. This maximum then doubles, until it exceeds the number
-//!   of ranges that fail in turn.
+//! - A lookup makes progress if more of the range is mapped than at the previous lookup. A failed
+//!   lookup without progress uses up one of the [`TRIES`], if mappings of the range were set since
+//!   the previous lookup. The last try refuses the range. A range of n addresses makes progress at
+//!   most n times between two tries. So it is found or refused.
+//! - A device may give up. So another range gets priority after `max_others` failed lookups of
+//!   other ranges without one of this range. This maximum then doubles, up to 65 536. If it exceeds
+//!   the number of ranges that fail in turn, no range loses priority early.
 //!
-//! This takes constant memory. Counting the tries of each range would not: with more ranges than
-//! records, each range would lose its record before its next lookup.
+//! This takes constant memory. With one record of tries for each range, memory would have to grow
+//! with the number of ranges. With fewer records than ranges, each range would lose its record
+//! before its next lookup.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,7 +26,7 @@ use crate::guest_memory::GuestAddress;
 
 /// The number of failed lookups without progress after which a range is refused.
 pub(in crate::iommu) const TRIES: u32 = 32;
-/// The least and the greatest value of [`State::max_others`].
+/// The minimum and the maximum of [`State::max_others`].
 const MAX_OTHERS: (u32, u32) = (16, 1 << 16);
 
 /// The range that is served first, if a lookup has failed.
@@ -33,7 +35,8 @@ pub(in crate::iommu) struct Priority {
     /// [`key`] of the range that has priority, or 0. It is changed under the lock of `state`.
     ///
     /// Relaxed: a thread sees the key of its own failed lookup. A thread that maps addresses has
-    /// received the miss, which orders the key before it. A missed key costs at most one try.
+    /// received the miss, and so sees the key. A thread that does not see a key loses at most one
+    /// try.
     key: AtomicU64,
     state: Mutex<State>,
 }
@@ -52,9 +55,9 @@ struct Failed {
     /// The number of addresses that were not mapped at that lookup.
     missing: u64,
     tries: u32,
-    /// Whether a mapping of the range was set since.
+    /// Whether a mapping of the range was set since that lookup.
     mapped: bool,
-    /// The number of lookups of other ranges that failed since.
+    /// The number of lookups of other ranges that failed since that lookup.
     others: u32,
 }
 
@@ -80,7 +83,7 @@ impl Default for State {
 
 impl Priority {
     fn state(&self) -> MutexGuard<'_, State> {
-        // No operation panics part-way.
+        // Poisoning is ignored: no code panics while it holds this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -137,7 +140,7 @@ impl Priority {
         }
     }
 
-    /// Records that the `length` addresses at `iova` are about to be mapped, which may be none.
+    /// Records that the `length` addresses at `iova` will be mapped. `length` may be 0.
     ///
     /// Returns the range whose mappings are evicted last.
     pub(super) fn mapping_arrives(&self, iova: GuestAddress, length: usize) -> Option<Span> {
@@ -149,7 +152,7 @@ impl Priority {
         let last = first.saturating_add(more);
         let mut state = self.state();
         let failed = state.first.as_mut()?;
-        // A mapping without addresses, or one that is refused, counts, too.
+        // A mapping of 0 addresses counts as one, and so does a mapping that is refused.
         failed.mapped |= failed.range.overlaps(Span { first, last });
         Some(failed.range)
     }
@@ -163,6 +166,6 @@ impl Priority {
 
 /// Returns a hash of a range that is not 0.
 fn key(range: Span) -> u64 {
-    // Equal keys of two ranges cost a lock, nothing else.
+    // If two ranges have the same key, a lookup takes the lock without need.
     (range.first ^ range.last.rotate_left(32)) | 1
 }
