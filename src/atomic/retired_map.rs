@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::{GuestMemoryAtomic, Writers};
 use crate::guest_memory::GuestMemory;
 use crate::retired::sync::lock;
-use crate::retired::{wait_until_unread, Held, ReadersRemain};
+use crate::retired::{wait_until_unread, ReadersRemain, RetiredHandle};
 
 impl<M: GuestMemory> GuestMemoryAtomic<M> {
     /// Replaces the map by the one that `change` returns, as one change.
@@ -77,7 +77,7 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
         };
         drop(current);
         let old = self.map.swap(Arc::new(map));
-        let (held, retired) = Held::new(*version, old);
+        let (handle, retired) = RetiredHandle::new(*version, old);
         let unread = retired.map(|retired| self.writers.retired.retire(retired));
         *version = version.saturating_add(1);
         let replaced_by = *version;
@@ -85,7 +85,7 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
         drop(version);
         drop(unread);
         Ok(RetiredMap {
-            held,
+            handle,
             replaced_by,
             writers: Arc::clone(&self.writers),
         })
@@ -132,7 +132,7 @@ impl<M: GuestMemory> GuestMemoryAtomic<M> {
 #[doc(alias = "unplug")]
 #[doc(alias = "grace period")]
 pub struct RetiredMap<M: GuestMemory> {
-    held: Held<M>,
+    handle: RetiredHandle<M>,
     /// The version that replaced this one.
     replaced_by: u64,
     writers: Arc<Writers<M>>,
@@ -143,7 +143,7 @@ impl<M: GuestMemory> RetiredMap<M> {
     ///
     /// The reference is not counted as a reader.
     pub fn map(&self) -> &M {
-        self.held.value()
+        self.handle.value()
     }
 
     /// Returns the number of readers of this map and of the maps before it.
@@ -186,12 +186,12 @@ impl<M: GuestMemory> RetiredMap<M> {
             return Err(self);
         }
         let Self {
-            held,
+            handle,
             replaced_by,
             writers,
         } = self;
-        held.into_value().map_err(|held| Self {
-            held,
+        handle.into_value().map_err(|handle| Self {
+            handle,
             replaced_by,
             writers,
         })

@@ -17,7 +17,7 @@
 //! [`sync`] replaced by loom's.
 
 #[cfg(feature = "backend-atomic")]
-mod held;
+mod handle;
 mod list;
 pub(crate) mod sync;
 #[cfg(test)]
@@ -26,7 +26,7 @@ mod tests;
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "backend-atomic")]
-pub(crate) use held::{Held, WeakVersion};
+pub(crate) use handle::{RetiredHandle, WeakVersion};
 pub(crate) use list::RetiredList;
 #[cfg(feature = "iommu")]
 pub(crate) use list::{Unread, Version};

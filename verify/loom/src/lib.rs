@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | `bitmap` | `src/bitmap/marks.rs`, `src/bitmap/tracking.rs` | a harvest loses no page that was written and marked; tracking that is switched on loses none |
 //! | `iommu`, `retired` | `src/iommu/snapshots.rs`, `src/retired/list.rs` | a snapshot never changes, and an IOTLB mapping without readers is out of use |
-//! | `fences` | `src/retired/list.rs`, `src/retired/held.rs` | a map without readers is out of use, and the fences are needed |
+//! | `fences` | `src/retired/list.rs`, `src/retired/handle.rs` | a map without readers is out of use, and the fences are needed |
 //!
 //! The models explore all interleavings, unless their documentation states a limit. `mutants`
 //! modules weaken one ordering, operation or fence at a time, and check that a model fails. At
@@ -63,8 +63,8 @@ mod iommu {
     reason = "the same file is checked with two kinds of counted pointers"
 )]
 mod fences {
-    #[path = "../../../../src/retired/held.rs"]
-    mod held;
+    #[path = "../../../../src/retired/handle.rs"]
+    mod handle;
     #[path = "../../../../src/retired/list.rs"]
     mod list;
     #[cfg(test)]

@@ -4,7 +4,7 @@
 use loom::cell::UnsafeCell;
 use loom::thread;
 
-use super::held::{Held, WeakVersion};
+use super::handle::{RetiredHandle, WeakVersion};
 use super::list::RetiredList;
 use super::sync::{lock, Arc, Mutex};
 
@@ -54,17 +54,17 @@ impl Memory {
     }
 
     /// `GuestMemoryAtomic::update`: returns the handle, and the version that replaced the map.
-    fn update(&self, change: impl FnOnce(&Map) -> Map) -> (Held<Map>, u64) {
+    fn update(&self, change: impl FnOnce(&Map) -> Map) -> (RetiredHandle<Map>, u64) {
         let mut version = lock(&self.version);
         let map = change(&self.load());
         let map = self.swap(map);
-        let (held, retired) = Held::new(*version, map);
+        let (handle, retired) = RetiredHandle::new(*version, map);
         let unread = retired.map(|retired| self.retired.retire(retired));
         *version += 1;
         let replaced_by = *version;
         drop(version);
         drop(unread);
-        (held, replaced_by)
+        (handle, replaced_by)
     }
 
     /// `GuestMemoryExclusiveGuard::replace`.
@@ -99,13 +99,13 @@ pub(super) fn update_without_readers_left_permits_unmapping() {
         let region = Region::new();
         let memory = Memory::new(vec![Arc::clone(&region)]);
         let reader = reader(&memory);
-        let (held, replaced_by) = memory.update(|_| Vec::new());
+        let (handle, replaced_by) = memory.update(|_| Vec::new());
         if memory.readers(replaced_by) == 0 {
             region.unmap();
-            let map = held.into_value().expect("the map has no readers");
+            let map = handle.into_value().expect("the map has no readers");
             assert_eq!(map.len(), 1);
         } else {
-            drop(held);
+            drop(handle);
         }
         reader.join().unwrap();
         assert_eq!(memory.readers(replaced_by), 0);
@@ -131,11 +131,11 @@ pub(super) fn update_after_other_changes_counts_readers_of_earlier_maps() {
                 })
             };
             other.join().unwrap();
-            let (held, replaced_by) = memory.update(|_| Vec::new());
+            let (handle, replaced_by) = memory.update(|_| Vec::new());
             if memory.readers(replaced_by) == 0 {
                 region.unmap();
             }
-            drop(held);
+            drop(handle);
             reader.join().unwrap();
             assert_eq!(memory.readers(replaced_by), 0);
         });
@@ -148,8 +148,8 @@ pub(super) fn readers_before_with_handle_being_dropped_is_not_too_low() {
         let region = Region::new();
         let memory = Memory::new(vec![Arc::clone(&region)]);
         let mine = memory.load();
-        let (held, replaced_by) = memory.update(|_| Vec::new());
-        let other = thread::spawn(move || drop(held));
+        let (handle, replaced_by) = memory.update(|_| Vec::new());
+        let other = thread::spawn(move || drop(handle));
         assert_ne!(memory.readers(replaced_by), 0);
         drop(mine);
         other.join().unwrap();

@@ -10,8 +10,8 @@ const LIST: (&str, &str) = (
     include_str!("../../../../src/retired/list.rs"),
 );
 const HELD: (&str, &str) = (
-    "src/retired/held.rs",
-    include_str!("../../../../src/retired/held.rs"),
+    "src/retired/handle.rs",
+    include_str!("../../../../src/retired/handle.rs"),
 );
 
 /// Returns the line of the first fence after the start of a function.

@@ -5,14 +5,14 @@ use super::sync::{fence, Arc, Ordering, Weak};
 
 /// A handle to a retired version. It keeps the version alive and is not a reader of it.
 #[derive(Debug)]
-pub(crate) struct Held<T> {
+pub(crate) struct RetiredHandle<T> {
     /// Identifies this handle to the [`WeakVersion`]. Dropped before `value`: fields are dropped in
     /// the order of their declaration.
     token: Arc<()>,
     value: Arc<T>,
 }
 
-/// A retired version that its readers, and at most one [`Held`], keep alive.
+/// A retired version that its readers, and at most one [`RetiredHandle`], keep alive.
 #[derive(Debug)]
 pub(crate) struct WeakVersion<T> {
     number: u64,
@@ -40,7 +40,7 @@ impl<T> WeakVersion<T> {
     }
 }
 
-impl<T> Held<T> {
+impl<T> RetiredHandle<T> {
     /// Creates a handle, and the version for the list, or `None` if it has no readers.
     pub(crate) fn new(number: u64, value: Arc<T>) -> (Self, Option<WeakVersion<T>>) {
         let token = Arc::new(());
