@@ -6,7 +6,7 @@ use super::place::Place;
 #[cfg(all(feature = "rawfd", unix))]
 use super::{on_demand, Result};
 use crate::access::fault::Direction;
-use crate::xen::{Inaccessible, Window};
+use crate::xen::{GrantWindow, Inaccessible};
 
 /// A pointer for reading from volatile memory, valid as long as the memory.
 ///
@@ -51,7 +51,7 @@ pub struct PtrGuard {
 #[derive(Debug)]
 enum Mapping {
     /// The guest's pages.
-    Granted { _window: Window },
+    Granted { _window: GrantWindow },
     /// Addresses that are not accessible, and the reason.
     Failed(Inaccessible),
 }
@@ -116,7 +116,7 @@ impl PtrGuard {
         }
     }
 
-    fn of_window(window: Window) -> Self {
+    fn of_window(window: GrantWindow) -> Self {
         Self {
             addr: window.as_ptr(),
             len: window.size(),

@@ -37,7 +37,7 @@ pub(crate) fn info_of(_: Option<OnDemand<'_>>) -> Option<&MmapInfo> {
 }
 
 impl OnDemand<'_> {
-    pub(crate) fn map(&self, _: usize, _: usize, _: Direction) -> io::Result<Window> {
+    pub(crate) fn map(&self, _: usize, _: usize, _: Direction) -> io::Result<GrantWindow> {
         match self.0 {}
     }
 
@@ -47,7 +47,7 @@ impl OnDemand<'_> {
         _: usize,
         _: usize,
         _: Direction,
-    ) -> io::Result<(Window, Option<io::Error>)> {
+    ) -> io::Result<(GrantWindow, Option<io::Error>)> {
         match self.0 {}
     }
 
@@ -81,9 +81,9 @@ pub(crate) struct CopyError {
 
 /// A part of the memory that is mapped until this value is dropped.
 #[derive(Debug)]
-pub(crate) struct Window(Infallible);
+pub(crate) struct GrantWindow(Infallible);
 
-impl Window {
+impl GrantWindow {
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         match self.0 {}
     }
@@ -97,8 +97,8 @@ impl Window {
 #[derive(Clone, Debug)]
 pub(crate) struct SharedWindow(Infallible);
 
-impl From<Window> for SharedWindow {
-    fn from(window: Window) -> Self {
+impl From<GrantWindow> for SharedWindow {
+    fn from(window: GrantWindow) -> Self {
         match window.0 {}
     }
 }

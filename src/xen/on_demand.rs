@@ -27,15 +27,15 @@ pub struct MmapXen {
 ///
 /// It borrows nothing: it may outlive the region, and keeps the device open.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub(crate) struct GrantWindow {
     mapping: GrantMapping,
     size: usize,
 }
 
 /// A window that stays mapped until the last clone is dropped.
-pub(crate) type SharedWindow = Arc<Window>;
+pub(crate) type SharedWindow = Arc<GrantWindow>;
 
-impl Window {
+impl GrantWindow {
     /// Returns the address of the first byte.
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.mapping.as_ptr()
@@ -85,7 +85,12 @@ impl MmapXen {
     /// - `EACCES` if the protection of the region does not permit the access;
     /// - `EINVAL` if the bytes are not all in the region;
     /// - an error of [`GrantMapping::new`].
-    pub(crate) fn map(&self, at: usize, len: usize, direction: Direction) -> io::Result<Window> {
+    pub(crate) fn map(
+        &self,
+        at: usize,
+        len: usize,
+        direction: Direction,
+    ) -> io::Result<GrantWindow> {
         self.map_references(self.references.part(at, len)?, direction, TRANSFER_PAGES)
     }
 
@@ -109,7 +114,7 @@ impl MmapXen {
         len: usize,
         max_pages: usize,
         direction: Direction,
-    ) -> io::Result<(Window, Option<io::Error>)> {
+    ) -> io::Result<(GrantWindow, Option<io::Error>)> {
         let max_pages = match host_page_size().get() {
             PAGE_SIZE => max_pages.max(1),
             // The bytes of several grants are not contiguous.
@@ -154,8 +159,8 @@ impl MmapXen {
         references: References,
         direction: Direction,
         batch: usize,
-    ) -> io::Result<Window> {
-        Ok(Window {
+    ) -> io::Result<GrantWindow> {
+        Ok(GrantWindow {
             mapping: GrantMapping::new(
                 &self.device,
                 self.domid,
