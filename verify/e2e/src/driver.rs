@@ -30,7 +30,7 @@ use crate::processor::Cpu;
 use crate::Error;
 
 /// The time within which the device must complete a request.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// A request type that the device does not know.
 const UNKNOWN_TYPE: u32 = 0x77;
 
@@ -365,7 +365,7 @@ impl<C: Cpu> Driver<C> {
             if u16::from_le(used.map_err(Error::other)?) == self.available {
                 break;
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > REQUEST_TIMEOUT {
                 return Err(Error::other("the device did not complete the requests"));
             }
             if let Some(mapper) = &mut self.mapper {

@@ -14,7 +14,7 @@ use vm_memory::{GuestAddress, Permissions};
 /// The first I/O virtual address. No guest memory has it.
 const FIRST: u64 = 1 << 40;
 /// The time within which an invalidation must complete.
-const PATIENCE: Duration = Duration::from_secs(30);
+const INVALIDATION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The number of mapped pages by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl Mapper {
         };
         let invalidations: Vec<Invalidation> = pages.iter().map(unmap).collect();
         self.counts.unmapped += pages.len() as u64;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + INVALIDATION_TIMEOUT;
         let pending = invalidations
             .iter()
             .filter(|one| one.wait(deadline).is_err());

@@ -86,7 +86,7 @@ pub const SIZE: u64 = 16 << 20;
 /// The size of a block in bytes: a huge page.
 const BLOCK: NonZeroU64 = NonZeroU64::MIN.saturating_add((2 << 20) - 1);
 /// The time within which the last reader of an old map must finish.
-const PATIENCE: Duration = Duration::from_secs(10);
+const READER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The place of the region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +179,7 @@ pub struct Plug {
     blocks: u64,
     status: u32,
     /// The time within which the last reader of an old map must finish.
-    pub patience: Duration,
+    pub reader_timeout: Duration,
     /// The history of the region.
     pub history: History,
 }
@@ -200,7 +200,7 @@ impl Plug {
             one: None,
             blocks: 0,
             status: status::NONE,
-            patience: PATIENCE,
+            reader_timeout: READER_TIMEOUT,
             history: History::default(),
         }
     }
@@ -292,7 +292,8 @@ impl Plug {
         let region = only_region(one)?;
         let old = self.replace_map(|ram| without(ram, &region))?;
         let start = Instant::now();
-        old.wait(start + self.patience).map_err(Error::other)?;
+        old.wait(start + self.reader_timeout)
+            .map_err(Error::other)?;
         self.history.waited = start.elapsed();
         let map = old.into_map();
         drop(map.map_err(|_| Error::other("the old map has a new reader"))?);
@@ -412,7 +413,8 @@ impl Processor for ThreadProcessor {
             .view
             .update(|ram| without(ram, &region))
             .map_err(Error::other)?;
-        old.wait(Instant::now() + PATIENCE).map_err(Error::other)
+        old.wait(Instant::now() + READER_TIMEOUT)
+            .map_err(Error::other)
     }
 }
 

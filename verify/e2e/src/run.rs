@@ -380,7 +380,7 @@ impl Machine {
             Self::Thread => vec![thread],
             #[cfg(target_arch = "x86_64")]
             Self::Kvm(vm, _) => {
-                let slot = crate::vcpu::SlotProcessor::new(Arc::clone(vm.slots()));
+                let slot = crate::vcpu::PluggedSlot::new(Arc::clone(vm.slots()));
                 vec![thread, Box::new(slot)]
             }
         }

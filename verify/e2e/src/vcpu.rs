@@ -37,7 +37,7 @@ const ACCESSES: u64 = MAILBOX + 0x1000;
 /// The number of accesses that the mailbox can hold.
 const BATCH: usize = 256;
 /// The time within which the vCPU must perform a batch.
-const PATIENCE: Duration = Duration::from_secs(60);
+const BATCH_TIMEOUT: Duration = Duration::from_secs(60);
 
 const LOAD: u64 = 0;
 const STORE: u64 = 1;
@@ -180,7 +180,7 @@ impl Vcpu {
             .map_err(Error::other)?
             != self.batch
         {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > BATCH_TIMEOUT {
                 return Err(Error::other("the vCPU does not perform the accesses"));
             }
             std::thread::yield_now();
@@ -223,19 +223,19 @@ impl Drop for Vcpu {
 }
 
 /// The memory slot of a region that is plugged.
-pub struct SlotProcessor {
+pub struct PluggedSlot {
     slots: Arc<Slots>,
     one: Option<Arc<GuestRam>>,
 }
 
-impl SlotProcessor {
-    /// Creates the processor of a guest with these slots.
+impl PluggedSlot {
+    /// Creates a slot without a region, for a guest that has `slots`.
     pub fn new(slots: Arc<Slots>) -> Self {
         Self { slots, one: None }
     }
 }
 
-impl Processor for SlotProcessor {
+impl Processor for PluggedSlot {
     fn add(&mut self, one: &GuestRam) -> Result<(), Error> {
         let one = Arc::new(one.clone());
         self.slots.add(&one)?;

@@ -146,7 +146,7 @@ fn command_out_of_order_fails_and_changes_nothing() {
 #[test]
 fn remove_with_a_reader_fails_and_leaves_the_reader_its_memory() {
     let mut rig = Rig::new(Backing::Memfd);
-    rig.plug.patience = Duration::from_millis(20);
+    rig.plug.reader_timeout = Duration::from_millis(20);
     rig.write(reg::COMMAND, command::ADD);
     rig.write(reg::BLOCKS, 1);
     let at = GuestAddress(rig.plug.place().start);

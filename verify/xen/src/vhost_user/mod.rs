@@ -42,7 +42,7 @@ const REQUESTS: u32 = 40;
 /// The size of the region of buffers, of which few pages are granted at a time.
 const BUFFERS: u64 = 1 << 30;
 /// The maximum time that a condition may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const CONDITION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The moment when the back end maps the rings.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -188,7 +188,7 @@ fn wait(call: &EventFd) -> Outcome {
 fn until(otherwise: &str, condition: impl Fn() -> Outcome<bool>) -> Outcome {
     let begun = Instant::now();
     while !condition()? {
-        assert!(begun.elapsed() < PATIENCE, "{otherwise}");
+        assert!(begun.elapsed() < CONDITION_TIMEOUT, "{otherwise}");
         std::thread::sleep(Duration::from_micros(200));
     }
     Ok(())
