@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use libc::{c_int, c_void};
 
-use super::books::Call;
+use super::call_log::Call;
 use super::grants::shared;
 use super::kernel::{covered, Kernel};
 use super::memory::{self, Place};
@@ -71,7 +71,7 @@ impl Kernel {
     pub unsafe fn mmap_frames(&mut self, fd: c_int, place: Place) -> Result<usize, i32> {
         let writing = place.prot & libc::PROT_WRITE != 0;
         let len = place.len;
-        self.books.enter(Call::Mmap { len, writing })?;
+        self.log.enter(Call::Mmap { len, writing })?;
         // The memfd of the device is empty, so an access to a page raises SIGBUS.
         // SAFETY: nothing relies on memory at the place (this function's contract).
         let addr = unsafe { memory::mmap(shared(place), fd, 0) }?;
@@ -94,7 +94,7 @@ impl Kernel {
         // SAFETY: the argument is a `BatchRequest` (this function's contract).
         let request = unsafe { argument.cast::<BatchRequest>().read_unaligned() };
         let count = usize::try_from(request.count).map_err(|_| libc::EINVAL)?;
-        self.books.enter(Call::MapFrames(count))?;
+        self.log.enter(Call::MapFrames(count))?;
         let addr = usize::try_from(request.addr).map_err(|_| libc::EFAULT)?;
         let end = addr.checked_add(count * PAGE).ok_or(libc::EINVAL)?;
         let found = self
@@ -173,7 +173,7 @@ impl Kernel {
         if !self.foreign.iter().any(touched) {
             return Ok(false);
         }
-        let entered = self.books.enter(Call::Munmap(memory.len()));
+        let entered = self.log.enter(Call::Munmap(memory.len()));
         for area in self.foreign.iter_mut().filter(|area| touched(area)) {
             if entered.is_err() {
                 area.excused = true;

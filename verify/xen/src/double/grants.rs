@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 
 use libc::c_void;
 
-use super::books::Call;
+use super::call_log::Call;
 use super::kernel::{covered, whole_pages, Grant, Kernel};
 use super::memory::{self, Place};
 use super::numbers::{
@@ -158,7 +158,7 @@ impl Kernel {
             }
         }
         let references = grants.iter().map(|named| named.reference).collect();
-        self.books.enter(Call::MapGrants(references))?;
+        self.log.enter(Call::MapGrants(references))?;
         if grants.is_empty() {
             return Err(libc::EINVAL);
         }
@@ -187,7 +187,7 @@ impl Kernel {
     /// Notes a mistake if the padding of a request is not zero: a later kernel may use it.
     fn check_pad(&mut self, pad: u32) {
         if pad != 0 {
-            self.books
+            self.log
                 .mistake(format!("the padding of a request is {pad:#x}"));
         }
     }
@@ -220,7 +220,7 @@ impl Kernel {
         // SAFETY: the argument is an `UnmapRequest` (this function's contract).
         let request = unsafe { argument.cast::<UnmapRequest>().read_unaligned() };
         self.check_pad(request.pad);
-        let entered = self.books.enter(Call::UnmapGrants(request.count));
+        let entered = self.log.enter(Call::UnmapGrants(request.count));
         let count = usize::try_from(request.count).map_err(|_| libc::EINVAL)?;
         let host_page = self.host_page;
         let map = self.maps.iter_mut().find(|map| {
@@ -245,7 +245,7 @@ impl Kernel {
         entered?;
         self.collect();
         result.map_err(|mistake| {
-            self.books.mistake(mistake);
+            self.log.mistake(mistake);
             libc::ENOENT
         })
     }
@@ -263,7 +263,7 @@ impl Kernel {
     ) -> Result<usize, i32> {
         let writing = place.prot & libc::PROT_WRITE != 0;
         let len = place.len;
-        self.books.enter(Call::Mmap { len, writing })?;
+        self.log.enter(Call::Mmap { len, writing })?;
         if writing && place.flags & libc::MAP_SHARED == 0 {
             return Err(libc::EINVAL);
         }
@@ -331,7 +331,7 @@ impl Kernel {
     pub fn check_holes(&mut self, memory: &Range<usize>) {
         let concerned = |hole: &Range<usize>| hole.start < memory.end && memory.start < hole.end;
         if self.holes.iter().any(concerned) {
-            self.books
+            self.log
                 .mistake("munmap of memory that another thread mapped".to_owned());
         }
     }
@@ -385,7 +385,7 @@ impl Kernel {
         if !self.maps.iter().any(|map| touched(&map.area)) {
             return Ok(false);
         }
-        let entered = self.books.enter(Call::Munmap(memory.len()));
+        let entered = self.log.enter(Call::Munmap(memory.len()));
         for map in self.maps.iter_mut().filter(|map| touched(&map.area)) {
             if entered.is_err() {
                 map.excused = true;
@@ -421,7 +421,7 @@ impl Kernel {
     pub unsafe fn copy_grants(&mut self, argument: *mut c_void) -> Result<(), i32> {
         // SAFETY: the argument is a `CopyRequest` (this function's contract).
         let request = unsafe { argument.cast::<CopyRequest>().read_unaligned() };
-        self.books.enter(Call::CopyGrants(request.count))?;
+        self.log.enter(Call::CopyGrants(request.count))?;
         for number in 0..usize::try_from(request.count).map_err(|_| libc::EINVAL)? {
             let segment = request.segments.wrapping_add(number);
             // SAFETY: `count` segments are there (this function's contract).

@@ -186,9 +186,7 @@ pub unsafe fn ioctl(fd: c_int, request: u32, argument: *mut c_void) -> c_int {
         // SAFETY: the caller passes what the request needs.
         (Device::Privcmd, MMAPBATCH_V2) => unsafe { kernel.map_frames(argument) },
         _ => {
-            kernel
-                .books
-                .mistake(format!("unknown request {request:#x}"));
+            kernel.log.mistake(format!("unknown request {request:#x}"));
             Err(libc::ENOTTY)
         }
     };
@@ -241,7 +239,7 @@ pub unsafe fn mmap(
 fn enter_other() -> Result<(), i32> {
     let counting = COUNTING.try_with(|counting| counting.borrow().clone());
     match counting {
-        Ok(Some(kernel)) => locked(&kernel).books.enter_other(),
+        Ok(Some(kernel)) => locked(&kernel).log.enter_other(),
         _ => Ok(()),
     }
 }

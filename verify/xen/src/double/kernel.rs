@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 
-use super::books::Books;
+use super::call_log::CallLog;
 use super::foreign::ForeignArea;
 use super::grants::Map;
 use crate::world::{Access, Host, InUse, PAGE, PAGES, REFERENCES};
@@ -24,7 +24,7 @@ pub(super) struct Kernel {
     pub limit: u32,
     /// The size of a page of the host, which each grant takes.
     pub host_page: usize,
-    pub books: Books,
+    pub log: CallLog,
     /// The table of each open gntdev, with the number of the file.
     pub maps: Vec<Map>,
     pub foreign: Vec<ForeignArea>,
@@ -43,7 +43,7 @@ impl Kernel {
             domain,
             limit: 65_536,
             host_page: PAGE,
-            books: Books::default(),
+            log: CallLog::default(),
             maps: Vec::new(),
             foreign: Vec::new(),
             paged_out: HashMap::new(),
@@ -110,7 +110,7 @@ impl Kernel {
     }
 
     pub fn audit(&mut self) -> Vec<String> {
-        let mut wrong = self.books.take_mistakes();
+        let mut wrong = self.log.take_mistakes();
         wrong.extend(self.maps.iter().filter_map(Map::leak));
         wrong.extend(self.foreign.iter().filter_map(ForeignArea::leak));
         wrong

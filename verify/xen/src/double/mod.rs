@@ -1,7 +1,7 @@
 //! [`Double`]: the devices of Xen inside the test program.
 //!
 //! ```text
-//!   library ── ioctl, mmap, munmap ──► hooks ──► Kernel      table, areas, grants, books
+//!   library ── ioctl, mmap, munmap ──► hooks ──► Kernel      table, areas, grants, calls
 //!                                        │          │
 //!                                        └──────────┴──► the system, with memfds
 //! ```
@@ -13,7 +13,7 @@
 //! The double behaves as gntdev and privcmd of Linux 6.1 on Xen 4.17, on both kinds of
 //! [`Host`](crate::world::Host).
 
-mod books;
+mod call_log;
 mod foreign;
 mod grants;
 pub mod hooks;
@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use books::{Call, Injection};
+pub use call_log::{Call, Injection};
 
 use crate::world::{Access, Host, InUse, World, PAGE, PAGES};
 use hooks::Device;
@@ -68,7 +68,7 @@ impl Double {
             hooks::is_interposed(&device),
             "the test program does not use `interpose!`"
         );
-        double.kernel().books.clear();
+        double.kernel().log.clear();
         double
     }
 
@@ -94,29 +94,29 @@ impl Double {
     /// Returns the calls since the last [`forget_calls`](Self::forget_calls).
     #[must_use]
     pub fn calls(&self) -> Vec<Call> {
-        self.kernel().books.calls().to_vec()
+        self.kernel().log.calls().to_vec()
     }
 
     /// Forgets the calls so far.
     pub fn forget_calls(&mut self) {
-        self.kernel().books.clear();
+        self.kernel().log.clear();
     }
 
     /// Injects a fault into a call, or removes the fault with `None`.
     pub fn inject(&mut self, injection: Option<Injection>) {
-        self.kernel().books.inject(injection);
+        self.kernel().log.inject(injection);
     }
 
     /// Returns whether the injected fault has happened.
     #[must_use]
     pub fn is_injected(&self) -> bool {
-        self.kernel().books.is_injected()
+        self.kernel().log.is_injected()
     }
 
     /// Returns the error of the injected fault, if there is one.
     #[must_use]
     pub fn injected_errno(&self) -> Option<i32> {
-        self.kernel().books.injected_errno()
+        self.kernel().log.injected_errno()
     }
 
     /// Grants `pages` pages by consecutive references, which may be more than the domain has.

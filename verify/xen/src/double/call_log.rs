@@ -1,4 +1,4 @@
-//! [`Books`]: the calls that reached the devices, injected faults, and mistakes.
+//! [`CallLog`]: the calls that reached the devices, injected faults, and mistakes.
 
 /// A call that reached a device.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -33,7 +33,7 @@ pub struct Injection {
 
 /// The calls that reached the devices, injected faults, and mistakes.
 #[derive(Debug, Default)]
-pub(super) struct Books {
+pub(super) struct CallLog {
     calls: Vec<Call>,
     /// The number of calls since `inject`, including those that map other memory.
     number: usize,
@@ -42,7 +42,7 @@ pub(super) struct Books {
     mistakes: Vec<String>,
 }
 
-impl Books {
+impl CallLog {
     pub fn calls(&self) -> &[Call] {
         &self.calls
     }
