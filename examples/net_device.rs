@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, Permissions};
 
 /// Receives one packet for each chain that the driver has made available.
 fn process(queue: &mut Queue, memory: &Arc<Memory>, tap: &UnixDatagram) -> Result<()> {
-    // Used for all chains: after the first long one, it allocates nothing.
+    // One buffer for all chains: it allocates only for a longer chain than any before.
     let mut buffer = IoBuffer::new(memory, Permissions::Write);
     while let Some(chain) = queue.pop_descriptor_chain(Arc::clone(memory)) {
         let head = chain.head_index();

@@ -90,9 +90,9 @@
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |
 //! | [`fault`] | recovery from SIGBUS and SIGSEGV | |
 //!
-//! Two features have no module of their own. `derive` adds `#[derive(ByteValued)]`, which
-//! proves that a struct is a plain value. `zerocopy` adds `Zerocopy`, for values that the crate
-//! `zerocopy` has proved.
+//! Two features have no module of their own. `derive` adds `#[derive(ByteValued)]`, which proves
+//! that a struct is a plain value. `zerocopy` adds `Zerocopy`, a wrapper for types that the crate
+//! `zerocopy` has proved to be plain.
 //!
 //! The feature `xen` adds regions of Xen guests: foreign and grant mappings, by `MmapRange`. It
 //! removes two variants of `MmapRegionError`, so docs.rs shows the crate without it. In a checkout,

@@ -205,7 +205,7 @@ proptest! {
     }
 }
 
-/// The pages of the bitmap are larger than the regions, which share them without an overlap.
+/// The pages of the bitmap are larger than the regions. The regions share pages, but no bytes.
 #[test]
 fn harvest_of_bitmap_with_larger_pages_finds_a_mark_once() {
     const LARGE: usize = 4 * PAGE;

@@ -41,7 +41,7 @@ enum Page {
     Unplugged,
 }
 
-/// The plan of a region.
+/// The description of a region of the test.
 #[derive(Clone, Debug)]
 struct Plan {
     start: u64,
@@ -311,7 +311,7 @@ proptest! {
     }
 }
 
-/// A bitmap that tracks a number of bytes, or all if it is large.
+/// A bitmap that tracks only the first bytes.
 #[derive(Clone, Debug)]
 struct Limited(usize);
 
@@ -392,7 +392,7 @@ fn explain_behind_asking_iommu_does_not_ask() {
         } else {
             assert_eq!(why(1), Some(RefusalReason::Unknown));
         }
-        // No reader is left.
+        // The explanation has kept no snapshot.
         assert!(iotlb.invalidate_all().is_done());
         memory.set_iommu_enabled(false);
         let refusal = memory.explain(GuestAddress(0x1ff0), 0x20, access).unwrap();

@@ -47,7 +47,7 @@ impl Build {
     }
 }
 
-/// The columns of the file with tabs.
+/// The columns of the tab-separated file.
 const COLUMNS: [&str; 11] = [
     "name",
     "operation",

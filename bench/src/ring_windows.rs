@@ -60,7 +60,7 @@ pub fn add_used_boxed<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
     Ok(Batch::of(add))
 }
 
-/// The bytes of the windows for single values. The addresses of the workloads are in them.
+/// The size in bytes of the windows for single values. They contain the addresses of the workloads.
 const VALUES_LEN: usize = 16 << 10;
 
 fn values(stage: &Stage) -> Result<Window<'static, GuestMemoryMmap>> {

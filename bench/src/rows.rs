@@ -138,8 +138,8 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// The rows of `--quick`: what devices do for each request, and what migration does for each round.
-/// They stand for their areas: if one of them gets slower, its neighbours do, too.
+/// The rows of `--quick`: operations of devices for each request, and of migration for each round.
+/// Each represents similar rows, which usually get slower together with it.
 const QUICK: [&str; 15] = [
     "read_obj.s16, n=1",
     "read_obj.u64, n=1024",
@@ -158,7 +158,7 @@ const QUICK: [&str; 15] = [
     "Window: add_used",
 ];
 
-/// The ends of the names of rows that call the same operation from other code than a plain loop.
+/// Suffixes of the names of rows that call the same operation from code other than a plain loop.
 const CONTEXTS: [&str; 2] = [", boxed closure", ", generic device"];
 
 impl Row {

@@ -28,8 +28,7 @@ use crate::{ours_side, reference_side};
 
 /// The numbers of threads.
 const THREADS: [usize; 5] = [1, 2, 4, 8, 16];
-/// The distance between the pages of two threads that share nothing: their marks are in different
-/// cache lines.
+/// The distance between the pages of two threads that share no cache line of the bitmap.
 const OWN: u64 = 16 << 20;
 /// The distance between the pages of two threads that share a cache line of the bitmap. The line
 /// covers 2 MiB.
@@ -38,7 +37,7 @@ const NEAR: u64 = 64 << 10;
 pub const GUEST: usize = 16 * OWN as usize;
 /// The size of a copy in bytes.
 pub const COPY: usize = 4096;
-/// The number of operations between two looks at the clock.
+/// The number of operations between two readings of the clock.
 const BATCH: u64 = 256;
 /// The number of mappings in the IOTLB.
 const MAPPINGS: u64 = 10_000;
@@ -73,8 +72,7 @@ impl Work {
         self
     }
 
-    /// Returns the number of operations per microsecond by all threads. All of them run all the
-    /// time.
+    /// Returns the number of operations per microsecond by all threads. Each runs until the end.
     fn rate(&self, threads: usize, time: Duration) -> Result<f64> {
         let (start, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
         let run = |thread: u64| -> Result<f64> {

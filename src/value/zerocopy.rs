@@ -35,7 +35,7 @@ use super::ByteValued;
 pub struct Zerocopy<T>(pub T);
 
 // SAFETY: `Zerocopy<T>` has the layout of `T` (`repr(transparent)`). 1. `FromBytes`: every bit
-// pattern is valid, so there are no references, and no pointers, for which it is not implemented.
+// pattern is valid, so `T` contains no references. `FromBytes` is not implemented for pointers.
 // 2. `IntoBytes`: there is no padding. 3. `Immutable`: there is no interior mutability.
 unsafe impl<T> ByteValued for Zerocopy<T> where
     T: FromBytes + IntoBytes + Immutable + Copy + Send + Sync

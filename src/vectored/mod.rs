@@ -68,10 +68,10 @@
 //!
 //! # Dirty tracking
 //!
-//! Each function that reads into guest memory marks all pages of its vectors dirty. This includes
-//! calls with a short count, and calls that fail with an error other than `EAGAIN` and `EINTR`: the
-//! device may have written bytes that the kernel does not count. [`IoBuffer::read_from`] marks
-//! only the bytes that were read.
+//! A function that reads into guest memory marks all pages of its vectors dirty. This includes
+//! calls with a short count, and calls that fail with an error other than `EAGAIN` and `EINTR`. The
+//! device may have written bytes that the kernel does not count. The exception is
+//! [`IoBuffer::read_from`]: if the call succeeds, it marks only the bytes that were read.
 //!
 //! # Costs
 //!

@@ -229,8 +229,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     pub(super) fn remove_front(&mut self, count: usize) -> usize {
         let count = count.min(self.len);
         let (first, skipped) = self.position(count);
-        // The segment that contains the new start is split before anything changes: a user's bitmap
-        // may panic.
+        // Splits the segment that contains the new start before anything changes, since a user's
+        // bitmap may panic.
         let tail = match self.slices.get(first) {
             Some(segment) if skipped != 0 => segment.split_at(skipped).map(|(_, tail)| tail),
             _ => None,
@@ -246,7 +246,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         count
     }
 
-    /// Removes all segments, and keeps the space for them. Marks them if they were lent.
+    /// Removes all segments, and keeps the allocations. Marks the segments if they were lent.
     pub(super) fn clear(&mut self) {
         if *self.lent.get_mut() {
             self.mark_all();
@@ -272,8 +272,10 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
         (self.slices.len(), 0)
     }
 
-    /// Returns where the `count` bytes at `offset` are: the segments, each with an offset and a
-    /// number of bytes in it. Limited to the segments. None is empty.
+    /// Returns the parts of the segments that contain the `count` bytes at `offset`.
+    ///
+    /// Each part is a segment, an offset in it, and a number of bytes, which is not 0. Bytes past
+    /// the end of the buffer are left out.
     fn ranges(
         &self,
         offset: usize,
@@ -384,9 +386,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
 
     /// Transfers by one system call, from the first [`MAX_VECTORS`] segments.
     ///
-    /// Returns the number of bytes moved. A read marks these bytes. It marks all bytes of the call
-    /// if the kernel or the storage may have written more: after an error, and after a short count
-    /// of a file (`O_DIRECT`).
+    /// Returns the number of bytes moved. A read marks these bytes. If the kernel or the storage
+    /// may have written more, a read marks all bytes of the call. This is the case after an error,
+    /// and after a short count of a file (`O_DIRECT`).
     pub(super) fn transfer_counted(
         &self,
         direction: Direction,

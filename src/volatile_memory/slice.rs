@@ -362,10 +362,10 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         result.map_err(Error::from_fault)
     }
 
-    /// Returns whether all bytes of the slice are 0, as in a page that need not be sent.
+    /// Returns whether all bytes of the slice are 0. A migration need not send such a page.
     ///
-    /// Reads 64 bytes at a time, and stops at the first that are not 0. The guest may write while
-    /// this reads: the result holds for bytes that nobody writes.
+    /// Reads 64 bytes at a time, and stops at the first 64 that are not all 0. The result is valid
+    /// only for bytes that the guest does not write during the call.
     ///
     /// # Examples
     ///
@@ -480,7 +480,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     }
 }
 
-/// The bytes that are compared at a time: as many as the access routines read in line.
+/// The number of bytes that are compared at a time: the largest access that is inlined.
 type Line = [u64; 8];
 
 /// Returns how many of `wanted` elements fit into `bytes`. Zero-sized elements always fit.

@@ -98,7 +98,7 @@ fn io_buffer_read_across_truncated_page_marks_what_was_read() {
     assert_eq!(buffer.read_from_at(&zeroes, 0).unwrap(), 4);
     assert_eq!(dirty(), [0b11]);
     assert_eq!(buffer.write_to(&temp_file(&[])).unwrap(), 4);
-    // A datagram is lost as a whole, after the kernel has copied a part of it.
+    // The kernel drops the whole datagram after it has copied a part of it.
     wire.send(&[7; 12]).unwrap();
     assert!(is_efault(&buffer.read_from(&tap).unwrap_err()));
     assert_eq!(dirty(), [0b11]);

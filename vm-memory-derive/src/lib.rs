@@ -23,7 +23,7 @@ use syn::{parse_macro_input, Attribute, Data, DeriveInput, Error};
 /// The struct needs `#[repr(C)]` or `#[repr(transparent)]`, which may be combined with `packed` and
 /// `align`. The derived code does not compile if
 ///
-/// - a field is not a `ByteValued`, such as a `bool`, an enum, a pointer or an atomic integer,
+/// - a field is not a `ByteValued`, such as a `bool`, an enum, a pointer or an atomic integer, or
 /// - there is padding: the size of the struct is not the sum of the sizes of its fields.
 ///
 /// The struct must also be `Copy`, `Send` and `Sync`, as the trait requires. Enums, unions and
@@ -61,7 +61,7 @@ use syn::{parse_macro_input, Attribute, Data, DeriveInput, Error};
 /// }
 /// ```
 ///
-/// So is a field for which some bytes are invalid: the guest chooses the bytes.
+/// A field for which some bytes are invalid is also an error, since the guest chooses the bytes:
 ///
 /// ```compile_fail,E0277
 /// use vm_memory::ByteValued;
@@ -106,7 +106,7 @@ fn implement(input: &DeriveInput) -> Result<TokenStream, Error> {
     }
     let fields = data.fields.iter().map(|field| &field.ty);
     let padding = format!("`{name}` has padding");
-    // The contract of `ByteValued` holds: each field is one, and the fields are all of the struct.
+    // The contract of `ByteValued` holds: each field is a `ByteValued`, and there is no padding.
     Ok(quote! {
         const _: () = {
             const fn size_of_plain<T: ::vm_memory::ByteValued>() -> usize {

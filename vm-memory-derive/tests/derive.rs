@@ -1,6 +1,6 @@
-//! Structs whose `ByteValued` is derived. Structs that are refused are in the documentation.
+//! Structs that derive `ByteValued`. The examples of the macro test structs that it refuses.
 
-// The macro works in programs without unsafe code.
+// The macro works in a program that forbids unsafe code.
 #![forbid(unsafe_code)]
 
 use vm_memory::{ByteValued, Le16, Le32, Le64};

@@ -143,8 +143,8 @@
 //! - Before Linux 6.3, a build with a memfd also calls `fchmod`.
 //! - A build that fails reads /proc and /sys and calls `fstatfs`, to name the limit that was
 //!   reached.
-//! - In a jail without /sys and /proc, all functions make the same calls, which fail. Their results
-//!   are those that [`HostResources`] describes.
+//! - In a jail without /sys and /proc, all functions make the same calls, which fail.
+//!   [`HostResources`] describes the results.
 //! - A call that allocates pages of a file may call `rt_sigtimedwait`, if another process truncates
 //!   the file meanwhile.
 //! - The crate creates a thread to close a descriptor that supports no seals, if its region

@@ -2,13 +2,13 @@
 //! builds that users ship.
 //!
 //! The program in `bench/` measures. This command runs it in each build. It writes a page to
-//! `bench/RESULTS.md`, the rows of all builds to `bench/rows.md`, and plots of copy throughput and
-//! the growth of an IOTLB to `bench/*.svg`. A run of some builds only, or in short rounds, writes
-//! these files to `target/bench/`.
+//! `bench/RESULTS.md`, and the rows of all builds to `bench/rows.md`. It also plots copy throughput
+//! and the growth of an IOTLB to `bench/*.svg`. A run of some builds only, or in short rounds,
+//! writes these files to `target/bench/`.
 //!
 //! `--quick` is for developers: it measures the 15 rows that matter most, in the build `release`.
-//! This build compiles fastest, and most users ship it. The run takes less than two minutes with
-//! the compilation, about ten seconds of which are measurements.
+//! This build compiles fastest, and it is Cargo's default for a release. The run takes less than
+//! two minutes with the compilation, about ten seconds of which are measurements.
 //!
 //! `--instructions` counts instructions with callgrind instead, and compares them with
 //! `bench/instructions.tsv`. These counts have no noise.

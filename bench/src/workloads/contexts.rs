@@ -1,4 +1,4 @@
-//! Accesses from code that compiles differently than a plain loop.
+//! Accesses from code that the compiler optimizes differently from a plain loop.
 
 use std::hint::black_box;
 use std::marker::PhantomData;

@@ -40,7 +40,7 @@ impl Devices {
         GuestAddress(range * 100 * PAGE)
     }
 
-    /// Looks a range up. Returns the missing parts if its loop goes on.
+    /// Looks up a range. Returns the missing parts if its loop continues.
     fn lookup(&mut self, range: u64) -> Option<Vec<IovaRange>> {
         let length = (self.pages * PAGE) as usize;
         let outcome = Iotlb::lookup(&self.iotlb, Self::base(range), length, Read);
@@ -120,7 +120,7 @@ fn b14_lookups_of_ranges_that_never_fit_are_refused() {
     }
 }
 
-/// The guest removes all mappings after each round.
+/// A guest that removes all mappings after each round.
 #[test]
 fn b14_lookups_whose_mappings_are_invalidated_each_round_are_refused() {
     for schedule in [Schedule::InBatches, Schedule::Late] {

@@ -132,7 +132,7 @@ fn counters_of_shared_iotlb_include_all_snapshots() {
     assert_eq!(iotlb.counters(), expected);
     assert!(format!("{iotlb:?}").contains("evictions: 3"));
 
-    // Calling it again has no effect. `granted` is not a lookup.
+    // A second call has no effect. `granted` is not a lookup.
     iotlb.count_lookups();
     let snapshot = iotlb.snapshot();
     let at = GuestAddress(8 * PAGE);

@@ -48,19 +48,19 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Drops the buffer without marking it, because no device wrote to it.
     ///
-    /// That is the case if the operation was not submitted, or failed before its first byte, as
-    /// with `EAGAIN`. If in doubt, drop the buffer.
+    /// Use it if the operation was not submitted, or if it failed before its first byte, as with
+    /// `EAGAIN`. If in doubt, drop the buffer.
     pub fn cancel(mut self) {
         self.segments.end_loan();
     }
 
     /// Ends the operation for the first `written` bytes: marks their pages, and removes them.
     ///
-    /// Returns `written`, or the length of the buffer if that is less. The other bytes stay, with
-    /// their place in the buffer. They are marked when they are completed or dropped, if the
-    /// vectors were used: [`cancel_front`](Self::cancel_front) removes those that nobody wrote.
+    /// Returns `written`, or the length of the buffer if that is less. The other bytes stay in the
+    /// buffer. If the vectors were used, the other bytes are marked when they are completed or
+    /// dropped. [`cancel_front`](Self::cancel_front) removes bytes that no device wrote.
     ///
-    /// It allocates nothing. After [`read_from`](Self::read_from), the pages are marked already,
+    /// It allocates nothing. After [`read_from`](Self::read_from), the pages are already marked,
     /// and `complete_front` only removes the bytes.
     ///
     /// # Examples
@@ -113,19 +113,19 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Shortens the buffer to its first `len` bytes. Does nothing if it has fewer.
     ///
-    /// The other bytes are marked as if a buffer of them were dropped.
+    /// The removed bytes are marked as if a buffer of them were dropped.
     pub fn truncate(&mut self, len: usize) {
         drop(self.split_off(len));
     }
 
     /// Removes all ranges, and keeps the memory map and the space for the segments.
     ///
-    /// The bytes are marked as if the buffer were dropped. A device that keeps one buffer for all
-    /// its requests allocates nothing for the later ones.
+    /// The bytes are marked as if the buffer were dropped. A device can use one buffer for all its
+    /// requests. It then allocates only for a request with more segments than any before.
     ///
-    /// The buffer still keeps the memory map. A device that waits for long keeps removed regions
-    /// mapped, and `RetiredMap::wait` fails: drop the buffer, or
-    /// [move it to the current map](Self::set_memory).
+    /// The buffer still keeps the memory map. While a device waits with an empty buffer, removed
+    /// regions stay mapped, and `RetiredMap::wait` returns an error. Drop the buffer before a long
+    /// wait, or [move it to the current map](Self::set_memory).
     ///
     /// # Examples
     ///
@@ -151,9 +151,9 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         self.release_if_empty();
     }
 
-    /// [Clears](Self::clear) the buffer, and continues with another memory map.
+    /// [Clears](Self::clear) the buffer, and replaces its memory map.
     ///
-    /// It keeps the space for the segments, the permissions and the limit of segments.
+    /// The buffer keeps the space for the segments, the permissions and the limit of segments.
     pub fn set_memory(&mut self, memory: impl IntoMap<M = M>) {
         self.clear();
         // No segment borrows from the previous map.

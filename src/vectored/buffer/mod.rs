@@ -24,14 +24,14 @@ use crate::guest_memory::{
 /// # Lifetime
 ///
 /// The buffer keeps the memory map, and with it the mappings, until it is dropped. It does not know
-/// whether an operation still uses them. A caller that passes [`vectors`](Self::vectors) to the
-/// kernel must keep the buffer until the operation is over.
+/// whether an operation still uses the mappings. A caller that passes [`vectors`](Self::vectors) to
+/// the kernel must keep the buffer until the operation is complete.
 ///
 /// Behind an IOMMU, a buffer with a range also keeps the translation in use. An invalidation of the
 /// range does not complete before the buffer is dropped. [`try_extend`](Self::try_extend) fails if
-/// the IOMMU does not support this ([`GuestMemory::hold_translation`]);
-/// [`SharedIotlb`](crate::iommu::SharedIotlb) does. It keeps all its mappings in use together: an
-/// invalidation of other addresses also waits for the buffer.
+/// the IOMMU does not support this ([`GuestMemory::hold_translation`]).
+/// [`SharedIotlb`](crate::iommu::SharedIotlb) supports it, and keeps all its mappings in use
+/// together: an invalidation of other addresses also waits for the buffer.
 ///
 /// An IOMMU may ask its front end for a missing mapping. A front end may wait for an invalidation
 /// before it sends the mapping. [`from_ranges`](Self::from_ranges), and
@@ -53,9 +53,8 @@ use crate::guest_memory::{
 ///
 /// If the [vectors](Self::vectors) of a buffer for writing were used, its pages are marked when it
 /// is completed or dropped. So an early return or a panic loses no page. All pages are marked:
-/// after a short count, a device may have written more bytes than it counts. They are not marked
-/// earlier: a harvest could then copy a page that is only half written, and the rest would not be
-/// marked.
+/// after a short count, a device may have written more bytes than it counts. Pages are not marked
+/// earlier, since a harvest could then copy a page before the device has written all of it.
 ///
 /// [`cancel`](Self::cancel) drops a buffer without marks. A buffer that is leaked
 /// ([`mem::forget`](core::mem::forget)) is never marked. A device that leaks one, because the
@@ -135,7 +134,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Use [`Permissions::Write`] if the device writes to the buffer, as for a disk read, and
     /// [`Permissions::Read`] if it reads from it.
     ///
-    /// `memory` is an `Arc` of the map, or a guard of the current map, or a reference to one.
+    /// `memory` is an `Arc` of the map, a guard of the current map, or a reference to either.
     pub fn new(memory: impl IntoMap<M = M>, access: Permissions) -> Self {
         IoBuffer {
             segments: Segments::new(access),
@@ -231,7 +230,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// If it fails, the buffer is unchanged.
     ///
     /// Behind an IOMMU, an empty buffer translates all ranges, takes its hold, and then translates
-    /// them again: see [Lifetime](IoBuffer#lifetime). The iterator is cloned for that.
+    /// the ranges again (see [Lifetime](IoBuffer#lifetime)). So the iterator is cloned.
     ///
     /// # Examples
     ///
@@ -267,7 +266,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
         let hold = match self.hold {
             Some(_) => None,
             None => {
-                // Each of these has a segment at least. With more of them, the call fails.
+                // Each of these ranges has at least one segment. With more ranges, the call fails.
                 let first = ranges.clone().filter(|(_, count)| *count != 0).take(limit);
                 Some(hold_for(memory, first, access)?)
             }

@@ -46,7 +46,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Reads from `fd` into the buffer, by one `readv(2)` at the descriptor's own position.
     ///
-    /// It is for a descriptor whose bytes the kernel copies, such as a socket, a pipe or a TAP
+    /// Use it for a descriptor whose bytes the kernel copies, such as a socket, a pipe or a TAP
     /// device. Use [`read_from_at`](Self::read_from_at) for a file. The call covers the first
     /// [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is repeated after `EINTR`.
     ///
@@ -98,9 +98,9 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// The call covers the first [`MAX_VECTORS`](crate::vectored::MAX_VECTORS) segments, and is
     /// repeated after `EINTR`. Returns the number of bytes read; 0 at the end of the file.
     ///
-    /// Marks the pages of these bytes dirty. After a short count, which is usually the end of the
-    /// file, it marks all pages that the call could reach: with `O_DIRECT`, the storage writes
-    /// whole blocks. It also does so after an error, except `EAGAIN`.
+    /// Marks the pages of these bytes dirty. After a short count, it marks all pages that the call
+    /// could reach, since the storage writes whole blocks with `O_DIRECT`. A short count usually
+    /// means the end of the file. An error other than `EAGAIN` also marks all these pages.
     ///
     /// # Examples
     ///

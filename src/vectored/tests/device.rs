@@ -1,4 +1,4 @@
-//! Transfers of a buffer itself: each byte that is marked, and the bytes that stay.
+//! Transfers of a buffer itself: the bytes that are marked, and the bytes that stay.
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
@@ -102,7 +102,7 @@ impl Model {
         self.remove(kept..usize::MAX);
     }
 
-    /// Stores `put` in the first bytes. The same address may be there twice.
+    /// Stores `put` in the first bytes. The list may contain an address twice.
     fn fill(&mut self, put: &[u8]) {
         for (address, byte) in self.addresses.iter().zip(put) {
             self.bytes[*address as usize] = *byte;

@@ -75,7 +75,7 @@ fn io_buffer_extended_past_segment_limit_is_unchanged() {
     assert!(matches!(error, Error::IOError(e) if e.kind() == ErrorKind::InvalidInput));
     let mut buffer = IoBuffer::from_ranges(&memory, ranges(511), Permissions::Write).unwrap();
     buffer.try_extend(ranges(2)).unwrap_err();
-    // Neither does an endless iterator of other ranges.
+    // An endless iterator of other ranges also leaves it unchanged.
     buffer
         .try_extend(std::iter::repeat((GuestAddress(0), 1)))
         .unwrap_err();

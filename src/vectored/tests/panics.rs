@@ -1,4 +1,4 @@
-//! A panic in the code of a user leaves a buffer as it was, and loses no mark of other bitmaps.
+//! A panic in the code of a user leaves a buffer unchanged, and loses no mark of other bitmaps.
 
 use core::iter::FusedIterator;
 use std::panic::{catch_unwind, AssertUnwindSafe};

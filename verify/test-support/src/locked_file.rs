@@ -1,4 +1,4 @@
-//! [`LockedFile`]: a file whose lock in the kernel another thread holds.
+//! [`LockedFile`]: a file whose kernel lock is held by another thread.
 
 #![expect(unsafe_code, reason = "makes the system calls of userfaultfd(2)")]
 

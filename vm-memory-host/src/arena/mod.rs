@@ -15,10 +15,11 @@ use crate::sys::{self, bytes, ReservedArena};
 
 /// Reserved addresses in which parts of files are mapped and unmapped while the guest runs.
 ///
-/// It is the host side of a window that the guest sees: the DAX window of virtio-fs, the host
-/// visible memory of virtio-gpu, or the shared memory of a vhost-user device (`SHMEM_MAP`). The VMM
-/// registers all of it as one KVM slot ([`host_address`](Self::host_address)), and maps parts of
-/// files in it at the request of the device.
+/// It is the host side of a window that the guest accesses. Examples are the DAX window of
+/// virtio-fs, the host visible memory of virtio-gpu, and the shared memory of a vhost-user device
+/// (`SHMEM_MAP`). The VMM registers all of it as one KVM slot
+/// ([`host_address`](Self::host_address)), and maps parts of files in it at the request of the
+/// device.
 ///
 /// ```text
 ///   guest   ├─────────────── one KVM slot ───────────────┤
@@ -26,8 +27,8 @@ use crate::sys::{self, bytes, ReservedArena};
 /// ```
 ///
 /// Where no file is mapped, `KVM_RUN` fails with `EFAULT` or returns an MMIO exit, as for
-/// [protected blocks](crate::Unplugged::Protected). It does so, too, for a page past the end of a
-/// file: another process may truncate a file that is not sealed.
+/// [protected blocks](crate::Unplugged::Protected). The same applies to a page past the end of a
+/// file. Another process may truncate a file that is not sealed.
 ///
 /// The arena is not a region of guest memory: the accesses of vm-memory do not reach it. A device
 /// that receives an address in the window as a buffer gets an error.
@@ -117,8 +118,9 @@ impl Arena {
     ///
     /// # Errors
     ///
-    /// Returns an [`ArenaError`] if the size is 0 or not whole pages, or if the system refuses the
-    /// reservation, for example because of the limit of the address space.
+    /// Returns an [`ArenaError`] if the size is 0 or not whole pages, or if the guests of this
+    /// process use too many VMAs. Also returns one if the system refuses the reservation, for
+    /// example because of the limit of the address space.
     pub fn new(size: u64) -> Result<Self, ArenaError> {
         let (offset, len) = (0, size);
         let whole = usize::try_from(size).ok();
@@ -145,7 +147,9 @@ impl Arena {
         })
     }
 
-    /// Returns the host address of the first byte. Code that uses it must expect faults.
+    /// Returns the host address of the first byte.
+    ///
+    /// An access where no file is mapped raises SIGSEGV.
     pub fn host_address(&self) -> usize {
         self.address
     }
@@ -157,8 +161,9 @@ impl Arena {
 
     /// Maps `len` bytes of `file` from `file_offset` at `offset` in the arena.
     ///
-    /// Replaces everything that is mapped there, at once for each access of the guest. The arena
-    /// does not keep the file open.
+    /// Replaces everything that is mapped there. An access of the guest reaches either the previous
+    /// mapping or the new one. The arena does not keep the file open. [`Permissions::No`] unmaps
+    /// the range.
     ///
     /// # Errors
     ///
@@ -188,7 +193,7 @@ impl Arena {
         })
     }
 
-    /// Makes a range inaccessible. Parts of it where nothing is mapped stay so.
+    /// Makes a range inaccessible. Parts of it may already be inaccessible.
     ///
     /// # Errors
     ///

@@ -79,7 +79,7 @@ const MAX_FILE_LENGTH: u64 = u64::MAX >> 1;
 
 /// Returns the size of the transparent huge pages that a region of ordinary pages can have.
 ///
-/// Does not depend on the settings of the host, which can change later, and which a jail can hide.
+/// Does not depend on the settings of the host: they can change later, and a jail can hide them.
 pub(super) fn transparent_huge_page(region: &Region) -> Option<u64> {
     if region.options.transparent_huge_pages == TransparentHugePages::Off {
         return None;

@@ -148,7 +148,7 @@ fn map_source(
     let wanted = backing.missing(region.size);
     reserved.map(len, source).map_err(|source| {
         if reserves_huge_pages && source.raw_os_error() == Some(libc::ENOMEM) {
-            // A refused mapping has taken no page.
+            // A mapping that was refused has taken no page.
             let free = host.again().free_huge_pages(backing.page_size, &[]);
             if let Some(error) =
                 huge_page_shortage(span, backing.page_size, wanted, free, &[], host)

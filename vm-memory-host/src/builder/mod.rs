@@ -280,9 +280,9 @@ impl MemoryBuilder {
         Ok(GuestMemoryMmap::from_regions(regions)?)
     }
 
-    /// Builds the regions, in the order of their addresses, but no map of them.
+    /// Builds the regions, in the order of their addresses, without a map.
     ///
-    /// Use it to add them to a map that exists, or to put each into a region type of the VMM
+    /// Use it to add regions to an existing map, or to put each into a region type of the VMM
     /// ([`HostMapped`](crate::HostMapped) has an example). [`Region::build`] builds one region.
     ///
     /// # Examples
@@ -371,12 +371,12 @@ impl MemoryBuilder {
 impl Region {
     /// Builds this region alone, with a dirty bitmap of the host's page size.
     ///
-    /// Several regions that are adjacent, or that need much memory together, belong into one
-    /// [`MemoryBuilder`].
+    /// Use one [`MemoryBuilder`] for several regions that are adjacent, or that need much memory
+    /// together.
     ///
     /// # Examples
     ///
-    /// Plug a module of memory into a map that is in use:
+    /// Adds a memory module to a map that is in use:
     ///
     /// ```
     /// use std::sync::Arc;

@@ -14,11 +14,11 @@ use crate::region::{BackingKind, Region};
 /// from each region. Bytes that several regions map count once.
 ///
 /// For a memfd, mincore(2) shows which pages are missing. The size of the file does not show where
-/// its pages are: its sender could allocate pages outside of the regions. Pages in swap count as
-/// missing, too, and so do pages that were allocated but never written.
+/// its pages are: its sender could allocate pages outside of the regions. Pages in swap also count
+/// as missing, and so do pages that were allocated but never written.
 ///
-/// For huge pages and for a mounted tmpfs, the sum is a lower bound: pages of a file count as if
-/// they were inside the regions.
+/// For huge pages and for a mounted tmpfs, the sum is a lower bound. All pages of a file count as
+/// pages of the regions.
 #[derive(Default)]
 pub(super) struct Needed {
     total: u64,

@@ -246,8 +246,8 @@ where
 #[derive(Default)]
 struct Files {
     list: Vec<Arc<File>>,
-    /// The index of each file, by its address. The list keeps the files, so none can have the
-    /// address of another one.
+    /// The index of each file, by its address. The list keeps the files, so no two files have the
+    /// same address.
     known: BTreeMap<*const File, usize>,
 }
 

@@ -13,12 +13,12 @@ pub(super) struct SystemFiles {
     known: Arc<Mutex<Known>>,
 }
 
-/// The texts and directories that were read. `None` stands for one that cannot be read.
+/// The texts and directories that were read. `None`: the file or directory cannot be read.
 #[derive(Debug, Default)]
 struct Known {
     texts: BTreeMap<PathBuf, Option<Arc<str>>>,
     directories: BTreeMap<PathBuf, Option<Vec<PathBuf>>>,
-    /// Whether everything else counts as missing.
+    /// Whether files that were not read count as missing.
     is_closed: bool,
 }
 
@@ -31,7 +31,7 @@ impl SystemFiles {
         }
     }
 
-    /// Returns the same files, to be read again.
+    /// Returns the same files, of which none was read.
     pub(super) fn again(&self) -> Self {
         Self::new(self.sys.clone(), self.proc.clone())
     }
@@ -44,14 +44,14 @@ impl SystemFiles {
         &self.proc
     }
 
-    /// Ends the reading of files. Those that were not read before count as missing.
+    /// Stops reading files. Files that were not read before this call count as missing.
     pub(super) fn close(&self) {
         self.lock().is_closed = true;
     }
 
     /// Returns the text of a file, or `None` if it cannot be read.
     ///
-    /// Names in it need not be UTF-8: other bytes are replaced.
+    /// Names in the text need not be UTF-8. Other bytes are replaced.
     pub(super) fn text(&self, path: &Path) -> Option<Arc<str>> {
         let mut known = self.lock();
         if let Some(text) = known.texts.get(path) {

@@ -11,12 +11,12 @@ use super::vma_limit;
 
 /// The resources of the host: pools of huge pages, NUMA nodes, memory, control groups.
 ///
-/// A build compares the request with them, and its errors name the limit. It reads them from /sys
-/// and /proc. A process that will lose sight of these, such as one that enters a chroot, can
-/// [`read`](Self::read) them before and pass them to the builder
+/// A build compares the request with the resources, and its errors name the limit. It reads them
+/// from /sys and /proc. A process that enters a chroot may lose access to these files. It can
+/// [`read`](Self::read) the resources before, and pass them to the builder
 /// ([`MemoryBuilder::host_resources`]).
 ///
-/// They are never required. If a limit is not known, the kernel decides:
+/// A build does not require them. If a limit is not known, the kernel enforces it:
 ///
 /// - For huge pages, NUMA nodes and addresses, the build returns an error of the kernel, whose
 ///   remedy is less precise.
@@ -99,10 +99,10 @@ pub fn huge_page_pools() -> Vec<HugePagePool> {
 }
 
 impl HostResources {
-    /// Reads all resources of this host now. Nothing is read later.
+    /// Reads all resources of this host now. No file is read later.
     ///
-    /// The numbers are those of this moment. If they change, such as the number of free huge pages,
-    /// read them again.
+    /// Some numbers change, such as the number of free huge pages. Call this function again for the
+    /// current numbers.
     pub fn read() -> Self {
         let host = Self::current();
         host.read_all();
@@ -122,15 +122,15 @@ impl HostResources {
         Self { files }
     }
 
-    /// Returns the resources of this moment, to explain an error.
+    /// Returns the current resources, to explain an error.
     pub(crate) fn again(&self) -> Self {
         let files = self.files.again();
         Self { files }
     }
 
-    /// Reads all files that the other methods read. They then read no file.
+    /// Reads all files that the other methods read. The other methods then read no file.
     fn read_all(&self) {
-        // Kept for the whole process.
+        // The process keeps this limit.
         let _ = vma_limit();
         let sizes = self.huge_page_sizes().unwrap_or_default();
         let _ = (self.pools(), self.allowed_nodes());

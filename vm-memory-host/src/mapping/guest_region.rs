@@ -11,14 +11,14 @@ use crate::error::{NotProvisioned, OtherProcess};
 use crate::region::{BackingKind, Span};
 use crate::sys::READ_WRITE;
 
-/// A type of regions whose memory this crate can have built.
+/// A region type whose memory this crate may have built.
 ///
-/// The functions of this crate accept guest memory with regions of such a type. A VMM implements it
-/// for its own type of regions, and gets the memory of each from
+/// The functions of this crate accept guest memory with regions of such a type. A VMM implements
+/// the trait for its own region type, and gets the memory of each region from
 /// [`MemoryBuilder::build_regions`](crate::MemoryBuilder::build_regions).
 ///
-/// A wrong mapping is not unsafe: the functions then discard or populate the pages of another
-/// region.
+/// Returning the mapping of another region is safe, but the functions then discard or populate the
+/// pages of that region.
 ///
 /// # Examples
 ///

@@ -97,7 +97,7 @@ impl HostMapping {
     ///
     /// - For hugetlb, that is the size of its huge pages.
     /// - For other regions of at least a transparent huge page, it is that size, also on hosts
-    ///   without them. The exception is
+    ///   without transparent huge pages. The exception is
     ///   [`TransparentHugePages::Off`](crate::TransparentHugePages::Off).
     /// - Otherwise it is the size of an ordinary page.
     ///

@@ -220,8 +220,8 @@ impl Source {
     /// Finds the source for a region.
     fn of(mapping: &HostMapping) -> io::Result<Self> {
         mapping.mapped().check_here()?;
-        // Without /proc, the pages of this process are not known. /proc/self is empty once the main
-        // thread has ended.
+        // Without /proc, the pages of this process are not known. /proc/self/pagemap is empty after
+        // the main thread has ended.
         let pagemap = File::open("/proc/thread-self/pagemap");
         let is_private = mapping.backing.sharing == Sharing::Private;
         let Some((file, _)) = mapping.file() else {

@@ -160,8 +160,8 @@ where
     let Some((first, _)) = usages.first() else {
         return Ok(usages);
     };
-    // Names of files in smaps need not be UTF-8. /proc/self is empty after the main thread has
-    // ended.
+    // Names of files in smaps need not be UTF-8. /proc/self/smaps is empty after the main thread
+    // has ended.
     let smaps = match fs::read("/proc/thread-self/smaps") {
         Err(error)
             if matches!(
@@ -242,14 +242,15 @@ fn resident_of_file(mapping: &HostMapping, resident: u64) -> io::Result<u64> {
     }
 }
 
-/// Returns the number of bytes of a range of a file that are in memory, or 0 if the kernel hides
-/// them.
+/// Returns the number of bytes of a range of a file that are in memory.
+///
+/// Returns 0 if the kernel hides this number from the process (mincore(2)).
 ///
 /// Unlike `SEEK_DATA`, mincore(2) never waits for the kernel's lock on the file, which another
 /// process can hold.
 pub(crate) fn resident_in_file(file: &File, range: &Range<u64>) -> io::Result<u64> {
-    // The last pages that a file can have. A sealed memfd does not reach them. They count as
-    // resident if this process may not know.
+    // The offset of one of the last pages that a file can have. No sealed memfd is that long. The
+    // kernel reports this page as resident if this process may not know.
     const FAR: u64 = (u64::MAX >> 1) - 0xf_ffff;
     let (page, mut far) = (sys::page_size(), [0]);
     sys::resident_of_file(file, FAR, page, &mut far)?;

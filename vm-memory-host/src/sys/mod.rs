@@ -40,7 +40,7 @@ pub(crate) fn page_size() -> usize {
 
 /// Returns the size of a transparent huge page in bytes, whether or not the kernel supports them.
 ///
-/// It is the memory that one page of page table entries maps. An entry has 8 bytes.
+/// This is the size of the memory that one page of page table entries maps. An entry has 8 bytes.
 pub(crate) fn huge_page_size() -> u64 {
     page_size_u64().saturating_mul(page_size_u64() / 8)
 }

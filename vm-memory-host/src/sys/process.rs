@@ -125,7 +125,7 @@ pub(crate) fn in_child(child: impl FnOnce() -> bool) -> bool {
 pub(crate) fn in_child_without_main_thread(work: impl FnOnce() -> bool + Send + 'static) -> bool {
     in_child(|| {
         std::thread::spawn(|| {
-            // Empty once the main thread has ended.
+            // The file is empty after the main thread has ended.
             while std::fs::read("/proc/self/smaps").is_ok_and(|smaps| !smaps.is_empty()) {
                 std::thread::yield_now();
             }
@@ -133,7 +133,7 @@ pub(crate) fn in_child_without_main_thread(work: impl FnOnce() -> bool + Send + 
             // SAFETY: `_exit(2)` ends the child.
             unsafe { libc::_exit(code) };
         });
-        // SAFETY: exit(2) ends this thread only, whose stack stays in place.
+        // SAFETY: exit(2) ends only this thread. The kernel does not unmap its stack.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
         false
     })

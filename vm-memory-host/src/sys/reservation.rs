@@ -296,7 +296,7 @@ pub(crate) fn populates_mappings() -> bool {
     if unlocked == 0 {
         return false;
     }
-    // It is locked, so the page that the kernel has populated at once is still there.
+    // The mapping is locked, so a page that the kernel has populated at once is still in memory.
     // SAFETY: the kernel writes one byte for the only page of the mapping, and `pages` has one.
     // `trial` keeps the mapping.
     let known = unsafe { libc::mincore(trial.addr.cast(), len, pages.as_mut_ptr()) };

@@ -1,4 +1,4 @@
-//! All functions accept a VMM's own type of regions.
+//! All functions accept a region type of a VMM.
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -15,12 +15,12 @@ use vm_memory_host::{
     ChangeError, HostMapped, HostMapping, MemoryBuilder, Region, Span, Unplugged,
 };
 
-/// A region as that of Firecracker: a mapping, divided into KVM slots.
+/// A region like Firecracker's: a mapping that is divided into KVM slots.
 #[derive(Debug)]
 struct SlotRegion {
     inner: GuestRegionMmap<Option<AtomicBitmap>>,
     slots: Vec<u32>,
-    /// Another region, whose mapping it returns.
+    /// Another region. If present, `host_mapping` returns its mapping.
     other: Option<GuestRegionMmap>,
 }
 

@@ -52,7 +52,7 @@ fn read_only_region_can_only_be_read() {
             assert_eq!(ranges.iter().map(|range| range.size).sum::<u64>(), 4 * PAGE);
             assert_eq!(residency(memory).unwrap()[0].1.private, 0);
         }
-        // A device has the region in a map that is replaced.
+        // A map with the region is replaced.
         let memory = GuestMemoryAtomic::new(memory);
         assert_eq!(
             memory.memory().read_obj::<u8>(GuestAddress(ROM)).unwrap(),
