@@ -29,6 +29,7 @@
 
 mod log_words;
 mod region;
+mod set;
 mod shared;
 
 #[cfg(test)]
@@ -50,6 +51,9 @@ use shared::{Distribution, SharedMarks};
 ///
 /// Keep one value for all rounds of a migration, so that its buffers are reused. A harvest adds to
 /// the set; [`clear`](Self::clear) it after its pages were sent.
+///
+/// The set has the regions of the memory that was last harvested. It stores no page outside them.
+/// Two sets are equal if the same guest addresses are dirty, whatever their regions and page sizes.
 ///
 /// # Examples
 ///
@@ -214,7 +218,7 @@ impl DirtyMemory {
         }
         self.collect_shared(memory, logs, harvests);
         for log in logs {
-            let reached = reached(&mut self.regions, log);
+            let reached = reached(&mut self.regions, log.start.0, log.last());
             for region in reached.filter(|region| region.shared.is_none()) {
                 region.add_log(log);
             }
@@ -258,7 +262,7 @@ impl DirtyMemory {
             }
         }
         for log in logs {
-            for region in reached(found.regions, log) {
+            for region in reached(found.regions, log.start.0, log.last()) {
                 let shared = region.shared;
                 if let Some(shared) = shared.and_then(|number| found.shared.get_mut(number)) {
                     shared.add_log(region, log);
@@ -308,14 +312,7 @@ impl DirtyMemory {
         self.regions.sort_by_key(|region| region.start);
         for (start, len) in changed.iter().flat_map(DirtyRegion::runs) {
             let last = start.0.saturating_add(to_u64(len.saturating_sub(1)));
-            let first_region = self
-                .regions
-                .partition_point(|region| region.last() < start.0);
-            let regions = self.regions.get_mut(first_region..).unwrap_or_default();
-            for region in regions
-                .iter_mut()
-                .take_while(|region| region.start.0 <= last)
-            {
+            for region in reached(&mut self.regions, start.0, last) {
                 region.add(start.0, last);
             }
         }
@@ -429,14 +426,7 @@ impl DirtyMemory {
                 continue;
             };
             let (start, log) = (region.start_addr(), region.bitmap());
-            let first = self.regions.partition_point(|known| known.last() < start.0);
-            for known in self.regions.get(first..).unwrap_or_default() {
-                let offset = usize::try_from(known.start.0.saturating_sub(start.0));
-                if !offset.is_ok_and(|offset| offset < len) {
-                    break;
-                }
-                log.put_back(&mut known.ranges_in(start, len));
-            }
+            log.put_back(&mut self.ranges_in(start, len));
         }
     }
 
@@ -532,17 +522,17 @@ impl DirtyMemory {
     }
 }
 
-/// Returns the regions that a log reaches.
+/// Returns the regions that the guest addresses `first..=last` reach.
 ///
 /// Each log searches its regions. If each region tried each log, a harvest with one log for each of
 /// many slots would take quadratic time.
-fn reached<'a>(
-    regions: &'a mut [DirtyRegion],
-    log: &LogWords<'_>,
-) -> impl Iterator<Item = &'a mut DirtyRegion> {
-    let (start, last) = (log.start.0, log.last());
-    let first = regions.partition_point(|region| region.last() < start);
-    let regions = regions.get_mut(first..).unwrap_or_default().iter_mut();
+fn reached(
+    regions: &mut [DirtyRegion],
+    first: u64,
+    last: u64,
+) -> impl Iterator<Item = &mut DirtyRegion> {
+    let start = regions.partition_point(|region| region.last() < first);
+    let regions = regions.get_mut(start..).unwrap_or_default().iter_mut();
     regions.take_while(move |region| region.start.0 <= last)
 }
 

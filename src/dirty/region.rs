@@ -85,14 +85,33 @@ impl DirtyRegion {
             && self.marks == log.bitmap_and_offset()
     }
 
+    /// Returns whether `other` has the same bounds and page size.
+    pub(super) fn has_layout_of(&self, other: &Self) -> bool {
+        self.start == other.start
+            && self.pages.byte_size() == other.pages.byte_size()
+            && self.pages.page_size() == other.pages.page_size()
+    }
+
     /// Adds the part of the guest addresses `first..=last` that is in the region.
     pub(super) fn add(&mut self, first: u64, last: u64) {
-        let from = first.max(self.start.0);
-        if let Some(more) = last.min(self.last()).checked_sub(from) {
-            let offset = to_usize(from.saturating_sub(self.start.0));
-            let len = to_usize(more).saturating_add(1);
+        if let Some((offset, len)) = self.part_of(first, last) {
             self.pages.insert_range(offset, len);
         }
+    }
+
+    /// Removes the pages that are entirely in the guest addresses `first..=last`.
+    pub(super) fn remove(&mut self, first: u64, last: u64) {
+        if let Some((offset, len)) = self.part_of(first, last) {
+            self.pages.remove_range(offset, len);
+        }
+    }
+
+    /// Returns the offset and the length of the part of `first..=last` that is in the region.
+    fn part_of(&self, first: u64, last: u64) -> Option<(usize, usize)> {
+        let from = first.max(self.start.0);
+        let more = last.min(self.last()).checked_sub(from)?;
+        let offset = to_usize(from.saturating_sub(self.start.0));
+        Some((offset, to_usize(more).saturating_add(1)))
     }
 
     /// Adds the part of a log that is in the region.

@@ -225,8 +225,23 @@ impl DirtyPages {
     /// Both sets begin at the same byte of memory; they may differ in page size and length. Pages
     /// that `other` covers only partly stay.
     pub fn difference_with(&mut self, other: &DirtyPages) {
-        for run in other.runs() {
-            self.remove_range(run.start, run.len());
+        if other.page_size == self.page_size {
+            // The last page of `other` may cover only a part of a page of this set.
+            let whole = if other.byte_size < self.byte_size {
+                other.byte_size / other.page_size
+            } else {
+                usize::MAX
+            };
+            for (word, bits) in other.dirty_words() {
+                let left = whole.saturating_sub(word.saturating_mul(WORD_BITS));
+                if let Some(target) = self.words.get_mut(word) {
+                    *target &= !(bits & mask(0, left));
+                }
+            }
+        } else {
+            for run in other.runs() {
+                self.remove_range(run.start, run.len());
+            }
         }
     }
 

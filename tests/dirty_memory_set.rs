@@ -1,0 +1,231 @@
+//! A `DirtyMemory` as a set equals a `BTreeSet` of page addresses, for any two layouts of memory.
+#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+
+use proptest::prelude::*;
+use test_support::{PAGE, PAGE_U64};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::dirty::DirtyMemory;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+/// All pages, regions and holes are multiples of a block of this many bytes.
+const BLOCK: usize = 512;
+
+/// Regions of (pages of the hole before it, pages, blocks in a page of the bitmap).
+type Layout = Vec<(u64, usize, usize)>;
+
+/// A set, and its model: the pages of the memory, and the addresses of those that are dirty.
+struct Checked {
+    set: DirtyMemory,
+    pages: Vec<Range<u64>>,
+    dirty: BTreeSet<u64>,
+}
+
+impl Checked {
+    fn new(base: u64, layout: &Layout) -> Self {
+        let (mut at, mut regions, mut pages) = (base, Vec::new(), Vec::new());
+        for &(hole, len, blocks) in layout {
+            let (start, size, len) = (at + hole * PAGE_U64, blocks * BLOCK, len * PAGE);
+            let bitmap = AtomicBitmap::new(len, NonZeroUsize::new(size).unwrap());
+            let mapping = MmapRegionBuilder::new_with_bitmap(len, bitmap);
+            let mapping = mapping.build().unwrap();
+            regions.push(GuestRegionMmap::new(mapping, GuestAddress(start)).unwrap());
+            at = start + len as u64;
+            let starts = (start..at).step_by(size);
+            pages.extend(starts.map(|page| page..at.min(page + size as u64)));
+        }
+        let mut set = DirtyMemory::new();
+        set.harvest(&GuestMemoryMmap::from_regions(regions).unwrap());
+        let dirty = BTreeSet::new();
+        Self { set, pages, dirty }
+    }
+
+    fn dirty_pages(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let pages = self.pages.iter().cloned();
+        pages.filter(|page| self.dirty.contains(&page.start))
+    }
+
+    /// Returns the addresses of the dirty blocks.
+    fn blocks(&self) -> BTreeSet<u64> {
+        self.dirty_pages()
+            .flat_map(|page| page.step_by(BLOCK))
+            .collect()
+    }
+
+    fn apply(&mut self, operation: &Operation, base: u64, other: &Self) {
+        let range = |at: u64, len: usize| {
+            let end = u128::from(base + at) + len as u128;
+            (GuestAddress(base + at), u128::from(base + at)..end)
+        };
+        let blocks = other.blocks();
+        let in_other = |page: &Range<u64>| {
+            page.clone()
+                .step_by(BLOCK)
+                .map(|block| blocks.contains(&block))
+                .collect::<Vec<_>>()
+        };
+        let (dirty, pages) = (&mut self.dirty, self.pages.iter());
+        match *operation {
+            Operation::InsertRange(at, len) => {
+                let (addr, range) = range(at, len);
+                self.set.insert_range(addr, len);
+                let touched = pages.filter(|page| {
+                    range.start.max(page.start.into()) < range.end.min(page.end.into())
+                });
+                dirty.extend(touched.map(|page| page.start));
+            }
+            Operation::RemoveRange(at, len) => {
+                let (addr, range) = range(at, len);
+                self.set.remove_range(addr, len);
+                for page in pages {
+                    if range.start <= page.start.into() && u128::from(page.end) <= range.end {
+                        dirty.remove(&page.start);
+                    }
+                }
+            }
+            Operation::InsertAll => {
+                self.set.insert_all();
+                dirty.extend(pages.map(|page| page.start));
+            }
+            Operation::Clear => {
+                self.set.clear();
+                dirty.clear();
+            }
+            Operation::Union => {
+                self.set.union_with(&other.set);
+                let touched = pages.filter(|page| in_other(page).contains(&true));
+                dirty.extend(touched.map(|page| page.start));
+            }
+            Operation::Difference => {
+                self.set.difference_with(&other.set);
+                for page in pages.filter(|page| !in_other(page).contains(&false)) {
+                    dirty.remove(&page.start);
+                }
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        prop_assert_eq!(self.set.total_pages(), self.dirty.len());
+        let (mut blocks, mut end) = (Vec::new(), 0);
+        for (start, len) in self.set.runs() {
+            prop_assert!(
+                start.0 >= end && len > 0,
+                "{:?}, {} after {:#x}",
+                start,
+                len,
+                end
+            );
+            end = start.0 + len as u64;
+            blocks.extend((start.0..end).step_by(BLOCK));
+        }
+        prop_assert_eq!(blocks, self.blocks().into_iter().collect::<Vec<_>>());
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    InsertRange(u64, usize),
+    RemoveRange(u64, usize),
+    InsertAll,
+    Clear,
+    Union,
+    Difference,
+}
+
+fn layout() -> impl Strategy<Value = Layout> {
+    let blocks = prop_oneof![Just(1usize), Just(2), Just(8), Just(16), Just(24)];
+    prop::collection::vec((0u64..3, 1usize..24, blocks), 1..4)
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    // Most ranges are as small as a few pages, and begin and end with blocks.
+    let at = || {
+        let block = (0..40 * 8u64).prop_map(|block| block * BLOCK as u64);
+        prop_oneof![1 => 0..80 * PAGE_U64, 4 => block]
+    };
+    let len = || {
+        let blocks = |most: usize| (0..most).prop_map(|block| block * BLOCK);
+        prop_oneof![
+            2 => 0..20 * PAGE,
+            6 => blocks(50),
+            2 => blocks(300),
+            1 => Just(usize::MAX),
+        ]
+    };
+    prop_oneof![
+        12 => (at(), len()).prop_map(|(at, len)| Operation::InsertRange(at, len)),
+        8 => (at(), len()).prop_map(|(at, len)| Operation::RemoveRange(at, len)),
+        2 => Just(Operation::InsertAll),
+        1 => Just(Operation::Clear),
+        4 => Just(Operation::Union),
+        4 => Just(Operation::Difference),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn set_operations_equal_those_of_page_addresses(
+        base in prop_oneof![Just(0), Just(1 << 40), Just(u64::MAX - 0xff_ffff)],
+        first in layout(),
+        second in prop_oneof![layout().prop_map(Some), Just(None)],
+        operations in prop::collection::vec((any::<bool>(), operation()), 1..32),
+    ) {
+        let mut one = Checked::new(base, &first);
+        // Half of the sets have equal layouts.
+        let mut other = Checked::new(base, &second.unwrap_or_else(|| first.clone()));
+        for (swapped, operation) in operations {
+            let (target, source) = if swapped { (&mut other, &one) } else { (&mut one, &other) };
+            target.apply(&operation, base, source);
+            target.check()?;
+            prop_assert_eq!(one.set == other.set, one.blocks() == other.blocks());
+        }
+    }
+}
+
+fn set(layout: &[(u64, usize, usize)]) -> DirtyMemory {
+    Checked::new(0, &layout.to_vec()).set
+}
+
+#[test]
+fn eq_of_same_addresses_in_other_regions_and_page_sizes_is_true() {
+    let (mut one, mut other) = (set(&[(0, 4, 8), (0, 4, 8)]), set(&[(0, 9, 16)]));
+    assert_eq!(one, DirtyMemory::new());
+    one.insert_range(GuestAddress(0x2000), 0x4000);
+    assert_ne!(one, other);
+    other.insert_range(GuestAddress(0x2000), 0x4000);
+    assert_eq!(one, other);
+    one.insert_range(GuestAddress(0x6000), 0x1000);
+    assert_ne!(one, other);
+}
+
+#[test]
+fn difference_with_page_covered_by_two_regions_removes_it() {
+    let (mut large, mut small) = (set(&[(0, 2, 16)]), set(&[(0, 1, 8), (0, 1, 8)]));
+    large.insert_all();
+    small.insert_range(GuestAddress(0), PAGE);
+    large.difference_with(&small);
+    assert_eq!(large.total_pages(), 1);
+    small.insert_range(GuestAddress(PAGE_U64), PAGE);
+    large.difference_with(&small);
+    assert_eq!(large.total_pages(), 0);
+}
+
+#[test]
+fn operations_on_set_without_regions_add_nothing() {
+    let (mut none, mut one) = (DirtyMemory::new(), set(&[(0, 4, 8)]));
+    one.insert_all();
+    none.insert_all();
+    none.insert_range(GuestAddress(0), PAGE);
+    none.union_with(&one);
+    assert_eq!(none, DirtyMemory::new());
+    one.difference_with(&none);
+    assert_eq!(one.total_pages(), 4);
+}
