@@ -280,7 +280,7 @@ fn mark(words: &mut [u64], offset: usize, len: usize) -> Option<()> {
         if number + 1 == count {
             mask &= tail;
         }
-        // black_box prevents vectorisation, which atomics prevent, too.
+        // black_box prevents vectorisation, as atomics do.
         if black_box(*word) & mask != mask {
             *word |= mask;
         }

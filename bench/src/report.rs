@@ -155,7 +155,7 @@ impl Report {
         }
         let missed: Vec<_> = self.slower.union(&self.far).copied().collect();
         if missed.is_empty() {
-            return "verdict: every row holds its criteria".to_owned();
+            return "verdict: every row meets its criteria".to_owned();
         }
         format!(
             "verdict: {} rows MISSED: {}",
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(contexts.len(), 3);
         let mut report = Report::new(Build::Release, effort, false);
         report.add(contexts[0], outcome(50.0));
-        assert!(report.verdict().contains("every row holds"));
+        assert!(report.verdict().contains("every row meets"));
         report.add(contexts[1], outcome(150.0));
         report.add(contexts[2], outcome(200.0));
         let verdict = report.verdict();

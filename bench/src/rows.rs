@@ -109,7 +109,7 @@ const REASONS: &[(&[&str], &str)] = &[
     ),
     (
         &["harvest, *, 1%", "harvest, *, 10%", "harvest, *, half", "harvest, *, all"],
-        "Each word that has a mark takes an atomic exchange, as in 0.18.0",
+        "Each pair of words that has marks takes a locked instruction",
     ),
     (
         &["virtio-queue 0.18: *"],
@@ -119,7 +119,7 @@ const REASONS: &[(&[&str], &str)] = &[
     (
         &["read_obj*", "write_obj*", "load*", "store*"],
         "An access checks its address, and tests a register for a fault (decision 3); the limit \
-         does only the first",
+         only checks the address",
     ),
     (
         &["read_slice, 64*", "read_slice, 512*", "VolatileSlice::copy_*"],
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_explain_rows() {
+    fn reasons_of_missed_rows_name_existing_rows() {
         for (patterns, reason) in REASONS {
             assert!(!reason.contains(['\t', '\n', '|']), "{reason}");
             for pattern in *patterns {

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn medians_take_turns() {
+    fn medians_of_several_sides_take_turns() {
         let mut turns = Vec::new();
         let medians: [f64; 2] = medians(3, |side| {
             turns.push(side);

@@ -21,7 +21,7 @@
 //! ```
 //!
 //! All accesses to guest memory use the public API of vm-memory. The package `e2e` tests the
-//! devices with a driver that runs as a thread, so that they are tested without KVM, too.
+//! devices with a driver that runs as a thread, so that tests without KVM cover them.
 
 #![cfg_attr(
     not(test),

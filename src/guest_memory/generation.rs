@@ -1,4 +1,4 @@
-//! [`Generation`]: tells a window that its map or its IOTLB has changed.
+//! [`Generation`]: shows a window that its map or its IOTLB has changed.
 
 use core::sync::atomic::{fence, AtomicU64, Ordering};
 use std::sync::Arc;

@@ -290,7 +290,7 @@ fn memory_in_mount_namespace_without_sys_and_proc_is_the_same() {
     let (host, pools) = (HostResources::read(), huge_page_pools());
     let jailed = || {
         if let Err(error) = hide_sys_and_proc() {
-            return skipped(test, format!("no mount namespace: {error}"));
+            return skipped(test, format!("cannot create a mount namespace: {error}"));
         }
         assert!(huge_page_pools().is_empty());
         for (region, outside) in regions.iter().zip(&outside) {

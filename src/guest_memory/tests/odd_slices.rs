@@ -141,7 +141,7 @@ fn accesses_over_empty_slices_without_end_return_error() {
     for (lens, expected) in [(&[][..], 0), (&[8], 8), (&[4, 4], 8), (&[16], 16)] {
         assert_moves(&Odd::new(lens, Some(0)), expected);
     }
-    // Empty slices that end are an error, too, as in the buffer accesses of 0.18.0.
+    // A finite number of empty slices is also an error, as in the buffer accesses of 0.18.0.
     assert_moves(&Odd::new(&[0, 16], None), 0);
     assert_moves(&Odd::new(&[8, 0, 8], None), 8);
 }

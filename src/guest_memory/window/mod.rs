@@ -41,8 +41,8 @@ const MAX_SLICES: usize = 1024;
 ///
 /// Behind an IOMMU, the window holds its translation: an invalidation waits until the window is
 /// refreshed or dropped, as it waits for an [`IoBuffer`](crate::vectored::IoBuffer). So a driver
-/// that unmaps the range waits for the device. A device that is idle must refresh or drop its
-/// windows when the IOTLB changes, too.
+/// that unmaps the range waits for the device. A device that is idle must also refresh or drop its
+/// windows when the IOTLB changes.
 ///
 /// Memory of a Xen guest that is mapped for each access (feature `xen`) is mapped once, until the
 /// window is dropped. Drop it before the request is returned to the guest. A window that is leaked

@@ -188,7 +188,7 @@ fn storm(outcome: &mut Outcome) -> Result<(), String> {
         certain,
     )?;
     expect("wrong outcomes", storm.wrong, 0)?;
-    // The thread has truncated files, too, and certain requests have failed.
+    // The thread has also truncated files, and certain requests have failed.
     expect(
         "truncations by the thread",
         outcome.truncations > certain,

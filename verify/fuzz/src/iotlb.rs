@@ -166,7 +166,7 @@ impl Pair {
                     self.bounded
                         .set_mapping(GuestAddress(iova), GuestAddress(to), length, perm);
                 assert_eq!(outcome.is_ok(), same.is_ok());
-                // A mapping whose target passes 2^64 is refused, too.
+                // A mapping whose target passes 2^64 is also refused.
                 match last_of(iova, length).filter(|_| last_of(to, length).is_some()) {
                     Some(last) => {
                         // The last mapping is present, unless a range whose lookup failed takes

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Sets a flag when it is dropped, so that it is set after a panic, too.
+/// Sets a flag when it is dropped, so that the flag is also set after a panic.
 ///
 /// A scope joins its threads before it continues a panic. Threads that run until a flag is set
 /// would otherwise turn a failed assertion into a test that never ends.

@@ -9,7 +9,8 @@ use verify_xen::world::Host;
 
 verify_xen::interpose!();
 
-/// Scenarios that wait for a second, or make thousands of calls. Other scenarios make these, too.
+/// Scenarios that wait for a second, or make thousands of calls. Other scenarios make the same
+/// calls.
 const SLOW: [&str; 2] = [
     "foreign_region_with_frame_always_paged_out_is_refused",
     "held_memory_keeps_a_limited_number_of_slices",

@@ -171,7 +171,7 @@ fn open_file(
     check_length(region, file, offset, page_size, &metadata, refused)?;
     let own_tmpfs = kind == BackingKind::Memfd && file_system.is_limited;
     let on_disk = kind == BackingKind::File && file_type.is_file();
-    // On a tmpfs, even a read of a hole allocates a page, so private mappings count, too.
+    // On a tmpfs, even a read of a hole allocates a page, so private mappings also count.
     let allocated = !region.options.sparse && (own_tmpfs || (on_disk && is_written));
     Ok(OpenedBacking {
         kind,

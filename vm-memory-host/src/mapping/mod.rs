@@ -101,8 +101,8 @@ impl HostMapping {
     ///   [`TransparentHugePages::Off`](crate::TransparentHugePages::Off).
     /// - Otherwise it is the size of an ordinary page.
     ///
-    /// KVM can therefore map huge pages for the guest. For a file, its offset must be equal to the
-    /// guest address modulo that size, too. The builder chooses such an offset in a new memfd. For
+    /// KVM can therefore map huge pages for the guest. For a file, its offset must also be equal to
+    /// the guest address modulo that size. The builder chooses such an offset in a new memfd. For
     /// a [`Backing::File`](crate::Backing::File), the caller chooses it.
     ///
     /// # Examples

@@ -80,7 +80,7 @@ use crate::sys::{self, Advice, Mapped};
 /// - Other mappings of the file, in this or another process, get no events. Register the region
 ///   itself.
 ///
-/// Dropping a region that is adjacent to another one sends an event, too. The handler must run
+/// Dropping a region that is adjacent to another one also sends an event. The handler must run
 /// until the drop, or its descriptor must be closed before.
 ///
 /// # Examples

@@ -90,8 +90,8 @@ where
 /// [`PluggedBlocks`](vm_memory::mmap::PluggedBlocks). Those that reach a protected block or lack a
 /// page return an error: the build requires [`vm_memory::fault::install`] for such regions.
 ///
-/// Blocks that are unplugged already stay so, and their pages are discarded, too. All pages of the
-/// range are marked dirty. Huge pages return to the pool.
+/// The pages of blocks that are already unplugged are also discarded. All pages of the range are
+/// marked dirty. Huge pages return to the pool.
 ///
 /// For a shared file, the call may [wait for another process](crate::Backing::Memfd) that has it.
 ///

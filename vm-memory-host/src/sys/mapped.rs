@@ -356,7 +356,7 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         if !self.reservation.is_here() || Arc::get_mut(&mut self.reservation).is_some() {
-            // In the second case, the reservation is dropped next and unmaps this part, too.
+            // In the second case, the reservation is dropped next and also unmaps this part.
             return;
         }
         // Free the pages first: this succeeds where the calls below may be refused. Locked memory

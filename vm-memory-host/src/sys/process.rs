@@ -54,7 +54,7 @@ fn page() -> Option<&'static AtomicU64> {
     let page = NonNull::new(PAGE.load(Ordering::Acquire))?;
     // SAFETY: `create_page` stores only pointers to a readable and writable mapping that is aligned
     // to a page and never unmapped. The kernel has filled it with zeroes, which are a valid
-    // `AtomicU64`. A child has the mapping, too: `MADV_WIPEONFORK` clears its bytes only.
+    // `AtomicU64`. A child also has the mapping: `MADV_WIPEONFORK` only clears its bytes.
     Some(unsafe { page.as_ref() })
 }
 

@@ -43,7 +43,7 @@ fn b02_tlb(case: &Case<'_>, alone: bool, act: &TlbAct) -> Option<Then> {
             } else {
                 Out::Nothing
             };
-            // The target may be at the edge, too.
+            // The target may also be at the edge.
             let edge = if passes(gpa) { gpa } else { iova };
             (edge, len, right)
         }

@@ -279,7 +279,7 @@ fn copy_of_domain_that_does_not_exist_returns_einval(world: &mut dyn World) -> O
 fn copy_past_end_of_region_ends_there(world: &mut dyn World) -> Outcome {
     grant_run(world, FIRST, 3, Access::ReadWrite);
     let device = world.gntdev()?;
-    // The page after the region is granted, too.
+    // The page after the region is also granted.
     let memory: GuestMemoryMmap = copied(world, &device, FIRST, 2)?;
     world.write(0, 0, &pattern(3 * PAGE));
     let at = grant_address(FIRST, 2 * PAGE - 10);
