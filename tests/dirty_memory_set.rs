@@ -1,15 +1,16 @@
 //! A `DirtyMemory` as a set equals a `BTreeSet` of page addresses, for any two layouts of memory.
-#![cfg(all(feature = "backend-mmap", feature = "backend-bitmap"))]
+#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use test_support::{PAGE, PAGE_U64};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::dirty::DirtyMemory;
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// All pages, regions and holes are multiples of a block of this many bytes.
@@ -124,6 +125,30 @@ impl Checked {
             blocks.extend((start.0..end).step_by(BLOCK));
         }
         prop_assert_eq!(blocks, self.blocks().into_iter().collect::<Vec<_>>());
+        let pages = self.set.pages();
+        let pages = pages.map(|(start, len)| start.0..start.0 + len as u64);
+        prop_assert!(pages.eq(self.dirty_pages()));
+        Ok(())
+    }
+
+    /// Checks that the chunks are the runs, and that no run has more chunks than it needs.
+    fn check_chunks(&self, max: usize) -> Result<(), TestCaseError> {
+        let mut chunks = self.set.chunks(NonZeroUsize::new(max).unwrap());
+        for (start, len) in self.set.runs() {
+            let mut at = start.0;
+            for _ in 0..len.div_ceil(max) {
+                let (start, len) = chunks.next().unwrap();
+                prop_assert!(
+                    start.0 == at && (1..=max).contains(&len),
+                    "{:#x}, {}",
+                    at,
+                    len
+                );
+                at += len as u64;
+            }
+            prop_assert_eq!(at, start.0 + len as u64);
+        }
+        prop_assert!(chunks.next().is_none());
         Ok(())
     }
 }
@@ -177,6 +202,7 @@ proptest! {
         first in layout(),
         second in prop_oneof![layout().prop_map(Some), Just(None)],
         operations in prop::collection::vec((any::<bool>(), operation()), 1..32),
+        max in prop_oneof![1000..5 * PAGE, Just(2 * PAGE), Just(usize::MAX)],
     ) {
         let mut one = Checked::new(base, &first);
         // Half of the sets have equal layouts.
@@ -185,6 +211,7 @@ proptest! {
             let (target, source) = if swapped { (&mut other, &one) } else { (&mut one, &other) };
             target.apply(&operation, base, source);
             target.check()?;
+            target.check_chunks(max)?;
             prop_assert_eq!(one.set == other.set, one.blocks() == other.blocks());
         }
     }
@@ -228,4 +255,25 @@ fn operations_on_set_without_regions_add_nothing() {
     assert_eq!(none, DirtyMemory::new());
     one.difference_with(&none);
     assert_eq!(one.total_pages(), 4);
+}
+
+#[test]
+fn chunks_with_unplugged_block_omit_it_and_pages_have_it() {
+    let block = NonZeroUsize::new(2 * PAGE).unwrap();
+    let blocks = Arc::new(PluggedBlocks::new(6 * PAGE, block).unwrap());
+    blocks.plug(0, 6 * PAGE).unwrap();
+    let mapping = MmapRegionBuilder::<AtomicBitmap>::new(6 * PAGE)
+        .with_plugged_blocks(Arc::clone(&blocks))
+        .build()
+        .unwrap();
+    let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+    let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+    blocks.unplug(2 * PAGE, 2 * PAGE).unwrap();
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&memory);
+    dirty.insert_all();
+    assert_eq!(dirty.pages().count(), 6);
+    let chunks = dirty.chunks(NonZeroUsize::new(3 * PAGE).unwrap());
+    let chunks: Vec<_> = chunks.map(|(start, len)| (start.0, len)).collect();
+    assert_eq!(chunks, [(0, 2 * PAGE), (4 * PAGE_U64, 2 * PAGE)]);
 }

@@ -138,6 +138,17 @@ impl DirtyRegion {
         self.pages.runs().map(|run| self.at(run))
     }
 
+    /// Returns the dirty pages: the guest address and the length of each.
+    pub(super) fn each_page(&self) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
+        let size = self.pages.page_size().get();
+        self.pages.runs().flat_map(move |run| {
+            let end = run.end;
+            // The last page ends with the region.
+            let page = move |start: usize| start..start.saturating_add(size).min(end);
+            run.step_by(size).map(move |start| self.at(page(start)))
+        })
+    }
+
     /// Returns the parts of [`runs`](Self::runs) that can be read, or those that cannot.
     pub(super) fn runs_by_access(
         &self,

@@ -1,5 +1,6 @@
 //! [`DirtyMemory`] as a set: ranges of guest addresses, and operations on two sets.
 
+use core::num::NonZeroUsize;
 use core::ops::Range;
 
 use super::region::DirtyRegion;
@@ -161,6 +162,79 @@ impl DirtyMemory {
                 region.pages.remove_range(range.start, range.len());
             }
         }
+    }
+
+    /// Returns the dirty pages, ascending, as guest addresses and lengths in bytes.
+    ///
+    /// A page has the page size of its region. The last page of a region ends with the region, so
+    /// it may be shorter. Pages that cannot be read are included, as in
+    /// [`total_pages`](Self::total_pages).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use vm_memory::bitmap::AtomicBitmap;
+    /// use vm_memory::dirty::DirtyMemory;
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    ///
+    /// let memory: GuestMemoryMmap<AtomicBitmap> =
+    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x8000)])?;
+    /// memory.write_slice(&[1; 2], GuestAddress(0x1fff))?;
+    /// let mut dirty = DirtyMemory::new();
+    /// dirty.harvest(&memory);
+    /// let pages: Vec<_> = dirty.pages().map(|(start, len)| (start.0, len)).collect();
+    /// assert_eq!(pages, [(0x1000, 0x1000), (0x2000, 0x1000)]);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn pages(&self) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
+        self.regions.iter().flat_map(DirtyRegion::each_page)
+    }
+
+    /// Returns [`runs`](Self::runs) in chunks of at most `max_bytes` bytes.
+    ///
+    /// All chunks of a run but its last have `max_bytes` bytes. If that is a multiple of the page
+    /// size, no chunk ends inside a page that can be read as a whole.
+    ///
+    /// # Examples
+    ///
+    /// Buffers of 8 KiB for a connection:
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::AtomicBitmap;
+    /// use vm_memory::dirty::DirtyMemory;
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    ///
+    /// let memory: GuestMemoryMmap<AtomicBitmap> =
+    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x8000)])?;
+    /// let mut dirty = DirtyMemory::new();
+    /// dirty.harvest(&memory);
+    /// dirty.insert_range(GuestAddress(0x1000), 0x5000);
+    /// let mut buffer = [0; 0x2000];
+    /// let mut sent = Vec::new();
+    /// for (start, len) in dirty.chunks(NonZeroUsize::new(buffer.len()).unwrap()) {
+    ///     memory.read_slice(&mut buffer[..len], start)?;
+    ///     sent.push((start.0, len));
+    /// }
+    /// assert_eq!(sent, [(0x1000, 0x2000), (0x3000, 0x2000), (0x5000, 0x1000)]);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn chunks(
+        &self,
+        max_bytes: NonZeroUsize,
+    ) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
+        let max = max_bytes.get();
+        self.runs().flat_map(move |(start, len)| {
+            (0..len).step_by(max).map(move |offset| {
+                // Inside the run, so the sum does not overflow.
+                let addr = start.0.wrapping_add(to_u64(offset));
+                (GuestAddress(addr), len.saturating_sub(offset).min(max))
+            })
+        })
     }
 
     /// Returns the region with the bounds and the page size of `region`.
