@@ -3,7 +3,6 @@
 //!
 //! `cargo run -p examples --example migration`
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -16,16 +15,13 @@ use vm_memory::{Bytes, GuestAddress};
 
 type Range = (GuestAddress, usize);
 const RANGES: [Range; 2] = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 32), 1 << 20)];
-const PAGE_SIZE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// Adds to `dirty` the pages that devices and vCPUs have written since the last harvest.
 fn harvest(memory: &Memory, guest: &Guest, dirty: &mut DirtyMemory) -> Result<()> {
     let logs = guest.take_log()?;
-    let logs = logs.iter().map(|(start, words)| LogWords {
-        start: *start,
-        words,
-        page_size: PAGE_SIZE,
-    });
+    let logs = logs
+        .iter()
+        .map(|(start, words)| LogWords::kvm(*start, words));
     dirty.harvest_with(memory, &logs.collect::<Vec<_>>());
     Ok(())
 }

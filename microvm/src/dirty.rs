@@ -6,7 +6,7 @@ use serde::Serialize;
 use vm_memory::dirty::{DirtyMemory, LogWords};
 use vm_memory::GuestAddress;
 
-use crate::memory::{harvest, pages, GuestRam, PAGE_SIZE};
+use crate::memory::{harvest, pages, GuestRam};
 
 /// KVM's dirty log of one slot.
 #[derive(Clone, Debug)]
@@ -20,11 +20,7 @@ pub struct SlotLog {
 impl SlotLog {
     /// Returns the log in the form that [`DirtyMemory`] adds.
     pub fn words(&self) -> LogWords<'_> {
-        LogWords {
-            start: self.start,
-            words: &self.words,
-            page_size: PAGE_SIZE,
-        }
+        LogWords::kvm(self.start, &self.words)
     }
 }
 

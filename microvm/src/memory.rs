@@ -28,7 +28,7 @@ pub type GuestRegion = GuestRegionMmap<AtomicBitmap>;
 /// The page size of KVM's dirty log, and so of the bitmaps.
 pub const PAGE: u64 = 4096;
 /// [`PAGE`], in the type that bitmaps and logs take.
-pub const PAGE_SIZE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(PAGE as usize - 1);
+const PAGE_SIZE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(PAGE as usize - 1);
 /// The start of the 32-bit hole, which contains the devices.
 pub const HOLE_START: u64 = 0xc000_0000;
 /// The start of the region above the hole.

@@ -7,27 +7,30 @@ use crate::bitmap::{log_ranges, skip_words};
 use crate::bits::WORD_BITS;
 use crate::convert::to_u64;
 use crate::guest_memory::GuestAddress;
+use crate::page_size::host_page_size;
 
 /// A dirty log that another component keeps.
 ///
 /// KVM keeps one for each slot, and a vhost back end keeps one for all of memory.
+///
+/// [`kvm`](Self::kvm) describes the log of a KVM slot.
 ///
 /// Bit `i` of word `w` stands for page `64 * w + i`. A log in bytes, such as that of vhost-user
 /// (vhost-user specification, "Migration"), is a log in words of little-endian order.
 ///
 /// # Examples
 ///
-/// The log of a KVM slot at 1 MiB, after `KVM_GET_DIRTY_LOG`:
+/// The log of a vhost back end, with one bit for each 4 KiB of guest memory:
 ///
 /// ```
 /// use std::num::NonZeroUsize;
 /// use vm_memory::dirty::LogWords;
 /// use vm_memory::GuestAddress;
 ///
-/// let kvm = [0b110u64]; // KVM_GET_DIRTY_LOG filled it
+/// let vhost = [0b110u64]; // the back end filled it
 /// let log = LogWords {
-///     start: GuestAddress(0x10_0000),
-///     words: &kvm,
+///     start: GuestAddress(0),
+///     words: &vhost,
 ///     page_size: NonZeroUsize::new(0x1000).unwrap(),
 /// };
 /// # let _ = log;
@@ -44,7 +47,36 @@ pub struct LogWords<'a> {
     pub page_size: NonZeroUsize,
 }
 
-impl LogWords<'_> {
+impl<'a> LogWords<'a> {
+    /// Returns the log of a KVM slot at `start`, which `KVM_GET_DIRTY_LOG` has filled.
+    ///
+    /// KVM logs in pages of the host, also if huge pages back the slot.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "backend-mmap")] {
+    /// use vm_memory::bitmap::AtomicBitmap;
+    /// use vm_memory::dirty::{DirtyMemory, LogWords};
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
+    ///
+    /// let memory: GuestMemoryMmap<AtomicBitmap> =
+    ///     GuestMemoryMmap::from_ranges(&[(GuestAddress(0x10_0000), 0x10_0000)])?;
+    /// let words = [0b1u64]; // KVM_GET_DIRTY_LOG filled it
+    /// let mut dirty = DirtyMemory::new();
+    /// dirty.harvest_with(&memory, &[LogWords::kvm(GuestAddress(0x10_0000), &words)]);
+    /// assert_eq!(dirty.runs().next().unwrap().0, GuestAddress(0x10_0000));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn kvm(start: GuestAddress, words: &'a [u64]) -> Self {
+        Self {
+            start,
+            words,
+            page_size: host_page_size(),
+        }
+    }
+
     /// Returns the last guest address that a bit may stand for.
     pub(super) fn last(&self) -> u64 {
         let word_bytes = to_u64(self.page_size.get()).saturating_mul(to_u64(WORD_BITS));

@@ -59,7 +59,6 @@ use shared::{Distribution, SharedMarks};
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
-/// use std::num::NonZeroUsize;
 /// use vm_memory::bitmap::AtomicBitmap;
 /// use vm_memory::dirty::{DirtyMemory, LogWords};
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -70,11 +69,7 @@ use shared::{Distribution, SharedMarks};
 /// memory.write_obj(1u8, GuestAddress(0x10_f000))?;
 ///
 /// // KVM's log of the second slot: the pages that the guest's CPUs wrote.
-/// let kvm = LogWords {
-///     start: GuestAddress(0x100_000),
-///     words: &[0b1],
-///     page_size: NonZeroUsize::new(0x1000).unwrap(),
-/// };
+/// let kvm = LogWords::kvm(GuestAddress(0x100_000), &[0b1]);
 /// let mut dirty = DirtyMemory::new();
 /// dirty.harvest_with(&memory, &[kvm]);
 /// let runs: Vec<_> = dirty.runs().map(|(start, len)| (start.0, len)).collect();

@@ -41,3 +41,11 @@ fn ranges_in_region_far_from_log_are_empty() {
     assert_eq!(ranges(0, 256 * 0x1000), 0);
     assert_eq!(ranges(0, u64::MAX), 0);
 }
+
+#[test]
+fn kvm_log_has_pages_of_host() {
+    let log = LogWords::kvm(GuestAddress(0x10_0000), &[0b1010]);
+    let page = crate::page_size::host_page_size().get();
+    let ranges: Vec<_> = log.ranges_in(GuestAddress(0x10_0000), 4 * page).collect();
+    assert_eq!(ranges, [page..2 * page, 3 * page..4 * page]);
+}
