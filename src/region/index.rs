@@ -1,7 +1,9 @@
 //! [`RegionIndex`]: the regions of a collection, and the search by address.
 
+use core::slice;
 use std::sync::Arc;
 
+use super::list::{split, RegionList};
 use super::table::BucketTable;
 use super::GuestMemoryRegion;
 use crate::guest_memory::GuestAddress;
@@ -32,7 +34,7 @@ pub(super) enum RegionIndex<R> {
     /// To find an address, the [table](BucketTable) guesses a region. If that region does not
     /// contain the address, a binary search decides.
     Many {
-        regions: Arc<[Arc<R>]>,
+        regions: RegionList<R>,
         table: BucketTable,
     },
 }
@@ -40,7 +42,7 @@ pub(super) enum RegionIndex<R> {
 impl<R> Default for RegionIndex<R> {
     fn default() -> Self {
         Self::Many {
-            regions: Arc::default(),
+            regions: RegionList::default(),
             table: BucketTable::default(),
         }
     }
@@ -57,7 +59,7 @@ impl<R> Clone for RegionIndex<R> {
                 region: Arc::clone(region),
             },
             Self::Many { regions, table } => Self::Many {
-                regions: Arc::clone(regions),
+                regions: regions.clone(),
                 table: table.clone(),
             },
         }
@@ -92,7 +94,7 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
     pub(super) fn from_sorted(regions: Vec<Arc<R>>) -> Self {
         match <[Arc<R>; 1]>::try_from(regions) {
             Ok([only]) => Self::one(only),
-            Err(regions) => Self::many(regions.into(), None),
+            Err(regions) => Self::many(regions.into()),
         }
     }
 
@@ -112,21 +114,20 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
 
     /// Returns an index with a new region of that [rank](Self::rank).
     pub(super) fn inserted(&self, rank: usize, new: Arc<R>) -> Self {
-        let (before, after) = split(self.list(), rank);
-        if before.is_empty() && after.is_empty() {
-            return Self::one(new);
-        }
         let start = new.start_addr();
-        let regions: Arc<[_]> = (before.iter().cloned())
-            .chain([new])
-            .chain(after.iter().cloned())
-            .collect();
-        let last = regions.last().map_or(start, |last| last.start_addr());
-        let table = match self {
-            Self::Many { table, .. } => table.inserted(start.0, last.0, regions.len()),
-            Self::One { .. } => None,
+        let (regions, table) = match self {
+            Self::Many { regions, .. } if regions.is_empty() => return Self::one(new),
+            Self::Many { regions, table } => (regions.inserted(rank, new), Some(table)),
+            Self::One { region, .. } => {
+                let (before, after) = split(slice::from_ref(region), rank);
+                (RegionList::few(before, Some(new), after), None)
+            }
         };
-        Self::many(regions, table)
+        let last = regions.last().map_or(start, |last| last.start_addr());
+        match table.and_then(|table| table.inserted(start.0, last.0, regions.len())) {
+            Some(table) => Self::Many { regions, table },
+            None => Self::many(regions),
+        }
     }
 
     /// Returns an index without the region of that number.
@@ -135,19 +136,18 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
         let Self::Many { regions, table } = self else {
             return Self::default();
         };
-        let (Some(removed), Some((_, following))) = (regions.get(number), regions.split_first())
-        else {
+        let Some(removed) = regions.get(number) else {
             return self.clone();
         };
         if let ([only, _], 1) | ([_, only], 0) = (&**regions, number) {
             return Self::one(Arc::clone(only));
         }
-        // One loop over pairs of neighbours is faster than a loop over the two parts of the list.
-        let regions: Arc<[_]> = (regions.iter().zip(following).enumerate())
-            .map(|(at, (this, next))| Arc::clone(if at < number { this } else { next }))
-            .collect();
-        let table = table.removed(number, removed.start_addr().0, regions.len());
-        Self::many(regions, table)
+        let start = removed.start_addr();
+        let regions = regions.removed(number);
+        match table.removed(number, start.0, regions.len()) {
+            Some(table) => Self::Many { regions, table },
+            None => Self::many(regions),
+        }
     }
 
     #[inline(always)]
@@ -160,12 +160,10 @@ impl<R: GuestMemoryRegion> RegionIndex<R> {
         Self::One { start, len, region }
     }
 
-    /// Creates an index of several regions, with a new table if there is none.
+    /// Creates an index of several regions.
     #[inline(always)]
-    fn many(regions: Arc<[Arc<R>]>, table: Option<BucketTable>) -> Self {
-        let table = table.unwrap_or_else(|| {
-            BucketTable::new(regions.iter().map(|region| region.start_addr().0))
-        });
+    fn many(regions: RegionList<R>) -> Self {
+        let table = BucketTable::new(regions.iter().map(|region| region.start_addr().0));
         Self::Many { regions, table }
     }
 
@@ -255,11 +253,6 @@ fn search<R: GuestMemoryRegion>(regions: &[Arc<R>], addr: GuestAddress) -> Optio
     let number = rank(regions, addr).checked_sub(1)?;
     let region = regions.get(number)?;
     contains(&**region, addr).then_some((number, region))
-}
-
-/// Returns the first `at` regions, and the others.
-fn split<R>(regions: &[Arc<R>], at: usize) -> (&[Arc<R>], &[Arc<R>]) {
-    regions.split_at_checked(at).unwrap_or((regions, &[]))
 }
 
 /// Returns the number of regions that start at `addr` or below.
@@ -381,7 +374,9 @@ mod tests {
                 } else if !present.is_empty() {
                     let (start, _) = present.remove(next() as usize % present.len());
                     let (number, _) = grown.starting_at(GuestAddress(start)).unwrap();
+                    let removed = Arc::downgrade(&grown.list()[number]);
                     grown = grown.removed(number);
+                    assert!(removed.upgrade().is_none(), "{spread} {step}: leaked");
                 }
                 assert_eq!(grown.len(), present.len());
                 let regions = grown.regions();

@@ -68,6 +68,11 @@
 
 mod collection;
 mod index;
+#[expect(
+    unsafe_code,
+    reason = "copies pointers without counting, and lists them in memory that it owns"
+)]
+mod list;
 mod region_bytes;
 mod table;
 

@@ -1,0 +1,350 @@
+//! [`RegionList`]: the regions of an index, most of which other indexes share.
+
+use core::fmt;
+use core::iter;
+use core::mem::{ManuallyDrop, MaybeUninit};
+use core::ops::Deref;
+use core::ptr::NonNull;
+use core::slice;
+use std::sync::Arc;
+
+/// An immutable list of shared regions, which is a slice for lookups.
+///
+/// A change of one region creates another list. If the two lists shared no owners, the change would
+/// increment the counter of each region. Locked increments do not overlap, so this would take most
+/// of the time. Therefore, chunks of regions own the regions, and lists share the chunks:
+///
+/// ```text
+///   regions   │ A │ B │ C │ D │ E │ F │ G │ ...   plain copies of the pointers in the chunks
+///   chunks    │ A, B, C   │ D, E, F, G    │ ...   each with a counter, and counted regions
+/// ```
+///
+/// A change replaces one or two chunks. It increments the counters of the regions in them, and of
+/// each other chunk. It copies `regions` as plain memory.
+pub(super) struct RegionList<R> {
+    /// The slice of `owner` that lists all regions.
+    regions: NonNull<[Arc<R>]>,
+    owner: Owner<R>,
+}
+
+/// Regions with one counter for all.
+type Chunk<R> = Arc<[Arc<R>]>;
+
+/// The maximum number of regions in a chunk. A list of at most this number is a single chunk.
+///
+/// A change increments a counter for each region of the chunk, and for each other chunk. Removing
+/// one of 64 regions takes 1.5 times as long with chunks of 32, and one of 1024 takes as long with
+/// both (`remove_region` in bench/rows.md).
+const MOST: usize = 16;
+
+/// The minimum number of regions in each of several chunks.
+const FEWEST: usize = 4;
+
+enum Owner<R> {
+    /// The chunk is also the slice that lists all regions.
+    Chunk(Chunk<R>),
+    Chunks(Arc<Chunks<R>>),
+}
+
+/// Several chunks, each of [`FEWEST`] to [`MOST`] regions.
+struct Chunks<R> {
+    chunks: Vec<Chunk<R>>,
+    /// Copies of the pointers in `chunks`, in the same order. They are not counted.
+    regions: Vec<ManuallyDrop<Arc<R>>>,
+}
+
+// SAFETY: a list is a pointer to memory that `owner` keeps, and `owner`. Any thread may follow the
+// pointer while the list exists. `owner` consists of `Arc`s and `Vec`s of `Arc<R>`, which may move
+// to another thread since `R: Send + Sync`.
+unsafe impl<R: Send + Sync> Send for RegionList<R> {}
+// SAFETY: through `&RegionList`, a thread reads the list, clones an `Arc<R>` of it, or clones
+// `owner`. All that is possible from several threads at once, since `R: Send + Sync`.
+unsafe impl<R: Send + Sync> Sync for RegionList<R> {}
+
+impl<R> Deref for RegionList<R> {
+    type Target = [Arc<R>];
+
+    #[inline(always)]
+    fn deref(&self) -> &[Arc<R>] {
+        // SAFETY: `regions` is the slice of an `Arc<[Arc<R>]>` (`from_chunk`), or of the vector in
+        // an `Arc<Chunks<R>>` (`from_chunks`). `owner` is that `Arc` or a clone, and the returned
+        // borrow keeps `self`. So the slice stays in place, and nothing changes it.
+        unsafe { self.regions.as_ref() }
+    }
+}
+
+impl<R> Clone for RegionList<R> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        Self {
+            regions: self.regions,
+            owner: match &self.owner {
+                Owner::Chunk(chunk) => Owner::Chunk(Arc::clone(chunk)),
+                Owner::Chunks(chunks) => Owner::Chunks(Arc::clone(chunks)),
+            },
+        }
+    }
+}
+
+impl<R> Default for RegionList<R> {
+    fn default() -> Self {
+        Self::from_chunk(Chunk::default())
+    }
+}
+
+impl<R: fmt::Debug> fmt::Debug for RegionList<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl<R> From<Vec<Arc<R>>> for RegionList<R> {
+    fn from(regions: Vec<Arc<R>>) -> Self {
+        match regions.len() {
+            0..=MOST => Self::from_chunk(regions.into()),
+            _ => Self::from_chunks(cut(regions).collect()),
+        }
+    }
+}
+
+impl<R> RegionList<R> {
+    /// Creates a list of up to [`MOST`] regions.
+    #[inline(always)]
+    pub(super) fn from_chunk(chunk: Chunk<R>) -> Self {
+        Self {
+            regions: NonNull::from(&*chunk),
+            owner: Owner::Chunk(chunk),
+        }
+    }
+
+    fn from_chunks(chunks: Vec<Chunk<R>>) -> Self {
+        let len = chunks.iter().map(|chunk| chunk.len()).sum();
+        let mut regions = Vec::with_capacity(len);
+        for chunk in &chunks {
+            regions.extend(chunk.iter().map(uncounted));
+        }
+        let chunks = Arc::new(Chunks { chunks, regions });
+        // `ManuallyDrop<Arc<R>>` has the layout of `Arc<R>`.
+        let first = NonNull::from(&*chunks.regions).cast();
+        Self {
+            regions: NonNull::slice_from_raw_parts(first, chunks.regions.len()),
+            owner: Owner::Chunks(chunks),
+        }
+    }
+
+    /// Creates a list of at most [`MOST`] regions: some, a new one if any, and more.
+    #[inline(always)]
+    pub(super) fn few(before: &[Arc<R>], new: Option<Arc<R>>, after: &[Arc<R>]) -> Self {
+        Self::from_chunk(joined(before, new, after))
+    }
+
+    /// Returns the list with `new` in front of the region of that number, or at the end.
+    pub(super) fn inserted(&self, number: usize, new: Arc<R>) -> Self {
+        let (before, after) = split(self, number);
+        match self.len() {
+            0..MOST => Self::few(before, Some(new), after),
+            _ => self.changed(number, 0, Some(new)),
+        }
+    }
+
+    /// Returns the list without the region of that number.
+    #[inline(always)]
+    pub(super) fn removed(&self, number: usize) -> Self {
+        let (before, from) = split(self, number);
+        let after = from.get(1..).unwrap_or_default();
+        match before.len().saturating_add(after.len()) {
+            0..=MOST => Self::few(before, None, after),
+            _ => self.changed(number, 1, None),
+        }
+    }
+
+    /// Returns the list with `new` in place of the `old` regions, none or one, that follow `at`.
+    fn changed(&self, at: usize, old: usize, new: Option<Arc<R>>) -> Self {
+        let chunks = match &self.owner {
+            Owner::Chunk(chunk) => slice::from_ref(chunk),
+            Owner::Chunks(owner) => &owner.chunks,
+        };
+        // The last chunk that begins at the change or before it.
+        let (mut number, mut start) = (0usize, 0usize);
+        for (next, chunk) in (1..chunks.len()).zip(chunks) {
+            let end = start.saturating_add(chunk.len());
+            if end > at {
+                break;
+            }
+            (number, start) = (next, end);
+        }
+        let (mut before, from) = chunks.split_at_checked(number).unwrap_or_default();
+        let Some((chunk, mut after)) = from.split_first() else {
+            return self.clone();
+        };
+        let (head, from) = split(chunk, at.saturating_sub(start));
+        let mut replaced = Vec::with_capacity(chunk.len().saturating_add(1));
+        replaced.extend_from_slice(head);
+        replaced.extend(new);
+        replaced.extend_from_slice(from.get(old..).unwrap_or_default());
+        if replaced.len() < FEWEST {
+            if let Some((next, others)) = after.split_first() {
+                replaced.extend_from_slice(next);
+                after = others;
+            } else if let Some((previous, others)) = before.split_last() {
+                replaced.splice(..0, previous.iter().cloned());
+                before = others;
+            }
+        }
+        let chunks = (before.iter().cloned())
+            .chain(cut(replaced))
+            .chain(after.iter().cloned());
+        Self::from_chunks(chunks.collect())
+    }
+}
+
+/// Returns the first `at` regions, and the others.
+#[inline(always)]
+pub(super) fn split<R>(regions: &[Arc<R>], at: usize) -> (&[Arc<R>], &[Arc<R>]) {
+    regions.split_at_checked(at).unwrap_or((regions, &[]))
+}
+
+/// Creates a chunk of some regions, a new one if any, and more.
+///
+/// Collecting an iterator takes longer: it is moved through memory several times.
+#[inline(always)]
+fn joined<R>(before: &[Arc<R>], new: Option<Arc<R>>, after: &[Arc<R>]) -> Chunk<R> {
+    let ends = before.len().saturating_add(after.len());
+    let chunk = Arc::new_uninit_slice(ends.saturating_add(usize::from(new.is_some())));
+    // SAFETY: `chunk` was allocated above, and this is the only reference to its content. It is
+    // last used before `chunk` is.
+    let places: &mut [MaybeUninit<Arc<R>>] = unsafe { &mut *Arc::as_ptr(&chunk).cast_mut() };
+    let mut places = places.iter_mut();
+    for (region, place) in before.iter().zip(&mut places) {
+        place.write(Arc::clone(region));
+    }
+    for (region, place) in new.into_iter().zip(&mut places) {
+        place.write(region);
+    }
+    for (region, place) in after.iter().zip(&mut places) {
+        place.write(Arc::clone(region));
+    }
+    // SAFETY: the number of places is the sum of the numbers of regions in the three loops. Each
+    // iteration writes the next place, since `zip` takes a place only after it took a region.
+    unsafe { chunk.assume_init() }
+}
+
+/// Copies the pointer to a region without counting it.
+fn uncounted<R>(region: &Arc<R>) -> ManuallyDrop<Arc<R>> {
+    // SAFETY: the pointer is that of an `Arc<R>`. The copy is never dropped, so it takes no count.
+    // It is used only in `Chunks::regions`, while a chunk beside it counts the region
+    // (`from_chunks`).
+    ManuallyDrop::new(unsafe { Arc::from_raw(Arc::as_ptr(region)) })
+}
+
+/// Cuts regions into the fewest chunks, whose lengths differ by at most one.
+fn cut<R>(regions: Vec<Arc<R>>) -> impl Iterator<Item = Chunk<R>> {
+    let mut chunks = regions.len().div_ceil(MOST);
+    let mut regions = regions.into_iter();
+    iter::from_fn(move || {
+        let len = regions.len().checked_div(chunks)?;
+        chunks = chunks.saturating_sub(1);
+        Some(regions.by_ref().take(len).collect())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl<R> RegionList<R> {
+        /// Checks the lengths of the chunks, and that they own the regions.
+        fn check(&self) {
+            let chunks = match &self.owner {
+                Owner::Chunk(chunk) => {
+                    assert!(chunk.len() <= MOST, "a chunk of {}", chunk.len());
+                    slice::from_ref(chunk)
+                }
+                Owner::Chunks(owner) => {
+                    assert!(self.len() > MOST, "{} regions in chunks", self.len());
+                    for chunk in &owner.chunks {
+                        let len = chunk.len();
+                        assert!((FEWEST..=MOST).contains(&len), "a chunk of {len}");
+                    }
+                    &owner.chunks
+                }
+            };
+            let owned = chunks.iter().flat_map(|chunk| chunk.iter());
+            assert!(owned.map(Arc::as_ptr).eq(self.iter().map(Arc::as_ptr)));
+        }
+    }
+
+    fn assert_lists(list: &RegionList<usize>, model: &[usize]) {
+        list.check();
+        assert!(list.iter().map(|region| **region).eq(model.iter().copied()));
+    }
+
+    #[test]
+    fn from_any_number_of_regions_cuts_even_chunks() {
+        for len in [0, 1, MOST, MOST + 1, 2 * MOST, 2 * MOST + 1, 31 * MOST + 1] {
+            let regions: Vec<_> = (0..len).map(Arc::new).collect();
+            assert_lists(&regions.into(), &(0..len).collect::<Vec<_>>());
+        }
+    }
+
+    /// Grows lists and empties them: at random places, at the start, at the end.
+    #[test]
+    fn inserted_and_removed_anywhere_keep_balanced_chunks() {
+        let mut random = 1u64;
+        let mut below = |bound: usize| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (random >> 33) as usize % bound
+        };
+        let mut place = |kind: usize, bound: usize| match kind {
+            0 => below(bound),
+            1 => 0,
+            _ => bound - 1,
+        };
+        // Under Miri, one run with two chunks: more take minutes.
+        let most = if cfg!(miri) { MOST + 3 } else { 150 };
+        let runs = [(0, 0), (1, 2), (2, 1), (1, 1), (0, 2)];
+        let count = if cfg!(miri) { 1 } else { runs.len() };
+        for &(grow, shrink) in runs.iter().take(count) {
+            let mut model = Vec::new();
+            let mut list = RegionList::default();
+            for step in 0..2 * most {
+                let (old, old_model) = (list.clone(), model.clone());
+                if step < most {
+                    let at = place(grow, model.len() + 1);
+                    model.insert(at, step);
+                    list = list.inserted(at, Arc::new(step));
+                } else {
+                    let at = place(shrink, model.len());
+                    let removed = Arc::downgrade(&list[at]);
+                    model.remove(at);
+                    list = list.removed(at);
+                    assert!(removed.upgrade().is_some(), "the old list has it");
+                    assert_lists(&old, &old_model);
+                    drop(old);
+                    assert!(removed.upgrade().is_none(), "{step}: no list has it");
+                }
+                assert_lists(&list, &model);
+            }
+            assert!(list.is_empty());
+        }
+    }
+
+    #[test]
+    fn dropped_last_clone_drops_each_region_once() {
+        for len in [3, 100] {
+            let regions: Vec<_> = (0..len).map(Arc::new).collect();
+            let list = RegionList::from(regions.clone());
+            let clone = list.clone();
+            let changed = list.removed(1);
+            drop(list);
+            let counts = || regions.iter().map(Arc::strong_count);
+            assert!(counts().all(|count| count > 1));
+            drop(clone);
+            assert_eq!(counts().filter(|count| *count == 1).count(), 1);
+            drop(changed);
+            assert!(counts().all(|count| count == 1));
+        }
+    }
+}
