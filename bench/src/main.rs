@@ -1,9 +1,9 @@
-//! The published vm-memory 0.18.0 ("reference"), this crate ("ours") and the limit of the machine
-//! ("limit"), measured in one binary.
+//! The published vm-memory 0.18.0 ("reference"), this crate ("ours") and accesses to a flat
+//! array ("limit"), measured in one binary.
 //!
 //! The workloads are written once, in `workloads/`, and compiled for both crates. Rounds are
 //! interleaved (reference, ours, limit; limit, ours, reference; …), so that other load affects all
-//! three alike. A figure is the median of all rounds. A ratio is the median of the ratios of the
+//! three equally. A figure is the median of all rounds. A ratio is the median of the ratios of the
 //! rounds.
 //!
 //! `cargo xtask bench` runs this program in three builds, and writes RESULTS.md.

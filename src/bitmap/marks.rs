@@ -33,10 +33,10 @@
 //! | `F` | full fence | orders the cleared marks before the data |
 //! | `R` | loads from guest memory | reads the data |
 //!
-//! All operations but `D`, `R` and the first load of a word are sequentially consistent. "The total
-//! order" below is the single order of all sequentially consistent operations and fences. `F` ends
-//! [`Marks::harvest`] and [`Marks::harvest_each`], the only ways to clear a mark. The callback of
-//! `harvest_each` must not read guest memory, because the fence follows it.
+//! All operations except `D`, `R` and the first load of a word are sequentially consistent. "The
+//! total order" below is the single order of all sequentially consistent operations and fences.
+//! `F` ends [`Marks::harvest`] and [`Marks::harvest_each`], the only ways to clear a mark. The
+//! callback of `harvest_each` must not read guest memory, because the fence follows it.
 //!
 //! # No interleaving loses a page
 //!

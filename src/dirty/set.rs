@@ -12,7 +12,8 @@ impl DirtyMemory {
     /// Adds the pages of the `len` bytes at `addr`. Bytes outside the regions are ignored.
     ///
     /// A page that is only partly in the range is added as a whole. The set has the regions of the
-    /// last [harvest](Self::harvest). It has none before the first one, and this adds nothing then.
+    /// last [harvest](Self::harvest). Before the first harvest it has no regions, so the call adds
+    /// nothing.
     ///
     /// # Examples
     ///
@@ -42,7 +43,7 @@ impl DirtyMemory {
 
     /// Adds all pages of all regions, for the first copy of a migration or a full snapshot.
     ///
-    /// [Harvest](Self::harvest) before: the set then has the regions of the memory, and
+    /// [Harvest](Self::harvest) before this call. The set then has the regions of the memory, and
     /// [`runs`](Self::runs) omits the bytes that cannot be read.
     ///
     /// # Examples
@@ -105,8 +106,8 @@ impl DirtyMemory {
     /// Adds the pages that `other` covers, completely or partly.
     ///
     /// The sets may be for different memories. Their pages are matched by guest address. Pages of
-    /// `other` outside the regions of this set are ignored: [harvest](Self::harvest) the newer
-    /// memory into this set before.
+    /// `other` outside the regions of this set are ignored. To keep them,
+    /// [harvest](Self::harvest) the newer memory into this set before this call.
     ///
     /// # Examples
     ///
@@ -295,7 +296,7 @@ fn last_of(addr: GuestAddress, len: usize) -> Option<u64> {
     Some(addr.0.saturating_add(to_u64(more)))
 }
 
-/// Joins adjacent ranges, which must ascend.
+/// Joins adjacent ranges, which must be in ascending order.
 fn joined<T: Copy + Ord>(ranges: impl Iterator<Item = Range<T>>) -> impl Iterator<Item = Range<T>> {
     let mut ranges = ranges.peekable();
     core::iter::from_fn(move || {

@@ -26,7 +26,7 @@ use crate::sys;
 ///   page, that a discard has overwritten, or that were discarded during the iteration.
 /// - A region counts as a whole if its parts are not known. Examples are a device, and all regions
 ///   in a jail without /proc. Another example is a private mapping of a file that has huge pages.
-///   On file systems other than tmpfs, ext4, XFS and Btrfs, files also count as a whole: their
+///   On file systems other than tmpfs, ext4, XFS and Btrfs, files also count as a whole. Their
 ///   `SEEK_DATA` may leave out pages that are not written back yet. So do some of many regions of
 ///   one file, if the order of their offsets in the file is not that of their addresses.
 /// - Unplugged blocks are left out.
