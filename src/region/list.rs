@@ -33,8 +33,8 @@ type Chunk<R> = Arc<[Arc<R>]>;
 /// The maximum number of regions in a chunk. A list of at most this number is a single chunk.
 ///
 /// A change increments a counter for each region of the chunk, and for each other chunk. Removing
-/// one of 64 regions takes 1.5 times as long with chunks of 32, and one of 1024 takes as long with
-/// both (`remove_region` in bench/rows.md).
+/// one of 64 regions is slower with chunks of 32, and removing one of 1024 is as fast (see
+/// `remove_region` in bench/rows.md).
 const MOST: usize = 16;
 
 /// The minimum number of regions in each of several chunks.
@@ -138,7 +138,7 @@ impl<R> RegionList<R> {
         Self::from_chunk(joined(before, new, after))
     }
 
-    /// Returns the list with `new` in front of the region of that number, or at the end.
+    /// Returns the list with `new` before the region of that number, or at the end.
     pub(super) fn inserted(&self, number: usize, new: Arc<R>) -> Self {
         let (before, after) = split(self, number);
         match self.len() {
@@ -206,7 +206,7 @@ pub(super) fn split<R>(regions: &[Arc<R>], at: usize) -> (&[Arc<R>], &[Arc<R>]) 
 
 /// Creates a chunk of some regions, a new one if any, and more.
 ///
-/// Collecting an iterator takes longer: it is moved through memory several times.
+/// Collecting an iterator would take longer: the iterator is moved in memory several times.
 #[inline(always)]
 fn joined<R>(before: &[Arc<R>], new: Option<Arc<R>>, after: &[Arc<R>]) -> Chunk<R> {
     let ends = before.len().saturating_add(after.len());
