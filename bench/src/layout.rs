@@ -44,8 +44,10 @@ impl Layout {
         (0..self.regions as u64).map(move |number| (number * stride, number * region_len as u64))
     }
 
-    /// Addresses of accesses of `size` bytes, in random order: in 16 KiB of one region, or in one
-    /// page of each of many regions. All of the bytes stay in the caches.
+    /// Returns addresses of accesses of `size` bytes in random order.
+    ///
+    /// They are within 16 KiB of one region, or within one page of each region, so that all bytes
+    /// stay cached.
     pub fn addresses(&self, size: usize, align: usize) -> Addresses {
         let window = if self.regions == 1 { 16 << 10 } else { 4 << 10 };
         let places = (window.max(size) - size) / align + 1;
@@ -56,7 +58,7 @@ impl Layout {
         })
     }
 
-    /// Addresses of accesses that are half in one region and half in the next.
+    /// Returns addresses of accesses that are half in one region and half in the next.
     pub fn crossings(&self, size: usize) -> Addresses {
         let mut random = Random::new();
         Addresses::collect(1024, |_| {

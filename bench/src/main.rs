@@ -122,7 +122,7 @@ struct Cli {
     side: Side,
 }
 
-/// The implementation of an operation.
+/// The side of a row: a crate, or the flat array.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Side {
     /// vm-memory 0.18.0 from the registry

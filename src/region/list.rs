@@ -33,8 +33,8 @@ type Chunk<R> = Arc<[Arc<R>]>;
 /// The maximum number of regions in a chunk. A list of at most this number is a single chunk.
 ///
 /// A change increments a counter for each region of the chunk, and for each other chunk. Removing
-/// one of 64 regions is slower with chunks of 32, and removing one of 1024 is as fast (see
-/// `remove_region` in bench/rows.md).
+/// one of 64 regions is slower with chunks of 32, and removing one of 1024 is as fast. The rows
+/// `remove_region` of bench/rows.md measure it.
 const MOST: usize = 16;
 
 /// The minimum number of regions in each of several chunks.

@@ -88,11 +88,11 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 /// | `GRANT \| NO_ADVANCE_MAP` | none | none |
 ///
 /// An access to memory that is mapped for each access makes the four calls of `GRANT`. If pages
-/// cannot be mapped together, it makes some of them again, for as many as can be. A guard of more
-/// than 256 pages makes `mmap`, and then the four calls for 256 pages, 256, 512, and so on up to
-/// 65536: a guest may state a long buffer, and grant little of it. A copy by the hypervisor makes
-/// one `ioctl` (`GNTDEV_GRANT_COPY`) for each 64 pages. A guard whose mapping failed makes `mmap`
-/// and `munmap`.
+/// cannot be mapped together, it repeats some of these calls for as many pages as possible. A guard
+/// of more than 256 pages makes `mmap`, and then the four calls for 256 pages, 256, 512, and so on
+/// up to 65536. The reason is that a guest may state a long buffer, and grant little of it. A copy
+/// by the hypervisor makes one `ioctl` (`GNTDEV_GRANT_COPY`) for each 64 pages. A guard whose
+/// mapping failed makes `mmap` and `munmap`.
 ///
 /// # Examples
 ///
