@@ -81,7 +81,7 @@ where
     B: Clone + Deref,
     B::Target: Bitmap,
 {
-    #[inline]
+    #[inline(always)]
     fn mark_dirty(&self, offset: usize, len: usize) {
         self.inner
             .mark_dirty(self.base_offset.wrapping_add(offset), len);

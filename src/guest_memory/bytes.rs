@@ -99,9 +99,14 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
 
     #[inline(always)]
     fn write_obj<O: ByteValued>(&self, val: O, addr: GuestAddress) -> Result<()> {
-        let ran = contiguous(self, addr, size_of::<O>(), Permissions::Write, |slice| {
-            slice.write_obj(val, 0)
-        })?;
+        let ran = contiguous(
+            self,
+            addr,
+            size_of::<O>(),
+            Permissions::Write,
+            #[inline(always)]
+            |slice| slice.write_obj(val, 0),
+        )?;
         if ran {
             Ok(())
         } else {
@@ -112,10 +117,17 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline(always)]
     fn read_obj<O: ByteValued>(&self, addr: GuestAddress) -> Result<O> {
         let (mut value, mut read) = (MaybeUninit::uninit(), None);
-        contiguous_with::<_, u64>(self, addr, size_of::<O>(), Permissions::Read, |slice| {
-            read = Some(slice.read_obj_into(&mut value, 0)?);
-            Ok(())
-        })?;
+        contiguous_with::<_, u64>(
+            self,
+            addr,
+            size_of::<O>(),
+            Permissions::Read,
+            #[inline(always)]
+            |slice| {
+                read = Some(slice.read_obj_into(&mut value, 0)?);
+                Ok(())
+            },
+        )?;
         match read {
             Some(value) => Ok(*value),
             None => {
@@ -202,9 +214,14 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     #[inline(always)]
     fn store<O: AtomicAccess>(&self, val: O, addr: GuestAddress, order: Ordering) -> Result<()> {
         let access = Permissions::Write;
-        let ran = contiguous(self, addr, size_of::<O>(), access, |slice| {
-            slice.store(val, 0, order)
-        })?;
+        let ran = contiguous(
+            self,
+            addr,
+            size_of::<O>(),
+            access,
+            #[inline(always)]
+            |slice| slice.store(val, 0, order),
+        )?;
         if ran {
             Ok(())
         } else {
@@ -218,10 +235,17 @@ impl<T: GuestMemory + ?Sized> Bytes<GuestAddress> for T {
     fn load<O: AtomicAccess>(&self, addr: GuestAddress, order: Ordering) -> Result<O> {
         let mut value = O::zeroed();
         let access = Permissions::Read;
-        let ran = contiguous(self, addr, size_of::<O>(), access, |slice| {
-            value = slice.load(0, order)?;
-            Ok(())
-        })?;
+        let ran = contiguous(
+            self,
+            addr,
+            size_of::<O>(),
+            access,
+            #[inline(always)]
+            |slice| {
+                value = slice.load(0, order)?;
+                Ok(())
+            },
+        )?;
         if ran {
             Ok(value)
         } else {
@@ -299,7 +323,8 @@ fn all_of(expected: usize, completed: usize) -> Result<()> {
 /// Runs `transfer` on the range if it is contiguous. Returns whether it ran.
 ///
 /// `transfer` passes values out through captured references. An `Option<Result<_>>` would be
-/// written and read in different sizes, which defeats store forwarding.
+/// written and read in different sizes, which defeats store forwarding. Closures for values are
+/// inlined always: by default, the compiler calls one that a program uses in several places.
 ///
 /// # Errors
 ///
@@ -329,12 +354,18 @@ fn contiguous_with<M: GuestMemory + ?Sized, N: Default>(
     transfer: impl for<'s> FnOnce(&VolatileSlice<'s, BS<'s, M::Bitmap>>) -> volatile_memory::Result<()>,
 ) -> Result<Option<N>> {
     let mut failure = None;
-    let ran = memory.with_contiguous_slice(addr, count, access, |slice| {
-        if let Err(error) = transfer(slice) {
-            failure = Some(located(error, addr, slice.as_mut_ptr(), slice.len()));
-        }
-        N::default()
-    })?;
+    let ran = memory.with_contiguous_slice(
+        addr,
+        count,
+        access,
+        #[inline(always)]
+        |slice| {
+            if let Err(error) = transfer(slice) {
+                failure = Some(located(error, addr, slice.as_mut_ptr(), slice.len()));
+            }
+            N::default()
+        },
+    )?;
     match failure {
         Some(error) => Err(error),
         None => Ok(ran),

@@ -408,7 +408,7 @@ impl<'a> WithBitmapSlice<'a> for AtomicBitmap {
 }
 
 impl Bitmap for AtomicBitmap {
-    #[inline]
+    #[inline(always)]
     fn mark_dirty(&self, offset: usize, len: usize) {
         if self.tracking.is_on_after_write() {
             self.mark_pages(offset, len);
