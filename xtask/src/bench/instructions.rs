@@ -21,7 +21,7 @@ const MANY: u64 = 11_000;
 const TOLERANCE: f64 = 1.02;
 
 /// The operations that devices do for each request.
-const HOT: [&str; 20] = [
+const HOT: [&str; 21] = [
     "find_region, n=64",
     "get_slice64, n=1",
     "read_obj.u16, n=1",
@@ -37,6 +37,7 @@ const HOT: [&str; 20] = [
     "vectored: 64 KiB over eight regions, against preadv(2)",
     "VolatileSlice::copy_to, u32, 4096B",
     "virtio-queue 0.18: add_used, n=1",
+    "Window: add_used",
     "mark_dirty, 1B, already",
     "GuestMemoryReader: memory()",
     "Iotlb::lookup of 8 B hit, n=10000, fragmented",
