@@ -80,12 +80,11 @@ impl Guest {
 
     /// Drains marks and copies the marked pages, as a round of a migration does.
     fn round(&self, sent: &mut [u64; 2], part: Part) {
-        let mut pages = 0;
-        match part {
-            Part::All => pages = harvest(&self.marks, 0..usize::MAX),
-            Part::Pages => pages = harvest(&self.marks, 0..2),
-            Part::Read => pages = self.marks.word(0),
-        }
+        let pages = match part {
+            Part::All => harvest(&self.marks, 0..usize::MAX),
+            Part::Pages => harvest(&self.marks, 0..2),
+            Part::Read => self.marks.word(0),
+        };
         for (page, sent) in sent.iter_mut().enumerate() {
             if pages & (1 << page) != 0 {
                 *sent = self.bytes[page].load(Ordering::Relaxed);
