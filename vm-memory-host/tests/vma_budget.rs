@@ -8,8 +8,10 @@ use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 
 use test_support::{temp_file, PAGE_U64 as PAGE};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vm_memory_host::{discard, Backing, BuildError, MemoryBuilder, Region, Unplugged};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+use vm_memory_host::{
+    discard, Arena, ArenaError, Backing, BuildError, MemoryBuilder, Region, Unplugged,
+};
 
 /// The tests take turns: all memory of a process counts.
 static TURN: Mutex<()> = Mutex::new(());
@@ -105,4 +107,25 @@ fn regions_of_a_description_leave_half_of_the_vmas_to_the_process() {
     assert!(vmas() - before <= most / 2 + 100);
     drop((one, other));
     build(most / 6 - 1).unwrap();
+}
+
+/// A guest that has used all VMAs of its DAX window can give them back, and map again.
+#[test]
+fn unmap_in_arena_without_free_vmas_makes_room_for_another_map() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = temp_file(&[0x55; PAGE as usize]);
+    let arena = Arena::new(1 << 30).unwrap();
+    let map = |page: u64| arena.map(page * 2 * PAGE, PAGE, &file, 0, Permissions::Read);
+    let full = (0..).find(|page| map(*page).is_err()).unwrap();
+    let is_full = |result| matches!(result, Err(ArenaError::TooManyPieces { .. }));
+    assert!(is_full(map(full)), "{full}");
+
+    arena.unmap(0, PAGE).unwrap();
+    map(full).unwrap();
+    assert!(is_full(map(0)));
+    // A range that is mapped already can be replaced, and all of it unmapped.
+    map(full).unwrap();
+    arena.unmap(0, arena.size()).unwrap();
+    assert_eq!(arena.mapped(), []);
+    map(0).unwrap();
 }

@@ -236,8 +236,7 @@ impl Arena {
             len,
             size: self.size,
         })?;
-        // A change adds at most two pieces: itself, and a part of a piece that it divides.
-        let needed = vmas_of(pieces.0.len().saturating_add(2));
+        let needed = vmas_of(pieces.count_after(start, end, is_mapped));
         if !vmas.try_take_for_guest(needed.saturating_sub(vmas.count())) {
             return Err(ArenaError::TooManyPieces {
                 pieces: pieces.0.len(),
@@ -279,13 +278,30 @@ fn vmas_of(pieces: usize) -> usize {
 struct Pieces(BTreeMap<usize, usize>);
 
 impl Pieces {
+    /// Returns the number of pieces after a range is replaced or removed.
+    ///
+    /// Removing pieces must need no VMAs: a guest that has used all of them has to do it.
+    fn count_after(&self, start: usize, end: usize, is_mapped: bool) -> usize {
+        let mut count = self.0.len().saturating_add(usize::from(is_mapped));
+        for (piece_start, piece_end) in self.cut_by(start, end) {
+            let kept =
+                usize::from(piece_start < start).saturating_add(usize::from(end < piece_end));
+            count = count.saturating_add(kept).saturating_sub(1);
+        }
+        count
+    }
+
+    /// Returns the pieces that are partly or wholly in a range, in descending order.
+    fn cut_by(&self, start: usize, end: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let before = self.0.range(..end).rev();
+        before
+            .map(|(start, end)| (*start, *end))
+            .take_while(move |(_, piece_end)| *piece_end > start)
+    }
+
     /// Removes a range. Pieces that are partly in it keep their other parts.
     fn cut(&mut self, start: usize, end: usize) {
-        let before = self.0.range(..end).rev();
-        let cut: Vec<_> = before
-            .map(|(start, end)| (*start, *end))
-            .take_while(|(_, piece_end)| *piece_end > start)
-            .collect();
+        let cut: Vec<_> = self.cut_by(start, end).collect();
         for (piece_start, piece_end) in cut {
             self.0.remove(&piece_start);
             if piece_start < start {
