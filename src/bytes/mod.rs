@@ -29,6 +29,8 @@ use core::sync::atomic::Ordering;
 use crate::io::{ReadVolatile, WriteVolatile};
 #[cfg(feature = "zerocopy")]
 pub use crate::value::Zerocopy;
+#[doc(hidden)]
+pub use crate::value::{assert_no_padding, plain_size_of};
 pub use crate::value::{AtomicAccess, ByteValued};
 
 /// A container of bytes that can be read and written at addresses of type `A`.
@@ -46,8 +48,8 @@ pub use crate::value::{AtomicAccess, ByteValued};
 /// The exact methods return an error unless all bytes were moved. `PartialBuffer` contains the
 /// number of bytes moved. Other errors do not, and some bytes may have been moved:
 ///
-/// - A [fault](crate::fault) is an `IOError` with `EFAULT`, or with the error of a page of a Xen
-///   guest that could not be mapped for the access.
+/// - A [fault](crate::fault) is an `IOError` with `EFAULT`. If a page of a Xen guest cannot be
+///   mapped, the error is that of the mapping.
 /// - A region or a slice returns the error of the stream. That is `UnexpectedEof` if a source
 ///   ended, and `WriteZero` if a sink accepts no more bytes.
 ///

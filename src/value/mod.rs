@@ -150,6 +150,27 @@ pub unsafe trait ByteValued: Copy + Send + Sync {
     }
 }
 
+/// Returns the size of a plain value. For the code of `#[derive(ByteValued)]`.
+#[doc(hidden)]
+pub const fn plain_size_of<T: ByteValued>() -> usize {
+    size_of::<T>()
+}
+
+/// Does not compile if a struct is larger than its fields. For the code of `#[derive(ByteValued)]`.
+///
+/// # Panics
+///
+/// Panics if the size of `T` is not the sum of the sizes.
+#[doc(hidden)]
+pub const fn assert_no_padding<T>(mut sizes: &[usize]) {
+    let mut rest = size_of::<T>();
+    while let [size, others @ ..] = sizes {
+        assert!(*size <= rest, "the fields are larger than the struct");
+        (rest, sizes) = (rest.saturating_sub(*size), others);
+    }
+    assert!(rest == 0, "the struct has padding");
+}
+
 macro_rules! byte_valued_integers {
     ($($integer:ty),*) => {
         $(

@@ -14,9 +14,9 @@
     clippy::unwrap_used
 )]
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Span, TokenStream};
 use quote::quote;
-use syn::{parse_macro_input, Attribute, Data, DeriveInput, Error};
+use syn::{parse_macro_input, Attribute, Data, DeriveInput, Error, Ident};
 
 /// Implements `ByteValued` for a struct, if the compiler can prove its contract.
 ///
@@ -73,6 +73,23 @@ use syn::{parse_macro_input, Attribute, Data, DeriveInput, Error};
 /// }
 /// ```
 ///
+/// Names in the types of the fields mean the same as in the struct:
+///
+/// ```compile_fail,E0080
+/// use vm_memory::ByteValued;
+///
+/// const fn plain_size_of<T>() -> usize {
+///     3
+/// }
+///
+/// #[repr(C)]
+/// #[derive(Clone, Copy, ByteValued)]
+/// struct Padded {
+///     status: [u8; plain_size_of::<u32>()],
+///     len: u32,
+/// }
+/// ```
+///
 /// Without `repr(C)`, the compiler chooses the order of the fields:
 ///
 /// ```compile_fail
@@ -104,18 +121,21 @@ fn implement(input: &DeriveInput) -> Result<TokenStream, Error> {
     if !has_defined_layout(&input.attrs)? {
         return refuse("`ByteValued` needs `#[repr(C)]` or `#[repr(transparent)]`");
     }
-    let fields = data.fields.iter().map(|field| &field.ty);
-    let padding = format!("`{name}` has padding");
+    let types: Vec<_> = data.fields.iter().map(|field| &field.ty).collect();
+    let members = data.fields.members();
+    let values: Vec<_> = (0..types.len())
+        .map(|number| Ident::new(&format!("field{number}"), Span::mixed_site()))
+        .collect();
     // The contract of `ByteValued` holds: each field is a `ByteValued`, and there is no padding.
+    // Types of fields may contain expressions, so nothing is defined beside them. The function
+    // compiles only if these are the types of all fields, even if an attribute changes the struct.
     Ok(quote! {
-        const _: () = {
-            const fn size_of_plain<T: ::vm_memory::ByteValued>() -> usize {
-                ::core::mem::size_of::<T>()
-            }
-            ::core::assert!(
-                ::core::mem::size_of::<#name>() == 0 #(+ size_of_plain::<#fields>())*,
-                #padding
-            );
+        const _: () = ::vm_memory::bytes::assert_no_padding::<#name>(
+            &[#(::vm_memory::bytes::plain_size_of::<#types>()),*],
+        );
+        const _: fn(#name) -> (usize, #(#types,)*) = |value| {
+            let #name { #(#members: #values),* } = value;
+            (0, #(#values,)*)
         };
 
         #[automatically_derived]
