@@ -70,7 +70,8 @@ pub struct Arena {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArenaError {
-    /// A range is empty, does not consist of whole pages, or is not inside the arena.
+    /// A range is empty, does not consist of whole pages, or is not inside the arena. Where a file
+    /// with huge pages is mapped, these are the pages.
     #[error(
         "{len:#x} bytes at offset {offset:#x} of an arena of {size:#x} bytes are not whole pages \
         inside it; align the range"
@@ -173,8 +174,8 @@ impl Arena {
     /// - the guests of this process use too many VMAs; or
     /// - the system refuses the file, for example because it is not open for the access.
     ///
-    /// If memory for page tables runs out, the addresses of the range may be lost, and each later
-    /// use of them returns an error.
+    /// If memory for page tables or the process's VMAs run out, the addresses of the range may be
+    /// lost, and each later use of them returns an error.
     pub fn map(
         &self,
         offset: u64,
@@ -199,7 +200,11 @@ impl Arena {
     ///
     /// Returns an [`ArenaError`] under the conditions that [`map`](Self::map) lists.
     pub fn unmap(&self, offset: u64, len: u64) -> Result<(), ArenaError> {
-        self.change("unmap", offset, len, false, ReservedArena::unmap)
+        let unmap = |reserved: &mut ReservedArena, offset, len| {
+            reserved.unmap(offset, len)?;
+            Ok(sys::page_size())
+        };
+        self.change("unmap", offset, len, false, unmap)
     }
 
     /// Returns the mapped ranges as offset and length, in ascending order.
@@ -207,7 +212,7 @@ impl Arena {
         let state = self.lock();
         let pieces = state.pieces.0.iter();
         pieces
-            .map(|(start, end)| (bytes(*start), bytes(end.saturating_sub(*start))))
+            .map(|(start, piece)| (bytes(*start), bytes(piece.end.saturating_sub(*start))))
             .collect()
     }
 
@@ -217,7 +222,7 @@ impl Arena {
         offset: u64,
         len: u64,
         is_mapped: bool,
-        change: impl FnOnce(&mut ReservedArena, usize, usize) -> io::Result<()>,
+        change: impl FnOnce(&mut ReservedArena, usize, usize) -> io::Result<usize>,
     ) -> Result<(), ArenaError> {
         let mut state = self.lock();
         let State {
@@ -231,6 +236,7 @@ impl Arena {
         };
         let end = offset.checked_add(len).filter(|_| len != 0);
         let range = inside(offset).zip(end.and_then(inside));
+        let range = range.filter(|(start, end)| !pieces.have_page_across(*start, *end));
         let (start, end) = range.ok_or(ArenaError::Range {
             offset,
             len,
@@ -243,15 +249,15 @@ impl Arena {
             });
         }
         let result = change(reserved, start, end.saturating_sub(start));
-        if result.is_ok() {
+        if let Ok(page) = result {
             pieces.cut(start, end);
             if is_mapped {
-                pieces.0.insert(start, end);
+                pieces.0.insert(start, Piece { end, page });
             }
         }
         let needed = vmas_of(pieces.0.len());
         vmas.release(vmas.count().saturating_sub(needed));
-        result.map_err(|source| ArenaError::System {
+        result.map(drop).map_err(|source| ArenaError::System {
             what,
             offset,
             len,
@@ -273,9 +279,17 @@ fn vmas_of(pieces: usize) -> usize {
     pieces.saturating_mul(2).saturating_add(VMAS_OF_EMPTY)
 }
 
-/// Disjoint mapped ranges, as start and end.
+/// Disjoint mapped ranges by their start.
 #[derive(Debug, Default)]
-struct Pieces(BTreeMap<usize, usize>);
+struct Pieces(BTreeMap<usize, Piece>);
+
+/// A mapped range.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    end: usize,
+    /// The page size of its file. The range consists of whole pages.
+    page: usize,
+}
 
 impl Pieces {
     /// Returns the number of pieces after a range is replaced or removed.
@@ -283,32 +297,46 @@ impl Pieces {
     /// Removing pieces must need no VMAs: a guest that has used all of them has to do it.
     fn count_after(&self, start: usize, end: usize, is_mapped: bool) -> usize {
         let mut count = self.0.len().saturating_add(usize::from(is_mapped));
-        for (piece_start, piece_end) in self.cut_by(start, end) {
+        for (piece_start, piece) in self.cut_by(start, end) {
             let kept =
-                usize::from(piece_start < start).saturating_add(usize::from(end < piece_end));
+                usize::from(piece_start < start).saturating_add(usize::from(end < piece.end));
             count = count.saturating_add(kept).saturating_sub(1);
         }
         count
     }
 
+    /// Returns whether the start or the end of a range is inside a page of a mapped file.
+    fn have_page_across(&self, start: usize, end: usize) -> bool {
+        self.cut_by(start, end).any(|(piece_start, piece)| {
+            [start, end].into_iter().any(|at| {
+                (piece_start..piece.end).contains(&at)
+                    && !at.saturating_sub(piece_start).is_multiple_of(piece.page)
+            })
+        })
+    }
+
     /// Returns the pieces that are partly or wholly in a range, in descending order.
-    fn cut_by(&self, start: usize, end: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
+    fn cut_by(&self, start: usize, end: usize) -> impl Iterator<Item = (usize, Piece)> + '_ {
         let before = self.0.range(..end).rev();
         before
-            .map(|(start, end)| (*start, *end))
-            .take_while(move |(_, piece_end)| *piece_end > start)
+            .map(|(start, piece)| (*start, *piece))
+            .take_while(move |(_, piece)| piece.end > start)
     }
 
     /// Removes a range. Pieces that are partly in it keep their other parts.
     fn cut(&mut self, start: usize, end: usize) {
         let cut: Vec<_> = self.cut_by(start, end).collect();
-        for (piece_start, piece_end) in cut {
+        for (piece_start, piece) in cut {
             self.0.remove(&piece_start);
             if piece_start < start {
-                self.0.insert(piece_start, start);
+                let before = Piece {
+                    end: start,
+                    ..piece
+                };
+                self.0.insert(piece_start, before);
             }
-            if end < piece_end {
-                self.0.insert(end, piece_end);
+            if end < piece.end {
+                self.0.insert(end, piece);
             }
         }
     }

@@ -1,6 +1,6 @@
 use super::*;
 use std::os::unix::fs::FileExt;
-use test_support::{temp_file_of_len, PAGE, PAGE_U64};
+use test_support::{temp_file_of_len, HugePages, MIB, PAGE, PAGE_U64};
 
 #[test]
 fn cut_leaves_what_a_list_of_all_bytes_leaves() {
@@ -11,14 +11,16 @@ fn cut_leaves_what_a_list_of_all_bytes_leaves() {
             let (start, len) = ((random >> 40) % 24, (random >> 32) % 8 + 1);
             let end = (start + len).min(24);
             let is_mapped = random >> 63 == 0;
+            let count = pieces.count_after(start, end, is_mapped);
             pieces.cut(start, end);
             if is_mapped {
-                pieces.0.insert(start, end);
+                pieces.0.insert(start, Piece { end, page: 1 });
             }
+            assert_eq!(pieces.0.len(), count, "{seed} {step}");
             all[start..end].fill(is_mapped);
             let mut found = [false; 24];
             let mut last = 0;
-            for (start, end) in &pieces.0 {
+            for (start, Piece { end, .. }) in &pieces.0 {
                 assert!(last <= *start && start < end, "{seed} {step}: {pieces:?}");
                 last = *end;
                 found[*start..*end].fill(true);
@@ -108,4 +110,38 @@ fn change_of_invalid_range_or_file_returns_error_and_changes_nothing() {
     assert_eq!(arena.mapped(), [(0, PAGE_U64)]);
     assert!(matches!(Arena::new(0), Err(ArenaError::Range { .. })));
     assert!(matches!(Arena::new(1), Err(ArenaError::Range { .. })));
+}
+
+/// The kernel does not divide a huge page. A refusal must not lose its addresses.
+#[test]
+fn change_that_cuts_page_of_hugetlb_file_returns_error_and_changes_nothing() {
+    let test = "change_that_cuts_page_of_hugetlb_file_returns_error_and_changes_nothing";
+    let Some(_pages) = HugePages::reserve(2, test) else {
+        return;
+    };
+    let huge = 2 * MIB;
+    let flags = rustix::fs::MemfdFlags::HUGETLB | rustix::fs::MemfdFlags::HUGE_2MB;
+    let memfd = File::from(rustix::fs::memfd_create("arena", flags).unwrap());
+    memfd.set_len(2 * huge).unwrap();
+    let small = temp_file_of_len(huge);
+    let arena = Arena::new(4 * huge).unwrap();
+    let access = Permissions::ReadWrite;
+    let error = arena.map(PAGE_U64, huge, &memfd, 0, access).unwrap_err();
+    assert!(matches!(error, ArenaError::System { .. }), "{error}");
+    arena.map(0, 2 * huge, &memfd, 0, access).unwrap();
+
+    for (offset, len) in [(0, PAGE_U64), (PAGE_U64, huge), (huge + PAGE_U64, PAGE_U64)] {
+        let unmapped = arena.unmap(offset, len);
+        let mapped = arena.map(offset, len, &small, 0, access);
+        for result in [unmapped, mapped] {
+            let error = result.unwrap_err();
+            assert!(matches!(error, ArenaError::Range { .. }), "{error}");
+        }
+    }
+    assert_eq!(arena.mapped(), [(0, 2 * huge)]);
+
+    arena.map(0, huge, &small, 0, access).unwrap();
+    arena.unmap(huge, huge).unwrap();
+    arena.map(0, huge, &memfd, huge, access).unwrap();
+    assert_eq!(arena.mapped(), [(0, huge)]);
 }

@@ -58,6 +58,10 @@ impl ReservedArena {
     }
 
     /// Maps a part of a file over a range, shared, in place of everything that is mapped there.
+    /// Returns the page size of the file.
+    ///
+    /// Fails if the range cuts a page of the file. The caller checks that it cuts none of a file
+    /// that is mapped there: the kernel does not divide a huge page.
     pub(crate) fn map(
         &mut self,
         offset: usize,
@@ -65,11 +69,15 @@ impl ReservedArena {
         file: &File,
         file_offset: u64,
         writable: bool,
-    ) -> Result<()> {
+    ) -> Result<usize> {
         let start = self.part(offset, len)?;
         let system = file_system(file)?;
-        let page = usize::try_from(system.block_size).unwrap_or(usize::MAX);
-        if system.kind == HUGETLBFS && !len.is_multiple_of(page.max(1)) {
+        let page = match system.kind {
+            HUGETLBFS => usize::try_from(system.block_size).unwrap_or(usize::MAX),
+            _ => page_size(),
+        };
+        let at = self.host_address().wrapping_add(offset);
+        if !(at | len).is_multiple_of(page.max(1)) {
             return Err(Error::from_raw_os_error(libc::EINVAL));
         }
         let source = Source::File {
@@ -84,10 +92,13 @@ impl ReservedArena {
         } else {
             libc::PROT_READ
         };
-        self.replace(start, len, protection, source, len)
+        self.replace(start, len, protection, source, len)?;
+        Ok(page)
     }
 
     /// Makes a range inaccessible again, and unmaps the files there.
+    ///
+    /// The caller checks that it cuts no huge page.
     pub(crate) fn unmap(&mut self, offset: usize, len: usize) -> Result<()> {
         let start = self.part(offset, len)?;
         self.replace(start, len, libc::PROT_NONE, Source::Anonymous, page_size())
