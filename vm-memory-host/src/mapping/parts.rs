@@ -3,7 +3,7 @@
 use std::io;
 
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{bytes, span_of, usable, HostMapped, HostMapping};
 use crate::error::ChangeError;
@@ -45,8 +45,8 @@ where
         let hole = || ChangeError::Hole { addr: at.0 };
         let (region, offset) = memory.to_region_addr(at).ok_or_else(hole)?;
         let mapping: &HostMapping = usable::<_, ChangeError>(region)?;
-        let here = region
-            .len()
+        // The length of the mapping: a region of another crate may return another one each time.
+        let here = bytes(mapping.mapped.len())
             .saturating_sub(offset.0)
             .min(len.saturating_sub(before));
         let (what, granularity) = granularity(region, mapping)?;
