@@ -27,9 +27,9 @@
 //!
 //! | step | operation | purpose |
 //! |---|---|---|
-//! | `T` | `swap` on the summary | reads and clears the bits of the lines |
+//! | `T` | `swap` or `fetch_and` on the summary | reads and clears the bits of the lines |
 //! | `S` | loads of the words of each such line | skips the empty words |
-//! | `H` | `swap` on each other word, two words at once where possible | reads and clears the marks |
+//! | `H` | `swap` or `fetch_and` on each other word; `cmpxchg16b` on two words, where possible | reads and clears the marks |
 //! | `F` | full fence | orders the cleared marks before the data |
 //! | `R` | loads from guest memory | reads the data |
 //!
@@ -290,7 +290,13 @@ impl Marks {
                 let first_bit = first_line.saturating_add(number).saturating_mul(LINE_BITS);
                 let inside = range.start.saturating_sub(first_bit)
                     ..range.end.saturating_sub(first_bit).min(LINE_BITS);
-                let words = words.get_mut(number).map_or(&mut *rest, |words| words);
+                // The words after the last whole line; none for later lines.
+                let whole_lines = words.len();
+                let words = match words.get_mut(number) {
+                    Some(words) => &mut words[..],
+                    None if number == whole_lines => &mut *rest,
+                    None => &mut [],
+                };
                 let line = marks.get(number).map_or(&[][..], |line| line);
                 if harvest_part_of_line(line, inside, words) {
                     found |= position(number).1;

@@ -16,7 +16,10 @@ impl<F: FnMut()> Drop for OnPanic<F> {
     #[cold]
     fn drop(&mut self) {
         // No code uses the state that a panic leaves, except the bitmap that panicked.
-        let _ = catch_unwind(AssertUnwindSafe(&mut self.0));
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(&mut self.0)) {
+            // Dropping it could panic again.
+            core::mem::forget(payload);
+        }
     }
 }
 

@@ -27,7 +27,7 @@ impl Pairs {
     #[inline(always)]
     pub(crate) fn swap(self, pair: &[AtomicU64; 2], seen: [u64; 2]) -> [u64; 2] {
         #[cfg(all(target_arch = "x86_64", not(miri), not(vm_memory_portable)))]
-        if self.at_once && clear_if(pair, seen) {
+        if self.clear_if(pair, seen) {
             return seen;
         }
         let swap = |word: &AtomicU64, seen| match seen {
@@ -37,43 +37,44 @@ impl Pairs {
         let ([low, high], [seen_low, seen_high]) = (pair, seen);
         [swap(low, seen_low), swap(high, seen_high)]
     }
-}
 
-/// Clears both words if they are `expected`. Returns whether they were.
-///
-/// Only for processors with `cmpxchg16b`. Returns `false` if the pair is not aligned to 16 bytes,
-/// which depends on the allocator.
-#[cfg(all(target_arch = "x86_64", not(miri), not(vm_memory_portable)))]
-#[inline(always)]
-fn clear_if(pair: &[AtomicU64; 2], expected: [u64; 2]) -> bool {
-    let at = pair.as_ptr();
-    if !at.addr().is_multiple_of(16) {
-        return false;
+    /// Clears both words if they are `expected`. Returns whether they were.
+    ///
+    /// Returns `false` as well if the processor has no `cmpxchg16b`, or if the pair is not aligned
+    /// to 16 bytes, which depends on the allocator.
+    #[cfg(all(target_arch = "x86_64", not(miri), not(vm_memory_portable)))]
+    #[inline(always)]
+    fn clear_if(self, pair: &[AtomicU64; 2], expected: [u64; 2]) -> bool {
+        let at = pair.as_ptr();
+        if !self.at_once || !at.addr().is_multiple_of(16) {
+            return false;
+        }
+        let [low, high] = expected;
+        let cleared: u8;
+        #[expect(unsafe_code, reason = "one instruction that the language lacks")]
+        // SAFETY: `at` is valid for both words, which `pair` borrows. They are atomics, so they may
+        // change while they are borrowed. The processor has the instruction (`at_once`), and the
+        // address is a multiple of 16; both were checked above. If both words are `expected`, the
+        // block is a sequentially consistent `compare_exchange` of each word, without an operation
+        // of another thread between the two. Otherwise it is a load of each. It restores `rbx`,
+        // which cannot be an operand, and does not use the stack.
+        unsafe {
+            core::arch::asm!(
+                "xchg {zero}, rbx",
+                "lock cmpxchg16b [rdi]",
+                "mov rbx, {zero}",
+                "sete {cleared}",
+                zero = inout(reg) 0u64 => _,
+                cleared = out(reg_byte) cleared,
+                in("rdi") at,
+                in("rcx") 0u64,
+                inout("rax") low => _,
+                inout("rdx") high => _,
+                options(nostack),
+            );
+        }
+        cleared != 0
     }
-    let [low, high] = expected;
-    let cleared: u8;
-    #[expect(unsafe_code, reason = "one instruction that the language lacks")]
-    // SAFETY: `at` is valid for both words, which `pair` borrows. They are atomics, so they may
-    // change while they are borrowed. The address is a multiple of 16, as checked above. If both
-    // words are `expected`, the block is a sequentially consistent `compare_exchange` of each word,
-    // without an operation of another thread between the two. Otherwise it is a load of each. It
-    // restores `rbx`, which cannot be an operand, and does not use the stack.
-    unsafe {
-        core::arch::asm!(
-            "xchg {zero}, rbx",
-            "lock cmpxchg16b [rdi]",
-            "mov rbx, {zero}",
-            "sete {cleared}",
-            zero = inout(reg) 0u64 => _,
-            cleared = out(reg_byte) cleared,
-            in("rdi") at,
-            in("rcx") 0u64,
-            inout("rax") low => _,
-            inout("rdx") high => _,
-            options(nostack),
-        );
-    }
-    cleared != 0
 }
 
 #[cfg(test)]
