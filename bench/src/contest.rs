@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::time::{clock_gettime, ClockId};
 
-/// Runs an operation a number of times, and returns the time that this took.
+/// A function that runs an operation a number of times, and returns the time taken.
 pub type Run = Box<dyn FnMut(u64) -> Result<Duration>>;
 
 /// One side of a row.
@@ -37,9 +37,9 @@ pub struct Outcome {
     pub reference: f64,
     pub ours: f64,
     pub limit: Option<f64>,
-    /// Reference ÷ ours, pair by pair.
+    /// The median of reference ÷ ours over the rounds.
     pub ratio: f64,
-    /// Limit ÷ ours, pair by pair.
+    /// The median of limit ÷ ours over the rounds.
     pub of_limit: Option<f64>,
 }
 
@@ -52,7 +52,7 @@ struct Round {
 
 /// The result of an operation. It must succeed every time.
 pub trait Succeeds {
-    /// Keeps the compiler from removing the result. A result that fits stays in registers.
+    /// Keeps the compiler from removing the result.
     fn consume(self);
 }
 
@@ -100,11 +100,11 @@ impl Succeeds for () {
     fn consume(self) {}
 }
 
-/// Returns the processor time of this thread. Unlike a wall clock, it stops while another process
-/// runs.
+/// Returns the processor time of this thread, which does not advance while the thread is not
+/// running.
 fn used() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
-    // Neither is negative, and the nanoseconds are below 2^32.
+    // `tv_sec` and `tv_nsec` are not negative, and `tv_nsec` is below 2^32.
     Duration::new(
         u64::try_from(now.tv_sec).unwrap_or(0),
         u32::try_from(now.tv_nsec).unwrap_or(0),
@@ -122,7 +122,7 @@ pub fn timed<R: Succeeds>(iterations: u64, mut operation: impl FnMut(u64) -> R) 
 }
 
 impl Batch {
-    /// Creates a side whose loop body is one operation, without a set-up around the loop.
+    /// Creates a side whose loop body is one operation, without set-up.
     ///
     /// Each batch continues with the number after the last one, so that it covers a large table.
     pub fn of<R: Succeeds>(mut operation: impl FnMut(u64) -> R + 'static) -> Self {
@@ -134,7 +134,7 @@ impl Batch {
         })
     }
 
-    /// Creates a side with a set-up around its loop.
+    /// Creates a side that sets up before its loop.
     pub fn around(run: impl FnMut(u64) -> Result<Duration> + 'static) -> Self {
         Self {
             run: Box::new(run),
@@ -151,7 +151,7 @@ impl Batch {
     /// Warms up, and returns the number of iterations that take `target`.
     fn calibrate(&mut self, target: Duration) -> Result<u64> {
         let cold = self.find_iterations(target)?;
-        // The first access to each page faults, which takes a thousand times longer than the rest.
+        // The first access to each page faults, and takes far longer than the others.
         let mut took = Duration::ZERO;
         while took < target * 10 {
             took += (self.run)(cold)?;

@@ -37,7 +37,7 @@ macro_rules! byte_valued {
 
 byte_valued!(S16, S64);
 
-/// A structure whose words are all used after a read.
+/// A structure whose `sum` uses every field.
 pub trait Words: ours::ByteValued + reference::ByteValued + 'static {
     fn from_word(word: u64) -> Self;
     fn sum(&self) -> u64;

@@ -51,8 +51,8 @@
 //! - [`last`] returns the details to the thread that made the access.
 //!
 //! With the feature `xen`, an access may map its pages first. A page that cannot be mapped has the
-//! same results, with the error number of that failure in place of `EFAULT`, such as `EINVAL` for a
-//! page that is not granted. No signal is involved, so this needs no handler.
+//! same results, with the error number of the mapping in place of `EFAULT`. A page that is not
+//! granted is `EINVAL`. No signal is involved, so this needs no handler.
 //!
 //! # The handler
 //!

@@ -11,10 +11,11 @@ use super::arch;
 use super::fault::Direction;
 use super::Plain;
 
-/// The address of an inaccessible byte of a guest operand. It is not 0, as no operand is null.
+/// The address that faulted. After a memory error, it may be the start of the page, before the
+/// operand. It is not 0, as no operand is null.
 pub(super) type FaultAddress = NonZeroUsize;
 
-/// The operands of a copy that are guest memory. The other operand is host memory.
+/// The guest operands of a copy. Any other operand is host memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum GuestSide {
     Source,
@@ -44,13 +45,13 @@ impl GuestSide {
     }
 }
 
-/// Routines for copies and fills, as one kind of processor runs them.
+/// The copy and fill routines for one kind of processor.
 ///
-/// Each routine returns the address of a byte that faulted, if there was one. It does not return
-/// how many bytes it moved before that.
+/// Each routine returns the address of a fault, if there was one. It does not count the bytes that
+/// it moved.
 ///
 /// A *guest operand* is a range of guest memory that meets the contract in the documentation of
-/// [`access`](super). Of two operands that are not both guest memory, the other one is host memory
+/// [`access`](super). If only one of two operands is guest memory, the other one is host memory
 /// that is valid for the access.
 ///
 /// # Safety
@@ -203,7 +204,7 @@ pub(crate) trait Word<R = arch::Routines>: Register<R> + Plain + Eq {
 /// The change that a read-modify-write operation makes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Fetch {
-    /// Replaces the value by the operand.
+    /// Replaces the value with the operand.
     Swap,
     /// Adds the operand; the sum wraps.
     Add,

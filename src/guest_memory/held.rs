@@ -164,8 +164,8 @@ impl<M: GuestMemory + ?Sized> GuestMemory for HeldMemory<'_, M> {
     /// # Errors
     ///
     /// In addition to those of the memory, [`Error::IOError`] of the kind `Unsupported` behind an
-    /// IOMMU that cannot keep translations in use. The iterator returns the error of the system for
-    /// a page of a Xen guest that cannot be mapped, in place of the slice with that page.
+    /// IOMMU that cannot keep translations in use. If a page of a Xen guest cannot be mapped,
+    /// the iterator returns the error of the system in place of the slice with that page.
     fn get_slices<'a>(
         &'a self,
         addr: GuestAddress,

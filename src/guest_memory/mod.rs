@@ -118,8 +118,8 @@ pub enum Error {
     GuestAddressOverflow,
     /// A stream failed, or the access [faulted](crate::fault).
     ///
-    /// The number of a fault is `EFAULT`. If the memory of a Xen guest is mapped for each access,
-    /// it is that of the mapping that failed, such as `EINVAL` for a page that is not granted.
+    /// The number of a fault is `EFAULT`. If a page of a Xen guest cannot be mapped, it is that of
+    /// the mapping. A page that is not granted is `EINVAL`.
     #[error("{0}")]
     IOError(std::io::Error),
     /// Only the first bytes of the range were moved.

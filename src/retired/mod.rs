@@ -33,8 +33,8 @@ pub(crate) use list::{Unread, Version};
 
 /// The error of a wait for readers: at its deadline, a retired version still had readers.
 ///
-/// A thread that holds a reader itself (a guard, an iterator, a snapshot) always gets this error.
-/// Drop the reader before waiting.
+/// A thread that holds a reader of that version (a guard, an iterator, a snapshot) gets this error
+/// at the deadline. Drop the reader before waiting.
 ///
 /// # Examples
 ///

@@ -53,8 +53,8 @@ pub struct IoVectors<'a, S: BitmapSlice, H> {
 /// - [`Error::HostAddressNotAvailable`] if `access` is [`Permissions::No`].
 /// - [`Error::IOError`] of the kind `InvalidInput` if the range has more than [`MAX_VECTORS`]
 ///   segments, or `OutOfMemory` if an allocation fails.
-/// - [`Error::IOError`] with the error of the system if memory of a Xen guest cannot be mapped,
-///   such as `EINVAL` for a page that is not granted.
+/// - [`Error::IOError`] with the error of the system if a page of a Xen guest cannot be mapped. A
+///   page that is not granted is `EINVAL`.
 #[doc(alias = "iovec")]
 #[doc(alias = "readv")]
 #[doc(alias = "writev")]

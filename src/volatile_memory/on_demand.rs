@@ -6,8 +6,8 @@
 //! Without the feature `xen`, [`OnDemand`] has no values, so the compiler removes each call.
 //!
 //! The callers mark the whole range of a write dirty, even after an error. A piece that faults, or
-//! a copy by the hypervisor that fails, may have written bytes past those that it counts, and a
-//! mark that is missing would lose them. An unneeded mark costs the transfer of a page.
+//! a copy by the hypervisor that fails, may have written bytes past those that it counts. A missing
+//! mark would lose them. An unneeded mark costs the transfer of a page.
 
 use crate::access::fault::Direction;
 use crate::access::{self, Fault};

@@ -23,9 +23,13 @@ use crate::guest_memory::{
 ///
 /// # Lifetime
 ///
-/// The buffer keeps the memory map, and with it the mappings, until it is dropped. It does not know
-/// whether an operation still uses the mappings. A caller that passes [`vectors`](Self::vectors) to
-/// the kernel must keep the buffer until the operation is complete.
+/// The buffer keeps the memory map, and with it the mappings, until it is dropped or gets another
+/// map ([`set_memory`](Self::set_memory)). It does not know whether an operation still uses the
+/// mappings. A caller that passes [`vectors`](Self::vectors) to the kernel must keep the buffer,
+/// and all bytes in it, until the operation is complete. [`clear`](Self::clear),
+/// [`truncate`](Self::truncate), [`complete_front`](Self::complete_front) and
+/// [`cancel_front`](Self::cancel_front) remove bytes. Bytes that are split off stay in use by the
+/// other buffer.
 ///
 /// Behind an IOMMU, a buffer with a range also keeps the translation in use. An invalidation of the
 /// range does not complete before the buffer is dropped. [`try_extend`](Self::try_extend) fails if
@@ -245,8 +249,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///   its [limit](Self::set_segment_limit), or `OutOfMemory` if an allocation fails;
     /// - [`Error::IOError`] of the kind `Unsupported` behind an IOMMU that cannot keep translations
     ///   in use;
-    /// - [`Error::IOError`] with the error of the system if memory of a Xen guest cannot be mapped,
-    ///   such as `EINVAL` for a page that is not granted.
+    /// - [`Error::IOError`] with the error of the system if a page of a Xen guest cannot be mapped.
+    ///   A page that is not granted is `EINVAL`.
     #[doc(alias = "descriptor chain")]
     pub fn try_extend<I>(&mut self, ranges: I) -> Result<()>
     where
@@ -292,8 +296,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Returns the vectors, in the order in which their ranges were added.
     ///
-    /// Their memory stays mapped while `self` lives, wherever `self` is moved to. No Rust reference
-    /// to it may be made.
+    /// Their memory stays mapped while `self` has these bytes, wherever `self` is moved to: see
+    /// [Lifetime](IoBuffer#lifetime). No Rust reference to it may be made.
     ///
     /// After this call, a buffer for writing counts as written: see
     /// [Dirty tracking](IoBuffer#dirty-tracking).
@@ -307,7 +311,8 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
 
     /// Returns the vectors in an array whose address stays the same when `self` is moved.
     ///
-    /// The address changes when ranges are added or split off. After this call, a buffer for
+    /// The address, or the vectors there, change when ranges are added, removed, completed or split
+    /// off. After this call, a buffer for
     /// writing counts as written: see [Dirty tracking](IoBuffer#dirty-tracking).
     ///
     /// # Examples

@@ -1,4 +1,5 @@
-//! Every interleaving of the library's lock-free parts, explored by [loom](https://docs.rs/loom).
+//! Interleavings of lock-free parts of the library, explored by [loom](https://docs.rs/loom): dirty
+//! marks, retired versions and the shared IOTLB.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test --release --manifest-path verify/loom/Cargo.toml

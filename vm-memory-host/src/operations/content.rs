@@ -107,7 +107,7 @@ struct Source {
     all: bool,
     /// The region's file, if its data counts.
     file: Option<(FileId, File)>,
-    /// /proc/self/pagemap, if pages of this process count.
+    /// /proc/thread-self/pagemap, if pages of this process count.
     pagemap: Option<File>,
     /// Whether the pages that mincore(2) reports also count.
     in_core: bool,
@@ -374,7 +374,7 @@ fn pages_of(range: &Range<usize>, start: usize) -> Range<usize> {
     first.unwrap_or(0)..range.end.saturating_sub(start).div_ceil(page)
 }
 
-/// The bits of an entry of /proc/self/pagemap (Linux, "Examining Process Page Tables").
+/// The bits of an entry of /proc/thread-self/pagemap (Linux, "Examining Process Page Tables").
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 /// The page belongs to a file.

@@ -45,7 +45,7 @@ pub struct Residency {
     /// this process maps count.
     pub resident: u64,
     /// The bytes in pages that only this process has: anonymous pages, and private copies of file
-    /// pages (`Anonymous` of /proc/self/smaps).
+    /// pages (`Anonymous` of /proc/thread-self/smaps).
     ///
     /// For a private mapping of huge pages, these are all pages that this process maps.
     pub private: u64,
@@ -55,7 +55,8 @@ pub struct Residency {
     /// kernel can reclaim the page cache of a disk, but writes pages of a tmpfs to swap only. For a
     /// private part of a file of huge pages, this is an upper bound.
     pub file: u64,
-    /// The bytes that this process has mapped (`Rss` of /proc/self/smaps, and hugetlb pages).
+    /// The bytes that this process has mapped (`Rss` of /proc/thread-self/smaps, and hugetlb
+    /// pages).
     pub mapped: u64,
     /// The part of `mapped` in hugetlb pages and completely mapped transparent huge pages.
     pub huge: u64,
@@ -63,8 +64,8 @@ pub struct Residency {
     pub swapped: u64,
     /// The bytes that are locked in memory.
     pub locked: u64,
-    /// Whether only `resident` and `file` are known, because /proc/self/smaps is missing or may not
-    /// be read. The other numbers are then 0.
+    /// Whether only `resident` and `file` are known, because /proc/thread-self/smaps is missing or
+    /// may not be read. The other numbers are then 0.
     pub is_partial: bool,
 }
 
@@ -106,7 +107,7 @@ fn remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EMFILE) => "raise the limit of open files (ulimit -n)",
         Some(libc::ENOMEM) => "raise the limit of the address space (ulimit -v), or free memory",
-        _ => "check that /proc/self/smaps and the region's file can be read",
+        _ => "check that /proc/thread-self/smaps and the region's file can be read",
     }
 }
 
@@ -132,8 +133,8 @@ fn remedy(source: &io::Error) -> &'static str {
 /// # Errors
 ///
 /// Returns a [`ResidencyError`] if a region was not built by this crate, or was built by the parent
-/// process. Also returns one if mincore(2) or a read of /proc/self/smaps fails. If that file is
-/// missing or may not be read, the result [is partial](Residency::is_partial).
+/// process. Also returns one if mincore(2) or a read of /proc/thread-self/smaps fails. If that file
+/// is missing or may not be read, the result [is partial](Residency::is_partial).
 #[doc(alias = "mincore")]
 #[doc(alias = "smaps")]
 pub fn residency<M>(memory: &M) -> Result<Vec<(Span, Residency)>, ResidencyError>
@@ -319,7 +320,7 @@ impl SortedRanges {
     }
 }
 
-/// The statistics of one VMA in /proc/self/smaps, in bytes.
+/// The statistics of one VMA in /proc/thread-self/smaps, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct SmapsVma {
     start: usize,
