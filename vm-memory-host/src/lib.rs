@@ -147,8 +147,9 @@
 //!   [`HostResources`] describes the results.
 //! - A call that allocates pages of a file may call `rt_sigtimedwait`, if another process truncates
 //!   the file meanwhile.
-//! - The crate creates a thread to close a descriptor that supports no seals, if its region
-//!   requires seals or if no region of a description uses it. There are at most 64 such threads.
+//! - The crate creates a thread to close a descriptor that supports no seals, in two cases: its
+//!   region requires seals, or no region of a description uses it. There are at most 64 such
+//!   threads.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
 //! - Programs with debug assertions also call `fcntl` before each `close`.
 

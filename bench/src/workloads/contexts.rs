@@ -37,13 +37,13 @@ pub fn write_obj_boxed<T: Words>(stage: &Stage) -> Result<Batch> {
     Ok(Batch::of(write))
 }
 
-/// A device, as the threads of a VMM use it.
+/// A device behind a trait object.
 trait Device {
     fn read(&mut self) -> Option<u64>;
     fn write(&mut self) -> Option<()>;
 }
 
-/// A device that works with any kind of handle to the memory.
+/// A device that is generic over its handle to the memory.
 struct Generic<S, T> {
     space: S,
     addresses: Addresses,
@@ -103,7 +103,7 @@ pub trait Access: 'static {
     fn run<M: GuestMemoryBackend>(memory: &M, addr: GuestAddress, number: u64) -> Option<u64>;
 }
 
-/// Defines an access.
+/// Defines a type that implements [`Access`].
 macro_rules! access {
     ($name:ident, $size:literal, |$memory:ident, $addr:ident, $number:ident| $run:expr) => {
         pub struct $name;

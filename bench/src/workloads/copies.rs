@@ -12,6 +12,7 @@ use crate::stage::Stage;
 use crate::throughput::Shift;
 use crate::values::HostArray;
 
+/// Copies N elements from the guest to the host.
 pub fn copy_to<T: ByteValued + Default + 'static, const N: usize>(stage: &Stage) -> Result<Batch> {
     let memory = memory::<Plain>(stage, Layout::apart(1))?;
     let mut host = HostArray::<T, N>::boxed();
@@ -24,6 +25,7 @@ pub fn copy_to<T: ByteValued + Default + 'static, const N: usize>(stage: &Stage)
     }))
 }
 
+/// Copies N elements from the host to the guest.
 pub fn copy_from<T: ByteValued + Default + 'static, const N: usize>(
     stage: &Stage,
 ) -> Result<Batch> {
@@ -37,6 +39,7 @@ pub fn copy_from<T: ByteValued + Default + 'static, const N: usize>(
     }))
 }
 
+/// Copies bytes within the guest.
 pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
     let memory = memory::<Plain>(stage, Layout::apart(1))?;
     Ok(Batch::around(move |iterations| {
@@ -48,7 +51,7 @@ pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
     }))
 }
 
-/// Copies bytes from the guest to the host, for the plot.
+/// Copies bytes from the guest to the host, for copy-throughput.svg.
 pub fn copy_bytes(stage: &Stage, len: usize, shift: Shift) -> Result<Batch> {
     let memory = memory::<Plain>(stage, Layout::apart(1))?;
     let host = stage.host.clone();

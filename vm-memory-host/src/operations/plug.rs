@@ -64,7 +64,7 @@ use crate::sys::{self, Advice};
 /// - touches a region without blocks, or one that this crate did not build, or
 /// - touches a region that the parent process built.
 ///
-/// Returns [`ChangeError::NoPages`] if the pool has too few huge pages, and
+/// Returns [`ChangeError::NoPages`] if the pool has too few huge pages. Returns
 /// [`ChangeError::Memory`] if the host has too little memory for a tmpfs with a size limit. Returns
 /// [`ChangeError::ControlGroup`] if a control group allows too little of either, and
 /// [`ChangeError::System`] if the system refuses a call. Blocks of earlier regions stay plugged;
