@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use test_support::{skipped, temp_file};
+use test_support::{skipped, temp_file, wait_until};
 pub(crate) use test_support::{MIB, PAGE_U64 as PAGE};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{
@@ -194,6 +194,14 @@ pub(crate) fn pool() -> Option<(u64, u64)> {
         .into_iter()
         .find(|pool| pool.page_size == HUGE)?;
     Some((pool.total, pool.free))
+}
+
+/// Waits until the pool has this number of free huge pages.
+///
+/// A process that another test starts has the memfd of a dropped region until it executes its
+/// program.
+pub(crate) fn wait_for_free_pages(count: u64) {
+    wait_until(|| pool().is_some_and(|(_, free)| free == count));
 }
 
 /// Returns whether this process may lock all memory that these tests lock at the same time. Reports

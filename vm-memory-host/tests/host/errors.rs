@@ -302,7 +302,7 @@ fn build_beyond_the_pool_reports_missing_pages() {
         "region 0x0-0x5fffff: 3 huge pages of 0x200000 bytes are required, \
         but only 2 are free; add 1 to /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
     );
-    assert_eq!(pool().unwrap().1, 2);
+    wait_for_free_pages(2);
     // Two regions that together exceed the pool return one error.
     let both = MemoryBuilder::new()
         .region(region(0, 2 * HUGE).backing(Backing::Hugetlb { page_size: HUGE }))
@@ -331,7 +331,7 @@ fn build_beyond_the_pool_reports_missing_pages() {
     assert!(build(region(0, HUGE).backing(Backing::Hugetlb { page_size: HUGE })).is_err());
     fill(&two, 0, 2 * HUGE, 1);
     drop(two);
-    assert_eq!(pool().unwrap().1, 2);
+    wait_for_free_pages(2);
     let bound = region(0, 2 * HUGE)
         .backing(Backing::Hugetlb { page_size: HUGE })
         .numa(NumaPolicy::Bind(vec![0]));
@@ -355,7 +355,7 @@ fn failed_build_reserves_no_huge_pages() {
         .build::<()>()
         .unwrap_err();
     assert!(matches!(error, BuildError::NoSuchNode { .. }), "{error}");
-    assert_eq!(pool().unwrap().1, 2);
+    wait_for_free_pages(2);
 }
 
 #[test]
