@@ -31,7 +31,6 @@ impl Iommu for AskingIommu {
         length: usize,
         access: Permissions,
     ) -> std::result::Result<IotlbIterator<IotlbSnapshot>, iommu::Error> {
-        // A hit takes no lock.
         if let Ok(found) = self.iotlb.lookup(iova, length, access) {
             return Ok(found);
         }
@@ -86,14 +85,13 @@ fn main() -> Result<()> {
     assert_eq!(physical.read_obj::<u8>(GuestAddress(0x5fff))?, 7);
     assert_eq!(physical.read_obj::<u8>(GuestAddress(0x2000))?, 7);
 
-    // The guest unmaps a page while a request uses it.
+    // The guest unmaps a page while a request uses it. The device acknowledges this after the wait.
     let page = GuestAddress(0x9000_0000);
     let request = memory.get_slices(page, 0x10, Permissions::Write)?;
     let invalidation = memory.iommu().iotlb.invalidate_mapping(page, 0x1000);
     assert!(!invalidation.is_done());
     drop(request);
     invalidation.wait(Instant::now() + TIMEOUT)?;
-    // The device may acknowledge the invalidation now.
 
     // An explanation does not ask the front end.
     let refusal = memory.explain(page, 0x10, Permissions::Read);
