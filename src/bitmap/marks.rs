@@ -29,7 +29,7 @@
 //! |---|---|---|
 //! | `T` | `swap` or `fetch_and` on the summary | reads and clears the bits of the lines |
 //! | `S` | loads of the words of each such line | skips the empty words |
-//! | `H` | `swap` or `fetch_and` on each other word; `cmpxchg16b` on two words, where possible | reads and clears the marks |
+//! | `H` | `swap` or `fetch_and` on each other word, or on two at once | reads and clears the marks |
 //! | `F` | full fence | orders the cleared marks before the data |
 //! | `R` | loads from guest memory | reads the data |
 //!

@@ -26,7 +26,7 @@ use crate::sys::{self, bytes, ReservedArena};
 ///   host  ▒ ├ ░░░ ├─ file 1 ─┤ ░░░░░░ ├─ file 2 ─┤ ░░░░ ┤ ▒      ▒ guard, ░ PROT_NONE
 /// ```
 ///
-/// Where no file is mapped, `KVM_RUN` fails with `EFAULT` or returns an MMIO exit, as for
+/// `KVM_RUN` fails with `EFAULT` or returns an MMIO exit where no file is mapped, as for
 /// [protected blocks](crate::Unplugged::Protected). The same applies to a page past the end of a
 /// file. Another process may truncate a file that is not sealed.
 ///
