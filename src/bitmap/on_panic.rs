@@ -17,8 +17,11 @@ impl<F: FnMut()> Drop for OnPanic<F> {
     fn drop(&mut self) {
         // No code uses the state that a panic leaves, except the bitmap that panicked.
         if let Err(payload) = catch_unwind(AssertUnwindSafe(&mut self.0)) {
-            // Dropping it could panic again.
-            core::mem::forget(payload);
+            // Dropping the payload may panic. The payload of that panic is leaked, as its drop may
+            // panic in turn.
+            if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                core::mem::forget(second);
+            }
         }
     }
 }
