@@ -10,6 +10,7 @@ use crate::reference_side;
 use crate::ring_windows;
 use crate::shapes::{Dirty, Mappings};
 use crate::stage::Stage;
+use crate::throughput::Shift;
 use crate::values::{S16, S64};
 
 /// One operation.
@@ -329,6 +330,7 @@ pub const ROWS: &[Row] = &[
     row!("VolatileSlice::copy_from, u32, 4096B", |stage| copies::copy_from::<u32, 1024>(stage), limit::copy_from::<u32, 1024>(stage)),
     row!("VolatileSlice::copy_from, u64, 4096B", |stage| copies::copy_from::<u64, 512>(stage), limit::copy_from::<u64, 512>(stage)),
     row!("VolatileSlice::copy_to, u8, 64B", |stage| copies::copy_to::<u8, 64>(stage), limit::copy_to::<u8, 64>(stage)),
+    row!("VolatileSlice::copy_to, u8, 64K, 12 B above the source modulo 4096", |stage| copies::copy_bytes(stage, 64 << 10, Shift::ABOVE_SOURCE), limit::copy_bytes(stage, 64 << 10, Shift::ABOVE_SOURCE)),
     row!("VolatileSlice::copy_to_vs, 4096B", |stage| copies::copy_to_volatile_slice(stage, 4096), limit::copy_to_volatile_slice(stage, 4096)),
     row!("mark_dirty, 1B, already", |_| bitmaps::mark_dirty(1), limit::mark_dirty(1)),
     row!("mark_dirty, 64K, already", |_| bitmaps::mark_dirty(64 << 10), limit::mark_dirty(64 << 10)),

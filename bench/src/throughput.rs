@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::contest::{median, Contest, Effort};
 use crate::plot::{Curve, Plot, BLUE, GREY, ORANGE};
 use crate::report::{digits, Build};
-use crate::stage::Stage;
+use crate::stage::{Stage, HOST_OFFSET};
 use crate::{limit, ours_side, reference_side};
 
 /// The share of the speed of `memcpy` that the median copy must reach.
@@ -31,6 +31,15 @@ const SHIFTS: [Shift; 4] = [
 pub struct Shift {
     pub guest: usize,
     pub host: usize,
+}
+
+impl Shift {
+    /// The host buffer begins 12 bytes above the guest's, modulo 4096: the size of a header of a
+    /// virtio network packet.
+    pub const ABOVE_SOURCE: Self = Self {
+        guest: 0,
+        host: 4096 - HOST_OFFSET + 12,
+    };
 }
 
 /// One copy.

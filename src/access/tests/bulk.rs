@@ -178,6 +178,38 @@ pub(in crate::access) fn copy_overlapping_at_each_length_and_alignment_moves_onl
     }
 }
 
+/// Processors execute `rep movsb` in different ways if the destination is a little above the source
+/// modulo the size of a page.
+pub(in crate::access) fn copy_at_each_distance_within_page_moves_only_its_bytes<R: TestedSet>() {
+    const PAGE: usize = 4096;
+    const LENS: &[usize] = if cfg!(miri) {
+        &[191]
+    } else {
+        &[129, 300, (1 << 14) + 191]
+    };
+    let longest = LENS[LENS.len() - 1];
+    let mut source = numbered(longest + PAGE);
+    let mut target = vec![0xeeu8; longest + 4 * PAGE];
+    let to_page = |bytes: &[u8]| bytes.as_ptr().addr().wrapping_neg() % PAGE;
+    let (source_page, target_page) = (to_page(&source), to_page(&target));
+    for &len in LENS {
+        for distance in alignments().chain([PAGE - 1]) {
+            for offset in [0, 5] {
+                let (from, to) = (source_page + offset, target_page + offset + distance);
+                let src = source[from..][..len].as_mut_ptr();
+                let dst = target[to..][..len].as_mut_ptr();
+                // SAFETY: both slices have `len` bytes.
+                unsafe { R::copy(Destination, dst, src, len) }.unwrap();
+                let (before, copy) = target.split_at_mut(to);
+                let (copy, after) = copy.split_at_mut(len);
+                assert!(copy == &source[from..][..len], "{len} bytes, {distance}");
+                assert!(before.iter().chain(&*after).all(|b| *b == 0xee), "{len}");
+                copy.fill(0xee);
+            }
+        }
+    }
+}
+
 /// The lengths make each loop of each routine run more than once.
 pub(in crate::access) fn copy_of_long_ranges_at_each_alignment_moves_only_its_bytes<
     R: TestedSet,
@@ -268,6 +300,7 @@ macro_rules! bulk_tests {
             copy_overlapping_at_each_distance_reads_before_it_overwrites,
             copy_overlapping_of_disjoint_ranges_moves_only_its_bytes,
             copy_overlapping_at_each_length_and_alignment_moves_only_its_bytes,
+            copy_at_each_distance_within_page_moves_only_its_bytes,
             copy_of_long_ranges_at_each_alignment_moves_only_its_bytes,
             copy_elements_at_each_start_and_count_moves_only_its_bytes
         );

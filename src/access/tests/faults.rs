@@ -48,11 +48,42 @@ pub(in crate::access) fn copy_and_fill_at_inaccessible_page_return_its_address<R
     }
 }
 
+/// Routines may treat a destination a little above the source, modulo the size of a page, in a way
+/// of their own.
+pub(in crate::access) fn copy_just_above_source_within_page_returns_address_of_fault<
+    R: TestedSet,
+>() {
+    if crate::fault::install().is_err() {
+        return; // these routines do not recover from faults
+    }
+    const LEN: usize = 20_000;
+    const ACCESSIBLE: usize = 10_000;
+    let (guest, host) = (GuardedPages::new(16), GuardedPages::new(16));
+    for distance in [1, 12, 31, 32] {
+        let check = |result: Result<(), _>| {
+            let at: usize = core::num::NonZeroUsize::get(result.unwrap_err());
+            let inaccessible = guest.end().addr()..guest.end().addr() + LEN;
+            assert!(inaccessible.contains(&at), "{distance}");
+        };
+        let operand = guest.end().wrapping_sub(ACCESSIBLE);
+        let within_page = operand.addr() % 4096;
+        let above = host.start().wrapping_add(within_page + distance);
+        let below = host.start().wrapping_add(4096 + within_page - distance);
+        // SAFETY: the handler recovers from faults at inaccessible bytes of the guest operand;
+        // `LEN` bytes follow the two addresses in their pages.
+        unsafe {
+            check(R::copy(Source, above, operand, LEN));
+            check(R::copy(Destination, operand, below, LEN));
+        }
+    }
+}
+
 macro_rules! fault_tests {
     ($routines:ty) => {
         instantiate!(
             faults, $routines:
-            copy_and_fill_at_inaccessible_page_return_its_address
+            copy_and_fill_at_inaccessible_page_return_its_address,
+            copy_just_above_source_within_page_returns_address_of_fault
         );
     };
 }

@@ -201,7 +201,7 @@ fn detected_long_copy(len: usize) -> Routine {
     clippy::as_conversions,
     reason = "only a cast makes a pointer of a function"
 )]
-static MIDDLE: AtomicPtr<()> = AtomicPtr::new(middle_undetected as *mut ());
+pub(super) static MIDDLE: AtomicPtr<()> = AtomicPtr::new(middle_undetected as *mut ());
 
 #[inline(always)]
 fn detected_middle_copy() -> Routine {
