@@ -10,16 +10,16 @@ const WITHOUT_KVM: &str = "without KVM, `cargo test -p e2e` drives the devices f
 #[non_exhaustive]
 pub enum Error {
     /// The system cannot provide guest memory.
-    #[error("cannot map guest memory: {0}")]
+    #[error("cannot map guest memory")]
     Build(#[from] vm_memory_host::BuildError),
     /// The system cannot populate guest memory.
-    #[error("--prefault: {0}")]
+    #[error("--prefault: cannot populate guest memory")]
     Prefault(#[from] vm_memory_host::PrefaultError),
     /// microvm cannot access guest memory where it needs to.
-    #[error("cannot access guest memory: {0}; try a larger --mem")]
+    #[error("cannot access guest memory; try a larger --mem")]
     GuestMemory(#[from] vm_memory::GuestMemoryError),
     /// A file on the command line cannot be used.
-    #[error("{option} {}: {source}; check the path and its permissions", path.display())]
+    #[error("{option} {}: cannot use the file; check the path and its permissions", path.display())]
     File {
         /// The option that names the file.
         option: &'static str,
@@ -39,8 +39,8 @@ pub enum Error {
         min: u64,
     },
     /// The disk image cannot be read, copied or created.
-    #[error("disk image: {0}; check the free space in $TMPDIR")]
-    Disk(io::Error),
+    #[error("disk image: cannot read or write it; check the free space in $TMPDIR")]
+    Disk(#[source] io::Error),
     /// The kernel image cannot be booted.
     #[error("--kernel: {0}")]
     Kernel(String),
@@ -49,7 +49,7 @@ pub enum Error {
     Architecture,
     /// The KVM device cannot be opened.
     #[error(
-        "{device}: {source}; load kvm_intel or kvm_amd and join the device's group; {WITHOUT_KVM}"
+        "{device}: cannot open it; load kvm_intel or kvm_amd and join the device's group; {WITHOUT_KVM}"
     )]
     KvmDevice {
         /// The path of the device.
@@ -58,7 +58,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A KVM ioctl failed.
-    #[error("KVM: cannot {action}: {source}")]
+    #[error("KVM: cannot {action}")]
     Kvm {
         /// The action that failed.
         action: &'static str,
@@ -66,10 +66,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The host cannot provide a thread, an event or a signal handler.
-    #[error("host resources: {0}; check the limits of the process (ulimit -a)")]
+    #[error("a host resource is not available; check the limits of the process (ulimit -a)")]
     Host(#[from] io::Error),
     /// The virtqueue cannot be created.
-    #[error("cannot create the virtqueue: {0}")]
+    #[error("cannot create the virtqueue")]
     Queue(#[from] virtio_queue::Error),
 }
 

@@ -1,7 +1,9 @@
 //! `microvm`: runs a guest on KVM and reports what it did. The virtual machine monitor is
 //! [`microvm::vmm::run`]: start reading there.
 
+use std::error::Error;
 use std::io::{self, Write};
+use std::iter::successors;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -21,7 +23,9 @@ fn main() -> ExitCode {
             ExitCode::from(u8::from(!report.passed()))
         }
         Err(e) => {
-            let _ = writeln!(io::stderr(), "microvm: {e}");
+            let causes = successors(Some(&e as &dyn Error), |e| e.source());
+            let messages: Vec<String> = causes.map(ToString::to_string).collect();
+            let _ = writeln!(io::stderr(), "microvm: {}", messages.join(": "));
             ExitCode::from(2)
         }
     }

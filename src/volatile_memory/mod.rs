@@ -104,8 +104,8 @@ pub enum Error {
     ///
     /// The number of a fault is `EFAULT`. If a page of a Xen guest cannot be mapped, it is that of
     /// the mapping. A page that is not granted is `EINVAL`.
-    #[error("{0}")]
-    IOError(std::io::Error),
+    #[error("transfer from or to guest memory failed")]
+    IOError(#[source] std::io::Error),
     /// Only the first bytes of the range were moved.
     #[error("only {completed} of {expected} bytes could be moved")]
     PartialBuffer {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rustix::mm::{mlockall, munlockall, MlockAllFlags};
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use rustix::thread::{capabilities, set_capabilities, CapabilitySet};
-use test_support::{in_own_process, skipped, temp_file_of_len, MIB, PAGE_U64 as PAGE};
+use test_support::{error_chain, in_own_process, skipped, temp_file_of_len, MIB, PAGE_U64 as PAGE};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
 use vm_memory_host::{
@@ -502,7 +502,8 @@ fn plug_of_truncated_file_beyond_file_size_limit_returns_error() {
             file.set_len(PAGE).unwrap();
             // SIGXFSZ would end this process.
             let error = plug(&memory, GuestAddress(2 * MIB), MIB).unwrap_err();
-            assert!(error.to_string().contains("File too large"), "{error}");
+            let error = error_chain(&error);
+            assert!(error.contains("File too large"), "{error}");
         },
     );
 }

@@ -30,8 +30,8 @@ pub enum MmapRegionError {
     #[error("cannot map file: file ends before the region; extend the file or map fewer bytes")]
     MappingPastEof,
     /// A system call failed, or the bitmap does not track the whole region.
-    #[error("{}{}", what_failed(.0), .0)]
-    Mmap(io::Error),
+    #[error("cannot map memory")]
+    Mmap(#[source] io::Error),
     /// A foreign or grant mapping has no file; it needs the file of the Xen device.
     #[cfg(feature = "xen")]
     #[error("cannot map memory of a Xen guest: there is no file; pass privcmd or gntdev")]
@@ -49,8 +49,8 @@ pub enum MmapRegionError {
     MmapFlags(u32),
     /// An array of grant references could not be created. This crate never returns it.
     #[cfg(feature = "xen")]
-    #[error("cannot make an array of grant references: {0}")]
-    Fam(vmm_sys_util::fam::Error),
+    #[error("cannot make an array of grant references")]
+    Fam(#[source] vmm_sys_util::fam::Error),
     /// An unexpected error. This crate never returns it.
     #[cfg(feature = "xen")]
     #[error("unexpected error")]
@@ -64,30 +64,5 @@ impl MmapRegionError {
         return MmapRegionError::InvalidPointer;
         #[cfg(feature = "xen")]
         MmapRegionError::Mmap(io::Error::from_raw_os_error(libc::EINVAL))
-    }
-}
-
-/// Returns the words before an error of the system. An error of this crate needs none.
-fn what_failed(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(_) => "cannot map memory: ",
-        None => "",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mmap_error_display_names_mapping_for_errors_of_the_system_only() {
-        let system = || io::Error::from_raw_os_error(libc::EINVAL);
-        let text = format!("cannot map memory: {}", system());
-        assert_eq!(MmapRegionError::Mmap(system()).to_string(), text);
-        let own = io::Error::new(io::ErrorKind::InvalidInput, "bitmap is too small");
-        assert_eq!(
-            MmapRegionError::Mmap(own).to_string(),
-            "bitmap is too small"
-        );
     }
 }

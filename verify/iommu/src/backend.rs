@@ -39,7 +39,7 @@ pub enum Refusal {
     #[error("unknown request {0}")]
     Request(u32),
     /// The payload has the wrong length.
-    #[error("invalid payload: {0}")]
+    #[error("invalid payload")]
     Payload(#[from] WireError),
     /// The type is unknown, or only back ends send it.
     #[error("unexpected IOTLB message of type {0}")]

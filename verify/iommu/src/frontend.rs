@@ -24,7 +24,7 @@ pub enum FrontEndError {
     #[error("the back end sent an unexpected message: {0:?}")]
     Unexpected(Header),
     /// The payload of a message has the wrong length.
-    #[error("the back end sent {0}")]
+    #[error("the back end sent an invalid payload")]
     Payload(#[from] WireError),
 }
 

@@ -15,6 +15,7 @@
 //! | [`SetOnDrop`] | ends the threads of a test after a panic |
 //! | [`wait_until`], [`ThreadId`] | wait for a condition, or until a thread sleeps |
 //! | [`StaticAllocator`] | an allocator without system calls |
+//! | [`error_chain`], [`assert_causes_printed_once`] | the messages of an error and its causes |
 //! | [`emulator`] | the program that runs the tests of another processor |
 //!
 //! A test that cannot run on a machine prints a line with `SKIPPED:` and passes. These lines list
@@ -36,11 +37,12 @@
 // A module imports only from lines above it.
 //
 // ```text
-// wait, emulator, files, huge_pages, set_on_drop, static_allocator, system_calls, own_process
+// wait, emulator, error_chain, files, huge_pages, set_on_drop, static_allocator, system_calls, own_process
 // lazy_pages
 // locked_file
 // ```
 mod emulator;
+mod error_chain;
 mod files;
 mod huge_pages;
 #[cfg(target_os = "linux")]
@@ -58,6 +60,7 @@ use std::fmt::Display;
 use std::io::Write;
 
 pub use emulator::emulator;
+pub use error_chain::{assert_causes_printed_once, error_chain};
 pub use files::{temp_file, temp_file_of_len};
 pub use huge_pages::HugePages;
 #[cfg(target_os = "linux")]

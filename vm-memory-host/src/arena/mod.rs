@@ -94,7 +94,7 @@ pub enum ArenaError {
         pieces: usize,
     },
     /// The system refused a call.
-    #[error("cannot {what} {len:#x} bytes at offset {offset:#x} of an arena: {source}")]
+    #[error("cannot {what} {len:#x} bytes at offset {offset:#x} of an arena")]
     System {
         /// The operation.
         what: &'static str,

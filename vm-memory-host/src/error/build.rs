@@ -330,7 +330,7 @@ pub enum BuildError {
         name: String,
     },
     /// The block size does not fit the region.
-    #[error("region {region}: {source}")]
+    #[error("region {region}: the block size does not fit")]
     Blocks {
         /// The region.
         region: Span,
@@ -338,7 +338,7 @@ pub enum BuildError {
         source: PluggedBlocksError,
     },
     /// The system refused a call.
-    #[error("region {region}: cannot {what}: {source}; {advice}")]
+    #[error("region {region}: cannot {what}; {advice}")]
     System {
         /// The region.
         region: Span,
@@ -351,7 +351,7 @@ pub enum BuildError {
     },
     /// The dirty bitmap of a region cannot be allocated.
     #[error(
-        "region {region}: cannot allocate its dirty bitmap: {source}; \
+        "region {region}: cannot allocate its dirty bitmap; \
         make the region smaller, raise the limit of the process, or track larger pages \
         (MemoryBuilder::build_with_bitmaps)"
     )]
@@ -362,7 +362,7 @@ pub enum BuildError {
         source: TryReserveError,
     },
     /// vm-memory refused a mapping.
-    #[error("region {region}: cannot make a vm-memory region of its mapping: {source}")]
+    #[error("region {region}: cannot make a vm-memory region of its mapping")]
     Region {
         /// The region.
         region: Span,
@@ -370,7 +370,7 @@ pub enum BuildError {
         source: MmapRegionError,
     },
     /// vm-memory refused the collection of regions.
-    #[error("cannot combine the regions into a memory map: {0}")]
+    #[error("cannot combine the regions into a memory map")]
     Collection(#[from] GuestRegionCollectionError),
     /// Prefaulting failed.
     #[error(transparent)]

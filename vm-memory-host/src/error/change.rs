@@ -92,7 +92,7 @@ pub enum PrefaultError {
     /// The system refused to populate a range.
     #[error(
         "region {region}: cannot populate {len:#x} bytes at {start:#x}, after {done:#x} of \
-        {total:#x} bytes: {source}; {}",
+        {total:#x} bytes; {}",
         populate_remedy(.source)
     )]
     System {
@@ -292,7 +292,7 @@ pub enum ChangeError {
     },
     /// The system refused a call. The part of the range before `start` was changed.
     #[error(
-        "region {region}: cannot {what} {len:#x} bytes at {start:#x}: {source}; \
+        "region {region}: cannot {what} {len:#x} bytes at {start:#x}; \
         {done:#x} bytes were changed before"
     )]
     System {

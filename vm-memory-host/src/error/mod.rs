@@ -4,6 +4,8 @@
 
 mod build;
 mod change;
+#[cfg(test)]
+mod tests;
 
 pub use build::BuildError;
 pub use change::{ChangeError, NotProvisioned, OtherProcess, PrefaultError};

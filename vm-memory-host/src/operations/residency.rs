@@ -92,7 +92,7 @@ pub enum ResidencyError {
     OtherProcess(#[from] OtherProcess),
     /// The system refused a call.
     #[error(
-        "region {region}: cannot read its memory usage: {source}; {}",
+        "region {region}: cannot read its memory usage; {}",
         remedy(.source)
     )]
     System {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use super::common::*;
-use test_support::{skipped, temp_file_of_len};
+use test_support::{error_chain, skipped, temp_file_of_len};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vm_memory_host::{
@@ -269,9 +269,9 @@ fn build_of_file_on_full_tmpfs_returns_error() {
         Backing::private_file(file("a", size), 0),
     ] {
         let region = Region::new(GuestAddress(0), size).backing(backing);
-        let error = build(region).unwrap_err().to_string();
+        let error = error_chain(&build(region).unwrap_err());
         assert!(
-            error.contains("cannot allocate space for its file: No space"),
+            error.contains("cannot allocate space for its file; ") && error.contains(": No space"),
             "{error}"
         );
     }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::common::*;
-use test_support::skipped;
+use test_support::{error_chain, skipped};
 use vm_memory::mmap::PluggedBlocksError;
 use vm_memory::GuestAddress;
 use vm_memory_host::{
@@ -16,7 +16,7 @@ use vm_memory_host::{
 fn message(region: Region) -> String {
     match build(region) {
         Ok(_) => "no error".to_owned(),
-        Err(error) => error.to_string(),
+        Err(error) => error_chain(&error),
     }
 }
 
@@ -172,13 +172,13 @@ fn build_with_invalid_block_size_shows_the_error_of_vm_memory() {
     for (size, block_size) in [(4 * MIB, 3 * MIB), (0x3000, 0x3000)] {
         let region = region(0, size).blocks(non_zero(block_size), Unplugged::Mapped);
         let error = build(region).map(|_| ()).unwrap_err();
-        let message = error.to_string();
+        let message = error_chain(&error);
         let BuildError::Blocks { region, source } = error else {
             panic!("{message}");
         };
         let block_size = block_size as usize;
         assert_eq!(source, PluggedBlocksError::BlockSize { block_size });
-        assert_eq!(message, format!("region {region}: {source}"));
+        assert_eq!(message, format!("region {region}: the block size does not fit: {source}"));
     }
 }
 
