@@ -5,7 +5,7 @@
 //! [`MemoryRegionAddress`]. The trait [`Address`] provides the arithmetic that is meaningful.
 
 use core::cmp::{Eq, Ord, PartialEq, PartialOrd};
-use core::fmt::Debug;
+use core::fmt::{self, Debug};
 use core::ops::{Add, BitAnd, BitOr, Not, Sub};
 
 /// The integer that represents an address.
@@ -263,6 +263,37 @@ macro_rules! impl_address {
                 Self(self.0 | other)
             }
         }
+
+        impl From<u64> for $name {
+            fn from(addr: u64) -> Self {
+                Self(addr)
+            }
+        }
+
+        impl From<$name> for u64 {
+            fn from(addr: $name) -> u64 {
+                addr.0
+            }
+        }
+
+        /// Prints the address in hexadecimal, with the prefix `0x`.
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:#x}", self.0)
+            }
+        }
+
+        impl fmt::LowerHex for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::LowerHex::fmt(&self.0, f)
+            }
+        }
+
+        impl fmt::UpperHex for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::UpperHex::fmt(&self.0, f)
+            }
+        }
     };
 }
 
@@ -275,10 +306,11 @@ macro_rules! impl_address {
 ///
 /// let next_page = GuestAddress(0x1234).checked_align_up(0x1000);
 /// assert_eq!(next_page, Some(GuestAddress(0x2000)));
+/// assert_eq!(format!("{} {:x}", GuestAddress(0x2000), GuestAddress(0x2000)), "0x2000 2000");
 /// ```
 #[doc(alias = "GPA")]
 #[doc(alias = "IOVA")]
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Ord, PartialOrd)]
 pub struct GuestAddress(pub u64);
 impl_address!(GuestAddress);
 
@@ -297,7 +329,7 @@ impl_address!(GuestAddress);
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Ord, PartialOrd)]
 pub struct MemoryRegionAddress(pub u64);
 impl_address!(MemoryRegionAddress);
 
@@ -337,6 +369,27 @@ mod tests {
     #[should_panic(expected = "not a power of two")]
     fn checked_align_up_to_zero_panics() {
         let _ = GuestAddress(0).checked_align_up(0);
+    }
+
+    #[test]
+    fn format_of_address_prints_hexadecimal() {
+        let addr = GuestAddress(0xabc);
+        assert_eq!(addr.to_string(), "0xabc");
+        assert_eq!(
+            format!("{addr:x} {addr:#010x} {addr:X}"),
+            "abc 0x00000abc ABC"
+        );
+        // As in 0.18.0.
+        assert_eq!(format!("{addr:?}"), "GuestAddress(2748)");
+        assert_eq!(MemoryRegionAddress(0).to_string(), "0x0");
+    }
+
+    #[test]
+    fn from_and_into_u64_keep_the_number() {
+        assert_eq!(GuestAddress::from(7), GuestAddress(7));
+        assert_eq!(u64::from(MemoryRegionAddress::from(u64::MAX)), u64::MAX);
+        let set = std::collections::HashSet::from([GuestAddress(7), GuestAddress(7)]);
+        assert_eq!(set.len(), 1);
     }
 
     fn check_arithmetic(a: u64, b: u64, shift: u32) -> Result<(), TestCaseError> {

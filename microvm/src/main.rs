@@ -23,7 +23,7 @@ fn main() -> ExitCode {
             ExitCode::from(u8::from(!report.passed()))
         }
         Err(e) => {
-            let causes = successors(Some(&e as &dyn Error), |e| e.source());
+            let causes = successors(Some(&e as &dyn Error), |&e| e.source());
             let messages: Vec<String> = causes.map(ToString::to_string).collect();
             let _ = writeln!(io::stderr(), "microvm: {}", messages.join(": "));
             ExitCode::from(2)

@@ -124,7 +124,7 @@ use super::routine_set::RoutineSet;
 use crate::address::GuestAddress;
 
 /// The direction of an access. A field of [`LastFault`], which has an example.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Direction {
     /// From guest memory to the host.
     Read,
@@ -138,7 +138,6 @@ pub enum Direction {
 ///
 /// ```
 /// use vm_memory::fault::{Direction, LastFault};
-/// use vm_memory::GuestAddress;
 ///
 /// /// Describes a fault for the log of a device.
 /// fn describe(fault: &LastFault) -> String {
@@ -147,20 +146,18 @@ pub enum Direction {
 ///         Direction::Write => "write",
 ///     };
 ///     match fault.guest_address {
-///         Some(GuestAddress(addr)) => format!("{access} of guest address {addr:#x} failed"),
+///         Some(addr) => format!("{access} of guest address {addr} failed"),
 ///         None => format!("{access} of host address {:#x} failed", fault.host_address),
 ///     }
 /// }
 ///
-/// let fault = LastFault {
-///     guest_address: Some(GuestAddress(0x11_0000)),
-///     host_address: 0x7f00_0011_0000,
-///     direction: Direction::Read,
-///     completed: 0,
-/// };
-/// assert_eq!(describe(&fault), "read of guest address 0x110000 failed");
+/// if let Some(fault) = vm_memory::fault::last() {
+///     // "read of guest address 0x110000 failed"
+///     println!("{}", describe(&fault));
+/// }
 /// ```
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
 pub struct LastFault {
     /// The guest address of the byte that faulted, if the access was by guest address.
     ///

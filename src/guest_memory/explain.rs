@@ -34,7 +34,7 @@ use crate::region::GuestMemoryRegion;
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub struct Refusal {
     /// The number of bytes of the range before this one. An access can reach them.
@@ -53,7 +53,7 @@ pub struct Refusal {
 /// # Examples
 ///
 /// See [`Refusal`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum RefusalReason {
     /// No region contains the byte.

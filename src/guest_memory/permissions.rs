@@ -1,5 +1,6 @@
 //! [`Permissions`]: the permission that an access requires, or that memory grants.
 
+use core::fmt;
 use core::ops::{BitAnd, BitOr};
 
 use crate::access::fault::Direction;
@@ -14,8 +15,9 @@ use crate::access::fault::Direction;
 /// assert!(Permissions::ReadWrite.allow(Permissions::Read));
 /// assert!(!Permissions::Read.allow(Permissions::Write));
 /// assert_eq!(Permissions::Read | Permissions::Write, Permissions::ReadWrite);
+/// assert_eq!(Permissions::Read.to_string(), "r-");
 /// ```
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[repr(u8)]
 pub enum Permissions {
     /// Neither read nor write access. An access with this permission only requires a mapping.
@@ -79,6 +81,18 @@ impl Permissions {
     }
 }
 
+/// Prints two characters, such as `r-` for read access and `--` for none.
+impl fmt::Display for Permissions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Permissions::No => "--",
+            Permissions::Read => "r-",
+            Permissions::Write => "-w",
+            Permissions::ReadWrite => "rw",
+        })
+    }
+}
+
 /// The union of two permissions.
 impl BitOr for Permissions {
     type Output = Permissions;
@@ -114,6 +128,8 @@ mod tests {
                 assert_eq!(a.allow(b), a as u8 & b as u8 == b as u8);
             }
             assert_eq!(a.has_write(), a as u8 & 2 != 0);
+            assert_eq!(a.to_string().contains('w'), a.has_write());
+            assert_eq!(a.to_string().contains('r'), a as u8 & 1 != 0);
         }
         assert_eq!(size_of::<Permissions>(), 1);
     }

@@ -3,6 +3,7 @@
 //! Threads that count at the same time in one cache line slow each other: a count then takes about
 //! as long as a hit. So each of the first 16 threads has a shard of its own.
 
+use core::ops::Sub;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The number of shards. With more threads than this, several threads use one shard.
@@ -54,10 +55,25 @@ impl LookupCounters {
 
 /// Statistics of an [`Iotlb`](super::Iotlb) or a [`SharedIotlb`](super::SharedIotlb).
 ///
+/// The difference of two readings has the lookups and evictions between them, and the mappings of
+/// the later one.
+///
 /// # Examples
 ///
-/// See [`Iotlb::counters`](super::Iotlb::counters).
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+/// ```
+/// use vm_memory::{GuestAddress, Iotlb, Permissions};
+///
+/// let mut iotlb = Iotlb::new();
+/// iotlb.count_lookups();
+/// let mut lookup = || Iotlb::lookup(&iotlb, GuestAddress(0), 1, Permissions::Read).is_ok();
+/// lookup();
+/// let before = iotlb.counters();
+/// lookup();
+/// let rate = iotlb.counters() - before;
+/// assert_eq!((rate.hits, rate.misses), (0, 1));
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
 pub struct IotlbCounters {
     /// The number of lookups that found all of their range; 0 unless lookups are counted.
     pub hits: u64,
@@ -67,4 +83,18 @@ pub struct IotlbCounters {
     pub evictions: u64,
     /// The current number of mappings.
     pub entries: usize,
+}
+
+/// The counts of lookups and evictions wrap, as the counters do.
+impl Sub for IotlbCounters {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            hits: self.hits.wrapping_sub(earlier.hits),
+            misses: self.misses.wrapping_sub(earlier.misses),
+            evictions: self.evictions.wrapping_sub(earlier.evictions),
+            entries: self.entries,
+        }
+    }
 }

@@ -57,7 +57,7 @@ pub enum Error {
 /// assert_eq!(range.to_string(), "0x1000-0x2fff");
 /// # Ok::<(), std::num::TryFromIntError>(())
 /// ```
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct IovaRange {
     /// The first address.
     pub base: GuestAddress,
@@ -97,7 +97,7 @@ impl TryFrom<Range<u64>> for IovaRange {
 /// # Examples
 ///
 /// See [`Iotlb`](super::Iotlb).
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct MappedRange {
     /// The first address.
     pub base: GuestAddress,

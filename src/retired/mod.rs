@@ -46,12 +46,14 @@ pub(crate) use list::{Unread, Version};
 /// let iotlb = SharedIotlb::new();
 /// let snapshot = iotlb.snapshot();
 /// let invalidation = iotlb.invalidate_all();
-/// assert_eq!(invalidation.wait(Instant::now()), Err(ReadersRemain { readers: 1 }));
+/// let remain: Result<(), ReadersRemain> = invalidation.wait(Instant::now());
+/// assert_eq!(remain.unwrap_err().readers, 1);
 /// drop(snapshot);
 /// assert_eq!(invalidation.wait(Instant::now()), Ok(()));
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 #[error(
     "a retired version is still in use (readers: {readers}); \
      drop any guard, iterator or snapshot that the waiting thread holds"

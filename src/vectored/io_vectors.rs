@@ -18,6 +18,7 @@ use crate::guest_memory::{bounded_slices, Error, GuestAddress, GuestMemory, Perm
 /// marks all its pages. So an early return or a panic loses no page. Keep it until the kernel no
 /// longer writes. [`cancel`](Self::cancel) is for a range that nobody wrote to.
 #[doc(alias = "iovec")]
+#[must_use = "its memory is mapped and translated only until it is dropped"]
 pub struct IoVectors<'a, S: BitmapSlice, H> {
     segments: Segments<'a, S>,
     /// Declared after the segments, so that it is dropped after them.

@@ -562,9 +562,7 @@ fn builder_of_description_after_vma_limit_closes_descriptors() {
     in_own_process(
         "builder_of_description_after_vma_limit_closes_descriptors",
         |test| {
-            let version = Description::VERSION;
-            let regions = Vec::new();
-            let description = Description { version, regions };
+            let description = Description::new(Vec::new());
             let Some(mut mappings) = all_vmas(test) else {
                 return;
             };

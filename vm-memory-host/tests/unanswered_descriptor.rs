@@ -181,10 +181,8 @@ fn description_with_unused_descriptor_does_not_wait_for_its_server() {
             .map(drop)
     });
     assert!(built.is_ok(), "{built:?}");
-    let newer = Description {
-        version: Description::VERSION + 1,
-        regions: Vec::new(),
-    };
+    let mut newer = Description::new(Vec::new());
+    newer.version += 1;
     let error = returned(move || newer.builder(vec![wrong.into()].into()).map(drop));
     assert!(matches!(error, Err(DescriptionError::Version { .. })));
 }
@@ -245,10 +243,8 @@ fn threads() -> usize {
 
 /// Drops a received descriptor.
 fn receive(file: File) {
-    let newer = Description {
-        version: Description::VERSION + 1,
-        regions: Vec::new(),
-    };
+    let mut newer = Description::new(Vec::new());
+    newer.version += 1;
     newer.builder(vec![file.into()].into()).unwrap_err();
 }
 

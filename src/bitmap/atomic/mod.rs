@@ -285,6 +285,7 @@ impl AtomicBitmap {
     /// bitmap.mark_dirty(0, 1);
     /// assert!(!bitmap.dirty_at(0));
     /// ```
+    #[must_use]
     pub fn switched_while_paused(mut self) -> Self {
         self.tracking = Tracking::switched_while_paused();
         self

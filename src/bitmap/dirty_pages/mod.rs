@@ -438,6 +438,7 @@ impl Iterator for DirtyWords<'_> {
 
 /// An iterator over dirty pages as ranges of bytes, created by [`DirtyPages::runs`].
 #[derive(Clone, Debug)]
+#[must_use = "iterators do nothing unless they are consumed"]
 pub struct DirtyRuns<'a> {
     runs: BitRuns<DirtyWords<'a>>,
     page_size: usize,

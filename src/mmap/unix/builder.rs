@@ -163,6 +163,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     /// assert_eq!(region.owner::<MmapRegion>().map(|owner| owner.size()), Some(0x2000));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[must_use]
     pub fn with_owner<T>(mut self, owner: Arc<T>) -> Self
     where
         T: Any + Debug + Send + Sync + UnwindSafe + RefUnwindSafe,
@@ -176,6 +177,7 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     /// Bytes past the end of `blocks` are not accessible. See [`PluggedBlocks`] for an example.
     #[doc(alias = "hotplug")]
     #[doc(alias = "virtio-mem")]
+    #[must_use]
     pub fn with_plugged_blocks(mut self, blocks: Arc<PluggedBlocks>) -> Self {
         self.blocks = Some(blocks);
         self

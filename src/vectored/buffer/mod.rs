@@ -97,6 +97,7 @@ use crate::guest_memory::{
 #[doc(alias = "io_uring")]
 #[doc(alias = "DMA")]
 #[doc(alias = "zero-copy")]
+#[must_use = "dropping it without a completion marks all pages that a device may have written"]
 pub struct IoBuffer<M: GuestMemory + 'static> {
     // `segments` borrows from `memory`, and is declared before it: fields are dropped in the order
     // of their declaration. The lifetime `'static` never leaves this type. `memory` is replaced

@@ -233,7 +233,7 @@ impl Iommu for VhostIommu {
             // again only if an invalidation may have removed the reply.
             let miss = fails.misses.into_iter().next();
             if let Some(miss) =
-                miss.filter(|miss| asked.as_ref() != Some(&(miss.clone(), seen.invalidations)))
+                miss.filter(|miss| asked.as_ref() != Some(&(*miss, seen.invalidations)))
             {
                 if asked.is_some() && begin.elapsed() >= shared.deadline {
                     return Err(too_late());

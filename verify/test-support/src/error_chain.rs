@@ -5,7 +5,7 @@ use std::error::Error;
 use std::iter::successors;
 
 fn messages(error: &dyn Error) -> Vec<String> {
-    let chain = successors(Some(error), |error| error.source());
+    let chain = successors(Some(error), |&error| error.source());
     chain.map(ToString::to_string).collect()
 }
 

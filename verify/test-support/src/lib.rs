@@ -37,7 +37,8 @@
 // A module imports only from lines above it.
 //
 // ```text
-// wait, emulator, error_chain, files, huge_pages, set_on_drop, static_allocator, system_calls, own_process
+// wait, emulator, error_chain, files, huge_pages, set_on_drop, static_allocator, system_calls
+// own_process
 // lazy_pages
 // locked_file
 // ```
@@ -71,7 +72,7 @@ pub use own_process::{in_own_process, run_again};
 pub use set_on_drop::SetOnDrop;
 pub use static_allocator::StaticAllocator;
 #[cfg(target_os = "linux")]
-pub use system_calls::{documented_calls, record_calls, CallRecorder};
+pub use system_calls::{documented_calls, record_calls, Call, CallRecorder};
 pub use wait::wait_until;
 #[cfg(target_os = "linux")]
 pub use wait::ThreadId;

@@ -1,5 +1,5 @@
 //! [`record_calls`]: records the system calls of a function. [`documented_calls`]: reads those that
-//! the documentation of a crate lists.
+//! the documentation of a crate lists. [`CallRecorder`] compares the two.
 
 #![expect(
     unsafe_code,
@@ -11,16 +11,40 @@ use std::fs::File;
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-/// The number of distinct system calls. A higher number counts as the last one.
-const CALLS: usize = 1024;
+/// A system call: its number, and its arguments as the kernel receives them.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Call {
+    /// The number.
+    pub number: i64,
+    /// The arguments. Those that the call does not have are unspecified.
+    pub arguments: [u64; 6],
+}
+
+/// The number of calls of one function that can be recorded.
+const CALLS: usize = 1 << 16;
+
+/// The calls of the function that is traced. The supervisor must not allocate memory for them.
+struct Recorded {
+    calls: [Call; CALLS],
+    /// The number of calls. If it is higher than [`CALLS`], some are missing.
+    len: usize,
+}
+
+static RECORDED: Mutex<Recorded> = Mutex::new(Recorded {
+    calls: [Call {
+        number: 0,
+        arguments: [0; 6],
+    }; CALLS],
+    len: 0,
+});
 
 /// The state that the traced thread and the supervisor share.
 struct Shared {
     /// The descriptor of the notifications, -1 before it exists, or -2 without one.
     listener: AtomicI32,
     is_recording: AtomicBool,
-    made: [AtomicBool; CALLS],
 }
 
 /// Calls `function` in a new thread, and returns its result and the numbers of its system calls.
@@ -35,10 +59,18 @@ struct Shared {
 ///
 /// Panics if `function` panics.
 pub fn record_calls<R: Send>(function: impl FnOnce() -> R + Send) -> Result<(R, BTreeSet<i64>)> {
+    let (result, calls) = record_arguments(function)?;
+    Ok((result, calls.iter().map(|call| call.number).collect()))
+}
+
+/// Calls `function` as [`record_calls`] does, and returns its result and its system calls.
+fn record_arguments<R: Send>(function: impl FnOnce() -> R + Send) -> Result<(R, BTreeSet<Call>)> {
+    // A test that has panicked leaves calls of its own, which are removed.
+    let mut recorded = RECORDED.lock().unwrap_or_else(PoisonError::into_inner);
+    recorded.len = 0;
     let shared = Shared {
         listener: AtomicI32::new(-1),
         is_recording: AtomicBool::new(false),
-        made: [const { AtomicBool::new(false) }; CALLS],
     };
     let result = std::thread::scope(|scope| {
         let traced = scope.spawn(|| {
@@ -55,12 +87,12 @@ pub fn record_calls<R: Send>(function: impl FnOnce() -> R + Send) -> Result<(R, 
             shared.is_recording.store(false, Ordering::Release);
             Ok(result)
         });
-        supervise(&shared);
+        supervise(&shared, &mut recorded);
         traced.join().expect("the traced function has panicked")
     })?;
-    let numbers = shared.made.iter().enumerate();
-    let made = numbers.filter(|(_, made)| made.load(Ordering::Relaxed));
-    Ok((result, made.map(|(number, _)| number as i64).collect()))
+    let calls = recorded.calls.get(..recorded.len);
+    let calls = calls.expect("the function makes too many calls");
+    Ok((result, calls.iter().copied().collect()))
 }
 
 /// Installs a filter in this thread that notifies a supervisor of each call.
@@ -96,7 +128,7 @@ fn install_filter() -> Result<RawFd> {
 /// Records calls and lets them continue, until the traced threads have ended.
 ///
 /// It allocates nothing: a traced thread may wait for it within the allocator.
-fn supervise(shared: &Shared) {
+fn supervise(shared: &Shared, recorded: &mut Recorded) {
     const RECEIVE: u32 = 0xc050_2100;
     const SEND: u32 = 0xc018_2101;
     const CONTINUE: u32 = 1;
@@ -125,7 +157,7 @@ fn supervise(shared: &Shared) {
             return;
         }
         // `struct seccomp_notif`: 80 bytes, of which the first 8 are the identifier. The number of
-        // the call follows at byte 16.
+        // the call is at byte 16, and its arguments are the last 48 bytes.
         let mut call = [0u64; 10];
         // SAFETY: the kernel writes the 80 bytes that the request states, the size of the array.
         let received =
@@ -134,9 +166,13 @@ fn supervise(shared: &Shared) {
             // The thread was killed.
             continue;
         }
-        let number = (call[2] & 0xffff_ffff) as usize;
         if shared.is_recording.load(Ordering::Acquire) {
-            shared.made[number.min(CALLS - 1)].store(true, Ordering::Relaxed);
+            let [_, _, number, _, arguments @ ..] = call;
+            if let Some(next) = recorded.calls.get_mut(recorded.len) {
+                let number = (number & 0xffff_ffff) as i64;
+                *next = Call { number, arguments };
+            }
+            recorded.len += 1;
         }
         // `struct seccomp_notif_resp`: the identifier, a result, an error, and the flags.
         let mut response = [call[0], 0, u64::from(CONTINUE) << 32];
@@ -186,6 +222,7 @@ pub fn documented_calls(text: &str) -> BTreeMap<String, BTreeSet<String>> {
 #[derive(Debug, Default)]
 pub struct CallRecorder {
     made: BTreeMap<String, BTreeSet<String>>,
+    calls: BTreeMap<String, BTreeSet<Call>>,
 }
 
 impl CallRecorder {
@@ -199,10 +236,24 @@ impl CallRecorder {
         function: &str,
         scenario: impl FnOnce() -> R + Send,
     ) -> Result<R> {
-        let (result, calls) = record_calls(scenario)?;
+        let (result, calls) = record_arguments(scenario)?;
         let made = self.made.entry(function.to_owned()).or_default();
-        made.extend(calls.into_iter().map(usual).map(name));
+        made.extend(calls.iter().map(|call| name(usual(call.number))));
+        self.calls
+            .entry(function.to_owned())
+            .or_default()
+            .extend(calls);
         Ok(result)
+    }
+
+    /// Iterates over the calls that were made: the function, the name of the call, and the call.
+    pub fn calls(&self) -> impl Iterator<Item = (&str, String, &Call)> {
+        let functions = self.calls.iter();
+        functions.flat_map(|(function, calls)| {
+            calls
+                .iter()
+                .map(|call| (function.as_str(), name(call.number), call))
+        })
     }
 
     /// Returns the calls that were made and are not in a table, as `function: call`.
@@ -253,9 +304,9 @@ fn name(number: i64) -> String {
         };
     }
     names! {
-        clone3: SYS_clone3, close: SYS_close, exit: SYS_exit,
+        clone: SYS_clone, clone3: SYS_clone3, close: SYS_close, exit: SYS_exit,
         fallocate: SYS_fallocate, fcntl: SYS_fcntl, fstatfs: SYS_fstatfs, ftruncate: SYS_ftruncate,
-        newfstatat: SYS_newfstatat,
+        fstat: SYS_fstat, newfstatat: SYS_newfstatat, ioctl: SYS_ioctl, fchmod: SYS_fchmod,
         futex: SYS_futex, getdents64: SYS_getdents64, getpid: SYS_getpid, gettid: SYS_gettid,
         lseek: SYS_lseek, madvise: SYS_madvise, mbind: SYS_mbind,
         memfd_create: SYS_memfd_create, mincore: SYS_mincore, mlock: SYS_mlock,
@@ -284,6 +335,24 @@ fn usual(number: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn calls_have_their_names_and_arguments() {
+        let mut recorder = CallRecorder::default();
+        // SAFETY: getpriority(2) has two numbers as arguments.
+        let priority = || unsafe { libc::getpriority(libc::PRIO_USER, 0x1234_5678) };
+        if let Err(error) = recorder.run("priority", priority) {
+            return crate::skipped("calls_have_their_names_and_arguments", error);
+        }
+        let number = libc::SYS_getpriority;
+        let (function, _, call) = recorder
+            .calls()
+            .find(|(_, _, call)| call.number == number)
+            .unwrap();
+        assert_eq!(function, "priority");
+        let who = libc::PRIO_USER as u64;
+        assert_eq!(call.arguments[..2], [who, 0x1234_5678]);
+    }
 
     #[test]
     fn record_calls_returns_the_calls_of_all_threads_of_the_function() {

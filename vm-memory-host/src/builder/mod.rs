@@ -90,6 +90,7 @@ type Callback = Box<dyn FnMut(Progress) -> ControlFlow<()> + Send>;
 #[derive(Default)]
 #[doc(alias = "hostmem")]
 #[doc(alias = "memory-backend")]
+#[must_use = "call build() to map the memory"]
 pub struct MemoryBuilder {
     regions: Requested,
     host: Option<HostResources>,

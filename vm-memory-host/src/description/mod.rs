@@ -61,6 +61,7 @@ use crate::sys;
 #[doc(alias = "vhost-user")]
 #[doc(alias = "snapshot")]
 #[doc(alias = "SCM_RIGHTS")]
+#[non_exhaustive]
 pub struct Description {
     /// The version of the format, which must be [`VERSION`](Self::VERSION).
     pub version: u32,
@@ -86,6 +87,7 @@ pub struct Description {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RegionDescription {
     /// The guest addresses of the region.
     pub span: Span,
@@ -110,7 +112,8 @@ pub struct RegionDescription {
 /// let (description, files) = describe(&memory)?;
 /// match description.regions[0].backing {
 ///     BackingDescription::Descriptor { index, offset, .. } => {
-///         println!("descriptor {:?} from offset {offset:#x}", files.get(index));
+///         let file = files.get(usize::try_from(index)?);
+///         println!("descriptor {file:?} from offset {offset:#x}");
 ///     }
 ///     _ => println!("other processes cannot map this region"),
 /// }
@@ -124,7 +127,7 @@ pub enum BackingDescription {
     /// A file, memfd or device.
     Descriptor {
         /// The index of the descriptor in the list.
-        index: usize,
+        index: u32,
         /// The offset in bytes at which the region begins in the file.
         offset: u64,
         /// Whether writes reach the file.
@@ -155,6 +158,7 @@ pub enum BackingDescription {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct BlocksDescription {
     /// The size of the blocks and the treatment of unplugged ones.
     pub blocks: Blocks,
@@ -169,7 +173,8 @@ pub struct BlocksDescription {
 /// ```
 /// use vm_memory_host::{Description, DescriptionError, Descriptors};
 ///
-/// let newer = Description { version: Description::VERSION + 1, regions: Vec::new() };
+/// let mut newer = Description::new(Vec::new());
+/// newer.version += 1;
 /// assert!(matches!(newer.builder(Descriptors::default()), Err(DescriptionError::Version { .. })));
 /// ```
 #[derive(Debug, thiserror::Error)]
@@ -194,7 +199,7 @@ pub enum DescriptionError {
         /// The region.
         region: Span,
         /// The index of the descriptor.
-        index: usize,
+        index: u32,
         /// The number of descriptors that were passed.
         count: usize,
     },
@@ -238,8 +243,7 @@ where
             blocks: blocks(mapping),
         });
     }
-    let version = Description::VERSION;
-    Ok((Description { version, regions }, Descriptors(files.list)))
+    Ok((Description::new(regions), Descriptors(files.list)))
 }
 
 /// The files of regions, each of them once.
@@ -248,13 +252,15 @@ struct Files {
     list: Vec<Arc<File>>,
     /// The index of each file, by its address. The list keeps the files, so no two files have the
     /// same address.
-    known: BTreeMap<*const File, usize>,
+    known: BTreeMap<*const File, u32>,
 }
 
 impl Files {
     /// Returns the index of a file, and adds it if it is new.
-    fn index(&mut self, file: &Arc<File>) -> usize {
-        let next = self.list.len();
+    ///
+    /// A process has less than 2^32 descriptors.
+    fn index(&mut self, file: &Arc<File>) -> u32 {
+        let next = u32::try_from(self.list.len()).unwrap_or(u32::MAX);
         let index = *self.known.entry(Arc::as_ptr(file)).or_insert(next);
         if index == next {
             self.list.push(Arc::clone(file));
@@ -283,15 +289,30 @@ fn blocks(mapping: &HostMapping) -> Option<BlocksDescription> {
     let plugged = record
         .runs()
         .map(|(offset, len)| (bytes(offset), bytes(len)));
-    Some(BlocksDescription {
-        blocks: *blocks,
-        plugged: plugged.collect(),
-    })
+    Some(BlocksDescription::new(*blocks, plugged.collect()))
 }
 
 impl Description {
     /// The version of the format that this crate reads and writes.
     pub const VERSION: u32 = 1;
+
+    /// Creates a description of `regions`, such as from the layout in a snapshot of your own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::GuestMemoryMmap;
+    /// use vm_memory_host::{BackingDescription, Description, RegionDescription, Span};
+    ///
+    /// let span = Span { start: 0, size: 1 << 20 };
+    /// let region = RegionDescription::new(span, BackingDescription::Anonymous);
+    /// let memory: GuestMemoryMmap = Description::new(vec![region]).fresh()?.build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn new(regions: Vec<RegionDescription>) -> Self {
+        let version = Self::VERSION;
+        Self { version, regions }
+    }
 
     /// Creates a builder for the same memory from the received descriptors.
     ///
@@ -333,7 +354,8 @@ impl Description {
     ///     return Err("the guest is larger than 64 GiB".into());
     /// }
     /// for region in &mut description.regions {
-    ///     region.options = Options { sealed: true, ..Options::default() };
+    ///     region.options = Options::default();
+    ///     region.options.sealed = true;
     /// }
     /// let memory = description.builder(received)?.build::<()>()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -411,7 +433,24 @@ impl Description {
     }
 }
 
+impl BlocksDescription {
+    /// Creates a description of `blocks` with their plugged ranges, as offset and length in bytes.
+    pub fn new(blocks: Blocks, plugged: Vec<(u64, u64)>) -> Self {
+        Self { blocks, plugged }
+    }
+}
+
 impl RegionDescription {
+    /// Creates a description with default options and without blocks.
+    pub fn new(span: Span, backing: BackingDescription) -> Self {
+        Self {
+            span,
+            backing,
+            options: Options::default(),
+            blocks: None,
+        }
+    }
+
     /// Returns the request for this region.
     fn region(&self, files: &[Arc<File>]) -> Result<Region, DescriptionError> {
         let mut region = Region::new(GuestAddress(self.span.start), self.span.size);
@@ -423,7 +462,8 @@ impl RegionDescription {
             kind,
         } = &self.backing
         {
-            let file = files.get(*index).cloned();
+            let file = usize::try_from(*index).ok();
+            let file = file.and_then(|index| files.get(index)).cloned();
             region.backing = Backing::File {
                 file: file.ok_or(DescriptionError::NoDescriptor {
                     region: self.span,

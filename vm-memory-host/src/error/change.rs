@@ -130,7 +130,8 @@ pub enum PrefaultError {
 /// assert!(provisioned(region).is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 #[error("region {region} was not built by vm-memory-host; build it with MemoryBuilder")]
 pub struct NotProvisioned {
     /// The region.
@@ -142,12 +143,19 @@ pub struct NotProvisioned {
 /// # Examples
 ///
 /// ```
-/// use vm_memory_host::{OtherProcess, Span};
+/// use vm_memory_host::{ChangeError, Span};
 ///
-/// let error = OtherProcess { region: Span { start: 0, size: 0x1000 } };
-/// assert!(error.to_string().contains("belongs to the parent process"));
+/// /// Returns the region that must be discarded in the parent process.
+/// fn region_of_parent(error: &ChangeError) -> Option<Span> {
+///     match error {
+///         ChangeError::OtherProcess(other) => Some(other.region),
+///         _ => None,
+///     }
+/// }
+/// # let _ = region_of_parent;
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 #[error("region {region} belongs to the parent process; call this there, or build a region here")]
 pub struct OtherProcess {
     /// The region.

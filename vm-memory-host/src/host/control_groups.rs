@@ -13,20 +13,19 @@ use super::HostResources;
 /// # Examples
 ///
 /// ```
-/// use vm_memory_host::GroupLimit;
+/// use vm_memory_host::{BuildError, GroupLimit};
 ///
-/// let limit = GroupLimit {
-///     file: "/sys/fs/cgroup/vms/memory.max".into(),
-///     limit: 128 << 20,
-///     used: 16 << 20,
-///     available: 112 << 20,
-/// };
-/// assert_eq!(
-///     limit.to_string(),
-///     "/sys/fs/cgroup/vms/memory.max allows 0x8000000 bytes, of which 0x1000000 are in use"
-/// );
+/// /// Returns the limit that prevented a build, whose message names its file and its use.
+/// fn limit(error: &BuildError) -> Option<&GroupLimit> {
+///     match error {
+///         BuildError::ControlGroup { limit, .. } => Some(limit),
+///         _ => None,
+///     }
+/// }
+/// # let _ = limit;
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
+#[non_exhaustive]
 #[doc(alias = "cgroup")]
 pub struct GroupLimit {
     /// The file that holds the limit.

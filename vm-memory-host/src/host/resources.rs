@@ -65,10 +65,12 @@ impl fmt::Debug for HostResources {
 /// use vm_memory_host::HugePagePool;
 ///
 /// let has_room = |pool: &HugePagePool, pages| pool.free + pool.overcommit >= pages;
-/// let pool = HugePagePool { page_size: 2 << 20, total: 8, free: 3, overcommit: 0 };
+/// let mut pool = HugePagePool::default();
+/// (pool.page_size, pool.total, pool.free) = (2 << 20, 8, 3);
 /// assert!(has_room(&pool, 3) && !has_room(&pool, 4));
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+#[non_exhaustive]
 #[doc(alias = "hugetlb")]
 pub struct HugePagePool {
     /// The size of a page in bytes.

@@ -87,6 +87,7 @@ const WINDOW: usize = 64 << 20;
 
 /// An iterator over the ranges that have content. Returned by [`content`].
 #[derive(Debug)]
+#[must_use = "iterators do nothing unless they are consumed"]
 pub struct Content<'a> {
     /// The regions that are not finished.
     regions: VecDeque<(Span, &'a HostMapping)>,

@@ -35,9 +35,10 @@ use crate::sys::{run_on_threads, Advice, Cpus};
 /// use vm_memory_host::Progress;
 ///
 /// let percent = |progress: Progress| progress.done * 100 / progress.total.max(1);
-/// assert_eq!(percent(Progress { done: 64 << 20, total: 256 << 20 }), 25);
+/// assert_eq!(percent(Progress::default()), 0);
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
     /// The number of populated bytes.
     pub done: u64,

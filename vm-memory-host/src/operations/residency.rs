@@ -2,7 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::ops::Range;
+use std::iter::Sum;
+use std::ops::{Add, AddAssign, Range};
 use std::os::unix::fs::MetadataExt;
 
 use vm_memory::GuestMemoryBackend;
@@ -27,12 +28,14 @@ use crate::sys;
 /// ```
 /// use vm_memory_host::Residency;
 ///
-/// let total = |regions: &[Residency]| regions.iter().map(|one| one.resident).sum::<u64>();
-/// let region = Residency { resident: 4096, ..Residency::default() };
-/// assert_eq!(total(&[region, region]), 8192);
+/// let mut region = Residency::default();
+/// region.resident = 4096;
+/// let total: Residency = [region, region].into_iter().sum();
+/// assert_eq!(total.resident, 8192);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
 #[doc(alias = "RSS")]
+#[non_exhaustive]
 pub struct Residency {
     /// The bytes that are in memory (mincore(2)).
     ///
@@ -67,6 +70,37 @@ pub struct Residency {
     /// Whether only `resident` and `file` are known, because /proc/thread-self/smaps is missing or
     /// may not be read. The other numbers are then 0.
     pub is_partial: bool,
+}
+
+/// The sums of all numbers. It is partial if one of the two is.
+impl Add for Residency {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            resident: self.resident.saturating_add(other.resident),
+            private: self.private.saturating_add(other.private),
+            file: self.file.saturating_add(other.file),
+            mapped: self.mapped.saturating_add(other.mapped),
+            huge: self.huge.saturating_add(other.huge),
+            swapped: self.swapped.saturating_add(other.swapped),
+            locked: self.locked.saturating_add(other.locked),
+            is_partial: self.is_partial || other.is_partial,
+        }
+    }
+}
+
+impl AddAssign for Residency {
+    fn add_assign(&mut self, other: Self) {
+        *self = Add::add(*self, other);
+    }
+}
+
+/// Adds the usage of regions. Regions with a file in common count it once each.
+impl Sum for Residency {
+    fn sum<I: Iterator<Item = Self>>(regions: I) -> Self {
+        regions.fold(Self::default(), Add::add)
+    }
 }
 
 /// An error of [`residency`] or [`content`](crate::content()).

@@ -194,7 +194,7 @@ impl Backing {
 /// assert_eq!(provisioned(region)?.kind(), BackingKind::Memfd);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum BackingKind {
     /// Private pages of this process.
@@ -229,7 +229,7 @@ impl fmt::Display for BackingKind {
 /// assert!(matches!(backing, Backing::File { sharing: Sharing::Private, .. }));
 /// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sharing {
     /// Writes reach the file and every process that maps it (`MAP_SHARED`).
     Shared,

@@ -8,6 +8,7 @@ pub use options::{Lock, NumaPolicy, Options, TransparentHugePages};
 
 use std::fmt;
 use std::num::NonZeroU64;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
@@ -20,18 +21,23 @@ use vm_memory::GuestAddress;
 /// use std::num::NonZeroU64;
 /// use vm_memory_host::{Blocks, Unplugged};
 ///
-/// let blocks = Blocks {
-///     size: NonZeroU64::new(2 << 20).unwrap(),
-///     unplugged: Unplugged::default(),
-/// };
+/// let blocks = Blocks::new(NonZeroU64::new(2 << 20).unwrap(), Unplugged::default());
 /// assert_eq!(blocks.unplugged, Unplugged::Mapped);
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Blocks {
     /// The size of a block in bytes, a power of two.
     pub size: NonZeroU64,
     /// The treatment of unplugged blocks.
     pub unplugged: Unplugged,
+}
+
+impl Blocks {
+    /// Creates blocks of `size` bytes, a power of two.
+    pub fn new(size: NonZeroU64, unplugged: Unplugged) -> Self {
+        Self { size, unplugged }
+    }
 }
 
 /// The treatment of unplugged blocks, as the guest's CPUs see them.
@@ -49,7 +55,8 @@ pub struct Blocks {
 /// let block = NonZeroU64::new(128 << 20).unwrap();
 /// let region = Region::new(GuestAddress(1 << 32), 8 << 30).blocks(block, Unplugged::Protected);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Unplugged {
     /// Unplugged blocks stay mapped.
     ///
@@ -91,6 +98,7 @@ pub enum Unplugged {
 /// assert_eq!(region.options().name.as_deref(), Some("guest-ram"));
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "a region has no memory before it is built"]
 pub struct Region {
     pub(crate) start: GuestAddress,
     pub(crate) size: u64,
@@ -203,7 +211,7 @@ impl Region {
     /// let region = region.require_name(true);
     /// match MemoryBuilder::new().region(region).build::<()>() {
     ///     Ok(memory) => println!("{memory:?}"),
-    ///     // "region 0x0-0xfffff: cannot set its name: …"
+    ///     // "region 0x0-0xfffff: cannot set its name; …"
     ///     Err(error) => println!("{error}"),
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -353,7 +361,7 @@ impl Region {
     #[doc(alias = "virtio-mem")]
     #[doc(alias = "hotplug")]
     pub fn blocks(mut self, size: NonZeroU64, unplugged: Unplugged) -> Self {
-        self.blocks = Some(Blocks { size, unplugged });
+        self.blocks = Some(Blocks::new(size, unplugged));
         self
     }
 
@@ -372,22 +380,54 @@ impl Region {
 
 /// A range of guest physical addresses.
 ///
-/// `Display` prints the first and last address in hexadecimal.
+/// `Display` prints the first and last address in hexadecimal. Spans are ordered by address.
 ///
 /// # Examples
 ///
 /// ```
+/// use vm_memory::GuestAddress;
 /// use vm_memory_host::Span;
 ///
-/// let span = Span { start: 0, size: 4 << 20 };
-/// assert_eq!(span.to_string(), "0x0-0x3fffff");
+/// let span = Span { start: 0x1000, size: 4 << 20 };
+/// assert_eq!(span.to_string(), "0x1000-0x400fff");
+/// assert_eq!(span, Span::from(0x1000..0x40_1000));
+/// assert!(span.contains(GuestAddress(0x40_0fff)));
+/// assert_eq!(span.end(), Some(GuestAddress(0x40_1000)));
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Span {
     /// The guest physical address of the first byte.
     pub start: u64,
     /// The number of bytes.
     pub size: u64,
+}
+
+impl Span {
+    /// Returns the guest physical address of the first byte.
+    pub fn addr(&self) -> GuestAddress {
+        GuestAddress(self.start)
+    }
+
+    /// Returns the first guest physical address past the end, or `None` if that is 2^64 or more.
+    pub fn end(&self) -> Option<GuestAddress> {
+        self.start.checked_add(self.size).map(GuestAddress)
+    }
+
+    /// Returns whether the byte at `addr` is in the span.
+    pub fn contains(&self, addr: GuestAddress) -> bool {
+        let offset = addr.0.checked_sub(self.start);
+        offset.is_some_and(|offset| offset < self.size)
+    }
+}
+
+/// Creates an empty span if the end is before the start.
+impl From<Range<u64>> for Span {
+    fn from(range: Range<u64>) -> Self {
+        Self {
+            start: range.start,
+            size: range.end.saturating_sub(range.start),
+        }
+    }
 }
 
 impl fmt::Display for Span {

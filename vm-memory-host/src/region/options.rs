@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 ///     .transparent_huge_pages(TransparentHugePages::On);
 /// assert_eq!(region.options().transparent_huge_pages, TransparentHugePages::On);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq, Serialize, Deserialize)]
 #[doc(alias = "THP")]
+#[non_exhaustive]
 pub enum TransparentHugePages {
     /// The host's setting applies.
     #[default]
@@ -53,9 +54,10 @@ pub enum TransparentHugePages {
 ///     Err(error) => println!("{error}"),
 /// }
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Hash, PartialEq, Eq, Serialize, Deserialize)]
 #[doc(alias = "NUMA")]
 #[doc(alias = "mbind")]
+#[non_exhaustive]
 pub enum NumaPolicy {
     /// The policy of the process applies.
     #[default]
@@ -93,9 +95,10 @@ impl NumaPolicy {
 /// let region = Region::new(GuestAddress(0), 16 << 20).lock(Lock::OnFault);
 /// assert_eq!(region.options().lock, Lock::OnFault);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq, Serialize, Deserialize)]
 #[doc(alias = "mlock")]
 #[doc(alias = "mlock2")]
+#[non_exhaustive]
 pub enum Lock {
     /// The kernel may swap pages out.
     #[default]
@@ -121,11 +124,13 @@ pub enum Lock {
 /// use vm_memory::GuestAddress;
 /// use vm_memory_host::{Lock, Options, Region};
 ///
-/// let options = Options { lock: Lock::OnFault, core_dump: false, ..Options::default() };
+/// let mut options = Options::default();
+/// (options.lock, options.core_dump) = (Lock::OnFault, false);
 /// let low = Region::new(GuestAddress(0), 16 << 20).with_options(options.clone());
 /// let high = Region::new(GuestAddress(1 << 32), 16 << 20).with_options(options);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Hash, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Options {
     /// The use of transparent huge pages.
     pub transparent_huge_pages: TransparentHugePages,

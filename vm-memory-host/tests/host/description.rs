@@ -342,9 +342,7 @@ fn fresh_memory_has_the_same_layout_and_no_bytes() {
             Some("hugetlb")
         );
     }
-    let newer = Description {
-        version: Description::VERSION + 1,
-        ..description
-    };
+    let mut newer = description;
+    newer.version += 1;
     assert!(newer.fresh().is_err());
 }

@@ -69,7 +69,7 @@ fn build_with_invalid_size_or_address_names_the_value() {
             hugetlb(0, 3 * MIB, 3 * MIB),
             "the host has no huge pages of 0x300000 bytes; ",
         ),
-        (region(0, 1 << 56), "cannot reserve host addresses: "),
+        (region(0, 1 << 56), "cannot reserve host addresses; "),
     ]);
 }
 
@@ -89,7 +89,7 @@ fn build_with_unusable_file_names_the_cause() {
         ),
         (
             region(0, PAGE).backing(Backing::shared_file(File::open("/").unwrap(), 0)),
-            "cannot examine its file: No such device",
+            "cannot examine its file; pass a regular file",
         ),
         (
             region(0, 1 << 63).backing(Backing::Memfd),
@@ -178,7 +178,10 @@ fn build_with_invalid_block_size_shows_the_error_of_vm_memory() {
         };
         let block_size = block_size as usize;
         assert_eq!(source, PluggedBlocksError::BlockSize { block_size });
-        assert_eq!(message, format!("region {region}: the block size does not fit: {source}"));
+        assert_eq!(
+            message,
+            format!("region {region}: the block size does not fit: {source}")
+        );
     }
 }
 

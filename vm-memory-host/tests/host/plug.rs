@@ -291,7 +291,7 @@ fn unplug_whose_discard_fails_unplugs_all_blocks() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.starts_with("region 0x0-0x1fffff: cannot discard 0x200000 bytes at 0x0: "),
+        error.starts_with("region 0x0-0x1fffff: cannot discard 0x200000 bytes at 0x0; "),
         "{error}"
     );
     assert!(!is_accessible(&memory, 0, 1) && !is_accessible(&memory, HUGE, 1));
