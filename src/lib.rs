@@ -86,7 +86,7 @@
 //! | [`mmap`] | memory in mappings of this process | `backend-mmap` |
 //! | [`atomic`] | maps that are replaced while devices use them | `backend-atomic` |
 //! | [`bitmap`] | dirty tracking of one region; [`AtomicBitmap`](bitmap::AtomicBitmap) with the feature | `backend-bitmap` |
-//! | [`dirty`] | the dirty pages of a whole memory, merged with logs of KVM and vhost | `backend-bitmap` |
+//! | [`dirty`] | the dirty pages of a whole memory, merged with logs of KVM, vhost and VFIO | `backend-bitmap` |
 //! | [`iommu`] | memory that an IOMMU translates | `iommu` |
 //! | [`fault`] | recovery from SIGBUS and SIGSEGV | |
 //!

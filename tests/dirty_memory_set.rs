@@ -1,7 +1,12 @@
 //! A `DirtyMemory` as a set equals a `BTreeSet` of page addresses, for any two layouts of memory.
-#![cfg(all(unix, feature = "backend-mmap", feature = "backend-bitmap"))]
+#![cfg(all(
+    unix,
+    feature = "backend-mmap",
+    feature = "backend-bitmap",
+    feature = "iommu"
+))]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,9 +14,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use test_support::{PAGE, PAGE_U64};
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::dirty::DirtyMemory;
+use vm_memory::dirty::{DirtyMemory, LogWords};
+use vm_memory::iommu::Iotlb;
 use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, Permissions};
 
 /// All pages, regions and holes are multiples of a block of this many bytes.
 const BLOCK: usize = 512;
@@ -107,7 +113,74 @@ impl Checked {
                     dirty.remove(&page.start);
                 }
             }
+            Operation::InsertRing(ref entries) => {
+                let entries = entries
+                    .iter()
+                    .map(|(slot, offset)| (base + slot * PAGE_U64, *offset));
+                let outside = entries.clone().filter(|(slot, offset)| {
+                    let first = u128::from(*slot) + u128::from(*offset) * PAGE as u128;
+                    self.touch(first, first + PAGE as u128) == 0
+                });
+                let outside = outside.count() as u64;
+                let entries = entries.map(|(slot, offset)| (GuestAddress(slot), offset));
+                assert_eq!(self.set.insert_ring(entries), outside);
+            }
+            Operation::InsertIovaLog(ref log) => self.apply_iova_log(log, base),
         }
+    }
+
+    /// Adds the pages that have bytes of a range to the model, and returns their number.
+    fn touch(&mut self, first: u128, end: u128) -> usize {
+        let has_bytes =
+            |page: &&Range<u64>| first.max(page.start.into()) < end.min(page.end.into());
+        let touched = self.pages.iter().filter(has_bytes).map(|page| page.start);
+        let touched: Vec<_> = touched.collect();
+        self.dirty.extend(&touched);
+        touched.len()
+    }
+
+    fn apply_iova_log(&mut self, log: &IovaLog, base: u64) {
+        let block = BLOCK as u64;
+        // The guest block of each mapped I/O virtual block.
+        let (mut iotlb, mut mapped) = (Iotlb::new(), BTreeMap::new());
+        for &(iova, target, blocks, permissions) in &log.mappings {
+            let (iova, target) = (log.base + iova * block, base + target * block);
+            let len = blocks as usize * BLOCK;
+            let to = (GuestAddress(iova), GuestAddress(target));
+            iotlb.set_mapping(to.0, to.1, len, permissions).unwrap();
+            mapped.extend((0..blocks).map(|at| (iova + at * block, target + at * block)));
+        }
+        let start = log.base + log.start * block;
+        let set_bits =
+            (0..log.words.len() * 64).filter(|at| log.words[at / 64] >> (at % 64) & 1 != 0);
+        let mut dirty = set_bits.flat_map(|bit| {
+            let first = u128::from(start) + (bit * log.blocks * BLOCK) as u128;
+            (0..log.blocks as u128).map(move |at| first + at * u128::from(block))
+        });
+        let (mut unmapped, mut outside) = (Vec::new(), 0);
+        // The first block past the end of the address space ends the log.
+        while let Some(Ok(iova)) = dirty.next().map(u64::try_from) {
+            match mapped.get(&iova) {
+                None => unmapped.push(iova),
+                Some(&target) => {
+                    let target = u128::from(target);
+                    if self.touch(target, target + u128::from(block)) == 0 {
+                        outside += block;
+                    }
+                }
+            }
+        }
+        let words = LogWords {
+            start: GuestAddress(start),
+            words: &log.words,
+            page_size: NonZeroUsize::new(log.blocks * BLOCK).unwrap(),
+        };
+        let mut missing = Vec::new();
+        let found = self.set.insert_iova_log(&iotlb, &words, |range| {
+            let end = range.base.0 + (range.length as u64 - block);
+            missing.extend((range.base.0..=end).step_by(BLOCK));
+        });
+        assert_eq!((missing, found), (unmapped, outside));
     }
 
     fn check(&self) -> Result<(), TestCaseError> {
@@ -161,6 +234,52 @@ enum Operation {
     Clear,
     Union,
     Difference,
+    /// Slots and offsets, in pages.
+    InsertRing(Vec<(u64, u64)>),
+    InsertIovaLog(IovaLog),
+}
+
+/// A log by IOVA, and the mappings to translate it by, in blocks.
+#[derive(Clone, Debug)]
+struct IovaLog {
+    /// The lowest IOVA.
+    base: u64,
+    /// The IOVA, the guest address, the length and the permissions of each mapping.
+    mappings: Vec<(u64, u64, u64, Permissions)>,
+    start: u64,
+    words: Vec<u64>,
+    /// The number of blocks in a page of the log.
+    blocks: usize,
+}
+
+fn ring() -> impl Strategy<Value = Vec<(u64, u64)>> {
+    let offset = prop_oneof![9 => 0..20u64, 1 => any::<u64>()];
+    prop::collection::vec((0..40u64, offset), 0..8)
+}
+
+fn iova_log() -> impl Strategy<Value = IovaLog> {
+    let permissions = prop_oneof![Just(Permissions::Read), Just(Permissions::ReadWrite)];
+    let mapping = (0..300u64, 0..600u64, 1..80u64, permissions);
+    let word = prop_oneof![
+        Just(0),
+        Just(u64::MAX),
+        any::<u64>(),
+        (0..64u32).prop_map(|bit| 1 << bit)
+    ];
+    (
+        prop_oneof![Just(0), Just(1 << 40), Just(u64::MAX - 0x3_ffff)],
+        prop::collection::vec(mapping, 0..6),
+        0..300u64,
+        prop::collection::vec(word, 0..5),
+        prop_oneof![Just(1usize), Just(3), Just(8), Just(16)],
+    )
+        .prop_map(|(base, mappings, start, words, blocks)| IovaLog {
+            base,
+            mappings,
+            start,
+            words,
+            blocks,
+        })
 }
 
 fn layout() -> impl Strategy<Value = Layout> {
@@ -190,6 +309,8 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => Just(Operation::Clear),
         4 => Just(Operation::Union),
         4 => Just(Operation::Difference),
+        4 => ring().prop_map(Operation::InsertRing),
+        8 => iova_log().prop_map(Operation::InsertIovaLog),
     ]
 }
 

@@ -96,6 +96,54 @@ fn add_log_of_mapping_in_two_regions_reports_both() {
 }
 
 #[test]
+fn insert_ring_of_mapping_in_two_regions_reports_both() {
+    let memory = mapped_twice();
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&memory);
+    let slot = GuestAddress(0x1_0000);
+    assert_eq!(dirty.insert_ring([(slot, 1), (slot, 4), (slot, 2)]), 1);
+    assert_eq!(runs(&dirty), [(0x1000, 2 * PAGE), (0x1_1000, 2 * PAGE)]);
+}
+
+#[test]
+fn insert_ring_whose_iterator_panics_keeps_earlier_entries() {
+    let memory = mapped_twice();
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&memory);
+    let entries = (0..4).map(|offset| {
+        assert!(offset < 2, "the ring of the caller fails");
+        (GuestAddress(0), offset)
+    });
+    let inserted = std::panic::AssertUnwindSafe(|| dirty.insert_ring(entries));
+    assert!(std::panic::catch_unwind(inserted).is_err());
+    assert_eq!(runs(&dirty), [(0, 2 * PAGE), (0x1_0000, 2 * PAGE)]);
+}
+
+#[cfg(feature = "iommu")]
+#[test]
+fn insert_iova_log_of_mapping_in_two_regions_reports_both() {
+    use vm_memory::{Iotlb, Permissions};
+
+    let memory = mapped_twice();
+    let mut dirty = DirtyMemory::new();
+    dirty.harvest(&memory);
+    let mut iotlb = Iotlb::new();
+    let (iova, target) = (GuestAddress(0), GuestAddress(0x1000));
+    iotlb
+        .set_mapping(iova, target, 2 * PAGE, Permissions::Write)
+        .unwrap();
+    let log = LogWords {
+        start: GuestAddress(0),
+        words: &[0b110],
+        page_size: PAGE_SIZE,
+    };
+    let mut unmapped = Vec::new();
+    let outside = dirty.insert_iova_log(&iotlb, &log, |range| unmapped.push(range.base.0));
+    assert_eq!((outside, unmapped), (0, vec![0x2000]));
+    assert_eq!(runs(&dirty), [(0x2000, PAGE), (0x1_2000, PAGE)]);
+}
+
+#[test]
 fn harvest_after_region_takes_another_bitmap_reports_its_pages() {
     // The bounds stay, so only the bitmaps show that the regions share their marks now.
     let apart = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[

@@ -4,6 +4,8 @@ use core::num::NonZeroUsize;
 use core::ops::Range;
 
 use crate::bitmap::{log_ranges, skip_words};
+#[cfg(feature = "iommu")]
+use crate::bits::bit_runs;
 use crate::bits::WORD_BITS;
 use crate::convert::to_u64;
 use crate::guest_memory::GuestAddress;
@@ -82,6 +84,20 @@ impl<'a> LogWords<'a> {
         let word_bytes = to_u64(self.page_size.get()).saturating_mul(to_u64(WORD_BITS));
         let bytes = to_u64(self.words.len()).saturating_mul(word_bytes);
         self.start.0.saturating_add(bytes.saturating_sub(1))
+    }
+
+    /// Returns the dirty ranges of the log, as first and last addresses.
+    ///
+    /// Bits past the end of the address space are omitted.
+    #[cfg(feature = "iommu")]
+    pub(super) fn spans(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let size = to_u64(self.page_size.get());
+        bit_runs(self.words.iter().copied().enumerate()).filter_map(move |run| {
+            let first = to_u64(run.start).checked_mul(size)?;
+            let end = to_u64(run.end).saturating_mul(size);
+            let last = self.start.0.saturating_add(end.saturating_sub(1));
+            Some((self.start.0.checked_add(first)?, last))
+        })
     }
 
     /// Returns the dirty ranges in a region of `len` bytes at `start`, as offsets in the region.

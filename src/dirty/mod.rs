@@ -11,6 +11,17 @@
 //!                                             └──── put_back ──────┘
 //! ```
 //!
+//! # Sources
+//!
+//! | writer | its record of dirty pages | add it by |
+//! |---|---|---|
+//! | this process | the bitmaps of the regions | [`DirtyMemory::harvest`] |
+//! | vCPUs | `KVM_GET_DIRTY_LOG` | [`LogWords::kvm`], [`DirtyMemory::harvest_with`] |
+//! | vCPUs | KVM's dirty ring | [`DirtyMemory::insert_ring`] |
+//! | a vhost device in the kernel | `VHOST_SET_LOG_BASE` | [`LogWords`], [`DirtyMemory::harvest_with`] |
+//! | a passed-through device | VFIO's and iommufd's logs, by IOVA | `DirtyMemory::insert_iova_log`, feature `iommu` |
+//! | any other | ranges of guest addresses | [`DirtyMemory::insert_range`] |
+//!
 //! # The rounds of a live migration
 //!
 //! 1. Start tracking: [`DirtyMemory::set_tracking`] for the threads of this process, and the log
@@ -31,6 +42,7 @@ mod log_words;
 mod region;
 mod set;
 mod shared;
+mod sources;
 
 #[cfg(test)]
 mod tests;

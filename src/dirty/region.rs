@@ -107,7 +107,8 @@ impl DirtyRegion {
     }
 
     /// Returns the offset and the length of the part of `first..=last` that is in the region.
-    fn part_of(&self, first: u64, last: u64) -> Option<(usize, usize)> {
+    pub(super) fn part_of(&self, first: u64, last: u64) -> Option<(usize, usize)> {
+        self.pages.byte_size().checked_sub(1)?;
         let from = first.max(self.start.0);
         let more = last.min(self.last()).checked_sub(from)?;
         let offset = to_usize(from.saturating_sub(self.start.0));

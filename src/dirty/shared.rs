@@ -4,8 +4,9 @@ use core::num::NonZeroUsize;
 use std::collections::TryReserveError;
 
 use super::region::DirtyRegion;
-use super::LogWords;
+use super::{reached, LogWords};
 use crate::bitmap::DirtyPages;
+use crate::convert::to_u64;
 
 /// A range of one bitmap whose marks belong to several regions, and the marks found there.
 ///
@@ -32,6 +33,29 @@ pub(super) struct SharedMarks {
 pub(super) struct Distribution<'a> {
     pub(super) regions: &'a mut [DirtyRegion],
     pub(super) shared: &'a mut [SharedMarks],
+}
+
+impl Distribution<'_> {
+    /// Adds the pages of the guest addresses `first..=last` to all regions that have their bytes.
+    ///
+    /// Returns the number of addresses that are in no region.
+    pub(super) fn add(&mut self, first: u64, last: u64) -> u64 {
+        let mut outside = last.saturating_sub(first).saturating_add(1);
+        for region in reached(self.regions, first, last) {
+            let Some((offset, len)) = region.part_of(first, last) else {
+                continue;
+            };
+            outside = outside.saturating_sub(to_u64(len));
+            match region.shared.and_then(|number| self.shared.get_mut(number)) {
+                Some(shared) => {
+                    let start = shared.offset_of(region).saturating_add(offset);
+                    shared.pages.insert_range(start, len);
+                }
+                None => region.pages.insert_range(offset, len),
+            }
+        }
+        outside
+    }
 }
 
 impl Drop for Distribution<'_> {

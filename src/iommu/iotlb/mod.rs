@@ -5,6 +5,8 @@ mod fails;
 mod iterator;
 #[cfg(test)]
 mod many_leaves_tests;
+#[cfg(feature = "backend-bitmap")]
+mod parts;
 mod priority;
 #[cfg(test)]
 mod tests;
