@@ -346,3 +346,43 @@ proptest! {
         prop_assert_eq!(runs(&marked), runs(&with));
     }
 }
+
+proptest! {
+    #[test]
+    fn estimate_without_writers_equals_harvest(
+        writes in prop::collection::vec((0u64..40, 1usize..9), 0..12),
+        factors in (1usize..5, 1usize..5),
+    ) {
+        let memory = memory(&[(0, 17, factors.0), (20, 13, factors.1)]);
+        for (page, pages) in writes {
+            let _ = memory.write(&vec![1; pages * PAGE], GuestAddress(page * PAGE as u64));
+        }
+        let mut dirty = DirtyMemory::new();
+        let estimate = DirtyMemory::estimate(&memory);
+        dirty.harvest(&memory);
+        // The last page of a region may be shorter than the others.
+        let shorter: u64 = dirty.regions().map(|(_, pages)| pages.page_size().get() as u64).sum();
+        let exact = dirty.total_bytes();
+        prop_assert!((exact..=exact + shorter).contains(&estimate));
+        prop_assert_eq!(DirtyMemory::estimate(&memory), 0);
+    }
+}
+
+#[test]
+fn estimate_of_part_of_bitmap_counts_its_pages_only() {
+    let bitmap = Arc::new(AtomicBitmap::new(
+        8 * PAGE,
+        NonZeroUsize::new(PAGE).unwrap(),
+    ));
+    for page in [0, 2, 3, 6] {
+        bitmap.mark_dirty(page * PAGE, 1);
+    }
+    let part = ArcSlice::new(Arc::clone(&bitmap), 2 * PAGE);
+    assert_eq!(part.estimate(4 * PAGE), 2 * PAGE);
+    assert_eq!(part.estimate(usize::MAX), 3 * PAGE);
+    assert_eq!(ArcSlice::new(bitmap, 9 * PAGE).estimate(PAGE), 0);
+    assert_eq!(
+        ().estimate(PAGE) + None::<ArcSlice<AtomicBitmap>>.estimate(PAGE),
+        0
+    );
+}

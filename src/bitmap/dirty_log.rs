@@ -79,6 +79,14 @@ pub trait DirtyLog {
     /// A custom implementation must end with `fence(SeqCst)`.
     fn harvest_into(&self, dirty: &mut DirtyPages);
 
+    /// Returns about how many of the first `len` bytes are marked. The marks stay.
+    ///
+    /// Writers may mark at the same time. The default counts all bytes for which the log has bits:
+    /// a log that does not know its marks must not let a migration pause its guest too early.
+    fn estimate(&self, len: usize) -> usize {
+        len.min(self.tracked_bytes())
+    }
+
     /// Marks ranges of bytes again, even if [tracking](Self::set_tracking) is off.
     ///
     /// The ranges ascend. Bytes past the end are ignored.
@@ -126,6 +134,10 @@ impl<S: DirtyLog> DirtyLog for Option<S> {
         }
     }
 
+    fn estimate(&self, len: usize) -> usize {
+        self.as_ref().map_or(0, |log| log.estimate(len))
+    }
+
     fn put_back(&self, ranges: &mut dyn Iterator<Item = Range<usize>>) {
         if let Some(log) = self {
             log.put_back(ranges);
@@ -161,6 +173,10 @@ impl<B: Deref<Target = AtomicBitmap>> DirtyLog for BaseSlice<B> {
 
     fn harvest_into(&self, dirty: &mut DirtyPages) {
         self.bitmap().harvest_from(self.base_offset(), dirty);
+    }
+
+    fn estimate(&self, len: usize) -> usize {
+        self.bitmap().estimate_from(self.base_offset(), len)
     }
 
     fn put_back(&self, ranges: &mut dyn Iterator<Item = Range<usize>>) {

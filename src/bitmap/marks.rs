@@ -326,6 +326,34 @@ impl Marks {
         marked & lines
     }
 
+    /// Returns the number of bits of a range that are set.
+    ///
+    /// Bits that other threads set or clear in the meantime may be counted or not.
+    pub(super) fn count(&self, range: Range<usize>) -> usize {
+        let end = range.end.min(self.words.len().saturating_mul(WORD_BITS));
+        let lines = range.start / LINE_BITS..end.div_ceil(LINE_BITS);
+        let mut count = 0usize;
+        for (slot, lines) in words_of(lines) {
+            // A line whose bit is clear has no completed mark.
+            let marked = match self.summary.get(slot) {
+                Some(word) => word.load(Ordering::Relaxed) & lines,
+                None => lines,
+            };
+            for line in each_bit(marked) {
+                let line = slot.saturating_mul(WORD_BITS).saturating_add(line);
+                let first = line.saturating_mul(LINE_BITS);
+                let inside = first.max(range.start)..first.saturating_add(LINE_BITS).min(end);
+                for (word, bits) in words_of(inside) {
+                    let found = self.words.get(word);
+                    let found = found.map_or(0, |word| word.load(Ordering::Relaxed) & bits);
+                    let found = usize::try_from(found.count_ones()).unwrap_or(0);
+                    count = count.saturating_add(found);
+                }
+            }
+        }
+        count
+    }
+
     /// Sets the marks in `other` as well, moved up by `first` words.
     pub(super) fn copy_to(&self, other: &Marks, first: usize) {
         for (number, word) in self.words.iter().enumerate() {
@@ -484,6 +512,40 @@ mod tests {
                 "{first}..{end}"
             );
             assert!(harvest(0..usize::MAX, each).is_empty());
+        }
+    }
+
+    #[test]
+    fn count_of_any_range_equals_number_of_its_bits() {
+        // With a summary, and without one.
+        for words in [3 * LINE_WORDS + 2, SUMMARY_FROM + 3 * LINE_WORDS] {
+            let all = words.next_multiple_of(LINE_WORDS) * WORD_BITS;
+            let mut bits: Vec<usize> = (0..all).filter(|bit| bit % 1237 == 5).collect();
+            bits.extend(all - 70..all);
+            let marks = Marks::new(words);
+            for bit in &bits {
+                marks.set(bit / WORD_BITS, 1 << (bit % WORD_BITS));
+            }
+            let bounds = [
+                0,
+                5,
+                6,
+                511,
+                512,
+                700,
+                1242,
+                1243,
+                all - 65,
+                all,
+                usize::MAX,
+            ];
+            for (first, end) in bounds
+                .iter()
+                .flat_map(|first| bounds.map(|end| (*first, end)))
+            {
+                let inside = bits.iter().filter(|bit| (first..end).contains(*bit));
+                assert_eq!(marks.count(first..end), inside.count(), "{first}..{end}");
+            }
         }
     }
 

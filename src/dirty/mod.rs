@@ -27,8 +27,9 @@
 //! 1. Start tracking: [`DirtyMemory::set_tracking`] for the threads of this process, and the log
 //!    of KVM (`KVM_MEM_LOG_DIRTY_PAGES`) for the guest's CPUs.
 //! 2. Copy all of memory.
-//! 3. Harvest and send the dirty pages, until few are left. If sending fails, put them back. The
-//!    destination discards the dirty pages that cannot be read: those of unplugged blocks.
+//! 3. Harvest and send the dirty pages, until few are left ([`DirtyMemory::estimate`]). If sending
+//!    fails, put them back. The destination discards the dirty pages that cannot be read: those of
+//!    unplugged blocks.
 //! 4. Pause the guest and its devices, and wait for their I/O. Harvest once more, and send the
 //!    rest.
 //!
@@ -38,6 +39,7 @@
 //!
 //! This module makes no system calls.
 
+mod estimate;
 mod log_words;
 mod region;
 mod set;

@@ -125,6 +125,14 @@ impl MarksChain {
         }
     }
 
+    /// Returns the number of bits of a range that are set, roughly while other threads change them.
+    pub(super) fn count(&self, range: Range<usize>) -> usize {
+        let counts = self
+            .parts()
+            .map(|part| part.marks.count(part.range_in(&range)));
+        counts.fold(0, usize::saturating_add)
+    }
+
     /// Copies the marks to `copy`, up to its length, with one load for each word.
     pub(super) fn copy_to(&self, copy: &Marks) {
         for part in self.parts() {

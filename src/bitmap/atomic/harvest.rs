@@ -121,6 +121,36 @@ impl AtomicBitmap {
         }
     }
 
+    /// Returns about how many pages are dirty. The marks stay.
+    ///
+    /// Writers may mark at the same time. It costs a load for each word that has marks, and a large
+    /// bitmap has a summary by which it skips the others.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::num::NonZeroUsize;
+    /// use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+    ///
+    /// let bitmap = AtomicBitmap::new(0x10_000, NonZeroUsize::new(0x1000).unwrap());
+    /// bitmap.mark_dirty(0x1ffe, 4);
+    /// assert_eq!(bitmap.estimate_pages(), 2);
+    /// assert_eq!(bitmap.get_and_reset(), [0b110]);
+    /// ```
+    #[must_use]
+    pub fn estimate_pages(&self) -> usize {
+        self.marks.count(0..self.len())
+    }
+
+    /// Returns about how many of the `len` bytes at `offset` are in dirty pages.
+    pub(in crate::bitmap) fn estimate_from(&self, offset: usize, len: usize) -> usize {
+        let Some((first, last)) = self.pages_of(offset, len) else {
+            return 0;
+        };
+        let pages = self.marks.count(first..last.saturating_add(1));
+        pages.saturating_mul(self.page_size().get()).min(len)
+    }
+
     /// Marks the pages of a log, whose first byte is at `offset`.
     ///
     /// Bit `i` of word `w` stands for page `64 * w + i`, in pages of `page_size` bytes. This merges

@@ -582,3 +582,15 @@ fn mark_dirty_while_switched_off_modifies_nothing() {
         assert!(bitmap.dirty_at(99));
     }
 }
+
+#[test]
+fn estimate_pages_of_grown_bitmap_counts_all_parts() {
+    let bitmap = bitmap(64 * 16, 16);
+    bitmap.grow(500 * 16).unwrap();
+    for page in [0, 63, 64, 300, 499, 500] {
+        bitmap.set_bit(page);
+    }
+    assert_eq!(bitmap.estimate_pages(), 5);
+    bitmap.reset();
+    assert_eq!(bitmap.estimate_pages(), 0);
+}
