@@ -3,6 +3,7 @@
 //!
 //! `cargo run -p examples --example migration`
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -13,8 +14,10 @@ use examples::{contents, Memory, Result};
 use vm_memory::dirty::{DirtyMemory, LogWords};
 use vm_memory::{Bytes, GuestAddress};
 
-type Range = (GuestAddress, usize);
-const RANGES: [Range; 2] = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 32), 1 << 20)];
+const RANGES: [(GuestAddress, usize); 2] =
+    [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 32), 1 << 20)];
+/// The size of a message to the target.
+const MESSAGE: NonZeroUsize = NonZeroUsize::new(64 << 10).unwrap();
 
 /// Adds to `dirty` the pages that devices and vCPUs have written since the last harvest.
 fn harvest(memory: &Memory, guest: &Guest, dirty: &mut DirtyMemory) -> Result<()> {
@@ -26,12 +29,12 @@ fn harvest(memory: &Memory, guest: &Guest, dirty: &mut DirtyMemory) -> Result<()
     Ok(())
 }
 
-/// Sends ranges of memory. Here, the connection to the target is a copy.
-fn send<I: IntoIterator<Item = Range>>(from: &Memory, to: &Memory, ranges: I) -> Result<()> {
-    for (start, len) in ranges {
-        let mut bytes = vec![0; len];
-        from.read_slice(&mut bytes, start)?;
-        to.write_slice(&bytes, start)?;
+/// Sends dirty pages. Here, the connection to the target is a copy.
+fn send(from: &Memory, to: &Memory, dirty: &DirtyMemory) -> Result<()> {
+    let mut message = vec![0; MESSAGE.get()];
+    for (start, len) in dirty.chunks(MESSAGE) {
+        from.read_slice(&mut message[..len], start)?;
+        to.write_slice(&message[..len], start)?;
     }
     Ok(())
 }
@@ -54,34 +57,33 @@ fn main() -> Result<()> {
     DirtyMemory::set_tracking(&*memory, true);
     guest.start_log()?;
 
-    // 2. Forget earlier marks, because everything is copied next.
+    // 2. Everything is dirty at first. The harvest clears earlier marks, and finds the regions.
     let mut dirty = DirtyMemory::new();
     harvest(&memory, &guest, &mut dirty)?;
-    dirty.clear();
+    dirty.insert_all();
 
-    // 3. Copy everything.
-    send(&memory, &target, RANGES)?;
-
-    // 4. Copy the pages that the running guest has written meanwhile, in a few rounds.
+    // 3. Send, and harvest what the running guest has written meanwhile, in a few rounds.
     for round in 0..4 {
-        thread::sleep(Duration::from_millis(10));
-        harvest(&memory, &guest, &mut dirty)?;
         println!("round {round}: {} KiB are dirty", dirty.total_bytes() >> 10);
         if round == 1 {
             println!("the connection is lost: mark the pages again");
             dirty.put_back(&*memory);
         } else {
-            send(&memory, &target, dirty.runs())?;
+            send(&memory, &target, &dirty)?;
         }
         dirty.clear();
+        thread::sleep(Duration::from_millis(10));
+        let marked = DirtyMemory::estimate(&*memory) >> 10;
+        println!("about {marked} KiB are marked for the next round");
+        harvest(&memory, &guest, &mut dirty)?;
     }
 
-    // 5. Pause the vCPU, let the device finish its request, and harvest a last time.
+    // 4. Pause the vCPU, let the device finish its request, and harvest a last time.
     let passes = guest.pause()?;
     device.stop()?;
     harvest(&memory, &guest, &mut dirty)?;
     println!("paused: {} KiB are dirty", dirty.total_bytes() >> 10);
-    send(&memory, &target, dirty.runs())?;
+    send(&memory, &target, &dirty)?;
 
     assert!(passes > 0, "the guest did not run");
     assert!(contents(&memory)? == contents(&target)?, "pages are lost");
