@@ -1,5 +1,5 @@
-//! Marks, and logs of other parties with pages of any size at any address. The dirty pages must
-//! match a set of pages after each step.
+//! Marks, logs of other parties with pages of any size at any address, and operations on two sets.
+//! The dirty pages must match a set of pages after each step.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -7,9 +7,11 @@ use std::num::NonZeroUsize;
 use arbitrary::{Arbitrary, Unstructured};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::dirty::{DirtyMemory, LogWords};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, Iotlb, Permissions,
+};
 
-use crate::model::PAGE;
+use crate::model::{joined, last_of, Mappings, PAGE};
 
 const MOST_STEPS: usize = 32;
 const MOST_WORDS: usize = 16;
@@ -45,6 +47,67 @@ enum Step {
     Switch {
         on: bool,
     },
+    Insert {
+        at: At,
+        len: u32,
+    },
+    Remove {
+        at: At,
+        len: u32,
+    },
+    InsertAll,
+    Clear,
+    /// Continues with the other set.
+    Exchange,
+    Union,
+    Difference,
+    Ring {
+        slot: At,
+        offset: u64,
+    },
+    IovaLog {
+        mappings: Vec<(At, At, u32)>,
+        at: At,
+        words: Vec<u64>,
+        page_size: u64,
+    },
+}
+
+/// A log with pages of any size but 0.
+struct Log {
+    start: u64,
+    words: Vec<u64>,
+    page_size: NonZeroUsize,
+}
+
+impl Log {
+    fn new(at: At, words: Vec<u64>, page_size: u64) -> Self {
+        let page_size = usize::try_from(page_size).ok().and_then(NonZeroUsize::new);
+        Self {
+            start: addr(at),
+            words: words.into_iter().take(MOST_WORDS).collect(),
+            page_size: page_size.unwrap_or(NonZeroUsize::MIN),
+        }
+    }
+
+    fn words(&self) -> LogWords<'_> {
+        LogWords {
+            start: GuestAddress(self.start),
+            words: &self.words,
+            page_size: self.page_size,
+        }
+    }
+
+    /// Returns the first address of each dirty page, and the one after it.
+    fn pages(&self) -> impl Iterator<Item = (u128, u128)> + '_ {
+        let bits = 0..self.words.len() * 64;
+        let dirty = bits.filter(|bit| self.words[bit / 64] >> (bit % 64) & 1 != 0);
+        let size = self.page_size.get() as u128;
+        dirty.map(move |bit| {
+            let first = u128::from(self.start) + bit as u128 * size;
+            (first, first + size)
+        })
+    }
 }
 
 fn addr(at: At) -> u64 {
@@ -77,6 +140,7 @@ pub fn run(data: &[u8]) {
     let (mut marked, mut found) = (BTreeSet::new(), BTreeSet::new());
     let (mut dirty, mut on) = (DirtyMemory::new(), true);
     dirty.harvest(&memory);
+    let mut other = (dirty.clone(), BTreeSet::new());
     for step in steps.into_iter().take(MOST_STEPS) {
         match step {
             Step::Mark { at, len } => {
@@ -102,24 +166,9 @@ pub fn run(data: &[u8]) {
                 words,
                 page_size,
             } => {
-                let words: Vec<u64> = words.into_iter().take(MOST_WORDS).collect();
-                let page_size = usize::try_from(page_size)
-                    .ok()
-                    .and_then(NonZeroUsize::new)
-                    .unwrap_or(NonZeroUsize::MIN);
-                let start = addr(at);
-                let log = LogWords {
-                    start: GuestAddress(start),
-                    words: &words,
-                    page_size,
-                };
-                dirty.add_log(&memory, &log);
-                for bit in
-                    (0..words.len() * 64).filter(|bit| words[bit / 64] >> (bit % 64) & 1 != 0)
-                {
-                    let first = u128::from(start) + bit as u128 * page_size.get() as u128;
-                    found.extend(pages(first, first + page_size.get() as u128));
-                }
+                let log = Log::new(at, words, page_size);
+                dirty.add_log(&memory, &log.words());
+                found.extend(log.pages().flat_map(|(first, end)| pages(first, end)));
             }
             Step::Harvest => {
                 dirty.harvest(&memory);
@@ -134,6 +183,54 @@ pub fn run(data: &[u8]) {
                 DirtyMemory::set_tracking(&memory, to);
                 on = to;
             }
+            Step::Insert { at, len } => {
+                let at = addr(at);
+                dirty.insert_range(GuestAddress(at), len as usize);
+                found.extend(pages(at.into(), u128::from(at) + u128::from(len)));
+            }
+            Step::Remove { at, len } => {
+                let at = addr(at);
+                dirty.remove_range(GuestAddress(at), len as usize);
+                let end = u128::from(at) + u128::from(len);
+                found.retain(|page| *page < at || end < u128::from(*page) + u128::from(PAGE));
+            }
+            Step::InsertAll => {
+                dirty.insert_all();
+                found.extend(pages(0, 1 << 64));
+            }
+            Step::Clear => {
+                dirty.clear();
+                found.clear();
+            }
+            Step::Exchange => {
+                core::mem::swap(&mut dirty, &mut other.0);
+                core::mem::swap(&mut found, &mut other.1);
+            }
+            Step::Union => {
+                dirty.union_with(&other.0);
+                found.extend(&other.1);
+            }
+            Step::Difference => {
+                dirty.difference_with(&other.0);
+                found.retain(|page| !other.1.contains(page));
+            }
+            Step::Ring { slot, offset } => {
+                let slot = addr(slot);
+                let outside = dirty.insert_ring([(GuestAddress(slot), offset)]);
+                let first = u128::from(slot) + u128::from(offset) * u128::from(PAGE);
+                let before = pages(first, first + u128::from(PAGE)).count();
+                assert_eq!(outside == 0, before != 0);
+                found.extend(pages(first, first + u128::from(PAGE)));
+            }
+            Step::IovaLog {
+                mappings,
+                at,
+                words,
+                page_size,
+            } => {
+                let log = Log::new(at, words, page_size);
+                insert_iova_log(&mappings, &log, &mut dirty, &mut found);
+            }
         }
         let seen: BTreeSet<u64> = dirty
             .runs()
@@ -141,5 +238,46 @@ pub fn run(data: &[u8]) {
             .collect();
         assert_eq!(seen, found);
         assert_eq!(dirty.total_bytes(), found.len() as u64 * PAGE);
+        assert_eq!(dirty == other.0, found == other.1);
+        let estimate = DirtyMemory::estimate(&memory);
+        assert_eq!(estimate, marked.len() as u64 * PAGE);
     }
+}
+
+/// Adds a log by IOVA to the set and to the model.
+fn insert_iova_log(
+    mappings: &[(At, At, u32)],
+    log: &Log,
+    dirty: &mut DirtyMemory,
+    found: &mut BTreeSet<u64>,
+) {
+    let (mut iotlb, mut model) = (Iotlb::new(), Mappings::default());
+    for (iova, target, len) in mappings.iter().take(MOST_STEPS) {
+        let (iova, target, len) = (addr(*iova), addr(*target), *len as usize);
+        let (from, to) = (GuestAddress(iova), GuestAddress(target));
+        if iotlb.set_mapping(from, to, len, Permissions::Write).is_ok() {
+            if let Some(last) = last_of(iova, len) {
+                model.set(iova, last, Some((target, Permissions::Write)));
+            }
+        }
+    }
+    let mut unmapped = Vec::new();
+    for (first, end) in log.pages() {
+        let Ok(first) = u64::try_from(first) else {
+            break;
+        };
+        let last = u64::try_from(end - 1).unwrap_or(u64::MAX);
+        for (first, last, mapped) in model.parts(first, last) {
+            let len = u128::from(last - first) + 1;
+            match mapped {
+                Some((target, _)) => found.extend(pages(target.into(), u128::from(target) + len)),
+                None => unmapped.push((first, len)),
+            }
+        }
+    }
+    let mut missing = Vec::new();
+    dirty.insert_iova_log(&iotlb, &log.words(), |range| {
+        missing.push((range.base.0, range.length as u128));
+    });
+    assert_eq!(joined(missing), joined(unmapped));
 }
