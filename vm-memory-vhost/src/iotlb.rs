@@ -1,0 +1,121 @@
+//! The effect of IOTLB messages on an IOTLB.
+
+use vm_memory::iommu::{Invalidation, SharedIotlb};
+use vm_memory::GuestAddress;
+
+use crate::message::IotlbMessage;
+use crate::table::{RegionTable, TableError};
+
+/// The reason why an IOTLB message was refused. A refused message has no effect.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// Only back ends send messages of this type.
+    #[error("a front end cannot send {0:?}")]
+    NotFromFrontEnd(IotlbMessage),
+    /// The target of the mapping is not guest memory.
+    #[error("the target of the mapping is not guest memory")]
+    Target(#[from] TableError),
+    /// The IOTLB refused the mapping.
+    #[error("the IOTLB refuses the mapping")]
+    Iotlb(#[from] vm_memory::iommu::Error),
+}
+
+impl IotlbMessage {
+    /// Applies a message of the front end to an IOTLB. `table` translates the target of a mapping.
+    ///
+    /// An `Update` replaces mappings of its range. If its target is in several regions, it makes
+    /// several mappings.
+    ///
+    /// # Replies
+    ///
+    /// After an `Invalidate`, accesses that began before may still use the mapping. If the message
+    /// needs a reply, [wait](Invalidation::wait) for the returned [`Invalidation`] first, with a
+    /// deadline. Do not wait after an `Update`: its reader may be the request that needs it.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ApplyError`] if the message is a `Miss` or an `AccessFail`, if the target of the
+    /// mapping is not in the table, or if the range passes 2^64. The IOTLB is then unchanged.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use vm_memory::iommu::{IommuMemory, SharedIotlb};
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+    /// use vm_memory_vhost::{IotlbMessage, MemoryRegion, RegionTable};
+    ///
+    /// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
+    /// let table = RegionTable::new([MemoryRegion {
+    ///     guest_address: GuestAddress(0),
+    ///     size: 0x4000,
+    ///     user_address: 0x7f00_0000_0000,
+    ///     mmap_offset: 0,
+    /// }])?;
+    /// let iotlb = SharedIotlb::new();
+    /// let device = IommuMemory::new(physical, iotlb.clone(), true, ());
+    ///
+    /// // The front end maps a page.
+    /// let (iova, size) = (GuestAddress(0x8000_0000), 0x1000);
+    /// let (user_address, permissions) = (0x7f00_0000_1000, Permissions::ReadWrite);
+    /// let update = IotlbMessage::Update { iova, size, user_address, permissions };
+    /// update.apply(&table, &iotlb)?;
+    /// device.write_obj(7u64, iova)?;
+    /// assert_eq!(device.get_backend().read_obj::<u64>(GuestAddress(0x1000))?, 7);
+    ///
+    /// // It removes the mapping. Reply after the wait.
+    /// let invalidation = IotlbMessage::Invalidate { iova, size }.apply(&table, &iotlb)?;
+    /// invalidation.wait(Instant::now() + Duration::from_secs(1))?;
+    /// assert!(device.read_obj::<u64>(iova).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn apply(
+        &self,
+        table: &RegionTable,
+        iotlb: &SharedIotlb,
+    ) -> Result<Invalidation, ApplyError> {
+        match *self {
+            Self::Update {
+                iova,
+                size,
+                user_address,
+                permissions,
+            } => {
+                // All checks are made before the first mapping is set.
+                let ranges = table.translate(user_address, size)?;
+                let passes_the_end = || vm_memory::iommu::Error::CannotResolve {
+                    iova_range: vm_memory::iommu::IovaRange {
+                        base: iova,
+                        length: usize::try_from(size).unwrap_or(usize::MAX),
+                    },
+                    reason: "the range is empty or passes the end of the address space".into(),
+                };
+                let last = size
+                    .checked_sub(1)
+                    .and_then(|more| iova.0.checked_add(more));
+                if last.is_none() || usize::try_from(size).is_err() {
+                    return Err(passes_the_end().into());
+                }
+                let mut last = None;
+                let mut next = iova.0;
+                for (target, len) in ranges {
+                    let length = usize::try_from(len).unwrap_or(usize::MAX);
+                    last =
+                        Some(iotlb.set_mapping(GuestAddress(next), target, length, permissions)?);
+                    // Wraps only after the last range, if that ends at 2^64.
+                    next = next.wrapping_add(len);
+                }
+                // The range is not empty, so there was a mapping. Its change is the last one, and
+                // includes the earlier ones.
+                last.ok_or_else(|| passes_the_end().into())
+            }
+            Self::Invalidate { iova, size } => {
+                // A range that passes the end is not refused, because its mappings must be removed.
+                let length = usize::try_from(size).unwrap_or(usize::MAX);
+                Ok(iotlb.invalidate_mapping(iova, length))
+            }
+            Self::Miss { .. } | Self::AccessFail { .. } => Err(ApplyError::NotFromFrontEnd(*self)),
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Guest memory for vhost-user back ends, on [`vm_memory`].
+//!
+//! The crates `vhost` and `vhost-user-backend` own the socket of a back end. This crate has the
+//! parts that concern memory: it translates the front end's addresses, and keeps the IOTLB of a
+//! device behind an IOMMU. It has no thread and makes no system call of its own.
+//!
+//! ```text
+//!   front end (VMM)                             back end (device)
+//!     VHOST_USER_SET_MEM_TABLE, ADD_MEM_REG ──► RegionTable, GuestMemoryMmap
+//!     VHOST_USER_IOTLB_MSG: update, ──────────► IotlbMessage::apply ──► SharedIotlb
+//!                           invalidate                                    ▲ lookup
+//!     VHOST_USER_BACKEND_IOTLB_MSG: miss,                                 │
+//!                           access fail ◄────── Iommu ◄── IommuMemory ◄── device
+//! ```
+//!
+//! | task | items |
+//! |---|---|
+//! | check the regions of a front end | [`RegionTable`], [`MemoryRegion`] |
+//! | map them | [`MemoryRegion::file_range`], or the crate `vm-memory-host` |
+//! | translate the address of a ring | [`RegionTable::guest_address`] |
+//! | read and write IOTLB messages | [`IotlbMessage`], [`Header`] |
+//! | apply updates and invalidations | [`IotlbMessage::apply`] |
+//!
+//! The front end is not trusted: no message causes a panic, an overflow or a loop without bound. A
+//! message that is refused has no effect.
+//!
+//! # Examples
+//!
+//! See [`RegionTable`], [`MemoryRegion::file_range`] and [`IotlbMessage::apply`].
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Production code obeys these; tests may panic. The lints for both are in the root Cargo.toml.
+#![cfg_attr(
+    not(test),
+    deny(
+        missing_docs,
+        missing_debug_implementations,
+        unreachable_pub,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::multiple_unsafe_ops_per_block,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
+// # Layers
+//
+// A module imports only from its own line or from lines above it.
+//
+// ```text
+// message, table        IOTLB messages and their headers; the regions of a front end
+// iotlb                 the effect of messages on an IOTLB
+// ```
+mod iotlb;
+mod message;
+mod table;
+
+pub use iotlb::ApplyError;
+pub use message::{
+    Header, IotlbMessage, MessageError, VHOST_USER_BACKEND_IOTLB_MSG, VHOST_USER_IOTLB_MSG,
+};
+pub use table::{MemoryRegion, RegionTable, TableError};
+
+/// The code in README.md, compiled and run as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
