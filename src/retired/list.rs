@@ -131,7 +131,7 @@ impl<V: Version> RetiredList<V> {
     }
 
     /// Returns the number of versions in the list.
-    #[cfg(all(test, feature = "backend-mmap"))]
+    #[cfg(all(test, feature = "backend-mmap", feature = "backend-atomic"))]
     pub(crate) fn len(&self) -> usize {
         lock(&self.versions).len()
     }
