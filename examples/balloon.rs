@@ -1,56 +1,94 @@
-//! A balloon: return unneeded guest pages to the host while the guest runs.
+//! A balloon: return the pages that the guest lists to the host while the guest runs.
 //!
 //! `cargo run -p examples --example balloon`
 
 use examples::{take_dirty, Memory, Result};
 use vm_memory::{Bytes, GuestAddress};
-use vm_memory_host::{discard, residency, MemoryBuilder, Region};
+use vm_memory_host::{residency, Balloon, DiscardReport, MemoryBuilder, Region};
 
+/// The size of the pages that a balloon lists, whatever the page size of the guest.
 const PAGE: u64 = 0x1000;
+/// The maximum length of a request. The driver of Linux lists up to 256 pages at a time.
+const MAX_LEN: usize = 1 << 16;
 
-/// Returns the number of bytes of `memory` that are resident.
-fn resident(memory: &Memory) -> Result<u64> {
-    let regions = residency(memory)?;
-    Ok(regions.iter().map(|(_, region)| region.resident).sum())
+/// A balloon device whose driver has accepted `VIRTIO_BALLOON_F_MUST_TELL_HOST`.
+struct Device {
+    memory: Memory,
+    balloon: Balloon,
 }
 
-/// Discards the pages that the guest lists, and returns the number of bytes freed.
-fn inflate(memory: &Memory, pages: &[u32]) -> u64 {
-    let mut returned = 0;
-    for page in pages {
-        match discard(memory, GuestAddress(u64::from(*page) * PAGE), PAGE) {
-            Ok(bytes) => returned += bytes,
-            // A page outside RAM is a guest error. Report it, and continue.
-            Err(error) => println!("page {page:#x}: {error}"),
-        }
+impl Device {
+    /// Reads the page numbers in a buffer of the driver.
+    fn page_numbers(&self, addr: GuestAddress, len: usize) -> Result<Vec<u32>> {
+        let mut bytes = vec![0; len.min(MAX_LEN)];
+        self.memory.read_slice(&mut bytes, addr)?;
+        let (pages, _) = bytes.as_chunks();
+        Ok(pages.iter().map(|page| u32::from_le_bytes(*page)).collect())
     }
-    returned
+
+    /// Handles a buffer of the inflate queue. The caller returns the buffer afterwards.
+    fn inflate(&mut self, addr: GuestAddress, len: usize) -> Result<DiscardReport> {
+        let pages = self.page_numbers(addr, len)?;
+        Ok(self.balloon.inflate(&self.memory, pages))
+    }
+
+    /// Handles a buffer of the deflate queue. The caller returns the buffer afterwards.
+    fn deflate(&mut self, addr: GuestAddress, len: usize) -> Result<()> {
+        let pages = self.page_numbers(addr, len)?;
+        self.balloon.deflate(&self.memory, pages);
+        Ok(())
+    }
+
+    /// Returns the number of bytes of guest memory that are resident.
+    fn resident(&self) -> Result<u64> {
+        let regions = residency(&self.memory)?;
+        Ok(regions.iter().map(|(_, region)| region.resident).sum())
+    }
+}
+
+/// Writes page numbers to guest memory as the driver does, and returns their length in bytes.
+fn list(memory: &Memory, addr: GuestAddress, pages: &[u32]) -> Result<usize> {
+    let bytes: Vec<u8> = pages.iter().flat_map(|page| page.to_le_bytes()).collect();
+    memory.write_slice(&bytes, addr)?;
+    Ok(bytes.len())
 }
 
 fn main() -> Result<()> {
     let ram = Region::new(GuestAddress(0), 16 << 20);
-    let memory: Memory = MemoryBuilder::new().region(ram).build()?;
+    let mut device = Device {
+        memory: MemoryBuilder::new().region(ram).build()?,
+        balloon: Balloon::new(),
+    };
 
     // The guest uses 8 MiB.
-    memory.write_slice(&vec![1; 8 << 20], GuestAddress(0))?;
-    let before = resident(&memory)?;
-    take_dirty(&memory);
+    let buffer = GuestAddress(0x1000);
+    device
+        .memory
+        .write_slice(&vec![1; 8 << 20], GuestAddress(0))?;
+    let before = device.resident()?;
 
-    // The guest returns 4 MiB, and one page outside its RAM.
-    let mut pages: Vec<u32> = (0x400..0x800).collect();
-    pages.push(0xf_0000);
-    let returned = inflate(&memory, &pages);
-    let after = resident(&memory)?;
-    println!("{returned} bytes returned, resident: {before} before, {after} after");
-    assert_eq!(returned, 4 << 20);
-    assert_eq!(before - after, returned);
+    // It returns 4 MiB, in any order. It also lists a page twice, and one outside its RAM.
+    let mut pages: Vec<u32> = (0x400..0x800).rev().collect();
+    pages.extend([0x400, 0xf_0000]);
+    let len = list(&device.memory, buffer, &pages)?;
+    take_dirty(&device.memory);
+    let report = device.inflate(buffer, len)?;
+    println!("{report}");
+    assert_eq!((report.discarded, report.refused), (0x400, 1));
+
+    let after = device.resident()?;
+    println!("resident: {before} before, {after} after");
+    assert_eq!(before - after, report.freed);
 
     // The pages read as zeroes. A migration must send them again, so they are dirty.
-    assert_eq!(memory.read_obj::<u64>(GuestAddress(0x40_0000))?, 0);
-    assert_eq!(take_dirty(&memory), [(0x40_0000, 4 << 20)]);
+    let first = GuestAddress(0x400 * PAGE);
+    assert_eq!(device.memory.read_obj::<u64>(first)?, 0);
+    assert_eq!(take_dirty(&device.memory), [(first.0, 4 << 20)]);
 
-    // Deflating needs no call: the next access populates the page.
-    memory.write_obj(1u64, GuestAddress(0x40_0000))?;
-    assert_eq!(resident(&memory)?, after + PAGE);
+    // The guest takes a page back, and uses it.
+    let len = list(&device.memory, buffer, &[0x400])?;
+    device.deflate(buffer, len)?;
+    device.memory.write_obj(1u64, first)?;
+    assert_eq!(device.resident()?, after + PAGE);
     Ok(())
 }

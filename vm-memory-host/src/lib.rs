@@ -15,7 +15,7 @@
 //! let memory: GuestMemoryMmap = MemoryBuilder::new().region(low).region(high).build()?;
 //!
 //! memory.write_obj(0x55u8, GuestAddress(0x1000))?;
-//! // The guest's balloon returns a page.
+//! // The guest does not need a page.
 //! discard(&memory, GuestAddress(0x1000), 0x1000)?;
 //! assert_eq!(memory.read_obj::<u8>(GuestAddress(0x1000))?, 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -34,8 +34,9 @@
 //! | map a ROM or a write-protected flash | [`Region::read_only`] | |
 //! | set options for all regions | [`MemoryBuilder::each_region`] | |
 //! | populate pages before the guest starts | [`MemoryBuilder::prefault`], [`prefault()`] | |
-//! | return pages to the system (balloon, free page reporting) | [`discard()`] | `balloon` |
-//! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug()`], [`unplug`] | `virtio_mem` |
+//! | return pages to the system (free page reporting) | [`discard()`] | |
+//! | return pages that a guest lists by number (balloon) | [`discard_pages()`], [`Balloon`] | `balloon` |
+//! | make blocks accessible and inaccessible (virtio-mem) | [`Region::blocks`], [`plug()`], [`unplug`], [`unplug_all`], [`plug_state`] | `virtio_mem` |
 //! | add and remove whole regions (DIMM hotplug) | [`Region::build`], `GuestMemoryAtomic` of vm-memory, [below](#model) | `hotplug` |
 //! | put regions into a region type of the VMM | [`MemoryBuilder::build_regions`], [`HostMapped`] | |
 //! | map parts of files in a window of the guest (DAX, virtio-gpu) | [`Arena`] | |
@@ -59,7 +60,7 @@
 //!   GuestMemoryMmap ── regions of vm-memory; each keeps its HostMapping
 //!        │
 //!        ├─ prefault         populates pages
-//!        ├─ discard          returns pages to the system
+//!        ├─ discard, Balloon returns pages to the system
 //!        ├─ plug, unplug     make blocks accessible or inaccessible
 //!        ├─ residency        reports memory usage
 //!        ├─ content          finds ranges that have content
@@ -124,6 +125,7 @@
 //! | run time | [`plug()`] | for a file on a tmpfs with a size limit | `rt_sigprocmask` |
 //! | run time | [`plug()`] | if huge pages run out, or for a file on a tmpfs with a size limit | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | run time | [`unplug`] | always | `madvise`, `fallocate`, `mprotect` |
+//! | run time | [`plug_state`] | always | none |
 //! | boot | [`Arena::new`] | always | `mmap`, `munmap` |
 //! | boot | [`Arena::new`] | for the first memory of the process | `madvise`; `openat`, `read`, `statx`, `close` to read /proc |
 //! | run time | [`Arena::map`] | always | `fstatfs`, `mmap`, `munmap` |
@@ -151,6 +153,8 @@
 //!   region requires seals, or no region of a description uses it. There are at most 64 such
 //!   threads.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
+//! - [`unplug_all`] makes the calls of [`unplug`].
+//! - [`discard_pages()`] and [`Balloon::inflate`] make the calls of [`discard()`].
 //! - Programs with debug assertions also call `fcntl` before each `close`.
 
 #![cfg(target_os = "linux")]
@@ -206,12 +210,14 @@ pub use description::{
     describe, BackingDescription, BlocksDescription, Description, DescriptionError, Descriptors,
     FileLayout, FileLayoutError, RegionDescription,
 };
-pub use error::{BuildError, ChangeError, NotProvisioned, OtherProcess, PrefaultError};
+pub use error::{
+    BuildError, ChangeError, NotProvisioned, OtherProcess, PrefaultError, RefusedPage,
+};
 pub use host::{huge_page_pools, GroupLimit, HostResources, HugePagePool};
 pub use mapping::{provisioned, still_mapped, HostMapped, HostMapping};
 pub use operations::{
-    content, discard, plug, prefault, residency, unplug, Content, Progress, Residency,
-    ResidencyError,
+    content, discard, discard_pages, plug, plug_state, prefault, residency, unplug, unplug_all,
+    Balloon, Content, DiscardReport, PlugState, Progress, Residency, ResidencyError,
 };
 pub use region::{
     Backing, BackingKind, Blocks, Lock, NumaPolicy, Options, Region, Sharing, Span,

@@ -13,7 +13,8 @@ use std::process::{Command, ExitStatus, Stdio};
 use test_support::{skipped, temp_file_of_len, MIB, PAGE_U64 as PAGE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_memory_host::{
-    discard, plug, unplug, Backing, MemoryBuilder, Region, TransparentHugePages, Unplugged,
+    discard, discard_pages, plug, unplug, unplug_all, Backing, MemoryBuilder, Region,
+    TransparentHugePages, Unplugged,
 };
 
 const TEST: &str = "discard_and_plug_after_build_open_no_files";
@@ -101,9 +102,11 @@ fn change_memory_without_opening_files() {
         memory.write_obj(7u8, GuestAddress(PAGE)).unwrap();
         assert_eq!(discard(&memory, GuestAddress(PAGE), PAGE).unwrap(), PAGE);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(PAGE)).unwrap(), 0);
+        assert_eq!(discard_pages(&memory, [1u32, 3, 2]).discarded, 3);
     }
-    plug(&blocks, GuestAddress(0), MIB).unwrap();
+    plug(&blocks, GuestAddress(0), 2 * MIB).unwrap();
     unplug(&blocks, GuestAddress(0), MIB).unwrap();
+    unplug_all(&blocks, GuestAddress(0)).unwrap();
 }
 
 #[test]

@@ -18,9 +18,9 @@ use test_support::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, Permissions};
 use vm_memory_host::{
-    content, describe, discard, huge_page_pools, plug, prefault, residency, still_mapped, unplug,
-    Arena, Backing, HostResources, Lock, MemoryBuilder, NumaPolicy, Region, TransparentHugePages,
-    Unplugged,
+    content, describe, discard, discard_pages, huge_page_pools, plug, plug_state, prefault,
+    residency, still_mapped, unplug, unplug_all, Arena, Backing, Balloon, HostResources, Lock,
+    MemoryBuilder, NumaPolicy, PlugState, Region, TransparentHugePages, Unplugged,
 };
 
 const HUGE: u64 = 2 * MIB;
@@ -101,14 +101,25 @@ fn use_memory(recorder: &mut CallRecorder, region: Region) -> Result<()> {
         discarded.unwrap();
         memory.write_obj(1u8, first).unwrap();
     }
+    // The pages of two huge pages.
+    let listed = recorder.run("discard", || discard_pages(&memory, 0..1024u32))?;
+    assert_eq!(listed.refused, 0);
+    memory.write_obj(1u8, first).unwrap();
+    let inflate = || Balloon::new().inflate(&memory, 0..1024u32);
+    assert_eq!(recorder.run("discard", inflate)?.refused, 0);
+    memory.write_obj(1u8, first).unwrap();
     let usage = recorder.run("residency", || residency(&memory))?;
     usage.unwrap();
     recorder.run("content", || content(&memory).unwrap().count())?;
     let description = recorder.run("describe", || describe(&memory).map(drop))?;
     description.unwrap();
     if has_blocks {
-        let unplugged = recorder.run("unplug", || unplug(&memory, first, 4 * HUGE))?;
-        unplugged.unwrap();
+        let state = recorder.run("plug_state", || plug_state(&memory, first, 4 * HUGE))?;
+        assert_eq!(state.unwrap(), PlugState::Mixed);
+        let unplugged = recorder.run("unplug", || unplug(&memory, first, HUGE))?;
+        assert_eq!(unplugged.unwrap(), HUGE);
+        let unplugged = recorder.run("unplug", || unplug_all(&memory, first))?;
+        assert_eq!(unplugged.unwrap(), HUGE);
     }
     recorder.run("drop of the last map", || drop(memory))
 }

@@ -397,12 +397,13 @@ impl Processor for ThreadProcessor {
     ) -> Result<(), Error> {
         let one = self.one.as_ref().ok_or_else(|| Error::other("no region"))?;
         if plugged {
-            return plug(one, GuestAddress(at), len).map_err(Error::other);
+            let plugged = plug(one, GuestAddress(at), len);
+            return plugged.map(drop).map_err(Error::other);
         }
         dirty.extend(pages(&harvest(one)));
         let outcome = unplug(one, GuestAddress(at), len);
         harvest(one);
-        outcome.map_err(Error::other)
+        outcome.map(drop).map_err(Error::other)
     }
 
     fn remove(&mut self, dirty: &mut BTreeSet<u64>) -> Result<(), Error> {

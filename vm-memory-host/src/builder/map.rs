@@ -10,7 +10,7 @@ use super::files::transparent_huge_page;
 use crate::error::BuildError;
 use crate::host::process_limits::{self, Need};
 use crate::host::{vma_limit, HostResources, VmaBudget};
-use crate::mapping::{bytes, HostMapping, OpenedBacking, ZeroedRanges};
+use crate::mapping::{bytes, HostMapping, MappingId, OpenedBacking, ZeroedRanges};
 use crate::operations::plug_initial;
 use crate::region::{BackingKind, Lock, NumaPolicy, Region, Span, Unplugged};
 use crate::sys::{self, Advice, Mapped, Reserved, Source};
@@ -84,6 +84,7 @@ fn map_region(
         }
     };
     let mapping = HostMapping {
+        id: MappingId::new(),
         mapped,
         start: region.start,
         backing: backing.clone(),

@@ -1,5 +1,5 @@
 //! The errors of operations on built memory: [`PrefaultError`], [`NotProvisioned`],
-//! [`OtherProcess`], [`ChangeError`].
+//! [`OtherProcess`], [`ChangeError`], [`RefusedPage`].
 
 use std::io;
 
@@ -162,8 +162,9 @@ pub struct OtherProcess {
     pub region: Span,
 }
 
-/// An error of [`discard`](crate::discard()), [`plug`](crate::plug()) or
-/// [`unplug`](crate::unplug()).
+/// An error of [`discard`](crate::discard()), [`plug`](crate::plug()), [`unplug`](crate::unplug()),
+/// [`unplug_all`](crate::unplug_all) or [`plug_state`](crate::plug_state), or the reason of a
+/// [`RefusedPage`].
 ///
 /// # Examples
 ///
@@ -195,6 +196,12 @@ pub enum ChangeError {
         start: u64,
         /// Its length in bytes.
         len: u64,
+    },
+    /// The range is empty.
+    #[error("no bytes at guest address {addr:#x} were requested; pass at least one block")]
+    Empty {
+        /// The guest physical address of the range.
+        addr: u64,
     },
     /// A region was not built by this crate. Nothing was changed.
     #[error(transparent)]
@@ -317,6 +324,29 @@ pub enum ChangeError {
         /// The error of the system.
         source: io::Error,
     },
+}
+
+/// A page that [`discard_pages`](crate::discard_pages) or
+/// [`Balloon::inflate`](crate::Balloon::inflate) has refused, and the reason.
+///
+/// # Examples
+///
+/// ```
+/// use std::error::Error;
+/// use vm_memory_host::{ChangeError, RefusedPage};
+///
+/// let refused = RefusedPage { page: 0x100, source: ChangeError::Hole { addr: 0x10_0000 } };
+/// assert_eq!(refused.to_string(), "page 0x100 was refused");
+/// let reason = refused.source().map(|reason| reason.to_string());
+/// assert!(reason.is_some_and(|reason| reason.starts_with("no region contains guest address ")));
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[error("page {page:#x} was refused")]
+pub struct RefusedPage {
+    /// The guest physical address of the page, divided by 4096.
+    pub page: u64,
+    /// The reason. It may describe a range that includes the page.
+    pub source: ChangeError,
 }
 
 fn populate_remedy(source: &io::Error) -> &'static str {

@@ -8,7 +8,7 @@ mod change;
 mod tests;
 
 pub use build::BuildError;
-pub use change::{ChangeError, NotProvisioned, OtherProcess, PrefaultError};
+pub use change::{ChangeError, NotProvisioned, OtherProcess, PrefaultError, RefusedPage};
 
 /// Returns a message that states how many huge pages are missing, and where to add them.
 pub(super) fn too_few_huge_pages(wanted: u64, free: u64, page_size: u64, nodes: &[u32]) -> String {

@@ -82,6 +82,7 @@ fn change_error_has_cause(error: &ChangeError) -> bool {
         E::System { .. } | E::NoPages { .. } => true,
         E::Hole { .. }
         | E::PastTop { .. }
+        | E::Empty { .. }
         | E::NotProvisioned(_)
         | E::OtherProcess(_)
         | E::Unaligned { .. }
@@ -146,6 +147,8 @@ fn error_of_operation_prints_each_cause_once() {
         assert!(change_error_has_cause(error));
         assert_printed_once(error);
     }
+    let source = refused;
+    assert_printed_once(&RefusedPage { page: 1, source });
     assert_printed_once(&prefault_error());
     let source = system();
     assert_printed_once(&ResidencyError::System { region, source });

@@ -9,8 +9,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::mapping::provisioned;
 use crate::{
-    content, discard, plug, prefault, residency, unplug, Backing, ChangeError, MemoryBuilder,
-    PrefaultError, Region, ResidencyError, Unplugged,
+    content, discard, discard_pages, plug, plug_state, prefault, residency, unplug, unplug_all,
+    Backing, Balloon, ChangeError, DiscardReport, MemoryBuilder, PrefaultError, Region,
+    ResidencyError, Unplugged,
 };
 
 type Memory = GuestMemoryMmap<AtomicBitmap>;
@@ -54,14 +55,29 @@ fn regions(has_huge_pages: bool) -> Vec<(&'static str, Region)> {
 /// Returns the names of the operations that do not refuse the memory.
 fn accepted(memory: &Memory) -> Vec<&'static str> {
     let refuses =
-        |result: Result<(), ChangeError>| matches!(result, Err(ChangeError::OtherProcess(_)));
+        |result: Result<u64, ChangeError>| matches!(result, Err(ChangeError::OtherProcess(_)));
+    let refuses_page = |report: DiscardReport| {
+        let reason = report.first_refused.map(|refused| refused.source);
+        report.discarded + report.collected == 0
+            && matches!(reason, Some(ChangeError::OtherProcess(_)))
+    };
     let all = GuestAddress(0);
     let prefaulted = prefault(memory, NonZeroUsize::MIN, |_| ControlFlow::Continue(()));
     let mut items = content(memory).unwrap();
     let results = [
-        ("discard", refuses(discard(memory, all, SIZE).map(|_| ()))),
+        ("discard", refuses(discard(memory, all, SIZE))),
+        ("discard_pages", refuses_page(discard_pages(memory, [0u32]))),
+        (
+            "inflate",
+            refuses_page(Balloon::new().inflate(memory, [0u32])),
+        ),
         ("plug", refuses(plug(memory, all, SIZE))),
         ("unplug", refuses(unplug(memory, all, SIZE))),
+        ("unplug_all", refuses(unplug_all(memory, all))),
+        (
+            "plug_state",
+            refuses(plug_state(memory, all, SIZE).map(|_| 0)),
+        ),
         (
             "prefault",
             matches!(prefaulted, Err(PrefaultError::OtherProcess(_))),

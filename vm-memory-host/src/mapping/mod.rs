@@ -29,6 +29,7 @@ pub(crate) use zeroed_ranges::ZeroedRanges;
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vm_memory::mmap::{BlockStates, PluggedBlocks};
@@ -58,6 +59,7 @@ use crate::sys::{Advice, Mapped, NodePolicy};
 /// ```
 #[derive(Debug)]
 pub struct HostMapping {
+    pub(crate) id: MappingId,
     pub(crate) mapped: Mapped,
     pub(crate) start: GuestAddress,
     pub(crate) backing: OpenedBacking,
@@ -152,6 +154,10 @@ impl HostMapping {
     /// Only [`plug`](crate::plug()) and [`unplug`](crate::unplug()) change it.
     pub fn plugged_blocks(&self) -> Option<&BlockStates> {
         self.blocks.as_ref().map(|(_, blocks)| &***blocks)
+    }
+
+    pub(crate) fn id(&self) -> MappingId {
+        self.id
     }
 
     pub(crate) fn mapped(&self) -> &Mapped {
@@ -262,6 +268,18 @@ impl HostMapping {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// A number that no other mapping of this process has, or has had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct MappingId(u64);
+
+impl MappingId {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Relaxed: the numbers differ in any order.
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 

@@ -50,24 +50,19 @@ where
             .saturating_sub(offset.0)
             .min(len.saturating_sub(before));
         let (what, granularity) = granularity(region, mapping)?;
-        if !offset.0.is_multiple_of(granularity) || !here.is_multiple_of(granularity) || here == 0 {
-            return Err(ChangeError::Unaligned {
-                region: span_of(region),
-                start: at.0,
-                len: here,
-                what,
-                granularity,
-            });
-        }
         // Offset and length fit a `usize`, since the region is mapped.
         let size = |n: u64| usize::try_from(n).map_err(|_| hole());
-        parts.push(Part {
+        let part = Part {
             region,
             mapping,
             offset: size(offset.0)?,
             len: size(here)?,
             before,
-        });
+        };
+        if !offset.0.is_multiple_of(granularity) || !here.is_multiple_of(granularity) || here == 0 {
+            return Err(part.not_whole(what, granularity));
+        }
+        parts.push(part);
         before = before.saturating_add(here);
     }
     Ok(parts)
@@ -83,6 +78,17 @@ impl<R: HostMapped> Part<'_, R> {
             len: bytes(self.len),
             done: self.before,
             source,
+        }
+    }
+
+    /// Returns the error for a part that does not consist of whole pages or blocks.
+    pub(crate) fn not_whole(&self, what: &'static str, granularity: u64) -> ChangeError {
+        ChangeError::Unaligned {
+            region: span_of(self.region),
+            start: self.start(),
+            len: bytes(self.len),
+            what,
+            granularity,
         }
     }
 

@@ -8,14 +8,17 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::residency::mincore_bytes;
 use crate::error::ChangeError;
-use crate::mapping::{bytes, parts, span_of, unplugged_runs, Changes, HostMapped, HostMapping};
+use crate::mapping::{
+    bytes, parts, span_of, unplugged_runs, Changes, HostMapped, HostMapping, Part,
+};
 use crate::region::{BackingKind, Lock, Sharing};
 use crate::sys::{self, Advice, Mapped};
 
 /// Returns the pages of a range of guest memory to the system. They then read as zeroes.
 ///
-/// Use it for a balloon (virtio 1.2, section 5.5), for free page reporting (section 5.5.6.7), or
-/// for other memory that the guest no longer needs. The method depends on the backing:
+/// Use it for free page reporting (virtio 1.2, section 5.5.6.7), or for other memory that the guest
+/// no longer needs. A balloon lists single pages: use [`discard_pages`](crate::discard_pages) or
+/// [`Balloon`](crate::Balloon). The method depends on the backing:
 ///
 /// | backing | method | effect |
 /// |---|---|---|
@@ -121,21 +124,36 @@ where
     M::R: HostMapped,
 {
     let parts = parts(memory, addr, len, |region, mapping| {
-        if mapping.options.read_only {
-            let region = span_of(region);
-            return Err(ChangeError::ReadOnly { region });
-        }
+        refuse_read_only(region, mapping)?;
         Ok(("pages", mapping.page_size()))
     })?;
     let mut freed = 0u64;
     for part in parts {
-        let result = discard_part(part.mapping, part.offset, part.len);
-        // Even after an error: some of its bytes may have changed.
-        part.mark_dirty();
-        let here = result.map_err(|source| part.refused("discard", source))?;
-        freed = freed.saturating_add(here);
+        freed = freed.saturating_add(discard_whole(&part)?);
     }
     Ok(freed)
+}
+
+/// Returns an error for a read-only region, whose pages cannot be discarded.
+pub(super) fn refuse_read_only<R: HostMapped>(
+    region: &R,
+    mapping: &HostMapping,
+) -> Result<(), ChangeError> {
+    if mapping.options.read_only {
+        let region = span_of(region);
+        return Err(ChangeError::ReadOnly { region });
+    }
+    Ok(())
+}
+
+/// Discards a part that consists of whole pages, and marks them dirty.
+///
+/// Returns the number of bytes freed.
+pub(super) fn discard_whole<R: HostMapped>(part: &Part<'_, R>) -> Result<u64, ChangeError> {
+    let result = discard_part(part.mapping, part.offset, part.len);
+    // Even after an error: some of its bytes may have changed.
+    part.mark_dirty();
+    result.map_err(|source| part.refused("discard", source))
 }
 
 /// Discards whole pages of a mapping, and returns the number of bytes freed.

@@ -4,20 +4,26 @@
 //! |---|---|
 //! | `prefault` | [`prefault()`]: populates pages |
 //! | `discard` | [`discard()`]: returns pages to the system |
-//! | `plug` | [`plug()`] and [`unplug`]: make blocks accessible or inaccessible |
+//! | `discard_pages` | [`discard_pages()`]: returns pages that a guest lists by number |
+//! | `balloon` | [`Balloon`]: collects the pages of larger pages |
+//! | `plug` | [`plug()`], [`unplug`], [`unplug_all`]: make blocks accessible or inaccessible; [`plug_state`] |
 //! | `residency` | [`residency()`]: reports the memory that each region uses |
 //! | `content` | [`content()`]: finds the ranges that have content |
 
+mod balloon;
 mod content;
 mod discard;
+mod discard_pages;
 mod plug;
 mod prefault;
 mod residency;
 
+pub use balloon::Balloon;
 pub use content::{content, Content};
 pub use discard::discard;
+pub use discard_pages::{discard_pages, DiscardReport};
 pub(crate) use plug::plug_initial;
-pub use plug::{plug, unplug};
+pub use plug::{plug, plug_state, unplug, unplug_all, PlugState};
 pub(crate) use prefault::run as prefault_mappings;
 pub use prefault::{prefault, Progress};
 pub(crate) use residency::resident_in_file;

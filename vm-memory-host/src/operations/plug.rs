@@ -1,4 +1,5 @@
-//! [`plug`] and [`unplug`]: make blocks of a region accessible and inaccessible.
+//! [`plug`], [`unplug`] and [`unplug_all`]: make blocks of a region accessible and inaccessible.
+//! [`plug_state`] tells which they are.
 //!
 //! `PluggedBlocks` of vm-memory records which blocks accesses may reach. The order of steps keeps
 //! accesses from a block while its pages change:
@@ -6,9 +7,11 @@
 //! - `plug` frees old pages, prepares the block, and then records it as plugged.
 //! - `unplug` records the block as unplugged, and then frees its pages.
 
+use std::fmt;
 use std::io;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::mmap::BlockStates;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::discard::free_pages;
 use crate::error::ChangeError;
@@ -35,6 +38,10 @@ use crate::sys::{self, Advice};
 ///
 /// For a shared file, the call may [wait for another process](crate::Backing::Memfd) that has it.
 ///
+/// Returns the number of bytes that became accessible, by which a virtio-mem device increases its
+/// `plugged_size`. The device must reject a PLUG request that covers a plugged block (section
+/// 5.15.6.3). It asks for the [state](plug_state) first.
+///
 /// # Examples
 ///
 /// ```
@@ -48,8 +55,10 @@ use crate::sys::{self, Advice};
 ///
 /// let addr = GuestAddress((1 << 32) + (4 << 20));
 /// assert!(memory.write_obj(1u64, addr).is_err());
-/// plug(&memory, addr, 2 << 20)?;
+/// assert_eq!(plug(&memory, addr, 2 << 20)?, 2 << 20);
 /// memory.write_obj(1u64, addr)?;
+/// // This block is plugged already.
+/// assert_eq!(plug(&memory, addr, 2 << 20)?, 0);
 /// unplug(&memory, addr, 2 << 20)?;
 /// assert!(memory.read_obj::<u64>(addr).is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -71,17 +80,19 @@ use crate::sys::{self, Advice};
 /// blocks of the failing region stay plugged or unplugged as before.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hotplug")]
-pub fn plug<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>
+pub fn plug<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<u64, ChangeError>
 where
     M: GuestMemoryBackend,
     M::R: HostMapped,
 {
+    let mut changed = 0u64;
     for part in parts(memory, addr, len, block_size)? {
         check_memory(&part)?;
         let plugged = plug_part(part.mapping, part.offset, part.len);
-        plugged.map_err(|source| not_plugged(&part, source))?;
+        let here = plugged.map_err(|source| not_plugged(&part, source))?;
+        changed = changed.saturating_add(here);
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// Makes the blocks of a range inaccessible, and discards their pages.
@@ -94,6 +105,10 @@ where
 /// marked dirty. Huge pages return to the pool.
 ///
 /// For a shared file, the call may [wait for another process](crate::Backing::Memfd) that has it.
+///
+/// Returns the number of bytes that were accessible before. A virtio-mem device must reject an
+/// UNPLUG request that covers an unplugged block (section 5.15.6.4). It asks for the
+/// [state](plug_state) first.
 ///
 /// # Examples
 ///
@@ -109,7 +124,7 @@ where
 /// memory.write_obj(1u8, GuestAddress(0))?;
 ///
 /// // Unplugging returns the page.
-/// unplug(&memory, GuestAddress(0), 8 << 20)?;
+/// assert_eq!(unplug(&memory, GuestAddress(0), 8 << 20)?, 4 << 20);
 /// assert_eq!(residency(&memory)?[0].1.resident, 0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -127,18 +142,153 @@ where
 /// All blocks of the range are unplugged nevertheless.
 #[doc(alias = "virtio-mem")]
 #[doc(alias = "hot-unplug")]
-pub fn unplug<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<(), ChangeError>
+pub fn unplug<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<u64, ChangeError>
 where
     M: GuestMemoryBackend,
     M::R: HostMapped,
 {
-    let mut first = Ok(());
+    let mut result = Ok(0u64);
     for part in parts(memory, addr, len, block_size)? {
-        let result = unplug_part(part.mapping, part.offset, part.len);
+        let unplugged = unplug_part(part.mapping, part.offset, part.len);
         part.mark_dirty();
-        first = first.and(result.map_err(|source| part.refused("discard", source)));
+        let here = unplugged.map_err(|source| part.refused("discard", source));
+        result = result.and_then(|changed| Ok(changed.saturating_add(here?)));
     }
-    first
+    result
+}
+
+/// Unplugs all blocks of the region that contains `addr`, like [`unplug`].
+///
+/// Use it for the UNPLUG ALL request of a virtio-mem device (virtio 1.2, section 5.15.6.5), and
+/// when the guest is reset.
+///
+/// Returns the number of bytes that were accessible before.
+///
+/// # Examples
+///
+/// ```
+/// use std::num::NonZeroU64;
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{plug, unplug_all, MemoryBuilder, Region, Unplugged};
+///
+/// let block = NonZeroU64::new(2 << 20).unwrap();
+/// let region = Region::new(GuestAddress(1 << 32), 64 << 20).blocks(block, Unplugged::Mapped);
+/// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+/// plug(&memory, GuestAddress((1 << 32) + (4 << 20)), 8 << 20)?;
+/// assert_eq!(unplug_all(&memory, GuestAddress(1 << 32))?, 8 << 20);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// - Returns [`ChangeError::Hole`] if no region contains `addr`.
+/// - Returns the errors of [`unplug`] for the region.
+#[doc(alias = "virtio-mem")]
+#[doc(alias = "hot-unplug")]
+pub fn unplug_all<M>(memory: &M, addr: GuestAddress) -> Result<u64, ChangeError>
+where
+    M: GuestMemoryBackend,
+    M::R: HostMapped,
+{
+    let region = memory.find_region(addr);
+    let region = region.ok_or(ChangeError::Hole { addr: addr.0 })?;
+    unplug(memory, region.start_addr(), region.len())
+}
+
+/// The state of a range of blocks, as [`plug_state`] returns it.
+///
+/// The variants are the values of a STATE response (virtio 1.2, section 5.15.6.6).
+///
+/// # Examples
+///
+/// ```
+/// use vm_memory_host::PlugState;
+///
+/// let response = |state| match state {
+///     PlugState::Plugged => 0u16,
+///     PlugState::Unplugged => 1,
+///     PlugState::Mixed => 2,
+/// };
+/// assert_eq!(response(PlugState::Mixed), 2);
+/// assert_eq!(PlugState::Mixed.to_string(), "mixed");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PlugState {
+    /// All blocks are plugged.
+    Plugged,
+    /// All blocks are unplugged.
+    Unplugged,
+    /// Some blocks are plugged, and some are not.
+    Mixed,
+}
+
+impl fmt::Display for PlugState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PlugState::Plugged => "plugged",
+            PlugState::Unplugged => "unplugged",
+            PlugState::Mixed => "mixed",
+        })
+    }
+}
+
+/// Returns whether the blocks of a range are plugged.
+///
+/// Use it for the STATE request of a virtio-mem device (virtio 1.2, section 5.15.6.6), and to check
+/// its PLUG and UNPLUG requests. A change by another thread may or may not be included.
+///
+/// The cost follows the number of blocks in the range. Makes no system call.
+///
+/// # Examples
+///
+/// ```
+/// use std::num::NonZeroU64;
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use vm_memory_host::{plug, plug_state, MemoryBuilder, PlugState, Region, Unplugged};
+///
+/// let block = NonZeroU64::new(2 << 20).unwrap();
+/// let region = Region::new(GuestAddress(0), 64 << 20).blocks(block, Unplugged::Mapped);
+/// let memory: GuestMemoryMmap = MemoryBuilder::new().region(region).build()?;
+/// plug(&memory, GuestAddress(2 << 20), 2 << 20)?;
+/// let state = |addr, len| plug_state(&memory, GuestAddress(addr), len);
+/// assert_eq!(state(2 << 20, 2 << 20)?, PlugState::Plugged);
+/// assert_eq!(state(4 << 20, 8 << 20)?, PlugState::Unplugged);
+/// assert_eq!(state(0, 4 << 20)?, PlugState::Mixed);
+/// assert!(state(1 << 20, 2 << 20).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// Returns [`ChangeError::Empty`] if `len` is 0, and a [`ChangeError`] if the range
+///
+/// - passes 2^64 or has holes,
+/// - does not consist of whole blocks,
+/// - touches a region without blocks, or one that this crate did not build, or
+/// - touches a region that the parent process built.
+#[doc(alias = "virtio-mem")]
+pub fn plug_state<M>(memory: &M, addr: GuestAddress, len: u64) -> Result<PlugState, ChangeError>
+where
+    M: GuestMemoryBackend,
+    M::R: HostMapped,
+{
+    if len == 0 {
+        return Err(ChangeError::Empty { addr: addr.0 });
+    }
+    let parts = parts(memory, addr, len, block_size)?;
+    let all = |state: fn(&BlockStates, usize, usize) -> bool| {
+        parts.iter().all(|part| {
+            let record = part.mapping.plugged_blocks();
+            record.is_some_and(|record| state(record, part.offset, part.len))
+        })
+    };
+    Ok(if all(BlockStates::is_plugged) {
+        PlugState::Plugged
+    } else if all(BlockStates::is_unplugged) {
+        PlugState::Unplugged
+    } else {
+        PlugState::Mixed
+    })
 }
 
 /// Returns the block size of a region as the granularity for [`parts`].
@@ -169,9 +319,10 @@ pub(crate) fn plug_initial(mapping: &HostMapping, plugged: &[(usize, usize)]) ->
     Ok(())
 }
 
-fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
+/// Plugs whole blocks of a mapping, and returns the number of bytes that were unplugged.
+fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
     let Some((blocks, record)) = &mapping.blocks else {
-        return Ok(());
+        return Ok(0);
     };
     let changes = mapping.lock_changes()?;
     let unplugged = unplugged_runs(record, offset, len);
@@ -180,24 +331,34 @@ fn plug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()>
         free_pages(&changes, at, run)?;
         prepare(&changes, blocks, at, run)
     });
-    if prepared.is_err() {
+    if let Err(error) = prepared {
         for (at, run) in unplugged {
             // The first error is reported. The next plug or unplug frees pages that stay.
             let _ = withdraw(&changes, blocks, at, run);
         }
-        return prepared;
+        return Err(error);
     }
-    record.plug(offset, len).map_err(io::Error::other)
+    record.plug(offset, len).map_err(io::Error::other)?;
+    Ok(total(unplugged))
 }
 
-fn unplug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<()> {
+/// Unplugs whole blocks of a mapping, and returns the number of bytes that were plugged.
+fn unplug_part(mapping: &HostMapping, offset: usize, len: usize) -> io::Result<u64> {
     let Some((blocks, record)) = &mapping.blocks else {
-        return Ok(());
+        return Ok(0);
     };
     let changes = mapping.lock_changes()?;
+    let plugged = total(record.runs_in(offset, len));
     // The record changes first: later accesses must not reach the block.
     record.unplug(offset, len).map_err(io::Error::other)?;
-    withdraw(&changes, blocks, offset, len)
+    withdraw(&changes, blocks, offset, len)?;
+    Ok(plugged)
+}
+
+/// Returns the total length of runs.
+fn total(runs: impl IntoIterator<Item = (usize, usize)>) -> u64 {
+    let lengths = runs.into_iter().map(|(_, len)| bytes(len));
+    lengths.fold(0, u64::saturating_add)
 }
 
 /// Makes blocks accessible to the guest, and allocates the pages that could be missing later.
@@ -230,8 +391,7 @@ fn withdraw(mapping: &Changes<'_>, blocks: &Blocks, offset: usize, len: usize) -
 fn unplugged_bytes<R: HostMapped>(part: &Part<'_, R>) -> u64 {
     let record = part.mapping.plugged_blocks();
     let unplugged = record.map(|record| unplugged_runs(record, part.offset, part.len));
-    let lengths = unplugged.into_iter().flatten().map(|(_, len)| bytes(len));
-    lengths.fold(0, u64::saturating_add)
+    total(unplugged.unwrap_or_default())
 }
 
 /// Checks that the host and the control groups of this process have the memory that a plug must

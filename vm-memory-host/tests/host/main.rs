@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 
 mod backing;
+mod balloon;
 mod common;
 mod content;
 mod description;

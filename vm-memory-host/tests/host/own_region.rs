@@ -11,8 +11,9 @@ use vm_memory::{
     MemoryRegionAddress, VolatileSlice,
 };
 use vm_memory_host::{
-    content, describe, discard, plug, prefault, provisioned, residency, unplug, Backing,
-    ChangeError, HostMapped, HostMapping, MemoryBuilder, Region, Span, Unplugged,
+    content, describe, discard, discard_pages, plug, plug_state, prefault, provisioned, residency,
+    unplug, unplug_all, Backing, Balloon, ChangeError, HostMapped, HostMapping, MemoryBuilder,
+    PlugState, Region, Span, Unplugged,
 };
 
 /// A region like Firecracker's: a mapping that is divided into KVM slots.
@@ -120,8 +121,19 @@ fn functions_accept_regions_of_a_vmm() {
     let (description, files) = describe(&memory).unwrap();
     let plugged = &description.regions[1].blocks.as_ref().unwrap().plugged;
     assert_eq!((plugged.as_slice(), files.len()), (&[(MIB, MIB)][..], 1));
+    assert_eq!(plug_state(&memory, block, MIB).unwrap(), PlugState::Plugged);
     unplug(&memory, block, MIB).unwrap();
     assert!(memory.write_obj(7u8, block).is_err());
+    plug(&memory, block, MIB).unwrap();
+    assert_eq!(unplug_all(&memory, block).unwrap(), MIB);
+
+    memory.write_obj(7u8, ram).unwrap();
+    let report = discard_pages(&memory, [3u32, 0, 0x5000]);
+    assert_eq!((report.discarded, report.refused), (2, 1));
+    assert_eq!(memory.read_obj::<u8>(ram).unwrap(), 0);
+    let mut balloon = Balloon::new();
+    assert_eq!(balloon.inflate(&memory, [1u32, 2]).discarded, 2);
+    balloon.deflate(&memory, [1u32]);
 }
 
 #[test]

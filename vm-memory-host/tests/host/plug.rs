@@ -3,11 +3,14 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use proptest::prelude::*;
+
 use super::common::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vm_memory_host::{
-    discard, plug, provisioned, unplug, Backing, ChangeError, MemoryBuilder, Region, Unplugged,
+    discard, plug, plug_state, provisioned, unplug, unplug_all, Backing, ChangeError,
+    MemoryBuilder, PlugState, Region, Unplugged,
 };
 
 const START: u64 = 1 << 32;
@@ -344,4 +347,108 @@ fn plug_on_tmpfs_beyond_available_memory_returns_error() {
         ),
         "{error}"
     );
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Plug(u64, u64),
+    Unplug(u64, u64),
+    UnplugAll(u64),
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// Compares the results and states with a flag for each block, over two regions.
+    #[test]
+    fn plug_and_unplug_return_the_bytes_that_changed(
+        steps in prop::collection::vec((0u8..5, 0u64..16, 1u64..9, 0u64..16, 1u64..9), 1..30),
+    ) {
+        const BLOCKS: u64 = 16;
+        const BLOCK: u64 = 4 * PAGE;
+        let region = |start| {
+            let region = Region::new(GuestAddress(start * BLOCK), BLOCKS / 2 * BLOCK);
+            region.blocks(non_zero(BLOCK), Unplugged::Mapped)
+        };
+        let memory: Memory = MemoryBuilder::new()
+            .region(region(0))
+            .region(region(BLOCKS / 2).backing(Backing::Memfd))
+            .build()
+            .unwrap();
+        let mut plugged = [false; BLOCKS as usize];
+        for (kind, first, count, asked, asked_count) in steps {
+            let count = count.min(BLOCKS - first);
+            let step = match kind {
+                0 | 1 => Step::Plug(first, count),
+                2 | 3 => Step::Unplug(first, count),
+                _ => Step::UnplugAll(first),
+            };
+            let at = |block: u64| GuestAddress(block * BLOCK);
+            let (blocks, to, changed) = match step {
+                Step::Plug(first, count) => {
+                    let changed = plug(&memory, at(first), count * BLOCK);
+                    (first..first + count, true, changed)
+                }
+                Step::Unplug(first, count) => {
+                    let changed = unplug(&memory, at(first), count * BLOCK);
+                    (first..first + count, false, changed)
+                }
+                Step::UnplugAll(block) => {
+                    let first = block / (BLOCKS / 2) * (BLOCKS / 2);
+                    let changed = unplug_all(&memory, GuestAddress(block * BLOCK + 5));
+                    (first..first + BLOCKS / 2, false, changed)
+                }
+            };
+            let mut expected = 0;
+            for block in blocks {
+                let state = &mut plugged[block as usize];
+                expected += u64::from(*state != to) * BLOCK;
+                if *state != to && to {
+                    let byte: u8 = memory.read_obj(at(block)).unwrap();
+                    prop_assert_eq!(byte, 0);
+                    memory.write_obj(block as u8 + 1, at(block)).unwrap();
+                }
+                *state = to;
+            }
+            prop_assert_eq!(changed.unwrap(), expected, "{:?}", step);
+            for block in 0..BLOCKS {
+                let found = memory.read_obj::<u8>(at(block)).ok();
+                let expected = plugged[block as usize].then_some(block as u8 + 1);
+                prop_assert_eq!(found, expected);
+            }
+            let asked_count = asked_count.min(BLOCKS - asked);
+            let range = &plugged[asked as usize..(asked + asked_count) as usize];
+            let expected = match range.iter().filter(|state| **state).count() as u64 {
+                0 => PlugState::Unplugged,
+                count if count == asked_count => PlugState::Plugged,
+                _ => PlugState::Mixed,
+            };
+            let found = plug_state(&memory, at(asked), asked_count * BLOCK);
+            prop_assert_eq!(found.unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn plug_state_of_invalid_range_returns_error() {
+    let region = |start| Region::new(GuestAddress(start), 8 * MIB);
+    let memory: Memory = MemoryBuilder::new()
+        .region(region(0))
+        .region(region(8 * MIB).blocks(non_zero(HUGE), Unplugged::Mapped))
+        .build()
+        .unwrap();
+    let error = |addr: u64, len: u64| plug_state(&memory, GuestAddress(addr), len).unwrap_err();
+    assert_eq!(
+        error(8 * MIB, 0).to_string(),
+        "no bytes at guest address 0x800000 were requested; pass at least one block"
+    );
+    assert!(matches!(error(0, HUGE), ChangeError::NoBlocks { .. }));
+    assert!(matches!(
+        error(9 * MIB, HUGE),
+        ChangeError::Unaligned { .. }
+    ));
+    assert!(matches!(error(8 * MIB, 10 * MIB), ChangeError::Hole { addr } if addr == 16 * MIB));
+    assert!(matches!(error(u64::MAX, HUGE), ChangeError::PastTop { .. }));
+    let error = |addr: u64| unplug_all(&memory, GuestAddress(addr)).unwrap_err();
+    assert!(matches!(error(16 * MIB), ChangeError::Hole { addr } if addr == 16 * MIB));
+    assert!(matches!(error(MIB), ChangeError::NoBlocks { .. }));
 }
