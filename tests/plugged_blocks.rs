@@ -6,11 +6,13 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::bitmap::{AtomicBitmap, Bitmap, BS};
+use vm_memory::guest_memory::{RefusalReason, Result};
 use vm_memory::mmap::{MmapRegionBuilder, PluggedBlocks};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, Permissions, VolatileMemory,
+    GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionMmap,
+    MemoryRegionAddress, Permissions, VolatileMemory, VolatileSlice,
 };
 
 const BLOCK: usize = 0x4000;
@@ -180,4 +182,111 @@ fn as_volatile_slice_with_unplugged_block_is_empty() {
     blocks.unplug(BLOCK, BLOCK).unwrap();
     assert_eq!(region.get_mmap().as_volatile_slice().len(), 0);
     assert!(GuestMemoryRegion::as_volatile_slice(region).is_err());
+}
+
+/// A region whose second block another thread plugs or unplugs after each query.
+struct Flickering {
+    region: GuestRegionMmap<AtomicBitmap>,
+    blocks: Arc<PluggedBlocks>,
+}
+
+impl Flickering {
+    fn change(&self) {
+        let change = match self.blocks.is_plugged(BLOCK, BLOCK) {
+            true => PluggedBlocks::unplug,
+            false => PluggedBlocks::plug,
+        };
+        change(&self.blocks, BLOCK, BLOCK).unwrap();
+    }
+}
+
+impl GuestMemoryRegion for Flickering {
+    type B = AtomicBitmap;
+
+    fn len(&self) -> u64 {
+        GuestMemoryRegion::len(&self.region)
+    }
+    fn start_addr(&self) -> GuestAddress {
+        self.region.start_addr()
+    }
+    fn bitmap(&self) -> BS<'_, AtomicBitmap> {
+        GuestMemoryRegion::bitmap(&self.region)
+    }
+    fn get_slice(
+        &self,
+        addr: MemoryRegionAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_, BS<'_, AtomicBitmap>>> {
+        let slice = GuestMemoryRegion::get_slice(&self.region, addr, count);
+        self.change();
+        slice
+    }
+    fn reachable_bytes(&self, addr: MemoryRegionAddress, count: usize) -> usize {
+        let reachable = self.region.reachable_bytes(addr, count);
+        self.change();
+        reachable
+    }
+    fn reachable_slice(
+        &self,
+        addr: MemoryRegionAddress,
+        count: usize,
+    ) -> Option<VolatileSlice<'_, BS<'_, AtomicBitmap>>> {
+        let slice = self.region.reachable_slice(addr, count);
+        self.change();
+        slice
+    }
+    fn is_fully_reachable(&self) -> bool {
+        let is_fully_reachable = self.region.is_fully_reachable();
+        self.change();
+        is_fully_reachable
+    }
+}
+
+impl GuestMemoryRegionBytes for Flickering {}
+
+/// Other threads may change a later block at any time. The bytes before it stay accessible.
+#[test]
+fn access_moves_bytes_before_a_block_that_changes_meanwhile() {
+    for (others, plugged_first) in [(false, false), (false, true), (true, false), (true, true)] {
+        let size = NonZeroUsize::new(BLOCK).unwrap();
+        let blocks = Arc::new(PluggedBlocks::new(3 * BLOCK, size).unwrap());
+        blocks.plug(0, BLOCK).unwrap();
+        if others {
+            blocks.plug(2 * BLOCK, BLOCK).unwrap();
+        }
+        let mapping = MmapRegionBuilder::new(3 * BLOCK)
+            .with_plugged_blocks(Arc::clone(&blocks))
+            .build()
+            .unwrap();
+        let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+        let region = Flickering { region, blocks };
+        if plugged_first {
+            region.change();
+        }
+        let memory = GuestRegionCollection::from_regions(vec![region]).unwrap();
+        let region = memory.iter().next().unwrap();
+
+        let (addr, count) = (GuestAddress(16), BLOCK);
+        let (before, mut buf) = (BLOCK - 16, vec![1; BLOCK]);
+        let moved = |result: Result<usize>| {
+            let moved = result.unwrap();
+            assert!(moved == before || moved == count, "{moved:#x}");
+        };
+        // An odd number of queries begins the next access in the other state.
+        for _ in 0..4 {
+            moved(memory.write(&buf, addr));
+            moved(memory.read(&mut buf, addr));
+            moved(memory.write_volatile_to(addr, &mut Vec::new(), count));
+            moved(region.write(&buf, MemoryRegionAddress(16)));
+            moved(region.read(&mut buf, MemoryRegionAddress(16)));
+            let refusal = memory.explain(addr, count, Permissions::Read);
+            if let Some(refusal) = refusal {
+                assert_eq!(
+                    (refusal.offset, refusal.reason),
+                    (before, RefusalReason::Unplugged)
+                );
+            }
+            region.change();
+        }
+    }
 }

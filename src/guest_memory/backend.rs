@@ -291,6 +291,13 @@ fn reachable_part<R: GuestMemoryRegion>(
     count: usize,
     error: Error,
 ) -> Result<VolatileSlice<'_, BS<'_, R::B>>> {
+    if let Some(part) = region.reachable_slice(start, count) {
+        return match part.len() {
+            0 => Err(error),
+            len if len <= count => Ok(part),
+            _ => Err(wrong_length(count)),
+        };
+    }
     let reachable = region.reachable_bytes(start, count);
     if reachable == 0 || reachable >= count {
         return Err(error);

@@ -186,6 +186,10 @@ fn refusal_of_region<R: GuestMemoryRegion>(
     if gives(count) {
         return None;
     }
+    if let Some(part) = region.reachable_slice(start, count) {
+        let reachable = part.len();
+        return (reachable < count).then_some((reachable, RefusalReason::Unplugged));
+    }
     let reachable = region.reachable_bytes(start, count);
     if reachable < count && (reachable == 0 || gives(reachable)) {
         return Some((reachable, RefusalReason::Unplugged));
@@ -193,7 +197,7 @@ fn refusal_of_region<R: GuestMemoryRegion>(
     let reached = longest(count, gives);
     match region.get_slice(start, reached.saturating_add(1)) {
         Err(Error::HostAddressNotAvailable) => Some((reached, RefusalReason::NoHostMemory)),
-        // Blocks were plugged meanwhile.
+        // They became accessible meanwhile.
         _ if gives(count) => None,
         _ => Some((reached, RefusalReason::Unknown)),
     }

@@ -179,6 +179,15 @@ impl<B: Bitmap> GuestMemoryRegion for GuestRegionMmap<B> {
         }
     }
 
+    fn reachable_slice(
+        &self,
+        addr: MemoryRegionAddress,
+        count: usize,
+    ) -> Option<VolatileSlice<'_, BS<'_, B>>> {
+        let offset = usize::try_from(addr.raw_value()).ok()?;
+        self.mapping.plugged_part(offset, count)
+    }
+
     fn reachable_range(&self, addr: MemoryRegionAddress, count: usize) -> Range<usize> {
         let (Some(blocks), Ok(offset)) = (
             self.mapping.plugged_blocks(),

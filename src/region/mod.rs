@@ -251,6 +251,23 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = Error> {
         count
     }
 
+    /// Returns the accessible bytes at `addr`, up to `count`, as a slice.
+    ///
+    /// The slice is empty if the first byte is not accessible. Implement it for a region whose
+    /// bytes become accessible and inaccessible while threads use them.
+    ///
+    /// The provided method returns `None`: a caller then uses
+    /// [`reachable_bytes`](Self::reachable_bytes) and [`get_slice`](Self::get_slice). A change
+    /// between these two calls makes its access fail.
+    fn reachable_slice(
+        &self,
+        addr: MemoryRegionAddress,
+        count: usize,
+    ) -> Option<VolatileSlice<'_, BS<'_, Self::B>>> {
+        let _ = (addr, count);
+        None
+    }
+
     /// Returns whether all bytes of the region are accessible.
     ///
     /// The provided method calls [`reachable_bytes`](Self::reachable_bytes) for the whole region.

@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 use super::{GuestMemoryRegion, GuestMemoryRegionBytes};
 use crate::bitmap::BS;
 use crate::bytes::Bytes;
+use crate::convert::to_usize;
 use crate::guest_memory::{Error, MemoryRegionAddress, Permissions, Result};
 use crate::io::{ReadVolatile, WriteVolatile};
 use crate::value::{AtomicAccess, ByteValued};
@@ -46,19 +47,19 @@ fn slice_of_part<R: GuestMemoryRegion>(
     count: usize,
     error: Error,
 ) -> Result<(VolatileSlice<'_, BS<'_, R::B>>, usize)> {
-    // Another thread may have plugged the missing block since. The whole region is tried again, and
-    // `error` is returned only if the region was accessible both before and after that.
-    if region.is_fully_reachable() {
-        if let Ok(whole) = region.as_volatile_slice() {
-            return Ok((whole, index(addr)?));
-        }
-        if region.is_fully_reachable() {
-            return Err(error);
-        }
-    }
     let rest = region.len().checked_sub(addr.0);
-    let rest = rest.ok_or(Error::InvalidBackendAddress)?;
-    let wanted = usize::try_from(rest).map_or(count, |rest| rest.min(count));
+    let wanted = rest.map(|rest| to_usize(rest).min(count));
+    let part = wanted.and_then(|wanted| Some(region.reachable_slice(addr, wanted)?.first(wanted)));
+    if let Some(part) = part {
+        return match wanted {
+            Some(1..) if part.is_empty() => Err(Error::HostAddressNotAvailable),
+            _ => Ok((part, 0)),
+        };
+    }
+    if region.is_fully_reachable() {
+        return Err(error);
+    }
+    let wanted = wanted.ok_or(Error::InvalidBackendAddress)?;
     match region.reachable_bytes(addr, wanted) {
         0 if wanted != 0 => Err(Error::HostAddressNotAvailable),
         reachable => Ok((region.get_slice(addr, reachable.min(wanted))?, 0)),

@@ -312,6 +312,26 @@ impl<B: Bitmap> MmapRegion<B> {
         unsafe { host.slice(offset, count, || self.bitmap.slice_at(offset)) }
     }
 
+    /// Returns the bytes at `offset`, up to `count`, that are in plugged blocks.
+    ///
+    /// It loads each state once. So a block that another thread plugs or unplugs is either included
+    /// or not, and the bytes before it are included. Returns `None` if the region has no blocks, or
+    /// if `offset` is past its end.
+    pub(in crate::mmap) fn plugged_part(
+        &self,
+        offset: usize,
+        count: usize,
+    ) -> Option<VolatileSlice<'_, BS<'_, B>>> {
+        let blocks = self.blocks.as_ref()?;
+        let count = count.min(self.size().checked_sub(offset)?);
+        let plugged = blocks.plugged_from(offset, count);
+        let host = self.host_range().opened();
+        // SAFETY: the mapping stays in place while `self` is borrowed. Either it belongs to
+        // `self.mapping`, which unmaps it on drop, or clause 2 of `build_raw` or
+        // `with_raw_mmap_pointer` demands it.
+        unsafe { host.slice(offset, plugged, || self.bitmap.slice_at(offset)) }
+    }
+
     /// Returns the bitmap of the pages that were written.
     #[inline]
     pub fn bitmap(&self) -> &B {
