@@ -123,8 +123,11 @@ fn implement(input: &DeriveInput) -> Result<TokenStream, Error> {
     }
     let types: Vec<_> = data.fields.iter().map(|field| &field.ty).collect();
     let members = data.fields.members();
+    // A pattern means a constant or a static of its name, if the user has one.
+    let local = |name| Ident::new(&format!("__vm_memory_{name}"), Span::mixed_site());
+    let value = local("value".to_owned());
     let values: Vec<_> = (0..types.len())
-        .map(|number| Ident::new(&format!("field{number}"), Span::mixed_site()))
+        .map(|number| local(format!("field{number}")))
         .collect();
     // Types of fields may contain expressions, so nothing is defined beside them. The function
     // compiles only if these are the types of all fields, even if an attribute changes the struct.
@@ -132,8 +135,8 @@ fn implement(input: &DeriveInput) -> Result<TokenStream, Error> {
         const _: () = ::vm_memory::bytes::assert_no_padding::<#name>(
             &[#(::vm_memory::bytes::plain_size_of::<#types>()),*],
         );
-        const _: fn(#name) -> (usize, #(#types,)*) = |value| {
-            let #name { #(#members: #values),* } = value;
+        const _: fn(#name) -> (usize, #(#types,)*) = |#value| {
+            let #name { #(#members: #values),* } = #value;
             (0, #(#values,)*)
         };
 

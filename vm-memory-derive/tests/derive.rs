@@ -34,6 +34,32 @@ struct Aligned(u32, u32);
 #[derive(Clone, Copy, ByteValued)]
 struct Empty;
 
+/// Names of the user beside the struct, which the derived code must not mean.
+mod beside_other_names {
+    #![expect(
+        dead_code,
+        non_camel_case_types,
+        non_upper_case_globals,
+        reason = "names that the derived code may use"
+    )]
+
+    const value: u32 = 1;
+    static field0: u32 = 1;
+    type usize = u8;
+
+    #[repr(C)]
+    #[derive(Clone, Copy, vm_memory::ByteValued)]
+    pub(super) struct Named {
+        pub(super) field: u32,
+    }
+}
+
+#[test]
+fn derived_struct_beside_other_names_is_a_plain_value() {
+    let named = beside_other_names::Named { field: 7 };
+    assert_eq!(named.as_slice(), 7u32.to_ne_bytes());
+}
+
 #[test]
 fn derived_struct_of_values_has_their_bytes() {
     let request = Request {
