@@ -13,12 +13,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::mount::{mount, mount_change, MountFlags, MountPropagationFlags};
 use rustix::process::{chroot, fchdir};
 use rustix::thread::{unshare_unsafe, UnshareFlags};
-use test_support::{skipped, temp_file_of_len, HugePages, MIB};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use test_support::{skipped, temp_file_of_len, HugePages, MIB, PAGE_U64 as PAGE};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, Permissions};
 use vm_memory_host::{
-    content, describe, discard, huge_page_pools, plug, prefault, provisioned, residency,
-    still_mapped, unplug, Backing, BuildError, HostResources, Lock, MemoryBuilder, NumaPolicy,
-    Region, Span, TransparentHugePages, Unplugged,
+    content, describe, discard, discard_pages, huge_page_pools, plug, plug_state, prefault,
+    provisioned, residency, still_mapped, unplug, unplug_all, Arena, Backing, BackingDescription,
+    Balloon, BuildError, HostResources, Lock, MemoryBuilder, NumaPolicy, PlugState, Region,
+    Sharing, Span, TransparentHugePages, Unplugged,
 };
 
 /// Tests that change the view of the process take turns with the others.
@@ -209,6 +210,8 @@ fn regions(has_huge_pages: bool) -> Vec<Region> {
         region(Backing::shared_file(file(), 0)),
         region(Backing::shared_file(file(), 0)).sparse(true),
         region(Backing::private_file(file(), 0)).lock(Lock::OnFault),
+        region(Backing::shared_file(file(), 0)).read_only(true),
+        region(Backing::private_file(file(), 0)).read_only(true),
     ];
     if has_huge_pages {
         let hugetlb = region(Backing::Hugetlb { page_size: 2 * MIB });
@@ -221,17 +224,31 @@ fn regions(has_huge_pages: bool) -> Vec<Region> {
 
 /// Builds and uses memory, and returns the properties that a jail must not change.
 fn use_memory(region: Region, host: Option<&HostResources>, smaps: &mut File) -> String {
-    let has_blocks = format!("{region:?}").contains("blocks: Some");
     let mut builder = MemoryBuilder::new().region(region);
     if let Some(host) = host {
         builder = builder.host_resources(host.clone());
     }
     let memory: GuestMemoryMmap = builder.build().unwrap();
     let mapping = provisioned(memory.iter().next().unwrap()).unwrap();
-    if mapping.options().transparent_huge_pages != TransparentHugePages::Off {
+    let options = mapping.options();
+    if options.transparent_huge_pages != TransparentHugePages::Off {
         let huge = 2 * MIB as usize;
         assert!(mapping.host_address().is_multiple_of(huge), "{mapping:?}");
     }
+    let mut properties = vma_properties(mapping.host_address(), smaps);
+    properties += &if options.read_only {
+        read(&memory)
+    } else {
+        change(&memory, mapping.plugged_blocks().is_some())
+    };
+    properties += &build_again(&memory);
+    drop(memory);
+    assert_eq!(still_mapped(), 0);
+    properties
+}
+
+/// Returns the properties of the VMA that contains an address.
+fn vma_properties(address: usize, smaps: &mut File) -> String {
     let mut text = String::new();
     smaps.rewind().unwrap();
     smaps.read_to_string(&mut text).unwrap();
@@ -243,37 +260,101 @@ fn use_memory(region: Region, host: Option<&HostResources>, smaps: &mut File) ->
             .and_then(|range| range.split_once('-'));
         let number = |text| usize::from_str_radix(text, 16).ok();
         let range = range.and_then(|(start, end)| Some(number(start)?..number(end)?));
-        range.is_some_and(|range| range.contains(&mapping.host_address()))
+        range.is_some_and(|range| range.contains(&address))
     };
     let mut vma = text.lines().skip_while(|line| !begins_vma(line));
     // The inode of a memfd differs.
     let protection = vma.next().unwrap().split(' ').nth(1).unwrap();
     let of_vma = |line: &&str| line.starts_with("Rss:") || line.starts_with("VmFlags:");
     let vma: Vec<_> = vma.filter(of_vma).take(2).collect();
-    let (description, files) = describe(&memory).unwrap();
-    let properties = format!("{protection} {vma:?} {description:?}");
+    format!("{protection} {vma:?}")
+}
 
-    let first = GuestAddress(START);
-    if has_blocks {
-        plug(&memory, first, 4 * MIB).unwrap();
-    }
+fn prefault_all(memory: &GuestMemoryMmap) {
     let threads = NonZeroUsize::new(2).unwrap();
-    prefault(&memory, threads, |_| ControlFlow::Continue(())).unwrap();
-    memory.write_obj(7u8, first).unwrap();
-    let ranges: Vec<_> = content(&memory).unwrap().map(Result::unwrap).collect();
-    assert_eq!((ranges[0].start, ranges.len()), (START, 1));
-    assert!(residency(&memory).unwrap()[0].1.resident > 0);
-    discard(&memory, first, 2 * MIB).unwrap();
+    prefault(memory, threads, |_| ControlFlow::Continue(())).unwrap();
+}
+
+/// Reads a region that can only be read.
+fn read(memory: &GuestMemoryMmap) -> String {
+    prefault_all(memory);
+    let first = GuestAddress(START);
     assert_eq!(memory.read_obj::<u8>(first).unwrap(), 0);
+    assert!(memory.write_obj(1u8, first).is_err());
+    let error = discard(memory, first, 2 * MIB).unwrap_err();
+    let report = discard_pages(memory, [START / PAGE]);
+    assert_eq!((report.discarded, report.refused), (0, 1));
+    let resident = residency(memory).unwrap()[0].1.resident;
+    assert_eq!(resident, 4 * MIB);
+    format!("{error} {report}")
+}
+
+/// Uses all operations that change memory.
+fn change(memory: &GuestMemoryMmap, has_blocks: bool) -> String {
+    let (first, second) = (GuestAddress(START), GuestAddress(START + 2 * MIB));
+    let state = || plug_state(memory, first, 4 * MIB).unwrap();
+    if has_blocks {
+        assert_eq!(plug(memory, second, 2 * MIB).unwrap(), 2 * MIB);
+        assert_eq!(state(), PlugState::Mixed);
+        assert_eq!(plug(memory, first, 4 * MIB).unwrap(), 2 * MIB);
+    }
+    prefault_all(memory);
+    memory.write_obj(7u8, first).unwrap();
+    let ranges: Vec<_> = content(memory).unwrap().map(Result::unwrap).collect();
+    assert_eq!((ranges[0].start, ranges.len()), (START, 1));
+    assert!(residency(memory).unwrap()[0].1.resident > 0);
+    let freed = discard(memory, first, 2 * MIB).unwrap();
+    assert_eq!(memory.read_obj::<u8>(first).unwrap(), 0);
+    memory.write_obj(7u8, first).unwrap();
+    memory.write_obj(7u8, second).unwrap();
+    let pages = |addr: GuestAddress| addr.0 / PAGE..(addr.0 + 2 * MIB) / PAGE;
+    let listed = discard_pages(memory, pages(first).rev());
+    let inflated = Balloon::new().inflate(memory, pages(second));
+    for addr in [first, second] {
+        assert_eq!(memory.read_obj::<u8>(addr).unwrap(), 0);
+    }
+    if has_blocks {
+        assert_eq!(unplug(memory, first, 2 * MIB).unwrap(), 2 * MIB);
+        assert_eq!(unplug_all(memory, first).unwrap(), 2 * MIB);
+        assert_eq!(state(), PlugState::Unplugged);
+        plug(memory, first, 4 * MIB).unwrap();
+    }
+    format!("{freed:#x} {listed} {inflated}")
+}
+
+/// Builds memory again from its descriptors, and its layout without them. Returns its description.
+fn build_again(memory: &GuestMemoryMmap) -> String {
+    let (description, files) = describe(memory).unwrap();
     let received = files.iter().map(|file| file.try_clone().unwrap().into());
     let builder = description.builder(received.collect()).unwrap();
-    builder.build::<()>().unwrap();
-    if has_blocks {
-        unplug(&memory, first, 4 * MIB).unwrap();
-    }
-    drop(memory);
-    assert_eq!(still_mapped(), 0);
-    properties
+    let again: GuestMemoryMmap = builder.build().unwrap();
+    // A region that can only be read keeps its byte.
+    let addr = GuestAddress(START + MIB);
+    let written = memory.write_obj(9u8, addr).is_ok();
+    let shared = match description.regions[0].backing {
+        BackingDescription::Descriptor { sharing, .. } => sharing == Sharing::Shared,
+        _ => false,
+    };
+    let byte = if written && shared { 9 } else { 0 };
+    assert_eq!(again.read_obj::<u8>(addr).unwrap(), byte);
+    assert!(residency(&again).is_ok());
+    drop(again);
+    let fresh: GuestMemoryMmap = description.fresh().unwrap().build().unwrap();
+    fresh.write_obj(9u8, addr).unwrap();
+    format!("{description:?}")
+}
+
+/// Maps a part of a file in reserved addresses, and unmaps it.
+fn use_arena(file: &File) {
+    let arena = Arena::new(8 * MIB).unwrap();
+    assert!(arena.host_address().is_multiple_of(2 * MIB as usize));
+    let access = Permissions::ReadWrite;
+    arena.map(2 * MIB, MIB, file, MIB, access).unwrap();
+    arena.map(4 * MIB, MIB, file, 0, Permissions::Read).unwrap();
+    assert_eq!(arena.mapped(), [(2 * MIB, MIB), (4 * MIB, MIB)]);
+    arena.unmap(0, 4 * MIB).unwrap();
+    assert_eq!(arena.mapped(), [(4 * MIB, MIB)]);
+    arena.map(0, 9 * MIB, file, 0, access).unwrap_err();
 }
 
 #[test]
@@ -282,6 +363,7 @@ fn memory_in_mount_namespace_without_sys_and_proc_is_the_same() {
     vm_memory::fault::install().unwrap();
     let pages = HugePages::reserve(4, test);
     let (regions, _turn) = (regions(pages.is_some()), take_turn());
+    let file = temp_file_of_len(4 * MIB);
     let mut smaps = File::open("/proc/self/smaps").unwrap();
     let outside = regions
         .iter()
@@ -293,6 +375,7 @@ fn memory_in_mount_namespace_without_sys_and_proc_is_the_same() {
             return skipped(test, format!("cannot create a mount namespace: {error}"));
         }
         assert!(huge_page_pools().is_empty());
+        use_arena(&file);
         for (region, outside) in regions.iter().zip(&outside) {
             for host in [None, Some(&host)] {
                 let inside = use_memory(region.clone(), host, &mut smaps);
