@@ -101,6 +101,7 @@ fn build_in_jail_without_sys_applies_transparent_huge_page_policies() {
 #[test]
 fn build_in_jail_without_sys_takes_huge_pages() {
     let test = "build_in_jail_without_sys_takes_huge_pages";
+    vm_memory::fault::install().unwrap();
     let Some(pages) = HugePages::reserve(2, test) else {
         return;
     };
@@ -117,6 +118,13 @@ fn build_in_jail_without_sys_takes_huge_pages() {
     let error = build(region(more_than_all, 2 * MIB)).unwrap_err();
     assert!(matches!(error, BuildError::System { .. }), "{error}");
     assert!(error.to_string().contains("nr_hugepages"), "{error}");
+    let blocks = NonZeroU64::new(2 * MIB).unwrap();
+    let memory = build(region(more_than_all, 2 * MIB).blocks(blocks, Unplugged::Mapped)).unwrap();
+    let error = plug(&memory, GuestAddress(0), more_than_all).unwrap_err();
+    assert!(error.to_string().contains("nr_hugepages"), "{error}");
+    let state = plug_state(&memory, GuestAddress(0), more_than_all);
+    assert_eq!(state.unwrap(), PlugState::Unplugged);
+    drop(memory);
     // The kernel knows which sizes it has. It does not get one that it would round or replace.
     for size in [0, 1, 3 * MIB, 4 * MIB, 1 << 62] {
         let error = build(region(1 << 62, size)).unwrap_err();

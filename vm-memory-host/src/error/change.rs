@@ -308,7 +308,8 @@ pub enum ChangeError {
     /// The system refused a call. The part of the range before `start` was changed.
     #[error(
         "region {region}: cannot {what} {len:#x} bytes at {start:#x}; \
-        {done:#x} bytes were changed before"
+        {done:#x} bytes were changed before{}",
+        change_remedy(.source)
     )]
     System {
         /// The region.
@@ -322,6 +323,9 @@ pub enum ChangeError {
         /// The number of bytes at the start of the range that were changed.
         done: u64,
         /// The error of the system.
+        ///
+        /// It is `EFAULT` if huge pages cannot be plugged, and the number of free ones cannot be
+        /// read, such as in a jail without /sys.
         source: io::Error,
     },
 }
@@ -347,6 +351,13 @@ pub struct RefusedPage {
     pub page: u64,
     /// The reason. It may describe a range that includes the page.
     pub source: ChangeError,
+}
+
+fn change_remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EFAULT) => "; add huge pages to the pool (nr_hugepages), or plug fewer blocks",
+        _ => "",
+    }
 }
 
 fn populate_remedy(source: &io::Error) -> &'static str {

@@ -230,6 +230,9 @@ impl Region {
     /// `KVM_MEM_READONLY`: a write of a vCPU is then an MMIO exit. Without this flag, `KVM_RUN`
     /// fails with `EFAULT`.
     ///
+    /// A flash that the guest can write receives such exits. Its device writes to the shared file,
+    /// and the region has the new bytes at once. The device marks the region's bitmap itself.
+    ///
     /// # Examples
     ///
     /// ```

@@ -3,9 +3,14 @@
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
 
 use super::common::*;
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
+    GuestMemoryRegion,
+};
 use vm_memory_host::{
     content, discard, prefault, residency, Backing, BuildError, ChangeError, Lock, MemoryBuilder,
     Region, Sharing, Unplugged,
@@ -130,4 +135,18 @@ fn each_region_changes_the_regions_before_it() {
         .map(dumped)
         .collect();
     assert_eq!(dumped, [false, false, true]);
+}
+
+#[test]
+fn read_only_region_has_the_bytes_that_a_device_writes_to_its_file() {
+    let file = patterned_file(4);
+    let memory = build(rom(&file, Sharing::Shared)).unwrap();
+    assert!(memory.write_obj(0x55u8, GuestAddress(ROM + 8)).is_err());
+    file.write_all_at(&[0x55], 8).unwrap();
+    let byte: u8 = memory.read_obj(GuestAddress(ROM + 8)).unwrap();
+    assert_eq!(byte, 0x55);
+    let region = memory.find_region(GuestAddress(ROM)).unwrap();
+    assert!(!region.bitmap().dirty_at(8));
+    region.bitmap().mark_dirty(8, 1);
+    assert!(region.bitmap().dirty_at(8));
 }
