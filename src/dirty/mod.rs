@@ -339,6 +339,9 @@ impl DirtyMemory {
     /// not be read at the last harvest or [`add_log`](Self::add_log). So each range can be read as
     /// a whole from the memory that was harvested.
     ///
+    /// Ranges of a region that is not mapped in this process are included, if its log has dirty
+    /// pages. Read them where the region is mapped.
+    ///
     /// A block that is unplugged later makes the read of its range fail. `vm_memory_host::unplug`
     /// marks such a block: put back the range, or harvest again, and continue with the new ranges.
     pub fn runs(&self) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {

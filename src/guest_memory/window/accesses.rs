@@ -106,7 +106,8 @@ impl<M: GuestMemory + ?Sized> Window<'_, M> {
 ///
 /// An access that starts past the end returns [`Error::InvalidBackendAddress`]. One that passes the
 /// end moves the bytes before it; see [`Bytes`] for how each method reports that. An access that
-/// the window was not created for returns [`Error::HostAddressNotAvailable`].
+/// the window was not created for returns [`Error::HostAddressNotAvailable`]. An access with an
+/// empty buffer needs no permission, and may start anywhere.
 impl<M: GuestMemory + ?Sized> Bytes<usize> for Window<'_, M> {
     type E = Error;
 
