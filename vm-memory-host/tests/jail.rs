@@ -22,7 +22,7 @@ use vm_memory_host::{
     Sharing, Span, TransparentHugePages, Unplugged,
 };
 
-/// Tests that change the view of the process take turns with the others.
+/// Each test holds it from its start: a file may be missing while another test is in a jail.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn take_turn() -> MutexGuard<'static, ()> {
@@ -30,16 +30,15 @@ fn take_turn() -> MutexGuard<'static, ()> {
 }
 
 /// An empty root directory of this process, until it is dropped.
-struct Jail {
+struct Jail<'a> {
     root: File,
     _directory: tempfile::TempDir,
-    _turn: MutexGuard<'static, ()>,
+    _turn: &'a MutexGuard<'static, ()>,
 }
 
-impl Jail {
+impl<'a> Jail<'a> {
     /// Reports `test` as skipped if this process may not change its root directory.
-    fn enter(test: &str) -> Option<Self> {
-        let turn = take_turn();
+    fn enter(turn: &'a MutexGuard<'static, ()>, test: &str) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let root = File::open("/").unwrap();
         if let Err(error) = chroot(directory.path()) {
@@ -55,7 +54,7 @@ impl Jail {
     }
 }
 
-impl Drop for Jail {
+impl Drop for Jail<'_> {
     fn drop(&mut self) {
         fchdir(&self.root).and_then(|()| chroot(".")).unwrap();
     }
@@ -67,11 +66,12 @@ fn build(region: Region) -> Result<GuestMemoryMmap, BuildError> {
 
 #[test]
 fn build_in_jail_without_sys_applies_transparent_huge_page_policies() {
+    let turn = take_turn();
     let test = "build_in_jail_without_sys_applies_transparent_huge_page_policies";
     let enabled = "/sys/kernel/mm/transparent_hugepage/enabled";
     let mut smaps = File::open("/proc/self/smaps").unwrap();
     let has_huge_pages = fs::exists(enabled).unwrap();
-    let Some(_jail) = Jail::enter(test) else {
+    let Some(_jail) = Jail::enter(&turn, test) else {
         return;
     };
     if !has_huge_pages {
@@ -100,13 +100,14 @@ fn build_in_jail_without_sys_applies_transparent_huge_page_policies() {
 
 #[test]
 fn build_in_jail_without_sys_takes_huge_pages() {
+    let turn = take_turn();
     let test = "build_in_jail_without_sys_takes_huge_pages";
     vm_memory::fault::install().unwrap();
     let Some(pages) = HugePages::reserve(2, test) else {
         return;
     };
     let more_than_all = (pages.total() + 1) * 2 * MIB;
-    let Some(_jail) = Jail::enter(test) else {
+    let Some(_jail) = Jail::enter(&turn, test) else {
         return;
     };
     let region = |size, page_size| {
@@ -135,8 +136,9 @@ fn build_in_jail_without_sys_takes_huge_pages() {
 
 #[test]
 fn build_in_jail_without_sys_leaves_numa_nodes_to_kernel() {
+    let turn = take_turn();
     let test = "build_in_jail_without_sys_leaves_numa_nodes_to_kernel";
-    let Some(_jail) = Jail::enter(test) else {
+    let Some(_jail) = Jail::enter(&turn, test) else {
         return;
     };
     let region = |node| {
@@ -155,7 +157,11 @@ fn build_in_jail_without_sys_leaves_numa_nodes_to_kernel() {
 
 #[test]
 fn residency_in_jail_without_proc_counts_resident_pages() {
-    let Some(_jail) = Jail::enter("residency_in_jail_without_proc_counts_resident_pages") else {
+    let turn = take_turn();
+    let Some(_jail) = Jail::enter(
+        &turn,
+        "residency_in_jail_without_proc_counts_resident_pages",
+    ) else {
         return;
     };
     let memory = build(Region::new(GuestAddress(0), MIB)).unwrap();
@@ -168,7 +174,8 @@ fn residency_in_jail_without_proc_counts_resident_pages() {
 
 #[test]
 fn content_in_jail_without_proc_is_whole_region() {
-    let Some(_jail) = Jail::enter("content_in_jail_without_proc_is_whole_region") else {
+    let turn = take_turn();
+    let Some(_jail) = Jail::enter(&turn, "content_in_jail_without_proc_is_whole_region") else {
         return;
     };
     for backing in [Backing::Anonymous, Backing::Memfd] {
@@ -367,10 +374,11 @@ fn use_arena(file: &File) {
 
 #[test]
 fn memory_in_mount_namespace_without_sys_and_proc_is_the_same() {
+    let _turn = take_turn();
     let test = "memory_in_mount_namespace_without_sys_and_proc_is_the_same";
     vm_memory::fault::install().unwrap();
     let pages = HugePages::reserve(4, test);
-    let (regions, _turn) = (regions(pages.is_some()), take_turn());
+    let regions = regions(pages.is_some());
     let file = temp_file_of_len(4 * MIB);
     let mut smaps = File::open("/proc/self/smaps").unwrap();
     let outside = regions
