@@ -2,9 +2,9 @@
 //! builds that users ship.
 //!
 //! The program in `bench/` measures. This command runs it in each build. It writes a page to
-//! `bench/RESULTS.md`, and the rows of all builds to `bench/rows.md`. It also plots copy throughput
-//! and the growth of an IOTLB to `bench/*.svg`. A run of some builds only, or in short rounds,
-//! writes these files to `target/bench/`.
+//! `bench/RESULTS.md`, the rows of all builds to `bench/rows.md`, and some of them to `README.md`.
+//! It also plots copy throughput and the growth of an IOTLB to `bench/*.svg`. A run of some builds
+//! only, or in short rounds, writes these files to `target/bench/`.
 //!
 //! `--quick` is for developers: it measures the 15 rows that matter most, in the build `release`.
 //! This build compiles fastest, and it is Cargo's default for a release. The run takes less than
@@ -150,7 +150,9 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         println!("written: {}", path.display());
     }
-    if !whole {
+    if whole {
+        crate::readme::update(&workspace.root, false)?;
+    } else {
         println!("bench/RESULTS.md is not written: it needs all builds, all rows and all rounds");
     }
     Ok(ExitCode::SUCCESS)

@@ -8,7 +8,7 @@
 //! ```text
 //! debian, lexer, workspace
 //! source
-//! bench, compat, emulate, layers, lines, prose, soak, xen
+//! bench, compat, emulate, layers, lines, prose, readme, soak, xen
 //! ```
 
 #![cfg_attr(
@@ -33,6 +33,7 @@ mod layers;
 mod lexer;
 mod lines;
 mod prose;
+mod readme;
 mod soak;
 mod source;
 mod workspace;
@@ -69,6 +70,8 @@ enum Command {
     Lines(lines::Args),
     /// Report forbidden phrases and long lines in comments, documentation and messages
     Prose(prose::Args),
+    /// Write the tables of README.md that have figures of bench/rows.md
+    Readme(readme::Args),
     /// Run the same random operations on 0.18.0 and on this crate, for any length of time
     Soak(soak::Args),
     /// Run the scenarios of the feature `xen` on real Xen, under emulation
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
         Command::Layers(args) => layers::run(&workspace, &args),
         Command::Lines(args) => lines::run(&workspace, &args),
         Command::Prose(args) => prose::run(&workspace, &args),
+        Command::Readme(args) => readme::run(&workspace, &args),
         Command::Soak(args) => soak::run(&workspace, &args),
         Command::Xen(args) => xen::run(&workspace, &args),
     });
