@@ -8,7 +8,7 @@
 //! ```text
 //! debian, lexer, workspace
 //! source
-//! bench, compat, emulate, layers, lines, prose, readme, soak, xen
+//! bench, changelog, compat, emulate, layers, lines, prose, readme, soak, xen
 //! ```
 
 #![cfg_attr(
@@ -26,6 +26,7 @@
 )]
 
 mod bench;
+mod changelog;
 mod compat;
 mod debian;
 mod emulate;
@@ -62,6 +63,8 @@ enum Command {
     Compat(compat::Args),
     /// Measure 0.18.0, this crate and the limit side by side
     Bench(bench::Args),
+    /// Check that CHANGELOG.md names each public item that 0.18.0 does not have
+    Changelog,
     /// Test the library on aarch64 and musl, and build it for Windows and macOS
     Emulate(emulate::Args),
     /// Check that modules import only from the layers that their crate allows
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
     let outcome = Workspace::find().and_then(|workspace| match cli.command {
         Command::Compat(args) => compat::run(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),
+        Command::Changelog => changelog::run(&workspace),
         Command::Emulate(args) => emulate::run(&workspace, &args),
         Command::Layers(args) => layers::run(&workspace, &args),
         Command::Lines(args) => lines::run(&workspace, &args),
