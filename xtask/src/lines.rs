@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{bail, Context, Result};
 
 use crate::lexer::{lex, Kind};
-use crate::source::{modules, test_lines, Module};
+use crate::source::{modules, Module};
 use crate::workspace::{Package, Workspace};
 
 /// The options of `cargo xtask lines`.
@@ -73,7 +73,8 @@ fn count(package: &Package) -> Result<Vec<(PathBuf, usize)>> {
     let mut counts = BTreeMap::new();
     for root in &package.roots {
         for module in modules(root)? {
-            counts.insert(module.file.clone(), code_lines(&module));
+            let lines = code_lines(&module)?;
+            counts.insert(module.file, lines);
         }
     }
     let source = package.folder.join("src");
@@ -89,16 +90,15 @@ fn count(package: &Package) -> Result<Vec<(PathBuf, usize)>> {
     Ok(counts.into_iter().collect())
 }
 
-fn code_lines(module: &Module) -> usize {
-    let tests = test_lines(&module.tree);
-    let lines: BTreeSet<_> = lex(&module.text)
+fn code_lines(module: &Module) -> Result<usize> {
+    let lines: BTreeSet<_> = lex(&module.text)?
         .into_iter()
         .filter(|token| token.kind != Kind::Comment)
         .flat_map(|token| token.lines())
         .filter(|(_, text)| !text.trim().is_empty())
         .map(|(line, _)| line)
         .collect();
-    lines.difference(&tests).count()
+    Ok(lines.difference(&module.test_lines).count())
 }
 
 /// Returns the assembly files in a folder and the folders in it.
@@ -130,14 +130,9 @@ mod tests {
     fn code_lines_leaves_out_blanks_comments_and_tests() {
         let text = "//! Docs.\n\n/// More.\nfn one() {\n    // Why.\n    two(); // here\n}\n\
                     const TEXT: &str = \"a\n\nb\";\n\n#[cfg(test)]\nmod tests {\n    fn three() {}\n}\n";
-        let module = Module {
-            file: PathBuf::new(),
-            path: Vec::new(),
-            text: text.to_owned(),
-            tree: syn::parse_file(text).unwrap(),
-        };
+        let module = Module::parse(PathBuf::new(), Vec::new(), text.to_owned());
         // Three lines of the function, and two of the constant.
-        assert_eq!(code_lines(&module), 5);
+        assert_eq!(code_lines(&module.unwrap().unwrap()).unwrap(), 5);
     }
 
     #[test]

@@ -71,7 +71,7 @@ enum Command {
     Layers(layers::Args),
     /// Count the code lines of each crate
     Lines(lines::Args),
-    /// Report forbidden phrases and long lines in comments, documentation and messages
+    /// Report forbidden phrases, long lines and long sentences in comments and documentation
     Prose(prose::Args),
     /// Write the tables of README.md that have figures of bench/rows.md
     Readme(readme::Args),

@@ -5,10 +5,12 @@
 //! | phrases of `prose/phrases.tsv` | comments, string literals, Markdown, scripts |
 //! | paragraphs that open with "What", "How", "Where", "Why" or "Who", and are not questions | comments, Markdown |
 //! | sections `# Safety` that refer to another one by "As for" | documentation |
+//! | sentences of more than 25 words, except in code, headings and tables | comments, Markdown |
 //! | lines of more than 100 columns, except tables and lines with a link | comments, Markdown |
 //!
 //! The files are those that git tracks. Inline code (between backticks) is not prose.
 
+mod sentences;
 mod text;
 
 use std::collections::BTreeMap;
@@ -19,10 +21,14 @@ use anyhow::{ensure, Context, Result};
 use regex::{Regex, RegexBuilder};
 
 use crate::workspace::Workspace;
+use sentences::sentences;
 use text::{long_lines, paragraphs, Paragraph};
 
 /// The maximum number of columns of a line of prose.
 const COLUMNS: usize = 100;
+
+/// The maximum number of words of a sentence.
+const WORDS: usize = 25;
 
 /// Files that contain the phrases as examples, generated files, and files by other authors.
 const EXCLUDED: [&str; 5] = [
@@ -57,7 +63,7 @@ struct Finding {
 ///
 /// # Errors
 ///
-/// Returns an error if git does not list the files, or if a file cannot be read.
+/// Returns an error if git does not list the files, or if a file of Rust source has no tokens.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let phrases = Phrase::read_all()?;
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
@@ -69,7 +75,8 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         let Ok(text) = std::fs::read_to_string(workspace.root.join(&file)) else {
             continue;
         };
-        for finding in check(&file, &text, &phrases) {
+        let findings = check(&file, &text, &phrases).with_context(|| file.clone())?;
+        for finding in findings {
             if !args.counts {
                 println!(
                     "{file}:{}: {}: {}",
@@ -115,14 +122,15 @@ fn tracked(root: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-fn check(file: &str, text: &str, phrases: &[Phrase]) -> Vec<Finding> {
+fn check(file: &str, text: &str, phrases: &[Phrase]) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let mut heading = false;
-    for paragraph in paragraphs(file, text) {
+    for paragraph in paragraphs(file, text)? {
         for phrase in phrases {
             findings.extend(phrase.find(&paragraph));
         }
         findings.extend(noun_clause(&paragraph));
+        findings.extend(long_sentences(&paragraph));
         if heading {
             findings.extend(safety_elsewhere(&paragraph));
         }
@@ -138,7 +146,23 @@ fn check(file: &str, text: &str, phrases: &[Phrase]) -> Vec<Finding> {
             }),
     );
     findings.sort_by_key(|finding| finding.line);
-    findings
+    Ok(findings)
+}
+
+/// Finds the sentences that have too many words.
+fn long_sentences(paragraph: &Paragraph) -> Vec<Finding> {
+    if !paragraph.sentences {
+        return Vec::new();
+    }
+    sentences(&paragraph.text)
+        .into_iter()
+        .filter(|(_, words)| *words > WORDS)
+        .map(|(start, words)| Finding {
+            line: paragraph.line_of(start),
+            text: format!("a sentence of {words} words"),
+            advice: format!("split it: at most {WORDS}"),
+        })
+        .collect()
 }
 
 /// Finds a paragraph that opens with a clause where a noun phrase belongs.

@@ -1,16 +1,19 @@
 //! Rust source as a tree of modules.
 //!
 //! [`modules`] follows the `mod` items of a crate from its root file. Code that only tests compile
-//! is left out: [`is_test`] recognises it by its attributes.
+//! is left out. It is recognised by its attributes.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use proc_macro2::TokenStream;
+use quote::ToTokens;
+use syn::parse::{ParseStream, Parser};
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
-use syn::visit::Visit;
+use syn::visit_mut::{self, VisitMut};
 use syn::{Attribute, Item, Meta, Token};
 
 /// One file of a crate.
@@ -22,8 +25,34 @@ pub struct Module {
     pub path: Vec<String>,
     /// The text of the file.
     pub text: String,
-    /// The syntax tree of the text.
+    /// The syntax tree of the text, without the code that only tests compile.
     pub tree: syn::File,
+    /// The lines of that code, counted from 1.
+    pub test_lines: BTreeSet<usize>,
+}
+
+impl Module {
+    /// Parses the text of a file, or returns `None` if only tests compile the whole file.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the text is not Rust.
+    pub fn parse(file: PathBuf, path: Vec<String>, text: String) -> Result<Option<Self>> {
+        let mut tree =
+            syn::parse_file(&text).with_context(|| format!("cannot parse {}", file.display()))?;
+        if is_test(&tree.attrs) {
+            return Ok(None);
+        }
+        let mut tests = WithoutTests::default();
+        tests.visit_file_mut(&mut tree);
+        Ok(Some(Self {
+            file,
+            path,
+            text,
+            tree,
+            test_lines: tests.lines,
+        }))
+    }
 }
 
 /// Returns the files of the crate with the root file `root`, without those that only tests compile.
@@ -37,18 +66,10 @@ pub fn modules(root: &Path) -> Result<Vec<Module>> {
     while let Some((file, path)) = pending.pop() {
         let text = fs::read_to_string(&file)
             .with_context(|| format!("cannot read the module {}", file.display()))?;
-        let tree =
-            syn::parse_file(&text).with_context(|| format!("cannot parse {}", file.display()))?;
-        if is_test(&tree.attrs) {
-            continue;
+        if let Some(module) = Module::parse(file, path, text)? {
+            children(&module.file, &module.path, &module.tree.items, &mut pending)?;
+            found.push(module);
         }
-        children(&file, &path, &tree.items, &mut pending)?;
-        found.push(Module {
-            file,
-            path,
-            text,
-            tree,
-        });
     }
     found.sort_by(|one, other| one.file.cmp(&other.file));
     found.dedup_by(|one, other| one.file == other.file);
@@ -72,9 +93,6 @@ fn children(
     };
     for item in items {
         let Item::Mod(module) = item else { continue };
-        if is_test(&module.attrs) {
-            continue;
-        }
         let name = module.ident.to_string();
         let path = [path, std::slice::from_ref(&name)].concat();
         if let Some((_, items)) = &module.content {
@@ -135,7 +153,7 @@ fn nested(attribute: &Attribute) -> Vec<Meta> {
 }
 
 /// Returns whether the attributes of an item hide it from builds that are not tests.
-pub fn is_test(attributes: &[Attribute]) -> bool {
+fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("test")
             || attribute.path().is_ident("cfg")
@@ -178,98 +196,61 @@ fn without_test(condition: &Meta) -> Option<bool> {
     }
 }
 
-/// Returns the lines of a file that only tests compile, counted from 1.
-pub fn test_lines(tree: &syn::File) -> BTreeSet<usize> {
-    let mut lines = TestLines(BTreeSet::new());
-    lines.visit_file(tree);
-    lines.0
+/// Removes the nodes of a tree that only tests compile, and collects their lines.
+#[derive(Default)]
+struct WithoutTests {
+    lines: BTreeSet<usize>,
 }
 
-struct TestLines(BTreeSet<usize>);
-
-impl TestLines {
-    /// Adds the lines of a node if its attributes hide it, and returns whether they do.
-    fn add(&mut self, attributes: &[Attribute], node: &impl Spanned) -> bool {
-        let hidden = is_test(attributes);
-        if hidden {
-            let first = attributes
-                .iter()
-                .map(|attribute| attribute.span().start().line)
-                .min();
+impl WithoutTests {
+    /// Returns whether other builds compile a node too. If not, adds its lines.
+    fn keeps(&mut self, node: &impl ToTokens) -> bool {
+        let test = is_test(&attributes(node));
+        if test {
             let span = node.span();
-            self.0
-                .extend(first.unwrap_or(span.start().line)..=span.end().line);
+            self.lines.extend(span.start().line..=span.end().line);
         }
-        hidden
+        !test
     }
 }
 
-impl<'tree> Visit<'tree> for TestLines {
-    fn visit_item(&mut self, item: &'tree Item) {
-        if !self.add(item_attributes(item), item) {
-            syn::visit::visit_item(self, item);
-        }
+impl VisitMut for WithoutTests {
+    fn visit_file_mut(&mut self, file: &mut syn::File) {
+        file.items.retain(|item| self.keeps(item));
+        visit_mut::visit_file_mut(self, file);
     }
 
-    fn visit_impl_item(&mut self, item: &'tree syn::ImplItem) {
-        if !self.add(impl_item_attributes(item), item) {
-            syn::visit::visit_impl_item(self, item);
+    fn visit_item_mod_mut(&mut self, module: &mut syn::ItemMod) {
+        if let Some((_, items)) = &mut module.content {
+            items.retain(|item| self.keeps(item));
         }
+        visit_mut::visit_item_mod_mut(self, module);
     }
 
-    fn visit_stmt(&mut self, statement: &'tree syn::Stmt) {
-        if !self.add(statement_attributes(statement), statement) {
-            syn::visit::visit_stmt(self, statement);
-        }
+    fn visit_item_impl_mut(&mut self, block: &mut syn::ItemImpl) {
+        block.items.retain(|item| self.keeps(item));
+        visit_mut::visit_item_impl_mut(self, block);
     }
 
-    fn visit_field(&mut self, field: &'tree syn::Field) {
-        self.add(&field.attrs, field);
+    fn visit_block_mut(&mut self, block: &mut syn::Block) {
+        block.stmts.retain(|statement| self.keeps(statement));
+        visit_mut::visit_block_mut(self, block);
+    }
+
+    fn visit_fields_named_mut(&mut self, fields: &mut syn::FieldsNamed) {
+        let named = std::mem::take(&mut fields.named).into_pairs();
+        fields.named = named.filter(|field| self.keeps(field.value())).collect();
     }
 }
 
-/// Returns the attributes of an item of a kind that may exist only in tests.
-pub fn item_attributes(item: &Item) -> &[Attribute] {
-    match item {
-        Item::Const(item) => &item.attrs,
-        Item::Enum(item) => &item.attrs,
-        Item::Fn(item) => &item.attrs,
-        Item::Impl(item) => &item.attrs,
-        Item::Macro(item) => &item.attrs,
-        Item::Mod(item) => &item.attrs,
-        Item::Static(item) => &item.attrs,
-        Item::Struct(item) => &item.attrs,
-        Item::Trait(item) => &item.attrs,
-        Item::Type(item) => &item.attrs,
-        Item::Use(item) => &item.attrs,
-        _ => &[],
-    }
-}
-
-/// Returns the attributes of an item of an `impl` block.
-pub fn impl_item_attributes(item: &syn::ImplItem) -> &[Attribute] {
-    match item {
-        syn::ImplItem::Const(item) => &item.attrs,
-        syn::ImplItem::Fn(item) => &item.attrs,
-        syn::ImplItem::Type(item) => &item.attrs,
-        _ => &[],
-    }
-}
-
-/// Returns the attributes of a statement.
-pub fn statement_attributes(statement: &syn::Stmt) -> &[Attribute] {
-    match statement {
-        syn::Stmt::Local(local) => &local.attrs,
-        syn::Stmt::Item(item) => item_attributes(item),
-        syn::Stmt::Macro(call) => &call.attrs,
-        syn::Stmt::Expr(expression, _) => match expression {
-            syn::Expr::Block(block) => &block.attrs,
-            syn::Expr::Call(call) => &call.attrs,
-            syn::Expr::If(condition) => &condition.attrs,
-            syn::Expr::MethodCall(call) => &call.attrs,
-            _ => &[],
-        },
-    }
+/// Returns the attributes before an item, a field or a statement.
+fn attributes(node: &impl ToTokens) -> Vec<Attribute> {
+    let parser = |input: ParseStream<'_>| {
+        let attributes = input.call(Attribute::parse_outer)?;
+        input.parse::<TokenStream>()?;
+        Ok(attributes)
+    };
+    parser.parse2(node.to_token_stream()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -278,7 +259,7 @@ mod tests {
 
     fn hides(attribute: &str) -> bool {
         let item: Item = syn::parse_str(&format!("{attribute} fn item() {{}}")).unwrap();
-        is_test(item_attributes(&item))
+        is_test(&attributes(&item))
     }
 
     #[test]
@@ -306,11 +287,14 @@ mod tests {
     }
 
     #[test]
-    fn test_lines_covers_attributes_and_bodies() {
+    fn parse_removes_tests_and_collects_their_lines() {
         let text =
             "fn code() {\n    #[cfg(test)]\n    count();\n}\n\n#[cfg(test)]\nmod tests {\n}\n";
-        let lines = test_lines(&syn::parse_file(text).unwrap());
-        assert_eq!(lines.into_iter().collect::<Vec<_>>(), [2, 3, 6, 7, 8]);
+        let module = Module::parse(PathBuf::new(), Vec::new(), text.to_owned());
+        let module = module.unwrap().unwrap();
+        assert_eq!(Vec::from_iter(module.test_lines), [2, 3, 6, 7, 8]);
+        let code = module.tree.to_token_stream().to_string();
+        assert_eq!(code, "fn code () { }");
     }
 
     #[test]

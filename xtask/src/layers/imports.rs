@@ -6,7 +6,7 @@ use proc_macro2::{Spacing, TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 use syn::{Item, UseTree, Visibility};
 
-use crate::source::{impl_item_attributes, is_test, item_attributes, statement_attributes, Module};
+use crate::source::Module;
 
 /// A path that starts at the root of the crate.
 #[derive(Debug)]
@@ -167,30 +167,6 @@ impl Imports<'_> {
 }
 
 impl<'tree> Visit<'tree> for Imports<'_> {
-    fn visit_item(&mut self, item: &'tree Item) {
-        if !is_test(item_attributes(item)) {
-            visit::visit_item(self, item);
-        }
-    }
-
-    fn visit_impl_item(&mut self, item: &'tree syn::ImplItem) {
-        if !is_test(impl_item_attributes(item)) {
-            visit::visit_impl_item(self, item);
-        }
-    }
-
-    fn visit_stmt(&mut self, statement: &'tree syn::Stmt) {
-        if !is_test(statement_attributes(statement)) {
-            visit::visit_stmt(self, statement);
-        }
-    }
-
-    fn visit_field(&mut self, field: &'tree syn::Field) {
-        if !is_test(&field.attrs) {
-            visit::visit_field(self, field);
-        }
-    }
-
     fn visit_item_mod(&mut self, item: &'tree syn::ItemMod) {
         self.module.push(item.ident.to_string());
         visit::visit_item_mod(self, item);

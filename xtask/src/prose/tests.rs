@@ -3,6 +3,7 @@ use super::*;
 fn found(file: &str, text: &str) -> Vec<String> {
     let phrases = Phrase::read_all().unwrap();
     check(file, text, &phrases)
+        .unwrap()
         .into_iter()
         .map(|finding| format!("{}: {}", finding.line, finding.text))
         .collect()
@@ -136,6 +137,49 @@ fn check_of_long_lines_reports_prose_only() {
     ] {
         assert_eq!(found("a.rs", &text), [""; 0], "{text}");
     }
+}
+
+#[test]
+fn check_of_long_sentence_reports_its_line_and_words() {
+    let long = format!("{}end.", "w ".repeat(25));
+    assert_eq!(
+        found(
+            "a.rs",
+            &format!("/// A slice.\n/// It has\n/// {long}\nfn a() {{}}")
+        ),
+        ["2: a sentence of 28 words"]
+    );
+    assert_eq!(
+        found("a.md", &format!("1. One.\n2. {long}\n")),
+        ["2: a sentence of 26 words"]
+    );
+    let script = format!("#!/bin/sh\n# One\n# {long}\necho {long}\n");
+    assert_eq!(found("a", &script), ["2: a sentence of 27 words"]);
+}
+
+#[test]
+fn check_of_texts_that_are_not_one_sentence_reports_nothing() {
+    let words = "w ".repeat(20);
+    for text in [
+        format!("{words}end (of it). {words}"),
+        format!("{words}\n- {words}\n- {words}"),
+        format!("{words}\n`{words}` [link](../{}/a.md)", "a/b.".repeat(9)),
+        format!("| {words} | {words} |"),
+        format!("# {words}\n{words}"),
+        format!("```text\n{words}\n{words}\n```"),
+        format!("{words}\n\n    {words}\n    {words}\n\nEnd."),
+        "[`A`]: crate::A\n".repeat(20),
+    ] {
+        assert_eq!(found("a.md", &text), [""; 0], "{text}");
+    }
+    let code = format!("// {words}\n\n// {words}\nlet a = 1; // {words}\n/// {words}\nfn a() {{}}");
+    assert_eq!(found("a.rs", &code), [""; 0]);
+}
+
+#[test]
+fn sentences_with_abbreviation_do_not_end_at_it() {
+    assert_eq!(sentences("One, e.g. two. Three?"), [(0, 3), (15, 1)]);
+    assert_eq!(sentences("\"One.\" Two (i.e. three)"), [(0, 1), (7, 3)]);
 }
 
 #[test]

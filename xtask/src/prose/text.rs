@@ -1,5 +1,7 @@
 //! The prose of a file: comments and strings of source, and text of Markdown.
 
+use anyhow::Result;
+
 use crate::lexer::{lex, Kind};
 
 /// Lines that belong together.
@@ -27,22 +29,32 @@ impl Paragraph {
         self.lines.push((self.text.len(), line));
         self.text.push_str(text);
     }
+
+    /// Adds the paragraph to `found` unless it is empty, and begins a new one.
+    fn finish(&mut self, found: &mut Vec<Self>) {
+        if !self.text.is_empty() {
+            self.text = without_code(&self.text);
+            found.push(std::mem::take(self));
+        }
+    }
 }
 
 /// Returns the paragraphs of a file, by the extension of its name.
-pub fn paragraphs(file: &str, text: &str) -> Vec<Paragraph> {
-    match file.rsplit_once('.').map(|(_, extension)| extension) {
-        Some("rs") => rust(text),
-        Some("md") => split(
-            text.lines()
-                .enumerate()
-                .map(|(at, line)| (at.saturating_add(1), line)),
-        ),
-        Some("toml" | "yml" | "yaml" | "s") => marked_comments(text),
-        _ if text.starts_with("#!") => single_lines(text),
-        _ if file.rsplit('/').next() == Some("CODEOWNERS") => single_lines(text),
-        _ => Vec::new(),
-    }
+///
+/// # Errors
+///
+/// Returns an error if a file of Rust source has text that is not a token.
+pub fn paragraphs(file: &str, text: &str) -> Result<Vec<Paragraph>> {
+    Ok(
+        match file.rsplit_once('.').map(|(_, extension)| extension) {
+            Some("rs") => rust(text)?,
+            Some("md") => split((1..).zip(text.lines())),
+            Some("toml" | "yml" | "yaml" | "s") => marked_comments(text),
+            _ if text.starts_with("#!") => script(text),
+            _ if file.rsplit('/').next() == Some("CODEOWNERS") => script(text),
+            _ => Vec::new(),
+        },
+    )
 }
 
 /// Returns the lines of prose that have more than `most` columns, with their columns.
@@ -66,33 +78,32 @@ pub fn long_lines(file: &str, text: &str, most: usize) -> Vec<(usize, usize)> {
 }
 
 /// Comments and string literals of Rust source.
-fn rust(text: &str) -> Vec<Paragraph> {
+fn rust(text: &str) -> Result<Vec<Paragraph>> {
     let mut found = Vec::new();
     let mut block: Vec<(usize, &str)> = Vec::new();
-    for token in lex(text) {
+    for token in lex(text)? {
+        let follows = block
+            .last()
+            .is_some_and(|(line, _)| line.saturating_add(1) >= token.line);
+        if token.kind != Kind::Comment || !follows {
+            found.extend(split(block.drain(..)));
+        }
         match token.kind {
             Kind::Comment => {
                 block.extend(token.lines().map(|(line, text)| (line, uncomment(text))))
             }
-            // Blanks between the lines of one comment.
-            Kind::Code if token.text.trim().is_empty() && token.text.matches('\n').count() == 1 => {
-            }
-            Kind::Code => found.extend(split(block.drain(..))),
             Kind::Text => {
-                found.extend(split(block.drain(..)));
                 let mut message = Paragraph::default();
                 for (line, text) in token.lines() {
-                    message.push(
-                        line,
-                        &without_code(text.trim().trim_end_matches('\\').trim_end()),
-                    );
+                    message.push(line, text.trim().trim_end_matches('\\').trim_end());
                 }
-                found.push(message);
+                message.finish(&mut found);
             }
+            Kind::Code => {}
         }
     }
     found.extend(split(block.drain(..)));
-    found
+    Ok(found)
 }
 
 /// Returns a line of a comment without its delimiters.
@@ -113,7 +124,7 @@ fn marked_comments(text: &str) -> Vec<Paragraph> {
     let mut block = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim();
-        if line.starts_with(['#', '/']) {
+        if line.starts_with(['#', '/']) && !line.starts_with("#!") {
             block.push((number, line.trim_start_matches(['#', '/']).trim()));
         } else {
             found.extend(split(block.drain(..)));
@@ -123,44 +134,47 @@ fn marked_comments(text: &str) -> Vec<Paragraph> {
     found
 }
 
-/// Returns each line as a paragraph.
-fn single_lines(text: &str) -> Vec<Paragraph> {
-    (1..)
-        .zip(text.lines())
-        .map(|(number, line)| {
+/// The comments of a script, and each of its other lines.
+fn script(text: &str) -> Vec<Paragraph> {
+    let mut found = marked_comments(text);
+    for (number, line) in (1..).zip(text.lines()) {
+        if !line.trim().starts_with('#') {
             let mut paragraph = Paragraph::default();
-            paragraph.push(number, &without_code(line));
-            paragraph
-        })
-        .collect()
+            paragraph.push(number, line);
+            paragraph.finish(&mut found);
+        }
+    }
+    found
 }
 
-/// Splits lines of Markdown at blank lines, headings, list items, rows of tables, and code.
+/// Splits lines of Markdown at blank lines, headings, list items, rows of tables, targets of links,
+/// and code.
 fn split<'text>(lines: impl IntoIterator<Item = (usize, &'text str)>) -> Vec<Paragraph> {
     let mut found = Vec::new();
     let mut open = Paragraph::default();
     let mut code = false;
     for (number, line) in lines {
+        let indented = open.text.is_empty() && line.starts_with("    ");
         let line = line.trim();
         let fence = line.starts_with("```");
         let item = ["- ", "* ", "+ "]
             .iter()
             .find_map(|marker| line.strip_prefix(marker));
-        let alone = code || line.starts_with(['#', '|']);
+        let definition = line.starts_with('[') && line.contains("]: ");
+        let alone = code || indented || definition || line.starts_with(['#', '|']);
         if fence || alone || item.is_some() || line.is_empty() {
-            found.push(std::mem::take(&mut open));
+            open.finish(&mut found);
         }
         code ^= fence;
         if !fence && !line.is_empty() {
-            open.push(number, &without_code(item.unwrap_or(line)));
+            open.push(number, item.unwrap_or(line));
             open.sentences = !alone;
         }
         if alone {
-            found.push(std::mem::take(&mut open));
+            open.finish(&mut found);
         }
     }
-    found.push(open);
-    found.retain(|paragraph| !paragraph.text.is_empty());
+    open.finish(&mut found);
     found
 }
 
