@@ -1,5 +1,5 @@
-//! B14: a read without data marks nothing; overlaps in a file do not overflow; a mapping past the
-//! end of a file has an error of its own.
+//! B14: a read without data marks nothing, and overlaps in a file do not overflow. A mapping past
+//! the end of a file has an error of its own.
 #![cfg(all(
     unix,
     feature = "backend-mmap",

@@ -1,5 +1,5 @@
-//! The other side of the examples: the kernel that is booted, the guest and its driver, the device
-//! threads, a disk, and the front end of an IOMMU. An example can be read without these modules.
+//! The other side of the examples: a kernel, the guest and its driver, device threads, a disk, and
+//! the front end of an IOMMU. An example can be read without these modules.
 
 // # Layers
 //

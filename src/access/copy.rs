@@ -165,7 +165,7 @@ unsafe fn copy_elements(
     let copy = |offset, count| {
         let (dst, src) = (dst.wrapping_add(offset), src.wrapping_add(offset));
         // SAFETY: these are the elements of this function's contract or, when bytes are counted,
-        // some of them: `recount` passes parts whose offset is a multiple of `PIECE`, and so of
+        // some of them. `recount` passes parts whose offset is a multiple of `PIECE`, and so of
         // `size`. They do not overlap, and the guest operand is aligned to `size`.
         unsafe { Routines::copy_elements(side, dst, src, count, size) }
     };

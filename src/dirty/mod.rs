@@ -254,7 +254,7 @@ impl DirtyMemory {
             return;
         }
         // On drop, also after a panic of a user's log, it moves the marks found so far to the
-        // regions: no bitmap has them any more.
+        // regions, because no bitmap has them.
         let found = Distribution {
             regions: &mut self.regions,
             shared: &mut self.shared,

@@ -44,7 +44,7 @@ impl SeenGeneration {
         let current = self.generation.0.load(Ordering::Relaxed) <= self.number;
         if !current {
             // With the release of `publish`: the number that was loaded belongs to a change that
-            // took effect before, so a refresh after this call sees that change.
+            // took effect before. So a refresh after this call sees that change.
             fence(Ordering::Acquire);
         }
         current

@@ -165,7 +165,7 @@ impl<M: GuestMemory + ?Sized> GuestMemory for HeldMemory<'_, M> {
     ///
     /// In addition to those of the memory, [`Error::IOError`] of the kind `Unsupported` behind an
     /// IOMMU that cannot keep translations in use. If a page of a Xen guest cannot be mapped,
-    /// the iterator returns the error of the system in place of the slice with that page.
+    /// the iterator returns the system's error instead of the slice.
     fn get_slices<'a>(
         &'a self,
         addr: GuestAddress,

@@ -254,8 +254,8 @@ pub trait GuestMemory {
     /// The first error ends the iteration. The slices before it are valid. Without an error, their
     /// lengths add up to `count`. No slice is empty. For 0 bytes there are no slices.
     ///
-    /// Accesses by other methods do not rely on this: they end at an empty slice, with
-    /// [`Error::InvalidBackendAddress`] if it is the first one, and after `count` bytes.
+    /// Accesses by other methods do not rely on this. They end after `count` bytes or at an empty
+    /// slice, with [`Error::InvalidBackendAddress`] if it is the first one.
     ///
     /// # Errors
     ///
@@ -407,7 +407,7 @@ pub trait GuestMemory {
     /// # Errors
     ///
     /// - the error of the first byte that is not in a region, is not mapped by the IOMMU, or does
-    ///   not permit `access`: a window is accessible as a whole;
+    ///   not permit `access`;
     /// - [`Error::HostAddressNotAvailable`] if `access` is [`Permissions::No`];
     /// - [`Error::IOError`] of the kind `InvalidInput` if the range has more than 1024 slices, or
     ///   `OutOfMemory` if an allocation fails;

@@ -78,7 +78,7 @@ impl Area {
         }
         let (fd, offset) = (device.as_raw_fd(), file_offset(offset)?);
         let (addr, flags) = (self.addr.wrapping_add(at), flags | libc::MAP_FIXED);
-        // SAFETY: the `len` bytes at `addr` are in this area (just checked), which nobody uses yet:
+        // SAFETY: the `len` bytes at `addr` are in this area (just checked). Nobody uses it yet:
         // `self` is borrowed exclusively, and its owner hands out no pointer before it is mapped.
         let result = unsafe { libc::mmap(addr.cast(), len, prot, flags, fd, offset) };
         match result {
@@ -125,9 +125,9 @@ impl Area {
         if len == 0 {
             return Ok(());
         }
-        // SAFETY: `[addr, addr + len)` was mapped by this type and not unmapped since: `len` is 0
-        // after that, and a part that `replace` may have unmapped is past the end. Each user of the
-        // memory borrows or owns the owner of this area, which is being dropped or consumed.
+        // SAFETY: `[addr, addr + len)` was mapped by this type and not unmapped since: `len` is then
+        // 0. A part that `replace` may have unmapped is past the end. Each user of the memory
+        // borrows or owns the owner of this area, which is being dropped or consumed.
         match unsafe { libc::munmap(self.addr.cast(), len) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

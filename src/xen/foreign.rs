@@ -66,7 +66,7 @@ impl ForeignMapping {
     /// # Errors
     ///
     /// - the error of the first frame that could not be mapped, such as `EINVAL` for one that does
-    ///   not exist: on Arm, an access to it would kill the process or stop the host;
+    ///   not exist. On Arm, an access to it would kill the process or stop the host;
     /// - `ENOENT` if a frame is paged out for longer than a second;
     /// - another error of ioctl(2) or mmap(2).
     pub(crate) fn new(

@@ -149,8 +149,8 @@
 //!   [`HostResources`] describes the results.
 //! - A call that allocates pages of a file may call `rt_sigtimedwait`, if another process truncates
 //!   the file meanwhile.
-//! - The crate creates a thread to close a descriptor that supports no seals, in two cases: its
-//!   region requires seals, or no region of a description uses it. There are at most 64 such
+//! - The crate closes some descriptors that support no seals in a thread that it creates. Their
+//!   region requires seals, or no region of a description uses them. There are at most 64 such
 //!   threads.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
 //! - [`unplug_all`] makes the calls of [`unplug`].

@@ -108,7 +108,7 @@ impl Slots {
         // SAFETY: 1. The range is one region of `ram`: mapped, readable and writable for as long as
         //    `ram` exists. A length of 0 deletes the slot.
         // 2. `slots` keeps `ram` until KVM has deleted the slot (`remove`), or until the descriptor
-        //    of the virtual machine is closed: `Vm` drops its reference to the descriptor before
+        //    of the virtual machine is closed. `Vm` drops its reference to the descriptor before
         //    the one to `Slots`, and `Slots` drops `vm` before `slots`.
         // 3. vm-memory makes only volatile accesses to guest memory, so the guest may race with it.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(failed("set a memory slot"))

@@ -107,8 +107,8 @@ pub fn elf(text: &[u8], note: bool) -> Vec<u8> {
     elf
 }
 
-/// Returns a bzImage with a 64-bit entry: one setup sector, then protected-mode code whose first
-/// 512 bytes are the 32-bit entry (here a triple fault) and the rest the 64-bit one.
+/// Returns a bzImage with a 64-bit entry: one setup sector, then protected-mode code. The first 512
+/// bytes of that are the 32-bit entry (here a triple fault), and the rest is the 64-bit one.
 pub fn bzimage(xloadflags: u16) -> Vec<u8> {
     let mut image = vec![0; 1024];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);

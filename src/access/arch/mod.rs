@@ -207,8 +207,8 @@ unsafe impl<S: Select> RoutineSet for Assembly<S> {
                 let (dst, src) = (dst.wrapping_add(offset), src.wrapping_add(offset));
                 // SAFETY: the three parts make up the operands, which are valid for `len` bytes and
                 // do not overlap (contract of `copy_elements`). No part is empty. Each is a
-                // multiple of the size that its routine moves: the address of the guest operand and
-                // the length are multiples of `size`, which divides `BLOCK`.
+                // multiple of the size that its routine moves: `size` divides the address of the
+                // guest operand, the length, and `BLOCK`.
                 unsafe { invoke(routine, dst, src, len, operands) }?;
             }
             offset = offset.wrapping_add(len);

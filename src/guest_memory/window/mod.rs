@@ -207,7 +207,7 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
             // SAFETY: the `Arc` keeps the object at this address alive and in place until it is
             // dropped or replaced. The slices that are made of the reference go into this window.
             // It drops them before the `Arc` (the order of the fields) and before the `Arc` is
-            // replaced (`refresh`), and lends them for its own lifetime only. Nothing else keeps
+            // replaced (`refresh`). It lends them for its own lifetime only. Nothing else keeps
             // the reference: `get_slices` and `hold_translation` are generic over the lifetime.
             Map::Owned(memory) | Map::Current(memory, ..) => unsafe { &*Arc::as_ptr(memory) },
         };
@@ -316,8 +316,8 @@ impl<'m, M: GuestMemory + ?Sized> Window<'m, M> {
     /// # Errors
     ///
     /// Returns the errors of [`GuestMemory::window`]. After an error, or a panic of the memory, the
-    /// window has no memory and holds no translation: each access returns an error,
-    /// [`is_current`](Self::is_current) returns `false`, and another `refresh` may succeed.
+    /// window has no memory and holds no translation. Each access returns an error, and
+    /// [`is_current`](Self::is_current) returns `false`. Another `refresh` may succeed.
     pub fn refresh(&mut self) -> Result<()> {
         self.release();
         if let Map::Current(map, seen, source) = &mut self.map {

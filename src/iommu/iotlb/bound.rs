@@ -33,10 +33,10 @@ impl Iotlb {
     /// finds it or refuses it. Mappings of other ranges are evicted before those of this range. So
     /// the range is found if it fits the bound. Then the next range that fails has priority.
     ///
-    /// A lookup of the range makes no progress if no more of it is mapped than at the previous one,
-    /// although mappings of it were set. An invalidation may cause that. Such a lookup uses up a
-    /// try. After 32 tries, the range is refused in the same way. In every second try, the whole
-    /// range is one miss, so that its mappings arrive in order.
+    /// A lookup makes progress if more of the range is mapped than at the previous one. If not,
+    /// although mappings of the range were set, it uses up a try. An invalidation may cause that.
+    /// After 32 tries, the range is refused in the same way. In every second try, the whole range
+    /// is one miss, so that its mappings arrive in order.
     ///
     /// A device may give up. So after many failed lookups of other ranges, another range gets
     /// priority. Of up to 65 536 ranges that fail in turn, each is found or refused. To limit the

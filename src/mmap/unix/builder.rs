@@ -198,9 +198,10 @@ impl<B: Bitmap> MmapRegionBuilder<B> {
     ///   file would end past the largest file offset;
     /// - `InvalidPointer` if an existing mapping does not start at a page boundary; with the
     ///   feature `xen`, [`Mmap`](super::MmapRegionError::Mmap) with `EINVAL`;
-    /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2); `EINVAL` for
-    ///   a size of 0, `InvalidInput` for a bitmap that does not track the whole region, even if
-    ///   only memory to grow it is missing.
+    /// - [`Mmap`](super::MmapRegionError::Mmap) with the error of mmap(2) or fstat(2), such as
+    ///   `EINVAL` for a size of 0;
+    /// - [`Mmap`](super::MmapRegionError::Mmap) with `InvalidInput` for a bitmap that does not
+    ///   track the whole region, even if only memory to grow it is missing.
     pub fn build(self) -> Result<MmapRegion<B>> {
         let size = self.size;
         self.build_with(|mut bitmap| {

@@ -4,8 +4,8 @@ use crate::guest_memory::{FileOffset, GuestAddress};
 
 /// The description of a region of a Xen guest, for [`MmapRegion::from_range`].
 ///
-/// A vhost-user front end sends these values with each region: the guest address and the size, the
-/// descriptor of a device, [flags](crate::MmapXenFlags), and the ID of the guest's domain.
+/// A vhost-user front end sends these values with each region: guest address, size, descriptor of
+/// the device, [flags](crate::MmapXenFlags), and ID of the guest's domain.
 ///
 /// | memory | device | guest address |
 /// |---|---|---|

@@ -6,9 +6,9 @@
 //! else continues.
 //!
 //! A thread truncates and grows the files, with pauses and lengths from a seed. The outcome of most
-//! requests depends on timing. Every fourth request has a certain outcome: the disk stops the
-//! thread until the request ends, with both files whole or with one of them empty. The disk
-//! compares the data between whole files at once, before a truncation can remove it.
+//! requests depends on timing. Every fourth request has a certain outcome: both files are whole or
+//! one of them is empty. The disk stops the thread until such a request ends. The disk compares the
+//! data between whole files at once, before a truncation can remove it.
 
 use std::collections::BTreeSet;
 use std::fs::File;

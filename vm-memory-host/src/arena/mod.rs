@@ -175,7 +175,7 @@ impl Arena {
     /// - the system refuses the file, for example because it is not open for the access.
     ///
     /// If memory for page tables or the process's VMAs run out, the addresses of the range may be
-    /// lost, and each later use of them returns an error.
+    /// lost. Each later use of them then returns an error.
     pub fn map(
         &self,
         offset: u64,

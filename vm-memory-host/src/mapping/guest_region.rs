@@ -179,11 +179,11 @@ impl HostMapping {
             builder = builder.with_plugged_blocks(Arc::clone(blocks));
         }
         // SAFETY: the contract of `with_raw_mmap_pointer`, clause by clause.
-        // 1. Size and protection: the region has the length of `mapped`, which is readable, and
-        //    writable unless the options say read-only: `map_source` has mapped it so (invariant of
-        //    `Mapped`). This does not hold for blocks that `protect` has made
-        //    inaccessible. `plug` and `unplug` keep those unplugged in the region's record, which
-        //    nothing else can change: only this crate has the `PluggedBlocks` in `blocks`.
+        // 1. Size and protection: the region has the length of `mapped`. `map_source` has mapped it
+        //    readable, and writable unless the options say read-only (invariant of `Mapped`). This
+        //    does not hold for blocks that `protect` has made inaccessible. `plug` and `unplug`
+        //    keep those unplugged in the region's record, which nothing else can change: only this
+        //    crate has the `PluggedBlocks` in `blocks`.
         // 2. In place until the region and its slices are gone: the region keeps an `Arc` of
         //    `self`, which owns `mapped`. Only the drop of `mapped` unmaps it. While that `Arc`
         //    exists, nothing gets `&mut HostMapping`, so `mapped` cannot be moved out or replaced.

@@ -166,7 +166,7 @@ impl HostMapping {
 
     /// Locks the mapping for a change of its pages. Only the result can change them.
     ///
-    /// Fails in a child of fork(2) before it locks: a thread of the parent may have held the lock,
+    /// Fails in a child of fork(2) before it locks. A thread of the parent may have held the lock,
     /// and the child's copy would then stay locked. Poisoning is ignored: no code panics while it
     /// holds this lock.
     pub(crate) fn lock_changes(&self) -> io::Result<Changes<'_>> {

@@ -22,8 +22,8 @@ use crate::sys;
 /// not be read. Reading them would also populate them.
 ///
 /// - A page with content is never left out.
-/// - A range can include pages of zeroes: pages that were only read, that are parts of a larger
-///   page, that a discard has overwritten, or that were discarded during the iteration.
+/// - A range can include pages of zeroes. They were only read, are parts of a larger page, or were
+///   discarded during the iteration or by writing zeroes.
 /// - A region counts as a whole if its parts are not known. Examples are a device, and all regions
 ///   in a jail without /proc. Another example is a private mapping of a file that has huge pages.
 ///   On file systems other than tmpfs, ext4, XFS and Btrfs, files also count as a whole. Their

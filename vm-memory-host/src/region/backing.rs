@@ -38,7 +38,7 @@ pub enum Backing {
     /// sealed against shrinking, growing and further seals, so no such process can truncate it. A
     /// process that can write to it can still punch holes, which read as zeroes.
     ///
-    /// Such a process can also keep the kernel's lock on the file: a write(2) to the file holds it
+    /// Such a process can also keep the kernel's lock on the file. A write(2) to the file holds it
     /// while it waits for the page of its buffer, which userfaultfd(2) or FUSE may never provide.
     /// [`discard`](crate::discard()), [`plug`](crate::plug()), [`unplug`](crate::unplug()) and
     /// [`content`](crate::content()) then wait until that process ends. Builds and accesses do not.
