@@ -9,10 +9,12 @@
 //! - A lookup makes progress if more of the range is mapped than at the previous lookup. A failed
 //!   lookup without progress uses up one of the [`TRIES`], if mappings of the range were set since
 //!   the previous lookup. The last try refuses the range. A range of n addresses makes progress at
-//!   most n times between two tries. So it is found or refused.
+//!   most n times between two tries. So it is found or refused. Every second try reports the whole
+//!   range as one miss, so that its mappings arrive in order.
 //! - A device may give up. So another range gets priority after `max_others` failed lookups of
-//!   other ranges without one of this range. This maximum then doubles, up to 65 536. If it exceeds
-//!   the number of ranges that fail in turn, no range loses priority early.
+//!   other ranges without one of this range. This maximum then doubles, up to 65 536. It is halved
+//!   each time the range with priority is found or refused. If it exceeds the number of ranges that
+//!   fail in turn, no range loses priority early.
 //!
 //! This takes constant memory. With one record of tries for each range, memory would have to grow
 //! with the number of ranges. With fewer records than ranges, each range would lose its record
