@@ -143,34 +143,34 @@ impl Fault {
 
     /// Creates the fault of memory that could not be mapped for an access, and records it.
     ///
-    /// The memory has no host address: `place` names its first byte. The access had moved
+    /// The memory has no host address: `addr` names its first byte. The access had moved
     /// `completed` bytes.
     #[cold]
     pub(crate) fn unmapped(
-        place: usize,
+        addr: usize,
         direction: fault::Direction,
         completed: usize,
         error: &std::io::Error,
     ) -> Self {
-        fault::record(place.saturating_add(completed), direction, completed);
+        fault::record(addr.saturating_add(completed), direction, completed);
         let errno = error.raw_os_error().and_then(NonZeroI32::new);
         Self::with_errno(completed, errno.unwrap_or(EFAULT))
     }
 
-    /// Records the fault again, for an access at `place` that had moved `before` bytes.
+    /// Records the fault again, for an access at `addr` that had moved `before` bytes.
     ///
     /// The memory has no host address: the fault was in a mapping of this access. A fault of the
-    /// other direction was at the other place of a copy, and keeps its address.
+    /// other direction was at the other operand of a copy, and keeps its address.
     #[cold]
-    pub(crate) fn at_place(
+    pub(crate) fn at_addr(
         mut self,
-        place: usize,
+        addr: usize,
         direction: fault::Direction,
         before: usize,
     ) -> Self {
         let completed = before.saturating_add(self.completed);
         if fault::last().is_some_and(|last| last.direction == direction) {
-            fault::record(place.saturating_add(completed), direction, completed);
+            fault::record(addr.saturating_add(completed), direction, completed);
         } else {
             fault::add_completed(before);
         }

@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 use core::mem::size_of;
 
-use super::place::Place;
+use super::location::Location;
 use super::{Error, PtrGuard, PtrGuardMut, Result, VolatileRef, VolatileSlice};
 use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
@@ -31,7 +31,7 @@ use crate::xen::MmapInfo;
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VolatileArrayRef<'a, T, B = ()> {
-    addr: Place<'a>,
+    addr: Location<'a>,
     nelem: usize,
     bitmap: B,
     phantom: PhantomData<&'a T>,
@@ -74,7 +74,7 @@ where
         mmap: Option<&'a MmapInfo>,
     ) -> Self {
         VolatileArrayRef {
-            addr: Place::new(addr, mmap),
+            addr: Location::new(addr, mmap),
             nelem,
             bitmap,
             phantom: PhantomData,

@@ -4,8 +4,8 @@ use core::fmt::{self, Debug};
 use core::mem::{self, ManuallyDrop, MaybeUninit};
 use core::ptr;
 
+use super::location::Location;
 use super::on_demand;
-use super::place::Place;
 use super::{Error, Result, VolatileSlice};
 use crate::access::fault::Direction;
 use crate::bitmap::BitmapSlice;
@@ -120,13 +120,13 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     fn hold_mapping(mut self, direction: Direction) -> Result<(HeldSlice<'a, B>, Option<Error>)> {
         let Some(memory) = self.addr.on_demand().filter(|_| self.size != 0) else {
             // No byte is accessed. The slice must not refer to the memory: its owner may copy the
-            // place out of the `HeldSlice`.
-            self.addr = Place::new(ptr::without_provenance_mut(PAGE_SIZE), None);
+            // location out of the `HeldSlice`.
+            self.addr = Location::new(ptr::without_provenance_mut(PAGE_SIZE), None);
             return Ok((HeldSlice::new(self, Hold { _window: None }), None));
         };
-        let window = on_demand::window(memory, self.addr.number(), self.size, direction);
+        let window = on_demand::window(memory, self.addr.addr(), self.size, direction);
         let (window, inaccessible) = window?;
-        self.addr = Place::new(window.as_ptr(), None);
+        self.addr = Location::new(window.as_ptr(), None);
         self.size = window.size();
         let _window = Some(SharedWindow::from(window));
         Ok((HeldSlice::new(self, Hold { _window }), inaccessible))
@@ -148,7 +148,7 @@ mod tests {
         let device = Arc::new(File::open("/dev/null").unwrap());
         let flags = (libc::PROT_READ, libc::MAP_SHARED);
         let memory = MmapXen::new(device, 1, references, flags, false);
-        let addr = ptr::without_provenance_mut(memory.place_of(0));
+        let addr = ptr::without_provenance_mut(memory.offset_from_first_page(0));
         // SAFETY: the slice has no bytes.
         let slice = unsafe { VolatileSlice::with_bitmap(addr, 0, (), Some(&memory)) };
         let (held, inaccessible) = slice.hold(Direction::Read).unwrap();

@@ -34,8 +34,8 @@
 mod array_ref;
 mod atomic;
 mod hold;
+mod location;
 mod on_demand;
-mod place;
 mod ptr_guard;
 mod read_modify_write;
 mod slice;
@@ -54,7 +54,7 @@ pub use ptr_guard::{PtrGuard, PtrGuardMut};
 pub use slice::VolatileSlice;
 pub use value_ref::VolatileRef;
 
-use place::Place;
+use location::Location;
 
 use crate::access::Fault;
 use crate::atomic_integer::AtomicInteger;
@@ -360,24 +360,24 @@ fn slice_of_exactly<M: VolatileMemory + ?Sized>(
     Ok(slice)
 }
 
-/// Returns the pointer of a reference to a `T` at `place`, aligned and not null.
+/// Returns the pointer of a reference to a `T` at `location`, aligned and not null.
 ///
 /// A slice without bytes may begin at null. A value without bytes may be at any aligned address, so
 /// the pointer of its reference is another one.
 ///
 /// # Errors
 ///
-/// - [`Error::Misaligned`] if `place` is not aligned for `T`.
+/// - [`Error::Misaligned`] if `location` is not aligned for `T`.
 /// - [`Error::OutOfBounds`] if it is null, and `T` has bytes.
 /// - [`Error::IOError`] with `EOPNOTSUPP` if the memory is mapped for each access, and `T` has
 ///   bytes: nothing would keep it mapped for the reference.
 #[inline]
-fn referable<T>(place: Place<'_>) -> Result<NonNull<T>> {
-    check_alignment(place, align_of::<T>())?;
+fn referable<T>(location: Location<'_>) -> Result<NonNull<T>> {
+    check_alignment(location, align_of::<T>())?;
     if size_of::<T>() == 0 {
         return Ok(NonNull::dangling());
     }
-    let Some(addr) = place.host() else {
+    let Some(addr) = location.host() else {
         return Err(not_referable());
     };
     NonNull::new(addr.cast()).ok_or(Error::OutOfBounds { addr: 0 })
@@ -389,10 +389,10 @@ fn not_referable() -> Error {
     Error::IOError(crate::xen::unsupported())
 }
 
-/// Returns an error if `place` is not aligned to `alignment`.
+/// Returns an error if `location` is not aligned to `alignment`.
 #[inline(always)]
-fn check_alignment(place: Place<'_>, alignment: usize) -> Result<()> {
-    let addr = place.number();
+fn check_alignment(location: Location<'_>, alignment: usize) -> Result<()> {
+    let addr = location.addr();
     // An alignment is a power of two: a mask is faster than a division.
     if addr & alignment.wrapping_sub(1) != 0 {
         return Err(misaligned(addr, alignment));

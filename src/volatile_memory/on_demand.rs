@@ -30,7 +30,7 @@ pub(super) fn with<T>(
     }
     let window = memory.map(at, len, direction);
     let window = window.map_err(|error| Fault::unmapped(at, direction, 0, &error))?;
-    access(window.as_ptr()).map_err(|fault| fault.at_place(at, direction, 0))
+    access(window.as_ptr()).map_err(|fault| fault.at_addr(at, direction, 0))
 }
 
 /// Runs `access` on the pieces of a range of `len` bytes, in ascending order.
@@ -53,11 +53,11 @@ pub(super) fn pieces(
 ) -> Result<(), Fault> {
     let mut done = 0usize;
     while done < len {
-        let (place, left) = (at.wrapping_add(done), len.wrapping_sub(done));
-        let window = memory.map_first(place, left, TRANSFER_PAGES, direction);
+        let (start, left) = (at.wrapping_add(done), len.wrapping_sub(done));
+        let window = memory.map_first(start, left, TRANSFER_PAGES, direction);
         let (window, _) = window.map_err(|error| Fault::unmapped(at, direction, done, &error))?;
         access(window.as_ptr(), done, window.size())
-            .map_err(|fault| fault.at_place(at, direction, done))?;
+            .map_err(|fault| fault.at_addr(at, direction, done))?;
         // Does not wrap: a window is not longer than the bytes that are left.
         done = done.wrapping_add(window.size());
     }

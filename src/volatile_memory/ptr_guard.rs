@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::place::Place;
+use super::location::Location;
 #[cfg(all(feature = "rawfd", unix))]
 use super::{on_demand, Result};
 use crate::access::fault::Direction;
@@ -59,11 +59,11 @@ enum Mapping {
 impl PtrGuard {
     /// Creates a guard of `len` bytes, which cannot fail: see [`error`](Self::error).
     #[inline]
-    pub(super) fn new(place: Place<'_>, len: usize, direction: Direction) -> Self {
-        let Some(memory) = place.on_demand() else {
-            return Self::mapped(place.as_ptr(), len);
+    pub(super) fn new(location: Location<'_>, len: usize, direction: Direction) -> Self {
+        let Some(memory) = location.on_demand() else {
+            return Self::mapped(location.as_ptr(), len);
         };
-        Self::try_new(place, len, direction).unwrap_or_else(|error| {
+        Self::try_new(location, len, direction).unwrap_or_else(|error| {
             let inaccessible = memory.inaccessible(len, error);
             Self {
                 addr: inaccessible.as_ptr(),
@@ -79,15 +79,19 @@ impl PtrGuard {
     ///
     /// Returns an error if the memory is mapped for each access, and that fails.
     #[inline]
-    pub(super) fn try_new(place: Place<'_>, len: usize, direction: Direction) -> io::Result<Self> {
-        if let Some(memory) = place.on_demand() {
+    pub(super) fn try_new(
+        location: Location<'_>,
+        len: usize,
+        direction: Direction,
+    ) -> io::Result<Self> {
+        if let Some(memory) = location.on_demand() {
             if len == 0 {
                 return Ok(Self::mapped(core::ptr::NonNull::dangling().as_ptr(), 0));
             }
-            let window = memory.map(place.number(), len, direction)?;
+            let window = memory.map(location.addr(), len, direction)?;
             return Ok(Self::of_window(window));
         }
-        Ok(Self::mapped(place.as_ptr(), len))
+        Ok(Self::mapped(location.as_ptr(), len))
     }
 
     /// Creates a guard of the first of `len` bytes: of all, unless they must be mapped and that
@@ -98,12 +102,12 @@ impl PtrGuard {
     /// Returns an error if the first byte cannot be mapped.
     #[cfg(all(feature = "rawfd", unix))]
     #[inline]
-    pub(super) fn first(place: Place<'_>, len: usize, direction: Direction) -> Result<Self> {
-        if let (Some(memory), true) = (place.on_demand(), len != 0) {
-            let (window, _) = on_demand::window(memory, place.number(), len, direction)?;
+    pub(super) fn first(location: Location<'_>, len: usize, direction: Direction) -> Result<Self> {
+        if let (Some(memory), true) = (location.on_demand(), len != 0) {
+            let (window, _) = on_demand::window(memory, location.addr(), len, direction)?;
             return Ok(Self::of_window(window));
         }
-        Self::try_new(place, len, direction).map_err(super::Error::IOError)
+        Self::try_new(location, len, direction).map_err(super::Error::IOError)
     }
 
     /// Creates a guard of memory that is mapped while it is borrowed.

@@ -2,7 +2,7 @@
 
 use core::mem::size_of;
 
-use super::place::Place;
+use super::location::Location;
 use super::{
     compute_offset, Error, PtrGuard, PtrGuardMut, Result, VolatileArrayRef, VolatileMemory,
     VolatileRef,
@@ -49,7 +49,7 @@ use crate::xen::MmapInfo;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct VolatileSlice<'a, B = ()> {
-    pub(super) addr: Place<'a>,
+    pub(super) addr: Location<'a>,
     pub(super) size: usize,
     pub(super) bitmap: B,
 }
@@ -90,7 +90,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     ///
     /// Offset 0 of the slice is offset 0 of `bitmap`. The last parameter is for platforms that map
     /// memory for each access. Pass `None`. Only this crate makes such memory, and `addr` is then
-    /// the place of the bytes in it.
+    /// their offset in it.
     ///
     /// # Safety
     ///
@@ -110,7 +110,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         mmap: Option<&'a MmapInfo>,
     ) -> VolatileSlice<'a, B> {
         VolatileSlice {
-            addr: Place::new(addr, mmap),
+            addr: Location::new(addr, mmap),
             size,
             bitmap,
         }

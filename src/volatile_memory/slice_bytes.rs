@@ -3,7 +3,7 @@
 use core::mem::{align_of, size_of, MaybeUninit};
 use core::sync::atomic::Ordering;
 
-use super::place::Place;
+use super::location::Location;
 use super::{atomic, check_alignment, referable, Error, Result, VolatileMemory, VolatileSlice};
 use crate::access::fault::Direction;
 use crate::access::{self, Fault};
@@ -110,9 +110,9 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         let mark = || self.bitmap.mark_dirty(addr, size);
         let on_panic = in_other_code.then(|| OnPanic(mark));
         let stored = target.with(size, Direction::Write, |target| {
-            // SAFETY: `atomic_operand` returned an aligned place for the bytes of a `T::A` in the
-            // slice, not null unless `T` is register sized. The slice's bytes are mapped for the
-            // access and covered by no Rust reference except to atomics (contract of
+            // SAFETY: `atomic_operand` returned an aligned location for the bytes of a `T::A` in
+            // the slice, not null unless `T` is register sized. The slice's bytes are mapped for
+            // the access and covered by no Rust reference except to atomics (contract of
             // `with_bitmap`).
             unsafe { atomic::store(target, val, order) }
         });
@@ -126,9 +126,9 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     fn load<T: AtomicAccess>(&self, addr: usize, order: Ordering) -> Result<T> {
         let source = self.atomic_operand::<T>(addr)?;
         let loaded = source.with(size_of::<T::A>(), Direction::Read, |source| {
-            // SAFETY: `atomic_operand` returned an aligned place for the bytes of a `T::A` in the
-            // slice, not null unless `T` is register sized. The slice's bytes are mapped for the
-            // access and covered by no Rust reference except to atomics (contract of
+            // SAFETY: `atomic_operand` returned an aligned location for the bytes of a `T::A` in
+            // the slice, not null unless `T` is register sized. The slice's bytes are mapped for
+            // the access and covered by no Rust reference except to atomics (contract of
             // `with_bitmap`).
             unsafe { atomic::load(source, order) }
         });
@@ -137,7 +137,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
 }
 
 impl<B: BitmapSlice> VolatileSlice<'_, B> {
-    /// Like [`read_obj`](Bytes::read_obj), but the caller provides the place of the value.
+    /// Like [`read_obj`](Bytes::read_obj), but the caller provides the memory of the value.
     #[inline(always)]
     pub(crate) fn read_obj_into<'v, T: ByteValued>(
         &self,
@@ -152,7 +152,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         let src = self.addr.as_ptr().wrapping_add(addr);
         // SAFETY: `holds` checked that the bytes of a `T` are in the slice at `addr`. The slice is
         // a guest operand (contract of `with_bitmap`), and has a host address (just checked).
-        // `value` is a reference to a place for one.
+        // `value` is a reference to memory for one.
         unsafe { access::read_value(value, src) }.map_err(Error::from_fault)
     }
 
@@ -192,28 +192,28 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
         Ok(result.map(|()| count))
     }
 
-    /// Returns the place of a `T::A` at `addr`, after checking its size, bounds and alignment.
+    /// Returns the location of a `T::A` at `addr`, after checking its size, bounds and alignment.
     ///
     /// If `T` is not [register sized](is_register_sized), the host address is not null.
     ///
     /// If `T` has no bytes, it is any such address.
     #[inline(always)]
-    pub(super) fn atomic_operand<T: AtomicAccess>(&self, addr: usize) -> Result<Place<'_>> {
+    pub(super) fn atomic_operand<T: AtomicAccess>(&self, addr: usize) -> Result<Location<'_>> {
         if size_of::<T::A>() != size_of::<T>() {
             return Err(without_atomic_form::<T>());
         }
         self.compute_end_offset(addr, size_of::<T::A>())?;
-        let place = self.addr.wrapping_add(addr);
-        if !is_register_sized::<T>() && place.host().is_some() {
-            let host = referable::<T::A>(place)?.as_ptr().cast();
-            return Ok(Place::new(host, None));
+        let location = self.addr.wrapping_add(addr);
+        if !is_register_sized::<T>() && location.host().is_some() {
+            let host = referable::<T::A>(location)?.as_ptr().cast();
+            return Ok(Location::new(host, None));
         }
-        // Memory that is mapped for the access is aligned to a page, whatever its place is.
-        if place.host().is_none() && align_of::<T::A>() > crate::xen::PAGE_SIZE {
+        // Memory that is mapped for the access is aligned to a page, wherever it begins.
+        if location.host().is_none() && align_of::<T::A>() > crate::xen::PAGE_SIZE {
             return Err(without_atomic_form::<T>());
         }
-        check_alignment(place, align_of::<T::A>())?;
-        Ok(place)
+        check_alignment(location, align_of::<T::A>())?;
+        Ok(location)
     }
 }
 

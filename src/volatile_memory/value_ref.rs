@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 use core::mem::{size_of, MaybeUninit};
 
-use super::place::Place;
+use super::location::Location;
 use super::{Error, PtrGuard, PtrGuardMut, Result, VolatileSlice};
 use crate::access;
 use crate::access::fault::Direction;
@@ -29,7 +29,7 @@ use crate::xen::MmapInfo;
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VolatileRef<'a, T, B = ()> {
-    addr: Place<'a>,
+    addr: Location<'a>,
     bitmap: B,
     phantom: PhantomData<(&'a T, *mut T)>,
 }
@@ -65,7 +65,7 @@ where
     /// The contract is that of [`VolatileSlice::with_bitmap`], for `size_of::<T>()` bytes.
     pub unsafe fn with_bitmap(addr: *mut u8, bitmap: B, mmap: Option<&'a MmapInfo>) -> Self {
         VolatileRef {
-            addr: Place::new(addr, mmap),
+            addr: Location::new(addr, mmap),
             bitmap,
             phantom: PhantomData,
         }

@@ -17,7 +17,7 @@ pub(crate) struct CopyError {
 }
 
 impl MmapXen {
-    /// Copies the bytes at a [place](Self::place_of) to `buf`.
+    /// Copies the bytes at an [offset](Self::offset_from_first_page) to `buf`.
     pub(crate) fn copy_to(&self, at: usize, buf: &mut [u8]) -> Result<(), CopyError> {
         let target = buf.as_mut_ptr();
         let segment = |place, done: usize, len| {
@@ -28,7 +28,7 @@ impl MmapXen {
         unsafe { self.copy(at, buf.len(), Direction::Read, segment) }
     }
 
-    /// Copies `buf` to the bytes at a [place](Self::place_of).
+    /// Copies `buf` to the bytes at an [offset](Self::offset_from_first_page).
     ///
     /// After an error, bytes after those that were counted may have been written.
     pub(crate) fn copy_from(&self, at: usize, buf: &[u8]) -> Result<(), CopyError> {

@@ -68,14 +68,14 @@ impl MmapXen {
         }
     }
 
-    /// Returns the place of the byte at `offset`: its distance from the start of the first page.
+    /// Returns the offset of the byte at `offset` from the start of the first page.
     ///
     /// It has the alignment of the byte. It may wrap, for an offset past the end.
-    pub(crate) fn place_of(&self, offset: usize) -> usize {
+    pub(crate) fn offset_from_first_page(&self, offset: usize) -> usize {
         self.references.page_offset().wrapping_add(offset)
     }
 
-    /// Maps the `len` bytes at a [place](Self::place_of), for an access.
+    /// Maps the `len` bytes at an [offset](Self::offset_from_first_page), for an access.
     ///
     /// The guest may state the length freely, as for a guard of a buffer. So requests begin with
     /// [`TRANSFER_PAGES`] and grow with the pages that were mapped: see [`GrantMapping::new`].
@@ -94,9 +94,10 @@ impl MmapXen {
         self.map_references(self.references.part(at, len)?, direction, TRANSFER_PAGES)
     }
 
-    /// Maps the first of the `len` bytes at a [place](Self::place_of), at least one, for an access.
+    /// Maps the first of the `len` bytes at an [offset](Self::offset_from_first_page), at least
+    /// one, for an access.
     ///
-    /// If they cannot be mapped together, maps as many as can be, and also returns the error: a
+    /// If they cannot be mapped together, maps as many as can be, and also returns the error. So a
     /// transfer moves the bytes before the first page that fails. That takes one more mapping for
     /// each bit of the number of pages.
     ///
@@ -234,10 +235,10 @@ mod tests {
     const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
     #[test]
-    fn place_of_offset_has_alignment_of_guest_address() {
+    fn offset_from_first_page_has_alignment_of_guest_address() {
         let memory = memory(BOTH, false);
-        assert_eq!(memory.place_of(0), 0x400);
-        assert_eq!(memory.place_of(0xc00), 0x1000);
+        assert_eq!(memory.offset_from_first_page(0), 0x400);
+        assert_eq!(memory.offset_from_first_page(0xc00), 0x1000);
     }
 
     #[test]

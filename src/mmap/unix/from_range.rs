@@ -33,9 +33,10 @@ impl<B: NewBitmap> MmapRegion<B> {
     ///   no file, and [`InvalidOffsetLength`](MmapRegionError::InvalidOffsetLength) if the offset
     ///   in the file is not 0;
     /// - [`MapFixed`](MmapRegionError::MapFixed) if the flags of mmap(2) contain `MAP_FIXED`;
-    /// - [`Mmap`](MmapRegionError::Mmap) with `EINVAL` for a size of 0, a domain number of more
-    ///   than 16 bits, flags of mmap(2) with `MAP_ANONYMOUS`, or a guest address that is not one of
-    ///   granted pages;
+    /// - [`Mmap`](MmapRegionError::Mmap) with `EINVAL` for a size of 0, or a domain number of more
+    ///   than 16 bits;
+    /// - [`Mmap`](MmapRegionError::Mmap) with `EINVAL` for flags of mmap(2) with `MAP_ANONYMOUS`,
+    ///   or a guest address that is not one of granted pages;
     /// - [`Mmap`](MmapRegionError::Mmap) with the error of the first frame that cannot be mapped,
     ///   of a page that is not granted (`EINVAL`), or of mmap(2) or ioctl(2);
     /// - [`Mmap`](MmapRegionError::Mmap) with `InvalidInput` if a new bitmap of type `B` does not
@@ -63,8 +64,8 @@ impl<B: NewBitmap> MmapRegion<B> {
         let mut builder = MmapRegionBuilder::<()>::new(range.size)
             .with_mmap_prot(prot)
             .with_mmap_flags(flags);
-        if let Some(place) = range.file_offset {
-            builder = builder.with_file_offset(place);
+        if let Some(file_offset) = range.file_offset {
+            builder = builder.with_file_offset(file_offset);
         }
         if let Some(hugetlbfs) = range.hugetlbfs {
             builder = builder.with_hugetlbfs(hugetlbfs);
@@ -74,15 +75,15 @@ impl<B: NewBitmap> MmapRegion<B> {
 
     fn from_xen_range(range: MmapRange, xen_flags: MmapXenFlags) -> Result<Self> {
         let (prot, flags) = protection_and_flags(&range);
-        let place = range.file_offset.as_ref();
-        let place = place.ok_or(MmapRegionError::InvalidFileOffset)?;
-        if place.start() != 0 {
+        let file_offset = range.file_offset.as_ref();
+        let file_offset = file_offset.ok_or(MmapRegionError::InvalidFileOffset)?;
+        if file_offset.start() != 0 {
             return Err(MmapRegionError::InvalidOffsetLength);
         }
         if flags & FIXED != 0 {
             return Err(MmapRegionError::MapFixed);
         }
-        let device = place.arc();
+        let device = file_offset.arc();
         let (addr, size, protection) = (range.addr, range.size, (prot, flags));
         let make = || {
             // Without the device, the memory would be zeroes.
@@ -162,12 +163,12 @@ impl<B: Bitmap> MmapRegion<B> {
             return None;
         }
         // The memory has no host address, and no access uses this one.
-        let place = core::ptr::without_provenance_mut(memory.place_of(offset));
+        let start = core::ptr::without_provenance_mut(memory.offset_from_first_page(offset));
         let bitmap = self.bitmap.slice_at(offset);
-        // SAFETY: `place` is the place of the bytes in `memory`, which has them (just checked).
+        // SAFETY: `start` is the start of the bytes in `memory`, which has them (just checked).
         // Each access maps them again, so no Rust reference covers them, and other accesses are
         // those of the guest, or atomic to the compiler.
-        Some(unsafe { VolatileSlice::with_bitmap(place, count, bitmap, Some(memory)) })
+        Some(unsafe { VolatileSlice::with_bitmap(start, count, bitmap, Some(memory)) })
     }
 }
 

@@ -33,7 +33,7 @@ impl Mapping {
         }
         let (fd, offset) = match file_offset {
             // An offset that is too large becomes negative, and mmap(2) refuses it.
-            Some(place) => (place.file().as_raw_fd(), place.start().cast_signed()),
+            Some(offset) => (offset.file().as_raw_fd(), offset.start().cast_signed()),
             None => (-1, 0),
         };
         // Miri maps anonymous memory only without this flag.
@@ -63,8 +63,8 @@ impl Mapping {
             owned: true,
             xen: None,
         };
-        if let Some(place) = file_offset.filter(|_| flags & libc::MAP_ANONYMOUS == 0) {
-            check_file_end(place, size)?;
+        if let Some(file_offset) = file_offset.filter(|_| flags & libc::MAP_ANONYMOUS == 0) {
+            check_file_end(file_offset, size)?;
         }
         Ok(mapping)
     }
@@ -213,14 +213,15 @@ fn stated_permissions(prot: i32) -> Permissions {
 /// Returns an error if a regular file ends before the last page of its new mapping.
 ///
 /// It must follow the mmap(2): mapping a file of hugetlbfs extends the file.
-fn check_file_end(place: &FileOffset, size: usize) -> Result<()> {
-    let Some(file_size) = regular_file_size(place.file()).map_err(MmapRegionError::Mmap)? else {
+fn check_file_end(file_offset: &FileOffset, size: usize) -> Result<()> {
+    let Some(file_size) = regular_file_size(file_offset.file()).map_err(MmapRegionError::Mmap)?
+    else {
         return Ok(());
     };
     let page = u64::try_from(host_page_size().get()).unwrap_or(1);
     let end = u64::try_from(size)
         .ok()
-        .and_then(|size| place.start().checked_add(size));
+        .and_then(|size| file_offset.start().checked_add(size));
     let end = end.ok_or(MmapRegionError::InvalidOffsetLength)?;
     if file_size.div_ceil(page) < end.div_ceil(page) {
         return Err(MmapRegionError::MappingPastEof);

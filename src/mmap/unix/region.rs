@@ -78,7 +78,7 @@ impl<B: NewBitmap> MmapRegion<B> {
     /// file.set_len(0x4000)?;
     ///
     /// let region: MmapRegion = MmapRegion::from_file(FileOffset::new(file, 0x1000), 0x3000)?;
-    /// assert_eq!(region.file_offset().map(|place| place.start()), Some(0x1000));
+    /// assert_eq!(region.file_offset().map(|offset| offset.start()), Some(0x1000));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -124,8 +124,8 @@ impl<B: NewBitmap> MmapRegion<B> {
         let mut builder = MmapRegionBuilder::<()>::new(size)
             .with_mmap_prot(prot)
             .with_mmap_flags(flags);
-        if let Some(place) = file_offset {
-            builder = builder.with_file_offset(place);
+        if let Some(file_offset) = file_offset {
+            builder = builder.with_file_offset(file_offset);
         }
         builder.build_with(|()| B::try_with_len(size))
     }
@@ -235,8 +235,8 @@ impl<B: Bitmap> MmapRegion<B> {
         let (Some(mine), Some(others)) = (self.file_offset(), other.file_offset()) else {
             return false;
         };
-        let end = |place: &FileOffset, size: usize| {
-            place
+        let end = |file_offset: &FileOffset, size: usize| {
+            file_offset
                 .start()
                 .saturating_add(u64::try_from(size).unwrap_or(u64::MAX))
         };

@@ -9,7 +9,7 @@ mod tests;
 use core::mem::size_of;
 use core::sync::atomic::Ordering;
 
-use super::place::Place;
+use super::location::Location;
 use super::slice_bytes::without_atomic_form;
 use super::{atomic, Error, Result, VolatileSlice};
 use crate::access::fault::Direction;
@@ -133,8 +133,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ) -> Result<std::result::Result<T, T>> {
         let target = self.register_operand::<T>(addr)?;
         let result = target.with(size_of::<T::A>(), Direction::Write, |target| {
-            // SAFETY: `register_operand` returned the place of a `T::A` in the slice, aligned for
-            // it, and checked that `T` is register sized. The slice's bytes are mapped for the
+            // SAFETY: `register_operand` returned the location of a `T::A` in the slice, aligned
+            // for it, and checked that `T` is register sized. The slice's bytes are mapped for the
             // access and covered by no Rust reference except to atomics (contract of
             // `with_bitmap`).
             unsafe { atomic::compare_exchange::<T>(target, current, new, success, failure) }
@@ -158,8 +158,8 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
     ) -> Result<T> {
         let target = self.register_operand::<T>(addr)?;
         let result = target.with(size_of::<T::A>(), Direction::Write, |target| {
-            // SAFETY: `register_operand` returned the place of a `T::A` in the slice, aligned for
-            // it, and checked that `T` is register sized. The slice's bytes are mapped for the
+            // SAFETY: `register_operand` returned the location of a `T::A` in the slice, aligned
+            // for it, and checked that `T` is register sized. The slice's bytes are mapped for the
             // access and covered by no Rust reference except to atomics (contract of
             // `with_bitmap`).
             unsafe { atomic::fetch::<T>(target, change, operand, order) }
@@ -172,7 +172,7 @@ impl<B: BitmapSlice> VolatileSlice<'_, B> {
 
     /// Like [`atomic_operand`](Self::atomic_operand), for types that fit a register.
     #[inline]
-    fn register_operand<T: AtomicAccess>(&self, addr: usize) -> Result<Place<'_>> {
+    fn register_operand<T: AtomicAccess>(&self, addr: usize) -> Result<Location<'_>> {
         if !is_register_sized::<T>() {
             return Err(without_atomic_form::<T>());
         }

@@ -1,4 +1,4 @@
-//! [`Place`]: the place of the bytes of a slice, with all accesses to them.
+//! [`Location`]: the location of the bytes of a slice, with all accesses to them.
 
 use core::fmt::{self, Debug};
 use core::marker::PhantomData;
@@ -9,24 +9,24 @@ use crate::access::{self, Fault};
 use crate::value::ByteValued;
 use crate::xen::{self, MmapInfo, OnDemand};
 
-/// The place of the first byte of a slice, a value or an array.
+/// The location of the first byte of a slice, a value or an array.
 ///
-/// It is a host address. With the feature `xen`, it may also be a place in memory that has no host
-/// address, because it is mapped for each access.
+/// It is a host address. With the feature `xen`, it may also be an offset in memory that has no
+/// host address, because it is mapped for each access.
 ///
 /// Each access to the bytes is a method of this type. It passes the address on, or maps the bytes,
 /// accesses them, and unmaps them. The memory is not mapped between two accesses.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
-    /// The host address, or the [place](crate::xen::MmapXen::place_of) in `on_demand`, which has
-    /// the alignment of the byte.
+pub(super) struct Location<'a> {
+    /// The host address, or the [offset](crate::xen::MmapXen::offset_from_first_page) in
+    /// `on_demand`, which has the alignment of the byte.
     addr: *mut u8,
     /// Without the feature `xen`, it takes no space.
     on_demand: Option<OnDemand<'a>>,
     phantom: PhantomData<&'a u8>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Location<'a> {
     #[inline(always)]
     pub(super) fn new(addr: *mut u8, mmap: Option<&'a MmapInfo>) -> Self {
         Self {
@@ -47,7 +47,7 @@ impl<'a> Place<'a> {
 
     /// Returns the address for checks of alignment, and for reports of errors and faults.
     #[inline(always)]
-    pub(super) fn number(self) -> usize {
+    pub(super) fn addr(self) -> usize {
         self.addr.addr()
     }
 
@@ -69,7 +69,7 @@ impl<'a> Place<'a> {
         self.addr
     }
 
-    /// Returns the place `offset` bytes after this one.
+    /// Returns the location `offset` bytes after this one.
     #[inline(always)]
     pub(super) fn wrapping_add(self, offset: usize) -> Self {
         Self {
@@ -78,7 +78,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Runs `access` on the `len` bytes at this place.
+    /// Runs `access` on the `len` bytes at this location.
     #[inline(always)]
     pub(super) fn with<T>(
         self,
@@ -87,7 +87,7 @@ impl<'a> Place<'a> {
         access: impl FnOnce(*mut u8) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         if let Some(memory) = self.on_demand {
-            return on_demand::with(memory, self.number(), len, direction, access);
+            return on_demand::with(memory, self.addr(), len, direction, access);
         }
         access(self.addr)
     }
@@ -102,7 +102,7 @@ impl<'a> Place<'a> {
         if let Some(memory) = self.on_demand {
             debug_assert!(count <= buf.len());
             let buf = buf.get_mut(..count).unwrap_or_default();
-            return on_demand::read(memory, self.number(), buf);
+            return on_demand::read(memory, self.addr(), buf);
         }
         // SAFETY: the `count` bytes are a guest operand, and `buf` has as many (this function's
         // contract). The two do not overlap: no Rust reference to bytes covers a guest operand.
@@ -119,7 +119,7 @@ impl<'a> Place<'a> {
         if let Some(memory) = self.on_demand {
             debug_assert!(count <= buf.len());
             let buf = buf.get(..count).unwrap_or_default();
-            return on_demand::write(memory, self.number(), buf);
+            return on_demand::write(memory, self.addr(), buf);
         }
         // SAFETY: the `count` bytes are a guest operand, and `buf` has as many (this function's
         // contract). The two do not overlap: no Rust reference to bytes covers a guest operand.
@@ -142,7 +142,7 @@ impl<'a> Place<'a> {
             // SAFETY: `buf` has `count` elements, whose size does not overflow (this function's
             // contract).
             return unsafe {
-                on_demand::read_elements(memory, self.number(), buf.as_mut_ptr(), count)
+                on_demand::read_elements(memory, self.addr(), buf.as_mut_ptr(), count)
             };
         }
         // SAFETY: the `count` elements are a guest operand whose size does not overflow, and `buf`
@@ -166,9 +166,7 @@ impl<'a> Place<'a> {
         if let Some(memory) = self.on_demand {
             // SAFETY: `buf` has `count` elements, whose size does not overflow (this function's
             // contract).
-            return unsafe {
-                on_demand::write_elements(memory, self.number(), buf.as_ptr(), count)
-            };
+            return unsafe { on_demand::write_elements(memory, self.addr(), buf.as_ptr(), count) };
         }
         // SAFETY: the `count` elements are a guest operand whose size does not overflow, and `buf`
         // has as many (this function's contract). The two do not overlap: no Rust reference to
@@ -189,7 +187,7 @@ impl<'a> Place<'a> {
                 // function and the guest access.
                 unsafe { access::fill_guest(dst, value, len) }
             };
-            return on_demand::pieces(memory, self.number(), count, Direction::Write, fill);
+            return on_demand::pieces(memory, self.addr(), count, Direction::Write, fill);
         }
         // SAFETY: the `count` bytes are a guest operand (this function's contract).
         unsafe { access::fill_guest(self.addr, value, count) }
@@ -201,7 +199,7 @@ impl<'a> Place<'a> {
     ///
     /// Both ranges are guest operands (see [`access`]).
     #[inline(always)]
-    pub(super) unsafe fn copy_to(self, target: Place<'_>, count: usize) -> Result<(), Fault> {
+    pub(super) unsafe fn copy_to(self, target: Location<'_>, count: usize) -> Result<(), Fault> {
         if self.on_demand.is_some() || target.on_demand.is_some() {
             // SAFETY: both ranges are guest operands (this function's contract).
             return unsafe { self.copy_in_pieces(target, count) };
@@ -217,11 +215,11 @@ impl<'a> Place<'a> {
     /// Both ranges are guest operands (see [`access`]).
     #[cold]
     #[inline(never)]
-    unsafe fn copy_in_pieces(self, target: Place<'_>, count: usize) -> Result<(), Fault> {
+    unsafe fn copy_in_pieces(self, target: Location<'_>, count: usize) -> Result<(), Fault> {
         if let (Some(memory), Some(other)) = (self.on_demand, target.on_demand) {
-            let distance = self.number().abs_diff(target.number());
+            let distance = self.addr().abs_diff(target.addr());
             if memory.is_same(other) && distance < count {
-                return on_demand::copy_overlapping(memory, target.number(), self.number(), count);
+                return on_demand::copy_overlapping(memory, target.addr(), self.addr(), count);
             }
         }
         self.pieces(count, Direction::Read, |src, before, len| {
@@ -234,7 +232,7 @@ impl<'a> Place<'a> {
         })
     }
 
-    /// Runs `access` on the `len` bytes at this place: in pieces, or at once if they are mapped.
+    /// Runs `access` on the `len` bytes at this location: in pieces, or at once if they are mapped.
     fn pieces(
         self,
         len: usize,
@@ -242,13 +240,13 @@ impl<'a> Place<'a> {
         mut access: impl FnMut(*mut u8, usize, usize) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         match self.on_demand {
-            Some(memory) => on_demand::pieces(memory, self.number(), len, direction, access),
+            Some(memory) => on_demand::pieces(memory, self.addr(), len, direction, access),
             None => access(self.addr, 0, len),
         }
     }
 }
 
-impl Debug for Place<'_> {
+impl Debug for Location<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Debug::fmt(&self.addr, f)
     }
