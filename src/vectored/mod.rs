@@ -101,7 +101,7 @@ pub use system_call::MAX_VECTORS;
 
 use crate::guest_memory::{bounded_slices, Error, GuestAddress, GuestMemory, Permissions, Result};
 use segments::Segments;
-use system_call::{Direction, Position};
+use system_call::{FilePosition, Transfer};
 
 /// Reads up to `count` bytes from `fd` into guest memory at `addr`.
 ///
@@ -138,8 +138,8 @@ pub fn read_from<M: GuestMemory + ?Sized>(
     count: usize,
     fd: &impl AsFd,
 ) -> Result<usize> {
-    let direction = Direction::Read;
-    transfer_once(memory, addr, count, direction, fd, Position::Current)
+    let direction = Transfer::Read;
+    transfer_once(memory, addr, count, direction, fd, FilePosition::Current)
 }
 
 /// Reads up to `count` bytes at `offset` of `file` into guest memory at `addr`.
@@ -160,7 +160,7 @@ pub fn read_from_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<usize> {
-    let (direction, position) = (Direction::Read, Position::Offset(offset));
+    let (direction, position) = (Transfer::Read, FilePosition::Offset(offset));
     transfer_once(memory, addr, count, direction, file, position)
 }
 
@@ -181,8 +181,8 @@ pub fn write_to<M: GuestMemory + ?Sized>(
     count: usize,
     fd: &impl AsFd,
 ) -> Result<usize> {
-    let direction = Direction::Write;
-    transfer_once(memory, addr, count, direction, fd, Position::Current)
+    let direction = Transfer::Write;
+    transfer_once(memory, addr, count, direction, fd, FilePosition::Current)
 }
 
 /// Writes up to `count` bytes of guest memory at `addr` to `file` at `offset`.
@@ -203,7 +203,7 @@ pub fn write_to_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<usize> {
-    let (direction, position) = (Direction::Write, Position::Offset(offset));
+    let (direction, position) = (Transfer::Write, FilePosition::Offset(offset));
     transfer_once(memory, addr, count, direction, file, position)
 }
 
@@ -227,8 +227,8 @@ pub fn read_exact_from<M: GuestMemory + ?Sized>(
     count: usize,
     fd: &impl AsFd,
 ) -> Result<()> {
-    let direction = Direction::Read;
-    transfer_all(memory, addr, count, direction, fd, Position::Current)
+    let direction = Transfer::Read;
+    transfer_all(memory, addr, count, direction, fd, FilePosition::Current)
 }
 
 /// Reads exactly `count` bytes at `offset` of `file` into guest memory at `addr`.
@@ -252,7 +252,7 @@ pub fn read_exact_from_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<()> {
-    let (direction, position) = (Direction::Read, Position::Offset(offset));
+    let (direction, position) = (Transfer::Read, FilePosition::Offset(offset));
     transfer_all(memory, addr, count, direction, file, position)
 }
 
@@ -275,8 +275,8 @@ pub fn write_all_to<M: GuestMemory + ?Sized>(
     count: usize,
     fd: &impl AsFd,
 ) -> Result<()> {
-    let direction = Direction::Write;
-    transfer_all(memory, addr, count, direction, fd, Position::Current)
+    let direction = Transfer::Write;
+    transfer_all(memory, addr, count, direction, fd, FilePosition::Current)
 }
 
 /// Writes all `count` bytes of guest memory at `addr` to `file` at `offset`.
@@ -299,7 +299,7 @@ pub fn write_all_to_at<M: GuestMemory + ?Sized>(
     file: &impl AsFd,
     offset: u64,
 ) -> Result<()> {
-    let (direction, position) = (Direction::Write, Position::Offset(offset));
+    let (direction, position) = (Transfer::Write, FilePosition::Offset(offset));
     transfer_all(memory, addr, count, direction, file, position)
 }
 
@@ -315,9 +315,9 @@ fn transfer_once<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
     count: usize,
-    direction: Direction,
+    direction: Transfer,
     fd: &impl AsFd,
-    position: Position,
+    position: FilePosition,
 ) -> Result<usize> {
     if count == 0 {
         return Ok(0);
@@ -354,9 +354,9 @@ fn transfer_all<M: GuestMemory + ?Sized>(
     memory: &M,
     addr: GuestAddress,
     count: usize,
-    direction: Direction,
+    direction: Transfer,
     fd: &impl AsFd,
-    position: Position,
+    position: FilePosition,
 ) -> Result<()> {
     if count == 0 {
         return Ok(());
@@ -385,12 +385,12 @@ fn transfer_all<M: GuestMemory + ?Sized>(
     }
 }
 
-impl Direction {
+impl Transfer {
     /// Returns the access to guest memory that the transfer needs.
     fn access(self) -> Permissions {
         match self {
-            Direction::Read => Permissions::Write,
-            Direction::Write => Permissions::Read,
+            Transfer::Read => Permissions::Write,
+            Transfer::Write => Permissions::Read,
         }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use smallvec::{CollectionAllocErr, SmallVec};
 
 use super::io_vector::IoVector;
-use super::system_call::{call, Direction, Position, MAX_VECTORS};
+use super::system_call::{call, FilePosition, Transfer, MAX_VECTORS};
 use crate::bitmap::{mark_each, BitmapSlice, OnPanic};
 use crate::bytes::Bytes;
 use crate::guest_memory::{Error, GuestAddress, GuestMemorySliceIterator, Permissions, Result};
@@ -373,12 +373,12 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// There are at most [`MAX_VECTORS`] segments.
     pub(super) fn transfer_once(
         &self,
-        direction: Direction,
+        direction: Transfer,
         fd: BorrowedFd<'_>,
-        position: Position,
+        position: FilePosition,
     ) -> std::io::Result<usize> {
         let result = self.transfer_vectors(&self.vectors, direction, fd, position);
-        if direction == Direction::Read && may_have_written(&result) {
+        if direction == Transfer::Read && may_have_written(&result) {
             self.mark_all();
         }
         result
@@ -391,15 +391,15 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// and after a short count of a file (`O_DIRECT`).
     pub(super) fn transfer_counted(
         &self,
-        direction: Direction,
+        direction: Transfer,
         fd: BorrowedFd<'_>,
-        position: Position,
+        position: FilePosition,
     ) -> std::io::Result<usize> {
         let vectors = self.vectors.get(..MAX_VECTORS).unwrap_or(&self.vectors);
         let result = self.transfer_vectors(vectors, direction, fd, position);
-        if direction == Direction::Read && may_have_written(&result) {
+        if direction == Transfer::Read && may_have_written(&result) {
             let marked = match (&result, position) {
-                (Ok(moved), Position::Current) => *moved,
+                (Ok(moved), FilePosition::Current) => *moved,
                 _ => IoVector::as_iovecs(vectors)
                     .iter()
                     .fold(0, |sum: usize, vector| sum.saturating_add(vector.iov_len)),
@@ -417,14 +417,14 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// There are at most [`MAX_VECTORS`] segments.
     pub(super) fn transfer_all(
         &self,
-        direction: Direction,
+        direction: Transfer,
         fd: BorrowedFd<'_>,
-        position: Position,
+        position: FilePosition,
     ) -> (usize, Option<std::io::Error>) {
         let mut done = 0usize;
         let mut rest = None;
         // A bitmap may also panic when it is sliced for the rest of the vectors.
-        let reads = direction == Direction::Read;
+        let reads = direction == Transfer::Read;
         let on_panic = reads.then(|| OnPanic(|| self.mark_all()));
         while done < self.len() {
             let vectors = rest.as_ref().unwrap_or(&self.vectors);
@@ -433,7 +433,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
             let error = match result {
                 Ok(0) => early_end(direction),
                 Ok(moved) => {
-                    if direction == Direction::Read {
+                    if direction == Transfer::Read {
                         self.mark_dirty(done, moved);
                     }
                     done = done.saturating_add(moved);
@@ -446,7 +446,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
             };
             // An earlier call was also given these bytes, and had a short count. They are marked
             // only here: marking them after each short count would take quadratic time.
-            if direction == Direction::Read && (wrote || done != 0) {
+            if direction == Transfer::Read && (wrote || done != 0) {
                 self.mark_dirty(done, usize::MAX);
             }
             core::mem::forget(on_panic);
@@ -460,9 +460,9 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     fn transfer_vectors(
         &self,
         vectors: &[IoVector],
-        direction: Direction,
+        direction: Transfer,
         fd: BorrowedFd<'_>,
-        position: Position,
+        position: FilePosition,
     ) -> std::io::Result<usize> {
         debug_assert!(vectors.len() <= MAX_VECTORS);
         loop {
@@ -536,13 +536,13 @@ impl<S: BitmapSlice> Drop for Segments<'_, S> {
 
 /// Returns the error for a system call that moved no bytes.
 #[cold]
-fn early_end(direction: Direction) -> std::io::Error {
+fn early_end(direction: Transfer) -> std::io::Error {
     match direction {
-        Direction::Read => std::io::Error::new(
+        Transfer::Read => std::io::Error::new(
             ErrorKind::UnexpectedEof,
             "the source ended before the range was filled",
         ),
-        Direction::Write => {
+        Transfer::Write => {
             std::io::Error::new(ErrorKind::WriteZero, "the target accepts no more bytes")
         }
     }

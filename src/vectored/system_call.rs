@@ -13,7 +13,7 @@ pub const MAX_VECTORS: usize = 1024;
 
 /// The direction of a transfer, as the descriptor sees it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Direction {
+pub(super) enum Transfer {
     /// From the descriptor into memory.
     Read,
     /// From memory to the descriptor.
@@ -22,22 +22,22 @@ pub(super) enum Direction {
 
 /// The position in the file at which a transfer starts.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Position {
+pub(super) enum FilePosition {
     /// The descriptor's own position, which the transfer moves.
     Current,
     /// A number of bytes from the start of the file.
     Offset(u64),
 }
 
-impl Position {
+impl FilePosition {
     /// Returns the position after a transfer of `moved` bytes.
     pub(super) fn after(self, moved: usize) -> Self {
         match self {
-            Position::Current => Position::Current,
+            FilePosition::Current => FilePosition::Current,
             // `call` refuses an offset that is larger than any file.
-            Position::Offset(offset) => {
-                Position::Offset(offset.saturating_add(u64::try_from(moved).unwrap_or(u64::MAX)))
-            }
+            FilePosition::Offset(offset) => FilePosition::Offset(
+                offset.saturating_add(u64::try_from(moved).unwrap_or(u64::MAX)),
+            ),
         }
     }
 }
@@ -49,36 +49,36 @@ impl Position {
 /// While the call runs, the memory of each vector must be mapped, and no Rust reference to it may
 /// exist. Others may change it at any time.
 pub(super) unsafe fn call(
-    direction: Direction,
+    direction: Transfer,
     fd: BorrowedFd<'_>,
-    position: Position,
+    position: FilePosition,
     vectors: &[libc::iovec],
 ) -> Result<usize> {
     let first = vectors.as_ptr();
     let count = libc::c_int::try_from(vectors.len().min(MAX_VECTORS)).unwrap_or(libc::c_int::MAX);
     let fd = fd.as_raw_fd();
     let moved = match (direction, position) {
-        (Direction::Read, Position::Current) => {
+        (Transfer::Read, FilePosition::Current) => {
             // SAFETY: `first` points to at least `count` initialised `iovec`s, those of `vectors`.
             // The kernel writes only to the memory that they name. It is mapped and free of
             // references, as the contract of `call` demands. So these writes, which the compiler
             // does not see, invalidate nothing that it assumes.
             unsafe { libc::readv(fd, first, count) }
         }
-        (Direction::Write, Position::Current) => {
+        (Transfer::Write, FilePosition::Current) => {
             // SAFETY: `first` points to at least `count` initialised `iovec`s, those of `vectors`.
             // The kernel only reads the memory that they name. It is mapped, as the contract of
             // `call` demands.
             unsafe { libc::writev(fd, first, count) }
         }
-        (Direction::Read, Position::Offset(offset)) => {
+        (Transfer::Read, FilePosition::Offset(offset)) => {
             let offset = file_offset(offset)?;
             // SAFETY: `first` points to at least `count` initialised `iovec`s, those of `vectors`.
             // The kernel writes only to the memory that they name. It is mapped and free of
             // references, as the contract of `call` demands.
             unsafe { libc::preadv(fd, first, count, offset) }
         }
-        (Direction::Write, Position::Offset(offset)) => {
+        (Transfer::Write, FilePosition::Offset(offset)) => {
             let offset = file_offset(offset)?;
             // SAFETY: `first` points to at least `count` initialised `iovec`s, those of `vectors`.
             // The kernel only reads the memory that they name. It is mapped, as the contract of

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::IoBuffer;
 use crate::guest_memory::{Error, GuestMemory, Permissions, Result};
-use crate::vectored::system_call::{Direction, Position};
+use crate::vectored::system_call::{FilePosition, Transfer};
 
 impl<M: GuestMemory + 'static> IoBuffer<M> {
     /// Copies bytes at `offset` to `buf`, as many as both have, and returns their number.
@@ -90,7 +90,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///   needs cannot be accessed.
     #[doc(alias = "readv")]
     pub fn read_from(&self, fd: &impl AsFd) -> Result<usize> {
-        self.transfer(Direction::Read, fd, Position::Current)
+        self.transfer(Transfer::Read, fd, FilePosition::Current)
     }
 
     /// Reads at `offset` of `file` into the buffer, by one `preadv(2)`.
@@ -131,7 +131,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///   accessed, `EINVAL` if `offset` is larger than any file.
     #[doc(alias = "preadv")]
     pub fn read_from_at(&self, file: &impl AsFd, offset: u64) -> Result<usize> {
-        self.transfer(Direction::Read, file, Position::Offset(offset))
+        self.transfer(Transfer::Read, file, FilePosition::Offset(offset))
     }
 
     /// Writes the bytes of the buffer to `fd`, by one `writev(2)` at the descriptor's own position.
@@ -147,7 +147,7 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///   accessed.
     #[doc(alias = "writev")]
     pub fn write_to(&self, fd: &impl AsFd) -> Result<usize> {
-        self.transfer(Direction::Write, fd, Position::Current)
+        self.transfer(Transfer::Write, fd, FilePosition::Current)
     }
 
     /// Writes the bytes of the buffer to `file` at `offset`, by one `pwritev(2)`.
@@ -163,11 +163,16 @@ impl<M: GuestMemory + 'static> IoBuffer<M> {
     ///   accessed, `EINVAL` if `offset` is larger than any file.
     #[doc(alias = "pwritev")]
     pub fn write_to_at(&self, file: &impl AsFd, offset: u64) -> Result<usize> {
-        self.transfer(Direction::Write, file, Position::Offset(offset))
+        self.transfer(Transfer::Write, file, FilePosition::Offset(offset))
     }
 
     /// Transfers by one system call, unless the buffer is empty.
-    fn transfer(&self, direction: Direction, fd: &impl AsFd, position: Position) -> Result<usize> {
+    fn transfer(
+        &self,
+        direction: Transfer,
+        fd: &impl AsFd,
+        position: FilePosition,
+    ) -> Result<usize> {
         self.require(direction.access())?;
         if self.is_empty() {
             return Ok(0);

@@ -211,20 +211,27 @@ mod holds {
         assert!(!held());
     }
 
-    #[test]
-    fn io_buffer_that_becomes_empty_releases_the_translation() {
+    /// Returns four pages of memory, mapped to themselves.
+    fn identity_mapped() -> Arc<IommuMemory<Memory, SharedIotlb>> {
         let iotlb = SharedIotlb::new();
         let zero = GuestAddress(0);
         iotlb
             .set_mapping(zero, zero, 4 * PAGE, Permissions::ReadWrite)
             .unwrap();
         let bitmap = AtomicBitmap::new(8 * PAGE, PAGE.try_into().unwrap());
-        let memory = Arc::new(IommuMemory::new(regions(4), iotlb.clone(), true, bitmap));
-        let held = || {
-            !iotlb
-                .invalidate_mapping(GuestAddress(0x666_0000), PAGE)
-                .is_done()
-        };
+        Arc::new(IommuMemory::new(regions(4), iotlb, true, bitmap))
+    }
+
+    /// Returns whether a snapshot of the IOTLB is held.
+    fn is_held(memory: &IommuMemory<Memory, SharedIotlb>) -> bool {
+        let unmapped = GuestAddress(0x666_0000);
+        !memory.iommu().invalidate_mapping(unmapped, PAGE).is_done()
+    }
+
+    #[test]
+    fn io_buffer_that_becomes_empty_releases_the_translation() {
+        let (memory, zero) = (identity_mapped(), GuestAddress(0));
+        let held = || is_held(&memory);
         let mut buffer = IoBuffer::new(&memory, Permissions::Write);
         let ends: [fn(&mut IoBuffer<_>); 5] = [
             |buffer| buffer.clear(),
@@ -244,20 +251,10 @@ mod holds {
 
     #[test]
     fn io_buffer_without_ranges_holds_no_translation() {
-        let iotlb = SharedIotlb::new();
-        let zero = GuestAddress(0);
-        iotlb
-            .set_mapping(zero, zero, 4 * PAGE, Permissions::ReadWrite)
-            .unwrap();
-        let bitmap = AtomicBitmap::new(8 * PAGE, PAGE.try_into().unwrap());
-        let memory = Arc::new(IommuMemory::new(regions(4), iotlb.clone(), true, bitmap));
-        let held = || {
-            !iotlb
-                .invalidate_mapping(GuestAddress(0x666_0000), PAGE)
-                .is_done()
-        };
+        let (memory, zero) = (identity_mapped(), GuestAddress(0));
+        let held = || is_held(&memory);
 
-        let mut buffer = IoBuffer::new(memory, Permissions::Write);
+        let mut buffer = IoBuffer::new(&memory, Permissions::Write);
         buffer.push(GuestAddress(0x3000), 2 * PAGE).unwrap_err();
         assert!(!held(), "the translation failed");
         buffer.set_segment_limit(1);
