@@ -28,7 +28,7 @@ mod tests;
 
 use core::ffi::{c_int, c_void};
 use core::mem::{size_of, MaybeUninit};
-use core::ptr::{null, null_mut};
+use core::ptr::{null, null_mut, with_exposed_provenance};
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::io::{Error, Result};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -296,12 +296,14 @@ fn anchor_table() {
 /// Returns the address to resume at after a fault at `instruction`, and the kind of its operand.
 fn lookup(instruction: usize) -> Option<(usize, i32)> {
     anchor_table();
-    let mut entry = (&raw const TABLE_START).cast::<Entry>();
-    let end = (&raw const TABLE_END).cast::<Entry>();
-    while entry < end {
+    // A pointer to a static without length permits no access to the section. But the section is
+    // memory that Rust did not allocate, and the provenance of such memory counts as exposed.
+    let mut entry = with_exposed_provenance::<Entry>((&raw const TABLE_START).addr());
+    let end = (&raw const TABLE_END).addr();
+    while entry.addr() < end {
         // SAFETY: the section consists of whole entries, each aligned to 4 bytes as `Entry` is:
         // only `fault_entry` and `anchor_table` write to it. `entry` is one of them, as it is below
-        // `end`. `TABLE_START` has no length here, but the linker defines it as the whole section.
+        // `end`: the linker defines `TABLE_START` and `TABLE_END` as the ends of the section.
         let fields = unsafe { &*entry };
         let resolve = |field: &i32| {
             core::ptr::from_ref(field)
