@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::contest::{Contest, Effort};
+use crate::comparison::{Comparison, Effort};
 use crate::plot::{Curve, Plot, BLUE, GREY, ORANGE};
 use crate::report::{digits, Build};
-use crate::shapes::Mappings;
+use crate::workload_shapes::Mappings;
 use crate::{new_abilities, ours_side, reference_side};
 
 /// The numbers of mappings.
@@ -37,12 +37,12 @@ pub fn run(effort: Effort, build: Build, path: &Path) -> Result<()> {
     let mut last = (0.0, 0.0);
     for count in COUNTS {
         let mappings = Mappings::fragmented(count);
-        let lookup = Contest {
+        let lookup = Comparison {
             reference: reference_side::iommu::hit(mappings)?,
             ours: ours_side::iommu::hit(mappings)?,
             limit: None,
         };
-        let remap = Contest {
+        let remap = Comparison {
             reference: reference_side::iommu::remap(mappings)?,
             ours: ours_side::iommu::remap(mappings)?,
             limit: Some(new_abilities::remap_shared(mappings)?),

@@ -1,6 +1,6 @@
 //! The positions of regions, and the addresses of accesses.
 
-use crate::stage::GUEST_LEN;
+use crate::shared_pages::GUEST_LEN;
 
 /// The size of each of many regions.
 pub const MANY_LEN: usize = 64 << 10;

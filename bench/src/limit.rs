@@ -8,12 +8,12 @@ use anyhow::{Context, Result};
 use memmap2::{MmapMut, MmapOptions};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::contest::{timed, Batch};
+use crate::comparison::{timed, Batch};
 use crate::layout::Layout;
-use crate::shapes::{blk, pages_in, ring, Mappings, BITMAP_LEN, PAGE, SECOND_SLICE};
-use crate::stage::{Stage, GUEST_LEN};
+use crate::shared_pages::{SharedPages, GUEST_LEN};
 use crate::throughput::Shift;
 use crate::values::{HostArray, S16};
+use crate::workload_shapes::{blk, pages_in, ring, Mappings, BITMAP_LEN, PAGE, SECOND_SLICE};
 
 /// The shared pages as one array, and the start of each region in it.
 struct Flat {
@@ -23,7 +23,7 @@ struct Flat {
 }
 
 impl Flat {
-    fn new(stage: &Stage, layout: Layout) -> Result<Self> {
+    fn new(shared: &SharedPages, layout: Layout) -> Result<Self> {
         let mut options = MmapOptions::new();
         options.len(GUEST_LEN);
         #[expect(
@@ -32,8 +32,8 @@ impl Flat {
         )]
         // SAFETY: 1. The file is an anonymous memfd of this process, which never truncates it.
         // 2. No other mapping of the file is accessed while a reference into this one is in use.
-        //    One thread uses the stage, and each batch ends before the next one begins.
-        let bytes = unsafe { options.map_mut(&stage.file) };
+        //    One thread uses the shared, and each batch ends before the next one begins.
+        let bytes = unsafe { options.map_mut(&shared.file) };
         let bytes = bytes.context("cannot map the guest's memory")?;
         Ok(Self {
             bytes,
@@ -80,9 +80,9 @@ impl Flat {
 
 /// Creates a batch: without a search for one region, with a binary search for more.
 macro_rules! search {
-    ($stage:ident, $regions:ident, $size:expr, $align:expr, |$flat:ident, $range:ident| $body:expr) => {{
+    ($shared:ident, $regions:ident, $size:expr, $align:expr, |$flat:ident, $range:ident| $body:expr) => {{
         let layout = Layout::apart($regions);
-        let $flat = Flat::new($stage, layout)?;
+        let $flat = Flat::new($shared, layout)?;
         let addresses = layout.addresses($size, $align);
         Ok(if $regions == 1 {
             Batch::of(move |number| {
@@ -98,30 +98,30 @@ macro_rules! search {
     }};
 }
 
-pub fn find_region(stage: &Stage, regions: usize) -> Result<Batch> {
-    search!(stage, regions, 1, 1, |flat, range| flat
+pub fn find_region(shared: &SharedPages, regions: usize) -> Result<Batch> {
+    search!(shared, regions, 1, 1, |flat, range| flat
         .bytes
         .get(range)
         .map(<[u8]>::as_ptr))
 }
 
-pub fn get_slice64(stage: &Stage, regions: usize) -> Result<Batch> {
-    search!(stage, regions, 64, 8, |flat, range| flat
+pub fn get_slice64(shared: &SharedPages, regions: usize) -> Result<Batch> {
+    search!(shared, regions, 64, 8, |flat, range| flat
         .bytes
         .get(range)
         .map(<[u8]>::as_ptr))
 }
 
-pub fn check_range4k(stage: &Stage, regions: usize) -> Result<Batch> {
-    search!(stage, regions, 4096, 64, |flat, range| flat
+pub fn check_range4k(shared: &SharedPages, regions: usize) -> Result<Batch> {
+    search!(shared, regions, 4096, 64, |flat, range| flat
         .bytes
         .get(range)
         .map(<[u8]>::len))
 }
 
-pub fn read_obj<T: FromBytes + 'static>(stage: &Stage, regions: usize) -> Result<Batch> {
+pub fn read_obj<T: FromBytes + 'static>(shared: &SharedPages, regions: usize) -> Result<Batch> {
     search!(
-        stage,
+        shared,
         regions,
         size_of::<T>(),
         size_of::<T>(),
@@ -129,9 +129,11 @@ pub fn read_obj<T: FromBytes + 'static>(stage: &Stage, regions: usize) -> Result
     )
 }
 
-pub fn write_obj<T: IntoBytes + Immutable + Default + 'static>(stage: &Stage) -> Result<Batch> {
+pub fn write_obj<T: IntoBytes + Immutable + Default + 'static>(
+    shared: &SharedPages,
+) -> Result<Batch> {
     let layout = Layout::apart(1);
-    let mut flat = Flat::new(stage, layout)?;
+    let mut flat = Flat::new(shared, layout)?;
     let addresses = layout.addresses(size_of::<T>(), size_of::<T>());
     Ok(Batch::of(move |number| {
         flat.write(black_box(T::default()), black_box(addresses.at(number)))
@@ -140,10 +142,10 @@ pub fn write_obj<T: IntoBytes + Immutable + Default + 'static>(stage: &Stage) ->
 
 /// A write that also sets the dirty bit.
 pub fn write_obj_tracked<T: IntoBytes + Immutable + Default + 'static>(
-    stage: &Stage,
+    shared: &SharedPages,
 ) -> Result<Batch> {
     let layout = Layout::apart(1);
-    let mut flat = Flat::new(stage, layout)?;
+    let mut flat = Flat::new(shared, layout)?;
     let addresses = layout.addresses(size_of::<T>(), size_of::<T>());
     let mut words = vec![u64::MAX; GUEST_LEN / PAGE / 64];
     Ok(Batch::of(move |number| {
@@ -158,11 +160,11 @@ fn alignment(len: usize) -> usize {
     len.min(64)
 }
 
-pub fn read_slice(stage: &Stage, len: usize) -> Result<Batch> {
+pub fn read_slice(shared: &SharedPages, len: usize) -> Result<Batch> {
     let layout = Layout::apart(1);
-    let flat = Flat::new(stage, layout)?;
+    let flat = Flat::new(shared, layout)?;
     let addresses = layout.addresses(len, alignment(len));
-    let host = stage.host.clone();
+    let host = shared.host.clone();
     Ok(Batch::around(move |iterations| {
         host.with(len, |buffer| {
             timed(iterations, |number| {
@@ -175,11 +177,11 @@ pub fn read_slice(stage: &Stage, len: usize) -> Result<Batch> {
     }))
 }
 
-pub fn write_slice(stage: &Stage, len: usize) -> Result<Batch> {
+pub fn write_slice(shared: &SharedPages, len: usize) -> Result<Batch> {
     let layout = Layout::apart(1);
-    let mut flat = Flat::new(stage, layout)?;
+    let mut flat = Flat::new(shared, layout)?;
     let addresses = layout.addresses(len, alignment(len));
-    let host = stage.host.clone();
+    let host = shared.host.clone();
     Ok(Batch::around(move |iterations| {
         host.with(len, |buffer| {
             timed(iterations, |number| {
@@ -193,11 +195,11 @@ pub fn write_slice(stage: &Stage, len: usize) -> Result<Batch> {
 }
 
 /// Two searches and two copies.
-pub fn read_slice_cross(stage: &Stage, len: usize, regions: usize) -> Result<Batch> {
+pub fn read_slice_cross(shared: &SharedPages, len: usize, regions: usize) -> Result<Batch> {
     let layout = Layout::adjacent(regions);
-    let flat = Flat::new(stage, layout)?;
+    let flat = Flat::new(shared, layout)?;
     let addresses = layout.crossings(len);
-    let host = stage.host.clone();
+    let host = shared.host.clone();
     Ok(Batch::around(move |iterations| {
         host.with(len, |buffer| {
             timed(iterations, |number| {
@@ -214,9 +216,9 @@ pub fn read_slice_cross(stage: &Stage, len: usize, regions: usize) -> Result<Bat
 }
 
 pub fn copy_to<T: FromBytes + IntoBytes + Copy + Default + 'static, const N: usize>(
-    stage: &Stage,
+    shared: &SharedPages,
 ) -> Result<Batch> {
-    let flat = Flat::new(stage, Layout::apart(1))?;
+    let flat = Flat::new(shared, Layout::apart(1))?;
     let mut host = HostArray::<T, N>::boxed();
     Ok(Batch::of(move |_| {
         let from = black_box(flat.bytes.get(..N * size_of::<T>())?);
@@ -228,9 +230,9 @@ pub fn copy_to<T: FromBytes + IntoBytes + Copy + Default + 'static, const N: usi
 }
 
 pub fn copy_from<T: IntoBytes + Immutable + Copy + Default + 'static, const N: usize>(
-    stage: &Stage,
+    shared: &SharedPages,
 ) -> Result<Batch> {
-    let mut flat = Flat::new(stage, Layout::apart(1))?;
+    let mut flat = Flat::new(shared, Layout::apart(1))?;
     let host = HostArray::<T, N>::boxed();
     Ok(Batch::of(move |_| {
         let to = black_box(flat.bytes.get_mut(..N * size_of::<T>())?);
@@ -239,8 +241,8 @@ pub fn copy_from<T: IntoBytes + Immutable + Copy + Default + 'static, const N: u
     }))
 }
 
-pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
-    let mut flat = Flat::new(stage, Layout::apart(1))?;
+pub fn copy_to_volatile_slice(shared: &SharedPages, len: usize) -> Result<Batch> {
+    let mut flat = Flat::new(shared, Layout::apart(1))?;
     Ok(Batch::of(move |_| {
         let (from, to) = flat.bytes.split_at_mut_checked(SECOND_SLICE)?;
         black_box(to.get_mut(..len)?).copy_from_slice(black_box(from.get(..len)?));
@@ -249,9 +251,9 @@ pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
 }
 
 /// Copies with `memcpy`, for the throughput plot.
-pub fn copy_bytes(stage: &Stage, len: usize, shift: Shift) -> Result<Batch> {
-    let flat = Flat::new(stage, Layout::apart(1))?;
-    let host = stage.host.clone();
+pub fn copy_bytes(shared: &SharedPages, len: usize, shift: Shift) -> Result<Batch> {
+    let flat = Flat::new(shared, Layout::apart(1))?;
+    let host = shared.host.clone();
     Ok(Batch::around(move |iterations| {
         host.with(shift.host + len, |buffer| {
             let buffer = buffer.get_mut(shift.host..).unwrap_or_default();
@@ -335,10 +337,10 @@ pub fn iotlb_miss(mappings: Mappings) -> Result<Batch> {
     }))
 }
 
-pub fn iommu_read_obj(stage: &Stage, mappings: Mappings) -> Result<Batch> {
+pub fn iommu_read_obj(shared: &SharedPages, mappings: Mappings) -> Result<Batch> {
     let table = mappings.table();
     let addresses = mappings.addresses(8);
-    let flat = Flat::new(stage, Layout::apart(1))?;
+    let flat = Flat::new(shared, Layout::apart(1))?;
     Ok(Batch::of(move |number| {
         let address = table.lookup(black_box(addresses.at(number)))?;
         flat.read::<u64>(address)
@@ -353,8 +355,8 @@ fn add_used_to(flat: &mut Flat, next: &mut u16, head: u16, len: u32) -> Option<(
     flat.write(*next, ring::USED + 2)
 }
 
-pub fn add_used(stage: &Stage) -> Result<Batch> {
-    let mut flat = Flat::new(stage, Layout::apart(1))?;
+pub fn add_used(shared: &SharedPages) -> Result<Batch> {
+    let mut flat = Flat::new(shared, Layout::apart(1))?;
     let mut next = 0;
     Ok(Batch::of(move |number| {
         add_used_to(
@@ -389,8 +391,8 @@ fn take(flat: &Flat, entry: u64) -> Option<(u16, S16)> {
     Some((head, descriptor))
 }
 
-pub fn iter128x1(stage: &Stage) -> Result<Batch> {
-    let mut flat = Flat::new(stage, Layout::apart(1))?;
+pub fn iter128x1(shared: &SharedPages) -> Result<Batch> {
+    let mut flat = Flat::new(shared, Layout::apart(1))?;
     fill(&mut flat, &ring::singles(), 1).context("the ring does not fit")?;
     let batch = Batch::around(move |iterations| {
         Ok(timed(iterations, |_| {
@@ -404,9 +406,9 @@ pub fn iter128x1(stage: &Stage) -> Result<Batch> {
     Ok(batch.per(ring::SINGLES))
 }
 
-pub fn blk4k(stage: &Stage) -> Result<Batch> {
-    let mut flat = Flat::new(stage, Layout::apart(1))?;
-    let host = stage.host.clone();
+pub fn blk4k(shared: &SharedPages) -> Result<Batch> {
+    let mut flat = Flat::new(shared, Layout::apart(1))?;
+    let host = shared.host.clone();
     let mut next = 0;
     fill(&mut flat, &blk::descriptors(), 3).context("the ring does not fit")?;
     let batch = Batch::around(move |iterations| {

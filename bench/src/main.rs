@@ -8,7 +8,7 @@
 //!
 //! `cargo xtask bench` runs this program in three builds, and writes RESULTS.md.
 
-mod contest;
+mod comparison;
 mod growth;
 mod layout;
 mod limit;
@@ -19,10 +19,10 @@ mod report;
 mod ring_windows;
 mod rows;
 mod scaling;
-mod shapes;
-mod stage;
+mod shared_pages;
 mod throughput;
 mod values;
+mod workload_shapes;
 
 /// The workloads on the published crate.
 #[path = "workloads"]
@@ -69,10 +69,10 @@ use std::time::Duration;
 use anyhow::{bail, Context, Result};
 use clap::{Parser, ValueEnum};
 
-use contest::{Contest, Effort};
+use comparison::{Comparison, Effort};
 use report::Build;
 use rows::{Row, ROWS};
-use stage::Stage;
+use shared_pages::SharedPages;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -146,7 +146,7 @@ fn main() -> Result<()> {
             batch: Duration::from_millis(2),
         }
     };
-    let stage = Stage::new()?;
+    let shared = SharedPages::new()?;
 
     if cli.list {
         for row in ROWS {
@@ -155,20 +155,20 @@ fn main() -> Result<()> {
         return Ok(());
     }
     if let Some(name) = &cli.count {
-        return count(&stage, name, cli.side, cli.iterations);
+        return count(&shared, name, cli.side, cli.iterations);
     }
     let build = match cli.build {
         Some(build) => build,
         None => Build::of_this_program()?,
     };
     if let Some(path) = &cli.throughput {
-        return throughput::run(&stage, effort, build, path, cli.tsv.as_deref());
+        return throughput::run(&shared, effort, build, path, cli.tsv.as_deref());
     }
     if let Some(path) = &cli.growth {
         return growth::run(effort, build, path);
     }
     if cli.threads {
-        return scaling::run(&stage, effort, build);
+        return scaling::run(&shared, effort, build);
     }
     if cli.provision {
         return provision::run(effort, build);
@@ -183,9 +183,9 @@ fn main() -> Result<()> {
     }
     let mut report = report::Report::new(build, effort, cli.short);
     for row in rows {
-        let contest =
-            (row.contest)(&stage).with_context(|| format!("{}: cannot set up", row.name))?;
-        let outcome = contest
+        let comparison =
+            (row.comparison)(&shared).with_context(|| format!("{}: cannot set up", row.name))?;
+        let outcome = comparison
             .run(effort)
             .with_context(|| format!("{}: failed", row.name))?;
         report.add(row, outcome);
@@ -194,16 +194,16 @@ fn main() -> Result<()> {
 }
 
 /// Runs one operation `iterations` times.
-fn count(stage: &Stage, name: &str, side: Side, iterations: u64) -> Result<()> {
+fn count(shared: &SharedPages, name: &str, side: Side, iterations: u64) -> Result<()> {
     let row = ROWS
         .iter()
         .find(|row| row.name == name)
         .with_context(|| format!("no row has the name '{name}'; --list prints the names"))?;
-    let Contest {
+    let Comparison {
         mut reference,
         mut ours,
         limit,
-    } = (row.contest)(stage)?;
+    } = (row.comparison)(shared)?;
     let batch = match side {
         Side::Reference => &mut reference,
         Side::Ours => &mut ours,

@@ -16,11 +16,11 @@ use ours::{
     vectored, Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap, IommuMemory, Permissions,
 };
 
-use crate::contest::Batch;
+use crate::comparison::Batch;
 use crate::layout::Layout;
 use crate::ours_side::kinds::{memory, Plain};
-use crate::shapes::{pages_in, Dirty, Mappings, BITMAP_LEN, PAGE};
-use crate::stage::Stage;
+use crate::shared_pages::SharedPages;
+use crate::workload_shapes::{pages_in, Dirty, Mappings, BITMAP_LEN, PAGE};
 
 const PAGE_SIZE: NonZeroUsize = match NonZeroUsize::new(PAGE) {
     Some(size) => size,
@@ -32,8 +32,8 @@ const LARGE: usize = 1 << 40;
 const LARGE_STEP: usize = 100_000 * PAGE;
 
 /// A handle that belongs to one thread, instead of `memory()` in 0.18.0.
-pub fn reader(stage: &Stage) -> Result<Batch> {
-    let atomic = GuestMemoryAtomic::new(memory::<Plain>(stage, Layout::apart(4))?);
+pub fn reader(shared: &SharedPages) -> Result<Batch> {
+    let atomic = GuestMemoryAtomic::new(memory::<Plain>(shared, Layout::apart(4))?);
     let mut reader = atomic.reader();
     Ok(Batch::of(move |_| {
         black_box(core::ptr::from_ref(black_box(&mut reader).memory()));
@@ -125,8 +125,8 @@ const SEGMENT: usize = 8 << 10;
 const SEGMENTS: usize = 8;
 
 /// Reads 64 KiB of a file over eight regions.
-pub fn read_over_regions(stage: &Stage) -> Result<Batch> {
-    let file = stage.file.try_clone()?;
+pub fn read_over_regions(shared: &SharedPages) -> Result<Batch> {
+    let file = shared.file.try_clone()?;
     let ranges: Vec<_> = (0..SEGMENTS)
         .map(|number| (GuestAddress((number * SEGMENT) as u64), SEGMENT))
         .collect();
@@ -144,8 +144,8 @@ pub fn read_over_regions(stage: &Stage) -> Result<Batch> {
 }
 
 /// Reads 64 KiB of a file by one `preadv(2)` into eight mappings, with new vectors for each call.
-pub fn read_by_hand(stage: &Stage) -> Result<Batch> {
-    let file = stage.file.try_clone()?;
+pub fn read_by_hand(shared: &SharedPages) -> Result<Batch> {
+    let file = shared.file.try_clone()?;
     let maps: Result<Vec<_>, _> = (0..SEGMENTS).map(|_| MmapMut::map_anon(SEGMENT)).collect();
     let maps = RefCell::new(maps?);
     Ok(Batch::of(move |_| {
@@ -225,8 +225,8 @@ pub fn remap_shared_held(mappings: Mappings, held: usize) -> Result<Batch> {
 }
 
 /// A read through a shared IOTLB.
-pub fn read_obj_shared(stage: &Stage, mappings: Mappings) -> Result<Batch> {
-    let physical = memory::<Plain>(stage, Layout::apart(1))?;
+pub fn read_obj_shared(shared: &SharedPages, mappings: Mappings) -> Result<Batch> {
+    let physical = memory::<Plain>(shared, Layout::apart(1))?;
     let memory = IommuMemory::new(physical, shared_iotlb(mappings)?, true, ());
     let addresses = mappings.addresses(8);
     Ok(Batch::of(move |number| {

@@ -13,7 +13,7 @@ use vm_memory_host::{
     huge_page_pools, prefault, residency, Backing, MemoryBuilder, Region, TransparentHugePages,
 };
 
-use crate::contest::{median, Effort};
+use crate::comparison::{median, Effort};
 use crate::report::{digits, Build};
 
 /// The size of the guest's memory in bytes.

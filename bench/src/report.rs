@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::contest::{Effort, Outcome};
+use crate::comparison::{Effort, Outcome};
 use crate::rows::Row;
 
 /// The builds that users ship: the profiles of Cargo.toml.
@@ -203,7 +203,7 @@ mod tests {
     use std::time::Duration;
 
     use super::{digits, Build, Report, COLUMNS};
-    use crate::contest::{Effort, Outcome};
+    use crate::comparison::{Effort, Outcome};
     use crate::rows::ROWS;
 
     #[test]

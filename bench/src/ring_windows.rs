@@ -12,11 +12,11 @@ use ours::{
     ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, Permissions,
 };
 
-use crate::contest::Batch;
+use crate::comparison::Batch;
 use crate::layout::Layout;
 use crate::ours_side::kinds::memory;
-use crate::shapes::ring;
-use crate::stage::Stage;
+use crate::shared_pages::SharedPages;
+use crate::workload_shapes::ring;
 
 /// The size of the used ring in bytes.
 const RING_LEN: usize = 6 + 8 * ring::SIZE as usize;
@@ -37,23 +37,23 @@ impl<M: GuestMemory> UsedRing<M> {
     }
 }
 
-fn used<B: NewBitmap + 'static>(stage: &Stage) -> Result<UsedRing<GuestMemoryMmap<B>>> {
-    let memory = Arc::new(memory::<B>(stage, Layout::apart(1))?);
+fn used<B: NewBitmap + 'static>(shared: &SharedPages) -> Result<UsedRing<GuestMemoryMmap<B>>> {
+    let memory = Arc::new(memory::<B>(shared, Layout::apart(1))?);
     let addr = GuestAddress(ring::USED);
     let window = Window::from_arc(memory, addr, RING_LEN, Permissions::ReadWrite)?;
     Ok(UsedRing { window, next: 0 })
 }
 
-pub fn add_used<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
-    let mut used = used::<B>(stage)?;
+pub fn add_used<B: NewBitmap + 'static>(shared: &SharedPages) -> Result<Batch> {
+    let mut used = used::<B>(shared)?;
     Ok(Batch::of(move |number| {
         used.add(black_box(number as u16 % ring::SIZE), black_box(4096))
     }))
 }
 
 /// Adds used elements in a closure that the loop cannot inline.
-pub fn add_used_boxed<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
-    let mut used = used::<B>(stage)?;
+pub fn add_used_boxed<B: NewBitmap + 'static>(shared: &SharedPages) -> Result<Batch> {
+    let mut used = used::<B>(shared)?;
     let add: Box<dyn FnMut(u64) -> bool> = black_box(Box::new(move |number| {
         used.add(number as u16 % ring::SIZE, 4096).is_ok()
     }));
@@ -63,22 +63,22 @@ pub fn add_used_boxed<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
 /// The size in bytes of the windows for single values. They contain the addresses of the workloads.
 const VALUES_LEN: usize = 16 << 10;
 
-fn values(stage: &Stage) -> Result<Window<'static, GuestMemoryMmap>> {
-    let memory = Arc::new(memory::<()>(stage, Layout::apart(1))?);
+fn values(shared: &SharedPages) -> Result<Window<'static, GuestMemoryMmap>> {
+    let memory = Arc::new(memory::<()>(shared, Layout::apart(1))?);
     let window = Window::from_arc(memory, GuestAddress(0), VALUES_LEN, Permissions::ReadWrite);
     Ok(window?)
 }
 
-pub fn read_obj<T: ByteValued>(stage: &Stage) -> Result<Batch> {
-    let window = values(stage)?;
+pub fn read_obj<T: ByteValued>(shared: &SharedPages) -> Result<Batch> {
+    let window = values(shared)?;
     let offsets = Layout::apart(1).addresses(size_of::<T>(), size_of::<T>());
     Ok(Batch::of(move |number| {
         window.read_obj::<T>(black_box(offsets.at(number) as usize))
     }))
 }
 
-pub fn write_obj<T: ByteValued + Default>(stage: &Stage) -> Result<Batch> {
-    let window = values(stage)?;
+pub fn write_obj<T: ByteValued + Default>(shared: &SharedPages) -> Result<Batch> {
+    let window = values(shared)?;
     let offsets = Layout::apart(1).addresses(size_of::<T>(), size_of::<T>());
     Ok(Batch::of(move |number| {
         window.write_obj(
@@ -99,8 +99,8 @@ impl<M: GuestMemory> Queue for UsedRing<M> {
     }
 }
 
-pub fn add_used_device<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
-    let mut queue: Box<dyn Queue> = black_box(Box::new(used::<B>(stage)?));
+pub fn add_used_device<B: NewBitmap + 'static>(shared: &SharedPages) -> Result<Batch> {
+    let mut queue: Box<dyn Queue> = black_box(Box::new(used::<B>(shared)?));
     Ok(Batch::of(move |number| {
         queue.add(number as u16 % ring::SIZE, 4096)
     }))
@@ -174,8 +174,8 @@ pub fn add_used_raw_device() -> Result<Batch> {
 }
 
 /// Asks a window of a map that can be replaced whether it is current.
-pub fn is_current(stage: &Stage) -> Result<Batch> {
-    let memory = GuestMemoryAtomic::new(memory::<()>(stage, Layout::apart(4))?);
+pub fn is_current(shared: &SharedPages) -> Result<Batch> {
+    let memory = GuestMemoryAtomic::new(memory::<()>(shared, Layout::apart(4))?);
     let window = memory.window(GuestAddress(0), 64, Permissions::Read)?;
     Ok(Batch::of(move |_| black_box(&window).is_current()))
 }

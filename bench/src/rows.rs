@@ -2,21 +2,21 @@
 
 use anyhow::Result;
 
-use crate::contest::{Contest, Outcome};
+use crate::comparison::{Comparison, Outcome};
 use crate::limit;
 use crate::new_abilities;
 use crate::ours_side::kinds::Tracked;
 use crate::reference_side;
 use crate::ring_windows;
-use crate::shapes::{Dirty, Mappings};
-use crate::stage::Stage;
+use crate::shared_pages::SharedPages;
 use crate::throughput::Shift;
 use crate::values::{S16, S64};
+use crate::workload_shapes::{Dirty, Mappings};
 
 /// One operation.
 pub struct Row {
     pub name: &'static str,
-    pub contest: fn(&Stage) -> Result<Contest>,
+    pub comparison: fn(&SharedPages) -> Result<Comparison>,
 }
 
 /// The figures that a row must reach, in every build.
@@ -209,10 +209,10 @@ impl Criteria {
 
 /// A row with the same workload on both crates, and a limit where one is known.
 macro_rules! row {
-    ($name:literal, |$stage:pat_param| $side:expr $(, $limit:expr)?) => {
+    ($name:literal, |$shared:pat_param| $side:expr $(, $limit:expr)?) => {
         Row {
             name: $name,
-            contest: |$stage: &Stage| {
+            comparison: |$shared: &SharedPages| {
                 let reference = {
                     #[expect(unused_imports, reason = "a row uses one of them")]
                     use crate::reference_side::{access, bitmaps, contexts, copies, iommu, kinds::*, maps, queues};
@@ -224,7 +224,7 @@ macro_rules! row {
                     $side?
                 };
                 let limit = [$($limit?)?].into_iter().next();
-                Ok(Contest { reference, ours, limit })
+                Ok(Comparison { reference, ours, limit })
             },
         }
     };
@@ -232,11 +232,11 @@ macro_rules! row {
 
 /// A row for an operation that 0.18.0 lacks: the code that replaces it there, then ours.
 macro_rules! new_row {
-    ($name:literal, |$stage:pat_param| $beside:expr, $ours:expr $(, $limit:expr)?) => {
+    ($name:literal, |$shared:pat_param| $beside:expr, $ours:expr $(, $limit:expr)?) => {
         Row {
             name: $name,
-            contest: |$stage: &Stage| {
-                Ok(Contest {
+            comparison: |$shared: &SharedPages| {
+                Ok(Comparison {
                     reference: $beside?,
                     ours: $ours?,
                     limit: [$($limit?)?].into_iter().next(),
@@ -262,76 +262,76 @@ const GIB: usize = 1 << 30;
 /// All rows, grouped by area.
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    row!("find_region, n=1", |stage| access::find_region(stage, 1), limit::find_region(stage, 1)),
-    row!("find_region, n=4", |stage| access::find_region(stage, 4), limit::find_region(stage, 4)),
-    row!("find_region, n=4, boxed closure", |stage| contexts::boxed::<contexts::FindRegion, Plain>(stage, 4), limit::find_region(stage, 4)),
-    row!("find_region, n=4, generic device", |stage| contexts::in_device::<contexts::FindRegion, Plain>(stage, 4)),
-    row!("find_region, n=64", |stage| access::find_region(stage, 64), limit::find_region(stage, 64)),
-    row!("find_region, n=1024", |stage| access::find_region(stage, 1024), limit::find_region(stage, 1024)),
-    row!("get_slice64, n=1", |stage| access::get_slice64(stage, 1), limit::get_slice64(stage, 1)),
-    row!("get_slice64, n=1024", |stage| access::get_slice64(stage, 1024), limit::get_slice64(stage, 1024)),
-    row!("check_range4k, n=1", |stage| access::check_range4k(stage, 1), limit::check_range4k(stage, 1)),
-    row!("check_range4k, n=1024", |stage| access::check_range4k(stage, 1024), limit::check_range4k(stage, 1024)),
-    row!("get_slices64.next, n=1", |stage| access::get_slices64_next(stage, 1), limit::get_slice64(stage, 1)),
-    row!("read_obj.u8, n=1", |stage| access::read_obj::<u8, Plain>(stage, 1), limit::read_obj::<u8>(stage, 1)),
-    row!("read_obj.u16, n=1", |stage| access::read_obj::<u16, Plain>(stage, 1), limit::read_obj::<u16>(stage, 1)),
-    row!("read_obj.u32, n=1", |stage| access::read_obj::<u32, Plain>(stage, 1), limit::read_obj::<u32>(stage, 1)),
-    row!("read_obj.u64, n=1", |stage| access::read_obj::<u64, Plain>(stage, 1), limit::read_obj::<u64>(stage, 1)),
-    row!("read_obj.u64, n=1, boxed closure", |stage| contexts::boxed::<contexts::ReadObj, Plain>(stage, 1), limit::read_obj::<u64>(stage, 1)),
-    row!("read_obj.u64, n=1, generic device", |stage| contexts::in_device::<contexts::ReadObj, Plain>(stage, 1)),
-    row!("read_obj.u64, n=1, AtomicBitmap", |stage| access::read_obj::<u64, Tracked>(stage, 1), limit::read_obj::<u64>(stage, 1)),
-    row!("read_obj.u64, n=4", |stage| access::read_obj::<u64, Plain>(stage, 4), limit::read_obj::<u64>(stage, 4)),
-    row!("read_obj.u64, n=1024", |stage| access::read_obj::<u64, Plain>(stage, 1024), limit::read_obj::<u64>(stage, 1024)),
-    row!("read_obj.s16, n=1", |stage| access::read_obj::<S16, Plain>(stage, 1), limit::read_obj::<S16>(stage, 1)),
-    row!("read_obj.s64, n=1", |stage| access::read_obj::<S64, Plain>(stage, 1), limit::read_obj::<S64>(stage, 1)),
-    row!("read_obj.s16, n=1, boxed closure", |stage| contexts::read_obj_boxed::<S16>(stage), limit::read_obj::<S16>(stage, 1)),
-    row!("read_obj.s64, n=1, boxed closure", |stage| contexts::read_obj_boxed::<S64>(stage), limit::read_obj::<S64>(stage, 1)),
-    row!("read_obj.s16, n=1, generic device", |stage| contexts::read_obj_device::<S16>(stage)),
-    row!("read_obj.s64, n=1, generic device", |stage| contexts::read_obj_device::<S64>(stage)),
-    row!("write_obj.s16, n=1", |stage| access::write_obj::<S16, Plain>(stage, 1), limit::write_obj::<S16>(stage)),
-    row!("write_obj.s64, n=1", |stage| access::write_obj::<S64, Plain>(stage, 1), limit::write_obj::<S64>(stage)),
-    row!("write_obj.s16, n=1, boxed closure", |stage| contexts::write_obj_boxed::<S16>(stage), limit::write_obj::<S16>(stage)),
-    row!("write_obj.s64, n=1, boxed closure", |stage| contexts::write_obj_boxed::<S64>(stage), limit::write_obj::<S64>(stage)),
-    row!("write_obj.s16, n=1, generic device", |stage| contexts::write_obj_device::<S16>(stage)),
-    row!("write_obj.s64, n=1, generic device", |stage| contexts::write_obj_device::<S64>(stage)),
-    row!("write_obj.u64, n=1", |stage| access::write_obj::<u64, Plain>(stage, 1), limit::write_obj::<u64>(stage)),
-    row!("write_obj.u64, n=1, boxed closure", |stage| contexts::boxed::<contexts::WriteObj, Plain>(stage, 1), limit::write_obj::<u64>(stage)),
-    row!("write_obj.u64, n=1, generic device", |stage| contexts::in_device::<contexts::WriteObj, Plain>(stage, 1)),
-    row!("write_obj.u64, n=1, AtomicBitmap", |stage| access::write_obj::<u64, Tracked>(stage, 1), limit::write_obj_tracked::<u64>(stage)),
-    row!("write_obj.u64, n=1, AtomicBitmap, boxed closure", |stage| contexts::boxed::<contexts::WriteObj, Tracked>(stage, 1), limit::write_obj_tracked::<u64>(stage)),
-    row!("write_obj.u64, n=1, AtomicBitmap, generic device", |stage| contexts::in_device::<contexts::WriteObj, Tracked>(stage, 1)),
-    row!("load.u16, n=1", |stage| access::load::<u16, Plain>(stage, 1), limit::read_obj::<u16>(stage, 1)),
-    row!("load.u16, n=1, boxed closure", |stage| contexts::boxed::<contexts::Load, Plain>(stage, 1), limit::read_obj::<u16>(stage, 1)),
-    row!("load.u16, n=1, generic device", |stage| contexts::in_device::<contexts::Load, Plain>(stage, 1)),
-    row!("load.u16, n=1, AtomicBitmap", |stage| access::load::<u16, Tracked>(stage, 1), limit::read_obj::<u16>(stage, 1)),
-    row!("store.u64, n=1", |stage| access::store::<u64, Plain>(stage, 1), limit::write_obj::<u64>(stage)),
-    row!("store.u64, n=1, boxed closure", |stage| contexts::boxed::<contexts::Store, Plain>(stage, 1), limit::write_obj::<u64>(stage)),
-    row!("store.u64, n=1, generic device", |stage| contexts::in_device::<contexts::Store, Plain>(stage, 1)),
-    row!("store.u64, n=1, AtomicBitmap", |stage| access::store::<u64, Tracked>(stage, 1), limit::write_obj_tracked::<u64>(stage)),
-    row!("store.u64, n=1, AtomicBitmap, boxed closure", |stage| contexts::boxed::<contexts::Store, Tracked>(stage, 1), limit::write_obj_tracked::<u64>(stage)),
-    row!("store.u64, n=1, AtomicBitmap, generic device", |stage| contexts::in_device::<contexts::Store, Tracked>(stage, 1)),
-    row!("read_slice, 16, n=1", |stage| access::read_slice::<Plain>(stage, 16), limit::read_slice(stage, 16)),
-    row!("read_slice, 64, n=1", |stage| access::read_slice::<Plain>(stage, 64), limit::read_slice(stage, 64)),
-    row!("read_slice, 64, n=1, boxed closure", |stage| contexts::boxed::<contexts::ReadSlice, Plain>(stage, 1), limit::read_slice(stage, 64)),
-    row!("read_slice, 64, n=1, generic device", |stage| contexts::in_device::<contexts::ReadSlice, Plain>(stage, 1)),
-    row!("read_slice, 512, n=1", |stage| access::read_slice::<Plain>(stage, 512), limit::read_slice(stage, 512)),
-    row!("write_slice, 04K, n=1", |stage| access::write_slice::<Plain>(stage, 4096), limit::write_slice(stage, 4096)),
-    row!("write_slice, 04K, n=1, AtomicBitmap", |stage| access::write_slice::<Tracked>(stage, 4096), limit::write_slice(stage, 4096)),
-    row!("read_slice, 64K, n=1", |stage| access::read_slice::<Plain>(stage, 64 << 10), limit::read_slice(stage, 64 << 10)),
-    row!("write_slice, 64K, n=1", |stage| access::write_slice::<Plain>(stage, 64 << 10), limit::write_slice(stage, 64 << 10)),
-    row!("read_slice, 1M, n=1", |stage| access::read_slice::<Plain>(stage, 1 << 20), limit::read_slice(stage, 1 << 20)),
-    row!("read_slice, 16M, n=1", |stage| access::read_slice::<Plain>(stage, 16 << 20), limit::read_slice(stage, 16 << 20)),
-    row!("read_slice_cross, 16, n=64", |stage| access::read_slice_cross(stage, 16, 64), limit::read_slice_cross(stage, 16, 64)),
-    row!("read_slice_cross, 04K, n=64", |stage| access::read_slice_cross(stage, 4096, 64), limit::read_slice_cross(stage, 4096, 64)),
-    row!("VolatileSlice::copy_to, u16, 4096B", |stage| copies::copy_to::<u16, 2048>(stage), limit::copy_to::<u16, 2048>(stage)),
-    row!("VolatileSlice::copy_to, u32, 4096B", |stage| copies::copy_to::<u32, 1024>(stage), limit::copy_to::<u32, 1024>(stage)),
-    row!("VolatileSlice::copy_to, u64, 4096B", |stage| copies::copy_to::<u64, 512>(stage), limit::copy_to::<u64, 512>(stage)),
-    row!("VolatileSlice::copy_from, u16, 4096B", |stage| copies::copy_from::<u16, 2048>(stage), limit::copy_from::<u16, 2048>(stage)),
-    row!("VolatileSlice::copy_from, u32, 4096B", |stage| copies::copy_from::<u32, 1024>(stage), limit::copy_from::<u32, 1024>(stage)),
-    row!("VolatileSlice::copy_from, u64, 4096B", |stage| copies::copy_from::<u64, 512>(stage), limit::copy_from::<u64, 512>(stage)),
-    row!("VolatileSlice::copy_to, u8, 64B", |stage| copies::copy_to::<u8, 64>(stage), limit::copy_to::<u8, 64>(stage)),
-    row!("VolatileSlice::copy_to, u8, 64K, 12 B above the source modulo 4096", |stage| copies::copy_bytes(stage, 64 << 10, Shift::ABOVE_SOURCE), limit::copy_bytes(stage, 64 << 10, Shift::ABOVE_SOURCE)),
-    row!("VolatileSlice::copy_to_vs, 4096B", |stage| copies::copy_to_volatile_slice(stage, 4096), limit::copy_to_volatile_slice(stage, 4096)),
+    row!("find_region, n=1", |shared| access::find_region(shared, 1), limit::find_region(shared, 1)),
+    row!("find_region, n=4", |shared| access::find_region(shared, 4), limit::find_region(shared, 4)),
+    row!("find_region, n=4, boxed closure", |shared| contexts::boxed::<contexts::FindRegion, Plain>(shared, 4), limit::find_region(shared, 4)),
+    row!("find_region, n=4, generic device", |shared| contexts::in_device::<contexts::FindRegion, Plain>(shared, 4)),
+    row!("find_region, n=64", |shared| access::find_region(shared, 64), limit::find_region(shared, 64)),
+    row!("find_region, n=1024", |shared| access::find_region(shared, 1024), limit::find_region(shared, 1024)),
+    row!("get_slice64, n=1", |shared| access::get_slice64(shared, 1), limit::get_slice64(shared, 1)),
+    row!("get_slice64, n=1024", |shared| access::get_slice64(shared, 1024), limit::get_slice64(shared, 1024)),
+    row!("check_range4k, n=1", |shared| access::check_range4k(shared, 1), limit::check_range4k(shared, 1)),
+    row!("check_range4k, n=1024", |shared| access::check_range4k(shared, 1024), limit::check_range4k(shared, 1024)),
+    row!("get_slices64.next, n=1", |shared| access::get_slices64_next(shared, 1), limit::get_slice64(shared, 1)),
+    row!("read_obj.u8, n=1", |shared| access::read_obj::<u8, Plain>(shared, 1), limit::read_obj::<u8>(shared, 1)),
+    row!("read_obj.u16, n=1", |shared| access::read_obj::<u16, Plain>(shared, 1), limit::read_obj::<u16>(shared, 1)),
+    row!("read_obj.u32, n=1", |shared| access::read_obj::<u32, Plain>(shared, 1), limit::read_obj::<u32>(shared, 1)),
+    row!("read_obj.u64, n=1", |shared| access::read_obj::<u64, Plain>(shared, 1), limit::read_obj::<u64>(shared, 1)),
+    row!("read_obj.u64, n=1, boxed closure", |shared| contexts::boxed::<contexts::ReadObj<u64>, Plain>(shared, 1), limit::read_obj::<u64>(shared, 1)),
+    row!("read_obj.u64, n=1, generic device", |shared| contexts::in_device::<contexts::ReadObj<u64>, Plain>(shared, 1)),
+    row!("read_obj.u64, n=1, AtomicBitmap", |shared| access::read_obj::<u64, Tracked>(shared, 1), limit::read_obj::<u64>(shared, 1)),
+    row!("read_obj.u64, n=4", |shared| access::read_obj::<u64, Plain>(shared, 4), limit::read_obj::<u64>(shared, 4)),
+    row!("read_obj.u64, n=1024", |shared| access::read_obj::<u64, Plain>(shared, 1024), limit::read_obj::<u64>(shared, 1024)),
+    row!("read_obj.s16, n=1", |shared| access::read_obj::<S16, Plain>(shared, 1), limit::read_obj::<S16>(shared, 1)),
+    row!("read_obj.s64, n=1", |shared| access::read_obj::<S64, Plain>(shared, 1), limit::read_obj::<S64>(shared, 1)),
+    row!("read_obj.s16, n=1, boxed closure", |shared| contexts::boxed::<contexts::ReadObj<S16>, Plain>(shared, 1), limit::read_obj::<S16>(shared, 1)),
+    row!("read_obj.s64, n=1, boxed closure", |shared| contexts::boxed::<contexts::ReadObj<S64>, Plain>(shared, 1), limit::read_obj::<S64>(shared, 1)),
+    row!("read_obj.s16, n=1, generic device", |shared| contexts::in_device::<contexts::ReadObj<S16>, Plain>(shared, 1)),
+    row!("read_obj.s64, n=1, generic device", |shared| contexts::in_device::<contexts::ReadObj<S64>, Plain>(shared, 1)),
+    row!("write_obj.s16, n=1", |shared| access::write_obj::<S16, Plain>(shared, 1), limit::write_obj::<S16>(shared)),
+    row!("write_obj.s64, n=1", |shared| access::write_obj::<S64, Plain>(shared, 1), limit::write_obj::<S64>(shared)),
+    row!("write_obj.s16, n=1, boxed closure", |shared| contexts::boxed::<contexts::WriteObj<S16>, Plain>(shared, 1), limit::write_obj::<S16>(shared)),
+    row!("write_obj.s64, n=1, boxed closure", |shared| contexts::boxed::<contexts::WriteObj<S64>, Plain>(shared, 1), limit::write_obj::<S64>(shared)),
+    row!("write_obj.s16, n=1, generic device", |shared| contexts::in_device::<contexts::WriteObj<S16>, Plain>(shared, 1)),
+    row!("write_obj.s64, n=1, generic device", |shared| contexts::in_device::<contexts::WriteObj<S64>, Plain>(shared, 1)),
+    row!("write_obj.u64, n=1", |shared| access::write_obj::<u64, Plain>(shared, 1), limit::write_obj::<u64>(shared)),
+    row!("write_obj.u64, n=1, boxed closure", |shared| contexts::boxed::<contexts::WriteObj<u64>, Plain>(shared, 1), limit::write_obj::<u64>(shared)),
+    row!("write_obj.u64, n=1, generic device", |shared| contexts::in_device::<contexts::WriteObj<u64>, Plain>(shared, 1)),
+    row!("write_obj.u64, n=1, AtomicBitmap", |shared| access::write_obj::<u64, Tracked>(shared, 1), limit::write_obj_tracked::<u64>(shared)),
+    row!("write_obj.u64, n=1, AtomicBitmap, boxed closure", |shared| contexts::boxed::<contexts::WriteObj<u64>, Tracked>(shared, 1), limit::write_obj_tracked::<u64>(shared)),
+    row!("write_obj.u64, n=1, AtomicBitmap, generic device", |shared| contexts::in_device::<contexts::WriteObj<u64>, Tracked>(shared, 1)),
+    row!("load.u16, n=1", |shared| access::load::<u16, Plain>(shared, 1), limit::read_obj::<u16>(shared, 1)),
+    row!("load.u16, n=1, boxed closure", |shared| contexts::boxed::<contexts::Load, Plain>(shared, 1), limit::read_obj::<u16>(shared, 1)),
+    row!("load.u16, n=1, generic device", |shared| contexts::in_device::<contexts::Load, Plain>(shared, 1)),
+    row!("load.u16, n=1, AtomicBitmap", |shared| access::load::<u16, Tracked>(shared, 1), limit::read_obj::<u16>(shared, 1)),
+    row!("store.u64, n=1", |shared| access::store::<u64, Plain>(shared, 1), limit::write_obj::<u64>(shared)),
+    row!("store.u64, n=1, boxed closure", |shared| contexts::boxed::<contexts::Store, Plain>(shared, 1), limit::write_obj::<u64>(shared)),
+    row!("store.u64, n=1, generic device", |shared| contexts::in_device::<contexts::Store, Plain>(shared, 1)),
+    row!("store.u64, n=1, AtomicBitmap", |shared| access::store::<u64, Tracked>(shared, 1), limit::write_obj_tracked::<u64>(shared)),
+    row!("store.u64, n=1, AtomicBitmap, boxed closure", |shared| contexts::boxed::<contexts::Store, Tracked>(shared, 1), limit::write_obj_tracked::<u64>(shared)),
+    row!("store.u64, n=1, AtomicBitmap, generic device", |shared| contexts::in_device::<contexts::Store, Tracked>(shared, 1)),
+    row!("read_slice, 16, n=1", |shared| access::read_slice::<Plain>(shared, 16), limit::read_slice(shared, 16)),
+    row!("read_slice, 64, n=1", |shared| access::read_slice::<Plain>(shared, 64), limit::read_slice(shared, 64)),
+    row!("read_slice, 64, n=1, boxed closure", |shared| contexts::boxed::<contexts::ReadSlice, Plain>(shared, 1), limit::read_slice(shared, 64)),
+    row!("read_slice, 64, n=1, generic device", |shared| contexts::in_device::<contexts::ReadSlice, Plain>(shared, 1)),
+    row!("read_slice, 512, n=1", |shared| access::read_slice::<Plain>(shared, 512), limit::read_slice(shared, 512)),
+    row!("write_slice, 04K, n=1", |shared| access::write_slice::<Plain>(shared, 4096), limit::write_slice(shared, 4096)),
+    row!("write_slice, 04K, n=1, AtomicBitmap", |shared| access::write_slice::<Tracked>(shared, 4096), limit::write_slice(shared, 4096)),
+    row!("read_slice, 64K, n=1", |shared| access::read_slice::<Plain>(shared, 64 << 10), limit::read_slice(shared, 64 << 10)),
+    row!("write_slice, 64K, n=1", |shared| access::write_slice::<Plain>(shared, 64 << 10), limit::write_slice(shared, 64 << 10)),
+    row!("read_slice, 1M, n=1", |shared| access::read_slice::<Plain>(shared, 1 << 20), limit::read_slice(shared, 1 << 20)),
+    row!("read_slice, 16M, n=1", |shared| access::read_slice::<Plain>(shared, 16 << 20), limit::read_slice(shared, 16 << 20)),
+    row!("read_slice_cross, 16, n=64", |shared| access::read_slice_cross(shared, 16, 64), limit::read_slice_cross(shared, 16, 64)),
+    row!("read_slice_cross, 04K, n=64", |shared| access::read_slice_cross(shared, 4096, 64), limit::read_slice_cross(shared, 4096, 64)),
+    row!("VolatileSlice::copy_to, u16, 4096B", |shared| copies::copy_to::<u16, 2048>(shared), limit::copy_to::<u16, 2048>(shared)),
+    row!("VolatileSlice::copy_to, u32, 4096B", |shared| copies::copy_to::<u32, 1024>(shared), limit::copy_to::<u32, 1024>(shared)),
+    row!("VolatileSlice::copy_to, u64, 4096B", |shared| copies::copy_to::<u64, 512>(shared), limit::copy_to::<u64, 512>(shared)),
+    row!("VolatileSlice::copy_from, u16, 4096B", |shared| copies::copy_from::<u16, 2048>(shared), limit::copy_from::<u16, 2048>(shared)),
+    row!("VolatileSlice::copy_from, u32, 4096B", |shared| copies::copy_from::<u32, 1024>(shared), limit::copy_from::<u32, 1024>(shared)),
+    row!("VolatileSlice::copy_from, u64, 4096B", |shared| copies::copy_from::<u64, 512>(shared), limit::copy_from::<u64, 512>(shared)),
+    row!("VolatileSlice::copy_to, u8, 64B", |shared| copies::copy_to::<u8, 64>(shared), limit::copy_to::<u8, 64>(shared)),
+    row!("VolatileSlice::copy_to, u8, 64K, 12 B above the source modulo 4096", |shared| copies::copy_bytes(shared, 64 << 10, Shift::ABOVE_SOURCE), limit::copy_bytes(shared, 64 << 10, Shift::ABOVE_SOURCE)),
+    row!("VolatileSlice::copy_to_vs, 4096B", |shared| copies::copy_to_volatile_slice(shared, 4096), limit::copy_to_volatile_slice(shared, 4096)),
     row!("mark_dirty, 1B, already", |_| bitmaps::mark_dirty(1), limit::mark_dirty(1)),
     row!("mark_dirty, 64K, already", |_| bitmaps::mark_dirty(64 << 10), limit::mark_dirty(64 << 10)),
     row!("mark_dirty, 1M, already", |_| bitmaps::mark_dirty(1 << 20), limit::mark_dirty(1 << 20)),
@@ -366,18 +366,18 @@ pub const ROWS: &[Row] = &[
     harvest_row!("harvest, 1T, half", Dirty { len: 1024 * GIB, one_in: 2 }),
     harvest_row!("harvest, 1T, all", Dirty { len: 1024 * GIB, one_in: 1 }),
     row!("dirty_at", |_| bitmaps::dirty_at(), limit::dirty_at()),
-    row!("GuestMemoryAtomic: memory()", |stage| maps::memory_guard(stage), limit::memory_guard()),
-    row!("GuestMemoryAtomic: memory().clone", |stage| maps::memory_guard_clone(stage)),
-    new_row!("GuestMemoryReader: memory()", |stage| reference_side::maps::memory_guard(stage), new_abilities::reader(stage)),
-    row!("GuestMemoryAtomic: lock_replace(n=4)", |stage| maps::lock_replace(stage, 4)),
-    row!("insert_region, n=1", |stage| maps::insert_region(stage, 1)),
-    row!("insert_region, n=4", |stage| maps::insert_region(stage, 4)),
-    row!("insert_region, n=64", |stage| maps::insert_region(stage, 64)),
-    row!("insert_region, n=1024", |stage| maps::insert_region(stage, 1024)),
-    row!("remove_region, n=1", |stage| maps::remove_region(stage, 1)),
-    row!("remove_region, n=4", |stage| maps::remove_region(stage, 4)),
-    row!("remove_region, n=64", |stage| maps::remove_region(stage, 64)),
-    row!("remove_region, n=1024", |stage| maps::remove_region(stage, 1024)),
+    row!("GuestMemoryAtomic: memory()", |shared| maps::memory_guard(shared), limit::memory_guard()),
+    row!("GuestMemoryAtomic: memory().clone", |shared| maps::memory_guard_clone(shared)),
+    new_row!("GuestMemoryReader: memory()", |shared| reference_side::maps::memory_guard(shared), new_abilities::reader(shared)),
+    row!("GuestMemoryAtomic: lock_replace(n=4)", |shared| maps::lock_replace(shared, 4)),
+    row!("insert_region, n=1", |shared| maps::insert_region(shared, 1)),
+    row!("insert_region, n=4", |shared| maps::insert_region(shared, 4)),
+    row!("insert_region, n=64", |shared| maps::insert_region(shared, 64)),
+    row!("insert_region, n=1024", |shared| maps::insert_region(shared, 1024)),
+    row!("remove_region, n=1", |shared| maps::remove_region(shared, 1)),
+    row!("remove_region, n=4", |shared| maps::remove_region(shared, 4)),
+    row!("remove_region, n=64", |shared| maps::remove_region(shared, 64)),
+    row!("remove_region, n=1024", |shared| maps::remove_region(shared, 1024)),
     row!("Iotlb::lookup of 8 B hit, n=1, fragmented", |_| iommu::hit(Mappings::fragmented(1)), limit::iotlb_hit(Mappings::fragmented(1))),
     row!("Iotlb::lookup of 8 B hit, n=100, fragmented", |_| iommu::hit(Mappings::fragmented(100)), limit::iotlb_hit(Mappings::fragmented(100))),
     row!("Iotlb::lookup of 8 B hit, n=10000, fragmented", |_| iommu::hit(Mappings::fragmented(10_000)), limit::iotlb_hit(Mappings::fragmented(10_000))),
@@ -387,38 +387,38 @@ pub const ROWS: &[Row] = &[
     row!("Iotlb::lookup of 64 KiB over 16 mappings, n=10000", |_| iommu::hit_64k(Mappings::fragmented(10_000))),
     row!("Iotlb::lookup of 8 B miss, n=1, fragmented", |_| iommu::miss(Mappings::with_holes(1)), limit::iotlb_miss(Mappings::with_holes(1))),
     row!("Iotlb::lookup of 8 B miss, n=10000, fragmented", |_| iommu::miss(Mappings::with_holes(10_000)), limit::iotlb_miss(Mappings::with_holes(10_000))),
-    row!("IommuMemory: read_obj.u64 behind an RwLock, n=1, fragmented", |stage| iommu::read_obj(stage, Mappings::fragmented(1)), limit::iommu_read_obj(stage, Mappings::fragmented(1))),
-    row!("IommuMemory: read_obj.u64 behind an RwLock, n=10000, fragmented", |stage| iommu::read_obj(stage, Mappings::fragmented(10_000)), limit::iommu_read_obj(stage, Mappings::fragmented(10_000))),
-    row!("IommuMemory: read_obj.u64 behind an RwLock, n=1000000, fragmented", |stage| iommu::read_obj(stage, Mappings::fragmented(1_000_000)), limit::iommu_read_obj(stage, Mappings::fragmented(1_000_000))),
-    row!("IommuMemory: read_obj.u64 switched off, n=1, fragmented", |stage| iommu::read_obj_switched_off(stage, Mappings::fragmented(1))),
+    row!("IommuMemory: read_obj.u64 behind an RwLock, n=1, fragmented", |shared| iommu::read_obj(shared, Mappings::fragmented(1)), limit::iommu_read_obj(shared, Mappings::fragmented(1))),
+    row!("IommuMemory: read_obj.u64 behind an RwLock, n=10000, fragmented", |shared| iommu::read_obj(shared, Mappings::fragmented(10_000)), limit::iommu_read_obj(shared, Mappings::fragmented(10_000))),
+    row!("IommuMemory: read_obj.u64 behind an RwLock, n=1000000, fragmented", |shared| iommu::read_obj(shared, Mappings::fragmented(1_000_000)), limit::iommu_read_obj(shared, Mappings::fragmented(1_000_000))),
+    row!("IommuMemory: read_obj.u64 switched off, n=1, fragmented", |shared| iommu::read_obj_switched_off(shared, Mappings::fragmented(1))),
     row!("Iotlb: remap a page behind an RwLock, n=10000", |_| iommu::remap(Mappings::fragmented(10_000))),
     new_row!("SharedIotlb: remap a page, n=10000", |_| reference_side::iommu::remap(Mappings::fragmented(10_000)), new_abilities::remap_shared(Mappings::fragmented(10_000))),
     new_row!("SharedIotlb: remap a page, n=10000, 4 snapshots held", |_| reference_side::iommu::remap(Mappings::fragmented(10_000)), new_abilities::remap_shared_held(Mappings::fragmented(10_000), 4)),
     new_row!("SharedIotlb: remap a page, n=10000, 32 snapshots held", |_| reference_side::iommu::remap(Mappings::fragmented(10_000)), new_abilities::remap_shared_held(Mappings::fragmented(10_000), 32)),
-    new_row!("IommuMemory: read_obj.u64 behind a SharedIotlb, n=10000", |stage| reference_side::iommu::read_obj(stage, Mappings::fragmented(10_000)), new_abilities::read_obj_shared(stage, Mappings::fragmented(10_000))),
-    row!("virtio-queue 0.18: add_used, n=1", |stage| queues::add_used::<Plain>(stage), limit::add_used(stage)),
-    row!("virtio-queue 0.18: add_used, n=1, AtomicBitmap", |stage| queues::add_used::<Tracked>(stage), limit::add_used(stage)),
-    new_row!("Window: add_used", |stage| reference_side::queues::add_used::<()>(stage), ring_windows::add_used::<()>(stage), ring_windows::add_used_raw()),
-    new_row!("Window: add_used, AtomicBitmap", |stage| reference_side::queues::add_used::<reference_side::kinds::Tracked>(stage), ring_windows::add_used::<Tracked>(stage), ring_windows::add_used_raw()),
-    new_row!("Window: add_used, boxed closure", |stage| reference_side::queues::add_used::<()>(stage), ring_windows::add_used_boxed::<()>(stage), ring_windows::add_used_raw_boxed()),
-    new_row!("Window: add_used, generic device", |stage| reference_side::queues::add_used::<()>(stage), ring_windows::add_used_device::<()>(stage), ring_windows::add_used_raw_device()),
-    new_row!("Window: read_obj.s16", |stage| reference_side::access::read_obj::<S16, ()>(stage, 1), ring_windows::read_obj::<S16>(stage), limit::read_obj::<S16>(stage, 1)),
-    new_row!("Window: read_obj.s64", |stage| reference_side::access::read_obj::<S64, ()>(stage, 1), ring_windows::read_obj::<S64>(stage), limit::read_obj::<S64>(stage, 1)),
-    new_row!("Window: write_obj.s16", |stage| reference_side::access::write_obj::<S16, ()>(stage, 1), ring_windows::write_obj::<S16>(stage), limit::write_obj::<S16>(stage)),
-    new_row!("Window: write_obj.s64", |stage| reference_side::access::write_obj::<S64, ()>(stage, 1), ring_windows::write_obj::<S64>(stage), limit::write_obj::<S64>(stage)),
-    new_row!("Window: is_current", |stage| reference_side::maps::memory_guard(stage), ring_windows::is_current(stage)),
-    row!("virtio-queue 0.18: iter128x1(per chain), n=1", |stage| queues::iter128x1::<Plain>(stage), limit::iter128x1(stage)),
-    row!("virtio-queue 0.18: iter128x1(per chain), n=1, AtomicBitmap", |stage| queues::iter128x1::<Tracked>(stage), limit::iter128x1(stage)),
-    row!("virtio-queue 0.18: blk4k(per req), n=1", |stage| queues::blk4k::<Plain>(stage), limit::blk4k(stage)),
-    row!("virtio-queue 0.18: blk4k(per req), n=1, AtomicBitmap", |stage| queues::blk4k::<Tracked>(stage), limit::blk4k(stage)),
-    new_row!("vectored: 64 KiB over eight regions, against preadv(2)", |stage| new_abilities::read_by_hand(stage), new_abilities::read_over_regions(stage)),
+    new_row!("IommuMemory: read_obj.u64 behind a SharedIotlb, n=10000", |shared| reference_side::iommu::read_obj(shared, Mappings::fragmented(10_000)), new_abilities::read_obj_shared(shared, Mappings::fragmented(10_000))),
+    row!("virtio-queue 0.18: add_used, n=1", |shared| queues::add_used::<Plain>(shared), limit::add_used(shared)),
+    row!("virtio-queue 0.18: add_used, n=1, AtomicBitmap", |shared| queues::add_used::<Tracked>(shared), limit::add_used(shared)),
+    new_row!("Window: add_used", |shared| reference_side::queues::add_used::<()>(shared), ring_windows::add_used::<()>(shared), ring_windows::add_used_raw()),
+    new_row!("Window: add_used, AtomicBitmap", |shared| reference_side::queues::add_used::<reference_side::kinds::Tracked>(shared), ring_windows::add_used::<Tracked>(shared), ring_windows::add_used_raw()),
+    new_row!("Window: add_used, boxed closure", |shared| reference_side::queues::add_used::<()>(shared), ring_windows::add_used_boxed::<()>(shared), ring_windows::add_used_raw_boxed()),
+    new_row!("Window: add_used, generic device", |shared| reference_side::queues::add_used::<()>(shared), ring_windows::add_used_device::<()>(shared), ring_windows::add_used_raw_device()),
+    new_row!("Window: read_obj.s16", |shared| reference_side::access::read_obj::<S16, ()>(shared, 1), ring_windows::read_obj::<S16>(shared), limit::read_obj::<S16>(shared, 1)),
+    new_row!("Window: read_obj.s64", |shared| reference_side::access::read_obj::<S64, ()>(shared, 1), ring_windows::read_obj::<S64>(shared), limit::read_obj::<S64>(shared, 1)),
+    new_row!("Window: write_obj.s16", |shared| reference_side::access::write_obj::<S16, ()>(shared, 1), ring_windows::write_obj::<S16>(shared), limit::write_obj::<S16>(shared)),
+    new_row!("Window: write_obj.s64", |shared| reference_side::access::write_obj::<S64, ()>(shared, 1), ring_windows::write_obj::<S64>(shared), limit::write_obj::<S64>(shared)),
+    new_row!("Window: is_current", |shared| reference_side::maps::memory_guard(shared), ring_windows::is_current(shared)),
+    row!("virtio-queue 0.18: iter128x1(per chain), n=1", |shared| queues::iter128x1::<Plain>(shared), limit::iter128x1(shared)),
+    row!("virtio-queue 0.18: iter128x1(per chain), n=1, AtomicBitmap", |shared| queues::iter128x1::<Tracked>(shared), limit::iter128x1(shared)),
+    row!("virtio-queue 0.18: blk4k(per req), n=1", |shared| queues::blk4k::<Plain>(shared), limit::blk4k(shared)),
+    row!("virtio-queue 0.18: blk4k(per req), n=1, AtomicBitmap", |shared| queues::blk4k::<Tracked>(shared), limit::blk4k(shared)),
+    new_row!("vectored: 64 KiB over eight regions, against preadv(2)", |shared| new_abilities::read_by_hand(shared), new_abilities::read_over_regions(shared)),
 ];
 
 #[cfg(test)]
 mod tests {
     use super::{matches, of, CONTEXTS, EXCEPTIONS, QUICK, REASONS, ROWS, USUAL};
-    use crate::contest::{Effort, Outcome};
-    use crate::stage::Stage;
+    use crate::comparison::{Effort, Outcome};
+    use crate::shared_pages::SharedPages;
     use std::collections::HashSet;
     use std::time::Duration;
 
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn exceptions_name_rows() {
+    fn criteria_of_exceptions_apply_to_rows() {
         for (name, criteria) in EXCEPTIONS {
             let named = ROWS.iter().filter(|row| matches(name, row.operation()));
             assert!(
@@ -499,7 +499,7 @@ mod tests {
     /// takes too long.
     #[test]
     fn rows_succeed_on_every_side() {
-        let stage = Stage::new().expect("a stage");
+        let shared = SharedPages::new().expect("shared pages");
         let effort = Effort {
             rounds: 1,
             batch: Duration::from_nanos(1),
@@ -510,7 +510,7 @@ mod tests {
             .iter()
             .filter(|row| !large.iter().any(|large| row.name.contains(large)))
         {
-            let outcome = (row.contest)(&stage).and_then(|contest| contest.run(effort));
+            let outcome = (row.comparison)(&shared).and_then(|comparison| comparison.run(effort));
             assert!(
                 outcome.is_ok_and(|outcome| outcome.ratio > 0.0),
                 "{}",

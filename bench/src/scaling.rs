@@ -17,13 +17,13 @@ use memmap2::{Advice, MmapMut};
 use ours::{Bytes, GuestAddress, GuestMemoryMmap, IommuMemory, Permissions};
 use vm_memory_host::{prefault, MemoryBuilder, Region, TransparentHugePages};
 
-use crate::contest::{median, Effort};
+use crate::comparison::{median, Effort};
 use crate::layout::Layout;
 use crate::new_abilities::shared_iotlb;
 use crate::ours_side::kinds::{memory, Plain};
 use crate::report::{digits, Build};
-use crate::shapes::{Mappings, PAGE};
-use crate::stage::Stage;
+use crate::shared_pages::SharedPages;
+use crate::workload_shapes::{Mappings, PAGE};
 use crate::{ours_side, reference_side};
 
 /// The numbers of threads.
@@ -153,8 +153,8 @@ fn copy_array() -> Work {
 }
 
 /// Reads through an IOTLB that takes no lock.
-fn read_shared(stage: &Stage, mappings: Mappings, changes: bool) -> Result<Work> {
-    let physical = memory::<Plain>(stage, Layout::apart(1))?;
+fn read_shared(shared: &SharedPages, mappings: Mappings, changes: bool) -> Result<Work> {
+    let physical = memory::<Plain>(shared, Layout::apart(1))?;
     let memory = IommuMemory::new(physical, shared_iotlb(mappings)?, true, ());
     let (addresses, pages) = (mappings.addresses(8), mappings.pages().collect::<Vec<_>>());
     let iotlb = Arc::clone(memory.iommu());
@@ -181,7 +181,7 @@ struct Row {
     sides: [Work; 3],
 }
 
-fn rows(stage: &Stage) -> Result<Vec<Row>> {
+fn rows(shared: &SharedPages) -> Result<Vec<Row>> {
     let mappings = Mappings::fragmented(MAPPINGS);
     Ok(vec![
         Row {
@@ -216,8 +216,8 @@ fn rows(stage: &Stage) -> Result<Vec<Row>> {
             control: "read of an array",
             sides: [
                 read_array(),
-                reference_side::scaling::read_translated(stage, mappings, false)?,
-                read_shared(stage, mappings, false)?,
+                reference_side::scaling::read_translated(shared, mappings, false)?,
+                read_shared(shared, mappings, false)?,
             ],
         },
         Row {
@@ -225,8 +225,8 @@ fn rows(stage: &Stage) -> Result<Vec<Row>> {
             control: "read of an array",
             sides: [
                 read_array(),
-                reference_side::scaling::read_translated(stage, mappings, false)?,
-                ours_side::scaling::read_translated(stage, mappings, false)?,
+                reference_side::scaling::read_translated(shared, mappings, false)?,
+                ours_side::scaling::read_translated(shared, mappings, false)?,
             ],
         },
         Row {
@@ -234,8 +234,8 @@ fn rows(stage: &Stage) -> Result<Vec<Row>> {
             control: "read of an array",
             sides: [
                 read_array(),
-                reference_side::scaling::read_translated(stage, mappings, true)?,
-                read_shared(stage, mappings, true)?,
+                reference_side::scaling::read_translated(shared, mappings, true)?,
+                read_shared(shared, mappings, true)?,
             ],
         },
         Row {
@@ -300,7 +300,7 @@ fn medians<const N: usize>(
 }
 
 /// Measures the operations and prints the table.
-pub fn run(stage: &Stage, effort: Effort, build: Build) -> Result<()> {
+pub fn run(shared: &SharedPages, effort: Effort, build: Build) -> Result<()> {
     let processors = thread::available_parallelism()?.get();
     let counts: Vec<_> = THREADS
         .into_iter()
@@ -318,7 +318,7 @@ pub fn run(stage: &Stage, effort: Effort, build: Build) -> Result<()> {
         heads.join(" | "),
         "---|".repeat(counts.len())
     );
-    for row in rows(stage)? {
+    for row in rows(shared)? {
         let mut cells = Vec::new();
         for &count in &counts {
             let side = |number: usize| -> Result<f64> {
@@ -353,12 +353,12 @@ mod tests {
     use std::time::Duration;
 
     use super::{medians, rows, Work};
-    use crate::stage::Stage;
+    use crate::shared_pages::SharedPages;
 
     #[test]
     fn rows_succeed_with_two_threads_on_every_side() {
-        let stage = Stage::new().expect("a stage");
-        for row in rows(&stage).expect("the rows") {
+        let shared = SharedPages::new().expect("shared pages");
+        for row in rows(&shared).expect("the rows") {
             for work in &row.sides {
                 let rate = work.rate(2, Duration::ZERO);
                 assert!(rate.is_ok_and(|rate| rate >= 0.0), "{}", row.name);

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::contest::{median, Contest, Effort};
+use crate::comparison::{median, Comparison, Effort};
 use crate::plot::{Curve, Plot, BLUE, GREY, ORANGE};
 use crate::report::{digits, Build};
-use crate::stage::{Stage, HOST_OFFSET};
+use crate::shared_pages::{SharedPages, HOST_OFFSET};
 use crate::{limit, ours_side, reference_side};
 
 /// The share of the speed of `memcpy` that the median copy must reach.
@@ -66,7 +66,7 @@ fn grid() -> Vec<usize> {
 
 /// Measures the grid, prints it, writes it to `tsv`, and draws the aligned copies.
 pub fn run(
-    stage: &Stage,
+    shared: &SharedPages,
     effort: Effort,
     build: Build,
     path: &Path,
@@ -86,12 +86,12 @@ pub fn run(
     let mut lines = String::from("bytes\tguest\thost\tpart\n");
     for shift in SHIFTS {
         for len in grid() {
-            let contest = Contest {
-                reference: reference_side::copies::copy_bytes(stage, len, shift)?,
-                ours: ours_side::copies::copy_bytes(stage, len, shift)?,
-                limit: Some(limit::copy_bytes(stage, len, shift)?),
+            let comparison = Comparison {
+                reference: reference_side::copies::copy_bytes(shared, len, shift)?,
+                ours: ours_side::copies::copy_bytes(shared, len, shift)?,
+                limit: Some(limit::copy_bytes(shared, len, shift)?),
             };
-            let outcome = contest
+            let outcome = comparison
                 .run(effort)
                 .with_context(|| format!("{len} bytes"))?;
             let limit = outcome.limit.context("memcpy was not measured")?;
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn draw_writes_svg() {
+    fn draw_of_points_writes_a_line_for_each_side() {
         let path = std::env::temp_dir().join(format!("vm-memory-bench-{}.svg", std::process::id()));
         let points: Vec<_> = grid()
             .into_iter()

@@ -37,10 +37,22 @@ macro_rules! byte_valued {
 
 byte_valued!(S16, S64);
 
-/// A structure whose `sum` uses every field.
+/// A value whose `sum` uses every field.
 pub trait Words: ours::ByteValued + reference::ByteValued + 'static {
     fn from_word(word: u64) -> Self;
     fn sum(&self) -> u64;
+}
+
+impl Words for u64 {
+    #[inline(always)]
+    fn from_word(word: u64) -> Self {
+        word
+    }
+
+    #[inline(always)]
+    fn sum(&self) -> u64 {
+        *self
+    }
 }
 
 impl Words for S16 {
@@ -78,17 +90,17 @@ impl Words for S64 {
 }
 
 /// A host array that has the same offset in its page for each implementation:
-/// [`HOST_OFFSET`](crate::stage::HOST_OFFSET).
+/// [`HOST_OFFSET`](crate::shared_pages::HOST_OFFSET).
 #[repr(C, align(4096))]
 pub struct HostArray<T, const N: usize> {
-    before: [u8; crate::stage::HOST_OFFSET],
+    before: [u8; crate::shared_pages::HOST_OFFSET],
     pub values: [T; N],
 }
 
 impl<T: Copy + Default, const N: usize> HostArray<T, N> {
     pub fn boxed() -> Box<Self> {
         Box::new(Self {
-            before: [0; crate::stage::HOST_OFFSET],
+            before: [0; crate::shared_pages::HOST_OFFSET],
             values: [T::default(); N],
         })
     }

@@ -8,13 +8,13 @@ use anyhow::Result;
 use super::kinds::{memory, Plain};
 use super::vm_memory::bitmap::NewBitmap;
 use super::vm_memory::{AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemoryBackend};
-use crate::contest::{timed, Batch};
+use crate::comparison::{timed, Batch};
 use crate::layout::Layout;
-use crate::stage::Stage;
+use crate::shared_pages::SharedPages;
 
-pub fn find_region(stage: &Stage, regions: usize) -> Result<Batch> {
+pub fn find_region(shared: &SharedPages, regions: usize) -> Result<Batch> {
     let layout = Layout::apart(regions);
-    let memory = memory::<Plain>(stage, layout)?;
+    let memory = memory::<Plain>(shared, layout)?;
     let addresses = layout.addresses(1, 1);
     Ok(Batch::of(move |number| {
         memory
@@ -23,9 +23,9 @@ pub fn find_region(stage: &Stage, regions: usize) -> Result<Batch> {
     }))
 }
 
-pub fn get_slice64(stage: &Stage, regions: usize) -> Result<Batch> {
+pub fn get_slice64(shared: &SharedPages, regions: usize) -> Result<Batch> {
     let layout = Layout::apart(regions);
-    let memory = memory::<Plain>(stage, layout)?;
+    let memory = memory::<Plain>(shared, layout)?;
     let addresses = layout.addresses(64, 8);
     Ok(Batch::of(move |number| {
         memory
@@ -34,9 +34,9 @@ pub fn get_slice64(stage: &Stage, regions: usize) -> Result<Batch> {
     }))
 }
 
-pub fn check_range4k(stage: &Stage, regions: usize) -> Result<Batch> {
+pub fn check_range4k(shared: &SharedPages, regions: usize) -> Result<Batch> {
     let layout = Layout::apart(regions);
-    let memory = memory::<Plain>(stage, layout)?;
+    let memory = memory::<Plain>(shared, layout)?;
     let addresses = layout.addresses(4096, 64);
     Ok(Batch::of(move |number| {
         GuestMemoryBackend::check_range(
@@ -47,9 +47,9 @@ pub fn check_range4k(stage: &Stage, regions: usize) -> Result<Batch> {
     }))
 }
 
-pub fn get_slices64_next(stage: &Stage, regions: usize) -> Result<Batch> {
+pub fn get_slices64_next(shared: &SharedPages, regions: usize) -> Result<Batch> {
     let layout = Layout::apart(regions);
-    let memory = memory::<Plain>(stage, layout)?;
+    let memory = memory::<Plain>(shared, layout)?;
     let addresses = layout.addresses(64, 8);
     Ok(Batch::of(
         move |number| match GuestMemoryBackend::get_slices(
@@ -66,11 +66,11 @@ pub fn get_slices64_next(stage: &Stage, regions: usize) -> Result<Batch> {
 }
 
 pub fn read_obj<T: ByteValued, B: NewBitmap + 'static>(
-    stage: &Stage,
+    shared: &SharedPages,
     regions: usize,
 ) -> Result<Batch> {
     let layout = Layout::apart(regions);
-    let memory = memory::<B>(stage, layout)?;
+    let memory = memory::<B>(shared, layout)?;
     let addresses = layout.addresses(size_of::<T>(), size_of::<T>());
     Ok(Batch::of(move |number| {
         memory.read_obj::<T>(black_box(GuestAddress(addresses.at(number))))
@@ -78,11 +78,11 @@ pub fn read_obj<T: ByteValued, B: NewBitmap + 'static>(
 }
 
 pub fn write_obj<T: ByteValued + Default, B: NewBitmap + 'static>(
-    stage: &Stage,
+    shared: &SharedPages,
     regions: usize,
 ) -> Result<Batch> {
     let layout = Layout::apart(regions);
-    let memory = memory::<B>(stage, layout)?;
+    let memory = memory::<B>(shared, layout)?;
     let addresses = layout.addresses(size_of::<T>(), size_of::<T>());
     Ok(Batch::of(move |number| {
         memory.write_obj::<T>(
@@ -93,11 +93,11 @@ pub fn write_obj<T: ByteValued + Default, B: NewBitmap + 'static>(
 }
 
 pub fn load<T: AtomicAccess, B: NewBitmap + 'static>(
-    stage: &Stage,
+    shared: &SharedPages,
     regions: usize,
 ) -> Result<Batch> {
     let layout = Layout::apart(regions);
-    let memory = memory::<B>(stage, layout)?;
+    let memory = memory::<B>(shared, layout)?;
     let addresses = layout.addresses(size_of::<T>(), size_of::<T>());
     Ok(Batch::of(move |number| {
         memory.load::<T>(
@@ -108,11 +108,11 @@ pub fn load<T: AtomicAccess, B: NewBitmap + 'static>(
 }
 
 pub fn store<T: AtomicAccess + Default, B: NewBitmap + 'static>(
-    stage: &Stage,
+    shared: &SharedPages,
     regions: usize,
 ) -> Result<Batch> {
     let layout = Layout::apart(regions);
-    let memory = memory::<B>(stage, layout)?;
+    let memory = memory::<B>(shared, layout)?;
     let addresses = layout.addresses(size_of::<T>(), size_of::<T>());
     Ok(Batch::of(move |number| {
         memory.store::<T>(
@@ -128,11 +128,11 @@ fn alignment(len: usize) -> usize {
     len.min(64)
 }
 
-pub fn read_slice<B: NewBitmap + 'static>(stage: &Stage, len: usize) -> Result<Batch> {
+pub fn read_slice<B: NewBitmap + 'static>(shared: &SharedPages, len: usize) -> Result<Batch> {
     let layout = Layout::apart(1);
-    let memory = memory::<B>(stage, layout)?;
+    let memory = memory::<B>(shared, layout)?;
     let addresses = layout.addresses(len, alignment(len));
-    let host = stage.host.clone();
+    let host = shared.host.clone();
     Ok(Batch::around(move |iterations| {
         host.with(len, |buffer| {
             timed(iterations, |number| {
@@ -145,11 +145,11 @@ pub fn read_slice<B: NewBitmap + 'static>(stage: &Stage, len: usize) -> Result<B
     }))
 }
 
-pub fn write_slice<B: NewBitmap + 'static>(stage: &Stage, len: usize) -> Result<Batch> {
+pub fn write_slice<B: NewBitmap + 'static>(shared: &SharedPages, len: usize) -> Result<Batch> {
     let layout = Layout::apart(1);
-    let memory = memory::<B>(stage, layout)?;
+    let memory = memory::<B>(shared, layout)?;
     let addresses = layout.addresses(len, alignment(len));
-    let host = stage.host.clone();
+    let host = shared.host.clone();
     Ok(Batch::around(move |iterations| {
         host.with(len, |buffer| {
             timed(iterations, |number| {
@@ -163,11 +163,11 @@ pub fn write_slice<B: NewBitmap + 'static>(stage: &Stage, len: usize) -> Result<
 }
 
 /// Reads that are half in one region and half in the next.
-pub fn read_slice_cross(stage: &Stage, len: usize, regions: usize) -> Result<Batch> {
+pub fn read_slice_cross(shared: &SharedPages, len: usize, regions: usize) -> Result<Batch> {
     let layout = Layout::adjacent(regions);
-    let memory = memory::<Plain>(stage, layout)?;
+    let memory = memory::<Plain>(shared, layout)?;
     let addresses = layout.crossings(len);
-    let host = stage.host.clone();
+    let host = shared.host.clone();
     Ok(Batch::around(move |iterations| {
         host.with(len, |buffer| {
             timed(iterations, |number| {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 
 use super::vm_memory::bitmap::{AtomicBitmap, Bitmap};
-use crate::contest::Batch;
-use crate::shapes::{pages_in, Dirty, BITMAP_LEN, PAGE};
+use crate::comparison::Batch;
+use crate::workload_shapes::{pages_in, Dirty, BITMAP_LEN, PAGE};
 
 fn bitmap() -> Result<AtomicBitmap> {
     Ok(AtomicBitmap::new(

@@ -6,94 +6,16 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 
-use super::kinds::{memory, Plain};
+use super::kinds::memory;
 use super::vm_memory::bitmap::NewBitmap;
 use super::vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
     GuestMemoryRegion,
 };
-use crate::contest::Batch;
+use crate::comparison::Batch;
 use crate::layout::{Addresses, Layout};
-use crate::stage::Stage;
+use crate::shared_pages::SharedPages;
 use crate::values::Words;
-
-/// Reads through a closure that the loop cannot inline.
-pub fn read_obj_boxed<T: Words>(stage: &Stage) -> Result<Batch> {
-    let (memory, addresses) = (memory::<Plain>(stage, Layout::apart(1))?, addresses::<T>());
-    let read: Box<dyn Fn(u64) -> Option<u64>> = black_box(Box::new(move |number| {
-        let value: T = memory.read_obj(GuestAddress(addresses.at(number))).ok()?;
-        Some(value.sum())
-    }));
-    Ok(Batch::of(read))
-}
-
-/// Writes through a closure that the loop cannot inline.
-pub fn write_obj_boxed<T: Words>(stage: &Stage) -> Result<Batch> {
-    let (memory, addresses) = (memory::<Plain>(stage, Layout::apart(1))?, addresses::<T>());
-    let write: Box<dyn Fn(u64) -> Option<()>> = black_box(Box::new(move |number| {
-        let addr = GuestAddress(addresses.at(number));
-        memory.write_obj(T::from_word(number), addr).ok()
-    }));
-    Ok(Batch::of(write))
-}
-
-/// A device behind a trait object.
-trait Device {
-    fn read(&mut self) -> Option<u64>;
-    fn write(&mut self) -> Option<()>;
-}
-
-/// A device that is generic over its handle to the memory.
-struct Generic<S, T> {
-    space: S,
-    addresses: Addresses,
-    next: u64,
-    last: T,
-}
-
-impl<S: GuestAddressSpace, T: Words> Device for Generic<S, T> {
-    fn read(&mut self) -> Option<u64> {
-        let memory = self.space.memory();
-        let addr = GuestAddress(self.addresses.at(self.next));
-        self.last = memory.read_obj(addr).ok()?;
-        self.next += 1;
-        Some(self.last.sum())
-    }
-
-    fn write(&mut self) -> Option<()> {
-        let memory = self.space.memory();
-        let addr = GuestAddress(self.addresses.at(self.next));
-        memory.write_obj(self.last, addr).ok()?;
-        self.next += 1;
-        Some(())
-    }
-}
-
-fn device<T: Words>(stage: &Stage) -> Result<Box<dyn Device>> {
-    let space = GuestMemoryAtomic::new(memory::<Plain>(stage, Layout::apart(1))?);
-    Ok(black_box(Box::new(Generic {
-        space,
-        addresses: addresses::<T>(),
-        next: 0,
-        last: T::from_word(0),
-    })))
-}
-
-/// Reads in a device that is generic over its handle to the memory.
-pub fn read_obj_device<T: Words>(stage: &Stage) -> Result<Batch> {
-    let mut device = device::<T>(stage)?;
-    Ok(Batch::of(move |_| device.read()))
-}
-
-/// Writes in a device that is generic over its handle to the memory.
-pub fn write_obj_device<T: Words>(stage: &Stage) -> Result<Batch> {
-    let mut device = device::<T>(stage)?;
-    Ok(Batch::of(move |_| device.write()))
-}
-
-fn addresses<T>() -> Addresses {
-    Layout::apart(1).addresses(size_of::<T>(), size_of::<T>())
-}
 
 /// An access at an address of guest memory.
 pub trait Access: 'static {
@@ -105,10 +27,13 @@ pub trait Access: 'static {
 
 /// Defines a type that implements [`Access`].
 macro_rules! access {
-    ($name:ident, $size:literal, |$memory:ident, $addr:ident, $number:ident| $run:expr) => {
-        pub struct $name;
+    (
+        $name:ident $(<$value:ident>)?, $size:expr,
+        |$memory:ident, $addr:ident, $number:ident| $run:expr
+    ) => {
+        pub struct $name $(<$value>(PhantomData<$value>))?;
 
-        impl Access for $name {
+        impl $(<$value: Words>)? Access for $name $(<$value>)? {
             const SIZE: usize = $size;
 
             #[inline(always)]
@@ -126,11 +51,12 @@ macro_rules! access {
 access!(FindRegion, 1, |memory, addr, _number| memory
     .find_region(addr)
     .map(|region| region.len()));
-access!(ReadObj, 8, |memory, addr, _number| memory
+access!(ReadObj<T>, size_of::<T>(), |memory, addr, _number| memory
     .read_obj(addr)
-    .ok());
-access!(WriteObj, 8, |memory, addr, number| memory
-    .write_obj(number, addr)
+    .ok()
+    .map(|value: T| value.sum()));
+access!(WriteObj<T>, size_of::<T>(), |memory, addr, number| memory
+    .write_obj(T::from_word(number), addr)
     .ok()
     .map(|()| 0));
 access!(Load, 2, |memory, addr, _number| memory
@@ -148,10 +74,13 @@ access!(ReadSlice, 64, |memory, addr, _number| {
 });
 
 /// Makes accesses in a closure that the loop cannot inline.
-pub fn boxed<A: Access, B: NewBitmap + 'static>(stage: &Stage, regions: usize) -> Result<Batch> {
+pub fn boxed<A: Access, B: NewBitmap + 'static>(
+    shared: &SharedPages,
+    regions: usize,
+) -> Result<Batch> {
     let layout = Layout::apart(regions);
     let (memory, addresses) = (
-        memory::<B>(stage, layout)?,
+        memory::<B>(shared, layout)?,
         layout.addresses(A::SIZE, A::SIZE),
     );
     let run: Box<dyn Fn(u64) -> Option<u64>> = black_box(Box::new(move |number| {
@@ -188,12 +117,12 @@ where
 
 /// Makes accesses in a device that is generic over its handle to the memory.
 pub fn in_device<A: Access, B: NewBitmap + 'static>(
-    stage: &Stage,
+    shared: &SharedPages,
     regions: usize,
 ) -> Result<Batch> {
     let layout = Layout::apart(regions);
     let mut device: Box<dyn Accessor> = black_box(Box::new(Accesses {
-        space: GuestMemoryAtomic::new(memory::<B>(stage, layout)?),
+        space: GuestMemoryAtomic::new(memory::<B>(shared, layout)?),
         addresses: layout.addresses(A::SIZE, A::SIZE),
         next: 0,
         access: PhantomData::<A>,

@@ -6,15 +6,17 @@ use anyhow::Result;
 
 use super::kinds::{memory, Plain};
 use super::vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
-use crate::contest::{timed, Batch};
+use crate::comparison::{timed, Batch};
 use crate::layout::Layout;
-use crate::stage::Stage;
+use crate::shared_pages::SharedPages;
 use crate::throughput::Shift;
 use crate::values::HostArray;
 
 /// Copies N elements from the guest to the host.
-pub fn copy_to<T: ByteValued + Default + 'static, const N: usize>(stage: &Stage) -> Result<Batch> {
-    let memory = memory::<Plain>(stage, Layout::apart(1))?;
+pub fn copy_to<T: ByteValued + Default + 'static, const N: usize>(
+    shared: &SharedPages,
+) -> Result<Batch> {
+    let memory = memory::<Plain>(shared, Layout::apart(1))?;
     let mut host = HostArray::<T, N>::boxed();
     Ok(Batch::around(move |iterations| {
         let slice = memory.get_slice(GuestAddress(0), N * size_of::<T>())?;
@@ -27,9 +29,9 @@ pub fn copy_to<T: ByteValued + Default + 'static, const N: usize>(stage: &Stage)
 
 /// Copies N elements from the host to the guest.
 pub fn copy_from<T: ByteValued + Default + 'static, const N: usize>(
-    stage: &Stage,
+    shared: &SharedPages,
 ) -> Result<Batch> {
-    let memory = memory::<Plain>(stage, Layout::apart(1))?;
+    let memory = memory::<Plain>(shared, Layout::apart(1))?;
     let host = HostArray::<T, N>::boxed();
     Ok(Batch::around(move |iterations| {
         let slice = memory.get_slice(GuestAddress(0), N * size_of::<T>())?;
@@ -40,11 +42,14 @@ pub fn copy_from<T: ByteValued + Default + 'static, const N: usize>(
 }
 
 /// Copies bytes within the guest.
-pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
-    let memory = memory::<Plain>(stage, Layout::apart(1))?;
+pub fn copy_to_volatile_slice(shared: &SharedPages, len: usize) -> Result<Batch> {
+    let memory = memory::<Plain>(shared, Layout::apart(1))?;
     Ok(Batch::around(move |iterations| {
         let from = memory.get_slice(GuestAddress(0), len)?;
-        let to = memory.get_slice(GuestAddress(crate::shapes::SECOND_SLICE as u64), len)?;
+        let to = memory.get_slice(
+            GuestAddress(crate::workload_shapes::SECOND_SLICE as u64),
+            len,
+        )?;
         Ok(timed(iterations, |_| {
             black_box(&from).copy_to_volatile_slice(*black_box(&to));
         }))
@@ -52,9 +57,9 @@ pub fn copy_to_volatile_slice(stage: &Stage, len: usize) -> Result<Batch> {
 }
 
 /// Copies bytes from the guest to the host, for copy-throughput.svg.
-pub fn copy_bytes(stage: &Stage, len: usize, shift: Shift) -> Result<Batch> {
-    let memory = memory::<Plain>(stage, Layout::apart(1))?;
-    let host = stage.host.clone();
+pub fn copy_bytes(shared: &SharedPages, len: usize, shift: Shift) -> Result<Batch> {
+    let memory = memory::<Plain>(shared, Layout::apart(1))?;
+    let host = shared.host.clone();
     Ok(Batch::around(move |iterations| {
         let slice = memory.get_slice(GuestAddress(shift.guest as u64), len)?;
         host.with(shift.host + len, |buffer| {

@@ -9,10 +9,10 @@ use super::kinds::{memory, Plain};
 use super::vm_memory::iommu::{Error, IovaRange};
 use super::vm_memory::iommu::{Iommu, IommuMemory, Iotlb, IotlbIterator};
 use super::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
-use crate::contest::Batch;
+use crate::comparison::Batch;
 use crate::layout::Layout;
-use crate::shapes::{Mappings, PAGE};
-use crate::stage::Stage;
+use crate::shared_pages::SharedPages;
+use crate::workload_shapes::{Mappings, PAGE};
 
 fn iotlb(mappings: Mappings) -> Result<Iotlb> {
     let mut iotlb = Iotlb::new();
@@ -127,25 +127,25 @@ impl Iommu for Locked {
 }
 
 pub fn translated(
-    stage: &Stage,
+    shared: &SharedPages,
     mappings: Mappings,
     enabled: bool,
 ) -> Result<IommuMemory<GuestMemoryMmap, Locked>> {
     let iommu = Locked(RwLock::new(iotlb(mappings)?));
-    let physical = memory::<Plain>(stage, Layout::apart(1))?;
+    let physical = memory::<Plain>(shared, Layout::apart(1))?;
     Ok(IommuMemory::new(physical, iommu, enabled, ()))
 }
 
-pub fn read_obj(stage: &Stage, mappings: Mappings) -> Result<Batch> {
-    let memory = translated(stage, mappings, true)?;
+pub fn read_obj(shared: &SharedPages, mappings: Mappings) -> Result<Batch> {
+    let memory = translated(shared, mappings, true)?;
     let addresses = mappings.addresses(8);
     Ok(Batch::of(move |number| {
         memory.read_obj::<u64>(black_box(GuestAddress(addresses.at(number))))
     }))
 }
 
-pub fn read_obj_switched_off(stage: &Stage, mappings: Mappings) -> Result<Batch> {
-    let memory = translated(stage, mappings, false)?;
+pub fn read_obj_switched_off(shared: &SharedPages, mappings: Mappings) -> Result<Batch> {
+    let memory = translated(shared, mappings, false)?;
     let addresses = Layout::apart(1).addresses(8, 8);
     Ok(Batch::of(move |number| {
         memory.read_obj::<u64>(black_box(GuestAddress(addresses.at(number))))

@@ -7,20 +7,20 @@ use anyhow::{Context, Result};
 
 use super::kinds::{memory, Plain};
 use super::vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestRegionMmap};
-use crate::contest::Batch;
+use crate::comparison::Batch;
 use crate::layout::{Layout, MANY_LEN};
-use crate::stage::Stage;
+use crate::shared_pages::SharedPages;
 
-pub fn memory_guard(stage: &Stage) -> Result<Batch> {
-    let atomic = GuestMemoryAtomic::new(memory::<Plain>(stage, Layout::apart(4))?);
+pub fn memory_guard(shared: &SharedPages) -> Result<Batch> {
+    let atomic = GuestMemoryAtomic::new(memory::<Plain>(shared, Layout::apart(4))?);
     Ok(Batch::of(move |_| {
         let guard = black_box(&atomic).memory();
         black_box(core::ptr::from_ref(&*guard));
     }))
 }
 
-pub fn memory_guard_clone(stage: &Stage) -> Result<Batch> {
-    let atomic = GuestMemoryAtomic::new(memory::<Plain>(stage, Layout::apart(4))?);
+pub fn memory_guard_clone(shared: &SharedPages) -> Result<Batch> {
+    let atomic = GuestMemoryAtomic::new(memory::<Plain>(shared, Layout::apart(4))?);
     Ok(Batch::of(move |_| {
         let guard = black_box(&atomic).memory();
         let second = black_box(&guard).clone();
@@ -28,8 +28,8 @@ pub fn memory_guard_clone(stage: &Stage) -> Result<Batch> {
     }))
 }
 
-pub fn lock_replace(stage: &Stage, regions: usize) -> Result<Batch> {
-    let map = memory::<Plain>(stage, Layout::apart(regions))?;
+pub fn lock_replace(shared: &SharedPages, regions: usize) -> Result<Batch> {
+    let map = memory::<Plain>(shared, Layout::apart(regions))?;
     let atomic = GuestMemoryAtomic::new(map.clone());
     Ok(Batch::of(move |_| {
         let guard = black_box(&atomic).lock().ok()?;
@@ -39,9 +39,9 @@ pub fn lock_replace(stage: &Stage, regions: usize) -> Result<Batch> {
 }
 
 /// Adds a region in the hole in the middle of a map of `regions`, and drops the new map.
-pub fn insert_region(stage: &Stage, regions: usize) -> Result<Batch> {
+pub fn insert_region(shared: &SharedPages, regions: usize) -> Result<Batch> {
     let layout = Layout::apart(regions);
-    let map = memory::<Plain>(stage, layout)?;
+    let map = memory::<Plain>(shared, layout)?;
     let hole = GuestAddress(middle(layout) + layout.region_len as u64);
     let region = GuestRegionMmap::<Plain>::from_range(hole, MANY_LEN, None);
     let region = Arc::new(region.context("no region")?);
@@ -51,9 +51,9 @@ pub fn insert_region(stage: &Stage, regions: usize) -> Result<Batch> {
 }
 
 /// Removes the region in the middle of a map of `regions`, and drops the new map.
-pub fn remove_region(stage: &Stage, regions: usize) -> Result<Batch> {
+pub fn remove_region(shared: &SharedPages, regions: usize) -> Result<Batch> {
     let layout = Layout::apart(regions);
-    let map = memory::<Plain>(stage, layout)?;
+    let map = memory::<Plain>(shared, layout)?;
     let (start, len) = (GuestAddress(middle(layout)), layout.region_len as u64);
     Ok(Batch::of(move |_| {
         black_box(&map).remove_region(start, len).ok()

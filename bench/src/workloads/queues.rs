@@ -8,11 +8,11 @@ use super::kinds::memory;
 use super::virtio_queue::{Queue, QueueOwnedT, QueueT};
 use super::vm_memory::bitmap::NewBitmap;
 use super::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use crate::contest::{timed, Batch};
+use crate::comparison::{timed, Batch};
 use crate::layout::Layout;
-use crate::shapes::{blk, ring};
-use crate::stage::Stage;
+use crate::shared_pages::SharedPages;
 use crate::values::S16;
+use crate::workload_shapes::{blk, ring};
 
 /// Returns a queue with `chains` available chains of `per_chain` descriptors each.
 fn queue<B: NewBitmap>(
@@ -43,8 +43,8 @@ fn queue<B: NewBitmap>(
     Ok(queue)
 }
 
-pub fn add_used<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
-    let memory = memory::<B>(stage, Layout::apart(1))?;
+pub fn add_used<B: NewBitmap + 'static>(shared: &SharedPages) -> Result<Batch> {
+    let memory = memory::<B>(shared, Layout::apart(1))?;
     let mut queue = queue(&memory, &[], 1)?;
     Ok(Batch::of(move |number| {
         queue.add_used(
@@ -56,8 +56,8 @@ pub fn add_used<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
 }
 
 /// Takes 128 chains of one descriptor each from the ring.
-pub fn iter128x1<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
-    let memory = memory::<B>(stage, Layout::apart(1))?;
+pub fn iter128x1<B: NewBitmap + 'static>(shared: &SharedPages) -> Result<Batch> {
+    let memory = memory::<B>(shared, Layout::apart(1))?;
     let mut queue = queue(&memory, &ring::singles(), 1)?;
     let batch = Batch::around(move |iterations| {
         Ok(timed(iterations, |_| {
@@ -77,10 +77,10 @@ pub fn iter128x1<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
 
 /// Serves virtio-blk requests: reads the header, writes 4 KiB of data and the status, and returns
 /// the chain.
-pub fn blk4k<B: NewBitmap + 'static>(stage: &Stage) -> Result<Batch> {
-    let memory = memory::<B>(stage, Layout::apart(1))?;
+pub fn blk4k<B: NewBitmap + 'static>(shared: &SharedPages) -> Result<Batch> {
+    let memory = memory::<B>(shared, Layout::apart(1))?;
     let mut queue = queue(&memory, &blk::descriptors(), 3)?;
-    let host = stage.host.clone();
+    let host = shared.host.clone();
     let batch = Batch::around(move |iterations| {
         host.with(blk::DATA_LEN, |sectors| {
             timed(iterations, |_| {

@@ -13,8 +13,8 @@ use super::vm_memory::{
 };
 use crate::layout::Layout;
 use crate::scaling::{Work, COPY, GUEST};
-use crate::shapes::Mappings;
-use crate::stage::Stage;
+use crate::shared_pages::SharedPages;
+use crate::workload_shapes::Mappings;
 
 fn memory<B: NewBitmap>() -> Result<GuestMemoryMmap<B>> {
     Ok(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), GUEST)])?)
@@ -49,8 +49,8 @@ pub fn copy(distance: u64) -> Result<Work> {
 }
 
 /// Reads through an IOTLB behind a lock, which another thread may change meanwhile.
-pub fn read_translated(stage: &Stage, mappings: Mappings, changes: bool) -> Result<Work> {
-    let memory = translated(stage, mappings, true)?;
+pub fn read_translated(shared: &SharedPages, mappings: Mappings, changes: bool) -> Result<Work> {
+    let memory = translated(shared, mappings, true)?;
     let (addresses, pages) = (mappings.addresses(8), mappings.pages().collect::<Vec<_>>());
     let iommu = Arc::clone(memory.iommu());
     let work = Work::of(move |_, number| {

@@ -17,7 +17,7 @@ pub struct Batch {
 }
 
 /// The sides of a row.
-pub struct Contest {
+pub struct Comparison {
     pub reference: Batch,
     pub ours: Batch,
     pub limit: Option<Batch>,
@@ -180,7 +180,7 @@ impl Batch {
     }
 }
 
-impl Contest {
+impl Comparison {
     /// Runs the sides in turn, round by round.
     pub fn run(mut self, effort: Effort) -> Result<Outcome> {
         let reference_iterations = self.reference.calibrate(effort.batch)?;
@@ -234,7 +234,7 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{median, Batch, Contest, Effort};
+    use super::{median, Batch, Comparison, Effort};
     use std::time::Duration;
 
     #[test]
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn run_returns_ratio_of_reference_to_ours() {
-        let contest = Contest {
+        let comparison = Comparison {
             reference: batch_of(300),
             ours: batch_of(100).per(2),
             limit: Some(batch_of(25)),
@@ -261,7 +261,7 @@ mod tests {
             rounds: 3,
             batch: Duration::from_micros(10),
         };
-        let outcome = contest.run(effort).expect("an outcome");
+        let outcome = comparison.run(effort).expect("an outcome");
         assert!((outcome.reference - 300.0).abs() < 1e-6);
         assert!((outcome.ours - 50.0).abs() < 1e-6);
         assert!((outcome.ratio - 6.0).abs() < 1e-6);

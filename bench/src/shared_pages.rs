@@ -36,12 +36,12 @@ impl HostBuffer {
 }
 
 /// The pages that every side maps, so that caches treat all sides alike.
-pub struct Stage {
+pub struct SharedPages {
     pub file: File,
     pub host: HostBuffer,
 }
 
-impl Stage {
+impl SharedPages {
     pub fn new() -> Result<Self> {
         let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).context("memfd_create")?);
         file.set_len(GUEST_LEN as u64)

@@ -1,7 +1,7 @@
 //! The bitmaps, mappings and queues of the workloads, which all sides share.
 
 use crate::layout::{Addresses, Random};
-use crate::stage::GUEST_LEN;
+use crate::shared_pages::GUEST_LEN;
 
 /// The number of bytes that one dirty bit or one mapping covers.
 pub const PAGE: usize = 4096;
@@ -10,7 +10,7 @@ pub const PAGE: usize = 4096;
 pub const BITMAP_LEN: usize = 1 << 30;
 
 /// The start of the destination of copies within the guest.
-pub const SECOND_SLICE: usize = (1 << 20) + crate::stage::HOST_OFFSET;
+pub const SECOND_SLICE: usize = (1 << 20) + crate::shared_pages::HOST_OFFSET;
 
 /// Starts of pages that are followed by `len` bytes of the bitmap.
 pub fn pages_in(len: usize) -> Addresses {
