@@ -10,7 +10,7 @@ use std::fs::File;
 
 use examples::Result;
 use verify_xen::double::Double;
-use verify_xen::world::{mapped, Access, Host, World};
+use verify_xen::environment::{mapped, Access, Environment, Host};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{fault, Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryError};
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap, MmapRange, MmapRegion, MmapXenFlags};

@@ -1,13 +1,12 @@
 //! `cargo xtask xen`: the scenarios of `verify/xen` on real Xen, under emulation.
 //!
-//! For each world, QEMU boots Debian's hypervisor with Debian's kernel as domain 0. The only
-//! program of that domain is `on-real-xen` of `verify/xen`: it creates a second domain, runs each
-//! scenario on the kernel's devices, and then queries the hypervisor for the grants that are still
-//! mapped.
+//! For each environment, QEMU boots Debian's hypervisor with Debian's kernel as domain 0. The only
+//! program of that domain is `on-real-xen` of `verify/xen`. It creates a second domain, runs each
+//! scenario on the kernel's devices, and then queries the hypervisor for grants that are mapped.
 //!
 //! The packages are downloaded with apt-get and unpacked below the target folder. They are not
-//! installed, and the repository contains no part of Xen. A world whose packages or tools are
-//! missing is reported as `SKIPPED:`. `--install` installs the tools first.
+//! installed, and the repository contains no part of Xen. An environment whose packages or tools
+//! are missing is reported as `SKIPPED:`. `--install` installs the tools first.
 
 mod emulator;
 mod initramfs;
@@ -33,9 +32,9 @@ pub struct Args {
     #[arg(long)]
     install: bool,
 
-    /// Boot this world only
+    /// Boot this environment only
     #[arg(long, value_enum)]
-    only: Option<World>,
+    only: Option<Environment>,
 
     /// Print everything that the machine's console shows
     #[arg(long)]
@@ -48,7 +47,7 @@ pub struct Args {
 
 /// A machine with Xen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
-enum World {
+enum Environment {
     /// Arm, where domain 0 maps grants into pages of its own
     Arm64,
     /// x86 with a paravirtualized domain 0
@@ -57,10 +56,10 @@ enum World {
     X86Pvh,
 }
 
-/// The maximum number of attempts to boot a world. A PVH domain 0 sometimes hangs before its first
-/// program.
+/// The maximum number of attempts to boot an environment. A PVH domain 0 sometimes hangs before its
+/// first program.
 const BOOTS: usize = 2;
-/// The lines of the console that are printed when a world fails.
+/// The lines of the console that are printed when an environment fails.
 const TAIL_LINES: usize = 60;
 /// The program that domain 0 runs.
 const PROGRAM: &str = "on-real-xen";
@@ -68,7 +67,7 @@ const X86_LINUX: &str = "x86_64-unknown-linux-gnu";
 /// The package whose program is linked with vm-memory 0.18.0. It is a workspace of its own.
 const REFERENCE: &str = "verify/xen-reference";
 
-impl World {
+impl Environment {
     const ALL: [Self; 3] = [Self::Arm64, Self::X86Pv, Self::X86Pvh];
 
     fn name(self) -> &'static str {
@@ -97,7 +96,7 @@ impl World {
     }
 }
 
-/// Runs the requested worlds.
+/// Runs the requested environments.
 ///
 /// # Errors
 ///
@@ -106,25 +105,25 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let folder = workspace.target.join("xen");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let mut failed = false;
-    for world in World::ALL {
-        if args.only.is_some_and(|only| only != world) {
+    for env in Environment::ALL {
+        if args.only.is_some_and(|only| only != env) {
             continue;
         }
-        let boot = match prepare(world, &folder, args.install) {
+        let boot = match prepare(env, &folder, args.install) {
             Ok(boot) => boot,
             Err(error) => {
-                println!("SKIPPED: {}: {error:#}", world.name());
+                println!("SKIPPED: {}: {error:#}", env.name());
                 continue;
             }
         };
         let started = Instant::now();
-        let outcome = build(workspace, world, &folder, args.reference)
-            .and_then(|program| run_world(world, &folder, &boot, &program, args));
+        let outcome = build(workspace, env, &folder, args.reference)
+            .and_then(|program| run_in(env, &folder, &boot, &program, args));
         let seconds = started.elapsed().as_secs();
         match outcome {
-            Ok(report) => println!("{}: {} ({seconds} s)", world.name(), report.summary()),
+            Ok(report) => println!("{}: {} ({seconds} s)", env.name(), report.summary()),
             Err(error) => {
-                println!("{}: FAILED: {error:#} ({seconds} s)", world.name());
+                println!("{}: FAILED: {error:#} ({seconds} s)", env.name());
                 failed = true;
             }
         }
@@ -136,21 +135,26 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// Returns the files that boot a world. An error is a reason to skip it.
-fn prepare(world: World, folder: &Path, install: bool) -> Result<Boot> {
-    let mut lacking = missing(world.tools());
+/// Returns the files that boot an environment. An error is a reason to skip it.
+fn prepare(env: Environment, folder: &Path, install: bool) -> Result<Boot> {
+    let mut lacking = missing(env.tools());
     if install && !lacking.is_empty() {
         debian::install(&lacking)?;
-        lacking = missing(world.tools());
+        lacking = missing(env.tools());
     }
     if !lacking.is_empty() {
         bail!("not installed: {}", lacking.join(", "));
     }
-    packages::unpack(world.architecture(), folder, install)
+    packages::unpack(env.architecture(), folder, install)
 }
 
 /// Builds the program of domain 0, linked statically.
-fn build(workspace: &Workspace, world: World, folder: &Path, reference: bool) -> Result<PathBuf> {
+fn build(
+    workspace: &Workspace,
+    env: Environment,
+    folder: &Path,
+    reference: bool,
+) -> Result<PathBuf> {
     let (root, folder, package): (_, _, &[&str]) = if reference {
         let root = workspace.root.join(REFERENCE);
         (root, folder.join("reference"), &[])
@@ -158,8 +162,8 @@ fn build(workspace: &Workspace, world: World, folder: &Path, reference: bool) ->
         let package = &["-p", "verify-xen", "--features", "xen"];
         (workspace.root.clone(), folder.to_owned(), package)
     };
-    let (mut command, target) = match world {
-        World::Arm64 => {
+    let (mut command, target) = match env {
+        Environment::Arm64 => {
             let mut command = Command::new(CARGO.file);
             command.current_dir(&root).env("RUSTC", RUSTC.file);
             command.env(
@@ -168,7 +172,7 @@ fn build(workspace: &Workspace, world: World, folder: &Path, reference: bool) ->
             );
             (command, AARCH64_LINUX)
         }
-        World::X86Pv | World::X86Pvh => (cargo(&root), X86_LINUX),
+        Environment::X86Pv | Environment::X86Pvh => (cargo(&root), X86_LINUX),
     };
     command
         .args(["build", "-q", "--release"])
@@ -183,38 +187,45 @@ fn build(workspace: &Workspace, world: World, folder: &Path, reference: bool) ->
     Ok(folder.join(target).join("release").join(PROGRAM))
 }
 
-/// Boots a world, waits until its domain 0 has turned it off, and reads the report on its console.
-fn run_world(
-    world: World,
+/// Boots an environment, waits until its domain 0 has turned it off, and reads the report on its
+/// console.
+fn run_in(
+    env: Environment,
     folder: &Path,
     boot: &Boot,
     program: &Path,
     args: &Args,
 ) -> Result<Report> {
-    let image = folder.join(format!("{}.cpio", world.name()));
+    let image = folder.join(format!("{}.cpio", env.name()));
     initramfs::write(&image, program, &boot.modules)?;
-    let log = folder.join(format!("{}.log", world.name()));
+    let log = folder.join(format!("{}.log", env.name()));
     for _ in 1..BOOTS {
-        let console = emulator::run(world, boot, &image, &log)?;
+        let console = emulator::run(env, boot, &image, &log)?;
         let report = Report::read(&console);
         if report.begun {
-            return finish(world, report, &console, &log, args);
+            return finish(env, report, &console, &log, args);
         }
-        println!("{}: domain 0 did not start; booting again", world.name());
+        println!("{}: domain 0 did not start; booting again", env.name());
     }
-    let console = emulator::run(world, boot, &image, &log)?;
-    finish(world, Report::read(&console), &console, &log, args)
+    let console = emulator::run(env, boot, &image, &log)?;
+    finish(env, Report::read(&console), &console, &log, args)
 }
 
 /// Prints the skipped scenarios and the notes of a report, and returns it if it has no faults.
 ///
 /// With `--reference`, scenarios may fail, but all must have been run.
-fn finish(world: World, report: Report, console: &str, log: &Path, args: &Args) -> Result<Report> {
+fn finish(
+    env: Environment,
+    report: Report,
+    console: &str,
+    log: &Path,
+    args: &Args,
+) -> Result<Report> {
     if args.reference {
         report.print_outcomes();
     }
     for line in report.skipped.iter().chain(&report.notes) {
-        println!("{}: {line}", world.name());
+        println!("{}: {line}", env.name());
     }
     let faults = if args.reference {
         report.interruptions()

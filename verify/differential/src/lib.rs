@@ -32,7 +32,7 @@ pub mod prelude {
 /// Panics at a difference that no rule allows.
 pub fn replay(ops: &[op::Op]) {
     if let Err(difference) =
-        run::replay_on::<on_reference::driver::World, on_ours::driver::World>(ops, &[])
+        run::replay_on::<on_reference::driver::TestedCrate, on_ours::driver::TestedCrate>(ops, &[])
     {
         panic!("{}", shrink::report(ops, &difference));
     }

@@ -12,8 +12,8 @@ use vm_memory_differential::run::{replay_on, Soak};
 use vm_memory_differential::shrink::{report, shrink};
 use vm_memory_differential::{on_ours, on_reference};
 
-type Reference = on_reference::driver::World;
-type Ours = on_ours::driver::World;
+type Reference = on_reference::driver::TestedCrate;
+type Ours = on_ours::driver::TestedCrate;
 
 fn soak(seed: u64, ops: u64) -> Soak {
     Soak {

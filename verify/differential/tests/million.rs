@@ -10,8 +10,8 @@ use vm_memory_differential::run::{Fired, Soak};
 use vm_memory_differential::shrink::{report, shrink};
 use vm_memory_differential::{on_ours, on_reference};
 
-type Reference = on_reference::driver::World;
-type Ours = on_ours::driver::World;
+type Reference = on_reference::driver::TestedCrate;
+type Ours = on_ours::driver::TestedCrate;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

@@ -9,13 +9,13 @@
 #[path = "../../xen/src/double/mod.rs"]
 #[expect(dead_code, reason = "the tests of verify/xen use the rest")]
 mod double;
+#[path = "../../xen/src/environment.rs"]
+#[expect(dead_code, reason = "the tests of verify/xen use the rest")]
+mod environment;
 #[path = "../../xen/src/outcome.rs"]
 mod outcome;
 #[path = "../../xen/src/scenarios/mod.rs"]
 mod scenarios;
-#[path = "../../xen/src/world.rs"]
-#[expect(dead_code, reason = "the tests of verify/xen use the rest")]
-mod world;
 
 use std::io::{Read, Seek};
 use std::os::unix::process::ExitStatusExt;
@@ -23,9 +23,9 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use double::Double;
+use environment::Host;
 use outcome::Stop;
 use scenarios::Scenario;
-use world::Host;
 
 crate::interpose!();
 

@@ -16,7 +16,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use verify_xen::double::{Call, Double};
-use verify_xen::world::{Access, Host, World, PAGE};
+use verify_xen::environment::{Access, Environment, Host, PAGE};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRange, MmapRegion,
 };
@@ -37,7 +37,7 @@ const FEW: u32 = 1_000;
 const MANY: u32 = 11_000;
 
 struct Stage {
-    world: Double,
+    env: Double,
     device: File,
     memory: GuestMemoryMmap,
     at: GuestAddress,
@@ -45,16 +45,16 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let mut world = Double::new(Host::AutoTranslated);
-        world.grant(REFERENCE, 0, Access::ReadWrite);
-        let device = world.gntdev().unwrap();
+        let mut env = Double::new(Host::AutoTranslated);
+        env.grant(REFERENCE, 0, Access::ReadWrite);
+        let device = env.gntdev().unwrap();
         let at = GuestAddress(1 << 63 | u64::from(REFERENCE) << 12);
         let file = FileOffset::new(device.try_clone().unwrap(), 0);
-        let range = MmapRange::new(PAGE, Some(file), at, 10, world.domain());
+        let range = MmapRange::new(PAGE, Some(file), at, 10, env.domain());
         let region = GuestRegionMmap::new(MmapRegion::from_range(range).unwrap(), at).unwrap();
         let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
         Self {
-            world,
+            env,
             device,
             memory,
             at,
@@ -66,18 +66,18 @@ impl Stage {
             let value: u32 = self.memory.read_obj(black_box(self.at)).unwrap();
             black_box(value);
         }
-        self.world.forget_calls();
+        self.env.forget_calls();
     }
 
     fn by_hand(&mut self, times: u32) {
         for _ in 0..times {
             black_box(read_by_hand(
                 &self.device,
-                self.world.domain(),
+                self.env.domain(),
                 black_box(REFERENCE),
             ));
         }
-        self.world.forget_calls();
+        self.env.forget_calls();
     }
 }
 
@@ -115,12 +115,12 @@ fn read_by_hand(device: &File, domain: u32, reference: u32) -> u32 {
 
 /// Checks that both make the same four calls.
 fn compare_calls(stage: &mut Stage) -> Vec<Call> {
-    stage.world.forget_calls();
+    stage.env.forget_calls();
     let _: u32 = stage.memory.read_obj(stage.at).unwrap();
-    let library = stage.world.calls();
-    stage.world.forget_calls();
-    read_by_hand(&stage.device, stage.world.domain(), REFERENCE);
-    assert_eq!(library, stage.world.calls());
+    let library = stage.env.calls();
+    stage.env.forget_calls();
+    read_by_hand(&stage.device, stage.env.domain(), REFERENCE);
+    assert_eq!(library, stage.env.calls());
     library
 }
 

@@ -4,15 +4,15 @@
 //!   scenarios     accesses of a device, and their expected results
 //!      │
 //!      ▼
-//!    World        grants and revokes pages, and reports which grants are mapped now
+//!   Environment   grants and revokes pages, and reports which grants are mapped now
 //!      │
 //!      ├─ Double  /dev/xen/gntdev and /dev/xen/privcmd inside the test program, over memfds
 //!      └─ Real    the devices of a machine under Xen, with a domain that the test created
 //! ```
 //!
-//! Each scenario runs in both worlds and must pass in both. The [`Double`](double::Double) also
-//! injects a fault at each call, and records which grants are still mapped and which requests were
-//! wrong.
+//! Each scenario runs in both environments and must pass in both. The [`Double`](double::Double)
+//! also injects a fault at each call, and records which grants are still mapped and which requests
+//! were wrong.
 //!
 //! ```text
 //! cargo test -p verify-xen --features xen
@@ -23,7 +23,7 @@
 //!
 //! ```text
 //! outcome
-//! world, double       a world may be the double, whose faults some scenarios inject
+//! environment, double   an environment may be the double, whose faults some scenarios inject
 //! scenarios, real, vhost_user
 //! ```
 
@@ -34,9 +34,9 @@
 #![cfg(feature = "xen")]
 
 pub mod double;
+pub mod environment;
 pub mod outcome;
 pub mod real;
 pub mod scenarios;
 #[cfg(feature = "vhost-user")]
 pub mod vhost_user;
-pub mod world;

@@ -1,7 +1,7 @@
 //! [`Outcome`]: the result of a scenario.
 //!
 //! Wrong data causes a panic. An error of the library that the scenario does not expect ends it
-//! with [`Stop::Error`], which is correct only if the world has injected that error.
+//! with [`Stop::Error`]. This is correct only if the environment has injected that error.
 
 use std::io;
 
@@ -21,7 +21,7 @@ pub enum Stop {
         /// The error in words.
         text: String,
     },
-    /// The scenario does not apply to the world, for this reason.
+    /// The scenario does not apply to the environment, for this reason.
     Skipped(String),
 }
 
@@ -89,7 +89,7 @@ impl From<GuestRegionCollectionError> for Stop {
 ///
 /// # Errors
 ///
-/// Returns another error of the system, which the world may have injected.
+/// Returns another error of the system, which the environment may have injected.
 ///
 /// # Panics
 ///

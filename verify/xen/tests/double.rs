@@ -1,18 +1,18 @@
 //! Each scenario passes on the double, with both kinds of host.
 
 use verify_xen::double::Double;
+use verify_xen::environment::Host;
 use verify_xen::outcome::Stop;
 use verify_xen::scenarios;
-use verify_xen::world::Host;
 
 verify_xen::interpose!();
 
 fn run_all(host: Host) {
     let mut failed = Vec::new();
     for scenario in scenarios::all() {
-        let mut world = Double::new(host);
+        let mut env = Double::new(host);
         let result =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scenario.run(&mut world)));
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scenario.run(&mut env)));
         match result {
             Ok(Ok(())) => {}
             Ok(Err(Stop::Skipped(reason))) => test_support::skipped(scenario.name, reason),

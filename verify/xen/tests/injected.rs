@@ -3,9 +3,9 @@
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use verify_xen::double::{Double, Injection};
+use verify_xen::environment::Host;
 use verify_xen::outcome::{Outcome, Stop};
 use verify_xen::scenarios::{self, Scenario};
-use verify_xen::world::Host;
 
 verify_xen::interpose!();
 
@@ -18,11 +18,11 @@ const SLOW: [&str; 2] = [
 
 /// Runs a scenario with a fault in one call. Returns how it ended, and whether the fault happened.
 fn run(scenario: &Scenario, host: Host, injection: Injection) -> (Result<Outcome, ()>, bool) {
-    let mut world = Double::new(host);
-    let _scope = world.on_this_thread();
-    world.inject(Some(injection));
-    let result = catch_unwind(AssertUnwindSafe(|| scenario.run(&mut world)));
-    (result.map_err(|_| ()), world.is_injected())
+    let mut env = Double::new(host);
+    let _scope = env.on_this_thread();
+    env.inject(Some(injection));
+    let result = catch_unwind(AssertUnwindSafe(|| scenario.run(&mut env)));
+    (result.map_err(|_| ()), env.is_injected())
 }
 
 /// Returns the reason why an outcome is wrong.

@@ -45,7 +45,7 @@ fn errors_have_the_published_variants_and_texts() {
 }
 
 #[test]
-fn flags_are_bitflags() {
+fn flags_have_the_methods_of_bitflags() {
     let mut flags = MmapXenFlags::empty();
     assert!(flags.is_empty() && flags.is_unix() && flags.is_valid());
     flags.insert(MmapXenFlags::GRANT);
@@ -80,7 +80,7 @@ fn flags_are_bitflags() {
 }
 
 #[test]
-fn ranges_make_regions() {
+fn from_range_with_setters_builds_region_or_returns_error() {
     let start = GuestAddress(0x1000);
     let mut range = MmapRange::new_unix(0x1000, None, start);
     range.set_hugetlbfs(false);
@@ -100,7 +100,7 @@ fn ranges_make_regions() {
 
 #[test]
 #[expect(unsafe_code, reason = "the functions are unsafe")]
-fn with_bitmap_takes_none() {
+fn with_bitmap_without_mapping_accesses_bytes() {
     let mut bytes = [0u8; 16];
     let pointer = bytes.as_mut_ptr();
     // SAFETY: the bytes are mapped, and nothing else accesses them.

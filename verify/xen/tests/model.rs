@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 use verify_xen::double::Double;
-use verify_xen::world::{mapped, Access, Host, World, PAGE};
+use verify_xen::environment::{mapped, Access, Environment, Host, PAGE};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     GuestRegionMmap, MmapRange, MmapRegion, VolatileSlice,
@@ -78,7 +78,7 @@ fn steps() -> impl Strategy<Value = Step> {
 
 /// The memory, and its expected contents.
 struct Model {
-    world: Double,
+    env: Double,
     memory: GuestMemoryMmap,
     bytes: Vec<u8>,
     grants: [Option<bool>; PAGES],
@@ -99,18 +99,18 @@ fn is_einval(error: &GuestMemoryError) -> bool {
 
 impl Model {
     fn new(host: Host) -> Self {
-        let mut world = Double::new(host);
-        let device = world.gntdev().unwrap();
+        let mut env = Double::new(host);
+        let device = env.gntdev().unwrap();
         let file = FileOffset::new(device, 0);
         let start = GuestAddress(START);
-        let range = MmapRange::new(PAGES * PAGE, Some(file), start, 10, world.domain());
+        let range = MmapRange::new(PAGES * PAGE, Some(file), start, 10, env.domain());
         let region = MmapRegion::from_range(range).unwrap();
         let region = GuestRegionMmap::new(region, start).unwrap();
         Self {
             memory: GuestMemoryMmap::from_regions(vec![region]).unwrap(),
             bytes: vec![0; PAGES * PAGE],
             grants: [None; PAGES],
-            world,
+            env,
         }
     }
 
@@ -171,7 +171,7 @@ impl Model {
     /// Updates the model after an access that failed: each byte of the range is old or new.
     fn take_over(&mut self, range: &Range<usize>, new: &[u8]) {
         let mut seen = vec![0; range.len()];
-        self.world.read(0, range.start, &mut seen);
+        self.env.read(0, range.start, &mut seen);
         for ((old, new), seen) in self.bytes[range.clone()].iter_mut().zip(new).zip(seen) {
             assert!(seen == *old || seen == *new);
             *old = seen;
@@ -230,9 +230,9 @@ impl Model {
         let reference = FIRST + page as u32;
         self.grants[page] = grant;
         match grant {
-            None => self.world.revoke(reference),
-            Some(true) => self.world.grant(reference, page, Access::ReadWrite),
-            Some(false) => self.world.grant(reference, page, Access::ReadOnly),
+            None => self.env.revoke(reference),
+            Some(true) => self.env.grant(reference, page, Access::ReadWrite),
+            Some(false) => self.env.grant(reference, page, Access::ReadOnly),
         }
     }
 
@@ -332,7 +332,7 @@ impl Model {
         let whole = self.permitted(&(from..from + count), false) == count
             && self.permitted(&(to..to + count), true) == count;
         let mut seen = vec![0; count];
-        self.world.read(0, to, &mut seen);
+        self.env.read(0, to, &mut seen);
         let new = self.bytes[from..from + count].to_vec();
         if whole {
             assert_eq!(seen, new);
@@ -349,10 +349,10 @@ impl Model {
 
     fn check(&mut self) {
         let mut seen = vec![0; self.bytes.len()];
-        self.world.read(0, 0, &mut seen);
+        self.env.read(0, 0, &mut seen);
         assert!(seen == self.bytes, "bytes outside the access changed");
-        assert_eq!(mapped(&self.world), Vec::<u32>::new());
-        assert_eq!(self.world.audit(), Vec::<String>::new());
+        assert_eq!(mapped(&self.env), Vec::<u32>::new());
+        assert_eq!(self.env.audit(), Vec::<String>::new());
     }
 }
 
@@ -394,7 +394,7 @@ fn copy_from_plain_memory_reaches_the_domain() {
     let slice = model.memory.get_slice(Model::address(4), 16).unwrap();
     VolatileSlice::from(local.as_mut_slice()).copy_to_volatile_slice(slice);
     let mut seen = [0; 16];
-    model.world.read(0, 4, &mut seen);
+    model.env.read(0, 4, &mut seen);
     assert_eq!(seen, local);
     assert_eq!(slice.len(), 16);
 }

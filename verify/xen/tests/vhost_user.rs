@@ -1,17 +1,17 @@
 //! A vhost-user back end whose rings and buffers are grants of the double completes all requests.
 
 use verify_xen::double::Double;
+use verify_xen::environment::{Environment, Host};
 use verify_xen::vhost_user::{requests_complete, Rings};
-use verify_xen::world::{Host, World};
 
 verify_xen::interpose!();
 
 fn run(rings: Rings) {
     for host in [Host::Pv, Host::AutoTranslated] {
-        let mut world = Double::new(host);
-        let outcome = requests_complete(&mut world, rings);
+        let mut env = Double::new(host);
+        let outcome = requests_complete(&mut env, rings);
         assert!(outcome.is_ok(), "on {host:?}: {outcome:?}");
-        assert_eq!(world.audit(), [""; 0], "on {host:?}");
+        assert_eq!(env.audit(), [""; 0], "on {host:?}");
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::packages::Boot;
 use super::report::Report;
-use super::World;
+use super::Environment;
 use crate::debian::succeed;
 
 /// The time limit of a machine. timeout(1) enforces it even if this program has been killed.
@@ -26,13 +26,13 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// # Errors
 ///
 /// Returns an error if the machine cannot be started or its log cannot be written.
-pub fn run(world: World, boot: &Boot, initramfs: &Path, log: &Path) -> Result<String> {
+pub fn run(env: Environment, boot: &Boot, initramfs: &Path, log: &Path) -> Result<String> {
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", LIMIT_SECONDS]);
-    match world {
-        World::Arm64 => arm(&mut command, boot, initramfs),
-        World::X86Pv | World::X86Pvh => x86(&mut command, world, boot, initramfs),
+    match env {
+        Environment::Arm64 => arm(&mut command, boot, initramfs),
+        Environment::X86Pv | Environment::X86Pvh => x86(&mut command, env, boot, initramfs),
     }
     let started = Instant::now();
     let mut machine = command
@@ -92,11 +92,11 @@ fn arm(command: &mut Command, boot: &Boot, initramfs: &Path) {
 /// With supervisor-mode access prevention, QEMU's processor crashes domain 0 at its first upcall.
 /// A PVH domain 0 needs an IOMMU, and a processor without `rdtscp`, which QEMU does not intercept
 /// as Xen expects. With two processors, it sometimes hangs while it starts.
-fn x86(command: &mut Command, world: World, boot: &Boot, initramfs: &Path) {
+fn x86(command: &mut Command, env: Environment, boot: &Boot, initramfs: &Path) {
     command
         .arg("qemu-system-x86_64")
         .args(["-accel", "tcg", "-smp", "1", "-m", "1536"]);
-    let mode = if world == World::X86Pvh {
+    let mode = if env == Environment::X86Pvh {
         command
             .args(["-machine", "q35", "-device", "amd-iommu"])
             .args(["-cpu", "max,-smap,-smep,-pku,-rdtscp"]);

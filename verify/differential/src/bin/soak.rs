@@ -58,8 +58,8 @@ fn main() -> ExitCode {
     }
     println!("seed {}", soak.seed);
     let start = Instant::now();
-    type Reference = on_reference::driver::World;
-    type Ours = on_ours::driver::World;
+    type Reference = on_reference::driver::TestedCrate;
+    type Ours = on_ours::driver::TestedCrate;
     if all {
         return survey::<Reference, Ours>(&soak);
     }
@@ -144,8 +144,8 @@ fn outcomes(path: &str) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let mut reference = on_reference::driver::World::fresh();
-    let mut ours = on_ours::driver::World::fresh();
+    let mut reference = on_reference::driver::TestedCrate::fresh();
+    let mut ours = on_ours::driver::TestedCrate::fresh();
     for op in &ops {
         println!("{}", literal(op));
         println!("  reference: {}", literal(&guarded(&mut reference, op)));

@@ -32,15 +32,15 @@ pub fn crate_type_id() -> std::any::TypeId {
 }
 
 /// One crate, with the objects that operations created.
-pub struct World {
+pub struct TestedCrate {
     space: Box<dyn Space>,
     bitmaps: [AtomicBitmap; 3],
     alone: Iotlb,
 }
 
-impl Machine for World {
+impl Machine for TestedCrate {
     fn fresh() -> Self {
-        World {
+        TestedCrate {
             space: Box::new(SpaceOf::<kinds::MmapPlain>::new(
                 GuestRegionCollection::new(),
             )),

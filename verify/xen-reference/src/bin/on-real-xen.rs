@@ -1,8 +1,17 @@
 //! The only program of domain 0 in `cargo xtask xen --reference`: runs the scenarios on 0.18.0.
 
 #[path = "../../../xen/src/double/mod.rs"]
-#[expect(dead_code, reason = "a scenario asks whether the world is the double")]
+#[expect(
+    dead_code,
+    reason = "a scenario asks whether the environment is the double"
+)]
 mod double;
+#[path = "../../../xen/src/environment.rs"]
+#[expect(
+    dead_code,
+    reason = "the kind of host is for scenarios that 0.18.0 does not have"
+)]
+mod environment;
 #[path = "../../../xen/src/outcome.rs"]
 #[expect(dead_code, reason = "the report prints the text by `Debug`")]
 mod outcome;
@@ -11,19 +20,13 @@ mod real;
 #[path = "../../../xen/src/scenarios/mod.rs"]
 #[expect(dead_code, reason = "the rows are for the table of the double")]
 mod scenarios;
-#[path = "../../../xen/src/world.rs"]
-#[expect(
-    dead_code,
-    reason = "the kind of host is for scenarios that 0.18.0 does not have"
-)]
-mod world;
 
 use real::program::{self, Step};
 
 fn main() {
     let mut steps = vec![Step::new("self_test", real::self_test)];
     for scenario in scenarios::all() {
-        steps.push(Step::new(scenario.name, |world| scenario.run(world)));
+        steps.push(Step::new(scenario.name, |env| scenario.run(env)));
     }
     program::main(&steps);
 }

@@ -7,18 +7,17 @@ use verify_xen::vhost_user::{requests_complete, Rings};
 fn main() {
     let mut steps = vec![program::Step::new("self_test", self_test)];
     steps.extend(
-        scenarios::all()
-            .map(|scenario| program::Step::new(scenario.name, |world| scenario.run(world))),
+        scenarios::all().map(|scenario| program::Step::new(scenario.name, |env| scenario.run(env))),
     );
     steps.extend([
-        program::Step::new("vhost_user_with_rings_mapped_in_advance", |world| {
-            requests_complete(world, Rings::InAdvance)
+        program::Step::new("vhost_user_with_rings_mapped_in_advance", |env| {
+            requests_complete(env, Rings::InAdvance)
         }),
-        program::Step::new("vhost_user_with_rings_mapped_on_demand", |world| {
-            requests_complete(world, Rings::OnDemand)
+        program::Step::new("vhost_user_with_rings_mapped_on_demand", |env| {
+            requests_complete(env, Rings::OnDemand)
         }),
-        program::Step::new("figures", |world| {
-            for line in figures(world)? {
+        program::Step::new("figures", |env| {
+            for line in figures(env)? {
                 println!("xen: NOTE {line}");
             }
             Ok(())

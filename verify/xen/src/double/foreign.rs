@@ -14,7 +14,7 @@ use super::call_log::Call;
 use super::grants::shared;
 use super::kernel::{covered, Kernel};
 use super::memory::{self, Place};
-use crate::world::PAGE;
+use crate::environment::PAGE;
 
 /// The memory of a process that maps frames.
 #[derive(Debug)]

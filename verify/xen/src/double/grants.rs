@@ -18,7 +18,7 @@ use super::numbers::{
     COPY_DEST_IS_GRANT, COPY_SOURCE_IS_GRANT, MAP_GRANT_REF_SIZE, STATUS_BAD_DOMAIN,
     STATUS_BAD_REFERENCE, STATUS_PERMISSION,
 };
-use crate::world::{Access, Host, PAGE};
+use crate::environment::{Access, Host, PAGE};
 
 /// A grant as a request names it: domain and reference.
 #[derive(Clone, Copy, Debug)]

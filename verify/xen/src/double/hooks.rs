@@ -93,7 +93,7 @@ thread_local! {
     static COUNTING: RefCell<Option<Shared>> = const { RefCell::new(None) };
 }
 
-/// A thread whose calls of `mmap` count as calls to a world. Created by
+/// A thread whose calls of `mmap` count as calls to an environment. Created by
 /// [`Double::on_this_thread`](super::Double::on_this_thread).
 #[derive(Debug)]
 pub struct Scope(());
@@ -148,7 +148,7 @@ pub(super) fn is_interposed(file: &File) -> bool {
     probed == PROBED && mapped == libc::MAP_FAILED
 }
 
-/// Returns the device of a descriptor, its world, and the number of its open file.
+/// Returns the device of a descriptor, its environment, and the number of its open file.
 fn device(fd: c_int) -> Option<(Device, Shared, u64)> {
     let inode = memory::inode(fd)?;
     let devices = locked(&DEVICES);

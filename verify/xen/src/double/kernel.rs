@@ -1,4 +1,4 @@
-//! [`Kernel`]: the state of the hypervisor and of the two drivers in a world.
+//! [`Kernel`]: the state of the hypervisor and of the two drivers in an environment.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::call_log::CallLog;
 use super::foreign::ForeignArea;
 use super::grants::Map;
-use crate::world::{Access, Host, InUse, PAGE, PAGES, REFERENCES};
+use crate::environment::{Access, Host, InUse, PAGE, PAGES, REFERENCES};
 
 /// A grant in the table of the domain.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@
 //! So the library does not need to change. Calls that are not for a device go to the system.
 //!
 //! The double behaves as gntdev and privcmd of Linux 6.1 on Xen 4.17, on both kinds of
-//! [`Host`](crate::world::Host).
+//! [`Host`](crate::environment::Host).
 
 mod call_log;
 mod foreign;
@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use call_log::{Call, Injection};
 
-use crate::world::{Access, Host, InUse, World, PAGE, PAGES};
+use crate::environment::{Access, Environment, Host, InUse, PAGE, PAGES};
 use hooks::Device;
 use kernel::Kernel;
 
@@ -83,7 +83,8 @@ impl Double {
         Ok(file)
     }
 
-    /// Lets this thread's calls of `mmap` count as calls to the world, until the result is dropped.
+    /// Lets this thread's calls of `mmap` count as calls to the environment, until the result is
+    /// dropped.
     ///
     /// A fault can then be injected into mappings that are not of a device.
     #[must_use]
@@ -161,7 +162,7 @@ impl Drop for Double {
     }
 }
 
-impl World for Double {
+impl Environment for Double {
     fn host(&self) -> Host {
         self.kernel().host
     }

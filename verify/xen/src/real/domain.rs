@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU8, Ordering};
 
 use super::privcmd::{address, Mapping, Privcmd};
-use crate::world::{Access, InUse};
+use crate::environment::{Access, InUse};
 
 const MEMORY_OP: u64 = 12;
 const POPULATE_PHYSMAP: u64 = 6;
@@ -245,9 +245,10 @@ fn create(privcmd: &Privcmd, kind: Kind) -> io::Result<u16> {
         // On Arm: the interrupt controller of the machine, and no trusted environment.
         _ => 0,
     };
-    // `struct xen_domctl_createdomain` in words: security label, handle, flags, options of the
-    // IOMMU, virtual CPUs, event channels, frames of the grant table, frames of the table of
-    // mapped grants, version of grants, trace, CPU pool, architecture.
+    // `struct xen_domctl_createdomain` in words:
+    // - security label, handle, flags, options of the IOMMU, virtual CPUs, event channels,
+    // - frames of the grant table, frames of the table of mapped grants, version of grants,
+    // - trace, CPU pool, architecture.
     let words = [
         0, 0, 0, 0, 0, flags, 0, 1, 1023, 1, 4, 1, 0, 0, emulation, 0,
     ];

@@ -7,8 +7,8 @@ use vm_memory::{FileOffset, MmapXenFlags};
 
 use super::gntdev::{read_by_copying, Mapped};
 use super::Real;
+use crate::environment::{Access, Environment, PAGE};
 use crate::outcome::Outcome;
-use crate::world::{Access, World, PAGE};
 
 /// The number of measurements of each access.
 const ROUNDS: usize = 301;
@@ -26,12 +26,12 @@ type Measured<'a> = (&'static str, Box<dyn FnMut() -> Outcome + 'a>);
 /// # Errors
 ///
 /// Returns an error if an access fails.
-pub fn figures(world: &mut Real) -> Outcome<Vec<String>> {
+pub fn figures(env: &mut Real) -> Outcome<Vec<String>> {
     for (page, reference) in (0..GRANTS).zip(FIRST..) {
-        world.grant(reference, page, Access::ReadWrite);
+        env.grant(reference, page, Access::ReadWrite);
     }
-    let device = world.gntdev()?;
-    let domain = world.domain();
+    let device = env.gntdev()?;
+    let domain = env.domain();
     let id = u16::try_from(domain).expect("a domain has 16 bits");
     let base = GuestAddress(1 << 63 | u64::from(FIRST) << 12);
     let memory = |flags: MmapXenFlags, copy: bool| -> Outcome<GuestMemoryMmap> {

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::world::PAGE;
+use crate::environment::PAGE;
 
 /// `_IOC(_IOC_NONE, 'G', number, size)` of the kernel's headers.
 const fn request(number: libc::Ioctl, size: libc::Ioctl) -> libc::Ioctl {

@@ -19,7 +19,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
 
-use crate::world::{Access, Host, InUse, World, PAGE, PAGES, REFERENCES};
+use crate::environment::{Access, Environment, Host, InUse, PAGE, PAGES, REFERENCES};
 use domain::{Domain, Kind};
 
 #[cfg(feature = "additions")]
@@ -64,7 +64,7 @@ impl Real {
     }
 }
 
-impl World for Real {
+impl Environment for Real {
     fn host(&self) -> Host {
         self.host
     }

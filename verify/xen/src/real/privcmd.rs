@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
-use crate::world::PAGE;
+use crate::environment::PAGE;
 
 /// `_IOC(_IOC_NONE, 'P', number, size)` of the kernel's headers.
 const fn request(number: libc::Ioctl, size: libc::Ioctl) -> libc::Ioctl {

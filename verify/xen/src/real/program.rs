@@ -9,8 +9,8 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use super::{boot, Real};
+use crate::environment::Environment;
 use crate::outcome::{Outcome, Stop};
-use crate::world::World;
 
 /// The seconds after which a scenario is killed by SIGALRM.
 const LIMIT_SECONDS: u32 = 120;
@@ -107,9 +107,9 @@ fn run(Step { name, run }: &Step<'_>) {
     // SAFETY: the call sets a timer, and accesses no memory. The action of SIGALRM is the default.
     unsafe { libc::alarm(LIMIT_SECONDS) };
     let result = panic::catch_unwind(AssertUnwindSafe(|| {
-        let mut world = Real::new()?;
-        run(&mut world)?;
-        let wrong = world.audit();
+        let mut env = Real::new()?;
+        run(&mut env)?;
+        let wrong = env.audit();
         assert!(wrong.is_empty(), "{wrong:?}");
         Ok(())
     }));

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::gntdev::{read_by_copying, Mapped};
 use super::Real;
+use crate::environment::{mapped, Access, Environment};
 use crate::outcome::Outcome;
-use crate::world::{mapped, Access, World};
 
 /// Maps, reads, revokes and unmaps grants without the library.
 ///
@@ -16,28 +16,28 @@ use crate::world::{mapped, Access, World};
 /// # Panics
 ///
 /// Panics if the hypervisor or the audit does not report a mapped grant.
-pub fn self_test(world: &mut Real) -> Outcome {
+pub fn self_test(env: &mut Real) -> Outcome {
     static ROUND: AtomicU32 = AtomicU32::new(0x600d_0000);
     let value = ROUND.fetch_add(1, Ordering::Relaxed);
-    let domain = world.domain();
-    let device = world.gntdev()?;
-    world.grant(40, 3, Access::ReadWrite);
-    world.grant(41, 4, Access::ReadOnly);
-    world.write(3, 0, &value.to_ne_bytes());
-    world.write(4, 0, &(!value).to_ne_bytes());
+    let domain = env.domain();
+    let device = env.gntdev()?;
+    env.grant(40, 3, Access::ReadWrite);
+    env.grant(41, 4, Access::ReadOnly);
+    env.write(3, 0, &value.to_ne_bytes());
+    env.write(4, 0, &(!value).to_ne_bytes());
 
     let first = Mapped::new(&device, domain, 40)?;
     let second = Mapped::new(&device, domain, 41)?;
     assert_eq!((first.read(), second.read()), (value, !value));
-    assert_eq!(mapped(world), [40, 41]);
-    assert!(world.in_use(40).reading && !world.in_use(40).writing);
-    let wrong = world.audit();
+    assert_eq!(mapped(env), [40, 41]);
+    assert!(env.in_use(40).reading && !env.in_use(40).writing);
+    let wrong = env.audit();
     assert_eq!(wrong.len(), 3, "two grants and two mappings: {wrong:#?}");
     drop(second);
-    world.revoke(40);
-    assert_eq!(mapped(world), [40], "a grant in use was revoked");
+    env.revoke(40);
+    assert_eq!(mapped(env), [40], "a grant in use was revoked");
     drop(first);
-    assert_eq!(mapped(world), [0; 0]);
+    assert_eq!(mapped(env), [0; 0]);
     let refused = Mapped::new(&device, domain, 40).map(|_| ());
     let errno = refused.err().and_then(|error| error.raw_os_error());
     assert_eq!(errno, Some(libc::EINVAL), "a revoked grant");

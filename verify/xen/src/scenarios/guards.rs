@@ -13,8 +13,8 @@ use super::setup::{
 };
 use super::Scenario;
 use crate::double::memory::memfd;
+use crate::environment::{mapped, Access, Environment, PAGE};
 use crate::outcome::Outcome;
-use crate::world::{mapped, Access, World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     ordinary_use: [
@@ -72,43 +72,43 @@ fn load(pointer: *mut u8, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-fn guard_for_reading_keeps_its_pages_mapped(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 3)?;
+fn guard_for_reading_keeps_its_pages_mapped(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 3)?;
     let bytes = pattern(PAGE);
-    world.write(0, 0x800, &bytes);
+    env.write(0, 0x800, &bytes);
     let slice = memory.get_slice(grant_address(FIRST, 0x800), PAGE)?;
-    let guard = silent(world, || slice.ptr_guard())?;
+    let guard = silent(env, || slice.ptr_guard())?;
     assert_eq!(guard.len(), PAGE);
-    assert_eq!(mapped(world), [FIRST, FIRST + 1]);
+    assert_eq!(mapped(env), [FIRST, FIRST + 1]);
     assert!(
-        !world.in_use(FIRST).writing,
+        !env.in_use(FIRST).writing,
         "a guard for reading maps for writing"
     );
     assert_eq!(bytes_at(guard.as_ptr(), guard.len())?, bytes);
     drop(guard);
-    assert_released(world, "after the guard");
+    assert_released(env, "after the guard");
     Ok(())
 }
 
-fn guard_for_writing_keeps_its_pages_mapped(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 3)?;
+fn guard_for_writing_keeps_its_pages_mapped(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 3)?;
     let slice = memory.get_slice(grant_address(FIRST + 1, 0x10), 64)?;
-    let guard = silent(world, || slice.ptr_guard_mut())?;
-    assert_eq!(mapped(world), [FIRST + 1]);
-    assert!(world.in_use(FIRST + 1).writing);
+    let guard = silent(env, || slice.ptr_guard_mut())?;
+    assert_eq!(mapped(env), [FIRST + 1]);
+    assert!(env.in_use(FIRST + 1).writing);
     load(guard.as_ptr(), &pattern(64))?;
-    assert_eq!(seen(world, 1, 0x10, 64), pattern(64));
+    assert_eq!(seen(env, 1, 0x10, 64), pattern(64));
     drop(guard);
-    assert_released(world, "after the guard");
+    assert_released(env, "after the guard");
     Ok(())
 }
 
-fn guards_of_references_and_arrays_are_mapped(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 2)?;
-    world.write(0, 0, &pattern(2 * PAGE));
+fn guards_of_references_and_arrays_are_mapped(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 2)?;
+    env.write(0, 0, &pattern(2 * PAGE));
     let slice = memory.get_slice(grant_address(FIRST, 0), 2 * PAGE)?;
     let value = slice.get_ref::<u64>(PAGE - 4)?;
-    let guard = silent(world, || value.ptr_guard())?;
+    let guard = silent(env, || value.ptr_guard())?;
     assert_eq!(guard.len(), 8);
     assert_eq!(
         bytes_at(guard.as_ptr(), 8)?,
@@ -116,19 +116,19 @@ fn guards_of_references_and_arrays_are_mapped(world: &mut dyn World) -> Outcome 
     );
     drop(guard);
     let array = slice.get_array_ref::<u32>(8, PAGE / 4)?;
-    let guard = silent(world, || array.ptr_guard_mut())?;
-    assert_eq!((guard.len(), mapped(world).len()), (PAGE, 2));
+    let guard = silent(env, || array.ptr_guard_mut())?;
+    assert_eq!((guard.len(), mapped(env).len()), (PAGE, 2));
     load(guard.as_ptr(), &vec![0x5a; PAGE])?;
     drop(guard);
-    assert_eq!(seen(world, 0, 8, PAGE), vec![0x5a; PAGE]);
-    assert_released(world, "after the guards");
+    assert_eq!(seen(env, 0, 8, PAGE), vec![0x5a; PAGE]);
+    assert_released(env, "after the guards");
     Ok(())
 }
 
-fn guard_of_bad_reference_points_at_no_memory(world: &mut dyn World) -> Outcome {
-    grant_run(world, FIRST, 1, Access::ReadOnly);
-    let device = world.gntdev()?;
-    let memory: GuestMemoryMmap = lazy(world, &device, FIRST, 2)?;
+fn guard_of_bad_reference_points_at_no_memory(env: &mut dyn Environment) -> Outcome {
+    grant_run(env, FIRST, 1, Access::ReadOnly);
+    let device = env.gntdev()?;
+    let memory: GuestMemoryMmap = lazy(env, &device, FIRST, 2)?;
     let bad = memory.get_slice(grant_address(FIRST + 1, 8), 64)?;
     let guard = bad.ptr_guard();
     assert_eq!(guard.len(), 64);
@@ -150,12 +150,12 @@ fn guard_of_bad_reference_points_at_no_memory(world: &mut dyn World) -> Outcome 
         "of a system call with a bad guard"
     );
     drop(guard);
-    assert_released(world, "after the guards");
-    errors_of_guards(world, &memory)
+    assert_released(env, "after the guards");
+    errors_of_guards(env, &memory)
 }
 
 #[cfg(feature = "additions")]
-fn errors_of_guards(world: &dyn World, memory: &GuestMemoryMmap) -> Outcome {
+fn errors_of_guards(env: &dyn Environment, memory: &GuestMemoryMmap) -> Outcome {
     use crate::outcome::expect_errno;
 
     let bad = memory.get_slice(grant_address(FIRST + 1, 8), 64)?;
@@ -167,7 +167,7 @@ fn errors_of_guards(world: &dyn World, memory: &GuestMemoryMmap) -> Outcome {
     expect_errno(good.try_ptr_guard_mut(), libc::EINVAL, "try_ptr_guard_mut")?;
     let guard = good.try_ptr_guard()?;
     assert!(guard.error().is_none());
-    assert_eq!(mapped(world), [FIRST]);
+    assert_eq!(mapped(env), [FIRST]);
     let value = bad.get_ref::<u16>(0)?;
     expect_errno(
         value.try_ptr_guard(),
@@ -183,31 +183,31 @@ fn errors_of_guards(world: &dyn World, memory: &GuestMemoryMmap) -> Outcome {
 }
 
 #[cfg(not(feature = "additions"))]
-fn errors_of_guards(_: &dyn World, _: &GuestMemoryMmap) -> Outcome {
+fn errors_of_guards(_: &dyn Environment, _: &GuestMemoryMmap) -> Outcome {
     Ok(())
 }
 
-fn guard_of_empty_slice_maps_nothing(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 2)?;
-    forget_calls(world);
+fn guard_of_empty_slice_maps_nothing(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 2)?;
+    forget_calls(env);
     for offset in [0, 0x10, PAGE] {
         let slice = memory.get_slice(grant_address(FIRST, offset), 0)?;
         assert_eq!(slice.ptr_guard().len(), 0);
         assert_eq!(slice.ptr_guard_mut().len(), 0);
     }
-    assert_calls(world, &[], "guards of empty slices");
+    assert_calls(env, &[], "guards of empty slices");
     Ok(())
 }
 
-fn guard_outlives_region_and_device(world: &mut dyn World) -> Outcome {
-    let (device, memory) = granted_lazy(world, 1)?;
-    world.write(0, 0, &pattern(64));
+fn guard_outlives_region_and_device(env: &mut dyn Environment) -> Outcome {
+    let (device, memory) = granted_lazy(env, 1)?;
+    env.write(0, 0, &pattern(64));
     let slice = memory.get_slice(grant_address(FIRST, 0), 64)?;
-    let guard = silent(world, || slice.ptr_guard())?;
+    let guard = silent(env, || slice.ptr_guard())?;
     drop((memory, device));
     assert_eq!(bytes_at(guard.as_ptr(), guard.len())?, pattern(64));
-    assert_eq!(mapped(world), [FIRST], "while the guard lives");
+    assert_eq!(mapped(env), [FIRST], "while the guard lives");
     drop(guard);
-    assert_released(world, "after the guard");
+    assert_released(env, "after the guard");
     Ok(())
 }

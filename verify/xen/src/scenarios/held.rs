@@ -11,8 +11,8 @@ use super::setup::{
     granted_lazy, lazy, pattern, seen, FIRST,
 };
 use super::Scenario;
+use crate::environment::{mapped, Access, Environment, PAGE};
 use crate::outcome::{expect_errno, Outcome};
-use crate::world::{mapped, Access, World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     ordinary_use: [
@@ -27,12 +27,12 @@ pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     ],
 ];
 
-fn slices_of_held_memory_are_mapped_once_until_it_is_dropped(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 4)?;
-    world.write(0, 0, &pattern(4 * PAGE));
+fn slices_of_held_memory_are_mapped_once_until_it_is_dropped(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 4)?;
+    env.write(0, 0, &pattern(4 * PAGE));
     let calls = calls_of_access(FIRST + 1, 2, false);
     let (made, dropped) = calls.split_at(2);
-    forget_calls(world);
+    forget_calls(env);
     let request = memory.held();
     let mut pointers = Vec::new();
     let at = grant_address(FIRST + 1, 0x800);
@@ -45,10 +45,10 @@ fn slices_of_held_memory_are_mapped_once_until_it_is_dropped(world: &mut dyn Wor
         slice.read_slice(&mut read, 0x10)?;
         assert_eq!(read[..], pattern(4 * PAGE)[PAGE + 0x810..][..16]);
     }
-    assert_calls(world, made, "slices of held memory");
-    forget_calls(world);
-    assert_eq!(mapped(world), [FIRST + 1, FIRST + 2]);
-    assert!(!world.in_use(FIRST + 1).writing, "mapped for writing");
+    assert_calls(env, made, "slices of held memory");
+    forget_calls(env);
+    assert_eq!(mapped(env), [FIRST + 1, FIRST + 2]);
+    assert!(!env.in_use(FIRST + 1).writing, "mapped for writing");
     // The guards are dropped, and the pointers are valid.
     let [(pointer, len)] = pointers[..] else {
         panic!("{} slices of one region", pointers.len());
@@ -58,36 +58,36 @@ fn slices_of_held_memory_are_mapped_once_until_it_is_dropped(world: &mut dyn Wor
         pattern(4 * PAGE)[PAGE + 0x800..][..PAGE]
     );
     drop(request);
-    assert_calls(world, dropped, "the drop of held memory");
-    assert_released(world, "after the request");
+    assert_calls(env, dropped, "the drop of held memory");
+    assert_released(env, "after the request");
     Ok(())
 }
 
-fn slices_of_held_memory_over_bad_page_return_einval(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 5)?;
+fn slices_of_held_memory_over_bad_page_return_einval(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 5)?;
     for (page, missing) in (FIRST..FIRST + 5).enumerate() {
-        world.revoke(missing);
+        env.revoke(missing);
         let request = memory.held();
         for access in [Permissions::Read, Permissions::Write] {
             let mut slices = request.get_slices(grant_address(FIRST, 8), 5 * PAGE - 8, access)?;
             let first = slices.next().expect("a slice, or its error");
             expect_errno(first.map(|_| ()), libc::EINVAL, "a slice with a bad page")?;
             assert!(slices.next().is_none(), "a slice after an error");
-            assert_released(world, "after the error");
+            assert_released(env, "after the error");
         }
-        world.grant(missing, page, Access::ReadWrite);
+        env.grant(missing, page, Access::ReadWrite);
     }
     Ok(())
 }
 
-fn slices_of_held_memory_survive_a_hostile_guest(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 1)?;
+fn slices_of_held_memory_survive_a_hostile_guest(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 1)?;
     let request = memory.held();
     let at = grant_address(FIRST, 0);
     let mut slices = request.get_slices(at, 64, Permissions::ReadWrite)?;
     let slice = slices.next().expect("a page is granted")?;
     // The hypervisor may permit further mappings of a page that is mapped.
-    world.revoke(FIRST);
+    env.revoke(FIRST);
     // The page stays mapped, and a new guard maps nothing.
     slice.write_slice(&pattern(64), 0)?;
     let guard = slice.ptr_guard();
@@ -96,15 +96,15 @@ fn slices_of_held_memory_survive_a_hostile_guest(world: &mut dyn World) -> Outco
     drop(guard);
     drop(slices);
     drop(request);
-    assert_eq!(seen(world, 0, 0, 64), pattern(64));
-    assert_released(world, "after the request");
+    assert_eq!(seen(env, 0, 0, 64), pattern(64));
+    assert_released(env, "after the request");
     Ok(())
 }
 
-fn writes_to_slices_of_held_memory_are_marked(world: &mut dyn World) -> Outcome {
-    grant_run(world, FIRST, 3, Access::ReadWrite);
-    let device = world.gntdev()?;
-    let memory: GuestMemoryMmap<AtomicBitmap> = lazy(world, &device, FIRST, 3)?;
+fn writes_to_slices_of_held_memory_are_marked(env: &mut dyn Environment) -> Outcome {
+    grant_run(env, FIRST, 3, Access::ReadWrite);
+    let device = env.gntdev()?;
+    let memory: GuestMemoryMmap<AtomicBitmap> = lazy(env, &device, FIRST, 3)?;
     let region = memory.find_region(grant_address(FIRST, 0));
     let region = region.expect("the region is there");
     let request = memory.held();
@@ -114,28 +114,28 @@ fn writes_to_slices_of_held_memory_are_marked(world: &mut dyn World) -> Outcome 
     }
     let dirty = [0, 1, 2].map(|page| region.bitmap().dirty_at(page * PAGE));
     assert_eq!(dirty, [false, true, false]);
-    assert_eq!(seen(world, 1, 0x10, 4), 7u32.to_ne_bytes());
+    assert_eq!(seen(env, 1, 0x10, 4), 7u32.to_ne_bytes());
     Ok(())
 }
 
-fn accesses_to_held_memory_keep_nothing_mapped(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 2)?;
+fn accesses_to_held_memory_keep_nothing_mapped(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 2)?;
     let request = memory.held();
     request.write_obj(0x1122_3344u32, grant_address(FIRST, PAGE - 2))?;
-    assert_released(world, "after a write");
+    assert_released(env, "after a write");
     assert_eq!(
         request.read_obj::<u32>(grant_address(FIRST, PAGE - 2))?,
         0x1122_3344
     );
-    assert_released(world, "after a read");
+    assert_released(env, "after a read");
     drop(request);
-    assert_eq!(seen(world, 0, PAGE - 2, 4), 0x1122_3344u32.to_ne_bytes());
+    assert_eq!(seen(env, 0, PAGE - 2, 4), 0x1122_3344u32.to_ne_bytes());
     Ok(())
 }
 
-fn held_memory_keeps_a_limited_number_of_slices(world: &mut dyn World) -> Outcome {
+fn held_memory_keeps_a_limited_number_of_slices(env: &mut dyn Environment) -> Outcome {
     // The hypervisor counts the mappings of a grant in 8 bits.
-    let (_device, memory) = granted_lazy(world, 32)?;
+    let (_device, memory) = granted_lazy(env, 32)?;
     let request = memory.held();
     for number in 0..1024 {
         let at = grant_address(FIRST, number % 32 * PAGE);
@@ -150,6 +150,6 @@ fn held_memory_keeps_a_limited_number_of_slices(world: &mut dyn World) -> Outcom
     assert_eq!(error.to_string(), expected);
     drop(slices);
     drop(request);
-    assert_released(world, "after the request");
+    assert_released(env, "after the request");
     Ok(())
 }

@@ -10,8 +10,8 @@ use super::setup::{
 use super::Scenario;
 use crate::double::memory::memfd;
 use crate::double::{Call, Injection};
+use crate::environment::{Environment, PAGE};
 use crate::outcome::{expect_errno, Outcome};
-use crate::world::{World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     X3: [
@@ -36,32 +36,32 @@ pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
 const PAGES_OF_THREE: u32 = 2 * 65_536 + 1;
 
 fn granted_region_in_advance_with_bad_page_in_second_request_is_released(
-    world: &mut dyn World,
+    env: &mut dyn Environment,
 ) -> Outcome {
-    let device = world.gntdev()?;
-    let Some(double) = world.as_double() else {
+    let device = env.gntdev()?;
+    let Some(double) = env.as_double() else {
         return Err(skip("the domain does not have 131073 pages"));
     };
     let pages = usize::try_from(PAGES_OF_THREE).expect("the number fits");
     double.grant_long_run(FIRST, pages);
-    world.revoke(FIRST + 65_540);
+    env.revoke(FIRST + 65_540);
     let at = grant_address(FIRST, 0);
-    let range = range(&device, at, pages * PAGE, advance(), world.domain())?;
+    let range = range(&device, at, pages * PAGE, advance(), env.domain())?;
     // The double simulates another thread, which maps memory where the second mmap(2) fails.
     expect_errno(
         memory::<()>(range, at),
         libc::EINVAL,
         "mapping of a reference that is not granted",
     )?;
-    assert_released(world, "after the error");
+    assert_released(env, "after the error");
     Ok(())
 }
 
 /// Maps 5 frames. Two of them are paged out: the first for `requests` requests, the second for one.
-fn two_runs(world: &mut dyn World, requests: u32) -> Outcome<(GuestAddress, GuestMemoryMmap)> {
-    let device = world.privcmd()?;
-    let (first, domain) = (world.frames().start, world.domain());
-    let Some(double) = world.as_double() else {
+fn two_runs(env: &mut dyn Environment, requests: u32) -> Outcome<(GuestAddress, GuestMemoryMmap)> {
+    let device = env.privcmd()?;
+    let (first, domain) = (env.frames().start, env.domain());
+    let Some(double) = env.as_double() else {
         return Err(skip("the domain's pages cannot be paged out"));
     };
     double.page_out(first + 1, requests);
@@ -72,25 +72,25 @@ fn two_runs(world: &mut dyn World, requests: u32) -> Outcome<(GuestAddress, Gues
     Ok((at, memory))
 }
 
-fn foreign_region_with_runs_paged_out_is_tried_again(world: &mut dyn World) -> Outcome {
-    let (at, memory) = two_runs(world, 3)?;
+fn foreign_region_with_runs_paged_out_is_tried_again(env: &mut dyn Environment) -> Outcome {
+    let (at, memory) = two_runs(env, 3)?;
     for page in [1, 3] {
-        world.write(page, 0, &9u32.to_ne_bytes());
+        env.write(page, 0, &9u32.to_ne_bytes());
         let address = GuestAddress(at.0 + long(page * PAGE));
         assert_eq!(memory.read_obj::<u32>(address)?, 9);
     }
     Ok(())
 }
 
-fn foreign_region_with_run_that_fails_later_is_refused(world: &mut dyn World) -> Outcome {
-    let Some(double) = world.as_double() else {
+fn foreign_region_with_run_that_fails_later_is_refused(env: &mut dyn Environment) -> Outcome {
+    let Some(double) = env.as_double() else {
         return Err(skip("the requests of the driver do not fail"));
     };
     // After mmap(2), the request for all frames, and that for the first run.
     let (after, errno) = (3, libc::ENOMEM);
     double.inject(Some(Injection { after, errno }));
-    let result = two_runs(world, 3);
-    if let Some(double) = world.as_double() {
+    let result = two_runs(env, 3);
+    if let Some(double) = env.as_double() {
         assert!(double.is_injected());
         double.inject(None);
     }
@@ -109,36 +109,36 @@ fn requested(calls: &[Call]) -> usize {
 /// Reads a file into a region of `pages` pages, of which the first are granted.
 ///
 /// Returns the number of bytes that were read at once, and of grants that were requested.
-fn read_many(world: &mut dyn World, pages: usize, granted: usize) -> Outcome<(usize, usize)> {
-    let device = world.gntdev()?;
-    let Some(double) = world.as_double() else {
+fn read_many(env: &mut dyn Environment, pages: usize, granted: usize) -> Outcome<(usize, usize)> {
+    let device = env.gntdev()?;
+    let Some(double) = env.as_double() else {
         return Err(skip("the domain does not have enough pages"));
     };
     double.grant_long_run(FIRST, granted);
-    let memory: GuestMemoryMmap = lazy(world, &device, FIRST, pages)?;
+    let memory: GuestMemoryMmap = lazy(env, &device, FIRST, pages)?;
     let mut slice = memory.get_slice(grant_address(FIRST, 0), pages * PAGE)?;
     let mut file = memfd("source")?;
     file.set_len(long(pages * PAGE))?;
-    forget_calls(world);
+    forget_calls(env);
     let read = file.read_volatile(&mut slice)?;
-    assert_released(world, "after the read");
-    let calls = world.as_double().map(|double| double.calls());
+    assert_released(env, "after the read");
+    let calls = env.as_double().map(|double| double.calls());
     let requested = requested(&calls.unwrap_or_default());
-    silent(world, || (read, requested))
+    silent(env, || (read, requested))
 }
 
-fn read_of_many_pages_is_one_system_call(world: &mut dyn World) -> Outcome {
-    let (read, requested) = read_many(world, 1500, 1500)?;
+fn read_of_many_pages_is_one_system_call(env: &mut dyn Environment) -> Outcome {
+    let (read, requested) = read_many(env, 1500, 1500)?;
     assert_eq!(read, 1500 * PAGE);
     assert!(requested < 3 * 1500, "{requested} grants");
     Ok(())
 }
 
 fn read_of_many_pages_requests_grants_in_proportion_to_those_granted(
-    world: &mut dyn World,
+    env: &mut dyn Environment,
 ) -> Outcome {
     for granted in [1, 300] {
-        let (read, requested) = read_many(world, 1 << 20, granted)?;
+        let (read, requested) = read_many(env, 1 << 20, granted)?;
         assert_eq!(read, granted * PAGE);
         assert!(requested < 20 * 256, "{requested} grants for {granted}");
     }
@@ -149,27 +149,24 @@ fn read_of_many_pages_requests_grants_in_proportion_to_those_granted(
 const STATED: usize = 65_536;
 
 fn guard_of_many_pages_requests_grants_in_proportion_to_those_granted(
-    world: &mut dyn World,
+    env: &mut dyn Environment,
 ) -> Outcome {
     for granted in [1, 300, 600] {
-        let device = world.gntdev()?;
-        let Some(double) = world.as_double() else {
+        let device = env.gntdev()?;
+        let Some(double) = env.as_double() else {
             return Err(skip("the domain does not have as many pages"));
         };
         double.grant_long_run(FIRST, granted);
-        let memory: GuestMemoryMmap = lazy(world, &device, FIRST, STATED)?;
+        let memory: GuestMemoryMmap = lazy(env, &device, FIRST, STATED)?;
         let slice = memory.get_slice(grant_address(FIRST, 0), STATED * PAGE)?;
-        forget_calls(world);
-        let guard = silent(world, || slice.ptr_guard_mut())?;
-        let calls = world.as_double().map(|double| double.calls());
+        forget_calls(env);
+        let guard = silent(env, || slice.ptr_guard_mut())?;
+        let calls = env.as_double().map(|double| double.calls());
         let requested = requested(&calls.unwrap_or_default());
         // The first request, or those for twice the pages that are granted.
         let most = (2 * granted).next_power_of_two().max(256);
         assert!(requested <= most, "{requested} grants for {granted}");
-        assert_released(
-            world,
-            "while a guard lives whose last pages are not granted",
-        );
+        assert_released(env, "while a guard lives whose last pages are not granted");
         #[cfg(feature = "additions")]
         assert_eq!(
             guard.error().and_then(std::io::Error::raw_os_error),
@@ -180,18 +177,18 @@ fn guard_of_many_pages_requests_grants_in_proportion_to_those_granted(
     Ok(())
 }
 
-fn guard_of_many_pages_maps_all_of_them(world: &mut dyn World) -> Outcome {
-    let device = world.gntdev()?;
-    let Some(double) = world.as_double() else {
+fn guard_of_many_pages_maps_all_of_them(env: &mut dyn Environment) -> Outcome {
+    let device = env.gntdev()?;
+    let Some(double) = env.as_double() else {
         return Err(skip("the domain does not have as many pages"));
     };
     double.grant_long_run(FIRST, 1500);
-    let memory: GuestMemoryMmap = lazy(world, &device, FIRST, 1500)?;
+    let memory: GuestMemoryMmap = lazy(env, &device, FIRST, 1500)?;
     let slice = memory.get_slice(grant_address(FIRST, 0), 1500 * PAGE)?;
     for page in [0, 255, 256, 511, 512, 1023, 1024, 1499] {
-        world.write(page, 8, &long(page).to_ne_bytes());
+        env.write(page, 8, &long(page).to_ne_bytes());
     }
-    let guard = silent(world, || slice.ptr_guard())?;
+    let guard = silent(env, || slice.ptr_guard())?;
     assert_eq!(guard.len(), 1500 * PAGE);
     let bytes = bytes_at(guard.as_ptr(), guard.len())?;
     for page in [0, 255, 256, 511, 512, 1023, 1024, 1499] {
@@ -199,24 +196,24 @@ fn guard_of_many_pages_maps_all_of_them(world: &mut dyn World) -> Outcome {
         assert_eq!(bytes[at..at + 8], long(page).to_ne_bytes(), "page {page}");
     }
     drop(guard);
-    assert_released(world, "after the guard");
+    assert_released(env, "after the guard");
     Ok(())
 }
 
-fn copy_to_page_not_granted_reports_write(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 6)?;
-    world.revoke(FIRST + 4);
+fn copy_to_page_not_granted_reports_write(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 6)?;
+    env.revoke(FIRST + 4);
     let source = memory.get_slice(grant_address(FIRST, 0), 2 * PAGE)?;
     let target = memory.get_slice(grant_address(FIRST + 3, 0), 2 * PAGE)?;
-    silent(world, || source.copy_to_volatile_slice(target))?;
+    silent(env, || source.copy_to_volatile_slice(target))?;
     #[cfg(feature = "additions")]
     {
         use vm_memory::fault::{last, Direction};
         let seen = || last().map(|fault| (fault.direction, fault.host_address, fault.completed));
         assert_eq!(seen(), Some((Direction::Write, 4 * PAGE, PAGE)));
-        silent(world, || target.copy_to_volatile_slice(source))?;
+        silent(env, || target.copy_to_volatile_slice(source))?;
         assert_eq!(seen(), Some((Direction::Read, 4 * PAGE, PAGE)));
     }
-    assert_released(world, "after the errors");
+    assert_released(env, "after the errors");
     Ok(())
 }

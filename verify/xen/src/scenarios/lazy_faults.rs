@@ -13,8 +13,8 @@ use super::setup::{
 };
 use super::Scenario;
 use crate::double::{Call, Injection};
+use crate::environment::{Access, Environment, NOBODY, PAGE};
 use crate::outcome::{expect_errno, Outcome};
-use crate::world::{Access, World, NOBODY, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     X2: [
@@ -49,18 +49,18 @@ fn expect_einval<T>(result: Result<T, GuestMemoryError>, what: &str) -> Outcome 
     expect_errno(result, libc::EINVAL, what)
 }
 
-fn read_of_reference_not_granted_returns_einval(world: &mut dyn World) -> Outcome {
-    let device = world.gntdev()?;
-    let memory: GuestMemoryMmap = lazy(world, &device, FIRST, 1)?;
+fn read_of_reference_not_granted_returns_einval(env: &mut dyn Environment) -> Outcome {
+    let device = env.gntdev()?;
+    let memory: GuestMemoryMmap = lazy(env, &device, FIRST, 1)?;
     let read = memory.read_obj::<u32>(grant_address(FIRST, 0));
     expect_einval(read, "a read of a page that is not granted")?;
-    assert_released(world, "after the error");
+    assert_released(env, "after the error");
     Ok(())
 }
 
-fn accesses_to_reference_not_granted_return_einval(world: &mut dyn World) -> Outcome {
-    let device = world.gntdev()?;
-    let memory: GuestMemoryMmap = lazy(world, &device, FIRST, 2)?;
+fn accesses_to_reference_not_granted_return_einval(env: &mut dyn Environment) -> Outcome {
+    let device = env.gntdev()?;
+    let memory: GuestMemoryMmap = lazy(env, &device, FIRST, 2)?;
     let at = grant_address(FIRST, 64);
     let mut buf = [0; 64];
     expect_einval(memory.read(&mut buf, at), "read")?;
@@ -86,75 +86,75 @@ fn accesses_to_reference_not_granted_return_einval(world: &mut dyn World) -> Out
         libc::EINVAL,
         "read_obj of a slice",
     )?;
-    assert_released(world, "after the errors");
+    assert_released(env, "after the errors");
     Ok(())
 }
 
-fn write_to_read_only_grant_returns_einval(world: &mut dyn World) -> Outcome {
-    grant_run(world, FIRST, 1, Access::ReadOnly);
-    let device = world.gntdev()?;
-    let memory: GuestMemoryMmap = lazy(world, &device, FIRST, 1)?;
-    world.write(0, 0, &7u32.to_ne_bytes());
+fn write_to_read_only_grant_returns_einval(env: &mut dyn Environment) -> Outcome {
+    grant_run(env, FIRST, 1, Access::ReadOnly);
+    let device = env.gntdev()?;
+    let memory: GuestMemoryMmap = lazy(env, &device, FIRST, 1)?;
+    env.write(0, 0, &7u32.to_ne_bytes());
     let write = memory.write_obj(8u32, grant_address(FIRST, 0));
     expect_einval(write, "a write to a read-only grant")?;
     let store = memory.store(8u32, grant_address(FIRST, 0), Ordering::Relaxed);
     expect_einval(store, "a store to a read-only grant")?;
-    assert_eq!(seen(world, 0, 0, 4), 7u32.to_ne_bytes());
-    assert_released(world, "after the error");
+    assert_eq!(seen(env, 0, 0, 4), 7u32.to_ne_bytes());
+    assert_released(env, "after the error");
     Ok(())
 }
 
-fn read_of_revoked_grant_returns_einval(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 1)?;
+fn read_of_revoked_grant_returns_einval(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 1)?;
     memory.write_obj(7u32, grant_address(FIRST, 0))?;
-    world.revoke(FIRST);
+    env.revoke(FIRST);
     let read = memory.read_obj::<u32>(grant_address(FIRST, 0));
     expect_einval(read, "a read of a revoked grant")?;
-    world.grant(FIRST, 0, Access::ReadWrite);
+    env.grant(FIRST, 0, Access::ReadWrite);
     assert_eq!(memory.read_obj::<u32>(grant_address(FIRST, 0))?, 7);
     Ok(())
 }
 
-fn read_of_domain_that_does_not_exist_returns_einval(world: &mut dyn World) -> Outcome {
-    grant_run(world, FIRST, 1, Access::ReadWrite);
-    let device = world.gntdev()?;
+fn read_of_domain_that_does_not_exist_returns_einval(env: &mut dyn Environment) -> Outcome {
+    grant_run(env, FIRST, 1, Access::ReadWrite);
+    let device = env.gntdev()?;
     let at = grant_address(FIRST, 0);
     let memory: GuestMemoryMmap = memory(range(&device, at, PAGE, lazy_flags(), NOBODY)?, at)?;
     expect_einval(memory.read_obj::<u32>(at), "a read of nobody's page")?;
-    assert_released(world, "after the error");
+    assert_released(env, "after the error");
     Ok(())
 }
 
-fn methods_without_error_read_zeroes(world: &mut dyn World) -> Outcome {
-    let device = world.gntdev()?;
-    let memory: GuestMemoryMmap = lazy(world, &device, FIRST, 2)?;
+fn methods_without_error_read_zeroes(env: &mut dyn Environment) -> Outcome {
+    let device = env.gntdev()?;
+    let memory: GuestMemoryMmap = lazy(env, &device, FIRST, 2)?;
     let slice = memory.get_slice(grant_address(FIRST, 0), 2 * PAGE)?;
     let value = slice.get_ref::<u32>(8)?;
-    assert_eq!(silent(world, || value.load())?, 0);
-    silent(world, || value.store(7))?;
+    assert_eq!(silent(env, || value.load())?, 0);
+    silent(env, || value.store(7))?;
     let mut buf = [0xffu8; 16];
-    assert_eq!(silent(world, || slice.copy_to(&mut buf))?, 0);
-    silent(world, || slice.copy_from(&buf))?;
+    assert_eq!(silent(env, || slice.copy_to(&mut buf))?, 0);
+    silent(env, || slice.copy_from(&buf))?;
     let mut local = [1u8; 16];
     let plain = vm_memory::VolatileSlice::from(local.as_mut_slice());
-    silent(world, || slice.copy_to_volatile_slice(plain))?;
+    silent(env, || slice.copy_to_volatile_slice(plain))?;
     assert_eq!(local, [1; 16]);
     let array = slice.get_array_ref::<u64>(0, 4)?;
-    assert_eq!(silent(world, || array.load(2))?, 0);
-    silent(world, || array.store(2, 5))?;
+    assert_eq!(silent(env, || array.load(2))?, 0);
+    silent(env, || array.store(2, 5))?;
     #[cfg(feature = "additions")]
     assert!(
         vm_memory::fault::last().is_some(),
         "fault::last reports nothing"
     );
-    assert_released(world, "after the errors");
+    assert_released(env, "after the errors");
     Ok(())
 }
 
-fn read_over_revoked_page_returns_bytes_before_it(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 3)?;
-    world.write(0, 0, &pattern(3 * PAGE));
-    world.revoke(FIRST + 2);
+fn read_over_revoked_page_returns_bytes_before_it(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 3)?;
+    env.write(0, 0, &pattern(3 * PAGE));
+    env.revoke(FIRST + 2);
     let mut buf = vec![0; 2 * PAGE];
     let read = memory.read(&mut buf, grant_address(FIRST, 0x800))?;
     assert_eq!(read, 2 * PAGE - 0x800);
@@ -164,23 +164,23 @@ fn read_over_revoked_page_returns_bytes_before_it(world: &mut dyn World) -> Outc
         Err(GuestMemoryError::PartialBuffer { completed, .. }) => assert_eq!(completed, read),
         other => expect_einval(other, "a read over a revoked page")?,
     }
-    assert_released(world, "after the error");
+    assert_released(env, "after the error");
     Ok(())
 }
 
-fn access_with_one_bad_page_releases_the_others(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 4)?;
-    world.revoke(FIRST + 2);
+fn access_with_one_bad_page_releases_the_others(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 4)?;
+    env.revoke(FIRST + 2);
     let at = grant_address(FIRST, 0);
     let mut buf = vec![0; 4 * PAGE];
     assert!(memory.read_slice(&mut buf, at).is_err());
-    assert_released(world, "after the read");
+    assert_released(env, "after the read");
     assert!(memory.write_slice(&buf, at).is_err());
-    assert_released(world, "after the write");
+    assert_released(env, "after the write");
     // A value over the end of a page whose second page is bad.
     let read = memory.read_obj::<u64>(grant_address(FIRST + 1, PAGE - 4));
     expect_any_error(read, "a value that is granted in part");
-    assert_released(world, "after the value");
+    assert_released(env, "after the value");
     Ok(())
 }
 
@@ -188,25 +188,25 @@ fn expect_any_error<T>(result: Result<T, GuestMemoryError>, what: &str) {
     assert!(result.is_err(), "{what} succeeds");
 }
 
-fn accesses_with_one_bad_page_do_not_panic(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 3)?;
-    world.revoke(FIRST + 1);
+fn accesses_with_one_bad_page_do_not_panic(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 3)?;
+    env.revoke(FIRST + 1);
     let slice = memory.get_slice(grant_address(FIRST, 0), 3 * PAGE)?;
     let mut buf = vec![0u8; 3 * PAGE];
-    silent(world, || slice.copy_to(&mut buf))?;
-    silent(world, || slice.copy_from(&buf))?;
+    silent(env, || slice.copy_to(&mut buf))?;
+    silent(env, || slice.copy_from(&buf))?;
     let plain = vm_memory::VolatileSlice::from(buf.as_mut_slice());
-    silent(world, || slice.copy_to_volatile_slice(plain))?;
-    silent(world, || plain.copy_to_volatile_slice(slice))?;
-    assert_released(world, "after the errors");
+    silent(env, || slice.copy_to_volatile_slice(plain))?;
+    silent(env, || plain.copy_to_volatile_slice(slice))?;
+    assert_released(env, "after the errors");
     Ok(())
 }
 
-fn lazy_access_that_cannot_be_mapped_is_released(world: &mut dyn World) -> Outcome {
-    grant_run(world, FIRST, 1, Access::ReadWrite);
-    let device = world.gntdev()?;
+fn lazy_access_that_cannot_be_mapped_is_released(env: &mut dyn Environment) -> Outcome {
+    grant_run(env, FIRST, 1, Access::ReadWrite);
+    let device = env.gntdev()?;
     let at = grant_address(FIRST, 0);
-    let mut private = range(&device, at, PAGE, lazy_flags(), world.domain())?;
+    let mut private = range(&device, at, PAGE, lazy_flags(), env.domain())?;
     // gntdev refuses a private mapping for writing, after MAP_GRANT_REF has succeeded.
     private.set_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE);
     let Ok(memory) = memory::<()>(private, at) else {
@@ -217,15 +217,15 @@ fn lazy_access_that_cannot_be_mapped_is_released(world: &mut dyn World) -> Outco
         if let Err(error) = memory.write_obj(1u32, at) {
             expect_einval(Err::<(), _>(error), "a private mapping")?;
         }
-        assert_released(world, "after the error");
-        let table = world.audit();
+        assert_released(env, "after the error");
+        let table = env.audit();
         assert!(table.is_empty(), "{table:?}");
     }
     Ok(())
 }
 
-fn host_address_of_lazy_region_is_not_available(world: &mut dyn World) -> Outcome {
-    let (device, memory) = granted_lazy(world, 1)?;
+fn host_address_of_lazy_region_is_not_available(env: &mut dyn Environment) -> Outcome {
+    let (device, memory) = granted_lazy(env, 1)?;
     let at = grant_address(FIRST, 0x234);
     let result = memory.get_host_address(at);
     let missing = matches!(result, Err(GuestMemoryError::HostAddressNotAvailable));
@@ -240,18 +240,18 @@ fn host_address_of_lazy_region_is_not_available(world: &mut dyn World) -> Outcom
         grant_address(FIRST, 0),
         PAGE,
         lazy_flags(),
-        world.domain(),
+        env.domain(),
     )?;
     assert!(MmapRegion::<()>::from_range(range)?.as_ptr().is_null());
     Ok(())
 }
 
-fn unmap_that_fails_is_ignored(world: &mut dyn World) -> Outcome {
-    let (_device, memory) = granted_lazy(world, 1)?;
+fn unmap_that_fails_is_ignored(env: &mut dyn Environment) -> Outcome {
+    let (_device, memory) = granted_lazy(env, 1)?;
     let at = grant_address(FIRST, 0);
-    forget_calls(world);
+    forget_calls(env);
     memory.write_obj(7u32, at)?;
-    let Some(double) = world.as_double() else {
+    let Some(double) = env.as_double() else {
         return Err(skip("UNMAP_GRANT_REF of the driver does not fail"));
     };
     let unmap = |call: &Call| matches!(call, Call::UnmapGrants(_));
@@ -264,23 +264,23 @@ fn unmap_that_fails_is_ignored(world: &mut dyn World) -> Outcome {
     double.inject(Some(Injection { after, errno }));
     let value: u32 = memory.read_obj(at)?;
     assert_eq!(value, 7);
-    let double = world.as_double().expect("it is the double");
+    let double = env.as_double().expect("it is the double");
     assert!(double.is_injected());
     double.inject(None);
     assert_eq!(memory.read_obj::<u32>(at)?, 7);
     Ok(())
 }
 
-fn lazy_region_for_reading_refuses_writes(world: &mut dyn World) -> Outcome {
-    grant_run(world, FIRST, 1, Access::ReadWrite);
-    let device = world.gntdev()?;
+fn lazy_region_for_reading_refuses_writes(env: &mut dyn Environment) -> Outcome {
+    grant_run(env, FIRST, 1, Access::ReadWrite);
+    let device = env.gntdev()?;
     let at = grant_address(FIRST, 0);
-    let mut range = range(&device, at, PAGE, lazy_flags(), world.domain())?;
+    let mut range = range(&device, at, PAGE, lazy_flags(), env.domain())?;
     range.set_prot(libc::PROT_READ);
     let memory: GuestMemoryMmap = memory(range, at)?;
-    world.write(0, 0, &7u32.to_ne_bytes());
+    env.write(0, 0, &7u32.to_ne_bytes());
     assert_eq!(memory.read_obj::<u32>(at)?, 7);
-    forget_calls(world);
+    forget_calls(env);
     assert!(!GuestMemory::check_range(
         &memory,
         at,
@@ -297,7 +297,7 @@ fn lazy_region_for_reading_refuses_writes(world: &mut dyn World) -> Outcome {
     if let Ok(slice) = GuestMemoryBackend::get_slice(&memory, at, 16) {
         assert!(slice.write_slice(&[1; 16], 0).is_err());
     }
-    assert_calls(world, &[], "writes that are refused");
-    assert_eq!(seen(world, 0, 0, 4), 7u32.to_ne_bytes());
+    assert_calls(env, &[], "writes that are refused");
+    assert_eq!(seen(env, 0, 0, 4), 7u32.to_ne_bytes());
     Ok(())
 }

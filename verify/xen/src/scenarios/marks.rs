@@ -18,8 +18,8 @@ use super::setup::{
 };
 use super::Scenario;
 use crate::double::memory::memfd;
+use crate::environment::{Access, Environment, PAGE};
 use crate::outcome::Outcome;
-use crate::world::{Access, World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     ordinary_use: [
@@ -80,77 +80,77 @@ impl NewBitmap for Witness {
 }
 
 /// Returns zeroed memory whose marks are observed.
-fn observed(world: &mut dyn World, grant_copy: bool) -> Outcome<GuestMemoryMmap<Witness>> {
-    grant_run(world, FIRST, SIZE, Access::ReadWrite);
-    world.write(0, 0, &[0; SIZE * PAGE]);
-    let device = world.gntdev()?;
+fn observed(env: &mut dyn Environment, grant_copy: bool) -> Outcome<GuestMemoryMmap<Witness>> {
+    grant_run(env, FIRST, SIZE, Access::ReadWrite);
+    env.write(0, 0, &[0; SIZE * PAGE]);
+    let device = env.gntdev()?;
     let at = grant_address(FIRST, 0);
-    let mut lazy = range(&device, at, SIZE * PAGE, lazy_flags(), world.domain())?;
+    let mut lazy = range(&device, at, SIZE * PAGE, lazy_flags(), env.domain())?;
     lazy.set_grant_copy(grant_copy);
     let observed: GuestMemoryMmap<Witness> = memory(lazy, at)?;
-    let mapped = range(&device, at, SIZE * PAGE, advance(), world.domain())?;
+    let mapped = range(&device, at, SIZE * PAGE, advance(), env.domain())?;
     let region = observed.find_region(at).expect("the region is there");
     *locked(&region.bitmap().bitmap().mapping) = Some(memory(mapped, at)?);
     Ok(observed)
 }
 
 /// Requires that an access has marked, and that each mark came after its bytes.
-fn check(world: &dyn World, memory: &GuestMemoryMmap<Witness>, what: &str) {
+fn check(env: &dyn Environment, memory: &GuestMemoryMmap<Witness>, what: &str) {
     let region = memory.find_region(grant_address(FIRST, 0));
     let region = region.expect("the region is there");
     let marks = std::mem::take(&mut *locked(&region.bitmap().bitmap().marks));
     assert!(!marks.is_empty(), "{what} marks nothing");
     for (offset, bytes) in marks {
-        let now = seen(world, 0, offset, bytes.len());
+        let now = seen(env, 0, offset, bytes.len());
         assert!(now == bytes, "{what} marks {offset:#x} before the bytes");
     }
 }
 
-fn marks_of_mapped_accesses_come_after_the_bytes(world: &mut dyn World) -> Outcome {
-    let memory = observed(world, false)?;
+fn marks_of_mapped_accesses_come_after_the_bytes(env: &mut dyn Environment) -> Outcome {
+    let memory = observed(env, false)?;
     let at = |offset| grant_address(FIRST, offset);
     memory.write_slice(&[1; 100], at(PAGE - 50))?;
-    check(world, &memory, "write_slice");
+    check(env, &memory, "write_slice");
     memory.write_obj(0x0202_0202u32, at(8))?;
-    check(world, &memory, "write_obj");
+    check(env, &memory, "write_obj");
     memory.store(0x0303_0303u32, at(8), Ordering::SeqCst)?;
-    check(world, &memory, "store");
+    check(env, &memory, "store");
     let source = memfd("source")?;
     source.write_all_at(&[4; 100], 0)?;
     memory.read_exact_volatile_from(at(PAGE - 20), &mut &source, 100)?;
-    check(world, &memory, "read_exact_volatile_from");
+    check(env, &memory, "read_exact_volatile_from");
     let slice = GuestMemoryBackend::get_slice(&memory, at(PAGE - 64), 128)?;
-    silent(world, || slice.copy_from(&[0x0505_0505u32; 32]))?;
-    check(world, &memory, "copy_from");
+    silent(env, || slice.copy_from(&[0x0505_0505u32; 32]))?;
+    check(env, &memory, "copy_from");
     let mut local = [6; 128];
     let plain = VolatileSlice::from(local.as_mut_slice());
-    silent(world, || plain.copy_to_volatile_slice(slice))?;
-    check(world, &memory, "copy_to_volatile_slice");
+    silent(env, || plain.copy_to_volatile_slice(slice))?;
+    check(env, &memory, "copy_to_volatile_slice");
     slice.fill_with_byte(7)?;
-    check(world, &memory, "fill_with_byte");
+    check(env, &memory, "fill_with_byte");
     let value = slice.get_ref::<u64>(8)?;
-    silent(world, || value.store(0x0808_0808_0808_0808))?;
-    check(world, &memory, "store of a reference");
+    silent(env, || value.store(0x0808_0808_0808_0808))?;
+    check(env, &memory, "store of a reference");
     Ok(())
 }
 
-fn marks_of_copies_come_after_the_bytes(world: &mut dyn World) -> Outcome {
-    let memory = observed(world, true)?;
+fn marks_of_copies_come_after_the_bytes(env: &mut dyn Environment) -> Outcome {
+    let memory = observed(env, true)?;
     memory.write_slice(&[1; 100], grant_address(FIRST, PAGE - 50))?;
-    check(world, &memory, "write_slice");
+    check(env, &memory, "write_slice");
     memory.write_obj(0x0202_0202u32, grant_address(FIRST, 7))?;
-    check(world, &memory, "write_obj");
+    check(env, &memory, "write_obj");
     Ok(())
 }
 
-fn marks_of_windows_come_after_the_bytes(world: &mut dyn World) -> Outcome {
-    let memory = observed(world, false)?;
+fn marks_of_windows_come_after_the_bytes(env: &mut dyn Environment) -> Outcome {
+    let memory = observed(env, false)?;
     let window = memory.window(grant_address(FIRST, 0), SIZE * PAGE, Permissions::Write)?;
     window.write_slice(&[1; 100], PAGE - 50)?;
-    check(world, &memory, "write_slice");
+    check(env, &memory, "write_slice");
     window.write_obj(0x0202_0202u32, 8)?;
-    check(world, &memory, "write_obj");
+    check(env, &memory, "write_obj");
     window.store(0x0303_0303u32, 8, Ordering::SeqCst)?;
-    check(world, &memory, "store");
+    check(env, &memory, "store");
     Ok(())
 }

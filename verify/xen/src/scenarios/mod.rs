@@ -23,8 +23,8 @@ mod unix;
 #[cfg(feature = "additions")]
 mod windows;
 
+use crate::environment::Environment;
 use crate::outcome::Outcome;
-use crate::world::World;
 
 /// A named sequence of accesses.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ pub struct Scenario {
     /// `ordinary_use`, or the fault of vm-memory 0.18.0 that it looks for: `X1` to `X25` of
     /// `docs/xen-scenarios.md`.
     pub group: &'static str,
-    run: fn(&mut dyn World) -> Outcome,
+    run: fn(&mut dyn Environment) -> Outcome,
 }
 
 impl Scenario {
@@ -42,14 +42,14 @@ impl Scenario {
     ///
     /// # Errors
     ///
-    /// Returns the error that ended it, or that it does not apply to this world.
+    /// Returns the error that ended it, or that it does not apply to this environment.
     ///
     /// # Panics
     ///
     /// Panics if data or an error is wrong, or if something is still mapped at the end.
-    pub fn run(&self, world: &mut dyn World) -> Outcome {
-        let outcome = (self.run)(world);
-        let wrong = world.audit();
+    pub fn run(&self, env: &mut dyn Environment) -> Outcome {
+        let outcome = (self.run)(env);
+        let wrong = env.audit();
         assert!(wrong.is_empty(), "{}: {wrong:#?}", self.name);
         outcome
     }

@@ -10,8 +10,8 @@ use super::setup::{
 };
 use super::Scenario;
 use crate::double::Call;
+use crate::environment::{mapped, Access, Environment, PAGE};
 use crate::outcome::{expect_errno, Outcome};
-use crate::world::{mapped, Access, World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     X15: [
@@ -25,25 +25,25 @@ pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
 const LARGE: [usize; 2] = [16 << 10, 64 << 10];
 
 /// Simulates a host with pages of this size.
-fn host_with(world: &mut dyn World, page_size: usize) -> Outcome {
-    match world.as_double() {
+fn host_with(env: &mut dyn Environment, page_size: usize) -> Outcome {
+    match env.as_double() {
         Some(double) => double.set_host_page_size(page_size),
         None => return Err(skip("the host's pages have 4 KiB")),
     }
     Ok(())
 }
 
-fn foreign_region_on_host_with_large_pages_maps_its_frames(world: &mut dyn World) -> Outcome {
-    world.write(0, 0, &pattern(4 * PAGE));
+fn foreign_region_on_host_with_large_pages_maps_its_frames(env: &mut dyn Environment) -> Outcome {
+    env.write(0, 0, &pattern(4 * PAGE));
     for page_size in LARGE {
-        host_with(world, page_size)?;
-        let device = world.privcmd()?;
+        host_with(env, page_size)?;
+        let device = env.privcmd()?;
         // Inside the second frame, and so inside a page of the host.
-        let at = GuestAddress((world.frames().start + 1) * long(PAGE) + 0x400);
-        forget_calls(world);
+        let at = GuestAddress((env.frames().start + 1) * long(PAGE) + 0x400);
+        forget_calls(env);
         let flags = vm_memory::MmapXenFlags::FOREIGN.bits();
         let size = PAGE + 0x800;
-        let memory: GuestMemoryMmap = memory(range(&device, at, size, flags, world.domain())?, at)?;
+        let memory: GuestMemoryMmap = memory(range(&device, at, size, flags, env.domain())?, at)?;
         let calls = [
             Call::Mmap {
                 len: page_size,
@@ -51,50 +51,50 @@ fn foreign_region_on_host_with_large_pages_maps_its_frames(world: &mut dyn World
             },
             Call::MapFrames(page_size / PAGE),
         ];
-        assert_calls(world, &calls, "a foreign region");
+        assert_calls(env, &calls, "a foreign region");
         let mut read = vec![0; size];
         memory.read_slice(&mut read, at)?;
         assert_eq!(read, pattern(4 * PAGE)[PAGE + 0x400..][..size]);
         memory.write_obj(7u8, GuestAddress(at.0 + long(size) - 1))?;
-        assert_eq!(seen(world, 2, 0xbff, 1), [7]);
-        world.write(2, 0xbff, &pattern(4 * PAGE)[2 * PAGE + 0xbff..][..1]);
+        assert_eq!(seen(env, 2, 0xbff, 1), [7]);
+        env.write(2, 0xbff, &pattern(4 * PAGE)[2 * PAGE + 0xbff..][..1]);
     }
     Ok(())
 }
 
-fn grant_in_advance_on_host_with_large_pages_is_one_page(world: &mut dyn World) -> Outcome {
-    grant_run(world, FIRST, 3, Access::ReadWrite);
-    world.write(0, 0, &pattern(3 * PAGE));
+fn grant_in_advance_on_host_with_large_pages_is_one_page(env: &mut dyn Environment) -> Outcome {
+    grant_run(env, FIRST, 3, Access::ReadWrite);
+    env.write(0, 0, &pattern(3 * PAGE));
     for page_size in LARGE {
-        host_with(world, page_size)?;
-        let device = world.gntdev()?;
-        let domain = world.domain();
+        host_with(env, page_size)?;
+        let device = env.gntdev()?;
+        let domain = env.domain();
         let at = grant_address(FIRST + 1, 0x400);
         let one = range(&device, at, 0xc00, advance(), domain)?;
         let memory_of_one: GuestMemoryMmap = memory(one, at)?;
-        assert_eq!(mapped(world), [FIRST + 1]);
+        assert_eq!(mapped(env), [FIRST + 1]);
         let mut read = [0; 0xc00];
         memory_of_one.read_slice(&mut read, at)?;
         assert_eq!(read[..], pattern(3 * PAGE)[PAGE + 0x400..2 * PAGE]);
         drop(memory_of_one);
-        assert_released(world, "after the region");
+        assert_released(env, "after the region");
         // The bytes of two grants are not contiguous.
         let two = range(&device, at, 0xc01, advance(), domain)?;
         let what = "a region of two grants";
         expect_errno(memory::<()>(two, at), libc::EOPNOTSUPP, what)?;
-        assert_released(world, "after the error");
+        assert_released(env, "after the error");
     }
     Ok(())
 }
 
-fn accesses_on_host_with_large_pages_map_one_grant_at_a_time(world: &mut dyn World) -> Outcome {
-    grant_run(world, FIRST, 3, Access::ReadWrite);
+fn accesses_on_host_with_large_pages_map_one_grant_at_a_time(env: &mut dyn Environment) -> Outcome {
+    grant_run(env, FIRST, 3, Access::ReadWrite);
     for page_size in LARGE {
-        world.write(0, 0, &pattern(3 * PAGE));
-        host_with(world, page_size)?;
-        let device = world.gntdev()?;
-        let memory: GuestMemoryMmap = lazy(world, &device, FIRST, 3)?;
-        forget_calls(world);
+        env.write(0, 0, &pattern(3 * PAGE));
+        host_with(env, page_size)?;
+        let device = env.gntdev()?;
+        let memory: GuestMemoryMmap = lazy(env, &device, FIRST, 3)?;
+        forget_calls(env);
         let mut read = vec![0; 2 * PAGE];
         memory.read_slice(&mut read, grant_address(FIRST, 0x800))?;
         assert_eq!(read, pattern(3 * PAGE)[0x800..][..2 * PAGE]);
@@ -111,9 +111,9 @@ fn accesses_on_host_with_large_pages_map_one_grant_at_a_time(world: &mut dyn Wor
                 ]
             })
             .collect();
-        assert_calls(world, &calls, "a read over three pages");
+        assert_calls(env, &calls, "a read over three pages");
         memory.write_slice(&[0x5a; 16], grant_address(FIRST + 1, PAGE - 8))?;
-        assert_eq!(seen(world, 1, PAGE - 8, 16), [0x5a; 16]);
+        assert_eq!(seen(env, 1, PAGE - 8, 16), [0x5a; 16]);
         // Bytes that must be contiguous.
         let slice = memory.get_slice(grant_address(FIRST, PAGE - 2), 4)?;
         #[cfg(feature = "additions")]
@@ -121,12 +121,12 @@ fn accesses_on_host_with_large_pages_map_one_grant_at_a_time(world: &mut dyn Wor
             let refused = slice.try_ptr_guard().map(|_| ());
             expect_errno(refused, libc::EOPNOTSUPP, "a guard over two pages")?;
             let value = slice.get_ref::<u32>(0)?;
-            assert_eq!(silent(world, || value.load())?, 0);
+            assert_eq!(silent(env, || value.load())?, 0);
         }
-        let guard = silent(world, || slice.subslice(2, 2).map(|part| part.ptr_guard()))??;
-        assert_eq!(mapped(world), [FIRST + 1]);
+        let guard = silent(env, || slice.subslice(2, 2).map(|part| part.ptr_guard()))??;
+        assert_eq!(mapped(env), [FIRST + 1]);
         drop(guard);
-        assert_released(world, "after the guard");
+        assert_released(env, "after the guard");
     }
     Ok(())
 }

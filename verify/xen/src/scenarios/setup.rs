@@ -8,8 +8,8 @@ use vm_memory::{
 };
 
 use crate::double::Call;
+use crate::environment::{mapped, Access, Environment, PAGE};
 use crate::outcome::{Outcome, Stop};
-use crate::world::{mapped, Access, World, PAGE};
 
 /// The bit that marks the address of a granted page.
 pub const GRANTED: u64 = 1 << 63;
@@ -61,29 +61,29 @@ pub fn at_address<B: NewBitmap>(region: MmapRegion<B>, at: GuestAddress) -> Gues
 }
 
 /// Grants the first `pages` pages of the domain, by consecutive references.
-pub fn grant_run(world: &mut dyn World, first: u32, pages: usize, access: Access) {
+pub fn grant_run(env: &mut dyn Environment, first: u32, pages: usize, access: Access) {
     for (reference, page) in (first..).zip(0..pages) {
-        world.grant(reference, page, access);
+        env.grant(reference, page, access);
     }
 }
 
 /// Returns memory of `pages` pages that is mapped at each access, and begins with a reference.
 pub fn lazy<B: NewBitmap>(
-    world: &dyn World,
+    env: &dyn Environment,
     device: &File,
     reference: u32,
     pages: usize,
 ) -> Outcome<GuestMemoryMmap<B>> {
     let at = grant_address(reference, 0);
-    let range = range(device, at, pages * PAGE, lazy_flags(), world.domain())?;
+    let range = range(device, at, pages * PAGE, lazy_flags(), env.domain())?;
     memory(range, at)
 }
 
 /// Grants pages for reading and writing, and returns memory that is mapped at each access.
-pub fn granted_lazy(world: &mut dyn World, pages: usize) -> Outcome<(File, GuestMemoryMmap)> {
-    grant_run(world, FIRST, pages, Access::ReadWrite);
-    let device = world.gntdev()?;
-    let memory = lazy(world, &device, FIRST, pages)?;
+pub fn granted_lazy(env: &mut dyn Environment, pages: usize) -> Outcome<(File, GuestMemoryMmap)> {
+    grant_run(env, FIRST, pages, Access::ReadWrite);
+    let device = env.gntdev()?;
+    let memory = lazy(env, &device, FIRST, pages)?;
     Ok((device, memory))
 }
 
@@ -94,29 +94,29 @@ pub fn pattern(len: usize) -> Vec<u8> {
 }
 
 /// Returns bytes of the domain's memory, at an offset in a page.
-pub fn seen(world: &dyn World, page: usize, offset: usize, len: usize) -> Vec<u8> {
+pub fn seen(env: &dyn Environment, page: usize, offset: usize, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    world.read(page, offset, &mut bytes);
+    env.read(page, offset, &mut bytes);
     bytes
 }
 
 /// Requires that no grant is mapped.
-pub fn assert_released(world: &dyn World, when: &str) {
-    let mapped = mapped(world);
+pub fn assert_released(env: &dyn Environment, when: &str) {
+    let mapped = mapped(env);
     assert!(mapped.is_empty(), "{when}, {mapped:?} are mapped");
 }
 
-/// Forgets the calls so far, if the world counts them.
-pub fn forget_calls(world: &mut dyn World) {
-    if let Some(double) = world.as_double() {
+/// Forgets the calls so far, if the environment counts them.
+pub fn forget_calls(env: &mut dyn Environment) {
+    if let Some(double) = env.as_double() {
         double.forget_calls();
     }
 }
 
-/// Requires that the devices got these calls, if the world counts them. After an injected fault,
-/// there may be others.
-pub fn assert_calls(world: &mut dyn World, expected: &[Call], what: &str) {
-    if let Some(double) = world.as_double().filter(|double| !double.is_injected()) {
+/// Requires that the devices got these calls, if the environment counts them. After an injected
+/// fault, there may be others.
+pub fn assert_calls(env: &mut dyn Environment, expected: &[Call], what: &str) {
+    if let Some(double) = env.as_double().filter(|double| !double.is_injected()) {
         assert_eq!(double.calls(), expected, "calls of {what}");
     }
 }
@@ -136,19 +136,19 @@ pub fn calls_of_access(first: u32, pages: u32, writing: bool) -> Vec<Call> {
 ///
 /// # Errors
 ///
-/// Ends the scenario if the world has injected a fault into the access.
-pub fn silent<T>(world: &mut dyn World, access: impl FnOnce() -> T) -> Outcome<T> {
+/// Ends the scenario if the environment has injected a fault into the access.
+pub fn silent<T>(env: &mut dyn Environment, access: impl FnOnce() -> T) -> Outcome<T> {
     let result = access();
-    match world.as_double() {
+    match env.as_double() {
         Some(double) if double.is_injected() => Err(Stop::Error {
             errno: double.injected_errno(),
-            text: "the world injected a fault".to_owned(),
+            text: "the environment injected a fault".to_owned(),
         }),
         _ => Ok(result),
     }
 }
 
-/// Ends a scenario that does not apply to a world.
+/// Ends a scenario that does not apply to an environment.
 pub fn skip(reason: &str) -> Stop {
     Stop::Skipped(reason.to_owned())
 }

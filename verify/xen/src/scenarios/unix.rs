@@ -12,8 +12,8 @@ use vm_memory::{
 use super::setup::memory;
 use super::Scenario;
 use crate::double::memory::memfd;
+use crate::environment::{Environment, PAGE};
 use crate::outcome::Outcome;
-use crate::world::{World, PAGE};
 
 pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
     ordinary_use: [
@@ -36,7 +36,7 @@ pub(super) const SCENARIOS: &[Scenario] = super::scenarios![
 
 const START: GuestAddress = GuestAddress(0x10_0000);
 
-fn unix_region_of_zeroes_is_read_and_written(_: &mut dyn World) -> Outcome {
+fn unix_region_of_zeroes_is_read_and_written(_: &mut dyn Environment) -> Outcome {
     let memory: GuestMemoryMmap = memory(MmapRange::new_unix(2 * PAGE, None, START), START)?;
     memory.write_obj(0x1234_5678u32, GuestAddress(START.0 + 0xffe))?;
     assert_eq!(
@@ -47,7 +47,7 @@ fn unix_region_of_zeroes_is_read_and_written(_: &mut dyn World) -> Outcome {
     Ok(())
 }
 
-fn unix_region_of_file_is_shared_with_it(_: &mut dyn World) -> Outcome {
+fn unix_region_of_file_is_shared_with_it(_: &mut dyn Environment) -> Outcome {
     let file = memfd("file")?;
     file.set_len(0x3000)?;
     let place = FileOffset::new(file.try_clone()?, 0x1000);
@@ -59,7 +59,7 @@ fn unix_region_of_file_is_shared_with_it(_: &mut dyn World) -> Outcome {
     Ok(())
 }
 
-fn unix_region_past_end_of_file_is_refused(_: &mut dyn World) -> Outcome {
+fn unix_region_past_end_of_file_is_refused(_: &mut dyn Environment) -> Outcome {
     let file = memfd("file")?;
     file.set_len(0x1000)?;
     let place = FileOffset::new(file, 0);
@@ -71,7 +71,7 @@ fn unix_region_past_end_of_file_is_refused(_: &mut dyn World) -> Outcome {
     }
 }
 
-fn unix_region_for_reading_refuses_writes(_: &mut dyn World) -> Outcome {
+fn unix_region_for_reading_refuses_writes(_: &mut dyn Environment) -> Outcome {
     let mut range = MmapRange::new_unix(PAGE, None, START);
     range.set_prot(libc::PROT_READ);
     let memory: GuestMemoryMmap = memory(range, START)?;
@@ -92,7 +92,7 @@ fn unix_region_for_reading_refuses_writes(_: &mut dyn World) -> Outcome {
     Ok(())
 }
 
-fn unix_region_marks_its_last_page(_: &mut dyn World) -> Outcome {
+fn unix_region_marks_its_last_page(_: &mut dyn Environment) -> Outcome {
     let range = MmapRange::new_unix(2 * PAGE + 1, None, START);
     let memory: GuestMemoryMmap<AtomicBitmap> = memory(range, START)?;
     memory.write_obj(1u8, GuestAddress(START.0 + 0x2000))?;
@@ -102,7 +102,7 @@ fn unix_region_marks_its_last_page(_: &mut dyn World) -> Outcome {
     Ok(())
 }
 
-fn unix_regions_of_same_bytes_overlap(_: &mut dyn World) -> Outcome {
+fn unix_regions_of_same_bytes_overlap(_: &mut dyn Environment) -> Outcome {
     let file = memfd("file")?;
     file.set_len(0x4000)?;
     let region = |at: u64| -> Outcome<MmapRegion> {
@@ -125,7 +125,7 @@ fn unix_regions_of_same_bytes_overlap(_: &mut dyn World) -> Outcome {
     Ok(())
 }
 
-fn flags_have_their_published_values(_: &mut dyn World) -> Outcome {
+fn flags_have_their_published_values(_: &mut dyn Environment) -> Outcome {
     let values = [
         (MmapXenFlags::UNIX, 0),
         (MmapXenFlags::FOREIGN, 1),
@@ -149,7 +149,7 @@ fn flags_have_their_published_values(_: &mut dyn World) -> Outcome {
 }
 
 #[cfg(feature = "additions")]
-fn constructors_without_xen_stay(_: &mut dyn World) -> Outcome {
+fn constructors_without_xen_stay(_: &mut dyn Environment) -> Outcome {
     let region = MmapRegion::<()>::new(PAGE)?;
     assert_eq!((region.size(), region.owned()), (PAGE, true));
     let region = vm_memory::mmap::MmapRegionBuilder::<()>::new(PAGE).build()?;
@@ -160,7 +160,7 @@ fn constructors_without_xen_stay(_: &mut dyn World) -> Outcome {
 }
 
 #[cfg(not(feature = "additions"))]
-fn constructors_without_xen_stay(_: &mut dyn World) -> Outcome {
+fn constructors_without_xen_stay(_: &mut dyn Environment) -> Outcome {
     let region = MmapRegion::<()>::from_range(MmapRange::new_unix(PAGE, None, START))?;
     assert_eq!(region.as_volatile_slice().len(), PAGE);
     panic!("vm-memory has neither `MmapRegion::new` nor `MmapRegionBuilder` with the feature");

@@ -5,8 +5,8 @@
 use std::fs::File;
 use std::ops::Range;
 
+use crate::environment::{mapped, Access, Environment, PAGE};
 use crate::outcome::Outcome;
-use crate::world::{mapped, Access, World, PAGE};
 
 /// The number of descriptors.
 pub const SIZE: u16 = 16;
@@ -40,30 +40,30 @@ pub enum Missing {
 
 /// The driver.
 pub struct Driver<'a> {
-    world: &'a mut dyn World,
+    env: &'a mut dyn Environment,
 }
 
 impl<'a> Driver<'a> {
     /// Grants the pages of the rings, which are empty.
-    pub fn new(world: &'a mut dyn World) -> Self {
+    pub fn new(env: &'a mut dyn Environment) -> Self {
         for page in 0..RING_PAGES {
-            world.write(page, 0, &[0; PAGE]);
+            env.write(page, 0, &[0; PAGE]);
         }
-        let driver = Self { world };
+        let driver = Self { env };
         for (reference, page) in driver.ring_references().into_iter().zip(0..) {
-            driver.world.grant(reference, page, Access::ReadWrite);
+            driver.env.grant(reference, page, Access::ReadWrite);
         }
         driver
     }
 
     /// Returns the domain.
-    pub fn world(&self) -> &dyn World {
-        self.world
+    pub fn env(&self) -> &dyn Environment {
+        self.env
     }
 
     /// Returns a descriptor of gntdev.
     pub fn device(&mut self) -> Outcome<File> {
-        Ok(self.world.gntdev()?)
+        Ok(self.env.gntdev()?)
     }
 
     /// Returns the references of the rings.
@@ -93,7 +93,7 @@ impl<'a> Driver<'a> {
         self.grant(WRITABLE, Access::ReadWrite);
         if missing == Missing::EndOfWritable {
             let end = u32::try_from((offset + len - 1) / PAGE).expect("pages are few");
-            self.world.revoke(references(WRITABLE).start + end);
+            self.env.revoke(references(WRITABLE).start + end);
         }
 
         let pair = (number * 2) % u32::from(SIZE);
@@ -131,16 +131,16 @@ impl<'a> Driver<'a> {
         }
 
         let buffers = references(READABLE).chain(references(WRITABLE));
-        let in_use = mapped(self.world);
+        let in_use = mapped(self.env);
         for reference in buffers {
             assert!(!in_use.contains(&reference), "{reference} is in use");
-            self.world.revoke(reference);
+            self.env.revoke(reference);
         }
     }
 
     fn grant(&mut self, first: usize, access: Access) {
         for (reference, page) in references(first).zip(first..) {
-            self.world.grant(reference, page, access);
+            self.env.grant(reference, page, access);
         }
     }
 
@@ -157,7 +157,7 @@ impl<'a> Driver<'a> {
     /// Writes bytes that may cross pages.
     fn write(&mut self, page: usize, offset: usize, bytes: &[u8]) {
         for (at, byte) in (page * PAGE + offset..).zip(bytes) {
-            self.world.write(at / PAGE, at % PAGE, &[*byte]);
+            self.env.write(at / PAGE, at % PAGE, &[*byte]);
         }
     }
 
@@ -169,7 +169,7 @@ impl<'a> Driver<'a> {
     fn read_vec(&self, page: usize, offset: usize, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         for (at, byte) in (page * PAGE + offset..).zip(&mut bytes) {
-            self.world
+            self.env
                 .read(at / PAGE, at % PAGE, std::slice::from_mut(byte));
         }
         bytes

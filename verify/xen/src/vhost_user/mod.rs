@@ -32,8 +32,8 @@ use vhost_user_backend::{Error as BackEndError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap, MmapXenFlags};
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
+use crate::environment::{mapped, Environment};
 use crate::outcome::{Outcome, Stop};
-use crate::world::{mapped, World};
 use device::Device;
 use driver::{Driver, Missing, RINGS};
 
@@ -63,7 +63,7 @@ pub enum Rings {
 ///
 /// Panics if a request is not completed or its data is wrong, or if a buffer is still mapped when
 /// the driver revokes its grants.
-pub fn requests_complete(world: &mut dyn World, rings: Rings) -> Outcome {
+pub fn requests_complete(env: &mut dyn Environment, rings: Rings) -> Outcome {
     let socket = socket_path();
     let mut listener = Listener::new(&socket, true).map_err(other)?;
     let stream = UnixStream::connect(&socket)?;
@@ -73,7 +73,7 @@ pub fn requests_complete(world: &mut dyn World, rings: Rings) -> Outcome {
     daemon.start(&mut listener).map_err(other)?;
     let front_end = Frontend::from_stream(stream, 1);
 
-    let mut driver = Driver::new(world);
+    let mut driver = Driver::new(env);
     let (kick, call) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
     connect(&front_end, &mut driver, rings, &kick, &call)?;
     for number in 0..REQUESTS {
@@ -93,7 +93,7 @@ pub fn requests_complete(world: &mut dyn World, rings: Rings) -> Outcome {
         };
         // After its signal, the device reads the rings once more.
         until("more is mapped after a request than the rings", || {
-            Ok(mapped(driver.world()) == expected)
+            Ok(mapped(driver.env()) == expected)
         })?;
     }
     drop(front_end);
@@ -103,7 +103,7 @@ pub fn requests_complete(world: &mut dyn World, rings: Rings) -> Outcome {
     }
     drop(daemon);
     assert_eq!(
-        mapped(driver.world()),
+        mapped(driver.env()),
         [0; 0],
         "after the end of the back end"
     );
@@ -144,7 +144,7 @@ fn connect(
         mmap_offset: 0,
         mmap_handle: device.as_raw_fd(),
         xen_mmap_flags: flags.bits(),
-        xen_mmap_data: driver.world().domain(),
+        xen_mmap_data: driver.env().domain(),
     };
     let ring_flags = match rings {
         Rings::InAdvance => MmapXenFlags::GRANT,

@@ -1,4 +1,4 @@
-//! [`World`]: the other domain, its grants, and the devices that map them.
+//! [`Environment`]: the other domain, its grants, and the devices that map them.
 
 use std::fs::File;
 use std::io;
@@ -47,7 +47,7 @@ pub struct InUse {
 }
 
 /// A domain whose [`PAGES`] pages a scenario grants, and the devices of this domain.
-pub trait World {
+pub trait Environment {
     /// Returns how this domain maps memory.
     fn host(&self) -> Host;
 
@@ -97,8 +97,8 @@ pub trait World {
 }
 
 /// Returns the references that are mapped now.
-pub fn mapped(world: &dyn World) -> Vec<u32> {
+pub fn mapped(env: &dyn Environment) -> Vec<u32> {
     REFERENCES
-        .filter(|reference| world.in_use(*reference) != InUse::default())
+        .filter(|reference| env.in_use(*reference) != InUse::default())
         .collect()
 }
