@@ -77,7 +77,11 @@ pub(super) fn run(scenario: &str) -> Output {
         command.arg(program);
     }
     command
-        .args(["--exact", "processes::child_runs_scenario", "--nocapture"])
+        .args([
+            "--exact",
+            "processes::child_with_scenario_in_environment_runs_it",
+            "--nocapture",
+        ])
         .env(SCENARIO, scenario);
     if cfg!(panic = "abort") {
         // With `panic=abort`, libtest runs each test in a child of its own and reports its death.
@@ -87,7 +91,7 @@ pub(super) fn run(scenario: &str) -> Output {
 }
 
 #[test]
-fn child_runs_scenario() {
+fn child_with_scenario_in_environment_runs_it() {
     let Ok(scenario) = std::env::var(SCENARIO) else {
         return;
     };
@@ -287,7 +291,7 @@ fn sent_signal_has_same_effect_as_without_handler() {
 }
 
 #[test]
-fn inaccessible_host_buffer_kills() {
+fn access_to_inaccessible_host_buffer_kills_process() {
     for direction in ["read", "write"] {
         for (len, element) in [(64, 1), (4096, 1), (65_536, 1), (64, 4), (4096, 4)] {
             let scenario = format!("host_buffer {direction} {len} {element}");

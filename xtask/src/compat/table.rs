@@ -188,13 +188,13 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn label_is_unique() {
+    fn labels_of_users_are_unique() {
         let labels: HashSet<_> = USERS.iter().map(super::User::label).collect();
         assert_eq!(labels.len(), USERS.len());
     }
 
     #[test]
-    fn names_are_unique() {
+    fn names_of_crates_are_unique() {
         let unique: HashSet<_> = names().into_iter().collect();
         assert_eq!(unique.len(), names().len());
     }
