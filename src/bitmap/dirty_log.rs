@@ -81,8 +81,8 @@ pub trait DirtyLog {
 
     /// Returns about how many of the first `len` bytes are marked. The marks stay.
     ///
-    /// Writers may mark at the same time. The default counts all bytes for which the log has bits:
-    /// a log that does not know its marks must not let a migration pause its guest too early.
+    /// Writers may mark at the same time. The default counts all bytes for which the log has bits.
+    /// So a log that does not know its marks never lets a migration pause its guest too early.
     fn estimate(&self, len: usize) -> usize {
         len.min(self.tracked_bytes())
     }

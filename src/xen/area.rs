@@ -125,7 +125,8 @@ impl Area {
         if len == 0 {
             return Ok(());
         }
-        // SAFETY: `[addr, addr + len)` was mapped by this type and not unmapped since: `len` is then
+        // SAFETY: `[addr, addr + len)` was mapped by this type and not unmapped since: `len` would
+        // be
         // 0. A part that `replace` may have unmapped is past the end. Each user of the memory
         // borrows or owns the owner of this area, which is being dropped or consumed.
         match unsafe { libc::munmap(self.addr.cast(), len) } {

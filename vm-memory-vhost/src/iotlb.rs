@@ -35,8 +35,8 @@ impl IotlbMessage {
     ///
     /// # Errors
     ///
-    /// Returns [`ApplyError`] if the message is a `Miss` or an `AccessFail`, if the target of the
-    /// mapping is not in the table, or if the range passes 2^64. The IOTLB is then unchanged.
+    /// Returns [`ApplyError`] for a `Miss` or an `AccessFail`, or if the target of the mapping is
+    /// not in the table, or its range passes 2^64. Then the IOTLB does not change.
     ///
     /// # Examples
     ///

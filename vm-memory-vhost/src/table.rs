@@ -338,7 +338,7 @@ impl RegionTable {
 
     /// Translates `size` bytes at an address of the front end into guest ranges, in order.
     ///
-    /// Regions that are adjacent for the front end may be apart in the guest, so there may be
+    /// Regions that are adjacent for the front end may be apart in the guest. So there may be
     /// several ranges, at most one for each region.
     ///
     /// # Errors

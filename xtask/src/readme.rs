@@ -98,8 +98,8 @@ const END: &str = "<!-- end of the table -->";
 ///
 /// # Errors
 ///
-/// Returns an error if a file cannot be read or written, if `README.md` has no place for a table, or
-/// if `bench/rows.md` has no row for a line of it.
+/// Returns an error if a file cannot be read or written, `README.md` has no place for a table, or
+/// `bench/rows.md` lacks a row of it.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let changed = update(&workspace.root, args.check)?;
     if changed && args.check {

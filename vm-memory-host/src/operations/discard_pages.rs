@@ -122,11 +122,11 @@ impl fmt::Display for DiscardReport {
 
 /// Returns the listed pages of guest memory to the system, like [`discard`](crate::discard()).
 ///
-/// A page number is a guest physical address divided by 4096, whatever the page size of the guest,
-/// as in the inflate queue of a balloon (virtio 1.2, section 5.5.6). Pages may repeat and be in any
-/// order. Adjacent pages become one system call for each region. A page that cannot be discarded
-/// does not affect the others, since a guest may list any number. The memory use is bounded,
-/// however long the list is. The time grows with its length, which the caller limits.
+/// A page number is a guest physical address divided by 4096, whatever the page size of the guest.
+/// The inflate queue of a balloon has such numbers (virtio 1.2, section 5.5.6). Pages may repeat
+/// and be in any order. Adjacent pages become one system call for each region. A page that cannot
+/// be discarded does not affect the others, since a guest may list any number. The memory use is
+/// bounded, however long the list is. The time grows with its length, which the caller limits.
 ///
 /// On regions with larger pages, such as huge pages, the list must contain all pages of a larger
 /// page. Otherwise these are refused with [`ChangeError::Unaligned`]. A
