@@ -192,9 +192,10 @@ struct Flickering {
 
 impl Flickering {
     fn change(&self) {
-        let change = match self.blocks.is_plugged(BLOCK, BLOCK) {
-            true => PluggedBlocks::unplug,
-            false => PluggedBlocks::plug,
+        let change = if self.blocks.is_plugged(BLOCK, BLOCK) {
+            PluggedBlocks::unplug
+        } else {
+            PluggedBlocks::plug
         };
         change(&self.blocks, BLOCK, BLOCK).unwrap();
     }
