@@ -24,9 +24,10 @@ use large_pages::LargePages;
 ///
 /// A balloon lists pages of 4096 bytes (virtio 1.2, section 5.5.6). Regions with larger pages, such
 /// as huge pages, can only discard whole ones. This type collects the pages of a larger page, over
-/// any number of requests, and discards it once all of them are in the balloon. A page that the
-/// guest takes out again is no longer collected. Pages of other regions are discarded at once, as
-/// by [`discard_pages`](crate::discard_pages).
+/// any number of requests, and discards it once all of them are in the balloon. Until then, they
+/// keep their bytes and are not marked dirty. A page that the guest takes out again is no longer
+/// collected. Pages of other regions are discarded at once, as by
+/// [`discard_pages`](crate::discard_pages).
 ///
 /// Use it only if the driver has accepted `VIRTIO_BALLOON_F_MUST_TELL_HOST`. It then uses no page
 /// before the device has acknowledged its deflate request. A driver without this feature may
