@@ -61,7 +61,7 @@
 //! | move a descriptor chain by one system call | [`vectored::IoBuffer`] | `net_device` |
 //! | complete I/O later, with io_uring or AIO | [`vectored::IoBuffer`] | `block_device` |
 //! | track dirty pages, and migrate a guest | [`dirty::DirtyMemory`], [`bitmap::AtomicBitmap`] | `migration` |
-//! | put a device behind an IOMMU | [`IommuMemory`], [`iommu::SharedIotlb`] | `iommu_device` |
+//! | put a device behind an IOMMU | [`IommuMemory`], [`iommu::SharedIotlb`], [`iommu::AskingIommu`] | `iommu_device` |
 //! | survive pages that disappear | [`fault::install`] | `truncated_file` |
 //! | change the map while devices run | [`GuestMemoryAtomic`], [`GuestMemoryReader`] | `hotplug` |
 //! | plug and unplug blocks of a region | [`mmap::PluggedBlocks`]; `vm-memory-host` | `virtio_mem` |
@@ -145,7 +145,8 @@
 //! | run time | [`vectored`] | always | `readv`, `writev`, `preadv`, `pwritev` |
 //! | run time | [`atomic::RetiredMap::wait`], [`iommu::Invalidation::wait`] | while there are readers | `clock_nanosleep` |
 //!
-//! Locks call `futex` where threads contend, and the allocator makes calls of its own. The crate
+//! Locks call `futex` where threads contend, and the allocator makes calls of its own. Waits of an
+//! [`iommu::AskingIommu`] call `futex`, and so does a mapping that ends one. The crate
 //! `vm-memory-host` has a table of its own functions. The test `tests/system_calls.rs` of each
 //! crate traces the calls, and compares them with the table.
 

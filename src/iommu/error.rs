@@ -132,7 +132,7 @@ pub struct IotlbFails {
 
 impl IovaRange {
     /// Returns whether the last address is past the end of the address space.
-    fn passes_the_end(&self) -> bool {
+    pub(super) fn passes_the_end(&self) -> bool {
         let more = u64::try_from(self.length.saturating_sub(1)).unwrap_or(u64::MAX);
         self.base.0.checked_add(more).is_none()
     }

@@ -6,7 +6,7 @@
 //! ```text
 //!   IommuMemory::get_slices(IOVA, count, access)
 //!     │
-//!     ├─ Iommu::translate    implemented by the user, or by SharedIotlb and RwLock<Iotlb>
+//!     ├─ Iommu::translate    of AskingIommu, SharedIotlb, RwLock<Iotlb>, or an IOMMU of your own
 //!     │   └─ Iotlb::lookup   IOVA ─► guest physical ranges, or the parts that fail
 //!     │
 //!     └─ GuestMemoryBackend  guest physical ranges ─► slices of host memory
@@ -17,8 +17,9 @@
 //! | [`IommuMemory`] | [`Bytes`](crate::Bytes) and [`GuestMemory`](crate::GuestMemory) by IOVA |
 //! | [`MarkedIommuMemory`] | the same, with dirty pages by guest physical address |
 //! | [`SharedIotlb`] | mappings that threads look up without a lock |
+//! | [`AskingIommu`] | missing mappings that are requested from a front end or a page table |
 //! | [`Iotlb`] | mappings behind a lock of your own |
-//! | [`Iommu`] | an IOMMU that asks elsewhere for missing mappings |
+//! | [`Iommu`] | an IOMMU of your own |
 //!
 //! vhost-user divides the work in this way (vhost-user specification, section "IOMMU support"). The
 //! front end sends updates and invalidations. The back end keeps an IOTLB and asks for missing
@@ -28,8 +29,9 @@
 //!
 //! # System calls
 //!
-//! `clock_nanosleep(2)` in [`Invalidation::wait`], and `futex(2)` if threads contend for the lock
-//! of an IOTLB. Otherwise only the allocator makes system calls.
+//! `clock_nanosleep(2)` in [`Invalidation::wait`]. `futex(2)` if threads contend for the lock of an
+//! IOTLB, if an [`AskingIommu`] waits for a mapping, and when the mapping arrives. Otherwise only
+//! the allocator and the [`MappingSource`] make system calls.
 //!
 //! # Examples
 //!
@@ -56,8 +58,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The program `examples/iommu_device.rs` contains an IOMMU that asks its front end on a miss.
+//! The program `examples/iommu_device.rs` requests missing mappings from a front end. The crate
+//! `vm-memory-vhost` has the messages of vhost-user for that.
 
+mod asking;
 mod counters;
 mod error;
 mod explain;
@@ -66,6 +70,7 @@ mod locked;
 mod mapping_table;
 mod marking;
 mod memory;
+mod requests;
 mod shared;
 mod slices;
 mod snapshots;
@@ -76,9 +81,10 @@ use std::fmt::Debug;
 use std::ops::Deref;
 
 pub use crate::retired::ReadersRemain;
+pub use asking::{AskingIommu, MappingSource};
 pub use counters::IotlbCounters;
 pub use error::{Error, IotlbFails, IovaRange, MappedRange};
-pub use iotlb::{Iotlb, IotlbIterator};
+pub use iotlb::{Iotlb, IotlbIterator, Mapping, Mappings};
 pub use marking::{ByGuestAddress, ByIova, MarkedIommuMemory, Marking};
 pub use memory::IommuMemory;
 pub use shared::{Invalidation, IotlbSnapshot, SharedIotlb};
@@ -102,12 +108,12 @@ fn widest(mut is_granted: impl FnMut(Permissions) -> bool) -> Option<Permissions
 /// An implementation calls [`Iotlb::lookup`]. On a miss, it fetches the missing mappings, adds them
 /// to the IOTLB, and repeats the lookup. It decides how long it waits for them.
 ///
-/// An IOMMU whose mappings are all in its IOTLB needs no implementation of its own: use a
-/// [`SharedIotlb`], or an `RwLock<Iotlb>`.
+/// Most IOMMUs need no implementation of their own. If all mappings are in the IOTLB, use a
+/// [`SharedIotlb`], or an `RwLock<Iotlb>`. If missing ones are requested, use an [`AskingIommu`].
 ///
 /// # Examples
 ///
-/// A vhost-user back end asks its front end for a mapping that it does not have:
+/// An IOMMU that maps each page when it is first missed:
 ///
 /// ```
 /// # #[cfg(feature = "backend-mmap")] {
@@ -116,17 +122,17 @@ fn widest(mut is_granted: impl FnMut(Permissions) -> bool) -> Option<Permissions
 /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
 ///
 /// #[derive(Debug, Default)]
-/// struct VhostUserIommu(RwLock<Iotlb>);
+/// struct IdentityIommu(RwLock<Iotlb>);
 ///
-/// impl VhostUserIommu {
-///     /// Sends a miss message and waits for the update. Here, each page is mapped to itself.
-///     fn query_front_end(&self, iova: GuestAddress, length: usize) -> Result<(), Error> {
+/// impl IdentityIommu {
+///     /// Maps each address to itself.
+///     fn map(&self, iova: GuestAddress, length: usize) -> Result<(), Error> {
 ///         let mut iotlb = self.0.write().unwrap();
 ///         iotlb.set_mapping(iova, iova, length, Permissions::ReadWrite)
 ///     }
 /// }
 ///
-/// impl Iommu for VhostUserIommu {
+/// impl Iommu for IdentityIommu {
 ///     type IotlbGuard<'a> = RwLockReadGuard<'a, Iotlb>;
 ///
 ///     fn translate(
@@ -140,15 +146,15 @@ fn widest(mut is_granted: impl FnMut(Permissions) -> bool) -> Option<Permissions
 ///             Err(fails) => fails,
 ///         };
 ///         for miss in fails.misses {
-///             self.query_front_end(miss.base, miss.length)?;
+///             self.map(miss.base, miss.length)?;
 ///         }
-///         // Translates, or fails: this IOMMU queries once.
+///         // Translates, or fails: an invalidation may have removed the mappings.
 ///         self.0.translate(iova, length, access)
 ///     }
 /// }
 ///
 /// let physical: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)])?;
-/// let memory = IommuMemory::new(physical, VhostUserIommu::default(), true, ());
+/// let memory = IommuMemory::new(physical, IdentityIommu::default(), true, ());
 /// memory.write_obj(7u64, GuestAddress(0x1000))?;
 /// assert_eq!(memory.get_backend().read_obj::<u64>(GuestAddress(0x1000))?, 7);
 /// # }

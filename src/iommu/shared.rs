@@ -2,15 +2,15 @@
 
 use core::fmt::{self, Debug};
 use core::num::NonZeroUsize;
-use core::ops::Deref;
+use core::ops::{Deref, RangeBounds};
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::LookupCounters;
-use super::iotlb::Priority;
+use super::iotlb::{last_of, Priority};
 use super::mapping_table::Span;
 use super::snapshots::{Replay, Snapshot, Snapshots};
-use super::{Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator};
+use super::{Error, Iommu, Iotlb, IotlbCounters, IotlbFails, IotlbIterator, Mappings};
 use crate::guest_memory::{Generation, GuestAddress, Permissions, TranslationHold};
 use crate::retired::sync::Guard;
 use crate::retired::{wait_until_unread, ReadersRemain, Version as _};
@@ -24,8 +24,8 @@ use crate::retired::{wait_until_unread, ReadersRemain, Version as _};
 /// no change waits for it.
 ///
 /// Clones are handles to the same IOTLB. `SharedIotlb` is an [`Iommu`] that uses the mappings it
-/// has: a miss is an error. An IOMMU that asks for missing mappings calls [`lookup`](Self::lookup)
-/// in its own [`translate`](Iommu::translate).
+/// has: a miss is an error. An [`AskingIommu`](super::AskingIommu) requests missing mappings, and
+/// waits until they are set here.
 ///
 /// # Invalidation
 ///
@@ -123,14 +123,27 @@ impl Replay for Iotlb {
         // operation copies the leaf that it changes, which takes as long as 3 operations.
         (self.leaves() / 64).saturating_add(3)
     }
+
+    fn resolves(update: &Update) -> Option<(u64, u64)> {
+        match *update {
+            Update::Map(iova, _, length, ..) => Some((iova.0, last_of(iova.0, length)?)),
+            _ => None,
+        }
+    }
+}
+
+impl Inner {
+    fn new(iotlb: Iotlb) -> Self {
+        Self {
+            snapshots: Snapshots::new(iotlb),
+            generation: Generation::default(),
+        }
+    }
 }
 
 impl Default for Inner {
     fn default() -> Self {
-        Self {
-            snapshots: Snapshots::new(Iotlb::new()),
-            generation: Generation::default(),
-        }
+        Self::new(Iotlb::new())
     }
 }
 
@@ -138,6 +151,19 @@ impl SharedIotlb {
     /// Creates an IOTLB without mappings.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Creates an IOTLB in which each mapping stays apart. See [`Iotlb::unmerged`].
+    #[must_use]
+    pub fn unmerged() -> Self {
+        Self {
+            inner: Arc::new(Inner::new(Iotlb::unmerged())),
+        }
+    }
+
+    /// Returns the versions of the mappings.
+    pub(super) fn snapshots(&self) -> &Snapshots<Iotlb> {
+        &self.inner.snapshots
     }
 
     /// Translates the `length` addresses at `iova`, for an access, with the current mappings.
@@ -237,6 +263,26 @@ impl SharedIotlb {
         self.snapshot().granted(iova, length)
     }
 
+    /// Returns the current mappings that have an address in `range`. See [`Iotlb::mappings`].
+    ///
+    /// The iterator keeps a [snapshot](Self::snapshot).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use vm_memory::iommu::SharedIotlb;
+    /// use vm_memory::{GuestAddress, Permissions};
+    ///
+    /// let iotlb = SharedIotlb::new();
+    /// iotlb.set_mapping(GuestAddress(0x1000), GuestAddress(0x9000), 0x2000, Permissions::Read)?;
+    /// let mapping = iotlb.mappings(GuestAddress(0x1800)..).next().unwrap();
+    /// assert_eq!((mapping.first.0, mapping.last.0, mapping.target.0), (0x1000, 0x2fff, 0x9000));
+    /// # Ok::<(), vm_memory::iommu::Error>(())
+    /// ```
+    pub fn mappings(&self, range: impl RangeBounds<GuestAddress>) -> Mappings<IotlbSnapshot> {
+        Mappings::new(self.snapshot(), &range)
+    }
+
     /// Starts counting [lookups](Self::lookup) and [translations](Iommu::translate). This includes
     /// lookups in [snapshots](Self::snapshot) that are created later.
     ///
@@ -329,6 +375,13 @@ impl Debug for SharedIotlb {
 /// ```
 pub struct IotlbSnapshot {
     guard: Guard<Snapshot<Iotlb>>,
+}
+
+impl IotlbSnapshot {
+    /// Returns the number of changes before it.
+    pub(super) fn version(&self) -> u64 {
+        self.guard.number()
+    }
 }
 
 impl Deref for IotlbSnapshot {

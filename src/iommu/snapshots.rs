@@ -20,10 +20,21 @@
 //! [`RetiredList`] counts the readers of retired snapshots. Its lock is taken after the writer's,
 //! never before. The writer does not hold it while it applies an operation or makes a copy, so
 //! counting readers waits for neither.
+//!
+//! # Requests
+//!
+//! A reader that misses something in a snapshot requests it ([`Snapshots::request`]), and waits
+//! until an operation resolves the request ([`Snapshots::wait`]). No wake-up is lost. The requests
+//! are under the writer's lock, with the number of the current version. A request is refused if
+//! that is not the version of the reader's snapshot. So each operation that the snapshot lacks
+//! comes after the request, finds it, and resolves it before the lock is released. The reader
+//! checks for that under the same lock, which the condition variable releases when it waits.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
-use crate::retired::sync::{lock, Arc, ArcSwap, Guard, Mutex};
+use super::requests::{Requests, Waits};
+use crate::retired::sync::{lock, wait, Arc, ArcSwap, Condvar, Guard, Mutex};
 use crate::retired::{RetiredList, Unread, Version};
 
 /// A value that is changed by operations, which have the same effect on each copy of it.
@@ -39,6 +50,9 @@ pub(super) trait Replay: Clone {
     /// Returns the number of operations that take as long as one
     /// [`clone_from`](Clone::clone_from).
     fn operations_for_a_copy(&self) -> usize;
+
+    /// Returns the first and the last address for which an operation resolves requests.
+    fn resolves(operation: &Self::Operation) -> Option<(u64, u64)>;
 }
 
 /// An immutable version of the value.
@@ -77,6 +91,8 @@ pub(super) struct Snapshots<T: Replay> {
     current: ArcSwap<Snapshot<T>>,
     retired: RetiredList<Arc<Snapshot<T>>>,
     writer: Mutex<Writer<T>>,
+    /// Signalled after requests were resolved or taken back.
+    resolved: Condvar,
 }
 
 #[derive(Debug)]
@@ -87,6 +103,7 @@ struct Writer<T: Replay> {
     log: VecDeque<T::Operation>,
     /// A snapshot without readers, taken out of the list by the last change.
     spare: Option<Arc<Snapshot<T>>>,
+    requests: Requests,
 }
 
 impl<T: Replay> Snapshots<T> {
@@ -99,7 +116,9 @@ impl<T: Replay> Snapshots<T> {
                 version: 0,
                 log: VecDeque::new(),
                 spare: None,
+                requests: Requests::default(),
             }),
+            resolved: Condvar::new(),
         }
     }
 
@@ -139,6 +158,9 @@ impl<T: Replay> Snapshots<T> {
             writer.spare = Some(next);
             return Err(error);
         }
+        let resolves = !writer.requests.is_empty()
+            && T::resolves(&operation)
+                .is_some_and(|(first, last)| writer.requests.resolve(first, last));
         let worth = next.value.operations_for_a_copy();
         writer.version = version;
         writer.log.push_back(operation);
@@ -149,8 +171,70 @@ impl<T: Replay> Snapshots<T> {
         let Unread { spare, surplus } = self.retired.retire(replaced);
         writer.spare = spare;
         drop(writer);
+        if resolves {
+            self.resolved.notify_all();
+        }
         drop(surplus);
         Ok(version)
+    }
+
+    /// Lets a reader wait for addresses that it misses in the snapshot `version`.
+    ///
+    /// Returns the indexes of the addresses that the reader must request. Returns `None` if there
+    /// is a later version; with `None` as version, that does not matter.
+    pub(super) fn request(
+        &self,
+        version: Option<u64>,
+        misses: impl Iterator<Item = u64>,
+        access: u8,
+        waits: &mut Waits,
+    ) -> Option<Vec<usize>> {
+        let requests = &mut lock(&self.writer);
+        if version.is_some_and(|version| version != requests.version) {
+            return None;
+        }
+        let new = misses
+            .enumerate()
+            .filter(|(_, first)| requests.requests.wait_for(*first, access, waits))
+            .map(|(index, _)| index);
+        Some(new.collect())
+    }
+
+    /// Waits until all requests of a reader were resolved or taken back, or `is_over` returns true.
+    ///
+    /// Returns whether that was so before the deadline. Call [`wake`](Self::wake) after changing
+    /// the result of `is_over`.
+    pub(super) fn wait(
+        &self,
+        waits: &mut Waits,
+        deadline: Option<Instant>,
+        is_over: impl Fn() -> bool,
+    ) -> bool {
+        let mut writer = lock(&self.writer);
+        loop {
+            if writer.requests.are_resolved(waits) || is_over() {
+                return true;
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return false;
+            }
+            writer = wait(&self.resolved, writer, left);
+        }
+    }
+
+    /// Takes back the requests of a reader that are not resolved.
+    pub(super) fn take_back(&self, waits: &mut Waits) {
+        if lock(&self.writer).requests.take_back(waits) {
+            self.resolved.notify_all();
+        }
+    }
+
+    /// Lets all waiting readers check again whether their wait is over.
+    pub(super) fn wake(&self) {
+        // A reader that has checked before holds the lock until it waits.
+        drop(lock(&self.writer));
+        self.resolved.notify_all();
     }
 
     /// Returns the number of readers of versions below `version`.

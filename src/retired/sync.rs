@@ -7,6 +7,8 @@ pub(crate) use std::sync::{Arc, Mutex};
 
 #[cfg(feature = "iommu")]
 pub(crate) use arc_swap::ArcSwap;
+#[cfg(feature = "iommu")]
+pub(crate) use std::sync::Condvar;
 
 /// A reader of the current version.
 #[cfg(feature = "iommu")]
@@ -17,4 +19,25 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Waits for a notification, for at most `left`. May return earlier.
+#[cfg(feature = "iommu")]
+pub(crate) fn wait<'a, T>(
+    condition: &Condvar,
+    guard: std::sync::MutexGuard<'a, T>,
+    left: Option<std::time::Duration>,
+) -> std::sync::MutexGuard<'a, T> {
+    use std::sync::PoisonError;
+    match left {
+        Some(left) => {
+            condition
+                .wait_timeout(guard, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0
+        }
+        None => condition
+            .wait(guard)
+            .unwrap_or_else(PoisonError::into_inner),
+    }
 }

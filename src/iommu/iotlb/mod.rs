@@ -5,6 +5,7 @@ mod fails;
 mod iterator;
 #[cfg(test)]
 mod many_leaves_tests;
+mod mappings;
 #[cfg(feature = "backend-bitmap")]
 mod parts;
 mod priority;
@@ -22,12 +23,13 @@ use super::{widest, Error, IotlbFails, IovaRange};
 use crate::guest_memory::{GuestAddress, Permissions};
 
 pub use iterator::IotlbIterator;
+pub use mappings::{Mapping, Mappings};
 pub(super) use priority::{Priority, TRIES};
 
 /// The cached mappings of an IOMMU: I/O virtual address ranges and their guest physical addresses.
 ///
 /// Mappings can have any length and alignment. Adjacent mappings that continue each other, with the
-/// same permissions, are one mapping.
+/// same permissions, are one mapping, unless the IOTLB is [unmerged](Self::unmerged).
 ///
 /// # Memory
 ///
@@ -95,6 +97,8 @@ pub struct Iotlb {
     counters: Option<Arc<LookupCounters>>,
     /// Whether there is a priority or counters, which lookups update.
     observed: bool,
+    /// Whether mappings that continue each other stay apart.
+    unmerged: bool,
 }
 
 impl Clone for Iotlb {
@@ -117,6 +121,7 @@ impl Clone for Iotlb {
             priority,
             counters,
             observed,
+            unmerged,
         } = source;
         self.mappings.clone_from(mappings);
         self.bound = *bound;
@@ -126,6 +131,7 @@ impl Clone for Iotlb {
         share(&mut self.priority, priority);
         share(&mut self.counters, counters);
         self.observed = *observed;
+        self.unmerged = *unmerged;
     }
 }
 
@@ -142,7 +148,7 @@ fn share<T>(this: &mut Option<Arc<T>>, source: &Option<Arc<T>>) {
 /// Returns the last of `length` addresses at `base`.
 ///
 /// Returns `None` if there is none, or if it is past the end of the address space.
-fn last_of(base: u64, length: usize) -> Option<u64> {
+pub(super) fn last_of(base: u64, length: usize) -> Option<u64> {
     let more = u64::try_from(length).ok()?.checked_sub(1)?;
     base.checked_add(more)
 }
@@ -309,12 +315,12 @@ impl Iotlb {
             .checked_sub(1)
             .and_then(|before| self.mapping_at(before))
         {
-            if before.1.continues(&new) {
+            if self.joins(before.1, &new) {
                 start = before.1.start;
             }
         }
         if let Some(after) = last.checked_add(1).and_then(|after| self.mapping_at(after)) {
-            if after.1.continues(&new) {
+            if self.joins(after.1, &new) {
                 end = after.1.last;
             }
         }
@@ -437,17 +443,24 @@ impl Iotlb {
         self.mappings.leaves()
     }
 
+    /// Returns whether two adjacent mappings become one.
+    #[inline]
+    fn joins(&self, one: &IovaMapping, other: &IovaMapping) -> bool {
+        !self.unmerged && one.continues(other)
+    }
+
     /// Returns the position of the mapping before a new one.
     ///
     /// Returns `None` if its addresses are not free, or if it continues one of its neighbours.
     fn hole_after(&self, new: &IovaMapping) -> Option<Position> {
         let (position, before) = self.mappings.last_at_or_before(new.start)?;
-        let joins_before = before.last.checked_add(1) == Some(new.start) && before.continues(new);
+        let joins_before = before.last.checked_add(1) == Some(new.start) && self.joins(before, new);
         if before.last >= new.start || joins_before {
             return None;
         }
         if let Some(after) = self.mappings.get(self.mappings.next(position)) {
-            let joins_after = new.last.checked_add(1) == Some(after.start) && after.continues(new);
+            let joins_after =
+                new.last.checked_add(1) == Some(after.start) && self.joins(after, new);
             if after.start <= new.last || joins_after {
                 return None;
             }

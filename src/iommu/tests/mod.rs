@@ -1,7 +1,9 @@
 //! Guest memory behind an IOMMU, and its IOTLBs.
 
+mod asking;
 mod bound;
 mod competing;
+mod mappings;
 mod marks;
 mod memory;
 mod random_mappings;

@@ -12,7 +12,7 @@
 //! | module | file under test | property |
 //! |---|---|---|
 //! | `bitmap` | `src/bitmap/marks.rs`, `src/bitmap/tracking.rs` | a harvest loses no page that was written and marked; tracking that is switched on loses none |
-//! | `iommu`, `retired` | `src/iommu/snapshots.rs`, `src/retired/list.rs` | a snapshot never changes, and an IOTLB mapping without readers is out of use |
+//! | `iommu`, `retired` | `src/iommu/snapshots.rs`, `src/iommu/requests.rs`, `src/retired/list.rs` | a snapshot never changes, an IOTLB mapping without readers is out of use, and a thread that requests a mapping is woken |
 //! | `fences` | `src/retired/list.rs`, `src/retired/handle.rs` | a map without readers is out of use, and the fences are needed |
 //!
 //! The models explore all interleavings, unless their documentation states a limit. `mutants`
@@ -50,6 +50,8 @@ mod retired {
 
 /// The snapshots of an IOTLB.
 mod iommu {
+    #[path = "../../../../src/iommu/requests.rs"]
+    mod requests;
     #[path = "../../../../src/iommu/snapshots.rs"]
     mod snapshots;
     #[cfg(test)]

@@ -3,10 +3,13 @@
 //! The fences are left to the module `fences`: loom's counted pointers do not need them.
 
 use loom::cell::UnsafeCell;
+use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::Arc;
 use loom::thread;
 
+use super::requests::Waits;
 use super::snapshots::{Replay, Snapshots};
+use crate::retired::Version as _;
 
 /// A number. loom reports a read that is concurrent with a change.
 #[derive(Debug)]
@@ -42,6 +45,10 @@ impl Replay for Watched {
 
     fn operations_for_a_copy(&self) -> usize {
         1
+    }
+
+    fn resolves(more: &u64) -> Option<(u64, u64)> {
+        Some((*more, *more))
     }
 }
 
@@ -136,6 +143,10 @@ impl Replay for Shared {
     fn operations_for_a_copy(&self) -> usize {
         0
     }
+
+    fn resolves(_: &u64) -> Option<(u64, u64)> {
+        None
+    }
 }
 
 #[test]
@@ -194,5 +205,98 @@ fn readers_before_during_another_change_misses_no_reader() {
         reader.join().unwrap();
         writer.join().unwrap();
         assert_eq!(snapshots.readers_before(version), 0);
+    });
+}
+
+/// Waits until a snapshot has a number of at least `wanted`, as `AskingIommu` waits for a mapping.
+///
+/// Returns the number of requests. loom reports a wait without end.
+fn wait_for(snapshots: &Snapshots<Watched>, wanted: u64, is_over: impl Fn() -> bool) -> usize {
+    let mut waits = Waits::default();
+    let mut requests = 0;
+    loop {
+        let snapshot = snapshots.load();
+        let (found, version) = (snapshot.value().get() >= wanted, snapshot.number());
+        drop(snapshot);
+        if found || is_over() {
+            break;
+        }
+        // An operation with the number 2 resolves it.
+        let misses = [2u64].into_iter();
+        if let Some(new) = snapshots.request(Some(version), misses, 0, &mut waits) {
+            requests += new.len();
+            assert!(snapshots.wait(&mut waits, None, &is_over));
+        }
+    }
+    snapshots.take_back(&mut waits);
+    requests
+}
+
+#[test]
+fn wait_for_operation_loses_no_wake_up() {
+    loom::model(|| {
+        let snapshots = Arc::new(Snapshots::new(Watched(UnsafeCell::new(0))));
+        let waiter = {
+            let snapshots = Arc::clone(&snapshots);
+            thread::spawn(move || wait_for(&snapshots, 2, || false))
+        };
+        snapshots.apply(2).unwrap();
+        // One request, or none if the operation came first.
+        assert!(waiter.join().unwrap() <= 1);
+    });
+}
+
+#[test]
+fn wait_for_second_operation_requests_again() {
+    loom::model(|| {
+        let snapshots = Arc::new(Snapshots::new(Watched(UnsafeCell::new(0))));
+        let waiter = {
+            let snapshots = Arc::clone(&snapshots);
+            thread::spawn(move || wait_for(&snapshots, 4, || false))
+        };
+        snapshots.apply(2).unwrap();
+        snapshots.apply(2).unwrap();
+        assert!(waiter.join().unwrap() <= 2);
+    });
+}
+
+/// The thread that made the shared request may give up first.
+#[test]
+fn wait_for_shared_request_loses_no_wake_up() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let snapshots = Arc::new(Snapshots::new(Watched(UnsafeCell::new(0))));
+        let waiter = {
+            let snapshots = Arc::clone(&snapshots);
+            thread::spawn(move || wait_for(&snapshots, 2, || false))
+        };
+        let mut waits = Waits::default();
+        let misses = [2u64].into_iter();
+        let mine = snapshots.request(None, misses, 0, &mut waits).unwrap();
+        assert!(mine.len() <= 1);
+        // Gives up: the waiter requests the page itself, if it has not done so.
+        snapshots.take_back(&mut waits);
+        let applied = {
+            let snapshots = Arc::clone(&snapshots);
+            thread::spawn(move || snapshots.apply(2).unwrap())
+        };
+        assert!(waiter.join().unwrap() <= 1);
+        applied.join().unwrap();
+    });
+}
+
+#[test]
+fn wait_that_is_over_ends_after_wake() {
+    loom::model(|| {
+        let snapshots = Arc::new(Snapshots::new(Watched(UnsafeCell::new(0))));
+        let is_closed = Arc::new(AtomicBool::new(false));
+        let waiter = {
+            let (snapshots, is_closed) = (Arc::clone(&snapshots), Arc::clone(&is_closed));
+            thread::spawn(move || wait_for(&snapshots, 2, || is_closed.load(Ordering::Acquire)))
+        };
+        is_closed.store(true, Ordering::Release);
+        snapshots.wake();
+        waiter.join().unwrap();
     });
 }

@@ -1,7 +1,7 @@
 //! The names of `src/retired/sync.rs`, with loom's types.
 
 pub(crate) use loom::sync::atomic::{fence, Ordering};
-pub(crate) use loom::sync::{Arc, Mutex};
+pub(crate) use loom::sync::{Arc, Condvar, Mutex};
 
 /// The guarantees of arc-swap that the library uses. Loads and swaps of the pointer have one order,
 /// and `swap` returns after each reader of the old pointer was counted.
@@ -26,4 +26,13 @@ impl<T> ArcSwap<T> {
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> loom::sync::MutexGuard<'_, T> {
     mutex.lock().expect("no model panics while it holds a lock")
+}
+
+/// Waits for a notification. Deadlines do not pass in a model: loom reports a wait without end.
+pub(crate) fn wait<'a, T>(
+    condition: &Condvar,
+    guard: loom::sync::MutexGuard<'a, T>,
+    _left: Option<std::time::Duration>,
+) -> loom::sync::MutexGuard<'a, T> {
+    condition.wait(guard).expect("no model panics while it holds a lock")
 }
