@@ -86,6 +86,7 @@
 //! advance also needs the calls of a mapping.
 
 mod buffer;
+mod inline_vec;
 mod io_vector;
 mod io_vectors;
 mod segments;

@@ -6,12 +6,12 @@
 //! - The bytes of each segment are mapped while the segment exists: by the memory, or by its hold.
 //! - If the vectors were lent for writing, each segment is marked dirty before it is dropped.
 
+use std::collections::TryReserveError;
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use smallvec::{CollectionAllocErr, SmallVec};
-
+use super::inline_vec::InlineVec;
 use super::io_vector::IoVector;
 use super::system_call::{call, FilePosition, Transfer, MAX_VECTORS};
 use crate::bitmap::{mark_each, BitmapSlice, OnPanic};
@@ -26,9 +26,9 @@ pub(super) const INLINE: usize = 8;
 /// The segments of one or more ranges, in order, each with its slice of the dirty bitmap.
 #[derive(Debug)]
 pub(super) struct Segments<'a, S: BitmapSlice> {
-    slices: SmallVec<[HeldSlice<'a, S>; INLINE]>,
+    slices: InlineVec<HeldSlice<'a, S>, INLINE>,
     /// The same segments, in the kernel's layout.
-    vectors: SmallVec<[IoVector; INLINE]>,
+    vectors: InlineVec<IoVector, INLINE>,
     /// The number of bytes in all segments.
     len: usize,
     /// The access that the segments were checked for.
@@ -45,8 +45,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     /// Creates an empty list, for slices that were checked for `access`.
     pub(super) fn new(access: Permissions) -> Self {
         Segments {
-            slices: SmallVec::new(),
-            vectors: SmallVec::new(),
+            slices: InlineVec::new(),
+            vectors: InlineVec::new(),
             len: 0,
             access,
             lent: AtomicBool::new(false),
@@ -138,8 +138,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     #[inline(never)]
     fn make_room(&mut self, limit: usize) -> Result<usize> {
         if self.count() < limit {
-            self.slices.try_reserve(1).map_err(out_of_memory)?;
-            self.vectors.try_reserve(1).map_err(out_of_memory)?;
+            self.slices.try_reserve_one().map_err(out_of_memory)?;
+            self.vectors.try_reserve_one().map_err(out_of_memory)?;
         }
         let capacity = self.slices.capacity().min(self.vectors.capacity());
         Ok(capacity.min(limit).saturating_sub(self.count()))
@@ -177,9 +177,7 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
     ///
     /// Their address stays the same when `self` is moved.
     pub(super) fn lend_on_heap(&mut self) -> &[libc::iovec] {
-        if !self.vectors.spilled() {
-            self.vectors.grow(INLINE.saturating_mul(2));
-        }
+        self.vectors.move_to_heap();
         self.lend()
     }
 
@@ -212,8 +210,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
             Some(segment) if skipped != 0 => segment.split_at(skipped),
             _ => None,
         };
-        rest.slices.extend(self.slices.drain(first..));
-        rest.vectors.extend(self.vectors.drain(first..));
+        rest.slices = self.slices.split_off(first);
+        rest.vectors = self.vectors.split_off(first);
         self.len = at;
         let began = rest.slices.first_mut().zip(rest.vectors.first_mut());
         if let Some(((head, tail), (segment, vector))) = parts.zip(began) {
@@ -236,8 +234,8 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
             _ => None,
         };
         self.len = self.len.saturating_sub(count);
-        self.vectors.drain(..first);
-        self.slices.drain(..first);
+        self.vectors.remove_front(first);
+        self.slices.remove_front(first);
         let start = self.slices.first_mut().zip(self.vectors.first_mut());
         if let Some((tail, (segment, vector))) = tail.zip(start) {
             *vector = IoVector::new(tail.slice());
@@ -439,7 +437,11 @@ impl<'a, S: BitmapSlice> Segments<'a, S> {
                     done = done.saturating_add(moved);
                     // Collecting the parts takes no longer than the call, which checks all vectors.
                     let parts = self.parts(done, usize::MAX);
-                    rest = Some(parts.map(|part| IoVector::new(&part)).collect());
+                    rest = Some(
+                        parts
+                            .map(|part| IoVector::new(&part))
+                            .collect::<InlineVec<_, INLINE>>(),
+                    );
                     continue;
                 }
                 Err(error) => error,
@@ -549,7 +551,7 @@ fn early_end(direction: Transfer) -> std::io::Error {
 }
 
 #[cold]
-fn out_of_memory(_: CollectionAllocErr) -> Error {
+fn out_of_memory(_: TryReserveError) -> Error {
     Error::IOError(ErrorKind::OutOfMemory.into())
 }
 
