@@ -109,7 +109,9 @@
 //! | boot | [`MemoryBuilder::build`] | always | `mmap`, `munmap`, `mprotect`, `madvise` |
 //! | boot | [`MemoryBuilder::build`] | to read /sys and /proc | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | boot | [`MemoryBuilder::build`] | with a memfd | `memfd_create`, `prlimit64`, `ftruncate`, `fcntl` |
+//! | boot | [`MemoryBuilder::build`] | with a memfd, before Linux 6.3 | `fchmod` |
 //! | boot | [`MemoryBuilder::build`] | with a file | `statx`, `fstatfs`, `fcntl`, `fallocate`, `rt_sigprocmask`; `ioctl` for a block device; `mincore` for a memfd that is locked or prefaulted |
+//! | boot | [`MemoryBuilder::build`] | if another process truncates a file meanwhile | `rt_sigtimedwait` |
 //! | boot | [`MemoryBuilder::build`] | in a process that has called mlockall(2) | `mincore` |
 //! | boot | [`MemoryBuilder::build`] | with options | `madvise`, `mbind`, `mlock`, `mlock2`, `prctl` |
 //! | boot | [`prefault()`] | always | `madvise`; `openat`, `read`, `statx`, `close` to read /proc and /sys |
@@ -123,6 +125,8 @@
 //! | run time | [`discard()`] | for huge pages that return to the pool | `rt_sigprocmask` |
 //! | run time | [`plug()`] | always | `madvise`, `fallocate`, `mprotect` |
 //! | run time | [`plug()`] | for a file on a tmpfs with a size limit | `rt_sigprocmask` |
+//! | run time | [`discard()`] | if another process truncates a file meanwhile | `rt_sigtimedwait` |
+//! | run time | [`plug()`] | if another process truncates a file meanwhile | `rt_sigtimedwait` |
 //! | run time | [`plug()`] | if huge pages run out, or for a file on a tmpfs with a size limit | `openat`, `read`, `getdents64`, `statx`, `newfstatat`, `close` |
 //! | run time | [`unplug`] | always | `madvise`, `fallocate`, `mprotect` |
 //! | run time | [`plug_state`] | always | none |
@@ -139,23 +143,64 @@
 //! | migration | [`content()`] | always | `openat`, `pread64`, `close` |
 //! | migration | [`content()`] | for a file | `statx`, `fstatfs`, `lseek`; `mincore` for huge pages |
 //!
-//! - The allocator may make calls of its own, and locks call `futex` where threads contend.
+//! | all | allocator, locks, end of a thread | always | `brk`, `exit`, `exit_group`, `futex`, `madvise`, `mmap`, `mprotect`, `mremap`, `munmap`, `restart_syscall`, `rt_sigprocmask`, `rt_sigreturn`, `sched_yield`, `sigaltstack` |
+//! | all | close of a descriptor | with debug assertions | `fcntl` |
+//!
 //! - Some versions of the C library call `fstat` for `newfstatat`, and `clone` for `clone3`. The
 //!   exit of a thread can call `madvise`.
-//! - Before Linux 6.3, a build with a memfd also calls `fchmod`.
 //! - A build that fails reads /proc and /sys and calls `fstatfs`, to name the limit that was
 //!   reached.
 //! - In a jail without /sys and /proc, all functions make the same calls, which fail.
 //!   [`HostResources`] describes the results.
-//! - A call that allocates pages of a file may call `rt_sigtimedwait`, if another process truncates
-//!   the file meanwhile.
 //! - The crate closes some descriptors that support no seals in a thread that it creates. Their
 //!   region requires seals, or no region of a description uses them. There are at most 64 such
-//!   threads.
+//!   threads. They make the calls of [`prefault()`] with two threads.
 //! - [`MemoryBuilder::prefault`] adds the calls of [`prefault()`] to the build.
 //! - [`unplug_all`] makes the calls of [`unplug`].
 //! - [`discard_pages()`] and [`Balloon::inflate`] make the calls of [`discard()`].
-//! - Programs with debug assertions also call `fcntl` before each `close`.
+//!
+//! # Seccomp filters
+//!
+//! [`SECCOMP_FILTERS`] has a filter for each phase: `boot`, `run_time` and `migration`. A filter
+//! permits the calls of its phase in the table above and in that of
+//! [`vm_memory`](vm_memory#system-calls), except for memory of Xen guests. The calls that the table
+//! lists for all phases are in each filter. These arguments are limited:
+//!
+//! | phase | system call | permitted |
+//! |---|---|---|
+//! | boot | `clone` | with `CLONE_THREAD` |
+//! | boot | `fallocate` | `FALLOC_FL_KEEP_SIZE`, with `FALLOC_FL_UNSHARE_RANGE` |
+//! | boot | `fcntl` | `F_GETFD`, `F_GETFL`, `F_ADD_SEALS`, `F_GET_SEALS` |
+//! | boot | `ioctl` | `BLKGETSIZE64` |
+//! | boot | `madvise` | `MADV_DONTNEED`, `MADV_DONTFORK`, `MADV_MERGEABLE`, `MADV_HUGEPAGE`, `MADV_NOHUGEPAGE`, `MADV_DONTDUMP`, `MADV_WIPEONFORK`, `MADV_POPULATE_READ`, `MADV_POPULATE_WRITE` |
+//! | boot | `mlock2` | `MLOCK_ONFAULT` |
+//! | boot | `mmap` | without `PROT_EXEC` |
+//! | boot | `mprotect` | without `PROT_EXEC` |
+//! | boot | `mremap` | `MREMAP_MAYMOVE` |
+//! | boot | `openat` | `O_RDONLY` without `O_CREAT` |
+//! | boot | `prctl` | `PR_SET_VMA`, `PR_SET_NAME` |
+//! | boot | `prlimit64` | without a new limit |
+//! | boot | `rt_sigaction` | `SIGBUS`, `SIGSEGV` |
+//! | boot | `sched_setaffinity` | this thread |
+//! | run time | `fallocate` | `FALLOC_FL_KEEP_SIZE`, with `FALLOC_FL_PUNCH_HOLE`, with `FALLOC_FL_ZERO_RANGE` |
+//! | run time | `fcntl` | `F_GETFD`, `F_GET_SEALS` |
+//! | run time | `madvise` | `MADV_DONTNEED`, `MADV_REMOVE`, `MADV_DONTFORK`, `MADV_MERGEABLE`, `MADV_HUGEPAGE`, `MADV_NOHUGEPAGE`, `MADV_DONTDUMP`, `MADV_POPULATE_WRITE`, `MADV_DONTNEED_LOCKED` |
+//! | run time | `mlock2` | `MLOCK_ONFAULT` |
+//! | run time | `mmap` | without `PROT_EXEC` |
+//! | run time | `mprotect` | without `PROT_EXEC` |
+//! | run time | `mremap` | `MREMAP_MAYMOVE`, with `MREMAP_FIXED` |
+//! | run time | `openat` | `O_RDONLY` without `O_CREAT` |
+//! | run time | `rt_sigaction` | `SIGBUS`, `SIGSEGV` |
+//! | migration | `fcntl` | `F_GETFD` |
+//! | migration | `lseek` | `SEEK_DATA`, `SEEK_HOLE` |
+//! | migration | `madvise` | `MADV_DONTNEED` |
+//! | migration | `mmap` | without `PROT_EXEC` |
+//! | migration | `mprotect` | without `PROT_EXEC` |
+//! | migration | `mremap` | `MREMAP_MAYMOVE` |
+//! | migration | `openat` | `O_RDONLY` without `O_CREAT` |
+//!
+//! A test runs the functions of each phase under its filter, on Linux with glibc. Other C libraries
+//! and allocators make other calls: musl calls `open` for `openat` on x86_64. No test covers them.
 
 #![cfg(target_os = "linux")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -223,6 +268,26 @@ pub use region::{
     Backing, BackingKind, Blocks, Lock, NumaPolicy, Options, Region, Sharing, Span,
     TransparentHugePages, Unplugged,
 };
+
+/// Seccomp filters for each [phase](crate#system-calls), in the JSON format of `seccompiler`.
+///
+/// The filters are `boot`, `run_time` and `migration`. They are for x86_64 and aarch64, and for
+/// glibc. A thread also needs the calls of the rest of the VMM: add the rules to those of its
+/// filter. Two filters that are installed in turn permit only the calls that both permit.
+///
+/// # Examples
+///
+/// ```
+/// use seccompiler::{compile_from_json, TargetArch};
+/// use vm_memory_host::SECCOMP_FILTERS;
+///
+/// let filters = compile_from_json(SECCOMP_FILTERS.as_bytes(), TargetArch::x86_64)?;
+/// assert!(filters.contains_key("run_time"));
+/// # Ok::<(), seccompiler::Error>(())
+/// ```
+#[doc(alias = "seccompiler")]
+#[doc(alias = "BPF")]
+pub const SECCOMP_FILTERS: &str = include_str!("../seccomp.json");
 
 /// The code in README.md, compiled and run as a documentation test.
 #[cfg(doctest)]

@@ -72,7 +72,7 @@ pub use own_process::{in_own_process, run_again};
 pub use set_on_drop::SetOnDrop;
 pub use static_allocator::StaticAllocator;
 #[cfg(target_os = "linux")]
-pub use system_calls::{documented_calls, record_calls, Call, CallRecorder};
+pub use system_calls::{call_rows, documented_calls, record_calls, Call, CallRecorder, CallRow};
 pub use wait::wait_until;
 #[cfg(target_os = "linux")]
 pub use wait::ThreadId;

@@ -181,16 +181,47 @@ fn supervise(shared: &Shared, recorded: &mut Recorded) {
     }
 }
 
+/// A row of a table of system calls.
+#[derive(Debug)]
+pub struct CallRow {
+    /// `boot`, `run time`, `migration`, or `all`.
+    pub phase: String,
+    /// The function: the text of the first link in its column, or all of the column.
+    pub function: String,
+    /// The condition.
+    pub condition: String,
+    /// The names of the calls.
+    pub calls: Vec<String>,
+}
+
 /// Reads the tables of system calls in the documentation of a crate, given the text of its root.
 ///
-/// Each row has a phase, a function, a condition, and a list of calls in backticks. A function is
-/// the text of the first link in its column.
+/// Returns the calls of each function. Excludes those that all phases make.
 ///
 /// # Panics
 ///
 /// Panics if the text has no section "System calls", or a row has other columns.
 pub fn documented_calls(text: &str) -> BTreeMap<String, BTreeSet<String>> {
     let mut calls: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for row in call_rows(text).into_iter().filter(|row| row.phase != "all") {
+        let names = row.calls.into_iter().map(|name| match name.as_str() {
+            "fstat" => "newfstatat".to_owned(),
+            _ => name,
+        });
+        calls.entry(row.function).or_default().extend(names);
+    }
+    calls
+}
+
+/// Reads the rows of the tables of system calls in the documentation of a crate.
+///
+/// Each row has a phase, a function, a condition, and a list of calls in backticks.
+///
+/// # Panics
+///
+/// Panics if the text has no section "System calls", or a row has other columns.
+pub fn call_rows(text: &str) -> Vec<CallRow> {
+    let mut found = Vec::new();
     let (_, text) = text.split_once("//! # System calls").expect("the section");
     let text = text
         .lines()
@@ -199,23 +230,24 @@ pub fn documented_calls(text: &str) -> BTreeMap<String, BTreeSet<String>> {
     let rows = text.take_while(|line| !line.starts_with("//! # "));
     for row in rows.filter_map(|line| line.strip_prefix("//! | ")) {
         let columns: Vec<&str> = row.trim_end_matches('|').split('|').collect();
-        let [phase, function, _, list] = columns[..] else {
+        let [phase, function, condition, list] = columns[..] else {
             panic!("a row of the table does not have four columns: {row}");
         };
-        if ["boot", "run time", "migration"].contains(&phase.trim()) {
+        if ["boot", "run time", "migration", "all"].contains(&phase.trim()) {
             let function = function.trim().trim_matches(['[', ']', '`']);
             let function = function.split(['(', '`']).next().unwrap_or(function);
             // `raise(3)` is a function of the C library.
             let names = list.split('`').skip(1).step_by(2);
             let names = names.filter(|name| !name.ends_with(')')).map(str::to_owned);
-            let names = names.map(|name| match name.as_str() {
-                "fstat" => "newfstatat".to_owned(),
-                _ => name,
+            found.push(CallRow {
+                phase: phase.trim().to_owned(),
+                function: function.to_owned(),
+                condition: condition.trim().to_owned(),
+                calls: names.collect(),
             });
-            calls.entry(function.to_owned()).or_default().extend(names);
         }
     }
-    calls
+    found
 }
 
 /// The system calls of functions, recorded in several scenarios and compared with documentation.

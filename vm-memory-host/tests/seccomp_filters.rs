@@ -1,0 +1,208 @@
+//! The functions of each phase work under the seccomp filter of that phase, and other calls do not.
+//!
+//! A filter cannot be removed, so each task runs in a process of its own.
+#![cfg(all(target_os = "linux", target_env = "gnu"))]
+
+use std::io;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::ops::ControlFlow;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+
+use rustix::mm::MprotectFlags;
+use seccompiler::{apply_filter, compile_from_json, BpfProgram};
+use test_support::{skipped, temp_file, temp_file_of_len, HugePages, MIB};
+use vm_memory::{vectored, Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+use vm_memory_host::{
+    content, describe, discard, huge_page_pools, plug, prefault, residency, unplug, Arena, Backing,
+    HostResources, Lock, MemoryBuilder, NumaPolicy, Region, TransparentHugePages, Unplugged,
+    SECCOMP_FILTERS,
+};
+
+const HUGE: u64 = 2 * MIB;
+const TEST: &str = "functions_of_each_phase_work_under_its_filter";
+/// The environment variable that names the task of a child.
+const TASK: &str = "VM_MEMORY_HOST_TEST_TASK";
+
+fn filter(phase: &str) -> BpfProgram {
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let mut filters = compile_from_json(SECCOMP_FILTERS.as_bytes(), arch).unwrap();
+    filters.remove(phase).unwrap()
+}
+
+/// Runs `work` in a thread under the filter of a phase.
+fn under_filter(phase: &str, work: impl FnOnce() + Send) {
+    let filter = filter(phase);
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            apply_filter(&filter).unwrap();
+            work();
+        });
+        thread.join().unwrap();
+    });
+}
+
+/// Returns regions of all kinds that this host can build.
+fn regions(has_huge_pages: bool) -> Vec<Region> {
+    let region = |backing| Region::new(GuestAddress(0), 4 * HUGE).backing(backing);
+    let file = || temp_file_of_len(4 * HUGE);
+    let options = |region: Region| {
+        region
+            .numa(NumaPolicy::Preferred(0))
+            .core_dump(false)
+            .forked(false)
+            .transparent_huge_pages(TransparentHugePages::Off)
+    };
+    let blocks = NonZeroU64::new(HUGE).unwrap();
+    let mut all = vec![
+        options(region(Backing::Anonymous))
+            .mergeable(true)
+            .name("guest"),
+        region(Backing::Anonymous).blocks(blocks, Unplugged::Protected),
+        options(region(Backing::Memfd)).name("guest"),
+        region(Backing::Memfd).blocks(blocks, Unplugged::Mapped),
+        region(Backing::Memfd)
+            .lock(Lock::OnFault)
+            .blocks(blocks, Unplugged::Mapped),
+        region(Backing::shared_file(file(), 0)),
+        region(Backing::shared_file(file(), 0)).sparse(true),
+        options(region(Backing::private_file(file(), 0))),
+        region(Backing::private_file(file(), 0)).lock(Lock::OnFault),
+    ];
+    if has_huge_pages {
+        let hugetlb = || region(Backing::Hugetlb { page_size: HUGE });
+        all.push(hugetlb());
+        all.push(hugetlb().release_huge_pages(true));
+        all.push(hugetlb().blocks(blocks, Unplugged::Mapped));
+    }
+    all
+}
+
+fn build(region: Region) -> GuestMemoryMmap {
+    MemoryBuilder::new().region(region).build().unwrap()
+}
+
+/// Calls the functions of the phase `boot`.
+fn boot(regions: Vec<Region>) {
+    vm_memory::fault::install().unwrap();
+    HostResources::read();
+    huge_page_pools();
+    Arena::new(4 * HUGE).unwrap();
+    let threads = NonZeroUsize::new(3).unwrap();
+    for region in regions {
+        let memory = build(region);
+        prefault(&memory, threads, |_| ControlFlow::Continue(())).unwrap();
+    }
+    let large = Region::new(GuestAddress(0), 80 * MIB);
+    for numa in [NumaPolicy::Inherit, NumaPolicy::Preferred(0)] {
+        let large = large.clone().numa(numa);
+        let builder = MemoryBuilder::new().region(large);
+        let builder = builder.prefault(threads, |_| ControlFlow::Continue(()));
+        builder.build::<()>().unwrap();
+    }
+}
+
+/// Calls the functions of the phase `run_time`.
+fn run_time(memories: Vec<GuestMemoryMmap>, arena: &Arena, files: &[std::fs::File; 2]) {
+    let first = GuestAddress(0);
+    let [mapped, disk] = files;
+    for memory in memories {
+        let has_blocks = plug(&memory, first, 2 * HUGE).is_ok();
+        memory.write_obj(1u8, first).unwrap();
+        vectored::read_from_at(&memory, first, 0x1000, disk, 0).unwrap();
+        discard(&memory, first, 2 * HUGE).unwrap();
+        residency(&memory).unwrap();
+        describe(&memory).unwrap();
+        if has_blocks {
+            unplug(&memory, first, 2 * HUGE).unwrap();
+        }
+    }
+    arena
+        .map(HUGE, HUGE, mapped, 0, Permissions::ReadWrite)
+        .unwrap();
+    arena.unmap(0, 4 * HUGE).unwrap();
+}
+
+fn task(name: &str) {
+    match name {
+        "boot" => {
+            let pages = HugePages::reserve(16, TEST);
+            let regions = regions(pages.is_some());
+            under_filter("boot", || boot(regions));
+        }
+        "run_time" | "migration" => {
+            vm_memory::fault::install().unwrap();
+            let pages = HugePages::reserve(32, TEST);
+            let memories: Vec<_> = regions(pages.is_some()).into_iter().map(build).collect();
+            if name == "migration" {
+                return under_filter(name, || {
+                    for memory in &memories {
+                        content(memory).unwrap().count();
+                    }
+                });
+            }
+            let arena = Arena::new(4 * HUGE).unwrap();
+            let files = [temp_file_of_len(HUGE), temp_file(&[7; 0x1000])];
+            under_filter(name, || run_time(memories, &arena, &files));
+        }
+        // Calls that no filter permits.
+        "socket" => under_filter("boot", || drop(std::net::UdpSocket::bind("127.0.0.1:0"))),
+        "create" => under_filter("boot", || drop(std::fs::File::create("/dev/null"))),
+        "execute" => under_filter("run_time", make_executable),
+        "memfd" => under_filter("migration", || {
+            drop(build(
+                Region::new(GuestAddress(0), MIB).backing(Backing::Memfd),
+            ));
+        }),
+        other => panic!("unknown task {other}"),
+    }
+}
+
+/// Makes a page of this process executable.
+#[expect(unsafe_code, reason = "maps a page and changes its protection")]
+fn make_executable() {
+    use rustix::mm::{mmap_anonymous, mprotect, MapFlags, ProtFlags};
+    // SAFETY: without MAP_FIXED, mmap(2) chooses addresses that are not in use.
+    let page = unsafe {
+        mmap_anonymous(
+            std::ptr::null_mut(),
+            0x1000,
+            ProtFlags::READ,
+            MapFlags::PRIVATE,
+        )
+    };
+    // SAFETY: nothing uses the page, which stays readable.
+    let _ = unsafe {
+        mprotect(
+            page.unwrap(),
+            0x1000,
+            MprotectFlags::READ | MprotectFlags::EXEC,
+        )
+    };
+}
+
+fn run(task: &str) -> io::Result<ExitStatus> {
+    let mut child = Command::new(std::env::current_exe()?);
+    child.args(["--exact", TEST, "--nocapture", "--test-threads=1"]);
+    child.env(TASK, task).stdout(Stdio::null()).status()
+}
+
+#[test]
+fn functions_of_each_phase_work_under_its_filter() {
+    if let Ok(name) = std::env::var(TASK) {
+        return task(&name);
+    }
+    let refused = run("socket").unwrap();
+    if refused.success() || refused.signal().is_none() {
+        return skipped(TEST, format!("no seccomp filters: {refused}"));
+    }
+    for name in ["socket", "create", "execute", "memfd"] {
+        let status = run(name).unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{name}: {status}");
+    }
+    for name in ["boot", "run_time", "migration"] {
+        let status = run(name).unwrap();
+        assert!(status.success(), "{name}: {status}");
+    }
+}
